@@ -1,0 +1,87 @@
+package identity
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+)
+
+func TestCanonGivesOneNameToEverySpelling(t *testing.T) {
+	for raw, want := range map[string]string{
+		"alice":                "alice@example.org",
+		"ALICE":                "alice@example.org",
+		"Alice@EXAMPLE.org":    "alice@example.org",
+		"a.b-c_d9@example.net": "a.b-c_d9@example.net",
+	} {
+		u, err := Canon(raw, "example.org")
+		if err != nil || u.String() != want {
+			t.Errorf("Canon(%q) = %q, %v; want %q", raw, u, err, want)
+		}
+		if u.Domain() != want[strings.Index(want, "@")+1:] {
+			t.Errorf("Canon(%q).Domain() = %q", raw, u.Domain())
+		}
+	}
+}
+
+func TestCanonRefusesWhatNoAccountHas(t *testing.T) {
+	for _, raw := range []string{
+		"", " alice", "alice ", "a b", "a\x00", "a\r\nX LOGOUT", "\u212A", "\u0130", "\u0131", "ａｌｉｃｅ", "stra\u00dfe", "e\u0301",
+		"a\u200db", "\u202ea", "alice%40ex.com", "alice@ex.com@evil", "alice@ex.com.", `"alice"@ex`, "alice+x@ex", "a/b", "@", "@ex", "alice@",
+		"*", "a:b", "{x}", "}{", "../", "victim*master", "\xff", strings.Repeat("a", MaxUser+1), "%{user}%u$(id){{.}}", "a\\b", "a'b", "a\"b",
+	} {
+		if u, err := Canon(raw, ""); err == nil || !u.IsZero() {
+			t.Errorf("Canon(%q) = %q, want a refusal", raw, u)
+		}
+	}
+	if _, err := Canon(strings.Repeat("a", MaxUser-2), "example.org"); err == nil {
+		t.Error("a name made too long by the default domain was accepted")
+	}
+}
+
+func FuzzCanonUser(f *testing.F) {
+	f.Add("Alice@EX.com", "example.org")
+	f.Add("alice", "")
+	f.Add("a@b@c", "x")
+	f.Fuzz(func(t *testing.T, raw, domain string) {
+		u, err := Canon(raw, domain)
+		if err != nil {
+			return
+		}
+		again, err := Canon(u.String(), domain)
+		if err != nil || again != u {
+			t.Fatalf("not idempotent: %q, then %q %v", u, again, err)
+		}
+		upper, err := Canon(strings.ToUpper(u.String()), domain)
+		if err != nil || upper != u {
+			t.Fatalf("not closed under case: %q, %q %v", u, upper, err)
+		}
+		for _, c := range []byte(u.String()) {
+			if !strings.ContainsRune("abcdefghijklmnopqrstuvwxyz0123456789.-_@", rune(c)) {
+				t.Fatalf("%q has %q", u, c)
+			}
+		}
+	})
+}
+
+func TestSecretNeverPrints(t *testing.T) {
+	s := NewSecret("hunter2")
+	type holder struct {
+		S Secret
+		P *Secret
+	}
+	h := holder{s, &s}
+	js, err := json.Marshal(h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := fmt.Sprintf("%v %+v %#v %s %q %x %d", s, s, s, s, s, s, s) + fmt.Sprintf("%v %+v %#v %x", h, h, h, h) + string(js)
+	for _, form := range []string{"hunter2", "68756e74657232", "104 117", "0x68"} {
+		if strings.Contains(all, form) {
+			t.Errorf("%q shows in %s", form, all)
+		}
+	}
+	if s.Reveal() != "hunter2" || s.IsZero() || !(Secret{}).IsZero() {
+		t.Error("the secret itself is lost")
+	}
+}

@@ -1,0 +1,34 @@
+package identity
+
+import "fmt"
+
+const hidden = "[secret]"
+
+// Secret is a password, a token or a password hash. However it is printed,
+// logged or encoded, it says "[secret]"; Reveal is the one way to its bytes, so
+// that every use can be found by name.
+type Secret struct{ s string }
+
+// NewSecret wraps s.
+func NewSecret(s string) Secret { return Secret{s} }
+
+// Reveal is the secret itself.
+func (s Secret) Reveal() string { return s.s }
+
+// IsZero says whether there is no secret.
+func (s Secret) IsZero() bool { return s.s == "" }
+
+// String implements fmt.Stringer.
+func (Secret) String() string { return hidden }
+
+// GoString implements fmt.GoStringer.
+func (Secret) GoString() string { return hidden }
+
+// Format implements fmt.Formatter, so that no verb reaches the field.
+func (Secret) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(hidden)) }
+
+// MarshalText implements encoding.TextMarshaler: JSON, YAML and log encoders.
+func (Secret) MarshalText() ([]byte, error) { return []byte(hidden), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *Secret) UnmarshalText(text []byte) error { s.s = string(text); return nil }

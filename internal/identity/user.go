@@ -1,0 +1,70 @@
+// Package identity holds the two words every room shares: User, the canonical
+// name of an account, and Secret, a password that never prints.
+//
+// It is below every other room and asks none of them. It does not know whether
+// a user exists or a password is right; auth does.
+package identity
+
+import (
+	"errors"
+	"strings"
+)
+
+// MaxUser bounds a user name in bytes: 64 for the local part, one for the @,
+// 255 for the domain (RFC 5321 §4.5.3.1).
+const MaxUser = 64 + 1 + 255
+
+// ErrName is returned for a name no account can have. Its text is constant: a
+// name that was refused is hostile input.
+var ErrName = errors.New("user name has characters or a form that no account has")
+
+// User is the canonical name of an account: lower case, default domain
+// applied, alphabet checked. Only Canon makes one, so routes, pools, limits,
+// the audit log and the backend all see the same bytes. The zero User is
+// nobody. Users are comparable and may be map keys.
+type User struct{ name string }
+
+// Canon makes the canonical name of raw. The alphabet is that of Dovecot's
+// auth_username_chars (a-z 0-9 . - _ @), letters are lower-cased, and
+// defaultDomain, when not empty, is appended to a name without an @.
+// Canon(Canon(x)) == Canon(x). Every other name is refused with ErrName.
+func Canon(raw, defaultDomain string) (User, error) {
+	if len(raw) == 0 || len(raw) > MaxUser {
+		return User{}, ErrName
+	}
+	name := raw
+	if defaultDomain != "" && strings.IndexByte(raw, '@') < 0 {
+		name = raw + "@" + defaultDomain
+	}
+	at, upper := -1, false
+	for i := 0; i < len(name); i++ {
+		switch c := name[i]; {
+		case c >= 'a' && c <= 'z', c >= '0' && c <= '9', c == '.', c == '-', c == '_':
+		case c >= 'A' && c <= 'Z':
+			upper = true
+		case c == '@' && at < 0:
+			at = i
+		default:
+			return User{}, ErrName
+		}
+	}
+	if at == 0 || at == len(name)-1 || len(name) > MaxUser || strings.HasSuffix(name, ".") && at >= 0 {
+		return User{}, ErrName
+	}
+	if upper {
+		name = strings.ToLower(name)
+	}
+	return User{name}, nil
+}
+
+// String is the canonical name; "" for nobody.
+func (u User) String() string { return u.name }
+
+// IsZero says whether u is nobody.
+func (u User) IsZero() bool { return u.name == "" }
+
+// Domain is what follows the @, or "".
+func (u User) Domain() string {
+	_, domain, _ := strings.Cut(u.name, "@")
+	return domain
+}
