@@ -1,0 +1,261 @@
+//go:build unix
+
+// Package testbed starts the real servers that tests talk to: Dovecot as a mail
+// backend and Redis as the routing store. Each one listens on 127.0.0.1 on ports
+// the kernel chose, keeps its files in a folder of its own and is gone, with all
+// its children, when the test that started it ends.
+//
+// It is for tests only and knows nothing of the gateway. The test owns every
+// server it started; a server owns its process group and its folder.
+package testbed
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+const (
+	// startTime is how long a server may take until it answers: generous,
+	// because a race build on a busy machine is slow.
+	startTime = 20 * time.Second
+	// stopTime is how long a server may take to obey SIGTERM.
+	stopTime = 5 * time.Second
+	// pollTime is the pause between two looks at something a server does.
+	pollTime = 5 * time.Millisecond
+	// maxOutput bounds what is kept of a process's output; the oldest is lost.
+	maxOutput = 256 << 10
+	// portTries is how often a server is started again after losing its port.
+	portTries = 8
+)
+
+// ErrPortTaken is returned by a start function when somebody else got a port
+// first; OnFreePorts then tries again with others.
+var ErrPortTaken = errors.New("the port was taken by somebody else")
+
+// Process is a running command in a process group of its own.
+type Process struct {
+	// Set once.
+	cmd  *exec.Cmd
+	done chan struct{} // closed by wait, after err is set
+	out  *tail
+	kill sync.Once // a second signal could reach a stranger with the same number
+
+	// Owned by wait until done is closed.
+	err error
+}
+
+// Program finds an executable or fails the test with the package to install.
+func Program(t testing.TB, name, debianPackage string) string {
+	t.Helper()
+	// Daemons are in /usr/sbin, which an ordinary user's PATH may lack.
+	for _, candidate := range []string{name, "/usr/sbin/" + name, "/usr/local/sbin/" + name} {
+		if path, err := exec.LookPath(candidate); err == nil {
+			return path
+		}
+	}
+	t.Fatalf("this test needs the program %s: install it with apt-get install %s", name, debianPackage)
+	return ""
+}
+
+// Start runs a command and stops its whole process group when the test ends.
+// When the test failed, what the command printed is logged.
+func Start(t testing.TB, path string, args ...string) (*Process, error) {
+	t.Helper()
+	p := &Process{cmd: exec.Command(path, args...), done: make(chan struct{}), out: &tail{}}
+	p.cmd.Stdout, p.cmd.Stderr = p.out, p.out
+	p.cmd.SysProcAttr = ownGroup()
+	p.cmd.WaitDelay = stopTime // a child that outlives its parent may hold the output open
+	if err := p.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start %s: %w", path, err)
+	}
+	go p.wait()
+	t.Cleanup(func() {
+		p.Stop()
+		if t.Failed() {
+			t.Logf("output of %s (process %d):\n%s", path, p.PID(), p.Output())
+		}
+	})
+	return p, nil
+}
+
+// wait reaps the process; it ends when the process does.
+func (p *Process) wait() {
+	p.err = p.cmd.Wait()
+	close(p.done)
+}
+
+// PID is the process id, which is also the id of its group.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// Done is closed when the process has ended.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Output is what the process has printed so far.
+func (p *Process) Output() string { return p.out.String() }
+
+// Signal sends a signal to the process alone.
+func (p *Process) Signal(s syscall.Signal) error { return p.cmd.Process.Signal(s) }
+
+// Stop asks the process to end, then ends its whole group, and waits. It may be
+// called again.
+func (p *Process) Stop() {
+	select {
+	case <-p.done:
+	default:
+		_ = p.Signal(syscall.SIGTERM)
+		select {
+		case <-p.done:
+		case <-time.After(stopTime):
+		}
+	}
+	p.Kill()
+}
+
+// Kill ends the whole group at once, as a power cut would, and waits. It may be
+// called again.
+func (p *Process) Kill() {
+	// The group outlives its leader while a child lives, so the signal is sent
+	// even after the leader was reaped: the kernel does not give its number to a
+	// new process before the group is empty.
+	p.kill.Do(func() { _ = syscall.Kill(-p.PID(), syscall.SIGKILL) })
+	<-p.done
+}
+
+// WaitPort waits until address accepts connections; it gives up when the process
+// ends first or the time is over.
+func (p *Process) WaitPort(address string) error {
+	return p.WaitUntil("accept connections on "+address, func() bool {
+		conn, err := net.DialTimeout("tcp", address, time.Second)
+		if err != nil {
+			return false
+		}
+		_ = conn.Close()
+		return true
+	})
+}
+
+// WaitUntil waits until ready says yes; what completes the sentence "the process
+// did not …". It gives up when the process ends first or the time is over.
+func (p *Process) WaitUntil(what string, ready func() bool) error {
+	tick := time.NewTicker(pollTime)
+	defer tick.Stop()
+	late := time.After(startTime)
+	for !ready() {
+		select {
+		case <-tick.C:
+		case <-p.done:
+			return fmt.Errorf("%s ended (%w) and did not %s:\n%s", p.cmd.Path, exitError(p.err), what, p.Output())
+		case <-late:
+			return fmt.Errorf("%s did not %s within %v:\n%s", p.cmd.Path, what, startTime, p.Output())
+		}
+	}
+	return nil
+}
+
+// exitError gives an exit with status 0 a text too.
+func exitError(err error) error {
+	if err == nil {
+		return errors.New("exit status 0")
+	}
+	return err
+}
+
+// OnFreePorts calls start with n loopback ports nobody listens on, and again with
+// others as long as it answers ErrPortTaken. Any other error fails the test.
+func OnFreePorts(t testing.TB, n int, start func(ports []int) error) {
+	t.Helper()
+	var err error
+	for range portTries {
+		if err = start(freePorts(t, n)); !errors.Is(err, ErrPortTaken) {
+			break
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// freePorts asks the kernel for n different ports. All are held until all are
+// known; between the return and their use somebody else may still take one.
+func freePorts(t testing.TB, n int) []int {
+	t.Helper()
+	ports := make([]int, 0, n)
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatalf("ask for a free port: %v", err)
+		}
+		defer l.Close() //nolint:errcheck // nothing was written
+		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+	}
+	return ports
+}
+
+// Loopback is the address of a port on this machine.
+func Loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
+
+// Within polls ok until it says yes, and fails the test when the time is over;
+// what says what was waited for. It must be called by the test's own goroutine.
+func Within(t testing.TB, limit time.Duration, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(pollTime)
+	defer tick.Stop()
+	late := time.After(limit)
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-late:
+			t.Fatalf("waited %v for this, in vain: %s", limit, what)
+		}
+	}
+}
+
+// folder makes a folder with a short name: the path of a unix socket has at most
+// 107 bytes, and t.TempDir spells out the whole name of the test.
+func folder(t testing.TB, prefix string) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", prefix)
+	if err != nil {
+		t.Fatalf("make a folder: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Errorf("remove a server's folder: %v", err)
+		}
+	})
+	return dir
+}
+
+// tail keeps the end of what a process printed.
+type tail struct {
+	// Guarded by mu.
+	mu  sync.Mutex
+	buf []byte // at most maxOutput
+}
+
+// Write implements io.Writer.
+func (w *tail) Write(b []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.buf = append(w.buf, b...)
+	if over := len(w.buf) - maxOutput; over > 0 {
+		w.buf = append(w.buf[:0], w.buf[over:]...)
+	}
+	return len(b), nil
+}
+
+// String is what was kept.
+func (w *tail) String() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return string(bytes.Clone(w.buf))
+}

@@ -1,0 +1,67 @@
+//go:build unix
+
+package testbed
+
+import (
+	"errors"
+	"net"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// The shell's child ignores TERM, so only the kill of the group ends it.
+const stubborn = `trap '' TERM; sleep 600 & echo child $!; wait`
+
+func TestStopEndsTheChildrenOfAProcessToo(t *testing.T) {
+	p, err := Start(t, Program(t, "sh", "dash"), "-c", `sh -c "`+strings.ReplaceAll(stubborn, "$", `\$`)+`"`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.WaitUntil("name its child", func() bool { return strings.HasSuffix(p.Output(), "\n") }); err != nil {
+		t.Fatal(err)
+	}
+	child, err := strconv.Atoi(strings.TrimSpace(strings.TrimPrefix(p.Output(), "child ")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Kill()
+	p.Stop() // a second end is harmless
+	Within(t, 5*time.Second, "the child to be gone", func() bool {
+		return errors.Is(syscall.Kill(child, 0), syscall.ESRCH)
+	})
+}
+
+func TestWaitPortSaysWhatAProcessPrintedBeforeItEnded(t *testing.T) {
+	p, err := Start(t, Program(t, "sh", "dash"), "-c", "echo no such setting; exit 3")
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = p.WaitPort(Loopback(freePorts(t, 1)[0]))
+	if err == nil || !strings.Contains(err.Error(), "no such setting") || !strings.Contains(err.Error(), "exit status 3") {
+		t.Fatalf("WaitPort = %v", err)
+	}
+}
+
+func TestAServerThatLosesItsPortIsStartedOnAnother(t *testing.T) {
+	var held net.Listener
+	tries := 0
+	OnFreePorts(t, 2, func(ports []int) error {
+		tries++
+		if ports[0] == ports[1] {
+			t.Errorf("the same port twice: %v", ports)
+		}
+		if tries < 3 {
+			return ErrPortTaken
+		}
+		var err error
+		held, err = net.Listen("tcp", Loopback(ports[1]))
+		return err
+	})
+	if tries != 3 || held == nil {
+		t.Fatalf("%d tries, listener %v", tries, held)
+	}
+	_ = held.Close()
+}
