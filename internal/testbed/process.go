@@ -10,12 +10,13 @@
 package testbed
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"syscall"
@@ -31,7 +32,7 @@ const (
 	stopTime = 5 * time.Second
 	// pollTime is the pause between two looks at something a server does.
 	pollTime = 5 * time.Millisecond
-	// maxOutput bounds what is kept of a process's output; the oldest is lost.
+	// maxOutput bounds what is shown of a process's output; the newest is shown.
 	maxOutput = 256 << 10
 	// portTries is how often a server is started again after losing its port.
 	portTries = 8
@@ -46,7 +47,7 @@ type Process struct {
 	// Set once.
 	cmd  *exec.Cmd
 	done chan struct{} // closed by wait, after err is set
-	out  *tail
+	out  *os.File      // a file, not a pipe: Wait would wait for every child that holds a pipe
 	kill sync.Once // a second signal could reach a stranger with the same number
 
 	// Owned by wait until done is closed.
@@ -70,19 +71,23 @@ func Program(t testing.TB, name, debianPackage string) string {
 // When the test failed, what the command printed is logged.
 func Start(t testing.TB, path string, args ...string) (*Process, error) {
 	t.Helper()
-	p := &Process{cmd: exec.Command(path, args...), done: make(chan struct{}), out: &tail{}}
-	p.cmd.Stdout, p.cmd.Stderr = p.out, p.out
+	out, err := os.Create(filepath.Join(folder(t, "out"), "output"))
+	if err != nil {
+		return nil, fmt.Errorf("make a file for the output of %s: %w", path, err)
+	}
+	p := &Process{cmd: exec.Command(path, args...), done: make(chan struct{}), out: out}
+	p.cmd.Stdout, p.cmd.Stderr = out, out
 	p.cmd.SysProcAttr = ownGroup()
-	p.cmd.WaitDelay = stopTime // a child that outlives its parent may hold the output open
 	if err := p.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start %s: %w", path, err)
+		return nil, errors.Join(fmt.Errorf("start %s: %w", path, err), out.Close())
 	}
 	go p.wait()
 	t.Cleanup(func() {
-		p.Stop()
+		p.Kill() // quick, and what it would still tidy up is removed anyway
 		if t.Failed() {
 			t.Logf("output of %s (process %d):\n%s", path, p.PID(), p.Output())
 		}
+		_ = out.Close()
 	})
 	return p, nil
 }
@@ -99,8 +104,19 @@ func (p *Process) PID() int { return p.cmd.Process.Pid }
 // Done is closed when the process has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
-// Output is what the process has printed so far.
-func (p *Process) Output() string { return p.out.String() }
+// Output is the end of what the process has printed so far.
+func (p *Process) Output() string {
+	info, err := p.out.Stat()
+	if err != nil {
+		return fmt.Sprintf("(the output cannot be read: %v)", err)
+	}
+	end := make([]byte, min(info.Size(), maxOutput))
+	n, err := p.out.ReadAt(end, info.Size()-int64(len(end)))
+	if err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Sprintf("(the output cannot be read: %v)", err)
+	}
+	return string(end[:n])
+}
 
 // Signal sends a signal to the process alone.
 func (p *Process) Signal(s syscall.Signal) error { return p.cmd.Process.Signal(s) }
@@ -228,34 +244,8 @@ func folder(t testing.TB, prefix string) string {
 		t.Fatalf("make a folder: %v", err)
 	}
 	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Errorf("remove a server's folder: %v", err)
-		}
+		// A child killed a moment ago may still be writing its last file.
+		Within(t, stopTime, "a server's folder to be removed", func() bool { return os.RemoveAll(dir) == nil })
 	})
 	return dir
-}
-
-// tail keeps the end of what a process printed.
-type tail struct {
-	// Guarded by mu.
-	mu  sync.Mutex
-	buf []byte // at most maxOutput
-}
-
-// Write implements io.Writer.
-func (w *tail) Write(b []byte) (int, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.buf = append(w.buf, b...)
-	if over := len(w.buf) - maxOutput; over > 0 {
-		w.buf = append(w.buf[:0], w.buf[over:]...)
-	}
-	return len(b), nil
-}
-
-// String is what was kept.
-func (w *tail) String() string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return string(bytes.Clone(w.buf))
 }
