@@ -1,0 +1,65 @@
+package imap
+
+import "strings"
+
+// Caps is a capability list as its server wrote it, for forwarding, and for
+// asking.
+type Caps struct {
+	raw string
+	set map[string]struct{}
+}
+
+// maxCaps bounds how many capabilities are looked at.
+const maxCaps = 256
+
+// ParseCaps reads the words of a CAPABILITY response or response code. Words
+// with characters no capability has are left out, so that the list is safe to
+// forward.
+func ParseCaps(words string) Caps {
+	fields := strings.Fields(words)
+	if len(fields) > maxCaps {
+		fields = fields[:maxCaps]
+	}
+	c := Caps{set: make(map[string]struct{}, len(fields))}
+	kept := fields[:0]
+	for _, f := range fields {
+		if !capability(f) {
+			continue
+		}
+		kept = append(kept, f)
+		c.set[strings.ToUpper(f)] = struct{}{}
+	}
+	c.raw = strings.Join(kept, " ")
+	return c
+}
+
+// capability is RFC 9051's: "AUTH=" or an atom; without resp-specials.
+func capability(word string) bool {
+	for i := 0; i < len(word); i++ {
+		if !atomChar(word[i]) || word[i] == '\\' || word[i] == '*' || word[i] == '%' || word[i] == ']' {
+			return false
+		}
+	}
+	return word != ""
+}
+
+// Has says whether the list names the capability, given in upper case.
+func (c Caps) Has(name string) bool { _, ok := c.set[name]; return ok }
+
+// Known says whether there was a list at all.
+func (c Caps) Known() bool { return c.raw != "" }
+
+// String is the list as it was written, single-spaced.
+func (c Caps) String() string { return c.raw }
+
+// Without is the list less the words drop names, given in upper case.
+func (c Caps) Without(drop func(upper string) bool) Caps {
+	fields := strings.Fields(c.raw)
+	kept := fields[:0]
+	for _, f := range fields {
+		if !drop(strings.ToUpper(f)) {
+			kept = append(kept, f)
+		}
+	}
+	return ParseCaps(strings.Join(kept, " "))
+}

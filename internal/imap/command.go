@@ -1,0 +1,281 @@
+package imap
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// Limits bound one command of a client that has not logged in.
+type Limits struct {
+	Line     int // bytes of a line with its CRLF
+	Tag      int // bytes of a tag
+	Literals int // octets of all literals together
+	Count    int // literals
+	Parens   int // opening parentheses
+}
+
+// BeforeLogin are the limits for strangers: those of Dovecot's login process,
+// where a stranger has none but ID's one list.
+var BeforeLogin = Limits{Line: 8192, Tag: 126, Literals: 8192, Count: 4, Parens: 1}
+
+// ErrTooBig is returned for a synchronising literal over the limits. The client
+// has not been asked for it and must not send it: reading may go on.
+var ErrTooBig = errors.New("literal is larger than the limit")
+
+// ErrLost is returned when octets are on their way that cannot be told from
+// commands: reading must not go on.
+var ErrLost = errors.New("unwanted literal octets follow")
+
+// SyntaxError is a command that is not one. Reading may go on behind it.
+type SyntaxError struct {
+	Tag  string // "" when the line has no valid tag; never echo anything else
+	Text string // constant, safe to send
+}
+
+func (e *SyntaxError) Error() string { return "syntax: " + e.Text }
+
+// TokenKind says how a token was written.
+type TokenKind uint8
+
+// The kinds of a Token.
+const (
+	Atom TokenKind = iota
+	Quoted
+	LiteralString
+	Open
+	Close
+)
+
+// Token is one argument of a command, or a parenthesis.
+type Token struct {
+	Kind TokenKind
+	Text string
+}
+
+// IsString says whether the token can stand for an astring or nstring.
+func (t Token) IsString() bool { return t.Kind <= LiteralString }
+
+// Command is one command of a client, read whole.
+type Command struct {
+	Tag  string
+	Name string // upper case
+	Args []Token
+}
+
+// ReadCommand reads one command within lim. Where the client waits with a
+// literal, proceed is called to send the continuation request.
+//
+// Errors: *SyntaxError and ErrTooBig leave the stream at the next command;
+// ErrLost, ErrLineTooLong and those of the source and of proceed do not. The
+// command is returned with an error as far as it was read, for its tag.
+func (r *Reader) ReadCommand(lim Limits, proceed func() error) (Command, error) {
+	p := parser{lim: lim}
+	for {
+		line, err := r.ReadLine(lim.Line)
+		if errors.Is(err, ErrLineEnding) {
+			return p.cmd, &SyntaxError{Text: "Lines end in CRLF."}
+		}
+		if err != nil {
+			return p.cmd, err
+		}
+		lit, err := p.line(line)
+		if err != nil {
+			return p.cmd, p.recoverable(err, line)
+		}
+		if lit.Size < 0 {
+			return p.cmd, p.end()
+		}
+		if !lit.NonSync {
+			if err := proceed(); err != nil {
+				return p.cmd, err
+			}
+		}
+		octets := make([]byte, lit.Size)
+		if err := r.ReadFull(octets); err != nil {
+			return p.cmd, err
+		}
+		p.octets(octets)
+	}
+}
+
+// parser reads one command, line by line.
+type parser struct {
+	lim      Limits
+	cmd      Command
+	words    int // tag and name seen
+	literals int
+	size     int64
+	parens   int
+	depth    int
+	behind   bool // a literal went before: SP, ) or the end must follow
+}
+
+func (p *parser) bad(text string) error { return &SyntaxError{Tag: p.cmd.Tag, Text: text} }
+
+// recoverable decides whether a faulty line leaves the stream in step: not when
+// it announces octets that come unasked.
+func (p *parser) recoverable(err error, line []byte) error {
+	if strings.HasSuffix(string(line), "+}") {
+		return fmt.Errorf("%w: %w", ErrLost, err)
+	}
+	return err
+}
+
+// line reads a line of the command; the literal it ends in is returned, within
+// the limits, with Size -1 for none.
+func (p *parser) line(line []byte) (Literal, error) {
+	rest, err := p.head(line)
+	for err == nil && len(rest) > 0 {
+		if lit := rest[0]; lit == '{' || lit == '~' && len(rest) > 1 && rest[1] == '{' {
+			return p.literal(rest)
+		}
+		rest, err = p.token(rest)
+	}
+	return none, err
+}
+
+// head reads tag and name off the command's first line.
+func (p *parser) head(line []byte) ([]byte, error) {
+	if p.words > 0 {
+		return p.between(line)
+	}
+	p.words = 1
+	tag, rest, _ := strings.Cut(string(line), " ")
+	if len(tag) > p.lim.Tag || !validTag([]byte(tag)) {
+		return nil, p.bad("Invalid tag.")
+	}
+	p.cmd.Tag = tag
+	name, _, more := strings.Cut(rest, " ")
+	if name == "" || strings.Trim(strings.ToUpper(name), "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-=") != "" {
+		return nil, p.bad("Invalid command.")
+	}
+	p.cmd.Name = strings.ToUpper(name)
+	if !more {
+		return nil, nil
+	}
+	args := line[len(tag)+1+len(name)+1:]
+	if len(args) == 0 {
+		return nil, p.bad("Argument missing.")
+	}
+	return args, nil
+}
+
+// between reads what may stand behind a literal: nothing, a closing
+// parenthesis, or a space and the next argument.
+func (p *parser) between(line []byte) ([]byte, error) {
+	if len(line) == 0 || line[0] == ')' {
+		return line, nil
+	}
+	if line[0] != ' ' || len(line) == 1 {
+		return nil, p.bad("A literal is followed by a space or the end.")
+	}
+	return line[1:], nil
+}
+
+func (p *parser) literal(rest []byte) (Literal, error) {
+	// The braces must be the whole token, and end the line.
+	if i := strings.IndexByte(string(rest), '}'); i != len(rest)-1 {
+		return none, p.bad("Malformed literal.")
+	}
+	lit, err := announced(rest)
+	if err != nil || lit.Size < 0 {
+		return none, p.bad("Malformed literal.")
+	}
+	p.literals++
+	if p.literals > p.lim.Count || lit.Size > int64(p.lim.Literals)-p.size {
+		return none, ErrTooBig
+	}
+	p.size += lit.Size
+	return lit, nil
+}
+
+func (p *parser) octets(b []byte) {
+	p.cmd.Args = append(p.cmd.Args, Token{LiteralString, string(b)})
+}
+
+// token reads one token and what separates it from the next.
+func (p *parser) token(b []byte) ([]byte, error) {
+	switch b[0] {
+	case '(':
+		p.parens, p.depth = p.parens+1, p.depth+1
+		if p.parens > p.lim.Parens {
+			return nil, p.bad("Too many parentheses.")
+		}
+		p.cmd.Args = append(p.cmd.Args, Token{Open, "("})
+		return b[1:], nil
+	case ')':
+		if p.depth--; p.depth < 0 {
+			return nil, p.bad("Unbalanced parentheses.")
+		}
+		p.cmd.Args = append(p.cmd.Args, Token{Close, ")"})
+		return p.separated(b[1:])
+	case '"':
+		return p.quoted(b[1:])
+	}
+	n := 0
+	for n < len(b) && atomChar(b[n]) {
+		n++
+	}
+	if n == 0 {
+		return nil, p.bad("Unexpected character.")
+	}
+	p.cmd.Args = append(p.cmd.Args, Token{Atom, string(b[:n])})
+	return p.separated(b[n:])
+}
+
+func (p *parser) quoted(b []byte) ([]byte, error) {
+	var text strings.Builder
+	for i := 0; i < len(b); i++ {
+		switch c := b[i]; c {
+		case '"':
+			p.cmd.Args = append(p.cmd.Args, Token{Quoted, text.String()})
+			return p.separated(b[i+1:])
+		case '\\':
+			// quoted-specials alone may be escaped (RFC 9051 §9)
+			if i++; i == len(b) || b[i] != '"' && b[i] != '\\' {
+				return nil, p.bad("Invalid escape in a quoted string.")
+			}
+			text.WriteByte(b[i])
+		case 0, '\r':
+			return nil, p.bad("Invalid character in a quoted string.")
+		default:
+			text.WriteByte(c)
+		}
+	}
+	return nil, p.bad("Unterminated quoted string.")
+}
+
+// separated reads the one space between two arguments.
+func (p *parser) separated(b []byte) ([]byte, error) {
+	if len(b) == 0 || b[0] == ')' {
+		return b, nil
+	}
+	if b[0] != ' ' || len(b) == 1 {
+		return nil, p.bad("Arguments are separated by one space.")
+	}
+	return b[1:], nil
+}
+
+func (p *parser) end() error {
+	if p.depth != 0 {
+		return p.bad("Unbalanced parentheses.")
+	}
+	return nil
+}
+
+// atomChar is ASTRING-CHAR with what base64 (=), a flag (\) or a pattern (* %)
+// needs; a command that minds looks itself.
+func atomChar(c byte) bool {
+	return c > 0x20 && c < 0x7f && c != '(' && c != ')' && c != '{' && c != '"'
+}
+
+// validTag is RFC 9051's tag: ASTRING-CHAR except +.
+func validTag(tag []byte) bool {
+	for _, c := range tag {
+		if !atomChar(c) || c == '+' || c == '*' || c == '%' || c == '\\' {
+			return false
+		}
+	}
+	return len(tag) > 0
+}

@@ -1,0 +1,161 @@
+package imap
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"reflect"
+	"strings"
+	"testing"
+	"testing/iotest"
+)
+
+func read(stream string) (cmd Command, asked int, rest string, err error) {
+	r := NewReader(iotest.OneByteReader(strings.NewReader(stream)), Commands, BeforeLogin.Line)
+	cmd, err = r.ReadCommand(BeforeLogin, func() error { asked++; return nil })
+	b, _ := io.ReadAll(r.src)
+	return cmd, asked, string(r.Rest()) + string(b), err
+}
+
+func TestReadCommandReadsEveryKindOfString(t *testing.T) {
+	for _, tc := range []struct {
+		stream string
+		want   string
+		asked  int
+	}{
+		{"a1 noop\r\n", "{a1 NOOP []}", 0},
+		{"a LOGIN joe pw=\r\n", "{a LOGIN [{0 joe} {0 pw=}]}", 0},
+		{"a LOGIN \"j\\\"o\\\\e\" \"p w\"\r\n", "{a LOGIN [{1 j\"o\\e} {1 p w}]}", 0},
+		{"a LOGIN {3}\r\njoe {2}\r\npw\r\n", "{a LOGIN [{2 joe} {2 pw}]}", 2},
+		{"a LOGIN {3+}\r\njoe {2+}\r\n\r\n\r\n", "{a LOGIN [{2 joe} {2 \r\n}]}", 0},
+		{"a LOGIN ~{3+}\r\njoe \"\"\r\n", "{a LOGIN [{2 joe} {1 }]}", 0},
+		{"a ID (\"name\" \"x\" \"v\" NIL)\r\n", "{a ID [{3 (} {1 name} {1 x} {1 v} {0 NIL} {4 )}]}", 0},
+		{"a ID ({4}\r\nname {1+}\r\nx)\r\n", "{a ID [{3 (} {2 name} {2 x} {4 )}]}", 1},
+		{"a ID NIL\r\n", "{a ID [{0 NIL}]}", 0},
+		{"a AUTHENTICATE PLAIN =\r\n", "{a AUTHENTICATE [{0 PLAIN} {0 =}]}", 0},
+		{"a AUTHENTICATE PLAIN AGEAYg==\r\n", "{a AUTHENTICATE [{0 PLAIN} {0 AGEAYg==}]}", 0},
+		{"a STARTTLS {0+}\r\n\r\n", "{a STARTTLS [{2 }]}", 0},
+	} {
+		cmd, asked, rest, err := read(tc.stream + "next")
+		if got := fmt.Sprint(cmd); err != nil || got != tc.want || asked != tc.asked || rest != "next" {
+			t.Errorf("%q: %s, asked %d, rest %q, %v", tc.stream, got, asked, rest, err)
+		}
+	}
+}
+
+func TestReadCommandStaysInStepAfterAFault(t *testing.T) {
+	for _, line := range []string{
+		"", " ", "a", "a ", " a", "a  NOOP", "a NOOP ", "a\tNOOP", "+ NOOP", "* NOOP", "a%n\x00 NOOP", "a+ NOOP", "a( NOOP",
+		strings.Repeat("t", 127) + " NOOP", "a N\xffOP", "a LOGIN joe  pw", "a LOGIN \"joe pw", "a LOGIN \"jo\\e\" pw",
+		"a LOGIN joe\"x\" pw", "a LOGIN \"joe\"pw", "a LOGIN (joe", "a ID ((", "a ID ())", "a ID )", "a LOGIN j{5} pw",
+		"a LOGIN {5}x pw", "a LOGIN {-1}", "a LOGIN {5 }", "a LOGIN {0x5}", "a LOGIN {05}", "a LOGIN {}",
+		"a LOGIN {18446744073709551616}", "a LOGIN \"\x00\" pw", "a LOGIN \"a\rb\" pw", "a LOGIN jo\re pw", "a LOGIN j\x7f pw", "a LOGIN \xc3\xa9 pw",
+		"a LOGIN \"x {5}", "a ID (\"a\" \"b\"", "a LOGIN {\"5\"}", "a LOGIN ~ {5", "a LOGIN ~{x}",
+	} {
+		cmd, asked, rest, err := read(line + "\r\nnext")
+		var syntax *SyntaxError
+		if !errors.As(err, &syntax) || errors.Is(err, ErrLost) || asked != 0 || rest != "next" {
+			t.Errorf("%q: %v, asked %d, rest %q, %v", line, cmd, asked, rest, err)
+			continue
+		}
+		if syntax.Tag != "" && syntax.Tag != "a" {
+			t.Errorf("%q: tag %q", line, syntax.Tag)
+		}
+	}
+	for _, line := range []string{"a NOOP\nnext", "\nnext"} {
+		var syntax *SyntaxError
+		if _, _, rest, err := read(line); !errors.As(err, &syntax) || rest != "next" {
+			t.Errorf("%q: %v, rest %q", line, err, rest)
+		}
+	}
+}
+
+func TestReadCommandNeverAsksForTooMuch(t *testing.T) {
+	for line, asks := range map[string]int{
+		"a LOGIN {8193}\r\n":                                   0,
+		"a LOGIN {4294967295}\r\n":                             0,
+		"a LOGIN {9223372036854775807}\r\n":                    0,
+		"a LOGIN {1}\r\nx {8192}\r\n":                          1,
+		"a X {1}\r\nx {1}\r\nx {1}\r\nx {1}\r\nx {1}\r\n":      4,
+		"a X {1+}\r\nx {1+}\r\nx {1+}\r\nx {1+}\r\nx {1}\r\nx": 0,
+	} {
+		cmd, asked, _, err := read(line)
+		if !errors.Is(err, ErrTooBig) || errors.Is(err, ErrLost) || asked != asks || cmd.Tag != "a" {
+			t.Errorf("%q: asked %d, %v", line, asked, err)
+		}
+	}
+}
+
+func TestReadCommandGivesUpWhereOctetsComeUnasked(t *testing.T) {
+	for _, line := range []string{"a LOGIN {8193+}\r\n", "a LOGIN {05+}\r\n", "a LOGIN {+}\r\n", "a LOGIN \"x {5+}\r\n", "* LOGIN {5+}\r\n",
+		"a X {1+}\r\nx {1+}\r\nx {1+}\r\nx {1+}\r\nx {1+}\r\n", "a LOGIN joe {99999999999999999999+}\r\n", "a ID (({3+}\r\n"} {
+		if _, asked, _, err := read(line + "b NOOP\r\n"); !errors.Is(err, ErrLost) || asked != 0 {
+			t.Errorf("%q: asked %d, %v", line, asked, err)
+		}
+	}
+	if _, _, _, err := read("a " + strings.Repeat("x", 9000)); !errors.Is(err, ErrLineTooLong) {
+		t.Errorf("%v", err)
+	}
+	cmd, _, rest, err := read("a LOGIN {3}\r\njoex\r\nnext")
+	var syntax *SyntaxError
+	if !errors.As(err, &syntax) || rest != "next" {
+		t.Errorf("behind a literal: %v %q %v", cmd, rest, err)
+	}
+}
+
+func FuzzClientCommand(f *testing.F) {
+	for _, s := range []string{"a LOGIN {3}\r\njoe {2+}\r\npw\r\n", "a ID (\"a\" NIL)\r\n", "a AUTHENTICATE PLAIN =\r\n", "x \"\\\"\"\r\n", "a LOGIN {8193+}\r\n"} {
+		f.Add([]byte(s), []byte{0, 7})
+	}
+	f.Fuzz(func(t *testing.T, stream, sizes []byte) {
+		type result struct {
+			Cmd   Command
+			Err   string
+			Asked int
+		}
+		run := func(src io.Reader) (all []result) {
+			r := NewReader(src, Commands, BeforeLogin.Line)
+			for {
+				var res result
+				var err error
+				res.Cmd, err = r.ReadCommand(BeforeLogin, func() error { res.Asked++; return nil })
+				if err != nil {
+					res.Err = err.Error()
+				}
+				all = append(all, res)
+				var syntax *SyntaxError
+				if err != nil && (!errors.As(err, &syntax) && !errors.Is(err, ErrTooBig) || errors.Is(err, ErrLost)) {
+					return all
+				}
+				if len(r.buf) > BeforeLogin.Line {
+					t.Fatalf("the buffer grew to %d", len(r.buf))
+				}
+				roundTrip(t, res.Cmd, err)
+			}
+		}
+		whole := run(bytes.NewReader(stream))
+		if split := run(&chunked{b: stream, sizes: sizes}); !reflect.DeepEqual(whole, split) {
+			t.Fatalf("chunking changed the commands:\n%v\n%v", whole, split)
+		}
+	})
+}
+
+// roundTrip checks that a command that was read, written again and read again
+// is the same.
+func roundTrip(t *testing.T, cmd Command, err error) {
+	if err != nil {
+		return
+	}
+	wide := Limits{Line: 1 << 20, Tag: 126, Literals: 1 << 20, Count: 1 << 10, Parens: 10}
+	r := NewReader(bytes.NewReader(AppendCommand(nil, cmd)), Commands, 1<<20)
+	again, err := r.ReadCommand(wide, func() error { return errors.New("asked") })
+	if err != nil || again.Tag != cmd.Tag || again.Name != cmd.Name || len(again.Args) != len(cmd.Args) {
+		t.Fatalf("%v became %v, %v", cmd, again, err)
+	}
+	for i, a := range again.Args {
+		if a.Text != cmd.Args[i].Text {
+			t.Fatalf("argument %d of %v became %q", i, cmd, a.Text)
+		}
+	}
+}

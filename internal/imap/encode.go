@@ -1,0 +1,69 @@
+package imap
+
+import (
+	"errors"
+	"strconv"
+)
+
+// ErrUnsafe is returned for a string that has no encoding in one line: NUL, CR
+// and LF can't be quoted (RFC 9051 §4.3).
+var ErrUnsafe = errors.New("string has NUL, CR or LF")
+
+// AppendQuoted appends s as a quoted string. Only printable ASCII is quoted, so
+// that no server's view of the line can differ; else ErrUnsafe.
+func AppendQuoted(dst []byte, s string) ([]byte, error) {
+	dst = append(dst, '"')
+	for i := 0; i < len(s); i++ {
+		c := s[i]
+		if c < 0x20 || c > 0x7e {
+			return nil, ErrUnsafe
+		}
+		if c == '"' || c == '\\' {
+			dst = append(dst, '\\')
+		}
+		dst = append(dst, c)
+	}
+	return append(dst, '"'), nil
+}
+
+// AppendLiteral appends the announcement of s as a literal and its CRLF; the
+// octets follow when the server has asked for them, or at once when nonSync
+// (the server must list LITERAL+, or LITERAL- for up to 4096 octets).
+func AppendLiteral(dst []byte, s string, lit Literal) []byte {
+	if lit.Binary {
+		dst = append(dst, '~')
+	}
+	dst = append(dst, '{')
+	dst = strconv.AppendInt(dst, int64(len(s)), 10)
+	if lit.NonSync {
+		dst = append(dst, '+')
+	}
+	return append(dst, '}', '\r', '\n')
+}
+
+// AppendCommand appends c with its CRLF. Strings that cannot be quoted become
+// non-synchronising literals.
+func AppendCommand(dst []byte, c Command) []byte {
+	dst = append(append(append(dst, c.Tag...), ' '), c.Name...)
+	space := true
+	for _, t := range c.Args {
+		if space && t.Kind != Close {
+			dst = append(dst, ' ')
+		}
+		space = t.Kind != Open
+		dst = t.append(dst)
+	}
+	return append(dst, '\r', '\n')
+}
+
+func (t Token) append(dst []byte) []byte {
+	if t.Kind == Quoted {
+		if quoted, err := AppendQuoted(dst, t.Text); err == nil {
+			return quoted
+		}
+	}
+	if t.Kind == Quoted || t.Kind == LiteralString {
+		dst = AppendLiteral(dst, t.Text, Literal{NonSync: true})
+	}
+	return append(dst, t.Text...)
+}

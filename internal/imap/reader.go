@@ -1,0 +1,266 @@
+// Package imap is the wire format of IMAP (RFC 9051, RFC 3501): lines,
+// literals, commands, responses, capability lists and sequence sets, read from
+// a stream within bounds and written back.
+//
+// It frames bytes; it does not know what a command means, who the peer is or
+// what may be said when. A Reader belongs to the goroutine that reads from it.
+// Bytes that pass through are handed on as they came, never decoded and encoded
+// again. Conn is the one place that turns contexts and time-outs into deadlines.
+package imap
+
+import (
+	"bytes"
+	"errors"
+	"io"
+)
+
+// What a stream can do wrong. None of these can be recovered from by reading
+// on, except as ReadCommand says.
+var (
+	ErrLineTooLong = errors.New("line is longer than the limit")
+	ErrLineEnding  = errors.New("line does not end in CRLF")
+	ErrLiteral     = errors.New("literal size is malformed")
+)
+
+// Side says which half of a dialogue a Reader reads.
+type Side uint8
+
+// The two sides. They differ in one thing: the text of a status response may
+// end in what looks like a literal and is none (RFC 9051 §7.1, resp-text).
+const (
+	Commands Side = iota
+	Responses
+)
+
+// Kind says what a Segment holds.
+type Kind uint8
+
+// The kinds of a Segment.
+const (
+	Text Kind = iota // a line, or the rest of one, with its CRLF
+	Part             // the beginning or middle of a line longer than the buffer
+	Data             // octets of a literal
+)
+
+// Segment is a run of bytes of one command or response. Bytes are valid until
+// the next call.
+type Segment struct {
+	Bytes   []byte
+	Kind    Kind
+	Literal Literal // what a Text announces; Size -1: nothing
+	End     bool    // the command or response ends with this segment
+}
+
+const (
+	minBuffer = 512
+	tail      = 32 // longest literal announcement "~{18446744073709551615+}\r\n", and some
+)
+
+// Reader splits a byte stream into lines and literals. How the stream was cut
+// into reads never changes the segments' joined bytes, nor where commands end.
+type Reader struct {
+	// Set once.
+	src  io.Reader
+	side Side
+	size int // the buffer's limit in bytes
+
+	// Owned by the reading goroutine.
+	buf     []byte
+	r, w    int   // buf[r:w] is unread
+	left    int64 // octets of the open literal still to come
+	fresh   bool  // a command or response begins
+	inLine  bool  // a Part of the line went before
+	status  bool  // the response is a status or a continuation request
+	quoted  bool  // the line so far ends inside a quoted string
+	escaped bool  // … and behind a backslash
+}
+
+// NewReader reads one side of a dialogue from src with a buffer that grows to
+// at most size bytes (never below 512).
+func NewReader(src io.Reader, side Side, size int) *Reader {
+	return &Reader{src: src, side: side, size: max(size, minBuffer), fresh: true}
+}
+
+// Buffered is the number of bytes read and not yet handed out.
+func (r *Reader) Buffered() int { return r.w - r.r }
+
+// Rest takes the bytes that were read too far, which are the caller's now.
+func (r *Reader) Rest() []byte {
+	rest := r.buf[r.r:r.w:r.w]
+	r.buf, r.r, r.w = nil, 0, 0
+	return rest
+}
+
+// Next is the next segment: the bytes of a line, or of a literal as they come.
+// A line longer than the buffer comes in Parts. It allocates nothing once the
+// buffer has grown. Errors: ErrLineEnding, ErrLiteral, or those of the source.
+func (r *Reader) Next() (Segment, error) {
+	if r.left > 0 {
+		return r.data()
+	}
+	if !r.inLine {
+		r.quoted, r.escaped = false, false // no quoted string spans lines
+	}
+	for from := 0; ; {
+		if i := bytes.IndexByte(r.buf[r.r+from:r.w], '\n'); i >= 0 {
+			return r.text(from + i + 1)
+		}
+		if r.w-r.r >= r.size {
+			return r.part(r.w - r.r - tail), nil
+		}
+		from = r.w - r.r
+		if err := r.fill(); err != nil {
+			return Segment{}, r.atEOF(err)
+		}
+	}
+}
+
+func (r *Reader) data() (Segment, error) {
+	if r.r == r.w {
+		if err := r.fill(); err != nil {
+			return Segment{}, unexpected(err)
+		}
+	}
+	n := min(int64(r.w-r.r), r.left)
+	s := Segment{Bytes: r.buf[r.r : r.r+int(n)], Kind: Data, Literal: none}
+	r.r += int(n)
+	r.left -= n
+	return s, nil
+}
+
+func (r *Reader) text(n int) (Segment, error) {
+	line := r.buf[r.r : r.r+n]
+	if n < 2 || line[n-2] != '\r' {
+		return Segment{}, ErrLineEnding
+	}
+	r.track(line)
+	s := Segment{Bytes: line, Kind: Text, Literal: none, End: true}
+	if !r.status && !r.quoted {
+		lit, err := announced(line[:n-2])
+		if err != nil {
+			return Segment{}, err
+		}
+		s.Literal, s.End = lit, lit.Size < 0
+		r.left = max(lit.Size, 0)
+	}
+	r.r += n
+	r.fresh, r.inLine = s.End, false
+	return s, nil
+}
+
+func (r *Reader) part(n int) Segment {
+	s := Segment{Bytes: r.buf[r.r : r.r+n], Kind: Part, Literal: none}
+	r.track(s.Bytes)
+	r.r += n
+	r.fresh, r.inLine = false, true
+	return s
+}
+
+// track notes what the end of a line must know of its beginning.
+func (r *Reader) track(b []byte) {
+	if r.fresh {
+		r.status = r.side == Responses && isStatus(b)
+	}
+	if r.status || !r.quoted && bytes.IndexByte(b, '"') < 0 {
+		return
+	}
+	for _, c := range b {
+		switch {
+		case r.escaped:
+			r.escaped = false
+		case c == '\\' && r.quoted:
+			r.escaped = true
+		case c == '"':
+			r.quoted = !r.quoted
+		}
+	}
+}
+
+// fill reads once. The buffer is moved or grown when it is full.
+func (r *Reader) fill() error {
+	if r.r == r.w {
+		r.r, r.w = 0, 0
+	}
+	if r.w == len(r.buf) {
+		r.room()
+	}
+	for range 100 { // as bufio: a source may return 0, nil, but not for ever
+		n, err := r.src.Read(r.buf[r.w:])
+		r.w += n
+		if n > 0 {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return io.ErrNoProgress
+}
+
+func (r *Reader) room() {
+	if r.r > 0 {
+		copy(r.buf, r.buf[r.r:r.w])
+		r.r, r.w = 0, r.w-r.r
+		return
+	}
+	grown := make([]byte, min(max(2*len(r.buf), minBuffer), r.size))
+	copy(grown, r.buf[:r.w])
+	r.buf = grown
+}
+
+func (r *Reader) atEOF(err error) error {
+	if r.w > r.r || r.inLine {
+		return unexpected(err)
+	}
+	return err
+}
+
+func unexpected(err error) error {
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// ReadLine is the next line without its CRLF, at most limit bytes with it. The
+// bytes are valid until the next call. It does not look for literals.
+// Errors: ErrLineTooLong, ErrLineEnding, or those of the source.
+func (r *Reader) ReadLine(limit int) ([]byte, error) {
+	limit = min(limit, r.size)
+	for from := 0; ; {
+		if i := bytes.IndexByte(r.buf[r.r+from:r.w], '\n'); i >= 0 {
+			n := from + i + 1
+			line := r.buf[r.r : r.r+n]
+			if n > limit {
+				return nil, ErrLineTooLong
+			}
+			r.r += n
+			if n < 2 || line[n-2] != '\r' {
+				return nil, ErrLineEnding
+			}
+			return line[:n-2], nil
+		}
+		from = r.w - r.r
+		if from >= limit {
+			return nil, ErrLineTooLong
+		}
+		if err := r.fill(); err != nil {
+			return nil, r.atEOF(err)
+		}
+	}
+}
+
+// ReadFull fills p with the stream's next bytes.
+func (r *Reader) ReadFull(p []byte) error {
+	for len(p) > 0 {
+		if r.r == r.w {
+			if err := r.fill(); err != nil {
+				return unexpected(err)
+			}
+		}
+		n := copy(p, r.buf[r.r:r.w])
+		r.r += n
+		p = p[n:]
+	}
+	return nil
+}

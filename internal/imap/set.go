@@ -1,0 +1,98 @@
+package imap
+
+import (
+	"errors"
+	"math"
+	"strconv"
+	"strings"
+)
+
+// ErrSet is returned for what is no sequence set.
+var ErrSet = errors.New("malformed sequence set")
+
+// Star is the * of a sequence set: the largest number in use.
+const Star = math.MaxUint32
+
+// MaxRanges bounds the ranges of one set; a line of 64 KB has no more.
+const MaxRanges = 32 << 10
+
+// Range is a run of message numbers or UIDs, First <= Last. Star is above every
+// number (which is why the number 4294967295 itself is refused).
+type Range struct{ First, Last uint32 }
+
+// Set is a sequence set (RFC 9051 §9, sequence-set) as it was written.
+type Set []Range
+
+// ParseSet reads a set such as "1,4:9,12:*". "9:4" is the same as "4:9".
+func ParseSet(s string) (Set, error) {
+	if strings.Count(s, ",") >= MaxRanges {
+		return nil, ErrSet
+	}
+	var set Set
+	for item := range strings.SplitSeq(s, ",") {
+		a, b, isRange := strings.Cut(item, ":")
+		first, err := setNumber(a)
+		last := first
+		if err == nil && isRange {
+			last, err = setNumber(b)
+		}
+		if err != nil {
+			return nil, err
+		}
+		set = append(set, Range{min(first, last), max(first, last)})
+	}
+	return set, nil
+}
+
+func setNumber(s string) (uint32, error) {
+	if s == "*" {
+		return Star, nil
+	}
+	n, ok := number([]byte(s))
+	if !ok || n == 0 || n >= Star {
+		return 0, ErrSet
+	}
+	return uint32(n), nil
+}
+
+// String writes the set in the grammar ParseSet reads.
+func (s Set) String() string {
+	var b []byte
+	for i, r := range s {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = appendSetNumber(b, r.First)
+		if r.Last != r.First {
+			b = appendSetNumber(append(b, ':'), r.Last)
+		}
+	}
+	return string(b)
+}
+
+func appendSetNumber(b []byte, n uint32) []byte {
+	if n == Star {
+		return append(b, '*')
+	}
+	return strconv.AppendUint(b, uint64(n), 10)
+}
+
+// Contains says whether the set names n where the largest number in use is largest.
+func (s Set) Contains(n, largest uint32) bool {
+	for _, r := range s {
+		first, last := r.First, r.Last
+		if first == Star {
+			first = largest
+		}
+		if last == Star {
+			last = largest
+		}
+		if first > last { // "5:*" with fewer than 5: the same as "*:5"
+			first, last = last, first
+		}
+		if n >= first && n <= last {
+			return true
+		}
+	}
+	return false
+}
