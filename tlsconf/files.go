@@ -1,0 +1,90 @@
+package tlsconf
+
+import (
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"os"
+	"time"
+)
+
+// maxFile bounds a certificate, key or CA file: a system bundle of roots is
+// about 220 KB.
+const maxFile = 4 << 20
+
+// digest identifies what files held, so that an event that changed nothing
+// makes no new generation.
+type digest [sha256.Size]byte
+
+// pair is a certificate with its key as they were last good.
+type pair struct {
+	files KeyPair
+	cert  *tls.Certificate
+	sum   digest
+}
+
+// trust is the client CA pool as it was last good; pool is nil when client
+// certificates are not asked for.
+type trust struct {
+	pool *x509.CertPool
+	sum  digest
+}
+
+// loadPair reads a certificate and its key. Its errors name the files, never
+// what is in them.
+func loadPair(files KeyPair) (*pair, error) {
+	cert, err := readFile(files.Cert)
+	if err != nil {
+		return nil, fmt.Errorf("certificate: %w", err)
+	}
+	key, err := readFile(files.Key)
+	if err != nil {
+		return nil, fmt.Errorf("certificate key: %w", err)
+	}
+	both, err := tls.X509KeyPair(cert, key)
+	if err != nil {
+		return nil, fmt.Errorf("certificate %s with key %s: %w", files.Cert, files.Key, err)
+	}
+	h := sha256.New()
+	h.Write(cert)
+	h.Write([]byte{0})
+	h.Write(key)
+	return &pair{files: files, cert: &both, sum: digest(h.Sum(nil))}, nil
+}
+
+// loadPool reads a PEM file of CA certificates.
+func loadPool(name string) (*x509.CertPool, digest, error) {
+	text, err := readFile(name)
+	if err != nil {
+		return nil, digest{}, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(text) {
+		return nil, digest{}, fmt.Errorf("%s holds no PEM certificate", name)
+	}
+	return pool, sha256.Sum256(text), nil
+}
+
+// readFile is os.ReadFile with a bound.
+func readFile(name string) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(text) > maxFile {
+		return nil, fmt.Errorf("%s is larger than %d bytes", name, maxFile)
+	}
+	return text, nil
+}
+
+// valid says whether p may be served at the given time.
+func (p *pair) valid(now time.Time) bool {
+	return !now.Before(p.cert.Leaf.NotBefore) && !now.After(p.cert.Leaf.NotAfter)
+}

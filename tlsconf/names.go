@@ -1,0 +1,66 @@
+package tlsconf
+
+import (
+	"crypto/tls"
+	"strings"
+)
+
+// nameTable chooses a certificate by the name a client asks for (SNI). It is
+// built once per generation from the certificates alone, so that names clients
+// invent leave nothing behind.
+type nameTable struct {
+	exact    map[string][]*tls.Certificate // mail.example.org
+	wildcard map[string][]*tls.Certificate // example.org, for *.example.org
+	first    *tls.Certificate
+}
+
+func newNameTable(pairs []*pair) *nameTable {
+	t := &nameTable{
+		exact:    make(map[string][]*tls.Certificate),
+		wildcard: make(map[string][]*tls.Certificate),
+		first:    pairs[0].cert,
+	}
+	for _, p := range pairs {
+		names := p.cert.Leaf.DNSNames
+		if len(names) == 0 && len(p.cert.Leaf.IPAddresses) == 0 {
+			names = []string{p.cert.Leaf.Subject.CommonName} // clients decide whether that is enough
+		}
+		for _, name := range names {
+			name = strings.ToLower(strings.TrimSuffix(name, "."))
+			if parent, ok := strings.CutPrefix(name, "*."); ok {
+				t.wildcard[parent] = append(t.wildcard[parent], p.cert)
+			} else {
+				t.exact[name] = append(t.exact[name], p.cert)
+			}
+		}
+	}
+	return t
+}
+
+// choose is tls.Config.GetCertificate: the exact name, then the wildcard over
+// its first label (RFC 6125 §6.4.3), then the first certificate.
+func (t *nameTable) choose(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	name := strings.ToLower(hello.ServerName) // allocates only when there is a capital
+	if found := t.exact[name]; len(found) > 0 {
+		return supported(found, hello), nil
+	}
+	if _, parent, ok := strings.Cut(name, "."); ok {
+		if found := t.wildcard[parent]; len(found) > 0 {
+			return supported(found, hello), nil
+		}
+	}
+	return t.first, nil
+}
+
+// supported picks, where a name has an ECDSA and an RSA certificate, the first
+// one the client can use.
+func supported(certs []*tls.Certificate, hello *tls.ClientHelloInfo) *tls.Certificate {
+	if len(certs) > 1 {
+		for _, c := range certs {
+			if hello.SupportsCertificate(c) == nil {
+				return c
+			}
+		}
+	}
+	return certs[0]
+}
