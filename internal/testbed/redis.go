@@ -1,0 +1,133 @@
+//go:build unix
+
+package testbed
+
+import (
+	"fmt"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+)
+
+// Redis is one running redis-server. What was written survives a Kill and a
+// Restart: it keeps an append-only file.
+type Redis struct {
+	// Set once.
+	Address string
+	t       testing.TB
+	dir     string
+	args    []string // but the port and the folder
+	port    int
+	cli     string
+
+	// Guarded by mu.
+	mu      sync.Mutex
+	process *Process
+}
+
+// StartRedis starts a server with further settings, each as redis-server takes
+// them on its command line, and ends it with the test.
+func StartRedis(t testing.TB, settings ...string) *Redis {
+	t.Helper()
+	r := newRedis(t, settings...)
+	OnFreePorts(t, 1, func(ports []int) error { return r.listen(ports[0]) })
+	return r
+}
+
+func newRedis(t testing.TB, settings ...string) *Redis {
+	t.Helper()
+	return &Redis{t: t, dir: folder(t, "rd"), args: settings, cli: Program(t, "redis-cli", "redis-tools")}
+}
+
+// listen starts the server on a port it keeps from then on.
+func (r *Redis) listen(port int) error {
+	r.port, r.Address = port, Loopback(port)
+	return r.start()
+}
+
+// start runs the server and returns when it serves.
+func (r *Redis) start() error {
+	args := append([]string{
+		"--bind", "127.0.0.1", "--port", strconv.Itoa(r.port), "--dir", r.dir,
+		"--save", "", "--appendonly", "yes",
+	}, r.args...)
+	p, err := Start(r.t, Program(r.t, "redis-server", "redis-server"), args...)
+	if err != nil {
+		return err
+	}
+	// The server's own words: whoever answers on the port could be a stranger.
+	err = p.WaitUntil("get ready", func() bool { return strings.Contains(p.Output(), "Ready to accept connections") })
+	if err != nil {
+		p.Kill()
+		if strings.Contains(p.Output(), "Address already in use") {
+			return ErrPortTaken
+		}
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.process = p
+	return nil
+}
+
+// Try runs redis-cli against this server and gives what it printed. A reply that
+// is an error is an error.
+func (r *Redis) Try(args ...string) (string, error) {
+	cmd := exec.Command(r.cli, append([]string{"-e", "-h", "127.0.0.1", "-p", strconv.Itoa(r.port)}, args...)...)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("redis-cli %s: %w: %s", strings.Join(args, " "), err, out)
+	}
+	return strings.TrimSpace(string(out)), nil
+}
+
+// CLI is Try that fails the test.
+func (r *Redis) CLI(args ...string) string {
+	r.t.Helper()
+	out, err := r.Try(args...)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return out
+}
+
+// Freeze stops the server in its tracks (SIGSTOP): connections stay open and
+// nothing answers, as when a host hangs. The end of the test thaws it.
+func (r *Redis) Freeze() {
+	r.t.Helper()
+	if err := r.current().Signal(syscall.SIGSTOP); err != nil {
+		r.t.Fatalf("freeze Redis: %v", err)
+	}
+	r.t.Cleanup(r.Thaw) // SIGTERM does not reach what is stopped
+}
+
+// Thaw lets a frozen server go on.
+func (r *Redis) Thaw() { _ = r.current().Signal(syscall.SIGCONT) }
+
+// Kill ends the server at once, as a power cut would.
+func (r *Redis) Kill() { r.current().Kill() }
+
+// Restart stops the server if it runs and starts it on the same port with the
+// same keys.
+func (r *Redis) Restart() {
+	r.t.Helper()
+	r.Thaw()
+	r.current().Stop()
+	var err error
+	Within(r.t, startTime, "Redis to get its port again", func() bool {
+		err = r.start()
+		return err != ErrPortTaken
+	})
+	if err != nil {
+		r.t.Fatalf("restart Redis: %v", err)
+	}
+}
+
+func (r *Redis) current() *Process {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.process
+}

@@ -1,0 +1,185 @@
+//go:build unix
+
+package testbed
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// SentinelName is the name under which the sentinels know their primary.
+const SentinelName = "routes"
+
+// RedisSentinel is a primary, its replica, and three sentinels that watch them.
+type RedisSentinel struct {
+	// Set once.
+	Addresses []string // of the sentinels
+	t         testing.TB
+	servers   [2]*Redis
+	sentinels []*Redis // of each, only redis-cli is used
+}
+
+// StartRedisSentinel starts all five and returns when every sentinel knows the
+// others and the replica, so that a failover can be asked for.
+func StartRedisSentinel(t testing.TB) *RedisSentinel {
+	t.Helper()
+	s := &RedisSentinel{t: t}
+	s.servers[0] = StartRedis(t)
+	s.servers[1] = StartRedis(t, "--replicaof", "127.0.0.1", strconv.Itoa(s.servers[0].port), "--repl-diskless-sync-delay", "0")
+	Within(t, startTime, "the replica to be in step", func() bool {
+		return strings.Contains(s.servers[1].CLI("info", "replication"), "master_link_status:up")
+	})
+	for range 3 {
+		s.startSentinel()
+	}
+	Within(t, startTime, "the sentinels to know each other", func() bool {
+		return !slices.ContainsFunc(s.sentinels, func(r *Redis) bool {
+			fields := strings.Fields(r.CLI("sentinel", "master", SentinelName))
+			return after(fields, "num-slaves") != "1" || after(fields, "num-other-sentinels") != "2"
+		})
+	})
+	return s
+}
+
+// after is the field that follows name.
+func after(fields []string, name string) string {
+	if i := slices.Index(fields, name); i >= 0 && i+1 < len(fields) {
+		return fields[i+1]
+	}
+	return ""
+}
+
+func (s *RedisSentinel) startSentinel() {
+	s.t.Helper()
+	r := newRedis(s.t)
+	conf := filepath.Join(r.dir, "sentinel.conf")
+	OnFreePorts(s.t, 1, func(ports []int) error {
+		r.port, r.Address = ports[0], Loopback(ports[0])
+		text := "bind 127.0.0.1\nport " + strconv.Itoa(r.port) + "\ndir " + r.dir +
+			"\nsentinel monitor " + SentinelName + " 127.0.0.1 " + strconv.Itoa(s.servers[0].port) + " 2" +
+			"\nsentinel down-after-milliseconds " + SentinelName + " 1000" +
+			"\nsentinel failover-timeout " + SentinelName + " 5000\n"
+		if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+			return err
+		}
+		p, err := Start(s.t, Program(s.t, "redis-sentinel", "redis-sentinel"), conf)
+		if err != nil {
+			return err
+		}
+		// "+monitor" is written after the port was taken.
+		err = p.WaitUntil("watch its primary", func() bool { return strings.Contains(p.Output(), "+monitor master") })
+		if err != nil && strings.Contains(p.Output(), "Address already in use") {
+			return ErrPortTaken
+		}
+		r.process = p
+		return err
+	})
+	s.sentinels = append(s.sentinels, r)
+	s.Addresses = append(s.Addresses, r.Address)
+}
+
+// Primary is the server the sentinels name now.
+func (s *RedisSentinel) Primary() *Redis {
+	s.t.Helper()
+	at := strings.Fields(s.sentinels[0].CLI("sentinel", "get-master-addr-by-name", SentinelName))
+	i := slices.IndexFunc(s.servers[:], func(r *Redis) bool { return len(at) == 2 && strconv.Itoa(r.port) == at[1] })
+	if i < 0 {
+		s.t.Fatalf("the sentinels name %q as primary, which is none of ours", at)
+	}
+	return s.servers[i]
+}
+
+// Failover asks for one and returns when the other server is the primary.
+func (s *RedisSentinel) Failover() {
+	s.t.Helper()
+	before := s.Primary()
+	Within(s.t, startTime, "a sentinel to begin a failover", func() bool {
+		_, err := s.sentinels[0].Try("sentinel", "failover", SentinelName)
+		return err == nil
+	})
+	Within(s.t, startTime, "the failover to name another primary", func() bool { return s.Primary() != before })
+}
+
+// RedisCluster is three primaries that share the slots, and a replica of the
+// first.
+type RedisCluster struct {
+	// Set once.
+	Addresses []string
+	Nodes     []*Redis // three primaries, then the replica of the first
+	t         testing.TB
+}
+
+// StartRedisCluster starts four servers and returns when all of them see the
+// cluster whole.
+func StartRedisCluster(t testing.TB) *RedisCluster {
+	t.Helper()
+	c := &RedisCluster{t: t}
+	for range 4 {
+		n := newRedis(t)
+		OnFreePorts(t, 2, func(ports []int) error {
+			// The bus would otherwise be at port + 10000, which the kernel did
+			// not choose and which may not exist.
+			n.args = []string{
+				"--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(ports[1]),
+				"--cluster-node-timeout", "1000", "--repl-diskless-sync-delay", "0",
+			}
+			return n.listen(ports[0])
+		})
+		c.Nodes, c.Addresses = append(c.Nodes, n), append(c.Addresses, n.Address)
+	}
+	for i, slots := range [][2]string{{"0", "5460"}, {"5461", "10922"}, {"10923", "16383"}} {
+		c.Nodes[i].CLI("cluster", "addslotsrange", slots[0], slots[1])
+		c.Nodes[i].CLI("cluster", "set-config-epoch", strconv.Itoa(i+1))
+	}
+	for _, n := range c.Nodes[1:] {
+		bus := n.args[slices.Index(n.args, "--cluster-port")+1]
+		c.Nodes[0].CLI("cluster", "meet", "127.0.0.1", strconv.Itoa(n.port), bus)
+	}
+	c.waitWhole()
+	first, replica := c.Nodes[0], c.Nodes[3]
+	replica.CLI("cluster", "replicate", first.CLI("cluster", "myid"))
+	Within(t, startTime, "the replica to be in step", func() bool {
+		return strings.Contains(replica.CLI("info", "replication"), "master_link_status:up")
+	})
+	return c
+}
+
+// waitWhole waits until every node knows all others and has all slots.
+func (c *RedisCluster) waitWhole() {
+	c.t.Helper()
+	Within(c.t, startTime, "the cluster to be whole", func() bool {
+		return !slices.ContainsFunc(c.Nodes, func(n *Redis) bool {
+			info := n.CLI("cluster", "info")
+			return !strings.Contains(info, "cluster_state:ok") || !strings.Contains(info, "cluster_known_nodes:4")
+		})
+	})
+}
+
+// CLI runs redis-cli, which follows the cluster to the node that has the key.
+func (c *RedisCluster) CLI(args ...string) string {
+	c.t.Helper()
+	return c.Nodes[1].CLI(append([]string{"-c"}, args...)...)
+}
+
+// NodeOf is the primary that holds a key.
+func (c *RedisCluster) NodeOf(key string) *Redis {
+	c.t.Helper()
+	slot, err := strconv.Atoi(c.Nodes[1].CLI("cluster", "keyslot", key))
+	if err != nil {
+		c.t.Fatalf("ask for the slot of %s: %v", key, err)
+	}
+	return c.Nodes[min(slot/5461, 2)]
+}
+
+// Failover makes the replica of the first node the primary of its slots.
+func (c *RedisCluster) Failover() {
+	c.t.Helper()
+	c.Nodes[3].CLI("cluster", "failover")
+	Within(c.t, startTime, "the replica to be a primary", func() bool {
+		return strings.Contains(c.Nodes[3].CLI("role"), "master")
+	})
+}
