@@ -1,0 +1,114 @@
+package metrics
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// register makes instruments and registers them. A clash of names is our own
+// mistake and panics.
+type register struct{ *prometheus.Registry }
+
+func (r register) gauge(name, help string) prometheus.Gauge {
+	g := prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
+	r.MustRegister(g)
+	return g
+}
+
+func (r register) counter(name, help string) prometheus.Counter {
+	c := prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+	r.MustRegister(c)
+	return c
+}
+
+func (r register) counterVec(name, help string, labels ...string) *prometheus.CounterVec {
+	v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+	r.MustRegister(v)
+	return v
+}
+
+// counters resolves one counter for each value of a closed set and for Other,
+// so that every series exists, at 0, from the start.
+func (r register) counters(name, help, label string, values []string) map[string]prometheus.Counter {
+	vec := r.counterVec(name, help, label)
+	set := map[string]prometheus.Counter{Other: vec.WithLabelValues(Other)}
+	for _, value := range values {
+		set[value] = vec.WithLabelValues(value)
+	}
+	return set
+}
+
+// member is the instrument of value, or that of Other.
+func member[I any](set map[string]I, value string) I {
+	if one, known := set[value]; known {
+		return one
+	}
+	return set[Other]
+}
+
+// Backend is the counters of one configured backend.
+type Backend struct {
+	results map[string]prometheus.Counter // Set once.
+}
+
+// Backend resolves the counters of a configured backend, once.
+func (m *Metrics) Backend(name string) *Backend {
+	b := &Backend{results: make(map[string]prometheus.Counter)}
+	for _, result := range append([]string{Other}, connectResults...) {
+		b.results[result] = m.upstream.WithLabelValues(name, result)
+	}
+	return b
+}
+
+// ConnectDone counts an attempt to connect and log in.
+func (b *Backend) ConnectDone(result string) { member(b.results, result).Inc() }
+
+// ObserveCertificates shows, at each scrape, when the certificates end. expiry
+// is called with a function to report each certificate file to.
+func (m *Metrics) ObserveCertificates(expiry func(report func(file string, notAfter time.Time))) {
+	m.registry.MustRegister(certificates{
+		expiry: expiry,
+		desc: prometheus.NewDesc("imapgate_certificate_not_after_timestamp_seconds",
+			"When a listener's certificate ends.", []string{"file"}, nil),
+	})
+}
+
+// ObserveAudit shows, at each scrape, how many audit records were lost and
+// whether new logins are blocked because records cannot be written.
+func (m *Metrics) ObserveAudit(lost func() uint64, ready func() error) {
+	m.registry.MustRegister(
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "imapgate_audit_lost_records_total", Help: "Audit records that could not be kept.",
+		}, func() float64 { return float64(lost()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "imapgate_audit_ready", Help: "0 while new logins are blocked because the audit log cannot be written.",
+		}, func() float64 {
+			if ready() != nil {
+				return 0
+			}
+			return 1
+		}))
+}
+
+// certificates is a prometheus.Collector that asks when it is scraped, because
+// certificates change by themselves.
+type certificates struct {
+	expiry func(report func(file string, notAfter time.Time)) // Set once.
+	desc   *prometheus.Desc                                   // Set once.
+}
+
+// Describe implements prometheus.Collector.
+func (c certificates) Describe(out chan<- *prometheus.Desc) { out <- c.desc }
+
+// Collect implements prometheus.Collector. A file named twice is shown once:
+// two equal series would fail the whole scrape.
+func (c certificates) Collect(out chan<- prometheus.Metric) {
+	seen := make(map[string]bool)
+	c.expiry(func(file string, notAfter time.Time) {
+		if !seen[file] {
+			seen[file] = true
+			out <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, float64(notAfter.Unix()), file)
+		}
+	})
+}

@@ -1,0 +1,160 @@
+package metrics
+
+import (
+	"net/http"
+	"runtime"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// scrapes bounds the scrapes served at once: a stuck scraper must not pile up.
+const scrapes = 4
+
+// loginBuckets reach from a cached route and a near backend to the limit of an
+// upstream login.
+var loginBuckets = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}
+
+// Metrics is every instrument of a gateway.
+type Metrics struct {
+	// Set once. All instruments are safe for concurrent use.
+	PreAuth            prometheus.Gauge   // connections that have not logged in yet
+	Parked             prometheus.Gauge   // sessions that hold no goroutine
+	BytesToClient      prometheus.Counter // relayed after the login
+	BytesToBackend     prometheus.Counter
+	IdentityViolations prometheus.Counter // must stay 0: a session met another user's upstream
+	RouteChannelUp     prometheus.Gauge   // 1 while changes of routes are pushed to us
+
+	registry     *prometheus.Registry
+	connections  *prometheus.CounterVec
+	upstream     *prometheus.CounterVec
+	sessions     map[string]prometheus.Gauge
+	logins       map[loginKey]prometheus.Counter
+	loginSeconds map[string]prometheus.Observer
+	routes       map[string]prometheus.Counter
+	ends         map[string]prometheus.Counter
+	handshakes   map[string]prometheus.Counter
+	reloads      map[string]prometheus.Counter
+	reloadOK     prometheus.Gauge
+	reloadTime   prometheus.Gauge
+}
+
+type loginKey struct{ result, mechanism string }
+
+// New makes the instruments, in a registry of their own.
+func New(version string) *Metrics {
+	m := &Metrics{registry: prometheus.NewRegistry()}
+	r := register{m.registry}
+	m.PreAuth = r.gauge("imapgate_preauth_connections", "Connections that have not logged in yet.")
+	m.Parked = r.gauge("imapgate_parked_sessions", "Quiet sessions that hold no goroutine.")
+	m.IdentityViolations = r.counter("imapgate_identity_violations_total",
+		"Sessions ended because the upstream was not the user's own. Anything but 0 is an emergency.")
+	m.RouteChannelUp = r.gauge("imapgate_route_channel_up",
+		"1 while changes of routes are pushed to this gateway; at 0 they are seen after the cache's ttl.")
+	m.reloadOK = r.gauge("imapgate_config_reload_success", "1 when the last reload was taken over, 0 when it was refused.")
+	m.reloadTime = r.gauge("imapgate_config_reload_timestamp_seconds", "When the configuration in use was loaded.")
+
+	bytes := r.counters("imapgate_bytes_total", "Bytes relayed after the login.", "direction", []string{toClient, toBackend})
+	m.BytesToClient, m.BytesToBackend = bytes[toClient], bytes[toBackend]
+	m.routes = r.counters("imapgate_route_lookups_total", "Lookups of users by where the answer came from.", "source", routeSources)
+	m.ends = r.counters("imapgate_session_ends_total", "Ended sessions by reason.", "reason", endReasons)
+	m.handshakes = r.counters("imapgate_tls_handshakes_total", "TLS handshakes with clients.", "result", handshakeResults)
+	m.reloads = r.counters("imapgate_config_reloads_total", "Reloads of the configuration.", "result", reloadResults)
+
+	m.connections = r.counterVec("imapgate_connections_total", "Accepted connections.", "listener")
+	m.upstream = r.counterVec("imapgate_upstream_connects_total", "Connections and logins at backends.", "backend", "result")
+	m.makeSessions(r)
+	m.makeLogins(r)
+	m.makeProcess(version)
+	return m
+}
+
+func (m *Metrics) makeSessions(r register) {
+	vec := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "imapgate_sessions", Help: "Logged-in sessions.",
+	}, []string{"mode"})
+	r.MustRegister(vec)
+	m.sessions = make(map[string]prometheus.Gauge)
+	for _, mode := range modes {
+		m.sessions[mode] = vec.WithLabelValues(mode)
+	}
+	m.sessions[Other] = vec.WithLabelValues(Other)
+}
+
+func (m *Metrics) makeLogins(r register) {
+	counts := r.counterVec("imapgate_logins_total", "Login attempts.", "result", "mechanism")
+	seconds := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "imapgate_login_seconds", Help: "From the complete login command to its answer.", Buckets: loginBuckets,
+	}, []string{"result"})
+	r.MustRegister(seconds)
+	m.logins = make(map[loginKey]prometheus.Counter)
+	m.loginSeconds = make(map[string]prometheus.Observer)
+	for _, result := range append([]string{Other}, loginResults...) {
+		m.loginSeconds[result] = seconds.WithLabelValues(result)
+		for _, mechanism := range append([]string{Other}, mechanisms...) {
+			m.logins[loginKey{result, mechanism}] = counts.WithLabelValues(result, mechanism)
+		}
+	}
+}
+
+func (m *Metrics) makeProcess(version string) {
+	build := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "imapgate_build_info", Help: "Always 1; the labels say what is running.",
+		ConstLabels: prometheus.Labels{"version": version, "go": runtime.Version()},
+	})
+	build.Set(1)
+	m.registry.MustRegister(build, collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+}
+
+// Handler serves the instruments in Prometheus's text format.
+func (m *Metrics) Handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: scrapes})
+}
+
+// Connections is the counter of a configured listener, to be resolved once.
+func (m *Metrics) Connections(listener string) prometheus.Counter {
+	return m.connections.WithLabelValues(listener)
+}
+
+// SessionBegan counts a session in. Each one ends with one SessionEnded.
+func (m *Metrics) SessionBegan(mode string) { member(m.sessions, mode).Inc() }
+
+// SessionEnded counts a session out, with the audit log's reason.
+func (m *Metrics) SessionEnded(mode, reason string) {
+	member(m.sessions, mode).Dec()
+	member(m.ends, reason).Inc()
+}
+
+// LoginDone counts a login attempt and how long the client waited for the answer.
+func (m *Metrics) LoginDone(result, mechanism string, took time.Duration) {
+	key := loginKey{result, mechanism}
+	if _, known := m.loginSeconds[result]; !known {
+		key.result = Other
+	}
+	if _, known := m.logins[loginKey{Other, mechanism}]; !known {
+		key.mechanism = Other
+	}
+	m.logins[key].Inc()
+	m.loginSeconds[key.result].Observe(took.Seconds())
+}
+
+// RouteLookup counts where the answer for a user came from.
+func (m *Metrics) RouteLookup(source string) { member(m.routes, source).Inc() }
+
+// HandshakeDone counts a client's TLS handshake.
+func (m *Metrics) HandshakeDone(result string) { member(m.handshakes, result).Inc() }
+
+// ConfigReloaded records a reload; err is why it was refused, or nil.
+func (m *Metrics) ConfigReloaded(err error) {
+	if err != nil {
+		m.reloads[Refused].Inc()
+		m.reloadOK.Set(0)
+		return
+	}
+	m.reloads[OK].Inc()
+	m.reloadOK.Set(1)
+	m.reloadTime.SetToCurrentTime()
+}
