@@ -1,0 +1,207 @@
+package auth
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+
+	"go.uber.org/zap"
+
+	"imapgate/internal/identity"
+)
+
+const (
+	// maxFile bounds the passwd-file in bytes: about half a million users.
+	maxFile = 64 << 20
+	// maxLine bounds one line of it in bytes.
+	maxLine = 8 << 10
+	// maxComplaints bounds how many bad lines are listed one by one.
+	maxComplaints = 50
+)
+
+// passwdFile is the method file. Password reads a snapshot; follow, and before
+// it openPasswdFile, are the only ones to replace it.
+type passwdFile struct {
+	// Set once.
+	path   string
+	domain string
+	log    *zap.Logger
+	// Replaced as a whole by the owner of follow.
+	users atomic.Pointer[users]
+	// Owned by follow.
+	last      os.FileInfo // the file as it was last read, good or bad
+	complaint string      // what was last logged as wrong with it; "" when it was good
+}
+
+// users is the content of one passwd-file; not changed once made.
+type users struct {
+	passwords map[identity.User]stored // bound: maxFile
+	kinds     census
+}
+
+func openPasswdFile(path, domain string, log *zap.Logger) (*passwdFile, error) {
+	if path == "" {
+		return nil, errors.New("method file needs the path of a passwd-file")
+	}
+	f := &passwdFile{path: filepath.Clean(path), domain: domain, log: log}
+	u, info, err := f.read()
+	if err != nil {
+		return nil, fmt.Errorf("read passwd-file %s: %w", f.path, err)
+	}
+	f.last = info
+	f.users.Store(u)
+	if info.Mode().Perm()&0o004 != 0 {
+		log.Warn("passwd-file can be read by every user of this machine", zap.String("file", f.path))
+	}
+	return f, nil
+}
+
+// password implements source.
+func (f *passwdFile) password(_ context.Context, u identity.User) (stored, error) {
+	if s, ok := f.users.Load().passwords[u]; ok {
+		return s, nil
+	}
+	return stored{}, ErrUnknown
+}
+
+// typical implements source.
+func (f *passwdFile) typical() kind { return f.users.Load().kinds.typical() }
+
+// read opens and parses the file. The FileInfo is that of the file that was
+// read, also when it was bad; nil when there was none to read.
+func (f *passwdFile) read() (*users, os.FileInfo, error) {
+	// Asked before opening: to open a FIFO would wait for a writer.
+	if info, err := os.Stat(f.path); err != nil {
+		return nil, nil, err
+	} else if !info.Mode().IsRegular() {
+		return nil, nil, errors.New("not a regular file")
+	}
+	file, err := os.Open(f.path)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return nil, nil, err
+	}
+	if info.Size() > maxFile {
+		return nil, info, fmt.Errorf("larger than %d MiB", maxFile>>20)
+	}
+	u, err := parseUsers(io.LimitReader(file, maxFile), f.domain)
+	if err != nil {
+		return nil, info, err
+	}
+	// Half of a file that is written in place may look like a whole one.
+	if after, err := file.Stat(); err != nil || after.Size() != info.Size() || !after.ModTime().Equal(info.ModTime()) {
+		return nil, info, errors.New("changed while it was read")
+	}
+	return u, info, nil
+}
+
+// parseUsers reads user:{SCHEME}hash:uid:gid:gecos:home:shell:extra, as in
+// Dovecot's passwd-file; what follows the hash may be missing. One bad line
+// makes the whole file bad: to take the rest would lock users out, or worse,
+// let a first entry stand where the second was meant.
+func parseUsers(r io.Reader, domain string) (*users, error) {
+	u := &users{passwords: make(map[identity.User]stored)}
+	var bad badLines
+	lines := bufio.NewScanner(r)
+	lines.Buffer(make([]byte, 0, 4096), maxLine)
+	n := 0
+	for lines.Scan() {
+		n++
+		line := lines.Text() // without the \n, and without the \r of a file made elsewhere
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		if err := u.add(line, domain); err != nil {
+			bad.note(n, err)
+		}
+	}
+	if errors.Is(lines.Err(), bufio.ErrTooLong) {
+		bad.note(n+1, fmt.Errorf("longer than %d bytes; what follows was not read", maxLine))
+	} else if err := lines.Err(); err != nil {
+		return nil, err
+	}
+	if bad.count > 0 {
+		return nil, &bad
+	}
+	// An empty file is what an editor or a full disk leaves for a moment.
+	if len(u.passwords) == 0 {
+		return nil, errors.New("it names no user")
+	}
+	return u, nil
+}
+
+// add takes one line. Errors quote nothing of it.
+func (u *users) add(line, domain string) error {
+	fields := strings.SplitN(line, ":", 8) // extra fields may have colons
+	if len(fields) < 2 {
+		return errors.New("no password: a line is user:{SCHEME}hash")
+	}
+	name, err := identity.Canon(fields[0], domain)
+	if err != nil {
+		return err
+	}
+	if _, twice := u.passwords[name]; twice {
+		return errors.New("user is named a second time")
+	}
+	if len(fields) == 8 {
+		if err := checkExtra(fields[7]); err != nil {
+			return err
+		}
+	}
+	// A copy, or each hash would keep its whole line in memory.
+	s, err := parse(identity.NewSecret(strings.Clone(fields[1])))
+	if err != nil {
+		return err
+	}
+	u.passwords[name] = s
+	u.kinds.count(s.kind)
+	return nil
+}
+
+// checkExtra refuses extra fields by which Dovecot would keep a user out: to
+// ignore them would let in whom the operator has shut out. All others concern
+// the mailbox and are the backend's business.
+func checkExtra(extra string) error {
+	for field := range strings.FieldsSeq(extra) {
+		switch name, _, _ := strings.Cut(field, "="); strings.ToLower(name) {
+		case "allow_nets", "allow_real_nets", "nologin", "noauthenticate":
+			return errors.New("extra field restricts who may log in, which imapgate does not do from this file")
+		}
+	}
+	return nil
+}
+
+// badLines is an error that lists every bad line, as far as that helps.
+type badLines struct {
+	count int
+	text  strings.Builder // bound: maxComplaints entries
+}
+
+func (b *badLines) note(line int, err error) {
+	b.count++
+	if b.count > maxComplaints {
+		return
+	}
+	if b.count > 1 {
+		b.text.WriteString("; ")
+	}
+	fmt.Fprintf(&b.text, "line %d: %v", line, err)
+}
+
+// Error implements error.
+func (b *badLines) Error() string {
+	if more := b.count - maxComplaints; more > 0 {
+		return fmt.Sprintf("%s; and %d more bad lines", b.text.String(), more)
+	}
+	return b.text.String()
+}

@@ -1,0 +1,242 @@
+package auth
+
+import (
+	"crypto/pbkdf2"
+	"crypto/rand"
+	"crypto/sha1"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/go-crypt/crypt/algorithm"
+	"github.com/go-crypt/crypt/algorithm/argon2"
+	"github.com/go-crypt/crypt/algorithm/bcrypt"
+	"github.com/go-crypt/crypt/algorithm/shacrypt"
+
+	"imapgate/internal/identity"
+)
+
+// digest is a decoded hash: go-crypt's, pbkdf2Digest and plainDigest.
+type digest interface {
+	Match(password string) bool
+}
+
+// cost is one parameter of a scheme. The upper bounds keep one verification at
+// a few seconds of one core and 256 MiB on the hardware of today.
+type cost struct {
+	name        string
+	least, most int
+	omitted     int // what a hash without it means; 0: it cannot be left out
+}
+
+// scheme is one way to store a password, by the name Dovecot gives it.
+type scheme struct {
+	name   string
+	bare   []string       // how a hash may begin without {SCHEME}
+	form   *regexp.Regexp // the whole hash; group i is the number of costs[i]
+	costs  []cost
+	decoy  string // Printf format: a hash with these costs that nobody chose
+	decode func(hash string) (digest, error)
+	hash   func(password string) (string, error)
+}
+
+// Sizes of the numbers in a hash are bounded so that strconv.Atoi cannot
+// overflow where an int has 32 bits. Decoys are all A and all 0.
+const (
+	argonForm  = `\$v=19\$m=([0-9]{1,9}),t=([0-9]{1,9}),p=([0-9]{1,9})\$[A-Za-z0-9+/]{11,86}\$[A-Za-z0-9+/]{22,86}$`
+	argonDecoy = "$v=19$m=%d,t=%d,p=%d$AAAAAAAAAAAAAAAAAAAAAA$" + decoyKey
+	shaForm    = `(?:rounds=([0-9]{1,9})\$)?[./0-9A-Za-z]{1,16}\$[./0-9A-Za-z]`
+	shaDecoy   = "rounds=%d$AAAAAAAAAAAAAAAA$"
+	pbkdf2Key  = sha1.Size // Dovecot's PBKDF2 is PBKDF2-HMAC-SHA-1 with the whole of it
+	decoyKey   = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+	// RFC 9106 §4, the second recommended option, but with one lane: the cores
+	// are shared out by the verifier.
+	argonMemory, argonPasses, argonLanes = 64 << 10, 3, 1
+
+	shaRounds    = 100_000 // SHA-crypt's own default, 5000, is of 2007
+	pbkdf2Rounds = 600_000 // what OWASP asks of SHA-256; SHA-1 costs about as much
+)
+
+// schemes, the first one being what we recommend. Constant.
+var schemes = []scheme{
+	{
+		name: "ARGON2ID", bare: []string{"$argon2id$"}, costs: argonCosts(), decode: crypted(argon2.Decode),
+		form: regexp.MustCompile(`^\$argon2id` + argonForm), decoy: "$argon2id" + argonDecoy,
+		hash: hashArgon2(argon2.VariantID),
+	},
+	{
+		name: "BLF-CRYPT", bare: []string{"$2a$", "$2b$", "$2y$"}, decode: crypted(bcrypt.Decode),
+		form:  regexp.MustCompile(`^\$2[aby]\$([0-9]{2})\$[./0-9A-Za-z]{53}$`),
+		costs: []cost{{name: "cost", least: 4, most: 14}},
+		decoy: "$2b$%02d$AAAAAAAAAAAAAAAAAAAAA." + decoyKey[:31],
+		hash:  hashBcrypt,
+	},
+	{
+		name: "SHA512-CRYPT", bare: []string{"$6$"}, costs: shaCosts(), decode: crypted(shacrypt.Decode),
+		form: regexp.MustCompile(`^\$6\$` + shaForm + `{86}$`), decoy: "$6$" + shaDecoy + decoyKey + decoyKey,
+		hash: hashSHA(shacrypt.VariantSHA512),
+	},
+	{
+		name: "SHA256-CRYPT", bare: []string{"$5$"}, costs: shaCosts(), decode: crypted(shacrypt.Decode),
+		form: regexp.MustCompile(`^\$5\$` + shaForm + `{43}$`), decoy: "$5$" + shaDecoy + decoyKey,
+		hash: hashSHA(shacrypt.VariantSHA256),
+	},
+	{
+		// Not bare: $1$ alone is MD5-crypt.
+		name:  "PBKDF2",
+		form:  regexp.MustCompile(`^\$1\$[./0-9A-Za-z]{1,64}\$([0-9]{1,9})\$[0-9A-Fa-f]{40}$`),
+		costs: []cost{{name: "rounds", least: 1, most: 5_000_000}},
+		decoy: "$1$AAAAAAAAAAAAAAAA$%d$0000000000000000000000000000000000000000", decode: decodePBKDF2, hash: hashPBKDF2,
+	},
+	{
+		name: "ARGON2I", bare: []string{"$argon2i$"}, costs: argonCosts(), decode: crypted(argon2.Decode),
+		form: regexp.MustCompile(`^\$argon2i` + argonForm), decoy: "$argon2i" + argonDecoy,
+		hash: hashArgon2(argon2.VariantI),
+	},
+	{
+		name: "PLAIN", form: regexp.MustCompile(`^[^\x00-\x1f\x7f]+$`), decoy: "A",
+		decode: func(hash string) (digest, error) { return plainDigest(hash), nil },
+		hash:   func(p string) (string, error) { return p, nil },
+	},
+}
+
+// Schemes names what Hash can make, the recommended one first.
+func Schemes() []string {
+	names := make([]string, len(schemes))
+	for i := range schemes {
+		names[i] = schemes[i].name
+	}
+	return names
+}
+
+// Hash makes what an operator stores for password: {SCHEME} and the hash.
+func Hash(scheme string, password identity.Secret) (string, error) {
+	if err := checkPassword(password); err != nil {
+		return "", err
+	}
+	for i := range schemes {
+		if s := &schemes[i]; strings.EqualFold(scheme, s.name) {
+			hash, err := s.hash(password.Reveal())
+			if err != nil {
+				return "", fmt.Errorf("hash with %s: %w", s.name, err)
+			}
+			return "{" + s.name + "}" + hash, nil
+		}
+	}
+	return "", fmt.Errorf("scheme is not one of %s", strings.Join(Schemes(), ", "))
+}
+
+// argonCosts: 256 MiB is libsodium's "moderate"; its "sensitive" (1 GiB) would
+// let a handful of guesses take a machine's memory.
+func argonCosts() []cost {
+	return []cost{
+		{name: "memory", least: 8, most: 256 << 10},
+		{name: "passes", least: 1, most: 10},
+		{name: "lanes", least: 1, most: 16},
+	}
+}
+
+// shaCosts: the scheme's authors bound rounds to 1000 from below and mean 5000
+// when it is left out.
+func shaCosts() []cost {
+	return []cost{{name: "rounds", least: 1000, most: 1_000_000, omitted: 5000}}
+}
+
+// crypted adapts a decoder of go-crypt.
+func crypted(decode func(string) (algorithm.Digest, error)) func(string) (digest, error) {
+	return func(hash string) (digest, error) { return decode(hash) }
+}
+
+// encode hashes with one of go-crypt's hashers.
+func encode(hasher algorithm.Hash, password string) (string, error) {
+	d, err := hasher.Hash(password)
+	if err != nil {
+		return "", err
+	}
+	return d.Encode(), nil
+}
+
+func hashArgon2(v argon2.Variant) func(string) (string, error) {
+	return func(password string) (string, error) {
+		h, err := argon2.New(argon2.WithVariant(v), argon2.WithM(argonMemory), argon2.WithT(argonPasses), argon2.WithP(argonLanes))
+		if err != nil {
+			return "", err
+		}
+		return encode(h, password)
+	}
+}
+
+func hashSHA(v shacrypt.Variant) func(string) (string, error) {
+	return func(password string) (string, error) {
+		h, err := shacrypt.New(shacrypt.WithVariant(v), shacrypt.WithRounds(shaRounds))
+		if err != nil {
+			return "", err
+		}
+		return encode(h, password)
+	}
+}
+
+// hashBcrypt refuses what bcrypt would cut off. Cost 10 is the least that OWASP
+// accepts, and every login pays it: nothing is cached.
+func hashBcrypt(password string) (string, error) {
+	if len(password) > bcrypt.PasswordInputSizeMax {
+		return "", errors.New("bcrypt ignores what follows the 72nd byte of a password; choose another scheme")
+	}
+	h, err := bcrypt.New(bcrypt.WithIterations(10))
+	if err != nil {
+		return "", err
+	}
+	return encode(h, password)
+}
+
+// pbkdf2Digest is Dovecot's {PBKDF2}: $1$salt$rounds$hex.
+type pbkdf2Digest struct {
+	salt   []byte
+	rounds int
+	key    []byte
+}
+
+// Match implements digest.
+func (d pbkdf2Digest) Match(password string) bool {
+	key, err := pbkdf2.Key(sha1.New, password, d.salt, d.rounds, pbkdf2Key)
+	return err == nil && subtle.ConstantTimeCompare(key, d.key) == 1
+}
+
+func decodePBKDF2(hash string) (digest, error) {
+	parts := strings.Split(hash, "$")
+	if len(parts) != 5 {
+		return nil, errMalformed
+	}
+	rounds, err := strconv.Atoi(parts[3])
+	if err != nil {
+		return nil, errMalformed
+	}
+	key, err := hex.DecodeString(parts[4])
+	if err != nil || len(key) != pbkdf2Key {
+		return nil, errMalformed
+	}
+	return pbkdf2Digest{[]byte(parts[2]), rounds, key}, nil
+}
+
+func hashPBKDF2(password string) (string, error) {
+	salt := rand.Text()
+	key, err := pbkdf2.Key(sha1.New, password, []byte(salt), pbkdf2Rounds, pbkdf2Key)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("$1$%s$%d$%x", salt, pbkdf2Rounds, key), nil
+}
+
+// plainDigest is the password itself, for tests.
+type plainDigest string
+
+// Match implements digest. Sums are compared, so not even the length shows.
+func (d plainDigest) Match(password string) bool {
+	want, got := sha256.Sum256([]byte(d)), sha256.Sum256([]byte(password))
+	return subtle.ConstantTimeCompare(want[:], got[:]) == 1
+}

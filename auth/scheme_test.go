@@ -1,0 +1,265 @@
+package auth
+
+import (
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"imapgate/internal/identity"
+)
+
+// secret is short for what these tests say often.
+func secret(s string) identity.Secret { return identity.NewSecret(s) }
+
+// Hashes made by doveadm pw (Dovecot 2.3.19) and by crypt(3).
+var foreign = []struct{ hash, password string }{
+	{"{PLAIN}pässwörd", "pässwörd"},
+	{"{SHA512-CRYPT}$6$GYS7YuFZYPnog.tg$S2nw/9rYBmOItz7fIieMznsI1r.eBKZJSyvDca6jbErJaqBpgJmSdQ3Bd2kwFFDZHiqOXm1tuCNLou8/Lcy7C0", "pässwörd"},
+	{"{SHA512-CRYPT}$6$rounds=1000$5adsPOrkuZo2sRqV$pm14dMERZa/fPV3v/m71woDoatMhNDnijHsBIVPXFWipz8SIB4Bh7prWSedHfNr3Eb13gqlmT.EisU6kDhqFH/", "x"},
+	{"{SHA256-CRYPT}$5$w46/uucFUqRT8ksg$s.9NCTpD96l3WUx8OJWPOVn0fXLaACPwsxzWzAYbOiB", "pässwörd"},
+	{"{BLF-CRYPT}$2y$05$93zmq0Sridcr3J8KaxX/0.24XR2yNiEf9f7IwJsme1jFWwnVkV/iS", "pässwörd"},
+	{"{CRYPT}$2y$05$dkqsJR8DclAxCeA4RHwxkO0yNT3PP0XMZqSL/sTx1YT/B1BaALsFe", "pässwörd"},
+	{"{ARGON2ID}$argon2id$v=19$m=65536,t=3,p=1$0km2FiTJmKYCJzA66axr0g$JMGbTJ1Uomg+6LWPKWgjWnISZBhOv4wdwLcJveAg238", "pässwörd"},
+	{"{ARGON2I}$argon2i$v=19$m=32768,t=4,p=1$ZDVJjQlG4pqZCQOdBPz6OQ$Ew6mcznYhuayYKFi8beeAJymEFIzYYG9u8g75KDO6ik", "pässwörd"},
+	{"{PBKDF2}$1$/sKkBmQqDimWWE01$5000$5129fb0aa8a1e71c805d77dc5b5b20260fd235ac", "pässwörd"},
+	{"{PBKDF2}$1$VfdDQj.fIyl0ZAFw$1000$98f82a50881044f7d71bf80c58f841f7d7d12859", "x"},
+	{"{pbkdf2}$1$VfdDQj.fIyl0ZAFw$1000$98F82A50881044F7D71BF80C58F841F7D7D12859", "x"},
+}
+
+func TestForeignHashesVerifyWithAndWithoutTheirScheme(t *testing.T) {
+	for _, f := range foreign {
+		forms := []string{f.hash}
+		if _, bare, _ := strings.Cut(f.hash, "}"); bare[0] == '$' && bare[:3] != "$1$" {
+			forms = append(forms, bare, "{crypt}"+bare)
+		}
+		for _, form := range forms {
+			s, err := parse(secret(form))
+			if err != nil {
+				t.Errorf("parse(%q): %v", form, err)
+				continue
+			}
+			if !s.match(secret(f.password)) {
+				t.Errorf("%q does not verify", form)
+			}
+			for _, wrong := range []string{"", f.password + "x", f.password[1:], strings.ToUpper(f.password)} {
+				if s.match(secret(wrong)) {
+					t.Errorf("%q verifies %q", form, wrong)
+				}
+			}
+		}
+	}
+}
+
+func TestBcryptOfEveryMinorVersionVerifies(t *testing.T) {
+	const rest = "$05$93zmq0Sridcr3J8KaxX/0.24XR2yNiEf9f7IwJsme1jFWwnVkV/iS"
+	for _, id := range []string{"$2a", "$2b", "$2y"} {
+		if s, err := parse(secret(id + rest)); err != nil || !s.match(secret("pässwörd")) {
+			t.Errorf("%s: %v", id, err)
+		}
+	}
+	// $2x$ marks hashes of a broken implementation.
+	if _, err := parse(secret("$2x" + rest)); err == nil {
+		t.Error("$2x$ was accepted")
+	}
+}
+
+func TestAHashThatCannotBeTrustedIsRefused(t *testing.T) {
+	const (
+		key43 = decoyKey
+		sha   = "$6$rounds=%$AAAAAAAA$" + key43 + key43
+		argon = "$argon2id$v=19$m=M,t=T,p=P$AAAAAAAAAAAAAAAAAAAAAA$" + key43
+	)
+	rounds := func(n string) string { return strings.Replace(sha, "%", n, 1) }
+	costs := func(m, t, p string) string {
+		return strings.NewReplacer("M", m, "T", t, "P", p).Replace(argon)
+	}
+	for _, ok := range []string{rounds("1000"), rounds("1000000"), costs("262144", "10", "16"), costs("8", "1", "1")} {
+		if _, err := parse(secret(ok)); err != nil {
+			t.Errorf("%q is refused: %v", ok, err)
+		}
+	}
+	for _, bad := range []string{
+		"", "hunter2", "{}", "{", "{}x", "{PLAIN}", "{PLAIN", "{PLAIN}a\nb", "{PLAIN}" + strings.Repeat("a", maxStored),
+		"{MD5}x", "{hunter2}x", "$1$abc$def", "*", "!", "!$6$", "x", "{CRYPT}ab1234567890.", "{CRYPT}{PLAIN}x",
+		"{SHA512-CRYPT}" + rounds("1000001"), rounds("999"), rounds("0"), rounds("-1"), rounds(""), rounds("99999999999999999999"), rounds("1000") + "A",
+		"{SHA256-CRYPT}" + rounds("1000"), "$6$$" + key43 + key43, "$5$AAAA$short", "$6$AAAAAAAAAAAAAAAAA$" + key43 + key43,
+		costs("262145", "1", "1"), costs("4294967295", "1", "1"), costs("7", "1", "1"), costs("65536", "0", "1"), costs("65536", "11", "1"), costs("65536", "3", "0"), costs("65536", "3", "17"), costs("999999999999999999999", "1", "1"),
+		"$argon2id$v=16$m=65536,t=3,p=1$AAAAAAAAAAAAAAAAAAAAAA$" + key43, "$argon2d$v=19$m=65536,t=3,p=1$AAAAAAAAAAAAAAAAAAAAAA$" + key43,
+		"$argon2id$v=19$m=65536,t=3,p=1$$" + key43, "$argon2id$v=19$m=65536,t=3,p=1$AAAAAAAAAAAAAAAAAAAAAA$AA", "$argon2id$v=19$m=65536,t=3,p=1,k=1$AAAAAAAAAAAAAAAAAAAAAA$" + key43,
+		"$argon2id$v=19$m=65536,t=3,p=1$AAAAAAAAAAAAA$" + key43,
+		"$2b$03$AAAAAAAAAAAAAAAAAAAAA." + key43[:31], "$2b$15$AAAAAAAAAAAAAAAAAAAAA." + key43[:31], "$2b$31$AAAAAAAAAAAAAAAAAAAAA." + key43[:31], "$2b$5$AAAAAAAAAAAAAAAAAAAAA." + key43[:31], "$2b$05$AAAA",
+		"{PBKDF2}$1$AAAA$0$" + strings.Repeat("0", 40), "{PBKDF2}$1$AAAA$5000001$" + strings.Repeat("0", 40), "{PBKDF2}$1$AAAA$1000$" + strings.Repeat("0", 38), "{PBKDF2}$1$$1000$" + strings.Repeat("0", 40), "{PBKDF2}$2$AAAA$1000$" + strings.Repeat("0", 40),
+	} {
+		s, err := parse(secret(bad))
+		if err == nil {
+			t.Errorf("parse(%q) is accepted as %s", bad, s.kind.scheme.name)
+		} else if strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("the error quotes the hash: %v", err)
+		}
+	}
+}
+
+func TestEverySchemeHashesSaltsAndVerifies(t *testing.T) {
+	for _, name := range Schemes() {
+		one, err := Hash(strings.ToLower(name), secret("pässwörd"))
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		two, err := Hash(name, secret("pässwörd"))
+		if err != nil || one == two && name != "PLAIN" {
+			t.Errorf("%s: the same salt twice: %v", name, err)
+		}
+		s, err := parse(secret(one))
+		if err != nil {
+			t.Fatalf("parse of our own %s: %v", name, err)
+		}
+		if !strings.HasPrefix(one, "{"+name+"}") || s.kind.scheme.name != name || !s.match(secret("pässwörd")) || s.match(secret("pässword")) {
+			t.Errorf("%s: our own hash does not verify as it should", name)
+		}
+	}
+}
+
+func TestHashRefusesWhatCouldNeverLogIn(t *testing.T) {
+	for _, p := range []string{"", "a\x00b", "a\r\nb", "\x7f", strings.Repeat("a", maxPassword+1)} {
+		if _, err := Hash("SHA512-CRYPT", secret(p)); err == nil {
+			t.Errorf("Hash accepted %.20q", p)
+		}
+	}
+	if _, err := Hash("BLF-CRYPT", secret(strings.Repeat("a", 73))); err == nil {
+		t.Error("bcrypt silently cuts a password")
+	}
+	if _, err := Hash("MD5", secret("x")); err == nil || !strings.Contains(err.Error(), "ARGON2ID") {
+		t.Errorf("an unknown scheme: %v", err)
+	}
+}
+
+// A decoy has to be the kind it stands for, or an unknown user costs another
+// time than a known one; and no password may open it.
+func TestADecoyIsOfItsKindAndOpensToNobody(t *testing.T) {
+	for _, f := range foreign {
+		s, err := parse(secret(f.hash))
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := s.kind.decoy()
+		again, err := parse(secret("{" + d.kind.scheme.name + "}" + d.hash.Reveal()))
+		if err != nil {
+			t.Fatalf("decoy %s: %v", d.hash.Reveal(), err)
+		}
+		if again.kind != s.kind {
+			t.Errorf("decoy of %+v is %+v", s.kind.costs, again.kind.costs)
+		}
+		if s.kind.scheme.name != "PLAIN" && d.match(secret(f.password)) {
+			t.Errorf("%s opens to the password itself", d.hash.Reveal())
+		}
+	}
+	if d := fallbackKind().decoy(); d.kind.scheme.name != Schemes()[0] || d.match(secret("x")) {
+		t.Error("the fallback is not the first scheme, or opens")
+	}
+}
+
+// doveadm runs `doveadm pw`; the test is skipped where there is no Dovecot.
+func doveadm(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	path, err := exec.LookPath("doveadm")
+	if err != nil {
+		t.Skip("doveadm is not installed")
+	}
+	out, err := exec.Command(path, append([]string{"pw"}, args...)...).CombinedOutput()
+	return strings.TrimSpace(string(out)), err
+}
+
+func TestDovecotVerifiesOurHashesAndWeVerifyDovecots(t *testing.T) {
+	passwords := []string{"hunter2", "pässwörd", `a"b\c {}$ %u`, strings.Repeat("z", 72)}
+	for _, name := range Schemes() {
+		for _, p := range passwords {
+			ours, err := Hash(name, secret(p))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if out, err := doveadm(t, "-t", ours, "-p", p); err != nil || !strings.HasSuffix(out, "(verified)") {
+				t.Errorf("doveadm refuses our %s of %.10q: %s", name, p, out)
+			}
+			if out, err := doveadm(t, "-t", ours, "-p", p+"x"); err == nil && !(name == "BLF-CRYPT" && len(p) == 72) {
+				t.Errorf("doveadm accepts a wrong password for our %s: %s", name, out)
+			}
+			theirs, err := doveadm(t, "-s", name, "-p", p)
+			if err != nil {
+				t.Fatalf("doveadm pw -s %s: %s", name, theirs)
+			}
+			s, err := parse(secret(theirs))
+			if err != nil || !s.match(secret(p)) || s.match(secret("x"+p)) {
+				t.Errorf("Dovecot's %s of %.10q does not verify: %v", name, p, err)
+			}
+		}
+	}
+}
+
+func TestDovecotAndWeAgreeOnLongPasswords(t *testing.T) {
+	// bcrypt looks at 72 bytes; both sides have to ignore the same rest.
+	long := strings.Repeat("0123456789", 10)
+	for _, name := range []string{"BLF-CRYPT", "SHA512-CRYPT", "PBKDF2"} {
+		theirs, err := doveadm(t, "-s", name, "-p", long)
+		if err != nil {
+			t.Fatalf("doveadm pw -s %s: %s", name, theirs)
+		}
+		s, err := parse(secret(theirs))
+		if err != nil || !s.match(secret(long)) {
+			t.Errorf("%s of 100 bytes does not verify: %v", name, err)
+		}
+		cut := s.match(secret(long[:72]))
+		if out, err := doveadm(t, "-t", theirs, "-p", long[:72]); cut != (err == nil) {
+			t.Errorf("%s: we say %v to the first 72 bytes, Dovecot says %s", name, cut, out)
+		}
+	}
+}
+
+func TestCensusFollowsTheMajorityAndIsBounded(t *testing.T) {
+	at := func(rounds int) kind { return kind{&schemes[2], [maxCosts]int{rounds}} }
+	c := census{most: 64}
+	if c.typical().scheme != nil {
+		t.Error("an empty census knows a kind")
+	}
+	for range 1000 {
+		c.count(at(1000))
+	}
+	if n := c.votes[at(1000)]; n >= 64 {
+		t.Errorf("%d votes are kept", n)
+	}
+	for range 64 {
+		c.count(at(2000))
+	}
+	if c.typical() != at(2000) {
+		t.Error("a new majority does not lead")
+	}
+	for i := range 10 * maxKinds {
+		c.count(at(3000 + i))
+	}
+	if len(c.votes) > maxKinds {
+		t.Errorf("%d kinds are kept", len(c.votes))
+	}
+	if !slices.Contains([]kind{at(1000), at(2000)}, c.typical()) {
+		t.Error("rare kinds displaced the frequent ones")
+	}
+}
+
+func BenchmarkVerify(b *testing.B) {
+	for _, name := range Schemes() {
+		h, err := Hash(name, secret("pässwörd"))
+		if err != nil {
+			b.Fatal(err)
+		}
+		known, err := parse(secret(h))
+		if err != nil {
+			b.Fatal(err)
+		}
+		for what, s := range map[string]stored{"known": known, "unknown": known.kind.decoy()} {
+			b.Run(name+"/"+what, func(b *testing.B) {
+				for b.Loop() {
+					s.match(secret("wrong"))
+				}
+			})
+		}
+	}
+}

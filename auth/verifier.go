@@ -1,0 +1,75 @@
+package auth
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+
+	"imapgate/internal/identity"
+)
+
+// errQueueFull comes wrapped with ErrUnavailable.
+var errQueueFull = errors.New("too many logins are waiting")
+
+// verifier runs password hashing, at most cap(slots) at once. Hashing is pure
+// CPU work (a tenth of a second and more), so a flood of guesses without this
+// bound would take the machine from the sessions that are already relayed.
+type verifier struct {
+	// Set once.
+	slots chan struct{}                      // bound: one element for each verification that runs
+	queue chan struct{}                      // bound: one element for each that waits
+	match func(stored, identity.Secret) bool // stored.match; tests look over its shoulder
+}
+
+func newVerifier(running, waiting int) *verifier {
+	if running == 0 {
+		running = runtime.GOMAXPROCS(0)
+	}
+	if waiting == 0 {
+		waiting = defaultQueue
+	}
+	return &verifier{
+		slots: make(chan struct{}, running),
+		queue: make(chan struct{}, waiting),
+		match: stored.match,
+	}
+}
+
+// verify says whether password is the one stored as s. It runs in the caller's
+// goroutine, so it starts nothing that could outlive a session. Once hashing
+// has begun it cannot be interrupted; until then ctx ends the wait and gives
+// the place in the queue back.
+func (v *verifier) verify(ctx context.Context, s stored, password identity.Secret) (bool, error) {
+	if err := v.enter(ctx); err != nil {
+		return false, fmt.Errorf("wait for a verifier: %w: %w", ErrUnavailable, err)
+	}
+	defer func() { <-v.slots }()
+	return v.match(s, password), nil
+}
+
+// enter takes a slot; verify gives it back.
+func (v *verifier) enter(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	select {
+	case v.slots <- struct{}{}:
+		return nil
+	default:
+	}
+	select {
+	case v.queue <- struct{}{}:
+	default:
+		return errQueueFull
+	}
+	defer func() { <-v.queue }()
+	// A freed slot goes to the one who has waited longest: channels serve
+	// blocked senders in order, and nobody can overtake while one is blocked.
+	select {
+	case v.slots <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
