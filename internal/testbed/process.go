@@ -48,7 +48,7 @@ type Process struct {
 	cmd  *exec.Cmd
 	done chan struct{} // closed by wait, after err is set
 	out  *os.File      // a file, not a pipe: Wait would wait for every child that holds a pipe
-	kill sync.Once // a second signal could reach a stranger with the same number
+	kill sync.Once     // a second signal could reach a stranger with the same number
 
 	// Owned by wait until done is closed.
 	err error
