@@ -1,0 +1,96 @@
+package audit
+
+// Reason says why a login was refused or a connection ended. The constants
+// below are all there are.
+type Reason string
+
+// Reasons to refuse a login.
+const (
+	BadName          Reason = "bad_name"           // a name no account can have
+	BadCredentials   Reason = "bad_credentials"    // unknown user or wrong password: also here they are one
+	UserBlocked      Reason = "user_blocked"       // state blocked
+	UserPaused       Reason = "user_paused"        // state paused: to be tried again
+	NoRoute          Reason = "no_route"           // nowhere to go
+	Cleartext        Reason = "cleartext"          // before TLS
+	BadMechanism     Reason = "bad_mechanism"      // not offered
+	BadExchange      Reason = "bad_exchange"       // SASL data that cannot be right, or cancelled
+	NotAuthorized    Reason = "not_authorized"     // authenticated, but not for the name asked for
+	RoutesAway       Reason = "routes_away"        // Redis away, and no cached answer
+	AuthAway         Reason = "auth_away"          // the source of passwords is away
+	BackendDown      Reason = "backend_down"       // no connection
+	BackendTLS       Reason = "backend_tls"        // not verified, or no TLS where it must be
+	BackendTimeout   Reason = "backend_timeout"    // no answer in time
+	BackendProtocol  Reason = "backend_protocol"   // what it said is not IMAP, or not allowed there
+	BackendRefused   Reason = "backend_refused"    // it refused good credentials, with a code of its own
+	ForwardingLoop   Reason = "forwarding_loop"    // the hop limit
+	Overload         Reason = "overload"           // one of our bounds
+	LimitReached     Reason = "limit_reached"      // one of the user's or address's limits
+	AuditAway        Reason = "audit_away"         // this log cannot be written
+	ClientWentAway   Reason = "client_went_away"   // while we were at it
+	GatewayStopping  Reason = "shutdown"           // we are going down
+	InternalMistake  Reason = "internal"           // our own mistake
+	IdentityMismatch Reason = "identity_violation" // the upstream was not this user's: never to happen
+)
+
+// Reasons for the end of a connection, before or after the login. Shutdown,
+// overload, internal and identity_violation of above are among them.
+const (
+	ClientLogout      Reason = "client_logout"
+	ClientClosed      Reason = "client_closed"
+	ClientReset       Reason = "client_reset"
+	ClientProtocol    Reason = "client_protocol" // after the login, where commands are framed
+	BackendClosed     Reason = "backend_closed"
+	BackendReset      Reason = "backend_reset"
+	IdleTimeout       Reason = "idle_timeout"
+	WriteTimeout      Reason = "write_timeout" // did not read what it asked for
+	Drained           Reason = "drained"       // its grace period was over
+	Kicked            Reason = "kicked"        // by the operator
+	Moved             Reason = "moved"         // the user's backend changed
+	PreauthTimeout    Reason = "preauth_timeout"
+	HandshakeTimeout  Reason = "tls_timeout"
+	HandshakeFailed   Reason = "tls_failed"
+	WrongALPN         Reason = "wrong_alpn"
+	StartTLSInjection Reason = "starttls_injection" // bytes behind STARTTLS
+	BadProxyHeader    Reason = "bad_proxy_header"   // malformed, missing or late
+	UntrustedProxy    Reason = "untrusted_proxy"    // not from proxy_protocol.trusted
+	LineTooLong       Reason = "line_too_long"
+	LiteralTooBig     Reason = "literal_too_big"
+	WrongProtocol     Reason = "wrong_protocol" // HTTP and other strangers
+	BadCommands       Reason = "bad_commands"   // too many
+	LoginAttempts     Reason = "login_attempts" // too many
+	TooMany           Reason = "too_many_connections"
+)
+
+// reasons is every Reason with what the client of a refused login was told in
+// kind: refused (try another password) or unavailable (try again later).
+var reasons = map[Reason]string{
+	BadName: refused, BadCredentials: refused, UserBlocked: refused, NoRoute: refused, Cleartext: refused,
+	BadMechanism: refused, BadExchange: refused, NotAuthorized: refused,
+	BackendRefused: refused, LimitReached: refused,
+	UserPaused: unavailable, RoutesAway: unavailable, AuthAway: unavailable, BackendDown: unavailable,
+	BackendTLS: unavailable, BackendTimeout: unavailable, BackendProtocol: unavailable, ForwardingLoop: unavailable,
+	Overload: unavailable, AuditAway: unavailable, ClientWentAway: unavailable, GatewayStopping: unavailable,
+	InternalMistake: unavailable, IdentityMismatch: unavailable,
+	ClientLogout: ended, ClientClosed: ended, ClientReset: ended, ClientProtocol: ended, BackendClosed: ended,
+	BackendReset: ended, IdleTimeout: ended, WriteTimeout: ended, Drained: ended, Kicked: ended, Moved: ended,
+	PreauthTimeout: ended, HandshakeTimeout: ended, HandshakeFailed: ended, WrongALPN: ended,
+	StartTLSInjection: ended, BadProxyHeader: ended, UntrustedProxy: ended, LineTooLong: ended,
+	LiteralTooBig: ended, WrongProtocol: ended, BadCommands: ended, LoginAttempts: ended, TooMany: ended,
+}
+
+const (
+	refused     = "refused"
+	unavailable = "unavailable"
+	ended       = "ended"
+)
+
+// result is the kind of answer a refused login got.
+func (r Reason) result() string {
+	if kind := reasons[r]; kind == unavailable {
+		return unavailable
+	}
+	return refused
+}
+
+// Known says whether r is one of the constants.
+func (r Reason) Known() bool { _, known := reasons[r]; return known }

@@ -1,0 +1,252 @@
+package audit
+
+import (
+	"bytes"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"imapgate/internal/identity"
+)
+
+// encode gives the one record that event makes, as the log would write it.
+func encode(t testing.TB, event func(*Log)) []byte {
+	t.Helper()
+	l := &Log{cfg: Config{Path: "-"}, wake: make(chan struct{}, 1)} // no writer: the record stays in pending
+	event(l)
+	return l.pending
+}
+
+// decode checks what every record promises and gives its members.
+func decode(t testing.TB, record []byte) map[string]any {
+	t.Helper()
+	if len(record) > maxRecord {
+		t.Fatalf("record of %d bytes: %s", len(record), record)
+	}
+	if bytes.Count(record, []byte{'\n'}) != 1 || record[len(record)-1] != '\n' {
+		t.Fatalf("not exactly one line: %q", record)
+	}
+	if !utf8.Valid(record) {
+		t.Fatalf("not UTF-8: %q", record)
+	}
+	for _, r := range string(record[:len(record)-1]) {
+		if unicode.IsControl(r) || unicode.In(r, unicode.Bidi_Control) || r == '\u2028' || r == '\u2029' {
+			t.Fatalf("%U in %q", r, record)
+		}
+	}
+	var members map[string]any
+	if err := json.Unmarshal(record, &members); err != nil {
+		t.Fatalf("%v: %s", err, record)
+	}
+	return members
+}
+
+func testClient() *Client {
+	return &Client{
+		Session: "0123456789abcdef", Listener: "0.0.0.0:993",
+		Peer: netip.MustParseAddrPort("10.0.0.9:4711"), Claimed: netip.MustParseAddrPort("[2001:db8::7]:50000"),
+		TLSVersion: tls.VersionTLS13, Cipher: tls.TLS_AES_128_GCM_SHA256, ServerName: "mail.example.org", ALPN: "imap",
+	}
+}
+
+func testLogin(t testing.TB) *Login {
+	u, err := identity.Canon("alice@example.org", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &Login{User: u, Mechanism: "PLAIN", Method: "passthrough", Backend: "east", Route: "redis", Took: 12 * time.Millisecond}
+}
+
+func TestRecordsHoldWhatAnOperatorMustProve(t *testing.T) {
+	login := testLogin(t)
+	common := map[string]any{
+		"session": "0123456789abcdef", "listener": "0.0.0.0:993", "peer": "10.0.0.9:4711", "client": "[2001:db8::7]:50000",
+		"tls": "TLS 1.3", "cipher": "TLS_AES_128_GCM_SHA256", "server_name": "mail.example.org", "alpn": "imap",
+	}
+	attempt := map[string]any{"mechanism": "PLAIN", "method": "passthrough", "backend": "east", "route": "redis", "duration_ms": 12.0}
+	for name, c := range map[string]struct {
+		event func(*Log)
+		want  []map[string]any
+	}{
+		"accepted": {func(l *Log) { _ = l.LoginAccepted(testClient(), login) },
+			[]map[string]any{common, attempt, {"event": "login_accepted", "user": "alice@example.org", "result": "accepted"}}},
+		"refused": {func(l *Log) { _ = l.LoginRefused(testClient(), login, BadCredentials) },
+			[]map[string]any{common, attempt, {"event": "login_refused", "user": "alice@example.org", "result": "refused", "reason": "bad_credentials"}}},
+		"backend down": {func(l *Log) { _ = l.LoginRefused(testClient(), login, BackendDown) },
+			[]map[string]any{common, attempt, {"event": "login_refused", "user": "alice@example.org", "result": "unavailable", "reason": "backend_down"}}},
+		"bad name": {func(l *Log) {
+			_ = l.LoginRefused(testClient(), &Login{Claimed: "al\x1bice", Mechanism: "LOGIN"}, BadName)
+		},
+			[]map[string]any{common, {"event": "login_refused", "claimed": `al\x1bice`, "mechanism": "LOGIN", "result": "refused", "reason": "bad_name", "duration_ms": 0.0}}},
+		"session": {func(l *Log) {
+			_ = l.SessionEnded(testClient(), &Session{User: login.User, Backend: "east", Mode: "splice", In: 7, Out: 1 << 40, Took: time.Hour}, ClientLogout)
+		}, []map[string]any{common, {"event": "session_ended", "user": "alice@example.org", "backend": "east", "mode": "splice",
+			"reason": "client_logout", "bytes_in": 7.0, "bytes_out": float64(1 << 40), "duration_ms": 3600000.0}}},
+		"connection": {func(l *Log) { _ = l.ConnectionRefused(testClient(), StartTLSInjection, "", time.Second) },
+			[]map[string]any{common, {"event": "connection_refused", "reason": "starttls_injection", "duration_ms": 1000.0}}},
+		"bare client": {func(l *Log) {
+			_ = l.ConnectionRefused(&Client{Peer: netip.MustParseAddrPort("[::ffff:192.0.2.1]:9")}, BadProxyHeader, "x", 0)
+		}, []map[string]any{{"event": "connection_refused", "peer": "192.0.2.1:9", "reason": "bad_proxy_header", "detail": "x", "duration_ms": 0.0}}},
+		"unknown reason": {func(l *Log) { _ = l.ConnectionRefused(&Client{}, "made up", "", 0) },
+			[]map[string]any{{"event": "connection_refused", "reason": "internal", "duration_ms": 0.0}}},
+		"started": {func(l *Log) { _ = l.Started("v1") }, []map[string]any{{"event": "started", "version": "v1"}}},
+		"stopped": {func(l *Log) { _ = l.Stopped(GatewayStopping) }, []map[string]any{{"event": "stopped", "reason": "shutdown"}}},
+		"reload":  {func(l *Log) { _ = l.Reloaded(nil) }, []map[string]any{{"event": "config_reloaded", "result": "accepted"}}},
+		"bad reload": {func(l *Log) { _ = l.Reloaded(errors.New("a\nb")) },
+			[]map[string]any{{"event": "config_reloaded", "result": "refused", "detail": `a\x0ab`}}},
+	} {
+		got := decode(t, encode(t, c.event))
+		stamp, err := time.Parse("2006-01-02T15:04:05.000Z", got["time"].(string))
+		if err != nil || time.Since(stamp) > time.Minute || time.Since(stamp) < -time.Minute {
+			t.Errorf("%s: time %v, %v", name, got["time"], err)
+		}
+		want := map[string]any{"time": got["time"]}
+		for _, part := range c.want {
+			for k, v := range part {
+				want[k] = v
+			}
+		}
+		for k := range want {
+			if got[k] != want[k] {
+				t.Errorf("%s: %s is %#v, want %#v", name, k, got[k], want[k])
+			}
+		}
+		for k := range got {
+			if _, ok := want[k]; !ok {
+				t.Errorf("%s: %s = %v is too much", name, k, got[k])
+			}
+		}
+	}
+}
+
+func TestHostileTextBecomesVisible(t *testing.T) {
+	for in, want := range map[string]string{
+		`x"} {"event":"login_accepted","user":"admin`: `x"} {"event":"login_accepted","user":"admin`,
+		"a\r\nb":                       `a\x0d\x0ab`,
+		"\x1b[2J":                      `\x1b[2J`,
+		"\x00\x7f":                     `\x00\x7f`,
+		"\u0085\u009b":                 `\x85\x9b`,
+		"a\u2028b\u2029":               `a\u{2028}b\u{2029}`,
+		"\u202etxt.exe":                `\u{202e}txt.exe`,
+		"\u2066x\u2069\u200e\u061c":    `\u{2066}x\u{2069}\u{200e}\u{61c}`,
+		"a\u200bb\ufeff":               `a\u{200b}b\u{feff}`,
+		"\xff\xc0\x80":                 `\xff\xc0\x80`,
+		"\xed\xa0\x80":                 `\xed\xa0\x80`, // a surrogate half
+		"\U000e0041":                   `\u{e0041}`,
+		"jürgen@ex.org ☃":              "jürgen@ex.org ☃",
+		`DOM\user`:                     `DOM\user`,
+		strings.Repeat("a", 256):       strings.Repeat("a", 256),
+		strings.Repeat("a", 257):       strings.Repeat("a", 253) + "…",
+		strings.Repeat("ü", 200):       strings.Repeat("ü", 126) + "…",
+		strings.Repeat("\x00", 64<<10): strings.Repeat(`\x00`, 50) + "…",
+	} {
+		record := encode(t, func(l *Log) { _ = l.LoginRefused(&Client{}, &Login{Claimed: in}, BadName) })
+		if got := decode(t, record)["claimed"]; got != want {
+			t.Errorf("%.40q became %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestLargestRecordStaysWithinItsBound(t *testing.T) {
+	for _, unit := range []string{`"`, "\x00", "a", "\u202e", "ü", "\xff"} {
+		long := strings.Repeat(unit, 1000)
+		c := testClient()
+		c.Session, c.Listener, c.ServerName, c.ALPN = long, long, long, long
+		c.TLSVersion, c.Cipher = 0xffff, 0xffff
+		login := &Login{Claimed: long, Mechanism: long, Method: long, Backend: long, Upstream: long, Route: long, Took: 1 << 62}
+		decode(t, encode(t, func(l *Log) { _ = l.LoginRefused(c, login, IdentityMismatch) }))
+		decode(t, encode(t, func(l *Log) { _ = l.ConnectionRefused(c, StartTLSInjection, long, 1<<62) }))
+	}
+}
+
+func TestRecordCostsNoAllocation(t *testing.T) {
+	l := &Log{cfg: Config{Path: "-"}, wake: make(chan struct{}, 1), pending: make([]byte, 0, 1<<20)}
+	c, login := testClient(), testLogin(t)
+	if n := testing.AllocsPerRun(100, func() {
+		l.pending, l.waiting = l.pending[:0], 0
+		_ = l.LoginAccepted(c, login)
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+// BenchmarkLoginAccepted is what a caller pays: the record in the buffer.
+func BenchmarkLoginAccepted(b *testing.B) {
+	l := &Log{cfg: Config{Path: "-"}, wake: make(chan struct{}, 1), pending: make([]byte, 0, 1<<20)}
+	c, login := testClient(), testLogin(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		l.pending, l.waiting = l.pending[:0], 0
+		_ = l.LoginAccepted(c, login)
+	}
+}
+
+func FuzzAuditRecord(f *testing.F) {
+	f.Add("x\"} {\"event\":\"login_accepted\"", "a\r\nb", "\x1b[2J")
+	f.Add("\u202e", "\xff", strings.Repeat("\u2028", 300))
+	f.Fuzz(func(t *testing.T, user, server, detail string) {
+		c := testClient()
+		c.ServerName = server
+		got := decode(t, encode(t, func(l *Log) { _ = l.LoginRefused(c, &Login{Claimed: user, Mechanism: detail}, BadName) }))
+		same(t, got["claimed"], user, maxText)
+		same(t, got["mechanism"], detail, maxName)
+		same(t, got["server_name"], server, maxText)
+		got = decode(t, encode(t, func(l *Log) { _ = l.ConnectionRefused(c, BadProxyHeader, detail, 0) }))
+		same(t, got["detail"], detail, maxText)
+	})
+}
+
+// same checks that got is the cleaned form of in, made here a second way: rune
+// by rune from the printable ones, without JSON.
+func same(t *testing.T, got any, in string, bound int) {
+	if in == "" {
+		if got != nil {
+			t.Fatalf("an empty field became %q", got)
+		}
+		return
+	}
+	text := got.(string)
+	var inside []byte
+	inside = appendClean(inside, in, bound)
+	var decoded string
+	if err := json.Unmarshal([]byte(`"`+string(inside)+`"`), &decoded); err != nil {
+		t.Fatal(err)
+	}
+	if text != decoded || len(inside) > bound {
+		t.Fatalf("%q became %q, cleaned %q of %d bytes", in, text, decoded, len(inside))
+	}
+	if whole, isCut := strings.CutSuffix(text, cut); isCut && !strings.HasSuffix(in, cut) {
+		if strings.HasPrefix(in, whole) && len(whole) < bound-len(cut)-16 {
+			t.Fatalf("%q was cut too early: %q", in, text)
+		}
+	} else if plain(in) && len(in) <= bound && text != in {
+		t.Fatalf("harmless %q became %q", in, text)
+	}
+}
+
+func TestEveryReasonConstantIsKnown(t *testing.T) {
+	source, err := os.ReadFile("reason.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	count := 0
+	for line := range strings.Lines(string(source)) {
+		if name, value, ok := strings.Cut(line, `Reason = "`); ok {
+			value, _, _ = strings.Cut(value, `"`)
+			count++
+			if !Reason(value).Known() {
+				t.Errorf("%s (%s) is not in the table", strings.TrimSpace(name), value)
+			}
+		}
+	}
+	if count == 0 || count != len(reasons) {
+		t.Errorf("%d constants, %d reasons in the table", count, len(reasons))
+	}
+}
