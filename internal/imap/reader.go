@@ -84,6 +84,9 @@ func NewReader(src io.Reader, side Side, size int) *Reader {
 // Buffered is the number of bytes read and not yet handed out.
 func (r *Reader) Buffered() int { return r.w - r.r }
 
+// Peek is the bytes read and not yet handed out, valid until the next call.
+func (r *Reader) Peek() []byte { return r.buf[r.r:r.w] }
+
 // Rest takes the bytes that were read too far, which are the caller's now.
 func (r *Reader) Rest() []byte {
 	rest := r.buf[r.r:r.w:r.w]

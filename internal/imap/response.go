@@ -50,11 +50,15 @@ func ParseResponse(line []byte) (Response, error) {
 		res.Kind, res.Tag = Tagged, string(first)
 	}
 	name, data, _ := bytes.Cut(rest, []byte(" "))
-	if _, isNumber := number(name); isNumber {
+	_, isNumber := number(name)
+	if isNumber && res.Kind == Untagged {
 		name, data, _ = bytes.Cut(data, []byte(" "))
 	}
 	res.Name = strings.ToUpper(string(name))
 	res.Status = statusWord(name)
+	if isNumber && res.Status { // "* 5 OK" is nothing, least of all a greeting
+		return res, ErrResponse
+	}
 	if res.Name == "" || res.Kind == Tagged && !res.Status {
 		return res, ErrResponse
 	}

@@ -30,7 +30,7 @@ func TestParseResponse(t *testing.T) {
 			t.Errorf("%q: %s, want %s; %v", line, got, want, err)
 		}
 	}
-	for _, line := range []string{"", " ", "*", "* ", "a FETCH", "a", "( OK x", "* OK [CODE", "a\x00 OK"} {
+	for _, line := range []string{"", " ", "*", "* ", "a FETCH", "a", "( OK x", "* OK [CODE", "a\x00 OK", "* 5 OK x", "a 5 OK x", "* 1 PREAUTH"} {
 		if r, err := ParseResponse([]byte(line)); err == nil {
 			t.Errorf("%q was read as %+v", line, r)
 		}
@@ -144,5 +144,18 @@ func TestUpgradeRefusesBytesReadTooFar(t *testing.T) {
 	nc, rest := c.Detach()
 	if nc != server || string(rest) != "b NOOP\r\n" {
 		t.Errorf("%q", rest)
+	}
+}
+
+func TestPeekLeavesTheBytesWhereTheyAre(t *testing.T) {
+	r := NewReader(strings.NewReader("a\r\n* b\r\n"), Responses, 512)
+	if got := r.Peek(); len(got) != 0 {
+		t.Errorf("before the first read: %q", got)
+	}
+	if _, err := r.ReadLine(100); err != nil {
+		t.Fatal(err)
+	}
+	if got := string(r.Peek()); got != "* b\r\n" || r.Buffered() != len(got) || string(r.Rest()) != got {
+		t.Errorf("%q", got)
 	}
 }
