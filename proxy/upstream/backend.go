@@ -1,0 +1,179 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// Backend is one backend, and the logins at it. It is safe for concurrent use.
+type Backend struct {
+	// Set once.
+	cfg    Config
+	hooks  Hooks
+	log    *zap.Logger
+	dialer *net.Dialer
+	addr   netip.AddrPort // Address where it has no name
+
+	slots  chan struct{} // a token for each login under way; MaxLogins of them
+	health health
+}
+
+// New makes a Backend. The configuration is taken as valid; zero fields get
+// their defaults.
+func New(cfg Config, hooks Hooks, log *zap.Logger) *Backend {
+	cfg = cfg.withDefaults()
+	addr, _ := netip.ParseAddrPort(cfg.Address) // an error: it has a name
+	return &Backend{
+		cfg:    cfg,
+		hooks:  hooks,
+		log:    log.With(zap.String("backend", cfg.Name)),
+		dialer: newDialer(),
+		addr:   addr,
+		slots:  make(chan struct{}, cfg.MaxLogins),
+	}
+}
+
+// Name is what routes and logs call the backend.
+func (b *Backend) Name() string { return b.cfg.Name }
+
+// Login connects and logs who in, within LoginTimeout and ctx.
+//
+// Errors: ErrDenied, *Refused, ErrLoop, and ErrUnavailable for everything else.
+// Credentials are sent once: what goes wrong behind them is not tried again.
+func (b *Backend) Login(ctx context.Context, who Request) (*Conn, error) {
+	creds, err := b.credentials(who)
+	if err != nil {
+		return nil, fmt.Errorf("log in at %s: %w", b.cfg.Name, err)
+	}
+	conn, err := b.login(ctx, who, creds)
+	b.learn(ctx, err)
+	if err != nil {
+		return nil, fmt.Errorf("log in at %s: %w", b.cfg.Name, public(err))
+	}
+	return conn, nil
+}
+
+// public sorts an error into what callers branch on.
+func public(err error) error {
+	var refused *Refused
+	if errors.Is(err, ErrDenied) || errors.Is(err, ErrLoop) || errors.As(err, &refused) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrUnavailable, told{err})
+}
+
+// login is one login, from the wait for a turn to the tagged OK.
+func (b *Backend) login(ctx context.Context, who Request, creds credentials) (*Conn, error) {
+	if b.looping(who.Client) {
+		return nil, ErrLoop
+	}
+	if !b.health.allow(time.Now()) {
+		return nil, errDown
+	}
+	deadline := time.Now().Add(b.cfg.LoginTimeout)
+	if err := b.enter(ctx, deadline); err != nil {
+		return nil, err
+	}
+	defer b.leave()
+	nc, err := b.connect(ctx, deadline)
+	if err != nil {
+		return nil, err
+	}
+	d := newDialogue(nc)
+	release := d.bind(ctx, deadline)
+	conn, err := b.converse(d, who, creds)
+	if !release() && err == nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		_ = d.conn.Close() // nothing of a failed login is used again
+		return nil, err
+	}
+	return conn, nil
+}
+
+// converse is the dialogue on a new connection.
+func (b *Backend) converse(d *dialogue, who Request, creds credentials) (*Conn, error) {
+	if err := b.open(d, who.Client); err != nil {
+		return nil, err
+	}
+	ok, err := b.authenticate(d, creds, who.Client)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.verdict(ok); err != nil {
+		return nil, err
+	}
+	kept, err := d.after(ok)
+	if err != nil {
+		return nil, err
+	}
+	nc, rest := d.conn.Detach()
+	if !onlyUntagged(rest) {
+		return nil, errBehind
+	}
+	conn := &Conn{user: who.User, caps: d.caps, text: clean(ok.Text), nc: nc, rest: append(kept, rest...)}
+	if forwardable(ok.Code) {
+		conn.code = ok.Code
+	}
+	return conn, nil
+}
+
+// looping says whether the login has come round. A session id of ours can only
+// have been said by us.
+func (b *Backend) looping(c Client) bool {
+	return b.hops(c) <= 1 || b.cfg.Instance != "" && strings.HasPrefix(c.Via, b.cfg.Instance)
+}
+
+// hops is how many gateways the login may pass, this one included.
+func (b *Backend) hops(c Client) int {
+	if c.TTL != 0 {
+		return min(c.TTL, b.cfg.TTL)
+	}
+	return b.cfg.TTL
+}
+
+// enter waits for a turn, so that a herd of clients does not fall upon a
+// backend that has just come back.
+func (b *Backend) enter(ctx context.Context, deadline time.Time) error {
+	select {
+	case b.slots <- struct{}{}:
+		return nil
+	default:
+	}
+	t := time.NewTimer(time.Until(deadline))
+	defer t.Stop()
+	select {
+	case b.slots <- struct{}{}:
+		return nil
+	case <-t.C:
+		return errBusy
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (b *Backend) leave() { <-b.slots }
+
+// learn tells the metrics and the health of the backend how a login ended.
+func (b *Backend) learn(ctx context.Context, err error) {
+	res := result(ctx, err)
+	if b.hooks.OnConnect != nil {
+		b.hooks.OnConnect(res)
+	}
+	switch res {
+	case ResultOK, ResultDenied, ResultRefused:
+		if b.health.succeeded(time.Now()) {
+			b.log.Info("backend is back")
+		}
+	case ResultUnreachable, ResultTLS, ResultTimeout, ResultClosed, ResultProtocol:
+		b.health.failed(time.Now())
+	}
+}

@@ -1,0 +1,156 @@
+// Package upstream is our side of a backend until a user is logged in there:
+// connect, TLS, greeting, who the client is, the login. What comes out is a
+// *Conn, which only a login makes: holding one is the proof of it.
+//
+// It does not know who may log in (auth did that), where a user lives (routing)
+// or what is said afterwards (the relay). It takes nothing from a backend on
+// trust: every byte before the tagged OK of the login is read within a budget,
+// nothing of it reaches the client but a sanitised text, nothing said in the
+// clear outlives the start of TLS, and no credential is written to a backend
+// that has broken the protocol.
+//
+// A Backend is shared by all sessions. One login is one goroutine's, the
+// caller's; none is started here.
+package upstream
+
+import (
+	"cmp"
+	"crypto/tls"
+	"net"
+	"net/netip"
+	"time"
+
+	"imapgate/internal/identity"
+)
+
+// TLSMode says how the connection to a backend is protected.
+type TLSMode string
+
+// The TLS modes. With NoTLS alone do credentials travel in the clear.
+const (
+	ImplicitTLS TLSMode = "implicit"
+	StartTLS    TLSMode = "starttls"
+	NoTLS       TLSMode = "none"
+)
+
+// The ways to log in, the styles of a master login, and the ways to say who the
+// client is.
+const (
+	Passthrough = "passthrough" // with the client's own password
+	MasterLogin = "master"      // with the gateway's
+
+	AuthzidStyle   = "authzid"   // SASL PLAIN: user NUL master NUL password (RFC 4616)
+	SeparatorStyle = "separator" // user*master, as Dovecot's auth_master_user_separator
+
+	ForwardID    = "id"    // Dovecot's x-originating-ip and its kin in ID (RFC 2971)
+	ForwardProxy = "proxy" // a PROXY v2 header; ID says hops and session only
+	ForwardNone  = "none"  // ID says hops and session only
+)
+
+// The defaults of Config.
+const (
+	DefaultConnectTimeout = 5 * time.Second
+	DefaultLoginTimeout   = 30 * time.Second
+	DefaultMaxLogins      = 64
+	DefaultTTL            = 5
+)
+
+// Config is one backend.
+type Config struct {
+	Name    string // as routes and logs call it
+	Address string // host:port; a name is resolved at every connect
+	TLSMode TLSMode
+	TLS     *tls.Config // nil with NoTLS; shared, so that sessions resume
+
+	Login   string // Passthrough or MasterLogin
+	Master  Master
+	Forward string // ForwardID, ForwardProxy or ForwardNone
+
+	ConnectTimeout time.Duration // of all attempts to connect together
+	LoginTimeout   time.Duration // of everything, waiting for a turn included
+	MaxLogins      int           // logins at a time; more wait
+
+	TTL      int    // gateways a login may pass, this one included
+	Instance string // prefix of this gateway's session ids; "" does not look
+}
+
+// Master is the account that may log in as any user.
+type Master struct {
+	User      string
+	Password  identity.Secret
+	Style     string // AuthzidStyle or SeparatorStyle
+	Separator string
+}
+
+// Client is who the login is for, as the backend is told.
+type Client struct {
+	Addr    netip.AddrPort // the client's own
+	Local   netip.AddrPort // where it connected to
+	Session string         // our id of the session
+	Via     string         // x-session-id as a trusted peer said it, "" if none did
+	TTL     int            // hops left as a trusted peer said it; 0: not said
+	ID      [][2]string    // the client's own ID; with ForwardID it is passed on, bounded
+}
+
+// Request is one login.
+type Request struct {
+	User     identity.User   // whose session it is
+	Login    string          // the name to use upstream; "" is User
+	Password identity.Secret // the client's; unused by MasterLogin
+	Client   Client
+}
+
+// Hooks are called by a Backend. A nil one is left out.
+type Hooks struct {
+	// OnConnect is called once at the end of every login that was not refused
+	// before it cost anything, with one of the Result constants.
+	OnConnect func(result string)
+}
+
+// The results of a login: a closed set, for metrics.
+const (
+	ResultOK          = "ok"
+	ResultDenied      = "denied"      // wrong credentials
+	ResultRefused     = "refused"     // NO with another response code
+	ResultUnreachable = "unreachable" // no connection
+	ResultTLS         = "tls"         // handshake, certificate or STARTTLS
+	ResultTimeout     = "timeout"
+	ResultClosed      = "closed"   // the connection ended, or BYE
+	ResultProtocol    = "protocol" // the backend broke the protocol or the budget
+	ResultDown        = "down"     // not tried: it has failed for a while
+	ResultBusy        = "busy"     // not tried: too many logins at a time
+	ResultCanceled    = "canceled" // the client went away
+	ResultLoop        = "loop"
+)
+
+// withDefaults is the configuration with every zero field filled in.
+func (c Config) withDefaults() Config {
+	c.TLSMode = cmp.Or(c.TLSMode, ImplicitTLS)
+	c.Login = cmp.Or(c.Login, Passthrough)
+	c.Forward = cmp.Or(c.Forward, ForwardID)
+	c.Master.Style = cmp.Or(c.Master.Style, AuthzidStyle)
+	c.Master.Separator = cmp.Or(c.Master.Separator, "*")
+	c.ConnectTimeout = cmp.Or(c.ConnectTimeout, DefaultConnectTimeout)
+	c.LoginTimeout = cmp.Or(c.LoginTimeout, DefaultLoginTimeout)
+	c.MaxLogins = cmp.Or(c.MaxLogins, DefaultMaxLogins)
+	c.TTL = cmp.Or(c.TTL, DefaultTTL)
+	c.TLS = c.clientTLS()
+	return c
+}
+
+// clientTLS raises what was given to what is safe; it never lowers anything.
+func (c Config) clientTLS() *tls.Config {
+	if c.TLSMode == NoTLS {
+		return nil
+	}
+	safe := &tls.Config{}
+	if c.TLS != nil {
+		safe = c.TLS.Clone()
+	}
+	safe.MinVersion = max(safe.MinVersion, tls.VersionTLS12)
+	safe.InsecureSkipVerify = false
+	if safe.ServerName == "" {
+		safe.ServerName, _, _ = net.SplitHostPort(c.Address)
+	}
+	return safe
+}

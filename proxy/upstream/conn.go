@@ -1,0 +1,68 @@
+package upstream
+
+import (
+	"bytes"
+	"net"
+
+	"imapgate/internal/identity"
+	"imapgate/internal/imap"
+)
+
+// Conn is a connection to a backend on which a user is logged in. Only
+// Backend.Login makes one. It belongs to one goroutine.
+type Conn struct {
+	// Set once.
+	user identity.User
+	caps imap.Caps
+	code string
+	text string
+
+	// Owned by the caller of Login.
+	nc   net.Conn // nil once detached or closed
+	rest []byte
+}
+
+// User is whose connection this is, for the relay to compare with its client's.
+func (c *Conn) User() identity.User { return c.user }
+
+// Caps is the backend's list as of after the login.
+func (c *Conn) Caps() imap.Caps { return c.caps }
+
+// OK is the end of the backend's tagged OK, fit to be forwarded. The code is ""
+// unless it is meant for the user, as ALERT is; CAPABILITY is in Caps.
+func (c *Conn) OK() (code, text string) { return c.code, c.text }
+
+// Detach hands the connection on, without a deadline. rest is what the backend
+// said behind its OK: whole or begun untagged responses, which are this user's
+// and go to the client behind its own OK, before anything read from the
+// connection. Close does nothing afterwards.
+func (c *Conn) Detach() (nc net.Conn, rest []byte) {
+	nc, rest = c.nc, c.rest
+	c.nc, c.rest = nil, nil
+	return nc, rest
+}
+
+// Close ends the connection, unless it was detached.
+func (c *Conn) Close() error {
+	if c.nc == nil {
+		return nil
+	}
+	nc := c.nc
+	c.nc, c.rest = nil, nil
+	return nc.Close()
+}
+
+// onlyUntagged says whether every line of rest, the last of which may be
+// unfinished, is an untagged response. Before the client's first command a
+// backend has nothing else to say: a tagged line would be taken for the answer
+// to a command that is yet to come.
+func onlyUntagged(rest []byte) bool {
+	for len(rest) > 0 {
+		line, more, _ := bytes.Cut(rest, []byte("\n"))
+		if !bytes.HasPrefix(line, []byte("* ")) && string(line) != "*" {
+			return false
+		}
+		rest = more
+	}
+	return true
+}

@@ -1,0 +1,128 @@
+package upstream
+
+import (
+	"encoding/base64"
+	"fmt"
+	"strings"
+
+	"github.com/emersion/go-sasl"
+
+	"imapgate/internal/identity"
+	"imapgate/internal/imap"
+)
+
+// maxPassword bounds a password in bytes; in base64 it still fits the 8 KiB
+// that servers take for a line.
+const maxPassword = 4096
+
+// credentials are what one login sends.
+type credentials struct {
+	authzid  string // whom to act as, where it is not user; SASL only
+	user     string
+	password identity.Secret
+}
+
+// credentials decides what to send, or refuses: a name or a password with
+// control characters could end a line and begin a command (or a log line) of
+// its own choosing, on this server or on one behind it.
+func (b *Backend) credentials(who Request) (credentials, error) {
+	name := who.Login
+	if name == "" {
+		name = who.User.String()
+	}
+	if who.User.IsZero() || !sendable(name, identity.MaxUser) {
+		return credentials{}, ErrDenied
+	}
+	c := credentials{user: name, password: who.Password}
+	if b.cfg.Login == MasterLogin {
+		m := b.cfg.Master
+		// The backend splits at the first separator it sees: a name that holds
+		// one would choose the master itself.
+		if strings.Contains(name, m.Separator) {
+			return credentials{}, ErrDenied
+		}
+		c = credentials{authzid: name, user: m.User, password: m.Password}
+		if m.Style == SeparatorStyle {
+			c = credentials{user: name + m.Separator + m.User, password: m.Password}
+		}
+		if !sendable(c.user, 2*identity.MaxUser) || !sendable(c.password.Reveal(), maxPassword) {
+			return credentials{}, fmt.Errorf("%w: master user or password cannot be sent", ErrUnavailable)
+		}
+	}
+	if !sendable(c.password.Reveal(), maxPassword) {
+		return credentials{}, ErrDenied
+	}
+	return c, nil
+}
+
+// sendable says whether s is neither empty nor too long and free of control
+// characters.
+func sendable(s string, most int) bool {
+	if s == "" || len(s) > most {
+		return false
+	}
+	for i := 0; i < len(s); i++ {
+		if s[i] < 0x20 || s[i] == 0x7f {
+			return false
+		}
+	}
+	return true
+}
+
+// script is a command in the parts in which it is sent: behind each part but
+// the last, the backend asks for the next one.
+type script struct {
+	bytes []byte
+	ends  []int // of each part in bytes; at most three
+}
+
+func (s *script) wait() { s.ends = append(s.ends, len(s.bytes)) }
+
+// appendLogin appends the login as the command tag, the best way that a backend
+// with caps takes: base64 in one line, base64 when asked for, or literals.
+// Nothing of the credentials is ever quoted.
+func (c credentials) appendLogin(s *script, tag string, caps imap.Caps) error {
+	switch {
+	case caps.Has("AUTH=PLAIN"):
+		return c.appendPlain(s, tag, caps)
+	case c.authzid != "":
+		return fmt.Errorf("%w as a master user: no AUTH=PLAIN", errMechanism)
+	case caps.Has("LOGINDISABLED"):
+		return fmt.Errorf("%w: LOGINDISABLED", errMechanism)
+	}
+	password := c.password.Reveal()
+	// RFC 7888 §5: LITERAL- is for up to 4096 octets.
+	lit := imap.Literal{NonSync: caps.Has("LITERAL+") || caps.Has("LITERAL-") && max(len(c.user), len(password)) <= 4096}
+	s.bytes = append(append(s.bytes, tag...), " LOGIN "...)
+	s.bytes = imap.AppendLiteral(s.bytes, c.user, lit)
+	if !lit.NonSync {
+		s.wait()
+	}
+	s.bytes = append(append(s.bytes, c.user...), ' ')
+	s.bytes = imap.AppendLiteral(s.bytes, password, lit)
+	if !lit.NonSync {
+		s.wait()
+	}
+	s.bytes = append(append(s.bytes, password...), '\r', '\n')
+	s.wait()
+	return nil
+}
+
+func (c credentials) appendPlain(s *script, tag string, caps imap.Caps) error {
+	mech, response, err := sasl.NewPlainClient(c.authzid, c.user, c.password.Reveal()).Start()
+	if err != nil {
+		return err
+	}
+	s.bytes = append(append(append(s.bytes, tag...), " AUTHENTICATE "...), mech...)
+	if caps.Has("SASL-IR") { // RFC 4959
+		s.bytes = append(s.bytes, ' ')
+	} else {
+		s.bytes = append(s.bytes, '\r', '\n')
+		s.wait()
+	}
+	s.bytes = base64.StdEncoding.AppendEncode(s.bytes, response)
+	s.bytes = append(s.bytes, '\r', '\n')
+	s.wait()
+	clear(response)
+	return nil
+}

@@ -1,0 +1,84 @@
+package upstream
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/pires/go-proxyproto"
+)
+
+const (
+	maxConnects  = 3           // attempts to connect for one login
+	connectPause = time.Second // between them
+)
+
+// newDialer makes connections that notice a dead peer: a probe after a minute
+// of silence, and an end after two minutes without an acknowledgement.
+func newDialer() *net.Dialer {
+	return &net.Dialer{
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interval: 10 * time.Second, Count: 6},
+		Control:         control,
+	}
+}
+
+// connect tries to connect until the deadline, a few times: nothing has been
+// said yet, so that nothing can be said twice. A backend that is known to fail
+// gets one attempt.
+func (b *Backend) connect(ctx context.Context, deadline time.Time) (net.Conn, error) {
+	if limit := time.Now().Add(b.cfg.ConnectTimeout); limit.Before(deadline) {
+		deadline = limit
+	}
+	for attempt := 1; ; attempt++ {
+		nc, err := b.dial(ctx, deadline)
+		if err == nil {
+			return nc, nil
+		}
+		left := time.Until(deadline)
+		if attempt == maxConnects || left <= connectPause || b.health.down() || !pause(ctx, connectPause) {
+			return nil, fmt.Errorf("%w: %w", errConnect, err)
+		}
+	}
+}
+
+// pause waits for d, unless ctx ends first.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// dial connects once. An address without a name goes past the resolver.
+func (b *Backend) dial(ctx context.Context, deadline time.Time) (net.Conn, error) {
+	d := *b.dialer
+	d.Deadline = deadline
+	if b.addr.IsValid() {
+		nc, err := d.DialTCP(ctx, "tcp", netip.AddrPort{}, b.addr)
+		if err != nil {
+			return nil, err // not nc: a nil *TCPConn in a net.Conn is not nil
+		}
+		return nc, nil
+	}
+	return d.DialContext(ctx, "tcp", b.cfg.Address)
+}
+
+// proxyHeader is the PROXY v2 header for c. Where the addresses are unknown it
+// says LOCAL, which is a connection of the gateway's own.
+func proxyHeader(c Client) ([]byte, error) {
+	header := &proxyproto.Header{Version: 2, Command: proxyproto.LOCAL, TransportProtocol: proxyproto.UNSPEC}
+	if c.Addr.IsValid() && c.Local.IsValid() {
+		header = proxyproto.HeaderProxyFromAddrs(2, tcpAddr(c.Addr), tcpAddr(c.Local))
+	}
+	return header.Format()
+}
+
+func tcpAddr(a netip.AddrPort) *net.TCPAddr {
+	return net.TCPAddrFromAddrPort(netip.AddrPortFrom(a.Addr().Unmap().WithZone(""), a.Port()))
+}

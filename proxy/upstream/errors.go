@@ -1,0 +1,139 @@
+package upstream
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+
+	"imapgate/internal/imap"
+)
+
+// What a caller branches on, besides *Refused.
+var (
+	// ErrDenied is a login with wrong credentials, or with a name or password
+	// that cannot be sent.
+	ErrDenied = errors.New("login denied")
+	// ErrUnavailable is everything that is not the client's fault.
+	ErrUnavailable = errors.New("backend unavailable")
+	// ErrLoop is a login that has passed too many gateways, or this one before.
+	ErrLoop = errors.New("login goes in a circle")
+)
+
+// Refused is a backend's NO with a response code that is meant for the user
+// (RFC 5530). Code and Text are fit to be forwarded.
+type Refused struct {
+	Code string // upper case, one of a closed list
+	Text string // printable ASCII, at most maxText bytes
+}
+
+func (r *Refused) Error() string { return "login refused: [" + r.Code + "] " + r.Text }
+
+// maxText bounds every text of a backend, in bytes, that an answer or an error
+// carries.
+const maxText = 256
+
+// Causes of ErrUnavailable that are the backend's doing.
+var (
+	errProtocol   = errors.New("backend broke the protocol")
+	errGreeting   = fmt.Errorf("%w: no greeting", errProtocol)
+	errPreauth    = fmt.Errorf("%w: it greets with a session of nobody's", errProtocol)
+	errEarly      = fmt.Errorf("%w: it spoke before it was asked", errProtocol)
+	errTag        = fmt.Errorf("%w: tagged answer to no command of ours", errProtocol)
+	errContinue   = fmt.Errorf("%w: continuation request out of place", errProtocol)
+	errBudget     = fmt.Errorf("%w: more before the login than is read", errProtocol)
+	errBehind     = fmt.Errorf("%w: answers behind the login's", errProtocol)
+	errCapability = fmt.Errorf("%w: no capability list", errProtocol)
+	errBad        = fmt.Errorf("%w: BAD", errProtocol)
+
+	errGoodbye    = errors.New("backend said goodbye")
+	errNoStartTLS = errors.New("backend does not offer STARTTLS")
+	errStartTLS   = errors.New("backend refused STARTTLS")
+	errHandshake  = errors.New("TLS")
+	errMechanism  = errors.New("backend offers no way to log in")
+	errMaster     = errors.New("backend denied the master login")
+	errCode       = errors.New("backend refused the login with a code that is not passed on")
+	errDown       = errors.New("backend is marked down")
+	errBusy       = errors.New("too many logins at a time")
+	errConnect    = errors.New("connect")
+)
+
+// told is an error whose text may hold words of a backend: it is cut and
+// sanitised, and the error itself can still be asked for.
+type told struct{ err error }
+
+func (t told) Error() string { return clean(t.err.Error()) }
+func (t told) Unwrap() error { return t.err }
+
+// clean makes a backend's words fit to be shown: printable ASCII, without
+// braces (which could be read as a literal), at most maxText bytes.
+func clean(text string) string {
+	if len(text) > maxText {
+		text = text[:maxText]
+	}
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == '{':
+			return '('
+		case r == '}':
+			return ')'
+		case r < 0x20 || r > 0x7e:
+			return '?'
+		}
+		return r
+	}, text)
+}
+
+// result names an error for the metrics.
+func result(ctx context.Context, err error) string {
+	var refused *Refused
+	switch {
+	case err == nil:
+		return ResultOK
+	case errors.Is(err, ErrDenied), errors.Is(err, errMaster):
+		return ResultDenied
+	case errors.As(err, &refused), errors.Is(err, errCode):
+		return ResultRefused
+	case errors.Is(err, ErrLoop):
+		return ResultLoop
+	case errors.Is(err, errDown):
+		return ResultDown
+	case errors.Is(err, errBusy):
+		return ResultBusy
+	case ctx.Err() != nil && context.Cause(ctx) != context.DeadlineExceeded:
+		return ResultCanceled
+	case isTimeout(err):
+		return ResultTimeout
+	case errors.Is(err, errConnect):
+		return ResultUnreachable
+	case isTLS(err):
+		return ResultTLS
+	case isClosed(err):
+		return ResultClosed
+	}
+	return ResultProtocol
+}
+
+func isTimeout(err error) bool {
+	var timeout net.Error
+	return errors.Is(err, os.ErrDeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout()
+}
+
+func isTLS(err error) bool {
+	var record tls.RecordHeaderError
+	var cert *tls.CertificateVerificationError
+	var unknown x509.UnknownAuthorityError
+	return errors.Is(err, errHandshake) || errors.Is(err, errNoStartTLS) || errors.Is(err, errStartTLS) ||
+		errors.Is(err, imap.ErrInjected) || errors.As(err, &record) || errors.As(err, &cert) || errors.As(err, &unknown)
+}
+
+func isClosed(err error) bool {
+	return errors.Is(err, errGoodbye) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}

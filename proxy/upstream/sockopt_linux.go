@@ -1,0 +1,22 @@
+package upstream
+
+import (
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// userTimeout is how long sent bytes may stay unacknowledged, in milliseconds.
+// Keepalive does not look while there are any.
+const userTimeout = 120_000
+
+func control(_, _ string, raw syscall.RawConn) error {
+	var failed error
+	err := raw.Control(func(fd uintptr) {
+		failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, userTimeout)
+	})
+	if err != nil {
+		return err
+	}
+	return failed
+}
