@@ -141,9 +141,16 @@ func StartRedisCluster(t testing.TB) *RedisCluster {
 	}
 	c.waitWhole()
 	first, replica := c.Nodes[0], c.Nodes[3]
-	replica.CLI("cluster", "replicate", first.CLI("cluster", "myid"))
+	id := first.CLI("cluster", "myid")
+	replica.CLI("cluster", "replicate", id)
 	Within(t, startTime, "the replica to be in step", func() bool {
 		return strings.Contains(replica.CLI("info", "replication"), "master_link_status:up")
+	})
+	// A failover needs the votes of nodes that know whose replica it is.
+	Within(t, startTime, "every node to know the replica", func() bool {
+		return !slices.ContainsFunc(c.Nodes, func(n *Redis) bool {
+			return !strings.Contains(n.CLI("cluster", "nodes"), "slave "+id)
+		})
 	})
 	return c
 }

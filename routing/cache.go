@@ -1,0 +1,288 @@
+package routing
+
+import (
+	"container/list"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"imapgate/internal/identity"
+
+	"go.uber.org/zap"
+	"golang.org/x/time/rate"
+)
+
+const (
+	maxOwned   = 100_000 // users with a record of their own
+	maxDerived = 50_000  // users known by their domain, the default or not at all
+	maxScopes  = 10_000  // domains
+	maxFlights = 1_024   // questions to Redis at a time, each for one user
+
+	// askTime bounds one question, so that a client whose route is unknown hears
+	// so within a second.
+	askTime = 800 * time.Millisecond
+	// graceTime is how long a client whose last good answer may well be right
+	// waits for a newer one.
+	graceTime = 40 * time.Millisecond
+	// confirmTime lies between the two looks that make a record's disappearance
+	// believed when Redis did not name the record.
+	confirmTime = 5 * time.Second
+	// doubtRate bounds the questions per second that only confirm an answer whose
+	// time is not over, so that Redis is not overrun when it comes back.
+	doubtRate = 200
+)
+
+// errBusy is the answer beyond maxFlights.
+var errBusy = errors.New("too many questions to Redis at a time")
+
+// errBroken is the answer while the breaker is open.
+var errBroken = errors.New("Redis has not answered lately and is left alone")
+
+// cache remembers answers, and asks for them when it must.
+type cache struct {
+	// Set once.
+	cfg        Config
+	ask        func(context.Context, identity.User) (answer, error)
+	log        *zap.Logger
+	confirm    *rate.Limiter
+	maxOwned   int
+	maxDerived int
+
+	// Guarded by mu.
+	mu      sync.Mutex
+	entries map[identity.User]*entry
+	owned   list.List // at most maxOwned
+	derived list.List // at most maxDerived
+	flights map[identity.User]*flight
+	scopes  map[string]*scope // at most maxScopes
+	deflt   scope
+	doubt   uint64
+	breaker breaker
+	unsaved bool      // something the snapshot should have
+	warned  time.Time // when a record was last complained about
+}
+
+// flight is one question to Redis, shared by all who ask about one user
+// meanwhile, and by nobody who asks about another.
+type flight struct {
+	// Set once.
+	user  identity.User
+	sight sight
+	named bool // Redis had named the deciding record before the question
+	done  chan struct{}
+
+	// Guarded by the cache's mu.
+	changed bool // Redis named the user's key while the question was open
+
+	// Owned by fetch until done is closed.
+	got got
+	err error
+}
+
+func newCache(cfg Config, ask func(context.Context, identity.User) (answer, error), log *zap.Logger) *cache {
+	return &cache{
+		cfg: cfg, ask: ask, log: log,
+		confirm:    rate.NewLimiter(doubtRate, doubtRate),
+		maxOwned:   maxOwned,
+		maxDerived: maxDerived,
+		entries:    make(map[identity.User]*entry),
+		flights:    make(map[identity.User]*flight),
+		scopes:     make(map[string]*scope),
+	}
+}
+
+// get gives the answer for u: the one remembered while it is fresh, else what
+// Redis says, else the last good one, else ErrUnavailable.
+func (c *cache) get(ctx context.Context, u identity.User) (got, error) {
+	now := time.Now()
+	c.mu.Lock()
+	e := c.entries[u]
+	is := c.standing(e, now)
+	if is == fresh {
+		e.within.MoveToFront(e.place)
+		g := e.got(FromCache, now)
+		c.mu.Unlock()
+		return g, nil
+	}
+	f, err := c.join(u, e, is)
+	last, ok := c.lastGood(e, now)
+	c.mu.Unlock()
+	if err != nil {
+		if ok {
+			return last, nil
+		}
+		return got{}, unavailable(err)
+	}
+	if ok && is != changed {
+		return f.waitBriefly(ctx, last)
+	}
+	return f.wait(ctx)
+}
+
+// join finds the open question about u or opens one; an error says why not.
+func (c *cache) join(u identity.User, e *entry, is standing) (*flight, error) {
+	if f := c.flights[u]; f != nil {
+		return f, nil
+	}
+	now := time.Now()
+	if is == doubtful && !c.confirm.AllowN(now, 1) || len(c.flights) >= maxFlights {
+		return nil, errBusy
+	}
+	if !c.breaker.allow(now) {
+		return nil, errBroken
+	}
+	f := &flight{user: u, sight: c.look(u), done: make(chan struct{})}
+	f.named = e != nil && c.named(e)
+	c.flights[u] = f
+	go c.fetch(f)
+	return f, nil
+}
+
+// fetch asks Redis one question. It ends within askTime. It does not end with a
+// caller's ctx: others may wait for the same answer, and a command cut short
+// costs its connection.
+func (c *cache) fetch(f *flight) {
+	ctx, cancel := context.WithTimeout(context.Background(), askTime)
+	a, err := c.ask(ctx, f.user)
+	cancel()
+	c.mu.Lock()
+	f.got, f.err = c.learn(f, a, err)
+	delete(c.flights, f.user)
+	c.mu.Unlock()
+	close(f.done)
+}
+
+// wait waits for the answer; when ctx ends first, the others go on waiting.
+func (f *flight) wait(ctx context.Context) (got, error) {
+	select {
+	case <-f.done:
+		return f.got, f.err
+	case <-ctx.Done():
+		return got{}, unavailable(ctx.Err())
+	}
+}
+
+// waitBriefly prefers a new answer to last, but not for long.
+func (f *flight) waitBriefly(ctx context.Context, last got) (got, error) {
+	grace := time.NewTimer(graceTime)
+	defer grace.Stop()
+	select {
+	case <-f.done:
+		return f.got, f.err
+	case <-grace.C:
+		return last, nil
+	case <-ctx.Done():
+		return got{}, unavailable(ctx.Err())
+	}
+}
+
+// learn takes in what Redis said and gives what the waiting lookups hear.
+func (c *cache) learn(f *flight, a answer, err error) (got, error) {
+	now := time.Now()
+	e := c.entries[f.user]
+	if err != nil {
+		return c.learnTrouble(f, e, err)
+	}
+	c.breaker.answered()
+	if c.servable(e, now) && a.rank() < e.answer.rank() && !f.named && !c.confirmed(e, now) {
+		c.hold(f, e, e.missing.Add(confirmTime))
+		c.warn("route record is gone and Redis did not name it; kept until that is confirmed",
+			zap.Stringer("user", f.user), zap.String("key", e.answer.key))
+		return e.got(FromStale, now), nil
+	}
+	if e == nil {
+		e = &entry{user: f.user}
+	}
+	if e.answer != a || e.fromDisk || now.Sub(e.learned) > c.cfg.Stale/100 {
+		c.unsaved = true
+	}
+	*e = entry{
+		user: f.user, answer: a, within: e.within, place: e.place,
+		learned: now, expires: now.Add(c.lifetime(a)), changed: f.changed, seen: f.sight,
+	}
+	c.keep(e)
+	return e.got(FromRedis, now), nil
+}
+
+// hold keeps e against what Redis says, until it is time to ask again.
+func (c *cache) hold(f *flight, e *entry, until time.Time) {
+	e.held, e.seen, e.changed, e.expires = true, f.sight, f.changed, until
+}
+
+// confirmed notes that e's record was seen missing and says whether that was
+// twice now, confirmTime apart.
+func (c *cache) confirmed(e *entry, now time.Time) bool {
+	if e.missing.IsZero() {
+		e.missing = now
+	}
+	return now.Sub(e.missing) >= confirmTime
+}
+
+// learnTrouble falls back to the last good answer.
+func (c *cache) learnTrouble(f *flight, e *entry, err error) (got, error) {
+	now := time.Now()
+	last, ok := c.lastGood(e, now)
+	if !errors.Is(err, errRefused) {
+		c.breaker.failed(now)
+	} else {
+		c.breaker.answered()
+		c.warn("route record refused", zap.Stringer("user", f.user), zap.Error(err))
+		if ok {
+			c.hold(f, e, now.Add(c.cfg.Negative))
+		} else if e != nil {
+			c.drop(e) // it said "no such user", which is no longer so
+		}
+	}
+	if ok {
+		return last, nil
+	}
+	return got{}, unavailable(err)
+}
+
+// warn tells the operator about a record, at most once a second: a client can ask
+// as often as it likes.
+func (c *cache) warn(what string, fields ...zap.Field) {
+	if now := time.Now(); now.Sub(c.warned) >= time.Second {
+		c.warned = now
+		c.log.Warn(what, fields...)
+	}
+}
+
+// lastGood is the answer that stands in while Redis gives none.
+func (c *cache) lastGood(e *entry, now time.Time) (got, bool) {
+	if !c.servable(e, now) {
+		return got{}, false
+	}
+	return e.got(FromStale, now), true
+}
+
+// got copies the answer of e for a caller.
+func (e *entry) got(from From, now time.Time) got {
+	switch {
+	case e.fromDisk:
+		from = FromSnapshot
+	case e.held:
+		from = FromStale
+	}
+	return got{answer: e.answer, from: from, age: now.Sub(e.learned), fromDisk: e.fromDisk}
+}
+
+// wait returns when no question is open.
+func (c *cache) wait() {
+	for {
+		var open *flight
+		c.mu.Lock()
+		for _, open = range c.flights {
+			break
+		}
+		c.mu.Unlock()
+		if open == nil {
+			return
+		}
+		<-open.done
+	}
+}
+
+func unavailable(err error) error { return fmt.Errorf("%w: %w", ErrUnavailable, err) }

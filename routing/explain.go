@@ -1,0 +1,119 @@
+package routing
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"imapgate/internal/identity"
+
+	"github.com/redis/go-redis/v9"
+)
+
+const noRecord = "no record"
+
+// Explanation is what an operator is told about one user: what every record says
+// now, what a login would get at this moment, and whether changes are seen.
+type Explanation struct {
+	User  string `json:"user"`
+	Steps []Step `json:"steps"` // in the order in which they decide
+
+	// The decision.
+	Backend string        `json:"backend,omitempty"`
+	Login   string        `json:"login,omitempty"`
+	Mode    string        `json:"mode,omitempty"`
+	Source  Source        `json:"source,omitempty"`
+	Key     string        `json:"key,omitempty"`
+	From    From          `json:"from,omitempty"`
+	Age     time.Duration `json:"age_ns"`
+	Error   string        `json:"error,omitempty"` // why there is no route
+	Outcome string        `json:"outcome"`         // as Metrics.Lookup would be told
+
+	Channel Channel `json:"channel"`
+	// RedisLeftAlone is true while Redis is not asked because it did not answer.
+	RedisLeftAlone bool `json:"redis_left_alone,omitempty"`
+}
+
+// Step is one record and what it says.
+type Step struct {
+	Key  string `json:"key"`
+	Says string `json:"says"`           // its fields, "no record", or what is wrong
+	Used bool   `json:"used,omitempty"` // the decision rests on it
+}
+
+// Explain says where u would go and why. The records are read anew, beside the
+// cache, so that a difference between them and the decision can be seen.
+func (r *Router) Explain(ctx context.Context, u identity.User) Explanation {
+	route, err := r.lookup(ctx, u)
+	x := Explanation{
+		User: u.String(), Backend: route.Backend, Login: route.Login, Mode: route.Mode, Source: route.Source,
+		Key: route.Key, From: route.From, Age: route.Age, Outcome: outcome(route, err), Channel: Channel{State: ChannelOff},
+	}
+	if err != nil {
+		x.Error = err.Error()
+	}
+	if r.static != nil {
+		x.Steps = r.static.steps(u)
+	} else {
+		x.Steps = r.store.steps(ctx, u)
+		x.RedisLeftAlone = r.cache.leftAlone()
+	}
+	if r.channels != nil {
+		x.Channel = r.channels.status()
+	}
+	for i := range x.Steps {
+		x.Steps[i].Used = x.Steps[i].Key == x.Key
+	}
+	return x
+}
+
+// leftAlone says whether the breaker is open.
+func (c *cache) leftAlone() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.breaker.open()
+}
+
+// steps reads and checks the three records of u for a person to read.
+func (s *store) steps(ctx context.Context, u identity.User) []Step {
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	r, err := s.fetch(ctx, u)
+	steps := []Step{s.step(s.keys.user(u), r.user, func() error { _, err := s.userRecord(u, r.user); return err })}
+	if r.domain != nil {
+		key := s.keys.domain(u.Domain())
+		steps = append(steps, s.step(key, r.domain, func() error { _, err := s.sharedRecord(key, r.domain); return err }))
+	}
+	key := s.keys.deflt()
+	steps = append(steps, s.step(key, r.deflt, func() error { _, err := s.sharedRecord(key, r.deflt); return err }))
+	if errors.Is(err, errConfused) {
+		for i := range steps {
+			steps[i].Says = err.Error()
+		}
+	}
+	return steps
+}
+
+func (s *store) step(key string, cmd *redis.MapStringStringCmd, check func() error) Step {
+	fields := cmd.Val()
+	if err := check(); err != nil {
+		return Step{Key: key, Says: err.Error()}
+	}
+	if len(fields) == 0 {
+		return Step{Key: key, Says: noRecord}
+	}
+	var says []string
+	for _, name := range []string{fieldBackend, fieldLogin, fieldMode, fieldState, fieldUser} {
+		if v, ok := fields[name]; ok {
+			says = append(says, fmt.Sprintf("%s=%.*q", name, identity.MaxUser, v))
+		}
+	}
+	if _, ok := fields[fieldPassword]; ok {
+		says = append(says, "password=[secret]")
+	}
+	slices.Sort(says)
+	return Step{Key: key, Says: strings.Join(says, " ")}
+}

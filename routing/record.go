@@ -1,0 +1,181 @@
+package routing
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"imapgate/internal/identity"
+)
+
+// DefaultPrefix begins every key.
+const DefaultPrefix = "imapgate:"
+
+// Bounds of one record. A record beyond them is refused, not cut.
+const (
+	maxFields   = 64       // more than the contract will ever have
+	maxRecord   = 16 << 10 // bytes of all names and values
+	maxPassword = 1024     // bytes; the longest ARGON2ID hash in use has about 200
+)
+
+// The fields of a record that mean something; others are left alone, so that an
+// operator's notes and a newer gateway's fields do no harm.
+const (
+	fieldBackend  = "backend"
+	fieldLogin    = "login"
+	fieldMode     = "mode"
+	fieldPassword = "password"
+	fieldState    = "state"
+	fieldUser     = "user"
+)
+
+const (
+	stateActive  = "active"
+	statePaused  = "paused"
+	stateBlocked = "blocked"
+)
+
+// errRefused is wrapped by every error about the contents of a record.
+var errRefused = errors.New("record refused")
+
+// keys makes the names of records. The alphabet of identity.User has neither a
+// colon nor a brace, so two users never share a key, none can name a domain's
+// key or the default's, and none can steer a key to a cluster slot.
+type keys struct{ prefix string }
+
+func (k keys) user(u identity.User) string  { return k.prefix + "user:" + u.String() }
+func (k keys) domain(domain string) string  { return k.prefix + "domain:" + domain }
+func (k keys) deflt() string                { return k.prefix + "default" }
+func (k keys) prefixes() (user, dom string) { return k.prefix + "user:", k.prefix + "domain:" }
+
+// record is what one key says. The zero record is no key at all.
+type record struct {
+	present  bool
+	backend  string // "" only when state says why
+	login    string
+	mode     string
+	state    string
+	password identity.Secret
+}
+
+// rules are what a record is checked against.
+type rules struct {
+	backends map[string]bool
+	// With static routes a record is only about the password: it needs no
+	// backend, and the one it has is not used.
+	unrouted bool
+}
+
+func newRules(c Config) rules {
+	r := rules{backends: make(map[string]bool, len(c.Backends)), unrouted: c.Source == SourceStatic}
+	for _, b := range c.Backends {
+		r.backends[b] = true
+	}
+	return r
+}
+
+// user reads the fields of u's own record.
+func (r rules) user(u identity.User, fields map[string]string) (record, error) {
+	rec, err := r.shared(fields)
+	if err != nil || !rec.present {
+		return rec, err
+	}
+	// A reply that belongs to another question would be another user's route.
+	if owner, ok := fields[fieldUser]; ok && owner != u.String() {
+		return record{}, refuse(fieldUser, "names somebody else")
+	}
+	if login, ok := fields[fieldLogin]; ok {
+		if err := checkLogin(login); err != nil {
+			return record{}, err
+		}
+		rec.login = login
+	}
+	if hash, ok := fields[fieldPassword]; ok {
+		if len(hash) == 0 || len(hash) > maxPassword || strings.ContainsFunc(hash, notPrintable) {
+			return record{}, refuse(fieldPassword, "is empty, too long or not printable")
+		}
+		rec.password = identity.NewSecret(hash)
+	}
+	return rec, nil
+}
+
+// shared reads the fields that every kind of record has.
+func (r rules) shared(fields map[string]string) (record, error) {
+	if len(fields) == 0 {
+		return record{}, nil
+	}
+	if err := checkSize(fields); err != nil {
+		return record{}, err
+	}
+	rec := record{present: true, state: stateActive}
+	if state, ok := fields[fieldState]; ok {
+		if !knownState(state) {
+			return record{}, refuse(fieldState, "is not active, paused or blocked")
+		}
+		rec.state = state
+	}
+	if mode, ok := fields[fieldMode]; ok {
+		if !knownMode(mode) {
+			return record{}, refuse(fieldMode, "is not splice, reuse, resume or park")
+		}
+		rec.mode = mode
+	}
+	if r.unrouted {
+		return rec, nil
+	}
+	backend, ok := fields[fieldBackend]
+	if ok && !r.backends[backend] {
+		return record{}, refuse(fieldBackend, "is not a configured backend")
+	}
+	// A user can be blocked without being moved. Otherwise a record without a
+	// backend is one half of a write, and the domain's backend is not the other.
+	if !ok && rec.state == stateActive {
+		return record{}, refuse(fieldBackend, "is missing")
+	}
+	rec.backend = backend
+	return rec, nil
+}
+
+func checkSize(fields map[string]string) error {
+	if len(fields) > maxFields {
+		return fmt.Errorf("%w: more than %d fields", errRefused, maxFields)
+	}
+	size := 0
+	for name, value := range fields {
+		size += len(name) + len(value)
+	}
+	if size > maxRecord {
+		return fmt.Errorf("%w: more than %d bytes", errRefused, maxRecord)
+	}
+	return nil
+}
+
+// refuse never repeats the value: it is not ours, and may be a secret.
+func refuse(field, why string) error {
+	return fmt.Errorf("%w: field %q %s", errRefused, field, why)
+}
+
+func knownMode(mode string) bool {
+	return slices.Contains([]string{"splice", "reuse", "resume", "park"}, mode)
+}
+
+func knownState(state string) bool {
+	return slices.Contains([]string{stateActive, statePaused, stateBlocked}, state)
+}
+
+// checkLogin refuses a name that could not be sent upstream as one IMAP atom
+// (RFC 9051 §9, ATOM-CHAR): no space, control, quote, backslash, parenthesis,
+// brace, bracket, percent sign or asterisk. The asterisk is also what separates
+// user and master in a master login.
+func checkLogin(login string) error {
+	if len(login) == 0 || len(login) > identity.MaxUser {
+		return refuse(fieldLogin, "is empty or too long")
+	}
+	if strings.ContainsFunc(login, notPrintable) || strings.ContainsAny(login, " (){}[]%*\"'`\\") {
+		return refuse(fieldLogin, "has a character no login may have")
+	}
+	return nil
+}
+
+func notPrintable(c rune) bool { return c < ' ' || c > '~' }

@@ -1,0 +1,379 @@
+package routing
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"imapgate/internal/identity"
+	"imapgate/internal/testbed"
+
+	"github.com/redis/go-redis/v9"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest"
+)
+
+// aSecond is the promise to operators, counted from the end of redis-cli.
+const aSecond = time.Second
+
+func user(t testing.TB, name string) identity.User {
+	t.Helper()
+	u, err := identity.Canon(name, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
+
+func dial(t testing.TB, c RedisConfig) redis.UniversalClient {
+	t.Helper()
+	rdb, err := Dial(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = rdb.Close() })
+	return rdb
+}
+
+// open makes a Router with two backends; change may set more.
+func open(t testing.TB, rdb redis.UniversalClient, change ...func(*Config)) *Router {
+	t.Helper()
+	cfg := Config{Source: SourceRedis, Backends: []string{"east", "west"}}
+	for _, f := range change {
+		f(&cfg)
+	}
+	r, err := New(cfg, rdb, Metrics{}, quiet(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// quiet logs to the test when it is verbose.
+func quiet(t testing.TB) *zap.Logger {
+	if testing.Verbose() {
+		return zaptest.NewLogger(t)
+	}
+	return zap.NewNop()
+}
+
+// follow runs r until the test ends and waits until it sees changes.
+func follow(t testing.TB, r *Router) {
+	t.Helper()
+	start(t, r)
+	testbed.Within(t, 10*time.Second, "the change channel to be up", func() bool { return r.channels.status().State == ChannelUp })
+}
+
+// start runs r until the test ends.
+func start(t testing.TB, r *Router) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx) }()
+	stop = func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+		done <- nil
+	}
+	t.Cleanup(stop)
+	return stop
+}
+
+// goes waits until a lookup gives the backend.
+func goes(t testing.TB, r *Router, u identity.User, backend string, limit time.Duration) Route {
+	t.Helper()
+	var got Route
+	var err error
+	began := time.Now()
+	testbed.Within(t, max(limit, 10*time.Second), u.String()+" to go "+backend, func() bool {
+		got, err = r.Lookup(t.Context(), u)
+		return err == nil && got.Backend == backend
+	})
+	if took := time.Since(began); took > limit {
+		t.Errorf("%s went to %s only after %v", u, backend, took)
+	}
+	return got
+}
+
+// moves is the promise: a user, a domain and the default are moved by redis-cli
+// alone and seen in time.
+func moves(t *testing.T, r *Router, cli func(...string) string) {
+	t.Helper()
+	alice, bob, carol := user(t, "alice@example.org"), user(t, "bob@example.net"), user(t, "carol")
+	for _, to := range []string{"east", "west", "east"} {
+		cli("hset", "imapgate:user:alice@example.org", "backend", to)
+		cli("hset", "imapgate:domain:example.net", "backend", to)
+		cli("hset", "imapgate:default", "backend", to)
+		for u, source := range map[identity.User]Source{alice: User, bob: Domain, carol: Default} {
+			if got := goes(t, r, u, to, aSecond); got.Source != source || got.User != u || got.Login != u.String() {
+				t.Errorf("%s: %+v", u, got)
+			}
+			if again, err := r.Lookup(t.Context(), u); err != nil || again.From != FromCache {
+				t.Errorf("%s was not remembered: %+v, %v", u, again, err)
+			}
+		}
+	}
+}
+
+func TestAUserMovedByRedisCLIIsSeenWithinASecond(t *testing.T) {
+	t.Run("single", func(t *testing.T) {
+		s := testbed.StartRedis(t)
+		r := open(t, dial(t, RedisConfig{Addresses: []string{s.Address}}))
+		follow(t, r)
+		moves(t, r, s.CLI)
+	})
+	t.Run("with a password", func(t *testing.T) {
+		s := testbed.StartRedis(t, "--user", "gate", "on", ">pw", "~imapgate:*", "+hgetall", "+echo", "+ping", "+hello", "+client|tracking")
+		r := open(t, dial(t, RedisConfig{Addresses: []string{s.Address}, Username: "gate", Password: identity.NewSecret("pw")}))
+		follow(t, r)
+		moves(t, r, s.CLI)
+	})
+	t.Run("sentinel", func(t *testing.T) {
+		s := testbed.StartRedisSentinel(t)
+		r := open(t, dial(t, RedisConfig{Addresses: s.Addresses, SentinelMaster: testbed.SentinelName}))
+		follow(t, r)
+		moves(t, r, s.Primary().CLI)
+		s.Failover()
+		// The promise begins again when go-redis has heard of the failover.
+		testbed.Within(t, 5*time.Second, "the channel to move to the new primary", func() bool {
+			s.Primary().CLI("hset", "imapgate:user:alice@example.org", "backend", "west")
+			got, err := r.Lookup(t.Context(), user(t, "alice@example.org"))
+			return err == nil && got.Backend == "west"
+		})
+		moves(t, r, s.Primary().CLI)
+	})
+	t.Run("cluster", func(t *testing.T) {
+		c := testbed.StartRedisCluster(t)
+		r := open(t, dial(t, RedisConfig{Addresses: c.Addresses[:2], Cluster: true}))
+		follow(t, r)
+		if n := r.channels.status().Nodes; n != 3 {
+			t.Errorf("%d nodes are followed, there are 3", n)
+		}
+		moves(t, r, c.CLI)
+		c.Failover()
+		testbed.Within(t, 5*time.Second, "the promoted node to be followed", func() bool {
+			r.channels.mu.Lock()
+			defer r.channels.mu.Unlock()
+			return slices.Contains(slices.Collect(maps.Keys(r.channels.nodes)), c.Nodes[3].Address)
+		})
+		testbed.Within(t, 5*time.Second, "all channels to be up", func() bool { return r.channels.status().State == ChannelUp })
+		moves(t, r, c.CLI)
+	})
+}
+
+func TestKnownUsersAreAnsweredQuicklyWhileRedisIsAway(t *testing.T) {
+	for name, away := range map[string]func(*testbed.Redis){"killed": (*testbed.Redis).Kill, "frozen": (*testbed.Redis).Freeze} {
+		t.Run(name, func(t *testing.T) {
+			s := testbed.StartRedis(t)
+			s.CLI("hset", "imapgate:user:alice", "backend", "east")
+			s.CLI("hset", "imapgate:default", "backend", "west")
+			r := open(t, dial(t, RedisConfig{Addresses: []string{s.Address}}), func(c *Config) { c.TTL = 10 * time.Millisecond })
+			follow(t, r)
+			alice := user(t, "alice")
+			goes(t, r, alice, "east", aSecond)
+			away(s)
+			for range 40 {
+				began := time.Now()
+				got, err := r.Lookup(t.Context(), alice)
+				if took := time.Since(began); err != nil || got.Backend != "east" || took > 200*time.Millisecond {
+					t.Fatalf("%+v, %v after %v", got, err, took)
+				}
+				began = time.Now()
+				if got, err := r.Lookup(t.Context(), user(t, "nobody")); !errors.Is(err, ErrUnavailable) || time.Since(began) > time.Second {
+					t.Fatalf("an unknown user: %+v, %v after %v", got, err, time.Since(began))
+				}
+			}
+			testbed.Within(t, time.Second, "the channel to be known as down", func() bool { return r.channels.status().State == ChannelDown })
+			s.Restart()
+			s.CLI("hset", "imapgate:user:alice", "backend", "west")
+			goes(t, r, alice, "west", 4*time.Second) // the breaker and the channel recover first
+			testbed.Within(t, 4*time.Second, "the channel to be up again", func() bool { return r.channels.status().State == ChannelUp })
+		})
+	}
+}
+
+func TestAFlushIsNotBelievedAtOnceButADeletionIs(t *testing.T) {
+	s := testbed.StartRedis(t)
+	alice, bob := user(t, "alice@example.org"), user(t, "bob@example.org")
+	r := open(t, dial(t, RedisConfig{Addresses: []string{s.Address}}))
+	follow(t, r)
+	write := func() {
+		s.CLI("hset", "imapgate:user:alice@example.org", "backend", "east")
+		s.CLI("hset", "imapgate:domain:example.org", "backend", "west")
+	}
+	write()
+	goes(t, r, alice, "east", aSecond)
+	goes(t, r, bob, "west", aSecond)
+	s.CLI("del", "imapgate:user:alice@example.org")
+	goes(t, r, alice, "west", aSecond)
+	write()
+	goes(t, r, alice, "east", aSecond)
+
+	s.CLI("flushall")
+	flushed := time.Now()
+	// Only the domain comes back: alice must not fall to it.
+	s.CLI("hset", "imapgate:domain:example.org", "backend", "west")
+	for time.Since(flushed) < confirmTime-500*time.Millisecond {
+		for u, backend := range map[identity.User]string{alice: "east", bob: "west"} {
+			if got, err := r.Lookup(t.Context(), u); err != nil || got.Backend != backend {
+				t.Fatalf("%v after the flush %s goes: %+v, %v", time.Since(flushed), u, got, err)
+			}
+		}
+	}
+	goes(t, r, alice, "west", 2*time.Second) // it was confirmed
+}
+
+func TestWithoutTheChannelAChangeTakesEffectAfterTheTTL(t *testing.T) {
+	s := testbed.StartRedis(t)
+	s.CLI("acl", "setuser", "default", "-client|tracking")
+	r := open(t, dial(t, RedisConfig{Addresses: []string{s.Address}}), func(c *Config) { c.TTL = 2 * time.Second })
+	start(t, r)
+	testbed.Within(t, 5*time.Second, "the server to be known as one that cannot notify", func() bool {
+		return r.channels.status().State == ChannelUnsupported
+	})
+	alice := user(t, "alice")
+	s.CLI("hset", "imapgate:user:alice", "backend", "east")
+	began := time.Now()
+	goes(t, r, alice, "east", aSecond)
+	s.CLI("hset", "imapgate:user:alice", "backend", "west")
+	goes(t, r, alice, "west", 3*time.Second)
+	if took := time.Since(began); took < 1500*time.Millisecond {
+		t.Errorf("the change was seen after %v, so this test does not test the ttl", took)
+	}
+	if x := r.Explain(t.Context(), alice); x.Channel.State != ChannelUnsupported || !strings.Contains(x.Channel.Why, "NOPERM") {
+		t.Errorf("explained as %+v", x.Channel)
+	}
+}
+
+func TestARestartWithoutRedisKnowsTheUsersOfBefore(t *testing.T) {
+	s := testbed.StartRedis(t)
+	s.CLI("hset", "imapgate:user:alice", "backend", "east", "login", "a.smith", "password", "{PLAIN}canary-hash")
+	s.CLI("hset", "imapgate:user:mallory", "backend", "east", "state", "blocked")
+	file := t.TempDir() + "/routes.json"
+	keep := func(c *Config) { c.Snapshot = file }
+	alice := user(t, "alice")
+
+	first := open(t, dial(t, RedisConfig{Addresses: []string{s.Address}}), keep)
+	stop := start(t, first)
+	goes(t, first, alice, "east", aSecond)
+	if _, err := first.Lookup(t.Context(), user(t, "mallory")); !errors.Is(err, ErrBlocked) {
+		t.Fatalf("a blocked user: %v", err)
+	}
+	if hash, err := first.Password(t.Context(), alice); err != nil || hash.Reveal() != "{PLAIN}canary-hash" {
+		t.Fatalf("the hash: %v, %v", hash.Reveal(), err)
+	}
+	stop()
+	s.Kill()
+	checkFile(t, file, "alice", "canary")
+
+	second := open(t, dial(t, RedisConfig{Addresses: []string{s.Address}}), keep)
+	start(t, second)
+	got, err := second.Lookup(t.Context(), alice)
+	if err != nil || got.Backend != "east" || got.Login != "a.smith" || got.From != FromSnapshot || got.Key != "imapgate:user:alice" {
+		t.Fatalf("after the restart: %+v, %v", got, err)
+	}
+	for _, name := range []string{"mallory", "nobody"} {
+		if _, err := second.Lookup(t.Context(), user(t, name)); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("%s after the restart: %v", name, err)
+		}
+	}
+	if _, err := second.Password(t.Context(), alice); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("a password after the restart: %v", err)
+	}
+	s.Restart()
+	s.CLI("hset", "imapgate:user:alice", "backend", "west")
+	goes(t, second, alice, "west", 4*time.Second)
+}
+
+func TestOperatorsWritesAreCheckedAndSeen(t *testing.T) {
+	s := testbed.StartRedis(t)
+	r := open(t, dial(t, RedisConfig{Addresses: []string{s.Address}}))
+	follow(t, r)
+	alice, ctx := user(t, "alice"), t.Context()
+	if err := r.SetRecord(ctx, alice, map[string]string{"backend": "nowhere"}); err == nil {
+		t.Error("a record with an unknown backend was written")
+	}
+	if err := r.SetRecord(ctx, alice, map[string]string{"user": "bob"}); err == nil {
+		t.Error("a record of somebody else was written")
+	}
+	if got := s.CLI("exists", "imapgate:user:alice"); got != "0" {
+		t.Error("a refused record was written")
+	}
+	if err := r.SetRecord(ctx, alice, map[string]string{"backend": "east", "mode": "park", "password": "{PLAIN}x"}); err != nil {
+		t.Fatal(err)
+	}
+	goes(t, r, alice, "east", aSecond)
+	if err := r.SetRecord(ctx, alice, map[string]string{"backend": "west", "mode": ""}); err != nil {
+		t.Fatal(err)
+	}
+	if got := goes(t, r, alice, "west", aSecond); got.Mode != "" {
+		t.Errorf("the mode was not removed: %+v", got)
+	}
+	rec, err := r.Record(ctx, alice)
+	want := map[string]string{"user": "alice", "backend": "west", "password": "[secret]"}
+	if err != nil || !maps.Equal(rec, want) {
+		t.Errorf("the record is %v, %v", rec, err)
+	}
+	if was, err := r.DeleteRecord(ctx, alice); err != nil || !was {
+		t.Errorf("deletion: %v, %v", was, err)
+	}
+	testbed.Within(t, aSecond, "the user to be gone", func() bool {
+		_, err := r.Lookup(ctx, alice)
+		return errors.Is(err, ErrNoUser)
+	})
+	if was, err := r.DeleteRecord(ctx, alice); err != nil || was {
+		t.Errorf("second deletion: %v, %v", was, err)
+	}
+}
+
+func TestExplainSaysWhatEveryRecordSaid(t *testing.T) {
+	s := testbed.StartRedis(t)
+	s.CLI("hset", "imapgate:domain:example.org", "backend", "nowhere")
+	s.CLI("hset", "imapgate:default", "backend", "west")
+	r := open(t, dial(t, RedisConfig{Addresses: []string{s.Address}}))
+	follow(t, r)
+	alice := user(t, "alice@example.org")
+	x := r.Explain(t.Context(), alice)
+	if x.Outcome != OutcomeUnavailable || x.Error == "" || len(x.Steps) != 3 || x.Steps[0].Says != noRecord ||
+		!strings.Contains(x.Steps[1].Says, "not a configured backend") || x.Steps[2].Says != `backend="west"` {
+		t.Errorf("%+v", x)
+	}
+	s.CLI("hset", "imapgate:user:alice@example.org", "backend", "east", "password", "canary")
+	goes(t, r, alice, "east", aSecond)
+	x = r.Explain(t.Context(), alice)
+	if x.Backend != "east" || x.Source != User || !x.Steps[0].Used || x.Steps[1].Used || x.Channel.State != ChannelUp ||
+		x.Steps[0].Says != `backend="east" password=[secret]` {
+		t.Errorf("%+v", x)
+	}
+}
+
+func TestRunLeavesNothingBehind(t *testing.T) {
+	s := testbed.StartRedis(t)
+	s.CLI("hset", "imapgate:default", "backend", "west")
+	before := runtime.NumGoroutine()
+	for range 3 {
+		rdb, err := Dial(RedisConfig{Addresses: []string{s.Address}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := open(t, rdb)
+		stop := start(t, r)
+		goes(t, r, user(t, "alice"), "west", aSecond)
+		testbed.Within(t, 5*time.Second, "the channel to be up", func() bool { return r.channels.status().State == ChannelUp })
+		stop()
+		if err := rdb.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	testbed.Within(t, 5*time.Second, "all goroutines to end", func() bool { return runtime.NumGoroutine() <= before })
+	testbed.Within(t, 5*time.Second, "all connections to be closed", func() bool {
+		return strings.Count(s.CLI("client", "list"), "id=") == 1 // redis-cli's own
+	})
+}

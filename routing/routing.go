@@ -1,0 +1,242 @@
+package routing
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"imapgate/internal/identity"
+
+	"github.com/redis/go-redis/v9"
+	"go.uber.org/zap"
+)
+
+// What callers branch on. The errors of this package wrap one of these and the
+// cause, which is for the log alone.
+var (
+	ErrNoUser      = errors.New("no such user")
+	ErrBlocked     = errors.New("user is blocked")
+	ErrPaused      = errors.New("user is paused")
+	ErrUnavailable = errors.New("route is unavailable")
+)
+
+// Where routes come from; Config.Source.
+const (
+	SourceRedis  = "redis"
+	SourceStatic = "static"
+)
+
+// Source says whose record decided.
+type Source string
+
+// The sources of a decision, most specific first.
+const (
+	User    Source = "user"
+	Domain  Source = "domain"
+	Default Source = "default"
+	Nobody  Source = "" // no record at all: no such user
+)
+
+// From says how an answer was obtained.
+type From string
+
+// How an answer was obtained. These and the outcomes below are the closed set
+// of labels Metrics.Lookup is called with.
+const (
+	FromCache    From = "cache"    // a fresh answer that was remembered
+	FromRedis    From = "redis"    // Redis was asked for it now
+	FromStale    From = "stale"    // the last good answer, because Redis gave none
+	FromStatic   From = "static"   // the configuration
+	FromSnapshot From = "snapshot" // the last good answer of an earlier process
+)
+
+// Outcomes that are not a route.
+const (
+	OutcomeNoUser      = "no_user"
+	OutcomeBlocked     = "blocked"
+	OutcomePaused      = "paused"
+	OutcomeUnavailable = "unavailable"
+)
+
+// Static are the routes of the configuration. Values name backends.
+type Static struct {
+	Users   map[string]string
+	Domains map[string]string
+	Default string
+}
+
+// Config says where routes come from and how long they live.
+type Config struct {
+	Source        string   // SourceRedis or SourceStatic
+	Static        Static   // with SourceStatic
+	Backends      []string // the only names a route may have
+	DefaultDomain string   // appended to names without @ in Static and the snapshot
+
+	Prefix   string        // of every key; default "imapgate:"
+	TTL      time.Duration // how long an answer is fresh; default 60 s
+	Stale    time.Duration // how long it serves while Redis gives none; default 24 h
+	Negative time.Duration // how long "no such user" is fresh; default 5 s
+	Snapshot string        // file for the routes of the next process; "" for none
+}
+
+// Metrics is called on every lookup. A nil func is not called.
+type Metrics struct {
+	// Lookup is told how the route was obtained (a From) or why there is none
+	// (an Outcome).
+	Lookup func(result string)
+}
+
+// Route is where a user goes.
+type Route struct {
+	User    identity.User // whom the route is for; it is good for nobody else
+	Backend string
+	Login   string // the name to use there
+	Mode    string // relay mode; "" for the backend's own
+	Source  Source
+	Key     string // the record that decided, or the configuration key
+	Age     time.Duration
+	From    From
+}
+
+// Router answers where users live. Its methods may be called from any goroutine.
+type Router struct {
+	// Set once.
+	cfg      Config
+	metrics  Metrics
+	log      *zap.Logger
+	keys     keys
+	rules    rules
+	static   *static // nil unless the source is static
+	store    *store  // nil without Redis
+	cache    *cache  // nil without Redis
+	channels *channels
+}
+
+// New makes a Router; rdb is nil when nothing is asked of Redis. Nothing is
+// dialed before the first Lookup or Run.
+func New(cfg Config, rdb redis.UniversalClient, m Metrics, log *zap.Logger) (*Router, error) {
+	cfg.setDefaults()
+	r := &Router{cfg: cfg, metrics: m, log: log, keys: keys{cfg.Prefix}, rules: newRules(cfg)}
+	switch cfg.Source {
+	case SourceStatic:
+		s, err := newStatic(cfg)
+		if err != nil {
+			return nil, err
+		}
+		r.static = s
+	case SourceRedis:
+		if rdb == nil {
+			return nil, errors.New("routes come from Redis, and no Redis is configured")
+		}
+	default:
+		return nil, errors.New("routing source must be redis or static, not " + cfg.Source)
+	}
+	if rdb == nil {
+		return r, nil
+	}
+	r.store = &store{rdb: rdb, keys: r.keys, rules: r.rules}
+	r.cache = newCache(cfg, r.store.read, log)
+	r.channels = newChannels(rdb, r.keys, r.cache, log)
+	r.loadSnapshot()
+	return r, nil
+}
+
+func (c *Config) setDefaults() {
+	if c.Prefix == "" {
+		c.Prefix = DefaultPrefix
+	}
+	for d, v := range map[*time.Duration]time.Duration{
+		&c.TTL: time.Minute, &c.Stale: 24 * time.Hour, &c.Negative: 5 * time.Second,
+	} {
+		if *d <= 0 {
+			*d = v
+		}
+	}
+}
+
+// Run follows changes and writes snapshots until ctx ends. Without it a Router
+// works, and knows of a change when the ttl is over.
+func (r *Router) Run(ctx context.Context) error {
+	if r.store == nil {
+		<-ctx.Done()
+		return nil
+	}
+	done := make(chan struct{})
+	go r.channels.run(ctx, done)
+	r.keepSnapshot(ctx)
+	<-done
+	r.cache.wait()
+	return nil
+}
+
+// Lookup says where u goes: a route, or ErrNoUser, ErrBlocked, ErrPaused or
+// ErrUnavailable. It ends with ctx, and within a second when Redis is away.
+func (r *Router) Lookup(ctx context.Context, u identity.User) (Route, error) {
+	route, err := r.lookup(ctx, u)
+	if r.metrics.Lookup != nil {
+		r.metrics.Lookup(outcome(route, err))
+	}
+	return route, err
+}
+
+func (r *Router) lookup(ctx context.Context, u identity.User) (Route, error) {
+	if u.IsZero() {
+		return Route{}, ErrNoUser
+	}
+	if r.static != nil {
+		return r.static.lookup(u)
+	}
+	got, err := r.cache.get(ctx, u)
+	if err != nil {
+		return Route{}, err
+	}
+	return got.route(u)
+}
+
+// Password is the hash in the user's own record, which Lookup caches with the
+// route; ErrNoUser when there is no such record or it has no password. Whether
+// the user is blocked is for Lookup to say. Hashes are not in the snapshot:
+// after a restart with Redis away this is ErrUnavailable for everybody.
+func (r *Router) Password(ctx context.Context, u identity.User) (identity.Secret, error) {
+	if u.IsZero() {
+		return identity.Secret{}, ErrNoUser
+	}
+	if r.cache == nil {
+		return identity.Secret{}, errNoRedis
+	}
+	got, err := r.cache.get(ctx, u)
+	switch {
+	case err != nil:
+		return identity.Secret{}, err
+	case got.fromDisk:
+		return identity.Secret{}, errNoHash
+	case got.password.IsZero() && got.from == FromStale:
+		return identity.Secret{}, errNoHash
+	case got.password.IsZero():
+		return identity.Secret{}, ErrNoUser
+	}
+	return got.password, nil
+}
+
+// Forget makes the next Lookup of u ask Redis, after a backend said that the
+// user does not live there. The last good answer is kept for when Redis is away.
+func (r *Router) Forget(u identity.User) {
+	if r.cache != nil {
+		r.cache.doubtUser(u)
+	}
+}
+
+// outcome is the label of one lookup.
+func outcome(route Route, err error) string {
+	switch {
+	case err == nil:
+		return string(route.From)
+	case errors.Is(err, ErrUnavailable):
+		return OutcomeUnavailable
+	case errors.Is(err, ErrBlocked):
+		return OutcomeBlocked
+	case errors.Is(err, ErrPaused):
+		return OutcomePaused
+	}
+	return OutcomeNoUser
+}

@@ -1,0 +1,204 @@
+package routing
+
+import (
+	"container/list"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"imapgate/internal/identity"
+
+	"go.uber.org/zap"
+)
+
+const (
+	snapshotVersion = 1
+	maxSnapshot     = 128 << 20 // bytes of the file; maxOwned + maxDerived routes fit
+	saveEvery       = 5 * time.Second
+)
+
+// snapshot is the file with the routes for the next process. It has no password
+// hashes: whoever reads a disk must not get them.
+type snapshot struct {
+	Version int     `json:"version"`
+	Routes  []saved `json:"routes"` // the latest used first, of users with own records and of others
+}
+
+// saved is one route of the snapshot.
+type saved struct {
+	User    string    `json:"user"`
+	Backend string    `json:"backend"`
+	Login   string    `json:"login,omitempty"`
+	Mode    string    `json:"mode,omitempty"`
+	Source  Source    `json:"source"`
+	Learned time.Time `json:"learned"`
+}
+
+// loadSnapshot takes in what an earlier process knew. A file that is missing or
+// bad costs its routes and nothing else.
+func (r *Router) loadSnapshot() {
+	if r.cfg.Snapshot == "" {
+		return
+	}
+	s, err := readSnapshot(r.cfg.Snapshot)
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	if err != nil {
+		r.log.Error("route snapshot ignored", zap.String("file", r.cfg.Snapshot), zap.Error(err))
+		return
+	}
+	taken := r.cache.restore(r.keys, r.rules, s.Routes)
+	r.log.Info("route snapshot loaded", zap.String("file", r.cfg.Snapshot),
+		zap.Int("routes", taken), zap.Int("dropped", len(s.Routes)-taken))
+}
+
+func readSnapshot(path string) (snapshot, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return snapshot{}, err
+	}
+	defer f.Close() //nolint:errcheck // it was only read
+	var s snapshot
+	if err := json.NewDecoder(io.LimitReader(f, maxSnapshot)).Decode(&s); err != nil {
+		return snapshot{}, fmt.Errorf("read route snapshot: %w", err)
+	}
+	if s.Version != snapshotVersion {
+		return snapshot{}, fmt.Errorf("read route snapshot: version %d is not %d", s.Version, snapshotVersion)
+	}
+	return s, nil
+}
+
+// restore puts saved routes into the cache, to be asked again when Redis answers,
+// and says how many were still good.
+func (c *cache) restore(k keys, rules rules, routes []saved) int {
+	now := time.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	taken := 0
+	for i := len(routes) - 1; i >= 0; i-- { // oldest first, so that the newest stay
+		e, ok := routes[i].entry(k, rules)
+		if !ok || c.entries[e.user] != nil {
+			continue
+		}
+		// A time in the future is a clock that was wrong, then or now. Ages are
+		// measured by the monotonic clock from here on.
+		age := max(0, now.Round(0).Sub(routes[i].Learned))
+		e.learned = now.Add(-age)
+		if age >= c.cfg.Stale {
+			continue
+		}
+		c.keep(e)
+		taken++
+	}
+	return taken
+}
+
+// entry checks a saved route as it would be checked had Redis said it.
+func (s saved) entry(k keys, rules rules) (*entry, bool) {
+	u, err := identity.Canon(s.User, "")
+	if err != nil || u.String() != s.User || !rules.backends[s.Backend] {
+		return nil, false
+	}
+	if s.Login != "" && checkLogin(s.Login) != nil || s.Mode != "" && !knownMode(s.Mode) {
+		return nil, false
+	}
+	a := answer{source: s.Source, backend: s.Backend, login: s.Login, mode: s.Mode, state: stateActive}
+	switch s.Source {
+	case User:
+		a.key, a.own = k.user(u), true
+	case Domain:
+		a.key = k.domain(u.Domain())
+	case Default:
+		a.key = k.deflt()
+	default:
+		return nil, false
+	}
+	return &entry{user: u, answer: a, fromDisk: true}, true
+}
+
+// keepSnapshot writes the snapshot when something changed, and once more at the
+// end. It ends with ctx.
+func (r *Router) keepSnapshot(ctx context.Context) {
+	every := saveEvery
+	for ctx.Err() == nil {
+		select {
+		case <-time.After(every):
+		case <-ctx.Done():
+		}
+		if r.cfg.Snapshot == "" {
+			continue
+		}
+		began := time.Now()
+		if err := r.saveSnapshot(); err != nil {
+			r.log.Error("route snapshot not written", zap.Error(err))
+		}
+		// A large snapshot on a slow disk must not be all this process does.
+		every = max(saveEvery, 20*time.Since(began))
+	}
+}
+
+// saveSnapshot writes the file if something changed since it last did.
+func (r *Router) saveSnapshot() error {
+	routes, changed := r.cache.routes()
+	if !changed {
+		return nil
+	}
+	if err := writeSnapshot(r.cfg.Snapshot, snapshot{Version: snapshotVersion, Routes: routes}); err != nil {
+		r.cache.saveAgain()
+		return fmt.Errorf("write route snapshot: %w", err)
+	}
+	return nil
+}
+
+// routes copies what the snapshot should have. Users who may not log in are left
+// out: after a restart without Redis they get ErrUnavailable.
+func (c *cache) routes() (routes []saved, changed bool) {
+	wall := time.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.unsaved {
+		return nil, false
+	}
+	c.unsaved = false
+	routes = make([]saved, 0, len(c.entries))
+	for _, list := range []*list.List{&c.owned, &c.derived} {
+		for at := list.Front(); at != nil; at = at.Next() {
+			e := at.Value.(*entry)
+			if a := e.answer; a.state == stateActive && c.servable(e, wall) {
+				routes = append(routes, saved{
+					User: e.user.String(), Backend: a.backend, Login: a.login, Mode: a.mode, Source: a.source,
+					Learned: wall.Add(-wall.Sub(e.learned)).UTC().Round(time.Second),
+				})
+			}
+		}
+	}
+	return routes, true
+}
+
+// saveAgain is for a snapshot that could not be written.
+func (c *cache) saveAgain() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.unsaved = true
+}
+
+// writeSnapshot replaces the file in one step, so that a crash leaves the old one
+// or the new one.
+func writeSnapshot(path string, s snapshot) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".routes-*") // mode 0600
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) //nolint:errcheck // it is gone when all went well
+	if err := errors.Join(json.NewEncoder(f).Encode(s), f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}

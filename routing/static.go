@@ -1,0 +1,81 @@
+package routing
+
+import (
+	"fmt"
+
+	"imapgate/internal/identity"
+)
+
+// static routes from the configuration; they never change.
+type static struct {
+	users   map[identity.User]string
+	domains map[string]string
+	deflt   string
+}
+
+// newStatic checks the configured routes: every value must be a backend and every
+// name one that somebody can log in with.
+func newStatic(c Config) (*static, error) {
+	s := &static{users: make(map[identity.User]string), domains: make(map[string]string), deflt: c.Static.Default}
+	known := newRules(c).backends
+	if s.deflt != "" && !known[s.deflt] {
+		return nil, fmt.Errorf("static default route: no backend is named %q", s.deflt)
+	}
+	for name, backend := range c.Static.Users {
+		u, err := identity.Canon(name, c.DefaultDomain)
+		if err != nil {
+			return nil, fmt.Errorf("static route of user %q: %w", name, err)
+		}
+		if _, twice := s.users[u]; twice {
+			return nil, fmt.Errorf("static route of user %q: the user is there twice", name)
+		}
+		if !known[backend] {
+			return nil, fmt.Errorf("static route of user %q: no backend is named %q", name, backend)
+		}
+		s.users[u] = backend
+	}
+	for name, backend := range c.Static.Domains {
+		u, err := identity.Canon("x@"+name, "")
+		if err != nil {
+			return nil, fmt.Errorf("static route of domain %q: no user can have it", name)
+		}
+		if _, twice := s.domains[u.Domain()]; twice {
+			return nil, fmt.Errorf("static route of domain %q: the domain is there twice", name)
+		}
+		if !known[backend] {
+			return nil, fmt.Errorf("static route of domain %q: no backend is named %q", name, backend)
+		}
+		s.domains[u.Domain()] = backend
+	}
+	return s, nil
+}
+
+func (s *static) lookup(u identity.User) (Route, error) {
+	r := Route{User: u, Login: u.String(), From: FromStatic}
+	if b, ok := s.users[u]; ok {
+		r.Backend, r.Source, r.Key = b, User, "routing.static.users"
+	} else if b, ok := s.domains[u.Domain()]; ok {
+		r.Backend, r.Source, r.Key = b, Domain, "routing.static.domains"
+	} else if s.deflt != "" {
+		r.Backend, r.Source, r.Key = s.deflt, Default, "routing.static.default"
+	} else {
+		return Route{}, ErrNoUser
+	}
+	return r, nil
+}
+
+// steps are what Explain shows of the configuration.
+func (s *static) steps(u identity.User) []Step {
+	say := func(backend string) string {
+		if backend == "" {
+			return noRecord
+		}
+		return "backend=" + backend
+	}
+	steps := []Step{
+		{Key: "routing.static.users", Says: say(s.users[u])},
+		{Key: "routing.static.domains", Says: say(s.domains[u.Domain()])},
+		{Key: "routing.static.default", Says: say(s.deflt)},
+	}
+	return steps
+}

@@ -1,0 +1,168 @@
+package routing
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"strings"
+
+	"imapgate/internal/identity"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// errConfused is a Redis whose replies do not belong to our questions.
+var errConfused = errors.New("a reply belongs to another question")
+
+// store reads and writes records. It remembers nothing.
+type store struct {
+	// Set once.
+	rdb   redis.UniversalClient
+	keys  keys
+	rules rules
+}
+
+// replies are the three records of one user as they came.
+type replies struct{ user, domain, deflt *redis.MapStringStringCmd }
+
+// fetch asks for all three records in one round trip; in a cluster each goes to
+// its node at the same time.
+func (s *store) fetch(ctx context.Context, u identity.User) (replies, error) {
+	pipe := s.rdb.Pipeline()
+	var r replies
+	r.user = pipe.HGetAll(ctx, s.keys.user(u))
+	if u.Domain() != "" {
+		r.domain = pipe.HGetAll(ctx, s.keys.domain(u.Domain()))
+	}
+	r.deflt = pipe.HGetAll(ctx, s.keys.deflt())
+	check := s.echo(ctx, pipe)
+	_, _ = pipe.Exec(ctx) // each command has its own error
+	return r, check()
+}
+
+// echo asks for a number of our own behind the records. Were replies shifted on
+// this connection, as a client that lost count of a cancelled command's reply
+// would shift them, the number would not come back, and no reply is believed.
+// In a cluster a command without a key goes to any node, so there only the
+// record's "user" field guards against another user's record.
+func (s *store) echo(ctx context.Context, pipe redis.Pipeliner) func() error {
+	if _, single := s.rdb.(*redis.Client); !single {
+		return func() error { return nil }
+	}
+	nonce := strconv.FormatUint(rand.Uint64(), 36)
+	reply := pipe.Echo(ctx, nonce)
+	return func() error {
+		if err := reply.Err(); err != nil {
+			return err
+		}
+		if reply.Val() != nonce {
+			return errConfused
+		}
+		return nil
+	}
+}
+
+// read gives the answer for u, an error that wraps errRefused when a record that
+// matters is malformed, or another error when Redis gave no answer.
+func (s *store) read(ctx context.Context, u identity.User) (answer, error) {
+	r, err := s.fetch(ctx, u)
+	if err != nil {
+		return answer{}, err
+	}
+	// A record only matters when those before it are known to be absent.
+	user, err := s.userRecord(u, r.user)
+	if err != nil || user.present {
+		return decide(u, s.keys, user, record{}, record{}), err
+	}
+	var domain record
+	if r.domain != nil {
+		domain, err = s.sharedRecord(s.keys.domain(u.Domain()), r.domain)
+		if err != nil || domain.present {
+			return decide(u, s.keys, user, domain, record{}), err
+		}
+	}
+	deflt, err := s.sharedRecord(s.keys.deflt(), r.deflt)
+	return decide(u, s.keys, user, domain, deflt), err
+}
+
+func (s *store) userRecord(u identity.User, cmd *redis.MapStringStringCmd) (record, error) {
+	key := s.keys.user(u)
+	if err := cmd.Err(); err != nil {
+		return record{}, readError(key, err)
+	}
+	rec, err := s.rules.user(u, cmd.Val())
+	if err != nil {
+		return record{}, fmt.Errorf("%s: %w", key, err)
+	}
+	return rec, nil
+}
+
+func (s *store) sharedRecord(key string, cmd *redis.MapStringStringCmd) (record, error) {
+	if err := cmd.Err(); err != nil {
+		return record{}, readError(key, err)
+	}
+	rec, err := s.rules.shared(cmd.Val())
+	if err != nil {
+		return record{}, fmt.Errorf("%s: %w", key, err)
+	}
+	return rec, nil
+}
+
+// readError tells a record of the wrong type, which is the record's fault, from
+// all other errors, which are Redis's.
+func readError(key string, err error) error {
+	if strings.HasPrefix(err.Error(), "WRONGTYPE") {
+		return fmt.Errorf("%s: %w: not a hash", key, errRefused)
+	}
+	return fmt.Errorf("read %s: %w", key, err)
+}
+
+// write changes fields of u's record; an empty value removes a field. The result
+// is checked first: what this gateway would refuse is not written. The owner is
+// always written, so that no other user's question is ever answered with it.
+func (s *store) write(ctx context.Context, u identity.User, change map[string]string) error {
+	key := s.keys.user(u)
+	fields, err := s.rdb.HGetAll(ctx, key).Result()
+	if err != nil {
+		return readError(key, err)
+	}
+	set, gone := []string{fieldUser, u.String()}, []string(nil)
+	fields[fieldUser] = u.String()
+	for name, value := range change {
+		if name == fieldUser {
+			return fmt.Errorf("%s: field %q is the owner and cannot be changed", key, name)
+		}
+		if value == "" {
+			delete(fields, name)
+			gone = append(gone, name)
+			continue
+		}
+		fields[name] = value
+		set = append(set, name, value)
+	}
+	if _, err := s.rules.user(u, fields); err != nil {
+		return fmt.Errorf("%s would be refused: %w", key, err)
+	}
+	_, err = s.rdb.TxPipelined(ctx, func(tx redis.Pipeliner) error {
+		tx.HSet(ctx, key, set)
+		if len(gone) > 0 {
+			tx.HDel(ctx, key, gone...)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("write %s: %w", key, err)
+	}
+	return nil
+}
+
+// remove deletes u's record and says whether there was one.
+func (s *store) remove(ctx context.Context, u identity.User) (bool, error) {
+	n, err := s.rdb.Del(ctx, s.keys.user(u)).Result()
+	if err != nil {
+		return false, fmt.Errorf("delete %s: %w", s.keys.user(u), err)
+	}
+	return n > 0, nil
+}
