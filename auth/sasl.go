@@ -36,10 +36,10 @@ type Exchange struct {
 // §6.2.2: auth-type is an atom). One that is not offered is not accepted.
 func (a *Authenticator) Start(mechanism string) (*Exchange, bool) {
 	e := &Exchange{auth: a}
-	switch strings.ToUpper(mechanism) {
-	case sasl.Plain:
+	switch {
+	case isName(mechanism, sasl.Plain):
 		e.mechanism, e.server = SASLPlain, sasl.NewPlainServer(e.plain)
-	case sasl.Login:
+	case isName(mechanism, sasl.Login):
 		e.mechanism, e.server = SASLLogin, newLoginServer(e.accept)
 	default:
 		return nil, false
@@ -47,8 +47,15 @@ func (a *Authenticator) Start(mechanism string) (*Exchange, bool) {
 	return e, true
 }
 
+// isName compares without regard to the case of ASCII letters alone. Letters
+// beyond them that fold to ASCII ones (strings.ToUpper makes an I of a dotless
+// i) are longer in UTF-8, so the lengths keep them out.
+func isName(said, name string) bool {
+	return len(said) == len(name) && strings.EqualFold(said, name)
+}
+
 // Format implements fmt.Formatter: fmt would show the password inside.
-func (e *Exchange) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, e.mechanism+" exchange") }
+func (e Exchange) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, e.mechanism+" exchange") }
 
 // Login is what the client said, once Next has returned done and no error;
 // before that, and after an error, it is the zero Login, which nobody accepts.

@@ -1,0 +1,378 @@
+package auth
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"imapgate/internal/identity"
+)
+
+func TestThePasswdFileIsReadAsDovecotReadsIt(t *testing.T) {
+	u, err := parseUsers(strings.NewReader(strings.Join([]string{
+		"# a comment with user:{PLAIN}x",
+		"",
+		"alice:{PLAIN}one",
+		"Bob@Example.NET:" + cheapSHA + ":1000:1000:Bob, the builder:/home/bob:/bin/sh:userdb_mail=sdbox:~/mail userdb_quota_rule=*:storage=1G\r",
+		"carol@example.net:{PLAIN}p a#s s::::::",
+		"dave@example.org:" + cheapBcrypt + ":",
+		"last:{PLAIN}no newline",
+	}, "\n")), "example.org")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, password := range map[string]string{
+		"alice@example.org": "one", "bob@example.net": "x", "carol@example.net": "p a#s s", "dave@example.org": "pässwörd", "last@example.org": "no newline",
+	} {
+		c, err := identity.Canon(name, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s, ok := u.passwords[c]; !ok || !s.match(secret(password)) {
+			t.Errorf("%s is missing or has another password", name)
+		}
+	}
+	if len(u.passwords) != 5 {
+		t.Errorf("%d users", len(u.passwords))
+	}
+}
+
+func TestOneBadLineRefusesTheFileAndAllAreListedWithoutContents(t *testing.T) {
+	const canary = "hunter2"
+	_, err := parseUsers(strings.NewReader(strings.Join([]string{
+		"alice:{PLAIN}fine",
+		canary,
+		":{PLAIN}" + canary,
+		canary + " space:{PLAIN}x",
+		"bob:",
+		"carol:" + canary,
+		"dave:{" + canary + "}x",
+		"ALICE@example.org:{PLAIN}" + canary,
+		"erin:$argon2id$v=19$m=4194304,t=3,p=1$AAAAAAAAAAAAAAAAAAAAAA$" + decoyKey,
+		"frank:{PLAIN}" + canary + "::::::allow_nets=10.0.0.0/8",
+		"grace:{PLAIN}" + canary + "::::::userdb_x=y NoLogin",
+	}, "\n")), "example.org")
+	if err == nil {
+		t.Fatal("a bad file is taken")
+	}
+	for n := 2; n <= 11; n++ {
+		if !strings.Contains(err.Error(), fmt.Sprintf("line %d: ", n)) {
+			t.Errorf("line %d is not named", n)
+		}
+	}
+	for _, word := range []string{canary, "line 1:", "alice", "frank", "10.0.0"} {
+		if strings.Contains(err.Error(), word) {
+			t.Errorf("%q in %v", word, err)
+		}
+	}
+	if !strings.Contains(err.Error(), "memory of the password hash is not within 8 and 262144") {
+		t.Errorf("the cost is not explained: %v", err)
+	}
+}
+
+func TestComplaintsAndLinesAreBounded(t *testing.T) {
+	_, err := parseUsers(strings.NewReader(strings.Repeat("bad line\n", 10_000)), "")
+	if err == nil || !strings.Contains(err.Error(), "and 9950 more bad lines") || len(err.Error()) > 10_000 {
+		t.Errorf("%v", err)
+	}
+	_, err = parseUsers(strings.NewReader("a:{PLAIN}a\nb:{PLAIN}"+strings.Repeat("b", 2*maxLine)+"\nc:{PLAIN}c\n"), "")
+	if err == nil || !strings.Contains(err.Error(), "line 2: longer than") {
+		t.Errorf("%v", err)
+	}
+	for _, empty := range []string{"", "\n\n", "# nobody\n"} {
+		if _, err := parseUsers(strings.NewReader(empty), ""); err == nil {
+			t.Errorf("%q is taken", empty)
+		}
+	}
+}
+
+func TestAFileThatIsTooLargeOrNoFileIsRefusedUnread(t *testing.T) {
+	path := writeFile(t, "alice:{PLAIN}x\n")
+	if err := os.Truncate(path, maxFile+1); err != nil { // sparse
+		t.Fatal(err)
+	}
+	if _, err := openPasswdFile(path, "", zap.NewNop()); err == nil || !strings.Contains(err.Error(), "larger than 64 MiB") {
+		t.Errorf("%v", err)
+	}
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openPasswdFile(fifo, "", zap.NewNop()); err == nil {
+		t.Error("a FIFO is taken")
+	}
+}
+
+func TestManyUsersAreReadAndAllAreCounted(t *testing.T) {
+	const users = 100_000
+	var b strings.Builder
+	for i := range users {
+		hash := cheapSHA
+		if i < users/2-1 || i == users-1 {
+			hash = cheapBcrypt // fewer, by one, but at both ends
+		}
+		fmt.Fprintf(&b, "user%d:%s\n", i, hash)
+	}
+	u, err := parseUsers(strings.NewReader(b.String()), "example.org")
+	if err != nil || len(u.passwords) != users {
+		t.Fatalf("%v", err)
+	}
+	if n := u.kinds.votes[u.kinds.typical()]; n != users/2 && n != users/2+1 {
+		t.Errorf("the census has %d", n)
+	}
+}
+
+// noticed is a log that hands every entry to the test, so that a test knows
+// when a file has been read instead of guessing.
+type noticed struct {
+	zapcore.Core
+	entries chan string // bound: 64 entries, more than a test causes
+}
+
+func newNoticed() (*zap.Logger, chan string) {
+	n := noticed{zapcore.NewNopCore(), make(chan string, 64)}
+	return zap.New(n), n.entries
+}
+
+func (n noticed) Enabled(zapcore.Level) bool        { return true }
+func (n noticed) With([]zapcore.Field) zapcore.Core { return n }
+func (n noticed) Check(e zapcore.Entry, c *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	return c.AddCore(e, n)
+}
+
+func (n noticed) Write(e zapcore.Entry, fields []zapcore.Field) error {
+	enc := zapcore.NewMapObjectEncoder()
+	for _, f := range fields {
+		f.AddTo(enc)
+	}
+	n.entries <- fmt.Sprint(e.Message, " ", enc.Fields)
+	return nil
+}
+
+// followed is an Authenticator that follows its file while the test runs.
+type followed struct {
+	*testing.T
+	a       *Authenticator
+	path    string
+	entries chan string
+}
+
+func follow(t *testing.T, path string) *followed {
+	log, entries := newNoticed()
+	a, err := New(Config{Methods: []string{File}, File: path, DefaultDomain: "example.org"}, nil, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- a.Run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	return &followed{t, a, path, entries}
+}
+
+// until waits for a log line that starts with text. Changes made before the
+// watch stands are found too: Run looks once more when it has begun.
+func (f *followed) until(text string) string {
+	f.Helper()
+	deadline := time.After(10 * time.Second)
+	for {
+		select {
+		case e := <-f.entries:
+			if strings.Contains(e, "hunter2") || strings.Contains(e, "$6$") {
+				f.Errorf("a secret in the log: %s", e)
+			}
+			if strings.HasPrefix(e, text) {
+				return e
+			}
+		case <-deadline:
+			f.Fatalf("nobody logged %q", text)
+		}
+	}
+}
+
+func (f *followed) write(content string) {
+	f.Helper()
+	if err := os.WriteFile(f.path, []byte(content), 0o600); err != nil {
+		f.Fatal(err)
+	}
+}
+
+// expect logs in; an empty method means denied.
+func (f *followed) expect(user, password, method string) {
+	f.Helper()
+	id, err := login(f.T, f.a, user, password)
+	if method == "" && !errors.Is(err, ErrDenied) || id.Method() != method {
+		f.Errorf("%s: %v, %v", user, id, err)
+	}
+}
+
+func TestTheFileIsFollowedWrittenInPlaceReplacedDeletedAndRestored(t *testing.T) {
+	f := follow(t, writeFile(t, "alice:{PLAIN}one\n"))
+	f.expect("alice", "one", File)
+
+	f.write("alice:{PLAIN}two\nbob:{PLAIN}x\n")
+	f.until("passwd-file read map[file:" + f.path + " users:2]")
+	f.expect("alice", "one", "")
+	f.expect("alice", "two", File)
+
+	next := f.path + ".new"
+	if err := os.WriteFile(next, []byte("carol:{PLAIN}x\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(next, f.path); err != nil {
+		t.Fatal(err)
+	}
+	f.until("passwd-file read map[file:" + f.path + " users:1]")
+	f.expect("bob", "x", "")
+	f.expect("carol", "x", File)
+
+	if err := os.Remove(f.path); err != nil {
+		t.Fatal(err)
+	}
+	f.until("passwd-file refused")
+	f.expect("carol", "x", File)
+
+	f.write("dave:{PLAIN}x\n")
+	f.until("passwd-file read")
+	f.expect("carol", "x", "")
+	f.expect("dave", "x", File)
+}
+
+func TestABadNewFileKeepsTheOldUsersAndSaysWhichLinesAreBad(t *testing.T) {
+	f := follow(t, writeFile(t, "alice:{PLAIN}one\n"))
+	f.write("alice:{PLAIN}two\nbob:hunter2\n\nhunter2\n")
+	e := f.until("passwd-file refused, the users before it stay")
+	if !strings.Contains(e, "line 2: ") || !strings.Contains(e, "line 4: ") {
+		t.Errorf("%s", e)
+	}
+	f.expect("alice", "one", File)
+	f.expect("alice", "two", "")
+
+	f.write("")
+	f.until("passwd-file refused")
+	f.expect("alice", "one", File)
+
+	f.write("alice:{PLAIN}three\n")
+	f.until("passwd-file read")
+	f.expect("alice", "three", File)
+
+	if err := os.Truncate(f.path, maxFile+1); err != nil {
+		t.Fatal(err)
+	}
+	if e := f.until("passwd-file refused"); !strings.Contains(e, "larger than") {
+		t.Errorf("%s", e)
+	}
+	f.expect("alice", "three", File)
+}
+
+// A mounted Kubernetes secret: users -> ..data/users, ..data -> a directory of
+// its own, and an update is another ..data. Nothing happens to "users".
+func TestAFileBehindLinksIsFollowedWhenALinkMoves(t *testing.T) {
+	dir := t.TempDir()
+	publish := func(version, content string) {
+		t.Helper()
+		if err := os.Mkdir(filepath.Join(dir, version), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, version, "users"), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(version, filepath.Join(dir, "..new")); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(filepath.Join(dir, "..new"), filepath.Join(dir, "..data")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	publish("v1", "alice:{PLAIN}one\n")
+	if err := os.Symlink("..data/users", filepath.Join(dir, "users")); err != nil {
+		t.Fatal(err)
+	}
+	f := follow(t, filepath.Join(dir, "users"))
+	f.expect("alice", "one", File)
+	publish("v2", "alice:{PLAIN}two\n")
+	f.until("passwd-file read")
+	f.expect("alice", "two", File)
+}
+
+func TestABurstOfChangesIsReadOnceAndAStreamOfThemIsNotPutOffForEver(t *testing.T) {
+	var s settle
+	s.restart()
+	if s.due == nil || time.Since(s.since) > time.Second {
+		t.Error("no moment is set")
+	}
+	since := time.Now().Add(-patience)
+	s.since = since
+	s.restart()
+	if s.since != since {
+		t.Error("a change within a burst starts it anew")
+	}
+	select {
+	case <-s.due:
+	case <-time.After(quiet / 2):
+		t.Error("patience does not end")
+	}
+}
+
+func TestRunWithoutAFileWaitsForTheEnd(t *testing.T) {
+	a := passthrough(t)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- a.Run(ctx) }()
+	select {
+	case <-ended:
+		t.Error("Run ended by itself")
+	default:
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+func FuzzPasswdFile(f *testing.F) {
+	f.Add("alice:{PLAIN}x\n# c\nbob:"+cheapSHA+":::::\n", "example.org")
+	f.Add("a:$2y$05$93zmq0Sridcr3J8KaxX/0.24XR2yNiEf9f7IwJsme1jFWwnVkV/iS\n", "")
+	f.Add("a:$argon2id$v=19$m=65536,t=3,p=1$AAAAAAAAAAAAAAAAAAAAAA$"+decoyKey, "")
+	f.Add("a:{PBKDF2}$1$AAAA$1$0000000000000000000000000000000000000000\n", "")
+	f.Fuzz(func(t *testing.T, content, domain string) {
+		u, err := parseUsers(strings.NewReader(content), domain)
+		if err != nil {
+			if u != nil {
+				t.Fatal("users beside an error")
+			}
+			return
+		}
+		for name, s := range u.passwords {
+			if again, err := identity.Canon(name.String(), domain); err != nil || again != name {
+				t.Fatalf("%q is not canonical", name)
+			}
+			if again, err := parse(secret("{" + s.kind.scheme.name + "}" + s.hash.Reveal())); err != nil || again != s {
+				t.Fatalf("%q of %s does not parse again: %v", s.hash.Reveal(), name, err)
+			}
+			for i, c := range s.kind.scheme.costs {
+				if n := s.kind.costs[i]; n < c.least || n > c.most {
+					t.Fatalf("%s is %d", c.name, n)
+				}
+			}
+			d := s.kind.decoy()
+			if again, err := parse(secret("{" + d.kind.scheme.name + "}" + d.hash.Reveal())); err != nil || again.kind != s.kind {
+				t.Fatalf("decoy %q: %v", d.hash.Reveal(), err)
+			}
+		}
+	})
+}

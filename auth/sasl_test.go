@@ -1,0 +1,249 @@
+package auth
+
+import (
+	"bytes"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/emersion/go-sasl"
+	"go.uber.org/zap"
+
+	"imapgate/internal/identity"
+)
+
+// passthrough is an Authenticator for exchanges.
+func passthrough(t testing.TB) *Authenticator {
+	t.Helper()
+	a, err := New(Config{Methods: []string{Passthrough}, DefaultDomain: "example.org"}, nil, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// exchange sends messages until the exchange ends or there are none left.
+func exchange(e *Exchange, messages ...[]byte) (challenges []string, done bool, err error) {
+	for _, m := range messages {
+		var c []byte
+		if c, done, err = e.Next(m); err != nil || done {
+			return challenges, done, err
+		}
+		challenges = append(challenges, string(c))
+	}
+	return challenges, done, err
+}
+
+func TestMechanismsAreExactlyWhatStartAccepts(t *testing.T) {
+	a := passthrough(t)
+	if got := a.Mechanisms(); !slices.Equal(got, []string{"PLAIN", "LOGIN"}) {
+		t.Errorf("Mechanisms() = %q", got)
+	}
+	for _, name := range append(a.Mechanisms(), "plain", "Login") {
+		if _, ok := a.Start(name); !ok {
+			t.Errorf("%s is not accepted", name)
+		}
+	}
+	for _, name := range []string{"", "EXTERNAL", "ANONYMOUS", "OAUTHBEARER", "XOAUTH2", "CRAM-MD5", "PLAIN ", "PLAIN-X", "ＰＬＡＩＮ", "LOG\u0130N", "log\u0131n"} {
+		if e, ok := a.Start(name); ok || e != nil {
+			t.Errorf("%q is accepted", name)
+		}
+	}
+}
+
+func TestHonestClientsAreUnderstood(t *testing.T) {
+	for what, c := range map[string]struct {
+		mechanism  string
+		messages   [][]byte
+		challenges []string
+		as         string
+	}{
+		"PLAIN with an initial response":    {"PLAIN", [][]byte{[]byte("\x00Alice\x00pä ss")}, nil, SASLPlain},
+		"PLAIN without one":                 {"PLAIN", [][]byte{nil, []byte("\x00alice\x00pä ss")}, []string{""}, SASLPlain},
+		"PLAIN as oneself":                  {"PLAIN", [][]byte{[]byte("alice\x00alice\x00pä ss")}, nil, SASLPlain},
+		"PLAIN as oneself, spelt otherwise": {"plain", [][]byte{[]byte("ALICE@example.org\x00alice\x00pä ss")}, nil, SASLPlain},
+		"LOGIN":                             {"LOGIN", [][]byte{nil, []byte("alice"), []byte("pä ss")}, []string{"Username:", "Password:"}, SASLLogin},
+		"LOGIN with an initial response":    {"LOGIN", [][]byte{[]byte("alice@EXAMPLE.org"), []byte("pä ss")}, []string{"Password:"}, SASLLogin},
+	} {
+		e, _ := passthrough(t).Start(c.mechanism)
+		challenges, done, err := exchange(e, c.messages...)
+		if err != nil || !done || !slices.Equal(challenges, c.challenges) {
+			t.Errorf("%s: %q, %v, %v", what, challenges, done, err)
+		}
+		l := e.Login()
+		if l.User.String() != "alice@example.org" || l.Password.Reveal() != "pä ss" || l.Mechanism != c.as {
+			t.Errorf("%s: %+v", what, l)
+		}
+		if _, done, err := e.Next([]byte("\x00bob\x00x")); err == nil || done || e.Login() != l {
+			t.Errorf("%s: the exchange goes on after its end: %v", what, err)
+		}
+	}
+}
+
+func TestBadExchangesAreDeniedAndLeaveNothingBehind(t *testing.T) {
+	long := strings.Repeat("a", maxMessage+1)
+	for what, c := range map[string]struct {
+		mechanism string
+		messages  []string
+	}{
+		"empty":                       {"PLAIN", []string{""}},
+		"no NUL":                      {"PLAIN", []string{"alice"}},
+		"one NUL":                     {"PLAIN", []string{"alice\x00x"}},
+		"three NULs":                  {"PLAIN", []string{"\x00alice\x00x\x00"}},
+		"four NULs":                   {"PLAIN", []string{"\x00\x00alice\x00x\x00"}},
+		"no user":                     {"PLAIN", []string{"\x00\x00x"}},
+		"no password":                 {"PLAIN", []string{"\x00alice\x00"}},
+		"only NULs":                   {"PLAIN", []string{"\x00\x00"}},
+		"user not UTF-8":              {"PLAIN", []string{"\x00al\xffce\x00x"}},
+		"password not UTF-8":          {"PLAIN", []string{"\x00alice\x00\xff\xfe"}},
+		"surrogate in UTF-8":          {"PLAIN", []string{"\x00alice\x00\xed\xa0\x80"}},
+		"overlong UTF-8":              {"PLAIN", []string{"\x00alice\x00\xc0\x80"}},
+		"somebody else":               {"PLAIN", []string{"bob\x00alice\x00x"}},
+		"somebody else's domain":      {"PLAIN", []string{"alice@example.net\x00alice\x00x"}},
+		"a bad authzid":               {"PLAIN", []string{"a b\x00alice\x00x"}},
+		"authzid not UTF-8":           {"PLAIN", []string{"\xff\x00alice\x00x"}},
+		"CRLF in the password":        {"PLAIN", []string{"\x00alice\x00x\r\ny LOGOUT"}},
+		"CRLF in the user":            {"PLAIN", []string{"\x00alice\r\n\x00x"}},
+		"a long password":             {"PLAIN", []string{"\x00alice\x00" + long[:maxPassword+1]}},
+		"a long message":              {"PLAIN", []string{long}},
+		"LOGIN without a user":        {"LOGIN", []string{"", "x"}},
+		"LOGIN without a password":    {"LOGIN", []string{"alice", ""}},
+		"LOGIN with NUL":              {"LOGIN", []string{"alice\x00", "x"}},
+		"LOGIN with NUL in the pass":  {"LOGIN", []string{"alice", "x\x00"}},
+		"LOGIN password not UTF-8":    {"LOGIN", []string{"alice", "\xff"}},
+		"LOGIN with a master's name":  {"LOGIN", []string{"alice*master", "x"}},
+		"LOGIN with a long user":      {"LOGIN", []string{long, "x"}},
+		"LOGIN with PLAIN's response": {"LOGIN", []string{"\x00alice\x00x", "x"}},
+	} {
+		e, _ := passthrough(t).Start(c.mechanism)
+		var messages [][]byte
+		for _, m := range c.messages {
+			messages = append(messages, []byte(m))
+		}
+		_, done, err := exchange(e, messages...)
+		if done || !errors.Is(err, ErrDenied) || e.Login() != (Login{}) {
+			t.Errorf("%s: %v, %v, %+v", what, done, err, e.Login())
+		}
+		if _, done, err := e.Next([]byte("\x00alice\x00x")); done || !errors.Is(err, ErrDenied) || e.Login() != (Login{}) {
+			t.Errorf("%s: a second message revives the exchange: %v", what, err)
+		}
+		if _, err := passthrough(t).Authenticate(t.Context(), e.Login()); !errors.Is(err, ErrDenied) {
+			t.Errorf("%s: what is left can log in: %v", what, err)
+		}
+	}
+}
+
+func TestAnEmptyLineNeverMakesAnExchangeEndless(t *testing.T) {
+	for _, mechanism := range passthrough(t).Mechanisms() {
+		e, _ := passthrough(t).Start(mechanism)
+		steps := 0
+		for steps < 10 {
+			steps++
+			if _, _, err := e.Next(nil); err != nil {
+				break
+			}
+		}
+		if steps > 3 {
+			t.Errorf("%s takes %d steps of nothing", mechanism, steps)
+		}
+	}
+}
+
+func TestGoSaslsOwnClientsAreAccepted(t *testing.T) {
+	for want, client := range map[string]sasl.Client{
+		SASLPlain: sasl.NewPlainClient("", "alice", "x"),
+		SASLLogin: sasl.NewLoginClient("alice", "x"),
+	} {
+		name, message, err := client.Start()
+		if err != nil {
+			t.Fatal(err)
+		}
+		e, ok := passthrough(t).Start(name)
+		for done := false; ok && !done; {
+			var challenge []byte
+			if challenge, done, err = e.Next(message); err != nil {
+				t.Fatal(err)
+			}
+			if !done {
+				if message, err = client.Next(challenge); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if e.Login().Mechanism != want {
+			t.Errorf("%s: %+v", name, e.Login())
+		}
+	}
+}
+
+// oracle reads the messages of a whole exchange with nothing of this package:
+// who would a plain reading of RFC 4616 and of the LOGIN draft say it is?
+func oracle(mechanism string, messages [][]byte) (user, password string, ok bool) {
+	if mechanism == "LOGIN" {
+		if len(messages) != 2 {
+			return "", "", false
+		}
+		user, password = string(messages[0]), string(messages[1])
+	} else {
+		if len(messages) != 1 || bytes.Count(messages[0], []byte{0}) != 2 {
+			return "", "", false
+		}
+		authzid, rest, _ := strings.Cut(string(messages[0]), "\x00")
+		user, password, _ = strings.Cut(rest, "\x00")
+		if authzid != "" && !strings.EqualFold(qualified(authzid), qualified(user)) {
+			return "", "", false
+		}
+	}
+	control := func(r rune) bool { return r < ' ' || r == 0x7f }
+	if strings.ContainsFunc(user+password, control) || password == "" || len(password) > 1024 || !utf8.ValidString(password) {
+		return "", "", false
+	}
+	return strings.ToLower(qualified(user)), password, true
+}
+
+func qualified(user string) string {
+	if strings.Contains(user, "@") {
+		return user
+	}
+	return user + "@example.org"
+}
+
+// FuzzSASLExchange: an honest client whose messages were changed on the way.
+// Whoever is accepted is exactly who the oracle reads; and what the oracle
+// reads with a name that Canon takes is accepted.
+func FuzzSASLExchange(f *testing.F) {
+	f.Add("", "alice", "x", uint16(0), byte(0), true)
+	f.Add("alice", "Alice@example.org", "pässwörd", uint16(3), byte(0x20), false)
+	f.Add("bob", "alice", "x\x00y", uint16(1), byte(0x80), true)
+	a := passthrough(f)
+	f.Fuzz(func(t *testing.T, authzid, user, password string, at uint16, flip byte, first bool) {
+		for mechanism, messages := range map[string][][]byte{
+			"PLAIN": {[]byte(authzid + "\x00" + user + "\x00" + password)},
+			"LOGIN": {[]byte(user), []byte(password)},
+		} {
+			if m := messages[int(at)%len(messages)]; len(m) > 0 {
+				m[int(at)%len(m)] ^= flip
+			}
+			e, _ := a.Start(mechanism)
+			send := messages
+			if !first {
+				send = append([][]byte{nil}, messages...)
+			}
+			_, done, err := exchange(e, send...)
+			accepted := done && err == nil
+			wantUser, wantPassword, ok := oracle(mechanism, messages)
+			l := e.Login()
+			if accepted && (!ok || l.User.String() != wantUser || l.Password.Reveal() != wantPassword) {
+				t.Fatalf("%s %q: accepted as %q", mechanism, messages, l.User)
+			}
+			if !accepted && !l.User.IsZero() {
+				t.Fatalf("%s %q: refused, but leaves a login", mechanism, messages)
+			}
+			if _, err := identity.Canon(wantUser, ""); ok && err == nil && !accepted {
+				t.Fatalf("%s %q: refused", mechanism, messages)
+			}
+		}
+	})
+}
