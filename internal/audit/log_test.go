@@ -1,0 +1,337 @@
+package audit
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+)
+
+// open opens a log at path and gives what it says in the ordinary log.
+func open(t *testing.T, path, onFailure string) (*Log, *observer.ObservedLogs) {
+	t.Helper()
+	core, said := observer.New(zap.InfoLevel)
+	l, err := Open(Config{Path: path, OnFailure: onFailure}, zap.New(core))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	return l, said
+}
+
+// eventually polls, because a real file and its writer are at work.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	poll := time.NewTicker(2 * time.Millisecond)
+	defer poll.Stop()
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); <-poll.C {
+		if ok() {
+			return
+		}
+	}
+	t.Fatalf("not within 20 s: %s", what)
+}
+
+// lines decodes a file, each line of which must be a whole record.
+func lines(t *testing.T, path string) []map[string]any {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var all []map[string]any
+	for in := bufio.NewScanner(f); in.Scan(); {
+		var members map[string]any
+		if err := json.Unmarshal(in.Bytes(), &members); err != nil {
+			t.Fatalf("line %d: %v: %s", len(all)+1, err, in.Text())
+		}
+		all = append(all, members)
+	}
+	return all
+}
+
+func refuse(l *Log, session string) {
+	c := testClient()
+	c.Session = session
+	_ = l.ConnectionRefused(c, PreauthTimeout, "", 0)
+}
+
+func TestEveryRecordOfManyWritersReachesTheFileOnce(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.log")
+	l, _ := open(t, path, "")
+	var writers sync.WaitGroup
+	for w := range 8 {
+		writers.Go(func() {
+			for i := range 500 {
+				refuse(l, fmt.Sprintf("%d-%d", w, i))
+			}
+		})
+	}
+	writers.Wait()
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	seen := make(map[any]int)
+	for _, r := range lines(t, path) {
+		seen[r["session"]]++
+	}
+	if len(seen) != 4000 {
+		t.Errorf("%d sessions in the log, want 4000", len(seen))
+	}
+	info, err := os.Stat(path)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+	if err := l.Ready(); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("a closed log is ready: %v", err)
+	}
+}
+
+func TestRecordReachesTheFileWithoutClose(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.log")
+	l, _ := open(t, path, "")
+	refuse(l, "one")
+	eventually(t, "one record", func() bool { return len(lines(t, path)) == 1 })
+}
+
+func TestFailingSinkBlocksLoginsAndSaysSoOnce(t *testing.T) {
+	t.Parallel()
+	l, said := open(t, "/dev/full", "block")
+	if err := l.LoginAccepted(testClient(), testLogin(t)); err != nil {
+		t.Fatalf("the first login: %v", err)
+	}
+	eventually(t, "not ready", func() bool { return l.Ready() != nil })
+	if err := l.LoginAccepted(testClient(), testLogin(t)); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("a login was let in: %v", err)
+	}
+	refuse(l, "still noted")
+	if l.Lost() != 0 {
+		t.Errorf("%d lost while there was room", l.Lost())
+	}
+	if err := l.Close(); err == nil {
+		t.Error("Close says all is written")
+	}
+	if n := said.FilterMessage("audit log cannot be written").Len(); n != 1 {
+		t.Errorf("said %d times", n)
+	}
+}
+
+func TestFailingSinkLetsLoginsInWhenTheOperatorWantsThat(t *testing.T) {
+	t.Parallel()
+	l, said := open(t, "/dev/full", "drop")
+	for range maxWaiting + 7 {
+		if err := l.LoginAccepted(testClient(), testLogin(t)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "a failed write", func() bool { return said.Len() == 1 })
+	if err := l.Ready(); err != nil {
+		t.Error(err)
+	}
+	if l.Lost() != 7 {
+		t.Errorf("%d lost, want 7", l.Lost())
+	}
+}
+
+func TestFullDiskIsContinuedWhereItStopped(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"); err != nil {
+		t.Skipf("NOT TESTED, a full disk: mounting a small tmpfs needs root: %v", err)
+	}
+	t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })
+	path, ballast := filepath.Join(dir, "audit.log"), filepath.Join(dir, "ballast")
+	if err := os.WriteFile(ballast, make([]byte, 32<<10), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l, said := open(t, path, "block")
+	sent := 0
+	eventually(t, "the disk is full", func() bool {
+		for range 10 {
+			refuse(l, fmt.Sprint(sent))
+			sent++
+		}
+		return l.Ready() != nil
+	})
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "ready again", func() bool { return l.Ready() == nil })
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	got := lines(t, path)
+	if len(got) != sent {
+		t.Fatalf("%d records, want %d", len(got), sent)
+	}
+	for i, r := range got {
+		if r["session"] != fmt.Sprint(i) {
+			t.Fatalf("record %d is of session %v", i, r["session"])
+		}
+	}
+	if said.FilterMessage("audit log is written again").Len() != 1 {
+		t.Error("the recovery was not logged")
+	}
+}
+
+func TestStoppedReaderBlocksLoginsAndLossIsReported(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	fifo, out := filepath.Join(dir, "fifo"), filepath.Join(dir, "out")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	reader := exec.Command("sh", "-c", `exec cat "$0" > "$1"`, fifo, out)
+	if err := reader.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = reader.Process.Kill(); _ = reader.Wait() })
+	var l *Log
+	eventually(t, "the reader has the FIFO open", func() bool {
+		var err error
+		l, err = Open(Config{Path: fifo}, zap.NewNop())
+		return err == nil
+	})
+	refuse(l, "first")
+	eventually(t, "the reader reads", func() bool { s, err := os.Stat(out); return err == nil && s.Size() > 0 })
+	if err := reader.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	sent := 1
+	for l.Ready() == nil {
+		refuse(l, "filling")
+		sent++
+	}
+	if sent > maxWaiting {
+		t.Errorf("logins stop after %d records only", sent)
+	}
+	for l.Lost() < 5 {
+		refuse(l, "over")
+		sent++
+	}
+	if err := reader.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "ready again", func() bool { return l.Ready() == nil })
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := reader.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	got := lines(t, out)
+	if len(got) != sent-5+1 {
+		t.Errorf("%d records, want %d and one of the loss", len(got), sent-5)
+	}
+	if last := got[len(got)-1]; last["event"] != "records_lost" || last["lost"] != 5.0 {
+		t.Errorf("the last record is %v", last)
+	}
+}
+
+func TestStoppedReaderDoesNotHoldUpTheEnd(t *testing.T) {
+	t.Parallel()
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(Config{Path: fifo}, zap.NewNop()); err == nil {
+		t.Fatal("a FIFO without a reader was opened")
+	}
+	reader, err := os.OpenFile(fifo, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	l, _ := open(t, fifo, "block")
+	for range 1000 {
+		refuse(l, "unread")
+	}
+	start := time.Now()
+	if err := l.Close(); err == nil {
+		t.Error("Close says all is written")
+	}
+	if took := time.Since(start); took > 3*closeWait {
+		t.Errorf("Close took %v", took)
+	}
+}
+
+func TestRotatedFileIsLeftForTheNewOne(t *testing.T) {
+	t.Parallel()
+	for name, ask := range map[string]func(*Log){"asked": (*Log).Reopen, "noticed": func(*Log) {}} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "audit.log")
+			l, _ := open(t, path, "")
+			refuse(l, "before")
+			eventually(t, "written", func() bool { return len(lines(t, path)) == 1 })
+			if err := os.Rename(path, path+".1"); err != nil {
+				t.Fatal(err)
+			}
+			ask(l)
+			eventually(t, "a new file", func() bool { _, err := os.Stat(path); return err == nil })
+			refuse(l, "after")
+			if err := l.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if old, now := lines(t, path+".1"), lines(t, path); len(old) != 1 || len(now) != 1 || now[0]["session"] != "after" {
+				t.Errorf("old %v, new %v", old, now)
+			}
+		})
+	}
+}
+
+func TestUnfinishedLineOfAKilledProcessIsEnded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.log")
+	if err := os.WriteFile(path, []byte("{\"event\":\"started\"}\n{\"event\":\"sess"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l, _ := open(t, path, "")
+	refuse(l, "new")
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var last []byte
+	count := 0
+	for in := bufio.NewScanner(bytes.NewReader(text)); in.Scan(); count++ {
+		last = append(last[:0], in.Bytes()...)
+	}
+	if count != 3 || !json.Valid(last) {
+		t.Errorf("%d lines: %s", count, text)
+	}
+}
+
+func TestNoPathKeepsNoLogAndNeverBlocks(t *testing.T) {
+	l, _ := open(t, "", "block")
+	for range 2 * maxWaiting {
+		if err := l.LoginAccepted(testClient(), testLogin(t)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if l.Lost() != 0 || len(l.pending) != 0 {
+		t.Error("something was kept")
+	}
+}
+
+func TestOpenNamesWhatIsWrong(t *testing.T) {
+	for path, mode := range map[string]string{t.TempDir(): "", "/nonexistent/audit.log": "", "-": "perhaps"} {
+		if l, err := Open(Config{Path: path, OnFailure: mode}, zap.NewNop()); err == nil {
+			t.Errorf("%s, %s was opened", path, mode)
+			_ = l.Close()
+		}
+	}
+}
