@@ -37,15 +37,16 @@ const (
 const (
 	ClientLogout      Reason = "client_logout"
 	ClientClosed      Reason = "client_closed"
-	ClientReset       Reason = "client_reset"
+	ClientLost        Reason = "client_lost"     // reset, time-out or TLS fault
 	ClientProtocol    Reason = "client_protocol" // after the login, where commands are framed
 	BackendClosed     Reason = "backend_closed"
-	BackendReset      Reason = "backend_reset"
-	IdleTimeout       Reason = "idle_timeout"
-	WriteTimeout      Reason = "write_timeout" // did not read what it asked for
-	Drained           Reason = "drained"       // its grace period was over
-	Kicked            Reason = "kicked"        // by the operator
-	Moved             Reason = "moved"         // the user's backend changed
+	BackendLost       Reason = "backend_lost"
+	Idle              Reason = "idle"
+	ClientStalled     Reason = "client_stalled" // did not read what it asked for
+	BackendStalled    Reason = "backend_stalled"
+	Drained           Reason = "drained" // its grace period was over
+	Kicked            Reason = "kicked"  // by the operator
+	Moved             Reason = "moved"   // the user's backend changed
 	PreauthTimeout    Reason = "preauth_timeout"
 	HandshakeTimeout  Reason = "tls_timeout"
 	HandshakeFailed   Reason = "tls_failed"
@@ -71,8 +72,8 @@ var reasons = map[Reason]string{
 	BackendTLS: unavailable, BackendTimeout: unavailable, BackendProtocol: unavailable, ForwardingLoop: unavailable,
 	Overload: unavailable, AuditAway: unavailable, ClientWentAway: unavailable, GatewayStopping: unavailable,
 	InternalMistake: unavailable, IdentityMismatch: unavailable,
-	ClientLogout: ended, ClientClosed: ended, ClientReset: ended, ClientProtocol: ended, BackendClosed: ended,
-	BackendReset: ended, IdleTimeout: ended, WriteTimeout: ended, Drained: ended, Kicked: ended, Moved: ended,
+	ClientLogout: ended, ClientClosed: ended, ClientLost: ended, ClientProtocol: ended, BackendClosed: ended,
+	BackendLost: ended, Idle: ended, ClientStalled: ended, BackendStalled: ended, Drained: ended, Kicked: ended, Moved: ended,
 	PreauthTimeout: ended, HandshakeTimeout: ended, HandshakeFailed: ended, WrongALPN: ended,
 	StartTLSInjection: ended, BadProxyHeader: ended, UntrustedProxy: ended, LineTooLong: ended,
 	LiteralTooBig: ended, WrongProtocol: ended, BadCommands: ended, LoginAttempts: ended, TooMany: ended,

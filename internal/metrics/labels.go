@@ -12,19 +12,14 @@ const (
 	Abandoned   = "abandoned"   // the client went away before an answer
 )
 
-// Results of connecting and logging in at a backend, and of TLS handshakes.
+// Results of TLS handshakes with clients.
 const (
 	OK       = "ok"
-	Resumed  = "resumed"  // TLS: an abbreviated handshake
-	Timeout  = "timeout"  // no answer in time
-	Connect  = "connect"  // refused, unreachable, no such name
-	TLS      = "tls"      // the handshake or the certificate failed
-	ALPN     = "alpn"     // TLS: the client wanted another protocol
-	Protocol = "protocol" // what came was not IMAP, or not allowed here
-	Denied   = "denied"   // the backend refused the credentials
-	Busy     = "busy"     // at its bound, or it said so itself
-	Loop     = "loop"     // the hop limit was reached
-	Canceled = "canceled" // our side gave up first
+	Resumed  = "resumed" // an abbreviated handshake
+	Timeout  = "timeout"
+	ALPN     = "alpn"     // the client wanted another protocol
+	Failed   = "failed"   // any other alert, or not TLS at all
+	Canceled = "canceled" // the client hung up
 )
 
 // Directions of relayed bytes.
@@ -33,19 +28,23 @@ const (
 	toBackend = "to_backend"
 )
 
-// The sets. A slice here is constant by agreement: it is read in New only.
+// The sets. Each is constant by agreement and read in New only.
 var (
 	modes        = []string{"splice", "reuse", "resume", "park"}
 	loginResults = []string{Accepted, Refused, Unavailable, Limited, Abandoned}
-	// LOGIN is the command, SASL-LOGIN the mechanism of that name.
-	mechanisms = []string{"LOGIN", "PLAIN", "SASL-LOGIN", "EXTERNAL", "SCRAM-SHA-1", "SCRAM-SHA-1-PLUS",
-		"SCRAM-SHA-256", "SCRAM-SHA-256-PLUS", "OAUTHBEARER", "XOAUTH2"}
-	connectResults   = []string{OK, Timeout, Connect, TLS, Protocol, Denied, Busy, Loop, Canceled}
-	handshakeResults = []string{OK, Resumed, Timeout, ALPN, TLS, Canceled}
-	routeSources     = []string{"redis", "static", "http", "cache", "negative", "stale", "snapshot", "error"}
-	reloadResults    = []string{OK, Refused}
-	// The reasons of the audit log for the end of a session.
-	endReasons = []string{"client_logout", "client_closed", "client_reset", "client_protocol", "backend_closed",
-		"backend_reset", "idle_timeout", "write_timeout", "drained", "shutdown", "kicked", "moved", "overload",
-		"identity_violation", "internal"}
+	// As in auth: LOGIN is the command, the others are SASL mechanisms.
+	mechanisms = []string{"LOGIN", "AUTH=PLAIN", "AUTH=LOGIN", "AUTH=EXTERNAL", "AUTH=SCRAM-SHA-1",
+		"AUTH=SCRAM-SHA-1-PLUS", "AUTH=SCRAM-SHA-256", "AUTH=SCRAM-SHA-256-PLUS", "AUTH=OAUTHBEARER", "AUTH=XOAUTH2"}
+	// As in proxy/upstream.
+	connectResults = []string{"ok", "denied", "refused", "unreachable", "tls", "timeout", "closed", "protocol",
+		"down", "busy", "canceled", "loop"}
+	handshakeResults = []string{OK, Resumed, Timeout, ALPN, Failed, Canceled}
+	// As in routing: where the answer came from, or why there is none.
+	routeSources = []string{"cache", "redis", "stale", "static", "snapshot", "http",
+		"no_user", "blocked", "paused", "unavailable"}
+	reloadResults = []string{OK, Refused}
+	// As in the audit log, those with which a session can end.
+	endReasons = []string{"client_logout", "client_closed", "client_lost", "client_protocol", "client_stalled",
+		"backend_closed", "backend_lost", "backend_stalled", "idle", "drained", "shutdown", "kicked", "moved",
+		"overload", "identity_violation", "internal"}
 )

@@ -1,0 +1,199 @@
+package metrics_test
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"imapgate/auth"
+	"imapgate/internal/audit"
+	"imapgate/internal/metrics"
+	"imapgate/proxy/splice"
+	"imapgate/proxy/upstream"
+	"imapgate/routing"
+)
+
+// scrape gives the series as name{labels} → value.
+func scrape(t *testing.T, m *metrics.Metrics) map[string]string {
+	t.Helper()
+	answer := httptest.NewRecorder()
+	m.Handler().ServeHTTP(answer, httptest.NewRequest("GET", "/metrics", nil))
+	text, err := io.ReadAll(answer.Body)
+	if err != nil || answer.Code != 200 {
+		t.Fatalf("status %d, %v: %s", answer.Code, err, text)
+	}
+	series := make(map[string]string)
+	for line := range strings.Lines(string(text)) {
+		if i := strings.LastIndexByte(line, ' '); i > 0 && line[0] != '#' {
+			series[line[:i]] = strings.TrimSpace(line[i+1:])
+		}
+	}
+	return series
+}
+
+func TestEachEventIsCountedInItsSeries(t *testing.T) {
+	m := metrics.New("v1.2.3")
+	m.Connections("0.0.0.0:993").Add(3)
+	m.PreAuth.Inc()
+	m.Parked.Set(7)
+	m.BytesToClient.Add(1 << 40)
+	m.BytesToBackend.Add(5)
+	m.RouteChannelUp.Set(1)
+	m.SessionBegan("splice")
+	m.SessionBegan("splice")
+	m.SessionEnded("splice", "client_closed")
+	m.LoginDone(metrics.Accepted, "AUTH=PLAIN", 30*time.Millisecond)
+	m.Backend("east").ConnectDone("ok")
+	m.RouteLookup("redis")
+	m.HandshakeDone(metrics.Resumed)
+	m.ConfigReloaded(nil)
+	m.ConfigReloaded(errors.New("no"))
+	m.ObserveCertificates(func(report func(string, time.Time)) {
+		report("/mail.pem", time.Unix(1e9, 0))
+		report("/mail.pem", time.Unix(2e9, 0)) // named twice: must not break the scrape
+	})
+	ready := errors.New("full")
+	m.ObserveAudit(func() uint64 { return 9 }, func() error { return ready })
+	got := scrape(t, m)
+	for series, want := range map[string]string{
+		`imapgate_connections_total{listener="0.0.0.0:993"}`:                 "3",
+		`imapgate_preauth_connections`:                                       "1",
+		`imapgate_parked_sessions`:                                           "7",
+		`imapgate_bytes_total{direction="to_client"}`:                        "1.099511627776e+12",
+		`imapgate_bytes_total{direction="to_backend"}`:                       "5",
+		`imapgate_route_channel_up`:                                          "1",
+		`imapgate_sessions{mode="splice"}`:                                   "1",
+		`imapgate_session_ends_total{reason="client_closed"}`:                "1",
+		`imapgate_logins_total{mechanism="AUTH=PLAIN",result="accepted"}`:    "1",
+		`imapgate_login_seconds_bucket{result="accepted",le="0.025"}`:        "0",
+		`imapgate_login_seconds_bucket{result="accepted",le="0.05"}`:         "1",
+		`imapgate_upstream_connects_total{backend="east",result="ok"}`:       "1",
+		`imapgate_upstream_connects_total{backend="east",result="denied"}`:   "0",
+		`imapgate_route_lookups_total{source="redis"}`:                       "1",
+		`imapgate_tls_handshakes_total{result="resumed"}`:                    "1",
+		`imapgate_config_reloads_total{result="ok"}`:                         "1",
+		`imapgate_config_reloads_total{result="refused"}`:                    "1",
+		`imapgate_config_reload_success`:                                     "0",
+		`imapgate_certificate_not_after_timestamp_seconds{file="/mail.pem"}`: "1e+09",
+		`imapgate_audit_lost_records_total`:                                  "9",
+		`imapgate_audit_ready`:                                               "0",
+		`imapgate_identity_violations_total`:                                 "0",
+	} {
+		if got[series] != want {
+			t.Errorf("%s is %q, want %q", series, got[series], want)
+		}
+	}
+	for name, want := range map[string]bool{"imapgate_build_info": true, "go_goroutines": true, "process_open_fds": true} {
+		found := false
+		for series := range got {
+			found = found || strings.HasPrefix(series, name)
+		}
+		if found != want {
+			t.Errorf("%s is missing", name)
+		}
+	}
+}
+
+func TestStrangeValuesMakeNoSeries(t *testing.T) {
+	m := metrics.New("v")
+	b := m.Backend("east")
+	before := len(scrape(t, m))
+	for i := range 1000 {
+		strange := fmt.Sprintf("made up %d", i)
+		m.SessionBegan(strange)
+		m.SessionEnded(strange, strange)
+		m.LoginDone(strange, strange, 0)
+		m.LoginDone(metrics.Refused, strange, 0)
+		m.RouteLookup(strange)
+		m.HandshakeDone(strange)
+		b.ConnectDone(strange)
+	}
+	got := scrape(t, m)
+	if len(got) != before {
+		t.Errorf("%d series became %d", before, len(got))
+	}
+	if n := got[`imapgate_logins_total{mechanism="other",result="refused"}`]; n != "1000" {
+		t.Errorf("other mechanisms: %s", n)
+	}
+	if n := got[`imapgate_session_ends_total{reason="other"}`]; n != "1000" {
+		t.Errorf("other reasons: %s", n)
+	}
+}
+
+func TestCountingAllocatesNothing(t *testing.T) {
+	m := metrics.New("v")
+	b := m.Backend("east")
+	if n := testing.AllocsPerRun(100, func() {
+		m.SessionBegan("splice")
+		m.LoginDone(metrics.Accepted, "LOGIN", time.Millisecond)
+		m.RouteLookup("cache")
+		m.HandshakeDone(metrics.OK)
+		b.ConnectDone("ok")
+		m.BytesToClient.Add(100)
+		m.SessionEnded("splice", "idle")
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+func TestScrapesAndCountsMayCoincide(t *testing.T) {
+	m := metrics.New("v")
+	var both sync.WaitGroup
+	both.Go(func() {
+		for range 1000 {
+			m.SessionBegan("park")
+			m.SessionEnded("park", "kicked")
+		}
+	})
+	both.Go(func() {
+		for range 10 {
+			scrape(t, m)
+		}
+	})
+	both.Wait()
+	if n := scrape(t, m)[`imapgate_sessions{mode="park"}`]; n != "0" {
+		t.Errorf("%s sessions are left", n)
+	}
+}
+
+// The rooms that are counted have words of their own; those must be in the sets.
+func TestWordsOfTheOtherRoomsAreInTheSets(t *testing.T) {
+	m := metrics.New("v")
+	b := m.Backend("east")
+	for _, r := range []string{upstream.ResultOK, upstream.ResultDenied, upstream.ResultRefused, upstream.ResultUnreachable,
+		upstream.ResultTLS, upstream.ResultTimeout, upstream.ResultClosed, upstream.ResultProtocol, upstream.ResultDown,
+		upstream.ResultBusy, upstream.ResultCanceled, upstream.ResultLoop} {
+		b.ConnectDone(r)
+	}
+	for _, r := range []routing.From{routing.FromCache, routing.FromRedis, routing.FromStale, routing.FromStatic, routing.FromSnapshot} {
+		m.RouteLookup(string(r))
+	}
+	for _, r := range []string{routing.OutcomeNoUser, routing.OutcomeBlocked, routing.OutcomePaused, routing.OutcomeUnavailable} {
+		m.RouteLookup(r)
+	}
+	for _, r := range []splice.Reason{splice.ClientClosed, splice.BackendClosed, splice.ClientLost, splice.BackendLost,
+		splice.Idle, splice.ClientStalled, splice.BackendStalled, splice.Drained} {
+		m.SessionEnded("splice", string(r))
+		if !audit.Reason(r).Known() {
+			t.Errorf("the audit log does not know %s", r)
+		}
+	}
+	for _, r := range []audit.Reason{audit.ClientLogout, audit.ClientClosed, audit.ClientLost, audit.ClientProtocol,
+		audit.ClientStalled, audit.BackendClosed, audit.BackendLost, audit.BackendStalled, audit.Idle, audit.Drained,
+		audit.GatewayStopping, audit.Kicked, audit.Moved, audit.Overload, audit.IdentityMismatch, audit.InternalMistake} {
+		m.SessionEnded("splice", string(r))
+	}
+	for _, mechanism := range []string{auth.CommandLogin, auth.SASLPlain, auth.SASLLogin} {
+		m.LoginDone(metrics.Accepted, mechanism, 0)
+	}
+	for series, n := range scrape(t, m) {
+		if strings.Contains(series, `"other"`) && n != "0" {
+			t.Errorf("%s is %s", series, n)
+		}
+	}
+}
