@@ -86,9 +86,20 @@ func (b *Backend) login(ctx context.Context, who Request, creds credentials) (*C
 	if err != nil {
 		return nil, err
 	}
+	return b.over(ctx, nc, deadline, request{who, creds})
+}
+
+// request is a Request and what is sent for it.
+type request struct {
+	Request
+	creds credentials
+}
+
+// over logs in over nc, which is the Conn's then, or closed.
+func (b *Backend) over(ctx context.Context, nc net.Conn, deadline time.Time, who request) (*Conn, error) {
 	d := newDialogue(nc)
 	release := d.bind(ctx, deadline)
-	conn, err := b.converse(d, who, creds)
+	conn, err := b.converse(d, who)
 	if !release() && err == nil {
 		err = context.Cause(ctx)
 	}
@@ -100,11 +111,11 @@ func (b *Backend) login(ctx context.Context, who Request, creds credentials) (*C
 }
 
 // converse is the dialogue on a new connection.
-func (b *Backend) converse(d *dialogue, who Request, creds credentials) (*Conn, error) {
+func (b *Backend) converse(d *dialogue, who request) (*Conn, error) {
 	if err := b.open(d, who.Client); err != nil {
 		return nil, err
 	}
-	ok, err := b.authenticate(d, creds, who.Client)
+	ok, err := b.authenticate(d, who.creds, who.Client)
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,256 @@
+package upstream
+
+import (
+	"encoding/base64"
+	"errors"
+	"io"
+	"net/netip"
+	"regexp"
+	"strings"
+	"testing"
+
+	"go.uber.org/zap"
+
+	"imapgate/internal/identity"
+)
+
+const (
+	greetFull = "> * OK [CAPABILITY IMAP4rev1 SASL-IR ID AUTH=PLAIN LITERAL+] hi"
+	loginOK   = "> {L} OK [CAPABILITY IMAP4rev1 IDLE] in"
+)
+
+func TestALoginIsOneWriteWhereTheBackendAllowsIt(t *testing.T) {
+	a := perform(t, Config{TLSMode: NoTLS}, request1(t), greetFull, "< ID", "< AUTHENTICATE", "> * ID NIL\r\n{I} OK", loginOK)
+	if a.err != nil {
+		t.Fatal(a.err)
+	}
+	if a.conn.User() != user(t, "joe@example.org") || a.conn.Caps().String() != "IMAP4rev1 IDLE" || a.result != "ok" {
+		t.Errorf("%v %v %v", a.conn.User(), a.conn.Caps(), a.result)
+	}
+	if code, text := a.conn.OK(); code != "" || text != "in" {
+		t.Errorf("%q %q", code, text)
+	}
+	nc, rest := a.conn.Detach()
+	if nc == nil || rest != nil {
+		t.Fatalf("%v %q", nc, rest)
+	}
+	_ = nc.Close()
+	a.finish()
+	want := `^I[A-Z2-7]{13} ID \("x-originating-ip" "192\.0\.2\.7" "x-originating-port" "4711" "x-connected-ip" "198\.51\.100\.1" ` +
+		`"x-connected-port" "993" "x-session-id" "s-1" "x-proxy-ttl" "4"\)\r\n` +
+		`L[A-Z2-7]{13} AUTHENTICATE PLAIN ` + base64.StdEncoding.EncodeToString([]byte("\x00joe@example.org\x00"+canary)) + `\r\n$`
+	if !regexp.MustCompile(want).Match(a.clear.Bytes()) {
+		t.Errorf("%q", a.clear.String())
+	}
+}
+
+func TestEveryWayToLogInIsTaken(t *testing.T) {
+	for name, tc := range map[string]struct {
+		cfg   Config
+		steps []string
+	}{
+		"PLAIN when asked for": {Config{}, []string{"> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN] hi", "< AUTHENTICATE PLAIN\r\n", "> +", "< AGpvZUBleGFtcGxl", loginOK}},
+		"PLAIN when asked for, behind ID": {Config{}, []string{"> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN ID] hi", "< ID", "< AUTHENTICATE PLAIN\r\n", "> {I} BAD no\r\n+ ",
+			"< AGpvZUBleGFtcGxl", loginOK}},
+		"literals, asked for":         {Config{}, []string{"> * OK [CAPABILITY IMAP4rev1] hi", "< LOGIN {15}\r\n", "> + go", "< joe@example.org {14}\r\n", "> + go", "< " + canary + "\r\n", loginOK}},
+		"literals, LITERAL+":          {Config{}, []string{"> * OK [CAPABILITY IMAP4rev1 LITERAL+] hi", "< LOGIN {15+}\r\n", "< joe@example.org {14+}\r\n", "< " + canary + "\r\n", loginOK}},
+		"literals, LITERAL-":          {Config{}, []string{"> * OK [CAPABILITY IMAP4rev2 LITERAL-] hi", "< LOGIN {15+}\r\n", "< joe@example.org {14+}\r\n", "< " + canary + "\r\n", loginOK}},
+		"a bare banner":               {Config{}, []string{"> * OK hi", "< CAPABILITY", "> * CAPABILITY IMAP4rev1 ID SASL-IR AUTH=PLAIN\r\n{C} OK", "< ID (\"x-originating-ip\"", "< AUTHENTICATE PLAIN A", "> {I} OK", loginOK}},
+		"the list in the OK":          {Config{}, []string{"> * OK hi", "< CAPABILITY", "> {C} OK [CAPABILITY IMAP4rev1 LITERAL+] done", "< LOGIN {15+}\r\n", "< joe", "< CANARY", loginOK}},
+		"an untagged list":            {Config{}, []string{greetFull, "< ID", "> {I} OK", "< AUTHENTICATE", "> * CAPABILITY IMAP4rev1 X\r\n{L} OK in", "< CAPABILITY", "> * CAPABILITY IMAP4rev1 IDLE\r\n{A} OK"}},
+		"untagged lines and literals": {Config{}, []string{greetFull, "< ID", "> * ID (\"name\" {5}\r\n\r\nX\r\n)\r\n* OK still here {99}\r\n{I} OK", "< AUTHENTICATE", "> * OK [ALERT] x\r\n" + loginOK[2:]}},
+		"master by authzid":           {Config{Login: MasterLogin, Master: master("authzid")}, []string{greetFull, "< ID", "< AUTHENTICATE PLAIN " + base64.StdEncoding.EncodeToString([]byte("joe@example.org\x00boss\x00m-pw")), "> {I} OK", loginOK}},
+		"master by separator":         {Config{Login: MasterLogin, Master: master("separator")}, []string{greetFull, "< ID", "< AUTHENTICATE PLAIN " + base64.StdEncoding.EncodeToString([]byte("\x00joe@example.org*boss\x00m-pw")), "> {I} OK", loginOK}},
+		"master by separator, LOGIN":  {Config{Login: MasterLogin, Master: master("separator")}, []string{"> * OK [CAPABILITY IMAP4rev1 LITERAL+] hi", "< LOGIN {20+}", "< joe@example.org*boss {4+}", "< m-pw", loginOK}},
+		"no address by ID":            {Config{Forward: ForwardNone}, []string{greetFull, "< ID (\"x-session-id\" \"s-1\" \"x-proxy-ttl\" \"4\")\r\n", "< AUTHENTICATE", "> {I} OK", loginOK}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tc.cfg.TLSMode = NoTLS
+			a := perform(t, tc.cfg, request1(t), tc.steps...)
+			if a.err != nil {
+				a.finish()
+				t.Fatal(a.err, a.play.err)
+			}
+			if got := a.conn.Caps().String(); got != "IMAP4rev1 IDLE" {
+				t.Errorf("caps %q", got)
+			}
+			if _, rest := a.conn.nc, a.conn.rest; rest != nil {
+				t.Errorf("passed on: %q", rest)
+			}
+			a.finish()
+			if a.play.err != nil {
+				t.Error(a.play.err)
+			}
+			if tc.cfg.Login == MasterLogin && strings.Contains(a.clear.String(), canary) {
+				t.Error("the client's password was sent with a master login")
+			}
+		})
+	}
+}
+
+func TestAPROXYHeaderComesBeforeAllElse(t *testing.T) {
+	header := "\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c\xc0\x00\x02\x07\xc6\x33\x64\x01\x12\x67\x03\xe1"
+	local := "\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00"
+	for _, mode := range []TLSMode{NoTLS, ImplicitTLS} {
+		for want, client := range map[string]Client{header: request1(t).Client, local: {Session: "s-1"}} {
+			who := request1(t)
+			who.Client = client
+			a := perform(t, Config{TLSMode: mode, Forward: ForwardProxy}, who, "< \r\n", "< \r\n", "< \x00\r\n", "< QUIT\n", greetFull, "fin")
+			a.finish()
+			if got := a.clear.String(); !strings.HasPrefix(got, want) || mode == NoTLS && !strings.HasPrefix(got[len(want):], "I") {
+				t.Errorf("%s: %q", mode, got)
+			}
+			if mode == NoTLS && !strings.Contains(a.clear.String(), ` ID ("x-session-id" "s-1" "x-proxy-ttl" "4")`) {
+				t.Errorf("%q", a.clear.String())
+			}
+		}
+	}
+}
+
+func master(style string) Master {
+	return Master{User: "boss", Password: identity.NewSecret("m-pw"), Style: style}
+}
+
+func TestTheBackendsAnswerDecidesWhatTheClientIsTold(t *testing.T) {
+	for answer, tc := range map[string]struct {
+		sentinel error
+		refused  string
+		result   string
+	}{
+		"NO wrong":                                        {sentinel: ErrDenied, result: "denied"},
+		"NO [AUTHENTICATIONFAILED] wrong":                 {sentinel: ErrDenied, result: "denied"},
+		"NO [AUTHORIZATIONFAILED] wrong":                  {sentinel: ErrDenied, result: "denied"},
+		"no [authenticationfailed] wrong":                 {sentinel: ErrDenied, result: "denied"},
+		"NO [EXPIRED] old":                                {refused: "[EXPIRED] old", result: "refused"},
+		"NO [LIMIT] too many":                             {refused: "[LIMIT] too many", result: "refused"},
+		"NO [UNAVAILABLE] later":                          {refused: "[UNAVAILABLE] later", result: "refused"},
+		"NO [inuse] locked":                               {refused: "[INUSE] locked", result: "refused"},
+		"NO [ALERT] \x1b[2Jcall \xe2\x80\xae{5}":          {refused: "[ALERT] ?[2Jcall ?(5)", result: "refused"},
+		"NO [CONTACTADMIN] " + strings.Repeat("x", 4000):  {refused: "[CONTACTADMIN] " + strings.Repeat("x", 256), result: "refused"},
+		"NO [REFERRAL imap://;AUTH=*@evil:243/] go there": {sentinel: ErrUnavailable, result: "refused"},
+		"NO [X-UNHEARD-OF] what":                          {sentinel: ErrUnavailable, result: "refused"},
+		"BAD what":                                        {sentinel: ErrUnavailable, result: "protocol"},
+		"BYE out":                                         {sentinel: ErrUnavailable, result: "protocol"},
+		"PREAUTH in":                                      {sentinel: ErrUnavailable, result: "protocol"},
+		"5 OK in":                                         {sentinel: ErrUnavailable, result: "protocol"},
+		"OKAY in":                                         {sentinel: ErrUnavailable, result: "protocol"},
+		"NO [AUTHENTICATIONFAILED wrong":                  {sentinel: ErrUnavailable, result: "protocol"},
+		"NO [UNAVAILABLE] x\r\n* 1 EXISTS\r\n* BYE":       {refused: "[UNAVAILABLE] x", result: "refused"},
+		"OK [CAPABILITY IMAP4rev1] in\r\na1 OK [CAPABILITY X] injected": {sentinel: ErrUnavailable, result: "protocol"},
+	} {
+		a := perform(t, Config{TLSMode: NoTLS}, request1(t), "> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] hi", "< AUTHENTICATE", "> {L} "+answer)
+		var refused *Refused
+		switch {
+		case tc.sentinel != nil && !errors.Is(a.err, tc.sentinel), tc.sentinel != nil && errors.As(a.err, &refused):
+			t.Errorf("%.40q: %v", answer, a.err)
+		case tc.refused != "" && (!errors.As(a.err, &refused) || "["+refused.Code+"] "+refused.Text != tc.refused):
+			t.Errorf("%.40q: %v", answer, a.err)
+		}
+		if a.result != tc.result || len(a.err.Error()) > 2*maxText || a.conn != nil {
+			t.Errorf("%.40q: %s, %d bytes of error", answer, a.result, len(a.err.Error()))
+		}
+	}
+}
+
+// The client's password was right when a master login is tried, and clients
+// forget a password that is called wrong.
+func TestAMasterLoginThatFailsIsNeverTheClientsFault(t *testing.T) {
+	a := perform(t, Config{TLSMode: NoTLS, Login: MasterLogin, Master: master("authzid")}, request1(t),
+		"> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] hi", "< AUTHENTICATE", "> {L} NO [AUTHENTICATIONFAILED] wrong")
+	if !errors.Is(a.err, ErrUnavailable) || errors.Is(a.err, ErrDenied) || a.result != "denied" {
+		t.Errorf("%v %s", a.err, a.result)
+	}
+}
+
+func TestWhatTheBackendSaysBehindItsOKIsTheClients(t *testing.T) {
+	for name, tc := range map[string]struct {
+		steps []string
+		rest  string
+	}{
+		"with a list":    {[]string{"> {L} OK [CAPABILITY IMAP4rev1] in\r\n* OK [ALERT] hear"}, "* OK [ALERT] hear\r\n"},
+		"begun":          {[]string{">> {L} OK [CAPABILITY IMAP4rev1] in\r\n* OK [AL"}, "* OK [AL"},
+		"hardly begun":   {[]string{">> {L} OK [CAPABILITY IMAP4rev1] in\r\n*"}, "*"},
+		"a goodbye":      {[]string{"> {L} OK [CAPABILITY IMAP4rev1] in\r\n* BYE out"}, "* BYE out\r\n"},
+		"without a list": {[]string{"> * OK before\r\n{L} OK in\r\n* OK [ALERT] one", "< CAPABILITY", "> * OK two\r\n* CAPABILITY IMAP4rev1\r\n{A} OK done\r\n* OK three"}, "* OK [ALERT] one\r\n* OK two\r\n* OK three\r\n"},
+	} {
+		steps := append([]string{"> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] hi", "< AUTHENTICATE"}, tc.steps...)
+		a := perform(t, Config{TLSMode: NoTLS}, request1(t), steps...)
+		if a.err != nil {
+			t.Errorf("%s: %v", name, a.err)
+			continue
+		}
+		if nc, rest := a.conn.Detach(); string(rest) != tc.rest || a.conn.Close() != nil || nc.Close() != nil {
+			t.Errorf("%s: %q", name, rest)
+		}
+	}
+}
+
+func TestBehindTheOKTheBackendMayNotAnswerCommandsThatAreYetToCome(t *testing.T) {
+	for _, behind := range []string{"a1 OK done\r\n", "+ go\r\n", "\r\n", "\n", "*x\r\n", "* OK\r\nb OK\r\n", "* 1 FETCH (X {3}\r\nab)\r\n", "x"} {
+		a := perform(t, Config{TLSMode: NoTLS}, request1(t),
+			"> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] hi", "< AUTHENTICATE", ">> {L} OK [CAPABILITY IMAP4rev1] in\r\n"+behind)
+		if !errors.Is(a.err, ErrUnavailable) || !errors.Is(a.err, errBehind) {
+			t.Errorf("%q: %v", behind, a.err)
+		}
+	}
+}
+
+func TestADetachedConnectionHasNoDeadlineAndIsNotClosed(t *testing.T) {
+	a := perform(t, Config{TLSMode: NoTLS}, request1(t), greetFull, "< ID", "< AUTH", "> {I} OK\r\n"+loginOK[2:], "< NOOP", "> a OK", "fin")
+	if a.err != nil {
+		t.Fatal(a.err)
+	}
+	nc, _ := a.conn.Detach()
+	if err := a.conn.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(nc, "a NOOP\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := io.ReadAll(nc); err != nil || string(b) != "a OK\r\n" {
+		t.Errorf("%q %v", b, err)
+	}
+	_ = nc.Close()
+}
+
+func TestALoginThatGoesInACircleEnds(t *testing.T) {
+	for name, tc := range map[string]struct {
+		client Client
+		cfg    Config
+		loop   bool
+	}{
+		"the last hop":         {client: Client{TTL: 1}, loop: true},
+		"less than that":       {client: Client{TTL: -3}, loop: true},
+		"no hop said":          {client: Client{}},
+		"a session of ours":    {client: Client{Via: "gw1-77"}, cfg: Config{Instance: "gw1-"}, loop: true},
+		"a session of another": {client: Client{Via: "gw2-77", TTL: 2}, cfg: Config{Instance: "gw1-"}},
+	} {
+		who := request1(t)
+		who.Client = tc.client
+		tc.cfg.TLSMode = NoTLS
+		a := perform(t, tc.cfg, who, greetFull, "< ID", "< AUTH", "> {I} OK\r\n"+loginOK[2:])
+		if errors.Is(a.err, ErrLoop) != tc.loop || (a.err == nil) == tc.loop {
+			t.Errorf("%s: %v", name, a.err)
+		}
+		if tc.client.TTL == 2 {
+			a.finish()
+			if !strings.Contains(a.clear.String(), `"x-proxy-ttl" "1")`) {
+				t.Errorf("%q", a.clear.String())
+			}
+		}
+	}
+}
+
+func TestTheClientsOwnIDIsPassedOnWithinBounds(t *testing.T) {
+	b := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS}, Hooks{}, zap.NewNop())
+	long := strings.Repeat("v", 250)
+	c := Client{
+		Addr: netip.MustParseAddrPort("[::ffff:192.0.2.7]:1"), Local: netip.MustParseAddrPort("[fe80::1%eth0]:2"), Session: "bad\r\nid",
+		ID: [][2]string{{"name", `Mail "x\`}, {"x-originating-ip", "127.0.0.1"}, {"X-Proxy-TTL", "9"}, {"os", "a\r\nb"}, {"", "v"}, {"version", long}, {"os", "late"}},
+	}
+	got := string(b.appendID(nil, "I1", c, 3))
+	want := `I1 ID ("name" "Mail \"x\\" "x-originating-ip" "192.0.2.7" "x-originating-port" "1" "x-connected-ip" "fe80::1" "x-connected-port" "2" "x-proxy-ttl" "3")` + "\r\n"
+	if got != want {
+		t.Errorf("%q", got)
+	}
+}
