@@ -270,6 +270,8 @@ func TestABadNewFileKeepsTheOldUsersAndSaysWhichLinesAreBad(t *testing.T) {
 	f.until("passwd-file read")
 	f.expect("alice", "three", File)
 
+	f.write("")
+	f.until("passwd-file refused") // the same complaint, but a new occasion
 	if err := os.Truncate(f.path, maxFile+1); err != nil {
 		t.Fatal(err)
 	}

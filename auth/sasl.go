@@ -36,22 +36,15 @@ type Exchange struct {
 // §6.2.2: auth-type is an atom). One that is not offered is not accepted.
 func (a *Authenticator) Start(mechanism string) (*Exchange, bool) {
 	e := &Exchange{auth: a}
-	switch {
-	case isName(mechanism, sasl.Plain):
+	switch { // not by strings.ToUpper, which makes an I of a dotless i
+	case strings.EqualFold(mechanism, sasl.Plain):
 		e.mechanism, e.server = SASLPlain, sasl.NewPlainServer(e.plain)
-	case isName(mechanism, sasl.Login):
+	case strings.EqualFold(mechanism, sasl.Login):
 		e.mechanism, e.server = SASLLogin, newLoginServer(e.accept)
 	default:
 		return nil, false
 	}
 	return e, true
-}
-
-// isName compares without regard to the case of ASCII letters alone. Letters
-// beyond them that fold to ASCII ones (strings.ToUpper makes an I of a dotless
-// i) are longer in UTF-8, so the lengths keep them out.
-func isName(said, name string) bool {
-	return len(said) == len(name) && strings.EqualFold(said, name)
 }
 
 // Format implements fmt.Formatter: fmt would show the password inside.
