@@ -38,7 +38,7 @@ const (
 var errBusy = errors.New("too many questions to Redis at a time")
 
 // errBroken is the answer while the breaker is open.
-var errBroken = errors.New("Redis has not answered lately and is left alone")
+var errBroken = errors.New("no answer from Redis lately, so it is left alone")
 
 // cache remembers answers, and asks for them when it must.
 type cache struct {

@@ -3,6 +3,7 @@ package routing
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -35,9 +36,9 @@ type channels struct {
 
 // Channel is whether changes are seen as they happen.
 type Channel struct {
-	// State is "up", "down", "unsupported" (the server cannot notify) or "off"
-	// (nothing follows changes in this process). Unless it is up, a change takes
-	// effect when the ttl is over.
+	// State is "up", "starting", "down", "unsupported" (the server cannot notify)
+	// or "off" (nothing follows changes in this process). Unless it is up, a
+	// change takes effect when the ttl is over.
 	State string `json:"state"`
 	Nodes int    `json:"nodes"`
 	Why   string `json:"why,omitempty"`
@@ -46,6 +47,7 @@ type Channel struct {
 // States of a Channel.
 const (
 	ChannelUp          = "up"
+	ChannelStarting    = "starting"
 	ChannelDown        = "down"
 	ChannelUnsupported = "unsupported"
 	ChannelOff         = "off"
@@ -129,7 +131,7 @@ func (c *channels) settle(ctx context.Context, nodes map[string]*redis.Client, e
 func (c *channels) start(ctx context.Context, node *redis.Client) *channel {
 	ctx, stop := context.WithCancel(ctx)
 	ch := &channel{node: node, keys: c.keys, to: c.to, done: make(chan struct{}), stop: stop}
-	ch.state.Store(channelState{why: errors.New("not connected yet")})
+	ch.state.Store(channelState{})
 	go ch.follow(ctx)
 	return ch
 }
@@ -153,25 +155,33 @@ func (c *channels) status() Channel {
 		switch {
 		case state.up:
 			continue
+		case state.why == nil:
+			s.State = worse(s.State, ChannelStarting)
+			continue
 		case state.refused:
-			s.State = ChannelUnsupported
-		case s.State != ChannelUnsupported:
-			s.State = ChannelDown
+			s.State = worse(s.State, ChannelUnsupported)
+		default:
+			s.State = worse(s.State, ChannelDown)
 		}
-		s.Why = addr
-		if state.why != nil {
-			s.Why += ": " + state.why.Error()
-		}
+		s.Why = addr + ": " + state.why.Error()
 	}
 	return s
+}
+
+// worse is the one of two states that is farther from up.
+func worse(a, b string) string {
+	order := []string{ChannelUp, ChannelStarting, ChannelDown, ChannelUnsupported}
+	return order[max(slices.Index(order, a), slices.Index(order, b))]
 }
 
 // report logs a change of state once, and gives the state.
 func (c *channels) report() string {
 	s := c.status()
 	c.mu.Lock()
-	news := c.said != s.State
-	c.said = s.State
+	news := c.said != s.State && s.State != ChannelStarting
+	if news {
+		c.said = s.State
+	}
 	c.mu.Unlock()
 	switch {
 	case !news:

@@ -377,3 +377,36 @@ func TestRunLeavesNothingBehind(t *testing.T) {
 		return strings.Count(s.CLI("client", "list"), "id=") == 1 // redis-cli's own
 	})
 }
+
+// A cluster has no echo to guard the replies, so this shows that a question that
+// was never sent is not taken for "no record" there either.
+func TestAClusterThatIsAwayIsNotAnAbsentRecord(t *testing.T) {
+	s := testbed.StartRedis(t, "--requirepass", "right")
+	for name, c := range map[string]RedisConfig{
+		"cluster, wrong password":  {Addresses: []string{s.Address}, Cluster: true, Password: identity.NewSecret("x")},
+		"cluster, no password":     {Addresses: []string{s.Address}, Cluster: true},
+		"cluster, nobody listens":  {Addresses: []string{"127.0.0.1:1"}, Cluster: true},
+		"sentinel, nobody listens": {Addresses: []string{"127.0.0.1:1"}, SentinelMaster: "m"},
+		"single, wrong password":   {Addresses: []string{s.Address}, Password: identity.NewSecret("x")},
+		"single, no password":      {Addresses: []string{s.Address}},
+	} {
+		st := &store{rdb: dial(t, c), keys: keys{DefaultPrefix}, rules: newRules(testConfig)}
+		if a, err := st.read(t.Context(), user(t, "alice")); err == nil || errors.Is(err, errRefused) {
+			t.Errorf("%s: %+v, %v", name, a, err)
+		}
+	}
+	whole := testbed.StartRedisCluster(t)
+	r := open(t, dial(t, RedisConfig{Addresses: whole.Addresses, Cluster: true}))
+	whole.CLI("hset", "imapgate:default", "backend", "east")
+	goes(t, r, user(t, "alice"), "east", aSecond)
+	for _, n := range whole.Nodes {
+		n.Kill()
+	}
+	for i := range 8 {
+		began := time.Now()
+		got, err := r.Lookup(t.Context(), user(t, "u"+string(rune('0'+i))))
+		if !errors.Is(err, ErrUnavailable) || time.Since(began) > time.Second {
+			t.Errorf("a killed cluster: %+v, %v after %v", got, err, time.Since(began))
+		}
+	}
+}

@@ -3,6 +3,7 @@ package routing
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	"imapgate/internal/identity"
@@ -116,6 +117,9 @@ type Router struct {
 // dialed before the first Lookup or Run.
 func New(cfg Config, rdb redis.UniversalClient, m Metrics, log *zap.Logger) (*Router, error) {
 	cfg.setDefaults()
+	if strings.ContainsFunc(cfg.Prefix, notPrintable) {
+		return nil, errors.New("the prefix of Redis keys must be printable ASCII")
+	}
 	r := &Router{cfg: cfg, metrics: m, log: log, keys: keys{cfg.Prefix}, rules: newRules(cfg)}
 	switch cfg.Source {
 	case SourceStatic:
@@ -195,7 +199,7 @@ func (r *Router) lookup(ctx context.Context, u identity.User) (Route, error) {
 
 // Password is the hash in the user's own record, which Lookup caches with the
 // route; ErrNoUser when there is no such record or it has no password. Whether
-// the user is blocked is for Lookup to say. Hashes are not in the snapshot:
+// the user is blocked is for Lookup to say, and with static routes for this. Hashes are not in the snapshot:
 // after a restart with Redis away this is ErrUnavailable for everybody.
 func (r *Router) Password(ctx context.Context, u identity.User) (identity.Secret, error) {
 	if u.IsZero() {
@@ -205,6 +209,9 @@ func (r *Router) Password(ctx context.Context, u identity.User) (identity.Secret
 		return identity.Secret{}, errNoRedis
 	}
 	got, err := r.cache.get(ctx, u)
+	if err == nil && r.static != nil && got.own {
+		_, err = got.route(u) // nobody else asks whether the record says blocked
+	}
 	switch {
 	case err != nil:
 		return identity.Secret{}, err

@@ -1,9 +1,14 @@
 package routing
 
 import (
+	"errors"
+	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 // checkFile checks what a snapshot file must and must not have.
@@ -20,4 +25,156 @@ func checkFile(t *testing.T, path, has, hasNot string) {
 	if !strings.Contains(string(text), has) || strings.Contains(string(text), hasNot) {
 		t.Errorf("the file has no %q or has %q: %s", has, hasNot, text)
 	}
+	left, err := filepath.Glob(filepath.Join(filepath.Dir(path), ".routes-*"))
+	if err != nil || len(left) > 0 {
+		t.Errorf("unfinished files are left: %v, %v", left, err)
+	}
+}
+
+// withSnapshot makes a Router whose Redis is away and whose snapshot is text.
+func withSnapshot(t *testing.T, text string) *Router {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "routes.json")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return routerOn(t, file, newOracle())
+}
+
+func routerOn(t *testing.T, file string, o *oracle) *Router {
+	t.Helper()
+	cfg := testConfig
+	cfg.Snapshot = file
+	cfg.setDefaults()
+	r := &Router{cfg: cfg, log: quiet(t), keys: keys{cfg.Prefix}, rules: newRules(cfg), cache: newCache(cfg, o.ask, quiet(t))}
+	o.fail(errAway, 0)
+	r.loadSnapshot()
+	return r
+}
+
+func TestABadSnapshotCostsItsRoutesAndNothingElse(t *testing.T) {
+	for name, text := range map[string]string{
+		"empty":           "",
+		"not JSON":        "\x00\x01\x02",
+		"cut off":         `{"version":1,"routes":[{"user":"alice","backend":"east","source":"user","learned":"2026-01`,
+		"another version": `{"version":2,"routes":[{"user":"alice","backend":"east","source":"user"}]}`,
+		"another type":    `{"version":1,"routes":{"user":"alice"}}`,
+		"an array":        `[]`,
+	} {
+		r := withSnapshot(t, text)
+		if len(r.cache.entries) != 0 {
+			t.Errorf("%s: %d routes were taken", name, len(r.cache.entries))
+		}
+		if _, err := r.Lookup(t.Context(), user(t, "alice")); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestASnapshotIsCheckedLikeRedis(t *testing.T) {
+	now := time.Now().UTC()
+	line := func(user, backend, source string, learned time.Time, more string) string {
+		return fmt.Sprintf(`{"user":%q,"backend":%q,"source":%q,"learned":%q%s}`, user, backend, source, learned.Format(time.RFC3339), more)
+	}
+	for _, bad := range []string{
+		line("alice", "gone", "user", now, ""),
+		line("alice", "", "user", now, ""),
+		line("ALICE", "east", "user", now, ""),
+		line("a b", "east", "user", now, ""),
+		line("alice", "east", "", now, ""),
+		line("alice", "east", "static", now, ""),
+		line("alice", "east", "user", now, `,"login":"a b"`),
+		line("alice", "east", "user", now, `,"mode":"fast"`),
+		line("alice", "east", "user", now.Add(-25*time.Hour), ""),
+		line("alice", "east", "user", time.Time{}, ""),
+	} {
+		r := withSnapshot(t, `{"version":1,"routes":[`+bad+`]}`)
+		if got, err := r.Lookup(t.Context(), user(t, "alice")); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("%s gave %+v, %v", bad, got, err)
+		}
+	}
+	r := withSnapshot(t, `{"version":1,"routes":[`+line("alice", "east", "user", now.Add(1000*time.Hour), "")+","+
+		line("bob@x", "west", "domain", now.Add(-time.Hour), `,"mode":"park"`)+`]}`)
+	if got, err := r.Lookup(t.Context(), user(t, "alice")); err != nil || got.Backend != "east" || got.Age > time.Minute {
+		t.Errorf("learned in the future: %+v, %v", got, err)
+	}
+	got, err := r.Lookup(t.Context(), user(t, "bob@x"))
+	if err != nil || got.Backend != "west" || got.Mode != "park" || got.Key != "imapgate:domain:x" ||
+		got.From != FromSnapshot || got.Age < time.Hour-time.Second || got.Age > time.Hour+time.Minute {
+		t.Errorf("learned an hour ago: %+v, %v", got, err)
+	}
+}
+
+func TestASnapshotKeepsAgesOverARestart(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "routes.json")
+	synctest.Test(t, func(t *testing.T) {
+		o := newOracle()
+		r := routerOn(t, file, o)
+		o.fail(nil, 0)
+		alice := user(t, "alice")
+		o.set(alice, User, "east")
+		for range 3 { // each life learns nothing new
+			if _, err := r.Lookup(t.Context(), alice); err != nil {
+				t.Fatal(err)
+			}
+			pass(6 * time.Hour)
+			if err := r.saveSnapshot(); err != nil {
+				t.Fatal(err)
+			}
+			o = newOracle()
+			r = routerOn(t, file, o)
+		}
+		got, err := r.Lookup(t.Context(), alice)
+		if err != nil || got.Age != 18*time.Hour {
+			t.Errorf("after 18 hours: %+v, %v", got, err)
+		}
+		pass(6 * time.Hour)
+		if _, err := r.Lookup(t.Context(), alice); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("after a day: %v", err)
+		}
+		checkFile(t, file, "alice", "password")
+	})
+}
+
+func TestASnapshotIsWrittenOnlyWhenSomethingChanged(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "routes.json")
+	o := newOracle()
+	r := routerOn(t, file, o)
+	o.fail(nil, 0)
+	alice := user(t, "alice")
+	look := func(backend string) {
+		t.Helper()
+		o.set(alice, User, backend)
+		r.cache.changedUser(alice.String())
+		if _, err := r.Lookup(t.Context(), alice); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.saveSnapshot(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	look("east")
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	look("east")
+	if _, err := os.Stat(file); !errors.Is(err, os.ErrNotExist) {
+		t.Error("nothing changed, and it was written")
+	}
+	look("west")
+	checkFile(t, file, "west", "east")
+	r.cfg.Snapshot = filepath.Join(t.TempDir(), "missing", "routes.json")
+	o.set(alice, User, "east")
+	r.cache.changedUser(alice.String())
+	if _, err := r.Lookup(t.Context(), alice); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.saveSnapshot(); err == nil {
+		t.Error("a folder that is missing is no error")
+	}
+	r.cfg.Snapshot = file
+	if err := r.saveSnapshot(); err != nil {
+		t.Fatal(err)
+	}
+	checkFile(t, file, "east", "west") // what could not be written was not forgotten
 }

@@ -16,6 +16,9 @@ import (
 // errConfused is a Redis whose replies do not belong to our questions.
 var errConfused = errors.New("a reply belongs to another question")
 
+// errNoReply is a question that got no reply and no error either.
+var errNoReply = errors.New("no reply")
+
 // store reads and writes records. It remembers nothing.
 type store struct {
 	// Set once.
@@ -38,8 +41,11 @@ func (s *store) fetch(ctx context.Context, u identity.User) (replies, error) {
 	}
 	r.deflt = pipe.HGetAll(ctx, s.keys.deflt())
 	check := s.echo(ctx, pipe)
-	_, _ = pipe.Exec(ctx) // each command has its own error
-	return r, check()
+	_, err := pipe.Exec(ctx)
+	if err != nil && r.user.Val() == nil && r.user.Err() == nil {
+		return r, err // go-redis leaves commands it never sent without an error
+	}
+	return r, check() // else each record has its own error
 }
 
 // echo asks for a number of our own behind the records. Were replies shifted on
@@ -87,12 +93,25 @@ func (s *store) read(ctx context.Context, u identity.User) (answer, error) {
 	return decide(u, s.keys, user, domain, deflt), err
 }
 
+// value is what a reply says. A reply that never came has no map at all, while an
+// absent record is an empty one; and only one of them is "no record".
+func value(key string, cmd *redis.MapStringStringCmd) (map[string]string, error) {
+	if err := cmd.Err(); err != nil {
+		return nil, readError(key, err)
+	}
+	if cmd.Val() == nil {
+		return nil, readError(key, errNoReply)
+	}
+	return cmd.Val(), nil
+}
+
 func (s *store) userRecord(u identity.User, cmd *redis.MapStringStringCmd) (record, error) {
 	key := s.keys.user(u)
-	if err := cmd.Err(); err != nil {
-		return record{}, readError(key, err)
+	fields, err := value(key, cmd)
+	if err != nil {
+		return record{}, err
 	}
-	rec, err := s.rules.user(u, cmd.Val())
+	rec, err := s.rules.user(u, fields)
 	if err != nil {
 		return record{}, fmt.Errorf("%s: %w", key, err)
 	}
@@ -100,10 +119,11 @@ func (s *store) userRecord(u identity.User, cmd *redis.MapStringStringCmd) (reco
 }
 
 func (s *store) sharedRecord(key string, cmd *redis.MapStringStringCmd) (record, error) {
-	if err := cmd.Err(); err != nil {
-		return record{}, readError(key, err)
+	fields, err := value(key, cmd)
+	if err != nil {
+		return record{}, err
 	}
-	rec, err := s.rules.shared(cmd.Val())
+	rec, err := s.rules.shared(fields)
 	if err != nil {
 		return record{}, fmt.Errorf("%s: %w", key, err)
 	}

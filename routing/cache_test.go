@@ -1,0 +1,451 @@
+package routing
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"imapgate/internal/identity"
+)
+
+var errAway = errors.New("connection refused")
+
+// oracle is a Redis in a test's hand.
+type oracle struct {
+	// Guarded by mu.
+	mu    sync.Mutex
+	says  map[identity.User]answer
+	err   error
+	slow  time.Duration
+	asked map[identity.User]int
+	total int
+}
+
+func newOracle() *oracle {
+	return &oracle{says: make(map[identity.User]answer), asked: make(map[identity.User]int)}
+}
+
+func (o *oracle) ask(ctx context.Context, u identity.User) (answer, error) {
+	o.mu.Lock()
+	o.asked[u]++
+	o.total++
+	a, err, slow := o.says[u], o.err, o.slow
+	o.mu.Unlock()
+	if slow > 0 {
+		select {
+		case <-time.After(slow):
+		case <-ctx.Done():
+			return answer{}, ctx.Err()
+		}
+	}
+	return a, err
+}
+
+// set makes u's own record name a backend; "" removes the record.
+func (o *oracle) set(u identity.User, source Source, backend string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.says[u] = answer{source: source, backend: backend, state: stateActive, own: source == User}
+}
+
+func (o *oracle) fail(err error, slow time.Duration) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.err, o.slow = err, slow
+}
+
+func (o *oracle) questions(u identity.User) int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.asked[u]
+}
+
+// bubble runs a test of the cache on a clock that only moves when all wait.
+func bubble(t *testing.T, f func(t *testing.T, c *cache, o *oracle)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		o := newOracle()
+		cfg := Config{Backends: []string{"east", "west"}}
+		cfg.setDefaults()
+		f(t, newCache(cfg, o.ask, quiet(t)), o)
+		synctest.Wait()
+	})
+}
+
+// pass lets time go by, which in a bubble happens when everybody waits.
+func pass(d time.Duration) { <-time.After(d) }
+
+// wants checks one answer; backend "" stands for "no such user".
+func wants(t *testing.T, c *cache, u identity.User, backend string, from From) {
+	t.Helper()
+	got, err := c.get(t.Context(), u)
+	if err != nil || got.backend != backend || got.from != from {
+		t.Errorf("%s: %q from %s, %v; want %q from %s", u, got.backend, got.from, err, backend, from)
+	}
+}
+
+func wantsUnavailable(t *testing.T, c *cache, u identity.User) {
+	t.Helper()
+	if got, err := c.get(t.Context(), u); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("%s: %+v, %v; want ErrUnavailable", u, got, err)
+	}
+}
+
+func TestAnAnswerIsAskedAgainWhenItsTimeIsOver(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cache, o *oracle) {
+		alice, nobody := user(t, "alice"), user(t, "nobody")
+		o.set(alice, User, "east")
+		wants(t, c, alice, "east", FromRedis)
+		wants(t, c, nobody, "", FromRedis)
+		pass(4 * time.Second)
+		wants(t, c, nobody, "", FromCache)
+		pass(time.Second)
+		wants(t, c, nobody, "", FromRedis)
+		wants(t, c, alice, "east", FromCache)
+		o.set(alice, User, "west")
+		pass(48 * time.Second) // 53 s: before ttl less a tenth
+		wants(t, c, alice, "east", FromCache)
+		pass(7 * time.Second)
+		wants(t, c, alice, "west", FromRedis)
+	})
+}
+
+func TestTheLastGoodAnswerServesWhileRedisIsAwayAndNotForever(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cache, o *oracle) {
+		alice, nobody := user(t, "alice"), user(t, "nobody")
+		o.set(alice, User, "east")
+		wants(t, c, alice, "east", FromRedis)
+		wants(t, c, nobody, "", FromRedis)
+		o.fail(errAway, 0)
+		pass(2 * time.Minute)
+		wants(t, c, alice, "east", FromStale)
+		wantsUnavailable(t, c, nobody) // trouble is not "no such user"
+		pass(23*time.Hour + 57*time.Minute)
+		wants(t, c, alice, "east", FromStale)
+		pass(2 * time.Minute)
+		wantsUnavailable(t, c, alice)
+		o.fail(nil, 0)
+		pass(2 * time.Second)
+		wants(t, c, alice, "east", FromRedis)
+	})
+}
+
+func TestARedisThatFailsIsLeftAlone(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cache, o *oracle) {
+		o.fail(errAway, 0)
+		for i := range 100 {
+			wantsUnavailable(t, c, user(t, fmt.Sprint("u", i)))
+		}
+		if o.total != breakAfter {
+			t.Fatalf("asked %d times, want %d", o.total, breakAfter)
+		}
+		pass(breakFor * 5 / 4)
+		for i := range 100 {
+			wantsUnavailable(t, c, user(t, fmt.Sprint("u", i)))
+		}
+		if o.total != breakAfter+1 {
+			t.Fatalf("asked %d times with one probe, want %d", o.total, breakAfter+1)
+		}
+		o.fail(nil, 0)
+		pass(breakFor * 5 / 4)
+		for i := range 100 {
+			wants(t, c, user(t, fmt.Sprint("u", i)), "", FromRedis)
+		}
+	})
+}
+
+func TestAKnownUserDoesNotWaitForASlowRedis(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cache, o *oracle) {
+		alice := user(t, "alice")
+		o.set(alice, User, "east")
+		wants(t, c, alice, "east", FromRedis)
+		o.set(alice, User, "west")
+		o.fail(nil, 300*time.Millisecond)
+		pass(2 * time.Minute)
+		began := time.Now()
+		wants(t, c, alice, "east", FromStale)
+		if took := time.Since(began); took != graceTime {
+			t.Errorf("it took %v", took)
+		}
+		pass(300 * time.Millisecond)
+		wants(t, c, alice, "west", FromCache) // the question was not given up
+	})
+}
+
+func TestAUserRedisNamedWaitsForTheNewAnswer(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cache, o *oracle) {
+		alice := user(t, "alice")
+		o.set(alice, User, "east")
+		wants(t, c, alice, "east", FromRedis)
+		o.set(alice, User, "west")
+		o.fail(nil, 300*time.Millisecond)
+		c.changedKeys(keys{DefaultPrefix}, []string{"imapgate:user:alice"})
+		wants(t, c, alice, "west", FromRedis)
+		c.changedKeys(keys{DefaultPrefix}, []string{"imapgate:user:alice"})
+		o.fail(errAway, 0)
+		wants(t, c, alice, "west", FromStale)
+		o.fail(nil, 0)
+		wants(t, c, alice, "west", FromRedis) // the change is still owed
+	})
+}
+
+func TestAChangeDuringTheQuestionIsNotLost(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cache, o *oracle) {
+		for name, change := range map[string]func(){
+			"alice":           func() { c.changedKeys(keys{DefaultPrefix}, []string{"imapgate:user:alice"}) },
+			"bob@example.org": func() { c.changedKeys(keys{DefaultPrefix}, []string{"imapgate:domain:example.org"}) },
+			"carol":           func() { c.changedKeys(keys{DefaultPrefix}, []string{"imapgate:default"}) },
+			"dora":            c.doubtAll,
+		} {
+			u, source := user(t, name), Source(Default)
+			if name == "alice" {
+				source = User
+			} else if u.Domain() != "" {
+				source = Domain
+			}
+			o.set(u, source, "east")
+			o.fail(nil, 100*time.Millisecond)
+			go func() {
+				pass(50 * time.Millisecond)
+				o.set(u, source, "west")
+				change()
+			}()
+			wants(t, c, u, "east", FromRedis) // read before the change
+			o.fail(nil, 0)
+			wants(t, c, u, "west", FromRedis)
+			wants(t, c, u, "west", FromCache)
+		}
+	})
+}
+
+func TestAChangedDomainConcernsItsUsersOnly(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cache, o *oracle) {
+		own, org, net := user(t, "own@example.org"), user(t, "a@example.org"), user(t, "a@example.net")
+		o.set(own, User, "east")
+		o.set(org, Domain, "east")
+		o.set(net, Domain, "east")
+		for _, u := range []identity.User{own, org, net} {
+			wants(t, c, u, "east", FromRedis)
+		}
+		c.changedKeys(keys{DefaultPrefix}, []string{"imapgate:domain:example.org"})
+		wants(t, c, own, "east", FromCache)
+		wants(t, c, org, "east", FromRedis)
+		wants(t, c, net, "east", FromCache)
+		c.changedKeys(keys{DefaultPrefix}, []string{"imapgate:default", "imapgate:domain:", "imapgate:user:", "x", ""})
+		wants(t, c, own, "east", FromCache)
+		wants(t, c, net, "east", FromRedis)
+	})
+}
+
+func TestADisappearedRecordIsBelievedWhenNamedOrSeenTwice(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cache, o *oracle) {
+		alice, bob := user(t, "alice"), user(t, "bob")
+		o.set(alice, User, "east")
+		o.set(bob, User, "east")
+		wants(t, c, alice, "east", FromRedis)
+		wants(t, c, bob, "east", FromRedis)
+		o.set(alice, Default, "west")
+		o.set(bob, Nobody, "")
+		c.doubtAll()
+		wants(t, c, alice, "east", FromStale)
+		wants(t, c, bob, "east", FromStale)
+		pass(confirmTime - time.Millisecond)
+		c.doubtAll() // asking more often does not confirm it sooner
+		wants(t, c, alice, "east", FromStale)
+		c.changedKeys(keys{DefaultPrefix}, []string{"imapgate:user:bob"})
+		wants(t, c, bob, "", FromRedis)
+		pass(time.Millisecond)
+		wants(t, c, alice, "west", FromRedis)
+	})
+}
+
+func TestARecordThatReturnsIsNotCountedAsMissing(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cache, o *oracle) {
+		alice := user(t, "alice")
+		for range 3 {
+			o.set(alice, User, "east")
+			c.doubtAll()
+			wants(t, c, alice, "east", FromRedis)
+			o.set(alice, Nobody, "")
+			c.doubtAll()
+			wants(t, c, alice, "east", FromStale)
+			pass(confirmTime)
+		}
+	})
+}
+
+func TestARefusedRecordKeepsTheLastGoodAnswerAndIsNeverNoSuchUser(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cache, o *oracle) {
+		alice, nobody := user(t, "alice"), user(t, "nobody")
+		o.set(alice, User, "east")
+		wants(t, c, alice, "east", FromRedis)
+		wants(t, c, nobody, "", FromRedis)
+		o.fail(refuse(fieldBackend, "is odd"), 0)
+		c.changedKeys(keys{DefaultPrefix}, []string{"imapgate:user:alice", "imapgate:user:nobody"})
+		asked := o.questions(alice)
+		for range 20 {
+			wants(t, c, alice, "east", FromStale)
+			wantsUnavailable(t, c, nobody)
+		}
+		if n := o.questions(alice) - asked; n != 1 {
+			t.Errorf("a refused record was read %d times", n)
+		}
+		if c.leftAlone() {
+			t.Error("a refused record counts as Redis being away")
+		}
+		o.fail(nil, 0)
+		o.set(alice, User, "west")
+		c.changedKeys(keys{DefaultPrefix}, []string{"imapgate:user:alice"})
+		wants(t, c, alice, "west", FromRedis)
+	})
+}
+
+func TestLookupsOfOneUserShareAQuestionAndNotTheirFate(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cache, o *oracle) {
+		alice := user(t, "alice")
+		o.set(alice, User, "east")
+		o.fail(nil, 200*time.Millisecond)
+		impatient, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		defer cancel()
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if _, err := c.get(impatient, alice); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, ErrUnavailable) {
+				t.Errorf("the one who left: %v", err)
+			}
+		})
+		for range 50 {
+			wg.Go(func() { wants(t, c, alice, "east", FromRedis) })
+		}
+		wg.Wait()
+		if n := o.questions(alice); n != 1 {
+			t.Errorf("Redis was asked %d times", n)
+		}
+	})
+}
+
+func TestLookupsOfManyUsersNeverCross(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cache, o *oracle) {
+		o.fail(nil, time.Millisecond)
+		var wg sync.WaitGroup
+		for i := range 500 {
+			u, backend := user(t, fmt.Sprint("u", i)), fmt.Sprint("b", i)
+			o.set(u, User, backend)
+			for range 4 {
+				wg.Go(func() {
+					for range 20 {
+						if got, err := c.get(t.Context(), u); err != nil || got.backend != backend {
+							t.Errorf("%s got %q, %v", u, got.backend, err)
+						}
+						c.doubtAll()
+					}
+				})
+			}
+		}
+		wg.Wait()
+	})
+}
+
+func TestStrangersDoNotPushOutKnownUsers(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cache, o *oracle) {
+		c.maxOwned, c.maxDerived = 10, 5
+		for i := range 10 {
+			o.set(user(t, fmt.Sprint("known", i)), User, "east")
+			wants(t, c, user(t, fmt.Sprint("known", i)), "east", FromRedis)
+		}
+		for i := range 1000 {
+			wants(t, c, user(t, fmt.Sprint("stranger", i)), "", FromRedis)
+		}
+		if len(c.entries) != 15 || c.owned.Len() != 10 || c.derived.Len() != 5 {
+			t.Errorf("%d entries, %d and %d", len(c.entries), c.owned.Len(), c.derived.Len())
+		}
+		o.fail(errAway, 0)
+		c.doubtAll()
+		for i := range 10 {
+			wants(t, c, user(t, fmt.Sprint("known", i)), "east", FromStale)
+		}
+		o.fail(nil, 0)
+		pass(2 * time.Second)
+		o.set(user(t, "eleventh"), User, "east")
+		wants(t, c, user(t, "eleventh"), "east", FromRedis)
+		if c.entries[user(t, "known0")] != nil || c.owned.Len() != 10 {
+			t.Error("the one used longest ago was not dropped")
+		}
+	})
+}
+
+func TestTooManyDomainsAreLetGoWithoutLosingAChange(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cache, o *oracle) {
+		first := user(t, "a@first.example")
+		o.set(first, Domain, "east")
+		wants(t, c, first, "east", FromRedis)
+		for i := range maxScopes + 1 {
+			wants(t, c, user(t, fmt.Sprint("a@d", i)), "", FromRedis)
+		}
+		if len(c.scopes) > maxScopes {
+			t.Errorf("%d domains are kept", len(c.scopes))
+		}
+		o.set(first, Domain, "west")
+		c.changedKeys(keys{DefaultPrefix}, []string{"imapgate:domain:first.example"})
+		wants(t, c, first, "west", FromRedis)
+	})
+}
+
+func TestARedisThatComesBackIsNotOverrun(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cache, o *oracle) {
+		for i := range 2000 {
+			o.set(user(t, fmt.Sprint("u", i)), User, "east")
+			wants(t, c, user(t, fmt.Sprint("u", i)), "east", FromRedis)
+		}
+		before := o.total
+		c.doubtAll()
+		for i := range 2000 {
+			if got, err := c.get(t.Context(), user(t, fmt.Sprint("u", i))); err != nil || got.backend != "east" {
+				t.Fatalf("%+v, %v", got, err)
+			}
+		}
+		if n := o.total - before; n > doubtRate {
+			t.Errorf("asked %d times at once", n)
+		}
+	})
+}
+
+func TestForgetAsksAgainAndForgetsNothing(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cache, o *oracle) {
+		alice := user(t, "alice")
+		o.set(alice, User, "east")
+		wants(t, c, alice, "east", FromRedis)
+		c.doubtUser(alice)
+		wants(t, c, alice, "east", FromRedis)
+		c.doubtUser(alice)
+		o.fail(errAway, 0)
+		wants(t, c, alice, "east", FromStale)
+	})
+}
+
+// On the login path: a known user costs less than a system call.
+func BenchmarkCachedLookup(b *testing.B) {
+	o := newOracle()
+	cfg := Config{Source: SourceRedis, Backends: []string{"east"}}
+	cfg.setDefaults()
+	r := &Router{cfg: cfg, cache: newCache(cfg, o.ask, quiet(b))}
+	users := make([]identity.User, 1000)
+	for i := range users {
+		users[i] = user(b, fmt.Sprintf("user%d@example.org", i))
+		o.set(users[i], User, "east")
+		if _, err := r.Lookup(b.Context(), users[i]); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportAllocs()
+	i := 0
+	for b.Loop() {
+		if _, err := r.Lookup(b.Context(), users[i%1000]); err != nil {
+			b.Fatal(err)
+		}
+		i++
+	}
+}

@@ -1,0 +1,241 @@
+package routing
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"imapgate/internal/identity"
+	"imapgate/internal/testbed"
+)
+
+var testConfig = Config{Source: SourceRedis, Backends: []string{"east", "west"}}
+
+type fields = map[string]string
+
+// poisoned are records of alice that must be refused, with a domain's record and
+// a default behind them that must not be used instead.
+func poisoned() map[string]fields {
+	many := fields{"backend": "east"}
+	for i := range maxFields {
+		many[fmt.Sprint("f", i)] = ""
+	}
+	p := map[string]fields{
+		"too many fields":         many,
+		"too many bytes":          {"backend": "east", "note": strings.Repeat("x", maxRecord)},
+		"a mebibyte":              {"backend": strings.Repeat("e", 1<<20)},
+		"no backend":              {"login": "alice"},
+		"no backend, active":      {"state": "active", "mode": "splice"},
+		"only an unknown field":   {"shard": "east"},
+		"an empty field name":     {"": "east"},
+		"a field in upper case":   {"Backend": "east"},
+		"somebody else's":         {"backend": "east", "user": "bob"},
+		"nobody's":                {"backend": "east", "user": ""},
+		"alice in upper case":     {"backend": "east", "user": "ALICE"},
+		"alice with a newline":    {"backend": "east", "user": "alice\n"},
+		"alice elsewhere":         {"backend": "east", "user": "alice@example.org"},
+		"blocked, somebody":       {"state": "blocked", "user": "bob"},
+		"a good backend, no mode": {"backend": "east", "mode": ""},
+		"an empty state":          {"backend": "east", "state": ""},
+		"an empty login":          {"backend": "east", "login": ""},
+		"an empty password":       {"backend": "east", "password": ""},
+		"a long password":         {"backend": "east", "password": strings.Repeat("x", maxPassword+1)},
+		"a password with NUL":     {"backend": "east", "password": "{PLAIN}a\x00b"},
+		"a password with 8 bits":  {"backend": "east", "password": "{PLAIN}\xff"},
+	}
+	for _, backend := range []string{
+		"", " ", "east ", " east", "EAST", "east\r\n", "east\x00", "east,west", "127.0.0.1:6379", "169.254.169.254:80",
+		"[::ffff:127.0.0.1]:6379", "0x7f.1", "localhost:25", "unix:/x", "a\nb", "{}", "[]", "null", "nil", "0", "*", "default",
+		`{"backend":"east"}`, "../east", "\xff\xfe", "\u202eeast", "eаst", "%s%n", "imaps://east",
+	} {
+		p[fmt.Sprintf("backend %q", backend)] = fields{"backend": backend}
+	}
+	for _, login := range []string{
+		" ", "a b", "a\r\nX LOGOUT", "a\x00", "a\tb", `a"b`, `a\b`, "a'b", "a`b", "victim*master", "%u", "a{3}", "(a)", "[a]", "\x7f",
+		"ａｌｉｃｅ", "stra\u00dfe", "\xff", strings.Repeat("a", identity.MaxUser+1),
+	} {
+		p[fmt.Sprintf("login %.20q", login)] = fields{"backend": "east", "login": login}
+	}
+	for _, mode := range []string{"Splice", "splice ", "mux", "0", "park\n", "true"} {
+		p[fmt.Sprintf("mode %q", mode)] = fields{"backend": "east", "mode": mode}
+	}
+	for _, state := range []string{"Active", "blocked ", "disabled", "1", "block\x00ed"} {
+		p[fmt.Sprintf("state %q", state)] = fields{"backend": "east", "state": state}
+	}
+	return p
+}
+
+func TestAPoisonedRecordIsRefused(t *testing.T) {
+	if n := len(poisoned()); n < 40 {
+		t.Errorf("only %d poisoned records", n)
+	}
+	alice := user(t, "alice")
+	for name, f := range poisoned() {
+		if rec, err := newRules(testConfig).user(alice, f); !errors.Is(err, errRefused) || rec.present {
+			t.Errorf("%s: %+v, %v", name, rec, err)
+		} else if v := f["backend"]; len(v) > 5 && strings.Contains(err.Error(), v) {
+			t.Errorf("%s: the error repeats the value: %v", name, err)
+		}
+	}
+}
+
+func TestAGoodRecordSaysWhatItSays(t *testing.T) {
+	alice, r := user(t, "alice"), newRules(testConfig)
+	for _, c := range []struct {
+		fields fields
+		want   record
+	}{
+		{nil, record{}},
+		{fields{}, record{}},
+		{fields{"backend": "east"}, record{present: true, backend: "east", state: "active"}},
+		{fields{"backend": "west", "user": "alice", "login": "a.smith+x@corp", "mode": "resume", "state": "active", "note": "\x00"},
+			record{present: true, backend: "west", login: "a.smith+x@corp", mode: "resume", state: "active"}},
+		{fields{"state": "blocked"}, record{present: true, state: "blocked"}},
+		{fields{"state": "paused", "backend": "east"}, record{present: true, state: "paused", backend: "east"}},
+		{fields{"backend": "east", "password": "{SHA512-CRYPT}$6$x$y/."},
+			record{present: true, backend: "east", state: "active", password: identity.NewSecret("{SHA512-CRYPT}$6$x$y/.")}},
+	} {
+		if got, err := r.user(alice, c.fields); err != nil || got != c.want {
+			t.Errorf("%v: %+v, %v", c.fields, got, err)
+		}
+	}
+}
+
+// Against a real Redis, from redis-cli to Lookup: a poisoned record keeps the last
+// good route, and without one the user waits; the domain is never used instead.
+func TestAPoisonedRecordNeverFallsThrough(t *testing.T) {
+	s := testbed.StartRedis(t)
+	s.CLI("hset", "imapgate:domain:example.org", "backend", "west")
+	s.CLI("hset", "imapgate:default", "backend", "west")
+	rdb := dial(t, RedisConfig{Addresses: []string{s.Address}})
+	known, fresh := user(t, "known@example.org"), user(t, "fresh@example.org")
+	key := "imapgate:user:"
+	poison := map[string]func(key string) error{
+		"a string": func(k string) error { return rdb.Set(t.Context(), k, "east", 0).Err() },
+		"a list":   func(k string) error { return rdb.RPush(t.Context(), k, "backend", "east").Err() },
+		"a set":    func(k string) error { return rdb.SAdd(t.Context(), k, "backend").Err() },
+		"a stream": func(k string) error {
+			return rdb.Do(t.Context(), "xadd", k, "*", "backend", "east").Err()
+		},
+	}
+	for name, f := range poisoned() {
+		poison[name] = func(k string) error { return rdb.HSet(t.Context(), k, f).Err() }
+	}
+	for name, write := range poison {
+		rdb.Del(t.Context(), key+known.String(), key+fresh.String())
+		rdb.HSet(t.Context(), key+known.String(), "backend", "east")
+		r := open(t, rdb)
+		if got, err := r.Lookup(t.Context(), known); err != nil || got.Backend != "east" {
+			t.Fatalf("%s: before: %+v, %v", name, got, err)
+		}
+		rdb.Del(t.Context(), key+known.String())
+		for _, u := range []identity.User{known, fresh} {
+			if err := write(key + u.String()); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+		}
+		r.cache.changedKeys(r.keys, []string{key + known.String()})
+		if got, err := r.Lookup(t.Context(), known); err != nil || got.Backend != "east" || got.From != FromStale {
+			t.Errorf("%s: a known user goes %+v, %v", name, got, err)
+		}
+		if got, err := r.Lookup(t.Context(), fresh); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("%s: a new user goes %+v, %v", name, got, err)
+		}
+		if _, err := r.Password(t.Context(), fresh); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("%s: a new user's password: %v", name, err)
+		}
+		if x := r.Explain(t.Context(), fresh); !strings.Contains(x.Steps[0].Says, "refused") {
+			t.Errorf("%s: explained as %q", name, x.Steps[0].Says)
+		}
+	}
+}
+
+func TestStatesDecideWhoMayGo(t *testing.T) {
+	s := testbed.StartRedis(t)
+	s.CLI("hset", "imapgate:user:blocked", "state", "blocked")
+	s.CLI("hset", "imapgate:user:paused", "state", "paused", "backend", "east", "password", "{PLAIN}x")
+	s.CLI("hset", "imapgate:domain:closed.example", "state", "blocked")
+	s.CLI("hset", "imapgate:user:own@closed.example", "backend", "east")
+	var told []string
+	r, err := New(testConfig, dial(t, RedisConfig{Addresses: []string{s.Address}}),
+		Metrics{Lookup: func(result string) { told = append(told, result) }}, quiet(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name string
+		want error
+	}{
+		{"blocked", ErrBlocked}, {"paused", ErrPaused}, {"a@closed.example", ErrBlocked}, {"own@closed.example", nil}, {"nobody", ErrNoUser},
+	} {
+		if _, err := r.Lookup(t.Context(), user(t, c.name)); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", c.name, err, c.want)
+		}
+	}
+	if _, err := r.Lookup(t.Context(), identity.User{}); !errors.Is(err, ErrNoUser) {
+		t.Errorf("nobody at all: %v", err)
+	}
+	if got := strings.Join(told, " "); got != "blocked paused blocked redis no_user no_user" {
+		t.Errorf("metrics were told %q", got)
+	}
+	for name, want := range map[string]error{"paused": nil, "blocked": ErrNoUser, "nobody": ErrNoUser, "own@closed.example": ErrNoUser} {
+		if _, err := r.Password(t.Context(), user(t, name)); !errors.Is(err, want) {
+			t.Errorf("password of %s: %v, want %v", name, err, want)
+		}
+	}
+}
+
+func FuzzRouteValue(f *testing.F) {
+	f.Add("backend", "east", "user", "alice", "login", "a")
+	f.Add("backend", "127.0.0.1:25", "state", "blocked", "mode", "park")
+	f.Add("", "", "password", "x", "user", "bob")
+	alice, rules := user(f, "alice"), newRules(testConfig)
+	f.Fuzz(func(t *testing.T, k1, v1, k2, v2, k3, v3 string) {
+		in := fields{k1: v1, k2: v2, k3: v3}
+		rec, err := rules.user(alice, in)
+		if err != nil {
+			if rec.present {
+				t.Fatalf("refused and used: %+v", rec)
+			}
+			return
+		}
+		a := decide(alice, keys{DefaultPrefix}, rec, record{present: true, backend: "west"}, record{})
+		route, err := got{answer: a}.route(alice)
+		if err != nil {
+			if !errors.Is(err, ErrBlocked) && !errors.Is(err, ErrPaused) {
+				t.Fatalf("%v: %v", in, err)
+			}
+			return
+		}
+		if owner, ok := in["user"]; ok && owner != "alice" || !rules.backends[route.Backend] || route.Source != User ||
+			route.User != alice || route.Backend != in["backend"] || checkLogin(route.Login) != nil {
+			t.Fatalf("%v gave %+v", in, route)
+		}
+	})
+}
+
+func FuzzRedisKey(f *testing.F) {
+	f.Add("alice", "alice@example.org", "imapgate:")
+	f.Add("default", "domain:x", "")
+	f.Add("a:b", "{a}", "x:{y}")
+	f.Fuzz(func(t *testing.T, a, b, prefix string) {
+		k := keys{prefix}
+		ua, errA := identity.Canon(a, "")
+		ub, errB := identity.Canon(b, "")
+		if errA != nil || errB != nil {
+			return
+		}
+		if (k.user(ua) == k.user(ub)) != (ua == ub) {
+			t.Fatalf("%q and %q: keys %q and %q", a, b, k.user(ua), k.user(ub))
+		}
+		for _, other := range []string{k.domain(ub.Domain()), k.domain(ub.String()), k.deflt()} {
+			if k.user(ua) == other {
+				t.Fatalf("%q has the key %q of something else", a, other)
+			}
+		}
+		if strings.ContainsAny(strings.TrimPrefix(k.user(ua), prefix+"user:"), ":{} *?[\\\r\n\x00") {
+			t.Fatalf("%q has the key %q", a, k.user(ua))
+		}
+	})
+}

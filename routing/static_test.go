@@ -1,0 +1,88 @@
+package routing
+
+import (
+	"errors"
+	"testing"
+
+	"imapgate/internal/testbed"
+)
+
+func TestStaticRoutesGoFromUserToDomainToDefault(t *testing.T) {
+	r, err := New(Config{
+		Source: SourceStatic, Backends: []string{"east", "west", "last"}, DefaultDomain: "example.org",
+		Static: Static{Users: map[string]string{"Alice": "east"}, Domains: map[string]string{"Example.ORG": "west"}, Default: "last"},
+	}, nil, Metrics{}, quiet(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]Route{
+		"alice@example.org": {Backend: "east", Source: User, Key: "routing.static.users"},
+		"bob@example.org":   {Backend: "west", Source: Domain, Key: "routing.static.domains"},
+		"bob@example.net":   {Backend: "last", Source: Default, Key: "routing.static.default"},
+		"alice":             {Backend: "last", Source: Default, Key: "routing.static.default"},
+	} {
+		u := user(t, name)
+		want.User, want.Login, want.From = u, name, FromStatic
+		if got, err := r.Lookup(t.Context(), u); err != nil || got != want {
+			t.Errorf("%s: %+v, %v", name, got, err)
+		}
+		if x := r.Explain(t.Context(), u); x.Backend != want.Backend || len(x.Steps) != 3 || x.Channel.State != ChannelOff {
+			t.Errorf("%s is explained as %+v", name, x)
+		}
+	}
+	if _, err := r.Password(t.Context(), user(t, "alice@example.org")); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("a password without Redis: %v", err)
+	}
+	start(t, r)
+}
+
+func TestStaticRoutesWithoutADefaultEndWithNoSuchUser(t *testing.T) {
+	r, err := New(Config{Source: SourceStatic, Backends: []string{"east"}}, nil, Metrics{}, quiet(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Lookup(t.Context(), user(t, "alice")); !errors.Is(err, ErrNoUser) {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestBadConfigurationIsRefused(t *testing.T) {
+	static := func(s Static) Config { return Config{Source: SourceStatic, Backends: []string{"east"}, Static: s} }
+	for name, c := range map[string]Config{
+		"no source":               {},
+		"another source":          {Source: "ldap"},
+		"redis without one":       {Source: SourceRedis},
+		"a prefix with a newline": {Source: SourceStatic, Prefix: "a\nb"},
+		"an unknown backend":      static(Static{Default: "west"}),
+		"a user's":                static(Static{Users: map[string]string{"a": "west"}}),
+		"a domain's":              static(Static{Domains: map[string]string{"x": "west"}}),
+		"a bad user":              static(Static{Users: map[string]string{"a b": "east"}}),
+		"a bad domain":            static(Static{Domains: map[string]string{"x@y": "east"}}),
+		"an empty domain":         static(Static{Domains: map[string]string{"": "east"}}),
+		"a user twice":            static(Static{Users: map[string]string{"a": "east", "A": "east"}}),
+		"a domain twice":          static(Static{Domains: map[string]string{"x": "east", "X": "east"}}),
+	} {
+		if _, err := New(c, nil, Metrics{}, quiet(t)); err == nil {
+			t.Errorf("%s was accepted", name)
+		}
+	}
+}
+
+func TestPasswordsComeFromRedisWhileRoutesAreStatic(t *testing.T) {
+	s := testbed.StartRedis(t)
+	s.CLI("hset", "imapgate:user:alice", "password", "{PLAIN}x")
+	s.CLI("hset", "imapgate:user:bob", "password", "{PLAIN}x", "state", "blocked")
+	r, err := New(Config{Source: SourceStatic, Backends: []string{"east"}, Static: Static{Default: "east"}},
+		dial(t, RedisConfig{Addresses: []string{s.Address}}), Metrics{}, quiet(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if hash, err := r.Password(t.Context(), user(t, "alice")); err != nil || hash.Reveal() != "{PLAIN}x" {
+		t.Errorf("%v", err)
+	}
+	for name, want := range map[string]error{"bob": ErrBlocked, "carol": ErrNoUser} {
+		if _, err := r.Password(t.Context(), user(t, name)); !errors.Is(err, want) {
+			t.Errorf("%s: %v, want %v", name, err, want)
+		}
+	}
+}
