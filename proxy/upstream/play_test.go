@@ -44,7 +44,8 @@ type play struct {
 	tls   *tls.Config
 
 	// Owned by run, then by who has waited for done.
-	nc     net.Conn
+	tcp    *net.TCPConn
+	nc     net.Conn // tcp, or TLS over it
 	r      *bufio.Reader
 	clear  bytes.Buffer // heard without TLS
 	secret bytes.Buffer // heard under TLS
@@ -75,8 +76,9 @@ func (p *play) run(l net.Listener) {
 		p.err = err
 		return
 	}
+	_ = l.Close()                     // another attempt to connect is refused
 	defer func() { _ = nc.Close() }() // not p.nc: under TLS that would say goodbye to a peer that is gone
-	p.nc, p.tags = nc, strings.NewReplacer()
+	p.tcp, p.nc, p.tags = nc.(*net.TCPConn), nc, strings.NewReplacer()
 	p.r = bufio.NewReader(io.TeeReader(nc, &p.clear))
 	for _, step := range p.steps {
 		if p.err = p.step(step); p.err != nil {
@@ -108,8 +110,8 @@ func (p *play) step(step string) error {
 	case "fin":
 		return p.nc.(interface{ CloseWrite() error }).CloseWrite()
 	case "rst":
-		_ = p.nc.(*net.TCPConn).SetLinger(0)
-		return p.nc.Close()
+		_ = p.tcp.SetLinger(0)
+		return p.tcp.Close()
 	case "hang":
 		_, err := io.Copy(io.Discard, p.r)
 		return err
@@ -125,7 +127,7 @@ func (p *play) hear(name string) error {
 	if !strings.Contains(line, name) {
 		return fmt.Errorf("heard %q", line)
 	}
-	if tag, rest, _ := strings.Cut(line, " "); strings.HasPrefix(rest, name) {
+	if tag, rest, _ := strings.Cut(line, " "); name != "" && strings.HasPrefix(rest, name) {
 		p.said = append(p.said, "{"+tag[:1]+"}", tag)
 		p.tags = strings.NewReplacer(p.said...)
 	}
