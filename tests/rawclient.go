@@ -1,0 +1,285 @@
+// Package tests drives whole gateways and whole mail servers from outside, as
+// mail clients do, and compares what clients see with and without the gateway.
+//
+// RawClient is its hand: an IMAP client that sends exactly the bytes it is told
+// and shows exactly the bytes it gets. It knows lines, literals and tags, and
+// deliberately nothing of what they mean. The test owns its clients.
+package tests
+
+import (
+	"bufio"
+	"crypto/sha256"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const (
+	// Patience is how long a client waits for one read or write.
+	Patience = 30 * time.Second
+	// maxLine and maxLiteral bound what a client takes from a server.
+	maxLine    = 4 << 20
+	maxLiteral = 80 << 20
+	// shownLiteral is the longest literal that String shows as it is.
+	shownLiteral = 400
+)
+
+// Literal markers in a command given to Do or Send: {} is sent as a
+// synchronising literal, {+} as a non-synchronising one (RFC 7888).
+const (
+	syncLiteral    = "{}"
+	nonSyncLiteral = "{+}"
+)
+
+// RawClient is one IMAP connection.
+type RawClient struct {
+	// Owned by the caller.
+	conn net.Conn
+	r    *bufio.Reader
+	tags int
+}
+
+// Response is one response of a server: a line, with its literals taken out.
+type Response struct {
+	Text     string   // without CRLF; where a literal was, {n} is left
+	Literals [][]byte // in the order of their {n}
+}
+
+// Connect opens a connection, over TLS unless conf is nil. The greeting is not
+// read.
+func Connect(address string, conf *tls.Config) (*RawClient, error) {
+	conn, err := net.DialTimeout("tcp", address, Patience)
+	if err != nil {
+		return nil, err
+	}
+	c := &RawClient{conn: conn, r: bufio.NewReaderSize(conn, 64<<10)}
+	if conf != nil {
+		if err := c.secure(conf); err != nil {
+			return nil, errors.Join(err, conn.Close())
+		}
+	}
+	return c, nil
+}
+
+// secure continues over TLS.
+func (c *RawClient) secure(conf *tls.Config) error {
+	conn := tls.Client(c.conn, conf)
+	if err := conn.SetDeadline(time.Now().Add(Patience)); err != nil {
+		return err
+	}
+	if err := conn.Handshake(); err != nil {
+		return fmt.Errorf("TLS handshake: %w", err)
+	}
+	c.conn = conn
+	c.r = bufio.NewReaderSize(conn, 64<<10)
+	return nil
+}
+
+// StartTLS sends STARTTLS and continues over TLS.
+func (c *RawClient) StartTLS(conf *tls.Config) error {
+	got, err := c.Do("STARTTLS")
+	if err != nil {
+		return err
+	}
+	if last := got[len(got)-1]; !strings.Contains(last.Text, " OK ") {
+		return fmt.Errorf("STARTTLS: %s", last.Text)
+	}
+	if n := c.r.Buffered(); n > 0 {
+		return fmt.Errorf("the server sent %d bytes between its OK and TLS", n)
+	}
+	return c.secure(conf)
+}
+
+// Close ends the connection without a word.
+func (c *RawClient) Close() error { return c.conn.Close() }
+
+// Write sends bytes as they are.
+func (c *RawClient) Write(b []byte) (int, error) {
+	if err := c.conn.SetWriteDeadline(time.Now().Add(Patience)); err != nil {
+		return 0, err
+	}
+	return c.conn.Write(b)
+}
+
+// Read gives the next response. At the end of the stream its error is io.EOF,
+// in the middle of a response io.ErrUnexpectedEOF.
+func (c *RawClient) Read() (Response, error) {
+	var (
+		r    Response
+		text strings.Builder
+	)
+	for {
+		line, err := c.readLine()
+		if err != nil {
+			if text.Len() > 0 && errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
+			}
+			return r, err
+		}
+		text.WriteString(line)
+		size, ok := literalSize(line)
+		if !ok {
+			r.Text = text.String()
+			return r, nil
+		}
+		if size > maxLiteral {
+			return r, fmt.Errorf("literal of %d bytes", size)
+		}
+		literal := make([]byte, size)
+		if err := c.extend(); err != nil {
+			return r, err
+		}
+		if _, err := io.ReadFull(c.r, literal); err != nil {
+			return r, io.ErrUnexpectedEOF
+		}
+		r.Literals = append(r.Literals, literal)
+	}
+}
+
+// readLine reads up to CRLF and gives what stands before it.
+func (c *RawClient) readLine() (string, error) {
+	if err := c.extend(); err != nil {
+		return "", err
+	}
+	var line []byte
+	for {
+		part, err := c.r.ReadSlice('\n')
+		line = append(line, part...)
+		switch {
+		case err == nil && strings.HasSuffix(string(line), "\r\n"):
+			return string(line[:len(line)-2]), nil
+		case err == nil:
+			return "", fmt.Errorf("a line ends in a bare LF: %q", line)
+		case errors.Is(err, bufio.ErrBufferFull) && len(line) < maxLine:
+		case errors.Is(err, io.EOF) && len(line) > 0:
+			return "", io.ErrUnexpectedEOF
+		default:
+			return "", err
+		}
+	}
+}
+
+// extend gives the next read its time.
+func (c *RawClient) extend() error { return c.conn.SetReadDeadline(time.Now().Add(Patience)) }
+
+// literalSize is the n of a line that ends in {n}.
+func literalSize(line string) (int, bool) {
+	open := strings.LastIndexByte(line, '{')
+	if open < 0 || !strings.HasSuffix(line, "}") {
+		return 0, false
+	}
+	n, err := strconv.Atoi(line[open+1 : len(line)-1])
+	return n, err == nil && n >= 0
+}
+
+// Send writes one command without waiting for its end, and gives its tag. Each
+// {} or {+} in it stands for the next literal; for {} the continuation is
+// waited for, and any other response before it is an error.
+func (c *RawClient) Send(command string, literals ...[]byte) (string, error) {
+	c.tags++
+	tag := "a" + strconv.Itoa(c.tags)
+	rest := tag + " " + command
+	for _, literal := range literals {
+		at, marker := nextMarker(rest)
+		if at < 0 {
+			return tag, fmt.Errorf("%q has no place for a literal", command)
+		}
+		head := fmt.Sprintf("%s{%d%s\r\n", rest[:at], len(literal), marker[1:])
+		if _, err := io.WriteString(c, head); err != nil {
+			return tag, err
+		}
+		if marker == syncLiteral {
+			if err := c.goAhead(); err != nil {
+				return tag, err
+			}
+		}
+		if _, err := c.Write(literal); err != nil {
+			return tag, err
+		}
+		rest = rest[at+len(marker):]
+	}
+	_, err := io.WriteString(c, rest+"\r\n")
+	return tag, err
+}
+
+// nextMarker finds the first literal marker.
+func nextMarker(s string) (int, string) {
+	wait, push := strings.Index(s, syncLiteral), strings.Index(s, nonSyncLiteral)
+	if wait < 0 || push >= 0 && push < wait {
+		return push, nonSyncLiteral
+	}
+	return wait, syncLiteral
+}
+
+// Refused is the error of Send when the server answered a literal with
+// something else than a continuation.
+type Refused struct{ Response Response }
+
+// Error implements error.
+func (r *Refused) Error() string { return "literal refused: " + r.Response.Text }
+
+// goAhead waits for the continuation of a literal.
+func (c *RawClient) goAhead() error {
+	r, err := c.Read()
+	if err == nil && !strings.HasPrefix(r.Text, "+") {
+		return &Refused{r}
+	}
+	return err
+}
+
+// Until reads responses up to the tagged one, which is the last it gives.
+func (c *RawClient) Until(tag string) ([]Response, error) {
+	var all []Response
+	for {
+		r, err := c.Read()
+		if err != nil {
+			return all, err
+		}
+		all = append(all, r)
+		if strings.HasPrefix(r.Text, tag+" ") {
+			return all, nil
+		}
+	}
+}
+
+// Do sends one command and reads up to its tagged response. A tagged response
+// in the place of a continuation is an answer, not an error.
+func (c *RawClient) Do(command string, literals ...[]byte) ([]Response, error) {
+	tag, err := c.Send(command, literals...)
+	var refused *Refused
+	if errors.As(err, &refused) && strings.HasPrefix(refused.Response.Text, tag+" ") {
+		return []Response{refused.Response}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("send %s: %w", command, err)
+	}
+	all, err := c.Until(tag)
+	if err != nil {
+		return all, fmt.Errorf("answer to %s: %w", command, err)
+	}
+	return all, nil
+}
+
+// String shows a response with its literals in their places; a long literal is
+// shown by its SHA-256.
+func (r Response) String() string {
+	var b strings.Builder
+	rest := r.Text
+	for _, literal := range r.Literals {
+		marker := fmt.Sprintf("{%d}", len(literal))
+		before, after, _ := strings.Cut(rest, marker)
+		b.WriteString(before + marker)
+		if len(literal) <= shownLiteral {
+			fmt.Fprintf(&b, "%q", literal)
+		} else {
+			fmt.Fprintf(&b, "sha256:%x", sha256.Sum256(literal))
+		}
+		rest = after
+	}
+	return b.String() + rest
+}
