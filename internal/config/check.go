@@ -1,0 +1,258 @@
+package config
+
+import (
+	"net"
+	"net/netip"
+	"slices"
+
+	"imapgate/internal/identity"
+)
+
+// checker finds what no key shows by itself.
+type checker struct {
+	*problems
+	c *Config
+}
+
+func (k checker) all() {
+	k.listeners()
+	k.redis()
+	k.auth()
+	k.routing()
+	k.backends()
+	if k.c.Limits.TLSHandshakeTimeout > k.c.Limits.PreauthTimeout {
+		k.add("limits.tls_handshake_timeout", "is longer than preauth_timeout, which includes it")
+	}
+}
+
+func (k checker) listeners() {
+	if len(k.c.Listeners) == 0 {
+		k.add("listeners", "is empty: at least one is needed")
+	}
+	needsTLS := false
+	for i, l := range k.c.Listeners {
+		key := indexed("listeners", i)
+		needsTLS = needsTLS || l.TLS != "none"
+		for j, other := range k.c.Listeners[:i] {
+			if overlap(l.Address, other.Address) {
+				k.add(below(key, "address"), "%s cannot be listened on together with %s of listeners[%d]", quote(l.Address), quote(other.Address), j)
+			} else if l.Name == other.Name {
+				k.add(below(key, "name"), "%s is the name of listeners[%d] already", quote(l.Name), j)
+			}
+		}
+		if overlap(l.Address, k.c.Admin.Address) {
+			k.add("admin.address", "%s cannot be listened on together with %s of %s", quote(k.c.Admin.Address), quote(l.Address), key)
+		}
+		if l.ProxyProtocol != nil && len(l.ProxyProtocol.Trusted) == 0 {
+			k.add(below(key, "proxy_protocol.trusted"), "is required: the networks whose PROXY header is believed")
+		}
+	}
+	if needsTLS && len(k.c.TLS.Certificates) == 0 {
+		k.add("tls.certificates", "a listener has TLS, so at least one certificate is needed")
+	}
+	for i, c := range k.c.TLS.Certificates {
+		for name, file := range map[string]string{"cert": c.Cert, "key": c.Key} {
+			if file == "" {
+				k.add(below(indexed("tls.certificates", i), name), "is required")
+			}
+		}
+	}
+}
+
+func (k checker) redis() {
+	r := k.c.Redis
+	if r == nil {
+		if k.c.Routing.Source == "redis" {
+			k.add("routing.source", "is redis, but there is no redis block")
+		}
+		if i := slices.Index(k.c.Auth.Methods, "redis"); i >= 0 {
+			k.add(indexed("auth.methods", i), "is redis, but there is no redis block")
+		}
+		return
+	}
+	switch {
+	case len(r.Addresses) == 0:
+		k.add("redis.addresses", "is empty: at least one is needed")
+	case r.Cluster && r.SentinelMaster != "":
+		k.add("redis.sentinel_master", "is for servers under sentinels, not for a cluster")
+	case len(r.Addresses) > 1 && !r.Cluster && r.SentinelMaster == "":
+		k.add("redis.addresses", "several addresses need cluster: true or sentinel_master")
+	}
+	if r.CA != "" && !r.TLS {
+		k.add("redis.ca", "is used only with tls: true")
+	}
+}
+
+func (k checker) auth() {
+	methods := k.c.Auth.Methods
+	if len(methods) == 0 {
+		k.add("auth.methods", "is empty: at least one is needed")
+	}
+	for i, m := range methods {
+		if m != "" && slices.Contains(methods[:i], m) {
+			k.add(indexed("auth.methods", i), "%s is there twice", m)
+		}
+	}
+}
+
+func (k checker) routing() {
+	r := &k.c.Routing
+	static := len(r.Static.Users) > 0 || len(r.Static.Domains) > 0 || r.Static.Default != ""
+	if r.Source != "static" {
+		if static {
+			k.add("routing.static", "is used only with source: static")
+		}
+		return
+	}
+	if !static {
+		k.add("routing.static", "source: static needs users, domains or default: else nobody has a backend")
+	}
+	k.routesOf("users", r.Static.Users, func(name string) (string, bool) {
+		u, err := identity.Canon(name, k.c.Auth.DefaultDomain)
+		return u.String(), err == nil
+	})
+	k.routesOf("domains", r.Static.Domains, func(name string) (string, bool) {
+		u, err := identity.Canon("x@"+name, "")
+		return u.Domain(), err == nil
+	})
+	if r.Static.Default != "" {
+		k.knows("routing.static.default", r.Static.Default)
+	}
+}
+
+// routesOf checks one table of static routes: names that can exist, each once
+// in all its spellings, to backends that exist.
+func (k checker) routesOf(table string, routes map[string]string, canon func(string) (string, bool)) {
+	names := make([]string, 0, len(routes))
+	for name := range routes {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	seen := make(map[string]string)
+	for _, name := range names {
+		key := below("routing.static."+table, name)
+		k.knows(key, routes[name])
+		same, ok := canon(name)
+		if !ok {
+			k.add(key, "no account can have this name")
+		} else if other, twice := seen[same]; twice {
+			k.add(key, "is another spelling of %s", quote(other))
+		}
+		seen[same] = name
+	}
+}
+
+func (k checker) knows(key, backend string) {
+	if _, ok := k.c.Backends[backend]; !ok {
+		k.add(key, "there is no backend %s", quote(backend))
+	}
+}
+
+func (k checker) backends() {
+	if len(k.c.Backends) == 0 {
+		k.add("backends", "at least one is needed")
+	}
+	for name, b := range k.c.Backends {
+		key := below("backends", name)
+		if !nameForm(name) {
+			k.add(key, "is not a name of 1 to 63 of a-z, 0-9, - and _, beginning with a letter or digit")
+		}
+		if b.Address == "" {
+			k.add(below(key, "address"), "is required")
+		} else if i := k.ownListener(b.Address); i >= 0 {
+			k.add(below(key, "address"), "%s is listeners[%d], this gateway itself", quote(b.Address), i)
+		}
+		if b.TLS == "none" && (b.CA != "" || b.ServerName != "") {
+			k.add(key, "ca and server_name are used only with TLS")
+		}
+		k.login(key, b)
+	}
+}
+
+func (k checker) login(key string, b Backend) {
+	if b.Login != "master" {
+		if b.Master.User != "" || b.Master.PasswordFile != "" {
+			k.add(below(key, "master"), "is used only with login: master")
+		}
+		return
+	}
+	if b.Master.User == "" {
+		k.add(below(key, "master.user"), "is required with login: master")
+	}
+	// The master's password opens every mailbox; somebody must have checked
+	// the client's own first.
+	if slices.Equal(k.c.Auth.Methods, []string{"passthrough"}) {
+		k.add(below(key, "login"), "master needs an auth method that checks passwords here: with passthrough alone anybody could log in as anybody")
+	}
+}
+
+// ownListener is the index of the listener that address leads to, or -1. Names
+// are not resolved; a loop through one is ended by the hop limit.
+func (k checker) ownListener(address string) int {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return -1
+	}
+	if host == "localhost" {
+		host = "127.0.0.1"
+	}
+	return slices.IndexFunc(k.c.Listeners, func(l Listener) bool {
+		listens, listenPort, err := net.SplitHostPort(l.Address)
+		if err != nil || port != listenPort {
+			return false
+		}
+		return host == listens || listens == "localhost" && host == "127.0.0.1" || wildcard(listens) && local(host)
+	})
+}
+
+// local says whether host is an address of this machine.
+func local(host string) bool {
+	a, err := netip.ParseAddr(host)
+	if err != nil {
+		return false
+	}
+	if a.IsLoopback() || a.IsUnspecified() {
+		return true
+	}
+	own, _ := net.InterfaceAddrs() // none: then only loopback is known
+	return slices.ContainsFunc(own, func(n net.Addr) bool {
+		p, err := netip.ParsePrefix(n.String())
+		return err == nil && p.Addr() == a
+	})
+}
+
+// overlap says whether two addresses cannot be listened on at once.
+func overlap(a, b string) bool {
+	hostA, portA, errA := net.SplitHostPort(a)
+	hostB, portB, errB := net.SplitHostPort(b)
+	if errA != nil || errB != nil || portA != portB || portA == "0" {
+		return false
+	}
+	return hostA == hostB || covers(hostA, hostB) || covers(hostB, hostA)
+}
+
+// covers says whether listening on all of wild's family includes host. "::" and
+// "" are both families.
+func covers(wild, host string) bool {
+	if wild == "0.0.0.0" {
+		a, err := netip.ParseAddr(host)
+		return err != nil || a.Is4() || a.IsUnspecified()
+	}
+	return wildcard(wild)
+}
+
+func wildcard(host string) bool {
+	a, err := netip.ParseAddr(host)
+	return host == "" || err == nil && a.IsUnspecified()
+}
+
+// loopback says whether only this machine can connect to address. Switched off
+// is safe too.
+func loopback(address string) bool {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil || host == "localhost" {
+		return true // not an address: that was said already
+	}
+	a, err := netip.ParseAddr(host)
+	return err == nil && a.IsLoopback()
+}

@@ -1,0 +1,174 @@
+package config
+
+import (
+	"net/netip"
+	"time"
+
+	"imapgate/internal/audit"
+	"imapgate/internal/identity"
+	"imapgate/tlsconf"
+)
+
+// Config is the whole file. The tags of its fields mean: default, the value of
+// a key left out; oneof, the words allowed; later, words of the contract that
+// this version does not have; min and max, bounds; form, a check in forms.go;
+// doc, the text of the reference.
+type Config struct {
+	Listeners []Listener         `yaml:"listeners" doc:"Where clients connect. Left out: one listener, 0.0.0.0:993 with implicit TLS."`
+	TLS       TLS                `yaml:"tls" doc:"Certificates and TLS policy of the listeners. Needed as soon as a listener has TLS."`
+	Redis     *Redis             `yaml:"redis" doc:"The Redis that holds routes (and passwords, with auth method redis). Left out: the gateway runs without Redis."`
+	Auth      Auth               `yaml:"auth" doc:"Who a client is."`
+	Routing   Routing            `yaml:"routing" doc:"Which backend a user's mail is on."`
+	Backends  map[string]Backend `yaml:"backends" doc:"The mail servers, by name. A route can only name one of these. At least one is needed. Names have 1 to 63 of a-z, 0-9, - and _, beginning with a letter or digit."`
+	Limits    Limits             `yaml:"limits" doc:"Time-outs and bounds."`
+	Audit     Audit              `yaml:"audit" doc:"The audit log: one line of JSON for every login attempt and every end of a connection."`
+	Log       Log                `yaml:"log" doc:"The ordinary log, on standard error."`
+	Admin     Admin              `yaml:"admin" doc:"The HTTP address for metrics and health."`
+}
+
+// Listener is one address clients connect to.
+type Listener struct {
+	Address         string         `yaml:"address" default:"0.0.0.0:993" form:"listen" doc:"host:port to listen on."`
+	Name            string         `yaml:"name" form:"label" doc:"Its name in logs and metrics. Default: the address."`
+	TLS             string         `yaml:"tls" default:"implicit" oneof:"implicit starttls none" doc:"implicit: TLS from the first byte. starttls: LOGINDISABLED until the client has sent STARTTLS. none: passwords travel in the clear; only for a trusted network, behind something that ends TLS."`
+	ProxyProtocol   *ProxyProtocol `yaml:"proxy_protocol" doc:"When present, a PROXY v1 or v2 header is required from the trusted peers and every other peer is refused. When left out, no header is accepted from anyone."`
+	TrustedNetworks []netip.Prefix `yaml:"trusted_networks" example:"[10.1.0.0/16]" doc:"Networks of other IMAP proxies in front, whose ID parameters x-originating-ip and its kin are believed. From everybody else they are ignored. Always compared with the TCP peer."`
+}
+
+// ProxyProtocol says from whom a PROXY header is believed.
+type ProxyProtocol struct {
+	Trusted []netip.Prefix `yaml:"trusted" example:"[10.0.0.0/8]" doc:"Networks of the load balancers in front. Required, not empty."`
+}
+
+// TLS is the listeners' side.
+type TLS struct {
+	MinVersion   string        `yaml:"min_version" default:"1.2" oneof:"1.2 1.3" doc:"The oldest TLS version spoken, in quotes. There is no word for 1.0 and 1.1."`
+	Certificates []Certificate `yaml:"certificates" doc:"Chosen by the name the client asks for (SNI): an exact match, then a wildcard, then the first. The files are followed: a new version is used for new connections, a bad one is reported and the last good one stays."`
+	ClientCA     string        `yaml:"client_ca" form:"later" doc:"PEM file of the CAs of client certificates (SASL EXTERNAL). Not available in this version."`
+}
+
+// Certificate names two PEM files.
+type Certificate struct {
+	Cert string `yaml:"cert" form:"required" example:"/etc/imapgate/tls/mail.pem" doc:"PEM file of the certificate, followed by its intermediates."`
+	Key  string `yaml:"key" form:"required" example:"/etc/imapgate/tls/mail.key" doc:"PEM file of its key."`
+}
+
+// Redis is the connection to Redis.
+type Redis struct {
+	Addresses      []string `yaml:"addresses" default:"127.0.0.1:6379" form:"dial" doc:"host:port of the server; of some nodes with cluster; of the sentinels with sentinel_master."`
+	Cluster        bool     `yaml:"cluster" default:"false" doc:"The addresses are nodes of a Redis Cluster."`
+	SentinelMaster string   `yaml:"sentinel_master" form:"label" doc:"Name of the master set. When set, the addresses are sentinels."`
+	Username       string   `yaml:"username" form:"label" doc:"ACL user; needs reading rights only."`
+	PasswordFile   string   `yaml:"password_file" doc:"File with the password, or set IMAPGATE_REDIS_PASSWORD."`
+	TLS            bool     `yaml:"tls" default:"false" doc:"Speak TLS to Redis; its certificate is verified."`
+	CA             string   `yaml:"ca" doc:"PEM file of the CAs to trust. Default: the system's."`
+	Prefix         string   `yaml:"prefix" default:"imapgate:" form:"prefix" doc:"Begins every key."`
+
+	Password identity.Secret `yaml:"-"` // of PasswordFile or the environment
+}
+
+// Auth is how a client's identity is found.
+type Auth struct {
+	Methods       []string `yaml:"methods" default:"passthrough" oneof:"passthrough file redis" later:"http oauth" doc:"Tried in order. passthrough: the backend decides, with the client's own password. file: a passwd-file. redis: the field password of the user's record. A user whom only passthrough would vouch for cannot be sent to a backend with login: master."`
+	DefaultDomain string   `yaml:"default_domain" form:"domain" example:"example.org" doc:"Appended to a user name without @."`
+	File          AuthFile `yaml:"file" doc:"For the method file."`
+}
+
+// AuthFile is a passwd-file.
+type AuthFile struct {
+	Path string `yaml:"path" default:"/etc/imapgate/users" form:"required" doc:"Lines of user:{SCHEME}hash, as in Dovecot's passwd-file. Followed when it changes."`
+}
+
+// Routing is how a user's backend is found.
+type Routing struct {
+	Source   string `yaml:"source" default:"redis" oneof:"redis static" later:"http" doc:"redis: the records of the contract, changed with any Redis client. static: the block below."`
+	Static   Static `yaml:"static" doc:"Used with source: static; refused with another source. The user's own entry wins over the domain's, that over default."`
+	Cache    Cache  `yaml:"cache" doc:"How long answers of Redis are used."`
+	Snapshot string `yaml:"snapshot" form:"path" example:"/var/lib/imapgate/routes" doc:"File in which the known routes are kept, so that a gateway restarted while Redis is away still serves known users. Empty: none is kept."`
+}
+
+// Static routes from the file itself.
+type Static struct {
+	Users   map[string]string `yaml:"users" example:"{alice@example.org: east}" doc:"User to backend."`
+	Domains map[string]string `yaml:"domains" example:"{example.org: east}" doc:"Domain to backend."`
+	Default string            `yaml:"default" doc:"Backend of everyone else. Empty: everyone else is refused."`
+}
+
+// Cache bounds the age of routes.
+type Cache struct {
+	TTL      time.Duration `yaml:"ttl" default:"60s" min:"1s" max:"24h" doc:"An answer is fresh for this long. Changes arrive within a second without it; this is the bound when the channel for changes is broken."`
+	Stale    time.Duration `yaml:"stale" default:"24h" min:"0s" max:"720h" doc:"While Redis gives no answer, the last good one serves for this long."`
+	Negative time.Duration `yaml:"negative" default:"5s" min:"0s" max:"5m" doc:"An answer of no such user is fresh for this long."`
+}
+
+// Backend is one mail server.
+type Backend struct {
+	Name       string `yaml:"-"` // its key
+	Address    string `yaml:"address" form:"backend" example:"mail-east.internal:993" doc:"host:port of the server. Required."`
+	TLS        string `yaml:"tls" default:"implicit" oneof:"implicit starttls none" doc:"How the connection is protected. The certificate is always verified. none: passwords travel in the clear."`
+	CA         string `yaml:"ca" doc:"PEM file of the CAs to trust. Default: the system's."`
+	ServerName string `yaml:"server_name" form:"label" doc:"The name its certificate must have. Default: the host in address."`
+	Login      string `yaml:"login" default:"passthrough" oneof:"passthrough master" doc:"passthrough: with the client's own name and password. master: with the gateway's account, on the user's behalf."`
+	Master     Master `yaml:"master" doc:"For login: master."`
+	Forward    string `yaml:"forward" default:"id" oneof:"id proxy none" doc:"How the client's address reaches the backend. id: Dovecot's x-originating-ip and its kin in the ID command. proxy: a PROXY v2 header. none: not at all."`
+	Mode       string `yaml:"mode" default:"splice" oneof:"splice" later:"reuse resume park" doc:"The relay mode."`
+}
+
+// Master is the account that may log in for any user.
+type Master struct {
+	User         string `yaml:"user" form:"label" example:"gateway" doc:"Its name. Required with login: master."`
+	PasswordFile string `yaml:"password_file" example:"/run/secrets/master" doc:"File with its password, or set IMAPGATE_MASTER_PASSWORD_ followed by the backend's name in capitals, with - as _."`
+	Style        string `yaml:"style" default:"authzid" oneof:"authzid separator" doc:"authzid: SASL PLAIN with the user as authorization identity. separator: LOGIN as user, separator, master."`
+	Separator    string `yaml:"separator" default:"*" form:"separator" doc:"For style: separator. One character that no user name can have."`
+
+	Password identity.Secret `yaml:"-"` // of PasswordFile or the environment
+}
+
+// Limits are time-outs and bounds.
+type Limits struct {
+	MaxConnections         int           `yaml:"max_connections" default:"0" min:"0" max:"10000000" doc:"Client connections at a time. 0: as many as the process's descriptor limit allows, at two each, with some kept back."`
+	PreauthTimeout         time.Duration `yaml:"preauth_timeout" default:"60s" min:"1s" max:"10m" doc:"From accept to the login, all together."`
+	TLSHandshakeTimeout    time.Duration `yaml:"tls_handshake_timeout" default:"10s" min:"1s" max:"1m" doc:"For the TLS handshake, from accept or from the OK to STARTTLS."`
+	IdleTimeout            time.Duration `yaml:"idle_timeout" default:"32m" min:"30m" max:"24h" doc:"A session in which neither side says anything ends after this. RFC 9051 demands at least 30 minutes."`
+	WriteTimeout           time.Duration `yaml:"write_timeout" default:"5m" min:"1s" max:"1h" doc:"A session whose client or backend does not take the bytes for it ends after this."`
+	AuthAttempts           int           `yaml:"auth_attempts" default:"3" min:"1" max:"100" doc:"Failed logins on a connection before it is closed."`
+	BadCommands            int           `yaml:"bad_commands" default:"3" min:"1" max:"100" doc:"Commands before login that are not understood, before the connection is closed."`
+	UpstreamConnectTimeout time.Duration `yaml:"upstream_connect_timeout" default:"5s" min:"100ms" max:"1m" doc:"For a TCP connection to a backend."`
+	UpstreamLoginTimeout   time.Duration `yaml:"upstream_login_timeout" default:"30s" min:"1s" max:"5m" doc:"For the whole login at a backend, connecting included."`
+	MaxUpstreamLogins      int           `yaml:"max_upstream_logins" default:"64" min:"1" max:"100000" doc:"Logins under way at one backend at a time; more wait."`
+	ProxyTTL               int           `yaml:"proxy_ttl" default:"5" min:"1" max:"255" doc:"IMAP proxies a login may pass through, to end loops."`
+	Drain                  time.Duration `yaml:"drain" default:"30s" min:"0s" max:"24h" doc:"How long sessions may go on after SIGTERM."`
+	Verifiers              int           `yaml:"verifiers" default:"0" min:"0" max:"1024" doc:"Password hashes computed at a time. 0: one for each core."`
+}
+
+// Audit is the audit log.
+type Audit struct {
+	Path      string `yaml:"path" default:"-" form:"audit" doc:"A file or FIFO; - is standard output; empty keeps no audit log. A file that was renamed is followed by a new one."`
+	OnFailure string `yaml:"on_failure" default:"block" oneof:"block drop" doc:"When records cannot be written. block: no new logins, live sessions go on. drop: go on, count what is lost."`
+}
+
+// Log is the ordinary log.
+type Log struct {
+	Level  string `yaml:"level" default:"info" oneof:"debug info warn error" doc:"The least severe lines written."`
+	Format string `yaml:"format" default:"json" oneof:"json console" doc:"json for machines, console for people."`
+}
+
+// Admin is the HTTP side.
+type Admin struct {
+	Address   string `yaml:"address" default:"127.0.0.1:9143" form:"admin" doc:"host:port; empty switches it off. Outside loopback a token is required."`
+	TokenFile string `yaml:"token_file" doc:"File with the bearer token, at least 16 characters, or set IMAPGATE_ADMIN_TOKEN. Empty: no token, on loopback only."`
+
+	Token identity.Secret `yaml:"-"` // of TokenFile or the environment
+}
+
+// Server is the part tlsconf takes.
+func (t TLS) Server() tlsconf.ServerConfig {
+	cfg := tlsconf.ServerConfig{MinVersion: t.MinVersion, ClientCA: t.ClientCA}
+	for _, c := range t.Certificates {
+		cfg.Certificates = append(cfg.Certificates, tlsconf.KeyPair{Cert: c.Cert, Key: c.Key})
+	}
+	return cfg
+}
+
+// Config is the part the audit log takes.
+func (a Audit) Config() audit.Config { return audit.Config{Path: a.Path, OnFailure: a.OnFailure} }

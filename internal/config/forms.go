@@ -1,0 +1,108 @@
+package config
+
+import (
+	"net"
+	"net/netip"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"imapgate/internal/identity"
+)
+
+// checkForm says what is wrong with the form of a text, or "". Forms are named
+// by the tag of the key.
+func checkForm(form, s string) string {
+	if strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+		return "has control characters"
+	}
+	switch form {
+	case "later":
+		if s != "" {
+			return "is not available in this version"
+		}
+	case "required":
+		if s == "" {
+			return "is empty"
+		}
+	case "listen":
+		return addressForm(s, "host:port to listen on, such as 0.0.0.0:993", 0)
+	case "admin":
+		if s != "" {
+			return addressForm(s, "host:port such as 127.0.0.1:9143, or empty", 0)
+		}
+	case "dial", "backend":
+		if strings.HasPrefix(s, ":") {
+			return quote(s) + " has no host"
+		}
+		return addressForm(s, "host:port such as mail.example.org:993", 1)
+	case "label":
+		return labelForm(s)
+	case "domain":
+		if _, err := identity.Canon("x@"+s, ""); s != "" && err != nil {
+			return quote(s) + " is not a domain such as example.org"
+		}
+	case "prefix":
+		if s == "" || len(s) > 64 || strings.Trim(s, letters+"ABCDEFGHIJKLMNOPQRSTUVWXYZ:._-") != "" {
+			return quote(s) + " is not 1 to 64 letters, digits, and : . _ -"
+		}
+	case "path":
+		if s != "" && !filepath.IsAbs(s) {
+			return quote(s) + " is not an absolute path"
+		}
+	case "audit":
+		if s != "" && s != "-" && !filepath.IsAbs(s) {
+			return quote(s) + " is not an absolute path, - or empty"
+		}
+	case "separator":
+		return separatorForm(s)
+	}
+	return ""
+}
+
+const letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+
+// addressForm checks host:port. Port 0, where the kernel chooses, makes sense
+// for listening only.
+func addressForm(s, want string, lowest int) string {
+	host, port, err := net.SplitHostPort(s)
+	if err != nil {
+		return quote(s) + " is not " + want
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || int(n) < lowest || strconv.FormatUint(n, 10) != port {
+		return quote(s) + ": the port is not a number from " + strconv.Itoa(lowest) + " to 65535"
+	}
+	if _, err := netip.ParseAddr(host); err == nil || host == "" {
+		return ""
+	}
+	if len(host) > 253 || strings.Trim(strings.ToLower(host), letters+".-_") != "" || strings.Contains(host, "..") ||
+		strings.Trim(host, "0123456789.") == "" { // a number that is not an address: 127.1
+		return quote(s) + ": the host is neither a name nor an IP address"
+	}
+	return ""
+}
+
+// labelForm is for names that appear in logs, metrics and protocols.
+func labelForm(s string) string {
+	if len(s) > 253 || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '\\' }) {
+		return quote(s) + " has characters other than visible ASCII, or is too long"
+	}
+	return ""
+}
+
+// separatorForm refuses what could be part of a user's name: Dovecot splits at
+// the first separator, so a user could choose the master.
+func separatorForm(s string) string {
+	if len(s) != 1 || s[0] <= ' ' || s[0] > '~' {
+		return quote(s) + " is not one visible ASCII character"
+	}
+	if _, err := identity.Canon("a"+s+"b", ""); err == nil {
+		return quote(s) + " may be part of a user name"
+	}
+	return ""
+}
+
+// nameForm is for backends.
+func nameForm(s string) bool {
+	return s != "" && len(s) <= 63 && strings.Trim(s, letters+"-_") == "" && strings.ContainsRune(letters, rune(s[0]))
+}

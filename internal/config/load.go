@@ -1,0 +1,155 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"reflect"
+	"syscall"
+
+	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/parser"
+)
+
+const (
+	// maxFile bounds the file: some ten thousand static routes.
+	maxFile = 1 << 20
+	// maxDepth bounds its nesting, before a recursive parser sees it.
+	maxDepth = 64
+	// reserve is the descriptors kept for Redis, logs, the admin address and files.
+	reserve = 64
+)
+
+// Load reads the file. What it returns is complete and valid; an error of type
+// *Invalid has everything that is wrong.
+func Load(path string) (*Config, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	if len(text) > maxFile {
+		return nil, fmt.Errorf("configuration: %s is larger than %d bytes", path, maxFile)
+	}
+	return parse(path, text, os.LookupEnv)
+}
+
+// parse is Load for a text that was read; env is os.LookupEnv.
+func parse(file string, text []byte, env func(string) (string, bool)) (*Config, error) {
+	p := &problems{at: map[string]position{"": {1, 1}}, bad: make(map[string]bool)}
+	cfg := &Config{}
+	setDefaults(reflect.ValueOf(cfg).Elem())
+	if root := p.tree(text); root != nil {
+		decoder{p}.block(root, reflect.ValueOf(cfg).Elem(), "")
+	}
+	if len(p.list) == 0 || len(p.at) > 1 { // else it is not YAML, and all keys would seem to be missing
+		cfg.complete()
+		checker{p, cfg}.all()
+		secrets{p, env}.all(cfg)
+	}
+	if err := p.err(file); err != nil {
+		return nil, err
+	}
+	return cfg, nil
+}
+
+// tree parses the text; nil when it is empty or not YAML.
+func (p *problems) tree(text []byte) (root ast.Node) {
+	if deep(text) {
+		p.add("", "is nested more than %d deep", maxDepth)
+		return nil
+	}
+	defer func() {
+		if recover() != nil { // the parser's own mistake on a text that is no YAML anyway
+			p.add("", "is not YAML")
+			root = nil
+		}
+	}()
+	file, err := parser.ParseBytes(text, 0, parser.AllowDuplicateMapKey())
+	if err != nil {
+		p.syntax(err)
+		return nil
+	}
+	for _, doc := range file.Docs {
+		if doc.Body == nil {
+			continue
+		}
+		if root != nil {
+			p.addAt(place(doc.Body), "", "is a second document; there can be one only")
+			break
+		}
+		root = doc.Body
+	}
+	return root
+}
+
+// syntax notes the parser's complaint, without the piece of the file it would
+// show with it.
+func (p *problems) syntax(err error) {
+	var complaint yaml.Error
+	if !errors.As(err, &complaint) {
+		p.add("", "is not YAML")
+		return
+	}
+	where := position{1, 1}
+	if t := complaint.GetToken(); t != nil && t.Position != nil {
+		where = position{t.Position.Line, t.Position.Column}
+	}
+	p.addAt(where, "", "is not YAML: %s", quote(complaint.GetMessage()))
+}
+
+// deep says whether text could be nested too deep: by brackets, or by the
+// indentation of one line. It errs on the side of allowing.
+func deep(text []byte) bool {
+	open := 0
+	for _, c := range text {
+		switch c {
+		case '[', '{':
+			if open++; open > maxDepth {
+				return true
+			}
+		case ']', '}':
+			open = max(0, open-1)
+		case '\n':
+			open = 0
+		}
+	}
+	return false
+}
+
+// complete fills in what follows from other keys.
+func (c *Config) complete() {
+	if c.Listeners == nil {
+		var one Listener
+		setDefaults(reflect.ValueOf(&one).Elem())
+		c.Listeners = []Listener{one}
+	}
+	for i := range c.Listeners {
+		if c.Listeners[i].Name == "" {
+			c.Listeners[i].Name = c.Listeners[i].Address
+		}
+	}
+	for name, b := range c.Backends {
+		b.Name = name
+		c.Backends[name] = b
+	}
+	if c.Limits.MaxConnections == 0 {
+		c.Limits.MaxConnections = descriptors()
+	}
+}
+
+// descriptors is how many connections the process may have, at two
+// descriptors each: the client's and the backend's.
+func descriptors() int {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return 1000
+	}
+	return int(max(1, (min(uint64(limit.Cur), 20_000_000)-min(uint64(limit.Cur), reserve))/2))
+}

@@ -1,0 +1,95 @@
+package config
+
+import (
+	"fmt"
+	"reflect"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// field is one key as its struct tag describes it.
+type field struct {
+	index  int
+	name   string
+	def    string // the default as text
+	hasDef bool
+	oneof  []string // allowed words
+	later  []string // words of the contract that this version does not have
+	min    string
+	max    string
+	form   string // a check in forms.go
+	doc    string
+	sample string
+}
+
+// fields lists the keys of a struct type, in the order of the reference.
+func fields(t reflect.Type) []field {
+	var list []field
+	for i := range t.NumField() {
+		tag := t.Field(i).Tag
+		name := tag.Get("yaml")
+		if name == "-" {
+			continue
+		}
+		f := field{index: i, name: name, form: tag.Get("form"), doc: tag.Get("doc"), sample: tag.Get("example"),
+			oneof: strings.Fields(tag.Get("oneof")), later: strings.Fields(tag.Get("later")),
+			min: tag.Get("min"), max: tag.Get("max")}
+		f.def, f.hasDef = tag.Lookup("default")
+		list = append(list, f)
+	}
+	return list
+}
+
+// setDefaults gives every key of v the value it has when it is left out.
+// Pointers, maps and lists without a default stay nil.
+func setDefaults(v reflect.Value) {
+	for _, f := range fields(v.Type()) {
+		part := v.Field(f.index)
+		switch {
+		case part.Kind() == reflect.Struct:
+			setDefaults(part)
+		case f.hasDef:
+			if err := setText(part, f.def); err != nil {
+				panic(fmt.Sprintf("config: default of %s: %v", f.name, err))
+			}
+		}
+	}
+}
+
+// setText parses the text of a default or a bound into v.
+func setText(v reflect.Value, text string) error {
+	switch v.Interface().(type) {
+	case time.Duration:
+		d, err := time.ParseDuration(text)
+		v.SetInt(int64(d))
+		return err
+	case string:
+		v.SetString(text)
+		return nil
+	case []string:
+		v.Set(reflect.ValueOf(strings.Fields(text)))
+		return nil
+	case bool:
+		b, err := strconv.ParseBool(text)
+		v.SetBool(b)
+		return err
+	case int:
+		n, err := strconv.Atoi(text)
+		v.SetInt(int64(n))
+		return err
+	}
+	return fmt.Errorf("%s has no text form", v.Type())
+}
+
+// outside says how v is beyond the field's bounds, or "".
+func (f field) outside(v reflect.Value) string {
+	low, high := reflect.New(v.Type()).Elem(), reflect.New(v.Type()).Elem()
+	if f.min != "" && setText(low, f.min) == nil && v.Int() < low.Int() {
+		return "is less than " + f.min
+	}
+	if f.max != "" && setText(high, f.max) == nil && v.Int() > high.Int() {
+		return "is more than " + f.max
+	}
+	return ""
+}
