@@ -44,7 +44,7 @@ func (k checker) listeners() {
 			k.add("admin.address", "%s cannot be listened on together with %s of %s", quote(k.c.Admin.Address), quote(l.Address), key)
 		}
 		if l.ProxyProtocol != nil && len(l.ProxyProtocol.Trusted) == 0 {
-			k.add(below(key, "proxy_protocol.trusted"), "is required: the networks whose PROXY header is believed")
+			k.add(key+".proxy_protocol.trusted", "is required: the networks whose PROXY header is believed")
 		}
 	}
 	if needsTLS && len(k.c.TLS.Certificates) == 0 {
@@ -131,19 +131,20 @@ func (k checker) routesOf(table string, routes map[string]string, canon func(str
 	seen := make(map[string]string)
 	for _, name := range names {
 		key := below("routing.static."+table, name)
-		k.knows(key, routes[name])
 		same, ok := canon(name)
-		if !ok {
+		if other, twice := seen[same]; !ok {
 			k.add(key, "no account can have this name")
-		} else if other, twice := seen[same]; twice {
+			continue
+		} else if twice {
 			k.add(key, "is another spelling of %s", quote(other))
 		}
 		seen[same] = name
+		k.knows(key, routes[name])
 	}
 }
 
 func (k checker) knows(key, backend string) {
-	if _, ok := k.c.Backends[backend]; !ok {
+	if _, ok := k.c.Backends[backend]; !ok && len(k.c.Backends) > 0 { // none at all is said once, elsewhere
 		k.add(key, "there is no backend %s", quote(backend))
 	}
 }
@@ -177,7 +178,7 @@ func (k checker) login(key string, b Backend) {
 		return
 	}
 	if b.Master.User == "" {
-		k.add(below(key, "master.user"), "is required with login: master")
+		k.add(key+".master.user", "is required with login: master")
 	}
 	// The master's password opens every mailbox; somebody must have checked
 	// the client's own first.

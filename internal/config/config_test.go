@@ -1,0 +1,339 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// minimal is the least a gateway needs.
+const minimal = `
+tls: {certificates: [{cert: /c.pem, key: /k.pem}]}
+routing: {source: static, static: {default: east}}
+backends: {east: {address: "mail-east.internal:993"}}
+`
+
+func noEnv(string) (string, bool) { return "", false }
+
+func mustParse(t *testing.T, text string) *Config {
+	t.Helper()
+	c, err := parse("test.yaml", []byte(text), noEnv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// secretFileOf writes a file as only its owner may read it.
+func secretFileOf(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestKeysLeftOutHaveTheirDefaults(t *testing.T) {
+	c := mustParse(t, minimal)
+	want := []Listener{{Address: "0.0.0.0:993", Name: "0.0.0.0:993", TLS: "implicit"}}
+	if !reflect.DeepEqual(c.Listeners, want) {
+		t.Errorf("listeners: %+v", c.Listeners)
+	}
+	if c.Redis != nil || !slices.Equal(c.Auth.Methods, []string{"passthrough"}) || c.TLS.MinVersion != "1.2" {
+		t.Errorf("%+v", c)
+	}
+	b := c.Backends["east"]
+	if b.Name != "east" || b.TLS != "implicit" || b.Login != "passthrough" || b.Forward != "id" || b.Mode != "splice" || b.Master.Separator != "*" {
+		t.Errorf("backend: %+v", b)
+	}
+	l := c.Limits
+	if l.PreauthTimeout != time.Minute || l.IdleTimeout != 32*time.Minute || l.MaxUpstreamLogins != 64 || l.ProxyTTL != 5 || l.MaxConnections < 1 {
+		t.Errorf("limits: %+v", l)
+	}
+	if c.Routing.Cache != (Cache{TTL: time.Minute, Stale: 24 * time.Hour, Negative: 5 * time.Second}) {
+		t.Errorf("cache: %+v", c.Routing.Cache)
+	}
+	if c.Audit != (Audit{Path: "-", OnFailure: "block"}) || c.Log != (Log{Level: "info", Format: "json"}) || c.Admin.Address != "127.0.0.1:9143" {
+		t.Errorf("%+v %+v %+v", c.Audit, c.Log, c.Admin)
+	}
+}
+
+// contract is the example that describes the file's form.
+func contract(redisPassword, master string) string {
+	return `
+listeners:
+  - address: 0.0.0.0:993
+    tls: implicit                 # implicit | starttls | none
+  - address: 0.0.0.0:143
+    tls: starttls                 # LOGINDISABLED until TLS
+  - address: 10.0.0.5:1993
+    tls: implicit
+    name: edge
+    trusted_networks: [10.1.0.0/16, 192.0.2.7]
+    proxy_protocol:
+      trusted: [10.0.0.0/8, 2001:db8::/32]
+tls:
+  min_version: "1.2"
+  certificates:
+    - cert: /etc/imapgate/tls/mail.pem
+      key: /etc/imapgate/tls/mail.key
+  client_ca: ""
+redis:
+  addresses: [127.0.0.1:6379]
+  cluster: false
+  sentinel_master: ""
+  username: ""
+  password_file: ` + redisPassword + `
+  tls: false
+  ca: ""
+  prefix: "imapgate:"
+auth:
+  methods: [file, redis, passthrough]
+  default_domain: ""
+  file: {path: /etc/imapgate/users}
+routing:
+  source: redis
+  cache: {ttl: 60s, stale: 24h, negative: 5s}
+backends:
+  east:
+    address: mail-east.internal:993
+    tls: implicit
+    ca: ""
+    server_name: ""
+    login: master
+    master: {user: gateway, password_file: ` + master + `, style: authzid, separator: "*"}
+    forward: id
+    mode: splice
+limits: {}
+audit: {path: "-"}
+log: {level: info, format: json}
+admin: {address: 127.0.0.1:9143, token_file: ""}
+`
+}
+
+func TestContractIsRead(t *testing.T) {
+	c := mustParse(t, contract(secretFileOf(t, "redis-pw\n"), secretFileOf(t, "master-pw\r\n")))
+	if got := c.Redis.Password.Reveal(); got != "redis-pw" {
+		t.Errorf("Redis password %q", got)
+	}
+	if got := c.Backends["east"].Master.Password.Reveal(); got != "master-pw" {
+		t.Errorf("master password %q", got)
+	}
+	edge := c.Listeners[2]
+	wantTrusted := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("2001:db8::/32")}
+	wantNetworks := []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("192.0.2.7/32")}
+	if edge.Name != "edge" || !slices.Equal(edge.ProxyProtocol.Trusted, wantTrusted) || !slices.Equal(edge.TrustedNetworks, wantNetworks) {
+		t.Errorf("%+v", edge)
+	}
+	if s := c.TLS.Server(); len(s.Certificates) != 1 || s.Certificates[0].Key != "/etc/imapgate/tls/mail.key" {
+		t.Errorf("%+v", s)
+	}
+	if printed := fmt.Sprintf("%+v %+v", c.Redis, c.Backends); strings.Contains(printed, "-pw") {
+		t.Errorf("a printed configuration shows a password: %s", printed)
+	}
+}
+
+func TestSecretsComeFromTheEnvironmentToo(t *testing.T) {
+	env := map[string]string{"IMAPGATE_REDIS_PASSWORD": "r", "IMAPGATE_MASTER_PASSWORD_EAST_1": "m", "IMAPGATE_ADMIN_TOKEN": "0123456789abcdef"}
+	c, err := parse("x", []byte(`
+tls: {certificates: [{cert: /c.pem, key: /k.pem}]}
+redis: {}
+auth: {methods: [redis]}
+admin: {address: "0.0.0.0:9143"}
+backends: {east-1: {address: "a:993", login: master, master: {user: gw}}}
+`), func(name string) (string, bool) { v, ok := env[name]; return v, ok })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Redis.Password.Reveal() != "r" || c.Backends["east-1"].Master.Password.Reveal() != "m" || c.Admin.Token.Reveal() != "0123456789abcdef" {
+		t.Error("a secret of the environment is missing")
+	}
+}
+
+func TestAllProblemsAreReportedAtOnceInTheFilesOrder(t *testing.T) {
+	_, err := parse("/etc/imapgate.yaml", []byte(`listeners:
+  - address: 0.0.0.0:993
+  - address: 0.0.0.0:993
+    tls: tlss
+tls:
+  min_version: 1.2
+  certs: []
+backends:
+  east:
+    address: mail-east
+    mode: park
+limits: {preauth_timeout: 10, bad_commands: 0}
+`), noEnv)
+	want := `/etc/imapgate.yaml:3:14: listeners[1].address: "0.0.0.0:993" cannot be listened on together with "0.0.0.0:993" of listeners[0]
+/etc/imapgate.yaml:4:10: listeners[1].tls: "tlss" is not one of implicit, starttls, none
+/etc/imapgate.yaml:5:1: tls.certificates: a listener has TLS, so at least one certificate is needed
+/etc/imapgate.yaml:6:16: tls.min_version: expected a string; put it in "quotes", got a number
+/etc/imapgate.yaml:7:3: tls.certs: unknown key; the keys here are min_version, certificates, client_ca
+/etc/imapgate.yaml:10:14: backends.east.address: "mail-east" is not host:port such as mail.example.org:993
+/etc/imapgate.yaml:11:11: backends.east.mode: park is not available in this version; it has splice
+/etc/imapgate.yaml:12:27: limits.preauth_timeout: expected a duration such as 30s, 5m or 24h, got a number
+/etc/imapgate.yaml:12:45: limits.bad_commands: "0" is less than 1`
+	var invalid *Invalid
+	if !errors.As(err, &invalid) {
+		t.Fatal(err)
+	}
+	got := strings.Split(err.Error(), "\n")
+	wanted := strings.Split(want, "\n")
+	// Redis is the default source, and there is none here.
+	wanted = slices.Insert(wanted, 0, "/etc/imapgate.yaml:1:1: routing.source: is redis, but there is no redis block")
+	for i := range max(len(got), len(wanted)) {
+		g, w := "", ""
+		if i < len(got) {
+			g = got[i]
+		}
+		if i < len(wanted) {
+			w = wanted[i]
+		}
+		if g != w {
+			t.Errorf("line %d:\n got %s\nwant %s", i, g, w)
+		}
+	}
+}
+
+func TestEachMistakeIsNamedWithItsPlace(t *testing.T) {
+	password := secretFileOf(t, "pw")
+	open := secretFileOf(t, "pw")
+	if err := os.Chmod(open, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string]string{
+		// The form of the file.
+		"a: [":                     "1:4: is not YAML",
+		"a: b: c":                  "is not YAML",
+		"- a":                      "1:1: expected a mapping, got a list",
+		"just text":                "1:1: expected a mapping, got a string",
+		"nonsense: 1":              "1:1: nonsense: unknown key; the keys here are listeners, tls,",
+		"listener: []":             "1:1: listener: unknown key; did you mean listeners?",
+		"tls: &a {}":               "tls: expected a mapping, got an anchor",
+		"log: {<<: {}}":            "a key is a word here",
+		"log: {level: !!str x}":    "log.level: expected a string, got an anchor, an alias or a tag",
+		"log: {}\nlog: {}":         "2:1: log: is there twice",
+		"log: {}\n---\nlog: {}":    "is a second document",
+		"log:":                     "log: expected a mapping, got nothing",
+		"log: text":                "log: expected a mapping, got a string",
+		"log: {level: [x]}":        "1:14: log.level: expected a string, got a list",
+		"log: {level: {a: b}}":     "log.level: expected a string, got a mapping",
+		strings.Repeat("[", 70):    "nested more than 64 deep",
+		"log: {level: \"a\\x00\"}": `log.level: "a\x00" is not one of debug, info, warn, error`,
+		// Listeners.
+		"listeners: []":                                                       "1:1: listeners: is empty",
+		"listeners: {}":                                                       "listeners: expected a list, got a mapping",
+		"listeners: [{address: nowhere}]":                                     `1:23: listeners[0].address: "nowhere" is not host:port`,
+		"listeners: [{address: \":70000\"}]":                                  "the port is not a number from 0 to 65535",
+		"listeners: [{address: \":imaps\"}]":                                  "the port is not a number",
+		"listeners: [{address: \"a b:1\"}]":                                   "the host is neither a name nor an IP address",
+		"listeners: [{proxy_protocol: {}}]":                                   "listeners[0].proxy_protocol.trusted: is required",
+		"listeners: [{proxy_protocol: {trusted: []}}]":                        "listeners[0].proxy_protocol.trusted: is required",
+		"listeners: [{proxy_protocol: {trusted: [10.0.0.1/8]}}]":              "has bits beyond its length; the network is 10.0.0.0/8",
+		"listeners: [{proxy_protocol: {trusted: [all]}}]":                     `listeners[0].proxy_protocol.trusted[0]: "all" is not a network`,
+		"listeners: [{trusted_networks: [\"::ffff:10.0.0.0/104\"]}]":          "write the IPv4 network itself",
+		"listeners: [{address: \"[::]:993\"}, {address: \"127.0.0.1:993\"}]":  "listeners[1].address: \"127.0.0.1:993\" cannot be listened on together",
+		"listeners: [{address: \":1\", name: x}, {address: \":2\", name: x}]": `listeners[1].name: "x" is the name of listeners[0] already`,
+		"listeners: [{address: \":9143\"}]":                                   "admin.address: \"127.0.0.1:9143\" cannot be listened on together",
+		"listeners: [{name: \"a b\"}]":                                        "characters other than visible ASCII",
+		// TLS.
+		"tls: {min_version: \"1.1\"}":                  `tls.min_version: "1.1" is not one of 1.2, 1.3`,
+		"tls: {certificates: [{cert: /c}]}":            "tls.certificates[0].key: is required",
+		"tls: {certificates: [{cert: \"\", key: /k}]}": "tls.certificates[0].cert: is empty",
+		"tls: {client_ca: /ca}":                        "tls.client_ca: is not available in this version",
+		// Redis.
+		"redis: {addresses: []}":                                                     "redis.addresses: is empty",
+		"redis: {addresses: [a:1, b:2]}":                                             "several addresses need cluster: true or sentinel_master",
+		"redis: {cluster: true, sentinel_master: m}":                                 "redis.sentinel_master: is for servers under sentinels",
+		"redis: {cluster: \"yes\"}":                                                  "redis.cluster: expected true or false, got a string",
+		"redis: {addresses: [\"127.1:6379\"]}":                                       "redis.addresses[0]: \"127.1:6379\": the host is neither",
+		"redis: {ca: /ca}":                                                           "redis.ca: is used only with tls: true",
+		"redis: {prefix: \"a{b}\"}":                                                  "redis.prefix: \"a{b}\" is not 1 to 64",
+		"redis: {prefix: \"\"}":                                                      "redis.prefix: \"\" is not 1 to 64",
+		"redis: {password_file: /nonexistent}":                                       "redis.password_file: no such file or directory",
+		"redis: {password_file: " + open + "}":                                       "redis.password_file: the file may be used by everybody",
+		"redis: {password_file: /dev/zero}":                                          "redis.password_file: is not a regular file",
+		"redis: {password_file: " + secretFileOf(t, "\n") + "}":                      "redis.password_file: the secret is empty",
+		"redis: {password_file: " + secretFileOf(t, "a\nb\n") + "}":                  "redis.password_file: the secret has more than one line",
+		"redis: {password_file: " + secretFileOf(t, strings.Repeat("x", 5000)) + "}": "redis.password_file: the file is too long",
+		// Auth.
+		"auth: {methods: []}":                         "auth.methods: is empty",
+		"auth: {methods: [file, oauth]}":              "auth.methods[1]: oauth is not available in this version; it has passthrough, file, redis",
+		"auth: {methods: [ldap]}":                     `auth.methods[0]: "ldap" is not one of`,
+		"auth: {methods: [file, file]}":               "auth.methods[1]: file is there twice",
+		"auth: {methods: [redis]}":                    "auth.methods[0]: is redis, but there is no redis block",
+		"auth: {default_domain: \"a b\"}":             `auth.default_domain: "a b" is not a domain`,
+		"auth: {methods: [file], file: {path: \"\"}}": "auth.file.path: is empty",
+		// Routing.
+		"routing: {source: http}":                                                       "routing.source: http is not available in this version; it has redis, static",
+		"routing: {source: static}":                                                     "routing.static: source: static needs users, domains or default",
+		"redis: {}\nrouting: {static: {default: east}}":                                 "routing.static: is used only with source: static",
+		"routing: {source: static, static: {default: west}}\nbackends: {east: {}}":      `routing.static.default: there is no backend "west"`,
+		"routing: {source: static, static: {users: {a@b: west}}}\nbackends: {east: {}}": `routing.static.users["a@b"]: there is no backend "west"`,
+		"routing: {source: static, static: {users: {\"a b\": east}}}":                   `routing.static.users["a b"]: no account can have this name`,
+		"routing: {source: static, static: {users: {a: east, A: east}}}":                `routing.static.users.a: is another spelling of "A"`,
+		"routing: {source: static, static: {domains: {\"-@-\": east}}}":                 "no account can have this name",
+		"routing: {cache: {ttl: 0s}}":                                                   `routing.cache.ttl: "0s" is less than 1s`,
+		"routing: {cache: {ttl: 60}}":                                                   "routing.cache.ttl: expected a duration such as 30s, 5m or 24h, got a number",
+		"routing: {cache: {ttl: sixty}}":                                                `routing.cache.ttl: "sixty" is not a duration`,
+		"routing: {snapshot: routes}":                                                   "routing.snapshot: \"routes\" is not an absolute path",
+		// Backends.
+		"backends: {}":                                                                                            "backends: at least one is needed",
+		"backends: {East: {address: \"a:1\"}}":                                                                    `backends["East"]: is not a name of 1 to 63`,
+		"backends: {-e: {address: \"a:1\"}}":                                                                      "backends.-e: is not a name",
+		"backends: {east: {}}":                                                                                    "backends.east.address: is required",
+		"backends: {east: {address: \":993\"}}":                                                                   "has no host",
+		"backends: {east: {address: \"a:0\"}}":                                                                    "the port is not a number from 1 to 65535",
+		"backends: {east: {address: \"unix:/x\"}}":                                                                "the port is not a number",
+		"backends: {east: {address: \"127.0.0.1:993\"}}":                                                          `backends.east.address: "127.0.0.1:993" is listeners[0], this gateway itself`,
+		"backends: {east: {address: \"localhost:993\"}}":                                                          "this gateway itself",
+		"backends: {east: {address: \"[::1]:993\"}}\nlisteners: [{address: \"[::]:993\"}]":                        "this gateway itself",
+		"backends: {east: {address: \"a:1\", tls: none, ca: /ca}}":                                                "backends.east: ca and server_name are used only with TLS",
+		"backends: {east: {address: \"a:1\", mode: resume}}":                                                      "backends.east.mode: resume is not available in this version",
+		"backends: {east: {address: \"a:1\", forward: xclient}}":                                                  `"xclient" is not one of id, proxy, none`,
+		"backends: {east: {address: \"a:1\", master: {user: x}}}":                                                 "backends.east.master: is used only with login: master",
+		"backends: {east: {address: \"a:1\", login: master}}":                                                     "backends.east.master.password_file: login: master needs password_file or IMAPGATE_MASTER_PASSWORD_EAST",
+		"backends: {east: {address: \"a:1\", login: master, master: {}}}":                                         "backends.east.master.user: is required",
+		"backends: {east: {address: \"a:1\", login: master, master: {user: m, password_file: " + password + "}}}": "backends.east.login: master needs an auth method that checks passwords here",
+		"backends: {east: {address: \"a:1\", master: {separator: \".\"}}}":                                        `backends.east.master.separator: "." may be part of a user name`,
+		"backends: {east: {address: \"a:1\", master: {separator: \"@\"}}}":                                        `"@" may be part of a user name`,
+		"backends: {east: {address: \"a:1\", master: {separator: \"**\"}}}":                                       "is not one visible ASCII character",
+		// The rest.
+		"limits: {idle_timeout: 10m}":                     `limits.idle_timeout: "10m" is less than 30m`,
+		"limits: {max_connections: many}":                 "limits.max_connections: expected a whole number, got a string",
+		"limits: {max_connections: 1.5}":                  "limits.max_connections: expected a whole number, got a number",
+		"limits: {max_connections: 99999999999999999999}": "limits.max_connections: ",
+		"limits: {preauth_timeout: 5s}":                   "limits.tls_handshake_timeout: is longer than preauth_timeout",
+		"audit: {path: audit.log}":                        "audit.path: \"audit.log\" is not an absolute path, - or empty",
+		"audit: {on_failure: shrug}":                      `"shrug" is not one of block, drop`,
+		"admin: {address: \"0.0.0.0:9143\"}":              "admin.address: \"0.0.0.0:9143\" is not on loopback, so a token is needed",
+		"admin: {address: \":9143\"}":                     "is not on loopback",
+		"admin: {token_file: " + password + "}":           "admin.token_file: the token has fewer than 16 characters",
+	} {
+		_, err := parse("f.yaml", []byte(text), noEnv)
+		if err == nil {
+			t.Errorf("accepted: %s", text)
+			continue
+		}
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%s\n got %v\nwant %s", text, err, want)
+		}
+		var invalid *Invalid
+		if !errors.As(err, &invalid) {
+			t.Fatalf("%s: %T", text, err)
+		}
+		for _, p := range invalid.Problems {
+			if p.Line < 1 || p.Column < 1 {
+				t.Errorf("%s: no place for %+v", text, p)
+			}
+		}
+	}
+}

@@ -1,0 +1,159 @@
+package config
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+const referencePath = "../../docs/CONFIG.md"
+
+var update = flag.Bool("update", false, "write docs/CONFIG.md")
+
+// TestReferenceIsCurrent keeps docs/CONFIG.md what the struct tags say.
+func TestReferenceIsCurrent(t *testing.T) {
+	want := reference(t)
+	if *update {
+		if err := os.WriteFile(referencePath, []byte(want), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(referencePath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got) != want {
+		t.Error("docs/CONFIG.md is stale: run go generate ./internal/config")
+	}
+}
+
+// reference is the text of docs/CONFIG.md.
+func reference(t *testing.T) string {
+	sample, err := os.ReadFile(samplePath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	b.WriteString(`<!-- Generated from internal/config by go generate; change the struct tags there. -->
+# Configuration
+
+One YAML file. It is read strictly: an unknown key, a wrong type or a bad value is an error that names
+file, line and column and what was expected, and all errors are reported at once. Check a file with
+
+    imapgate check --config /etc/imapgate.yaml
+
+Every key may be left out for its default. A key is written with a value or not at all; anchors, aliases
+and tags are not supported. Durations are numbers with a unit: 300ms, 30s, 5m, 24h. Networks are written
+10.0.0.0/8 or 2001:db8::/32, single addresses without a length.
+
+Secrets are never in this file. They come from files named by keys that end in ` + "`_file`" + `, or from the
+environment. A secret's file must not be accessible to others than its owner and group (Docker's
+secrets: set ` + "`mode: 0440`" + `); it has one line, and a newline at its end does not count.
+
+| variable | instead of |
+|---|---|
+| ` + "`IMAPGATE_REDIS_PASSWORD` | `redis.password_file`" + ` |
+| ` + "`IMAPGATE_MASTER_PASSWORD_<BACKEND>` | `backends.<backend>.master.password_file`; the name in capitals, `-` as `_`" + ` |
+| ` + "`IMAPGATE_ADMIN_TOKEN` | `admin.token_file`" + ` |
+
+A file to begin with:
+
+` + "```yaml\n" + string(sample) + "```\n")
+	describe(&b, reflect.TypeFor[Config](), "")
+	return b.String()
+}
+
+// describe writes the table of one block, then those of the blocks in it.
+func describe(b *strings.Builder, t reflect.Type, key string) {
+	if key == "" {
+		b.WriteString("\n## The blocks\n\n")
+	} else {
+		fmt.Fprintf(b, "\n## `%s`\n\n", key)
+	}
+	b.WriteString("| key | default | meaning |\n|---|---|---|\n")
+	for _, f := range fields(t) {
+		fmt.Fprintf(b, "| `%s` | %s | %s%s |\n", f.name, shownDefault(f, t.Field(f.index).Type), f.doc, shownRange(f))
+	}
+	for _, f := range fields(t) {
+		inner, path := t.Field(f.index).Type, f.name
+		if key != "" {
+			path = key + "." + f.name
+		}
+		switch inner.Kind() {
+		case reflect.Pointer:
+			inner = inner.Elem()
+		case reflect.Map:
+			inner, path = inner.Elem(), path+".<name>"
+		case reflect.Slice:
+			inner, path = inner.Elem(), path+"[]"
+		}
+		if inner.Kind() == reflect.Struct && inner.PkgPath() == t.PkgPath() {
+			describe(b, inner, path)
+		}
+	}
+}
+
+func shownDefault(f field, t reflect.Type) string {
+	switch {
+	case f.form == "required" && f.def == "" || f.form == "backend":
+		return "required"
+	case t.Kind() == reflect.Slice && f.hasDef:
+		return "`[" + strings.Join(strings.Fields(f.def), ", ") + "]`"
+	case f.hasDef:
+		return "`" + f.def + "`"
+	case t.Kind() == reflect.String:
+		return "empty"
+	}
+	return ""
+}
+
+func shownRange(f field) string {
+	var s string
+	if len(f.oneof) > 0 {
+		s += " One of `" + strings.Join(f.oneof, "`, `") + "`."
+	}
+	if len(f.later) > 0 {
+		s += " Not available in this version: `" + strings.Join(f.later, "`, `") + "`."
+	}
+	if f.max != "" {
+		s += " From " + f.min + " to " + f.max + "."
+	}
+	if f.sample != "" {
+		s += " Example: `" + f.sample + "`."
+	}
+	return s
+}
+
+// TestEveryKeyIsDocumentedAndDecodable walks the types: a key that no branch of
+// the decoder takes would panic only when an operator writes it.
+func TestEveryKeyIsDocumentedAndDecodable(t *testing.T) {
+	var walk func(reflect.Type, string)
+	walk = func(block reflect.Type, key string) {
+		for _, f := range fields(block) {
+			at := key + "." + f.name
+			if f.name == "" || !strings.HasSuffix(f.doc, ".") {
+				t.Errorf("%s: name %q, doc %q", at, f.name, f.doc)
+			}
+			if len(f.oneof) > 0 && f.hasDef && !slices.Contains(f.oneof, f.def) {
+				t.Errorf("%s: default %q is not allowed", at, f.def)
+			}
+			inner := block.Field(f.index).Type
+			number := inner.Kind() == reflect.Int || inner == reflect.TypeFor[time.Duration]()
+			if number && (f.max == "" || f.min == "" || !f.hasDef) {
+				t.Errorf("%s has no bounds or no default", at)
+			}
+			for inner.Kind() == reflect.Pointer || inner.Kind() == reflect.Map || inner.Kind() == reflect.Slice {
+				inner = inner.Elem()
+			}
+			if inner.Kind() == reflect.Struct && inner.PkgPath() == block.PkgPath() {
+				walk(inner, at)
+			}
+		}
+	}
+	walk(reflect.TypeFor[Config](), "")
+}
