@@ -167,7 +167,7 @@ func (b *Backend) enter(ctx context.Context, deadline time.Time) error {
 	case <-t.C:
 		return errBusy
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return fmt.Errorf("%w: %w", errBusy, context.Cause(ctx))
 	}
 }
 

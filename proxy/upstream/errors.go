@@ -92,10 +92,11 @@ func clean(text string) string {
 
 // result names an error for the metrics.
 func result(ctx context.Context, err error) string {
+	if err == nil {
+		return ResultOK
+	}
 	var refused *Refused
 	switch {
-	case err == nil:
-		return ResultOK
 	case errors.Is(err, ErrDenied), errors.Is(err, errMaster):
 		return ResultDenied
 	case errors.As(err, &refused), errors.Is(err, errCode):
@@ -104,10 +105,10 @@ func result(ctx context.Context, err error) string {
 		return ResultLoop
 	case errors.Is(err, errDown):
 		return ResultDown
-	case errors.Is(err, errBusy):
-		return ResultBusy
 	case ctx.Err() != nil && context.Cause(ctx) != context.DeadlineExceeded:
 		return ResultCanceled
+	case errors.Is(err, errBusy):
+		return ResultBusy
 	case isTimeout(err):
 		return ResultTimeout
 	case errors.Is(err, errConnect):

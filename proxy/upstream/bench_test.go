@@ -1,0 +1,98 @@
+package upstream
+
+import (
+	"bufio"
+	"context"
+	"net"
+	"strings"
+	"testing"
+
+	"go.uber.org/zap"
+)
+
+// quick is a backend that answers every login at once, as a measure of our own
+// side.
+type quick struct {
+	l    net.Listener
+	done chan struct{}
+}
+
+func startQuick(t testing.TB) *quick {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := &quick{l, make(chan struct{})}
+	go q.accept()
+	t.Cleanup(func() { _ = l.Close(); <-q.done })
+	return q
+}
+
+// accept ends when the listener is closed; it serves one login at a time.
+func (q *quick) accept() {
+	defer close(q.done)
+	r := bufio.NewReaderSize(nil, 4096)
+	for {
+		nc, err := q.l.Accept()
+		if err != nil {
+			return
+		}
+		r.Reset(nc)
+		q.serve(nc, r)
+		_ = nc.Close()
+	}
+}
+
+func (q *quick) serve(nc net.Conn, r *bufio.Reader) {
+	const caps = "IMAP4rev1 LITERAL+ SASL-IR ID ENABLE IDLE UIDPLUS MOVE UNSELECT NAMESPACE"
+	_, _ = nc.Write([]byte("* OK [CAPABILITY " + caps + " AUTH=PLAIN] ready\r\n"))
+	id, _ := r.ReadString('\n')
+	login, _ := r.ReadString('\n')
+	idTag, _, _ := strings.Cut(id, " ")
+	tag, _, _ := strings.Cut(login, " ")
+	_, _ = nc.Write([]byte("* ID NIL\r\n" + idTag + " OK done\r\n" + tag + " OK [CAPABILITY " + caps + "] in\r\n"))
+	_, _ = r.ReadByte()
+}
+
+func BenchmarkLogin(b *testing.B) {
+	q := startQuick(b)
+	backend := New(Config{Address: q.l.Addr().String(), TLSMode: NoTLS}, Hooks{}, zap.NewNop())
+	who := request1(b)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	b.ReportAllocs()
+	for b.Loop() {
+		conn, err := backend.Login(ctx, who)
+		if err != nil {
+			b.Fatal(err)
+		}
+		nc, _ := conn.Detach()
+		hangUp(nc)
+	}
+}
+
+// BenchmarkDial is what the operating system and the net package alone take of
+// BenchmarkLogin: connect, read once, write once, read once.
+func BenchmarkDial(b *testing.B) {
+	q := startQuick(b)
+	buf := make([]byte, 4096)
+	id := []byte("I ID NIL\r\nL AUTHENTICATE PLAIN AGpvZUBleGFtcGxlLm9yZwBDQU5BUlk=\r\n")
+	b.ReportAllocs()
+	for b.Loop() {
+		nc, err := net.Dial("tcp", q.l.Addr().String())
+		if err != nil {
+			b.Fatal(err)
+		}
+		_, _ = nc.Read(buf)
+		_, _ = nc.Write(id)
+		_, _ = nc.Read(buf)
+		hangUp(nc)
+	}
+}
+
+// hangUp resets the connection, so that a long run does not use up the ports.
+func hangUp(nc net.Conn) {
+	_ = nc.(*net.TCPConn).SetLinger(0)
+	_ = nc.Close()
+}

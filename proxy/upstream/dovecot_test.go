@@ -1,0 +1,164 @@
+//go:build unix
+
+package upstream
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+
+	"imapgate/internal/identity"
+	"imapgate/internal/testbed"
+)
+
+// wayIn is one way to reach and log in at a real backend.
+type wayIn struct {
+	mode           TLSMode
+	login, forward string
+	style          string
+}
+
+func waysIn() (all []wayIn) {
+	for _, mode := range []TLSMode{NoTLS, StartTLS, ImplicitTLS} {
+		for _, forward := range []string{ForwardID, ForwardProxy} {
+			all = append(all, wayIn{mode, Passthrough, forward, ""},
+				wayIn{mode, MasterLogin, forward, AuthzidStyle}, wayIn{mode, MasterLogin, forward, SeparatorStyle})
+		}
+	}
+	return all
+}
+
+func (w wayIn) backend(d *testbed.Dovecot) *Backend {
+	cfg := Config{Name: "east", TLSMode: w.mode, Login: w.login, Forward: w.forward,
+		Master: Master{User: "gateway", Password: identity.NewSecret("m-pw"), Style: w.style, Separator: "*"}}
+	switch {
+	case w.mode == ImplicitTLS && w.forward == ForwardProxy:
+		cfg.Address = d.ProxiedTLS
+	case w.mode == ImplicitTLS:
+		cfg.Address = d.TLS
+	case w.forward == ForwardProxy:
+		cfg.Address = d.Proxied
+	default:
+		cfg.Address = d.Plain
+	}
+	if w.mode != NoTLS {
+		cfg.TLS = d.CA.ClientTLS(testbed.DovecotName)
+	}
+	return New(cfg, Hooks{}, zap.NewNop())
+}
+
+func TestDovecotIsLoggedInAtInEveryWayAndLogsTheClientsAddress(t *testing.T) {
+	d := testbed.StartDovecot(t, testbed.DovecotConfig{Password: "pw", Master: "gateway", MasterPassword: "m-pw"})
+	for i, w := range waysIn() {
+		who := Request{
+			User:     user(t, fmt.Sprintf("user%d", i)),
+			Password: identity.NewSecret("pw"),
+			Client: Client{
+				Addr:    netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)}), 4711),
+				Local:   netip.MustParseAddrPort("198.51.100.1:993"),
+				Session: fmt.Sprintf("session-%d", i),
+				ID:      [][2]string{{"name", "test"}},
+			},
+		}
+		if w.login == MasterLogin {
+			who.Password = identity.Secret{}
+		}
+		conn, err := w.backend(d).Login(context.Background(), who)
+		if err != nil {
+			t.Errorf("%v: %v", w, err)
+			continue
+		}
+		checkSession(t, conn, w)
+		address, session := "rip="+who.Client.Addr.Addr().String()+",", "session=<"+who.Client.Session+">"
+		testbed.Within(t, 5*time.Second, "Dovecot to log "+address, func() bool {
+			for line := range strings.Lines(d.Log()) {
+				if strings.Contains(line, "Login: user=<"+who.User.String()+">") && strings.Contains(line, address) &&
+					(w.forward == ForwardProxy || strings.Contains(line, session)) {
+					return true
+				}
+			}
+			return false
+		})
+	}
+}
+
+// checkSession uses a new connection for what it is there for.
+func checkSession(t *testing.T, conn *Conn, w wayIn) {
+	t.Helper()
+	if !conn.Caps().Has("IDLE") || !conn.Caps().Has("NAMESPACE") {
+		t.Errorf("%v: capabilities %q are not those behind a login", w, conn.Caps())
+	}
+	nc, rest := conn.Detach()
+	defer func() { _ = nc.Close() }()
+	if _, secure := nc.(*tls.Conn); secure == (w.mode == NoTLS) {
+		t.Errorf("%v: a %T", w, nc)
+	}
+	if len(rest) > 0 {
+		t.Errorf("%v: rest %q", w, rest)
+	}
+	if _, err := io.WriteString(nc, "a STATUS INBOX (MESSAGES)\r\nb LOGOUT\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	all, err := io.ReadAll(bufio.NewReader(nc))
+	if err != nil || !strings.Contains(string(all), "* STATUS INBOX (MESSAGES 0)") || !strings.Contains(string(all), "b OK") {
+		t.Errorf("%v: %q %v", w, all, err)
+	}
+}
+
+func TestDovecotsRefusalsAreTold(t *testing.T) {
+	d := testbed.StartDovecot(t, testbed.DovecotConfig{Users: map[string]string{"joe": "right"}, Master: "gateway", MasterPassword: "other"})
+	var wg sync.WaitGroup
+	for _, w := range waysIn() {
+		wg.Go(func() { checkRefusal(t, d, w) }) // Dovecot takes its time over each
+	}
+	wg.Wait()
+	b := wayIn{mode: ImplicitTLS}.backend(d)
+	b.cfg.TLS.ServerName = "another.test"
+	if _, err := b.Login(context.Background(), Request{User: user(t, "joe"), Password: identity.NewSecret("right")}); !errors.Is(err, errHandshake) {
+		t.Errorf("%v", err)
+	}
+}
+
+func checkRefusal(t *testing.T, d *testbed.Dovecot, w wayIn) {
+	_, err := w.backend(d).Login(context.Background(), Request{User: user(t, "joe"), Password: identity.NewSecret("wrong")})
+	if w.login == Passthrough && !errors.Is(err, ErrDenied) {
+		t.Errorf("%v: %v", w, err)
+	}
+	if w.login == MasterLogin && (!errors.Is(err, ErrUnavailable) || !errors.Is(err, errMaster)) {
+		t.Errorf("%v: %v", w, err)
+	}
+	if err != nil && (strings.Contains(err.Error(), "wrong") || strings.Contains(err.Error(), "m-pw")) {
+		t.Errorf("%v: a password is in %q", w, err)
+	}
+}
+
+func TestManyLoginsAtOnceStayApart(t *testing.T) {
+	d := testbed.StartDovecot(t, testbed.DovecotConfig{Password: "pw"})
+	b := wayIn{mode: ImplicitTLS, forward: ForwardID}.backend(d)
+	var wg sync.WaitGroup
+	for i := range 20 {
+		name := fmt.Sprintf("user%d", i)
+		wg.Go(func() {
+			conn, err := b.Login(context.Background(), Request{User: user(t, name), Password: identity.NewSecret("pw")})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer func() { _ = conn.Close() }()
+			if conn.User().String() != name {
+				t.Errorf("%s got the connection of %s", name, conn.User())
+			}
+		})
+	}
+	wg.Wait()
+}

@@ -1,0 +1,247 @@
+package upstream
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"errors"
+	"io"
+	"net"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+
+	"imapgate/internal/identity"
+	"imapgate/internal/imap"
+)
+
+// serverReads is what a server that knows the grammar and nothing of this
+// package reads: every command of stream as tag, name and strings, where reads
+// says after how many bytes it had to ask.
+func serverReads(stream string) (commands [][]string, asks []int, ok bool) {
+	total := len(stream)
+	next := func() (string, bool) {
+		line, rest, ok := strings.Cut(stream, "\r\n")
+		stream = rest
+		return line, ok && !strings.ContainsAny(line, "\r\n\x00")
+	}
+	for stream != "" {
+		line, ok := next()
+		if !ok {
+			return nil, nil, false
+		}
+		words := strings.Split(line, " ")
+		var cmd []string
+		switch {
+		case len(words) == 4 && words[1] == "AUTHENTICATE" && words[2] == "PLAIN":
+			cmd = append(words[:2:2], words[3])
+		case len(words) == 3 && words[1] == "AUTHENTICATE" && words[2] == "PLAIN":
+			asks = append(asks, total-len(stream))
+			response, ok := next()
+			if !ok {
+				return nil, nil, false
+			}
+			cmd = append(words[:2:2], response)
+		case len(words) == 3 && words[1] == "LOGIN":
+			cmd = words[:2:2]
+			for literal := words[2]; ; {
+				digits, isLiteral := strings.CutPrefix(literal, "{")
+				digits, closed := strings.CutSuffix(digits, "}")
+				digits, nonSync := strings.CutSuffix(digits, "+")
+				n, err := strconv.Atoi(digits)
+				if !isLiteral || !closed || err != nil || n < 0 || n > len(stream) {
+					return nil, nil, false
+				}
+				if !nonSync {
+					asks = append(asks, total-len(stream))
+				}
+				cmd = append(cmd, stream[:n])
+				stream = stream[n:]
+				line, ok := next()
+				if !ok {
+					return nil, nil, false
+				}
+				if line == "" {
+					break
+				}
+				if literal, ok = strings.CutPrefix(line, " "); !ok {
+					return nil, nil, false
+				}
+			}
+		default:
+			return nil, nil, false
+		}
+		commands = append(commands, cmd)
+	}
+	return commands, asks, true
+}
+
+// FuzzUpstreamLogin: a server reads exactly one command with exactly the name
+// and the password, or the encoder refused.
+func FuzzUpstreamLogin(f *testing.F) {
+	f.Add("joe", "pw", uint8(0))
+	f.Add("joe*x", "p\r\nw", uint8(0x13))
+	f.Add("j\xc3\xa9 {5}", "\"\\ {3+}", uint8(0x0a))
+	f.Add("x", strings.Repeat("p", 4097), uint8(0x04))
+	f.Fuzz(func(t *testing.T, name, password string, way uint8) {
+		caps := "IMAP4rev1"
+		for i, c := range []string{" AUTH=PLAIN", " SASL-IR", " LITERAL-", " LITERAL+"} {
+			if way>>i&1 == 1 {
+				caps += c
+			}
+		}
+		cfg := Config{Address: "127.0.0.1:1", TLSMode: NoTLS}
+		who := Request{User: user(t, "joe"), Login: name, Password: identity.NewSecret(password)}
+		if name == "" {
+			name = "joe"
+		}
+		wantUser, wantPassword, wantAuthzid := name, password, ""
+		if way&0x10 != 0 {
+			cfg.Login, cfg.Master = MasterLogin, Master{User: "boss", Password: identity.NewSecret(password), Style: SeparatorStyle}
+			wantUser = name + "*boss"
+			if way&0x20 != 0 {
+				cfg.Master.Style, wantUser, wantAuthzid = AuthzidStyle, "boss", name
+			}
+		}
+		b := New(cfg, Hooks{}, zap.NewNop())
+		creds, err := b.credentials(who)
+		if err != nil {
+			return
+		}
+		if strings.ContainsAny(name+password, "\r\n\x00") {
+			t.Fatalf("%q %q was not refused", name, password)
+		}
+		var s script
+		if err := creds.appendLogin(&s, "L1", imap.ParseCaps(caps)); err != nil {
+			if wantAuthzid == "" {
+				t.Fatal(err)
+			}
+			return
+		}
+		commands, asks, ok := serverReads(string(s.bytes))
+		if !ok || len(commands) != 1 || commands[0][0] != "L1" {
+			t.Fatalf("%q is read as %q", s.bytes, commands)
+		}
+		got := commands[0][2:]
+		if commands[0][1] == "AUTHENTICATE" {
+			plain, err := base64.StdEncoding.DecodeString(got[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = strings.Split(string(plain), "\x00")
+		} else {
+			got = append([]string{""}, got...)
+		}
+		if len(got) != 3 || got[0] != wantAuthzid || got[1] != wantUser || got[2] != wantPassword {
+			t.Fatalf("%q, want %q %q %q", got, wantAuthzid, wantUser, wantPassword)
+		}
+		if !strings.Contains(name, "{") && len(asks) != len(s.ends)-1 {
+			t.Fatalf("asks at %v, waits at %v", asks, s.ends)
+		}
+		for i, at := range asks {
+			if s.ends[i] != at {
+				t.Fatalf("asks at %v, waits at %v", asks, s.ends)
+			}
+		}
+	})
+}
+
+// recital is a connection on which a backend says a text whatever it hears;
+// {I}, {C}, {A} and {L} in it are the tags of commands it has heard by then.
+type recital struct {
+	net.Conn // nil: nothing else is called
+	text     []byte
+	heard    bytes.Buffer
+	said     int
+	ready    []byte
+	closed   bool
+	login    bool // a tagged line with the login's tag and OK was said
+}
+
+func (r *recital) Write(p []byte) (int, error) { return r.heard.Write(p) }
+func (r *recital) SetDeadline(time.Time) error { return nil }
+func (r *recital) Close() error                { r.closed = true; return nil }
+
+func (r *recital) Read(p []byte) (int, error) {
+	if len(r.ready) == 0 {
+		if len(r.text) == 0 {
+			return 0, io.EOF
+		}
+		n := min(len(r.text), 1+len(r.text)%17)
+		if i := bytes.IndexByte(r.text, '{'); i == 0 && len(r.text) > 2 && r.text[2] == '}' {
+			r.ready, r.text = r.tag(r.text[1]), r.text[3:]
+		} else {
+			if i > 0 {
+				n = min(n, i)
+			}
+			r.ready, r.text = r.text[:n], r.text[n:]
+		}
+		if len(r.ready) == 0 {
+			r.ready = []byte("{}")
+		}
+	}
+	n := copy(p, r.ready)
+	r.ready = r.ready[n:]
+	r.said += n
+	return n, nil
+}
+
+// tag is the last tag heard that begins with letter.
+func (r *recital) tag(letter byte) (tag []byte) {
+	for line := range bytes.Lines(r.heard.Bytes()) {
+		if word, _, _ := bytes.Cut(line, []byte(" ")); word[0] == letter && len(word) == 14 {
+			tag = word
+		}
+	}
+	r.login = r.login || letter == 'L' && tag != nil && bytes.HasPrefix(bytes.ToUpper(r.text[3:]), []byte(" OK"))
+	return tag
+}
+
+// FuzzBackendLogin: no backend makes this side panic, read beyond its budget,
+// or take anything for a login but an OK with the tag of the login.
+func FuzzBackendLogin(f *testing.F) {
+	for _, s := range []string{
+		"* OK [CAPABILITY IMAP4rev1 SASL-IR ID AUTH=PLAIN] hi\r\n{I} OK\r\n{L} OK [CAPABILITY X] in\r\n* OK x\r\n",
+		"* OK hi\r\n* CAPABILITY IMAP4rev1 LITERAL+\r\n{C} OK\r\n{L} OK\r\n* CAPABILITY X\r\n{A} OK\r\n",
+		"* OK [CAPABILITY IMAP4rev1] hi\r\n+ \r\n+ \r\n{L} NO [LIMIT] x\r\n",
+		"* OK [CAPABILITY AUTH=PLAIN] hi\r\n* X {3}\r\nabc\r\n+ \r\n{L} OK [ALERT] in\r\n* PREAUTH\r\n",
+		"* PREAUTH hi\r\n", "* BYE\r\n", "* OK {4294967295}\r\n", "* OK hi\r\n* X {65537}\r\n",
+	} {
+		f.Add([]byte(s))
+	}
+	b := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS}, Hooks{}, zap.NewNop())
+	f.Fuzz(func(t *testing.T, text []byte) {
+		who := request1(t)
+		creds, err := b.credentials(who)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := &recital{text: text}
+		conn, err := b.over(context.Background(), r, time.Now().Add(time.Minute), request{who, creds})
+		if r.said > maxTotal+maxLine {
+			t.Fatalf("%d bytes were read", r.said)
+		}
+		if (conn == nil) == (err == nil) {
+			t.Fatalf("%v, %v", conn, err)
+		}
+		if r.closed == (err == nil) {
+			t.Fatalf("closed %v, %v", r.closed, err)
+		}
+		if err != nil {
+			var refused *Refused
+			if errors.As(public(err), &refused) && (!forwardable(refused.Code) || clean(refused.Text) != refused.Text) {
+				t.Fatalf("not fit to forward: %q", refused)
+			}
+			return
+		}
+		if !r.login {
+			t.Fatalf("%q was taken for a login", text)
+		}
+		if !conn.Caps().Known() || !onlyUntagged(conn.rest) || clean(conn.text) != conn.text {
+			t.Fatalf("%q %q %q", conn.Caps(), conn.rest, conn.text)
+		}
+	})
+}

@@ -1,0 +1,238 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// overPipe logs in over an in-memory connection whose other end say has, in a
+// bubble of fake time.
+func overPipe(t *testing.T, ctx context.Context, say func(net.Conn)) (time.Duration, error) {
+	t.Helper()
+	client, server := net.Pipe()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		say(server)
+		_, _ = io.Copy(io.Discard, server)
+	}()
+	b := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS}, Hooks{}, zap.NewNop())
+	who := request1(t)
+	creds, err := b.credentials(who)
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	conn, err := b.over(ctx, client, began.Add(DefaultLoginTimeout), request{who, creds})
+	took := time.Since(began)
+	if conn != nil {
+		_ = conn.Close()
+	}
+	<-done
+	return took, err
+}
+
+func write(nc net.Conn, s string) { _, _ = io.WriteString(nc, s) }
+
+func TestALateGreetingIsInTimeAndALaterOneIsNot(t *testing.T) {
+	for _, tc := range []struct {
+		late, took time.Duration
+		inTime     bool
+	}{{29 * time.Second, 29 * time.Second, true}, {31 * time.Second, 30 * time.Second, false}} {
+		synctest.Test(t, func(t *testing.T) {
+			took, err := overPipe(t, context.Background(), func(nc net.Conn) {
+				time.Sleep(tc.late) // in fake time
+				write(nc, "* BYE late\r\n")
+			})
+			if took != tc.took || errors.Is(err, errGoodbye) != tc.inTime || isTimeout(err) == tc.inTime {
+				t.Errorf("%v after %v", err, took)
+			}
+		})
+	}
+}
+
+// One byte a second is progress, and is no excuse.
+func TestADripOfBytesDoesNotStretchTheLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		took, err := overPipe(t, context.Background(), func(nc net.Conn) {
+			for _, c := range "* OK " + strings.Repeat("x", 100) {
+				time.Sleep(time.Second) // in fake time
+				write(nc, string(c))
+			}
+		})
+		if took != DefaultLoginTimeout || !isTimeout(err) {
+			t.Errorf("%v after %v", err, took)
+		}
+	})
+}
+
+func TestALoginEndsWithItsClient(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(context.Background())
+		time.AfterFunc(3*time.Second, cancel)
+		took, err := overPipe(t, ctx, func(net.Conn) {})
+		if took != 3*time.Second || err == nil || result(ctx, err) != ResultCanceled {
+			t.Errorf("%v after %v", err, took)
+		}
+	})
+}
+
+// A client that goes away at the last moment leaves no logged-in connection.
+func TestALoginThatIsDoneTooLateIsClosed(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	b := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS}, Hooks{}, zap.NewNop())
+	who := request1(t)
+	creds, err := b.credentials(who)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &recital{text: []byte("* OK [CAPABILITY SASL-IR AUTH=PLAIN] hi\r\n{L} OK [CAPABILITY X] in\r\n")}
+	conn, err := b.over(ctx, r, time.Now().Add(time.Minute), request{who, creds})
+	if !errors.Is(err, context.Canceled) || conn != nil || !r.login || !r.closed {
+		t.Errorf("%v, closed %v", err, r.closed)
+	}
+}
+
+func TestABackendThatFailsForLongIsFailedAtOnceAndProbed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var h health
+		allow := func() bool { return h.allow(time.Now()) }
+		h.failed(time.Now())
+		time.Sleep(downAfter - 1) // in fake time, as below
+		if !allow() || h.down() {
+			t.Error("down too early")
+		}
+		h.failed(time.Now())
+		time.Sleep(time.Nanosecond)
+		if !h.down() || !allow() || allow() || allow() {
+			t.Error("one login is let through at once, and one only")
+		}
+		time.Sleep(probeEvery - 1)
+		if allow() {
+			t.Error("probed too often")
+		}
+		time.Sleep(time.Nanosecond)
+		if !allow() || allow() {
+			t.Error("not probed")
+		}
+		if !h.succeeded(time.Now()) || h.down() || !allow() || !allow() || h.succeeded(time.Now()) {
+			t.Error("not back after a success")
+		}
+	})
+}
+
+func TestOnlyTheBackendsOwnFaultsMarkItDown(t *testing.T) {
+	for err, counts := range map[error]bool{
+		errConnect: true, errProtocol: true, errGoodbye: true, errHandshake: true, io.EOF: true,
+		ErrDenied: false, ErrLoop: false, errBusy: false, errDown: false, errMaster: false,
+		error(&Refused{Code: "UNAVAILABLE"}): false,
+	} {
+		b := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS}, Hooks{}, zap.NewNop())
+		b.learn(context.Background(), err)
+		if b.health.since.IsZero() == counts {
+			t.Errorf("%v: %v", err, !counts)
+		}
+	}
+	canceled, cancel := context.WithCancel(context.Background())
+	cancel()
+	b := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS}, Hooks{}, zap.NewNop())
+	if b.learn(canceled, io.EOF); !b.health.since.IsZero() {
+		t.Error("a client that went away counts against the backend")
+	}
+}
+
+func TestABackendThatRefusesConnectionsIsTriedThreeTimes(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := l.Addr().String()
+	_ = l.Close()
+	var results []string
+	b := New(Config{Address: address, TLSMode: NoTLS}, Hooks{OnConnect: func(r string) { results = append(results, r) }}, zap.NewNop())
+	began := time.Now()
+	if _, err := b.Login(context.Background(), request1(t)); !errors.Is(err, ErrUnavailable) || !errors.Is(err, errConnect) {
+		t.Errorf("%v", err)
+	}
+	if took := time.Since(began); took < 2*connectPause || took > 4*connectPause || len(results) != 1 || results[0] != ResultUnreachable {
+		t.Errorf("%v %v", took, results)
+	}
+	b.health.since = time.Now().Add(-time.Minute)
+	began = time.Now()
+	for range 3 {
+		_, err = b.Login(context.Background(), request1(t))
+	}
+	if took := time.Since(began); took > connectPause || !errors.Is(err, errDown) {
+		t.Errorf("%v, %v", took, err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	b.health.since = time.Time{}
+	began = time.Now()
+	if _, err = b.Login(ctx, request1(t)); err == nil || time.Since(began) > connectPause {
+		t.Errorf("a client that left was waited for: %v", err)
+	}
+}
+
+func TestABackendThatComesBackWithinASecondIsReached(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := l.Addr().String()
+	_ = l.Close()
+	b := New(Config{Address: address, TLSMode: NoTLS}, Hooks{}, zap.NewNop())
+	var tries atomic.Int32
+	p := &play{steps: []string{greetFull, "< ID", "< AUTH", "> {I} OK\r\n" + loginOK[2:]}, done: make(chan struct{})}
+	b.dialer.Control = func(_, _ string, _ syscall.RawConn) error {
+		if tries.Add(1) != 2 {
+			return nil
+		}
+		again, err := net.Listen("tcp", address)
+		if err == nil {
+			go p.run(again)
+		}
+		return err
+	}
+	conn, err := b.Login(context.Background(), request1(t))
+	if err != nil || tries.Load() != 2 {
+		t.Fatal(err, tries.Load())
+	}
+	_ = conn.Close()
+	<-p.done
+}
+
+func TestLoginsBeyondTheMaximumWaitForATurn(t *testing.T) {
+	b := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS, MaxLogins: 1, LoginTimeout: 50 * time.Millisecond}, Hooks{}, zap.NewNop())
+	if err := b.enter(context.Background(), time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Login(context.Background(), request1(t)); !errors.Is(err, ErrUnavailable) || !errors.Is(err, errBusy) {
+		t.Errorf("%v", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := b.enter(ctx, time.Now().Add(time.Hour)); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
+	late, cancel := context.WithTimeout(context.Background(), 0)
+	defer cancel()
+	if _, err := b.Login(late, request1(t)); !errors.Is(err, errBusy) || !b.health.since.IsZero() {
+		t.Errorf("a wait for a turn counts against the backend: %v", err)
+	}
+	b.leave()
+	if err := b.enter(ctx, time.Now()); err != nil {
+		t.Errorf("a free turn was not given: %v", err)
+	}
+}
