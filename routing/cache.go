@@ -231,8 +231,6 @@ func (c *cache) learnTrouble(f *flight, e *entry, err error) (got, error) {
 		c.warn("route record refused", zap.Stringer("user", f.user), zap.Error(err))
 		if ok {
 			c.hold(f, e, now.Add(c.cfg.Negative))
-		} else if e != nil {
-			c.drop(e) // it said "no such user", which is no longer so
 		}
 	}
 	if ok {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -125,7 +124,7 @@ func (c *channel) arm(w *wire) error {
 		_, err := w.call(ioTime, cmd...)
 		var no redisError
 		switch {
-		case errors.As(err, &no) && (strings.HasPrefix(string(no), "ERR") || strings.HasPrefix(string(no), "NOPERM")):
+		case errors.As(err, &no) && no.means("unknown", "noperm", "noproto"):
 			return fmt.Errorf("%w: %w", errRefusedTracking, err)
 		case err != nil:
 			return fmt.Errorf("ask for notifications: %w", err)

@@ -13,9 +13,11 @@ import (
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
 
+	"github.com/alicebob/miniredis/v2"
 	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest"
+	"go.uber.org/zap/zaptest/observer"
 )
 
 // aSecond is the promise to operators, counted from the end of redis-cli.
@@ -135,6 +137,17 @@ func TestAUserMovedByRedisCLIIsSeenWithinASecond(t *testing.T) {
 		follow(t, r)
 		moves(t, r, s.CLI)
 	})
+	t.Run("TLS", func(t *testing.T) {
+		ca := testbed.NewCA(t)
+		s, address := testbed.StartRedisTLS(t, ca)
+		r := open(t, dial(t, RedisConfig{Addresses: []string{address}, TLS: ca.ClientTLS("localhost")}))
+		follow(t, r)
+		moves(t, r, s.CLI)
+		stranger := open(t, dial(t, RedisConfig{Addresses: []string{address}, TLS: testbed.NewCA(t).ClientTLS("localhost")}))
+		if _, err := stranger.Lookup(t.Context(), user(t, "alice")); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("a server with a certificate nobody trusts: %v", err)
+		}
+	})
 	t.Run("sentinel", func(t *testing.T) {
 		s := testbed.StartRedisSentinel(t)
 		r := open(t, dial(t, RedisConfig{Addresses: s.Addresses, SentinelMaster: testbed.SentinelName}))
@@ -142,11 +155,13 @@ func TestAUserMovedByRedisCLIIsSeenWithinASecond(t *testing.T) {
 		moves(t, r, s.Primary().CLI)
 		s.Failover()
 		// The promise begins again when go-redis has heard of the failover.
+		began := time.Now()
 		testbed.Within(t, 5*time.Second, "the channel to move to the new primary", func() bool {
 			s.Primary().CLI("hset", "imapgate:user:alice@example.org", "backend", "west")
 			got, err := r.Lookup(t.Context(), user(t, "alice@example.org"))
 			return err == nil && got.Backend == "west"
 		})
+		t.Logf("the failover was followed after %v", time.Since(began))
 		moves(t, r, s.Primary().CLI)
 	})
 	t.Run("cluster", func(t *testing.T) {
@@ -250,6 +265,25 @@ func TestWithoutTheChannelAChangeTakesEffectAfterTheTTL(t *testing.T) {
 	if x := r.Explain(t.Context(), alice); x.Channel.State != ChannelUnsupported || !strings.Contains(x.Channel.Why, "NOPERM") {
 		t.Errorf("explained as %+v", x.Channel)
 	}
+}
+
+// The demo's Redis is of this kind.
+func TestAServerThatCannotNotifyIsNoticed(t *testing.T) {
+	s := miniredis.RunT(t)
+	s.HSet("imapgate:user:alice", "backend", "east")
+	core, logged := observer.New(zap.WarnLevel)
+	cfg := testConfig
+	cfg.TTL = 100 * time.Millisecond
+	r, err := New(cfg, dial(t, RedisConfig{Addresses: []string{s.Addr()}}), Metrics{}, zap.New(core))
+	if err != nil {
+		t.Fatal(err)
+	}
+	start(t, r)
+	testbed.Within(t, 5*time.Second, "that to be known", func() bool { return r.channels.status().State == ChannelUnsupported })
+	goes(t, r, user(t, "alice"), "east", aSecond)
+	s.HSet("imapgate:user:alice", "backend", "west")
+	goes(t, r, user(t, "alice"), "west", aSecond)
+	testbed.Within(t, 5*time.Second, "a word to the operator", func() bool { return logged.Len() == 1 })
 }
 
 func TestARestartWithoutRedisKnowsTheUsersOfBefore(t *testing.T) {

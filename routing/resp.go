@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -93,6 +95,13 @@ func (w *wire) call(limit time.Duration, args ...string) (message, error) {
 type redisError string
 
 func (e redisError) Error() string { return string(e) }
+
+// means says whether any of the words, in lower case, is in the text: servers
+// differ in how they say that they do not know a command.
+func (e redisError) means(words ...string) bool {
+	text := strings.ToLower(string(e))
+	return slices.ContainsFunc(words, func(w string) bool { return strings.Contains(text, w) })
+}
 
 // value reads one value and what is nested in it.
 func (w *wire) value(depth int) (message, error) {

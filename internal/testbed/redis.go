@@ -37,6 +37,23 @@ func StartRedis(t testing.TB, settings ...string) *Redis {
 	return r
 }
 
+// StartRedisTLS starts a server that also listens with TLS, at the second address,
+// with a certificate for localhost and 127.0.0.1.
+func StartRedisTLS(t testing.TB, ca *CA) (r *Redis, address string) {
+	t.Helper()
+	cert, key := ca.Issue(t, "localhost", "127.0.0.1")
+	r = newRedis(t)
+	OnFreePorts(t, 2, func(ports []int) error {
+		address = Loopback(ports[1])
+		r.args = []string{
+			"--tls-port", strconv.Itoa(ports[1]), "--tls-auth-clients", "no",
+			"--tls-cert-file", cert, "--tls-key-file", key, "--tls-ca-cert-file", ca.File,
+		}
+		return r.listen(ports[0])
+	})
+	return r, address
+}
+
 func newRedis(t testing.TB, settings ...string) *Redis {
 	t.Helper()
 	return &Redis{t: t, dir: folder(t, "rd"), args: settings, cli: Program(t, "redis-cli", "redis-tools")}
