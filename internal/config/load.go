@@ -17,7 +17,7 @@ const (
 	// maxFile bounds the file: some ten thousand static routes.
 	maxFile = 1 << 20
 	// maxDepth bounds its nesting, before a recursive parser sees it.
-	maxDepth = 64
+	maxDepth = 200
 	// reserve is the descriptors kept for Redis, logs, the admin address and files.
 	reserve = 64
 )
@@ -104,20 +104,27 @@ func (p *problems) syntax(err error) {
 	p.addAt(where, "", "is not YAML: %s", quote(complaint.GetMessage()))
 }
 
-// deep says whether text could be nested too deep: by brackets, or by the
-// indentation of one line. It errs on the side of allowing.
+// deep says whether text could be nested too deep by brackets, or by the
+// dashes or question marks of one line: the parser's time and stack grow with
+// both. Brackets in comments and strings count too, hence the wide bound.
 func deep(text []byte) bool {
-	open := 0
-	for _, c := range text {
+	open, marks := 0, 0
+	for i, c := range text {
 		switch c {
 		case '[', '{':
-			if open++; open > maxDepth {
-				return true
-			}
+			open++
 		case ']', '}':
 			open = max(0, open-1)
-		case '\n':
-			open = 0
+		case '-', '?': // a mark only before a space: a ruler of dashes is a comment
+		case ' ', '\t':
+			if i > 0 && (text[i-1] == '-' || text[i-1] == '?') {
+				marks++
+			}
+		default: // another character, or the next line
+			marks = 0
+		}
+		if open > maxDepth || marks > maxDepth {
+			return true
 		}
 	}
 	return false
