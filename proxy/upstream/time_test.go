@@ -42,6 +42,9 @@ func overPipe(t *testing.T, ctx context.Context, say func(net.Conn)) (time.Durat
 	return took, err
 }
 
+// wait is for bubbles of fake time.
+func wait(d time.Duration) { <-time.After(d) }
+
 func write(nc net.Conn, s string) { _, _ = io.WriteString(nc, s) }
 
 func TestALateGreetingIsInTimeAndALaterOneIsNot(t *testing.T) {
@@ -51,7 +54,7 @@ func TestALateGreetingIsInTimeAndALaterOneIsNot(t *testing.T) {
 	}{{29 * time.Second, 29 * time.Second, true}, {31 * time.Second, 30 * time.Second, false}} {
 		synctest.Test(t, func(t *testing.T) {
 			took, err := overPipe(t, context.Background(), func(nc net.Conn) {
-				time.Sleep(tc.late) // in fake time
+				wait(tc.late)
 				write(nc, "* BYE late\r\n")
 			})
 			if took != tc.took || errors.Is(err, errGoodbye) != tc.inTime || isTimeout(err) == tc.inTime {
@@ -66,7 +69,7 @@ func TestADripOfBytesDoesNotStretchTheLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		took, err := overPipe(t, context.Background(), func(nc net.Conn) {
 			for _, c := range "* OK " + strings.Repeat("x", 100) {
-				time.Sleep(time.Second) // in fake time
+				wait(time.Second)
 				write(nc, string(c))
 			}
 		})
@@ -109,20 +112,20 @@ func TestABackendThatFailsForLongIsFailedAtOnceAndProbed(t *testing.T) {
 		var h health
 		allow := func() bool { return h.allow(time.Now()) }
 		h.failed(time.Now())
-		time.Sleep(downAfter - 1) // in fake time, as below
+		wait(downAfter - 1)
 		if !allow() || h.down() {
 			t.Error("down too early")
 		}
 		h.failed(time.Now())
-		time.Sleep(time.Nanosecond)
+		wait(time.Nanosecond)
 		if !h.down() || !allow() || allow() || allow() {
 			t.Error("one login is let through at once, and one only")
 		}
-		time.Sleep(probeEvery - 1)
+		wait(probeEvery - 1)
 		if allow() {
 			t.Error("probed too often")
 		}
-		time.Sleep(time.Nanosecond)
+		wait(time.Nanosecond)
 		if !allow() || allow() {
 			t.Error("not probed")
 		}
