@@ -10,7 +10,7 @@ import (
 // directly leads to the backend itself, over implicit TLS.
 func directly(backend *testbed.Dovecot) entrance {
 	return func(testing.TB, string) endpoint {
-		return endpoint{address: backend.TLS, tls: backend.CA.ClientTLS(testbed.DovecotName)}
+		return endpoint{address: backend.TLS, tls: backend.CA.ClientTLS(testbed.DovecotName), caFile: backend.CA.File}
 	}
 }
 
@@ -19,6 +19,6 @@ func directly(backend *testbed.Dovecot) entrance {
 func gateway(t testing.TB, backend *testbed.Dovecot) entrance {
 	pipe := faultproxy.Start(t, backend.TLS)
 	return func(testing.TB, string) endpoint {
-		return endpoint{address: pipe.Address(), tls: backend.CA.ClientTLS(testbed.DovecotName)}
+		return endpoint{address: pipe.Address(), tls: backend.CA.ClientTLS(testbed.DovecotName), caFile: backend.CA.File}
 	}
 }

@@ -26,7 +26,11 @@ func mailOf(size int, subject string) []byte {
 	for m.Len() < size {
 		m.WriteString(line)
 	}
-	return append(m.Bytes()[:size-2], '\r', '\n')
+	cut := m.Bytes()[:size-2]
+	if last := len(cut) - 1; cut[last] == '\r' { // RFC 5322 §2.2: never alone
+		cut[last] = '.'
+	}
+	return append(cut, '\r', '\n')
 }
 
 // attachment is a message in two parts, the second with more than size bytes of

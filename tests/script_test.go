@@ -18,6 +18,7 @@ type endpoint struct {
 	address  string
 	tls      *tls.Config // nil: no TLS at all
 	starttls bool        // TLS by STARTTLS instead of from the first byte
+	caFile   string      // whom tls trusts, for programs that read files
 }
 
 // entrance says where a user's clients connect: directly at a backend, or at a

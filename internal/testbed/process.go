@@ -104,6 +104,12 @@ func (p *Process) PID() int { return p.cmd.Process.Pid }
 // Done is closed when the process has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
+// Err is how the process ended: nil for exit status 0. It waits for the end.
+func (p *Process) Err() error {
+	<-p.done
+	return p.err
+}
+
 // Output is the end of what the process has printed so far.
 func (p *Process) Output() string {
 	info, err := p.out.Stat()
