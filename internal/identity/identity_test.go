@@ -70,12 +70,18 @@ func TestSecretNeverPrints(t *testing.T) {
 		S Secret
 		P *Secret
 	}
+	type deep struct {
+		hidden Secret
+		inside []holder
+	}
 	h := holder{s, &s}
+	d := deep{s, []holder{h}}
 	js, err := json.Marshal(h)
 	if err != nil {
 		t.Fatal(err)
 	}
-	all := fmt.Sprintf("%v %+v %#v %s %q %x %d", s, s, s, s, s, s, s) + fmt.Sprintf("%v %+v %#v %x", h, h, h, h) + string(js)
+	all := fmt.Sprintf("%v %+v %#v %s %q %x %d", s, s, s, s, s, s, s) + fmt.Sprintf("%v %+v %#v %x", h, h, h, h) + string(js) +
+		fmt.Sprintln(d, &d, []any{d, &d}) + fmt.Sprintf("%+v %#v", d, d)
 	for _, form := range []string{"hunter2", "68756e74657232", "104 117", "0x68"} {
 		if strings.Contains(all, form) {
 			t.Errorf("%q shows in %s", form, all)

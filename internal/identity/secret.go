@@ -6,17 +6,23 @@ const hidden = "[secret]"
 
 // Secret is a password, a token or a password hash. However it is printed,
 // logged or encoded, it says "[secret]"; Reveal is the one way to its bytes, so
-// that every use can be found by name.
-type Secret struct{ s string }
+// that every use can be found by name. It is held behind a pointer because fmt reaches
+// into unexported fields of what holds it, past every method here.
+type Secret struct{ p *string }
 
 // NewSecret wraps s.
-func NewSecret(s string) Secret { return Secret{s} }
+func NewSecret(s string) Secret { return Secret{&s} }
 
 // Reveal is the secret itself.
-func (s Secret) Reveal() string { return s.s }
+func (s Secret) Reveal() string {
+	if s.p == nil {
+		return ""
+	}
+	return *s.p
+}
 
 // IsZero says whether there is no secret.
-func (s Secret) IsZero() bool { return s.s == "" }
+func (s Secret) IsZero() bool { return s.Reveal() == "" }
 
 // String implements fmt.Stringer.
 func (Secret) String() string { return hidden }
@@ -31,4 +37,7 @@ func (Secret) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(hidden)) }
 func (Secret) MarshalText() ([]byte, error) { return []byte(hidden), nil }
 
 // UnmarshalText implements encoding.TextUnmarshaler.
-func (s *Secret) UnmarshalText(text []byte) error { s.s = string(text); return nil }
+func (s *Secret) UnmarshalText(text []byte) error {
+	*s = NewSecret(string(text))
+	return nil
+}

@@ -1,0 +1,93 @@
+package splice
+
+import "time"
+
+// The clock's pace. Quiet pumps are noticed within a tick; sessions are looked
+// at for their longer time-outs, and bytes reported, every sweep.
+const (
+	tick  = 50 * time.Millisecond
+	sweep = 20 // ticks: 1 s
+)
+
+func ticks(d time.Duration) uint32 { return uint32((d + tick - 1) / tick) }
+
+// clock is the one timer of all sessions. It ends when the Set closes.
+func (s *Set) clock() {
+	defer s.wg.Done()
+	t := time.NewTicker(tick)
+	defer t.Stop()
+	for {
+		select {
+		case <-s.stop:
+			return
+		case <-t.C:
+		}
+		now := s.tick.Add(1)
+		s.askQuiet(now)
+		if now%sweep == 0 {
+			s.sweep(now)
+		}
+	}
+}
+
+// askQuiet asks the pumps that have had nothing to do to park.
+func (s *Set) askQuiet(now uint32) {
+	if !canPark {
+		return
+	}
+	var quiet []*pump
+	s.mu.Lock()
+	for p := range s.pumps {
+		if !p.writing.Load() && now-p.last.Load() > ticks(s.cfg.Quiet) {
+			quiet = append(quiet, p)
+		}
+	}
+	s.mu.Unlock()
+	for _, p := range quiet {
+		p.ask()
+	}
+}
+
+// sweep ends the sessions whose time is over.
+func (s *Set) sweep(now uint32) {
+	s.mu.Lock()
+	all := make([]*Relay, 0, len(s.relays))
+	for r := range s.relays {
+		all = append(all, r)
+	}
+	s.mu.Unlock()
+	for _, r := range all {
+		r.report()
+		r.expire(now)
+	}
+	if s.cfg.Parked != nil {
+		s.cfg.Parked(s.idle.len())
+	}
+}
+
+// expire ends the session if a write has been stuck, or nothing has moved, for
+// too long.
+func (r *Relay) expire(now uint32) {
+	cfg := &r.set.cfg
+	for _, p := range [...]*pump{&r.up, &r.down} {
+		// A pump that was asked to park and has not is in a write too.
+		if (p.writing.Load() || p.asked.Load()) && now-p.last.Load() > ticks(cfg.Write) {
+			why := BackendStalled
+			if p == &r.down {
+				why = ClientStalled
+			}
+			r.cut(why, nil)
+			return
+		}
+	}
+	r.mu.Lock()
+	limit, why := cfg.Idle, Idle
+	if r.open == 1 {
+		limit, why = min(cfg.HalfClosed, cfg.Idle), r.result.Reason
+	}
+	r.mu.Unlock()
+	if now-r.up.last.Load() > ticks(limit) && now-r.down.last.Load() > ticks(limit) {
+		// Saying goodbye can wait for a full socket; the clock can't.
+		r.set.wg.Go(func() { r.End(why) })
+	}
+}

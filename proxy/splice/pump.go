@@ -1,0 +1,252 @@
+package splice
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// Buffers: the small one answers a NOOP, the large one carries mail. A pump has
+// one at a time, and none while it is parked.
+const (
+	smallBuffer = 4 << 10
+	largeBuffer = 64 << 10
+)
+
+var (
+	small = sync.Pool{New: func() any { return new([smallBuffer]byte) }}
+	large = sync.Pool{New: func() any { return new([largeBuffer]byte) }}
+)
+
+// chunk bounds how much one splice(2) call moves before the pump counts it.
+const chunk = 1 << 20
+
+// pump is one direction of a session.
+type pump struct {
+	// Set once.
+	relay    *Relay
+	src, dst net.Conn
+
+	// Owned by run.
+	first []byte // to be sent before anything is read
+
+	// Owned by the idle set.
+	armed bool   // src is in the epoll set
+	key   uint64 // names the pump in the epoll set
+
+	reported int64 // Guarded by relay.mu.
+
+	bytes   atomic.Int64
+	last    atomic.Uint32 // tick of the last progress
+	writing atomic.Bool   // run is in a write, not in a read
+	asked   atomic.Bool   // the clock has asked run to park
+}
+
+// wake gives the pump its goroutine. Start and the idle set call it, each time
+// when there is none.
+func (p *pump) wake() {
+	r := p.relay
+	r.mu.Lock()
+	over := r.over
+	if !over {
+		r.running++
+	}
+	r.mu.Unlock()
+	if over {
+		return
+	}
+	s := r.set
+	p.last.Store(s.tick.Load())
+	p.asked.Store(false)
+	s.mu.Lock()
+	s.pumps[p] = struct{}{}
+	s.mu.Unlock()
+	s.wg.Add(1)
+	go p.run()
+}
+
+// run relays until the source hangs up, a side is lost, or it has been quiet
+// for a while: then it parks, and the idle set wakes it when there is something
+// to read. Nothing is left unread in TLS when it parks: a record that has come
+// whole is always read before the socket is asked again.
+func (p *pump) run() {
+	s := p.relay.set
+	defer s.wg.Done()
+	conn, err := p.relayBytes()
+	quiet := conn == p.src && errors.Is(err, os.ErrDeadlineExceeded)
+	if !quiet {
+		p.done(conn, err)
+	}
+	s.mu.Lock()
+	delete(s.pumps, p)
+	s.mu.Unlock()
+	if quiet {
+		p.unask()
+	}
+	p.relay.mu.Lock()
+	p.relay.running--
+	over := p.relay.over
+	p.relay.mu.Unlock()
+	if quiet && !over {
+		s.idle.park(p) // from here on the pump may already run again
+		return
+	}
+	p.relay.settle()
+}
+
+// done ends the direction: its source hung up (err is nil), or conn failed.
+func (p *pump) done(conn net.Conn, err error) {
+	r := p.relay
+	if err != nil && (p == &r.down || conn == p.src) {
+		r.lost(conn, err)
+		return
+	}
+	if err != nil {
+		// A backend that takes no more may have said why: its BYE is still to
+		// be read.
+		r.note(BackendLost, err)
+		r.shut()
+		return
+	}
+	r.note(p.hungUp(), nil)
+	p.progress()
+	p.writing.Store(true) // a full socket can hold TLS's goodbye up
+	_ = closeWrite(p.dst) // what is wrong with dst, the other direction finds out
+	p.writing.Store(false)
+	r.shut()
+}
+
+func (p *pump) hungUp() Reason {
+	if p == &p.relay.up {
+		return ClientClosed
+	}
+	return BackendClosed
+}
+
+// relayBytes copies until the source ends (nil), or one side fails: which, and
+// how.
+func (p *pump) relayBytes() (net.Conn, error) {
+	if len(p.first) > 0 {
+		if err := p.write(p.first); err != nil {
+			return p.dst, err
+		}
+		p.first = nil
+	}
+	if src, dst, ok := bothTCP(p.src, p.dst); ok {
+		return p.spliceBytes(src, dst)
+	}
+	buf := small.Get().(*[smallBuffer]byte)
+	filled, conn, err := p.copy(buf[:])
+	clear(buf[:])
+	small.Put(buf)
+	if !filled {
+		return conn, err
+	}
+	big := large.Get().(*[largeBuffer]byte)
+	_, conn, err = p.copy(big[:])
+	clear(big[:])
+	large.Put(big)
+	return conn, err
+}
+
+// copy relays through buf. It returns early, filled, when a small buffer is too
+// small for what comes.
+func (p *pump) copy(buf []byte) (filled bool, conn net.Conn, err error) {
+	for {
+		n, err := p.src.Read(buf)
+		if n > 0 {
+			if err := p.write(buf[:n]); err != nil {
+				return false, p.dst, err
+			}
+		}
+		if err != nil {
+			return false, p.src, ended(err)
+		}
+		if n == smallBuffer && len(buf) == smallBuffer {
+			return true, nil, nil
+		}
+	}
+}
+
+// ended is nil for a source that hung up. A TLS client that closes without a
+// close_notify has hung up too: IMAP frames its own messages.
+func ended(err error) error {
+	if err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil
+	}
+	return err
+}
+
+func (p *pump) write(b []byte) error {
+	p.progress()
+	p.writing.Store(true)
+	_, err := p.dst.Write(b)
+	p.writing.Store(false)
+	p.progress()
+	p.bytes.Add(int64(len(b)))
+	return err
+}
+
+// spliceBytes relays between plain sockets: the kernel moves the bytes
+// (splice(2), by net.TCPConn.ReadFrom), and nothing passes through here.
+func (p *pump) spliceBytes(src, dst *net.TCPConn) (net.Conn, error) {
+	limited := io.LimitedReader{R: src}
+	for {
+		limited.N = chunk
+		n, err := dst.ReadFrom(&limited)
+		if n > 0 {
+			p.bytes.Add(n)
+			p.progress()
+		}
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded) && n > 0:
+			p.unask() // not so quiet
+		case err != nil:
+			return p.blame(err), err
+		case limited.N == chunk:
+			return p.src, nil
+		}
+	}
+}
+
+// blame says which side of a splice failed; the kernel's word for a reset does
+// not tell, and a source is reset more often.
+func (p *pump) blame(err error) net.Conn {
+	if errors.Is(err, syscall.EPIPE) {
+		return p.dst
+	}
+	return p.src
+}
+
+func bothTCP(src, dst net.Conn) (s, d *net.TCPConn, ok bool) {
+	s, ok1 := src.(*net.TCPConn)
+	d, ok2 := dst.(*net.TCPConn)
+	return s, d, ok1 && ok2
+}
+
+func (p *pump) progress() { p.last.Store(p.relay.set.tick.Load()) }
+
+// ask makes the pump's next wait for the source fail, so that it parks. Asking
+// a pump that has just become busy again costs it one needless parking.
+func (p *pump) ask() {
+	if p.asked.CompareAndSwap(false, true) {
+		_ = socket(p.src).SetReadDeadline(time.Unix(1, 0))
+	}
+}
+
+func (p *pump) unask() {
+	p.asked.Store(false)
+	_ = socket(p.src).SetReadDeadline(time.Time{})
+}
+
+// unreported is what has been relayed since it was last called. relay.mu is held.
+func (p *pump) unreported() int64 {
+	n := p.bytes.Load() - p.reported
+	p.reported += n
+	return n
+}

@@ -1,0 +1,258 @@
+// Package splice relays the bytes of logged-in sessions, both ways, as they
+// are: it reads no command, adds nothing and drops nothing.
+//
+// A direction in which bytes flow is a goroutine (a pump). One that has been
+// quiet for a while gives its goroutine and its buffer up: on Linux its socket
+// waits in an epoll set of ours, and what is left of an idle session is its two
+// sockets, its TLS state and a Relay. Elsewhere the goroutine stays, without a
+// buffer of note.
+//
+// Deadlines are the clock's: it looks at all pumps every tick, asks quiet ones
+// to park, and ends sessions that are idle or stuck. So the hot path sets no
+// deadline. The package does not know who the user is; what a session's end
+// means is told once, to the func given to Start.
+package splice
+
+import (
+	"crypto/tls"
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Reason says why a session ended. The set is closed: it is a metric's label.
+type Reason string
+
+// The reasons.
+const (
+	ClientClosed   Reason = "client_closed"   // the client hung up, or logged out and the backend followed
+	BackendClosed  Reason = "backend_closed"  // the backend hung up first
+	ClientLost     Reason = "client_lost"     // reset, time-out or TLS fault on the client's side
+	BackendLost    Reason = "backend_lost"    // the same on the backend's side
+	Idle           Reason = "idle"            // no byte either way for Config.Idle
+	ClientStalled  Reason = "client_stalled"  // the client read nothing for Config.Write
+	BackendStalled Reason = "backend_stalled" // the backend read nothing for Config.Write
+	Drained        Reason = "drained"         // the gateway is going away
+)
+
+// Config bounds the sessions of a Set.
+type Config struct {
+	Quiet      time.Duration        // a pump without bytes for this long parks
+	Idle       time.Duration        // a session without bytes for this long ends
+	HalfClosed time.Duration        // the same, once one side has hung up
+	Write      time.Duration        // a write that takes longer ends the session
+	Bytes      func(up, down int64) // told about relayed bytes, every second
+	Parked     func(directions int) // told how many directions hold no goroutine
+}
+
+// Result is how a session ended.
+type Result struct {
+	Reason   Reason
+	Err      error // the socket's or TLS's, when it was not a clean end
+	Up, Down int64 // bytes from the client, from the backend
+}
+
+// Side is one end of a session. First is what was already read from the other
+// side and goes to this one before anything else.
+type Side struct {
+	Conn  net.Conn
+	First []byte
+}
+
+// Set is all spliced sessions of a gateway, with the clock and, on Linux, the
+// epoll set they share.
+type Set struct {
+	// Set once.
+	cfg  Config
+	idle idleSet
+	stop chan struct{}
+	wg   sync.WaitGroup // the clock, the idle set and every pump
+	tick atomic.Uint32  // ticks since the start, the clock's coarse time
+
+	mu     sync.Mutex
+	relays map[*Relay]struct{} // Guarded by mu.
+	pumps  map[*pump]struct{}  // Guarded by mu. Those with a goroutine.
+}
+
+// NewSet starts the clock. Close ends it.
+func NewSet(cfg Config) (*Set, error) {
+	s := &Set{cfg: cfg, stop: make(chan struct{}), relays: map[*Relay]struct{}{}, pumps: map[*pump]struct{}{}}
+	if err := s.idle.open(); err != nil {
+		return nil, err
+	}
+	s.wg.Add(2)
+	go s.clock()
+	go s.idle.run(&s.wg)
+	return s, nil
+}
+
+// Len is the number of sessions.
+func (s *Set) Len() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.relays)
+}
+
+// EndAll ends every session, and returns when the sockets are closed.
+func (s *Set) EndAll(why Reason) {
+	s.mu.Lock()
+	all := make([]*Relay, 0, len(s.relays))
+	for r := range s.relays {
+		all = append(all, r)
+	}
+	s.mu.Unlock()
+	var wg sync.WaitGroup
+	for _, r := range all {
+		wg.Go(func() { r.End(why) })
+	}
+	wg.Wait()
+}
+
+// Close ends every session and waits for every goroutine.
+func (s *Set) Close() {
+	s.EndAll(Drained)
+	close(s.stop)
+	s.idle.close()
+	s.wg.Wait()
+}
+
+// Relay is one session. It may live without a goroutine.
+type Relay struct {
+	// Set once.
+	set   *Set
+	ended func(Result)
+	up    pump // client to backend
+	down  pump // backend to client
+
+	mu      sync.Mutex
+	running int    // Guarded by mu. Pumps with a goroutine.
+	open    int    // Guarded by mu. Directions whose source has not hung up.
+	over    bool   // Guarded by mu. The sockets are closed, or about to be.
+	told    bool   // Guarded by mu. ended was called.
+	result  Result // Guarded by mu.
+}
+
+// Start relays between the two sides until they are done and then calls ended,
+// once, with both closed. It returns at once; the sockets are the Relay's now.
+func (s *Set) Start(client, upstream Side, ended func(Result)) *Relay {
+	r := &Relay{set: s, ended: ended, open: 2}
+	r.up = pump{relay: r, src: client.Conn, dst: upstream.Conn, first: upstream.First}
+	r.down = pump{relay: r, src: upstream.Conn, dst: client.Conn, first: client.First}
+	s.mu.Lock()
+	s.relays[r] = struct{}{}
+	s.mu.Unlock()
+	r.up.wake()
+	r.down.wake()
+	return r
+}
+
+// End ends the session from outside, politely: TLS says goodbye.
+func (r *Relay) End(why Reason) {
+	if r.begin(why, nil) {
+		_ = r.up.src.Close()
+		_ = r.up.dst.Close()
+		r.settle()
+	}
+}
+
+// cut ends the session hard: no TLS goodbye, so that a peer that was in the
+// middle of a literal can tell that it did not get all of it.
+func (r *Relay) cut(why Reason, err error) {
+	if r.begin(why, err) {
+		_ = socket(r.up.src).Close()
+		_ = socket(r.up.dst).Close()
+		r.settle()
+	}
+}
+
+// begin is where every end is decided, once.
+func (r *Relay) begin(why Reason, err error) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.over {
+		return false
+	}
+	r.over = true
+	r.result.Reason, r.result.Err = why, err
+	return true
+}
+
+// settle tells about the end when no pump runs any more; the last one to leave
+// calls it again.
+func (r *Relay) settle() {
+	r.mu.Lock()
+	done := r.over && r.running == 0 && !r.told
+	r.told = r.told || done
+	result := r.result
+	r.mu.Unlock()
+	if !done {
+		return
+	}
+	r.set.idle.forget(&r.up)
+	r.set.idle.forget(&r.down)
+	r.set.mu.Lock()
+	delete(r.set.relays, r)
+	r.set.mu.Unlock()
+	r.report()
+	result.Up, result.Down = r.up.bytes.Load(), r.down.bytes.Load()
+	r.ended(result)
+}
+
+// report passes on the bytes relayed since it was last called.
+func (r *Relay) report() {
+	r.mu.Lock()
+	up, down := r.up.unreported(), r.down.unreported()
+	r.mu.Unlock()
+	if r.set.cfg.Bytes != nil && (up > 0 || down > 0) {
+		r.set.cfg.Bytes(up, down)
+	}
+}
+
+// note keeps the first reason for an end that is beginning.
+func (r *Relay) note(why Reason, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.result.Reason == "" {
+		r.result.Reason, r.result.Err = why, err
+	}
+}
+
+// shut counts a direction that is done. The other one goes on: a client may
+// half-close behind LOGOUT and still wait for the BYE.
+func (r *Relay) shut() {
+	r.mu.Lock()
+	r.open--
+	last, why, err := r.open == 0, r.result.Reason, r.result.Err
+	r.mu.Unlock()
+	if last {
+		r.cut(why, err) // both have said goodbye already
+	}
+}
+
+// lost ends the session on a fault of one side.
+func (r *Relay) lost(conn net.Conn, err error) {
+	why := BackendLost
+	if conn == r.up.src {
+		why = ClientLost
+	}
+	r.cut(why, err)
+}
+
+// socket is the TCP connection under a connection.
+func socket(c net.Conn) net.Conn {
+	if t, ok := c.(*tls.Conn); ok {
+		return t.NetConn()
+	}
+	return c
+}
+
+// closeWrite hangs up one direction: TLS's close_notify, or TCP's FIN.
+func closeWrite(c net.Conn) error {
+	h, ok := c.(interface{ CloseWrite() error })
+	if !ok {
+		return errors.ErrUnsupported
+	}
+	return h.CloseWrite()
+}

@@ -1,0 +1,372 @@
+package splice
+
+import (
+	"bytes"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"imapgate/tlsconf"
+)
+
+// bed is a session between a client and a backend that the test plays, over
+// real sockets: client <-> front, back <-> backend.
+type bed struct {
+	client, backend net.Conn
+	relay           *Relay
+	result          chan Result
+}
+
+var kinds = []string{"plain-plain", "tls-plain", "plain-tls", "tls-tls"}
+
+func testConfig() Config {
+	return Config{Quiet: 50 * time.Millisecond, Idle: time.Hour, HalfClosed: time.Hour, Write: time.Hour}
+}
+
+func newSet(t testing.TB, cfg Config) *Set {
+	t.Helper()
+	before := runtime.NumGoroutine()
+	s, err := NewSet(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		s.Close()
+		eventually(t, "every goroutine to end", func() bool { return runtime.NumGoroutine() <= before })
+	})
+	return s
+}
+
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !ok(); runtime.Gosched() {
+		if time.Now().After(end) {
+			buf := make([]byte, 1<<16)
+			t.Fatalf("waited in vain for %s\n%s", what, buf[:runtime.Stack(buf, true)])
+		}
+	}
+}
+
+func tcpPair(t testing.TB) (dialed, accepted net.Conn) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	dialed, err = net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	accepted, err = l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = dialed.Close(), accepted.Close() })
+	return dialed, accepted
+}
+
+func tlsPair(t testing.TB, client, server net.Conn) (c, s net.Conn) {
+	t.Helper()
+	cert, err := tlsconf.SelfSigned("localhost")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tc := tls.Client(client, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // a test's own certificate
+	ts := tls.Server(server, &tls.Config{Certificates: []tls.Certificate{cert}})
+	done := make(chan error, 1)
+	go func() { done <- ts.Handshake() }()
+	if err := errors.Join(tc.Handshake(), <-done); err != nil {
+		t.Fatal(err)
+	}
+	return tc, ts
+}
+
+func newBed(t testing.TB, s *Set, kind string, first ...string) *bed {
+	t.Helper()
+	client, front := tcpPair(t)
+	back, backend := tcpPair(t)
+	if strings.HasPrefix(kind, "tls-") {
+		client, front = tlsPair(t, client, front)
+	}
+	if strings.HasSuffix(kind, "-tls") {
+		back, backend = tlsPair(t, back, backend)
+	}
+	b := &bed{client: client, backend: backend, result: make(chan Result, 2)}
+	var toClient, toBackend string
+	if len(first) == 2 {
+		toClient, toBackend = first[0], first[1]
+	}
+	b.relay = s.Start(Side{front, []byte(toClient)}, Side{back, []byte(toBackend)}, func(r Result) { b.result <- r })
+	return b
+}
+
+func say(t testing.TB, c net.Conn, text string) {
+	t.Helper()
+	if _, err := io.WriteString(c, text); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func hear(t testing.TB, c net.Conn, want string) {
+	t.Helper()
+	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	got := make([]byte, len(want))
+	if _, err := io.ReadFull(c, got); err != nil || string(got) != want {
+		t.Fatalf("heard %q, %v; want %q", got, err, want)
+	}
+}
+
+func (b *bed) ends(t testing.TB, want Reason) Result {
+	t.Helper()
+	select {
+	case r := <-b.result:
+		if r.Reason != want {
+			t.Fatalf("ended by %s (%v), want %s", r.Reason, r.Err, want)
+		}
+		return r
+	case <-time.After(10 * time.Second):
+		t.Fatalf("the session did not end; want %s", want)
+		return Result{}
+	}
+}
+
+func each(t *testing.T, cfg Config, do func(t *testing.T, s *Set, kind string)) {
+	for _, kind := range kinds {
+		t.Run(kind, func(t *testing.T) { do(t, newSet(t, cfg), kind) })
+	}
+}
+
+func TestBytesReadTooFarGoFirst(t *testing.T) {
+	each(t, testConfig(), func(t *testing.T, s *Set, kind string) {
+		b := newBed(t, s, kind, "* 1 EXISTS\r\n", "b SELECT INBOX\r\n")
+		say(t, b.client, "c NOOP\r\n")
+		say(t, b.backend, "b OK\r\n")
+		hear(t, b.backend, "b SELECT INBOX\r\nc NOOP\r\n")
+		hear(t, b.client, "* 1 EXISTS\r\nb OK\r\n")
+	})
+}
+
+func TestAQuietSessionHoldsNoGoroutineAndWakes(t *testing.T) {
+	if !canPark {
+		t.Skip("only Linux parks")
+	}
+	each(t, testConfig(), func(t *testing.T, s *Set, kind string) {
+		before := runtime.NumGoroutine()
+		var beds []*bed
+		for range 20 {
+			beds = append(beds, newBed(t, s, kind))
+		}
+		for round := range 5 {
+			eventually(t, "the sessions to park", func() bool { return s.idle.len() == 40 && runtime.NumGoroutine() <= before })
+			for i, b := range beds {
+				line := fmt.Sprintf("%d.%d NOOP\r\n", round, i)
+				say(t, b.client, line)
+				hear(t, b.backend, line)
+				say(t, b.backend, line)
+				hear(t, b.client, line)
+			}
+		}
+		for _, b := range beds {
+			_ = b.client.Close()
+			_ = b.backend.Close()
+			r := <-b.result
+			if r.Up != r.Down || r.Up != int64(len("0.0 NOOP\r\n"))*5 && r.Up != int64(len("0.10 NOOP\r\n"))*5 {
+				t.Errorf("counted %d up, %d down", r.Up, r.Down)
+			}
+		}
+	})
+}
+
+func TestBothWaysAtOnceNothingIsLost(t *testing.T) {
+	const size = 8 << 20
+	each(t, testConfig(), func(t *testing.T, s *Set, kind string) {
+		b := newBed(t, s, kind)
+		mail := make([]byte, size)
+		rnd := rand.NewChaCha8([32]byte{1})
+		_, _ = rnd.Read(mail)
+		errs := make(chan error, 4)
+		send := func(c net.Conn, seed uint64) {
+			rnd, rest := rand.New(rand.NewPCG(seed, 2)), mail
+			for len(rest) > 0 {
+				n := min(len(rest), 1+rnd.IntN(100_000))
+				if _, err := c.Write(rest[:n]); err != nil {
+					errs <- err
+					return
+				}
+				if rest = rest[n:]; rnd.IntN(50) == 0 {
+					<-time.After(80 * time.Millisecond) // long enough to be asked to park
+				}
+			}
+			errs <- nil
+		}
+		receive := func(c net.Conn) {
+			got := make([]byte, size)
+			_, err := io.ReadFull(c, got)
+			if err == nil && !bytes.Equal(got, mail) {
+				err = errors.New("bytes changed")
+			}
+			errs <- err
+		}
+		go send(b.client, 1)
+		go send(b.backend, 2)
+		go receive(b.client)
+		go receive(b.backend)
+		for range 4 {
+			if err := <-errs; err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, _ = b.client.Close(), b.backend.Close()
+		select {
+		case r := <-b.result:
+			if r.Up != size || r.Down != size {
+				t.Errorf("counted %d up, %d down", r.Up, r.Down)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("the session did not end")
+		}
+	})
+}
+
+func TestAHalfClosedSessionGoesOnTheOtherWay(t *testing.T) {
+	each(t, testConfig(), func(t *testing.T, s *Set, kind string) {
+		b := newBed(t, s, kind)
+		say(t, b.client, "a LOGOUT\r\n")
+		if err := closeWrite(b.client); err != nil {
+			t.Fatal(err)
+		}
+		hear(t, b.backend, "a LOGOUT\r\n")
+		if n, err := b.backend.Read(make([]byte, 1)); err != io.EOF {
+			t.Fatalf("the backend read %d, %v; want the end", n, err)
+		}
+		say(t, b.backend, "* BYE\r\na OK\r\n")
+		hear(t, b.client, "* BYE\r\na OK\r\n")
+		_ = b.backend.Close()
+		if _, err := b.client.Read(make([]byte, 1)); err != io.EOF {
+			t.Fatalf("the client read %v; want the end", err)
+		}
+		b.ends(t, ClientClosed)
+	})
+}
+
+func TestADeadBackendIsSeenAtOnce(t *testing.T) {
+	each(t, testConfig(), func(t *testing.T, s *Set, kind string) {
+		for _, parked := range []bool{false, true} {
+			b := newBed(t, s, kind)
+			if parked && canPark {
+				eventually(t, "the session to park", func() bool { return s.idle.len() == 2 })
+			}
+			say(t, b.backend, "* 1 FETCH (BODY[] {100}\r\nabc")
+			hear(t, b.client, "* 1 FETCH (BODY[] {100}\r\nabc")
+			tcp := socket(b.backend).(*net.TCPConn)
+			_ = tcp.SetLinger(0) // RST
+			_ = tcp.Close()
+			start := time.Now()
+			_ = b.client.SetReadDeadline(start.Add(5 * time.Second))
+			n, err := b.client.Read(make([]byte, 1))
+			if n != 0 || err == nil || time.Since(start) > time.Second {
+				t.Errorf("the client read %d bytes, %v, after %v", n, err, time.Since(start))
+			}
+			b.ends(t, BackendLost)
+		}
+	})
+}
+
+func TestASlowReaderHoldsTheSenderBack(t *testing.T) {
+	each(t, testConfig(), func(t *testing.T, s *Set, kind string) {
+		b := newBed(t, s, kind)
+		var sent int
+		_ = b.backend.SetWriteDeadline(time.Now().Add(500 * time.Millisecond))
+		for buf := make([]byte, 1<<16); ; {
+			n, err := b.backend.Write(buf)
+			sent += n
+			if err != nil {
+				break
+			}
+		}
+		if sent > 64<<20 {
+			t.Errorf("%d bytes went into a session whose client reads nothing", sent)
+		}
+		b.relay.End(Drained)
+		b.ends(t, Drained)
+	})
+}
+
+func TestTimeOutsEndSessions(t *testing.T) {
+	cfg := testConfig()
+	cfg.Idle = 100 * time.Millisecond
+	each(t, cfg, func(t *testing.T, s *Set, kind string) {
+		b := newBed(t, s, kind)
+		b.ends(t, Idle)
+		if _, err := b.client.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("the client read %v", err)
+		}
+	})
+	cfg = testConfig()
+	cfg.Write = 100 * time.Millisecond
+	each(t, cfg, func(t *testing.T, s *Set, kind string) {
+		b := newBed(t, s, kind)
+		go func() { _, _ = io.Copy(b.backend, zeros{}) }()
+		b.ends(t, ClientStalled)
+	})
+	cfg = testConfig()
+	cfg.HalfClosed = 100 * time.Millisecond
+	each(t, cfg, func(t *testing.T, s *Set, kind string) {
+		b := newBed(t, s, kind)
+		_ = closeWrite(b.backend)
+		b.ends(t, BackendClosed)
+	})
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { return len(p), nil }
+
+func TestClosingTheSetEndsEverySession(t *testing.T) {
+	s := newSet(t, testConfig())
+	var beds []*bed
+	for i := range 40 {
+		beds = append(beds, newBed(t, s, kinds[i%len(kinds)]))
+	}
+	s.EndAll(Drained)
+	for _, b := range beds {
+		b.ends(t, Drained)
+		if _, err := b.client.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("the client read %v", err)
+		}
+	}
+	if s.Len() != 0 || s.idle.len() != 0 {
+		t.Errorf("%d sessions, %d parked are left", s.Len(), s.idle.len())
+	}
+}
+
+func TestBytesAreReportedOnceEach(t *testing.T) {
+	cfg := testConfig()
+	var up, down int64
+	reports := make(chan [2]int64, 100)
+	cfg.Bytes = func(u, d int64) { reports <- [2]int64{u, d} }
+	s := newSet(t, cfg)
+	b := newBed(t, s, "plain-plain")
+	for range 3 {
+		say(t, b.client, "a NOOP\r\n")
+		hear(t, b.backend, "a NOOP\r\n")
+		b.relay.report()
+	}
+	_, _ = b.client.Close(), b.backend.Close()
+	r := <-b.result
+	close(reports)
+	for n := range reports {
+		up, down = up+n[0], down+n[1]
+	}
+	if up != r.Up || down != r.Down || up != 24 {
+		t.Errorf("reported %d up, %d down; result %+v", up, down, r)
+	}
+}
