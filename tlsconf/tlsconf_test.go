@@ -1,0 +1,344 @@
+package tlsconf
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"io"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+)
+
+// authority signs certificates for tests.
+type authority struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
+func newAuthority(t testing.TB, name string) *authority {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(240 * time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &authority{cert, key}
+}
+
+func (a *authority) pem() []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})
+}
+
+func (a *authority) pool() *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AddCert(a.cert)
+	return pool
+}
+
+// issue makes a P-256 certificate for names, good until notAfter, as PEM.
+func (a *authority) issue(t testing.TB, notAfter time.Time, names ...string) (cert, key []byte) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a.sign(t, private, private.Public(), notAfter, names)
+}
+
+func (a *authority) sign(t testing.TB, private, public any, notAfter time.Time, names []string) (cert, key []byte) {
+	t.Helper()
+	template := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: names[0]},
+		NotBefore: time.Now().Add(-48 * time.Hour), NotAfter: notAfter, DNSNames: names,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, public, a.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
+		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})
+}
+
+func write(t testing.TB, path string, text []byte) string {
+	t.Helper()
+	if err := os.WriteFile(path, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// writePair writes base.pem and base.key.
+func writePair(t testing.TB, base string, cert, key []byte) KeyPair {
+	t.Helper()
+	return KeyPair{Cert: write(t, base+".pem", cert), Key: write(t, base+".key", key)}
+}
+
+// shake does a handshake over loopback, reads one byte from the server so that
+// a ticket arrives, and gives the client's view.
+func shake(t testing.TB, server, client *tls.Config) (tls.ConnectionState, error) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	served := make(chan error, 1)
+	go serveOne(l, server, served)
+	conn, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	c := tls.Client(conn, client)
+	_, err = io.ReadFull(c, make([]byte, 1)) // TLS 1.3: a refused certificate shows here
+	state := c.ConnectionState()
+	_ = c.Close()
+	return state, errors.Join(err, <-served)
+}
+
+// serveOne ends after one connection.
+func serveOne(l net.Listener, cfg *tls.Config, done chan<- error) {
+	conn, err := l.Accept()
+	if err != nil {
+		done <- err
+		return
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	s := tls.Server(conn, cfg)
+	if err = s.Handshake(); err == nil {
+		_, err = s.Write([]byte{'*'})
+	}
+	done <- err
+}
+
+func newServer(t testing.TB, cfg ServerConfig) (*Server, *observer.ObservedLogs) {
+	t.Helper()
+	core, said := observer.New(zap.InfoLevel)
+	s, err := NewServer(cfg, zap.New(core))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, said
+}
+
+func TestCertificateIsChosenByName(t *testing.T) {
+	ca, dir, later := newAuthority(t, "ca"), t.TempDir(), time.Now().Add(240*time.Hour)
+	var pairs []KeyPair
+	for i, names := range [][]string{{"first.example.org"}, {"mail.example.org"}, {"*.example.org", "Example.NET"}, {"*.deep.example.org"}} {
+		cert, key := ca.issue(t, later, names...)
+		pairs = append(pairs, writePair(t, filepath.Join(dir, string(rune('a'+i))), cert, key))
+	}
+	s, _ := newServer(t, ServerConfig{Certificates: pairs})
+	for asked, want := range map[string]string{
+		"mail.example.org":    "mail.example.org",
+		"MAIL.Example.ORG":    "mail.example.org",
+		"imap.example.org":    "*.example.org",
+		"example.net":         "*.example.org", // by its second name
+		"x.deep.example.org":  "*.deep.example.org",
+		"a.b.example.org":     "first.example.org", // a wildcard is one label
+		"example.org":         "first.example.org",
+		"deep.example.org":    "*.example.org",
+		"*.example.org":       "*.example.org",
+		"unknown.example.com": "first.example.org",
+		"":                    "first.example.org",
+	} {
+		state, err := shake(t, s.Config(), &tls.Config{ServerName: asked, InsecureSkipVerify: true})
+		if err != nil {
+			t.Errorf("%q: %v", asked, err)
+			continue
+		}
+		if got := state.PeerCertificates[0].Subject.CommonName; got != want {
+			t.Errorf("%q got %s, want %s", asked, got, want)
+		}
+	}
+}
+
+func TestClientGetsTheKeyTypeItCanUse(t *testing.T) {
+	ca, dir, later := newAuthority(t, "ca"), t.TempDir(), time.Now().Add(240*time.Hour)
+	ecCert, ecKey := ca.issue(t, later, "mail.example.org")
+	private, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rsaCert, rsaKey := ca.sign(t, private, private.Public(), later, []string{"mail.example.org"})
+	s, _ := newServer(t, ServerConfig{Certificates: []KeyPair{
+		writePair(t, filepath.Join(dir, "ec"), ecCert, ecKey), writePair(t, filepath.Join(dir, "rsa"), rsaCert, rsaKey)}})
+	old := &tls.Config{ServerName: "mail.example.org", RootCAs: ca.pool(), MaxVersion: tls.VersionTLS12,
+		CipherSuites: []uint16{tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256}}
+	for want, client := range map[x509.PublicKeyAlgorithm]*tls.Config{
+		x509.RSA: old, x509.ECDSA: {ServerName: "mail.example.org", RootCAs: ca.pool()}} {
+		state, err := shake(t, s.Config(), client)
+		if err != nil || state.PeerCertificates[0].PublicKeyAlgorithm != want {
+			t.Errorf("want %v, got %v", want, err)
+		}
+	}
+}
+
+func TestOnlyTheRightProtocolAndVersionAreServed(t *testing.T) {
+	cert, key, err := SelfSignedPEM("mail.example.org", "127.0.0.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair := writePair(t, filepath.Join(t.TempDir(), "c"), cert, key)
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(cert)
+	for name, c := range map[string]struct {
+		min    string
+		client *tls.Config
+		want   string
+		ok     bool
+	}{
+		"imap":               {"", &tls.Config{NextProtos: []string{"imap"}}, "imap", true},
+		"imap among others":  {"", &tls.Config{NextProtos: []string{"h2", "imap"}}, "imap", true},
+		"none":               {"", &tls.Config{}, "", true},
+		"http/1.1":           {"", &tls.Config{NextProtos: []string{"http/1.1"}}, "", false},
+		"h2":                 {"", &tls.Config{NextProtos: []string{"h2"}}, "", false},
+		"smtp":               {"", &tls.Config{NextProtos: []string{"smtp"}}, "", false},
+		"TLS 1.2":            {"1.2", &tls.Config{MaxVersion: tls.VersionTLS12}, "", true},
+		"TLS 1.1":            {"", &tls.Config{MinVersion: tls.VersionTLS11, MaxVersion: tls.VersionTLS11}, "", false},
+		"1.2 where 1.3 must": {"1.3", &tls.Config{MaxVersion: tls.VersionTLS12}, "", false},
+		"1.3 where 1.3 must": {"1.3", &tls.Config{}, "", true},
+	} {
+		s, _ := newServer(t, ServerConfig{MinVersion: c.min, Certificates: []KeyPair{pair}})
+		client := c.client.Clone()
+		client.ServerName, client.RootCAs = "mail.example.org", roots
+		state, err := shake(t, s.Config(), client)
+		if (err == nil) != c.ok || c.ok && state.NegotiatedProtocol != c.want {
+			t.Errorf("%s: %q, %v", name, state.NegotiatedProtocol, err)
+		}
+	}
+}
+
+func TestBadFilesAreNamedAllAtOnce(t *testing.T) {
+	dir := t.TempDir()
+	cert, key, _ := SelfSignedPEM("a")
+	_, otherKey, _ := SelfSignedPEM("b")
+	good := writePair(t, filepath.Join(dir, "good"), cert, key)
+	for name, c := range map[string]struct {
+		cfg  ServerConfig
+		want []string
+	}{
+		"none":       {ServerConfig{}, []string{"no certificate is configured"}},
+		"version":    {ServerConfig{MinVersion: "1.1", Certificates: []KeyPair{good}}, []string{`"1.1"`}},
+		"missing":    {ServerConfig{Certificates: []KeyPair{{"/no/c", "/no/k"}, good, {good.Cert, "/no/k2"}}}, []string{"/no/c: no such file", "/no/k2: no such file"}},
+		"mismatch":   {ServerConfig{Certificates: []KeyPair{writePair(t, filepath.Join(dir, "mix"), cert, otherKey)}}, []string{"mix.pem", "mix.key", "does not match"}},
+		"empty":      {ServerConfig{Certificates: []KeyPair{writePair(t, filepath.Join(dir, "empty"), nil, key)}}, []string{"empty.pem", "failed to find"}},
+		"swapped":    {ServerConfig{Certificates: []KeyPair{{good.Key, good.Cert}}}, []string{"good.pem"}},
+		"CA":         {ServerConfig{Certificates: []KeyPair{good}, ClientCA: good.Key}, []string{"client CA", "good.key holds no PEM certificate"}},
+		"missing CA": {ServerConfig{Certificates: []KeyPair{good}, ClientCA: "/no/ca"}, []string{"/no/ca"}},
+		"huge":       {ServerConfig{Certificates: []KeyPair{{write(t, filepath.Join(dir, "huge"), make([]byte, maxFile+1)), good.Key}}}, []string{"huge is larger"}},
+	} {
+		_, err := NewServer(c.cfg, zap.NewNop())
+		for _, want := range c.want {
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: %v does not say %q", name, err, want)
+			}
+		}
+		if err != nil && strings.Contains(err.Error(), "PRIVATE") && name != "swapped" {
+			t.Errorf("%s: %v shows what is in a file", name, err)
+		}
+	}
+}
+
+func TestOneConfigServesAllConnectionsOfAGeneration(t *testing.T) {
+	cert, key, _ := SelfSignedPEM("a")
+	s, _ := newServer(t, ServerConfig{Certificates: []KeyPair{writePair(t, filepath.Join(t.TempDir(), "c"), cert, key)}})
+	first := s.Config()
+	if n := testing.AllocsPerRun(100, func() { _ = s.Config() }); n != 0 || s.Config() != first {
+		t.Errorf("%v allocations", n)
+	}
+	if changed, err := s.Reload(); changed || err != nil {
+		t.Errorf("unchanged files made a new generation: %v", err)
+	}
+}
+
+func TestBackendIsAlwaysVerified(t *testing.T) {
+	ca, other, dir, later := newAuthority(t, "ca"), newAuthority(t, "other"), t.TempDir(), time.Now().Add(240*time.Hour)
+	caFile := write(t, filepath.Join(dir, "ca"), ca.pem())
+	for name, c := range map[string]struct {
+		signer   *authority
+		notAfter time.Time
+		name     string
+		want     string
+	}{
+		"good":    {ca, later, "east.internal", ""},
+		"name":    {ca, later, "west.internal", "not east.internal"},
+		"expired": {ca, time.Now().Add(-time.Hour), "east.internal", "expired"},
+		"CA":      {other, later, "east.internal", "unknown authority"},
+	} {
+		cert, key := c.signer.issue(t, c.notAfter, c.name)
+		pair, err := tls.X509KeyPair(cert, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg, err := Client(ClientConfig{CA: caFile, ServerName: "east.internal"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		state, err := shake(t, &tls.Config{Certificates: []tls.Certificate{pair}, NextProtos: []string{"imap"}}, cfg)
+		if c.want == "" && (err != nil || state.NegotiatedProtocol != "imap") || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for name, cfg := range map[string]ClientConfig{"no name": {}, "no CA": {CA: "/no/ca", ServerName: "x"},
+		"no PEM": {CA: write(t, filepath.Join(dir, "x"), nil), ServerName: "x"}, "version": {ServerName: "x", MinVersion: "1.0"}} {
+		if _, err := Client(cfg); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+func TestSecondConnectionToABackendResumes(t *testing.T) {
+	ca := newAuthority(t, "ca")
+	cert, key := ca.issue(t, time.Now().Add(240*time.Hour), "east.internal")
+	pair, err := tls.X509KeyPair(cert, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &tls.Config{Certificates: []tls.Certificate{pair}}
+	cfg, err := Client(ClientConfig{CA: write(t, filepath.Join(t.TempDir(), "ca"), ca.pem()), ServerName: "east.internal"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var resumed []bool
+	for range 3 {
+		state, err := shake(t, server, cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resumed = append(resumed, state.DidResume)
+	}
+	if !slices.Equal(resumed, []bool{false, true, true}) {
+		t.Errorf("resumed: %v", resumed)
+	}
+}
