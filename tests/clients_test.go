@@ -55,7 +55,7 @@ func fill(t *testing.T, through entrance, user string, n int) map[string]mailHas
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close() //nolint:errcheck // all answers were read
+	defer c.Close() // all answers were read
 	hashes := map[string]mailHash{}
 	// RFC 3502: one APPEND for many messages.
 	var command strings.Builder
@@ -193,7 +193,7 @@ func TestAGoProgramIdlesAndReadsNewMail(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close() //nolint:errcheck // it has logged out
+	defer c.Close() // it has logged out
 	// The library waits for answers without a limit.
 	watchdog := time.AfterFunc(runs, func() { _ = c.Close() })
 	defer watchdog.Stop()
@@ -262,7 +262,7 @@ func deliver(t *testing.T, backend *testbed.Dovecot, user string, message []byte
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close() //nolint:errcheck // its answer was read
+	defer c.Close() // its answer was read
 	if _, err := c.Read(); err != nil {
 		t.Fatal(err)
 	}

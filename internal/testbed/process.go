@@ -216,7 +216,7 @@ func freePorts(t testing.TB, n int) []int {
 		if err != nil {
 			t.Fatalf("ask for a free port: %v", err)
 		}
-		defer l.Close() //nolint:errcheck // nothing was written
+		defer l.Close() // nothing was written
 		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
 	}
 	return ports
