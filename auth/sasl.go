@@ -47,6 +47,9 @@ func (a *Authenticator) Start(mechanism string) (*Exchange, bool) {
 	return e, true
 }
 
+// Mechanism is SASLPlain or SASLLogin.
+func (e *Exchange) Mechanism() string { return e.mechanism }
+
 // Format implements fmt.Formatter: fmt would show the password inside.
 func (e Exchange) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, e.mechanism+" exchange") }
 

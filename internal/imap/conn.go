@@ -67,6 +67,16 @@ func (c *Conn) stop() {
 	_ = c.nc.SetDeadline(past)
 }
 
+// LastWords writes text within d, even when the context has ended, as the last
+// thing before Close.
+func (c *Conn) LastWords(d time.Duration, text string) {
+	c.mu.Lock()
+	c.stopped = true // no later Limit counts
+	_ = c.nc.SetDeadline(time.Now().Add(d))
+	c.mu.Unlock()
+	_, _ = c.nc.Write([]byte(text)) // the peer may be gone
+}
+
 // Upgrade goes on over what wrap makes of the connection: TLS. Bytes that were
 // read too far are an injection (RFC 9051 §6.2.1, §11.1): ErrInjected.
 func (c *Conn) Upgrade(wrap func(net.Conn) net.Conn) error {

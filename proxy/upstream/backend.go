@@ -43,6 +43,10 @@ func New(cfg Config, hooks Hooks, log *zap.Logger) *Backend {
 // Name is what routes and logs call the backend.
 func (b *Backend) Name() string { return b.cfg.Name }
 
+// Master says whether logins are the gateway's own: the backend then takes our
+// word for who the user is.
+func (b *Backend) Master() bool { return b.cfg.Login == MasterLogin }
+
 // Login connects and logs who in, within LoginTimeout and ctx.
 //
 // Errors: ErrDenied, *Refused, ErrLoop, and ErrUnavailable for everything else.

@@ -90,6 +90,9 @@ func clean(text string) string {
 	}, text)
 }
 
+// ResultOf names the error of a Login.
+func ResultOf(err error) string { return result(context.Background(), err) }
+
 // result names an error for the metrics.
 func result(ctx context.Context, err error) string {
 	if err == nil {

@@ -1,0 +1,141 @@
+package proxy
+
+import (
+	"bufio"
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/pires/go-proxyproto"
+
+	"imapgate/internal/audit"
+	"imapgate/internal/imap"
+	"imapgate/internal/metrics"
+)
+
+// proxyTimeout is for the whole PROXY header; the protocol's text asks for at
+// least three seconds.
+const proxyTimeout = 3 * time.Second
+
+// maxProxyHeader is more than any header a load balancer sends: 16 bytes, two
+// IPv6 addresses and their TLVs.
+const maxProxyHeader = 2 << 10
+
+// arrive brings a connection to its greeting: a place for it, the PROXY header
+// where the peer must send one, implicit TLS.
+func (s *session) arrive() error {
+	if s.server.open.Load() > s.server.slots {
+		return s.noRoom()
+	}
+	if trusts(s.listener.ProxyTrusted, s.who.Peer) {
+		if err := s.readProxyHeader(); err != nil {
+			return &ending{audit.BadProxyHeader, "", err}
+		}
+	}
+	s.conn.Limit(s.deadline)
+	if s.listener.TLS == ImplicitTLS {
+		return s.handshake()
+	}
+	return nil
+}
+
+// noRoom turns a connection away; in the clear there is a word for it.
+func (s *session) noRoom() error {
+	e := &ending{reason: audit.TooMany}
+	if s.listener.TLS != ImplicitTLS {
+		e.bye = "[UNAVAILABLE] Too many connections."
+	}
+	return e
+}
+
+// trusts says whether a peer's TCP address is in one of the networks.
+func trusts(networks []netip.Prefix, peer netip.AddrPort) bool {
+	for _, n := range networks {
+		if n.Contains(peer.Addr()) {
+			return true
+		}
+	}
+	return false
+}
+
+// readProxyHeader learns the client's address from the load balancer in front.
+// LOCAL and UNKNOWN keep the peer's. Bytes behind the header are kept.
+func (s *session) readProxyHeader() error {
+	s.conn.Limit(s.began.Add(proxyTimeout))
+	r := bufio.NewReaderSize(s.socket, maxProxyHeader)
+	header, err := proxyproto.Read(r)
+	if err != nil {
+		return err
+	}
+	// A second header would be a client's, taken for the balancer's.
+	s.socket.rest, _ = r.Peek(r.Buffered())
+	if src, ok := header.SourceAddr.(*net.TCPAddr); ok && header.Command == proxyproto.PROXY {
+		s.who.Claimed = addrPort(src)
+	}
+	return nil
+}
+
+// handshake starts TLS. Its deadline is absolute, and never later than that of
+// the login.
+func (s *session) handshake() error {
+	cfg := s.server.rooms.TLS.Config()
+	began := time.Now()
+	limit := began.Add(s.server.cfg.Handshake)
+	if limit.After(s.deadline) {
+		limit = s.deadline
+	}
+	s.conn.Limit(limit)
+	err := s.conn.Upgrade(func(nc net.Conn) net.Conn {
+		s.tls = tls.Server(nc, cfg)
+		return s.tls
+	})
+	if err == nil {
+		err = s.tls.Handshake()
+	}
+	s.server.rooms.Metrics.HandshakeDone(handshakeResult(s.tls, err))
+	if err != nil {
+		return &ending{handshakeReason(err), "", err}
+	}
+	state := s.tls.ConnectionState()
+	s.who.TLSVersion, s.who.Cipher = state.Version, state.CipherSuite
+	s.who.ServerName, s.who.ALPN = state.ServerName, state.NegotiatedProtocol
+	s.conn.Limit(s.deadline)
+	return nil
+}
+
+func handshakeReason(err error) audit.Reason {
+	switch {
+	case errors.Is(err, imap.ErrInjected):
+		return audit.StartTLSInjection
+	case isTimeout(err):
+		return audit.HandshakeTimeout
+	case isALPN(err):
+		return audit.WrongALPN
+	}
+	return audit.HandshakeFailed
+}
+
+func handshakeResult(c *tls.Conn, err error) string {
+	switch {
+	case err == nil && c.ConnectionState().DidResume:
+		return metrics.Resumed
+	case err == nil:
+		return metrics.OK
+	case isTimeout(err):
+		return metrics.Timeout
+	case isALPN(err):
+		return metrics.ALPN
+	case isClosed(err):
+		return metrics.Canceled
+	}
+	return metrics.Failed
+}
+
+// isALPN knows crypto/tls's word for a client that asked for other protocols;
+// there is no type for it.
+func isALPN(err error) bool {
+	return strings.Contains(err.Error(), "client requested unsupported application protocols")
+}

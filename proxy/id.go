@@ -1,0 +1,95 @@
+package proxy
+
+import (
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"imapgate/internal/imap"
+)
+
+// Bounds of ID: RFC 2971 §3.3, and what is passed on to a backend.
+const (
+	maxPairs    = 30
+	maxKey      = 30
+	maxValue    = 1024
+	maxClientID = 256 // bytes of all keys and values that are passed on
+)
+
+// id is ID (RFC 2971). The client's own words are kept for the backend's ID;
+// what Dovecot's proxy says of a client (x-originating-ip and its kin) counts
+// only from a trusted peer. A hop limit is heeded from anybody: it can only end
+// a login sooner, and so ends circles of gateways that do not trust each other.
+func (s *session) id(cmd imap.Command) error {
+	pairs, ok := idPairs(cmd.Args)
+	if !ok {
+		return s.badCommand(cmd.Tag, "BAD ID takes a list of at most 30 pairs of strings, or NIL.")
+	}
+	if !s.said.asked {
+		s.said.asked = true
+		s.heard(pairs)
+	}
+	return s.send("* ID (\"name\" \"imapgate\")\r\n" + cmd.Tag + " OK ID completed.")
+}
+
+// idPairs reads "(" string SP nstring … ")" or NIL.
+func idPairs(args []imap.Token) ([][2]string, bool) {
+	if len(args) == 1 && isNil(args[0]) {
+		return nil, true
+	}
+	n := len(args)
+	if n < 2 || n%2 != 0 || n > 2+2*maxPairs || args[0].Kind != imap.Open || args[n-1].Kind != imap.Close {
+		return nil, false
+	}
+	var pairs [][2]string
+	for i := 1; i < n-1; i += 2 {
+		key, value := args[i], args[i+1]
+		if !key.IsString() || !value.IsString() || len(key.Text) > maxKey || len(value.Text) > maxValue {
+			return nil, false
+		}
+		if !isNil(value) {
+			pairs = append(pairs, [2]string{key.Text, value.Text})
+		}
+	}
+	return pairs, true
+}
+
+func isNil(t imap.Token) bool { return t.Kind == imap.Atom && strings.EqualFold(t.Text, "NIL") }
+
+// heard keeps what the client said of itself, and heeds the parameters of a
+// proxy in front.
+func (s *session) heard(pairs [][2]string) {
+	trusted := trusts(s.listener.Trusted, s.who.Peer)
+	var ip, port string
+	size := 0
+	for _, p := range pairs {
+		switch key := strings.ToLower(p[0]); {
+		case key == "x-proxy-ttl":
+			s.said.ttl = hops(p[1])
+		case key == "x-session-id":
+			s.said.via = p[1]
+		case key == "x-originating-ip":
+			ip = p[1]
+		case key == "x-originating-port":
+			port = p[1]
+		case strings.HasPrefix(key, "x-"):
+		default:
+			if size += len(p[0]) + len(p[1]); size <= maxClientID {
+				s.said.id = append(s.said.id, p)
+			}
+		}
+	}
+	if addr, err := netip.ParseAddr(ip); err == nil && trusted {
+		n, _ := strconv.ParseUint(port, 10, 16) // 0 when it is not said
+		s.who.Claimed = netip.AddrPortFrom(addr.Unmap().WithZone(""), uint16(n))
+	}
+}
+
+// hops reads a hop limit; what is none, or 0, leaves no hop.
+func hops(text string) int {
+	n, err := strconv.ParseUint(text, 10, 8)
+	if err != nil || n == 0 {
+		return 1
+	}
+	return int(n)
+}

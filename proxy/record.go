@@ -1,0 +1,127 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"time"
+
+	"go.uber.org/zap"
+
+	"imapgate/internal/audit"
+	"imapgate/internal/metrics"
+	"imapgate/proxy/splice"
+)
+
+// spliceMode is the relay mode there is.
+const spliceMode = "splice"
+
+// lastWords bounds the writing of a BYE to a client that may not read.
+const lastWords = time.Second
+
+// record is the attempt as the audit log writes it down.
+func (a *attempt) record() *audit.Login {
+	r := &audit.Login{
+		User: a.login.User, Claimed: a.claimed, Mechanism: a.login.Mechanism, Method: a.method,
+		Backend: a.route.Backend, Route: string(a.route.From), Took: time.Since(a.began),
+	}
+	if a.route.Login != a.login.User.String() {
+		r.Upstream = a.route.Login
+	}
+	return r
+}
+
+// recordRefusal writes a failed login down: audit, metrics, and for the
+// operator's own troubles the log.
+func (s *session) recordRefusal(a *attempt, r refusal, why error) {
+	rooms := &s.server.rooms
+	// Without room for the record the next login is blocked; this one is over.
+	_ = rooms.Audit.LoginRefused(&s.who, a.record(), r.reason)
+	rooms.Metrics.LoginDone(r.result, a.login.Mechanism, time.Since(a.began))
+	if r.result == metrics.Unavailable {
+		rooms.Log.Warn("login unavailable", zap.String("session", s.who.Session), zap.Stringer("user", a.login.User),
+			zap.String("backend", a.route.Backend), zap.String("reason", string(r.reason)), zap.Error(why))
+	}
+}
+
+func loginResult(err error) string {
+	if err != nil {
+		return metrics.Abandoned
+	}
+	return metrics.Accepted
+}
+
+// goodbye ends a connection that did not log in: a BYE where there is one to
+// say, the socket, the records.
+func (s *session) goodbye(ctx context.Context, err error) {
+	srv := s.server
+	e := s.endOf(ctx, err)
+	if e.bye != "" {
+		s.conn.LastWords(lastWords, "* BYE "+e.bye+"\r\n")
+	}
+	_ = s.conn.Close()
+	srv.open.Add(-1)
+	took := time.Since(s.began)
+	detail := ""
+	if e.err != nil {
+		detail = e.err.Error()
+	}
+	_ = srv.rooms.Audit.ConnectionRefused(&s.who, e.reason, detail, took)
+	level := zap.InfoLevel
+	if e.reason == audit.TooMany { // in a flood there is one a connection
+		level = zap.DebugLevel
+	}
+	srv.rooms.Log.Log(level, "session", zap.String("session", s.who.Session), zap.String("user", ""), zap.String("backend", ""),
+		zap.String("mode", ""), zap.String("stage", string(e.reason)), zap.Int64("bytes", 0), zap.Duration("dur", took), zap.Error(e.err))
+}
+
+// endOf says why a connection ended.
+func (s *session) endOf(ctx context.Context, err error) *ending {
+	var e *ending
+	switch {
+	case ctx.Err() != nil:
+		return &ending{reason: audit.GatewayStopping, bye: "[UNAVAILABLE] Server is going down."}
+	case errors.As(err, &e):
+		return e
+	case isTimeout(err):
+		return &ending{reason: audit.PreauthTimeout, bye: "Login took too long."}
+	case isClosed(err):
+		return &ending{reason: audit.ClientClosed}
+	}
+	return &ending{reason: audit.ClientLost, err: err}
+}
+
+// recoverFault ends a client in whose service we broke down, and nobody else.
+// The stack has no secret: Secrets print as nothing.
+func (s *session) recoverFault() {
+	fault := recover()
+	if fault == nil {
+		return
+	}
+	s.server.rooms.Log.Error("fault", zap.String("session", s.who.Session), zap.String("fault", fmt.Sprintf("%T", fault)),
+		zap.ByteString("stack", debug.Stack()))
+	s.goodbye(context.Background(), &ending{reason: audit.InternalMistake})
+}
+
+// loggedIn is what is kept of a client while it is relayed: what its end will
+// be recorded with.
+type loggedIn struct {
+	server  *Server
+	who     audit.Client
+	session audit.Session
+	began   time.Time
+}
+
+// ended is the one end of a session, called once from wherever it is seen.
+func (l *loggedIn) ended(r splice.Result) {
+	srv := l.server
+	l.session.In, l.session.Out = uint64(r.Up), uint64(r.Down) //nolint:gosec // counts
+	l.session.Took = time.Since(l.began)
+	srv.open.Add(-1)
+	_ = srv.rooms.Audit.SessionEnded(&l.who, &l.session, audit.Reason(r.Reason))
+	srv.rooms.Metrics.SessionEnded(l.session.Mode, string(r.Reason))
+	srv.rooms.Log.Info("session", zap.String("session", l.who.Session), zap.Stringer("user", l.session.User),
+		zap.String("backend", l.session.Backend), zap.String("mode", l.session.Mode), zap.String("stage", string(r.Reason)),
+		zap.Int64("bytes", r.Up+r.Down), zap.Duration("dur", l.session.Took), zap.Error(r.Err))
+}

@@ -1,0 +1,272 @@
+// Package proxy is the front door: one client's life, from accept to goodbye.
+//
+// It listens, ends TLS, speaks the IMAP of before the login, asks auth who the
+// client is, routing where the mailbox lives and proxy/upstream for a login
+// there, and hands both connections to proxy/splice. It does not know how a
+// password is checked, how a route is found or what a mail command means.
+//
+// A Server owns its listeners and every connection until the login; after that
+// the splice.Set does. reply.go is the one place where an error becomes words
+// for a client, record.go the one where it becomes a record for the operator.
+package proxy
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"imapgate/auth"
+	"imapgate/internal/audit"
+	"imapgate/internal/metrics"
+	"imapgate/proxy/splice"
+	"imapgate/proxy/upstream"
+	"imapgate/routing"
+	"imapgate/tlsconf"
+)
+
+// TLSMode says how a listener's clients are protected.
+type TLSMode string
+
+// The TLS modes of a listener. With NoTLS alone do passwords travel in the
+// clear: the operator has put something else in front.
+const (
+	ImplicitTLS TLSMode = "implicit"
+	StartTLS    TLSMode = "starttls"
+	NoTLS       TLSMode = "none"
+)
+
+// Listener is one address that clients connect to.
+type Listener struct {
+	Name         string
+	Address      string // host:port
+	TLS          TLSMode
+	ProxyTrusted []netip.Prefix // peers that must send a PROXY header
+	Trusted      []netip.Prefix // peers whose ID may speak for the client
+}
+
+// Config is what an operator decides about the front door.
+type Config struct {
+	Listeners      []Listener
+	MaxConnections int           // at a time; 0: as many as descriptors allow
+	Preauth        time.Duration // from accept to the login, all together
+	Handshake      time.Duration // of TLS
+	Idle           time.Duration // of a session
+	Write          time.Duration // of one write in a session
+	Drain          time.Duration // what sessions get when the gateway stops
+	AuthAttempts   int           // failed logins on a connection
+	BadCommands    int           // before the login, on a connection
+	Instance       string        // begins every session id; NewInstance
+}
+
+// halfClosed is how long a session may be silent when one side has hung up.
+const halfClosed = time.Minute
+
+// quiet is how long a session must be silent to give up its goroutines.
+const quiet = 200 * time.Millisecond
+
+// Rooms are the other rooms, as the front door asks them.
+type Rooms struct {
+	TLS      *tlsconf.Server // nil when no listener has TLS
+	Auth     *auth.Authenticator
+	Routes   *routing.Router
+	Backends map[string]*upstream.Backend
+	Audit    *audit.Log
+	Metrics  *metrics.Metrics
+	Log      *zap.Logger
+}
+
+// Server is the front door.
+type Server struct {
+	// Set once.
+	cfg       Config
+	rooms     Rooms
+	listeners []*listener
+	spliced   *splice.Set
+	slots     int64 // connections at a time
+
+	wg       sync.WaitGroup // accept loops and sessions before their relay
+	open     atomic.Int64   // connections, relayed ones included
+	serial   atomic.Uint64  // of session ids
+	draining atomic.Bool
+}
+
+// NewInstance is a random prefix for the session ids of one gateway process.
+func NewInstance() string { return rand.Text()[:8] }
+
+// New makes a Server that does not listen yet.
+func New(cfg Config, rooms Rooms) (*Server, error) {
+	s := &Server{cfg: cfg, rooms: rooms, slots: int64(cfg.MaxConnections)}
+	if s.slots == 0 {
+		s.slots = descriptorSlots()
+	}
+	for _, l := range cfg.Listeners {
+		if l.TLS != NoTLS && rooms.TLS == nil {
+			return nil, fmt.Errorf("listener %s: TLS needs a certificate", l.Name)
+		}
+		s.listeners = append(s.listeners, &listener{Listener: l, server: s, accepted: rooms.Metrics.Connections(l.Name)})
+	}
+	spliced, err := splice.NewSet(splice.Config{
+		Quiet: quiet, Idle: cfg.Idle, HalfClosed: halfClosed, Write: cfg.Write,
+		Bytes: func(up, down int64) {
+			rooms.Metrics.BytesToBackend.Add(float64(up))
+			rooms.Metrics.BytesToClient.Add(float64(down))
+		},
+		Parked: func(n int) { rooms.Metrics.Parked.Set(float64(n) / 2) },
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.spliced = spliced
+	return s, nil
+}
+
+// Listen opens every listener, or none.
+func (s *Server) Listen() error {
+	for _, l := range s.listeners {
+		if err := l.listen(); err != nil {
+			s.closeListeners()
+			return fmt.Errorf("listen on %s: %w", l.Address, err)
+		}
+	}
+	return nil
+}
+
+// Addrs are the addresses being listened on, by listener name.
+func (s *Server) Addrs() map[string]net.Addr {
+	addrs := make(map[string]net.Addr, len(s.listeners))
+	for _, l := range s.listeners {
+		if l.tcp != nil {
+			addrs[l.Name] = l.tcp.Addr()
+		}
+	}
+	return addrs
+}
+
+// Sessions is the number of logged-in sessions.
+func (s *Server) Sessions() int { return s.spliced.Len() }
+
+// Draining says whether the Server has stopped taking clients.
+func (s *Server) Draining() bool { return s.draining.Load() }
+
+// Serve takes clients until ctx is done. Then those before the login get a BYE,
+// sessions go on for at most Config.Drain, and it returns when all are gone.
+func (s *Server) Serve(ctx context.Context) error {
+	for _, l := range s.listeners {
+		s.wg.Add(1)
+		go l.accept(ctx)
+	}
+	<-ctx.Done()
+	s.draining.Store(true)
+	s.closeListeners()
+	s.wg.Wait() // the accept loops, and every login that was under way
+	s.drain()
+	s.spliced.Close()
+	return nil
+}
+
+// drain waits for the sessions to end by themselves.
+func (s *Server) drain() {
+	began := time.Now()
+	look := time.NewTicker(50 * time.Millisecond)
+	defer look.Stop()
+	for s.spliced.Len() > 0 && time.Since(began) < s.cfg.Drain {
+		<-look.C
+	}
+}
+
+// Close ends every session now; Serve then returns without waiting for them.
+func (s *Server) Close() { s.spliced.EndAll(splice.Drained) }
+
+func (s *Server) closeListeners() {
+	for _, l := range s.listeners {
+		if l.tcp != nil {
+			_ = l.tcp.Close() // accept is what notices
+		}
+	}
+}
+
+func (s *Server) sessionID() string {
+	return s.cfg.Instance + "-" + strconv.FormatUint(s.serial.Add(1), 36)
+}
+
+// listener accepts on one address.
+type listener struct {
+	Listener
+
+	// Set once.
+	server   *Server
+	tcp      *net.TCPListener // by listen
+	accepted prometheus.Counter
+}
+
+func (l *listener) listen() error {
+	config := net.ListenConfig{
+		Control:         control,
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interval: 10 * time.Second, Count: 6},
+	}
+	tcp, err := config.Listen(context.Background(), "tcp", l.Address)
+	if err != nil {
+		return err
+	}
+	l.tcp = tcp.(*net.TCPListener)
+	return nil
+}
+
+// accept takes connections until the listener is closed. When descriptors run
+// out it waits a little, longer each time, and says so once in a while.
+func (l *listener) accept(ctx context.Context) {
+	s := l.server
+	defer s.wg.Done()
+	var trouble backoff
+	for {
+		tcp, err := l.tcp.AcceptTCP()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			trouble.wait(ctx, func() { s.rooms.Log.Error("accept", zap.String("listener", l.Name), zap.Error(err)) })
+			continue
+		}
+		trouble = backoff{said: trouble.said}
+		l.accepted.Inc()
+		s.open.Add(1)
+		c := l.newSession(tcp)
+		s.wg.Add(1)
+		go c.run(ctx)
+	}
+}
+
+// backoff paces a loop that fails: 5 ms doubling to 1 s, one word a second.
+type backoff struct {
+	next time.Duration
+	said time.Time
+}
+
+func (b *backoff) wait(ctx context.Context, say func()) {
+	if time.Since(b.said) > time.Second {
+		b.said = time.Now()
+		say()
+	}
+	b.next = min(max(2*b.next, 5*time.Millisecond), time.Second)
+	pause(ctx, b.next)
+}
+
+// pause waits for d, or until ctx is done.
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}

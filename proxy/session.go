@@ -1,0 +1,258 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"time"
+
+	"imapgate/auth"
+	"imapgate/internal/audit"
+	"imapgate/internal/imap"
+	"imapgate/proxy/splice"
+	"imapgate/proxy/upstream"
+	"imapgate/routing"
+)
+
+// session is one client from accept to the login. What goes on after that is
+// a splice.Relay and a loggedIn; nothing of the session stays.
+type session struct {
+	// Set once.
+	server   *Server
+	listener *listener
+	began    time.Time
+	deadline time.Time // of everything before the login
+	socket   *socket
+
+	// Owned by run.
+	conn    *imap.Conn
+	release func() bool  // lets ctx go, which would end conn
+	tls     *tls.Conn    // nil in the clear
+	who     audit.Client // as far as it is known
+	said    said         // what the client told us; STARTTLS forgets it
+	bad     int          // commands that were none
+	failed  int          // logins
+	out     []byte       // scratch for answers
+}
+
+// socket is a client's TCP connection with the bytes read too far behind a
+// PROXY header. All other methods are the connection's own.
+type socket struct {
+	*net.TCPConn
+	rest []byte
+}
+
+func (s *socket) Read(p []byte) (int, error) {
+	if len(s.rest) > 0 {
+		n := copy(p, s.rest)
+		s.rest = s.rest[n:]
+		return n, nil
+	}
+	return s.TCPConn.Read(p)
+}
+
+// NetConn is the connection itself; the relay parks and splices that.
+func (s *socket) NetConn() net.Conn { return s.TCPConn }
+
+func (l *listener) newSession(tcp *net.TCPConn) *session {
+	s := &session{server: l.server, listener: l, began: time.Now(), socket: &socket{TCPConn: tcp}}
+	s.deadline = s.began.Add(l.server.cfg.Preauth)
+	s.who = audit.Client{Session: l.server.sessionID(), Listener: l.Name, Peer: addrPort(tcp.RemoteAddr())}
+	s.conn = imap.NewConn(s.socket, imap.Commands, imap.BeforeLogin.Line)
+	return s
+}
+
+func addrPort(a net.Addr) netip.AddrPort {
+	if tcp, ok := a.(*net.TCPAddr); ok {
+		ap := tcp.AddrPort()
+		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+	}
+	return netip.AddrPort{}
+}
+
+// run is the goroutine of a session; it ends when the client is logged in and
+// relayed, or gone. A fault of ours ends this client alone.
+func (s *session) run(ctx context.Context) {
+	srv := s.server
+	defer srv.wg.Done()
+	srv.rooms.Metrics.PreAuth.Inc()
+	defer srv.rooms.Metrics.PreAuth.Dec()
+	s.release = s.conn.Bind(ctx)
+	defer func() { s.release() }()
+	defer s.recoverFault()
+	if err := s.serve(ctx); err != nil {
+		s.goodbye(ctx, err)
+	}
+}
+
+// serve is one client's life, greeting to goodbye. Each step moves the
+// connection one stage on or ends it.
+func (s *session) serve(ctx context.Context) error {
+	if err := s.arrive(); err != nil { // PROXY header, TLS
+		return fmt.Errorf("arrive: %w", err)
+	}
+	if err := s.greet(); err != nil {
+		return fmt.Errorf("greet: %w", err)
+	}
+	for {
+		login, err := s.readLogin(ctx) // answers CAPABILITY, ID, STARTTLS on the way
+		if err != nil {
+			return fmt.Errorf("read login: %w", err)
+		}
+		up, err := s.connect(ctx, login) // auth, then routing, then upstream
+		if err == nil {
+			err = s.admit(ctx, login, up) // the login is on record
+		}
+		if err != nil {
+			if err = s.refuse(ctx, login, err); err != nil { // NO; BYE after too many
+				return fmt.Errorf("refuse login: %w", err)
+			}
+			continue
+		}
+		return s.relay(login, up)
+	}
+}
+
+// attempt is one login that a client tries, and where it got to.
+type attempt struct {
+	tag     string
+	login   auth.Login
+	claimed string // the name as it came, while login.User is nobody
+	err     error  // why it failed before anybody was asked
+	began   time.Time
+
+	// Filled by connect.
+	method string
+	route  routing.Route
+}
+
+// connect finds out who the client is and where its mailbox lives, and logs in
+// there. Each value can only come from the step before.
+func (s *session) connect(ctx context.Context, a *attempt) (*upstream.Conn, error) {
+	if a.err != nil {
+		return nil, a.err
+	}
+	rooms := &s.server.rooms
+	if err := rooms.Audit.Ready(); err != nil {
+		return nil, err
+	}
+	id, err := rooms.Auth.Authenticate(ctx, a.login)
+	if err != nil {
+		return nil, err
+	}
+	a.method = id.Method()
+	if a.route, err = rooms.Routes.Lookup(ctx, id.User()); err != nil {
+		return nil, err
+	}
+	backend := rooms.Backends[a.route.Backend]
+	if backend == nil {
+		return nil, fmt.Errorf("%w: no backend %q", routing.ErrUnavailable, a.route.Backend)
+	}
+	if backend.Master() && !id.Decided() {
+		return nil, errNobodyDecides
+	}
+	up, err := backend.Login(ctx, upstream.Request{
+		User: id.User(), Login: a.route.Login, Password: id.Password(), Client: s.introduction(),
+	})
+	if errors.Is(err, upstream.ErrDenied) && id.Decided() {
+		return nil, fmt.Errorf("%w: %w", errBackendDisagrees, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if up.User() != id.User() || a.route.User != id.User() {
+		rooms.Metrics.IdentityViolations.Inc()
+		return nil, errors.Join(errForeign, up.Close()) // never to happen: the tripwire of all tripwires
+	}
+	return up, nil
+}
+
+// introduction is how the backend is told who the client is.
+func (s *session) introduction() upstream.Client {
+	return upstream.Client{
+		Addr: s.origin(), Local: addrPort(s.socket.LocalAddr()), Session: s.who.Session,
+		Via: s.said.via, TTL: s.said.ttl, ID: s.said.id,
+	}
+}
+
+// origin is the client's own address, as far as those in front are trusted.
+func (s *session) origin() netip.AddrPort {
+	if s.who.Claimed.IsValid() {
+		return s.who.Claimed
+	}
+	return s.who.Peer
+}
+
+// admit puts the login on record, without which nobody gets in. From here on a
+// gateway that stops waits for the session to end.
+func (s *session) admit(ctx context.Context, a *attempt, up *upstream.Conn) error {
+	if !s.release() {
+		return errors.Join(context.Cause(ctx), up.Close())
+	}
+	err := s.server.rooms.Audit.LoginAccepted(&s.who, a.record())
+	if err != nil {
+		s.release = s.conn.Bind(ctx)
+		return errors.Join(err, up.Close())
+	}
+	return nil
+}
+
+// relay welcomes the client and hands both connections on. From here on the
+// session's end is loggedIn.ended's.
+func (s *session) relay(a *attempt, up *upstream.Conn) error {
+	defer up.Close() // until it is detached
+	in := &loggedIn{server: s.server, who: s.who, began: time.Now(), session: audit.Session{
+		User: up.User(), Backend: a.route.Backend, Mode: spliceMode,
+	}}
+	s.server.rooms.Metrics.SessionBegan(spliceMode)
+	err := s.welcome(a, up)
+	s.server.rooms.Metrics.LoginDone(loginResult(err), a.login.Mechanism, time.Since(a.began))
+	if err != nil {
+		_ = s.conn.Close()
+		in.ended(splice.Result{Reason: splice.ClientLost, Err: err})
+		return nil
+	}
+	client, fromClient := s.conn.Detach()
+	fromClient = append(fromClient, s.socket.rest...)
+	if s.tls == nil {
+		client = s.socket.TCPConn
+	}
+	backend, fromBackend := up.Detach()
+	s.server.spliced.Start(splice.Side{Conn: client, First: fromBackend}, splice.Side{Conn: backend, First: fromClient}, in.ended)
+	return nil
+}
+
+// refuse answers a failed login. The answer to a wrong password comes no sooner
+// than a fixed while after the command, so that its time says nothing about
+// the user; the error returned ends the connection.
+func (s *session) refuse(ctx context.Context, a *attempt, why error) error {
+	r := refusalOf(why)
+	if ctx.Err() != nil {
+		r = unavailable(audit.GatewayStopping)
+	}
+	s.recordRefusal(a, r, why)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if r.denied {
+		pause(ctx, time.Until(a.began.Add(denialFloor+rand.N(denialJitter))))
+		s.failed++
+	}
+	if err := s.say(a.tag, r.reply); err != nil {
+		return err
+	}
+	if s.failed >= s.server.cfg.AuthAttempts {
+		return &ending{audit.LoginAttempts, "Too many failed logins.", nil}
+	}
+	return nil
+}
+
+// The time of a denial: a floor, and up to this much more.
+const (
+	denialFloor  = 200 * time.Millisecond
+	denialJitter = 50 * time.Millisecond
+)

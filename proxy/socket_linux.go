@@ -1,0 +1,21 @@
+package proxy
+
+import (
+	"errors"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// userTimeout is how long sent bytes may stay unacknowledged, in milliseconds.
+// Keepalive does not look while there are any.
+const userTimeout = 120_000
+
+// control prepares a listening socket; what it accepts inherits the option.
+func control(_, _ string, raw syscall.RawConn) error {
+	var failed error
+	err := raw.Control(func(fd uintptr) {
+		failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, userTimeout)
+	})
+	return errors.Join(err, failed)
+}
