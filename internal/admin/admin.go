@@ -1,0 +1,116 @@
+// Package admin is the HTTP side for operators: metrics, health and what a route
+// would be. It shows and changes nothing: every answer is to a GET.
+//
+// It guards itself against the ways such an address is abused: a web page that
+// makes the operator's browser ask it under a foreign name, guessed tokens, slow
+// and large requests, paths that almost match. It does not know what it shows;
+// whoever makes a Server hands in the functions, which must be safe for
+// concurrent use. It has no profiler and no view of secrets.
+//
+// A Server owns its listener and connections.
+package admin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"go.uber.org/zap"
+
+	"imapgate/internal/identity"
+)
+
+// Bounds of one request, and of all at once.
+const (
+	headTime    = 5 * time.Second  // for the head of a request
+	requestTime = 10 * time.Second // for all of a request
+	answerTime  = 30 * time.Second // for its answer
+	idleTime    = 2 * time.Minute  // of a connection between requests
+	maxHead     = 16 << 10         // bytes
+	maxConns    = 64               // connections at a time; more wait in the kernel
+	goodbyeTime = 2 * time.Second  // for answers under way when the server ends
+)
+
+// Config is the `admin` block of the configuration.
+type Config struct {
+	Address string          // host:port
+	Token   identity.Secret // zero: no token is asked for
+}
+
+// Shows is what there is to see.
+type Shows struct {
+	Metrics http.Handler
+	Ready   func() error // nil while new clients can be let in
+	// Explain says where a user would go, as something JSON can hold. Its error
+	// means that the name is none.
+	Explain func(ctx context.Context, user string) (any, error)
+}
+
+// Server is the admin address.
+type Server struct {
+	// Set once.
+	cfg      Config
+	log      *zap.Logger
+	guard    *guard
+	http     *http.Server
+	listener net.Listener // by Listen
+}
+
+// New makes a Server.
+func New(cfg Config, shows Shows, log *zap.Logger) *Server {
+	s := &Server{cfg: cfg, log: log, guard: newGuard(cfg, pages(shows))}
+	s.http = &http.Server{
+		Handler:           s.guard,
+		ReadHeaderTimeout: headTime,
+		ReadTimeout:       requestTime,
+		WriteTimeout:      answerTime,
+		IdleTimeout:       idleTime,
+		MaxHeaderBytes:    maxHead,
+		// What net/http has to say is about clients that break the protocol.
+		ErrorLog: zap.NewStdLog(log.WithOptions(zap.IncreaseLevel(zap.ErrorLevel))),
+		Protocols: new(http.Protocols),
+	}
+	s.http.Protocols.SetHTTP1(true)
+	return s
+}
+
+// Listen opens the address.
+func (s *Server) Listen() error {
+	l, err := net.Listen("tcp", s.cfg.Address)
+	if err != nil {
+		return fmt.Errorf("listen for admin: %w", err)
+	}
+	s.listener = &bounded{Listener: l, slots: make(chan struct{}, maxConns), closed: make(chan struct{})}
+	return nil
+}
+
+// Addr is where it listens, after Listen.
+func (s *Server) Addr() net.Addr { return s.listener.Addr() }
+
+// Serve answers until ctx is done, which is no error. Listen comes first.
+func (s *Server) Serve(ctx context.Context) error {
+	ended := make(chan error, 1)
+	go s.serveInto(ended)
+	var err error
+	select {
+	case err = <-ended: // the listener broke; nothing else ends it
+	case <-ctx.Done():
+		soon, cancel := context.WithTimeout(context.WithoutCancel(ctx), goodbyeTime)
+		defer cancel()
+		if s.http.Shutdown(soon) != nil {
+			_ = s.http.Close() // answers that nobody reads
+		}
+		err = <-ended
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("admin: %w", err)
+}
+
+// serveInto is run as a goroutine; it ends when the server is shut down or its
+// listener breaks.
+func (s *Server) serveInto(ended chan<- error) { ended <- s.http.Serve(s.listener) }

@@ -1,0 +1,145 @@
+package admin
+
+import (
+	"crypto/sha256"
+	"crypto/subtle"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"time"
+)
+
+const (
+	// guesses is how many wrong tokens an address may send in a window.
+	guesses = 10
+	window  = time.Minute
+	// maxGuessers bounds the addresses remembered; beyond it, strangers share
+	// one count, so a flood of addresses buys no more guesses than one.
+	maxGuessers = 1024
+)
+
+// guard lets only requests through that may be answered.
+type guard struct {
+	// Set once.
+	pages map[string]http.HandlerFunc
+	token [sha256.Size]byte
+	open  bool // no token is asked for
+	names []string
+
+	mu sync.Mutex
+	// Guarded by mu.
+	wrong map[netip.Prefix]int // wrong tokens in this window; at most maxGuessers + 1
+	since time.Time            // when the window began
+}
+
+func newGuard(cfg Config, pages map[string]http.HandlerFunc) *guard {
+	g := &guard{pages: pages, open: cfg.Token.IsZero(), names: []string{"localhost"}, wrong: make(map[netip.Prefix]int)}
+	g.token = sha256.Sum256([]byte(cfg.Token.Reveal()))
+	if host, _, err := net.SplitHostPort(cfg.Address); err == nil {
+		g.names = append(g.names, host)
+	}
+	if own, err := os.Hostname(); err == nil {
+		short, _, _ := strings.Cut(own, ".")
+		g.names = append(g.names, own, short)
+	}
+	return g
+}
+
+// ServeHTTP implements http.Handler. The order is from what costs least and
+// tells least.
+func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	h := w.Header()
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+	h.Set("Cache-Control", "no-store")
+	page, found := g.pages[r.URL.Path]
+	switch {
+	case !g.knows(r.Host):
+		say(w, http.StatusMisdirectedRequest, "this server is not known by that name")
+	case r.Method != http.MethodGet && r.Method != http.MethodHead:
+		h.Set("Allow", "GET, HEAD")
+		say(w, http.StatusMethodNotAllowed, "only GET")
+	case r.ContentLength != 0: // also -1: chunked
+		h.Set("Connection", "close")
+		say(w, http.StatusRequestEntityTooLarge, "a GET has no body")
+	case r.URL.Path == pathHealth || r.URL.Path == pathReady:
+		page(w, r)
+	default:
+		if status := g.admit(r); status != http.StatusOK {
+			h.Set("WWW-Authenticate", "Bearer")
+			say(w, status, http.StatusText(status))
+		} else if !found {
+			say(w, http.StatusNotFound, "there is no such page")
+		} else {
+			page(w, r)
+		}
+	}
+}
+
+// knows says whether host is a name of this server. A web page of evil.example
+// whose name leads to 127.0.0.1 makes the browser ask us with that name (DNS
+// rebinding); an IP address cannot be made to lead elsewhere.
+func (g *guard) knows(host string) bool {
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	if _, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
+		return true
+	}
+	for _, name := range g.names {
+		if name != "" && strings.EqualFold(host, name) {
+			return true
+		}
+	}
+	return false
+}
+
+// admit gives 200, 401 without the token, or 429 for who has guessed too often.
+func (g *guard) admit(r *http.Request) int {
+	if g.open {
+		return http.StatusOK
+	}
+	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	if !strings.EqualFold(scheme, "Bearer") || token == "" {
+		return http.StatusUnauthorized // no guess
+	}
+	from := origin(r.RemoteAddr)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if now := time.Now(); now.Sub(g.since) >= window {
+		clear(g.wrong)
+		g.since = now
+	}
+	if _, known := g.wrong[from]; !known && len(g.wrong) >= maxGuessers {
+		from = netip.Prefix{}
+	}
+	// Before the comparison, or guessing would go on behind the 429.
+	if g.wrong[from] >= guesses {
+		return http.StatusTooManyRequests
+	}
+	// Hashes have one length, so the time tells nothing about the token's.
+	sum := sha256.Sum256([]byte(token))
+	if subtle.ConstantTimeCompare(sum[:], g.token[:]) == 1 {
+		return http.StatusOK
+	}
+	g.wrong[from]++
+	return http.StatusUnauthorized
+}
+
+// origin is who is counted: an IPv4 address, or an IPv6 network of one customer.
+func origin(remote string) netip.Prefix {
+	peer, err := netip.ParseAddrPort(remote)
+	if err != nil {
+		return netip.Prefix{}
+	}
+	a := peer.Addr().Unmap()
+	bits := 32
+	if a.Is6() {
+		bits = 64
+	}
+	p, _ := a.WithZone("").Prefix(bits) // in range for its family
+	return p
+}
