@@ -57,6 +57,11 @@ func TestTheGatewayKeepsWhatIMAPPromises(t *testing.T) {
 	promises(t, backend, gateway(t, backend))
 }
 
+func TestTheGatewayKeepsWhatIMAPPromisesWithoutTLS(t *testing.T) {
+	backend := promiseBackend(t)
+	promises(t, backend, plainGateway(t, backend))
+}
+
 // The comparison itself must notice a single response too many.
 func TestAResponseNobodySentIsNoticed(t *testing.T) {
 	backend := promiseBackend(t)
