@@ -53,7 +53,14 @@ type Response struct {
 // Connect opens a connection, over TLS unless conf is nil. The greeting is not
 // read.
 func Connect(address string, conf *tls.Config) (*RawClient, error) {
-	conn, err := net.DialTimeout("tcp", address, Patience)
+	return ConnectFrom("", address, conf)
+}
+
+// ConnectFrom is Connect from a local address; any of 127.0.0.0/8 will do where
+// the loopback network has them all.
+func ConnectFrom(ip, address string, conf *tls.Config) (*RawClient, error) {
+	from := &net.TCPAddr{IP: net.ParseIP(ip)} // nil: the system chooses
+	conn, err := (&net.Dialer{Timeout: Patience, LocalAddr: from}).Dial("tcp", address)
 	if err != nil {
 		return nil, err
 	}

@@ -93,6 +93,13 @@ func (s *RedisSentinel) Primary() *Redis {
 	return s.servers[i]
 }
 
+// Servers are the primary and its replica. Sentinels are what watches them; these
+// can be frozen, but not restarted.
+func (s *RedisSentinel) Servers() []*Redis { return s.servers[:] }
+
+// Sentinels are the three.
+func (s *RedisSentinel) Sentinels() []*Redis { return s.sentinels }
+
 // Failover asks for one and returns when the other server is the primary.
 func (s *RedisSentinel) Failover() {
 	s.t.Helper()
