@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+
+	"imapgate/auth"
+	"imapgate/internal/config"
+	"imapgate/routing"
+	"imapgate/tlsconf"
+)
+
+// finding is one thing wrong with a configuration or a file it names.
+type finding struct {
+	File   string `json:"file"`
+	Line   int    `json:"line,omitempty"`
+	Column int    `json:"column,omitempty"`
+	Key    string `json:"key,omitempty"`
+	Text   string `json:"text"`
+}
+
+// String is file:line:column: key: text, as compilers write it and editors
+// read it.
+func (f finding) String() string {
+	s := f.File
+	if f.Line > 0 {
+		s += fmt.Sprintf(":%d:%d", f.Line, f.Column)
+	}
+	if f.Key != "" {
+		s += ": " + f.Key
+	}
+	return s + ": " + f.Text
+}
+
+func newCheck() *cobra.Command {
+	var file string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Validate the configuration and the files it names",
+		Long: `Read the configuration as serve does, open the certificates, CA files and the
+passwd-file it names, and print everything that is wrong. Nothing is connected to.
+The exit status is 1 when something is wrong.`,
+		Example: "  imapgate check --config /etc/imapgate.yaml\n  imapgate check --config new.yaml --json",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			found := check(file)
+			if asJSON {
+				if err := sayJSON(cmd.OutOrStdout(), found); err != nil {
+					return err
+				}
+			} else {
+				for _, f := range found {
+					fmt.Fprintln(cmd.ErrOrStderr(), f)
+				}
+			}
+			if len(found) > 0 {
+				return errSaid
+			}
+			if !asJSON {
+				fmt.Fprintf(cmd.OutOrStdout(), "%s is valid\n", file)
+			}
+			return nil
+		},
+	}
+	configFlag(cmd, &file)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func sayJSON(to io.Writer, found []finding) error {
+	return json.NewEncoder(to).Encode(struct {
+		Valid    bool      `json:"valid"`
+		Problems []finding `json:"problems"`
+	}{len(found) == 0, append([]finding{}, found...)})
+}
+
+// check finds everything wrong with a configuration and the files it names.
+func check(file string) []finding {
+	cfg, err := config.Load(file)
+	if invalid := new(config.Invalid); errors.As(err, &invalid) {
+		found := make([]finding, len(invalid.Problems))
+		for i, p := range invalid.Problems {
+			found[i] = finding{File: invalid.File, Line: p.Line, Column: p.Column, Key: p.Key, Text: p.Text}
+		}
+		return found
+	}
+	if err != nil {
+		return []finding{{File: file, Text: err.Error()}}
+	}
+	var found []finding
+	note := func(key string, err error) {
+		for _, one := range apart(err) {
+			found = append(found, finding{File: file, Key: key, Text: one.Error()})
+		}
+	}
+	if needsTLS(cfg) {
+		_, err := tlsconf.NewServer(cfg.TLS.Server(), zap.NewNop())
+		note("tls", err)
+	}
+	if cfg.Redis != nil {
+		_, err := redisTLS(cfg.Redis)
+		note("redis", err)
+	}
+	_, err = auth.New(authConfig(cfg), noPasswords, zap.NewNop())
+	note("auth", err)
+	if cfg.Routing.Source == routing.SourceStatic {
+		_, err := routing.New(routingConfig(cfg), nil, routing.Metrics{}, zap.NewNop())
+		note("routing", err)
+	}
+	for _, name := range slices.Sorted(maps.Keys(cfg.Backends)) {
+		_, err := upstreamConfig(name, cfg.Backends[name], cfg.Limits)
+		note("backends."+name, err)
+	}
+	return found
+}
+
+// apart gives the errors that were joined into one.
+func apart(err error) []error {
+	if err == nil {
+		return nil
+	}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		return joined.Unwrap()
+	}
+	return []error{err}
+}
+
+// noPasswords stands in for Redis where nobody logs in.
+func noPasswords(context.Context, user) (secret, error) { return secret{}, auth.ErrUnknown }

@@ -1,0 +1,54 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"text/template"
+)
+
+// introduction is what the demo prints first.
+const introduction = `imapgate demo: a gateway, two mail servers (east and west), Redis and a certificate.
+
+  IMAP over TLS   {{.IMAPS}}
+  IMAP, STARTTLS  {{.IMAP}}
+  admin           http://{{.Admin}}/metrics
+  Redis           {{.Redis}}
+  files           {{.Dir}} (removed at the end)
+
+  user               password  mail is on
+  alice@example.org  {{.Password}}      east, by imapgate:user:alice@example.org
+  bob@example.org    {{.Password}}      west, by imapgate:user:bob@example.org
+  carol@example.org  {{.Password}}      east, by imapgate:default
+
+Read a mail:
+  curl --cacert {{.Dir}}/cert.pem -u alice@example.org:{{.Password}} 'imaps://{{.IMAPS}}/INBOX;MAILINDEX=1'
+
+Speak IMAP (then type: a LOGIN alice {{.Password}}, b SELECT INBOX, c FETCH 1:* ENVELOPE, d LOGOUT):
+  openssl s_client -quiet -crlf -CAfile {{.Dir}}/cert.pem -connect {{.IMAPS}}
+  openssl s_client -quiet -crlf -CAfile {{.Dir}}/cert.pem -connect {{.IMAP}} -starttls imap
+
+Use a mail client (it will ask about the certificate):
+  server {{.Host}}, port {{.Ports.IMAPS}}, SSL/TLS, normal password, user name alice@example.org, password {{.Password}}
+
+Move alice to west, then read her mail again (either line does it):
+  redis-cli -p {{.Ports.Redis}} HSET imapgate:user:alice@example.org backend west
+  {{.Command}} route set alice backend=west -c {{.Dir}}/imapgate.yaml
+
+Ask where she would go, and why:
+  {{.Command}} route explain alice -c {{.Dir}}/imapgate.yaml
+
+Ctrl-C ends it. What the audit log ({{.Dir}}/audit.log) says:
+
+`
+
+// introduce prints what there is and what to try.
+func (d *demo) introduce(to io.Writer) error {
+	t, err := template.New("introduction").Parse(introduction)
+	if err != nil {
+		return fmt.Errorf("introduction: %w", err)
+	}
+	return t.Execute(to, struct {
+		*demo
+		Host, IMAPS, IMAP, Admin, Redis string
+	}{d, loopback, at(d.Ports.IMAPS), at(d.Ports.IMAP), at(d.Ports.Admin), at(d.Ports.Redis)})
+}

@@ -1,0 +1,164 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"imapgate/internal/config"
+	"imapgate/routing"
+)
+
+const (
+	// adminTime bounds a question to a running gateway, which asks Redis itself.
+	adminTime = 3 * time.Second
+	// maxAnswer bounds its answer.
+	maxAnswer = 1 << 20
+)
+
+var errNoAdmin = errors.New("the configuration has no admin address")
+
+func newRouteExplain(o *routeOptions) *cobra.Command {
+	return &cobra.Command{
+		Use: "explain USER", Short: "Say where a user would go, and why", Args: cobra.ExactArgs(1),
+		Long: `Say where a login of USER would go at this moment, which record decides, and how old
+the answer is.
+
+The running gateway is asked first, through its admin address, because it may hold an
+older answer in its cache. When it does not answer, the records are read from here, and
+the output says so.`,
+		Example: "  imapgate route explain alice@example.org",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return o.run(cmd, args[0], func(ctx context.Context, t *routes) error {
+				x, err := askGateway(ctx, t.cfg.Admin, t.user.String())
+				asked := "gateway"
+				if err != nil {
+					asked = "records"
+					x = t.router.Explain(ctx, t.user)
+				}
+				if o.asJSON {
+					return json.NewEncoder(t.out).Encode(struct {
+						Asked string `json:"asked"`
+						routing.Explanation
+					}{asked, x})
+				}
+				if err != nil {
+					fmt.Fprintf(t.out, "The running gateway was not asked: %v.\nThis is what the records say; its cache may know an older answer.\n\n", err)
+				} else {
+					fmt.Fprintf(t.out, "Asked the running gateway at %s.\n\n", t.cfg.Admin.Address)
+				}
+				return sayExplanation(t.out, x)
+			})
+		},
+	}
+}
+
+// askGateway asks a running gateway on this machine.
+func askGateway(ctx context.Context, admin config.Admin, user string) (x routing.Explanation, err error) {
+	if admin.Address == "" {
+		return x, errNoAdmin
+	}
+	ctx, cancel := context.WithTimeout(ctx, adminTime)
+	defer cancel()
+	target := url.URL{
+		Scheme: "http", Host: reachable(admin.Address), Path: "/v1/routes/explain",
+		RawQuery: url.Values{"user": {user}}.Encode(),
+	}
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, target.String(), nil)
+	if err != nil {
+		return x, err
+	}
+	if !admin.Token.IsZero() {
+		r.Header.Set("Authorization", "Bearer "+admin.Token.Reveal())
+	}
+	// Not the default transport: the token is not for a proxy of the environment.
+	transport := &http.Transport{DisableKeepAlives: true}
+	got, err := transport.RoundTrip(r)
+	if err != nil {
+		return x, fmt.Errorf("ask %s: %w", target.Host, err)
+	}
+	defer got.Body.Close()
+	if got.StatusCode != http.StatusOK {
+		return x, fmt.Errorf("%s answers %s", target.Host, got.Status)
+	}
+	if err := json.NewDecoder(io.LimitReader(got.Body, maxAnswer)).Decode(&x); err != nil {
+		return x, fmt.Errorf("%s does not answer as a gateway: %w", target.Host, err)
+	}
+	if x.User != user { // whatever listens there is not ours
+		return x, fmt.Errorf("%s answers for another user", target.Host)
+	}
+	return x, nil
+}
+
+// reachable is where to connect for an address that may be all of a machine's.
+func reachable(address string) string {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return address
+	}
+	if a, err := netip.ParseAddr(host); host == "" || err == nil && a.IsUnspecified() {
+		host = "127.0.0.1"
+		if err == nil && a.Is6() {
+			host = "::1"
+		}
+	}
+	return net.JoinHostPort(host, port)
+}
+
+// sayExplanation prints the decision, then the records it rests on.
+func sayExplanation(to io.Writer, x routing.Explanation) error {
+	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
+	row := func(name, value string) {
+		if value != "" {
+			fmt.Fprintf(w, "%s\t%s\n", name, value)
+		}
+	}
+	row("user", plain(x.User))
+	if x.Error != "" {
+		row("no route", plain(x.Error))
+	} else {
+		row("backend", plain(x.Backend))
+		row("login there", plain(x.Login))
+		row("mode", cmp.Or(plain(x.Mode), "the backend's"))
+		row("decided by", plain(x.Key))
+		row("known from", fmt.Sprintf("%s, %s old", plain(string(x.From)), x.Age.Round(time.Millisecond)))
+	}
+	row("changes", changes(x))
+	fmt.Fprintln(w)
+	for _, s := range x.Steps {
+		mark := " "
+		if s.Used {
+			mark = "*"
+		}
+		fmt.Fprintf(w, "%s %s\t%s\n", mark, plain(s.Key), plain(s.Says))
+	}
+	return w.Flush()
+}
+
+// changes says how soon a changed record would be noticed.
+func changes(x routing.Explanation) string {
+	switch {
+	case x.RedisLeftAlone:
+		return "Redis did not answer and is left alone for a moment"
+	case x.Channel.State == routing.ChannelOff:
+		return ""
+	case x.Channel.State == routing.ChannelUp:
+		return "seen as they happen"
+	}
+	s := "seen after the cache's ttl; the channel is " + plain(x.Channel.State)
+	if x.Channel.Why != "" {
+		s += ": " + plain(x.Channel.Why)
+	}
+	return s
+}

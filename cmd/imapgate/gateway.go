@@ -1,0 +1,213 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	"github.com/redis/go-redis/v9"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"imapgate/auth"
+	"imapgate/internal/admin"
+	"imapgate/internal/audit"
+	"imapgate/internal/config"
+	"imapgate/internal/metrics"
+	"imapgate/proxy"
+	"imapgate/proxy/upstream"
+	"imapgate/routing"
+	"imapgate/tlsconf"
+)
+
+var (
+	errStarting = errors.New("starting or draining")
+)
+
+// gateway is every room of one process, wired by one configuration.
+type gateway struct {
+	// Set once, by open.
+	cfg      *config.Config
+	log      *zap.Logger
+	audit    *audit.Log
+	metrics  *metrics.Metrics
+	tls      *tlsconf.Server       // nil without TLS listeners
+	redis    redis.UniversalClient // nil without Redis
+	routes   *routing.Router
+	auth     *auth.Authenticator
+	backends map[string]*upstream.Backend
+	proxy    *proxy.Server
+	admin    *admin.Server // nil when it is switched off
+
+	accepting atomic.Bool // from listening to the beginning of the drain
+}
+
+// open makes every room. Files are read and the audit log is opened; nothing
+// listens and nothing is dialed yet.
+func open(cfg *config.Config, log *zap.Logger) (*gateway, error) {
+	g := &gateway{cfg: cfg, log: log, metrics: metrics.New(thisBuild().Version)}
+	instance := proxy.NewInstance()
+	if err := errors.Join(g.openTLS(), g.openRoutes(), g.openAuth(), g.openBackends(instance)); err != nil {
+		g.close()
+		return nil, err
+	}
+	var err error
+	// Last of all that can fail by a mistake in a file: opening it makes it.
+	if g.audit, err = audit.Open(cfg.Audit.Config(), log); err != nil {
+		g.close()
+		return nil, err
+	}
+	g.metrics.ObserveAudit(g.audit.Lost, g.audit.Ready)
+	g.proxy, err = proxy.New(proxyConfig(cfg, instance), proxy.Rooms{
+		TLS: g.tls, Auth: g.auth, Routes: g.routes, Backends: g.backends,
+		Audit: g.audit, Metrics: g.metrics, Log: log,
+	})
+	if err != nil {
+		g.close()
+		return nil, err
+	}
+	if cfg.Admin.Address != "" {
+		g.admin = admin.New(admin.Config{Address: cfg.Admin.Address, Token: cfg.Admin.Token}, admin.Shows{
+			Metrics: g.metrics.Handler(), Ready: g.ready, Explain: g.explain,
+		}, log)
+	}
+	return g, nil
+}
+
+// close gives back what open took. It may be called on a half-made gateway.
+func (g *gateway) close() {
+	var errs []error
+	if g.redis != nil {
+		errs = append(errs, g.redis.Close())
+	}
+	if g.audit != nil {
+		errs = append(errs, g.audit.Close())
+	}
+	if err := errors.Join(errs...); err != nil {
+		g.log.Warn("not everything was closed well", zap.Error(err))
+	}
+}
+
+func (g *gateway) openTLS() error {
+	if !needsTLS(g.cfg) {
+		return nil
+	}
+	var err error
+	if g.tls, err = tlsconf.NewServer(g.cfg.TLS.Server(), g.log); err != nil {
+		return fmt.Errorf("tls: %w", err)
+	}
+	g.metrics.ObserveCertificates(g.reportExpiry)
+	return nil
+}
+
+// openRoutes makes the Redis client, which connects when it is first used, and
+// the router on top of it.
+func (g *gateway) openRoutes() error {
+	var err error
+	if g.redis, err = dialRedis(g.cfg.Redis); err != nil {
+		return err
+	}
+	g.routes, err = routing.New(routingConfig(g.cfg), g.redis, routing.Metrics{Lookup: g.metrics.RouteLookup}, g.log)
+	if err != nil {
+		return fmt.Errorf("routing: %w", err)
+	}
+	return nil
+}
+
+func (g *gateway) openAuth() (err error) {
+	var passwords auth.PasswordLookup
+	if g.redis != nil {
+		passwords = g.password
+	}
+	g.auth, err = auth.New(authConfig(g.cfg), passwords, g.log)
+	return err
+}
+
+// password is where auth's method redis finds a hash. The two rooms do not know
+// each other, so the one word that both need is translated here: without it a
+// user who has no password in Redis could not be asked of the next method.
+func (g *gateway) password(ctx context.Context, u user) (secret, error) {
+	hash, err := g.routes.Password(ctx, u)
+	if errors.Is(err, routing.ErrNoUser) {
+		return secret{}, fmt.Errorf("%w: %w", auth.ErrUnknown, err)
+	}
+	return hash, err
+}
+
+func (g *gateway) openBackends(instance string) error {
+	g.backends = make(map[string]*upstream.Backend, len(g.cfg.Backends))
+	var errs []error
+	for name, b := range g.cfg.Backends {
+		made, err := upstreamConfig(name, b, g.cfg.Limits)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		made.Instance = instance
+		hooks := upstream.Hooks{OnConnect: g.metrics.Backend(name).ConnectDone}
+		g.backends[name] = upstream.New(made, hooks, g.log)
+	}
+	return errors.Join(errs...)
+}
+
+// listen opens every address, so that a port in use is an error of the start.
+func (g *gateway) listen() error {
+	if err := g.proxy.Listen(); err != nil {
+		return err
+	}
+	if g.admin != nil {
+		return g.admin.Listen()
+	}
+	return nil
+}
+
+// run serves until ctx is done and the sessions have drained. The admin address
+// and the watchers stay to the end: a drain is when an operator looks, and
+// sessions still lean on the certificates and routes.
+func (g *gateway) run(ctx context.Context) error {
+	watching, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	var watchers errgroup.Group
+	watch := func(f func(context.Context) error) { watchers.Go(func() error { return f(watching) }) }
+	watch(g.routes.Run)
+	watch(g.auth.Run)
+	if g.tls != nil {
+		watch(g.tls.Run)
+	}
+	if g.admin != nil {
+		watch(g.admin.Serve)
+	}
+
+	g.metrics.ConfigReloaded(nil) // the configuration in use was loaded now
+	if err := g.audit.Started(thisBuild().Version); err != nil {
+		g.log.Warn("the start is not in the audit log", zap.Error(err))
+	}
+	g.accepting.Store(true)
+	defer context.AfterFunc(ctx, g.beginDrain)()
+	served := g.proxy.Serve(ctx)
+	if err := g.audit.Stopped(audit.GatewayStopping); err != nil {
+		g.log.Warn("the end is not in the audit log", zap.Error(err))
+	}
+	stop()
+	return errors.Join(served, watchers.Wait())
+}
+
+func (g *gateway) beginDrain() { g.accepting.Store(false) }
+
+// ready is nil while new clients can be let in.
+func (g *gateway) ready() error {
+	if !g.accepting.Load() {
+		return errStarting
+	}
+	return g.audit.Ready()
+}
+
+// explain is the admin address's view of one user's route.
+func (g *gateway) explain(ctx context.Context, name string) (any, error) {
+	u, err := g.auth.Canon(name)
+	if err != nil {
+		return nil, err
+	}
+	return g.routes.Explain(ctx, u), nil
+}

@@ -1,0 +1,100 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"imapgate/auth"
+	"imapgate/internal/identity"
+)
+
+// maxPasswordLine bounds a password read from standard input.
+const maxPasswordLine = 4 << 10
+
+var errMismatch = errors.New("the two passwords are not the same")
+
+func newPasswd() *cobra.Command {
+	var scheme, name string
+	cmd := &cobra.Command{
+		Use:   "passwd",
+		Short: "Hash a password",
+		Long: `Read a password and print what to store for it: a line of a passwd-file with
+--user, the bare hash otherwise (for the field password in Redis).
+
+A terminal is asked twice, without echo. When standard input is no terminal, its
+first line is the password.`,
+		Example: `  imapgate passwd --user alice@example.org >> /etc/imapgate/users
+  redis-cli HSET imapgate:user:alice@example.org password "$(imapgate passwd)"`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return passwd(cmd, scheme, name) },
+	}
+	cmd.Flags().StringVar(&scheme, "scheme", auth.Schemes()[0], "one of "+strings.Join(auth.Schemes(), ", "))
+	cmd.Flags().StringVar(&name, "user", "", "print a passwd-file line for this user")
+	_ = cmd.RegisterFlagCompletionFunc("scheme", cobra.FixedCompletions(auth.Schemes(), cobra.ShellCompDirectiveNoFileComp))
+	return cmd
+}
+
+func passwd(cmd *cobra.Command, scheme, name string) error {
+	scheme = strings.ToUpper(scheme)
+	if !slices.Contains(auth.Schemes(), scheme) {
+		return fmt.Errorf("scheme %q is not one of %s", scheme, strings.Join(auth.Schemes(), ", "))
+	}
+	if name != "" {
+		u, err := identity.Canon(name, "")
+		if err != nil {
+			return fmt.Errorf("user %q: %w", name, err)
+		}
+		name = u.String() + ":"
+	}
+	password, err := readPassword(cmd)
+	if err != nil {
+		return err
+	}
+	hash, err := auth.Hash(scheme, password)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(cmd.OutOrStdout(), name+hash)
+	return err
+}
+
+// readPassword asks a terminal twice, or takes a line of anything else.
+func readPassword(cmd *cobra.Command) (identity.Secret, error) {
+	if f, ok := cmd.InOrStdin().(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		return askPassword(f, cmd.ErrOrStderr())
+	}
+	in := bufio.NewReader(io.LimitReader(cmd.InOrStdin(), maxPasswordLine))
+	line, err := in.ReadString('\n')
+	if err != nil && !errors.Is(err, io.EOF) {
+		return identity.Secret{}, fmt.Errorf("read the password: %w", err)
+	}
+	if len(line) == maxPasswordLine {
+		return identity.Secret{}, errors.New("the password is too long")
+	}
+	return identity.NewSecret(strings.TrimSuffix(strings.TrimSuffix(line, "\n"), "\r")), nil
+}
+
+func askPassword(from *os.File, prompts io.Writer) (identity.Secret, error) {
+	var typed [2][]byte
+	for i, prompt := range []string{"Password: ", "Again: "} {
+		fmt.Fprint(prompts, prompt)
+		var err error
+		typed[i], err = term.ReadPassword(int(from.Fd()))
+		fmt.Fprintln(prompts)
+		if err != nil {
+			return identity.Secret{}, fmt.Errorf("read the password: %w", err)
+		}
+	}
+	if string(typed[0]) != string(typed[1]) {
+		return identity.Secret{}, errMismatch
+	}
+	return identity.NewSecret(string(typed[0])), nil
+}

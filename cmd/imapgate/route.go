@@ -1,0 +1,200 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+
+	"imapgate/internal/config"
+	"imapgate/internal/identity"
+	"imapgate/routing"
+)
+
+// routeTime bounds one command.
+const routeTime = 10 * time.Second
+
+// routeOptions are the flags that get, set, del and explain share.
+type routeOptions struct {
+	file   string
+	asJSON bool
+}
+
+func newRoute() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "route",
+		Short: "See and change where users go",
+		Long: `Read and write the records in Redis that say on which backend a user's mail is.
+A change takes effect in every running gateway within a second.
+
+redis-cli does as well; this command also refuses a record that no gateway would follow.`,
+	}
+	var o routeOptions
+	cmd.PersistentFlags().StringVarP(&o.file, "config", "c", defaultConfig, "configuration file")
+	cmd.PersistentFlags().BoolVar(&o.asJSON, "json", false, "print JSON")
+	_ = cmd.MarkPersistentFlagFilename("config", "yaml", "yml")
+	cmd.AddCommand(newRouteGet(&o), newRouteSet(&o), newRouteDel(&o), newRouteExplain(&o))
+	return cmd
+}
+
+func newRouteGet(o *routeOptions) *cobra.Command {
+	return &cobra.Command{
+		Use: "get USER", Short: "Show a user's own record", Args: cobra.ExactArgs(1),
+		Example: "  imapgate route get alice@example.org",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return o.run(cmd, args[0], func(ctx context.Context, t *routes) error {
+				record, err := t.router.Record(ctx, t.user)
+				if err != nil {
+					return err
+				}
+				if o.asJSON {
+					return json.NewEncoder(t.out).Encode(map[string]any{"user": t.user.String(), "record": record})
+				}
+				if record == nil {
+					_, err := fmt.Fprintf(t.out, "%s has no record; see: imapgate route explain %[1]s\n", t.user)
+					return err
+				}
+				return table(t.out, record)
+			})
+		},
+	}
+}
+
+func newRouteSet(o *routeOptions) *cobra.Command {
+	return &cobra.Command{
+		Use: "set USER FIELD=VALUE...", Short: "Change fields of a user's own record", Args: cobra.MinimumNArgs(2),
+		Long: `Change fields of a user's own record: backend, login, mode, state (active, paused or
+blocked) and password (a hash, see imapgate passwd). An empty value removes a field.
+Fields that are not named stay as they are.`,
+		Example: `  imapgate route set alice@example.org backend=west
+  imapgate route set alice@example.org state=paused
+  imapgate route set alice@example.org state=`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			fields, err := assignments(args[1:])
+			if err != nil {
+				return err
+			}
+			return o.run(cmd, args[0], func(ctx context.Context, t *routes) error {
+				if err := t.router.SetRecord(ctx, t.user, fields); err != nil {
+					return err
+				}
+				return o.done(t, "changed")
+			})
+		},
+	}
+}
+
+func newRouteDel(o *routeOptions) *cobra.Command {
+	return &cobra.Command{
+		Use: "del USER", Short: "Remove a user's own record", Args: cobra.ExactArgs(1),
+		Long:    "Remove a user's own record, so that the record of the domain, or the default, decides.",
+		Example: "  imapgate route del alice@example.org",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return o.run(cmd, args[0], func(ctx context.Context, t *routes) error {
+				removed, err := t.router.DeleteRecord(ctx, t.user)
+				if err != nil {
+					return err
+				}
+				if !removed {
+					return o.done(t, "had no record")
+				}
+				return o.done(t, "removed")
+			})
+		},
+	}
+}
+
+// routes is one open router and the user it is asked about.
+type routes struct {
+	cfg    *config.Config
+	router *routing.Router
+	user   identity.User
+	out    io.Writer
+}
+
+// run opens a router for one call.
+func (o *routeOptions) run(cmd *cobra.Command, name string, call func(context.Context, *routes) error) error {
+	cfg, err := config.Load(o.file)
+	if err != nil {
+		return err
+	}
+	u, err := identity.Canon(name, cfg.Auth.DefaultDomain)
+	if err != nil {
+		return fmt.Errorf("user %q: %w", name, err)
+	}
+	quietRedis(zap.NewNop())
+	rdb, err := dialRedis(cfg.Redis)
+	if err != nil {
+		return err
+	}
+	defer closeRedis(rdb)
+	router, err := routing.New(routingConfig(cfg), rdb, routing.Metrics{}, zap.NewNop())
+	if err != nil {
+		return fmt.Errorf("routing: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), routeTime)
+	defer cancel()
+	return call(ctx, &routes{cfg: cfg, router: router, user: u, out: cmd.OutOrStdout()})
+}
+
+func closeRedis(rdb redis.UniversalClient) {
+	if rdb != nil {
+		_ = rdb.Close() // nothing is waiting to be written
+	}
+}
+
+// done reports what was done.
+func (o *routeOptions) done(t *routes, what string) error {
+	if o.asJSON {
+		return json.NewEncoder(t.out).Encode(map[string]string{"user": t.user.String(), "result": what})
+	}
+	_, err := fmt.Fprintf(t.out, "%s: %s\n", t.user, what)
+	return err
+}
+
+// assignments reads FIELD=VALUE arguments. Which fields and values are allowed
+// is for routing to say.
+func assignments(args []string) (map[string]string, error) {
+	fields := make(map[string]string, len(args))
+	for _, arg := range args {
+		name, value, ok := strings.Cut(arg, "=")
+		if !ok || name == "" {
+			return nil, fmt.Errorf("%q is not FIELD=VALUE, such as backend=west", arg)
+		}
+		if _, twice := fields[name]; twice {
+			return nil, errors.New(name + " is there twice")
+		}
+		fields[name] = value
+	}
+	return fields, nil
+}
+
+// table prints fields in two columns. Values are quoted where they could play
+// tricks on a terminal: anybody with access to Redis may have written them.
+func table(to io.Writer, fields map[string]string) error {
+	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
+	for _, name := range slices.Sorted(maps.Keys(fields)) {
+		fmt.Fprintf(w, "%s\t%s\n", plain(name), plain(fields[name]))
+	}
+	return w.Flush()
+}
+
+// plain is s when it is visible ASCII, and quoted otherwise.
+func plain(s string) string {
+	for i := range len(s) {
+		if s[i] < ' ' || s[i] > '~' {
+			return fmt.Sprintf("%+q", s)
+		}
+	}
+	return s
+}

@@ -1,0 +1,143 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+
+	"imapgate/internal/config"
+)
+
+// gcPercent trades a little CPU for memory: a gateway holds thousands of idle
+// sessions, and with Go's default of 100 the heap may grow to twice of what
+// they need before it is collected.
+const gcPercent = 50
+
+var (
+	errRoot = errors.New(`serve does not run as root: a gateway that faces the internet needs no right but its ports.
+Use one of:
+  the systemd unit in deploy/, which gives it ports below 1024 by AmbientCapabilities
+  setcap cap_net_bind_service=+ep /usr/bin/imapgate, and an ordinary user
+  --allow-root, if you must`)
+	errAtOnce = errors.New("ended at once by a second signal; sessions were cut")
+)
+
+func newServe() *cobra.Command {
+	var file string
+	var allowRoot bool
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the gateway",
+		Long: `Run the gateway until SIGTERM or SIGINT.
+
+  SIGTERM, SIGINT  accept no more clients, say BYE to those before login, give sessions
+                   limits.drain to end, close the rest, exit 0; a second one ends at once
+  SIGHUP           open the audit log anew and read the certificates again; a changed
+                   configuration needs a restart
+
+GOMEMLIMIT and GOGC are respected.`,
+		Example: "  imapgate serve --config /etc/imapgate.yaml",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if os.Geteuid() == 0 && !allowRoot {
+				return errRoot
+			}
+			if err := prepareProcess(); err != nil {
+				return err
+			}
+			return serve(cmd.Context(), file, cmd.ErrOrStderr())
+		},
+	}
+	configFlag(cmd, &file)
+	cmd.Flags().BoolVar(&allowRoot, "allow-root", false, "run even as root")
+	return cmd
+}
+
+// prepareProcess sets what holds for the whole process.
+func prepareProcess() error {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
+	return hardenProcess()
+}
+
+// serve runs a gateway until ctx is done or a signal ends it.
+func serve(ctx context.Context, file string, logTo io.Writer) error {
+	cfg, err := config.Load(file)
+	if err != nil {
+		return err
+	}
+	log, err := newLog(cfg.Log, logTo)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = log.Sync() }() // a terminal cannot be synced
+	quietRedis(log)
+
+	g, err := open(cfg, log)
+	if err != nil {
+		return err
+	}
+	defer g.close()
+	if err := g.listen(); err != nil {
+		return err
+	}
+	for name, addr := range g.proxy.Addrs() {
+		log.Info("listening", zap.String("listener", name), zap.Stringer("address", addr))
+	}
+	if g.admin != nil {
+		log.Info("listening", zap.String("listener", "admin"), zap.Stringer("address", g.admin.Addr()))
+	}
+	return g.obey(ctx)
+}
+
+// obey runs the gateway and does what signals say, until it has ended.
+func (g *gateway) obey(ctx context.Context) error {
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	defer signal.Stop(signals)
+	ctx, drain := context.WithCancel(ctx)
+	defer drain()
+	ended := make(chan error, 1)
+	go g.runInto(ctx, ended)
+
+	for {
+		select {
+		case err := <-ended:
+			return err
+		case s := <-signals:
+			switch {
+			case s == syscall.SIGHUP:
+				g.refresh()
+			case ctx.Err() != nil:
+				return errAtOnce // the process ends, and with it what is left
+			default:
+				g.log.Info("draining", zap.Stringer("signal", s), zap.Duration("sessions_may_take", g.cfg.Limits.Drain))
+				drain()
+			}
+		}
+	}
+}
+
+// runInto is run as a goroutine; it ends when the gateway has, and says how.
+func (g *gateway) runInto(ctx context.Context, ended chan<- error) { ended <- g.run(ctx) }
+
+// refresh is SIGHUP. The passwd-file needs no signal: it is followed.
+func (g *gateway) refresh() {
+	g.audit.Reopen()
+	if g.tls != nil {
+		if changed, err := g.tls.Reload(); err != nil {
+			g.log.Error("certificate files are not usable, the last good ones stay in service", zap.Error(err))
+		} else {
+			g.log.Info("certificates read again", zap.Bool("changed", changed))
+		}
+	}
+	g.log.Info("audit log opened anew; a changed configuration is not read before a restart")
+}
