@@ -1,6 +1,9 @@
 package splice
 
-import "time"
+import (
+	"runtime/debug"
+	"time"
+)
 
 // The clock's pace. Quiet pumps are noticed within a tick; sessions are looked
 // at for their longer time-outs, and bytes reported, every sweep.
@@ -16,6 +19,7 @@ func (s *Set) clock() {
 	defer s.wg.Done()
 	t := time.NewTicker(tick)
 	defer t.Stop()
+	var release memory
 	for {
 		select {
 		case <-s.stop:
@@ -26,7 +30,30 @@ func (s *Set) clock() {
 		s.askQuiet(now)
 		if now%sweep == 0 {
 			s.sweep(now)
+			release.look(s.parkings.Load(), s.Len())
 		}
+	}
+}
+
+// memory gives back what a burst of logins left behind. An idle session needs a
+// fraction of what its login did, and the collector, which waits for the heap
+// to grow, would keep the difference.
+type memory struct {
+	last     uint64 // parkings when memory was last given back
+	previous uint64 // parkings at the last look
+}
+
+// enough parkings make it worth a collection.
+const enough = 512
+
+// look is called every sweep. It acts when the burst is over: many sessions have
+// parked since it last did, and few in the last sweep.
+func (m *memory) look(parkings uint64, sessions int) {
+	recent, since := parkings-m.previous, parkings-m.last
+	m.previous = parkings
+	if since >= max(enough, uint64(sessions/2)) && recent <= since/10 { //nolint:gosec // a length
+		m.last = parkings
+		debug.FreeOSMemory()
 	}
 }
 

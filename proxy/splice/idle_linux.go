@@ -88,6 +88,7 @@ func (s *idleSet) park(p *pump) {
 	op := unix.EPOLL_CTL_MOD
 	if !p.armed {
 		op, p.armed = unix.EPOLL_CTL_ADD, true
+		p.relay.set.parkings.Add(1)
 	}
 	s.mu.Unlock()
 	err := s.arm(socket(p.src), op, key)

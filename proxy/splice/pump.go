@@ -87,6 +87,7 @@ func (p *pump) run() {
 	s.mu.Unlock()
 	if quiet {
 		p.unask()
+		trim(p.src)
 	}
 	p.relay.mu.Lock()
 	p.relay.running--

@@ -65,11 +65,12 @@ type Side struct {
 // epoll set they share.
 type Set struct {
 	// Set once.
-	cfg  Config
-	idle idleSet
-	stop chan struct{}
-	wg   sync.WaitGroup // the clock, the idle set and every pump
-	tick atomic.Uint32  // ticks since the start, the clock's coarse time
+	cfg      Config
+	idle     idleSet
+	stop     chan struct{}
+	wg       sync.WaitGroup // the clock, the idle set and every pump
+	tick     atomic.Uint32  // ticks since the start, the clock's coarse time
+	parkings atomic.Uint64  // of pumps that had not parked before
 
 	mu     sync.Mutex
 	relays map[*Relay]struct{} // Guarded by mu.
@@ -138,14 +139,22 @@ type Relay struct {
 // once, with both closed. It returns at once; the sockets are the Relay's now.
 func (s *Set) Start(client, upstream Side, ended func(Result)) *Relay {
 	r := &Relay{set: s, ended: ended, open: 2}
-	r.up = pump{relay: r, src: client.Conn, dst: upstream.Conn, first: upstream.First}
-	r.down = pump{relay: r, src: upstream.Conn, dst: client.Conn, first: client.First}
+	r.up = pump{relay: r, src: client.Conn, dst: upstream.Conn, first: kept(upstream.First)}
+	r.down = pump{relay: r, src: upstream.Conn, dst: client.Conn, first: kept(client.First)}
 	s.mu.Lock()
 	s.relays[r] = struct{}{}
 	s.mu.Unlock()
 	r.up.wake()
 	r.down.wake()
 	return r
+}
+
+// kept is b without what else its array holds; nothing, mostly.
+func kept(b []byte) []byte {
+	if len(b) == 0 {
+		return nil
+	}
+	return b
 }
 
 // End ends the session from outside, politely: TLS says goodbye.

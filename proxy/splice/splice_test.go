@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"reflect"
 	"runtime"
 	"strings"
 	"testing"
@@ -369,4 +370,28 @@ func TestBytesAreReportedOnceEach(t *testing.T) {
 	if up != r.Up || down != r.Down || up != 24 {
 		t.Errorf("reported %d up, %d down; result %+v", up, down, r)
 	}
+}
+
+func TestIdleTLSKeepsNoBuffers(t *testing.T) {
+	if !canPark {
+		t.Skip("only Linux parks")
+	}
+	s := newSet(t, testConfig())
+	b := newBed(t, s, "tls-tls")
+	say(t, b.client, strings.Repeat("x", 1<<20))
+	hear(t, b.backend, strings.Repeat("x", 1<<20))
+	eventually(t, "the session to park", func() bool { return s.idle.len() == 2 })
+	for _, p := range []*pump{&b.relay.up, &b.relay.down} {
+		conn := reflect.ValueOf(p.src).Elem()
+		for _, name := range []string{"rawInput", "hand"} {
+			buf := conn.FieldByName(name).FieldByName("buf")
+			if !buf.IsValid() || buf.Cap() != 0 {
+				t.Errorf("crypto/tls.Conn.%s is not what trim knows, or holds a buffer: %v", name, buf)
+			}
+		}
+	}
+	say(t, b.client, "still here")
+	hear(t, b.backend, "still here")
+	say(t, b.backend, "so am I")
+	hear(t, b.client, "so am I")
 }
