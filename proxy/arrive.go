@@ -71,7 +71,8 @@ func (s *session) readProxyHeader() error {
 		return err
 	}
 	// A second header would be a client's, taken for the balancer's.
-	s.socket.rest, _ = r.Peek(r.Buffered())
+	rest, _ := r.Peek(r.Buffered())
+	s.socket.Unread(rest)
 	if src, ok := header.SourceAddr.(*net.TCPAddr); ok && header.Command == proxyproto.PROXY {
 		s.who.Claimed = addrPort(src)
 	}

@@ -166,7 +166,7 @@ func (s *session) startTLS(tag string) error {
 	if s.listener.TLS != StartTLS || s.tls != nil {
 		return s.badCommand(tag, "BAD TLS is not to be started here.")
 	}
-	if s.conn.Buffered() > 0 || len(s.socket.rest) > 0 {
+	if s.conn.Buffered() > 0 || s.socket.Buffered() > 0 {
 		return &ending{audit.StartTLSInjection, "", imap.ErrInjected}
 	}
 	if err := s.say(tag, "OK Begin TLS negotiation now."); err != nil {

@@ -26,7 +26,7 @@ type session struct {
 	listener *listener
 	began    time.Time
 	deadline time.Time // of everything before the login
-	socket   *socket
+	socket   *splice.Socket
 
 	// Owned by run.
 	conn    *imap.Conn
@@ -39,27 +39,8 @@ type session struct {
 	out     []byte       // scratch for answers
 }
 
-// socket is a client's TCP connection with the bytes read too far behind a
-// PROXY header. All other methods are the connection's own.
-type socket struct {
-	*net.TCPConn
-	rest []byte
-}
-
-func (s *socket) Read(p []byte) (int, error) {
-	if len(s.rest) > 0 {
-		n := copy(p, s.rest)
-		s.rest = s.rest[n:]
-		return n, nil
-	}
-	return s.TCPConn.Read(p)
-}
-
-// NetConn is the connection itself; the relay parks and splices that.
-func (s *socket) NetConn() net.Conn { return s.TCPConn }
-
 func (l *listener) newSession(tcp *net.TCPConn) *session {
-	s := &session{server: l.server, listener: l, began: time.Now(), socket: &socket{TCPConn: tcp}}
+	s := &session{server: l.server, listener: l, began: time.Now(), socket: splice.NewSocket(tcp)}
 	s.deadline = s.began.Add(l.server.cfg.Preauth)
 	s.who = audit.Client{Session: l.server.sessionID(), Listener: l.Name, Peer: addrPort(tcp.RemoteAddr())}
 	s.conn = imap.NewConn(s.socket, imap.Commands, imap.BeforeLogin.Line)
@@ -217,9 +198,9 @@ func (s *session) relay(a *attempt, up *upstream.Conn) error {
 		return nil
 	}
 	client, fromClient := s.conn.Detach()
-	fromClient = append(fromClient, s.socket.rest...)
 	if s.tls == nil {
 		client = s.socket.TCPConn
+		fromClient = append(fromClient, s.socket.Rest()...)
 	}
 	backend, fromBackend := up.Detach()
 	s.server.spliced.Start(splice.Side{Conn: client, First: fromBackend}, splice.Side{Conn: backend, First: fromClient}, in.ended)

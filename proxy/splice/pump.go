@@ -142,36 +142,82 @@ func (p *pump) relayBytes() (net.Conn, error) {
 		return p.spliceBytes(src, dst)
 	}
 	buf := small.Get().(*[smallBuffer]byte)
-	filled, conn, err := p.copy(buf[:])
+	filled, conn, err := p.copySmall(buf[:])
 	clear(buf[:])
 	small.Put(buf)
 	if !filled {
 		return conn, err
 	}
 	big := large.Get().(*[largeBuffer]byte)
-	_, conn, err = p.copy(big[:])
+	conn, err = p.copyLarge(big[:])
 	clear(big[:])
 	large.Put(big)
 	return conn, err
 }
 
-// copy relays through buf. It returns early, filled, when a small buffer is too
-// small for what comes.
-func (p *pump) copy(buf []byte) (filled bool, conn net.Conn, err error) {
+// copySmall relays commands and answers. It returns early, filled, when buf is
+// too small for what comes.
+func (p *pump) copySmall(buf []byte) (filled bool, conn net.Conn, err error) {
 	for {
 		n, err := p.src.Read(buf)
-		if n > 0 {
-			if err := p.write(buf[:n]); err != nil {
-				return false, p.dst, err
-			}
+		if conn, err := p.pass(buf[:n], err); conn != nil {
+			return false, conn, err
 		}
-		if err != nil {
-			return false, p.src, ended(err)
-		}
-		if n == smallBuffer && len(buf) == smallBuffer {
+		if n == len(buf) {
 			return true, nil, nil
 		}
 	}
+}
+
+// copyLarge relays mail: as much at a time as there is.
+func (p *pump) copyLarge(buf []byte) (net.Conn, error) {
+	src := underTLS(p.src)
+	if src != nil {
+		src.readAhead()
+	}
+	for {
+		n, err := p.src.Read(buf)
+		if src != nil && err == nil {
+			n, err = p.readMore(src, buf, n)
+		}
+		if conn, err := p.pass(buf[:n], err); conn != nil {
+			return conn, err
+		}
+	}
+}
+
+// maxRecord is the plaintext of one TLS record (RFC 8446 §5.1).
+const maxRecord = 16 << 10
+
+// readMore adds to the n bytes in buf the records that have been read ahead. It
+// waits for nothing: half a record is left for the next time.
+func (p *pump) readMore(src *Socket, buf []byte, n int) (int, error) {
+	src.noWait = true
+	defer func() { src.noWait = false }()
+	for n <= len(buf)-maxRecord {
+		m, err := p.src.Read(buf[n:])
+		n += m
+		if errors.Is(err, errNothing) {
+			return n, nil
+		}
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// pass writes what was read, and says which side ended or failed, if one did.
+func (p *pump) pass(b []byte, err error) (net.Conn, error) {
+	if len(b) > 0 {
+		if err := p.write(b); err != nil {
+			return p.dst, err
+		}
+	}
+	if err != nil {
+		return p.src, ended(err)
+	}
+	return nil, nil
 }
 
 // ended is nil for a source that hung up. A TLS client that closes without a
@@ -186,10 +232,21 @@ func ended(err error) error {
 func (p *pump) write(b []byte) error {
 	p.progress()
 	p.writing.Store(true)
-	_, err := p.dst.Write(b)
+	err := p.send(b)
 	p.writing.Store(false)
 	p.progress()
 	p.bytes.Add(int64(len(b)))
+	return err
+}
+
+// send writes b; what TLS makes several records of, the kernel gets at once.
+func (p *pump) send(b []byte) error {
+	if s := underTLS(p.dst); s != nil && len(b) > maxRecord {
+		s.gather()
+		_, err := p.dst.Write(b)
+		return errors.Join(err, s.flush())
+	}
+	_, err := p.dst.Write(b)
 	return err
 }
 

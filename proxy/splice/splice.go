@@ -251,10 +251,22 @@ func (r *Relay) lost(conn net.Conn, err error) {
 
 // socket is the TCP connection under a connection.
 func socket(c net.Conn) net.Conn {
-	if t, ok := c.(*tls.Conn); ok {
-		return t.NetConn()
+	for {
+		outer, ok := c.(interface{ NetConn() net.Conn })
+		if !ok {
+			return c
+		}
+		c = outer.NetConn()
 	}
-	return c
+}
+
+// underTLS is the Socket under a TLS connection, or nil.
+func underTLS(c net.Conn) *Socket {
+	if t, ok := c.(*tls.Conn); ok {
+		s, _ := t.NetConn().(*Socket)
+		return s
+	}
+	return nil
 }
 
 // closeWrite hangs up one direction: TLS's close_notify, or TCP's FIN.

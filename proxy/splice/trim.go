@@ -20,6 +20,9 @@ func trim(c net.Conn) {
 	if !ok {
 		return
 	}
+	if under := underTLS(c); under != nil {
+		under.trim()
+	}
 	conn := reflect.ValueOf(t).Elem()
 	for _, name := range [...]string{"rawInput", "hand"} {
 		field := conn.FieldByName(name)

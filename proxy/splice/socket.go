@@ -1,0 +1,138 @@
+package splice
+
+import (
+	"net"
+	"sync"
+)
+
+// Socket is the TCP connection under a TLS one. While mail flows it reads ahead
+// and gathers records, so that the kernel is asked once for what crypto/tls
+// takes or gives in four records; otherwise it holds nothing.
+type Socket struct {
+	*net.TCPConn
+
+	// Owned by whoever reads.
+	in     []byte             // bytes read ahead
+	ahead  *[largeBuffer]byte // what they are read into; nil: nothing is read ahead
+	noWait bool               // take what is there
+
+	mu       sync.Mutex
+	gathered *[gatherBuffer]byte // Guarded by mu. nil: writes go through.
+	n        int                 // Guarded by mu. Bytes in gathered.
+}
+
+// gatherBuffer has room for a large buffer as TLS records: four of them, each
+// with at most 22 bytes more (TLS 1.3) or 29 (1.2, AES-GCM), and an alert.
+const gatherBuffer = largeBuffer + 1<<10
+
+var gather = sync.Pool{New: func() any { return new([gatherBuffer]byte) }}
+
+// NewSocket makes a Socket of tcp.
+func NewSocket(tcp *net.TCPConn) *Socket { return &Socket{TCPConn: tcp} }
+
+// Unread puts back b, which was read too far. The Socket keeps it.
+func (s *Socket) Unread(b []byte) { s.in = b }
+
+// NetConn is the connection itself.
+func (s *Socket) NetConn() net.Conn { return s.TCPConn }
+
+// Buffered is the number of bytes read ahead.
+func (s *Socket) Buffered() int { return len(s.in) }
+
+// Rest takes the bytes read ahead.
+func (s *Socket) Rest() []byte {
+	rest := s.in
+	s.in = nil
+	return rest
+}
+
+// Read implements net.Conn.
+func (s *Socket) Read(p []byte) (int, error) {
+	if len(s.in) == 0 {
+		if s.noWait {
+			return 0, errNothing
+		}
+		if s.ahead == nil || len(p) >= len(s.ahead) {
+			return s.TCPConn.Read(p)
+		}
+		n, err := s.TCPConn.Read(s.ahead[:])
+		s.in = s.ahead[:n]
+		if n == 0 {
+			return 0, err
+		}
+	}
+	n := copy(p, s.in)
+	s.in = s.in[n:]
+	return n, nil
+}
+
+// errNothing is what a read without waiting returns. To crypto/tls it is a read
+// deadline that has passed: it keeps what it has of a record, and goes on later.
+var errNothing net.Error = nothing{}
+
+type nothing struct{}
+
+func (nothing) Error() string   { return "nothing to read" }
+func (nothing) Timeout() bool   { return true }
+func (nothing) Temporary() bool { return true }
+
+// readAhead makes reads take all that is there, until the buffer is taken back.
+func (s *Socket) readAhead() {
+	if s.ahead == nil {
+		s.ahead = large.Get().(*[largeBuffer]byte)
+	}
+}
+
+// trim takes an empty read buffer back.
+func (s *Socket) trim() {
+	if s.ahead != nil && len(s.in) == 0 {
+		clear(s.ahead[:])
+		large.Put(s.ahead)
+		s.ahead, s.in = nil, nil
+	}
+}
+
+// Write implements net.Conn. As in crypto/tls, which writes from both
+// directions now and then, the lock is held over the socket: records must not
+// overtake each other.
+func (s *Socket) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.gathered == nil {
+		return s.TCPConn.Write(p)
+	}
+	if len(p) > gatherBuffer-s.n {
+		if err := s.send(); err != nil {
+			return 0, err
+		}
+		return s.TCPConn.Write(p)
+	}
+	s.n += copy(s.gathered[s.n:], p)
+	return len(p), nil
+}
+
+// gather keeps what is written until flush.
+func (s *Socket) gather() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.gathered = gather.Get().(*[gatherBuffer]byte)
+}
+
+// flush writes what was gathered.
+func (s *Socket) flush() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	err := s.send()
+	gather.Put(s.gathered)
+	s.gathered = nil
+	return err
+}
+
+// send writes what has been gathered so far. mu is held.
+func (s *Socket) send() error {
+	sent := s.gathered[:s.n]
+	s.n = 0
+	_, err := s.TCPConn.Write(sent)
+	clear(sent)
+	return err
+}
