@@ -162,14 +162,21 @@ func (o *routeOptions) done(t *routes, what string) error {
 	return err
 }
 
-// assignments reads FIELD=VALUE arguments. Which fields and values are allowed
-// is for routing to say.
+// routeFields are the fields of a user's record. Redis may hold others, for
+// other programs; here one is a slip of the pen. Constant.
+var routeFields = []string{"backend", "login", "mode", "password", "state", "user"}
+
+// assignments reads FIELD=VALUE arguments. Which values are allowed is for
+// routing to say.
 func assignments(args []string) (map[string]string, error) {
 	fields := make(map[string]string, len(args))
 	for _, arg := range args {
 		name, value, ok := strings.Cut(arg, "=")
 		if !ok || name == "" {
 			return nil, fmt.Errorf("%q is not FIELD=VALUE, such as backend=west", arg)
+		}
+		if !slices.Contains(routeFields, name) {
+			return nil, fmt.Errorf("%q is not one of %s", name, strings.Join(routeFields, ", "))
 		}
 		if _, twice := fields[name]; twice {
 			return nil, errors.New(name + " is there twice")

@@ -1,0 +1,99 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// valid is a configuration with every kind of file.
+func valid(t testing.TB) (config string, files map[string]string) {
+	t.Helper()
+	cert, key := certificate(t)
+	users := write(t, "users", "alice@example.org:{PLAIN}pw\n")
+	config = write(t, "imapgate.yaml", fmt.Sprintf(`
+listeners: [{address: "127.0.0.1:0"}]
+tls: {certificates: [{cert: %[1]q, key: %[2]q}]}
+redis: {addresses: ["127.0.0.1:1"], tls: true, ca: %[1]q}
+auth: {methods: [file], file: {path: %[3]q}}
+backends: {east: {address: "127.0.0.1:993", ca: %[1]q}}
+`, cert, key, users))
+	return config, map[string]string{"certificate": cert, "key": key, "passwd-file": users}
+}
+
+func TestAValidConfigurationPasses(t *testing.T) {
+	file, _ := valid(t)
+	if got := imapgate(t, "", "check", "--config", file); got.status != 0 || got.out != file+" is valid\n" || got.err != "" {
+		t.Errorf("%+v", got)
+	}
+	var says struct {
+		Valid    bool
+		Problems []finding
+	}
+	got := imapgate(t, "", "check", "--json", "-c", file)
+	if json.Unmarshal([]byte(got.out), &says) != nil || !says.Valid || says.Problems == nil {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestEveryProblemIsPrintedWithItsPlace(t *testing.T) {
+	file := write(t, "bad.yaml", "listeners:\n  - {address: nowhere, tls: maybe}\nbackends: {east: {}}\nlimits: {drain: soon}\n")
+	got := imapgate(t, "", "check", "--config", file)
+	if got.status != 1 || got.out != "" {
+		t.Errorf("%+v", got)
+	}
+	for _, want := range []string{file + ":2:", "listeners[0].address", "listeners[0].tls", "backends.east.address", "limits.drain"} {
+		if !strings.Contains(got.err, want) {
+			t.Errorf("no %s in:\n%s", want, got.err)
+		}
+	}
+	var says struct{ Problems []finding }
+	got = imapgate(t, "", "check", "--json", "--config", file)
+	if err := json.Unmarshal([]byte(got.out), &says); err != nil || got.status != 1 || len(says.Problems) < 4 || says.Problems[0].Line == 0 {
+		t.Errorf("%+v: %v", got, err)
+	}
+}
+
+func TestBadFilesAreFoundTogether(t *testing.T) {
+	file, files := valid(t)
+	for name, path := range files {
+		if name == "key" {
+			continue
+		}
+		if err := os.WriteFile(path, []byte("not what it should be\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := imapgate(t, "", "check", "--config", file)
+	if got.status != 1 {
+		t.Errorf("%+v", got)
+	}
+	for _, want := range []string{": tls: ", ": redis: ", ": auth: ", ": backends.east: "} {
+		if !strings.Contains(got.err, want) {
+			t.Errorf("no %q in:\n%s", want, got.err)
+		}
+	}
+}
+
+func TestAMasterLoginNeedsSomebodyWhoChecksPasswords(t *testing.T) {
+	secret := write(t, "master", "m\n")
+	file := write(t, "imapgate.yaml", fmt.Sprintf(`
+listeners: [{address: "127.0.0.1:0", tls: none}]
+auth: {methods: [passthrough]}
+routing: {source: static, static: {default: east}}
+backends: {east: {address: "127.0.0.1:143", tls: none, login: master, master: {user: m, password_file: %q}}}
+`, secret))
+	if got := imapgate(t, "", "check", "--config", file); got.status != 1 || !strings.Contains(got.err, "backends.east.login") {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestAMissingConfigurationIsAProblem(t *testing.T) {
+	got := imapgate(t, "", "check", "--config", filepath.Join(t.TempDir(), "none.yaml"))
+	if got.status != 1 || !strings.Contains(got.err, "no such file") {
+		t.Errorf("%+v", got)
+	}
+}

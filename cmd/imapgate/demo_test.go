@@ -1,0 +1,173 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"net"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/emersion/go-imap/v2"
+	"github.com/emersion/go-imap/v2/imapclient"
+	"github.com/redis/go-redis/v9"
+)
+
+// startedDemo is a demo and what its introduction says.
+type startedDemo struct {
+	screen
+	imaps, imap, admin, redis, dir string
+}
+
+// start runs a demo on free ports until the test ends.
+func (d *startedDemo) start(t testing.TB) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- runDemo(ctx, demoPorts{}, d, d) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("demo: %v", err)
+		}
+	})
+	d.await(t, "Ctrl-C ends it")
+	d.imaps = d.await(t, `IMAP over TLS +(\S+)`)[1]
+	d.imap = d.await(t, `IMAP, STARTTLS +(\S+)`)[1]
+	d.admin = d.await(t, `admin +(http://[^/]+)`)[1]
+	d.redis = d.await(t, `Redis +(127\S+)`)[1]
+	d.dir = d.await(t, `files +(\S+) `)[1]
+}
+
+// trust is a TLS configuration that believes a self-signed certificate.
+func trust(t testing.TB, file string) *tls.Config {
+	t.Helper()
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(pem) {
+		t.Fatal("no certificate in " + file)
+	}
+	return &tls.Config{RootCAs: roots, ServerName: loopback}
+}
+
+// subjects logs in and lists the subjects of the mail in INBOX.
+func subjects(t testing.TB, c *imapclient.Client, user string) []string {
+	t.Helper()
+	if err := c.Login(user, "demo").Wait(); err != nil {
+		t.Fatalf("log in as %s: %v", user, err)
+	}
+	if _, err := c.Select("INBOX", nil).Wait(); err != nil {
+		t.Fatal(err)
+	}
+	mail, err := c.Fetch(imap.SeqSet{{Start: 1, Stop: 0}}, &imap.FetchOptions{Envelope: true}).Collect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []string
+	for _, m := range mail {
+		all = append(all, m.Envelope.Subject)
+	}
+	if err := c.Logout().Wait(); err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+func (d *startedDemo) read(t testing.TB, user string) string {
+	t.Helper()
+	c, err := imapclient.DialTLS(d.imaps, &imapclient.Options{TLSConfig: trust(t, d.dir+"/cert.pem")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	return strings.Join(subjects(t, c, user), "; ")
+}
+
+func TestTheDemoMovesAliceWhenRedisSaysSo(t *testing.T) {
+	var d startedDemo
+	d.start(t)
+	for user, backend := range map[string]string{"alice@example.org": "east", "bob": "west", "carol": "east"} {
+		if got := d.read(t, user); !strings.Contains(got, "Hello from "+backend) {
+			t.Errorf("%s reads %q", user, got)
+		}
+	}
+	rdb := redis.NewClient(&redis.Options{Addr: d.redis})
+	defer rdb.Close()
+	if err := rdb.HSet(t.Context(), "imapgate:user:alice@example.org", "backend", "west").Err(); err != nil {
+		t.Fatal(err)
+	}
+	var got string
+	eventually(t, func() bool {
+		got = d.read(t, "alice")
+		return strings.Contains(got, "Hello from west")
+	}, func() string { return "alice still reads " + got })
+	d.await(t, `login accepted +alice@example\.org  at east`)
+	d.await(t, `login accepted +alice@example\.org  at west`)
+	d.await(t, `session ended +alice@example\.org  at west`)
+}
+
+func TestTheDemoSpeaksSTARTTLS(t *testing.T) {
+	var d startedDemo
+	d.start(t)
+	c, err := imapclient.DialStartTLS(d.imap, &imapclient.Options{TLSConfig: trust(t, d.dir+"/cert.pem")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if got := subjects(t, c, "bob"); len(got) != 3 {
+		t.Errorf("bob reads %q", got)
+	}
+}
+
+func TestTheDemoExplainsItselfThroughItsAdminAddress(t *testing.T) {
+	var d startedDemo
+	d.start(t)
+	conf := d.dir + "/imapgate.yaml"
+	got := imapgate(t, "", "route", "explain", "alice", "--config", conf)
+	if got.status != 0 || !strings.Contains(got.out, "Asked the running gateway") || !strings.Contains(got.out, "east") {
+		t.Errorf("%+v", got)
+	}
+	if got := imapgate(t, "", "route", "set", "alice", "backend=west", "--config", conf); got.status != 0 {
+		t.Errorf("%+v", got)
+	}
+	if got := imapgate(t, "", "check", "--config", conf); got.status != 0 {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestAPortThatIsTakenBecomesAnother(t *testing.T) {
+	taken, err := net.Listen("tcp", at(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	port := taken.Addr().(*net.TCPAddr).Port
+	d := &demo{}
+	if err := d.choosePorts(demoPorts{IMAPS: port}); err != nil {
+		t.Fatal(err)
+	}
+	if d.Ports.IMAPS == port || d.Ports.IMAPS == 0 || d.Ports.IMAPS == d.Ports.IMAP {
+		t.Errorf("%+v", d.Ports)
+	}
+}
+
+func TestTheSameMailboxHasAnotherUIDValidityElsewhere(t *testing.T) {
+	validity := func(backend string) uint32 {
+		u, err := mailbox("alice@example.org", backend, "demo")
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := u.Status("INBOX", &imap.StatusOptions{UIDValidity: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got.UIDValidity
+	}
+	if east, west := validity("east"), validity("west"); east == west {
+		t.Errorf("both have %d", east)
+	}
+}

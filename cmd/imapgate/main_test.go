@@ -1,0 +1,173 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"imapgate/tlsconf"
+)
+
+// asMain in the environment makes the test program be imapgate, so that tests
+// can send signals to a process of its own.
+const asMain = "IMAPGATE_TEST_AS_MAIN"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asMain) != "" {
+		main()
+	}
+	os.Exit(m.Run())
+}
+
+// patience bounds the wait for something a process does; race builds are slow.
+const patience = 30 * time.Second
+
+// screen is where a command prints while a test looks on.
+type screen struct {
+	mu   sync.Mutex
+	text bytes.Buffer // Guarded by mu.
+}
+
+func (s *screen) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.Write(p)
+}
+
+func (s *screen) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.String()
+}
+
+// await gives the groups of the first match of a pattern that appears.
+func (s *screen) await(t testing.TB, pattern string) []string {
+	t.Helper()
+	re := regexp.MustCompile(pattern)
+	var found []string
+	eventually(t, func() bool {
+		found = re.FindStringSubmatch(s.String())
+		return found != nil
+	}, func() string { return "no " + pattern + " in:\n" + s.String() })
+	return found
+}
+
+// eventually polls until ok, or fails with what why says.
+func eventually(t testing.TB, ok func() bool, why func() string) {
+	t.Helper()
+	for end := time.Now().Add(patience); !ok(); <-time.After(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal(why())
+		}
+	}
+}
+
+// result is what a command did.
+type result struct {
+	status   int
+	out, err string
+}
+
+// imapgate runs a command in this process.
+func imapgate(t testing.TB, stdin string, args ...string) result {
+	t.Helper()
+	root := newRoot()
+	var out, errs bytes.Buffer
+	root.SetArgs(args)
+	root.SetIn(strings.NewReader(stdin))
+	root.SetOut(&out)
+	root.SetErr(&errs)
+	return result{run(t.Context(), root), out.String(), errs.String()}
+}
+
+// write makes a file in a folder of the test's own.
+func write(t testing.TB, name, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// certificate gives the files of a certificate for loopback.
+func certificate(t testing.TB) (cert, key string) {
+	t.Helper()
+	c, k, err := tlsconf.SelfSignedPEM("localhost", loopback)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return write(t, "cert.pem", string(c)), write(t, "key.pem", string(k))
+}
+
+func TestVersionSaysWhatIsRunning(t *testing.T) {
+	if got := imapgate(t, "", "version"); got.status != 0 || !strings.HasPrefix(got.out, "imapgate ") {
+		t.Errorf("%+v", got)
+	}
+	var b build
+	if got := imapgate(t, "", "version", "--json"); json.Unmarshal([]byte(got.out), &b) != nil || b.Version == "" || b.Go == "" {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestEveryCommandHasHelpWithAnExample(t *testing.T) {
+	root := newRoot()
+	for _, cmd := range append(root.Commands(), newRoute().Commands()...) {
+		if cmd.Short == "" || cmd.Example == "" && !cmd.HasSubCommands() {
+			t.Errorf("%s has no help", cmd.Name())
+		}
+		if got := imapgate(t, "", "help", cmd.Name()); got.status != 0 || got.out == "" {
+			t.Errorf("help %s: %+v", cmd.Name(), got)
+		}
+	}
+}
+
+func TestAnUnknownCommandIsAnError(t *testing.T) {
+	if got := imapgate(t, "", "sevre"); got.status != 1 || !strings.Contains(got.err, "sevre") {
+		t.Errorf("%+v", got)
+	}
+	if got := imapgate(t, "", "serve", "stray"); got.status != 1 {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestShellsCanCompleteCommands(t *testing.T) {
+	for _, shell := range []string{"bash", "zsh", "fish"} {
+		if got := imapgate(t, "", "completion", shell); got.status != 0 || !strings.Contains(got.out, "imapgate") {
+			t.Errorf("%s: status %d, %s", shell, got.status, got.err)
+		}
+	}
+	if got := imapgate(t, "", "__complete", "passwd", "--scheme", ""); !strings.Contains(got.out, "ARGON2ID") {
+		t.Errorf("schemes are not completed: %+v", got)
+	}
+}
+
+func TestServeRefusesToRunAsRoot(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to be refused")
+	}
+	got := imapgate(t, "", "serve", "--config", "/nonexistent")
+	if got.status != 1 || !strings.Contains(got.err, "setcap") || !strings.Contains(got.err, "--allow-root") {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestARunningCommandObeysItsContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	var out screen
+	if err := runDemo(ctx, demoPorts{}, &out, &out); err != nil {
+		t.Error(err)
+	}
+	dir := out.await(t, `files +(\S+) `)[1]
+	if _, err := os.Stat(dir); !os.IsNotExist(err) {
+		t.Errorf("%s is still there: %v", dir, err)
+	}
+}

@@ -1,0 +1,61 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"go.uber.org/zap"
+
+	"imapgate/auth"
+	"imapgate/internal/identity"
+)
+
+// letsIn says whether a passwd-file lets alice in with a password.
+func letsIn(t testing.TB, line, password string) bool {
+	t.Helper()
+	a, err := auth.New(auth.Config{Methods: []string{auth.File}, File: write(t, "users", line)}, nil, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	u, err := a.Canon("alice@example.org")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = a.Authenticate(t.Context(), auth.Login{User: u, Password: identity.NewSecret(password), Mechanism: auth.CommandLogin})
+	return err == nil
+}
+
+func TestAHashedPasswordLetsItsUserIn(t *testing.T) {
+	t.Parallel()
+	for _, scheme := range auth.Schemes() {
+		got := imapgate(t, "right horse\n", "passwd", "--user", "Alice@Example.org", "--scheme", scheme)
+		if got.status != 0 || !strings.HasPrefix(got.out, "alice@example.org:{"+scheme+"}") {
+			t.Fatalf("%s: %+v", scheme, got)
+		}
+		if !letsIn(t, got.out, "right horse") {
+			t.Errorf("%s: the right password is refused", scheme)
+		}
+		if letsIn(t, got.out, "wrong horse") {
+			t.Errorf("%s: a wrong password is accepted", scheme)
+		}
+	}
+}
+
+func TestPasswordsThatCannotBeSentAreRefused(t *testing.T) {
+	for name, password := range map[string]string{
+		"empty": "", "empty line": "\n", "control": "a\tb\n", "too long": strings.Repeat("x", maxPasswordLine+10),
+	} {
+		if got := imapgate(t, password, "passwd", "--scheme", "plain"); got.status != 1 || got.out != "" {
+			t.Errorf("%s: %+v", name, got)
+		}
+	}
+}
+
+func TestPasswdRefusesUnknownSchemesAndNames(t *testing.T) {
+	if got := imapgate(t, "x\n", "passwd", "--scheme", "ROT13"); got.status != 1 || !strings.Contains(got.err, "ARGON2ID") {
+		t.Errorf("%+v", got)
+	}
+	if got := imapgate(t, "x\n", "passwd", "--user", "a b"); got.status != 1 || got.out != "" {
+		t.Errorf("%+v", got)
+	}
+}

@@ -1,0 +1,138 @@
+//go:build unix
+
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+
+	"imapgate/internal/testbed"
+)
+
+// routed is a configuration with a real Redis and two backends.
+func routed(t testing.TB) (config string, r *testbed.Redis) {
+	t.Helper()
+	r = testbed.StartRedis(t)
+	return write(t, "imapgate.yaml", fmt.Sprintf(`
+listeners: [{address: "127.0.0.1:0", tls: none}]
+redis: {addresses: [%q]}
+auth: {default_domain: example.org}
+backends: {east: {address: "127.0.0.1:1", tls: none}, west: {address: "127.0.0.1:2", tls: none}}
+admin: {address: "127.0.0.1:1"}
+`, r.Address)), r
+}
+
+func TestARouteIsSetShownExplainedAndRemoved(t *testing.T) {
+	t.Parallel()
+	file, _ := routed(t)
+	steps := []struct {
+		args   string
+		status int
+		want   []string // in what is printed
+	}{
+		{"get alice", 0, []string{"alice@example.org has no record"}},
+		{"explain alice", 0, []string{"was not asked", "no route", "no such user", "imapgate:default", "no record"}},
+		{"set alice backend=west state=active", 0, []string{"alice@example.org: changed"}},
+		{"get Alice@example.org", 0, []string{"backend", "west", "active"}},
+		{"explain alice", 0, []string{"was not asked", "west", "* imapgate:user:alice@example.org"}},
+		{"set alice backend=north", 1, []string{"north", "not"}},
+		{"set alice state=sleepy", 1, []string{"state"}},
+		{"set alice colour=red", 1, []string{"colour"}},
+		{"set alice backend", 1, []string{"FIELD=VALUE"}},
+		{"set alice state=active state=paused", 1, []string{"twice"}},
+		{"set alice", 1, []string{"arg"}},
+		{"get a|b", 1, []string{"user name"}},
+		{"get alice", 0, []string{"west", "active"}},
+		{"set alice state=", 0, nil},
+		{"del alice", 0, []string{"removed"}},
+		{"del alice", 0, []string{"had no record"}},
+	}
+	for _, step := range steps {
+		got := imapgate(t, "", append([]string{"route", "--config", file}, strings.Fields(step.args)...)...)
+		if got.status != step.status {
+			t.Errorf("%s: %+v", step.args, got)
+		}
+		for _, want := range step.want {
+			// What was refused need not be repeated.
+			if want != "north" && !strings.Contains(got.out+got.err, want) {
+				t.Errorf("%s: no %q in %+v", step.args, want, got)
+			}
+		}
+	}
+}
+
+func TestRoutesArePrintedAsJSON(t *testing.T) {
+	t.Parallel()
+	file, r := routed(t)
+	r.CLI("HSET", "imapgate:user:bob@example.org", "backend", "east", "password", "{PLAIN}canary")
+	var record struct {
+		User   string
+		Record map[string]string
+	}
+	got := imapgate(t, "", "route", "get", "bob", "--json", "-c", file)
+	if err := json.Unmarshal([]byte(got.out), &record); err != nil || record.User != "bob@example.org" || record.Record["backend"] != "east" {
+		t.Errorf("%+v: %v", got, err)
+	}
+	var explained struct{ Asked, User, Backend, Key string }
+	x := imapgate(t, "", "route", "explain", "bob", "--json", "-c", file)
+	if err := json.Unmarshal([]byte(x.out), &explained); err != nil || explained.Asked != "records" || explained.Backend != "east" {
+		t.Errorf("%+v: %v", x, err)
+	}
+	if text := imapgate(t, "", "route", "get", "bob", "-c", file).out + got.out + x.out; strings.Contains(text, "canary") {
+		t.Errorf("the password is shown:\n%s", text)
+	}
+}
+
+func TestAHostileRecordCannotPlayTricksOnATerminal(t *testing.T) {
+	t.Parallel()
+	file, r := routed(t)
+	r.CLI("HSET", "imapgate:user:eve@example.org", "backend", "east\x1b[2J\nwest")
+	for _, verb := range []string{"get", "explain"} {
+		if got := imapgate(t, "", "route", verb, "eve", "-c", file); strings.ContainsAny(got.out+got.err, "\x1b") {
+			t.Errorf("%s: %q", verb, got.out+got.err)
+		}
+	}
+}
+
+func TestWithoutRedisARouteIsAnError(t *testing.T) {
+	t.Parallel()
+	file, r := routed(t)
+	r.Kill()
+	for _, args := range []string{"get alice", "set alice backend=east", "del alice"} {
+		if got := imapgate(t, "", append([]string{"route", "--config", file}, strings.Fields(args)...)...); got.status != 1 || got.err == "" {
+			t.Errorf("%s: %+v", args, got)
+		}
+	}
+	if got := imapgate(t, "", "route", "explain", "alice", "-c", file); !strings.Contains(got.out, "unavailable") {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestStaticRoutesAreExplainedToo(t *testing.T) {
+	t.Parallel()
+	file := write(t, "imapgate.yaml", `
+listeners: [{address: "127.0.0.1:0", tls: none}]
+routing: {source: static, static: {domains: {example.org: east}}}
+backends: {east: {address: "127.0.0.1:1", tls: none}}
+admin: {address: ""}
+`)
+	got := imapgate(t, "", "route", "explain", "alice@example.org", "-c", file)
+	if got.status != 0 || !strings.Contains(got.out, "no admin address") || !strings.Contains(got.out, "routing.static.domains") {
+		t.Errorf("%+v", got)
+	}
+	if got := imapgate(t, "", "route", "set", "alice@example.org", "backend=east", "-c", file); got.status != 1 || !strings.Contains(got.err, "no Redis") {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestTheGatewayOnAllAddressesIsAskedOnLoopback(t *testing.T) {
+	for address, want := range map[string]string{
+		"0.0.0.0:9143": "127.0.0.1:9143", "[::]:9143": "[::1]:9143", ":9143": "127.0.0.1:9143", "10.0.0.1:9143": "10.0.0.1:9143",
+	} {
+		if got := reachable(address); got != want {
+			t.Errorf("%s: %s, want %s", address, got, want)
+		}
+	}
+}

@@ -1,0 +1,317 @@
+//go:build unix
+
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"imapgate/internal/testbed"
+)
+
+// servedConfig is a gateway in front of an in-memory backend. more is appended.
+func servedConfig(t testing.TB, more string) (config, audit string) {
+	t.Helper()
+	b, err := startBackend("east", "demo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := b.close(); err != nil {
+			t.Error(err)
+		}
+	})
+	cert, key := certificate(t)
+	audit = filepath.Join(t.TempDir(), "audit.log")
+	return write(t, "imapgate.yaml", fmt.Sprintf(`
+listeners:
+  - {name: imaps, address: "127.0.0.1:0"}
+  - {name: plain, address: "127.0.0.1:0", tls: none}
+tls: {certificates: [{cert: %q, key: %q}]}
+backends: {east: {address: %q, tls: none, forward: none}}
+audit: {path: %q}
+admin: {address: "127.0.0.1:0"}
+%s`, cert, key, b.address(), audit, more)), audit
+}
+
+const staticEast = `
+auth: {default_domain: example.org}
+routing: {source: static, static: {default: east}}
+limits: {drain: 20s}
+`
+
+// served is a gateway in a process of its own.
+type served struct {
+	screen
+	cmd          *exec.Cmd
+	plain, admin string
+}
+
+// startServe runs `imapgate serve` until the test ends.
+func startServe(t testing.TB, config string) *served {
+	t.Helper()
+	s := &served{cmd: exec.Command(os.Args[0], "serve", "--allow-root", "--config", config)}
+	s.cmd.Env = append(os.Environ(), asMain+"=1")
+	s.cmd.Stdout, s.cmd.Stderr = s, s
+	if err := s.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if s.cmd.ProcessState == nil {
+			_ = s.cmd.Process.Kill()
+			_ = s.cmd.Wait()
+		}
+		if t.Failed() {
+			t.Log(s.String())
+		}
+	})
+	s.plain = s.await(t, `"listener":"plain","address":"([^"]+)"`)[1]
+	s.admin = s.await(t, `"listener":"admin","address":"([^"]+)"`)[1]
+	return s
+}
+
+func (s *served) signal(t testing.TB, sig syscall.Signal) {
+	t.Helper()
+	if err := s.cmd.Process.Signal(sig); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// status waits for the end of the process.
+func (s *served) status(t testing.TB) int {
+	t.Helper()
+	late := time.AfterFunc(patience, func() { _ = s.cmd.Process.Kill() })
+	defer late.Stop()
+	_ = s.cmd.Wait() // its state says it better
+	return s.cmd.ProcessState.ExitCode()
+}
+
+// talk is a client that says lines and reads lines.
+type talk struct {
+	net.Conn
+	in *bufio.Reader
+}
+
+// connect reads the greeting too.
+func connect(t testing.TB, address string) *talk {
+	t.Helper()
+	c, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	k := &talk{c, bufio.NewReader(c)}
+	k.hear(t, `^\* OK `)
+	return k
+}
+
+// say sends a line.
+func (k *talk) say(t testing.TB, line string) {
+	t.Helper()
+	if _, err := io.WriteString(k, line+"\r\n"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// hear reads lines until one matches.
+func (k *talk) hear(t testing.TB, pattern string) {
+	t.Helper()
+	var heard strings.Builder
+	for re := regexp.MustCompile(pattern); ; {
+		line, err := k.in.ReadString('\n')
+		heard.WriteString(line)
+		if re.MatchString(line) {
+			return
+		}
+		if err != nil {
+			t.Fatalf("no %s in %q: %v", pattern, heard.String(), err)
+		}
+	}
+}
+
+func TestSIGTERMDrainsAndExitsZero(t *testing.T) {
+	t.Parallel()
+	config, audit := servedConfig(t, staticEast)
+	s := startServe(t, config)
+	session := connect(t, s.plain)
+	session.say(t, "a LOGIN alice demo")
+	session.hear(t, "^a OK ")
+	stranger := connect(t, s.plain)
+	if got := ready(t, s.admin); got != 200 {
+		t.Errorf("ready: %d", got)
+	}
+
+	s.signal(t, syscall.SIGTERM)
+	stranger.hear(t, `^\* BYE `)
+	if got := ready(t, s.admin); got != 503 {
+		t.Errorf("ready during the drain: %d", got)
+	}
+	if _, err := net.Dial("tcp", s.plain); err == nil {
+		t.Error("a new client is accepted during the drain")
+	}
+	session.say(t, "b SELECT INBOX") // a session goes on
+	session.hear(t, "^b OK ")
+	session.say(t, "c LOGOUT")
+	session.hear(t, "^c OK ")
+	session.Close()
+	began := time.Now()
+	if got := s.status(t); got != 0 {
+		t.Errorf("exit status %d", got)
+	}
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("it took %v to end after the last session, of a drain time of 20 s", took)
+	}
+	text, err := os.ReadFile(audit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, event := range []string{"started", "login_accepted", "session_ended", "connection_refused", "stopped"} {
+		if !strings.Contains(string(text), `"event":"`+event+`"`) {
+			t.Errorf("no %s in the audit log:\n%s", event, text)
+		}
+	}
+	if strings.Contains(s.String()+string(text), "demo") {
+		t.Error("the password is in the log")
+	}
+}
+
+// ready is the status of the readiness page.
+func ready(t testing.TB, admin string) int {
+	t.Helper()
+	got, err := http.Get("http://" + admin + "/readyz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got.Body.Close()
+	return got.StatusCode
+}
+
+func TestASecondSignalEndsAtOnce(t *testing.T) {
+	t.Parallel()
+	config, _ := servedConfig(t, staticEast)
+	s := startServe(t, config)
+	session := connect(t, s.plain)
+	session.say(t, "a LOGIN alice demo")
+	session.hear(t, "^a OK ")
+	s.signal(t, syscall.SIGTERM)
+	s.await(t, `"draining"`)
+	s.signal(t, syscall.SIGINT)
+	if got := s.status(t); got != 1 {
+		t.Errorf("exit status %d", got)
+	}
+	s.await(t, "second signal")
+}
+
+func TestSIGHUPOpensTheAuditLogAnew(t *testing.T) {
+	t.Parallel()
+	config, audit := servedConfig(t, staticEast)
+	s := startServe(t, config)
+	s.signal(t, syscall.SIGHUP)
+	s.await(t, `audit log opened anew; a changed configuration is not read before a restart`)
+	s.await(t, `certificates read again`)
+	if err := os.Rename(audit, audit+".1"); err != nil {
+		t.Fatal(err)
+	}
+	s.signal(t, syscall.SIGHUP)
+	client := connect(t, s.plain)
+	client.say(t, "a LOGIN alice wrong")
+	client.hear(t, `^a NO \[AUTHENTICATIONFAILED\]`)
+	eventually(t, func() bool {
+		text, err := os.ReadFile(audit)
+		return err == nil && strings.Contains(string(text), "login_refused")
+	}, func() string { return "the new audit log has no record" })
+}
+
+func TestNoCoreIsDumpedAndNobodyMayLookInside(t *testing.T) {
+	t.Parallel()
+	if runtime.GOOS != "linux" {
+		t.Skip("on Linux")
+	}
+	config, _ := servedConfig(t, staticEast)
+	s := startServe(t, config)
+	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", s.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !regexp.MustCompile(`Max core file size +0 +0 `).Match(limits) {
+		t.Errorf("%s", limits)
+	}
+}
+
+func TestAPortInUseIsNamed(t *testing.T) {
+	t.Parallel()
+	taken, err := net.Listen("tcp", at(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	config, _ := servedConfig(t, staticEast)
+	text, err := os.ReadFile(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, block := range []string{`plain, address: "127.0.0.1:0"`, `admin: {address: "127.0.0.1:0"`} {
+		inUse := strings.Replace(block, "127.0.0.1:0", taken.Addr().String(), 1)
+		changed := write(t, "imapgate.yaml", strings.Replace(string(text), block, inUse, 1))
+		var log screen
+		err := serve(t.Context(), changed, &log)
+		if err == nil || !strings.Contains(err.Error(), taken.Addr().String()) || !strings.Contains(err.Error(), "in use") {
+			t.Errorf("%s: %v", block, err)
+		}
+	}
+}
+
+func TestServingEndsWithTheContext(t *testing.T) {
+	t.Parallel()
+	config, _ := servedConfig(t, staticEast)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	var log screen
+	go func() { ended <- serve(ctx, config, &log) }()
+	log.await(t, `"listener":"admin"`)
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAUserWithoutAHashInRedisIsAskedOfTheNextMethod(t *testing.T) {
+	t.Parallel()
+	r := testbed.StartRedis(t)
+	r.CLI("HSET", "imapgate:default", "backend", "east")
+	// alice's hash here is of another password than the backend's "demo".
+	r.CLI("HSET", "imapgate:user:alice@example.org", "backend", "east", "password", "{PLAIN}other")
+	r.CLI("HSET", "imapgate:user:bob@example.org", "backend", "east")
+	config, _ := servedConfig(t, fmt.Sprintf(`
+redis: {addresses: [%q]}
+auth: {methods: [redis, passthrough], default_domain: example.org}
+limits: {drain: 0s}
+`, r.Address))
+	s := startServe(t, config)
+	for user, want := range map[string]string{
+		"alice demo":  `^a NO \[AUTHENTICATIONFAILED\]`, // Redis knows her, and decides
+		"bob demo":    `^a OK `,                         // a record, no hash
+		"carol demo":  `^a OK `,                         // no record at all
+		"carol wrong": `^a NO \[AUTHENTICATIONFAILED\]`, // the backend decides
+	} {
+		client := connect(t, s.plain)
+		client.say(t, "a LOGIN "+user)
+		client.hear(t, want)
+	}
+}
