@@ -57,7 +57,7 @@ type Listener struct {
 // Config is what an operator decides about the front door.
 type Config struct {
 	Listeners      []Listener
-	MaxConnections int           // at a time; 0: as many as descriptors allow
+	MaxConnections int           // at a time, as far as descriptors allow; 0: as many as they do
 	Preauth        time.Duration // from accept to the login, all together
 	Handshake      time.Duration // of TLS
 	Idle           time.Duration // of a session
@@ -105,9 +105,9 @@ func NewInstance() string { return rand.Text()[:8] }
 
 // New makes a Server that does not listen yet.
 func New(cfg Config, rooms Rooms) (*Server, error) {
-	s := &Server{cfg: cfg, rooms: rooms, slots: int64(cfg.MaxConnections)}
-	if s.slots == 0 {
-		s.slots = descriptorSlots()
+	s := &Server{cfg: cfg, rooms: rooms, slots: descriptorSlots()}
+	if cfg.MaxConnections > 0 {
+		s.slots = min(s.slots, int64(cfg.MaxConnections))
 	}
 	for _, l := range cfg.Listeners {
 		if l.TLS != NoTLS && rooms.TLS == nil {
