@@ -20,18 +20,14 @@ import (
 // least three seconds.
 const proxyTimeout = 3 * time.Second
 
-// maxProxyHeader is more than any header a load balancer sends: 16 bytes, two
-// IPv6 addresses and their TLVs.
-const maxProxyHeader = 2 << 10
-
 // arrive brings a connection to its greeting: a place for it, the PROXY header
 // where the peer must send one, implicit TLS.
 func (s *session) arrive() error {
 	if s.server.open.Load() > s.server.slots {
-		return s.noRoom()
+		return &ending{audit.TooMany, "[UNAVAILABLE] Too many connections.", nil}
 	}
 	if trusts(s.listener.ProxyTrusted, s.who.Peer) {
-		if err := s.readProxyHeader(); err != nil {
+		if err := s.introduced(); err != nil {
 			return &ending{audit.BadProxyHeader, "", err}
 		}
 	}
@@ -40,15 +36,6 @@ func (s *session) arrive() error {
 		return s.handshake()
 	}
 	return nil
-}
-
-// noRoom turns a connection away; in the clear there is a word for it.
-func (s *session) noRoom() error {
-	e := &ending{reason: audit.TooMany}
-	if s.listener.TLS != ImplicitTLS {
-		e.bye = "[UNAVAILABLE] Too many connections."
-	}
-	return e
 }
 
 // trusts says whether a peer's TCP address is in one of the networks.
@@ -61,12 +48,12 @@ func trusts(networks []netip.Prefix, peer netip.AddrPort) bool {
 	return false
 }
 
-// readProxyHeader learns the client's address from the load balancer in front.
+// introduced learns the client's address from the load balancer in front.
 // LOCAL and UNKNOWN keep the peer's. Bytes behind the header are kept.
-func (s *session) readProxyHeader() error {
+func (s *session) introduced() error {
 	s.conn.Limit(s.began.Add(proxyTimeout))
 	r := bufio.NewReaderSize(s.socket, maxProxyHeader)
-	header, err := proxyproto.Read(r)
+	header, err := readProxyHeader(r)
 	if err != nil {
 		return err
 	}
@@ -74,7 +61,8 @@ func (s *session) readProxyHeader() error {
 	rest, _ := r.Peek(r.Buffered())
 	s.socket.Unread(rest)
 	if src, ok := header.SourceAddr.(*net.TCPAddr); ok && header.Command == proxyproto.PROXY {
-		s.who.Claimed = addrPort(src)
+		s.balanced = addrPort(src)
+		s.who.Claimed = s.balanced
 	}
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"imapgate/internal/audit"
 	"imapgate/internal/identity"
 	"imapgate/internal/imap"
+	"imapgate/internal/metrics"
 )
 
 // said is what a client has told us before its login. What was said in the
@@ -93,6 +94,8 @@ func (s *session) faulty(cmd imap.Command, err error) error {
 		return &ending{audit.LiteralTooBig, "Literal refused.", nil}
 	case errors.Is(err, imap.ErrLineTooLong):
 		return &ending{audit.LineTooLong, "Line too long.", nil}
+	case errors.Is(err, imap.ErrLineEnding):
+		return s.badCommand(cmd.Tag, "BAD Lines end in CRLF.")
 	case errors.Is(err, errCleartext):
 		return s.needTLS(cmd)
 	case errors.Is(err, imap.ErrTooBig):
@@ -132,7 +135,7 @@ func (s *session) command(ctx context.Context, cmd imap.Command) (*attempt, erro
 	case "LOGIN":
 		return s.login(cmd)
 	case "AUTHENTICATE":
-		return s.authenticate(cmd)
+		return s.authenticate(ctx, cmd)
 	case "ID":
 		return nil, s.id(cmd)
 	}
@@ -172,7 +175,7 @@ func (s *session) startTLS(tag string) error {
 	if err := s.say(tag, "OK Begin TLS negotiation now."); err != nil {
 		return err
 	}
-	s.said = said{}
+	s.said, s.who.Claimed = said{}, s.balanced
 	return s.handshake()
 }
 
@@ -211,7 +214,7 @@ func (s *session) login(cmd imap.Command) (*attempt, error) {
 
 // authenticate is AUTHENTICATE (RFC 9051 §6.2.2) with an optional initial
 // response (RFC 4959).
-func (s *session) authenticate(cmd imap.Command) (*attempt, error) {
+func (s *session) authenticate(ctx context.Context, cmd imap.Command) (*attempt, error) {
 	if s.inTheClear() {
 		return nil, s.needTLS(cmd)
 	}
@@ -242,6 +245,7 @@ func (s *session) authenticate(cmd imap.Command) (*attempt, error) {
 		}
 		line, err := s.ask(challenge)
 		if err != nil {
+			s.recordRefusal(a, halfway(ctx, err), nil)
 			return nil, s.faulty(cmd, err)
 		}
 		if line == "*" {
@@ -260,6 +264,17 @@ func (s *session) ask(challenge []byte) (string, error) {
 	}
 	line, err := s.conn.ReadLine(imap.BeforeLogin.Line)
 	return string(line), err
+}
+
+// halfway says why an exchange went no further than a line that was not read.
+func halfway(ctx context.Context, err error) refusal {
+	switch {
+	case errors.Is(err, imap.ErrLineEnding), errors.Is(err, imap.ErrLineTooLong):
+		return refusal{result: refused, reason: audit.BadExchange}
+	case ctx.Err() != nil:
+		return refusal{result: metrics.Abandoned, reason: audit.GatewayStopping}
+	}
+	return refusal{result: metrics.Abandoned, reason: audit.ClientWentAway}
 }
 
 func (s *session) badExchange(a *attempt, answer string) error {

@@ -57,7 +57,7 @@ func loginResult(err error) string {
 func (s *session) goodbye(ctx context.Context, err error) {
 	srv := s.server
 	e := s.endOf(ctx, err)
-	if e.bye != "" {
+	if e.bye != "" && (s.tls != nil || s.listener.TLS != ImplicitTLS) { // before TLS there is nobody to hear it
 		s.conn.LastWords(lastWords, "* BYE "+e.bye+"\r\n")
 	}
 	_ = s.conn.Close()
@@ -90,6 +90,14 @@ func (s *session) endOf(ctx context.Context, err error) *ending {
 		return &ending{reason: audit.ClientClosed}
 	}
 	return &ending{reason: audit.ClientLost, err: err}
+}
+
+// recordFault writes the login down in which we broke down.
+func (s *session) recordFault(a *attempt) {
+	if fault := recover(); fault != nil {
+		s.recordRefusal(a, unavailable(audit.InternalMistake), nil)
+		panic(fault) // for recoverFault, with the stack as it was
+	}
 }
 
 // recoverFault ends a client in whose service we broke down, and nobody else.

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
 	"time"
 
 	"imapgate/auth"
@@ -29,14 +30,15 @@ type session struct {
 	socket   *splice.Socket
 
 	// Owned by run.
-	conn    *imap.Conn
-	release func() bool  // lets ctx go, which would end conn
-	tls     *tls.Conn    // nil in the clear
-	who     audit.Client // as far as it is known
-	said    said         // what the client told us; STARTTLS forgets it
-	bad     int          // commands that were none
-	failed  int          // logins
-	out     []byte       // scratch for answers
+	conn     *imap.Conn
+	release  func() bool    // lets ctx go, which would end conn
+	tls      *tls.Conn      // nil in the clear
+	who      audit.Client   // as far as it is known
+	balanced netip.AddrPort // the client's address by a PROXY header
+	said     said           // what the client told us; STARTTLS forgets it
+	bad      int            // commands that were none
+	failed   int            // logins
+	out      []byte         // scratch for answers
 }
 
 func (l *listener) newSession(tcp *net.TCPConn) *session {
@@ -117,6 +119,9 @@ func (s *session) connect(ctx context.Context, a *attempt) (*upstream.Conn, erro
 	if a.err != nil {
 		return nil, a.err
 	}
+	defer s.recordFault(a)
+	ctx, cancel := context.WithDeadline(ctx, s.deadline) // for all of it, whatever each room allows itself
+	defer cancel()
 	rooms := &s.server.rooms
 	if err := rooms.Audit.Ready(); err != nil {
 		return nil, err
@@ -222,6 +227,9 @@ func (s *session) refuse(ctx context.Context, a *attempt, why error) error {
 	if r.denied {
 		pause(ctx, time.Until(a.began.Add(denialFloor+rand.N(denialJitter))))
 		s.failed++
+	}
+	if !time.Now().Before(s.deadline) {
+		return os.ErrDeadlineExceeded // a write that fails at it would cost TLS the BYE
 	}
 	if err := s.say(a.tag, r.reply); err != nil {
 		return err
