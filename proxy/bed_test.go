@@ -1,0 +1,469 @@
+package proxy
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"imapgate/auth"
+	"imapgate/internal/audit"
+	"imapgate/internal/identity"
+	"imapgate/internal/metrics"
+	"imapgate/proxy/upstream"
+	"imapgate/routing"
+	"imapgate/tlsconf"
+)
+
+// The users' password, and who they are: alice lives on east, which decides
+// itself; carol is in the passwd-file and lives on a backend with a master login,
+// dave lives there too but nobody knows him; erin's backend is down; frank is in
+// the file, on east; nobody else lives anywhere.
+const password = "right"
+
+var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+
+// setup is what a test may change of a gateway before it starts.
+type setup struct {
+	cfg      Config
+	auth     auth.Config
+	routes   routing.Config
+	redis    redis.UniversalClient
+	backends map[string]upstream.Config
+	rooms    func(*Rooms)
+}
+
+// bed is a gateway with real rooms and sockets.
+type bed struct {
+	t       testing.TB
+	server  *Server
+	rooms   Rooms
+	logs    *logs
+	folder  string
+	trusts  *x509.CertPool
+	stop    context.CancelFunc
+	served  chan error
+	stopped sync.Once
+	faults  int // panics that the test wants
+}
+
+// newBed is openBed in a test that runs alone: it also looks for what is left
+// behind.
+func newBed(t testing.TB, backend string, change ...func(*setup)) *bed {
+	t.Helper()
+	leavesNothing(t)
+	return openBed(t, backend, change...)
+}
+
+// openBed starts a gateway whose users live at backend. Behind the test it must
+// have kept its promises.
+func openBed(t testing.TB, backend string, change ...func(*setup)) *bed {
+	t.Helper()
+	b := &bed{t: t, logs: &logs{}, folder: t.TempDir(), served: make(chan error, 1)}
+	b.write("users", "carol@example.org:{PLAIN}"+password+"\nfrank@example.org:{PLAIN}"+password+"\n")
+	s := b.defaults(backend)
+	for _, f := range change {
+		f(s)
+	}
+	b.open(s)
+	var ctx context.Context
+	ctx, b.stop = context.WithCancel(context.Background())
+	if err := b.server.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	go b.serve(ctx)
+	t.Cleanup(b.check)
+	return b
+}
+
+// serve ends with the gateway.
+func (b *bed) serve(ctx context.Context) { b.served <- b.server.Serve(ctx) }
+
+func (b *bed) defaults(backend string) *setup {
+	s := &setup{
+		cfg: Config{
+			Preauth: 60 * time.Second, Handshake: 10 * time.Second, Idle: 32 * time.Minute, Write: 5 * time.Minute,
+			AuthAttempts: 3, BadCommands: 3, Instance: NewInstance(),
+		},
+		auth: auth.Config{Methods: []string{auth.File, auth.Passthrough}, DefaultDomain: "example.org", File: b.path("users")},
+		routes: routing.Config{Source: routing.SourceStatic, DefaultDomain: "example.org", Static: routing.Static{Users: map[string]string{
+			"alice": "east", "frank": "east", "carol": "mastered", "dave": "mastered", "erin": "gone",
+		}}},
+		backends: map[string]upstream.Config{
+			"east": {Address: backend, TLSMode: upstream.NoTLS},
+			"mastered": {Address: backend, TLSMode: upstream.NoTLS, Login: upstream.MasterLogin,
+				Master: upstream.Master{User: "gateway", Password: identity.NewSecret("master-password")}},
+			"gone": {Address: deadAddress(b.t), TLSMode: upstream.NoTLS, ConnectTimeout: 500 * time.Millisecond},
+		},
+	}
+	for _, mode := range []TLSMode{NoTLS, StartTLS, ImplicitTLS} {
+		s.cfg.Listeners = append(s.cfg.Listeners,
+			Listener{Name: string(mode), Address: "127.0.0.1:0", TLS: mode},
+			Listener{Name: "trusting-" + string(mode), Address: "127.0.0.1:0", TLS: mode, Trusted: loopback},
+			Listener{Name: "balanced-" + string(mode), Address: "127.0.0.1:0", TLS: mode, ProxyTrusted: loopback})
+	}
+	return s
+}
+
+func (b *bed) open(s *setup) {
+	b.t.Helper()
+	log := zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), b.logs, zapcore.DebugLevel))
+	cert, key, err := tlsconf.SelfSignedPEM("localhost")
+	must(b.t, err)
+	b.write("cert.pem", string(cert))
+	b.write("key.pem", string(key))
+	b.trusts = x509.NewCertPool()
+	b.trusts.AppendCertsFromPEM(cert)
+	r := Rooms{Backends: map[string]*upstream.Backend{}, Metrics: metrics.New("test"), Log: log}
+	r.TLS, err = tlsconf.NewServer(tlsconf.ServerConfig{Certificates: []tlsconf.KeyPair{{Cert: b.path("cert.pem"), Key: b.path("key.pem")}}}, log)
+	must(b.t, err)
+	r.Auth, err = auth.New(s.auth, nil, log)
+	must(b.t, err)
+	for name, c := range s.backends {
+		c.Name, c.Instance = name, s.cfg.Instance
+		r.Backends[name] = upstream.New(c, upstream.Hooks{OnConnect: r.Metrics.Backend(name).ConnectDone}, log)
+		s.routes.Backends = append(s.routes.Backends, name)
+	}
+	r.Routes, err = routing.New(s.routes, s.redis, routing.Metrics{Lookup: r.Metrics.RouteLookup}, log)
+	must(b.t, err)
+	r.Audit, err = audit.Open(audit.Config{Path: b.path("audit")}, log)
+	must(b.t, err)
+	if s.rooms != nil {
+		s.rooms(&r)
+	}
+	b.rooms = r
+	b.server, err = New(s.cfg, r)
+	must(b.t, err)
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (b *bed) path(name string) string { return filepath.Join(b.folder, name) }
+
+func (b *bed) write(name, text string) {
+	b.t.Helper()
+	must(b.t, os.WriteFile(b.path(name), []byte(text), 0o600))
+}
+
+// end stops the gateway and returns when it has stopped.
+func (b *bed) end() {
+	b.stopped.Do(func() {
+		b.stop()
+		select {
+		case err := <-b.served:
+			if err != nil {
+				b.t.Errorf("Serve: %v", err)
+			}
+		case <-time.After(20 * time.Second):
+			b.t.Errorf("the gateway does not stop\n%s", stacks())
+		}
+		if err := b.rooms.Audit.Close(); err != nil {
+			b.t.Error(err)
+		}
+	})
+}
+
+// check is what must hold whatever a test did: every connection has one end on
+// record, with a reason of the closed set; every login has one; nothing is
+// counted as open; no upstream was another user's; nothing panicked.
+func (b *bed) check() {
+	b.end()
+	sessions, ended, logins := 0.0, map[string]int{}, 0.0
+	for _, r := range b.records() {
+		reason := audit.Reason(r.field("reason"))
+		if reason != "" && (!reason.Known() || reason == audit.InternalMistake && b.faults == 0) {
+			b.t.Errorf("reason %q: %v", reason, r)
+		}
+		switch r.field("event") {
+		case "connection_refused", "session_ended":
+			ended[r.field("session")]++
+			sessions++
+		case "login_accepted", "login_refused":
+			logins++
+		}
+	}
+	for session, n := range ended {
+		if n != 1 || session == "" {
+			b.t.Errorf("session %q has %d ends on record", session, n)
+		}
+	}
+	m := b.metrics()
+	for name, want := range map[string]float64{
+		"imapgate_connections_total": sessions, "imapgate_logins_total": logins, "imapgate_preauth_connections": 0,
+		"imapgate_sessions": 0, "imapgate_identity_violations_total": 0,
+	} {
+		if m[name] != want {
+			b.t.Errorf("%s is %v, want %v", name, m[name], want)
+		}
+	}
+	if n := b.server.open.Load(); n != 0 {
+		b.t.Errorf("%d connections are counted as open", n)
+	}
+	if n := strings.Count(b.logs.String(), `"msg":"fault"`); n != b.faults {
+		b.t.Errorf("%d faults:\n%s", n, b.logs)
+	}
+}
+
+// metrics is the sum of every metric over its labels.
+func (b *bed) metrics() map[string]float64 {
+	w := httptest.NewRecorder()
+	b.rooms.Metrics.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	sums := map[string]float64{}
+	for line := range strings.Lines(w.Body.String()) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if i := strings.LastIndex(value, " "); i >= 0 {
+			value = value[i+1:]
+		}
+		name, _, _ = strings.Cut(name, "{")
+		if f, err := strconv.ParseFloat(value, 64); err == nil {
+			sums[name] += f
+		}
+	}
+	return sums
+}
+
+// record is one line of the audit log.
+type record map[string]any
+
+func (r record) field(name string) string {
+	if v, ok := r[name]; ok {
+		return fmt.Sprint(v)
+	}
+	return ""
+}
+
+// records is the audit log so far.
+func (b *bed) records() []record {
+	b.t.Helper()
+	text, err := os.ReadFile(b.path("audit"))
+	must(b.t, err)
+	var all []record
+	for line := range bytes.Lines(text) {
+		var r record
+		if err := json.Unmarshal(line, &r); err != nil {
+			b.t.Fatalf("audit line %q: %v", line, err)
+		}
+		all = append(all, r)
+	}
+	return all
+}
+
+// wantRecord waits for a record of an event with a reason.
+func (b *bed) wantRecord(event string, why audit.Reason) record {
+	b.t.Helper()
+	var found record
+	within(b.t, 5*time.Second, fmt.Sprintf("%s %s in the audit log", event, why), func() bool {
+		for _, r := range b.records() {
+			if r.field("event") == event && r.field("reason") == string(why) {
+				found = r
+			}
+		}
+		return found != nil
+	})
+	return found
+}
+
+func (b *bed) addr(listener string) string { return b.server.Addrs()[listener].String() }
+
+// dial connects to a listener; TLS is the caller's.
+func (b *bed) dial(listener string) *client {
+	b.t.Helper()
+	nc, err := net.Dial("tcp", b.addr(listener))
+	must(b.t, err)
+	b.t.Cleanup(func() { _ = nc.Close() })
+	must(b.t, nc.SetDeadline(time.Now().Add(20*time.Second)))
+	return &client{t: b.t, bed: b, nc: nc, r: bufio.NewReader(nc)}
+}
+
+// greeted connects, with TLS as the listener wants it, and hears the greeting.
+func (b *bed) greeted(listener string) *client {
+	b.t.Helper()
+	c := b.dial(listener)
+	if strings.HasSuffix(listener, string(ImplicitTLS)) {
+		c.startTLS()
+	}
+	c.hear("* OK [CAPABILITY …] IMAP ready.")
+	if strings.HasSuffix(listener, string(StartTLS)) {
+		c.say("tls STARTTLS\r\n")
+		c.hear("tls OK Begin TLS negotiation now.")
+		c.startTLS()
+	}
+	return c
+}
+
+// client is the person's side of a connection.
+type client struct {
+	t   testing.TB
+	bed *bed
+	nc  net.Conn
+	r   *bufio.Reader
+}
+
+func (c *client) startTLS() {
+	c.t.Helper()
+	must(c.t, c.handshake(&tls.Config{}))
+}
+
+func (c *client) handshake(cfg *tls.Config) error {
+	cfg.RootCAs, cfg.ServerName = c.bed.trusts, "localhost"
+	secure := tls.Client(c.nc, cfg)
+	if err := secure.Handshake(); err != nil {
+		return err
+	}
+	c.nc, c.r = secure, bufio.NewReader(secure)
+	return nil
+}
+
+func (c *client) say(text string) {
+	c.t.Helper()
+	if _, err := io.WriteString(c.nc, text); err != nil {
+		c.t.Fatalf("say %.60q: %v", text, err)
+	}
+}
+
+// hear reads a line; … in what is wanted stands for anything.
+func (c *client) hear(want string) {
+	c.t.Helper()
+	line, err := c.r.ReadString('\n')
+	if err != nil || !matches(want+"\r\n", line) {
+		c.t.Fatalf("heard %.200q, %v; want %q\n%s", line, err, want, c.bed.logs)
+	}
+}
+
+// end wants the connection closed, without another byte.
+func (c *client) end() {
+	c.t.Helper()
+	rest, err := io.ReadAll(c.r)
+	if len(rest) > 0 || os.IsTimeout(err) {
+		c.t.Fatalf("heard %.200q, %v; want the end\n%s", rest, err, c.bed.logs)
+	}
+}
+
+func (c *client) close() { _ = c.nc.Close() }
+
+// rest is whatever is still said before the connection ends, however it ends.
+func (c *client) rest() string {
+	c.t.Helper()
+	rest, err := io.ReadAll(c.r)
+	if os.IsTimeout(err) {
+		c.t.Fatalf("heard %.200q, and no end", rest)
+	}
+	return string(rest)
+}
+
+// matches compares text with a pattern in which … stands for anything.
+func matches(pattern, text string) bool {
+	parts := strings.Split(pattern, "…")
+	if len(parts) == 1 {
+		return pattern == text
+	}
+	last := parts[len(parts)-1]
+	if !strings.HasPrefix(text, parts[0]) || !strings.HasSuffix(text, last) {
+		return false
+	}
+	text = text[len(parts[0]):]
+	for _, part := range parts[1:] {
+		i := strings.Index(text, part)
+		if i < 0 {
+			return false
+		}
+		text = text[i+len(part):]
+	}
+	return true
+}
+
+// logs is what a gateway has logged.
+type logs struct {
+	mu   sync.Mutex
+	text bytes.Buffer // Guarded by mu.
+}
+
+func (l *logs) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *logs) Sync() error { return nil }
+
+func (l *logs) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// leavesNothing wants goroutines and descriptors back where they were within
+// five seconds of the end of the test.
+func leavesNothing(t testing.TB) {
+	t.Helper()
+	deadAddress(t) // the runtime's own descriptors come with the first socket
+	goroutines, files := runtime.NumGoroutine(), openFiles(t)
+	t.Cleanup(func() {
+		within(t, 5*time.Second, "goroutines and descriptors to go", func() bool {
+			runtime.GC() // closes the pipes that net keeps for splice(2)
+			return runtime.NumGoroutine() <= goroutines && len(openFiles(t)) <= len(files)
+		})
+	})
+}
+
+func openFiles(t testing.TB) []string {
+	if runtime.GOOS != "linux" {
+		return nil
+	}
+	numbers, err := os.ReadDir("/proc/self/fd")
+	must(t, err)
+	var files []string
+	for _, n := range numbers {
+		if name, err := os.Readlink("/proc/self/fd/" + n.Name()); err == nil {
+			files = append(files, name)
+		}
+	}
+	return files
+}
+
+func within(t testing.TB, limit time.Duration, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(limit); !ok(); <-time.After(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waited in vain for %s\n%s\n%s", what, strings.Join(openFiles(t), "\n"), stacks())
+		}
+	}
+}
+
+func stacks() []byte {
+	buf := make([]byte, 1<<16)
+	return buf[:runtime.Stack(buf, true)]
+}
+
+// deadAddress is one where nobody listens.
+func deadAddress(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer l.Close()
+	return l.Addr().String()
+}

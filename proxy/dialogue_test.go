@@ -1,0 +1,226 @@
+package proxy
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// A dialogue is a title ("# Sentence.") and lines, up to the next title:
+//
+//	ON KIND…     the kinds of connection it is played on; all three when it is missing
+//	C TEXT       the client says TEXT and CRLF
+//	C! "TEXT"    the client says TEXT, a Go string, alone
+//	C-TLS        the client starts TLS
+//	P TEXT       we answer TEXT; … stands for anything
+//	END          we close the client's connection, without another word
+//	U-LOGIN AUTHZID USER PASSWORD   we log in upstream; - is nothing
+//	B-LOGIN TEXT the backend answers that login
+//	U TEXT       we say TEXT upstream
+//	B TEXT       the backend says TEXT
+//	B-END, U-END the backend, or we, close the upstream connection
+//	A EVENT K=V… the audit log's records, all of them, in their order
+//
+// A connection has its greeting behind it, and TLS where the kind has it, unless
+// the dialogue is played on "fresh-…". "clear" is STARTTLS before TLS.
+type dialogue struct {
+	title string
+	kinds []string
+	lines []string
+}
+
+func readDialogues(t *testing.T, file string) []dialogue {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	must(t, err)
+	var all []dialogue
+	for line := range strings.Lines(string(text)) {
+		line = strings.TrimRight(line, "\n")
+		switch verb, rest, _ := strings.Cut(line, " "); {
+		case line == "":
+		case verb == "#":
+			all = append(all, dialogue{title: strings.TrimSuffix(rest, "."), kinds: []string{"none", "starttls", "implicit"}})
+		case len(all) == 0:
+			t.Fatalf("%s: a line before the first title", file)
+		case verb == "ON":
+			all[len(all)-1].kinds = strings.Fields(rest)
+		default:
+			all[len(all)-1].lines = append(all[len(all)-1].lines, line)
+		}
+	}
+	return all
+}
+
+// cuts are the ways to send what the client says.
+var cuts = map[string]func(rng *rand.Rand, left int) int{
+	"whole":  func(_ *rand.Rand, left int) int { return left },
+	"bytes":  func(*rand.Rand, int) int { return 1 },
+	"random": func(rng *rand.Rand, left int) int { return 1 + rng.IntN(min(left, 40)) },
+}
+
+func TestDialogues(t *testing.T) {
+	leavesNothing(t)
+	files, err := filepath.Glob("testdata/*.txt")
+	must(t, err)
+	if len(files) == 0 {
+		t.Fatal("no dialogues")
+	}
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	var playing sync.WaitGroup
+	stages := make(chan struct{}, 16) // t.Parallel allows no more than there are cores, and a denial is slow
+	for _, file := range files {
+		for _, d := range readDialogues(t, file) {
+			for _, kind := range d.kinds {
+				for cut := range cuts {
+					stages <- struct{}{}
+					playing.Go(func() {
+						t.Run(fmt.Sprintf("%s/%s/%s/%s", filepath.Base(file), d.title, kind, cut), func(t *testing.T) {
+							d.play(t, kind, cut, seed)
+						})
+						<-stages
+					})
+				}
+			}
+		}
+	}
+	playing.Wait()
+}
+
+// actor plays the client and the backend of a dialogue.
+type actor struct {
+	*client
+	backend *scripted
+	cut     func(*rand.Rand, int) int
+	rng     *rand.Rand
+	pending string // to be said by the client
+	login   upstreamLogin
+	audit   []string // the records that are wanted
+}
+
+func (d dialogue) play(t *testing.T, kind, cut string, seed uint64) {
+	backend := openScripted(t)
+	b := openBed(t, backend.l.Addr().String())
+	a := &actor{backend: backend, cut: cuts[cut], rng: rand.New(rand.NewPCG(seed, 0))} //nolint:gosec // for splits
+	switch {
+	case strings.HasPrefix(kind, "fresh-"):
+		a.client = b.dial(kind[len("fresh-"):])
+	case kind == "clear":
+		a.client = b.dial("starttls")
+		a.hear("* OK [CAPABILITY IMAP4rev1 LITERAL+ ID STARTTLS LOGINDISABLED] IMAP ready.")
+	default:
+		a.client = b.greeted(kind)
+	}
+	for i, line := range d.lines {
+		if err := a.step(line); err != nil {
+			t.Fatalf("line %d, %s: %v\n%s", i+1, line, err, b.logs)
+		}
+	}
+	a.speak()
+	a.close()
+	if a.backend.u != nil {
+		_, _ = io.Copy(io.Discard, a.backend.u.r) // our end is passed on
+		a.backend.hangUp()
+	}
+	within(t, 5*time.Second, "the connection's end", func() bool { return b.server.open.Load() == 0 })
+	b.end()
+	a.compareAudit()
+}
+
+func (a *actor) step(line string) error {
+	verb, text, _ := strings.Cut(line, " ")
+	switch verb {
+	case "C":
+		a.pending += text + "\r\n"
+		return nil
+	case "C!":
+		raw, err := strconv.Unquote(text)
+		a.pending += raw
+		return err
+	case "A":
+		a.audit = append(a.audit, text)
+		return nil
+	}
+	a.speak()
+	switch verb {
+	case "C-TLS":
+		a.startTLS()
+	case "P":
+		a.hear(text)
+	case "END":
+		a.end()
+	case "U-LOGIN":
+		return a.upstreamLogin(text)
+	case "B-LOGIN":
+		return a.backend.side().say(a.login.tag + " " + text)
+	case "U":
+		if got, err := a.backend.side().line(); err != nil || !matches(text, got) {
+			return fmt.Errorf("heard %q, %w", got, cmp.Or(err, io.ErrShortBuffer))
+		}
+	case "B":
+		return a.backend.side().say(text)
+	case "B-END":
+		a.backend.hangUp()
+	case "U-END":
+		if rest, err := io.ReadAll(a.backend.side().r); err != nil || len(rest) > 0 {
+			return fmt.Errorf("heard %q, %w", rest, err)
+		}
+		a.backend.hangUp()
+	default:
+		return fmt.Errorf("no such verb")
+	}
+	return nil
+}
+
+// speak sends what the client has to say, cut as the play wants it.
+func (a *actor) speak() {
+	for len(a.pending) > 0 {
+		n := a.cut(a.rng, len(a.pending))
+		a.say(a.pending[:n])
+		a.pending = a.pending[n:]
+	}
+}
+
+func (a *actor) upstreamLogin(text string) (err error) {
+	if a.login, err = a.backend.side().login(); err != nil {
+		return err
+	}
+	got := fmt.Sprintf("%s %s %s", cmp.Or(a.login.authzid, "-"), a.login.user, a.login.password)
+	want, id, _ := strings.Cut(text, " ID ")
+	if got != want || id != "" && !matches(id, a.login.id) {
+		return fmt.Errorf("login %q with %s", got, a.login.id)
+	}
+	return nil
+}
+
+// compareAudit compares the audit log with what the dialogue says of it.
+func (a *actor) compareAudit() {
+	a.t.Helper()
+	var got []string
+	records := a.bed.records()
+	for _, r := range records {
+		got = append(got, fmt.Sprint(r))
+	}
+	if len(records) != len(a.audit) {
+		a.t.Fatalf("%d audit records, want %q:\n%s", len(records), a.audit, strings.Join(got, "\n"))
+	}
+	for i, want := range a.audit {
+		event, fields, _ := strings.Cut(want, " ")
+		wrong := records[i].field("event") != event
+		for _, f := range strings.Fields(fields) {
+			name, value, _ := strings.Cut(f, "=")
+			wrong = wrong || records[i].field(name) != value
+		}
+		if wrong {
+			a.t.Errorf("audit record %d is %s, want %s", i+1, got[i], want)
+		}
+	}
+}
