@@ -85,9 +85,9 @@ func TestEveryCombinationServesAClient(t *testing.T) {
 				t.Run(fmt.Sprintf("%s-%s-%s", s.name, w, listener), func(t *testing.T) {
 					t.Parallel()
 					if w.login == upstream.Passthrough {
-						s.route(c.user, w.String())
+						s.route(t, c.user, w.String())
 					} else { // somebody must check the password
-						s.route(c.user, w.String(), "password", "{PLAIN}"+password)
+						s.route(t, c.user, w.String(), "password", "{PLAIN}"+password)
 					}
 					c.works(t)
 				})

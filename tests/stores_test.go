@@ -11,7 +11,7 @@ import (
 type store struct {
 	name   string
 	config routing.RedisConfig
-	cli    func(args ...string) string
+	cli    func(args ...string) error
 	nodes  []*testbed.Redis // everything that keeps records
 	others []*testbed.Redis // sentinels
 }
@@ -23,24 +23,36 @@ func startStores(t testing.TB) []store {
 	return []store{
 		{
 			name: "single", config: routing.RedisConfig{Addresses: []string{single.Address}},
-			cli: single.CLI, nodes: []*testbed.Redis{single},
+			cli: func(args ...string) error { return ran(single.Try(args...)) }, nodes: []*testbed.Redis{single},
 		},
 		{
 			name:   "sentinel",
 			config: routing.RedisConfig{Addresses: sentinel.Addresses, SentinelMaster: testbed.SentinelName},
-			cli:    func(args ...string) string { return sentinel.Primary().CLI(args...) },
+			cli:    func(args ...string) error { return ran(sentinel.Primary().Try(args...)) },
 			nodes:  sentinel.Servers(), others: sentinel.Sentinels(),
 		},
 		{
 			name: "cluster", config: routing.RedisConfig{Addresses: cluster.Addresses, Cluster: true},
-			cli: cluster.CLI, nodes: cluster.Nodes,
+			cli:   func(args ...string) error { return ran(cluster.Nodes[1].Try(append([]string{"-c"}, args...)...)) },
+			nodes: cluster.Nodes,
 		},
 	}
 }
 
+// ran keeps of a command whether it went well.
+func ran(_ string, err error) error { return err }
+
 // route says by redis-cli where a user lives; more are further fields and values.
-func (s store) route(user, backend string, more ...string) {
-	s.cli(append([]string{"HSET", routing.DefaultPrefix + "user:" + user, "backend", backend}, more...)...)
+func (s store) route(t testing.TB, user, backend string, more ...string) {
+	t.Helper()
+	if err := s.try(user, backend, more...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// try is route while Redis may be away.
+func (s store) try(user, backend string, more ...string) error {
+	return s.cli(append([]string{"HSET", routing.DefaultPrefix + "user:" + user, "backend", backend}, more...)...)
 }
 
 // freeze makes all of it hang, sentinels included.
