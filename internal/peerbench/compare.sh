@@ -1,0 +1,170 @@
+#!/usr/bin/env bash
+# Measures imapgate beside HAProxy (TCP, TLS offload), nginx mail and Dovecot's login proxy: the same load
+# generator, the same stub backend, one run. Needs root for their packages. Ratios within one run hold;
+# absolute figures differ from machine to machine.
+#
+#   compare.sh                              imapgate and its peers
+#   compare.sh NAME=HOST:PORT:PID …         also proxies that are already running: TLS front on HOST:PORT,
+#                                           plain upstream to the stub on 127.0.0.1:31000, any user, password "pw"
+#   ROUNDS=3 SECONDS_EACH=3 IDLE=2000 WORK="login ping noop fetch append idle" compare.sh …
+#
+# Prints one row per proxy and workload: medians over the rounds.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+ROUNDS=${ROUNDS:-3} SECS=${SECONDS_EACH:-3} IDLE=${IDLE:-2000} WORK=${WORK:-login ping noop fetch append idle}
+bed=$(mktemp -d); chmod 755 "$bed"
+pids=()
+trap 'for p in "${pids[@]}"; do kill "$p" 2>/dev/null || true; done; sleep 0.3; rm -rf "$bed"' EXIT
+
+need=()
+command -v haproxy >/dev/null || need+=(haproxy)
+command -v nginx >/dev/null || need+=(nginx-core)
+[ -e /usr/lib/nginx/modules/ngx_mail_module.so ] || need+=(libnginx-mod-mail)
+command -v dovecot >/dev/null || need+=(dovecot-imapd)
+command -v openssl >/dev/null || need+=(openssl)
+if ((${#need[@]})); then
+  # keep the packages from starting services of their own
+  [ -e /usr/sbin/policy-rc.d ] || { printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d; }
+  apt-get update -qq >/dev/null
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${need[@]}" >/dev/null
+fi
+(cd "$here" && go build -o "$bed/bench" . && go build -o "$bed/imapgate" ../../cmd/imapgate)
+
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout "$bed/key.pem" -out "$bed/cert.pem" \
+  -days 30 -subj /CN=localhost -addext subjectAltName=DNS:localhost,IP:127.0.0.1 2>/dev/null
+cat "$bed/cert.pem" "$bed/key.pem" >"$bed/both.pem"; chmod 644 "$bed"/*.pem
+
+start() { # start NAME COMMAND… : in the background, remembered
+  local name=$1; shift
+  setsid "$@" >"$bed/$name.out" 2>&1 &
+  pids+=($!); eval "${name}_pid=$!"
+}
+start stub "$bed/bench" stub -addr 127.0.0.1:31000
+
+cat >"$bed/ha.cfg" <<X
+global
+  maxconn 9000
+  nbthread 2
+defaults
+  mode tcp
+  timeout client 1h
+  timeout server 1h
+  timeout connect 5s
+frontend imaps
+  bind 127.0.0.1:31103 ssl crt $bed/both.pem
+  default_backend b
+backend b
+  server s 127.0.0.1:31000
+X
+start haproxy haproxy -f "$bed/ha.cfg"
+
+mkdir -p "$bed/ng"
+cat >"$bed/ng/nginx.conf" <<X
+load_module /usr/lib/nginx/modules/ngx_mail_module.so;
+worker_processes 2;
+daemon off;
+pid $bed/ng/pid;
+error_log $bed/ng/error.log warn;
+events { worker_connections 18000; }
+http { access_log off;
+  client_body_temp_path $bed/ng/a; proxy_temp_path $bed/ng/b; fastcgi_temp_path $bed/ng/c; uwsgi_temp_path $bed/ng/d; scgi_temp_path $bed/ng/e;
+  server { listen 127.0.0.1:31180; location /auth { add_header Auth-Status OK; add_header Auth-Server 127.0.0.1; add_header Auth-Port 31000; return 204; } } }
+mail { auth_http 127.0.0.1:31180/auth; imap_capabilities IMAP4rev1 LITERAL+ SASL-IR ID ENABLE IDLE UIDPLUS; imap_auth plain login; proxy_timeout 1h;
+  server { listen 127.0.0.1:31101 ssl; protocol imap; ssl_certificate $bed/cert.pem; ssl_certificate_key $bed/key.pem; ssl_protocols TLSv1.2 TLSv1.3; } }
+X
+start nginx nginx -c "$bed/ng/nginx.conf"
+
+mkdir -p "$bed/dp/run" "$bed/dp/state"
+cat >"$bed/dp/dovecot.conf" <<X
+base_dir = $bed/dp/run
+state_dir = $bed/dp/state
+log_path = $bed/dp/log
+protocols = imap
+listen = 127.0.0.1
+ssl = yes
+ssl_cert = <$bed/cert.pem
+ssl_key = <$bed/key.pem
+ssl_min_protocol = TLSv1.2
+mail_max_userip_connections = 0
+passdb {
+  driver = static
+  args = proxy=y host=127.0.0.1 port=31000 nopassword=y
+}
+userdb {
+  driver = static
+  args = uid=nobody gid=nogroup home=$bed/none
+}
+service imap-login {
+  service_count = 0
+  process_min_avail = 2
+  process_limit = 2
+  client_limit = 9000
+  vsz_limit = 0
+  inet_listener imap {
+    port = 0
+  }
+  inet_listener imaps {
+    port = 31102
+    ssl = yes
+  }
+}
+service auth {
+  client_limit = 30000
+}
+service anvil {
+  client_limit = 30000
+}
+X
+start dovecot dovecot -F -c "$bed/dp/dovecot.conf"
+
+cat >"$bed/imapgate.yaml" <<X
+listeners: [{address: "127.0.0.1:31104", tls: implicit}]
+tls: {certificates: [{cert: $bed/cert.pem, key: $bed/key.pem}]}
+routing: {source: static, static: {default: stub}}
+backends: {stub: {address: "127.0.0.1:31000", tls: none}}
+audit: {path: $bed/audit}
+admin: {address: "127.0.0.1:31143"}
+X
+start imapgate "$bed/imapgate" serve --config "$bed/imapgate.yaml"
+sleep 1.5
+
+targets=("imapgate 127.0.0.1:31104 $imapgate_pid" "haproxy 127.0.0.1:31103 $haproxy_pid" "nginx 127.0.0.1:31101 $nginx_pid" "dovecot 127.0.0.1:31102 $dovecot_pid")
+for t in "$@"; do
+  name=${t%%=*} rest=${t#*=}
+  targets+=("$name ${rest%:*} ${rest##*:}")
+done
+
+for w in $WORK; do
+  for r in $(seq "$ROUNDS"); do
+    for t in "${targets[@]}"; do
+      set -- $t
+      case $w in
+        login)  a="login -c 8 -d ${SECS}s" ;;
+        ping)   a="ping -d ${SECS}s" ;;
+        noop)   a="noop -c 32 -d ${SECS}s" ;;
+        fetch)  a="fetch -c 4 -d ${SECS}s" ;;
+        append) a="append -c 4 -d ${SECS}s" ;;
+        idle)   [ "$r" = 1 ] || continue   # memory is measured on the first, fresh round
+                n=$IDLE; [ "$1" = nginx ] && n=$((IDLE / 4))   # nginx takes 45 ms a login
+                a="idle -n $n" ;;
+      esac
+      set -- "$1" "$2" "$3" $a
+      name=$1 addr=$2 pid=$3; shift 3; mode=$1; shift
+      echo "$w $name $(timeout 180 "$bed/bench" "$mode" -addr "$addr" -tls -pids "$pid" "$@" 2>&1 | tr '\n' ' ')"
+    done
+  done
+done | tee "$bed/raw" >&2
+python3 - "$bed/raw" <<'P'
+import re, statistics, sys
+rows = {}
+for line in open(sys.argv[1]):
+    w, name, *kv = line.split()
+    rows.setdefault(w, {}).setdefault(name, []).append(dict(x.split("=", 1) for x in kv if re.match(r"^\w+=[\d.]+$", x)))
+show = {"login": ["ops_s", "p50_ms", "p99_ms", "cpu_us_op", "errors"], "ping": ["p50_ms", "p99_ms", "cpu_us_op"],
+        "noop": ["ops_s", "p50_ms", "cpu_us_op"], "fetch": ["MB_s", "cpu_ms_MB"], "append": ["MB_s", "cpu_ms_MB"],
+        "idle": ["kb_session", "idle_cpu_ms_s"]}
+for w, names in rows.items():
+    print(f"\n{w:8}" + "".join(f"{k:>14}" for k in show[w]))
+    for name, runs in names.items():
+        print(f"{name:8}" + "".join(f"{statistics.median([float(r[k]) for r in runs if k in r]):14.3f}" if any(k in r for r in runs) else f"{'-':>14}" for k in show[w]))
+P

@@ -1,0 +1,439 @@
+// Command peerbench is the measuring stick for IMAP proxies: one load generator,
+// one stub backend, the same work for every proxy under test.
+//
+//	peerbench stub   -addr 127.0.0.1:31000 [-size 10485760]       serve the stub IMAP backend
+//	peerbench login  -addr HOST:PORT -tls -c 16 -d 5s [-pids P,P]  connect, (TLS), LOGIN, LOGOUT, repeated
+//	peerbench noop   -addr HOST:PORT -tls -c 16 -d 5s [-pids P,P]  NOOP round trips on open sessions
+//	peerbench fetch  -addr HOST:PORT -tls -c 4  -d 5s [-pids P,P]  UID FETCH 1 BODY.PEEK[] downloads
+//	peerbench append -addr HOST:PORT -tls -c 4  -d 5s [-pids P,P]  APPEND uploads of -size bytes
+//	peerbench idle   -addr HOST:PORT -tls -n 2000  [-pids P,P]     N sessions in IDLE; memory of each
+//	peerbench ping   -addr HOST:PORT -tls -d 2s                    latency of one NOOP at a time
+//
+// -pids names the proxy's process ids (their descendants are included); their
+// CPU time and proportional memory (PSS) are read from /proc.
+// Results go to standard output as one line of name=value pairs.
+package main
+
+import (
+	"bufio"
+	"crypto/tls"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sort"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+var (
+	addr     = flag.String("addr", "127.0.0.1:31000", "address")
+	useTLS   = flag.Bool("tls", false, "implicit TLS (certificate not verified)")
+	resume   = flag.Bool("resume", false, "allow TLS session resumption")
+	conc     = flag.Int("c", 8, "concurrent sessions")
+	dur      = flag.Duration("d", 5*time.Second, "duration")
+	count    = flag.Int("n", 1000, "sessions for idle")
+	pids     = flag.String("pids", "", "comma-separated pids of the proxy")
+	user     = flag.String("user", "user%04d", "user name format")
+	users    = flag.Int("users", 1000, "number of users")
+	pass     = flag.String("pass", "pw", "password")
+	size     = flag.Int("size", 10<<20, "message size")
+	settle   = flag.Duration("settle", 5*time.Second, "wait before reading memory")
+	noSelect = flag.Bool("noselect", false, "idle: do not SELECT first")
+)
+
+func main() {
+	if len(os.Args) < 2 {
+		fmt.Fprintln(os.Stderr, "usage: peerbench stub|login|noop|fetch|append|idle|ping [flags]")
+		os.Exit(2)
+	}
+	mode := os.Args[1]
+	flag.CommandLine.Parse(os.Args[2:])
+	var err error
+	switch mode {
+	case "stub":
+		err = stub()
+	case "login":
+		err = load(loginOp, false)
+	case "noop":
+		err = load(noopOp, true)
+	case "fetch":
+		err = load(fetchOp, true)
+	case "append":
+		err = load(appendOp, true)
+	case "ping":
+		*conc = 1
+		err = load(noopOp, true)
+	case "idle":
+		err = idle()
+	default:
+		err = fmt.Errorf("unknown mode %q", mode)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "peerbench:", err)
+		os.Exit(1)
+	}
+}
+
+// session is one client connection.
+type session struct {
+	c net.Conn
+	r *bufio.Reader
+	n int
+}
+
+var sessCache = tls.NewLRUClientSessionCache(4096)
+
+func dial() (*session, error) {
+	d := net.Dialer{Timeout: 10 * time.Second}
+	c, err := d.Dial("tcp", *addr)
+	if err != nil {
+		return nil, err
+	}
+	if *useTLS {
+		cfg := &tls.Config{InsecureSkipVerify: true, ServerName: "localhost"}
+		if *resume {
+			cfg.ClientSessionCache = sessCache
+		}
+		tc := tls.Client(c, cfg)
+		if err := tc.Handshake(); err != nil {
+			c.Close()
+			return nil, err
+		}
+		c = tc
+	}
+	s := &session{c: c, r: bufio.NewReaderSize(c, 4096)}
+	c.SetDeadline(time.Now().Add(60 * time.Second))
+	line, err := s.r.ReadString('\n')
+	if err != nil {
+		c.Close()
+		return nil, fmt.Errorf("greeting: %w", err)
+	}
+	if !strings.HasPrefix(line, "* OK") {
+		c.Close()
+		return nil, fmt.Errorf("greeting: %q", line)
+	}
+	return s, nil
+}
+
+// cmd sends one command and reads to its tagged response; literal bytes are
+// discarded and counted.
+func (s *session) cmd(text string) (bytes int, err error) {
+	s.n++
+	tag := "a" + strconv.Itoa(s.n)
+	s.c.SetDeadline(time.Now().Add(60 * time.Second))
+	if _, err := io.WriteString(s.c, tag+" "+text+"\r\n"); err != nil {
+		return 0, err
+	}
+	return s.wait(tag)
+}
+
+func (s *session) wait(tag string) (bytes int, err error) {
+	for {
+		line, err := s.r.ReadSlice('\n')
+		if err != nil {
+			return bytes, err
+		}
+		if n := literal(line); n >= 0 {
+			m, err := io.CopyN(io.Discard, s.r, int64(n))
+			bytes += int(m)
+			if err != nil {
+				return bytes, err
+			}
+			continue
+		}
+		l := string(line)
+		if strings.HasPrefix(l, tag+" ") {
+			if !strings.HasPrefix(l, tag+" OK") {
+				return bytes, fmt.Errorf("%s", strings.TrimSpace(l))
+			}
+			return bytes, nil
+		}
+	}
+}
+
+func literal(line []byte) int {
+	t := strings.TrimRight(string(line), "\r\n")
+	if !strings.HasSuffix(t, "}") {
+		return -1
+	}
+	i := strings.LastIndexByte(t, '{')
+	if i < 0 {
+		return -1
+	}
+	n, err := strconv.Atoi(strings.TrimSuffix(t[i+1:len(t)-1], "+"))
+	if err != nil {
+		return -1
+	}
+	return n
+}
+
+var userN atomic.Int64
+
+func login() (*session, error) {
+	s, err := dial()
+	if err != nil {
+		return nil, err
+	}
+	u := fmt.Sprintf(*user, userN.Add(1)%int64(*users)+1)
+	if _, err := s.cmd("LOGIN " + u + " " + *pass); err != nil {
+		s.c.Close()
+		return nil, fmt.Errorf("login: %w", err)
+	}
+	return s, nil
+}
+
+type op func(s *session) (int, error)
+
+func loginOp(*session) (int, error) {
+	s, err := login()
+	if err != nil {
+		return 0, err
+	}
+	_, err = s.cmd("LOGOUT")
+	s.c.Close()
+	return 0, err
+}
+func noopOp(s *session) (int, error)  { return s.cmd("NOOP") }
+func fetchOp(s *session) (int, error) { return s.cmd("UID FETCH 1 (BODY.PEEK[])") }
+
+var body = sync.OnceValue(func() []byte {
+	line := strings.Repeat("0123456789abcdef", 4) + "\r\n"
+	b := []byte("Subject: bench\r\n\r\n" + strings.Repeat(line, *size/len(line)+1))
+	return b[:*size]
+})
+
+func appendOp(s *session) (int, error) {
+	s.n++
+	tag := "a" + strconv.Itoa(s.n)
+	s.c.SetDeadline(time.Now().Add(60 * time.Second))
+	fmt.Fprintf(s.c, "%s APPEND Drafts {%d}\r\n", tag, *size)
+	l, err := s.r.ReadString('\n')
+	if err != nil {
+		return 0, err
+	}
+	if !strings.HasPrefix(l, "+") {
+		return 0, fmt.Errorf("append: %q", l)
+	}
+	if _, err := s.c.Write(body()); err != nil {
+		return 0, err
+	}
+	io.WriteString(s.c, "\r\n")
+	_, err = s.wait(tag)
+	return *size, err
+}
+
+func load(do op, sessions bool) error {
+	var (
+		wg             sync.WaitGroup
+		mu             sync.Mutex
+		lat            []time.Duration
+		bytes          int64
+		errs           int
+		firstErr       error
+		ss             = make([]*session, *conc)
+		cpu0           float64
+		start, stopped time.Time
+	)
+	if sessions {
+		for i := range ss {
+			s, err := login()
+			if err != nil {
+				return err
+			}
+			if _, err := s.cmd("SELECT INBOX"); err != nil {
+				return err
+			}
+			ss[i] = s
+		}
+	}
+	cpu0 = cpuTime()
+	start = time.Now()
+	deadline := start.Add(*dur)
+	for i := range *conc {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			var l []time.Duration
+			var b int64
+			var e int
+			var ferr error
+			for time.Now().Before(deadline) {
+				t := time.Now()
+				n, err := do(ss[i])
+				if err != nil {
+					e++
+					ferr = err
+					if sessions {
+						break
+					}
+					continue
+				}
+				l = append(l, time.Since(t))
+				b += int64(n)
+			}
+			mu.Lock()
+			lat = append(lat, l...)
+			bytes += b
+			errs += e
+			if ferr != nil {
+				firstErr = ferr
+			}
+			mu.Unlock()
+		}()
+	}
+	wg.Wait()
+	stopped = time.Now()
+	el := stopped.Sub(start).Seconds()
+	cpu := cpuTime() - cpu0
+	sort.Slice(lat, func(i, j int) bool { return lat[i] < lat[j] })
+	if len(lat) == 0 {
+		return fmt.Errorf("no operation succeeded: %w", errors.Join(firstErr, errors.New("see above")))
+	}
+	q := func(p float64) float64 {
+		return float64(lat[min(len(lat)-1, int(p*float64(len(lat))))].Microseconds()) / 1000
+	}
+	fmt.Printf("ops=%d errors=%d ops_s=%.0f p50_ms=%.3f p99_ms=%.3f", len(lat), errs, float64(len(lat))/el, q(.5), q(.99))
+	if bytes > 0 {
+		fmt.Printf(" MB_s=%.0f", float64(bytes)/el/1e6)
+	}
+	if *pids != "" {
+		fmt.Printf(" cpu_us_op=%.1f", cpu*1e6/float64(len(lat)))
+		if bytes > 0 {
+			fmt.Printf(" cpu_ms_MB=%.4f", cpu*1e3/(float64(bytes)/1e6))
+		}
+	}
+	if firstErr != nil {
+		fmt.Printf(" first_error=%q", firstErr.Error())
+	}
+	fmt.Println()
+	return nil
+}
+
+func idle() error {
+	before := pss()
+	var ss []*session
+	for i := range *count {
+		s, err := login()
+		if err != nil {
+			return fmt.Errorf("session %d: %w", i, err)
+		}
+		if !*noSelect {
+			if _, err := s.cmd("SELECT INBOX"); err != nil {
+				return err
+			}
+		}
+		s.n++
+		fmt.Fprintf(s.c, "a%d IDLE\r\n", s.n)
+		if l, err := s.r.ReadString('\n'); err != nil || !strings.HasPrefix(l, "+") {
+			return fmt.Errorf("idle: %q %v", l, err)
+		}
+		ss = append(ss, s)
+	}
+	time.Sleep(*settle)
+	cpu0 := cpuTime()
+	time.Sleep(2 * time.Second)
+	cpu := cpuTime() - cpu0
+	after := pss()
+	fmt.Printf("sessions=%d kb_before=%d kb_after=%d kb_session=%.1f idle_cpu_ms_s=%.2f\n", len(ss), before, after,
+		float64(after-before)/float64(len(ss)), cpu*1e3/2)
+	for _, s := range ss {
+		s.c.Close()
+	}
+	return nil
+}
+
+// stub serves a minimal IMAP backend: any login, one mailbox, one message.
+func stub() error {
+	ln, err := net.Listen("tcp", *addr)
+	if err != nil {
+		return err
+	}
+	msg := body()
+	for {
+		c, err := ln.Accept()
+		if err != nil {
+			return err
+		}
+		go serve(c, msg)
+	}
+}
+
+func serve(c net.Conn, msg []byte) {
+	defer c.Close()
+	const caps = "IMAP4rev1 LITERAL+ SASL-IR ID ENABLE IDLE UIDPLUS MOVE UNSELECT NAMESPACE"
+	r := bufio.NewReaderSize(c, 512)
+	say := func(f string, a ...any) bool { _, err := fmt.Fprintf(c, f+"\r\n", a...); return err == nil }
+	say("* OK [CAPABILITY %s AUTH=PLAIN] ready", caps)
+	for {
+		line, err := r.ReadString('\n')
+		if err != nil {
+			return
+		}
+		f := strings.Fields(line)
+		if len(f) < 2 {
+			say("* BAD empty")
+			continue
+		}
+		tag, name := f[0], strings.ToUpper(f[1])
+		// A command may hold any number of literals.
+		for last := line; ; {
+			n := literal([]byte(last))
+			if n < 0 {
+				break
+			}
+			if !strings.HasSuffix(strings.TrimSpace(last), "+}") {
+				say("+ go")
+			}
+			if _, err := io.CopyN(io.Discard, r, int64(n)); err != nil {
+				return
+			}
+			if last, err = r.ReadString('\n'); err != nil {
+				return
+			}
+		}
+		switch name {
+		case "CAPABILITY":
+			say("* CAPABILITY %s\r\n%s OK done", caps, tag)
+		case "AUTHENTICATE":
+			if len(f) < 4 {
+				say("+ ")
+				r.ReadString('\n')
+			}
+			say("%s OK [CAPABILITY %s] in", tag, caps)
+		case "LOGIN":
+			say("%s OK [CAPABILITY %s] in", tag, caps)
+		case "SELECT", "EXAMINE":
+			say("* FLAGS (\\Seen \\Deleted)\r\n* 1 EXISTS\r\n* 0 RECENT\r\n* OK [UIDVALIDITY 1] ok\r\n* OK [UIDNEXT 2] ok\r\n%s OK [READ-WRITE] selected", tag)
+		case "UID", "FETCH":
+			switch {
+			case strings.Contains(line, "BODY.PEEK[]"):
+				say("* 1 FETCH (UID 1 BODY[] {%d}", len(msg))
+				c.Write(msg)
+				say(")\r\n%s OK fetched", tag)
+			case strings.Contains(line, "SEARCH"):
+				say("* SEARCH 1\r\n%s OK found", tag)
+			default:
+				say("* 1 FETCH (UID 1 FLAGS (\\Seen))\r\n%s OK fetched", tag)
+			}
+		case "APPEND":
+			say("%s OK [APPENDUID 1 2] appended", tag)
+		case "IDLE":
+			say("+ idling")
+			if _, err := r.ReadString('\n'); err != nil {
+				return
+			}
+			say("%s OK idle done", tag)
+		case "LOGOUT":
+			say("* BYE bye\r\n%s OK out", tag)
+			return
+		default:
+			say("%s OK done", tag)
+		}
+	}
+}
