@@ -31,7 +31,7 @@ type Listener struct {
 	Address         string         `yaml:"address" default:"0.0.0.0:993" form:"listen" doc:"host:port to listen on."`
 	Name            string         `yaml:"name" form:"label" doc:"Its name in logs and metrics. Default: the address."`
 	TLS             string         `yaml:"tls" default:"implicit" oneof:"implicit starttls none" doc:"implicit: TLS from the first byte. starttls: LOGINDISABLED until the client has sent STARTTLS. none: passwords travel in the clear; only for a trusted network, behind something that ends TLS."`
-	ProxyProtocol   *ProxyProtocol `yaml:"proxy_protocol" doc:"When present, a PROXY v1 or v2 header is required from the trusted peers and every other peer is refused. When left out, no header is accepted from anyone."`
+	ProxyProtocol   *ProxyProtocol `yaml:"proxy_protocol" doc:"When present, a PROXY v1 or v2 header is required from the trusted peers and refused from every other: those are served as ordinary clients without one. When left out, no header is accepted from anyone."`
 	TrustedNetworks []netip.Prefix `yaml:"trusted_networks" example:"[10.1.0.0/16]" doc:"Networks of other IMAP proxies in front, whose ID parameters x-originating-ip and its kin are believed. From everybody else they are ignored. Always compared with the TCP peer."`
 }
 
