@@ -238,7 +238,7 @@ func TestSIGHUPOpensTheAuditLogAnew(t *testing.T) {
 	}, func() string { return "the new audit log has no record" })
 }
 
-func TestNoCoreIsDumpedAndNobodyMayLookInside(t *testing.T) {
+func TestNoCoreIsDumped(t *testing.T) {
 	t.Parallel()
 	if runtime.GOOS != "linux" {
 		t.Skip("on Linux")

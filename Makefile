@@ -1,0 +1,48 @@
+# Targets for people and for CI. `make test` is all a fresh Debian machine with
+# Go needs: it installs the servers and clients that the tests talk to.
+
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+LDFLAGS  := -s -w -X main.version=$(VERSION)
+FUZZTIME ?= 10s
+# For each package; the whole takes minutes.
+TIMEOUT  ?= 10m
+
+.PHONY: build test check fuzz race bench cover docs docker scratch-test deps clean
+
+build: ## one static binary, dist/imapgate
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o dist/imapgate ./cmd/imapgate
+
+deps: ## install what the tests need
+	.ci/deps
+
+test: deps ## every test, with the race detector
+	go test -race -timeout $(TIMEOUT) ./...
+
+check: ## formatting, vet, staticcheck, imports, sizes, modules
+	.ci/check
+
+fuzz: ## each fuzz target for FUZZTIME
+	FUZZTIME=$(FUZZTIME) .ci/fuzz
+
+race: ## the concurrent packages over and over, on fewer and more threads than cores
+	go test -race -timeout $(TIMEOUT) -cpu 1,2,8 -count 3 ./proxy/... ./routing ./auth ./tlsconf ./internal/audit ./internal/admin
+
+bench: ## Go benchmarks
+	go test -run '^$$' -bench . -benchmem ./...
+
+cover: deps ## what the tests reach, by all packages together
+	mkdir -p dist
+	go test -timeout $(TIMEOUT) -coverpkg=./... -coverprofile=dist/cover.out ./...
+	go tool cover -func=dist/cover.out | tail -n 1
+
+docs: ## docs/CONFIG.md from the code
+	go generate ./internal/config
+
+docker: ## the image
+	docker build --build-arg VERSION=$(VERSION) -t imapgate:$(VERSION) .
+
+scratch-test: build ## the binary as the image runs it: an empty root, uid 65532
+	.ci/scratch dist/imapgate
+
+clean:
+	rm -rf dist
