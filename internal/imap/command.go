@@ -74,7 +74,7 @@ func (r *Reader) ReadCommand(lim Limits, proceed func() error) (Command, error) 
 	for {
 		line, err := r.ReadLine(lim.Line)
 		if errors.Is(err, ErrLineEnding) {
-			return p.cmd, &SyntaxError{Text: "Lines end in CRLF."}
+			return p.cmd, p.recoverable(&SyntaxError{Text: "Lines end in CRLF."}, line)
 		}
 		if err != nil {
 			return p.cmd, err
@@ -103,12 +103,11 @@ func (r *Reader) ReadCommand(lim Limits, proceed func() error) (Command, error) 
 type parser struct {
 	lim      Limits
 	cmd      Command
-	words    int // tag and name seen
-	literals int
-	size     int64
-	parens   int
-	depth    int
-	behind   bool // a literal went before: SP, ) or the end must follow
+	begun    bool  // tag and name are read
+	literals int   // so far
+	size     int64 // octets of them
+	parens   int   // opened so far
+	depth    int   // and not closed
 }
 
 func (p *parser) bad(text string) error { return &SyntaxError{Tag: p.cmd.Tag, Text: text} }
@@ -137,10 +136,10 @@ func (p *parser) line(line []byte) (Literal, error) {
 
 // head reads tag and name off the command's first line.
 func (p *parser) head(line []byte) ([]byte, error) {
-	if p.words > 0 {
+	if p.begun {
 		return p.between(line)
 	}
-	p.words = 1
+	p.begun = true
 	tag, rest, _ := strings.Cut(string(line), " ")
 	if len(tag) > p.lim.Tag || !validTag([]byte(tag)) {
 		return nil, p.bad("Invalid tag.")

@@ -89,7 +89,7 @@ func TestReadCommandNeverAsksForTooMuch(t *testing.T) {
 
 func TestReadCommandGivesUpWhereOctetsComeUnasked(t *testing.T) {
 	for _, line := range []string{"a LOGIN {8193+}\r\n", "a LOGIN {05+}\r\n", "a LOGIN {+}\r\n", "a LOGIN \"x {5+}\r\n", "* LOGIN {5+}\r\n",
-		"a X {1+}\r\nx {1+}\r\nx {1+}\r\nx {1+}\r\nx {1+}\r\n", "a LOGIN joe {99999999999999999999+}\r\n", "a ID (({3+}\r\n"} {
+		"a X {1+}\r\nx {1+}\r\nx {1+}\r\nx {1+}\r\nx {1+}\r\n", "a LOGIN joe {99999999999999999999+}\r\n", "a LOGIN {3+}\n", "a ID (({3+}\r\n"} {
 		if _, asked, _, err := read(line + "b NOOP\r\n"); !errors.Is(err, ErrLost) || asked != 0 {
 			t.Errorf("%q: asked %d, %v", line, asked, err)
 		}

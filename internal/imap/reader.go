@@ -227,7 +227,7 @@ func unexpected(err error) error {
 
 // ReadLine is the next line without its CRLF, at most limit bytes with it. The
 // bytes are valid until the next call. It does not look for literals.
-// Errors: ErrLineTooLong, ErrLineEnding, or those of the source.
+// Errors: ErrLineTooLong, ErrLineEnding (with the line), or those of the source.
 func (r *Reader) ReadLine(limit int) ([]byte, error) {
 	limit = min(limit, r.size)
 	for from := 0; ; {
@@ -239,7 +239,7 @@ func (r *Reader) ReadLine(limit int) ([]byte, error) {
 			}
 			r.r += n
 			if n < 2 || line[n-2] != '\r' {
-				return nil, ErrLineEnding
+				return line[:n-1], ErrLineEnding
 			}
 			return line[:n-2], nil
 		}
