@@ -61,6 +61,7 @@ func (s *session) readLogin(ctx context.Context) (*attempt, error) {
 			var login *attempt
 			login, err = s.command(ctx, cmd)
 			if login != nil {
+				login.began = time.Now() // its last byte: a denial's time is ours, not the client's
 				return login, nil
 			}
 		} else {
