@@ -2,6 +2,7 @@ package tests
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"testing"
 
@@ -9,12 +10,21 @@ import (
 )
 
 // TestMain keeps go-redis, which has one logger for the process, from printing a
-// line for every connection that a test refuses.
+// line for every connection that a test refuses. Started by a test as a stub
+// backend, the program is only that.
 func TestMain(m *testing.M) {
+	if files := os.Getenv(stubFiles); files != "" {
+		if err := stubProcess(files); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	redis.SetLogger(silence{})
 	os.Exit(m.Run())
 }
 
 type silence struct{}
 
+// Printf implements the interface of redis.SetLogger.
 func (silence) Printf(context.Context, string, ...any) {}

@@ -1,0 +1,160 @@
+package tests
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"imapgate/internal/testbed"
+)
+
+// binary is a gateway as operators run it: a process with a configuration file.
+type binary struct {
+	// Set once.
+	process *testbed.Process
+	ca      *testbed.CA
+	dir     string            // has audit and routes
+	at      map[string]string // listener to address, the admin one included
+}
+
+// startBinary builds the command and runs it with this backend and these routes,
+// both as they stand in the file.
+func startBinary(t testing.TB, ca *testbed.CA, sections ...string) *binary {
+	t.Helper()
+	b := &binary{ca: ca, dir: t.TempDir(), at: map[string]string{}}
+	path := filepath.Join(b.dir, "imapgate")
+	if out, err := exec.Command("go", "build", "-o", path, "imapgate/cmd/imapgate").CombinedOutput(); err != nil {
+		t.Fatalf("build the command: %v\n%s", err, out)
+	}
+	cert, key := ca.Issue(t, "localhost", "127.0.0.1")
+	conf := fmt.Sprintf(`listeners:
+  - {name: implicit, address: "127.0.0.1:0", tls: implicit}
+  - {name: starttls, address: "127.0.0.1:0", tls: starttls}
+tls:
+  certificates:
+    - {cert: %s, key: %s}
+audit: {path: %s/audit}
+admin: {address: "127.0.0.1:0"}
+%s
+`, cert, key, b.dir, strings.Join(sections, "\n"))
+	file := filepath.Join(b.dir, "imapgate.yaml")
+	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(path, "check", "--config", file).CombinedOutput(); err != nil {
+		t.Fatalf("check: %v\n%s\n%s", err, out, conf)
+	}
+	var err error
+	if b.process, err = testbed.Start(t, path, "serve", "--allow-root", "--config", file); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.process.WaitUntil("listen", b.listening); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// listening reads the addresses from the log.
+func (b *binary) listening() bool {
+	for line := range strings.Lines(b.process.Output()) {
+		var said struct{ Msg, Listener, Address string }
+		if json.Unmarshal([]byte(line), &said) == nil && said.Msg == "listening" {
+			b.at[said.Listener] = said.Address
+		}
+	}
+	return len(b.at) == 3
+}
+
+func (b *binary) endpoint(listener string) endpoint {
+	return endpoint{
+		address: b.at[listener], tls: b.ca.ClientTLS("localhost"), caFile: b.ca.File, starttls: listener == "starttls",
+	}
+}
+
+// metric is the sum of a metric over its labels, 0 when it is not there.
+func (b *binary) metric(t testing.TB, name string) (sum float64) {
+	t.Helper()
+	r, err := http.Get("http://" + b.at["admin"] + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close() // it was read
+	text, err := io.ReadAll(r.Body)
+	if err != nil || r.StatusCode != http.StatusOK {
+		t.Fatalf("metrics: %s, %v", r.Status, err)
+	}
+	for _, m := range regexp.MustCompile(`(?m)^`+name+`(?:\{.*\})? (\S+)$`).FindAllSubmatch(text, -1) {
+		v, err := strconv.ParseFloat(string(m[1]), 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum += v
+	}
+	return sum
+}
+
+// east is the section of a backend with implicit TLS.
+func east(ca *testbed.CA, address string) string {
+	return fmt.Sprintf("backends:\n  east: {address: %q, server_name: %s, ca: %s}", address, testbed.DovecotName, ca.File)
+}
+
+func TestTheCommandServesClientsFromItsFileAndEndsInGoodOrder(t *testing.T) {
+	t.Parallel()
+	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
+	redis := testbed.StartRedis(t)
+	redis.CLI("HSET", "imapgate:user:alice@example.org", "backend", "east")
+	b := startBinary(t, backend.CA, east(backend.CA, backend.TLS),
+		fmt.Sprintf("redis: {addresses: [%q]}", redis.Address), "auth: {default_domain: example.org}", "limits: {drain: 20s}")
+	for _, listener := range []string{"implicit", "starttls"} {
+		client := enter(t, b.endpoint(listener), "")
+		for _, step := range [][2]string{
+			{"LOGIN Alice " + password, " OK [CAPABILITY IMAP4rev1 "},
+			{"SELECT INBOX", " OK [READ-WRITE] "},
+			{"LOGOUT", "* BYE "},
+		} {
+			if got, err := client.Do(step[0]); err != nil || !strings.Contains(shown(got), step[1]) {
+				t.Fatalf("%s: %v, %v", step[0], got, err)
+			}
+		}
+		_ = client.Close() // as every client does after LOGOUT
+	}
+	stranger, staying := enter(t, b.endpoint("implicit"), ""), enter(t, b.endpoint("implicit"), "")
+	if got, err := staying.Do("LOGIN alice " + password); err != nil || !strings.Contains(shown(got), " OK ") {
+		t.Fatal(got, err)
+	}
+	testbed.Within(t, 5*time.Second, "the metrics to show one session", func() bool {
+		return b.metric(t, "imapgate_sessions") == 1
+	})
+
+	if err := b.process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := stranger.Read(); err != nil || !strings.HasPrefix(r.Text, "* BYE [UNAVAILABLE] ") {
+		t.Errorf("a client before its login got %v, %v", r, err)
+	}
+	if got, err := staying.Do("NOOP"); err != nil || !strings.Contains(shown(got), " OK ") {
+		t.Errorf("a session got %v, %v while the gateway drains", got, err)
+	}
+	if got, err := staying.Do("LOGOUT"); err != nil || !strings.Contains(shown(got), "* BYE ") {
+		t.Errorf("a session got %v, %v while the gateway drains", got, err)
+	}
+	_ = staying.Close()
+	select {
+	case <-b.process.Done():
+		if err := b.process.Err(); err != nil {
+			t.Errorf("the command ended with %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("the command goes on after its last session")
+	}
+}
