@@ -174,7 +174,7 @@ func (p *parser) between(line []byte) ([]byte, error) {
 
 func (p *parser) literal(rest []byte) (Literal, error) {
 	// The braces must be the whole token, and end the line.
-	if i := strings.IndexByte(string(rest), '}'); i != len(rest)-1 {
+	if i := strings.IndexByte(string(rest), '}'); i != len(rest)-1 || strings.Count(string(rest), "{") != 1 {
 		return none, p.bad("Malformed literal.")
 	}
 	lit, err := announced(rest)
