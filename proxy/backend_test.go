@@ -18,8 +18,8 @@ import (
 const afterLogin = "IMAP4rev1 IDLE UNSELECT STARTTLS AUTH=PLAIN LOGINDISABLED UNAUTHENTICATE"
 
 // mailbox is a backend that takes any number of clients. Whose password is
-// right gets in and has every command answered with OK; the names hang, refuse
-// and vanish do as they say.
+// right gets in and has every command answered with OK; the names hang, refuse,
+// flood and vanish do as they say.
 type mailbox struct {
 	// Set once.
 	l  net.Listener
@@ -102,6 +102,11 @@ func (m *mailbox) serve(nc net.Conn) {
 	case name == "hang":
 		m.once.Do(func() { close(m.held) })
 		_, _ = io.Copy(io.Discard, nc)
+		return
+	case name == "flood": // says more than anybody reads
+		_ = s.say(login.tag + " OK [CAPABILITY " + afterLogin + "] In.")
+		for line := strings.Repeat("x", 1000); s.say("* OK "+line) == nil; {
+		}
 		return
 	case name == "vanish":
 		return

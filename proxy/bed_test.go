@@ -44,6 +44,7 @@ var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 
 // setup is what a test may change of a gateway before it starts.
 type setup struct {
+	users    string // the passwd-file
 	cfg      Config
 	auth     auth.Config
 	routes   routing.Config
@@ -79,11 +80,11 @@ func newBed(t testing.TB, backend string, change ...func(*setup)) *bed {
 func openBed(t testing.TB, backend string, change ...func(*setup)) *bed {
 	t.Helper()
 	b := &bed{t: t, logs: &logs{}, folder: t.TempDir(), served: make(chan error, 1)}
-	b.write("users", "carol@example.org:{PLAIN}"+password+"\nfrank@example.org:{PLAIN}"+password+"\n")
 	s := b.defaults(backend)
 	for _, f := range change {
 		f(s)
 	}
+	b.write("users", s.users)
 	b.open(s)
 	var ctx context.Context
 	ctx, b.stop = context.WithCancel(context.Background())
@@ -100,6 +101,7 @@ func (b *bed) serve(ctx context.Context) { b.served <- b.server.Serve(ctx) }
 
 func (b *bed) defaults(backend string) *setup {
 	s := &setup{
+		users: "carol@example.org:{PLAIN}" + password + "\nfrank@example.org:{PLAIN}" + password + "\n",
 		cfg: Config{
 			Preauth: 60 * time.Second, Handshake: 10 * time.Second, Idle: 32 * time.Minute, Write: 5 * time.Minute,
 			AuthAttempts: 3, BadCommands: 3, Instance: NewInstance(),
@@ -228,12 +230,17 @@ func (b *bed) check() {
 	}
 }
 
-// metrics is the sum of every metric over its labels.
-func (b *bed) metrics() map[string]float64 {
+// scrape is the metrics as the admin address shows them.
+func (b *bed) scrape() string {
 	w := httptest.NewRecorder()
 	b.rooms.Metrics.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	return w.Body.String()
+}
+
+// metrics is the sum of every metric over its labels.
+func (b *bed) metrics() map[string]float64 {
 	sums := map[string]float64{}
-	for line := range strings.Lines(w.Body.String()) {
+	for line := range strings.Lines(b.scrape()) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
 		if i := strings.LastIndex(value, " "); i >= 0 {
 			value = value[i+1:]
@@ -279,6 +286,22 @@ func (b *bed) wantRecord(event string, why audit.Reason) record {
 	within(b.t, 5*time.Second, fmt.Sprintf("%s %s in the audit log", event, why), func() bool {
 		for _, r := range b.records() {
 			if r.field("event") == event && r.field("reason") == string(why) {
+				found = r
+			}
+		}
+		return found != nil
+	})
+	return found
+}
+
+// lastRecord waits for a record of an event about a client and is the last one.
+func (b *bed) lastRecord(event string, c *client) record {
+	b.t.Helper()
+	var found record
+	peer := c.nc.LocalAddr().String()
+	within(b.t, 5*time.Second, event+" in the audit log", func() bool {
+		for _, r := range b.records() {
+			if r.field("event") == event && r.field("peer") == peer {
 				found = r
 			}
 		}
@@ -373,6 +396,17 @@ func (c *client) rest() string {
 		c.t.Fatalf("heard %.200q, and no end", rest)
 	}
 	return string(rest)
+}
+
+// hopeless reads on to the end and wants none of the words.
+func (c *client) hopeless(words ...string) {
+	c.t.Helper()
+	rest := c.rest()
+	for _, w := range words {
+		if strings.Contains(rest, w) {
+			c.t.Errorf("heard %q", rest)
+		}
+	}
 }
 
 // matches compares text with a pattern in which … stands for anything.
