@@ -32,7 +32,7 @@ type options struct {
 	ca       *testbed.CA // issues the gateway's certificate, for localhost and 127.0.0.1
 	backends map[string]upstream.Config
 	methods  []string             // of auth; default passthrough
-	redis    *routing.RedisConfig // nil: everybody's backend is the one named "only"
+	redis    *routing.RedisConfig // nil: the backend of everybody not in routing is only
 	routing  routing.Config       // its bounds and its snapshot; the rest is filled in
 	drain    time.Duration        // default none: sessions are cut when the gateway stops
 	idle     time.Duration        // default 32 minutes
@@ -156,9 +156,11 @@ var listeners = []proxy.TLSMode{proxy.ImplicitTLS, proxy.StartTLS, proxy.NoTLS}
 func (o options) routes() routing.Config {
 	c := o.routing
 	c.Source, c.Backends = routing.SourceStatic, slices.Sorted(maps.Keys(o.backends))
-	c.Static.Default = only
+	if _, ok := o.backends[only]; ok {
+		c.Static.Default = only
+	}
 	if o.redis != nil {
-		c.Source, c.Static.Default = routing.SourceRedis, ""
+		c.Source = routing.SourceRedis
 	}
 	return c
 }
