@@ -40,6 +40,7 @@ var doors = map[string]string{
 	"internal/imap":       "",
 	"internal/limit":      "",
 	"internal/metrics":    "",
+	"internal/peerbench":  "", // a program that measures proxies from outside
 	"internal/testbed":    "",
 	"internal/faultproxy": "",
 	"proxy/splice":        "",

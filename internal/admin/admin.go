@@ -70,7 +70,7 @@ func New(cfg Config, shows Shows, log *zap.Logger) *Server {
 		IdleTimeout:       idleTime,
 		MaxHeaderBytes:    maxHead,
 		// What net/http has to say is about clients that break the protocol.
-		ErrorLog: zap.NewStdLog(log.WithOptions(zap.IncreaseLevel(zap.ErrorLevel))),
+		ErrorLog:  zap.NewStdLog(log.WithOptions(zap.IncreaseLevel(zap.ErrorLevel))),
 		Protocols: new(http.Protocols),
 	}
 	s.http.Protocols.SetHTTP1(true)
