@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 
@@ -66,6 +67,8 @@ The mail servers and Redis are small ones for a demonstration; the gateway is th
 
 // runDemo runs the demo until ctx is done or a signal ends it.
 func runDemo(ctx context.Context, ports demoPorts, out, logTo io.Writer) (err error) {
+	signals := hearSignals()
+	defer signal.Stop(signals)
 	d, err := startDemo(ports)
 	if err != nil {
 		return fmt.Errorf("demo: %w", err)
@@ -98,7 +101,7 @@ func runDemo(ctx context.Context, ports demoPorts, out, logTo io.Writer) (err er
 		return err
 	}
 	shown = follow(d.file("audit.log"), out)
-	return g.obey(ctx)
+	return g.obey(ctx, signals)
 }
 
 // startDemo starts what the gateway needs around it.

@@ -70,6 +70,8 @@ func prepareProcess() error {
 
 // serve runs a gateway until ctx is done or a signal ends it.
 func serve(ctx context.Context, file string, logTo io.Writer) error {
+	signals := hearSignals()
+	defer signal.Stop(signals)
 	cfg, err := config.Load(file)
 	if err != nil {
 		return err
@@ -95,14 +97,20 @@ func serve(ctx context.Context, file string, logTo io.Writer) error {
 	if g.admin != nil {
 		log.Info("listening", zap.String("listener", "admin"), zap.Stringer("address", g.admin.Addr()))
 	}
-	return g.obey(ctx)
+	return g.obey(ctx, signals)
+}
+
+// hearSignals begins to collect signals. It comes first of all: a SIGHUP that
+// nobody collects kills, and one may be sent as soon as the process is there.
+// Those that come before obey wait; more than four say nothing new.
+func hearSignals() chan os.Signal {
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	return signals
 }
 
 // obey runs the gateway and does what signals say, until it has ended.
-func (g *gateway) obey(ctx context.Context) error {
-	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
-	defer signal.Stop(signals)
+func (g *gateway) obey(ctx context.Context, signals <-chan os.Signal) error {
 	ctx, drain := context.WithCancel(ctx)
 	defer drain()
 	ended := make(chan error, 1)
