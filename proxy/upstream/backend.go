@@ -59,18 +59,18 @@ func (b *Backend) Login(ctx context.Context, who Request) (*Conn, error) {
 	conn, err := b.login(ctx, who, creds)
 	b.learn(ctx, err)
 	if err != nil {
-		return nil, fmt.Errorf("log in at %s: %w", b.cfg.Name, public(err))
+		return nil, fmt.Errorf("log in at %s: %w", b.cfg.Name, public(err, creds))
 	}
 	return conn, nil
 }
 
 // public sorts an error into what callers branch on.
-func public(err error) error {
+func public(err error, sent credentials) error {
 	var refused *Refused
 	if errors.Is(err, ErrDenied) || errors.Is(err, ErrLoop) || errors.As(err, &refused) {
 		return err
 	}
-	return fmt.Errorf("%w: %w", ErrUnavailable, told{err})
+	return fmt.Errorf("%w: %w", ErrUnavailable, told{err, sent.repeatedIn(err.Error())})
 }
 
 // login is one login, from the wait for a turn to the tagged OK.

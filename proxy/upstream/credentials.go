@@ -69,6 +69,14 @@ func sendable(s string, most int) bool {
 	return true
 }
 
+// repeatedIn says whether text repeats what a login sent, or begins to: a server
+// may quote the command that it did not understand.
+func (c credentials) repeatedIn(text string) bool {
+	password := c.password.Reveal()
+	coded := base64.StdEncoding.EncodeToString([]byte(c.authzid + "\x00" + c.user + "\x00"))
+	return password != "" && strings.Contains(text, password[:min(len(password), 4)]) || strings.Contains(text, coded[:min(len(coded), 12)&^3])
+}
+
 // script is a command in the parts in which it is sent: behind each part but
 // the last, the backend asks for the next one.
 type script struct {

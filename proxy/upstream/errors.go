@@ -66,9 +66,18 @@ var (
 
 // told is an error whose text may hold words of a backend: it is cut and
 // sanitised, and the error itself can still be asked for.
-type told struct{ err error }
+type told struct {
+	err  error
+	echo bool // they repeat credentials
+}
 
-func (t told) Error() string { return clean(t.err.Error()) }
+func (t told) Error() string {
+	if t.echo {
+		return "the backend's words repeat the credentials and are not shown"
+	}
+	return clean(t.err.Error())
+}
+
 func (t told) Unwrap() error { return t.err }
 
 // clean makes a backend's words fit to be shown: printable ASCII, without

@@ -232,7 +232,7 @@ func FuzzBackendLogin(f *testing.F) {
 		}
 		if err != nil {
 			var refused *Refused
-			if errors.As(public(err), &refused) && (!forwardable(refused.Code) || clean(refused.Text) != refused.Text) {
+			if errors.As(public(err, credentials{}), &refused) && (!forwardable(refused.Code) || clean(refused.Text) != refused.Text) {
 				t.Fatalf("not fit to forward: %q", refused)
 			}
 			return

@@ -254,3 +254,14 @@ func TestTheClientsOwnIDIsPassedOnWithinBounds(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+func TestABackendThatRepeatsTheCredentialsIsNotQuoted(t *testing.T) {
+	coded := base64.StdEncoding.EncodeToString([]byte("\x00joe@example.org\x00" + canary))
+	for _, words := range []string{"AUTHENTICATE PLAIN " + coded, "LOGIN joe " + canary, coded[:20], canary[:5]} {
+		a := perform(t, Config{TLSMode: NoTLS}, request1(t), "> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] Hello.", "< AUTHENTICATE", "> {L} BAD Unknown: "+words)
+		if a.err == nil || strings.Contains(a.err.Error(), words) || ResultOf(a.err) != ResultProtocol {
+			t.Errorf("%v", a.err)
+		}
+		a.finish()
+	}
+}
