@@ -221,12 +221,12 @@ func (s *session) refuse(ctx context.Context, a *attempt, why error) error {
 		r = unavailable(audit.GatewayStopping)
 	}
 	s.recordRefusal(a, r, why)
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
 	if r.denied {
 		pause(ctx, time.Until(a.began.Add(denialFloor+rand.N(denialJitter))))
 		s.failed++
+	}
+	if ctx.Err() != nil {
+		return ctx.Err() // a BYE, and no NO that comes too soon
 	}
 	if !time.Now().Before(s.deadline) {
 		return os.ErrDeadlineExceeded // a write that fails at it would cost TLS the BYE
