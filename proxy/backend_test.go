@@ -19,11 +19,12 @@ const afterLogin = "IMAP4rev1 IDLE UNSELECT STARTTLS AUTH=PLAIN LOGINDISABLED UN
 
 // mailbox is a backend that takes any number of clients. Whose password is
 // right gets in and has every command answered with OK; the names hang, refuse,
-// flood and vanish do as they say.
+// flood, echo and vanish do as they say.
 type mailbox struct {
 	// Set once.
-	l  net.Listener
-	wg sync.WaitGroup
+	l        net.Listener
+	password string // of everybody
+	wg       sync.WaitGroup
 
 	mu    sync.Mutex
 	conns map[net.Conn]bool // Guarded by mu.
@@ -36,7 +37,7 @@ func openMailbox(t testing.TB) *mailbox {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
-	m := &mailbox{l: l, conns: map[net.Conn]bool{}, held: make(chan struct{})}
+	m := &mailbox{l: l, password: password, conns: map[net.Conn]bool{}, held: make(chan struct{})}
 	m.wg.Add(1)
 	go m.accept()
 	t.Cleanup(m.close)
@@ -108,12 +109,16 @@ func (m *mailbox) serve(nc net.Conn) {
 		for line := strings.Repeat("x", 1000); s.say("* OK "+line) == nil; {
 		}
 		return
+	case name == "echo":
+		coded := base64.StdEncoding.EncodeToString([]byte("\x00" + login.user + "\x00" + login.password))
+		_ = s.say(login.tag + " BAD I do not know AUTHENTICATE PLAIN " + coded + " or " + login.password)
+		return
 	case name == "vanish":
 		return
 	case name == "refuse":
 		_ = s.say(login.tag + " NO [OVERQUOTA] Too much mail.")
 		return
-	case login.password != password && login.authzid == "":
+	case login.password != m.password && login.authzid == "":
 		_ = s.say(login.tag + " NO [AUTHENTICATIONFAILED] Wrong for " + login.user)
 		return
 	}
@@ -126,8 +131,8 @@ func (m *mailbox) serve(nc net.Conn) {
 		m.mu.Lock()
 		m.heard.WriteString(line + "\n")
 		m.mu.Unlock()
-		tag, _, _ := strings.Cut(line, " ")
-		if s.say(tag+" OK Done.") != nil {
+		tag, name, _ := strings.Cut(line, " ")
+		if s.say(tag+" OK Done.") != nil || name == "LOGOUT" {
 			return
 		}
 	}

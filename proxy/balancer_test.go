@@ -1,0 +1,309 @@
+package proxy
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"hash/crc32"
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/iotest"
+	"time"
+
+	"imapgate/internal/audit"
+)
+
+const signature = "\r\n\r\n\x00\r\nQUIT\n"
+
+// v2 is a header of version 2: version and command, family and transport, and
+// what follows the length.
+func v2(command, family byte, rest string) string {
+	size := binary.BigEndian.AppendUint16(nil, uint16(len(rest))) //nolint:gosec // short
+	return signature + string([]byte{command, family}) + string(size) + rest
+}
+
+func tlv(kind byte, value string) string {
+	return string(binary.BigEndian.AppendUint16([]byte{kind}, uint16(len(value)))) + value //nolint:gosec // short
+}
+
+const (
+	addresses4 = "\xc0\x00\x02\x01\xc0\x00\x02\x02\x12\x67\x00\x8f" // 192.0.2.1:4711 to 192.0.2.2:143
+	local4     = "\x7f\x00\x00\x01\x7f\x00\x00\x01\x12\x67\x00\x8f"
+	claimed4   = "192.0.2.1:4711"
+)
+
+func addresses6() string {
+	src, dst := netip.MustParseAddr("2001:db8::1").As16(), netip.MustParseAddr("2001:db8::2").As16()
+	return string(src[:]) + string(dst[:]) + addresses4[8:]
+}
+
+// summed is a header with its own checksum in its last four bytes.
+func summed(rest string) string {
+	h := []byte(v2(0x21, 0x11, rest+tlv(3, "\x00\x00\x00\x00")))
+	sum := crc32.Checksum(h, crc32.MakeTable(crc32.Castagnoli))
+	return string(binary.BigEndian.AppendUint32(h[:len(h)-4], sum))
+}
+
+// goodHeaders are headers and the client they speak of; "" for the peer itself.
+func goodHeaders() map[string]string {
+	return map[string]string{
+		"PROXY TCP4 192.0.2.1 192.0.2.2 4711 143\r\n":               claimed4,
+		"PROXY TCP4 127.0.0.1 127.0.0.1 4711 143\r\n":               "127.0.0.1:4711",
+		"PROXY TCP4 255.255.255.255 192.0.2.2 65535 0\r\n":          "255.255.255.255:65535",
+		"PROXY TCP6 2001:db8::1 2001:db8::2 4711 143\r\n":           "[2001:db8::1]:4711",
+		"PROXY TCP6 ::ffff:192.0.2.1 ::ffff:192.0.2.2 4711 143\r\n": claimed4,
+		"PROXY UNKNOWN\r\n": "",
+		"PROXY UNKNOWN ffff:f...f:ffff ffff:f...f:ffff 65535 65535\r\n": "",
+		v2(0x21, 0x11, addresses4):                                      claimed4,
+		v2(0x21, 0x21, addresses6()):                                    "[2001:db8::1]:4711",
+		v2(0x21, 0x11, local4):                                          "127.0.0.1:4711",
+		v2(0x20, 0x00, ""):                                              "", // LOCAL, as health checks send it
+		v2(0x20, 0x11, addresses4):                                      "",
+		v2(0x20, 0x11, ""):                                              "",
+		v2(0x21, 0x31, strings.Repeat("\x00", 216)):                     "",
+		v2(0x21, 0x11, addresses4+tlv(1, "imap")+tlv(4, "")+tlv(2, "mail.example.org")): claimed4,
+		v2(0x21, 0x11, addresses4+tlv(0x20, strings.Repeat("c", 3000))):                 claimed4,
+		summed(addresses4):                          claimed4,
+		summed(addresses4 + tlv(4, "\x00\x00\x00")): claimed4,
+	}
+}
+
+// badHeaders are none, or were tampered with.
+func badHeaders() []string {
+	broken := []byte(summed(addresses4))
+	broken[17] ^= 1
+	return []string{
+		"PROXY TCP4 192.0.2.1 192.0.2.2 4711 143\n",
+		"PROXY TCP4 192.0.2.1 192.0.2.2 4711 65536\r\n", "PROXY TCP4 192.0.2.1 192.0.2.2 65536 143\r\n",
+		"PROXY TCP4 192.0.2.1 192.0.2.2 04711 143\r\n", "PROXY TCP4 192.0.2.1 192.0.2.2 -1 143\r\n", "PROXY TCP4 192.0.2.1 192.0.2.2 +1 143\r\n",
+		"PROXY TCP4 192.0.2.01 192.0.2.2 4711 143\r\n", "PROXY TCP4 2001:db8::1 2001:db8::2 4711 143\r\n",
+		"PROXY TCP6 192.0.2.1 192.0.2.2 4711 143\r\n", "PROXY TCP6 fe80::1%eth0 fe80::2 4711 143\r\n",
+		"PROXY TCP4 192.0.2.1 192.0.2.2 4711\r\n", "PROXY TCP4 192.0.2.1 192.0.2.2 4711 143 x\r\n", "PROXY  TCP4 192.0.2.1 192.0.2.2 4711 143\r\n",
+		"PROXY UDP4 192.0.2.1 192.0.2.2 4711 143\r\n", "PROXY\r\n", "PROXY \r\n", "PROXYTCP4\r\n", "PROXY TCP4 192.0.2.1\x00 192.0.2.2 1 1\r\n",
+		"PROXY UNKNOWN " + strings.Repeat("x", 93) + "\r\n", "PROXY TCP4 " + strings.Repeat("1", 200), "proxy tcp4 192.0.2.1 192.0.2.2 4711 143\r\n",
+		v2(0x11, 0x11, addresses4), v2(0x31, 0x11, addresses4), v2(0x22, 0x11, addresses4), v2(0x21, 0x41, addresses4), v2(0x21, 0x13, addresses4),
+		v2(0x21, 0x11, addresses4[:11]), v2(0x21, 0x21, addresses4), v2(0x21, 0x00, ""), v2(0x21, 0x11, ""),
+		v2(0x21, 0x11, strings.Repeat("\xff", 65535)), v2(0x21, 0x11, addresses4+"\x01"), v2(0x21, 0x11, addresses4+"\x01\x00\x05imap"),
+		v2(0x21, 0x11, addresses4+tlv(3, "\x00\x00\x00\x00")), v2(0x21, 0x11, addresses4+tlv(3, "\x00")), string(broken),
+		"a NOOP\r\n", "\x16\x03\x01\x00\x05", "GET / HTTP/1.1\r\n", "\r\n\r\n\x00\r\nQUIX\n\x21\x11\x00\x0c" + addresses4,
+	}
+}
+
+func TestI3AHeaderIsReadHoweverItIsCut(t *testing.T) {
+	b := newBed(t, openMailbox(t).addr())
+	for header, claimed := range goodHeaders() {
+		for _, cut := range []string{"whole", "bytes", "behind"} {
+			c := b.dial("balanced-none")
+			if cut == "bytes" {
+				for i := range len(header) {
+					c.say(header[i : i+1])
+				}
+				c.say("a NOOP\r\n")
+			} else {
+				c.say(header + "a NOOP\r\n")
+			}
+			c.hear("* OK …")
+			c.hear("a OK Nothing done.")
+			c.close()
+			if r := b.lastRecord("connection_refused", c); r.field("client") != claimed || r.field("peer") != c.nc.LocalAddr().String() {
+				t.Errorf("%.60q: %v, want %q", header, r, claimed)
+			}
+		}
+	}
+}
+
+func TestI3AConnectionWithoutAGoodHeaderEndsWithoutAWord(t *testing.T) {
+	b := newBed(t, openMailbox(t).addr())
+	for _, header := range badHeaders() {
+		for _, listener := range []string{"balanced-none", "balanced-starttls", "balanced-implicit"} {
+			c := b.dial(listener)
+			_, _ = io.WriteString(c.nc, header)
+			_ = c.nc.(*net.TCPConn).CloseWrite()
+			if rest := c.rest(); rest != "" {
+				t.Errorf("%.60q: heard %q", header, rest)
+			}
+			if r := b.lastRecord("connection_refused", c); r.field("reason") != string(audit.BadProxyHeader) || r.field("client") != "" {
+				t.Errorf("%.60q: %v", header, r)
+			}
+		}
+	}
+}
+
+func TestI3TLSMayFollowTheHeaderInItsSegment(t *testing.T) {
+	m := openMailbox(t)
+	b := newBed(t, m.addr())
+	for header, claimed := range goodHeaders() {
+		c := b.dial("balanced-implicit")
+		c.nc = &preceded{Conn: c.nc, header: header}
+		c.startTLS()
+		c.hear("* OK …")
+		c.say("a LOGIN alice right\r\nb NOOP\r\n")
+		c.hear("a OK …")
+		c.hear("b OK Done.")
+		c.close()
+		if r := b.lastRecord("session_ended", c); r.field("client") != claimed {
+			t.Errorf("%.60q: %v", header, r)
+		}
+	}
+}
+
+// preceded sends a header in one segment with the first bytes.
+type preceded struct {
+	net.Conn
+	header string
+}
+
+func (p *preceded) Write(b []byte) (int, error) {
+	head := len(p.header)
+	n, err := p.Conn.Write(append([]byte(p.header), b...))
+	p.header = ""
+	return max(n-head, 0), err
+}
+
+func TestI3CommandsBehindTheHeaderAreKeptAndInjectionIsSeen(t *testing.T) {
+	b := newBed(t, openMailbox(t).addr())
+	const header = "PROXY TCP4 192.0.2.1 192.0.2.2 4711 143\r\n"
+	c := b.dial("balanced-starttls")
+	c.say(header + "a STARTTLS\r\n")
+	c.hear("* OK …")
+	c.hear("a OK …")
+	c.startTLS()
+	c.say("b LOGIN alice right\r\n")
+	c.hear("b OK …")
+	c.close()
+	c = b.dial("balanced-starttls")
+	c.say(header + "a STARTTLS\r\nb NOOP\r\n")
+	c.hear("* OK …")
+	c.end()
+	if r := b.lastRecord("connection_refused", c); r.field("reason") != string(audit.StartTLSInjection) {
+		t.Error(r)
+	}
+	c = b.dial("balanced-none")
+	c.say(header + "a LOGIN alice right\r\nb NOOP\r\n" + strings.Repeat("x", 3000) + "\r\n")
+	c.hear("* OK …")
+	c.hear("a OK …")
+	c.hear("b OK Done.")
+	c.hear("xxx… OK Done.")
+}
+
+func TestI3ASecondHeaderIsTheClientsOwn(t *testing.T) {
+	b := newBed(t, openMailbox(t).addr())
+	c := b.dial("balanced-none")
+	c.say("PROXY TCP4 192.0.2.1 192.0.2.2 4711 143\r\nPROXY TCP4 192.0.2.9 192.0.2.2 4711 143\r\n")
+	c.hear("* OK …")
+	c.hear("PROXY BAD …")
+	c.close()
+	if r := b.lastRecord("connection_refused", c); r.field("client") != claimed4 {
+		t.Error(r)
+	}
+	c = b.dial("balanced-implicit")
+	c.say(v2(0x21, 0x11, addresses4) + v2(0x21, 0x11, local4))
+	c.rest()
+	if r := b.lastRecord("connection_refused", c); r.field("client") != claimed4 || r.field("reason") != string(audit.HandshakeFailed) {
+		t.Error(r)
+	}
+}
+
+func TestI3AHeaderFromAnybodyElseIsRefused(t *testing.T) {
+	b := newBed(t, openMailbox(t).addr(), func(s *setup) {
+		for i := range s.cfg.Listeners {
+			if s.cfg.Listeners[i].ProxyTrusted != nil {
+				s.cfg.Listeners[i].ProxyTrusted = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+			}
+		}
+	})
+	for _, listener := range []string{"none", "balanced-none"} {
+		c := b.greeted(listener)
+		c.say("PROXY TCP4 192.0.2.1 192.0.2.2 4711 143\r\n")
+		c.hear("PROXY BAD …")
+		c.say("a LOGIN alice right\r\n") // an ordinary client, and told apart from nobody
+		c.hear("a OK …")
+		c.close()
+		if r := b.lastRecord("session_ended", c); r.field("client") != "" {
+			t.Error(r)
+		}
+	}
+	for _, listener := range []string{"implicit", "balanced-implicit"} {
+		c := b.dial(listener)
+		c.say("PROXY TCP4 192.0.2.1 192.0.2.2 4711 143\r\n")
+		c.hopeless("* ")
+		if r := b.lastRecord("connection_refused", c); r.field("client") != "" || r.field("reason") != string(audit.HandshakeFailed) {
+			t.Error(r)
+		}
+	}
+}
+
+func TestI3TrustIsInTheTCPPeerNotInWhatItClaims(t *testing.T) {
+	b := newBed(t, openMailbox(t).addr(), func(s *setup) {
+		for i := range s.cfg.Listeners {
+			s.cfg.Listeners[i].Trusted = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+		}
+	})
+	c := b.dial("balanced-none")
+	c.say("PROXY TCP4 192.0.2.1 192.0.2.2 4711 143\r\na ID (\"x-originating-ip\" \"198.51.100.7\")\r\n")
+	c.hear("* OK …")
+	c.hear("* ID …")
+	c.close()
+	if r := b.lastRecord("connection_refused", c); r.field("client") != claimed4 {
+		t.Error(r)
+	}
+}
+
+func TestI3AHeaderHasThreeSeconds(t *testing.T) {
+	b := newBed(t, openMailbox(t).addr())
+	began := time.Now()
+	clients := []*client{b.dial("balanced-none"), b.dial("balanced-implicit"), b.dial("balanced-starttls")}
+	clients[1].say(signature)
+	clients[2].say("PROXY TCP4 ")
+	for _, c := range clients {
+		c.end()
+		if r := b.lastRecord("connection_refused", c); r.field("reason") != string(audit.BadProxyHeader) {
+			t.Error(r)
+		}
+	}
+	if took := time.Since(began); took < proxyTimeout || took > proxyTimeout+2*time.Second {
+		t.Errorf("it took %v", took)
+	}
+}
+
+func FuzzProxyHeader(f *testing.F) {
+	for header := range goodHeaders() {
+		f.Add(header + "behind")
+	}
+	for _, header := range badHeaders() {
+		f.Add(header)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		r := bufio.NewReaderSize(strings.NewReader(text), maxProxyHeader)
+		header, err := readProxyHeader(r)
+		slow := bufio.NewReaderSize(iotest.OneByteReader(strings.NewReader(text)), maxProxyHeader)
+		if _, again := readProxyHeader(slow); (err == nil) != (again == nil) {
+			t.Fatalf("whole: %v; byte by byte: %v", err, again)
+		}
+		if err != nil {
+			return
+		}
+		rest, err := io.ReadAll(r)
+		behind, err2 := io.ReadAll(slow)
+		if must(t, errors.Join(err, err2)); !strings.HasSuffix(text, string(rest)) || string(rest) != string(behind) {
+			t.Fatalf("behind the header %q, or %q", rest, behind)
+		}
+		raw := text[:len(text)-len(rest)]
+		if strings.HasPrefix(raw, "PROXY") && (len(raw) > 107 || !strings.HasSuffix(raw, "\r\n")) {
+			t.Fatalf("read %q", raw)
+		}
+		again, err := header.Format()
+		must(t, err)
+		back, err := readProxyHeader(bufio.NewReaderSize(bytes.NewReader(again), maxProxyHeader))
+		if err != nil && !errors.Is(err, errProxyChecksum) { // LOCAL that had addresses may have been normalised
+			t.Fatalf("%q is read, %q is not: %v", raw, again, err)
+		}
+		if err == nil && !back.EqualsTo(header) {
+			t.Fatalf("%q became %q", raw, again)
+		}
+	})
+}
