@@ -87,6 +87,9 @@ func TestSecretNeverPrints(t *testing.T) {
 			t.Errorf("%q shows in %s", form, all)
 		}
 	}
+	if other := NewSecret(string([]byte("hunter2"))); other != s || other == NewSecret("hunter3") {
+		t.Error("== does not compare secrets")
+	}
 	if s.Reveal() != "hunter2" || s.IsZero() || !(Secret{}).IsZero() {
 		t.Error("the secret itself is lost")
 	}

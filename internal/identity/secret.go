@@ -1,24 +1,28 @@
 package identity
 
-import "fmt"
+import (
+	"fmt"
+	"unique"
+)
 
 const hidden = "[secret]"
 
 // Secret is a password, a token or a password hash. However it is printed,
 // logged or encoded, it says "[secret]"; Reveal is the one way to its bytes, so
-// that every use can be found by name. It is held behind a pointer because fmt reaches
-// into unexported fields of what holds it, past every method here.
-type Secret struct{ p *string }
+// that every use can be found by name. It is held by a handle because fmt reaches
+// into unexported fields of what holds it, past every method here, and finds an
+// address; equal secrets have equal handles, so == compares what it seems to.
+type Secret struct{ h unique.Handle[string] }
 
 // NewSecret wraps s.
-func NewSecret(s string) Secret { return Secret{&s} }
+func NewSecret(s string) Secret { return Secret{unique.Make(s)} }
 
 // Reveal is the secret itself.
 func (s Secret) Reveal() string {
-	if s.p == nil {
+	if s == (Secret{}) {
 		return ""
 	}
-	return *s.p
+	return s.h.Value()
 }
 
 // IsZero says whether there is no secret.
