@@ -327,6 +327,35 @@ func TestTimeOutsEndSessions(t *testing.T) {
 	})
 }
 
+// The clock may look at any moment, also when a session is not yet under way.
+func TestASessionIsNotIdleBeforeItBegins(t *testing.T) {
+	cfg := testConfig()
+	cfg.Idle = time.Minute
+	s := newSet(t, cfg)
+	s.tick.Store(ticks(time.Hour))
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				s.sweep(s.tick.Load())
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		close(stop)
+		<-stopped
+	})
+	for range 500 {
+		b := newBed(t, s, "plain-plain")
+		b.relay.End(Drained)
+		b.ends(t, Drained)
+	}
+}
+
 type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { return len(p), nil }
