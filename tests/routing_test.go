@@ -33,26 +33,32 @@ type scene struct {
 	name       string // part of the user names
 }
 
-// These tests look at the clock, so they run one after the other.
+// The scenes look at the clock, so they run one after the other for each Redis,
+// and beside no other test.
 func TestRoutesFollowRedis(t *testing.T) {
 	ca := testbed.NewCA(t)
 	east := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, CA: ca})
 	west := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, CA: ca})
 	for _, s := range startStores(t) {
-		for i, promise := range []struct {
-			name string
-			keep func(*scene)
-		}{
-			{"a moved user logs in at the other backend within a second", (*scene).moved},
-			{"known users log in while it is killed", func(c *scene) { c.away(store.kill, store.restart) }},
-			{"known users log in while it hangs", func(c *scene) { c.away(store.freeze, store.thaw) }},
-			{"a gateway restarted while it is away knows its users", (*scene).restarted},
-		} {
-			t.Run(s.name+"/"+promise.name, func(t *testing.T) {
-				promise.keep(&scene{t, east, west, s, fmt.Sprint("scene", i)})
-			})
-		}
+		t.Run(s.name, func(t *testing.T) {
+			t.Parallel()
+			for i, promise := range scenes {
+				t.Run(promise.name, func(t *testing.T) {
+					promise.keep(&scene{t, east, west, s, fmt.Sprint("scene", i)})
+				})
+			}
+		})
 	}
+}
+
+var scenes = []struct {
+	name string
+	keep func(*scene)
+}{
+	{"a moved user logs in at the other backend within a second", (*scene).moved},
+	{"known users log in while it is killed", func(c *scene) { c.away(store.kill, store.restart) }},
+	{"known users log in while it hangs", func(c *scene) { c.away(store.freeze, store.thaw) }},
+	{"a gateway restarted while it is away knows its users", (*scene).restarted},
 }
 
 // gateway starts one in front of both backends.
