@@ -98,7 +98,7 @@ func (r *Relay) expire(now uint32) {
 	cfg := &r.set.cfg
 	for _, p := range [...]*pump{&r.up, &r.down} {
 		// A pump that was asked to park and has not is in a write too.
-		if (p.writing.Load() || p.asked.Load()) && now-p.last.Load() > ticks(cfg.Write) {
+		if (p.writing.Load() || p.state.Load() == asked) && now-p.last.Load() > ticks(cfg.Write) {
 			why := BackendStalled
 			if p == &r.down {
 				why = ClientStalled

@@ -44,8 +44,16 @@ type pump struct {
 	bytes   atomic.Int64
 	last    atomic.Uint32 // tick of the last progress
 	writing atomic.Bool   // run is in a write, not in a read
-	asked   atomic.Bool   // the clock has asked run to park
+	state   atomic.Uint32 // of run, as far as the clock asks it to park
 }
+
+// The states of a pump. Only a relaying one can be asked: the clock may be late,
+// and a pump without a goroutine would stay asked, and be taken for a stuck one.
+const (
+	still    uint32 = iota // no goroutine
+	relaying               // one that has not been asked
+	asked                  // one whose reads fail
+)
 
 // wake gives the pump its goroutine. Start and the idle set call it, each time
 // when there is none.
@@ -62,7 +70,7 @@ func (p *pump) wake() {
 	}
 	s := r.set
 	p.last.Store(s.tick.Load())
-	p.asked.Store(false)
+	p.state.Store(relaying)
 	s.mu.Lock()
 	s.pumps[p] = struct{}{}
 	s.mu.Unlock()
@@ -86,8 +94,10 @@ func (p *pump) run() {
 	delete(s.pumps, p)
 	s.mu.Unlock()
 	if quiet {
-		p.unask()
+		p.unask(still)
 		trim(p.src)
+	} else {
+		p.state.Store(still)
 	}
 	p.relay.mu.Lock()
 	p.relay.running--
@@ -263,7 +273,7 @@ func (p *pump) spliceBytes(src, dst *net.TCPConn) (net.Conn, error) {
 		}
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded) && n > 0:
-			p.unask() // not so quiet
+			p.unask(relaying) // not so quiet
 		case err != nil:
 			return p.blame(err), err
 		case limited.N == chunk:
@@ -292,14 +302,15 @@ func (p *pump) progress() { p.last.Store(p.relay.set.tick.Load()) }
 // ask makes the pump's next wait for the source fail, so that it parks. Asking
 // a pump that has just become busy again costs it one needless parking.
 func (p *pump) ask() {
-	if p.asked.CompareAndSwap(false, true) {
+	if p.state.CompareAndSwap(relaying, asked) {
 		_ = socket(p.src).SetReadDeadline(time.Unix(1, 0))
 	}
 }
 
-func (p *pump) unask() {
-	p.asked.Store(false)
+// unask lets reads wait again, and only then lets the clock ask again.
+func (p *pump) unask(next uint32) {
 	_ = socket(p.src).SetReadDeadline(time.Time{})
+	p.state.Store(next)
 }
 
 // unreported is what has been relayed since it was last called. relay.mu is held.

@@ -271,11 +271,16 @@ func underTLS(c net.Conn) *Socket {
 	return nil
 }
 
-// closeWrite hangs up one direction: TLS's close_notify, or TCP's FIN.
+// closeWrite hangs up one direction: with TLS's close_notify where there is TLS,
+// then with a FIN, because not every client ends on the first.
 func closeWrite(c net.Conn) error {
-	h, ok := c.(interface{ CloseWrite() error })
-	if !ok {
-		return errors.ErrUnsupported
+	var err error
+	if t, ok := c.(*tls.Conn); ok {
+		err = t.CloseWrite()
 	}
-	return h.CloseWrite()
+	h, ok := socket(c).(interface{ CloseWrite() error })
+	if !ok {
+		return errors.Join(err, errors.ErrUnsupported)
+	}
+	return errors.Join(err, h.CloseWrite())
 }

@@ -356,6 +356,24 @@ func TestASessionIsNotIdleBeforeItBegins(t *testing.T) {
 	}
 }
 
+// The clock asks the pumps of a list that it made before.
+func TestAPumpThatParksBeforeItIsAskedIsNotStuck(t *testing.T) {
+	if !canPark {
+		t.Skip("only Linux parks")
+	}
+	cfg := testConfig()
+	cfg.Write = 100 * time.Millisecond
+	each(t, cfg, func(t *testing.T, s *Set, kind string) {
+		b := newBed(t, s, kind)
+		eventually(t, "the session to park", func() bool { return s.idle.len() == 2 })
+		b.relay.up.ask()
+		b.relay.down.ask()
+		b.relay.expire(s.tick.Load() + ticks(cfg.Write) + 1)
+		say(t, b.client, "a NOOP\r\n")
+		hear(t, b.backend, "a NOOP\r\n")
+	})
+}
+
 type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { return len(p), nil }
