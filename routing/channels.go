@@ -25,6 +25,7 @@ type channels struct {
 	rdb  redis.UniversalClient
 	keys keys
 	to   *cache
+	told func(up bool) // may be nil
 	log  *zap.Logger
 
 	// Guarded by mu.
@@ -183,6 +184,9 @@ func (c *channels) report() string {
 		c.said = s.State
 	}
 	c.mu.Unlock()
+	if news && c.told != nil {
+		c.told(s.State == ChannelUp)
+	}
 	switch {
 	case !news:
 	case s.State == ChannelUp:

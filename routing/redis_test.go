@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -190,6 +191,8 @@ func TestKnownUsersAreAnsweredQuicklyWhileRedisIsAway(t *testing.T) {
 			s.CLI("hset", "imapgate:user:alice", "backend", "east")
 			s.CLI("hset", "imapgate:default", "backend", "west")
 			r := open(t, dial(t, RedisConfig{Addresses: []string{s.Address}}), func(c *Config) { c.TTL = 10 * time.Millisecond })
+			var up atomic.Bool
+			r.channels.told = up.Store
 			follow(t, r)
 			alice := user(t, "alice")
 			goes(t, r, alice, "east", aSecond)
@@ -206,10 +209,11 @@ func TestKnownUsersAreAnsweredQuicklyWhileRedisIsAway(t *testing.T) {
 				}
 			}
 			testbed.Within(t, time.Second, "the channel to be known as down", func() bool { return r.channels.status().State == ChannelDown })
+			testbed.Within(t, 2*time.Second, "the metric to say so", func() bool { return !up.Load() })
 			s.Restart()
 			s.CLI("hset", "imapgate:user:alice", "backend", "west")
 			goes(t, r, alice, "west", 4*time.Second) // the breaker and the channel recover first
-			testbed.Within(t, 4*time.Second, "the channel to be up again", func() bool { return r.channels.status().State == ChannelUp })
+			testbed.Within(t, 4*time.Second, "the channel to be up again", func() bool { return r.channels.status().State == ChannelUp && up.Load() })
 		})
 	}
 }

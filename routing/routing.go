@@ -85,6 +85,8 @@ type Metrics struct {
 	// Lookup is told how the route was obtained (a From) or why there is none
 	// (an Outcome).
 	Lookup func(result string)
+	// Channel is told whether changes are seen as they happen, when that changes.
+	Channel func(up bool)
 }
 
 // Route is where a user goes.
@@ -141,6 +143,7 @@ func New(cfg Config, rdb redis.UniversalClient, m Metrics, log *zap.Logger) (*Ro
 	r.store = &store{rdb: rdb, keys: r.keys, rules: r.rules}
 	r.cache = newCache(cfg, r.store.read, log)
 	r.channels = newChannels(rdb, r.keys, r.cache, log)
+	r.channels.told = m.Channel
 	r.loadSnapshot()
 	return r, nil
 }

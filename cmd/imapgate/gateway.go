@@ -108,11 +108,21 @@ func (g *gateway) openRoutes() error {
 	if g.redis, err = dialRedis(g.cfg.Redis); err != nil {
 		return err
 	}
-	g.routes, err = routing.New(routingConfig(g.cfg), g.redis, routing.Metrics{Lookup: g.metrics.RouteLookup}, g.log)
+	g.routes, err = routing.New(routingConfig(g.cfg), g.redis, routing.Metrics{
+		Lookup: g.metrics.RouteLookup, Channel: g.channel,
+	}, g.log)
 	if err != nil {
 		return fmt.Errorf("routing: %w", err)
 	}
 	return nil
+}
+
+// channel shows whether changes of routes are seen as they happen.
+func (g *gateway) channel(up bool) {
+	g.metrics.RouteChannelUp.Set(0)
+	if up {
+		g.metrics.RouteChannelUp.Set(1)
+	}
 }
 
 func (g *gateway) openAuth() (err error) {

@@ -149,16 +149,6 @@ func TestShellsCanCompleteCommands(t *testing.T) {
 	}
 }
 
-func TestServeRefusesToRunAsRoot(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root, to be refused")
-	}
-	got := imapgate(t, "", "serve", "--config", "/nonexistent")
-	if got.status != 1 || !strings.Contains(got.err, "setcap") || !strings.Contains(got.err, "--allow-root") {
-		t.Errorf("%+v", got)
-	}
-}
-
 func TestARunningCommandObeysItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

@@ -15,19 +15,16 @@ import (
 	"imapgate/internal/config"
 )
 
-// gcPercent trades a little CPU for memory: a gateway holds thousands of idle
-// sessions, and with Go's default of 100 the heap may grow to twice of what
-// they need before it is collected.
-const gcPercent = 50
+// gcPercent trades memory for CPU where memory is cheap: in a burst of logins,
+// whose garbage is many times what stays. What the heap grew by is given back
+// when the burst is over (splice's clock), so idle sessions do not pay for it.
+const gcPercent = 200
 
-var (
-	errRoot = errors.New(`serve does not run as root: a gateway that faces the internet needs no right but its ports.
-Use one of:
-  the systemd unit in deploy/, which gives it ports below 1024 by AmbientCapabilities
-  setcap cap_net_bind_service=+ep /usr/bin/imapgate, and an ordinary user
-  --allow-root, if you must`)
-	errAtOnce = errors.New("ended at once by a second signal; sessions were cut")
-)
+// rootWarning is logged when serve runs as root.
+const rootWarning = "running as root, and a gateway that faces the internet needs no right but its ports: " +
+	"use the systemd unit in deploy/, or setcap cap_net_bind_service=+ep and an ordinary user (--allow-root silences this)"
+
+var errAtOnce = errors.New("ended at once by a second signal; sessions were cut")
 
 func newServe() *cobra.Command {
 	var file string
@@ -46,17 +43,18 @@ GOMEMLIMIT and GOGC are respected.`,
 		Example: "  imapgate serve --config /etc/imapgate.yaml",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if os.Geteuid() == 0 && !allowRoot {
-				return errRoot
-			}
 			if err := prepareProcess(); err != nil {
 				return err
 			}
-			return serve(cmd.Context(), file, cmd.ErrOrStderr())
+			warning := ""
+			if os.Geteuid() == 0 && !allowRoot {
+				warning = rootWarning
+			}
+			return serve(cmd.Context(), file, warning, cmd.ErrOrStderr())
 		},
 	}
 	configFlag(cmd, &file)
-	cmd.Flags().BoolVar(&allowRoot, "allow-root", false, "run even as root")
+	cmd.Flags().BoolVar(&allowRoot, "allow-root", false, "run as root without a warning")
 	return cmd
 }
 
@@ -68,8 +66,9 @@ func prepareProcess() error {
 	return hardenProcess()
 }
 
-// serve runs a gateway until ctx is done or a signal ends it.
-func serve(ctx context.Context, file string, logTo io.Writer) error {
+// serve runs a gateway until ctx is done or a signal ends it. A warning is the
+// first line of the log.
+func serve(ctx context.Context, file, warning string, logTo io.Writer) error {
 	signals := hearSignals()
 	defer signal.Stop(signals)
 	cfg, err := config.Load(file)
@@ -82,6 +81,9 @@ func serve(ctx context.Context, file string, logTo io.Writer) error {
 	}
 	defer func() { _ = log.Sync() }() // a terminal cannot be synced
 	quietRedis(log)
+	if warning != "" {
+		log.Warn(warning)
+	}
 
 	g, err := open(cfg, log)
 	if err != nil {

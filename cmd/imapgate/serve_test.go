@@ -63,7 +63,7 @@ type served struct {
 // startServe runs `imapgate serve` until the test ends.
 func startServe(t testing.TB, config string) *served {
 	t.Helper()
-	s := &served{cmd: exec.Command(os.Args[0], "serve", "--allow-root", "--config", config)}
+	s := &served{cmd: exec.Command(os.Args[0], "serve", "--config", config)}
 	s.cmd.Env = append(os.Environ(), asMain+"=1")
 	s.cmd.Stdout, s.cmd.Stderr = s, s
 	if err := s.cmd.Start(); err != nil {
@@ -202,6 +202,16 @@ func ready(t testing.TB, admin string) int {
 	return got.StatusCode
 }
 
+func TestServingAsRootIsWarnedOf(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to be warned")
+	}
+	t.Parallel()
+	config, _ := servedConfig(t, staticEast)
+	s := startServe(t, config)
+	s.await(t, `"level":"warn".*(setcap)`)
+}
+
 func TestASecondSignalEndsAtOnce(t *testing.T) {
 	t.Parallel()
 	config, _ := servedConfig(t, staticEast)
@@ -270,7 +280,7 @@ func TestAPortInUseIsNamed(t *testing.T) {
 		inUse := strings.Replace(block, "127.0.0.1:0", taken.Addr().String(), 1)
 		changed := write(t, "imapgate.yaml", strings.Replace(string(text), block, inUse, 1))
 		var log screen
-		err := serve(t.Context(), changed, &log)
+		err := serve(t.Context(), changed, "", &log)
 		if err == nil || !strings.Contains(err.Error(), taken.Addr().String()) || !strings.Contains(err.Error(), "in use") {
 			t.Errorf("%s: %v", block, err)
 		}
@@ -283,7 +293,7 @@ func TestServingEndsWithTheContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	var log screen
-	go func() { ended <- serve(ctx, config, &log) }()
+	go func() { ended <- serve(ctx, config, "", &log) }()
 	log.await(t, `"listener":"admin"`)
 	cancel()
 	if err := <-ended; err != nil {

@@ -76,7 +76,8 @@ func (s *idleSet) take(key uint64) *pump {
 }
 
 // park waits for p's source in the set. A socket that is closed has no need to
-// wait: its session is over.
+// wait: its session is over. Where the kernel has no room for another one, the
+// pump keeps a goroutine, and is not asked again.
 func (s *idleSet) park(p *pump) {
 	s.mu.Lock()
 	if p.key == 0 {
@@ -88,15 +89,14 @@ func (s *idleSet) park(p *pump) {
 	op := unix.EPOLL_CTL_MOD
 	if !p.armed {
 		op, p.armed = unix.EPOLL_CTL_ADD, true
-		p.relay.set.parkings.Add(1)
 	}
 	s.mu.Unlock()
 	err := s.arm(socket(p.src), op, key)
-	if err == nil {
-		return
-	}
-	if s.take(key) != nil && !errors.Is(err, net.ErrClosed) {
-		p.relay.lost(p.src, fmt.Errorf("park: %w", err))
+	switch {
+	case err == nil && op == unix.EPOLL_CTL_ADD:
+		p.relay.set.parkings.Add(1)
+	case err != nil && s.take(key) != nil && !errors.Is(err, net.ErrClosed):
+		p.start(still)
 	}
 }
 

@@ -50,14 +50,20 @@ type pump struct {
 // The states of a pump. Only a relaying one can be asked: the clock may be late,
 // and a pump without a goroutine would stay asked, and be taken for a stuck one.
 const (
-	still    uint32 = iota // no goroutine
+	still    uint32 = iota // no goroutine, or one that cannot be spared
 	relaying               // one that has not been asked
 	asked                  // one whose reads fail
 )
 
-// wake gives the pump its goroutine. Start and the idle set call it, each time
-// when there is none.
+// wake gives the pump its goroutine for something that has come. Start and the
+// idle set call it, each time when there is none.
 func (p *pump) wake() {
+	p.progress()
+	p.start(relaying)
+}
+
+// start gives the pump its goroutine, unless the session is over.
+func (p *pump) start(state uint32) {
 	r := p.relay
 	r.mu.Lock()
 	over := r.over
@@ -69,8 +75,7 @@ func (p *pump) wake() {
 		return
 	}
 	s := r.set
-	p.last.Store(s.tick.Load())
-	p.state.Store(relaying)
+	p.state.Store(state)
 	s.mu.Lock()
 	s.pumps[p] = struct{}{}
 	s.mu.Unlock()
