@@ -26,6 +26,7 @@ type Redis struct {
 	// Guarded by mu.
 	mu      sync.Mutex
 	process *Process
+	held    *heldPort // its port, from Kill to the end of Restart; else nil
 }
 
 // StartRedis starts a server with further settings, each as redis-server takes
@@ -124,8 +125,31 @@ func (r *Redis) Freeze() {
 // Thaw lets a frozen server go on.
 func (r *Redis) Thaw() { _ = r.current().Signal(syscall.SIGCONT) }
 
-// Kill ends the server at once, as a power cut would.
-func (r *Redis) Kill() { r.current().Kill() }
+// Kill ends the server at once, as a power cut would. Its port is kept for it.
+func (r *Redis) Kill() {
+	r.t.Helper()
+	r.current().Kill()
+	r.hold()
+}
+
+// hold keeps the port of the server that has ended, until release or the end of
+// the test.
+func (r *Redis) hold() {
+	r.t.Helper()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.held == nil {
+		r.held = holdPort(r.t, r.port)
+		r.t.Cleanup(r.release)
+	}
+}
+
+func (r *Redis) release() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.held.release()
+	r.held = nil
+}
 
 // Restart stops the server if it runs and starts it on the same port with the
 // same keys.
@@ -133,6 +157,8 @@ func (r *Redis) Restart() {
 	r.t.Helper()
 	r.Thaw()
 	r.current().Stop()
+	r.hold()
+	defer r.release()
 	var err error
 	Within(r.t, startTime, "Redis to get its port again", func() bool {
 		err = r.start()

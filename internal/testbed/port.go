@@ -1,0 +1,44 @@
+//go:build unix
+
+package testbed
+
+import (
+	"os"
+	"syscall"
+	"testing"
+)
+
+// heldPort is a port that is bound and not listened on: those who connect are
+// refused, as when nobody has it, and the kernel gives it to no connection as its
+// own. A server that sets SO_REUSEADDR, as Redis and Dovecot do, still gets it.
+type heldPort struct{ fd int }
+
+// holdPort keeps the port of a server that has ended, until it is released. On a
+// busy machine somebody's connection would otherwise soon have it as its own end.
+func holdPort(t testing.TB, port int) *heldPort {
+	t.Helper()
+	syscall.ForkLock.RLock() // so that no child inherits it
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
+	if err == nil {
+		syscall.CloseOnExec(fd)
+	}
+	syscall.ForkLock.RUnlock()
+	if err != nil {
+		t.Fatalf("make a socket: %v", os.NewSyscallError("socket", err))
+	}
+	h := &heldPort{fd}
+	if err := syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1); err != nil {
+		t.Fatalf("share a port: %v", err)
+	}
+	// Somebody was quicker: then there is nothing to hold, and who wants to
+	// listen there has to wait.
+	_ = syscall.Bind(fd, &syscall.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}})
+	return h
+}
+
+// release gives the port up. It may be called on nil.
+func (h *heldPort) release() {
+	if h != nil {
+		_ = syscall.Close(h.fd) // nothing was written
+	}
+}

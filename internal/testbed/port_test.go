@@ -1,0 +1,24 @@
+//go:build unix
+
+package testbed
+
+import (
+	"net"
+	"testing"
+)
+
+func TestAHeldPortRefusesClientsAndWaitsForItsServer(t *testing.T) {
+	t.Parallel()
+	port := freePorts(t, 1)[0]
+	h := holdPort(t, port)
+	defer h.release()
+	if conn, err := net.Dial("tcp", Loopback(port)); err == nil {
+		_ = conn.Close()
+		t.Error("somebody accepts on a port that is only held")
+	}
+	l, err := net.Listen("tcp", Loopback(port)) // Go sets SO_REUSEADDR
+	if err != nil {
+		t.Fatalf("the server does not get its port: %v", err)
+	}
+	_ = l.Close()
+}
