@@ -17,7 +17,6 @@ package main
 import (
 	"bufio"
 	"crypto/tls"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -230,15 +229,15 @@ func appendOp(s *session) (int, error) {
 
 func load(do op, sessions bool) error {
 	var (
-		wg             sync.WaitGroup
-		mu             sync.Mutex
-		lat            []time.Duration
-		bytes          int64
-		errs           int
-		firstErr       error
-		ss             = make([]*session, *conc)
-		cpu0           float64
-		start, stopped time.Time
+		wg       sync.WaitGroup
+		mu       sync.Mutex
+		lat      []time.Duration
+		bytes    int64
+		errs     int
+		firstErr error
+		ss       = make([]*session, *conc)
+		cpu0     float64
+		start    time.Time
 	)
 	if sessions {
 		for i := range ss {
@@ -288,28 +287,42 @@ func load(do op, sessions bool) error {
 		}()
 	}
 	wg.Wait()
-	stopped = time.Now()
-	el := stopped.Sub(start).Seconds()
-	cpu := cpuTime() - cpu0
-	sort.Slice(lat, func(i, j int) bool { return lat[i] < lat[j] })
-	if len(lat) == 0 {
-		return fmt.Errorf("no operation succeeded: %w", errors.Join(firstErr, errors.New("see above")))
+	took := time.Since(start).Seconds()
+	return report(results{lat, bytes, errs, firstErr, took, cpuTime() - cpu0})
+}
+
+// results are what a load came to.
+type results struct {
+	lat      []time.Duration
+	bytes    int64
+	errs     int
+	firstErr error
+	took     float64 // seconds
+	cpu      float64 // seconds of the proxy
+}
+
+// report prints one line of name=value pairs.
+func report(r results) error {
+	if len(r.lat) == 0 {
+		return fmt.Errorf("no operation succeeded: %w", r.firstErr)
 	}
+	sort.Slice(r.lat, func(i, j int) bool { return r.lat[i] < r.lat[j] })
+	n := float64(len(r.lat))
 	q := func(p float64) float64 {
-		return float64(lat[min(len(lat)-1, int(p*float64(len(lat))))].Microseconds()) / 1000
+		return float64(r.lat[min(len(r.lat)-1, int(p*n))].Microseconds()) / 1000
 	}
-	fmt.Printf("ops=%d errors=%d ops_s=%.0f p50_ms=%.3f p99_ms=%.3f", len(lat), errs, float64(len(lat))/el, q(.5), q(.99))
-	if bytes > 0 {
-		fmt.Printf(" MB_s=%.0f", float64(bytes)/el/1e6)
+	fmt.Printf("ops=%d errors=%d ops_s=%.0f p50_ms=%.3f p99_ms=%.3f", len(r.lat), r.errs, n/r.took, q(.5), q(.99))
+	if r.bytes > 0 {
+		fmt.Printf(" MB_s=%.0f", float64(r.bytes)/r.took/1e6)
 	}
 	if *pids != "" {
-		fmt.Printf(" cpu_us_op=%.1f", cpu*1e6/float64(len(lat)))
-		if bytes > 0 {
-			fmt.Printf(" cpu_ms_MB=%.4f", cpu*1e3/(float64(bytes)/1e6))
+		fmt.Printf(" cpu_us_op=%.1f", r.cpu*1e6/n)
+		if r.bytes > 0 {
+			fmt.Printf(" cpu_ms_MB=%.4f", r.cpu*1e3/(float64(r.bytes)/1e6))
 		}
 	}
-	if firstErr != nil {
-		fmt.Printf(" first_error=%q", firstErr.Error())
+	if r.firstErr != nil {
+		fmt.Printf(" first_error=%q", r.firstErr.Error())
 	}
 	fmt.Println()
 	return nil
@@ -364,6 +377,26 @@ func stub() error {
 	}
 }
 
+// swallow reads the literals of a command, of which there may be any number.
+func swallow(r *bufio.Reader, last string, say func(string, ...any) bool) error {
+	for {
+		n := literal([]byte(last))
+		if n < 0 {
+			return nil
+		}
+		if !strings.HasSuffix(strings.TrimSpace(last), "+}") {
+			say("+ go")
+		}
+		if _, err := io.CopyN(io.Discard, r, int64(n)); err != nil {
+			return err
+		}
+		var err error
+		if last, err = r.ReadString('\n'); err != nil {
+			return err
+		}
+	}
+}
+
 func serve(c net.Conn, msg []byte) {
 	defer c.Close()
 	const caps = "IMAP4rev1 LITERAL+ SASL-IR ID ENABLE IDLE UIDPLUS MOVE UNSELECT NAMESPACE"
@@ -381,21 +414,8 @@ func serve(c net.Conn, msg []byte) {
 			continue
 		}
 		tag, name := f[0], strings.ToUpper(f[1])
-		// A command may hold any number of literals.
-		for last := line; ; {
-			n := literal([]byte(last))
-			if n < 0 {
-				break
-			}
-			if !strings.HasSuffix(strings.TrimSpace(last), "+}") {
-				say("+ go")
-			}
-			if _, err := io.CopyN(io.Discard, r, int64(n)); err != nil {
-				return
-			}
-			if last, err = r.ReadString('\n'); err != nil {
-				return
-			}
+		if err := swallow(r, line, say); err != nil {
+			return
 		}
 		switch name {
 		case "CAPABILITY":
