@@ -2,6 +2,7 @@ package splice
 
 import (
 	"net"
+	"os"
 	"syscall"
 	"testing"
 	"time"
@@ -29,5 +30,30 @@ func TestASessionThatCannotParkGoesOn(t *testing.T) {
 	s.tick.Add(ticks(2 * time.Hour))
 	if got := <-result; got.Reason != Idle {
 		t.Errorf("ended by %s (%v)", got.Reason, got.Err)
+	}
+}
+
+// The number of connections is bounded by the descriptors they need: two each.
+func TestAChattingSessionHoldsNoDescriptorButItsSockets(t *testing.T) {
+	cfg := testConfig()
+	cfg.Quiet = time.Hour
+	s := newSet(t, cfg)
+	open := func() int {
+		list, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list)
+	}
+	before, sessions := open(), 50
+	for range sessions {
+		b := newBed(t, s, "plain-plain")
+		say(t, b.client, "a NOOP\r\n")
+		hear(t, b.backend, "a NOOP\r\n")
+		say(t, b.backend, "a OK\r\n")
+		hear(t, b.client, "a OK\r\n")
+	}
+	if n := open() - before; n > 4*sessions+10 { // both ends are ours
+		t.Errorf("%d sessions over %d sockets hold %d descriptors", sessions, 4*sessions, n)
 	}
 }

@@ -153,15 +153,15 @@ func (p *pump) relayBytes() (net.Conn, error) {
 		}
 		p.first = nil
 	}
-	if src, dst, ok := bothTCP(p.src, p.dst); ok {
-		return p.spliceBytes(src, dst)
-	}
 	buf := small.Get().(*[smallBuffer]byte)
 	filled, conn, err := p.copySmall(buf[:])
 	clear(buf[:])
 	small.Put(buf)
 	if !filled {
 		return conn, err
+	}
+	if src, dst, ok := bothTCP(p.src, p.dst); ok {
+		return p.spliceBytes(src, dst)
 	}
 	big := large.Get().(*[largeBuffer]byte)
 	conn, err = p.copyLarge(big[:])
@@ -265,8 +265,10 @@ func (p *pump) send(b []byte) error {
 	return err
 }
 
-// spliceBytes relays between plain sockets: the kernel moves the bytes
-// (splice(2), by net.TCPConn.ReadFrom), and nothing passes through here.
+// spliceBytes relays mail between plain sockets: the kernel moves the bytes
+// (splice(2), by net.TCPConn.ReadFrom), and nothing passes through here. It
+// holds two descriptors more, even while it waits, so that commands and answers
+// go without it.
 func (p *pump) spliceBytes(src, dst *net.TCPConn) (net.Conn, error) {
 	limited := io.LimitedReader{R: src}
 	for {
