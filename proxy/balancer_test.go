@@ -87,7 +87,7 @@ func badHeaders() []string {
 		"PROXY UNKNOWN " + strings.Repeat("x", 93) + "\r\n", "PROXY TCP4 " + strings.Repeat("1", 200), "proxy tcp4 192.0.2.1 192.0.2.2 4711 143\r\n",
 		v2(0x11, 0x11, addresses4), v2(0x31, 0x11, addresses4), v2(0x22, 0x11, addresses4), v2(0x21, 0x41, addresses4), v2(0x21, 0x13, addresses4),
 		v2(0x21, 0x11, addresses4[:11]), v2(0x21, 0x21, addresses4), v2(0x21, 0x00, ""), v2(0x21, 0x11, ""),
-		v2(0x21, 0x11, strings.Repeat("\xff", 65535)), v2(0x21, 0x11, addresses4+"\x01"), v2(0x21, 0x11, addresses4+"\x01\x00\x05imap"),
+		v2(0x21, 0x11, strings.Repeat("\xff", 5000)), v2(0x21, 0x11, "")[:14] + "\xff\xff" + addresses4, v2(0x21, 0x11, addresses4+"\x01"), v2(0x21, 0x11, addresses4+"\x01\x00\x05imap"),
 		v2(0x21, 0x11, addresses4+tlv(3, "\x00\x00\x00\x00")), v2(0x21, 0x11, addresses4+tlv(3, "\x00")), string(broken),
 		"a NOOP\r\n", "\x16\x03\x01\x00\x05", "GET / HTTP/1.1\r\n", "\r\n\r\n\x00\r\nQUIX\n\x21\x11\x00\x0c" + addresses4,
 	}

@@ -1,0 +1,113 @@
+package proxy
+
+import (
+	"bufio"
+	"crypto/tls"
+	"encoding/base64"
+	"flag"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+)
+
+// steps are what a fuzzed client can do, by number; other bytes are said as
+// they are.
+var steps = []string{
+	"a NOOP\r\n", "b CAPABILITY\r\n", "c ID (\"name\" \"x\")\r\n", "d ID NIL\r\n", "e STARTTLS\r\n", "f LOGIN alice right\r\n",
+	"g LOGIN {5}\r\n", "h LOGIN {5+}\r\nalice {5+}\r\nright\r\n", "alice {5}\r\n", "right\r\n", "i AUTHENTICATE PLAIN AGFsaWNlAHJpZ2h0\r\n",
+	"j AUTHENTICATE PLAIN\r\n", "AGFsaWNlAHJpZ2h0\r\n", "*\r\n", "=\r\n", "\r\n", "k AUTHENTICATE LOGIN\r\n", "YWxpY2U=\r\n", "cmlnaHQ=\r\n",
+	"l LOGIN vanish right\r\n", "m LOGIN refuse right\r\n", "n LOGIN erin right\r\n", "o LOGIN carol right\r\n", "p LOGIN dave right\r\n",
+	"q LOGIN alice wrong\r\n", "r LOGOUT\r\n", "s LOGIN {9999}\r\n", "t LOGIN {9999+}\r\n", "GET / HTTP/1.1\r\n", "u LOGIN echo right\r\n",
+	"v LOGIN flood right\r\n", "w SELECT INBOX\r\n", "x APPEND a {3+}\r\nabc\r\n", "PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n", "\n", "y", "z ",
+	"g LOGIN hang right\r\n",
+}
+
+// What a step's byte says beyond what is said: read an answer, hang up, reset,
+// half-close, begin TLS.
+const (
+	hearOne = 200 + iota
+	hangUp
+	reset
+	halfClose
+	beginTLS
+)
+
+// FuzzSession plays clients against one gateway and holds it to what its bed
+// checks at the end, and to giving every connection back at once.
+func FuzzSession(f *testing.F) {
+	for _, seed := range [][]byte{
+		{0, hearOne, 1, hearOne, hearOne, 5, hearOne, 31, 0, hearOne, hangUp},
+		{6, hearOne, 8, hearOne, 9, hearOne, 32, halfClose}, {4, beginTLS, 5, hearOne, 0, hearOne}, {11, hearOne, 12, 0, reset},
+		{16, hearOne, 17, hearOne, 18, hearOne, 25}, {10, 31, 32, 0, reset}, {19, hearOne, 20, hearOne, 21, hearOne, 22, hearOne},
+		{23, hearOne, 24, hearOne, 5}, {26, 27}, {28}, {29, 5}, {30, hearOne, reset}, {35, 36, 0, hangUp}, {33, 0}, {37, reset}, {37, hangUp}, {'x', 255, 0},
+	} {
+		for listener := range byte(6) {
+			f.Add(listener, seed)
+		}
+	}
+	if fuzzing := flag.Lookup("test.fuzz"); fuzzing.Value.String() == "" {
+		leavesNothing(f) // the fuzzing engine has goroutines of its own
+	}
+	m := openMailbox(f)
+	b := openBed(f, m.addr(), func(s *setup) {
+		s.cfg.Preauth, s.cfg.Handshake, s.cfg.AuthAttempts = 700*time.Millisecond, 300*time.Millisecond, 2
+		s.cfg.Write = time.Second
+		for _, name := range []string{"vanish", "refuse", "echo", "flood", "hang"} {
+			s.routes.Static.Users[name] = "east"
+		}
+	})
+	f.Fuzz(func(t *testing.T, listener byte, plot []byte) {
+		names := []string{"none", "starttls", "implicit", "trusting-none", "balanced-none", "balanced-starttls"}
+		name := names[int(listener)%len(names)]
+		nc, err := net.Dial("tcp", b.addr(name))
+		must(t, err)
+		must(t, nc.SetDeadline(time.Now().Add(3*time.Second)))
+		c := &client{t: t, bed: b, nc: nc, r: bufio.NewReader(nc)}
+		if strings.HasPrefix(name, "balanced") {
+			c.try("PROXY TCP4 192.0.2.1 192.0.2.2 4711 143\r\n")
+		}
+		if name == "implicit" {
+			c.startTLS()
+		}
+		for _, step := range plot[:min(len(plot), 24)] {
+			c.act(step)
+		}
+		c.close()
+		within(t, 5*time.Second, "the connection to be given back", func() bool {
+			return b.server.open.Load() == 0 && b.server.Sessions() == 0 && m.open() == 0
+		})
+		if n := strings.Count(b.logs.String(), `"msg":"fault"`); n > 0 {
+			t.Fatalf("a fault:\n%s", b.logs)
+		}
+	})
+}
+
+func (c *client) try(text string) { _, _ = io.WriteString(c.nc, text) }
+
+// act does one step; that the other side is gone is no surprise.
+func (c *client) act(step byte) {
+	switch {
+	case int(step) < len(steps):
+		c.try(steps[step])
+	case step == hearOne:
+		_, _ = c.r.ReadString('\n')
+	case step == hangUp:
+		c.close()
+	case step == reset:
+		c.vanish()
+	case step == halfClose:
+		if half, ok := c.nc.(interface{ CloseWrite() error }); ok {
+			_ = half.CloseWrite()
+		}
+	case step == beginTLS:
+		if _, plain := c.nc.(*net.TCPConn); plain {
+			_, _ = c.r.ReadString('\n')
+			_, _ = c.r.ReadString('\n')
+			_ = c.handshake(&tls.Config{})
+		}
+	default:
+		c.try(base64.StdEncoding.EncodeToString([]byte{step}) + string(rune(step)))
+	}
+}
