@@ -83,12 +83,16 @@ func (s *Socket) readAhead() {
 	}
 }
 
-// trim takes an empty read buffer back.
+// trim takes an empty read buffer back, and lets go of one that was put back.
 func (s *Socket) trim() {
-	if s.ahead != nil && len(s.in) == 0 {
+	if len(s.in) > 0 {
+		return
+	}
+	s.in = nil
+	if s.ahead != nil {
 		clear(s.ahead[:])
 		large.Put(s.ahead)
-		s.ahead, s.in = nil, nil
+		s.ahead = nil
 	}
 }
 

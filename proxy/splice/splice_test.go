@@ -442,3 +442,21 @@ func TestIdleTLSKeepsNoBuffers(t *testing.T) {
 	say(t, b.backend, "so am I")
 	hear(t, b.client, "so am I")
 }
+
+// What is put back behind a PROXY header lies in that header's buffer.
+func TestIdleTLSKeepsNothingOfWhatWasPutBack(t *testing.T) {
+	if !canPark {
+		t.Skip("only Linux parks")
+	}
+	s := newSet(t, testConfig())
+	client, front := tcpPair(t)
+	under := NewSocket(front.(*net.TCPConn))
+	under.Unread(make([]byte, 0, 4<<10))
+	_, inner := tlsPair(t, client, under)
+	back, _ := tcpPair(t)
+	s.Start(Side{inner, nil}, Side{back, nil}, func(Result) {})
+	eventually(t, "the session to park", func() bool { return s.idle.len() == 2 })
+	if cap(under.in) > 0 {
+		t.Errorf("%d bytes are kept", cap(under.in))
+	}
+}
