@@ -63,6 +63,9 @@ func (c *Conn) Bind(ctx context.Context) (release func() bool) {
 func (c *Conn) stop() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.stopped { // the last words are being said
+		return
+	}
 	c.stopped = true
 	_ = c.nc.SetDeadline(past)
 }
