@@ -189,6 +189,8 @@ func (b *Backend) learn(ctx context.Context, err error) {
 			b.log.Info("backend is back")
 		}
 	case ResultUnreachable, ResultTLS, ResultTimeout, ResultClosed, ResultProtocol:
-		b.health.failed(time.Now())
+		if ctx.Err() == nil { // or it was the caller's time that ran out
+			b.health.failed(time.Now())
+		}
 	}
 }

@@ -137,6 +137,8 @@ func (d *dialogue) after(ok imap.Response) (kept []byte, err error) {
 			return kept, nil
 		case res.Name == "CAPABILITY":
 			d.note(res)
+		case res.Line == nil: // it had a literal
+			return nil, errBehind
 		default:
 			kept = append(append(kept, res.Line...), '\r', '\n')
 		}

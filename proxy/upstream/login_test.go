@@ -185,6 +185,16 @@ func TestWhatTheBackendSaysBehindItsOKIsTheClients(t *testing.T) {
 	}
 }
 
+// A literal is framed and skipped up to the login, so that a response which has
+// one can't be passed on.
+func TestWhatCannotBePassedOnWholeIsNotPassedOnInPart(t *testing.T) {
+	a := perform(t, Config{TLSMode: NoTLS}, request1(t), "> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] hi", "< AUTHENTICATE",
+		"> {L} OK in\r\n* 1 FETCH (X {3}\r\nabc)", "< CAPABILITY", "> * CAPABILITY IMAP4rev1\r\n{A} OK done")
+	if !errors.Is(a.err, ErrUnavailable) || !errors.Is(a.err, errBehind) {
+		t.Errorf("%v", a.err)
+	}
+}
+
 func TestBehindTheOKTheBackendMayNotAnswerCommandsThatAreYetToCome(t *testing.T) {
 	for _, behind := range []string{"a1 OK done\r\n", "+ go\r\n", "\r\n", "\n", "*x\r\n", "* OK\r\nb OK\r\n", "* 1 FETCH (X {3}\r\nab)\r\n", "x"} {
 		a := perform(t, Config{TLSMode: NoTLS}, request1(t),

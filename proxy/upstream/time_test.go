@@ -155,6 +155,17 @@ func TestOnlyTheBackendsOwnFaultsMarkItDown(t *testing.T) {
 	}
 }
 
+// A client may begin its login with a moment left of its own time.
+func TestATimeThatIsNotTheBackendsDoesNotMarkItDown(t *testing.T) {
+	b := New(Config{Address: stage(t, &play{steps: []string{"hang"}}), TLSMode: NoTLS}, Hooks{}, zap.NewNop())
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+	defer cancel()
+	_, err := b.Login(ctx, request1(t))
+	if !errors.Is(err, ErrUnavailable) || ResultOf(err) != ResultTimeout || !b.health.since.IsZero() {
+		t.Errorf("%v; failing since %v", err, b.health.since)
+	}
+}
+
 func TestABackendThatRefusesConnectionsIsTriedThreeTimes(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
