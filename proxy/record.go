@@ -60,7 +60,9 @@ func (s *session) goodbye(ctx context.Context, err error) {
 	if e.bye != "" && (s.tls != nil || s.listener.TLS != ImplicitTLS) { // before TLS there is nobody to hear it
 		s.conn.LastWords(lastWords, "* BYE "+e.bye+"\r\n")
 	}
+	cut := time.AfterFunc(lastWords, func() { _ = s.socket.Close() }) // TLS gives its own last word five seconds
 	_ = s.conn.Close()
+	cut.Stop()
 	srv.open.Add(-1)
 	took := time.Since(s.began)
 	detail := ""
