@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -123,6 +124,27 @@ func TestD2BytesBehindTheLoginAreNobodysBusiness(t *testing.T) {
 		}
 		c.close()
 		backend.hangUp()
+	}
+}
+
+func TestD3WordsOfAClientInErrorsOfTLSForgeNoLine(t *testing.T) {
+	b := newBed(t, openMailbox(t).addr())
+	const forged = "\n{\"event\":\"login_accepted\"}\r\n\x1b[2J\u202e\u2028"
+	for range 3 {
+		c := b.dial("implicit")
+		if err := c.handshake(&tls.Config{NextProtos: []string{forged}}); err == nil {
+			t.Error("a foreign protocol was accepted")
+		}
+		c.close()
+		if r := b.lastRecord("connection_refused", c); strings.ContainsAny(r.field("detail"), "\n\x1b\u202e\u2028") {
+			t.Errorf("%q", r.field("detail"))
+		}
+	}
+	b.end()
+	for line := range strings.Lines(b.logs.String()) {
+		if !json.Valid([]byte(line)) || strings.ContainsAny(line, "\x1b\u202e\u2028") {
+			t.Errorf("log line %q", line)
+		}
 	}
 }
 

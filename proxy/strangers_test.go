@@ -4,7 +4,6 @@ import (
 	"encoding/base64"
 	"fmt"
 	"io"
-	"net"
 	"runtime"
 	"strings"
 	"testing"
@@ -342,14 +341,4 @@ func TestC13AFloodOfGuessesIsTurnedAwayAndHindersNoOther(t *testing.T) {
 	if answers["a "+unavailableReply+"\r\n"] < 10 || answers["a "+deniedReply+"\r\n"] == 0 || len(answers) != 2 {
 		t.Error(answers)
 	}
-}
-
-// vanished is a client that hangs up hard.
-func (c *client) vanish() {
-	nc := c.nc
-	if under, ok := nc.(interface{ NetConn() net.Conn }); ok {
-		nc = under.NetConn()
-	}
-	_ = nc.(*net.TCPConn).SetLinger(0)
-	_ = nc.Close()
 }
