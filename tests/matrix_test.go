@@ -72,27 +72,31 @@ func TestEveryCombinationServesAClient(t *testing.T) {
 	for _, w := range ways() {
 		backends[w.String()] = w.config(backend)
 	}
-	n := 0
-	for _, s := range startStores(t) {
-		g := startGateway(t, options{
-			ca: backend.CA, backends: backends, redis: &s.config, methods: []string{auth.Redis, auth.Passthrough},
-		})
-		for _, w := range ways() {
-			for _, listener := range listeners {
-				n++
-				c := combination{g: g, backend: backend, listener: listener}
-				c.user, c.ip = fmt.Sprintf("user%d", n), fmt.Sprintf("127.9.%d.%d", n/200, n%200+1)
-				t.Run(fmt.Sprintf("%s-%s-%s", s.name, w, listener), func(t *testing.T) {
-					t.Parallel()
-					if w.login == upstream.Passthrough {
-						s.route(t, c.user, w.String())
-					} else { // somebody must check the password
-						s.route(t, c.user, w.String(), "password", "{PLAIN}"+password)
+	for kind, start := range stores {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			s := start(t)
+			g := startGateway(t, options{
+				ca: backend.CA, backends: backends, redis: &s.config, methods: []string{auth.Redis, auth.Passthrough},
+			})
+			for i, w := range ways() {
+				for j, listener := range listeners {
+					c := combination{
+						g: g, backend: backend, listener: listener,
+						user: fmt.Sprintf("%s%d.%s", kind, i, listener), ip: fmt.Sprintf("127.9.%d.%d", 1+i, 1+j),
 					}
-					c.works(t)
-				})
+					t.Run(fmt.Sprintf("%s-%s", w, listener), func(t *testing.T) {
+						t.Parallel()
+						if w.login == upstream.Passthrough {
+							s.route(t, c.user, w.String())
+						} else { // somebody must check the password
+							s.route(t, c.user, w.String(), "password", "{PLAIN}"+password)
+						}
+						c.works(t)
+					})
+				}
 			}
-		}
+		})
 	}
 }
 

@@ -3,7 +3,6 @@ package tests
 import (
 	"fmt"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -39,12 +38,13 @@ func TestRoutesFollowRedis(t *testing.T) {
 	ca := testbed.NewCA(t)
 	east := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, CA: ca})
 	west := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, CA: ca})
-	for _, s := range startStores(t) {
-		t.Run(s.name, func(t *testing.T) {
+	for kind, start := range stores {
+		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
+			s := start(t)
 			for i, promise := range scenes {
 				t.Run(promise.name, func(t *testing.T) {
-					promise.keep(&scene{t, east, west, s, fmt.Sprint("scene", i)})
+					promise.keep(&scene{t, east, west, s, fmt.Sprint(kind, i)})
 				})
 			}
 		})
@@ -76,7 +76,7 @@ func (c *scene) gateway(snapshot string, ttl time.Duration) *running {
 // is a mailbox named after it, by which a client can tell where it is.
 func (c *scene) person(who string) string {
 	c.t.Helper()
-	user := who + "." + c.s.name + "." + c.name
+	user := who + "." + c.name
 	for name, backend := range map[string]*testbed.Dovecot{"east": c.east, "west": c.west} {
 		client := enter(c.t, directly(backend)(c.t, user), "")
 		for _, command := range []string{"LOGIN " + user + " " + password, "CREATE " + name, "LOGOUT"} {
@@ -189,8 +189,7 @@ func (c *scene) knownLogIn(g *running, known []string) {
 		}
 		took = append(took, d)
 	}
-	slices.Sort(took)
-	c.t.Logf("%s away: of 100 logins p50 %v, p99 %v, slowest %v", c.s.name, took[49], took[98], took[99])
+	c.t.Logf("logins while Redis is away, %s", spread(took))
 	if took[99] > knownLimit {
 		c.t.Errorf("the slowest login of a known user took %v", took[99])
 	}

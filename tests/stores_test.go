@@ -9,34 +9,38 @@ import (
 
 // store is a Redis of one of the three kinds, as an operator sees it.
 type store struct {
-	name   string
 	config routing.RedisConfig
 	cli    func(args ...string) error
 	nodes  []*testbed.Redis // everything that keeps records
 	others []*testbed.Redis // sentinels
 }
 
-// startStores starts one of each kind.
-func startStores(t testing.TB) []store {
-	t.Helper()
-	single, sentinel, cluster := testbed.StartRedis(t), testbed.StartRedisSentinel(t), testbed.StartRedisCluster(t)
-	return []store{
-		{
-			name: "single", config: routing.RedisConfig{Addresses: []string{single.Address}},
-			cli: func(args ...string) error { return ran(single.Try(args...)) }, nodes: []*testbed.Redis{single},
-		},
-		{
-			name:   "sentinel",
-			config: routing.RedisConfig{Addresses: sentinel.Addresses, SentinelMaster: testbed.SentinelName},
-			cli:    func(args ...string) error { return ran(sentinel.Primary().Try(args...)) },
-			nodes:  sentinel.Servers(), others: sentinel.Sentinels(),
-		},
-		{
-			name: "cluster", config: routing.RedisConfig{Addresses: cluster.Addresses, Cluster: true},
-			cli:   func(args ...string) error { return ran(cluster.Nodes[1].Try(append([]string{"-c"}, args...)...)) },
-			nodes: cluster.Nodes,
-		},
-	}
+// stores start one of each kind.
+var stores = map[string]func(testing.TB) store{
+	"single": func(t testing.TB) store {
+		r := testbed.StartRedis(t)
+		return store{
+			config: routing.RedisConfig{Addresses: []string{r.Address}},
+			cli:    func(args ...string) error { return ran(r.Try(args...)) },
+			nodes:  []*testbed.Redis{r},
+		}
+	},
+	"sentinel": func(t testing.TB) store {
+		r := testbed.StartRedisSentinel(t)
+		return store{
+			config: routing.RedisConfig{Addresses: r.Addresses, SentinelMaster: testbed.SentinelName},
+			cli:    func(args ...string) error { return ran(r.Primary().Try(args...)) },
+			nodes:  r.Servers(), others: r.Sentinels(),
+		}
+	},
+	"cluster": func(t testing.TB) store {
+		r := testbed.StartRedisCluster(t)
+		return store{
+			config: routing.RedisConfig{Addresses: r.Addresses, Cluster: true},
+			cli:    func(args ...string) error { return ran(r.Nodes[1].Try(append([]string{"-c"}, args...)...)) },
+			nodes:  r.Nodes,
+		}
+	},
 }
 
 // ran keeps of a command whether it went well.
