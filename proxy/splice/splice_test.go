@@ -95,10 +95,10 @@ func newBed(t testing.TB, s *Set, kind string, first ...string) *bed {
 	client, front := tcpPair(t)
 	back, backend := tcpPair(t)
 	if strings.HasPrefix(kind, "tls-") {
-		client, front = tlsPair(t, client, front)
+		client, front = tlsPair(t, client, NewSocket(front.(*net.TCPConn)))
 	}
 	if strings.HasSuffix(kind, "-tls") {
-		back, backend = tlsPair(t, back, backend)
+		back, backend = tlsPair(t, NewSocket(back.(*net.TCPConn)), backend)
 	}
 	b := &bed{client: client, backend: backend, result: make(chan Result, 2)}
 	var toClient, toBackend string
