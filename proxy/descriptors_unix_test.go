@@ -170,7 +170,7 @@ func (o *other) untilGreeted(addr string) (nc net.Conn, line string) {
 func serveWithFewDescriptors(t *testing.T) {
 	limit := unix.Rlimit{Cur: fewDescriptors, Max: fewDescriptors}
 	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit))
-	b := openBed(t, deadAddress)
+	b := openBed(t, deadAddress, func(s *setup) { s.cfg.MaxConnections = 100_000 }) // more than there can be
 	fmt.Println(b.addr("none"))
 	var taken []*os.File
 	orders := bufio.NewScanner(os.Stdin)
