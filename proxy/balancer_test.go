@@ -22,12 +22,12 @@ const signature = "\r\n\r\n\x00\r\nQUIT\n"
 // v2 is a header of version 2: version and command, family and transport, and
 // what follows the length.
 func v2(command, family byte, rest string) string {
-	size := binary.BigEndian.AppendUint16(nil, uint16(len(rest))) //nolint:gosec // short
+	size := binary.BigEndian.AppendUint16(nil, uint16(len(rest))) // short
 	return signature + string([]byte{command, family}) + string(size) + rest
 }
 
 func tlv(kind byte, value string) string {
-	return string(binary.BigEndian.AppendUint16([]byte{kind}, uint16(len(value)))) + value //nolint:gosec // short
+	return string(binary.BigEndian.AppendUint16([]byte{kind}, uint16(len(value)))) + value // short
 }
 
 const (

@@ -15,5 +15,5 @@ func descriptorSlots() int64 {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil || limit.Cur > 1<<30 {
 		return 1 << 29
 	}
-	return max(int64(limit.Cur)-reserved, 2) / 2 //nolint:gosec // compared above
+	return max(int64(limit.Cur)-reserved, 2) / 2 // compared above
 }

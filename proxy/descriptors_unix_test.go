@@ -124,7 +124,7 @@ type other struct {
 
 func startGateway(t *testing.T) *other {
 	t.Helper()
-	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$") //nolint:gosec // ourselves
+	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$") // ourselves
 	cmd.Env = append(os.Environ(), "FEW_DESCRIPTORS=1")
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()

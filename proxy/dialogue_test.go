@@ -109,7 +109,7 @@ type actor struct {
 func (d dialogue) play(t *testing.T, kind, cut string, seed uint64) {
 	backend := openScripted(t)
 	b := openBed(t, backend.l.Addr().String())
-	a := &actor{backend: backend, cut: cuts[cut], rng: rand.New(rand.NewPCG(seed, 0))} //nolint:gosec // for splits
+	a := &actor{backend: backend, cut: cuts[cut], rng: rand.New(rand.NewPCG(seed, 0))} // for splits
 	switch {
 	case strings.HasPrefix(kind, "fresh-"):
 		a.client = b.dial(kind[len("fresh-"):])

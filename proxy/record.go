@@ -126,7 +126,7 @@ type loggedIn struct {
 // ended is the one end of a session, called once from wherever it is seen.
 func (l *loggedIn) ended(r splice.Result) {
 	srv := l.server
-	l.session.In, l.session.Out = uint64(r.Up), uint64(r.Down) //nolint:gosec // counts
+	l.session.In, l.session.Out = uint64(r.Up), uint64(r.Down) // counts
 	l.session.Took = time.Since(l.began)
 	srv.open.Add(-1)
 	_ = srv.rooms.Audit.SessionEnded(&l.who, &l.session, audit.Reason(r.Reason))

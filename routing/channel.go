@@ -169,7 +169,7 @@ func (c *channel) take(m message) {
 // when the node is no longer the one lookups go to, and ends with ctx or then.
 func (c *channel) ping(ctx context.Context, w *wire, done chan<- struct{}) {
 	defer close(done)
-	defer w.conn.Close() //nolint:errcheck // read reports what happened
+	defer w.conn.Close() // read reports what happened
 	trip := newTripwire(c.node)
 	defer trip.close()
 	tick := time.NewTicker(pingEvery)

@@ -64,7 +64,7 @@ func readSnapshot(path string) (snapshot, error) {
 	if err != nil {
 		return snapshot{}, err
 	}
-	defer f.Close() //nolint:errcheck // it was only read
+	defer f.Close() // it was only read
 	var s snapshot
 	if err := json.NewDecoder(io.LimitReader(f, maxSnapshot)).Decode(&s); err != nil {
 		return snapshot{}, fmt.Errorf("read route snapshot: %w", err)
@@ -196,7 +196,7 @@ func writeSnapshot(path string, s snapshot) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name()) //nolint:errcheck // it is gone when all went well
+	defer os.Remove(f.Name()) // it is gone when all went well
 	if err := errors.Join(json.NewEncoder(f).Encode(s), f.Sync(), f.Close()); err != nil {
 		return err
 	}

@@ -211,7 +211,7 @@ func TestABlackHoleIsNoticedInTime(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close() //nolint:errcheck // nothing was written
+	defer l.Close() // nothing was written
 	r := open(t, dial(t, RedisConfig{Addresses: []string{l.Addr().String()}}))
 	for i := range 6 {
 		began := time.Now()

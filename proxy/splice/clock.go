@@ -30,7 +30,9 @@ func (s *Set) clock() {
 		s.askQuiet(now)
 		if now%sweep == 0 {
 			s.sweep(now)
-			release.look(s.parkings.Load(), s.Len())
+			if release.due(s.parkings.Load(), s.Len()) {
+				s.wg.Go(debug.FreeOSMemory) // it takes a collection's time
+			}
 		}
 	}
 }
@@ -46,15 +48,16 @@ type memory struct {
 // enough parkings make it worth a collection.
 const enough = 512
 
-// look is called every sweep. It acts when the burst is over: many sessions have
-// parked since it last did, and few in the last sweep.
-func (m *memory) look(parkings uint64, sessions int) {
+// due is asked every sweep. It says yes when the burst is over: many sessions
+// have parked since it last did, and few in the last sweep.
+func (m *memory) due(parkings uint64, sessions int) bool {
 	recent, since := parkings-m.previous, parkings-m.last
 	m.previous = parkings
-	if since >= max(enough, uint64(sessions/2)) && recent <= since/10 { //nolint:gosec // a length
-		m.last = parkings
-		debug.FreeOSMemory()
+	if since < max(enough, uint64(sessions/2)) || recent > since/10 { // a length
+		return false
 	}
+	m.last = parkings
+	return true
 }
 
 // askQuiet asks the pumps that have had nothing to do to park.

@@ -23,8 +23,9 @@ var (
 	large = sync.Pool{New: func() any { return new([largeBuffer]byte) }}
 )
 
-// chunk bounds how much one splice(2) call moves before the pump counts it.
-const chunk = 1 << 20
+// chunk bounds how much a series of splice(2) calls moves before the pump counts
+// it: little enough that a slow reader of it is not taken for none.
+const chunk = 256 << 10
 
 // pump is one direction of a session.
 type pump struct {
@@ -250,7 +251,9 @@ func (p *pump) write(b []byte) error {
 	err := p.send(b)
 	p.writing.Store(false)
 	p.progress()
-	p.bytes.Add(int64(len(b)))
+	if err == nil {
+		p.bytes.Add(int64(len(b)))
+	}
 	return err
 }
 

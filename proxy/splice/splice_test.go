@@ -80,7 +80,7 @@ func tlsPair(t testing.TB, client, server net.Conn) (c, s net.Conn) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tc := tls.Client(client, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // a test's own certificate
+	tc := tls.Client(client, &tls.Config{InsecureSkipVerify: true}) // a test's own certificate
 	ts := tls.Server(server, &tls.Config{Certificates: []tls.Certificate{cert}})
 	done := make(chan error, 1)
 	go func() { done <- ts.Handshake() }()
@@ -458,5 +458,29 @@ func TestIdleTLSKeepsNothingOfWhatWasPutBack(t *testing.T) {
 	eventually(t, "the session to park", func() bool { return s.idle.len() == 2 })
 	if cap(under.in) > 0 {
 		t.Errorf("%d bytes are kept", cap(under.in))
+	}
+}
+
+func TestMemoryIsGivenBackWhenABurstIsOver(t *testing.T) {
+	var m memory
+	for i, look := range []struct {
+		parkings uint64
+		sessions int
+		due      bool
+	}{
+		{0, 0, false},
+		{100, 50, false},    // too few to matter
+		{2000, 1000, false}, // the burst goes on
+		{3000, 1500, false},
+		{3010, 1505, true}, // and is over
+		{3010, 1505, false},
+		{3500, 1600, false},
+		{3600, 1600, false}, // a trickle: not before half of the sessions are new
+		{3900, 1600, false},
+		{3950, 1600, true},
+	} {
+		if got := m.due(look.parkings, look.sessions); got != look.due {
+			t.Errorf("look %d: %v", i, got)
+		}
 	}
 }
