@@ -27,7 +27,7 @@ import (
 
 // soak in the environment, set to 1, runs the long tests at full size:
 //
-//	IMAPGATE_SOAK=1 go test -timeout 40m -run 'Leaves|Idle|Logins' -v ./tests
+//	IMAPGATE_SOAK=1 go test -timeout 40m -run 'Leaves|IdleSessions|LoginsAt|InAStorm' -v ./tests
 //
 // They want two cores for themselves and 20,000 descriptors a process.
 const soak = "IMAPGATE_SOAK"

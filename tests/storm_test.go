@@ -54,7 +54,7 @@ func TestInAStormOfSessionsNobodySeesAnothersMail(t *testing.T) {
 		seed = again
 	}
 	t.Logf("%s=%d", stormSeed, seed)
-	w := weather{g: g, sessions: int64(soaked(2_000, 50_000))}
+	w := weather{g: g, sessions: int64(soaked(2_000, 20_000))}
 	var clients errgroup.Group
 	for i := range uint64(24) {
 		clients.Go(func() error { return w.blow(rand.New(rand.NewPCG(seed, i))) })
