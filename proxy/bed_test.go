@@ -304,7 +304,7 @@ func (b *bed) lastRecord(event string, c *client) record {
 	var found record
 	peer := c.nc.LocalAddr().String()
 	within(b.t, 5*time.Second, event+" in the audit log", func() bool {
-		for _, r := range b.records() {
+		for _, r := range b.records()[c.before:] {
 			if r.field("event") == event && r.field("peer") == peer {
 				found = r
 			}

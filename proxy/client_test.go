@@ -14,11 +14,12 @@ import (
 // dial connects to a listener; TLS is the caller's.
 func (b *bed) dial(listener string) *client {
 	b.t.Helper()
+	before := len(b.records())
 	nc, err := net.Dial("tcp", b.addr(listener))
 	must(b.t, err)
 	b.t.Cleanup(func() { _ = nc.Close() })
 	must(b.t, nc.SetDeadline(time.Now().Add(20*time.Second)))
-	return &client{t: b.t, bed: b, nc: nc, r: bufio.NewReader(nc)}
+	return &client{t: b.t, bed: b, nc: nc, r: bufio.NewReader(nc), before: before}
 }
 
 // greeted connects, with TLS as the listener wants it, and hears the greeting.
@@ -43,6 +44,8 @@ type client struct {
 	bed *bed
 	nc  net.Conn
 	r   *bufio.Reader
+
+	before int // audit records when it connected: its port may have been another's
 }
 
 func (c *client) startTLS() {
