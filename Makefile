@@ -7,7 +7,7 @@ FUZZTIME ?= 10s
 # For each package; the whole takes minutes.
 TIMEOUT  ?= 10m
 
-.PHONY: build test check fuzz race bench cover docs docker scratch-test deps clean
+.PHONY: soak compare build test check fuzz race bench cover docs docker scratch-test deps clean
 
 build: ## one static binary, dist/imapgate
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o dist/imapgate ./cmd/imapgate
@@ -40,6 +40,12 @@ docs: ## docs/CONFIG.md from the code
 
 docker: ## the image
 	docker build --build-arg VERSION=$(VERSION) -t imapgate:$(VERSION) .
+
+soak: ## the long runs of the tests: 9,000 idle sessions, 300 logins a second, 100,000 connections, a storm
+	IMAPGATE_SOAK=1 go test -timeout 40m -run 'Leaves|IdleSessions|LoginsAt|InAStorm' -v ./tests
+
+compare: ## beside HAProxy, nginx and Dovecot, in one run; needs root for their packages
+	internal/peerbench/compare.sh
 
 scratch-test: build ## the binary as the image runs it: an empty root, uid 65532
 	.ci/scratch dist/imapgate
