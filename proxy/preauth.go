@@ -188,7 +188,10 @@ func (s *session) needTLS(cmd imap.Command) error {
 	}
 	a := &attempt{tag: cmd.Tag, began: time.Now(), login: auth.Login{Mechanism: auth.CommandLogin}}
 	if cmd.Name == "AUTHENTICATE" {
-		a.login.Mechanism = auth.SASLPlain
+		a.login.Mechanism = "AUTH="
+		if len(cmd.Args) > 0 {
+			a.login.Mechanism += strings.ToUpper(cmd.Args[0].Text)
+		}
 	}
 	s.recordRefusal(a, refusal{result: refused, reason: audit.Cleartext}, nil)
 	return s.badCommand(cmd.Tag, "NO [PRIVACYREQUIRED] STARTTLS must come first.")

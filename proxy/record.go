@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"runtime/debug"
 	"time"
 
@@ -55,15 +56,41 @@ func loginResult(err error) string {
 // goodbye ends a connection that did not log in: a BYE where there is one to
 // say, the socket, the records.
 func (s *session) goodbye(ctx context.Context, err error) {
-	srv := s.server
 	e := s.endOf(ctx, err)
+	s.hangUp(e)
+	s.server.open.Add(-1)
+	s.recordEnd(e)
+}
+
+// hangUp closes the connection within lastWords, whatever the client does.
+func (s *session) hangUp(e *ending) {
+	cut := time.AfterFunc(lastWords, func() { _ = s.socket.Close() }) // TLS gives its own last word five seconds
+	defer cut.Stop()
 	if e.bye != "" && (s.tls != nil || s.listener.TLS != ImplicitTLS) { // before TLS there is nobody to hear it
 		s.conn.LastWords(lastWords, "* BYE "+e.bye+"\r\n")
 	}
-	cut := time.AfterFunc(lastWords, func() { _ = s.socket.Close() }) // TLS gives its own last word five seconds
+	if e.bye != "" && e.reason != audit.TooMany || e.reason == audit.ClientLogout {
+		s.linger()
+	}
 	_ = s.conn.Close()
-	cut.Stop()
-	srv.open.Add(-1)
+}
+
+// linger hangs up our side only, and reads what the client still sends: to close
+// over unread bytes is to send a RST, which can overtake the BYE.
+func (s *session) linger() {
+	if s.tls != nil {
+		_ = s.tls.CloseWrite()
+	}
+	_ = s.socket.CloseWrite()
+	_, _ = io.CopyN(io.Discard, s.socket, maxLinger)
+}
+
+// maxLinger bounds what linger reads.
+const maxLinger = 1 << 20
+
+// recordEnd writes the end of a connection down that did not log in.
+func (s *session) recordEnd(e *ending) {
+	srv := s.server
 	took := time.Since(s.began)
 	detail := ""
 	if e.err != nil {

@@ -95,6 +95,10 @@ func (s *Set) sweep(now uint32) {
 	}
 }
 
+// unanswered is how long a client may stay whose backend has hung up: it has
+// been told, and whatever it says now nobody answers.
+const unanswered = 5 * time.Second
+
 // expire ends the session if a write has been stuck, or nothing has moved, for
 // too long.
 func (r *Relay) expire(now uint32) {
@@ -114,6 +118,9 @@ func (r *Relay) expire(now uint32) {
 	limit, why := cfg.Idle, Idle
 	if r.open == 1 {
 		limit, why = min(cfg.HalfClosed, cfg.Idle), r.result.Reason
+		if why == BackendClosed {
+			limit = min(limit, unanswered)
+		}
 	}
 	r.mu.Unlock()
 	if now-r.up.last.Load() > ticks(limit) && now-r.down.last.Load() > ticks(limit) {
