@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,6 +23,7 @@ import (
 	"imapgate/internal/metrics"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
+	"imapgate/proxy/splice"
 	"imapgate/proxy/upstream"
 	"imapgate/routing"
 	"imapgate/tlsconf"
@@ -114,6 +116,7 @@ func (g *running) open(o options) (rooms proxy.Rooms, run []func(context.Context
 	rooms.Backends = map[string]*upstream.Backend{}
 	for name, c := range o.backends {
 		c.Name = name
+		c.Socket = func(tcp *net.TCPConn) net.Conn { return splice.NewSocket(tcp) }
 		rooms.Backends[name] = upstream.New(c, upstream.Hooks{OnConnect: rooms.Metrics.Backend(name).ConnectDone}, rooms.Log)
 	}
 	g.audit, err = audit.Open(audit.Config{Path: filepath.Join(g.dir, "audit")}, rooms.Log)

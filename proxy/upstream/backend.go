@@ -101,6 +101,9 @@ type request struct {
 
 // over logs in over nc, which is the Conn's then, or closed.
 func (b *Backend) over(ctx context.Context, nc net.Conn, deadline time.Time, who request) (*Conn, error) {
+	if tcp, ok := nc.(*net.TCPConn); ok && b.cfg.Socket != nil && b.cfg.TLSMode != NoTLS {
+		nc = b.cfg.Socket(tcp)
+	}
 	d := newDialogue(nc)
 	release := d.bind(ctx, deadline)
 	conn, err := b.converse(d, who)

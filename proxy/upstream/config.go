@@ -61,6 +61,8 @@ type Config struct {
 	Address string // host:port; a name is resolved at every connect
 	TLSMode TLSMode
 	TLS     *tls.Config // nil with NoTLS; shared, so that sessions resume
+	// Socket makes what TLS runs over of a connection; nil: the connection itself.
+	Socket func(*net.TCPConn) net.Conn
 
 	Login   string // Passthrough or MasterLogin
 	Master  Master
