@@ -82,7 +82,7 @@ type AuthFile struct {
 // Routing is how a user's backend is found.
 type Routing struct {
 	Source   string `yaml:"source" default:"redis" oneof:"redis static" later:"http" doc:"redis: the records of the contract, changed with any Redis client. static: the block below."`
-	Static   Static `yaml:"static" doc:"Used with source: static; refused with another source. The user's own entry wins over the domain's, that over default."`
+	Static   Static `yaml:"static" doc:"Used with source: static. The user's own entry wins over the domain's, that over default."`
 	Cache    Cache  `yaml:"cache" doc:"How long answers of Redis are used."`
 	Snapshot string `yaml:"snapshot" form:"path" example:"/var/lib/imapgate/routes" doc:"File in which the known routes are kept, so that a gateway restarted while Redis is away still serves known users. Empty: none is kept."`
 }
