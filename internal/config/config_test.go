@@ -276,8 +276,8 @@ func TestEachMistakeIsNamedWithItsPlace(t *testing.T) {
 		"auth: {default_domain: \"a b\"}":             `auth.default_domain: "a b" is not a domain`,
 		"auth: {methods: [file], file: {path: \"\"}}": "auth.file.path: is empty",
 		// Routing.
-		"routing: {source: http}":                                                       "routing.source: http is not available in this version; it has redis, static",
-		"routing: {source: static}":                                                     "routing.static: source: static needs users, domains or default",
+		"routing: {source: http}":   "routing.source: http is not available in this version; it has redis, static",
+		"routing: {source: static}": "routing.static: source: static needs users, domains or default",
 		"routing: {source: static, static: {default: west}}\nbackends: {east: {}}":      `routing.static.default: there is no backend "west"`,
 		"routing: {source: static, static: {users: {a@b: west}}}\nbackends: {east: {}}": `routing.static.users["a@b"]: there is no backend "west"`,
 		"routing: {source: static, static: {users: {\"a b\": east}}}":                   `routing.static.users["a b"]: no account can have this name`,
