@@ -235,7 +235,7 @@ func (s *session) refuse(ctx context.Context, a *attempt, why error) error {
 		return err
 	}
 	if s.failed >= s.server.cfg.AuthAttempts {
-		return &ending{audit.LoginAttempts, "Too many failed logins.", nil}
+		return &ending{audit.LoginAttempts, "[UNAVAILABLE] Too many failed logins.", nil}
 	}
 	return nil
 }
