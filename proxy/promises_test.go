@@ -3,6 +3,7 @@ package proxy
 import (
 	"encoding/base64"
 	"encoding/hex"
+	"encoding/json"
 	"io"
 	"net/url"
 	"os"
@@ -326,4 +327,32 @@ func TestDrainEndsWhenTheLastSessionDoes(t *testing.T) {
 	within(t, 5*time.Second, "the drain", b.server.Draining)
 	c.close()
 	b.end() // within its own limit
+}
+
+func TestTheLineOfASessionHasTheSameKeysHoweverItEnds(t *testing.T) {
+	b := newBed(t, openMailbox(t).addr())
+	for _, say := range []string{"a LOGIN alice right\r\n", "a LOGOUT\r\n"} {
+		c := b.greeted("none")
+		c.say(say)
+		c.hear("…")
+		c.close()
+	}
+	within(t, 5*time.Second, "the connections to end", func() bool { return b.server.open.Load() == 0 })
+	lines := 0
+	for line := range strings.Lines(b.logs.String()) {
+		var fields map[string]any
+		must(t, json.Unmarshal([]byte(line), &fields))
+		if fields["msg"] != "session" {
+			continue
+		}
+		lines++
+		for _, key := range []string{"session", "user", "backend", "mode", "stage", "bytes", "dur", "err"} {
+			if _, there := fields[key]; !there {
+				t.Errorf("no %s in %s", key, line)
+			}
+		}
+	}
+	if lines != 2 {
+		t.Errorf("%d lines of two sessions:\n%s", lines, b.logs)
+	}
 }

@@ -102,7 +102,15 @@ func (s *session) recordEnd(e *ending) {
 		level = zap.DebugLevel
 	}
 	srv.rooms.Log.Log(level, "session", zap.String("session", s.who.Session), zap.String("user", ""), zap.String("backend", ""),
-		zap.String("mode", ""), zap.String("stage", string(e.reason)), zap.Int64("bytes", 0), zap.Duration("dur", took), zap.Error(e.err))
+		zap.String("mode", ""), zap.String("stage", string(e.reason)), zap.Int64("bytes", 0), zap.Duration("dur", took), errorOf(e.err))
+}
+
+// errorOf is the last key of a session's line, which is there without an error too.
+func errorOf(err error) zap.Field {
+	if err == nil {
+		return zap.String("err", "")
+	}
+	return zap.String("err", err.Error())
 }
 
 // endOf says why a connection ended.
@@ -160,5 +168,5 @@ func (l *loggedIn) ended(r splice.Result) {
 	srv.rooms.Metrics.SessionEnded(l.session.Mode, string(r.Reason))
 	srv.rooms.Log.Info("session", zap.String("session", l.who.Session), zap.Stringer("user", l.session.User),
 		zap.String("backend", l.session.Backend), zap.String("mode", l.session.Mode), zap.String("stage", string(r.Reason)),
-		zap.Int64("bytes", r.Up+r.Down), zap.Duration("dur", l.session.Took), zap.Error(r.Err))
+		zap.Int64("bytes", r.Up+r.Down), zap.Duration("dur", l.session.Took), errorOf(r.Err))
 }
