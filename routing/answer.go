@@ -34,7 +34,7 @@ func (a answer) rank() int {
 }
 
 // decide is the one place where user comes before domain before default.
-func decide(u identity.User, k keys, user, domain, deflt record) answer {
+func (k keys) decide(u identity.User, user, domain, deflt record) answer {
 	a := answer{own: user.present, password: user.password}
 	var from record
 	switch {

@@ -200,7 +200,7 @@ func FuzzRouteValue(f *testing.F) {
 			}
 			return
 		}
-		a := decide(alice, keys{DefaultPrefix}, rec, record{present: true, backend: "west"}, record{})
+		a := keys{DefaultPrefix}.decide(alice, rec, record{present: true, backend: "west"}, record{})
 		route, err := got{answer: a}.route(alice)
 		if err != nil {
 			if !errors.Is(err, ErrBlocked) && !errors.Is(err, ErrPaused) {

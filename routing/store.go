@@ -80,17 +80,17 @@ func (s *store) read(ctx context.Context, u identity.User) (answer, error) {
 	// A record only matters when those before it are known to be absent.
 	user, err := s.userRecord(u, r.user)
 	if err != nil || user.present {
-		return decide(u, s.keys, user, record{}, record{}), err
+		return s.keys.decide(u, user, record{}, record{}), err
 	}
 	var domain record
 	if r.domain != nil {
 		domain, err = s.sharedRecord(s.keys.domain(u.Domain()), r.domain)
 		if err != nil || domain.present {
-			return decide(u, s.keys, user, domain, record{}), err
+			return s.keys.decide(u, user, domain, record{}), err
 		}
 	}
 	deflt, err := s.sharedRecord(s.keys.deflt(), r.deflt)
-	return decide(u, s.keys, user, domain, deflt), err
+	return s.keys.decide(u, user, domain, deflt), err
 }
 
 // value is what a reply says. A reply that never came has no map at all, while an
