@@ -47,7 +47,7 @@ func (l auditLine) String() string {
 	if l.In != nil && l.Out != nil {
 		words = append(words, fmt.Sprintf("%d bytes in, %d out", *l.In, *l.Out))
 	}
-	return strings.Join(words, "  ")
+	return strings.TrimRight(strings.Join(words, "  "), " ")
 }
 
 // tail shows the lines of the audit log as they are written.

@@ -30,7 +30,8 @@ Speak IMAP (then type: a LOGIN alice {{.Password}}, b SELECT INBOX, c FETCH 1:* 
 Use a mail client (it will ask about the certificate):
   server {{.Host}}, port {{.Ports.IMAPS}}, SSL/TLS, normal password, user name alice@example.org, password {{.Password}}
 
-Move alice to west, then read her mail again (either line does it):
+Move alice to west (either line does it), and read her mail again a second later: this Redis
+cannot notify of changes as a real one does, so here the gateway asks again after a second.
   redis-cli -p {{.Ports.Redis}} HSET imapgate:user:alice@example.org backend west
   {{.Command}} route set alice backend=west -c {{.Dir}}/imapgate.yaml
 

@@ -31,7 +31,7 @@ var errNoAdmin = errors.New("the configuration has no admin address")
 
 func newRouteExplain(o *routeOptions) *cobra.Command {
 	return &cobra.Command{
-		Use: "explain USER", Short: "Say where a user would go, and why", Args: cobra.ExactArgs(1),
+		Use: "explain USER", Short: "Say where a user would go, and why", Args: oneUser,
 		Long: `Say where a login of USER would go at this moment, which record decides, and how old
 the answer is.
 

@@ -47,9 +47,25 @@ redis-cli does as well; this command also refuses a record that no gateway would
 	return cmd
 }
 
+// oneUser is what get, del and explain take.
+func oneUser(cmd *cobra.Command, args []string) error {
+	if len(args) != 1 {
+		return fmt.Errorf("one user name is needed: %s", cmd.UseLine())
+	}
+	return nil
+}
+
+// userAndFields is what set takes.
+func userAndFields(cmd *cobra.Command, args []string) error {
+	if len(args) < 2 {
+		return fmt.Errorf("a user name and at least one field are needed: %s", cmd.UseLine())
+	}
+	return nil
+}
+
 func newRouteGet(o *routeOptions) *cobra.Command {
 	return &cobra.Command{
-		Use: "get USER", Short: "Show a user's own record", Args: cobra.ExactArgs(1),
+		Use: "get USER", Short: "Show a user's own record", Args: oneUser,
 		Example: "  imapgate route get alice@example.org",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return o.run(cmd, args[0], func(ctx context.Context, t *routes) error {
@@ -72,7 +88,7 @@ func newRouteGet(o *routeOptions) *cobra.Command {
 
 func newRouteSet(o *routeOptions) *cobra.Command {
 	return &cobra.Command{
-		Use: "set USER FIELD=VALUE...", Short: "Change fields of a user's own record", Args: cobra.MinimumNArgs(2),
+		Use: "set USER FIELD=VALUE...", Short: "Change fields of a user's own record", Args: userAndFields,
 		Long: `Change fields of a user's own record: backend, login, mode, state (active, paused or
 blocked) and password (a hash, see imapgate passwd). An empty value removes a field.
 Fields that are not named stay as they are.`,
@@ -96,7 +112,7 @@ Fields that are not named stay as they are.`,
 
 func newRouteDel(o *routeOptions) *cobra.Command {
 	return &cobra.Command{
-		Use: "del USER", Short: "Remove a user's own record", Args: cobra.ExactArgs(1),
+		Use: "del USER", Short: "Remove a user's own record", Args: oneUser,
 		Long:    "Remove a user's own record, so that the record of the domain, or the default, decides.",
 		Example: "  imapgate route del alice@example.org",
 		RunE: func(cmd *cobra.Command, args []string) error {
