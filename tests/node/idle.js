@@ -1,7 +1,10 @@
 // A phone: logs in, opens INBOX, idles until mail comes, prints its subject and
 // logs out. It prints one word a line, which the test waits for.
+import { webcrypto } from 'node:crypto';
 import { readFileSync } from 'node:fs';
-import { ImapFlow } from 'imapflow';
+
+globalThis.crypto ??= webcrypto; // Debian 12's Node 18 has it, but not there
+const { ImapFlow } = await import('imapflow');
 
 const { IMAP_HOST, IMAP_PORT, IMAP_USER, IMAP_PASSWORD, IMAP_CA, IMAP_SERVER_NAME } = process.env;
 
