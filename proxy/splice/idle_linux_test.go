@@ -3,6 +3,9 @@ package splice
 import (
 	"net"
 	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -56,4 +59,48 @@ func TestAChattingSessionHoldsNoDescriptorButItsSockets(t *testing.T) {
 	if n := open() - before; n > 4*sessions+10 { // both ends are ours
 		t.Errorf("%d sessions over %d sockets hold %d descriptors", sessions, 4*sessions, n)
 	}
+}
+
+// Between plain sockets the kernel moves mail, through a pipe that the runtime
+// opens for splice(2); over TLS there is none.
+func TestMailBetweenPlainSocketsPassesThroughThePipesOfTheKernel(t *testing.T) {
+	const sessions = 8
+	cfg := testConfig()
+	cfg.Quiet = time.Hour
+	for _, kind := range []string{"plain-plain", "tls-plain"} {
+		t.Run(kind, func(t *testing.T) {
+			eventually(t, "the pipes of other tests to be closed", func() bool {
+				runtime.GC() // closes what the runtime has kept
+				return pipes(t) < sessions
+			})
+			s := newSet(t, cfg)
+			for range sessions {
+				b := newBed(t, s, kind)
+				_ = b.backend.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+				for mail := make([]byte, 1<<20); ; {
+					if _, err := b.backend.Write(mail); err != nil {
+						break // the client reads nothing
+					}
+				}
+			}
+			if n := pipes(t); (n >= 2*sessions) != (kind == "plain-plain") {
+				t.Errorf("%d sessions in the middle of mail hold %d ends of pipes", sessions, n)
+			}
+		})
+	}
+}
+
+// pipes is how many ends of pipes this process holds.
+func pipes(t *testing.T) (n int) {
+	t.Helper()
+	links, err := filepath.Glob("/proc/self/fd/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, link := range links {
+		if to, err := os.Readlink(link); err == nil && strings.HasPrefix(to, "pipe:") { // closed meanwhile, perhaps
+			n++
+		}
+	}
+	return n
 }

@@ -1,0 +1,38 @@
+package proxy
+
+import (
+	"net"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// A peer that is gone without a word is noticed by probes while nothing is sent,
+// and by the want of acknowledgements while something is.
+func TestClientsThatAreGoneAreNoticedByTheKernel(t *testing.T) {
+	l := &listener{Listener: Listener{Address: "127.0.0.1:0"}}
+	must(t, l.listen())
+	defer l.tcp.Close() // nothing is left to be said
+	client, err := net.Dial("tcp", l.tcp.Addr().String())
+	must(t, err)
+	defer client.Close() // nothing is left to be said
+	tcp, err := l.tcp.AcceptTCP()
+	must(t, err)
+	defer tcp.Close() // nothing is left to be said
+	raw, err := tcp.SyscallConn()
+	must(t, err)
+	for option, want := range map[int]int{
+		unix.TCP_USER_TIMEOUT: 120_000, unix.TCP_KEEPIDLE: 60, unix.TCP_KEEPINTVL: 10, unix.TCP_KEEPCNT: 6,
+	} {
+		must(t, raw.Control(func(fd uintptr) {
+			if got, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, option); err != nil || got != want {
+				t.Errorf("option %d is %d, %v; want %d", option, got, err, want)
+			}
+		}))
+	}
+	must(t, raw.Control(func(fd uintptr) {
+		if on, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_KEEPALIVE); err != nil || on == 0 {
+			t.Errorf("keepalive is %d, %v", on, err)
+		}
+	}))
+}

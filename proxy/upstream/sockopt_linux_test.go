@@ -1,0 +1,38 @@
+package upstream
+
+import (
+	"net"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// A backend that is gone without a word is noticed by probes while nothing is
+// sent, and by the want of acknowledgements while something is.
+func TestBackendsThatAreGoneAreNoticedByTheKernel(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close() // nothing is left to be said
+	nc, err := newDialer().Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close() // nothing is left to be said
+	raw, err := nc.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for option, want := range map[int]int{
+		unix.TCP_USER_TIMEOUT: 120_000, unix.TCP_KEEPIDLE: 60, unix.TCP_KEEPINTVL: 10, unix.TCP_KEEPCNT: 6,
+	} {
+		if err := raw.Control(func(fd uintptr) {
+			if got, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, option); err != nil || got != want {
+				t.Errorf("option %d is %d, %v; want %d", option, got, err, want)
+			}
+		}); err != nil {
+			t.Error(err)
+		}
+	}
+}
