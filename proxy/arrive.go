@@ -23,7 +23,7 @@ const proxyTimeout = 3 * time.Second
 // arrive brings a connection to its greeting: a place for it, the PROXY header
 // where the peer must send one, implicit TLS.
 func (s *session) arrive() error {
-	if s.server.open.Load() > s.server.slots {
+	if s.server.full() {
 		return &ending{audit.TooMany, "[UNAVAILABLE] Too many connections.", nil}
 	}
 	if trusts(s.listener.ProxyTrusted, s.who.Peer) {

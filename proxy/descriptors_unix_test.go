@@ -30,7 +30,7 @@ func TestC11DescriptorsThatRunOutStopNobodyForLong(t *testing.T) {
 	leavesNothing(t)
 	gateway := startGateway(t)
 	addr := gateway.order("")
-	const slots = (fewDescriptors - reserved) / 2
+	const slots = (fewDescriptors - reserved) / 2 / 2 // of those who have not logged in
 	var greeted, refused int
 	var conns []net.Conn
 	for range 1000 {

@@ -58,6 +58,7 @@ func loginResult(err error) string {
 func (s *session) goodbye(ctx context.Context, err error) {
 	e := s.endOf(ctx, err)
 	s.hangUp(e)
+	s.leaveLobby()
 	s.server.open.Add(-1)
 	s.recordEnd(e)
 }

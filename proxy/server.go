@@ -96,6 +96,7 @@ type Server struct {
 
 	wg       sync.WaitGroup // accept loops and sessions before their relay
 	open     atomic.Int64   // connections, relayed ones included
+	waiting  atomic.Int64   // those of them that have not logged in
 	serial   atomic.Uint64  // of session ids
 	draining atomic.Bool
 }
@@ -195,6 +196,16 @@ func (s *Server) closeListeners() {
 	}
 }
 
+// fewSlots are not worth dividing.
+const fewSlots = 16
+
+// full says whether there is no place for one more connection, which has been
+// counted. Those before the login have half of the places, so that strangers who
+// never log in leave room for the sessions of those who do.
+func (s *Server) full() bool {
+	return s.open.Load() > s.slots || s.waiting.Load() > max(s.slots/2, min(s.slots, fewSlots))
+}
+
 func (s *Server) sessionID() string {
 	return s.cfg.Instance + "-" + strconv.FormatUint(s.serial.Add(1), 36)
 }
@@ -240,6 +251,7 @@ func (l *listener) accept(ctx context.Context) {
 		trouble = backoff{said: trouble.said}
 		l.accepted.Inc()
 		s.open.Add(1)
+		s.waiting.Add(1)
 		c := l.newSession(tcp)
 		s.wg.Add(1)
 		go c.run(ctx)

@@ -36,6 +36,7 @@ type session struct {
 	who      audit.Client   // as far as it is known
 	balanced netip.AddrPort // the client's address by a PROXY header
 	said     said           // what the client told us; STARTTLS forgets it
+	known    bool           // has left the places of strangers
 	bad      int            // commands that were none
 	failed   int            // logins
 	out      []byte         // scratch for answers
@@ -190,6 +191,7 @@ func (s *session) admit(ctx context.Context, a *attempt, up *upstream.Conn) erro
 // relay welcomes the client and hands both connections on. From here on the
 // session's end is loggedIn.ended's.
 func (s *session) relay(a *attempt, up *upstream.Conn) error {
+	s.leaveLobby()
 	defer up.Close() // until it is detached
 	in := &loggedIn{server: s.server, who: s.who, began: time.Now(), session: audit.Session{
 		User: up.User(), Backend: a.route.Backend, Mode: spliceMode,
@@ -210,6 +212,15 @@ func (s *session) relay(a *attempt, up *upstream.Conn) error {
 	backend, fromBackend := up.Detach()
 	s.server.spliced.Start(splice.Side{Conn: client, First: fromBackend}, splice.Side{Conn: backend, First: fromClient}, in.ended)
 	return nil
+}
+
+// leaveLobby gives the place of those who have not logged in to somebody else,
+// once.
+func (s *session) leaveLobby() {
+	if !s.known {
+		s.known = true
+		s.server.waiting.Add(-1)
+	}
 }
 
 // refuse answers a failed login. The answer to a wrong password comes no sooner

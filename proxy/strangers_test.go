@@ -354,3 +354,33 @@ func TestAByeIsHeardOverWhatTheClientStillSends(t *testing.T) {
 		}
 	}
 }
+
+func TestC8StrangersLeaveRoomForSessions(t *testing.T) {
+	const slots = 40
+	b := newBed(t, openMailbox(t).addr(), func(s *setup) { s.cfg.MaxConnections = slots })
+	for range slots / 2 { // these log in, and no longer count among the strangers
+		c := b.greeted("none")
+		c.say("a LOGIN alice right\r\n")
+		c.hear("a OK …")
+	}
+	var last *client
+	for range slots / 2 {
+		last = b.greeted("none")
+	}
+	if rest := b.dial("none").rest(); rest != "* BYE [UNAVAILABLE] Too many connections.\r\n" {
+		t.Errorf("heard %q", rest)
+	}
+	last.say("a LOGIN alice right\r\n")
+	last.hear("a OK …")
+
+	strangers := newBed(t, openMailbox(t).addr(), func(s *setup) { s.cfg.MaxConnections = slots })
+	for range slots / 2 {
+		last = strangers.greeted("none")
+	}
+	if rest := strangers.dial("none").rest(); rest != "* BYE [UNAVAILABLE] Too many connections.\r\n" {
+		t.Errorf("heard %q", rest)
+	}
+	last.say("a LOGIN alice right\r\n") // makes room for one more
+	last.hear("a OK …")
+	strangers.greeted("none")
+}
