@@ -5,22 +5,9 @@ import (
 	"io"
 	"net"
 	"os"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
-)
-
-// Buffers: the small one answers a NOOP, the large one carries mail. A pump has
-// one at a time, and none while it is parked.
-const (
-	smallBuffer = 4 << 10
-	largeBuffer = 64 << 10
-)
-
-var (
-	small = sync.Pool{New: func() any { return new([smallBuffer]byte) }}
-	large = sync.Pool{New: func() any { return new([largeBuffer]byte) }}
 )
 
 // chunk bounds how much a series of splice(2) calls moves before the pump counts
@@ -154,20 +141,21 @@ func (p *pump) relayBytes() (net.Conn, error) {
 		}
 		p.first = nil
 	}
-	buf := small.Get().(*[smallBuffer]byte)
+	free := &p.relay.set.free
+	buf := free.small.Get().(*[smallBuffer]byte)
 	filled, conn, err := p.copySmall(buf[:])
 	clear(buf[:])
-	small.Put(buf)
+	free.small.Put(buf)
 	if !filled {
 		return conn, err
 	}
 	if src, dst, ok := bothTCP(p.src, p.dst); ok {
 		return p.spliceBytes(src, dst)
 	}
-	big := large.Get().(*[largeBuffer]byte)
+	big := free.large.Get().(*[largeBuffer]byte)
 	conn, err = p.copyLarge(big[:])
 	clear(big[:])
-	large.Put(big)
+	free.large.Put(big)
 	return conn, err
 }
 
@@ -189,7 +177,7 @@ func (p *pump) copySmall(buf []byte) (filled bool, conn net.Conn, err error) {
 func (p *pump) copyLarge(buf []byte) (net.Conn, error) {
 	src := underTLS(p.src)
 	if src != nil {
-		src.readAhead()
+		src.readAhead(&p.relay.set.free.large)
 	}
 	for {
 		n, err := p.src.Read(buf)
@@ -260,9 +248,12 @@ func (p *pump) write(b []byte) error {
 // send writes b; what TLS makes several records of, the kernel gets at once.
 func (p *pump) send(b []byte) error {
 	if s := underTLS(p.dst); s != nil && len(b) > maxRecord {
-		s.gather()
+		gathers := &p.relay.set.free.gathers
+		s.gather(gathers.Get().(*[gatherBuffer]byte))
 		_, err := p.dst.Write(b)
-		return errors.Join(err, s.flush())
+		buf, failed := s.flush()
+		gathers.Put(buf)
+		return errors.Join(err, failed)
 	}
 	_, err := p.dst.Write(b)
 	return err

@@ -14,18 +14,13 @@ type Socket struct {
 	// Owned by whoever reads.
 	in     []byte             // bytes read ahead
 	ahead  *[largeBuffer]byte // what they are read into; nil: nothing is read ahead
+	pool   *sync.Pool         // where ahead goes back to
 	noWait bool               // take what is there
 
 	mu       sync.Mutex
 	gathered *[gatherBuffer]byte // Guarded by mu. nil: writes go through.
 	n        int                 // Guarded by mu. Bytes in gathered.
 }
-
-// gatherBuffer has room for a large buffer as TLS records: four of them, each
-// with at most 22 bytes more (TLS 1.3) or 29 (1.2, AES-GCM), and an alert.
-const gatherBuffer = largeBuffer + 1<<10
-
-var gather = sync.Pool{New: func() any { return new([gatherBuffer]byte) }}
 
 // NewSocket makes a Socket of tcp.
 func NewSocket(tcp *net.TCPConn) *Socket { return &Socket{TCPConn: tcp} }
@@ -77,9 +72,9 @@ func (nothing) Timeout() bool   { return true }
 func (nothing) Temporary() bool { return true }
 
 // readAhead makes reads take all that is there, until the buffer is taken back.
-func (s *Socket) readAhead() {
+func (s *Socket) readAhead(pool *sync.Pool) {
 	if s.ahead == nil {
-		s.ahead = large.Get().(*[largeBuffer]byte)
+		s.ahead, s.pool = pool.Get().(*[largeBuffer]byte), pool
 	}
 }
 
@@ -91,7 +86,7 @@ func (s *Socket) trim() {
 	s.in = nil
 	if s.ahead != nil {
 		clear(s.ahead[:])
-		large.Put(s.ahead)
+		s.pool.Put(s.ahead)
 		s.ahead = nil
 	}
 }
@@ -115,21 +110,21 @@ func (s *Socket) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// gather keeps what is written until flush.
-func (s *Socket) gather() {
+// gather keeps what is written in buf, until flush.
+func (s *Socket) gather(buf *[gatherBuffer]byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.gathered = gather.Get().(*[gatherBuffer]byte)
+	s.gathered = buf
 }
 
-// flush writes what was gathered.
-func (s *Socket) flush() error {
+// flush writes what was gathered, and gives the buffer back, cleared.
+func (s *Socket) flush() (*[gatherBuffer]byte, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	buf := s.gathered
 	err := s.send()
-	gather.Put(s.gathered)
 	s.gathered = nil
-	return err
+	return buf, err
 }
 
 // send writes what has been gathered so far. mu is held.

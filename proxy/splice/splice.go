@@ -67,6 +67,7 @@ type Set struct {
 	// Set once.
 	cfg      Config
 	idle     idleSet
+	free     buffers
 	stop     chan struct{}
 	wg       sync.WaitGroup // the clock, the idle set and every pump
 	tick     atomic.Uint32  // ticks since the start, the clock's coarse time
@@ -80,6 +81,7 @@ type Set struct {
 // NewSet starts the clock. Close ends it.
 func NewSet(cfg Config) (*Set, error) {
 	s := &Set{cfg: cfg, stop: make(chan struct{}), relays: map[*Relay]struct{}{}, pumps: map[*pump]struct{}{}}
+	s.free.prepare()
 	if err := s.idle.open(); err != nil {
 		return nil, err
 	}
