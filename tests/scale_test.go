@@ -389,9 +389,9 @@ func TestLoginsAtAFixedRateAllGoWell(t *testing.T) {
 			took = append(took, d)
 		})
 	}
-	all.Wait()
 	d := time.Since(began)
-	t.Logf("%.0f logins/s for %v, connect to welcome, %s; %s", float64(len(took))/d.Seconds(), d, spread(took), b.held(t))
+	all.Wait()
+	t.Logf("%.1f logins/s for %v, connect to welcome, %s; %s", float64(len(took))/d.Seconds(), d, spread(took), b.held(t))
 	if len(failures) > 0 {
 		t.Errorf("%d of %d logins failed, the first: %v", len(failures), len(took), failures[0])
 	}

@@ -39,7 +39,7 @@ func newServe() *cobra.Command {
   SIGHUP           open the audit log anew and read the certificates again; a changed
                    configuration needs a restart
 
-GOMEMLIMIT and GOGC are respected.`,
+GOMEMLIMIT and GOGC are respected; without the first, 80 % of the control group's limit is.`,
 		Example: "  imapgate serve --config /etc/imapgate.yaml",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -63,6 +63,7 @@ func prepareProcess() error {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
+	limitMemory()
 	return hardenProcess()
 }
 
