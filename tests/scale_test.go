@@ -370,15 +370,13 @@ func TestLoginsAtAFixedRateAllGoWell(t *testing.T) {
 	redis := testbed.StartRedis(t)
 	redis.CLI("HSET", "imapgate:default", "backend", "east")
 	b := startBinary(t, ca, east(ca, startStubProcess(t, ca)), fmt.Sprintf("redis: {addresses: [%q]}", redis.Address))
-	tick := time.NewTicker(time.Second / time.Duration(rate))
-	defer tick.Stop()
 	var mu sync.Mutex
 	var took []time.Duration
 	var failures []error
 	var all sync.WaitGroup
 	began := time.Now()
 	for i := range rate * long {
-		<-tick.C
+		<-time.After(time.Until(began.Add(time.Duration(i) * time.Second / time.Duration(rate))))
 		all.Go(func() {
 			d, err := timedVisit(b.endpoint("implicit"), fmt.Sprint("user", i))
 			mu.Lock()
