@@ -1,0 +1,61 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+// fullBacklog is an address whose accept queue is full: the kernel drops each
+// SYN, as a black hole on the way would.
+func fullBacklog(t *testing.T) string {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Close(fd) })
+	if err := errors.Join(unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}), unix.Listen(fd, 0)); err != nil {
+		t.Fatal(err)
+	}
+	name, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := fmt.Sprint("127.0.0.1:", name.(*unix.SockaddrInet4).Port)
+	for range 16 { // one is taken; the rest find no place
+		nc, err := net.DialTimeout("tcp", address, 100*time.Millisecond)
+		if err != nil {
+			return address
+		}
+		t.Cleanup(func() { _ = nc.Close() })
+	}
+	t.Fatal("the backlog does not fill")
+	return ""
+}
+
+func TestM1ABackendThatDropsSYNsIsGivenUpInTime(t *testing.T) {
+	results := make(chan string, 1)
+	b := New(Config{Address: fullBacklog(t), TLSMode: NoTLS, ConnectTimeout: 500 * time.Millisecond},
+		Hooks{OnConnect: func(r string) { results <- r }}, zap.NewNop())
+	began := time.Now()
+	conn, err := b.Login(context.Background(), request1(t))
+	if took := time.Since(began); conn != nil || !errors.Is(err, ErrUnavailable) || took < 400*time.Millisecond || took > 3*time.Second {
+		t.Errorf("%v, %v after %v", conn, err, took)
+	}
+	if r := <-results; r != ResultTimeout {
+		t.Error(r)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	defer cancel()
+	began = time.Now()
+	if _, err := b.Login(ctx, request1(t)); err == nil || time.Since(began) > 400*time.Millisecond {
+		t.Errorf("%v after %v: the client's own time did not count", err, time.Since(began))
+	}
+}
