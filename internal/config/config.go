@@ -135,7 +135,7 @@ type Limits struct {
 	BadCommands            int           `yaml:"bad_commands" default:"3" min:"1" max:"100" doc:"Commands before login that are not understood, before the connection is closed."`
 	UpstreamConnectTimeout time.Duration `yaml:"upstream_connect_timeout" default:"5s" min:"100ms" max:"1m" doc:"For a TCP connection to a backend."`
 	UpstreamLoginTimeout   time.Duration `yaml:"upstream_login_timeout" default:"30s" min:"1s" max:"5m" doc:"For the whole login at a backend, connecting included."`
-	MaxUpstreamLogins      int           `yaml:"max_upstream_logins" default:"64" min:"1" max:"100000" doc:"Logins under way at one backend at a time; more wait."`
+	MaxUpstreamLogins      int           `yaml:"max_upstream_logins" default:"64" min:"1" max:"100000" doc:"Logins under way at one backend at a time; more wait. One counts for a second at most: a backend that delays its answer to a wrong password keeps nobody else waiting."`
 	ProxyTTL               int           `yaml:"proxy_ttl" default:"5" min:"1" max:"255" doc:"IMAP proxies a login may pass through, to end loops."`
 	Drain                  time.Duration `yaml:"drain" default:"30s" min:"0s" max:"24h" doc:"How long sessions may go on after SIGTERM."`
 	Verifiers              int           `yaml:"verifiers" default:"0" min:"0" max:"1024" doc:"Password hashes computed at a time. 0: one for each core."`

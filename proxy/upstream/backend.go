@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -85,7 +86,9 @@ func (b *Backend) login(ctx context.Context, who Request, creds credentials) (*C
 	if err := b.enter(ctx, deadline); err != nil {
 		return nil, err
 	}
-	defer b.leave()
+	leave := sync.OnceFunc(b.leave)
+	defer leave()
+	defer time.AfterFunc(turn, leave).Stop()
 	nc, err := b.connect(ctx, deadline)
 	if err != nil {
 		return nil, err
@@ -157,6 +160,11 @@ func (b *Backend) hops(c Client) int {
 	}
 	return b.cfg.TTL
 }
+
+// turn is how long a login counts as one of MaxLogins. The work of one is done
+// long before; what takes longer is a backend that lets a wrong password wait,
+// and a few of those must not keep everybody else out.
+const turn = time.Second
 
 // enter waits for a turn, so that a herd of clients does not fall upon a
 // backend that has just come back.

@@ -1,0 +1,76 @@
+package upstream
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// slowToDeny greets, and answers no login before the test ends.
+func slowToDeny(t *testing.T) (address string, asked <-chan struct{}) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	logins := make(chan struct{}, 8)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			nc, err := l.Accept()
+			if err != nil {
+				return
+			}
+			t.Cleanup(func() { _ = nc.Close() })
+			go func() {
+				_, _ = io.WriteString(nc, "* OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] ready\r\n")
+				if line, _ := bufio.NewReader(nc).ReadString('\n'); strings.Contains(line, "AUTHENTICATE") {
+					logins <- struct{}{}
+				}
+			}()
+		}
+	}()
+	t.Cleanup(func() { _ = l.Close(); <-done })
+	return l.Addr().String(), logins
+}
+
+func TestABackendThatLetsADenialWaitKeepsNobodyElseOut(t *testing.T) {
+	address, asked := slowToDeny(t)
+	b := New(Config{Address: address, TLSMode: NoTLS, MaxLogins: 1, LoginTimeout: 30 * time.Second}, Hooks{}, zap.NewNop())
+	ctx, cancel := context.WithCancel(context.Background())
+	results := make(chan error, 3)
+	began := time.Now()
+	for range 3 {
+		go func() {
+			_, err := b.Login(ctx, request1(t))
+			results <- err
+		}()
+	}
+	for i := range 3 {
+		select {
+		case <-asked:
+		case <-time.After(10 * time.Second):
+			t.Fatalf("login %d did not get its turn", i)
+		}
+	}
+	if took := time.Since(began); took < 2*turn-100*time.Millisecond {
+		t.Errorf("three turns took %v, so two logins were under way at a time", took)
+	}
+	cancel()
+	for range 3 {
+		if err := <-results; !errors.Is(err, ErrUnavailable) {
+			t.Error(err)
+		}
+	}
+	if n := len(b.slots); n != 0 {
+		t.Errorf("%d places are not given back", n)
+	}
+}
