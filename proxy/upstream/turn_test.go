@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -72,5 +73,67 @@ func TestABackendThatLetsADenialWaitKeepsNobodyElseOut(t *testing.T) {
 	}
 	if n := len(b.slots); n != 0 {
 		t.Errorf("%d places are not given back", n)
+	}
+}
+
+// crowd greets and lets everybody in after a moment, and keeps the most logins
+// that were under way at a time.
+type crowd struct {
+	mu        sync.Mutex
+	now, most int // Guarded by mu.
+}
+
+func (c *crowd) add(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.now += n
+	c.most = max(c.most, c.now)
+}
+
+func (c *crowd) serve(nc net.Conn) {
+	defer nc.Close()
+	c.add(1)
+	_, _ = io.WriteString(nc, "* OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] ready\r\n")
+	line, _ := bufio.NewReader(nc).ReadString('\n')
+	<-time.After(5 * time.Millisecond)
+	c.add(-1) // before the client can know that its turn is over
+	tag, _, _ := strings.Cut(line, " ")
+	_, _ = io.WriteString(nc, tag+" OK [CAPABILITY IMAP4rev1] in\r\n")
+	_, _ = io.Copy(io.Discard, nc)
+}
+
+func TestM1AHerdComesInOneAfterTheOther(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var seen crowd
+	var all sync.WaitGroup
+	all.Go(func() {
+		for {
+			nc, err := l.Accept()
+			if err != nil {
+				return
+			}
+			all.Go(func() { seen.serve(nc) })
+		}
+	})
+	b := New(Config{Address: l.Addr().String(), TLSMode: NoTLS}, Hooks{}, zap.NewNop())
+	var clients sync.WaitGroup
+	for range 1000 {
+		clients.Go(func() {
+			conn, err := b.Login(context.Background(), request1(t))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			_ = conn.Close()
+		})
+	}
+	clients.Wait()
+	_ = l.Close()
+	all.Wait()
+	if seen.most > DefaultMaxLogins || seen.most < 2 {
+		t.Errorf("%d logins were under way at a time", seen.most)
 	}
 }
