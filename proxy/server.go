@@ -27,6 +27,7 @@ import (
 
 	"imapgate/auth"
 	"imapgate/internal/audit"
+	"imapgate/internal/deadpeer"
 	"imapgate/internal/metrics"
 	"imapgate/proxy/splice"
 	"imapgate/proxy/upstream"
@@ -222,8 +223,8 @@ type listener struct {
 
 func (l *listener) listen() error {
 	config := net.ListenConfig{
-		Control:         control,
-		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interval: 10 * time.Second, Count: 6},
+		Control:         deadpeer.Control,
+		KeepAliveConfig: deadpeer.KeepAlive(),
 	}
 	tcp, err := config.Listen(context.Background(), "tcp", l.Address)
 	if err != nil {

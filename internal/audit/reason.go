@@ -53,7 +53,6 @@ const (
 	WrongALPN         Reason = "wrong_alpn"
 	StartTLSInjection Reason = "starttls_injection" // bytes behind STARTTLS
 	BadProxyHeader    Reason = "bad_proxy_header"   // malformed, missing or late
-	UntrustedProxy    Reason = "untrusted_proxy"    // not from proxy_protocol.trusted
 	LineTooLong       Reason = "line_too_long"
 	LiteralTooBig     Reason = "literal_too_big"
 	WrongProtocol     Reason = "wrong_protocol" // HTTP and other strangers
@@ -75,7 +74,7 @@ var reasons = map[Reason]string{
 	ClientLogout: ended, ClientClosed: ended, ClientLost: ended, ClientProtocol: ended, BackendClosed: ended,
 	BackendLost: ended, Idle: ended, ClientStalled: ended, BackendStalled: ended, Drained: ended, Kicked: ended, Moved: ended,
 	PreauthTimeout: ended, HandshakeTimeout: ended, HandshakeFailed: ended, WrongALPN: ended,
-	StartTLSInjection: ended, BadProxyHeader: ended, UntrustedProxy: ended, LineTooLong: ended,
+	StartTLSInjection: ended, BadProxyHeader: ended, LineTooLong: ended,
 	LiteralTooBig: ended, WrongProtocol: ended, BadCommands: ended, LoginAttempts: ended, TooMany: ended,
 }
 

@@ -80,13 +80,7 @@ func (s *Set) askQuiet(now uint32) {
 
 // sweep ends the sessions whose time is over.
 func (s *Set) sweep(now uint32) {
-	s.mu.Lock()
-	all := make([]*Relay, 0, len(s.relays))
-	for r := range s.relays {
-		all = append(all, r)
-	}
-	s.mu.Unlock()
-	for _, r := range all {
+	for _, r := range s.all() {
 		r.report()
 		r.expire(now)
 	}

@@ -16,7 +16,9 @@ package splice
 import (
 	"crypto/tls"
 	"errors"
+	"maps"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -98,16 +100,17 @@ func (s *Set) Len() int {
 	return len(s.relays)
 }
 
+// all are the sessions there are now.
+func (s *Set) all() []*Relay {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Keys(s.relays))
+}
+
 // EndAll ends every session, and returns when the sockets are closed.
 func (s *Set) EndAll(why Reason) {
-	s.mu.Lock()
-	all := make([]*Relay, 0, len(s.relays))
-	for r := range s.relays {
-		all = append(all, r)
-	}
-	s.mu.Unlock()
 	var wg sync.WaitGroup
-	for _, r := range all {
+	for _, r := range s.all() {
 		wg.Go(func() { r.End(why) })
 	}
 	wg.Wait()

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/pires/go-proxyproto"
+
+	"imapgate/internal/deadpeer"
 )
 
 const (
@@ -15,12 +17,11 @@ const (
 	connectPause = time.Second // between them
 )
 
-// newDialer makes connections that notice a dead peer: a probe after a minute
-// of silence, and an end after two minutes without an acknowledgement.
+// newDialer makes connections that notice a dead peer.
 func newDialer() *net.Dialer {
 	return &net.Dialer{
-		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interval: 10 * time.Second, Count: 6},
-		Control:         control,
+		KeepAliveConfig: deadpeer.KeepAlive(),
+		Control:         deadpeer.Control,
 	}
 }
 

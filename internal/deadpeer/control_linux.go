@@ -1,4 +1,4 @@
-package proxy
+package deadpeer
 
 import (
 	"errors"
@@ -11,8 +11,8 @@ import (
 // Keepalive does not look while there are any.
 const userTimeout = 120_000
 
-// control prepares a listening socket; what it accepts inherits the option.
-func control(_, _ string, raw syscall.RawConn) error {
+// Control sets TCP_USER_TIMEOUT. What a listening socket accepts inherits it.
+func Control(_, _ string, raw syscall.RawConn) error {
 	var failed error
 	err := raw.Control(func(fd uintptr) {
 		failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, userTimeout)
