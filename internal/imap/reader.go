@@ -73,6 +73,7 @@ type Reader struct {
 	status  bool  // the response is a status or a continuation request
 	quoted  bool  // the line so far ends inside a quoted string
 	escaped bool  // … and behind a backslash
+	braced  bool  // … and behind an opening brace
 }
 
 // NewReader reads one side of a dialogue from src with a buffer that grows to
@@ -102,7 +103,7 @@ func (r *Reader) Next() (Segment, error) {
 		return r.data()
 	}
 	if !r.inLine {
-		r.quoted, r.escaped = false, false // no quoted string spans lines
+		r.quoted, r.escaped, r.braced = false, false, false // no quoted string spans lines
 	}
 	for from := 0; ; {
 		if i := bytes.IndexByte(r.buf[r.r+from:r.w], '\n'); i >= 0 {
@@ -140,8 +141,8 @@ func (r *Reader) text(n int) (Segment, error) {
 	s := Segment{Bytes: line, Kind: Text, Literal: none, End: true}
 	if !r.status && !r.quoted {
 		lit, err := announced(line[:n-2])
-		if err != nil {
-			return Segment{}, err
+		if err != nil || r.braced && lit.Size < 0 && line[n-3] == '}' {
+			return Segment{}, ErrLiteral // the brace may be in a Part that went before
 		}
 		s.Literal, s.End = lit, lit.Size < 0
 		r.left = max(lit.Size, 0)
@@ -154,6 +155,7 @@ func (r *Reader) text(n int) (Segment, error) {
 func (r *Reader) part(n int) Segment {
 	s := Segment{Bytes: r.buf[r.r : r.r+n], Kind: Part, Literal: none}
 	r.track(s.Bytes)
+	r.braced = r.braced || bytes.IndexByte(s.Bytes, '{') >= 0
 	r.r += n
 	r.fresh, r.inLine = false, true
 	return s

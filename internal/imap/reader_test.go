@@ -213,6 +213,8 @@ func FuzzLiteralFraming(f *testing.F) {
 	f.Add([]byte("a LOGIN {5}\r\nalice {2+}\r\npw\r\nb NOOP\r\n"), []byte{1})
 	f.Add([]byte("a X \"{5}\r\nb ~{3}\r\n\x00\r\n\r\n"), []byte{3, 9})
 	f.Add([]byte(strings.Repeat("x", 600)+" {1}\r\n\n\r\n"), []byte{63})
+	f.Add([]byte("a {"+strings.Repeat("0", 600)+"}\r\nb NOOP\r\n"), []byte{63})
+	f.Add([]byte(strings.Repeat("x", 478)+"{"+strings.Repeat("0", 400)+"+}\r\nb NOOP\r\n"), []byte{63})
 	f.Fuzz(func(t *testing.T, stream, sizes []byte) {
 		all, ends, _ := frames(NewReader(bytes.NewReader(stream), Commands, 512))
 		if !bytes.HasPrefix(stream, all) {
