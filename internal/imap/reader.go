@@ -67,6 +67,7 @@ type Reader struct {
 	// Owned by the reading goroutine.
 	buf     []byte
 	r, w    int   // buf[r:w] is unread
+	seen    int   // unread bytes that are known to have no line end
 	left    int64 // octets of the open literal still to come
 	fresh   bool  // a command or response begins
 	inLine  bool  // a Part of the line went before
@@ -91,7 +92,7 @@ func (r *Reader) Peek() []byte { return r.buf[r.r:r.w] }
 // Rest takes the bytes that were read too far, which are the caller's now.
 func (r *Reader) Rest() []byte {
 	rest := r.buf[r.r:r.w:r.w]
-	r.buf, r.r, r.w = nil, 0, 0
+	r.buf, r.r, r.w, r.seen = nil, 0, 0, 0
 	return rest
 }
 
@@ -99,57 +100,84 @@ func (r *Reader) Rest() []byte {
 // A line longer than the buffer comes in Parts. It allocates nothing once the
 // buffer has grown. Errors: ErrLineEnding, ErrLiteral, or those of the source.
 func (r *Reader) Next() (Segment, error) {
+	for {
+		s, ok, err := r.Ready()
+		if ok || err != nil {
+			return s, err
+		}
+		if err := r.Fill(); err != nil {
+			return Segment{}, err
+		}
+	}
+}
+
+// Ready is Next without reading: ok is false when what was read holds no whole
+// segment. Until the next Fill, segments lie side by side in memory, and stay.
+func (r *Reader) Ready() (s Segment, ok bool, err error) {
 	if r.left > 0 {
 		return r.data()
 	}
 	if !r.inLine {
 		r.quoted, r.escaped, r.braced = false, false, false // no quoted string spans lines
 	}
-	for from := 0; ; {
-		if i := bytes.IndexByte(r.buf[r.r+from:r.w], '\n'); i >= 0 {
-			return r.text(from + i + 1)
-		}
-		if r.w-r.r >= r.size {
-			return r.part(r.w - r.r - tail), nil
-		}
-		from = r.w - r.r
-		if err := r.fill(); err != nil {
-			return Segment{}, r.atEOF(err)
-		}
+	if i := bytes.IndexByte(r.buf[r.r+r.seen:r.w], '\n'); i >= 0 {
+		return r.text(r.seen + i + 1)
 	}
+	if r.w-r.r >= r.size {
+		return r.part(r.w - r.r - tail), true, nil
+	}
+	r.seen = r.w - r.r
+	return Segment{}, false, nil
 }
 
-func (r *Reader) data() (Segment, error) {
-	if r.r == r.w {
-		if err := r.fill(); err != nil {
-			return Segment{}, unexpected(err)
-		}
+// Between says whether the last segment ended a command or response.
+func (r *Reader) Between() bool { return r.fresh }
+
+// Swap gives the Reader another buffer, which must hold what is unread, and
+// returns the one it had: so buffers can be shared, and idle Readers have none.
+func (r *Reader) Swap(buf []byte) []byte {
+	if len(buf) < r.w-r.r {
+		panic("imap: buffer too small for what is unread")
 	}
+	old := r.buf
+	n := copy(buf, old[r.r:r.w])
+	r.buf, r.r, r.w = buf, 0, n
+	return old
+}
+
+// Size is the length of the buffer the Reader has now.
+func (r *Reader) Size() int { return len(r.buf) }
+
+func (r *Reader) data() (Segment, bool, error) {
 	n := min(int64(r.w-r.r), r.left)
+	if n == 0 {
+		return Segment{}, false, nil
+	}
 	s := Segment{Bytes: r.buf[r.r : r.r+int(n)], Kind: Data, Literal: none}
 	r.r += int(n)
 	r.left -= n
-	return s, nil
+	return s, true, nil
 }
 
-func (r *Reader) text(n int) (Segment, error) {
+func (r *Reader) text(n int) (Segment, bool, error) {
 	line := r.buf[r.r : r.r+n]
 	if n < 2 || line[n-2] != '\r' {
-		return Segment{}, ErrLineEnding
+		return Segment{}, false, ErrLineEnding
 	}
 	r.track(line)
 	s := Segment{Bytes: line, Kind: Text, Literal: none, End: true}
 	if !r.status && !r.quoted {
 		lit, err := announced(line[:n-2])
 		if err != nil || r.braced && lit.Size < 0 && line[n-3] == '}' {
-			return Segment{}, ErrLiteral // the brace may be in a Part that went before
+			return Segment{}, false, ErrLiteral // the brace may be in a Part that went before
 		}
 		s.Literal, s.End = lit, lit.Size < 0
 		r.left = max(lit.Size, 0)
 	}
 	r.r += n
+	r.seen = 0
 	r.fresh, r.inLine = s.End, false
-	return s, nil
+	return s, true, nil
 }
 
 func (r *Reader) part(n int) Segment {
@@ -157,6 +185,7 @@ func (r *Reader) part(n int) Segment {
 	r.track(s.Bytes)
 	r.braced = r.braced || bytes.IndexByte(s.Bytes, '{') >= 0
 	r.r += n
+	r.seen = 0
 	r.fresh, r.inLine = false, true
 	return s
 }
@@ -181,10 +210,22 @@ func (r *Reader) track(b []byte) {
 	}
 }
 
-// fill reads once. The buffer is moved or grown when it is full.
+// Fill reads once. The buffer is moved or grown when it is full. The end of the
+// stream inside a command or response is io.ErrUnexpectedEOF.
+func (r *Reader) Fill() error {
+	err := r.fill()
+	if err != nil && (r.left > 0 || !r.fresh) {
+		return unexpected(err)
+	}
+	return r.atEOF(err)
+}
+
 func (r *Reader) fill() error {
-	if r.r == r.w {
+	switch unread := r.w - r.r; {
+	case unread == 0:
 		r.r, r.w = 0, 0
+	case unread <= r.r && len(r.buf)-r.w < len(r.buf)/2: // a little copying for a larger read
+		r.r, r.w = 0, copy(r.buf, r.buf[r.r:r.w])
 	}
 	if r.w == len(r.buf) {
 		r.room()
@@ -214,7 +255,7 @@ func (r *Reader) room() {
 }
 
 func (r *Reader) atEOF(err error) error {
-	if r.w > r.r || r.inLine {
+	if err != nil && (r.w > r.r || r.inLine) {
 		return unexpected(err)
 	}
 	return err
@@ -240,6 +281,7 @@ func (r *Reader) ReadLine(limit int) ([]byte, error) {
 				return nil, ErrLineTooLong
 			}
 			r.r += n
+			r.seen = 0
 			if n < 2 || line[n-2] != '\r' {
 				return line[:n-1], ErrLineEnding
 			}
@@ -265,6 +307,7 @@ func (r *Reader) ReadFull(p []byte) error {
 		}
 		n := copy(p, r.buf[r.r:r.w])
 		r.r += n
+		r.seen = 0
 		p = p[n:]
 	}
 	return nil

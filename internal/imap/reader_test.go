@@ -229,3 +229,39 @@ func FuzzLiteralFraming(f *testing.F) {
 		}
 	})
 }
+
+func TestReadySegmentsLieSideBySideUntilTheNextFill(t *testing.T) {
+	const stream = "* 1 FETCH (BODY[] {5}\r\nhello)\r\n* 2 EXISTS\r\na OK\r\n* 3 EX"
+	r := NewReader(strings.NewReader(stream), Responses, 512)
+	if _, ok, err := r.Ready(); ok || err != nil {
+		t.Fatalf("ready before anything was read: %v, %v", ok, err)
+	}
+	if err := r.Fill(); err != nil {
+		t.Fatal(err)
+	}
+	var run []byte
+	for {
+		s, ok, err := r.Ready()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !ok {
+			break
+		}
+		if run == nil {
+			run = s.Bytes
+			continue
+		}
+		run = run[:len(run)+len(s.Bytes)]
+	}
+	if want := stream[:len(stream)-len("* 3 EX")]; string(run) != want || !r.Between() {
+		t.Errorf("%q, between %v", run, r.Between())
+	}
+	old := r.Swap(make([]byte, 6))
+	if len(old) != 512 || string(r.Peek()) != "* 3 EX" {
+		t.Errorf("%d bytes of buffer came back, %q is unread", len(old), r.Peek())
+	}
+	if err := r.Fill(); err != io.ErrUnexpectedEOF {
+		t.Errorf("the end inside a line: %v", err)
+	}
+}
