@@ -145,6 +145,14 @@ func (r *Reader) Swap(buf []byte) []byte {
 	return old
 }
 
+// Preload gives the Reader, which has nothing yet, a copy of what was read from
+// its source before.
+func (r *Reader) Preload(b []byte) {
+	r.buf = append([]byte(nil), b...)
+	r.buf = r.buf[:len(b):len(b)]
+	r.w = len(b)
+}
+
 // Size is the length of the buffer the Reader has now.
 func (r *Reader) Size() int { return len(r.buf) }
 
