@@ -1,0 +1,44 @@
+package lease
+
+import (
+	"slices"
+	"strings"
+)
+
+// Enabled is a set of extensions that change what a server says on a connection
+// (RFC 5161): upper-case names in order, a space between two. It can be a key.
+type Enabled string
+
+// The names that the gateway itself looks for.
+const (
+	Condstore = "CONDSTORE" // RFC 7162
+	Qresync   = "QRESYNC"   // RFC 7162; implies CONDSTORE
+	UIDOnly   = "UIDONLY"   // RFC 9586
+	Rev2      = "IMAP4REV2" // RFC 9051
+	UTF8      = "UTF8=ACCEPT"
+)
+
+// Has says whether name is in the set.
+func (e Enabled) Has(name string) bool {
+	for word := range strings.SplitSeq(string(e), " ") {
+		if word == name {
+			return true
+		}
+	}
+	return false
+}
+
+// With is the set and names.
+func (e Enabled) With(names ...string) Enabled {
+	words := append(strings.Fields(string(e)), names...)
+	slices.Sort(words)
+	return Enabled(strings.Join(slices.Compact(words), " "))
+}
+
+// Less is the set without the names that other has.
+func (e Enabled) Less(other Enabled) []string {
+	return slices.DeleteFunc(strings.Fields(string(e)), other.Has)
+}
+
+// Within says whether other has every name of the set.
+func (e Enabled) Within(other Enabled) bool { return len(e.Less(other)) == 0 }

@@ -1,0 +1,177 @@
+// Package lease is one upstream connection as its one user has it: what is said
+// on it is framed, and commands of the gateway's own can be run on it in turn
+// with the client's.
+//
+// It does not know whose commands the others are, when a command of ours may be
+// run (nothing may be outstanding), or where connections wait (proxy/mux/pool).
+// A Conn belongs to one goroutine.
+package lease
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"imapgate/internal/identity"
+	"imapgate/internal/imap"
+	"imapgate/proxy/mux/wire"
+	"imapgate/proxy/upstream"
+)
+
+// What a backend can do wrong while it answers us. After any of them, and any
+// error of the socket, the connection is of no more use.
+var (
+	ErrBye      = errors.New("backend says goodbye")
+	ErrProtocol = errors.New("backend broke the protocol")
+	ErrTooMuch  = errors.New("answer is larger than the limit")
+)
+
+// maxAnswer bounds the bytes of all responses to one command of ours.
+const maxAnswer = 16 << 20
+
+// Conn is an upstream connection on which a user is logged in.
+type Conn struct {
+	*wire.Wire
+
+	// Set once.
+	user   identity.User
+	caps   imap.Caps
+	prefix string // of our tags: nobody can guess it
+	born   time.Time
+
+	// Owned by whoever has the lease.
+	Enabled  Enabled // what ENABLE, or a command that implies it, has switched on
+	Selected bool    // a mailbox is, or may be
+	serial   uint64
+	answer   []byte // scratch: a response that did not fit the buffer
+}
+
+// New makes a Conn of a login.
+func New(up *upstream.Conn, shared wire.Shared) *Conn {
+	c := &Conn{user: up.User(), caps: up.Caps(), prefix: rand.Text()[:13], born: time.Now()}
+	nc, rest := up.Detach()
+	c.Wire = wire.New(nc, rest, imap.Responses, shared)
+	return c
+}
+
+// User is whose connection this is.
+func (c *Conn) User() identity.User { return c.user }
+
+// Caps is the backend's list as of after the login.
+func (c *Conn) Caps() imap.Caps { return c.caps }
+
+// Age is the time since the login.
+func (c *Conn) Age() time.Duration { return time.Since(c.born) }
+
+// Prefix begins every tag of ours. A client whose tag begins with it must not
+// be served on this connection.
+func (c *Conn) Prefix() string { return c.prefix }
+
+// Run sends a command of ours, without its tag and CRLF, and reads up to its
+// tagged answer, which it returns whether OK or not. Nothing may be outstanding.
+// Each untagged response, literals and CRLF included, goes to each, which must
+// not keep it. A deadline bounds all of it; none remains.
+//
+// Errors: ErrBye, ErrProtocol, ErrTooMuch, each's own, the socket's. The
+// connection must then be closed.
+func (c *Conn) Run(deadline time.Time, command string, each func(response []byte) error) (imap.Response, error) {
+	tag := c.nextTag()
+	c.Limit(deadline)
+	defer c.Limit(time.Time{})
+	if _, err := c.Write([]byte(tag + " " + command + "\r\n")); err != nil {
+		return imap.Response{}, fmt.Errorf("send: %w", err)
+	}
+	left := maxAnswer
+	for {
+		b, err := c.response(&left)
+		if err != nil {
+			return imap.Response{}, err
+		}
+		if len(b) > 2 && b[0] == '*' && b[1] == ' ' && !isBye(b) {
+			if err := each(b); err != nil {
+				return imap.Response{}, err
+			}
+			continue
+		}
+		res, err := imap.ParseResponse(b[:len(b)-len("\r\n")])
+		switch {
+		case err != nil:
+			return res, fmt.Errorf("%w: %w", ErrProtocol, err)
+		case res.Kind == imap.Untagged:
+			return res, fmt.Errorf("%w: %s", ErrBye, res.Text)
+		case res.Kind != imap.Tagged || res.Tag != tag:
+			return res, fmt.Errorf("%w: an answer to nothing of ours", ErrProtocol)
+		}
+		return res, nil
+	}
+}
+
+// Untagged reads one response that is not an answer to anything, as it may
+// stand in a buffer. Errors as Run.
+func (c *Conn) Untagged() ([]byte, error) {
+	left := maxAnswer
+	b, err := c.response(&left)
+	switch {
+	case err != nil:
+		return nil, err
+	case len(b) < 2 || b[0] != '*' || b[1] != ' ':
+		return nil, fmt.Errorf("%w: an answer to nothing of ours", ErrProtocol)
+	case isBye(b):
+		return nil, ErrBye
+	}
+	return b, nil
+}
+
+// response reads one whole response, valid until the next.
+func (c *Conn) response(left *int) ([]byte, error) {
+	c.answer = c.answer[:0]
+	for {
+		s, ok, err := c.Ready()
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrProtocol, err)
+		}
+		if !ok {
+			if err := c.More(); err != nil {
+				return nil, fmt.Errorf("read: %w", err)
+			}
+			continue
+		}
+		if *left -= len(s.Bytes); *left < 0 || s.Literal.Size > int64(*left) {
+			return nil, ErrTooMuch
+		}
+		if s.End && len(c.answer) == 0 {
+			return s.Bytes, nil
+		}
+		c.answer = append(c.answer, s.Bytes...)
+		if s.End {
+			return c.answer, nil
+		}
+	}
+}
+
+// Relax gives up what an idle connection does not need.
+func (c *Conn) Relax() {
+	c.answer = nil
+	c.Wire.Relax()
+}
+
+func (c *Conn) nextTag() string {
+	c.serial++
+	return c.prefix + strconv.FormatUint(c.serial, 36)
+}
+
+func isBye(response []byte) bool {
+	const bye = "* BYE"
+	if len(response) < len(bye) {
+		return false
+	}
+	for i := range len(bye) {
+		if c := response[i]; c != bye[i] && c != bye[i]|0x20 {
+			return false
+		}
+	}
+	next := response[len(bye)]
+	return next == ' ' || next == '\r'
+}
