@@ -15,6 +15,9 @@ const (
 	maxWaiting   = 10_000
 	maxPending   = 8 << 20
 	fullForLogin = maxWaiting / 4 * 3
+	// fullForMux leaves the room above it to logins and ends: when a backend
+	// restarts, all its sessions lose their upstream at once.
+	fullForMux = maxWaiting / 2
 	// keepBuffer is the largest buffer kept after a burst.
 	keepBuffer = 256 << 10
 	// linger lets records that come together go out in one write.
@@ -180,6 +183,22 @@ func (l *Log) addIfReady(fill func([]byte) []byte) error {
 	}
 	l.append(fill)
 	return nil
+}
+
+// addIfRoom is add for a record of something that neither lets anybody in nor
+// ends: a burst of these is lost, and counted, before it keeps others out.
+func (l *Log) addIfRoom(fill func([]byte) []byte) error {
+	if l.cfg.Path == "" {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed || l.waiting >= fullForMux || len(l.pending) >= maxPending/2 {
+		l.lost++
+		return l.ready()
+	}
+	l.append(fill)
+	return l.ready()
 }
 
 // append adds a record to pending; mu is held.

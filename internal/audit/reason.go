@@ -33,7 +33,8 @@ const (
 )
 
 // Reasons for the end of a connection, before or after the login. Shutdown,
-// overload, internal and identity_violation of above are among them.
+// overload, limit_reached, backend_protocol, internal and identity_violation of
+// above are among them.
 const (
 	ClientLogout      Reason = "client_logout"
 	ClientClosed      Reason = "client_closed"
@@ -61,6 +62,17 @@ const (
 	TooMany           Reason = "too_many_connections"
 )
 
+// Reasons for the end of a session that could have outlived its upstream.
+const (
+	MailboxGone      Reason = "mailbox_gone"      // the selected mailbox was deleted, or is not this user's any more
+	MailboxChanged   Reason = "mailbox_changed"   // another has its name: UIDVALIDITY or MAILBOXID
+	MailboxTooLarge  Reason = "mailbox_too_large" // what changed is not known, and there is too much to tell all of it
+	ViewInconsistent Reason = "view_inconsistent" // it cannot have become what it is
+	UpstreamLost     Reason = "upstream_lost"     // amid a response, or with the outcome of a command unknown
+	UpstreamAway     Reason = "upstream_away"     // none to be had in time
+	LoginRevoked     Reason = "login_revoked"     // the backend does not accept the login any more
+)
+
 // reasons is every Reason with what the client of a refused login was told in
 // kind: refused (try another password) or unavailable (try again later).
 var reasons = map[Reason]string{
@@ -76,6 +88,8 @@ var reasons = map[Reason]string{
 	PreauthTimeout: ended, HandshakeTimeout: ended, HandshakeFailed: ended, WrongALPN: ended,
 	StartTLSInjection: ended, BadProxyHeader: ended, LineTooLong: ended,
 	LiteralTooBig: ended, WrongProtocol: ended, BadCommands: ended, LoginAttempts: ended, TooMany: ended,
+	MailboxGone: ended, MailboxChanged: ended, MailboxTooLarge: ended, ViewInconsistent: ended, UpstreamLost: ended,
+	UpstreamAway: ended, LoginRevoked: ended,
 }
 
 const (

@@ -39,6 +39,23 @@ func (r register) counters(name, help, label string, values []string) map[string
 	return set
 }
 
+// gauges is counters for gauges.
+func (r register) gauges(name, help, label string, values []string) map[string]prometheus.Gauge {
+	vec := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, []string{label})
+	r.MustRegister(vec)
+	set := map[string]prometheus.Gauge{Other: vec.WithLabelValues(Other)}
+	for _, value := range values {
+		set[value] = vec.WithLabelValues(value)
+	}
+	return set
+}
+
+func (r register) histogram(name, help string) prometheus.Histogram {
+	h := prometheus.NewHistogram(prometheus.HistogramOpts{Name: name, Help: help, Buckets: waitBuckets})
+	r.MustRegister(h)
+	return h
+}
+
 // member is the instrument of value, or that of Other.
 func member[I any](set map[string]I, value string) I {
 	if one, known := set[value]; known {
@@ -47,14 +64,15 @@ func member[I any](set map[string]I, value string) I {
 	return set[Other]
 }
 
-// Backend is the counters of one configured backend.
+// Backend is the instruments of one configured backend.
 type Backend struct {
 	results map[string]prometheus.Counter // Set once.
+	spliced prometheus.Gauge              // Set once.
 }
 
-// Backend resolves the counters of a configured backend, once.
+// Backend resolves the instruments of a configured backend, once.
 func (m *Metrics) Backend(name string) *Backend {
-	b := &Backend{results: make(map[string]prometheus.Counter)}
+	b := &Backend{results: make(map[string]prometheus.Counter), spliced: m.spliced.WithLabelValues(name)}
 	for _, result := range append([]string{Other}, connectResults...) {
 		b.results[result] = m.upstream.WithLabelValues(name, result)
 	}
@@ -63,6 +81,13 @@ func (m *Metrics) Backend(name string) *Backend {
 
 // ConnectDone counts an attempt to connect and log in.
 func (b *Backend) ConnectDone(result string) { member(b.results, result).Inc() }
+
+// SwitchedToSplice shows that new sessions are spliced whatever the mode: the
+// backend broke what the other modes build on.
+func (b *Backend) SwitchedToSplice() { b.spliced.Set(1) }
+
+// SwitchedBack shows that the backend's own mode is in force again.
+func (b *Backend) SwitchedBack() { b.spliced.Set(0) }
 
 // ObserveCertificates shows, at each scrape, when the certificates end. expiry
 // is called with a function to report each certificate file to.

@@ -28,6 +28,22 @@ const (
 	toBackend = "to_backend"
 )
 
+// States of a session that may outlive its upstream.
+const (
+	Unselected = "unselected" // no mailbox: an upstream is taken for single commands only
+	Attached   = "attached"   // a mailbox, and an upstream that has it selected
+	Detached   = "detached"   // a mailbox, and no upstream
+	Idle       = "idle"       // attached or not, and the client is in IDLE
+	Pinned     = "pinned"     // relayed without a view until it ends
+)
+
+// Results of comparing a view with the backend.
+const (
+	Same      = "same"
+	Different = "different"
+	Skipped   = "skipped" // something came in between, or the backend did not answer
+)
+
 // The sets. Each is constant by agreement and read in New only.
 var (
 	modes        = []string{"splice", "reuse", "resume", "park"}
@@ -46,5 +62,6 @@ var (
 	// As in the audit log, those with which a session can end.
 	endReasons = []string{"client_logout", "client_closed", "client_lost", "client_protocol", "client_stalled",
 		"backend_closed", "backend_lost", "backend_stalled", "idle", "drained", "shutdown", "kicked", "moved",
-		"overload", "identity_violation", "internal"}
+		"overload", "identity_violation", "internal", "mailbox_gone", "mailbox_changed", "mailbox_too_large",
+		"view_inconsistent", "upstream_lost", "upstream_away", "login_revoked", "limit_reached", "backend_protocol"}
 )

@@ -13,9 +13,9 @@ import (
 // scrapes bounds the scrapes served at once: a stuck scraper must not pile up.
 const scrapes = 4
 
-// loginBuckets reach from a cached route and a near backend to the limit of an
+// waitBuckets reach from a cached route and a near backend to the limit of an
 // upstream login.
-var loginBuckets = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}
+var waitBuckets = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}
 
 // Metrics is every instrument of a gateway.
 type Metrics struct {
@@ -26,10 +26,12 @@ type Metrics struct {
 	BytesToBackend     prometheus.Counter
 	IdentityViolations prometheus.Counter // must stay 0: a session met another user's upstream
 	RouteChannelUp     prometheus.Gauge   // 1 while changes of routes are pushed to us
+	Mux                *Mux               // of the modes reuse and resume
 
 	registry     *prometheus.Registry
 	connections  *prometheus.CounterVec
 	upstream     *prometheus.CounterVec
+	spliced      *prometheus.GaugeVec
 	sessions     map[string]prometheus.Gauge
 	logins       map[loginKey]prometheus.Counter
 	loginSeconds map[string]prometheus.Observer
@@ -65,28 +67,22 @@ func New(version string) *Metrics {
 
 	m.connections = r.counterVec("imapgate_connections_total", "Accepted connections.", "listener")
 	m.upstream = r.counterVec("imapgate_upstream_connects_total", "Connections and logins at backends.", "backend", "result")
-	m.makeSessions(r)
+	m.spliced = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "imapgate_mux_backend_spliced",
+		Help: "1 while a backend's sessions are spliced because it broke what reuse and resume build on.",
+	}, []string{"backend"})
+	r.MustRegister(m.spliced)
+	m.sessions = r.gauges("imapgate_sessions", "Logged-in sessions.", "mode", modes)
+	m.Mux = newMux(r)
 	m.makeLogins(r)
 	m.makeProcess(version)
 	return m
 }
 
-func (m *Metrics) makeSessions(r register) {
-	vec := prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Name: "imapgate_sessions", Help: "Logged-in sessions.",
-	}, []string{"mode"})
-	r.MustRegister(vec)
-	m.sessions = make(map[string]prometheus.Gauge)
-	for _, mode := range modes {
-		m.sessions[mode] = vec.WithLabelValues(mode)
-	}
-	m.sessions[Other] = vec.WithLabelValues(Other)
-}
-
 func (m *Metrics) makeLogins(r register) {
 	counts := r.counterVec("imapgate_logins_total", "Login attempts.", "result", "mechanism")
 	seconds := prometheus.NewHistogramVec(prometheus.HistogramOpts{
-		Name: "imapgate_login_seconds", Help: "From the complete login command to its answer.", Buckets: loginBuckets,
+		Name: "imapgate_login_seconds", Help: "From the complete login command to its answer.", Buckets: waitBuckets,
 	}, []string{"result"})
 	r.MustRegister(seconds)
 	m.logins = make(map[loginKey]prometheus.Counter)

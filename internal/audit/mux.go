@@ -1,0 +1,138 @@
+package audit
+
+import (
+	"time"
+
+	"imapgate/internal/identity"
+)
+
+// Mux is what happened to a session that may outlive its upstream.
+type Mux struct {
+	User     identity.User
+	Backend  string
+	Mailbox  string // the selected one; the client's bytes
+	Why      Why
+	Result   Result // of an attach
+	Expunged uint32 // by an attach: messages the client did not know to be gone
+	Arrived  uint32 // by an attach: messages the client did not know to be there
+	Took     time.Duration
+}
+
+// Why says what an attach, a loss or a pin came from. The constants below are
+// all there are; another value shows as other.
+type Why string
+
+// Why a session was given an upstream anew.
+const (
+	AfterLoss   Why = "lost"   // its upstream was lost
+	AfterHold   Why = "hold"   // as before, and a command waited for the backend
+	AfterDetach Why = "detach" // it had given its upstream up
+)
+
+// How an upstream was lost.
+const (
+	LostClosed   Why = "closed"   // the backend hung up
+	LostReset    Why = "reset"    // reset or TLS fault
+	LostBye      Why = "bye"      // the backend said BYE
+	LostTimeout  Why = "timeout"  // it took or gave nothing for too long
+	LostProtocol Why = "protocol" // it said what is not IMAP
+	LostDrained  Why = "drained"  // by us: the operator empties the backend
+)
+
+// Why a session is pinned to its upstream.
+const (
+	PinNotify       Why = "notify"          // RFC 5465
+	PinContext      Why = "context"         // RFC 5267: the backend updates a search
+	PinSavedSearch  Why = "saved_search"    // RFC 5182: $ is of the connection
+	PinLanguage     Why = "language"        // RFC 5255
+	PinAnnotate     Why = "annotate"        // RFC 5257
+	PinUnknown      Why = "unknown_command" // what it changes cannot be known
+	PinUIDNotSticky Why = "uidnotsticky"    // the mailbox has no UIDs that last
+	PinDuplicateTag Why = "duplicate_tag"   // two commands under way have one tag
+	PinSelectBad    Why = "select_bad"      // SELECT answered BAD: what is selected is not known
+	PinViolation    Why = "violation"       // the backend broke an invariant
+	PinSyntax       Why = "syntax"          // a command that could not be understood
+	PinCredentials  Why = "credentials"     // there is no second login without the client
+)
+
+// Result is how an attach ended. The constants below are all there are;
+// another value shows as other.
+type Result string
+
+// Results of an attach.
+const (
+	AttachOK           Result = "ok"
+	AttachInconsistent Result = "inconsistent" // the mailbox cannot have become what it is
+	AttachGone         Result = "gone"         // there is no such mailbox any more, or it is not this user's
+	AttachChanged      Result = "changed"      // another mailbox has its name: UIDVALIDITY or MAILBOXID
+	AttachTooLarge     Result = "too_large"    // for telling all flags again
+	AttachRefused      Result = "refused"      // the login
+	AttachLimit        Result = "limit"        // no connection left
+	AttachTimeout      Result = "timeout"
+	AttachUnavailable  Result = "unavailable" // the backend, for now
+	AttachLost         Result = "lost"        // the new upstream, too
+	AttachCanceled     Result = "canceled"    // the client went away, or we are going down
+)
+
+// Constant tables: every Why and every Result.
+var (
+	whys = map[Why]bool{
+		AfterLoss: true, AfterHold: true, AfterDetach: true, LostClosed: true, LostReset: true, LostBye: true,
+		LostTimeout: true, LostProtocol: true, LostDrained: true, PinNotify: true, PinContext: true, PinSavedSearch: true,
+		PinLanguage: true, PinAnnotate: true, PinUnknown: true, PinUIDNotSticky: true, PinDuplicateTag: true,
+		PinSelectBad: true, PinViolation: true, PinSyntax: true, PinCredentials: true,
+	}
+	results = map[Result]bool{
+		AttachOK: true, AttachInconsistent: true, AttachGone: true, AttachChanged: true, AttachTooLarge: true,
+		AttachRefused: true, AttachLimit: true, AttachTimeout: true, AttachUnavailable: true, AttachLost: true, AttachCanceled: true,
+	}
+)
+
+// Known says whether w is one of the constants.
+func (w Why) Known() bool { return whys[w] }
+
+// Known says whether r is one of the constants.
+func (r Result) Known() bool { return results[r] }
+
+// Attached records that a session was given an upstream anew, or in vain.
+func (l *Log) Attached(c *Client, m *Mux) error {
+	return l.addIfRoom(func(b []byte) []byte {
+		b = m.append(begin(b, "session_attached", c))
+		b = append(b, `,"result":"`...)
+		if m.Result.Known() {
+			b = append(b, m.Result...)
+		} else {
+			b = append(b, "other"...)
+		}
+		b = append(b, '"')
+		b = appendCount(b, "expunged", uint64(m.Expunged))
+		b = appendCount(b, "arrived", uint64(m.Arrived))
+		return appendDuration(b, m.Took)
+	})
+}
+
+// UpstreamLost records that a session lost its upstream and goes on. Took is
+// how long it had it.
+func (l *Log) UpstreamLost(c *Client, m *Mux) error {
+	return l.addIfRoom(func(b []byte) []byte {
+		return appendDuration(m.append(begin(b, "upstream_lost", c)), m.Took)
+	})
+}
+
+// Pinned records that a session will not outlive its upstream, and why.
+func (l *Log) Pinned(c *Client, m *Mux) error {
+	return l.addIfRoom(func(b []byte) []byte { return m.append(begin(b, "session_pinned", c)) })
+}
+
+func (m *Mux) append(b []byte) []byte {
+	b = appendText(b, "user", m.User.String(), maxUser)
+	b = appendText(b, "backend", m.Backend, maxName)
+	b = appendText(b, "mailbox", m.Mailbox, maxText)
+	b = append(b, `,"reason":"`...)
+	if m.Why.Known() {
+		b = append(b, m.Why...)
+	} else {
+		b = append(b, "other"...)
+	}
+	return append(b, '"')
+}
