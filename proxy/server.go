@@ -72,8 +72,8 @@ type Config struct {
 // halfClosed is how long a session may be silent when one side has hung up.
 const halfClosed = time.Minute
 
-// quiet is how long a session must be silent to give up its goroutines.
-const quiet = 200 * time.Millisecond
+// silent is how long a session must say nothing to give up its goroutines.
+const silent = 200 * time.Millisecond
 
 // Rooms are the other rooms, as the front door asks them.
 type Rooms struct {
@@ -118,7 +118,7 @@ func New(cfg Config, rooms Rooms) (*Server, error) {
 		s.listeners = append(s.listeners, &listener{Listener: l, server: s, accepted: rooms.Metrics.Connections(l.Name)})
 	}
 	spliced, err := splice.NewSet(splice.Config{
-		Quiet: quiet, Idle: cfg.Idle, HalfClosed: halfClosed, Write: cfg.Write,
+		Quiet: silent, Idle: cfg.Idle, HalfClosed: halfClosed, Write: cfg.Write,
 		Bytes: func(up, down int64) {
 			rooms.Metrics.BytesToBackend.Add(float64(up))
 			rooms.Metrics.BytesToClient.Add(float64(down))

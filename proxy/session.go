@@ -14,6 +14,7 @@ import (
 	"imapgate/auth"
 	"imapgate/internal/audit"
 	"imapgate/internal/imap"
+	"imapgate/internal/quiet"
 	"imapgate/proxy/splice"
 	"imapgate/proxy/upstream"
 	"imapgate/routing"
@@ -27,7 +28,7 @@ type session struct {
 	listener *listener
 	began    time.Time
 	deadline time.Time // of everything before the login
-	socket   *splice.Socket
+	socket   *quiet.Socket
 
 	// Owned by run.
 	conn     *imap.Conn
@@ -43,7 +44,7 @@ type session struct {
 }
 
 func (l *listener) newSession(tcp *net.TCPConn) *session {
-	s := &session{server: l.server, listener: l, began: time.Now(), socket: splice.NewSocket(tcp)}
+	s := &session{server: l.server, listener: l, began: time.Now(), socket: quiet.NewSocket(tcp)}
 	s.deadline = s.began.Add(l.server.cfg.Preauth)
 	s.who = audit.Client{Session: l.server.sessionID(), Listener: l.Name, Peer: addrPort(tcp.RemoteAddr())}
 	s.conn = imap.NewConn(s.socket, imap.Commands, imap.BeforeLogin.Line)

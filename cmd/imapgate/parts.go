@@ -13,8 +13,8 @@ import (
 	"imapgate/auth"
 	"imapgate/internal/config"
 	"imapgate/internal/identity"
+	"imapgate/internal/quiet"
 	"imapgate/proxy"
-	"imapgate/proxy/splice"
 	"imapgate/proxy/upstream"
 	"imapgate/routing"
 	"imapgate/tlsconf"
@@ -149,7 +149,7 @@ func upstreamConfig(name string, b config.Backend, l config.Limits) (upstream.Co
 		}
 		server = host
 	}
-	made.Socket = func(tcp *net.TCPConn) net.Conn { return splice.NewSocket(tcp) }
+	made.Socket = func(tcp *net.TCPConn) net.Conn { return quiet.NewSocket(tcp) }
 	var err error
 	if made.TLS, err = tlsconf.Client(tlsconf.ClientConfig{CA: b.CA, ServerName: server}); err != nil {
 		return made, fmt.Errorf("backend %s: %w", name, err)

@@ -3,6 +3,8 @@ package splice
 import (
 	"runtime/debug"
 	"time"
+
+	"imapgate/internal/quiet"
 )
 
 // The clock's pace. Quiet pumps are noticed within a tick; sessions are looked
@@ -62,7 +64,7 @@ func (m *memory) due(parkings uint64, sessions int) bool {
 
 // askQuiet asks the pumps that have had nothing to do to park.
 func (s *Set) askQuiet(now uint32) {
-	if !canPark {
+	if !quiet.CanPark {
 		return
 	}
 	var quiet []*pump
@@ -85,7 +87,7 @@ func (s *Set) sweep(now uint32) {
 		r.expire(now)
 	}
 	if s.cfg.Parked != nil {
-		s.cfg.Parked(s.idle.len())
+		s.cfg.Parked(s.idle.Len())
 	}
 }
 

@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"imapgate/internal/quiet"
 )
 
 // chunk bounds how much a series of splice(2) calls moves before the pump counts
@@ -21,11 +23,10 @@ type pump struct {
 	src, dst net.Conn
 
 	// Owned by run.
-	first []byte // to be sent before anything is read
+	first  []byte // to be sent before anything is read
+	parked bool   // once at least
 
-	// Owned by the idle set.
-	armed bool   // src is in the epoll set
-	key   uint64 // names the pump in the epoll set
+	waiter quiet.Waiter // for src, while the pump is parked
 
 	reported int64 // Guarded by relay.mu.
 
@@ -79,16 +80,16 @@ func (p *pump) run() {
 	s := p.relay.set
 	defer s.wg.Done()
 	conn, err := p.relayBytes()
-	quiet := conn == p.src && errors.Is(err, os.ErrDeadlineExceeded)
-	if !quiet {
+	idle := conn == p.src && errors.Is(err, os.ErrDeadlineExceeded)
+	if !idle {
 		p.done(conn, err)
 	}
 	s.mu.Lock()
 	delete(s.pumps, p)
 	s.mu.Unlock()
-	if quiet {
+	if idle {
 		p.unask(still)
-		trim(p.src)
+		quiet.Trim(p.src)
 	} else {
 		p.state.Store(still)
 	}
@@ -96,11 +97,26 @@ func (p *pump) run() {
 	p.relay.running--
 	over := p.relay.over
 	p.relay.mu.Unlock()
-	if quiet && !over {
-		s.idle.park(p) // from here on the pump may already run again
+	if idle && !over {
+		p.park() // from here on the pump may already run again
 		return
 	}
 	p.relay.settle()
+}
+
+// park waits for the source without a goroutine. A socket that is closed has no
+// need to: its session is over. Where the kernel has no room for another one, the
+// pump keeps a goroutine, and is not asked again.
+func (p *pump) park() {
+	s, first := p.relay.set, !p.parked
+	p.parked = true
+	err := s.idle.Wait(&p.waiter, p.src)
+	switch {
+	case err == nil && first:
+		s.parkings.Add(1)
+	case err != nil && !errors.Is(err, net.ErrClosed):
+		p.start(still)
+	}
 }
 
 // done ends the direction: its source hung up (err is nil), or conn failed.
@@ -141,21 +157,21 @@ func (p *pump) relayBytes() (net.Conn, error) {
 		}
 		p.first = nil
 	}
-	free := &p.relay.set.free
-	buf := free.small.Get().(*[smallBuffer]byte)
+	free := p.relay.set.free
+	buf := free.Small.Get().(*[quiet.SmallBuffer]byte)
 	filled, conn, err := p.copySmall(buf[:])
 	clear(buf[:])
-	free.small.Put(buf)
+	free.Small.Put(buf)
 	if !filled {
 		return conn, err
 	}
 	if src, dst, ok := bothTCP(p.src, p.dst); ok {
 		return p.spliceBytes(src, dst)
 	}
-	big := free.large.Get().(*[largeBuffer]byte)
+	big := free.Large.Get().(*[quiet.LargeBuffer]byte)
 	conn, err = p.copyLarge(big[:])
 	clear(big[:])
-	free.large.Put(big)
+	free.Large.Put(big)
 	return conn, err
 }
 
@@ -175,14 +191,11 @@ func (p *pump) copySmall(buf []byte) (filled bool, conn net.Conn, err error) {
 
 // copyLarge relays mail: as much at a time as there is.
 func (p *pump) copyLarge(buf []byte) (net.Conn, error) {
-	src := underTLS(p.src)
-	if src != nil {
-		src.readAhead(&p.relay.set.free.large)
-	}
+	p.relay.set.free.ReadAhead(p.src)
 	for {
 		n, err := p.src.Read(buf)
-		if src != nil && err == nil {
-			n, err = p.readMore(src, buf, n)
+		if err == nil {
+			n, err = p.readMore(buf, n)
 		}
 		if conn, err := p.pass(buf[:n], err); conn != nil {
 			return conn, err
@@ -190,18 +203,13 @@ func (p *pump) copyLarge(buf []byte) (net.Conn, error) {
 	}
 }
 
-// maxRecord is the plaintext of one TLS record (RFC 8446 §5.1).
-const maxRecord = 16 << 10
-
 // readMore adds to the n bytes in buf the records that have been read ahead. It
 // waits for nothing: half a record is left for the next time.
-func (p *pump) readMore(src *Socket, buf []byte, n int) (int, error) {
-	src.noWait = true
-	defer func() { src.noWait = false }()
-	for n <= len(buf)-maxRecord {
-		m, err := p.src.Read(buf[n:])
+func (p *pump) readMore(buf []byte, n int) (int, error) {
+	for n <= len(buf)-quiet.MaxRecord {
+		m, err := quiet.ReadNow(p.src, buf[n:])
 		n += m
-		if errors.Is(err, errNothing) {
+		if errors.Is(err, quiet.ErrNothing) {
 			return n, nil
 		}
 		if err != nil {
@@ -236,26 +244,12 @@ func ended(err error) error {
 func (p *pump) write(b []byte) error {
 	p.progress()
 	p.writing.Store(true)
-	err := p.send(b)
+	err := p.relay.set.free.Write(p.dst, b)
 	p.writing.Store(false)
 	p.progress()
 	if err == nil {
 		p.bytes.Add(int64(len(b)))
 	}
-	return err
-}
-
-// send writes b; what TLS makes several records of, the kernel gets at once.
-func (p *pump) send(b []byte) error {
-	if s := underTLS(p.dst); s != nil && len(b) > maxRecord {
-		gathers := &p.relay.set.free.gathers
-		s.gather(gathers.Get().(*[gatherBuffer]byte))
-		_, err := p.dst.Write(b)
-		buf, failed := s.flush()
-		gathers.Put(buf)
-		return errors.Join(err, failed)
-	}
-	_, err := p.dst.Write(b)
 	return err
 }
 
@@ -304,13 +298,13 @@ func (p *pump) progress() { p.last.Store(p.relay.set.tick.Load()) }
 // a pump that has just become busy again costs it one needless parking.
 func (p *pump) ask() {
 	if p.state.CompareAndSwap(relaying, asked) {
-		_ = socket(p.src).SetReadDeadline(time.Unix(1, 0))
+		_ = quiet.TCP(p.src).SetReadDeadline(time.Unix(1, 0))
 	}
 }
 
 // unask lets reads wait again, and only then lets the clock ask again.
 func (p *pump) unask(next uint32) {
-	_ = socket(p.src).SetReadDeadline(time.Time{})
+	_ = quiet.TCP(p.src).SetReadDeadline(time.Time{})
 	p.state.Store(next)
 }
 

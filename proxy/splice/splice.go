@@ -22,6 +22,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"imapgate/internal/quiet"
 )
 
 // Reason says why a session ended. The set is closed: it is a metric's label.
@@ -68,8 +70,8 @@ type Side struct {
 type Set struct {
 	// Set once.
 	cfg      Config
-	idle     idleSet
-	free     buffers
+	idle     *quiet.Set // the sockets of parked pumps
+	free     *quiet.Buffers
 	stop     chan struct{}
 	wg       sync.WaitGroup // the clock, the idle set and every pump
 	tick     atomic.Uint32  // ticks since the start, the clock's coarse time
@@ -82,14 +84,17 @@ type Set struct {
 
 // NewSet starts the clock. Close ends it.
 func NewSet(cfg Config) (*Set, error) {
-	s := &Set{cfg: cfg, stop: make(chan struct{}), relays: map[*Relay]struct{}{}, pumps: map[*pump]struct{}{}}
-	s.free.prepare()
-	if err := s.idle.open(); err != nil {
+	idle, err := quiet.NewSet()
+	if err != nil {
 		return nil, err
 	}
-	s.wg.Add(2)
+	s := &Set{
+		cfg: cfg, idle: idle, free: quiet.NewBuffers(), stop: make(chan struct{}),
+		relays: map[*Relay]struct{}{}, pumps: map[*pump]struct{}{},
+	}
+	s.wg.Add(1)
 	go s.clock()
-	go s.idle.run(&s.wg)
+	s.wg.Go(idle.Run)
 	return s, nil
 }
 
@@ -120,7 +125,7 @@ func (s *Set) EndAll(why Reason) {
 func (s *Set) Close() {
 	s.EndAll(Drained)
 	close(s.stop)
-	s.idle.close()
+	s.idle.Close()
 	s.wg.Wait()
 }
 
@@ -146,6 +151,7 @@ func (s *Set) Start(client, upstream Side, ended func(Result)) *Relay {
 	r := &Relay{set: s, ended: ended, open: 2}
 	r.up = pump{relay: r, src: client.Conn, dst: upstream.Conn, first: kept(upstream.First)}
 	r.down = pump{relay: r, src: upstream.Conn, dst: client.Conn, first: kept(client.First)}
+	r.up.waiter.Wake, r.down.waiter.Wake = r.up.wake, r.down.wake
 	r.up.progress() // or the clock could find a session that has been silent since the Set began
 	r.down.progress()
 	s.mu.Lock()
@@ -177,8 +183,8 @@ func (r *Relay) End(why Reason) {
 // middle of a literal can tell that it did not get all of it.
 func (r *Relay) cut(why Reason, err error) {
 	if r.begin(why, err) {
-		_ = socket(r.up.src).Close()
-		_ = socket(r.up.dst).Close()
+		_ = quiet.TCP(r.up.src).Close()
+		_ = quiet.TCP(r.up.dst).Close()
 		r.settle()
 	}
 }
@@ -206,8 +212,8 @@ func (r *Relay) settle() {
 	if !done {
 		return
 	}
-	r.set.idle.forget(&r.up)
-	r.set.idle.forget(&r.down)
+	r.set.idle.Forget(&r.up.waiter)
+	r.set.idle.Forget(&r.down.waiter)
 	r.set.mu.Lock()
 	delete(r.set.relays, r)
 	r.set.mu.Unlock()
@@ -256,26 +262,6 @@ func (r *Relay) lost(conn net.Conn, err error) {
 	r.cut(why, err)
 }
 
-// socket is the TCP connection under a connection.
-func socket(c net.Conn) net.Conn {
-	for {
-		outer, ok := c.(interface{ NetConn() net.Conn })
-		if !ok {
-			return c
-		}
-		c = outer.NetConn()
-	}
-}
-
-// underTLS is the Socket under a TLS connection, or nil.
-func underTLS(c net.Conn) *Socket {
-	if t, ok := c.(*tls.Conn); ok {
-		s, _ := t.NetConn().(*Socket)
-		return s
-	}
-	return nil
-}
-
 // closeWrite hangs up one direction: with TLS's close_notify where there is TLS,
 // then with a FIN, because not every client ends on the first.
 func closeWrite(c net.Conn) error {
@@ -283,7 +269,7 @@ func closeWrite(c net.Conn) error {
 	if t, ok := c.(*tls.Conn); ok {
 		err = t.CloseWrite()
 	}
-	h, ok := socket(c).(interface{ CloseWrite() error })
+	h, ok := quiet.TCP(c).(interface{ CloseWrite() error })
 	if !ok {
 		return errors.Join(err, errors.ErrUnsupported)
 	}

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"imapgate/internal/quiet"
 	"imapgate/tlsconf"
 )
 
@@ -95,10 +96,10 @@ func newBed(t testing.TB, s *Set, kind string, first ...string) *bed {
 	client, front := tcpPair(t)
 	back, backend := tcpPair(t)
 	if strings.HasPrefix(kind, "tls-") {
-		client, front = tlsPair(t, client, NewSocket(front.(*net.TCPConn)))
+		client, front = tlsPair(t, client, quiet.NewSocket(front.(*net.TCPConn)))
 	}
 	if strings.HasSuffix(kind, "-tls") {
-		back, backend = tlsPair(t, NewSocket(back.(*net.TCPConn)), backend)
+		back, backend = tlsPair(t, quiet.NewSocket(back.(*net.TCPConn)), backend)
 	}
 	b := &bed{client: client, backend: backend, result: make(chan Result, 2)}
 	var toClient, toBackend string
@@ -156,7 +157,7 @@ func TestBytesReadTooFarGoFirst(t *testing.T) {
 }
 
 func TestAQuietSessionHoldsNoGoroutineAndWakes(t *testing.T) {
-	if !canPark {
+	if !quiet.CanPark {
 		t.Skip("only Linux parks")
 	}
 	each(t, testConfig(), func(t *testing.T, s *Set, kind string) {
@@ -166,7 +167,7 @@ func TestAQuietSessionHoldsNoGoroutineAndWakes(t *testing.T) {
 			beds = append(beds, newBed(t, s, kind))
 		}
 		for round := range 5 {
-			eventually(t, "the sessions to park", func() bool { return s.idle.len() == 40 && runtime.NumGoroutine() <= before })
+			eventually(t, "the sessions to park", func() bool { return s.idle.Len() == 40 && runtime.NumGoroutine() <= before })
 			for i, b := range beds {
 				line := fmt.Sprintf("%d.%d NOOP\r\n", round, i)
 				say(t, b.client, line)
@@ -262,12 +263,12 @@ func TestADeadBackendIsSeenAtOnce(t *testing.T) {
 	each(t, testConfig(), func(t *testing.T, s *Set, kind string) {
 		for _, parked := range []bool{false, true} {
 			b := newBed(t, s, kind)
-			if parked && canPark {
-				eventually(t, "the session to park", func() bool { return s.idle.len() == 2 })
+			if parked && quiet.CanPark {
+				eventually(t, "the session to park", func() bool { return s.idle.Len() == 2 })
 			}
 			say(t, b.backend, "* 1 FETCH (BODY[] {100}\r\nabc")
 			hear(t, b.client, "* 1 FETCH (BODY[] {100}\r\nabc")
-			tcp := socket(b.backend).(*net.TCPConn)
+			tcp := quiet.TCP(b.backend).(*net.TCPConn)
 			_ = tcp.SetLinger(0) // RST
 			_ = tcp.Close()
 			start := time.Now()
@@ -358,14 +359,14 @@ func TestASessionIsNotIdleBeforeItBegins(t *testing.T) {
 
 // The clock asks the pumps of a list that it made before.
 func TestAPumpThatParksBeforeItIsAskedIsNotStuck(t *testing.T) {
-	if !canPark {
+	if !quiet.CanPark {
 		t.Skip("only Linux parks")
 	}
 	cfg := testConfig()
 	cfg.Write = 100 * time.Millisecond
 	each(t, cfg, func(t *testing.T, s *Set, kind string) {
 		b := newBed(t, s, kind)
-		eventually(t, "the session to park", func() bool { return s.idle.len() == 2 })
+		eventually(t, "the session to park", func() bool { return s.idle.Len() == 2 })
 		b.relay.up.ask()
 		b.relay.down.ask()
 		b.relay.expire(s.tick.Load() + ticks(cfg.Write) + 1)
@@ -391,8 +392,8 @@ func TestClosingTheSetEndsEverySession(t *testing.T) {
 			t.Errorf("the client read %v", err)
 		}
 	}
-	if s.Len() != 0 || s.idle.len() != 0 {
-		t.Errorf("%d sessions, %d parked are left", s.Len(), s.idle.len())
+	if s.Len() != 0 || s.idle.Len() != 0 {
+		t.Errorf("%d sessions, %d parked are left", s.Len(), s.idle.Len())
 	}
 }
 
@@ -420,14 +421,14 @@ func TestBytesAreReportedOnceEach(t *testing.T) {
 }
 
 func TestIdleTLSKeepsNoBuffers(t *testing.T) {
-	if !canPark {
+	if !quiet.CanPark {
 		t.Skip("only Linux parks")
 	}
 	s := newSet(t, testConfig())
 	b := newBed(t, s, "tls-tls")
 	say(t, b.client, strings.Repeat("x", 1<<20))
 	hear(t, b.backend, strings.Repeat("x", 1<<20))
-	eventually(t, "the session to park", func() bool { return s.idle.len() == 2 })
+	eventually(t, "the session to park", func() bool { return s.idle.Len() == 2 })
 	for _, p := range []*pump{&b.relay.up, &b.relay.down} {
 		conn := reflect.ValueOf(p.src).Elem()
 		for _, name := range []string{"rawInput", "hand"} {
@@ -441,24 +442,6 @@ func TestIdleTLSKeepsNoBuffers(t *testing.T) {
 	hear(t, b.backend, "still here")
 	say(t, b.backend, "so am I")
 	hear(t, b.client, "so am I")
-}
-
-// What is put back behind a PROXY header lies in that header's buffer.
-func TestIdleTLSKeepsNothingOfWhatWasPutBack(t *testing.T) {
-	if !canPark {
-		t.Skip("only Linux parks")
-	}
-	s := newSet(t, testConfig())
-	client, front := tcpPair(t)
-	under := NewSocket(front.(*net.TCPConn))
-	under.Unread(make([]byte, 0, 4<<10))
-	_, inner := tlsPair(t, client, under)
-	back, _ := tcpPair(t)
-	s.Start(Side{inner, nil}, Side{back, nil}, func(Result) {})
-	eventually(t, "the session to park", func() bool { return s.idle.len() == 2 })
-	if cap(under.in) > 0 {
-		t.Errorf("%d bytes are kept", cap(under.in))
-	}
 }
 
 func TestMemoryIsGivenBackWhenABurstIsOver(t *testing.T) {

@@ -1,6 +1,7 @@
-package splice
+package quiet
 
 import (
+	"crypto/tls"
 	"net"
 	"sync"
 )
@@ -13,7 +14,7 @@ type Socket struct {
 
 	// Owned by whoever reads.
 	in     []byte             // bytes read ahead
-	ahead  *[largeBuffer]byte // what they are read into; nil: nothing is read ahead
+	ahead  *[LargeBuffer]byte // what they are read into; nil: nothing is read ahead
 	pool   *sync.Pool         // where ahead goes back to
 	noWait bool               // take what is there
 
@@ -45,7 +46,7 @@ func (s *Socket) Rest() []byte {
 func (s *Socket) Read(p []byte) (int, error) {
 	if len(s.in) == 0 {
 		if s.noWait {
-			return 0, errNothing
+			return 0, ErrNothing
 		}
 		if s.ahead == nil || len(p) >= len(s.ahead) {
 			return s.TCPConn.Read(p)
@@ -61,9 +62,9 @@ func (s *Socket) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// errNothing is what a read without waiting returns. To crypto/tls it is a read
+// ErrNothing is what a read without waiting returns. To crypto/tls it is a read
 // deadline that has passed: it keeps what it has of a record, and goes on later.
-var errNothing net.Error = nothing{}
+var ErrNothing net.Error = nothing{}
 
 type nothing struct{}
 
@@ -71,10 +72,28 @@ func (nothing) Error() string   { return "nothing to read" }
 func (nothing) Timeout() bool   { return true }
 func (nothing) Temporary() bool { return true }
 
+// ReadNow reads what has already come into this process: records that crypto/tls
+// or the Socket has read ahead. It neither waits nor asks the kernel, and says
+// ErrNothing where there is nothing, or half a record. Whoever waits for the
+// socket to be readable has read until ErrNothing before: nobody would tell of
+// these bytes again.
+func ReadNow(c net.Conn, p []byte) (int, error) {
+	s := underTLS(c)
+	if s == nil {
+		if _, ok := c.(*tls.Conn); ok {
+			panic("quiet: TLS over something else than a Socket")
+		}
+		return 0, ErrNothing
+	}
+	s.noWait = true
+	defer func() { s.noWait = false }()
+	return c.Read(p)
+}
+
 // readAhead makes reads take all that is there, until the buffer is taken back.
 func (s *Socket) readAhead(pool *sync.Pool) {
 	if s.ahead == nil {
-		s.ahead, s.pool = pool.Get().(*[largeBuffer]byte), pool
+		s.ahead, s.pool = pool.Get().(*[LargeBuffer]byte), pool
 	}
 }
 

@@ -1,4 +1,4 @@
-package splice
+package quiet
 
 import (
 	"bytes"
@@ -7,15 +7,14 @@ import (
 	"reflect"
 )
 
-// trim gives back the buffers that crypto/tls keeps for reading: 3.5 KB with
+// Trim gives back the buffers that crypto/tls keeps for reading: 3.5 KB with
 // the client's hello still in them, 20 KB behind an upload, in every idle
-// session for as long as it lives. There is no public way; so this looks the
+// session for as long as it lives. It ends reading ahead, too. There is no public way; so this looks the
 // two fields up by name and type, and leaves them alone when they are not what
-// it knows, or hold bytes. TestIdleTLSKeepsNoBuffers tells when Go changes.
+// it knows, or hold bytes. TestTrimLeavesNoBufferInCryptoTLS tells when Go changes.
 //
-// Only reading touches the fields, and the pump, which calls this between two
-// reads, is the only reader.
-func trim(c net.Conn) {
+// Only reading touches the fields: whoever reads calls this, between two reads.
+func Trim(c net.Conn) {
 	t, ok := c.(*tls.Conn)
 	if !ok {
 		return

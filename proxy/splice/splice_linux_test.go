@@ -24,7 +24,7 @@ func TestASessionThatCannotParkGoesOn(t *testing.T) {
 	r := s.Start(Side{unwatched{front.(*net.TCPConn)}, nil}, Side{back, nil}, func(r Result) { result <- r })
 	for range 2 {
 		// The other direction parks, and this one has had the time to try.
-		eventually(t, "the session to try", func() bool { return s.idle.len() == 1 && r.up.state.Load() == still })
+		eventually(t, "the session to try", func() bool { return s.idle.Len() == 1 && r.up.state.Load() == still })
 		say(t, client, "a NOOP\r\n")
 		hear(t, backend, "a NOOP\r\n")
 		say(t, backend, "a OK\r\n")
