@@ -1,5 +1,6 @@
 // Package audit writes what an operator must be able to prove later: one line
-// of JSON for every login attempt and for every end of a connection.
+// of JSON for every login attempt, for every end of a connection, and for what
+// becomes of a session that may outlive its upstream (mux.go).
 //
 // Each event is a named method that takes typed values; the package alone
 // decides the form. Text that came from outside is made harmless first

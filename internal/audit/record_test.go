@@ -97,6 +97,21 @@ func TestRecordsHoldWhatAnOperatorMustProve(t *testing.T) {
 		}, []map[string]any{{"event": "connection_refused", "peer": "192.0.2.1:9", "reason": "bad_proxy_header", "detail": "x", "duration_ms": 0.0}}},
 		"unknown reason": {func(l *Log) { _ = l.ConnectionRefused(&Client{}, "made up", "", 0) },
 			[]map[string]any{{"event": "connection_refused", "reason": "internal", "duration_ms": 0.0}}},
+		"attached": {func(l *Log) {
+			_ = l.Attached(testClient(), &Mux{User: login.User, Backend: "east", Mailbox: "Sent\r\n\"", Why: AfterLoss, Result: AttachOK,
+				Expunged: 3, Arrived: 1, Took: 40 * time.Millisecond})
+		}, []map[string]any{common, {"event": "session_attached", "user": "alice@example.org", "backend": "east",
+			"mailbox": `Sent\x0d\x0a"`, "reason": "lost", "result": "ok", "expunged": 3.0, "arrived": 1.0, "duration_ms": 40.0}}},
+		"upstream lost": {func(l *Log) {
+			_ = l.UpstreamLost(testClient(), &Mux{User: login.User, Backend: "east", Why: LostBye, Took: time.Minute})
+		}, []map[string]any{common, {"event": "upstream_lost", "user": "alice@example.org", "backend": "east", "reason": "bye", "duration_ms": 60000.0}}},
+		"pinned": {func(l *Log) {
+			_ = l.Pinned(testClient(), &Mux{User: login.User, Backend: "east", Mailbox: "INBOX", Why: PinNotify})
+		}, []map[string]any{common, {"event": "session_pinned", "user": "alice@example.org", "backend": "east", "mailbox": "INBOX", "reason": "notify"}}},
+		"strange words": {func(l *Log) {
+			_ = l.Attached(&Client{}, &Mux{User: login.User, Why: `x","reason":"y`, Result: "made up"})
+		}, []map[string]any{{"event": "session_attached", "user": "alice@example.org", "reason": "other", "result": "other",
+			"expunged": 0.0, "arrived": 0.0, "duration_ms": 0.0}}},
 		"started": {func(l *Log) { _ = l.Started("v1") }, []map[string]any{{"event": "started", "version": "v1"}}},
 		"stopped": {func(l *Log) { _ = l.Stopped(GatewayStopping) }, []map[string]any{{"event": "stopped", "reason": "shutdown"}}},
 		"reload":  {func(l *Log) { _ = l.Reloaded(nil) }, []map[string]any{{"event": "config_reloaded", "result": "accepted"}}},
@@ -164,15 +179,22 @@ func TestLargestRecordStaysWithinItsBound(t *testing.T) {
 		login := &Login{Claimed: long, Mechanism: long, Method: long, Backend: long, Upstream: long, Route: long, Took: 1 << 62}
 		decode(t, encode(t, func(l *Log) { _ = l.LoginRefused(c, login, IdentityMismatch) }))
 		decode(t, encode(t, func(l *Log) { _ = l.ConnectionRefused(c, StartTLSInjection, long, 1<<62) }))
+		change := &Mux{User: testLogin(t).User, Backend: long, Mailbox: long, Why: Why(long), Result: Result(long), Expunged: 1<<32 - 1,
+			Arrived: 1<<32 - 1, Took: 1 << 62}
+		decode(t, encode(t, func(l *Log) { _ = l.Attached(c, change) }))
+		decode(t, encode(t, func(l *Log) { _ = l.UpstreamLost(c, change) }))
+		decode(t, encode(t, func(l *Log) { _ = l.Pinned(c, change) }))
 	}
 }
 
 func TestRecordCostsNoAllocation(t *testing.T) {
 	l := &Log{cfg: Config{Path: "-"}, wake: make(chan struct{}, 1), pending: make([]byte, 0, 1<<20)}
 	c, login := testClient(), testLogin(t)
+	change := &Mux{User: login.User, Backend: "east", Mailbox: "Entw&APw-rfe", Why: AfterLoss, Result: AttachOK}
 	if n := testing.AllocsPerRun(100, func() {
 		l.pending, l.waiting = l.pending[:0], 0
 		_ = l.LoginAccepted(c, login)
+		_ = l.Attached(c, change)
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
@@ -201,6 +223,8 @@ func FuzzAuditRecord(f *testing.F) {
 		same(t, got["server_name"], server, maxText)
 		got = decode(t, encode(t, func(l *Log) { _ = l.ConnectionRefused(c, BadProxyHeader, detail, 0) }))
 		same(t, got["detail"], detail, maxText)
+		got = decode(t, encode(t, func(l *Log) { _ = l.Pinned(c, &Mux{Mailbox: detail, Why: Why(user)}) }))
+		same(t, got["mailbox"], detail, maxText)
 	})
 }
 
@@ -248,22 +272,36 @@ func same(t *testing.T, got any, in string, bound int) {
 	}
 }
 
-func TestEveryReasonConstantIsKnown(t *testing.T) {
-	source, err := os.ReadFile("reason.go")
+func TestEveryWordOfTheClosedSetsIsKnown(t *testing.T) {
+	everyConstantIsKnown(t, "reason.go", "Reason", len(reasons))
+	everyConstantIsKnown(t, "mux.go", "Why", len(whys))
+	everyConstantIsKnown(t, "mux.go", "Result", len(results))
+}
+
+// everyConstantIsKnown reads the constants of one type from the source: the
+// language itself cannot list them.
+func everyConstantIsKnown(t *testing.T, file, kind string, want int) {
+	t.Helper()
+	source, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
+	known := map[string]func(string) bool{
+		"Reason": func(s string) bool { return Reason(s).Known() },
+		"Why":    func(s string) bool { return Why(s).Known() },
+		"Result": func(s string) bool { return Result(s).Known() },
+	}[kind]
 	count := 0
 	for line := range strings.Lines(string(source)) {
-		if name, value, ok := strings.Cut(line, `Reason = "`); ok {
+		if name, value, ok := strings.Cut(line, kind+` = "`); ok {
 			value, _, _ = strings.Cut(value, `"`)
 			count++
-			if !Reason(value).Known() {
+			if !known(value) {
 				t.Errorf("%s (%s) is not in the table", strings.TrimSpace(name), value)
 			}
 		}
 	}
-	if count == 0 || count != len(reasons) {
-		t.Errorf("%d constants, %d reasons in the table", count, len(reasons))
+	if count == 0 || count != want {
+		t.Errorf("%s: %d constants, %d in the table", kind, count, want)
 	}
 }

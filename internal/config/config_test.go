@@ -178,7 +178,7 @@ limits: {preauth_timeout: 10, bad_commands: 0}
 /etc/imapgate.yaml:6:16: tls.min_version: expected a string; put it in "quotes", got a number
 /etc/imapgate.yaml:7:3: tls.certs: unknown key; the keys here are min_version, certificates, client_ca
 /etc/imapgate.yaml:10:14: backends.east.address: "mail-east" is not host:port such as mail.example.org:993
-/etc/imapgate.yaml:11:11: backends.east.mode: park is not available in this version; it has splice
+/etc/imapgate.yaml:11:11: backends.east.mode: park is not available in this version; it has splice, reuse, resume
 /etc/imapgate.yaml:12:27: limits.preauth_timeout: expected a duration such as 30s, 5m or 24h, got a number
 /etc/imapgate.yaml:12:45: limits.bad_commands: "0" is less than 1`
 	var invalid *Invalid
@@ -299,7 +299,17 @@ func TestEachMistakeIsNamedWithItsPlace(t *testing.T) {
 		"backends: {east: {address: \"localhost:993\"}}":                                                          "this gateway itself",
 		"backends: {east: {address: \"[::1]:993\"}}\nlisteners: [{address: \"[::]:993\"}]":                        "this gateway itself",
 		"backends: {east: {address: \"a:1\", tls: none, ca: /ca}}":                                                "backends.east: ca and server_name are used only with TLS",
-		"backends: {east: {address: \"a:1\", mode: resume}}":                                                      "backends.east.mode: resume is not available in this version",
+		"backends: {east: {address: \"a:1\", mode: reuses}}":                                                      `backends.east.mode: "reuses" is not one of splice, reuse, resume`,
+		"backends: {east: {address: \"a:1\", mode: reuse}}":                                                       "backends.east.mode: reuse needs mux.cred_cache: true",
+		"backends: {east: {mux: {max_age: 5m, logout_reuse_ttl: 10m}}}":                                           "backends.east.mux.max_age: is less than logout_reuse_ttl",
+		"backends: {east: {mux: {hold_max: 1m, lost_max: 30s}}}":                                                  "backends.east.mux.lost_max: is less than hold_max",
+		"backends: {east: {mux: {hold_max: 0s}}}":                                                                 `backends.east.mux.hold_max: "0s" is less than 100ms`,
+		"backends: {east: {mux: {max_attaches: 0}}}":                                                              `backends.east.mux.max_attaches: "0" is less than 1`,
+		"backends: {east: {mux: {learn: never}}}":                                                                 `backends.east.mux.learn: "never" is not one of auto, eager, lazy`,
+		"backends: {east: {mux: {park_delay: 30s}}}":                                                              "backends.east.mux.park_delay: unknown key",
+		"backends: {east: {mux: {hide_capabilities: [SORT, imap4rev1]}}}":                                         "backends.east.mux.hide_capabilities[1]: imap4rev1 cannot be hidden",
+		"backends: {east: {mux: {hide_capabilities: [\"A B\"]}}}":                                                 `hide_capabilities[0]: "A B" is not the name of a capability`,
+		"backends: {east: {mux: {hide_capabilities: SORT}}}":                                                      "backends.east.mux.hide_capabilities: expected a list, got a string",
 		"backends: {east: {address: \"a:1\", forward: xclient}}":                                                  `"xclient" is not one of id, proxy, none`,
 		"backends: {east: {address: \"a:1\", login: master}}":                                                     "backends.east.master.password_file: login: master needs password_file or IMAPGATE_MASTER_PASSWORD_EAST",
 		"backends: {east: {address: \"a:1\", login: master, master: {}}}":                                         "backends.east.master.user: is required",

@@ -56,6 +56,8 @@ func checkForm(form, s string) string {
 		}
 	case "separator":
 		return separatorForm(s)
+	case "capability":
+		return capabilityForm(s)
 	}
 	return ""
 }
@@ -98,6 +100,18 @@ func separatorForm(s string) string {
 	}
 	if _, err := identity.Canon("a"+s+"b", ""); err == nil {
 		return quote(s) + " may be part of a user name"
+	}
+	return ""
+}
+
+// capabilityForm is an atom of RFC 9051 §9. Without its revision a server is no
+// IMAP server to a client.
+func capabilityForm(s string) string {
+	switch {
+	case s == "" || len(s) > 64 || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune("(){%*\"\\]", r) }):
+		return quote(s) + " is not the name of a capability"
+	case strings.EqualFold(s, "IMAP4rev1"):
+		return s + " cannot be hidden"
 	}
 	return ""
 }

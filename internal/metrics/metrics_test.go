@@ -188,6 +188,11 @@ func TestWordsOfTheOtherRoomsAreInTheSets(t *testing.T) {
 		audit.GatewayStopping, audit.Kicked, audit.Moved, audit.Overload, audit.IdentityMismatch, audit.InternalMistake} {
 		m.SessionEnded("splice", string(r))
 	}
+	for _, r := range []audit.Reason{audit.MailboxGone, audit.MailboxChanged, audit.MailboxTooLarge, audit.ViewInconsistent,
+		audit.UpstreamLost, audit.UpstreamAway, audit.LoginRevoked, audit.LimitReached, audit.BackendProtocol} {
+		m.SessionEnded("resume", string(r))
+		m.Mux.ByeSaid(string(r))
+	}
 	for _, mechanism := range []string{auth.CommandLogin, auth.SASLPlain, auth.SASLLogin} {
 		m.LoginDone(metrics.Accepted, mechanism, 0)
 	}

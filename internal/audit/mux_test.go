@@ -1,0 +1,24 @@
+package audit
+
+import "testing"
+
+// When a backend restarts, all its sessions lose their upstream at once.
+func TestBurstOfLossesLeavesRoomForLoginsAndEnds(t *testing.T) {
+	l := &Log{cfg: Config{Path: "-"}, wake: make(chan struct{}, 1)} // no writer: as if the file were stuck
+	login := testLogin(t)
+	loss := &Mux{User: login.User, Backend: "east", Mailbox: "INBOX", Why: LostBye}
+	for range maxWaiting {
+		if err := l.UpstreamLost(testClient(), loss); err != nil {
+			t.Fatalf("losses alone block logins: %v", err)
+		}
+	}
+	if l.waiting != fullForMux || l.Lost() != maxWaiting-fullForMux {
+		t.Errorf("%d records wait, %d are counted as lost", l.waiting, l.Lost())
+	}
+	if err := l.LoginAccepted(testClient(), login); err != nil {
+		t.Error(err)
+	}
+	if err := l.SessionEnded(testClient(), &Session{User: login.User}, UpstreamAway); err != nil || l.waiting != fullForMux+2 {
+		t.Errorf("%d records wait, %v", l.waiting, err)
+	}
+}

@@ -1,0 +1,42 @@
+package config
+
+import (
+	"strings"
+	"time"
+
+	"imapgate/proxy/mux"
+)
+
+// Mux is the settings of sessions that may outlive their backend connection.
+type Mux struct {
+	LogoutReuseTTL time.Duration `yaml:"logout_reuse_ttl" default:"60s" min:"0s" max:"30m" doc:"After LOGOUT a connection waits this long for the same account's next login. 0s: none waits."`
+	MaxAge         time.Duration `yaml:"max_age" default:"1h" min:"1m" max:"24h" doc:"A connection older than this is not used again."`
+	CredCache      bool          `yaml:"cred_cache" default:"false" doc:"For the auth method passthrough: believe a password that the backend has just accepted (a keyed hash of it is kept in memory), so that a waiting connection can be used. Without it each login asks the backend, on a connection of its own. With it a changed password stays good here for up to cred_ttl."`
+	CredTTL        time.Duration `yaml:"cred_ttl" default:"300s" min:"1s" max:"1h" doc:"For cred_cache: how long a password is believed after the backend was asked; being used does not prolong it."`
+	MaxPerUser     int           `yaml:"max_per_user" default:"64" min:"0" max:"100000" doc:"Connections of one user to this backend. In reuse and resume every client has one of its own while it is logged in, and a household or an office with one account has many clients. Keep the backend's own bound (Dovecot: mail_max_userip_connections) above it, since all connections come from the gateway's address. 0: no bound."`
+	MaxTotal       int           `yaml:"max_total" default:"0" min:"0" max:"10000000" doc:"Connections of all users to this backend, waiting ones included; those give way first. 0: no bound."`
+	HoldMax        time.Duration `yaml:"hold_max" default:"10s" min:"100ms" max:"5m" doc:"resume: while the backend is away, a client's command waits this long, then it is refused or the session ends. Many mail programs give up after 30 to 60 seconds themselves."`
+	LostMax        time.Duration `yaml:"lost_max" default:"5m" min:"1s" max:"24h" doc:"resume: while the backend is away, a client in IDLE stays connected this long. Set it above the time a restart takes."`
+	Learn          string        `yaml:"learn" default:"auto" oneof:"auto eager lazy" doc:"resume: when the messages of a selected mailbox are learned, without which a session does not survive. eager: soon after SELECT. lazy: only when the connection is given up on purpose, so an unforeseen loss may end the session. auto: eager for mailboxes of up to learn_max messages and sessions that last."`
+	LearnMax       int           `yaml:"learn_max" default:"100000" min:"1" max:"10000000" doc:"For learn: auto, in messages. Learning 10,000 takes a Dovecot about 3 ms."`
+	FlagsFullMax   int           `yaml:"flags_full_max" default:"2000" min:"1" max:"1000000" doc:"resume: where the backend cannot tell which flags have changed (no CONDSTORE), the flags of all messages are told again, in mailboxes of up to so many; sessions in larger ones end with BYE."`
+	MaxAttaches    int           `yaml:"max_attaches" default:"50" min:"1" max:"10000" doc:"Sessions given a new connection at a time, so that a backend that comes back is not run over by all of them."`
+	VerifyView     string        `yaml:"verify_view" default:"off" oneof:"off sample always" doc:"Compare what a client was told of its mailbox with what the backend says, between commands. sample: once in a thousand gaps. A difference ends the session and is counted in imapgate_mux_verify_total."`
+	Consistent     bool          `yaml:"consistent" default:"true" doc:"Two connections of one user see each other's changes at once, as with a single Dovecot or Cyrus. Set it to false for clusters where they may not; the gateway then asks for nothing on a second connection, and tells more flags again than have changed."`
+	Hide           []string      `yaml:"hide_capabilities" form:"capability" example:"[X-GM-EXT-1]" doc:"Capabilities that clients are not offered in these modes, besides those that never are (such as COMPRESS)."`
+}
+
+// Settings is the part that the relay takes.
+func (m Mux) Settings() mux.Settings {
+	s := mux.Settings{
+		ReuseTTL: m.LogoutReuseTTL, MaxAge: m.MaxAge, MaxPerUser: m.MaxPerUser, MaxTotal: m.MaxTotal,
+		CredCache: m.CredCache, CredTTL: m.CredTTL,
+		HoldMax: m.HoldMax, LostMax: m.LostMax, MaxAttaches: m.MaxAttaches,
+		Learn: m.Learn, LearnMax: m.LearnMax, FlagsFullMax: m.FlagsFullMax, VerifyView: m.VerifyView,
+		Consistent: m.Consistent,
+	}
+	for _, name := range m.Hide {
+		s.Hide = append(s.Hide, strings.ToUpper(name))
+	}
+	return s
+}

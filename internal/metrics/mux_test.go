@@ -1,0 +1,142 @@
+package metrics_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"imapgate/internal/audit"
+	"imapgate/internal/metrics"
+)
+
+func TestEachEventOfAMuxIsCountedInItsSeries(t *testing.T) {
+	m := metrics.New("v")
+	b := m.Backend("east")
+	m.Mux.AttachDone("lost", "ok", 30*time.Millisecond)
+	m.Mux.GhostAttach()
+	m.Mux.ExpungeIssued()
+	m.Mux.Retried("UID FETCH")
+	m.Mux.ByeSaid("mailbox_gone")
+	m.Mux.InvariantBroken(metrics.ExistsShrank)
+	b.SwitchedToSplice()
+	m.Backend("west").SwitchedToSplice()
+	m.Backend("west").SwitchedBack()
+	m.Mux.LeaseWaited(2 * time.Millisecond)
+	m.Mux.Moved("", metrics.Unselected)
+	m.Mux.Moved("", metrics.Unselected)
+	m.Mux.Moved(metrics.Unselected, metrics.Attached)
+	m.Mux.Moved("", metrics.Pinned)
+	m.Mux.Moved(metrics.Pinned, "")
+	m.Mux.Pinned("notify")
+	m.Mux.Verified(metrics.Same)
+	m.Mux.PoolGrew()
+	m.Mux.PoolGrew()
+	m.Mux.PoolShrank()
+	m.Mux.Reused()
+	m.Mux.Discarded(metrics.DiscardUnread)
+	got := scrape(t, m)
+	for series, want := range map[string]string{
+		`imapgate_mux_attach_seconds_bucket{le="0.025"}`:           "0",
+		`imapgate_mux_attach_seconds_bucket{le="0.05"}`:            "1",
+		`imapgate_mux_attaches_total{reason="lost",result="ok"}`:   "1",
+		`imapgate_mux_attaches_total{reason="hold",result="gone"}`: "0",
+		`imapgate_mux_ghost_attaches_total`:                        "1",
+		`imapgate_mux_expungeissued_total`:                         "1",
+		`imapgate_mux_retries_total{command="UID FETCH"}`:          "1",
+		`imapgate_mux_byes_total{reason="mailbox_gone"}`:           "1",
+		`imapgate_mux_invariant_total{kind="exists_shrank"}`:       "1",
+		`imapgate_mux_backend_spliced{backend="east"}`:             "1",
+		`imapgate_mux_backend_spliced{backend="west"}`:             "0",
+		`imapgate_mux_lease_wait_seconds_count`:                    "1",
+		`imapgate_mux_sessions{state="unselected"}`:                "1",
+		`imapgate_mux_sessions{state="attached"}`:                  "1",
+		`imapgate_mux_sessions{state="pinned"}`:                    "0",
+		`imapgate_mux_pins_total{reason="notify"}`:                 "1",
+		`imapgate_mux_verify_total{result="same"}`:                 "1",
+		`imapgate_mux_pool_connections`:                            "1",
+		`imapgate_mux_pool_reused_total`:                           "1",
+		`imapgate_mux_pool_discarded_total{reason="unread"}`:       "1",
+	} {
+		if got[series] != want {
+			t.Errorf("%s is %q, want %q", series, got[series], want)
+		}
+	}
+}
+
+func TestStrangeValuesMakeNoSeriesOfAMux(t *testing.T) {
+	m := metrics.New("v")
+	before := len(scrape(t, m))
+	for i := range 1000 {
+		strange := fmt.Sprintf("made up %d", i)
+		m.Mux.AttachDone(strange, strange, 0)
+		m.Mux.AttachDone("lost", strange, 0)
+		m.Mux.AttachDone(strange, "ok", 0)
+		m.Mux.Retried(strange)
+		m.Mux.ByeSaid(strange)
+		m.Mux.InvariantBroken(strange)
+		m.Mux.Moved(strange, strange)
+		m.Mux.Pinned(strange)
+		m.Mux.Verified(strange)
+		m.Mux.Discarded(strange)
+	}
+	got := scrape(t, m)
+	if len(got) != before {
+		t.Errorf("%d series became %d", before, len(got))
+	}
+	for _, labels := range []string{`reason="lost",result="other"`, `reason="other",result="ok"`, `reason="other",result="other"`} {
+		if n := got["imapgate_mux_attaches_total{"+labels+"}"]; n != "1000" {
+			t.Errorf("attaches with %s: %s", labels, n)
+		}
+	}
+}
+
+func TestCountingForAMuxAllocatesNothing(t *testing.T) {
+	m := metrics.New("v")
+	b := m.Backend("east")
+	if n := testing.AllocsPerRun(100, func() {
+		m.Mux.AttachDone("detach", "ok", time.Millisecond)
+		m.Mux.GhostAttach()
+		m.Mux.ExpungeIssued()
+		m.Mux.Retried("FETCH")
+		m.Mux.LeaseWaited(time.Millisecond)
+		m.Mux.Moved(metrics.Attached, metrics.Idle)
+		m.Mux.Verified(metrics.Same)
+		m.Mux.PoolGrew()
+		m.Mux.PoolShrank()
+		m.Mux.Reused()
+		m.Mux.Discarded(metrics.DiscardTTL)
+		b.SwitchedBack()
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+// The two logs of one event use the same words.
+func TestAuditWordsOfAMuxAreInTheSets(t *testing.T) {
+	m := metrics.New("v")
+	for _, why := range []audit.Why{audit.AfterLoss, audit.AfterHold, audit.AfterDetach} {
+		for _, result := range []audit.Result{audit.AttachOK, audit.AttachInconsistent, audit.AttachGone, audit.AttachChanged,
+			audit.AttachTooLarge, audit.AttachRefused, audit.AttachLimit, audit.AttachTimeout, audit.AttachUnavailable,
+			audit.AttachLost, audit.AttachCanceled} {
+			m.Mux.AttachDone(string(why), string(result), 0)
+		}
+	}
+	for _, why := range []audit.Why{audit.PinNotify, audit.PinContext, audit.PinSavedSearch, audit.PinLanguage, audit.PinAnnotate,
+		audit.PinUnknown, audit.PinUIDNotSticky, audit.PinDuplicateTag, audit.PinSelectBad, audit.PinViolation, audit.PinSyntax,
+		audit.PinCredentials} {
+		m.Mux.Pinned(string(why))
+	}
+	got := scrape(t, m)
+	for series, n := range got {
+		if strings.Contains(series, `"other"`) && n != "0" {
+			t.Errorf("%s is %s", series, n)
+		}
+		// The other way round: no word that the audit log would not write.
+		for _, name := range []string{"imapgate_mux_attaches_total{", "imapgate_mux_pins_total{"} {
+			if strings.HasPrefix(series, name) && !strings.Contains(series, `"other"`) && n != "1" {
+				t.Errorf("the audit log has no word for %s", series)
+			}
+		}
+	}
+}
