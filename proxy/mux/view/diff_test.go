@@ -1,0 +1,270 @@
+package view
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	"imapgate/internal/imap"
+)
+
+func TestDifferenceIsWhatTheClientHasYetToHear(t *testing.T) {
+	for _, c := range []struct {
+		name, known string
+		tail        uint32
+		now         string
+		next        uint32
+		expunges    string // numbers
+		vanished    string
+		lost        uint32 // of the tail
+		arrived     uint32
+	}{
+		{"nothing", "1:5", 0, "1:5", 6, "", "", 0, 0},
+		{"both empty", "", 0, "", 1, "", "", 0, 0},
+		{"one gone and one new", "1:2,5,7", 0, "1,5,7,9", 10, "2", "2", 0, 1},
+		{"all gone", "4:6", 0, "", 7, "3 2 1", "4:6", 0, 0},
+		{"all new", "", 0, "4:6", 7, "", "", 0, 3},
+		{"last gone and one new", "4:6", 0, "4:5,9", 10, "3", "6", 0, 1},
+		{"tail is the snapshot's", "4:6", 2, "4:8", 9, "", "", 0, 0},
+		{"tail and more mail", "4:6", 2, "4:12", 13, "", "", 0, 4},
+		{"tail and a ghost", "4:6", 2, "4,6:8", 9, "2", "5", 0, 0},
+		{"tail with one gone", "4:6", 2, "4:6,8", 9, "5 4", "", 2, 1},
+		{"tail with holes is not recognized", "4:6", 2, "4:6,8:9", 10, "5 4", "", 2, 2},
+		{"tail of another", "4:6", 2, "4:7", 8, "5 4", "", 2, 1},
+		{"tail and ghost", "4:6", 1, "4:5,8", 9, "4 3", "6", 1, 1},
+		{"nothing known at all", "", 3, "1:3", 4, "", "", 0, 0},
+		{"nothing known of a used mailbox", "", 3, "7:9", 10, "3 2 1", "", 3, 3},
+		{"no UIDNEXT", "4:6", 2, "4:8", 0, "", "", 0, 0},
+	} {
+		v := viewOf(t, c.known, c.tail)
+		now := of(t, c.now)
+		d, err := v.Diff(now, c.next)
+		if err != nil {
+			t.Errorf("%s: %v", c.name, err)
+			continue
+		}
+		expunges := strings.ReplaceAll(strings.ReplaceAll(string(d.AppendExpunges(nil)), "* ", ""), " EXPUNGE\r\n", " ")
+		vanished := strings.TrimSuffix(strings.TrimPrefix(string(d.AppendVanished(nil)), "* VANISHED "), "\r\n")
+		if strings.TrimSpace(expunges) != c.expunges || vanished != c.vanished || d.Tail() != c.lost || d.Arrived() != c.arrived {
+			t.Errorf("%s: expunges %s, vanished %s, tail %d, arrived %d", c.name, expunges, vanished, d.Tail(), d.Arrived())
+		}
+		if d.Exists() != now.Len() || v.Exists()-d.Ghosts()+d.Arrived() != d.Exists() {
+			t.Errorf("%s: %d ghosts of %d, %d arrived, %d exist", c.name, d.Ghosts(), v.Exists(), d.Arrived(), d.Exists())
+		}
+		v.Apply(&d)
+		if want := now.String() + "+0"; v.String() != want {
+			t.Errorf("%s: applied %s, want %s", c.name, v, want)
+		}
+	}
+}
+
+func TestResponsesAreWritten(t *testing.T) {
+	v := viewOf(t, "1:2,5,7", 0)
+	d, err := v.Diff(of(t, "5"), 8)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := string(d.AppendExpunges([]byte("x"))); got != "x* 4 EXPUNGE\r\n* 2 EXPUNGE\r\n* 1 EXPUNGE\r\n" {
+		t.Errorf("%q", got)
+	}
+	if got := string(d.AppendVanished([]byte("x"))); got != "x* VANISHED 1:2,7\r\n" {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestMailboxThatIsAnotherIsNoticed(t *testing.T) {
+	for _, c := range []struct {
+		name, known, now string
+		next             uint32
+	}{
+		{"a message between old ones", "4:6,9", "4:7,9", 10},
+		{"a message before old ones", "4:6", "3:6", 7},
+		{"all old ones gone, one never seen", "4,6", "5", 7},
+		{"UIDNEXT below a known UID", "4:6", "4:5", 6},
+	} {
+		if _, err := viewOf(t, c.known, 0).Diff(of(t, c.now), c.next); !errors.Is(err, ErrInconsistent) {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+	v := viewOf(t, "4:6", 0)
+	if err := v.Expunge(3); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.Diff(of(t, "4:6"), 7); !errors.Is(err, ErrInconsistent) {
+		t.Errorf("an expunged message came back: %v", err)
+	}
+}
+
+func TestTailBehindUnusedUIDsIsRecognized(t *testing.T) {
+	for _, learned := range []string{"before", "after"} {
+		v := new(View)
+		v.Reset(3)
+		if learned == "after" {
+			v.Floor(20) // UIDs 7 to 19 were used once
+		}
+		if err := v.Learn(of(t, "4:6")); err != nil {
+			t.Fatal(err)
+		}
+		if learned == "before" {
+			v.Floor(20)
+		}
+		if err := v.Grow(4); err != nil {
+			t.Fatal(err)
+		}
+		d, err := v.Diff(of(t, "4:6,20:21"), 22)
+		if err != nil || d.Ghosts() != 0 || d.Arrived() != 1 || v.String() != "4:6,20+0" {
+			t.Errorf("learned %s UIDNEXT: %v, %d ghosts, %d arrived, %s", learned, err, d.Ghosts(), d.Arrived(), v)
+		}
+	}
+}
+
+// history is a mailbox as a fuzzer made it up: all its messages in order, of which
+// the first are in the view, and of those the first with known UIDs.
+type history struct {
+	uids        []uint32
+	gone        []bool // not in the snapshot
+	known, tail int
+}
+
+func newHistory(messages []byte, known, tail uint16) *history {
+	h := new(history)
+	uid := uint32(0)
+	for _, b := range messages {
+		uid++
+		if b&1 != 0 {
+			uid += uint32(b >> 4 & 7)
+		}
+		if b == 0xff {
+			uid += 100_000
+		}
+		run := 1
+		if b&0xf == 0xe {
+			run = int(b) * 16
+		}
+		for range run {
+			h.uids = append(h.uids, uid)
+			h.gone = append(h.gone, b&6 == 6)
+			uid++
+		}
+	}
+	h.known = int(known) % (len(h.uids) + 1)
+	h.tail = int(tail) % (len(h.uids) - h.known + 1)
+	return h
+}
+
+func (h *history) view(t *testing.T) *View {
+	known := new(UIDs)
+	for _, uid := range h.uids[:h.known] {
+		known.Add(uid)
+	}
+	return viewOf(t, known.String(), uint32(h.tail))
+}
+
+func (h *history) now() *UIDs {
+	now := new(UIDs)
+	for i, uid := range h.uids {
+		if !h.gone[i] {
+			now.Add(uid)
+		}
+	}
+	return now
+}
+
+// ghosts are the numbers of those messages of the view that are gone.
+func (h *history) ghosts() (numbers []uint32) {
+	for i := range h.known + h.tail {
+		if h.gone[i] {
+			numbers = append(numbers, uint32(i+1))
+		}
+	}
+	return numbers
+}
+
+// FuzzDiff: a view to which the difference is applied, and a client that hears of
+// it response by response, have the snapshot.
+func FuzzDiff(f *testing.F) {
+	f.Add([]byte("aaaabbbb\x00\x02\x04\x06\x06\xff\x06\x00"), uint16(6), uint16(3))
+	f.Add([]byte{0, 0, 0, 0, 0, 0}, uint16(2), uint16(2))
+	f.Add([]byte{0xfe, 0xee, 6, 0, 0xce, 0x8e, 6, 0xff, 0xae}, uint16(9000), uint16(9000))
+	f.Fuzz(func(t *testing.T, messages []byte, known, tail uint16) {
+		if len(messages) > 64 {
+			t.Skip()
+		}
+		h := newHistory(messages, known, tail)
+		now, v := h.now(), h.view(t)
+		d, err := v.Diff(now, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v.Unknown() == 0 {
+			h.checkExact(t, v, &d)
+		}
+		h.checkReplay(t, now, &d)
+		v.Apply(&d)
+		if want := now.String() + "+0"; v.String() != want {
+			t.Fatalf("applied %s, want %s", v, want)
+		}
+	})
+}
+
+// checkExact: where the tail was recognized, it was recognized rightly, and the
+// ghosts are the messages gone.
+func (h *history) checkExact(t *testing.T, v *View, d *Diff) {
+	for i, want := range h.uids[:h.known+h.tail] {
+		if uid, _ := v.UID(uint32(i + 1)); uid != want {
+			t.Fatalf("message %d is %d, want %d", i+1, uid, want)
+		}
+	}
+	ghosts := slices.Collect(d.Expunges())
+	slices.Reverse(ghosts)
+	if !slices.Equal(ghosts, h.ghosts()) {
+		t.Fatalf("ghosts %v, want %v", ghosts, h.ghosts())
+	}
+	for i, gone := range h.gone[:h.known+h.tail] {
+		n := uint32(i + 1)
+		uids, ghost, err := v.MapSet(imap.Set{{First: n, Last: n}}, d)
+		if err != nil || ghost != gone || d.IsGhost(n) != gone || !gone && uids[0].First != h.uids[i] {
+			t.Fatalf("message %d is %v, ghost %t, %v", n, uids, ghost, err)
+		}
+	}
+	other := *v
+	other.known = v.known.clone()
+	if line := d.AppendVanished(nil); len(line) > 0 {
+		set := line[len("* VANISHED ") : len(line)-len("\r\n")]
+		if n, err := other.Vanish(set); n != d.Ghosts() || err != nil {
+			t.Fatalf("%s: %d, %v", line, n, err)
+		}
+	}
+	if other.Exists()+d.Arrived() != d.Exists() {
+		t.Fatalf("%d messages left, %d arrived, %d exist", other.Exists(), d.Arrived(), d.Exists())
+	}
+}
+
+// checkReplay tells the difference to another client with the same view.
+func (h *history) checkReplay(t *testing.T, now *UIDs, d *Diff) {
+	v := h.view(t)
+	if d.Tail() == 0 { // what Diff recognized
+		for i, uid := range h.uids[h.known : h.known+h.tail] {
+			v.LearnOne(uint32(h.known+i+1), uid)
+		}
+	}
+	for n := range d.Expunges() {
+		if err := v.Expunge(n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := v.Grow(d.Exists()); err != nil {
+		t.Fatal(err)
+	}
+	arrivals := now.without(&v.known)
+	if arrivals.Len() != d.Arrived() {
+		t.Fatalf("%d arrivals, want %d", arrivals.Len(), d.Arrived())
+	}
+	if err := v.Learn(&arrivals); err != nil {
+		t.Fatal(err)
+	}
+	if want := now.String() + "+0"; v.String() != want {
+		t.Fatalf("heard %s, want %s", v, want)
+	}
+}

@@ -1,0 +1,268 @@
+package view
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"imapgate/internal/imap"
+)
+
+// of makes a set of UIDs.
+func of(t testing.TB, set string) *UIDs {
+	t.Helper()
+	u := new(UIDs)
+	if set == "" {
+		return u
+	}
+	if err := u.AddSet([]byte(set)); err != nil {
+		t.Fatalf("set %q: %v", set, err)
+	}
+	return u
+}
+
+// viewOf makes a view with known UIDs and a tail.
+func viewOf(t testing.TB, known string, tail uint32) *View {
+	t.Helper()
+	u := of(t, known)
+	v := new(View)
+	v.Reset(u.Len())
+	if err := v.Learn(u); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.Grow(u.Len() + tail); err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// String is the known part and the length of the tail.
+func (v *View) String() string { return fmt.Sprintf("%s+%d", v.known.String(), v.Unknown()) }
+
+func TestViewFollowsWhatTheServerSays(t *testing.T) {
+	expunge := func(n uint32) func(*View) error { return func(v *View) error { return v.Expunge(n) } }
+	grow := func(n uint32) func(*View) error { return func(v *View) error { return v.Grow(n) } }
+	vanish := func(set string) func(*View) error {
+		return func(v *View) error { _, err := v.Vanish([]byte(set)); return err }
+	}
+	learn := func(set string) func(*View) error { return func(v *View) error { return v.Learn(of(t, set)) } }
+	one := func(n, uid uint32) func(*View) error {
+		return func(v *View) error { v.LearnOne(n, uid); return nil }
+	}
+	for _, c := range []struct {
+		name, known string
+		tail        uint32
+		step        func(*View) error
+		want        string
+		err         error
+	}{
+		{"first goes", "3:6", 0, expunge(1), "4:6+0", nil},
+		{"middle goes", "3:6", 0, expunge(2), "3,5:6+0", nil},
+		{"last goes", "3:6", 0, expunge(4), "3:5+0", nil},
+		{"only one goes", "7", 0, expunge(1), "+0", nil},
+		{"tail goes", "3:6", 2, expunge(6), "3:6+1", nil},
+		{"known goes before a tail", "3:6", 2, expunge(4), "3:5+2", nil},
+		{"number 0", "3:6", 2, expunge(0), "3:6+2", ErrRange},
+		{"number too large", "3:6", 2, expunge(7), "3:6+2", ErrRange},
+		{"grows", "3:6", 2, grow(9), "3:6+5", nil},
+		{"same EXISTS", "3:6", 2, grow(6), "3:6+2", nil},
+		{"shrinks", "3:6", 2, grow(5), "3:6+2", ErrShrunk},
+		{"vanished known", "3:6,9", 0, vanish("4,9"), "3,5:6+0", nil},
+		{"vanished unheard of", "3:6,9", 0, vanish("1,7:8,10:20"), "3:6,9+0", nil},
+		{"vanished over holes", "3:6,9,11", 0, vanish("5:10"), "3:4,11+0", nil},
+		{"vanished from the tail", "3:6", 3, vanish("2,6,8,10"), "3:5+1", nil},
+		{"more vanished than the tail has", "3:6", 2, vanish("5,8:10"), "3:6+2", ErrRange},
+		{"vanished malformed behind a good one", "3:6", 2, vanish("5,x"), "3:6+2", imap.ErrSet},
+		{"vanished star", "3:6", 2, vanish("5:*"), "3:6+2", imap.ErrSet},
+		{"learned", "3:6", 2, learn("7,9"), "3:7,9+0", nil},
+		{"too few", "3:6", 2, learn("7"), "3:6+2", ErrMismatch},
+		{"too many", "3:6", 2, learn("7:9"), "3:6+2", ErrMismatch},
+		{"old ones", "3:6", 2, learn("2,9"), "3:6+2", ErrMismatch},
+		{"nothing to learn", "3:6", 0, learn(""), "3:6+0", nil},
+		{"one by the way", "3:6", 2, one(5, 9), "3:6,9+1", nil},
+		{"one that is not the next", "3:6", 2, one(6, 9), "3:6+2", nil},
+		{"one that is known", "3:6", 2, one(4, 9), "3:6+2", nil},
+		{"one with an old UID", "3:6", 2, one(5, 6), "3:6+2", nil},
+		{"one behind the end", "3:6", 0, one(5, 9), "3:6+0", nil},
+	} {
+		v := viewOf(t, c.known, c.tail)
+		err := c.step(v)
+		if !errors.Is(err, c.err) || v.String() != c.want {
+			t.Errorf("%s: %s, %v; want %s, %v", c.name, v, err, c.want, c.err)
+		}
+	}
+}
+
+func TestUIDsAreNotUsedTwice(t *testing.T) {
+	v := viewOf(t, "3:6", 0)
+	if err := v.Expunge(4); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.Grow(4); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.Learn(of(t, "6")); !errors.Is(err, ErrMismatch) {
+		t.Errorf("an expunged UID came back: %v", err)
+	}
+	if gone, err := v.Vanish([]byte("6")); gone != 0 || err != nil {
+		t.Errorf("a message that went before vanished from the tail: %d, %v", gone, err)
+	}
+	if err := v.Learn(of(t, "7")); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestNumbersBecomeUIDs(t *testing.T) {
+	// Messages 1:6 are 2,3,5,7,8,11; the snapshot has lost 5 and 11.
+	v := viewOf(t, "2:3,5,7:8,11", 0)
+	d, err := v.Diff(of(t, "2:3,7:8,20"), 21)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tail := viewOf(t, "2:3,5", 2)
+	for _, c := range []struct {
+		view   *View
+		diff   *Diff
+		set    string
+		want   string
+		ghosts bool
+		err    error
+	}{
+		{v, nil, "1", "2", false, nil},
+		{v, nil, "1:*", "2:11", false, nil},
+		{v, nil, "*", "11", false, nil},
+		{v, nil, "4,2:3,6", "7,3:5,11", false, nil},
+		{v, nil, "7", "", false, ErrRange},
+		{v, nil, "3:7", "", false, ErrRange},
+		{v, nil, "9:*", "", false, ErrRange},
+		{v, &d, "1:2,4:5", "2:3,7:8", false, nil},
+		{v, &d, "1:2,3", "", true, nil},
+		{v, &d, "2:4", "", true, nil},
+		{v, &d, "*", "", true, nil},
+		{v, &d, "*,7", "", false, ErrRange},
+		{tail, nil, "2:3", "3:5", false, nil},
+		{tail, nil, "3:4", "", false, ErrUnknown},
+		{tail, nil, "*", "", false, ErrUnknown},
+		{tail, nil, "6", "", false, ErrRange},
+		{new(View), nil, "*", "", false, ErrRange},
+	} {
+		set, err := imap.ParseSet(c.set)
+		if err != nil {
+			t.Fatal(err)
+		}
+		uids, ghosts, err := c.view.MapSet(set, c.diff)
+		if uids.String() != c.want || ghosts != c.ghosts || !errors.Is(err, c.err) {
+			t.Errorf("%s of %s: %s, ghosts %t, %v", c.set, c.view, uids, ghosts, err)
+		}
+	}
+}
+
+// model is a view as a plain list of UIDs, of which the first known are known.
+type model struct {
+	uids  []uint32
+	known int
+	last  uint32 // largest UID ever assigned
+}
+
+func (m *model) arrive(r *rand.Rand) {
+	gap := uint32(1)
+	switch r.IntN(100) {
+	case 0:
+		gap = r.Uint32N(100_000) // another container of the bitmap
+	case 1, 2, 3, 4, 5:
+		gap = 1 + r.Uint32N(5)
+	}
+	m.last += max(gap, 1)
+	m.uids = append(m.uids, m.last)
+}
+
+func (m *model) expunge(i int) {
+	m.uids = slices.Delete(m.uids, i, i+1)
+	if i < m.known {
+		m.known--
+	}
+}
+
+// step does the same to both.
+func (m *model) step(t *testing.T, r *rand.Rand, v *View) {
+	var err error
+	switch n := len(m.uids); r.IntN(8) {
+	case 0, 1:
+		for range r.IntN(20) {
+			m.arrive(r)
+		}
+		err = v.Grow(uint32(len(m.uids)))
+	case 2, 3:
+		if n > 0 {
+			i := r.IntN(n)
+			m.expunge(i)
+			err = v.Expunge(uint32(i + 1))
+		}
+	case 4:
+		set := new(UIDs)
+		for i := n - 1; i >= 0; i-- {
+			if r.IntN(20) == 0 {
+				set.Add(m.uids[i])
+				m.expunge(i)
+			}
+		}
+		if set.Len() > 0 {
+			_, err = v.Vanish([]byte(set.String()))
+		}
+	case 5:
+		tail := new(UIDs)
+		for _, uid := range m.uids[m.known:] {
+			tail.Add(uid)
+		}
+		m.known = n
+		err = v.Learn(tail)
+	case 6:
+		if m.known < n {
+			v.LearnOne(uint32(m.known+1), m.uids[m.known])
+			m.known++
+		}
+	case 7:
+		v.Compact()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (m *model) compare(t *testing.T, v *View) {
+	t.Helper()
+	if v.Exists() != uint32(len(m.uids)) || v.Known() != uint32(m.known) {
+		t.Fatalf("%d of %d messages known, want %d of %d", v.Known(), v.Exists(), m.known, len(m.uids))
+	}
+	for i, want := range m.uids {
+		uid, ok := v.UID(uint32(i + 1))
+		n, back := v.Number(want)
+		if isKnown := i < m.known; ok != isKnown || back != isKnown || ok && (uid != want || n != uint32(i+1)) {
+			t.Fatalf("message %d is %d (%t), UID %d is %d (%t)", i+1, uid, ok, want, n, back)
+		}
+		if _, ok := v.Number(want - 1); ok && (i == 0 || m.uids[i-1] != want-1) {
+			t.Fatalf("UID %d has a number", want-1)
+		}
+	}
+}
+
+func TestViewIsThatOfAPlainList(t *testing.T) {
+	for seed := range uint64(20) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		m, v := new(model), new(View)
+		if seed%10 == 0 { // fills a container
+			for range 70_000 {
+				m.arrive(r)
+			}
+		}
+		v.Reset(uint32(len(m.uids)))
+		for i := range 300 {
+			m.step(t, r, v)
+			if len(m.uids) < 1000 && i%10 == 0 || i%150 == 149 {
+				m.compare(t, v)
+			}
+		}
+	}
+}
