@@ -164,12 +164,12 @@ func (r *reader) notify() error {
 
 // set reads a sequence set, or "$" (RFC 5182 §2.1) which names no numbers.
 func (r *reader) set() error {
-	t := r.s.next()
-	if t.is("$") {
+	switch t := r.s.next(); {
+	case t.is("$"):
 		r.f.UsesSaved = true
-	} else if t.kind != atom || !validSet(t.text) {
+	case t.kind != atom || !validSet(t.text):
 		return r.syntax()
-	} else {
+	default:
 		r.f.Set, r.f.SetAt = t.text, t.at
 	}
 	r.f.Numbers = r.spec.Expunge != ExpSync // and not UIDs

@@ -142,7 +142,7 @@ func (r *reader) program(t token) error {
 			return err
 		}
 		if !known {
-			return r.guess()
+			return r.guess(t)
 		}
 	}
 	return nil
@@ -211,16 +211,16 @@ func (r *reader) modified() error {
 	return r.skip(2)
 }
 
-// guess reads on behind a key nobody knows: how many operands it has is open, so
-// any number may be a message's. Where it is open whether the session becomes
-// aware of CONDSTORE, the command was not understood.
-func (r *reader) guess() error {
+// guess reads on from a key nobody knows: how many operands it has is open, so
+// any number may be a message's. Where it is open what the search leaves with
+// the connection, the command was not understood.
+func (r *reader) guess(t token) error {
 	r.f.Numbers = true
-	for t := r.s.next(); t.kind != end; t = r.s.next() {
+	for ; t.kind != end; t = r.s.next() {
 		switch {
 		case t.kind == fault:
 			return r.syntax()
-		case modseq(t):
+		case leaves(t):
 			return ErrSyntax
 		case t.is("$"):
 			r.f.UsesSaved = true
@@ -229,8 +229,9 @@ func (r *reader) guess() error {
 	return nil
 }
 
-// modseq says whether a backend might take t for the key MODSEQ.
-func modseq(t token) bool {
+// leaves says whether a backend might take t for the key MODSEQ, or for RETURN.
+func leaves(t token) bool {
 	var buf [maxName]byte
-	return criteria[string(upper(&buf, t.text))] == modified
+	word := upper(&buf, t.text)
+	return criteria[string(word)] == modified || string(word) == "RETURN"
 }
