@@ -52,7 +52,7 @@ func (s *Set) Wait(w *Waiter, c net.Conn) error {
 		s.mu.Unlock()
 		panic("quiet: a Waiter has not forgotten its last socket")
 	}
-	if w.conn != nil && s.armed[w.key] == w {
+	if s.armed[w.key] == w {
 		s.mu.Unlock()
 		return nil
 	}

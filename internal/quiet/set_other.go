@@ -40,6 +40,9 @@ func (s *Set) Run() {
 
 func (p *poller) add(c net.Conn, key uint64) error {
 	raw, err := c.(syscall.Conn).SyscallConn()
+	if err == nil {
+		err = raw.Control(func(uintptr) {}) // closed?
+	}
 	if err != nil {
 		return err
 	}
@@ -76,8 +79,10 @@ func (p *poller) remove(c net.Conn, key uint64) {
 	left := p.waiting[key]
 	delete(p.waiting, key)
 	p.mu.Unlock()
-	if left == nil {
+	select {
+	case <-left:
 		return
+	default:
 	}
 	_ = c.SetReadDeadline(time.Unix(1, 0))
 	<-left
