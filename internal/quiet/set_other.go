@@ -79,6 +79,9 @@ func (p *poller) remove(c net.Conn, key uint64) {
 	left := p.waiting[key]
 	delete(p.waiting, key)
 	p.mu.Unlock()
+	if left == nil {
+		return // it was closed before it could be waited for
+	}
 	select {
 	case <-left:
 		return
