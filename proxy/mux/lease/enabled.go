@@ -28,9 +28,15 @@ func (e Enabled) Has(name string) bool {
 	return false
 }
 
-// With is the set and names.
+// With is the set and names, however they are spelled, and what they imply.
 func (e Enabled) With(names ...string) Enabled {
 	words := append(strings.Fields(string(e)), names...)
+	for i, word := range words {
+		words[i] = strings.ToUpper(word)
+	}
+	if slices.Contains(words, Qresync) {
+		words = append(words, Condstore) // RFC 7162 §3.2.3
+	}
 	slices.Sort(words)
 	return Enabled(strings.Join(slices.Compact(words), " "))
 }

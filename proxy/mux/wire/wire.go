@@ -139,6 +139,17 @@ func (w *Wire) Held() (bool, error) {
 	return err == nil, err
 }
 
+// Pending says whether something has come that nobody has read, or the end of
+// the connection: in the Reader, in what TLS holds, at the kernel. It waits for
+// nobody.
+func (w *Wire) Pending() bool {
+	if w.Buffered() > 0 {
+		return true
+	}
+	held, err := w.Held()
+	return held || err != nil || w.arrived()
+}
+
 // Write sends p whole.
 func (w *Wire) Write(p []byte) (int, error) {
 	w.begin(writing)
@@ -212,7 +223,9 @@ func (w *Wire) Interrupt() {
 // Read is the Reader's source.
 func (w *Wire) Read(p []byte) (int, error) {
 	if w.memory {
-		return quiet.ReadNow(w.conn, p)
+		n, err := quiet.ReadNow(w.conn, p)
+		w.in.Add(int64(n))
+		return n, err
 	}
 	n, err := w.conn.Read(p)
 	for w.bulk && err == nil && len(p)-n >= maxRecord {
