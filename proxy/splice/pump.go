@@ -23,8 +23,7 @@ type pump struct {
 	src, dst net.Conn
 
 	// Owned by run.
-	first  []byte // to be sent before anything is read
-	parked bool   // once at least
+	first []byte // to be sent before anything is read
 
 	waiter quiet.Waiter // for src, while the pump is parked
 
@@ -33,6 +32,7 @@ type pump struct {
 	bytes   atomic.Int64
 	last    atomic.Uint32 // tick of the last progress
 	writing atomic.Bool   // run is in a write, not in a read
+	parked  bool          // Owned by run. Once at least.
 	state   atomic.Uint32 // of run, as far as the clock asks it to park
 }
 
