@@ -32,6 +32,19 @@ func resting(tb testing.TB, u *UIDs) *View {
 	return v
 }
 
+// grown makes the same view as messages arrive one by one.
+func grown(tb testing.TB, u *UIDs) *View {
+	v := new(View)
+	for n := uint32(1); n <= u.Len(); n++ {
+		if err := v.Grow(n); err != nil {
+			tb.Fatal(err)
+		}
+		v.LearnOne(n, u.at(n-1))
+	}
+	v.Compact()
+	return v
+}
+
 func heap() uint64 {
 	runtime.GC()
 	runtime.GC()
@@ -43,17 +56,19 @@ func heap() uint64 {
 func TestViewAtRestIsSmall(t *testing.T) {
 	for _, c := range []struct {
 		name string
+		view func(testing.TB, *UIDs) *View
 		uids *UIDs
 		most uint64
 	}{
-		{"100,000 messages without holes", of(t, "1:100000"), 200},
-		{"100,000 messages with a fifth of the UIDs unused", holed(100_000), 24 << 10},
-		{"1,000 messages with a fifth of the UIDs unused", holed(1000), 1200},
+		{"100,000 messages without holes", resting, of(t, "1:100000"), 200},
+		{"100,000 messages with a fifth of the UIDs unused", resting, holed(100_000), 24 << 10},
+		{"1,000 messages with a fifth of the UIDs unused", resting, holed(1000), 1200},
+		{"2,600 messages, every other UID unused, heard of one by one", grown, half(of(t, "1:5200")), 5700},
 	} {
-		views := make([]*View, 500)
+		views := make([]*View, 100)
 		before := heap()
 		for i := range views {
-			views[i] = resting(t, c.uids)
+			views[i] = c.view(t, c.uids)
 		}
 		each := (heap() - before) / uint64(len(views))
 		runtime.KeepAlive(views)
@@ -128,7 +143,6 @@ func BenchmarkLearnTail(b *testing.B) {
 // half is every other message of u.
 func half(u *UIDs) *UIDs {
 	h := new(UIDs)
-	h.spread()
 	for i := uint32(0); i < u.Len(); i += 2 {
 		uid := u.at(i)
 		h.put(uid, uid)

@@ -112,8 +112,8 @@ func (d *Diff) AppendVanished(dst []byte) []byte {
 // Apply makes the snapshot the view: the client has been told of the difference. The
 // snapshot stays the caller's.
 func (v *View) Apply(d *Diff) {
-	v.known = d.now.clone()
-	v.known.compact()
+	v.known = *d.now
+	v.known.compact() // which makes it a copy
 	v.exists = d.exists
 	v.floor = max(v.floor, v.known.Max())
 	v.Floor(d.next)

@@ -119,6 +119,48 @@ func TestTailBehindUnusedUIDsIsRecognized(t *testing.T) {
 	}
 }
 
+func TestViewGoesOnFromTheSnapshot(t *testing.T) {
+	v, now := viewOf(t, "4:6,9", 0), of(t, "4:6,11,14")
+	d, err := v.Diff(now, 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.Apply(&d)
+	if err := v.Expunge(1); err != nil {
+		t.Fatal(err)
+	}
+	if now.String() != "4:6,11,14" {
+		t.Errorf("the caller's snapshot became %s", now)
+	}
+	if err := v.Grow(5); err != nil {
+		t.Fatal(err)
+	}
+	if d, err = v.Diff(of(t, "5:6,11,14,20"), 21); err != nil || d.Ghosts() != 0 || v.String() != "5:6,11,14,20+0" {
+		t.Errorf("%d ghosts, %v, %s", d.Ghosts(), err, v)
+	}
+}
+
+func TestSnapshotAndRecognizedTailRaiseTheFloor(t *testing.T) {
+	v := viewOf(t, "4:6", 2)
+	d, err := v.Diff(of(t, "4:9"), 0)
+	if err != nil || d.Tail() != 0 {
+		t.Fatal(err, d.Tail())
+	}
+	if _, err := v.Diff(of(t, "4:6,9"), 8); !errors.Is(err, ErrInconsistent) {
+		t.Errorf("UIDNEXT is a UID of the tail: %v", err)
+	}
+	v.Apply(&d)
+	if err := v.Expunge(6); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.Grow(6); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.Learn(of(t, "9")); !errors.Is(err, ErrMismatch) {
+		t.Errorf("a UID of the snapshot was used twice: %v", err)
+	}
+}
+
 // history is a mailbox as a fuzzer made it up: all its messages in order, of which
 // the first are in the view, and of those the first with known UIDs.
 type history struct {

@@ -153,9 +153,9 @@ func (u *UIDs) recount() {
 	}
 }
 
-// wide is where one container of a bitmap (65536 UIDs) takes a range at once. For
-// a short one it would be copied as a whole, which is quadratic in the ranges.
-const wide = 4096
+// wide is where one container of a bitmap (65536 UIDs) takes a range at once. It
+// may copy itself for that, so that with short ranges it would be quadratic.
+const wide = 128
 
 // putBits adds first to last, container by container.
 func putBits(bits *roaring.Bitmap, first, last uint32) {
@@ -173,19 +173,15 @@ func putBits(bits *roaring.Bitmap, first, last uint32) {
 	}
 }
 
+// putFew adds one UID after the other, wide at most.
 func putFew(bits *roaring.Bitmap, first, last uint32) {
-	if first == last {
-		bits.Add(first)
-		return
+	var buf [wide]uint32
+	n := 0
+	for ; first <= last; first++ {
+		buf[n] = first
+		n++
 	}
-	var buf [64]uint32
-	for n := 0; first <= last; n = 0 {
-		for ; n < len(buf) && first <= last; n++ {
-			buf[n] = first
-			first++
-		}
-		bits.AddMany(buf[:n])
-	}
+	bits.AddMany(buf[:n])
 }
 
 // remove takes the UIDs from first to last out and says how many there were.
@@ -275,7 +271,8 @@ func (u *UIDs) clone() UIDs {
 	return c
 }
 
-// compact holds the set in as little memory as it needs.
+// compact holds the set in as little memory as it needs. A bitmap becomes a copy,
+// without what appending left over.
 func (u *UIDs) compact() {
 	switch {
 	case u.bits == nil:
@@ -285,6 +282,6 @@ func (u *UIDs) compact() {
 		*u = UIDs{first: u.min(), count: u.count}
 	default:
 		u.bits.RunOptimize()
-		u.bits = u.bits.Clone() // what appending left over goes
+		u.bits = u.bits.Clone()
 	}
 }
