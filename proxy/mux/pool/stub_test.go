@@ -38,8 +38,6 @@ type stub struct {
 	denied map[string]string // user and password to the NO they get
 	peers  []*peer           // all that ever logged in
 	logins int               // tried
-	now    map[string]int    // connections by user; "" is all
-	most   map[string]int    // … and the most at a time
 }
 
 // peer is one connection as the stub sees it.
@@ -61,7 +59,7 @@ func startStub(t testing.TB, caps string) *stub {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &stub{t: t, l: l, caps: caps, denied: map[string]string{}, now: map[string]int{}, most: map[string]int{}}
+	s := &stub{t: t, l: l, caps: caps, denied: map[string]string{}}
 	s.wg.Add(1)
 	go s.accept()
 	t.Cleanup(func() {
@@ -99,7 +97,6 @@ func (s *stub) serve(nc net.Conn) {
 	for {
 		line, err := r.ReadString('\n')
 		if err != nil {
-			p.gone()
 			return
 		}
 		tag, command, _ := strings.Cut(strings.TrimRight(line, "\r\n"), " ")
@@ -143,10 +140,6 @@ func (p *peer) login(tag, response string) {
 	if no == "" {
 		p.user, p.password = parts[1], parts[2]
 		s.peers = append(s.peers, p)
-		for _, of := range []string{"", p.user} {
-			s.now[of]++
-			s.most[of] = max(s.most[of], s.now[of])
-		}
 	}
 	s.mu.Unlock()
 	if no != "" {
@@ -154,15 +147,6 @@ func (p *peer) login(tag, response string) {
 		return
 	}
 	p.say(tag + " OK [CAPABILITY " + s.caps + "] welcome " + p.user)
-}
-
-func (p *peer) gone() {
-	p.s.mu.Lock()
-	defer p.s.mu.Unlock()
-	if p.user != "" {
-		p.s.now[""]--
-		p.s.now[p.user]--
-	}
 }
 
 func (p *peer) say(lines ...string) {
@@ -199,7 +183,7 @@ func (s *stub) of(c *lease.Conn) *peer {
 	s.t.Helper()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, p := range s.peers {
+	for _, p := range slices.Backward(s.peers) { // an old one may have had the same port
 		if p.nc.RemoteAddr().String() == c.Conn().LocalAddr().String() {
 			return p
 		}
