@@ -1,0 +1,286 @@
+package model
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Violation is a promise of IMAP that was broken.
+type Violation struct{ What string }
+
+// Error implements error.
+func (v *Violation) Error() string { return v.What }
+
+// parts reads the words, lists and strings of a response one after the other.
+// Literals are taken from their own list.
+type parts struct {
+	rest     string
+	literals []string
+}
+
+// space passes one space; there must be one.
+func (p *parts) space() bool {
+	rest, ok := strings.CutPrefix(p.rest, " ")
+	p.rest = rest
+	return ok
+}
+
+// name reads the name of a FETCH item: up to a space that no bracket holds.
+func (p *parts) name() (string, bool) {
+	depth := 0
+	for i := 0; i < len(p.rest); i++ {
+		switch c := p.rest[i]; {
+		case c == '[':
+			depth++
+		case c == ']':
+			depth--
+		case depth == 0 && (c == ' ' || c == ')' || c == '('):
+			name := p.rest[:i]
+			p.rest = p.rest[i:]
+			return strings.ToUpper(name), name != ""
+		}
+	}
+	return "", false
+}
+
+// value reads what follows: a list with its parentheses, a string without its
+// quotes, or an atom.
+func (p *parts) value() (string, bool) {
+	if p.rest == "" {
+		return "", false
+	}
+	switch p.rest[0] {
+	case '(':
+		return p.list()
+	case '"':
+		return p.quoted()
+	case '{':
+		_, rest, ok := strings.Cut(p.rest, "}")
+		if !ok || len(p.literals) == 0 {
+			return "", false
+		}
+		literal := p.literals[0]
+		p.rest, p.literals = rest, p.literals[1:]
+		return literal, true
+	}
+	end := strings.IndexAny(p.rest, " )")
+	if end < 0 {
+		end = len(p.rest)
+	}
+	atom := p.rest[:end]
+	p.rest = p.rest[end:]
+	return atom, atom != ""
+}
+
+func (p *parts) quoted() (string, bool) {
+	var b strings.Builder
+	for i := 1; i < len(p.rest); i++ {
+		switch p.rest[i] {
+		case '\\':
+			i++
+			if i == len(p.rest) {
+				return "", false
+			}
+			b.WriteByte(p.rest[i])
+		case '"':
+			p.rest = p.rest[i+1:]
+			return b.String(), true
+		default:
+			b.WriteByte(p.rest[i])
+		}
+	}
+	return "", false
+}
+
+func (p *parts) list() (string, bool) {
+	depth := 0
+	for i := 0; i < len(p.rest); i++ {
+		switch p.rest[i] {
+		case '(':
+			depth++
+		case ')':
+			depth--
+		}
+		if depth == 0 {
+			list := p.rest[:i+1]
+			p.rest = p.rest[i+1:]
+			return list, true
+		}
+	}
+	return "", false
+}
+
+// fetched is what one FETCH response says.
+type fetched struct {
+	number   uint32
+	uid      uint32 // 0: not said
+	flags    []string
+	hasFlags bool
+	modseq   uint64 // 0: not said
+	header   string // "" not said
+	body     string // "" not said
+	parsed   []string
+}
+
+// parseFetch reads the items behind "* n FETCH ".
+func parseFetch(number uint32, items string, literals []string) (f fetched, err error) {
+	f.number = number
+	broken := violation("a broken FETCH response: %q", items)
+	p := parts{rest: items, literals: literals}
+	if !strings.HasPrefix(p.rest, "(") {
+		return f, broken
+	}
+	for p.rest = p.rest[1:]; ; {
+		name, ok := p.name()
+		if !ok || !p.space() {
+			return f, broken
+		}
+		value, ok := p.value()
+		if !ok || !f.item(name, value) {
+			return f, broken
+		}
+		if p.rest == ")" {
+			break
+		}
+		if !p.space() {
+			return f, broken
+		}
+	}
+	if len(p.literals) > 0 {
+		return f, broken
+	}
+	return f, nil
+}
+
+// item takes one item; it says no when it is malformed or nobody asked for it.
+func (f *fetched) item(name, value string) bool {
+	f.parsed = append(f.parsed, name)
+	switch name {
+	case "UID":
+		n, ok := number32(value)
+		f.uid = n
+		return ok
+	case "FLAGS":
+		flags, ok := listOf(value)
+		f.flags, f.hasFlags = flags, true
+		return ok
+	case "MODSEQ":
+		in, ok := listOf(value)
+		if !ok || len(in) != 1 {
+			return false
+		}
+		n, err := strconv.ParseUint(in[0], 10, 63)
+		f.modseq = n
+		return err == nil && n > 0
+	case "BODY[HEADER.FIELDS (SUBJECT)]", "BODY[]":
+		if value == "NIL" { // the message is gone, and the end of the command says so
+			return true
+		}
+		if name == "BODY[]" {
+			f.body = value
+			return true
+		}
+		f.header = value
+		return true
+	}
+	return false
+}
+
+// listOf reads "(a b c)".
+func listOf(s string) ([]string, bool) {
+	s, opened := strings.CutPrefix(s, "(")
+	s, closed := strings.CutSuffix(s, ")")
+	return strings.Fields(s), opened && closed
+}
+
+// number32 reads a message number or UID, which is never 0.
+func number32(s string) (uint32, bool) {
+	n, err := strconv.ParseUint(s, 10, 32)
+	return uint32(n), err == nil && n > 0 && s[0] != '+'
+}
+
+// maxSet bounds the numbers of one set in these tests.
+const maxSet = 1 << 16
+
+// parseSet gives all numbers of a set, in the order they are written. There is
+// no * in what a server says.
+func parseSet(s string) ([]uint32, bool) {
+	var all []uint32
+	for item := range strings.SplitSeq(s, ",") {
+		a, b, isRange := strings.Cut(item, ":")
+		first, ok := number32(a)
+		if !ok {
+			return nil, false
+		}
+		last := first
+		if isRange {
+			if last, ok = number32(b); !ok {
+				return nil, false
+			}
+		}
+		first, last = min(first, last), max(first, last)
+		if int(last-first)+len(all) > maxSet {
+			return nil, false
+		}
+		for n := first; ; n++ {
+			all = append(all, n)
+			if n == last {
+				break
+			}
+		}
+	}
+	return all, true
+}
+
+// formatSet writes a set as a client would, with ranges where there are runs.
+func formatSet(numbers []uint32) string {
+	numbers = slices.Compact(slices.Sorted(slices.Values(numbers)))
+	var b []byte
+	for i := 0; i < len(numbers); {
+		j := i
+		for j+1 < len(numbers) && numbers[j+1] == numbers[j]+1 {
+			j++
+		}
+		if len(b) > 0 {
+			b = append(b, ',')
+		}
+		b = strconv.AppendUint(b, uint64(numbers[i]), 10)
+		if j > i {
+			b = strconv.AppendUint(append(b, ':'), uint64(numbers[j]), 10)
+		}
+		i = j + 1
+	}
+	return string(b)
+}
+
+// Result is the end of a command.
+type Result struct {
+	Status string // OK, NO or BAD; "" when the session ended first
+	Code   string // upper case, "" without one
+	Arg    string // of the code
+	Line   string
+}
+
+// ok says whether the command was done.
+func (r Result) ok() bool { return r.Status == "OK" }
+
+// parseStatus reads "OK [CODE arg] text".
+func parseStatus(s string) (Result, bool) {
+	r := Result{Line: s}
+	status, text, ok := strings.Cut(s, " ")
+	r.Status = strings.ToUpper(status)
+	if !ok || r.Status != "OK" && r.Status != "NO" && r.Status != "BAD" && r.Status != "BYE" {
+		return r, false
+	}
+	if !strings.HasPrefix(text, "[") {
+		return r, true
+	}
+	code, _, ok := strings.Cut(text[1:], "]")
+	if !ok {
+		return r, false
+	}
+	r.Code, r.Arg, _ = strings.Cut(code, " ")
+	r.Code = strings.ToUpper(r.Code)
+	return r, true
+}
