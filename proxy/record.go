@@ -12,11 +12,9 @@ import (
 
 	"imapgate/internal/audit"
 	"imapgate/internal/metrics"
+	"imapgate/proxy/mux"
 	"imapgate/proxy/splice"
 )
-
-// spliceMode is the relay mode there is.
-const spliceMode = "splice"
 
 // lastWords bounds the writing of a BYE to a client that may not read.
 const lastWords = time.Second
@@ -159,15 +157,20 @@ type loggedIn struct {
 	began   time.Time
 }
 
+// spliced and multiplexed are ended for those who relay.
+func (l *loggedIn) spliced(r splice.Result) { l.ended(audit.Reason(r.Reason), r.Err, r.Up, r.Down) }
+
+func (l *loggedIn) multiplexed(r mux.Result) { l.ended(r.Reason, r.Err, r.Up, r.Down) }
+
 // ended is the one end of a session, called once from wherever it is seen.
-func (l *loggedIn) ended(r splice.Result) {
+func (l *loggedIn) ended(why audit.Reason, err error, up, down int64) {
 	srv := l.server
-	l.session.In, l.session.Out = uint64(r.Up), uint64(r.Down) // counts
+	l.session.In, l.session.Out = uint64(up), uint64(down) // counts
 	l.session.Took = time.Since(l.began)
 	srv.open.Add(-1)
-	_ = srv.rooms.Audit.SessionEnded(&l.who, &l.session, audit.Reason(r.Reason))
-	srv.rooms.Metrics.SessionEnded(l.session.Mode, string(r.Reason))
+	_ = srv.rooms.Audit.SessionEnded(&l.who, &l.session, why)
+	srv.rooms.Metrics.SessionEnded(l.session.Mode, string(why))
 	srv.rooms.Log.Info("session", zap.String("session", l.who.Session), zap.Stringer("user", l.session.User),
-		zap.String("backend", l.session.Backend), zap.String("mode", l.session.Mode), zap.String("stage", string(r.Reason)),
-		zap.Int64("bytes", r.Up+r.Down), zap.Duration("dur", l.session.Took), errorOf(r.Err))
+		zap.String("backend", l.session.Backend), zap.String("mode", l.session.Mode), zap.String("stage", string(why)),
+		zap.Int64("bytes", up+down), zap.Duration("dur", l.session.Took), errorOf(err))
 }

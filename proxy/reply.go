@@ -11,6 +11,7 @@ import (
 	"imapgate/auth"
 	"imapgate/internal/audit"
 	"imapgate/internal/identity"
+	"imapgate/internal/imap"
 	"imapgate/internal/metrics"
 	"imapgate/proxy/upstream"
 	"imapgate/routing"
@@ -123,11 +124,11 @@ func unavailableReason(err error) audit.Reason {
 	return audit.BackendDown
 }
 
-// welcome is the tagged OK of the login, which goes out last: with the backend's
-// own capabilities, as a code, and untagged too for a client that has asked
+// welcome is the tagged OK of the login, which goes out last: with what the
+// backend can do in the session's mode, as a code, and untagged too for a client that has asked
 // before and may not look at codes.
-func (s *session) welcome(a *attempt, up *upstream.Conn) error {
-	caps := up.Caps().Without(notOffered).String()
+func (s *session) welcome(a *attempt, up admitted, offered imap.Caps) error {
+	caps := offered.String()
 	s.out = s.out[:0]
 	if s.said.askedCaps && caps != "" {
 		s.out = append(append(append(s.out, "* CAPABILITY "...), caps...), "\r\n"...)

@@ -29,6 +29,7 @@ import (
 	"imapgate/internal/audit"
 	"imapgate/internal/deadpeer"
 	"imapgate/internal/metrics"
+	"imapgate/proxy/mux"
 	"imapgate/proxy/splice"
 	"imapgate/proxy/upstream"
 	"imapgate/routing"
@@ -67,6 +68,15 @@ type Config struct {
 	AuthAttempts   int           // failed logins on a connection
 	BadCommands    int           // before the login, on a connection
 	Instance       string        // begins every session id; NewInstance
+	// Modes are the backends' own; one that is not there is spliced.
+	Modes map[string]Mode
+}
+
+// Mode is what becomes of a backend's sessions, where a user's route does not
+// say otherwise.
+type Mode struct {
+	Name string // splice, reuse or resume
+	Mux  mux.Settings
 }
 
 // halfClosed is how long a session may be silent when one side has hung up.
@@ -86,6 +96,12 @@ type Rooms struct {
 	Log      *zap.Logger
 }
 
+// relayed counts bytes.
+func (r *Rooms) relayed(up, down int64) {
+	r.Metrics.BytesToBackend.Add(float64(up))
+	r.Metrics.BytesToClient.Add(float64(down))
+}
+
 // Server is the front door.
 type Server struct {
 	// Set once.
@@ -93,6 +109,7 @@ type Server struct {
 	rooms     Rooms
 	listeners []*listener
 	spliced   *splice.Set
+	mux       *mux.Hub
 	slots     int64 // connections at a time
 
 	wg       sync.WaitGroup // accept loops and sessions before their relay
@@ -119,16 +136,17 @@ func New(cfg Config, rooms Rooms) (*Server, error) {
 	}
 	spliced, err := splice.NewSet(splice.Config{
 		Quiet: silent, Idle: cfg.Idle, HalfClosed: halfClosed, Write: cfg.Write,
-		Bytes: func(up, down int64) {
-			rooms.Metrics.BytesToBackend.Add(float64(up))
-			rooms.Metrics.BytesToClient.Add(float64(down))
-		},
+		Bytes:  rooms.relayed,
 		Parked: func(n int) { rooms.Metrics.Parked.Set(float64(n) / 2) },
 	})
 	if err != nil {
 		return nil, err
 	}
 	s.spliced = spliced
+	if s.mux, err = s.newHub(); err != nil {
+		spliced.Close()
+		return nil, err
+	}
 	return s, nil
 }
 
@@ -155,7 +173,7 @@ func (s *Server) Addrs() map[string]net.Addr {
 }
 
 // Sessions is the number of logged-in sessions.
-func (s *Server) Sessions() int { return s.spliced.Len() }
+func (s *Server) Sessions() int { return s.spliced.Len() + s.mux.Len() }
 
 // Draining says whether the Server has stopped taking clients.
 func (s *Server) Draining() bool { return s.draining.Load() }
@@ -171,7 +189,9 @@ func (s *Server) Serve(ctx context.Context) error {
 	s.draining.Store(true)
 	s.closeListeners()
 	s.wg.Wait() // the accept loops, and every login that was under way
+	s.mux.Drain(audit.GatewayStopping)
 	s.drain()
+	s.mux.Close() // what it has handed over ends with the rest
 	s.spliced.Close()
 	return nil
 }
@@ -181,13 +201,16 @@ func (s *Server) drain() {
 	began := time.Now()
 	look := time.NewTicker(50 * time.Millisecond)
 	defer look.Stop()
-	for s.spliced.Len() > 0 && time.Since(began) < s.cfg.Drain {
+	for s.Sessions() > 0 && time.Since(began) < s.cfg.Drain {
 		<-look.C
 	}
 }
 
 // Close ends every session now; Serve then returns without waiting for them.
-func (s *Server) Close() { s.spliced.EndAll(splice.Drained) }
+func (s *Server) Close() {
+	s.mux.EndAll(audit.Drained)
+	s.spliced.EndAll(splice.Drained)
+}
 
 func (s *Server) closeListeners() {
 	for _, l := range s.listeners {

@@ -15,6 +15,7 @@ import (
 	"imapgate/internal/audit"
 	"imapgate/internal/imap"
 	"imapgate/internal/quiet"
+	"imapgate/proxy/mux"
 	"imapgate/proxy/splice"
 	"imapgate/proxy/upstream"
 	"imapgate/routing"
@@ -113,11 +114,12 @@ type attempt struct {
 	// Filled by connect.
 	method string
 	route  routing.Route
+	mode   string
 }
 
 // connect finds out who the client is and where its mailbox lives, and logs in
 // there. Each value can only come from the step before.
-func (s *session) connect(ctx context.Context, a *attempt) (*upstream.Conn, error) {
+func (s *session) connect(ctx context.Context, a *attempt) (admitted, error) {
 	if a.err != nil {
 		return nil, a.err
 	}
@@ -143,7 +145,8 @@ func (s *session) connect(ctx context.Context, a *attempt) (*upstream.Conn, erro
 	if backend.Master() && !id.Decided() {
 		return nil, errNobodyDecides
 	}
-	up, err := backend.Login(ctx, upstream.Request{
+	a.mode = s.server.mode(&a.route)
+	up, err := s.server.login(ctx, a, id, upstream.Request{
 		User: id.User(), Login: a.route.Login, Password: id.Password(), Client: s.introduction(),
 	})
 	if errors.Is(err, upstream.ErrDenied) && id.Decided() {
@@ -177,7 +180,7 @@ func (s *session) origin() netip.AddrPort {
 
 // admit puts the login on record, without which nobody gets in. From here on a
 // gateway that stops waits for the session to end.
-func (s *session) admit(ctx context.Context, a *attempt, up *upstream.Conn) error {
+func (s *session) admit(ctx context.Context, a *attempt, up admitted) error {
 	if !s.release() {
 		return errors.Join(context.Cause(ctx), up.Close())
 	}
@@ -191,18 +194,19 @@ func (s *session) admit(ctx context.Context, a *attempt, up *upstream.Conn) erro
 
 // relay welcomes the client and hands both connections on. From here on the
 // session's end is loggedIn.ended's.
-func (s *session) relay(a *attempt, up *upstream.Conn) error {
+func (s *session) relay(a *attempt, up admitted) error {
 	s.leaveLobby()
-	defer up.Close() // until it is detached
 	in := &loggedIn{server: s.server, who: s.who, began: time.Now(), session: audit.Session{
-		User: up.User(), Backend: a.route.Backend, Mode: spliceMode,
+		User: up.User(), Backend: a.route.Backend, Mode: a.mode,
 	}}
-	s.server.rooms.Metrics.SessionBegan(spliceMode)
-	err := s.welcome(a, up)
+	s.server.rooms.Metrics.SessionBegan(a.mode)
+	caps := s.server.offered(a, up.Caps())
+	err := s.welcome(a, up, caps)
 	s.server.rooms.Metrics.LoginDone(loginResult(err), a.login.Mechanism, time.Since(a.began))
 	if err != nil {
 		_ = s.conn.Close()
-		in.ended(splice.Result{Reason: splice.ClientLost, Err: err})
+		_ = up.Close()
+		in.ended(audit.ClientLost, err, 0, 0)
 		return nil
 	}
 	client, fromClient := s.conn.Detach()
@@ -210,8 +214,14 @@ func (s *session) relay(a *attempt, up *upstream.Conn) error {
 		client = s.socket.TCPConn
 		fromClient = append(fromClient, s.socket.Rest()...)
 	}
-	backend, fromBackend := up.Detach()
-	s.server.spliced.Start(splice.Side{Conn: client, First: fromBackend}, splice.Side{Conn: backend, First: fromClient}, in.ended)
+	switch up := up.(type) {
+	case *upstream.Conn:
+		backend, fromBackend := up.Detach()
+		s.server.spliced.Start(splice.Side{Conn: client, First: fromBackend}, splice.Side{Conn: backend, First: fromClient}, in.spliced)
+	case account:
+		s.server.mux.Start(mux.Client{Conn: client, First: fromClient, Who: &in.who, Mode: mux.Mode(a.mode), Caps: caps},
+			a.route.Backend, up.Account, in.multiplexed)
+	}
 	return nil
 }
 

@@ -44,6 +44,10 @@ func proxyConfig(cfg *config.Config, instance string) proxy.Config {
 		AuthAttempts:   l.AuthAttempts,
 		BadCommands:    l.BadCommands,
 		Instance:       instance,
+		Modes:          make(map[string]proxy.Mode, len(cfg.Backends)),
+	}
+	for name, b := range cfg.Backends {
+		p.Modes[name] = proxy.Mode{Name: b.Mode, Mux: b.Mux.Settings()}
 	}
 	for _, l := range cfg.Listeners {
 		made := proxy.Listener{Name: l.Name, Address: l.Address, TLS: proxy.TLSMode(l.TLS), Trusted: l.TrustedNetworks}

@@ -133,6 +133,10 @@ func (r *Reader) Ready() (s Segment, ok bool, err error) {
 // Between says whether the last segment ended a command or response.
 func (r *Reader) Between() bool { return r.fresh }
 
+// Refuse forgets the literal that was announced last: its sender has been told
+// not to send it, and a new command begins.
+func (r *Reader) Refuse() { r.left, r.fresh = 0, true }
+
 // Swap gives the Reader another buffer, which must hold what is unread, and
 // returns the one it had: so buffers can be shared, and idle Readers have none.
 func (r *Reader) Swap(buf []byte) []byte {

@@ -36,21 +36,21 @@ type Conn struct {
 	*wire.Wire
 
 	// Set once.
-	user   identity.User
-	caps   imap.Caps
-	prefix string // of our tags: nobody can guess it
-	born   time.Time
+	user identity.User
+	caps imap.Caps
+	born time.Time
 
 	// Owned by whoever has the lease.
 	Enabled  Enabled // what ENABLE, or a command that implies it, has switched on
 	Selected bool    // a mailbox is, or may be
+	prefix   string  // of our tags: nobody can guess it
 	serial   uint64
 	answer   []byte // scratch: a response that did not fit the buffer
 }
 
 // New makes a Conn of a login.
 func New(up *upstream.Conn, shared wire.Shared) *Conn {
-	c := &Conn{user: up.User(), caps: up.Caps(), prefix: rand.Text()[:13], born: time.Now()}
+	c := &Conn{user: up.User(), caps: up.Caps(), prefix: newPrefix(), born: time.Now()}
 	nc, rest := up.Detach()
 	c.Wire = wire.New(nc, rest, imap.Responses, shared)
 	return c
@@ -69,6 +69,11 @@ func (c *Conn) Age() time.Duration { return time.Since(c.born) }
 // be served on this connection.
 func (c *Conn) Prefix() string { return c.prefix }
 
+// Rename takes another prefix, because a client happens to use this one.
+func (c *Conn) Rename() { c.prefix = newPrefix() }
+
+func newPrefix() string { return rand.Text()[:13] }
+
 // Run sends a command of ours, without its tag and CRLF, and reads up to its
 // tagged answer, which it returns whether OK or not. Nothing may be outstanding.
 // Each untagged response, literals and CRLF included, goes to each, which must
@@ -77,7 +82,7 @@ func (c *Conn) Prefix() string { return c.prefix }
 // Errors: ErrBye, ErrProtocol, ErrTooMuch, each's own, the socket's. The
 // connection must then be closed.
 func (c *Conn) Run(deadline time.Time, command string, each func(response []byte) error) (imap.Response, error) {
-	tag := c.nextTag()
+	tag := c.Tag()
 	c.Limit(deadline)
 	defer c.Limit(time.Time{})
 	if _, err := c.Write([]byte(tag + " " + command + "\r\n")); err != nil {
@@ -124,7 +129,10 @@ func (c *Conn) Untagged() ([]byte, error) {
 	return b, nil
 }
 
-// response reads one whole response, valid until the next.
+// Response reads one whole response of any kind, valid until the next one. What
+// is left of a budget in bytes goes down by its length: ErrTooMuch below zero.
+func (c *Conn) Response(left *int) ([]byte, error) { return c.response(left) }
+
 func (c *Conn) response(left *int) ([]byte, error) {
 	c.answer = c.answer[:0]
 	for {
@@ -157,7 +165,8 @@ func (c *Conn) Relax() {
 	c.Wire.Relax()
 }
 
-func (c *Conn) nextTag() string {
+// Tag is a tag that nobody has used on the connection.
+func (c *Conn) Tag() string {
 	c.serial++
 	return c.prefix + strconv.FormatUint(c.serial, 36)
 }

@@ -1,0 +1,404 @@
+package mux
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"imapgate/internal/audit"
+	"imapgate/internal/imap"
+	"imapgate/internal/metrics"
+	"imapgate/internal/mutant"
+	"imapgate/proxy/mux/command"
+	"imapgate/proxy/mux/lease"
+	"imapgate/proxy/mux/pool"
+	"imapgate/proxy/mux/view"
+	"imapgate/proxy/upstream"
+)
+
+// Waits between attempts to get at a backend that is away.
+const (
+	firstWait = 50 * time.Millisecond
+	lastWait  = time.Second
+)
+
+// What an attach can come to besides a session in step with its backend.
+var (
+	errGhosts = errors.New("messages are gone, and the client cannot be told while the command runs")
+	errBusy   = errors.New("backend is busy, or the mailbox is")
+)
+
+// moment is when an attach happens: what may be told, and what is asked.
+type moment struct {
+	expunge  command.Expunge
+	copies   *request // a COPY, MOVE or REPLACE whose numbers are to become UIDs
+	anywhere bool     // any connection will do
+}
+
+// attach gets the session a connection with its mailbox selected, and tells the
+// client what has changed, as far as r allows. It tries for HoldMax.
+//
+// Errors: errGhosts, an *ending, and what isAway says yes to.
+func (s *session) attach(r *request) error {
+	m := moment{expunge: r.facts.Expunge}
+	if m.expunge == command.ExpTranslate {
+		m.copies = r
+	}
+	return s.attachIn(m, s.backend.settings.HoldMax)
+}
+
+func (s *session) attachIn(m moment, patience time.Duration) error {
+	began := time.Now()
+	deadline := began.Add(s.backend.settings.HoldMax) // of an attempt; of all of them, patience
+	why := audit.AfterDetach
+	if s.lostBefore {
+		why = audit.AfterLoss
+	}
+	for wait := firstWait; ; wait = min(2*wait, lastWait) {
+		rec, err := s.attachOnce(m, deadline)
+		if err == nil {
+			s.lostBefore = false
+		}
+		if !isAway(err) && !isLost(err) || time.Since(began)+wait > patience || s.hub.ctx.Err() != nil {
+			s.recordAttach(why, began, rec, err)
+			return err
+		}
+		why = audit.AfterHold
+		s.hub.pause(wait + rand.N(wait))
+	}
+}
+
+// pause waits for d, or until the Hub closes.
+func (h *Hub) pause(d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-h.ctx.Done():
+	}
+}
+
+// recordAttach puts an attach on record. One of a session without a mailbox is
+// none.
+func (s *session) recordAttach(why audit.Why, began time.Time, d *view.Diff, err error) {
+	if s.box == nil || !s.attached && err == nil {
+		return
+	}
+	rec := audit.Mux{
+		User: s.account.User(), Backend: s.backend.name, Mailbox: s.box.name, Why: why,
+		Result: attachResult(err), Took: time.Since(began),
+	}
+	if d != nil {
+		rec.Expunged, rec.Arrived = d.Ghosts(), d.Arrived()
+	}
+	_ = s.hub.rooms.Audit.Attached(s.who, &rec) // without room it is counted as lost
+	s.hub.rooms.Metrics.Mux.AttachDone(string(why), string(rec.Result), rec.Took)
+}
+
+// attachResult is how the audit log calls it.
+func attachResult(err error) audit.Result {
+	e := (*ending)(nil)
+	switch {
+	case err == nil, errors.Is(err, errGhosts):
+		return audit.AttachOK
+	case errors.As(err, &e):
+		switch e.reason {
+		case audit.MailboxGone:
+			return audit.AttachGone
+		case audit.MailboxChanged:
+			return audit.AttachChanged
+		case audit.MailboxTooLarge:
+			return audit.AttachTooLarge
+		case audit.LoginRevoked:
+			return audit.AttachRefused
+		case audit.ViewInconsistent:
+			return audit.AttachInconsistent
+		}
+		return audit.AttachCanceled
+	case errors.Is(err, pool.ErrBusy):
+		return audit.AttachLimit
+	case errors.Is(err, context.DeadlineExceeded):
+		return audit.AttachTimeout
+	case isLost(err):
+		return audit.AttachLost
+	}
+	return audit.AttachUnavailable
+}
+
+// attachOnce is one attempt: a lease, the mailbox, the difference, the flush.
+func (s *session) attachOnce(m moment, deadline time.Time) (*view.Diff, error) {
+	if s.up == nil {
+		if err := s.lease(deadline); err != nil {
+			return nil, err
+		}
+	}
+	if s.box == nil || m.anywhere {
+		return nil, nil
+	}
+	select {
+	case s.backend.attaches <- struct{}{}:
+		defer func() { <-s.backend.attaches }()
+	case <-time.After(time.Until(deadline)):
+		return nil, errBusy
+	}
+	d, err := s.meet(m, deadline)
+	if err != nil && s.up != nil && !isLost(err) {
+		s.account.Return(s.give())
+	} else if err != nil && s.up != nil {
+		s.account.Destroy(s.give(), metrics.DiscardError)
+	}
+	return d, err
+}
+
+// lease gets a connection with what the client has enabled, and nothing selected.
+func (s *session) lease(deadline time.Time) error {
+	ctx, cancel := context.WithDeadline(s.hub.ctx, deadline)
+	defer cancel()
+	up, err := s.account.Lease(ctx, s.enabled)
+	if err != nil {
+		return s.revocation(err)
+	}
+	s.take(up)
+	return nil
+}
+
+// meet selects the mailbox and brings the client's view and the backend's
+// together.
+func (s *session) meet(m moment, deadline time.Time) (*view.Diff, error) {
+	now, err := s.reselect(deadline)
+	if err != nil {
+		return nil, err
+	}
+	if m.expunge == command.ExpDrop {
+		s.attached = true // about to be closed: nobody need be told of anything
+		return nil, nil
+	}
+	d, err := s.difference(now, deadline)
+	if err != nil {
+		return nil, err
+	}
+	if m.copies != nil && !mutant.Is(mutant.MapThenFlush) {
+		s.mapNumbers(m.copies, d) // as the client means them: the flush changes what they mean
+	}
+	if d != nil && d.Ghosts() > 0 && m.expunge == command.ExpNone {
+		s.hub.rooms.Metrics.Mux.GhostAttach()
+		if !mutant.Is(mutant.GhostsHold) {
+			return d, errGhosts
+		}
+		s.attached = true
+		return d, nil
+	}
+	if err := s.flush(d, now, deadline); err != nil {
+		return d, err
+	}
+	if m.copies != nil && mutant.Is(mutant.MapThenFlush) {
+		s.mapNumbers(m.copies, nil)
+	}
+	return d, nil
+}
+
+// mapNumbers turns the numbers of a COPY into UIDs. Those that are out of range
+// are left for the backend to refuse.
+func (s *session) mapNumbers(r *request, d *view.Diff) {
+	s.mapped = unmappable
+	set, err := imap.ParseSet(string(r.facts.Set))
+	if err != nil {
+		return
+	}
+	uids, ghosts, err := s.box.view.MapSet(set, d)
+	switch {
+	case err == nil && !ghosts:
+		s.mapped = uids.String()
+	case errors.Is(err, view.ErrRange):
+		s.mapped = ""
+	}
+}
+
+// unmappable stands for numbers of which some are ghosts, or cannot be read: the
+// command is not sent.
+const unmappable = "-"
+
+// reselect selects the session's mailbox on a connection that has none.
+func (s *session) reselect(deadline time.Time) (*told, error) {
+	name, err := s.box.command(s.up.Caps())
+	if err != nil {
+		return nil, &ending{audit.UpstreamLost, byeLost, err}
+	}
+	t := &told{}
+	s.up.Selected = true
+	res, err := s.up.Run(deadline, name, func(response []byte) error { t.read(response); return nil })
+	if err != nil {
+		return nil, s.upstreamLost(err)
+	}
+	switch {
+	case res.Name == "OK":
+		t.done(res)
+		return t, s.recognise(t)
+	case res.Code == "UNAVAILABLE", res.Code == "INUSE", res.Code == "SERVERBUG", res.Code == "LIMIT":
+		return nil, fmt.Errorf("%w: %s", errBusy, res.Text)
+	case res.Name == "NO":
+		s.up.Selected = false
+		return nil, &ending{audit.MailboxGone, byeGone, errors.New(res.Text)}
+	}
+	return nil, &ending{audit.UpstreamLost, byeLost, errors.New(res.Text)}
+}
+
+// recognise makes sure that the mailbox is the one the client has selected.
+func (s *session) recognise(t *told) error {
+	b := s.box
+	kind := ""
+	switch {
+	case t.validity != b.validity, b.id != "" && t.id != b.id:
+		return &ending{audit.MailboxChanged, byeChanged, nil}
+	case t.uidNext != 0 && t.uidNext < b.uidNext:
+		kind = metrics.UIDNextShrank
+	case t.modseq != 0 && t.modseq < b.modseq:
+		kind = metrics.ModseqShrank
+	}
+	if kind == "" {
+		return nil
+	}
+	s.backend.violated(kind, time.Now())
+	return &ending{audit.ViewInconsistent, byeChanged, errors.New(kind)}
+}
+
+// difference is what separates the client's view from the connection's; nil for
+// nothing.
+func (s *session) difference(t *told, deadline time.Time) (*view.Diff, error) {
+	if t.sameUIDs(s.box) {
+		return nil, nil
+	}
+	for range 3 { // EXISTS may grow while we ask
+		now, err := s.snapshot(t, deadline)
+		if err != nil {
+			return nil, err
+		}
+		if now.Len() != t.exists {
+			continue
+		}
+		d, err := s.box.view.Diff(now, t.uidNext)
+		if err != nil {
+			s.backend.violated(metrics.UIDUnknown, time.Now())
+			return nil, &ending{audit.ViewInconsistent, byeChanged, err}
+		}
+		if d.Tail() > 0 && (s.enabled.Has(lease.Qresync) || s.enabled.Has(lease.UIDOnly)) {
+			return nil, &ending{audit.ViewInconsistent, byeLost, errors.New("VANISHED cannot name messages whose UIDs were never learned")}
+		}
+		return &d, nil
+	}
+	s.backend.violated(metrics.CountMismatch, time.Now())
+	return nil, &ending{audit.ViewInconsistent, byeChanged, errors.New("fewer or more UIDs than messages")}
+}
+
+// snapshot asks for the UIDs of all messages of the connection. What else is said
+// meanwhile is kept for the flush.
+func (s *session) snapshot(t *told, deadline time.Time) (*view.UIDs, error) {
+	now := &view.UIDs{}
+	if t.exists == 0 {
+		return now, nil
+	}
+	res, err := s.up.Run(deadline, s.search("1:*"), func(response []byte) error {
+		if ok, err := uidsIn(response, now); ok {
+			return err
+		}
+		t.read(response)
+		return nil
+	})
+	if err != nil {
+		return nil, s.upstreamLost(err)
+	}
+	if res.Name != "OK" {
+		return nil, fmt.Errorf("%w: %s", errBusy, res.Text)
+	}
+	return now, nil
+}
+
+// search is the command that asks for the UIDs of messages by number: so that no
+// EXPUNGE can come in between (RFC 9051 §7.5.1).
+func (s *session) search(numbers string) string {
+	if caps := s.up.Caps(); caps.Has("ESEARCH") || caps.Has(lease.Rev2) {
+		return "UID SEARCH RETURN (ALL) " + numbers
+	}
+	return "UID SEARCH " + numbers
+}
+
+// uidsIn reads the answer to search.
+func uidsIn(response []byte, into *view.UIDs) (bool, error) {
+	b := bytes.TrimSuffix(response[len("* "):], []byte("\r\n"))
+	switch {
+	case hasWord(b, "SEARCH"):
+		for field := range bytes.FieldsSeq(b[len("SEARCH"):]) {
+			if field[0] == '(' {
+				break // (MODSEQ n)
+			}
+			if err := into.AddSet(field); err != nil {
+				return true, fmt.Errorf("%w: %w", errProtocol, err)
+			}
+		}
+		return true, nil
+	case hasWord(b, "ESEARCH"):
+		i := bytes.Index(b, []byte(" ALL "))
+		if i < 0 {
+			return true, nil // no message
+		}
+		set, _, _ := bytes.Cut(b[i+len(" ALL "):], []byte(" "))
+		if err := into.AddSet(set); err != nil {
+			return true, fmt.Errorf("%w: %w", errProtocol, err)
+		}
+		return true, nil
+	}
+	return false, nil
+}
+
+// unattached answers the command in hand, for which an attach has failed.
+func (s *session) unattached(err error) error {
+	refusal, end := s.refusal(err)
+	if end != nil {
+		return end
+	}
+	return s.say(string(s.request.tag), refusal)
+}
+
+// refusal is the answer to a command for which an attach has failed, or the
+// session's end. With a mailbox selected a NO would be of no use: every command
+// that follows would meet with the same.
+//
+// EXPUNGEISSUED (RFC 5530, RFC 2180 §4.1.2) means messages that are gone: the
+// client is told of them at its next command.
+func (s *session) refusal(err error) (string, error) {
+	switch {
+	case errors.Is(err, errGhosts):
+		s.hub.rooms.Metrics.Mux.ExpungeIssued()
+		return " NO [EXPUNGEISSUED] Some of the messages have been deleted and no longer exist.", nil
+	case !isAway(err) && !isLost(err):
+		return "", err
+	case s.box != nil:
+		return "", &ending{audit.UpstreamAway, byeAway, err}
+	}
+	return " NO [UNAVAILABLE] Mail store is temporarily unavailable.", nil
+}
+
+// isAway says whether it may help to try again later.
+func isAway(err error) bool {
+	var refused *upstream.Refused
+	return errors.Is(err, upstream.ErrUnavailable) || errors.Is(err, errBusy) || errors.As(err, &refused) ||
+		errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
+}
+
+func isLost(err error) bool {
+	_, lost := asLost(err)
+	return lost
+}
+
+// revocation is the session's end when err says that the backend will not have
+// the login any more.
+func (s *session) revocation(err error) error {
+	if !errors.Is(err, upstream.ErrDenied) {
+		return err
+	}
+	s.account.Forget()
+	return &ending{audit.LoginRevoked, byeRevoked, err}
+}

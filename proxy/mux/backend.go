@@ -1,0 +1,66 @@
+package mux
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"imapgate/internal/metrics"
+	"imapgate/proxy/mux/pool"
+)
+
+// A backend that breaks its promises this often in this time is spliced: then
+// nothing depends on them.
+const (
+	violations      = 3
+	violationWindow = time.Hour
+)
+
+// backend is one backend, as all its sessions share it.
+type backend struct {
+	// Set once.
+	name     string
+	settings Settings
+	pool     *pool.Pool
+	attaches chan struct{} // a token for each attach under way; MaxAttaches of them
+	metrics  *metrics.Metrics
+	log      *zap.Logger
+
+	spliced atomic.Bool
+
+	mu   sync.Mutex
+	last [violations]time.Time // Guarded by mu. When promises were broken, the latest first.
+}
+
+func newBackend(h *Hub, name string, b Backend) *backend {
+	s := b.Settings.WithDefaults()
+	m := h.rooms.Metrics
+	return &backend{
+		name: name, settings: s, metrics: m, log: h.rooms.Log.With(zap.String("backend", name)),
+		attaches: make(chan struct{}, s.MaxAttaches),
+		pool: pool.New(b.Upstream, pool.Config{
+			ReuseTTL: s.ReuseTTL, MaxAge: s.MaxAge, CredCache: s.CredCache, CredTTL: s.CredTTL,
+			MaxPerUser: s.MaxPerUser, MaxTotal: s.MaxTotal,
+		}, h.shared, pool.Hooks{
+			Reused: m.Mux.Reused, Discarded: m.Mux.Discarded, Waited: m.Mux.LeaseWaited,
+		}, h.rooms.Log),
+	}
+}
+
+// violated counts a promise that the backend has broken.
+func (b *backend) violated(kind string, now time.Time) {
+	b.metrics.Mux.InvariantBroken(kind)
+	b.mu.Lock()
+	copy(b.last[1:], b.last[:])
+	b.last[0] = now
+	often := now.Sub(b.last[violations-1]) < violationWindow
+	b.mu.Unlock()
+	b.log.Warn("backend broke a promise of IMAP", zap.String("kind", kind))
+	if often && b.spliced.CompareAndSwap(false, true) {
+		b.metrics.Backend(b.name).SwitchedToSplice()
+		b.log.Error("ALERT: backend has broken promises of IMAP three times in an hour; its new sessions are spliced until the gateway is started again",
+			zap.String("kind", kind))
+	}
+}

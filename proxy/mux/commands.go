@@ -1,0 +1,437 @@
+package mux
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"strings"
+
+	"imapgate/internal/audit"
+	"imapgate/internal/imap"
+	"imapgate/proxy/mux/command"
+	"imapgate/proxy/mux/lease"
+	"imapgate/proxy/mux/wire"
+)
+
+// Bounds of what a client may send.
+const (
+	maxCollected = 64 << 10 // octets of all literals of a command that is held whole
+	maxBad       = 20       // commands in a row that are none
+)
+
+// request is the command in hand. Its slices point into the client's buffer, or
+// into session.collected: until the next command is read.
+type request struct {
+	tag    []byte
+	spec   *command.Spec
+	facts  command.Facts
+	whole  []byte // literals inline
+	syntax bool   // not understood
+}
+
+// commands does what the client has asked for, as far as it has been read whole,
+// and as much of it as may be outstanding at a time.
+func (s *session) commands() error {
+	for !s.sent.full() {
+		if s.pinning != "" {
+			return s.pin(s.pinning)
+		}
+		seg, ok, err := s.client.Ready()
+		if err != nil || ok && seg.Kind == imap.Part {
+			return s.garbage()
+		}
+		if !ok {
+			return nil
+		}
+		if s.idling != nil {
+			err = s.idled(seg)
+		} else {
+			err = s.command(seg)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// garbage ends a session whose client no longer speaks in lines: nobody can tell
+// where the next command begins.
+func (s *session) garbage() error {
+	if err := s.settle(); err != nil {
+		return err
+	}
+	return &ending{audit.ClientProtocol, byeProtocol, nil}
+}
+
+// command does one command, of which seg is the first line.
+func (s *session) command(seg imap.Segment) error {
+	head, err := command.Lookup(seg.Bytes)
+	if err != nil {
+		return s.misread(head.Tag, seg)
+	}
+	s.bad = 0
+	s.request = request{tag: head.Tag, spec: head.Spec}
+	if head.Spec.Streams {
+		return s.stream(seg)
+	}
+	if head.Spec.Name == "" {
+		return s.unknown(seg)
+	}
+	s.request.whole = seg.Bytes
+	if !seg.End {
+		if err := s.collect(seg); err != nil || s.request.whole == nil {
+			return err
+		}
+	}
+	s.request.facts, err = command.Read(s.request.whole)
+	s.request.syntax = err != nil
+	return s.do(&s.request)
+}
+
+// misread answers what is no command.
+func (s *session) misread(tag []byte, seg imap.Segment) error {
+	s.bad++
+	if s.bad > maxBad {
+		return s.garbage()
+	}
+	answer := "* BAD Invalid tag."
+	if len(tag) > 0 {
+		answer = string(tag) + " BAD Invalid command."
+	}
+	if err := s.settle(); err != nil {
+		return err
+	}
+	if err := s.say(answer); err != nil {
+		return err
+	}
+	return s.skip(seg)
+}
+
+// skip reads the rest of a command whose first line is answered. A synchronising
+// literal does not come.
+func (s *session) skip(seg imap.Segment) error {
+	for !seg.End {
+		if seg.Literal.Size >= 0 && !seg.Literal.NonSync {
+			s.client.Refuse()
+			return nil
+		}
+		var err error
+		if seg, err = s.nextOfClient(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// nextOfClient is the next segment of a command that has begun.
+func (s *session) nextOfClient() (imap.Segment, error) {
+	for {
+		seg, ok, err := s.client.Ready()
+		if err != nil || ok && seg.Kind == imap.Part {
+			return seg, &ending{audit.ClientProtocol, byeProtocol, err}
+		}
+		if ok {
+			return seg, nil
+		}
+		if err := s.client.More(); err != nil {
+			return seg, s.clientLost(err)
+		}
+	}
+}
+
+// collect reads a command with literals whole. The gateway asks for them itself:
+// nothing in them decides where they go, and until the command is complete nobody
+// may be told of expunges (RFC 9051 §7.5.1). One that is too large is refused,
+// and whole is nil.
+func (s *session) collect(seg imap.Segment) error {
+	s.collected = s.collected[:0]
+	literals := int64(0)
+	for {
+		s.collected = append(s.collected, seg.Bytes...)
+		if seg.End {
+			break
+		}
+		if seg.Literal.Size > 0 {
+			literals += seg.Literal.Size
+		}
+		if literals > maxCollected || len(s.collected) > 2*maxCollected {
+			return s.tooLarge(seg)
+		}
+		if seg.Kind == imap.Text && !seg.Literal.NonSync {
+			if err := s.say("+ OK"); err != nil {
+				return err
+			}
+		}
+		var err error
+		if seg, err = s.nextOfClient(); err != nil {
+			return err
+		}
+	}
+	s.request.whole = s.collected
+	s.request.tag = s.collected[:len(s.request.tag)]
+	return nil
+}
+
+func (s *session) tooLarge(seg imap.Segment) error {
+	tag := string(s.collected[:len(s.request.tag)])
+	s.request.whole = nil
+	if err := s.settle(); err != nil {
+		return err
+	}
+	if err := s.say(tag, " BAD [TOOBIG] Command is too large."); err != nil {
+		return err
+	}
+	return s.skip(seg)
+}
+
+// do does a whole command.
+func (s *session) do(r *request) error {
+	local := r.spec.Route == command.Local || r.spec.Name == "NOOP" && s.box == nil
+	if r.spec.Barrier || r.facts.Pin || r.syntax || local || s.sent.has(r.tag) {
+		if err := s.settle(); err != nil {
+			return err
+		}
+	}
+	switch {
+	case r.spec.Refused, local && r.syntax:
+		return s.answer("BAD Command is not allowed now.")
+	case local:
+		return s.local(r)
+	case r.syntax:
+		return s.forward(r)
+	}
+	switch r.spec.Name {
+	case "SELECT", "EXAMINE":
+		return s.selecting(r)
+	case "CLOSE", "UNSELECT":
+		return s.closing(r)
+	}
+	return s.forward(r)
+}
+
+// local answers what is about the gateway, or needs no backend.
+func (s *session) local(r *request) error {
+	switch r.spec.Name {
+	case "CAPABILITY":
+		return s.say("* CAPABILITY ", s.caps, "\r\n", string(r.tag), " OK Capability completed.")
+	case "NOOP":
+		return s.answer("OK NOOP completed.")
+	case "ID":
+		return s.say("* ID (\"name\" \"imapgate\")\r\n", string(r.tag), " OK ID completed.")
+	case "ENABLE":
+		return s.enable(r)
+	case "IDLE":
+		return s.idle(r)
+	}
+	if err := s.say("* BYE Logging out\r\n", string(r.tag), " OK Logout completed."); err != nil {
+		return err
+	}
+	return &ending{reason: audit.ClientLogout}
+}
+
+// enable is ENABLE (RFC 5161). The connection on which it counts is chosen, or
+// made, when one is needed.
+func (s *session) enable(r *request) error {
+	if s.box != nil { // RFC 5161 §3.1
+		return s.answer("BAD ENABLE is not allowed with a mailbox selected.")
+	}
+	ctx, cancel := context.WithTimeout(s.hub.ctx, s.backend.settings.HoldMax)
+	defer cancel()
+	names, err := s.account.Enable(ctx, r.facts.Names)
+	if err != nil {
+		return s.unattached(s.revocation(err))
+	}
+	more := make([]string, len(names))
+	for i, name := range names {
+		more[i] = strings.ToUpper(name)
+	}
+	enabled := s.enabled.With(more...)
+	if enabled != s.enabled && s.up != nil {
+		s.account.Return(s.give()) // as it was: another may need it
+	}
+	s.enabled = enabled
+	return s.say(strings.Join(append([]string{"* ENABLED"}, names...), " "), "\r\n", string(r.tag), " OK Enabled.")
+}
+
+// forward sends a command on the lease, which is got, and brought in step, first.
+func (s *session) forward(r *request) error {
+	if hasLiteral(r.whole) { // which the backend may have to ask for
+		if err := s.settle(); err != nil {
+			return err
+		}
+	}
+	if !r.facts.Retry {
+		if err := s.probe(); err != nil {
+			return err
+		}
+	}
+	if r.facts.Condstore { // the backend says more from now on (RFC 7162 §3.1)
+		s.enabled = s.enabled.With(lease.Condstore)
+	}
+	whole := r.whole
+	if !s.inStep() {
+		if err := s.attach(r); err != nil {
+			return s.unattached(err)
+		}
+		mapped := s.mapped
+		s.mapped = ""
+		switch {
+		case mapped == unmappable:
+			return s.unattached(errGhosts)
+		case mapped != "":
+			whole, _ = command.RewriteUID(nil, r.whole, r.facts, mapped)
+		}
+	}
+	s.avoid(r.tag)
+	if r.facts.Condstore {
+		s.up.Enabled = s.up.Enabled.With(lease.Condstore)
+	}
+	s.sent.add(entry{
+		spec: r.spec, tag: len(r.tag), retry: r.facts.Retry, numbers: r.facts.Numbers,
+		syncs: (r.spec.Name == "NOOP" || r.spec.Name == "CHECK"), pin: s.pinsFor(r),
+	}, whole)
+	return s.send(whole)
+}
+
+// inStep says whether the lease can take a command as it came.
+func (s *session) inStep() bool { return s.up != nil && (s.box == nil || s.attached) }
+
+// pinsFor says why the session is pinned once the command is answered, unless by
+// BAD; "" if it is not.
+func (s *session) pinsFor(r *request) audit.Why {
+	switch {
+	case r.syntax:
+		return audit.PinSyntax
+	case !r.facts.Pin:
+		return ""
+	case r.facts.Updates:
+		return audit.PinContext
+	case r.facts.Saves, r.facts.UsesSaved:
+		return audit.PinSavedSearch
+	}
+	switch r.spec.Name {
+	case "NOTIFY":
+		return audit.PinNotify
+	case "LANGUAGE", "COMPARATOR":
+		return audit.PinLanguage
+	}
+	return audit.PinAnnotate
+}
+
+// avoid makes sure that no tag of ours begins as the client's does.
+func (s *session) avoid(tag []byte) {
+	if strings.HasPrefix(string(tag), s.up.Prefix()) {
+		s.up.Rename()
+	}
+}
+
+// send writes a command to the lease; with literals, as the backend takes them.
+// The command is outstanding already.
+func (s *session) send(whole []byte) error {
+	if hasLiteral(whole) {
+		return s.sendLiterals(whole)
+	}
+	_, err := s.up.Write(whole)
+	return s.upstreamLost(err)
+}
+
+// hasLiteral says whether a whole command has a line end before its last.
+func hasLiteral(whole []byte) bool { return bytes.IndexByte(whole, '\n') < len(whole)-1 }
+
+// sendLiterals sends a command piece by piece. Nothing else is outstanding.
+func (s *session) sendLiterals(whole []byte) error {
+	r := imap.NewReader(bytes.NewReader(whole), imap.Commands, len(whole))
+	for {
+		seg, err := r.Next()
+		if err != nil {
+			return s.upstreamLost(err)
+		}
+		asks := seg.Kind == imap.Text && !seg.End && !s.unasked(seg.Literal)
+		if asks {
+			seg.Bytes = synchronising(seg)
+			s.plus = true
+		}
+		if _, err := s.up.Write(seg.Bytes); err != nil {
+			return s.upstreamLost(err)
+		}
+		if asks {
+			if wanted, err := s.asked(); err != nil || !wanted {
+				return err
+			}
+		}
+		if seg.End {
+			return nil
+		}
+	}
+}
+
+// unasked says whether a literal goes out without being asked for: it came so,
+// and the backend takes it so (RFC 7888).
+func (s *session) unasked(lit imap.Literal) bool {
+	caps := s.up.Caps()
+	return lit.NonSync && (caps.Has("LITERAL+") || caps.Has("LITERAL-") && lit.Size <= 4096)
+}
+
+// synchronising is the line with its literal's announcement as one that waits.
+func synchronising(seg imap.Segment) []byte {
+	if !seg.Literal.NonSync {
+		return seg.Bytes
+	}
+	line := append([]byte(nil), seg.Bytes[:len(seg.Bytes)-len("+}\r\n")]...)
+	return append(line, "}\r\n"...)
+}
+
+// asked waits for the backend to ask for a literal. It says no when the command
+// has been answered instead.
+func (s *session) asked() (bool, error) {
+	for {
+		if err := s.relay(); err != nil {
+			return false, err
+		}
+		if !s.plus {
+			return !s.sent.empty(), nil
+		}
+		if err := s.hear(); err != nil {
+			return false, err
+		}
+	}
+}
+
+// hear reads from the backend, which owes something.
+func (s *session) hear() error {
+	err := s.up.Wait()
+	if errors.Is(err, wire.ErrQuiet) {
+		return nil
+	}
+	return s.upstreamLost(err)
+}
+
+// settle waits until nothing is outstanding. Losses are survived on the way.
+func (s *session) settle() error {
+	for !s.sent.empty() {
+		if err := s.healed(s.answered()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// probe reads what the backend may have said since it was last listened to, so
+// that a command that must not be repeated is not sent into a connection that is
+// known to be dead.
+func (s *session) probe() error {
+	for s.up != nil && s.up.Pending() {
+		err := s.relay()
+		if err == nil && !s.up.Stirs() {
+			return nil
+		}
+		if err == nil {
+			err = s.hear()
+		}
+		if err = s.healed(err); err != nil {
+			return err
+		}
+	}
+	return nil
+}

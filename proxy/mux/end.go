@@ -1,0 +1,260 @@
+package mux
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	"go.uber.org/zap"
+
+	"imapgate/internal/audit"
+	"imapgate/internal/metrics"
+	"imapgate/internal/quiet"
+	"imapgate/proxy/mux/wire"
+)
+
+// What ends a goroutine without ending the session.
+var (
+	errAsleep   = errors.New("asleep")
+	errHandedOn = errors.New("handed on")
+)
+
+// ending ends a session: why, and the words of the BYE, "" for none.
+type ending struct {
+	reason audit.Reason
+	bye    string
+	err    error
+}
+
+func (e *ending) Error() string {
+	if e.err != nil {
+		return string(e.reason) + ": " + e.err.Error()
+	}
+	return string(e.reason)
+}
+
+func (e *ending) Unwrap() error { return e.err }
+
+// The words of a BYE. Constant: nothing that failed inside shows.
+const (
+	byeLost     = "[UNAVAILABLE] Connection to mail store lost."
+	byeAway     = "[UNAVAILABLE] Mail store is away, please reconnect."
+	byeGone     = "Mailbox has been deleted."
+	byeChanged  = "Mailbox has changed its identity, please reconnect."
+	byeRevoked  = "[UNAVAILABLE] Please log in again."
+	byeProtocol = "Too many or too long lines that are no commands."
+)
+
+// orderedEnd is the end that somebody else has ordered.
+func orderedEnd(why audit.Reason) *ending {
+	switch why {
+	case audit.Idle:
+		return &ending{why, "Disconnected for inactivity.", nil}
+	case audit.Kicked:
+		return &ending{why, "[UNAVAILABLE] Disconnected by the operator.", nil}
+	}
+	return &ending{why, "[UNAVAILABLE] Server is going down.", nil}
+}
+
+// clientLost is the end of a session whose client failed; nil stays nil.
+func (s *session) clientLost(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case s.order.Load() != nil:
+		return &ending{reason: *s.order.Load(), err: err}
+	case errors.Is(err, wire.ErrStalled):
+		return &ending{reason: audit.ClientStalled, err: err}
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return &ending{reason: audit.ClientClosed}
+	}
+	return &ending{reason: audit.ClientLost, err: err}
+}
+
+// say writes an answer of our own to the client.
+func (s *session) say(text ...string) error {
+	s.out = s.out[:0]
+	for _, t := range text {
+		s.out = append(s.out, t...)
+	}
+	_, err := s.client.Write(append(s.out, "\r\n"...))
+	return s.clientLost(err)
+}
+
+// answer is say with the tag of the command in hand.
+func (s *session) answer(text string) error { return s.say(string(s.request.tag), " ", text) }
+
+// Time for last words, and how much of what the client still says is read.
+const (
+	lastWords = time.Second
+	maxLinger = 1 << 20
+	leaveTime = time.Minute // for commands that a client has left behind
+)
+
+// end is the one end of a session, seen from its own goroutine.
+func (s *session) end(err error) {
+	e := (*ending)(nil)
+	if !errors.As(err, &e) {
+		e = &ending{reason: audit.InternalMistake, err: err}
+	}
+	s.hangUp(e)
+	s.leaveUpstream(e)
+	s.account.Close()
+	s.forgotten()
+	s.move("")
+	if e.bye != "" {
+		s.hub.rooms.Metrics.Mux.ByeSaid(string(e.reason))
+	}
+	up, down := s.client.Counts()
+	s.ended(Result{Reason: e.reason, Err: e.err, Up: up, Down: down})
+}
+
+// forgotten takes the session off every list.
+func (s *session) forgotten() {
+	h := s.hub
+	s.mu.Lock()
+	s.over, s.running = true, false
+	s.mu.Unlock()
+	h.asleep.Forget(&s.client.Sleeper)
+	h.mu.Lock()
+	delete(h.sessions, s)
+	delete(h.awake, s)
+	h.mu.Unlock()
+	s.report()
+}
+
+// hangUp closes the client's connection within lastWords, whatever it does. A
+// client that has the beginning of a response gets nothing more: anything else
+// would become part of a message.
+func (s *session) hangUp(e *ending) {
+	if s.partial {
+		s.client.Cut()
+		_ = s.client.Close()
+		return
+	}
+	cut := time.AfterFunc(lastWords, s.client.Cut)
+	defer cut.Stop()
+	if e.bye != "" {
+		_, _ = s.client.Write([]byte("* BYE " + e.bye + "\r\n")) // it may be gone
+	}
+	if e.bye != "" || e.reason == audit.ClientLogout {
+		s.linger()
+	}
+	_ = s.client.Close()
+}
+
+// linger hangs up our side only, and reads what the client still sends: to close
+// over unread bytes is to send a RST, which can overtake the BYE.
+func (s *session) linger() {
+	conn := s.client.Conn()
+	if t, ok := conn.(interface{ CloseWrite() error }); ok {
+		_ = t.CloseWrite()
+	}
+	if t, ok := quiet.TCP(conn).(interface{ CloseWrite() error }); ok {
+		_ = t.CloseWrite()
+	}
+	_, _ = io.CopyN(io.Discard, quiet.TCP(conn), maxLinger)
+}
+
+// leaveUpstream gives the lease back where it is as good as new. Commands that
+// must not be done by half are left to finish first.
+func (s *session) leaveUpstream(e *ending) {
+	if s.up == nil {
+		return
+	}
+	unfinished := !s.sent.empty() || s.idling != nil
+	if unfinished && s.mustFinish() {
+		s.finish()
+	}
+	up := s.give()
+	if unfinished || s.plus || e.reason == audit.InternalMistake || !up.Between() {
+		s.account.Destroy(up, metrics.DiscardOutstanding)
+		return
+	}
+	s.account.Return(up)
+}
+
+// mustFinish says whether one of the outstanding commands was sent whole and is
+// better not cut short.
+func (s *session) mustFinish() bool {
+	for _, e := range s.sent.all() {
+		if !e.retry {
+			return true
+		}
+	}
+	return false
+}
+
+// finish reads the answers that nobody waits for any more.
+func (s *session) finish() {
+	s.up.Limit(time.Now().Add(leaveTime))
+	for !s.sent.empty() {
+		fresh := s.up.Between()
+		seg, err := s.up.Next()
+		if err != nil {
+			return
+		}
+		if fresh {
+			s.sent.answered(seg.Bytes)
+		}
+	}
+}
+
+// recoverFault ends a session in which we broke down, and nobody else's.
+func (s *session) recoverFault() {
+	fault := recover()
+	if fault == nil {
+		return
+	}
+	s.hub.rooms.Log.Error("fault", zap.String("session", s.who.Session), zap.String("fault", fmt.Sprintf("%T", fault)),
+		zap.ByteString("stack", debug.Stack()))
+	s.client.Cut()
+	s.partial = true // whatever it has, nothing may follow
+	s.end(&ending{reason: audit.InternalMistake})
+}
+
+// lostError is the loss of the upstream.
+type lostError struct{ err error }
+
+func (e *lostError) Error() string { return "upstream: " + e.err.Error() }
+func (e *lostError) Unwrap() error { return e.err }
+
+// upstreamLost makes a loss of an error on the lease; nil stays nil.
+func (s *session) upstreamLost(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &lostError{err}
+}
+
+// errBye is a loss that the backend has announced.
+var errBye = errors.New("backend says goodbye")
+
+// lostHow is how the audit log calls a loss.
+func lostHow(err error) audit.Why {
+	switch {
+	case errors.Is(err, errBye):
+		return audit.LostBye
+	case errors.Is(err, wire.ErrStalled), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
+		return audit.LostTimeout
+	case errors.Is(err, errProtocol):
+		return audit.LostProtocol
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return audit.LostClosed
+	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return audit.LostReset
+	}
+	return audit.LostReset
+}
+
+// asLost finds the loss in an error.
+func asLost(err error) (*lostError, bool) {
+	lost := (*lostError)(nil)
+	ok := errors.As(err, &lost)
+	return lost, ok
+}

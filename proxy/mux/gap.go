@@ -1,0 +1,196 @@
+package mux
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"strings"
+	"time"
+
+	"imapgate/internal/audit"
+	"imapgate/internal/metrics"
+	"imapgate/proxy/mux/view"
+)
+
+const (
+	learnAfter  = 2 * time.Second  // in a mailbox: those who only look in need not pay
+	ownQuestion = 10 * time.Second // for the answer to a question of ours
+	sampleOne   = 1000             // gaps, of which one is verified
+)
+
+// gap is what we want to know ourselves, asked while the client has nothing
+// outstanding.
+func (s *session) gap() error {
+	switch {
+	case s.idling != nil:
+		return s.refresh()
+	case s.up == nil || !s.sent.empty() || s.mode != Resume || s.pinning != "":
+		return nil
+	case s.box == nil || !s.attached:
+		return s.detach()
+	}
+	if s.due() {
+		if err := s.learn(); err != nil {
+			return err
+		}
+		if err := s.track(); err != nil {
+			return err
+		}
+	}
+	if s.box.owes {
+		if err := s.payFlags(); err != nil {
+			return err
+		}
+	}
+	if err := s.verify(); err != nil {
+		return err
+	}
+	return s.detach()
+}
+
+// due says whether the view is to be completed now, and sets the alarm if it is
+// later.
+func (s *session) due() bool {
+	set := s.backend.settings
+	switch {
+	case set.Learn == Lazy:
+		return false
+	case set.Learn == Eager:
+		return true
+	case s.box.view.Exists() > uint32(set.LearnMax):
+		return false
+	}
+	if wait := learnAfter - time.Since(s.box.since); wait > 0 {
+		s.wakeIn(wait)
+		return false
+	}
+	return true
+}
+
+// learn asks for the UIDs that the client's view lacks.
+func (s *session) learn() error {
+	for s.box != nil && s.attached && !s.box.spoiled && s.box.view.Unknown() > 0 {
+		first, last := s.box.view.Known()+1, s.box.view.Exists()
+		uids := &view.UIDs{}
+		res, err := s.up.Run(time.Now().Add(ownQuestion), s.search(fmt.Sprintf("%d:%d", first, last)), func(response []byte) error {
+			if ok, err := uidsIn(response, uids); ok {
+				return err
+			}
+			return s.overhear(response)
+		})
+		if err != nil {
+			return s.ranInto(err)
+		}
+		if res.Name != "OK" {
+			return nil
+		}
+		if uids.Len() != last-first+1 || s.box.view.Learn(uids) != nil {
+			_, err := s.untold(metrics.CountMismatch, view.ErrMismatch)
+			return err
+		}
+	}
+	return nil
+}
+
+// track has the backend keep mod-sequences of a mailbox of which it does not yet:
+// some begin when they are first asked for one (RFC 7162 §3.1.2.2). What it
+// answers is true of the client once it has been told everything, with the next
+// NOOP.
+func (s *session) track() error {
+	b := s.box
+	if b.modseq != 0 || b.tracked || !s.backend.settings.Consistent || !s.up.Caps().Has("CONDSTORE") {
+		return nil
+	}
+	b.tracked = true
+	ctx, cancel := context.WithTimeout(s.hub.ctx, ownQuestion)
+	defer cancel()
+	aux, err := s.account.Aux(ctx)
+	if err != nil {
+		return nil // flags will all be told again
+	}
+	status := mailbox{verb: "STATUS", name: b.name}
+	ask, err := status.command(aux.Caps())
+	if err != nil {
+		s.account.ReturnAux(aux)
+		return nil
+	}
+	res, err := aux.Run(time.Now().Add(ownQuestion), ask+" (HIGHESTMODSEQ)", func(response []byte) error {
+		if i := strings.LastIndex(string(response), "HIGHESTMODSEQ "); i >= 0 {
+			digits, _, _ := strings.Cut(string(response[i+len("HIGHESTMODSEQ "):]), ")")
+			b.next, _ = strconv.ParseUint(strings.TrimSpace(digits), 10, 63)
+		}
+		return nil
+	})
+	if err != nil || res.Name != "OK" {
+		b.next = 0
+		s.account.Destroy(aux, discardAux)
+		return nil
+	}
+	s.account.ReturnAux(aux)
+	return nil
+}
+
+const discardAux = metrics.DiscardError
+
+// payFlags tells the flag changes that could not be told on an attach.
+func (s *session) payFlags() error {
+	if s.box.nextPay.After(time.Now()) {
+		return nil
+	}
+	s.box.nextPay = time.Now().Add(ownQuestion)
+	t := &told{modseq: s.box.owed}
+	paid, err := s.flushFlags(t, time.Now().Add(ownQuestion))
+	if err != nil || !paid {
+		return err
+	}
+	s.box.owes = false
+	s.box.modseq = max(s.box.modseq, t.modseq)
+	return nil
+}
+
+// verify compares the view with what the backend says of the mailbox.
+func (s *session) verify() error {
+	switch v := s.backend.settings.VerifyView; {
+	case v == Off, v == Sample && rand.N(sampleOne) > 0, s.box.view.Unknown() > 0, s.box.spoiled, s.box.view.Exists() == 0:
+		return nil
+	}
+	uids := &view.UIDs{}
+	exists := s.box.view.Exists()
+	res, err := s.up.Run(time.Now().Add(ownQuestion), s.search("1:*"), func(response []byte) error {
+		if ok, err := uidsIn(response, uids); ok {
+			return err
+		}
+		return s.overhear(response)
+	})
+	if err != nil {
+		return s.ranInto(err)
+	}
+	m := s.hub.rooms.Metrics.Mux
+	if res.Name != "OK" || s.box.view.Exists() != exists {
+		m.Verified(metrics.Skipped)
+		return nil
+	}
+	d, err := s.box.view.Diff(uids, 0)
+	if err == nil && d.Ghosts() == 0 && d.Arrived() == 0 {
+		m.Verified(metrics.Same)
+		return nil
+	}
+	m.Verified(metrics.Different)
+	s.backend.violated(metrics.ViewDifferent, time.Now())
+	return &ending{audit.ViewInconsistent, byeChanged, err}
+}
+
+// detach gives the upstream up after each command, in a gateway under test.
+func (s *session) detach() error {
+	if !s.backend.settings.AlwaysDetach {
+		return nil
+	}
+	if err := s.learn(); err != nil {
+		return err
+	}
+	if s.pinning == "" && (s.box == nil || !s.box.spoiled) {
+		s.account.Return(s.give())
+	}
+	return nil
+}

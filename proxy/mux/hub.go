@@ -1,0 +1,242 @@
+// Package mux relays sessions command by command: the modes reuse and resume.
+//
+// Every command of a client is framed, looked up in one table (command) and sent
+// byte for byte on a lease, an upstream connection that is this session's alone
+// (lease, pool); every response is framed and passed on byte for byte. What the
+// client has been told of its mailbox is kept as a view (view), so that in mode
+// resume a session whose upstream is lost gets another one and is told what has
+// changed meanwhile.
+//
+// One goroutine does all of a session in turn, and there is none while a session
+// is quiet: then its sockets wait in an epoll set. So nothing on the way of a
+// byte is locked. The package does not know how clients log in, or what spliced
+// bytes mean: a session whose state cannot be accounted for is handed to whoever
+// splices, for good.
+//
+// Read in this order: session.go (the life of a session), commands.go, relay.go,
+// selecting.go, attach.go, flush.go, loss.go, idle.go, stream.go.
+package mux
+
+import (
+	"context"
+	"maps"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"imapgate/internal/audit"
+	"imapgate/internal/imap"
+	"imapgate/internal/metrics"
+	"imapgate/internal/quiet"
+	"imapgate/proxy/mux/pool"
+	"imapgate/proxy/mux/wire"
+	"imapgate/proxy/upstream"
+)
+
+// Mode says what becomes of a session whose upstream is lost.
+type Mode string
+
+// The modes.
+const (
+	Reuse  Mode = "reuse"  // the session ends with it
+	Resume Mode = "resume" // it gets another
+)
+
+// Config is what all backends share.
+type Config struct {
+	Quiet time.Duration // a session in which nothing is said for this long gives up its goroutine
+	Idle  time.Duration // … and for this long ends
+	Write time.Duration // a peer that takes or gives nothing in the middle of something for this long is cut off
+	Bytes func(up, down int64)
+	// Splice takes a session over whose state cannot be accounted for. ended is
+	// called once, with what was relayed since.
+	Splice func(client, backend End, ended func(Result))
+}
+
+// End is one connection of a session that is handed on, and what goes to it
+// before anything else.
+type End struct {
+	Conn  net.Conn
+	First []byte
+}
+
+// Result is how a session ended.
+type Result struct {
+	Reason   audit.Reason
+	Err      error
+	Up, Down int64 // bytes from the client, to the client
+}
+
+// Rooms are the other rooms, as sessions ask them.
+type Rooms struct {
+	Backends map[string]Backend
+	Audit    *audit.Log
+	Metrics  *metrics.Metrics
+	Log      *zap.Logger
+}
+
+// Backend is one backend and how its sessions are treated.
+type Backend struct {
+	Upstream *upstream.Backend
+	Settings Settings
+}
+
+// Hub is all sessions of the modes reuse and resume, with their clock, their
+// pools, and the epoll set in which they are quiet.
+type Hub struct {
+	// Set once.
+	cfg      Config
+	rooms    Rooms
+	shared   wire.Shared
+	asleep   *quiet.Set
+	backends map[string]*backend
+	ctx      context.Context // ends when the Hub closes; for what sessions wait for
+	cancel   context.CancelFunc
+	wg       sync.WaitGroup // the clock, the epoll set and every session with a goroutine
+
+	mu       sync.Mutex
+	sessions map[*session]struct{} // Guarded by mu.
+	awake    map[*session]struct{} // Guarded by mu. Those with a goroutine.
+}
+
+// NewHub starts the clock. Close ends it.
+func NewHub(cfg Config, rooms Rooms) (*Hub, error) {
+	asleep, err := quiet.NewSet()
+	if err != nil {
+		return nil, err
+	}
+	h := &Hub{
+		cfg: cfg, rooms: rooms, asleep: asleep,
+		shared:   wire.Shared{Buffers: quiet.NewBuffers(), Clock: new(wire.Clock)},
+		backends: make(map[string]*backend, len(rooms.Backends)),
+		sessions: map[*session]struct{}{}, awake: map[*session]struct{}{},
+	}
+	h.ctx, h.cancel = context.WithCancel(context.Background())
+	for name, b := range rooms.Backends {
+		h.backends[name] = newBackend(h, name, b)
+	}
+	h.wg.Add(2)
+	go h.clock()
+	go h.watch()
+	return h, nil
+}
+
+// watch runs the epoll set. It ends when the Hub closes.
+func (h *Hub) watch() {
+	defer h.wg.Done()
+	h.asleep.Run()
+}
+
+// Login proves who to the backend, or finds that it is proven: what comes out is
+// the session's right to connections there. Errors are upstream's.
+func (h *Hub) Login(ctx context.Context, backend string, who upstream.Request, proof pool.Proof) (*pool.Account, error) {
+	return h.backends[backend].pool.Login(ctx, who, proof)
+}
+
+// Spliced says whether sessions at the backend are to be spliced, because it has
+// broken its promises too often of late.
+func (h *Hub) Spliced(backend string) bool { return h.backends[backend].spliced.Load() }
+
+// Offered is what a client may be told that a backend with these capabilities
+// can do.
+func (h *Hub) Offered(backend string, caps imap.Caps) imap.Caps {
+	hidden := h.backends[backend].settings.Hide
+	kept := caps.Without(func(name string) bool { return notOffered(name) || slices.Contains(hidden, name) })
+	return imap.ParseCaps(kept.String() + " LITERAL+") // RFC 7888: literals are the gateway's business
+}
+
+// notOffered names what would change the bytes or the user of a connection, lead
+// the client around the gateway, or give the connection a state that no other
+// can be given.
+func notOffered(name string) bool {
+	switch name {
+	case "UNAUTHENTICATE", "STARTTLS", "LOGINDISABLED", "MAILBOX-REFERRALS", "LOGIN-REFERRALS", "LANGUAGE", "LITERAL+", "LITERAL-":
+		return true
+	}
+	for _, prefix := range [...]string{"AUTH=", "COMPRESS=", "I18NLEVEL=", "ANNOTATE-EXPERIMENT-"} {
+		if strings.HasPrefix(name, prefix) {
+			return true
+		}
+	}
+	return false
+}
+
+// Len is the number of sessions, those not counted that were handed on.
+func (h *Hub) Len() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.sessions)
+}
+
+func (h *Hub) all() []*session {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Collect(maps.Keys(h.sessions))
+}
+
+// Drain ends every session with a BYE as soon as it has no command outstanding.
+func (h *Hub) Drain(why audit.Reason) {
+	for _, s := range h.all() {
+		s.leave(why)
+	}
+}
+
+// EndAll cuts every session off that is still there.
+func (h *Hub) EndAll(why audit.Reason) {
+	for _, s := range h.all() {
+		s.cut(why)
+	}
+}
+
+// Close ends every session and waits for every goroutine.
+func (h *Hub) Close() {
+	h.cancel()
+	h.EndAll(audit.Drained)
+	h.asleep.Close()
+	h.wg.Wait()
+	for _, b := range h.backends {
+		b.pool.Close()
+	}
+}
+
+// The clock's pace.
+const (
+	tick  = 50 * time.Millisecond
+	sweep = 20 // ticks: 1 s
+)
+
+func ticks(d time.Duration) uint32 { return uint32((d + tick - 1) / tick) }
+
+// clock is the one timer of all sessions. It ends when the Hub closes.
+func (h *Hub) clock() {
+	defer h.wg.Done()
+	t := time.NewTicker(tick)
+	defer t.Stop()
+	patience, limit := ticks(h.cfg.Quiet), ticks(h.cfg.Write)
+	for {
+		select {
+		case <-h.ctx.Done():
+			return
+		case <-t.C:
+		}
+		now := h.shared.Clock.Tick()
+		for _, s := range h.busy() {
+			s.look(patience, limit)
+		}
+		if now%sweep == 0 {
+			for _, s := range h.all() {
+				s.sweep(now)
+			}
+		}
+	}
+}
+
+func (h *Hub) busy() []*session {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Collect(maps.Keys(h.awake))
+}

@@ -1,0 +1,166 @@
+package mux
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"time"
+
+	"imapgate/internal/audit"
+	"imapgate/internal/imap"
+	"imapgate/proxy/mux/command"
+)
+
+// idling is a client's IDLE (RFC 2177). It is the session's, not a connection's:
+// the backend hears one of ours, which another upstream can take over.
+type idling struct {
+	tag    string // the client's
+	ours   string // the tag of the IDLE that the lease is in, "" if it is in none
+	began  time.Time
+	away   time.Time // since when there is no upstream, zero while there is one
+	retry  time.Duration
+	denied bool // the backend has refused IDLE, or ended it
+}
+
+// answered says whether line is the backend's answer to our IDLE.
+func (i *idling) answered(line []byte) bool {
+	if i.ours == "" || !bytes.HasPrefix(line, []byte(i.ours+" ")) {
+		return false
+	}
+	i.ours, i.denied = "", true // unless we have said DONE it was not for us to end
+	return true
+}
+
+func (i *idling) lost() {
+	i.ours = ""
+	if i.away.IsZero() {
+		i.away = time.Now()
+	}
+}
+
+// idle is IDLE. Without a mailbox there is nothing to wait for. A backend that
+// is away does not keep the client from idling.
+func (s *session) idle(r *request) error {
+	i := &idling{tag: string(r.tag), began: time.Now()}
+	if s.box != nil && !s.inStep() {
+		err := s.attach(r)
+		switch {
+		case err != nil && !isAway(err) && !isLost(err):
+			return s.unattached(err)
+		case err != nil:
+			i.away = time.Now()
+		}
+	}
+	if err := s.say("+ idling"); err != nil {
+		return err
+	}
+	s.idling = i
+	s.show()
+	if s.up == nil || s.box == nil {
+		s.wakeIn(time.Second)
+		return nil
+	}
+	if err := s.learn(); err != nil { // nothing can be asked from now on
+		return err
+	}
+	return s.listen()
+}
+
+// listen puts the lease into an IDLE of ours.
+func (s *session) listen() error {
+	i := s.idling
+	if !s.up.Caps().Has("IDLE") {
+		return nil
+	}
+	i.ours = s.up.Tag()
+	s.plus = true
+	_, err := s.up.Write([]byte(i.ours + " IDLE\r\n"))
+	return s.upstreamLost(err)
+}
+
+// idled reads a line of a client in IDLE, which can only be DONE.
+func (s *session) idled(seg imap.Segment) error {
+	done := hasWord(seg.Bytes, "DONE") && len(bytes.TrimSuffix(seg.Bytes, []byte("\r\n"))) == len("DONE")
+	if err := s.stopIdling(); err != nil {
+		return err
+	}
+	tag := s.idling.tag
+	s.idling = nil
+	s.show()
+	if done {
+		return s.say(tag, " OK Idle completed.")
+	}
+	if err := s.say(tag, " BAD Expected DONE."); err != nil {
+		return err
+	}
+	return s.skip(seg)
+}
+
+// stopIdling ends our IDLE on the lease. What the client does not know yet it is
+// told before the end of its own.
+func (s *session) stopIdling() error {
+	if s.up != nil && s.idling.ours != "" {
+		if err := s.healed(s.unlisten()); err != nil {
+			return err
+		}
+	}
+	if s.box == nil || s.inStep() {
+		return nil
+	}
+	err := s.attachIn(moment{expunge: command.ExpSync}, s.backend.settings.HoldMax)
+	if isAway(err) || isLost(err) {
+		return nil // nobody can know what has changed; the next command asks again
+	}
+	return err
+}
+
+// unlisten says DONE for us, and hears the backend out.
+func (s *session) unlisten() error {
+	i := s.idling
+	if _, err := s.up.Write([]byte("DONE\r\n")); err != nil {
+		return s.upstreamLost(err)
+	}
+	for {
+		if err := s.relay(); err != nil {
+			return err
+		}
+		if i.ours == "" {
+			s.plus, i.denied = false, false
+			return nil
+		}
+		if err := s.hear(); err != nil {
+			return err
+		}
+	}
+}
+
+// refresh is the gap of a client in IDLE: a session that has lost its upstream
+// gets another as soon as there is one, and is told what has changed.
+func (s *session) refresh() error {
+	i := s.idling
+	if s.box == nil || s.inStep() {
+		if s.inStep() && s.box != nil && i.ours == "" && !i.denied {
+			return s.listen()
+		}
+		return nil
+	}
+	if i.away.IsZero() {
+		i.away = time.Now()
+	}
+	if time.Since(i.away) > s.backend.settings.LostMax {
+		return &ending{audit.UpstreamAway, byeAway, nil}
+	}
+	err := s.attachIn(moment{expunge: command.ExpSync}, 0)
+	if isAway(err) || isLost(err) {
+		i.retry = min(max(2*i.retry, 100*time.Millisecond), 5*time.Second)
+		s.wakeIn(i.retry + rand.N(i.retry))
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	i.away, i.retry = time.Time{}, 0
+	if err := s.learn(); err != nil {
+		return err
+	}
+	return s.listen()
+}

@@ -1,0 +1,210 @@
+package lease
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+
+	"imapgate/internal/identity"
+	"imapgate/internal/quiet"
+	"imapgate/proxy/mux/wire"
+	"imapgate/proxy/upstream"
+)
+
+// backend accepts one login and then gives each command the answer of script;
+// {T} in it is the command's tag. It ends when the connection does.
+func backend(t *testing.T, script func(command string) string) *Conn {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		nc, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer func() { _ = nc.Close() }()
+		_, _ = nc.Write([]byte("* OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] hello\r\n"))
+		for r := bufio.NewReader(nc); ; {
+			line, err := r.ReadString('\n')
+			if err != nil {
+				return
+			}
+			tag, command, _ := strings.Cut(strings.TrimSpace(line), " ")
+			answer := "{T} OK [CAPABILITY IMAP4rev1 UNSELECT] in\r\n"
+			if !strings.HasPrefix(command, "AUTHENTICATE") {
+				answer = script(command)
+			}
+			_, _ = nc.Write([]byte(strings.ReplaceAll(answer, "{T}", tag)))
+		}
+	}()
+	user, err := identity.Canon("alice", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := upstream.New(upstream.Config{Name: "b", Address: l.Addr().String(), TLSMode: upstream.NoTLS}, upstream.Hooks{}, zap.NewNop())
+	up, err := b.Login(context.Background(), upstream.Request{User: user, Password: identity.NewSecret("pw")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := New(up, wire.Shared{Buffers: quiet.NewBuffers(), Clock: new(wire.Clock)})
+	t.Cleanup(func() { _ = c.Close(); _ = l.Close(); <-done })
+	if c.User() != user || !c.Caps().Has("UNSELECT") || c.Age() > time.Minute {
+		t.Errorf("%v %v %v", c.User(), c.Caps(), c.Age())
+	}
+	return c
+}
+
+func soon() time.Time { return time.Now().Add(10 * time.Second) }
+
+func TestRunGivesWholeResponsesAndItsAnswer(t *testing.T) {
+	big := strings.Repeat("x", 3*quiet.LargeBuffer)
+	fetch := fmt.Sprintf("* 1 FETCH (BODY[] {%d}\r\n%s FLAGS (\\Seen))\r\n", len(big), big)
+	c := backend(t, func(command string) string {
+		switch command {
+		case "FETCH":
+			return "* 2 EXISTS\r\n" + fetch + "* OK {5}\r\n* LIST () NIL {0}\r\n\r\n* byebye 1\r\n{T} OK [X y] fetched\r\n"
+		case "LONG":
+			return "* SEARCH " + big + "\r\n{T} NO not really\r\n"
+		}
+		return "{T} BAD what\r\n"
+	})
+	var got []string
+	keep := func(b []byte) error { got = append(got, string(b)); return nil }
+	res, err := c.Run(soon(), "FETCH", keep)
+	want := []string{"* 2 EXISTS\r\n", fetch, "* OK {5}\r\n", "* LIST () NIL {0}\r\n\r\n", "* byebye 1\r\n"}
+	if err != nil || res.Name != "OK" || res.Code != "X" || res.Text != "fetched" || strings.Join(got, "|") != strings.Join(want, "|") {
+		t.Errorf("%v %v, %d responses", res, err, len(got))
+	}
+	got = nil
+	res, err = c.Run(soon(), "LONG", keep)
+	if err != nil || res.Name != "NO" || len(got) != 1 || got[0] != "* SEARCH "+big+"\r\n" {
+		t.Errorf("%v %v, %d responses", res, err, len(got))
+	}
+	if res, err = c.Run(soon(), "X", keep); err != nil || res.Name != "BAD" {
+		t.Error(res, err)
+	}
+	if c.Relax(); c.Size() != 0 || c.answer != nil {
+		t.Error("a connection at rest has buffers")
+	}
+}
+
+func TestRunKnowsWhatEndsAConnection(t *testing.T) {
+	for said, want := range map[string]error{
+		"* BYE going\r\n": ErrBye,
+		"* bye\r\n":       ErrBye,
+		"* 1 EXISTS\r\n* BYE [UNAVAILABLE] x\r\n": ErrBye,
+		"A1 OK another's\r\n":                     ErrProtocol,
+		"{T}0 OK nearly\r\n":                      ErrProtocol,
+		"+ go on\r\n":                             ErrProtocol,
+		"\r\n":                                    ErrProtocol,
+		"*\r\n":                                   ErrProtocol,
+		"{T} FETCH 1\r\n":                         ErrProtocol,
+		"* OK bare\n":                             ErrProtocol,
+		"* X {99999999999999999999}\r\n":          ErrProtocol,
+		"* X {16777217}\r\n":                      ErrTooMuch,
+		"* X {9223372036854775807}\r\n":           ErrTooMuch,
+		"* X {16777100}\r\n":                      ErrTooMuch, // with what comes behind it
+		"* stop\r\n":                              errStop,
+		"* X {10}\r\nhalf":                        os.ErrDeadlineExceeded,
+		"":                                        os.ErrDeadlineExceeded,
+		"* OK " + strings.Repeat("y", 9000) + "\r\n* BYE": os.ErrDeadlineExceeded,
+	} {
+		c := backend(t, func(string) string {
+			if strings.HasPrefix(said, "* X {16777100}") {
+				return said + strings.Repeat("z", 16777100) + strings.Repeat("y", 200) + "\r\n"
+			}
+			return said
+		})
+		deadline := soon()
+		if want == os.ErrDeadlineExceeded {
+			deadline = time.Now().Add(20 * time.Millisecond)
+		}
+		_, err := c.Run(deadline, "X", func(b []byte) error {
+			if string(b) == "* stop\r\n" {
+				return errStop
+			}
+			return nil
+		})
+		if !errors.Is(err, want) {
+			t.Errorf("%.40q: %v, want %v", said, err, want)
+		}
+	}
+}
+
+var errStop = errors.New("stop")
+
+func TestNoDeadlineRemains(t *testing.T) {
+	var c *Conn
+	c = backend(t, func(string) string { return "{T} OK\r\n" })
+	if _, err := c.Run(time.Now().Add(20*time.Millisecond), "X", nil); err != nil {
+		t.Fatal(err)
+	}
+	<-time.After(30 * time.Millisecond)
+	if _, err := c.Run(soon(), "X", nil); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.Run(time.Now().Add(-time.Second), "X", nil); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error(err)
+	}
+}
+
+func TestUntaggedTakesNothingElse(t *testing.T) {
+	for said, want := range map[string]error{
+		"* OK still here\r\n": nil, "* LIST () NIL {1}\r\nx\r\n": nil,
+		"A1 OK\r\n": ErrProtocol, "+ x\r\n": ErrProtocol, "*x\r\n": ErrProtocol, "* BYE\r\n": ErrBye,
+	} {
+		c := backend(t, func(string) string { return said })
+		if _, err := c.Write([]byte("x y\r\n")); err != nil {
+			t.Fatal(err)
+		}
+		c.Limit(soon())
+		b, err := c.Untagged()
+		if !errors.Is(err, want) || want == nil && string(b) != said {
+			t.Errorf("%q: %q %v", said, b, err)
+		}
+	}
+}
+
+func TestTagsAreNeverUsedTwiceAndBeginWithThePrefix(t *testing.T) {
+	a, b := &Conn{prefix: "P"}, map[string]bool{}
+	for range 2000 {
+		tag := a.Tag()
+		if b[tag] || !strings.HasPrefix(tag, a.Prefix()) {
+			t.Fatalf("tag %q", tag)
+		}
+		b[tag] = true
+	}
+	one, other := backend(t, nil), backend(t, nil)
+	if one.Prefix() == other.Prefix() || len(one.Prefix()) != 13 {
+		t.Errorf("prefixes %q %q", one.Prefix(), other.Prefix())
+	}
+}
+
+func TestASetOfExtensionsIsTheSameHoweverItCameAbout(t *testing.T) {
+	a := Enabled("").With("utf8=accept", "Condstore", "CONDSTORE")
+	b := Enabled("").With("CONDSTORE").With(UTF8)
+	if a != b || a != "CONDSTORE UTF8=ACCEPT" || !a.Has(UTF8) || a.Has("UTF8") {
+		t.Errorf("%q and %q", a, b)
+	}
+	if q := Enabled("").With(Qresync); q != "CONDSTORE QRESYNC" || !Enabled(Condstore).Within(q) || q.Within(a) {
+		t.Errorf("QRESYNC is %q", q)
+	}
+	if less := a.With(Qresync).Less(a); len(less) != 1 || less[0] != Qresync {
+		t.Errorf("less is %q", less)
+	}
+	if e := Enabled("").With(); e != "" || len(e.Less("")) != 0 || !e.Within(a) {
+		t.Errorf("nothing is %q", e)
+	}
+}

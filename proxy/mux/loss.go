@@ -1,0 +1,137 @@
+package mux
+
+import (
+	"time"
+
+	"imapgate/internal/audit"
+	"imapgate/internal/metrics"
+	"imapgate/proxy/mux/command"
+)
+
+// maxTries bounds how often what is outstanding is sent again without any of it
+// being answered: a command may be what its backend dies of.
+const maxTries = 3
+
+// survive is what becomes of a session whose upstream is lost: nil when it goes
+// on.
+//
+//   - In the middle of a response, nothing more may be written to the client.
+//   - With nothing outstanding, it goes on without an upstream until it needs one.
+//   - Commands that may be repeated are, in order.
+//   - Of one that must not, nobody knows whether it was done. NO would claim that
+//     it was not, and the client would do it again.
+func (s *session) survive(lost *lostError) error {
+	idle := s.idling != nil
+	s.drop(lost)
+	switch {
+	case s.order.Load() != nil:
+		return orderedEnd(*s.order.Load())
+	case s.partial:
+		return &ending{reason: audit.UpstreamLost, err: lost}
+	case s.mode == Reuse && (s.box != nil || idle || !s.sent.empty()), s.pinning != "", s.box != nil && s.box.spoiled:
+		return &ending{audit.BackendLost, byeLost, lost}
+	case idle:
+		s.wakeIn(0) // what changed meanwhile is to be told as soon as there is another
+		return nil
+	case s.sent.empty():
+		return nil
+	}
+	s.tries++
+	for _, e := range s.sent.all() {
+		if !e.retry || s.tries > maxTries {
+			return &ending{audit.UpstreamLost, byeLost, lost}
+		}
+	}
+	return s.resend()
+}
+
+// drop parts the session from a lease that is lost, and puts the loss on record.
+func (s *session) drop(lost *lostError) {
+	if s.up == nil {
+		return
+	}
+	rec := audit.Mux{User: s.account.User(), Backend: s.backend.name, Why: lostHow(lost.err), Took: time.Since(s.since)}
+	if s.box != nil {
+		rec.Mailbox = s.box.name
+	}
+	_ = s.hub.rooms.Audit.UpstreamLost(s.who, &rec) // without room it is counted as lost
+	s.plus = false
+	s.lostBefore = true
+	if s.idling != nil {
+		s.idling.lost()
+	}
+	s.account.Destroy(s.give(), metrics.DiscardClosed)
+}
+
+// resend sends everything outstanding again on another connection. When messages
+// have gone of which the client cannot be told because of one of the commands,
+// none is sent.
+func (s *session) resend() error {
+	m := moment{expunge: command.ExpSync}
+	for _, e := range s.sent.all() {
+		if e.numbers {
+			m.expunge = command.ExpNone
+		}
+	}
+	if err := s.attachIn(m, s.backend.settings.HoldMax); err != nil {
+		return s.abandon(err)
+	}
+	all := s.sent
+	s.sent = outstanding{}
+	for i, e := range all.all() {
+		bytes := all.of(e)
+		if hasLiteral(bytes) {
+			if err := s.answered(); err != nil {
+				s.sent.addAll(&all, i)
+				return err
+			}
+		}
+		s.hub.rooms.Metrics.Mux.Retried(e.spec.Name)
+		s.sent.add(e, bytes)
+		if err := s.send(bytes); err != nil {
+			s.sent.addAll(&all, i+1)
+			return err
+		}
+	}
+	return nil
+}
+
+// answered waits until nothing is outstanding, or the upstream is lost.
+func (s *session) answered() error {
+	for !s.sent.empty() {
+		err := s.relay()
+		if err == nil && !s.sent.empty() {
+			err = s.hear()
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// abandon refuses everything outstanding.
+func (s *session) abandon(err error) error {
+	refusal, end := s.refusal(err)
+	if end != nil {
+		return end
+	}
+	for _, e := range s.sent.all() {
+		if err := s.say(string(s.sent.tag(e)), refusal); err != nil {
+			return err
+		}
+	}
+	s.sent.clear()
+	return nil
+}
+
+// healed is survive for every loss there is in err, and err where it is none.
+func (s *session) healed(err error) error {
+	for {
+		lost, ok := asLost(err)
+		if !ok {
+			return err
+		}
+		err = s.survive(lost)
+	}
+}

@@ -1,0 +1,157 @@
+package mux
+
+import (
+	"bytes"
+	"errors"
+	"strconv"
+	"strings"
+	"time"
+
+	"imapgate/internal/imap"
+	"imapgate/proxy/mux/view"
+)
+
+// mailbox is the mailbox that a client has selected, and what it has been told
+// of it.
+type mailbox struct {
+	name      string // decoded
+	verb      string // SELECT or EXAMINE
+	view      view.View
+	validity  uint32 // UIDVALIDITY
+	uidNext   uint32 // as of the SELECT that the view began with
+	id        string // MAILBOXID (RFC 8474)
+	access    string // READ-ONLY or READ-WRITE
+	flags     line   // FLAGS …
+	permanent line   // OK [PERMANENTFLAGS …
+	recent    uint32
+	modseq    uint64    // every change of flags up to here has been told; 0: not known
+	next      uint64    // modseq once a command that tells everything is answered
+	tracked   bool      // the backend was asked to keep mod-sequences
+	owes      bool      // flag changes could not be told yet,
+	owed      uint64    // … up to here,
+	nextPay   time.Time // … and are asked for again then
+	spoiled   bool      // the view is not to be relied on
+	since     time.Time // when it was selected
+}
+
+// line is a response line as it was told, without "* " and with its CRLF.
+type line string
+
+// keep remembers b, and allocates only when it is new.
+func (l *line) keep(b []byte) {
+	if string(*l) != string(b) {
+		*l = line(b)
+	}
+}
+
+// told is what SELECT or EXAMINE says (RFC 9051 §6.3.2).
+type told struct {
+	exists, recent uint32
+	validity       uint32
+	uidNext        uint32
+	modseq         uint64
+	id             string
+	access         string
+	flags          line
+	permanent      line
+	notSticky      bool
+	fetches        [][]byte // changes of flags that came along
+}
+
+// read takes in one untagged response.
+func (t *told) read(response []byte) {
+	b := response[len("* "):]
+	if n, rest, ok := leadingNumber(b); ok {
+		switch {
+		case hasWord(rest, "EXISTS"):
+			t.exists = n
+		case hasWord(rest, "RECENT"):
+			t.recent = n
+		case hasWord(rest, "FETCH"):
+			t.fetches = append(t.fetches, bytes.Clone(response))
+		}
+		return
+	}
+	switch {
+	case hasWord(b, "FLAGS"):
+		t.flags.keep(b)
+	case hasWord(b, "OK"), hasWord(b, "NO"):
+		t.code(b)
+	}
+}
+
+// code takes in "OK [CODE …] …".
+func (t *told) code(b []byte) {
+	i := bytes.IndexByte(b, '[')
+	if i < 0 || i > len("OK ") {
+		return
+	}
+	word, arg, _ := strings.Cut(string(b[i+1:]), " ")
+	word = strings.ToUpper(strings.TrimRight(word, "]\r\n"))
+	if word == "PERMANENTFLAGS" {
+		t.permanent.keep(b)
+		return
+	}
+	arg, _, _ = strings.Cut(arg, "]")
+	arg = strings.TrimSpace(arg)
+	switch word {
+	case "CLOSED": // what came before was of another mailbox (RFC 7162 §3.2.11)
+		*t = told{}
+	case "UIDVALIDITY":
+		t.validity = small(arg)
+	case "UIDNEXT":
+		t.uidNext = small(arg)
+	case "HIGHESTMODSEQ":
+		t.modseq, _ = strconv.ParseUint(arg, 10, 63) // 0: not known
+	case "MAILBOXID":
+		t.id = arg
+	case "UIDNOTSTICKY":
+		t.notSticky = true
+	}
+}
+
+// done takes in the tagged OK.
+func (t *told) done(res imap.Response) {
+	switch res.Code {
+	case "READ-ONLY", "READ-WRITE":
+		t.access = res.Code
+	}
+}
+
+func small(s string) uint32 {
+	n, _ := strconv.ParseUint(s, 10, 32) // 0: not known
+	return uint32(n)
+}
+
+// sameUIDs says whether the UIDs must still be those of the view: they only grow
+// and are never used twice.
+func (t *told) sameUIDs(m *mailbox) bool {
+	return t.exists == m.view.Exists() && t.uidNext != 0 && t.uidNext == m.uidNext
+}
+
+// newMailbox is what a client knows that has been told t.
+func newMailbox(verb, name string, t *told) *mailbox {
+	m := &mailbox{
+		name: name, verb: verb, validity: t.validity, uidNext: t.uidNext, id: t.id, access: t.access,
+		flags: t.flags, permanent: t.permanent, recent: t.recent, modseq: t.modseq, since: time.Now(),
+	}
+	m.view.Reset(t.exists)
+	m.view.Floor(t.uidNext)
+	return m
+}
+
+var errName = errors.New("mailbox name has no safe form")
+
+// command is "SELECT name". A name with bytes that cannot be quoted is sent as a
+// literal, which needs LITERAL+ (RFC 7888).
+func (m *mailbox) command(caps imap.Caps) (string, error) {
+	b, err := imap.AppendQuoted([]byte(m.verb+" "), m.name)
+	if err == nil {
+		return string(b), nil
+	}
+	if !caps.Has("LITERAL+") && !caps.Has("LITERAL-") || len(m.name) > 4096 || strings.ContainsRune(m.name, 0) {
+		return "", errName
+	}
+	b = imap.AppendLiteral([]byte(m.verb+" "), m.name, imap.Literal{NonSync: true})
+	return string(b) + m.name, nil
+}

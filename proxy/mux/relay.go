@@ -1,0 +1,319 @@
+package mux
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+
+	"imapgate/internal/audit"
+	"imapgate/internal/imap"
+	"imapgate/internal/metrics"
+	"imapgate/proxy/mux/view"
+)
+
+// errProtocol is what a backend cannot have meant. Nothing of it goes any further.
+var errProtocol = errors.New("backend broke the protocol")
+
+// verdict is what becomes of a response.
+type verdict uint8
+
+const (
+	pass verdict = iota // on to the client as it is
+	drop                // it is for us
+	swap                // s.out goes on instead
+)
+
+// relay passes on what the backend has said, as far as it has been read; what it
+// has begun, to its end. Responses that follow each other go out in one piece.
+func (s *session) relay() error {
+	var run []byte // of the reader's buffer, to be passed on
+	for {
+		fresh := s.up.Between()
+		seg, ok, err := s.up.Ready()
+		if err != nil {
+			return errors.Join(s.pass(run), s.violated(metrics.ResponseSyntax, err))
+		}
+		if !ok {
+			if err := s.pass(run); err != nil {
+				return err
+			}
+			run = nil
+			if s.up.Between() {
+				return nil
+			}
+			if err := s.up.More(); err != nil {
+				return s.upstreamLost(err)
+			}
+			continue
+		}
+		if fresh {
+			var err error
+			if s.answering, err = s.judge(seg); err != nil {
+				return errors.Join(s.pass(run), err)
+			}
+		}
+		if s.answering == pass {
+			run = extend(run, seg.Bytes)
+			continue
+		}
+		if err := s.pass(run); err != nil {
+			return err
+		}
+		run = nil
+		if s.answering == swap && seg.End {
+			if _, err := s.client.Write(s.out); err != nil {
+				return s.clientLost(err)
+			}
+		}
+	}
+}
+
+// extend lengthens a run by the segment behind it, which lies beside it.
+func extend(run, next []byte) []byte {
+	if run == nil {
+		return next
+	}
+	return run[:len(run)+len(next)]
+}
+
+// pass writes a run to the client.
+func (s *session) pass(run []byte) error {
+	if len(run) == 0 {
+		return nil
+	}
+	s.partial = !s.up.Between() && s.answering == pass
+	_, err := s.client.Write(run)
+	return s.clientLost(err)
+}
+
+// judge decides about a response by its first line, and takes from it what it
+// says of the mailbox. An error is the loss of the upstream, or the session's end.
+func (s *session) judge(seg imap.Segment) (verdict, error) {
+	line := seg.Bytes
+	switch {
+	case len(line) > 2 && line[0] == '*' && line[1] == ' ':
+		return s.untagged(seg)
+	case len(line) > 0 && line[0] == '+' && s.plus:
+		s.plus = false
+		return drop, nil // whoever waits for it sees that it has come
+	}
+	if s.idling != nil && s.idling.answered(line) {
+		return drop, nil
+	}
+	e, ok := s.sent.answered(line)
+	if !ok {
+		// Whatever this answers, it is not for this client.
+		return drop, s.violated(metrics.TagUnknown, fmt.Errorf("%w: an answer to nothing", errProtocol))
+	}
+	s.tries = 0
+	s.plus = false
+	if e.closes && hasWord(line[e.tag+1:], "OK") {
+		s.closed()
+	}
+	if e.pin != "" && !hasWord(line[e.tag+1:], "BAD") {
+		s.pinning = e.pin
+	}
+	if e.syncs && s.box != nil && s.box.next > 0 {
+		s.box.modseq, s.box.next = s.box.next, 0
+	}
+	return s.withoutCode(line), nil
+}
+
+// withoutCode takes response codes out of a tagged answer that would lead the
+// client around the gateway or tell it of another's capabilities.
+func (s *session) withoutCode(line []byte) verdict {
+	open := bytes.IndexByte(line, '[')
+	if open < 0 || bytes.Count(line[:open], []byte(" ")) != 2 {
+		return pass
+	}
+	code := line[open+1:]
+	if !hasWord(code, "CAPABILITY") && !hasWord(code, "REFERRAL") {
+		return pass
+	}
+	s.out = append(s.out[:0], line[:open]...)
+	if i := bytes.Index(code, []byte("] ")); i >= 0 {
+		s.out = append(s.out, code[i+2:]...)
+	} else {
+		s.out = append(s.out, "Done.\r\n"...)
+	}
+	return swap
+}
+
+// untagged decides about "* …".
+func (s *session) untagged(seg imap.Segment) (verdict, error) {
+	line := seg.Bytes[2:]
+	if n, rest, ok := leadingNumber(line); ok {
+		return s.numbered(n, rest)
+	}
+	switch {
+	case hasWord(line, "OK"), hasWord(line, "NO"), hasWord(line, "BAD"):
+		return s.status(line)
+	case hasWord(line, "BYE"):
+		if s.mode == Reuse {
+			return pass, nil
+		}
+		return drop, s.upstreamLost(fmt.Errorf("%w: %s", errBye, bytes.TrimSpace(line[3:])))
+	case hasWord(line, "VANISHED"):
+		return s.vanished(seg)
+	case hasWord(line, "CAPABILITY"):
+		return drop, nil // the client's list does not change
+	case hasWord(line, "PREAUTH"):
+		return drop, s.violated(metrics.ResponseSyntax, fmt.Errorf("%w: PREAUTH", errProtocol))
+	case hasWord(line, "FLAGS") && s.box != nil && seg.End:
+		s.box.flags.keep(line)
+	}
+	return pass, nil
+}
+
+// numbered decides about "* n …" and keeps the view in step.
+func (s *session) numbered(n uint32, rest []byte) (verdict, error) {
+	if s.box == nil {
+		return pass, nil
+	}
+	var err error
+	kind := ""
+	switch {
+	case hasWord(rest, "EXISTS"):
+		err, kind = s.box.view.Grow(n), metrics.ExistsShrank
+	case hasWord(rest, "EXPUNGE"):
+		err, kind = s.box.view.Expunge(n), metrics.ExpungeRange
+	case hasWord(rest, "RECENT"):
+		s.box.recent = n
+	case hasWord(rest, "FETCH") && s.box.view.Unknown() > 0 && n == s.box.view.Known()+1:
+		if uid, ok := uidIn(rest); ok {
+			s.box.view.LearnOne(n, uid)
+		}
+	}
+	if err != nil {
+		return s.untold(kind, err)
+	}
+	return pass, nil
+}
+
+// untold is the verdict on a response that the view cannot follow: the client
+// gets it, as it would if nobody listened, and the session stays with this
+// upstream from now on.
+func (s *session) untold(kind string, err error) (verdict, error) {
+	if s.box.spoiled {
+		return pass, nil
+	}
+	s.box.spoiled = true
+	s.backend.violated(kind, time.Now())
+	if s.pinning == "" {
+		s.pinning = audit.PinViolation
+	}
+	s.hub.rooms.Log.Warn("view is lost", zap.String("session", s.who.Session), zap.Error(err))
+	return pass, nil
+}
+
+// vanished is "* VANISHED …" (RFC 7162 §3.2.10).
+func (s *session) vanished(seg imap.Segment) (verdict, error) {
+	if s.box == nil {
+		return pass, nil
+	}
+	set := bytes.TrimSuffix(seg.Bytes[len("* VANISHED "):], []byte("\r\n"))
+	if len(set) > 0 && set[0] == '(' {
+		return pass, nil // EARLIER: nothing that the view has
+	}
+	if !seg.End {
+		return s.untold(metrics.ExpungeRange, view.ErrRange) // longer than any line we hold
+	}
+	if _, err := s.box.view.Vanish(set); err != nil {
+		return s.untold(metrics.ExpungeRange, err)
+	}
+	return pass, nil
+}
+
+// status decides about "* OK …" by its response code.
+func (s *session) status(line []byte) (verdict, error) {
+	i := bytes.IndexByte(line, ' ')
+	if i < 0 || i+1 >= len(line) || line[i+1] != '[' {
+		return pass, nil
+	}
+	code := line[i+2:]
+	switch {
+	case hasWord(code, "CAPABILITY"), hasWord(code, "REFERRAL"):
+		return drop, nil
+	case s.box == nil:
+		return pass, nil
+	case hasWord(code, "UIDVALIDITY"):
+		if n, _, ok := leadingNumber(bytes.TrimLeft(code[len("UIDVALIDITY"):], " ")); ok && n != s.box.validity {
+			return drop, &ending{audit.MailboxChanged, byeChanged, nil}
+		}
+	case hasWord(code, "UIDNOTSTICKY"):
+		s.pinning = audit.PinUIDNotSticky
+	case hasWord(code, "PERMANENTFLAGS"):
+		s.box.permanent.keep(line)
+	case hasWord(code, "READ-ONLY"), hasWord(code, "READ-WRITE"):
+		s.box.access = strings.ToUpper(string(code[:bytes.IndexAny(code, "] ")]))
+	}
+	return pass, nil
+}
+
+// hasWord says whether b begins with the word, in any case, and nothing of a
+// longer one. The word is given in upper case.
+func hasWord(b []byte, word string) bool {
+	if len(b) < len(word) {
+		return false
+	}
+	for i := range len(word) {
+		c := b[i]
+		if c >= 'a' && c <= 'z' {
+			c -= 'a' - 'A'
+		}
+		if c != word[i] {
+			return false
+		}
+	}
+	if len(b) == len(word) {
+		return true
+	}
+	switch b[len(word)] {
+	case ' ', '\r', ']', '(':
+		return true
+	}
+	return false
+}
+
+// leadingNumber reads "n " off b.
+func leadingNumber(b []byte) (n uint32, rest []byte, ok bool) {
+	i := 0
+	for ; i < len(b) && b[i] >= '0' && b[i] <= '9'; i++ {
+		if n > (1<<32-1-9)/10 {
+			return 0, nil, false
+		}
+		n = n*10 + uint32(b[i]-'0')
+	}
+	if i == 0 || i == len(b) {
+		return 0, nil, false
+	}
+	if b[i] == ' ' {
+		return n, b[i+1:], true
+	}
+	return n, b[i:], true
+}
+
+// uidIn finds "UID u" in a line of FETCH, before any string.
+func uidIn(line []byte) (uint32, bool) {
+	if i := bytes.IndexAny(line, "\"{"); i >= 0 {
+		line = line[:i]
+	}
+	for _, before := range [...]string{"(UID ", " UID "} {
+		if i := bytes.Index(line, []byte(before)); i >= 0 {
+			uid, _, ok := leadingNumber(line[i+len(before):])
+			return uid, ok
+		}
+	}
+	return 0, false
+}
+
+// violated counts a promise the backend has broken, and is the loss of the
+// connection on which it did.
+func (s *session) violated(kind string, err error) error {
+	s.backend.violated(kind, time.Now())
+	return s.upstreamLost(fmt.Errorf("%w: %w", errProtocol, err))
+}

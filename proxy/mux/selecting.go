@@ -1,0 +1,183 @@
+package mux
+
+import (
+	"bytes"
+	"fmt"
+	"time"
+
+	"imapgate/internal/audit"
+	"imapgate/internal/imap"
+	"imapgate/internal/metrics"
+	"imapgate/proxy/mux/lease"
+)
+
+// maxShown bounds what is held back of the answer to SELECT, so that it can be
+// asked for again elsewhere without the client seeing two different ones.
+const maxShown = 256 << 10
+
+// selecting is SELECT and EXAMINE. What was selected before is left, whatever
+// the answer (RFC 9051 §6.3.2); expunges nobody was told of go with it.
+func (s *session) selecting(r *request) error {
+	deadline := time.Now().Add(s.backend.settings.HoldMax)
+	for wait := firstWait; ; wait = min(2*wait, lastWait) {
+		err := s.selectOnce(r, deadline)
+		lost, ok := asLost(err)
+		if !ok {
+			return s.orUnavailable(err)
+		}
+		if s.mode == Reuse || s.partial || time.Now().Add(wait).After(deadline) {
+			return s.survive(lost)
+		}
+		s.drop(lost)
+		s.hub.rooms.Metrics.Mux.Retried(r.spec.Name)
+		s.hub.pause(wait)
+	}
+}
+
+// orUnavailable answers a command for which no connection is to be had.
+func (s *session) orUnavailable(err error) error {
+	if isAway(err) {
+		return s.say(string(s.request.tag), " NO [UNAVAILABLE] Mail store is temporarily unavailable.")
+	}
+	return err
+}
+
+// selectOnce asks one connection.
+func (s *session) selectOnce(r *request, deadline time.Time) error {
+	closed := ""
+	if s.up == nil {
+		if err := s.lease(deadline); err != nil {
+			return err
+		}
+		if s.box != nil && (s.up.Caps().Has("QRESYNC") || s.up.Caps().Has(lease.Rev2)) {
+			closed = "* OK [CLOSED] Previous mailbox closed.\r\n" // RFC 7162 §3.2.11: this connection had none
+		}
+	}
+	s.avoid(r.tag)
+	if r.facts.Condstore {
+		s.enabled = s.enabled.With(lease.Condstore)
+		s.up.Enabled = s.up.Enabled.With(lease.Condstore)
+	}
+	s.up.Selected = true // or not, if it says NO: nobody else must find out
+	s.sent.add(entry{spec: r.spec, tag: len(r.tag), retry: true}, r.whole)
+	err := s.send(r.whole)
+	if err == nil && !s.sent.empty() { // it may have refused a literal
+		err = s.selected(r, []byte(closed))
+	}
+	if err != nil {
+		s.sent.clear()
+	}
+	return err
+}
+
+// selected reads the answer to SELECT and passes it on in one piece.
+func (s *session) selected(r *request, shown []byte) error {
+	var t told
+	left := 1 << 30 // a QRESYNC client may be told a great deal
+	for {
+		response, err := s.up.Response(&left)
+		if err != nil {
+			return s.upstreamLost(err)
+		}
+		switch {
+		case bytes.HasPrefix(response, []byte("* ")):
+			if err := s.heard(response, &t); err != nil {
+				return err
+			}
+			shown = append(shown, response...)
+			if len(shown) > maxShown {
+				if err := s.showPart(shown); err != nil {
+					return err
+				}
+				shown = shown[:0]
+			}
+			continue
+		case len(response) > 0 && response[0] == '+':
+			return s.violated(metrics.ResponseSyntax, fmt.Errorf("%w: + in SELECT", errProtocol))
+		}
+		if _, ok := s.sent.answered(response); !ok {
+			return s.violated(metrics.TagUnknown, fmt.Errorf("%w: an answer to nothing", errProtocol))
+		}
+		res, err := imap.ParseResponse(bytes.TrimSuffix(response, []byte("\r\n")))
+		if err != nil {
+			return s.violated(metrics.ResponseSyntax, err)
+		}
+		s.concluded(r, &t, res)
+		s.partial = false
+		_, err = s.client.Write(append(shown, response...))
+		return s.clientLost(err)
+	}
+}
+
+// showPart gives the client what can no longer be held back. From here on SELECT
+// cannot be asked again: the client has the beginning of an answer.
+func (s *session) showPart(shown []byte) error {
+	s.partial = true
+	_, err := s.client.Write(shown)
+	return s.clientLost(err)
+}
+
+// heard takes in one untagged response to SELECT.
+func (s *session) heard(response []byte, t *told) error {
+	if hasWord(response[2:], "BYE") {
+		return s.upstreamLost(fmt.Errorf("%w: %s", errBye, bytes.TrimSpace(response[5:])))
+	}
+	t.read(response)
+	return nil
+}
+
+// concluded is the state of the session behind the answer to SELECT.
+func (s *session) concluded(r *request, t *told, res imap.Response) {
+	s.tries = 0
+	s.box, s.attached = nil, false
+	switch res.Name {
+	case "OK":
+		t.done(res)
+		s.box = newMailbox(r.spec.Name, r.facts.Mailbox, t)
+		s.attached = true
+		if t.notSticky {
+			s.pinning = audit.PinUIDNotSticky
+		}
+		if r.facts.Pin {
+			s.pinning = audit.PinAnnotate
+		}
+	case "NO":
+		s.up.Selected = false
+	default: // nobody knows what is selected now
+		s.pinning = audit.PinSelectBad
+	}
+	s.show()
+}
+
+// closing is CLOSE and UNSELECT. A session without its mailbox attached has
+// nothing to close where nothing would be expunged.
+func (s *session) closing(r *request) error {
+	if err := s.probe(); err != nil {
+		return err
+	}
+	if s.box == nil {
+		return s.forward(r)
+	}
+	if !s.attached && (r.spec.Name == "UNSELECT" || s.box.verb == "EXAMINE" || s.box.access == "READ-ONLY") {
+		s.box = nil
+		s.show()
+		return s.answer("OK " + r.spec.Name + " completed.")
+	}
+	if !s.inStep() {
+		if err := s.attach(r); err != nil {
+			return s.unattached(err)
+		}
+	}
+	s.sent.add(entry{spec: r.spec, tag: len(r.tag), retry: r.facts.Retry, closes: true}, r.whole)
+	if err := s.send(r.whole); err != nil {
+		return err
+	}
+	return s.settle()
+}
+
+// closed is the state of the session behind an OK to CLOSE or UNSELECT.
+func (s *session) closed() {
+	s.box, s.attached = nil, false
+	s.up.Selected = false
+	s.show()
+}

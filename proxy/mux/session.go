@@ -1,0 +1,349 @@
+package mux
+
+import (
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"imapgate/internal/audit"
+	"imapgate/internal/imap"
+	"imapgate/internal/metrics"
+	"imapgate/proxy/mux/lease"
+	"imapgate/proxy/mux/pool"
+	"imapgate/proxy/mux/wire"
+)
+
+// Client is a client that has logged in.
+type Client struct {
+	Conn  net.Conn
+	First []byte // what was already read from it
+	Who   *audit.Client
+	Mode  Mode
+	Caps  imap.Caps // as Offered
+}
+
+// session is one client from its login to its end. It has a goroutine while
+// something happens, and is data otherwise.
+type session struct {
+	// Set once.
+	hub     *Hub
+	backend *backend
+	account *pool.Account
+	mode    Mode
+	who     *audit.Client
+	caps    string // as the client is told
+	ended   func(Result)
+	client  *wire.Wire
+
+	// Owned by run.
+	up         *lease.Conn   // the lease, nil while there is none
+	since      time.Time     // when up was got, or lost
+	enabled    lease.Enabled // by the client
+	box        *mailbox      // nil: the client has none selected
+	attached   bool          // up has box selected, and says of it what the client sees
+	sent       outstanding
+	idling     *idling // the client is in IDLE
+	request    request // the command in hand
+	collected  []byte  // a command with literals
+	out        []byte  // answers of our own
+	mapped     string  // the UIDs that a COPY's numbers became
+	plus       bool    // a continuation request is due
+	partial    bool    // the client has the beginning of a response, not yet its end
+	answering  verdict // what becomes of the response that is being read
+	lostBefore bool    // the last upstream was lost, not given up
+	tries      int     // losses since something was last answered
+	bad        int     // commands that were none
+	pinning    audit.Why
+	state      string // as the metrics count it
+
+	upstream atomic.Pointer[wire.Wire]    // up's, for the clock
+	order    atomic.Pointer[audit.Reason] // why the session is to end
+	alarm    atomic.Uint32                // tick at which to wake, 0: none
+	readable atomic.Uint32                // what woke the session: bits
+
+	mu      sync.Mutex
+	running bool // Guarded by mu. There is a goroutine.
+	woken   bool // Guarded by mu. … which has not heard of it.
+	over    bool // Guarded by mu.
+
+	reportedUp, reportedDown int64 // Guarded by mu.
+}
+
+// What is readable.
+const (
+	clientReadable uint32 = 1 << iota
+	upReadable
+)
+
+// Start relays c's session at the backend until it is over and then calls ended,
+// once. The connection and the account are the session's now.
+func (h *Hub) Start(c Client, backend string, account *pool.Account, ended func(Result)) {
+	s := &session{
+		hub: h, backend: h.backends[backend], account: account, mode: c.Mode, who: c.Who,
+		caps: c.Caps.String(), ended: ended,
+		client: wire.New(c.Conn, c.First, imap.Commands, h.shared),
+	}
+	s.client.Sleeper.Wake = s.wakeClient
+	s.move(metrics.Unselected)
+	h.mu.Lock()
+	h.sessions[s] = struct{}{}
+	h.mu.Unlock()
+	s.wake()
+}
+
+func (s *session) wakeClient() { s.readable.Or(clientReadable); s.wake() }
+func (s *session) wakeUp()     { s.readable.Or(upReadable); s.wake() }
+
+// wake gives the session a goroutine, or tells the one there is.
+func (s *session) wake() {
+	s.mu.Lock()
+	if s.running || s.over {
+		s.woken = true
+		s.mu.Unlock()
+		return
+	}
+	s.running = true
+	s.mu.Unlock()
+	h := s.hub
+	h.mu.Lock()
+	h.awake[s] = struct{}{}
+	h.mu.Unlock()
+	h.wg.Add(1)
+	go s.run()
+}
+
+// run is the goroutine of a session. It ends when nothing has been said for a
+// while, and when the session is over or handed on.
+func (s *session) run() {
+	defer s.hub.wg.Done()
+	defer s.recoverFault()
+	err := s.readWhatWoke()
+	if err == nil {
+		err = s.serve()
+	}
+	if errors.Is(err, errAsleep) || errors.Is(err, errHandedOn) {
+		return // s is somebody else's already
+	}
+	s.end(err)
+}
+
+// serve is a session turn by turn. A lost upstream is survived where it can be.
+func (s *session) serve() error {
+	for {
+		if err := s.healed(s.turn()); err != nil {
+			return err
+		}
+	}
+}
+
+// turn passes on what the backend has said, does what the client has asked for,
+// asks what we want to know ourselves, and waits.
+func (s *session) turn() error {
+	if s.up != nil {
+		if err := s.relay(); err != nil {
+			return err
+		}
+	}
+	if why := s.order.Load(); why != nil && s.sent.empty() {
+		return orderedEnd(*why)
+	}
+	if err := s.commands(); err != nil {
+		return err
+	}
+	if err := s.gap(); err != nil {
+		return err
+	}
+	return s.await()
+}
+
+// await waits for whoever is expected to speak: the backend while it owes an
+// answer, the client otherwise. When it has been quiet for a while, both are
+// waited for, without a goroutine.
+func (s *session) await() error {
+	if s.idling != nil {
+		return s.rest() // nobody is expected
+	}
+	if s.up == nil || s.sent.empty() {
+		err := s.client.Wait()
+		if errors.Is(err, wire.ErrQuiet) {
+			return s.rest()
+		}
+		return s.clientLost(err)
+	}
+	err := s.up.Wait()
+	if errors.Is(err, wire.ErrQuiet) {
+		return s.rest()
+	}
+	return s.upstreamLost(err)
+}
+
+// rest gives up the goroutine: errAsleep. It returns nil when there is something
+// to do after all.
+func (s *session) rest() error {
+	if s.up != nil { // what TLS holds, no kernel will tell us of
+		if held, err := s.up.Held(); held || err != nil {
+			return s.upstreamLost(err)
+		}
+	}
+	if held, err := s.client.Held(); held || err != nil {
+		return s.clientLost(err)
+	}
+	s.relax()
+	s.readable.Store(0)
+	set := s.hub.asleep
+	armed := set.Wait(&s.client.Sleeper, s.client.Conn())
+	if armed == nil && s.up != nil {
+		armed = set.Wait(&s.up.Sleeper, s.up.Conn())
+	}
+	if armed != nil { // closed, or the kernel has no room: wait here
+		if err := s.client.Wait(); !errors.Is(err, wire.ErrQuiet) {
+			return s.clientLost(err)
+		}
+		return nil
+	}
+	h := s.hub
+	h.mu.Lock()
+	delete(h.awake, s)
+	h.mu.Unlock()
+	s.mu.Lock()
+	again := s.woken
+	s.woken = false
+	s.running = again
+	s.mu.Unlock()
+	if !again {
+		return errAsleep
+	}
+	h.mu.Lock()
+	h.awake[s] = struct{}{}
+	h.mu.Unlock()
+	return s.readWhatWoke()
+}
+
+// readWhatWoke reads from those that have something to say.
+func (s *session) readWhatWoke() error {
+	bits := s.readable.Swap(0)
+	if bits&upReadable != 0 && s.up != nil {
+		if err := s.healed(s.hear()); err != nil {
+			return err
+		}
+	}
+	if bits&clientReadable != 0 {
+		if err := s.client.Wait(); err != nil && !errors.Is(err, wire.ErrQuiet) {
+			return s.clientLost(err)
+		}
+	}
+	return nil
+}
+
+// relax gives back what a session at rest does not need.
+func (s *session) relax() {
+	s.client.Relax()
+	if s.up != nil {
+		s.up.Relax()
+	}
+	s.collected, s.out = nil, nil
+	s.sent.relax()
+	s.request = request{}
+	if s.box != nil {
+		s.box.view.Compact()
+	}
+}
+
+// take makes up the session's lease.
+func (s *session) take(up *lease.Conn) {
+	s.up, s.since = up, time.Now()
+	up.Sleeper.Wake = s.wakeUp
+	s.upstream.Store(up.Wire)
+}
+
+// give parts the session from its lease, for whoever the caller gives it to.
+func (s *session) give() *lease.Conn {
+	up := s.up
+	s.up, s.attached = nil, false
+	s.since = time.Now()
+	s.upstream.Store(nil)
+	s.hub.asleep.Forget(&up.Sleeper)
+	s.show()
+	return up
+}
+
+// leave asks the session to end at the next boundary between commands.
+func (s *session) leave(why audit.Reason) {
+	s.order.CompareAndSwap(nil, &why)
+	s.client.Interrupt()
+	s.wake()
+}
+
+// cut ends the session now.
+func (s *session) cut(why audit.Reason) {
+	s.order.Store(&why)
+	s.client.Cut()
+	if up := s.upstream.Load(); up != nil {
+		up.Cut()
+	}
+	s.wake()
+}
+
+// look is the clock's look at a session with a goroutine.
+func (s *session) look(patience, limit uint32) {
+	s.client.Look(patience, limit)
+	if up := s.upstream.Load(); up != nil {
+		up.Look(patience, limit)
+	}
+}
+
+// sweep is the clock's look at every session, once a second.
+func (s *session) sweep(now uint32) {
+	s.report()
+	last := s.client.Since()
+	if up := s.upstream.Load(); up != nil {
+		last = max(last, up.Since())
+	}
+	if now-last > ticks(s.hub.cfg.Idle) && now > last {
+		s.leave(audit.Idle)
+	}
+	if at := s.alarm.Load(); at != 0 && now >= at && s.alarm.CompareAndSwap(at, 0) {
+		s.wake()
+	}
+}
+
+// wakeIn sets the alarm, to the second.
+func (s *session) wakeIn(d time.Duration) {
+	s.alarm.Store(s.hub.shared.Clock.Now() + max(ticks(d), 1))
+}
+
+// report passes on the bytes relayed since it was last called. The clock calls
+// it, and the end, when the clock does so no more.
+func (s *session) report() {
+	in, out := s.client.Counts()
+	s.mu.Lock()
+	up, down := in-s.reportedUp, out-s.reportedDown
+	s.reportedUp, s.reportedDown = in, out
+	s.mu.Unlock()
+	if s.hub.cfg.Bytes != nil && (up > 0 || down > 0) {
+		s.hub.cfg.Bytes(up, down)
+	}
+}
+
+// show tells the metrics which state the session is in.
+func (s *session) show() {
+	switch {
+	case s.idling != nil:
+		s.move(metrics.Idle)
+	case s.box == nil:
+		s.move(metrics.Unselected)
+	case s.attached:
+		s.move(metrics.Attached)
+	default:
+		s.move(metrics.Detached)
+	}
+}
+
+func (s *session) move(state string) {
+	if state != s.state {
+		s.hub.rooms.Metrics.Mux.Moved(s.state, state)
+		s.state = state
+	}
+}

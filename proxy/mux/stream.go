@@ -1,0 +1,149 @@
+package mux
+
+import (
+	"bytes"
+
+	"imapgate/internal/audit"
+	"imapgate/internal/imap"
+	"imapgate/proxy/mux/command"
+)
+
+// stream is a command that carries messages: APPEND and REPLACE, of which only a
+// buffer is held at a time. It runs alone. seg is its first line.
+//
+// Until it is complete nobody may be told of expunges, so where messages have
+// gone it is refused if it depends on what is selected. Otherwise it runs on a
+// connection without the mailbox, and the client hears of the rest later.
+func (s *session) stream(seg imap.Segment) error {
+	r := &s.request
+	r.tag = bytes.Clone(r.tag)
+	r.facts, _ = command.Read(seg.Bytes) // what is wrong with it, the backend says
+	if err := s.settle(); err != nil {
+		return err
+	}
+	if err := s.probe(); err != nil {
+		return err
+	}
+	if s.box != nil && s.attached || s.up != nil && s.box == nil {
+		return s.upload(seg)
+	}
+	m := moment{expunge: command.ExpNone, anywhere: r.spec.Name == "APPEND" && !catenates(seg.Bytes)}
+	if err := s.attachIn(m, s.backend.settings.HoldMax); err != nil {
+		refusal, end := s.refusal(err)
+		if end != nil {
+			return end
+		}
+		return s.refuse(refusal, seg)
+	}
+	return s.upload(seg)
+}
+
+// catenates says whether APPEND refers to messages by URLs, which may be relative
+// to the selected mailbox (RFC 4469).
+func catenates(line []byte) bool { return bytes.Contains(bytes.ToUpper(line), []byte("CATENATE")) }
+
+// refuse answers a command that is not complete, and passes over the rest of it.
+func (s *session) refuse(refusal string, seg imap.Segment) error {
+	if seg.Literal.Size >= 0 && !seg.Literal.NonSync {
+		s.client.Refuse()
+		return s.say(string(s.request.tag), refusal)
+	}
+	if err := s.skip(seg); err != nil {
+		return err
+	}
+	return s.say(string(s.request.tag), refusal)
+}
+
+// upload sends the command as it comes. The backend asks for its literals where
+// the client waits with them, or it does not take them unasked.
+func (s *session) upload(seg imap.Segment) error {
+	r := &s.request
+	s.avoid(r.tag)
+	s.sent.add(entry{spec: r.spec, tag: len(r.tag)}, append(r.tag, ' '))
+	for {
+		wanted, err := s.uploadPart(seg)
+		if err != nil {
+			return s.uploadLost(seg, err)
+		}
+		if !wanted {
+			return s.passOver(seg)
+		}
+		if seg.End {
+			return s.settle()
+		}
+		if seg, err = s.nextOfClient(); err != nil {
+			return err
+		}
+	}
+}
+
+// uploadPart sends one piece, and waits for the backend to ask for the literal
+// behind it where it has to. It says no when the backend has answered instead.
+func (s *session) uploadPart(seg imap.Segment) (bool, error) {
+	asks := seg.Kind == imap.Text && !seg.End && !s.unasked(seg.Literal)
+	b := seg.Bytes
+	if asks {
+		b = synchronising(seg)
+		s.plus = true
+	}
+	if _, err := s.up.Write(b); err != nil {
+		return false, s.upstreamLost(err)
+	}
+	if !asks {
+		return true, nil
+	}
+	wanted, err := s.asked()
+	if err == nil && wanted && !seg.Literal.NonSync {
+		err = s.say("+ OK")
+	}
+	return wanted, err
+}
+
+// passOver reads what still comes of a command that the backend has answered.
+func (s *session) passOver(seg imap.Segment) error {
+	if !seg.Literal.NonSync {
+		s.client.Refuse()
+		return nil
+	}
+	return s.skip(seg)
+}
+
+// uploadLost is the loss of the upstream before it had the whole command. It has
+// not been done then, and the client may be told so; but of the last piece
+// nobody knows whether it arrived.
+func (s *session) uploadLost(seg imap.Segment, err error) error {
+	lost, ok := asLost(err)
+	if !ok || s.partial {
+		return err
+	}
+	if seg.End {
+		return s.survive(lost)
+	}
+	s.sent.clear()
+	if err := s.survive(lost); err != nil { // in mode reuse
+		return err
+	}
+	return s.refuse(" NO [UNAVAILABLE] Connection to mail store lost, nothing was done.", seg)
+}
+
+// unknown is a command that is not in the table: nobody knows what state it
+// gives its connection, so the session stays on it for good. seg is its first
+// line.
+func (s *session) unknown(seg imap.Segment) error {
+	r := &s.request
+	r.tag = bytes.Clone(r.tag)
+	r.facts = command.Facts{Expunge: command.ExpNone, Numbers: true}
+	if err := s.settle(); err != nil {
+		return err
+	}
+	if !s.inStep() {
+		if err := s.attach(r); err != nil {
+			refusal, end := s.refusal(err)
+			if end != nil {
+				return end
+			}
+			return s.refuse(refusal, seg)
+		}
+	}
+	return s.handOver(audit.PinUnknown, bytes.Clone(seg.Bytes))
+}
