@@ -146,8 +146,7 @@ func TestRunKnowsWhatEndsAConnection(t *testing.T) {
 var errStop = errors.New("stop")
 
 func TestNoDeadlineRemains(t *testing.T) {
-	var c *Conn
-	c = backend(t, func(string) string { return "{T} OK\r\n" })
+	c := backend(t, func(string) string { return "{T} OK\r\n" })
 	if _, err := c.Run(time.Now().Add(20*time.Millisecond), "X", nil); err != nil {
 		t.Fatal(err)
 	}

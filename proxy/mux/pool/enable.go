@@ -16,7 +16,8 @@ const maxKnown = 512
 
 // Enable says which of names this backend enables, as it spells them. What is
 // not known is tried, on a connection that the next Lease takes if it suits: so
-// no mailbox need be closed for it (RFC 5161 §3.1).
+// no mailbox need be closed for it (RFC 5161 §3.1). A session that has a lease
+// gives it back before, lest it wait for itself at the limit.
 //
 // Errors as Lease's.
 func (a *Account) Enable(ctx context.Context, names []string) ([]string, error) {
