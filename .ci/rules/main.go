@@ -59,6 +59,7 @@ var doors = map[string]string{
 	"internal/config":     "auth routing tlsconf internal/audit internal/metrics internal/limit proxy proxy/mux proxy/upstream",
 	"cmd/imapgate":        "*",
 	"tests":               "",
+	"tests/model":         "",
 }
 
 // long are the functions that may be longer: flat switches and tables, which
