@@ -21,9 +21,10 @@ import (
 	"imapgate/internal/audit"
 	"imapgate/internal/identity"
 	"imapgate/internal/metrics"
+	"imapgate/internal/quiet"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
-	"imapgate/proxy/splice"
+	"imapgate/proxy/mux"
 	"imapgate/proxy/upstream"
 	"imapgate/routing"
 	"imapgate/tlsconf"
@@ -39,6 +40,7 @@ type options struct {
 	drain    time.Duration        // default none: sessions are cut when the gateway stops
 	idle     time.Duration        // default 32 minutes
 	write    time.Duration        // default 5 minutes
+	modes    map[string]proxy.Mode
 }
 
 // running is a whole gateway in this process, with a listener of each kind.
@@ -116,7 +118,7 @@ func (g *running) open(o options) (rooms proxy.Rooms, run []func(context.Context
 	rooms.Backends = map[string]*upstream.Backend{}
 	for name, c := range o.backends {
 		c.Name = name
-		c.Socket = func(tcp *net.TCPConn) net.Conn { return splice.NewSocket(tcp) }
+		c.Socket = func(tcp *net.TCPConn) net.Conn { return quiet.NewSocket(tcp) }
 		rooms.Backends[name] = upstream.New(c, upstream.Hooks{OnConnect: rooms.Metrics.Backend(name).ConnectDone}, rooms.Log)
 	}
 	g.audit, err = audit.Open(audit.Config{Path: filepath.Join(g.dir, "audit")}, rooms.Log)
@@ -141,6 +143,7 @@ func (o options) proxy() proxy.Config {
 		Preauth: time.Minute, Handshake: 10 * time.Second, Idle: 32 * time.Minute, Write: 5 * time.Minute,
 		Drain: o.drain, AuthAttempts: 3, BadCommands: 3, Instance: proxy.NewInstance(),
 	}
+	c.Modes = o.modes
 	if o.idle != 0 {
 		c.Idle = o.idle
 	}
@@ -260,4 +263,19 @@ func plainGateway(t testing.TB, backend *testbed.Dovecot) entrance {
 		ca: backend.CA, backends: map[string]upstream.Config{only: to(backend, upstream.NoTLS)},
 	})
 	return func(testing.TB, string) endpoint { return g.at(proxy.NoTLS) }
+}
+
+// muxGateway leads to a gateway with TLS on both sides, where sessions are framed.
+func muxGateway(t testing.TB, backend *testbed.Dovecot, mode mux.Mode) entrance {
+	g := startGateway(t, options{
+		ca: backend.CA, backends: map[string]upstream.Config{only: to(backend, upstream.ImplicitTLS)},
+		modes: map[string]proxy.Mode{only: {Name: string(mode), Mux: muxSettings()}},
+	})
+	return func(testing.TB, string) endpoint { return g.at(proxy.ImplicitTLS) }
+}
+
+// muxSettings are those of a configuration that says nothing, and the UIDs
+// learned at once.
+func muxSettings() mux.Settings {
+	return mux.Settings{ReuseTTL: time.Minute, MaxPerUser: 64, Consistent: true, CredCache: true, Learn: mux.Eager}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"slices"
 	"strings"
 
 	"imapgate/internal/audit"
@@ -242,16 +243,19 @@ func (s *session) enable(r *request) error {
 	if err != nil {
 		return s.unattached(s.revocation(err))
 	}
-	more := make([]string, len(names))
-	for i, name := range names {
-		more[i] = strings.ToUpper(name)
+	enabled, told := s.enabled, "* ENABLED"
+	for _, name := range names {
+		upper := strings.ToUpper(name)
+		enabled = enabled.With(upper)
+		if slices.Contains(r.facts.Names, upper) { // some bring others along
+			told += " " + name
+		}
 	}
-	enabled := s.enabled.With(more...)
 	if enabled != s.enabled && s.up != nil {
 		s.account.Return(s.give()) // as it was: another may need it
 	}
 	s.enabled = enabled
-	return s.say(strings.Join(append([]string{"* ENABLED"}, names...), " "), "\r\n", string(r.tag), " OK Enabled.")
+	return s.say(told, "\r\n", string(r.tag), " OK Enabled.")
 }
 
 // forward sends a command on the lease, which is got, and brought in step, first.
