@@ -111,11 +111,9 @@ func (m *Mux) Pinned(reason string) { member(m.pins, reason).Inc() }
 // Verified counts a comparison of a view with the backend.
 func (m *Mux) Verified(result string) { member(m.verifications, result).Inc() }
 
-// PoolGrew counts in an upstream connection that begins to wait.
-func (m *Mux) PoolGrew() { m.waiting.Inc() }
-
-// PoolShrank counts out one that waits no longer, whatever becomes of it.
-func (m *Mux) PoolShrank() { m.waiting.Dec() }
+// PoolChanged counts upstream connections that begin (+1) and cease (-1) to wait,
+// whatever becomes of them.
+func (m *Mux) PoolChanged(by int) { m.waiting.Add(float64(by)) }
 
 // Reused counts a waiting connection that passed its checks and is used again.
 func (m *Mux) Reused() { m.reused.Inc() }

@@ -44,7 +44,7 @@ func newBackend(h *Hub, name string, b Backend) *backend {
 			ReuseTTL: s.ReuseTTL, MaxAge: s.MaxAge, CredCache: s.CredCache, CredTTL: s.CredTTL,
 			MaxPerUser: s.MaxPerUser, MaxTotal: s.MaxTotal,
 		}, h.shared, pool.Hooks{
-			Reused: m.Mux.Reused, Discarded: m.Mux.Discarded, Waited: m.Mux.LeaseWaited,
+			Reused: m.Mux.Reused, Discarded: m.Mux.Discarded, Waited: m.Mux.LeaseWaited, Waiting: m.Mux.PoolChanged,
 		}, h.rooms.Log),
 	}
 }

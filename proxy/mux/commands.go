@@ -237,6 +237,9 @@ func (s *session) enable(r *request) error {
 	if s.box != nil { // RFC 5161 §3.1
 		return s.answer("BAD ENABLE is not allowed with a mailbox selected.")
 	}
+	if s.up != nil { // as it is, another may need it; and what is enabled may have to be tried
+		s.account.Return(s.give())
+	}
 	ctx, cancel := context.WithTimeout(s.hub.ctx, s.backend.settings.HoldMax)
 	defer cancel()
 	names, err := s.account.Enable(ctx, r.facts.Names)
@@ -250,9 +253,6 @@ func (s *session) enable(r *request) error {
 		if slices.Contains(r.facts.Names, upper) { // some bring others along
 			told += " " + name
 		}
-	}
-	if enabled != s.enabled && s.up != nil {
-		s.account.Return(s.give()) // as it was: another may need it
 	}
 	s.enabled = enabled
 	return s.say(told, "\r\n", string(r.tag), " OK Enabled.")
