@@ -20,6 +20,7 @@ import (
 	"imapgate/internal/quiet"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
+	"imapgate/proxy/mux"
 	"imapgate/proxy/upstream"
 	"imapgate/routing"
 )
@@ -53,74 +54,88 @@ func startBreaker(t testing.TB, target string) *Breaker {
 	return b
 }
 
-// startGateway starts a gateway in this process whose one backend is at address,
-// and gives the address of its clients. Nothing has TLS: the breaker has to see
-// what is said.
-func startGateway(t testing.TB, mode Mode, address string) string {
-	t.Helper()
-	dir := t.TempDir()
-	log, closeLog := openLog(t, filepath.Join(dir, "log"))
+// gateway is one in this process.
+type gateway struct {
+	// Set once.
+	server *proxy.Server
+	dir    string // has its log
+	cancel context.CancelFunc
+	wg     sync.WaitGroup // all that runs
+	closes []func() error
+}
+
+// startGateway starts a gateway whose one backend is at address. Nothing has
+// TLS: the breaker has to see what is said.
+func startGateway(c Config, address, dir string) (*gateway, error) {
+	g := &gateway{dir: dir}
+	rooms, err := g.open(address)
+	if err != nil {
+		return nil, err
+	}
+	g.server, err = proxy.New(proxy.Config{
+		Preauth: time.Minute, Handshake: 10 * time.Second, Idle: 32 * time.Minute, Write: 5 * time.Minute,
+		Modes: map[string]proxy.Mode{only: {Name: string(c.Mode), Mux: mux.Settings{
+			ReuseTTL: time.Minute, MaxPerUser: 50, Consistent: true, VerifyView: c.Verify, AlwaysDetach: c.Detach,
+		}.WithDefaults()}},
+		AuthAttempts: 3, BadCommands: 3, Instance: proxy.NewInstance(),
+		Listeners: []proxy.Listener{{Name: "clients", Address: "127.0.0.1:0", TLS: proxy.NoTLS}},
+	}, rooms)
+	if err == nil {
+		err = g.server.Listen()
+	}
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	g.cancel = cancel
+	for _, run := range []func(context.Context) error{rooms.Routes.Run, rooms.Auth.Run, g.server.Serve} {
+		g.wg.Go(func() { _ = run(ctx) }) // these return nil
+	}
+	return g, nil
+}
+
+// open makes the rooms.
+func (g *gateway) open(address string) (proxy.Rooms, error) {
+	file, err := os.Create(filepath.Join(g.dir, "log"))
+	if err != nil {
+		return proxy.Rooms{}, err
+	}
+	log := zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), zapcore.Lock(file), zapcore.InfoLevel))
 	rooms := proxy.Rooms{Log: log, Metrics: metrics.New("test")}
-	var err error
 	rooms.Routes, err = routing.New(routing.Config{
 		Source: routing.SourceStatic, Backends: []string{only}, Static: routing.Static{Default: only},
 	}, nil, routing.Metrics{Lookup: rooms.Metrics.RouteLookup}, log)
 	if err != nil {
-		t.Fatal(err)
+		return rooms, err
 	}
 	nobody := func(context.Context, identity.User) (identity.Secret, error) {
 		return identity.Secret{}, auth.ErrUnknown
 	}
 	if rooms.Auth, err = auth.New(auth.Config{Methods: []string{auth.Passthrough}}, nobody, log); err != nil {
-		t.Fatal(err)
+		return rooms, err
 	}
 	rooms.Backends = map[string]*upstream.Backend{only: upstream.New(upstream.Config{
 		Name: only, Address: address, TLSMode: upstream.NoTLS,
 		Socket: func(tcp *net.TCPConn) net.Conn { return quiet.NewSocket(tcp) },
 	}, upstream.Hooks{OnConnect: rooms.Metrics.Backend(only).ConnectDone}, log)}
-	if rooms.Audit, err = audit.Open(audit.Config{Path: filepath.Join(dir, "audit")}, log); err != nil {
-		t.Fatal(err)
-	}
-	server, err := proxy.New(proxy.Config{
-		Preauth: time.Minute, Handshake: 10 * time.Second, Idle: 32 * time.Minute, Write: 5 * time.Minute,
-		AuthAttempts: 3, BadCommands: 3, Instance: proxy.NewInstance(),
-		Listeners: []proxy.Listener{{Name: "clients", Address: "127.0.0.1:0", TLS: proxy.NoTLS}},
-	}, rooms)
+	rooms.Audit, err = audit.Open(audit.Config{Path: filepath.Join(g.dir, "audit")}, log)
 	if err == nil {
-		err = server.Listen()
+		g.closes = []func() error{rooms.Audit.Close, file.Close}
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	for _, run := range []func(context.Context) error{rooms.Routes.Run, rooms.Auth.Run, server.Serve} {
-		wg.Go(func() { _ = run(ctx) }) // these return nil
-	}
-	t.Cleanup(func() {
-		cancel()
-		server.Close()
-		wg.Wait()
-		if err := errors.Join(rooms.Audit.Close(), closeLog()); err != nil {
-			t.Errorf("close the gateway: %v", err)
-		}
-	})
-	return server.Addrs()["clients"].String()
+	return rooms, err
 }
 
-// openLog writes the gateway's log to a file, whose end is shown when the test
-// fails.
-func openLog(t testing.TB, path string) (*zap.Logger, func() error) {
-	t.Helper()
-	file, err := os.Create(path)
-	if err != nil {
-		t.Fatal(err)
+// address is where clients connect.
+func (g *gateway) address() string { return g.server.Addrs()["clients"].String() }
+
+// close ends the gateway, waits for all of it and gives the end of its log.
+func (g *gateway) close() (log string, err error) {
+	g.cancel()
+	g.server.Close()
+	g.wg.Wait()
+	for _, c := range g.closes {
+		err = errors.Join(err, c())
 	}
-	encoder := zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig())
-	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(file), zapcore.InfoLevel)), func() error {
-		if text, err := os.ReadFile(path); err == nil && t.Failed() {
-			t.Logf("the gateway's log ends so:\n%s", text[max(0, len(text)-8<<10):])
-		}
-		return file.Close()
-	}
+	text, readErr := os.ReadFile(filepath.Join(g.dir, "log"))
+	return string(text[max(0, len(text)-8<<10):]), errors.Join(err, readErr)
 }

@@ -2,6 +2,7 @@ package model
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -15,20 +16,21 @@ import (
 )
 
 // plan is which runs a test makes. MODEL_SEED, MODEL_SEEDS, MODEL_TIME,
-// MODEL_TURNS, MODEL_LINES and MODEL_WORKERS in the environment change it.
+// MODEL_TURNS, MODEL_LINES, MODEL_WORKERS and MODEL_GO_ON in the environment
+// change it.
 type plan struct {
 	Config
 	seed    uint64        // of the first run; 0: drawn by lot
 	seeds   int           // how many at most
 	time    time.Duration // no run is begun after it
 	workers int           // runs at a time, each with a gateway of its own
+	goOn    bool          // behind a run that failed
 }
 
 // slice is what a test does when nobody asks for more.
 func slice(c Config) plan {
 	c.Turns = 200
-	p := plan{Config: c, seeds: 40, time: 6 * time.Second, workers: 2}
-	return p
+	return plan{Config: c, seeds: 40, time: 4 * time.Second, workers: 2}
 }
 
 // asked is the plan as the environment changes it.
@@ -55,6 +57,7 @@ func (p plan) asked(t *testing.T) plan {
 		}
 		p.time, p.seeds = limit, max(p.seeds, 1<<20)
 	}
+	p.goOn = os.Getenv("MODEL_GO_ON") != ""
 	if p.seed == 0 {
 		p.seed = 1 + rand.Uint64N(1<<40)
 	}
@@ -76,11 +79,8 @@ func (p plan) run(t *testing.T, backend *testbed.Dovecot) {
 	began := time.Now()
 	for range p.workers {
 		breaker := startBreaker(t, backend.Plain)
-		c := p.Config
-		c.Backend, c.Proxied = backend.Plain, breaker.Address()
-		if c.Mode != Direct {
-			c.Proxied = startGateway(t, c.Mode, breaker.Address())
-		}
+		c, dir := p.Config, t.TempDir()
+		c.Backend = backend.Plain
 		wg.Go(func() {
 			for ctx.Err() == nil && time.Since(began) < p.time {
 				n := next.Add(1)
@@ -89,12 +89,14 @@ func (p plan) run(t *testing.T, backend *testbed.Dovecot) {
 					return
 				}
 				c.Seed, c.Serial = p.seed+n-1, names.Add(1)
-				s, err := once(ctx, c, breaker)
+				s, err := once(ctx, c, breaker, dir)
 				mu.Lock()
 				sum = sum.plus(s)
 				mu.Unlock()
 				if err != nil && ctx.Err() == nil {
-					cancel()
+					if !p.goOn {
+						cancel()
+					}
 					t.Errorf("%v\nreplay it with MODEL_SEED=%d and this test", err, c.Seed)
 				}
 			}
@@ -104,11 +106,25 @@ func (p plan) run(t *testing.T, backend *testbed.Dovecot) {
 	t.Logf("%d seeds from %d, %.1f a second: %+v", next.Load(), p.seed, float64(next.Load())/time.Since(began).Seconds(), sum)
 }
 
-// once is one seed.
-func once(ctx context.Context, c Config, breaker *Breaker) (Stats, error) {
+// once is one seed, with a gateway of its own.
+func once(ctx context.Context, c Config, breaker *Breaker, dir string) (s Stats, err error) {
+	c.Proxied = breaker.Address()
+	if c.Mode != Direct {
+		g, failed := startGateway(c, breaker.Address(), dir)
+		if failed != nil {
+			return s, fmt.Errorf("start a gateway: %w", failed)
+		}
+		c.Proxied = g.address()
+		defer func() {
+			log, closeErr := g.close()
+			if err = errors.Join(err, closeErr); err != nil {
+				err = fmt.Errorf("%w\nthe gateway's log ends so:\n%s", err, log)
+			}
+		}()
+	}
 	w, err := NewWorld(c, breaker)
 	if err != nil {
-		return Stats{}, fmt.Errorf("seed %d: %w", c.Seed, err)
+		return s, fmt.Errorf("seed %d: %w", c.Seed, err)
 	}
 	return w.Run(ctx)
 }
@@ -150,10 +166,32 @@ func TestModelWithAllClientsAtOnce(t *testing.T) {
 	backend := startBackend(t)
 	for _, c := range []Config{
 		{Mode: Direct, Faults: NoFaults}, {Mode: Splice, Faults: NoFaults}, {Mode: Splice, Faults: AllFaults},
+		{Mode: Reuse, Faults: NoFaults}, {Mode: Resume, Faults: NoFaults}, {Mode: Resume, Faults: AllFaults},
 	} {
 		t.Run(string(c.Mode)+"/"+string(c.Faults), func(t *testing.T) {
 			c.Racing = true
 			slice(c).run(t, backend)
+		})
+	}
+}
+
+func TestModelOfReuse(t *testing.T) {
+	backend := startBackend(t)
+	for _, faults := range []Faults{NoFaults, AllFaults} {
+		t.Run(string(faults), func(t *testing.T) {
+			slice(Config{Mode: Reuse, Faults: faults}).run(t, backend)
+		})
+	}
+}
+
+func TestModelOfResume(t *testing.T) {
+	backend := startBackend(t)
+	for _, faults := range []Faults{NoFaults, BetweenFaults, AllFaults} {
+		t.Run(string(faults), func(t *testing.T) {
+			slice(Config{Mode: Resume, Faults: faults}).run(t, backend)
+		})
+		t.Run("detach/"+string(faults), func(t *testing.T) {
+			slice(Config{Mode: Resume, Faults: faults, Detach: true}).run(t, backend)
 		})
 	}
 }

@@ -37,7 +37,9 @@ func (m Mode) heals() bool { return m == Resume }
 type Config struct {
 	Mode    Mode
 	Faults  Faults
-	Racing  bool // all actors act at once
+	Detach  bool   // the gateway gives its connection up after each command
+	Verify  string // how often the gateway compares its view with the backend
+	Racing  bool   // all actors act at once
 	Seed    uint64
 	Turns   int    // of each client
 	Serial  uint64 // makes names that no other run at this backend has
