@@ -3,10 +3,10 @@
 # generator, the same stub backend, one run. Needs root for their packages. Ratios within one run hold;
 # absolute figures differ from machine to machine.
 #
-#   compare.sh                              imapgate and its peers
+#   compare.sh                              imapgate in the modes splice and resume, and its peers
 #   compare.sh NAME=HOST:PORT:PID …         also proxies that are already running: TLS front on HOST:PORT,
 #                                           plain upstream to the stub on 127.0.0.1:31000, any user, password "pw"
-#   ROUNDS=3 SECONDS_EACH=3 IDLE=2000 WORK="login ping noop fetch append idle" compare.sh …
+#   ROUNDS=3 SECONDS_EACH=3 IDLE=2000 WORK="login ping noop fetch append idle" ONLY="imapgate resume" compare.sh …
 #
 # Prints one row per proxy and workload: medians over the rounds.
 set -euo pipefail
@@ -126,13 +126,21 @@ audit: {path: $bed/audit}
 admin: {address: "127.0.0.1:31143"}
 X
 start imapgate "$bed/imapgate" serve --config "$bed/imapgate.yaml"
+sed -e 's/31104/31105/; s/31143/31144/; s/tls: none}/tls: none, mode: resume}/; s/audit}/audit2}/' "$bed/imapgate.yaml" >"$bed/resume.yaml"
+start resume "$bed/imapgate" serve --config "$bed/resume.yaml"
 sleep 1.5
 
-targets=("imapgate 127.0.0.1:31104 $imapgate_pid" "haproxy 127.0.0.1:31103 $haproxy_pid" "nginx 127.0.0.1:31101 $nginx_pid" "dovecot 127.0.0.1:31102 $dovecot_pid")
+targets=("imapgate 127.0.0.1:31104 $imapgate_pid" "resume 127.0.0.1:31105 $resume_pid" "haproxy 127.0.0.1:31103 $haproxy_pid" "nginx 127.0.0.1:31101 $nginx_pid" "dovecot 127.0.0.1:31102 $dovecot_pid")
 for t in "$@"; do
   name=${t%%=*} rest=${t#*=}
   targets+=("$name ${rest%:*} ${rest##*:}")
 done
+
+if [ -n "${ONLY:-}" ]; then
+  kept=()
+  for t in "${targets[@]}"; do [[ " $ONLY " == *" ${t%% *} "* ]] && kept+=("$t"); done
+  targets=("${kept[@]}")
+fi
 
 for w in $WORK; do
   for r in $(seq "$ROUNDS"); do

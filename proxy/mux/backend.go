@@ -7,6 +7,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"imapgate/internal/imap"
 	"imapgate/internal/metrics"
 	"imapgate/proxy/mux/pool"
 )
@@ -29,9 +30,16 @@ type backend struct {
 	log      *zap.Logger
 
 	spliced atomic.Bool
+	offered atomic.Pointer[offer] // the last: most are equal, and share one
 
 	mu   sync.Mutex
 	last [violations]time.Time // Guarded by mu. When promises were broken, the latest first.
+}
+
+// offer is what clients are told of a backend's capabilities.
+type offer struct {
+	from string // the backend's own list
+	caps imap.Caps
 }
 
 func newBackend(h *Hub, name string, b Backend) *backend {

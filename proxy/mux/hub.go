@@ -21,9 +21,11 @@ import (
 	"context"
 	"maps"
 	"net"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -97,6 +99,7 @@ type Hub struct {
 	ctx      context.Context // ends when the Hub closes; for what sessions wait for
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup // the clock, the epoll set and every session with a goroutine
+	rested   atomic.Uint64  // connections that have begun to be quiet, each counted once
 
 	mu       sync.Mutex
 	sessions map[*session]struct{} // Guarded by mu.
@@ -144,9 +147,15 @@ func (h *Hub) Spliced(backend string) bool { return h.backends[backend].spliced.
 // Offered is what a client may be told that a backend with these capabilities
 // can do.
 func (h *Hub) Offered(backend string, caps imap.Caps) imap.Caps {
-	hidden := h.backends[backend].settings.Hide
+	b := h.backends[backend]
+	if last := b.offered.Load(); last != nil && last.from == caps.String() {
+		return last.caps
+	}
+	hidden := b.settings.Hide
 	kept := caps.Without(func(name string) bool { return notOffered(name) || slices.Contains(hidden, name) })
-	return imap.ParseCaps(kept.String() + " LITERAL+") // RFC 7888: literals are the gateway's business
+	offered := imap.ParseCaps(kept.String() + " LITERAL+") // RFC 7888: literals are the gateway's business
+	b.offered.Store(&offer{caps.String(), offered})
+	return offered
 }
 
 // notOffered names what would change the bytes or the user of a connection, lead
@@ -217,6 +226,7 @@ func (h *Hub) clock() {
 	t := time.NewTicker(tick)
 	defer t.Stop()
 	patience, limit := ticks(h.cfg.Quiet), ticks(h.cfg.Write)
+	var logins quiet.Burst
 	for {
 		select {
 		case <-h.ctx.Done():
@@ -230,6 +240,9 @@ func (h *Hub) clock() {
 		if now%sweep == 0 {
 			for _, s := range h.all() {
 				s.sweep(now)
+			}
+			if logins.Over(h.rested.Load(), h.Len()) {
+				h.wg.Go(debug.FreeOSMemory) // it takes a collection's time
 			}
 		}
 	}

@@ -56,6 +56,7 @@ type session struct {
 	tries      int     // losses since something was last answered
 	bad        int     // commands that were none
 	pinning    audit.Why
+	rested     bool   // has been quiet
 	state      string // as the metrics count it
 
 	upstream atomic.Pointer[wire.Wire]    // up's, for the clock
@@ -244,6 +245,10 @@ func (s *session) relax() {
 		s.up.Relax()
 	}
 	s.collected, s.out = nil, nil
+	if !s.rested { // TLS and the login leave most behind at first
+		s.rested = true
+		s.hub.rested.Add(2)
+	}
 	s.sent.relax()
 	s.request = request{}
 	if s.box != nil {

@@ -21,7 +21,7 @@ func (s *Set) clock() {
 	defer s.wg.Done()
 	t := time.NewTicker(tick)
 	defer t.Stop()
-	var release memory
+	var logins quiet.Burst
 	for {
 		select {
 		case <-s.stop:
@@ -32,34 +32,11 @@ func (s *Set) clock() {
 		s.askQuiet(now)
 		if now%sweep == 0 {
 			s.sweep(now)
-			if release.due(s.parkings.Load(), s.Len()) {
+			if logins.Over(s.parkings.Load(), s.Len()) {
 				s.wg.Go(debug.FreeOSMemory) // it takes a collection's time
 			}
 		}
 	}
-}
-
-// memory gives back what a burst of logins left behind. An idle session needs a
-// fraction of what its login did, and the collector, which waits for the heap
-// to grow, would keep the difference.
-type memory struct {
-	last     uint64 // parkings when memory was last given back
-	previous uint64 // parkings at the last look
-}
-
-// enough parkings make it worth a collection.
-const enough = 512
-
-// due is asked every sweep. It says yes when the burst is over: many sessions
-// have parked since it last did, and few in the last sweep.
-func (m *memory) due(parkings uint64, sessions int) bool {
-	recent, since := parkings-m.previous, parkings-m.last
-	m.previous = parkings
-	if since < max(enough, uint64(sessions/2)) || recent > since/10 { // a length
-		return false
-	}
-	m.last = parkings
-	return true
 }
 
 // askQuiet asks the pumps that have had nothing to do to park.

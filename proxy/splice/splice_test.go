@@ -443,27 +443,3 @@ func TestIdleTLSKeepsNoBuffers(t *testing.T) {
 	say(t, b.backend, "so am I")
 	hear(t, b.client, "so am I")
 }
-
-func TestMemoryIsGivenBackWhenABurstIsOver(t *testing.T) {
-	var m memory
-	for i, look := range []struct {
-		parkings uint64
-		sessions int
-		due      bool
-	}{
-		{0, 0, false},
-		{100, 50, false},    // too few to matter
-		{2000, 1000, false}, // the burst goes on
-		{3000, 1500, false},
-		{3010, 1505, true}, // and is over
-		{3010, 1505, false},
-		{3500, 1600, false},
-		{3600, 1600, false}, // a trickle: not before half of the sessions are new
-		{3900, 1600, false},
-		{3950, 1600, true},
-	} {
-		if got := m.due(look.parkings, look.sessions); got != look.due {
-			t.Errorf("look %d: %v", i, got)
-		}
-	}
-}

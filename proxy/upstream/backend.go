@@ -8,9 +8,12 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
+
+	"imapgate/internal/imap"
 )
 
 // Backend is one backend, and the logins at it. It is safe for concurrent use.
@@ -24,6 +27,7 @@ type Backend struct {
 
 	slots  chan struct{} // a token for each login under way; MaxLogins of them
 	health health
+	caps   atomic.Pointer[imap.Caps] // as of the last login: most are equal, and share one
 }
 
 // New makes a Backend. The configuration is taken as valid; zero fields get
@@ -140,11 +144,21 @@ func (b *Backend) converse(d *dialogue, who request) (*Conn, error) {
 	if !onlyUntagged(rest) {
 		return nil, errBehind
 	}
-	conn := &Conn{user: who.User, caps: d.caps, text: clean(ok.Text), nc: nc, rest: append(kept, rest...)}
+	conn := &Conn{user: who.User, caps: b.shared(d.caps), text: clean(ok.Text), nc: nc, rest: append(kept, rest...)}
 	if forwardable(ok.Code) {
 		conn.code = ok.Code
 	}
 	return conn, nil
+}
+
+// shared is caps, or what another login was told in the same words: for as long as
+// its session lasts, somebody may keep it.
+func (b *Backend) shared(caps imap.Caps) imap.Caps {
+	if last := b.caps.Load(); last != nil && last.String() == caps.String() {
+		return *last
+	}
+	b.caps.Store(&caps)
+	return caps
 }
 
 // looping says whether the login has come round. A session id of ours can only
