@@ -25,7 +25,7 @@ func operations() []operation {
 		{14, (*Actor).learn}, {6, (*Actor).fetchSubject}, {5, (*Actor).fetchBody}, {4, (*Actor).fetchUIDs},
 		{16, (*Actor).store}, {9, (*Actor).copy}, {3, (*Actor).move}, {5, (*Actor).remove}, {3, (*Actor).expunge},
 		{9, (*Actor).append}, {5, (*Actor).search}, {9, (*Actor).noop}, {6, (*Actor).startIdle}, {9, (*Actor).group},
-		{2, (*Actor).other}, {2, (*Actor).again}, {1, (*Actor).deselect}, {1, (*Actor).logout}, {2, (*Actor).storeUnchanged},
+		{2, (*Actor).other}, {2, (*Actor).again}, {2, (*Actor).deselect}, {1, (*Actor).logout}, {2, (*Actor).storeUnchanged},
 	}
 }
 
@@ -49,13 +49,15 @@ func (a *Actor) turn() error {
 
 // withoutMailbox is what a client does before it selects one.
 func (a *Actor) withoutMailbox() error {
-	switch a.rng.IntN(8) {
+	switch a.rng.IntN(10) {
 	case 0:
 		return a.other()
 	case 1:
 		return a.append()
-	case 2:
+	case 2, 3:
 		return a.do(command("NOOP", ""))
+	case 4, 5, 6: // others go on meanwhile
+		return nil
 	}
 	return a.open()
 }
@@ -82,16 +84,21 @@ func (a *Actor) open() error {
 	return a.do(c)
 }
 
-// numbers gives up to max message numbers for which ok says yes.
-func (a *Actor) numbers(max int, ok func(entry) bool) []uint32 {
-	var all []uint32
+// numbered gives all message numbers for which ok says yes.
+func (a *Actor) numbered(ok func(entry) bool) (all []uint32) {
 	for i, e := range a.mirror.entries {
 		if ok(e) {
 			all = append(all, uint32(i+1))
 		}
 	}
+	return all
+}
+
+// numbers gives one of them, or up to most.
+func (a *Actor) numbers(most int, ok func(entry) bool) []uint32 {
+	all := a.numbered(ok)
 	a.rng.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
-	all = all[:min(len(all), max)]
+	all = all[:min(len(all), 1+a.rng.IntN(most))]
 	slices.Sort(all)
 	return all
 }
@@ -122,7 +129,7 @@ const subjectItem = "BODY.PEEK[HEADER.FIELDS (SUBJECT)]"
 // learn fetches what was never fetched, and only that: flags that are fetched
 // again would hide that they were not told.
 func (a *Actor) learn() error {
-	numbers := a.numbers(most*2, unknown)
+	numbers := a.numbered(unknown)
 	if len(numbers) == 0 {
 		return a.noop()
 	}
@@ -130,10 +137,10 @@ func (a *Actor) learn() error {
 }
 
 func (a *Actor) fetchSubject() error {
-	return a.fetch(a.rng.IntN(maxTargets)+1, "("+subjectItem+" UID)")
+	return a.fetch(maxTargets, "("+subjectItem+" UID)")
 }
 func (a *Actor) fetchBody() error {
-	return a.fetch(1+a.rng.IntN(2), a.pick("(UID BODY[])", "(BODY.PEEK[])"))
+	return a.fetch(2, a.pick("(UID BODY[])", "(BODY.PEEK[])"))
 }
 
 // fetch wants the content of every message it asks for, unless the server says
@@ -266,14 +273,23 @@ func (a *Actor) other() error {
 // again selects the mailbox once more, from within it or from outside.
 func (a *Actor) again() error {
 	if a.chance(50) {
-		if err := a.do(command(a.pick("CLOSE", "UNSELECT"), "")); err != nil || a.wire == nil {
+		if err := a.deselect(); err != nil || a.wire == nil {
 			return err
 		}
 	}
 	return a.open()
 }
 
-func (a *Actor) deselect() error { return a.do(command(a.pick("CLOSE", "UNSELECT"), "")) }
+// deselect leaves the mailbox. A QRESYNC client that does not know all of it
+// could not go on from there later.
+func (a *Actor) deselect() error {
+	if a.kind == Qresync {
+		if err := a.learn(); err != nil || a.wire == nil || a.mirror.box == "" {
+			return err
+		}
+	}
+	return a.do(command(a.pick("CLOSE", "UNSELECT"), ""))
+}
 
 // logout ends the session and begins another.
 func (a *Actor) logout() error {
