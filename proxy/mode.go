@@ -41,8 +41,15 @@ func (s *Server) newHub() (*mux.Hub, error) {
 		backends[name] = mux.Backend{Upstream: b, Settings: s.cfg.Modes[name].Mux}
 	}
 	return mux.NewHub(mux.Config{
-		Quiet: silent, Idle: s.cfg.Idle, Write: s.cfg.Write, Bytes: s.rooms.relayed, Splice: s.takeOver,
+		Quiet: silent, Idle: s.cfg.Idle, Write: s.cfg.Write, Bytes: s.rooms.relayed,
+		Backend: s.home, Splice: s.takeOver,
 	}, mux.Rooms{Backends: backends, Audit: s.rooms.Audit, Metrics: s.rooms.Metrics, Log: s.rooms.Log})
+}
+
+// home is the backend of a user's route as it is now.
+func (s *Server) home(ctx context.Context, user identity.User) (string, error) {
+	route, err := s.rooms.Routes.Lookup(ctx, user)
+	return route.Backend, err
 }
 
 // takeOver splices what is left of a session that the hub cannot account for.

@@ -17,6 +17,7 @@ import (
 	"imapgate/proxy/mux/pool"
 	"imapgate/proxy/mux/view"
 	"imapgate/proxy/upstream"
+	"imapgate/routing"
 )
 
 // Waits between attempts to get at a backend that is away.
@@ -157,11 +158,27 @@ func (s *session) attachOnce(m moment, deadline time.Time) (*view.Diff, error) {
 func (s *session) lease(deadline time.Time) error {
 	ctx, cancel := context.WithDeadline(s.hub.ctx, deadline)
 	defer cancel()
+	if err := s.stays(ctx); err != nil {
+		return err
+	}
 	up, err := s.account.Lease(ctx, s.enabled)
 	if err != nil {
 		return s.revocation(err)
 	}
 	s.take(up)
+	return nil
+}
+
+// stays makes sure that the mailbox has not moved, before the session writes to
+// where it was. While nobody knows, it has not.
+func (s *session) stays(ctx context.Context) error {
+	name, err := s.hub.cfg.Backend(ctx, s.account.User())
+	switch {
+	case errors.Is(err, routing.ErrNoUser), errors.Is(err, routing.ErrBlocked):
+		return &ending{audit.LoginRevoked, byeRevoked, err}
+	case err == nil && name != s.backend.name:
+		return &ending{audit.Moved, byeMoved, nil}
+	}
 	return nil
 }
 
@@ -183,7 +200,7 @@ func (s *session) meet(m moment, deadline time.Time) (*view.Diff, error) {
 	if m.copies != nil && !mutant.Is(mutant.MapThenFlush) {
 		s.mapNumbers(m.copies, d) // as the client means them: the flush changes what they mean
 	}
-	if d != nil && d.Ghosts() > 0 && m.expunge == command.ExpNone {
+	if d != nil && d.Ghosts() > 0 && (m.expunge == command.ExpNone || s.numbersFollow()) {
 		s.hub.rooms.Metrics.Mux.GhostAttach()
 		if !mutant.Is(mutant.GhostsHold) {
 			return d, errGhosts
@@ -200,20 +217,33 @@ func (s *session) meet(m moment, deadline time.Time) (*view.Diff, error) {
 	return d, nil
 }
 
-// mapNumbers turns the numbers of a COPY into UIDs. Those that are out of range
-// are left for the backend to refuse.
+// numbersFollow says whether the client has already sent a command that names
+// messages by number, as it knew them when it sent it.
+func (s *session) numbersFollow() bool {
+	for more := range bytes.Lines(s.client.Peek()) {
+		head, err := command.Lookup(more)
+		if err == nil && (head.Spec.Expunge == command.ExpNone || head.Spec.Expunge == command.ExpTranslate) {
+			return true
+		}
+	}
+	return false
+}
+
+// mapNumbers turns the numbers of a COPY into UIDs. Those that the client cannot
+// mean are not sent, because they may have come to mean something.
 func (s *session) mapNumbers(r *request, d *view.Diff) {
+	s.mapped = ""
+	if d == nil && !mutant.Is(mutant.MapThenFlush) {
+		return // the numbers are the backend's
+	}
 	s.mapped = unmappable
 	set, err := imap.ParseSet(string(r.facts.Set))
 	if err != nil {
 		return
 	}
 	uids, ghosts, err := s.box.view.MapSet(set, d)
-	switch {
-	case err == nil && !ghosts:
+	if err == nil && !ghosts {
 		s.mapped = uids.String()
-	case errors.Is(err, view.ErrRange):
-		s.mapped = ""
 	}
 }
 

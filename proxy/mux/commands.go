@@ -234,8 +234,8 @@ func (s *session) local(r *request) error {
 // enable is ENABLE (RFC 5161). The connection on which it counts is chosen, or
 // made, when one is needed.
 func (s *session) enable(r *request) error {
-	if s.box != nil { // RFC 5161 §3.1
-		return s.answer("BAD ENABLE is not allowed with a mailbox selected.")
+	if s.box != nil { // too late (RFC 5161 §3.1), but some servers do it: this one may say
+		return s.forward(r)
 	}
 	if s.up != nil { // as it is, another may need it; and what is enabled may have to be tried
 		s.account.Return(s.give())
@@ -256,6 +256,13 @@ func (s *session) enable(r *request) error {
 	}
 	s.enabled = enabled
 	return s.say(told, "\r\n", string(r.tag), " OK Enabled.")
+}
+
+// hasEnabled is ENABLED, as an answer to the client on its own connection.
+func (s *session) hasEnabled(names []byte) {
+	more := strings.Fields(string(names))
+	s.enabled = s.enabled.With(more...)
+	s.up.Enabled = s.up.Enabled.With(more...)
 }
 
 // forward sends a command on the lease, which is got, and brought in step, first.
@@ -346,6 +353,7 @@ func hasLiteral(whole []byte) bool { return bytes.IndexByte(whole, '\n') < len(w
 // sendLiterals sends a command piece by piece. Nothing else is outstanding.
 func (s *session) sendLiterals(whole []byte) error {
 	r := imap.NewReader(bytes.NewReader(whole), imap.Commands, len(whole))
+	s.cutShort = true
 	for {
 		seg, err := r.Next()
 		if err != nil {
@@ -361,10 +369,12 @@ func (s *session) sendLiterals(whole []byte) error {
 		}
 		if asks {
 			if wanted, err := s.asked(); err != nil || !wanted {
+				s.cutShort = err != nil
 				return err
 			}
 		}
 		if seg.End {
+			s.cutShort = false
 			return nil
 		}
 	}

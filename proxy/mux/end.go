@@ -46,6 +46,7 @@ const (
 	byeAway     = "[UNAVAILABLE] Mail store is away, please reconnect."
 	byeGone     = "Mailbox has been deleted."
 	byeChanged  = "Mailbox has changed its identity, please reconnect."
+	byeMoved    = "[UNAVAILABLE] Mailbox has been moved, please reconnect."
 	byeRevoked  = "[UNAVAILABLE] Please log in again."
 	byeProtocol = "Too many or too long lines that are no commands."
 )
@@ -167,8 +168,8 @@ func (s *session) leaveUpstream(e *ending) {
 	if s.up == nil {
 		return
 	}
-	unfinished := !s.sent.empty() || s.idling != nil
-	if unfinished && s.mustFinish() {
+	unfinished := !s.sent.empty() || s.idling != nil || s.cutShort
+	if unfinished && !s.cutShort && s.mustFinish() {
 		s.finish()
 	}
 	up := s.give()

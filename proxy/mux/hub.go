@@ -31,6 +31,7 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/internal/audit"
+	"imapgate/internal/identity"
 	"imapgate/internal/imap"
 	"imapgate/internal/metrics"
 	"imapgate/internal/quiet"
@@ -54,6 +55,9 @@ type Config struct {
 	Idle  time.Duration // … and for this long ends
 	Write time.Duration // a peer that takes or gives nothing in the middle of something for this long is cut off
 	Bytes func(up, down int64)
+	// Backend is where a user's mailbox lives now, for sessions that need another
+	// connection to it.
+	Backend func(context.Context, identity.User) (string, error)
 	// Splice takes a session over whose state cannot be accounted for. ended is
 	// called once, with what was relayed since.
 	Splice func(client, backend End, ended func(Result))
@@ -98,7 +102,8 @@ type Hub struct {
 	backends map[string]*backend
 	ctx      context.Context // ends when the Hub closes; for what sessions wait for
 	cancel   context.CancelFunc
-	wg       sync.WaitGroup // the clock, the epoll set and every session with a goroutine
+	wg       sync.WaitGroup // the clock and every session with a goroutine
+	watching sync.WaitGroup // the epoll set
 	rested   atomic.Uint64  // connections that have begun to be quiet, each counted once
 
 	mu       sync.Mutex
@@ -122,15 +127,16 @@ func NewHub(cfg Config, rooms Rooms) (*Hub, error) {
 	for name, b := range rooms.Backends {
 		h.backends[name] = newBackend(h, name, b)
 	}
-	h.wg.Add(2)
+	h.wg.Add(1)
 	go h.clock()
+	h.watching.Add(1)
 	go h.watch()
 	return h, nil
 }
 
 // watch runs the epoll set. It ends when the Hub closes.
 func (h *Hub) watch() {
-	defer h.wg.Done()
+	defer h.watching.Done()
 	h.asleep.Run()
 }
 
@@ -205,8 +211,9 @@ func (h *Hub) EndAll(why audit.Reason) {
 func (h *Hub) Close() {
 	h.cancel()
 	h.EndAll(audit.Drained)
-	h.asleep.Close()
 	h.wg.Wait()
+	h.asleep.Close() // which nobody asks any more
+	h.watching.Wait()
 	for _, b := range h.backends {
 		b.pool.Close()
 	}

@@ -116,16 +116,19 @@ func (s *session) stopIdling() error {
 // unlisten says DONE for us, and hears the backend out.
 func (s *session) unlisten() error {
 	i := s.idling
-	if _, err := s.up.Write([]byte("DONE\r\n")); err != nil {
-		return s.upstreamLost(err)
-	}
-	for {
+	for said := false; ; {
 		if err := s.relay(); err != nil {
 			return err
 		}
 		if i.ours == "" {
-			s.plus, i.denied = false, false
+			i.denied = false
 			return nil
+		}
+		if !s.plus && !said { // not before the backend idles (RFC 2177 §3)
+			if _, err := s.up.Write([]byte("DONE\r\n")); err != nil {
+				return s.upstreamLost(err)
+			}
+			said = true
 		}
 		if err := s.hear(); err != nil {
 			return err

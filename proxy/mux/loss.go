@@ -55,7 +55,7 @@ func (s *session) drop(lost *lostError) {
 		rec.Mailbox = s.box.name
 	}
 	_ = s.hub.rooms.Audit.UpstreamLost(s.who, &rec) // without room it is counted as lost
-	s.plus = false
+	s.plus, s.cutShort = false, false
 	s.lostBefore = true
 	if s.idling != nil {
 		s.idling.lost()

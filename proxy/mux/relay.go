@@ -102,6 +102,7 @@ func (s *session) judge(seg imap.Segment) (verdict, error) {
 		return drop, nil // whoever waits for it sees that it has come
 	}
 	if s.idling != nil && s.idling.answered(line) {
+		s.plus = false
 		return drop, nil
 	}
 	e, ok := s.sent.answered(line)
@@ -153,12 +154,11 @@ func (s *session) untagged(seg imap.Segment) (verdict, error) {
 	case hasWord(line, "OK"), hasWord(line, "NO"), hasWord(line, "BAD"):
 		return s.status(line)
 	case hasWord(line, "BYE"):
-		if s.mode == Reuse {
-			return pass, nil
-		}
 		return drop, s.upstreamLost(fmt.Errorf("%w: %s", errBye, bytes.TrimSpace(line[3:])))
 	case hasWord(line, "VANISHED"):
 		return s.vanished(seg)
+	case hasWord(line, "ENABLED"):
+		s.hasEnabled(line[len("ENABLED"):])
 	case hasWord(line, "CAPABILITY"):
 		return drop, nil // the client's list does not change
 	case hasWord(line, "PREAUTH"):

@@ -61,7 +61,10 @@ func (s *session) selectOnce(r *request, deadline time.Time) error {
 	s.up.Selected = true // or not, if it says NO: nobody else must find out
 	s.sent.add(entry{spec: r.spec, tag: len(r.tag), retry: true}, r.whole)
 	err := s.send(r.whole)
-	if err == nil && !s.sent.empty() { // it may have refused a literal
+	switch {
+	case err == nil && s.sent.empty(): // it has refused a literal: nobody knows what is selected now
+		s.box, s.attached, s.pinning = nil, false, audit.PinSelectBad
+	case err == nil:
 		err = s.selected(r, []byte(closed))
 	}
 	if err != nil {
@@ -163,16 +166,21 @@ func (s *session) closing(r *request) error {
 		s.show()
 		return s.answer("OK " + r.spec.Name + " completed.")
 	}
-	if !s.inStep() {
+	blind := !s.inStep() // the view need not be brought in step: it is about to go
+	if blind {
 		if err := s.attach(r); err != nil {
 			return s.unattached(err)
 		}
 	}
 	s.sent.add(entry{spec: r.spec, tag: len(r.tag), retry: r.facts.Retry, closes: true}, r.whole)
-	if err := s.send(r.whole); err != nil {
-		return err
+	err := s.send(r.whole)
+	if err == nil {
+		err = s.answered()
 	}
-	return s.settle()
+	if err == nil && blind && s.box != nil { // refused
+		s.account.Return(s.give())
+	}
+	return err
 }
 
 // closed is the state of the session behind an OK to CLOSE or UNSELECT.

@@ -50,6 +50,7 @@ type session struct {
 	out        []byte  // answers of our own
 	mapped     string  // the UIDs that a COPY's numbers became
 	plus       bool    // a continuation request is due
+	cutShort   bool    // the lease has the beginning of a command, not yet its end
 	partial    bool    // the client has the beginning of a response, not yet its end
 	answering  verdict // what becomes of the response that is being read
 	lostBefore bool    // the last upstream was lost, not given up

@@ -60,15 +60,18 @@ func (s *session) upload(seg imap.Segment) error {
 	r := &s.request
 	s.avoid(r.tag)
 	s.sent.add(entry{spec: r.spec, tag: len(r.tag)}, append(r.tag, ' '))
+	s.cutShort = true
 	for {
 		wanted, err := s.uploadPart(seg)
 		if err != nil {
 			return s.uploadLost(seg, err)
 		}
 		if !wanted {
+			s.cutShort = false
 			return s.passOver(seg)
 		}
 		if seg.End {
+			s.cutShort = false
 			return s.settle()
 		}
 		if seg, err = s.nextOfClient(); err != nil {

@@ -1,0 +1,445 @@
+package mux
+
+import (
+	"cmp"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"imapgate/internal/audit"
+)
+
+// A dialogue is a title ("# Sentence.") and lines, up to the next title:
+//
+//	SKIP TEXT    it is not played: a defect that is known
+//	SET K=V…     mode, learn, learnmax, hold, lost, flagsmax, verify, max, consistent, detach
+//	CAPS TEXT    what the backend can do
+//	C TEXT       the client says TEXT and CRLF
+//	C! "TEXT"    the client says TEXT, a Go string, alone
+//	C-END, C-FIN, C-RST   the client hangs up, its own side only, or breaks the connection
+//	P TEXT       the client hears TEXT; … stands for anything
+//	P! "TEXT"    it hears TEXT, a Go string, and whatever follows
+//	END          its connection is closed, without another word
+//	CUT          … and without TLS's goodbye
+//	U1 TEXT      the first upstream connection hears TEXT; ~x in it is a tag of ours
+//	U1! "TEXT"   it hears TEXT, a Go string
+//	U1-END       it is closed by us
+//	B1 TEXT      it says TEXT, with our tags where ~x stands
+//	B1! "TEXT"   it says TEXT, a Go string, alone
+//	B1-END, B1-RST        the backend hangs up, or breaks the connection
+//	LOGINS TEXT  the backend answers logins TEXT from now on; without TEXT it takes them
+//	DOWN, UP     it cannot be talked to from now on, or can
+//	OPEN N U M   client and backend open INBOX with N messages, UIDNEXT U and HIGHESTMODSEQ M (0: none)
+//	REOPEN K N U M        the backend is asked for INBOX again, on its K-th connection
+//	M NAME VALUE a metric is VALUE, soon
+//	PINNED WHY   the session is spliced
+//	ORDER WHY    somebody orders the end of the session
+//	ENDED WHY    the reason on record for its end
+//
+// Upstream connections are numbered in the order of their logins; the first is
+// there from the beginning. A dialogue in which the client's connection does not
+// end goes on with a LOGOUT, and nothing else may be said, to anybody.
+type dialogue struct {
+	title, skip string
+	lines       []string
+}
+
+func readDialogues(t testing.TB) (all []dialogue) {
+	t.Helper()
+	files, err := filepath.Glob("testdata/*.txt")
+	must(t, err)
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		must(t, err)
+		first := len(all)
+		for line := range strings.Lines(string(text)) {
+			line = strings.TrimRight(line, "\n")
+			switch verb, rest, _ := strings.Cut(line, " "); {
+			case line == "":
+			case verb == "#":
+				all = append(all, dialogue{title: strings.TrimSuffix(rest, ".")})
+			case len(all) == first:
+				t.Fatalf("%s: a line before the first title", file)
+			case verb == "SKIP":
+				all[len(all)-1].skip = rest
+			default:
+				all[len(all)-1].lines = append(all[len(all)-1].lines, line)
+			}
+		}
+	}
+	if len(all) == 0 {
+		t.Fatal("no dialogues")
+	}
+	return all
+}
+
+// ways are the kinds of connection and the cuts with which a dialogue is played.
+// In the last one the session gives up its goroutine before each line.
+var ways = [][2]string{{"plain", "whole"}, {"plain", "bytes"}, {"tls", "random"}, {"plain", "asleep"}}
+
+func TestDialogues(t *testing.T) {
+	leavesNothing(t)
+	certs := newCertificates(t)
+	var playing sync.WaitGroup
+	stages := make(chan struct{}, 16) // most of a dialogue is waiting
+	for _, d := range readDialogues(t) {
+		for _, way := range ways {
+			stages <- struct{}{}
+			playing.Go(func() {
+				t.Run(d.title+"/"+way[0]+"/"+way[1], func(t *testing.T) { d.play(t, certs, way[0], way[1]) })
+				<-stages
+			})
+		}
+	}
+	playing.Wait()
+}
+
+// performance is one dialogue under way.
+type performance struct {
+	*stage
+	*actor
+	way     string
+	tags    map[string]string // ours, by their names in the dialogue
+	over    bool              // the client's connection has ended
+	hungUp  bool              // by the client
+	reason  string
+	spliced string
+}
+
+func (d dialogue) play(t *testing.T, certs *certificates, kind, way string) {
+	if d.skip != "" {
+		t.Skip(d.skip)
+	}
+	p := &performance{way: way, tags: map[string]string{}}
+	s := setup{kind: kind, cut: way}
+	if way == "asleep" {
+		s.cut = "whole"
+	}
+	lines := s.read(t, d.lines)
+	p.stage = newStage(t, s, certs)
+	defer p.stub.close()
+	p.actor = p.join()
+	for i, line := range lines {
+		if err := p.act(line); err != nil {
+			t.Errorf("line %d, %q: %v", i+1, line, err)
+			p.hub.EndAll(audit.Kicked)
+			p.party.hangUp()
+			p.hub.Close()
+			t.Fatalf("log:\n%s", p.logs)
+		}
+	}
+	if err := p.finish(); err != nil {
+		t.Error(err)
+	}
+	p.stage.close(p.actor)
+	p.nothingElse()
+}
+
+// read takes the lines about the setup off a dialogue.
+func (s *setup) read(t testing.TB, lines []string) []string {
+	for i, line := range lines {
+		verb, rest, _ := strings.Cut(line, " ")
+		switch verb {
+		case "CAPS":
+			s.caps = rest
+		case "SET":
+			for field := range strings.FieldsSeq(rest) {
+				name, value, _ := strings.Cut(field, "=")
+				must(t, s.set(name, value))
+			}
+		default:
+			return lines[i:]
+		}
+	}
+	return nil
+}
+
+func (s *setup) set(name, value string) (err error) {
+	number := func() (n int) { n, err = strconv.Atoi(value); return n }
+	duration := func() (d time.Duration) { d, err = time.ParseDuration(value); return d }
+	switch name {
+	case "mode":
+		s.mode = Mode(value)
+	case "learn":
+		s.settings.Learn = value
+	case "learnmax":
+		s.settings.LearnMax = number()
+	case "hold":
+		s.settings.HoldMax = duration()
+	case "lost":
+		s.settings.LostMax = duration()
+	case "flagsmax":
+		s.settings.FlagsFullMax = number()
+	case "verify":
+		s.settings.VerifyView = value
+	case "max":
+		s.settings.MaxPerUser = number()
+	case "ttl":
+		s.settings.ReuseTTL = duration()
+	case "consistent":
+		s.settings.Consistent = true
+	case "detach":
+		s.settings.AlwaysDetach = true
+	default:
+		err = fmt.Errorf("no such setting: %s", name)
+	}
+	return err
+}
+
+// act does one line.
+func (p *performance) act(line string) error {
+	verb, rest, _ := strings.Cut(line, " ")
+	if p.way == "asleep" && strings.ContainsAny(verb[:1], "CB") {
+		p.rest()
+	}
+	if n, err := strconv.Atoi(strings.TrimRight(verb[1:], "!-ENDRST")); err == nil && strings.ContainsAny(verb[:1], "UB") {
+		return p.upstreamActs(n, verb, rest)
+	}
+	switch verb {
+	case "C":
+		p.party.say(rest + "\r\n")
+	case "C!":
+		return p.quoted(rest, p.party.say)
+	case "C-END", "C-FIN", "C-RST":
+		p.clientLeaves(verb)
+	case "P":
+		got, err := p.party.line()
+		return p.matches(got, err, rest)
+	case "P!":
+		return p.quotedErr(rest, p.party.exactly)
+	case "END":
+		p.over = true
+		return p.party.ends(wanted)
+	case "CUT":
+		p.over = true
+		return p.party.ends(unwanted)
+	case "OPEN":
+		return p.opens(rest)
+	case "REOPEN":
+		return p.reopens(rest)
+	default:
+		return p.around(verb, rest)
+	}
+	return nil
+}
+
+func (p *performance) clientLeaves(verb string) {
+	p.over = true
+	switch verb {
+	case "C-END":
+		p.hungUp = true
+		p.party.hangUp()
+	case "C-FIN":
+		p.party.halfClose()
+	default:
+		p.hungUp = true
+		p.party.reset()
+	}
+}
+
+// around is what neither the client nor an upstream connection does.
+func (p *performance) around(verb, rest string) error {
+	switch verb {
+	case "LOGINS":
+		p.stub.set(func() { p.stub.refusal = rest })
+	case "DOWN":
+		p.stub.set(func() { p.stub.down = true })
+	case "UP":
+		p.stub.set(func() { p.stub.down = false })
+	case "ORDER":
+		p.hub.Drain(audit.Reason(rest))
+	case "PINNED":
+		p.spliced = rest
+		return p.soon("pins_total{reason=\""+rest+"\"}", "1")
+	case "M":
+		name, value, _ := strings.Cut(rest, "} ")
+		if value == "" {
+			name, value, _ = strings.Cut(rest, " ")
+			return p.soon(name, value)
+		}
+		return p.soon(name+"}", value)
+	case "ENDED":
+		p.reason = rest
+	default:
+		return fmt.Errorf("no such verb")
+	}
+	return nil
+}
+
+func (p *performance) soon(series, value string) error {
+	for end := time.Now().Add(patience / 2); p.metric(series) != value; <-time.After(2 * time.Millisecond) {
+		if time.Now().After(end) {
+			return fmt.Errorf("%s is %q", series, p.metric(series))
+		}
+	}
+	return nil
+}
+
+// upstreamActs is a line of the n-th upstream connection.
+func (p *performance) upstreamActs(n int, verb, rest string) error {
+	peer, err := p.stub.peer(n)
+	if err != nil {
+		return err
+	}
+	switch verb[:1] + strings.TrimLeft(verb[1:], "0123456789") {
+	case "U":
+		got, err := peer.line()
+		return p.matches(got, err, rest)
+	case "U!":
+		return p.quotedErr(rest, peer.exactly)
+	case "U-END":
+		return peer.ends(either)
+	case "B":
+		peer.say(p.ours(rest) + "\r\n")
+	case "B!":
+		return p.quoted(rest, peer.say)
+	case "B-END":
+		peer.hangUp()
+	case "B-RST":
+		peer.reset()
+	default:
+		return fmt.Errorf("no such verb")
+	}
+	return nil
+}
+
+func (p *performance) quoted(text string, do func(string)) error {
+	text, err := strconv.Unquote(text)
+	if err == nil {
+		do(p.ours(text))
+	}
+	return err
+}
+
+func (p *performance) quotedErr(text string, do func(string) error) error {
+	text, err := strconv.Unquote(text)
+	if err != nil {
+		return err
+	}
+	return do(p.ours(text))
+}
+
+// ours puts our tags where their names stand.
+func (p *performance) ours(text string) string {
+	for name, tag := range p.tags {
+		text = strings.ReplaceAll(text, name, tag)
+	}
+	return text
+}
+
+// matches compares a line with a pattern, and takes a tag of ours from it.
+func (p *performance) matches(got string, err error, want string) error {
+	if err != nil {
+		return fmt.Errorf("heard %.200q, %w", got, err)
+	}
+	text, ok := strings.CutSuffix(got, "\r\n")
+	if name, _, _ := strings.Cut(want, " "); ok && strings.HasPrefix(name, "~") && p.tags[name] == "" {
+		p.tags[name], _, _ = strings.Cut(text, " ")
+	}
+	if !ok || !wild(text, p.ours(want)) {
+		return fmt.Errorf("heard %.400q", got)
+	}
+	return nil
+}
+
+// wild says whether text is what pattern says, in which … stands for anything.
+func wild(text, pattern string) bool {
+	parts := strings.Split(pattern, "…")
+	text, ok := strings.CutPrefix(text, parts[0])
+	if !ok || len(parts) == 1 {
+		return ok && text == ""
+	}
+	for _, part := range parts[1 : len(parts)-1] {
+		_, after, found := strings.Cut(text, part)
+		if !found {
+			return false
+		}
+		text = after
+	}
+	return strings.HasSuffix(text, parts[len(parts)-1])
+}
+
+// told is what a backend says of a mailbox.
+func mailboxLines(messages, next, modseq string) []string {
+	lines := []string{
+		`* FLAGS (\Seen \Deleted)`, `* OK [PERMANENTFLAGS (\Seen \Deleted \*)] Limited`, "* " + messages + " EXISTS",
+		"* 0 RECENT", "* OK [UIDVALIDITY 100] UIDs valid", "* OK [UIDNEXT " + next + "] Predicted",
+	}
+	if modseq != "0" {
+		lines = append(lines, "* OK [HIGHESTMODSEQ "+modseq+"] Highest")
+	}
+	return lines
+}
+
+func (p *performance) opens(args string) error {
+	f := strings.Fields(args)
+	steps := []string{"C s SELECT INBOX", "U1 s SELECT INBOX"}
+	lines := append(mailboxLines(f[0], f[1], f[2]), "s OK [READ-WRITE] Select completed.")
+	for _, line := range lines {
+		steps = append(steps, "B1 "+line)
+	}
+	for _, line := range lines {
+		steps = append(steps, "P "+line)
+	}
+	return p.all(steps)
+}
+
+func (p *performance) reopens(args string) error {
+	f := strings.Fields(args)
+	tag := "~open" + f[0]
+	steps := []string{"U" + f[0] + " " + tag + " SELECT \"INBOX\""}
+	for _, line := range append(mailboxLines(f[1], f[2], f[3]), tag+" OK [READ-WRITE] Select completed.") {
+		steps = append(steps, "B"+f[0]+" "+line)
+	}
+	return p.all(steps)
+}
+
+func (p *performance) all(steps []string) error {
+	for _, step := range steps {
+		if err := p.act(step); err != nil {
+			return fmt.Errorf("%q: %w", step, err)
+		}
+	}
+	return nil
+}
+
+// finish ends the dialogue.
+func (p *performance) finish() error {
+	switch {
+	case p.spliced != "":
+		p.party.hangUp()
+	case !p.over:
+		if err := p.all([]string{"C zz LOGOUT", "P * BYE Logging out", "P zz OK Logout completed.", "END"}); err != nil {
+			return err
+		}
+		p.reason = cmp.Or(p.reason, string(audit.ClientLogout))
+	}
+	r := p.leave(p.actor)
+	if p.reason != "" && string(r.Reason) != p.reason || r.Reason == audit.InternalMistake {
+		return fmt.Errorf("ended for %q (%w), want %q", r.Reason, r.Err, p.reason)
+	}
+	if p.handedOn() != (p.spliced != "") {
+		return fmt.Errorf("handed on: %v", p.handedOn())
+	}
+	return nil
+}
+
+// nothingElse wants nothing to have been said that the dialogue does not have.
+func (p *performance) nothingElse() {
+	p.stub.mu.Lock()
+	peers := p.stub.peers
+	p.stub.mu.Unlock()
+	for i, peer := range peers {
+		if p.spliced != "" {
+			break
+		}
+		if text, _ := peer.rest(); text != "" {
+			p.stage.t.Errorf("upstream connection %d was also told %.200q", i+1, text)
+		}
+	}
+}

@@ -1,0 +1,326 @@
+package mux
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http/httptest"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"imapgate/internal/audit"
+	"imapgate/internal/identity"
+	"imapgate/internal/imap"
+	"imapgate/internal/metrics"
+	"imapgate/internal/quiet"
+	"imapgate/internal/testbed"
+	"imapgate/proxy/mux/pool"
+	"imapgate/proxy/upstream"
+	"imapgate/tlsconf"
+)
+
+// setup is what a test may want of a stage.
+type setup struct {
+	mode     Mode
+	settings Settings
+	caps     string
+	quiet    time.Duration
+	idle     time.Duration
+	write    time.Duration
+	kind     string // of connection, client's and backend's: "tls" or not
+	cut      string
+	password string
+}
+
+// certificates are a backend's and a gateway's, shared by the stages of a test.
+type certificates struct {
+	backend, client *tls.Config // of the backend's side
+	gateway         tls.Certificate
+}
+
+func newCertificates(t testing.TB) *certificates {
+	t.Helper()
+	ca := testbed.NewCA(t)
+	cert, key := ca.Issue(t, "localhost")
+	pair, err := tls.LoadX509KeyPair(cert, key)
+	must(t, err)
+	own, err := tlsconf.SelfSigned("localhost")
+	must(t, err)
+	return &certificates{
+		backend: &tls.Config{Certificates: []tls.Certificate{pair}}, client: ca.ClientTLS("localhost"), gateway: own,
+	}
+}
+
+// stage is a Hub with one backend, a stub.
+type stage struct {
+	// Set once.
+	t       testing.TB
+	setup   setup
+	certs   *certificates
+	stub    *stub
+	hub     *Hub
+	rooms   Rooms
+	logs    *logs
+	splices sync.WaitGroup
+
+	mu      sync.Mutex
+	pinned  int // Guarded by mu.
+	sharing []net.Conn
+}
+
+const user = "alice"
+
+func newStage(t testing.TB, s setup, certs *certificates) *stage {
+	t.Helper()
+	s.settings.HoldMax = cmp.Or(s.settings.HoldMax, 5*time.Second)
+	s.settings.Learn = cmp.Or(s.settings.Learn, Lazy)
+	y := &stage{t: t, setup: s, certs: certs, logs: &logs{}}
+	up := upstream.Config{Name: "stub", TLSMode: upstream.NoTLS, ConnectTimeout: 2 * time.Second,
+		Socket: func(c *net.TCPConn) net.Conn { return quiet.NewSocket(c) }}
+	var secure *tls.Config
+	if s.kind == "tls" {
+		secure, up.TLS, up.TLSMode = certs.backend, certs.client, upstream.ImplicitTLS
+	}
+	var err error
+	y.stub, err = newStub(secure, cuts[cmp.Or(s.cut, "whole")])
+	must(t, err)
+	if s.caps != "" {
+		y.stub.caps = s.caps
+	}
+	up.Address = y.stub.l.Addr().String()
+	log := zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), y.logs, zapcore.DebugLevel))
+	y.rooms = Rooms{Metrics: metrics.New("test"), Log: log, Backends: map[string]Backend{
+		"stub": {Upstream: upstream.New(up, upstream.Hooks{}, zap.NewNop()), Settings: s.settings},
+	}}
+	y.rooms.Audit, err = audit.Open(audit.Config{Path: filepath.Join(t.TempDir(), "audit")}, log)
+	must(t, err)
+	y.hub, err = NewHub(Config{
+		Quiet: cmp.Or(s.quiet, time.Hour), Idle: cmp.Or(s.idle, time.Hour), Write: cmp.Or(s.write, time.Hour), Splice: y.splice,
+	}, y.rooms)
+	must(t, err)
+	return y
+}
+
+// actor is a client of a stage, with its session.
+type actor struct {
+	*party
+	session *session
+	ended   chan Result
+}
+
+// join logs a client in, whose upstream is the stub's next one.
+func (y *stage) join() *actor {
+	y.t.Helper()
+	who, err := identity.Canon(user, "")
+	must(y.t, err)
+	account, err := y.hub.Login(context.Background(), "stub", upstream.Request{
+		User: who, Password: identity.NewSecret(cmp.Or(y.setup.password, "right")),
+	}, pool.Vouched)
+	must(y.t, err)
+	near, far := y.connect()
+	a := &actor{party: newParty(far, cuts[cmp.Or(y.setup.cut, "whole")]), ended: make(chan Result, 2)}
+	before := map[*session]bool{}
+	for _, s := range y.hub.all() {
+		before[s] = true
+	}
+	caps := y.hub.Offered("stub", account.Caps())
+	y.hub.Start(Client{Conn: near, Who: &audit.Client{Session: "s-1"}, Mode: cmp.Or(y.setup.mode, Resume), Caps: caps},
+		"stub", account, func(r Result) { a.ended <- r })
+	for _, s := range y.hub.all() {
+		if !before[s] {
+			a.session = s
+		}
+	}
+	return a
+}
+
+// connect makes a client's connection: the gateway's end and the client's.
+func (y *stage) connect() (near, far net.Conn) {
+	y.t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(y.t, err)
+	defer func() { _ = l.Close() }()
+	far, err = net.Dial("tcp", l.Addr().String())
+	must(y.t, err)
+	near, err = l.Accept()
+	must(y.t, err)
+	if y.setup.kind != "tls" {
+		return near, far
+	}
+	server := tls.Server(quiet.NewSocket(near.(*net.TCPConn)), &tls.Config{Certificates: []tls.Certificate{y.certs.gateway}})
+	client := tls.Client(far, &tls.Config{InsecureSkipVerify: true}) // a certificate of the test's own
+	shook := make(chan error, 1)
+	go func() { shook <- server.Handshake() }()
+	must(y.t, errors.Join(client.Handshake(), <-shook))
+	return server, client
+}
+
+// splice relays what is left of a session that was handed on, until either side
+// hangs up.
+func (y *stage) splice(client, backend End, ended func(Result)) {
+	y.mu.Lock()
+	y.pinned++
+	y.mu.Unlock()
+	one := func(from, to End) {
+		defer y.splices.Done()
+		_, err := to.Conn.Write(to.First)
+		if err == nil {
+			_, _ = io.Copy(to.Conn, from.Conn)
+		}
+		_ = to.Conn.Close()
+	}
+	y.splices.Add(2)
+	go one(client, backend)
+	go func() {
+		one(backend, client)
+		_ = backend.Conn.Close()
+		ended(Result{Reason: audit.BackendClosed})
+	}()
+}
+
+func (y *stage) handedOn() bool {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	return y.pinned > 0
+}
+
+// metric is the value of a series as it is scraped, "" if there is none.
+func (y *stage) metric(series string) string {
+	w := httptest.NewRecorder()
+	y.rooms.Metrics.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	for line := range strings.Lines(w.Body.String()) {
+		if value, ok := strings.CutPrefix(line, "imapgate_mux_"+series+" "); ok {
+			return strings.TrimSpace(value)
+		}
+	}
+	return ""
+}
+
+// leave waits for the end of a's session, which has exactly one.
+func (y *stage) leave(a *actor) Result {
+	y.t.Helper()
+	select {
+	case r := <-a.ended:
+		return r
+	case <-time.After(patience):
+		y.t.Fatalf("the session does not end\n%s", stacks())
+	}
+	return Result{}
+}
+
+// close stops everything. Behind it nothing may be left.
+func (y *stage) close(actors ...*actor) {
+	y.t.Helper()
+	closed := make(chan struct{})
+	go func() { y.hub.Close(); close(closed) }()
+	select {
+	case <-closed:
+	case <-time.After(2 * patience):
+		y.t.Fatalf("the hub does not close\n%s", stacks())
+	}
+	for _, a := range actors {
+		a.close()
+		if len(a.ended) > 0 {
+			y.t.Error("a session ended twice")
+		}
+	}
+	y.splices.Wait()
+	for _, state := range []string{metrics.Unselected, metrics.Attached, metrics.Detached, metrics.Idle, metrics.Pinned} {
+		if n := y.metric(`sessions{state="` + state + `"}`); n != "0" {
+			y.t.Errorf("%s sessions are still %s", n, state)
+		}
+	}
+	if n := y.metric("pool_connections"); n != "0" || y.hub.Len() != 0 {
+		y.t.Errorf("%s connections and %d sessions are left", n, y.hub.Len())
+	}
+	must(y.t, y.rooms.Audit.Close())
+	if text := y.logs.String(); strings.Contains(text, `"msg":"fault"`) {
+		y.t.Errorf("something broke down:\n%s", text)
+	}
+}
+
+// rest waits until the session of a has no goroutine; not for long, because it
+// may be waiting for an answer.
+func (a *actor) rest() {
+	for end := time.Now().Add(15 * time.Millisecond); time.Now().Before(end); <-time.After(time.Millisecond) {
+		a.session.client.Interrupt()
+		if up := a.session.upstream.Load(); up != nil {
+			up.Interrupt()
+		}
+		a.session.mu.Lock()
+		running := a.session.running
+		a.session.mu.Unlock()
+		if !running {
+			return
+		}
+	}
+}
+
+// logs is what a gateway has logged.
+type logs struct {
+	mu   sync.Mutex
+	text bytes.Buffer // Guarded by mu.
+}
+
+func (l *logs) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *logs) Sync() error { return nil }
+
+func (l *logs) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func stacks() []byte {
+	buf := make([]byte, 1<<20)
+	return buf[:runtime.Stack(buf, true)]
+}
+
+// leavesNothing wants as many goroutines behind the test as before it.
+func leavesNothing(t testing.TB) {
+	t.Helper()
+	before := runtime.NumGoroutine()
+	t.Cleanup(func() {
+		for end := time.Now().Add(patience); runtime.NumGoroutine() > before; <-time.After(5 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("%d goroutines are left of %d\n%s", runtime.NumGoroutine(), before, stacks())
+			}
+		}
+	})
+}
+
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !ok(); <-time.After(2 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
+// offered is a list of capabilities as a client sees it.
+func offered(caps string) string { return fmt.Sprint(imap.ParseCaps(caps)) }
