@@ -253,8 +253,12 @@ func lostHow(err error) audit.Why {
 	return audit.LostReset
 }
 
-// asLost finds the loss in an error.
+// asLost finds the loss in an error. The end of a session is none, whatever it
+// came from.
 func asLost(err error) (*lostError, bool) {
+	if e := (*ending)(nil); errors.As(err, &e) {
+		return nil, false
+	}
 	lost := (*lostError)(nil)
 	ok := errors.As(err, &lost)
 	return lost, ok
