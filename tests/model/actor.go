@@ -273,10 +273,19 @@ func (a *Actor) acceptable(c *Command, r Result) error {
 	case r.Code == "EXPUNGEISSUED" && (c.expunge == never || verb == "FETCH" || verb == "STORE" || verb == "COPY" || verb == "MOVE"):
 		a.world.stats.add(func(s *Stats) { s.ExpungeIssued++ })
 		return nil
-	case r.Code == "UNAVAILABLE" && c.verb == "LOGIN" && a.world.Racing && a.world.breaker.Broken() != a.calm:
+	case r.Code == "UNAVAILABLE" && c.verb == "LOGIN" && a.world.Racing && a.disturbed():
 		return nil
-	case r.Code == "UNAVAILABLE" && c.verb == "APPEND" && a.faulty && a.world.breaker.Broken() != a.calm:
+	case r.Code == "UNAVAILABLE" && c.verb == "APPEND" && a.faulty && a.disturbed():
 		return nil
 	}
 	return violation("%s %s was answered %q", c.verb, c.args, r.Line)
+}
+
+// disturbed says whether something was broken while a command was under way.
+func (a *Actor) disturbed() bool {
+	now := a.world.breaker.Broken()
+	if !a.world.Racing {
+		now.Between = a.calm.Between
+	}
+	return now != a.calm
 }
