@@ -189,9 +189,13 @@ func (d *Dovecot) start() error {
 	err = p.WaitUntil("start up", func() bool { return strings.Contains(d.Log()[before:], "starting up for imap") })
 	if err != nil {
 		p.Kill()
-		if said := d.Log()[before:]; strings.Contains(said+p.Output(), "Address already in use") {
-			return ErrPortTaken
-		} else if said != "" {
+		said := d.Log()[before:]
+		for _, place := range []string{"Address already in use", "Socket already exists"} {
+			if strings.Contains(said+p.Output(), place) {
+				return ErrPortTaken
+			}
+		}
+		if said != "" {
 			return fmt.Errorf("%w\n%s", err, said)
 		}
 		return err
@@ -219,7 +223,8 @@ func (d *Dovecot) Stop() { d.current().Stop() }
 func (d *Dovecot) Kill() { d.current().Kill() }
 
 // Restart stops Dovecot if it runs and starts it on the same ports with the same
-// mail. While a port is taken by somebody else's passing connection it waits.
+// mail. While a port is taken by somebody else's passing connection, or a socket
+// by a process that was killed a moment ago, it waits.
 func (d *Dovecot) Restart() {
 	d.t.Helper()
 	d.Stop()
