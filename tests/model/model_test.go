@@ -1,11 +1,13 @@
 package model
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -97,13 +99,25 @@ func (p plan) run(t *testing.T, backend *testbed.Dovecot) {
 					if !p.goOn {
 						cancel()
 					}
-					t.Errorf("%v\nreplay it with MODEL_SEED=%d and this test", err, c.Seed)
+					t.Errorf("%v\nreplay: %s", err, replay(c))
 				}
 			}
 		})
 	}
 	wg.Wait()
 	t.Logf("%d seeds from %d, %.1f a second: %+v", next.Load(), p.seed, float64(next.Load())/time.Since(began).Seconds(), sum)
+}
+
+// replay is how to make a run again.
+func replay(c Config) string {
+	s := fmt.Sprintf("MODEL_SEED=%d MODEL_MODE=%s MODEL_FAULTS=%s", c.Seed, c.Mode, c.Faults)
+	if c.Detach {
+		s += " MODEL_DETACH=1"
+	}
+	if c.Racing {
+		s += " MODEL_RACING=1"
+	}
+	return s + " go test -count=1 -run TestModelAsAsked ./tests/model"
 }
 
 // once is one seed, with a gateway of its own.
@@ -142,6 +156,23 @@ func (s Stats) plus(o Stats) Stats {
 	s.Broken.Stalled += o.Broken.Stalled
 	s.Broken.Refused += o.Broken.Refused
 	return s
+}
+
+// The long runs: MODEL_MODE says through what, MODEL_FAULTS what is broken (all
+// by default), MODEL_DETACH and MODEL_RACING are on or off.
+func TestModelAsAsked(t *testing.T) {
+	c := Config{
+		Mode: Mode(os.Getenv("MODEL_MODE")), Faults: Faults(cmp.Or(os.Getenv("MODEL_FAULTS"), string(AllFaults))),
+		Detach: os.Getenv("MODEL_DETACH") != "", Racing: os.Getenv("MODEL_RACING") != "",
+	}
+	if c.Mode == "" {
+		t.Skip("MODEL_MODE asks for nothing")
+	}
+	if !slices.Contains([]Mode{Direct, Splice, Reuse, Resume}, c.Mode) ||
+		!slices.Contains([]Faults{NoFaults, BetweenFaults, AllFaults}, c.Faults) {
+		t.Fatalf("MODEL_MODE is %s, MODEL_FAULTS is %s", c.Mode, c.Faults)
+	}
+	slice(c).run(t, startBackend(t))
 }
 
 func TestModelOfTheBackendItself(t *testing.T) {

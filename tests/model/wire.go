@@ -15,7 +15,7 @@ import (
 
 const (
 	// patience is how long a client waits for one response.
-	patience = 30 * time.Second
+	patience = 20 * time.Second
 	// maxLine and maxLiteral bound what a client takes from a server.
 	maxLine    = 1 << 20
 	maxLiteral = 1 << 20
