@@ -53,21 +53,37 @@ func (s *session) attach(r *request) error {
 
 func (s *session) attachIn(m moment, patience time.Duration) error {
 	began := time.Now()
-	deadline := began.Add(s.backend.settings.HoldMax) // of an attempt; of all of them, patience
 	why := audit.AfterDetach
 	if s.lostBefore {
 		why = audit.AfterLoss
 	}
+	var d *view.Diff
+	tries := 0
+	err := s.persist(patience, func(deadline time.Time) (err error) {
+		tries++
+		d, err = s.attachOnce(m, deadline)
+		return err
+	})
+	if tries > 1 {
+		why = audit.AfterHold
+	}
+	if err == nil {
+		s.lostBefore = false
+	}
+	s.recordAttach(why, began, d, err)
+	return err
+}
+
+// persist tries until it works or cannot, as long as patience lasts: commands
+// wait for a backend that is away. A single try has HoldMax.
+func (s *session) persist(patience time.Duration, try func(deadline time.Time) error) error {
+	began := time.Now()
+	deadline := began.Add(s.backend.settings.HoldMax)
 	for wait := firstWait; ; wait = min(2*wait, lastWait) {
-		rec, err := s.attachOnce(m, deadline)
-		if err == nil {
-			s.lostBefore = false
-		}
+		err := try(deadline)
 		if !isAway(err) && !isLost(err) || time.Since(began)+wait > patience || s.hub.ctx.Err() != nil {
-			s.recordAttach(why, began, rec, err)
 			return err
 		}
-		why = audit.AfterHold
 		s.hub.pause(wait + rand.N(wait))
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"time"
 
 	"imapgate/internal/audit"
 	"imapgate/internal/imap"
@@ -240,11 +241,15 @@ func (s *session) enable(r *request) error {
 	if s.up != nil { // as it is, another may need it; and what is enabled may have to be tried
 		s.account.Return(s.give())
 	}
-	ctx, cancel := context.WithTimeout(s.hub.ctx, s.backend.settings.HoldMax)
-	defer cancel()
-	names, err := s.account.Enable(ctx, r.facts.Names)
+	var names []string
+	err := s.persist(s.backend.settings.HoldMax, func(deadline time.Time) (err error) {
+		ctx, cancel := context.WithDeadline(s.hub.ctx, deadline)
+		defer cancel()
+		names, err = s.account.Enable(ctx, r.facts.Names)
+		return s.revocation(err)
+	})
 	if err != nil {
-		return s.unattached(s.revocation(err))
+		return s.unattached(err)
 	}
 	enabled, told := s.enabled, "* ENABLED"
 	for _, name := range names {
@@ -312,6 +317,8 @@ func (s *session) inStep() bool { return s.up != nil && (s.box == nil || s.attac
 // BAD; "" if it is not.
 func (s *session) pinsFor(r *request) audit.Why {
 	switch {
+	case r.syntax && (r.spec.Name == "SELECT" || r.spec.Name == "EXAMINE"):
+		return audit.PinSelectBad
 	case r.syntax:
 		return audit.PinSyntax
 	case !r.facts.Pin:

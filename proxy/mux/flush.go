@@ -193,6 +193,11 @@ func (s *session) flagsAside(t *told, deadline time.Time) (bool, error) {
 		return false, nil
 	}
 	s.account.ReturnAux(aux)
+	if changed := s.out; len(changed) > 0 { // a keyword may be so new that only aux has said it
+		s.out = nil
+		s.flushLine(&s.box.flags, seen.flags)
+		s.out = append(s.out, changed...)
+	}
 	if mutant.Is(mutant.MFromAux) {
 		t.modseq = seen.modseq
 	}

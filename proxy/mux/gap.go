@@ -85,7 +85,7 @@ func (s *session) learn() error {
 		if res.Name != "OK" {
 			return nil
 		}
-		if uids.Len() != last-first+1 || s.box.view.Learn(uids) != nil {
+		if uids.Len() != last-first+1 || s.box.view.Learn(first, uids) != nil {
 			_, err := s.untold(metrics.CountMismatch, view.ErrMismatch)
 			return err
 		}

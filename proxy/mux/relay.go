@@ -115,7 +115,7 @@ func (s *session) judge(seg imap.Segment) (verdict, error) {
 	if e.closes && hasWord(line[e.tag+1:], "OK") {
 		s.closed()
 	}
-	if e.pin != "" && !hasWord(line[e.tag+1:], "BAD") {
+	if e.pin == audit.PinSelectBad || e.pin != "" && !hasWord(line[e.tag+1:], "BAD") {
 		s.pinning = e.pin
 	}
 	if e.syncs && s.box != nil && s.box.next > 0 {

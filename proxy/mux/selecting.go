@@ -18,28 +18,27 @@ const maxShown = 256 << 10
 // selecting is SELECT and EXAMINE. What was selected before is left, whatever
 // the answer (RFC 9051 §6.3.2); expunges nobody was told of go with it.
 func (s *session) selecting(r *request) error {
-	deadline := time.Now().Add(s.backend.settings.HoldMax)
-	for wait := firstWait; ; wait = min(2*wait, lastWait) {
+	tries := 0
+	err := s.persist(s.backend.settings.HoldMax, func(deadline time.Time) error {
+		if tries++; tries > 1 {
+			s.hub.rooms.Metrics.Mux.Retried(r.spec.Name)
+		}
 		err := s.selectOnce(r, deadline)
 		lost, ok := asLost(err)
-		if !ok {
-			return s.orUnavailable(err)
-		}
-		if s.mode == Reuse || s.partial || time.Now().Add(wait).After(deadline) {
+		if ok && s.partial {
 			return s.survive(lost)
 		}
-		s.drop(lost)
-		s.hub.rooms.Metrics.Mux.Retried(r.spec.Name)
-		s.hub.pause(wait)
+		if ok {
+			s.drop(lost)
+		}
+		return err
+	})
+	if !isAway(err) && !isLost(err) {
+		return err
 	}
-}
-
-// orUnavailable answers a command for which no connection is to be had.
-func (s *session) orUnavailable(err error) error {
-	if isAway(err) {
-		return s.say(string(s.request.tag), " NO [UNAVAILABLE] Mail store is temporarily unavailable.")
-	}
-	return err
+	s.box = nil
+	s.show()
+	return s.answer("NO [UNAVAILABLE] Mail store is temporarily unavailable.")
 }
 
 // selectOnce asks one connection.
@@ -87,7 +86,9 @@ func (s *session) selected(r *request, shown []byte) error {
 			if err := s.heard(response, &t); err != nil {
 				return err
 			}
-			shown = append(shown, response...)
+			if !isOurs(response[2:]) {
+				shown = append(shown, response...)
+			}
 			if len(shown) > maxShown {
 				if err := s.showPart(shown); err != nil {
 					return err
@@ -107,9 +108,23 @@ func (s *session) selected(r *request, shown []byte) error {
 		}
 		s.concluded(r, &t, res)
 		s.partial = false
+		if s.withoutCode(response) == swap {
+			response = s.out
+		}
 		_, err = s.client.Write(append(shown, response...))
 		return s.clientLost(err)
 	}
+}
+
+// isOurs says whether a response is for the gateway alone: about capabilities, or
+// a way around it.
+func isOurs(line []byte) bool {
+	if hasWord(line, "CAPABILITY") {
+		return true
+	}
+	i := bytes.Index(line, []byte(" ["))
+	return i >= 0 && (hasWord(line, "OK") || hasWord(line, "NO")) && i == 2 &&
+		(hasWord(line[4:], "CAPABILITY") || hasWord(line[4:], "REFERRAL"))
 }
 
 // showPart gives the client what can no longer be held back. From here on SELECT

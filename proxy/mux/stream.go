@@ -24,18 +24,38 @@ func (s *session) stream(seg imap.Segment) error {
 	if err := s.probe(); err != nil {
 		return err
 	}
-	if s.box != nil && s.attached || s.up != nil && s.box == nil {
-		return s.upload(seg)
-	}
 	m := moment{expunge: command.ExpNone, anywhere: r.spec.Name == "APPEND" && !catenates(seg.Bytes)}
-	if err := s.attachIn(m, s.backend.settings.HoldMax); err != nil {
-		refusal, end := s.refusal(err)
-		if end != nil {
-			return end
+	for {
+		if !s.inStep() && !(m.anywhere && s.up != nil) {
+			if err := s.attachIn(m, s.backend.settings.HoldMax); err != nil {
+				return s.refused(err, seg)
+			}
 		}
-		return s.refuse(refusal, seg)
+		begun, err := s.upload(seg)
+		lost, ok := asLost(err)
+		if !ok || begun || s.partial {
+			return err
+		}
+		s.sent.clear() // the backend has not asked for the message: it can be offered to another
+		s.tries++
+		if err := s.survive(lost); err != nil {
+			return err
+		}
+		if s.tries > maxTries {
+			return s.refuse(nothingDone, seg)
+		}
 	}
-	return s.upload(seg)
+}
+
+const nothingDone = " NO [UNAVAILABLE] Connection to mail store lost, nothing was done."
+
+// refused answers a command that is not complete, for which an attach has failed.
+func (s *session) refused(err error, seg imap.Segment) error {
+	refusal, end := s.refusal(err)
+	if end != nil {
+		return end
+	}
+	return s.refuse(refusal, seg)
 }
 
 // catenates says whether APPEND refers to messages by URLs, which may be relative
@@ -56,26 +76,30 @@ func (s *session) refuse(refusal string, seg imap.Segment) error {
 
 // upload sends the command as it comes. The backend asks for its literals where
 // the client waits with them, or it does not take them unasked.
-func (s *session) upload(seg imap.Segment) error {
+//
+// It says whether more of the client's was taken than the first line.
+func (s *session) upload(seg imap.Segment) (begun bool, err error) {
 	r := &s.request
 	s.avoid(r.tag)
 	s.sent.add(entry{spec: r.spec, tag: len(r.tag)}, append(r.tag, ' '))
 	s.cutShort = true
 	for {
 		wanted, err := s.uploadPart(seg)
-		if err != nil {
-			return s.uploadLost(seg, err)
-		}
-		if !wanted {
+		switch {
+		case err != nil && !begun && !seg.End:
+			return false, err
+		case err != nil:
+			return true, s.uploadLost(seg, err)
+		case !wanted:
 			s.cutShort = false
-			return s.passOver(seg)
-		}
-		if seg.End {
+			return true, s.passOver(seg)
+		case seg.End:
 			s.cutShort = false
-			return s.settle()
+			return true, s.settle()
 		}
+		begun = true
 		if seg, err = s.nextOfClient(); err != nil {
-			return err
+			return true, err
 		}
 	}
 }
@@ -126,7 +150,7 @@ func (s *session) uploadLost(seg imap.Segment, err error) error {
 	if err := s.survive(lost); err != nil { // in mode reuse
 		return err
 	}
-	return s.refuse(" NO [UNAVAILABLE] Connection to mail store lost, nothing was done.", seg)
+	return s.refuse(nothingDone, seg)
 }
 
 // unknown is a command that is not in the table: nobody knows what state it
@@ -141,11 +165,7 @@ func (s *session) unknown(seg imap.Segment) error {
 	}
 	if !s.inStep() {
 		if err := s.attach(r); err != nil {
-			refusal, end := s.refusal(err)
-			if end != nil {
-				return end
-			}
-			return s.refuse(refusal, seg)
+			return s.refused(err, seg)
 		}
 	}
 	return s.handOver(audit.PinUnknown, bytes.Clone(seg.Bytes))

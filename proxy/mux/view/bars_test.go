@@ -25,7 +25,7 @@ func holed(n uint32) *UIDs {
 func resting(tb testing.TB, u *UIDs) *View {
 	v := new(View)
 	v.Reset(u.Len())
-	if err := v.Learn(u); err != nil {
+	if err := v.Learn(v.Known()+1, u); err != nil {
 		tb.Fatal(err)
 	}
 	v.Compact()

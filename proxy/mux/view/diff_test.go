@@ -103,7 +103,7 @@ func TestTailBehindUnusedUIDsIsRecognized(t *testing.T) {
 		if learned == "after" {
 			v.Floor(20) // UIDs 7 to 19 were used once
 		}
-		if err := v.Learn(of(t, "4:6")); err != nil {
+		if err := v.Learn(v.Known()+1, of(t, "4:6")); err != nil {
 			t.Fatal(err)
 		}
 		if learned == "before" {
@@ -156,7 +156,7 @@ func TestSnapshotAndRecognizedTailRaiseTheFloor(t *testing.T) {
 	if err := v.Grow(6); err != nil {
 		t.Fatal(err)
 	}
-	if err := v.Learn(of(t, "9")); !errors.Is(err, ErrMismatch) {
+	if err := v.Learn(v.Known()+1, of(t, "9")); !errors.Is(err, ErrMismatch) {
 		t.Errorf("a UID of the snapshot was used twice: %v", err)
 	}
 }
@@ -303,7 +303,7 @@ func (h *history) checkReplay(t *testing.T, now *UIDs, d *Diff) {
 	if arrivals.Len() != d.Arrived() {
 		t.Fatalf("%d arrivals, want %d", arrivals.Len(), d.Arrived())
 	}
-	if err := v.Learn(&arrivals); err != nil {
+	if err := v.Learn(v.Known()+1, &arrivals); err != nil {
 		t.Fatal(err)
 	}
 	if want := now.String() + "+0"; v.String() != want {

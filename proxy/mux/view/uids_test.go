@@ -101,7 +101,7 @@ func FuzzUIDs(f *testing.F) {
 		}
 		v := new(View)
 		v.Reset(u.Len())
-		if err := v.Learn(u); err != nil {
+		if err := v.Learn(v.Known()+1, u); err != nil {
 			t.Fatal(err)
 		}
 		out, wrong := imap.ParseSet(b)

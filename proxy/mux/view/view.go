@@ -136,11 +136,15 @@ func (v *View) Vanish(set []byte) (uint32, error) {
 	return gone, err
 }
 
-// Learn gives the unknown tail its UIDs: as many as it has messages.
-func (v *View) Learn(u *UIDs) error {
-	if u.Len() != v.Unknown() || u.Len() > 0 && u.min() <= v.floor {
+// Learn gives messages of the unknown tail their UIDs: u is those of the messages
+// from number first on, up to some. The first of them may have become known since
+// somebody asked, and there may be more messages now.
+func (v *View) Learn(first uint32, u *UIDs) error {
+	old := v.Known() + 1 - first
+	if first == 0 || first > v.Known()+1 || u.within(1, v.floor) != old || u.Len()-old > v.Unknown() {
 		return ErrMismatch
 	}
+	u.remove(1, v.floor)
 	v.known.join(u)
 	v.floor = max(v.floor, u.Max())
 	v.settle()

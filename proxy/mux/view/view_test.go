@@ -29,7 +29,7 @@ func viewOf(t testing.TB, known string, tail uint32) *View {
 	u := of(t, known)
 	v := new(View)
 	v.Reset(u.Len())
-	if err := v.Learn(u); err != nil {
+	if err := v.Learn(v.Known()+1, u); err != nil {
 		t.Fatal(err)
 	}
 	if err := v.Grow(u.Len() + tail); err != nil {
@@ -47,7 +47,9 @@ func TestViewFollowsWhatTheServerSays(t *testing.T) {
 	vanish := func(set string) func(*View) error {
 		return func(v *View) error { _, err := v.Vanish([]byte(set)); return err }
 	}
-	learn := func(set string) func(*View) error { return func(v *View) error { return v.Learn(of(t, set)) } }
+	learn := func(set string) func(*View) error {
+		return func(v *View) error { return v.Learn(v.Known()+1, of(t, set)) }
+	}
 	one := func(n, uid uint32) func(*View) error {
 		return func(v *View) error { v.LearnOne(n, uid); return nil }
 	}
@@ -77,7 +79,9 @@ func TestViewFollowsWhatTheServerSays(t *testing.T) {
 		{"vanished malformed behind a good one", "3:6", 2, vanish("5,x"), "3:6+2", imap.ErrSet},
 		{"vanished star", "3:6", 2, vanish("5:*"), "3:6+2", imap.ErrSet},
 		{"learned", "3:6", 2, learn("7,9"), "3:7,9+0", nil},
-		{"too few", "3:6", 2, learn("7"), "3:6+2", ErrMismatch},
+		{"some", "3:6", 2, learn("7"), "3:7+1", nil},
+		{"some known meanwhile", "3:6", 2, func(v *View) error { return v.Learn(3, of(t, "5:7")) }, "3:7+1", nil},
+		{"others known meanwhile", "3:6", 2, func(v *View) error { return v.Learn(3, of(t, "6:7")) }, "3:6+2", ErrMismatch},
 		{"too many", "3:6", 2, learn("7:9"), "3:6+2", ErrMismatch},
 		{"old ones", "3:6", 2, learn("2,9"), "3:6+2", ErrMismatch},
 		{"nothing to learn", "3:6", 0, learn(""), "3:6+0", nil},
@@ -103,13 +107,13 @@ func TestUIDsAreNotUsedTwice(t *testing.T) {
 	if err := v.Grow(4); err != nil {
 		t.Fatal(err)
 	}
-	if err := v.Learn(of(t, "6")); !errors.Is(err, ErrMismatch) {
+	if err := v.Learn(v.Known()+1, of(t, "6")); !errors.Is(err, ErrMismatch) {
 		t.Errorf("an expunged UID came back: %v", err)
 	}
 	if gone, err := v.Vanish([]byte("6")); gone != 0 || err != nil {
 		t.Errorf("a message that went before vanished from the tail: %d, %v", gone, err)
 	}
-	if err := v.Learn(of(t, "7")); err != nil {
+	if err := v.Learn(v.Known()+1, of(t, "7")); err != nil {
 		t.Error(err)
 	}
 }
@@ -217,7 +221,7 @@ func (m *model) step(t *testing.T, r *rand.Rand, v *View) {
 			tail.Add(uid)
 		}
 		m.known = n
-		err = v.Learn(tail)
+		err = v.Learn(v.Known()+1, tail)
 	case 6:
 		if m.known < n {
 			v.LearnOne(uint32(m.known+1), m.uids[m.known])
