@@ -29,6 +29,7 @@ type Actor struct {
 	idle    *Command // IDLE is in progress
 	batches []batch  // what should be in private, in the order of the commands
 	calm    Broken   // what was broken when all was last well
+	entered Broken   // what was broken when the session began
 	lately  Broken   // the same, one command later; only while racing
 	used    bool     // the session has done something
 }
@@ -54,7 +55,7 @@ func (a *Actor) enter() error {
 	a.wire, a.mirror, a.idle, a.used = w, NewMirror(a.kind, a.account), nil, false
 	a.mirror.racing, a.mirror.kept = a.world.Racing, a.kept
 	a.calm = a.world.breaker.Broken()
-	a.lately = a.calm
+	a.lately, a.entered = a.calm, a.calm
 	greeting, err := w.read()
 	if err != nil {
 		return a.survive(err)
@@ -238,7 +239,7 @@ func (a *Actor) permitted(e *Ended, open []*Command) error {
 	inside := now.Inside > a.calm.Inside
 	flight := inside || now.Flight > a.calm.Flight
 	if !a.world.Mode.heals() {
-		if between || flight || now.Refused > a.calm.Refused {
+		if now != a.entered { // a loss may be noticed at any later command
 			return nil
 		}
 		return violation("a session ends that nobody broke: %v", e)
@@ -281,9 +282,13 @@ func (a *Actor) acceptable(c *Command, r Result) error {
 	return violation("%s %s was answered %q", c.verb, c.args, r.Line)
 }
 
-// disturbed says whether something was broken while a command was under way.
+// disturbed says whether something was broken while a command was under way, or
+// since the session began where no session gets another connection.
 func (a *Actor) disturbed() bool {
 	now := a.world.breaker.Broken()
+	if !a.world.Mode.heals() {
+		return now != a.entered
+	}
 	if !a.world.Racing {
 		now.Between = a.calm.Between
 	}
