@@ -35,6 +35,7 @@ type options struct {
 	ca       *testbed.CA // issues the gateway's certificate, for localhost and 127.0.0.1
 	backends map[string]upstream.Config
 	methods  []string             // of auth; default passthrough
+	people   string               // the passwd-file, when methods has file
 	redis    *routing.RedisConfig // nil: the backend of everybody not in routing is only
 	routing  routing.Config       // its bounds and its snapshot; the rest is filled in
 	drain    time.Duration        // default none: sessions are cut when the gateway stops
@@ -46,17 +47,18 @@ type options struct {
 // running is a whole gateway in this process, with a listener of each kind.
 type running struct {
 	// Set once.
-	t      testing.TB
-	server *proxy.Server
-	ca     *testbed.CA
-	dir    string // has log and audit
-	redis  redis.UniversalClient
-	audit  *audit.Log
-	file   *os.File
-	cancel context.CancelFunc
-	served chan struct{} // closed when the server has drained
-	wg     sync.WaitGroup
-	once   sync.Once
+	t       testing.TB
+	server  *proxy.Server
+	ca      *testbed.CA
+	dir     string // has log and audit
+	redis   redis.UniversalClient
+	audit   *audit.Log
+	metrics *metrics.Metrics
+	file    *os.File
+	cancel  context.CancelFunc
+	served  chan struct{} // closed when the server has drained
+	wg      sync.WaitGroup
+	once    sync.Once
 }
 
 // startGateway starts a gateway and stops it with the test.
@@ -102,7 +104,8 @@ func (g *running) open(o options) (rooms proxy.Rooms, run []func(context.Context
 			return rooms, nil, err
 		}
 	}
-	rooms.Metrics = metrics.New("test")
+	g.metrics = metrics.New("test")
+	rooms.Metrics = g.metrics
 	rooms.Routes, err = routing.New(o.routes(), g.redis, routing.Metrics{Lookup: rooms.Metrics.RouteLookup}, rooms.Log)
 	if err != nil {
 		return rooms, nil, err
@@ -111,7 +114,7 @@ func (g *running) open(o options) (rooms proxy.Rooms, run []func(context.Context
 	if methods == nil {
 		methods = []string{auth.Passthrough}
 	}
-	rooms.Auth, err = auth.New(auth.Config{Methods: methods}, passwordsOf(rooms.Routes), rooms.Log)
+	rooms.Auth, err = auth.New(auth.Config{Methods: methods, File: o.people}, passwordsOf(rooms.Routes), rooms.Log)
 	if err != nil {
 		return rooms, nil, err
 	}
@@ -267,11 +270,20 @@ func plainGateway(t testing.TB, backend *testbed.Dovecot) entrance {
 
 // muxGateway leads to a gateway with TLS on both sides, where sessions are framed.
 func muxGateway(t testing.TB, backend *testbed.Dovecot, mode mux.Mode) entrance {
-	g := startGateway(t, options{
+	g := startFramed(t, mode, options{
 		ca: backend.CA, backends: map[string]upstream.Config{only: to(backend, upstream.ImplicitTLS)},
-		modes: map[string]proxy.Mode{only: {Name: string(mode), Mux: muxSettings()}},
 	})
 	return func(testing.TB, string) endpoint { return g.at(proxy.ImplicitTLS) }
+}
+
+// startFramed starts a gateway where all backends have one mode.
+func startFramed(t testing.TB, mode mux.Mode, o options) *running {
+	t.Helper()
+	o.modes = map[string]proxy.Mode{}
+	for name := range o.backends {
+		o.modes[name] = proxy.Mode{Name: string(mode), Mux: muxSettings()}
+	}
+	return startGateway(t, o)
 }
 
 // muxSettings are those of a configuration that says nothing, and the UIDs

@@ -24,6 +24,7 @@ const stubFiles = "IMAPGATE_TESTS_STUB"
 type stub struct {
 	// Set once.
 	listener net.Listener
+	talk     func(net.Conn) // one connection, until it ends
 	wg       sync.WaitGroup // accept and every connection
 
 	mu    sync.Mutex
@@ -33,7 +34,13 @@ type stub struct {
 // startStub starts one in this process.
 func startStub(t testing.TB, conf *tls.Config) *stub {
 	t.Helper()
-	s, err := listenStub(conf)
+	return startStubThat(t, conf, serveLittle)
+}
+
+// startStubThat starts one that has its own way to talk.
+func startStubThat(t testing.TB, conf *tls.Config, talk func(net.Conn)) *stub {
+	t.Helper()
+	s, err := listenStub(conf, talk)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,7 +48,7 @@ func startStub(t testing.TB, conf *tls.Config) *stub {
 	return s
 }
 
-func listenStub(conf *tls.Config) (*stub, error) {
+func listenStub(conf *tls.Config, talk func(net.Conn)) (*stub, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
@@ -49,7 +56,7 @@ func listenStub(conf *tls.Config) (*stub, error) {
 	if conf != nil {
 		l = tls.NewListener(l, conf)
 	}
-	s := &stub{listener: l, conns: map[net.Conn]struct{}{}}
+	s := &stub{listener: l, talk: talk, conns: map[net.Conn]struct{}{}}
 	s.wg.Go(s.accept)
 	return s, nil
 }
@@ -67,7 +74,7 @@ func (s *stub) accept() {
 		s.conns[conn] = struct{}{}
 		s.mu.Unlock()
 		s.wg.Go(func() {
-			s.serve(conn)
+			s.talk(conn)
 			_ = conn.Close()
 			s.mu.Lock()
 			delete(s.conns, conn)
@@ -76,8 +83,8 @@ func (s *stub) accept() {
 	}
 }
 
-// serve answers one connection until it ends.
-func (s *stub) serve(conn net.Conn) {
+// serveLittle answers one connection until it ends.
+func serveLittle(conn net.Conn) {
 	const capabilities = "CAPABILITY IMAP4rev1 SASL-IR LITERAL+ ID AUTH=PLAIN"
 	if _, err := io.WriteString(conn, "* OK ["+capabilities+"] ready\r\n"); err != nil {
 		return
@@ -121,7 +128,7 @@ func stubProcess(files string) error {
 	if err != nil {
 		return err
 	}
-	s, err := listenStub(&tls.Config{Certificates: []tls.Certificate{pair}})
+	s, err := listenStub(&tls.Config{Certificates: []tls.Certificate{pair}}, serveLittle)
 	if err != nil {
 		return err
 	}

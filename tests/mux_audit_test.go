@@ -1,0 +1,63 @@
+package tests
+
+import (
+	"encoding/json"
+	"io"
+	"net/http/httptest"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+// record is one line of the audit log, as an operator's programs read it.
+type record struct {
+	Event, Session, User, Backend, Mailbox, Mode, Reason, Result string
+
+	Expunged, Arrived int
+}
+
+// records are the audit log's so far that are of an event and a user; "" is any.
+func (g *running) records(event, user string) (all []record) {
+	g.t.Helper()
+	for line := range strings.Lines(g.read("audit")) {
+		var r record
+		if !strings.HasSuffix(line, "\n") {
+			break // it is being written
+		}
+		if err := json.Unmarshal([]byte(line), &r); err != nil {
+			g.t.Fatalf("a line of the audit log: %v: %s", err, line)
+		}
+		if (event == "" || r.Event == event) && (user == "" || r.User == user) {
+			all = append(all, r)
+		}
+	}
+	return all
+}
+
+// reasons counts records by their reason.
+func reasons(all []record) map[string]int {
+	counts := map[string]int{}
+	for _, r := range all {
+		counts[r.Reason]++
+	}
+	return counts
+}
+
+// metric is the sum of the series whose name, with labels or without, begins so.
+func (g *running) metric(series string) (sum float64) {
+	g.t.Helper()
+	answer := httptest.NewRecorder()
+	g.metrics.Handler().ServeHTTP(answer, httptest.NewRequest("GET", "/metrics", nil))
+	text, err := io.ReadAll(answer.Result().Body)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	for _, m := range regexp.MustCompile(`(?m)^`+regexp.QuoteMeta(series)+`(?:\{.*\})? (\S+)$`).FindAllSubmatch(text, -1) {
+		v, err := strconv.ParseFloat(string(m[1]), 64)
+		if err != nil {
+			g.t.Fatal(err)
+		}
+		sum += v
+	}
+	return sum
+}

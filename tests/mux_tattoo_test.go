@@ -1,0 +1,195 @@
+package tests
+
+import (
+	"bufio"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"imapgate/auth"
+	"imapgate/internal/testbed"
+	"imapgate/proxy"
+	"imapgate/proxy/mux"
+	"imapgate/proxy/upstream"
+	"imapgate/routing"
+)
+
+const (
+	tattooed  = 200 // users
+	onDovecot = 60  // of them: the first
+)
+
+// Two hundred users, each with a mark in all that is theirs, share pools of
+// connections that are used again; most sessions break off, at any point. Nobody
+// ever gets a byte of another's, nor an answer to another session.
+func TestReusedConnectionsBringNobodyAnothersBytes(t *testing.T) {
+	ca := testbed.NewCA(t)
+	real := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, CA: ca})
+	users := map[string]string{}
+	var passwords strings.Builder
+	for i := range tattooed {
+		users[tattooedUser(i)] = "stub"
+		if i < onDovecot {
+			users[tattooedUser(i)] = "real"
+		}
+		fmt.Fprintf(&passwords, "%s:{PLAIN}%s\n", tattooedUser(i), password)
+	}
+	people := filepath.Join(t.TempDir(), "people")
+	if err := os.WriteFile(people, []byte(passwords.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	settings := muxSettings()
+	settings.ReuseTTL = 2 * time.Second // so that some are used again and some are not
+	mode := proxy.Mode{Name: string(mux.Reuse), Mux: settings}
+	g := startGateway(t, options{
+		ca: ca, methods: []string{auth.File}, people: people,
+		backends: map[string]upstream.Config{
+			"real": to(real, upstream.NoTLS),
+			"stub": {Address: startStubThat(t, nil, tattooedBackend).address(), TLSMode: upstream.NoTLS},
+		},
+		modes:   map[string]proxy.Mode{"real": mode, "stub": mode},
+		routing: routing.Config{Static: routing.Static{Users: users}},
+	})
+	tattooMail(t, real)
+
+	seed := uint64(time.Now().UnixNano())
+	if again, err := strconv.ParseUint(os.Getenv(stormSeed), 10, 64); err == nil {
+		seed = again
+	}
+	t.Logf("%s=%d", stormSeed, seed)
+	p := parlour{g: g, sessions: int64(soaked(2_500, 100_000))}
+	var clients errgroup.Group
+	began := time.Now()
+	for i := range uint64(24) {
+		clients.Go(func() error { return p.work(rand.New(rand.NewPCG(seed, i))) })
+	}
+	if err := clients.Wait(); err != nil {
+		t.Error(err)
+	}
+	p.judge(t, time.Since(began))
+}
+
+// judge says what was seen.
+func (p *parlour) judge(t *testing.T, took time.Duration) {
+	reused := p.g.metric("imapgate_mux_pool_reused_total")
+	t.Logf("%d sessions in %v, %d at Dovecot: %d whole, %d broken off; %.0f connections used again; %d marks seen",
+		p.sessions, took, p.dovecots.Load(), p.whole.Load(), p.broken.Load(), reused, p.seen.Load())
+	if p.foreign.Load() > 0 {
+		t.Errorf("%d marks or tags of others were seen, the first here: %v", p.foreign.Load(), p.first.Load())
+	}
+	if p.whole.Load() < p.sessions/5 || p.broken.Load() < p.sessions/5 || p.seen.Load() < p.sessions {
+		t.Error("too few sessions of one kind")
+	}
+	if reused < float64(p.sessions)/5 {
+		t.Errorf("only %.0f connections were used again", reused)
+	}
+	if strings.Contains(p.g.read("audit"), "identity_violation") {
+		t.Error("a login came out at another user")
+	}
+}
+
+func tattooedUser(i int) string { return fmt.Sprintf("user%d", i) }
+
+// tattooOf is what is in every line, name and flag of a user.
+func tattooOf(user string) string { return "of=" + user + ";" }
+
+// tattooMail fills the mailboxes at Dovecot.
+func tattooMail(t *testing.T, backend *testbed.Dovecot) {
+	t.Helper()
+	var all errgroup.Group
+	all.SetLimit(8)
+	for i := range onDovecot {
+		all.Go(func() error {
+			user := tattooedUser(i)
+			c, err := reach(directly(backend)(t, user), "")
+			if err != nil {
+				return err
+			}
+			defer c.Close() // all answers were read
+			for _, command := range []string{
+				"LOGIN " + user + " " + password, "APPEND INBOX (" + tattooOf(user) + ") {}",
+				"CREATE " + tattooOf(user), "APPEND " + tattooOf(user) + " {}",
+			} {
+				var literals [][]byte
+				if strings.HasSuffix(command, "{}") {
+					literals = append(literals, marked(user))
+				}
+				if err := okay(c.Do(command, literals...)); err != nil {
+					return fmt.Errorf("%s: %w", command, err)
+				}
+			}
+			return nil
+		})
+	}
+	if err := all.Wait(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// tattooedBackend is a stub that lets everybody in and says of everything whose
+// it is.
+func tattooedBackend(conn net.Conn) {
+	const capabilities = "CAPABILITY IMAP4rev1 SASL-IR LITERAL+ ID UNSELECT IDLE AUTH=PLAIN"
+	r, w := bufio.NewReaderSize(conn, 4<<10), bufio.NewWriterSize(conn, 4<<10)
+	_, _ = w.WriteString("* OK [" + capabilities + "] ready\r\n") // Flush has the error
+	mine := ""
+	for {
+		if r.Buffered() == 0 && w.Flush() != nil {
+			return
+		}
+		line, err := r.ReadString('\n')
+		if err != nil {
+			return
+		}
+		tag, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if size, ok := literalSize(strings.ReplaceAll(rest, "+}", "}")); ok {
+			if _, err := io.CopyN(io.Discard, r, int64(size)+2); err != nil {
+				return
+			}
+		}
+		name, argument, _ := strings.Cut(rest, " ")
+		switch name {
+		case "AUTHENTICATE":
+			_, response, _ := strings.Cut(argument, " ")
+			plain, _ := base64.StdEncoding.DecodeString(response) // garbage is nobody
+			mine = tattooOf(strings.Split(string(plain)+"\x00\x00", "\x00")[1])
+			_, _ = w.WriteString(tag + " OK [" + capabilities + "] welcome\r\n")
+			continue
+		case "IDLE":
+			_, _ = w.WriteString("+ idling\r\n* OK " + mine + "\r\n")
+			if w.Flush() != nil {
+				return
+			}
+			if _, err := r.ReadString('\n'); err != nil {
+				return
+			}
+		case "SELECT", "EXAMINE":
+			_, _ = fmt.Fprintf(w, "* FLAGS (%s)\r\n* 1 EXISTS\r\n* OK [UIDVALIDITY 1] %s\r\n* OK [UIDNEXT 2] %s\r\n", mine, mine, mine)
+		case "FETCH":
+			text := strings.Repeat("all of this line is "+mine+" and of nobody else\r\n", 100)
+			_, _ = fmt.Fprintf(w, "* 1 FETCH (FLAGS (%s) BODY[] {%d}\r\n%s)\r\n", mine, len(text), text)
+		case "LIST":
+			_, _ = fmt.Fprintf(w, "* LIST () \"/\" %s\r\n", mine)
+		case "LOGOUT":
+			_, _ = fmt.Fprintf(w, "* BYE %s\r\n%s OK %s\r\n", mine, tag, mine)
+			_ = w.Flush() // it hangs up anyway
+			return
+		case "UID": // SEARCH: the gateway wants to know what it numbers
+			_, _ = w.WriteString("* SEARCH 1\r\n")
+		case "UNSELECT", "NOOP":
+		default:
+			_, _ = fmt.Fprintf(w, "* STATUS %s (MESSAGES 1)\r\n", mine)
+		}
+		_, _ = w.WriteString(tag + " OK " + mine + "\r\n")
+	}
+}
