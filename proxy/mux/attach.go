@@ -45,6 +45,7 @@ type moment struct {
 // Errors: errGhosts, an *ending, and what isAway says yes to.
 func (s *session) attach(r *request) error {
 	m := moment{expunge: r.facts.Expunge}
+	s.mapped = ""
 	if m.expunge == command.ExpTranslate {
 		m.copies = r
 	}
@@ -163,7 +164,7 @@ func (s *session) attachOnce(m moment, deadline time.Time) (*view.Diff, error) {
 	}
 	d, err := s.meet(m, deadline)
 	if err != nil && s.up != nil && !isLost(err) {
-		s.account.Return(s.give())
+		s.giveBack()
 	} else if err != nil && s.up != nil {
 		s.account.Destroy(s.give(), metrics.DiscardError)
 	}
@@ -213,8 +214,8 @@ func (s *session) meet(m moment, deadline time.Time) (*view.Diff, error) {
 	if err != nil {
 		return nil, err
 	}
-	if m.copies != nil && !mutant.Is(mutant.MapThenFlush) {
-		s.mapNumbers(m.copies, d) // as the client means them: the flush changes what they mean
+	if m.copies != nil && s.mapped == "" && !mutant.Is(mutant.MapThenFlush) {
+		s.mapNumbers(m.copies, d) // as the client means them: the flush, maybe of an earlier try, changes what they mean
 	}
 	if d != nil && d.Ghosts() > 0 && (m.expunge == command.ExpNone || s.numbersFollow()) {
 		s.hub.rooms.Metrics.Mux.GhostAttach()
@@ -248,7 +249,6 @@ func (s *session) numbersFollow() bool {
 // mapNumbers turns the numbers of a COPY into UIDs. Those that the client cannot
 // mean are not sent, because they may have come to mean something.
 func (s *session) mapNumbers(r *request, d *view.Diff) {
-	s.mapped = ""
 	if d == nil && !mutant.Is(mutant.MapThenFlush) {
 		return // the numbers are the backend's
 	}
@@ -314,7 +314,8 @@ func (s *session) recognise(t *told) error {
 // difference is what separates the client's view from the connection's; nil for
 // nothing.
 func (s *session) difference(t *told, deadline time.Time) (*view.Diff, error) {
-	if t.sameUIDs(s.box) {
+	same := t.sameUIDs(s.box)
+	if same && (s.box.view.Unknown() == 0 || !s.asksAside(t)) {
 		return nil, nil
 	}
 	for range 3 { // EXISTS may grow while we ask
@@ -324,6 +325,11 @@ func (s *session) difference(t *told, deadline time.Time) (*view.Diff, error) {
 		}
 		if now.Len() != t.exists {
 			continue
+		}
+		if b := s.box; b.view.Unknown() > 0 && !b.grown {
+			if old := now.Below(b.uidNext); old.Len() == b.view.Exists() {
+				_ = b.view.Learn(1, old) // as many as there were, and none of them new: they are those
+			}
 		}
 		d, err := s.box.view.Diff(now, t.uidNext)
 		if err != nil {
@@ -442,7 +448,8 @@ func isLost(err error) bool {
 // revocation is the session's end when err says that the backend will not have
 // the login any more.
 func (s *session) revocation(err error) error {
-	if !errors.Is(err, upstream.ErrDenied) {
+	var refused *upstream.Refused
+	if !errors.Is(err, upstream.ErrDenied) && !(errors.As(err, &refused) && refused.Code == "EXPIRED") {
 		return err
 	}
 	s.account.Forget()

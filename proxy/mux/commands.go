@@ -35,8 +35,8 @@ type request struct {
 // and as much of it as may be outstanding at a time.
 func (s *session) commands() error {
 	for !s.sent.full() {
-		if s.pinning != "" {
-			return s.pin(s.pinning)
+		if s.pinning != "" && s.idling == nil {
+			return s.pin(nil)
 		}
 		seg, ok, err := s.client.Ready()
 		if err != nil || ok && seg.Kind == imap.Part {
@@ -195,6 +195,9 @@ func (s *session) do(r *request) error {
 			return err
 		}
 	}
+	if s.pinning != "" && !hasLiteral(r.whole) { // by what has been answered just now
+		return s.pin(bytes.Clone(r.whole))
+	}
 	switch {
 	case r.spec.Refused, local && r.syntax:
 		return s.answer("BAD Command is not allowed now.")
@@ -239,7 +242,7 @@ func (s *session) enable(r *request) error {
 		return s.forward(r)
 	}
 	if s.up != nil { // as it is, another may need it; and what is enabled may have to be tried
-		s.account.Return(s.give())
+		s.giveBack()
 	}
 	var names []string
 	err := s.persist(s.backend.settings.HoldMax, func(deadline time.Time) (err error) {
@@ -277,37 +280,54 @@ func (s *session) forward(r *request) error {
 			return err
 		}
 	}
-	if !r.facts.Retry {
-		if err := s.probe(); err != nil {
-			return err
-		}
-	}
 	if r.facts.Condstore { // the backend says more from now on (RFC 7162 §3.1)
 		s.enabled = s.enabled.With(lease.Condstore)
 	}
+	mapped, err := s.prepare(r)
+	if err != nil {
+		return s.unattached(err)
+	}
 	whole := r.whole
-	if !s.inStep() {
-		if err := s.attach(r); err != nil {
-			return s.unattached(err)
-		}
-		mapped := s.mapped
-		s.mapped = ""
-		switch {
-		case mapped == unmappable:
-			return s.unattached(errGhosts)
-		case mapped != "":
-			whole, _ = command.RewriteUID(nil, r.whole, r.facts, mapped)
-		}
+	if mapped != "" {
+		whole, _ = command.RewriteUID(nil, r.whole, r.facts, mapped)
 	}
 	s.avoid(r.tag)
 	if r.facts.Condstore {
 		s.up.Enabled = s.up.Enabled.With(lease.Condstore)
 	}
 	s.sent.add(entry{
-		spec: r.spec, tag: len(r.tag), retry: r.facts.Retry, numbers: r.facts.Numbers,
+		spec: r.spec, tag: len(r.tag), retry: r.facts.Retry, expunge: r.facts.Expunge,
 		syncs: (r.spec.Name == "NOOP" || r.spec.Name == "CHECK"), pin: s.pinsFor(r),
 	}, whole)
 	return s.send(whole)
+}
+
+// prepare makes sure of a lease in step with the client, and that the backend has
+// not hung up if the command must not be sent in vain. A COPY may come out with
+// UIDs for its numbers.
+func (s *session) prepare(r *request) (mapped string, err error) {
+	m := moment{expunge: r.facts.Expunge}
+	if m.expunge == command.ExpTranslate {
+		m.copies = r
+	}
+	s.mapped = ""
+	for range maxTries {
+		if !r.facts.Retry {
+			if err := s.probe(); err != nil {
+				return "", err
+			}
+		}
+		if s.inStep() {
+			break
+		}
+		if err := s.attachIn(m, s.backend.settings.HoldMax); err != nil {
+			return "", err
+		}
+	}
+	if s.mapped == unmappable {
+		return "", errGhosts
+	}
+	return s.mapped, nil
 }
 
 // inStep says whether the lease can take a command as it came.

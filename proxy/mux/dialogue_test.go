@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,6 +18,7 @@ import (
 // A dialogue is a title ("# Sentence.") and lines, up to the next title:
 //
 //	SKIP TEXT    it is not played: a defect that is known
+//	SKIP-TLS TEXT … and where there is TLS
 //	SET K=V…     mode, learn, learnmax, hold, lost, flagsmax, verify, max, consistent, detach
 //	CAPS TEXT    what the backend can do
 //	C TEXT       the client says TEXT and CRLF
@@ -25,15 +27,17 @@ import (
 //	P TEXT       the client hears TEXT; … stands for anything
 //	P! "TEXT"    it hears TEXT, a Go string, and whatever follows
 //	END          its connection is closed, without another word
-//	CUT          … and without TLS's goodbye
+//	CUT          … in whatever way
 //	U1 TEXT      the first upstream connection hears TEXT; ~x in it is a tag of ours
 //	U1! "TEXT"   it hears TEXT, a Go string
 //	U1-END       it is closed by us
 //	B1 TEXT      it says TEXT, with our tags where ~x stands
 //	B1! "TEXT"   it says TEXT, a Go string, alone
 //	B1-END, B1-RST        the backend hangs up, or breaks the connection
+//	ARRIVED 1    all that the first upstream connection has said has arrived
 //	LOGINS TEXT  the backend answers logins TEXT from now on; without TEXT it takes them
 //	DOWN, UP     it cannot be talked to from now on, or can
+//	MOVED NAME   the user's mailbox is at another backend from now on
 //	OPEN N U M   client and backend open INBOX with N messages, UIDNEXT U and HIGHESTMODSEQ M (0: none)
 //	REOPEN K N U M        the backend is asked for INBOX again, on its K-th connection
 //	M NAME VALUE a metric is VALUE, soon
@@ -45,8 +49,9 @@ import (
 // there from the beginning. A dialogue in which the client's connection does not
 // end goes on with a LOGOUT, and nothing else may be said, to anybody.
 type dialogue struct {
-	title, skip string
-	lines       []string
+	title         string
+	skip, skipTLS string
+	lines         []string
 }
 
 func readDialogues(t testing.TB) (all []dialogue) {
@@ -67,6 +72,8 @@ func readDialogues(t testing.TB) (all []dialogue) {
 				t.Fatalf("%s: a line before the first title", file)
 			case verb == "SKIP":
 				all[len(all)-1].skip = rest
+			case verb == "SKIP-TLS":
+				all[len(all)-1].skipTLS = rest
 			default:
 				all[len(all)-1].lines = append(all[len(all)-1].lines, line)
 			}
@@ -115,6 +122,9 @@ func (d dialogue) play(t *testing.T, certs *certificates, kind, way string) {
 	if d.skip != "" {
 		t.Skip(d.skip)
 	}
+	if d.skipTLS != "" && kind == "tls" {
+		t.Skip(d.skipTLS)
+	}
 	p := &performance{way: way, tags: map[string]string{}}
 	s := setup{kind: kind, cut: way}
 	if way == "asleep" {
@@ -127,6 +137,7 @@ func (d dialogue) play(t *testing.T, certs *certificates, kind, way string) {
 	for i, line := range lines {
 		if err := p.act(line); err != nil {
 			t.Errorf("line %d, %q: %v", i+1, line, err)
+			t.Logf("at line %d:\n%s", i+1, stacks())
 			p.hub.EndAll(audit.Kicked)
 			p.party.hangUp()
 			p.hub.Close()
@@ -214,10 +225,10 @@ func (p *performance) act(line string) error {
 		return p.quotedErr(rest, p.party.exactly)
 	case "END":
 		p.over = true
-		return p.party.ends(wanted)
+		return p.party.ends(clean)
 	case "CUT":
 		p.over = true
-		return p.party.ends(unwanted)
+		return p.party.ends(anyhow)
 	case "OPEN":
 		return p.opens(rest)
 	case "REOPEN":
@@ -251,6 +262,12 @@ func (p *performance) around(verb, rest string) error {
 		p.stub.set(func() { p.stub.down = true })
 	case "UP":
 		p.stub.set(func() { p.stub.down = false })
+	case "MOVED":
+		p.mu.Lock()
+		p.moved = rest
+		p.mu.Unlock()
+	case "ARRIVED":
+		return p.arrived(rest)
 	case "ORDER":
 		p.hub.Drain(audit.Reason(rest))
 	case "PINNED":
@@ -268,6 +285,25 @@ func (p *performance) around(verb, rest string) error {
 	default:
 		return fmt.Errorf("no such verb")
 	}
+	return nil
+}
+
+// arrived waits until the gateway could have heard what the upstream connection
+// has said, or has.
+func (p *performance) arrived(number string) error {
+	n, err := strconv.Atoi(number)
+	if err != nil {
+		return err
+	}
+	peer, err := p.stub.peer(n)
+	if err != nil {
+		return err
+	}
+	peer.said()
+	eventually(p.stage.t, "what was said to arrive", func() bool {
+		up := p.session.upstream.Load()
+		return up == nil || up.Stirs()
+	})
 	return nil
 }
 
@@ -293,7 +329,7 @@ func (p *performance) upstreamActs(n int, verb, rest string) error {
 	case "U!":
 		return p.quotedErr(rest, peer.exactly)
 	case "U-END":
-		return peer.ends(either)
+		return peer.ends(anyhow)
 	case "B":
 		peer.say(p.ours(rest) + "\r\n")
 	case "B!":
@@ -326,11 +362,10 @@ func (p *performance) quotedErr(text string, do func(string) error) error {
 
 // ours puts our tags where their names stand.
 func (p *performance) ours(text string) string {
-	for name, tag := range p.tags {
-		text = strings.ReplaceAll(text, name, tag)
-	}
-	return text
+	return ourTag.ReplaceAllStringFunc(text, func(name string) string { return cmp.Or(p.tags[name], name) })
 }
+
+var ourTag = regexp.MustCompile("~[a-z]+[0-9]*")
 
 // matches compares a line with a pattern, and takes a tag of ours from it.
 func (p *performance) matches(got string, err error, want string) error {
@@ -338,7 +373,7 @@ func (p *performance) matches(got string, err error, want string) error {
 		return fmt.Errorf("heard %.200q, %w", got, err)
 	}
 	text, ok := strings.CutSuffix(got, "\r\n")
-	if name, _, _ := strings.Cut(want, " "); ok && strings.HasPrefix(name, "~") && p.tags[name] == "" {
+	if name := ourTag.FindString(want); ok && strings.HasPrefix(want, "~") && p.tags[name] == "" {
 		p.tags[name], _, _ = strings.Cut(text, " ")
 	}
 	if !ok || !wild(text, p.ours(want)) {

@@ -172,12 +172,25 @@ func (s *session) leaveUpstream(e *ending) {
 	if unfinished && !s.cutShort && s.mustFinish() {
 		s.finish()
 	}
-	up := s.give()
-	if unfinished || s.plus || e.reason == audit.InternalMistake || !up.Between() {
-		s.account.Destroy(up, metrics.DiscardOutstanding)
+	if unfinished || e.reason == audit.InternalMistake {
+		s.account.Destroy(s.give(), metrics.DiscardOutstanding)
 		return
 	}
-	s.account.Return(up)
+	s.giveBack()
+}
+
+// giveBack returns the lease to those that wait, if it is in no state that the
+// next session would find out about.
+func (s *session) giveBack() {
+	spoiled := s.pinning != "" || s.box != nil && s.box.spoiled
+	switch up := s.give(); {
+	case spoiled:
+		s.account.Destroy(up, metrics.DiscardPinned)
+	case s.plus || s.cutShort || !s.sent.empty() || !up.Between():
+		s.account.Destroy(up, metrics.DiscardOutstanding)
+	default:
+		s.account.Return(up)
+	}
 }
 
 // mustFinish says whether one of the outstanding commands was sent whole and is

@@ -13,6 +13,7 @@ import (
 	"imapgate/internal/imap"
 	"imapgate/internal/mutant"
 	"imapgate/proxy/mux/lease"
+	"imapgate/proxy/mux/pool"
 	"imapgate/proxy/mux/view"
 )
 
@@ -47,7 +48,7 @@ func (s *session) flush(d *view.Diff, t *told, deadline time.Time) error {
 	if err := s.flushed(); err != nil {
 		return err
 	}
-	b.uidNext = t.uidNext
+	b.uidNext, b.grown = t.uidNext, false
 	s.attached = true
 	s.show()
 	told, err := s.flushFlags(t, deadline)
@@ -56,6 +57,7 @@ func (s *session) flush(d *view.Diff, t *told, deadline time.Time) error {
 	}
 	if b.owes = !told; b.owes {
 		b.owed = t.modseq
+		s.wakeIn(time.Second)
 		return nil
 	}
 	if t.modseq != 0 && s.enabled.Has(lease.Qresync) && t.modseq != b.modseq {
@@ -121,14 +123,20 @@ func (s *session) flushFlags(t *told, deadline time.Time) (bool, error) {
 		return true, nil
 	case b.modseq != 0 && t.modseq == b.modseq && !b.owes:
 		return true, nil // nothing has changed at all
-	case b.modseq == 0 || t.modseq == 0:
-		return s.allFlags(n, deadline)
-	case s.enabled.Has(lease.Condstore):
+	case s.asksAside(t):
+		return s.flagsAside(t, deadline)
+	case b.modseq != 0 && t.modseq != 0 && s.enabled.Has(lease.Condstore):
 		return s.flagsSince(n, b.modseq, deadline)
-	case !s.backend.settings.Consistent:
-		return s.allFlags(n, deadline)
 	}
-	return s.flagsAside(t, deadline)
+	return s.allFlags(n, deadline)
+}
+
+// asksAside says whether changes of flags are to be asked for on another
+// connection than the client's. Their messages are then known by UID alone.
+func (s *session) asksAside(t *told) bool {
+	b := s.box
+	return b.modseq != 0 && t.modseq != 0 && (t.modseq != b.modseq || b.owes) &&
+		!s.enabled.Has(lease.Condstore) && s.backend.settings.Consistent
 }
 
 // allFlags tells all flags, because nobody knows which have changed. Of a large
@@ -182,7 +190,10 @@ func (s *session) ranInto(err error) error {
 func (s *session) flagsAside(t *told, deadline time.Time) (bool, error) {
 	ctx, cancel := context.WithDeadline(s.hub.ctx, deadline)
 	defer cancel()
-	aux, err := s.account.Aux(ctx)
+	aux, err := s.aux(ctx)
+	if err != nil && s.box.view.Exists() <= uint32(s.backend.settings.FlagsFullMax) {
+		return s.allFlags(s.box.view.Exists(), deadline)
+	}
 	if err != nil {
 		return false, nil // owed
 	}
@@ -202,6 +213,19 @@ func (s *session) flagsAside(t *told, deadline time.Time) (bool, error) {
 		t.modseq = seen.modseq
 	}
 	return true, s.flushed()
+}
+
+// aux waits a little for an auxiliary connection that others of the user's
+// sessions, which were lost with this one, may just have.
+func (s *session) aux(ctx context.Context) (*lease.Conn, error) {
+	for range 50 {
+		aux, err := s.account.Aux(ctx)
+		if !errors.Is(err, pool.ErrBusy) {
+			return aux, err
+		}
+		s.hub.pause(20 * time.Millisecond)
+	}
+	return nil, pool.ErrBusy
 }
 
 // changedFlags gathers what has changed since the mailbox's mod-sequence, as

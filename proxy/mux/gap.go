@@ -1,7 +1,9 @@
 package mux
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strconv"
@@ -15,6 +17,7 @@ import (
 
 const (
 	learnAfter  = 2 * time.Second  // in a mailbox: those who only look in need not pay
+	payAgain    = 5 * time.Second  // between attempts to tell flags that are owed
 	ownQuestion = 10 * time.Second // for the answer to a question of ours
 	sampleOne   = 1000             // gaps, of which one is verified
 )
@@ -70,7 +73,7 @@ func (s *session) due() bool {
 
 // learn asks for the UIDs that the client's view lacks.
 func (s *session) learn() error {
-	for s.box != nil && s.attached && !s.box.spoiled && s.box.view.Unknown() > 0 {
+	for s.mode == Resume && s.box != nil && s.attached && !s.box.spoiled && s.box.view.Unknown() > 0 {
 		first, last := s.box.view.Known()+1, s.box.view.Exists()
 		uids := &view.UIDs{}
 		res, err := s.up.Run(time.Now().Add(ownQuestion), s.search(fmt.Sprintf("%d:%d", first, last)), func(response []byte) error {
@@ -91,6 +94,20 @@ func (s *session) learn() error {
 		}
 	}
 	return nil
+}
+
+// learnFirst is the end of an answer whose last response waits until the UIDs of
+// what it announced are known: a client that is told of expunges by UID can't be
+// told, after a loss, of messages whose UIDs nobody has learned.
+func (s *session) learnFirst(before, last []byte) error {
+	rest := bytes.Clone(last)
+	if _, err := s.client.Write(before); err != nil {
+		return s.clientLost(err)
+	}
+	learned := s.learn() // a loss is one behind the command, which has been answered
+	s.partial = false
+	_, err := s.client.Write(rest)
+	return errors.Join(s.clientLost(err), learned)
 }
 
 // track has the backend keep mod-sequences of a mailbox of which it does not yet:
@@ -135,10 +152,11 @@ const discardAux = metrics.DiscardError
 
 // payFlags tells the flag changes that could not be told on an attach.
 func (s *session) payFlags() error {
+	s.wakeIn(payAgain)
 	if s.box.nextPay.After(time.Now()) {
 		return nil
 	}
-	s.box.nextPay = time.Now().Add(ownQuestion)
+	s.box.nextPay = time.Now().Add(payAgain)
 	t := &told{modseq: s.box.owed}
 	paid, err := s.flushFlags(t, time.Now().Add(ownQuestion))
 	if err != nil || !paid {
@@ -190,7 +208,7 @@ func (s *session) detach() error {
 		return err
 	}
 	if s.pinning == "" && (s.box == nil || !s.box.spoiled) {
-		s.account.Return(s.give())
+		s.giveBack()
 	}
 	return nil
 }

@@ -136,10 +136,26 @@ func (s *session) unlisten() error {
 	}
 }
 
+// payInIdle tells an idling client the flags it is owed.
+func (s *session) payInIdle() error {
+	if s.idling.ours != "" {
+		if err := s.unlisten(); err != nil {
+			return err
+		}
+	}
+	if err := s.payFlags(); err != nil {
+		return err
+	}
+	return s.listen()
+}
+
 // refresh is the gap of a client in IDLE: a session that has lost its upstream
 // gets another as soon as there is one, and is told what has changed.
 func (s *session) refresh() error {
 	i := s.idling
+	if s.box != nil && s.inStep() && s.box.owes && !s.box.nextPay.After(time.Now()) {
+		return s.payInIdle()
+	}
 	if s.box == nil || s.inStep() {
 		if s.inStep() && s.box != nil && i.ours == "" && !i.denied {
 			return s.listen()

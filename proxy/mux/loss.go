@@ -69,7 +69,7 @@ func (s *session) drop(lost *lostError) {
 func (s *session) resend() error {
 	m := moment{expunge: command.ExpSync}
 	for _, e := range s.sent.all() {
-		if e.numbers {
+		if e.expunge == command.ExpNone || e.expunge == command.ExpTranslate {
 			m.expunge = command.ExpNone
 		}
 	}

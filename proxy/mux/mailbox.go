@@ -26,6 +26,7 @@ type mailbox struct {
 	recent    uint32
 	modseq    uint64    // every change of flags up to here has been told; 0: not known
 	next      uint64    // modseq once a command that tells everything is answered
+	grown     bool      // messages have come since
 	tracked   bool      // the backend was asked to keep mod-sequences
 	owes      bool      // flag changes could not be told yet,
 	owed      uint64    // … up to here,

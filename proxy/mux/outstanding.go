@@ -24,12 +24,12 @@ type outstanding struct {
 type entry struct {
 	spec     *command.Spec
 	from, to int
-	tag      int       // bytes of it
-	retry    bool      // harmless to send again
-	numbers  bool      // names messages by number
-	syncs    bool      // the answer means that the client was told all changes
-	closes   bool      // answered OK, it leaves the mailbox
-	pin      audit.Why // the session is pinned once it is answered, unless by BAD
+	tag      int             // bytes of it
+	retry    bool            // harmless to send again
+	expunge  command.Expunge // what may be told while it runs
+	syncs    bool            // the answer means that the client was told all changes
+	closes   bool            // answered OK, it leaves the mailbox
+	pin      audit.Why       // the session is pinned once it is answered, unless by BAD
 }
 
 func (o *outstanding) empty() bool { return o.done == len(o.list) }

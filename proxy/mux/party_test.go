@@ -69,6 +69,13 @@ func (p *party) hangUp()    { p.out <- saying{then: func() { _ = p.conn.Close() 
 func (p *party) halfClose() { p.out <- saying{then: p.closeWrite} }
 func (p *party) reset()     { p.out <- saying{then: p.breakUp} }
 
+// said waits until everything that was said is at the kernel.
+func (p *party) said() {
+	done := make(chan struct{})
+	p.out <- saying{then: func() { close(done) }}
+	<-done
+}
+
 func (p *party) closeWrite() { _ = p.conn.(interface{ CloseWrite() error }).CloseWrite() }
 
 func (p *party) breakUp() {
@@ -102,32 +109,27 @@ func (p *party) rest() (string, error) {
 	return string(text), err
 }
 
-// ends wants the end of the connection and nothing before it. A goodbye is a
-// FIN, under TLS with close_notify before it.
-func (p *party) ends(goodbye wish) error {
+// ends wants the end of the connection and nothing before it.
+func (p *party) ends(how manner) error {
 	text, err := p.rest()
-	if timeout := net.Error(nil); errors.As(err, &timeout) && timeout.Timeout() {
+	timeout := net.Error(nil)
+	switch {
+	case errors.As(err, &timeout) && timeout.Timeout():
 		return fmt.Errorf("it does not end: heard %.200q", text)
-	}
-	if text != "" {
+	case text != "":
 		return fmt.Errorf("heard %.200q, want the end", text)
-	}
-	if _, secure := p.conn.(*tls.Conn); secure && (err == nil) == (goodbye == unwanted) {
-		return fmt.Errorf("ended with %v", err)
-	}
-	if goodbye == wanted && err != nil {
+	case how == clean && err != nil: // a RST could have overtaken the last words
 		return fmt.Errorf("ended with %w", err)
 	}
 	return nil
 }
 
-// wish says whether something is wanted.
-type wish uint8
+// manner is how a connection is to end.
+type manner uint8
 
 const (
-	either wish = iota
-	wanted
-	unwanted
+	anyhow manner = iota
+	clean         // with a FIN
 )
 
 func (p *party) close() {

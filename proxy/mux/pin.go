@@ -6,8 +6,8 @@ import (
 )
 
 // pin hands over a session whose connection has a state that no other can be
-// given. Nothing is left unanswered.
-func (s *session) pin(why audit.Why) error {
+// given. Nothing is left unanswered; first is what the backend hears next.
+func (s *session) pin(first []byte) error {
 	if err := s.settle(); err != nil {
 		return err
 	}
@@ -16,7 +16,7 @@ func (s *session) pin(why audit.Why) error {
 			return &ending{audit.UpstreamAway, byeAway, err}
 		}
 	}
-	return s.handOver(why, nil)
+	return s.handOver(s.pinning, first)
 }
 
 // handOver makes the session one whose bytes are spliced: errHandedOn. first is

@@ -12,6 +12,7 @@ import (
 	"imapgate/internal/audit"
 	"imapgate/internal/imap"
 	"imapgate/internal/metrics"
+	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/mux/view"
 )
 
@@ -56,6 +57,13 @@ func (s *session) relay() error {
 				return errors.Join(s.pass(run), err)
 			}
 		}
+		if fresh && s.answering == pass && seg.End && s.learnsFirst(seg.Bytes) {
+			if err := s.learnFirst(run, seg.Bytes); err != nil {
+				return err
+			}
+			run = nil
+			continue
+		}
 		if s.answering == pass {
 			run = extend(run, seg.Bytes)
 			continue
@@ -70,6 +78,12 @@ func (s *session) relay() error {
 			}
 		}
 	}
+}
+
+// learnsFirst says whether an answer is to wait for the UIDs of what has come.
+func (s *session) learnsFirst(line []byte) bool {
+	return line[0] != '*' && s.sent.empty() && s.idling == nil && s.mode == Resume && s.box != nil && s.attached &&
+		s.box.grown && s.box.view.Unknown() > 0 && s.pinning == "" && s.enabled.Has(lease.Qresync)
 }
 
 // extend lengthens a run by the segment behind it, which lies beside it.
@@ -178,6 +192,7 @@ func (s *session) numbered(n uint32, rest []byte) (verdict, error) {
 	kind := ""
 	switch {
 	case hasWord(rest, "EXISTS"):
+		s.box.grown = s.box.grown || n > s.box.view.Exists()
 		err, kind = s.box.view.Grow(n), metrics.ExistsShrank
 	case hasWord(rest, "EXPUNGE"):
 		err, kind = s.box.view.Expunge(n), metrics.ExpungeRange

@@ -43,14 +43,14 @@ func (s *session) selecting(r *request) error {
 
 // selectOnce asks one connection.
 func (s *session) selectOnce(r *request, deadline time.Time) error {
-	closed := ""
 	if s.up == nil {
 		if err := s.lease(deadline); err != nil {
 			return err
 		}
-		if s.box != nil && (s.up.Caps().Has("QRESYNC") || s.up.Caps().Has(lease.Rev2)) {
-			closed = "* OK [CLOSED] Previous mailbox closed.\r\n" // RFC 7162 §3.2.11: this connection had none
-		}
+	}
+	closed := ""
+	if caps := s.up.Caps(); s.box != nil && !s.up.Selected && (caps.Has(lease.Qresync) || caps.Has(lease.Rev2)) {
+		closed = "* OK [CLOSED] Previous mailbox closed.\r\n" // RFC 7162 §3.2.11: this connection had none
 	}
 	s.avoid(r.tag)
 	if r.facts.Condstore {
@@ -107,6 +107,9 @@ func (s *session) selected(r *request, shown []byte) error {
 			return s.violated(metrics.ResponseSyntax, err)
 		}
 		s.concluded(r, &t, res)
+		if s.enabled.Has(lease.Qresync) && s.backend.settings.Learn == Eager {
+			return s.learnFirst(shown, response)
+		}
 		s.partial = false
 		if s.withoutCode(response) == swap {
 			response = s.out
@@ -193,7 +196,7 @@ func (s *session) closing(r *request) error {
 		err = s.answered()
 	}
 	if err == nil && blind && s.box != nil { // refused
-		s.account.Return(s.give())
+		s.giveBack()
 	}
 	return err
 }

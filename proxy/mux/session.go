@@ -189,13 +189,19 @@ func (s *session) rest() error {
 			return s.upstreamLost(err)
 		}
 	}
-	if held, err := s.client.Held(); held || err != nil {
-		return s.clientLost(err)
+	listens := !s.sent.full() // or the client has said enough for now
+	if listens {
+		if held, err := s.client.Held(); held || err != nil {
+			return s.clientLost(err)
+		}
 	}
 	s.relax()
 	s.readable.Store(0)
 	set := s.hub.asleep
-	armed := set.Wait(&s.client.Sleeper, s.client.Conn())
+	var armed error
+	if listens {
+		armed = set.Wait(&s.client.Sleeper, s.client.Conn())
+	}
 	if armed == nil && s.up != nil {
 		armed = set.Wait(&s.up.Sleeper, s.up.Conn())
 	}

@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http/httptest"
@@ -22,7 +21,6 @@ import (
 
 	"imapgate/internal/audit"
 	"imapgate/internal/identity"
-	"imapgate/internal/imap"
 	"imapgate/internal/metrics"
 	"imapgate/internal/quiet"
 	"imapgate/internal/testbed"
@@ -75,9 +73,9 @@ type stage struct {
 	logs    *logs
 	splices sync.WaitGroup
 
-	mu      sync.Mutex
-	pinned  int // Guarded by mu.
-	sharing []net.Conn
+	mu     sync.Mutex
+	pinned int    // Guarded by mu.
+	moved  string // Guarded by mu. The backend where the user's mailbox is now, "" for the first one.
 }
 
 const user = "alice"
@@ -107,7 +105,8 @@ func newStage(t testing.TB, s setup, certs *certificates) *stage {
 	y.rooms.Audit, err = audit.Open(audit.Config{Path: filepath.Join(t.TempDir(), "audit")}, log)
 	must(t, err)
 	y.hub, err = NewHub(Config{
-		Quiet: cmp.Or(s.quiet, time.Hour), Idle: cmp.Or(s.idle, time.Hour), Write: cmp.Or(s.write, time.Hour), Splice: y.splice,
+		Quiet: cmp.Or(s.quiet, tick), Idle: cmp.Or(s.idle, time.Hour), Write: cmp.Or(s.write, time.Hour),
+		Backend: y.home, Splice: y.splice,
 	}, y.rooms)
 	must(t, err)
 	return y
@@ -188,6 +187,13 @@ func (y *stage) splice(client, backend End, ended func(Result)) {
 		_ = backend.Conn.Close()
 		ended(Result{Reason: audit.BackendClosed})
 	}()
+}
+
+// home is where everybody's mailbox is.
+func (y *stage) home(context.Context, identity.User) (string, error) {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	return cmp.Or(y.moved, "stub"), nil
 }
 
 func (y *stage) handedOn() bool {
@@ -321,6 +327,3 @@ func eventually(t testing.TB, what string, ok func() bool) {
 		}
 	}
 }
-
-// offered is a list of capabilities as a client sees it.
-func offered(caps string) string { return fmt.Sprint(imap.ParseCaps(caps)) }

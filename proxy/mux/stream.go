@@ -31,6 +31,12 @@ func (s *session) stream(seg imap.Segment) error {
 				return s.refused(err, seg)
 			}
 		}
+		if err := s.probe(); err != nil {
+			return err
+		}
+		if s.up == nil {
+			continue
+		}
 		begun, err := s.upload(seg)
 		lost, ok := asLost(err)
 		if !ok || begun || s.partial {

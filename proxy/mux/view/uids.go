@@ -66,6 +66,13 @@ func (u *UIDs) Contains(uid uint32) bool {
 	return u.bits.Contains(uid)
 }
 
+// Below is the part of the set that is less than uid.
+func (u *UIDs) Below(uid uint32) *UIDs {
+	part := u.clone()
+	part.remove(max(uid, 1), maxUID)
+	return &part
+}
+
 // String is the set as IMAP writes it, empty of none.
 func (u *UIDs) String() string { return string(u.appendSet(nil)) }
 

@@ -100,6 +100,9 @@ func (w *Wire) Since() uint32 { return w.since.Load() }
 
 // Wait reads once, or until it has been quiet: ErrQuiet.
 func (w *Wire) Wait() error {
+	if w.Buffered() == quiet.LargeBuffer { // there is no room for more
+		return ErrQuiet
+	}
 	w.begin(waiting)
 	err := w.fill()
 	w.since.Store(w.clock.Now())
@@ -127,7 +130,7 @@ func (w *Wire) More() error {
 // Held takes what TLS holds in this process: false when that is nothing. It
 // waits for nobody.
 func (w *Wire) Held() (bool, error) {
-	if _, plain := w.conn.(*net.TCPConn); plain {
+	if _, plain := w.conn.(*net.TCPConn); plain || w.Buffered() == quiet.LargeBuffer {
 		return false, nil
 	}
 	w.memory = true
