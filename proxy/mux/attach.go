@@ -29,6 +29,7 @@ const (
 // What an attach can come to besides a session in step with its backend.
 var (
 	errGhosts = errors.New("messages are gone, and the client cannot be told while the command runs")
+	errNoSuch = errors.New("there are no messages with these numbers")
 	errBusy   = errors.New("backend is busy, or the mailbox is")
 )
 
@@ -237,6 +238,9 @@ func (s *session) meet(m moment, deadline time.Time) (*view.Diff, error) {
 // numbersFollow says whether the client has already sent a command that names
 // messages by number, as it knew them when it sent it.
 func (s *session) numbersFollow() bool {
+	if s.inHand == command.ExpNone || s.inHand == command.ExpTranslate {
+		return true
+	}
 	for more := range bytes.Lines(s.client.Peek()) {
 		head, err := command.Lookup(more)
 		if err == nil && (head.Spec.Expunge == command.ExpNone || head.Spec.Expunge == command.ExpTranslate) {
@@ -258,14 +262,20 @@ func (s *session) mapNumbers(r *request, d *view.Diff) {
 		return
 	}
 	uids, ghosts, err := s.box.view.MapSet(set, d)
-	if err == nil && !ghosts {
+	switch {
+	case err == nil && !ghosts:
 		s.mapped = uids.String()
+	case errors.Is(err, view.ErrRange):
+		s.mapped = noSuch
 	}
 }
 
 // unmappable stands for numbers of which some are ghosts, or cannot be read: the
 // command is not sent.
 const unmappable = "-"
+
+// noSuch stands for numbers that the client cannot mean: they are beyond EXISTS.
+const noSuch = "0"
 
 // reselect selects the session's mailbox on a connection that has none.
 func (s *session) reselect(deadline time.Time) (*told, error) {
@@ -425,6 +435,8 @@ func (s *session) refusal(err error) (string, error) {
 	case errors.Is(err, errGhosts):
 		s.hub.rooms.Metrics.Mux.ExpungeIssued()
 		return " NO [EXPUNGEISSUED] Some of the messages have been deleted and no longer exist.", nil
+	case errors.Is(err, errNoSuch):
+		return " BAD No such message.", nil
 	case !isAway(err) && !isLost(err):
 		return "", err
 	case s.box != nil:

@@ -189,6 +189,8 @@ func (s *session) tooLarge(seg imap.Segment) error {
 
 // do does a whole command.
 func (s *session) do(r *request) error {
+	s.inHand = r.facts.Expunge
+	defer func() { s.inHand = command.ExpSync }()
 	local := r.spec.Route == command.Local || r.spec.Name == "NOOP" && s.box == nil
 	if r.spec.Barrier || r.facts.Pin || r.syntax || local || s.sent.has(r.tag) {
 		if err := s.settle(); err != nil {
@@ -198,11 +200,15 @@ func (s *session) do(r *request) error {
 	if s.pinning != "" && !hasLiteral(r.whole) { // by what has been answered just now
 		return s.pin(bytes.Clone(r.whole))
 	}
+	selects := r.spec.Expunge == command.ExpDrop
 	switch {
-	case r.spec.Refused, local && r.syntax:
-		return s.answer("BAD Command is not allowed now.")
+	case r.spec.Refused, r.syntax && (local || selects && hasLiteral(r.whole)):
+		return s.answer("BAD Command is not allowed now, or not understood.")
 	case local:
 		return s.local(r)
+	case r.syntax && selects: // what is selected behind it, nobody knows
+		s.pinning = audit.PinSelectBad
+		return s.pin(bytes.Clone(r.whole))
 	case r.syntax:
 		return s.forward(r)
 	}
@@ -280,9 +286,7 @@ func (s *session) forward(r *request) error {
 			return err
 		}
 	}
-	if r.facts.Condstore { // the backend says more from now on (RFC 7162 §3.1)
-		s.enabled = s.enabled.With(lease.Condstore)
-	}
+	s.aware(r)
 	mapped, err := s.prepare(r)
 	if err != nil {
 		return s.unattached(err)
@@ -292,9 +296,8 @@ func (s *session) forward(r *request) error {
 		whole, _ = command.RewriteUID(nil, r.whole, r.facts, mapped)
 	}
 	s.avoid(r.tag)
-	if r.facts.Condstore {
-		s.up.Enabled = s.up.Enabled.With(lease.Condstore)
-	}
+	s.up.Enabled = s.enabled
+	s.doubtful = s.doubtful || r.syntax
 	s.sent.add(entry{
 		spec: r.spec, tag: len(r.tag), retry: r.facts.Retry, expunge: r.facts.Expunge,
 		syncs: (r.spec.Name == "NOOP" || r.spec.Name == "CHECK"), pin: s.pinsFor(r),
@@ -320,14 +323,27 @@ func (s *session) prepare(r *request) (mapped string, err error) {
 		if s.inStep() {
 			break
 		}
+		s.inHand = command.ExpSync // its own moment is m
 		if err := s.attachIn(m, s.backend.settings.HoldMax); err != nil {
 			return "", err
 		}
+		s.inHand = m.expunge
 	}
-	if s.mapped == unmappable {
+	switch s.mapped {
+	case unmappable:
 		return "", errGhosts
+	case noSuch:
+		return "", errNoSuch
 	}
 	return s.mapped, nil
+}
+
+// aware notes that a command makes its connection tell of mod-sequences (RFC 7162
+// §3.1), if the backend can.
+func (s *session) aware(r *request) {
+	if caps := s.account.Caps(); r.facts.Condstore && (caps.Has(lease.Condstore) || caps.Has(lease.Qresync)) {
+		s.enabled = s.enabled.With(lease.Condstore)
+	}
 }
 
 // inStep says whether the lease can take a command as it came.
@@ -439,13 +455,17 @@ func (s *session) asked() (bool, error) {
 	}
 }
 
-// hear reads from the backend, which owes something.
+// hear reads from the backend, which owes something. One that owes it for too
+// long is lost: nobody looks at the client meanwhile.
 func (s *session) hear() error {
 	err := s.up.Wait()
-	if errors.Is(err, wire.ErrQuiet) {
-		return nil
+	if !errors.Is(err, wire.ErrQuiet) {
+		return s.upstreamLost(err)
 	}
-	return s.upstreamLost(err)
+	if s.hub.shared.Clock.Now()-s.up.Since() > ticks(s.hub.cfg.Write) {
+		return s.upstreamLost(wire.ErrStalled)
+	}
+	return nil
 }
 
 // settle waits until nothing is outstanding. Losses are survived on the way.
@@ -462,17 +482,26 @@ func (s *session) settle() error {
 // that a command that must not be repeated is not sent into a connection that is
 // known to be dead.
 func (s *session) probe() error {
-	for s.up != nil && s.up.Pending() {
-		err := s.relay()
-		if err == nil && !s.up.Stirs() {
-			return nil
-		}
-		if err == nil {
-			err = s.hear()
-		}
-		if err = s.healed(err); err != nil {
+	for s.up != nil {
+		more, err := s.heardMore()
+		if err = s.healed(err); err != nil || !more {
 			return err
 		}
 	}
 	return nil
+}
+
+// heardMore passes on what there is, and says whether there was something.
+func (s *session) heardMore() (bool, error) {
+	if err := s.relay(); err != nil {
+		return false, err
+	}
+	held, err := s.up.Held()
+	if held || err != nil {
+		return true, s.upstreamLost(err)
+	}
+	if !s.up.Stirs() {
+		return false, nil
+	}
+	return true, s.hear()
 }

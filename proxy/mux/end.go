@@ -182,7 +182,7 @@ func (s *session) leaveUpstream(e *ending) {
 // giveBack returns the lease to those that wait, if it is in no state that the
 // next session would find out about.
 func (s *session) giveBack() {
-	spoiled := s.pinning != "" || s.box != nil && s.box.spoiled
+	spoiled := s.pinning != "" || s.doubtful || s.box != nil && s.box.spoiled
 	switch up := s.give(); {
 	case spoiled:
 		s.account.Destroy(up, metrics.DiscardPinned)

@@ -245,6 +245,9 @@ func (s *session) changedFlags(aux *lease.Conn, deadline time.Time) (told, bool)
 	}
 	ask := fmt.Sprintf("UID FETCH 1:%d (FLAGS) (CHANGEDSINCE %d)", max(s.box.view.Max(), 1), s.box.modseq)
 	res, err = aux.Run(deadline, ask, func(response []byte) error {
+		if hasWord(response[len("* "):], "FLAGS") { // newer keywords than EXAMINE knew
+			seen.flags.keep(response[len("* "):])
+		}
 		s.out = appendFlags(s.out, response, &s.box.view)
 		return nil
 	})

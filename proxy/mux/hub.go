@@ -158,8 +158,7 @@ func (h *Hub) Offered(backend string, caps imap.Caps) imap.Caps {
 		return last.caps
 	}
 	hidden := b.settings.Hide
-	kept := caps.Without(func(name string) bool { return notOffered(name) || slices.Contains(hidden, name) })
-	offered := imap.ParseCaps(kept.String() + " LITERAL+") // RFC 7888: literals are the gateway's business
+	offered := caps.Without(func(name string) bool { return notOffered(name) || slices.Contains(hidden, name) })
 	b.offered.Store(&offer{caps.String(), offered})
 	return offered
 }
@@ -169,7 +168,7 @@ func (h *Hub) Offered(backend string, caps imap.Caps) imap.Caps {
 // can be given.
 func notOffered(name string) bool {
 	switch name {
-	case "UNAUTHENTICATE", "STARTTLS", "LOGINDISABLED", "MAILBOX-REFERRALS", "LOGIN-REFERRALS", "LANGUAGE", "LITERAL+", "LITERAL-":
+	case "UNAUTHENTICATE", "STARTTLS", "LOGINDISABLED", "MAILBOX-REFERRALS", "LOGIN-REFERRALS", "LANGUAGE":
 		return true
 	}
 	for _, prefix := range [...]string{"AUTH=", "COMPRESS=", "I18NLEVEL=", "ANNOTATE-EXPERIMENT-"} {

@@ -2,6 +2,7 @@ package mux
 
 import (
 	"bytes"
+	"errors"
 	"math/rand/v2"
 	"time"
 
@@ -107,8 +108,8 @@ func (s *session) stopIdling() error {
 		return nil
 	}
 	err := s.attachIn(moment{expunge: command.ExpSync}, s.backend.settings.HoldMax)
-	if isAway(err) || isLost(err) {
-		return nil // nobody can know what has changed; the next command asks again
+	if isAway(err) || isLost(err) || errors.Is(err, errGhosts) {
+		return nil // nobody can know what has changed, or be told yet; the next command asks again
 	}
 	return err
 }
@@ -169,7 +170,7 @@ func (s *session) refresh() error {
 		return &ending{audit.UpstreamAway, byeAway, nil}
 	}
 	err := s.attachIn(moment{expunge: command.ExpSync}, 0)
-	if isAway(err) || isLost(err) {
+	if isAway(err) || isLost(err) || errors.Is(err, errGhosts) {
 		i.retry = min(max(2*i.retry, 100*time.Millisecond), 5*time.Second)
 		s.wakeIn(i.retry + rand.N(i.retry))
 		return nil

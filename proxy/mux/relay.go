@@ -312,14 +312,20 @@ func leadingNumber(b []byte) (n uint32, rest []byte, ok bool) {
 	return n, b[i:], true
 }
 
-// uidIn finds "UID u" in a line of FETCH, before any string.
+// uidIn finds "UID u" in "FETCH (…", before any string and outside of lists: a
+// keyword may be called UID.
 func uidIn(line []byte) (uint32, bool) {
-	if i := bytes.IndexAny(line, "\"{"); i >= 0 {
-		line = line[:i]
-	}
-	for _, before := range [...]string{"(UID ", " UID "} {
-		if i := bytes.Index(line, []byte(before)); i >= 0 {
-			uid, _, ok := leadingNumber(line[i+len(before):])
+	depth := 0
+	for i, c := range line {
+		switch {
+		case c == '"', c == '{':
+			return 0, false
+		case c == '(':
+			depth++
+		case c == ')':
+			depth--
+		case depth == 1 && c == 'U' && (line[i-1] == ' ' || line[i-1] == '(') && hasWord(line[i:], "UID"):
+			uid, _, ok := leadingNumber(line[min(i+len("UID "), len(line)):])
 			return uid, ok
 		}
 	}

@@ -53,10 +53,8 @@ func (s *session) selectOnce(r *request, deadline time.Time) error {
 		closed = "* OK [CLOSED] Previous mailbox closed.\r\n" // RFC 7162 §3.2.11: this connection had none
 	}
 	s.avoid(r.tag)
-	if r.facts.Condstore {
-		s.enabled = s.enabled.With(lease.Condstore)
-		s.up.Enabled = s.up.Enabled.With(lease.Condstore)
-	}
+	s.aware(r)
+	s.up.Enabled = s.enabled
 	s.up.Selected = true // or not, if it says NO: nobody else must find out
 	s.sent.add(entry{spec: r.spec, tag: len(r.tag), retry: true}, r.whole)
 	err := s.send(r.whole)

@@ -10,6 +10,7 @@ import (
 	"imapgate/internal/audit"
 	"imapgate/internal/imap"
 	"imapgate/internal/metrics"
+	"imapgate/proxy/mux/command"
 	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/mux/pool"
 	"imapgate/proxy/mux/wire"
@@ -44,18 +45,20 @@ type session struct {
 	box        *mailbox      // nil: the client has none selected
 	attached   bool          // up has box selected, and says of it what the client sees
 	sent       outstanding
-	idling     *idling // the client is in IDLE
-	request    request // the command in hand
-	collected  []byte  // a command with literals
-	out        []byte  // answers of our own
-	mapped     string  // the UIDs that a COPY's numbers became
-	plus       bool    // a continuation request is due
-	cutShort   bool    // the lease has the beginning of a command, not yet its end
-	partial    bool    // the client has the beginning of a response, not yet its end
-	answering  verdict // what becomes of the response that is being read
-	lostBefore bool    // the last upstream was lost, not given up
-	tries      int     // losses since something was last answered
-	bad        int     // commands that were none
+	idling     *idling         // the client is in IDLE
+	request    request         // the command in hand
+	collected  []byte          // a command with literals
+	out        []byte          // answers of our own
+	mapped     string          // the UIDs that a COPY's numbers became
+	plus       bool            // a continuation request is due
+	cutShort   bool            // the lease has the beginning of a command, not yet its end
+	inHand     command.Expunge // of the command in hand, until it is sent
+	doubtful   bool            // the lease was sent what we did not understand
+	partial    bool            // the client has the beginning of a response, not yet its end
+	answering  verdict         // what becomes of the response that is being read
+	lostBefore bool            // the last upstream was lost, not given up
+	tries      int             // losses since something was last answered
+	bad        int             // commands that were none
 	pinning    audit.Why
 	rested     bool   // has been quiet
 	state      string // as the metrics count it
@@ -148,7 +151,7 @@ func (s *session) turn() error {
 			return err
 		}
 	}
-	if why := s.order.Load(); why != nil && s.sent.empty() {
+	if why := s.order.Load(); why != nil && (s.sent.empty() || *why == audit.Idle) {
 		return orderedEnd(*why)
 	}
 	if err := s.commands(); err != nil {
@@ -273,7 +276,7 @@ func (s *session) take(up *lease.Conn) {
 // give parts the session from its lease, for whoever the caller gives it to.
 func (s *session) give() *lease.Conn {
 	up := s.up
-	s.up, s.attached = nil, false
+	s.up, s.attached, s.doubtful = nil, false, false
 	s.since = time.Now()
 	s.upstream.Store(nil)
 	s.hub.asleep.Forget(&up.Sleeper)

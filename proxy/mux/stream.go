@@ -18,6 +18,8 @@ func (s *session) stream(seg imap.Segment) error {
 	r := &s.request
 	r.tag = bytes.Clone(r.tag)
 	r.facts, _ = command.Read(seg.Bytes) // what is wrong with it, the backend says
+	s.inHand = r.facts.Expunge
+	defer func() { s.inHand = command.ExpSync }()
 	if err := s.settle(); err != nil {
 		return err
 	}

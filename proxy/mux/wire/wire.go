@@ -61,6 +61,7 @@ type Wire struct {
 
 	doing   atomic.Uint32
 	since   atomic.Uint32 // tick at which doing began
+	last    atomic.Uint32 // tick of the last byte
 	stalled atomic.Bool
 	in, out atomic.Int64 // bytes read, written
 }
@@ -79,7 +80,7 @@ func New(conn net.Conn, first []byte, side imap.Side, shared Shared) *Wire {
 	w := &Wire{conn: conn, bufs: shared.Buffers, clock: shared.Clock}
 	w.Reader = imap.NewReader(w, side, maxLine)
 	w.Preload(first)
-	w.since.Store(w.clock.Now())
+	w.last.Store(w.clock.Now())
 	return w
 }
 
@@ -95,8 +96,8 @@ func (w *Wire) Conn() net.Conn { return w.conn }
 // Counts are the bytes read and written so far.
 func (w *Wire) Counts() (in, out int64) { return w.in.Load(), w.out.Load() }
 
-// Since is the tick at which something last happened.
-func (w *Wire) Since() uint32 { return w.since.Load() }
+// Since is the tick of the last byte, either way.
+func (w *Wire) Since() uint32 { return w.last.Load() }
 
 // Wait reads once, or until it has been quiet: ErrQuiet.
 func (w *Wire) Wait() error {
@@ -162,6 +163,7 @@ func (w *Wire) Write(p []byte) (int, error) {
 		return 0, w.explain(err)
 	}
 	w.out.Add(int64(len(p)))
+	w.last.Store(w.clock.Now())
 	return len(p), nil
 }
 
@@ -227,7 +229,7 @@ func (w *Wire) Interrupt() {
 func (w *Wire) Read(p []byte) (int, error) {
 	if w.memory {
 		n, err := quiet.ReadNow(w.conn, p)
-		w.in.Add(int64(n))
+		w.count(n)
 		return n, err
 	}
 	n, err := w.conn.Read(p)
@@ -238,8 +240,15 @@ func (w *Wire) Read(p []byte) (int, error) {
 			break
 		}
 	}
-	w.in.Add(int64(n))
+	w.count(n)
 	return n, err
+}
+
+func (w *Wire) count(read int) {
+	if read > 0 {
+		w.in.Add(int64(read))
+		w.last.Store(w.clock.Now())
+	}
 }
 
 // fill reads into a buffer that suits what comes: a small one for commands and
