@@ -113,7 +113,6 @@ type performance struct {
 	way     string
 	tags    map[string]string // ours, by their names in the dialogue
 	over    bool              // the client's connection has ended
-	hungUp  bool              // by the client
 	reason  string
 	spliced string
 }
@@ -213,7 +212,7 @@ func (p *performance) act(line string) error {
 	}
 	switch verb {
 	case "C":
-		p.party.say(rest + "\r\n")
+		p.party.say(p.ours(rest) + "\r\n")
 	case "C!":
 		return p.quoted(rest, p.party.say)
 	case "C-END", "C-FIN", "C-RST":
@@ -223,12 +222,8 @@ func (p *performance) act(line string) error {
 		return p.matches(got, err, rest)
 	case "P!":
 		return p.quotedErr(rest, p.party.exactly)
-	case "END":
-		p.over = true
-		return p.party.ends(clean)
-	case "CUT":
-		p.over = true
-		return p.party.ends(anyhow)
+	case "END", "CUT":
+		return p.ends(verb)
 	case "OPEN":
 		return p.opens(rest)
 	case "REOPEN":
@@ -239,16 +234,24 @@ func (p *performance) act(line string) error {
 	return nil
 }
 
+// ends wants the client's connection closed by the gateway, and closes it then.
+func (p *performance) ends(verb string) error {
+	p.over = true
+	defer p.party.hangUp()
+	if verb == "END" {
+		return p.party.ends(clean)
+	}
+	return p.party.ends(anyhow)
+}
+
 func (p *performance) clientLeaves(verb string) {
 	p.over = true
 	switch verb {
 	case "C-END":
-		p.hungUp = true
 		p.party.hangUp()
 	case "C-FIN":
 		p.party.halfClose()
 	default:
-		p.hungUp = true
 		p.party.reset()
 	}
 }

@@ -203,15 +203,18 @@ func (y *stage) handedOn() bool {
 }
 
 // metric is the value of a series as it is scraped, "" if there is none.
-func (y *stage) metric(series string) string {
+func (y *stage) metric(series string) string { return y.metrics()["imapgate_mux_"+series] }
+
+func (y *stage) metrics() map[string]string {
 	w := httptest.NewRecorder()
 	y.rooms.Metrics.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	all := map[string]string{}
 	for line := range strings.Lines(w.Body.String()) {
-		if value, ok := strings.CutPrefix(line, "imapgate_mux_"+series+" "); ok {
-			return strings.TrimSpace(value)
+		if i := strings.LastIndexByte(line, ' '); i > 0 {
+			all[line[:i]] = strings.TrimSpace(line[i:])
 		}
 	}
-	return ""
+	return all
 }
 
 // leave waits for the end of a's session, which has exactly one.
@@ -243,12 +246,13 @@ func (y *stage) close(actors ...*actor) {
 		}
 	}
 	y.splices.Wait()
+	m := y.metrics()
 	for _, state := range []string{metrics.Unselected, metrics.Attached, metrics.Detached, metrics.Idle, metrics.Pinned} {
-		if n := y.metric(`sessions{state="` + state + `"}`); n != "0" {
+		if n := m[`imapgate_mux_sessions{state="`+state+`"}`]; n != "0" {
 			y.t.Errorf("%s sessions are still %s", n, state)
 		}
 	}
-	if n := y.metric("pool_connections"); n != "0" || y.hub.Len() != 0 {
+	if n := m["imapgate_mux_pool_connections"]; n != "0" || y.hub.Len() != 0 {
 		y.t.Errorf("%s connections and %d sessions are left", n, y.hub.Len())
 	}
 	must(y.t, y.rooms.Audit.Close())
