@@ -149,6 +149,14 @@ func attachResult(err error) audit.Result {
 
 // attachOnce is one attempt: a lease, the mailbox, the difference, the flush.
 func (s *session) attachOnce(m moment, deadline time.Time) (*view.Diff, error) {
+	release := func() {}
+	if s.box != nil && !m.anywhere {
+		var err error
+		if release, err = s.backend.enter(deadline); err != nil {
+			return nil, err
+		}
+		defer release()
+	}
 	if s.up == nil {
 		if err := s.lease(deadline); err != nil {
 			return nil, err
@@ -157,13 +165,7 @@ func (s *session) attachOnce(m moment, deadline time.Time) (*view.Diff, error) {
 	if s.box == nil || m.anywhere {
 		return nil, nil
 	}
-	select {
-	case s.backend.attaches <- struct{}{}:
-		defer func() { <-s.backend.attaches }()
-	case <-time.After(time.Until(deadline)):
-		return nil, errBusy
-	}
-	d, err := s.meet(m, deadline)
+	d, err := s.meet(m, deadline, release)
 	if err != nil && s.up != nil && !isLost(err) {
 		s.giveBack()
 	} else if err != nil && s.up != nil {
@@ -194,6 +196,8 @@ func (s *session) stays(ctx context.Context) error {
 	switch {
 	case errors.Is(err, routing.ErrNoUser), errors.Is(err, routing.ErrBlocked):
 		return &ending{audit.LoginRevoked, byeRevoked, err}
+	case errors.Is(err, routing.ErrPaused): // to be held, for a while
+		return fmt.Errorf("%w: %w", errBusy, err)
 	case err == nil && name != s.backend.name:
 		return &ending{audit.Moved, byeMoved, nil}
 	}
@@ -201,8 +205,8 @@ func (s *session) stays(ctx context.Context) error {
 }
 
 // meet selects the mailbox and brings the client's view and the backend's
-// together.
-func (s *session) meet(m moment, deadline time.Time) (*view.Diff, error) {
+// together. It releases its turn at the backend when it is the client's.
+func (s *session) meet(m moment, deadline time.Time, release func()) (*view.Diff, error) {
 	now, err := s.reselect(deadline)
 	if err != nil {
 		return nil, err
@@ -226,6 +230,7 @@ func (s *session) meet(m moment, deadline time.Time) (*view.Diff, error) {
 		s.attached = true
 		return d, nil
 	}
+	release()
 	if err := s.flush(d, now, deadline); err != nil {
 		return d, err
 	}
@@ -346,6 +351,9 @@ func (s *session) difference(t *told, deadline time.Time) (*view.Diff, error) {
 			s.backend.violated(metrics.UIDUnknown, time.Now())
 			return nil, &ending{audit.ViewInconsistent, byeChanged, err}
 		}
+		if d.Tail() > uint32(s.backend.settings.FlagsFullMax) { // an EXPUNGE for each would cost the client its cache
+			return nil, &ending{audit.MailboxTooLarge, byeAway, errors.New("UIDs were never learned")}
+		}
 		if d.Tail() > 0 && (s.enabled.Has(lease.Qresync) || s.enabled.Has(lease.UIDOnly)) {
 			return nil, &ending{audit.ViewInconsistent, byeLost, errors.New("VANISHED cannot name messages whose UIDs were never learned")}
 		}
@@ -372,7 +380,10 @@ func (s *session) snapshot(t *told, deadline time.Time) (*view.UIDs, error) {
 	if err != nil {
 		return nil, s.upstreamLost(err)
 	}
-	if res.Name != "OK" {
+	switch {
+	case res.Code == "MESSAGELIMIT": // RFC 9738: it does not tell all
+		return nil, &ending{audit.MailboxTooLarge, byeAway, errors.New(res.Text)}
+	case res.Name != "OK":
 		return nil, fmt.Errorf("%w: %s", errBusy, res.Text)
 	}
 	return now, nil

@@ -57,6 +57,18 @@ func newBackend(h *Hub, name string, b Backend) *backend {
 	}
 }
 
+// enter waits for a turn to attach. release gives it back, once.
+func (b *backend) enter(deadline time.Time) (release func(), err error) {
+	t := time.NewTimer(time.Until(deadline))
+	defer t.Stop()
+	select {
+	case b.attaches <- struct{}{}:
+		return sync.OnceFunc(func() { <-b.attaches }), nil
+	case <-t.C:
+		return nil, errBusy
+	}
+}
+
 // violated counts a promise that the backend has broken.
 func (b *backend) violated(kind string, now time.Time) {
 	b.metrics.Mux.InvariantBroken(kind)

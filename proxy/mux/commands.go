@@ -449,23 +449,28 @@ func (s *session) asked() (bool, error) {
 		if !s.plus {
 			return !s.sent.empty(), nil
 		}
-		if err := s.hear(); err != nil {
+		if err := s.hearAnswer(); err != nil {
 			return false, err
 		}
 	}
 }
 
-// hear reads from the backend, which owes something. One that owes it for too
-// long is lost: nobody looks at the client meanwhile.
+// hear reads from the backend, if it says something soon.
 func (s *session) hear() error {
 	err := s.up.Wait()
-	if !errors.Is(err, wire.ErrQuiet) {
-		return s.upstreamLost(err)
+	if errors.Is(err, wire.ErrQuiet) {
+		return nil
 	}
+	return s.upstreamLost(err)
+}
+
+// hearAnswer is hear where the backend owes something. One that owes it for too
+// long is lost: nobody looks at the client meanwhile.
+func (s *session) hearAnswer() error {
 	if s.hub.shared.Clock.Now()-s.up.Since() > ticks(s.hub.cfg.Write) {
 		return s.upstreamLost(wire.ErrStalled)
 	}
-	return nil
+	return s.hear()
 }
 
 // settle waits until nothing is outstanding. Losses are survived on the way.

@@ -186,7 +186,7 @@ func (s *session) giveBack() {
 	switch up := s.give(); {
 	case spoiled:
 		s.account.Destroy(up, metrics.DiscardPinned)
-	case s.plus || s.cutShort || !s.sent.empty() || !up.Between():
+	case up.Spoiled || s.plus || s.cutShort || !s.sent.empty() || !up.Between():
 		s.account.Destroy(up, metrics.DiscardOutstanding)
 	default:
 		s.account.Return(up)
@@ -227,6 +227,11 @@ func (s *session) recoverFault() {
 	}
 	s.hub.rooms.Log.Error("fault", zap.String("session", s.who.Session), zap.String("fault", fmt.Sprintf("%T", fault)),
 		zap.ByteString("stack", debug.Stack()))
+	defer func() {
+		if again := recover(); again != nil { // in the end itself: what is left of it is this session's alone
+			s.hub.rooms.Log.Error("fault in an end", zap.String("session", s.who.Session), zap.ByteString("stack", debug.Stack()))
+		}
+	}()
 	s.client.Cut()
 	s.partial = true // whatever it has, nothing may follow
 	s.end(&ending{reason: audit.InternalMistake})

@@ -17,6 +17,9 @@ import (
 	"imapgate/proxy/mux/view"
 )
 
+// auxLogin bounds the wait for an auxiliary connection: the client waits as long.
+const auxLogin = 2 * time.Second
+
 // maxOut is how much of our own answers is gathered before it is written.
 const maxOut = 32 << 10
 
@@ -136,7 +139,7 @@ func (s *session) flushFlags(t *told, deadline time.Time) (bool, error) {
 func (s *session) asksAside(t *told) bool {
 	b := s.box
 	return b.modseq != 0 && t.modseq != 0 && (t.modseq != b.modseq || b.owes) &&
-		!s.enabled.Has(lease.Condstore) && s.backend.settings.Consistent
+		!s.enabled.Has(lease.Condstore) && s.backend.settings.Consistent && b.isASCII()
 }
 
 // allFlags tells all flags, because nobody knows which have changed. Of a large
@@ -188,22 +191,23 @@ func (s *session) ranInto(err error) error {
 // be told of them ever after. What it says is newer than what the lease has
 // said, never older, since it selects the mailbox later.
 func (s *session) flagsAside(t *told, deadline time.Time) (bool, error) {
-	ctx, cancel := context.WithDeadline(s.hub.ctx, deadline)
+	ctx, cancel := context.WithTimeout(s.hub.ctx, auxLogin)
 	defer cancel()
-	aux, err := s.aux(ctx)
-	if err != nil && s.box.view.Exists() <= uint32(s.backend.settings.FlagsFullMax) {
-		return s.allFlags(s.box.view.Exists(), deadline)
+	seen, ok := told{}, false
+	s.out = s.out[:0]
+	if aux, err := s.aux(ctx); err == nil {
+		if seen, ok = s.changedFlags(aux, deadline); ok {
+			s.account.ReturnAux(aux)
+		} else {
+			s.account.Destroy(aux, discardAux)
+		}
 	}
-	if err != nil {
+	switch n := s.box.view.Exists(); {
+	case !ok && n <= uint32(s.backend.settings.FlagsFullMax):
+		return s.allFlags(n, deadline)
+	case !ok:
 		return false, nil // owed
 	}
-	s.out = s.out[:0]
-	seen, ok := s.changedFlags(aux, deadline)
-	if !ok {
-		s.account.Destroy(aux, discardAux)
-		return false, nil
-	}
-	s.account.ReturnAux(aux)
 	if changed := s.out; len(changed) > 0 { // a keyword may be so new that only aux has said it
 		s.out = nil
 		s.flushLine(&s.box.flags, seen.flags)

@@ -73,7 +73,7 @@ func (s *session) due() bool {
 
 // learn asks for the UIDs that the client's view lacks.
 func (s *session) learn() error {
-	for s.mode == Resume && s.box != nil && s.attached && !s.box.spoiled && s.box.view.Unknown() > 0 {
+	for s.mode == Resume && s.box != nil && s.attached && !s.box.spoiled && !s.box.unlearnable && s.box.view.Unknown() > 0 {
 		first, last := s.box.view.Known()+1, s.box.view.Exists()
 		uids := &view.UIDs{}
 		res, err := s.up.Run(time.Now().Add(ownQuestion), s.search(fmt.Sprintf("%d:%d", first, last)), func(response []byte) error {
@@ -85,7 +85,8 @@ func (s *session) learn() error {
 		if err != nil {
 			return s.ranInto(err)
 		}
-		if res.Name != "OK" {
+		if res.Name != "OK" || res.Code == "MESSAGELIMIT" {
+			s.box.unlearnable = true
 			return nil
 		}
 		if uids.Len() != last-first+1 || s.box.view.Learn(first, uids) != nil {
@@ -116,11 +117,11 @@ func (s *session) learnFirst(before, last []byte) error {
 // NOOP.
 func (s *session) track() error {
 	b := s.box
-	if b.modseq != 0 || b.tracked || !s.backend.settings.Consistent || !s.up.Caps().Has("CONDSTORE") {
+	if b.modseq != 0 || b.tracked || !b.isASCII() || !s.backend.settings.Consistent || !s.up.Caps().Has("CONDSTORE") {
 		return nil
 	}
 	b.tracked = true
-	ctx, cancel := context.WithTimeout(s.hub.ctx, ownQuestion)
+	ctx, cancel := context.WithTimeout(s.hub.ctx, auxLogin)
 	defer cancel()
 	aux, err := s.account.Aux(ctx)
 	if err != nil {
@@ -156,13 +157,14 @@ func (s *session) payFlags() error {
 	if s.box.nextPay.After(time.Now()) {
 		return nil
 	}
-	s.box.nextPay = time.Now().Add(payAgain)
+	s.box.patience = min(max(2*s.box.patience, payAgain), time.Minute)
+	s.box.nextPay = time.Now().Add(s.box.patience)
 	t := &told{modseq: s.box.owed}
 	paid, err := s.flushFlags(t, time.Now().Add(ownQuestion))
 	if err != nil || !paid {
 		return err
 	}
-	s.box.owes = false
+	s.box.owes, s.box.patience = false, 0
 	s.box.modseq = max(s.box.modseq, t.modseq)
 	return nil
 }

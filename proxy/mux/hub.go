@@ -168,7 +168,7 @@ func (h *Hub) Offered(backend string, caps imap.Caps) imap.Caps {
 // can be given.
 func notOffered(name string) bool {
 	switch name {
-	case "UNAUTHENTICATE", "STARTTLS", "LOGINDISABLED", "MAILBOX-REFERRALS", "LOGIN-REFERRALS", "LANGUAGE":
+	case "UNAUTHENTICATE", "STARTTLS", "LOGINDISABLED", "MAILBOX-REFERRALS", "LOGIN-REFERRALS", "LANGUAGE", "UIDONLY":
 		return true
 	}
 	for _, prefix := range [...]string{"AUTH=", "COMPRESS=", "I18NLEVEL=", "ANNOTATE-EXPERIMENT-"} {

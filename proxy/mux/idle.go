@@ -131,7 +131,7 @@ func (s *session) unlisten() error {
 			}
 			said = true
 		}
-		if err := s.hear(); err != nil {
+		if err := s.hearAnswer(); err != nil {
 			return err
 		}
 	}

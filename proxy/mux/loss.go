@@ -101,7 +101,7 @@ func (s *session) answered() error {
 	for !s.sent.empty() {
 		err := s.relay()
 		if err == nil && !s.sent.empty() {
-			err = s.hear()
+			err = s.hearAnswer()
 		}
 		if err != nil {
 			return err

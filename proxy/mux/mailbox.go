@@ -14,25 +14,38 @@ import (
 // mailbox is the mailbox that a client has selected, and what it has been told
 // of it.
 type mailbox struct {
-	name      string // decoded
-	verb      string // SELECT or EXAMINE
-	view      view.View
-	validity  uint32 // UIDVALIDITY
-	uidNext   uint32 // as of the SELECT that the view began with
-	id        string // MAILBOXID (RFC 8474)
-	access    string // READ-ONLY or READ-WRITE
-	flags     line   // FLAGS …
-	permanent line   // OK [PERMANENTFLAGS …
-	recent    uint32
-	modseq    uint64    // every change of flags up to here has been told; 0: not known
-	next      uint64    // modseq once a command that tells everything is answered
-	grown     bool      // messages have come since
-	tracked   bool      // the backend was asked to keep mod-sequences
-	owes      bool      // flag changes could not be told yet,
-	owed      uint64    // … up to here,
-	nextPay   time.Time // … and are asked for again then
-	spoiled   bool      // the view is not to be relied on
-	since     time.Time // when it was selected
+	name        string // decoded
+	verb        string // SELECT or EXAMINE
+	view        view.View
+	validity    uint32 // UIDVALIDITY
+	uidNext     uint32 // as of the SELECT that the view began with
+	id          string // MAILBOXID (RFC 8474)
+	access      string // READ-ONLY or READ-WRITE
+	flags       line   // FLAGS …
+	permanent   line   // OK [PERMANENTFLAGS …
+	recent      uint32
+	modseq      uint64        // every change of flags up to here has been told; 0: not known
+	next        uint64        // modseq once a command that tells everything is answered
+	grown       bool          // messages have come since
+	tracked     bool          // the backend was asked to keep mod-sequences
+	owes        bool          // flag changes could not be told yet,
+	owed        uint64        // … up to here,
+	nextPay     time.Time     // … and are asked for again then
+	patience    time.Duration // between attempts to tell them
+	unlearnable bool          // the backend does not say all UIDs
+	spoiled     bool          // the view is not to be relied on
+	since       time.Time     // when it was selected
+}
+
+// isASCII says whether any connection takes the name, and not only one on which
+// UTF-8 is enabled (RFC 6855).
+func (m *mailbox) isASCII() bool {
+	for i := range len(m.name) {
+		if m.name[i] >= 0x80 {
+			return false
+		}
+	}
+	return true
 }
 
 // line is a response line as it was told, without "* " and with its CRLF.

@@ -272,15 +272,19 @@ func (s *stub) tried() int {
 }
 
 func (s *stub) close() {
+	s.shut()
+	for _, p := range s.peers {
+		p.close()
+	}
+}
+
+// shut is close where the peers are somebody else's.
+func (s *stub) shut() {
 	_ = s.l.Close()
 	s.mu.Lock()
 	for nc := range s.open {
 		_ = nc.Close()
 	}
-	peers := s.peers
 	s.mu.Unlock()
-	for _, p := range peers {
-		p.close()
-	}
 	s.wg.Wait()
 }

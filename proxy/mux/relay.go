@@ -264,7 +264,9 @@ func (s *session) status(line []byte) (verdict, error) {
 	case hasWord(code, "PERMANENTFLAGS"):
 		s.box.permanent.keep(line)
 	case hasWord(code, "READ-ONLY"), hasWord(code, "READ-WRITE"):
-		s.box.access = strings.ToUpper(string(code[:bytes.IndexAny(code, "] ")]))
+		if word, _, ok := bytes.Cut(code, []byte("]")); ok {
+			s.box.access = strings.ToUpper(string(word))
+		}
 	}
 	return pass, nil
 }

@@ -25,7 +25,7 @@ func (s *session) selecting(r *request) error {
 		}
 		err := s.selectOnce(r, deadline)
 		lost, ok := asLost(err)
-		if ok && s.partial {
+		if ok && (s.partial || s.attached) { // it has been answered, or begun to be
 			return s.survive(lost)
 		}
 		if ok {
@@ -55,6 +55,7 @@ func (s *session) selectOnce(r *request, deadline time.Time) error {
 	s.avoid(r.tag)
 	s.aware(r)
 	s.up.Enabled = s.enabled
+	s.before = s.up.Selected
 	s.up.Selected = true // or not, if it says NO: nobody else must find out
 	s.sent.add(entry{spec: r.spec, tag: len(r.tag), retry: true}, r.whole)
 	err := s.send(r.whole)
@@ -105,13 +106,13 @@ func (s *session) selected(r *request, shown []byte) error {
 			return s.violated(metrics.ResponseSyntax, err)
 		}
 		s.concluded(r, &t, res)
+		if s.withoutCode(response) == swap {
+			response = s.out
+		}
 		if s.enabled.Has(lease.Qresync) && s.backend.settings.Learn == Eager {
 			return s.learnFirst(shown, response)
 		}
 		s.partial = false
-		if s.withoutCode(response) == swap {
-			response = s.out
-		}
 		_, err = s.client.Write(append(shown, response...))
 		return s.clientLost(err)
 	}
@@ -142,6 +143,7 @@ func (s *session) heard(response []byte, t *told) error {
 		return s.upstreamLost(fmt.Errorf("%w: %s", errBye, bytes.TrimSpace(response[5:])))
 	}
 	t.read(response)
+	t.fetches = nil // they are the client's, who gets them as they come
 	return nil
 }
 
@@ -161,7 +163,7 @@ func (s *session) concluded(r *request, t *told, res imap.Response) {
 			s.pinning = audit.PinAnnotate
 		}
 	case "NO":
-		s.up.Selected = false
+		s.up.Selected = s.before // a backend may have kept what was
 	default: // nobody knows what is selected now
 		s.pinning = audit.PinSelectBad
 	}

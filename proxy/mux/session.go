@@ -53,6 +53,7 @@ type session struct {
 	plus       bool            // a continuation request is due
 	cutShort   bool            // the lease has the beginning of a command, not yet its end
 	inHand     command.Expunge // of the command in hand, until it is sent
+	before     bool            // a mailbox was selected on the lease before SELECT
 	doubtful   bool            // the lease was sent what we did not understand
 	partial    bool            // the client has the beginning of a response, not yet its end
 	answering  verdict         // what becomes of the response that is being read
@@ -65,6 +66,7 @@ type session struct {
 
 	upstream atomic.Pointer[wire.Wire]    // up's, for the clock
 	order    atomic.Pointer[audit.Reason] // why the session is to end
+	severed  atomic.Bool                  // it has been cut off
 	alarm    atomic.Uint32                // tick at which to wake, 0: none
 	readable atomic.Uint32                // what woke the session: bits
 
@@ -269,8 +271,11 @@ func (s *session) relax() {
 // take makes up the session's lease.
 func (s *session) take(up *lease.Conn) {
 	s.up, s.since = up, time.Now()
-	up.Sleeper.Wake = s.wakeUp
+	up.Wakes(s.wakeUp)
 	s.upstream.Store(up.Wire)
+	if s.severed.Load() { // while it was on its way
+		up.Cut()
+	}
 }
 
 // give parts the session from its lease, for whoever the caller gives it to.
@@ -294,6 +299,7 @@ func (s *session) leave(why audit.Reason) {
 // cut ends the session now.
 func (s *session) cut(why audit.Reason) {
 	s.order.Store(&why)
+	s.severed.Store(true)
 	s.client.Cut()
 	if up := s.upstream.Load(); up != nil {
 		up.Cut()

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"imapgate/internal/identity"
@@ -43,9 +44,22 @@ type Conn struct {
 	// Owned by whoever has the lease.
 	Enabled  Enabled // what ENABLE, or a command that implies it, has switched on
 	Selected bool    // a mailbox is, or may be
+	Spoiled  bool    // a command of ours came to no answer
 	prefix   string  // of our tags: nobody can guess it
 	serial   uint64
 	answer   []byte // scratch: a response that did not fit the buffer
+
+	wakes atomic.Pointer[func()] // whom, when the sleeping connection has something to say
+}
+
+// Wakes says what is to be done when the connection, asleep, has something to say.
+// A wake that is under way may still be the last one's.
+func (c *Conn) Wakes(f func()) { c.wakes.Store(&f) }
+
+func (c *Conn) wake() {
+	if f := c.wakes.Load(); f != nil {
+		(*f)()
+	}
 }
 
 // New makes a Conn of a login.
@@ -53,6 +67,7 @@ func New(up *upstream.Conn, shared wire.Shared) *Conn {
 	c := &Conn{user: up.User(), caps: up.Caps(), prefix: newPrefix(), born: time.Now()}
 	nc, rest := up.Detach()
 	c.Wire = wire.New(nc, rest, imap.Responses, shared)
+	c.Sleeper.Wake = c.wake
 	return c
 }
 
@@ -83,6 +98,7 @@ func newPrefix() string { return rand.Text()[:13] }
 // connection must then be closed.
 func (c *Conn) Run(deadline time.Time, command string, each func(response []byte) error) (imap.Response, error) {
 	tag := c.Tag()
+	c.Spoiled = true // until it is answered
 	c.Limit(deadline)
 	defer c.Limit(time.Time{})
 	if _, err := c.Write([]byte(tag + " " + command + "\r\n")); err != nil {
@@ -109,6 +125,7 @@ func (c *Conn) Run(deadline time.Time, command string, each func(response []byte
 		case res.Kind != imap.Tagged || res.Tag != tag:
 			return res, fmt.Errorf("%w: an answer to nothing of ours", ErrProtocol)
 		}
+		c.Spoiled = false
 		return res, nil
 	}
 }

@@ -3,6 +3,7 @@ package pool
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"imapgate/internal/imap"
@@ -30,13 +31,20 @@ func (a *Account) Enable(ctx context.Context, names []string) ([]string, error) 
 	if err != nil {
 		return nil, err
 	}
-	enabled, err := p.enable(h, listed)
-	if err != nil {
-		p.discard(h, reasonOf(err))
-		return nil, fmt.Errorf("enable at %s: %w: %w", p.backend.Name(), upstream.ErrUnavailable, err)
+	for _, name := range p.unknown(listed) {
+		before := h.Enabled
+		enabled, err := p.enable(h, []string{name}) // alone, because it may bring others along
+		if err != nil {
+			p.discard(h, reasonOf(err))
+			return nil, fmt.Errorf("enable at %s: %w: %w", p.backend.Name(), upstream.ErrUnavailable, err)
+		}
+		if before.Has(name) && !slices.Contains(enabled, name) { // one before it has, and it is not told twice
+			enabled = append(enabled, name)
+		}
+		p.learn(name, enabled)
 	}
-	p.learn(listed, enabled)
 	a.first = h
+	enabled, _ := p.lookUp(listed)
 	return enabled, nil
 }
 
@@ -61,28 +69,31 @@ func (p *Pool) lookUp(names []string) (enabled []string, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, name := range names {
-		spelled, known := p.known[name]
+		effect, known := p.known[name]
 		if !known {
 			return nil, false
 		}
-		if spelled != "" {
-			enabled = append(enabled, spelled)
+		for _, spelled := range effect {
+			if !slices.Contains(enabled, spelled) {
+				enabled = append(enabled, spelled)
+			}
 		}
 	}
 	return enabled, true
 }
 
-// learn remembers what ENABLE has done with names.
-func (p *Pool) learn(names, enabled []string) {
-	spelling := make(map[string]string, len(enabled))
-	for _, name := range enabled {
-		spelling[strings.ToUpper(name)] = name
-	}
+// unknown are those of names that have not been tried.
+func (p *Pool) unknown(names []string) []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, name := range names {
-		if len(p.known) < maxKnown {
-			p.known[name] = spelling[name]
-		}
+	return slices.DeleteFunc(slices.Clone(names), func(name string) bool { _, known := p.known[name]; return known })
+}
+
+// learn remembers what ENABLE has done with a name.
+func (p *Pool) learn(name string, enabled []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.known) < maxKnown {
+		p.known[name] = enabled
 	}
 }

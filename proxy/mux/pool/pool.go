@@ -119,7 +119,7 @@ type Pool struct {
 	total  int                     // those, and logins that have a place
 	idle   list.List               // the *held that wait, who came first at the front
 	queue  []*waiter               // for a connection, in order; at most maxQueue
-	known  map[string]string       // what ENABLE was seen to do; at most maxKnown
+	known  map[string][]string     // what ENABLE was seen to do; at most maxKnown
 	closed bool
 }
 
@@ -129,7 +129,7 @@ func New(b *upstream.Backend, cfg Config, shared wire.Shared, hooks Hooks, log *
 		backend: b, cfg: cfg.withDefaults(), shared: shared, hooks: hooks.withDefaults(),
 		log: log.With(zap.String("backend", b.Name())), most: [kinds]int{-1, -1},
 		stop: make(chan struct{}), done: make(chan struct{}),
-		users: map[identity.User]*user{}, conns: map[*lease.Conn]*held{}, known: map[string]string{},
+		users: map[identity.User]*user{}, conns: map[*lease.Conn]*held{}, known: map[string][]string{},
 	}
 	if n := cfg.MaxPerUser; n > 0 {
 		p.most = [kinds]int{forClient: max(n-1, 1), forUs: min(n-1, 1)}

@@ -1,0 +1,186 @@
+package mux
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"imapgate/internal/audit"
+	"imapgate/internal/identity"
+	"imapgate/internal/imap"
+	"imapgate/proxy/mux/pool"
+	"imapgate/proxy/upstream"
+)
+
+// babble is a backend that logs everybody in and then says what it was given,
+// piece by piece: the pieces are cut at 0xff, and ~ in them is the tag it was told
+// last. What it has left it says to the connections that follow.
+type babble struct {
+	mu     sync.Mutex
+	pieces [][]byte // Guarded by mu.
+}
+
+func (b *babble) next() []byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.pieces) == 0 {
+		return nil
+	}
+	piece := b.pieces[0]
+	b.pieces = b.pieces[1:]
+	return piece
+}
+
+// talk ends when b has nothing more to say, or nobody listens.
+func (b *babble) talk(p *party) {
+	defer p.close()
+	buf := make([]byte, 4<<10)
+	tag := []byte("~")
+	for piece := b.next(); piece != nil; piece = b.next() {
+		p.say(string(bytes.ReplaceAll(piece, []byte("~"), tag)))
+		_ = p.conn.SetReadDeadline(time.Now().Add(time.Millisecond))
+		n, err := p.r.Read(buf)
+		if n > 0 {
+			last := bytes.TrimRight(buf[:n], "\r\n")
+			last = last[bytes.LastIndexByte(last, '\n')+1:]
+			first, _, _ := bytes.Cut(last, []byte(" "))
+			tag = bytes.Clone(first)
+		}
+		if timeout, ok := err.(net.Error); err != nil && !(ok && timeout.Timeout()) {
+			return
+		}
+	}
+	p.said()
+}
+
+// fuzzed is one run of a session between a client and a backend that say anything.
+type fuzzed struct {
+	*stage
+	backend babble
+	talking sync.WaitGroup
+	stop    chan struct{}
+	met     int // peers that babble, or did
+}
+
+// listen has every connection of the stub babble. It ends when stop is closed.
+func (f *fuzzed) listen() {
+	defer f.talking.Done()
+	for {
+		f.stub.mu.Lock()
+		peers := f.stub.peers
+		f.stub.mu.Unlock()
+		if len(peers) > f.met {
+			p := peers[f.met]
+			f.talking.Go(func() { f.backend.talk(p) })
+			f.met++
+			continue
+		}
+		select {
+		case <-f.stop:
+			return
+		case <-time.After(100 * time.Microsecond):
+		}
+	}
+}
+
+// run plays it, and returns what the client has heard.
+func (f *fuzzed) run(client []byte) []byte {
+	who, err := identity.Canon(user, "")
+	must(f.t, err)
+	account, err := f.hub.Login(context.Background(), "stub", upstream.Request{User: who, Password: identity.NewSecret("right")}, pool.Vouched)
+	must(f.t, err)
+	f.talking.Add(1)
+	go f.listen()
+	near, far := f.connect()
+	ended := make(chan Result, 2)
+	f.hub.Start(Client{Conn: near, Who: &audit.Client{Session: "s-1"}, Mode: f.setup.mode, Caps: account.Caps()}, "stub", account,
+		func(r Result) { ended <- r })
+	_, _ = far.Write(client)
+	_ = far.(*net.TCPConn).CloseWrite()
+	_ = far.SetReadDeadline(time.Now().Add(patience))
+	heard, err := io.ReadAll(far)
+	if timeout, ok := err.(net.Error); ok && timeout.Timeout() {
+		f.t.Fatalf("the session does not end\n%s", stacks())
+	}
+	_ = far.Close()
+	if r := <-ended; r.Reason == audit.InternalMistake {
+		f.t.Errorf("ended for %v (%v)", r.Reason, r.Err)
+	}
+	if len(ended) > 0 {
+		f.t.Error("ended twice")
+	}
+	close(f.stop)
+	f.talking.Wait()
+	return heard
+}
+
+// answersOnly wants every tag that the client was told to be one of its own.
+func answersOnly(t *testing.T, client, heard []byte) {
+	own := map[string]bool{"*": true, "+": true}
+	for line := range bytes.SplitSeq(client, []byte("\n")) {
+		tag, _, _ := bytes.Cut(bytes.TrimRight(line, "\r"), []byte(" "))
+		own[string(tag)] = true
+	}
+	r := imap.NewReader(bytes.NewReader(heard), imap.Responses, 64<<10)
+	for {
+		fresh := r.Between()
+		seg, err := r.Next()
+		if err != nil {
+			return
+		}
+		tag, _, _ := bytes.Cut(bytes.TrimRight(seg.Bytes, "\r\n"), []byte(" "))
+		if fresh && !own[string(tag)] {
+			t.Errorf("the client is told %.80q, which answers nothing that it said", seg.Bytes)
+		}
+	}
+}
+
+// FuzzSession lets a client and a backend say anything to each other: nothing
+// breaks down, nothing is left, and the client hears no answer to what it has
+// not said.
+func FuzzSession(f *testing.F) {
+	mailbox := "* 3 EXISTS\r\n* OK [UIDVALIDITY 100] x\r\n* OK [UIDNEXT 4] x\r\n* OK [HIGHESTMODSEQ 7] x\r\n~ OK [READ-WRITE] done\r\n"
+	for _, seed := range [][2]string{
+		{"s SELECT INBOX\r\na1 NOOP\r\na2 LOGOUT\r\n", "\xff" + mailbox + "\xff~ OK done\r\n"},
+		{"s SELECT INBOX\r\na1 FETCH 1 BODY[]\r\n", "\xff" + mailbox + "\xff* 1 FETCH (BODY[] {3}\r\nabc)\r\n~ OK done\r\n"},
+		{"s SELECT INBOX\r\na1 IDLE\r\nDONE\r\na2 COPY 1 x\r\n", "\xff" + mailbox + "\xff~ OK done\r\n\xff+ x\r\n\xff~ OK done\r\n\xffwhat OK\r\n"},
+		{"a1 APPEND x {3}\r\nabc\r\na2 CREATE {3+}\r\nabc\r\n", "\xff+ go\r\n\xff~ OK done\r\n\xff~ NO\r\n"},
+		{"s SELECT INBOX\r\na1 UID FETCH 1:* FLAGS\r\n", "\xff" + mailbox + "\xff* BYE\r\n\xff" + mailbox + "\xff* 2 EXPUNGE\r\n~ OK\r\n"},
+		{"a1 ENABLE QRESYNC\r\ns SELECT INBOX\r\na2 NOOP\r\n", "\xff* ENABLED QRESYNC\r\n~ OK\r\n\xff" + mailbox + "\xff* VANISHED 1\r\n~ OK\r\n"},
+		{"a1 XFROB\r\na2 NOOP\r\n", "\xff~ OK done\r\n"},
+	} {
+		f.Add([]byte(seed[0]), []byte(seed[1]), byte(0))
+		f.Add([]byte(seed[0]), []byte(seed[1]), byte(7))
+	}
+	f.Fuzz(func(t *testing.T, client, backend []byte, how byte) {
+		if len(client) > 8<<10 || len(backend) > 8<<10 {
+			return
+		}
+		leavesNothing(t)
+		settings := Settings{HoldMax: 20 * time.Millisecond, Learn: Lazy, Consistent: how&2 != 0, AlwaysDetach: how&8 != 0}
+		mode := Resume
+		if how&1 != 0 {
+			mode = Reuse
+		}
+		if how&4 != 0 {
+			settings.Learn = Eager
+		}
+		y := newStage(t, setup{mode: mode, settings: settings, write: time.Second}, nil)
+		z := &fuzzed{stage: y, stop: make(chan struct{})}
+		z.backend.pieces = bytes.Split(backend, []byte{0xff})
+		heard := z.run(client)
+		pinned := y.handedOn()
+		y.close()
+		y.stub.shut()
+		for _, p := range y.stub.peers[z.met:] { // that came too late
+			p.close()
+		}
+		if !pinned { // spliced, it hears anything
+			answersOnly(t, client, heard)
+		}
+	})
+}
