@@ -56,6 +56,7 @@ func (s *session) selectOnce(r *request, deadline time.Time) error {
 	s.aware(r)
 	s.up.Enabled = s.enabled
 	s.before = s.up.Selected
+	s.attached = false   // to what it leaves, so that a loss is seen to come before the answer
 	s.up.Selected = true // or not, if it says NO: nobody else must find out
 	s.sent.add(entry{spec: r.spec, tag: len(r.tag), retry: true}, r.whole)
 	err := s.send(r.whole)
