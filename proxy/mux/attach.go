@@ -456,8 +456,12 @@ func (s *session) refusal(err error) (string, error) {
 	return " NO [UNAVAILABLE] Mail store is temporarily unavailable.", nil
 }
 
-// isAway says whether it may help to try again later.
+// isAway says whether it may help to try again later. The end of a session is
+// final, whatever it came from.
 func isAway(err error) bool {
+	if e := (*ending)(nil); errors.As(err, &e) {
+		return false
+	}
 	var refused *upstream.Refused
 	return errors.Is(err, upstream.ErrUnavailable) || errors.Is(err, errBusy) || errors.As(err, &refused) ||
 		errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
