@@ -46,7 +46,7 @@ var adversities = []item{
 	{"COMPRESS though it is hidden", []string{"Commands that are hidden stay so"}},
 	{"QRESYNC client with messages gone whose UIDs are unknown", []string{"A QRESYNC client with messages of unknown UID that are gone cannot be told"}},
 	{"STORE (UNCHANGEDSINCE) and a loss", []string{"STORE UNCHANGEDSINCE is not repeated"}},
-	{"MESSAGELIMIT below the mailbox's size", []string{"A limit on messages has the session spliced"}},
+	{"MESSAGELIMIT below the mailbox's size", []string{"A limit on messages keeps the view from being learned"}},
 	// 100,000 EXPUNGEs at once: TestAHundredThousandExpunges…
 	// A client that does not read: TestAClientThatDoesNotReadIsCutOff, TestASlowClientGetsAllOfIt
 	// Two sessions that wake at the limit: TestTwoSessionsThatWakeAtTheLimitWaitForEachOther

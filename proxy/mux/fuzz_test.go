@@ -5,6 +5,8 @@ import (
 	"context"
 	"io"
 	"net"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -139,22 +141,41 @@ func answersOnly(t *testing.T, client, heard []byte) {
 	}
 }
 
+// seed is what the client and the backend say in a dialogue, each on its own.
+func (d dialogue) seed() (client, backend string) {
+	for _, line := range d.lines {
+		verb, rest, _ := strings.Cut(line, " ")
+		text, err := strconv.Unquote(rest)
+		if err != nil {
+			text = rest + "\r\n"
+		}
+		text = ourTag.ReplaceAllString(text, "~")
+		switch {
+		case verb == "C", verb == "C!":
+			client += text
+		case verb == "OPEN":
+			f := strings.Fields(rest)
+			client += "s SELECT INBOX\r\n"
+			backend += strings.Join(mailboxLines(f[0], f[1], f[2]), "\r\n") + "\r\n~ OK [READ-WRITE] done\r\n"
+		case verb == "REOPEN":
+			f := strings.Fields(rest)
+			backend += "\xff" + strings.Join(mailboxLines(f[1], f[2], f[3]), "\r\n") + "\r\n~ OK [READ-WRITE] done\r\n"
+		case verb[0] == 'U':
+			backend += "\xff"
+		case verb[0] == 'B' && !strings.Contains(verb, "-"):
+			backend += text
+		}
+	}
+	return client, backend
+}
+
 // FuzzSession lets a client and a backend say anything to each other: nothing
 // breaks down, nothing is left, and the client hears no answer to what it has
 // not said.
 func FuzzSession(f *testing.F) {
-	mailbox := "* 3 EXISTS\r\n* OK [UIDVALIDITY 100] x\r\n* OK [UIDNEXT 4] x\r\n* OK [HIGHESTMODSEQ 7] x\r\n~ OK [READ-WRITE] done\r\n"
-	for _, seed := range [][2]string{
-		{"s SELECT INBOX\r\na1 NOOP\r\na2 LOGOUT\r\n", "\xff" + mailbox + "\xff~ OK done\r\n"},
-		{"s SELECT INBOX\r\na1 FETCH 1 BODY[]\r\n", "\xff" + mailbox + "\xff* 1 FETCH (BODY[] {3}\r\nabc)\r\n~ OK done\r\n"},
-		{"s SELECT INBOX\r\na1 IDLE\r\nDONE\r\na2 COPY 1 x\r\n", "\xff" + mailbox + "\xff~ OK done\r\n\xff+ x\r\n\xff~ OK done\r\n\xffwhat OK\r\n"},
-		{"a1 APPEND x {3}\r\nabc\r\na2 CREATE {3+}\r\nabc\r\n", "\xff+ go\r\n\xff~ OK done\r\n\xff~ NO\r\n"},
-		{"s SELECT INBOX\r\na1 UID FETCH 1:* FLAGS\r\n", "\xff" + mailbox + "\xff* BYE\r\n\xff" + mailbox + "\xff* 2 EXPUNGE\r\n~ OK\r\n"},
-		{"a1 ENABLE QRESYNC\r\ns SELECT INBOX\r\na2 NOOP\r\n", "\xff* ENABLED QRESYNC\r\n~ OK\r\n\xff" + mailbox + "\xff* VANISHED 1\r\n~ OK\r\n"},
-		{"a1 XFROB\r\na2 NOOP\r\n", "\xff~ OK done\r\n"},
-	} {
-		f.Add([]byte(seed[0]), []byte(seed[1]), byte(0))
-		f.Add([]byte(seed[0]), []byte(seed[1]), byte(7))
+	for i, d := range readDialogues(f) {
+		client, backend := d.seed()
+		f.Add([]byte(client), []byte(backend), byte(i))
 	}
 	f.Fuzz(func(t *testing.T, client, backend []byte, how byte) {
 		if len(client) > 8<<10 || len(backend) > 8<<10 {
