@@ -162,7 +162,6 @@ type stub struct {
 	caps    string   // behind the login
 	refusal string   // of logins, "" for none
 	down    bool     // connections end before the greeting
-	logins  int      // tried
 	peers   []*party // those logged in, in order
 	open    map[net.Conn]struct{}
 }
@@ -233,7 +232,6 @@ func (s *stub) greet(nc net.Conn) {
 func (s *stub) logIn(p *party, tag string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.logins++
 	if s.refusal != "" {
 		p.say(tag + " " + s.refusal + "\r\n")
 		return false
@@ -263,12 +261,6 @@ func (s *stub) peer(n int) (*party, error) {
 			return nil, fmt.Errorf("waited in vain for the %d. login", n)
 		}
 	}
-}
-
-func (s *stub) tried() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.logins
 }
 
 func (s *stub) close() {

@@ -127,6 +127,19 @@ func TestALossInALongLineEndsTheSession(t *testing.T) {
 	s.end()
 }
 
+func TestALossInALargeAnswerToSelectEndsTheSession(t *testing.T) {
+	s := newScene(t, setup{})
+	s.play("C s SELECT INBOX (QRESYNC (100 1))", "U1 s SELECT INBOX (QRESYNC (100 1))")
+	line := "* 1 FETCH (UID 1 FLAGS (\\Seen) MODSEQ (3))\r\n"
+	peer, err := s.stub.peer(1)
+	must(t, err)
+	peer.say(strings.Repeat(line, maxShown/len(line)+2))
+	must(t, s.party.exactly(strings.Repeat(line, maxShown/len(line)+1)))
+	peer.hangUp()
+	s.play("CUT", "ENDED upstream_lost")
+	s.end()
+}
+
 func TestAClientsLineThatNeverEndsEndsTheSession(t *testing.T) {
 	s := newScene(t, setup{})
 	s.party.say("a1 CREATE " + strings.Repeat("x", 200<<10))
