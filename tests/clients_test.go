@@ -34,12 +34,13 @@ func TestMbsyncPullsTheSameThousandMessages(t *testing.T) {
 	sent := fill(t, directly(backend), user, n)
 
 	direct := pull(t, mbsync, directly(backend)(t, user), user)
-	through := pull(t, mbsync, gateway(t, backend)(t, user), user)
 	if !maps.Equal(sent, direct) {
 		t.Fatalf("%d messages pulled directly are not the %d stored", len(direct), n)
 	}
-	if !maps.Equal(direct, through) {
-		t.Errorf("%d messages pulled directly and %d through the gateway are not the same", len(direct), len(through))
+	for _, mode := range modes[:3] {
+		if pulled := pull(t, mbsync, through(t, backend, mode)(t, user), user); !maps.Equal(direct, pulled) {
+			t.Errorf("%d messages pulled directly and %d in mode %s are not the same", len(direct), len(pulled), mode)
+		}
 	}
 }
 
@@ -180,7 +181,17 @@ func split(t *testing.T, address string) (host, port string) {
 func TestAGoProgramIdlesAndReadsNewMail(t *testing.T) {
 	t.Parallel()
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
-	e := gateway(t, backend)(t, "gopher")
+	for _, mode := range modes[:3] {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			idlesAndReads(t, backend, through(t, backend, mode), mode+".gopher")
+		})
+	}
+}
+
+// idlesAndReads is the Go program.
+func idlesAndReads(t *testing.T, backend *testbed.Dovecot, through entrance, user string) {
+	e := through(t, user)
 	exists := make(chan uint32, 16) // more than this test makes
 	c, err := imapclient.DialTLS(e.address, &imapclient.Options{
 		TLSConfig: e.tls,
@@ -201,7 +212,7 @@ func TestAGoProgramIdlesAndReadsNewMail(t *testing.T) {
 	if err := c.WaitGreeting(); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Login("gopher", password).Wait(); err != nil {
+	if err := c.Login(user, password).Wait(); err != nil {
 		t.Fatal(err)
 	}
 	if !c.Caps().Has(imap.CapQResync) {
@@ -214,7 +225,7 @@ func TestAGoProgramIdlesAndReadsNewMail(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	deliver(t, backend, "gopher", mail("burrows"))
+	deliver(t, backend, user, mail("burrows"))
 	select {
 	case n := <-exists:
 		if n != 1 {
@@ -281,10 +292,20 @@ func TestANodeProgramIdlesAndReceivesNewMail(t *testing.T) {
 	t.Parallel()
 	node := nodeClients(t)
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
-	e := gateway(t, backend)(t, "flow")
+	for _, mode := range modes[:3] {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			idlesAndReceives(t, node, backend, through(t, backend, mode), mode+".flow")
+		})
+	}
+}
+
+// idlesAndReceives is the Node program.
+func idlesAndReceives(t *testing.T, node string, backend *testbed.Dovecot, through entrance, user string) {
+	e := through(t, user)
 	host, port := split(t, e.address)
 	p, err := testbed.Start(t, testbed.Program(t, "env", "coreutils"),
-		"IMAP_HOST="+host, "IMAP_PORT="+port, "IMAP_USER=flow", "IMAP_PASSWORD="+password,
+		"IMAP_HOST="+host, "IMAP_PORT="+port, "IMAP_USER="+user, "IMAP_PASSWORD="+password,
 		"IMAP_CA="+e.caFile, "IMAP_SERVER_NAME="+e.tls.ServerName, node, "node/idle.js")
 	if err != nil {
 		t.Fatal(err)
@@ -297,7 +318,7 @@ func TestANodeProgramIdlesAndReceivesNewMail(t *testing.T) {
 		}
 	}
 	await("idling")
-	deliver(t, backend, "flow", message)
+	deliver(t, backend, user, message)
 	await("subject a letter")
 	await(fmt.Sprint("bytes ", len(message)))
 	await("goodbye")
