@@ -219,7 +219,7 @@ func (s *session) meet(m moment, deadline time.Time, release func()) (*view.Diff
 	if err != nil {
 		return nil, err
 	}
-	if m.copies != nil && s.mapped == "" && !mutant.Is(mutant.MapThenFlush) {
+	if m.copies != nil && !mutant.Is(mutant.MapThenFlush) {
 		s.mapNumbers(m.copies, d) // as the client means them: the flush, maybe of an earlier try, changes what they mean
 	}
 	if d != nil && d.Ghosts() > 0 && (m.expunge == command.ExpNone || s.numbersFollow()) {
@@ -258,8 +258,14 @@ func (s *session) numbersFollow() bool {
 // mapNumbers turns the numbers of a COPY into UIDs. Those that the client cannot
 // mean are not sent, because they may have come to mean something.
 func (s *session) mapNumbers(r *request, d *view.Diff) {
-	if d == nil && !mutant.Is(mutant.MapThenFlush) {
-		return // the numbers are the backend's
+	switch {
+	case d == nil && !mutant.Is(mutant.MapThenFlush):
+		return // the numbers are the backend's, or UIDs by now
+	case s.mapped != "":
+		if uids, err := imap.ParseSet(s.mapped); err == nil && d.Takes(uids) {
+			s.mapped = unmappable // gone since an earlier try
+		}
+		return
 	}
 	s.mapped = unmappable
 	set, err := imap.ParseSet(string(r.facts.Set))
@@ -329,35 +335,44 @@ func (s *session) recognise(t *told) error {
 // difference is what separates the client's view from the connection's; nil for
 // nothing.
 func (s *session) difference(t *told, deadline time.Time) (*view.Diff, error) {
-	same := t.sameUIDs(s.box)
-	if same && (s.box.view.Unknown() == 0 || !s.asksAside(t)) {
+	if t.sameUIDs(s.box) && (s.box.view.Unknown() == 0 || !s.asksAside(t)) {
 		return nil, nil
 	}
-	for range 3 { // EXISTS may grow while we ask
+	now, err := s.wholeSnapshot(t, deadline)
+	if err != nil {
+		return nil, err
+	}
+	b := s.box
+	if b.view.Unknown() > 0 && !b.grown {
+		if old := now.Below(b.uidNext); old.Len() == b.view.Exists() {
+			_ = b.view.Learn(1, old) // as many as there were, and none of them new: they are those
+		}
+	}
+	d, err := b.view.Diff(now, t.uidNext)
+	switch {
+	case err != nil:
+		s.backend.violated(metrics.UIDUnknown, time.Now())
+		return nil, &ending{audit.ViewInconsistent, byeChanged, err}
+	case d.Tail() > uint32(s.backend.settings.FlagsFullMax): // an EXPUNGE for each would cost the client its cache
+		return nil, &ending{audit.MailboxTooLarge, byeAway, errors.New("UIDs were never learned")}
+	case d.Tail() > 0 && (s.enabled.Has(lease.Qresync) || s.enabled.Has(lease.UIDOnly)):
+		return nil, &ending{audit.ViewInconsistent, byeLost, errors.New("VANISHED cannot name messages whose UIDs were never learned")}
+	}
+	return &d, nil
+}
+
+// wholeSnapshot is a snapshot with as many UIDs as messages have been announced:
+// now, or at least before we asked the last time.
+func (s *session) wholeSnapshot(t *told, deadline time.Time) (*view.UIDs, error) {
+	for tries := range 3 {
+		before := t.exists
 		now, err := s.snapshot(t, deadline)
 		if err != nil {
 			return nil, err
 		}
-		if now.Len() != t.exists {
-			continue
+		if n := now.Len(); n == t.exists || n == before && tries == 2 {
+			return now, nil
 		}
-		if b := s.box; b.view.Unknown() > 0 && !b.grown {
-			if old := now.Below(b.uidNext); old.Len() == b.view.Exists() {
-				_ = b.view.Learn(1, old) // as many as there were, and none of them new: they are those
-			}
-		}
-		d, err := s.box.view.Diff(now, t.uidNext)
-		if err != nil {
-			s.backend.violated(metrics.UIDUnknown, time.Now())
-			return nil, &ending{audit.ViewInconsistent, byeChanged, err}
-		}
-		if d.Tail() > uint32(s.backend.settings.FlagsFullMax) { // an EXPUNGE for each would cost the client its cache
-			return nil, &ending{audit.MailboxTooLarge, byeAway, errors.New("UIDs were never learned")}
-		}
-		if d.Tail() > 0 && (s.enabled.Has(lease.Qresync) || s.enabled.Has(lease.UIDOnly)) {
-			return nil, &ending{audit.ViewInconsistent, byeLost, errors.New("VANISHED cannot name messages whose UIDs were never learned")}
-		}
-		return &d, nil
 	}
 	s.backend.violated(metrics.CountMismatch, time.Now())
 	return nil, &ending{audit.ViewInconsistent, byeChanged, errors.New("fewer or more UIDs than messages")}

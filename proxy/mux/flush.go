@@ -38,7 +38,7 @@ func (s *session) flush(d *view.Diff, t *told, deadline time.Time) error {
 		s.out = append(append(append(s.out, "* OK ["...), t.access...), "] Access has changed.\r\n"...)
 		b.access = t.access
 	}
-	if err := s.flushView(d); err != nil {
+	if err := s.flushView(d, t.exists); err != nil {
 		return err
 	}
 	if t.recent != b.recent && !s.enabled.Has(lease.Rev2) {
@@ -51,7 +51,7 @@ func (s *session) flush(d *view.Diff, t *told, deadline time.Time) error {
 	if err := s.flushed(); err != nil {
 		return err
 	}
-	b.uidNext, b.grown = t.uidNext, false
+	b.uidNext = t.uidNext
 	s.attached = true
 	s.show()
 	told, err := s.flushFlags(t, deadline)
@@ -83,7 +83,8 @@ func (s *session) flushLine(was *line, is line) {
 }
 
 // flushView tells what has gone and what has come.
-func (s *session) flushView(d *view.Diff) error {
+func (s *session) flushView(d *view.Diff, exists uint32) error {
+	s.box.grown = false
 	if d == nil {
 		return nil
 	}
@@ -100,10 +101,14 @@ func (s *session) flushView(d *view.Diff) error {
 			}
 		}
 	}
-	if d.Arrived() > 0 {
-		s.out = append(strconv.AppendUint(append(s.out, "* "...), uint64(d.Exists()), 10), " EXISTS\r\n"...)
-	}
 	s.box.view.Apply(d)
+	if exists > d.Exists() { // more have come since the snapshot
+		_ = s.box.view.Grow(exists)
+		s.box.grown = true
+	}
+	if d.Arrived() > 0 || s.box.grown {
+		s.out = append(strconv.AppendUint(append(s.out, "* "...), uint64(s.box.view.Exists()), 10), " EXISTS\r\n"...)
+	}
 	return nil
 }
 
@@ -173,6 +178,10 @@ func (s *session) overhear(response []byte) error {
 	v, err := s.untagged(seg)
 	if err != nil || v == drop {
 		return err
+	}
+	if s.overheard != nil {
+		s.overheard = append(s.overheard, response...)
+		return nil
 	}
 	_, err = s.client.Write(response)
 	return s.clientLost(err)

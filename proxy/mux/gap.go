@@ -105,7 +105,9 @@ func (s *session) learnFirst(before, last []byte) error {
 	if _, err := s.client.Write(before); err != nil {
 		return s.clientLost(err)
 	}
+	s.overheard = rest
 	learned := s.learn() // a loss is one behind the command, which has been answered
+	rest, s.overheard = s.overheard, nil
 	s.partial = false
 	_, err := s.client.Write(rest)
 	return errors.Join(s.clientLost(err), learned)

@@ -48,6 +48,7 @@ type session struct {
 	idling     *idling         // the client is in IDLE
 	request    request         // the command in hand
 	collected  []byte          // a command with literals
+	overheard  []byte          // what goes behind an answer that waits, nil: on at once
 	out        []byte          // answers of our own
 	mapped     string          // the UIDs that a COPY's numbers became
 	plus       bool            // a continuation request is due

@@ -3,6 +3,8 @@ package view
 import (
 	"iter"
 	"strconv"
+
+	"imapgate/internal/imap"
 )
 
 // Diff is what separates a client's view from a snapshot of the mailbox: ghosts,
@@ -77,6 +79,16 @@ func (d *Diff) Exists() uint32 { return d.exists }
 
 // IsGhost says whether message n of the view is a ghost.
 func (d *Diff) IsGhost(n uint32) bool { return d.numbers.Contains(n) }
+
+// Takes says whether a message with one of these UIDs is a ghost.
+func (d *Diff) Takes(uids imap.Set) bool {
+	for _, r := range uids {
+		if d.gone.within(r.First, r.Last) > 0 {
+			return true
+		}
+	}
+	return false
+}
 
 // Expunges yields the message numbers of the ghosts from the last to the first, in
 // which order each is right when it is sent.
