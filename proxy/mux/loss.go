@@ -10,7 +10,7 @@ import (
 
 // maxTries bounds how often what is outstanding is sent again without any of it
 // being answered: a command may be what its backend dies of.
-const maxTries = 5
+const maxTries = 3
 
 // survive is what becomes of a session whose upstream is lost: nil when it goes
 // on.
