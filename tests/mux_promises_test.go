@@ -1,0 +1,217 @@
+package tests
+
+import (
+	"bufio"
+	"fmt"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"imapgate/internal/faultproxy"
+	"imapgate/internal/testbed"
+	"imapgate/proxy"
+	"imapgate/proxy/mux"
+	"imapgate/proxy/upstream"
+)
+
+// What a client may use is the same before and after its upstream was lost, and
+// nothing of it would lead it into a state that no other upstream could be given.
+func TestWhatIsOfferedStaysTheSame(t *testing.T) {
+	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
+	line := faultproxy.Start(t, backend.Plain)
+	g := startFramed(t, mux.Resume, options{ca: backend.CA, backends: map[string]upstream.Config{
+		only: {Address: line.Address(), TLSMode: upstream.NoTLS},
+	}})
+	c := enter(t, g.at(proxy.ImplicitTLS), "")
+	welcome, err := c.Do("LOGIN amy " + password)
+	if err := okay(welcome, err); err != nil {
+		t.Fatal(err)
+	}
+	_, told, _ := strings.Cut(welcome[0].Text, "[CAPABILITY ")
+	told, _, _ = strings.Cut(told, "]")
+	offered := " " + told + " "
+	for _, name := range []string{"LITERAL+", "IDLE", "QRESYNC", "NOTIFY", "UNSELECT", "MOVE"} {
+		if !strings.Contains(offered, " "+name+" ") {
+			t.Errorf("%s is not offered: %s", name, told)
+		}
+	}
+	for _, name := range []string{
+		"COMPRESS=", "UNAUTHENTICATE", "-REFERRALS", "LANGUAGE", "I18NLEVEL=", "ANNOTATE", "STARTTLS", "AUTH=", "LOGINDISABLED", "LITERAL-",
+	} {
+		if strings.Contains(offered, name) {
+			t.Errorf("%s is offered: %s", name, told)
+		}
+	}
+	for _, step := range []struct{ command, want string }{
+		{"CAPABILITY", "* CAPABILITY " + told + "\n"},
+		{"SELECT INBOX", " OK [READ-WRITE] "},
+		{"CAPABILITY", "* CAPABILITY " + told + "\n"},
+		{"COMPRESS DEFLATE", " BAD "},
+		{"NOOP", " OK "},
+	} {
+		if got, err := c.Do(step.command); err != nil || !strings.Contains(shown(got), step.want) {
+			t.Errorf("%s: %v, %v", step.command, got, err)
+		}
+	}
+	line.Reset()
+	for _, command := range []string{"NOOP", "CAPABILITY", "NOOP"} {
+		got, err := c.Do(command)
+		if err := okay(got, err); err != nil || command == "CAPABILITY" && got[0].Text != "* CAPABILITY "+told {
+			t.Errorf("%s, with another upstream: %v, %v", command, got, err)
+		}
+	}
+	testbed.Within(t, 5*time.Second, "the attach to be on record", func() bool { return len(g.records("session_attached", "")) == 1 })
+}
+
+// Each loss, each attach and each pin is on record once, with why; so is each
+// end; and nobody's password is.
+func TestWhatBecomesOfASessionIsOnRecord(t *testing.T) {
+	const secret = "correct-horse-battery-staple"
+	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: secret})
+	line := faultproxy.Start(t, backend.Plain)
+	g := startFramed(t, mux.Resume, options{ca: backend.CA, backends: map[string]upstream.Config{
+		only: {Address: line.Address(), TLSMode: upstream.NoTLS},
+	}})
+	log := func(user string, commands ...string) *RawClient {
+		t.Helper()
+		c := enter(t, g.at(proxy.ImplicitTLS), "")
+		for _, command := range append([]string{fmt.Sprintf("LOGIN %s %q", user, secret)}, commands...) {
+			if got, err := c.Do(command); err != nil || !strings.Contains(shown(got), " OK ") {
+				t.Fatalf("%s: %s: %v, %v", user, command, got, err)
+			}
+		}
+		return c
+	}
+	log("whole", "SELECT INBOX", "NOOP", "LOGOUT")
+	healed := log("healed", "SELECT INBOX")
+	line.Reset()
+	if err := okay(healed.Do("NOOP")); err != nil {
+		t.Fatal(err)
+	}
+	if err := okay(healed.Do("LOGOUT")); err != nil {
+		t.Fatal(err)
+	}
+	log("noticed", "SELECT INBOX", "NOTIFY SET (SELECTED (MessageNew MessageExpunge))", "NOOP", "LOGOUT")
+	log("remembered", "SELECT INBOX", "SEARCH RETURN (SAVE) ALL", "NOOP", "LOGOUT")
+	if got, err := log("strange", "SELECT INBOX").Do("XSTRANGE"); err != nil || !strings.Contains(shown(got), " BAD ") {
+		t.Errorf("a strange command: %v, %v", got, err)
+	}
+	_ = log("gone", "SELECT INBOX").Close()
+	deleted := log("deleted", "CREATE Box", "SELECT Box")
+	line.Reset()
+	// Nobody at rest: what others have deleted is found by the next command.
+	other, err := reach(endpoint{address: backend.Plain}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close() // all was answered
+	for _, command := range []string{fmt.Sprintf("LOGIN deleted %q", secret), "DELETE Box"} {
+		if err := okay(other.Do(command)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := deleted.Do("NOOP"); err == nil || !strings.Contains(shown(got), "* BYE Mailbox has been deleted.") {
+		t.Errorf("a mailbox that is gone: %v, %v", got, err)
+	}
+	for user, want := range map[string]string{
+		"whole":      "session_ended client_logout",
+		"healed":     "upstream_lost reset, session_attached lost ok, session_ended client_logout",
+		"noticed":    "session_pinned notify",
+		"remembered": "session_pinned saved_search",
+		"strange":    "session_pinned unknown_command",
+		"gone":       "session_ended client_closed",
+		"deleted":    "upstream_lost reset, session_attached lost gone, session_ended mailbox_gone",
+	} {
+		testbed.Within(t, 5*time.Second, user+"'s session on record: "+want, func() bool { return strings.HasPrefix(g.story(user), want) })
+	}
+	for _, file := range []string{"audit", "log"} {
+		if strings.Contains(g.read(file), secret) {
+			t.Errorf("a password is in the %s", file)
+		}
+	}
+}
+
+// story is what the audit log says of a user's session behind its login.
+func (g *running) story(user string) string {
+	var all []string
+	for _, r := range g.records("", user) {
+		if r.Event != "login_accepted" {
+			all = append(all, strings.TrimSpace(r.Event+" "+r.Reason+" "+r.Result))
+		}
+	}
+	return strings.Join(all, ", ")
+}
+
+// A backend that takes messages away without a word, three times in an hour, is
+// spliced from then on, and an operator is told.
+func TestABackendThatBreaksItsPromisesIsSpliced(t *testing.T) {
+	g := startFramed(t, mux.Resume, options{ca: testbed.NewCA(t), backends: map[string]upstream.Config{
+		only: {Address: startStubThat(t, nil, shrinking).address(), TLSMode: upstream.NoTLS},
+	}})
+	visit := func(i int) {
+		t.Helper()
+		c := enter(t, g.at(proxy.NoTLS), "")
+		for _, command := range []string{fmt.Sprintf("LOGIN user%d %s", i, password), "SELECT INBOX", "NOOP", "NOOP", "LOGOUT"} {
+			if err := okay(c.Do(command)); err != nil {
+				t.Fatalf("user%d: %s: %v", i, command, err)
+			}
+		}
+		_ = c.Close() // as every client does after LOGOUT
+	}
+	const spliced = "imapgate_mux_backend_spliced"
+	for i := range 3 {
+		if sum := g.metric(spliced); sum != 0 {
+			t.Errorf("after %d broken promises, the backend is spliced", i)
+		}
+		visit(i)
+	}
+	visit(3)
+	testbed.Within(t, 5*time.Second, "all sessions to be on record", func() bool { return len(g.records("session_ended", "")) == 4 })
+	for _, r := range g.records("session_ended", "") {
+		if want := map[bool]string{true: "splice", false: "resume"}[r.User == "user3"]; r.Mode != want {
+			t.Errorf("%s had a session in mode %s, want %s", r.User, r.Mode, want)
+		}
+	}
+	if pins := reasons(g.records("session_pinned", "")); pins["violation"] != 3 || len(pins) != 1 {
+		t.Errorf("pins: %v; want 3 for a violation", pins)
+	}
+	if n := g.metric("imapgate_mux_invariant_total"); n != 3 {
+		t.Errorf("%v broken promises are counted, want 3", n)
+	}
+	if sum := g.metric(spliced); sum != 1 {
+		t.Errorf("the metric says %v, want 1", sum)
+	}
+	if n := strings.Count(g.read("log"), "ALERT"); n != 1 {
+		t.Errorf("%d alerts in the log, want 1", n)
+	}
+}
+
+// shrinking is a backend whose mailbox loses messages without EXPUNGE.
+func shrinking(conn net.Conn) {
+	r, w := bufio.NewReader(conn), bufio.NewWriter(conn)
+	_, _ = w.WriteString("* OK [CAPABILITY IMAP4rev1 SASL-IR UNSELECT AUTH=PLAIN] ready\r\n") // Flush has the error
+	for w.Flush() == nil {
+		line, err := r.ReadString('\n')
+		if err != nil {
+			return
+		}
+		tag, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
+		switch name, _, _ := strings.Cut(rest, " "); name {
+		case "AUTHENTICATE":
+			_, _ = w.WriteString(tag + " OK [CAPABILITY IMAP4rev1 UNSELECT] welcome\r\n")
+			continue
+		case "SELECT":
+			_, _ = w.WriteString("* 3 EXISTS\r\n* OK [UIDVALIDITY 1] valid\r\n* OK [UIDNEXT 4] next\r\n")
+		case "UID":
+			_, _ = w.WriteString("* SEARCH 1 2 3\r\n")
+		case "NOOP":
+			_, _ = w.WriteString("* 1 EXISTS\r\n")
+		case "LOGOUT":
+			_, _ = w.WriteString("* BYE so long\r\n" + tag + " OK done\r\n")
+			_ = w.Flush() // it hangs up anyway
+			return
+		}
+		_, _ = w.WriteString(tag + " OK done\r\n")
+	}
+}
