@@ -238,6 +238,9 @@ func (d *Dovecot) Restart() {
 	}
 }
 
+// PID is the id of Dovecot's main process and of the group of all of them.
+func (d *Dovecot) PID() int { return d.current().PID() }
+
 func (d *Dovecot) current() *Process {
 	d.mu.Lock()
 	defer d.mu.Unlock()
