@@ -125,7 +125,7 @@ func (m *Mirror) numbered(n uint32, rest string, literals []string) error {
 		if err != nil {
 			return err
 		}
-		if m.selecting != nil {
+		if m.selecting != nil && m.selecting.closed {
 			m.selecting.fetches = append(m.selecting.fetches, f)
 			return nil
 		}
@@ -136,7 +136,7 @@ func (m *Mirror) numbered(n uint32, rest string, literals []string) error {
 
 // exists takes the size of the mailbox, which only expunges make smaller.
 func (m *Mirror) exists(n int) error {
-	if s := m.selecting; s != nil {
+	if s := m.selecting; s != nil && (s.closed || s.flagged) { // or it is still the old mailbox's
 		if !s.closed {
 			return violation("EXISTS of the new mailbox before CLOSED of the old one")
 		}
@@ -229,6 +229,9 @@ func (m *Mirror) flags(list string) error {
 	names, ok := listOf(list)
 	if !ok || m.box == "" && m.selecting == nil {
 		return violation("a broken or misplaced FLAGS: %q", list)
+	}
+	if m.selecting != nil {
+		m.selecting.flagged = true
 	}
 	m.keywords = map[string]struct{}{}
 	for _, f := range names {
