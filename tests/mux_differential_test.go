@@ -46,7 +46,7 @@ func TestAScriptEndsTheSameInEveryMode(t *testing.T) {
 	for _, mode := range modes {
 		doors[mode] = through(t, backend, mode)
 	}
-	first, runs := uint64(time.Now().UnixNano()), soaked(3, 30)
+	first, runs := uint64(time.Now().UnixNano()), soaked(2, 30)
 	if again, err := strconv.ParseUint(os.Getenv(playSeed), 10, 64); err == nil {
 		first, runs = again, 1
 	}
@@ -61,7 +61,7 @@ func TestAScriptEndsTheSameInEveryMode(t *testing.T) {
 						t.Parallel()
 						a := &actor{T: t, user: fmt.Sprintf("%s%d", mode, seed), random: rand.New(rand.NewPCG(seed, 1))}
 						a.client, a.bystander = a.enter(doors[mode]), a.enter(directly(backend))
-						a.play(soaked(100, 200))
+						a.play(soaked(80, 200))
 						ends[i] = append(a.told, a.leaves()...)
 					})
 				}

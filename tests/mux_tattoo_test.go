@@ -67,7 +67,7 @@ func TestReusedConnectionsBringNobodyAnothersBytes(t *testing.T) {
 		seed = again
 	}
 	t.Logf("%s=%d", stormSeed, seed)
-	p := parlour{g: g, sessions: int64(soaked(2_500, 100_000))}
+	p := parlour{g: g, sessions: int64(soaked(1_500, 100_000))}
 	var clients errgroup.Group
 	began := time.Now()
 	for i := range uint64(24) {
