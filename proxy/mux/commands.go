@@ -321,6 +321,11 @@ func (s *session) prepare(r *request) (mapped string, err error) {
 			}
 		}
 		if s.inStep() {
+			if err := s.healed(s.catchUp(m.expunge)); err != nil {
+				return "", err
+			}
+		}
+		if s.inStep() {
 			break
 		}
 		s.inHand = command.ExpSync // its own moment is m
@@ -329,10 +334,12 @@ func (s *session) prepare(r *request) (mapped string, err error) {
 		}
 		s.inHand = m.expunge
 	}
-	switch s.mapped {
-	case unmappable:
+	switch {
+	case !s.inStep():
+		return "", errBusy
+	case s.mapped == unmappable:
 		return "", errGhosts
-	case noSuch:
+	case s.mapped == noSuch:
 		return "", errNoSuch
 	}
 	return s.mapped, nil

@@ -458,6 +458,9 @@ func (p *performance) finish() error {
 		p.reason = cmp.Or(p.reason, string(audit.ClientLogout))
 	}
 	r := p.leave(p.actor)
+	if p.reason == string(audit.ClientClosed) && r.Reason == audit.ClientLost { // it hung up over bytes it had not read
+		r.Reason = audit.ClientClosed
+	}
 	if p.reason != "" && string(r.Reason) != p.reason || r.Reason == audit.InternalMistake {
 		return fmt.Errorf("ended for %q (%w), want %q", r.Reason, r.Err, p.reason)
 	}

@@ -11,6 +11,7 @@ import (
 
 	"imapgate/internal/audit"
 	"imapgate/internal/imap"
+	"imapgate/internal/metrics"
 	"imapgate/internal/mutant"
 	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/mux/pool"
@@ -68,7 +69,7 @@ func (s *session) flush(d *view.Diff, t *told, deadline time.Time) error {
 			return err
 		}
 	}
-	if t.modseq != 0 || b.modseq == 0 {
+	if t.modseq != 0 { // or an earlier one holds on
 		b.modseq = t.modseq
 	}
 	return nil
@@ -143,7 +144,7 @@ func (s *session) flushFlags(t *told, deadline time.Time) (bool, error) {
 // connection than the client's. Their messages are then known by UID alone.
 func (s *session) asksAside(t *told) bool {
 	b := s.box
-	return b.modseq != 0 && t.modseq != 0 && (t.modseq != b.modseq || b.owes) &&
+	return b.modseq != 0 && (t.modseq != b.modseq || b.owes) &&
 		!s.enabled.Has(lease.Condstore) && s.backend.settings.Consistent && b.isASCII()
 }
 
@@ -208,7 +209,7 @@ func (s *session) flagsAside(t *told, deadline time.Time) (bool, error) {
 		if seen, ok = s.changedFlags(aux, deadline); ok {
 			s.account.ReturnAux(aux)
 		} else {
-			s.account.Destroy(aux, discardAux)
+			s.account.Destroy(aux, metrics.DiscardError)
 		}
 	}
 	switch n := s.box.view.Exists(); {
@@ -217,9 +218,9 @@ func (s *session) flagsAside(t *told, deadline time.Time) (bool, error) {
 	case !ok:
 		return false, nil // owed
 	}
-	if changed := s.out; len(changed) > 0 { // a keyword may be so new that only aux has said it
+	if changed := s.out; len(changed) > 0 { // a keyword may be so new that only aux has said it, or so that it has not
 		s.out = nil
-		s.flushLine(&s.box.flags, seen.flags)
+		s.flushLine(&s.box.flags, s.box.flags.and(seen.flags))
 		s.out = append(s.out, changed...)
 	}
 	if mutant.Is(mutant.MFromAux) {

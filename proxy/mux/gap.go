@@ -7,11 +7,12 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strconv"
-	"strings"
 	"time"
 
 	"imapgate/internal/audit"
 	"imapgate/internal/metrics"
+	"imapgate/proxy/mux/command"
+	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/mux/view"
 )
 
@@ -129,29 +130,61 @@ func (s *session) track() error {
 	if err != nil {
 		return nil // flags will all be told again
 	}
-	status := mailbox{verb: "STATUS", name: b.name}
-	ask, err := status.command(aux.Caps())
-	if err != nil {
-		s.account.ReturnAux(aux)
-		return nil
-	}
-	res, err := aux.Run(time.Now().Add(ownQuestion), ask+" (HIGHESTMODSEQ)", func(response []byte) error {
-		if i := strings.LastIndex(string(response), "HIGHESTMODSEQ "); i >= 0 {
-			digits, _, _ := strings.Cut(string(response[i+len("HIGHESTMODSEQ "):]), ")")
-			b.next, _ = strconv.ParseUint(strings.TrimSpace(digits), 10, 63)
-		}
-		return nil
-	})
-	if err != nil || res.Name != "OK" {
-		b.next = 0
-		s.account.Destroy(aux, discardAux)
+	if b.next, err = s.trackedBy(aux); err != nil {
+		s.account.Destroy(aux, metrics.DiscardError)
 		return nil
 	}
 	s.account.ReturnAux(aux)
 	return nil
 }
 
-const discardAux = metrics.DiscardError
+// trackedBy asks for the mod-sequence, and then opens the mailbox: Dovecot begins
+// with the first, and says so to others behind the second.
+func (s *session) trackedBy(aux *lease.Conn) (modseq uint64, err error) {
+	for _, ask := range [...]struct{ verb, items string }{{"STATUS", " (HIGHESTMODSEQ)"}, {"EXAMINE", ""}} {
+		name, err := (&mailbox{verb: ask.verb, name: s.box.name}).command(aux.Caps())
+		if err != nil {
+			return 0, err
+		}
+		aux.Selected = aux.Selected || ask.verb == "EXAMINE"
+		res, err := aux.Run(time.Now().Add(ownQuestion), name+ask.items, func(response []byte) error {
+			if i := bytes.LastIndex(response, []byte("HIGHESTMODSEQ ")); i >= 0 && modseq == 0 {
+				modseq = leadingUint64(response[i+len("HIGHESTMODSEQ "):])
+			}
+			return nil
+		})
+		if err != nil || res.Name != "OK" {
+			return 0, fmt.Errorf("%s: %s %w", ask.verb, res.Text, errors.Join(errBusy, err))
+		}
+	}
+	return modseq, nil
+}
+
+// leadingUint64 is the number b begins with, 0 for none.
+func leadingUint64(b []byte) uint64 {
+	digits := b[:len(b)-len(bytes.TrimLeft(b, "0123456789"))]
+	n, _ := strconv.ParseUint(string(digits), 10, 63) // 0: not known
+	return n
+}
+
+// catchUp has the backend tell everything, while a command of the client's is in
+// progress in which it may: then what track was told is true of the client. It
+// is needed once in a mailbox, if at all.
+func (s *session) catchUp(expunge command.Expunge) error {
+	b := s.box
+	if b == nil || b.next == 0 || !s.attached || !s.sent.empty() || expunge != command.ExpSync || s.numbersFollow() {
+		return nil
+	}
+	res, err := s.up.Run(time.Now().Add(ownQuestion), "NOOP", s.overhear)
+	if err != nil {
+		return s.ranInto(err)
+	}
+	if res.Name == "OK" {
+		b.modseq = b.next
+	}
+	b.next = 0
+	return nil
+}
 
 // payFlags tells the flag changes that could not be told on an attach.
 func (s *session) payFlags() error {
@@ -211,7 +244,7 @@ func (s *session) detach() error {
 	if err := s.learn(); err != nil {
 		return err
 	}
-	if s.pinning == "" && (s.box == nil || !s.box.spoiled) {
+	if s.pinning == "" && (s.box == nil || !s.box.spoiled && s.box.next == 0) {
 		s.giveBack()
 	}
 	return nil

@@ -60,10 +60,22 @@ func (s *session) idle(r *request) error {
 		s.wakeIn(time.Second)
 		return nil
 	}
-	if err := s.learn(); err != nil { // nothing can be asked from now on
+	if err := s.prepareIdle(); err != nil {
 		return err
 	}
 	return s.listen()
+}
+
+// prepareIdle asks what cannot be asked while the lease idles. The client's IDLE
+// is in progress: it may be told everything.
+func (s *session) prepareIdle() error {
+	if err := s.learn(); err != nil || s.mode == Reuse {
+		return err
+	}
+	if err := s.track(); err != nil {
+		return err
+	}
+	return s.catchUp(command.ExpSync)
 }
 
 // listen puts the lease into an IDLE of ours.
@@ -179,7 +191,7 @@ func (s *session) refresh() error {
 		return err
 	}
 	i.away, i.retry = time.Time{}, 0
-	if err := s.learn(); err != nil {
+	if err := s.prepareIdle(); err != nil {
 		return err
 	}
 	return s.listen()

@@ -3,6 +3,7 @@ package mux
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -56,6 +57,21 @@ func (l *line) keep(b []byte) {
 	if string(*l) != string(b) {
 		*l = line(b)
 	}
+}
+
+// and is "FLAGS (…)" with the flags of both.
+func (l line) and(other line) line {
+	mine := strings.Fields(strings.Trim(string(l[min(len("FLAGS"), len(l)):]), " ()\r\n"))
+	added := false
+	for _, flag := range strings.Fields(strings.Trim(string(other[min(len("FLAGS"), len(other)):]), " ()\r\n")) {
+		if !slices.Contains(mine, flag) {
+			mine, added = append(mine, flag), true
+		}
+	}
+	if !added {
+		return l
+	}
+	return line("FLAGS (" + strings.Join(mine, " ") + ")\r\n")
 }
 
 // told is what SELECT or EXAMINE says (RFC 9051 §6.3.2).
