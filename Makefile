@@ -4,10 +4,11 @@
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 LDFLAGS  := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 10s
+SEEDS    ?= 1000
 # For each package; the whole takes minutes.
 TIMEOUT  ?= 10m
 
-.PHONY: soak compare build test check fuzz race bench cover docs docker scratch-test deps clean
+.PHONY: tattoo model-slice soak model compare build test check fuzz race bench cover docs docker scratch-test deps clean
 
 build: ## one static binary, dist/imapgate
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o dist/imapgate ./cmd/imapgate
@@ -42,7 +43,16 @@ docker: ## the image
 	docker build --build-arg VERSION=$(VERSION) -t imapgate:$(VERSION) .
 
 soak: ## the long runs of the tests: 9,000 idle sessions, 300 logins a second, 100,000 connections, a storm
-	IMAPGATE_SOAK=1 go test -timeout 40m -run 'Leaves|IdleSessions|LoginsAt|InAStorm' -v ./tests
+	IMAPGATE_SOAK=1 go test -timeout 60m -run 'Leaves|IdleSessions|LoginsAt|InAStorm|ReusedConnections|AScriptEnds|ReturningUsers|ARestartLoses' -v ./tests
+
+tattoo: ## 100,000 sessions of 200 users, aborted anywhere, on connections that are used again: no foreign byte
+	IMAPGATE_SOAK=1 go test -count=1 -timeout $(TIMEOUT) -run ReusedConnections ./tests
+
+model-slice: ## some minutes of what model does
+	MODEL_MODE=resume MODEL_DETACH=1 MODEL_FAULTS=all MODEL_TIME=2m go test -count=1 -timeout $(TIMEOUT) -run TestModelAsAsked ./tests/model
+
+model: ## a thousand seeds of random clients, each command on a new connection, with losses: resume must not err
+	MODEL_MODE=resume MODEL_DETACH=1 MODEL_FAULTS=all MODEL_SEEDS=$(SEEDS) go test -count=1 -timeout 120m -run TestModelAsAsked -v ./tests/model
 
 compare: ## beside HAProxy, nginx and Dovecot, in one run; needs root for their packages
 	internal/peerbench/compare.sh
