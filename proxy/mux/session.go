@@ -38,32 +38,36 @@ type session struct {
 	ended   func(Result)
 	client  *wire.Wire
 
-	// Owned by run.
-	up         *lease.Conn   // the lease, nil while there is none
-	since      time.Time     // when up was got, or lost
-	enabled    lease.Enabled // by the client
-	box        *mailbox      // nil: the client has none selected
-	attached   bool          // up has box selected, and says of it what the client sees
-	sent       outstanding
-	idling     *idling         // the client is in IDLE
-	request    request         // the command in hand
-	collected  []byte          // a command with literals
-	overheard  []byte          // what goes behind an answer that waits, nil: on at once
-	out        []byte          // answers of our own
-	mapped     string          // the UIDs that a COPY's numbers became
-	plus       bool            // a continuation request is due
-	cutShort   bool            // the lease has the beginning of a command, not yet its end
-	inHand     command.Expunge // of the command in hand, until it is sent
-	before     bool            // a mailbox was selected on the lease before SELECT
-	doubtful   bool            // the lease was sent what we did not understand
-	partial    bool            // the client has the beginning of a response, not yet its end
-	answering  verdict         // what becomes of the response that is being read
-	lostBefore bool            // the last upstream was lost, not given up
-	tries      int             // losses since something was last answered
-	bad        int             // commands that were none
-	pinning    audit.Why
-	rested     bool   // has been quiet
-	state      string // as the metrics count it
+	// Owned by run: the lease.
+	up         *lease.Conn // nil while there is none
+	since      time.Time   // when it was got, or lost
+	attached   bool        // it has box selected, and says of it what the client sees
+	sent       outstanding // on it
+	plus       bool        // a continuation request is due
+	cutShort   bool        // it has the beginning of a command, not yet its end
+	doubtful   bool        // it was sent what we did not understand
+	before     bool        // it had a mailbox selected before the SELECT under way
+	answering  verdict     // what becomes of the response that is being read
+	lostBefore bool        // the last one was lost, not given up
+	tries      int         // losses since something was last answered
+
+	// Owned by run: the client.
+	enabled lease.Enabled
+	box     *mailbox // nil: none is selected
+	idling  *idling  // nil: it is not in IDLE
+	partial bool     // it has the beginning of a response, not yet its end
+	bad     int      // commands in a row that were none
+	pinning audit.Why
+
+	// Owned by run: the command in hand, and answers.
+	request   request
+	inHand    command.Expunge // its class, until it is sent
+	mapped    string          // the UIDs that its numbers became
+	collected []byte          // a command with literals
+	overheard []byte          // what goes behind an answer that waits; nil: on at once
+	out       []byte          // answers of our own
+	rested    bool            // the session has been quiet
+	state     string          // … and is counted as this
 
 	upstream atomic.Pointer[wire.Wire]    // up's, for the clock
 	order    atomic.Pointer[audit.Reason] // why the session is to end
