@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"runtime/debug"
 	"syscall"
 
@@ -85,6 +86,7 @@ func serve(ctx context.Context, file, warning string, logTo io.Writer) error {
 	if warning != "" {
 		log.Warn(warning)
 	}
+	warnReuse(cfg, log)
 
 	g, err := open(cfg, log)
 	if err != nil {
@@ -151,4 +153,16 @@ func (g *gateway) refresh() {
 		}
 	}
 	g.log.Info("audit log opened anew; a changed configuration is not read before a restart")
+}
+
+// warnReuse says which backends' mode is of no use: where only they know the
+// passwords, each login asks them, on a connection of its own.
+func warnReuse(cfg *config.Config, log *zap.Logger) {
+	asked := slices.Equal(cfg.Auth.Methods, []string{"passthrough"})
+	for name, b := range cfg.Backends {
+		if asked && b.Mode == "reuse" && b.Login == "passthrough" && !b.Mux.CredCache {
+			log.Warn("mode reuse needs mux.cred_cache, or passwords that the gateway can check: nothing will be reused",
+				zap.String("backend", name))
+		}
+	}
 }

@@ -161,20 +161,6 @@ func (k checker) backends() {
 			k.add(key, "ca and server_name are used only with TLS")
 		}
 		k.login(key, b)
-		k.mux(key, b)
-	}
-}
-
-func (k checker) mux(key string, b Backend) {
-	// Each login would have to ask the backend, on a new connection.
-	if b.Mode == "reuse" && b.Login == "passthrough" && !b.Mux.CredCache && slices.Equal(k.c.Auth.Methods, []string{"passthrough"}) {
-		k.add(below(key, "mode"), "reuse needs mux.cred_cache: true where only the backend knows the passwords: else nothing would ever be reused")
-	}
-	if b.Mux.MaxAge < b.Mux.LogoutReuseTTL {
-		k.add(key+".mux.max_age", "is less than logout_reuse_ttl: no connection would wait that long")
-	}
-	if b.Mux.LostMax < b.Mux.HoldMax {
-		k.add(key+".mux.lost_max", "is less than hold_max: a client in IDLE is more patient than one that waits for an answer")
 	}
 }
 

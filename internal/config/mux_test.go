@@ -41,6 +41,7 @@ func TestEachMuxKeyReachesTheRelay(t *testing.T) {
 
 func TestModesThatHaveWhatTheyNeedAreAccepted(t *testing.T) {
 	for _, more := range []string{
+		"mode: reuse",
 		"mode: reuse, mux: {cred_cache: true}",
 		"mode: resume",
 		"mode: resume, mux: {logout_reuse_ttl: 0s, max_per_user: 0}",
@@ -50,6 +51,4 @@ func TestModesThatHaveWhatTheyNeedAreAccepted(t *testing.T) {
 			t.Errorf("%s became %s", more, b.Mode)
 		}
 	}
-	// A password file knows the passwords without the backend.
-	mustParse(t, strings.Replace(minimal, `993"}`, `993", mode: reuse}`, 1)+"auth: {methods: [file]}\n")
 }
