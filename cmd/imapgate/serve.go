@@ -6,8 +6,8 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"slices"
 	"runtime/debug"
+	"slices"
 	"syscall"
 
 	"github.com/spf13/cobra"
