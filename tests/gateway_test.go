@@ -270,8 +270,11 @@ func plainGateway(t testing.TB, backend *testbed.Dovecot) entrance {
 
 // muxGateway leads to a gateway with TLS on both sides, where sessions are framed.
 func muxGateway(t testing.TB, backend *testbed.Dovecot, mode mux.Mode) entrance {
-	g := startFramed(t, mode, options{
+	settings := muxSettings()
+	settings.Learn = mux.Auto // what is asked for UIDs and mod-sequences shows in what the backend says
+	g := startGateway(t, options{
 		ca: backend.CA, backends: map[string]upstream.Config{only: to(backend, upstream.ImplicitTLS)},
+		modes: map[string]proxy.Mode{only: {Name: string(mode), Mux: settings}},
 	})
 	return func(testing.TB, string) endpoint { return g.at(proxy.ImplicitTLS) }
 }

@@ -246,8 +246,11 @@ func (s *session) numbersFollow() bool {
 		return true
 	}
 	for more := range bytes.Lines(s.client.Peek()) {
-		head, err := command.Lookup(more)
-		if err == nil && (head.Spec.Expunge == command.ExpNone || head.Spec.Expunge == command.ExpTranslate) {
+		facts, err := command.Read(more)
+		if errors.Is(err, command.ErrTag) || errors.Is(err, command.ErrCommand) {
+			continue // a line of a literal, DONE, or none at all
+		}
+		if facts.Expunge == command.ExpNone || facts.Expunge == command.ExpTranslate {
 			return true
 		}
 	}

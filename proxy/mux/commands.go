@@ -225,7 +225,7 @@ func (s *session) do(r *request) error {
 func (s *session) local(r *request) error {
 	switch r.spec.Name {
 	case "CAPABILITY":
-		return s.say("* CAPABILITY ", s.caps, "\r\n", string(r.tag), " OK Capability completed.")
+		return s.say("* CAPABILITY ", s.offered.String(), "\r\n", string(r.tag), " OK Capability completed.")
 	case "NOOP":
 		return s.answer("OK NOOP completed.")
 	case "ID":
@@ -250,11 +250,12 @@ func (s *session) enable(r *request) error {
 	if s.up != nil { // as it is, another may need it; and what is enabled may have to be tried
 		s.giveBack()
 	}
+	asked := slices.DeleteFunc(slices.Clone(r.facts.Names), s.hides)
 	var names []string
 	err := s.persist(s.backend.settings.HoldMax, func(deadline time.Time) (err error) {
 		ctx, cancel := context.WithDeadline(s.hub.ctx, deadline)
 		defer cancel()
-		names, err = s.account.Enable(ctx, r.facts.Names)
+		names, err = s.account.Enable(ctx, asked)
 		return s.revocation(err)
 	})
 	if err != nil {
@@ -264,12 +265,17 @@ func (s *session) enable(r *request) error {
 	for _, name := range names {
 		upper := strings.ToUpper(name)
 		enabled = enabled.With(upper)
-		if slices.Contains(r.facts.Names, upper) { // some bring others along
+		if slices.Contains(asked, upper) { // some bring others along
 			told += " " + name
 		}
 	}
 	s.enabled = enabled
 	return s.say(told, "\r\n", string(r.tag), " OK Enabled.")
+}
+
+// hides says whether the client was not offered what the backend has.
+func (s *session) hides(name string) bool {
+	return s.account.Caps().Has(name) && !s.offered.Has(name)
 }
 
 // hasEnabled is ENABLED, as an answer to the client on its own connection.

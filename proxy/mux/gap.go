@@ -188,12 +188,13 @@ func (s *session) catchUp(expunge command.Expunge) error {
 
 // payFlags tells the flag changes that could not be told on an attach.
 func (s *session) payFlags() error {
-	s.wakeIn(payAgain)
-	if s.box.nextPay.After(time.Now()) {
+	if wait := time.Until(s.box.nextPay); wait > 0 {
+		s.wakeIn(wait)
 		return nil
 	}
 	s.box.patience = min(max(2*s.box.patience, payAgain), time.Minute)
 	s.box.nextPay = time.Now().Add(s.box.patience)
+	s.wakeIn(s.box.patience)
 	t := &told{modseq: s.box.owed}
 	paid, err := s.flushFlags(t, time.Now().Add(ownQuestion))
 	if err != nil || !paid {

@@ -14,12 +14,13 @@ import (
 // idling is a client's IDLE (RFC 2177). It is the session's, not a connection's:
 // the backend hears one of ours, which another upstream can take over.
 type idling struct {
-	tag    string // the client's
-	ours   string // the tag of the IDLE that the lease is in, "" if it is in none
-	began  time.Time
-	away   time.Time // since when there is no upstream, zero while there is one
-	retry  time.Duration
-	denied bool // the backend has refused IDLE, or ended it
+	tag      string // the client's
+	ours     string // the tag of the IDLE that the lease is in, "" if it is in none
+	began    time.Time
+	away     time.Time // since when there is no upstream, zero while there is one
+	retry    time.Duration
+	listened time.Time // when ours began
+	denied   bool      // the backend has refused IDLE
 }
 
 // answered says whether line is the backend's answer to our IDLE.
@@ -27,7 +28,8 @@ func (i *idling) answered(line []byte) bool {
 	if i.ours == "" || !bytes.HasPrefix(line, []byte(i.ours+" ")) {
 		return false
 	}
-	i.ours, i.denied = "", true // unless we have said DONE it was not for us to end
+	i.denied = !hasWord(line[len(i.ours)+1:], "OK") // with OK its time for one IDLE was over, or we have said DONE
+	i.ours = ""
 	return true
 }
 
@@ -84,7 +86,7 @@ func (s *session) listen() error {
 	if !s.up.Caps().Has("IDLE") {
 		return nil
 	}
-	i.ours = s.up.Tag()
+	i.ours, i.listened = s.up.Tag(), time.Now()
 	s.plus = true
 	_, err := s.up.Write([]byte(i.ours + " IDLE\r\n"))
 	return s.upstreamLost(err)
@@ -134,7 +136,6 @@ func (s *session) unlisten() error {
 			return err
 		}
 		if i.ours == "" {
-			i.denied = false
 			return nil
 		}
 		if !s.plus && !said { // not before the backend idles (RFC 2177 §3)
@@ -166,14 +167,22 @@ func (s *session) payInIdle() error {
 // gets another as soon as there is one, and is told what has changed.
 func (s *session) refresh() error {
 	i := s.idling
-	if s.box != nil && s.inStep() && s.box.owes && !s.box.nextPay.After(time.Now()) {
-		return s.payInIdle()
+	if s.box != nil && s.inStep() && s.box.owes {
+		if wait := time.Until(s.box.nextPay); wait > 0 {
+			s.wakeIn(wait)
+		} else if err := s.payInIdle(); err != nil {
+			return err
+		}
 	}
 	if s.box == nil || s.inStep() {
-		if s.inStep() && s.box != nil && i.ours == "" && !i.denied {
-			return s.listen()
+		if !s.inStep() || s.box == nil || i.ours != "" || i.denied {
+			return nil
 		}
-		return nil
+		if wait := time.Second - time.Since(i.listened); wait > 0 {
+			s.wakeIn(wait)
+			return nil
+		}
+		return s.listen()
 	}
 	if i.away.IsZero() {
 		i.away = time.Now()

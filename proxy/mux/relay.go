@@ -253,6 +253,8 @@ func (s *session) status(line []byte) (verdict, error) {
 	switch {
 	case hasWord(code, "CAPABILITY"), hasWord(code, "REFERRAL"):
 		return drop, nil
+	case hasWord(code, "INPROGRESS") && bytes.Contains(code, []byte(s.up.Prefix())): // of a command of ours (RFC 9585)
+		return drop, nil
 	case s.box == nil:
 		return pass, nil
 	case hasWord(code, "UIDVALIDITY"):

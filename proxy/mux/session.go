@@ -34,7 +34,7 @@ type session struct {
 	account *pool.Account
 	mode    Mode
 	who     *audit.Client
-	caps    string // as the client is told
+	offered imap.Caps // as the client is told
 	ended   func(Result)
 	client  *wire.Wire
 
@@ -94,7 +94,7 @@ const (
 func (h *Hub) Start(c Client, backend string, account *pool.Account, ended func(Result)) {
 	s := &session{
 		hub: h, backend: h.backends[backend], account: account, mode: c.Mode, who: c.Who,
-		caps: c.Caps.String(), ended: ended,
+		offered: c.Caps, ended: ended,
 		client: wire.New(c.Conn, c.First, imap.Commands, h.shared),
 	}
 	s.client.Sleeper.Wake = s.wakeClient

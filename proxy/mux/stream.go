@@ -37,6 +37,10 @@ func (s *session) stream(seg imap.Segment) error {
 			return err
 		}
 		if s.up == nil {
+			if s.tries++; s.tries > maxTries || s.order.Load() != nil {
+				s.tries = 0
+				return s.refuse(nothingDone, seg)
+			}
 			continue
 		}
 		begun, err := s.upload(seg)
@@ -168,6 +172,8 @@ func (s *session) unknown(seg imap.Segment) error {
 	r := &s.request
 	r.tag = bytes.Clone(r.tag)
 	r.facts = command.Facts{Expunge: command.ExpNone, Numbers: true}
+	s.inHand = command.ExpNone
+	defer func() { s.inHand = command.ExpSync }()
 	if err := s.settle(); err != nil {
 		return err
 	}
