@@ -310,6 +310,8 @@ func (s *session) refusal(err error) (string, error) {
 	case errors.Is(err, errGhosts):
 		s.hub.rooms.Metrics.Mux.ExpungeIssued()
 		return " NO [EXPUNGEISSUED] Some of the messages have been deleted and no longer exist.", nil
+	case errors.Is(err, errNothing):
+		return " OK No message has one of these UIDs.", nil
 	case errors.Is(err, errNoSuch):
 		return " BAD No such message.", nil
 	case !isAway(err) && !isLost(err):

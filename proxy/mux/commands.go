@@ -244,6 +244,9 @@ func (s *session) local(r *request) error {
 // enable is ENABLE (RFC 5161). The connection on which it counts is chosen, or
 // made, when one is needed.
 func (s *session) enable(r *request) error {
+	if s.box != nil && slices.ContainsFunc(r.facts.Names, s.hides) {
+		return s.answer("NO Not enabled.")
+	}
 	if s.box != nil { // too late (RFC 5161 §3.1), but some servers do it: this one may say
 		return s.forward(r)
 	}
@@ -293,13 +296,18 @@ func (s *session) forward(r *request) error {
 		}
 	}
 	s.aware(r)
+	seen := s.horizon()
 	mapped, err := s.prepare(r)
+	whole := r.whole
+	switch {
+	case err != nil:
+	case mapped != "":
+		whole, _ = command.RewriteUID(nil, r.whole, r.facts, mapped)
+	case s.horizon() != seen && changes(r.spec):
+		whole, err = seen.confine(r.whole, r.spec)
+	}
 	if err != nil {
 		return s.unattached(err)
-	}
-	whole := r.whole
-	if mapped != "" {
-		whole, _ = command.RewriteUID(nil, r.whole, r.facts, mapped)
 	}
 	s.avoid(r.tag)
 	s.up.Enabled = s.enabled
@@ -327,7 +335,7 @@ func (s *session) prepare(r *request) (mapped string, err error) {
 			}
 		}
 		if s.inStep() {
-			if err := s.healed(s.catchUp(m.expunge)); err != nil {
+			if err := s.healed(s.catchUp(m.expunge)); err != nil { // what it brings is behind the horizon
 				return "", err
 			}
 		}

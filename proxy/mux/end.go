@@ -103,6 +103,9 @@ func (s *session) end(err error) {
 	if !errors.As(err, &e) {
 		e = &ending{reason: audit.InternalMistake, err: err}
 	}
+	if e.reason == audit.ClientLogout { // it has its answer, and another may wait for the connection
+		s.leaveUpstream(e)
+	}
 	s.hangUp(e)
 	s.leaveUpstream(e)
 	s.account.Close()

@@ -18,8 +18,12 @@ import (
 	"imapgate/proxy/mux/view"
 )
 
-// auxLogin bounds the wait for an auxiliary connection: the client waits as long.
-const auxLogin = 2 * time.Second
+// Bounds of the wait for an auxiliary connection and for its answers: the client
+// waits as long.
+const (
+	auxLogin  = 2 * time.Second
+	auxAnswer = 5 * time.Second
+)
 
 // maxOut is how much of our own answers is gathered before it is written.
 const maxOut = 32 << 10
@@ -52,7 +56,8 @@ func (s *session) flush(d *view.Diff, t *told, deadline time.Time) error {
 	if err := s.flushed(); err != nil {
 		return err
 	}
-	b.uidNext = t.uidNext
+	b.uidNext, b.next = t.uidNext, 0
+	b.tracked = b.tracked && b.modseq != 0
 	s.attached = true
 	s.show()
 	told, err := s.flushFlags(t, deadline)
@@ -205,6 +210,9 @@ func (s *session) flagsAside(t *told, deadline time.Time) (bool, error) {
 	defer cancel()
 	seen, ok := told{}, false
 	s.out = s.out[:0]
+	if soon := time.Now().Add(auxAnswer); soon.Before(deadline) {
+		deadline = soon
+	}
 	if aux, err := s.aux(ctx); err == nil {
 		if seen, ok = s.changedFlags(aux, deadline); ok {
 			s.account.ReturnAux(aux)

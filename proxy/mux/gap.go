@@ -19,7 +19,7 @@ import (
 const (
 	learnAfter  = 2 * time.Second  // in a mailbox: those who only look in need not pay
 	payAgain    = 5 * time.Second  // between attempts to tell flags that are owed
-	ownQuestion = 10 * time.Second // for the answer to a question of ours
+	ownQuestion = 30 * time.Second // for the answer to a question of ours
 	sampleOne   = 1000             // gaps, of which one is verified
 )
 

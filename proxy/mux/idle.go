@@ -19,6 +19,7 @@ type idling struct {
 	began    time.Time
 	away     time.Time // since when there is no upstream, zero while there is one
 	retry    time.Duration
+	attached time.Time // when there last was a new one
 	listened time.Time // when ours began
 	denied   bool      // the backend has refused IDLE
 }
@@ -33,10 +34,13 @@ func (i *idling) answered(line []byte) bool {
 	return true
 }
 
+// steady is how long an upstream must last for its loss to be a new one.
+const steady = 30 * time.Second
+
 func (i *idling) lost() {
 	i.ours = ""
-	if i.away.IsZero() {
-		i.away = time.Now()
+	if i.away.IsZero() || time.Since(i.attached) > steady {
+		i.away, i.retry = time.Now(), 0
 	}
 }
 
@@ -187,6 +191,10 @@ func (s *session) refresh() error {
 	if i.away.IsZero() {
 		i.away = time.Now()
 	}
+	if wait := i.retry - time.Since(i.attached); wait > 0 {
+		s.wakeIn(wait)
+		return nil
+	}
 	if time.Since(i.away) > s.backend.settings.LostMax {
 		return &ending{audit.UpstreamAway, byeAway, nil}
 	}
@@ -199,7 +207,8 @@ func (s *session) refresh() error {
 	if err != nil {
 		return err
 	}
-	i.away, i.retry = time.Time{}, 0
+	i.attached = time.Now()
+	i.retry = min(max(2*i.retry, time.Second), 30*time.Second) // if this one does not last
 	if err := s.prepareIdle(); err != nil {
 		return err
 	}

@@ -21,7 +21,7 @@ const maxTries = 3
 //   - Of one that must not, nobody knows whether it was done. NO would claim that
 //     it was not, and the client would do it again.
 func (s *session) survive(lost *lostError) error {
-	idle := s.idling != nil
+	idle, begun := s.idling != nil, s.cutShort
 	s.drop(lost)
 	switch {
 	case s.order.Load() != nil:
@@ -37,8 +37,9 @@ func (s *session) survive(lost *lostError) error {
 		return nil
 	}
 	s.tries++
-	for _, e := range s.sent.all() {
-		if !e.retry || s.tries > maxTries {
+	for i, e := range s.sent.all() {
+		again := e.retry || begun && i == len(s.sent.all())-1 // the backend never had the whole of it
+		if !again || s.tries > maxTries {
 			return &ending{audit.UpstreamLost, byeLost, lost}
 		}
 	}
@@ -73,8 +74,14 @@ func (s *session) resend() error {
 			m.expunge = command.ExpNone
 		}
 	}
+	seen := s.horizon()
 	if err := s.attachIn(m, s.backend.settings.HoldMax); err != nil {
 		return s.abandon(err)
+	}
+	if s.horizon() != seen {
+		if err := s.confineAll(seen); err != nil {
+			return s.abandon(err)
+		}
 	}
 	all := s.sent
 	s.sent = outstanding{}
@@ -93,6 +100,24 @@ func (s *session) resend() error {
 			return err
 		}
 	}
+	return nil
+}
+
+// confineAll keeps what is sent again from what has arrived since it was sent
+// first. If one command cannot be, none is sent.
+func (s *session) confineAll(seen horizon) error {
+	confined := outstanding{}
+	for _, e := range s.sent.all() {
+		whole := s.sent.of(e)
+		if changes(e.spec) {
+			var err error
+			if whole, err = seen.confine(whole, e.spec); err != nil {
+				return errGhosts
+			}
+		}
+		confined.add(e, whole)
+	}
+	s.sent = confined
 	return nil
 }
 

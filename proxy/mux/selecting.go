@@ -192,11 +192,16 @@ func (s *session) closing(r *request) error {
 		}
 	}
 	s.sent.add(entry{spec: r.spec, tag: len(r.tag), retry: r.facts.Retry, closes: true}, r.whole)
+	box := s.box
+	if blind {
+		s.box = nil // what is said meanwhile is not about what the client sees
+	}
 	err := s.send(r.whole)
 	if err == nil {
 		err = s.answered()
 	}
-	if err == nil && blind && s.box != nil { // refused
+	if blind && s.up != nil && s.up.Selected { // refused
+		s.box = box
 		s.giveBack()
 	}
 	return err

@@ -335,9 +335,12 @@ func (s *session) sweep(now uint32) {
 	}
 }
 
-// wakeIn sets the alarm, to the second.
+// wakeIn sets the alarm, to the second, unless it rings before.
 func (s *session) wakeIn(d time.Duration) {
-	s.alarm.Store(s.hub.shared.Clock.Now() + max(ticks(d), 1))
+	at := s.hub.shared.Clock.Now() + max(ticks(d), 1)
+	if set := s.alarm.Load(); set == 0 || at < set {
+		s.alarm.Store(at)
+	}
 }
 
 // report passes on the bytes relayed since it was last called. The clock calls

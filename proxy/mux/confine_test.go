@@ -1,0 +1,43 @@
+package mux
+
+import (
+	"errors"
+	"testing"
+
+	"imapgate/proxy/mux/command"
+)
+
+func TestWhatArrivedSinceACommandWasSentIsNotChangedByIt(t *testing.T) {
+	seen := horizon{exists: 4, uid: 9}
+	for _, c := range []struct {
+		sent, goes string
+		err        error
+	}{
+		{"a STORE 1:* +FLAGS (\\Deleted)\r\n", "a STORE 1:4 +FLAGS (\\Deleted)\r\n", nil},
+		{"a STORE * FLAGS ()\r\n", "a STORE 4 FLAGS ()\r\n", nil},
+		{"a STORE 2,4 FLAGS ()\r\n", "a STORE 2,4 FLAGS ()\r\n", nil},
+		{"a STORE 5 FLAGS ()\r\n", "", errNoSuch},
+		{"a STORE 3:5 FLAGS ()\r\n", "", errNoSuch},
+		{"a UID STORE 3:* FLAGS ()\r\n", "a UID STORE 3:9 FLAGS ()\r\n", nil},
+		{"a UID STORE 100:* FLAGS ()\r\n", "a UID STORE 9 FLAGS ()\r\n", nil}, // * is the last message (RFC 9051 §9, seq-range)
+		{"a UID MOVE 2,5:1000 Trash\r\n", "a UID MOVE 2,5:9 Trash\r\n", nil},
+		{"a UID EXPUNGE 10:20\r\n", "", errNothing},
+		{"a UID COPY * {5+}\r\nTrash\r\n", "a UID COPY 9 {5+}\r\nTrash\r\n", nil},
+		{"a UID STORE $ FLAGS ()\r\n", "a UID STORE $ FLAGS ()\r\n", nil},
+	} {
+		head, err := command.Lookup([]byte(c.sent))
+		if err != nil || !changes(head.Spec) {
+			t.Fatalf("%s: %v", c.sent, err)
+		}
+		goes, err := seen.confine([]byte(c.sent), head.Spec)
+		if string(goes) != c.goes || !errors.Is(err, c.err) {
+			t.Errorf("%q goes as %q, %v", c.sent, goes, err)
+		}
+	}
+	for _, empty := range []horizon{{}, {exists: 3}} {
+		head, _ := command.Lookup([]byte("a UID STORE 1:* FLAGS ()\r\n")) // a known command
+		if goes, err := empty.confine([]byte("a UID STORE 1:* FLAGS ()\r\n"), head.Spec); err == nil {
+			t.Errorf("%v: %q goes", empty, goes)
+		}
+	}
+}
