@@ -14,9 +14,8 @@ import (
 // idling is a client's IDLE (RFC 2177). It is the session's, not a connection's:
 // the backend hears one of ours, which another upstream can take over.
 type idling struct {
-	tag      string // the client's
-	ours     string // the tag of the IDLE that the lease is in, "" if it is in none
-	began    time.Time
+	tag      string    // the client's
+	ours     string    // the tag of the IDLE that the lease is in, "" if it is in none
 	away     time.Time // since when there is no upstream, zero while there is one
 	retry    time.Duration
 	attached time.Time // when there last was a new one
@@ -47,7 +46,7 @@ func (i *idling) lost() {
 // idle is IDLE. Without a mailbox there is nothing to wait for. A backend that
 // is away does not keep the client from idling.
 func (s *session) idle(r *request) error {
-	i := &idling{tag: string(r.tag), began: time.Now()}
+	i := &idling{tag: string(r.tag)}
 	if s.box != nil && !s.inStep() {
 		err := s.attach(r)
 		switch {

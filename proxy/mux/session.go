@@ -60,7 +60,7 @@ type session struct {
 	pinning audit.Why
 
 	// Owned by run: the command in hand, and answers.
-	request   request
+	request   *request        // nil while the session rests
 	inHand    command.Expunge // its class, until it is sent
 	mapped    string          // the UIDs that its numbers became
 	collected []byte          // a command with literals
@@ -267,7 +267,7 @@ func (s *session) relax() {
 		s.hub.rested.Add(2)
 	}
 	s.sent.relax()
-	s.request = request{}
+	s.request = nil
 	if s.box != nil {
 		s.box.view.Compact()
 	}
