@@ -13,8 +13,9 @@
 // bytes mean: a session whose state cannot be accounted for is handed to whoever
 // splices, for good.
 //
-// Read in this order: session.go (the life of a session), commands.go, relay.go,
-// selecting.go, attach.go, flush.go, loss.go, idle.go, stream.go.
+// Read in this order: session.go (the life of a session), commands.go and
+// literals.go, relay.go, selecting.go, attach.go, snapshot.go, flush.go and
+// confine.go, loss.go, gap.go, idle.go, stream.go, pin.go, end.go.
 package mux
 
 import (

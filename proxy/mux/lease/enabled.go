@@ -15,7 +15,6 @@ const (
 	Qresync   = "QRESYNC"   // RFC 7162; implies CONDSTORE
 	UIDOnly   = "UIDONLY"   // RFC 9586
 	Rev2      = "IMAP4REV2" // RFC 9051
-	UTF8      = "UTF8=ACCEPT"
 )
 
 // Has says whether name is in the set.
@@ -45,6 +44,3 @@ func (e Enabled) With(names ...string) Enabled {
 func (e Enabled) Less(other Enabled) []string {
 	return slices.DeleteFunc(strings.Fields(string(e)), other.Has)
 }
-
-// Within says whether other has every name of the set.
-func (e Enabled) Within(other Enabled) bool { return len(e.Less(other)) == 0 }
