@@ -9,6 +9,7 @@ import (
 	"imapgate/internal/audit"
 	"imapgate/internal/imap"
 	"imapgate/proxy/mux/command"
+	"imapgate/proxy/mux/lease"
 )
 
 // idling is a client's IDLE (RFC 2177). It is the session's, not a connection's:
@@ -153,14 +154,21 @@ func (s *session) unlisten() error {
 	}
 }
 
-// payInIdle tells an idling client the flags it is owed.
-func (s *session) payInIdle() error {
+// learnsInIdle says whether the UIDs of what has come are to be asked for at once:
+// a client that is told of expunges by UID could not be told of theirs after a loss.
+func (s *session) learnsInIdle() bool {
+	return s.mode == Resume && s.inStep() && s.box != nil && s.box.grown && s.box.view.Unknown() > 0 &&
+		!s.box.spoiled && !s.box.unlearnable && s.enabled.Has(lease.Qresync)
+}
+
+// interrupt asks something between two IDLEs of ours.
+func (s *session) interrupt(ask func() error) error {
 	if s.idling.ours != "" {
 		if err := s.unlisten(); err != nil {
 			return err
 		}
 	}
-	if err := s.payFlags(); err != nil {
+	if err := ask(); err != nil {
 		return err
 	}
 	return s.listen()
@@ -173,7 +181,12 @@ func (s *session) refresh() error {
 	if s.box != nil && s.inStep() && s.box.owes {
 		if wait := time.Until(s.box.nextPay); wait > 0 {
 			s.wakeIn(wait)
-		} else if err := s.payInIdle(); err != nil {
+		} else if err := s.interrupt(s.payFlags); err != nil {
+			return err
+		}
+	}
+	if s.learnsInIdle() {
+		if err := s.interrupt(s.learn); err != nil {
 			return err
 		}
 	}
