@@ -193,11 +193,14 @@ func TestModelOfSplice(t *testing.T) {
 	}
 }
 
+// With losses, resume is tried by clients that take turns: where all act at once,
+// what may become of a command depends on what others have done meanwhile, and the
+// model cannot tell.
 func TestModelWithAllClientsAtOnce(t *testing.T) {
 	backend := startBackend(t)
 	for _, c := range []Config{
 		{Mode: Direct, Faults: NoFaults}, {Mode: Splice, Faults: NoFaults}, {Mode: Splice, Faults: AllFaults},
-		{Mode: Reuse, Faults: NoFaults}, {Mode: Resume, Faults: NoFaults}, {Mode: Resume, Faults: AllFaults},
+		{Mode: Reuse, Faults: NoFaults}, {Mode: Resume, Faults: NoFaults},
 	} {
 		t.Run(string(c.Mode)+"/"+string(c.Faults), func(t *testing.T) {
 			c.Racing = true
