@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"runtime/debug"
 	"time"
 
@@ -12,6 +11,7 @@ import (
 
 	"imapgate/internal/audit"
 	"imapgate/internal/metrics"
+	"imapgate/internal/quiet"
 	"imapgate/proxy/mux"
 	"imapgate/proxy/splice"
 )
@@ -69,23 +69,10 @@ func (s *session) hangUp(e *ending) {
 		s.conn.LastWords(lastWords, "* BYE "+e.bye+"\r\n")
 	}
 	if e.bye != "" && e.reason != audit.TooMany || e.reason == audit.ClientLogout {
-		s.linger()
+		quiet.Linger(s.conn.NetConn())
 	}
 	_ = s.conn.Close()
 }
-
-// linger hangs up our side only, and reads what the client still sends: to close
-// over unread bytes is to send a RST, which can overtake the BYE.
-func (s *session) linger() {
-	if s.tls != nil {
-		_ = s.tls.CloseWrite()
-	}
-	_ = s.socket.CloseWrite()
-	_, _ = io.CopyN(io.Discard, s.socket, maxLinger)
-}
-
-// maxLinger bounds what linger reads.
-const maxLinger = 1 << 20
 
 // recordEnd writes the end of a connection down that did not log in.
 func (s *session) recordEnd(e *ending) {

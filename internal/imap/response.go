@@ -126,6 +126,22 @@ func statusWord(w []byte) bool {
 	return false
 }
 
+// HasWord says whether b begins with the word, given in upper case, and nothing
+// of a longer one. It allocates nothing.
+func HasWord(b []byte, word string) bool {
+	if len(b) < len(word) || !equalFold(b[:len(word)], word) {
+		return false
+	}
+	if len(b) == len(word) {
+		return true
+	}
+	switch b[len(word)] {
+	case ' ', '\r', ']', '(':
+		return true
+	}
+	return false
+}
+
 // equalFold compares with an upper-case ASCII word; it does not fold Unicode,
 // and it does not allocate.
 func equalFold(b []byte, upper string) bool {

@@ -44,12 +44,17 @@ type moment struct {
 //
 // Errors: errGhosts, an *ending, and what isAway says yes to.
 func (s *session) attach(r *request) error {
-	m := moment{expunge: r.facts.Expunge}
 	s.mapped = ""
+	return s.attachIn(r.moment(), s.backend.settings.HoldMax)
+}
+
+// moment is what may be told while the command waits to be sent.
+func (r *request) moment() moment {
+	m := moment{expunge: r.facts.Expunge}
 	if m.expunge == command.ExpTranslate {
 		m.copies = r
 	}
-	return s.attachIn(m, s.backend.settings.HoldMax)
+	return m
 }
 
 func (s *session) attachIn(m moment, patience time.Duration) error {
@@ -71,7 +76,9 @@ func (s *session) attachIn(m moment, patience time.Duration) error {
 	if err == nil {
 		s.lostBefore = false
 	}
-	s.recordAttach(why, began, d, err)
+	if patience > 0 || !isAway(err) && !isLost(err) { // or it is tried again, for as long as the client idles
+		s.recordAttach(why, began, d, err)
+	}
 	return err
 }
 

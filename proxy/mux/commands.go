@@ -326,10 +326,7 @@ func (s *session) forward(r *request) error {
 // not hung up if the command must not be sent in vain. A COPY may come out with
 // UIDs for its numbers.
 func (s *session) prepare(r *request) (mapped string, err error) {
-	m := moment{expunge: r.facts.Expunge}
-	if m.expunge == command.ExpTranslate {
-		m.copies = r
-	}
+	m := r.moment()
 	s.mapped = ""
 	for range maxTries {
 		if !r.facts.Retry {

@@ -90,10 +90,9 @@ func (s *session) say(text ...string) error {
 // answer is say with the tag of the command in hand.
 func (s *session) answer(text string) error { return s.say(string(s.request.tag), " ", text) }
 
-// Time for last words, and how much of what the client still says is read.
+// Time for last words.
 const (
 	lastWords = time.Second
-	maxLinger = 1 << 20
 	leaveTime = time.Minute // for commands that a client has left behind
 )
 
@@ -147,22 +146,9 @@ func (s *session) hangUp(e *ending) {
 		_, _ = s.client.Write([]byte("* BYE " + e.bye + "\r\n")) // it may be gone
 	}
 	if e.bye != "" || e.reason == audit.ClientLogout {
-		s.linger()
+		quiet.Linger(s.client.Conn())
 	}
 	_ = s.client.Close()
-}
-
-// linger hangs up our side only, and reads what the client still sends: to close
-// over unread bytes is to send a RST, which can overtake the BYE.
-func (s *session) linger() {
-	conn := s.client.Conn()
-	if t, ok := conn.(interface{ CloseWrite() error }); ok {
-		_ = t.CloseWrite()
-	}
-	if t, ok := quiet.TCP(conn).(interface{ CloseWrite() error }); ok {
-		_ = t.CloseWrite()
-	}
-	_, _ = io.CopyN(io.Discard, quiet.TCP(conn), maxLinger)
 }
 
 // leaveUpstream gives the lease back where it is as good as new. Commands that

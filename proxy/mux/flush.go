@@ -266,7 +266,7 @@ func (s *session) changedFlags(aux *lease.Conn, deadline time.Time) (told, bool)
 	}
 	ask := fmt.Sprintf("UID FETCH 1:%d (FLAGS) (CHANGEDSINCE %d)", max(s.box.view.Max(), 1), s.box.modseq)
 	res, err = aux.Run(deadline, ask, func(response []byte) error {
-		if hasWord(response[len("* "):], "FLAGS") { // newer keywords than EXAMINE knew
+		if imap.HasWord(response[len("* "):], "FLAGS") { // newer keywords than EXAMINE knew
 			seen.flags.keep(response[len("* "):])
 		}
 		s.out = appendFlags(s.out, response, &s.box.view)
@@ -280,7 +280,7 @@ func (s *session) changedFlags(aux *lease.Conn, deadline time.Time) (told, bool)
 // is left out; so is a message that v has not.
 func appendFlags(dst, response []byte, v *view.View) []byte {
 	_, rest, ok := leadingNumber(response[len("* "):])
-	if !ok || !hasWord(rest, "FETCH") {
+	if !ok || !imap.HasWord(rest, "FETCH") {
 		return dst
 	}
 	uid, ok := uidIn(rest)

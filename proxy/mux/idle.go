@@ -29,7 +29,7 @@ func (i *idling) answered(line []byte) bool {
 	if i.ours == "" || !bytes.HasPrefix(line, []byte(i.ours+" ")) {
 		return false
 	}
-	i.denied = !hasWord(line[len(i.ours)+1:], "OK") // with OK its time for one IDLE was over, or we have said DONE
+	i.denied = !imap.HasWord(line[len(i.ours)+1:], "OK") // with OK its time for one IDLE was over, or we have said DONE
 	i.ours = ""
 	return true
 }
@@ -98,7 +98,7 @@ func (s *session) listen() error {
 
 // idled reads a line of a client in IDLE, which can only be DONE.
 func (s *session) idled(seg imap.Segment) error {
-	done := hasWord(seg.Bytes, "DONE") && len(bytes.TrimSuffix(seg.Bytes, []byte("\r\n"))) == len("DONE")
+	done := imap.HasWord(seg.Bytes, "DONE") && len(bytes.TrimSuffix(seg.Bytes, []byte("\r\n"))) == len("DONE")
 	if err := s.stopIdling(); err != nil {
 		return err
 	}

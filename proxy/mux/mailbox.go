@@ -93,48 +93,42 @@ func (t *told) read(response []byte) {
 	b := response[len("* "):]
 	if n, rest, ok := leadingNumber(b); ok {
 		switch {
-		case hasWord(rest, "EXISTS"):
+		case imap.HasWord(rest, "EXISTS"):
 			t.exists = n
-		case hasWord(rest, "RECENT"):
+		case imap.HasWord(rest, "RECENT"):
 			t.recent = n
-		case hasWord(rest, "FETCH"):
+		case imap.HasWord(rest, "FETCH"):
 			t.fetches = append(t.fetches, bytes.Clone(response))
 		}
 		return
 	}
 	switch {
-	case hasWord(b, "FLAGS"):
+	case imap.HasWord(b, "FLAGS"):
 		t.flags.keep(b)
-	case hasWord(b, "OK"), hasWord(b, "NO"):
-		t.code(b)
+	case imap.HasWord(b, "OK"), imap.HasWord(b, "NO"):
+		t.code(response)
 	}
 }
 
-// code takes in "OK [CODE …] …".
-func (t *told) code(b []byte) {
-	i := bytes.IndexByte(b, '[')
-	if i < 0 || i > len("OK ") {
+// code takes in "* OK [CODE …] …".
+func (t *told) code(response []byte) {
+	res, err := imap.ParseResponse(bytes.TrimSuffix(response, []byte("\r\n")))
+	if err != nil {
 		return
 	}
-	word, arg, _ := strings.Cut(string(b[i+1:]), " ")
-	word = strings.ToUpper(strings.TrimRight(word, "]\r\n"))
-	if word == "PERMANENTFLAGS" {
-		t.permanent.keep(b)
-		return
-	}
-	arg, _, _ = strings.Cut(arg, "]")
-	arg = strings.TrimSpace(arg)
-	switch word {
+	switch res.Code {
 	case "CLOSED": // what came before was of another mailbox (RFC 7162 §3.2.11)
 		*t = told{}
+	case "PERMANENTFLAGS":
+		t.permanent.keep(response[len("* "):])
 	case "UIDVALIDITY":
-		t.validity = small(arg)
+		t.validity = small(res.Arg)
 	case "UIDNEXT":
-		t.uidNext = small(arg)
+		t.uidNext = small(res.Arg)
 	case "HIGHESTMODSEQ":
-		t.modseq, _ = strconv.ParseUint(arg, 10, 63) // 0: not known
+		t.modseq, _ = strconv.ParseUint(res.Arg, 10, 63) // 0: not known
 	case "MAILBOXID":
-		t.id = arg
+		t.id = res.Arg
 	case "UIDNOTSTICKY":
 		t.notSticky = true
 	}

@@ -126,10 +126,10 @@ func (s *session) judge(seg imap.Segment) (verdict, error) {
 	}
 	s.tries = 0
 	s.plus = false
-	if e.closes && hasWord(line[e.tag+1:], "OK") {
+	if e.closes && imap.HasWord(line[e.tag+1:], "OK") {
 		s.closed()
 	}
-	if e.pin == audit.PinSelectBad || e.pin != "" && !hasWord(line[e.tag+1:], "BAD") {
+	if e.pin == audit.PinSelectBad || e.pin != "" && !imap.HasWord(line[e.tag+1:], "BAD") {
 		s.pinning = e.pin
 	}
 	if e.syncs && s.box != nil && s.box.next > 0 {
@@ -146,7 +146,7 @@ func (s *session) withoutCode(line []byte) verdict {
 		return pass
 	}
 	code := line[open+1:]
-	if !hasWord(code, "CAPABILITY") && !hasWord(code, "REFERRAL") {
+	if !imap.HasWord(code, "CAPABILITY") && !imap.HasWord(code, "REFERRAL") {
 		return pass
 	}
 	s.out = append(s.out[:0], line[:open]...)
@@ -165,19 +165,19 @@ func (s *session) untagged(seg imap.Segment) (verdict, error) {
 		return s.numbered(n, rest)
 	}
 	switch {
-	case hasWord(line, "OK"), hasWord(line, "NO"), hasWord(line, "BAD"):
+	case imap.HasWord(line, "OK"), imap.HasWord(line, "NO"), imap.HasWord(line, "BAD"):
 		return s.status(line)
-	case hasWord(line, "BYE"):
+	case imap.HasWord(line, "BYE"):
 		return drop, s.upstreamLost(fmt.Errorf("%w: %s", errBye, bytes.TrimSpace(line[3:])))
-	case hasWord(line, "VANISHED"):
+	case imap.HasWord(line, "VANISHED"):
 		return s.vanished(seg)
-	case hasWord(line, "ENABLED"):
+	case imap.HasWord(line, "ENABLED"):
 		s.hasEnabled(line[len("ENABLED"):])
-	case hasWord(line, "CAPABILITY"):
+	case imap.HasWord(line, "CAPABILITY"):
 		return drop, nil // the client's list does not change
-	case hasWord(line, "PREAUTH"):
+	case imap.HasWord(line, "PREAUTH"):
 		return drop, s.violated(metrics.ResponseSyntax, fmt.Errorf("%w: PREAUTH", errProtocol))
-	case hasWord(line, "FLAGS") && s.box != nil && seg.End:
+	case imap.HasWord(line, "FLAGS") && s.box != nil && seg.End:
 		s.box.flags.keep(line)
 	}
 	return pass, nil
@@ -191,14 +191,14 @@ func (s *session) numbered(n uint32, rest []byte) (verdict, error) {
 	var err error
 	kind := ""
 	switch {
-	case hasWord(rest, "EXISTS"):
+	case imap.HasWord(rest, "EXISTS"):
 		s.box.grown = s.box.grown || n > s.box.view.Exists()
 		err, kind = s.box.view.Grow(n), metrics.ExistsShrank
-	case hasWord(rest, "EXPUNGE"):
+	case imap.HasWord(rest, "EXPUNGE"):
 		err, kind = s.box.view.Expunge(n), metrics.ExpungeRange
-	case hasWord(rest, "RECENT"):
+	case imap.HasWord(rest, "RECENT"):
 		s.box.recent = n
-	case hasWord(rest, "FETCH") && s.box.view.Unknown() > 0 && n == s.box.view.Known()+1:
+	case imap.HasWord(rest, "FETCH") && s.box.view.Unknown() > 0 && n == s.box.view.Known()+1:
 		if uid, ok := uidIn(rest); ok {
 			s.box.view.LearnOne(n, uid)
 		}
@@ -251,51 +251,26 @@ func (s *session) status(line []byte) (verdict, error) {
 	}
 	code := line[i+2:]
 	switch {
-	case hasWord(code, "CAPABILITY"), hasWord(code, "REFERRAL"):
+	case imap.HasWord(code, "CAPABILITY"), imap.HasWord(code, "REFERRAL"):
 		return drop, nil
-	case hasWord(code, "INPROGRESS") && bytes.Contains(code, []byte(s.up.Prefix())): // of a command of ours (RFC 9585)
+	case imap.HasWord(code, "INPROGRESS") && bytes.Contains(code, []byte(s.up.Prefix())): // of a command of ours (RFC 9585)
 		return drop, nil
 	case s.box == nil:
 		return pass, nil
-	case hasWord(code, "UIDVALIDITY"):
+	case imap.HasWord(code, "UIDVALIDITY"):
 		if n, _, ok := leadingNumber(bytes.TrimLeft(code[len("UIDVALIDITY"):], " ")); ok && n != s.box.validity {
 			return drop, &ending{audit.MailboxChanged, byeChanged, nil}
 		}
-	case hasWord(code, "UIDNOTSTICKY"):
+	case imap.HasWord(code, "UIDNOTSTICKY"):
 		s.pinning = audit.PinUIDNotSticky
-	case hasWord(code, "PERMANENTFLAGS"):
+	case imap.HasWord(code, "PERMANENTFLAGS"):
 		s.box.permanent.keep(line)
-	case hasWord(code, "READ-ONLY"), hasWord(code, "READ-WRITE"):
+	case imap.HasWord(code, "READ-ONLY"), imap.HasWord(code, "READ-WRITE"):
 		if word, _, ok := bytes.Cut(code, []byte("]")); ok {
 			s.box.access = strings.ToUpper(string(word))
 		}
 	}
 	return pass, nil
-}
-
-// hasWord says whether b begins with the word, in any case, and nothing of a
-// longer one. The word is given in upper case.
-func hasWord(b []byte, word string) bool {
-	if len(b) < len(word) {
-		return false
-	}
-	for i := range len(word) {
-		c := b[i]
-		if c >= 'a' && c <= 'z' {
-			c -= 'a' - 'A'
-		}
-		if c != word[i] {
-			return false
-		}
-	}
-	if len(b) == len(word) {
-		return true
-	}
-	switch b[len(word)] {
-	case ' ', '\r', ']', '(':
-		return true
-	}
-	return false
 }
 
 // leadingNumber reads "n " off b.
@@ -328,7 +303,7 @@ func uidIn(line []byte) (uint32, bool) {
 			depth++
 		case c == ')':
 			depth--
-		case depth == 1 && c == 'U' && (line[i-1] == ' ' || line[i-1] == '(') && hasWord(line[i:], "UID"):
+		case depth == 1 && c == 'U' && (line[i-1] == ' ' || line[i-1] == '(') && imap.HasWord(line[i:], "UID"):
 			uid, _, ok := leadingNumber(line[min(i+len("UID "), len(line)):])
 			return uid, ok
 		}

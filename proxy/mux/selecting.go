@@ -122,12 +122,12 @@ func (s *session) selected(r *request, shown []byte) error {
 // isOurs says whether a response is for the gateway alone: about capabilities, or
 // a way around it.
 func isOurs(line []byte) bool {
-	if hasWord(line, "CAPABILITY") {
+	if imap.HasWord(line, "CAPABILITY") {
 		return true
 	}
 	i := bytes.Index(line, []byte(" ["))
-	return i >= 0 && (hasWord(line, "OK") || hasWord(line, "NO")) && i == 2 &&
-		(hasWord(line[4:], "CAPABILITY") || hasWord(line[4:], "REFERRAL"))
+	return i >= 0 && (imap.HasWord(line, "OK") || imap.HasWord(line, "NO")) && i == 2 &&
+		(imap.HasWord(line[4:], "CAPABILITY") || imap.HasWord(line[4:], "REFERRAL"))
 }
 
 // showPart gives the client what can no longer be held back. From here on SELECT
@@ -140,7 +140,7 @@ func (s *session) showPart(shown []byte) error {
 
 // heard takes in one untagged response to SELECT.
 func (s *session) heard(response []byte, t *told) error {
-	if hasWord(response[2:], "BYE") {
+	if imap.HasWord(response[2:], "BYE") {
 		return s.upstreamLost(fmt.Errorf("%w: %s", errBye, bytes.TrimSpace(response[5:])))
 	}
 	t.read(response)

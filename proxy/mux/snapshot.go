@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"imapgate/internal/audit"
+	"imapgate/internal/imap"
 	"imapgate/internal/metrics"
 	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/mux/view"
@@ -141,7 +142,7 @@ func (s *session) search(numbers string) string {
 func uidsIn(response []byte, into *view.UIDs) (bool, error) {
 	b := bytes.TrimSuffix(response[len("* "):], []byte("\r\n"))
 	switch {
-	case hasWord(b, "SEARCH"):
+	case imap.HasWord(b, "SEARCH"):
 		for field := range bytes.FieldsSeq(b[len("SEARCH"):]) {
 			if field[0] == '(' {
 				break // (MODSEQ n)
@@ -151,7 +152,7 @@ func uidsIn(response []byte, into *view.UIDs) (bool, error) {
 			}
 		}
 		return true, nil
-	case hasWord(b, "ESEARCH"):
+	case imap.HasWord(b, "ESEARCH"):
 		i := bytes.Index(b, []byte(" ALL "))
 		if i < 0 {
 			return true, nil // no message

@@ -135,8 +135,8 @@ func (p *pump) done(conn net.Conn, err error) {
 	}
 	r.note(p.hungUp(), nil)
 	p.progress()
-	p.writing.Store(true) // a full socket can hold TLS's goodbye up
-	_ = closeWrite(p.dst) // what is wrong with dst, the other direction finds out
+	p.writing.Store(true)   // a full socket can hold TLS's goodbye up
+	_ = quiet.HangUp(p.dst) // what is wrong with dst, the other direction finds out
 	p.writing.Store(false)
 	r.shut()
 }

@@ -14,8 +14,6 @@
 package splice
 
 import (
-	"crypto/tls"
-	"errors"
 	"maps"
 	"net"
 	"slices"
@@ -260,18 +258,4 @@ func (r *Relay) lost(conn net.Conn, err error) {
 		why = ClientLost
 	}
 	r.cut(why, err)
-}
-
-// closeWrite hangs up one direction: with TLS's close_notify where there is TLS,
-// then with a FIN, because not every client ends on the first.
-func closeWrite(c net.Conn) error {
-	var err error
-	if t, ok := c.(*tls.Conn); ok {
-		err = t.CloseWrite()
-	}
-	h, ok := quiet.TCP(c).(interface{ CloseWrite() error })
-	if !ok {
-		return errors.Join(err, errors.ErrUnsupported)
-	}
-	return errors.Join(err, h.CloseWrite())
 }

@@ -242,7 +242,7 @@ func TestAHalfClosedSessionGoesOnTheOtherWay(t *testing.T) {
 	each(t, testConfig(), func(t *testing.T, s *Set, kind string) {
 		b := newBed(t, s, kind)
 		say(t, b.client, "a LOGOUT\r\n")
-		if err := closeWrite(b.client); err != nil {
+		if err := quiet.HangUp(b.client); err != nil {
 			t.Fatal(err)
 		}
 		hear(t, b.backend, "a LOGOUT\r\n")
@@ -323,7 +323,7 @@ func TestTimeOutsEndSessions(t *testing.T) {
 	cfg.HalfClosed = 100 * time.Millisecond
 	each(t, cfg, func(t *testing.T, s *Set, kind string) {
 		b := newBed(t, s, kind)
-		_ = closeWrite(b.backend)
+		_ = quiet.HangUp(b.backend)
 		b.ends(t, BackendClosed)
 	})
 }

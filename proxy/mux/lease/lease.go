@@ -110,7 +110,7 @@ func (c *Conn) Run(deadline time.Time, command string, each func(response []byte
 		if err != nil {
 			return imap.Response{}, err
 		}
-		if len(b) > 2 && b[0] == '*' && b[1] == ' ' && !isBye(b) {
+		if len(b) > 2 && b[0] == '*' && b[1] == ' ' && !imap.HasWord(b[2:], "BYE") {
 			if err := each(b); err != nil {
 				return imap.Response{}, err
 			}
@@ -140,7 +140,7 @@ func (c *Conn) Untagged() ([]byte, error) {
 		return nil, err
 	case len(b) < 2 || b[0] != '*' || b[1] != ' ':
 		return nil, fmt.Errorf("%w: an answer to nothing of ours", ErrProtocol)
-	case isBye(b):
+	case imap.HasWord(b[2:], "BYE"):
 		return nil, ErrBye
 	}
 	return b, nil
@@ -186,18 +186,4 @@ func (c *Conn) Relax() {
 func (c *Conn) Tag() string {
 	c.serial++
 	return c.prefix + strconv.FormatUint(c.serial, 36)
-}
-
-func isBye(response []byte) bool {
-	const bye = "* BYE"
-	if len(response) < len(bye) {
-		return false
-	}
-	for i := range len(bye) {
-		if c := response[i]; c != bye[i] && c != bye[i]|0x20 {
-			return false
-		}
-	}
-	next := response[len(bye)]
-	return next == ' ' || next == '\r'
 }

@@ -29,9 +29,6 @@ var (
 // maxLine bounds a line of a command, and what is held of a line of a response.
 const maxLine = quiet.LargeBuffer
 
-// maxRecord is the plaintext of one TLS record (RFC 8446 §5.1).
-const maxRecord = 16 << 10
-
 // Clock is the coarse time of all Wires: ticks since the gateway began.
 type Clock struct{ now atomic.Uint32 }
 
@@ -233,7 +230,7 @@ func (w *Wire) Read(p []byte) (int, error) {
 		return n, err
 	}
 	n, err := w.conn.Read(p)
-	for w.bulk && err == nil && len(p)-n >= maxRecord {
+	for w.bulk && err == nil && len(p)-n >= quiet.MaxRecord {
 		m, more := quiet.ReadNow(w.conn, p[n:])
 		n += m
 		if more != nil { // whatever it is, the next read finds it again
