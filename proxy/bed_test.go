@@ -26,6 +26,7 @@ import (
 	"imapgate/internal/audit"
 	"imapgate/internal/identity"
 	"imapgate/internal/metrics"
+	"imapgate/internal/testbed"
 	"imapgate/proxy/upstream"
 	"imapgate/routing"
 	"imapgate/tlsconf"
@@ -55,7 +56,7 @@ type bed struct {
 	t       testing.TB
 	server  *Server
 	rooms   Rooms
-	logs    *logs
+	logs    *testbed.Log
 	folder  string
 	trusts  *x509.CertPool
 	stop    context.CancelFunc
@@ -77,7 +78,7 @@ func newBed(t testing.TB, backend string, change ...func(*setup)) *bed {
 // have kept its promises.
 func openBed(t testing.TB, backend string, change ...func(*setup)) *bed {
 	t.Helper()
-	b := &bed{t: t, logs: &logs{}, folder: t.TempDir(), served: make(chan error, 1)}
+	b := &bed{t: t, logs: new(testbed.Log), folder: t.TempDir(), served: make(chan error, 1)}
 	s := b.defaults(backend)
 	for _, f := range change {
 		f(s)
@@ -315,26 +316,6 @@ func (b *bed) lastRecord(event string, c *client) record {
 }
 
 func (b *bed) addr(listener string) string { return b.server.Addrs()[listener].String() }
-
-// logs is what a gateway has logged.
-type logs struct {
-	mu   sync.Mutex
-	text bytes.Buffer // Guarded by mu.
-}
-
-func (l *logs) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *logs) Sync() error { return nil }
-
-func (l *logs) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
-}
 
 // leavesNothing wants goroutines and descriptors back where they were within
 // five seconds of the end of the test.

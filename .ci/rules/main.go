@@ -43,7 +43,7 @@ var doors = map[string]string{
 	"internal/metrics":    "",
 	"internal/mutant":     "",
 	"internal/peerbench":  "", // a program that measures proxies from outside
-	"internal/testbed":    "",
+	"internal/testbed":    "internal/mutant",
 	"internal/faultproxy": "",
 	"internal/quiet":      "",
 	"proxy/splice":        "internal/quiet",

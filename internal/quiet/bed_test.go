@@ -9,32 +9,14 @@ import (
 	"testing"
 	"time"
 
+	"imapgate/internal/testbed"
 	"imapgate/tlsconf"
 )
-
-func tcpPair(t testing.TB) (dialed, accepted net.Conn) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	dialed, err = net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	accepted, err = l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _, _ = dialed.Close(), accepted.Close() })
-	return dialed, accepted
-}
 
 // tlsPair is a client and a server with a Socket under each.
 func tlsPair(t testing.TB) (c, s *tls.Conn) {
 	t.Helper()
-	dialed, accepted := tcpPair(t)
+	dialed, accepted := testbed.TCPPair(t)
 	return handshake(t, NewSocket(dialed.(*net.TCPConn)), NewSocket(accepted.(*net.TCPConn)))
 }
 
@@ -110,7 +92,7 @@ func wait(t testing.TB, s *Set, w *sleeper, c net.Conn) {
 // settled is when s has told of everything that came before.
 func settled(t testing.TB, s *Set) {
 	t.Helper()
-	near, far := tcpPair(t)
+	near, far := testbed.TCPPair(t)
 	last := newSleeper()
 	say(t, far, "x")
 	wait(t, s, last, near)

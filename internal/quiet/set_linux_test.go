@@ -3,6 +3,8 @@ package quiet
 import (
 	"testing"
 
+	"imapgate/internal/testbed"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -25,7 +27,7 @@ func TestTheKernelTellsOnce(t *testing.T) {
 		}
 		return n
 	}
-	near, far := tcpPair(t)
+	near, far := testbed.TCPPair(t)
 	say(t, far, "x")
 	w := newSleeper()
 	wait(t, s, w, near)

@@ -6,12 +6,14 @@ import (
 	"net"
 	"sync"
 	"testing"
+
+	"imapgate/internal/testbed"
 )
 
 func TestTwoWaitersOfOneSessionWakeEachForItsSocket(t *testing.T) {
 	s := newSet(t)
-	client, front := tcpPair(t)
-	back, backend := tcpPair(t)
+	client, front := testbed.TCPPair(t)
+	back, backend := testbed.TCPPair(t)
 	up, down := newSleeper(), newSleeper()
 	for range 3 {
 		wait(t, s, up, front)
@@ -32,7 +34,7 @@ func TestTwoWaitersOfOneSessionWakeEachForItsSocket(t *testing.T) {
 
 func TestAnArmedWaiterStaysAsItIs(t *testing.T) {
 	s := newSet(t)
-	near, far := tcpPair(t)
+	near, far := testbed.TCPPair(t)
 	w := newSleeper()
 	wait(t, s, w, near)
 	if n := testing.AllocsPerRun(100, func() { wait(t, s, w, near) }); n > 0 {
@@ -49,7 +51,7 @@ func TestAnArmedWaiterStaysAsItIs(t *testing.T) {
 
 func TestBytesThatCameBeforeTheWaitAreToldOf(t *testing.T) {
 	s := newSet(t)
-	near, far := tcpPair(t)
+	near, far := testbed.TCPPair(t)
 	w := newSleeper()
 	say(t, far, "xy")
 	hear(t, near, "x")
@@ -66,7 +68,7 @@ func TestAHangUpWakes(t *testing.T) {
 		"RST": func(c *net.TCPConn) { _, _ = c.SetLinger(0), c.Close() },
 	} {
 		t.Run(name, func(t *testing.T) {
-			near, far := tcpPair(t)
+			near, far := testbed.TCPPair(t)
 			before, behind := newSleeper(), newSleeper()
 			wait(t, s, before, near)
 			hangUp(far.(*net.TCPConn))
@@ -87,10 +89,10 @@ func TestAWaiterGoesOnWithANewSocket(t *testing.T) {
 		"kept open":              func(net.Conn) { s.Forget(&w.Waiter) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			old, oldFar := tcpPair(t)
+			old, oldFar := testbed.TCPPair(t)
 			wait(t, s, w, old)
 			leave(old)
-			near, far := tcpPair(t) // perhaps with the descriptor of the old one
+			near, far := testbed.TCPPair(t) // perhaps with the descriptor of the old one
 			wait(t, s, w, near)
 			_, _ = oldFar.Write([]byte("x")) // nobody may be there
 			settled(t, s)
@@ -107,7 +109,7 @@ func TestAWaiterGoesOnWithANewSocket(t *testing.T) {
 
 func TestASocketGoesOnWithAnotherWaiter(t *testing.T) {
 	s := newSet(t)
-	near, far := tcpPair(t)
+	near, far := testbed.TCPPair(t)
 	session, pool := newSleeper(), newSleeper()
 	for range 3 {
 		wait(t, s, session, near)
@@ -123,13 +125,13 @@ func TestASocketGoesOnWithAnotherWaiter(t *testing.T) {
 
 func TestAClosedSocketIsNotWaitedFor(t *testing.T) {
 	s := newSet(t)
-	near, _ := tcpPair(t)
+	near, _ := testbed.TCPPair(t)
 	w := newSleeper()
 	_ = near.Close()
 	if err := s.Wait(&w.Waiter, near); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("waits for a closed socket: %v", err)
 	}
-	near, far := tcpPair(t)
+	near, far := testbed.TCPPair(t)
 	wait(t, s, w, near) // and w can be used
 	say(t, far, "x")
 	w.wakes(t)
@@ -141,8 +143,8 @@ func TestAClosedSocketIsNotWaitedFor(t *testing.T) {
 
 func TestOneSocketAtATime(t *testing.T) {
 	s := newSet(t)
-	one, _ := tcpPair(t)
-	two, _ := tcpPair(t)
+	one, _ := testbed.TCPPair(t)
+	two, _ := testbed.TCPPair(t)
 	w := newSleeper()
 	wait(t, s, w, one)
 	defer s.Forget(&w.Waiter)
@@ -160,7 +162,7 @@ func TestForgettingRacesWithEvents(t *testing.T) {
 	s := newSet(t)
 	var wg sync.WaitGroup
 	for seed := range uint64(8) {
-		near, far := tcpPair(t)
+		near, far := testbed.TCPPair(t)
 		wg.Go(func() { forgetAtRandom(t, s, [2]net.Conn{near, far}, rand.New(rand.NewPCG(seed, 1))) })
 	}
 	wg.Wait()

@@ -8,6 +8,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"imapgate/internal/testbed"
 )
 
 // now is what ReadNow has, size bytes at a time.
@@ -64,7 +66,7 @@ func TestARecordLargerThanTheReadIsReadToItsEnd(t *testing.T) {
 }
 
 func TestHalfARecordIsNothingYet(t *testing.T) {
-	client, accepted := tcpPair(t)
+	client, accepted := testbed.TCPPair(t)
 	under := &holder{Conn: client}
 	sender, server := handshake(t, under, NewSocket(accepted.(*net.TCPConn)))
 	NewBuffers().ReadAhead(server)
@@ -105,7 +107,7 @@ func (h *holder) Write(p []byte) (int, error) {
 }
 
 func TestAPlainSocketHasNothingWithoutTheKernel(t *testing.T) {
-	near, far := tcpPair(t)
+	near, far := testbed.TCPPair(t)
 	say(t, far, "x")
 	s, w := newSet(t), newSleeper()
 	wait(t, s, w, near)
@@ -179,7 +181,7 @@ func TestTrimLeavesNoBufferInCryptoTLS(t *testing.T) {
 
 // What is put back behind a PROXY header lies in that header's buffer.
 func TestTrimLeavesNothingOfWhatWasPutBack(t *testing.T) {
-	client, accepted := tcpPair(t)
+	client, accepted := testbed.TCPPair(t)
 	under := NewSocket(accepted.(*net.TCPConn))
 	under.Unread(make([]byte, 0, 4<<10))
 	_, server := handshake(t, client, under)

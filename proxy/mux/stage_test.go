@@ -1,7 +1,6 @@
 package mux
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/tls"
@@ -70,7 +69,7 @@ type stage struct {
 	stub    *stub
 	hub     *Hub
 	rooms   Rooms
-	logs    *logs
+	logs    *testbed.Log
 	splices sync.WaitGroup
 
 	mu     sync.Mutex
@@ -84,7 +83,7 @@ func newStage(t testing.TB, s setup, certs *certificates) *stage {
 	t.Helper()
 	s.settings.HoldMax = cmp.Or(s.settings.HoldMax, 5*time.Second)
 	s.settings.Learn = cmp.Or(s.settings.Learn, Lazy)
-	y := &stage{t: t, setup: s, certs: certs, logs: &logs{}}
+	y := &stage{t: t, setup: s, certs: certs, logs: new(testbed.Log)}
 	up := upstream.Config{Name: "stub", TLSMode: upstream.NoTLS, ConnectTimeout: 2 * time.Second,
 		Socket: func(c *net.TCPConn) net.Conn { return quiet.NewSocket(c) }}
 	var secure *tls.Config
@@ -276,26 +275,6 @@ func (a *actor) rest() {
 			return
 		}
 	}
-}
-
-// logs is what a gateway has logged.
-type logs struct {
-	mu   sync.Mutex
-	text bytes.Buffer // Guarded by mu.
-}
-
-func (l *logs) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *logs) Sync() error { return nil }
-
-func (l *logs) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
 }
 
 func must(t testing.TB, err error) {

@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"imapgate/internal/testbed"
 )
 
 // unwatched is a socket that the kernel has no room to watch.
@@ -18,8 +20,8 @@ func (unwatched) SyscallConn() (syscall.RawConn, error) { return nil, syscall.EN
 
 func TestASessionThatCannotParkGoesOn(t *testing.T) {
 	s := newSet(t, testConfig())
-	client, front := tcpPair(t)
-	back, backend := tcpPair(t)
+	client, front := testbed.TCPPair(t)
+	back, backend := testbed.TCPPair(t)
 	result := make(chan Result, 1)
 	r := s.Start(Side{unwatched{front.(*net.TCPConn)}, nil}, Side{back, nil}, func(r Result) { result <- r })
 	for range 2 {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"imapgate/internal/quiet"
+	"imapgate/internal/testbed"
 	"imapgate/tlsconf"
 )
 
@@ -56,25 +57,6 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	}
 }
 
-func tcpPair(t testing.TB) (dialed, accepted net.Conn) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	dialed, err = net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	accepted, err = l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _, _ = dialed.Close(), accepted.Close() })
-	return dialed, accepted
-}
-
 func tlsPair(t testing.TB, client, server net.Conn) (c, s net.Conn) {
 	t.Helper()
 	cert, err := tlsconf.SelfSigned("localhost")
@@ -93,8 +75,8 @@ func tlsPair(t testing.TB, client, server net.Conn) (c, s net.Conn) {
 
 func newBed(t testing.TB, s *Set, kind string, first ...string) *bed {
 	t.Helper()
-	client, front := tcpPair(t)
-	back, backend := tcpPair(t)
+	client, front := testbed.TCPPair(t)
+	back, backend := testbed.TCPPair(t)
 	if strings.HasPrefix(kind, "tls-") {
 		client, front = tlsPair(t, client, quiet.NewSocket(front.(*net.TCPConn)))
 	}
