@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/time/rate"
 
 	"imapgate/internal/imap"
 )
@@ -26,6 +27,7 @@ type Backend struct {
 	addr   netip.AddrPort // Address where it has no name
 
 	slots  chan struct{} // a token for each login under way; MaxLogins of them
+	pace   *rate.Limiter // of new connections; nil: as they come
 	health health
 	caps   atomic.Pointer[imap.Caps] // as of the last login: most are equal, and share one
 }
@@ -42,7 +44,16 @@ func New(cfg Config, hooks Hooks, log *zap.Logger) *Backend {
 		dialer: newDialer(),
 		addr:   addr,
 		slots:  make(chan struct{}, cfg.MaxLogins),
+		pace:   newPace(cfg.LoginRate),
 	}
+}
+
+// newPace lets a tenth of a second's connections come at once.
+func newPace(perSecond int) *rate.Limiter {
+	if perSecond == 0 {
+		return nil
+	}
+	return rate.NewLimiter(rate.Limit(perSecond), max(1, perSecond/10))
 }
 
 // Name is what routes and logs call the backend.
@@ -181,8 +192,16 @@ func (b *Backend) hops(c Client) int {
 const turn = time.Second
 
 // enter waits for a turn, so that a herd of clients does not fall upon a
-// backend that has just come back.
+// backend that has just come back. The wait for the pace comes first: it must
+// not use up another's turn.
 func (b *Backend) enter(ctx context.Context, deadline time.Time) error {
+	if b.pace != nil {
+		soon, cancel := context.WithDeadline(ctx, deadline)
+		defer cancel()
+		if err := b.pace.Wait(soon); err != nil { // at once when its time would come too late
+			return fmt.Errorf("%w: %w", errBusy, err)
+		}
+	}
 	select {
 	case b.slots <- struct{}{}:
 		return nil

@@ -71,6 +71,7 @@ type Config struct {
 	ConnectTimeout time.Duration // of all attempts to connect together
 	LoginTimeout   time.Duration // of everything, waiting for a turn included
 	MaxLogins      int           // logins at a time; more wait
+	LoginRate      int           // new connections in a second; more wait; 0: as they come
 
 	TTL      int    // gateways a login may pass, this one included
 	Instance string // prefix of this gateway's session ids; "" does not look

@@ -137,3 +137,43 @@ func TestM1AHerdComesInOneAfterTheOther(t *testing.T) {
 		t.Errorf("%d logins were under way at a time", seen.most)
 	}
 }
+
+func TestNewConnectionsComeAtTheirPace(t *testing.T) {
+	address, asked := slowToDeny(t)
+	b := New(Config{Address: address, TLSMode: NoTLS, LoginRate: 10}, Hooks{}, zap.NewNop())
+	ctx, cancel := context.WithCancel(context.Background())
+	results := make(chan error, 6)
+	began := time.Now()
+	for range cap(results) {
+		go func() {
+			_, err := b.Login(ctx, request1(t))
+			results <- err
+		}()
+	}
+	for range cap(results) {
+		<-asked
+	}
+	// The first comes at once, each of the others a tenth of a second later.
+	if took := time.Since(began); took < 490*time.Millisecond {
+		t.Errorf("six connections at ten in a second took %v", took)
+	}
+	cancel()
+	for range cap(results) {
+		<-results
+	}
+}
+
+func TestALoginThatWouldWaitTooLongForThePaceIsRefusedAtOnce(t *testing.T) {
+	address, _ := slowToDeny(t)
+	var last string
+	b := New(Config{Address: address, TLSMode: NoTLS, LoginRate: 1, LoginTimeout: 500 * time.Millisecond},
+		Hooks{OnConnect: func(result string) { last = result }}, zap.NewNop())
+	if !b.pace.Allow() {
+		t.Fatal("nothing is allowed")
+	}
+	began := time.Now()
+	_, err := b.Login(context.Background(), request1(t))
+	if !errors.Is(err, ErrUnavailable) || last != ResultBusy || time.Since(began) > 300*time.Millisecond {
+		t.Errorf("%v, %s after %v", err, last, time.Since(began))
+	}
+}
