@@ -69,6 +69,7 @@ type Config struct {
 type End struct {
 	Conn  net.Conn
 	First []byte
+	Pace  func(n int) time.Duration
 }
 
 // Result is how a session ended.

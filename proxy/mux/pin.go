@@ -37,7 +37,7 @@ func (s *session) handOver(why audit.Why, first []byte) error {
 	s.move(metrics.Pinned)
 	in, out := s.client.Counts()
 	in -= int64(len(first) + len(fromClient))
-	h.cfg.Splice(End{client, fromBackend}, End{backend, append(first, fromClient...)}, func(r Result) {
+	h.cfg.Splice(End{Conn: client, First: fromBackend}, End{Conn: backend, First: append(first, fromClient...)}, func(r Result) {
 		s.account.Destroy(up, metrics.DiscardPinned)
 		s.account.Close()
 		s.move("")

@@ -21,6 +21,7 @@ type pump struct {
 	// Set once.
 	relay    *Relay
 	src, dst net.Conn
+	pace     func(n int) time.Duration // nil: as fast as it goes
 
 	// Owned by run.
 	first []byte // to be sent before anything is read
@@ -249,8 +250,25 @@ func (p *pump) write(b []byte) error {
 	p.progress()
 	if err == nil {
 		p.bytes.Add(int64(len(b)))
+		p.slow(len(b))
 	}
 	return err
+}
+
+// breath is how long a slowed pump rests before it looks whether its session is
+// over.
+const breath = 100 * time.Millisecond
+
+// slow rests after n bytes for as long as the pace demands: the source is left
+// unread, and TCP holds it back. To rest is no standstill.
+func (p *pump) slow(n int) {
+	if p.pace == nil {
+		return
+	}
+	for d := p.pace(n); d > 0 && !p.relay.ending(); d -= breath {
+		time.Sleep(min(d, breath))
+		p.progress()
+	}
 }
 
 // spliceBytes relays mail between plain sockets: the kernel moves the bytes
@@ -265,6 +283,7 @@ func (p *pump) spliceBytes(src, dst *net.TCPConn) (net.Conn, error) {
 		if n > 0 {
 			p.bytes.Add(n)
 			p.progress()
+			p.slow(int(n))
 		}
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded) && n > 0:

@@ -57,10 +57,13 @@ type Result struct {
 }
 
 // Side is one end of a session. First is what was already read from the other
-// side and goes to this one before anything else.
+// side and goes to this one before anything else. Pace, if not nil, is told how
+// many bytes have just come from this side, and says how long to leave the next
+// ones unread.
 type Side struct {
 	Conn  net.Conn
 	First []byte
+	Pace  func(n int) time.Duration
 }
 
 // Set is all spliced sessions of a gateway, with the clock and, on Linux, the
@@ -147,8 +150,8 @@ type Relay struct {
 // once, with both closed. It returns at once; the sockets are the Relay's now.
 func (s *Set) Start(client, upstream Side, ended func(Result)) *Relay {
 	r := &Relay{set: s, ended: ended, open: 2}
-	r.up = pump{relay: r, src: client.Conn, dst: upstream.Conn, first: kept(upstream.First)}
-	r.down = pump{relay: r, src: upstream.Conn, dst: client.Conn, first: kept(client.First)}
+	r.up = pump{relay: r, src: client.Conn, dst: upstream.Conn, first: kept(upstream.First), pace: client.Pace}
+	r.down = pump{relay: r, src: upstream.Conn, dst: client.Conn, first: kept(client.First), pace: upstream.Pace}
 	r.up.waiter.Wake, r.down.waiter.Wake = r.up.wake, r.down.wake
 	r.up.progress() // or the clock could find a session that has been silent since the Set began
 	r.down.progress()
@@ -228,6 +231,13 @@ func (r *Relay) report() {
 	if r.set.cfg.Bytes != nil && (up > 0 || down > 0) {
 		r.set.cfg.Bytes(up, down)
 	}
+}
+
+// ending says whether the end has been decided.
+func (r *Relay) ending() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.over
 }
 
 // note keeps the first reason for an end that is beginning.

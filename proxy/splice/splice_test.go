@@ -11,6 +11,7 @@ import (
 	"reflect"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -75,20 +76,26 @@ func tlsPair(t testing.TB, client, server net.Conn) (c, s net.Conn) {
 
 func newBed(t testing.TB, s *Set, kind string, first ...string) *bed {
 	t.Helper()
-	client, front := testbed.TCPPair(t)
-	back, backend := testbed.TCPPair(t)
+	var client, backend Side
+	if len(first) == 2 {
+		client.First, backend.First = []byte(first[0]), []byte(first[1])
+	}
+	return startBed(t, s, kind, client, backend)
+}
+
+// startBed fills in the connections of the two sides.
+func startBed(t testing.TB, s *Set, kind string, client, backend Side) *bed {
+	t.Helper()
+	b := &bed{result: make(chan Result, 2)}
+	b.client, client.Conn = testbed.TCPPair(t)
+	backend.Conn, b.backend = testbed.TCPPair(t)
 	if strings.HasPrefix(kind, "tls-") {
-		client, front = tlsPair(t, client, quiet.NewSocket(front.(*net.TCPConn)))
+		b.client, client.Conn = tlsPair(t, b.client, quiet.NewSocket(client.Conn.(*net.TCPConn)))
 	}
 	if strings.HasSuffix(kind, "-tls") {
-		back, backend = tlsPair(t, quiet.NewSocket(back.(*net.TCPConn)), backend)
+		backend.Conn, b.backend = tlsPair(t, quiet.NewSocket(backend.Conn.(*net.TCPConn)), b.backend)
 	}
-	b := &bed{client: client, backend: backend, result: make(chan Result, 2)}
-	var toClient, toBackend string
-	if len(first) == 2 {
-		toClient, toBackend = first[0], first[1]
-	}
-	b.relay = s.Start(Side{front, []byte(toClient)}, Side{back, []byte(toBackend)}, func(r Result) { b.result <- r })
+	b.relay = s.Start(client, backend, func(r Result) { b.result <- r })
 	return b
 }
 
@@ -282,6 +289,45 @@ func TestASlowReaderHoldsTheSenderBack(t *testing.T) {
 		b.relay.End(Drained)
 		b.ends(t, Drained)
 	})
+}
+
+func TestAPacedSessionIsSlowedAndNotCut(t *testing.T) {
+	cfg := testConfig()
+	cfg.Write = 200 * time.Millisecond // a pace is no stall
+	each(t, cfg, func(t *testing.T, s *Set, kind string) {
+		var up, down atomic.Int64
+		pace := func(told *atomic.Int64) func(int) time.Duration {
+			return func(n int) time.Duration {
+				told.Add(int64(n))
+				return time.Second
+			}
+		}
+		b := startBed(t, s, kind, Side{Pace: pace(&up)}, Side{Pace: pace(&down)})
+		began := time.Now()
+		for _, line := range []string{"a NOOP\r\n", "b NOOP\r\n"} {
+			say(t, b.client, line)
+			hear(t, b.backend, line)
+		}
+		say(t, b.backend, "* BYE\r\n")
+		hear(t, b.client, "* BYE\r\n")
+		if took := time.Since(began); took < time.Second {
+			t.Errorf("two commands passed in %v, with a second to rest behind the first", took)
+		}
+		if up.Load() != 16 || down.Load() != 7 {
+			t.Errorf("the paces were told of %d and %d bytes", up.Load(), down.Load())
+		}
+		b.relay.End(Drained)
+		b.ends(t, Drained)
+	})
+}
+
+func TestASessionEndsWhileItIsSlowed(t *testing.T) {
+	s := newSet(t, testConfig())
+	b := startBed(t, s, "plain-plain", Side{Pace: func(int) time.Duration { return time.Hour }}, Side{})
+	say(t, b.client, "a NOOP\r\n")
+	hear(t, b.backend, "a NOOP\r\n")
+	b.relay.End(Drained)
+	b.ends(t, Drained)
 }
 
 func TestTimeOutsEndSessions(t *testing.T) {
