@@ -1,5 +1,6 @@
-// Package admin is the HTTP side for operators: metrics, health and what a route
-// would be. It shows and changes nothing: every answer is to a GET.
+// Package admin is the HTTP side for operators: metrics, health, what a route would
+// be, limits and bans. A GET changes nothing; what changes a ban needs the token,
+// also where looking does not.
 //
 // It guards itself against the ways such an address is abused: a web page that
 // makes the operator's browser ask it under a foreign name, guessed tokens, slow
@@ -30,6 +31,7 @@ const (
 	answerTime  = 30 * time.Second // for its answer
 	idleTime    = 2 * time.Minute  // of a connection between requests
 	maxHead     = 16 << 10         // bytes
+	maxBody     = 4 << 10          // bytes
 	maxConns    = 64               // connections at a time; more wait in the kernel
 	goodbyeTime = 2 * time.Second  // for answers under way when the server ends
 )
@@ -47,6 +49,7 @@ type Shows struct {
 	// Explain says where a user would go, as something JSON can hold. Its error
 	// means that the name is none.
 	Explain func(ctx context.Context, user string) (any, error)
+	Limits  Limits
 }
 
 // Server is the admin address.

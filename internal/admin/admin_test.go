@@ -169,10 +169,10 @@ func TestManyAddressesBuyNoMoreGuessesThanOne(t *testing.T) {
 }
 
 func TestIPv6NeighboursCountAsOne(t *testing.T) {
-	if a, b := origin("[2001:db8::1]:1"), origin("[2001:db8::ffff:2]:9"); a != b {
+	if a, b := network("[2001:db8::1]:1"), network("[2001:db8::ffff:2]:9"); a != b {
 		t.Errorf("%v is not %v", a, b)
 	}
-	if a, b := origin("[::ffff:192.0.2.1]:1"), origin("192.0.2.1:9"); a != b {
+	if a, b := network("[::ffff:192.0.2.1]:1"), network("192.0.2.1:9"); a != b {
 		t.Errorf("%v is not %v", a, b)
 	}
 }

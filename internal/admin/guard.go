@@ -24,10 +24,11 @@ const (
 // guard lets only requests through that may be answered.
 type guard struct {
 	// Set once.
-	pages map[string]http.HandlerFunc
-	token [sha256.Size]byte
-	open  bool // no token is asked for
-	names []string
+	pages  map[string]page
+	token  [sha256.Size]byte
+	open   bool // no token is asked for by those who look
+	names  []string
+	origin *http.CrossOriginProtection
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -35,8 +36,9 @@ type guard struct {
 	since time.Time            // when the window began
 }
 
-func newGuard(cfg Config, pages map[string]http.HandlerFunc) *guard {
-	g := &guard{pages: pages, open: cfg.Token.IsZero(), names: []string{"localhost"}, wrong: make(map[netip.Prefix]int)}
+func newGuard(cfg Config, pages map[string]page) *guard {
+	g := &guard{pages: pages, open: cfg.Token.IsZero(), names: []string{"localhost"}, wrong: make(map[netip.Prefix]int),
+		origin: http.NewCrossOriginProtection()}
 	g.token = sha256.Sum256([]byte(cfg.Token.Reveal()))
 	if host, _, err := net.SplitHostPort(cfg.Address); err == nil {
 		g.names = append(g.names, host)
@@ -56,26 +58,47 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
 	h.Set("Cache-Control", "no-store")
 	page, found := g.pages[r.URL.Path]
+	changes := page.changes[r.Method]
+	looks := r.Method == http.MethodGet || r.Method == http.MethodHead
 	switch {
 	case !g.knows(r.Host):
 		say(w, http.StatusMisdirectedRequest, "this server is not known by that name")
-	case r.Method != http.MethodGet && r.Method != http.MethodHead:
-		h.Set("Allow", "GET, HEAD")
-		say(w, http.StatusMethodNotAllowed, "only GET")
-	case r.ContentLength != 0: // also -1: chunked
+	case !looks && changes == nil:
+		h.Set("Allow", page.allowed())
+		say(w, http.StatusMethodNotAllowed, "only "+page.allowed())
+	case r.Method != http.MethodPost && r.ContentLength != 0, r.ContentLength > maxBody: // also -1: chunked
 		h.Set("Connection", "close")
-		say(w, http.StatusRequestEntityTooLarge, "a GET has no body")
+		say(w, http.StatusRequestEntityTooLarge, "the body is too large; only a POST has one")
 	case r.URL.Path == pathHealth || r.URL.Path == pathReady:
-		page(w, r)
+		page.shows(w, r)
 	default:
 		if status := g.admit(r); status != http.StatusOK {
 			h.Set("WWW-Authenticate", "Bearer")
 			say(w, status, http.StatusText(status))
 		} else if !found {
 			say(w, http.StatusNotFound, "there is no such page")
+		} else if looks {
+			page.shows(w, r)
 		} else {
-			page(w, r)
+			g.change(w, r, changes)
 		}
+	}
+}
+
+// change lets a request through that is not made by a web page of somebody else:
+// its browser sends no token of ours by itself, and no JSON without asking first.
+func (g *guard) change(w http.ResponseWriter, r *http.Request, changes http.HandlerFunc) {
+	media, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
+	switch {
+	case g.open:
+		say(w, http.StatusForbidden, "changes need a token: set admin.token_file")
+	case g.origin.Check(r) != nil:
+		say(w, http.StatusForbidden, "this request comes from another site")
+	case r.Method == http.MethodPost && !strings.EqualFold(strings.TrimSpace(media), "application/json"):
+		say(w, http.StatusUnsupportedMediaType, "only application/json")
+	default:
+		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		changes(w, r)
 	}
 }
 
@@ -106,7 +129,7 @@ func (g *guard) admit(r *http.Request) int {
 	if !strings.EqualFold(scheme, "Bearer") || token == "" {
 		return http.StatusUnauthorized // no guess
 	}
-	from := origin(r.RemoteAddr)
+	from := network(r.RemoteAddr)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if now := time.Now(); now.Sub(g.since) >= window {
@@ -129,8 +152,8 @@ func (g *guard) admit(r *http.Request) int {
 	return http.StatusUnauthorized
 }
 
-// origin is who is counted: an IPv4 address, or an IPv6 network of one customer.
-func origin(remote string) netip.Prefix {
+// network is who is counted: an IPv4 address, or an IPv6 network of one customer.
+func network(remote string) netip.Prefix {
 	peer, err := netip.ParseAddrPort(remote)
 	if err != nil {
 		return netip.Prefix{}

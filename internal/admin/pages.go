@@ -3,7 +3,10 @@ package admin
 import (
 	"encoding/json"
 	"io"
+	"maps"
 	"net/http"
+	"slices"
+	"strings"
 )
 
 // Paths. Health and readiness are open to everybody who can connect: load
@@ -13,15 +16,32 @@ const (
 	pathHealth  = "/healthz"
 	pathReady   = "/readyz"
 	pathExplain = "/v1/routes/explain"
+	pathLimits  = "/v1/limits"
+	pathBans    = "/v1/bans"
 )
 
+// page is what a path answers.
+type page struct {
+	shows   http.HandlerFunc            // to GET and HEAD
+	changes map[string]http.HandlerFunc // to other methods
+}
+
+// allowed is the methods of the page, as the header Allow lists them.
+func (p page) allowed() string {
+	return strings.Join(append([]string{"GET", "HEAD"}, slices.Sorted(maps.Keys(p.changes))...), ", ")
+}
+
 // pages has every path there is; a path is matched whole, byte by byte.
-func pages(s Shows) map[string]http.HandlerFunc {
-	return map[string]http.HandlerFunc{
-		pathMetrics: s.Metrics.ServeHTTP,
-		pathHealth:  func(w http.ResponseWriter, _ *http.Request) { say(w, http.StatusOK, "ok") },
-		pathReady:   s.ready,
-		pathExplain: s.explain,
+func pages(s Shows) map[string]page {
+	return map[string]page{
+		pathMetrics: {shows: s.Metrics.ServeHTTP},
+		pathHealth:  {shows: func(w http.ResponseWriter, _ *http.Request) { say(w, http.StatusOK, "ok") }},
+		pathReady:   {shows: s.ready},
+		pathExplain: {shows: s.explain},
+		pathLimits:  {shows: s.Limits.show},
+		pathBans: {shows: s.Limits.list, changes: map[string]http.HandlerFunc{
+			http.MethodPost: s.Limits.add, http.MethodDelete: s.Limits.remove,
+		}},
 	}
 }
 
@@ -47,8 +67,13 @@ func (s Shows) explain(w http.ResponseWriter, r *http.Request) {
 		say(w, http.StatusBadRequest, "no account can have this name")
 		return
 	}
+	answer(w, explained)
+}
+
+// answer says what JSON can hold.
+func answer(w http.ResponseWriter, what any) {
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(explained) // a client that went away
+	_ = json.NewEncoder(w).Encode(what) // a client that went away
 }
 
 // say answers with one line of text.

@@ -1,0 +1,79 @@
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"time"
+)
+
+// ErrOrder is an order that no gateway can carry out, or a question nobody can
+// answer: the operator's mistake, which its text explains.
+var ErrOrder = errors.New("cannot be done")
+
+// Order is a ban as an operator asks for it.
+type Order struct {
+	Who string        `json:"who"` // an address or a network
+	For time.Duration `json:"for"` // nanoseconds; 0: the gateway's own length
+	Why string        `json:"why"`
+}
+
+// Limits is what there is to see and to change of limits and bans. Errors that are
+// no ErrOrder mean that it cannot be done now.
+type Limits struct {
+	Show  func(ctx context.Context, who string) (any, error) // of a user or an address
+	Bans  func(ctx context.Context) (any, error)
+	Ban   func(ctx context.Context, o Order) (any, error)
+	Unban func(ctx context.Context, who string) (any, error)
+}
+
+// show answers ?who=NAME with what is counted of a user or an address.
+func (l Limits) show(w http.ResponseWriter, r *http.Request) { asked(w, r, l.Show) }
+
+// remove ends the ban of ?who=ADDRESS.
+func (l Limits) remove(w http.ResponseWriter, r *http.Request) { asked(w, r, l.Unban) }
+
+func asked(w http.ResponseWriter, r *http.Request, call func(context.Context, string) (any, error)) {
+	who := r.URL.Query()["who"]
+	if len(who) != 1 || who[0] == "" {
+		say(w, http.StatusBadRequest, "one address or user is needed: ?who=192.0.2.7")
+		return
+	}
+	result, err := call(r.Context(), who[0])
+	conclude(w, result, err)
+}
+
+func (l Limits) list(w http.ResponseWriter, r *http.Request) {
+	result, err := l.Bans(r.Context())
+	conclude(w, result, err)
+}
+
+// add bans whom the body names.
+func (l Limits) add(w http.ResponseWriter, r *http.Request) {
+	var o Order
+	d := json.NewDecoder(r.Body)
+	d.DisallowUnknownFields()
+	var large *http.MaxBytesError
+	switch err := d.Decode(&o); {
+	case errors.As(err, &large):
+		say(w, http.StatusRequestEntityTooLarge, "the body is too large")
+		return
+	case err != nil || d.More():
+		say(w, http.StatusBadRequest, `the body is not {"who": ADDRESS, "for": NANOSECONDS, "why": TEXT}`)
+		return
+	}
+	result, err := l.Ban(r.Context(), o)
+	conclude(w, result, err)
+}
+
+func conclude(w http.ResponseWriter, result any, err error) {
+	switch {
+	case errors.Is(err, ErrOrder):
+		say(w, http.StatusBadRequest, err.Error())
+	case err != nil:
+		say(w, http.StatusServiceUnavailable, err.Error())
+	default:
+		answer(w, result)
+	}
+}

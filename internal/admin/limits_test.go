@@ -1,0 +1,131 @@
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+
+	"imapgate/internal/identity"
+)
+
+// ledger is bans as a test keeps them.
+type ledger map[string]Order
+
+func (l ledger) limits() Limits {
+	return Limits{
+		Show: func(_ context.Context, who string) (any, error) { return map[string]string{"who": who}, nil },
+		Bans: func(context.Context) (any, error) { return l, nil },
+		Ban: func(_ context.Context, o Order) (any, error) {
+			switch o.Who {
+			case "nobody":
+				return nil, fmt.Errorf("%w: that is no address", ErrOrder)
+			case "192.0.2.99":
+				return nil, errors.New("redis is away")
+			}
+			l[o.Who] = o
+			return o, nil
+		},
+		Unban: func(_ context.Context, who string) (any, error) {
+			delete(l, who)
+			return map[string]string{"who": who}, nil
+		},
+	}
+}
+
+// order is a request that changes something, as a program of the operator's
+// would make it; change spoils it.
+func order(g http.Handler, method, body string, change func(*http.Request)) *httptest.ResponseRecorder {
+	r := httptest.NewRequest(method, "http://127.0.0.1:9143/v1/bans", strings.NewReader(body))
+	r.RemoteAddr = "127.0.0.1:4711"
+	r.Header.Set("Authorization", "Bearer "+token)
+	if method == http.MethodPost {
+		r.Header.Set("Content-Type", "application/json")
+	}
+	change(r)
+	w := httptest.NewRecorder()
+	g.ServeHTTP(w, r)
+	return w
+}
+
+const oneBan = `{"who":"192.0.2.7","for":3600000000000,"why":"by hand"}`
+
+func TestABanIsAddedListedAndRemoved(t *testing.T) {
+	l := ledger{}
+	shows := Shows{Limits: l.limits()}
+	g := New(Config{Address: "127.0.0.1:9143", Token: identity.NewSecret(token)}, withMetrics(shows), zap.NewNop()).guard
+	if w := order(g, "POST", oneBan, func(*http.Request) {}); w.Code != 200 || l["192.0.2.7"].For != time.Hour {
+		t.Fatalf("%d %s, %v", w.Code, w.Body, l)
+	}
+	var listed map[string]Order
+	w := order(g, "GET", "", func(*http.Request) {})
+	if err := json.Unmarshal(w.Body.Bytes(), &listed); err != nil || listed["192.0.2.7"].Why != "by hand" {
+		t.Fatalf("%v: %s", err, w.Body)
+	}
+	if w := order(g, "DELETE", "", func(r *http.Request) { r.URL.RawQuery = "who=192.0.2.7" }); w.Code != 200 || len(l) != 0 {
+		t.Fatalf("%d %s, %v", w.Code, w.Body, l)
+	}
+}
+
+// withMetrics gives what every Shows has.
+func withMetrics(s Shows) Shows {
+	s.Metrics = http.NotFoundHandler()
+	return s
+}
+
+func TestChangesThatAreNotTheOperatorsAreRefused(t *testing.T) {
+	tests := map[string]struct {
+		method, body string
+		change       func(*http.Request)
+		want         int
+	}{
+		"no token":            {"POST", oneBan, func(r *http.Request) { r.Header.Del("Authorization") }, 401},
+		"a wrong token":       {"POST", oneBan, func(r *http.Request) { r.Header.Set("Authorization", "Bearer x") }, 401},
+		"a foreign host":      {"POST", oneBan, func(r *http.Request) { r.Host = "evil.example" }, 421},
+		"a foreign origin":    {"POST", oneBan, func(r *http.Request) { r.Header.Set("Origin", "http://evil.example") }, 403},
+		"another site":        {"POST", oneBan, func(r *http.Request) { r.Header.Set("Sec-Fetch-Site", "cross-site") }, 403},
+		"another site's end":  {"DELETE", "", func(r *http.Request) { r.Header.Set("Sec-Fetch-Site", "cross-site") }, 403},
+		"a form":              {"POST", oneBan, func(r *http.Request) { r.Header.Set("Content-Type", "text/plain") }, 415},
+		"a long body":         {"POST", strings.Repeat(" ", maxBody) + oneBan, func(*http.Request) {}, 413},
+		"a long chunked body": {"POST", strings.Repeat(" ", maxBody) + oneBan, func(r *http.Request) { r.ContentLength = -1 }, 413},
+		"no JSON":             {"POST", "who=x", func(*http.Request) {}, 400},
+		"two bodies":          {"POST", oneBan + oneBan, func(*http.Request) {}, 400},
+		"an unknown key":      {"POST", `{"whom":"192.0.2.7"}`, func(*http.Request) {}, 400},
+		"nobody":              {"POST", `{"who":"nobody"}`, func(*http.Request) {}, 400},
+		"nobody's end":        {"DELETE", "", func(*http.Request) {}, 400},
+		"a body at the end":   {"DELETE", "x", func(r *http.Request) { r.URL.RawQuery = "who=192.0.2.7" }, 413},
+		"not now":             {"POST", `{"who":"192.0.2.99"}`, func(*http.Request) {}, 503},
+		"another method":      {"PUT", oneBan, func(*http.Request) {}, 405},
+		"another page":        {"POST", oneBan, func(r *http.Request) { r.URL.Path = "/v1/limits" }, 405},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			l := ledger{}
+			g := New(Config{Address: "127.0.0.1:9143", Token: identity.NewSecret(token)}, withMetrics(Shows{Limits: l.limits()}), zap.NewNop()).guard
+			if w := order(g, test.method, test.body, test.change); w.Code != test.want {
+				t.Errorf("status %d, want %d: %s", w.Code, test.want, w.Body)
+			}
+			if len(l) != 0 {
+				t.Errorf("it was done: %v", l)
+			}
+		})
+	}
+}
+
+func TestWithoutATokenNobodyChangesAnything(t *testing.T) {
+	l := ledger{}
+	g := New(Config{Address: "127.0.0.1:9143"}, withMetrics(Shows{Limits: l.limits()}), zap.NewNop()).guard
+	if w := order(g, "POST", oneBan, func(*http.Request) {}); w.Code != 403 || len(l) != 0 {
+		t.Errorf("status %d, %v", w.Code, l)
+	}
+	if w := order(g, "GET", "", func(*http.Request) {}); w.Code != 200 {
+		t.Errorf("status %d for a look", w.Code)
+	}
+}
