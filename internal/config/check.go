@@ -20,9 +20,7 @@ func (k checker) all() {
 	k.auth()
 	k.routing()
 	k.backends()
-	if k.c.Limits.TLSHandshakeTimeout > k.c.Limits.PreauthTimeout {
-		k.add("limits.tls_handshake_timeout", "is longer than preauth_timeout, which includes it")
-	}
+	k.limits()
 }
 
 func (k checker) listeners() {

@@ -28,11 +28,12 @@ type Config struct {
 
 // Listener is one address clients connect to.
 type Listener struct {
-	Address         string         `yaml:"address" default:"0.0.0.0:993" form:"listen" doc:"host:port to listen on."`
-	Name            string         `yaml:"name" form:"label" doc:"Its name in logs and metrics. Default: the address."`
-	TLS             string         `yaml:"tls" default:"implicit" oneof:"implicit starttls none" doc:"implicit: TLS from the first byte. starttls: LOGINDISABLED until the client has sent STARTTLS. none: passwords travel in the clear; only for a trusted network, behind something that ends TLS."`
-	ProxyProtocol   *ProxyProtocol `yaml:"proxy_protocol" doc:"When present, a PROXY v1 or v2 header is required from the trusted peers and refused from every other: those are served as ordinary clients without one. When left out, no header is accepted from anyone."`
-	TrustedNetworks []netip.Prefix `yaml:"trusted_networks" example:"[10.1.0.0/16]" doc:"Networks of other IMAP proxies in front, whose ID parameters x-originating-ip and its kin are believed. From everybody else they are ignored. Always compared with the TCP peer."`
+	Address         string          `yaml:"address" default:"0.0.0.0:993" form:"listen" doc:"host:port to listen on."`
+	Name            string          `yaml:"name" form:"label" doc:"Its name in logs and metrics. Default: the address."`
+	TLS             string          `yaml:"tls" default:"implicit" oneof:"implicit starttls none" doc:"implicit: TLS from the first byte. starttls: LOGINDISABLED until the client has sent STARTTLS. none: passwords travel in the clear; only for a trusted network, behind something that ends TLS."`
+	ProxyProtocol   *ProxyProtocol  `yaml:"proxy_protocol" doc:"When present, a PROXY v1 or v2 header is required from the trusted peers and refused from every other: those are served as ordinary clients without one. When left out, no header is accepted from anyone."`
+	TrustedNetworks []netip.Prefix  `yaml:"trusted_networks" example:"[10.1.0.0/16]" doc:"Networks of other IMAP proxies in front, whose ID parameters x-originating-ip and its kin are believed. From everybody else they are ignored. Always compared with the TCP peer."`
+	Limits          *ListenerLimits `yaml:"limits" doc:"Where this listener differs from limits."`
 }
 
 // ProxyProtocol says from whom a PROXY header is believed.
@@ -139,7 +140,12 @@ type Limits struct {
 	MaxUpstreamLogins      int           `yaml:"max_upstream_logins" default:"64" min:"1" max:"100000" doc:"Logins under way at one backend at a time; more wait. One counts for a second at most: a backend that delays its answer to a wrong password keeps nobody else waiting."`
 	ProxyTTL               int           `yaml:"proxy_ttl" default:"5" min:"1" max:"255" doc:"IMAP proxies a login may pass through, to end loops."`
 	Drain                  time.Duration `yaml:"drain" default:"30s" min:"0s" max:"24h" doc:"How long sessions may go on after SIGTERM."`
+	MaxUpstreamRate        int           `yaml:"max_upstream_rate" default:"0" min:"0" max:"1000000" doc:"New connections to one backend in a second, of all users together; more wait, within the time of their login. 0: as they come."`
 	Verifiers              int           `yaml:"verifiers" default:"0" min:"0" max:"1024" doc:"Password hashes computed at a time. 0: one for each core."`
+
+	Connections Connections    `yaml:"connections" doc:"How many connections clients may have. What is full says so: before the login with BYE, behind a right password with NO [LIMIT]. With redis the counts are of all gateways together."`
+	Failures    Failures       `yaml:"failures" doc:"What failed logins cost. A wrong password that is only repeated, as a forgotten phone does, is counted once. With redis the counts, delays and bans are of all gateways together."`
+	Exempt      []netip.Prefix `yaml:"exempt" default:"127.0.0.0/8 ::1/128" example:"[127.0.0.0/8, 10.2.0.0/16]" doc:"Networks of which no address is counted, delayed or banned, such as a webmail's, which stands for many people; the limits for users hold there too. The client's own address decides, by a PROXY header or a trusted ID where there is one."`
 }
 
 // Audit is the audit log.

@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"net/netip"
 	"reflect"
 	"strconv"
 	"strings"
@@ -69,6 +70,17 @@ func setText(v reflect.Value, text string) error {
 		return nil
 	case []string:
 		v.Set(reflect.ValueOf(strings.Fields(text)))
+		return nil
+	case []netip.Prefix:
+		var networks []netip.Prefix
+		for _, one := range strings.Fields(text) {
+			network, err := netip.ParsePrefix(one)
+			if err != nil {
+				return err
+			}
+			networks = append(networks, network)
+		}
+		v.Set(reflect.ValueOf(networks))
 		return nil
 	case bool:
 		b, err := strconv.ParseBool(text)

@@ -1,0 +1,90 @@
+package config
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Connections bounds the connections of clients.
+type Connections struct {
+	PerUserAddress    int `yaml:"per_user_address" default:"10" min:"0" max:"1000000" doc:"Sessions of one user from one address (IPv6: network of 64 bits). 0: no bound, here and below."`
+	PerUser           int `yaml:"per_user" default:"50" min:"0" max:"1000000" doc:"Sessions of one user."`
+	PerAddress        int `yaml:"per_address" default:"100" min:"0" max:"1000000" doc:"Connections from one address, those before the login included."`
+	PreauthPerAddress int `yaml:"preauth_per_address" default:"20" min:"0" max:"1000000" doc:"Connections from one address that have not logged in. Counted by each gateway for itself."`
+	Total             int `yaml:"total" default:"0" min:"0" max:"100000000" doc:"Sessions of everybody, at all gateways together. For one gateway there is max_connections."`
+	NewPerMinute      int `yaml:"new_per_minute" default:"60" min:"0" max:"1000000" doc:"New connections from one address."`
+	NewBurst          int `yaml:"new_burst" default:"30" min:"1" max:"1000000" doc:"How many of them may come at once."`
+}
+
+// ListenerLimits is where a listener differs from limits.
+type ListenerLimits struct {
+	Connections ListenerConnections `yaml:"connections" doc:"How many connections clients may have here. Numbers are counted over all listeners; what is compared with them is this listener's."`
+	Exempt      []netip.Prefix      `yaml:"exempt" example:"[10.2.0.0/16]" doc:"Instead of limits.exempt. An empty list exempts nobody."`
+}
+
+// ListenerConnections is Connections where -1 stands for what limits says.
+type ListenerConnections struct {
+	PerUserAddress    int `yaml:"per_user_address" default:"-1" min:"-1" max:"1000000" doc:"As in limits.connections; -1: what is said there, here and below."`
+	PerUser           int `yaml:"per_user" default:"-1" min:"-1" max:"1000000" doc:"As in limits.connections."`
+	PerAddress        int `yaml:"per_address" default:"-1" min:"-1" max:"1000000" doc:"As in limits.connections."`
+	PreauthPerAddress int `yaml:"preauth_per_address" default:"-1" min:"-1" max:"1000000" doc:"As in limits.connections."`
+	NewPerMinute      int `yaml:"new_per_minute" default:"-1" min:"-1" max:"1000000" doc:"As in limits.connections."`
+	NewBurst          int `yaml:"new_burst" default:"-1" min:"-1" max:"1000000" doc:"As in limits.connections, but 0 is none."`
+}
+
+// Failures is what failed logins cost.
+type Failures struct {
+	PerMinute    int           `yaml:"per_minute" default:"10" min:"0" max:"1000000" doc:"Failed logins from one address (IPv6: network of 64 bits) in a minute; beyond it no login is tried. The network around it (26 bits, IPv6 48) may have three times as many, the one around that (21 bits, IPv6 32) nine times. 0: no bound, here and below."`
+	PerDay       int           `yaml:"per_day" default:"50" min:"0" max:"10000000" doc:"The same in a day."`
+	Delay        time.Duration `yaml:"delay" default:"2s" min:"0s" max:"1m" doc:"The answer to a wrong password takes this long, and twice as long for each further one from the address. 0s: answers are not delayed."`
+	MaxDelay     time.Duration `yaml:"max_delay" default:"15s" min:"0s" max:"5m" doc:"The longest such delay, and never more than a quarter of limits.preauth_timeout."`
+	PerUserHour  int           `yaml:"per_user_hour" default:"10" min:"0" max:"1000000" doc:"Failed logins of one user in an hour, beyond which logins for it are delayed. Networks from which the user has logged in of late (known_for) are not."`
+	PerUserTotal int           `yaml:"per_user_total" default:"100" min:"0" max:"10000000" doc:"Failed logins of one user without a right one in between, beyond which only such networks may log in."`
+	KnownFor     time.Duration `yaml:"known_for" default:"720h" min:"1h" max:"8760h" doc:"A network is known for this long behind a right login of the user."`
+	BanAfter     int           `yaml:"ban_after" default:"10" min:"0" max:"1000000" doc:"An address with this many failed logins within ban_within is banned: its connections are refused. 0: nobody is banned but by hand."`
+	BanWithin    time.Duration `yaml:"ban_within" default:"10m" min:"1s" max:"24h" doc:"For ban_after."`
+	Ban          time.Duration `yaml:"ban" default:"10m" min:"1s" max:"24h" doc:"The length of the first ban. Each further one is twice as long."`
+	MaxBan       time.Duration `yaml:"max_ban" default:"24h" min:"1s" max:"8760h" doc:"The longest ban."`
+}
+
+// On is c as a listener has it.
+func (c Connections) On(l Listener) Connections {
+	if l.Limits == nil {
+		return c
+	}
+	theirs := l.Limits.Connections
+	over(&c.PerUserAddress, theirs.PerUserAddress)
+	over(&c.PerUser, theirs.PerUser)
+	over(&c.PerAddress, theirs.PerAddress)
+	over(&c.PreauthPerAddress, theirs.PreauthPerAddress)
+	over(&c.NewPerMinute, theirs.NewPerMinute)
+	over(&c.NewBurst, theirs.NewBurst)
+	return c
+}
+
+func over(ours *int, theirs int) {
+	if theirs >= 0 {
+		*ours = theirs
+	}
+}
+
+// ExemptOn is whom a listener does not count.
+func (l Limits) ExemptOn(on Listener) []netip.Prefix {
+	if on.Limits != nil && on.Limits.Exempt != nil {
+		return on.Limits.Exempt
+	}
+	return l.Exempt
+}
+
+func (k checker) limits() {
+	l := &k.c.Limits
+	if l.TLSHandshakeTimeout > l.PreauthTimeout {
+		k.add("limits.tls_handshake_timeout", "is longer than preauth_timeout, which includes it")
+	}
+	if l.Failures.Delay > l.Failures.MaxDelay {
+		k.add("limits.failures.delay", "is longer than max_delay")
+	}
+	if l.Failures.Ban > l.Failures.MaxBan {
+		k.add("limits.failures.ban", "is longer than max_ban")
+	}
+}
