@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"imapgate/internal/breaker"
 	"imapgate/internal/identity"
 
 	"go.uber.org/zap"
@@ -59,7 +60,7 @@ type cache struct {
 	scopes  map[string]*scope // at most maxScopes
 	deflt   scope
 	doubt   uint64
-	breaker breaker
+	breaker breaker.Breaker
 	unsaved bool      // something the snapshot should have
 	warned  time.Time // when a record was last complained about
 }
@@ -130,7 +131,7 @@ func (c *cache) join(u identity.User, e *entry, is standing) (*flight, error) {
 	if is == doubtful && !c.confirm.AllowN(now, 1) || len(c.flights) >= maxFlights {
 		return nil, errBusy
 	}
-	if !c.breaker.allow(now) {
+	if !c.breaker.Allow(now) {
 		return nil, errBroken
 	}
 	f := &flight{user: u, sight: c.look(u), done: make(chan struct{})}
@@ -185,7 +186,7 @@ func (c *cache) learn(f *flight, a answer, err error) (got, error) {
 	if err != nil {
 		return c.learnTrouble(f, e, err)
 	}
-	c.breaker.answered()
+	c.breaker.Answered()
 	if c.servable(e, now) && a.rank() < e.answer.rank() && !f.named && !c.confirmed(e, now) {
 		c.hold(f, e, e.missing.Add(confirmTime))
 		c.warn("route record is gone and Redis did not name it; kept until that is confirmed",
@@ -225,9 +226,9 @@ func (c *cache) learnTrouble(f *flight, e *entry, err error) (got, error) {
 	now := time.Now()
 	last, ok := c.lastGood(e, now)
 	if !errors.Is(err, errRefused) {
-		c.breaker.failed(now)
+		c.breaker.Failed(now)
 	} else {
-		c.breaker.answered()
+		c.breaker.Answered()
 		c.warn("route record refused", zap.Stringer("user", f.user), zap.Error(err))
 		if ok {
 			c.hold(f, e, now.Add(c.cfg.Negative))

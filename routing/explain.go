@@ -74,7 +74,7 @@ func (r *Router) Explain(ctx context.Context, u identity.User) Explanation {
 func (c *cache) leftAlone() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.breaker.open()
+	return c.breaker.Open()
 }
 
 // steps reads and checks the three records of u for a person to read.

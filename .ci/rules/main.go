@@ -33,7 +33,9 @@ const (
 // "*" is every room. A room that is not here may import none.
 var doors = map[string]string{
 	"auth":                "",
-	"routing":             "",
+	"auth/oauth":          "internal/breaker",
+	"internal/breaker":    "",
+	"routing":             "internal/breaker",
 	"tlsconf":             "",
 	"internal/audit":      "",
 	"internal/deadpeer":   "",

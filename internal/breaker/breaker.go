@@ -1,0 +1,55 @@
+// Package breaker leaves a service alone that gives no answer, so that those
+// who do not need it do not wait for it.
+//
+// It does not know what is asked, and starts no goroutine. A Breaker is guarded
+// by its owner's lock.
+package breaker
+
+import (
+	"math/rand/v2"
+	"time"
+)
+
+const (
+	breakAfter = 5           // failures in a row
+	breakFor   = time.Second // until one question is let through again
+)
+
+// Breaker stops asking a service that is away. The zero Breaker lets everybody
+// ask. It is not safe for concurrent use.
+type Breaker struct {
+	failures int       // in a row
+	next     time.Time // no question before this; zero while closed
+}
+
+// Allow says whether the service may be asked now. While open, one caller per
+// period is let through as a probe.
+func (b *Breaker) Allow(now time.Time) bool {
+	if b.failures < breakAfter {
+		return true
+	}
+	if now.Before(b.next) {
+		return false
+	}
+	b.pause(now)
+	return true
+}
+
+// Failed notes that the service gave no answer.
+func (b *Breaker) Failed(now time.Time) {
+	b.failures++
+	if b.failures >= breakAfter {
+		b.pause(now)
+	}
+}
+
+// Answered notes that the service spoke sense, whatever it said.
+func (b *Breaker) Answered() { *b = Breaker{} }
+
+// Open says whether the service is being left alone.
+func (b *Breaker) Open() bool { return b.failures >= breakAfter }
+
+// pause sets the next probe, at a time of its own in each gateway.
+func (b *Breaker) pause(now time.Time) {
+	b.next = now.Add(breakFor*4/5 + rand.N(breakFor*2/5))
+}
