@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"imapgate/internal/breaker"
 	"imapgate/internal/identity"
 )
 
@@ -140,18 +141,18 @@ func TestARedisThatFailsIsLeftAlone(t *testing.T) {
 		for i := range 100 {
 			wantsUnavailable(t, c, user(t, fmt.Sprint("u", i)))
 		}
-		if o.total != breakAfter {
-			t.Fatalf("asked %d times, want %d", o.total, breakAfter)
+		if o.total != breaker.After {
+			t.Fatalf("asked %d times, want %d", o.total, breaker.After)
 		}
-		pass(breakFor * 5 / 4)
+		pass(breaker.For * 5 / 4)
 		for i := range 100 {
 			wantsUnavailable(t, c, user(t, fmt.Sprint("u", i)))
 		}
-		if o.total != breakAfter+1 {
-			t.Fatalf("asked %d times with one probe, want %d", o.total, breakAfter+1)
+		if o.total != breaker.After+1 {
+			t.Fatalf("asked %d times with one probe, want %d", o.total, breaker.After+1)
 		}
 		o.fail(nil, 0)
-		pass(breakFor * 5 / 4)
+		pass(breaker.For * 5 / 4)
 		for i := range 100 {
 			wants(t, c, user(t, fmt.Sprint("u", i)), "", FromRedis)
 		}

@@ -10,9 +10,10 @@ import (
 	"time"
 )
 
+// When a service is left alone, and for how long.
 const (
-	breakAfter = 5           // failures in a row
-	breakFor   = time.Second // until one question is let through again
+	After = 5           // failures in a row
+	For   = time.Second // until one question is let through again
 )
 
 // Breaker stops asking a service that is away. The zero Breaker lets everybody
@@ -25,7 +26,7 @@ type Breaker struct {
 // Allow says whether the service may be asked now. While open, one caller per
 // period is let through as a probe.
 func (b *Breaker) Allow(now time.Time) bool {
-	if b.failures < breakAfter {
+	if b.failures < After {
 		return true
 	}
 	if now.Before(b.next) {
@@ -38,7 +39,7 @@ func (b *Breaker) Allow(now time.Time) bool {
 // Failed notes that the service gave no answer.
 func (b *Breaker) Failed(now time.Time) {
 	b.failures++
-	if b.failures >= breakAfter {
+	if b.failures >= After {
 		b.pause(now)
 	}
 }
@@ -47,9 +48,9 @@ func (b *Breaker) Failed(now time.Time) {
 func (b *Breaker) Answered() { *b = Breaker{} }
 
 // Open says whether the service is being left alone.
-func (b *Breaker) Open() bool { return b.failures >= breakAfter }
+func (b *Breaker) Open() bool { return b.failures >= After }
 
 // pause sets the next probe, at a time of its own in each gateway.
 func (b *Breaker) pause(now time.Time) {
-	b.next = now.Add(breakFor*4/5 + rand.N(breakFor*2/5))
+	b.next = now.Add(For*4/5 + rand.N(For*2/5))
 }
