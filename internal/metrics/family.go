@@ -50,8 +50,8 @@ func (r register) gauges(name, help, label string, values []string) map[string]p
 	return set
 }
 
-func (r register) histogram(name, help string) prometheus.Histogram {
-	h := prometheus.NewHistogram(prometheus.HistogramOpts{Name: name, Help: help, Buckets: waitBuckets})
+func (r register) histogram(name, help string, buckets []float64) prometheus.Histogram {
+	h := prometheus.NewHistogram(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets})
 	r.MustRegister(h)
 	return h
 }

@@ -27,6 +27,7 @@ type Metrics struct {
 	IdentityViolations prometheus.Counter // must stay 0: a session met another user's upstream
 	RouteChannelUp     prometheus.Gauge   // 1 while changes of routes are pushed to us
 	Mux                *Mux               // of the modes reuse and resume
+	Limits             *Limits            // of connections and failed logins
 
 	registry     *prometheus.Registry
 	connections  *prometheus.CounterVec
@@ -74,6 +75,7 @@ func New(version string) *Metrics {
 	r.MustRegister(m.spliced)
 	m.sessions = r.gauges("imapgate_sessions", "Logged-in sessions.", "mode", modes)
 	m.Mux = newMux(r)
+	m.Limits = newLimits(r)
 	m.makeLogins(r)
 	m.makeProcess(version)
 	return m

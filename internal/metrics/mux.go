@@ -30,8 +30,8 @@ type attachKey struct{ reason, result string }
 
 func newMux(r register) *Mux {
 	return &Mux{
-		attachSeconds: r.histogram("imapgate_mux_attach_seconds", "From the wish for an upstream to a session that goes on there."),
-		leaseSeconds:  r.histogram("imapgate_mux_lease_wait_seconds", "How long a session waited for an upstream connection."),
+		attachSeconds: r.histogram("imapgate_mux_attach_seconds", "From the wish for an upstream to a session that goes on there.", waitBuckets),
+		leaseSeconds:  r.histogram("imapgate_mux_lease_wait_seconds", "How long a session waited for an upstream connection.", waitBuckets),
 		attaches:      r.attaches(),
 		ghosts: r.counter("imapgate_mux_ghost_attaches_total",
 			"Attaches that found messages gone whose loss the client could not be told at once."),

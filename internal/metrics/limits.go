@@ -1,0 +1,43 @@
+package metrics
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// limitNames are the limits that turn clients away, as in the audit log. Constant.
+var limitNames = []string{"total", "preauth", "address", "user", "user_address", "rate", "failures", "user_failures", "banned"}
+
+// delayBuckets reach from the floor of every denial to the longest wait that can be
+// set.
+var delayBuckets = []float64{.25, .5, 1, 2, 4, 8, 15, 30, 60}
+
+// Limits is the instruments of what keeps clients out, or waiting. Its methods
+// are safe for concurrent use.
+type Limits struct {
+	// Set once.
+	Bans   prometheus.Gauge   // addresses and networks that are banned
+	Shared prometheus.Gauge   // 1 while limits are counted together with other gateways
+	Sprays prometheus.Counter // suspicions that a few passwords are tried for many users
+
+	refusals map[string]prometheus.Counter
+	delays   prometheus.Histogram
+}
+
+func newLimits(r register) *Limits {
+	return &Limits{
+		Bans: r.gauge("imapgate_bans", "Addresses and networks that are banned."),
+		Shared: r.gauge("imapgate_limits_shared",
+			"1 while limits are counted together with the other gateways; at 0 this one counts alone."),
+		Sprays:   r.counter("imapgate_spray_suspected_total", "Times that a few passwords seemed to be tried for many users."),
+		refusals: r.counters("imapgate_limit_refusals_total", "Connections and logins that a limit turned away.", "limit", limitNames),
+		delays:   r.histogram("imapgate_login_delay_seconds", "How long logins were made to wait because others had failed.", delayBuckets),
+	}
+}
+
+// Refused counts a connection or login that a limit turned away.
+func (l *Limits) Refused(limit string) { member(l.refusals, limit).Inc() }
+
+// Delayed counts a login that was made to wait, and how long.
+func (l *Limits) Delayed(by time.Duration) { l.delays.Observe(by.Seconds()) }
