@@ -4,12 +4,9 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"text/tabwriter"
 	"time"
@@ -19,15 +16,6 @@ import (
 	"imapgate/internal/config"
 	"imapgate/routing"
 )
-
-const (
-	// adminTime bounds a question to a running gateway, which asks Redis itself.
-	adminTime = 3 * time.Second
-	// maxAnswer bounds its answer.
-	maxAnswer = 1 << 20
-)
-
-var errNoAdmin = errors.New("the configuration has no admin address")
 
 func newRouteExplain(o *routeOptions) *cobra.Command {
 	return &cobra.Command{
@@ -66,54 +54,14 @@ the output says so.`,
 
 // askGateway asks a running gateway on this machine.
 func askGateway(ctx context.Context, admin config.Admin, user string) (x routing.Explanation, err error) {
-	if admin.Address == "" {
-		return x, errNoAdmin
-	}
-	ctx, cancel := context.WithTimeout(ctx, adminTime)
-	defer cancel()
-	target := url.URL{
-		Scheme: "http", Host: reachable(admin.Address), Path: "/v1/routes/explain",
-		RawQuery: url.Values{"user": {user}}.Encode(),
-	}
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, target.String(), nil)
-	if err != nil {
+	q := question{http.MethodGet, "/v1/routes/explain", url.Values{"user": {user}}, nil}
+	if err := q.ask(ctx, admin, &x); err != nil {
 		return x, err
 	}
-	if !admin.Token.IsZero() {
-		r.Header.Set("Authorization", "Bearer "+admin.Token.Reveal())
-	}
-	// Not the default transport: the token is not for a proxy of the environment.
-	transport := &http.Transport{DisableKeepAlives: true}
-	got, err := transport.RoundTrip(r)
-	if err != nil {
-		return x, fmt.Errorf("ask %s: %w", target.Host, err)
-	}
-	defer got.Body.Close()
-	if got.StatusCode != http.StatusOK {
-		return x, fmt.Errorf("%s answers %s", target.Host, got.Status)
-	}
-	if err := json.NewDecoder(io.LimitReader(got.Body, maxAnswer)).Decode(&x); err != nil {
-		return x, fmt.Errorf("%s does not answer as a gateway: %w", target.Host, err)
-	}
 	if x.User != user { // whatever listens there is not ours
-		return x, fmt.Errorf("%s answers for another user", target.Host)
+		return x, fmt.Errorf("%s answers for another user", reachable(admin.Address))
 	}
 	return x, nil
-}
-
-// reachable is where to connect for an address that may be all of a machine's.
-func reachable(address string) string {
-	host, port, err := net.SplitHostPort(address)
-	if err != nil {
-		return address
-	}
-	if a, err := netip.ParseAddr(host); host == "" || err == nil && a.IsUnspecified() {
-		host = "127.0.0.1"
-		if err == nil && a.Is6() {
-			host = "::1"
-		}
-	}
-	return net.JoinHostPort(host, port)
 }
 
 // sayExplanation prints the decision, then the records it rests on.
