@@ -127,6 +127,31 @@ func appendCount(b []byte, key string, n uint64) []byte {
 	return strconv.AppendUint(b, n, 10)
 }
 
-func appendDuration(b []byte, d time.Duration) []byte {
-	return appendCount(b, "duration_ms", uint64(max(d, 0).Milliseconds()))
+// appendSome is appendCount, and nothing for 0.
+func appendSome(b []byte, key string, n uint64) []byte {
+	if n == 0 {
+		return b
+	}
+	return appendCount(b, key, n)
 }
+
+func millis(d time.Duration) uint64 { return uint64(max(d, 0).Milliseconds()) }
+
+func appendDuration(b []byte, d time.Duration) []byte {
+	return appendCount(b, "duration_ms", millis(d))
+}
+
+// other stands for every value outside a closed set.
+const other = "other"
+
+// among is s, or other when it is not in the set.
+func among(set map[string]bool, s string) string {
+	if set[s] {
+		return s
+	}
+	return other
+}
+
+// connects is how a login at a backend ends, as in proxy/upstream. Constant.
+var connects = map[string]bool{"ok": true, "denied": true, "refused": true, "unreachable": true, "tls": true, "timeout": true,
+	"closed": true, "protocol": true, "down": true, "busy": true, "canceled": true, "loop": true}

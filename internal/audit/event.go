@@ -3,6 +3,7 @@ package audit
 import (
 	"crypto/tls"
 	"net/netip"
+	"strconv"
 	"time"
 
 	"imapgate/internal/identity"
@@ -37,12 +38,17 @@ type Client struct {
 type Login struct {
 	User      identity.User // zero while the name is not canonical
 	Claimed   string        // the name as the client gave it; written only when User is zero
+	Attempt   int           // of this connection, from 1; 0 is left out
 	Mechanism string        // LOGIN, or the SASL mechanism
-	Method    string        // of auth: passthrough, file, redis
+	Method    string        // of auth: passthrough, file, redis, http, oauth
 	Backend   string
-	Upstream  string // the login name at the backend, when it is another than User
-	Route     string // where the route came from: redis, cache, snapshot, static
-	Took      time.Duration
+	Upstream  string        // the login name at the backend, when it is another than User
+	Route     string        // where the route came from: redis, cache, snapshot, static
+	RouteAge  time.Duration // how old that answer was
+	Connect   string        // how the login at the backend ended, as in upstream.Result…; "" when it was not tried
+	Connected time.Duration // how long that took, connecting included
+	Delay     time.Duration // what was waited on purpose, of Took
+	Took      time.Duration // from the whole command to its answer
 }
 
 // Session is the whole of a logged-in session, at its end.
@@ -52,42 +58,40 @@ type Session struct {
 	Mode    string
 	In      uint64 // bytes from the client, after the login
 	Out     uint64 // bytes to the client, after the login
-	Took    time.Duration
+	// Commands of the client, after the login; 0 is left out: where bytes are
+	// spliced nobody counts them.
+	Commands uint64
+	Took     time.Duration
 }
 
 // LoginAccepted records a login the backend accepted. With an error nothing was
 // recorded and the caller must not let the client in (LoginRefused, AuditAway).
 func (l *Log) LoginAccepted(c *Client, login *Login) error {
-	return l.addIfReady(func(b []byte) []byte {
-		b = begin(b, "login_accepted", c)
-		b = login.append(b)
-		return append(b, `,"result":"accepted"`...)
+	return l.add(note{loginAccepted, permits, accepted}, func(b []byte) []byte {
+		return appendText(login.append(begin(b, loginAccepted, c)), "result", accepted, maxName)
 	})
 }
 
 // LoginRefused records a login that was refused, and why. The client may not
 // have been told as much.
 func (l *Log) LoginRefused(c *Client, login *Login, why Reason) error {
-	return l.add(func(b []byte) []byte {
-		b = begin(b, "login_refused", c)
-		b = login.append(b)
-		b = append(b, `,"result":"`...)
-		b = append(b, why.result()...)
-		b = append(b, '"')
-		return appendReason(b, why)
+	return l.add(note{loginRefused, stays, why.result()}, func(b []byte) []byte {
+		b = login.append(begin(b, loginRefused, c))
+		return appendReason(appendText(b, "result", why.result(), maxName), why)
 	})
 }
 
 // SessionEnded records the end of a connection that had logged in.
 func (l *Log) SessionEnded(c *Client, s *Session, why Reason) error {
-	return l.add(func(b []byte) []byte {
-		b = begin(b, "session_ended", c)
+	return l.add(note{kind: sessionEnded, weight: stays}, func(b []byte) []byte {
+		b = begin(b, sessionEnded, c)
 		b = appendText(b, "user", s.User.String(), maxUser)
 		b = appendText(b, "backend", s.Backend, maxName)
 		b = appendText(b, "mode", s.Mode, maxName)
 		b = appendReason(b, why)
 		b = appendCount(b, "bytes_in", s.In)
 		b = appendCount(b, "bytes_out", s.Out)
+		b = appendSome(b, "commands", s.Commands)
 		return appendDuration(b, s.Took)
 	})
 }
@@ -95,49 +99,17 @@ func (l *Log) SessionEnded(c *Client, s *Session, why Reason) error {
 // ConnectionRefused records the end of a connection that never logged in.
 // detail may quote the client or the TLS library; it is made harmless.
 func (l *Log) ConnectionRefused(c *Client, why Reason, detail string, took time.Duration) error {
-	return l.add(func(b []byte) []byte {
-		b = begin(b, "connection_refused", c)
+	return l.add(note{kind: connectionRefused, weight: stays}, func(b []byte) []byte {
+		b = begin(b, connectionRefused, c)
 		b = appendReason(b, why)
 		b = appendText(b, "detail", detail, maxText)
 		return appendDuration(b, took)
 	})
 }
 
-// Started records that a gateway began to serve.
-func (l *Log) Started(version string) error {
-	return l.add(func(b []byte) []byte {
-		b = begin(b, "started", &Client{})
-		return appendText(b, "version", version, maxName)
-	})
-}
-
-// Stopped records that a gateway ended in good order, and why.
-func (l *Log) Stopped(why Reason) error {
-	return l.add(func(b []byte) []byte {
-		return appendReason(begin(b, "stopped", &Client{}), why)
-	})
-}
-
-// Reloaded records a reload; err is why it was refused, or nil.
-func (l *Log) Reloaded(err error) error {
-	return l.add(func(b []byte) []byte {
-		b = begin(b, "config_reloaded", &Client{})
-		if err == nil {
-			return append(b, `,"result":"accepted"`...)
-		}
-		b = append(b, `,"result":"refused"`...)
-		return appendText(b, "detail", err.Error(), maxText)
-	})
-}
-
 // begin opens a record with its time, name and client.
-func begin(b []byte, event string, c *Client) []byte {
-	b = append(b, `{"time":"`...)
-	b = time.Now().UTC().AppendFormat(b, "2006-01-02T15:04:05.000Z")
-	b = append(b, `","event":"`...)
-	b = append(b, event...)
-	b = append(b, '"')
-	b = appendText(b, "session", c.Session, maxName)
+func begin(b []byte, k kind, c *Client) []byte {
+	b = appendText(start(b, k), "session", c.Session, maxName)
 	b = appendText(b, "listener", c.Listener, maxName)
 	b = appendAddress(b, "peer", c.Peer)
 	b = appendAddress(b, "client", c.Claimed)
@@ -150,16 +122,37 @@ func begin(b []byte, event string, c *Client) []byte {
 	return b
 }
 
+// start opens a record with its version, time and name.
+func start(b []byte, k kind) []byte {
+	b = append(b, `{"v":`...)
+	b = strconv.AppendInt(b, version, 10)
+	b = append(b, `,"time":"`...)
+	b = time.Now().UTC().AppendFormat(b, timeForm)
+	b = append(b, `","event":"`...)
+	b = append(b, names[k]...)
+	return append(b, '"')
+}
+
+// timeForm sorts as text.
+const timeForm = "2006-01-02T15:04:05.000Z"
+
 func (a *Login) append(b []byte) []byte {
 	if a.User.IsZero() {
 		b = appendText(b, "claimed", a.Claimed, maxText)
 	} else {
 		b = appendText(b, "user", a.User.String(), maxUser)
 	}
+	b = appendSome(b, "attempt", uint64(max(a.Attempt, 0)))
 	b = appendText(b, "mechanism", a.Mechanism, maxName)
 	b = appendText(b, "method", a.Method, maxName)
 	b = appendText(b, "backend", a.Backend, maxName)
 	b = appendText(b, "upstream_user", a.Upstream, maxUser)
 	b = appendText(b, "route", a.Route, maxName)
+	b = appendSome(b, "route_age_ms", millis(a.RouteAge))
+	if a.Connect != "" {
+		b = appendText(b, "upstream", among(connects, a.Connect), maxName)
+		b = appendCount(b, "upstream_ms", millis(a.Connected))
+	}
+	b = appendSome(b, "delay_ms", millis(a.Delay))
 	return appendDuration(b, a.Took)
 }

@@ -6,27 +6,30 @@ import (
 	"sync"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
 )
 
 const (
-	// maxWaiting and maxPending bound what waits for the file. Logins stop at
+	// maxWaiting and maxPending bound what waits for one sink. Logins stop at
 	// three quarters, so that the ends of live sessions still find room.
 	maxWaiting   = 10_000
 	maxPending   = 8 << 20
 	fullForLogin = maxWaiting / 4 * 3
-	// fullForMux leaves the room above it to logins and ends: when a backend
+	// fullForRest leaves the room above it to logins and ends: when a backend
 	// restarts, all its sessions lose their upstream at once.
-	fullForMux = maxWaiting / 2
+	fullForRest = maxWaiting / 2
 	// keepBuffer is the largest buffer kept after a burst.
 	keepBuffer = 256 << 10
 	// linger lets records that come together go out in one write.
 	linger = 5 * time.Millisecond
-	// beat is how often the file is synced, checked for rotation, and tried
+	// beat is how often a file is synced, checked for rotation, and a sink tried
 	// again after a failure.
 	beat = time.Second
-	// closeWait bounds how long Close waits for a reader that has stopped.
-	closeWait = 5 * time.Second
+	// sinkWait bounds one write to a sink whose reader has stopped.
+	sinkWait = 5 * time.Second
+	// tellHits is how often it is looked for counts that are due.
+	tellHits = 10 * time.Second
 )
 
 // ErrUnavailable is what Ready returns, wrapped or not, while records cannot
@@ -41,51 +44,56 @@ var (
 
 // Config is the `audit` block of the configuration.
 type Config struct {
-	Path      string // a file or FIFO; "-" is standard output; "" keeps no log
-	OnFailure string // "block" (also "") or "drop"
+	Path      string   // short for one sink: a file or FIFO; "-" is standard output; "" is none
+	OnFailure string   // of each sink that does not say: "block" (also "") or "drop"
+	Commands  Commands // "" is none
+	Chain     bool     // records in regular files are chained by hashes
+	Sinks     []SinkConfig
+	Redis     redis.UniversalClient // for sinks of the type redis
 }
 
 // Log is an open audit log. Its methods may be called by any goroutine and
-// never wait for the file.
+// never wait for a sink.
 type Log struct {
 	// Set once.
-	cfg    Config
-	log    *zap.Logger
-	wake   chan struct{} // of 1: pending is no longer empty
-	reopen chan struct{} // of 1
-	stop   chan struct{} // closed by Close
-	done   chan struct{} // closed by run
+	cfg     Config
+	log     *zap.Logger
+	outlets []*outlet
+	stop    chan struct{} // closed by Close
+	working sync.WaitGroup
 
-	writer // Owned by run.
+	hits hits
 
 	mu sync.Mutex
-	// Guarded by mu.
-	pending []byte // whole records, at most maxPending and one more
-	waiting int    // records in pending and in the writer's batch
-	failed  bool   // the last write or sync failed
+	// Guarded by mu, as are the parts of outlets that say so.
+	scratch []byte // one record
 	closed  bool
-	lost    uint64 // records that could not be kept, ever
-	told    uint64 // of these, how many the log itself speaks of
 }
 
-// Open opens the log and starts its writer. An existing file is appended to.
+// Open opens the log and starts its writers. An existing file is appended to;
+// a server that is away is no error, but keeps a log that blocks from being ready.
 func Open(cfg Config, log *zap.Logger) (*Log, error) {
-	switch cfg.OnFailure {
-	case "", "block", "drop":
-	default:
-		return nil, fmt.Errorf("audit: on_failure %q is not one of block, drop", cfg.OnFailure)
+	l := &Log{cfg: cfg, log: log, stop: make(chan struct{})}
+	sinks := cfg.Sinks
+	if cfg.Path != "" {
+		sinks = append([]SinkConfig{pathSink(cfg.Path)}, sinks...)
 	}
-	l := &Log{cfg: cfg, log: log, wake: make(chan struct{}, 1), reopen: make(chan struct{}, 1),
-		stop: make(chan struct{}), done: make(chan struct{})}
-	if cfg.Path == "" {
-		close(l.done)
-		return l, nil
+	for _, s := range sinks {
+		o, err := l.openOutlet(s)
+		if err != nil {
+			for _, made := range l.outlets {
+				_ = made.sink.close() // nothing was written
+			}
+			return nil, fmt.Errorf("audit: %w", err)
+		}
+		l.outlets = append(l.outlets, o)
 	}
-	var err error
-	if l.sink, err = openSink(cfg.Path); err != nil {
-		return nil, fmt.Errorf("audit: %w", err)
+	for _, o := range l.outlets {
+		l.working.Go(o.run)
 	}
-	go l.run()
+	if len(l.outlets) > 0 {
+		l.working.Go(l.tellHits)
+	}
 	return l, nil
 }
 
@@ -99,38 +107,65 @@ func (l *Log) Ready() error {
 
 // ready is Ready with mu held.
 func (l *Log) ready() error {
-	switch {
-	case l.cfg.OnFailure == "drop" || l.cfg.Path == "":
-		return nil
-	case l.closed:
-		return errClosed
-	case l.failed:
-		return errSink
-	case l.waiting >= fullForLogin || len(l.pending) >= maxPending/4*3:
-		return errFull
+	for _, o := range l.outlets {
+		switch {
+		case !o.block:
+		case l.closed:
+			return errClosed
+		case o.failed:
+			return errSink
+		case o.fullFor(permits):
+			return errFull
+		}
 	}
 	return nil
 }
 
-// Lost is how many records could not be kept since Open.
+// Lost is how many records could not be kept since Open, by all sinks.
 func (l *Log) Lost() uint64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.lost
+	var sum uint64
+	for _, o := range l.outlets {
+		sum += o.lost
+	}
+	return sum
 }
 
-// Reopen makes the writer open the path anew, for log rotation by rename. A
-// file that was renamed or removed is also noticed without it, within a second.
+// Sink is how one sink fares.
+type Sink struct {
+	Name    string
+	Written uint64 // records
+	Lost    uint64 // records
+	Failed  bool   // the last write failed
+}
+
+// Sinks says how each sink fares.
+func (l *Log) Sinks() []Sink {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	list := make([]Sink, len(l.outlets))
+	for i, o := range l.outlets {
+		list[i] = Sink{Name: o.name, Written: o.kept, Lost: o.lost, Failed: o.failed}
+	}
+	return list
+}
+
+// Reopen makes the writers look at once whether another file stands at their
+// path, for log rotation by rename. Without it they notice within a second.
 func (l *Log) Reopen() {
-	select {
-	case l.reopen <- struct{}{}:
-	default: // asked already
+	for _, o := range l.outlets {
+		select {
+		case o.look <- struct{}{}:
+		default: // asked already
+		}
 	}
 }
 
-// Close writes what is waiting, syncs and closes the file. It waits a bounded
+// Close writes what is waiting, syncs and closes the sinks. It waits a bounded
 // time for a reader that does not read.
 func (l *Log) Close() error {
+	l.sayHits(time.Now().Add(hitEvery)) // as if their minute were over
 	l.mu.Lock()
 	again := l.closed
 	l.closed = true
@@ -138,77 +173,75 @@ func (l *Log) Close() error {
 	if !again {
 		close(l.stop)
 	}
+	done := make(chan struct{})
+	go l.awaitWriters(done)
 	select {
-	case <-l.done:
-	case <-time.After(2 * closeWait): // a blocked standard output cannot be interrupted
+	case <-done:
+	case <-time.After(2 * sinkWait): // a blocked standard output cannot be interrupted
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.waiting > 0 {
-		return fmt.Errorf("audit: %d records could not be written before the end", l.waiting)
+	waiting := 0
+	for _, o := range l.outlets {
+		waiting += o.waiting
+	}
+	if waiting > 0 {
+		return fmt.Errorf("audit: %d records could not be written before the end", waiting)
 	}
 	return nil
 }
 
-// add appends the record that fill makes, or counts it as lost, and returns
-// what Ready would.
-func (l *Log) add(fill func([]byte) []byte) error {
-	if l.cfg.Path == "" {
-		return nil
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.closed || l.waiting >= maxWaiting || len(l.pending) >= maxPending {
-		l.lost++
-		return l.ready()
-	}
-	l.append(fill)
-	return l.ready()
+// awaitWriters is a goroutine of Close; it ends when the writers have, which is
+// never while standard output is blocked.
+func (l *Log) awaitWriters(done chan<- struct{}) {
+	l.working.Wait()
+	close(done)
 }
 
-// addIfReady is add for a record that permits something: without it, nothing
-// is permitted, so nothing is recorded either.
-func (l *Log) addIfReady(fill func([]byte) []byte) error {
-	if l.cfg.Path == "" {
-		return nil
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if err := l.ready(); err != nil {
-		return err
-	}
-	if l.closed || l.waiting >= maxWaiting || len(l.pending) >= maxPending {
-		l.lost++ // on_failure: drop
-		return nil
-	}
-	l.append(fill)
-	return nil
-}
-
-// addIfRoom is add for a record of something that neither lets anybody in nor
-// ends: a burst of these is lost, and counted, before it keeps others out.
-func (l *Log) addIfRoom(fill func([]byte) []byte) error {
-	if l.cfg.Path == "" {
-		return nil
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.closed || l.waiting >= fullForMux || len(l.pending) >= maxPending/2 {
-		l.lost++
-		return l.ready()
-	}
-	l.append(fill)
-	return l.ready()
-}
-
-// append adds a record to pending; mu is held.
-func (l *Log) append(fill func([]byte) []byte) {
-	if len(l.pending) == 0 {
+// tellHits is a goroutine that ends with Close: it writes down what limits did
+// since the record of their first hit.
+func (l *Log) tellHits() {
+	ticker := time.NewTicker(tellHits)
+	defer ticker.Stop()
+	for {
 		select {
-		case l.wake <- struct{}{}:
-		default: // the writer knows
+		case now := <-ticker.C:
+			l.sayHits(now)
+		case <-l.stop:
+			return
 		}
 	}
-	l.pending = append(fill(l.pending), '}', '\n')
-	l.waiting++
+}
+
+func (l *Log) sayHits(now time.Time) {
+	for k, count := range l.hits.due(now) {
+		_ = l.limitHit(&Client{}, &Hit{Limit: k.limit, Measure: k.measure, Subject: k.subject}, count) // else it counts as lost
+	}
+}
+
+// add makes the record that fill writes and gives it to each sink that wants
+// it; a sink without room for it counts it as lost. It returns what Ready would.
+func (l *Log) add(n note, fill func([]byte) []byte) error {
+	if len(l.outlets) == 0 {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := l.ready(); err != nil && n.weight == permits {
+		return err
+	}
+	l.scratch = append(fill(l.scratch[:0]), '}', '\n')
+	for _, o := range l.outlets {
+		switch {
+		case !o.only.wants(n):
+		case l.closed || o.fullFor(n.weight):
+			o.lost++
+		default:
+			o.append(l.scratch)
+		}
+	}
+	if n.weight == permits {
+		return nil
+	}
+	return l.ready()
 }

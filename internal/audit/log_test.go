@@ -262,7 +262,7 @@ func TestStoppedReaderDoesNotHoldUpTheEnd(t *testing.T) {
 	if err := l.Close(); err == nil {
 		t.Error("Close says all is written")
 	}
-	if took := time.Since(start); took > 3*closeWait {
+	if took := time.Since(start); took > 3*sinkWait {
 		t.Errorf("Close took %v", took)
 	}
 }
@@ -322,7 +322,7 @@ func TestNoPathKeepsNoLogAndNeverBlocks(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if l.Lost() != 0 || len(l.pending) != 0 {
+	if l.Lost() != 0 || len(l.outlets) != 0 {
 		t.Error("something was kept")
 	}
 }

@@ -96,15 +96,12 @@ func (r Result) Known() bool { return results[r] }
 
 // Attached records that a session was given an upstream anew, or in vain.
 func (l *Log) Attached(c *Client, m *Mux) error {
-	return l.addIfRoom(func(b []byte) []byte {
-		b = m.append(begin(b, "session_attached", c))
-		b = append(b, `,"result":"`...)
-		if m.Result.Known() {
-			b = append(b, m.Result...)
-		} else {
-			b = append(b, "other"...)
-		}
-		b = append(b, '"')
+	result := string(m.Result)
+	if !m.Result.Known() {
+		result = other
+	}
+	return l.add(note{kind: sessionAttached, result: result}, func(b []byte) []byte {
+		b = appendText(m.append(begin(b, sessionAttached, c)), "result", result, maxName)
 		b = appendCount(b, "expunged", uint64(m.Expunged))
 		b = appendCount(b, "arrived", uint64(m.Arrived))
 		return appendDuration(b, m.Took)
@@ -114,25 +111,23 @@ func (l *Log) Attached(c *Client, m *Mux) error {
 // UpstreamLost records that a session lost its upstream and goes on. Took is
 // how long it had it.
 func (l *Log) UpstreamLost(c *Client, m *Mux) error {
-	return l.addIfRoom(func(b []byte) []byte {
-		return appendDuration(m.append(begin(b, "upstream_lost", c)), m.Took)
+	return l.add(note{kind: upstreamLost}, func(b []byte) []byte {
+		return appendDuration(m.append(begin(b, upstreamLost, c)), m.Took)
 	})
 }
 
 // Pinned records that a session will not outlive its upstream, and why.
 func (l *Log) Pinned(c *Client, m *Mux) error {
-	return l.addIfRoom(func(b []byte) []byte { return m.append(begin(b, "session_pinned", c)) })
+	return l.add(note{kind: sessionPinned}, func(b []byte) []byte { return m.append(begin(b, sessionPinned, c)) })
 }
 
 func (m *Mux) append(b []byte) []byte {
 	b = appendText(b, "user", m.User.String(), maxUser)
 	b = appendText(b, "backend", m.Backend, maxName)
 	b = appendText(b, "mailbox", m.Mailbox, maxText)
-	b = append(b, `,"reason":"`...)
-	if m.Why.Known() {
-		b = append(b, m.Why...)
-	} else {
-		b = append(b, "other"...)
+	why := string(m.Why)
+	if !m.Why.Known() {
+		why = other
 	}
-	return append(b, '"')
+	return appendText(b, "reason", why, maxName)
 }

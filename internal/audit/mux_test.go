@@ -4,7 +4,7 @@ import "testing"
 
 // When a backend restarts, all its sessions lose their upstream at once.
 func TestBurstOfLossesLeavesRoomForLoginsAndEnds(t *testing.T) {
-	l := &Log{cfg: Config{Path: "-"}, wake: make(chan struct{}, 1)} // no writer: as if the file were stuck
+	l, o := unwritten() // as if the file were stuck
 	login := testLogin(t)
 	loss := &Mux{User: login.User, Backend: "east", Mailbox: "INBOX", Why: LostBye}
 	for range maxWaiting {
@@ -12,13 +12,13 @@ func TestBurstOfLossesLeavesRoomForLoginsAndEnds(t *testing.T) {
 			t.Fatalf("losses alone block logins: %v", err)
 		}
 	}
-	if l.waiting != fullForMux || l.Lost() != maxWaiting-fullForMux {
-		t.Errorf("%d records wait, %d are counted as lost", l.waiting, l.Lost())
+	if o.waiting != fullForRest || l.Lost() != maxWaiting-fullForRest {
+		t.Errorf("%d records wait, %d are counted as lost", o.waiting, l.Lost())
 	}
 	if err := l.LoginAccepted(testClient(), login); err != nil {
 		t.Error(err)
 	}
-	if err := l.SessionEnded(testClient(), &Session{User: login.User}, UpstreamAway); err != nil || l.waiting != fullForMux+2 {
-		t.Errorf("%d records wait, %v", l.waiting, err)
+	if err := l.SessionEnded(testClient(), &Session{User: login.User}, UpstreamAway); err != nil || o.waiting != fullForRest+2 {
+		t.Errorf("%d records wait, %v", o.waiting, err)
 	}
 }

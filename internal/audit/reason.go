@@ -92,11 +92,8 @@ var reasons = map[Reason]string{
 	UpstreamAway: ended, LoginRevoked: ended,
 }
 
-const (
-	refused     = "refused"
-	unavailable = "unavailable"
-	ended       = "ended"
-)
+// ended stands in for a result with the reasons that end a connection only.
+const ended = "ended"
 
 // result is the kind of answer a refused login got.
 func (r Reason) result() string {

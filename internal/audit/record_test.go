@@ -20,9 +20,18 @@ import (
 // encode gives the one record that event makes, as the log would write it.
 func encode(t testing.TB, event func(*Log)) []byte {
 	t.Helper()
-	l := &Log{cfg: Config{Path: "-"}, wake: make(chan struct{}, 1)} // no writer: the record stays in pending
+	l, o := unwritten()
 	event(l)
-	return l.pending
+	return o.pending
+}
+
+// unwritten is a log whose records stay in the buffer of its one outlet.
+func unwritten() (*Log, *outlet) {
+	l := &Log{cfg: Config{Commands: AllCommands}}
+	o := &outlet{of: l, block: true, wake: make(chan struct{}, 1)}
+	o.only, _ = newFilter(nil, nil) // wants all
+	l.outlets = []*outlet{o}
+	return l, o
 }
 
 // decode checks what every record promises and gives its members.
@@ -123,7 +132,7 @@ func TestRecordsHoldWhatAnOperatorMustProve(t *testing.T) {
 		if err != nil || time.Since(stamp) > time.Minute || time.Since(stamp) < -time.Minute {
 			t.Errorf("%s: time %v, %v", name, got["time"], err)
 		}
-		want := map[string]any{"time": got["time"]}
+		want := map[string]any{"v": 1.0, "time": got["time"]}
 		for _, part := range c.want {
 			for k, v := range part {
 				want[k] = v
@@ -188,26 +197,45 @@ func TestLargestRecordStaysWithinItsBound(t *testing.T) {
 }
 
 func TestRecordCostsNoAllocation(t *testing.T) {
-	l := &Log{cfg: Config{Path: "-"}, wake: make(chan struct{}, 1), pending: make([]byte, 0, 1<<20)}
+	l, o := unwritten()
 	c, login := testClient(), testLogin(t)
 	change := &Mux{User: login.User, Backend: "east", Mailbox: "Entw&APw-rfe", Why: AfterLoss, Result: AttachOK}
+	done := testCommand(login)
 	if n := testing.AllocsPerRun(100, func() {
-		l.pending, l.waiting = l.pending[:0], 0
+		o.pending, o.waiting = o.pending[:0], 0
 		_ = l.LoginAccepted(c, login)
 		_ = l.Attached(c, change)
+		_ = l.Command(c, done)
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
 }
 
+func testCommand(login *Login) *Command {
+	return &Command{User: login.User, Backend: "east", Verb: "UID STORE", Writes: true, Mailbox: "INBOX", Messages: 3,
+		Literals: []int64{310}, Result: CommandOK, Took: 3 * time.Millisecond}
+}
+
 // BenchmarkLoginAccepted is what a caller pays: the record in the buffer.
 func BenchmarkLoginAccepted(b *testing.B) {
-	l := &Log{cfg: Config{Path: "-"}, wake: make(chan struct{}, 1), pending: make([]byte, 0, 1<<20)}
+	l, o := unwritten()
 	c, login := testClient(), testLogin(b)
 	b.ReportAllocs()
 	for b.Loop() {
-		l.pending, l.waiting = l.pending[:0], 0
+		o.pending, o.waiting = o.pending[:0], 0
 		_ = l.LoginAccepted(c, login)
+	}
+}
+
+// BenchmarkCommand is what a session pays for each command with commands: all.
+func BenchmarkCommand(b *testing.B) {
+	l, o := unwritten()
+	c := testClient()
+	cmd := testCommand(testLogin(b))
+	b.ReportAllocs()
+	for b.Loop() {
+		o.pending, o.waiting = o.pending[:0], 0
+		_ = l.Command(c, cmd)
 	}
 }
 
@@ -276,6 +304,10 @@ func TestEveryWordOfTheClosedSetsIsKnown(t *testing.T) {
 	everyConstantIsKnown(t, "reason.go", "Reason", len(reasons))
 	everyConstantIsKnown(t, "mux.go", "Why", len(whys))
 	everyConstantIsKnown(t, "mux.go", "Result", len(results))
+	everyConstantIsKnown(t, "command.go", "CommandResult", len(commandResults))
+	everyConstantIsKnown(t, "gateway.go", "Action", len(actions))
+	everyConstantIsKnown(t, "limits.go", "Limit", len(limits))
+	everyConstantIsKnown(t, "limits.go", "Cause", len(causes))
 }
 
 // everyConstantIsKnown reads the constants of one type from the source: the
@@ -290,10 +322,15 @@ func everyConstantIsKnown(t *testing.T, file, kind string, want int) {
 		"Reason": func(s string) bool { return Reason(s).Known() },
 		"Why":    func(s string) bool { return Why(s).Known() },
 		"Result": func(s string) bool { return Result(s).Known() },
+		"Action": func(s string) bool { return Action(s).Known() },
+		"Limit":  func(s string) bool { return Limit(s).Known() },
+		"Cause":  func(s string) bool { return Cause(s).Known() },
+
+		"CommandResult": func(s string) bool { return CommandResult(s).Known() },
 	}[kind]
 	count := 0
 	for line := range strings.Lines(string(source)) {
-		if name, value, ok := strings.Cut(line, kind+` = "`); ok {
+		if name, value, ok := strings.Cut(line, " "+kind+` = "`); ok {
 			value, _, _ = strings.Cut(value, `"`)
 			count++
 			if !known(value) {

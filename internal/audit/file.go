@@ -1,0 +1,201 @@
+package audit
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"syscall"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// file is a sink: a file, a FIFO, a device, or standard output.
+type file struct {
+	// Set once.
+	path   string // "" is standard output
+	log    *zap.Logger
+	chain  *chain // nil: records are not chained
+	shared bool   // standard output: not ours to close
+
+	// Owned by the outlet's run.
+	f       *os.File
+	regular bool   // it can be synced, and rotated
+	dirty   bool   // written since the last sync
+	stuck   bool   // it was said that a new file cannot be opened
+	torn    int    // bytes of the next record that the file has already
+	linked  []byte // records with their links
+}
+
+func standardOutput() *file { return &file{f: os.Stdout, shared: true} }
+
+// openFile opens path for appending.
+func openFile(path string, chained bool, log *zap.Logger) (*file, error) {
+	s := &file{path: path, log: log}
+	if chained {
+		s.chain = &chain{}
+	}
+	if err := s.open(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// open opens what is at the path now. When it cannot be used, s stays as it is.
+// O_NONBLOCK keeps a FIFO without a reader from holding us up, and lets write
+// have a deadline.
+func (s *file) open() error {
+	f, err := os.OpenFile(s.path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|syscall.O_NONBLOCK, 0o600)
+	if err != nil {
+		return err
+	}
+	info, err := f.Stat()
+	if err == nil && info.Mode().IsRegular() {
+		err = s.resume(f, info.Size())
+	}
+	if err != nil {
+		_ = f.Close()
+		return err
+	}
+	s.f, s.regular, s.dirty, s.torn = f, info.Mode().IsRegular(), false, 0
+	return nil
+}
+
+// resume ends the line that a killed process left unfinished, and goes on with
+// the chain of the file, or begins one.
+func (s *file) resume(f *os.File, size int64) error {
+	end, err := readEnd(s.path, size)
+	if errors.Is(err, fs.ErrPermission) && s.chain == nil {
+		return nil // may be written only: then readers must cope
+	}
+	if err != nil {
+		return err
+	}
+	if len(end) > 0 && end[len(end)-1] != '\n' {
+		if _, err := f.Write([]byte{'\n'}); err != nil {
+			return fmt.Errorf("end the unfinished line in %s: %w", s.path, err)
+		}
+		size++
+	}
+	if s.chain == nil || s.chain.follow(end) {
+		return nil
+	}
+	opening, next := s.chain.opening()
+	if _, err := f.Write(opening); err != nil {
+		_ = f.Truncate(size) // nothing of it counts
+		return fmt.Errorf("begin the chain in %s: %w", s.path, err)
+	}
+	*s.chain = next
+	return nil
+}
+
+// readEnd reads as much of a file's end as holds a whole record for sure.
+func readEnd(path string, size int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	end := make([]byte, min(size, 4*maxRecord))
+	if _, err := f.ReadAt(end, size-int64(len(end))); err != nil {
+		return nil, err
+	}
+	return end, nil
+}
+
+// write has a deadline where the file can have one: a FIFO, whose reader may
+// have stopped. A regular file answers or fails by itself.
+func (s *file) write(lines []byte) (int, error) {
+	out, before := lines, chain{}
+	if s.chain != nil && s.regular {
+		before = *s.chain
+		s.linked = s.chain.link(s.linked[:0], lines)
+		out = s.linked
+	}
+	_ = s.f.SetWriteDeadline(time.Now().Add(sinkWait))
+	n, err := s.f.Write(out[s.torn:])
+	s.dirty = s.dirty || n > 0
+	n += s.torn
+	whole := bytes.LastIndexByte(out[:n], '\n') + 1
+	s.torn = n - whole
+	if cap(s.linked) > keepBuffer {
+		defer func() { s.linked = nil }()
+	}
+	if whole == len(out) {
+		return len(lines), err
+	}
+	if s.chain == nil || !s.regular {
+		return whole, err
+	}
+	whole = firstLines(lines, bytes.Count(out[:whole], []byte{'\n'}))
+	*s.chain = before // the links of those only that are in the file
+	s.chain.link(nil, lines[:whole])
+	return whole, err
+}
+
+// firstLines is the length of the first n lines.
+func firstLines(lines []byte, n int) int {
+	length := 0
+	for ; n > 0; n-- {
+		length += bytes.IndexByte(lines[length:], '\n') + 1
+	}
+	return length
+}
+
+// tend goes on in a new file when the path leads to another, and makes what was
+// written durable.
+func (s *file) tend() error {
+	if err := s.sync(); err != nil {
+		return err
+	}
+	if !s.moved() {
+		return nil
+	}
+	old := s.f
+	if err := s.open(); err != nil {
+		if !s.stuck {
+			s.log.Error("audit log was moved away and the new file cannot be opened; the old one stays in use", zap.Error(err))
+		}
+		s.stuck = true
+		return nil
+	}
+	s.stuck = false
+	_ = old.Close() // synced above
+	return nil
+}
+
+func (s *file) sync() error {
+	if !s.regular || !s.dirty {
+		return nil
+	}
+	if err := s.f.Sync(); err != nil {
+		return err
+	}
+	s.dirty = false
+	return nil
+}
+
+// moved says whether the path no longer leads to this file.
+func (s *file) moved() bool {
+	if !s.regular {
+		return false
+	}
+	there, err := os.Stat(s.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return true
+	}
+	if err != nil {
+		return false
+	}
+	here, err := s.f.Stat()
+	return err == nil && !os.SameFile(here, there)
+}
+
+func (s *file) close() error {
+	if s.shared {
+		return nil
+	}
+	return s.f.Close()
+}

@@ -1,0 +1,152 @@
+package audit
+
+import "time"
+
+// Limit names a limit. The constants below are all there are; another value
+// shows as other.
+type Limit string
+
+// Limits of connections, of guessing, and of what sessions may use.
+const (
+	LimitTotal       Limit = "total"            // connections, of all clients
+	LimitPreauth     Limit = "preauth"          // connections before their login, of an address
+	LimitAddress     Limit = "address"          // connections of an address
+	LimitUser        Limit = "user"             // connections of a user
+	LimitUserAddress Limit = "user_address"     // connections of a user from one address
+	LimitRate        Limit = "rate"             // new connections of an address
+	LimitFailures    Limit = "failures"         // wrong passwords from an address or its network
+	LimitUserGuesses Limit = "user_failures"    // wrong passwords for a user
+	LimitBanned      Limit = "banned"           // it is banned
+	LimitCommands    Limit = "commands"         // of a user, in a second
+	LimitBytesIn     Limit = "bytes_in"         // from a user, in a second
+	LimitBytesOut    Limit = "bytes_out"        // to a user, in a second
+	LimitAppend      Limit = "append"           // bytes of APPEND of a user, in a day
+	LimitUpstream    Limit = "upstream"         // logins under way at a backend
+	LimitUpstreamNew Limit = "upstream_rate"    // new connections to a backend
+	LimitOfBackend   Limit = "upstream_session" // connections of a user to a backend
+)
+
+// Measure is what a limit did. The constants below are all there are; another
+// value shows as other.
+type Measure string
+
+// What a limit does.
+const (
+	Refused Measure = refused // turned something away
+	Delayed Measure = delayed // made somebody wait
+	Slowed  Measure = slowed  // holds bytes or commands back
+)
+
+// Cause says why somebody is banned. The constants below are all there are;
+// another value shows as other.
+type Cause string
+
+// Why somebody is banned, or no longer.
+const (
+	CauseFailures   Cause = "failures"   // too many wrong passwords
+	CauseSpraying   Cause = "spraying"   // a few passwords for many users
+	CauseNeighbours Cause = "neighbours" // too many bans in one network
+	CauseOperator   Cause = "operator"
+	CauseExpired    Cause = "expired"
+)
+
+// Constant tables: every Limit, Measure and Cause.
+var (
+	limits = map[Limit]bool{
+		LimitTotal: true, LimitPreauth: true, LimitAddress: true, LimitUser: true, LimitUserAddress: true, LimitRate: true,
+		LimitFailures: true, LimitUserGuesses: true, LimitBanned: true, LimitCommands: true, LimitBytesIn: true,
+		LimitBytesOut: true, LimitAppend: true, LimitUpstream: true, LimitUpstreamNew: true, LimitOfBackend: true,
+	}
+	measures = map[Measure]bool{Refused: true, Delayed: true, Slowed: true}
+	causes   = map[Cause]bool{CauseFailures: true, CauseSpraying: true, CauseNeighbours: true, CauseOperator: true, CauseExpired: true}
+)
+
+// Known says whether l is one of the constants.
+func (l Limit) Known() bool { return limits[l] }
+
+// Known says whether m is one of the constants.
+func (m Measure) Known() bool { return measures[m] }
+
+// Known says whether c is one of the constants.
+func (c Cause) Known() bool { return causes[c] }
+
+// Hit is a limit that did something.
+type Hit struct {
+	Limit   Limit
+	Subject string // whose limit: a user, an address, a network, a backend
+	Measure Measure
+}
+
+// Ban is somebody kept out.
+type Ban struct {
+	Subject string // a user, an address or a network
+	Why     Cause
+	Until   time.Time // zero: for good, or of a ban that is over
+	By      string    // the operator; "" for the gateway itself
+	Origin  string    // the gateway that made it; "" for this one
+}
+
+// Spray is what looks like a few passwords tried for many users.
+type Spray struct {
+	Users     int    // that had failures
+	Addresses int    // that they came from
+	Subject   string // the network they came from, when it is one
+	Within    time.Duration
+}
+
+// LimitHit records that a limit did something to a client. In a flood there is
+// one record a minute for each limit and subject, which counts the others.
+func (l *Log) LimitHit(c *Client, h *Hit) error {
+	count := l.hits.count(hitKey{h.Limit, h.Measure, h.Subject}, time.Now())
+	if count == 0 {
+		return nil
+	}
+	return l.limitHit(c, h, count)
+}
+
+func (l *Log) limitHit(c *Client, h *Hit, count uint64) error {
+	measure, limit := string(h.Measure), string(h.Limit)
+	if !h.Measure.Known() {
+		measure = other
+	}
+	if !h.Limit.Known() {
+		limit = other
+	}
+	return l.add(note{kind: limitHit, result: measure}, func(b []byte) []byte {
+		b = appendText(begin(b, limitHit, c), "limit", limit, maxName)
+		b = appendText(b, "subject", h.Subject, maxUser)
+		b = appendText(b, "result", measure, maxName)
+		return appendCount(b, "count", count)
+	})
+}
+
+// BanAdded records a ban.
+func (l *Log) BanAdded(ban *Ban) error { return l.ban(banAdded, ban) }
+
+// BanRemoved records the end of a ban, before or at its time.
+func (l *Log) BanRemoved(ban *Ban) error { return l.ban(banRemoved, ban) }
+
+func (l *Log) ban(k kind, ban *Ban) error {
+	why := string(ban.Why)
+	if !ban.Why.Known() {
+		why = other
+	}
+	return l.add(note{kind: k, weight: stays}, func(b []byte) []byte {
+		b = appendText(start(b, k), "subject", ban.Subject, maxUser)
+		b = appendText(b, "reason", why, maxName)
+		b = appendMoment(b, "until", ban.Until)
+		b = appendText(b, "by", ban.By, maxName)
+		return appendText(b, "origin", ban.Origin, maxName)
+	})
+}
+
+// SpraySuspected records that somebody seems to try a few passwords for many
+// users.
+func (l *Log) SpraySuspected(s *Spray) error {
+	return l.add(note{kind: spraySuspected, weight: stays}, func(b []byte) []byte {
+		b = appendText(start(b, spraySuspected), "subject", s.Subject, maxUser)
+		b = appendCount(b, "users", uint64(max(s.Users, 0)))
+		b = appendCount(b, "addresses", uint64(max(s.Addresses, 0)))
+		return appendCount(b, "window_ms", millis(s.Within))
+	})
+}
