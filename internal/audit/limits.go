@@ -6,24 +6,25 @@ import "time"
 // shows as other.
 type Limit string
 
-// Limits of connections, of guessing, and of what sessions may use.
+// Limits of connections and of guessing, as in internal/limit, and of what
+// sessions and backends may be burdened with.
 const (
-	LimitTotal       Limit = "total"            // connections, of all clients
-	LimitPreauth     Limit = "preauth"          // connections before their login, of an address
-	LimitAddress     Limit = "address"          // connections of an address
-	LimitUser        Limit = "user"             // connections of a user
-	LimitUserAddress Limit = "user_address"     // connections of a user from one address
-	LimitRate        Limit = "rate"             // new connections of an address
-	LimitFailures    Limit = "failures"         // wrong passwords from an address or its network
-	LimitUserGuesses Limit = "user_failures"    // wrong passwords for a user
-	LimitBanned      Limit = "banned"           // it is banned
-	LimitCommands    Limit = "commands"         // of a user, in a second
-	LimitBytesIn     Limit = "bytes_in"         // from a user, in a second
-	LimitBytesOut    Limit = "bytes_out"        // to a user, in a second
-	LimitAppend      Limit = "append"           // bytes of APPEND of a user, in a day
-	LimitUpstream    Limit = "upstream"         // logins under way at a backend
-	LimitUpstreamNew Limit = "upstream_rate"    // new connections to a backend
-	LimitOfBackend   Limit = "upstream_session" // connections of a user to a backend
+	LimitTotal       Limit = "total"                // sessions, of all clients
+	LimitPreauth     Limit = "address_before_login" // connections of an address before their login
+	LimitAddress     Limit = "address_connections"  // connections of an address
+	LimitUser        Limit = "user_connections"     // sessions of a user
+	LimitUserAddress Limit = "user_address"         // sessions of a user from one address
+	LimitRate        Limit = "connection_rate"      // new connections of an address
+	LimitFailures    Limit = "address_failures"     // wrong passwords from an address or its network
+	LimitUserGuesses Limit = "user_failures"        // wrong passwords for a user
+	LimitPairGuesses Limit = "pair_failures"        // wrong passwords for a user from one network
+	LimitBanned      Limit = "banned"               // a ban, which is no number
+	LimitCommands    Limit = "commands"             // of a user, in a second
+	LimitBytesIn     Limit = "bytes_in"             // from a user, in a second
+	LimitBytesOut    Limit = "bytes_out"            // to a user, in a second
+	LimitAppend      Limit = "append"               // bytes of APPEND of a user, in a day
+	LimitUpstream    Limit = "upstream_logins"      // logins under way at a backend
+	LimitUpstreamNew Limit = "upstream_rate"        // new connections to a backend
 )
 
 // Measure is what a limit did. The constants below are all there are; another
@@ -43,22 +44,22 @@ type Cause string
 
 // Why somebody is banned, or no longer.
 const (
-	CauseFailures   Cause = "failures"   // too many wrong passwords
-	CauseSpraying   Cause = "spraying"   // a few passwords for many users
-	CauseNeighbours Cause = "neighbours" // too many bans in one network
-	CauseOperator   Cause = "operator"
-	CauseExpired    Cause = "expired"
+	CauseFailures  Cause = "failures"  // too many wrong passwords
+	CauseNeighbors Cause = "neighbors" // too many banned networks in a larger one
+	CauseMerged    Cause = "merged"    // too many bans to keep: a network around some of them
+	CauseOperator  Cause = "operator"
+	CauseExpired   Cause = "expired"
 )
 
 // Constant tables: every Limit, Measure and Cause.
 var (
 	limits = map[Limit]bool{
 		LimitTotal: true, LimitPreauth: true, LimitAddress: true, LimitUser: true, LimitUserAddress: true, LimitRate: true,
-		LimitFailures: true, LimitUserGuesses: true, LimitBanned: true, LimitCommands: true, LimitBytesIn: true,
-		LimitBytesOut: true, LimitAppend: true, LimitUpstream: true, LimitUpstreamNew: true, LimitOfBackend: true,
+		LimitFailures: true, LimitUserGuesses: true, LimitPairGuesses: true, LimitBanned: true, LimitCommands: true,
+		LimitBytesIn: true, LimitBytesOut: true, LimitAppend: true, LimitUpstream: true, LimitUpstreamNew: true,
 	}
 	measures = map[Measure]bool{Refused: true, Delayed: true, Slowed: true}
-	causes   = map[Cause]bool{CauseFailures: true, CauseSpraying: true, CauseNeighbours: true, CauseOperator: true, CauseExpired: true}
+	causes   = map[Cause]bool{CauseFailures: true, CauseNeighbors: true, CauseMerged: true, CauseOperator: true, CauseExpired: true}
 )
 
 // Known says whether l is one of the constants.
@@ -83,13 +84,14 @@ type Ban struct {
 	Why     Cause
 	Until   time.Time // zero: for good, or of a ban that is over
 	By      string    // the operator; "" for the gateway itself
+	Note    string    // the operator's words
 	Origin  string    // the gateway that made it; "" for this one
 }
 
 // Spray is what looks like a few passwords tried for many users.
 type Spray struct {
-	Users     int    // that had failures
-	Addresses int    // that they came from
+	Users     int    // that were tried
+	Addresses int    // that they came from; 0 is left out
 	Subject   string // the network they came from, when it is one
 	Within    time.Duration
 }
@@ -136,7 +138,8 @@ func (l *Log) ban(k kind, ban *Ban) error {
 		b = appendText(b, "reason", why, maxName)
 		b = appendMoment(b, "until", ban.Until)
 		b = appendText(b, "by", ban.By, maxName)
-		return appendText(b, "origin", ban.Origin, maxName)
+		b = appendText(b, "origin", ban.Origin, maxName)
+		return appendText(b, "detail", ban.Note, maxText)
 	})
 }
 
@@ -146,7 +149,7 @@ func (l *Log) SpraySuspected(s *Spray) error {
 	return l.add(note{kind: spraySuspected, weight: stays}, func(b []byte) []byte {
 		b = appendText(start(b, spraySuspected), "subject", s.Subject, maxUser)
 		b = appendCount(b, "users", uint64(max(s.Users, 0)))
-		b = appendCount(b, "addresses", uint64(max(s.Addresses, 0)))
-		return appendCount(b, "window_ms", millis(s.Within))
+		b = appendSome(b, "addresses", uint64(max(s.Addresses, 0)))
+		return appendSome(b, "window_ms", millis(s.Within))
 	})
 }
