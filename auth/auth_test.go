@@ -28,7 +28,7 @@ func writeFile(t *testing.T, content string) string {
 // open makes an Authenticator and a list of what it verifies.
 func open(t *testing.T, cfg Config, redis PasswordLookup) (*Authenticator, *[]kind) {
 	t.Helper()
-	a, err := New(cfg, redis, zap.NewNop())
+	a, err := New(cfg, Sources{Redis: redis}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -199,7 +199,7 @@ func TestAnUnknownUserPaysWhatAKnownOnePays(t *testing.T) {
 
 	// Nothing has been seen at all.
 	a, paid = open(t, Config{Methods: []string{Redis}}, records(nil))
-	if _, err := login(t, a, "nobody", "wrong"); !errors.Is(err, ErrDenied) || len(*paid) != 1 || (*paid)[0] != fallbackKind() {
+	if _, err := login(t, a, "nobody", "wrong"); !errors.Is(err, ErrDenied) || len(*paid) != 1 || (*paid)[0] != fallbackKind("") {
 		t.Errorf("%d verifications, %v", len(*paid), err)
 	}
 
@@ -229,7 +229,7 @@ func TestNewRefusesAConfigurationThatCannotBeMeant(t *testing.T) {
 		"two ats":                {Config{Methods: []string{File}, File: file, DefaultDomain: "a@b"}, none},
 		"negative verifiers":     {Config{Methods: []string{Passthrough}, Verifiers: -1}, none},
 	} {
-		if _, err := New(c.cfg, c.redis, zap.NewNop()); err == nil || !strings.HasPrefix(err.Error(), "auth: ") {
+		if _, err := New(c.cfg, Sources{Redis: c.redis}, zap.NewNop()); err == nil || !strings.HasPrefix(err.Error(), "auth: ") {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
@@ -243,12 +243,12 @@ func TestNothingThatHoldsAPasswordPrintsIt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	hash, err := a.methods[0].source.password(t.Context(), id.User())
+	hash, err := a.file.password(t.Context(), id.User())
 	if err != nil {
 		t.Fatal(err)
 	}
-	x, _ := a.Start("PLAIN")
-	if _, _, err := x.Next([]byte("\x00alice\x00" + canary)); err != nil {
+	x, _ := a.Start("PLAIN", &Client{})
+	if _, _, err := x.Next(context.Background(), []byte("\x00alice\x00"+canary)); err != nil {
 		t.Fatal(err)
 	}
 	_, denied := login(t, a, "alice", canary+"x")

@@ -45,7 +45,7 @@ func (l *lookup) password(ctx context.Context, u identity.User) (stored, error) 
 }
 
 // typical implements source.
-func (l *lookup) typical() kind { return l.seen.typical() }
+func (l *lookup) typical(scheme string) kind { return l.seen.typical(scheme) }
 
 const (
 	// maxKinds bounds how many kinds of hash a census tells apart.
@@ -83,14 +83,18 @@ func (c *census) count(k kind) {
 	}
 }
 
-// typical is the most frequent kind, the zero kind when there is none.
-func (c *census) typical() kind {
+// typical is the most frequent kind of a scheme, or of all with ""; the zero
+// kind when there is none.
+func (c *census) typical(scheme string) kind {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.votes) == 0 {
+	kinds := slices.DeleteFunc(slices.Collect(maps.Keys(c.votes)), func(k kind) bool {
+		return scheme != "" && k.scheme.name != scheme
+	})
+	if len(kinds) == 0 {
 		return kind{}
 	}
-	return slices.MaxFunc(slices.Collect(maps.Keys(c.votes)), c.compare)
+	return slices.MaxFunc(kinds, c.compare)
 }
 
 // compare orders kinds by votes; mu is held. Among equals the name and then the

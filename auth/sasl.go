@@ -1,10 +1,9 @@
 package auth
 
 import (
-	"errors"
+	"context"
 	"fmt"
 	"io"
-	"strings"
 	"unicode/utf8"
 
 	"github.com/emersion/go-sasl"
@@ -15,39 +14,57 @@ import (
 // maxMessage bounds one decoded SASL message, as Dovecot does.
 const maxMessage = 8 << 10
 
-// Mechanisms are the SASL mechanisms offered, the preferred one first.
-func (a *Authenticator) Mechanisms() []string { return []string{sasl.Plain, sasl.Login} }
-
-// Exchange is one SASL exchange with one client. It is a sasl.Server on decoded
-// messages; base64, "*" to cancel, limits and deadlines are the front door's.
-// An Exchange that has ended, well or badly, is of no further use: the next
-// attempt starts a new one and inherits nothing.
+// Exchange is one SASL exchange with one client, on decoded messages; base64,
+// "*" to cancel, limits and deadlines are the front door's. An Exchange that has
+// ended, well or badly, is of no further use: the next attempt starts a new one
+// and inherits nothing.
 type Exchange struct {
 	// Set once.
 	auth      *Authenticator
-	mechanism string // SASLPlain or SASLLogin
+	mechanism string // as Login.Mechanism
+	client    *Client
 	// Owned by the session.
-	server sasl.Server // nil once the exchange has ended
-	begun  bool        // the client has been heard, or has declined to go first
+	server server // nil once the exchange has ended
+	begun  bool   // the client has been heard, or has declined to go first
 	login  Login
 }
 
-// Start begins an exchange. Mechanism names are not case-sensitive (RFC 9051
-// §6.2.2: auth-type is an atom). One that is not offered is not accepted.
-func (a *Authenticator) Start(mechanism string) (*Exchange, bool) {
-	e := &Exchange{auth: a}
-	switch { // not by strings.ToUpper, which makes an I of a dotless i
-	case strings.EqualFold(mechanism, sasl.Plain):
-		e.mechanism, e.server = SASLPlain, sasl.NewPlainServer(e.plain)
-	case strings.EqualFold(mechanism, sasl.Login):
-		e.mechanism, e.server = SASLLogin, newLoginServer(e.accept)
-	default:
+// server is one side of a mechanism: of go-sasl, or our own.
+type server interface {
+	next(ctx context.Context, response []byte) (challenge []byte, done bool, err error)
+}
+
+// pure is a mechanism that asks nobody.
+type pure struct{ sasl.Server }
+
+func (p pure) next(_ context.Context, response []byte) ([]byte, bool, error) { return p.Next(response) }
+
+// Start begins an exchange. A mechanism that is not offered to this client is
+// not accepted.
+func (a *Authenticator) Start(mechanism string, c *Client) (*Exchange, bool) {
+	name, ok := a.offered(mechanism, c)
+	if !ok {
 		return nil, false
+	}
+	e := &Exchange{auth: a, mechanism: "AUTH=" + name, client: c}
+	switch name {
+	case sasl.Plain:
+		e.server = pure{sasl.NewPlainServer(e.plain)}
+	case sasl.Login:
+		e.server = pure{newLoginServer(e.accept)}
+	case OAuthBearer:
+		e.server = pure{newOAuthBearerServer(e.bearer)}
+	case XOAuth2:
+		e.server = pure{newXOAuth2Server(e.bearer)}
+	case sasl.External:
+		e.server = pure{sasl.NewExternalServer(e.external)}
+	case scramSHA256, scramSHA256Plus:
+		e.server = &scramServer{exchange: e, plus: name == scramSHA256Plus}
 	}
 	return e, true
 }
 
-// Mechanism is SASLPlain or SASLLogin.
+// Mechanism is as Login.Mechanism.
 func (e *Exchange) Mechanism() string { return e.mechanism }
 
 // Format implements fmt.Formatter: fmt would show the password inside.
@@ -57,10 +74,12 @@ func (e Exchange) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, e.mecha
 // before that, and after an error, it is the zero Login, which nobody accepts.
 func (e *Exchange) Login() Login { return e.login }
 
-// Next implements sasl.Server. Only in the first call nil differs from empty:
-// nil is a client that sent no initial response, empty is one that sent "="
-// (RFC 4959 §3). Every error is ErrDenied, wrapped, and ends the exchange.
-func (e *Exchange) Next(response []byte) (challenge []byte, done bool, err error) {
+// Next takes what the client said. Only in the first call nil differs from
+// empty: nil is a client that sent no initial response, empty is one that sent
+// "=" (RFC 4959 §3). A challenge together with done is for the client to see
+// once its login has been accepted, and not before. Every error is ErrDenied or
+// ErrUnavailable, wrapped, and ends the exchange.
+func (e *Exchange) Next(ctx context.Context, response []byte) (challenge []byte, done bool, err error) {
 	if e.server == nil {
 		return nil, false, fmt.Errorf("%s: %w: %w", e.mechanism, ErrDenied, sasl.ErrUnexpectedClientResponse)
 	}
@@ -72,10 +91,10 @@ func (e *Exchange) Next(response []byte) (challenge []byte, done bool, err error
 		e.server = nil
 		return nil, false, fmt.Errorf("%s: %w: message is longer than %d bytes", e.mechanism, ErrDenied, maxMessage)
 	}
-	challenge, done, err = e.server.Next(response)
+	challenge, done, err = e.server.next(ctx, response)
 	if err != nil {
 		e.server, e.login = nil, Login{}
-		return nil, false, fmt.Errorf("%s: %w: %w", e.mechanism, ErrDenied, err)
+		return nil, false, fmt.Errorf("%s: %w", e.mechanism, denial(err))
 	}
 	if done {
 		e.server = nil
@@ -83,19 +102,21 @@ func (e *Exchange) Next(response []byte) (challenge []byte, done bool, err error
 	return challenge, done, nil
 }
 
-// plain takes the three parts of a PLAIN message (RFC 4616 §2). To act for
-// somebody else is a right that no user of a gateway has.
+// denial makes a mechanism's error one of ours: what is not somebody else's
+// trouble is the client's fault.
+func denial(err error) error {
+	if isOurs(err) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrDenied, err)
+}
+
+// plain takes the three parts of a PLAIN message (RFC 4616 §2).
 func (e *Exchange) plain(authzid, user, password string) error {
 	if err := e.accept(user, password); err != nil {
 		return err
 	}
-	if authzid == "" {
-		return nil
-	}
-	if other, err := e.auth.Canon(authzid); err != nil || other != e.login.User {
-		return errors.New("authorization identity is another user")
-	}
-	return nil
+	return e.auth.actsFor(e.login.User, authzid)
 }
 
 // accept checks what a mechanism has learned. go-sasl checks none of it.
@@ -106,44 +127,37 @@ func (e *Exchange) accept(user, password string) error {
 	}
 	// RFC 4616 §2 speaks of UTF-8; the name's alphabet is narrower still.
 	if !utf8.ValidString(password) {
-		return errors.New("password is not UTF-8")
+		return errNotUTF8
 	}
 	name, err := e.auth.Canon(user)
 	if err != nil {
 		return err
 	}
-	e.login = Login{User: name, Password: secret, Mechanism: e.mechanism}
+	e.login = Login{User: name, Password: secret, Mechanism: e.mechanism, Client: e.client}
 	return nil
 }
 
-// loginServer is the mechanism LOGIN, which go-sasl has for clients only. It
-// was never standardised (draft-murchison-sasl-login); clients expect these
-// challenges to the letter, and some send the name as an initial response.
-type loginServer struct {
-	// Set once.
-	accept func(user, password string) error
-	// Owned by the session.
-	step func(response []byte) (challenge []byte, done bool, err error)
+// bearer takes a token, and the name the client gives with it, if any.
+func (e *Exchange) bearer(user, token string) error {
+	l := Login{Token: identity.NewSecret(token), Mechanism: e.mechanism, Client: e.client}
+	if user != "" {
+		var err error
+		if l.User, err = e.auth.Canon(user); err != nil {
+			return err
+		}
+	}
+	e.login = l
+	return nil
 }
 
-func newLoginServer(accept func(user, password string) error) *loginServer {
-	s := &loginServer{accept: accept}
-	s.step = s.user
-	return s
-}
-
-// Next implements sasl.Server.
-func (s *loginServer) Next(response []byte) ([]byte, bool, error) { return s.step(response) }
-
-// user asks for the name until it is there, then for the password.
-func (s *loginServer) user(response []byte) ([]byte, bool, error) {
-	if response == nil {
-		return []byte("Username:"), false, nil
+// actsFor refuses an authorization identity that is somebody else: to act for
+// others is a right that no user of a gateway has.
+func (a *Authenticator) actsFor(user identity.User, authzid string) error {
+	if authzid == "" {
+		return nil
 	}
-	user := string(response)
-	s.step = func(response []byte) ([]byte, bool, error) {
-		err := s.accept(user, string(response))
-		return nil, err == nil, err
+	if other, err := a.Canon(authzid); err != nil || other != user {
+		return errSomebodyElse
 	}
-	return []byte("Password:"), false, nil
+	return nil
 }

@@ -2,6 +2,7 @@ package auth
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"slices"
 	"strings"
@@ -17,7 +18,7 @@ import (
 // passthrough is an Authenticator for exchanges.
 func passthrough(t testing.TB) *Authenticator {
 	t.Helper()
-	a, err := New(Config{Methods: []string{Passthrough}, DefaultDomain: "example.org"}, nil, zap.NewNop())
+	a, err := New(Config{Methods: []string{Passthrough}, DefaultDomain: "example.org"}, Sources{}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -28,7 +29,7 @@ func passthrough(t testing.TB) *Authenticator {
 func exchange(e *Exchange, messages ...[]byte) (challenges []string, done bool, err error) {
 	for _, m := range messages {
 		var c []byte
-		if c, done, err = e.Next(m); err != nil || done {
+		if c, done, err = e.Next(context.Background(), m); err != nil || done {
 			return challenges, done, err
 		}
 		challenges = append(challenges, string(c))
@@ -38,16 +39,16 @@ func exchange(e *Exchange, messages ...[]byte) (challenges []string, done bool, 
 
 func TestMechanismsAreExactlyWhatStartAccepts(t *testing.T) {
 	a := passthrough(t)
-	if got := a.Mechanisms(); !slices.Equal(got, []string{"PLAIN", "LOGIN"}) {
+	if got := a.Mechanisms(&Client{}); !slices.Equal(got, []string{"PLAIN", "LOGIN"}) {
 		t.Errorf("Mechanisms() = %q", got)
 	}
-	for _, name := range append(a.Mechanisms(), "plain", "Login") {
-		if _, ok := a.Start(name); !ok {
+	for _, name := range append(a.Mechanisms(&Client{}), "plain", "Login") {
+		if _, ok := a.Start(name, &Client{}); !ok {
 			t.Errorf("%s is not accepted", name)
 		}
 	}
 	for _, name := range []string{"", "EXTERNAL", "ANONYMOUS", "OAUTHBEARER", "XOAUTH2", "CRAM-MD5", "PLAIN ", "PLAIN-X", "ＰＬＡＩＮ", "LOG\u0130N", "log\u0131n"} {
-		if e, ok := a.Start(name); ok || e != nil {
+		if e, ok := a.Start(name, &Client{}); ok || e != nil {
 			t.Errorf("%q is accepted", name)
 		}
 	}
@@ -67,7 +68,7 @@ func TestHonestClientsAreUnderstood(t *testing.T) {
 		"LOGIN":                             {"LOGIN", [][]byte{nil, []byte("alice"), []byte("pä ss")}, []string{"Username:", "Password:"}, SASLLogin},
 		"LOGIN with an initial response":    {"LOGIN", [][]byte{[]byte("alice@EXAMPLE.org"), []byte("pä ss")}, []string{"Password:"}, SASLLogin},
 	} {
-		e, _ := passthrough(t).Start(c.mechanism)
+		e, _ := passthrough(t).Start(c.mechanism, &Client{})
 		challenges, done, err := exchange(e, c.messages...)
 		if err != nil || !done || !slices.Equal(challenges, c.challenges) {
 			t.Errorf("%s: %q, %v, %v", what, challenges, done, err)
@@ -76,7 +77,7 @@ func TestHonestClientsAreUnderstood(t *testing.T) {
 		if l.User.String() != "alice@example.org" || l.Password.Reveal() != "pä ss" || l.Mechanism != c.as {
 			t.Errorf("%s: %+v", what, l)
 		}
-		if _, done, err := e.Next([]byte("\x00bob\x00x")); err == nil || done || e.Login() != l {
+		if _, done, err := e.Next(context.Background(), []byte("\x00bob\x00x")); err == nil || done || e.Login() != l {
 			t.Errorf("%s: the exchange goes on after its end: %v", what, err)
 		}
 	}
@@ -117,7 +118,7 @@ func TestBadExchangesAreDeniedAndLeaveNothingBehind(t *testing.T) {
 		"LOGIN with a long user":      {"LOGIN", []string{long, "x"}},
 		"LOGIN with PLAIN's response": {"LOGIN", []string{"\x00alice\x00x", "x"}},
 	} {
-		e, _ := passthrough(t).Start(c.mechanism)
+		e, _ := passthrough(t).Start(c.mechanism, &Client{})
 		var messages [][]byte
 		for _, m := range c.messages {
 			messages = append(messages, []byte(m))
@@ -126,7 +127,7 @@ func TestBadExchangesAreDeniedAndLeaveNothingBehind(t *testing.T) {
 		if done || !errors.Is(err, ErrDenied) || e.Login() != (Login{}) {
 			t.Errorf("%s: %v, %v, %+v", what, done, err, e.Login())
 		}
-		if _, done, err := e.Next([]byte("\x00alice\x00x")); done || !errors.Is(err, ErrDenied) || e.Login() != (Login{}) {
+		if _, done, err := e.Next(context.Background(), []byte("\x00alice\x00x")); done || !errors.Is(err, ErrDenied) || e.Login() != (Login{}) {
 			t.Errorf("%s: a second message revives the exchange: %v", what, err)
 		}
 		if _, err := passthrough(t).Authenticate(t.Context(), e.Login()); !errors.Is(err, ErrDenied) {
@@ -136,12 +137,12 @@ func TestBadExchangesAreDeniedAndLeaveNothingBehind(t *testing.T) {
 }
 
 func TestAnEmptyLineNeverMakesAnExchangeEndless(t *testing.T) {
-	for _, mechanism := range passthrough(t).Mechanisms() {
-		e, _ := passthrough(t).Start(mechanism)
+	for _, mechanism := range passthrough(t).Mechanisms(&Client{}) {
+		e, _ := passthrough(t).Start(mechanism, &Client{})
 		steps := 0
 		for steps < 10 {
 			steps++
-			if _, _, err := e.Next(nil); err != nil {
+			if _, _, err := e.Next(context.Background(), nil); err != nil {
 				break
 			}
 		}
@@ -160,10 +161,10 @@ func TestGoSaslsOwnClientsAreAccepted(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		e, ok := passthrough(t).Start(name)
+		e, ok := passthrough(t).Start(name, &Client{})
 		for done := false; ok && !done; {
 			var challenge []byte
-			if challenge, done, err = e.Next(message); err != nil {
+			if challenge, done, err = e.Next(context.Background(), message); err != nil {
 				t.Fatal(err)
 			}
 			if !done {
@@ -226,7 +227,7 @@ func FuzzSASLExchange(f *testing.F) {
 			if m := messages[int(at)%len(messages)]; len(m) > 0 {
 				m[int(at)%len(m)] ^= flip
 			}
-			e, _ := a.Start(mechanism)
+			e, _ := a.Start(mechanism, &Client{})
 			send := messages
 			if !first {
 				send = append([][]byte{nil}, messages...)

@@ -21,7 +21,7 @@ import (
 	"imapgate/internal/identity"
 )
 
-// digest is a decoded hash: go-crypt's, pbkdf2Digest and plainDigest.
+// digest is a decoded hash: go-crypt's, scramDigest, pbkdf2Digest and plainDigest.
 type digest interface {
 	Match(password string) bool
 }
@@ -85,6 +85,13 @@ var schemes = []scheme{
 		name: "SHA256-CRYPT", bare: []string{"$5$"}, costs: shaCosts(), decode: crypted(shacrypt.Decode),
 		form: regexp.MustCompile(`^\$5\$` + shaForm + `{43}$`), decoy: "$5$" + shaDecoy + decoyKey,
 		hash: hashSHA(shacrypt.VariantSHA256),
+	},
+	{
+		name: scramSHA256, form: regexp.MustCompile(`^([0-9]{1,9}),[A-Za-z0-9+/]{22}==(?:,[A-Za-z0-9+/]{43}=){2}$`),
+		costs:  []cost{{name: "iterations", least: 4096, most: 1_000_000}}, // RFC 7677 §4 has the least
+		decoy:  "%d,AAAAAAAAAAAAAAAAAAAAAA==," + decoyKey + "=," + decoyKey + "=",
+		decode: func(hash string) (digest, error) { k, err := decodeScram(hash); return scramDigest(k), err },
+		hash:   hashScram,
 	},
 	{
 		// Not bare: $1$ alone is MD5-crypt.

@@ -14,6 +14,7 @@ import (
 	"imapgate/internal/audit"
 	"imapgate/internal/imap"
 	"imapgate/internal/metrics"
+	"imapgate/tlsconf"
 )
 
 // proxyTimeout is for the whole PROXY header; the protocol's text asks for at
@@ -82,7 +83,7 @@ func (s *session) handshake() error {
 		return s.tls
 	})
 	if err == nil {
-		err = s.tls.Handshake()
+		err = s.tls.HandshakeContext(tlsconf.Noting(&s.served))
 	}
 	s.server.rooms.Metrics.HandshakeDone(handshakeResult(s.tls, err))
 	if err != nil {

@@ -137,7 +137,7 @@ func (b *bed) open(s *setup) {
 	r := Rooms{Backends: map[string]*upstream.Backend{}, Metrics: metrics.New("test"), Log: log}
 	r.TLS, err = tlsconf.NewServer(tlsconf.ServerConfig{Certificates: []tlsconf.KeyPair{{Cert: b.path("cert.pem"), Key: b.path("key.pem")}}}, log)
 	must(b.t, err)
-	r.Auth, err = auth.New(s.auth, nil, log)
+	r.Auth, err = auth.New(s.auth, auth.Sources{}, log)
 	must(b.t, err)
 	for name, c := range s.backends {
 		c.Name, c.Instance = name, s.cfg.Instance

@@ -2,16 +2,13 @@ package proxy
 
 import (
 	"context"
-	"encoding/base64"
 	"errors"
 	"strings"
 	"time"
 
 	"imapgate/auth"
 	"imapgate/internal/audit"
-	"imapgate/internal/identity"
 	"imapgate/internal/imap"
-	"imapgate/internal/metrics"
 )
 
 // said is what a client has told us before its login. What was said in the
@@ -29,8 +26,12 @@ func (s *session) offer() string {
 	if s.listener.TLS == StartTLS && s.tls == nil {
 		return "IMAP4rev1 LITERAL+ ID STARTTLS LOGINDISABLED"
 	}
+	client := s.client()
 	list := "IMAP4rev1 LITERAL+ SASL-IR ID"
-	for _, m := range s.server.rooms.Auth.Mechanisms() {
+	if !s.server.rooms.Auth.TakesPasswords(client) {
+		list += " LOGINDISABLED"
+	}
+	for _, m := range s.server.rooms.Auth.Mechanisms(client) {
 		list += " AUTH=" + m
 	}
 	return list
@@ -195,105 +196,4 @@ func (s *session) needTLS(cmd imap.Command) error {
 	}
 	s.recordRefusal(a, refusal{result: refused, reason: audit.Cleartext}, nil)
 	return s.badCommand(cmd.Tag, "NO [PRIVACYREQUIRED] STARTTLS must come first.")
-}
-
-// login is LOGIN (RFC 9051 §6.2.3): two strings.
-func (s *session) login(cmd imap.Command) (*attempt, error) {
-	if s.inTheClear() {
-		return nil, s.needTLS(cmd)
-	}
-	if len(cmd.Args) != 2 || !cmd.Args[0].IsString() || !cmd.Args[1].IsString() {
-		return nil, s.badCommand(cmd.Tag, "BAD LOGIN takes a user name and a password.")
-	}
-	a := &attempt{tag: cmd.Tag, began: time.Now()}
-	a.login.Mechanism, a.login.Password = auth.CommandLogin, identity.NewSecret(cmd.Args[1].Text)
-	user, err := s.server.rooms.Auth.Canon(cmd.Args[0].Text)
-	if err != nil {
-		a.claimed, a.err = cmd.Args[0].Text, err
-		return a, nil
-	}
-	a.login.User = user
-	return a, nil
-}
-
-// authenticate is AUTHENTICATE (RFC 9051 §6.2.2) with an optional initial
-// response (RFC 4959).
-func (s *session) authenticate(ctx context.Context, cmd imap.Command) (*attempt, error) {
-	if s.inTheClear() {
-		return nil, s.needTLS(cmd)
-	}
-	if n := len(cmd.Args); n < 1 || n > 2 || cmd.Args[0].Kind != imap.Atom || cmd.Args[n-1].Kind != imap.Atom {
-		return nil, s.badCommand(cmd.Tag, "BAD AUTHENTICATE takes a mechanism and at most one response.")
-	}
-	a := &attempt{tag: cmd.Tag, began: time.Now()}
-	exchange, ok := s.server.rooms.Auth.Start(cmd.Args[0].Text)
-	if !ok {
-		a.login.Mechanism = "AUTH=" + strings.ToUpper(cmd.Args[0].Text)
-		s.recordRefusal(a, refusal{result: refused, reason: audit.BadMechanism}, nil)
-		return nil, s.badCommand(cmd.Tag, "NO Unsupported mechanism.")
-	}
-	a.login.Mechanism = exchange.Mechanism()
-	var response []byte // nil: the client waits to be asked
-	if len(cmd.Args) == 2 {
-		var err error
-		if response, err = decode(cmd.Args[1].Text); err != nil {
-			return nil, s.badExchange(a, "BAD Invalid base64.")
-		}
-	}
-	for {
-		challenge, done, err := exchange.Next(response)
-		if err != nil || done {
-			a.login, a.err = exchange.Login(), err
-			a.login.Mechanism = exchange.Mechanism()
-			return a, nil
-		}
-		line, err := s.ask(challenge)
-		if err != nil {
-			s.recordRefusal(a, halfway(ctx, err), nil)
-			return nil, s.faulty(cmd, err)
-		}
-		if line == "*" {
-			return nil, s.badExchange(a, "BAD Cancelled.")
-		}
-		if response, err = decode(line); err != nil || line == "=" {
-			return nil, s.badExchange(a, "BAD Invalid base64.")
-		}
-	}
-}
-
-// ask sends a challenge and reads the client's response line.
-func (s *session) ask(challenge []byte) (string, error) {
-	if err := s.send("+ " + base64.StdEncoding.EncodeToString(challenge)); err != nil {
-		return "", err
-	}
-	line, err := s.conn.ReadLine(imap.BeforeLogin.Line)
-	return string(line), err
-}
-
-// halfway says why an exchange went no further than a line that was not read.
-func halfway(ctx context.Context, err error) refusal {
-	switch {
-	case errors.Is(err, imap.ErrLineEnding), errors.Is(err, imap.ErrLineTooLong):
-		return refusal{result: refused, reason: audit.BadExchange}
-	case ctx.Err() != nil:
-		return refusal{result: metrics.Abandoned, reason: audit.GatewayStopping}
-	}
-	return refusal{result: metrics.Abandoned, reason: audit.ClientWentAway}
-}
-
-func (s *session) badExchange(a *attempt, answer string) error {
-	s.recordRefusal(a, refusal{result: refused, reason: audit.BadExchange}, nil)
-	return s.badCommand(a.tag, answer)
-}
-
-// decode reads a response; "=" is the empty one (RFC 4959 §3). The result is
-// never nil.
-func decode(text string) ([]byte, error) {
-	if text == "" || text == "=" {
-		return []byte{}, nil
-	}
-	if strings.ContainsAny(text, "\r\n") { // which the decoder would skip
-		return nil, base64.CorruptInputError(0)
-	}
-	return base64.StdEncoding.Strict().DecodeString(text)
 }

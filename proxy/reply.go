@@ -66,6 +66,10 @@ func refusalOf(err error) refusal {
 	var own *upstream.Refused
 	denied := refusal{reply: deniedReply, result: refused, denied: true}
 	switch {
+	case errors.Is(err, errSilent):
+		return refusal{result: metrics.Abandoned, reason: audit.ClientWentAway}
+	case errors.Is(err, errCancelled):
+		return refusal{reply: "BAD Cancelled.", result: refused, reason: audit.BadExchange}
 	case errors.Is(err, errBackendDisagrees):
 		return unavailable(audit.BackendRefused)
 	case errors.Is(err, identity.ErrName):

@@ -68,6 +68,7 @@ type Config struct {
 	AuthAttempts   int           // failed logins on a connection
 	BadCommands    int           // before the login, on a connection
 	Instance       string        // begins every session id; NewInstance
+	TokenRefusal   auth.TokenRefusal
 	// Modes are the backends' own; one that is not there is spliced.
 	Modes map[string]Mode
 }

@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -33,15 +34,17 @@ type session struct {
 
 	// Owned by run.
 	conn     *imap.Conn
-	release  func() bool    // lets ctx go, which would end conn
-	tls      *tls.Conn      // nil in the clear
-	who      audit.Client   // as far as it is known
-	balanced netip.AddrPort // the client's address by a PROXY header
-	said     said           // what the client told us; STARTTLS forgets it
-	known    bool           // has left the places of strangers
-	bad      int            // commands that were none
-	failed   int            // logins
-	out      []byte         // scratch for answers
+	release  func() bool       // lets ctx go, which would end conn
+	tls      *tls.Conn         // nil in the clear
+	served   *x509.Certificate // to the client, with tls
+	who      audit.Client      // as far as it is known
+	balanced netip.AddrPort    // the client's address by a PROXY header
+	said     said              // what the client told us; STARTTLS forgets it
+	known    bool              // has left the places of strangers
+	bad      int               // commands that were none
+	tried    int               // logins
+	failed   int               // of them
+	out      []byte            // scratch for answers
 }
 
 func (l *listener) newSession(tcp *net.TCPConn) *session {
@@ -109,6 +112,7 @@ type attempt struct {
 	login   auth.Login
 	claimed string // the name as it came, while login.User is nobody
 	err     error  // why it failed before anybody was asked
+	last    []byte // challenge for a client whose login was accepted; nil: none
 	began   time.Time
 
 	// Filled by connect.
@@ -134,7 +138,10 @@ func (s *session) connect(ctx context.Context, a *attempt) (admitted, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.method = id.Method()
+	a.method, a.login.User = id.Method(), id.User()
+	if err := s.prove(a); err != nil {
+		return nil, err
+	}
 	if a.route, err = rooms.Routes.Lookup(ctx, id.User()); err != nil {
 		return nil, err
 	}
@@ -149,7 +156,7 @@ func (s *session) connect(ctx context.Context, a *attempt) (admitted, error) {
 	up, err := s.server.login(ctx, a, id, upstream.Request{
 		User: id.User(), Login: a.route.Login, Password: id.Password(), Client: s.introduction(),
 	})
-	if errors.Is(err, upstream.ErrDenied) && id.Decided() {
+	if errors.Is(err, upstream.ErrDenied) && id.Decided() && id.Token().IsZero() {
 		return nil, fmt.Errorf("%w: %w", errBackendDisagrees, err)
 	}
 	if err != nil {
@@ -252,6 +259,14 @@ func (s *session) refuse(ctx context.Context, a *attempt, why error) error {
 	}
 	if !time.Now().Before(s.deadline) {
 		return os.ErrDeadlineExceeded // a write that fails at it would cost TLS the BYE
+	}
+	if r.reply == "" {
+		return why // there is nobody to be told
+	}
+	if r.denied {
+		if err := s.explain(a); err != nil {
+			return err
+		}
 	}
 	if err := s.say(a.tag, r.reply); err != nil {
 		return err

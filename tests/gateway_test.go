@@ -114,7 +114,7 @@ func (g *running) open(o options) (rooms proxy.Rooms, run []func(context.Context
 	if methods == nil {
 		methods = []string{auth.Passthrough}
 	}
-	rooms.Auth, err = auth.New(auth.Config{Methods: methods, File: o.people}, passwordsOf(rooms.Routes), rooms.Log)
+	rooms.Auth, err = auth.New(auth.Config{Methods: methods, File: o.people}, auth.Sources{Redis: passwordsOf(rooms.Routes)}, rooms.Log)
 	if err != nil {
 		return rooms, nil, err
 	}

@@ -136,10 +136,14 @@ func worse(old, p *pair) error {
 // tls.Config has new ticket keys, so a session that was accepted under other
 // client CAs cannot be resumed into this generation.
 func (s *Server) publish() {
+	names := newNameTable(s.pairs)
 	cfg := &tls.Config{
 		MinVersion:     s.version,
-		GetCertificate: newNameTable(s.pairs).choose,
-		NextProtos:     []string{protocol},
+		GetCertificate: names.choose,
+		// Asked in every handshake, also in one that resumes and serves nothing: the
+		// session is of this generation, because the ticket keys are.
+		GetConfigForClient: names.note,
+		NextProtos:         []string{protocol},
 		// Small first records help web pages, not mail: bulk goes out in full ones.
 		DynamicRecordSizingDisabled: true,
 	}

@@ -110,7 +110,7 @@ func check(file string) []finding {
 		_, err := redisTLS(cfg.Redis)
 		note("redis", err)
 	}
-	_, err = auth.New(authConfig(cfg), noPasswords, zap.NewNop())
+	_, err = auth.New(authConfig(cfg), auth.Sources{Redis: noPasswords}, zap.NewNop())
 	note("auth", err)
 	if cfg.Routing.Source == routing.SourceStatic {
 		_, err := routing.New(routingConfig(cfg), nil, routing.Metrics{}, zap.NewNop())

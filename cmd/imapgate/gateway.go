@@ -126,11 +126,11 @@ func (g *gateway) channel(up bool) {
 }
 
 func (g *gateway) openAuth() (err error) {
-	var passwords auth.PasswordLookup
+	var from auth.Sources
 	if g.redis != nil {
-		passwords = g.password
+		from.Redis = g.password
 	}
-	g.auth, err = auth.New(authConfig(g.cfg), passwords, g.log)
+	g.auth, err = auth.New(authConfig(g.cfg), from, g.log)
 	return err
 }
 

@@ -13,7 +13,7 @@ import (
 // letsIn says whether a passwd-file lets alice in with a password.
 func letsIn(t testing.TB, line, password string) bool {
 	t.Helper()
-	a, err := auth.New(auth.Config{Methods: []string{auth.File}, File: write(t, "users", line)}, nil, zap.NewNop())
+	a, err := auth.New(auth.Config{Methods: []string{auth.File}, File: write(t, "users", line)}, auth.Sources{}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -111,7 +111,7 @@ func (g *gateway) open(address string) (proxy.Rooms, error) {
 	nobody := func(context.Context, identity.User) (identity.Secret, error) {
 		return identity.Secret{}, auth.ErrUnknown
 	}
-	if rooms.Auth, err = auth.New(auth.Config{Methods: []string{auth.Passthrough}}, nobody, log); err != nil {
+	if rooms.Auth, err = auth.New(auth.Config{Methods: []string{auth.Passthrough}}, auth.Sources{Redis: nobody}, log); err != nil {
 		return rooms, err
 	}
 	rooms.Backends = map[string]*upstream.Backend{only: upstream.New(upstream.Config{
