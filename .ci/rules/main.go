@@ -26,42 +26,43 @@ const (
 	maxFunction  = 70
 	maxFile      = 500
 	forEveryone  = "internal/identity" // the vocabulary below all rooms
-	onlyForTests = "internal/testbed internal/faultproxy"
+	onlyForTests = "internal/testbed internal/testbed/openid internal/faultproxy"
 )
 
 // doors are the rooms each room may import, besides internal/identity. Constant.
 // "*" is every room. A room that is not here may import none.
 var doors = map[string]string{
-	"auth":                "",
-	"auth/oauth":          "internal/breaker",
-	"internal/breaker":    "",
-	"routing":             "internal/breaker",
-	"tlsconf":             "",
-	"internal/audit":      "",
-	"internal/deadpeer":   "",
-	"internal/identity":   "",
-	"internal/imap":       "",
-	"internal/limit":      "",
-	"internal/metrics":    "",
-	"internal/mutant":     "",
-	"internal/peerbench":  "", // a program that measures proxies from outside
-	"internal/testbed":    "internal/mutant",
-	"internal/faultproxy": "",
-	"internal/quiet":      "",
-	"proxy/splice":        "internal/quiet",
-	"proxy/upstream":      "auth routing internal/imap internal/audit internal/deadpeer internal/metrics internal/limit tlsconf",
-	"proxy/mux":           "proxy/mux/command proxy/mux/lease proxy/mux/pool proxy/mux/view proxy/mux/wire proxy/upstream auth routing internal/imap internal/audit internal/metrics internal/limit internal/mutant internal/quiet",
-	"proxy/mux/wire":      "internal/imap internal/quiet",
-	"proxy/mux/command":   "internal/imap",
-	"proxy/mux/view":      "internal/imap internal/mutant",
-	"proxy/mux/lease":     "proxy/mux/wire proxy/upstream internal/imap internal/mutant internal/quiet",
-	"proxy/mux/pool":      "proxy/mux/lease proxy/mux/wire proxy/upstream internal/imap internal/metrics internal/mutant internal/quiet",
-	"proxy":               "proxy/splice proxy/mux proxy/mux/pool proxy/upstream auth routing tlsconf internal/imap internal/audit internal/deadpeer internal/metrics internal/limit internal/quiet",
-	"internal/admin":      "proxy",
-	"internal/config":     "auth routing tlsconf internal/audit internal/metrics internal/limit proxy proxy/mux proxy/upstream",
-	"cmd/imapgate":        "*",
-	"tests":               "",
-	"tests/model":         "",
+	"auth":                    "",
+	"auth/oauth":              "internal/breaker",
+	"internal/breaker":        "",
+	"routing":                 "internal/breaker",
+	"tlsconf":                 "",
+	"internal/audit":          "",
+	"internal/deadpeer":       "",
+	"internal/identity":       "",
+	"internal/imap":           "",
+	"internal/limit":          "",
+	"internal/metrics":        "",
+	"internal/mutant":         "",
+	"internal/peerbench":      "", // a program that measures proxies from outside
+	"internal/testbed":        "internal/mutant",
+	"internal/testbed/openid": "",
+	"internal/faultproxy":     "",
+	"internal/quiet":          "",
+	"proxy/splice":            "internal/quiet",
+	"proxy/upstream":          "auth routing internal/imap internal/audit internal/deadpeer internal/metrics internal/limit tlsconf",
+	"proxy/mux":               "proxy/mux/command proxy/mux/lease proxy/mux/pool proxy/mux/view proxy/mux/wire proxy/upstream auth routing internal/imap internal/audit internal/metrics internal/limit internal/mutant internal/quiet",
+	"proxy/mux/wire":          "internal/imap internal/quiet",
+	"proxy/mux/command":       "internal/imap",
+	"proxy/mux/view":          "internal/imap internal/mutant",
+	"proxy/mux/lease":         "proxy/mux/wire proxy/upstream internal/imap internal/mutant internal/quiet",
+	"proxy/mux/pool":          "proxy/mux/lease proxy/mux/wire proxy/upstream internal/imap internal/metrics internal/mutant internal/quiet",
+	"proxy":                   "proxy/splice proxy/mux proxy/mux/pool proxy/upstream auth routing tlsconf internal/imap internal/audit internal/deadpeer internal/metrics internal/limit internal/quiet",
+	"internal/admin":          "proxy",
+	"internal/config":         "auth routing tlsconf internal/audit internal/metrics internal/limit proxy proxy/mux proxy/upstream",
+	"cmd/imapgate":            "*",
+	"tests":                   "",
+	"tests/model":             "",
 }
 
 // long are the functions that may be longer: flat switches and tables, which

@@ -1,0 +1,185 @@
+// Package openid runs a real OpenID provider on loopback for tests: the one of
+// zitadel/oidc, with its example's store in memory. Tokens come out of it along
+// the authorization code flow, as a mail program gets them.
+//
+// It does not know who reads the tokens. A Provider belongs to one test.
+package openid
+
+import (
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/zitadel/oidc/v3/pkg/op"
+)
+
+// The two clients, and the secret of both.
+const (
+	Mail   = "mail"   // is given access tokens that are JWTs
+	Opaque = "opaque" // is given access tokens that say nothing
+	Secret = "client secret: with %, + and \u00e9"
+
+	redirect = "http://127.0.0.1/done" // nobody listens there
+)
+
+// Provider is a running provider.
+type Provider struct {
+	// Set once.
+	Issuer string
+	server *httptest.Server
+	store  *store
+	fault  atomic.Pointer[http.HandlerFunc]
+	asked  atomic.Int64
+}
+
+// Tokens are what one login of a user at the provider yields.
+type Tokens struct {
+	Access string `json:"access_token"`
+	ID     string `json:"id_token"`
+}
+
+// Start runs a provider until the test ends. Its users are known by their mail
+// addresses.
+func Start(t testing.TB, users ...string) *Provider {
+	t.Helper()
+	p := &Provider{}
+	p.server = httptest.NewUnstartedServer(nil)
+	p.Issuer = "http://" + p.server.Listener.Addr().String()
+	p.store = newStore(t, users)
+	provider, err := op.NewProvider(&op.Config{CryptoKey: [32]byte{1}, CryptoKeyId: "1", AuthMethodPost: true, CodeMethodS256: true},
+		p.store, op.StaticIssuer(p.Issuer), op.WithAllowInsecure(), op.WithLogger(slog.New(slog.DiscardHandler)))
+	if err != nil {
+		t.Fatalf("make a provider: %v", err)
+	}
+	pages := http.NewServeMux()
+	pages.Handle("/", provider)
+	back := op.AuthCallbackURL(provider)
+	enter := op.NewIssuerInterceptor(provider.IssuerFromRequest).HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		id := r.FormValue("authRequestID")
+		if err := p.store.CheckUsernamePassword(r.FormValue("user"), password, id); err != nil {
+			http.Error(w, err.Error(), http.StatusForbidden)
+			return
+		}
+		http.Redirect(w, r, back(r.Context(), id), http.StatusFound)
+	})
+	pages.HandleFunc("/login/username", enter)
+	p.server.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		p.asked.Add(1)
+		if fault := p.fault.Load(); fault != nil {
+			(*fault)(w, r)
+			return
+		}
+		pages.ServeHTTP(w, r)
+	})
+	p.server.Start()
+	t.Cleanup(p.Stop)
+	return p
+}
+
+// Stop ends the provider; whoever connects is refused from then on.
+func (p *Provider) Stop() {
+	p.server.CloseClientConnections()
+	p.server.Close()
+}
+
+// Fault answers all questions in the provider's place; nil ends that.
+func (p *Provider) Fault(fault http.HandlerFunc) {
+	if fault == nil {
+		p.fault.Store(nil)
+		return
+	}
+	p.fault.Store(&fault)
+}
+
+// Asked is how many requests have come.
+func (p *Provider) Asked() int { return int(p.asked.Load()) }
+
+// Introspection is the address of RFC 7662's endpoint.
+func (p *Provider) Introspection() string { return p.Issuer + "/oauth/introspect" }
+
+// UserInfo is the address that tells who a token is of.
+func (p *Provider) UserInfo() string { return p.Issuer + "/userinfo" }
+
+// Login is the authorization code flow of a user with a client.
+func (p *Provider) Login(t testing.TB, client, user string) Tokens {
+	t.Helper()
+	browser := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	next := p.Issuer + "/authorize?" + url.Values{
+		"client_id": {client}, "redirect_uri": {redirect}, "response_type": {"code"}, "scope": {"openid email profile"}, "state": {"s"},
+	}.Encode()
+	for range 5 {
+		res, err := browser.Get(next)
+		if err != nil {
+			t.Fatalf("log in at the provider: %v", err)
+		}
+		_ = res.Body.Close() // only where it leads to is of interest
+		to, err := res.Location()
+		if err != nil {
+			t.Fatalf("log in at the provider: %s: %s", next, res.Status)
+		}
+		if strings.HasPrefix(to.String(), redirect) {
+			return p.redeem(t, client, to.Query().Get("code"))
+		}
+		if next = to.String(); to.Path == "/login/username" {
+			next += "&user=" + url.QueryEscape(user)
+		}
+	}
+	t.Fatal("log in at the provider: no end")
+	return Tokens{}
+}
+
+// redeem changes a code into tokens.
+func (p *Provider) redeem(t testing.TB, client, code string) (got Tokens) {
+	t.Helper()
+	p.post(t, "/oauth/token", client, url.Values{"grant_type": {"authorization_code"}, "code": {code}, "redirect_uri": {redirect}}, &got)
+	return got
+}
+
+// Revoke makes a token of a client worthless (RFC 7009).
+func (p *Provider) Revoke(t testing.TB, client, token string) {
+	t.Helper()
+	p.post(t, "/revoke", client, url.Values{"token": {token}}, nil)
+}
+
+// post sends a form as a client, and decodes the JSON of the answer.
+func (p *Provider) post(t testing.TB, path, client string, form url.Values, answer any) {
+	t.Helper()
+	r, err := http.NewRequest(http.MethodPost, p.Issuer+path, strings.NewReader(form.Encode()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	r.SetBasicAuth(url.QueryEscape(client), url.QueryEscape(Secret))
+	res, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err == nil && answer != nil {
+		err = json.Unmarshal(body, answer)
+	}
+	if err != nil || res.StatusCode != http.StatusOK {
+		t.Fatalf("%s: %s, %s, %v", path, res.Status, body, err)
+	}
+}
+
+// Rotate makes a new signing key the provider's only one: of RSA and of an
+// elliptic curve in turn.
+func (p *Provider) Rotate(t testing.TB) {
+	t.Helper()
+	p.store.rotate(t)
+}
+
+// Key is the signing key, for tokens that the provider would not make.
+func (p *Provider) Key() jose.SigningKey {
+	k := p.store.current()
+	return jose.SigningKey{Algorithm: k.algorithm, Key: jose.JSONWebKey{Key: k.private, KeyID: k.id}}
+}

@@ -1,0 +1,136 @@
+package openid
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"fmt"
+	"sync"
+	"testing"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/zitadel/oidc/v3/example/server/storage"
+	"github.com/zitadel/oidc/v3/pkg/op"
+)
+
+// password of every user; nobody has to know it.
+const password = "secret"
+
+// users are storage.UserStore: each known by address, which is the id too.
+type users []string
+
+func (u users) GetUserByUsername(name string) *storage.User { return u.GetUserByID(name) }
+
+func (u users) GetUserByID(id string) *storage.User {
+	for _, address := range u {
+		if address == id {
+			return &storage.User{ID: address, Username: address, Password: password, Email: address, EmailVerified: true}
+		}
+	}
+	return nil
+}
+
+// ExampleClientID is of no use here.
+func (u users) ExampleClientID() string { return storage.ServiceUserID }
+
+// store is the example's, with keys that rotate and mail addresses in JWTs.
+type store struct {
+	*storage.Storage
+
+	// Guarded by mu.
+	mu  sync.Mutex
+	key *signingKey
+	n   int // of rotations
+}
+
+func newStore(t testing.TB, all users) *store {
+	s := &store{Storage: storage.NewStorageWithClients(all, map[string]*storage.Client{
+		Mail:   storage.WebClient(Mail, Secret, redirect),
+		Opaque: storage.WebClient(Opaque, Secret, redirect),
+	})}
+	s.rotate(t)
+	return s
+}
+
+// rotate replaces the key.
+func (s *store) rotate(t testing.TB) {
+	t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.n++
+	k := &signingKey{id: fmt.Sprint("key-", s.n), algorithm: jose.RS256}
+	var err error
+	if s.n%2 == 1 {
+		k.private, err = rsa.GenerateKey(rand.Reader, 2048)
+	} else {
+		k.algorithm = jose.ES256
+		k.private, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	}
+	if err != nil {
+		t.Fatalf("make a key: %v", err)
+	}
+	s.key = k
+}
+
+func (s *store) current() *signingKey {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.key
+}
+
+// SigningKey implements op.Storage.
+func (s *store) SigningKey(context.Context) (op.SigningKey, error) { return s.current(), nil }
+
+// SignatureAlgorithms implements op.Storage.
+func (s *store) SignatureAlgorithms(context.Context) ([]jose.SignatureAlgorithm, error) {
+	return []jose.SignatureAlgorithm{s.current().algorithm}, nil
+}
+
+// KeySet implements op.Storage.
+func (s *store) KeySet(context.Context) ([]op.Key, error) {
+	return []op.Key{publicKey{s.current()}}, nil
+}
+
+// GetPrivateClaimsFromScopes implements op.Storage: RFC 9068 §2.2.2 allows it.
+func (s *store) GetPrivateClaimsFromScopes(_ context.Context, user, _ string, _ []string) (map[string]any, error) {
+	return map[string]any{"email": user, "email_verified": true}, nil
+}
+
+// GetClientByClientID implements op.Storage.
+func (s *store) GetClientByClientID(ctx context.Context, id string) (op.Client, error) {
+	c, err := s.Storage.GetClientByClientID(ctx, id)
+	if err == nil && id == Mail {
+		c = mailClient{c}
+	}
+	return c, err
+}
+
+// mailClient is a client whose access tokens are JWTs.
+type mailClient struct{ op.Client }
+
+// AccessTokenType implements op.Client.
+func (mailClient) AccessTokenType() op.AccessTokenType { return op.AccessTokenTypeJWT }
+
+// IDTokenUserinfoClaimsAssertion implements op.Client.
+func (mailClient) IDTokenUserinfoClaimsAssertion() bool { return true }
+
+// signingKey is op.SigningKey.
+type signingKey struct {
+	id        string
+	algorithm jose.SignatureAlgorithm
+	private   crypto.Signer
+}
+
+func (k *signingKey) ID() string                                  { return k.id }
+func (k *signingKey) SignatureAlgorithm() jose.SignatureAlgorithm { return k.algorithm }
+func (k *signingKey) Key() any                                    { return k.private }
+
+// publicKey is op.Key.
+type publicKey struct{ *signingKey }
+
+func (k publicKey) Algorithm() jose.SignatureAlgorithm { return k.algorithm }
+func (k publicKey) Use() string                        { return "sig" }
+func (k publicKey) Key() any                           { return k.private.Public() }
