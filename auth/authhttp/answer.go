@@ -1,0 +1,130 @@
+package authhttp
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"imapgate/internal/identity"
+)
+
+const (
+	maxWait     = 30 * time.Second // a server cannot hold a client up for longer at a time
+	maxOverride = 1024             // bytes of Auth-User and Auth-Pass
+	maxText     = 128              // bytes of a failure text that are kept for the log
+)
+
+// Answer is what an auth server says of a login that is right.
+type Answer struct {
+	Server   netip.AddrPort  // the backend; not valid when the server named none
+	User     string          // for the login at the backend; "" is the client's own
+	Password identity.Secret // for the login at the backend; zero is the client's own
+}
+
+// Denial is an auth server's refusal.
+type Denial struct {
+	Wait time.Duration // until the client may be told; at most 30 s
+	Text string        // the reason it gave: for the log, never for the client
+}
+
+// Error has the server's text, quoted.
+func (d *Denial) Error() string { return fmt.Sprintf("%v: %q", ErrDenied, d.Text) }
+
+// Unwrap is ErrDenied.
+func (d *Denial) Unwrap() error { return ErrDenied }
+
+// reply is one of three: a denial, a time after which to ask again, an answer.
+type reply struct {
+	denial *Denial
+	again  time.Duration // 0: it is an answer
+	answer Answer
+}
+
+// read makes sense of a response. As nginx, it looks at the header alone, not at
+// the status line. Unlike nginx, it takes no answer for a yes that does not say
+// so, and none that says something twice.
+func read(h http.Header) (reply, error) {
+	for _, name := range []string{"Auth-Status", "Auth-Server", "Auth-Port", "Auth-User", "Auth-Pass", "Auth-Wait"} {
+		if len(h[name]) > 1 {
+			return reply{}, fmt.Errorf("the answer has %s twice", name)
+		}
+	}
+	wait := waitOf(h.Get("Auth-Wait"))
+	switch status := h.Get("Auth-Status"); status {
+	case "":
+		return reply{}, errors.New("the answer has no Auth-Status")
+	case "OK":
+		answer, err := accepted(h)
+		return reply{answer: answer}, err
+	case "WAIT":
+		return reply{again: max(wait, time.Second)}, nil // nginx would ask again and again without a pause
+	default:
+		return reply{denial: &Denial{Wait: wait, Text: status[:min(len(status), maxText)]}}, nil
+	}
+}
+
+// waitOf is the time in Auth-Wait, in seconds. As nginx, what is no number is
+// no wait.
+func waitOf(text string) time.Duration {
+	if text == "" || strings.Trim(text, "0123456789") != "" {
+		return 0
+	}
+	seconds, err := strconv.ParseUint(text, 10, 32)
+	if err != nil || seconds > uint64(maxWait/time.Second) {
+		return maxWait // only too long a number is left
+	}
+	return time.Duration(seconds) * time.Second
+}
+
+// accepted reads the rest of an answer with the status OK.
+func accepted(h http.Header) (a Answer, err error) {
+	if a.Server, err = place(h.Get("Auth-Server"), h.Get("Auth-Port")); err != nil {
+		return Answer{}, err
+	}
+	if a.User, err = override(h, "Auth-User"); err != nil {
+		return Answer{}, err
+	}
+	password, err := override(h, "Auth-Pass")
+	if err != nil {
+		return Answer{}, err
+	}
+	if password != "" {
+		a.Password = identity.NewSecret(password)
+	}
+	return a, nil
+}
+
+// place is where the user's mailbox lives. No name is resolved here, so no
+// resolver decides where a password goes.
+func place(server, port string) (netip.AddrPort, error) {
+	if server == "" && port == "" {
+		return netip.AddrPort{}, nil
+	}
+	addr, err := netip.ParseAddr(server)
+	if err != nil || addr.Zone() != "" {
+		return netip.AddrPort{}, fmt.Errorf("Auth-Server %.64q is not an IP address", server)
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil || n == 0 {
+		return netip.AddrPort{}, fmt.Errorf("Auth-Port %.64q is not a number from 1 to 65535", port)
+	}
+	return netip.AddrPortFrom(addr.Unmap(), uint16(n)), nil
+}
+
+// override is a name or a password that replaces the client's, or "". It comes
+// without escapes, as nginx reads it; with a control character in it a backend
+// might take it for more than one word.
+func override(h http.Header, name string) (string, error) {
+	if len(h[name]) == 0 {
+		return "", nil
+	}
+	value := h[name][0]
+	if value == "" || len(value) > maxOverride || strings.ContainsFunc(value, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+		return "", fmt.Errorf("%s is empty, too long, or has control characters", name)
+	}
+	return value, nil
+}

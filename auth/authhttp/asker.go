@@ -1,0 +1,282 @@
+// Package authhttp asks an auth server over HTTP whether a login is right and
+// where the user's mailbox lives, in the protocol of nginx's mail proxy
+// (auth_http), so that a server written for nginx keeps working.
+//
+// It does not know IMAP, the gateway's backends, or what is done with an answer:
+// whether the address in it may be connected to is for its caller to say. An
+// Asker owns the HTTP connections to the auth servers.
+package authhttp
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"imapgate/internal/breaker"
+	"imapgate/internal/identity"
+)
+
+var (
+	// ErrDenied: an auth server has refused the login. The error is a *Denial.
+	ErrDenied = errors.New("the auth server refuses the login")
+	// ErrUnavailable: no auth server gave an answer that can be used.
+	ErrUnavailable = errors.New("no auth server gave a usable answer")
+)
+
+const (
+	defaultTimeout = 5 * time.Second
+	maxURLs        = 16       // auth servers
+	maxHeader      = 8 << 10  // bytes of a response before its body; nginx reads 1 KiB
+	maxBody        = 64 << 10 // bytes of a response's body that are thrown away to keep the connection
+	maxConns       = 128      // connections to one auth server; more questions wait
+	maxIdle        = 32       // of these, kept while nobody asks
+	idleFor        = 55 * time.Second
+	maxWaits       = 3                      // times a question is asked again because of WAIT
+	drainFor       = 250 * time.Millisecond // for a body that nobody needs
+)
+
+// Config says whom to ask, and how.
+type Config struct {
+	URLs        []string                   // http or https; asked in this order
+	Timeout     time.Duration              // for the answer of one of them; 0 is 5 s
+	Headers     map[string]identity.Secret // sent with every question
+	TLS         *tls.Config                // for https; nil trusts the system's roots
+	ClientCerts bool                       // clients are asked for certificates, so each question says whether there was one
+	PassCert    bool                       // a client's certificate is sent too
+}
+
+// Asker asks auth servers. It is safe for concurrent use.
+type Asker struct {
+	// Set once.
+	servers   []*server
+	timeout   time.Duration
+	extra     http.Header
+	verify    bool
+	passCert  bool
+	transport *http.Transport
+	log       *zap.Logger
+}
+
+// server is one of the URLs.
+type server struct {
+	// Set once.
+	url  *url.URL
+	host string // of the Host header: as nginx, without a port
+
+	// Guarded by mu.
+	mu      sync.Mutex
+	breaker breaker.Breaker
+}
+
+// New makes an Asker. It connects to nobody yet.
+func New(cfg Config, log *zap.Logger) (*Asker, error) {
+	if len(cfg.URLs) == 0 || len(cfg.URLs) > maxURLs {
+		return nil, fmt.Errorf("auth servers: 1 to %d are needed, not %d", maxURLs, len(cfg.URLs))
+	}
+	a := &Asker{timeout: cfg.Timeout, extra: make(http.Header), verify: cfg.ClientCerts, passCert: cfg.PassCert, log: log}
+	if a.timeout <= 0 {
+		a.timeout = defaultTimeout
+	}
+	for _, raw := range cfg.URLs {
+		s, err := newServer(raw)
+		if err != nil {
+			return nil, fmt.Errorf("auth server: %w", err)
+		}
+		a.servers = append(a.servers, s)
+	}
+	for name, value := range cfg.Headers {
+		if err := CheckHeader(name, value.Reveal()); err != nil {
+			return nil, fmt.Errorf("auth server: header %q %w", name, err)
+		}
+		a.extra[name] = []string{value.Reveal()}
+	}
+	// RoundTrip of a transport, not a http.Client: no redirects, no cookies, and
+	// no proxy from the environment.
+	a.transport = &http.Transport{
+		DialContext:            (&net.Dialer{Timeout: a.timeout}).DialContext,
+		TLSClientConfig:        cfg.TLS,
+		TLSHandshakeTimeout:    a.timeout,
+		DisableCompression:     true,
+		MaxConnsPerHost:        maxConns,
+		MaxIdleConnsPerHost:    maxIdle,
+		IdleConnTimeout:        idleFor,
+		MaxResponseHeaderBytes: maxHeader,
+	}
+	return a, nil
+}
+
+func newServer(raw string) (*server, error) {
+	u, err := ParseURL(raw)
+	if err != nil {
+		return nil, err
+	}
+	host := u.Hostname()
+	if u.Host[0] == '[' {
+		host = "[" + host + "]"
+	}
+	return &server{url: u, host: host}, nil
+}
+
+// ParseURL reads the URL of an auth server. A password in it is refused: it
+// belongs into a header, whose value can be read from a file.
+func ParseURL(raw string) (*url.URL, error) {
+	u, err := url.Parse(raw)
+	switch {
+	case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "":
+		return nil, errors.New("a URL such as http://127.0.0.1:9000/auth is needed")
+	case u.User != nil || u.Fragment != "":
+		return nil, errors.New("the URL may have neither a user nor a fragment")
+	case u.Path == "":
+		u.Path = "/"
+	}
+	return u, nil
+}
+
+// Close gives idle connections up. Questions under way go on.
+func (a *Asker) Close() { a.transport.CloseIdleConnections() }
+
+// Ask asks about one login. The error is ErrDenied (a *Denial) or ErrUnavailable,
+// wrapped. It ends with ctx, or when each server had its time-out, after up to
+// three delays that a server may ask for.
+func (a *Asker) Ask(ctx context.Context, q Question) (Answer, error) {
+	header := a.header(q)
+	for range 1 + maxWaits {
+		r, err := a.round(ctx, header)
+		switch {
+		case err != nil:
+			return Answer{}, err
+		case r.denial != nil:
+			return Answer{}, r.denial
+		case r.again == 0:
+			return r.answer, nil
+		}
+		// As nginx: after WAIT the same question is asked again.
+		if err := sleep(ctx, r.again); err != nil {
+			return Answer{}, fmt.Errorf("%w: told to wait: %w", ErrUnavailable, err)
+		}
+	}
+	return Answer{}, fmt.Errorf("%w: told to wait %d times", ErrUnavailable, 1+maxWaits)
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// round asks the servers in order until one has given a usable answer. A server
+// that has failed again and again is left out.
+func (a *Asker) round(ctx context.Context, header http.Header) (reply, error) {
+	err := errors.New("all are left alone for a moment after failures")
+	for _, s := range a.servers {
+		if !s.allow() {
+			continue
+		}
+		var r reply
+		if r, err = a.ask(ctx, s, header); err == nil {
+			return r, nil
+		}
+		err = fmt.Errorf("%s: %w", s.url.Host, err)
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return reply{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
+}
+
+// ask asks one server. For the breaker every HTTP response is an answer: one
+// user's broken record must not keep the others from being asked about.
+func (a *Asker) ask(ctx context.Context, s *server, header http.Header) (reply, error) {
+	asking, cancel := context.WithTimeout(ctx, a.timeout)
+	defer cancel()
+	request := &http.Request{Method: http.MethodGet, URL: s.url, Host: s.host, Header: header}
+	response, err := a.transport.RoundTrip(request.WithContext(asking))
+	if err != nil {
+		err = cause(err)
+		if ctx.Err() == nil && s.failed() {
+			a.log.Warn("auth server gives no answers", zap.String("server", s.url.Host), zap.Error(err))
+		}
+		return reply{}, err
+	}
+	defer drop(response, cancel)
+	if s.answered() {
+		a.log.Info("auth server answers again", zap.String("server", s.url.Host))
+	}
+	return read(response.Header)
+}
+
+// allow says whether the server may be asked now.
+func (s *server) allow() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.breaker.Allow(time.Now())
+}
+
+// failed notes that there was no response, and says whether that was the one
+// failure too many.
+func (s *server) failed() (opened bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	before := s.breaker.Open()
+	s.breaker.Failed(time.Now())
+	return !before && s.breaker.Open()
+}
+
+// answered notes a response, and says whether the server had been left alone.
+func (s *server) answered() (closed bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	closed = s.breaker.Open()
+	s.breaker.Answered()
+	return closed
+}
+
+// drop throws a body away. Reading it to its end keeps the connection for the
+// next question; a body that is long or slow is not worth that.
+func drop(response *http.Response, cancel context.CancelFunc) {
+	if !response.Close {
+		late := time.AfterFunc(drainFor, cancel)
+		defer late.Stop()
+		_, _ = io.CopyN(io.Discard, response.Body, maxBody) // whatever happens, the answer is known
+	}
+	_ = response.Body.Close()
+}
+
+// cause is why there was no response, without a word of the server's: it might
+// have sent our question back, which has the password in it.
+func cause(err error) error {
+	var (
+		network *net.OpError
+		verify  *tls.CertificateVerificationError
+		record  tls.RecordHeaderError
+	)
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return errors.New("no answer in time")
+	case errors.Is(err, context.Canceled):
+		return context.Canceled
+	case errors.As(err, &network):
+		return network
+	case errors.As(err, &verify):
+		return verify
+	case errors.As(err, &record):
+		return errors.New("it does not speak TLS")
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return io.ErrUnexpectedEOF
+	}
+	return errors.New("the answer is not HTTP, or too long")
+}

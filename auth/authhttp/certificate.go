@@ -1,0 +1,169 @@
+package authhttp
+
+import (
+	"crypto/sha1"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/asn1"
+	"encoding/pem"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"unicode/utf16"
+)
+
+// addTLS says how the client's connection is protected and, where clients are
+// asked for certificates, whose it showed. A certificate that does not verify
+// ends the handshake, so nginx's FAILED never happens.
+func (a *Asker) addTLS(h http.Header, state *tls.ConnectionState) {
+	h["Auth-SSL"] = []string{"on"}
+	h["Auth-SSL-Protocol"] = []string{versionName(state.Version)}
+	h["Auth-SSL-Cipher"] = []string{cipherName(state.CipherSuite)}
+	if !a.verify {
+		return
+	}
+	if len(state.VerifiedChains) == 0 || len(state.PeerCertificates) == 0 {
+		h["Auth-SSL-Verify"] = []string{"NONE"}
+		return
+	}
+	cert := state.PeerCertificates[0]
+	h["Auth-SSL-Verify"] = []string{"SUCCESS"}
+	h["Auth-SSL-Subject"] = []string{dn(cert.RawSubject)}
+	h["Auth-SSL-Issuer"] = []string{dn(cert.RawIssuer)}
+	h["Auth-SSL-Serial"] = []string{fmt.Sprintf("%X", cert.SerialNumber.Bytes())}
+	h["Auth-SSL-Fingerprint"] = []string{fmt.Sprintf("%x", sha1.Sum(cert.Raw))}
+	if a.passCert {
+		h["Auth-SSL-Cert"] = []string{escape(certPEM(cert))}
+	}
+}
+
+func certPEM(cert *x509.Certificate) string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}))
+}
+
+// versionName is OpenSSL's.
+func versionName(version uint16) string {
+	return strings.Replace(strings.Replace(tls.VersionName(version), "TLS ", "TLSv", 1), "v1.0", "v1", 1)
+}
+
+// cipherNames are OpenSSL's names where they are not the registered ones, which
+// Go has: before TLS 1.3. Constant.
+var cipherNames = map[uint16]string{
+	tls.TLS_RSA_WITH_RC4_128_SHA:                      "RC4-SHA",
+	tls.TLS_RSA_WITH_3DES_EDE_CBC_SHA:                 "DES-CBC3-SHA",
+	tls.TLS_RSA_WITH_AES_128_CBC_SHA:                  "AES128-SHA",
+	tls.TLS_RSA_WITH_AES_256_CBC_SHA:                  "AES256-SHA",
+	tls.TLS_RSA_WITH_AES_128_CBC_SHA256:               "AES128-SHA256",
+	tls.TLS_RSA_WITH_AES_128_GCM_SHA256:               "AES128-GCM-SHA256",
+	tls.TLS_RSA_WITH_AES_256_GCM_SHA384:               "AES256-GCM-SHA384",
+	tls.TLS_ECDHE_ECDSA_WITH_RC4_128_SHA:              "ECDHE-ECDSA-RC4-SHA",
+	tls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA:          "ECDHE-ECDSA-AES128-SHA",
+	tls.TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA:          "ECDHE-ECDSA-AES256-SHA",
+	tls.TLS_ECDHE_RSA_WITH_RC4_128_SHA:                "ECDHE-RSA-RC4-SHA",
+	tls.TLS_ECDHE_RSA_WITH_3DES_EDE_CBC_SHA:           "ECDHE-RSA-DES-CBC3-SHA",
+	tls.TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA:            "ECDHE-RSA-AES128-SHA",
+	tls.TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA:            "ECDHE-RSA-AES256-SHA",
+	tls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA256:       "ECDHE-ECDSA-AES128-SHA256",
+	tls.TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA256:         "ECDHE-RSA-AES128-SHA256",
+	tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256:         "ECDHE-RSA-AES128-GCM-SHA256",
+	tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256:       "ECDHE-ECDSA-AES128-GCM-SHA256",
+	tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384:         "ECDHE-RSA-AES256-GCM-SHA384",
+	tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384:       "ECDHE-ECDSA-AES256-GCM-SHA384",
+	tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256:   "ECDHE-RSA-CHACHA20-POLY1305",
+	tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256: "ECDHE-ECDSA-CHACHA20-POLY1305",
+}
+
+func cipherName(id uint16) string {
+	if name, ok := cipherNames[id]; ok {
+		return name
+	}
+	return tls.CipherSuiteName(id)
+}
+
+// attributeNames are OpenSSL's short names. Constant.
+var attributeNames = map[string]string{
+	"2.5.4.3": "CN", "2.5.4.4": "SN", "2.5.4.5": "serialNumber", "2.5.4.6": "C", "2.5.4.7": "L", "2.5.4.8": "ST",
+	"2.5.4.9": "street", "2.5.4.10": "O", "2.5.4.11": "OU", "2.5.4.12": "title", "2.5.4.13": "description",
+	"2.5.4.17": "postalCode", "2.5.4.41": "name", "2.5.4.42": "GN", "2.5.4.43": "initials", "2.5.4.46": "dnQualifier",
+	"2.5.4.65": "pseudonym", "2.5.4.97": "organizationIdentifier",
+	"1.2.840.113549.1.9.1":       "emailAddress",
+	"0.9.2342.19200300.100.1.1":  "UID",
+	"0.9.2342.19200300.100.1.3":  "mail",
+	"0.9.2342.19200300.100.1.25": "DC",
+}
+
+// The suffix tells encoding/asn1 that it is a SET.
+type attributeSET []struct {
+	Type  asn1.ObjectIdentifier
+	Value asn1.RawValue
+}
+
+// dn writes a distinguished name as nginx does, which is OpenSSL's form of RFC
+// 2253: the last part first, everything beyond ASCII as \XX.
+func dn(raw []byte) string {
+	var name []attributeSET
+	if rest, err := asn1.Unmarshal(raw, &name); err != nil || len(rest) > 0 {
+		return "" // crypto/x509 has parsed it, so this cannot happen
+	}
+	var parts []string
+	for _, set := range slices.Backward(name) {
+		var same []string
+		for _, a := range slices.Backward(set) {
+			same = append(same, attribute(a.Type.String(), a.Value))
+		}
+		parts = append(parts, strings.Join(same, "+"))
+	}
+	return strings.Join(parts, ",")
+}
+
+func attribute(oid string, value asn1.RawValue) string {
+	name, known := attributeNames[oid]
+	text, isText := plainText(value)
+	switch {
+	case !known:
+		return fmt.Sprintf("%s=#%X", oid, value.FullBytes)
+	case !isText:
+		return fmt.Sprintf("%s=#%X", name, value.FullBytes)
+	}
+	return name + "=" + escapeDN(text)
+}
+
+// plainText is a string of a certificate in UTF-8.
+func plainText(v asn1.RawValue) (text string, ok bool) {
+	switch v.Tag {
+	case asn1.TagUTF8String, asn1.TagPrintableString, asn1.TagIA5String, asn1.TagNumericString:
+		return string(v.Bytes), true
+	case asn1.TagT61String: // OpenSSL takes it for Latin-1
+		runes := make([]rune, len(v.Bytes))
+		for i, c := range v.Bytes {
+			runes[i] = rune(c)
+		}
+		return string(runes), true
+	case asn1.TagBMPString:
+		units := make([]uint16, len(v.Bytes)/2)
+		for i := range units {
+			units[i] = uint16(v.Bytes[2*i])<<8 | uint16(v.Bytes[2*i+1])
+		}
+		return string(utf16.Decode(units)), true
+	}
+	return "", false
+}
+
+// escapeDN follows RFC 2253 §2.4.
+func escapeDN(s string) string {
+	var b strings.Builder
+	for i := range len(s) {
+		c := s[i]
+		switch {
+		case c < ' ' || c >= 0x7f:
+			fmt.Fprintf(&b, `\%02X`, c)
+		case strings.IndexByte(`,+"\<>;`, c) >= 0, c == '#' && i == 0, c == ' ' && (i == 0 || i == len(s)-1):
+			b.WriteByte('\\')
+			b.WriteByte(c)
+		default:
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
+}
