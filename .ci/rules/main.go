@@ -33,6 +33,7 @@ const (
 // "*" is every room. A room that is not here may import none.
 var doors = map[string]string{
 	"auth":                    "",
+	"auth/authhttp":           "internal/breaker",
 	"auth/oauth":              "internal/breaker",
 	"internal/breaker":        "",
 	"routing":                 "internal/breaker",
