@@ -116,6 +116,8 @@ func check(file string) []finding {
 		_, err := routing.New(routingConfig(cfg), nil, routing.Metrics{}, zap.NewNop())
 		note("routing", err)
 	}
+	_, err = auditConfig(cfg)
+	note("audit", err)
 	for _, name := range slices.Sorted(maps.Keys(cfg.Backends)) {
 		_, err := upstreamConfig(name, cfg.Backends[name], cfg.Limits)
 		note("backends."+name, err)

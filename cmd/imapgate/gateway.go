@@ -52,13 +52,11 @@ func open(cfg *config.Config, log *zap.Logger) (*gateway, error) {
 		g.close()
 		return nil, err
 	}
-	var err error
-	// Last of all that can fail by a mistake in a file: opening it makes it.
-	if g.audit, err = audit.Open(cfg.Audit.Config(), log); err != nil {
+	if err := g.openAudit(); err != nil {
 		g.close()
 		return nil, err
 	}
-	g.metrics.ObserveAudit(g.audit.Lost, g.audit.Ready)
+	var err error
 	g.proxy, err = proxy.New(proxyConfig(cfg, instance), proxy.Rooms{
 		TLS: g.tls, Auth: g.auth, Routes: g.routes, Backends: g.backends,
 		Audit: g.audit, Metrics: g.metrics, Log: log,
@@ -78,11 +76,11 @@ func open(cfg *config.Config, log *zap.Logger) (*gateway, error) {
 // close gives back what open took. It may be called on a half-made gateway.
 func (g *gateway) close() {
 	var errs []error
+	if g.audit != nil {
+		errs = append(errs, g.audit.Close()) // before Redis, where it may have a sink
+	}
 	if g.redis != nil {
 		errs = append(errs, g.redis.Close())
-	}
-	if g.audit != nil {
-		errs = append(errs, g.audit.Close())
 	}
 	if err := errors.Join(errs...); err != nil {
 		g.log.Warn("not everything was closed well", zap.Error(err))

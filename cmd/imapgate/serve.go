@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 
+	"imapgate/internal/audit"
 	"imapgate/internal/config"
 )
 
@@ -132,6 +133,7 @@ func (g *gateway) obey(ctx context.Context, signals <-chan os.Signal) error {
 			case ctx.Err() != nil:
 				return errAtOnce // the process ends, and with it what is left
 			default:
+				g.noteSignal(audit.ActDrain)
 				g.log.Info("draining", zap.Stringer("signal", s), zap.Duration("sessions_may_take", g.cfg.Limits.Drain))
 				drain()
 			}
@@ -145,8 +147,13 @@ func (g *gateway) runInto(ctx context.Context, ended chan<- error) { ended <- g.
 // refresh is SIGHUP. The passwd-file needs no signal: it is followed.
 func (g *gateway) refresh() {
 	g.audit.Reopen()
+	g.noteSignal(audit.ActReload)
 	if g.tls != nil {
-		if changed, err := g.tls.Reload(); err != nil {
+		changed, err := g.tls.Reload()
+		if noted := g.audit.Reloaded(err); noted != nil {
+			g.log.Warn("the reload is not in the audit log", zap.Error(noted))
+		}
+		if err != nil {
 			g.log.Error("certificate files are not usable, the last good ones stay in service", zap.Error(err))
 		} else {
 			g.log.Info("certificates read again", zap.Bool("changed", changed))

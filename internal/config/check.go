@@ -21,6 +21,7 @@ func (k checker) all() {
 	k.routing()
 	k.backends()
 	k.limits()
+	k.audit()
 }
 
 func (k checker) listeners() {

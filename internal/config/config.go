@@ -4,7 +4,6 @@ import (
 	"net/netip"
 	"time"
 
-	"imapgate/internal/audit"
 	"imapgate/internal/identity"
 	"imapgate/tlsconf"
 )
@@ -148,12 +147,6 @@ type Limits struct {
 	Exempt      []netip.Prefix `yaml:"exempt" default:"127.0.0.0/8 ::1/128" example:"[127.0.0.0/8, 10.2.0.0/16]" doc:"Networks of which no address is counted, delayed or banned, such as a webmail's, which stands for many people; the limits for users hold there too. The client's own address decides, by a PROXY header or a trusted ID where there is one."`
 }
 
-// Audit is the audit log.
-type Audit struct {
-	Path      string `yaml:"path" default:"-" form:"audit" doc:"A file or FIFO; - is standard output; empty keeps no audit log. A file that was renamed is followed by a new one."`
-	OnFailure string `yaml:"on_failure" default:"block" oneof:"block drop" doc:"When records cannot be written. block: no new logins, live sessions go on. drop: go on, count what is lost."`
-}
-
 // Log is the ordinary log.
 type Log struct {
 	Level  string `yaml:"level" default:"info" oneof:"debug info warn error" doc:"The least severe lines written."`
@@ -176,6 +169,3 @@ func (t TLS) Server() tlsconf.ServerConfig {
 	}
 	return cfg
 }
-
-// Config is the part the audit log takes.
-func (a Audit) Config() audit.Config { return audit.Config{Path: a.Path, OnFailure: a.OnFailure} }

@@ -54,6 +54,8 @@ func checkForm(form, s string) string {
 		if s != "" && s != "-" && !filepath.IsAbs(s) {
 			return quote(s) + " is not an absolute path, - or empty"
 		}
+	case "syslog":
+		return syslogForm(s)
 	case "separator":
 		return separatorForm(s)
 	case "capability":

@@ -1,0 +1,24 @@
+package metrics_test
+
+import (
+	"testing"
+
+	"imapgate/internal/metrics"
+)
+
+func TestEverySinkOfTheAuditLogIsShown(t *testing.T) {
+	m := metrics.New("v")
+	m.ObserveAuditSinks(func(report func(metrics.AuditSink)) {
+		report(metrics.AuditSink{Name: "file", Written: 7})
+		report(metrics.AuditSink{Name: "far", Written: 5, Lost: 2, Failed: true})
+	})
+	got := scrape(t, m)
+	for series, want := range map[string]string{
+		`imapgate_audit_records_total{result="written",sink="file"}`: "7", `imapgate_audit_records_total{result="lost",sink="file"}`: "0",
+		`imapgate_audit_records_total{result="lost",sink="far"}`: "2", `imapgate_audit_sink_up{sink="far"}`: "0", `imapgate_audit_sink_up{sink="file"}`: "1",
+	} {
+		if got[series] != want {
+			t.Errorf("%s is %s, want %s", series, got[series], want)
+		}
+	}
+}
