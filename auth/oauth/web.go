@@ -1,0 +1,126 @@
+package oauth
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"time"
+)
+
+const (
+	// askTime bounds one question to the provider, from connecting to the last
+	// byte of the answer.
+	askTime = 5 * time.Second
+	// maxDocument bounds what is read of a document, maxAnswer of an introspection.
+	maxDocument = 1 << 20
+	maxAnswer   = 64 << 10
+	// maxConnections to one host; questions beyond it wait, within their askTime.
+	maxConnections = 32
+	// maxWhy bounds a reason in a log, in bytes: it may hold the provider's words.
+	maxWhy = 200
+)
+
+// bounded reads no more than maxDocument of any answer, whoever reads it.
+type bounded struct{ http.RoundTripper }
+
+// newTransport makes what all questions go through. TLS is always verified.
+func newTransport(secured *tls.Config) bounded {
+	return bounded{&http.Transport{
+		Proxy:                  http.ProxyFromEnvironment,
+		TLSClientConfig:        secured,
+		ForceAttemptHTTP2:      true,
+		MaxConnsPerHost:        maxConnections,
+		MaxIdleConnsPerHost:    maxConnections,
+		IdleConnTimeout:        90 * time.Second,
+		MaxResponseHeaderBytes: maxAnswer,
+	}}
+}
+
+// RoundTrip implements http.RoundTripper.
+func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
+	res, err := b.RoundTripper.RoundTrip(r)
+	if err == nil {
+		res.Body = http.MaxBytesReader(nil, res.Body, maxDocument)
+	}
+	return res, err
+}
+
+// sameHost is the redirect policy of documents: whoever answers in the
+// provider's name is the provider.
+func sameHost(next *http.Request, via []*http.Request) error {
+	if first := via[0].URL; len(via) > 3 || next.URL.Scheme != first.Scheme || next.URL.Host != first.Host {
+		return errors.New("redirected elsewhere")
+	}
+	return nil
+}
+
+// stay is the redirect policy of an introspection, which has a token in it.
+func stay(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+
+// exchange sends a question and decodes the JSON of a 200 into answer.
+func exchange(web *http.Client, question *http.Request, answer any, most int64) error {
+	question.Header.Set("Accept", "application/json")
+	res, err := web.Do(question)
+	if err != nil {
+		return away(question.Context(), err)
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return fmt.Errorf("%w: %s answers %d", ErrUnavailable, question.URL.Host, res.StatusCode)
+	}
+	body, err := io.ReadAll(io.LimitReader(res.Body, most+1))
+	switch {
+	case err != nil:
+		return away(question.Context(), err)
+	case int64(len(body)) > most:
+		return fmt.Errorf("%w: %s answers with more than %d bytes", ErrUnavailable, question.URL.Host, most)
+	}
+	if json.Unmarshal(body, answer) != nil {
+		return fmt.Errorf("%w: %s answers with something else than was asked for", ErrUnavailable, question.URL.Host)
+	}
+	return nil
+}
+
+// away is why there is no answer. When it was the caller that stopped waiting,
+// its reason can be asked for.
+func away(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); errors.Is(cause, context.Canceled) {
+		return fmt.Errorf("%w: %w", ErrUnavailable, cause)
+	}
+	return fmt.Errorf("%w: %s", ErrUnavailable, brief(err))
+}
+
+// brief is an error fit for a log: it may hold the words of somebody else.
+func brief(err error) string {
+	text := strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return '?'
+		}
+		return r
+	}, err.Error())
+	return text[:min(len(text), maxWhy)]
+}
+
+// secure says whether an address may be asked: tokens, and the keys that make
+// them believed, go over TLS, or do not leave the machine.
+func secure(address string) error {
+	u, err := url.Parse(address)
+	if err != nil || u.Host == "" || u.User != nil || u.Fragment != "" {
+		return errors.New("an address of the provider is no plain URL")
+	}
+	if u.Scheme == "https" {
+		return nil
+	}
+	host, err := netip.ParseAddr(u.Hostname())
+	if u.Scheme == "http" && (u.Hostname() == "localhost" || err == nil && host.IsLoopback()) {
+		return nil
+	}
+	return errors.New("an address of the provider is not https")
+}
