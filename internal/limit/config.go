@@ -1,0 +1,170 @@
+package limit
+
+import (
+	"errors"
+	"net/netip"
+	"time"
+)
+
+// Config is everything the gate needs to know. In all of it, a number of 0 is
+// no limit.
+type Config struct {
+	Prefix    string              // of the keys in Redis, such as "imapgate:"
+	Settings                      // of every listener that Listeners does not name
+	Listeners map[string]Settings // by name
+	Failures  Failures
+
+	// Lease is how long the sessions of a gateway that has died count at the
+	// others. Default 45 s, so that they are gone within 60.
+	Lease time.Duration
+}
+
+// Settings are the limits of a listener. What is counted is counted over all
+// listeners; what it is compared with is the listener's.
+type Settings struct {
+	PerUserAddress int // sessions of a user from one address (IPv6: /64)
+	PerUser        int // sessions of a user
+	PerAddress     int // connections of an address, before the login or after
+	Strangers      int // connections of an address before the login, at this gateway
+	Total          int // sessions of everybody
+	NewPerMinute   int // new connections of an address
+	NewBurst       int // how many of them may come at once
+
+	// Exempt are networks no address of which is counted, delayed or banned.
+	// The limits of users hold there too.
+	Exempt []netip.Prefix
+}
+
+// Failures says what failed logins cost.
+type Failures struct {
+	PerMinute    int           // of one address; the networks around it have 3 and 9 times as many
+	PerDay       int           // the same
+	Delay        time.Duration // the least time of a denial, and the first delay of the next login
+	MaxDelay     time.Duration // where doubling ends
+	PerUserHour  int           // of one user; then logins from networks the user is not known in are delayed
+	PerUserTotal int           // of one user in a day; then such logins are refused
+	PerPairHour  int           // of one user in one network, known there or not; default 20
+	KnownFor     time.Duration // how long a network is known behind a right login
+	BanAfter     int           // failures within BanWithin
+	BanWithin    time.Duration
+	Ban          time.Duration // the first; each further one is twice as long
+	MaxBan       time.Duration
+}
+
+const (
+	defaultLease    = 45 * time.Second
+	defaultPairHour = 20
+)
+
+func (c *Config) complete() error {
+	if c.Lease == 0 {
+		c.Lease = defaultLease
+	}
+	f := &c.Failures
+	if f.PerPairHour == 0 {
+		f.PerPairHour = defaultPairHour
+	}
+	if f.BanAfter > 0 && (f.BanWithin <= 0 || f.Ban <= 0 || f.MaxBan < f.Ban) {
+		return errors.New("limit: bans need ban_within and ban above 0, and max_ban no shorter than ban")
+	}
+	if f.BanWithin <= 0 {
+		f.BanWithin = 10 * time.Minute
+	}
+	if f.KnownFor <= 0 {
+		f.KnownFor = 30 * 24 * time.Hour
+	}
+	return nil
+}
+
+// Reason says why somebody is refused. The set is closed.
+type Reason string
+
+// The reasons. They are stable names: metrics and the audit log show them.
+const (
+	Banned             Reason = "banned"               // the address is
+	AddressConnections Reason = "address_connections"  // Settings.PerAddress
+	StrangerPlaces     Reason = "address_before_login" // Settings.Strangers
+	ConnectionRate     Reason = "connection_rate"      // Settings.NewPerMinute
+	UserConnections    Reason = "user_connections"     // Settings.PerUser
+	UserAddress        Reason = "user_address"         // Settings.PerUserAddress
+	TotalSessions      Reason = "total"                // Settings.Total
+	AddressFailures    Reason = "address_failures"     // Failures.PerMinute, PerDay
+	UserFailures       Reason = "user_failures"        // Failures.PerUserTotal
+	PairFailures       Reason = "pair_failures"        // Failures.PerPairHour
+)
+
+// Reasons are all of them, for tables of metrics.
+func Reasons() []Reason {
+	return []Reason{
+		Banned, AddressConnections, StrangerPlaces, ConnectionRate, UserConnections, UserAddress, TotalSessions,
+		AddressFailures, UserFailures, PairFailures,
+	}
+}
+
+// Refusal is the error of whoever may not come in.
+type Refusal struct {
+	Reason Reason
+	Net    netip.Prefix  // the network it is about, if one
+	Wait   time.Duration // until it is worth trying again; 0: when something ends
+	Shared bool          // it was the count of all gateways together
+}
+
+func (r *Refusal) Error() string {
+	text := "limit: " + string(r.Reason)
+	if r.Net.IsValid() {
+		text += " " + r.Net.String()
+	}
+	return text
+}
+
+// Hooks are told what happens, for metrics and the audit log. Any may be nil.
+// They are called without a lock, by whoever noticed, and must not block.
+type Hooks struct {
+	OnRefused func(Reason)
+	OnBan     func(Ban)   // a ban imposed here, not those followed from others
+	OnSpray   func(Spray) // password spraying is suspected, or no longer
+	OnRedis   func(up bool)
+}
+
+func (h *Hooks) complete() {
+	if h.OnRefused == nil {
+		h.OnRefused = func(Reason) {}
+	}
+	if h.OnBan == nil {
+		h.OnBan = func(Ban) {}
+	}
+	if h.OnSpray == nil {
+		h.OnSpray = func(Spray) {}
+	}
+	if h.OnRedis == nil {
+		h.OnRedis = func(bool) {}
+	}
+}
+
+// Why is the cause of a ban.
+type Why string
+
+// The causes. Stable names.
+const (
+	ManyFailures Why = "failures"  // Failures.BanAfter
+	ManyBans     Why = "neighbors" // so many networks of 64 bits in one of 48
+	ByOperator   Why = "operator"
+	Merged       Why = "merged" // the table was full: a network around several banned ones
+)
+
+// Ban is one banned network.
+type Ban struct {
+	Net   netip.Prefix
+	Why   Why
+	For   time.Duration // what is left of it
+	Count int           // the how manieth of this network
+	Lived bool          // somebody has logged in from there of late: not refused before it is known who comes
+	Note  string        // an operator's words
+}
+
+// Spray is a suspicion of many users being tried with few guesses each.
+type Spray struct {
+	Suspected bool
+	Net       netip.Prefix // where, when one network does it; zero: everywhere
+	Users     int          // about how many were tried
+}

@@ -1,0 +1,232 @@
+package limit
+
+import (
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"hash/maphash"
+	"math/bits"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+
+	"imapgate/internal/identity"
+)
+
+const (
+	// Bounds of what is remembered of failures: networks of all tiers, users, and
+	// users in networks. What falls out was not looked at for the longest; bans
+	// are kept elsewhere and do not fall out.
+	maxPastNets  = 64 << 10
+	maxPastUsers = 64 << 10
+	maxPastPairs = 32 << 10
+
+	lastWrong = 10 // wrong passwords that are recognised, per user in a network
+	hour      = time.Hour
+	day       = 24 * time.Hour
+)
+
+// pastNet is what one network did.
+type pastNet struct {
+	minute, ban, day window
+	users            uint64 // which were tried in this period of ban: a bit each, by their hash
+}
+
+// pastUser is what was tried on one user from networks where it is not known.
+type pastUser struct{ hour, day window }
+
+// pastPair is what was tried on one user in one network.
+type pastPair struct {
+	hour  window
+	wrong [lastWrong]uint32 // digests of passwords, newest first
+}
+
+// failures is what is remembered of failed logins. Keys are keyed hashes, as in
+// goodList.
+type failures struct {
+	// Set once.
+	cfg    Failures
+	seed   maphash.Seed
+	secret [sha256.Size]byte // of the digests; they mean nothing outside this process
+
+	// Guarded by mu.
+	mu    sync.Mutex
+	nets  *simplelru.LRU[uint64, pastNet]
+	users *simplelru.LRU[uint64, pastUser]
+	pairs *simplelru.LRU[uint64, pastPair]
+}
+
+func newFailures(cfg Failures) *failures {
+	f := &failures{
+		cfg: cfg, seed: maphash.MakeSeed(),
+		nets: newTable[pastNet](maxPastNets), users: newTable[pastUser](maxPastUsers), pairs: newTable[pastPair](maxPastPairs),
+	}
+	_, _ = rand.Read(f.secret[:]) // never fails
+	return f
+}
+
+// digest is a password of a user, as it is recognised.
+func (f *failures) digest(u identity.User, password identity.Secret) uint32 {
+	mac := hmac.New(sha256.New, f.secret[:])
+	mac.Write([]byte(u.String()))
+	mac.Write([]byte{0}) // which no name has
+	mac.Write([]byte(password.Reveal()))
+	return max(1, binary.BigEndian.Uint32(mac.Sum(nil))) // 0 is an empty place
+}
+
+// again says whether the same wrong password was seen of late for the user from
+// that network, and remembers it. Without a password every failure is a new one.
+func (f *failures) again(at pair, password identity.Secret) bool {
+	if password.IsZero() {
+		return false
+	}
+	d, key := f.digest(at.user, password), maphash.Comparable(f.seed, at)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	p, _ := f.pairs.Get(key)
+	if slices.Contains(p.wrong[:], d) {
+		return true
+	}
+	copy(p.wrong[1:], p.wrong[:])
+	p.wrong[0] = d
+	f.pairs.Add(key, p)
+	return false
+}
+
+// tally is what there is of failures around one login: of the networks, of the
+// user, of the user in the network. It is also what Redis knows of them.
+type tally struct {
+	net  [tiers]netTally
+	user struct{ hour, day int }
+	pair struct{ hour int }
+}
+
+type netTally struct{ minute, ban, day, users int }
+
+// wholly is a bitmap from which a number of users cannot be told any more.
+const wholly = ^uint64(0)
+
+func (p *pastNet) tally(cfg *Failures, t time.Duration) netTally {
+	n := netTally{
+		minute: p.minute.count(t, time.Minute), ban: p.ban.count(t, cfg.BanWithin), day: p.day.count(t, day),
+	}
+	if p.ban.period == p.ban.at(t, cfg.BanWithin).period {
+		n.users = distinct(p.users)
+	}
+	return n
+}
+
+// distinct estimates how many have set bits (linear counting).
+func distinct(set uint64) int {
+	if set == wholly {
+		return 256
+	}
+	// 64 * ln(64/zeros), by its series in harmonic numbers.
+	n := 0.0
+	for zeros := 64; zeros > 64-bits.OnesCount64(set); zeros-- {
+		n += 64 / float64(zeros)
+	}
+	return int(n + 0.5)
+}
+
+// failed counts a failure of a user, known there or not, and gives what there is
+// now.
+func (f *failures) failed(at pair, addr netip.Addr, t time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i := range tiers {
+		f.failedNet(tier(addr, i), at.user, t)
+	}
+	if at.user.IsZero() {
+		return
+	}
+	key := maphash.Comparable(f.seed, at)
+	p, _ := f.pairs.Get(key)
+	p.hour = p.hour.add(t, hour)
+	f.pairs.Add(key, p)
+}
+
+// failedUser counts a failure from where the user is not known. Those from where
+// it is count for the pair alone, so that nobody's own phone locks a user out
+// elsewhere.
+func (f *failures) failedUser(u identity.User, t time.Duration) {
+	key := maphash.Comparable(f.seed, u)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	p, _ := f.users.Get(key)
+	p.hour, p.day = p.hour.add(t, hour), p.day.add(t, day)
+	f.users.Add(key, p)
+}
+
+// failedNet is called with mu held.
+func (f *failures) failedNet(net netip.Prefix, u identity.User, t time.Duration) {
+	key := maphash.Comparable(f.seed, net)
+	p, _ := f.nets.Get(key)
+	if p.ban.period != p.ban.at(t, f.cfg.BanWithin).period {
+		p.users = 0
+	}
+	p.minute, p.ban, p.day = p.minute.add(t, time.Minute), p.ban.add(t, f.cfg.BanWithin), p.day.add(t, day)
+	p.users |= 1 << (maphash.Comparable(f.seed, u) % 64)
+	f.nets.Add(key, p)
+}
+
+// look gives what there is of failures around a login.
+func (f *failures) look(at pair, addr netip.Addr, t time.Duration) (now tally) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i := range tiers {
+		if p, ok := f.nets.Get(maphash.Comparable(f.seed, tier(addr, i))); ok {
+			now.net[i] = p.tally(&f.cfg, t)
+		}
+	}
+	if p, ok := f.users.Get(maphash.Comparable(f.seed, at.user)); ok {
+		now.user.hour, now.user.day = p.hour.count(t, hour), p.day.count(t, day)
+	}
+	if p, ok := f.pairs.Get(maphash.Comparable(f.seed, at)); ok {
+		now.pair.hour = p.hour.count(t, hour)
+	}
+	return now
+}
+
+// learn raises what is known here to what is known at all gateways.
+func (f *failures) learn(at pair, addr netip.Addr, all tally, t time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i := range tiers {
+		key, theirs := maphash.Comparable(f.seed, tier(addr, i)), all.net[i]
+		p, _ := f.nets.Get(key)
+		p.minute = p.minute.raise(theirs.minute, t, time.Minute)
+		p.ban, p.day = p.ban.raise(theirs.ban, t, f.cfg.BanWithin), p.day.raise(theirs.day, t, day)
+		f.nets.Add(key, p)
+	}
+	if at.user.IsZero() {
+		return
+	}
+	key := maphash.Comparable(f.seed, at.user)
+	if u, ok := f.users.Get(key); ok || all.user.day > 0 {
+		u.hour, u.day = u.hour.raise(all.user.hour, t, hour), u.day.raise(all.user.day, t, day)
+		f.users.Add(key, u)
+	}
+	key = maphash.Comparable(f.seed, at)
+	p, _ := f.pairs.Get(key)
+	p.hour = p.hour.raise(all.pair.hour, t, hour)
+	f.pairs.Add(key, p)
+}
+
+// forgiveUser forgets what was tried on a user, but not in which network.
+func (f *failures) forgiveUser(u identity.User) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.users.Remove(maphash.Comparable(f.seed, u))
+}
+
+// forgiveNet forgets what the tiers did that have exactly that network.
+func (f *failures) forgiveNet(net netip.Prefix) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.nets.Remove(maphash.Comparable(f.seed, net))
+}

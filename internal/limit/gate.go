@@ -1,0 +1,152 @@
+package limit
+
+import (
+	"context"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+	"github.com/redis/go-redis/v9"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
+)
+
+const (
+	// maxRates bounds the addresses whose rate of new connections is known. One
+	// that falls out starts with a full bucket again.
+	maxRates = 32 << 10
+	// maxDirty bounds the places that Redis has yet to be told of.
+	maxDirty = 64 << 10
+)
+
+// Gate is where everybody comes in.
+type Gate struct {
+	// Set once.
+	cfg       Config
+	listeners map[string]*Settings // where they differ from cfg's
+	hooks     Hooks
+	log       *zap.Logger
+	began     time.Time
+	places    *places
+	rates     *rates
+	past      *failures
+	good      *goodList
+	bans      *banTable
+	spray     *sprayWatch
+	shared    *shared // nil without Redis
+}
+
+// New makes a gate. Without a client of Redis it counts for itself.
+func New(cfg Config, client redis.UniversalClient, hooks Hooks, log *zap.Logger) (*Gate, error) {
+	if err := cfg.complete(); err != nil {
+		return nil, err
+	}
+	hooks.complete()
+	g := &Gate{cfg: cfg, hooks: hooks, log: log, began: time.Now()}
+	g.listeners = make(map[string]*Settings, len(cfg.Listeners))
+	for name, s := range cfg.Listeners {
+		g.listeners[name] = &s
+	}
+	g.places = &places{held: make(map[place]*held), dirty: make(map[place]*held)}
+	g.rates = newRates()
+	g.past = newFailures(cfg.Failures)
+	g.good = newGoodList(cfg.Failures.KnownFor)
+	g.bans = newBanTable()
+	g.spray = &sprayWatch{baseline: sprayLeast}
+	if client != nil {
+		g.shared = newShared(&g.cfg, client, g.redisIs)
+	}
+	return g, nil
+}
+
+// Run renews the leases of this gateway and follows the bans of the others,
+// until ctx is done; then it returns nil. Without Redis it only waits for that.
+func (g *Gate) Run(ctx context.Context) error {
+	if g.shared == nil {
+		<-ctx.Done()
+		return nil
+	}
+	all, ctx := errgroup.WithContext(ctx)
+	all.Go(func() error { g.beat(ctx); return nil })
+	all.Go(func() error { g.flush(ctx); return nil })
+	all.Go(func() error { g.follow(ctx); return nil })
+	return all.Wait()
+}
+
+// redisIs says once that Redis is there or away.
+func (g *Gate) redisIs(up bool, why error) {
+	g.hooks.OnRedis(up)
+	if up {
+		g.log.Info("limits are shared again: Redis answers")
+	} else {
+		g.log.Warn("limits are local: Redis does not answer", zap.Error(why))
+	}
+}
+
+// settings are the limits of a listener.
+func (g *Gate) settings(listener string) *Settings {
+	if s := g.listeners[listener]; s != nil {
+		return s
+	}
+	return &g.cfg.Settings
+}
+
+// now is the time of the gate. Monotonic: no step of the clock lifts a ban or
+// forgets a failure.
+func (g *Gate) now() time.Duration { return time.Since(g.began) }
+
+// sprayed passes on what there is to tell of spraying.
+func (g *Gate) sprayed(n news) {
+	if !n.fresh {
+		return
+	}
+	g.hooks.OnSpray(n.Spray)
+	if n.Suspected {
+		g.log.Warn("password spraying suspected: logins from unknown networks are delayed", zap.Int("users", n.Users))
+	} else {
+		g.log.Info("password spraying no longer suspected")
+	}
+}
+
+// refused counts a refusal and gives it on.
+func (g *Gate) refused(r *Refusal) error {
+	g.hooks.OnRefused(r.Reason)
+	return r
+}
+
+// rates are the token buckets of new connections.
+type rates struct {
+	// Guarded by mu.
+	mu   sync.Mutex
+	seen *simplelru.LRU[netip.Prefix, *rate.Limiter]
+}
+
+func newRates() *rates {
+	seen, err := simplelru.NewLRU[netip.Prefix, *rate.Limiter](maxRates, nil)
+	if err != nil {
+		panic(err) // only of a size below 1
+	}
+	return &rates{seen: seen}
+}
+
+// allow says whether the network may have one more connection now.
+func (r *rates) allow(net netip.Prefix, s *Settings) bool {
+	if s.NewPerMinute == 0 {
+		return true
+	}
+	limit := rate.Limit(float64(s.NewPerMinute) / time.Minute.Seconds())
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	l, ok := r.seen.Get(net)
+	if !ok {
+		l = rate.NewLimiter(limit, s.NewBurst)
+		r.seen.Add(net, l)
+	}
+	if l.Limit() != limit || l.Burst() != s.NewBurst { // by another listener
+		l.SetLimit(limit)
+		l.SetBurst(s.NewBurst)
+	}
+	return l.Allow()
+}

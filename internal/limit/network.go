@@ -1,0 +1,39 @@
+package limit
+
+import (
+	"net/netip"
+	"slices"
+)
+
+// tiers are how many networks around an address failures are counted for.
+const tiers = 3
+
+// The widths of those networks, and how much more a wider one may do. Constant.
+var (
+	tierBits4 = [tiers]int{32, 26, 21}
+	tierBits6 = [tiers]int{64, 48, 32}
+	tierScale = [tiers]int{1, 3, 9}
+)
+
+// around is the network of an address with so many bits of its kind.
+func around(a netip.Addr, bits4, bits6 int) netip.Prefix {
+	bits := bits6
+	if a.Is4() {
+		bits = bits4
+	}
+	p, _ := a.Prefix(bits) // the zero Prefix for the zero Addr
+	return p
+}
+
+// home is what counts as one address: an IPv6 customer has at least a /64.
+func home(a netip.Addr) netip.Prefix { return around(a, 32, 64) }
+
+// near is the network in which a user is known. Wider than home for IPv4, because
+// people's addresses change within their provider's network.
+func near(a netip.Addr) netip.Prefix { return around(a, 24, 64) }
+
+func tier(a netip.Addr, i int) netip.Prefix { return around(a, tierBits4[i], tierBits6[i]) }
+
+func contains(nets []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(nets, func(n netip.Prefix) bool { return n.Contains(a) })
+}

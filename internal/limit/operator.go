@@ -1,0 +1,303 @@
+package limit
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+
+	"imapgate/internal/identity"
+)
+
+// maxNote bounds an operator's words, in bytes.
+const maxNote = 200
+
+// AboutAddress is what is known of an address.
+type AboutAddress struct {
+	Home     netip.Prefix // what counts as one address
+	Near     netip.Prefix // in which users are known
+	Exempt   bool         // by the default settings
+	Sessions int          // logged in, at all gateways
+	Lived    bool         // somebody has logged in from Near of late
+	Tiers    []AboutNet   // from the address to the widest network
+	Delay    time.Duration
+	Ban      *Ban // nil for none
+}
+
+// AboutNet is how often logins from a network have failed.
+type AboutNet struct {
+	Net               netip.Prefix
+	Minute, Ban, Day  int // in the last minute, in BanWithin, in a day
+	PerMinute, PerDay int // the limits
+}
+
+// AboutUser is what is known of a user.
+type AboutUser struct {
+	User      identity.User
+	Sessions  int           // logged in, at all gateways
+	Hour, Day int           // failures from networks the user is not known in
+	Delay     time.Duration // of a login from such a network
+	KnownOnly bool          // no login from such a network
+	Known     []KnownNet    // from the latest
+}
+
+// KnownNet is a network from which a user has logged in of late.
+type KnownNet struct {
+	Net  netip.Prefix
+	Ago  time.Duration // since the last right login that was noted: at most once an hour
+	Hour int           // failures of the user in it, within an hour
+}
+
+// ParseNet reads an address, which is banned as what counts as one address, or a
+// network.
+func ParseNet(text string) (netip.Prefix, error) {
+	if a, err := netip.ParseAddr(text); err == nil {
+		return home(plain(a)), nil
+	}
+	p, err := netip.ParsePrefix(text)
+	if err != nil {
+		return netip.Prefix{}, fmt.Errorf("%q is neither an address nor a network such as 192.0.2.0/24", text)
+	}
+	return p.Masked(), nil
+}
+
+// Bans are the bans under way, those that end soonest first: as Redis has them,
+// or without Redis as this gateway does.
+func (g *Gate) Bans(ctx context.Context) ([]Ban, error) {
+	if g.shared == nil {
+		return g.bans.active(g.now()), nil
+	}
+	var all []Ban
+	err := g.shared.eachBan(ctx, func(net netip.Prefix, left int64, record string) {
+		if e, ok := parseEntry(record); ok && left > 0 {
+			e.until = clamped(left)
+			all = append(all, e.ban(net, 0))
+		}
+	})
+	sortBans(all)
+	return all, err
+}
+
+// Ban bans a network for a while. It holds at every gateway within a second; a
+// ban under way gets the new time.
+func (g *Gate) Ban(ctx context.Context, net netip.Prefix, d time.Duration, note string) error {
+	if d <= 0 || d > longestBan {
+		return fmt.Errorf("a ban lasts more than nothing and at most %v", longestBan)
+	}
+	b := Ban{Net: net.Masked(), Why: ByOperator, For: d, Count: 1, Note: oneLine(note)}
+	if g.shared != nil {
+		if _, err := g.shared.ask(ctx, g.shared.banCall(b, d, d)); err != nil {
+			return fmt.Errorf("ban %v: %w", net, err)
+		}
+	}
+	if err := g.bans.put(b.Net, entry{until: g.now() + d, count: 1, why: ByOperator, note: b.Note}, g.now()); err != nil {
+		return fmt.Errorf("ban %v: %w", net, err)
+	}
+	g.hooks.OnBan(b)
+	return nil
+}
+
+// oneLine is an operator's words as they fit into a record.
+func oneLine(note string) string {
+	note = strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(note, ""))
+	return note[:min(len(note), maxNote)]
+}
+
+// Unban lifts every ban that has something of net in it, and forgets that there
+// were any; at every gateway within a second. It gives those that were under way.
+func (g *Gate) Unban(ctx context.Context, net netip.Prefix) ([]netip.Prefix, error) {
+	s, net := g.shared, net.Masked()
+	lifted := g.bans.lift(net, g.now())
+	g.past.forgiveNet(net)
+	if s == nil {
+		return lifted, nil
+	}
+	lifted = nil
+	gone := []any{net.String()} // also without a ban: its failures are forgiven
+	err := s.eachBan(ctx, func(n netip.Prefix, left int64, _ string) {
+		if !n.Overlaps(net) {
+			return
+		}
+		if left > 0 {
+			lifted = append(lifted, n)
+		}
+		if n != net {
+			gone = append(gone, n.String())
+		}
+	})
+	for batch := range slices.Chunk(gone, flushBatch) {
+		if err == nil {
+			_, err = s.ask(ctx, call{s.scripts.lift, s.keys.bans(), batch})
+		}
+	}
+	if err == nil {
+		err = s.forget(ctx, s.keys.failedNet(net))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("unban %v: %w", net, err)
+	}
+	return lifted, nil
+}
+
+// Forgive forgets what was tried on a user, so that it may log in from networks
+// where it is not known; at every gateway within a second.
+func (g *Gate) Forgive(ctx context.Context, u identity.User) error {
+	g.past.forgiveUser(u)
+	s := g.shared
+	if s == nil {
+		return nil
+	}
+	err := s.forget(ctx, s.keys.failedUser(u))
+	if err == nil {
+		_, err = s.ask(ctx, call{s.scripts.forgive, s.keys.bans(), []any{u.String()}})
+	}
+	if err != nil {
+		return fmt.Errorf("forgive %v: %w", u, err)
+	}
+	return nil
+}
+
+// forget drops a key of failures.
+func (s *shared) forget(ctx context.Context, key string) error {
+	_, err := s.ask(ctx, call{s.scripts.forget, []string{key}, nil})
+	return err
+}
+
+// ShowAddress is what is known of an address, as Redis has it, or without Redis
+// as this gateway does.
+func (g *Gate) ShowAddress(ctx context.Context, addr netip.Addr) (AboutAddress, error) {
+	addr = plain(addr)
+	a := AboutAddress{Home: home(addr), Near: near(addr), Exempt: contains(g.cfg.Exempt, addr)}
+	past, t := g.past.look(pair{net: a.Near}, addr, g.now()), g.now()
+	a.Sessions = g.places.count(place{kind: addressSessions, net: a.Home})
+	a.Lived = g.good.lived(a.Near, t)
+	if b, ok := g.bans.covers(addr, t); ok {
+		a.Ban = &b
+	}
+	if s := g.shared; s != nil {
+		var err error
+		if past, err = g.pastOf(ctx, pair{net: a.Near}, addr); err != nil {
+			return a, fmt.Errorf("show %v: %w", addr, err)
+		}
+		if a.Sessions, err = s.sessions(ctx, place{kind: addressSessions, net: a.Home}); err != nil {
+			return a, fmt.Errorf("show %v: %w", addr, err)
+		}
+		a.Lived = g.livedElsewhere(ctx, a.Home)
+		if a.Ban, err = g.banOf(ctx, addr); err != nil {
+			return a, fmt.Errorf("show %v: %w", addr, err)
+		}
+	}
+	f := &g.cfg.Failures
+	for i, n := range past.net {
+		a.Tiers = append(a.Tiers, AboutNet{
+			Net: tier(addr, i), Minute: n.minute, Ban: n.ban, Day: n.day,
+			PerMinute: f.PerMinute * tierScale[i], PerDay: f.PerDay * tierScale[i],
+		})
+		a.Delay = max(a.Delay, f.step(n.ban/tierScale[i]))
+	}
+	return a, nil
+}
+
+// pastOf reads what Redis knows of failures.
+func (g *Gate) pastOf(ctx context.Context, at pair, addr netip.Addr) (tally, error) {
+	r, err := g.shared.ask(ctx, g.failedCalls(at, addr, 0)...)
+	return tallyOf(r), err
+}
+
+// banOf is the longest ban in Redis that covers an address, or nil.
+func (g *Gate) banOf(ctx context.Context, addr netip.Addr) (*Ban, error) {
+	all, err := g.Bans(ctx)
+	for _, b := range slices.Backward(all) { // the last ends last
+		if b.Net.Contains(addr) {
+			return &b, err
+		}
+	}
+	return nil, err
+}
+
+// sessions counts those at a place, at all gateways.
+func (s *shared) sessions(ctx context.Context, at place) (int, error) {
+	r, err := s.ask(ctx, call{s.scripts.alive, []string{s.keys.gateways()}, []any{s.lease.Milliseconds()}})
+	if err != nil {
+		return 0, err
+	}
+	alive, err := r[0].Slice()
+	if err != nil {
+		return 0, err
+	}
+	args := append([]any{s.lease.Milliseconds(), (believedLeases * s.lease).Milliseconds()}, alive...)
+	if r, err = s.ask(ctx, call{s.scripts.sessions, []string{s.keys.sessions(at)}, args}); err != nil {
+		return 0, err
+	}
+	return r[0].Int()
+}
+
+// ShowUser is what is known of a user, as Redis has it. Without Redis this
+// gateway does not know in which networks: it keeps hashes of them.
+func (g *Gate) ShowUser(ctx context.Context, u identity.User) (AboutUser, error) {
+	a := AboutUser{User: u}
+	past := g.past.look(pair{user: u}, netip.IPv4Unspecified(), g.now())
+	a.Sessions = g.places.count(place{kind: userSessions, user: u})
+	if s := g.shared; s != nil {
+		var err error
+		if past, err = g.pastOf(ctx, pair{user: u}, netip.IPv4Unspecified()); err == nil {
+			a.Sessions, err = s.sessions(ctx, place{kind: userSessions, user: u})
+		}
+		if err == nil {
+			a.Known, err = g.knownNets(ctx, u)
+		}
+		if err != nil {
+			return a, fmt.Errorf("show %v: %w", u, err)
+		}
+	}
+	f := &g.cfg.Failures
+	a.Hour, a.Day = past.user.hour, past.user.day
+	a.KnownOnly = over(a.Day, f.PerUserTotal)
+	if f.PerUserHour > 0 {
+		a.Delay = f.step(a.Hour - f.PerUserHour)
+	}
+	return a, nil
+}
+
+// knownNets are where a user has logged in of late, with what was tried on it
+// there.
+func (g *Gate) knownNets(ctx context.Context, u identity.User) (known []KnownNet, err error) {
+	s := g.shared
+	r, err := s.ask(ctx, call{s.scripts.where, []string{s.keys.good(u)}, []any{g.cfg.Failures.KnownFor.Milliseconds()}})
+	if err != nil {
+		return nil, err
+	}
+	words, err := r[0].Slice()
+	if err != nil {
+		return nil, err
+	}
+	var calls []call
+	for ; len(words) >= 2; words = words[2:] {
+		net, err := netip.ParsePrefix(text(words[0]))
+		if err != nil {
+			continue
+		}
+		known = append(known, KnownNet{Net: net, Ago: clamped(number(words[1]))})
+		calls = append(calls, call{s.scripts.failed, []string{s.keys.failedPair(pair{u, net})}, []any{0, hour.Milliseconds()}})
+	}
+	if len(calls) == 0 {
+		return nil, nil
+	}
+	if r, err = s.ask(ctx, calls...); err != nil {
+		return nil, err
+	}
+	for i := range known {
+		if n, err := r[i].Int64Slice(); err == nil && len(n) == 1 {
+			known[i].Hour = int(n[0])
+		}
+	}
+	return known, nil
+}

@@ -1,0 +1,261 @@
+package limit
+
+import "github.com/redis/go-redis/v9"
+
+// script is what is run in Redis: its text is needed beside its hash, for a server
+// that does not know it yet.
+type script struct {
+	text string
+	hash string
+}
+
+func newScript(text string) *script { return &script{text, redis.NewScript(text).Hash()} }
+
+// scripts are all that are run. Each has keys of one slot, and takes the time from
+// Redis, so that the clocks of gateways need not agree.
+type scripts struct {
+	lease, beat, alive, sessions, failed, forget, good, known, where, ban, lift, forgive, bans, changes *script
+}
+
+func newScripts() *scripts {
+	return &scripts{
+		lease: newScript(clock + leaseScript), beat: newScript(clock + beatScript),
+		alive: newScript(clock + aliveScript), forget: newScript(forgetScript), where: newScript(clock + whereScript),
+		sessions: newScript(clock + sessionsScript), failed: newScript(clock + failedScript),
+		good: newScript(clock + goodScript), known: newScript(clock + knownScript),
+		ban: newScript(clock + announce + banScript), lift: newScript(clock + announce + liftScript),
+		forgive: newScript(clock + announce + forgiveScript),
+		bans:    newScript(clock + bansScript), changes: newScript(clock + changesScript),
+	}
+}
+
+const clock = `
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+`
+
+// leaseScript says "of the sessions at this key, n are mine", if a limit allows
+// for them. The key is a hash of gateway -> "n version written". A version that
+// is older than what is there has overtaken nothing: what is there counted its
+// sessions already.
+//
+// Others count when they are alive by ARGV[7...] and have renewed their number
+// within ARGV[6], or have written it within the lease, for those this gateway has
+// not heard of yet.
+const leaseScript = `
+local self, n, version = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local limit, lease, believed = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local alive = {}
+for i = 7, #ARGV do alive[ARGV[i]] = true end
+local all, others, mine = redis.call('HGETALL', KEYS[1]), 0, 0
+for i = 1, #all, 2 do
+	local count, v, at = string.match(all[i+1], '^(%d+) (%d+) (%d+)$')
+	if all[i] == self then
+		mine = tonumber(v) or 0
+	else
+		local age = now - (tonumber(at) or 0)
+		if age < lease or (alive[all[i]] and age < believed) then
+			others = others + tonumber(count)
+		else
+			redis.call('HDEL', KEYS[1], all[i])
+		end
+	end
+end
+if version <= mine then return 1 end
+if limit > 0 and others + n > limit then return 0 end
+if n == 0 then
+	redis.call('HDEL', KEYS[1], self)
+else
+	redis.call('HSET', KEYS[1], self, string.format('%d %d %d', n, version, now))
+	redis.call('PEXPIRE', KEYS[1], believed)
+end
+return 1
+`
+
+// beatScript says that this gateway is alive, and gives whether it was thought to
+// be, and who else is.
+const beatScript = `
+local self, lease = ARGV[1], tonumber(ARGV[2])
+local last = redis.call('ZSCORE', KEYS[1], self)
+redis.call('ZADD', KEYS[1], now, self)
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. string.format('%d', now - lease))
+redis.call('PEXPIRE', KEYS[1], 10 * lease)
+local known = 0
+if last and now - tonumber(last) < lease then known = 1 end
+local reply = {known}
+for _, other in ipairs(redis.call('ZRANGE', KEYS[1], 0, 999)) do
+	if other ~= self then reply[#reply+1] = other end
+end
+return reply
+`
+
+// aliveScript gives the gateways that are.
+const aliveScript = `return redis.call('ZRANGEBYSCORE', KEYS[1], string.format('%d', now - tonumber(ARGV[1])), '+inf')`
+
+// sessionsScript counts the sessions at a key as leaseScript does, changing
+// nothing.
+const sessionsScript = `
+local lease, believed = tonumber(ARGV[1]), tonumber(ARGV[2])
+local alive = {}
+for i = 3, #ARGV do alive[ARGV[i]] = true end
+local all, n = redis.call('HGETALL', KEYS[1]), 0
+for i = 1, #all, 2 do
+	local count, at = string.match(all[i+1], '^(%d+) %d+ (%d+)$')
+	local age = now - (tonumber(at) or 0)
+	if age < lease or (alive[all[i]] and age < believed) then n = n + tonumber(count) end
+end
+return n
+`
+
+// failedScript adds ARGV[1] to windows of the lengths that follow, as window.go
+// does, and gives their counts. With 0 it changes nothing.
+const failedScript = `
+local add, reply = tonumber(ARGV[1]), {}
+local old = redis.call('HMGET', KEYS[1], 'a', 'b', 'c')
+local fields, longest = {'a', 'b', 'c'}, 0
+for i = 2, #ARGV do
+	local length = tonumber(ARGV[i])
+	longest = math.max(longest, length)
+	local period = math.floor(now / length)
+	local p, n, before = string.match(old[i-1] or '', '^(%d+) (%d+) (%d+)$')
+	p, n, before = tonumber(p), tonumber(n) or 0, tonumber(before) or 0
+	if p ~= period then
+		before = (p == period - 1) and n or 0
+		n = 0
+	end
+	n = n + add
+	if add > 0 then
+		redis.call('HSET', KEYS[1], fields[i-1], string.format('%d %d %d', period, n, before))
+	end
+	reply[#reply+1] = n + math.floor(before * (length - now % length) / length)
+end
+if add > 0 then redis.call('PEXPIRE', KEYS[1], 2 * longest) end
+return reply
+`
+
+// forgetScript drops a key.
+const forgetScript = `return redis.call('DEL', KEYS[1])`
+
+// goodScript notes that a user has logged in from a network, and keeps the 32
+// latest.
+const goodScript = `
+redis.call('ZADD', KEYS[1], now, ARGV[1])
+redis.call('ZREMRANGEBYRANK', KEYS[1], 0, -33)
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return 1
+`
+
+// knownScript says whether it has, of late.
+const knownScript = `
+local last = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if last and now - tonumber(last) < tonumber(ARGV[2]) then return 1 end
+return 0
+`
+
+// whereScript gives the networks of a user, the latest first, each with how long
+// ago.
+const whereScript = `
+local reply, all = {}, redis.call('ZREVRANGE', KEYS[1], 0, -1, 'WITHSCORES')
+for i = 1, #all, 2 do
+	local ago = now - tonumber(all[i+1])
+	if ago < tonumber(ARGV[1]) then
+		reply[#reply+1] = all[i]
+		reply[#reply+1] = ago
+	end
+end
+return reply
+`
+
+// announce tells every gateway of a change: a stream of the latest, and a counter
+// by which a reader knows that it has missed none.
+// KEYS: nets, ends, changes, count.
+const announce = `
+local function announce(...)
+	local n = redis.call('INCR', KEYS[4])
+	redis.call('XADD', KEYS[3], 'MAXLEN', '~', 4096, '*', 'n', n, ...)
+	return n
+end
+`
+
+// banScript bans a network: ARGV net, first, longest, why, lived, note, exact,
+// room. A ban under way stays, but for exact, an operator's. Of each network there is
+// "until count lived why note".
+const banScript = `
+local net, first, longest, remembered = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), 86400000
+for _, old in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - remembered, 'LIMIT', 0, 100)) do
+	redis.call('ZREM', KEYS[2], old)
+	redis.call('HDEL', KEYS[1], old)
+end
+local count, exact = 0, ARGV[7] == '1'
+local old = redis.call('HGET', KEYS[1], net)
+if old then
+	local till, times, lived, why = string.match(old, '^(%d+) (%d+) (%d) (%S+)')
+	if till then
+		if tonumber(till) > now and not exact then
+			return {0, tonumber(till) - now, tonumber(times), why}
+		end
+		count = tonumber(times)
+	end
+elseif redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[8]) then
+	return redis.error_reply('NOROOM there are too many bans')
+end
+count = count + 1
+local length = first
+if not exact then
+	length = math.min(first * 2 ^ math.min(count - 1, 32), longest)
+end
+local till = now + length
+redis.call('HSET', KEYS[1], net, string.format('%d %d %s %s %s', till, count, ARGV[5], ARGV[4], ARGV[6]))
+redis.call('ZADD', KEYS[2], till, net)
+announce('ban', net)
+return {1, length, count, ARGV[4]}
+`
+
+// liftScript ends the bans of the networks in ARGV, and forgets their history.
+const liftScript = `
+for i = 1, #ARGV do
+	redis.call('HDEL', KEYS[1], ARGV[i])
+	redis.call('ZREM', KEYS[2], ARGV[i])
+	announce('lift', ARGV[i])
+end
+return #ARGV
+`
+
+// forgiveScript has every gateway forget what was tried on a user.
+const forgiveScript = `return announce('forgive', ARGV[1])`
+
+// bansScript gives a page of the bans, of which ARGV[1] is the place: the next
+// place, and for each network what is left of its ban in ms, below 0 for one that
+// is over, and its record.
+const bansScript = `
+local page = redis.call('HSCAN', KEYS[1], ARGV[1], 'COUNT', 500)
+local reply = {page[1]}
+for i = 1, #page[2], 2 do
+	local till, rest = string.match(page[2][i+1], '^(%d+) (.*)$')
+	if till then
+		reply[#reply+1] = page[2][i]
+		reply[#reply+1] = tonumber(till) - now
+		reply[#reply+1] = rest
+	end
+end
+return reply
+`
+
+// changesScript gives the counter, the latest place in the stream, and what came
+// behind place ARGV[1], at most 500: counter, kind, who, and of a ban what is left and
+// its record.
+const changesScript = `
+local last = redis.call('XREVRANGE', KEYS[3], '+', '-', 'COUNT', 1)
+local reply = {tonumber(redis.call('GET', KEYS[4]) or '0'), last[1] and last[1][1] or '0-0'}
+if ARGV[1] == '' then return reply end
+for _, change in ipairs(redis.call('XRANGE', KEYS[3], '(' .. ARGV[1], '+', 'COUNT', 500)) do
+	local f = change[2]
+	local left, record = 0, ''
+	if f[3] == 'ban' then
+		local till, rest = string.match(redis.call('HGET', KEYS[1], f[4]) or '', '^(%d+) (.*)$')
+		if till then left, record = tonumber(till) - now, rest end
+	end
+	for _, x in ipairs({change[1], tonumber(f[2]), f[3], f[4], left, record}) do reply[#reply+1] = x end
+end
+return reply
+`

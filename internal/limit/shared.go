@@ -1,0 +1,170 @@
+package limit
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"imapgate/internal/breaker"
+	"imapgate/internal/identity"
+)
+
+// ioTime is the longest that anybody waits for Redis.
+const ioTime = 250 * time.Millisecond
+
+var (
+	errAway = errors.New("limit: Redis does not answer") // in its place, while it is left alone
+	errForm = errors.New("limit: Redis has answered in a form that is not ours")
+)
+
+// shared is the way to Redis, and this gateway's place in it.
+type shared struct {
+	// Set once.
+	client  redis.UniversalClient
+	keys    keys
+	scripts *scripts
+	self    string        // this gateway, for as long as it runs
+	lease   time.Duration // Config.Lease
+	tell    func(up bool, why error)
+	work    chan struct{} // there are dirty places
+
+	// Guarded by mu.
+	mu      sync.Mutex
+	breaker breaker.Breaker
+	down    bool     // as it was told
+	live    []string // the other gateways, as of the last beat
+}
+
+func newShared(cfg *Config, client redis.UniversalClient, tell func(bool, error)) *shared {
+	var id [8]byte
+	_, _ = rand.Read(id[:]) // never fails
+	return &shared{
+		client: client, keys: keys{cfg.Prefix}, scripts: newScripts(), self: hex.EncodeToString(id[:]), lease: cfg.Lease, tell: tell,
+		work: make(chan struct{}, 1),
+	}
+}
+
+// wake has the dirty places written.
+func (s *shared) wake() {
+	select {
+	case s.work <- struct{}{}:
+	default: // it is awake
+	}
+}
+
+// call is one script to be run.
+type call struct {
+	script *script
+	keys   []string
+	args   []any
+}
+
+// ask runs calls in one trip and gives a reply for each, all of them or an
+// error. A ctx that ends is no fault of Redis.
+func (s *shared) ask(ctx context.Context, calls ...call) ([]*redis.Cmd, error) {
+	return s.trip(ctx, func(ctx context.Context) ([]*redis.Cmd, error) { return s.send(ctx, s.client.Pipeline(), calls) })
+}
+
+// trip is one use of Redis, under the breaker and bounded in time.
+func (s *shared) trip(ctx context.Context, use func(context.Context) ([]*redis.Cmd, error)) ([]*redis.Cmd, error) {
+	if !s.allowed() {
+		return nil, errAway
+	}
+	limited, cancel := context.WithTimeout(ctx, ioTime)
+	defer cancel()
+	replies, err := use(limited)
+	if ctx.Err() == nil {
+		s.note(err)
+	}
+	return replies, err
+}
+
+func (s *shared) allowed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.breaker.Allow(time.Now())
+}
+
+// note moves the breaker on, and tells of it when Redis went away or came back.
+func (s *shared) note(err error) {
+	s.mu.Lock()
+	if err != nil {
+		s.breaker.Failed(time.Now())
+	} else {
+		s.breaker.Answered()
+	}
+	down := s.breaker.Open()
+	changed := down != s.down
+	s.down = down
+	s.mu.Unlock()
+	if changed {
+		s.tell(!down, err)
+	}
+}
+
+// send adds calls to what a pipeline has already, and sends it. A server that
+// does not know a script yet is sent its text, in a second trip.
+func (s *shared) send(ctx context.Context, pipe redis.Pipeliner, calls []call) ([]*redis.Cmd, error) {
+	replies := make([]*redis.Cmd, len(calls))
+	for i, c := range calls {
+		replies[i] = pipe.EvalSha(ctx, c.script.hash, c.keys, c.args...)
+	}
+	_, _ = pipe.Exec(ctx) // each reply has its own error
+	again := s.client.Pipeline()
+	for i, c := range calls {
+		if redis.HasErrorPrefix(replies[i].Err(), "NOSCRIPT") {
+			replies[i] = again.Eval(ctx, c.script.text, c.keys, c.args...)
+		}
+	}
+	if again.Len() > 0 {
+		_, _ = again.Exec(ctx)
+	}
+	for _, r := range replies {
+		if err := r.Err(); err != nil {
+			return nil, err
+		}
+	}
+	return replies, nil
+}
+
+// keys makes the names of everything there is in Redis. No key can become
+// another: a user has no colon, and a network, which may, comes last.
+type keys struct{ prefix string }
+
+func (k keys) gateways() string             { return k.prefix + "limit:gateways" }
+func (k keys) rate(net netip.Prefix) string { return k.prefix + "limit:rate:" + net.String() }
+func (k keys) failedNet(net netip.Prefix) string {
+	return k.prefix + "limit:failed:net:" + net.String()
+}
+func (k keys) failedUser(u identity.User) string { return k.prefix + "limit:failed:user:" + u.String() }
+func (k keys) failedPair(at pair) string {
+	return k.prefix + "limit:failed:pair:" + at.user.String() + ":" + at.net.String()
+}
+func (k keys) good(u identity.User) string   { return k.prefix + "limit:good:" + u.String() }
+func (k keys) lived(net netip.Prefix) string { return k.prefix + "limit:lived:" + net.String() }
+
+// The bans are one thing, and share a slot of a cluster.
+func (k keys) bans() []string {
+	return []string{k.prefix + "ban:{all}:nets", k.prefix + "ban:{all}:ends", k.prefix + "ban:{all}:changes", k.prefix + "ban:{all}:count"}
+}
+
+// sessions is the key of a shared place.
+func (k keys) sessions(at place) string {
+	switch at.kind {
+	case allSessions:
+		return k.prefix + "limit:sessions:all"
+	case userSessions:
+		return k.prefix + "limit:sessions:user:" + at.user.String()
+	case pairSessions:
+		return k.prefix + "limit:sessions:pair:" + at.user.String() + ":" + at.net.String()
+	case addressSessions:
+		return k.prefix + "limit:sessions:net:" + at.net.String()
+	}
+	panic("limit: a place that is not shared has no key")
+}

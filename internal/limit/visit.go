@@ -1,0 +1,157 @@
+package limit
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	"imapgate/internal/identity"
+)
+
+// stage is how far a visit has come.
+type stage uint8
+
+const (
+	outside stage = iota // nothing is taken: exempt, or nobody knows yet who comes
+	inLobby              // the places of a stranger are taken
+	inHouse              // those of a session
+	gone
+)
+
+// Visit is one connection. It is used by one goroutine at a time.
+type Visit struct {
+	// Set once.
+	gate     *Gate
+	settings *Settings
+
+	// Owned by whoever serves the connection.
+	addr   netip.Addr // the zero Addr while nobody knows who comes
+	exempt bool       // also while nobody knows
+	stage  stage
+	user   identity.User // who is in the house
+}
+
+// Arrive lets a new connection in, or refuses it with a *Refusal. Where somebody
+// in front has yet to say whose connection it is (a PROXY header), addr is the
+// zero Addr: nothing is counted until Move.
+func (g *Gate) Arrive(listener string, addr netip.Addr) (*Visit, error) {
+	v := &Visit{gate: g, settings: g.settings(listener)}
+	if err := v.come(addr); err != nil {
+		return nil, err
+	}
+	return v, nil
+}
+
+// Move says, before the login, that the client is at another address than was
+// thought. When that one is refused nothing is taken any more.
+func (v *Visit) Move(addr netip.Addr) error {
+	if plain(addr) == v.addr {
+		return nil
+	}
+	v.giveLobby()
+	return v.come(addr)
+}
+
+// plain is one spelling for every address.
+func plain(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
+
+// come takes the places of a stranger.
+func (v *Visit) come(addr netip.Addr) error {
+	g, s := v.gate, v.settings
+	v.addr = plain(addr)
+	v.exempt = !v.addr.IsValid() || contains(s.Exempt, v.addr)
+	if v.exempt {
+		return nil
+	}
+	if b, ok := g.bans.covers(v.addr, g.now()); ok && !b.Lived && !g.good.lived(near(v.addr), g.now()) {
+		return g.refused(&Refusal{Reason: Banned, Net: b.Net, Wait: b.For})
+	}
+	want := v.lobby()
+	if no := g.places.take(want); no != nil {
+		return g.refused(no)
+	}
+	if net := home(v.addr); !g.rates.allow(net, s) {
+		g.places.give(want)
+		return g.refused(&Refusal{Reason: ConnectionRate, Net: net, Wait: time.Minute / time.Duration(s.NewPerMinute)})
+	}
+	v.stage = inLobby
+	return nil
+}
+
+// lobby are the places of a stranger.
+func (v *Visit) lobby() []bounded {
+	net, s := home(v.addr), v.settings
+	return []bounded{
+		{place{kind: addressLobby, net: net}, s.Strangers, StrangerPlaces},
+		{place{kind: addressConns, net: net}, s.PerAddress, AddressConnections},
+	}
+}
+
+func (v *Visit) giveLobby() {
+	if v.stage == inLobby {
+		v.gate.places.give(v.lobby())
+		v.stage = outside
+	}
+}
+
+// Enter lets a user in whose login was right. It asks Redis once, for no longer
+// than ioTime. After a *Refusal the visit is where it was before.
+func (v *Visit) Enter(ctx context.Context, u identity.User) error {
+	if v.stage >= inHouse {
+		panic("limit: a visit entered twice")
+	}
+	g, want := v.gate, v.house(u)
+	if no := g.places.take(want); no != nil {
+		return g.refused(no)
+	}
+	if no := g.lease(ctx, v, u, want); no != nil {
+		g.give(want)
+		return g.refused(no)
+	}
+	if !v.exempt {
+		g.succeeded(u, v.addr)
+		g.places.give(v.lobby()[:1])
+	}
+	v.stage, v.user = inHouse, u
+	return nil
+}
+
+// house are the places of a session.
+func (v *Visit) house(u identity.User) []bounded {
+	s := v.settings
+	want := []bounded{
+		{place{kind: userSessions, user: u}, s.PerUser, UserConnections},
+		{place{kind: allSessions}, s.Total, TotalSessions},
+	}
+	if v.exempt {
+		return want
+	}
+	net := home(v.addr)
+	return append(want,
+		bounded{place{kind: pairSessions, user: u, net: net}, s.PerUserAddress, UserAddress},
+		bounded{place{kind: addressSessions, net: net}, s.PerAddress, AddressConnections},
+	)
+}
+
+// Leave gives back all that the visit has taken. It is called once, last.
+func (v *Visit) Leave() {
+	switch v.stage {
+	case gone:
+		panic("limit: a visit left twice")
+	case inLobby:
+		v.giveLobby()
+	case inHouse:
+		v.gate.give(v.house(v.user))
+		if !v.exempt {
+			v.gate.places.give(v.lobby()[1:])
+		}
+	}
+	v.stage = gone
+}
+
+// give gives places back, and has Redis told.
+func (g *Gate) give(back []bounded) {
+	if g.places.give(back) {
+		g.shared.wake()
+	}
+}
