@@ -32,9 +32,11 @@ var (
 	ErrUnavailable = errors.New("no auth server gave a usable answer")
 )
 
+// MaxURLs bounds the auth servers of one Asker.
+const MaxURLs = 16
+
 const (
 	defaultTimeout = 5 * time.Second
-	maxURLs        = 16       // auth servers
 	maxHeader      = 8 << 10  // bytes of a response before its body; nginx reads 1 KiB
 	maxBody        = 64 << 10 // bytes of a response's body that are thrown away to keep the connection
 	maxConns       = 128      // connections to one auth server; more questions wait
@@ -79,8 +81,8 @@ type server struct {
 
 // New makes an Asker. It connects to nobody yet.
 func New(cfg Config, log *zap.Logger) (*Asker, error) {
-	if len(cfg.URLs) == 0 || len(cfg.URLs) > maxURLs {
-		return nil, fmt.Errorf("auth servers: 1 to %d are needed, not %d", maxURLs, len(cfg.URLs))
+	if len(cfg.URLs) == 0 || len(cfg.URLs) > MaxURLs {
+		return nil, fmt.Errorf("auth servers: 1 to %d are needed, not %d", MaxURLs, len(cfg.URLs))
 	}
 	a := &Asker{timeout: cfg.Timeout, extra: make(http.Header), verify: cfg.ClientCerts, passCert: cfg.PassCert, log: log}
 	if a.timeout <= 0 {

@@ -329,7 +329,7 @@ func TestHeadersAndURLsThatWouldBreakTheProtocolAreRefused(t *testing.T) {
 			t.Errorf("%q: %v", bad, err)
 		}
 	}
-	if _, err := New(Config{URLs: make([]string, maxURLs+1)}, zap.NewNop()); err == nil {
+	if _, err := New(Config{URLs: make([]string, MaxURLs+1)}, zap.NewNop()); err == nil {
 		t.Error("too many servers are taken")
 	}
 }

@@ -18,6 +18,7 @@ func (k checker) all() {
 	k.listeners()
 	k.redis()
 	k.auth()
+	k.authHTTP()
 	k.routing()
 	k.backends()
 	k.limits()

@@ -72,6 +72,7 @@ type Auth struct {
 	Methods       []string `yaml:"methods" default:"passthrough" oneof:"passthrough file redis" later:"http oauth" doc:"Tried in order. passthrough: the backend decides, with the client's own password. file: a passwd-file. redis: the field password of the user's record. A user whom only passthrough would vouch for cannot be sent to a backend with login: master."`
 	DefaultDomain string   `yaml:"default_domain" form:"domain" example:"example.org" doc:"Appended to a user name without @."`
 	File          AuthFile `yaml:"file" doc:"For the method file."`
+	HTTP          AuthHTTP `yaml:"http" doc:"For the method http: auth servers that speak the protocol of nginx's auth_http."`
 }
 
 // AuthFile is a passwd-file.

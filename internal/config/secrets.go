@@ -26,6 +26,7 @@ func (s secrets) all(c *Config) {
 	if c.Redis != nil {
 		c.Redis.Password = s.read("redis.password_file", c.Redis.PasswordFile, "IMAPGATE_REDIS_PASSWORD")
 	}
+	s.authHTTP(&c.Auth.HTTP)
 	for name, b := range c.Backends {
 		if b.Login == "master" {
 			s.master(c, &b)
