@@ -108,7 +108,7 @@ func unavailableReason(err error) audit.Reason {
 		return audit.RoutesAway
 	case errors.Is(err, errForeign):
 		return audit.IdentityMismatch
-	case errors.Is(err, errNobodyDecides):
+	case errors.Is(err, errNobodyDecides), errors.Is(err, errNothingToShow):
 		return audit.NotAuthorized
 	}
 	switch upstream.ResultOf(err) {

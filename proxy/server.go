@@ -69,6 +69,7 @@ type Config struct {
 	BadCommands    int           // before the login, on a connection
 	Instance       string        // begins every session id; NewInstance
 	TokenRefusal   auth.TokenRefusal
+	Placed         bool // mailboxes live where auth's method http says, not where routing does
 	// Modes are the backends' own; one that is not there is spliced.
 	Modes map[string]Mode
 }
@@ -111,7 +112,8 @@ type Server struct {
 	listeners []*listener
 	spliced   *splice.Set
 	mux       *mux.Hub
-	slots     int64 // connections at a time
+	slots     int64             // connections at a time
+	places    map[string]string // backends by address
 
 	wg       sync.WaitGroup // accept loops and sessions before their relay
 	open     atomic.Int64   // connections, relayed ones included
@@ -125,7 +127,7 @@ func NewInstance() string { return rand.Text()[:8] }
 
 // New makes a Server that does not listen yet.
 func New(cfg Config, rooms Rooms) (*Server, error) {
-	s := &Server{cfg: cfg, rooms: rooms, slots: descriptorSlots()}
+	s := &Server{cfg: cfg, rooms: rooms, slots: descriptorSlots(), places: placesOf(rooms.Backends)}
 	if cfg.MaxConnections > 0 {
 		s.slots = min(s.slots, int64(cfg.MaxConnections))
 	}

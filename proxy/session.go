@@ -142,15 +142,8 @@ func (s *session) connect(ctx context.Context, a *attempt) (admitted, error) {
 	if err := s.prove(a); err != nil {
 		return nil, err
 	}
-	if a.route, err = rooms.Routes.Lookup(ctx, id.User()); err != nil {
+	if err = s.place(ctx, a, id); err != nil {
 		return nil, err
-	}
-	backend := rooms.Backends[a.route.Backend]
-	if backend == nil {
-		return nil, fmt.Errorf("%w: no backend %q", routing.ErrUnavailable, a.route.Backend)
-	}
-	if backend.Master() && !id.Decided() {
-		return nil, errNobodyDecides
 	}
 	a.mode = s.server.mode(&a.route)
 	up, err := s.server.login(ctx, a, id, upstream.Request{

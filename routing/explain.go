@@ -55,9 +55,12 @@ func (r *Router) Explain(ctx context.Context, u identity.User) Explanation {
 	if err != nil {
 		x.Error = err.Error()
 	}
-	if r.static != nil {
+	switch {
+	case r.static != nil:
 		x.Steps = r.static.steps(u)
-	} else {
+	case r.cfg.Source == SourceHTTP:
+		x.Steps = []Step{{Key: "routing.source", Says: "http: the auth server says with each login"}}
+	default:
 		x.Steps = r.store.steps(ctx, u)
 		x.RedisLeftAlone = r.cache.leftAlone()
 	}

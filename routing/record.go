@@ -62,13 +62,13 @@ type record struct {
 // rules are what a record is checked against.
 type rules struct {
 	backends map[string]bool
-	// With static routes a record is only about the password: it needs no
+	// With routes from elsewhere a record is only about the password: it needs no
 	// backend, and the one it has is not used.
 	unrouted bool
 }
 
 func newRules(c Config) rules {
-	r := rules{backends: make(map[string]bool, len(c.Backends)), unrouted: c.Source == SourceStatic}
+	r := rules{backends: make(map[string]bool, len(c.Backends)), unrouted: c.Source == SourceStatic || c.Source == SourceHTTP}
 	for _, b := range c.Backends {
 		r.backends[b] = true
 	}

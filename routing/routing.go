@@ -3,6 +3,7 @@ package routing
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 
@@ -25,6 +26,7 @@ var (
 const (
 	SourceRedis  = "redis"
 	SourceStatic = "static"
+	SourceHTTP   = "http" // an auth server says it with each login; a Router then knows nobody
 )
 
 // Source says whose record decided.
@@ -49,6 +51,7 @@ const (
 	FromStale    From = "stale"    // the last good answer, because Redis gave none
 	FromStatic   From = "static"   // the configuration
 	FromSnapshot From = "snapshot" // the last good answer of an earlier process
+	FromHTTP     From = "http"     // what an auth server said with its yes; never a Router's
 )
 
 // Outcomes that are not a route.
@@ -58,6 +61,9 @@ const (
 	OutcomePaused      = "paused"
 	OutcomeUnavailable = "unavailable"
 )
+
+// errAtLogin keeps a session where it is: nobody knows better.
+var errAtLogin = fmt.Errorf("%w: where users live is said with their login", ErrUnavailable)
 
 // Static are the routes of the configuration. Values name backends.
 type Static struct {
@@ -130,12 +136,13 @@ func New(cfg Config, rdb redis.UniversalClient, m Metrics, log *zap.Logger) (*Ro
 			return nil, err
 		}
 		r.static = s
+	case SourceHTTP:
 	case SourceRedis:
 		if rdb == nil {
 			return nil, errors.New("routes come from Redis, and no Redis is configured")
 		}
 	default:
-		return nil, errors.New("routing source must be redis or static, not " + cfg.Source)
+		return nil, errors.New("routing source must be redis, static or http, not " + cfg.Source)
 	}
 	if rdb == nil {
 		return r, nil
@@ -193,6 +200,9 @@ func (r *Router) lookup(ctx context.Context, u identity.User) (Route, error) {
 	if r.static != nil {
 		return r.static.lookup(u)
 	}
+	if r.cfg.Source == SourceHTTP {
+		return Route{}, errAtLogin
+	}
 	got, err := r.cache.get(ctx, u)
 	if err != nil {
 		return Route{}, err
@@ -212,7 +222,7 @@ func (r *Router) Password(ctx context.Context, u identity.User) (identity.Secret
 		return identity.Secret{}, errNoRedis
 	}
 	got, err := r.cache.get(ctx, u)
-	if err == nil && r.static != nil && got.own {
+	if err == nil && r.rules.unrouted && got.own {
 		_, err = got.route(u) // nobody else asks whether the record says blocked
 	}
 	switch {

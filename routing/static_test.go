@@ -86,3 +86,17 @@ func TestPasswordsComeFromRedisWhileRoutesAreStatic(t *testing.T) {
 		}
 	}
 }
+
+func TestRoutesThatAnAuthServerGivesAreNotKnownHere(t *testing.T) {
+	r, err := New(Config{Source: SourceHTTP, Backends: []string{"east"}}, nil, Metrics{}, quiet(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := user(t, "alice@example.org")
+	if _, err := r.Lookup(t.Context(), u); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("lookup: %v", err) // which keeps a live session where it is
+	}
+	if x := r.Explain(t.Context(), u); x.Outcome != OutcomeUnavailable || len(x.Steps) != 1 {
+		t.Errorf("explained as %+v", x)
+	}
+}

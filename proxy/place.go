@@ -1,0 +1,62 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"imapgate/auth"
+	"imapgate/proxy/upstream"
+	"imapgate/routing"
+)
+
+// errNothingToShow is a client that has proven who it is without a password,
+// to a backend that wants to see one.
+var errNothingToShow = errors.New("backend wants the user's password, and the client has shown none")
+
+// place finds the backend of an identity, and makes sure that it can be logged
+// in at with what there is.
+func (s *session) place(ctx context.Context, a *attempt, id auth.Identity) (err error) {
+	rooms := &s.server.rooms
+	if s.server.cfg.Placed {
+		a.route, err = s.server.placed(id)
+	} else {
+		a.route, err = rooms.Routes.Lookup(ctx, id.User())
+	}
+	if err != nil {
+		return err
+	}
+	backend := rooms.Backends[a.route.Backend]
+	switch {
+	case backend == nil:
+		return fmt.Errorf("%w: no backend %q", routing.ErrUnavailable, a.route.Backend)
+	case backend.Master() && !id.Decided():
+		return errNobodyDecides
+	case backend.NeedsPassword() && id.Password().IsZero():
+		return errNothingToShow
+	}
+	if id.Login() != "" {
+		a.route.Login = id.Login()
+	}
+	return nil
+}
+
+// placed is the route that an auth server has given with its yes. Only a
+// configured backend is gone to: no answer can lead a password elsewhere.
+func (s *Server) placed(id auth.Identity) (routing.Route, error) {
+	name, known := s.places[id.Placed().String()]
+	if !known {
+		return routing.Route{}, fmt.Errorf("%w: the auth server says %v, which is no backend's address", routing.ErrUnavailable, id.Placed())
+	}
+	s.rooms.Metrics.RouteLookup(string(routing.FromHTTP))
+	return routing.Route{User: id.User(), Backend: name, Login: id.User().String(), From: routing.FromHTTP}, nil
+}
+
+// placesOf are the backends by address, as far as that is one.
+func placesOf(backends map[string]*upstream.Backend) map[string]string {
+	places := make(map[string]string, len(backends))
+	for name, b := range backends {
+		places[b.Address()] = name
+	}
+	return places
+}
