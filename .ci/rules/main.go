@@ -60,7 +60,7 @@ var doors = map[string]string{
 	"proxy/mux/pool":          "proxy/mux/lease proxy/mux/wire proxy/upstream internal/imap internal/metrics internal/mutant internal/quiet",
 	"proxy":                   "proxy/splice proxy/mux proxy/mux/pool proxy/upstream auth routing tlsconf internal/imap internal/audit internal/deadpeer internal/metrics internal/limit internal/quiet",
 	"internal/admin":          "proxy",
-	"internal/config":         "auth auth/authhttp routing tlsconf internal/audit internal/metrics internal/limit proxy proxy/mux proxy/upstream",
+	"internal/config":         "auth auth/oauth auth/authhttp routing tlsconf internal/audit internal/metrics internal/limit proxy proxy/mux proxy/upstream",
 	"cmd/imapgate":            "*",
 	"tests":                   "",
 	"tests/model":             "",

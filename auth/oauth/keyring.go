@@ -234,8 +234,8 @@ func (k *keyring) read(ctx context.Context) ([]jose.JSONWebKey, error) {
 	if err := provider.Claims(&document); err != nil {
 		return nil, fmt.Errorf("discovery: %w", away(ctx, err))
 	}
-	if err := secure(document.Keys); err != nil {
-		return nil, fmt.Errorf("%w: jwks_uri: %w", ErrUnavailable, err)
+	if err := CheckURL(document.Keys); err != nil {
+		return nil, fmt.Errorf("%w: jwks_uri %w", ErrUnavailable, err)
 	}
 	question, err := http.NewRequestWithContext(ctx, http.MethodGet, document.Keys, nil)
 	if err != nil {

@@ -84,12 +84,11 @@ func (c Config) check() error {
 	if c.Issuer == "" && c.IntrospectionURL == "" {
 		return errors.New("neither issuer nor introspection_url")
 	}
-	for _, address := range []string{c.Issuer, c.IntrospectionURL} {
-		if address != "" {
-			if err := secure(address); err != nil {
-				return err
-			}
-		}
+	if err := CheckURL(c.Issuer); c.Issuer != "" && err != nil {
+		return fmt.Errorf("issuer %w", err)
+	}
+	if err := CheckURL(c.IntrospectionURL); c.IntrospectionURL != "" && err != nil {
+		return fmt.Errorf("introspection_url %w", err)
 	}
 	if c.Issuer != "" && len(c.Audience) == 0 {
 		return errors.New("issuer needs an audience")

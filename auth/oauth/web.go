@@ -108,12 +108,12 @@ func brief(err error) string {
 	return text[:min(len(text), maxWhy)]
 }
 
-// secure says whether an address may be asked: tokens, and the keys that make
+// CheckURL says whether an address may be asked: tokens, and the keys that make
 // them believed, go over TLS, or do not leave the machine.
-func secure(address string) error {
+func CheckURL(address string) error {
 	u, err := url.Parse(address)
 	if err != nil || u.Host == "" || u.User != nil || u.Fragment != "" {
-		return errors.New("an address of the provider is no plain URL")
+		return errors.New("is not a URL such as https://id.example.org/, without a user and a fragment")
 	}
 	if u.Scheme == "https" {
 		return nil
@@ -122,5 +122,5 @@ func secure(address string) error {
 	if u.Scheme == "http" && (u.Hostname() == "localhost" || err == nil && host.IsLoopback()) {
 		return nil
 	}
-	return errors.New("an address of the provider is not https")
+	return errors.New("is neither https nor on this machine")
 }

@@ -19,6 +19,7 @@ func (k checker) all() {
 	k.redis()
 	k.auth()
 	k.authHTTP()
+	k.oauth()
 	k.routing()
 	k.backends()
 	k.limits()

@@ -69,10 +69,11 @@ type Redis struct {
 
 // Auth is how a client's identity is found.
 type Auth struct {
-	Methods       []string `yaml:"methods" default:"passthrough" oneof:"passthrough file redis" later:"http oauth" doc:"Tried in order. passthrough: the backend decides, with the client's own password. file: a passwd-file. redis: the field password of the user's record. A user whom only passthrough would vouch for cannot be sent to a backend with login: master."`
-	DefaultDomain string   `yaml:"default_domain" form:"domain" example:"example.org" doc:"Appended to a user name without @."`
-	File          AuthFile `yaml:"file" doc:"For the method file."`
-	HTTP          AuthHTTP `yaml:"http" doc:"For the method http: auth servers that speak the protocol of nginx's auth_http."`
+	Methods       []string  `yaml:"methods" default:"passthrough" oneof:"passthrough file redis" later:"http oauth" doc:"Tried in order. passthrough: the backend decides, with the client's own password. file: a passwd-file. redis: the field password of the user's record. A user whom only passthrough would vouch for cannot be sent to a backend with login: master."`
+	DefaultDomain string    `yaml:"default_domain" form:"domain" example:"example.org" doc:"Appended to a user name without @."`
+	File          AuthFile  `yaml:"file" doc:"For the method file."`
+	HTTP          AuthHTTP  `yaml:"http" doc:"For the method http: auth servers that speak the protocol of nginx's auth_http."`
+	OAuth         AuthOAuth `yaml:"oauth" doc:"For the method oauth: who gives out the bearer tokens that OAUTHBEARER and XOAUTH2 bring."`
 }
 
 // AuthFile is a passwd-file.
@@ -109,7 +110,7 @@ type Backend struct {
 	TLS        string `yaml:"tls" default:"implicit" oneof:"implicit starttls none" doc:"How the connection is protected. The certificate is always verified. none: passwords travel in the clear."`
 	CA         string `yaml:"ca" doc:"PEM file of the CAs to trust. Default: the system's."`
 	ServerName string `yaml:"server_name" form:"label" doc:"The name its certificate must have. Default: the host in address."`
-	Login      string `yaml:"login" default:"passthrough" oneof:"passthrough master" doc:"passthrough: with the client's own name and password. master: with the gateway's account, on the user's behalf."`
+	Login      string `yaml:"login" default:"passthrough" oneof:"passthrough master oauth" doc:"passthrough: with the client's own name and its password or token. master: with the gateway's account, on the user's behalf. oauth: with the client's token alone; who logs in with a password is refused."`
 	Master     Master `yaml:"master" doc:"For login: master."`
 	Forward    string `yaml:"forward" default:"id" oneof:"id proxy none" doc:"How the client's address reaches the backend. id: Dovecot's x-originating-ip and its kin in the ID command. proxy: a PROXY v2 header. none: not at all."`
 	Mode       string `yaml:"mode" default:"splice" oneof:"splice reuse resume" later:"park" doc:"How sessions are relayed. splice: byte for byte. reuse: commands are followed, and after LOGOUT the connection to the backend waits for the same account's next login; webmail's many short sessions then cost the backend next to nothing. resume: as reuse, and a session whose backend restarts goes on when it is back; its client notices nothing, or a pause. For that the client's password is kept in memory while the session lasts, unless the backend has login: master. What a mode cannot follow is relayed as splice does."`
@@ -131,6 +132,7 @@ type Limits struct {
 	MaxConnections         int           `yaml:"max_connections" default:"0" min:"0" max:"10000000" doc:"Client connections at a time. 0: as many as the process's descriptor limit allows, at two each, with some kept back."`
 	PreauthTimeout         time.Duration `yaml:"preauth_timeout" default:"60s" min:"1s" max:"10m" doc:"From accept to the login, all together."`
 	TLSHandshakeTimeout    time.Duration `yaml:"tls_handshake_timeout" default:"10s" min:"1s" max:"1m" doc:"For the TLS handshake, from accept or from the OK to STARTTLS."`
+	TLSHandshakes          int           `yaml:"tls_handshakes" default:"0" min:"0" max:"10000" doc:"TLS handshakes computed at a time; who waits longer than 80 ms for a turn is disconnected, so that a flood leaves room for sessions and for those whose turn it is. 0: two for each core."`
 	IdleTimeout            time.Duration `yaml:"idle_timeout" default:"32m" min:"30m" max:"24h" doc:"A session in which neither side says anything ends after this. RFC 9051 demands at least 30 minutes."`
 	WriteTimeout           time.Duration `yaml:"write_timeout" default:"5m" min:"1s" max:"1h" doc:"A session whose client or backend does not take the bytes for it ends after this."`
 	AuthAttempts           int           `yaml:"auth_attempts" default:"3" min:"1" max:"100" doc:"Failed logins on a connection before it is closed."`

@@ -27,6 +27,7 @@ func (s secrets) all(c *Config) {
 		c.Redis.Password = s.read("redis.password_file", c.Redis.PasswordFile, "IMAPGATE_REDIS_PASSWORD")
 	}
 	s.authHTTP(&c.Auth.HTTP)
+	s.oauth(&c.Auth.OAuth)
 	for name, b := range c.Backends {
 		if b.Login == "master" {
 			s.master(c, &b)

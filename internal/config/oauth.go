@@ -1,0 +1,69 @@
+package config
+
+import (
+	"slices"
+	"time"
+
+	"imapgate/auth/oauth"
+	"imapgate/internal/identity"
+)
+
+// AuthOAuth is a provider of bearer tokens.
+type AuthOAuth struct {
+	Issuer           string        `yaml:"issuer" example:"https://id.example.org/realms/mail" doc:"The provider, exactly as iss in its tokens names it. Tokens are JWTs then, and are checked with the keys it publishes, which its discovery document names. The keys are read again every 15 minutes, and when a token is signed with a new one."`
+	Audience         []string      `yaml:"audience" example:"[imap]" doc:"One of them must be in a token's aud. Required with issuer: without it a token that the provider gave to any other service would open a mailbox."`
+	AuthorizedParty  []string      `yaml:"authorized_party" example:"[thunderbird]" doc:"The clients whose tokens are accepted, as azp or client_id names them. Empty: all of the provider's."`
+	UsernameClaim    string        `yaml:"username_claim" default:"email" form:"required" example:"preferred_username" doc:"The claim whose value is the user's name; default_domain is appended where it has no @. The default is Dovecot's. It must be one that users cannot set to a name of somebody else; with email, a token that says email_verified: false is refused."`
+	Scope            string        `yaml:"scope" form:"label" example:"imap" doc:"A scope that a token must have."`
+	IntrospectionURL string        `yaml:"introspection_url" example:"https://id.example.org/realms/mail/protocol/openid-connect/token/introspect" doc:"The provider is asked about each token (RFC 7662), so that one which has been revoked is refused. Without issuer, a token may be of any form, and audience, authorized_party or scope is needed. With issuer, the signature and the provider must both say yes."`
+	ClientID         string        `yaml:"client_id" form:"label" example:"imapgate" doc:"The gateway's own name at the provider, for introspection_url."`
+	ClientSecretFile string        `yaml:"client_secret_file" example:"/run/secrets/oauth" doc:"File with its secret, or set IMAPGATE_OAUTH_CLIENT_SECRET."`
+	CA               string        `yaml:"ca" doc:"PEM file of the CAs to trust. Default: the system's."`
+	CacheTTL         time.Duration `yaml:"cache_ttl" default:"60s" min:"0s" max:"1h" doc:"For introspection_url: a token that the provider has called good is believed for this long, and never beyond its own end. A keyed hash of it is kept, not the token. 0s: the provider is asked each time."`
+
+	ClientSecret identity.Secret `yaml:"-"` // of ClientSecretFile or the environment
+}
+
+const oauthSecretVariable = "IMAPGATE_OAUTH_CLIENT_SECRET"
+
+// oauth checks the provider, whether or not a method asks for it yet.
+func (k checker) oauth() {
+	o := k.c.Auth.OAuth
+	if i := slices.Index(k.c.Auth.Methods, "oauth"); i >= 0 && o.Issuer == "" && o.IntrospectionURL == "" {
+		k.add(indexed("auth.methods", i), "is oauth, but there is neither auth.oauth.issuer nor auth.oauth.introspection_url")
+	}
+	for key, address := range map[string]string{"issuer": o.Issuer, "introspection_url": o.IntrospectionURL} {
+		if err := oauth.CheckURL(address); address != "" && err != nil {
+			k.add("auth.oauth."+key, "%s", err)
+		}
+	}
+	for key, values := range map[string][]string{"audience": o.Audience, "authorized_party": o.AuthorizedParty} {
+		if i := slices.Index(values, ""); i >= 0 {
+			k.add(indexed("auth.oauth."+key, i), "is empty")
+		}
+	}
+	const stray = "a token that the provider gave to another service would open a mailbox"
+	switch {
+	case o.Issuer != "" && len(o.Audience) == 0:
+		k.add("auth.oauth.audience", "is required with issuer: without it "+stray)
+	case o.IntrospectionURL != "" && len(o.Audience) == 0 && len(o.AuthorizedParty) == 0 && o.Scope == "":
+		k.add("auth.oauth.introspection_url", "needs audience, authorized_party or scope: without them "+stray)
+	case o.IntrospectionURL == "" && o.ClientID != "":
+		k.add("auth.oauth.client_id", "is used only with introspection_url")
+	}
+}
+
+func (s secrets) oauth(o *AuthOAuth) {
+	o.ClientSecret = s.read("auth.oauth.client_secret_file", o.ClientSecretFile, oauthSecretVariable)
+	if o.ClientID == "" && !o.ClientSecret.IsZero() {
+		s.add("auth.oauth.client_id", "is required with a client secret")
+	}
+}
+
+// Config is the part the Verifier takes, but for TLS.
+func (o *AuthOAuth) Config() oauth.Config {
+	return oauth.Config{
+		Issuer: o.Issuer, Audience: o.Audience, Parties: o.AuthorizedParty, Claim: o.UsernameClaim, Scope: o.Scope,
+		IntrospectionURL: o.IntrospectionURL, ClientID: o.ClientID, ClientSecret: o.ClientSecret, CacheTTL: o.CacheTTL,
+	}
+}
