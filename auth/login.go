@@ -32,10 +32,15 @@ type Client struct {
 	Addr     netip.AddrPort       // the client's, by the PROXY header or a trusted ID where there is one
 	Peer     netip.AddrPort       // the TCP peer
 	Local    netip.AddrPort       // where it connected to
+	Balancer *Balancer            // nil without a PROXY header
 	Attempt  int                  // 1-based, of this connection
 	TLS      *tls.ConnectionState // nil in the clear
 	Served   *x509.Certificate    // the leaf that was served to it, for tls-server-end-point; nil in the clear
 }
+
+// Balancer is what a PROXY header says: who connected to the balancer, and to
+// which of its addresses.
+type Balancer struct{ Client, Local netip.AddrPort }
 
 // Login is what a client said, before anyone checked it: a name and a password,
 // or a token, or nothing but a proof that a mechanism has seen.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/pires/go-proxyproto"
 
+	"imapgate/auth"
 	"imapgate/internal/audit"
 	"imapgate/internal/imap"
 	"imapgate/internal/metrics"
@@ -63,6 +64,7 @@ func (s *session) introduced() error {
 	s.socket.Unread(rest)
 	if src, ok := header.SourceAddr.(*net.TCPAddr); ok && header.Command == proxyproto.PROXY {
 		s.balanced = addrPort(src)
+		s.balancer = &auth.Balancer{Client: s.balanced, Local: addrPort(header.DestinationAddr)}
 		s.who.Claimed = s.balanced
 	}
 	return nil

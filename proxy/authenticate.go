@@ -26,7 +26,7 @@ var (
 func (s *session) client() *auth.Client {
 	c := &auth.Client{
 		Session: s.who.Session, Listener: s.listener.Name, Addr: s.origin(), Peer: s.who.Peer,
-		Local: addrPort(s.socket.LocalAddr()), Attempt: s.tried, Served: s.served,
+		Local: addrPort(s.socket.LocalAddr()), Balancer: s.balancer, Attempt: s.tried, Served: s.served,
 	}
 	if s.tls != nil {
 		state := s.tls.ConnectionState()

@@ -39,6 +39,7 @@ type session struct {
 	served   *x509.Certificate // to the client, with tls
 	who      audit.Client      // as far as it is known
 	balanced netip.AddrPort    // the client's address by a PROXY header
+	balancer *auth.Balancer    // all that header says; nil without one
 	said     said              // what the client told us; STARTTLS forgets it
 	known    bool              // has left the places of strangers
 	bad      int               // commands that were none

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"slices"
+
+	"go.uber.org/zap"
+
+	"imapgate/auth"
+	"imapgate/auth/authhttp"
+	"imapgate/internal/config"
+	"imapgate/tlsconf"
+)
+
+// authServers are asked for auth's method http. The two rooms do not know each
+// other, so what one says is put into the other's words here.
+type authServers struct{ asker *authhttp.Asker }
+
+// openAuthServers is nil when no method asks them.
+func openAuthServers(cfg *config.Config, log *zap.Logger) (*authServers, error) {
+	if !slices.Contains(cfg.Auth.Methods, auth.HTTP) {
+		return nil, nil
+	}
+	made := cfg.Auth.HTTP.Config()
+	made.ClientCerts = cfg.TLS.ClientCA != ""
+	var err error
+	if made.TLS, err = authServerTLS(cfg.Auth.HTTP); err != nil {
+		return nil, fmt.Errorf("auth.http: %w", err)
+	}
+	asker, err := authhttp.New(made, log)
+	if err != nil {
+		return nil, fmt.Errorf("auth.http: %w", err)
+	}
+	return &authServers{asker}, nil
+}
+
+// authServerTLS is for https. The server's name is left open: net/http verifies
+// each server by the name in its URL.
+func authServerTLS(h config.AuthHTTP) (*tls.Config, error) {
+	made, err := tlsconf.Client(tlsconf.ClientConfig{CA: h.CA, ServerName: "localhost"})
+	if err != nil {
+		return nil, err
+	}
+	made.ServerName = ""
+	made.NextProtos = nil // HTTP/1.1 needs none, and it is not IMAP
+	if h.Cert == "" {
+		return made, nil
+	}
+	if _, err := tls.LoadX509KeyPair(h.Cert, h.Key); err != nil {
+		return nil, err
+	}
+	// Read for each of the few connections, so that a renewed one is shown.
+	made.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		pair, err := tls.LoadX509KeyPair(h.Cert, h.Key)
+		return &pair, err
+	}
+	return made, nil
+}
+
+// ask is auth.Ask.
+func (s *authServers) ask(ctx context.Context, l auth.Login) (auth.Answer, error) {
+	answer, err := s.asker.Ask(ctx, questionOf(l))
+	var denial *authhttp.Denial
+	switch {
+	case errors.As(err, &denial) && denial.Wait > 0:
+		return auth.Answer{}, &auth.Wait{For: denial.Wait, Err: fmt.Errorf("%w: %w", auth.ErrDenied, err)}
+	case errors.Is(err, authhttp.ErrDenied):
+		return auth.Answer{}, fmt.Errorf("%w: %w", auth.ErrDenied, err)
+	case err != nil:
+		return auth.Answer{}, fmt.Errorf("%w: %w", auth.ErrUnavailable, err)
+	}
+	return auth.Answer{Server: answer.Server, User: answer.User, Password: answer.Password}, nil
+}
+
+func questionOf(l auth.Login) authhttp.Question {
+	q := authhttp.Question{Method: authhttp.Plain, User: l.User.String(), Password: l.Password, Attempt: 1}
+	if l.Mechanism == auth.SASLExternal {
+		q.Method = authhttp.External
+	}
+	if c := l.Client; c != nil {
+		q.Attempt, q.Client, q.TLS = c.Attempt, c.Addr.Addr(), c.TLS
+		if c.Balancer != nil {
+			q.Proxy = &authhttp.Proxy{Source: c.Balancer.Client, Server: c.Balancer.Local}
+		}
+	}
+	return q
+}
