@@ -27,6 +27,8 @@ type file struct {
 	stuck   bool   // it was said that a new file cannot be opened
 	torn    int    // bytes of the next record that the file has already
 	linked  []byte // records with their links
+	opening []byte // the first record of a chained file, until it is in there
+	opened  chain  // the chain behind that record
 }
 
 func standardOutput() *file { return &file{f: os.Stdout, shared: true} }
@@ -77,17 +79,13 @@ func (s *file) resume(f *os.File, size int64) error {
 		if _, err := f.Write([]byte{'\n'}); err != nil {
 			return fmt.Errorf("end the unfinished line in %s: %w", s.path, err)
 		}
-		size++
 	}
-	if s.chain == nil || s.chain.follow(end) {
-		return nil
+	s.opening = nil
+	if s.chain != nil && !s.chain.follow(end) {
+		// Written with the next record: a full disk must not keep us in the old
+		// file, whose blocks are free when it is closed.
+		s.opening, s.opened = s.chain.opening()
 	}
-	opening, next := s.chain.opening()
-	if _, err := f.Write(opening); err != nil {
-		_ = f.Truncate(size) // nothing of it counts
-		return fmt.Errorf("begin the chain in %s: %w", s.path, err)
-	}
-	*s.chain = next
 	return nil
 }
 
@@ -105,33 +103,54 @@ func readEnd(path string, size int64) ([]byte, error) {
 	return end, nil
 }
 
-// write has a deadline where the file can have one: a FIFO, whose reader may
-// have stopped. A regular file answers or fails by itself.
 func (s *file) write(lines []byte) (int, error) {
-	out, before := lines, chain{}
-	if s.chain != nil && s.regular {
-		before = *s.chain
-		s.linked = s.chain.link(s.linked[:0], lines)
-		out = s.linked
+	if s.chain == nil || !s.regular {
+		return s.put(lines)
 	}
-	_ = s.f.SetWriteDeadline(time.Now().Add(sinkWait))
-	n, err := s.f.Write(out[s.torn:])
-	s.dirty = s.dirty || n > 0
-	n += s.torn
-	whole := bytes.LastIndexByte(out[:n], '\n') + 1
-	s.torn = n - whole
+	before := *s.chain
+	s.linked = append(s.linked[:0], s.opening...)
+	if s.opening != nil {
+		*s.chain = s.opened
+	}
+	s.linked = s.chain.link(s.linked, lines)
+	n, err := s.put(s.linked)
+	records := bytes.Count(s.linked[:n], []byte{'\n'})
+	all := n == len(s.linked)
 	if cap(s.linked) > keepBuffer {
-		defer func() { s.linked = nil }()
+		s.linked = nil
 	}
-	if whole == len(out) {
+	if all {
+		s.opening = nil
 		return len(lines), err
 	}
-	if s.chain == nil || !s.regular {
-		return whole, err
+	*s.chain = before
+	return s.relink(lines, records), err
+}
+
+// relink leaves in the chain only the records that are in the file, and gives
+// their length without links.
+func (s *file) relink(lines []byte, records int) int {
+	if s.opening != nil && records > 0 {
+		*s.chain = s.opened
+		s.opening = nil
+		records--
 	}
-	whole = firstLines(lines, bytes.Count(out[:whole], []byte{'\n'}))
-	*s.chain = before // the links of those only that are in the file
-	s.chain.link(nil, lines[:whole])
+	n := firstLines(lines, records)
+	s.chain.link(nil, lines[:n])
+	return n
+}
+
+// put writes the lines, going on where the first of them was torn, and gives
+// the length of those that are whole in the file. It has a deadline where the
+// file can have one: a FIFO, whose reader may have stopped. A regular file
+// answers or fails by itself.
+func (s *file) put(lines []byte) (int, error) {
+	_ = s.f.SetWriteDeadline(time.Now().Add(sinkWait))
+	n, err := s.f.Write(lines[s.torn:])
+	s.dirty = s.dirty || n > 0
+	n += s.torn
+	whole := bytes.LastIndexByte(lines[:n], '\n') + 1
+	s.torn = n - whole
 	return whole, err
 }
 

@@ -145,34 +145,68 @@ func TestFailingSinkLetsLoginsInWhenTheOperatorWantsThat(t *testing.T) {
 	}
 }
 
-func TestFullDiskIsContinuedWhereItStopped(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
+// smallDisk mounts a file system of 64 KB, half of which is taken. free gives
+// that half back.
+func smallDisk(t *testing.T) (dir string, free func()) {
+	t.Helper()
+	dir = t.TempDir()
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"); err != nil {
 		t.Skipf("NOT TESTED, a full disk: mounting a small tmpfs needs root: %v", err)
 	}
 	t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })
-	path, ballast := filepath.Join(dir, "audit.log"), filepath.Join(dir, "ballast")
+	ballast := filepath.Join(dir, "ballast")
 	if err := os.WriteFile(ballast, make([]byte, 32<<10), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	l, said := open(t, path, "block")
-	sent := 0
-	eventually(t, "the disk is full", func() bool {
-		for range 10 {
-			refuse(l, fmt.Sprint(sent))
-			sent++
+	return dir, func() {
+		if err := os.Remove(ballast); err != nil {
+			t.Fatal(err)
 		}
-		return l.Ready() != nil
-	})
-	if err := os.Remove(ballast); err != nil {
-		t.Fatal(err)
 	}
-	eventually(t, "ready again", func() bool { return l.Ready() == nil })
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
+}
+
+func TestFullDiskIsContinuedWhereItStopped(t *testing.T) {
+	t.Parallel()
+	for name, chain := range map[string]bool{"plain": false, "chained": true} {
+		t.Run(name, func(t *testing.T) {
+			dir, free := smallDisk(t)
+			path := filepath.Join(dir, "audit.log")
+			core, said := observer.New(zap.InfoLevel)
+			l, err := Open(Config{Path: path, Chain: chain}, zap.New(core))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = l.Close() })
+			sent := 0
+			eventually(t, "the disk is full", func() bool {
+				for range 10 {
+					refuse(l, fmt.Sprint(sent))
+					sent++
+				}
+				return l.Ready() != nil
+			})
+			free()
+			eventually(t, "ready again", func() bool { return l.Ready() == nil })
+			if err := l.Close(); err != nil {
+				t.Fatal(err)
+			}
+			sessionsInOrder(t, lines(t, path), sent)
+			if _, err := verify(readAll(t, path)); chain && err != nil {
+				t.Error(err)
+			}
+			if said.FilterMessage("audit log is written again").Len() != 1 {
+				t.Error("the recovery was not logged")
+			}
+		})
 	}
-	got := lines(t, path)
+}
+
+// sessionsInOrder checks that each session from 0 on has its one record.
+func sessionsInOrder(t *testing.T, got []map[string]any, sent int) {
+	t.Helper()
+	if len(got) > 0 && got[0]["event"] == "log_opened" {
+		got = got[1:]
+	}
 	if len(got) != sent {
 		t.Fatalf("%d records, want %d", len(got), sent)
 	}
@@ -181,8 +215,107 @@ func TestFullDiskIsContinuedWhereItStopped(t *testing.T) {
 			t.Fatalf("record %d is of session %v", i, r["session"])
 		}
 	}
-	if said.FilterMessage("audit log is written again").Len() != 1 {
-		t.Error("the recovery was not logged")
+}
+
+// The record that was half written when the disk was full begins anew in the
+// new file, and the chain goes on there.
+func TestFullFileThatIsRotatedIsContinuedInTheNewOne(t *testing.T) {
+	t.Parallel()
+	dir, _ := smallDisk(t)
+	path := filepath.Join(dir, "audit.log")
+	l := chained(t, path)
+	t.Cleanup(func() { _ = l.Close() })
+	sent := 0
+	eventually(t, "the disk is full", func() bool {
+		for range 10 {
+			refuse(l, fmt.Sprint(sent))
+			sent++
+		}
+		return l.Ready() != nil
+	})
+	old := readAll(t, path)
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	l.Reopen()
+	eventually(t, "ready again", func() bool { return l.Ready() == nil })
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	v, err := verify(old, readAll(t, path))
+	if err != nil || v.Records != sent+2 { // and what opened the two files
+		t.Errorf("%v: %d records, want %d", err, v.Records, sent+2)
+	}
+}
+
+func TestLossByAFullDiskIsReportedOnceItCanBe(t *testing.T) {
+	t.Parallel()
+	dir, free := smallDisk(t)
+	path := filepath.Join(dir, "audit.log")
+	l, _ := open(t, path, "drop")
+	sent := 0
+	for l.Lost() < 3 {
+		refuse(l, fmt.Sprint(sent))
+		sent++
+		if err := l.Ready(); err != nil {
+			t.Fatalf("with drop logins are blocked: %v", err)
+		}
+	}
+	lost := l.Lost()
+	big := filepath.Join(t.TempDir(), "big") // the small disk does not hold 10,000 records
+	if err := os.Symlink(big, path+".new"); err != nil {
+		t.Fatal(err)
+	}
+	free()
+	if err := os.Rename(path, path+".1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the loss is reported", func() bool { text, _ := os.ReadFile(big); return bytes.Contains(text, []byte("records_lost")) })
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	got := lines(t, big)
+	if last := got[len(got)-1]; last["event"] != "records_lost" || last["lost"] != float64(lost) {
+		t.Errorf("the last record is %v, and %d were lost", last, lost)
+	}
+}
+
+// TestMain lets a test have a process of its own that it may kill.
+func TestMain(m *testing.M) {
+	if path := os.Getenv("AUDIT_TEST_WRITE"); path != "" {
+		l, err := Open(Config{Path: path, Chain: true}, zap.NewNop())
+		for err == nil {
+			refuse(l, "again and again")
+			err = l.Ready()
+		}
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+func TestKilledProcessLeavesAtMostOneTornLine(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "audit.log")
+	for round := range 5 {
+		size := int64(0)
+		if s, err := os.Stat(path); err == nil {
+			size = s.Size()
+		}
+		writer := exec.Command(os.Args[0])
+		writer.Env = append(os.Environ(), "AUDIT_TEST_WRITE="+path)
+		if err := writer.Start(); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "it writes", func() bool { s, err := os.Stat(path); return err == nil && s.Size() > size+100_000 })
+		_ = writer.Process.Kill() // SIGKILL
+		_ = writer.Wait()
+		v, err := verify(readAll(t, path))
+		if err != nil || v.Torn > round+1 || v.Records < 100 {
+			t.Fatalf("after %d kills: %v, %d records, %d torn lines", round+1, err, v.Records, v.Torn)
+		}
 	}
 }
 

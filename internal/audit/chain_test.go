@@ -1,0 +1,177 @@
+package audit
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"go.uber.org/zap"
+)
+
+// chained opens a log with a chain at path.
+func chained(t testing.TB, path string) *Log {
+	t.Helper()
+	l, err := Open(Config{Path: path, Chain: true}, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// written makes a chained file of some records and gives its text.
+func written(t testing.TB, path string, records int) []byte {
+	t.Helper()
+	l := chained(t, path)
+	for i := range records {
+		refuse(l, fmt.Sprint(i))
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+// verify checks texts as files, oldest first.
+func verify(texts ...[]byte) (*Verifier, error) {
+	var v Verifier
+	for _, text := range texts {
+		if err := v.File(bytes.NewReader(text)); err != nil {
+			return &v, err
+		}
+	}
+	return &v, nil
+}
+
+func TestChainHoldsOverRestartsAndRotation(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.log")
+	written(t, path, 20)
+	written(t, path, 20) // a gateway started again
+	l := chained(t, path)
+	refuse(l, "before")
+	eventually(t, "written", func() bool { return len(lines(t, path)) == 42 })
+	if err := os.Rename(path, path+".1"); err != nil {
+		t.Fatal(err)
+	}
+	l.Reopen()
+	eventually(t, "a new file", func() bool { _, err := os.Stat(path); return err == nil })
+	refuse(l, "after")
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	old, now := readAll(t, path+".1"), readAll(t, path)
+	v, err := verify(old, now)
+	if seq, _ := v.Last(); err != nil || v.Records != 44 || v.First != 1 || seq != 44 {
+		t.Errorf("%v: %d records from %d to %d", err, v.Records, v.First, seq)
+	}
+	if v, err := verify(now); err != nil || v.First != 43 {
+		t.Errorf("the new file alone: %v, from %d", err, v.First)
+	}
+	if _, err := verify(now, old); err == nil {
+		t.Error("files in the wrong order are fine")
+	}
+	if first := lines(t, path)[0]; first["event"] != "log_opened" || first["previous"] != lines(t, path+".1")[41]["hash"] {
+		t.Errorf("the new file begins with %v", first)
+	}
+}
+
+func readAll(t testing.TB, path string) []byte {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+// A SIGKILL may leave a piece of a record behind.
+func TestChainGoesOnBehindATornLine(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.log")
+	text := written(t, path, 5)
+	for cut := 1; cut < 200; cut++ {
+		torn := text[:len(text)-cut]
+		if err := os.WriteFile(path, torn, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := verify(torn); err != nil {
+			t.Fatalf("torn by %d bytes: %v", cut, err)
+		}
+		if _, err := verify(written(t, path, 1)); err != nil {
+			t.Fatalf("continued behind a line torn by %d bytes: %v", cut, err)
+		}
+	}
+}
+
+func TestEveryChangeOfAChainIsFound(t *testing.T) {
+	text := written(t, filepath.Join(t.TempDir(), "audit.log"), 8)
+	all := bytes.SplitAfter(bytes.TrimSuffix(text, []byte{'\n'}), []byte{'\n'})
+	join := func(parts ...[][]byte) []byte {
+		var b []byte
+		for _, p := range parts {
+			b = append(b, bytes.Join(p, nil)...)
+		}
+		return b
+	}
+	for name, c := range map[string]struct {
+		text []byte
+		line int
+	}{
+		"one removed":           {join(all[:3], all[4:]), 4},
+		"first removed":         {join(all[1:]), 1},
+		"one twice":             {join(all[:4], all[3:]), 5},
+		"two exchanged":         {join(all[:3], [][]byte{all[4], all[3]}, all[5:]), 4},
+		"a foreign one":         {join(all[:3], [][]byte{[]byte(`{"v":1,"event":"started"}` + "\n")}, all[3:]), 4},
+		"a word changed":        {bytes.Replace(text, []byte(`"session":"4"`), []byte(`"session":"5"`), 1), 6},
+		"a record made to junk": {join(all[:3], [][]byte{[]byte("{\"torn\n")}, all[4:]), 5},
+		"number changed":        {bytes.Replace(text, []byte(`"seq":4,`), []byte(`"seq":5,`), 1), 4},
+		"a long line":           {append(append([]byte(nil), text...), strings.Repeat("x", 1<<20)...), 10},
+	} {
+		var broken *Broken
+		if _, err := verify(c.text); !errors.As(err, &broken) || broken.Line != c.line {
+			t.Errorf("%s: %v, want line %d", name, err, c.line)
+		}
+	}
+	for i, b := range text { // any byte
+		forged := bytes.Clone(text)
+		forged[i] = b ^ 1
+		if v, err := verify(forged); err == nil && v.Torn == 0 {
+			t.Fatalf("byte %d changed from %q to %q, and all is fine", i, b, b^1)
+		}
+	}
+}
+
+func TestChainBeginsInAFileThatHadNone(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.log")
+	if err := os.WriteFile(path, []byte("{\"event\":\"started\"}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	written(t, path, 1)
+	var broken *Broken
+	if _, err := verify(readAll(t, path)); !errors.As(err, &broken) || broken.Line != 1 {
+		t.Errorf("records without a link are fine: %v", err)
+	}
+	if got := lines(t, path); len(got) != 3 || got[1]["event"] != "log_opened" || got[1]["seq"] != 1.0 {
+		t.Errorf("%v", got)
+	}
+}
+
+// FuzzVerify holds the verifier to one promise besides not breaking down: what
+// it accepts has every number from the first to the last.
+func FuzzVerify(f *testing.F) {
+	text := written(f, filepath.Join(f.TempDir(), "audit.log"), 3)
+	f.Add(text)
+	f.Add(text[:len(text)-30])
+	f.Fuzz(func(t *testing.T, text []byte) {
+		v, err := verify(text)
+		if seq, _ := v.Last(); err == nil && v.Records > 0 && seq != v.First+uint64(v.Records)-1 {
+			t.Fatalf("%d records from %d to %d", v.Records, v.First, seq)
+		}
+	})
+}

@@ -1,0 +1,401 @@
+package audit
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"go.uber.org/zap"
+
+	"imapgate/internal/testbed"
+)
+
+func openSinks(t *testing.T, cfg Config) *Log {
+	t.Helper()
+	l, err := Open(cfg, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	return l
+}
+
+// collector is a syslog server: it keeps each message.
+type collector struct {
+	mu       sync.Mutex
+	messages []string // Guarded by mu.
+}
+
+func (c *collector) add(message string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.messages = append(c.messages, message)
+}
+
+func (c *collector) all() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return append([]string(nil), c.messages...)
+}
+
+// frames reads messages with their lengths (RFC 6587 §3.4.1) from all who
+// connect, until the listener is closed.
+func (c *collector) frames(l net.Listener) {
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go c.read(conn)
+	}
+}
+
+// read ends with the connection.
+func (c *collector) read(conn net.Conn) {
+	defer conn.Close()
+	in := bufio.NewReader(conn)
+	for {
+		length, err := in.ReadString(' ')
+		if err != nil {
+			return
+		}
+		n, err := strconv.Atoi(strings.TrimSuffix(length, " "))
+		if err != nil {
+			c.add("not a length: " + length)
+			return
+		}
+		message := make([]byte, n)
+		if _, err := io.ReadFull(in, message); err != nil {
+			return // a message that was cut does not count
+		}
+		c.add(string(message))
+	}
+}
+
+// datagrams reads messages until the socket is closed.
+func (c *collector) datagrams(conn net.PacketConn) {
+	buf := make([]byte, 64<<10)
+	for {
+		n, _, err := conn.ReadFrom(buf)
+		if err != nil {
+			return
+		}
+		c.add(string(buf[:n]))
+	}
+}
+
+func listen(t *testing.T, network, address string) net.Listener {
+	t.Helper()
+	l, err := net.Listen(network, address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	return l
+}
+
+// syslogForm is RFC 5424 §6 with a record as its message.
+var syslogForm = regexp.MustCompile(`^<86>1 (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z) \S+ imapgate ` + strconv.Itoa(os.Getpid()) + ` (\w+) - (\{.*\})$`)
+
+func TestSyslogServersOfEveryKindGetEveryRecord(t *testing.T) {
+	ca := testbed.NewCA(t)
+	cert, key := ca.Issue(t, "127.0.0.1")
+	pair, err := tls.LoadX509KeyPair(cert, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pem := readAll(t, ca.File)
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(pem)
+	for name, start := range map[string]func(*testing.T, *collector) SinkConfig{
+		"datagrams": func(t *testing.T, c *collector) SinkConfig {
+			path := filepath.Join(t.TempDir(), "log")
+			conn, err := net.ListenPacket("unixgram", path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = conn.Close() })
+			go c.datagrams(conn)
+			return SinkConfig{Type: Syslog, Address: "unix://" + path}
+		},
+		"local stream": func(t *testing.T, c *collector) SinkConfig {
+			path := filepath.Join(t.TempDir(), "log")
+			go c.frames(listen(t, "unix", path))
+			return SinkConfig{Type: Syslog, Address: "unix://" + path}
+		},
+		"TCP": func(t *testing.T, c *collector) SinkConfig {
+			l := listen(t, "tcp", "127.0.0.1:0")
+			go c.frames(l)
+			return SinkConfig{Type: Syslog, Address: "tcp://" + l.Addr().String()}
+		},
+		"TLS": func(t *testing.T, c *collector) SinkConfig {
+			l := tls.NewListener(listen(t, "tcp", "127.0.0.1:0"), &tls.Config{Certificates: []tls.Certificate{pair}})
+			go c.frames(l)
+			return SinkConfig{Type: Syslog, Address: "tls://" + l.Addr().String(), TLS: &tls.Config{RootCAs: roots}}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var c collector
+			l := openSinks(t, Config{Sinks: []SinkConfig{start(t, &c)}})
+			for i := range 500 {
+				refuse(l, fmt.Sprint(i))
+			}
+			if err := l.Close(); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "500 messages", func() bool { return len(c.all()) >= 500 })
+			for i, m := range c.all() {
+				parts := syslogForm.FindStringSubmatch(m)
+				var record map[string]any
+				if parts == nil || json.Unmarshal([]byte(parts[3]), &record) != nil {
+					t.Fatalf("not a message with a record: %s", m)
+				}
+				if record["session"] != fmt.Sprint(i) || record["time"] != parts[1] || record["event"] != parts[2] {
+					t.Fatalf("message %d: %s", i, m)
+				}
+			}
+		})
+	}
+}
+
+func TestSyslogServerWithAWrongCertificateGetsNothing(t *testing.T) {
+	t.Parallel()
+	cert, key := testbed.NewCA(t).Issue(t, "127.0.0.1")
+	pair, err := tls.LoadX509KeyPair(cert, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var c collector
+	server := tls.NewListener(listen(t, "tcp", "127.0.0.1:0"), &tls.Config{Certificates: []tls.Certificate{pair}})
+	go c.frames(server)
+	l := openSinks(t, Config{Sinks: []SinkConfig{{Type: Syslog, Address: "tls://" + server.Addr().String(), TLS: &tls.Config{}}}})
+	refuse(l, "secret")
+	eventually(t, "the sink fails", func() bool { return l.Sinks()[0].Failed })
+	if err := l.Ready(); !errors.Is(err, ErrUnavailable) || len(c.all()) > 0 {
+		t.Errorf("%v, %q", err, c.all())
+	}
+}
+
+func TestSyslogServerThatWasRestartedIsFoundAgain(t *testing.T) {
+	t.Parallel()
+	var c collector
+	path := filepath.Join(t.TempDir(), "log")
+	first := listen(t, "unix", path)
+	l := openSinks(t, Config{Sinks: []SinkConfig{{Type: Syslog, Address: "unix://" + path}}})
+	refuse(l, "0")
+	conn, err := first.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	go c.read(conn)
+	eventually(t, "the first message", func() bool { return len(c.all()) == 1 })
+	_ = first.Close()
+	_ = conn.Close()
+	go c.frames(listen(t, "unix", path))
+	for i := range 100 {
+		refuse(l, fmt.Sprint(i+1))
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "all messages", func() bool { return len(c.all()) == 101 })
+}
+
+func TestRedisStreamGetsEveryRecordAndKeepsItsBound(t *testing.T) {
+	t.Parallel()
+	server := testbed.StartRedis(t)
+	client := redis.NewClient(&redis.Options{Addr: server.Address})
+	defer client.Close()
+	l := openSinks(t, Config{Redis: client, Sinks: []SinkConfig{{Type: Redis, Stream: "imapgate:audit", Max: 1000}}})
+	for i := range 3000 {
+		refuse(l, fmt.Sprint(i))
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := client.XRange(context.Background(), "imapgate:audit", "-", "+").Result()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(entries) < 1000 || len(entries) > 1200 { // about: whole nodes of 100
+		t.Errorf("%d entries", len(entries))
+	}
+	for i, e := range entries {
+		var record map[string]any
+		if err := json.Unmarshal([]byte(e.Values["record"].(string)), &record); err != nil {
+			t.Fatal(err)
+		}
+		if want := fmt.Sprint(3000 - len(entries) + i); record["session"] != want {
+			t.Fatalf("entry %d is of session %v, want %s", i, record["session"], want)
+		}
+	}
+}
+
+func TestRedisThatIsAwayLosesNothingThatFitsTheBuffer(t *testing.T) {
+	t.Parallel()
+	server := testbed.StartRedis(t)
+	client := redis.NewClient(&redis.Options{Addr: server.Address, MaxRetries: -1, DialTimeout: time.Second})
+	defer client.Close()
+	l := openSinks(t, Config{Redis: client, Sinks: []SinkConfig{{Type: Redis, Stream: "a", Max: 100_000}}})
+	server.Kill()
+	for i := range 500 {
+		refuse(l, fmt.Sprint(i))
+	}
+	eventually(t, "the sink fails", func() bool { return l.Ready() != nil })
+	server.Restart()
+	eventually(t, "ready again", func() bool { return l.Ready() == nil })
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := client.XLen(context.Background(), "a").Result(); err != nil || n != 500 || l.Lost() != 0 {
+		t.Errorf("%d entries, %v, %d lost", n, err, l.Lost())
+	}
+}
+
+// stuckFIFO is a FIFO that somebody has open and does not read.
+func stuckFIFO(t *testing.T) string {
+	t.Helper()
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	reader, err := os.OpenFile(fifo, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = reader.Close() })
+	return fifo
+}
+
+func TestStuckSinkHoldsUpNoOther(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "audit.log")
+	l := openSinks(t, Config{Sinks: []SinkConfig{
+		{Type: File, Name: "stuck", Path: stuckFIFO(t), OnFailure: "drop"},
+		{Type: File, Path: path},
+	}})
+	sent := maxWaiting + 2000
+	for i := range sent {
+		if err := l.LoginAccepted(testClient(), testLogin(t)); err != nil {
+			t.Fatal(err)
+		}
+		if i%1000 == 0 { // else the writer of the file may be the one that is behind
+			eventually(t, "the file has them", func() bool { return l.Sinks()[1].Written == uint64(i+1) })
+		}
+	}
+	eventually(t, "the file has all", func() bool { return l.Sinks()[1].Written == uint64(sent) })
+	if s := l.Sinks(); s[0].Name != "stuck" || s[0].Lost < 2000-1000 || s[1].Lost != 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
+func TestSinkGetsWhatItsFilterLetsThrough(t *testing.T) {
+	dir := t.TempDir()
+	all, some := filepath.Join(dir, "all"), filepath.Join(dir, "some")
+	l := openSinks(t, Config{Sinks: []SinkConfig{
+		{Type: File, Path: all},
+		{Type: File, Name: "some", Path: some, Events: []string{"login_accepted", "login_refused", "ban_added"}, Results: []string{"refused"}},
+	}})
+	_ = l.LoginAccepted(testClient(), testLogin(t))
+	_ = l.LoginRefused(testClient(), testLogin(t), BadCredentials)
+	_ = l.LoginRefused(testClient(), testLogin(t), AuthAway)
+	_ = l.BanAdded(&Ban{Subject: "192.0.2.0/24", Why: CauseFailures})
+	_ = l.Started("v1")
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got := lines(t, all); len(got) != 5 {
+		t.Errorf("%d records without a filter", len(got))
+	}
+	got := lines(t, some)
+	if len(got) != 2 || got[0]["reason"] != "bad_credentials" || got[1]["event"] != "ban_added" {
+		t.Errorf("%v", got)
+	}
+}
+
+func TestOpenNamesWhatIsWrongWithASink(t *testing.T) {
+	for want, s := range map[string]SinkConfig{
+		"no sink of the type":    {Type: "carrier pigeon"},
+		"needs Redis":            {Type: Redis},
+		"there is no event":      {Type: Stdout, Events: []string{"weather"}},
+		"there is no result":     {Type: Stdout, Results: []string{"fine"}},
+		"not one of block, drop": {Type: Stdout, OnFailure: "perhaps"},
+		"is not unix:///path":    {Type: Syslog, Address: "udp://127.0.0.1:514"},
+		"needs TLS settings":     {Type: Syslog, Address: "tls://127.0.0.1:6514"},
+		"no syslog facility":     {Type: Syslog, Address: "tcp://127.0.0.1:514", Facility: "local9"},
+	} {
+		if l, err := Open(Config{Sinks: []SinkConfig{s}}, zap.NewNop()); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+			if err == nil {
+				_ = l.Close()
+			}
+		}
+	}
+}
+
+func TestFloodOfHitsIsARecordAMinuteThatCountsThem(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.log")
+	synctest.Test(t, func(t *testing.T) {
+		l, o := unwritten()
+		l.stop = make(chan struct{})
+		l.working.Go(l.tellHits)
+		c, hit := testClient(), &Hit{Limit: LimitRate, Subject: "192.0.2.1", Measure: Refused}
+		for range 1000 {
+			_ = l.LimitHit(c, hit)
+			time.Sleep(100 * time.Millisecond) // of the bubble's clock
+		}
+		time.Sleep(10 * time.Minute)
+		_ = l.LimitHit(c, hit)
+		close(l.stop)
+		l.working.Wait()
+		if err := os.WriteFile(path, o.pending, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	})
+	sum, got := 0.0, lines(t, path)
+	for _, r := range got {
+		sum += r["count"].(float64)
+	}
+	if len(got) != 4 || sum != 1001 || got[0]["count"] != 1.0 || got[0]["session"] == nil || got[1]["session"] != nil {
+		t.Errorf("%d records of %v hits: %v", len(got), sum, got)
+	}
+}
+
+func TestHitsFromEverywhereAreBounded(t *testing.T) {
+	var h hits
+	now := time.Now()
+	told := uint64(0)
+	for i := range 100_000 {
+		told += h.count(hitKey{LimitRate, Refused, fmt.Sprint(i)}, now)
+	}
+	if len(h.counts) > maxHits+1 {
+		t.Errorf("%d subjects are remembered", len(h.counts))
+	}
+	for _, count := range h.due(now.Add(hitEvery)) {
+		told += count
+	}
+	if told != 100_000 {
+		t.Errorf("%d of 100000 hits are told of", told)
+	}
+	h.due(now.Add(2 * hitEvery))
+	if h.due(now.Add(4 * hitEvery)); len(h.counts) != 0 {
+		t.Errorf("%d subjects are still remembered", len(h.counts))
+	}
+}
