@@ -85,7 +85,9 @@ func (s *session) handshake() error {
 		return s.tls
 	})
 	if err == nil {
-		err = s.tls.HandshakeContext(tlsconf.Noting(&s.served))
+		turn := turn{turns: s.server.turns, socket: s.socket}
+		defer turn.giveBack()
+		err = s.tls.HandshakeContext(tlsconf.Admitting(tlsconf.Noting(&s.served), turn.take))
 	}
 	s.server.rooms.Metrics.HandshakeDone(handshakeResult(s.tls, err))
 	if err != nil {
@@ -102,6 +104,8 @@ func handshakeReason(err error) audit.Reason {
 	switch {
 	case errors.Is(err, imap.ErrInjected):
 		return audit.StartTLSInjection
+	case errors.Is(err, errBusy):
+		return audit.Overload
 	case isTimeout(err):
 		return audit.HandshakeTimeout
 	case isALPN(err):
@@ -116,6 +120,8 @@ func handshakeResult(c *tls.Conn, err error) string {
 		return metrics.Resumed
 	case err == nil:
 		return metrics.OK
+	case errors.Is(err, errBusy):
+		return metrics.Overload
 	case isTimeout(err):
 		return metrics.Timeout
 	case isALPN(err):

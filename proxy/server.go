@@ -62,6 +62,7 @@ type Config struct {
 	MaxConnections int           // at a time, as far as descriptors allow; 0: as many as they do
 	Preauth        time.Duration // from accept to the login, all together
 	Handshake      time.Duration // of TLS
+	Handshakes     int           // of TLS that compute at a time; 0: by the number of cores
 	Idle           time.Duration // of a session
 	Write          time.Duration // of one write in a session
 	Drain          time.Duration // what sessions get when the gateway stops
@@ -113,6 +114,7 @@ type Server struct {
 	spliced   *splice.Set
 	mux       *mux.Hub
 	slots     int64             // connections at a time
+	turns     *turns            // of TLS handshakes
 	places    map[string]string // backends by address
 
 	wg       sync.WaitGroup // accept loops and sessions before their relay
@@ -127,7 +129,7 @@ func NewInstance() string { return rand.Text()[:8] }
 
 // New makes a Server that does not listen yet.
 func New(cfg Config, rooms Rooms) (*Server, error) {
-	s := &Server{cfg: cfg, rooms: rooms, slots: descriptorSlots(), places: placesOf(rooms.Backends)}
+	s := &Server{cfg: cfg, rooms: rooms, slots: descriptorSlots(), turns: newTurns(cfg.Handshakes), places: placesOf(rooms.Backends)}
 	if cfg.MaxConnections > 0 {
 		s.slots = min(s.slots, int64(cfg.MaxConnections))
 	}

@@ -39,7 +39,7 @@ func newNameTable(pairs []*pair) *nameTable {
 	return t
 }
 
-// choose is tls.Config.GetCertificate: the exact name, then the wildcard over
+// choose finds the certificate: the exact name, then the wildcard over
 // its first label (RFC 6125 §6.4.3), then the first certificate.
 func (t *nameTable) choose(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	name := strings.ToLower(hello.ServerName) // allocates only when there is a capital
@@ -76,9 +76,42 @@ func Noting(leaf **x509.Certificate) context.Context {
 	return context.WithValue(context.Background(), noting{}, leaf)
 }
 
+// admitting is the context key under which Admitting puts whom to ask.
+type admitting struct{}
+
+// Admitting adds to the context of a server handshake who lets it go on. That is
+// asked when the client's hello has come whole and nothing dear was computed yet,
+// and may wait; an error ends the handshake, which returns it. It is asked again
+// before a signature, where the client had to say hello twice in between.
+func Admitting(ctx context.Context, admit func() error) context.Context {
+	return context.WithValue(ctx, admitting{}, admit)
+}
+
+func admitted(hello *tls.ClientHelloInfo) error {
+	ctx := hello.Context()
+	if ctx == nil { // a question outside of a handshake
+		return nil
+	}
+	if admit, ok := ctx.Value(admitting{}).(func() error); ok {
+		return admit()
+	}
+	return nil
+}
+
+// certificate is tls.Config.GetCertificate.
+func (t *nameTable) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	if err := admitted(hello); err != nil {
+		return nil, err
+	}
+	return t.choose(hello)
+}
+
 // note is tls.Config.GetConfigForClient: it changes nothing. What choose answers
 // to this hello, it answers to the same hello later.
 func (t *nameTable) note(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+	if err := admitted(hello); err != nil {
+		return nil, err
+	}
 	if leaf, ok := hello.Context().Value(noting{}).(**x509.Certificate); ok {
 		cert, err := t.choose(hello)
 		if err != nil {

@@ -139,7 +139,7 @@ func (s *Server) publish() {
 	names := newNameTable(s.pairs)
 	cfg := &tls.Config{
 		MinVersion:     s.version,
-		GetCertificate: names.choose,
+		GetCertificate: names.certificate,
 		// Asked in every handshake, also in one that resumes and serves nothing: the
 		// session is of this generation, because the ticket keys are.
 		GetConfigForClient: names.note,

@@ -38,6 +38,7 @@ func proxyConfig(cfg *config.Config, instance string) proxy.Config {
 		MaxConnections: l.MaxConnections,
 		Preauth:        l.PreauthTimeout,
 		Handshake:      l.TLSHandshakeTimeout,
+		Handshakes:     l.TLSHandshakes,
 		Idle:           l.IdleTimeout,
 		Write:          l.WriteTimeout,
 		Drain:          l.Drain,

@@ -20,6 +20,7 @@ const (
 	ALPN     = "alpn"     // the client wanted another protocol
 	Failed   = "failed"   // any other alert, or not TLS at all
 	Canceled = "canceled" // the client hung up
+	Overload = "overload" // no turn to compute was free
 )
 
 // Directions of relayed bytes.
@@ -54,7 +55,7 @@ var (
 	// As in proxy/upstream.
 	connectResults = []string{"ok", "denied", "refused", "unreachable", "tls", "timeout", "closed", "protocol",
 		"down", "busy", "canceled", "loop"}
-	handshakeResults = []string{OK, Resumed, Timeout, ALPN, Failed, Canceled}
+	handshakeResults = []string{OK, Resumed, Timeout, ALPN, Failed, Canceled, Overload}
 	// As in routing: where the answer came from, or why there is none.
 	routeSources = []string{"cache", "redis", "stale", "static", "snapshot", "http",
 		"no_user", "blocked", "paused", "unavailable"}

@@ -21,6 +21,7 @@ type Socket struct {
 	mu       sync.Mutex
 	gathered *[gatherBuffer]byte // Guarded by mu. nil: writes go through.
 	n        int                 // Guarded by mu. Bytes in gathered.
+	first    func()              // Guarded by mu. Called before the next write, once.
 }
 
 // NewSocket makes a Socket of tcp.
@@ -116,6 +117,10 @@ func (s *Socket) trim() {
 func (s *Socket) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if first := s.first; first != nil {
+		s.first = nil
+		first()
+	}
 	if s.gathered == nil {
 		return s.TCPConn.Write(p)
 	}
@@ -127,6 +132,13 @@ func (s *Socket) Write(p []byte) (int, error) {
 	}
 	s.n += copy(s.gathered[s.n:], p)
 	return len(p), nil
+}
+
+// BeforeWrite has f called before the next bytes go out, once. It must not block.
+func (s *Socket) BeforeWrite(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.first = f
 }
 
 // gather keeps what is written in buf, until flush.
