@@ -13,6 +13,7 @@ type Config struct {
 	Settings                      // of every listener that Listeners does not name
 	Listeners map[string]Settings // by name
 	Failures  Failures
+	Budgets   Budgets
 
 	// Lease is how long the sessions of a gateway that has died count at the
 	// others. Default 45 s, so that they are gone within 60.

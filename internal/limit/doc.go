@@ -20,6 +20,7 @@
 //	good.go       from where a user has logged in
 //	bans.go       who is banned; change.go follows the bans of others
 //	spray.go      many users, few guesses each
+//	budget.go     what a user's sessions may use
 //	shared.go     the way to Redis; script.go what is run there
 //	operator.go   for the operator's commands
 package limit

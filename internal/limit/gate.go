@@ -2,6 +2,7 @@ package limit
 
 import (
 	"context"
+	"hash/maphash"
 	"net/netip"
 	"sync"
 	"time"
@@ -35,6 +36,7 @@ type Gate struct {
 	good      *goodList
 	bans      *banTable
 	spray     *sprayWatch
+	budgets   *budgets
 	shared    *shared // nil without Redis
 }
 
@@ -55,6 +57,7 @@ func New(cfg Config, client redis.UniversalClient, hooks Hooks, log *zap.Logger)
 	g.good = newGoodList(cfg.Failures.KnownFor)
 	g.bans = newBanTable()
 	g.spray = &sprayWatch{baseline: sprayLeast}
+	g.budgets = newBudgets()
 	if client != nil {
 		g.shared = newShared(&g.cfg, client, g.redisIs)
 	}
@@ -118,17 +121,16 @@ func (g *Gate) refused(r *Refusal) error {
 
 // rates are the token buckets of new connections.
 type rates struct {
+	// Set once.
+	seed maphash.Seed
+
 	// Guarded by mu.
 	mu   sync.Mutex
-	seen *simplelru.LRU[netip.Prefix, *rate.Limiter]
+	seen *simplelru.LRU[uint64, *rate.Limiter]
 }
 
 func newRates() *rates {
-	seen, err := simplelru.NewLRU[netip.Prefix, *rate.Limiter](maxRates, nil)
-	if err != nil {
-		panic(err) // only of a size below 1
-	}
-	return &rates{seen: seen}
+	return &rates{seed: maphash.MakeSeed(), seen: newTable[*rate.Limiter](maxRates)}
 }
 
 // allow says whether the network may have one more connection now.
@@ -137,12 +139,13 @@ func (r *rates) allow(net netip.Prefix, s *Settings) bool {
 		return true
 	}
 	limit := rate.Limit(float64(s.NewPerMinute) / time.Minute.Seconds())
+	key := maphash.Comparable(r.seed, net)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	l, ok := r.seen.Get(net)
+	l, ok := r.seen.Get(key)
 	if !ok {
 		l = rate.NewLimiter(limit, s.NewBurst)
-		r.seen.Add(net, l)
+		r.seen.Add(key, l)
 	}
 	if l.Limit() != limit || l.Burst() != s.NewBurst { // by another listener
 		l.SetLimit(limit)

@@ -29,6 +29,7 @@ type Visit struct {
 	exempt bool       // also while nobody knows
 	stage  stage
 	user   identity.User // who is in the house
+	budget *Budget       // nil until somebody has asked for it
 }
 
 // Arrive lets a new connection in, or refuses it with a *Refusal. Where somebody
@@ -141,6 +142,7 @@ func (v *Visit) Leave() {
 	case inLobby:
 		v.giveLobby()
 	case inHouse:
+		v.gate.budgets.release(v)
 		v.gate.give(v.house(v.user))
 		if !v.exempt {
 			v.gate.places.give(v.lobby()[1:])

@@ -1,0 +1,118 @@
+package limit
+
+import (
+	"net/netip"
+	"runtime"
+	"testing"
+	"time"
+
+	"imapgate/internal/identity"
+)
+
+func TestAFullTableForgetsNobody(t *testing.T) {
+	g := newGate(t, wide(), nil)
+	addr := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{byte(11 + i>>16), byte(i >> 8), byte(i), 1}) }
+	const n = 3 * maxBans
+	for i := range n {
+		g.bans.impose(home(addr(i)), entry{why: ManyFailures}, &g.cfg.Failures, g.now())
+	}
+	for i := range n {
+		if _, ok := g.bans.covers(addr(i), g.now()); !ok {
+			t.Fatalf("%v is banned no more", addr(i))
+		}
+	}
+	if len(g.bans.nets) > maxBans {
+		t.Fatalf("%d entries", len(g.bans.nets))
+	}
+	if _, ok := g.bans.covers(at("200.0.2.1"), g.now()); ok {
+		t.Fatal("somebody far away was banned too")
+	}
+	sum := 0
+	for _, n := range g.bans.widths {
+		sum += n
+	}
+	if sum != len(g.bans.nets) {
+		t.Fatalf("%d widths of %d entries", sum, len(g.bans.nets))
+	}
+}
+
+func TestAnOperatorsBansAreNotMerged(t *testing.T) {
+	b := newBanTable()
+	for i := range maxBans {
+		e := entry{why: ByOperator, until: time.Hour}
+		if err := b.put(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 1}), 32), e, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := b.put(netip.MustParsePrefix("192.0.2.1/32"), entry{until: time.Hour}, 0); err == nil {
+		t.Fatal("there was room for one more")
+	}
+	if n := len(b.nets); n != maxBans {
+		t.Fatalf("%d are left", n)
+	}
+}
+
+func TestUnbanLiftsEverythingAround(t *testing.T) {
+	g := newGate(t, wide(), nil)
+	for _, net := range []string{"192.0.2.1/32", "192.0.2.0/24", "192.0.3.0/24", "2001:db8::/48"} {
+		if err := g.Ban(t.Context(), netip.MustParsePrefix(net), time.Hour, "by hand"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lifted, err := g.Unban(t.Context(), netip.MustParsePrefix("192.0.2.1/32"))
+	if err != nil || len(lifted) != 2 {
+		t.Fatalf("lifted %v: %v", lifted, err)
+	}
+	if _, ok := g.bans.covers(at("192.0.2.1"), g.now()); ok {
+		t.Fatal("it is banned still")
+	}
+	if left, _ := g.Bans(t.Context()); len(left) != 2 {
+		t.Fatalf("left are %v", left)
+	}
+}
+
+// A million addresses and users, one failure each: nothing of it may stay but
+// what the tables hold, and bans are none of them.
+func TestAMillionStrangersFit(t *testing.T) {
+	if testing.Short() || raceEnabled {
+		t.Skip("a million of anything takes a while")
+	}
+	cfg := usual()
+	cfg.Failures.Delay = 0 // nobody waits
+	g := newGate(t, cfg, nil)
+	banned := []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("2a00::/64")}
+	for _, net := range banned {
+		g.ban(t.Context(), net, ManyFailures)
+	}
+	alloc, sys := memory()
+	for i := range 1_000_000 {
+		addr := netip.AddrFrom16([16]byte{0x20, 1, byte(i >> 16), byte(i >> 8), byte(i), 0, 0, byte(i), 15: 1})
+		v, err := g.Arrive("imaps", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		v.Failed(t.Context(), user(t, "user"+digits(i)), identity.NewSecret("Summer2024"))
+		v.Leave()
+	}
+	alloc2, sys2 := memory()
+	grown, process := (alloc2-alloc)>>20, (sys2-sys)>>20
+	t.Logf("a million failures: %d MB are live, the process has %d MB more", grown, process)
+	if grown > 64 || process > 64 {
+		t.Errorf("more than 64 MB")
+	}
+	for _, net := range banned {
+		if _, ok := g.bans.covers(net.Addr(), g.now()); !ok {
+			t.Errorf("%v is banned no more", net)
+		}
+	}
+	runtime.KeepAlive(g)
+}
+
+func digits(i int) string {
+	var b [7]byte
+	for k := range b {
+		b[len(b)-1-k] = byte('0' + i%10)
+		i /= 10
+	}
+	return string(b[:])
+}

@@ -1,0 +1,114 @@
+package limit
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"go.uber.org/zap/zaptest"
+
+	"imapgate/internal/identity"
+)
+
+// usual are the defaults of the gateway, with no network exempt.
+func usual() Config {
+	return Config{
+		Prefix: "imapgate:",
+		Settings: Settings{
+			PerUserAddress: 10, PerUser: 50, PerAddress: 100, Strangers: 20, NewPerMinute: 60, NewBurst: 30,
+		},
+		Failures: Failures{
+			PerMinute: 10, PerDay: 50, Delay: 2 * time.Second, MaxDelay: 15 * time.Second, PerUserHour: 10, PerUserTotal: 100,
+			KnownFor: 30 * day, BanAfter: 10, BanWithin: 10 * time.Minute, Ban: 10 * time.Minute, MaxBan: day,
+		},
+	}
+}
+
+// wide are limits of connections that nothing here reaches.
+func wide() Config {
+	c := usual()
+	c.Settings = Settings{}
+	return c
+}
+
+func newGate(t testing.TB, cfg Config, client redis.UniversalClient) *Gate {
+	t.Helper()
+	g, err := New(cfg, client, Hooks{}, zaptest.NewLogger(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+func user(t testing.TB, name string) identity.User {
+	t.Helper()
+	u, err := identity.Canon(name, "example.org")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
+
+func secret(format string, args ...any) identity.Secret {
+	return identity.NewSecret(fmt.Sprintf(format, args...))
+}
+
+func at(text string) netip.Addr { return netip.MustParseAddr(text) }
+
+// arrive lets somebody in who must be let in, and out again with the test.
+func arrive(t testing.TB, g *Gate, addr netip.Addr) *Visit {
+	t.Helper()
+	v, err := g.Arrive("imaps", addr)
+	if err != nil {
+		t.Fatalf("%v may not arrive: %v", addr, err)
+	}
+	return v
+}
+
+// logIn is a whole login that is right, and how long it had to wait.
+func logIn(t testing.TB, g *Gate, addr netip.Addr, u identity.User) (waited time.Duration, err error) {
+	t.Helper()
+	v, err := g.Arrive("imaps", addr)
+	if err != nil {
+		return 0, err
+	}
+	defer v.Leave()
+	began := time.Now()
+	if err := v.Attempt(t.Context(), u); err != nil {
+		return time.Since(began), err
+	}
+	waited = time.Since(began)
+	return waited, v.Enter(t.Context(), u)
+}
+
+// guess is a login that is wrong. It says what refused it before it was checked.
+func guess(t testing.TB, g *Gate, addr netip.Addr, u identity.User, password identity.Secret) (waited time.Duration, err error) {
+	t.Helper()
+	v, err := g.Arrive("imaps", addr)
+	if err != nil {
+		return 0, err
+	}
+	defer v.Leave()
+	began := time.Now()
+	if err := v.Attempt(t.Context(), u); err != nil {
+		return time.Since(began), err
+	}
+	waited = time.Since(began)
+	v.Failed(t.Context(), u, password)
+	return waited, nil
+}
+
+// reason is why somebody was refused, or "" for an err that is none.
+func reason(err error) Reason {
+	var r *Refusal
+	if errors.As(err, &r) {
+		return r.Reason
+	}
+	return ""
+}
+
+// within says whether d is want, a fifth more or less.
+func within(d, want time.Duration) bool { return d >= want*4/5 && d <= want*6/5 }

@@ -1,0 +1,208 @@
+package limit
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+	"golang.org/x/time/rate"
+
+	"imapgate/internal/identity"
+)
+
+// Budgets are what one user's sessions may use together: commands and bytes in a
+// second at each gateway, uploads in a day at all of them. 0 is no bound.
+type Budgets struct {
+	Commands int   // in a second
+	In       int64 // bytes from the clients, in a second
+	Out      int64 // bytes to the clients, in a second
+	Upload   int64 // bytes of messages in a day (UTC)
+}
+
+const (
+	// burst is how many seconds' worth may be used at once. What is used beyond it
+	// is waited for.
+	burst = 2
+	// maxUploaders bounds the users whose uploads of the day are known here. Of one
+	// who falls out Redis knows, if there is one.
+	maxUploaders = 32 << 10
+	// uploadKept is how long Redis keeps a day's sum.
+	uploadKept = 48 * time.Hour
+)
+
+// Budget is what one user may still use. All of the user's sessions here share
+// it; its methods may be called by any goroutine.
+type Budget struct {
+	// Set once.
+	gate              *Gate
+	user              identity.User
+	commands, in, out *rate.Limiter // nil: no bound
+
+	sessions int // Guarded by the mu of budgets.
+}
+
+// Command counts a command, and says how long it has to wait.
+func (b *Budget) Command() time.Duration { return spend(b.commands, 1) }
+
+// Read counts n bytes from a client, and says how long to leave the next ones
+// unread.
+func (b *Budget) Read(n int) time.Duration { return spend(b.in, n) }
+
+// Written counts n bytes to a client, and says how long the next ones have to
+// wait.
+func (b *Budget) Written(n int) time.Duration { return spend(b.out, n) }
+
+// spend takes n tokens, also those that are yet to come, and says when they will
+// all have.
+func spend(l *rate.Limiter, n int) (wait time.Duration) {
+	if l == nil {
+		return 0
+	}
+	now := time.Now()
+	for most := l.Burst(); n > 0; n -= most {
+		wait = l.ReserveN(now, min(n, most)).DelayFrom(now)
+	}
+	return wait
+}
+
+// Upload counts a message of n bytes, and says whether the day has room for it. It
+// asks Redis once, for no longer than ioTime.
+func (b *Budget) Upload(ctx context.Context, n int64) bool {
+	g, most := b.gate, b.gate.cfg.Budgets.Upload
+	if most == 0 {
+		return true
+	}
+	today := time.Now().UTC().Format(time.DateOnly)
+	if !g.budgets.upload(b.user, today, n, most) {
+		return false
+	}
+	if g.shared == nil {
+		return true
+	}
+	r, err := g.shared.ask(ctx, call{
+		g.shared.scripts.upload, []string{g.shared.keys.uploads(b.user, today)}, []any{n, most, uploadKept.Milliseconds()},
+	})
+	if err != nil {
+		return true // what is known here has decided
+	}
+	sum, err := r[0].Int64()
+	if err != nil {
+		return true
+	}
+	g.budgets.uploaded(b.user, today, sum)
+	return sum <= most
+}
+
+// uploadScript adds ARGV[1] to the sum at the key, which stays when that would be
+// more than ARGV[2]. It gives the sum as it would be.
+const uploadScript = `
+local sum = (tonumber(redis.call('GET', KEYS[1])) or 0) + tonumber(ARGV[1])
+if sum <= tonumber(ARGV[2]) then redis.call('SET', KEYS[1], string.format('%d', sum), 'PX', ARGV[3]) end
+return sum
+`
+
+func (k keys) uploads(u identity.User, day string) string {
+	return k.prefix + "limit:upload:" + day + ":" + u.String()
+}
+
+// budgets are those of the users who are here, and the uploads of today's.
+type budgets struct {
+	// Guarded by mu.
+	mu   sync.Mutex
+	of   map[identity.User]*Budget // bound: the sessions there are
+	sums *simplelru.LRU[identity.User, uploads]
+}
+
+// uploads is what a user has uploaded on a day.
+type uploads struct {
+	day string
+	sum int64
+}
+
+func newBudgets() *budgets {
+	sums, err := simplelru.NewLRU[identity.User, uploads](maxUploaders, nil)
+	if err != nil {
+		panic(err) // only of a size below 1
+	}
+	return &budgets{of: make(map[identity.User]*Budget), sums: sums}
+}
+
+// upload adds n to the user's sum of the day, unless that would be too much.
+func (b *budgets) upload(u identity.User, day string, n, most int64) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	known, _ := b.sums.Get(u)
+	if known.day != day {
+		known = uploads{day: day}
+	}
+	if n > most-known.sum {
+		return false
+	}
+	known.sum += n
+	b.sums.Add(u, known)
+	return true
+}
+
+// uploaded is what all gateways together know.
+func (b *budgets) uploaded(u identity.User, day string, sum int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.sums.Add(u, uploads{day, sum})
+}
+
+// Budget is what the user of a visit that has entered may use; nil when there is no
+// bound. It is the visit's until Leave.
+func (v *Visit) Budget() *Budget {
+	g := v.gate
+	if v.stage != inHouse || g.cfg.Budgets == (Budgets{}) {
+		return nil
+	}
+	b := g.budgets
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if v.budget == nil {
+		if v.budget = b.of[v.user]; v.budget == nil {
+			v.budget = g.newBudget(v.user)
+			b.of[v.user] = v.budget
+		}
+		v.budget.sessions++
+	}
+	return v.budget
+}
+
+func (g *Gate) newBudget(u identity.User) *Budget {
+	c := g.cfg.Budgets
+	return &Budget{gate: g, user: u, commands: bucket(int64(c.Commands)), in: bucket(c.In), out: bucket(c.Out)}
+}
+
+func bucket(perSecond int64) *rate.Limiter {
+	if perSecond == 0 {
+		return nil
+	}
+	return rate.NewLimiter(rate.Limit(perSecond), int(burst*perSecond))
+}
+
+// release lets go of a visit's budget. A user who comes back at once has a full
+// one: it is full after burst seconds anyway.
+func (b *budgets) release(v *Visit) {
+	if v.budget == nil {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if v.budget.sessions--; v.budget.sessions == 0 {
+		delete(b.of, v.user)
+	}
+	v.budget = nil
+}
+
+// usage is a user's uploads of today, as far as they are known here.
+func (b *budgets) usage(u identity.User) int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if known, ok := b.sums.Peek(u); ok && known.day == time.Now().UTC().Format(time.DateOnly) {
+		return known.sum
+	}
+	return 0
+}

@@ -1,0 +1,316 @@
+package limit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"imapgate/internal/identity"
+)
+
+func TestDelaysGrowAndTheAddressIsBanned(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(t, wide(), nil)
+		alice, addr := user(t, "alice"), at("192.0.2.1")
+		for i, want := range []time.Duration{0, 2, 4, 8, 15, 15, 15, 15, 15, 15} {
+			waited, err := guess(t, g, addr, alice, secret("wrong %d", i))
+			if err != nil || !within(waited, want*time.Second) {
+				t.Fatalf("guess %d waited %v, want %v s: %v", i, waited, want, err)
+			}
+		}
+		if _, err := g.Arrive("imaps", addr); reason(err) != Banned {
+			t.Fatalf("behind 10 failures: %v", err)
+		}
+		if _, err := logIn(t, g, at("192.0.2.2"), user(t, "bob")); err != nil {
+			t.Fatalf("another address: %v", err)
+		}
+		time.Sleep(10*time.Minute + time.Second)
+		if _, err := g.Arrive("imaps", addr); err != nil {
+			t.Fatalf("behind the ban: %v", err)
+		}
+	})
+}
+
+func TestADenialTakesTwoSeconds(t *testing.T) {
+	g := newGate(t, wide(), nil)
+	for i := range 100 {
+		v := arrive(t, g, at(fmt.Sprintf("192.0.2.%d", i)))
+		if d := v.Failed(t.Context(), user(t, "alice"), secret("%d", i)); !within(d, 2*time.Second) {
+			t.Fatalf("failure %d takes %v", i, d)
+		}
+		v.Leave()
+	}
+}
+
+func TestAWaitEndsWithItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(t, wide(), nil)
+		alice, addr := user(t, "alice"), at("192.0.2.1")
+		for i := range 4 {
+			if _, err := guess(t, g, addr, alice, secret("%d", i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		v := arrive(t, g, addr)
+		defer v.Leave()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := v.Attempt(ctx, alice); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("got %v", err)
+		}
+	})
+}
+
+func TestTheSameWrongPasswordCountsOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(t, wide(), nil)
+		alice, addr := user(t, "alice"), at("192.0.2.1")
+		for range 500 { // a phone that nobody has told of the new password
+			if _, err := guess(t, g, addr, alice, secret("old")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := g.past.look(pair{alice, near(addr)}, addr, g.now()); n.net[0].day != 1 || n.pair.hour != 1 {
+			t.Fatalf("500 failures with one password counted as %+v", n)
+		}
+		for range 5 { // a mechanism without a password has nothing to recognise
+			if _, err := guess(t, g, addr, alice, identity.Secret{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := g.past.look(pair{alice, near(addr)}, addr, g.now()); n.net[0].day != 6 {
+			t.Fatalf("failures without a password: %+v", n)
+		}
+	})
+}
+
+func TestBansDoubleUpToADay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(t, wide(), nil)
+		net := netip.MustParsePrefix("192.0.2.1/32")
+		want := 10 * time.Minute
+		for i := range 10 {
+			g.ban(t.Context(), net, ManyFailures)
+			b, ok := g.bans.covers(net.Addr(), g.now())
+			if !ok || b.For != want || b.Count != i+1 {
+				t.Fatalf("ban %d: %+v, want %v", i, b, want)
+			}
+			g.ban(t.Context(), net, ManyFailures) // a ban under way is no new one
+			time.Sleep(b.For + time.Minute)
+			want = min(2*want, day)
+		}
+		time.Sleep(2 * day)
+		g.ban(t.Context(), net, ManyFailures)
+		if b, _ := g.bans.covers(net.Addr(), g.now()); b.For != 10*time.Minute {
+			t.Fatalf("behind two good days: %+v", b)
+		}
+	})
+}
+
+func TestEightBannedNeighborsAreOneNetwork(t *testing.T) {
+	g := newGate(t, wide(), nil)
+	for i := range manyBans {
+		if _, ok := g.bans.covers(at("2001:db8:1:ffff::1"), g.now()); ok {
+			t.Fatalf("the /48 is banned behind %d of its networks", i)
+		}
+		g.ban(t.Context(), netip.MustParsePrefix(fmt.Sprintf("2001:db8:1:%x::/64", i)), ManyFailures)
+	}
+	b, ok := g.bans.covers(at("2001:db8:1:ffff::1"), g.now())
+	if !ok || b.Net.Bits() != 48 || b.Why != ManyBans {
+		t.Fatalf("behind %d banned networks: %+v", manyBans, b)
+	}
+	if _, ok := g.bans.covers(at("2001:db8:2::1"), g.now()); ok {
+		t.Fatal("the next /48 is banned too")
+	}
+}
+
+// From many networks, each below its own limits, somebody guesses one user's
+// password.
+func TestAVictimLogsInFromHomeAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(t, wide(), nil)
+		victim, home, hotel := user(t, "victim"), at("198.51.100.7"), at("203.0.113.9")
+		if _, err := logIn(t, g, home, victim); err != nil {
+			t.Fatal(err)
+		}
+		refused := 0
+		for i := range 1000 {
+			_, err := guess(t, g, netip.AddrFrom4([4]byte{10, byte(i / 4), byte(i % 4 * 64), 1}), victim, secret("%d", i))
+			if reason(err) == UserFailures {
+				refused++
+			}
+		}
+		if refused < 850 {
+			t.Errorf("only %d of 1000 guesses were not even checked", refused)
+		}
+		for range 20 {
+			if waited, err := logIn(t, g, home, victim); err != nil || waited > 0 {
+				t.Fatalf("the victim at home waited %v: %v", waited, err)
+			}
+		}
+		if waited, err := logIn(t, g, at("198.51.100.200"), victim); err != nil || waited > 0 {
+			t.Fatalf("the victim with a new address at home waited %v: %v", waited, err)
+		}
+		if _, err := logIn(t, g, hotel, victim); reason(err) != UserFailures {
+			t.Fatalf("from where nobody knows it: %v", err)
+		}
+		time.Sleep(2 * day)
+		if waited, err := logIn(t, g, hotel, victim); err != nil || waited > 0 {
+			t.Fatalf("two days later, abroad, it waited %v: %v", waited, err)
+		}
+	})
+}
+
+func TestAUserUnderAttackIsDelayedAbroad(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(t, wide(), nil)
+		victim := user(t, "victim")
+		for i := range 12 {
+			if _, err := guess(t, g, netip.AddrFrom4([4]byte{10, byte(i), 0, 1}), victim, secret("%d", i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if waited, err := logIn(t, g, at("203.0.113.9"), victim); err != nil || !within(waited, 4*time.Second) {
+			t.Fatalf("abroad it waited %v: %v", waited, err)
+		}
+		// The right password from a new place is the person itself.
+		if waited, err := logIn(t, g, at("203.0.114.9"), victim); err != nil || waited > 0 {
+			t.Fatalf("then it waited %v: %v", waited, err)
+		}
+	})
+}
+
+func TestFiveHundredShareAnAddressWithOneThief(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(t, wide(), nil)
+		nat := at("192.0.2.1")
+		people := make([]identity.User, 500)
+		for i := range people {
+			people[i] = user(t, fmt.Sprintf("good%d", i))
+			if _, err := logIn(t, g, nat, people[i]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		good, stopped := 0, 0
+		for i := range 2000 {
+			if _, err := guess(t, g, nat, user(t, fmt.Sprintf("thief%d", i)), secret("%d", i)); err != nil {
+				stopped++
+			}
+			if waited, err := logIn(t, g, nat, people[i%500]); err == nil && waited == 0 {
+				good++
+			}
+		}
+		if good < 1980 || stopped < 1900 {
+			t.Fatalf("%d of 2000 good logins, %d of 2000 thefts stopped", good, stopped)
+		}
+	})
+}
+
+func TestAThiefBehindTheSameAddressCannotGuessForEver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(t, wide(), nil)
+		victim, nat := user(t, "victim"), at("192.0.2.1")
+		if _, err := logIn(t, g, nat, victim); err != nil {
+			t.Fatal(err)
+		}
+		checked := 0
+		for began := time.Now(); time.Since(began) < day; time.Sleep(time.Minute) {
+			if _, err := guess(t, g, nat, victim, secret("%v", time.Now())); err == nil {
+				checked++
+			}
+		}
+		if checked > 25*defaultPairHour {
+			t.Fatalf("%d guesses in a day", checked)
+		}
+		if waited, err := logIn(t, g, at("198.51.100.1"), victim); err != nil || waited > 15*6/5*time.Second {
+			t.Fatalf("elsewhere the victim waited %v: %v", waited, err)
+		}
+	})
+}
+
+func TestOneNetworkThatTriesEverybodyIsStopped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(t, usual(), nil)
+		checked := 0
+		for i := range 10000 {
+			if _, err := guess(t, g, at("2001:db8::1"), user(t, fmt.Sprintf("user%d", i)), secret("Summer2024")); err == nil {
+				checked++
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		if checked > 20 {
+			t.Fatalf("%d guesses were checked", checked)
+		}
+	})
+}
+
+func TestSprayingFromAThousandNetworksIsNoticed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var told []Spray
+		g, err := New(wide(), nil, Hooks{OnSpray: func(s Spray) { told = append(told, s) }}, newGate(t, wide(), nil).log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		home := at("198.51.100.1")
+		for i := range 1800 { // half an hour of ordinary life
+			if _, err := logIn(t, g, home, user(t, fmt.Sprintf("good%d", i%300))); err != nil {
+				t.Fatal(err)
+			}
+			if i%100 == 0 {
+				_, _ = guess(t, g, at("203.0.113.1"), user(t, "clumsy"), secret("%d", i))
+			}
+			time.Sleep(time.Second)
+		}
+		if len(told) != 0 {
+			t.Fatalf("ordinary life is called %+v", told)
+		}
+		from := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{byte(20 + i%200), byte(i % 1000 / 200), 0, 1}) }
+		for i := range 1000 {
+			_, _ = guess(t, g, from(i), user(t, fmt.Sprintf("tried%d", i)), secret("Summer2024"))
+			if len(told) > 0 && i > 10 {
+				break
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		if len(told) != 1 || !told[0].Suspected {
+			t.Fatalf("told %+v", told)
+		}
+		if waited, err := logIn(t, g, at("192.0.2.77"), user(t, "newcomer")); err != nil || !within(waited, 4*time.Second) {
+			t.Fatalf("from a network nobody knows: waited %v: %v", waited, err)
+		}
+		if waited, err := logIn(t, g, home, user(t, "good1")); err != nil || waited > 0 {
+			t.Fatalf("from a known network: waited %v: %v", waited, err)
+		}
+		if waited, err := logIn(t, g, home, user(t, "colleague")); err != nil || waited > 0 {
+			t.Fatalf("somebody new in a network with right logins: waited %v: %v", waited, err)
+		}
+		time.Sleep(2 * sprayKeep)
+		if _, err := logIn(t, g, home, user(t, "good1")); err != nil {
+			t.Fatal(err)
+		}
+		if len(told) != 2 || told[1].Suspected {
+			t.Fatalf("when it was over, told %+v", told)
+		}
+	})
+}
+
+func TestANetworkWithPeopleIsHeardBeforeItIsRefused(t *testing.T) {
+	g := newGate(t, wide(), nil)
+	alice, addr := user(t, "alice"), at("192.0.2.1")
+	if _, err := logIn(t, g, addr, alice); err != nil {
+		t.Fatal(err)
+	}
+	g.ban(t.Context(), home(addr), ManyFailures)
+	v := arrive(t, g, addr)
+	defer v.Leave()
+	if err := v.Attempt(t.Context(), user(t, "stranger")); reason(err) != Banned {
+		t.Fatalf("a stranger: %v", err)
+	}
+	if err := v.Attempt(t.Context(), alice); err != nil {
+		t.Fatalf("who lives there: %v", err)
+	}
+}

@@ -1,0 +1,184 @@
+package limit
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestAnAddressHasSoManyConnections(t *testing.T) {
+	for _, c := range []struct {
+		name        string
+		cfg         Settings
+		first, same string // two addresses that count as one
+		other       string
+		want        Reason
+	}{
+		{"before the login", Settings{Strangers: 3}, "192.0.2.1", "192.0.2.1", "192.0.2.2", StrangerPlaces},
+		{"altogether", Settings{PerAddress: 3}, "192.0.2.1", "::ffff:192.0.2.1", "192.0.2.2", AddressConnections},
+		{"in a /64", Settings{PerAddress: 3}, "2001:db8::1", "2001:db8::ffff:1", "2001:db8:0:1::1", AddressConnections},
+		{"in a minute", Settings{NewPerMinute: 60, NewBurst: 3}, "192.0.2.1", "192.0.2.1", "192.0.2.2", ConnectionRate},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cfg := usual()
+			cfg.Settings = c.cfg
+			g := newGate(t, cfg, nil)
+			var in []*Visit
+			for range 3 {
+				in = append(in, arrive(t, g, at(c.first)))
+			}
+			if _, err := g.Arrive("imaps", at(c.same)); reason(err) != c.want {
+				t.Fatalf("the fourth gets %v, want %s", err, c.want)
+			}
+			arrive(t, g, at(c.other)).Leave()
+			for _, v := range in {
+				v.Leave()
+			}
+			if c.want != ConnectionRate {
+				arrive(t, g, at(c.same)).Leave()
+			}
+			if n := len(g.places.held); n != 0 {
+				t.Fatalf("%d places are held by nobody", n)
+			}
+		})
+	}
+}
+
+func TestTheRateOfConnectionsRecovers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(t, usual(), nil)
+		come := func() error {
+			v, err := g.Arrive("imaps", at("192.0.2.1"))
+			if err == nil {
+				v.Leave()
+			}
+			return err
+		}
+		for i := range 30 {
+			if err := come(); err != nil {
+				t.Fatalf("connection %d: %v", i, err)
+			}
+		}
+		if err := come(); reason(err) != ConnectionRate {
+			t.Fatalf("beyond the burst: %v", err)
+		}
+		time.Sleep(time.Second) // by the test's clock: one more, at 60 a minute
+		if err := come(); err != nil {
+			t.Fatal(err)
+		}
+		if err := come(); reason(err) != ConnectionRate {
+			t.Fatalf("beyond the rate: %v", err)
+		}
+	})
+}
+
+func TestAUserHasSoManySessions(t *testing.T) {
+	for _, c := range []struct {
+		cfg  Settings
+		addr func(i int) netip.Addr
+		want Reason
+	}{
+		{Settings{PerUser: 3}, func(i int) netip.Addr { return at(fmt.Sprintf("192.0.2.%d", i)) }, UserConnections},
+		{Settings{PerUserAddress: 3}, func(int) netip.Addr { return at("192.0.2.1") }, UserAddress},
+		{Settings{Total: 3}, func(i int) netip.Addr { return at(fmt.Sprintf("192.0.2.%d", i)) }, TotalSessions},
+	} {
+		cfg := usual()
+		cfg.Settings = c.cfg
+		g, alice := newGate(t, cfg, nil), user(t, "alice")
+		var in []*Visit
+		for i := range 4 {
+			v := arrive(t, g, c.addr(i))
+			in = append(in, v)
+			err := v.Enter(t.Context(), alice)
+			if i < 3 && err != nil {
+				t.Fatalf("%s: session %d: %v", c.want, i, err)
+			}
+			if i == 3 && reason(err) != c.want {
+				t.Fatalf("session %d: %v, want %s", i, err, c.want)
+			}
+		}
+		if c.want != TotalSessions {
+			if err := in[3].Enter(t.Context(), user(t, "bob")); err != nil {
+				t.Fatalf("another login on the connection that was refused: %v", err)
+			}
+		}
+		for _, v := range in {
+			v.Leave()
+		}
+		if n := len(g.places.held); n != 0 {
+			t.Fatalf("%d places are held by nobody", n)
+		}
+	}
+}
+
+func TestWhoHasLoggedInLeavesTheLobby(t *testing.T) {
+	cfg := usual()
+	cfg.Settings = Settings{Strangers: 1, PerAddress: 2}
+	g := newGate(t, cfg, nil)
+	first := arrive(t, g, at("192.0.2.1"))
+	if err := first.Enter(t.Context(), user(t, "alice")); err != nil {
+		t.Fatal(err)
+	}
+	second := arrive(t, g, at("192.0.2.1"))
+	if _, err := g.Arrive("imaps", at("192.0.2.1")); err == nil {
+		t.Fatal("a third connection came in")
+	}
+	second.Leave()
+	first.Leave()
+}
+
+func TestABalancersConnectionsAreTheirClients(t *testing.T) {
+	cfg := usual()
+	cfg.Settings = Settings{Strangers: 1}
+	g := newGate(t, cfg, nil)
+	var in []*Visit
+	for i := range 5 {
+		v := arrive(t, g, netip.Addr{}) // the header is still to come
+		if err := v.Move(at(fmt.Sprintf("192.0.2.%d", i))); err != nil {
+			t.Fatal(err)
+		}
+		in = append(in, v)
+	}
+	v := arrive(t, g, at("198.51.100.1"))
+	if err := v.Move(at("192.0.2.1")); reason(err) != StrangerPlaces {
+		t.Fatalf("a second connection of an address: %v", err)
+	}
+	v.Leave()
+	arrive(t, g, at("198.51.100.1")).Leave() // its place there is free again
+	for _, v := range in {
+		v.Leave()
+	}
+	if n := len(g.places.held); n != 0 {
+		t.Fatalf("%d places are held by nobody", n)
+	}
+}
+
+func TestEachListenerHasItsOwnLimits(t *testing.T) {
+	cfg := usual()
+	inside := cfg.Settings
+	inside.Exempt, inside.PerUser = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, 2
+	cfg.Listeners = map[string]Settings{"webmail": inside}
+	g := newGate(t, cfg, nil)
+	for i := range 200 { // far beyond every limit of an address
+		v, err := g.Arrive("webmail", at("192.0.2.1"))
+		if err != nil {
+			t.Fatalf("connection %d of an exempt network: %v", i, err)
+		}
+		if d := v.Failed(t.Context(), user(t, "bob"), secret("%d", i)); d != 0 {
+			t.Fatalf("an exempt network is delayed by %v", d)
+		}
+		if err := v.Attempt(t.Context(), user(t, "bob")); err != nil {
+			t.Fatalf("attempt %d: %v", i, err)
+		}
+		err = v.Enter(t.Context(), user(t, "alice"))
+		if i < 2 != (err == nil) {
+			t.Fatalf("session %d of a user with 2: %v", i, err)
+		}
+		defer v.Leave()
+	}
+	if len(g.bans.active(g.now())) != 0 {
+		t.Fatal("an exempt network was banned")
+	}
+}
