@@ -86,20 +86,21 @@ func (b *Budget) Upload(ctx context.Context, n int64) bool {
 	if err != nil {
 		return true // what is known here has decided
 	}
-	sum, err := r[0].Int64()
-	if err != nil {
+	reply, err := r[0].Int64Slice()
+	if err != nil || len(reply) != 2 {
 		return true
 	}
-	g.budgets.uploaded(b.user, today, sum)
-	return sum <= most
+	g.budgets.uploaded(b.user, today, reply[1])
+	return reply[0] == 1
 }
 
-// uploadScript adds ARGV[1] to the sum at the key, which stays when that would be
-// more than ARGV[2]. It gives the sum as it would be.
+// uploadScript adds ARGV[1] to the sum at the key, unless that would be more than
+// ARGV[2]. It gives whether it was added, and the sum.
 const uploadScript = `
-local sum = (tonumber(redis.call('GET', KEYS[1])) or 0) + tonumber(ARGV[1])
-if sum <= tonumber(ARGV[2]) then redis.call('SET', KEYS[1], string.format('%d', sum), 'PX', ARGV[3]) end
-return sum
+local sum, n = tonumber(redis.call('GET', KEYS[1])) or 0, tonumber(ARGV[1])
+if sum + n > tonumber(ARGV[2]) then return {0, sum} end
+redis.call('SET', KEYS[1], string.format('%d', sum + n), 'PX', ARGV[3])
+return {1, sum + n}
 `
 
 func (k keys) uploads(u identity.User, day string) string {

@@ -1,0 +1,105 @@
+package limit
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"imapgate/internal/testbed"
+)
+
+// entered is a session of a user at a gate with budgets.
+func entered(t testing.TB, g *Gate, name string) *Visit {
+	t.Helper()
+	v := arrive(t, g, at("192.0.2.1"))
+	if err := v.Enter(t.Context(), user(t, name)); err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+func TestWithoutBoundsThereIsNoBudget(t *testing.T) {
+	v := entered(t, newGate(t, wide(), nil), "alice")
+	defer v.Leave()
+	if b := v.Budget(); b != nil {
+		t.Errorf("a budget of nothing: %+v", b)
+	}
+}
+
+func TestTheSessionsOfAUserShareABudget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := wide()
+		cfg.Budgets = Budgets{Commands: 10, In: 1000, Out: 2000}
+		g := newGate(t, cfg, nil)
+		one, other, bob := entered(t, g, "alice"), entered(t, g, "alice"), entered(t, g, "bob")
+		for range 10 {
+			if w := one.Budget().Command() + other.Budget().Command(); w != 0 {
+				t.Fatalf("a wait of %v within two seconds' worth", w)
+			}
+		}
+		if w := other.Budget().Command(); w != 100*time.Millisecond {
+			t.Errorf("the command beyond waits %v", w)
+		}
+		if w := bob.Budget().Command(); w != 0 {
+			t.Errorf("somebody else's command waits %v", w)
+		}
+		if w := one.Budget().Read(10_000); w != 8*time.Second {
+			t.Errorf("10,000 bytes at 1,000 a second, 2,000 of them at once, take %v", w)
+		}
+		if w := other.Budget().Written(2000); w != 0 {
+			t.Errorf("what is written waits %v for what was read", w)
+		}
+		time.Sleep(10 * time.Second)
+		if w := other.Budget().Read(2000) + other.Budget().Command(); w != 0 {
+			t.Errorf("after a rest there is a wait of %v", w)
+		}
+		for _, v := range []*Visit{one, other, bob} {
+			v.Leave()
+		}
+		if n := len(g.budgets.of); n != 0 {
+			t.Errorf("%d budgets are left of nobody", n)
+		}
+	})
+}
+
+func TestADayHasRoomForSoManyBytesOfUploads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := wide()
+		cfg.Budgets = Budgets{Upload: 1000}
+		v := entered(t, newGate(t, cfg, nil), "alice")
+		defer v.Leave()
+		for _, upload := range []struct {
+			n    int64
+			fits bool
+		}{{600, true}, {500, false}, {1 << 62, false}, {400, true}, {1, false}} {
+			if fits := v.Budget().Upload(t.Context(), upload.n); fits != upload.fits {
+				t.Errorf("%d bytes more: %v", upload.n, fits)
+			}
+		}
+		time.Sleep(24 * time.Hour)
+		if !v.Budget().Upload(t.Context(), 1000) {
+			t.Error("the next day has no room")
+		}
+	})
+}
+
+func TestUploadsAreCountedAtAllGatewaysTogether(t *testing.T) {
+	srv := testbed.StartRedis(t)
+	cfg := wide()
+	cfg.Budgets = Budgets{Upload: 1000}
+	gate := func() *Gate {
+		client := redis.NewClient(&redis.Options{Addr: srv.Address})
+		t.Cleanup(func() { _ = client.Close() })
+		return newGate(t, cfg, client)
+	}
+	here, there := entered(t, gate(), "alice").Budget(), entered(t, gate(), "alice").Budget()
+	if !here.Upload(t.Context(), 700) || there.Upload(t.Context(), 700) || !there.Upload(t.Context(), 300) || here.Upload(t.Context(), 1) {
+		t.Error("two gateways do not count together")
+	}
+	srv.Kill()
+	if there.Upload(t.Context(), 1) {
+		t.Error("without Redis a gateway forgets what it knows")
+	}
+}
