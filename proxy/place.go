@@ -32,7 +32,7 @@ func (s *session) place(ctx context.Context, a *attempt, id auth.Identity) (err 
 		return fmt.Errorf("%w: no backend %q", routing.ErrUnavailable, a.route.Backend)
 	case backend.Master() && !id.Decided():
 		return errNobodyDecides
-	case backend.NeedsPassword() && id.Password().IsZero():
+	case !backend.Shows(id.Password(), id.Token()):
 		return errNothingToShow
 	}
 	if id.Login() != "" {

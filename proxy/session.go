@@ -148,7 +148,7 @@ func (s *session) connect(ctx context.Context, a *attempt) (admitted, error) {
 	}
 	a.mode = s.server.mode(&a.route)
 	up, err := s.server.login(ctx, a, id, upstream.Request{
-		User: id.User(), Login: a.route.Login, Password: id.Password(), Client: s.introduction(),
+		User: id.User(), Login: a.route.Login, Password: id.Password(), Token: id.Token(), Client: s.introduction(),
 	})
 	if errors.Is(err, upstream.ErrDenied) && id.Decided() && id.Token().IsZero() {
 		return nil, fmt.Errorf("%w: %w", errBackendDisagrees, err)

@@ -66,9 +66,6 @@ func (b *Backend) Master() bool { return b.cfg.Login == MasterLogin }
 // Address is where it is, as configured.
 func (b *Backend) Address() string { return b.cfg.Address }
 
-// NeedsPassword says whether logins go with the client's own password.
-func (b *Backend) NeedsPassword() bool { return b.cfg.Login == Passthrough }
-
 // Login connects and logs who in, within LoginTimeout and ctx.
 //
 // Errors: ErrDenied, *Refused, ErrLoop, and ErrUnavailable for everything else.

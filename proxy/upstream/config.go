@@ -36,8 +36,9 @@ const (
 // The ways to log in, the styles of a master login, and the ways to say who the
 // client is.
 const (
-	Passthrough = "passthrough" // with the client's own password
-	MasterLogin = "master"      // with the gateway's
+	Passthrough = "passthrough" // with the client's own password or token
+	MasterLogin = "master"      // with the gateway's password
+	OAuthLogin  = "oauth"       // with the client's token, and nothing else
 
 	AuthzidStyle   = "authzid"   // SASL PLAIN: user NUL master NUL password (RFC 4616)
 	SeparatorStyle = "separator" // user*master, as Dovecot's auth_master_user_separator
@@ -64,7 +65,7 @@ type Config struct {
 	// Socket makes what TLS runs over of a connection; nil: the connection itself.
 	Socket func(*net.TCPConn) net.Conn
 
-	Login   string // Passthrough or MasterLogin
+	Login   string // Passthrough, MasterLogin or OAuthLogin
 	Master  Master
 	Forward string // ForwardID, ForwardProxy or ForwardNone
 
@@ -100,6 +101,7 @@ type Request struct {
 	User     identity.User   // whose session it is
 	Login    string          // the name to use upstream; "" is User
 	Password identity.Secret // the client's; unused by MasterLogin
+	Token    identity.Secret // the client's, in place of a password; unused by MasterLogin
 	Client   Client
 }
 

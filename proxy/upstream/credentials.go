@@ -3,6 +3,7 @@ package upstream
 import (
 	"encoding/base64"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/emersion/go-sasl"
@@ -20,6 +21,7 @@ type credentials struct {
 	authzid  string // whom to act as, where it is not user; SASL only
 	user     string
 	password identity.Secret
+	token    identity.Secret // when there is one it goes, and no password
 }
 
 // credentials decides what to send, or refuses: a name or a password with
@@ -32,6 +34,12 @@ func (b *Backend) credentials(who Request) (credentials, error) {
 	}
 	if who.User.IsZero() || !sendable(name, identity.MaxUser) {
 		return credentials{}, ErrDenied
+	}
+	if b.cfg.Login != MasterLogin && !who.Token.IsZero() {
+		return bearing(name, who.Token)
+	}
+	if b.cfg.Login == OAuthLogin {
+		return credentials{}, fmt.Errorf("%w: %w", ErrUnavailable, errNoToken)
 	}
 	c := credentials{user: name, password: who.Password}
 	if b.cfg.Login == MasterLogin {
@@ -72,16 +80,22 @@ func sendable(s string, most int) bool {
 // repeatedIn says whether text repeats what a login sent, or begins to: a server
 // may quote the command that it did not understand.
 func (c credentials) repeatedIn(text string) bool {
-	password := c.password.Reveal()
-	coded := base64.StdEncoding.EncodeToString([]byte(c.authzid + "\x00" + c.user + "\x00"))
-	return password != "" && strings.Contains(text, password[:min(len(password), 4)]) || strings.Contains(text, coded[:min(len(coded), 12)&^3])
+	secret, fronts := c.password.Reveal(), []string{c.authzid + "\x00" + c.user + "\x00"}
+	if !c.token.IsZero() {
+		secret, fronts = c.token.Reveal(), []string{"n,a=" + c.user + ",", "user=" + c.user + "\x01"}
+	}
+	return secret != "" && strings.Contains(text, secret[:min(len(secret), 4)]) || slices.ContainsFunc(fronts, func(front string) bool {
+		whole := min(len(front), 9) / 3 * 3 // bytes whose base64 is the same whatever follows
+		return strings.Contains(text, base64.StdEncoding.EncodeToString([]byte(front[:whole])))
+	})
 }
 
 // script is a command in the parts in which it is sent: behind each part but
 // the last, the backend asks for the next one.
 type script struct {
-	bytes []byte
-	ends  []int // of each part in bytes; at most three
+	bytes     []byte
+	ends      []int  // of each part in bytes; at most three
+	dismissal string // answers a challenge behind the last part; "": there must be none
 }
 
 func (s *script) wait() { s.ends = append(s.ends, len(s.bytes)) }
@@ -91,6 +105,8 @@ func (s *script) wait() { s.ends = append(s.ends, len(s.bytes)) }
 // Nothing of the credentials is ever quoted.
 func (c credentials) appendLogin(s *script, tag string, caps imap.Caps) error {
 	switch {
+	case !c.token.IsZero():
+		return c.appendBearer(s, tag, caps)
 	case caps.Has("AUTH=PLAIN"):
 		return c.appendPlain(s, tag, caps)
 	case c.authzid != "":
@@ -117,11 +133,18 @@ func (c credentials) appendLogin(s *script, tag string, caps imap.Caps) error {
 }
 
 func (c credentials) appendPlain(s *script, tag string, caps imap.Caps) error {
-	mech, response, err := sasl.NewPlainClient(c.authzid, c.user, c.password.Reveal()).Start()
+	mechanism, response, err := sasl.NewPlainClient(c.authzid, c.user, c.password.Reveal()).Start()
 	if err != nil {
 		return err
 	}
-	s.bytes = append(append(append(s.bytes, tag...), " AUTHENTICATE "...), mech...)
+	s.appendSASL(tag, mechanism, response, caps)
+	return nil
+}
+
+// appendSASL appends AUTHENTICATE with a mechanism of one message, of which no
+// copy is left.
+func (s *script) appendSASL(tag, mechanism string, response []byte, caps imap.Caps) {
+	s.bytes = append(append(append(s.bytes, tag...), " AUTHENTICATE "...), mechanism...)
 	if caps.Has("SASL-IR") { // RFC 4959
 		s.bytes = append(s.bytes, ' ')
 	} else {
@@ -132,5 +155,4 @@ func (c credentials) appendPlain(s *script, tag string, caps imap.Caps) error {
 	s.bytes = append(s.bytes, '\r', '\n')
 	s.wait()
 	clear(response)
-	return nil
 }

@@ -71,7 +71,7 @@ func (b *Backend) authenticate(d *dialogue, who credentials, c Client) (imap.Res
 		case res.Kind == imap.Tagged:
 			return res, nil
 		case done:
-			return res, errContinue
+			return d.dismiss(s.dismissal)
 		}
 	}
 	panic("upstream: a login of no parts")

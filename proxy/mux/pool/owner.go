@@ -39,7 +39,7 @@ type owner struct {
 	// Set once.
 	user  *user
 	login string            // the name as it is sent
-	mac   [sha256.Size]byte // of user, login and password; all of a master's logins are alike
+	mac   [sha256.Size]byte // of user, login, password and token; all of a master's logins are alike
 
 	// Guarded by the Pool's mu.
 	refs     int            // Accounts, connections, and logins that have a place
@@ -66,15 +66,16 @@ type held struct {
 	waiting *list.Element // Guarded by the Pool's mu. In Pool.idle; nil: somebody has it.
 }
 
-// mac is what a credential is known by. The password itself is not kept for
-// connections that wait.
+// mac is what a credential is known by: two tokens are two credentials, and a
+// token is never a password. The secrets themselves are not kept for connections
+// that wait.
 func (p *Pool) mac(who upstream.Request) (sum [sha256.Size]byte) {
-	password := who.Password.Reveal()
+	password, token := who.Password.Reveal(), who.Token.Reveal()
 	if p.backend.Master() {
-		password = ""
+		password, token = "", ""
 	}
 	h := hmac.New(sha256.New, p.secret[:])
-	for _, part := range [...]string{who.User.String(), who.Login, password} {
+	for _, part := range [...]string{who.User.String(), who.Login, password, token} {
 		var n [8]byte // one part must not be taken for the next
 		binary.BigEndian.PutUint64(n[:], uint64(len(part)))
 		h.Write(n[:])

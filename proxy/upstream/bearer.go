@@ -1,0 +1,94 @@
+package upstream
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"imapgate/auth"
+	"imapgate/internal/identity"
+	"imapgate/internal/imap"
+)
+
+// maxToken bounds a token in bytes: in base64, with the name in front, it fits
+// the 8 KiB that servers take for a line.
+const maxToken = 5 << 10
+
+var (
+	errNoToken  = errors.New("the client brought no token, and the backend takes nothing else")
+	errRepented = fmt.Errorf("%w: it accepts a token that it has just refused", errProtocol)
+)
+
+// Shows says whether something that a client brought can be shown to the
+// backend, as its login needs. Who has proven itself without giving anything
+// away (SCRAM, EXTERNAL) brings neither.
+func (b *Backend) Shows(password, token identity.Secret) bool {
+	switch b.cfg.Login {
+	case MasterLogin:
+		return true
+	case OAuthLogin:
+		return !token.IsZero()
+	}
+	return !password.IsZero() || !token.IsZero()
+}
+
+// bearer is what the first message of the mechanism and the answer to its
+// refusal are. A backend that refuses a token says why in a challenge, and waits
+// for an answer before it says NO.
+type bearer struct {
+	mechanism string
+	message   string
+	dismissal string
+}
+
+// bearer chooses the mechanism: the standard's, or what came before it. The
+// host and the port of RFC 7628 are left out, as they may be: what the backend
+// is called here is not what the client called us.
+func (c credentials) bearer(caps imap.Caps) (bearer, error) {
+	token := c.token.Reveal()
+	switch {
+	case caps.Has(auth.SASLOAuthBearer):
+		name := strings.NewReplacer("=", "=3D", ",", "=2C").Replace(c.user) // RFC 5801 §4
+		return bearer{auth.OAuthBearer, "n,a=" + name + ",\x01auth=Bearer " + token + "\x01\x01", "AQ==\r\n"}, nil
+	case caps.Has(auth.SASLXOAuth2):
+		return bearer{auth.XOAuth2, "user=" + c.user + "\x01auth=Bearer " + token + "\x01\x01", "\r\n"}, nil
+	}
+	return bearer{}, fmt.Errorf("%w with a token: neither AUTH=OAUTHBEARER nor AUTH=XOAUTH2", errMechanism)
+}
+
+// appendBearer appends AUTHENTICATE with the token.
+func (c credentials) appendBearer(s *script, tag string, caps imap.Caps) error {
+	b, err := c.bearer(caps)
+	if err != nil {
+		return err
+	}
+	s.appendSASL(tag, b.mechanism, []byte(b.message), caps)
+	s.dismissal = b.dismissal
+	return nil
+}
+
+// dismiss answers a challenge that explains a refusal, and reads the NO that
+// must follow (RFC 7628 §3.2.3). What the challenge says is between the client's
+// provider and the backend.
+func (d *dialogue) dismiss(dismissal string) (imap.Response, error) {
+	if dismissal == "" {
+		return imap.Response{}, errContinue
+	}
+	if _, err := d.conn.Write([]byte(dismissal)); err != nil {
+		return imap.Response{}, err
+	}
+	res, err := d.tagged(d.last)
+	if err == nil && res.Name == "OK" {
+		err = errRepented
+	}
+	return res, err
+}
+
+// bearing are the credentials of who comes with a token. It must be read as one
+// word wherever it is sent.
+func bearing(name string, token identity.Secret) (credentials, error) {
+	if t := token.Reveal(); !sendable(t, maxToken) || strings.Contains(t, " ") {
+		return credentials{}, ErrDenied
+	}
+	return credentials{user: name, token: token}, nil
+}
