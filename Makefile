@@ -36,8 +36,8 @@ cover: deps ## what the tests reach, by all packages together
 	go test -timeout $(TIMEOUT) -coverpkg=./... -coverprofile=dist/cover.out ./...
 	go tool cover -func=dist/cover.out | tail -n 1
 
-docs: ## docs/CONFIG.md from the code
-	go generate ./internal/config
+docs: ## docs/CONFIG.md and docs/AUDIT.md from the code
+	go generate ./internal/config ./internal/audit
 
 docker: ## the image
 	docker build --build-arg VERSION=$(VERSION) -t imapgate:$(VERSION) .

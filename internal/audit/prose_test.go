@@ -1,0 +1,63 @@
+package audit
+
+// What docs/AUDIT.md says besides its tables.
+const (
+	preface = `<!-- Generated from internal/audit by go generate; change the text and the tables there. -->
+# The audit log
+
+What an operator must be able to prove later: one line of JSON (RFC 8259) for each event, in the order in which they
+happened. How to keep it is in [OPERATIONS.md](OPERATIONS.md#logs), its settings are in [CONFIG.md](CONFIG.md#audit). Read it with
+
+    imapgate audit grep --user alice@example.org --since 24h /var/log/imapgate/audit.log*
+
+What may be relied on:
+
+- **Each login attempt has one record**, ` + "`login_accepted` or `login_refused`, and each accepted connection has one end," + `
+  ` + "`session_ended` or `connection_refused`" + `. There is none for its beginning: the end has the duration, and a scan of the
+  network must not cost two records for each connection. What is known of TLS is in both.
+- **Names are stable.** New events, fields and words may come; ` + "`v`" + ` grows when a reader of the old form would
+  misunderstand the new one. The order of fields is not part of it.
+- **One event is one line**, whatever a client sends: control characters, line separators, bidirectional controls and
+  invalid UTF-8 in text from outside are written visibly (` + "`\\x1b`, `\\u{202e}`" + `), and long text ends in ` + "`…`" + `.
+- **There is never a password in it**, nor a token, nor anything of what messages contain. A name that no account can
+  have is there as ` + "`claimed`" + `; people do type their password where the name belongs.
+- A line is at most 4,200 bytes long.
+
+Types: *number* is a whole number from 0, *time* as RFC 3339 in UTC with milliseconds, *address* ` + "`host:port` with IPv6 in brackets" + `,
+*word* one of a closed set, *user* a canonical user name, *text* anything, made harmless.
+
+## Events and fields
+`
+	epilogue = `
+## Sinks
+
+A record goes to each sink of ` + "`audit.sinks`" + ` whose filter lets it through. ` + "`events`" + ` and ` + "`results`" + ` are lists; a record without a
+result passes the second.
+
+| type | form | what may be lost |
+|---|---|---|
+| ` + "`file`" + ` | a line each; synced every second; a renamed or removed file is followed by a new one | by a crash of the machine, a second; by SIGKILL, what had waited for 5 ms, and one line may be unfinished |
+| ` + "`stdout`" + ` | a line each | as the reader does |
+| ` + "`syslog`" + ` | RFC 5424, MSGID is the event, the message is the record without a byte order mark; by datagrams or, on streams, with octet counting (RFC 6587, RFC 5425) | the protocol has no answers: what the kernel had taken when a connection broke |
+| ` + "`redis`" + ` | a stream; the field ` + "`record`" + ` of an entry is the record; trimmed to about ` + "`max_records`" + ` | as that Redis does. After a broken connection an entry may be there twice |
+
+Each sink has a buffer of 10,000 records or 8 MB. While a sink with ` + "`on_failure: block`" + ` fails, or its buffer is three quarters
+full, nobody is let in, with the reason ` + "`audit_away`" + `; sessions go on, and what they have to say finds room in the
+rest. What finds none is counted, and told by ` + "`records_lost`" + ` as soon as the sink works again. Records of commands, limits and
+lost connections give way first, when half of the buffer is full.
+
+## The chain
+
+With ` + "`audit.chain: true`" + ` each record in a regular file carries ` + "`seq`" + ` and ` + "`hash`" + `, as its last two fields. The chain goes on when
+the gateway is started again and when the file is rotated by renaming; not when it is rotated by copying and cutting off.
+
+    imapgate audit verify /var/log/imapgate/audit.log.2.gz /var/log/imapgate/audit.log.1 /var/log/imapgate/audit.log
+
+names the first line that was changed, added or removed, or the file that is missing in between. To do it by hand: the
+hash of a line is that of 32 bytes, the hash of the line before (zeros before the first), and of the line from its
+beginning up to, but without, ` + "`,\"hash\"`" + `. An unfinished line, which a killed process leaves, is passed over.
+
+The chain cannot show that the newest records were cut off, nor that somebody who may write the file has made it all
+anew. For that, send the records to another machine too, or note there from time to time what ` + "`verify`" + ` says last.
+`
+)

@@ -1,0 +1,450 @@
+package audit
+
+import (
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"maps"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"imapgate/internal/identity"
+)
+
+const schemaPath = "../../docs/AUDIT.md"
+
+var update = flag.Bool("update", false, "write docs/AUDIT.md")
+
+// member is one field of a record. Its example is the one in full records.
+type member struct{ name, kind, when, meaning string }
+
+// always is the when of a member that no record of its event is without.
+const always = "always"
+
+// Members that several events have. Constant.
+var (
+	inEvery = []member{
+		{"v", "number", always, "version of this schema"},
+		{"time", "time", always, "UTC, to the millisecond"},
+		{"event", "word", always, "what happened: the left column"},
+	}
+	inChained = []member{
+		{"seq", "number", "with `audit.chain`", "number of the record in its chain, from 1"},
+		{"hash", "hex", "with `audit.chain`", "SHA-256 over the 32 bytes of the hash before and this line up to `,\"hash\"`"},
+	}
+	ofClient = []member{
+		{"session", "text", "once there is a session", "random id; the ordinary log and, with `forward: id`, the backend have it too"},
+		{"listener", "text", "as above", "name of the listener"},
+		{"peer", "address", "as above", "the TCP peer"},
+		{"client", "address", "when a trusted proxy named it", "the client's own address"},
+		{"tls", "text", "with TLS", "its version"},
+		{"cipher", "text", "with TLS", "the cipher suite"},
+		{"server_name", "text", "with TLS, when the client named one", "SNI"},
+		{"alpn", "text", "with TLS, when agreed upon", "the protocol"},
+	}
+	ofLogin = []member{
+		{"user", "user", "when the name can be one", "the canonical name"},
+		{"claimed", "text", "else", "the name as the client gave it"},
+		{"attempt", "number", "when counted", "the how manieth of this connection, from 1"},
+		{"mechanism", "text", "when known", "`LOGIN`, or `AUTH=` and the SASL mechanism"},
+		{"method", "text", "when one decided", "auth method that vouched for the user"},
+		{"backend", "text", "when routed", "name of the backend"},
+		{"upstream_user", "text", "when it is another than `user`", "the login name at the backend"},
+		{"route", "word", "when routed", "where the route came from: `redis`, `cache`, `stale`, `snapshot`, `static`, `http`"},
+		{"route_age_ms", "number", "when above 0", "how old the route was"},
+		{"upstream", "word", "when the backend was asked", "how the login there ended; [below](#upstream)"},
+		{"upstream_ms", "number", "as above", "how long that took, connecting included"},
+		{"delay_ms", "number", "when above 0", "how much of `duration_ms` was waited on purpose"},
+		{"duration_ms", "number", always, "from the whole command to its answer"},
+	}
+	ofMux = []member{
+		{"user", "user", always, "the canonical name"},
+		{"backend", "text", always, "name of the backend"},
+		{"mailbox", "text", "when one is selected", "in the client's own bytes"},
+	}
+)
+
+// described is one event: what it means and has, its fullest record, and its
+// emptiest.
+type described struct {
+	name    string
+	meaning string
+	members [][]member
+	full    func(*Log)
+	bare    func(*Log)
+}
+
+func fullLogin(u identity.User, claimed string) *Login {
+	return &Login{
+		User: u, Claimed: claimed, Attempt: 2, Mechanism: "AUTH=PLAIN", Method: "passthrough", Backend: "east",
+		Upstream: "alice", Route: "cache", RouteAge: 1500 * time.Millisecond, Connect: "ok", Connected: 9 * time.Millisecond,
+		Delay: 2 * time.Second, Took: 2012 * time.Millisecond,
+	}
+}
+
+// schema is every event. The order is that of the document.
+func schema(t *testing.T) []described {
+	u, err := identity.Canon("alice@example.org", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &Client{
+		Session: "4d1f0c9ab2e75a83", Listener: "0.0.0.0:993", Peer: netip.MustParseAddrPort("10.0.0.9:4711"),
+		Claimed: netip.MustParseAddrPort("[2001:db8::7]:50000"), TLSVersion: tls.VersionTLS13,
+		Cipher: tls.TLS_AES_128_GCM_SHA256, ServerName: "mail.example.org", ALPN: "imap",
+	}
+	mux := &Mux{User: u, Backend: "east", Mailbox: "INBOX", Why: AfterLoss, Result: AttachOK, Expunged: 1, Arrived: 3, Took: 40 * time.Millisecond}
+	least := &Mux{User: u, Backend: "east"}
+	until := time.Date(2026, 5, 1, 12, 10, 0, 0, time.UTC)
+	return []described{
+		{"login_accepted", "A login succeeded; it is written before the client is told. Each attempt has one record, this or the next.",
+			[][]member{ofClient, ofLogin, {{"result", "word", always, "`accepted`"}}},
+			func(l *Log) { _ = l.LoginAccepted(c, fullLogin(u, "")) }, func(l *Log) { _ = l.LoginAccepted(&Client{}, &Login{}) }},
+		{"login_refused", "A login failed. The client may have been told less.",
+			[][]member{ofClient, ofLogin, {
+				{"result", "word", always, "`refused`: another password may help; `unavailable`: another time may"},
+				{"reason", "word", always, "why; [below](#reason)"}}},
+			func(l *Log) { _ = l.LoginRefused(c, fullLogin(identity.User{}, "Alice\r\n"), BadName) },
+			func(l *Log) { _ = l.LoginRefused(&Client{}, &Login{}, BadName) }},
+		{"session_ended", "The end of a connection that had logged in. Each accepted connection has one end, this or the next.",
+			[][]member{ofClient, {
+				{"user", "user", always, "the canonical name"},
+				{"backend", "text", always, "name of the backend"},
+				{"mode", "word", always, "`splice`, `reuse`, `resume`"},
+				{"reason", "word", always, "why; [below](#reason)"},
+				{"bytes_in", "number", always, "from the client, after the login"},
+				{"bytes_out", "number", always, "to the client, after the login"},
+				{"commands", "number", "when counted", "of the client, after the login; not in mode `splice`"},
+				{"duration_ms", "number", always, "since the login"}}},
+			func(l *Log) {
+				_ = l.SessionEnded(c, &Session{User: u, Backend: "east", Mode: "reuse", In: 812, Out: 90211, Commands: 17, Took: time.Minute}, ClientLogout)
+			},
+			func(l *Log) {
+				_ = l.SessionEnded(&Client{}, &Session{User: u, Backend: "east", Mode: "splice"}, ClientLogout)
+			}},
+		{"connection_refused", "The end of a connection that never logged in.",
+			[][]member{ofClient, {
+				{"reason", "word", always, "why; [below](#reason)"},
+				{"detail", "text", "when there is more to say", "words of the TLS library, or of the client"},
+				{"duration_ms", "number", always, "since the connection was accepted"}}},
+			func(l *Log) {
+				_ = l.ConnectionRefused(c, HandshakeFailed, "remote error: tls: bad certificate", time.Second)
+			},
+			func(l *Log) { _ = l.ConnectionRefused(&Client{}, HandshakeFailed, "", 0) }},
+		{"limit_hit", "A limit did something. One record a minute at most for each limit and subject: the first at once, and another that counts those since, which has no client.",
+			[][]member{ofClient, {
+				{"limit", "word", always, "which; [below](#limit)"},
+				{"subject", "text", "unless too many are told apart", "whose: a user, an address, a network, a backend"},
+				{"result", "word", always, "`refused`, `delayed` or `slowed`"},
+				{"count", "number", always, "how often, since the last record of this"}}},
+			func(l *Log) { _ = l.LimitHit(c, &Hit{Limit: LimitRate, Subject: "2001:db8::/64", Measure: Refused}) },
+			func(l *Log) { _ = l.LimitHit(&Client{}, &Hit{Limit: LimitRate, Measure: Refused}) }},
+		{"ban_added", "Somebody is kept out from now on.",
+			[][]member{{
+				{"subject", "text", always, "an address or a network"},
+				{"reason", "word", always, "why; [below](#reason-of-a-ban)"},
+				{"until", "time", "unless for good", "when it ends by itself"},
+				{"by", "text", "when an operator did it", "who"},
+				{"origin", "text", "when another gateway did it", "which"},
+				{"detail", "text", "when an operator gave one", "the operator's words"}}},
+			func(l *Log) {
+				_ = l.BanAdded(&Ban{Subject: "2001:db8::/64", Why: CauseOperator, Until: until, By: "carol", Origin: "gw2", Note: "complaint 17"})
+			},
+			func(l *Log) { _ = l.BanAdded(&Ban{Subject: "192.0.2.7", Why: CauseFailures}) }},
+		{"ban_removed", "Somebody is let in again.",
+			[][]member{{
+				{"subject", "text", always, "an address or a network"},
+				{"reason", "word", always, "`operator` or `expired`"},
+				{"until", "time", "when it would have ended later", "when"},
+				{"by", "text", "when an operator did it", "who"},
+				{"origin", "text", "when another gateway did it", "which"},
+				{"detail", "text", "when an operator gave one", "the operator's words"}}},
+			func(l *Log) {
+				_ = l.BanRemoved(&Ban{Subject: "2001:db8::/64", Why: CauseOperator, Until: until, By: "carol", Origin: "gw2", Note: "cleared"})
+			},
+			func(l *Log) { _ = l.BanRemoved(&Ban{Subject: "192.0.2.7", Why: CauseExpired}) }},
+		{"spray_suspected", "A few passwords seem to be tried for many users.",
+			[][]member{{
+				{"subject", "text", "when one network does it", "the network"},
+				{"users", "number", always, "about how many were tried"},
+				{"addresses", "number", "when counted", "from how many addresses"},
+				{"window_ms", "number", "when known", "in how long"}}},
+			func(l *Log) {
+				_ = l.SpraySuspected(&Spray{Users: 120, Addresses: 80, Subject: "198.51.100.0/24", Within: time.Hour})
+			},
+			func(l *Log) { _ = l.SpraySuspected(&Spray{Users: 120}) }},
+		{"command", "A command of a client, with `audit.commands: writes` or `all`, in the modes that read commands.",
+			[][]member{ofClient[:1], ofClient[2:4], {
+				{"user", "user", always, "the canonical name"},
+				{"backend", "text", always, "name of the backend"},
+				{"command", "text", always, "the verb, with `UID` before it where it had that"},
+				{"mailbox", "text", "when it names one, or one is selected", "in the client's own bytes"},
+				{"messages", "number", "when above 0", "how many it named"},
+				{"literals", "numbers", "when it had some", "their sizes; of the first 16"},
+				{"literal_bytes", "number", "as above", "the sizes of all of them together"},
+				{"result", "word", always, "`ok`, `no`, `bad`, or `cut`: a connection ended before the answer"},
+				{"code", "text", "when the answer had one", "its response code"},
+				{"duration_ms", "number", always, "from the whole command to its answer"}}},
+			func(l *Log) {
+				_ = l.Command(c, &Command{User: u, Backend: "east", Verb: "APPEND", Writes: true, Mailbox: "Sent", Messages: 1,
+					Literals: []int64{2310}, Result: CommandOK, Code: "APPENDUID", Took: 21 * time.Millisecond})
+			},
+			func(l *Log) {
+				_ = l.Command(&Client{}, &Command{User: u, Backend: "east", Verb: "NOOP", Result: CommandOK})
+			}},
+		{"session_attached", "In mode `resume`, a session was given a connection to its backend anew, or in vain.",
+			[][]member{ofClient, ofMux, {
+				{"reason", "word", always, "`lost`: the one before was lost; `hold`: the same, and a command waited; `detach`: it had been given back"},
+				{"result", "word", always, "[below](#result-of-session_attached)"},
+				{"expunged", "number", always, "messages the client did not know to be gone"},
+				{"arrived", "number", always, "messages the client did not know to be there"},
+				{"duration_ms", "number", always, "how long it took"}}},
+			func(l *Log) { _ = l.Attached(c, mux) }, func(l *Log) { _ = l.Attached(&Client{}, least) }},
+		{"upstream_lost", "A session lost its connection to the backend; unless its end follows, it goes on.",
+			[][]member{ofClient, ofMux, {
+				{"reason", "word", always, "how; [below](#reason-of-the-modes-reuse-and-resume)"},
+				{"duration_ms", "number", always, "how long it had it"}}},
+			func(l *Log) {
+				_ = l.UpstreamLost(c, &Mux{User: u, Backend: "east", Mailbox: "INBOX", Why: LostBye, Took: time.Minute})
+			},
+			func(l *Log) { _ = l.UpstreamLost(&Client{}, least) }},
+		{"session_pinned", "From here on a session ends with its connection to the backend.",
+			[][]member{ofClient, ofMux, {{"reason", "word", always, "why; [below](#reason-of-the-modes-reuse-and-resume)"}}},
+			func(l *Log) { _ = l.Pinned(c, &Mux{User: u, Backend: "east", Mailbox: "INBOX", Why: PinNotify}) },
+			func(l *Log) { _ = l.Pinned(&Client{}, least) }},
+		{"started", "A gateway began to serve.",
+			[][]member{{{"version", "text", always, "its release"}}},
+			func(l *Log) { _ = l.Started("v1.2.0") }, func(l *Log) { _ = l.Started("devel") }},
+		{"stopped", "A gateway ended in good order. One that was killed has none.",
+			[][]member{{{"reason", "word", always, "`shutdown`"}}},
+			func(l *Log) { _ = l.Stopped(GatewayStopping) }, func(l *Log) { _ = l.Stopped(GatewayStopping) }},
+		{"config_reloaded", "Files were read again.",
+			[][]member{{
+				{"result", "word", always, "`accepted`, or `refused`: what was there before stays in use"},
+				{"detail", "text", "when refused", "why"}}},
+			func(l *Log) { _ = l.Reloaded(errors.New("mail.pem: no certificate in it")) }, func(l *Log) { _ = l.Reloaded(nil) }},
+		{"operator_action", "Somebody in charge told the gateway to do something.",
+			[][]member{{
+				{"action", "word", always, "what; [below](#action)"},
+				{"by", "text", "when known", "who, or `signal`"},
+				{"subject", "text", "when there is one", "what it was done to"},
+				{"result", "word", always, "`accepted` or `refused`"},
+				{"detail", "text", "when refused", "why"}}},
+			func(l *Log) {
+				_ = l.OperatorAction(&Operator{Action: ActBan, By: "carol", Subject: "192.0.2.7", Err: errors.New("no such address")})
+			},
+			func(l *Log) { _ = l.OperatorAction(&Operator{Action: ActReload}) }},
+		{"records_lost", "This sink could not keep some records, and now can again. Every sink gets it, whatever its filter.",
+			[][]member{{{"lost", "number", always, "how many, since the last such record"}}},
+			lose, lose},
+		{"log_opened", "With `audit.chain`, the first record of each new file.",
+			[][]member{{{"previous", "hex", "unless a chain begins here", "the hash of the last record of the file before"}}},
+			func(l *Log) { open1(l, chain{seq: 4711, hash: [32]byte{0xc0, 0xff, 0xee}}) }, func(l *Log) { open1(l, chain{}) }},
+	}
+}
+
+// lose and open1 make the two records that only writers make.
+func lose(l *Log) {
+	o := l.outlets[0]
+	o.lost = 12
+	o.take()
+	o.pending = o.batch
+}
+
+func open1(l *Log, c chain) {
+	record, _ := c.opening()
+	i := strings.Index(string(record), `,"seq"`)
+	l.outlets[0].pending = append(record[:i], '}', '\n')
+}
+
+// TestSchemaIsDocumented keeps docs/AUDIT.md what the code does.
+func TestSchemaIsDocumented(t *testing.T) {
+	want := document(t)
+	if *update {
+		if err := os.WriteFile(schemaPath, []byte(want), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(schemaPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got) != want {
+		t.Error("docs/AUDIT.md is stale: run go generate ./internal/audit")
+	}
+}
+
+func TestRecordsHaveWhatTheSchemaSays(t *testing.T) {
+	all := schema(t)
+	listed := make([]string, 0, len(all))
+	for _, e := range all {
+		listed = append(listed, e.name)
+		known := map[string]member{}
+		for _, m := range slices.Concat(append([][]member{inEvery}, e.members...)...) {
+			known[m.name] = m
+		}
+		full, bare := decode(t, encode(t, e.full)), decode(t, encode(t, e.bare))
+		if e.name == "login_refused" { // the one record that has claimed has no user
+			full["user"] = "alice@example.org"
+		}
+		if e.name == "login_accepted" {
+			full["claimed"] = "Alice"
+		}
+		for name, value := range full {
+			if m, ok := known[name]; !ok || !isKind(m.kind, value) {
+				t.Errorf("%s: %s = %v, the schema says %+v", e.name, name, value, m)
+			}
+		}
+		for name, m := range known {
+			if full[name] == nil {
+				t.Errorf("%s: the fullest record has no %s", e.name, name)
+			}
+			if (bare[name] != nil) != (m.when == always) {
+				t.Errorf("%s: %s is there %s, and in the emptiest record %v", e.name, name, m.when, bare[name])
+			}
+		}
+		if full["event"] != e.name {
+			t.Errorf("%s is called %v", e.name, full["event"])
+		}
+		if result, ok := full["result"].(string); ok && !slices.Contains(Results(), result) {
+			t.Errorf("%s: the result %s is not listed", e.name, result)
+		}
+	}
+	slices.Sort(listed)
+	if events := slices.Sorted(slices.Values(Events())); !slices.Equal(listed, events) {
+		t.Errorf("described are %q, there are %q", listed, events)
+	}
+}
+
+// isKind says whether a decoded value is of one of the schema's types.
+func isKind(kind string, value any) bool {
+	s, text := value.(string)
+	switch kind {
+	case "number":
+		n, ok := value.(float64)
+		return ok && n >= 0 && n == float64(uint64(n))
+	case "numbers":
+		_, ok := value.([]any)
+		return ok
+	case "time":
+		_, err := time.Parse(timeForm, s)
+		return err == nil
+	case "address":
+		_, err := netip.ParseAddrPort(s)
+		return err == nil
+	case "hex":
+		return len(s) == 64 && strings.Trim(s, "0123456789abcdef") == ""
+	case "user":
+		_, err := identity.Canon(s, "")
+		return err == nil
+	case "word":
+		return s != "" && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz_") == ""
+	}
+	return text && kind == "text"
+}
+
+// document is the text of docs/AUDIT.md.
+func document(t *testing.T) string {
+	var b strings.Builder
+	b.WriteString(preface)
+	b.WriteString("\n| event | field | type | when | example | |\n|---|---|---|---|---|---|\n")
+	sample := decode(t, encode(t, schema(t)[0].full))
+	sample["claimed"], sample["time"] = "Alice", "2026-05-01T12:00:00.123Z"
+	sample["seq"], sample["hash"] = 4712.0, strings.Repeat("5eed", 16)
+	rows(&b, "**every event**", inEvery, sample)
+	rows(&b, "… with `audit.chain`", inChained, sample)
+	rows(&b, "*client*", ofClient, sample)
+	rows(&b, "*login*", ofLogin, sample)
+	for _, e := range schema(t) {
+		full := decode(t, encode(t, e.full))
+		fmt.Fprintf(&b, "| `%s` | | | | | %s%s |\n", e.name, e.meaning, groups(e))
+		rows(&b, "", own(e), full)
+	}
+	b.WriteString("\n## Closed sets\n\nAnything else is written as `internal` for a `reason` of the first table, and as `other` elsewhere.\n")
+	set(t, &b, "`reason`", "reason.go", "Reason")
+	set(t, &b, "`reason` of the modes reuse and resume", "mux.go", "Why")
+	set(t, &b, "`result` of `session_attached`", "mux.go", "Result")
+	set(t, &b, "`limit`", "limits.go", "Limit")
+	set(t, &b, "`reason` of a ban", "limits.go", "Cause")
+	set(t, &b, "`action`", "gateway.go", "Action")
+	b.WriteString("\n### `upstream`\n\n`" + strings.Join(slices.Sorted(maps.Keys(connects)), "`, `") + "`\n")
+	b.WriteString(epilogue)
+	return b.String()
+}
+
+// groups names the shared members of an event.
+func groups(e described) string {
+	s := ""
+	for _, g := range e.members {
+		switch {
+		case &g[0] == &ofClient[0] && len(g) == len(ofClient):
+			s += " Has *client*."
+		case &g[0] == &ofLogin[0]:
+			s += " Has *login*."
+		}
+	}
+	return s
+}
+
+// own gives the members of an event that are not of a named group.
+func own(e described) []member {
+	var list []member
+	for _, g := range e.members {
+		if (&g[0] != &ofClient[0] || len(g) != len(ofClient)) && &g[0] != &ofLogin[0] {
+			list = append(list, g...)
+		}
+	}
+	return list
+}
+
+func rows(b *strings.Builder, first string, list []member, sample map[string]any) {
+	for i, m := range list {
+		if i > 0 {
+			first = ""
+		}
+		example, _ := json.Marshal(sample[m.name])
+		fmt.Fprintf(b, "| %s | `%s` | %s | %s | `%s` | %s |\n", first, m.name, m.kind, m.when, example, m.meaning)
+	}
+}
+
+// set writes the constants of one type as a table, with their comments: those
+// of their block once, before it.
+func set(t *testing.T, b *strings.Builder, title, file, kind string) {
+	fmt.Fprintf(b, "\n### %s\n", title)
+	source, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ParseComments)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range source.Decls {
+		block, ok := d.(*ast.GenDecl)
+		if !ok || block.Tok != token.CONST {
+			continue
+		}
+		begun := false
+		for _, s := range block.Specs {
+			one := s.(*ast.ValueSpec)
+			if of, ok := one.Type.(*ast.Ident); !ok || of.Name != kind {
+				continue
+			}
+			if !begun {
+				fmt.Fprintf(b, "\n%s\n\n| word | |\n|---|---|\n", strings.Join(strings.Fields(block.Doc.Text()), " "))
+				begun = true
+			}
+			word, err := strconv.Unquote(one.Values[0].(*ast.BasicLit).Value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			fmt.Fprintf(b, "| `%s` | %s |\n", word, strings.TrimSpace(one.Comment.Text()))
+		}
+	}
+}
