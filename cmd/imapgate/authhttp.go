@@ -52,7 +52,9 @@ func authServerTLS(h config.AuthHTTP) (*tls.Config, error) {
 	if _, err := tls.LoadX509KeyPair(h.Cert, h.Key); err != nil {
 		return nil, err
 	}
-	// Read for each of the few connections, so that a renewed one is shown.
+	// Read for each of the few connections, so that a renewed one is shown; a
+	// session that is resumed would be the old one's.
+	made.ClientSessionCache = nil
 	made.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 		pair, err := tls.LoadX509KeyPair(h.Cert, h.Key)
 		return &pair, err
