@@ -23,7 +23,7 @@ import (
 const proxyTimeout = 3 * time.Second
 
 // arrive brings a connection to its greeting: a place for it, the PROXY header
-// where the peer must send one, implicit TLS.
+// where the peer must send one, its place among those of its address, implicit TLS.
 func (s *session) arrive() error {
 	if s.server.full() {
 		return &ending{audit.TooMany, "[UNAVAILABLE] Too many connections.", nil}
@@ -32,6 +32,9 @@ func (s *session) arrive() error {
 		if err := s.introduced(); err != nil {
 			return &ending{audit.BadProxyHeader, "", err}
 		}
+	}
+	if err := s.visitBegins(); err != nil {
+		return err
 	}
 	s.conn.Limit(s.deadline)
 	if s.listener.TLS == ImplicitTLS {

@@ -25,6 +25,7 @@ import (
 	"imapgate/auth"
 	"imapgate/internal/audit"
 	"imapgate/internal/identity"
+	"imapgate/internal/limit"
 	"imapgate/internal/metrics"
 	"imapgate/internal/testbed"
 	"imapgate/proxy/upstream"
@@ -47,6 +48,7 @@ type setup struct {
 	auth     auth.Config
 	routes   routing.Config
 	redis    redis.UniversalClient
+	limits   limit.Config // nothing is limited by default
 	backends map[string]upstream.Config
 	rooms    func(*Rooms)
 }
@@ -62,8 +64,12 @@ type bed struct {
 	stop    context.CancelFunc
 	served  chan error
 	stopped sync.Once
-	faults  int  // panics that the test wants
-	blind   bool // the audit log was away
+
+	watching sync.WaitGroup
+	unwatch  context.CancelFunc
+
+	faults int  // panics that the test wants
+	blind  bool // the audit log was away
 }
 
 // newBed is openBed in a test that runs alone: it also looks for what is left
@@ -90,6 +96,9 @@ func openBed(t testing.TB, backend string, change ...func(*setup)) *bed {
 	if err := b.server.Listen(); err != nil {
 		t.Fatal(err)
 	}
+	watching, stop := context.WithCancel(context.Background())
+	b.watching.Go(func() { _ = b.rooms.Limits.Run(watching) }) // returns nil
+	b.unwatch = stop
 	go b.serve(ctx)
 	t.Cleanup(b.check)
 	return b
@@ -146,6 +155,9 @@ func (b *bed) open(s *setup) {
 	}
 	r.Routes, err = routing.New(s.routes, s.redis, routing.Metrics{Lookup: r.Metrics.RouteLookup}, log)
 	must(b.t, err)
+	s.limits.Prefix = "imapgate:"
+	r.Limits, err = limit.New(s.limits, s.redis, limit.Hooks{}, log)
+	must(b.t, err)
 	r.Audit, err = audit.Open(audit.Config{Path: b.path("audit")}, log)
 	must(b.t, err)
 	if s.rooms != nil {
@@ -182,6 +194,8 @@ func (b *bed) end() {
 		case <-time.After(20 * time.Second):
 			b.t.Errorf("the gateway does not stop\n%s", stacks())
 		}
+		b.unwatch()
+		b.watching.Wait()
 		if err := b.rooms.Audit.Close(); err != nil {
 			b.t.Error(err)
 		}
@@ -226,6 +240,9 @@ func (b *bed) check() {
 	}
 	if n := b.server.open.Load(); n != 0 {
 		b.t.Errorf("%d connections are counted as open", n)
+	}
+	if n := b.rooms.Limits.Taken(); n != 0 {
+		b.t.Errorf("%d places are still taken", n)
 	}
 	if n := strings.Count(b.logs.String(), `"msg":"fault"`); n != b.faults {
 		b.t.Errorf("%d faults:\n%s", n, b.logs)

@@ -139,7 +139,10 @@ func (s *session) command(ctx context.Context, cmd imap.Command) (*attempt, erro
 	case "AUTHENTICATE":
 		return s.authenticate(ctx, cmd)
 	case "ID":
-		return nil, s.id(cmd)
+		if err := s.id(cmd); err != nil {
+			return nil, err
+		}
+		return nil, s.visitMoves()
 	}
 	if len(cmd.Args) > 0 {
 		return nil, s.badCommand(cmd.Tag, "BAD Unexpected argument, or unknown command.")
@@ -178,6 +181,9 @@ func (s *session) startTLS(tag string) error {
 		return err
 	}
 	s.said, s.who.Claimed = said{}, s.balanced
+	if err := s.visitMoves(); err != nil {
+		return err
+	}
 	return s.handshake()
 }
 

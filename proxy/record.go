@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/internal/audit"
+	"imapgate/internal/limit"
 	"imapgate/internal/metrics"
 	"imapgate/internal/quiet"
 	"imapgate/proxy/mux"
@@ -23,7 +24,7 @@ const lastWords = time.Second
 func (a *attempt) record() *audit.Login {
 	r := &audit.Login{
 		User: a.login.User, Claimed: a.claimed, Mechanism: a.login.Mechanism, Method: a.method,
-		Backend: a.route.Backend, Route: string(a.route.From), Took: time.Since(a.began),
+		Backend: a.route.Backend, Route: string(a.route.From), Delay: a.waited, Took: time.Since(a.began),
 	}
 	if a.route.Login != a.login.User.String() {
 		r.Upstream = a.route.Login
@@ -57,6 +58,9 @@ func (s *session) goodbye(ctx context.Context, err error) {
 	e := s.endOf(ctx, err)
 	s.hangUp(e)
 	s.leaveLobby()
+	if s.visit != nil {
+		s.visit.Leave()
+	}
 	s.server.open.Add(-1)
 	s.recordEnd(e)
 }
@@ -139,6 +143,7 @@ func (s *session) recoverFault() {
 // be recorded with.
 type loggedIn struct {
 	server  *Server
+	visit   *limit.Visit
 	who     audit.Client
 	session audit.Session
 	began   time.Time
@@ -154,6 +159,7 @@ func (l *loggedIn) ended(why audit.Reason, err error, up, down int64) {
 	srv := l.server
 	l.session.In, l.session.Out = uint64(up), uint64(down) // counts
 	l.session.Took = time.Since(l.began)
+	l.visit.Leave()
 	srv.open.Add(-1)
 	_ = srv.rooms.Audit.SessionEnded(&l.who, &l.session, why)
 	srv.rooms.Metrics.SessionEnded(l.session.Mode, string(why))

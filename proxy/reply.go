@@ -21,6 +21,7 @@ import (
 const (
 	deniedReply      = "NO [AUTHENTICATIONFAILED] Authentication failed."
 	unavailableReply = "NO [UNAVAILABLE] Account is temporarily unavailable."
+	fullReply        = "NO [LIMIT] Too many connections." // behind a right login only
 )
 
 const refused = metrics.Refused
@@ -32,6 +33,12 @@ var (
 	errNobodyDecides    = errors.New("nobody checked the password of a user whose backend takes the gateway's word")
 	errBackendDisagrees = errors.New("backend denied a user whose password was right here")
 	errForeign          = errors.New("upstream belongs to another user")
+	// A login that was not tried, because too many have failed.
+	errTooOften = errors.New("too many failed logins")
+	// A login that was right, of somebody who has too many sessions.
+	errFull = errors.New("too many sessions")
+	// A login that had its place when the audit log did not take it.
+	errTurnedBack = errors.New("turned back at the door")
 )
 
 // ending ends a connection before its login: why, and the words of the BYE, ""
@@ -72,6 +79,10 @@ func refusalOf(err error) refusal {
 		return refusal{reply: "BAD Cancelled.", result: refused, reason: audit.BadExchange}
 	case errors.Is(err, errBackendDisagrees):
 		return unavailable(audit.BackendRefused)
+	case errors.Is(err, errFull):
+		return refusal{reply: fullReply, result: metrics.Limited, reason: audit.LimitReached}
+	case errors.Is(err, errTooOften):
+		return refusal{reply: unavailableReply, result: metrics.Limited, reason: audit.LimitReached}
 	case errors.Is(err, identity.ErrName):
 		denied.reason = audit.BadName
 		return denied

@@ -28,6 +28,7 @@ import (
 	"imapgate/auth"
 	"imapgate/internal/audit"
 	"imapgate/internal/deadpeer"
+	"imapgate/internal/limit"
 	"imapgate/internal/metrics"
 	"imapgate/proxy/mux"
 	"imapgate/proxy/splice"
@@ -94,6 +95,7 @@ type Rooms struct {
 	Auth     *auth.Authenticator
 	Routes   *routing.Router
 	Backends map[string]*upstream.Backend
+	Limits   *limit.Gate
 	Audit    *audit.Log
 	Metrics  *metrics.Metrics
 	Log      *zap.Logger

@@ -6,7 +6,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -15,6 +14,7 @@ import (
 	"imapgate/auth"
 	"imapgate/internal/audit"
 	"imapgate/internal/imap"
+	"imapgate/internal/limit"
 	"imapgate/internal/quiet"
 	"imapgate/proxy/mux"
 	"imapgate/proxy/splice"
@@ -33,6 +33,8 @@ type session struct {
 	socket   *quiet.Socket
 
 	// Owned by run.
+	visit *limit.Visit // its place among the others; nil before it has one
+
 	conn     *imap.Conn
 	release  func() bool       // lets ctx go, which would end conn
 	tls      *tls.Conn         // nil in the clear
@@ -120,18 +122,22 @@ type attempt struct {
 	method string
 	route  routing.Route
 	mode   string
+	waited time.Duration // on purpose
 }
 
 // connect finds out who the client is and where its mailbox lives, and logs in
 // there. Each value can only come from the step before.
 func (s *session) connect(ctx context.Context, a *attempt) (admitted, error) {
-	if a.err != nil {
-		return nil, a.err
-	}
 	defer s.recordFault(a)
 	ctx, cancel := context.WithDeadline(ctx, s.deadline) // for all of it, whatever each room allows itself
 	defer cancel()
 	rooms := &s.server.rooms
+	if err := s.mayTry(ctx, a); err != nil {
+		return nil, err
+	}
+	if a.err != nil {
+		return nil, a.err
+	}
 	if err := rooms.Audit.Ready(); err != nil {
 		return nil, err
 	}
@@ -179,16 +185,20 @@ func (s *session) origin() netip.AddrPort {
 	return s.who.Peer
 }
 
-// admit puts the login on record, without which nobody gets in. From here on a
-// gateway that stops waits for the session to end.
+// admit finds the session a place among those of its user, and puts the login on
+// record, without which nobody gets in. From here on a gateway that stops waits
+// for the session to end.
 func (s *session) admit(ctx context.Context, a *attempt, up admitted) error {
+	if err := s.enter(ctx, up); err != nil {
+		return err
+	}
 	if !s.release() {
 		return errors.Join(context.Cause(ctx), up.Close())
 	}
 	err := s.server.rooms.Audit.LoginAccepted(&s.who, a.record())
 	if err != nil {
 		s.release = s.conn.Bind(ctx)
-		return errors.Join(err, up.Close())
+		return fmt.Errorf("%w: %w", errTurnedBack, errors.Join(err, up.Close()))
 	}
 	return nil
 }
@@ -197,7 +207,7 @@ func (s *session) admit(ctx context.Context, a *attempt, up admitted) error {
 // session's end is loggedIn.ended's.
 func (s *session) relay(a *attempt, up admitted) error {
 	s.leaveLobby()
-	in := &loggedIn{server: s.server, who: s.who, began: time.Now(), session: audit.Session{
+	in := &loggedIn{server: s.server, visit: s.visit, who: s.who, began: time.Now(), session: audit.Session{
 		User: up.User(), Backend: a.route.Backend, Mode: a.mode,
 	}}
 	s.server.rooms.Metrics.SessionBegan(a.mode)
@@ -243,11 +253,8 @@ func (s *session) refuse(ctx context.Context, a *attempt, why error) error {
 	if ctx.Err() != nil {
 		r = unavailable(audit.GatewayStopping)
 	}
+	s.linger(ctx, a, why)
 	s.recordRefusal(a, r, why)
-	if r.denied {
-		pause(ctx, time.Until(a.began.Add(denialFloor+rand.N(denialJitter))))
-		s.failed++
-	}
 	if ctx.Err() != nil {
 		return ctx.Err() // a BYE, and no NO that comes too soon
 	}
@@ -268,11 +275,8 @@ func (s *session) refuse(ctx context.Context, a *attempt, why error) error {
 	if s.failed >= s.server.cfg.AuthAttempts {
 		return &ending{audit.LoginAttempts, "[UNAVAILABLE] Too many failed logins.", nil}
 	}
+	if errors.Is(why, errTurnedBack) {
+		return &ending{audit.AuditAway, "[UNAVAILABLE] Try again later.", nil} // its place cannot be taken twice
+	}
 	return nil
 }
-
-// The time of a denial: a floor, and up to this much more.
-const (
-	denialFloor  = 200 * time.Millisecond
-	denialJitter = 50 * time.Millisecond
-)

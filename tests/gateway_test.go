@@ -20,6 +20,7 @@ import (
 	"imapgate/auth"
 	"imapgate/internal/audit"
 	"imapgate/internal/identity"
+	"imapgate/internal/limit"
 	"imapgate/internal/metrics"
 	"imapgate/internal/quiet"
 	"imapgate/internal/testbed"
@@ -42,6 +43,7 @@ type options struct {
 	idle     time.Duration        // default 32 minutes
 	write    time.Duration        // default 5 minutes
 	modes    map[string]proxy.Mode
+	limits   limit.Config // default none
 }
 
 // running is a whole gateway in this process, with a listener of each kind.
@@ -54,6 +56,7 @@ type running struct {
 	redis   redis.UniversalClient
 	audit   *audit.Log
 	metrics *metrics.Metrics
+	limits  *limit.Gate
 	file    *os.File
 	cancel  context.CancelFunc
 	served  chan struct{} // closed when the server has drained
@@ -124,9 +127,14 @@ func (g *running) open(o options) (rooms proxy.Rooms, run []func(context.Context
 		c.Socket = func(tcp *net.TCPConn) net.Conn { return quiet.NewSocket(tcp) }
 		rooms.Backends[name] = upstream.New(c, upstream.Hooks{OnConnect: rooms.Metrics.Backend(name).ConnectDone}, rooms.Log)
 	}
+	o.limits.Prefix = "imapgate:"
+	if rooms.Limits, err = limit.New(o.limits, g.redis, limit.Hooks{}, rooms.Log); err != nil {
+		return rooms, nil, err
+	}
+	g.limits = rooms.Limits
 	g.audit, err = audit.Open(audit.Config{Path: filepath.Join(g.dir, "audit")}, rooms.Log)
 	rooms.Audit = g.audit
-	return rooms, []func(context.Context) error{rooms.TLS.Run, rooms.Routes.Run, rooms.Auth.Run}, err
+	return rooms, []func(context.Context) error{rooms.TLS.Run, rooms.Routes.Run, rooms.Auth.Run, rooms.Limits.Run}, err
 }
 
 // openLog writes the log to a file, which is shown when the test fails.
@@ -206,6 +214,9 @@ func (g *running) stop() {
 		g.cancel()
 		g.server.Close()
 		g.wg.Wait()
+		if n := g.limits.Taken(); n != 0 {
+			g.t.Errorf("%d places are still taken behind the last session", n)
+		}
 		errs := []error{g.audit.Close()}
 		if g.redis != nil {
 			errs = append(errs, g.redis.Close())

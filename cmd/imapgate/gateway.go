@@ -14,6 +14,7 @@ import (
 	"imapgate/internal/admin"
 	"imapgate/internal/audit"
 	"imapgate/internal/config"
+	"imapgate/internal/limit"
 	"imapgate/internal/metrics"
 	"imapgate/proxy"
 	"imapgate/proxy/upstream"
@@ -37,6 +38,7 @@ type gateway struct {
 	routes   *routing.Router
 	auth     *auth.Authenticator
 	backends map[string]*upstream.Backend
+	limits   *limit.Gate
 	proxy    *proxy.Server
 	admin    *admin.Server // nil when it is switched off
 
@@ -52,13 +54,13 @@ func open(cfg *config.Config, log *zap.Logger) (*gateway, error) {
 		g.close()
 		return nil, err
 	}
-	if err := g.openAudit(); err != nil {
+	if err := errors.Join(g.openAudit(), g.openLimits()); err != nil {
 		g.close()
 		return nil, err
 	}
 	var err error
 	g.proxy, err = proxy.New(proxyConfig(cfg, instance), proxy.Rooms{
-		TLS: g.tls, Auth: g.auth, Routes: g.routes, Backends: g.backends,
+		TLS: g.tls, Auth: g.auth, Routes: g.routes, Backends: g.backends, Limits: g.limits,
 		Audit: g.audit, Metrics: g.metrics, Log: log,
 	})
 	if err != nil {
@@ -67,7 +69,7 @@ func open(cfg *config.Config, log *zap.Logger) (*gateway, error) {
 	}
 	if cfg.Admin.Address != "" {
 		g.admin = admin.New(admin.Config{Address: cfg.Admin.Address, Token: cfg.Admin.Token}, admin.Shows{
-			Metrics: g.metrics.Handler(), Ready: g.ready, Explain: g.explain,
+			Metrics: g.metrics.Handler(), Ready: g.ready, Explain: g.explain, Limits: g.adminLimits(),
 		}, log)
 	}
 	return g, nil
@@ -180,6 +182,7 @@ func (g *gateway) run(ctx context.Context) error {
 	watch := func(f func(context.Context) error) { watchers.Go(func() error { return f(watching) }) }
 	watch(g.routes.Run)
 	watch(g.auth.Run)
+	watch(g.limits.Run)
 	if g.tls != nil {
 		watch(g.tls.Run)
 	}

@@ -141,6 +141,7 @@ func upstreamConfig(name string, b config.Backend, l config.Limits) (upstream.Co
 		ConnectTimeout: l.UpstreamConnectTimeout,
 		LoginTimeout:   l.UpstreamLoginTimeout,
 		MaxLogins:      l.MaxUpstreamLogins,
+		LoginRate:      l.MaxUpstreamRate,
 		TTL:            l.ProxyTTL,
 	}
 	if made.TLSMode == upstream.NoTLS {

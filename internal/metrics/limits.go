@@ -7,7 +7,8 @@ import (
 )
 
 // limitNames are the limits that turn clients away, as in the audit log. Constant.
-var limitNames = []string{"total", "preauth", "address", "user", "user_address", "rate", "failures", "user_failures", "banned"}
+var limitNames = []string{"banned", "address_connections", "address_before_login",
+	"connection_rate", "user_connections", "user_address", "total", "address_failures", "user_failures", "pair_failures"}
 
 // delayBuckets reach from the floor of every denial to the longest wait that can be
 // set.
@@ -17,7 +18,6 @@ var delayBuckets = []float64{.25, .5, 1, 2, 4, 8, 15, 30, 60}
 // are safe for concurrent use.
 type Limits struct {
 	// Set once.
-	Bans   prometheus.Gauge   // addresses and networks that are banned
 	Shared prometheus.Gauge   // 1 while limits are counted together with other gateways
 	Sprays prometheus.Counter // suspicions that a few passwords are tried for many users
 
@@ -27,13 +27,19 @@ type Limits struct {
 
 func newLimits(r register) *Limits {
 	return &Limits{
-		Bans: r.gauge("imapgate_bans", "Addresses and networks that are banned."),
 		Shared: r.gauge("imapgate_limits_shared",
 			"1 while limits are counted together with the other gateways; at 0 this one counts alone."),
 		Sprays:   r.counter("imapgate_spray_suspected_total", "Times that a few passwords seemed to be tried for many users."),
 		refusals: r.counters("imapgate_limit_refusals_total", "Connections and logins that a limit turned away.", "limit", limitNames),
 		delays:   r.histogram("imapgate_login_delay_seconds", "How long logins were made to wait because others had failed.", delayBuckets),
 	}
+}
+
+// ObserveBans shows, at each scrape, how many bans there are.
+func (m *Metrics) ObserveBans(count func() int) {
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "imapgate_bans", Help: "Addresses and networks that are banned.",
+	}, func() float64 { return float64(count()) }))
 }
 
 // Refused counts a connection or login that a limit turned away.

@@ -1,28 +1,36 @@
 package metrics_test
 
 import (
-	"strings"
 	"testing"
 	"time"
 
+	"imapgate/internal/limit"
 	"imapgate/internal/metrics"
 )
 
 func TestWhatALimitDoesIsCountedUnderItsName(t *testing.T) {
 	m := metrics.New("v")
-	m.Limits.Refused("user")
+	m.ObserveBans(func() int { return 2 })
+	m.Limits.Refused("user_connections")
 	m.Limits.Refused("made up")
 	m.Limits.Delayed(3 * time.Second)
-	m.Limits.Bans.Set(2)
 	m.Limits.Sprays.Inc()
 	got := scrape(t, m)
-	for _, want := range []string{
-		`imapgate_limit_refusals_total{limit="user"} 1`, `imapgate_limit_refusals_total{limit="banned"} 0`,
-		`imapgate_limit_refusals_total{limit="other"} 1`, `imapgate_login_delay_seconds_bucket{le="2"} 0`,
-		`imapgate_login_delay_seconds_bucket{le="4"} 1`, `imapgate_bans 2`, `imapgate_spray_suspected_total 1`,
+	for series, want := range map[string]string{
+		`imapgate_limit_refusals_total{limit="user_connections"}`: "1",
+		`imapgate_limit_refusals_total{limit="other"}`:            "1",
+		`imapgate_login_delay_seconds_bucket{le="2"}`:             "0",
+		`imapgate_login_delay_seconds_bucket{le="4"}`:             "1",
+		`imapgate_bans`:                  "2",
+		`imapgate_spray_suspected_total`: "1",
 	} {
-		if !strings.Contains(got, want+"\n") {
-			t.Errorf("%s is missing", want)
+		if got[series] != want {
+			t.Errorf("%s is %q, want %q", series, got[series], want)
+		}
+	}
+	for _, reason := range limit.Reasons() {
+		if _, ok := got[`imapgate_limit_refusals_total{limit="`+string(reason)+`"}`]; !ok {
+			t.Errorf("%s has no series", reason)
 		}
 	}
 }

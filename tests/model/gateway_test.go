@@ -16,6 +16,7 @@ import (
 	"imapgate/auth"
 	"imapgate/internal/audit"
 	"imapgate/internal/identity"
+	"imapgate/internal/limit"
 	"imapgate/internal/metrics"
 	"imapgate/internal/quiet"
 	"imapgate/internal/testbed"
@@ -118,6 +119,9 @@ func (g *gateway) open(address string) (proxy.Rooms, error) {
 		Name: only, Address: address, TLSMode: upstream.NoTLS,
 		Socket: func(tcp *net.TCPConn) net.Conn { return quiet.NewSocket(tcp) },
 	}, upstream.Hooks{OnConnect: rooms.Metrics.Backend(only).ConnectDone}, log)}
+	if rooms.Limits, err = limit.New(limit.Config{}, nil, limit.Hooks{}, log); err != nil {
+		return rooms, err
+	}
 	rooms.Audit, err = audit.Open(audit.Config{Path: filepath.Join(g.dir, "audit")}, log)
 	if err == nil {
 		g.closes = []func() error{rooms.Audit.Close, file.Close}

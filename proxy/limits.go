@@ -1,0 +1,123 @@
+package proxy
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"time"
+
+	"imapgate/auth"
+	"imapgate/internal/audit"
+	"imapgate/internal/limit"
+)
+
+// The time of a denial: a floor, and up to this much more. What failures add comes
+// from limit.
+const (
+	denialFloor  = 200 * time.Millisecond
+	denialJitter = 50 * time.Millisecond
+	// noticed is the shortest wait that was one: to be asked takes microseconds.
+	noticed = 10 * time.Millisecond
+)
+
+// counted is the address that limits count, the zero Addr while it is not known.
+// A trusted peer stands for many clients: its own is never counted.
+func (s *session) counted() netip.Addr {
+	if s.who.Claimed.IsValid() {
+		return s.who.Claimed.Addr()
+	}
+	if trusts(s.listener.ProxyTrusted, s.who.Peer) || trusts(s.listener.Trusted, s.who.Peer) {
+		return netip.Addr{}
+	}
+	return s.who.Peer.Addr()
+}
+
+// visitBegins takes a place for the connection among those of its address.
+func (s *session) visitBegins() (err error) {
+	s.visit, err = s.server.rooms.Limits.Arrive(s.listener.Name, s.counted())
+	return s.turnedAway(err)
+}
+
+// visitMoves takes the place where the client is, by what was said of it since.
+func (s *session) visitMoves() error { return s.turnedAway(s.visit.Move(s.counted())) }
+
+// turnedAway ends the connection of somebody who has too many, or is banned.
+func (s *session) turnedAway(err error) error {
+	if err == nil {
+		return nil
+	}
+	s.recordLimit(err, "")
+	return &ending{audit.TooMany, "[UNAVAILABLE] Too many connections.", err}
+}
+
+// mayTry is asked before a login is looked at, also one that is wrong already: who
+// has failed too often must not learn whether this one was right. It waits for what
+// is owed.
+func (s *session) mayTry(ctx context.Context, a *attempt) error {
+	began := time.Now()
+	err := s.visit.Attempt(ctx, a.login.User)
+	if took := time.Since(began); took >= noticed {
+		a.waited = took
+		s.server.rooms.Metrics.Limits.Delayed(took)
+	}
+	if err != nil {
+		s.recordLimit(err, a.login.User.String())
+		return fmt.Errorf("%w: %w", errTooOften, err)
+	}
+	return nil
+}
+
+// linger counts what failed by the client's doing, and waits until it may be
+// answered: for a wrong password at least as long as limit, and who found it wrong,
+// say. No wait outlasts the time there is for a login.
+func (s *session) linger(ctx context.Context, a *attempt, why error) {
+	r := refusalOf(why)
+	if !r.denied && r.reason != audit.LimitReached {
+		return
+	}
+	s.failed++
+	least := denialFloor
+	if asked := (*auth.Wait)(nil); errors.As(why, &asked) {
+		least = max(least, asked.For)
+	}
+	if r.denied {
+		if owed := s.visit.Failed(ctx, a.login.User, cmp.Or(a.login.Password, a.login.Token)); owed > least {
+			least = owed
+			s.server.rooms.Metrics.Limits.Delayed(owed)
+		}
+	}
+	until := a.began.Add(a.waited + least + rand.N(denialJitter))
+	if until.After(s.deadline) {
+		until = s.deadline
+	}
+	began := time.Now()
+	pause(ctx, time.Until(until))
+	a.waited += time.Since(began)
+}
+
+// enter takes a place for the session among those of its user.
+func (s *session) enter(ctx context.Context, up admitted) error {
+	err := s.visit.Enter(ctx, up.User())
+	if err == nil {
+		return nil
+	}
+	s.recordLimit(err, up.User().String())
+	return fmt.Errorf("%w: %w", errFull, errors.Join(err, up.Close()))
+}
+
+// recordLimit writes down that a limit turned somebody away.
+func (s *session) recordLimit(err error, user string) {
+	var r *limit.Refusal
+	if !errors.As(err, &r) {
+		return // its time was over
+	}
+	subject := user
+	if r.Net.IsValid() {
+		subject = r.Net.String()
+	}
+	s.server.rooms.Metrics.Limits.Refused(string(r.Reason))
+	_ = s.server.rooms.Audit.LimitHit(&s.who, &audit.Hit{Limit: audit.Limit(r.Reason), Subject: subject, Measure: audit.Refused})
+}
