@@ -208,40 +208,48 @@ func FuzzBackendLogin(f *testing.F) {
 		"* OK hi\r\n* CAPABILITY IMAP4rev1 LITERAL+\r\n{C} OK\r\n{L} OK\r\n* CAPABILITY X\r\n{A} OK\r\n",
 		"* OK [CAPABILITY IMAP4rev1] hi\r\n+ \r\n+ \r\n{L} NO [LIMIT] x\r\n",
 		"* OK [CAPABILITY AUTH=PLAIN] hi\r\n* X {3}\r\nabc\r\n+ \r\n{L} OK [ALERT] in\r\n* PREAUTH\r\n",
+		"* OK [CAPABILITY AUTH=OAUTHBEARER SASL-IR] hi\r\n+ e30=\r\n{L} NO x\r\n", "* OK [CAPABILITY AUTH=XOAUTH2] hi\r\n+ \r\n+ \r\n{L} OK [CAPABILITY X] in\r\n",
 		"* PREAUTH hi\r\n", "* BYE\r\n", "* OK {4294967295}\r\n", "* OK hi\r\n* X {65537}\r\n",
 	} {
 		f.Add([]byte(s))
 	}
 	b := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS}, Hooks{}, zap.NewNop())
 	f.Fuzz(func(t *testing.T, text []byte) {
-		who := request1(t)
-		creds, err := b.credentials(who)
-		if err != nil {
-			t.Fatal(err)
-		}
-		r := &recital{text: text}
-		conn, err := b.over(context.Background(), r, time.Now().Add(time.Minute), request{who, creds})
-		if r.said > maxTotal+maxLine {
-			t.Fatalf("%d bytes were read", r.said)
-		}
-		if (conn == nil) == (err == nil) {
-			t.Fatalf("%v, %v", conn, err)
-		}
-		if r.closed == (err == nil) {
-			t.Fatalf("closed %v, %v", r.closed, err)
-		}
-		if err != nil {
-			var refused *Refused
-			if errors.As(public(err, credentials{}), &refused) && (!forwardable(refused.Code) || clean(refused.Text) != refused.Text) {
-				t.Fatalf("not fit to forward: %q", refused)
-			}
-			return
-		}
-		if !r.login {
-			t.Fatalf("%q was taken for a login", text)
-		}
-		if !conn.Caps().Known() || !onlyUntagged(conn.rest) || clean(conn.text) != conn.text {
-			t.Fatalf("%q %q %q", conn.Caps(), conn.rest, conn.text)
+		for _, who := range []Request{request1(t), withToken(t)} {
+			loginIs(t, b, who, text)
 		}
 	})
+}
+
+// loginIs is one login at a backend that says text.
+func loginIs(t *testing.T, b *Backend, who Request, text []byte) {
+	t.Helper()
+	creds, err := b.credentials(who)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &recital{text: text}
+	conn, err := b.over(context.Background(), r, time.Now().Add(time.Minute), request{who, creds})
+	if r.said > maxTotal+maxLine {
+		t.Fatalf("%d bytes were read", r.said)
+	}
+	if (conn == nil) == (err == nil) {
+		t.Fatalf("%v, %v", conn, err)
+	}
+	if r.closed == (err == nil) {
+		t.Fatalf("closed %v, %v", r.closed, err)
+	}
+	if err != nil {
+		var refused *Refused
+		if errors.As(public(err, credentials{}), &refused) && (!forwardable(refused.Code) || clean(refused.Text) != refused.Text) {
+			t.Fatalf("not fit to forward: %q", refused)
+		}
+		return
+	}
+	if !r.login {
+		t.Fatalf("%q was taken for a login", text)
+	}
+	if !conn.Caps().Known() || !onlyUntagged(conn.rest) || clean(conn.text) != conn.text {
+		t.Fatalf("%q %q %q", conn.Caps(), conn.rest, conn.text)
+	}
 }

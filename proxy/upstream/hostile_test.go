@@ -39,11 +39,17 @@ func leaks(heard string) bool {
 
 func (h hostile) check(t *testing.T, cfg Config) {
 	t.Helper()
+	h.against(t, cfg, request1(t))
+}
+
+// against is check with a login of the caller's.
+func (h hostile) against(t *testing.T, cfg Config, who Request) {
+	t.Helper()
 	cfg.TLSMode = h.mode
 	if strings.Contains(h.name, "silence") {
 		cfg.LoginTimeout = 150 * time.Millisecond
 	}
-	a := perform(t, cfg, request1(t), h.steps...)
+	a := perform(t, cfg, who, h.steps...)
 	h.judge(t, a)
 }
 
