@@ -1,0 +1,168 @@
+package upstream
+
+import (
+	"encoding/base64"
+	"errors"
+	"strings"
+	"testing"
+
+	"go.uber.org/zap"
+
+	"imapgate/internal/identity"
+	"imapgate/internal/imap"
+)
+
+// withToken is request1 of a client that brought a token.
+func withToken(t testing.TB) Request {
+	t.Helper()
+	who := request1(t)
+	who.Password, who.Token = identity.Secret{}, identity.NewSecret(canary)
+	return who
+}
+
+func coded(message string) string { return base64.StdEncoding.EncodeToString([]byte(message)) }
+
+const (
+	sayBearer  = "n,a=joe@example.org,\x01auth=Bearer " + canary + "\x01\x01"
+	sayXOAuth2 = "user=joe@example.org\x01auth=Bearer " + canary + "\x01\x01"
+	greetOAuth = "> * OK [CAPABILITY IMAP4rev1 ID SASL-IR AUTH=PLAIN AUTH=XOAUTH2 AUTH=OAUTHBEARER] hi"
+)
+
+func TestATokenGoesByTheMechanismThatTheBackendHas(t *testing.T) {
+	for what, steps := range map[string][]string{
+		"both":             {greetOAuth, "< ID", "< AUTHENTICATE OAUTHBEARER " + coded(sayBearer) + "\r\n", "> {I} OK", loginOK},
+		"the old one":      {"> * OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN AUTH=XOAUTH2] hi", "< AUTHENTICATE XOAUTH2 " + coded(sayXOAuth2) + "\r\n", loginOK},
+		"when asked":       {"> * OK [CAPABILITY IMAP4rev1 AUTH=OAUTHBEARER] hi", "< AUTHENTICATE OAUTHBEARER\r\n", "> + ", "< " + coded(sayBearer) + "\r\n", loginOK},
+		"old, when asked":  {"> * OK [CAPABILITY IMAP4rev1 AUTH=XOAUTH2 LOGINDISABLED] hi", "< AUTHENTICATE XOAUTH2\r\n", "> + ", "< " + coded(sayXOAuth2) + "\r\n", loginOK},
+		"a list and no AS": {"> * OK hi", "< CAPABILITY", "> * CAPABILITY IMAP4rev1 AUTH=oauthbearer SASL-IR\r\n{C} OK", "< AUTHENTICATE OAUTHBEARER " + coded(sayBearer), loginOK},
+	} {
+		for _, login := range []string{Passthrough, OAuthLogin} {
+			a := perform(t, Config{TLSMode: NoTLS, Login: login}, withToken(t), steps...)
+			a.finish()
+			if a.err != nil || a.play.err != nil || a.result != ResultOK {
+				t.Errorf("%s, %s: %v, %v, %s", what, login, a.err, a.play.err, a.result)
+			}
+		}
+	}
+}
+
+func TestARefusedTokenIsDenied(t *testing.T) {
+	why := "> + " + coded(`{"status":"invalid_token","scope":"mail"}`)
+	for what, c := range map[string]struct {
+		greeting string
+		steps    []string
+	}{
+		"with reasons":       {greetOAuth, []string{why, "< AQ==\r\n", "> {L} NO [AUTHENTICATIONFAILED] no"}},
+		"old, with reasons":  {"> * OK [CAPABILITY IMAP4rev1 ID SASL-IR AUTH=XOAUTH2] hi", []string{why, "< \r\n", "> {L} NO no"}},
+		"without":            {greetOAuth, []string{"> {L} NO [AUTHORIZATIONFAILED] no"}},
+		"with empty reasons": {greetOAuth, []string{"> + ", "< AQ==\r\n", "> * OK x\r\n{L} NO no"}},
+	} {
+		steps := append([]string{c.greeting, "< ID", "< AUTHENTICATE", "> {I} OK"}, c.steps...)
+		a := perform(t, Config{TLSMode: NoTLS}, withToken(t), steps...)
+		a.finish()
+		if !errors.Is(a.err, ErrDenied) || a.play.err != nil || a.result != ResultDenied {
+			t.Errorf("%s: %v, %v, %s", what, a.err, a.play.err, a.result)
+		}
+	}
+	a := perform(t, Config{TLSMode: NoTLS}, withToken(t), greetOAuth, "< ID", "< AUTHENTICATE", "> {I} OK", why, "< AQ==", "> {L} NO [UNAVAILABLE] later")
+	var refused *Refused
+	if a.finish(); !errors.As(a.err, &refused) || refused.Code != "UNAVAILABLE" || errors.Is(a.err, ErrDenied) {
+		t.Errorf("a provider that is away: %v", a.err)
+	}
+}
+
+func TestABackendCannotMisuseTheChallengeOfARefusal(t *testing.T) {
+	front := []string{greetOAuth, "< ID", "< AUTHENTICATE", "> {I} OK"}
+	for what, c := range map[string]struct {
+		steps  []string
+		result string
+	}{
+		"two challenges":          {[]string{"> + ", "< AQ==", "> + again"}, ResultProtocol},
+		"an OK behind it":         {[]string{"> + ", "< AQ==", loginOK}, ResultProtocol},
+		"BYE behind it":           {[]string{"> + ", "< AQ==", "> * BYE"}, ResultClosed},
+		"PREAUTH behind it":       {[]string{"> + ", "< AQ==", "> * PREAUTH"}, ResultProtocol},
+		"an end":                  {[]string{"> + ", "< AQ==", "fin"}, ResultClosed},
+		"another tag":             {[]string{"> + ", "< AQ==", "> a1 NO"}, ResultProtocol},
+		"BAD":                     {[]string{"> {L} BAD what"}, ResultProtocol},
+		"its words in an error":   {[]string{"> {L} BAD AUTHENTICATE " + canary}, ResultProtocol},
+		"them coded":              {[]string{"> {L} BAD " + coded(sayBearer)}, ResultProtocol},
+		"a challenge without end": {[]string{">> + " + strings.Repeat("e", 1<<17)}, ResultProtocol},
+	} {
+		a := perform(t, Config{TLSMode: NoTLS}, withToken(t), append(front, c.steps...)...)
+		a.finish()
+		if !errors.Is(a.err, ErrUnavailable) || errors.Is(a.err, ErrDenied) || a.result != c.result || leaks(a.err.Error()) && what != "BAD" {
+			t.Errorf("%s: %v, %s", what, a.err, a.result)
+		}
+	}
+	// PLAIN has no such challenge, whatever the backend offers besides.
+	a := perform(t, Config{TLSMode: NoTLS}, request1(t), append(front, "> + ")...)
+	if a.finish(); !errors.Is(a.err, errContinue) {
+		t.Errorf("a password: %v", a.err)
+	}
+}
+
+func TestTheFiftyAttacksOnSTARTTLSGetNoToken(t *testing.T) {
+	cases := append(append(buffering(), negotiation()...), append(tampering(), spoofing()...)...)
+	for _, h := range cases {
+		for i, step := range h.steps {
+			h.steps[i] = strings.ReplaceAll(step, "AUTH=PLAIN", "AUTH=OAUTHBEARER AUTH=XOAUTH2")
+		}
+		h.against(t, Config{}, withToken(t))
+	}
+}
+
+func TestATokenIsNotSentWhereItIsNotTaken(t *testing.T) {
+	for _, caps := range []string{"IMAP4rev1", "IMAP4rev1 AUTH=PLAIN SASL-IR", "IMAP4rev1 AUTH=OAUTHBEARERS"} {
+		a := perform(t, Config{TLSMode: NoTLS}, withToken(t), "> * OK [CAPABILITY "+caps+"] hi")
+		a.finish()
+		if !errors.Is(a.err, errMechanism) || !errors.Is(a.err, ErrUnavailable) || leaks(a.clear.String()) {
+			t.Errorf("%s: %v, %q", caps, a.err, a.clear.String())
+		}
+	}
+	a := perform(t, Config{TLSMode: NoTLS, Login: MasterLogin, Master: master("authzid")}, withToken(t), greetOAuth, "< ID",
+		"< AUTHENTICATE PLAIN "+coded("joe@example.org\x00boss\x00m-pw"), "> {I} OK", loginOK)
+	if a.finish(); a.err != nil || a.play.err != nil {
+		t.Errorf("a master's login: %v, %v", a.err, a.play.err)
+	}
+	b := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS, Login: OAuthLogin}, Hooks{}, zap.NewNop())
+	if _, err := b.Login(t.Context(), request1(t)); !errors.Is(err, errNoToken) || !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrDenied) {
+		t.Errorf("a password where only tokens are taken: %v", err)
+	}
+	for _, bad := range []string{"a b", "a\x01b", "a\r\nb", "a\x00", strings.Repeat("t", maxToken+1)} {
+		who := withToken(t)
+		who.Token = identity.NewSecret(bad)
+		if _, err := b.Login(t.Context(), who); !errors.Is(err, ErrDenied) {
+			t.Errorf("%.10q: %v", bad, err)
+		}
+	}
+}
+
+func TestABackendIsShownWhatItsLoginNeeds(t *testing.T) {
+	none, some := identity.Secret{}, identity.NewSecret("x")
+	for login, want := range map[string][4]bool{ // nothing, a password, a token, both
+		Passthrough: {false, true, true, true}, OAuthLogin: {false, false, true, true}, MasterLogin: {true, true, true, true},
+	} {
+		b := New(Config{Login: login}, Hooks{}, zap.NewNop())
+		if got := [4]bool{b.Shows(none, none), b.Shows(some, none), b.Shows(none, some), b.Shows(some, some)}; got != want {
+			t.Errorf("%s: %v", login, got)
+		}
+	}
+}
+
+func TestANameIsEscapedForOAuthBearer(t *testing.T) {
+	b := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS}, Hooks{}, zap.NewNop())
+	who := withToken(t)
+	who.Login = "joe,a=x=2C"
+	creds, err := b.credentials(who)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s script
+	if err := creds.appendLogin(&s, "L1", imap.ParseCaps("IMAP4rev1 SASL-IR AUTH=OAUTHBEARER")); err != nil {
+		t.Fatal(err)
+	}
+	want := "L1 AUTHENTICATE OAUTHBEARER " + coded("n,a=joe=2Ca=3Dx=3D2C,\x01auth=Bearer "+canary+"\x01\x01") + "\r\n"
+	if string(s.bytes) != want {
+		t.Errorf("%q, want %q", s.bytes, want)
+	}
+}
