@@ -52,14 +52,17 @@ The exit status is 1 when something is wrong.`,
 		Example: "  imapgate check --config /etc/imapgate.yaml\n  imapgate check --config new.yaml --json",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			found := check(file)
+			found, doubts := check(file)
 			if asJSON {
-				if err := sayJSON(cmd.OutOrStdout(), found); err != nil {
+				if err := sayJSON(cmd.OutOrStdout(), found, doubts); err != nil {
 					return err
 				}
 			} else {
 				for _, f := range found {
 					fmt.Fprintln(cmd.ErrOrStderr(), f)
+				}
+				for _, doubt := range doubts {
+					fmt.Fprintln(cmd.ErrOrStderr(), "warning: "+doubt)
 				}
 			}
 			if len(found) > 0 {
@@ -76,27 +79,28 @@ The exit status is 1 when something is wrong.`,
 	return cmd
 }
 
-func sayJSON(to io.Writer, found []finding) error {
+func sayJSON(to io.Writer, found []finding, doubts []string) error {
 	return json.NewEncoder(to).Encode(struct {
 		Valid    bool      `json:"valid"`
 		Problems []finding `json:"problems"`
-	}{len(found) == 0, append([]finding{}, found...)})
+		Warnings []string  `json:"warnings,omitempty"`
+	}{len(found) == 0, append([]finding{}, found...), doubts})
 }
 
-// check finds everything wrong with a configuration and the files it names.
-func check(file string) []finding {
+// check finds everything wrong with a configuration and the files it names, and
+// what could be meant so but seldom is.
+func check(file string) (found []finding, doubts []string) {
 	cfg, err := config.Load(file)
 	if invalid := new(config.Invalid); errors.As(err, &invalid) {
-		found := make([]finding, len(invalid.Problems))
+		found = make([]finding, len(invalid.Problems))
 		for i, p := range invalid.Problems {
 			found[i] = finding{File: invalid.File, Line: p.Line, Column: p.Column, Key: p.Key, Text: p.Text}
 		}
-		return found
+		return found, nil
 	}
 	if err != nil {
-		return []finding{{File: file, Text: err.Error()}}
+		return []finding{{File: file, Text: err.Error()}}, nil
 	}
-	var found []finding
 	note := func(key string, err error) {
 		for _, one := range apart(err) {
 			found = append(found, finding{File: file, Key: key, Text: one.Error()})
@@ -110,9 +114,13 @@ func check(file string) []finding {
 		_, err := redisTLS(cfg.Redis)
 		note("redis", err)
 	}
-	_, err = auth.New(authConfig(cfg), auth.Sources{Redis: noPasswords}, zap.NewNop())
+	judges, err := openJudges(cfg, zap.NewNop())
 	note("auth", err)
-	if cfg.Routing.Source == routing.SourceStatic {
+	if err == nil {
+		_, err = auth.New(authConfig(cfg), judges.sources(noPasswords), zap.NewNop())
+		note("auth", err)
+	}
+	if cfg.Routing.Source != routing.SourceRedis {
 		_, err := routing.New(routingConfig(cfg), nil, routing.Metrics{}, zap.NewNop())
 		note("routing", err)
 	}
@@ -122,7 +130,7 @@ func check(file string) []finding {
 		_, err := upstreamConfig(name, cfg.Backends[name], cfg.Limits)
 		note("backends."+name, err)
 	}
-	return found
+	return found, warnings(cfg)
 }
 
 // apart gives the errors that were joined into one.

@@ -37,6 +37,7 @@ type gateway struct {
 	redis    redis.UniversalClient // nil without Redis
 	routes   *routing.Router
 	auth     *auth.Authenticator
+	judges   judges
 	backends map[string]*upstream.Backend
 	limits   *limit.Gate
 	proxy    *proxy.Server
@@ -59,7 +60,9 @@ func open(cfg *config.Config, log *zap.Logger) (*gateway, error) {
 		return nil, err
 	}
 	var err error
-	g.proxy, err = proxy.New(proxyConfig(cfg, instance), proxy.Rooms{
+	door := proxyConfig(cfg, instance)
+	door.TokenRefusal = g.judges.refusal()
+	g.proxy, err = proxy.New(door, proxy.Rooms{
 		TLS: g.tls, Auth: g.auth, Routes: g.routes, Backends: g.backends, Limits: g.limits,
 		Audit: g.audit, Metrics: g.metrics, Log: log,
 	})
@@ -84,6 +87,7 @@ func (g *gateway) close() {
 	if g.redis != nil {
 		errs = append(errs, g.redis.Close())
 	}
+	g.judges.close()
 	if err := errors.Join(errs...); err != nil {
 		g.log.Warn("not everything was closed well", zap.Error(err))
 	}
@@ -123,15 +127,6 @@ func (g *gateway) channel(up bool) {
 	if up {
 		g.metrics.RouteChannelUp.Set(1)
 	}
-}
-
-func (g *gateway) openAuth() (err error) {
-	var from auth.Sources
-	if g.redis != nil {
-		from.Redis = g.password
-	}
-	g.auth, err = auth.New(authConfig(g.cfg), from, g.log)
-	return err
 }
 
 // password is where auth's method redis finds a hash. The two rooms do not know

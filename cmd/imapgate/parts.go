@@ -10,7 +10,6 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
-	"imapgate/auth"
 	"imapgate/internal/config"
 	"imapgate/internal/identity"
 	"imapgate/internal/quiet"
@@ -45,6 +44,7 @@ func proxyConfig(cfg *config.Config, instance string) proxy.Config {
 		AuthAttempts:   l.AuthAttempts,
 		BadCommands:    l.BadCommands,
 		Instance:       instance,
+		Placed:         cfg.Routing.Source == routing.SourceHTTP,
 		Modes:          make(map[string]proxy.Mode, len(cfg.Backends)),
 	}
 	for name, b := range cfg.Backends {
@@ -58,15 +58,6 @@ func proxyConfig(cfg *config.Config, instance string) proxy.Config {
 		p.Listeners = append(p.Listeners, made)
 	}
 	return p
-}
-
-func authConfig(cfg *config.Config) auth.Config {
-	return auth.Config{
-		Methods:       cfg.Auth.Methods,
-		DefaultDomain: cfg.Auth.DefaultDomain,
-		File:          cfg.Auth.File.Path,
-		Verifiers:     cfg.Limits.Verifiers,
-	}
 }
 
 func routingConfig(cfg *config.Config) routing.Config {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -87,7 +88,9 @@ func serve(ctx context.Context, file, warning string, logTo io.Writer) error {
 	if warning != "" {
 		log.Warn(warning)
 	}
-	warnReuse(cfg, log)
+	for _, said := range warnings(cfg) {
+		log.Warn(said)
+	}
 
 	g, err := open(cfg, log)
 	if err != nil {
@@ -164,12 +167,12 @@ func (g *gateway) refresh() {
 
 // warnReuse says which backends' mode is of no use: where only they know the
 // passwords, each login asks them, on a connection of its own.
-func warnReuse(cfg *config.Config, log *zap.Logger) {
+func warnReuse(cfg *config.Config) (said []string) {
 	asked := slices.Equal(cfg.Auth.Methods, []string{"passthrough"})
-	for name, b := range cfg.Backends {
-		if asked && b.Mode == "reuse" && b.Login == "passthrough" && !b.Mux.CredCache {
-			log.Warn("mode reuse needs mux.cred_cache, or passwords that the gateway can check: nothing will be reused",
-				zap.String("backend", name))
+	for _, name := range slices.Sorted(maps.Keys(cfg.Backends)) {
+		if b := cfg.Backends[name]; asked && b.Mode == "reuse" && b.Login == "passthrough" && !b.Mux.CredCache {
+			said = append(said, "backends."+name+": mode reuse needs mux.cred_cache, or passwords that the gateway can check: nothing will be reused")
 		}
 	}
+	return said
 }

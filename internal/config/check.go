@@ -20,6 +20,7 @@ func (k checker) all() {
 	k.auth()
 	k.authHTTP()
 	k.oauth()
+	k.mechanisms()
 	k.routing()
 	k.backends()
 	k.limits()

@@ -31,6 +31,7 @@ type Listener struct {
 	Name            string          `yaml:"name" form:"label" doc:"Its name in logs and metrics. Default: the address."`
 	TLS             string          `yaml:"tls" default:"implicit" oneof:"implicit starttls none" doc:"implicit: TLS from the first byte. starttls: LOGINDISABLED until the client has sent STARTTLS. none: passwords travel in the clear; only for a trusted network, behind something that ends TLS."`
 	ProxyProtocol   *ProxyProtocol  `yaml:"proxy_protocol" doc:"When present, a PROXY v1 or v2 header is required from the trusted peers and refused from every other: those are served as ordinary clients without one. When left out, no header is accepted from anyone."`
+	Mechanisms      []string        `yaml:"mechanisms" oneof:"SCRAM-SHA-256-PLUS SCRAM-SHA-256 EXTERNAL PLAIN LOGIN OAUTHBEARER XOAUTH2" example:"[SCRAM-SHA-256-PLUS, EXTERNAL]" doc:"Of auth.mechanisms, those that clients of this listener may use. Left out: all. The LOGIN command goes with PLAIN or LOGIN."`
 	TrustedNetworks []netip.Prefix  `yaml:"trusted_networks" example:"[10.1.0.0/16]" doc:"Networks of other IMAP proxies in front, whose ID parameters x-originating-ip and its kin are believed. From everybody else they are ignored. Always compared with the TCP peer."`
 	Limits          *ListenerLimits `yaml:"limits" doc:"Where this listener differs from limits."`
 }
@@ -44,7 +45,7 @@ type ProxyProtocol struct {
 type TLS struct {
 	MinVersion   string        `yaml:"min_version" default:"1.2" oneof:"1.2 1.3" doc:"The oldest TLS version spoken, in quotes. There is no word for 1.0 and 1.1."`
 	Certificates []Certificate `yaml:"certificates" doc:"Chosen by the name the client asks for (SNI): an exact match, then a wildcard, then the first. The files are followed: a new version is used for new connections, a bad one is reported and the last good one stays."`
-	ClientCA     string        `yaml:"client_ca" form:"later" doc:"PEM file of the CAs of client certificates (SASL EXTERNAL). Not available in this version."`
+	ClientCA     string        `yaml:"client_ca" example:"/etc/imapgate/tls/clients.pem" doc:"PEM file of the CAs of client certificates. When set, clients are asked for one; a client without one is served, and one whose certificate is not good is refused in the handshake. Followed when it changes: nobody resumes a session that was trusted under another. For auth.external and auth.http."`
 }
 
 // Certificate names two PEM files.
@@ -69,11 +70,16 @@ type Redis struct {
 
 // Auth is how a client's identity is found.
 type Auth struct {
-	Methods       []string  `yaml:"methods" default:"passthrough" oneof:"passthrough file redis" later:"http oauth" doc:"Tried in order. passthrough: the backend decides, with the client's own password. file: a passwd-file. redis: the field password of the user's record. A user whom only passthrough would vouch for cannot be sent to a backend with login: master."`
-	DefaultDomain string    `yaml:"default_domain" form:"domain" example:"example.org" doc:"Appended to a user name without @."`
-	File          AuthFile  `yaml:"file" doc:"For the method file."`
-	HTTP          AuthHTTP  `yaml:"http" doc:"For the method http: auth servers that speak the protocol of nginx's auth_http."`
-	OAuth         AuthOAuth `yaml:"oauth" doc:"For the method oauth: who gives out the bearer tokens that OAUTHBEARER and XOAUTH2 bring."`
+	Methods         []string     `yaml:"methods" default:"passthrough" oneof:"passthrough file redis http oauth" doc:"Tried in order; the first that knows the user decides. file: a passwd-file. redis: the field password of the user's record. http: an auth server as nginx's mail proxy asks one; it decides about every password. oauth: bearer tokens are verified here. passthrough: the backend decides, with the client's own password or token; it comes last. A user whom only passthrough would vouch for cannot be sent to a backend with login: master."`
+	DefaultDomain   string       `yaml:"default_domain" form:"domain" example:"example.org" doc:"Appended to a user name without @."`
+	Mechanisms      []string     `yaml:"mechanisms" oneof:"SCRAM-SHA-256-PLUS SCRAM-SHA-256 EXTERNAL PLAIN LOGIN OAUTHBEARER XOAUTH2" example:"[SCRAM-SHA-256-PLUS, SCRAM-SHA-256, PLAIN, LOGIN]" doc:"The SASL mechanisms offered; no other is accepted. Left out: PLAIN and LOGIN where a method judges passwords, OAUTHBEARER and XOAUTH2 with the method oauth, EXTERNAL with external. SCRAM must be named: programs that know it prefer it, and it fails for every user whose password is not stored as {SCRAM-SHA-256}. OAUTHBEARER and XOAUTH2 with passthrough must be named too: not every backend takes tokens. PLUS is offered inside TLS only, EXTERNAL to clients with a good certificate only."`
+	SCRAMSecretFile string       `yaml:"scram_secret_file" example:"/run/secrets/scram" doc:"File with a secret of at least 16 characters, or set IMAPGATE_SCRAM_SECRET; needed for SCRAM. The salts that users get who do not exist are made of it, so all gateways need the same, for ever: whoever sees a salt change knows that there is no such user. openssl rand -base64 32 makes one."`
+	External        AuthExternal `yaml:"external" doc:"For the mechanism EXTERNAL: clients with certificates of tls.client_ca."`
+	File            AuthFile     `yaml:"file" doc:"For the method file."`
+	HTTP            AuthHTTP     `yaml:"http" doc:"For the method http: auth servers that speak the protocol of nginx's auth_http."`
+	OAuth           AuthOAuth    `yaml:"oauth" doc:"For the method oauth: who gives out the bearer tokens that OAUTHBEARER and XOAUTH2 bring."`
+
+	SCRAMSecret identity.Secret `yaml:"-"` // of SCRAMSecretFile or the environment
 }
 
 // AuthFile is a passwd-file.
@@ -83,7 +89,7 @@ type AuthFile struct {
 
 // Routing is how a user's backend is found.
 type Routing struct {
-	Source   string `yaml:"source" default:"redis" oneof:"redis static" later:"http" doc:"redis: the records of the contract, changed with any Redis client. static: the block below."`
+	Source   string `yaml:"source" default:"redis" oneof:"redis static http" doc:"redis: the records of the contract, changed with any Redis client. static: the block below. http: the auth server of the method http says it with each login; its Auth-Server and Auth-Port must be the address of a backend, written as an IP address. With the other sources they are not looked at."`
 	Static   Static `yaml:"static" doc:"Used with source: static. The user's own entry wins over the domain's, that over default."`
 	Cache    Cache  `yaml:"cache" doc:"How long answers of Redis are used."`
 	Snapshot string `yaml:"snapshot" form:"path" example:"/var/lib/imapgate/routes" doc:"File in which the known routes are kept, so that a gateway restarted while Redis is away still serves known users. Empty: none is kept."`

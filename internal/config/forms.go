@@ -17,10 +17,6 @@ func checkForm(form, s string) string {
 		return "has control characters"
 	}
 	switch form {
-	case "later":
-		if s != "" {
-			return "is not available in this version"
-		}
 	case "required":
 		if s == "" {
 			return "is empty"

@@ -28,6 +28,7 @@ func (s secrets) all(c *Config) {
 	}
 	s.authHTTP(&c.Auth.HTTP)
 	s.oauth(&c.Auth.OAuth)
+	s.scram(&c.Auth)
 	for name, b := range c.Backends {
 		if b.Login == "master" {
 			s.master(c, &b)

@@ -1,0 +1,141 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+
+	"imapgate/auth"
+	"imapgate/auth/oauth"
+	"imapgate/internal/config"
+	"imapgate/tlsconf"
+)
+
+func authConfig(cfg *config.Config) auth.Config {
+	made := auth.Config{
+		Methods:       cfg.Auth.Methods,
+		DefaultDomain: cfg.Auth.DefaultDomain,
+		File:          cfg.Auth.File.Path,
+		Verifiers:     cfg.Limits.Verifiers,
+		Mechanisms:    cfg.Auth.Mechanisms,
+		Listeners:     make(map[string][]string),
+		SCRAMSecret:   cfg.Auth.SCRAMSecret,
+		External:      cfg.Auth.External.SAN,
+	}
+	for _, l := range cfg.Listeners {
+		if len(l.Mechanisms) > 0 {
+			made.Listeners[l.Name] = l.Mechanisms
+		}
+	}
+	return made
+}
+
+// judges are those whom auth's methods ask, besides Redis.
+type judges struct {
+	servers *authServers    // nil without the method http
+	tokens  *oauth.Verifier // nil without the method oauth
+}
+
+// openJudges connects to nobody.
+func openJudges(cfg *config.Config, log *zap.Logger) (j judges, err error) {
+	servers, wrong := openAuthServers(cfg, log)
+	j.servers = servers
+	if slices.Contains(cfg.Auth.Methods, auth.OAuth) {
+		j.tokens, err = openProvider(cfg.Auth.OAuth, log)
+	}
+	return j, errors.Join(wrong, err)
+}
+
+func (j judges) close() {
+	if j.servers != nil {
+		j.servers.asker.Close()
+	}
+}
+
+// openProvider verifies each server of the provider by the name in its URL.
+func openProvider(o config.AuthOAuth, log *zap.Logger) (*oauth.Verifier, error) {
+	made := o.Config()
+	if o.CA != "" {
+		trust, err := tlsconf.Client(tlsconf.ClientConfig{CA: o.CA, ServerName: "localhost"})
+		if err != nil {
+			return nil, fmt.Errorf("auth.oauth: %w", err)
+		}
+		made.TLS = &tls.Config{RootCAs: trust.RootCAs, MinVersion: trust.MinVersion}
+	}
+	return oauth.New(made, log)
+}
+
+// sources are the judges in auth's words.
+func (j judges) sources(redis auth.PasswordLookup) auth.Sources {
+	from := auth.Sources{Redis: redis}
+	if j.servers != nil {
+		from.HTTP = j.servers.ask
+	}
+	if j.tokens != nil {
+		from.OAuth = j.verify
+	}
+	return from
+}
+
+// verify is auth.VerifyToken.
+func (j judges) verify(ctx context.Context, token secret) (string, time.Time, error) {
+	who, err := j.tokens.Verify(ctx, token)
+	switch {
+	case errors.Is(err, oauth.ErrInvalid):
+		err = fmt.Errorf("%w: %w", auth.ErrDenied, err)
+	case err != nil:
+		err = fmt.Errorf("%w: %w", auth.ErrUnavailable, err)
+	}
+	return who.Name, who.Expires, err
+}
+
+// refusal is what clients are told whose token is refused.
+func (j judges) refusal() auth.TokenRefusal {
+	if j.tokens == nil {
+		return auth.TokenRefusal{}
+	}
+	return auth.TokenRefusal{Scope: j.tokens.Scope(), Configuration: j.tokens.Configuration()}
+}
+
+func (g *gateway) openAuth() error {
+	var err error
+	if g.judges, err = openJudges(g.cfg, g.log); err != nil {
+		return err
+	}
+	var passwords auth.PasswordLookup
+	if g.redis != nil {
+		passwords = g.password
+	}
+	g.auth, err = auth.New(authConfig(g.cfg), g.judges.sources(passwords), g.log)
+	return err
+}
+
+// warnings are what can be meant, and is more likely a mistake.
+func warnings(cfg *config.Config) []string {
+	return append(warnReuse(cfg), warnProofs(cfg)...)
+}
+
+// warnProofs says where a client that shows no password cannot be taken on:
+// with SCRAM and EXTERNAL, there is none to log in at the backend with.
+func warnProofs(cfg *config.Config) (said []string) {
+	proofs := slices.DeleteFunc(slices.Clone(cfg.Auth.Mechanisms), func(name string) bool {
+		return name != "EXTERNAL" && !strings.HasPrefix(name, "SCRAM")
+	})
+	if len(cfg.Auth.Mechanisms) == 0 && cfg.Auth.External.SAN != "" {
+		proofs = []string{"EXTERNAL"}
+	}
+	for _, name := range slices.Sorted(maps.Keys(cfg.Backends)) {
+		if b := cfg.Backends[name]; len(proofs) > 0 && b.Login != "master" {
+			said = append(said, fmt.Sprintf("backends.%s: login: %s cannot be used for clients that log in with %s, who show no password or token: they get UNAVAILABLE. login: master can",
+				name, b.Login, strings.Join(proofs, ", ")))
+		}
+	}
+	return said
+}

@@ -1,0 +1,52 @@
+package config
+
+import (
+	"slices"
+	"strings"
+)
+
+// AuthExternal says who the holder of a certificate is.
+type AuthExternal struct {
+	SAN string `yaml:"san" oneof:"email dns uri" doc:"The kind of subject alternative name that is the user. email: alice@example.org. dns: as it stands. uri: acct:alice@example.org (RFC 7565). A certificate must have exactly one of the kind; nothing else in it stands in for one. Left out: no EXTERNAL."`
+}
+
+// mechanisms checks what belongs to the mechanisms; whether the methods can
+// serve them is auth's to say.
+func (k checker) mechanisms() {
+	a := &k.c.Auth
+	if a.External.SAN != "" && k.c.TLS.ClientCA == "" {
+		k.add("auth.external.san", "needs tls.client_ca: without it no client is asked for a certificate")
+	}
+	k.onceEach("auth.mechanisms", a.Mechanisms)
+	for i, l := range k.c.Listeners {
+		key := below(indexed("listeners", i), "mechanisms")
+		k.onceEach(key, l.Mechanisms)
+		for j, name := range l.Mechanisms {
+			if len(a.Mechanisms) > 0 && !slices.Contains(a.Mechanisms, name) {
+				k.add(indexed(key, j), "%s is not among auth.mechanisms", name)
+			}
+		}
+	}
+}
+
+func (k checker) onceEach(key string, names []string) {
+	for i, name := range names {
+		if name != "" && slices.Contains(names[:i], name) {
+			k.add(indexed(key, i), "%s is there twice", name)
+		}
+	}
+}
+
+// scram reads the secret of the SCRAM mechanisms, and misses it where they are
+// called for.
+func (s secrets) scram(a *Auth) {
+	const key, variable = "auth.scram_secret_file", "IMAPGATE_SCRAM_SECRET"
+	a.SCRAMSecret = s.read(key, a.SCRAMSecretFile, variable)
+	wanted := slices.ContainsFunc(a.Mechanisms, func(name string) bool { return strings.HasPrefix(name, "SCRAM") })
+	switch n := len(a.SCRAMSecret.Reveal()); {
+	case n == 0 && wanted:
+		s.add(key, "SCRAM needs scram_secret_file or %s", variable)
+	case n > 0 && n < minToken:
+		s.add(key, "the secret has fewer than %d characters", minToken)
+	}
+}
