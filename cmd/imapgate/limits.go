@@ -50,7 +50,7 @@ func settingsOf(c config.Connections, exempt []netip.Prefix) limit.Settings {
 
 // openLimits comes behind openRoutes, which makes the Redis client, and openAudit.
 func (g *gateway) openLimits() (err error) {
-	hooks := limit.Hooks{OnBan: g.banned, OnSpray: g.sprayed, OnRedis: g.sharing}
+	hooks := limit.Hooks{OnBan: g.banned, OnOrder: g.ordered, OnSpray: g.sprayed, OnRedis: g.sharing}
 	if g.limits, err = limit.New(limitConfig(g.cfg), g.redis, hooks, g.log); err != nil {
 		return fmt.Errorf("limits: %w", err)
 	}
@@ -64,6 +64,20 @@ func (g *gateway) banned(b limit.Ban) {
 	g.unrecorded(g.audit.BanAdded(&audit.Ban{
 		Subject: b.Net.String(), Why: audit.Cause(b.Why), Until: time.Now().Add(b.For), Note: b.Note,
 	}))
+}
+
+// ordered puts on record what an operator has changed, from wherever: every gateway
+// has it in its own log.
+func (g *gateway) ordered(o limit.Order) {
+	made := audit.Ban{Subject: o.Net.String(), Why: audit.CauseOperator, By: "operator", Note: o.Note}
+	if o.For == 0 {
+		g.log.Info("ban lifted by an operator", zap.Stringer("network", o.Net))
+		g.unrecorded(g.audit.BanRemoved(&made))
+		return
+	}
+	made.Until = time.Now().Add(o.For)
+	g.log.Info("banned by an operator", zap.Stringer("network", o.Net), zap.Duration("for", o.For))
+	g.unrecorded(g.audit.BanAdded(&made))
 }
 
 // sprayed puts the suspicion on record that few passwords are tried for many users.
@@ -104,19 +118,19 @@ func (g *gateway) adminLimits() admin.Limits {
 		Bans: func(ctx context.Context) (any, error) { return d.bans(ctx) },
 		Ban: func(ctx context.Context, o admin.Order) (any, error) {
 			done, err := d.ban(ctx, o)
-			g.ordered(audit.ActBan, o.Who, err)
+			g.asked(audit.ActBan, o.Who, err)
 			return done, err
 		},
 		Unban: func(ctx context.Context, who string) (any, error) {
 			done, err := d.unban(ctx, who)
-			g.ordered(audit.ActUnban, who, err)
+			g.asked(audit.ActUnban, who, err)
 			return done, err
 		},
 	}
 }
 
-// ordered puts on record what an operator did through the admin address.
-func (g *gateway) ordered(what audit.Action, who string, err error) {
+// asked puts on record what an operator did through the admin address.
+func (g *gateway) asked(what audit.Action, who string, err error) {
 	g.unrecorded(g.audit.OperatorAction(&audit.Operator{Action: what, By: "admin", Subject: who, Err: err}))
 }
 

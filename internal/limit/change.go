@@ -192,7 +192,11 @@ func (g *Gate) apply(c change) {
 	case "lift":
 		g.bans.lift(net, g.now())
 		g.past.forgiveNet(net)
+		g.hooks.OnOrder(Order{Net: net})
 	case "ban":
+		if e, ok := parseEntry(c.record); ok && e.why == ByOperator {
+			g.hooks.OnOrder(Order{Net: net, For: clamped(c.left), Note: e.note})
+		}
 		g.takeOver(net, c.left, c.record)
 	}
 }

@@ -123,6 +123,7 @@ func (r *Refusal) Error() string {
 type Hooks struct {
 	OnRefused func(Reason)
 	OnBan     func(Ban)   // a ban imposed here, not those followed from others
+	OnOrder   func(Order) // an operator's, wherever it was given: once at each gateway
 	OnSpray   func(Spray) // password spraying is suspected, or no longer
 	OnRedis   func(up bool)
 }
@@ -133,6 +134,9 @@ func (h *Hooks) complete() {
 	}
 	if h.OnBan == nil {
 		h.OnBan = func(Ban) {}
+	}
+	if h.OnOrder == nil {
+		h.OnOrder = func(Order) {}
 	}
 	if h.OnSpray == nil {
 		h.OnSpray = func(Spray) {}
@@ -161,6 +165,13 @@ type Ban struct {
 	Count int           // the how manieth of this network
 	Lived bool          // somebody has logged in from there of late: not refused before it is known who comes
 	Note  string        // an operator's words
+}
+
+// Order is a change of bans by an operator.
+type Order struct {
+	Net  netip.Prefix
+	For  time.Duration // of the ban; 0: it is lifted
+	Note string
 }
 
 // Spray is a suspicion of many users being tried with few guesses each.

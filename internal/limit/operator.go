@@ -96,7 +96,9 @@ func (g *Gate) Ban(ctx context.Context, net netip.Prefix, d time.Duration, note 
 	if err := g.bans.put(b.Net, entry{until: g.now() + d, count: 1, why: ByOperator, note: b.Note}, g.now()); err != nil {
 		return fmt.Errorf("ban %v: %w", net, err)
 	}
-	g.hooks.OnBan(b)
+	if g.shared == nil { // or it is told when it comes back from Redis
+		g.hooks.OnOrder(Order{Net: b.Net, For: d, Note: b.Note})
+	}
 	return nil
 }
 
@@ -118,6 +120,7 @@ func (g *Gate) Unban(ctx context.Context, net netip.Prefix) ([]netip.Prefix, err
 	lifted := g.bans.lift(net, g.now())
 	g.past.forgiveNet(net)
 	if s == nil {
+		g.hooks.OnOrder(Order{Net: net})
 		return lifted, nil
 	}
 	lifted = nil
