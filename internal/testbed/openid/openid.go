@@ -104,9 +104,6 @@ func (p *Provider) Asked() int { return int(p.asked.Load()) }
 // Introspection is the address of RFC 7662's endpoint.
 func (p *Provider) Introspection() string { return p.Issuer + "/oauth/introspect" }
 
-// UserInfo is the address that tells who a token is of.
-func (p *Provider) UserInfo() string { return p.Issuer + "/userinfo" }
-
 // Login is the authorization code flow of a user with a client.
 func (p *Provider) Login(t testing.TB, client, user string) Tokens {
 	t.Helper()

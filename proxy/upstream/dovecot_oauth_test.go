@@ -1,0 +1,97 @@
+//go:build unix
+
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"go.uber.org/zap"
+
+	"imapgate/internal/identity"
+	"imapgate/internal/testbed"
+	"imapgate/internal/testbed/openid"
+)
+
+// asksProvider is a Dovecot that asks a provider whose each token is.
+func asksProvider(t *testing.T, p *openid.Provider, mechanisms string) *testbed.Dovecot {
+	t.Helper()
+	conf := filepath.Join(t.TempDir(), "oauth2.conf")
+	address, err := url.Parse(p.Introspection())
+	if err != nil {
+		t.Fatal(err)
+	}
+	address.User = url.UserPassword(openid.Opaque, url.QueryEscape(openid.Secret)) // RFC 6749 §2.3.1
+	text := fmt.Sprintf("introspection_mode = post\nintrospection_url = %s\nusername_attribute = email\nactive_attribute = active\nactive_value = true\n", address)
+	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return testbed.StartDovecot(t, testbed.DovecotConfig{Settings: fmt.Sprintf(`
+auth_mechanisms = plain %s
+passdb {
+  driver = oauth2
+  mechanisms = oauthbearer xoauth2
+  args = %s
+}
+`, mechanisms, conf)})
+}
+
+func TestDovecotTakesTheClientsToken(t *testing.T) {
+	p := openid.Start(t, "alice@example.org", "bob@example.org")
+	alice, bob := p.Login(t, openid.Opaque, "alice@example.org").Access, p.Login(t, openid.Opaque, "bob@example.org").Access
+	for _, mechanisms := range []string{"oauthbearer xoauth2", "xoauth2"} {
+		t.Run(mechanisms, func(t *testing.T) {
+			d := asksProvider(t, p, mechanisms)
+			for _, cfg := range []Config{
+				{Address: d.Plain, TLSMode: StartTLS, Login: OAuthLogin}, {Address: d.TLS, TLSMode: ImplicitTLS, Login: Passthrough},
+			} {
+				cfg.Name, cfg.TLS = "east", d.CA.ClientTLS(testbed.DovecotName)
+				b := New(cfg, Hooks{}, zap.NewNop())
+				for name, token := range map[string]string{"alice@example.org": alice, "bob@example.org": bob} {
+					goesIn(t, b, name, token)
+				}
+				for what, token := range map[string]string{"a forged": "forged", "somebody else's": bob, "a spoilt": alice + "x"} {
+					if err := tries(t, b, "alice@example.org", token); !errors.Is(err, ErrDenied) {
+						t.Errorf("%s token: %v", what, err)
+					}
+				}
+			}
+		})
+	}
+}
+
+func TestADovecotWhoseProviderIsAwayDeniesNobody(t *testing.T) {
+	p := openid.Start(t, "alice@example.org")
+	token := p.Login(t, openid.Opaque, "alice@example.org").Access
+	d := asksProvider(t, p, "oauthbearer")
+	b := New(Config{Name: "east", Address: d.TLS, TLS: d.CA.ClientTLS(testbed.DovecotName), Login: OAuthLogin}, Hooks{}, zap.NewNop())
+	p.Fault(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) })
+	var refused *Refused
+	if err := tries(t, b, "alice@example.org", token); errors.Is(err, ErrDenied) || !errors.As(err, &refused) || refused.Code != "UNAVAILABLE" {
+		t.Errorf("%v", err)
+	}
+	p.Fault(nil)
+	goesIn(t, b, "alice@example.org", token)
+}
+
+func tries(t *testing.T, b *Backend, name, token string) error {
+	t.Helper()
+	conn, err := b.Login(context.Background(), Request{User: user(t, name), Token: identity.NewSecret(token)})
+	if err == nil {
+		_ = conn.Close() // nothing was said on it
+	}
+	return err
+}
+
+func goesIn(t *testing.T, b *Backend, name, token string) {
+	t.Helper()
+	if err := tries(t, b, name, token); err != nil {
+		t.Errorf("%s: %v", name, err)
+	}
+}
