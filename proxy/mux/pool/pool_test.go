@@ -3,9 +3,11 @@ package pool
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
+	"imapgate/internal/identity"
 	"imapgate/internal/metrics"
 	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/upstream"
@@ -74,6 +76,52 @@ func TestNothingIsSharedBetweenLoginsThatDiffer(t *testing.T) {
 	}
 	if y.number() != 1 || s.tried() != 4 {
 		t.Errorf("%d wait, %d logins", y.number(), s.tried())
+	}
+}
+
+func TestATokensConnectionIsOnlyForThatToken(t *testing.T) {
+	s := startStub(t, stubCaps+" AUTH=XOAUTH2")
+	y := s.pool(Config{CredCache: true})
+	bearer := func(token string) upstream.Request {
+		who := request(t, "alice", "")
+		who.Password, who.Token = identity.Secret{}, identity.NewSecret(token)
+		return who
+	}
+	for _, proof := range []Proof{Vouched, Asked} {
+		logins := s.tried()
+		var conns []*lease.Conn
+		for _, who := range []upstream.Request{bearer("t1"), bearer("t2"), request(t, "alice", "t1"), request(t, "alice", "token t1")} {
+			for again := range 2 {
+				a, err := y.Login(context.Background(), who, proof)
+				if err != nil {
+					t.Fatal(err)
+				}
+				c := leased(t, a)
+				if again == 0 && slices.Contains(conns, c) || again == 1 && c != conns[len(conns)-1] {
+					t.Errorf("proof %d, time %d: whose connection is this?", proof, again)
+				}
+				conns = append(conns, c)
+				a.Return(c)
+				a.Close()
+			}
+		}
+		if proof == Vouched && s.tried() != logins+4 || proof == Asked && s.tried() > logins+4 {
+			t.Errorf("proof %d: %d logins", proof, s.tried()-logins)
+		}
+	}
+	a, err := y.Login(context.Background(), bearer("t1"), Vouched)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := leased(t, a)
+	s.deny("alice", "token t1", "[AUTHENTICATIONFAILED] expired")
+	if _, err := a.Lease(context.Background(), ""); !errors.Is(err, upstream.ErrDenied) {
+		t.Errorf("a token past its time: %v", err)
+	}
+	a.Return(first)
+	a.Close()
+	if _, err := y.Login(context.Background(), bearer("t1"), Asked); !errors.Is(err, upstream.ErrDenied) {
+		t.Errorf("a refused token is believed: %v", err)
 	}
 }
 

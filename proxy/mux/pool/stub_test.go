@@ -113,7 +113,7 @@ func (p *peer) answer(tag, command string) {
 	verb, rest, _ := strings.Cut(command, " ")
 	switch verb {
 	case "AUTHENTICATE":
-		p.login(tag, strings.TrimPrefix(rest, "PLAIN "))
+		p.login(tag, rest)
 	case "ENABLE":
 		p.mu.Lock()
 		p.enabled = p.enabled.With(strings.Fields(rest)...)
@@ -130,9 +130,14 @@ func (p *peer) answer(tag, command string) {
 	}
 }
 
-func (p *peer) login(tag, response string) {
-	plain, _ := base64.StdEncoding.DecodeString(response)
-	parts := strings.Split(string(plain), "\x00")
+// login takes PLAIN and XOAUTH2; a token is the password "token " and itself.
+func (p *peer) login(tag, exchange string) {
+	mechanism, response, _ := strings.Cut(exchange, " ")
+	said, _ := base64.StdEncoding.DecodeString(response)
+	if mechanism == "XOAUTH2" {
+		said = []byte(strings.NewReplacer("user=", "\x00", "\x01auth=Bearer ", "\x00token ", "\x01", "").Replace(string(said)))
+	}
+	parts := strings.Split(string(said), "\x00")
 	s := p.s
 	s.mu.Lock()
 	s.logins++
