@@ -115,7 +115,7 @@ func (a *Authenticator) Authenticate(ctx context.Context, l Login) (Identity, er
 		return Identity{}, fmt.Errorf("%w: %w", ErrDenied, err)
 	}
 	if l.proof != nil {
-		return Identity{user: l.User, method: l.proof.method}.unless(l.proof.err)
+		return a.proven(ctx, l)
 	}
 	for _, m := range a.methods {
 		if !m.judges(l.credential()) {
@@ -135,6 +135,27 @@ func (a *Authenticator) Authenticate(ctx context.Context, l Login) (Identity, er
 		return Identity{}, fmt.Errorf("no method judges tokens: %w", ErrDenied)
 	}
 	return Identity{}, a.pretend(ctx, l.Password)
+}
+
+// proven is the identity of a login with a proof. Of a certificate's user an
+// authentication server is told, as by nginx: it may refuse, and says where the
+// mailbox is.
+func (a *Authenticator) proven(ctx context.Context, l Login) (Identity, error) {
+	id, err := Identity{user: l.User, method: l.proof.method}.unless(l.proof.err)
+	if err != nil || l.Mechanism != SASLExternal {
+		return id, err
+	}
+	for _, m := range a.methods {
+		server, ok := m.method.(asked)
+		if !ok {
+			continue
+		}
+		if id, err = server.vouch(ctx, l); err != nil {
+			return Identity{}, fmt.Errorf("method %s of a certificate's user: %w", m.name, err)
+		}
+		id.method = l.proof.method
+	}
+	return id, nil
 }
 
 // pretend is a verification that nobody can pass. An unknown name has been
