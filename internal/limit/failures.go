@@ -22,7 +22,7 @@ const (
 	// users in networks. What falls out was not looked at for the longest; bans
 	// are kept elsewhere and do not fall out.
 	maxPastNets  = 64 << 10
-	maxPastUsers = 64 << 10
+	maxPastUsers = 32 << 10
 	maxPastPairs = 32 << 10
 
 	lastWrong = 10 // wrong passwords that are recognised, per user in a network

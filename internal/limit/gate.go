@@ -17,7 +17,7 @@ import (
 const (
 	// maxRates bounds the addresses whose rate of new connections is known. One
 	// that falls out starts with a full bucket again.
-	maxRates = 32 << 10
+	maxRates = 16 << 10
 	// maxDirty bounds the places that Redis has yet to be told of.
 	maxDirty = 64 << 10
 )

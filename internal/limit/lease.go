@@ -3,7 +3,7 @@ package limit
 import (
 	"context"
 	"math/rand/v2"
-	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,11 +14,15 @@ import (
 )
 
 // How gateways count together. At each shared place Redis has a number of each
-// gateway; a gateway writes its own, whole, with a version that grows, so that
-// nothing is lost or counted twice by a reply that did not come. A number counts as
-// long as its gateway is alive, for which the gateway says so in one place
-// (beat), not at each of its sessions. Every number is written again now and then,
-// for what a failover may have lost.
+// gateway. Who enters adds one if the limit allows, who leaves takes one away, and
+// when a reply did not come the whole number is written, once nothing else is
+// flying. Every message has a version that grows, so that one which was overtaken
+// can be told: what was flying before a whole number was written is void, and a
+// whole number that something has overtaken is written again.
+//
+// A number counts as long as its gateway is alive, for which the gateway says so
+// in one place (beat), not at each of its sessions. Every number is written anew
+// now and then, for what a failover may have lost.
 const (
 	// beatsPerLease is how often a gateway says that it is alive.
 	beatsPerLease = 4
@@ -33,83 +37,90 @@ const (
 	flushPause = 20 * time.Millisecond
 )
 
-// note is a number, as Redis is to be told of it.
+// note is what Redis is told of a place.
 type note struct {
 	place
+	whole   bool // n is the whole number, not what is added to it
 	n       int32
-	version uint64
+	version int64
 }
 
-// tell makes notes of places, with mu held. The notes are written from now on.
-func (p *places) tell(at place, h *held, t time.Duration) note {
-	p.version++
-	h.version, h.wrote = p.version, int64(t)
-	return note{at, h.n, p.version}
-}
-
-// notes are those of the places of one session.
-func (p *places) notes(want []bounded, t time.Duration) []note {
+// notes are those of a session that enters.
+func (p *places) notes(want []bounded) []note {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	notes := make([]note, len(want))
 	for i, b := range want {
-		notes[i] = p.tell(b.place, p.held[b.place], t)
+		p.version++
+		notes[i] = note{b.place, false, 1, p.version}
 	}
 	return notes
 }
 
-// unsure notes that nobody knows what Redis has.
-func (p *places) unsure(notes []note) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, n := range notes {
-		h := p.held[n.place]
-		if h == nil { // all have left, and Redis may not know
-			h = &held{version: n.version}
-			p.held[n.place] = h
-		}
-		p.soil(n.place, h)
-		if h.n == 0 && !h.dirty { // there was no room to remember it
-			delete(p.held, n.place)
-		}
-	}
-}
-
-// batch takes some of the dirty places.
-func (p *places) batch(t time.Duration) (notes []note) {
+// batch takes some of what there is to tell. A place of which the whole number is
+// to be told, while something about it is flying, stays on the list.
+func (p *places) batch() (notes []note) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for at, h := range p.dirty {
 		if len(notes) == flushBatch {
 			break
 		}
-		notes = append(notes, p.tell(at, h, t))
-		delete(p.dirty, at)
-		h.dirty = false
-		if h.n == 0 {
-			delete(p.held, at)
+		if h.unsure && h.flying > 0 {
+			continue
 		}
+		p.version++
+		n := note{at, h.unsure, -h.owed, p.version}
+		if h.unsure {
+			n.n = h.n
+		}
+		h.unsure, h.owed = false, 0
+		h.flying++
+		delete(p.dirty, at)
+		notes = append(notes, n)
 	}
 	return notes
 }
 
-// renew makes dirty what was not written for an age; 0 is everything. Those of
-// one age are spread over half of it.
-func (p *places) renew(age, t time.Duration) (some bool) {
+// told ends what batch began.
+func (p *places) told(notes []note, said []outcome, t time.Duration) (dirty bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i, n := range notes {
+		h := p.held[n.place]
+		h.flying--
+		switch {
+		case said[i] != granted:
+			h.unsure = true
+		case n.whole:
+			h.settled = t
+		}
+		dirty = p.sweep(n.place, h) || dirty
+	}
+	return dirty
+}
+
+// renew has the whole number told of all that was not for an age; those of one
+// age are spread over half of it. An age of 0 is everything.
+func (p *places) renew(age, t time.Duration) (dirty bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for at, h := range p.held {
-		if at.kind.shared() && h.n > 0 && t-time.Duration(h.wrote) >= age/2+rand.N(age/2+1) {
-			p.soil(at, h)
-			some = true
+		if at.kind.shared() && h.n > 0 && t-h.settled >= age/2+rand.N(age/2+1) {
+			h.unsure = true
+			dirty = p.sweep(at, h) || dirty
 		}
 	}
-	return some
+	return dirty
 }
 
-// leaseCall is the call that writes a note. A limit of 0 is none.
+// leaseCall is the script that takes a note down. A limit of 0 is none.
 func (s *shared) leaseCall(n note, limit int) call {
-	args := []any{s.self, n.n, n.version, limit, s.lease.Milliseconds(), (believedLeases * s.lease).Milliseconds()}
+	whole := 0
+	if n.whole {
+		whole = 1
+	}
+	args := []any{s.self, n.n, n.version, whole, limit, s.lease.Milliseconds(), (believedLeases * s.lease).Milliseconds()}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, id := range s.live {
@@ -118,16 +129,35 @@ func (s *shared) leaseCall(n note, limit int) call {
 	return call{s.scripts.lease, []string{s.keys.sessions(n.place)}, args}
 }
 
+// outcomes are what Redis said of as many notes.
+func outcomes(n int, replies []*redis.Cmd, err error) []outcome {
+	said := make([]outcome, n)
+	for i := range said {
+		yes := int64(0)
+		if err == nil {
+			yes, err = replies[i].Int64()
+		}
+		switch {
+		case err != nil:
+			said[i] = unheard
+		case yes == 0:
+			said[i] = denied
+		}
+	}
+	return said
+}
+
 // lease takes the places of a session from all gateways together, remembers
 // where the user is, and asks whether the address comes too often: in one trip.
 // When there is no answer the local limits, which have been asked, are all.
 func (g *Gate) lease(ctx context.Context, v *Visit, u identity.User, want []bounded) *Refusal {
 	s := g.shared
 	if s == nil {
+		g.places.landed(want)
 		return nil
 	}
-	notes := g.places.notes(want, g.now())
-	calls := make([]call, 0, len(want)+3)
+	notes := g.places.notes(want)
+	calls := make([]call, 0, len(want)+2)
 	for i, n := range notes {
 		calls = append(calls, s.leaseCall(n, want[i].limit))
 	}
@@ -135,22 +165,20 @@ func (g *Gate) lease(ctx context.Context, v *Visit, u identity.User, want []boun
 		calls = append(calls, g.goodCalls(pair{u, near(v.addr)})...)
 	}
 	replies, rated, err := s.askRated(ctx, v, calls)
-	if err != nil {
-		g.places.unsure(notes)
+	said := outcomes(len(want), replies, err)
+	var no *Refusal
+	if i := slices.Index(said, denied); i >= 0 {
+		no = want[i].refusal()
+	} else if err == nil && rated != nil && rated.Allowed == 0 {
+		no = &Refusal{Reason: ConnectionRate, Net: home(v.addr), Wait: rated.RetryAfter}
+	}
+	if no != nil {
+		no.Shared = true
+	}
+	if g.places.settle(want, said, no == nil) {
 		s.wake()
-		return nil
 	}
-	for i, b := range want {
-		if ok, err := replies[i].Int(); err == nil && ok == 0 {
-			r := b.refusal()
-			r.Shared = true
-			return r
-		}
-	}
-	if rated != nil && rated.Allowed == 0 {
-		return &Refusal{Reason: ConnectionRate, Net: home(v.addr), Wait: rated.RetryAfter, Shared: true}
-	}
-	return nil
+	return no
 }
 
 // askRated asks, and with it whether the address comes too often.
@@ -214,37 +242,6 @@ func own(keys []string) []string {
 	return made
 }
 
-// goodCalls tell everybody where a user is, if they do not know.
-func (g *Gate) goodCalls(at pair) []call {
-	t, s := g.now(), g.shared
-	if !g.good.stale(at, t) {
-		return nil
-	}
-	keep := g.cfg.Failures.KnownFor.Milliseconds()
-	return []call{
-		{s.scripts.good, []string{s.keys.good(at.user)}, []any{at.net.String(), keep}},
-		{s.scripts.good, []string{s.keys.lived(at.net)}, []any{"", keep}},
-	}
-}
-
-// known asks whether a user is known in a network, and remembers it.
-func (g *Gate) known(ctx context.Context, at pair) bool {
-	s := g.shared
-	if s == nil || at.user.IsZero() {
-		return false
-	}
-	keep := g.cfg.Failures.KnownFor.Milliseconds()
-	r, err := s.ask(ctx, call{s.scripts.known, []string{s.keys.good(at.user)}, []any{at.net.String(), keep}})
-	if err != nil {
-		return false
-	}
-	if yes, err := r[0].Int(); err != nil || yes == 0 {
-		return false
-	}
-	g.good.note(at, g.now())
-	return true
-}
-
 // beat says every now and then that this gateway is alive, and learns who else is;
 // it ends with ctx. When Redis had forgotten this gateway it is told everything
 // again.
@@ -279,101 +276,39 @@ func (g *Gate) hear(reply *redis.Cmd) {
 	if words[0] == int64(0) {
 		age = 0
 	}
-	if g.places.renew(age, g.now()) {
-		s.wake()
-	}
+	g.places.renew(age, g.now())
+	s.wake() // also for what could not be written before
 }
 
-// flush writes the dirty places as they become so; it ends with ctx. What cannot be
-// written waits for the next beat.
+// flush writes what there is to write as soon as there is; it ends with ctx. What
+// cannot be written waits for the next beat.
 func (g *Gate) flush(ctx context.Context) {
 	s := g.shared
-	retry := time.NewTicker(s.lease / beatsPerLease)
-	defer retry.Stop()
 	for ctx.Err() == nil {
-		notes := g.places.batch(g.now())
-		if len(notes) > 0 && g.write(ctx, notes) {
+		select {
+		case <-s.work:
+		case <-ctx.Done():
+		}
+		for notes := g.places.batch(); len(notes) > 0 && ctx.Err() == nil; notes = g.places.batch() {
+			if !g.write(ctx, notes) {
+				break
+			}
 			if len(notes) == flushBatch {
 				_ = sleep(ctx, jitter(flushPause))
 			}
-			continue
-		}
-		if len(notes) == 0 {
-			select {
-			case <-s.work:
-			case <-ctx.Done():
-			}
-			continue
-		}
-		select {
-		case <-retry.C:
-		case <-ctx.Done():
 		}
 	}
 }
 
-// write writes notes down, and says whether that worked.
+// write writes notes down, and says whether that worked. Refused are whole numbers
+// that were overtaken.
 func (g *Gate) write(ctx context.Context, notes []note) bool {
 	s := g.shared
 	calls := make([]call, len(notes))
 	for i, n := range notes {
 		calls[i] = s.leaseCall(n, 0)
 	}
-	_, err := s.ask(ctx, calls...)
-	if err != nil {
-		g.places.unsure(notes)
-	}
+	replies, err := s.ask(ctx, calls...)
+	g.places.told(notes, outcomes(len(notes), replies, err), g.now())
 	return err == nil
-}
-
-// failedEverywhere counts a failure at all gateways, and gives what there is.
-func (g *Gate) failedEverywhere(ctx context.Context, at pair, addr netip.Addr, known bool) (all tally, ok bool) {
-	s := g.shared
-	if s == nil {
-		return all, false
-	}
-	calls := g.failedCalls(at, addr, 1)
-	if !at.user.IsZero() && known {
-		calls[tiers].args[0] = 0 // as failedUser has it
-	}
-	r, err := s.ask(ctx, calls...)
-	if err != nil {
-		return all, false
-	}
-	return tallyOf(r), true
-}
-
-// failedCalls are the calls that add to what is known of failures: the tiers, and
-// of somebody the user and the pair.
-func (g *Gate) failedCalls(at pair, addr netip.Addr, add int) []call {
-	s := g.shared
-	minute, ban := time.Minute.Milliseconds(), g.cfg.Failures.BanWithin.Milliseconds()
-	calls := make([]call, 0, tiers+2)
-	for i := range tiers {
-		calls = append(calls, call{s.scripts.failed, []string{s.keys.failedNet(tier(addr, i))}, []any{add, minute, ban, day.Milliseconds()}})
-	}
-	if at.user.IsZero() {
-		return calls
-	}
-	return append(calls,
-		call{s.scripts.failed, []string{s.keys.failedUser(at.user)}, []any{add, hour.Milliseconds(), day.Milliseconds()}},
-		call{s.scripts.failed, []string{s.keys.failedPair(at)}, []any{add, hour.Milliseconds()}},
-	)
-}
-
-// tallyOf reads the replies to failedCalls. A reply that is none counts nothing.
-func tallyOf(r []*redis.Cmd) (all tally) {
-	for i, reply := range r {
-		n, err := reply.Int64Slice()
-		switch {
-		case err != nil:
-		case i < tiers && len(n) == 3:
-			all.net[i] = netTally{minute: int(n[0]), ban: int(n[1]), day: int(n[2])}
-		case i == tiers && len(n) == 2:
-			all.user.hour, all.user.day = int(n[0]), int(n[1])
-		case i == tiers+1 && len(n) == 1:
-			all.pair.hour = int(n[0])
-		}
-	}
-	return all
 }

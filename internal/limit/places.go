@@ -3,6 +3,7 @@ package limit
 import (
 	"net/netip"
 	"sync"
+	"time"
 
 	"imapgate/internal/identity"
 )
@@ -37,27 +38,31 @@ type bounded struct {
 
 func (b bounded) refusal() *Refusal { return &Refusal{Reason: b.reason, Net: b.net} }
 
-// held is how many are at a place. An entry lives while there are any, or while
-// Redis has yet to be told that there are none.
+// held is how many are at a place, and what of it Redis knows. An entry lives
+// while there are any, or while there is something to settle with Redis.
 type held struct {
 	n       int32
-	dirty   bool   // Redis may have another number
-	version uint64 // of what Redis was last told
-	wrote   int64  // when, in nanoseconds of the gate
+	flying  int32         // questions to Redis about it that are under way, or are about to be
+	owed    int32         // have left, and Redis has not been told
+	unsure  bool          // Redis may have another number: it is told the whole one when nothing is flying
+	settled time.Duration // when it last was, or when the entry was made
 }
 
+func (h *held) dirty() bool { return h.unsure || h.owed > 0 }
+
 // places counts who is there. It is bounded by the connections there are, and by
-// maxDirty of those that have left while Redis was away.
+// maxDirty places that were left while Redis was away.
 type places struct {
 	// Guarded by mu.
 	mu      sync.Mutex
 	held    map[place]*held
-	dirty   map[place]*held
-	version uint64
+	dirty   map[place]*held // those that flush is to write
+	version int64           // of what Redis is told: it only grows
 }
 
-// take takes all of the places or, when one is full, none.
-func (p *places) take(want []bounded) *Refusal {
+// take takes all of the places or, when one is full, none. What is taken of
+// shared places is flying until settle.
+func (p *places) take(want []bounded, t time.Duration) *Refusal {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, b := range want {
@@ -68,16 +73,60 @@ func (p *places) take(want []bounded) *Refusal {
 	for _, b := range want {
 		h := p.held[b.place]
 		if h == nil {
-			h = &held{}
+			h = &held{settled: t}
 			p.held[b.place] = h
 		}
 		h.n++
+		if b.kind.shared() {
+			h.flying++
+		}
 	}
 	return nil
 }
 
-// give gives places back, and says whether there is something to tell Redis.
-func (p *places) give(back []bounded) (dirty bool) {
+// outcome is what Redis said of one place of a session.
+type outcome uint8
+
+const (
+	granted outcome = iota
+	denied
+	unheard // nothing; nobody knows what it did
+)
+
+// settle ends what take began, once Redis has said what it has to. When one
+// place was denied all are given back.
+func (p *places) settle(want []bounded, said []outcome, in bool) (dirty bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i, b := range want {
+		h := p.held[b.place]
+		h.flying--
+		switch {
+		case said[i] == unheard:
+			h.unsure = true
+		case said[i] == granted && !in:
+			h.owed++
+		}
+		if !in {
+			h.n--
+		}
+		dirty = p.sweep(b.place, h) || dirty
+	}
+	return dirty
+}
+
+// landed ends, where nobody else counts, what take began.
+func (p *places) landed(want []bounded) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, b := range want {
+		p.held[b.place].flying--
+	}
+}
+
+// give gives places back. Of those that are told to others it says whether there
+// is something to tell.
+func (p *places) give(back []bounded, told bool) (dirty bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, b := range back {
@@ -86,24 +135,27 @@ func (p *places) give(back []bounded) (dirty bool) {
 			panic("limit: a place was given back twice")
 		}
 		h.n--
-		if b.kind.shared() && h.version > 0 {
-			p.soil(b.place, h)
-			dirty = true
+		if told && b.kind.shared() {
+			h.owed++
 		}
-		if h.n == 0 && !h.dirty {
-			delete(p.held, b.place)
-		}
+		dirty = p.sweep(b.place, h) || dirty
 	}
 	return dirty
 }
 
-// soil notes that Redis must be told of a place. Beyond maxDirty it is not: what
-// Redis has is then forgotten there when nobody renews it.
-func (p *places) soil(at place, h *held) {
-	if !h.dirty && len(p.dirty) < maxDirty {
-		h.dirty = true
+// sweep puts a place where it belongs after a change, with mu held: on the list
+// for flush, or out of the table. What finds no room on the list is left to the
+// time after which nobody believes the number in Redis.
+func (p *places) sweep(at place, h *held) (dirty bool) {
+	_, listed := p.dirty[at]
+	if h.dirty() && !listed && len(p.dirty) < maxDirty {
 		p.dirty[at] = h
+		listed = true
 	}
+	if h.n == 0 && h.flying == 0 && !listed {
+		delete(p.held, at)
+	}
+	return listed
 }
 
 // count is how many are at a place.

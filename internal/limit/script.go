@@ -35,41 +35,42 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 `
 
-// leaseScript says "of the sessions at this key, n are mine", if a limit allows
-// for them. The key is a hash of gateway -> "n version written". A version that
-// is older than what is there has overtaken nothing: what is there counted its
-// sessions already.
+// leaseScript takes a note down, if a limit allows for it: ARGV gateway, n,
+// version, whole, limit, lease, believed, and the gateways that are alive. The key is a
+// hash of gateway -> "n version whole written", with the versions of the latest
+// note and of the latest whole number. It gives 1, or 0 for what was not done.
 //
-// Others count when they are alive by ARGV[7...] and have renewed their number
-// within ARGV[6], or have written it within the lease, for those this gateway has
-// not heard of yet.
+// Others count when they are alive and have written within the time they are
+// believed, or have written within the lease, for those this gateway has not heard
+// of yet.
 const leaseScript = `
-local self, n, version = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local limit, lease, believed = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local self, n, version, whole = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4] == '1'
+local limit, lease, believed = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local alive = {}
-for i = 7, #ARGV do alive[ARGV[i]] = true end
-local all, others, mine = redis.call('HGETALL', KEYS[1]), 0, 0
+for i = 8, #ARGV do alive[ARGV[i]] = true end
+local all, others = redis.call('HGETALL', KEYS[1]), 0
+local mine, latest, latestWhole = 0, 0, 0
 for i = 1, #all, 2 do
-	local count, v, at = string.match(all[i+1], '^(%d+) (%d+) (%d+)$')
+	local count, v, w, at = string.match(all[i+1], '^(%d+) (%d+) (%d+) (%d+)$')
+	local age = now - (tonumber(at) or 0)
 	if all[i] == self then
-		mine = tonumber(v) or 0
+		mine, latest, latestWhole = tonumber(count) or 0, tonumber(v) or 0, tonumber(w) or 0
+	elseif age < lease or (alive[all[i]] and age < believed) then
+		others = others + tonumber(count)
 	else
-		local age = now - (tonumber(at) or 0)
-		if age < lease or (alive[all[i]] and age < believed) then
-			others = others + tonumber(count)
-		else
-			redis.call('HDEL', KEYS[1], all[i])
-		end
+		redis.call('HDEL', KEYS[1], all[i])
 	end
 end
-if version <= mine then return 1 end
-if limit > 0 and others + n > limit then return 0 end
-if n == 0 then
-	redis.call('HDEL', KEYS[1], self)
+if version < latestWhole or (whole and version < latest) then return 0 end
+if whole then
+	mine, latestWhole = n, version
 else
-	redis.call('HSET', KEYS[1], self, string.format('%d %d %d', n, version, now))
-	redis.call('PEXPIRE', KEYS[1], believed)
+	mine = math.max(0, mine + n)
 end
+if limit > 0 and others + mine > limit then return 0 end
+latest = math.max(latest, version)
+redis.call('HSET', KEYS[1], self, string.format('%d %d %d %d', mine, latest, latestWhole, now))
+redis.call('PEXPIRE', KEYS[1], (others + mine > 0) and believed or lease)
 return 1
 `
 
@@ -101,7 +102,7 @@ local alive = {}
 for i = 3, #ARGV do alive[ARGV[i]] = true end
 local all, n = redis.call('HGETALL', KEYS[1]), 0
 for i = 1, #all, 2 do
-	local count, at = string.match(all[i+1], '^(%d+) %d+ (%d+)$')
+	local count, at = string.match(all[i+1], '^(%d+) %d+ %d+ (%d+)$')
 	local age = now - (tonumber(at) or 0)
 	if age < lease or (alive[all[i]] and age < believed) then n = n + tonumber(count) end
 end
@@ -109,7 +110,8 @@ return n
 `
 
 // failedScript adds ARGV[1] to windows of the lengths that follow, as window.go
-// does, and gives their counts. With 0 it changes nothing.
+// does, and gives their counts. With 0 it changes nothing. Of who fails once or
+// twice the memory is short, or a flood of strangers would fill Redis.
 const failedScript = `
 local add, reply = tonumber(ARGV[1]), {}
 local old = redis.call('HMGET', KEYS[1], 'a', 'b', 'c')
@@ -130,7 +132,11 @@ for i = 2, #ARGV do
 	end
 	reply[#reply+1] = n + math.floor(before * (length - now % length) / length)
 end
-if add > 0 then redis.call('PEXPIRE', KEYS[1], 2 * longest) end
+if add > 0 then
+	local keep = 2 * longest
+	if reply[#reply] < 3 then keep = math.min(keep, 1200000) end
+	redis.call('PEXPIRE', KEYS[1], keep)
+end
 return reply
 `
 

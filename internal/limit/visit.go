@@ -68,11 +68,11 @@ func (v *Visit) come(addr netip.Addr) error {
 		return g.refused(&Refusal{Reason: Banned, Net: b.Net, Wait: b.For})
 	}
 	want := v.lobby()
-	if no := g.places.take(want); no != nil {
+	if no := g.places.take(want, g.now()); no != nil {
 		return g.refused(no)
 	}
 	if net := home(v.addr); !g.rates.allow(net, s) {
-		g.places.give(want)
+		g.places.give(want, false)
 		return g.refused(&Refusal{Reason: ConnectionRate, Net: net, Wait: time.Minute / time.Duration(s.NewPerMinute)})
 	}
 	v.stage = inLobby
@@ -90,7 +90,7 @@ func (v *Visit) lobby() []bounded {
 
 func (v *Visit) giveLobby() {
 	if v.stage == inLobby {
-		v.gate.places.give(v.lobby())
+		v.gate.places.give(v.lobby(), false)
 		v.stage = outside
 	}
 }
@@ -102,16 +102,15 @@ func (v *Visit) Enter(ctx context.Context, u identity.User) error {
 		panic("limit: a visit entered twice")
 	}
 	g, want := v.gate, v.house(u)
-	if no := g.places.take(want); no != nil {
+	if no := g.places.take(want, g.now()); no != nil {
 		return g.refused(no)
 	}
 	if no := g.lease(ctx, v, u, want); no != nil {
-		g.give(want)
 		return g.refused(no)
 	}
 	if !v.exempt {
 		g.succeeded(u, v.addr)
-		g.places.give(v.lobby()[:1])
+		g.places.give(v.lobby()[:1], false)
 	}
 	v.stage, v.user = inHouse, u
 	return nil
@@ -145,15 +144,15 @@ func (v *Visit) Leave() {
 		v.gate.budgets.release(v)
 		v.gate.give(v.house(v.user))
 		if !v.exempt {
-			v.gate.places.give(v.lobby()[1:])
+			v.gate.places.give(v.lobby()[1:], false)
 		}
 	}
 	v.stage = gone
 }
 
-// give gives places back, and has Redis told.
+// give gives the places of a session back, and has Redis told.
 func (g *Gate) give(back []bounded) {
-	if g.places.give(back) {
+	if g.places.give(back, g.shared != nil) {
 		g.shared.wake()
 	}
 }
