@@ -1,0 +1,211 @@
+//go:build unix
+
+package main
+
+import (
+	"bufio"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+
+	"imapgate/auth"
+	"imapgate/internal/config"
+	"imapgate/internal/identity"
+	"imapgate/internal/testbed"
+)
+
+// authPage is an auth server of HTTP; it keeps what it was asked.
+type authPage struct {
+	*httptest.Server
+
+	// Guarded by mu.
+	mu    sync.Mutex
+	asked []http.Header
+}
+
+func startAuthPage(t *testing.T, answer map[string]string) *authPage {
+	t.Helper()
+	p := &authPage{}
+	p.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		p.mu.Lock()
+		p.asked = append(p.asked, r.Header)
+		p.mu.Unlock()
+		for name, value := range answer {
+			w.Header().Set(name, value)
+		}
+	}))
+	t.Cleanup(p.Close)
+	return p
+}
+
+// last is the latest question.
+func (p *authPage) last(t *testing.T) http.Header {
+	t.Helper()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.asked) == 0 {
+		t.Fatal("it was not asked")
+	}
+	return p.asked[len(p.asked)-1]
+}
+
+// talkOver is connect over a connection that is there, on which something may
+// have to be said first.
+func talkOver(t *testing.T, nc net.Conn, first ...string) *talk {
+	t.Helper()
+	t.Cleanup(func() { _ = nc.Close() })
+	if err := nc.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	k := &talk{nc, bufio.NewReader(nc)}
+	for _, line := range first {
+		k.say(t, line)
+	}
+	k.hear(t, `^\* OK `)
+	return k
+}
+
+func TestAnAuthServerDecidesAndSaysWhere(t *testing.T) {
+	t.Parallel()
+	b, err := startBackend("east", "demo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = b.close() })
+	where := netip.MustParseAddrPort(b.address())
+	page := startAuthPage(t, map[string]string{
+		"Auth-Status": "OK", "Auth-Server": where.Addr().String(), "Auth-Port": fmt.Sprint(where.Port()),
+		"Auth-User": "bob@example.org", "Auth-Pass": "demo",
+	})
+	cert, key := certificate(t)
+	s := startServe(t, write(t, "imapgate.yaml", fmt.Sprintf(`
+listeners:
+  - {name: plain, address: "127.0.0.1:0", tls: none}
+  - {name: balanced, address: "127.0.0.1:0", tls: none, proxy_protocol: {trusted: [127.0.0.0/8]}}
+  - {name: imaps, address: "127.0.0.1:0"}
+tls: {certificates: [{cert: %q, key: %q}]}
+auth: {methods: [http], default_domain: example.org, http: {urls: [%q], headers: {X-Realm: mail}}}
+routing: {source: http}
+backends: {east: {address: %q, tls: none, forward: none}}
+audit: {path: ""}
+admin: {address: "127.0.0.1:0"}
+`, cert, key, page.URL+"/auth?a=b", b.address())))
+
+	balanced := s.await(t, `"listener":"balanced","address":"([^"]+)"`)[1]
+	nc, err := net.Dial("tcp", balanced)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := talkOver(t, nc, "PROXY TCP4 192.0.2.7 198.51.100.1 4711 143")
+	c.say(t, "a LOGIN Alice \"pa ss%\"")
+	c.hear(t, "^a OK ")
+	c.say(t, "b LIST \"\" *")
+	c.hear(t, "^b OK ")
+	for name, want := range map[string]string{
+		"Auth-Method": "plain", "Auth-User": "alice@example.org", "Auth-Pass": "pa%20ss%25", "Auth-Protocol": "imap", "Auth-Login-Attempt": "1",
+		"Client-Ip": "192.0.2.7", "Proxy-Protocol-Addr": "192.0.2.7", "Proxy-Protocol-Port": "4711",
+		"Proxy-Protocol-Server-Addr": "198.51.100.1", "Proxy-Protocol-Server-Port": "143", "X-Realm": "mail", "Auth-Ssl": "",
+	} {
+		if got := page.last(t).Get(name); got != want {
+			t.Errorf("%s is %q, not %q", name, got, want)
+		}
+	}
+
+	imaps := s.await(t, `"listener":"imaps","address":"([^"]+)"`)[1]
+	nc, err = tls.Dial("tcp", imaps, &tls.Config{InsecureSkipVerify: true}) // it is our own, on loopback
+	if err != nil {
+		t.Fatal(err)
+	}
+	c = talkOver(t, nc)
+	c.say(t, "a LOGIN alice x")
+	c.hear(t, "^a OK ")
+	h := page.last(t)
+	if h.Get("Auth-SSL") != "on" || h.Get("Auth-SSL-Protocol") != "TLSv1.3" || h.Get("Auth-SSL-Verify") != "" || h.Get("Client-IP") != "127.0.0.1" || h.Get("Proxy-Protocol-Addr") != "" {
+		t.Errorf("with TLS: %v", h)
+	}
+}
+
+func TestAnAuthServersWordsBecomeAuths(t *testing.T) {
+	u, err := identity.Canon("alice", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	login := auth.Login{User: u, Password: identity.NewSecret("x"), Mechanism: auth.CommandLogin}
+	for name, c := range map[string]struct {
+		answer map[string]string
+		want   error
+		wait   time.Duration
+	}{
+		"right":              {map[string]string{"Auth-Status": "OK"}, nil, 0},
+		"wrong":              {map[string]string{"Auth-Status": "no"}, auth.ErrDenied, 0},
+		"wrong, with a wait": {map[string]string{"Auth-Status": "no", "Auth-Wait": "4"}, auth.ErrDenied, 4 * time.Second},
+		"nothing":            {nil, auth.ErrUnavailable, 0},
+	} {
+		page := startAuthPage(t, c.answer)
+		cfg := &config.Config{Auth: config.Auth{Methods: []string{auth.HTTP}, HTTP: config.AuthHTTP{URLs: []string{page.URL}}}}
+		s, err := openAuthServers(cfg, zap.NewNop())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = s.ask(t.Context(), login)
+		if !errors.Is(err, c.want) || errors.Is(err, auth.ErrDenied) && errors.Is(err, auth.ErrUnavailable) {
+			t.Errorf("%s: %v", name, err)
+		}
+		var wait *auth.Wait
+		if errors.As(err, &wait) != (c.wait > 0) || wait != nil && wait.For != c.wait {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestARenewedCertificateIsShownToTheAuthServer(t *testing.T) {
+	ca := testbed.NewCA(t)
+	served, err := tls.LoadX509KeyPair(ca.Issue(t, "127.0.0.1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := make(chan string, 2)
+	page := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		shown <- r.TLS.PeerCertificates[0].Subject.CommonName
+		w.Header().Set("Auth-Status", "OK")
+		w.Header().Set("Connection", "close")
+	}))
+	page.TLS = &tls.Config{Certificates: []tls.Certificate{served}, ClientCAs: ca.Pool, ClientAuth: tls.RequireAndVerifyClientCert}
+	page.StartTLS()
+	t.Cleanup(page.Close)
+	cert, key := ca.Issue(t, "old")
+	cfg := &config.Config{Auth: config.Auth{Methods: []string{auth.HTTP}, HTTP: config.AuthHTTP{URLs: []string{page.URL}, CA: ca.File, Cert: cert, Key: key}}}
+	s, err := openAuthServers(cfg, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"old", "new"} {
+		if _, err := s.ask(t.Context(), auth.Login{}); err != nil {
+			t.Fatal(err)
+		}
+		if got := <-shown; got != want {
+			t.Errorf("it has shown %s, not %s", got, want)
+		}
+		newCert, newKey := ca.Issue(t, "new")
+		for from, to := range map[string]string{newCert: cert, newKey: key} {
+			if err := os.Rename(from, to); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	cfg.Auth.HTTP.Key = cert
+	if _, err := openAuthServers(cfg, zap.NewNop()); err == nil || !strings.HasPrefix(err.Error(), "auth.http: ") {
+		t.Errorf("a certificate without its key: %v", err)
+	}
+}

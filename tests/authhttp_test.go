@@ -1,0 +1,115 @@
+package tests
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"imapgate/internal/testbed"
+)
+
+// authScript is an auth server as people wrote them for nginx: who logs in with
+// which password is told where to go, and as whom.
+type authScript struct {
+	east, west string // addresses
+	waits      atomic.Int32
+}
+
+// ServeHTTP finds the headers by name, as every language's server does.
+func (a *authScript) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	say := func(pairs ...string) {
+		for i := 0; i < len(pairs); i += 2 {
+			w.Header().Set(pairs[i], pairs[i+1])
+		}
+	}
+	at := func(address string, more ...string) {
+		host, port, _ := net.SplitHostPort(address)
+		say(append([]string{"Auth-Status", "OK", "Auth-Server", host, "Auth-Port", port}, more...)...)
+	}
+	wrong := []string{"Auth-Status", "Invalid login, says the script", "Auth-Wait", "1"}
+	if r.Header.Get("X-Auth-Key") != "s3cret" || r.Header.Get("Auth-Protocol") != "imap" {
+		http.Error(w, "who are you?", http.StatusForbidden)
+		return
+	}
+	switch r.Header.Get("Auth-User") + " " + r.Header.Get("Auth-Pass") {
+	case "alice hers":
+		at(a.east)
+	case "bob his%20own%25":
+		at(a.west, "Auth-User", "bobby", "Auth-Pass", "store")
+	case "carol cool":
+		if a.waits.Add(1)%2 == 1 {
+			say("Auth-Status", "WAIT", "Auth-Wait", "1")
+			return
+		}
+		at(a.east, "Auth-User", "alice", "Auth-Pass", "hers")
+	case "dave gone": // to a server that the gateway does not have
+		at("127.0.0.1:1")
+	case "eve broken":
+		http.Error(w, "division by zero", http.StatusInternalServerError)
+	default:
+		say(wrong...)
+	}
+}
+
+func TestAnAuthServerOfNginxKeepsWorking(t *testing.T) {
+	t.Parallel()
+	ca := testbed.NewCA(t)
+	east := testbed.StartDovecot(t, testbed.DovecotConfig{CA: ca, Users: map[string]string{"alice": "hers"}})
+	west := testbed.StartDovecot(t, testbed.DovecotConfig{CA: ca, Users: map[string]string{"bobby": "store"}})
+	script := &authScript{east: east.Plain, west: west.Plain}
+	server := httptest.NewServer(script)
+	t.Cleanup(server.Close)
+
+	nginx := testbed.StartNginx(t, 1, func(a []string) string {
+		return fmt.Sprintf("auth_http %s/auth; auth_http_header X-Auth-Key s3cret; imap_auth plain;\nserver { listen %s; protocol imap; }", server.URL, a[0])
+	})
+	b := startBinary(t, ca, fmt.Sprintf(`backends:
+  east: {address: %q, tls: none}
+  west: {address: %q, tls: none}
+auth: {methods: [http], http: {urls: ["http://127.0.0.1:1/auth", %q], headers: {X-Auth-Key: s3cret}}}
+routing: {source: http}`, east.Plain, west.Plain, server.URL+"/auth"))
+
+	for _, c := range []struct {
+		user, password string
+		says           string // the gateway
+		nginx          string // "" is not asked: it would go anywhere
+	}{
+		{"alice", "hers", " OK [CAPABILITY ", " OK "},
+		{"bob", "his own%", " OK [CAPABILITY ", " OK "},
+		{"carol", "cool", " OK [CAPABILITY ", " OK "},
+		{"alice", "wrong", " NO [AUTHENTICATIONFAILED] Authentication failed.\n", "NO Invalid login"},
+		{"nobody", "hers", " NO [AUTHENTICATIONFAILED] Authentication failed.\n", "NO Invalid login"},
+		{"dave", "gone", " NO [UNAVAILABLE] ", ""},
+		{"eve", "broken", " NO [UNAVAILABLE] ", "* BAD internal server error"},
+	} {
+		command := fmt.Sprintf("LOGIN %s %q", c.user, c.password)
+		began := time.Now()
+		got, err := enter(t, b.endpoint("implicit"), "").Do(command)
+		if err != nil || !strings.Contains(shown(got), c.says) || strings.Contains(shown(got), "script") {
+			t.Errorf("%s: %v, %v", command, got, err)
+		}
+		if took := time.Since(began); c.password == "wrong" && took < time.Second {
+			t.Errorf("%s: refused after %v", command, took)
+		}
+		if c.nginx == "" {
+			continue
+		}
+		client, err := Connect(nginx[0], nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close()
+		if _, err := client.Read(); err != nil {
+			t.Fatal(err)
+		}
+		got, err = client.Do(command)
+		if !strings.Contains(shown(got), c.nginx) {
+			t.Errorf("nginx: %s: %v, %v", command, got, err)
+		}
+	}
+}
