@@ -1,0 +1,269 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"imapgate/internal/audit"
+)
+
+func newAudit() *cobra.Command {
+	cmd := &cobra.Command{Use: "audit", Short: "Read the audit log, and check that it is whole"}
+	cmd.AddCommand(newAuditGrep(), newAuditVerify())
+	return cmd
+}
+
+// search is what audit grep looks for. Zero fields match everything.
+type search struct {
+	User    string
+	Session string
+	Address string
+	Events  []string
+	Results []string
+	Since   string
+	Until   string
+	JSON    bool
+}
+
+func newAuditGrep() *cobra.Command {
+	var s search
+	cmd := &cobra.Command{
+		Use:   "grep [FILE...]",
+		Short: "Find records of the audit log",
+		Long: `Print the records that match all that is asked for, oldest file first. Files may be
+compressed with gzip; without any, or with -, standard input is read.
+
+Times are a duration before now (90m, 24h, 7d), a day (2026-05-01), or a moment
+(2026-05-01T12:00:00Z, or 2026-05-01T12:00:00 in local time).
+The exit status is 1 when nothing was found.`,
+		Example: `  imapgate audit grep --user alice@example.org --since 24h /var/log/imapgate/audit.log*
+  imapgate audit grep --result refused,unavailable --address 192.0.2.0/24 audit.log
+  redis-cli --raw XRANGE imapgate:audit - + | imapgate audit grep --event ban_added`,
+		RunE: func(cmd *cobra.Command, names []string) error { return auditGrep(cmd, s, names) },
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&s.User, "user", "", "of this user, or this name as it was given")
+	flags.StringVar(&s.Session, "session", "", "of this session")
+	flags.StringVar(&s.Address, "address", "", "of clients with this address or in this network, and bans of it")
+	flags.StringSliceVar(&s.Events, "event", nil, "only these: "+strings.Join(audit.Events(), ", "))
+	flags.StringSliceVar(&s.Results, "result", nil, "only with these results: "+strings.Join(audit.Results(), ", "))
+	flags.StringVar(&s.Since, "since", "", "not before this time")
+	flags.StringVar(&s.Until, "until", "", "before this time")
+	flags.BoolVar(&s.JSON, "json", false, "print the records as they are")
+	_ = cmd.RegisterFlagCompletionFunc("event", cobra.FixedCompletions(audit.Events(), cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("result", cobra.FixedCompletions(audit.Results(), cobra.ShellCompDirectiveNoFileComp))
+	return cmd
+}
+
+func auditGrep(cmd *cobra.Command, s search, names []string) error {
+	m, err := s.matcher(time.Now())
+	if err != nil {
+		return err
+	}
+	if len(names) == 0 {
+		if in, ok := cmd.InOrStdin().(*os.File); ok && term.IsTerminal(int(in.Fd())) {
+			return errors.New("which files? (- is standard input)")
+		}
+		names = []string{"-"}
+	}
+	files, err := openAudits(names, cmd.InOrStdin())
+	if err != nil {
+		return err
+	}
+	defer closeAudits(files)
+	found := &findings{matcher: m, out: bufio.NewWriter(cmd.OutOrStdout()),
+		paint: paint{stamp: time.DateTime, colour: colours(cmd.OutOrStdout())}}
+	for _, f := range files {
+		if err := f.lines(found.take); err != nil {
+			return errors.Join(err, found.out.Flush())
+		}
+	}
+	if err := found.out.Flush(); err != nil {
+		return err
+	}
+	if found.strange > 0 {
+		fmt.Fprintf(cmd.ErrOrStderr(), "%d lines are no records\n", found.strange)
+	}
+	if found.count == 0 {
+		return errSaid
+	}
+	return nil
+}
+
+// findings prints the records that match.
+type findings struct {
+	matcher *matcher
+	paint   paint
+	out     *bufio.Writer
+	count   int
+	strange int // lines that are no records
+}
+
+// take looks at one line.
+func (f *findings) take(text []byte) error {
+	var l auditLine
+	if json.Unmarshal(text, &l) != nil || l.Event == "" {
+		f.strange++
+		return nil
+	}
+	if !f.matcher.matches(&l) {
+		return nil
+	}
+	f.count++
+	if f.matcher.JSON {
+		_, err := fmt.Fprintf(f.out, "%s\n", text)
+		return err
+	}
+	_, err := fmt.Fprintln(f.out, f.paint.line(&l))
+	return err
+}
+
+// matcher is a search whose words were understood.
+type matcher struct {
+	search
+	network      netip.Prefix // invalid: any
+	since, until time.Time    // zero: any
+}
+
+func (s search) matcher(now time.Time) (*matcher, error) {
+	m := &matcher{search: s}
+	for _, e := range s.Events {
+		if !slices.Contains(audit.Events(), e) {
+			return nil, fmt.Errorf("--event %q is not one of %s", e, strings.Join(audit.Events(), ", "))
+		}
+	}
+	for _, r := range s.Results {
+		if !slices.Contains(audit.Results(), r) {
+			return nil, fmt.Errorf("--result %q is not one of %s", r, strings.Join(audit.Results(), ", "))
+		}
+	}
+	var ok bool
+	if m.network, ok = network(s.Address); s.Address != "" && !ok {
+		return nil, fmt.Errorf("--address %q is neither an address nor a network", s.Address)
+	}
+	var err error
+	if m.since, err = moment(s.Since, now); err != nil {
+		return nil, fmt.Errorf("--since: %w", err)
+	}
+	if m.until, err = moment(s.Until, now); err != nil {
+		return nil, fmt.Errorf("--until: %w", err)
+	}
+	return m, nil
+}
+
+// network takes an address for the network of one.
+func network(s string) (netip.Prefix, bool) {
+	if a, err := netip.ParseAddr(s); err == nil {
+		a = a.Unmap().WithZone("")
+		return netip.PrefixFrom(a, a.BitLen()), true
+	}
+	p, err := netip.ParsePrefix(s)
+	return p, err == nil
+}
+
+// moment understands a time on the command line; "" is none.
+func moment(s string, now time.Time) (time.Time, error) {
+	if s == "" {
+		return time.Time{}, nil
+	}
+	if days, ok := strings.CutSuffix(s, "d"); ok {
+		if n, err := strconv.ParseUint(days, 10, 16); err == nil {
+			return now.AddDate(0, 0, -int(n)), nil
+		}
+	}
+	if ago, err := time.ParseDuration(s); err == nil {
+		return now.Add(-ago), nil
+	}
+	if t, err := time.Parse(time.RFC3339, s); err == nil {
+		return t, nil
+	}
+	for _, form := range []string{"2006-01-02T15:04:05", time.DateTime, "2006-01-02 15:04", time.DateOnly} {
+		if t, err := time.ParseInLocation(form, s, time.Local); err == nil {
+			return t, nil
+		}
+	}
+	return time.Time{}, fmt.Errorf("%q is not a time such as 24h, 7d, 2026-05-01 or 2026-05-01T12:00:00Z", s)
+}
+
+func (m *matcher) matches(l *auditLine) bool {
+	return (m.User == "" || strings.EqualFold(l.User, m.User) || strings.EqualFold(l.Claimed, m.User) || l.Subject == m.User) &&
+		(m.Session == "" || l.Session == m.Session) &&
+		(len(m.Events) == 0 || slices.Contains(m.Events, l.Event)) &&
+		(len(m.Results) == 0 || slices.Contains(m.Results, l.Result)) &&
+		(m.since.IsZero() || !l.Time.Before(m.since)) &&
+		(m.until.IsZero() || l.Time.Before(m.until)) &&
+		(!m.network.IsValid() || m.touches(l))
+}
+
+// touches says whether the record is about somebody in the network.
+func (m *matcher) touches(l *auditLine) bool {
+	for _, at := range []string{l.Client, l.Peer} {
+		if a, err := netip.ParseAddrPort(at); err == nil && m.network.Contains(a.Addr()) {
+			return true
+		}
+	}
+	subject, ok := network(l.Subject)
+	return ok && m.network.Overlaps(subject)
+}
+
+func newAuditVerify() *cobra.Command {
+	return &cobra.Command{
+		Use:   "verify FILE...",
+		Short: "Check that no record was changed, added or removed",
+		Long: `Check the chain of hashes of an audit log that is written with audit.chain: true, over all
+the files named, oldest first whatever their order here. They may be compressed with gzip. A line
+that a killed process left unfinished is passed over, and counted.
+
+It cannot show that the newest records were cut off, nor that somebody who may write the
+files has made all of them anew: compare the last number and hash with a copy elsewhere.
+The exit status is 1 when the chain does not hold.`,
+		Example: "  imapgate audit verify /var/log/imapgate/audit.log*",
+		Args:    cobra.MinimumNArgs(1),
+		RunE:    func(cmd *cobra.Command, names []string) error { return auditVerify(cmd, names) },
+	}
+}
+
+func auditVerify(cmd *cobra.Command, names []string) error {
+	files, err := openAudits(names, cmd.InOrStdin())
+	if err != nil {
+		return err
+	}
+	defer closeAudits(files)
+	out := cmd.OutOrStdout()
+	var v audit.Verifier
+	for _, f := range files {
+		var broken *audit.Broken
+		if err := v.File(f.in); errors.As(err, &broken) {
+			fmt.Fprintf(out, "%s:%d: %s\n", f.name, broken.Line, broken.Why)
+			return errSaid
+		} else if err != nil {
+			return fmt.Errorf("%s: %w", f.name, err)
+		}
+	}
+	return sayVerdict(out, &v)
+}
+
+func sayVerdict(out io.Writer, v *audit.Verifier) error {
+	if v.Records == 0 {
+		fmt.Fprintln(out, "there are no chained records")
+		return errSaid
+	}
+	if v.Torn > 0 {
+		fmt.Fprintf(out, "%d unfinished lines were passed over\n", v.Torn)
+	}
+	last, hash := v.Last()
+	_, err := fmt.Fprintf(out, "OK: records %d to %d; the last has the hash %s\n", v.First, last, hash)
+	return err
+}

@@ -1,0 +1,215 @@
+package main
+
+import (
+	"bytes"
+	"compress/gzip"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+
+	"imapgate/internal/audit"
+	"imapgate/internal/identity"
+)
+
+// saying runs a command and gives what it says and its status.
+func saying(t *testing.T, stdin string, args ...string) (out, errs string, status int) {
+	t.Helper()
+	root := newRoot()
+	var stdout, stderr bytes.Buffer
+	root.SetArgs(args)
+	root.SetIn(strings.NewReader(stdin))
+	root.SetOut(&stdout)
+	root.SetErr(&stderr)
+	status = run(t.Context(), root)
+	return stdout.String(), stderr.String(), status
+}
+
+// trail is a chained audit log of some events in three files, newest first. The
+// oldest is compressed.
+func trail(t *testing.T) []string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "audit.log")
+	l, err := audit.Open(audit.Config{Path: path, Chain: true}, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	alice, err := identity.Canon("alice@example.org", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &audit.Client{Session: "s1", Peer: netip.MustParseAddrPort("10.0.0.9:4711"), Claimed: netip.MustParseAddrPort("[2001:db8::7]:500")}
+	_ = l.LoginRefused(c, &audit.Login{Claimed: "Al ice"}, audit.BadName)
+	rotate(t, l, path, path+".2")
+	_ = l.LoginAccepted(c, &audit.Login{User: alice, Backend: "east", Route: "cache", Mechanism: "LOGIN"})
+	rotate(t, l, path, path+".1")
+	_ = l.SessionEnded(c, &audit.Session{User: alice, Backend: "east", In: 1, Out: 2}, audit.ClientLogout)
+	_ = l.BanAdded(&audit.Ban{Subject: "192.0.2.0/24", Why: audit.CauseOperator, By: "carol"})
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	compress(t, path+".2")
+	return []string{path, path + ".1", path + ".2.gz"}
+}
+
+// rotate moves a file away once the log has written all, as logrotate does.
+func rotate(t *testing.T, l *audit.Log, path, to string) {
+	t.Helper()
+	before := l.Sinks()[0].Written
+	poll(t, func() bool { s := l.Sinks()[0]; return s.Written > 0 && s.Written >= before && fileHas(path) })
+	if err := os.Rename(path, to); err != nil {
+		t.Fatal(err)
+	}
+	l.Reopen()
+	poll(t, func() bool { _, err := os.Stat(path); return err == nil })
+}
+
+func fileHas(path string) bool {
+	s, err := os.Stat(path)
+	return err == nil && s.Size() > 0
+}
+
+func poll(t *testing.T, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(10 * time.Second); !ok(); <-tick.C {
+		if time.Now().After(end) {
+			t.Fatal("not within 10 s")
+		}
+	}
+}
+
+func compress(t *testing.T, path string) {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	_, _ = w.Write(text) // to memory
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path+".gz", b.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestAuditGrepFindsWhatIsAskedFor(t *testing.T) {
+	files := trail(t)
+	for asked, want := range map[string][]string{
+		"":                         {"log opened", "login refused", "log opened", "login accepted", "log opened", "session ended", "ban added"},
+		"--user alice@example.org": {"login accepted", "session ended"},
+		"--user=al\u0020ice":       {"login refused"},
+		"--address 2001:db8::/32":  {"login refused", "login accepted", "session ended"},
+		"--address 10.0.0.9":       {"login refused", "login accepted", "session ended"},
+		"--address 192.0.2.77":     {"ban added"},
+		"--session s1 --event login_accepted,session_ended": {"login accepted", "session ended"},
+		"--result refused": {"login refused"},
+		"--since 1h --event ban_added --until 2999-01-01": {"ban added"},
+		"--since 2999-01-01":                              nil,
+		"--until 1d":                                      nil,
+	} {
+		args := append([]string{"audit", "grep"}, files...)
+		if user, ok := strings.CutPrefix(asked, "--user="); ok {
+			args = append(args, "--user", user)
+		} else {
+			args = append(args, strings.Fields(asked)...)
+		}
+		out, errs, status := saying(t, "", args...)
+		got := strings.Split(strings.TrimSuffix(out, "\n"), "\n")
+		if want == nil {
+			if out != "" || status != 1 {
+				t.Errorf("%s: %d, %q", asked, status, out)
+			}
+			continue
+		}
+		if status != 0 || errs != "" || len(got) != len(want) {
+			t.Errorf("%s: %d, %q, %q", asked, status, errs, out)
+			continue
+		}
+		for i, l := range got {
+			if strings.Index(l, want[i]) != len("2006-01-02 15:04:05  ") {
+				t.Errorf("%s: line %d is %q, want %s", asked, i, l, want[i])
+			}
+		}
+	}
+}
+
+func TestAuditGrepReadsStandardInputAndPrintsRecordsAsTheyAre(t *testing.T) {
+	record := `{"v":1,"time":"2026-05-01T12:00:00.000Z","event":"login_refused","claimed":"a\u001b[2Jb","result":"refused","reason":"bad_name","new":1}`
+	in := "not a record\n" + strings.Repeat("x", 100_000) + "\n" + record + "\n" + record[:40]
+	out, errs, status := saying(t, in, "audit", "grep", "--json")
+	if status != 0 || out != record+"\n" || errs != "3 lines are no records\n" {
+		t.Errorf("%d, %q, %q", status, out, errs)
+	}
+	out, _, _ = saying(t, in, "audit", "grep", "-")
+	if strings.Contains(out, "\x1b") || !strings.Contains(out, `"a\x1b[2Jb"`) {
+		t.Errorf("a terminal would get %q", out)
+	}
+}
+
+func TestAuditGrepSaysWhatItDoesNotUnderstand(t *testing.T) {
+	for _, args := range [][]string{
+		{"--event", "login"}, {"--result", "fine"}, {"--address", "example.org"}, {"--since", "yesterday"}, {"/nonexistent/audit.log"},
+	} {
+		if _, errs, status := saying(t, "", append([]string{"audit", "grep"}, args...)...); status != 1 || !strings.Contains(errs, args[len(args)-1]) {
+			t.Errorf("%q: %d, %q", args, status, errs)
+		}
+	}
+}
+
+func TestAuditVerifyNamesTheFirstLineThatIsWrong(t *testing.T) {
+	files := trail(t)
+	out, errs, status := saying(t, "", append([]string{"audit", "verify"}, files...)...)
+	if status != 0 || errs != "" || !strings.HasPrefix(out, "OK: records 1 to 7; the last has the hash ") {
+		t.Fatalf("%d, %q, %q", status, out, errs)
+	}
+	if out, _, status := saying(t, "", "audit", "verify", files[0], files[2]); status != 1 || !strings.HasPrefix(out, files[0]+":1: ") {
+		t.Errorf("a file is missing: %d, %q", status, out)
+	}
+	text, err := os.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(files[0], bytes.Replace(text, []byte(`"bytes_in":1`), []byte(`"bytes_in":2`), 1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, _, status := saying(t, "", append([]string{"audit", "verify"}, files...)...); status != 1 || !strings.HasPrefix(out, files[0]+":2: does not have its hash") {
+		t.Errorf("%d, %q", status, out)
+	}
+	if out, _, status := saying(t, "torn", "audit", "verify", "-"); status != 1 || out != "there are no chained records\n" {
+		t.Errorf("%d, %q", status, out)
+	}
+}
+
+func TestColumnsStandBelowEachOtherInColoursToo(t *testing.T) {
+	l := &auditLine{Time: time.Now(), Event: "login_accepted", User: "alice@example.org", Peer: "192.0.2.1:5", Backend: "east", Result: "accepted"}
+	plain, coloured := paint{stamp: time.TimeOnly}.line(l), paint{stamp: time.TimeOnly, colour: true}.line(l)
+	for _, code := range []string{dim, green, normal} {
+		if !strings.Contains(coloured, code) {
+			t.Errorf("no %q in %q", code, coloured)
+		}
+		coloured = strings.ReplaceAll(coloured, code, "")
+	}
+	if coloured != plain {
+		t.Errorf("%q, without colours %q", coloured, plain)
+	}
+	long := *l
+	long.User = "a.very.long.name@example.org"
+	if got := (paint{}).line(&long); !strings.Contains(got, long.User+"  192.0.2.1:5") {
+		t.Errorf("%q", got)
+	}
+	if colours(&bytes.Buffer{}) {
+		t.Error("a buffer is a terminal")
+	}
+}

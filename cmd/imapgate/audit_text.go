@@ -1,0 +1,205 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"golang.org/x/term"
+)
+
+// auditLine is a record of the audit log as it is read again. docs/AUDIT.md says
+// what its fields mean.
+type auditLine struct {
+	Time     time.Time `json:"time"`
+	Event    string    `json:"event"`
+	Session  string    `json:"session"`
+	User     string    `json:"user"`
+	Claimed  string    `json:"claimed"`
+	Peer     string    `json:"peer"`
+	Client   string    `json:"client"`
+	Subject  string    `json:"subject"`
+	TLS      string    `json:"tls"`
+	Backend  string    `json:"backend"`
+	Route    string    `json:"route"`
+	Method   string    `json:"method"`
+	Upstream string    `json:"upstream"`
+	Limit    string    `json:"limit"`
+	Action   string    `json:"action"`
+	By       string    `json:"by"`
+	Command  string    `json:"command"`
+	Mailbox  string    `json:"mailbox"`
+	Result   string    `json:"result"`
+	Reason   string    `json:"reason"`
+	Code     string    `json:"code"`
+	Detail   string    `json:"detail"`
+	Version  string    `json:"version"`
+	Until    time.Time `json:"until"`
+
+	Mechanism string  `json:"mechanism"`
+	Count     *uint64 `json:"count"`
+	Users     *uint64 `json:"users"`
+	Messages  *uint64 `json:"messages"`
+	Literals  *uint64 `json:"literal_bytes"`
+	Commands  *uint64 `json:"commands"`
+	In        *uint64 `json:"bytes_in"`
+	Out       *uint64 `json:"bytes_out"`
+	Expunged  *uint64 `json:"expunged"`
+	Arrived   *uint64 `json:"arrived"`
+	Lost      *uint64 `json:"lost"`
+	RouteAge  *uint64 `json:"route_age_ms"`
+	Delay     *uint64 `json:"delay_ms"`
+	Took      *uint64 `json:"duration_ms"`
+}
+
+// address is where the client is, as far as those in front are believed.
+func (l *auditLine) address() string {
+	if l.Client != "" {
+		return l.Client
+	}
+	return l.Peer
+}
+
+// who is whom the record is about.
+func (l *auditLine) who() string {
+	if l.User != "" || l.Claimed != "" {
+		return l.User + l.Claimed
+	}
+	return l.Subject
+}
+
+// rest is what stands behind the columns that every record has.
+func (l *auditLine) rest() string {
+	var words []string
+	say := func(format, value string) {
+		if value != "" {
+			words = append(words, fmt.Sprintf(format, printable(value)))
+		}
+	}
+	number := func(format string, n *uint64) {
+		if n != nil {
+			say(format, strconv.FormatUint(*n, 10))
+		}
+	}
+	say("at %s", l.Backend)
+	say("%s", l.Action)
+	say("%s", l.Command)
+	say("in %s", l.Mailbox)
+	number("%s messages", l.Messages)
+	number("%s bytes of literals", l.Literals)
+	say("limit %s", l.Limit)
+	number("%s times", l.Count)
+	if l.Event == "command" || l.Event == "session_attached" || l.Limit != "" {
+		say("%s", l.Result)
+	}
+	say("[%s]", l.Code)
+	say("because %s", l.Reason)
+	say("%s", l.Detail)
+	say("by %s", l.By)
+	if !l.Until.IsZero() {
+		say("until %s", l.Until.Local().Format(time.DateTime))
+	}
+	number("%s users tried", l.Users)
+	number("%s records", l.Lost)
+	say("%s", l.Version)
+	say("%s", l.Mechanism)
+	say("vouched for by %s", l.Method)
+	if l.RouteAge != nil {
+		say("(route from %s,", l.Route)
+		number("%s ms old)", l.RouteAge)
+	} else {
+		say("(route from %s)", l.Route)
+	}
+	if l.Upstream != "ok" {
+		say("backend: %s", l.Upstream)
+	}
+	say("%s", l.TLS)
+	number("%s commands", l.Commands)
+	number("%s bytes in,", l.In)
+	number("%s out", l.Out)
+	number("%s gone,", l.Expunged)
+	number("%s new", l.Arrived)
+	number("waited %s ms", l.Delay)
+	if l.Took != nil {
+		say("took %s", (time.Duration(*l.Took) * time.Millisecond).String())
+	}
+	return strings.Join(words, " ")
+}
+
+// printable shows text from a file that anybody may have written: what could
+// play tricks with a terminal is quoted.
+func printable(s string) string {
+	for _, r := range s {
+		if r == utf8.RuneError || !strconv.IsPrint(r) {
+			return strconv.Quote(s)
+		}
+	}
+	return s
+}
+
+// paint is how records are shown: in columns, and on terminals in colours.
+type paint struct {
+	stamp  string // form of the time
+	colour bool
+}
+
+// colours says whether to is a terminal whose owner has nothing against
+// colours (no-color.org).
+func colours(to any) bool {
+	f, ok := to.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
+}
+
+// Colours of terminals. Constant.
+const (
+	dim    = "\x1b[2m"
+	red    = "\x1b[31m"
+	green  = "\x1b[32m"
+	yellow = "\x1b[33m"
+	cyan   = "\x1b[36m"
+	normal = "\x1b[0m"
+)
+
+// line is the record for a reader.
+func (p paint) line(l *auditLine) string {
+	event := column(strings.ReplaceAll(l.Event, "_", " "), 18)
+	s := p.in(dim, l.Time.Local().Format(p.stamp)) + "  " + p.in(l.colour(), event) +
+		"  " + column(l.who(), 22) + "  " + p.in(dim, column(l.address(), 21)) + "  " + l.rest()
+	return strings.TrimRight(s, " ")
+}
+
+func (p paint) in(colour, text string) string {
+	if !p.colour || colour == "" {
+		return text
+	}
+	return colour + text + normal
+}
+
+// column fills text up to a width; what is longer stays whole.
+func column(text string, width int) string {
+	text = printable(text)
+	return text + strings.Repeat(" ", max(0, width-utf8.RuneCountInString(text)))
+}
+
+// colour is green for what went well, red for what was refused, yellow for
+// what an operator should look at.
+func (l *auditLine) colour() string {
+	switch l.Event {
+	case "limit_hit", "ban_added", "spray_suspected", "records_lost", "upstream_lost":
+		return yellow
+	case "started", "stopped", "operator_action", "ban_removed", "log_opened":
+		return cyan
+	}
+	switch l.Result {
+	case "accepted", "ok":
+		return green
+	case "":
+		return ""
+	case "unavailable":
+		return yellow
+	}
+	return red
+}
