@@ -89,18 +89,19 @@ func TestAnAuthServerDecidesAndSaysWhere(t *testing.T) {
 		"Auth-User": "bob@example.org", "Auth-Pass": "demo",
 	})
 	cert, key := certificate(t)
+	ca := testbed.NewCA(t)
 	s := startServe(t, write(t, "imapgate.yaml", fmt.Sprintf(`
 listeners:
   - {name: plain, address: "127.0.0.1:0", tls: none}
   - {name: balanced, address: "127.0.0.1:0", tls: none, proxy_protocol: {trusted: [127.0.0.0/8]}}
   - {name: imaps, address: "127.0.0.1:0"}
-tls: {certificates: [{cert: %q, key: %q}]}
-auth: {methods: [http], default_domain: example.org, http: {urls: [%q], headers: {X-Realm: mail}}}
+tls: {certificates: [{cert: %q, key: %q}], client_ca: %q}
+auth: {methods: [http], default_domain: example.org, external: {san: dns}, http: {urls: [%q], headers: {X-Realm: mail}}}
 routing: {source: http}
 backends: {east: {address: %q, tls: none, forward: none}}
 audit: {path: ""}
 admin: {address: "127.0.0.1:0"}
-`, cert, key, page.URL+"/auth?a=b", b.address())))
+`, cert, key, ca.File, page.URL+"/auth?a=b", b.address())))
 
 	balanced := s.await(t, `"listener":"balanced","address":"([^"]+)"`)[1]
 	nc, err := net.Dial("tcp", balanced)
@@ -123,16 +124,33 @@ admin: {address: "127.0.0.1:0"}
 	}
 
 	imaps := s.await(t, `"listener":"imaps","address":"([^"]+)"`)[1]
-	nc, err = tls.Dial("tcp", imaps, &tls.Config{InsecureSkipVerify: true}) // it is our own, on loopback
-	if err != nil {
+	conf := &tls.Config{InsecureSkipVerify: true} // it is our own, on loopback
+	if nc, err = tls.Dial("tcp", imaps, conf); err != nil {
 		t.Fatal(err)
 	}
 	c = talkOver(t, nc)
 	c.say(t, "a LOGIN alice x")
 	c.hear(t, "^a OK ")
 	h := page.last(t)
-	if h.Get("Auth-SSL") != "on" || h.Get("Auth-SSL-Protocol") != "TLSv1.3" || h.Get("Auth-SSL-Verify") != "" || h.Get("Client-IP") != "127.0.0.1" || h.Get("Proxy-Protocol-Addr") != "" {
+	if h.Get("Auth-SSL") != "on" || h.Get("Auth-SSL-Protocol") != "TLSv1.3" || h.Get("Auth-SSL-Verify") != "NONE" || h.Get("Client-IP") != "127.0.0.1" || h.Get("Proxy-Protocol-Addr") != "" {
 		t.Errorf("with TLS: %v", h)
+	}
+
+	pair, err := tls.LoadX509KeyPair(ca.Issue(t, "carol"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	conf.Certificates = []tls.Certificate{pair}
+	if nc, err = tls.Dial("tcp", imaps, conf); err != nil {
+		t.Fatal(err)
+	}
+	c = talkOver(t, nc)
+	c.say(t, "a AUTHENTICATE EXTERNAL =")
+	c.hear(t, "^a OK ")
+	h = page.last(t)
+	if h.Get("Auth-Method") != "external" || h.Get("Auth-User") != "carol@example.org" || h.Get("Auth-Pass") != "" ||
+		h.Get("Auth-SSL-Verify") != "SUCCESS" || h.Get("Auth-SSL-Subject") != "CN=carol" || h.Get("Auth-SSL-Issuer") != "CN=Test authority" {
+		t.Errorf("with a certificate: %v", h)
 	}
 }
 
