@@ -193,6 +193,21 @@ func TestLargestRecordStaysWithinItsBound(t *testing.T) {
 		decode(t, encode(t, func(l *Log) { _ = l.Attached(c, change) }))
 		decode(t, encode(t, func(l *Log) { _ = l.UpstreamLost(c, change) }))
 		decode(t, encode(t, func(l *Log) { _ = l.Pinned(c, change) }))
+		sizes := make([]int64, 100)
+		for i := range sizes {
+			sizes[i] = 1<<62 - 1
+		}
+		decode(t, encode(t, func(l *Log) {
+			_ = l.Command(c, &Command{User: change.User, Backend: long, Verb: long, Mailbox: long, Messages: 1<<32 - 1,
+				Literals: sizes, Result: CommandResult(long), Code: long, Took: 1 << 62})
+		}))
+		decode(t, encode(t, func(l *Log) { _ = l.LimitHit(c, &Hit{Limit: Limit(long), Subject: long, Measure: Measure(long)}) }))
+		decode(t, encode(t, func(l *Log) {
+			_ = l.BanAdded(&Ban{Subject: long, Why: Cause(long), Until: time.Unix(1<<40, 0), By: long, Origin: long, Note: long})
+		}))
+		decode(t, encode(t, func(l *Log) {
+			_ = l.OperatorAction(&Operator{Action: Action(long), By: long, Subject: long, Err: errors.New(long)})
+		}))
 	}
 }
 
@@ -253,7 +268,45 @@ func FuzzAuditRecord(f *testing.F) {
 		same(t, got["detail"], detail, maxText)
 		got = decode(t, encode(t, func(l *Log) { _ = l.Pinned(c, &Mux{Mailbox: detail, Why: Why(user)}) }))
 		same(t, got["mailbox"], detail, maxText)
+		fuzzRest(t, user, server, detail)
 	})
+}
+
+// fuzzRest puts text from outside into the events of limits, operators and
+// commands, and into those that a chain is over.
+func fuzzRest(t *testing.T, who, words, more string) {
+	ban := &Ban{Subject: who, Why: Cause(words), By: words, Origin: more, Note: more}
+	action := &Operator{Action: Action(words), By: words, Subject: who, Err: errors.New(more)}
+	cmd := &Command{Verb: words, Mailbox: who, Code: more, Result: CommandResult(more), Literals: []int64{int64(len(more))}}
+	hit := &Hit{Limit: Limit(words), Subject: who, Measure: Measure(more)}
+	var chained chain
+	for _, event := range []struct {
+		write  func(*Log)
+		fields map[string]string
+		bounds map[string]int
+	}{
+		{func(l *Log) { _ = l.BanAdded(ban) }, map[string]string{"subject": who, "by": words, "origin": more, "detail": more},
+			map[string]int{"subject": maxUser, "by": maxName, "origin": maxName, "detail": maxText}},
+		{func(l *Log) { _ = l.OperatorAction(action) }, map[string]string{"subject": who, "by": words, "detail": more},
+			map[string]int{"subject": maxUser, "by": maxName, "detail": maxText}},
+		{func(l *Log) { _ = l.Command(&Client{Session: more}, cmd) },
+			map[string]string{"session": more, "command": words, "mailbox": who, "code": more},
+			map[string]int{"session": maxName, "command": maxName, "mailbox": maxText, "code": maxName}},
+		{func(l *Log) { _ = l.LimitHit(&Client{}, hit) }, map[string]string{"subject": who}, map[string]int{"subject": maxUser}},
+		{func(l *Log) { _ = l.SpraySuspected(&Spray{Subject: who}) }, map[string]string{"subject": who}, map[string]int{"subject": maxUser}},
+		{func(l *Log) { _ = l.Reloaded(errors.New(more)) }, map[string]string{"detail": more}, map[string]int{"detail": maxText}},
+	} {
+		record := encode(t, event.write)
+		got := decode(t, record)
+		for key, in := range event.fields {
+			same(t, got[key], in, event.bounds[key])
+		}
+		before := chained
+		line := chained.add(nil, record)
+		if l, ok := linkOf(line[:len(line)-1]); !ok || before.over(l.text) != l.hash || l.hash != chained.hash {
+			t.Fatalf("the link of %s is not found again", line)
+		}
+	}
 }
 
 // same checks that got is the cleaned form of in, made here a second way: as a
