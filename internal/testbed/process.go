@@ -1,9 +1,10 @@
 //go:build unix
 
 // Package testbed starts the real servers that tests talk to: Dovecot as a mail
-// backend and Redis as the routing store. Each one listens on 127.0.0.1 on ports
-// the kernel chose, keeps its files in a folder of its own and is gone, with all
-// its children, when the test that started it ends.
+// backend, Redis as the routing store and nginx as a mail proxy to compare with.
+// Each one listens on 127.0.0.1 on ports the kernel chose, keeps its files in a
+// folder of its own and is gone, with all its children, when the test that
+// started it ends.
 //
 // It is for tests only and knows nothing of the gateway. The test owns every
 // server it started; a server owns its process group and its folder.
