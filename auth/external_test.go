@@ -1,0 +1,155 @@
+package auth
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"slices"
+	"testing"
+
+	"go.uber.org/zap"
+)
+
+// verified is a client with a certificate that was verified.
+func verifiedClient(leaf *x509.Certificate) *Client {
+	return &Client{TLS: &tls.ConnectionState{PeerCertificates: []*x509.Certificate{leaf}, VerifiedChains: [][]*x509.Certificate{{leaf}}}}
+}
+
+func externalAuth(t testing.TB, san string) *Authenticator {
+	t.Helper()
+	a, err := New(Config{Methods: []string{Passthrough}, DefaultDomain: "example.org", External: san}, Sources{}, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+func TestTheOneNameOfItsKindIsTheUser(t *testing.T) {
+	for what, c := range map[string]struct {
+		san               string
+		emails, dns, uris []string
+		authzid           string
+		user              string // "" for denied
+	}{
+		"an address":                          {"email", []string{"Alice@Example.org"}, nil, nil, "", "alice@example.org"},
+		"an address among other kinds":        {"email", []string{"alice@example.org"}, []string{"bob"}, []string{"acct:carol@example.org"}, "", "alice@example.org"},
+		"a host":                              {"dns", nil, []string{"printer"}, nil, "", "printer@example.org"},
+		"an account":                          {"uri", nil, nil, []string{"acct:alice@example.org"}, "", "alice@example.org"},
+		"as oneself":                          {"email", []string{"alice@example.org"}, nil, nil, "alice", "alice@example.org"},
+		"as somebody else":                    {"email", []string{"alice@example.org"}, nil, nil, "bob", ""},
+		"as nobody that could be":             {"email", []string{"alice@example.org"}, nil, nil, "a b", ""},
+		"two addresses":                       {"email", []string{"alice@example.org", "bob@example.org"}, nil, nil, "", ""},
+		"two addresses, and a choice":         {"email", []string{"alice@example.org", "bob@example.org"}, nil, nil, "alice", ""},
+		"the same twice":                      {"email", []string{"alice@example.org", "alice@example.org"}, nil, nil, "", ""},
+		"no address":                          {"email", nil, nil, nil, "", ""},
+		"no address, and a choice":            {"email", nil, nil, nil, "alice", ""},
+		"no address, but a host":              {"email", nil, []string{"alice"}, nil, "", ""},
+		"no host, but an address":             {"dns", []string{"alice@example.org"}, nil, nil, "", ""},
+		"an address that no account can have": {"email", []string{"al*ce@example.org"}, nil, nil, "", ""},
+		"a wildcard":                          {"dns", nil, []string{"*.example.org"}, nil, "", ""},
+		"a URI that is no account":            {"uri", nil, nil, []string{"https://alice@example.org/"}, "", ""},
+		"an account with escapes":             {"uri", nil, nil, []string{"acct:al%69ce@example.org"}, "", ""},
+		"two accounts":                        {"uri", nil, nil, []string{"acct:alice@example.org", "acct:bob@example.org"}, "", ""},
+		"an account and another URI":          {"uri", nil, nil, []string{"acct:alice@example.org", "https://example.org/"}, "", ""},
+	} {
+		leaf := selfSigned(t, ecdsaKey(x509.ECDSAWithSHA256), namedCert(c.emails, c.dns, c.uris)).Leaf
+		a := externalAuth(t, c.san)
+		for _, first := range []bool{true, false} {
+			e, ok := a.Start("external", verifiedClient(leaf))
+			if !ok {
+				t.Fatalf("%s: EXTERNAL is not offered", what)
+			}
+			messages := [][]byte{[]byte(c.authzid)}
+			if !first {
+				messages = append([][]byte{nil}, messages...)
+			}
+			_, done, err := exchange(e, messages...)
+			if c.user == "" {
+				if !errors.Is(err, ErrDenied) || done || e.Login() != (Login{}) {
+					t.Errorf("%s: %v, %v, %v", what, done, err, e.Login().User)
+				}
+				continue
+			}
+			id, authErr := a.Authenticate(t.Context(), e.Login())
+			if err != nil || authErr != nil || id.User().String() != c.user || id.Method() != External || !id.Decided() || !id.Password().IsZero() {
+				t.Errorf("%s: %v, %v, %v", what, id, err, authErr)
+			}
+		}
+	}
+}
+
+// The common name of the certificate is alice@example.org throughout.
+func TestExternalIsOfferedToVerifiedClientsOnly(t *testing.T) {
+	leaf := selfSigned(t, ecdsaKey(x509.ECDSAWithSHA256), namedCert([]string{"alice@example.org"}, nil, nil)).Leaf
+	a := externalAuth(t, "email")
+	for what, c := range map[string]*Client{
+		"in the clear":              {},
+		"without a certificate":     {TLS: &tls.ConnectionState{}},
+		"with one nobody looked at": {TLS: &tls.ConnectionState{PeerCertificates: []*x509.Certificate{leaf}}},
+	} {
+		if slices.Contains(a.Mechanisms(c), "EXTERNAL") {
+			t.Errorf("offered %s", what)
+		}
+		if e, ok := a.Start("EXTERNAL", c); ok || e != nil {
+			t.Errorf("accepted %s", what)
+		}
+	}
+	if !slices.Contains(a.Mechanisms(verifiedClient(leaf)), "EXTERNAL") {
+		t.Error("not offered to a client with a certificate")
+	}
+	if _, ok := externalAuth(t, "").Start("EXTERNAL", verifiedClient(leaf)); ok {
+		t.Error("accepted without anybody having said which name is the user")
+	}
+}
+
+func TestAListenerHasItsOwnMechanisms(t *testing.T) {
+	a := scramAuth(t, func(c *Config) {
+		c.Listeners = map[string][]string{"strict": {scramSHA256Plus, scramSHA256}, "old": {"PLAIN"}}
+	})
+	_, bound := handshake(t, selfSigned(t, ecdsaKey(x509.ECDSAWithSHA256), nil), tls.VersionTLS13)
+	for listener, c := range map[string]struct {
+		clear, tls []string
+		passwords  bool
+	}{
+		"strict": {[]string{scramSHA256}, []string{scramSHA256Plus, scramSHA256}, false},
+		"old":    {[]string{"PLAIN"}, []string{"PLAIN"}, true},
+		"other":  {[]string{scramSHA256, "PLAIN"}, []string{scramSHA256Plus, scramSHA256, "PLAIN"}, true},
+	} {
+		inTheClear, inTLS := &Client{Listener: listener}, *bound
+		inTLS.Listener = listener
+		if got := a.Mechanisms(inTheClear); !slices.Equal(got, c.clear) {
+			t.Errorf("%s in the clear: %q", listener, got)
+		}
+		if got := a.Mechanisms(&inTLS); !slices.Equal(got, c.tls) {
+			t.Errorf("%s in TLS: %q", listener, got)
+		}
+		if a.TakesPasswords(inTheClear) != c.passwords {
+			t.Errorf("%s: passwords: %v", listener, !c.passwords)
+		}
+		for _, name := range mechanisms {
+			if _, ok := a.Start(name, &inTLS); ok != slices.Contains(c.tls, name) {
+				t.Errorf("%s: %s is accepted: %v", listener, name, ok)
+			}
+		}
+	}
+}
+
+func TestAMechanismThatNobodyCanServeIsAMistake(t *testing.T) {
+	for what, cfg := range map[string]Config{
+		"SCRAM with passthrough":    {Methods: []string{Passthrough}, Mechanisms: []string{scramSHA256}, SCRAMSecret: secret(scramSecret)},
+		"SCRAM without a secret":    {Methods: []string{Redis}, Mechanisms: []string{scramSHA256}},
+		"tokens with passwords":     {Methods: []string{Redis}, Mechanisms: []string{OAuthBearer}},
+		"passwords with tokens":     {Methods: []string{OAuth}, Mechanisms: []string{"PLAIN"}},
+		"EXTERNAL without a name":   {Methods: []string{Redis}, Mechanisms: []string{"EXTERNAL"}},
+		"a kind of name not known":  {Methods: []string{Redis}, Mechanisms: []string{"EXTERNAL"}, External: "cn"},
+		"no mechanism of the kind":  {Methods: []string{Redis}, Mechanisms: []string{"CRAM-MD5"}},
+		"a listener's own, not all": {Methods: []string{Redis}, Mechanisms: []string{"PLAIN"}, Listeners: map[string][]string{"x": {"LOGIN"}}},
+		"what http hides":           {Methods: []string{HTTP, Redis}},
+		"what passthrough hides":    {Methods: []string{Passthrough, OAuth}},
+	} {
+		from := Sources{Redis: records(nil), HTTP: nobodyAnswers, OAuth: nobodyVerifies}
+		if _, err := New(cfg, from, zap.NewNop()); err == nil {
+			t.Errorf("%s is taken", what)
+		}
+	}
+}
