@@ -47,6 +47,14 @@ type Failures struct {
 	MaxBan       time.Duration `yaml:"max_ban" default:"24h" min:"1s" max:"8760h" doc:"The longest ban."`
 }
 
+// Budget is what the sessions of one user may use together.
+type Budget struct {
+	CommandsPerSecond int `yaml:"commands_per_second" default:"0" min:"0" max:"1000000" doc:"Commands, at each gateway; twice as many at once. In the modes reuse and resume only: in splice nobody reads commands. 0: no bound, here and below."`
+	BytesInPerSecond  int `yaml:"bytes_in_per_second" default:"0" min:"0" max:"1000000000000" doc:"Bytes from the user's clients, at each gateway; twice as many at once."`
+	BytesOutPerSecond int `yaml:"bytes_out_per_second" default:"0" min:"0" max:"1000000000000" doc:"Bytes to the user's clients, at each gateway; twice as many at once."`
+	AppendBytesPerDay int `yaml:"append_bytes_per_day" default:"0" min:"0" max:"1000000000000000" doc:"Bytes of messages that the user's clients may upload (APPEND, REPLACE) in a day (UTC), at all gateways together; beyond it they get NO [OVERQUOTA]. In the modes reuse and resume only."`
+}
+
 // On is c as a listener has it.
 func (c Connections) On(l Listener) Connections {
 	if l.Limits == nil {
