@@ -30,8 +30,9 @@ type user struct {
 	name identity.User // Set once.
 
 	// Guarded by the Pool's mu.
-	owners []*owner   // one for each credential in use
-	count  [kinds]int // connections, and logins that have a place
+	owners []*owner                   // one for each credential in use
+	count  [kinds]int                 // connections, and logins that have a place
+	former map[[sha256.Size]byte]bool // credentials that another was taken after; at most maxFormer
 }
 
 // owner is one credential of one user: whom connections may be handed to.
@@ -47,7 +48,7 @@ type owner struct {
 	vouched  bool           // the gateway vouches for logins with it
 	waiting  [kinds][]*held // who came last at the end; at most IdlePerAccount each
 	verified time.Time      // when the backend was last asked, and said yes
-	term     int            // grows when the backend says no: what is older waits no more
+	term     int            // grows with each doubt: what is older waits no more
 }
 
 // held is a connection of the Pool's.
@@ -150,9 +151,7 @@ func (p *Pool) believed(o *owner, proof Proof) (imap.Caps, bool) {
 	now := time.Now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if proof == Vouched {
-		o.vouched = true
-	} else if !p.cfg.CredCache || now.Sub(o.verified) >= p.cfg.CredTTL {
+	if proof == Asked && (!p.cfg.CredCache || now.Sub(o.verified) >= p.cfg.CredTTL) {
 		return imap.Caps{}, false
 	}
 	for _, h := range slices.Backward(o.waiting[forClient]) {
@@ -172,27 +171,6 @@ func (p *Pool) term(o *owner) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return o.term
-}
-
-// trust remembers that the backend was asked at a time and said yes. A no that
-// came meanwhile is the later word.
-func (p *Pool) trust(h *held, began time.Time) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if o := h.owner; o.term == h.term && o.verified.Before(began) {
-		o.verified = began
-	}
-}
-
-// distrust forgets that the backend ever took a credential: nothing that it was
-// used for waits any longer, or will.
-func (p *Pool) distrust(o *owner) {
-	p.mu.Lock()
-	o.term++
-	o.verified = time.Time{}
-	waiting := p.takeOf(o)
-	p.mu.Unlock()
-	p.discardAll(waiting, metrics.DiscardCredentials)
 }
 
 // takeOf takes all that waits for an owner. mu is held.

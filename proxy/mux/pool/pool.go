@@ -169,12 +169,16 @@ const (
 // with Asked the backend is asked, or believed to say what it has said to the
 // same question less than CredTTL ago.
 //
-// Errors are upstream's. ErrDenied ends what was believed of the credential.
+// Errors are upstream's. ErrDenied ends what was believed of the credential, and
+// a proof what was believed of the same login's other passwords.
 func (p *Pool) Login(ctx context.Context, who upstream.Request, proof Proof) (*Account, error) {
 	if proof == Asked && p.backend.Master() {
 		return nil, errNobody
 	}
 	a := &Account{pool: p, who: who, proof: proof, owner: p.enrol(who)}
+	if proof == Vouched {
+		p.vouch(a.owner)
+	}
 	if caps, ok := p.believed(a.owner, proof); ok {
 		a.caps = caps
 		return a, nil
