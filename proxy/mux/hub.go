@@ -142,9 +142,31 @@ func (h *Hub) watch() {
 }
 
 // Login proves who to the backend, or finds that it is proven: what comes out is
-// the session's right to connections there. Errors are upstream's.
+// the session's right to connections there. Once it is proven, nothing waits for
+// the user anywhere else. Errors are upstream's.
 func (h *Hub) Login(ctx context.Context, backend string, who upstream.Request, proof pool.Proof) (*pool.Account, error) {
-	return h.backends[backend].pool.Login(ctx, who, proof)
+	account, err := h.backends[backend].pool.Login(ctx, who, proof)
+	if err == nil {
+		h.Settle(who.User, backend)
+	}
+	return account, err
+}
+
+// Settle closes what waits for a user at any other backend than the one where
+// their mailbox is.
+func (h *Hub) Settle(user identity.User, home string) {
+	for name, b := range h.backends {
+		if name != home {
+			b.pool.Leave(user, metrics.DiscardMoved)
+		}
+	}
+}
+
+// evict closes what waits for a user whom the routes do not let in any more.
+func (h *Hub) evict(user identity.User) {
+	for _, b := range h.backends {
+		b.pool.Leave(user, metrics.DiscardCredentials)
+	}
 }
 
 // Spliced says whether sessions at the backend are to be spliced, because it has
