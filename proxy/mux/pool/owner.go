@@ -151,7 +151,9 @@ func (p *Pool) believed(o *owner, proof Proof) (imap.Caps, bool) {
 	now := time.Now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if proof == Asked && (!p.cfg.CredCache || now.Sub(o.verified) >= p.cfg.CredTTL) {
+	if proof == Vouched {
+		o.vouched = true
+	} else if !p.cfg.CredCache || now.Sub(o.verified) >= p.cfg.CredTTL {
 		return imap.Caps{}, false
 	}
 	for _, h := range slices.Backward(o.waiting[forClient]) {

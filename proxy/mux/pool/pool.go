@@ -176,9 +176,6 @@ func (p *Pool) Login(ctx context.Context, who upstream.Request, proof Proof) (*A
 		return nil, errNobody
 	}
 	a := &Account{pool: p, who: who, proof: proof, owner: p.enrol(who)}
-	if proof == Vouched {
-		p.vouch(a.owner)
-	}
 	if caps, ok := p.believed(a.owner, proof); ok {
 		a.caps = caps
 		return a, nil

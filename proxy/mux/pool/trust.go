@@ -12,7 +12,8 @@ import (
 const maxFormer = 8
 
 // trust remembers that the backend was asked at a time and said yes. A no, or a
-// yes to another password, that came meanwhile is the later word.
+// yes to another password, that came meanwhile is the later word. A password for
+// which the gateway vouches comes here, too: nothing waits for a new one.
 func (p *Pool) trust(h *held, began time.Time) {
 	p.mu.Lock()
 	o := h.owner
@@ -23,15 +24,6 @@ func (p *Pool) trust(h *held, began time.Time) {
 	if o.verified.Before(began) {
 		o.verified = began
 	}
-	doubted := p.doubtOthers(o)
-	p.mu.Unlock()
-	p.discardAll(doubted, metrics.DiscardCredentials)
-}
-
-// vouch remembers that the gateway itself has found a credential to be right.
-func (p *Pool) vouch(o *owner) {
-	p.mu.Lock()
-	o.vouched = true
 	doubted := p.doubtOthers(o)
 	p.mu.Unlock()
 	p.discardAll(doubted, metrics.DiscardCredentials)

@@ -48,6 +48,9 @@ func TestAPasswordIsNotBelievedOnceAnotherWasTaken(t *testing.T) {
 		if y.number() != 2 || y.closedFor(metrics.DiscardCredentials) != 1 {
 			t.Errorf("%d wait, closed %v", y.number(), y.discarded)
 		}
+		if !old.owner.verified.IsZero() || old.owner.vouched {
+			t.Error("the old password is still held to be good")
+		}
 		old.Return(out)
 		if y.number() != 2 || y.closedFor(metrics.DiscardCredentials) != 2 {
 			t.Errorf("a connection of the old password waits: %v", y.discarded)
