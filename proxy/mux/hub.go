@@ -103,6 +103,7 @@ type Hub struct {
 	backends map[string]*backend
 	ctx      context.Context // ends when the Hub closes; for what sessions wait for
 	cancel   context.CancelFunc
+	began    time.Time
 	wg       sync.WaitGroup // the clock and every session with a goroutine
 	watching sync.WaitGroup // the epoll set
 	rested   atomic.Uint64  // connections that have begun to be quiet, each counted once
@@ -119,7 +120,7 @@ func NewHub(cfg Config, rooms Rooms) (*Hub, error) {
 		return nil, err
 	}
 	h := &Hub{
-		cfg: cfg, rooms: rooms, asleep: asleep,
+		cfg: cfg, rooms: rooms, asleep: asleep, began: time.Now(),
 		shared:   wire.Shared{Buffers: quiet.NewBuffers(), Clock: new(wire.Clock)},
 		backends: make(map[string]*backend, len(rooms.Backends)),
 		sessions: map[*session]struct{}{}, awake: map[*session]struct{}{},
@@ -208,6 +209,10 @@ func (h *Hub) Len() int {
 	defer h.mu.Unlock()
 	return len(h.sessions)
 }
+
+// age is the time since the Hub began: how sessions remember when something was,
+// in a third of what a time.Time takes.
+func (h *Hub) age() time.Duration { return time.Since(h.began) }
 
 func (h *Hub) all() []*session {
 	h.mu.Lock()

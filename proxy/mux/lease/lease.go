@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"sync/atomic"
 	"time"
 
 	"imapgate/internal/identity"
@@ -48,26 +47,13 @@ type Conn struct {
 	prefix   string  // of our tags: nobody can guess it
 	serial   uint64
 	answer   []byte // scratch: a response that did not fit the buffer
-
-	wakes atomic.Pointer[func()] // whom, when the sleeping connection has something to say
-}
-
-// Wakes says what is to be done when the connection, asleep, has something to say.
-// A wake that is under way may still be the last one's.
-func (c *Conn) Wakes(f func()) { c.wakes.Store(&f) }
-
-func (c *Conn) wake() {
-	if f := c.wakes.Load(); f != nil {
-		(*f)()
-	}
 }
 
 // New makes a Conn of a login.
-func New(up *upstream.Conn, shared wire.Shared) *Conn {
+func New(up *upstream.Conn, shared *wire.Shared) *Conn {
 	c := &Conn{user: up.User(), caps: up.Caps(), prefix: newPrefix(), born: time.Now()}
 	nc, rest := up.Detach()
 	c.Wire = wire.New(nc, rest, imap.Responses, shared)
-	c.Sleeper.Wake = c.wake
 	return c
 }
 

@@ -104,7 +104,7 @@ type Pool struct {
 	backend *upstream.Backend
 	cfg     Config
 	most    [kinds]int // connections of one user; -1: any number
-	shared  wire.Shared
+	shared  *wire.Shared
 	hooks   Hooks
 	log     *zap.Logger
 	secret  [32]byte // key of the MACs by which credentials are remembered
@@ -124,7 +124,7 @@ type Pool struct {
 }
 
 // New makes a Pool of b, and starts its janitor. Close ends both.
-func New(b *upstream.Backend, cfg Config, shared wire.Shared, hooks Hooks, log *zap.Logger) *Pool {
+func New(b *upstream.Backend, cfg Config, shared *wire.Shared, hooks Hooks, log *zap.Logger) *Pool {
 	p := &Pool{
 		backend: b, cfg: cfg.withDefaults(), shared: shared, hooks: hooks.withDefaults(),
 		log: log.With(zap.String("backend", b.Name())), most: [kinds]int{-1, -1},

@@ -40,12 +40,11 @@ func (c *Clock) Now() uint32 { return c.now.Load() }
 
 // Wire is one connection of a session.
 type Wire struct {
-	*imap.Reader
+	imap.Reader
 
 	// Set once.
-	conn  net.Conn
-	bufs  *quiet.Buffers
-	clock *Clock
+	conn   net.Conn
+	shared *Shared
 
 	// Owned by the session's goroutine.
 	bulk   bool // mail flows: as much at a time as there is
@@ -73,11 +72,11 @@ const (
 )
 
 // New makes a Wire of conn. first is what was already read from it.
-func New(conn net.Conn, first []byte, side imap.Side, shared Shared) *Wire {
-	w := &Wire{conn: conn, bufs: shared.Buffers, clock: shared.Clock}
-	w.Reader = imap.NewReader(w, side, maxLine)
+func New(conn net.Conn, first []byte, side imap.Side, shared *Shared) *Wire {
+	w := &Wire{conn: conn, shared: shared}
+	w.Reader = *imap.NewReader(w, side, maxLine)
 	w.Preload(first)
-	w.last.Store(w.clock.Now())
+	w.last.Store(w.shared.Clock.Now())
 	return w
 }
 
@@ -103,7 +102,7 @@ func (w *Wire) Wait() error {
 	}
 	w.begin(waiting)
 	err := w.fill()
-	w.since.Store(w.clock.Now())
+	w.since.Store(w.shared.Clock.Now())
 	if w.doing.CompareAndSwap(waiting, nothing) {
 		return w.explain(err)
 	}
@@ -154,13 +153,13 @@ func (w *Wire) Pending() bool {
 // Write sends p whole.
 func (w *Wire) Write(p []byte) (int, error) {
 	w.begin(writing)
-	err := w.bufs.Write(w.conn, p)
+	err := w.shared.Buffers.Write(w.conn, p)
 	w.end()
 	if err != nil {
 		return 0, w.explain(err)
 	}
 	w.out.Add(int64(len(p)))
-	w.last.Store(w.clock.Now())
+	w.last.Store(w.shared.Clock.Now())
 	return len(p), nil
 }
 
@@ -199,7 +198,7 @@ func (w *Wire) Detach() (net.Conn, []byte) {
 // Look is the clock's. A wait of more than patience ticks is asked to end; a
 // peer that has let us wait for limit ticks in the middle of something is cut off.
 func (w *Wire) Look(patience, limit uint32) {
-	took := w.clock.Now() - w.since.Load()
+	took := w.shared.Clock.Now() - w.since.Load()
 	switch w.doing.Load() {
 	case waiting:
 		if took > patience {
@@ -244,7 +243,7 @@ func (w *Wire) Read(p []byte) (int, error) {
 func (w *Wire) count(read int) {
 	if read > 0 {
 		w.in.Add(int64(read))
-		w.last.Store(w.clock.Now())
+		w.last.Store(w.shared.Clock.Now())
 	}
 }
 
@@ -252,13 +251,13 @@ func (w *Wire) count(read int) {
 // answers, a large one for mail.
 func (w *Wire) fill() error {
 	if w.Size() == 0 {
-		w.Swap(w.bufs.Small.Get().(*[quiet.SmallBuffer]byte)[:])
+		w.Swap(w.shared.Buffers.Small.Get().(*[quiet.SmallBuffer]byte)[:])
 	}
 	err := w.Fill()
 	if w.Buffered() == w.Size() && w.Size() < quiet.LargeBuffer {
-		w.release(w.Swap(w.bufs.Large.Get().(*[quiet.LargeBuffer]byte)[:]))
+		w.release(w.Swap(w.shared.Buffers.Large.Get().(*[quiet.LargeBuffer]byte)[:]))
 		w.bulk = true
-		w.bufs.ReadAhead(w.conn)
+		w.shared.Buffers.ReadAhead(w.conn)
 	}
 	return err
 }
@@ -268,21 +267,21 @@ func (w *Wire) release(b []byte) {
 	switch len(b) {
 	case quiet.SmallBuffer:
 		clear(b)
-		w.bufs.Small.Put((*[quiet.SmallBuffer]byte)(b))
+		w.shared.Buffers.Small.Put((*[quiet.SmallBuffer]byte)(b))
 	case quiet.LargeBuffer:
 		clear(b)
-		w.bufs.Large.Put((*[quiet.LargeBuffer]byte)(b))
+		w.shared.Buffers.Large.Put((*[quiet.LargeBuffer]byte)(b))
 	}
 }
 
 func (w *Wire) begin(doing uint32) {
-	w.since.Store(w.clock.Now())
+	w.since.Store(w.shared.Clock.Now())
 	w.doing.Store(doing)
 }
 
 func (w *Wire) end() {
 	w.doing.Store(nothing)
-	w.since.Store(w.clock.Now())
+	w.since.Store(w.shared.Clock.Now())
 }
 
 func (w *Wire) explain(err error) error {
