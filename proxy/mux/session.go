@@ -36,7 +36,7 @@ type session struct {
 	who     *audit.Client
 	offered imap.Caps // as the client is told
 	ended   func(Result)
-	client  *wire.Wire
+	client  wire.Wire
 
 	// Owned by run. nil while there is no goroutine and nothing is outstanding.
 	*work
@@ -51,17 +51,17 @@ type session struct {
 	before     bool          // it had a mailbox selected before the SELECT under way
 	answering  verdict       // what becomes of the response that is being read
 	lostBefore bool          // the last one was lost, not given up
-	tries      int           // losses since something was last answered
 
 	// Owned by run: the client.
+	partial bool // it has the beginning of a response, not yet its end
+	rested  bool // it has been quiet
+	bad     int  // commands in a row that were none
+	tries   int  // losses since something was last answered
 	enabled lease.Enabled
 	box     *mailbox // nil: none is selected
 	idling  *idling  // nil: it is not in IDLE
-	partial bool     // it has the beginning of a response, not yet its end
-	bad     int      // commands in a row that were none
 	pinning audit.Why
-	rested  bool   // the session has been quiet
-	state   string // … and is counted as this
+	state   string // as which the session is counted
 
 	upstream atomic.Pointer[wire.Wire]    // up's, for the clock
 	order    atomic.Pointer[audit.Reason] // why the session is to end
@@ -101,8 +101,8 @@ func (h *Hub) Start(c Client, backend string, account *pool.Account, ended func(
 	s := &session{
 		hub: h, backend: h.backends[backend], account: account, resumes: c.Mode == Resume, who: c.Who,
 		offered: c.Caps, ended: ended,
-		client: wire.New(c.Conn, c.First, imap.Commands, &h.shared),
 	}
+	s.client.Open(c.Conn, c.First, imap.Commands, &h.shared)
 	s.move(metrics.Unselected)
 	h.mu.Lock()
 	h.sessions[s] = struct{}{}
@@ -301,7 +301,7 @@ func (s *session) relax() {
 // take makes up the session's lease.
 func (s *session) take(up *lease.Conn) {
 	s.up, s.since = up, s.hub.age()
-	s.upstream.Store(up.Wire)
+	s.upstream.Store(&up.Wire)
 	if s.severed.Load() { // while it was on its way
 		up.Cut()
 	}

@@ -54,15 +54,15 @@ type owner struct {
 // held is a connection of the Pool's.
 type held struct {
 	// Set once.
-	*lease.Conn
+	lease.Conn
 	owner *owner
 	kind  kind
 	term  int // of the owner when it was logged in
 
 	// Owned by whoever has it; guarded by the Pool's mu while it waits.
-	code, text string    // end of the OK of a login that nobody has heard yet
-	heard      time.Time // when it last answered
-	since      time.Time // when it began to wait
+	ok    *loginOK  // of a login, until the connection waits for another
+	heard time.Time // when it last answered
+	since time.Time // when it began to wait
 
 	waiting *list.Element // Guarded by the Pool's mu. In Pool.idle; nil: somebody has it.
 }
@@ -209,7 +209,7 @@ func (p *Pool) take(h *held) {
 // put makes a clean connection wait for its owner. It may be another one that
 // must go.
 func (p *Pool) put(h *held) {
-	h.code, h.text = "", ""
+	h.ok = nil
 	h.Relax()
 	p.mu.Lock()
 	out, reason := h, ""

@@ -175,7 +175,7 @@ func (p *Pool) Login(ctx context.Context, who upstream.Request, proof Proof) (*A
 	if proof == Asked && p.backend.Master() {
 		return nil, errNobody
 	}
-	a := &Account{pool: p, who: who, proof: proof, owner: p.enrol(who)}
+	a := &Account{pool: p, owner: p.enrol(who), password: who.Password, client: who.Client, proof: proof}
 	if caps, ok := p.believed(a.owner, proof); ok {
 		a.caps = caps
 		return a, nil
@@ -190,8 +190,8 @@ func (p *Pool) Login(ctx context.Context, who upstream.Request, proof Proof) (*A
 		p.forgo(a.owner)
 		return nil, err
 	}
-	if a.first != nil {
-		a.caps, a.code, a.text = a.first.Caps(), a.first.code, a.first.text
+	if h := a.first; h != nil {
+		a.caps, a.ok, h.ok = h.Caps(), h.ok, nil
 	}
 	return a, nil
 }
@@ -201,15 +201,15 @@ func (p *Pool) Login(ctx context.Context, who upstream.Request, proof Proof) (*A
 // place the connection is closed again; Lease waits for one.
 func (a *Account) ask(ctx context.Context) error {
 	p := a.pool
-	h, err := p.logIn(ctx, want{owner: a.owner, kind: forClient}, a.who)
+	h, err := p.logIn(ctx, want{owner: a.owner, kind: forClient}, a.who())
 	if err != nil {
 		return err
 	}
-	a.caps, a.code, a.text = h.Caps(), h.code, h.text
+	a.caps, a.ok = h.Caps(), h.ok
 	p.mu.Lock()
 	evicted, ok := p.place(a.owner, forClient)
 	if ok {
-		p.conns[h.Conn] = h
+		p.conns[&h.Conn] = h
 	}
 	p.mu.Unlock()
 	p.close(evicted, metrics.DiscardLimit)
@@ -233,8 +233,9 @@ func (p *Pool) logIn(ctx context.Context, w want, who upstream.Request) (*held, 
 		return nil, err
 	}
 	h := &held{owner: w.owner, kind: w.kind, term: term, heard: time.Now()}
-	h.code, h.text = up.OK()
-	h.Conn = lease.New(up, p.shared)
+	code, text := up.OK()
+	h.ok = &loginOK{code, text}
+	h.Open(up, p.shared)
 	if h.User() != w.owner.user.name {
 		p.close(h, metrics.DiscardError)
 		return nil, errUser

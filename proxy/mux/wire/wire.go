@@ -38,17 +38,13 @@ func (c *Clock) Tick() uint32 { return c.now.Add(1) }
 // Now is the time in ticks.
 func (c *Clock) Now() uint32 { return c.now.Load() }
 
-// Wire is one connection of a session.
+// Wire is one connection of a session, once it is open.
 type Wire struct {
 	imap.Reader
 
 	// Set once.
 	conn   net.Conn
 	shared *Shared
-
-	// Owned by the session's goroutine.
-	bulk   bool // mail flows: as much at a time as there is
-	memory bool // reads take what TLS holds, and ask nobody
 
 	// Owned by whoever parks the session.
 	Sleeper quiet.Waiter
@@ -68,16 +64,17 @@ const (
 	waiting        // in a read that can be asked to end
 	asked          // … and has been
 	reading        // in a read of something that has begun
+	taking         // in a read of what TLS holds, which asks nobody
 	writing
 )
 
-// New makes a Wire of conn. first is what was already read from it.
-func New(conn net.Conn, first []byte, side imap.Side, shared *Shared) *Wire {
-	w := &Wire{conn: conn, shared: shared}
+// Open makes w, which is part of what uses it, the end of conn. first is what was
+// already read from it.
+func (w *Wire) Open(conn net.Conn, first []byte, side imap.Side, shared *Shared) {
+	w.conn, w.shared = conn, shared
 	w.Reader = *imap.NewReader(w, side, maxLine)
 	w.Preload(first)
 	w.last.Store(w.shared.Clock.Now())
-	return w
 }
 
 // Shared is what all Wires of a gateway share.
@@ -130,9 +127,9 @@ func (w *Wire) Held() (bool, error) {
 	if _, plain := w.conn.(*net.TCPConn); plain || w.Buffered() == quiet.LargeBuffer {
 		return false, nil
 	}
-	w.memory = true
+	w.begin(taking)
 	err := w.fill()
-	w.memory = false
+	w.end()
 	if errors.Is(err, quiet.ErrNothing) {
 		return false, nil
 	}
@@ -172,7 +169,6 @@ func (w *Wire) Relax() {
 		return
 	}
 	w.release(w.Swap(nil))
-	w.bulk = false
 	quiet.Trim(w.conn)
 }
 
@@ -223,13 +219,14 @@ func (w *Wire) Interrupt() {
 
 // Read is the Reader's source.
 func (w *Wire) Read(p []byte) (int, error) {
-	if w.memory {
+	if w.doing.Load() == taking {
 		n, err := quiet.ReadNow(w.conn, p)
 		w.count(n)
 		return n, err
 	}
 	n, err := w.conn.Read(p)
-	for w.bulk && err == nil && len(p)-n >= quiet.MaxRecord {
+	bulk := w.Size() == quiet.LargeBuffer // mail flows: as much at a time as there is
+	for bulk && err == nil && len(p)-n >= quiet.MaxRecord {
 		m, more := quiet.ReadNow(w.conn, p[n:])
 		n += m
 		if more != nil { // whatever it is, the next read finds it again
@@ -256,7 +253,6 @@ func (w *Wire) fill() error {
 	err := w.Fill()
 	if w.Buffered() == w.Size() && w.Size() < quiet.LargeBuffer {
 		w.release(w.Swap(w.shared.Buffers.Large.Get().(*[quiet.LargeBuffer]byte)[:]))
-		w.bulk = true
 		w.shared.Buffers.ReadAhead(w.conn)
 	}
 	return err
