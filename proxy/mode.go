@@ -84,6 +84,7 @@ func (s *Server) login(ctx context.Context, a *attempt, id auth.Identity, who up
 		if err != nil {
 			return nil, err // not a nil *Conn in an interface
 		}
+		s.mux.Settle(who.User, a.route.Backend)
 		return conn, nil
 	}
 	proof := pool.Asked

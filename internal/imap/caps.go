@@ -3,8 +3,10 @@ package imap
 import "strings"
 
 // Caps is a capability list as its server wrote it, for forwarding, and for
-// asking.
-type Caps struct {
+// asking. Copies share the one list, which nobody writes to.
+type Caps struct{ list *capList }
+
+type capList struct {
 	raw string
 	set map[string]struct{}
 }
@@ -20,7 +22,7 @@ func ParseCaps(words string) Caps {
 	if len(fields) > maxCaps {
 		fields = fields[:maxCaps]
 	}
-	c := Caps{set: make(map[string]struct{}, len(fields))}
+	c := &capList{set: make(map[string]struct{}, len(fields))}
 	kept := fields[:0]
 	for _, f := range fields {
 		if !capability(f) {
@@ -30,7 +32,7 @@ func ParseCaps(words string) Caps {
 		c.set[strings.ToUpper(f)] = struct{}{}
 	}
 	c.raw = strings.Join(kept, " ")
-	return c
+	return Caps{c}
 }
 
 // capability is RFC 9051's: "AUTH=" or an atom; without resp-specials.
@@ -44,17 +46,28 @@ func capability(word string) bool {
 }
 
 // Has says whether the list names the capability, given in upper case.
-func (c Caps) Has(name string) bool { _, ok := c.set[name]; return ok }
+func (c Caps) Has(name string) bool {
+	if c.list == nil {
+		return false
+	}
+	_, ok := c.list.set[name]
+	return ok
+}
 
 // Known says whether there was a list at all.
-func (c Caps) Known() bool { return c.raw != "" }
+func (c Caps) Known() bool { return c.String() != "" }
 
 // String is the list as it was written, single-spaced.
-func (c Caps) String() string { return c.raw }
+func (c Caps) String() string {
+	if c.list == nil {
+		return ""
+	}
+	return c.list.raw
+}
 
 // Without is the list less the words drop names, given in upper case.
 func (c Caps) Without(drop func(upper string) bool) Caps {
-	fields := strings.Fields(c.raw)
+	fields := strings.Fields(c.String())
 	kept := fields[:0]
 	for _, f := range fields {
 		if !drop(strings.ToUpper(f)) {

@@ -61,20 +61,20 @@ const (
 type Reader struct {
 	// Set once.
 	src  io.Reader
-	side Side
 	size int // the buffer's limit in bytes
+	side Side
 
 	// Owned by the reading goroutine.
+	fresh   bool // a command or response begins
+	inLine  bool // a Part of the line went before
+	status  bool // the response is a status or a continuation request
+	quoted  bool // the line so far ends inside a quoted string
+	escaped bool // … and behind a backslash
+	braced  bool // … and behind an opening brace
 	buf     []byte
 	r, w    int   // buf[r:w] is unread
 	seen    int   // unread bytes that are known to have no line end
 	left    int64 // octets of the open literal still to come
-	fresh   bool  // a command or response begins
-	inLine  bool  // a Part of the line went before
-	status  bool  // the response is a status or a continuation request
-	quoted  bool  // the line so far ends inside a quoted string
-	escaped bool  // … and behind a backslash
-	braced  bool  // … and behind an opening brace
 }
 
 // NewReader reads one side of a dialogue from src with a buffer that grows to

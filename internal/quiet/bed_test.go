@@ -61,10 +61,10 @@ type sleeper struct {
 }
 
 func newSleeper() *sleeper {
-	w := &sleeper{woken: make(chan struct{}, 1<<16)}
-	w.Wake = func() { w.woken <- struct{}{} }
-	return w
+	return &sleeper{woken: make(chan struct{}, 1<<16)}
 }
+
+func (w *sleeper) Wake() { w.woken <- struct{}{} }
 
 func (w *sleeper) wakes(t testing.TB) {
 	t.Helper()
@@ -84,7 +84,7 @@ func (w *sleeper) sleeps(t testing.TB) {
 
 func wait(t testing.TB, s *Set, w *sleeper, c net.Conn) {
 	t.Helper()
-	if err := s.Wait(&w.Waiter, c); err != nil {
+	if err := s.Wait(&w.Waiter, c, w); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -25,27 +25,27 @@ func NewSet() (*Set, error) {
 	return s, nil
 }
 
-// Waiter waits for one socket at a time, to be readable or hung up. It is part of
-// what it wakes, and is not copied once it has waited.
-type Waiter struct {
-	// Set once. Wake is called once per event, on a goroutine of the Set's: it must
-	// not block. A Wake that has begun is not called back by Forget, so it may come
-	// for nothing.
-	Wake func()
+// Waker is woken once per event, on a goroutine of the Set's: Wake must not block.
+// One that has begun is not called back by Forget, so it may come for nothing.
+type Waker interface{ Wake() }
 
+// Waiter waits for one socket at a time, to be readable or hung up. It is not
+// copied once it has waited.
+type Waiter struct {
 	// Guarded by the Set's mu.
-	conn net.Conn // the socket in the set, or nil
-	key  uint64   // names the Waiter while it is about conn
+	wakes Waker
+	conn  net.Conn // the socket in the set, or nil
+	key   uint64   // names the Waiter while it is about conn
 }
 
-// Wait arms w for one event of c's socket. A Waiter that is still armed is left as
+// Wait arms w for one event of c's socket, which is wakes' to hear of. A Waiter that is still armed is left as
 // it is; it waits for no other socket before it has been told to Forget. Where
 // the kernel has no room for another socket, or c is closed (net.ErrClosed), w
 // waits for nothing.
 //
-// Wake may be called before Wait returns. Wait and Forget are called in turn; only
+// wakes may be woken before Wait returns. Wait and Forget are called in turn; only
 // behind the end of its socket may a Waiter be told to Forget at any time.
-func (s *Set) Wait(w *Waiter, c net.Conn) error {
+func (s *Set) Wait(w *Waiter, c net.Conn, wakes Waker) error {
 	conn := TCP(c)
 	s.mu.Lock()
 	if w.conn != nil && w.conn != conn {
@@ -62,6 +62,7 @@ func (s *Set) Wait(w *Waiter, c net.Conn) error {
 		w.conn, w.key, watch = conn, s.next, s.add
 	}
 	key := w.key
+	w.wakes = wakes
 	s.armed[key] = w
 	s.mu.Unlock()
 	err := watch(conn, key)
@@ -75,7 +76,7 @@ func (s *Set) Wait(w *Waiter, c net.Conn) error {
 func (s *Set) Forget(w *Waiter) {
 	s.mu.Lock()
 	conn, key := w.conn, w.key
-	w.conn, w.key = nil, 0
+	w.wakes, w.conn, w.key = nil, nil, 0
 	delete(s.armed, key)
 	s.mu.Unlock()
 	if conn != nil {
@@ -93,10 +94,13 @@ func (s *Set) Len() int {
 // wake tells the Waiter of an event, unless it has forgotten.
 func (s *Set) wake(key uint64) {
 	s.mu.Lock()
-	w := s.armed[key]
-	delete(s.armed, key)
+	var wakes Waker
+	if w := s.armed[key]; w != nil {
+		wakes = w.wakes
+		delete(s.armed, key)
+	}
 	s.mu.Unlock()
-	if w != nil {
-		w.Wake()
+	if wakes != nil {
+		wakes.Wake()
 	}
 }

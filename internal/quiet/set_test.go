@@ -128,7 +128,7 @@ func TestAClosedSocketIsNotWaitedFor(t *testing.T) {
 	near, _ := testbed.TCPPair(t)
 	w := newSleeper()
 	_ = near.Close()
-	if err := s.Wait(&w.Waiter, near); !errors.Is(err, net.ErrClosed) {
+	if err := s.Wait(&w.Waiter, near, w); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("waits for a closed socket: %v", err)
 	}
 	near, far := testbed.TCPPair(t)
@@ -136,7 +136,7 @@ func TestAClosedSocketIsNotWaitedFor(t *testing.T) {
 	say(t, far, "x")
 	w.wakes(t)
 	_ = near.Close()
-	if err := s.Wait(&w.Waiter, near); !errors.Is(err, net.ErrClosed) || s.Len() != 0 {
+	if err := s.Wait(&w.Waiter, near, w); !errors.Is(err, net.ErrClosed) || s.Len() != 0 {
 		t.Errorf("waits for a closed socket: %v; %d are armed", err, s.Len())
 	}
 }
@@ -153,7 +153,7 @@ func TestOneSocketAtATime(t *testing.T) {
 			t.Error("a Waiter waits for two sockets")
 		}
 	}()
-	_ = s.Wait(&w.Waiter, two)
+	_ = s.Wait(&w.Waiter, two, w)
 }
 
 // Events and owners meet at any moment. What was waited for and not forgotten
@@ -181,7 +181,7 @@ func forgetAtRandom(t *testing.T, s *Set, pair [2]net.Conn, rnd *rand.Rand) {
 			_, err := pair[1].Write([]byte("x"))
 			sent <- err
 		}()
-		err := s.Wait(&w.Waiter, pair[0])
+		err := s.Wait(&w.Waiter, pair[0], w)
 		forgotten := rnd.IntN(2) == 0
 		if forgotten {
 			s.Forget(&w.Waiter)

@@ -198,13 +198,16 @@ func (s *session) lease(deadline time.Time) error {
 // stays makes sure that the mailbox has not moved, before the session writes to
 // where it was. While nobody knows, it has not.
 func (s *session) stays(ctx context.Context) error {
-	name, err := s.hub.cfg.Backend(ctx, s.account.User())
+	user := s.account.User()
+	name, err := s.hub.cfg.Backend(ctx, user)
 	switch {
 	case errors.Is(err, routing.ErrNoUser), errors.Is(err, routing.ErrBlocked):
+		s.hub.evict(user)
 		return &ending{audit.LoginRevoked, byeRevoked, err}
 	case errors.Is(err, routing.ErrPaused): // to be held, for a while
 		return fmt.Errorf("%w: %w", errBusy, err)
 	case err == nil && name != s.backend.name:
+		s.hub.Settle(user, name)
 		return &ending{audit.Moved, byeMoved, nil}
 	}
 	return nil

@@ -51,7 +51,7 @@ func newBackend(h *Hub, name string, b Backend) *backend {
 		pool: pool.New(b.Upstream, pool.Config{
 			ReuseTTL: s.ReuseTTL, MaxAge: s.MaxAge, CredCache: s.CredCache, CredTTL: s.CredTTL,
 			MaxPerUser: s.MaxPerUser, MaxTotal: s.MaxTotal,
-		}, h.shared, pool.Hooks{
+		}, &h.shared, pool.Hooks{
 			Reused: m.Mux.Reused, Discarded: m.Mux.Discarded, Waited: m.Mux.LeaseWaited, Waiting: m.Mux.PoolChanged,
 		}, h.rooms.Log),
 	}

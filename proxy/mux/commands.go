@@ -73,10 +73,7 @@ func (s *session) command(seg imap.Segment) error {
 		return s.misread(head.Tag, seg)
 	}
 	s.bad = 0
-	if s.request == nil { // it has rested
-		s.request = new(request)
-	}
-	*s.request = request{tag: head.Tag, spec: head.Spec}
+	s.request = request{tag: head.Tag, spec: head.Spec}
 	if head.Spec.Streams {
 		return s.stream(seg)
 	}
@@ -91,7 +88,7 @@ func (s *session) command(seg imap.Segment) error {
 	}
 	s.request.facts, err = command.Read(s.request.whole)
 	s.request.syntax = err != nil
-	return s.do(s.request)
+	return s.do(&s.request)
 }
 
 // misread answers what is no command.

@@ -81,9 +81,9 @@ func (s *session) flush(d *view.Diff, t *told, deadline time.Time) error {
 
 // flushLine tells of flags that are new.
 func (s *session) flushLine(was *line, is line) {
-	if is != "" && is != *was {
+	if is != (line{}) && is != *was {
 		*was = is
-		s.out = append(append(s.out, "* "...), is...)
+		s.out = append(append(s.out, "* "...), is.String()...)
 	}
 }
 

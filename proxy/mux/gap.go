@@ -29,7 +29,7 @@ func (s *session) gap() error {
 	switch {
 	case s.idling != nil:
 		return s.refresh()
-	case s.up == nil || !s.sent.empty() || s.mode != Resume || s.pinning != "":
+	case s.up == nil || !s.sent.empty() || !s.resumes || s.pinning != "":
 		return nil
 	case s.box == nil || !s.attached:
 		return s.detach()
@@ -65,7 +65,7 @@ func (s *session) due() bool {
 	case s.box.view.Exists() > uint32(set.LearnMax):
 		return false
 	}
-	if wait := learnAfter - time.Since(s.box.since); wait > 0 {
+	if wait := learnAfter - (s.hub.age() - s.box.since); wait > 0 {
 		s.wakeIn(wait)
 		return false
 	}
@@ -74,7 +74,7 @@ func (s *session) due() bool {
 
 // learn asks for the UIDs that the client's view lacks.
 func (s *session) learn() error {
-	for s.mode == Resume && s.box != nil && s.attached && !s.box.spoiled && !s.box.unlearnable && s.box.view.Unknown() > 0 {
+	for s.resumes && s.box != nil && s.attached && !s.box.spoiled && !s.box.unlearnable && s.box.view.Unknown() > 0 {
 		first, last := s.box.view.Known()+1, s.box.view.Exists()
 		uids := &view.UIDs{}
 		res, err := s.up.Run(time.Now().Add(ownQuestion), s.search(fmt.Sprintf("%d:%d", first, last)), func(response []byte) error {
@@ -188,12 +188,12 @@ func (s *session) catchUp(expunge command.Expunge) error {
 
 // payFlags tells the flag changes that could not be told on an attach.
 func (s *session) payFlags() error {
-	if wait := time.Until(s.box.nextPay); wait > 0 {
+	if wait := s.box.nextPay - s.hub.age(); wait > 0 {
 		s.wakeIn(wait)
 		return nil
 	}
 	s.box.patience = min(max(2*s.box.patience, payAgain), time.Minute)
-	s.box.nextPay = time.Now().Add(s.box.patience)
+	s.box.nextPay = s.hub.age() + s.box.patience
 	s.wakeIn(s.box.patience)
 	t := &told{modseq: s.box.owed}
 	paid, err := s.flushFlags(t, time.Now().Add(ownQuestion))

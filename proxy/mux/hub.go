@@ -104,6 +104,7 @@ type Hub struct {
 	backends map[string]*backend
 	ctx      context.Context // ends when the Hub closes; for what sessions wait for
 	cancel   context.CancelFunc
+	began    time.Time
 	wg       sync.WaitGroup // the clock and every session with a goroutine
 	watching sync.WaitGroup // the epoll set
 	rested   atomic.Uint64  // connections that have begun to be quiet, each counted once
@@ -120,7 +121,7 @@ func NewHub(cfg Config, rooms Rooms) (*Hub, error) {
 		return nil, err
 	}
 	h := &Hub{
-		cfg: cfg, rooms: rooms, asleep: asleep,
+		cfg: cfg, rooms: rooms, asleep: asleep, began: time.Now(),
 		shared:   wire.Shared{Buffers: quiet.NewBuffers(), Clock: new(wire.Clock)},
 		backends: make(map[string]*backend, len(rooms.Backends)),
 		sessions: map[*session]struct{}{}, awake: map[*session]struct{}{},
@@ -143,9 +144,31 @@ func (h *Hub) watch() {
 }
 
 // Login proves who to the backend, or finds that it is proven: what comes out is
-// the session's right to connections there. Errors are upstream's.
+// the session's right to connections there. Once it is proven, nothing waits for
+// the user anywhere else. Errors are upstream's.
 func (h *Hub) Login(ctx context.Context, backend string, who upstream.Request, proof pool.Proof) (*pool.Account, error) {
-	return h.backends[backend].pool.Login(ctx, who, proof)
+	account, err := h.backends[backend].pool.Login(ctx, who, proof)
+	if err == nil {
+		h.Settle(who.User, backend)
+	}
+	return account, err
+}
+
+// Settle closes what waits for a user at any other backend than the one where
+// their mailbox is.
+func (h *Hub) Settle(user identity.User, home string) {
+	for name, b := range h.backends {
+		if name != home {
+			b.pool.Leave(user, metrics.DiscardMoved)
+		}
+	}
+}
+
+// evict closes what waits for a user whom the routes do not let in any more.
+func (h *Hub) evict(user identity.User) {
+	for _, b := range h.backends {
+		b.pool.Leave(user, metrics.DiscardCredentials)
+	}
 }
 
 // Spliced says whether sessions at the backend are to be spliced, because it has
@@ -187,6 +210,10 @@ func (h *Hub) Len() int {
 	defer h.mu.Unlock()
 	return len(h.sessions)
 }
+
+// age is the time since the Hub began: how sessions remember when something was,
+// in a third of what a time.Time takes.
+func (h *Hub) age() time.Duration { return time.Since(h.began) }
 
 func (h *Hub) all() []*session {
 	h.mu.Lock()

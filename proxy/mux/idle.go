@@ -15,13 +15,13 @@ import (
 // idling is a client's IDLE (RFC 2177). It is the session's, not a connection's:
 // the backend hears one of ours, which another upstream can take over.
 type idling struct {
-	tag      string    // the client's
-	ours     string    // the tag of the IDLE that the lease is in, "" if it is in none
-	away     time.Time // since when there is no upstream, zero while there is one
+	tag      string        // the client's
+	ours     string        // the tag of the IDLE that the lease is in, "" if it is in none
+	away     time.Duration // age of the hub since when there is no upstream, zero while there is one
 	retry    time.Duration
-	attached time.Time // when there last was a new one
-	listened time.Time // when ours began
-	denied   bool      // the backend has refused IDLE
+	attached time.Duration // … when there last was a new one
+	listened time.Duration // … when ours began
+	denied   bool          // the backend has refused IDLE
 }
 
 // answered says whether line is the backend's answer to our IDLE.
@@ -37,10 +37,10 @@ func (i *idling) answered(line []byte) bool {
 // steady is how long an upstream must last for its loss to be a new one.
 const steady = 30 * time.Second
 
-func (i *idling) lost() {
+func (i *idling) lost(now time.Duration) {
 	i.ours = ""
-	if i.away.IsZero() || time.Since(i.attached) > steady {
-		i.away, i.retry = time.Now(), 0
+	if i.away == 0 || now-i.attached > steady {
+		i.away, i.retry = now, 0
 	}
 }
 
@@ -54,7 +54,7 @@ func (s *session) idle(r *request) error {
 		case err != nil && !isAway(err) && !isLost(err):
 			return s.unattached(err)
 		case err != nil:
-			i.away = time.Now()
+			i.away = s.hub.age()
 		}
 	}
 	if err := s.say("+ idling"); err != nil {
@@ -75,7 +75,7 @@ func (s *session) idle(r *request) error {
 // prepareIdle asks what cannot be asked while the lease idles. The client's IDLE
 // is in progress: it may be told everything.
 func (s *session) prepareIdle() error {
-	if err := s.learn(); err != nil || s.mode == Reuse {
+	if err := s.learn(); err != nil || !s.resumes {
 		return err
 	}
 	if err := s.track(); err != nil {
@@ -90,7 +90,7 @@ func (s *session) listen() error {
 	if !s.up.Caps().Has("IDLE") {
 		return nil
 	}
-	i.ours, i.listened = s.up.Tag(), time.Now()
+	i.ours, i.listened = s.up.Tag(), s.hub.age()
 	s.plus = true
 	_, err := s.up.Write([]byte(i.ours + " IDLE\r\n"))
 	return s.upstreamLost(err)
@@ -157,7 +157,7 @@ func (s *session) unlisten() error {
 // learnsInIdle says whether the UIDs of what has come are to be asked for at once:
 // a client that is told of expunges by UID could not be told of theirs after a loss.
 func (s *session) learnsInIdle() bool {
-	return s.mode == Resume && s.inStep() && s.box != nil && s.box.grown && s.box.view.Unknown() > 0 &&
+	return s.resumes && s.inStep() && s.box != nil && s.box.grown && s.box.view.Unknown() > 0 &&
 		!s.box.spoiled && !s.box.unlearnable && s.enabled.Has(lease.Qresync)
 }
 
@@ -179,7 +179,7 @@ func (s *session) interrupt(ask func() error) error {
 func (s *session) refresh() error {
 	i := s.idling
 	if s.box != nil && s.inStep() && s.box.owes {
-		if wait := time.Until(s.box.nextPay); wait > 0 {
+		if wait := s.box.nextPay - s.hub.age(); wait > 0 {
 			s.wakeIn(wait)
 		} else if err := s.interrupt(s.payFlags); err != nil {
 			return err
@@ -194,20 +194,20 @@ func (s *session) refresh() error {
 		if !s.inStep() || s.box == nil || i.ours != "" || i.denied {
 			return nil
 		}
-		if wait := time.Second - time.Since(i.listened); wait > 0 {
+		if wait := time.Second - (s.hub.age() - i.listened); wait > 0 {
 			s.wakeIn(wait)
 			return nil
 		}
 		return s.listen()
 	}
-	if i.away.IsZero() {
-		i.away = time.Now()
+	if i.away == 0 {
+		i.away = s.hub.age()
 	}
-	if wait := i.retry - time.Since(i.attached); wait > 0 {
+	if wait := i.retry - (s.hub.age() - i.attached); wait > 0 {
 		s.wakeIn(wait)
 		return nil
 	}
-	if time.Since(i.away) > s.backend.settings.LostMax {
+	if s.hub.age()-i.away > s.backend.settings.LostMax {
 		return &ending{audit.UpstreamAway, byeAway, nil}
 	}
 	err := s.attachIn(moment{expunge: command.ExpSync}, 0)
@@ -219,7 +219,7 @@ func (s *session) refresh() error {
 	if err != nil {
 		return err
 	}
-	i.attached = time.Now()
+	i.attached = s.hub.age()
 	i.retry = min(max(2*i.retry, time.Second), 30*time.Second) // if this one does not last
 	if err := s.prepareIdle(); err != nil {
 		return err

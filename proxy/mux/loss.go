@@ -1,8 +1,6 @@
 package mux
 
 import (
-	"time"
-
 	"imapgate/internal/audit"
 	"imapgate/internal/metrics"
 	"imapgate/proxy/mux/command"
@@ -28,7 +26,7 @@ func (s *session) survive(lost *lostError) error {
 		return orderedEnd(*s.order.Load())
 	case s.partial:
 		return &ending{reason: audit.UpstreamLost, err: lost}
-	case s.mode == Reuse && (s.box != nil || idle || !s.sent.empty()), s.pinning != "", s.box != nil && s.box.spoiled:
+	case !s.resumes && (s.box != nil || idle || !s.sent.empty()), s.pinning != "", s.box != nil && s.box.spoiled:
 		return &ending{audit.BackendLost, byeLost, lost}
 	case idle:
 		s.wakeIn(0) // what changed meanwhile is to be told as soon as there is another
@@ -51,7 +49,7 @@ func (s *session) drop(lost *lostError) {
 	if s.up == nil {
 		return
 	}
-	rec := audit.Mux{User: s.account.User(), Backend: s.backend.name, Why: lostHow(lost.err), Took: time.Since(s.since)}
+	rec := audit.Mux{User: s.account.User(), Backend: s.backend.name, Why: lostHow(lost.err), Took: s.hub.age() - s.since}
 	if s.box != nil {
 		rec.Mailbox = s.box.name
 	}
@@ -59,7 +57,7 @@ func (s *session) drop(lost *lostError) {
 	s.plus, s.cutShort = false, false
 	s.lostBefore = true
 	if s.idling != nil {
-		s.idling.lost()
+		s.idling.lost(s.hub.age())
 	}
 	s.account.Destroy(s.give(), metrics.DiscardClosed)
 }

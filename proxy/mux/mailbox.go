@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unique"
 
 	"imapgate/internal/imap"
 	"imapgate/proxy/mux/view"
@@ -25,17 +26,17 @@ type mailbox struct {
 	flags       line   // FLAGS …
 	permanent   line   // OK [PERMANENTFLAGS …
 	recent      uint32
-	modseq      uint64        // every change of flags up to here has been told; 0: not known
-	next        uint64        // modseq once a command that tells everything is answered
 	grown       bool          // messages have come since
 	tracked     bool          // the backend was asked to keep mod-sequences
-	owes        bool          // flag changes could not be told yet,
-	owed        uint64        // … up to here,
-	nextPay     time.Time     // … and are asked for again then
-	patience    time.Duration // between attempts to tell them
 	unlearnable bool          // the backend does not say all UIDs
 	spoiled     bool          // the view is not to be relied on
-	since       time.Time     // when it was selected
+	modseq      uint64        // every change of flags up to here has been told; 0: not known
+	next        uint64        // modseq once a command that tells everything is answered
+	since       time.Duration // age of the hub when it was selected
+	owes        bool          // flag changes could not be told yet,
+	owed        uint64        // … up to here,
+	nextPay     time.Duration // … and are asked for again at that age of the hub
+	patience    time.Duration // between attempts to tell them
 }
 
 // isASCII says whether any connection takes the name, and not only one on which
@@ -50,20 +51,31 @@ func (m *mailbox) isASCII() bool {
 }
 
 // line is a response line as it was told, without "* " and with its CRLF.
-type line string
+// The mailboxes of a backend mostly have the same ones, which are held once.
+type line struct{ held unique.Handle[string] }
+
+func newLine(text string) line { return line{unique.Make(text)} }
+
+// String is the line, "" while there is none.
+func (l line) String() string {
+	if l == (line{}) {
+		return ""
+	}
+	return l.held.Value()
+}
 
 // keep remembers b, and allocates only when it is new.
 func (l *line) keep(b []byte) {
-	if string(*l) != string(b) {
-		*l = line(b)
+	if l.String() != string(b) {
+		*l = newLine(string(b))
 	}
 }
 
 // and is "FLAGS (…)" with the flags of both.
 func (l line) and(other line) line {
-	mine := strings.Fields(strings.Trim(string(l[min(len("FLAGS"), len(l)):]), " ()\r\n"))
+	mine := l.words()
 	added := false
-	for _, flag := range strings.Fields(strings.Trim(string(other[min(len("FLAGS"), len(other)):]), " ()\r\n")) {
+	for _, flag := range other.words() {
 		if !slices.Contains(mine, flag) {
 			mine, added = append(mine, flag), true
 		}
@@ -71,7 +83,12 @@ func (l line) and(other line) line {
 	if !added {
 		return l
 	}
-	return line("FLAGS (" + strings.Join(mine, " ") + ")\r\n")
+	return newLine("FLAGS (" + strings.Join(mine, " ") + ")\r\n")
+}
+
+// words are the flags of "FLAGS (…)".
+func (l line) words() []string {
+	return strings.Fields(strings.Trim(strings.TrimPrefix(l.String(), "FLAGS"), " ()\r\n"))
 }
 
 // told is what SELECT or EXAMINE says (RFC 9051 §6.3.2).
@@ -128,7 +145,7 @@ func (t *told) code(response []byte) {
 	case "HIGHESTMODSEQ":
 		t.modseq, _ = strconv.ParseUint(res.Arg, 10, 63) // 0: not known
 	case "MAILBOXID":
-		t.id = res.Arg
+		t.id = strings.Clone(res.Arg) // or it would keep the whole response
 	case "UIDNOTSTICKY":
 		t.notSticky = true
 	}
@@ -136,9 +153,10 @@ func (t *told) code(response []byte) {
 
 // done takes in the tagged OK.
 func (t *told) done(res imap.Response) {
-	switch res.Code {
-	case "READ-ONLY", "READ-WRITE":
-		t.access = res.Code
+	for _, access := range [...]string{"READ-ONLY", "READ-WRITE"} {
+		if res.Code == access {
+			t.access = access // res.Code would keep the whole response
+		}
 	}
 }
 
@@ -157,7 +175,7 @@ func (t *told) sameUIDs(m *mailbox) bool {
 func newMailbox(verb, name string, t *told) *mailbox {
 	m := &mailbox{
 		name: name, verb: verb, validity: t.validity, uidNext: t.uidNext, id: t.id, access: t.access,
-		flags: t.flags, permanent: t.permanent, recent: t.recent, modseq: t.modseq, since: time.Now(),
+		flags: t.flags, permanent: t.permanent, recent: t.recent, modseq: t.modseq,
 	}
 	m.view.Reset(t.exists)
 	m.view.Floor(t.uidNext)

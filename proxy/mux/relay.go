@@ -82,7 +82,7 @@ func (s *session) relay() error {
 
 // learnsFirst says whether an answer is to wait for the UIDs of what has come.
 func (s *session) learnsFirst(line []byte) bool {
-	return line[0] != '*' && s.sent.empty() && s.idling == nil && s.mode == Resume && s.box != nil && s.attached &&
+	return line[0] != '*' && s.sent.empty() && s.idling == nil && s.resumes && s.box != nil && s.attached &&
 		s.box.grown && s.box.view.Unknown() > 0 && s.pinning == "" && s.enabled.Has(lease.Qresync)
 }
 

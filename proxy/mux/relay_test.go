@@ -39,9 +39,11 @@ func newRelayed(t testing.TB) *relayed {
 	must(t, err)
 	y := stage{t: t}
 	near, far := y.connect()
-	shared := wire.Shared{Buffers: quiet.NewBuffers(), Clock: new(wire.Clock)}
+	shared := &wire.Shared{Buffers: quiet.NewBuffers(), Clock: new(wire.Clock)}
 	r := &relayed{backend: peer.conn, taken: make(chan struct{})}
-	r.session = &session{client: wire.New(near, nil, imap.Commands, shared), up: lease.New(login, shared), box: &mailbox{}}
+	r.session = &session{work: new(work), up: new(lease.Conn), box: &mailbox{}}
+	r.session.client.Open(near, nil, imap.Commands, shared)
+	r.up.Open(login, shared)
 	r.box.view.Reset(9)
 	go r.take(far)
 	t.Cleanup(func() {

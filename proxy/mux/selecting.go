@@ -156,6 +156,7 @@ func (s *session) concluded(r *request, t *told, res imap.Response) {
 	case "OK":
 		t.done(res)
 		s.box = newMailbox(r.spec.Name, r.facts.Mailbox, t)
+		s.box.since = s.hub.age()
 		s.attached = true
 		if t.notSticky {
 			s.pinning = audit.PinUIDNotSticky

@@ -32,42 +32,36 @@ type session struct {
 	hub     *Hub
 	backend *backend
 	account *pool.Account
-	mode    Mode
+	resumes bool // its mode is Resume
 	who     *audit.Client
 	offered imap.Caps // as the client is told
 	ended   func(Result)
-	client  *wire.Wire
+	client  wire.Wire
+
+	// Owned by run. nil while there is no goroutine and nothing is outstanding.
+	*work
 
 	// Owned by run: the lease.
-	up         *lease.Conn // nil while there is none
-	since      time.Time   // when it was got, or lost
-	attached   bool        // it has box selected, and says of it what the client sees
-	sent       outstanding // on it
-	plus       bool        // a continuation request is due
-	cutShort   bool        // it has the beginning of a command, not yet its end
-	doubtful   bool        // it was sent what we did not understand
-	before     bool        // it had a mailbox selected before the SELECT under way
-	answering  verdict     // what becomes of the response that is being read
-	lostBefore bool        // the last one was lost, not given up
-	tries      int         // losses since something was last answered
+	up         *lease.Conn   // nil while there is none
+	since      time.Duration // age of the hub when it was got, or lost
+	attached   bool          // it has box selected, and says of it what the client sees
+	plus       bool          // a continuation request is due
+	cutShort   bool          // it has the beginning of a command, not yet its end
+	doubtful   bool          // it was sent what we did not understand
+	before     bool          // it had a mailbox selected before the SELECT under way
+	answering  verdict       // what becomes of the response that is being read
+	lostBefore bool          // the last one was lost, not given up
 
 	// Owned by run: the client.
+	partial bool // it has the beginning of a response, not yet its end
+	rested  bool // it has been quiet
+	bad     int  // commands in a row that were none
+	tries   int  // losses since something was last answered
 	enabled lease.Enabled
 	box     *mailbox // nil: none is selected
 	idling  *idling  // nil: it is not in IDLE
-	partial bool     // it has the beginning of a response, not yet its end
-	bad     int      // commands in a row that were none
 	pinning audit.Why
-
-	// Owned by run: the command in hand, and answers.
-	request   *request        // nil while the session rests
-	inHand    command.Expunge // its class, until it is sent
-	mapped    string          // the UIDs that its numbers became
-	collected []byte          // a command with literals
-	overheard []byte          // what goes behind an answer that waits; nil: on at once
-	out       []byte          // answers of our own
-	rested    bool            // the session has been quiet
-	state     string          // … and is counted as this
+	state   string // as which the session is counted
 
 	upstream atomic.Pointer[wire.Wire]    // up's, for the clock
 	order    atomic.Pointer[audit.Reason] // why the session is to end
@@ -83,6 +77,18 @@ type session struct {
 	reportedUp, reportedDown int64 // Guarded by mu.
 }
 
+// work is the command in hand, what is outstanding, and answers: what a session
+// needs only while it does something.
+type work struct {
+	sent      outstanding // on the lease
+	request   request
+	inHand    command.Expunge // its class, until it is sent
+	mapped    string          // the UIDs that its numbers became
+	collected []byte          // a command with literals
+	overheard []byte          // what goes behind an answer that waits; nil: on at once
+	out       []byte          // answers of our own
+}
+
 // What is readable.
 const (
 	clientReadable uint32 = 1 << iota
@@ -93,11 +99,10 @@ const (
 // once. The connection and the account are the session's now.
 func (h *Hub) Start(c Client, backend string, account *pool.Account, ended func(Result)) {
 	s := &session{
-		hub: h, backend: h.backends[backend], account: account, mode: c.Mode, who: c.Who,
+		hub: h, backend: h.backends[backend], account: account, resumes: c.Mode == Resume, who: c.Who,
 		offered: c.Caps, ended: ended,
-		client: wire.New(c.Conn, c.First, imap.Commands, h.shared),
 	}
-	s.client.Sleeper.Wake = s.wakeClient
+	s.client.Open(c.Conn, c.First, imap.Commands, &h.shared)
 	s.move(metrics.Unselected)
 	h.mu.Lock()
 	h.sessions[s] = struct{}{}
@@ -105,8 +110,23 @@ func (h *Hub) Start(c Client, backend string, account *pool.Account, ended func(
 	s.wake()
 }
 
-func (s *session) wakeClient() { s.readable.Or(clientReadable); s.wake() }
-func (s *session) wakeUp()     { s.readable.Or(upReadable); s.wake() }
+// A session, as each of its sockets wakes it.
+type (
+	byClient session
+	byUp     session
+)
+
+// Wake implements quiet.Waker.
+func (s *byClient) Wake() { (*session)(s).stirred(clientReadable) }
+
+// Wake implements quiet.Waker.
+func (s *byUp) Wake() { (*session)(s).stirred(upReadable) }
+
+// stirred wakes the session for what is readable.
+func (s *session) stirred(bit uint32) {
+	s.readable.Or(bit)
+	s.wake()
+}
 
 // wake gives the session a goroutine, or tells the one there is.
 func (s *session) wake() {
@@ -131,6 +151,9 @@ func (s *session) wake() {
 func (s *session) run() {
 	defer s.hub.wg.Done()
 	defer s.recoverFault()
+	if s.work == nil {
+		s.work = new(work)
+	}
 	err := s.readWhatWoke()
 	if err == nil {
 		err = s.serve()
@@ -210,10 +233,10 @@ func (s *session) rest() error {
 	set := s.hub.asleep
 	var armed error
 	if listens {
-		armed = set.Wait(&s.client.Sleeper, s.client.Conn())
+		armed = set.Wait(&s.client.Sleeper, s.client.Conn(), (*byClient)(s))
 	}
 	if armed == nil && s.up != nil {
-		armed = set.Wait(&s.up.Sleeper, s.up.Conn())
+		armed = set.Wait(&s.up.Sleeper, s.up.Conn(), (*byUp)(s))
 	}
 	if armed != nil { // closed, or the kernel has no room: wait here
 		if err := s.client.Wait(); !errors.Is(err, wire.ErrQuiet) {
@@ -229,6 +252,9 @@ func (s *session) rest() error {
 	again := s.woken
 	s.woken = false
 	s.running = again
+	if !again && s.sent.empty() {
+		s.work = nil
+	}
 	s.mu.Unlock()
 	if !again {
 		return errAsleep
@@ -267,7 +293,6 @@ func (s *session) relax() {
 		s.hub.rested.Add(2)
 	}
 	s.sent.relax()
-	s.request = nil
 	if s.box != nil {
 		s.box.view.Compact()
 	}
@@ -275,9 +300,8 @@ func (s *session) relax() {
 
 // take makes up the session's lease.
 func (s *session) take(up *lease.Conn) {
-	s.up, s.since = up, time.Now()
-	up.Wakes(s.wakeUp)
-	s.upstream.Store(up.Wire)
+	s.up, s.since = up, s.hub.age()
+	s.upstream.Store(&up.Wire)
 	if s.severed.Load() { // while it was on its way
 		up.Cut()
 	}
@@ -287,7 +311,7 @@ func (s *session) take(up *lease.Conn) {
 func (s *session) give() *lease.Conn {
 	up := s.up
 	s.up, s.attached, s.doubtful = nil, false, false
-	s.since = time.Now()
+	s.since = s.hub.age()
 	s.upstream.Store(nil)
 	s.hub.asleep.Forget(&up.Sleeper)
 	s.show()

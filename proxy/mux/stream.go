@@ -15,7 +15,7 @@ import (
 // gone it is refused if it depends on what is selected. Otherwise it runs on a
 // connection without the mailbox, and the client hears of the rest later.
 func (s *session) stream(seg imap.Segment) error {
-	r := s.request
+	r := &s.request
 	r.tag = bytes.Clone(r.tag)
 	r.facts, _ = command.Read(seg.Bytes) // what is wrong with it, the backend says
 	s.inHand = r.facts.Expunge
@@ -91,7 +91,7 @@ func (s *session) refuse(refusal string, seg imap.Segment) error {
 //
 // It says whether more of the client's was taken than the first line.
 func (s *session) upload(seg imap.Segment) (begun bool, err error) {
-	r := s.request
+	r := &s.request
 	s.avoid(r.tag)
 	s.sent.add(entry{spec: r.spec, tag: len(r.tag)}, append(r.tag, ' '))
 	s.cutShort = true
@@ -169,7 +169,7 @@ func (s *session) uploadLost(seg imap.Segment, err error) error {
 // gives its connection, so the session stays on it for good. seg is its first
 // line.
 func (s *session) unknown(seg imap.Segment) error {
-	r := s.request
+	r := &s.request
 	r.tag = bytes.Clone(r.tag)
 	r.facts = command.Facts{Expunge: command.ExpNone, Numbers: true}
 	s.inHand = command.ExpNone

@@ -168,9 +168,10 @@ func TestAClientThatDoesNotReadIsCutOff(t *testing.T) {
 	s.play("OPEN 1 2 7", "C a1 FETCH 1 BODY[]", "U1 a1 FETCH 1 BODY[]")
 	peer, err := s.stub.peer(1)
 	must(t, err)
-	const size = 64 << 20 // more than the kernels hold
+	const size = 64 << 20             // more than the kernels hold
+	mail := strings.Repeat("x", size) // made before the announcement, or the backend might stall first
 	peer.say(fmt.Sprintf("* 1 FETCH (BODY[] {%d}\r\n", size))
-	peer.say(strings.Repeat("x", size))
+	peer.say(mail)
 	if r := s.leave(s.actor); r.Reason != audit.ClientStalled {
 		t.Errorf("ended for %q (%v)", r.Reason, r.Err)
 	}

@@ -45,9 +45,9 @@ const (
 	asked                  // one whose reads fail
 )
 
-// wake gives the pump its goroutine for something that has come. Start and the
+// Wake gives the pump its goroutine for something that has come. Start and the
 // idle set call it, each time when there is none.
-func (p *pump) wake() {
+func (p *pump) Wake() {
 	p.progress()
 	p.start(relaying)
 }
@@ -111,7 +111,7 @@ func (p *pump) run() {
 func (p *pump) park() {
 	s, first := p.relay.set, !p.parked
 	p.parked = true
-	err := s.idle.Wait(&p.waiter, p.src)
+	err := s.idle.Wait(&p.waiter, p.src, p)
 	switch {
 	case err == nil && first:
 		s.parkings.Add(1)

@@ -152,14 +152,13 @@ func (s *Set) Start(client, upstream Side, ended func(Result)) *Relay {
 	r := &Relay{set: s, ended: ended, open: 2}
 	r.up = pump{relay: r, src: client.Conn, dst: upstream.Conn, first: kept(upstream.First), pace: client.Pace}
 	r.down = pump{relay: r, src: upstream.Conn, dst: client.Conn, first: kept(client.First), pace: upstream.Pace}
-	r.up.waiter.Wake, r.down.waiter.Wake = r.up.wake, r.down.wake
 	r.up.progress() // or the clock could find a session that has been silent since the Set began
 	r.down.progress()
 	s.mu.Lock()
 	s.relays[r] = struct{}{}
 	s.mu.Unlock()
-	r.up.wake()
-	r.down.wake()
+	r.up.Wake()
+	r.down.Wake()
 	return r
 }
 

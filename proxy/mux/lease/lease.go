@@ -12,7 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"sync/atomic"
+	"strings"
 	"time"
 
 	"imapgate/internal/identity"
@@ -32,9 +32,9 @@ var (
 // maxAnswer bounds the bytes of all responses to one command of ours.
 const maxAnswer = 16 << 20
 
-// Conn is an upstream connection on which a user is logged in.
+// Conn is an upstream connection on which a user is logged in, once it is open.
 type Conn struct {
-	*wire.Wire
+	wire.Wire
 
 	// Set once.
 	user identity.User
@@ -48,27 +48,13 @@ type Conn struct {
 	prefix   string  // of our tags: nobody can guess it
 	serial   uint64
 	answer   []byte // scratch: a response that did not fit the buffer
-
-	wakes atomic.Pointer[func()] // whom, when the sleeping connection has something to say
 }
 
-// Wakes says what is to be done when the connection, asleep, has something to say.
-// A wake that is under way may still be the last one's.
-func (c *Conn) Wakes(f func()) { c.wakes.Store(&f) }
-
-func (c *Conn) wake() {
-	if f := c.wakes.Load(); f != nil {
-		(*f)()
-	}
-}
-
-// New makes a Conn of a login.
-func New(up *upstream.Conn, shared wire.Shared) *Conn {
-	c := &Conn{user: up.User(), caps: up.Caps(), prefix: newPrefix(), born: time.Now()}
+// Open makes c, which is part of what lends it, the connection of a login.
+func (c *Conn) Open(up *upstream.Conn, shared *wire.Shared) {
+	c.user, c.caps, c.prefix, c.born = up.User(), up.Caps(), newPrefix(), time.Now()
 	nc, rest := up.Detach()
-	c.Wire = wire.New(nc, rest, imap.Responses, shared)
-	c.Sleeper.Wake = c.wake
-	return c
+	c.Wire.Open(nc, rest, imap.Responses, shared)
 }
 
 // User is whose connection this is.
@@ -87,7 +73,7 @@ func (c *Conn) Prefix() string { return c.prefix }
 // Rename takes another prefix, because a client happens to use this one.
 func (c *Conn) Rename() { c.prefix = newPrefix() }
 
-func newPrefix() string { return rand.Text()[:13] }
+func newPrefix() string { return strings.Clone(rand.Text()[:13]) }
 
 // Run sends a command of ours, without its tag and CRLF, and reads up to its
 // tagged answer, which it returns whether OK or not. Nothing may be outstanding.

@@ -58,7 +58,8 @@ func backend(t *testing.T, script func(command string) string) *Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := New(up, wire.Shared{Buffers: quiet.NewBuffers(), Clock: new(wire.Clock)})
+	c := new(Conn)
+	c.Open(up, &wire.Shared{Buffers: quiet.NewBuffers(), Clock: new(wire.Clock)})
 	t.Cleanup(func() { _ = c.Close(); _ = l.Close(); <-done })
 	if c.User() != user || !c.Caps().Has("UNSELECT") || c.Age() > time.Minute {
 		t.Errorf("%v %v %v", c.User(), c.Caps(), c.Age())

@@ -16,16 +16,20 @@ import (
 // session's goroutine.
 type Account struct {
 	// Set once.
-	pool       *Pool
-	who        upstream.Request
-	proof      Proof
-	owner      *owner
-	caps       imap.Caps
-	code, text string
+	pool     *Pool
+	owner    *owner
+	password identity.Secret
+	client   upstream.Client
+	proof    Proof
+	caps     imap.Caps
 
 	// Owned by the session.
-	first *held // made by the login, or to try ENABLE, and not leased yet
+	first *held    // made by the login, or to try ENABLE, and not leased yet
+	ok    *loginOK // nil: nobody was asked, or the client has heard it
 }
+
+// loginOK is the end of the OK of a login: a response code and the text.
+type loginOK struct{ code, text string }
 
 // User is whose account this is.
 func (a *Account) User() identity.User { return a.owner.user.name }
@@ -34,8 +38,18 @@ func (a *Account) User() identity.User { return a.owner.user.name }
 func (a *Account) Caps() imap.Caps { return a.caps }
 
 // OK is the end of the backend's OK, as upstream.Conn's; "" where it was not
-// asked.
-func (a *Account) OK() (code, text string) { return a.code, a.text }
+// asked, and after the first Lease.
+func (a *Account) OK() (code, text string) {
+	if a.ok == nil {
+		return "", ""
+	}
+	return a.ok.code, a.ok.text
+}
+
+// who is the login with which connections are made.
+func (a *Account) who() upstream.Request {
+	return upstream.Request{User: a.User(), Login: a.owner.login, Password: a.password, Client: a.client}
+}
 
 // Lease gives the session a connection on which exactly enabled is enabled and
 // no mailbox is selected: one that waited, or a new one. At the limits it waits
@@ -47,15 +61,16 @@ func (a *Account) Lease(ctx context.Context, enabled lease.Enabled) (*lease.Conn
 	if err != nil {
 		return nil, err
 	}
-	return h.Conn, nil
+	return &h.Conn, nil
 }
 
 func (a *Account) lease(ctx context.Context, set lease.Enabled) (*held, error) {
 	p := a.pool
+	a.ok = nil
 	h := a.takeFirst(ctx, set)
 	if h == nil {
 		var err error
-		if h, err = p.obtain(ctx, want{a.owner, forClient, set}, a.who); err != nil {
+		if h, err = p.obtain(ctx, want{a.owner, forClient, set}, a.who()); err != nil {
 			return nil, err
 		}
 	}
@@ -105,11 +120,11 @@ func (a *Account) Aux(ctx context.Context) (*lease.Conn, error) {
 	if !ok {
 		return nil, ErrBusy
 	}
-	h, err := p.realise(ctx, w, g, a.who)
+	h, err := p.realise(ctx, w, g, a.who())
 	if err != nil {
 		return nil, err
 	}
-	return h.Conn, nil
+	return &h.Conn, nil
 }
 
 // Return gives back a connection on which the session has no command

@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -158,4 +160,39 @@ func TestConnectionsEndWithTheirDovecot(t *testing.T) {
 	d.Restart()
 	a := y.login("alice", "pw", Vouched)
 	run(t, leased(t, a), "SELECT INBOX")
+}
+
+func TestAPasswordChangedAtDovecotIsRefusedOnceTheNewOneWasUsed(t *testing.T) {
+	d := testbed.StartDovecot(t, testbed.DovecotConfig{Users: map[string]string{"alice": "old", "bob": "bob's"}})
+	y := Config{ReuseTTL: time.Minute, CredCache: true}.pool(t, at(d, upstream.ImplicitTLS, upstream.Passthrough))
+	for range 2 { // the second is believed
+		y.login("alice", "old", Asked).Close()
+		y.login("bob", "bob's", Asked).Close()
+	}
+	people := filepath.Join(d.Dir, "users")
+	if err := os.WriteFile(people+".new", []byte("alice:another\nbob:bob's\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(people+".new", people); err != nil {
+		t.Fatal(err)
+	}
+	settled(t, "the new password to be taken", func() bool {
+		a, err := y.Login(context.Background(), request(t, "alice", "another"), Asked)
+		if err == nil {
+			a.Close()
+		}
+		return err == nil
+	})
+	settled(t, "Dovecot to see its connection end", func() bool { return strings.Count(d.Log(), "imap(alice)") == 1 })
+	if _, err := y.Login(context.Background(), request(t, "alice", "old"), Asked); !errors.Is(err, upstream.ErrDenied) {
+		t.Errorf("the old password: %v", err)
+	}
+	y.login("bob", "bob's", Asked).Close()
+	y.login("alice", "another", Asked).Close()
+	if n := logins(d); n != 3 || y.number() != 2 || y.closedFor(metrics.DiscardCredentials) != 1 {
+		t.Errorf("%d logins, %d wait, closed for %v", n, y.number(), y.discarded)
+	}
+	if log := d.Log(); strings.Contains(log, "imap(bob)") {
+		t.Errorf("bob's connection has ended:\n%s", log)
+	}
 }

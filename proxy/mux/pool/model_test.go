@@ -166,7 +166,7 @@ func (m *model) stray() {
 	}
 	said := strays[m.r.IntN(len(strays))]
 	m.note("%s: %s", h.User(), said)
-	p, before := m.s.of(h.Conn), m.heard(h)
+	p, before := m.s.of(&h.Conn), m.heard(h)
 	p.say(said)
 	if said == "* BYE away" {
 		_ = p.nc.Close()

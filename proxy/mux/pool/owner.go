@@ -30,8 +30,9 @@ type user struct {
 	name identity.User // Set once.
 
 	// Guarded by the Pool's mu.
-	owners []*owner   // one for each credential in use
-	count  [kinds]int // connections, and logins that have a place
+	owners []*owner                   // one for each credential in use
+	count  [kinds]int                 // connections, and logins that have a place
+	former map[[sha256.Size]byte]bool // credentials that another was taken after; at most maxFormer
 }
 
 // owner is one credential of one user: whom connections may be handed to.
@@ -47,21 +48,21 @@ type owner struct {
 	vouched  bool           // the gateway vouches for logins with it
 	waiting  [kinds][]*held // who came last at the end; at most IdlePerAccount each
 	verified time.Time      // when the backend was last asked, and said yes
-	term     int            // grows when the backend says no: what is older waits no more
+	term     int            // grows with each doubt: what is older waits no more
 }
 
 // held is a connection of the Pool's.
 type held struct {
 	// Set once.
-	*lease.Conn
+	lease.Conn
 	owner *owner
 	kind  kind
 	term  int // of the owner when it was logged in
 
 	// Owned by whoever has it; guarded by the Pool's mu while it waits.
-	code, text string    // end of the OK of a login that nobody has heard yet
-	heard      time.Time // when it last answered
-	since      time.Time // when it began to wait
+	ok    *loginOK  // of a login, until the connection waits for another
+	heard time.Time // when it last answered
+	since time.Time // when it began to wait
 
 	waiting *list.Element // Guarded by the Pool's mu. In Pool.idle; nil: somebody has it.
 }
@@ -175,27 +176,6 @@ func (p *Pool) term(o *owner) int {
 	return o.term
 }
 
-// trust remembers that the backend was asked at a time and said yes. A no that
-// came meanwhile is the later word.
-func (p *Pool) trust(h *held, began time.Time) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if o := h.owner; o.term == h.term && o.verified.Before(began) {
-		o.verified = began
-	}
-}
-
-// distrust forgets that the backend ever took a credential: nothing that it was
-// used for waits any longer, or will.
-func (p *Pool) distrust(o *owner) {
-	p.mu.Lock()
-	o.term++
-	o.verified = time.Time{}
-	waiting := p.takeOf(o)
-	p.mu.Unlock()
-	p.discardAll(waiting, metrics.DiscardCredentials)
-}
-
 // takeOf takes all that waits for an owner. mu is held.
 func (p *Pool) takeOf(o *owner) (taken []*held) {
 	for k := range o.waiting {
@@ -230,7 +210,7 @@ func (p *Pool) take(h *held) {
 // put makes a clean connection wait for its owner. It may be another one that
 // must go.
 func (p *Pool) put(h *held) {
-	h.code, h.text = "", ""
+	h.ok = nil
 	h.Relax()
 	p.mu.Lock()
 	out, reason := h, ""

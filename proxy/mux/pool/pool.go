@@ -104,7 +104,7 @@ type Pool struct {
 	backend *upstream.Backend
 	cfg     Config
 	most    [kinds]int // connections of one user; -1: any number
-	shared  wire.Shared
+	shared  *wire.Shared
 	hooks   Hooks
 	log     *zap.Logger
 	secret  [32]byte // key of the MACs by which credentials are remembered
@@ -124,7 +124,7 @@ type Pool struct {
 }
 
 // New makes a Pool of b, and starts its janitor. Close ends both.
-func New(b *upstream.Backend, cfg Config, shared wire.Shared, hooks Hooks, log *zap.Logger) *Pool {
+func New(b *upstream.Backend, cfg Config, shared *wire.Shared, hooks Hooks, log *zap.Logger) *Pool {
 	p := &Pool{
 		backend: b, cfg: cfg.withDefaults(), shared: shared, hooks: hooks.withDefaults(),
 		log: log.With(zap.String("backend", b.Name())), most: [kinds]int{-1, -1},
@@ -169,12 +169,13 @@ const (
 // with Asked the backend is asked, or believed to say what it has said to the
 // same question less than CredTTL ago.
 //
-// Errors are upstream's. ErrDenied ends what was believed of the credential.
+// Errors are upstream's. ErrDenied ends what was believed of the credential, and
+// a proof what was believed of the same login's other passwords.
 func (p *Pool) Login(ctx context.Context, who upstream.Request, proof Proof) (*Account, error) {
 	if proof == Asked && p.backend.Master() {
 		return nil, errNobody
 	}
-	a := &Account{pool: p, who: who, proof: proof, owner: p.enrol(who)}
+	a := &Account{pool: p, owner: p.enrol(who), password: who.Password, client: who.Client, proof: proof}
 	if caps, ok := p.believed(a.owner, proof); ok {
 		a.caps = caps
 		return a, nil
@@ -189,8 +190,8 @@ func (p *Pool) Login(ctx context.Context, who upstream.Request, proof Proof) (*A
 		p.forgo(a.owner)
 		return nil, err
 	}
-	if a.first != nil {
-		a.caps, a.code, a.text = a.first.Caps(), a.first.code, a.first.text
+	if h := a.first; h != nil {
+		a.caps, a.ok, h.ok = h.Caps(), h.ok, nil
 	}
 	return a, nil
 }
@@ -200,15 +201,15 @@ func (p *Pool) Login(ctx context.Context, who upstream.Request, proof Proof) (*A
 // place the connection is closed again; Lease waits for one.
 func (a *Account) ask(ctx context.Context) error {
 	p := a.pool
-	h, err := p.logIn(ctx, want{owner: a.owner, kind: forClient}, a.who)
+	h, err := p.logIn(ctx, want{owner: a.owner, kind: forClient}, a.who())
 	if err != nil {
 		return err
 	}
-	a.caps, a.code, a.text = h.Caps(), h.code, h.text
+	a.caps, a.ok = h.Caps(), h.ok
 	p.mu.Lock()
 	evicted, ok := p.place(a.owner, forClient)
 	if ok {
-		p.conns[h.Conn] = h
+		p.conns[&h.Conn] = h
 	}
 	p.mu.Unlock()
 	p.close(evicted, metrics.DiscardLimit)
@@ -232,8 +233,9 @@ func (p *Pool) logIn(ctx context.Context, w want, who upstream.Request) (*held, 
 		return nil, err
 	}
 	h := &held{owner: w.owner, kind: w.kind, term: term, heard: time.Now()}
-	h.code, h.text = up.OK()
-	h.Conn = lease.New(up, p.shared)
+	code, text := up.OK()
+	h.ok = &loginOK{code, text}
+	h.Open(up, p.shared)
 	if h.User() != w.owner.user.name {
 		p.close(h, metrics.DiscardError)
 		return nil, errUser

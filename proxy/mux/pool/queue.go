@@ -56,7 +56,7 @@ func (p *Pool) realise(ctx context.Context, w want, g grant, who upstream.Reques
 			return h, nil
 		}
 		p.mu.Lock()
-		delete(p.conns, h.Conn)
+		delete(p.conns, &h.Conn)
 		p.mu.Unlock()
 		p.close(h, reason)
 	}
@@ -68,7 +68,7 @@ func (p *Pool) realise(ctx context.Context, w want, g grant, who upstream.Reques
 		p.serve()
 		return nil, err
 	}
-	p.conns[h.Conn] = h
+	p.conns[&h.Conn] = h
 	return h, nil
 }
 
@@ -194,7 +194,7 @@ func (u *user) oldest(k kind) (oldest *held) {
 
 // drop is the end of a connection for the books. mu is held.
 func (p *Pool) drop(h *held) {
-	delete(p.conns, h.Conn)
+	delete(p.conns, &h.Conn)
 	p.vacate(h.owner, h.kind)
 }
 

@@ -216,7 +216,7 @@ func (c Config) pool(t testing.TB, b *upstream.Backend) *tally {
 		Discarded: func(reason string) { y.mu.Lock(); y.discarded[reason]++; y.mu.Unlock() },
 		Waiting:   func(n int) { y.mu.Lock(); y.waiting += n; y.mu.Unlock() },
 	}
-	y.Pool = New(b, c, wire.Shared{Buffers: quiet.NewBuffers(), Clock: new(wire.Clock)}, hooks, zap.NewNop())
+	y.Pool = New(b, c, &wire.Shared{Buffers: quiet.NewBuffers(), Clock: new(wire.Clock)}, hooks, zap.NewNop())
 	t.Cleanup(func() {
 		y.Close()
 		if y.number() != 0 {

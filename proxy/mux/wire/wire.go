@@ -38,18 +38,13 @@ func (c *Clock) Tick() uint32 { return c.now.Add(1) }
 // Now is the time in ticks.
 func (c *Clock) Now() uint32 { return c.now.Load() }
 
-// Wire is one connection of a session.
+// Wire is one connection of a session, once it is open.
 type Wire struct {
-	*imap.Reader
+	imap.Reader
 
 	// Set once.
-	conn  net.Conn
-	bufs  *quiet.Buffers
-	clock *Clock
-
-	// Owned by the session's goroutine.
-	bulk   bool // mail flows: as much at a time as there is
-	memory bool // reads take what TLS holds, and ask nobody
+	conn   net.Conn
+	shared *Shared
 
 	// Owned by whoever parks the session.
 	Sleeper quiet.Waiter
@@ -69,16 +64,17 @@ const (
 	waiting        // in a read that can be asked to end
 	asked          // … and has been
 	reading        // in a read of something that has begun
+	taking         // in a read of what TLS holds, which asks nobody
 	writing
 )
 
-// New makes a Wire of conn. first is what was already read from it.
-func New(conn net.Conn, first []byte, side imap.Side, shared Shared) *Wire {
-	w := &Wire{conn: conn, bufs: shared.Buffers, clock: shared.Clock}
-	w.Reader = imap.NewReader(w, side, maxLine)
+// Open makes w, which is part of what uses it, the end of conn. first is what was
+// already read from it.
+func (w *Wire) Open(conn net.Conn, first []byte, side imap.Side, shared *Shared) {
+	w.conn, w.shared = conn, shared
+	w.Reader = *imap.NewReader(w, side, maxLine)
 	w.Preload(first)
-	w.last.Store(w.clock.Now())
-	return w
+	w.last.Store(w.shared.Clock.Now())
 }
 
 // Shared is what all Wires of a gateway share.
@@ -103,7 +99,7 @@ func (w *Wire) Wait() error {
 	}
 	w.begin(waiting)
 	err := w.fill()
-	w.since.Store(w.clock.Now())
+	w.since.Store(w.shared.Clock.Now())
 	if w.doing.CompareAndSwap(waiting, nothing) {
 		return w.explain(err)
 	}
@@ -131,9 +127,9 @@ func (w *Wire) Held() (bool, error) {
 	if _, plain := w.conn.(*net.TCPConn); plain || w.Buffered() == quiet.LargeBuffer {
 		return false, nil
 	}
-	w.memory = true
+	w.begin(taking)
 	err := w.fill()
-	w.memory = false
+	w.end()
 	if errors.Is(err, quiet.ErrNothing) {
 		return false, nil
 	}
@@ -154,13 +150,13 @@ func (w *Wire) Pending() bool {
 // Write sends p whole.
 func (w *Wire) Write(p []byte) (int, error) {
 	w.begin(writing)
-	err := w.bufs.Write(w.conn, p)
+	err := w.shared.Buffers.Write(w.conn, p)
 	w.end()
 	if err != nil {
 		return 0, w.explain(err)
 	}
 	w.out.Add(int64(len(p)))
-	w.last.Store(w.clock.Now())
+	w.last.Store(w.shared.Clock.Now())
 	return len(p), nil
 }
 
@@ -173,7 +169,6 @@ func (w *Wire) Relax() {
 		return
 	}
 	w.release(w.Swap(nil))
-	w.bulk = false
 	quiet.Trim(w.conn)
 }
 
@@ -199,7 +194,7 @@ func (w *Wire) Detach() (net.Conn, []byte) {
 // Look is the clock's. A wait of more than patience ticks is asked to end; a
 // peer that has let us wait for limit ticks in the middle of something is cut off.
 func (w *Wire) Look(patience, limit uint32) {
-	took := w.clock.Now() - w.since.Load()
+	took := w.shared.Clock.Now() - w.since.Load()
 	switch w.doing.Load() {
 	case waiting:
 		if took > patience {
@@ -224,13 +219,14 @@ func (w *Wire) Interrupt() {
 
 // Read is the Reader's source.
 func (w *Wire) Read(p []byte) (int, error) {
-	if w.memory {
+	if w.doing.Load() == taking {
 		n, err := quiet.ReadNow(w.conn, p)
 		w.count(n)
 		return n, err
 	}
 	n, err := w.conn.Read(p)
-	for w.bulk && err == nil && len(p)-n >= quiet.MaxRecord {
+	bulk := w.Size() == quiet.LargeBuffer // mail flows: as much at a time as there is
+	for bulk && err == nil && len(p)-n >= quiet.MaxRecord {
 		m, more := quiet.ReadNow(w.conn, p[n:])
 		n += m
 		if more != nil { // whatever it is, the next read finds it again
@@ -244,7 +240,7 @@ func (w *Wire) Read(p []byte) (int, error) {
 func (w *Wire) count(read int) {
 	if read > 0 {
 		w.in.Add(int64(read))
-		w.last.Store(w.clock.Now())
+		w.last.Store(w.shared.Clock.Now())
 	}
 }
 
@@ -252,13 +248,12 @@ func (w *Wire) count(read int) {
 // answers, a large one for mail.
 func (w *Wire) fill() error {
 	if w.Size() == 0 {
-		w.Swap(w.bufs.Small.Get().(*[quiet.SmallBuffer]byte)[:])
+		w.Swap(w.shared.Buffers.Small.Get().(*[quiet.SmallBuffer]byte)[:])
 	}
 	err := w.Fill()
 	if w.Buffered() == w.Size() && w.Size() < quiet.LargeBuffer {
-		w.release(w.Swap(w.bufs.Large.Get().(*[quiet.LargeBuffer]byte)[:]))
-		w.bulk = true
-		w.bufs.ReadAhead(w.conn)
+		w.release(w.Swap(w.shared.Buffers.Large.Get().(*[quiet.LargeBuffer]byte)[:]))
+		w.shared.Buffers.ReadAhead(w.conn)
 	}
 	return err
 }
@@ -268,21 +263,21 @@ func (w *Wire) release(b []byte) {
 	switch len(b) {
 	case quiet.SmallBuffer:
 		clear(b)
-		w.bufs.Small.Put((*[quiet.SmallBuffer]byte)(b))
+		w.shared.Buffers.Small.Put((*[quiet.SmallBuffer]byte)(b))
 	case quiet.LargeBuffer:
 		clear(b)
-		w.bufs.Large.Put((*[quiet.LargeBuffer]byte)(b))
+		w.shared.Buffers.Large.Put((*[quiet.LargeBuffer]byte)(b))
 	}
 }
 
 func (w *Wire) begin(doing uint32) {
-	w.since.Store(w.clock.Now())
+	w.since.Store(w.shared.Clock.Now())
 	w.doing.Store(doing)
 }
 
 func (w *Wire) end() {
 	w.doing.Store(nothing)
-	w.since.Store(w.clock.Now())
+	w.since.Store(w.shared.Clock.Now())
 }
 
 func (w *Wire) explain(err error) error {

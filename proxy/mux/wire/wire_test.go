@@ -49,7 +49,8 @@ func pair(t *testing.T, secure bool) (*Wire, net.Conn) {
 			t.Fatal(err)
 		}
 	}
-	w := New(near, nil, imap.Responses, Shared{quiet.NewBuffers(), new(Clock)})
+	w := new(Wire)
+	w.Open(near, nil, imap.Responses, &Shared{quiet.NewBuffers(), new(Clock)})
 	t.Cleanup(func() { _ = w.Close(); _ = far.Close() })
 	return w, far
 }
@@ -118,7 +119,7 @@ func TestPendingFindsWhatNobodyHasReadWhereverItIs(t *testing.T) {
 
 func TestPendingFindsRecordsThatTLSHolds(t *testing.T) {
 	w, far := pair(t, true)
-	w.bufs.ReadAhead(w.conn) // as mail makes it do
+	w.shared.Buffers.ReadAhead(w.conn) // as mail makes it do
 	say(t, far, "* OK 1\r\n")
 	say(t, far, "* OK 2\r\n")
 	say(t, far, "* OK 3\r\n")
@@ -143,12 +144,12 @@ func TestAWaitEndsWhenItIsAskedToAndGoesOnLater(t *testing.T) {
 		go func() { ended <- w.Wait() }()
 		until(t, "the wait", func() bool { return w.doing.Load() == waiting })
 		w.Look(1, 1)
-		w.clock.Tick()
+		w.shared.Clock.Tick()
 		w.Look(1, 1)
 		if w.doing.Load() != waiting {
 			t.Fatal("asked too soon")
 		}
-		w.clock.Tick()
+		w.shared.Clock.Tick()
 		w.Look(1, 1)
 		if err := <-ended; err != ErrQuiet {
 			t.Fatal(err)
@@ -175,7 +176,7 @@ func TestAPeerThatStallsInTheMiddleIsCutOff(t *testing.T) {
 		go func() { ended <- w.More() }()
 		until(t, "the read", func() bool { return w.doing.Load() == reading })
 		for range 3 {
-			w.clock.Tick()
+			w.shared.Clock.Tick()
 		}
 		w.Look(1, 2)
 		if err := <-ended; !errors.Is(err, ErrStalled) {
@@ -196,7 +197,7 @@ func TestAPeerThatTakesNothingIsCutOff(t *testing.T) {
 	}()
 	until(t, "the write", func() bool { return w.doing.Load() == writing })
 	for range 3 {
-		w.clock.Tick()
+		w.shared.Clock.Tick()
 	}
 	w.Look(1, 2)
 	if err := <-ended; !errors.Is(err, ErrStalled) {
@@ -230,7 +231,7 @@ func TestMailGoesThroughWholeAndLeavesNoBuffer(t *testing.T) {
 		if in, _ := w.Counts(); in != int64(len(got)) {
 			t.Errorf("%d bytes were counted of %d", in, len(got))
 		}
-		if w.Relax(); w.Size() != 0 || w.bulk {
+		if w.Relax(); w.Size() != 0 {
 			t.Error("the buffer is still there")
 		}
 	})
@@ -253,7 +254,8 @@ func TestWhatWasReadTooFarGoesWithTheConnection(t *testing.T) {
 func TestWhatWasReadBeforeComesFirst(t *testing.T) {
 	near, far := net.Pipe()
 	defer func() { _ = near.Close() }()
-	w := New(near, []byte("* OK 1\r\n* O"), imap.Responses, Shared{quiet.NewBuffers(), new(Clock)})
+	w := new(Wire)
+	w.Open(near, []byte("* OK 1\r\n* O"), imap.Responses, &Shared{quiet.NewBuffers(), new(Clock)})
 	go func() { _, _ = far.Write([]byte("K 2\r\n")) }()
 	if line(t, w) != "* OK 1\r\n" || line(t, w) != "* OK 2\r\n" {
 		t.Error("the lines are torn")

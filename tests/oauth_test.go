@@ -1,0 +1,193 @@
+package tests
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"imapgate/internal/testbed"
+	"imapgate/internal/testbed/openid"
+)
+
+const tokenUser = "alice@example.org"
+
+// bringing is the command with which a client brings a token.
+func bringing(mechanism, user, token string) string {
+	message := "n,a=" + user + ",\x01host=mail.example.org\x01port=993\x01auth=Bearer " + token + "\x01\x01"
+	if mechanism == "XOAUTH2" {
+		message = "user=" + user + "\x01auth=Bearer " + token + "\x01\x01"
+	}
+	return "AUTHENTICATE " + mechanism + " " + base64.StdEncoding.EncodeToString([]byte(message))
+}
+
+// tokenGateway is a gateway before a Dovecot that asks the provider; auth and
+// login are as they stand in the file.
+func tokenGateway(t *testing.T, p *openid.Provider, auth, login string) (*binary, *testbed.Dovecot) {
+	t.Helper()
+	ca := testbed.NewCA(t)
+	d := testbed.StartDovecot(t, testbed.DovecotConfig{CA: ca, Settings: p.Dovecot(t, openid.Mail, "oauthbearer")})
+	b := startBinary(t, ca, fmt.Sprintf(`backends:
+  east: {address: %q, server_name: %s, ca: %s, %s}
+auth: {%s}
+routing: {source: static, static: {default: east}}`, d.TLS, testbed.DovecotName, ca.File, login, auth))
+	return b, d
+}
+
+// verified is the auth block of a gateway that checks tokens itself.
+func verified(p *openid.Provider) string {
+	return fmt.Sprintf("methods: [oauth], oauth: {issuer: %q, audience: [%s], authorized_party: [%[2]s]}", p.Issuer, openid.Mail)
+}
+
+// entersWith logs in with a token.
+func entersWith(t *testing.T, b *binary, command string) *RawClient {
+	t.Helper()
+	c := enter(t, b.endpoint("implicit"), "")
+	got, err := c.Do(command)
+	if err != nil || !strings.Contains(shown(got), " OK [CAPABILITY ") {
+		t.Fatalf("log in with a token: %v, %v", got[:max(0, len(got)-1)], err)
+	}
+	does(t, c, "SELECT INBOX")
+	return c
+}
+
+func does(t *testing.T, c *RawClient, command string) {
+	t.Helper()
+	got, err := c.Do(command)
+	if err != nil || !strings.Contains(got[len(got)-1].Text, " OK") {
+		t.Fatalf("%s: %v, %v", command, got, err)
+	}
+}
+
+// refusedWith is a login whose token is refused: the reasons and the end.
+func refusedWith(t *testing.T, b *binary, command, dismissal string) (why map[string]string, end string) {
+	t.Helper()
+	c := enter(t, b.endpoint("implicit"), "")
+	tag, err := c.Send(command)
+	if err != nil {
+		t.Fatal(err)
+	}
+	challenge, err := c.Read()
+	if err != nil || !strings.HasPrefix(challenge.Text, "+ ") {
+		t.Fatalf("%v, %v", challenge, err)
+	}
+	text, err := base64.StdEncoding.DecodeString(challenge.Text[len("+ "):])
+	if err != nil || json.Unmarshal(text, &why) != nil {
+		t.Fatalf("%s: %q, %v", challenge.Text, text, err)
+	}
+	if _, err := c.Write([]byte(dismissal + "\r\n")); err != nil {
+		t.Fatal(err)
+	}
+	got, err := c.Until(tag)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return why, got[len(got)-1].Text
+}
+
+func TestATokenOpensTheMailboxOfItsUserAndNoOther(t *testing.T) {
+	t.Parallel()
+	const mallory = "mallory@example.org"
+	p := openid.Start(t, tokenUser, mallory)
+	b, _ := tokenGateway(t, p, verified(p), "login: oauth")
+	good, hers := p.Login(t, openid.Mail, tokenUser).Access, p.Login(t, openid.Mail, mallory).Access
+	for _, mechanism := range []string{"OAUTHBEARER", "XOAUTH2"} {
+		entersWith(t, b, bringing(mechanism, tokenUser, good))
+		for what, command := range map[string]string{
+			"another's token":  bringing(mechanism, tokenUser, hers),
+			"a changed token":  bringing(mechanism, tokenUser, good[:len(good)-8]+"AAAAAAAA"),
+			"another client's": bringing(mechanism, tokenUser, p.Login(t, openid.Opaque, tokenUser).ID),
+			"no token":         bringing(mechanism, tokenUser, ""),
+		} {
+			why, end := refusedWith(t, b, command, "AQ==")
+			if !strings.Contains(end, " NO [AUTHENTICATIONFAILED] ") {
+				t.Errorf("%s, %s: %q, %s", mechanism, what, why, end)
+			}
+			if at := p.Issuer + "/.well-known/openid-configuration"; mechanism == "OAUTHBEARER" && (why["status"] != "invalid_token" || why["openid-configuration"] != at) ||
+				mechanism == "XOAUTH2" && why["status"] != "401" {
+				t.Errorf("%s, %s: %q", mechanism, what, why)
+			}
+		}
+	}
+	entersWith(t, b, anonymous(good))
+	p.Fault(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) })
+	c := enter(t, b.endpoint("implicit"), "")
+	if got, err := c.Do(bringing("OAUTHBEARER", tokenUser, good)); err != nil || !strings.Contains(shown(got), " NO [UNAVAILABLE] ") {
+		t.Errorf("while Dovecot cannot ask the provider: %v, %v", got, err)
+	}
+}
+
+// anonymous leaves it to the token who the user is (RFC 7628 §3.1).
+func anonymous(token string) string {
+	return "AUTHENTICATE OAUTHBEARER " + base64.StdEncoding.EncodeToString([]byte("n,,\x01auth=Bearer "+token+"\x01\x01"))
+}
+
+func TestATokenIsPassedThrough(t *testing.T) {
+	t.Parallel()
+	p := openid.Start(t, tokenUser)
+	b, _ := tokenGateway(t, p, "methods: [passthrough], mechanisms: [OAUTHBEARER, XOAUTH2, PLAIN]", "mode: reuse")
+	token := p.Login(t, openid.Mail, tokenUser).Access
+	entersWith(t, b, bringing("XOAUTH2", tokenUser, token)) // Dovecot has the other one only
+	entersWith(t, b, "LOGIN "+tokenUser+" pw")
+	if why, end := refusedWith(t, b, bringing("OAUTHBEARER", tokenUser, token+"x"), "AQ=="); why["status"] != "invalid_token" || !strings.Contains(end, " NO [AUTHENTICATIONFAILED] ") {
+		t.Errorf("%q, %s", why, end)
+	}
+}
+
+func TestASessionComesBackWithItsTokenWhileThatIsGood(t *testing.T) {
+	t.Parallel()
+	p := openid.Start(t, tokenUser)
+	b, d := tokenGateway(t, p, verified(p), "login: oauth, mode: resume, mux: {hold_max: 30s}")
+	token := p.Login(t, openid.Mail, tokenUser).Access
+	c := entersWith(t, b, bringing("OAUTHBEARER", tokenUser, token))
+	d.Restart()
+	does(t, c, "NOOP")
+	does(t, c, "STATUS INBOX (UIDNEXT)")
+	p.Revoke(t, openid.Mail, token)
+	d.Restart()
+	got, err := c.Do("NOOP")
+	if err == nil && !strings.Contains(shown(got), "BYE") {
+		err = untilEnd(c)
+	}
+	if err != nil && !isEnd(err) {
+		t.Errorf("%v, %v", got, err)
+	}
+	testbed.Within(t, 5*time.Second, "the end to be on record", func() bool {
+		record, err := os.ReadFile(filepath.Join(b.dir, "audit"))
+		return err == nil && bytes.Contains(record, []byte(`"login_revoked"`))
+	})
+	if record, err := os.ReadFile(filepath.Join(b.dir, "audit")); err != nil || bytes.Contains(record, []byte(token[:30])) || strings.Contains(b.process.Output(), token[:30]) {
+		t.Errorf("the token is in a log, or: %v", err)
+	}
+}
+
+func TestCurlBringsAToken(t *testing.T) {
+	t.Parallel()
+	curl := testbed.Program(t, "curl", "curl")
+	p := openid.Start(t, tokenUser)
+	b, _ := tokenGateway(t, p, verified(p), "login: oauth")
+	token := p.Login(t, openid.Mail, tokenUser).Access
+	e := b.endpoint("implicit")
+	_, port := split(t, e.address)
+	for _, mechanism := range []string{"OAUTHBEARER", "XOAUTH2"} {
+		for _, ir := range []string{"--sasl-ir", "--no-sasl-ir"} {
+			ask := func(token string) ([]byte, error) {
+				return exec.Command(curl, "--silent", "--show-error", "--max-time", "20", ir, "--cacert", e.caFile, "--user", tokenUser+":",
+					"--oauth2-bearer", token, "--login-options", "AUTH="+mechanism, "imaps://localhost:"+port, "-X", "EXAMINE INBOX").CombinedOutput()
+			}
+			if out, err := ask(token); err != nil || !strings.Contains(string(out), "UIDVALIDITY") {
+				t.Errorf("%s %s: %v: %s", mechanism, ir, err, out)
+			}
+			if out, err := ask(token + "x"); err == nil || !strings.Contains(string(out), "denied") && !strings.Contains(string(out), "Authentication") && !strings.Contains(string(out), "Login") {
+				t.Errorf("%s %s, a bad token: %v: %s", mechanism, ir, err, out)
+			}
+		}
+	}
+}
