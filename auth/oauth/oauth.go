@@ -56,6 +56,7 @@ type Verifier struct {
 	rules rules
 	keys  *keyring // nil: tokens are not looked into
 	asker *asker   // nil: the provider is not asked
+	log   *zap.Logger
 }
 
 // New makes a Verifier, and asks nobody anything yet.
@@ -63,7 +64,7 @@ func New(cfg Config, log *zap.Logger) (*Verifier, error) {
 	if err := cfg.check(); err != nil {
 		return nil, fmt.Errorf("oauth: %w", err)
 	}
-	v := &Verifier{rules: cfg.rules()}
+	v := &Verifier{rules: cfg.rules(), log: log}
 	web := newTransport(cfg.TLS)
 	if cfg.Issuer != "" {
 		v.keys = newKeyring(cfg.Issuer, web, log)
@@ -103,9 +104,17 @@ func (c Config) check() error {
 }
 
 // Verify says whose a token is. The error is ErrInvalid or ErrUnavailable,
-// wrapped; its text has nothing of the token.
+// wrapped; its text has nothing of the token. Why a token is refused is logged
+// for whoever sets up a provider, because clients are never told.
 func (v *Verifier) Verify(ctx context.Context, token identity.Secret) (Subject, error) {
-	raw := token.Reveal()
+	who, err := v.verify(ctx, token.Reveal())
+	if err != nil {
+		v.log.Debug("token refused", zap.Error(err))
+	}
+	return who, err
+}
+
+func (v *Verifier) verify(ctx context.Context, raw string) (Subject, error) {
 	if raw == "" || len(raw) > maxToken {
 		return Subject{}, invalid("no token has this length")
 	}

@@ -4,13 +4,17 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"maps"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -452,6 +456,90 @@ func TestAYesIsKeptAndANoIsNot(t *testing.T) {
 		refuses(t, v, token, ErrInvalid)
 		if p.Asked() != asked+1 {
 			t.Error("a no was kept")
+		}
+	}
+}
+
+func TestAnAnswerIsHeldToTheSameRules(t *testing.T) {
+	now := time.Now().Unix()
+	p := openid.Start(t)
+	say := func(text string) {
+		p.Fault(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(text)) })
+	}
+	v := open(t, p, func(c *Config) {
+		introspects(p, time.Hour)(c)
+		c.Audience, c.Parties = []string{"imap"}, []string{"phone"}
+	})
+	rest := fmt.Sprintf(`"scope":"a email b","aud":"imap","client_id":"phone","email":%q`, alice)
+	for text, want := range map[string]error{
+		`{"active":true,` + rest + `}`:                                 nil,
+		`{"active":"true",` + rest + fmt.Sprintf(`,"exp":%d}`, now+60): nil,
+		`{"active":false}`:                                             ErrInvalid,
+		`{"active":false,` + rest + `}`:                                ErrInvalid,
+		`{"Active":true,` + rest + `}`:                                 ErrInvalid,
+		`{"active":1,` + rest + `}`:                                    ErrInvalid,
+		`{"active":"yes",` + rest + `}`:                                ErrInvalid,
+		`{` + rest + `}`:                                               ErrInvalid,
+		`{}`:                                                           ErrInvalid,
+		`{"active":true,` + rest + fmt.Sprintf(`,"exp":%d}`, now-60):                ErrInvalid,
+		`{"active":true,` + rest + fmt.Sprintf(`,"nbf":%d}`, now+60):                ErrInvalid,
+		`{"active":true,` + strings.Replace(rest, "imap", "web", 1) + `}`:           ErrInvalid,
+		`{"active":true,` + strings.Replace(rest, `"aud":"imap",`, "", 1) + `}`:     ErrInvalid,
+		`{"active":true,` + strings.Replace(rest, "phone", "tv", 1) + `}`:           ErrInvalid,
+		`{"active":true,` + strings.Replace(rest, "a email b", "emails", 1) + `}`:   ErrInvalid,
+		`{"active":true,` + rest + `,"cnf":{}}`:                                     ErrInvalid,
+		`{"active":true,` + rest + `,"email_verified":false}`:                       ErrInvalid,
+		`{"active":true,` + rest:                                                    ErrUnavailable,
+		`{"active":true,` + rest + `,"x":"` + strings.Repeat("x", maxAnswer) + `"}`: ErrUnavailable,
+	} {
+		say(text)
+		v.asker.good.Purge()
+		if _, err := verify(t, v, "token"); !errors.Is(err, want) {
+			t.Errorf("%.200s: %v", text, err)
+		}
+	}
+}
+
+func TestAHerdAsksForTheKeysOnce(t *testing.T) {
+	p := openid.Start(t, alice)
+	v, token := open(t, p, nil), p.Login(t, openid.Mail, alice).Access
+	asked, done := p.Asked(), make(chan error, 100)
+	for range cap(done) {
+		go func() { _, err := v.Verify(t.Context(), identity.NewSecret(token)); done <- err }()
+	}
+	for range cap(done) {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	if n := p.Asked() - asked; n != 2 {
+		t.Errorf("asked %d times: for the document and the keys, once each", n)
+	}
+}
+
+func TestAProviderIsVerifiedByItsCertificate(t *testing.T) {
+	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = fmt.Fprintf(w, `{"active":true,"scope":"email","email":%q}`, alice)
+	}))
+	defer server.Close()
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	roots := x509.NewCertPool()
+	roots.AddCert(server.Certificate())
+	for _, c := range []struct {
+		tls  *tls.Config
+		url  string
+		want error
+	}{
+		{&tls.Config{RootCAs: roots}, server.URL, nil},
+		{nil, server.URL, ErrUnavailable},
+		{&tls.Config{RootCAs: roots}, strings.Replace(server.URL, "127.0.0.1", "localhost", 1), ErrUnavailable}, // another name
+	} {
+		v, err := New(Config{IntrospectionURL: c.url, Scope: "email", TLS: c.tls}, zap.NewNop())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := verify(t, v, "token"); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v", c.url, err)
 		}
 	}
 }

@@ -5,11 +5,7 @@ package upstream
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/http"
-	"net/url"
-	"os"
-	"path/filepath"
 	"testing"
 
 	"go.uber.org/zap"
@@ -19,35 +15,12 @@ import (
 	"imapgate/internal/testbed/openid"
 )
 
-// asksProvider is a Dovecot that asks a provider whose each token is.
-func asksProvider(t *testing.T, p *openid.Provider, mechanisms string) *testbed.Dovecot {
-	t.Helper()
-	conf := filepath.Join(t.TempDir(), "oauth2.conf")
-	address, err := url.Parse(p.Introspection())
-	if err != nil {
-		t.Fatal(err)
-	}
-	address.User = url.UserPassword(openid.Opaque, url.QueryEscape(openid.Secret)) // RFC 6749 §2.3.1
-	text := fmt.Sprintf("introspection_mode = post\nintrospection_url = %s\nusername_attribute = email\nactive_attribute = active\nactive_value = true\n", address)
-	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	return testbed.StartDovecot(t, testbed.DovecotConfig{Settings: fmt.Sprintf(`
-auth_mechanisms = plain %s
-passdb {
-  driver = oauth2
-  mechanisms = oauthbearer xoauth2
-  args = %s
-}
-`, mechanisms, conf)})
-}
-
 func TestDovecotTakesTheClientsToken(t *testing.T) {
 	p := openid.Start(t, "alice@example.org", "bob@example.org")
 	alice, bob := p.Login(t, openid.Opaque, "alice@example.org").Access, p.Login(t, openid.Opaque, "bob@example.org").Access
 	for _, mechanisms := range []string{"oauthbearer xoauth2", "xoauth2"} {
 		t.Run(mechanisms, func(t *testing.T) {
-			d := asksProvider(t, p, mechanisms)
+			d := testbed.StartDovecot(t, testbed.DovecotConfig{Settings: p.Dovecot(t, openid.Opaque, mechanisms)})
 			for _, cfg := range []Config{
 				{Address: d.Plain, TLSMode: StartTLS, Login: OAuthLogin}, {Address: d.TLS, TLSMode: ImplicitTLS, Login: Passthrough},
 			} {
@@ -69,7 +42,7 @@ func TestDovecotTakesTheClientsToken(t *testing.T) {
 func TestADovecotWhoseProviderIsAwayDeniesNobody(t *testing.T) {
 	p := openid.Start(t, "alice@example.org")
 	token := p.Login(t, openid.Opaque, "alice@example.org").Access
-	d := asksProvider(t, p, "oauthbearer")
+	d := testbed.StartDovecot(t, testbed.DovecotConfig{Settings: p.Dovecot(t, openid.Opaque, "oauthbearer")})
 	b := New(Config{Name: "east", Address: d.TLS, TLS: d.CA.ClientTLS(testbed.DovecotName), Login: OAuthLogin}, Hooks{}, zap.NewNop())
 	p.Fault(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) })
 	var refused *Refused
