@@ -47,6 +47,7 @@ func deadAddress(t *testing.T) string {
 }
 
 func TestTheNextServerIsAskedWhenOneGivesNoUsableAnswer(t *testing.T) {
+	t.Parallel()
 	good := startAuthServer(t, always(right(2)))
 	for name, first := range map[string]string{
 		"refuses connections": deadAddress(t),
@@ -217,6 +218,7 @@ func TestABodyIsNotWaitedFor(t *testing.T) {
 }
 
 func TestAServerThatOnlySaysWAITIsNoAnswer(t *testing.T) {
+	t.Parallel()
 	s := startAuthServer(t, always(response("Auth-Status: WAIT")))
 	began := time.Now()
 	_, err := newAsker(t, to(s)).Ask(t.Context(), alice())
@@ -231,6 +233,7 @@ func TestAServerThatOnlySaysWAITIsNoAnswer(t *testing.T) {
 }
 
 func TestOverTLSBothSidesAreVerified(t *testing.T) {
+	t.Parallel()
 	ca, other := testbed.NewCA(t), testbed.NewCA(t)
 	pair := func(ca *testbed.CA, name string) tls.Certificate {
 		p, err := tls.LoadX509KeyPair(ca.Issue(t, name))
@@ -263,7 +266,7 @@ func TestOverTLSBothSidesAreVerified(t *testing.T) {
 		}
 	}
 	plain := startAuthServer(t, always(right(1)))
-	_, err := newAsker(t, Config{URLs: []string{"https://" + plain.address}}).Ask(t.Context(), alice())
+	_, err := newAsker(t, Config{URLs: []string{"https://" + plain.address}, Timeout: time.Second / 2}).Ask(t.Context(), alice())
 	if !errors.Is(err, ErrUnavailable) || len(plain.questions()) != 0 {
 		t.Errorf("a server without TLS: %v", err)
 	}

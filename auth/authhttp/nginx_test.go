@@ -113,6 +113,7 @@ func sameQuestion(t *testing.T, s *authServer, cfg Config, q Question) {
 }
 
 func TestNginxAsksTheSame(t *testing.T) {
+	t.Parallel()
 	s := startAuthServer(t, always(response("Auth-Status: no")))
 	nginx := startNginx(t, s, testbed.NewCA(t))
 	cfg := to(s)
@@ -166,6 +167,7 @@ func TestNginxAsksTheSame(t *testing.T) {
 }
 
 func TestNginxSaysTheSameOfTLS(t *testing.T) {
+	t.Parallel()
 	s := startAuthServer(t, always(response("Auth-Status: no")))
 	ca := testbed.NewCA(t)
 	nginx := startNginx(t, s, ca)
@@ -253,6 +255,7 @@ func backendLogin(l net.Listener) string {
 }
 
 func TestNginxDecidesTheSame(t *testing.T) {
+	t.Parallel()
 	backend, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -300,15 +303,15 @@ func TestNginxDecidesTheSame(t *testing.T) {
 }
 
 func TestAfterWAITNginxAsksAgainAndSoDoWe(t *testing.T) {
-	s := startAuthServer(t, nil)
-	nginx := startNginx(t, s, testbed.NewCA(t))
+	t.Parallel()
 	turn := 0
-	s.answer = func(asked) string {
+	s := startAuthServer(t, func(asked) string {
 		if turn++; turn%2 == 1 {
 			return response("Auth-Status: WAIT", "Auth-Wait: 1")
 		}
 		return response("Auth-Status: no")
-	}
+	})
+	nginx := startNginx(t, s, testbed.NewCA(t))
 	began := time.Now()
 	if got := dial(t, nginx[0]).plain("alice", "hers"); got != "a NO no" || time.Since(began) < time.Second {
 		t.Errorf("nginx says %q after %v", got, time.Since(began))
