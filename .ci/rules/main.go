@@ -42,7 +42,7 @@ var doors = map[string]string{
 	"internal/deadpeer":       "",
 	"internal/identity":       "",
 	"internal/imap":           "",
-	"internal/limit":          "",
+	"internal/limit":          "internal/breaker",
 	"internal/metrics":        "",
 	"internal/mutant":         "",
 	"internal/peerbench":      "", // a program that measures proxies from outside

@@ -42,20 +42,16 @@ type banTable struct {
 	// Guarded by mu.
 	mu     sync.RWMutex
 	nets   map[netip.Prefix]entry
-	widths map[int]int          // how many there are of each width; IPv6 has 1000 added
-	inside map[netip.Prefix]int // how many /64s of a /48 have an entry
+	widths map[int]int           // how many there are of each width; IPv6 has 1000 added
+	inside map[netip.Prefix]int  // how many /64s of a /48 have an entry
+	unsaid map[netip.Prefix]bool // of which Redis has yet to be told
 }
 
 func newBanTable() *banTable {
-	b := &banTable{}
-	b.reset()
-	return b
-}
-
-// reset empties the table; mu is held, or nobody knows it yet.
-func (b *banTable) reset() {
-	b.nets = make(map[netip.Prefix]entry)
-	b.widths, b.inside = make(map[int]int), make(map[netip.Prefix]int)
+	return &banTable{
+		nets: make(map[netip.Prefix]entry), widths: make(map[int]int),
+		inside: make(map[netip.Prefix]int), unsaid: make(map[netip.Prefix]bool),
+	}
 }
 
 func width(p netip.Prefix) int {
@@ -154,6 +150,7 @@ func block(net netip.Prefix) (netip.Prefix, bool) {
 // remove is called with mu held.
 func (b *banTable) remove(net netip.Prefix) {
 	delete(b.nets, net)
+	delete(b.unsaid, net)
 	if b.widths[width(net)]--; b.widths[width(net)] == 0 {
 		delete(b.widths, width(net))
 	}
@@ -251,10 +248,44 @@ func (b *banTable) keepOnly(others map[netip.Prefix]bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for net, e := range b.nets {
-		if !others[net] && e.why != Merged {
+		if !others[net] && e.why != Merged && !b.unsaid[net] {
 			b.remove(net)
 		}
 	}
+}
+
+// owe notes that Redis has yet to be told of a ban.
+func (b *banTable) owe(net netip.Prefix) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.unsaid[net] = true
+}
+
+// oweAll notes that Redis has lost everything.
+func (b *banTable) oweAll() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for net, e := range b.nets {
+		if e.why != Merged {
+			b.unsaid[net] = true
+		}
+	}
+}
+
+// owed takes some of the bans that Redis has yet to be told of.
+func (b *banTable) owed(t time.Duration) (some []Ban) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for net := range b.unsaid {
+		if len(some) == flushBatch {
+			break
+		}
+		delete(b.unsaid, net)
+		if e, ok := b.nets[net]; ok && e.until > t {
+			some = append(some, e.ban(net, t))
+		}
+	}
+	return some
 }
 
 // active are the bans under way, those that end soonest first.

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
-	"go.uber.org/zap"
 
 	"imapgate/internal/identity"
 )
@@ -24,7 +23,9 @@ const (
 // ban bans a network here and everywhere, and the network around it when it has
 // too many banned ones.
 func (g *Gate) ban(ctx context.Context, net netip.Prefix, why Why) {
-	e := entry{why: why, lived: g.good.lived(net, g.now()) || g.livedElsewhere(ctx, net)}
+	around := near(net.Addr()) // of a wider one nobody knows who lives in it
+	lived := net.Bits() < around.Bits() || g.good.lived(around, g.now()) || g.livedElsewhere(ctx, around)
+	e := entry{why: why, lived: lived}
 	b, fresh := g.bans.impose(net, e, &g.cfg.Failures, g.now())
 	if !fresh {
 		return
@@ -33,8 +34,9 @@ func (g *Gate) ban(ctx context.Context, net netip.Prefix, why Why) {
 		b = longer
 		e.until, e.count = g.now()+b.For, b.Count
 		_ = g.bans.put(net, e, g.now()) // it has its place already
+	} else if g.shared != nil {
+		g.bans.owe(net)
 	}
-	g.log.Info("network banned", zap.Stringer("net", net), zap.String("why", string(why)), zap.Duration("for", b.For), zap.Int("count", b.Count))
 	g.hooks.OnBan(b)
 	if up, ok := g.bans.crowded(net, g.now()); ok {
 		g.ban(ctx, up, ManyBans)
@@ -49,7 +51,7 @@ func (g *Gate) livedElsewhere(ctx context.Context, net netip.Prefix) bool {
 		return false
 	}
 	keep := g.cfg.Failures.KnownFor.Milliseconds()
-	r, err := s.ask(ctx, call{s.scripts.known, []string{s.keys.lived(near(net.Addr()))}, []any{"", keep}})
+	r, err := s.ask(ctx, call{s.scripts.known, []string{s.keys.lived(net)}, []any{"", keep}})
 	if err != nil {
 		return false
 	}
@@ -122,6 +124,7 @@ func (g *Gate) follow(ctx context.Context) {
 	for ctx.Err() == nil {
 		if next, err := g.catchUp(ctx, at); err == nil {
 			at = next
+			g.sayOwed(ctx)
 		}
 		_ = sleep(ctx, jitter(followEvery))
 	}
@@ -143,8 +146,9 @@ func (g *Gate) catchUp(ctx context.Context, at cursor) (cursor, error) {
 	switch {
 	case now.n == at.n && at.place != "":
 		return at, nil
-	case now.n < at.n: // it will be more again: what is told now is announced
-		return now, g.teach(ctx)
+	case now.n < at.n:
+		g.bans.oweAll()
+		return now, g.readAll(ctx, func(map[netip.Prefix]bool) {})
 	case at.place == "" || len(changes) == 0 || changes[0].n != at.n+1:
 		return now, g.readAll(ctx, g.bans.keepOnly)
 	}
@@ -255,20 +259,20 @@ func (s *shared) eachBan(ctx context.Context, each func(net netip.Prefix, left i
 	}
 }
 
-// teach tells a Redis that has lost its bans of those that are known here. Of
-// several gateways that do so the first is believed.
-func (g *Gate) teach(ctx context.Context) error {
-	s, there := g.shared, make(map[netip.Prefix]bool)
-	if err := g.readAll(ctx, func(t map[netip.Prefix]bool) { there = t }); err != nil {
-		return err
+// sayOwed tells Redis of bans that it could not be told of when they were imposed,
+// or has lost. Of several gateways that do so the first is believed.
+func (g *Gate) sayOwed(ctx context.Context) {
+	s, owed := g.shared, g.bans.owed(g.now())
+	if len(owed) == 0 {
+		return
 	}
-	for _, b := range g.bans.active(g.now()) {
-		if there[b.Net] {
-			continue
-		}
-		if _, err := s.ask(ctx, s.banCall(b, b.For, b.For)); err != nil {
-			return err
+	calls := make([]call, len(owed))
+	for i, b := range owed {
+		calls[i] = s.banCall(b, b.For, b.For)
+	}
+	if _, err := s.ask(ctx, calls...); err != nil {
+		for _, b := range owed {
+			g.bans.owe(b.Net)
 		}
 	}
-	return nil
 }

@@ -21,6 +21,7 @@
 //	bans.go       who is banned; change.go follows the bans of others
 //	spray.go      many users, few guesses each
 //	budget.go     what a user's sessions may use
+//	know.go       what all gateways know of failures and of users' networks
 //	shared.go     the way to Redis; script.go what is run there
 //	operator.go   for the operator's commands
 package limit

@@ -25,6 +25,9 @@ const (
 	maxPastUsers = 32 << 10
 	maxPastPairs = 32 << 10
 
+	// manyUsers tried from one address within BanWithin are spraying.
+	manyUsers = 10
+
 	lastWrong = 10 // wrong passwords that are recognised, per user in a network
 	hour      = time.Hour
 	day       = 24 * time.Hour
@@ -105,19 +108,15 @@ type tally struct {
 	pair struct{ hour int }
 }
 
-type netTally struct{ minute, ban, day, users int }
+type netTally struct{ minute, ban, day int }
 
 // wholly is a bitmap from which a number of users cannot be told any more.
 const wholly = ^uint64(0)
 
 func (p *pastNet) tally(cfg *Failures, t time.Duration) netTally {
-	n := netTally{
+	return netTally{
 		minute: p.minute.count(t, time.Minute), ban: p.ban.count(t, cfg.BanWithin), day: p.day.count(t, day),
 	}
-	if p.ban.period == p.ban.at(t, cfg.BanWithin).period {
-		n.users = distinct(p.users)
-	}
-	return n
 }
 
 // distinct estimates how many have set bits (linear counting).
@@ -133,21 +132,25 @@ func distinct(set uint64) int {
 	return int(n + 0.5)
 }
 
-// failed counts a failure of a user, known there or not, and gives what there is
-// now.
-func (f *failures) failed(at pair, addr netip.Addr, t time.Duration) {
+// failed counts a failure of a user, known there or not. It says so when with it a
+// network has tried suspiciously many users.
+func (f *failures) failed(at pair, addr netip.Addr, t time.Duration) (now news) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for i := range tiers {
-		f.failedNet(tier(addr, i), at.user, t)
+		net := tier(addr, i)
+		if before, after := f.failedNet(net, at.user, t); before < manyUsers*tierScale[i] && after >= manyUsers*tierScale[i] {
+			now = news{true, Spray{Suspected: true, Net: net, Users: after}}
+		}
 	}
 	if at.user.IsZero() {
-		return
+		return now
 	}
 	key := maphash.Comparable(f.seed, at)
 	p, _ := f.pairs.Get(key)
 	p.hour = p.hour.add(t, hour)
 	f.pairs.Add(key, p)
+	return now
 }
 
 // failedUser counts a failure from where the user is not known. Those from where
@@ -162,16 +165,19 @@ func (f *failures) failedUser(u identity.User, t time.Duration) {
 	f.users.Add(key, p)
 }
 
-// failedNet is called with mu held.
-func (f *failures) failedNet(net netip.Prefix, u identity.User, t time.Duration) {
+// failedNet is called with mu held. It gives about how many users the network has
+// tried, before and after.
+func (f *failures) failedNet(net netip.Prefix, u identity.User, t time.Duration) (before, after int) {
 	key := maphash.Comparable(f.seed, net)
 	p, _ := f.nets.Get(key)
 	if p.ban.period != p.ban.at(t, f.cfg.BanWithin).period {
 		p.users = 0
 	}
 	p.minute, p.ban, p.day = p.minute.add(t, time.Minute), p.ban.add(t, f.cfg.BanWithin), p.day.add(t, day)
+	before = distinct(p.users)
 	p.users |= 1 << (maphash.Comparable(f.seed, u) % 64)
 	f.nets.Add(key, p)
+	return before, distinct(p.users)
 }
 
 // look gives what there is of failures around a login.

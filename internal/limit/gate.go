@@ -38,6 +38,7 @@ type Gate struct {
 	spray     *sprayWatch
 	budgets   *budgets
 	shared    *shared // nil without Redis
+	lines     rate.Sometimes
 }
 
 // New makes a gate. Without a client of Redis it counts for itself.
@@ -46,7 +47,7 @@ func New(cfg Config, client redis.UniversalClient, hooks Hooks, log *zap.Logger)
 		return nil, err
 	}
 	hooks.complete()
-	g := &Gate{cfg: cfg, hooks: hooks, log: log, began: time.Now()}
+	g := &Gate{cfg: cfg, hooks: hooks, log: log, began: time.Now(), lines: rate.Sometimes{First: 20, Interval: 10 * time.Second}}
 	g.listeners = make(map[string]*Settings, len(cfg.Listeners))
 	for name, s := range cfg.Listeners {
 		g.listeners[name] = &s
@@ -78,14 +79,17 @@ func (g *Gate) Run(ctx context.Context) error {
 	return all.Wait()
 }
 
-// redisIs says once that Redis is there or away.
+// redisIs says that Redis is there or away. Of a Redis that comes and goes it is
+// not said every time.
 func (g *Gate) redisIs(up bool, why error) {
 	g.hooks.OnRedis(up)
-	if up {
-		g.log.Info("limits are shared again: Redis answers")
-	} else {
-		g.log.Warn("limits are local: Redis does not answer", zap.Error(why))
-	}
+	g.lines.Do(func() {
+		if up {
+			g.log.Info("limits are shared again: Redis answers")
+		} else {
+			g.log.Warn("limits are local: Redis does not answer", zap.Error(why))
+		}
+	})
 }
 
 // settings are the limits of a listener.
@@ -102,14 +106,8 @@ func (g *Gate) now() time.Duration { return time.Since(g.began) }
 
 // sprayed passes on what there is to tell of spraying.
 func (g *Gate) sprayed(n news) {
-	if !n.fresh {
-		return
-	}
-	g.hooks.OnSpray(n.Spray)
-	if n.Suspected {
-		g.log.Warn("password spraying suspected: logins from unknown networks are delayed", zap.Int("users", n.Users))
-	} else {
-		g.log.Info("password spraying no longer suspected")
+	if n.fresh {
+		g.hooks.OnSpray(n.Spray)
 	}
 }
 

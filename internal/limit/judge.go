@@ -67,7 +67,7 @@ func (v *Visit) Failed(ctx context.Context, u identity.User, password identity.S
 // enough of them.
 func (g *Gate) count(ctx context.Context, at pair, v *Visit) {
 	known := !at.user.IsZero() && g.good.knows(at, g.now())
-	g.past.failed(at, v.addr, g.now())
+	g.sprayed(g.past.failed(at, v.addr, g.now()))
 	if !known && !at.user.IsZero() {
 		g.past.failedUser(at.user, g.now())
 	}

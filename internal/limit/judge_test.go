@@ -248,6 +248,22 @@ func TestOneNetworkThatTriesEverybodyIsStopped(t *testing.T) {
 	})
 }
 
+func TestANetworkThatTriesManyUsersIsNamed(t *testing.T) {
+	var told []Spray
+	g, err := New(wide(), nil, Hooks{OnSpray: func(s Spray) { told = append(told, s) }}, newGate(t, wide(), nil).log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 60 { // five from each address, none of which is banned
+		v := arrive(t, g, netip.AddrFrom4([4]byte{192, 0, 2, byte(1 + i/5)}))
+		v.Failed(t.Context(), user(t, fmt.Sprintf("user%d", i)), secret("Summer2024"))
+		v.Leave()
+	}
+	if len(told) == 0 || told[0].Net != netip.MustParsePrefix("192.0.2.0/26") || told[0].Users < 30 || told[0].Users > 40 {
+		t.Fatalf("told %+v", told)
+	}
+}
+
 func TestSprayingFromAThousandNetworksIsNoticed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var told []Spray

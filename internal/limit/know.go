@@ -15,10 +15,14 @@ func (g *Gate) goodCalls(at pair) []call {
 		return nil
 	}
 	keep := g.cfg.Failures.KnownFor.Milliseconds()
-	return []call{
+	calls := []call{
 		{s.scripts.good, []string{s.keys.good(at.user)}, []any{at.net.String(), keep}},
 		{s.scripts.good, []string{s.keys.lived(at.net)}, []any{"", keep}},
 	}
+	if !g.good.knows(at, t) { // as succeeded does here
+		calls = append(calls, call{s.scripts.forget, []string{s.keys.failedUser(at.user)}, nil})
+	}
+	return calls
 }
 
 // known asks whether a user is known in a network, and remembers it.

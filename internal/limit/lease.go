@@ -123,6 +123,9 @@ func (s *shared) leaseCall(n note, limit int) call {
 	args := []any{s.self, n.n, n.version, whole, limit, s.lease.Milliseconds(), (believedLeases * s.lease).Milliseconds()}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !s.heard {
+		args = append(args, "*") // everybody, until it is known who
+	}
 	for _, id := range s.live {
 		args = append(args, id)
 	}
@@ -270,7 +273,7 @@ func (g *Gate) hear(reply *redis.Cmd) {
 		}
 	}
 	s.mu.Lock()
-	s.live = live
+	s.live, s.heard = live, true
 	s.mu.Unlock()
 	age := renewLeases * s.lease
 	if words[0] == int64(0) {

@@ -110,7 +110,7 @@ func oneLine(note string) string {
 		}
 		return r
 	}, strings.ToValidUTF8(note, ""))
-	return note[:min(len(note), maxNote)]
+	return strings.ToValidUTF8(note[:min(len(note), maxNote)], "")
 }
 
 // Unban lifts every ban that has something of net in it, and forgets that there
@@ -193,7 +193,7 @@ func (g *Gate) ShowAddress(ctx context.Context, addr netip.Addr) (AboutAddress, 
 		if a.Sessions, err = s.sessions(ctx, place{kind: addressSessions, net: a.Home}); err != nil {
 			return a, fmt.Errorf("show %v: %w", addr, err)
 		}
-		a.Lived = g.livedElsewhere(ctx, a.Home)
+		a.Lived = g.livedElsewhere(ctx, a.Near)
 		if a.Ban, err = g.banOf(ctx, addr); err != nil {
 			return a, fmt.Errorf("show %v: %w", addr, err)
 		}

@@ -36,8 +36,8 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 `
 
 // leaseScript takes a note down, if a limit allows for it: ARGV gateway, n,
-// version, whole, limit, lease, believed, and the gateways that are alive. The key is a
-// hash of gateway -> "n version whole written", with the versions of the latest
+// version, whole, limit, lease, believed, and the gateways that are alive, * for all. The key is
+// a hash of gateway -> "n version whole written", with the versions of the latest
 // note and of the latest whole number. It gives 1, or 0 for what was not done.
 //
 // Others count when they are alive and have written within the time they are
@@ -55,7 +55,7 @@ for i = 1, #all, 2 do
 	local age = now - (tonumber(at) or 0)
 	if all[i] == self then
 		mine, latest, latestWhole = tonumber(count) or 0, tonumber(v) or 0, tonumber(w) or 0
-	elseif age < lease or (alive[all[i]] and age < believed) then
+	elseif age < lease or ((alive[all[i]] or alive['*']) and age < believed) then
 		others = others + tonumber(count)
 	else
 		redis.call('HDEL', KEYS[1], all[i])

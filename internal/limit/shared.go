@@ -39,6 +39,7 @@ type shared struct {
 	breaker breaker.Breaker
 	down    bool     // as it was told
 	live    []string // the other gateways, as of the last beat
+	heard   bool     // there was a beat
 }
 
 func newShared(cfg *Config, client redis.UniversalClient, tell func(bool, error)) *shared {

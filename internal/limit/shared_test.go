@@ -91,8 +91,11 @@ func hammer(t testing.TB, tries int, u identity.User, gates ...*gateway) []*Visi
 	var mu sync.Mutex
 	var in []*Visit
 	var all sync.WaitGroup
+	turn := make(chan struct{}, 24) // more would wait for each other, not for Redis
 	for i := range tries {
 		all.Go(func() {
+			turn <- struct{}{}
+			defer func() { <-turn }()
 			v, err := enter(t, gates[i%len(gates)], netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), u)
 			if err == nil {
 				mu.Lock()
@@ -209,6 +212,7 @@ func TestARedisThatLostEverythingIsToldAgain(t *testing.T) {
 	cfg.Settings.PerUser = 10
 	one, two := runGate(t, cfg, dial(t, r.Address)), runGate(t, cfg, dial(t, r.Address))
 	alice := user(t, "alice")
+	testbed.Within(t, patienceOf, "both to follow", func() bool { return following(t, one, two) })
 	in := hammer(t, 10, alice, one, two)
 	banned := netip.MustParsePrefix("203.0.113.0/24")
 	if err := one.Ban(t.Context(), banned, time.Hour, ""); err != nil {
@@ -300,6 +304,20 @@ func TestWithoutRedisTheLocalLimitsHold(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestABanWithoutRedisIsToldWhenItIsBack(t *testing.T) {
+	r := testbed.StartRedis(t)
+	one, two := runGate(t, quick(), dial(t, r.Address)), runGate(t, quick(), dial(t, r.Address))
+	testbed.Within(t, patienceOf, "both to follow", func() bool { return following(t, one, two) })
+	r.Kill()
+	v := arrive(t, one.Gate, at("192.0.2.1"))
+	for i := range 10 {
+		v.Failed(t.Context(), user(t, "alice"), secret("%d", i))
+	}
+	v.Leave()
+	r.Restart()
+	testbed.Within(t, patienceOf, "the other to know the ban", func() bool { _, ok := two.bans.covers(at("192.0.2.1"), two.now()); return ok })
 }
 
 func TestABanHoldsEverywhereWithinASecond(t *testing.T) {

@@ -44,7 +44,8 @@ func (g *Gate) Arrive(listener string, addr netip.Addr) (*Visit, error) {
 }
 
 // Move says, before the login, that the client is at another address than was
-// thought. When that one is refused nothing is taken any more.
+// thought. When that one is refused nothing is taken any more, and all that may
+// follow is Leave.
 func (v *Visit) Move(addr netip.Addr) error {
 	if plain(addr) == v.addr {
 		return nil

@@ -1,0 +1,48 @@
+//go:build unix
+
+package limit
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/redis/go-redis/v9"
+	"go.uber.org/zap"
+
+	"imapgate/internal/testbed"
+)
+
+// BenchmarkLogin is what all limits cost a right login, from arrival to the end.
+func BenchmarkLogin(b *testing.B) {
+	for _, c := range []struct {
+		name   string
+		shared bool
+	}{{"local", false}, {"shared", true}} {
+		b.Run(c.name, func(b *testing.B) {
+			cfg := usual()
+			cfg.Settings = Settings{PerUserAddress: 1 << 20, PerUser: 1 << 20, PerAddress: 1 << 20, Strangers: 1 << 20, Total: 1 << 20, NewPerMinute: 1 << 20, NewBurst: 1 << 20}
+			var client redis.UniversalClient
+			if c.shared {
+				client = dial(b, testbed.StartRedis(b).Address)
+			}
+			g, err := New(cfg, client, Hooks{}, zap.NewNop())
+			if err != nil {
+				b.Fatal(err)
+			}
+			for i := 0; b.Loop(); i++ {
+				v, err := g.Arrive("imaps", at(fmt.Sprintf("192.0.2.%d", i%200)))
+				if err != nil {
+					b.Fatal(err)
+				}
+				u := user(b, fmt.Sprintf("user%d", i%1000))
+				if err := v.Attempt(b.Context(), u); err != nil {
+					b.Fatal(err)
+				}
+				if err := v.Enter(b.Context(), u); err != nil {
+					b.Fatal(err)
+				}
+				v.Leave()
+			}
+		})
+	}
+}
