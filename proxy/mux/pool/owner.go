@@ -41,6 +41,7 @@ type owner struct {
 	user  *user
 	login string            // the name as it is sent
 	mac   [sha256.Size]byte // of user, login, password and token; all of a master's logins are alike
+	token bool              // it is a bearer token, of which a user has any number
 
 	// Guarded by the Pool's mu.
 	refs     int            // Accounts, connections, and logins that have a place
@@ -98,7 +99,7 @@ func (p *Pool) enrol(who upstream.Request) *owner {
 	}
 	o := u.find(who.Login, mac)
 	if o == nil {
-		o = &owner{user: u, login: who.Login, mac: mac}
+		o = &owner{user: u, login: who.Login, mac: mac, token: !who.Token.IsZero()}
 		u.owners = append(u.owners, o)
 	}
 	o.refs++

@@ -45,11 +45,11 @@ func (p *Pool) distrust(o *owner) {
 // o has just proven right: that may be what they were changed to, and they have
 // to be proven again. Two that have both been, each after the other, are passwords
 // of an account with several (one for each device), and leave each other alone.
-// mu is held.
+// A new token says nothing about another one, nor about a password. mu is held.
 func (p *Pool) doubtOthers(o *owner) (taken []*held) {
 	former := o.user.former
 	for _, other := range o.user.owners {
-		if other == o || other.login != o.login || former[o.mac] && former[other.mac] {
+		if other == o || other.login != o.login || other.token || o.token || former[o.mac] && former[other.mac] {
 			continue
 		}
 		if other.vouched || !other.verified.IsZero() {
