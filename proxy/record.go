@@ -24,7 +24,11 @@ const lastWords = time.Second
 func (a *attempt) record() *audit.Login {
 	r := &audit.Login{
 		User: a.login.User, Claimed: a.claimed, Mechanism: a.login.Mechanism, Method: a.method,
-		Backend: a.route.Backend, Route: string(a.route.From), Delay: a.waited, Took: time.Since(a.began),
+		Backend: a.route.Backend, Route: string(a.route.From), RouteAge: a.route.Age,
+		Connect: a.upstream, Connected: a.asked, Delay: a.waited, Took: time.Since(a.began),
+	}
+	if a.login.Client != nil {
+		r.Attempt = a.login.Client.Attempt
 	}
 	if a.route.Login != a.login.User.String() {
 		r.Upstream = a.route.Login

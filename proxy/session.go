@@ -119,10 +119,12 @@ type attempt struct {
 	began   time.Time
 
 	// Filled by connect.
-	method string
-	route  routing.Route
-	mode   string
-	waited time.Duration // on purpose
+	method   string
+	route    routing.Route
+	mode     string
+	upstream string        // how the login at the backend ended; "" when it was not tried
+	asked    time.Duration // how long that took
+	waited   time.Duration // on purpose
 }
 
 // connect finds out who the client is and where its mailbox lives, and logs in
@@ -153,9 +155,11 @@ func (s *session) connect(ctx context.Context, a *attempt) (admitted, error) {
 		return nil, err
 	}
 	a.mode = s.server.mode(&a.route)
+	asked := time.Now()
 	up, err := s.server.login(ctx, a, id, upstream.Request{
 		User: id.User(), Login: a.route.Login, Password: id.Password(), Token: id.Token(), Client: s.introduction(),
 	})
+	a.upstream, a.asked = upstream.ResultOf(err), time.Since(asked)
 	if errors.Is(err, upstream.ErrDenied) && id.Decided() && id.Token().IsZero() {
 		return nil, fmt.Errorf("%w: %w", errBackendDisagrees, err)
 	}
