@@ -46,6 +46,8 @@ type setup struct {
 	users    string // the passwd-file
 	cfg      Config
 	auth     auth.Config
+	asked    auth.Sources
+	clientCA string // PEM; clients are asked for certificates
 	routes   routing.Config
 	redis    redis.UniversalClient
 	limits   limit.Config // nothing is limited by default
@@ -144,9 +146,14 @@ func (b *bed) open(s *setup) {
 	b.trusts = x509.NewCertPool()
 	b.trusts.AppendCertsFromPEM(cert)
 	r := Rooms{Backends: map[string]*upstream.Backend{}, Metrics: metrics.New("test"), Log: log}
-	r.TLS, err = tlsconf.NewServer(tlsconf.ServerConfig{Certificates: []tlsconf.KeyPair{{Cert: b.path("cert.pem"), Key: b.path("key.pem")}}}, log)
+	served := tlsconf.ServerConfig{Certificates: []tlsconf.KeyPair{{Cert: b.path("cert.pem"), Key: b.path("key.pem")}}}
+	if s.clientCA != "" {
+		b.write("clients.pem", s.clientCA)
+		served.ClientCA = b.path("clients.pem")
+	}
+	r.TLS, err = tlsconf.NewServer(served, log)
 	must(b.t, err)
-	r.Auth, err = auth.New(s.auth, auth.Sources{}, log)
+	r.Auth, err = auth.New(s.auth, s.asked, log)
 	must(b.t, err)
 	for name, c := range s.backends {
 		c.Name, c.Instance = name, s.cfg.Instance

@@ -119,8 +119,10 @@ func unavailableReason(err error) audit.Reason {
 		return audit.RoutesAway
 	case errors.Is(err, errForeign):
 		return audit.IdentityMismatch
-	case errors.Is(err, errNobodyDecides), errors.Is(err, errNothingToShow):
+	case errors.Is(err, errNobodyDecides):
 		return audit.NotAuthorized
+	case errors.Is(err, errNothingToShow):
+		return audit.NothingToShow
 	}
 	switch upstream.ResultOf(err) {
 	case upstream.ResultLoop:

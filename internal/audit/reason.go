@@ -15,6 +15,7 @@ const (
 	BadMechanism     Reason = "bad_mechanism"      // not offered
 	BadExchange      Reason = "bad_exchange"       // SASL data that cannot be right, or cancelled
 	NotAuthorized    Reason = "not_authorized"     // authenticated, but not for the name asked for
+	NothingToShow    Reason = "no_password"        // authenticated without one, and the backend wants to see it
 	RoutesAway       Reason = "routes_away"        // Redis away, and no cached answer
 	AuthAway         Reason = "auth_away"          // the source of passwords is away
 	BackendDown      Reason = "backend_down"       // no connection
@@ -79,7 +80,7 @@ var reasons = map[Reason]string{
 	BadName: refused, BadCredentials: refused, UserBlocked: refused, NoRoute: refused, Cleartext: refused,
 	BadMechanism: refused, BadExchange: refused, NotAuthorized: refused,
 	BackendRefused: refused, LimitReached: refused,
-	UserPaused: unavailable, RoutesAway: unavailable, AuthAway: unavailable, BackendDown: unavailable,
+	NothingToShow: unavailable, UserPaused: unavailable, RoutesAway: unavailable, AuthAway: unavailable, BackendDown: unavailable,
 	BackendTLS: unavailable, BackendTimeout: unavailable, BackendProtocol: unavailable, ForwardingLoop: unavailable,
 	Overload: unavailable, AuditAway: unavailable, ClientWentAway: unavailable, GatewayStopping: unavailable,
 	InternalMistake: unavailable, IdentityMismatch: unavailable,

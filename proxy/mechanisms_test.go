@@ -1,0 +1,400 @@
+package proxy
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"math/big"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/xdg-go/scram"
+
+	"imapgate/auth"
+	"imapgate/internal/audit"
+	"imapgate/internal/identity"
+	"imapgate/routing"
+)
+
+// withScram stores passwords for SCRAM: carol's, who lives behind a master login,
+// and frank's, whose backend wants to see one.
+func withScram(t testing.TB) func(*setup) {
+	t.Helper()
+	hash, err := auth.Hash("SCRAM-SHA-256", identity.NewSecret(password))
+	must(t, err)
+	return func(s *setup) {
+		s.users = "carol@example.org:" + hash + "\nfrank@example.org:" + hash + "\ngina@example.org:{PLAIN}" + password + "\n"
+		s.auth.Mechanisms = []string{"SCRAM-SHA-256-PLUS", "SCRAM-SHA-256", "PLAIN"}
+		s.auth.SCRAMSecret = identity.NewSecret("a secret of the whole cluster")
+	}
+}
+
+// exchange is a client of the library in the middle of AUTHENTICATE.
+type exchange struct {
+	*client
+	side *scram.ClientConversation
+}
+
+// scram begins AUTHENTICATE and goes as far as the client's proof.
+func (c *client) scram(mechanism, user, password, binding string) exchange {
+	c.t.Helper()
+	made, err := scram.SHA256.NewClient(user, password, "")
+	must(c.t, err)
+	e := exchange{c, made.NewConversation()}
+	if secure, ok := c.nc.(*tls.Conn); ok && binding != "" {
+		state := secure.ConnectionState()
+		bind := scram.NewTLSExporterBinding
+		if binding == "tls-server-end-point" {
+			bind = scram.NewTLSServerEndpointBinding
+		}
+		b, err := bind(&state)
+		must(c.t, err)
+		e.side = made.NewConversationWithChannelBinding(b)
+	}
+	first, err := e.side.Step("")
+	must(c.t, err)
+	c.say("a AUTHENTICATE " + mechanism + " " + base64.StdEncoding.EncodeToString([]byte(first)) + "\r\n")
+	final, err := e.side.Step(c.challenge())
+	must(c.t, err)
+	c.say(base64.StdEncoding.EncodeToString([]byte(final)) + "\r\n")
+	return e
+}
+
+// challenge reads one, decoded.
+func (c *client) challenge() string {
+	c.t.Helper()
+	line, err := c.r.ReadString('\n')
+	coded, ok := strings.CutPrefix(strings.TrimRight(line, "\r\n"), "+ ")
+	if err != nil || !ok {
+		c.t.Fatalf("heard %q, %v; want a challenge\n%s", line, err, c.bed.logs)
+	}
+	text, err := base64.StdEncoding.DecodeString(coded)
+	must(c.t, err)
+	return string(text)
+}
+
+func TestAClientAndTheGatewayProveThemselvesOverEveryBinding(t *testing.T) {
+	m := openMailbox(t)
+	b := newBed(t, m.addr(), withScram(t))
+	for _, way := range []struct{ listener, mechanism, binding string }{
+		{"implicit", "SCRAM-SHA-256-PLUS", "tls-exporter"}, {"implicit", "scram-sha-256-plus", "tls-server-end-point"},
+		{"starttls", "SCRAM-SHA-256-PLUS", "tls-server-end-point"}, {"starttls", "SCRAM-SHA-256", ""}, {"none", "SCRAM-SHA-256", ""},
+	} {
+		c := b.greeted(way.listener)
+		e := c.scram(way.mechanism, "Carol", password, way.binding)
+		if _, err := e.side.Step(c.challenge()); err != nil || !e.side.Valid() {
+			t.Fatalf("%v: the gateway does not know the password: %v", way, err)
+		}
+		c.say("\r\n")
+		c.hear("a OK [CAPABILITY …] Logged in.")
+		c.say("b NOOP\r\n")
+		c.hear("b OK Done.")
+		r := b.lastRecord("login_accepted", c)
+		if r.field("mechanism") != "AUTH="+strings.ToUpper(way.mechanism) || r.field("method") != auth.File || r.field("user") != "carol@example.org" {
+			t.Errorf("%v: %v", way, r)
+		}
+		c.say("c LOGOUT\r\n")
+		c.hear("c OK Done.")
+		c.end()
+	}
+}
+
+func TestNoProofOfOursIsGivenToWhoGuesses(t *testing.T) {
+	m := openMailbox(t)
+	b := newBed(t, m.addr(), withScram(t))
+	var heard []string
+	for _, user := range []string{"carol", "gina", "nobody"} {
+		c := b.greeted("implicit")
+		c.scram("SCRAM-SHA-256-PLUS", user, "wrong", "tls-exporter")
+		line, err := c.r.ReadString('\n')
+		must(t, err)
+		heard = append(heard, line)
+		if r := b.lastRecord("login_refused", c); r.field("user") != user+"@example.org" || r.field("reason") != string(audit.BadCredentials) {
+			t.Errorf("%v", r)
+		}
+		c.close()
+	}
+	for _, line := range heard {
+		if line != "a "+deniedReply+"\r\n" {
+			t.Errorf("heard %q", line)
+		}
+	}
+}
+
+func TestAProofIsNoPasswordForABackendThatWantsOne(t *testing.T) {
+	m := openMailbox(t)
+	b := newBed(t, m.addr(), withScram(t))
+	c := b.greeted("implicit")
+	e := c.scram("SCRAM-SHA-256", "frank", password, "")
+	if _, err := e.side.Step(c.challenge()); err != nil {
+		t.Fatal(err)
+	}
+	c.say("\r\n")
+	c.hear("a " + unavailableReply)
+	if r := b.lastRecord("login_refused", c); r.field("reason") != string(audit.NothingToShow) || r.field("result") != "unavailable" {
+		t.Errorf("%v", r)
+	}
+	if !strings.Contains(b.logs.String(), errNothingToShow.Error()) {
+		t.Errorf("the log does not say why:\n%s", b.logs)
+	}
+	c.say("b AUTHENTICATE PLAIN " + base64.StdEncoding.EncodeToString([]byte("\x00frank\x00"+password)) + "\r\n")
+	c.hear("b OK …")
+}
+
+func TestAClientMayNotLikeWhatTheGatewayProves(t *testing.T) {
+	m := openMailbox(t)
+	b := newBed(t, m.addr(), withScram(t))
+	c := b.greeted("implicit")
+	c.scram("SCRAM-SHA-256", "carol", password, "")
+	c.challenge()
+	c.say("*\r\n")
+	c.hear("a BAD Cancelled.")
+	if r := b.lastRecord("login_refused", c); r.field("reason") != string(audit.BadExchange) {
+		t.Errorf("%v", r)
+	}
+	c.scram("SCRAM-SHA-256", "carol", password, "")
+	c.challenge()
+	c.close()
+	b.wantRecord("login_refused", audit.ClientWentAway)
+	if m.open() != 0 {
+		t.Error("a backend was asked for somebody who has not finished")
+	}
+}
+
+// authority signs clients' certificates.
+type authority struct {
+	t    testing.TB
+	key  *ecdsa.PrivateKey
+	cert *x509.Certificate
+}
+
+func newAuthority(t testing.TB) *authority {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(t, err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "clients"}, NotBefore: time.Now().Add(-time.Hour),
+		NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	must(t, err)
+	cert, err := x509.ParseCertificate(der)
+	must(t, err)
+	return &authority{t, key, cert}
+}
+
+func (a *authority) pem() string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw}))
+}
+
+// issue is a client's certificate for these addresses, changed.
+func (a *authority) issue(emails []string, change func(*x509.Certificate)) tls.Certificate {
+	a.t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(a.t, err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "carol@example.org"}, EmailAddresses: emails,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}
+	if change != nil {
+		change(template)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
+	must(a.t, err)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+func TestACertificateIsALoginForTheOneItNames(t *testing.T) {
+	m := openMailbox(t)
+	ca, other := newAuthority(t), newAuthority(t)
+	carol := []string{"carol@example.org"}
+	b := newBed(t, m.addr(), func(s *setup) {
+		s.clientCA, s.auth.External = ca.pem(), "email"
+	})
+	const notOffered = "a NO Unsupported mechanism."
+	for what, c := range map[string]struct {
+		certificate tls.Certificate
+		authzid     string
+		answer      string // "" when TLS fails
+	}{
+		"hers":                    {ca.issue(carol, nil), "=", "a OK [CAPABILITY …] Logged in."},
+		"hers, and as herself":    {ca.issue(carol, nil), "Y2Fyb2w=", "a OK [CAPABILITY …] Logged in."},
+		"none":                    {tls.Certificate{}, "=", notOffered},
+		"none, and a name":        {tls.Certificate{}, "Y2Fyb2w=", notOffered},
+		"hers, as somebody else":  {ca.issue(carol, nil), "ZnJhbms=", "a " + deniedReply},
+		"of another authority":    {other.issue(carol, nil), "=", ""},
+		"of nobody's":             {selfIssued(t, other), "=", ""},
+		"expired":                 {ca.issue(carol, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }), "=", ""},
+		"not yet valid":           {ca.issue(carol, func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Minute) }), "=", ""},
+		"for servers":             {ca.issue(carol, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} }), "=", ""},
+		"with two names":          {ca.issue([]string{"carol@example.org", "frank@example.org"}, nil), "=", "a " + deniedReply},
+		"two names, and a choice": {ca.issue([]string{"carol@example.org", "frank@example.org"}, nil), "Y2Fyb2w=", "a " + deniedReply},
+		"without a name":          {ca.issue(nil, nil), "=", "a " + deniedReply}, // the common name is no second choice
+		"without, and a choice":   {ca.issue(nil, nil), "Y2Fyb2w=", "a " + deniedReply},
+		"of another kind":         {ca.issue(nil, func(c *x509.Certificate) { c.DNSNames = carol }), "=", "a " + deniedReply},
+		"for a backend's own":     {ca.issue([]string{"frank@example.org"}, nil), "=", "a " + unavailableReply},
+	} {
+		t.Run(what, func(t *testing.T) {
+			person := b.dial("implicit")
+			person.t = t
+			cfg := &tls.Config{}
+			if c.certificate.PrivateKey != nil {
+				cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &c.certificate, nil }
+			}
+			err := person.handshake(cfg)
+			if err == nil && c.answer == "" { // with TLS 1.3 a client hears of it when it reads
+				_, err = person.r.ReadString('\n')
+			}
+			if c.answer == "" {
+				if err == nil {
+					t.Error("TLS succeeds")
+				}
+				return
+			}
+			must(t, err)
+			greeting, err := person.r.ReadString('\n')
+			must(t, err)
+			if offered := strings.Contains(greeting, "AUTH=EXTERNAL"); offered != (c.answer != notOffered) {
+				t.Errorf("offered: %v: %q", offered, greeting)
+			}
+			person.say("a AUTHENTICATE EXTERNAL " + c.authzid + "\r\n")
+			person.hear(c.answer)
+			person.close()
+		})
+	}
+}
+
+// selfIssued is a certificate whose issuer is its own.
+func selfIssued(t testing.TB, like *authority) tls.Certificate {
+	t.Helper()
+	return tls.Certificate{Certificate: [][]byte{like.cert.Raw}, PrivateKey: like.key}
+}
+
+func TestWhatAListenerDoesNotOfferItDoesNotTake(t *testing.T) {
+	m := openMailbox(t)
+	b := newBed(t, m.addr(), withScram(t), func(s *setup) {
+		s.auth.Listeners = map[string][]string{"implicit": {"SCRAM-SHA-256-PLUS"}, "none": {"PLAIN"}}
+		s.cfg.BadCommands = 10
+	})
+	plain := base64.StdEncoding.EncodeToString([]byte("\x00carol\x00" + password))
+	strict := b.dial("implicit")
+	strict.startTLS()
+	strict.hear("* OK [CAPABILITY IMAP4rev1 LITERAL+ SASL-IR ID LOGINDISABLED AUTH=SCRAM-SHA-256-PLUS] IMAP ready.")
+	strict.say("a LOGIN carol " + password + "\r\nb AUTHENTICATE PLAIN " + plain + "\r\nc AUTHENTICATE SCRAM-SHA-256 biwsbj1hLHI9eA==\r\nd AUTHENTICATE LOGIN\r\n")
+	strict.hear("a NO LOGIN is disabled.")
+	strict.hear("b NO Unsupported mechanism.")
+	strict.hear("c NO Unsupported mechanism.")
+	strict.hear("d NO Unsupported mechanism.")
+	if r := b.lastRecord("login_refused", strict); r.field("reason") != string(audit.BadMechanism) {
+		t.Errorf("%v", r)
+	}
+	strict.scram("SCRAM-SHA-256-PLUS", "carol", password, "tls-exporter")
+	strict.challenge()
+	strict.say("\r\n")
+	strict.hear("a OK …")
+	strict.close()
+
+	old := b.dial("none")
+	old.hear("* OK [CAPABILITY IMAP4rev1 LITERAL+ SASL-IR ID AUTH=PLAIN] IMAP ready.")
+	old.say("a AUTHENTICATE SCRAM-SHA-256 biwsbj1hLHI9eA==\r\nb LOGIN carol " + password + "\r\n")
+	old.hear("a NO Unsupported mechanism.")
+	old.hear("b OK …")
+	old.close()
+
+	all := b.dial("trusting-implicit")
+	all.startTLS()
+	all.hear("* OK [CAPABILITY IMAP4rev1 LITERAL+ SASL-IR ID AUTH=SCRAM-SHA-256-PLUS AUTH=SCRAM-SHA-256 AUTH=PLAIN] IMAP ready.")
+	all.close()
+}
+
+func TestAClientIsToldWhereToGetAnotherToken(t *testing.T) {
+	m := openMailbox(t)
+	b := newBed(t, m.addr(), func(s *setup) {
+		s.auth.Methods = []string{auth.OAuth}
+		s.cfg.TokenRefusal = auth.TokenRefusal{Scope: "imap", Configuration: "https://id.example.org/.well-known/openid-configuration"}
+		s.asked.OAuth = func(_ context.Context, token identity.Secret) (string, time.Time, error) {
+			if token.Reveal() == "right" {
+				return "carol", time.Time{}, nil
+			}
+			return "", time.Time{}, auth.ErrDenied
+		}
+	})
+	for mechanism, message := range map[string]string{
+		"OAUTHBEARER": "n,,\x01auth=Bearer %\x01\x01", "XOAUTH2": "user=carol\x01auth=Bearer %\x01\x01",
+	} {
+		say := func(c *client, token string) {
+			c.say("a AUTHENTICATE " + mechanism + " " + base64.StdEncoding.EncodeToString([]byte(strings.Replace(message, "%", token, 1))) + "\r\n")
+		}
+		c := b.greeted("implicit")
+		for _, answer := range []string{"", "AQ==", "*"} { // whatever it says, it has been told
+			say(c, "wrong")
+			var told map[string]any
+			if text := c.challenge(); json.Unmarshal([]byte(text), &told) != nil || told["scope"] != "imap" {
+				t.Errorf("%s: told %q", mechanism, text)
+			}
+			c.say(answer + "\r\n")
+			c.hear("a " + deniedReply)
+			if answer == "AQ==" {
+				break // a third failure ends the connection
+			}
+		}
+		say(c, "right")
+		c.hear("a OK …")
+		if r := b.lastRecord("login_accepted", c); r.field("method") != auth.OAuth || r.field("user") != "carol@example.org" {
+			t.Errorf("%v", r)
+		}
+		c.close()
+	}
+}
+
+func TestAnAuthServerPlacesUsersAtConfiguredBackendsOnly(t *testing.T) {
+	m := openMailbox(t)
+	here := netip.MustParseAddrPort(m.addr())
+	b := newBed(t, m.addr(), func(s *setup) {
+		delete(s.backends, "mastered") // it has the address of east
+		s.auth.Methods, s.cfg.Placed = []string{auth.HTTP}, true
+		s.routes = routing.Config{Source: routing.SourceHTTP}
+		s.asked.HTTP = func(_ context.Context, l auth.Login) (auth.Answer, error) {
+			switch l.User.String() {
+			case "alice@example.org":
+				return auth.Answer{Server: here}, nil
+			case "bob@example.org":
+				return auth.Answer{Server: here, User: "u17", Password: identity.NewSecret(password)}, nil
+			case "lost@example.org":
+				return auth.Answer{Server: netip.MustParseAddrPort("192.0.2.1:143")}, nil
+			case "late@example.org":
+				return auth.Answer{}, &auth.Wait{For: 600 * time.Millisecond, Err: auth.ErrDenied}
+			}
+			return auth.Answer{}, nil
+		}
+	})
+	for _, c := range []struct{ login, answer string }{
+		{"alice " + password, "a OK …"}, {"bob whatever", "a OK …"}, {"alice wrong", "a " + unavailableReply},
+		{"lost " + password, "a " + unavailableReply}, {"unplaced " + password, "a " + unavailableReply},
+	} {
+		person := b.greeted("implicit")
+		person.say("a LOGIN " + c.login + "\r\n")
+		person.hear(c.answer)
+		person.close()
+	}
+	if r := b.wantRecord("login_accepted", ""); r.field("route") != string(routing.FromHTTP) {
+		t.Errorf("%v", r)
+	}
+	late, began := b.greeted("implicit"), time.Now()
+	late.say("a LOGIN late x\r\n")
+	late.hear("a " + deniedReply)
+	if took := time.Since(began); took < 600*time.Millisecond {
+		t.Errorf("the server asked for 600 ms, and the answer took %v", took)
+	}
+	late.close()
+}
