@@ -51,6 +51,7 @@ type setup struct {
 	routes   routing.Config
 	redis    redis.UniversalClient
 	limits   limit.Config // nothing is limited by default
+	hooks    limit.Hooks
 	backends map[string]upstream.Config
 	rooms    func(*Rooms)
 }
@@ -94,7 +95,7 @@ func openBed(t testing.TB, backend string, change ...func(*setup)) *bed {
 	b.write("users", s.users)
 	b.open(s)
 	var ctx context.Context
-	ctx, b.stop = context.WithCancel(context.Background())
+	ctx, b.stop = context.WithCancel(context.WithValue(context.Background(), serving{}, true))
 	if err := b.server.Listen(); err != nil {
 		t.Fatal(err)
 	}
@@ -105,6 +106,9 @@ func openBed(t testing.TB, backend string, change ...func(*setup)) *bed {
 	t.Cleanup(b.check)
 	return b
 }
+
+// serving marks the contexts of sessions.
+type serving struct{}
 
 // serve ends with the gateway.
 func (b *bed) serve(ctx context.Context) { b.served <- b.server.Serve(ctx) }
@@ -163,7 +167,7 @@ func (b *bed) open(s *setup) {
 	r.Routes, err = routing.New(s.routes, s.redis, routing.Metrics{Lookup: r.Metrics.RouteLookup}, log)
 	must(b.t, err)
 	s.limits.Prefix = "imapgate:"
-	r.Limits, err = limit.New(s.limits, s.redis, limit.Hooks{}, log)
+	r.Limits, err = limit.New(s.limits, s.redis, s.hooks, log)
 	must(b.t, err)
 	r.Audit, err = audit.Open(audit.Config{Path: b.path("audit")}, log)
 	must(b.t, err)

@@ -1,0 +1,292 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"imapgate/internal/identity"
+	"imapgate/internal/limit"
+	"imapgate/internal/testbed"
+	"imapgate/routing"
+)
+
+// together is a real Redis, and a setup of a gateway that shares its limits there.
+func together(t testing.TB, l limit.Config) (*testbed.Redis, func(*setup)) {
+	t.Helper()
+	store := testbed.StartRedis(t)
+	return store, sharing(t, store, l)
+}
+
+func sharing(t testing.TB, store *testbed.Redis, l limit.Config) func(*setup) {
+	t.Helper()
+	rdb := connected(t, store)
+	return func(s *setup) { s.limits, s.redis = l, rdb }
+}
+
+func connected(t testing.TB, store *testbed.Redis) redis.UniversalClient {
+	t.Helper()
+	rdb, err := routing.Dial(routing.RedisConfig{Addresses: []string{store.Address}})
+	must(t, err)
+	t.Cleanup(func() { _ = rdb.Close() })
+	return rdb
+}
+
+// crowd does n things, so many at a time.
+func crowd(n, atATime int, do func(i int)) {
+	var all sync.WaitGroup
+	next := atomic.Int64{}
+	for range atATime {
+		all.Go(func() {
+			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+				do(i)
+			}
+		})
+	}
+	all.Wait()
+}
+
+// byDefault is what the configuration has when it says nothing, but for the delay
+// of every denial, which would make these tests long; its growth is the same.
+func byDefault() limit.Config {
+	f := guesses()
+	f.Delay, f.MaxDelay = 200*time.Millisecond, 1500*time.Millisecond
+	return limit.Config{Failures: f, Settings: limit.Settings{
+		PerUserAddress: 10, PerUser: 50, PerAddress: 100, Strangers: 20, NewPerMinute: 60, NewBurst: 30,
+	}}
+}
+
+func TestAThousandWrongPasswordsLockNobodyOutAtHome(t *testing.T) {
+	_, shared := together(t, byDefault())
+	b := openBed(t, openMailbox(t).addr(), shared)
+	const home = "198.51.100.20"
+	if got := b.guess(home, "frank", "right"); !strings.HasPrefix(got, "OK") {
+		t.Fatalf("at home: %s", got)
+	}
+	var stop atomic.Bool
+	var slowest atomic.Int64
+	var victim sync.WaitGroup
+	victim.Go(func() {
+		for !stop.Load() {
+			began := time.Now()
+			if got := b.guess(home, "frank", "right"); !strings.HasPrefix(got, "OK") {
+				t.Errorf("at home, meanwhile: %s", got)
+			}
+			slowest.Store(max(slowest.Load(), int64(time.Since(began))))
+			<-time.After(1100 * time.Millisecond) // 60 a minute may come
+		}
+	})
+	crowd(1000, 100, func(i int) { // each from a network of 24 bits of its own
+		got := b.guess(fmt.Sprintf("203.%d.%d.9", i/250, i%250), "frank", fmt.Sprint("guess", i))
+		if strings.HasPrefix(got, "OK") {
+			t.Errorf("guess %d: %s", i, got)
+		}
+	})
+	stop.Store(true)
+	victim.Wait()
+	if took := time.Duration(slowest.Load()); took > 2*time.Second {
+		t.Errorf("a login at home took %v", took)
+	}
+	about, err := b.rooms.Limits.ShowUser(context.Background(), userOf(t, "frank@example.org"))
+	if err != nil || !about.KnownOnly {
+		t.Errorf("behind a thousand failures: %+v, %v", about, err)
+	}
+	if got := b.guess("203.0.113.77", "frank", "right"); got != unavailableReply {
+		t.Errorf("from where nobody is known: %s", got)
+	}
+}
+
+func userOf(t testing.TB, name string) identity.User {
+	t.Helper()
+	u, err := identity.Canon(name, "")
+	must(t, err)
+	return u
+}
+
+func TestOneBadClientBehindANATHindersNoOther(t *testing.T) {
+	l := byDefault()
+	l.NewPerMinute, l.Strangers, l.PerAddress = 0, 0, 0 // a network of 500 people is given these by its operator
+	_, shared := together(t, l)
+	const nat = "198.51.100.20"
+	b := openBed(t, openMailbox(t).addr(), shared, func(s *setup) {
+		for i := range 500 {
+			s.users += fmt.Sprintf("user%d@example.org:{PLAIN}%s\n", i, password)
+		}
+		s.routes.Static.Default = "east"
+	})
+	crowd(500, 50, func(i int) { // on an ordinary day
+		if got := b.guess(nat, fmt.Sprint("user", i), password); !strings.HasPrefix(got, "OK") {
+			t.Errorf("user%d: %s", i, got)
+		}
+	})
+	var stop atomic.Bool
+	var bad sync.WaitGroup
+	bad.Go(func() {
+		for i := 0; !stop.Load(); i++ {
+			_ = b.guess(nat, fmt.Sprint("user", i%500), fmt.Sprint("guess", i))
+		}
+	})
+	within(t, 20*time.Second, "a ban", func() bool { return b.rooms.Limits.Banned() > 0 })
+	var good, slow atomic.Int64
+	crowd(500, 50, func(i int) {
+		began := time.Now()
+		if got := b.guess(nat, fmt.Sprint("user", i), password); strings.HasPrefix(got, "OK") {
+			good.Add(1)
+		}
+		if time.Since(began) > 2*time.Second {
+			slow.Add(1)
+		}
+	})
+	stop.Store(true)
+	bad.Wait()
+	if good.Load() < 495 || slow.Load() > 5 {
+		t.Errorf("of 500, %d logged in, %d after more than 2 s", good.Load(), slow.Load())
+	}
+}
+
+func TestASprayFromAThousandNetworksIsNoticed(t *testing.T) {
+	_, shared := together(t, byDefault())
+	sprays := make(chan limit.Spray, 1)
+	b := openBed(t, openMailbox(t).addr(), shared, func(s *setup) {
+		s.hooks.OnSpray = func(n limit.Spray) {
+			select {
+			case sprays <- n:
+			default:
+			}
+		}
+	})
+	const home = "198.51.100.20"
+	if got := b.guess(home, "frank", "right"); !strings.HasPrefix(got, "OK") {
+		t.Fatalf("at home: %s", got)
+	}
+	crowd(1000, 100, func(i int) {
+		if got := b.guess(fmt.Sprintf("203.%d.%d.9", i/250, i%250), fmt.Sprint("person", i), "Summer2026"); got != deniedReply {
+			t.Errorf("guess %d: %s", i, got)
+		}
+	})
+	select {
+	case n := <-sprays:
+		if !n.Suspected || n.Users < 20 {
+			t.Errorf("%+v", n)
+		}
+	default:
+		t.Fatal("nobody noticed")
+	}
+	began := time.Now()
+	if got := b.guess(home, "frank", "right"); !strings.HasPrefix(got, "OK") || time.Since(began) > 2*time.Second {
+		t.Errorf("at home: %s after %v", got, time.Since(began))
+	}
+	began = time.Now()
+	if got := b.guess("192.0.2.50", "frank", "right"); !strings.HasPrefix(got, "OK") || time.Since(began) < 300*time.Millisecond {
+		t.Errorf("from where nobody is known: %s after %v", got, time.Since(began))
+	}
+}
+
+func TestTwoGatewaysCountTheSessionsOfAUserTogether(t *testing.T) {
+	store, shared := together(t, limit.Config{Settings: limit.Settings{PerUser: 40}})
+	m := openMailbox(t)
+	gateways := []*bed{openBed(t, m.addr(), shared), openBed(t, m.addr(), sharing(t, store, limit.Config{Settings: limit.Settings{PerUser: 40}}))}
+	var in, limited atomic.Int64
+	var mu sync.Mutex
+	var all []*client
+	crowd(100, 20, func(i int) {
+		c := gateways[i%2].in(fmt.Sprintf("192.0.2.%d", i))
+		c.say("a LOGIN frank right\r\n")
+		line, _ := c.r.ReadString('\n')
+		switch {
+		case strings.HasPrefix(line, "a OK"):
+			in.Add(1)
+		case line == "a NO [LIMIT] Too many connections.\r\n":
+			limited.Add(1)
+		default:
+			t.Errorf("%q", line)
+		}
+		mu.Lock()
+		all = append(all, c)
+		mu.Unlock()
+	})
+	if n := in.Load(); n < 38 || n > 42 || n+limited.Load() != 100 {
+		t.Errorf("%d logged in, %d were refused; the limit is 40", n, limited.Load())
+	}
+	for _, c := range all {
+		c.close()
+	}
+	for _, b := range gateways {
+		b.taken(0)
+	}
+	within(t, 5*time.Second, "a place at the other gateway", func() bool {
+		return strings.HasPrefix(gateways[1].guess("192.0.2.1", "frank", "right"), "OK")
+	})
+}
+
+// The promise is a second; the test allows for a machine that is busy.
+func TestABanHoldsAtTheOtherGatewayWithinASecond(t *testing.T) {
+	l := limit.Config{Failures: guesses()}
+	store, shared := together(t, l)
+	m := openMailbox(t)
+	one, two := openBed(t, m.addr(), shared), openBed(t, m.addr(), sharing(t, store, l))
+	for i := range 10 {
+		_ = one.guess("203.0.113.7", "frank", fmt.Sprint("guess", i))
+	}
+	one.refused("203.0.113.7")
+	within(t, 2*time.Second, "the ban at the other gateway", func() bool { return two.rooms.Limits.Banned() == 1 })
+	two.refused("203.0.113.7")
+}
+
+func TestALoginCostsOneTripToRedis(t *testing.T) {
+	l := limit.Config{Failures: guesses(), Settings: limit.Settings{
+		PerUserAddress: 1000, PerUser: 1000, PerAddress: 1000, Strangers: 1000, Total: 1000, NewPerMinute: 100_000, NewBurst: 10_000,
+	}}
+	_, shared := together(t, l)
+	trips := &trips{}
+	b := openBed(t, openMailbox(t).addr(), shared, func(s *setup) { s.redis.AddHook(trips) })
+	login := func() { // and out again
+		if got := b.guess("192.0.2.1", "frank", "right"); !strings.HasPrefix(got, "OK") {
+			t.Fatal(got)
+		}
+		b.taken(0)
+	}
+	login() // the first tells Redis the scripts, and where the user is known
+	const n = 20
+	before := trips.n.Load()
+	for range n {
+		login()
+	}
+	if got := trips.n.Load() - before; got != n {
+		t.Errorf("%d logins made %d trips", n, got)
+	}
+}
+
+// trips counts the requests for which a session waits, by the mark in its context.
+type trips struct{ n atomic.Int64 }
+
+func (h *trips) count(ctx context.Context) {
+	if ctx.Value(serving{}) != nil {
+		h.n.Add(1)
+	}
+}
+
+// DialHook implements redis.Hook.
+func (h *trips) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+// ProcessHook implements redis.Hook.
+func (h *trips) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		h.count(ctx)
+		return next(ctx, cmd)
+	}
+}
+
+// ProcessPipelineHook implements redis.Hook.
+func (h *trips) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		h.count(ctx)
+		return next(ctx, cmds)
+	}
+}

@@ -1,0 +1,323 @@
+package proxy
+
+import (
+	"bufio"
+	"fmt"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"imapgate/internal/audit"
+	"imapgate/internal/limit"
+	"imapgate/proxy/upstream"
+)
+
+// limited is a setup with limits, on a listener in front of which a balancer says
+// where clients come from.
+func limited(l limit.Config) func(*setup) { return func(s *setup) { s.limits = l } }
+
+// from connects as a client at an address, through the balancer.
+func (b *bed) from(address string) *client {
+	b.t.Helper()
+	c := b.dial("balanced-none")
+	c.say("PROXY TCP4 " + address + " 127.0.0.1 4711 143\r\n")
+	return c
+}
+
+// in is from with the greeting heard.
+func (b *bed) in(address string) *client {
+	b.t.Helper()
+	c := b.from(address)
+	c.hear("* OK [CAPABILITY …] IMAP ready.")
+	return c
+}
+
+// refused is from with a BYE instead.
+func (b *bed) refused(address string) {
+	b.t.Helper()
+	c := b.from(address)
+	c.hear("* BYE [UNAVAILABLE] Too many connections.")
+	c.end()
+	if r := b.lastRecord("connection_refused", c); r.field("reason") != string(audit.TooMany) {
+		b.t.Errorf("%v", r)
+	}
+}
+
+// wantHit waits for a limit's record, with its metric.
+func (b *bed) wantHit(reason limit.Reason, subject string) {
+	b.t.Helper()
+	within(b.t, 5*time.Second, fmt.Sprintf("limit_hit %s of %s", reason, subject), func() bool {
+		for _, r := range b.records() {
+			if r.field("event") == "limit_hit" && r.field("limit") == string(reason) && r.field("subject") == subject {
+				return strings.Contains(b.scrape(), `imapgate_limit_refusals_total{limit="`+string(reason)+`"}`)
+			}
+		}
+		return false
+	})
+}
+
+// taken waits until so many places are taken.
+func (b *bed) taken(n int) {
+	b.t.Helper()
+	within(b.t, 5*time.Second, fmt.Sprintf("%d places", n), func() bool { return b.rooms.Limits.Taken() == n })
+}
+
+func TestAnAddressHasSoManyConnectionsBeforeTheLogin(t *testing.T) {
+	b := newBed(t, openMailbox(t).addr(), limited(limit.Config{Settings: limit.Settings{Strangers: 2}}))
+	first, second := b.in("192.0.2.1"), b.in("192.0.2.1")
+	b.refused("192.0.2.1")
+	b.wantHit(limit.StrangerPlaces, "192.0.2.1/32")
+	b.in("192.0.2.2").close()
+	first.say("a LOGIN frank right\r\n")
+	first.hear("a OK …") // is no stranger any more
+	b.in("192.0.2.1").vanish()
+	second.close()
+	first.close()
+	b.taken(0)
+}
+
+func TestAnAddressHasSoManyConnections(t *testing.T) {
+	b := newBed(t, openMailbox(t).addr(), limited(limit.Config{Settings: limit.Settings{PerAddress: 2}}))
+	first, second := b.in("192.0.2.1"), b.in("192.0.2.1")
+	first.say("a LOGIN frank right\r\n")
+	first.hear("a OK …")
+	b.refused("192.0.2.1")
+	b.wantHit(limit.AddressConnections, "192.0.2.1/32")
+	second.vanish()
+	within(t, 5*time.Second, "the place of a client that vanished", func() bool {
+		c := b.from("192.0.2.1")
+		defer c.close()
+		line, _ := c.r.ReadString('\n')
+		return strings.HasPrefix(line, "* OK")
+	})
+	first.close()
+	b.taken(0)
+}
+
+func TestAnAddressComesSoOften(t *testing.T) {
+	b := newBed(t, openMailbox(t).addr(), limited(limit.Config{Settings: limit.Settings{NewPerMinute: 1, NewBurst: 3}}))
+	for range 3 {
+		b.in("192.0.2.1").close()
+	}
+	b.refused("192.0.2.1")
+	b.wantHit(limit.ConnectionRate, "192.0.2.1/32")
+	b.in("192.0.2.2").close()
+}
+
+func TestNobodyHearsAByeBeforeTLS(t *testing.T) {
+	b := newBed(t, openMailbox(t).addr(), limited(limit.Config{Settings: limit.Settings{Strangers: 1}}))
+	first := b.dial("implicit")
+	b.taken(2) // of an address, and of its strangers
+	second := b.dial("implicit")
+	second.end()
+	first.close()
+	b.taken(0)
+}
+
+func TestATLSHandshakeThatFailsGivesItsPlaceBack(t *testing.T) {
+	b := newBed(t, openMailbox(t).addr(), limited(limit.Config{Settings: limit.Settings{Strangers: 1}}))
+	for range 3 {
+		c := b.dial("implicit")
+		c.say("not TLS at all\r\n")
+		_ = c.rest()
+		b.taken(0)
+	}
+}
+
+func TestAUserHasSoManySessions(t *testing.T) {
+	for name, test := range map[string]struct {
+		limits limit.Settings
+		other  string // an address from where one more is too many
+		reason limit.Reason
+	}{
+		"from everywhere":     {limit.Settings{PerUser: 2}, "198.51.100.1", limit.UserConnections},
+		"from one address":    {limit.Settings{PerUserAddress: 2}, "192.0.2.1", limit.UserAddress},
+		"with everybody else": {limit.Settings{Total: 2}, "198.51.100.1", limit.TotalSessions},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := openMailbox(t)
+			b := newBed(t, m.addr(), limited(limit.Config{Settings: test.limits}))
+			var in []*client
+			for range 2 {
+				c := b.in("192.0.2.1")
+				c.say("a LOGIN frank right\r\n")
+				c.hear("a OK …")
+				in = append(in, c)
+			}
+			one := b.in(test.other)
+			one.say("a LOGIN frank right\r\n")
+			one.hear("a NO [LIMIT] Too many connections.")
+			if r := b.lastRecord("login_refused", one); r.field("reason") != string(audit.LimitReached) {
+				t.Errorf("%v", r)
+			}
+			within(t, 5*time.Second, "the end at the backend", func() bool { return m.open() == 2 })
+			wrong := b.in(test.other)
+			wrong.say("a LOGIN frank wrong\r\n")
+			wrong.hear("a " + deniedReply) // whose password is wrong does not learn of it
+			in[0].vanish()
+			within(t, 5*time.Second, "a free place", func() bool {
+				c := b.in(test.other)
+				c.say("a LOGIN frank right\r\n")
+				line, _ := c.r.ReadString('\n')
+				defer c.close()
+				return strings.HasPrefix(line, "a OK")
+			})
+			in[1].say("b LOGOUT\r\n")
+			in[1].hear("b OK Done.")
+			in[1].close()
+			one.close()
+			wrong.close()
+			b.taken(0)
+		})
+	}
+}
+
+func TestAListenerHasItsOwnLimits(t *testing.T) {
+	own := map[string]limit.Settings{"balanced-starttls": {Strangers: 1}}
+	b := newBed(t, openMailbox(t).addr(), limited(limit.Config{Listeners: own}))
+	first := b.in("192.0.2.1")
+	second := b.dial("balanced-starttls")
+	second.say("PROXY TCP4 192.0.2.1 127.0.0.1 4711 143\r\n")
+	second.hear("* BYE [UNAVAILABLE] Too many connections.")
+	first.close()
+}
+
+// guesses are the failures of the defaults, in time that tests have.
+func guesses() limit.Failures {
+	return limit.Failures{
+		PerMinute: 10, PerDay: 50, PerUserHour: 10, PerUserTotal: 100, KnownFor: time.Hour,
+		Delay: 5 * time.Millisecond, MaxDelay: 40 * time.Millisecond,
+		BanAfter: 10, BanWithin: 10 * time.Minute, Ban: 10 * time.Minute, MaxBan: 24 * time.Hour,
+	}
+}
+
+// guess tries a password on a connection of its own and gives the answer, "" for
+// none. It may be called by many at a time.
+func (b *bed) guess(address, user, secret string) string {
+	nc, err := net.Dial("tcp", b.addr("balanced-none"))
+	if err != nil {
+		return err.Error()
+	}
+	defer nc.Close()
+	_ = nc.SetDeadline(time.Now().Add(30 * time.Second)) // of a new connection
+	r := bufio.NewReader(nc)
+	_, _ = fmt.Fprintf(nc, "PROXY TCP4 %s 127.0.0.1 4711 143\r\n", address)
+	if line, err := r.ReadString('\n'); err != nil || !strings.HasPrefix(line, "* OK") {
+		return strings.TrimSpace(line)
+	}
+	_, _ = fmt.Fprintf(nc, "a LOGIN %s %s\r\n", user, secret)
+	line, _ := r.ReadString('\n')
+	return strings.TrimSpace(strings.TrimPrefix(line, "a "))
+}
+
+func TestWhoGuessesTooOftenIsBanned(t *testing.T) {
+	b := newBed(t, openMailbox(t).addr(), limited(limit.Config{Failures: guesses()}))
+	waiting := b.in("203.0.113.7")
+	for i := range 10 {
+		// Unknown, wrong, nowhere and impossible names count alike.
+		user := []string{"frank", "nobody", "alice", `"a|b"`}[i%4]
+		if got := b.guess("203.0.113.7", user, fmt.Sprint("guess", i)); got != deniedReply {
+			t.Fatalf("guess %d: %s", i, got)
+		}
+	}
+	b.refused("203.0.113.7")
+	b.wantHit(limit.Banned, "203.0.113.7/32")
+	// On a connection that is open already a right password is not told from a
+	// wrong one.
+	for i, secret := range []string{"wrong", "right"} {
+		waiting.say(fmt.Sprintf("a%d LOGIN frank %s\r\n", i, secret))
+		waiting.hear(fmt.Sprintf("a%d %s", i, unavailableReply))
+	}
+	if got := b.guess("203.0.113.8", "frank", "right"); !strings.HasPrefix(got, "OK") {
+		t.Errorf("a neighbour: %s", got)
+	}
+	waiting.close()
+}
+
+func TestARepeatedWrongPasswordIsOneFailure(t *testing.T) {
+	b := newBed(t, openMailbox(t).addr(), limited(limit.Config{Failures: guesses()}))
+	for i := range 30 {
+		if got := b.guess("203.0.113.7", "frank", "the-old-one"); got != deniedReply {
+			t.Fatalf("try %d: %s", i, got)
+		}
+	}
+	if got := b.guess("203.0.113.7", "frank", "right"); !strings.HasPrefix(got, "OK") {
+		t.Errorf("the new one: %s", got)
+	}
+}
+
+func TestTheBackendsNoCountsWhereItDecides(t *testing.T) {
+	b := newBed(t, openMailbox(t).addr(), limited(limit.Config{Failures: guesses()}))
+	for i := range 10 {
+		if got := b.guess("203.0.113.7", "alice", fmt.Sprint("guess", i)); got != deniedReply {
+			t.Fatalf("guess %d: %s", i, got)
+		}
+	}
+	b.refused("203.0.113.7")
+}
+
+func TestABackendThatIsAwayIsNobodysFailure(t *testing.T) {
+	b := newBed(t, openMailbox(t).addr(), limited(limit.Config{Failures: guesses()}), func(s *setup) {
+		s.backends["refusing"] = upstream.Config{Address: deadAddress, TLSMode: upstream.NoTLS, ConnectTimeout: 50 * time.Millisecond}
+		s.routes.Static.Users["frank"] = "refusing"
+	})
+	for i := range 12 {
+		if got := b.guess("203.0.113.7", "frank", "right"); got != unavailableReply {
+			t.Fatalf("try %d: %s", i, got)
+		}
+	}
+	if got := b.guess("203.0.113.7", "alice", "right"); !strings.HasPrefix(got, "OK") {
+		t.Errorf("somebody else there: %s", got)
+	}
+}
+
+func TestATrustedPeersOwnAddressIsNotCounted(t *testing.T) {
+	b := newBed(t, openMailbox(t).addr(), limited(limit.Config{
+		Settings: limit.Settings{Strangers: 1, NewPerMinute: 1, NewBurst: 1}, Failures: guesses(),
+	}))
+	var all []*client
+	for range 3 {
+		all = append(all, b.greeted("trusting-none"))
+	}
+	for _, c := range all[:2] {
+		c.say("i ID (\"x-originating-ip\" \"192.0.2.1\")\r\n")
+		c.hear("* ID …")
+		c.hear("i OK ID completed.")
+		if c == all[1] {
+			c.hear("* BYE [UNAVAILABLE] Too many connections.")
+		}
+	}
+	for i := range 20 { // by a webmail that says of nobody who it is
+		c := b.greeted("trusting-none")
+		c.say(fmt.Sprintf("a LOGIN nobody guess%d\r\n", i))
+		c.hear("a " + deniedReply)
+		c.close()
+	}
+	all[2].say("a LOGIN frank right\r\n")
+	all[2].hear("a OK …")
+	for _, c := range all {
+		c.close()
+	}
+	b.taken(0)
+}
+
+func TestADelayDoesNotOutlastTheTimeForALogin(t *testing.T) {
+	f := guesses()
+	f.Delay, f.MaxDelay = 10*time.Second, 10*time.Second
+	b := newBed(t, openMailbox(t).addr(), limited(limit.Config{Failures: f}), func(s *setup) { s.cfg.Preauth = 700 * time.Millisecond })
+	c := b.in("203.0.113.7")
+	began := time.Now()
+	c.say("a LOGIN frank wrong\r\n")
+	c.hear("* BYE Login took too long.")
+	c.end()
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	next := b.in("203.0.113.7")
+	next.say("a LOGIN frank right\r\n") // owes the delay of the first
+	next.hear("* BYE Login took too long.")
+	if r := b.lastRecord("login_refused", next); r.field("reason") != string(audit.LimitReached) || r.field("delay_ms") == "" {
+		t.Errorf("%v", r)
+	}
+}
