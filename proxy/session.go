@@ -232,10 +232,17 @@ func (s *session) relay(a *attempt, up admitted) error {
 	switch up := up.(type) {
 	case *upstream.Conn:
 		backend, fromBackend := up.Detach()
-		s.server.spliced.Start(splice.Side{Conn: client, First: fromBackend}, splice.Side{Conn: backend, First: fromClient}, in.spliced)
+		front, back := splice.Side{Conn: client, First: fromBackend}, splice.Side{Conn: backend, First: fromClient}
+		if budget := s.visit.Budget(); budget != nil {
+			front.Pace, back.Pace = budget.Read, budget.Written
+		}
+		s.server.spliced.Start(front, back, in.spliced)
 	case account:
-		s.server.mux.Start(mux.Client{Conn: client, First: fromClient, Who: &in.who, Mode: mux.Mode(a.mode), Caps: caps},
-			a.route.Backend, up.Account, in.multiplexed)
+		c := mux.Client{Conn: client, First: fromClient, Who: &in.who, Mode: mux.Mode(a.mode), Caps: caps}
+		if budget := s.visit.Budget(); budget != nil { // not a nil one in an interface
+			c.Budget = budget
+		}
+		s.server.mux.Start(c, a.route.Backend, up.Account, in.multiplexed)
 	}
 	return nil
 }

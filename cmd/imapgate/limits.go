@@ -30,6 +30,10 @@ func limitConfig(cfg *config.Config) limit.Config {
 			BanAfter: f.BanAfter, BanWithin: f.BanWithin, Ban: f.Ban, MaxBan: f.MaxBan,
 		},
 	}
+	b := l.Budget
+	made.Budgets = limit.Budgets{
+		Commands: b.CommandsPerSecond, In: int64(b.BytesInPerSecond), Out: int64(b.BytesOutPerSecond), Upload: int64(b.AppendBytesPerDay),
+	}
 	if cfg.Redis != nil {
 		made.Prefix = cfg.Redis.Prefix
 	}

@@ -84,10 +84,18 @@ func (l Limits) ExemptOn(on Listener) []netip.Prefix {
 	return l.Exempt
 }
 
+// leastRate lets a full buffer pass well before a peer is taken to have stalled.
+const leastRate = 16 << 10
+
 func (k checker) limits() {
 	l := &k.c.Limits
 	if l.TLSHandshakeTimeout > l.PreauthTimeout {
 		k.add("limits.tls_handshake_timeout", "is longer than preauth_timeout, which includes it")
+	}
+	for name, rate := range map[string]int{"bytes_in_per_second": l.Budget.BytesInPerSecond, "bytes_out_per_second": l.Budget.BytesOutPerSecond} {
+		if rate > 0 && rate < leastRate {
+			k.add("limits.budget."+name, "is less than 16384: a session would seem to have stalled")
+		}
 	}
 	if l.Failures.Delay > l.Failures.MaxDelay {
 		k.add("limits.failures.delay", "is longer than max_delay")

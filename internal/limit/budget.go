@@ -2,6 +2,7 @@ package limit
 
 import (
 	"context"
+	"math"
 	"sync"
 	"time"
 
@@ -94,6 +95,18 @@ func (b *Budget) Upload(ctx context.Context, n int64) bool {
 	return reply[0] == 1
 }
 
+// Overdraw counts bytes of messages that are on their way already.
+func (b *Budget) Overdraw(n int64) {
+	today := time.Now().UTC().Format(time.DateOnly)
+	b.gate.budgets.overdraw(b.user, today, n)
+	if s := b.gate.shared; s != nil {
+		// What Redis is not told of, this gateway still knows.
+		_, _ = s.ask(context.Background(), call{
+			s.scripts.upload, []string{s.keys.uploads(b.user, today)}, []any{n, math.MaxInt64, uploadKept.Milliseconds()},
+		})
+	}
+}
+
 // uploadScript adds ARGV[1] to the sum at the key, unless that would be more than
 // ARGV[2]. It gives whether it was added, and the sum.
 const uploadScript = `
@@ -144,6 +157,9 @@ func (b *budgets) upload(u identity.User, day string, n, most int64) bool {
 	b.sums.Add(u, known)
 	return true
 }
+
+// overdraw adds n to the user's sum of the day, whatever it is.
+func (b *budgets) overdraw(u identity.User, day string, n int64) { _ = b.upload(u, day, n, math.MaxInt64) }
 
 // uploaded is what all gateways together know.
 func (b *budgets) uploaded(u identity.User, day string, sum int64) {

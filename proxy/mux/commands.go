@@ -48,6 +48,7 @@ func (s *session) commands() error {
 		if s.idling != nil {
 			err = s.idled(seg)
 		} else {
+			s.paceCommand()
 			err = s.command(seg)
 		}
 		if err != nil {
@@ -136,6 +137,7 @@ func (s *session) nextOfClient() (imap.Segment, error) {
 		if ok {
 			return seg, nil
 		}
+		s.pace()
 		if err := s.client.More(); err != nil {
 			return seg, s.clientLost(err)
 		}

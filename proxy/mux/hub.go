@@ -64,8 +64,8 @@ type Config struct {
 	Splice func(client, backend End, ended func(Result))
 }
 
-// End is one connection of a session that is handed on, and what goes to it
-// before anything else.
+// End is one connection of a session that is handed on, what goes to it before
+// anything else, and how fast it may be read (splice.Side).
 type End struct {
 	Conn  net.Conn
 	First []byte

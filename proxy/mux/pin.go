@@ -37,7 +37,8 @@ func (s *session) handOver(why audit.Why, first []byte) error {
 	s.move(metrics.Pinned)
 	in, out := s.client.Counts()
 	in -= int64(len(first) + len(fromClient))
-	h.cfg.Splice(End{Conn: client, First: fromBackend}, End{Conn: backend, First: append(first, fromClient...)}, func(r Result) {
+	paceClient, paceBackend := s.paces()
+	h.cfg.Splice(End{client, fromBackend, paceClient}, End{backend, append(first, fromClient...), paceBackend}, func(r Result) {
 		s.account.Destroy(up, metrics.DiscardPinned)
 		s.account.Close()
 		s.move("")

@@ -46,6 +46,7 @@ func (s *session) relay() error {
 			if s.up.Between() {
 				return nil
 			}
+			s.pace()
 			if err := s.up.More(); err != nil {
 				return s.upstreamLost(err)
 			}

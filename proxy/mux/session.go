@@ -23,6 +23,8 @@ type Client struct {
 	Who   *audit.Client
 	Mode  Mode
 	Caps  imap.Caps // as Offered
+
+	Budget Budget // nil: no bound
 }
 
 // session is one client from its login to its end. It has a goroutine while
@@ -60,6 +62,7 @@ type session struct {
 	enabled lease.Enabled
 	box     *mailbox // nil: none is selected
 	idling  *idling  // nil: it is not in IDLE
+	pacer   *pacer   // nil: nothing is bounded
 	pinning audit.Why
 	state   string // as which the session is counted
 
@@ -101,6 +104,9 @@ func (h *Hub) Start(c Client, backend string, account *pool.Account, ended func(
 	s := &session{
 		hub: h, backend: h.backends[backend], account: account, resumes: c.Mode == Resume, who: c.Who,
 		offered: c.Caps, ended: ended,
+	}
+	if c.Budget != nil {
+		s.pacer = &pacer{Budget: c.Budget}
 	}
 	s.client.Open(c.Conn, c.First, imap.Commands, &h.shared)
 	s.move(metrics.Unselected)
@@ -187,6 +193,7 @@ func (s *session) turn() error {
 	if err := s.commands(); err != nil {
 		return err
 	}
+	s.pace()
 	if err := s.gap(); err != nil {
 		return err
 	}

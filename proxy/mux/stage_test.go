@@ -39,6 +39,7 @@ type setup struct {
 	kind     string // of connection, client's and backend's: "tls" or not
 	cut      string
 	password string
+	budget   Budget
 }
 
 // certificates are a backend's and a gateway's, shared by the stages of a test.
@@ -134,8 +135,9 @@ func (y *stage) join() *actor {
 		before[s] = true
 	}
 	caps := y.hub.Offered("stub", account.Caps())
-	y.hub.Start(Client{Conn: near, Who: &audit.Client{Session: "s-1"}, Mode: cmp.Or(y.setup.mode, Resume), Caps: caps},
-		"stub", account, func(r Result) { a.ended <- r })
+	y.hub.Start(Client{
+		Conn: near, Who: &audit.Client{Session: "s-1"}, Mode: cmp.Or(y.setup.mode, Resume), Caps: caps, Budget: y.setup.budget,
+	}, "stub", account, func(r Result) { a.ended <- r })
 	for _, s := range y.hub.all() {
 		if !before[s] {
 			a.session = s

@@ -26,6 +26,9 @@ func (s *session) stream(seg imap.Segment) error {
 	if err := s.probe(); err != nil {
 		return err
 	}
+	if !s.mayUpload(seg) {
+		return s.refuse(overQuota, seg)
+	}
 	m := moment{expunge: command.ExpNone, anywhere: r.spec.Name == "APPEND" && !catenates(seg.Bytes)}
 	for {
 		if !s.inStep() && !(m.anywhere && s.up != nil) {
@@ -113,6 +116,7 @@ func (s *session) upload(seg imap.Segment) (begun bool, err error) {
 		if seg, err = s.nextOfClient(); err != nil {
 			return true, err
 		}
+		s.uploads(seg)
 	}
 }
 

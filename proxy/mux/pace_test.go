@@ -1,0 +1,80 @@
+package mux
+
+import (
+	"context"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// purse is a budget with room for one upload of its size, and waits as they are.
+type purse struct {
+	size          int64
+	command, read time.Duration
+
+	commands, in, out, overdrawn atomic.Int64
+}
+
+func (p *purse) Command() time.Duration {
+	p.commands.Add(1)
+	return p.command
+}
+
+func (p *purse) Read(n int) time.Duration {
+	p.in.Add(int64(n))
+	if n == 0 {
+		return 0
+	}
+	return p.read
+}
+
+func (p *purse) Written(n int) time.Duration {
+	p.out.Add(int64(n))
+	return 0
+}
+
+func (p *purse) Upload(_ context.Context, n int64) bool { return n <= p.size }
+
+func (p *purse) Overdraw(n int64) { p.overdrawn.Add(n) }
+
+func TestAnUploadBeyondTheBudgetIsRefusedAndTheSessionGoesOn(t *testing.T) {
+	budget := &purse{size: 10}
+	s := newScene(t, setup{budget: budget})
+	s.play(
+		`C! "a1 APPEND box {11}\r\n"`, "P a1 NO [OVERQUOTA] Upload limit of the day is reached.",
+		`C! "a2 APPEND box {11+}\r\na3 LOGOUT\r\n\r\n"`, "P a2 NO [OVERQUOTA] Upload limit of the day is reached.",
+		"OPEN 1 2 0",
+		`C! "a4 APPEND box {3}\r\n"`, "U1 a4 APPEND box {3}", "B1 + go", "P + OK",
+		`C! "abc {20}\r\n"`, "U1 abc {20}", "B1 + go", "P + OK", // a second message cannot be refused any more
+		`C! "aaaaabbbbbcccccddddd\r\n"`, "U1 aaaaabbbbbcccccddddd",
+		"B1 a4 OK done", "P a4 OK done",
+	)
+	if n := budget.overdrawn.Load(); n != 20 {
+		t.Errorf("of the second message %d bytes were counted", n)
+	}
+	s.end()
+}
+
+func TestASessionBeyondItsBudgetIsSlowedAndNotCut(t *testing.T) {
+	budget := &purse{read: 150 * time.Millisecond, command: 150 * time.Millisecond}
+	s := newScene(t, setup{budget: budget, write: 50 * time.Millisecond})
+	s.play("OPEN 1 2 0")
+	began := time.Now()
+	for range 3 {
+		s.play("C a1 CHECK", "U1 a1 CHECK", "B1 a1 OK done", "P a1 OK done")
+	}
+	if took := time.Since(began); took < 6*150*time.Millisecond {
+		t.Errorf("three commands took %v, with twice 150 ms of waiting for each", took)
+	}
+	s.end()
+	if in, n := budget.in.Load(), budget.commands.Load(); in < int64(3*len("a1 CHECK\r\n")) || n < 3 {
+		t.Errorf("the budget was told of %d bytes and %d commands", in, n)
+	}
+}
+
+func TestASlowedSessionEndsWhenItIsToldTo(t *testing.T) {
+	s := newScene(t, setup{budget: &purse{read: time.Hour}})
+	s.play("C a1 NOOP", "P a1 OK NOOP completed.")
+	s.play("ORDER drained", "P * BYE [UNAVAILABLE] Server is going down.", "END", "ENDED drained")
+	s.end()
+}
