@@ -21,6 +21,7 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"imapgate/internal/breaker"
 	"imapgate/internal/identity"
@@ -497,6 +498,40 @@ func TestAnAnswerIsHeldToTheSameRules(t *testing.T) {
 		if _, err := verify(t, v, "token"); !errors.Is(err, want) {
 			t.Errorf("%.200s: %v", text, err)
 		}
+	}
+}
+
+func TestAProviderThatSendsTheQuestionBackIsNotQuoted(t *testing.T) {
+	p := openid.Start(t)
+	const token = "t0ken-that-must-not-be-seen"
+	echo := func(w http.ResponseWriter, r *http.Request) {
+		question, err := io.ReadAll(r.Body)
+		if err != nil {
+			panic(err)
+		}
+		c, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			panic(err)
+		}
+		defer c.Close()
+		_, _ = c.Write(append(question, "\r\n\r\n"...)) // whatever becomes of it
+	}
+	seen, records := observer.New(zap.DebugLevel)
+	cfg := Config{}
+	introspects(p, 0)(&cfg)
+	v, err := New(cfg, zap.New(seen))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Fault(echo)
+	refuses(t, v, token, ErrUnavailable)
+	for _, r := range records.All() {
+		if text := fmt.Sprint(r.Message, r.ContextMap()); strings.Contains(text, token) {
+			t.Errorf("it shows in %s", text)
+		}
+	}
+	if _, err := v.Verify(t.Context(), identity.NewSecret(token)); strings.Contains(err.Error(), token) || records.Len() == 0 {
+		t.Errorf("it shows in %v, or nothing was logged", err)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -69,7 +70,7 @@ func exchange(web *http.Client, question *http.Request, answer any, most int64) 
 	question.Header.Set("Accept", "application/json")
 	res, err := web.Do(question)
 	if err != nil {
-		return away(question.Context(), err)
+		return away(question.Context(), cause(err))
 	}
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
@@ -78,7 +79,7 @@ func exchange(web *http.Client, question *http.Request, answer any, most int64) 
 	body, err := io.ReadAll(io.LimitReader(res.Body, most+1))
 	switch {
 	case err != nil:
-		return away(question.Context(), err)
+		return away(question.Context(), cause(err))
 	case int64(len(body)) > most:
 		return fmt.Errorf("%w: %s answers with more than %d bytes", ErrUnavailable, question.URL.Host, most)
 	}
@@ -95,6 +96,27 @@ func away(ctx context.Context, err error) error {
 		return fmt.Errorf("%w: %w", ErrUnavailable, cause)
 	}
 	return fmt.Errorf("%w: %s", ErrUnavailable, brief(err))
+}
+
+// cause is why there was no answer, without a word of the other side's: it might
+// have sent our question back, which has the token in it.
+func cause(err error) error {
+	var (
+		patience net.Error
+		network  *net.OpError
+		verify   *tls.CertificateVerificationError
+	)
+	switch {
+	case errors.As(err, &patience) && patience.Timeout():
+		return errors.New("no answer in time")
+	case errors.As(err, &network):
+		return network
+	case errors.As(err, &verify):
+		return verify
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return io.ErrUnexpectedEOF
+	}
+	return errors.New("the answer is not HTTP, comes from elsewhere, or is too long")
 }
 
 // brief is an error fit for a log: it may hold the words of somebody else.
