@@ -55,10 +55,10 @@ type session struct {
 	lostBefore bool          // the last one was lost, not given up
 
 	// Owned by run: the client.
-	partial bool // it has the beginning of a response, not yet its end
-	rested  bool // it has been quiet
-	bad     int  // commands in a row that were none
-	tries   int  // losses since something was last answered
+	partial bool  // it has the beginning of a response, not yet its end
+	rested  bool  // it has been quiet
+	bad     uint8 // commands in a row that were none, at most maxBad and one
+	tries   uint8 // losses since something was last answered, at most maxTries and one
 	enabled lease.Enabled
 	box     *mailbox // nil: none is selected
 	idling  *idling  // nil: it is not in IDLE
