@@ -1,18 +1,14 @@
 package auth
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"slices"
 	"strings"
 	"testing"
-	"unicode/utf8"
 
 	"github.com/emersion/go-sasl"
 	"go.uber.org/zap"
-
-	"imapgate/internal/identity"
 )
 
 // passthrough is an Authenticator for exchanges.
@@ -177,74 +173,4 @@ func TestGoSaslsOwnClientsAreAccepted(t *testing.T) {
 			t.Errorf("%s: %+v", name, e.Login())
 		}
 	}
-}
-
-// oracle reads the messages of a whole exchange with nothing of this package:
-// who would a plain reading of RFC 4616 and of the LOGIN draft say it is?
-func oracle(mechanism string, messages [][]byte) (user, password string, ok bool) {
-	if mechanism == "LOGIN" {
-		if len(messages) != 2 {
-			return "", "", false
-		}
-		user, password = string(messages[0]), string(messages[1])
-	} else {
-		if len(messages) != 1 || bytes.Count(messages[0], []byte{0}) != 2 {
-			return "", "", false
-		}
-		authzid, rest, _ := strings.Cut(string(messages[0]), "\x00")
-		user, password, _ = strings.Cut(rest, "\x00")
-		if authzid != "" && !strings.EqualFold(qualified(authzid), qualified(user)) {
-			return "", "", false
-		}
-	}
-	control := func(r rune) bool { return r < ' ' || r == 0x7f }
-	if strings.ContainsFunc(user+password, control) || password == "" || len(password) > 1024 || !utf8.ValidString(password) {
-		return "", "", false
-	}
-	return strings.ToLower(qualified(user)), password, true
-}
-
-func qualified(user string) string {
-	if strings.Contains(user, "@") {
-		return user
-	}
-	return user + "@example.org"
-}
-
-// FuzzSASLExchange: an honest client whose messages were changed on the way.
-// Whoever is accepted is exactly who the oracle reads; and what the oracle
-// reads with a name that Canon takes is accepted.
-func FuzzSASLExchange(f *testing.F) {
-	f.Add("", "alice", "x", uint16(0), byte(0), true)
-	f.Add("alice", "Alice@example.org", "pässwörd", uint16(3), byte(0x20), false)
-	f.Add("bob", "alice", "x\x00y", uint16(1), byte(0x80), true)
-	a := passthrough(f)
-	f.Fuzz(func(t *testing.T, authzid, user, password string, at uint16, flip byte, first bool) {
-		for mechanism, messages := range map[string][][]byte{
-			"PLAIN": {[]byte(authzid + "\x00" + user + "\x00" + password)},
-			"LOGIN": {[]byte(user), []byte(password)},
-		} {
-			if m := messages[int(at)%len(messages)]; len(m) > 0 {
-				m[int(at)%len(m)] ^= flip
-			}
-			e, _ := a.Start(mechanism, &Client{})
-			send := messages
-			if !first {
-				send = append([][]byte{nil}, messages...)
-			}
-			_, done, err := exchange(e, send...)
-			accepted := done && err == nil
-			wantUser, wantPassword, ok := oracle(mechanism, messages)
-			l := e.Login()
-			if accepted && (!ok || l.User.String() != wantUser || l.Password.Reveal() != wantPassword) {
-				t.Fatalf("%s %q: accepted as %q", mechanism, messages, l.User)
-			}
-			if !accepted && !l.User.IsZero() {
-				t.Fatalf("%s %q: refused, but leaves a login", mechanism, messages)
-			}
-			if _, err := identity.Canon(wantUser, ""); ok && err == nil && !accepted {
-				t.Fatalf("%s %q: refused", mechanism, messages)
-			}
-		}
-	})
 }

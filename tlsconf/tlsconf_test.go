@@ -342,3 +342,66 @@ func TestSecondConnectionToABackendResumes(t *testing.T) {
 		t.Errorf("resumed: %v", resumed)
 	}
 }
+
+func TestTheCertificateThatWasServedIsNoted(t *testing.T) {
+	dir := t.TempDir()
+	ca := newAuthority(t, "ca")
+	far := time.Now().Add(time.Hour)
+	var pairs []KeyPair
+	for _, name := range []string{"a.example.org", "b.example.org"} {
+		cert, key := ca.issue(t, far, name)
+		pairs = append(pairs, writePair(t, filepath.Join(dir, name), cert, key))
+	}
+	s, _ := newServer(t, ServerConfig{Certificates: pairs})
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		client := &tls.Config{RootCAs: ca.pool(), MaxVersion: version, ClientSessionCache: tls.NewLRUClientSessionCache(4)}
+		for i, name := range []string{"a.example.org", "b.example.org", "a.example.org", "b.example.org"} {
+			client := client.Clone()
+			client.ServerName = name
+			noted, seen, resumed := noted(t, s.Config(), client)
+			if noted == nil || !noted.Equal(seen) || resumed != (i > 1) {
+				t.Errorf("%s, %s, resumed: %v: noted %v, served %v", tls.VersionName(version), name, resumed, noted, seen.DNSNames)
+			}
+		}
+	}
+	// An old connection keeps the certificate it was served; a new one has the new.
+	cert, key := ca.issue(t, far, "a.example.org")
+	writePair(t, filepath.Join(dir, "a.example.org"), cert, key)
+	before := s.Config()
+	if changed, err := s.Reload(); err != nil || !changed {
+		t.Fatal(changed, err)
+	}
+	for what, cfg := range map[string]*tls.Config{"old": before, "new": s.Config()} {
+		noted, seen, _ := noted(t, cfg, &tls.Config{RootCAs: ca.pool(), ServerName: "a.example.org"})
+		if noted == nil || !noted.Equal(seen) {
+			t.Errorf("%s: noted %v, served %v", what, noted, seen)
+		}
+	}
+}
+
+// noted is what a handshake has noted, beside what the client has seen. The client
+// reads a byte, so that it has its ticket.
+func noted(t *testing.T, server, client *tls.Config) (noted, seen *x509.Certificate, resumed bool) {
+	t.Helper()
+	a, b := net.Pipe()
+	defer a.Close()
+	defer b.Close()
+	done := make(chan error, 1)
+	go func() {
+		c := tls.Server(a, server)
+		err := c.HandshakeContext(Noting(&noted))
+		if err == nil {
+			_, err = c.Write([]byte("x"))
+		}
+		done <- err
+	}()
+	c := tls.Client(b, client)
+	if _, err := c.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	state := c.ConnectionState()
+	return noted, state.PeerCertificates[0], state.DidResume
+}
