@@ -196,14 +196,15 @@ func (s *file) sync() error {
 	return nil
 }
 
-// moved says whether the path no longer leads to this file.
+// moved says whether the path no longer leads to this file. A FIFO that is gone
+// may come back: only its maker can make another.
 func (s *file) moved() bool {
-	if !s.regular {
+	if s.shared {
 		return false
 	}
 	there, err := os.Stat(s.path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return true
+		return s.regular
 	}
 	if err != nil {
 		return false

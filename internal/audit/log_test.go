@@ -424,6 +424,48 @@ func TestRotatedFileIsLeftForTheNewOne(t *testing.T) {
 	}
 }
 
+func TestDeletedFileIsFollowedByANewOne(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "audit.log")
+	l, _ := open(t, path, "")
+	refuse(l, "before")
+	eventually(t, "written", func() bool { return len(lines(t, path)) == 1 })
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a new file", func() bool { _, err := os.Stat(path); return err == nil })
+	refuse(l, "after")
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if now := lines(t, path); len(now) != 1 || now[0]["session"] != "after" {
+		t.Errorf("%v", now)
+	}
+}
+
+func TestFIFOThatWasMadeAnewIsUsed(t *testing.T) {
+	t.Parallel()
+	fifo := stuckFIFO(t)
+	l, said := open(t, fifo, "")
+	for name, step := range map[string]error{"remove": os.Remove(fifo), "make": syscall.Mkfifo(fifo, 0o600)} {
+		if step != nil {
+			t.Fatal(name, step)
+		}
+	}
+	eventually(t, "it is said that nobody reads the new one", func() bool { return said.Len() == 1 })
+	reader, err := os.OpenFile(fifo, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	got := make([]byte, maxRecord)
+	eventually(t, "a record in the new one", func() bool {
+		refuse(l, "new")
+		n, err := reader.Read(got)
+		return err == nil && n > 0
+	})
+}
+
 func TestUnfinishedLineOfAKilledProcessIsEnded(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
 	if err := os.WriteFile(path, []byte("{\"event\":\"started\"}\n{\"event\":\"sess"), 0o600); err != nil {
