@@ -184,7 +184,7 @@ is under way gets the new end.`,
 				if err != nil {
 					return fmt.Errorf("ban %s: %w", plain(order.Who), err)
 				}
-				return o.done(cmd.OutOrStdout(), b, fmt.Sprintf("%s is banned for %v", plain(b.Network), left(b.Until)))
+				return o.done(cmd.OutOrStdout(), b, fmt.Sprintf("%s is banned for %v", plain(b.Network), order.For))
 			})
 		},
 	}

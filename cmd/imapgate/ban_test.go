@@ -1,0 +1,167 @@
+//go:build unix
+
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"imapgate/internal/testbed"
+)
+
+const unlimitedNowhere = `
+auth: {default_domain: example.org}
+routing: {source: static, static: {default: east}}
+limits: {exempt: [], connections: {new_per_minute: 0}}
+`
+
+// firstWords is what a gateway says to a new client.
+func firstWords(t testing.TB, address string) string {
+	t.Helper()
+	c, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(patience)) // of a new connection
+	line, _ := bufio.NewReader(c).ReadString('\n')
+	return line
+}
+
+// eventuallySays waits until every gateway greets so. The promise is a second; a
+// busy machine gets two.
+func eventuallySays(t testing.TB, words string, gateways ...*served) {
+	t.Helper()
+	began := time.Now()
+	for _, g := range gateways {
+		eventually(t, func() bool { return strings.HasPrefix(firstWords(t, g.plain), words) }, func() string { return "no " + words })
+	}
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("%s after %v", words, took)
+	}
+}
+
+// orders runs commands and looks for words in what they print.
+func orders(t testing.TB, config string, steps [][2]string) {
+	t.Helper()
+	for _, step := range steps {
+		got := imapgate(t, "", append(strings.Fields(step[0]), "--config", config)...)
+		if got.status != 0 || !strings.Contains(got.out, step[1]) {
+			t.Fatalf("%s: %+v, want %q", step[0], got, step[1])
+		}
+	}
+}
+
+func TestABanFromTheCommandLineHoldsAtEveryGateway(t *testing.T) {
+	t.Parallel()
+	more := fmt.Sprintf("redis: {addresses: [%q]}", testbed.StartRedis(t).Address) + unlimitedNowhere
+	oneFile, oneAudit := servedConfig(t, more)
+	twoFile, twoAudit := servedConfig(t, more)
+	one, two := startServe(t, oneFile), startServe(t, twoFile)
+	eventuallySays(t, "* OK", one, two)
+	live := connect(t, two.plain)
+	orders(t, oneFile, [][2]string{
+		{"ban list", "nobody is banned"},
+		{"ban add 127.0.0.1 --for 1h --why ticket-4711", "127.0.0.1/32 is banned for 1h0m0s"},
+	})
+	eventuallySays(t, "* BYE [UNAVAILABLE] Too many connections.", one, two)
+	live.say(t, "a NOOP")
+	live.hear(t, "^a OK") // a ban ends no connection
+	orders(t, twoFile, [][2]string{
+		{"ban list", "operator  1      ticket-4711"},
+		{"limits show 127.0.0.1", "operator ticket-4711"},
+		{"limits show alice", "alice@example.org"},
+		{"ban del 127.0.0.0/24", "no longer banned: 127.0.0.1/32"},
+		{"ban del 127.0.0.1", "was not banned"},
+	})
+	eventuallySays(t, "* OK", one, two)
+	for _, file := range []string{oneAudit, twoAudit} {
+		var text string
+		eventually(t, func() bool {
+			read, _ := os.ReadFile(file) // what there is
+			text = string(read)
+			return strings.Contains(text, `"event":"ban_removed"`)
+		}, func() string { return text })
+		if n := strings.Count(text, `"event":"ban_added"`); n != 1 || !strings.Contains(text, "ticket-4711") {
+			t.Errorf("%d bans are on record:\n%s", n, text)
+		}
+	}
+}
+
+func TestBansArePrintedAsJSON(t *testing.T) {
+	t.Parallel()
+	file, _ := servedConfig(t, fmt.Sprintf("redis: {addresses: [%q]}", testbed.StartRedis(t).Address)+unlimitedNowhere)
+	orders(t, file, [][2]string{{"ban add 2001:db8::7 --json", `"network":"2001:db8::/64"`}})
+	var all []banLine
+	got := imapgate(t, "", "ban", "list", "--json", "-c", file)
+	if err := json.Unmarshal([]byte(got.out), &all); err != nil || len(all) != 1 || all[0].Why != "operator" || left(all[0].Until) < 23*time.Hour {
+		t.Errorf("%+v: %v", got, err)
+	}
+	var s standing
+	got = imapgate(t, "", "limits", "show", "2001:db8::1", "--json", "-c", file)
+	if err := json.Unmarshal([]byte(got.out), &s); err != nil || s.Banned == nil || len(s.Failed) != 6 {
+		t.Errorf("%+v: %v", got, err)
+	}
+}
+
+func TestWithoutRedisTheRunningGatewayIsAsked(t *testing.T) {
+	t.Parallel()
+	token := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(token, []byte("a-token-of-thirty-two-characters"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	file, audit := servedConfig(t, unlimitedNowhere)
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	locked := fmt.Sprintf(`admin: {address: "127.0.0.1:0", token_file: %q}`, token)
+	file = write(t, "locked.yaml", strings.Replace(string(text), `admin: {address: "127.0.0.1:0"}`, locked, 1))
+	s := startServe(t, file)
+	at := func(admin string) string {
+		return write(t, "there.yaml", strings.Replace(string(text), `admin: {address: "127.0.0.1:0"}`, admin, 1))
+	}
+	knows := at(fmt.Sprintf("admin: {address: %q, token_file: %q}", s.admin, token))
+	orders(t, knows, [][2]string{
+		{"ban list", "nobody is banned"},
+		{"ban add 127.0.0.1", "127.0.0.1/32 is banned for 24h0m0s"},
+		{"ban list", "127.0.0.1/32"},
+		{"limits show 127.0.0.1", "banned"},
+	})
+	eventuallySays(t, "* BYE [UNAVAILABLE] Too many connections.", s)
+	for args, config := range map[string]string{
+		"ban del 127.0.0.1":          at(fmt.Sprintf("admin: {address: %q}", s.admin)),
+		"ban list":                   at(`admin: {address: ""}`),
+		"ban add nobody":             knows,
+		"ban add":                    knows,
+		"ban add 127.0.0.1 --for 0s": knows,
+		"limits show a|b":            knows,
+		"limits show":                knows,
+	} {
+		want := map[string]string{
+			"ban del 127.0.0.1": "set admin.token_file", "ban list": "set admin.address", "ban add nobody": "neither an address nor a network",
+			"ban add": "one address or network is needed", "ban add 127.0.0.1 --for 0s": "must last", "limits show a|b": "neither an address nor a name",
+			"limits show": "one user or address is needed",
+		}[args]
+		got := imapgate(t, "", append(strings.Fields(args), "--config", config)...)
+		if got.status != 1 || !strings.Contains(got.err, want) {
+			t.Errorf("%s: %+v, want %q", args, got, want)
+		}
+	}
+	orders(t, knows, [][2]string{{"ban del 127.0.0.1", "no longer banned: 127.0.0.1/32"}})
+	eventuallySays(t, "* OK", s)
+	for _, want := range []string{`"event":"operator_action"`, `"action":"ban"`, `"action":"unban"`} {
+		var done []byte
+		eventually(t, func() bool {
+			done, _ = os.ReadFile(audit) // what there is
+			return strings.Contains(string(done), want)
+		}, func() string { return want + " is not on record:\n" + string(done) })
+	}
+}
