@@ -28,6 +28,9 @@ func (s *session) arrive() error {
 	if s.server.full() {
 		return &ending{audit.TooMany, "[UNAVAILABLE] Too many connections.", nil}
 	}
+	if s.listener.TLS != NoTLS && s.server.turns.hopeless() {
+		return &ending{audit.Overload, "[UNAVAILABLE] Too many connections.", errBusy}
+	}
 	if trusts(s.listener.ProxyTrusted, s.who.Peer) {
 		if err := s.introduced(); err != nil {
 			return &ending{audit.BadProxyHeader, "", err}

@@ -76,7 +76,7 @@ func (s *session) hangUp(e *ending) {
 	if e.bye != "" && (s.tls != nil || s.listener.TLS != ImplicitTLS) { // before TLS there is nobody to hear it
 		s.conn.LastWords(lastWords, "* BYE "+e.bye+"\r\n")
 	}
-	if e.bye != "" && e.reason != audit.TooMany || e.reason == audit.ClientLogout {
+	if e.bye != "" && e.reason != audit.TooMany && e.reason != audit.Overload || e.reason == audit.ClientLogout {
 		quiet.Linger(s.conn.NetConn())
 	}
 	_ = s.conn.Close()

@@ -3,17 +3,24 @@ package proxy
 import (
 	"errors"
 	"runtime"
+	"sync"
 	"time"
 
 	"imapgate/internal/quiet"
 )
 
 const (
-	// patience is how long a handshake waits for its turn. A refusal should be
-	// with the client within 100 ms, and has a way to go yet.
+	// patience is how long a handshake waits for its turn where others have been
+	// waiting for longer than burst. A refusal should be with the client within
+	// 100 ms, and has a way to go yet.
 	patience = 80 * time.Millisecond
+	// burst is how long one waits otherwise: hundreds who have lost a server at the
+	// same moment come back together, and are soon served.
+	burst = 500 * time.Millisecond
 	// maxWaiting is how many handshakes wait at a time.
 	maxWaiting = 1024
+	// smooth is over how many turns their pace is averaged.
+	smooth = 16
 )
 
 // errBusy is a handshake that did not get its turn.
@@ -24,11 +31,18 @@ var errBusy = errors.New("too many TLS handshakes at a time")
 // is turned away before it has cost anything: a gateway that begins them all
 // ends none in time.
 //
-// First come, first served: while nobody waits longer than patience, the one
-// who has waited longest is still there.
+// First come, first served: nobody waits so long that the one who has waited
+// longest would have gone.
 type turns struct {
+	// Set once.
 	slots chan struct{} // bound: one element for each handshake that computes
-	queue chan struct{} // bound: one element for each that waits
+
+	mu sync.Mutex
+	// Guarded by mu.
+	waiting int           // bound: maxWaiting
+	calm    time.Time     // when somebody last did not have to wait
+	last    time.Time     // when the last turn began
+	pace    time.Duration // from one turn to the next, while somebody waits
 }
 
 // newTurns allows so many at a time; 0 goes by the number of cores. There are
@@ -37,29 +51,79 @@ func newTurns(atATime int) *turns {
 	if atATime == 0 {
 		atATime = 2 * runtime.GOMAXPROCS(0)
 	}
-	return &turns{slots: make(chan struct{}, atATime), queue: make(chan struct{}, maxWaiting)}
+	return &turns{slots: make(chan struct{}, atATime)}
 }
 
-// enter takes a slot, within patience.
+// hopeless says whether a turn asked for now would come too late, as it looks.
+func (t *turns) hopeless() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.tooLate(time.Now())
+}
+
+// tooLate is hopeless; mu is held.
+func (t *turns) tooLate(now time.Time) bool {
+	return t.waiting >= maxWaiting || time.Duration(t.waiting)*t.pace > t.allowed(now)
+}
+
+// allowed is how long one may wait who comes now; mu is held.
+func (t *turns) allowed(now time.Time) time.Duration {
+	if now.Sub(t.calm) < burst {
+		return burst
+	}
+	return patience
+}
+
+// enter takes a slot, in time or not at all.
 func (t *turns) enter() error {
 	select {
 	case t.slots <- struct{}{}:
+		t.entered(time.Now())
 		return nil
 	default:
 	}
-	select {
-	case t.queue <- struct{}{}:
-	default:
-		return errBusy
+	wait, err := t.queue(time.Now())
+	if err != nil {
+		return err
 	}
-	defer func() { <-t.queue }()
-	late := time.NewTimer(patience)
+	late := time.NewTimer(wait)
 	defer late.Stop()
 	select {
 	case t.slots <- struct{}{}:
+		t.leave(time.Now())
 		return nil
 	case <-late.C:
+		t.leave(time.Time{})
 		return errBusy
+	}
+}
+
+// entered notes a turn nobody had to wait for.
+func (t *turns) entered(now time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.calm, t.last = now, now
+}
+
+// queue notes somebody who waits, and says how long for.
+func (t *turns) queue(now time.Time) (time.Duration, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.tooLate(now) {
+		return 0, errBusy
+	}
+	t.waiting++
+	return t.allowed(now), nil
+}
+
+// leave notes the end of a wait: a turn that begins now, or zero for none.
+func (t *turns) leave(now time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.waiting--
+	if !now.IsZero() {
+		t.pace += (now.Sub(t.last) - t.pace) / smooth
+		t.last = now
 	}
 }
 

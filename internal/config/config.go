@@ -138,7 +138,7 @@ type Limits struct {
 	MaxConnections         int           `yaml:"max_connections" default:"0" min:"0" max:"10000000" doc:"Client connections at a time. 0: as many as the process's descriptor limit allows, at two each, with some kept back."`
 	PreauthTimeout         time.Duration `yaml:"preauth_timeout" default:"60s" min:"1s" max:"10m" doc:"From accept to the login, all together."`
 	TLSHandshakeTimeout    time.Duration `yaml:"tls_handshake_timeout" default:"10s" min:"1s" max:"1m" doc:"For the TLS handshake, from accept or from the OK to STARTTLS."`
-	TLSHandshakes          int           `yaml:"tls_handshakes" default:"0" min:"0" max:"10000" doc:"TLS handshakes computed at a time; who waits longer than 80 ms for a turn is disconnected, so that a flood leaves room for sessions and for those whose turn it is. 0: two for each core."`
+	TLSHandshakes          int           `yaml:"tls_handshakes" default:"0" min:"0" max:"10000" doc:"TLS handshakes computed at a time; sessions and logins that are further on go first. Who would wait longer for a turn than 80 ms, in the first half second of a crowd 500 ms, is disconnected at once: so a flood leaves room for those whose turn it is. 0: two for each core."`
 	IdleTimeout            time.Duration `yaml:"idle_timeout" default:"32m" min:"30m" max:"24h" doc:"A session in which neither side says anything ends after this. RFC 9051 demands at least 30 minutes."`
 	WriteTimeout           time.Duration `yaml:"write_timeout" default:"5m" min:"1s" max:"1h" doc:"A session whose client or backend does not take the bytes for it ends after this."`
 	AuthAttempts           int           `yaml:"auth_attempts" default:"3" min:"1" max:"100" doc:"Failed logins on a connection before it is closed."`
