@@ -1,0 +1,96 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"go.uber.org/zap"
+
+	"imapgate/internal/audit"
+	"imapgate/internal/config"
+	"imapgate/internal/limit"
+	"imapgate/internal/testbed"
+	"imapgate/proxy/upstream"
+)
+
+func TestWordsOfTheLimitsAreThoseOfTheAuditLog(t *testing.T) {
+	for _, r := range limit.Reasons() {
+		if !audit.Limit(r).Known() {
+			t.Errorf("the audit log has no limit %s", r)
+		}
+	}
+	for _, w := range []limit.Why{limit.ManyFailures, limit.ManyBans, limit.ByOperator, limit.Merged} {
+		if !audit.Cause(w).Known() {
+			t.Errorf("the audit log has no cause %s of a ban", w)
+		}
+	}
+	for _, result := range []string{
+		upstream.ResultOK, upstream.ResultDenied, upstream.ResultRefused, upstream.ResultUnreachable, upstream.ResultTLS, upstream.ResultTimeout,
+		upstream.ResultClosed, upstream.ResultProtocol, upstream.ResultDown, upstream.ResultBusy, upstream.ResultCanceled, upstream.ResultLoop,
+	} {
+		if !audit.Connects(result) {
+			t.Errorf("the audit log has no end %s of a login at a backend", result)
+		}
+	}
+}
+
+// loadAudit reads a configuration with this audit block.
+func loadAudit(t *testing.T, block string) *config.Config {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "imapgate.yaml")
+	text := "listeners: [{tls: none}]\nredis: {}\nbackends: {east: {address: \"127.0.0.1:143\"}}\nadmin: {address: \"\"}\n" + block
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := config.Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cfg
+}
+
+func TestPathIsShortForOneSink(t *testing.T) {
+	cfg := loadAudit(t, "audit: {path: /var/log/a, on_failure: drop}")
+	got, err := auditConfig(cfg)
+	if err != nil || got.Path != "/var/log/a" || got.OnFailure != "drop" || got.Commands != audit.NoCommands || len(got.Sinks) > 0 {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+func TestSinksReplaceThePathAndHaveTheirFiles(t *testing.T) {
+	ca := testbed.NewCA(t)
+	file := filepath.Join(t.TempDir(), "audit.log")
+	cfg := loadAudit(t, `audit:
+  chain: true
+  sinks:
+    - {type: file, path: `+file+`}
+    - {type: redis, on_failure: drop}
+    - {type: syslog, name: far, address: "tls://logs.internal:6514", ca: `+ca.File+`, on_failure: drop}
+`)
+	got, err := auditConfig(cfg)
+	if err != nil || got.Path != "" || !got.Chain || got.Sinks[1].Stream != "imapgate:audit" || got.Sinks[1].Max != 100_000 {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	if s := got.Sinks[2].TLS; s == nil || s.ServerName != "logs.internal" || s.RootCAs == nil || len(s.NextProtos) > 0 {
+		t.Errorf("%+v", s)
+	}
+	g, err := open(cfg, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.close()
+	var names []string
+	for _, s := range g.audit.Sinks() {
+		names = append(names, s.Name)
+	}
+	if !slices.Equal(names, []string{"file", "redis", "far"}) {
+		t.Errorf("%q", names)
+	}
+	cfg.Audit.Sinks[2].CA = "/nonexistent/ca.pem"
+	if _, err := auditConfig(cfg); err == nil || !strings.Contains(err.Error(), "audit.sinks[2]") {
+		t.Errorf("a CA that is not there: %v", err)
+	}
+}
