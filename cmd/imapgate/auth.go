@@ -131,6 +131,9 @@ func warnProofs(cfg *config.Config) (said []string) {
 	if len(cfg.Auth.Mechanisms) == 0 && cfg.Auth.External.SAN != "" {
 		proofs = []string{"EXTERNAL"}
 	}
+	if slices.Contains(cfg.Auth.Methods, auth.HTTP) { // which can give a password to log in with
+		proofs = slices.DeleteFunc(proofs, func(name string) bool { return name == "EXTERNAL" })
+	}
 	for _, name := range slices.Sorted(maps.Keys(cfg.Backends)) {
 		if b := cfg.Backends[name]; len(proofs) > 0 && b.Login != "master" {
 			said = append(said, fmt.Sprintf("backends.%s: login: %s cannot be used for clients that log in with %s, who show no password or token: they get UNAVAILABLE. login: master can",
