@@ -178,7 +178,11 @@ func (g *Gate) lease(ctx context.Context, v *Visit, u identity.User, want []boun
 	if no != nil {
 		no.Shared = true
 	}
-	if g.places.settle(want, said, no == nil) {
+	dirty := g.places.settle(want, said, no == nil)
+	if dirty && no != nil { // at once: who is refused over and over must not fill other places
+		g.write(ctx, g.places.batch())
+	}
+	if dirty {
 		s.wake()
 	}
 	return no
@@ -306,6 +310,9 @@ func (g *Gate) flush(ctx context.Context) {
 // write writes notes down, and says whether that worked. Refused are whole numbers
 // that were overtaken.
 func (g *Gate) write(ctx context.Context, notes []note) bool {
+	if len(notes) == 0 {
+		return true
+	}
 	s := g.shared
 	calls := make([]call, len(notes))
 	for i, n := range notes {

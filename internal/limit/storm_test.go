@@ -1,0 +1,112 @@
+//go:build unix
+
+package limit
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"imapgate/internal/testbed"
+)
+
+func TestWhatWasGrantedIsGivenBackWhenSomethingElseIsFull(t *testing.T) {
+	r := testbed.StartRedis(t)
+	cfg := quick()
+	cfg.Settings.PerUser, cfg.Settings.PerUserAddress = 50, 1
+	one, two := runGate(t, cfg, dial(t, r.Address)), runGate(t, cfg, dial(t, r.Address))
+	alice := user(t, "alice")
+	v, err := enter(t, one, at("192.0.2.1"), alice)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 60 { // each is granted the user's place, and denied the pair's
+		if _, err := enter(t, two, at("192.0.2.1"), alice); reason(err) != UserAddress {
+			t.Fatal(err)
+		}
+	}
+	testbed.Within(t, patienceOf, "the user to have one session", func() bool { return sessionsOf(t, two, alice) == 1 })
+	v.Leave()
+	testbed.Within(t, patienceOf, "the user to have none", func() bool { return sessionsOf(t, two, alice) == 0 })
+}
+
+// Clients come and go at two gateways while Redis hangs, dies and comes back. When
+// it is over Redis has the numbers of those who are there, and of nobody else.
+func TestAfterAStormTheNumbersAreRight(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	r := testbed.StartRedis(t)
+	cfg := quick()
+	cfg.Settings.PerUser, cfg.Settings.Total = 20, 1000
+	gates := []*gateway{runGate(t, cfg, dial(t, r.Address)), runGate(t, cfg, dial(t, r.Address))}
+	const workers, people = 8, 5
+	var all sync.WaitGroup
+	stop := make(chan struct{})
+	here := make([][people][]*Visit, workers)
+	for w := range workers {
+		rnd := rand.New(rand.NewPCG(seed, uint64(w)))
+		all.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				who := rnd.IntN(people)
+				mine := &here[w][who]
+				if len(*mine) > 3 || len(*mine) > 0 && rnd.IntN(2) == 0 {
+					(*mine)[0].Leave()
+					*mine = (*mine)[1:]
+					continue
+				}
+				addr := netip.AddrFrom4([4]byte{10, byte(w), byte(who), byte(rnd.IntN(3))})
+				if v, err := enter(t, gates[w%2], addr, user(t, fmt.Sprintf("user%d", who))); err == nil {
+					*mine = append(*mine, v)
+				}
+			}
+		})
+	}
+	storm(t, r)
+	close(stop)
+	all.Wait()
+	for who := range people {
+		want := 0
+		for w := range workers {
+			want += len(here[w][who])
+		}
+		u, seen := user(t, fmt.Sprintf("user%d", who)), 0
+		testbed.Within(t, patienceOf, fmt.Sprintf("%v to have %d sessions in Redis", u, want), func() bool {
+			seen = sessionsOf(t, gates[0], u)
+			return seen == want
+		})
+	}
+	for w := range workers {
+		for who := range people {
+			leaveAll(here[w][who])
+		}
+	}
+	testbed.Within(t, patienceOf, "Redis to forget everybody", func() bool { return r.CLI("keys", "imapgate:limit:sessions:*") == "" })
+	for _, g := range gates {
+		testbed.Within(t, patienceOf, "the gateway to forget everybody", func() bool { return g.Taken() == 0 && len(g.places.held) == 0 })
+	}
+}
+
+// storm harms Redis in turns, with quiet in between.
+func storm(t *testing.T, r *testbed.Redis) {
+	t.Helper()
+	for _, harm := range []func(){r.Freeze, r.Thaw, r.Kill, r.Restart, func() { r.CLI("flushall") }, r.Freeze, r.Thaw, func() { r.CLI("script", "flush") }} {
+		pass(t, 300*time.Millisecond)
+		harm()
+	}
+	pass(t, 300*time.Millisecond)
+}
+
+// pass lets time go by.
+func pass(t *testing.T, d time.Duration) {
+	t.Helper()
+	until := time.Now().Add(d)
+	testbed.Within(t, 10*d, "time to pass", func() bool { return time.Now().After(until) })
+}
