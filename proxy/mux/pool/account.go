@@ -16,12 +16,12 @@ import (
 // session's goroutine.
 type Account struct {
 	// Set once.
-	pool     *Pool
-	owner    *owner
-	password identity.Secret
-	client   upstream.Client
-	proof    Proof
-	caps     imap.Caps
+	pool   *Pool
+	owner  *owner
+	secret identity.Secret // the password, or the token where the owner's is one
+	client upstream.Client
+	proof  Proof
+	caps   imap.Caps
 
 	// Owned by the session.
 	first *held    // made by the login, or to try ENABLE, and not leased yet
@@ -48,7 +48,13 @@ func (a *Account) OK() (code, text string) {
 
 // who is the login with which connections are made.
 func (a *Account) who() upstream.Request {
-	return upstream.Request{User: a.User(), Login: a.owner.login, Password: a.password, Client: a.client}
+	who := upstream.Request{User: a.User(), Login: a.owner.login, Client: a.client}
+	if a.owner.token {
+		who.Token = a.secret
+	} else {
+		who.Password = a.secret
+	}
+	return who
 }
 
 // Lease gives the session a connection on which exactly enabled is enabled and

@@ -61,7 +61,7 @@ func TestWhoComesFirstIsServedFirst(t *testing.T) {
 
 // another is one more Account of the same login, without a connection.
 func another(a *Account) *Account {
-	return &Account{pool: a.pool, owner: a.pool.enrol(a.who()), password: a.password, proof: a.proof, caps: a.caps}
+	return &Account{pool: a.pool, owner: a.pool.enrol(a.who()), secret: a.secret, proof: a.proof, caps: a.caps}
 }
 
 func TestAWaitEndsWithItsContext(t *testing.T) {

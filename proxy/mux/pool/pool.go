@@ -175,7 +175,10 @@ func (p *Pool) Login(ctx context.Context, who upstream.Request, proof Proof) (*A
 	if proof == Asked && p.backend.Master() {
 		return nil, errNobody
 	}
-	a := &Account{pool: p, owner: p.enrol(who), password: who.Password, client: who.Client, proof: proof}
+	a := &Account{pool: p, owner: p.enrol(who), secret: who.Password, client: who.Client, proof: proof}
+	if a.owner.token {
+		a.secret = who.Token
+	}
 	if caps, ok := p.believed(a.owner, proof); ok {
 		a.caps = caps
 		return a, nil

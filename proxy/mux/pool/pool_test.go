@@ -117,7 +117,8 @@ func TestATokensConnectionIsOnlyForThatToken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	first := leased(t, a)
+	first, second := leased(t, a), leased(t, a) // a session logs in again as it came
+	a.Destroy(second, metrics.DiscardPinned)
 	s.deny("alice", "token t1", "[AUTHENTICATIONFAILED] expired")
 	if _, err := a.Lease(context.Background(), ""); !errors.Is(err, upstream.ErrDenied) {
 		t.Errorf("a token past its time: %v", err)
