@@ -137,17 +137,17 @@ func (r *rates) allow(net netip.Prefix, s *Settings) bool {
 		return true
 	}
 	limit := rate.Limit(float64(s.NewPerMinute) / time.Minute.Seconds())
-	key := maphash.Comparable(r.seed, net)
+	key, burst := maphash.Comparable(r.seed, net), max(1, s.NewBurst) // with none nobody would ever come in
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	l, ok := r.seen.Get(key)
 	if !ok {
-		l = rate.NewLimiter(limit, s.NewBurst)
+		l = rate.NewLimiter(limit, burst)
 		r.seen.Add(key, l)
 	}
-	if l.Limit() != limit || l.Burst() != s.NewBurst { // by another listener
+	if l.Limit() != limit || l.Burst() != burst { // by another listener
 		l.SetLimit(limit)
-		l.SetBurst(s.NewBurst)
+		l.SetBurst(burst)
 	}
 	return l.Allow()
 }

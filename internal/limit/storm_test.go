@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"imapgate/internal/testbed"
 )
 
@@ -92,6 +94,31 @@ func TestAfterAStormTheNumbersAreRight(t *testing.T) {
 	for _, g := range gates {
 		testbed.Within(t, patienceOf, "the gateway to forget everybody", func() bool { return g.Taken() == 0 && len(g.places.held) == 0 })
 	}
+}
+
+func TestAFailoverKeepsTheLimit(t *testing.T) {
+	c := testbed.StartRedisSentinel(t)
+	sentinel := func() redis.UniversalClient {
+		made := redis.NewUniversalClient(&redis.UniversalOptions{
+			Addrs: c.Addresses, MasterName: testbed.SentinelName, Protocol: 2, DisableIdentity: true, DialTimeout: time.Second,
+			ReadTimeout: ioTime, WriteTimeout: ioTime, PoolTimeout: ioTime, ContextTimeoutEnabled: true, MaxRetries: 1,
+		})
+		t.Cleanup(func() { _ = made.Close() })
+		return made
+	}
+	cfg := quick()
+	cfg.Settings.PerUser = 10
+	one, two := runGate(t, cfg, sentinel()), runGate(t, cfg, sentinel())
+	alice := user(t, "alice")
+	testbed.Within(t, patienceOf, "Redis to be asked", func() bool { return sessionsOf(t, two, alice) == 0 })
+	in := hammer(t, 6, alice, one)
+	c.Failover()
+	testbed.Within(t, 2*patienceOf, "the new primary to know of 6", func() bool { return sessionsOf(t, two, alice) == 6 })
+	in = append(in, hammer(t, 20, alice, two)...)
+	if len(in) != 10 {
+		t.Fatalf("behind the failover %d are in, the limit is 10", len(in))
+	}
+	leaveAll(in)
 }
 
 // storm harms Redis in turns, with quiet in between.
