@@ -399,3 +399,36 @@ func TestHitsFromEverywhereAreBounded(t *testing.T) {
 		t.Errorf("%d subjects are still remembered", len(h.counts))
 	}
 }
+
+// BenchmarkCommandsToAFile is what records of commands cost all together, at the
+// rate at which they reach a file.
+func BenchmarkCommandsToAFile(b *testing.B) {
+	for name, chain := range map[string]bool{"plain": false, "chained": true} {
+		b.Run(name, func(b *testing.B) {
+			l, err := Open(Config{Path: filepath.Join(b.TempDir(), "audit.log"), Commands: AllCommands, Chain: chain, OnFailure: "drop"}, zap.NewNop())
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer l.Close()
+			c, cmd := testClient(), testCommand(testLogin(b))
+			before := cpuTime()
+			for n := uint64(1); b.Loop(); n++ {
+				_ = l.Command(c, cmd)
+				for n%1000 == 0 && l.Sinks()[0].Written+2000 < n {
+					<-time.After(time.Millisecond) // idle: what it would burn is no cost of the records
+				}
+			}
+			b.ReportMetric(float64(cpuTime()-before)/float64(b.N), "cpu-ns/op")
+			if l.Lost() > 0 {
+				b.Errorf("%d lost", l.Lost())
+			}
+		})
+	}
+}
+
+// cpuTime is what the process has used.
+func cpuTime() time.Duration {
+	var u syscall.Rusage
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u) // cannot fail for oneself
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
