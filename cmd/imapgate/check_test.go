@@ -91,6 +91,32 @@ backends: {east: {address: "127.0.0.1:143", tls: none, login: master, master: {u
 	}
 }
 
+func TestWhatCannotWorkTogetherIsAWarning(t *testing.T) {
+	users, secret := write(t, "users", "alice:{PLAIN}x\n"), write(t, "scram", "0123456789abcdef\n")
+	config := func(mechanisms, login string) string {
+		return write(t, "imapgate.yaml", fmt.Sprintf(`
+listeners: [{address: "127.0.0.1:0", tls: none}]
+auth: {methods: [file], file: {path: %q}, mechanisms: [%s], scram_secret_file: %q}
+routing: {source: static, static: {default: east}}
+backends: {east: {address: "127.0.0.1:143", tls: none, login: %s, master: {user: m, password_file: %[3]q}}}
+`, users, mechanisms, secret, login))
+	}
+	const warning = "warning: backends.east: login: passthrough cannot be used for clients that log in with SCRAM-SHA-256, who"
+	if got := imapgate(t, "", "check", "--config", config("SCRAM-SHA-256, PLAIN", "passthrough")); got.status != 0 || !strings.HasPrefix(got.err, warning) {
+		t.Errorf("%+v", got)
+	}
+	var says struct{ Warnings []string }
+	got := imapgate(t, "", "check", "--json", "--config", config("SCRAM-SHA-256", "passthrough"))
+	if json.Unmarshal([]byte(got.out), &says) != nil || len(says.Warnings) != 1 {
+		t.Errorf("%+v", got)
+	}
+	for _, fine := range []string{config("SCRAM-SHA-256", "master"), config("PLAIN", "passthrough")} {
+		if got := imapgate(t, "", "check", "--config", fine); got.status != 0 || got.err != "" {
+			t.Errorf("%+v", got)
+		}
+	}
+}
+
 func TestAMissingConfigurationIsAProblem(t *testing.T) {
 	got := imapgate(t, "", "check", "--config", filepath.Join(t.TempDir(), "none.yaml"))
 	if got.status != 1 || !strings.Contains(got.err, "no such file") {

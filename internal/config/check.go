@@ -175,7 +175,7 @@ func (k checker) login(key string, b Backend) {
 	}
 	// The master's password opens every mailbox; somebody must have checked
 	// the client's own first.
-	if slices.Equal(k.c.Auth.Methods, []string{"passthrough"}) {
+	if slices.Equal(k.c.Auth.Methods, []string{"passthrough"}) && k.c.Auth.External.SAN == "" {
 		k.add(below(key, "login"), "master needs an auth method that checks passwords here: with passthrough alone anybody could log in as anybody")
 	}
 }
