@@ -32,6 +32,7 @@ type auditLine struct {
 	By       string    `json:"by"`
 	Command  string    `json:"command"`
 	Mailbox  string    `json:"mailbox"`
+	To       string    `json:"to"`
 	Result   string    `json:"result"`
 	Reason   string    `json:"reason"`
 	Code     string    `json:"code"`
@@ -88,6 +89,7 @@ func (l *auditLine) rest() string {
 	say("%s", l.Action)
 	say("%s", l.Command)
 	say("in %s", l.Mailbox)
+	say("to %s", l.To)
 	number("%s messages", l.Messages)
 	number("%s bytes of literals", l.Literals)
 	say("limit %s", l.Limit)

@@ -49,7 +49,8 @@ lost connections give way first, when half of the buffer is full.
 ## The chain
 
 With ` + "`audit.chain: true`" + ` each record in a regular file carries ` + "`seq`" + ` and ` + "`hash`" + `, as its last two fields. The chain goes on when
-the gateway is started again and when the file is rotated by renaming; not when it is rotated by copying and cutting off.
+the gateway is started again and when the file is rotated by renaming while it runs. A file that is moved away while no gateway
+runs is the end of its chain, and rotating by copying and cutting off breaks one.
 
     imapgate audit verify /var/log/imapgate/audit.log.2.gz /var/log/imapgate/audit.log.1 /var/log/imapgate/audit.log
 
