@@ -8,7 +8,7 @@ SEEDS    ?= 1000
 # For each package; the whole takes minutes.
 TIMEOUT  ?= 10m
 
-.PHONY: tattoo model-slice soak model compare build test check fuzz race bench cover docs docker scratch-test deps clean
+.PHONY: enumeration tattoo model-slice soak model compare build test check fuzz race bench cover docs docker scratch-test deps clean
 
 build: ## one static binary, dist/imapgate
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o dist/imapgate ./cmd/imapgate
@@ -53,6 +53,9 @@ model-slice: ## some minutes of what model does
 
 model: ## a thousand seeds of random clients, each command on a new connection, with losses: resume must not err
 	MODEL_MODE=resume MODEL_DETACH=1 MODEL_FAULTS=all MODEL_SEEDS=$(SEEDS) go test -count=1 -timeout 120m -run TestModelAsAsked -v ./tests/model
+
+enumeration: ## the time of a denial must not tell whether the user exists: 2,000 pairs for each mechanism
+	IMAPGATE_ENUMERATION=2000 go test -count=1 -timeout $(TIMEOUT) -run TheTimeOfADenial -v ./proxy
 
 compare: ## beside HAProxy, nginx and Dovecot, in one run; needs root for their packages
 	internal/peerbench/compare.sh
