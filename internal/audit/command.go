@@ -35,8 +35,8 @@ var commandResults = map[CommandResult]bool{CommandOK: true, CommandNo: true, Co
 // Known says whether r is one of the constants.
 func (r CommandResult) Known() bool { return commandResults[r] }
 
-// maxSizes bounds the literals whose sizes are written down one by one.
-const maxSizes = 16
+// MaxSizes bounds the literals whose sizes are written down one by one.
+const MaxSizes = 16
 
 // Command is one command of a client: never its other arguments, and nothing
 // of what messages contain.
@@ -46,11 +46,19 @@ type Command struct {
 	Verb     string // STORE, UID FETCH
 	Writes   bool   // it may change something
 	Mailbox  string // the one it names, else the selected one; the client's bytes
+	To       string // where COPY, MOVE, REPLACE and RENAME put it
 	Messages uint32 // how many it names; 0 is left out
 	Literals []int64
+	More     Literals // those that are not in Literals
 	Result   CommandResult
 	Code     string // the response code of its answer
 	Took     time.Duration
+}
+
+// Literals is literals of which only the sum is known.
+type Literals struct {
+	Count uint32
+	Bytes int64
 }
 
 // Commands says which commands are to be given to Command.
@@ -74,24 +82,27 @@ func (l *Log) Command(c *Client, cmd *Command) error {
 		b = appendText(b, "backend", cmd.Backend, maxName)
 		b = appendText(b, "command", cmd.Verb, maxName)
 		b = appendText(b, "mailbox", cmd.Mailbox, maxText)
+		b = appendText(b, "to", cmd.To, maxText)
 		b = appendSome(b, "messages", uint64(cmd.Messages))
-		b = appendSizes(b, cmd.Literals)
+		b = appendSizes(b, cmd.Literals, cmd.More)
 		b = appendText(b, "result", result, maxName)
 		b = appendText(b, "code", cmd.Code, maxName)
 		return appendDuration(b, cmd.Took)
 	})
 }
 
-// appendSizes appends the sizes of the first literals, and what all have.
-func appendSizes(b []byte, sizes []int64) []byte {
+// appendSizes appends the sizes of the first literals, how many more there are,
+// and what all have.
+func appendSizes(b []byte, sizes []int64, more Literals) []byte {
 	if len(sizes) == 0 {
 		return b
 	}
 	b = append(b, `,"literals":[`...)
-	var all int64
+	all := more.Bytes
 	for i, n := range sizes {
 		all += n
-		if i >= maxSizes {
+		if i >= MaxSizes {
+			more.Count++
 			continue
 		}
 		if i > 0 {
@@ -99,6 +110,6 @@ func appendSizes(b []byte, sizes []int64) []byte {
 		}
 		b = strconv.AppendInt(b, n, 10)
 	}
-	b = append(b, ']')
+	b = appendSome(append(b, ']'), "literals_more", uint64(more.Count))
 	return appendCount(b, "literal_bytes", uint64(max(all, 0)))
 }

@@ -198,8 +198,8 @@ func TestLargestRecordStaysWithinItsBound(t *testing.T) {
 			sizes[i] = 1<<62 - 1
 		}
 		decode(t, encode(t, func(l *Log) {
-			_ = l.Command(c, &Command{User: change.User, Backend: long, Verb: long, Mailbox: long, Messages: 1<<32 - 1,
-				Literals: sizes, Result: CommandResult(long), Code: long, Took: 1 << 62})
+			_ = l.Command(c, &Command{User: change.User, Backend: long, Verb: long, Mailbox: long, To: long, Messages: 1<<32 - 1,
+				Literals: sizes, More: Literals{1<<32 - 1, 1<<62 - 1}, Result: CommandResult(long), Code: long, Took: 1 << 62})
 		}))
 		decode(t, encode(t, func(l *Log) { _ = l.LimitHit(c, &Hit{Limit: Limit(long), Subject: long, Measure: Measure(long)}) }))
 		decode(t, encode(t, func(l *Log) {
@@ -277,7 +277,7 @@ func FuzzAuditRecord(f *testing.F) {
 func fuzzRest(t *testing.T, who, words, more string) {
 	ban := &Ban{Subject: who, Why: Cause(words), By: words, Origin: more, Note: more}
 	action := &Operator{Action: Action(words), By: words, Subject: who, Err: errors.New(more)}
-	cmd := &Command{Verb: words, Mailbox: who, Code: more, Result: CommandResult(more), Literals: []int64{int64(len(more))}}
+	cmd := &Command{Verb: words, Mailbox: who, To: who, Code: more, Result: CommandResult(more), Literals: []int64{int64(len(more))}}
 	hit := &Hit{Limit: Limit(words), Subject: who, Measure: Measure(more)}
 	var chained chain
 	for _, event := range []struct {
@@ -290,8 +290,8 @@ func fuzzRest(t *testing.T, who, words, more string) {
 		{func(l *Log) { _ = l.OperatorAction(action) }, map[string]string{"subject": who, "by": words, "detail": more},
 			map[string]int{"subject": maxUser, "by": maxName, "detail": maxText}},
 		{func(l *Log) { _ = l.Command(&Client{Session: more}, cmd) },
-			map[string]string{"session": more, "command": words, "mailbox": who, "code": more},
-			map[string]int{"session": maxName, "command": maxName, "mailbox": maxText, "code": maxName}},
+			map[string]string{"session": more, "command": words, "mailbox": who, "to": who, "code": more},
+			map[string]int{"session": maxName, "command": maxName, "mailbox": maxText, "to": maxText, "code": maxName}},
 		{func(l *Log) { _ = l.LimitHit(&Client{}, hit) }, map[string]string{"subject": who}, map[string]int{"subject": maxUser}},
 		{func(l *Log) { _ = l.SpraySuspected(&Spray{Subject: who}) }, map[string]string{"subject": who}, map[string]int{"subject": maxUser}},
 		{func(l *Log) { _ = l.Reloaded(errors.New(more)) }, map[string]string{"detail": more}, map[string]int{"detail": maxText}},

@@ -188,16 +188,18 @@ func schema(t *testing.T) []described {
 				{"user", "user", always, "the canonical name"},
 				{"backend", "text", always, "name of the backend"},
 				{"command", "text", always, "the verb, with `UID` before it where it had that"},
-				{"mailbox", "text", "when it names one, or one is selected", "in the client's own bytes"},
-				{"messages", "number", "when above 0", "how many it named"},
+				{"mailbox", "text", "when it names one, or concerns the selected one", "in the client's own bytes; not where `APPEND` has it in a literal"},
+				{"to", "text", "with `COPY`, `MOVE`, `REPLACE` and `RENAME`", "the mailbox or name it went to"},
+				{"messages", "number", "when it named some by number or UID", "how many of those the session knew of; where it did not know all UIDs yet, at most so many"},
 				{"literals", "numbers", "when it had some", "their sizes; of the first 16"},
+				{"literals_more", "number", "with more than 16", "how many more there were"},
 				{"literal_bytes", "number", "as above", "the sizes of all of them together"},
 				{"result", "word", always, "`ok`, `no`, `bad`, or `cut`: a connection ended before the answer"},
 				{"code", "text", "when the answer had one", "its response code"},
-				{"duration_ms", "number", always, "from the whole command to its answer"}}},
+				{"duration_ms", "number", always, "from its first line to its answer; of `IDLE`, how long it lasted"}}},
 			func(l *Log) {
-				_ = l.Command(c, &Command{User: u, Backend: "east", Verb: "APPEND", Writes: true, Mailbox: "Sent", Messages: 1,
-					Literals: []int64{2310}, Result: CommandOK, Code: "APPENDUID", Took: 21 * time.Millisecond})
+				_ = l.Command(c, &Command{User: u, Backend: "east", Verb: "UID REPLACE", Writes: true, Mailbox: "INBOX", To: "Sent", Messages: 1,
+					Literals: []int64{2310}, More: Literals{1, 20}, Result: CommandOK, Code: "APPENDUID", Took: 21 * time.Millisecond})
 			},
 			func(l *Log) {
 				_ = l.Command(&Client{}, &Command{User: u, Backend: "east", Verb: "NOOP", Result: CommandOK})

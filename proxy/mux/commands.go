@@ -75,6 +75,7 @@ func (s *session) command(seg imap.Segment) error {
 	}
 	s.bad = 0
 	s.request = request{tag: head.Tag, spec: head.Spec}
+	s.opens(&s.request)
 	if head.Spec.Streams {
 		return s.stream(seg)
 	}
@@ -89,6 +90,7 @@ func (s *session) command(seg imap.Segment) error {
 	}
 	s.request.facts, err = command.Read(s.request.whole)
 	s.request.syntax = err != nil
+	s.describes(&s.request)
 	return s.do(&s.request)
 }
 
@@ -159,6 +161,7 @@ func (s *session) collect(seg imap.Segment) error {
 		if seg.Literal.Size > 0 {
 			literals += seg.Literal.Size
 		}
+		s.brings(seg)
 		if literals > maxCollected || len(s.collected) > 2*maxCollected {
 			return s.tooLarge(seg)
 		}

@@ -1,6 +1,7 @@
 package mux
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -83,6 +84,7 @@ func (s *session) say(text ...string) error {
 	for _, t := range text {
 		s.out = append(s.out, t...)
 	}
+	s.closes(s.out[bytes.LastIndexByte(s.out, '\n')+1:]) // if that is an answer
 	_, err := s.client.Write(append(s.out, "\r\n"...))
 	return s.clientLost(err)
 }
@@ -102,6 +104,7 @@ func (s *session) end(err error) {
 	if !errors.As(err, &e) {
 		e = &ending{reason: audit.InternalMistake, err: err}
 	}
+	s.cutsAll()
 	if e.reason == audit.ClientLogout { // it has its answer, and another may wait for the connection
 		s.leaveUpstream(e)
 	}

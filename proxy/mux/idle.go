@@ -21,6 +21,7 @@ type idling struct {
 	retry    time.Duration
 	attached time.Duration // … when there last was a new one
 	listened time.Duration // … when ours began
+	began    time.Duration // … when the client's began
 	denied   bool          // the backend has refused IDLE
 }
 
@@ -47,7 +48,7 @@ func (i *idling) lost(now time.Duration) {
 // idle is IDLE. Without a mailbox there is nothing to wait for. A backend that
 // is away does not keep the client from idling.
 func (s *session) idle(r *request) error {
-	i := &idling{tag: string(r.tag)}
+	i := &idling{tag: string(r.tag), began: s.hub.age()}
 	if s.box != nil && !s.inStep() {
 		err := s.attach(r)
 		switch {
@@ -61,6 +62,7 @@ func (s *session) idle(r *request) error {
 		return err
 	}
 	s.idling = i
+	s.journal.forget() // until it is over: a session at rest has none
 	s.show()
 	if s.up == nil || s.box == nil {
 		s.wakeIn(time.Second)
@@ -103,6 +105,7 @@ func (s *session) idled(seg imap.Segment) error {
 		return err
 	}
 	tag := s.idling.tag
+	s.reopens(s.idling)
 	s.idling = nil
 	s.show()
 	if done {

@@ -29,6 +29,7 @@ func (s *session) handOver(why audit.Why, first []byte) error {
 	}
 	_ = h.rooms.Audit.Pinned(s.who, &rec) // without room it is counted as lost
 	h.rooms.Metrics.Mux.Pinned(string(why))
+	s.journal = nil // what is not answered yet, nobody sees the answer to
 	up := s.give()
 	h.asleep.Forget(&s.client.Sleeper)
 	client, fromClient := s.client.Detach()

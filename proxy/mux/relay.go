@@ -125,6 +125,7 @@ func (s *session) judge(seg imap.Segment) (verdict, error) {
 		// Whatever this answers, it is not for this client.
 		return drop, s.violated(metrics.TagUnknown, fmt.Errorf("%w: an answer to nothing", errProtocol))
 	}
+	s.closes(line)
 	s.tries = 0
 	s.plus = false
 	if e.closes && imap.HasWord(line[e.tag+1:], "OK") {

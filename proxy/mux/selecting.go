@@ -106,6 +106,7 @@ func (s *session) selected(r *request, shown []byte) error {
 		if err != nil {
 			return s.violated(metrics.ResponseSyntax, err)
 		}
+		s.closes(response)
 		s.concluded(r, &t, res)
 		if s.withoutCode(response) == swap {
 			response = s.out

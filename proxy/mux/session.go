@@ -90,6 +90,7 @@ type work struct {
 	collected []byte          // a command with literals
 	overheard []byte          // what goes behind an answer that waits; nil: on at once
 	out       []byte          // answers of our own
+	journal   journal         // commands that are to be put on record
 }
 
 // What is readable.

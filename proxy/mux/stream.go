@@ -17,7 +17,10 @@ import (
 func (s *session) stream(seg imap.Segment) error {
 	r := &s.request
 	r.tag = bytes.Clone(r.tag)
-	r.facts, _ = command.Read(seg.Bytes) // what is wrong with it, the backend says
+	r.whole = seg.Bytes
+	r.facts, _ = command.Read(r.whole) // what is wrong with it, the backend says
+	s.describes(r)
+	s.brings(seg)
 	s.inHand = r.facts.Expunge
 	defer func() { s.inHand = command.ExpSync }()
 	if err := s.settle(); err != nil {
@@ -117,6 +120,7 @@ func (s *session) upload(seg imap.Segment) (begun bool, err error) {
 			return true, err
 		}
 		s.uploads(seg)
+		s.brings(seg)
 	}
 }
 

@@ -61,6 +61,7 @@ type Spec struct {
 	Pin       bool // changes a state of the connection that nobody can give another one
 	Streams   bool // carries messages: never collected whole
 	Refused   bool // answered BAD by the session: it would change what both sides rest on
+	Writes    bool // may change something; FETCH, which may set \Seen, does not count
 	InMailbox bool // legal with a mailbox selected only
 	args      args
 }

@@ -56,7 +56,7 @@ func Read(whole []byte) (Facts, error) {
 	if h.Spec == &unknown {
 		r.f.Numbers = true
 	}
-	if h.Spec.args != opaque {
+	if h.Spec.args > namedArgs {
 		if err := r.arguments(); err != nil {
 			return r.misread(), ErrSyntax
 		}

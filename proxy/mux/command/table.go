@@ -5,6 +5,7 @@ type args uint8
 
 const (
 	opaque      args = iota // nothing in them matters
+	namedArgs               // nor in these; a mailbox is the first, for the record
 	bare                    // there are none
 	mailboxArgs             // a mailbox, and what does not matter
 	selectArgs
@@ -26,7 +27,7 @@ const (
 
 // unknown is the row of every command that has none: what it does to its
 // connection cannot be known, nor which messages it names. Constant.
-var unknown = Spec{Route: Selected, Expunge: ExpNone, Barrier: true, Pin: true}
+var unknown = Spec{Route: Selected, Writes: true, Expunge: ExpNone, Barrier: true, Pin: true}
 
 // table has a row for each command. Constant.
 var table = [...]Spec{
@@ -52,11 +53,11 @@ var table = [...]Spec{
 	{Name: "IDLE", Route: Local, Barrier: true, Retry: true, args: bare},
 	{Name: "SELECT", Route: Selected, Expunge: ExpDrop, Barrier: true, Retry: true, args: selectArgs},
 	{Name: "EXAMINE", Route: Selected, Expunge: ExpDrop, Barrier: true, Retry: true, args: selectArgs},
-	{Name: "CREATE", Route: Any, args: mailboxArgs},
-	{Name: "DELETE", Route: Any, Barrier: true, args: mailboxArgs},
-	{Name: "RENAME", Route: Any, Barrier: true, args: mailboxArgs},
-	{Name: "SUBSCRIBE", Route: Any, Retry: true},
-	{Name: "UNSUBSCRIBE", Route: Any, Retry: true},
+	{Name: "CREATE", Writes: true, Route: Any, args: mailboxArgs},
+	{Name: "DELETE", Writes: true, Route: Any, Barrier: true, args: mailboxArgs},
+	{Name: "RENAME", Writes: true, Route: Any, Barrier: true, args: mailboxArgs},
+	{Name: "SUBSCRIBE", Writes: true, Route: Any, Retry: true, args: namedArgs},
+	{Name: "UNSUBSCRIBE", Writes: true, Route: Any, Retry: true, args: namedArgs},
 	{Name: "LIST", Route: Any, Retry: true, args: listArgs},
 	{Name: "LSUB", Route: Any, Retry: true},
 	{Name: "XLIST", Route: Any, Retry: true},
@@ -64,22 +65,22 @@ var table = [...]Spec{
 	{Name: "RLSUB", Route: Any, Retry: true},
 	{Name: "NAMESPACE", Route: Any, Retry: true},
 	{Name: "STATUS", Route: Any, Retry: true, args: statusArgs},
-	{Name: "APPEND", Route: Selected, Barrier: true, Streams: true, args: appendArgs}, // CATENATE's URLs may be relative to the mailbox
-	{Name: "GETACL", Route: Any, Retry: true},
-	{Name: "SETACL", Route: Any, Retry: true},
-	{Name: "DELETEACL", Route: Any, Retry: true},
-	{Name: "LISTRIGHTS", Route: Any, Retry: true},
-	{Name: "MYRIGHTS", Route: Any, Retry: true},
+	{Name: "APPEND", Writes: true, Route: Selected, Barrier: true, Streams: true, args: appendArgs}, // CATENATE's URLs may be relative to the mailbox
+	{Name: "GETACL", Route: Any, Retry: true, args: namedArgs},
+	{Name: "SETACL", Writes: true, Route: Any, Retry: true, args: namedArgs},
+	{Name: "DELETEACL", Writes: true, Route: Any, Retry: true, args: namedArgs},
+	{Name: "LISTRIGHTS", Route: Any, Retry: true, args: namedArgs},
+	{Name: "MYRIGHTS", Route: Any, Retry: true, args: namedArgs},
 	{Name: "GETQUOTA", Route: Any, Retry: true},
-	{Name: "GETQUOTAROOT", Route: Any, Retry: true},
-	{Name: "SETQUOTA", Route: Any, Retry: true},
-	{Name: "GETMETADATA", Route: Any, Retry: true},
-	{Name: "SETMETADATA", Route: Any, Retry: true},
-	{Name: "GETANNOTATION", Route: Any, Retry: true},
-	{Name: "SETANNOTATION", Route: Any},
+	{Name: "GETQUOTAROOT", Route: Any, Retry: true, args: namedArgs},
+	{Name: "SETQUOTA", Writes: true, Route: Any, Retry: true},
+	{Name: "GETMETADATA", Route: Any, Retry: true, args: namedArgs},
+	{Name: "SETMETADATA", Writes: true, Route: Any, Retry: true, args: namedArgs},
+	{Name: "GETANNOTATION", Route: Any, Retry: true, args: namedArgs},
+	{Name: "SETANNOTATION", Writes: true, Route: Any, args: namedArgs},
 	{Name: "GENURLAUTH", Route: Any, Retry: true},
 	{Name: "URLFETCH", Route: Any, Retry: true},
-	{Name: "RESETKEY", Route: Any, Retry: true},
+	{Name: "RESETKEY", Writes: true, Route: Any, Retry: true, args: namedArgs},
 	{Name: "GETJMAPACCESS", Route: Any, Retry: true},
 	{Name: "XAPPLEPUSHSERVICE", Route: Any, Retry: true},
 	{Name: "CONVERSIONS", Route: Any, Retry: true},
@@ -89,20 +90,20 @@ var table = [...]Spec{
 
 	// In a mailbox. UNSELECT is a barrier as CLOSE is: both change what follows.
 	{Name: "CHECK", Route: Selected, Retry: true, InMailbox: true},
-	{Name: "CLOSE", Route: Selected, Expunge: ExpDrop, Barrier: true, InMailbox: true, args: bare},
+	{Name: "CLOSE", Writes: true, Route: Selected, Expunge: ExpDrop, Barrier: true, InMailbox: true, args: bare},
 	{Name: "UNSELECT", Route: Selected, Expunge: ExpDrop, Barrier: true, Retry: true, InMailbox: true, args: bare},
-	{Name: "EXPUNGE", Route: Selected, InMailbox: true},
-	{Name: "UID EXPUNGE", Route: Selected, Retry: true, InMailbox: true, args: setArgs},
+	{Name: "EXPUNGE", Writes: true, Route: Selected, InMailbox: true},
+	{Name: "UID EXPUNGE", Writes: true, Route: Selected, Retry: true, InMailbox: true, args: setArgs},
 	{Name: "FETCH", Route: Selected, Expunge: ExpNone, Retry: true, InMailbox: true, args: fetchArgs},
 	{Name: "UID FETCH", Route: Selected, Retry: true, InMailbox: true, args: fetchArgs},
-	{Name: "STORE", Route: Selected, Expunge: ExpNone, Retry: true, InMailbox: true, args: storeArgs},
-	{Name: "UID STORE", Route: Selected, Retry: true, InMailbox: true, args: storeArgs},
-	{Name: "COPY", Route: Selected, Expunge: ExpTranslate, InMailbox: true, args: copyArgs},
-	{Name: "UID COPY", Route: Selected, InMailbox: true, args: copyArgs},
-	{Name: "MOVE", Route: Selected, Expunge: ExpTranslate, InMailbox: true, args: copyArgs},
-	{Name: "UID MOVE", Route: Selected, InMailbox: true, args: copyArgs},
-	{Name: "REPLACE", Route: Selected, Expunge: ExpTranslate, Barrier: true, Streams: true, InMailbox: true, args: replaceArgs},
-	{Name: "UID REPLACE", Route: Selected, Barrier: true, Streams: true, InMailbox: true, args: replaceArgs},
+	{Name: "STORE", Writes: true, Route: Selected, Expunge: ExpNone, Retry: true, InMailbox: true, args: storeArgs},
+	{Name: "UID STORE", Writes: true, Route: Selected, Retry: true, InMailbox: true, args: storeArgs},
+	{Name: "COPY", Writes: true, Route: Selected, Expunge: ExpTranslate, InMailbox: true, args: copyArgs},
+	{Name: "UID COPY", Writes: true, Route: Selected, InMailbox: true, args: copyArgs},
+	{Name: "MOVE", Writes: true, Route: Selected, Expunge: ExpTranslate, InMailbox: true, args: copyArgs},
+	{Name: "UID MOVE", Writes: true, Route: Selected, InMailbox: true, args: copyArgs},
+	{Name: "REPLACE", Writes: true, Route: Selected, Expunge: ExpTranslate, Barrier: true, Streams: true, InMailbox: true, args: replaceArgs},
+	{Name: "UID REPLACE", Writes: true, Route: Selected, Barrier: true, Streams: true, InMailbox: true, args: replaceArgs},
 	{Name: "SEARCH", Route: Selected, Expunge: ExpNone, Retry: true, InMailbox: true, args: searchArgs},
 	{Name: "UID SEARCH", Route: Selected, Retry: true, InMailbox: true, args: searchArgs},
 	{Name: "SORT", Route: Selected, Expunge: ExpNone, Retry: true, InMailbox: true, args: sortArgs},

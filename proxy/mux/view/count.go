@@ -1,0 +1,39 @@
+package view
+
+import "imapgate/internal/imap"
+
+// Count is how many messages the numbers of a set name. Numbers that are in it
+// twice may count twice, but there are never more than the view has.
+func (v *View) Count(set imap.Set) uint32 {
+	n := uint64(0)
+	for _, r := range set {
+		first, last := v.star(r.First), v.star(r.Last)
+		first, last = min(first, last), min(max(first, last), v.exists)
+		if 0 < first && first <= last {
+			n += uint64(last-first) + 1
+		}
+	}
+	return uint32(min(n, uint64(v.exists)))
+}
+
+// CountUIDs is how many messages the UIDs of a set name. Of messages whose UIDs
+// are not known it is how many they might be, and 0 where "*" makes that anything.
+func (v *View) CountUIDs(set imap.Set) uint32 {
+	n := uint64(0)
+	for _, r := range set {
+		switch tail := v.Unknown(); {
+		case r.First == imap.Star:
+			n++
+		case tail == 0 && r.Last == imap.Star:
+			n += uint64(v.known.within(min(r.First, v.Max()), v.Max())) // "500:*" of fewer is the last
+		case r.Last == imap.Star && r.First > v.floor+1:
+			return 0
+		default:
+			n += uint64(v.known.within(r.First, r.Last))
+			if r.Last > v.floor {
+				n += min(uint64(tail), uint64(r.Last-max(r.First, v.floor+1))+1)
+			}
+		}
+	}
+	return uint32(min(n, uint64(v.exists)))
+}
