@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"imapgate/internal/faultproxy"
 	"imapgate/internal/testbed"
 	"imapgate/internal/testbed/openid"
 )
@@ -28,17 +29,22 @@ func bringing(mechanism, user, token string) string {
 	return "AUTHENTICATE " + mechanism + " " + base64.StdEncoding.EncodeToString([]byte(message))
 }
 
-// tokenGateway is a gateway before a Dovecot that asks the provider; auth and
-// login are as they stand in the file.
-func tokenGateway(t *testing.T, p *openid.Provider, auth, login string) (*binary, *testbed.Dovecot) {
+// tokenGateway is a gateway before a Dovecot that asks the provider, and that can
+// be started again; auth and login are as they stand in the file.
+func tokenGateway(t *testing.T, p *openid.Provider, auth, login string) (b *binary, restart func()) {
 	t.Helper()
 	ca := testbed.NewCA(t)
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{CA: ca, Settings: p.Dovecot(t, openid.Mail, "oauthbearer")})
-	b := startBinary(t, ca, fmt.Sprintf(`backends:
+	door := faultproxy.Start(t, d.TLS)
+	b = startBinary(t, ca, fmt.Sprintf(`backends:
   east: {address: %q, server_name: %s, ca: %s, %s}
 auth: {%s}
-routing: {source: static, static: {default: east}}`, d.TLS, testbed.DovecotName, ca.File, login, auth))
-	return b, d
+routing: {source: static, static: {default: east}}`, door.Address(), testbed.DovecotName, ca.File, login, auth))
+	return b, func() {
+		door.SetDoor(faultproxy.Closed) // or the gateway's attempts could take a port of Dovecot's
+		d.Restart()
+		door.SetDoor(faultproxy.Open)
+	}
 }
 
 // verified is the auth block of a gateway that checks tokens itself.
@@ -144,14 +150,14 @@ func TestATokenIsPassedThrough(t *testing.T) {
 func TestASessionComesBackWithItsTokenWhileThatIsGood(t *testing.T) {
 	t.Parallel()
 	p := openid.Start(t, tokenUser)
-	b, d := tokenGateway(t, p, verified(p), "login: oauth, mode: resume, mux: {hold_max: 30s}")
+	b, restart := tokenGateway(t, p, verified(p), "login: oauth, mode: resume, mux: {hold_max: 30s}")
 	token := p.Login(t, openid.Mail, tokenUser).Access
 	c := entersWith(t, b, bringing("OAUTHBEARER", tokenUser, token))
-	d.Restart()
+	restart()
 	does(t, c, "NOOP")
 	does(t, c, "STATUS INBOX (UIDNEXT)")
 	p.Revoke(t, openid.Mail, token)
-	d.Restart()
+	restart()
 	got, err := c.Do("NOOP")
 	if err == nil && !strings.Contains(shown(got), "BYE") {
 		err = untilEnd(c)
