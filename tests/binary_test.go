@@ -28,7 +28,7 @@ type binary struct {
 }
 
 // startBinary builds the command and runs it with this backend and these routes,
-// both as they stand in the file.
+// both as they stand in the file. The first section may go on with the block tls.
 func startBinary(t testing.TB, ca *testbed.CA, sections ...string) *binary {
 	t.Helper()
 	b := &binary{ca: ca, dir: t.TempDir(), at: map[string]string{}}
@@ -40,13 +40,13 @@ func startBinary(t testing.TB, ca *testbed.CA, sections ...string) *binary {
 	conf := fmt.Sprintf(`listeners:
   - {name: implicit, address: "127.0.0.1:0", tls: implicit}
   - {name: starttls, address: "127.0.0.1:0", tls: starttls}
+audit: {path: %s/audit}
+admin: {address: "127.0.0.1:0"}
 tls:
   certificates:
     - {cert: %s, key: %s}
-audit: {path: %s/audit}
-admin: {address: "127.0.0.1:0"}
 %s
-`, cert, key, b.dir, strings.Join(sections, "\n"))
+`, b.dir, cert, key, strings.Join(sections, "\n"))
 	file := filepath.Join(b.dir, "imapgate.yaml")
 	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
 		t.Fatal(err)

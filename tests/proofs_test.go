@@ -1,0 +1,140 @@
+package tests
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"imapgate/internal/testbed"
+)
+
+// proofGateway is a gateway before a Dovecot that takes its word. clientCA is a
+// line of the file's block tls, or "".
+func proofGateway(t *testing.T, auth, clientCA string) (*binary, *testbed.CA) {
+	t.Helper()
+	ca := testbed.NewCA(t)
+	d := testbed.StartDovecot(t, testbed.DovecotConfig{CA: ca, Password: "another one", Master: master, MasterPassword: masterPassword})
+	secret := secretFile(t, masterPassword)
+	b := startBinary(t, ca, clientCA, fmt.Sprintf(`backends:
+  east:
+    address: %q
+    server_name: %s
+    ca: %s
+    login: master
+    master: {user: %s, password_file: %s}
+auth: {%s}
+routing: {source: static, static: {default: east}}`, d.TLS, testbed.DovecotName, ca.File, master, secret, auth))
+	return b, ca
+}
+
+func secretFile(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(path, []byte(text+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// Dovecot's own tool makes what is stored, and libsasl2 is what the client
+// speaks: neither knows of the other, or of us.
+func TestMbsyncProvesItsPasswordToWhatDoveadmStored(t *testing.T) {
+	t.Parallel()
+	mbsync, doveadm := testbed.Program(t, "mbsync", "isync"), testbed.Program(t, "doveadm", "dovecot-core")
+	if found, _ := filepath.Glob("/usr/lib/*/sasl2/libscram.so*"); len(found) == 0 {
+		t.Skip("libsasl2 has no SCRAM here: libsasl2-modules")
+	}
+	stored, err := exec.Command(doveadm, "pw", "-s", "SCRAM-SHA-256", "-p", password).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	people := filepath.Join(t.TempDir(), "people")
+	if err := os.WriteFile(people, []byte("alice@example.org:"+string(stored)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b, _ := proofGateway(t, fmt.Sprintf("methods: [file], file: {path: %s}, mechanisms: [SCRAM-SHA-256-PLUS, SCRAM-SHA-256], scram_secret_file: %s",
+		people, secretFile(t, "a secret of all gateways")), "")
+	e := b.endpoint("implicit")
+	if out, err := syncing(t, mbsync, e, password); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if audit, err := os.ReadFile(filepath.Join(b.dir, "audit")); err != nil || !bytes.Contains(audit, []byte(`"mechanism":"AUTH=SCRAM-SHA-256"`)) {
+		t.Errorf("it has logged in otherwise: %v\n%s", err, audit)
+	}
+	if out, err := syncing(t, mbsync, e, "a guess"); err == nil {
+		t.Errorf("a wrong password is as good:\n%s", out)
+	}
+}
+
+// syncing makes mbsync log in by SCRAM-SHA-256 and pull.
+func syncing(t *testing.T, mbsync string, e endpoint, password string) ([]byte, error) {
+	t.Helper()
+	dir := t.TempDir()
+	_, port := split(t, e.address)
+	conf := fmt.Sprintf(`
+IMAPAccount far
+Host localhost
+Port %s
+User alice@example.org
+Pass "%s"
+SSLType IMAPS
+SystemCertificates no
+CertificateFile %s
+AuthMechs SCRAM-SHA-256
+
+IMAPStore far
+Account far
+
+MaildirStore near
+Inbox %s/inbox
+Path %s/
+
+Channel all
+Far :far:
+Near :near:
+Patterns INBOX
+Create Near
+Sync Pull
+SyncState *
+`, port, password, e.caFile, dir, dir)
+	path := filepath.Join(dir, "mbsyncrc")
+	if err := os.WriteFile(path, []byte(conf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return exec.Command(mbsync, "-c", path, "all").CombinedOutput()
+}
+
+// curl shows its certificate and says nothing else.
+func TestCurlComesInWithACertificateAlone(t *testing.T) {
+	t.Parallel()
+	curl := testbed.Program(t, "curl", "curl")
+	people, clients := filepath.Join(t.TempDir(), "people"), testbed.NewCA(t)
+	if err := os.WriteFile(people, []byte("alice@example.org:{PLAIN}x\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b, ca := proofGateway(t, fmt.Sprintf("methods: [file], file: {path: %s}, default_domain: example.org, external: {san: dns}", people), "  client_ca: "+clients.File)
+	_, port := split(t, b.endpoint("implicit").address)
+	fetch := func(args ...string) ([]byte, error) {
+		args = append(args, "--silent", "--show-error", "--cacert", ca.File, "--user", ":", "--login-options", "AUTH=EXTERNAL",
+			"imaps://localhost:"+port, "--request", "STATUS INBOX (MESSAGES)")
+		return exec.Command(curl, args...).CombinedOutput()
+	}
+	cert, key := clients.Issue(t, "alice")
+	if out, err := fetch("--cert", cert, "--key", key); err != nil || !bytes.Contains(out, []byte("* STATUS INBOX (MESSAGES 0)")) {
+		t.Errorf("%v\n%s", err, out)
+	}
+	if out, err := fetch(); err == nil {
+		t.Errorf("without a certificate as well:\n%s", out)
+	}
+	two, twoKey := clients.Issue(t, "alice", "bob")
+	if out, err := fetch("--cert", two, "--key", twoKey); err == nil {
+		t.Errorf("with two names as well:\n%s", out)
+	}
+	stranger, strangerKey := ca.Issue(t, "alice")
+	if out, err := fetch("--cert", stranger, "--key", strangerKey); err == nil {
+		t.Errorf("with a certificate of another authority as well:\n%s", out)
+	}
+}
