@@ -58,6 +58,7 @@ func (g *gateway) openLimits() (err error) {
 	if g.limits, err = limit.New(limitConfig(g.cfg), g.redis, hooks, g.log); err != nil {
 		return fmt.Errorf("limits: %w", err)
 	}
+	g.sharing(g.redis != nil) // until Redis is heard to be away
 	g.metrics.ObserveBans(g.limits.Banned)
 	return nil
 }
