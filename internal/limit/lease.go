@@ -32,6 +32,9 @@ const (
 	believedLeases = 25
 	// flushBatch is how many places are written at once.
 	flushBatch = 500
+	// gather lets sessions that end together be told of in one trip, and those
+	// that begin again at once not at all.
+	gather = 50 * time.Millisecond
 	// flushPause is between batches, so that a gateway which registers all of
 	// its sessions again leaves Redis to others.
 	flushPause = 20 * time.Millisecond
@@ -296,6 +299,7 @@ func (g *Gate) flush(ctx context.Context) {
 		case <-s.work:
 		case <-ctx.Done():
 		}
+		_ = sleep(ctx, gather)
 		for notes := g.places.batch(); len(notes) > 0 && ctx.Err() == nil; notes = g.places.batch() {
 			if !g.write(ctx, notes) {
 				break
