@@ -85,7 +85,7 @@ func (g *Gate) redisIs(up bool, why error) {
 	g.hooks.OnRedis(up)
 	g.lines.Do(func() {
 		if up {
-			g.log.Info("limits are shared again: Redis answers")
+			g.log.Info("limits are shared: Redis answers")
 		} else {
 			g.log.Warn("limits are local: Redis does not answer", zap.Error(why))
 		}

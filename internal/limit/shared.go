@@ -38,6 +38,7 @@ type shared struct {
 	mu      sync.Mutex
 	breaker breaker.Breaker
 	down    bool     // as it was told
+	said    bool     // it has answered once
 	live    []string // the other gateways, as of the last beat
 	heard   bool     // there was a beat
 }
@@ -92,7 +93,8 @@ func (s *shared) allowed() bool {
 	return s.breaker.Allow(time.Now())
 }
 
-// note moves the breaker on, and tells of it when Redis went away or came back.
+// note moves the breaker on, and tells of it when Redis went away or came back, and
+// when it answers for the first time.
 func (s *shared) note(err error) {
 	s.mu.Lock()
 	if err != nil {
@@ -101,8 +103,8 @@ func (s *shared) note(err error) {
 		s.breaker.Answered()
 	}
 	down := s.breaker.Open()
-	changed := down != s.down
-	s.down = down
+	changed := down != s.down || err == nil && !s.said
+	s.down, s.said = down, s.said || err == nil
 	s.mu.Unlock()
 	if changed {
 		s.tell(!down, err)

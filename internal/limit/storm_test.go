@@ -106,7 +106,7 @@ func TestAFailoverKeepsTheLimit(t *testing.T) {
 		t.Cleanup(func() { _ = made.Close() })
 		return made
 	}
-	cfg := quick()
+	cfg := wide() // its leases outlast a failover, as they must
 	cfg.Settings.PerUser = 10
 	one, two := runGate(t, cfg, sentinel()), runGate(t, cfg, sentinel())
 	alice := user(t, "alice")
