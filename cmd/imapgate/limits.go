@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"math"
 	"net/netip"
 	"time"
 
@@ -26,13 +27,16 @@ func limitConfig(cfg *config.Config) limit.Config {
 		Listeners: make(map[string]limit.Settings, len(cfg.Listeners)),
 		Failures: limit.Failures{
 			PerMinute: f.PerMinute, PerDay: f.PerDay, Delay: min(f.Delay, longest), MaxDelay: longest,
-			PerUserHour: f.PerUserHour, PerUserTotal: f.PerUserTotal, KnownFor: f.KnownFor,
+			PerUserHour: f.PerUserHour, PerUserTotal: f.PerUserTotal, PerPairHour: f.PerUserNet, KnownFor: f.KnownFor,
 			BanAfter: f.BanAfter, BanWithin: f.BanWithin, Ban: f.Ban, MaxBan: f.MaxBan,
 		},
 	}
 	b := l.Budget
 	made.Budgets = limit.Budgets{
 		Commands: b.CommandsPerSecond, In: int64(b.BytesInPerSecond), Out: int64(b.BytesOutPerSecond), Upload: int64(b.AppendBytesPerDay),
+	}
+	if f.PerUserNet == 0 {
+		made.Failures.PerPairHour = math.MaxInt // there, 0 is the default
 	}
 	if cfg.Redis != nil {
 		made.Prefix = cfg.Redis.Prefix

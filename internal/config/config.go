@@ -59,7 +59,7 @@ type Redis struct {
 	Addresses      []string `yaml:"addresses" default:"127.0.0.1:6379" form:"dial" doc:"host:port of the server; of some nodes with cluster; of the sentinels with sentinel_master."`
 	Cluster        bool     `yaml:"cluster" default:"false" doc:"The addresses are nodes of a Redis Cluster."`
 	SentinelMaster string   `yaml:"sentinel_master" form:"label" doc:"Name of the master set. When set, the addresses are sentinels."`
-	Username       string   `yaml:"username" form:"label" doc:"ACL user; needs reading rights only."`
+	Username       string   `yaml:"username" form:"label" doc:"ACL user; which rights it needs is in OPERATIONS.md."`
 	PasswordFile   string   `yaml:"password_file" doc:"File with the password, or set IMAPGATE_REDIS_PASSWORD."`
 	TLS            bool     `yaml:"tls" default:"false" doc:"Speak TLS to Redis; its certificate is verified."`
 	CA             string   `yaml:"ca" doc:"PEM file of the CAs to trust. Default: the system's."`

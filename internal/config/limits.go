@@ -36,10 +36,11 @@ type ListenerConnections struct {
 type Failures struct {
 	PerMinute    int           `yaml:"per_minute" default:"10" min:"0" max:"1000000" doc:"Failed logins from one address (IPv6: network of 64 bits) in a minute; beyond it no login is tried. The network around it (26 bits, IPv6 48) may have three times as many, the one around that (21 bits, IPv6 32) nine times. 0: no bound, here and below."`
 	PerDay       int           `yaml:"per_day" default:"50" min:"0" max:"10000000" doc:"The same in a day."`
-	Delay        time.Duration `yaml:"delay" default:"2s" min:"0s" max:"1m" doc:"The answer to a wrong password takes this long, and twice as long for each further one from the address. 0s: answers are not delayed."`
+	Delay        time.Duration `yaml:"delay" default:"2s" min:"0s" max:"1m" doc:"The answer to a wrong password takes this long, a fifth more or less. The next login from the address waits as long before it is tried, each one behind a further wrong password twice as long. 0s: nothing waits but the 200 ms of every denial."`
 	MaxDelay     time.Duration `yaml:"max_delay" default:"15s" min:"0s" max:"5m" doc:"The longest such delay, and never more than a quarter of limits.preauth_timeout."`
 	PerUserHour  int           `yaml:"per_user_hour" default:"10" min:"0" max:"1000000" doc:"Failed logins of one user in an hour, beyond which logins for it are delayed. Networks from which the user has logged in of late (known_for) are not."`
 	PerUserTotal int           `yaml:"per_user_total" default:"100" min:"0" max:"10000000" doc:"Failed logins of one user in a day from networks where it is not known, beyond which only networks where it is may log in. A right login from a new network starts again."`
+	PerUserNet   int           `yaml:"per_user_network_hour" default:"20" min:"0" max:"1000000" doc:"Failed logins of one user from one network (24 bits, IPv6 64) in an hour, beyond which that user may not log in there for a while, also where it is known."`
 	KnownFor     time.Duration `yaml:"known_for" default:"720h" min:"1h" max:"8760h" doc:"A network is known for this long behind a right login of the user."`
 	BanAfter     int           `yaml:"ban_after" default:"10" min:"0" max:"1000000" doc:"An address with this many failed logins within ban_within is banned: its connections are refused. 0: nobody is banned but by hand."`
 	BanWithin    time.Duration `yaml:"ban_within" default:"10m" min:"1s" max:"24h" doc:"For ban_after."`
