@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"imapgate/internal/identity"
 )
 
 // steps are what a fuzzed client can do, by number; other bytes are said as
@@ -22,6 +24,8 @@ var steps = []string{
 	"q LOGIN alice wrong\r\n", "r LOGOUT\r\n", "s LOGIN {9999}\r\n", "t LOGIN {9999+}\r\n", "GET / HTTP/1.1\r\n", "u LOGIN echo right\r\n",
 	"v LOGIN flood right\r\n", "w SELECT INBOX\r\n", "x APPEND a {3+}\r\nabc\r\n", "PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n", "\n", "y", "z ",
 	"g LOGIN hang right\r\n",
+	"h AUTHENTICATE SCRAM-SHA-256 biwsbj1jYXJvbCxyPXg=\r\n", "i AUTHENTICATE SCRAM-SHA-256\r\n", "biwsbj1jYXJvbCxyPXg=\r\n", "Yz1iaXdzLHI9eCxwPU1EQXdNREF3TURBd01EQXdNREF3TURBd01EQXdNREF3TURBd01EQXdNREE9\r\n",
+	"j AUTHENTICATE XOAUTH2 dXNlcj1hbGljZQFhdXRoPUJlYXJlciB0AQE=\r\n", "k AUTHENTICATE OAUTHBEARER\r\n", "l AUTHENTICATE SCRAM-SHA-256-PLUS\r\n",
 }
 
 // What a step's byte says beyond what is said: read an answer, hang up, reset,
@@ -42,6 +46,7 @@ func FuzzSession(f *testing.F) {
 		{6, hearOne, 8, hearOne, 9, hearOne, 32, halfClose}, {4, beginTLS, 5, hearOne, 0, hearOne}, {11, hearOne, 12, 0, reset},
 		{16, hearOne, 17, hearOne, 18, hearOne, 25}, {10, 31, 32, 0, reset}, {19, hearOne, 20, hearOne, 21, hearOne, 22, hearOne},
 		{23, hearOne, 24, hearOne, 5}, {26, 27}, {28}, {29, 5}, {30, hearOne, reset}, {35, 36, 0, hangUp}, {33, 0}, {37, reset}, {37, hangUp}, {'x', 255, 0},
+		{38, hearOne, 41, hearOne, 0}, {39, hearOne, 40, hearOne, 41, hearOne}, {42, hearOne, 15, hearOne, 5}, {42, reset}, {43, hearOne, 13}, {44, 15},
 	} {
 		for listener := range byte(6) {
 			f.Add(listener, seed)
@@ -54,6 +59,8 @@ func FuzzSession(f *testing.F) {
 	b := openBed(f, m.addr(), func(s *setup) {
 		s.cfg.Preauth, s.cfg.Handshake, s.cfg.AuthAttempts = 700*time.Millisecond, 300*time.Millisecond, 2
 		s.cfg.Write = time.Second
+		s.auth.Mechanisms = []string{"SCRAM-SHA-256-PLUS", "SCRAM-SHA-256", "PLAIN", "LOGIN", "OAUTHBEARER", "XOAUTH2"}
+		s.auth.SCRAMSecret = identity.NewSecret("a secret of the whole cluster")
 		for _, name := range []string{"vanish", "refuse", "echo", "flood", "hang"} {
 			s.routes.Static.Users[name] = "east"
 		}
