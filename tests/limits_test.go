@@ -1,0 +1,96 @@
+package tests
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"imapgate/internal/limit"
+	"imapgate/internal/testbed"
+	"imapgate/proxy"
+	"imapgate/proxy/mux"
+	"imapgate/proxy/upstream"
+	"imapgate/routing"
+)
+
+// attempt logs in over TLS on a connection of its own and gives it with the answer.
+func attempt(t *testing.T, g *running, user, password string) (*RawClient, string) {
+	t.Helper()
+	e := g.at(proxy.ImplicitTLS)
+	c, err := Connect(e.address, e.tls)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() }) // again, for most
+	if _, err := c.Read(); err != nil {
+		t.Fatal(err)
+	}
+	got, err := c.Do("LOGIN " + user + " " + password)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, answer, _ := strings.Cut(got[len(got)-1].Text, " ")
+	return c, answer
+}
+
+func TestAUsersLimitHoldsInEveryModeAndLetsGo(t *testing.T) {
+	backend, store := testbed.StartDovecot(t, testbed.DovecotConfig{}), testbed.StartRedis(t)
+	store.CLI("HSET", "imapgate:default", "backend", only)
+	for _, mode := range []string{"splice", string(mux.Reuse), string(mux.Resume)} {
+		t.Run(mode, func(t *testing.T) {
+			g := startGateway(t, options{
+				ca: backend.CA, backends: map[string]upstream.Config{only: to(backend, upstream.ImplicitTLS)},
+				redis:  &routing.RedisConfig{Addresses: []string{store.Address}},
+				modes:  map[string]proxy.Mode{only: {Name: mode, Mux: muxSettings()}},
+				limits: limit.Config{Settings: limit.Settings{PerUser: 2}},
+			})
+			user := "user-" + mode + "@example.org"
+			first, answer := attempt(t, g, user, "pw")
+			if !strings.HasPrefix(answer, "OK") {
+				t.Fatal(answer)
+			}
+			second, _ := attempt(t, g, user, "pw")
+			for range 3 {
+				if _, answer := attempt(t, g, user, "pw"); answer != "NO [LIMIT] Too many connections." {
+					t.Fatal(answer)
+				}
+			}
+			_ = first.conn.Close() // without a word
+			testbed.Within(t, patienceForEnds, "a free place", func() bool {
+				c, answer := attempt(t, g, user, "pw")
+				_ = c.Close()
+				return strings.HasPrefix(answer, "OK")
+			})
+			if _, err := second.Do("NOOP"); err != nil {
+				t.Error(err)
+			}
+			// The gateway stops with second logged in: startGateway wants no place taken.
+		})
+	}
+}
+
+// patienceForEnds is how long a session may take to notice that its client is gone.
+const patienceForEnds = Patience / 3
+
+func TestWhomTheBackendDeniesIsBannedHere(t *testing.T) {
+	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Settings: "auth_failure_delay = 0\n"})
+	failures := limit.Failures{BanAfter: 5, BanWithin: Patience, Ban: Patience, MaxBan: Patience}
+	g := startGateway(t, options{
+		ca: backend.CA, backends: map[string]upstream.Config{only: to(backend, upstream.ImplicitTLS)},
+		limits: limit.Config{Failures: failures},
+	})
+	for i := range 5 {
+		if _, answer := attempt(t, g, "alice@example.org", fmt.Sprint("guess", i)); answer != "NO [AUTHENTICATIONFAILED] Authentication failed." {
+			t.Fatal(answer)
+		}
+	}
+	e := g.at(proxy.NoTLS)
+	c, err := Connect(e.address, e.tls)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if r, err := c.Read(); err != nil || r.Text != "* BYE [UNAVAILABLE] Too many connections." {
+		t.Errorf("%v, %v", r, err)
+	}
+}
