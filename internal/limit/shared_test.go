@@ -200,6 +200,7 @@ func TestTheSessionsOfAKilledGatewayVanish(t *testing.T) {
 		t.Fatalf("it took %v, with leases of %v", took, cfg.Lease)
 	}
 	again := runGate(t, cfg, dial(t, r.Address))
+	testbed.Within(t, patienceOf, "the one who tried to be gone", func() bool { return sessionsOf(t, again, alice) == 0 })
 	in := hammer(t, 60, alice, again, two)
 	if len(in) != 10 {
 		t.Fatalf("with a new gateway in its place %d came in, the limit is 10", len(in))
