@@ -213,13 +213,3 @@ func (b *budgets) release(v *Visit) {
 	}
 	v.budget = nil
 }
-
-// usage is a user's uploads of today, as far as they are known here.
-func (b *budgets) usage(u identity.User) int64 {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if known, ok := b.sums.Peek(u); ok && known.day == time.Now().UTC().Format(time.DateOnly) {
-		return known.sum
-	}
-	return 0
-}
