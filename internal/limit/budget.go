@@ -159,7 +159,9 @@ func (b *budgets) upload(u identity.User, day string, n, most int64) bool {
 }
 
 // overdraw adds n to the user's sum of the day, whatever it is.
-func (b *budgets) overdraw(u identity.User, day string, n int64) { _ = b.upload(u, day, n, math.MaxInt64) }
+func (b *budgets) overdraw(u identity.User, day string, n int64) {
+	_ = b.upload(u, day, n, math.MaxInt64)
+}
 
 // uploaded is what all gateways together know.
 func (b *budgets) uploaded(u identity.User, day string, sum int64) {
