@@ -45,6 +45,9 @@ docker: ## the image
 soak: ## the long runs of the tests: 9,000 idle sessions, 300 logins a second, 100,000 connections, a storm
 	IMAPGATE_SOAK=1 go test -timeout 60m -run 'Leaves|IdleSessions|LoginsAt|InAStorm|ReusedConnections|AScriptEnds|ReturningUsers|ARestartLoses' -v ./tests
 
+overload: ## for a minute three times the logins that can be done; as root, because the gateway is given a part of a core
+	IMAPGATE_SOAK=1 go test -count=1 -timeout $(TIMEOUT) -run ThreeTimesTheLogins -v ./tests
+
 tattoo: ## 100,000 sessions of 200 users, aborted anywhere, on connections that are used again: no foreign byte
 	IMAPGATE_SOAK=1 go test -count=1 -timeout $(TIMEOUT) -run ReusedConnections ./tests
 

@@ -40,13 +40,15 @@ func startBinary(t testing.TB, ca *testbed.CA, sections ...string) *binary {
 	conf := fmt.Sprintf(`listeners:
   - {name: implicit, address: "127.0.0.1:0", tls: implicit}
   - {name: starttls, address: "127.0.0.1:0", tls: starttls}
-audit: {path: %s/audit}
 admin: {address: "127.0.0.1:0"}
 tls:
   certificates:
     - {cert: %s, key: %s}
 %s
-`, b.dir, cert, key, strings.Join(sections, "\n"))
+`, cert, key, strings.Join(sections, "\n"))
+	if !strings.Contains(conf, "\naudit:") {
+		conf += "audit: {path: " + b.dir + "/audit}\n"
+	}
 	file := filepath.Join(b.dir, "imapgate.yaml")
 	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
 		t.Fatal(err)

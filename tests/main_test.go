@@ -11,10 +11,17 @@ import (
 
 // TestMain keeps go-redis, which has one logger for the process, from printing a
 // line for every connection that a test refuses. Started by a test as a stub
-// backend, the program is only that.
+// backend or as a crowd of clients, the program is only that.
 func TestMain(m *testing.M) {
 	if files := os.Getenv(stubFiles); files != "" {
 		if err := stubProcess(files); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	if orders := os.Getenv(crowdOrders); orders != "" {
+		if err := crowdProcess(orders); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
