@@ -3,7 +3,8 @@
 # generator, the same stub backend, one run. Needs root for their packages. Ratios within one run hold;
 # absolute figures differ from machine to machine.
 #
-#   compare.sh                              imapgate in the modes splice and resume, and its peers
+#   compare.sh                              imapgate in the modes splice and resume, with every limit shared
+#                                           through Redis ("limits"), and its peers
 #   compare.sh NAME=HOST:PORT:PID …         also proxies that are already running: TLS front on HOST:PORT,
 #                                           plain upstream to the stub on 127.0.0.1:31000, any user, password "pw"
 #   ROUNDS=3 SECONDS_EACH=3 IDLE=2000 WORK="login ping noop fetch append idle" ONLY="imapgate resume" compare.sh …
@@ -22,6 +23,7 @@ command -v nginx >/dev/null || need+=(nginx-core)
 [ -e /usr/lib/nginx/modules/ngx_mail_module.so ] || need+=(libnginx-mod-mail)
 command -v dovecot >/dev/null || need+=(dovecot-imapd)
 command -v openssl >/dev/null || need+=(openssl)
+command -v redis-server >/dev/null || need+=(redis-server)
 if ((${#need[@]})); then
   # keep the packages from starting services of their own
   [ -e /usr/sbin/policy-rc.d ] || { printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d; }
@@ -128,9 +130,19 @@ X
 start imapgate "$bed/imapgate" serve --config "$bed/imapgate.yaml"
 sed -e 's/31104/31105/; s/31143/31144/; s/tls: none}/tls: none, mode: resume}/; s/audit}/audit2}/' "$bed/imapgate.yaml" >"$bed/resume.yaml"
 start resume "$bed/imapgate" serve --config "$bed/resume.yaml"
+start redis redis-server --bind 127.0.0.1 --port 31106 --save "" --dir "$bed"
+sed -e 's/31104/31107/; s/31143/31145/; s/audit}/audit3}/' "$bed/imapgate.yaml" >"$bed/limits.yaml"
+cat >>"$bed/limits.yaml" <<X
+redis: {addresses: ["127.0.0.1:31106"]}
+limits:
+  exempt: []
+  connections: {per_user_address: 1000, per_user: 1000, per_address: 100000, preauth_per_address: 10000, total: 100000,
+    new_per_minute: 1000000, new_burst: 1000000}
+X
+start limits "$bed/imapgate" serve --config "$bed/limits.yaml"
 sleep 1.5
 
-targets=("imapgate 127.0.0.1:31104 $imapgate_pid" "resume 127.0.0.1:31105 $resume_pid" "haproxy 127.0.0.1:31103 $haproxy_pid" "nginx 127.0.0.1:31101 $nginx_pid" "dovecot 127.0.0.1:31102 $dovecot_pid")
+targets=("imapgate 127.0.0.1:31104 $imapgate_pid" "resume 127.0.0.1:31105 $resume_pid" "limits 127.0.0.1:31107 $limits_pid" "haproxy 127.0.0.1:31103 $haproxy_pid" "nginx 127.0.0.1:31101 $nginx_pid" "dovecot 127.0.0.1:31102 $dovecot_pid")
 for t in "$@"; do
   name=${t%%=*} rest=${t#*=}
   targets+=("$name ${rest%:*} ${rest##*:}")
