@@ -43,6 +43,7 @@ import (
 //	M NAME VALUE a metric is VALUE, soon
 //	PINNED WHY   the session is spliced
 //	ORDER WHY    somebody orders the end of the session
+//	REC TEXT     a command is put on record (brief), but for SELECT and LOGOUT; all are told or none
 //	ENDED WHY    the reason on record for its end
 //
 // Upstream connections are numbered in the order of their logins; the first is
@@ -113,6 +114,9 @@ type performance struct {
 	way     string
 	tags    map[string]string // ours, by their names in the dialogue
 	over    bool              // the client's connection has ended
+	left    bool              // by the client
+	heard   int               // answers to commands that the client heard
+	records []string          // of REC
 	reason  string
 	spliced string
 }
@@ -148,6 +152,7 @@ func (d dialogue) play(t *testing.T, certs *certificates, kind, way string) {
 	}
 	p.stage.close(p.actor)
 	p.nothingElse()
+	p.onRecord()
 }
 
 // read takes the lines about the setup off a dialogue.
@@ -219,6 +224,7 @@ func (p *performance) act(line string) error {
 		p.clientLeaves(verb)
 	case "P":
 		got, err := p.party.line()
+		p.heard += answers(got)
 		return p.matches(got, err, rest)
 	case "P!":
 		return p.quotedErr(rest, p.party.exactly)
@@ -245,7 +251,7 @@ func (p *performance) ends(verb string) error {
 }
 
 func (p *performance) clientLeaves(verb string) {
-	p.over = true
+	p.over, p.left = true, true
 	switch verb {
 	case "C-END":
 		p.party.hangUp()
@@ -283,6 +289,8 @@ func (p *performance) around(verb, rest string) error {
 			return p.soon(name, value)
 		}
 		return p.soon(name+"}", value)
+	case "REC":
+		p.records = append(p.records, rest)
 	case "ENDED":
 		p.reason = rest
 	default:

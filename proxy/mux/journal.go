@@ -62,9 +62,10 @@ func (j *journal) close(line []byte) *opened {
 	return nil
 }
 
-// inHand is the command in hand, nil if it has been answered.
-func (j journal) inHand(tag []byte) *opened {
-	if n := len(j); n > 0 && bytes.Equal(j[n-1].tag, tag) {
+// inHand is the command that is being read, nil where none are put on record: the
+// last, because of one that is answered early nothing more is put down.
+func (j journal) inHand() *opened {
+	if n := len(j); n > 0 {
 		return &j[n-1]
 	}
 	return nil
@@ -88,7 +89,7 @@ func (s *session) audited() bool {
 // describes puts down what the command in hand is about: mailboxes, and how many
 // messages. Nothing else of its arguments.
 func (s *session) describes(r *request) {
-	o := s.journal.inHand(r.tag)
+	o := s.journal.inHand()
 	if o == nil {
 		return
 	}
@@ -116,7 +117,7 @@ func (s *session) describes(r *request) {
 
 // brings puts down the size of the literal that the command in hand goes on with.
 func (s *session) brings(seg imap.Segment) {
-	o := s.journal.inHand(s.request.tag)
+	o := s.journal.inHand()
 	switch {
 	case o == nil || seg.Kind != imap.Text || seg.End || seg.Literal.Size < 0:
 	case len(o.literals) < audit.MaxSizes:

@@ -53,6 +53,8 @@ func TestAnUploadBeyondTheBudgetIsRefusedAndTheSessionGoesOn(t *testing.T) {
 		t.Errorf("of the second message %d bytes were counted", n)
 	}
 	s.end()
+	s.hasOnRecord([]string{"APPEND in:box {11} no OVERQUOTA", "APPEND in:box {11} no OVERQUOTA", "SELECT in:INBOX ok READ-WRITE",
+		"APPEND in:box {3 20} ok", "LOGOUT ok"})
 }
 
 func TestASessionBeyondItsBudgetIsSlowedAndNotCut(t *testing.T) {

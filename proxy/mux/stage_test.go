@@ -40,6 +40,7 @@ type setup struct {
 	cut      string
 	password string
 	budget   Budget
+	commands audit.Commands // on record; all
 }
 
 // certificates are a backend's and a gateway's, shared by the stages of a test.
@@ -71,6 +72,7 @@ type stage struct {
 	hub     *Hub
 	rooms   Rooms
 	logs    *testbed.Log
+	trail   string // the audit log's file
 	splices sync.WaitGroup
 
 	mu     sync.Mutex
@@ -102,7 +104,8 @@ func newStage(t testing.TB, s setup, certs *certificates) *stage {
 	y.rooms = Rooms{Metrics: metrics.New("test"), Log: log, Backends: map[string]Backend{
 		"stub": {Upstream: upstream.New(up, upstream.Hooks{}, zap.NewNop()), Settings: s.settings},
 	}}
-	y.rooms.Audit, err = audit.Open(audit.Config{Path: filepath.Join(t.TempDir(), "audit")}, log)
+	y.trail = filepath.Join(t.TempDir(), "audit")
+	y.rooms.Audit, err = audit.Open(audit.Config{Path: y.trail, Commands: cmp.Or(s.commands, audit.AllCommands)}, log)
 	must(t, err)
 	y.hub, err = NewHub(Config{
 		Quiet: cmp.Or(s.quiet, tick), Idle: cmp.Or(s.idle, time.Hour), Write: cmp.Or(s.write, time.Hour),

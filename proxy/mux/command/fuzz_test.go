@@ -3,6 +3,7 @@ package command
 import (
 	"bytes"
 	"errors"
+	"strings"
 	"testing"
 
 	"imapgate/internal/imap"
@@ -12,7 +13,8 @@ func FuzzRead(f *testing.F) {
 	for _, s := range []string{"a NOOP", "a FETCH 1:* (BODY[HEADER.FIELDS (A)] MODSEQ)", "a COPY 1,3:4 {5}\r\nINBOX", "a MOVE * \"a\\\"\"", "a REPLACE 4 x {3}",
 		"a UID SEARCH RETURN (SAVE) OR NOT (1:3) MODSEQ \"/f\" all 5", "a SELECT {5+}\r\nInbox (QRESYNC (1 2 (3 4)))", "a STORE 1 (UNCHANGEDSINCE 5) FLAGS x",
 		"a LIST \"\" * RETURN (STATUS (HIGHESTMODSEQ))", "a ENABLE A B", "a APPEND {5}", "a UID COPY 1 x", "a SORT (DATE) utf-8 $", "a STATUS x (HIGHESTMODSEQ)",
-		"a NOTIFY NONE", "a ESEARCH IN (selected) 1", "a THREAD REFS x XUNHEARD 5", "a X {2}\r\n\r\n", "a UID"} {
+		"a NOTIFY NONE", "a ESEARCH IN (selected) 1", "a THREAD REFS x XUNHEARD 5", "a X {2}\r\n\r\n", "a UID",
+		"a SETACL x y z", "a RENAME \"\\\"\" {1+}\r\nb", "a RESETKEY", "a COPY 1 \"\\"} {
 		f.Add([]byte(s + "\r\n"))
 	}
 	f.Fuzz(func(t *testing.T, whole []byte) {
@@ -38,6 +40,10 @@ func FuzzRead(f *testing.F) {
 		}
 		inside(t, whole, facts)
 		rewritten(t, whole, facts)
+		about, to := facts.Mailboxes(head.Spec, whole)
+		if len(about) > len(whole) || len(to) > len(whole) || strings.Contains(about+to, "\x00") {
+			t.Fatalf("mailboxes %q and %q", about, to)
+		}
 	})
 }
 
@@ -45,7 +51,7 @@ func FuzzRead(f *testing.F) {
 // to the reader that cut it out of the stream: both see the same literals.
 func framed(t *testing.T, whole []byte, s *Spec) {
 	switch s.args {
-	case opaque, mailboxArgs, notifyArgs, setArgs, appendArgs, replaceArgs: // not looked at to the end
+	case opaque, namedArgs, mailboxArgs, notifyArgs, setArgs, appendArgs, replaceArgs: // not looked at to the end
 		return
 	}
 	if !bytes.HasSuffix(whole, []byte("\r\n")) {

@@ -30,7 +30,8 @@ func (f *Facts) Mailboxes(spec *Spec, whole []byte) (about, to string) {
 // firstMailbox is the one that follows the space at from, and where it ends: 0
 // for none.
 func firstMailbox(whole []byte, from int) (string, int) {
-	s := scanner{b: bytes.TrimSuffix(whole, []byte("\r\n")), at: min(from+1, len(whole))}
+	s := scanner{b: bytes.TrimSuffix(whole, []byte("\r\n"))}
+	s.at = min(from+len(" "), len(s.b))
 	t := s.next()
 	if !validAstring(t) {
 		return "", 0
