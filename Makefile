@@ -8,7 +8,7 @@ SEEDS    ?= 1000
 # For each package; the whole takes minutes.
 TIMEOUT  ?= 10m
 
-.PHONY: enumeration tattoo model-slice soak model compare build test check fuzz race bench cover docs docker scratch-test deps clean
+.PHONY: enumeration overload tattoo model-slice soak model compare build test check fuzz race bench cover docs docker scratch-test deps clean
 
 build: ## one static binary, dist/imapgate
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o dist/imapgate ./cmd/imapgate

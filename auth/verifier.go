@@ -5,12 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"time"
 
 	"imapgate/internal/identity"
 )
 
-// errQueueFull comes wrapped with ErrUnavailable.
-var errQueueFull = errors.New("too many logins are waiting")
+// ErrBusy comes wrapped with ErrUnavailable: nothing is wrong but that too many
+// passwords are to be checked.
+var ErrBusy = errors.New("too many logins are waiting")
+
+// queueTime is the longest wait in the queue. A full one is over sooner with hashes
+// as they should be, and people have not given up before.
+const queueTime = 10 * time.Second
 
 // verifier runs password hashing, at most cap(slots) at once. Hashing is pure
 // CPU work (a tenth of a second and more), so a flood of guesses without this
@@ -61,14 +67,18 @@ func (v *verifier) enter(ctx context.Context) error {
 	select {
 	case v.queue <- struct{}{}:
 	default:
-		return errQueueFull
+		return ErrBusy
 	}
 	defer func() { <-v.queue }()
+	late := time.NewTimer(queueTime)
+	defer late.Stop()
 	// A freed slot goes to the one who has waited longest: channels serve
 	// blocked senders in order, and nobody can overtake while one is blocked.
 	select {
 	case v.slots <- struct{}{}:
 		return nil
+	case <-late.C:
+		return ErrBusy
 	case <-ctx.Done():
 		return ctx.Err()
 	}

@@ -75,7 +75,7 @@ func TestAClientThatLeavesGivesItsPlaceBack(t *testing.T) {
 			}
 		})
 		synctest.Wait()
-		if _, err := v.verify(t.Context(), stored{}, identity.Secret{}); !errors.Is(err, errQueueFull) {
+		if _, err := v.verify(t.Context(), stored{}, identity.Secret{}); !errors.Is(err, ErrBusy) {
 			t.Errorf("the queue is not full: %v", err)
 		}
 		leave()
@@ -125,6 +125,22 @@ func TestThoseWhoWaitAreServedInOrder(t *testing.T) {
 			if i != n {
 				t.Fatalf("served as %v", order)
 			}
+		}
+	})
+}
+
+func TestNobodyWaitsForAVerifierForEver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, _ := slow(1, 8)
+		v.slots <- struct{}{}
+		start := time.Now()
+		ok, err := v.verify(t.Context(), stored{}, identity.Secret{})
+		if ok || !errors.Is(err, ErrBusy) || !errors.Is(err, ErrUnavailable) || time.Since(start) != queueTime {
+			t.Errorf("%v, %v after %v", ok, err, time.Since(start))
+		}
+		<-v.slots
+		if ok, err := v.verify(t.Context(), stored{}, identity.Secret{}); !ok || err != nil {
+			t.Errorf("afterwards: %v, %v", ok, err)
 		}
 	})
 }

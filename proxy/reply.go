@@ -111,6 +111,8 @@ func unavailableReason(err error) audit.Reason {
 		return audit.GatewayStopping
 	case errors.Is(err, audit.ErrUnavailable):
 		return audit.AuditAway
+	case errors.Is(err, auth.ErrBusy):
+		return audit.Overload
 	case errors.Is(err, auth.ErrUnavailable):
 		return audit.AuthAway
 	case errors.Is(err, routing.ErrPaused):

@@ -10,13 +10,15 @@ import (
 )
 
 const (
-	// patience is how long a handshake waits for its turn where others have been
-	// waiting for longer than burst. A refusal should be with the client within
-	// 100 ms, and has a way to go yet.
+	// patience is how long a handshake waits for its turn in a crowd. A refusal
+	// should be with the client within 100 ms, and has a way to go yet.
 	patience = 80 * time.Millisecond
-	// burst is how long one waits otherwise: hundreds who have lost a server at the
-	// same moment come back together, and are soon served.
+	// burst is how long one waits in the beginning of a crowd: hundreds who have lost
+	// a server at the same moment come back together, and are soon served.
 	burst = 500 * time.Millisecond
+	// crowded is for how long behind a refusal the crowd is the same one, though for
+	// a moment nobody may have waited.
+	crowded = 5 * time.Second
 	// maxWaiting is how many handshakes wait at a time.
 	maxWaiting = 1024
 	// smooth is over how many turns their pace is averaged.
@@ -41,6 +43,7 @@ type turns struct {
 	// Guarded by mu.
 	waiting int           // bound: maxWaiting
 	calm    time.Time     // when somebody last did not have to wait
+	refused time.Time     // when somebody last waited in vain, or would have
 	last    time.Time     // when the last turn began
 	pace    time.Duration // from one turn to the next, while somebody waits
 }
@@ -63,12 +66,16 @@ func (t *turns) hopeless() bool {
 
 // tooLate is hopeless; mu is held.
 func (t *turns) tooLate(now time.Time) bool {
-	return t.waiting >= maxWaiting || time.Duration(t.waiting)*t.pace > t.allowed(now)
+	if t.waiting < maxWaiting && time.Duration(t.waiting)*t.pace <= t.allowed(now) {
+		return false
+	}
+	t.refused = now
+	return true
 }
 
 // allowed is how long one may wait who comes now; mu is held.
 func (t *turns) allowed(now time.Time) time.Duration {
-	if now.Sub(t.calm) < burst {
+	if now.Sub(t.calm) < burst && now.Sub(t.refused) >= crowded {
 		return burst
 	}
 	return patience
@@ -90,10 +97,10 @@ func (t *turns) enter() error {
 	defer late.Stop()
 	select {
 	case t.slots <- struct{}{}:
-		t.leave(time.Now())
+		t.begin(time.Now())
 		return nil
 	case <-late.C:
-		t.leave(time.Time{})
+		t.giveUp(time.Now())
 		return errBusy
 	}
 }
@@ -116,15 +123,21 @@ func (t *turns) queue(now time.Time) (time.Duration, error) {
 	return t.allowed(now), nil
 }
 
-// leave notes the end of a wait: a turn that begins now, or zero for none.
-func (t *turns) leave(now time.Time) {
+// begin notes a turn that was waited for.
+func (t *turns) begin(now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.waiting--
-	if !now.IsZero() {
-		t.pace += (now.Sub(t.last) - t.pace) / smooth
-		t.last = now
-	}
+	t.pace += (now.Sub(t.last) - t.pace) / smooth
+	t.last = now
+}
+
+// giveUp notes the end of a wait in vain.
+func (t *turns) giveUp(now time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.waiting--
+	t.refused = now
 }
 
 // turn is one handshake's. It is for computing alone: taken when the ClientHello

@@ -59,6 +59,25 @@ func TestInAShortCrowdAHandshakeMayWaitLonger(t *testing.T) {
 		if err := turns.enter(); !errors.Is(err, errBusy) || time.Since(began) != patience {
 			t.Errorf("the third, half a second later: %v after %v", err, time.Since(began))
 		}
+		<-turns.slots
+		for range 2 { // a moment of calm ends no crowd
+			if err := turns.enter(); err != nil {
+				t.Fatal(err)
+			}
+			began = time.Now()
+			if err := turns.enter(); !errors.Is(err, errBusy) || time.Since(began) != patience {
+				t.Errorf("after a moment of calm: %v after %v", err, time.Since(began))
+			}
+			<-turns.slots
+		}
+		<-time.After(crowded)
+		if err := turns.enter(); err != nil {
+			t.Fatal(err)
+		}
+		began = time.Now()
+		if err := turns.enter(); !errors.Is(err, errBusy) || time.Since(began) != burst {
+			t.Errorf("in the next crowd: %v after %v", err, time.Since(began))
+		}
 	})
 }
 

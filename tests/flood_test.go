@@ -1,0 +1,166 @@
+package tests
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"imapgate/auth"
+	"imapgate/internal/identity"
+	"imapgate/internal/testbed"
+	"imapgate/proxy"
+	"imapgate/proxy/upstream"
+)
+
+// Three thousand strangers who say a byte now and then keep nobody waiting, and
+// are gone when their time is over, however often they say one.
+func TestStrangersWhoDawdleKeepNobodyWaiting(t *testing.T) {
+	const strangers, dawdle = 3_000, 8 * time.Second
+	ca := testbed.NewCA(t)
+	b := startBinary(t, ca, fmt.Sprintf("backends:\n  east: {address: %q, tls: none}", startStub(t, nil).address()),
+		"routing: {source: static, static: {default: east}}",
+		fmt.Sprintf("limits: {preauth_timeout: %v, tls_handshake_timeout: %v, tls_handshakes: 1}", dawdle, dawdle))
+	conns := make([]net.Conn, strangers)
+	began := time.Now()
+	for i := range conns {
+		door, first := "implicit", "\x16\x03\x01\x02\x00\x01\x00" // a hello that is promised
+		if i%2 == 0 {
+			door, first = "starttls", "a LOG"
+		}
+		conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 8, 1, byte(1+i%250))}}).Dial("tcp", b.at[door])
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := io.WriteString(conn, first); err != nil {
+			t.Fatal(err)
+		}
+		conns[i] = conn
+	}
+	all := time.Now()
+	var took []time.Duration
+	for i := range 10 {
+		d, err := timedVisit(b.endpoint([]string{"implicit", "starttls"}[i%2]), fmt.Sprint("user", i))
+		if err != nil {
+			t.Errorf("a login beside %d strangers: %v", strangers, err)
+		}
+		took = append(took, d)
+		for _, conn := range conns {
+			_, _ = io.WriteString(conn, "\x00") // those who are gone already are gone
+		}
+	}
+	t.Logf("%d strangers after %v; logins beside them, %s; %s", strangers, all.Sub(began), spread(took), b.held(t))
+	if slices.Max(took) > time.Second {
+		t.Errorf("a login took %v", slices.Max(took))
+	}
+	testbed.Within(t, dawdle+10*time.Second, "the strangers to be gone", func() bool {
+		for i := range 100 {
+			_, _ = io.WriteString(conns[i], "\x00")
+		}
+		return b.metric(t, "imapgate_preauth_connections") == 0
+	})
+}
+
+// Five hundred guesses at once at a password whose hash takes 64 MB and a tenth
+// of a second: most are told to come again at once, the others are checked, and
+// neither memory nor sessions suffer.
+func TestGuessesAtADearHashCostTheOthersNothing(t *testing.T) {
+	const guesses, memory = 500, 768 << 20
+	ca := testbed.NewCA(t)
+	hash, err := auth.Hash("ARGON2ID", identity.NewSecret(password))
+	if err != nil {
+		t.Fatal(err)
+	}
+	people := filepath.Join(t.TempDir(), "people")
+	if err := os.WriteFile(people, []byte("alice:"+hash+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	g := startGateway(t, options{ca: ca, methods: []string{auth.File}, people: people, backends: map[string]upstream.Config{
+		only: {Address: startStub(t, nil).address(), TLSMode: upstream.NoTLS},
+	}})
+	door := g.at(proxy.NoTLS)
+	alive, err := call(door, "")
+	if err == nil {
+		err = alive.ask("LOGIN alice " + password)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer alive.conn.Close()
+	phones := make([]*phone, guesses)
+	if err := forAll(phones, func(i int) (err error) {
+		phones[i], err = call(door, "")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+
+	var mu sync.Mutex
+	answers, quick := map[string]int{}, []time.Duration{}
+	var all sync.WaitGroup
+	for i, p := range phones {
+		all.Go(func() {
+			defer p.conn.Close()
+			began := time.Now()
+			err := p.ask(fmt.Sprintf("LOGIN alice guess%d", i))
+			took := time.Since(began)
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case err == nil:
+				answers["let in"]++
+			case strings.Contains(err.Error(), "NO [UNAVAILABLE]"):
+				answers["told to come again"]++
+				quick = append(quick, took)
+			case strings.Contains(err.Error(), "NO [AUTHENTICATIONFAILED]"):
+				answers["denied"]++
+			default:
+				answers[err.Error()]++
+			}
+		})
+	}
+	over := make(chan struct{})
+	go func() { all.Wait(); close(over) }()
+	slowest, most := alive.watch(t, over)
+	t.Logf("%v; come again: %s; NOOP meanwhile, slowest %v; %d MB at most", answers, spread(quick), slowest, most>>20)
+	if answers["denied"] == 0 || answers["told to come again"] < guesses/2 || len(answers) != 2 {
+		t.Errorf("the guesses were answered so: %v", answers)
+	}
+	if len(quick) > 0 && quick[len(quick)/2] > time.Second {
+		t.Errorf("who was told to come again was told after %v", quick[len(quick)/2])
+	}
+	if slowest > time.Second || most > memory {
+		t.Errorf("a session waited %v, and the process held %d MB", slowest, most>>20)
+	}
+}
+
+// watch asks NOOP all the time until over is closed; it gives the slowest answer
+// and the most memory that was in use.
+func (p *phone) watch(t *testing.T, over <-chan struct{}) (slowest time.Duration, most uint64) {
+	t.Helper()
+	look := time.NewTicker(20 * time.Millisecond)
+	defer look.Stop()
+	for {
+		began := time.Now()
+		if err := p.ask("NOOP"); err != nil {
+			t.Fatal(err)
+		}
+		slowest = max(slowest, time.Since(began))
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		most = max(most, m.HeapInuse)
+		select {
+		case <-look.C:
+		case <-over:
+			return slowest, most
+		}
+	}
+}
