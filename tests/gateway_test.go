@@ -43,7 +43,8 @@ type options struct {
 	idle     time.Duration        // default 32 minutes
 	write    time.Duration        // default 5 minutes
 	modes    map[string]proxy.Mode
-	limits   limit.Config // default none
+	limits   limit.Config   // default none
+	commands audit.Commands // on record; default none
 }
 
 // running is a whole gateway in this process, with a listener of each kind.
@@ -132,7 +133,7 @@ func (g *running) open(o options) (rooms proxy.Rooms, run []func(context.Context
 		return rooms, nil, err
 	}
 	g.limits = rooms.Limits
-	g.audit, err = audit.Open(audit.Config{Path: filepath.Join(g.dir, "audit")}, rooms.Log)
+	g.audit, err = audit.Open(audit.Config{Path: filepath.Join(g.dir, "audit"), Commands: o.commands}, rooms.Log)
 	rooms.Audit = g.audit
 	return rooms, []func(context.Context) error{rooms.TLS.Run, rooms.Routes.Run, rooms.Auth.Run, rooms.Limits.Run}, err
 }

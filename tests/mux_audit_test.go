@@ -14,6 +14,10 @@ type record struct {
 	Event, Session, User, Backend, Mailbox, Mode, Reason, Result string
 
 	Expunged, Arrived int
+
+	Command, To, Code string
+	Messages          int
+	Literals          []int
 }
 
 // records are the audit log's so far that are of an event and a user; "" is any.

@@ -21,6 +21,10 @@ What may be relied on:
   invalid UTF-8 in text from outside are written visibly (` + "`\\x1b`, `\\u{202e}`" + `), and long text ends in ` + "`…`" + `.
 - **There is never a password in it**, nor a token, nor anything of what messages contain. A name that no account can
   have is there as ` + "`claimed`" + `; people do type their password where the name belongs.
+- **With ` + "`audit.commands`" + ` each command has one record**, however often it was sent to a backend, with the answer that the client
+  got, or ` + "`cut`" + `. Its words are known verbs, mailbox names, counts, sizes and a response code; search terms, flags, and what
+  literals contain are nowhere. ` + "`FETCH`" + ` is no write, though it may set \\Seen; ` + "`CLOSE`" + `, which expunges, is one. What is no command has
+  no record. Behind ` + "`session_pinned`" + `, and in mode ` + "`splice`" + `, nobody reads commands, and there are none.
 - A line is at most 4,200 bytes long.
 
 Types: *number* is a whole number from 0, *time* as RFC 3339 in UTC with milliseconds, *address* ` + "`host:port` with IPv6 in brackets" + `,

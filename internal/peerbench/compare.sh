@@ -3,8 +3,9 @@
 # generator, the same stub backend, one run. Needs root for their packages. Ratios within one run hold;
 # absolute figures differ from machine to machine.
 #
-#   compare.sh                              imapgate in the modes splice and resume, with every limit shared
-#                                           through Redis ("limits"), and its peers
+#   compare.sh                              imapgate in the modes splice and resume, in resume with each command
+#                                           on record ("record"), with every limit shared through Redis
+#                                           ("limits"), and its peers
 #   compare.sh NAME=HOST:PORT:PID …         also proxies that are already running: TLS front on HOST:PORT,
 #                                           plain upstream to the stub on 127.0.0.1:31000, any user, password "pw"
 #   ROUNDS=3 SECONDS_EACH=3 IDLE=2000 WORK="login ping noop fetch append idle" ONLY="imapgate resume" compare.sh …
@@ -130,6 +131,8 @@ X
 start imapgate "$bed/imapgate" serve --config "$bed/imapgate.yaml"
 sed -e 's/31104/31105/; s/31143/31144/; s/tls: none}/tls: none, mode: resume}/; s/audit}/audit2}/' "$bed/imapgate.yaml" >"$bed/resume.yaml"
 start resume "$bed/imapgate" serve --config "$bed/resume.yaml"
+sed -e 's/31104/31108/; s/31143/31146/; s/tls: none}/tls: none, mode: resume}/; s/audit}/audit4, commands: all}/' "$bed/imapgate.yaml" >"$bed/record.yaml"
+start record "$bed/imapgate" serve --config "$bed/record.yaml"
 start redis redis-server --bind 127.0.0.1 --port 31106 --save "" --dir "$bed"
 sed -e 's/31104/31107/; s/31143/31145/; s/audit}/audit3}/' "$bed/imapgate.yaml" >"$bed/limits.yaml"
 cat >>"$bed/limits.yaml" <<X
@@ -142,7 +145,7 @@ X
 start limits "$bed/imapgate" serve --config "$bed/limits.yaml"
 sleep 1.5
 
-targets=("imapgate 127.0.0.1:31104 $imapgate_pid" "resume 127.0.0.1:31105 $resume_pid" "limits 127.0.0.1:31107 $limits_pid" "haproxy 127.0.0.1:31103 $haproxy_pid" "nginx 127.0.0.1:31101 $nginx_pid" "dovecot 127.0.0.1:31102 $dovecot_pid")
+targets=("imapgate 127.0.0.1:31104 $imapgate_pid" "resume 127.0.0.1:31105 $resume_pid" "record 127.0.0.1:31108 $record_pid" "limits 127.0.0.1:31107 $limits_pid" "haproxy 127.0.0.1:31103 $haproxy_pid" "nginx 127.0.0.1:31101 $nginx_pid" "dovecot 127.0.0.1:31102 $dovecot_pid")
 for t in "$@"; do
   name=${t%%=*} rest=${t#*=}
   targets+=("$name ${rest%:*} ${rest##*:}")

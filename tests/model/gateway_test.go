@@ -122,7 +122,7 @@ func (g *gateway) open(address string) (proxy.Rooms, error) {
 	if rooms.Limits, err = limit.New(limit.Config{}, nil, limit.Hooks{}, log); err != nil {
 		return rooms, err
 	}
-	rooms.Audit, err = audit.Open(audit.Config{Path: filepath.Join(g.dir, "audit")}, log)
+	rooms.Audit, err = audit.Open(audit.Config{Path: filepath.Join(g.dir, "audit"), Commands: audit.AllCommands}, log)
 	if err == nil {
 		g.closes = []func() error{rooms.Audit.Close, file.Close}
 	}

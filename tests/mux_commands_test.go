@@ -1,0 +1,75 @@
+package tests
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"imapgate/internal/audit"
+	"imapgate/internal/faultproxy"
+	"imapgate/internal/testbed"
+	"imapgate/proxy"
+	"imapgate/proxy/mux"
+	"imapgate/proxy/upstream"
+)
+
+// What a client does at a real Dovecot is on record once, behind losses too, and
+// nothing of what it says besides the names of mailboxes.
+func TestWhatAClientDoesIsOnRecord(t *testing.T) {
+	const canary = "c4n4ry"
+	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: canary})
+	line := faultproxy.Start(t, backend.Plain)
+	g := startFramed(t, mux.Resume, options{ca: backend.CA, commands: audit.AllCommands, backends: map[string]upstream.Config{
+		only: {Address: line.Address(), TLSMode: upstream.NoTLS},
+	}})
+	c := enter(t, g.at(proxy.ImplicitTLS), "")
+	mustSay(t, c, "LOGIN zoe "+canary)
+	mustSay(t, c, "CREATE Box")
+	for range 3 {
+		if err := okay(c.Do("APPEND Box ("+canary+") {}", []byte("Subject: "+canary+"\r\n\r\n"+canary+"\r\n"))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mustSay(t, c, "SELECT Box")
+	line.Reset()
+	mustSay(t, c, "STORE 1:2 +FLAGS (\\Deleted "+canary+")")
+	mustSay(t, c, "UID SEARCH SUBJECT "+canary)
+	line.Reset()
+	mustSay(t, c, "FETCH 2:* (BODY.PEEK[HEADER.FIELDS ("+canary+")])")
+	mustSay(t, c, "COPY 3 INBOX")
+	if got, err := c.Do("COPY 3 Nowhere"); err != nil || !strings.Contains(shown(got), " NO [TRYCREATE]") {
+		t.Errorf("a COPY to nowhere: %v, %v", got, err)
+	}
+	mustSay(t, c, "EXPUNGE")
+	mustSay(t, c, "RENAME Box \"New box\"")
+	mustSay(t, c, "LOGOUT")
+	want := `CREATE Box>  0 [] ok
+APPEND Box>  0 [27] ok APPENDUID
+APPEND Box>  0 [27] ok APPENDUID
+APPEND Box>  0 [27] ok APPENDUID
+SELECT Box>  0 [] ok READ-WRITE
+STORE Box>  2 [] ok
+UID SEARCH Box>  0 [] ok
+FETCH Box>  2 [] ok
+COPY Box> INBOX 1 [] ok COPYUID
+COPY Box> Nowhere 1 [] no TRYCREATE
+EXPUNGE Box>  0 [] ok
+RENAME Box> New box 0 [] ok
+LOGOUT >  0 [] ok
+`
+	testbed.Within(t, 5*time.Second, "the end to be on record", func() bool { return len(g.records("session_ended", "zoe")) == 1 })
+	var got strings.Builder
+	for _, r := range g.records("command", "zoe") {
+		fmt.Fprintln(&got, strings.TrimSpace(fmt.Sprintf("%s %s> %s %d %v %s %s", r.Command, r.Mailbox, r.To, r.Messages, r.Literals, r.Result, r.Code)))
+	}
+	if got.String() != want {
+		t.Errorf("on record are\n%s, want\n%s", &got, want)
+	}
+	if lost := len(g.records("upstream_lost", "zoe")); lost != 2 {
+		t.Errorf("%d losses", lost)
+	}
+	if strings.Contains(strings.ToLower(g.read("audit")), canary) {
+		t.Errorf("what nobody is to know is on record:\n%s", g.read("audit"))
+	}
+}
