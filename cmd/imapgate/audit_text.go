@@ -33,7 +33,6 @@ type auditLine struct {
 	Command  string    `json:"command"`
 	Mailbox  string    `json:"mailbox"`
 	To       string    `json:"to"`
-	To       string    `json:"to"`
 	Result   string    `json:"result"`
 	Reason   string    `json:"reason"`
 	Code     string    `json:"code"`
@@ -90,7 +89,6 @@ func (l *auditLine) rest() string {
 	say("%s", l.Action)
 	say("%s", l.Command)
 	say("in %s", l.Mailbox)
-	say("to %s", l.To)
 	say("to %s", l.To)
 	number("%s messages", l.Messages)
 	number("%s bytes of literals", l.Literals)
