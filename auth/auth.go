@@ -1,12 +1,15 @@
 package auth
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/time/rate"
 
 	"imapgate/internal/identity"
 )
@@ -21,7 +24,7 @@ var (
 	// ErrUnknown is what a PasswordLookup returns, bare or wrapped, for a user who
 	// has no password there; the next method is asked. Whoever wires a lookup to
 	// auth translates the source's own word for it. Every other error of a lookup
-	// becomes ErrUnavailable. Authenticate never returns ErrUnknown.
+	// but ErrDenied becomes ErrUnavailable. Authenticate never returns ErrUnknown.
 	ErrUnknown = errors.New("user has no password here")
 )
 
@@ -43,6 +46,7 @@ type Config struct {
 	Mechanisms  []string            // SASL mechanisms; none: those that defaults names
 	Listeners   map[string][]string // of them, those of a listener; a listener that is not there has all
 	SCRAMSecret identity.Secret     // what the salts of unknown users are made of; the same at all gateways
+	SCRAMRounds int                 // iterations that such users seem to have; the same at all gateways; 0: as Hash makes them
 	External    string              // the kind of name in a client's certificate that is the user: email, dns or uri
 }
 
@@ -56,7 +60,12 @@ type Authenticator struct {
 	mechanisms []string            // enabled, the preferred one first
 	listeners  map[string][]string // as in Config
 	secret     identity.Secret
+	rounds     int           // of PBKDF2, for users without keys for SCRAM
+	floor      time.Duration // of the time to a challenge of SCRAM
 	external   string
+	log        *zap.Logger
+	// otherRounds guards itself.
+	otherRounds rate.Sometimes
 }
 
 // New makes an Authenticator. The passwd-file is read here: a gateway does not
@@ -72,7 +81,8 @@ func New(cfg Config, from Sources, log *zap.Logger) (*Authenticator, error) {
 		return nil, errors.New("auth: verifiers and queue cannot be negative")
 	}
 	a := &Authenticator{domain: cfg.DefaultDomain, verifier: newVerifier(cfg.Verifiers, cfg.Queue),
-		listeners: cfg.Listeners, secret: cfg.SCRAMSecret, external: cfg.External}
+		listeners: cfg.Listeners, secret: cfg.SCRAMSecret, rounds: cmp.Or(cfg.SCRAMRounds, scramIterations), floor: challengeFloor,
+		external: cfg.External, log: log, otherRounds: rate.Sometimes{Interval: time.Minute}}
 	for _, name := range cfg.Methods {
 		if err := a.add(name, cfg, from, log); err != nil {
 			return nil, fmt.Errorf("auth: %w", err)
@@ -163,20 +173,20 @@ func (a *Authenticator) proven(ctx context.Context, l Login) (Identity, error) {
 // most users of the last source pay; where costs are mixed within one source,
 // users with a rarer cost can still be told from names that nobody has.
 func (a *Authenticator) pretend(ctx context.Context, password identity.Secret) error {
-	if _, err := a.verifier.verify(ctx, a.typical("").decoy(), password); err != nil {
+	if _, err := a.verifier.verify(ctx, a.typical().decoy(), password); err != nil {
 		return err
 	}
 	return fmt.Errorf("no method knows the user: %w", ErrDenied)
 }
 
-// typical is the kind of the last source that knows one of this scheme.
-func (a *Authenticator) typical(scheme string) kind {
+// typical is the kind of the last source that knows one.
+func (a *Authenticator) typical() kind {
 	for _, m := range slices.Backward(a.methods) {
 		if s, ok := m.method.(storedPasswords); ok {
-			if k := s.typical(scheme); k.scheme != nil {
+			if k := s.typical(); k.scheme != nil {
 				return k
 			}
 		}
 	}
-	return fallbackKind(scheme)
+	return fallbackKind()
 }

@@ -199,7 +199,7 @@ func TestAnUnknownUserPaysWhatAKnownOnePays(t *testing.T) {
 
 	// Nothing has been seen at all.
 	a, paid = open(t, Config{Methods: []string{Redis}}, records(nil))
-	if _, err := login(t, a, "nobody", "wrong"); !errors.Is(err, ErrDenied) || len(*paid) != 1 || (*paid)[0] != fallbackKind("") {
+	if _, err := login(t, a, "nobody", "wrong"); !errors.Is(err, ErrDenied) || len(*paid) != 1 || (*paid)[0] != fallbackKind() {
 		t.Errorf("%d verifications, %v", len(*paid), err)
 	}
 

@@ -15,8 +15,9 @@
 // Login holds the outcome and no password, and goes through Authenticate as every
 // other, so that a wrong proof counts as a wrong password does.
 //
-// The package does not know IMAP, base64, sockets, limits, delays, or where a
-// user's mailbox lives. It keeps no record of who logged in and no cache of
+// The package does not know IMAP, base64, sockets, limits, or where a user's
+// mailbox lives, and of delays only the one that hides how a challenge of SCRAM
+// was come by. It keeps no record of who logged in and no cache of
 // right passwords: a changed password holds from the next login on.
 //
 // Authenticator owns the methods and the verifier that bounds how many

@@ -33,6 +33,9 @@ func (l *lookup) password(ctx context.Context, u identity.User) (stored, error) 
 	if errors.Is(err, ErrUnknown) {
 		return stored{}, ErrUnknown
 	}
+	if errors.Is(err, ErrDenied) {
+		return stored{}, fmt.Errorf("look up password: %w", err)
+	}
 	if err != nil {
 		return stored{}, fmt.Errorf("look up password: %w: %w", ErrUnavailable, err)
 	}
@@ -45,7 +48,7 @@ func (l *lookup) password(ctx context.Context, u identity.User) (stored, error) 
 }
 
 // typical implements source.
-func (l *lookup) typical(scheme string) kind { return l.seen.typical(scheme) }
+func (l *lookup) typical() kind { return l.seen.typical() }
 
 const (
 	// maxKinds bounds how many kinds of hash a census tells apart.
@@ -83,18 +86,14 @@ func (c *census) count(k kind) {
 	}
 }
 
-// typical is the most frequent kind of a scheme, or of all with ""; the zero
-// kind when there is none.
-func (c *census) typical(scheme string) kind {
+// typical is the most frequent kind; the zero kind when there is none.
+func (c *census) typical() kind {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	kinds := slices.DeleteFunc(slices.Collect(maps.Keys(c.votes)), func(k kind) bool {
-		return scheme != "" && k.scheme.name != scheme
-	})
-	if len(kinds) == 0 {
+	if len(c.votes) == 0 {
 		return kind{}
 	}
-	return slices.MaxFunc(kinds, c.compare)
+	return slices.MaxFunc(slices.Collect(maps.Keys(c.votes)), c.compare)
 }
 
 // compare orders kinds by votes; mu is held. Among equals the name and then the

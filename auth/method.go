@@ -34,7 +34,8 @@ type Sources struct {
 }
 
 // PasswordLookup brings the stored hash of a user, with Dovecot's {SCHEME} in
-// front or as a bare crypt(3) string. ErrUnknown says that the user has none.
+// front or as a bare crypt(3) string. ErrUnknown says that the user has none,
+// ErrDenied that whatever password is said will not do.
 type PasswordLookup func(ctx context.Context, u identity.User) (identity.Secret, error)
 
 // Ask puts a login with a password before an authentication server. The error
@@ -54,11 +55,10 @@ type VerifyToken func(ctx context.Context, token identity.Secret) (name string, 
 
 // source holds stored passwords: passwdFile and lookup.
 type source interface {
-	// password is the user's, or ErrUnknown, or ErrUnavailable.
+	// password is the user's, or ErrUnknown, ErrDenied or ErrUnavailable.
 	password(ctx context.Context, u identity.User) (stored, error)
-	// typical is the kind that most passwords here are of, among those of a
-	// scheme, or of all with ""; zero when not known.
-	typical(scheme string) kind
+	// typical is the kind that most passwords here are of; zero when not known.
+	typical() kind
 }
 
 // method vouches for logins: storedPasswords, backend, asked and verified.

@@ -71,7 +71,7 @@ func (f *passwdFile) password(_ context.Context, u identity.User) (stored, error
 }
 
 // typical implements source.
-func (f *passwdFile) typical(scheme string) kind { return f.users.Load().kinds.typical(scheme) }
+func (f *passwdFile) typical() kind { return f.users.Load().kinds.typical() }
 
 // read opens and parses the file. The FileInfo is that of the file that was
 // read, also when it was bad; nil when there was none to read.

@@ -126,7 +126,7 @@ func TestManyUsersAreReadAndAllAreCounted(t *testing.T) {
 	if err != nil || len(u.passwords) != users {
 		t.Fatalf("%v", err)
 	}
-	if n := u.kinds.votes[u.kinds.typical("")]; n != users/2 && n != users/2+1 {
+	if n := u.kinds.votes[u.kinds.typical()]; n != users/2 && n != users/2+1 {
 		t.Errorf("the census has %d", n)
 	}
 }

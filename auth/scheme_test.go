@@ -157,7 +157,7 @@ func TestADecoyIsOfItsKindAndOpensToNobody(t *testing.T) {
 			t.Errorf("%s opens to the password itself", d.hash.Reveal())
 		}
 	}
-	if d := fallbackKind("").decoy(); d.kind.scheme.name != Schemes()[0] || d.match(secret("x")) {
+	if d := fallbackKind().decoy(); d.kind.scheme.name != Schemes()[0] || d.match(secret("x")) {
 		t.Error("the fallback is not the first scheme, or opens")
 	}
 }
@@ -224,7 +224,7 @@ func TestDovecotAndWeAgreeOnLongPasswords(t *testing.T) {
 func TestCensusFollowsTheMajorityAndIsBounded(t *testing.T) {
 	at := func(rounds int) kind { return kind{&schemes[2], [maxCosts]int{rounds}} }
 	c := census{most: 64}
-	if c.typical("").scheme != nil {
+	if c.typical().scheme != nil {
 		t.Error("an empty census knows a kind")
 	}
 	for range 1000 {
@@ -236,7 +236,7 @@ func TestCensusFollowsTheMajorityAndIsBounded(t *testing.T) {
 	for range 64 {
 		c.count(at(2000))
 	}
-	if c.typical("") != at(2000) {
+	if c.typical() != at(2000) {
 		t.Error("a new majority does not lead")
 	}
 	for i := range 10 * maxKinds {
@@ -245,7 +245,7 @@ func TestCensusFollowsTheMajorityAndIsBounded(t *testing.T) {
 	if len(c.votes) > maxKinds {
 		t.Errorf("%d kinds are kept", len(c.votes))
 	}
-	if !slices.Contains([]kind{at(1000), at(2000)}, c.typical("")) {
+	if !slices.Contains([]kind{at(1000), at(2000)}, c.typical()) {
 		t.Error("rare kinds displaced the frequent ones")
 	}
 }

@@ -1,17 +1,30 @@
 package auth
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strings"
+	"time"
 
 	"github.com/xdg-go/scram"
+	"go.uber.org/zap"
+
+	"imapgate/internal/identity"
 )
 
 // maxScram bounds one message of a client, and with it its nonce and all that is
 // computed of them. A name is 320 bytes, a binding 64, a proof 32.
 const maxScram = 2 << 10
+
+// A challenge comes no sooner than this after the client's first message, and up
+// to half as much later: what a user's keys are found in takes microseconds when
+// they are remembered and a trip to Redis when they are not, and nobody is
+// remembered for as long as a user is. It is longer than such a trip takes, and
+// than routing waits for a newer answer than the one it has.
+const challengeFloor = 50 * time.Millisecond
 
 // Constant: the library's errors quote channel bindings, and are not kept.
 var (
@@ -31,6 +44,7 @@ type scramServer struct {
 	conversation *scram.ServerConversation // nil before the first message
 	proof        proof
 	trouble      error // of the source that was asked
+	refused      error // ErrDenied, wrapped: no proof will do
 }
 
 func (s *scramServer) next(ctx context.Context, response []byte) ([]byte, bool, error) {
@@ -40,10 +54,26 @@ func (s *scramServer) next(ctx context.Context, response []byte) ([]byte, bool, 
 	case len(response) > maxScram:
 		return nil, false, errScram
 	case s.conversation == nil:
+		began := time.Now()
 		challenge, err := s.first(ctx, string(response))
+		if over := s.exchange.auth.holdBack(ctx, began); over != nil {
+			return nil, false, over
+		}
 		return challenge, false, err
 	}
 	return s.final(string(response))
+}
+
+// holdBack waits until a challenge may be given that was asked for at began.
+func (a *Authenticator) holdBack(ctx context.Context, began time.Time) error {
+	wait := time.NewTimer(time.Until(began.Add(a.floor + rand.N(a.floor/2+1))))
+	defer wait.Stop()
+	select {
+	case <-wait.C:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("hold a challenge back: %w: %w", ErrUnavailable, ctx.Err())
+	}
 }
 
 // first takes who the client is and answers with salt and iterations.
@@ -97,7 +127,7 @@ func (s *scramServer) final(message string) ([]byte, bool, error) {
 	answer, err := s.conversation.Step(message)
 	if err != nil || !s.conversation.Valid() || s.proof.method == "" {
 		answer = ""
-		s.proof.err = fmt.Errorf("%w: %w", ErrDenied, errScramProof)
+		s.proof.err = cmp.Or(s.refused, fmt.Errorf("%w: %w", ErrDenied, errScramProof))
 	}
 	e := s.exchange
 	e.login = Login{User: s.proof.user, Mechanism: e.mechanism, Client: e.client, proof: &s.proof}
@@ -126,12 +156,17 @@ func (s *scramServer) find(ctx context.Context, name string) (scram.StoredCreden
 		if errors.Is(err, ErrUnknown) {
 			continue
 		}
+		if errors.Is(err, ErrDenied) { // a challenge that never comes would tell that there is such a user
+			s.refused = fmt.Errorf("method %s: %w", m.name, err)
+			break
+		}
 		if err != nil {
 			s.trouble = fmt.Errorf("method %s: %w", m.name, err)
 			return scram.StoredCredentials{}, err
 		}
 		if hash.kind.scheme.name == scramSHA256 {
 			s.proof.method = m.name
+			a.compareRounds(user, hash.kind)
 			return decodeScram(hash.hash.Reveal())
 		}
 		break // the first who knows the user decides, and this one cannot be proven so
@@ -141,14 +176,26 @@ func (s *scramServer) find(ctx context.Context, name string) (scram.StoredCreden
 
 // mock is the keys of a user who has none: nobody can prove to know them. Salt
 // and iterations look like those of others, and stay the same whenever and at
-// whichever gateway somebody asks, as PostgreSQL does it.
+// whichever gateway somebody asks, as PostgreSQL does it: so the iterations are
+// the configuration's, not those of whoever was asked about.
 func (a *Authenticator) mock(name string) scram.StoredCredentials {
-	k := a.typical(scramSHA256)
 	return scram.StoredCredentials{
-		KeyFactors: scram.KeyFactors{Salt: string(a.derive("salt", name)[:scramSalt]), Iters: k.costs[0]},
+		KeyFactors: scram.KeyFactors{Salt: string(a.derive("salt", name)[:scramSalt]), Iters: a.rounds},
 		StoredKey:  a.derive("stored key", name),
 		ServerKey:  a.derive("server key", name),
 	}
+}
+
+// compareRounds tells the operator, once in a while, of a user whose iterations
+// are not those of users who do not exist: who asks can tell the two apart.
+func (a *Authenticator) compareRounds(user identity.User, k kind) {
+	if k.costs[0] == a.rounds {
+		return
+	}
+	a.otherRounds.Do(func() {
+		a.log.Warn("stored SCRAM password has other iterations than auth.scram_iterations, which tells that the user exists",
+			zap.Stringer("user", user), zap.Int("iterations", k.costs[0]), zap.Int("configured", a.rounds))
+	})
 }
 
 // derive is HMAC(secret, what NUL name); no name has a NUL.

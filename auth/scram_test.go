@@ -24,18 +24,24 @@ const scramSecret = "0123456789abcdef"
 // scramAuth knows alice (SCRAM), bob (another scheme) and nobody else.
 func scramAuth(t testing.TB, change ...func(*Config)) *Authenticator {
 	t.Helper()
+	return scramFrom(t, records(map[string]string{"alice@example.org": pencil, "bob@example.org": "{PLAIN}pencil"}), change...)
+}
+
+// scramFrom takes what it knows from a lookup, and holds no challenge back.
+func scramFrom(t testing.TB, find PasswordLookup, change ...func(*Config)) *Authenticator {
+	t.Helper()
 	cfg := Config{
-		Methods: []string{Redis}, DefaultDomain: "example.org", SCRAMSecret: secret(scramSecret),
+		Methods: []string{Redis}, DefaultDomain: "example.org", SCRAMSecret: secret(scramSecret), SCRAMRounds: 4096,
 		Mechanisms: []string{"PLAIN", scramSHA256, scramSHA256Plus},
 	}
 	for _, c := range change {
 		c(&cfg)
 	}
-	redis := records(map[string]string{"alice@example.org": pencil, "bob@example.org": "{PLAIN}pencil"})
-	a, err := New(cfg, Sources{Redis: redis}, zap.NewNop())
+	a, err := New(cfg, Sources{Redis: find}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
+	a.floor = 0
 	return a
 }
 

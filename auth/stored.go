@@ -41,15 +41,8 @@ func (k kind) decoy() stored {
 }
 
 // fallbackKind is paid for an unknown user while no source has shown what its
-// passwords cost: what Hash would make in this scheme, its first choice with "".
-func fallbackKind(scheme string) kind {
-	if scheme == scramSHA256 {
-		for i := range schemes {
-			if schemes[i].name == scramSHA256 {
-				return kind{&schemes[i], [maxCosts]int{scramIterations}}
-			}
-		}
-	}
+// passwords cost: what Hash would make by its first choice.
+func fallbackKind() kind {
 	return kind{&schemes[0], [maxCosts]int{argonMemory, argonPasses, argonLanes}}
 }
 

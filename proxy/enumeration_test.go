@@ -47,25 +47,37 @@ func TestTheTimeOfADenialSaysNothingAboutTheUser(t *testing.T) {
 		s.cfg.AuthAttempts = 1
 		s.limits.Failures.PerPairHour = 1 << 30 // or frank would be refused before he is looked at
 	})
-	for name, deny := range map[string]func(p *prober, user string) string{
+	for name, ask := range map[string]func(p *prober, user string) bool{
 		"LOGIN": (*prober).login, "PLAIN": (*prober).plain, "AUTH=LOGIN": (*prober).sasl, "SCRAM-SHA-256": (*prober).scram,
 	} {
-		known, unknown := b.measure(t, pairs, deny)
-		a, z, odds := known[pairs/2], unknown[pairs/2], auc(known, unknown)
-		apart := 100 * (a - z).Abs().Seconds() / min(a, z).Seconds()
-		t.Logf("%s: %d pairs, medians %v and %v, %.2f %% apart, AUC %.3f", name, pairs, a, z, apart, odds)
-		if apart > 5 {
-			t.Errorf("%s: medians of %v for a user and %v for nobody", name, a, z)
-		}
-		if odds < 0.45 || odds > 0.55 {
-			t.Errorf("%s: whoever judges by the time is right in %.1f %%", name, 100*odds)
-		}
+		b.compare(t, name, pairs, question{ask, denialFloor})
 	}
 }
 
-// measure gives the times of the denials of a user and of nobody, sorted. They take
-// turns, on connections of their own.
-func (b *bed) measure(t *testing.T, pairs int, deny func(*prober, string) string) (known, unknown []time.Duration) {
+// question is what a prober asks about a user, and how soon it may be answered.
+type question struct {
+	ask   func(*prober, string) bool // whether it was answered as it should
+	floor time.Duration
+}
+
+// compare fails when the times of the answers tell the user from nobody.
+func (b *bed) compare(t *testing.T, name string, pairs int, q question) {
+	t.Helper()
+	known, unknown := b.measure(t, pairs, q)
+	a, z, odds := known[pairs/2], unknown[pairs/2], auc(known, unknown)
+	apart := 100 * (a - z).Abs().Seconds() / min(a, z).Seconds()
+	t.Logf("%s: %d pairs, medians %v and %v, %.2f %% apart, AUC %.3f", name, pairs, a, z, apart, odds)
+	if apart > 5 {
+		t.Errorf("%s: medians of %v for a user and %v for nobody", name, a, z)
+	}
+	if odds < 0.45 || odds > 0.55 {
+		t.Errorf("%s: whoever judges by the time is right in %.1f %%", name, 100*odds)
+	}
+}
+
+// measure gives the times of the answers about a user and about nobody, sorted. They
+// take turns, on connections of their own.
+func (b *bed) measure(t *testing.T, pairs int, q question) (known, unknown []time.Duration) {
 	t.Helper()
 	var mu sync.Mutex
 	crowd(pairs, 16, func(i int) {
@@ -73,7 +85,7 @@ func (b *bed) measure(t *testing.T, pairs int, deny func(*prober, string) string
 		var of [2]time.Duration
 		for turn := range of {
 			who := (turn + i) % 2
-			of[who] = b.probe(deny, []string{"frank", nobody}[who])
+			of[who] = b.probe(q.ask, []string{"frank", nobody}[who])
 		}
 		mu.Lock()
 		defer mu.Unlock()
@@ -81,8 +93,8 @@ func (b *bed) measure(t *testing.T, pairs int, deny func(*prober, string) string
 	})
 	slices.Sort(known)
 	slices.Sort(unknown)
-	if least := min(known[0], unknown[0]); least < denialFloor {
-		t.Fatalf("a denial after %v, or none", least)
+	if least := min(known[0], unknown[0]); least < q.floor {
+		t.Fatalf("an answer after %v, or none", least)
 	}
 	return known, unknown
 }
@@ -103,8 +115,8 @@ type prober struct {
 	r  *bufio.Reader
 }
 
-// probe is the time of one denial, 0 when it was none.
-func (b *bed) probe(deny func(*prober, string) string, user string) time.Duration {
+// probe is the time of one answer, 0 when it was not the one to expect.
+func (b *bed) probe(ask func(*prober, string) bool, user string) time.Duration {
 	nc, err := net.Dial("tcp", b.addr("none"))
 	if err != nil {
 		return 0
@@ -114,7 +126,7 @@ func (b *bed) probe(deny func(*prober, string) string, user string) time.Duratio
 	p := &prober{nc, bufio.NewReader(nc)}
 	p.hear()
 	began := time.Now()
-	if !strings.Contains(deny(p, user), deniedReply) {
+	if !ask(p, user) {
 		return 0
 	}
 	return time.Since(began)
@@ -133,36 +145,44 @@ func (p *prober) ask(line string) string {
 
 func coded(text string) string { return base64.StdEncoding.EncodeToString([]byte(text)) }
 
-func (p *prober) login(user string) string { return p.ask("a LOGIN " + user + " wrong") }
+// denied says whether the answer to a line is a denial.
+func (p *prober) denied(line string) bool { return strings.Contains(p.ask(line), deniedReply) }
 
-func (p *prober) plain(user string) string {
-	return p.ask("a AUTHENTICATE PLAIN " + coded("\x00"+user+"\x00wrong"))
+func (p *prober) login(user string) bool { return p.denied("a LOGIN " + user + " wrong") }
+
+func (p *prober) plain(user string) bool {
+	return p.denied("a AUTHENTICATE PLAIN " + coded("\x00"+user+"\x00wrong"))
 }
 
-func (p *prober) sasl(user string) string {
+func (p *prober) sasl(user string) bool {
 	p.ask("a AUTHENTICATE LOGIN")
 	p.ask(coded(user))
-	return p.ask(coded("wrong"))
+	return p.denied(coded("wrong"))
 }
 
-func (p *prober) scram(user string) string {
+// challenge asks for a user's salt and no more.
+func (p *prober) challenge(user string) bool {
+	return strings.HasPrefix(p.ask("a AUTHENTICATE SCRAM-SHA-256 "+coded("n,,n="+user+",r=nonce")), "+ ")
+}
+
+func (p *prober) scram(user string) bool {
 	client, err := scram.SHA256.NewClient(user, "wrong", "")
 	if err != nil {
-		return ""
+		return false
 	}
 	talk := client.NewConversation()
 	first, err := talk.Step("")
 	if err != nil {
-		return ""
+		return false
 	}
 	challenge := strings.TrimPrefix(p.ask("a AUTHENTICATE SCRAM-SHA-256 "+coded(first)), "+ ")
 	text, err := base64.StdEncoding.DecodeString(strings.TrimSpace(challenge))
 	if err != nil {
-		return ""
+		return false
 	}
 	final, err := talk.Step(string(text))
 	if err != nil {
-		return ""
+		return false
 	}
-	return p.ask(coded(final))
+	return p.denied(coded(final))
 }

@@ -130,12 +130,16 @@ func (g *gateway) channel(up bool) {
 }
 
 // password is where auth's method redis finds a hash. The two rooms do not know
-// each other, so the one word that both need is translated here: without it a
-// user who has no password in Redis could not be asked of the next method.
+// each other, so the words that both need are translated here: without them a
+// user who has no password in Redis could not be asked of the next method, and one
+// who is blocked would be told so by SCRAM before a proof.
 func (g *gateway) password(ctx context.Context, u user) (secret, error) {
 	hash, err := g.routes.Password(ctx, u)
 	if errors.Is(err, routing.ErrNoUser) {
 		return secret{}, fmt.Errorf("%w: %w", auth.ErrUnknown, err)
+	}
+	if errors.Is(err, routing.ErrBlocked) {
+		return secret{}, fmt.Errorf("%w: %w", auth.ErrDenied, err)
 	}
 	return hash, err
 }
