@@ -220,7 +220,7 @@ func parseEntry(record string) (e entry, ok bool) {
 		return e, false
 	}
 	n, err := strconv.Atoi(f[0])
-	return entry{count: min(max(n, 0), 64), lived: f[1] == "1", why: Why(f[2]), note: f[3]}, err == nil
+	return entry{count: min(max(n, 0), 64), lived: f[1] == "1", why: Why(f[2]), note: oneLine(f[3])}, err == nil
 }
 
 // readAll enters all bans that Redis has; and settles what it has not.

@@ -16,6 +16,7 @@
 //	places.go     how many there are, here
 //	lease.go      how many there are, at all gateways
 //	judge.go      what a login owes for earlier failures
+//	open.go       logins under way, which may yet fail
 //	failures.go   the failures, bounded; window.go counts them
 //	good.go       from where a user has logged in
 //	bans.go       who is banned; change.go follows the bans of others

@@ -24,6 +24,9 @@ const (
 	maxPastNets  = 64 << 10
 	maxPastUsers = 32 << 10
 	maxPastPairs = 32 << 10
+	// sparedUsers is how many users in a row are kept, because they are under attack,
+	// when one has to fall out.
+	sparedUsers = 8
 
 	// manyUsers tried from one address within BanWithin are spraying.
 	manyUsers = 10
@@ -44,8 +47,9 @@ type pastUser struct{ hour, day window }
 
 // pastPair is what was tried on one user in one network.
 type pastPair struct {
-	hour  window
-	wrong [lastWrong]uint32 // digests of passwords, newest first
+	hour    window
+	repeats window            // of wrong passwords that were recognised, in an hour
+	wrong   [lastWrong]uint32 // digests of passwords, newest first
 }
 
 // failures is what is remembered of failed logins. Keys are keyed hashes, as in
@@ -61,12 +65,15 @@ type failures struct {
 	nets  *simplelru.LRU[uint64, pastNet]
 	users *simplelru.LRU[uint64, pastUser]
 	pairs *simplelru.LRU[uint64, pastPair]
+	exact *simplelru.LRU[uint64, window] // as pastPair.hour, of a user at one address
+	open  map[uint64]int32               // logins under way, by what they would count for; bound: the connections there are
 }
 
 func newFailures(cfg Failures) *failures {
 	f := &failures{
 		cfg: cfg, seed: maphash.MakeSeed(),
 		nets: newTable[pastNet](maxPastNets), users: newTable[pastUser](maxPastUsers), pairs: newTable[pastPair](maxPastPairs),
+		exact: newTable[window](maxPastPairs), open: make(map[uint64]int32),
 	}
 	_, _ = rand.Read(f.secret[:]) // never fails
 	return f
@@ -81,31 +88,36 @@ func (f *failures) digest(u identity.User, password identity.Secret) uint32 {
 	return max(1, binary.BigEndian.Uint32(mac.Sum(nil))) // 0 is an empty place
 }
 
-// again says whether the same wrong password was seen of late for the user from
-// that network, and remembers it. Without a password every failure is a new one.
-func (f *failures) again(at pair, password identity.Secret) bool {
+// again says how often in an hour wrong passwords were repeated for the user from
+// that network, this one included, or 0 for one that was not seen of late, which it
+// remembers. Without a password every failure is a new one.
+func (f *failures) again(at pair, password identity.Secret, t time.Duration) (repeats int) {
 	if password.IsZero() {
-		return false
+		return 0
 	}
 	d, key := f.digest(at.user, password), maphash.Comparable(f.seed, at)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	p, _ := f.pairs.Get(key)
 	if slices.Contains(p.wrong[:], d) {
-		return true
+		p.repeats = p.repeats.add(t, hour)
+		f.pairs.Add(key, p)
+		return p.repeats.count(t, hour)
 	}
 	copy(p.wrong[1:], p.wrong[:])
 	p.wrong[0] = d
 	f.pairs.Add(key, p)
-	return false
+	return 0
 }
 
 // tally is what there is of failures around one login: of the networks, of the
-// user, of the user in the network. It is also what Redis knows of them.
+// user, of the user in the network and at the address. It is also what Redis knows
+// of them.
 type tally struct {
-	net  [tiers]netTally
-	user struct{ hour, day int }
-	pair struct{ hour int }
+	net   [tiers]netTally
+	user  struct{ hour, day int }
+	pair  struct{ hour int }
+	exact struct{ hour int }
 }
 
 type netTally struct{ minute, ban, day int }
@@ -150,6 +162,9 @@ func (f *failures) failed(at pair, addr netip.Addr, t time.Duration) (now news) 
 	p, _ := f.pairs.Get(key)
 	p.hour = p.hour.add(t, hour)
 	f.pairs.Add(key, p)
+	key = maphash.Comparable(f.seed, pair{at.user, home(addr)})
+	w, _ := f.exact.Get(key)
+	f.exact.Add(key, w.add(t, hour))
 	return now
 }
 
@@ -160,9 +175,25 @@ func (f *failures) failedUser(u identity.User, t time.Duration) {
 	key := maphash.Comparable(f.seed, u)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	p, _ := f.users.Get(key)
+	p, known := f.users.Get(key)
 	p.hour, p.day = p.hour.add(t, hour), p.day.add(t, day)
+	if !known {
+		f.spare(t)
+	}
 	f.users.Add(key, p)
+}
+
+// spare has somebody fall out of a full table who is not under attack, with mu
+// held: a flood of made-up names must not give a victim's attacker another hundred
+// guesses.
+func (f *failures) spare(t time.Duration) {
+	for range sparedUsers {
+		key, p, ok := f.users.GetOldest()
+		if !ok || f.users.Len() < maxPastUsers || p.day.count(t, day) < max(f.cfg.PerUserHour, 2) {
+			return
+		}
+		f.users.Get(key) // is looked at, and the latest now
+	}
 }
 
 // failedNet is called with mu held. It gives about how many users the network has
@@ -181,9 +212,14 @@ func (f *failures) failedNet(net netip.Prefix, u identity.User, t time.Duration)
 }
 
 // look gives what there is of failures around a login.
-func (f *failures) look(at pair, addr netip.Addr, t time.Duration) (now tally) {
+func (f *failures) look(at pair, addr netip.Addr, t time.Duration) tally {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	return f.past(at, addr, t)
+}
+
+// past is called with mu held.
+func (f *failures) past(at pair, addr netip.Addr, t time.Duration) (now tally) {
 	for i := range tiers {
 		if p, ok := f.nets.Get(maphash.Comparable(f.seed, tier(addr, i))); ok {
 			now.net[i] = p.tally(&f.cfg, t)
@@ -194,6 +230,9 @@ func (f *failures) look(at pair, addr netip.Addr, t time.Duration) (now tally) {
 	}
 	if p, ok := f.pairs.Get(maphash.Comparable(f.seed, at)); ok {
 		now.pair.hour = p.hour.count(t, hour)
+	}
+	if w, ok := f.exact.Get(maphash.Comparable(f.seed, pair{at.user, home(addr)})); ok {
+		now.exact.hour = w.count(t, hour)
 	}
 	return now
 }
@@ -215,12 +254,18 @@ func (f *failures) learn(at pair, addr netip.Addr, all tally, t time.Duration) {
 	key := maphash.Comparable(f.seed, at.user)
 	if u, ok := f.users.Get(key); ok || all.user.day > 0 {
 		u.hour, u.day = u.hour.raise(all.user.hour, t, hour), u.day.raise(all.user.day, t, day)
+		if !ok {
+			f.spare(t)
+		}
 		f.users.Add(key, u)
 	}
 	key = maphash.Comparable(f.seed, at)
 	p, _ := f.pairs.Get(key)
 	p.hour = p.hour.raise(all.pair.hour, t, hour)
 	f.pairs.Add(key, p)
+	key = maphash.Comparable(f.seed, pair{at.user, home(addr)})
+	w, _ := f.exact.Get(key)
+	f.exact.Add(key, w.raise(all.exact.hour, t, hour))
 }
 
 // forgiveUser forgets what was tried on a user, but not in which network.

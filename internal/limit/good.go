@@ -3,6 +3,7 @@ package limit
 import (
 	"hash/maphash"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -12,8 +13,9 @@ import (
 )
 
 const (
-	// maxGood bounds the pairs of user and network known here; Redis knows more.
-	maxGood = 128 << 10
+	// maxGood bounds the pairs of user and network known here, three for each
+	// address at most; Redis knows more.
+	maxGood = 192 << 10
 	// maxLived bounds the networks in which somebody is known.
 	maxLived = 64 << 10
 	// tellAgain is how old what Redis knows of a pair may get.
@@ -56,25 +58,92 @@ func newTable[V any](size int) *simplelru.LRU[uint64, V] {
 	return t
 }
 
-// stale says whether Redis should be told of a right login.
-func (g *goodList) stale(at pair, now time.Duration) bool {
-	key := maphash.Comparable(g.seed, at)
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	last, known := g.pairs.Get(key)
-	return !known || now-last > tellAgain
+// standing is how well a user is known where it comes from.
+type standing uint8
+
+const (
+	stranger standing = iota
+	customer          // known somewhere in the carrier's network
+	neighbor          // known near
+	resident          // known at this very address
+)
+
+// homes are the networks in which a user is known behind a right login, from the
+// narrowest. With IPv6 the address and what is near are the same.
+func homes(a netip.Addr) []netip.Prefix {
+	return slices.Compact([]netip.Prefix{home(a), near(a), carrier(a)})
 }
 
-// note remembers a right login. The time kept is that of the last telling, which
-// is an hour early at most.
-func (g *goodList) note(at pair, now time.Duration) {
-	key, net := maphash.Comparable(g.seed, at), maphash.Comparable(g.seed, at.net)
+// streets are the networks of which it is known that somebody lives there.
+func streets(a netip.Addr) []netip.Prefix {
+	return []netip.Prefix{near(a), tier(a, 1), tier(a, 2)}
+}
+
+// stale are the networks of which Redis should be told behind a right login: those
+// of the user, and those in which somebody lives.
+func (g *goodList) stale(u identity.User, a netip.Addr, now time.Duration) (mine, lived []netip.Prefix) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if last, known := g.pairs.Get(key); !known || now-last > tellAgain {
-		g.pairs.Add(key, now)
+	old := func(t *simplelru.LRU[uint64, time.Duration], key uint64) bool {
+		last, known := t.Get(key)
+		return !known || now-last > tellAgain
 	}
-	g.nets.Add(net, now)
+	if !old(g.pairs, maphash.Comparable(g.seed, pair{u, home(a)})) {
+		return nil, nil
+	}
+	for _, net := range streets(a) {
+		if old(g.nets, maphash.Comparable(g.seed, net)) {
+			lived = append(lived, net)
+		}
+	}
+	return homes(a), lived
+}
+
+// note remembers a right login. The times kept are those of the last telling, which
+// is an hour early at most.
+func (g *goodList) note(u identity.User, a netip.Addr, now time.Duration) {
+	for _, net := range homes(a) {
+		g.knew(pair{u, net}, now)
+	}
+	for _, net := range streets(a) {
+		g.living(net, now)
+	}
+}
+
+// knew remembers that a user was right there.
+func (g *goodList) knew(at pair, now time.Duration) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	refresh(g.pairs, maphash.Comparable(g.seed, at), now)
+}
+
+// living remembers that somebody was.
+func (g *goodList) living(net netip.Prefix, now time.Duration) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	refresh(g.nets, maphash.Comparable(g.seed, net), now)
+}
+
+// refresh is called with mu held.
+func refresh(t *simplelru.LRU[uint64, time.Duration], key uint64, now time.Duration) {
+	if last, known := t.Get(key); !known || now-last > tellAgain {
+		t.Add(key, now)
+	}
+}
+
+// standing is that of a user at an address.
+func (g *goodList) standing(u identity.User, a netip.Addr, now time.Duration) standing {
+	switch {
+	case u.IsZero():
+		return stranger
+	case g.knows(pair{u, home(a)}, now):
+		return resident
+	case g.knows(pair{u, near(a)}, now):
+		return neighbor
+	case g.knows(pair{u, carrier(a)}, now):
+		return customer
+	}
+	return stranger
 }
 
 // knows says whether the user has logged in from there of late.

@@ -16,30 +16,46 @@ const (
 	// unknownSteps is how far a network without a right login is down the ladder of
 	// delays while spraying is suspected.
 	unknownSteps = 2
+	// muchMore is how many times what an address may do is too much also where the
+	// user is known; that many times more is the end of it.
+	muchMore = 10
+	// freeRepeats of a wrong password in an hour are a forgotten phone.
+	freeRepeats = 10
 )
 
 // Attempt comes before a login is checked. It waits for what is owed for earlier
 // failures, and refuses with a *Refusal whoever is banned or over a limit. It
-// ends with ctx, whose error it then gives.
+// ends with ctx, whose error it then gives. Until Failed, Enter, the next Attempt or
+// Leave the login counts as one that may yet fail.
 //
-// A user who has logged in from a network of late is neither delayed nor refused
-// there for what others in it do, or for what is tried on it elsewhere: it pays
-// for the failures of the user in that network alone.
+// A user who has logged in from this very address is neither delayed nor refused
+// there for what others do: it pays for the failures of the user there alone, and
+// a little sooner when others there fail by the hundred.
 func (v *Visit) Attempt(ctx context.Context, u identity.User) error {
 	if v.exempt {
 		return nil
 	}
-	g := v.gate
-	at := pair{u, near(v.addr)}
-	wait, no := g.judge(at, v)
-	if (wait > 0 || no != nil) && !g.good.knows(at, g.now()) && g.known(ctx, at) {
-		wait, no = g.judge(at, v)
+	v.settle()
+	g, at := v.gate, pair{u, near(v.addr)}
+	judge := func() (standing, time.Duration, *Refusal) {
+		who := g.good.standing(u, v.addr, g.now())
+		wait, no := g.judge(who, v.addr, g.past.look(at, v.addr, g.now()))
+		return who, wait, no
+	}
+	who, wait, no := judge()
+	if (wait > 0 || no != nil) && who < resident && g.inquire(ctx, u, v.addr) {
+		_, wait, no = judge()
 	}
 	if no == nil && wait > 0 {
 		if err := sleep(ctx, jitter(wait)); err != nil {
 			return err
 		}
-		_, no = g.judge(at, v) // others may have failed meanwhile
+	}
+	if no == nil { // others may have failed meanwhile
+		var err error
+		if no, err = v.turn(ctx, at); err != nil {
+			return err
+		}
 	}
 	if no != nil {
 		return g.refused(no)
@@ -49,18 +65,21 @@ func (v *Visit) Attempt(ctx context.Context, u identity.User) error {
 
 // Failed counts a wrong login and gives the least time that the denial must take,
 // from the login on. A password that was wrong before is not counted again, so
-// that a phone which was not told of the new one does no harm; without a password
-// (the zero Secret) each failure counts. It may take ioTime, for Redis.
+// that a phone which was not told of the new one does no harm; but each repetition
+// costs a check, and many are denied ever slower. Without a password (the zero
+// Secret) each failure counts. It may take ioTime, for Redis.
 func (v *Visit) Failed(ctx context.Context, u identity.User, password identity.Secret) time.Duration {
 	if v.exempt {
 		return 0
 	}
 	g := v.gate
 	at := pair{u, near(v.addr)}
-	if !g.past.again(at, password) {
+	defer v.settle()
+	f, repeats := &g.cfg.Failures, g.past.again(at, password, g.now())
+	if repeats == 0 {
 		g.count(ctx, at, v)
 	}
-	return jitter(g.cfg.Failures.Delay)
+	return jitter(max(f.Delay, f.step(repeats-freeRepeats)))
 }
 
 // count counts a failure here and at all gateways, and bans whoever has had
@@ -82,38 +101,112 @@ func (g *Gate) count(ctx context.Context, at pair, v *Visit) {
 }
 
 // judge says what a login owes, or why it is refused.
-func (g *Gate) judge(at pair, v *Visit) (wait time.Duration, no *Refusal) {
-	f, t := &g.cfg.Failures, g.now()
-	past := g.past.look(at, v.addr, t)
+func (g *Gate) judge(who standing, addr netip.Addr, past tally) (wait time.Duration, no *Refusal) {
+	f := &g.cfg.Failures
+	switch {
+	case past.exact.hour >= f.PerPairHour:
+		return 0, &Refusal{Reason: PairFailures, Net: home(addr), Wait: hour / time.Duration(f.PerPairHour)}
+	case who == resident:
+		return f.resident(addr, past)
+	case who == neighbor:
+		return f.neighbor(addr, past)
+	case past.pair.hour >= f.PerPairHour:
+		return 0, &Refusal{Reason: PairFailures, Net: near(addr), Wait: hour / time.Duration(f.PerPairHour)}
+	}
+	return g.stranger(who, addr, past)
+}
+
+// resident judges a login from where the user has been right. Many may share the
+// address, and one of them guess: who was not tried there pays nothing.
+func (f *Failures) resident(addr netip.Addr, past tally) (wait time.Duration, no *Refusal) {
+	n := past.net[0]
+	if until := f.beyond(n, muchMore*muchMore); until > 0 && past.exact.hour >= patience {
+		return 0, &Refusal{Reason: AddressFailures, Net: home(addr), Wait: until}
+	}
+	if past.exact.hour > 0 && f.beyond(n, muchMore) > 0 {
+		return f.MaxDelay, nil
+	}
+	return f.step(past.exact.hour - patience), nil
+}
+
+// neighbor judges a login from near where the user has been right: its provider may
+// have given it another address, or a neighbor guesses.
+func (f *Failures) neighbor(addr netip.Addr, past tally) (wait time.Duration, no *Refusal) {
+	n := past.net[0]
+	if until := f.beyond(n, muchMore); until > 0 {
+		return 0, &Refusal{Reason: AddressFailures, Net: home(addr), Wait: until}
+	}
+	if past.pair.hour/muchMore >= f.PerPairHour {
+		return 0, &Refusal{Reason: PairFailures, Net: near(addr), Wait: hour / time.Duration(f.PerPairHour)}
+	}
+	wait = f.step(past.pair.hour - patience)
 	if past.pair.hour >= f.PerPairHour {
-		return 0, &Refusal{Reason: PairFailures, Net: at.net, Wait: hour / time.Duration(f.PerPairHour)}
+		wait = f.MaxDelay
 	}
-	if g.good.knows(at, t) {
-		return f.step(past.pair.hour - patience), nil
+	if f.beyond(n, 1) > 0 {
+		wait = max(wait, f.step(unknownSteps))
 	}
-	if b, ok := g.bans.covers(v.addr, t); ok {
+	return wait, nil
+}
+
+// stranger judges a login from where the user is not known.
+func (g *Gate) stranger(who standing, addr netip.Addr, past tally) (wait time.Duration, no *Refusal) {
+	f, t := &g.cfg.Failures, g.now()
+	if b, ok := g.bans.covers(addr, t); ok {
 		return 0, &Refusal{Reason: Banned, Net: b.Net, Wait: b.For}
 	}
 	if over(past.user.day, f.PerUserTotal) {
 		return 0, &Refusal{Reason: UserFailures, Wait: hour}
 	}
-	for i, n := range past.net {
-		net := tier(v.addr, i)
-		if over(n.minute, f.PerMinute*tierScale[i]) {
-			return 0, &Refusal{Reason: AddressFailures, Net: net, Wait: time.Minute}
+	if until := f.beyond(past.net[0], 1); until > 0 {
+		return 0, &Refusal{Reason: AddressFailures, Net: home(addr), Wait: until}
+	}
+	wait = f.step(past.net[0].ban)
+	for i := 1; i < tiers; i++ {
+		owed, no := g.vicinity(who, tier(addr, i), past.net[i], tierScale[i])
+		if no != nil {
+			return 0, no
 		}
-		if over(n.day, f.PerDay*tierScale[i]) {
-			return 0, &Refusal{Reason: AddressFailures, Net: net, Wait: hour}
-		}
-		wait = max(wait, f.step(n.ban/tierScale[i]))
+		wait = max(wait, owed)
 	}
 	if f.PerUserHour > 0 {
 		wait = max(wait, f.step(past.user.hour-f.PerUserHour))
 	}
-	if g.spray.suspects(t) && !g.good.lived(at.net, t) {
+	if g.spray.suspects(t) && !g.good.lived(near(addr), t) {
 		wait = max(wait, f.step(unknownSteps))
 	}
 	return wait, nil
+}
+
+// vicinity judges a login by the failures of a network around it, which may have so
+// many times those of an address. Where people live, one with a few addresses must
+// not shut out the customers of a whole carrier: they are delayed, and the carrier's
+// own, who are known somewhere in it, but a little.
+func (g *Gate) vicinity(who standing, net netip.Prefix, n netTally, times int) (wait time.Duration, no *Refusal) {
+	f, until := &g.cfg.Failures, g.cfg.Failures.beyond(n, times)
+	switch {
+	case until > 0 && who == customer:
+		return f.step(unknownSteps), nil
+	case who == customer:
+		return 0, nil
+	case until > 0 && (!g.good.lived(net, g.now()) || f.beyond(n, muchMore*times) > 0):
+		return 0, &Refusal{Reason: AddressFailures, Net: net, Wait: until}
+	case until > 0:
+		return f.MaxDelay, nil
+	}
+	return f.step(n.ban / times), nil
+}
+
+// beyond says for how long a network has failed too often: more than so many times
+// what an address may. 0 when it has not.
+func (f *Failures) beyond(n netTally, times int) time.Duration {
+	switch {
+	case over(n.day/times, f.PerDay):
+		return hour
+	case over(n.minute/times, f.PerMinute):
+		return time.Minute
+	}
+	return 0
 }
 
 func over(n, limit int) bool { return limit > 0 && n >= limit }
@@ -158,6 +251,6 @@ func (g *Gate) succeeded(u identity.User, addr netip.Addr) {
 	if !g.good.knows(at, g.now()) {
 		g.past.forgiveUser(u)
 	}
-	g.good.note(at, g.now())
+	g.good.note(u, addr, g.now())
 	g.sprayed(g.spray.succeeded(g.now()))
 }

@@ -6,40 +6,60 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"imapgate/internal/identity"
 )
 
 // goodCalls tell everybody where a user is, if they do not know.
-func (g *Gate) goodCalls(at pair) []call {
+func (g *Gate) goodCalls(u identity.User, addr netip.Addr) (calls []call) {
 	t, s := g.now(), g.shared
-	if !g.good.stale(at, t) {
-		return nil
-	}
+	mine, lived := g.good.stale(u, addr, t)
 	keep := g.cfg.Failures.KnownFor.Milliseconds()
-	calls := []call{
-		{s.scripts.good, []string{s.keys.good(at.user)}, []any{at.net.String(), keep}},
-		{s.scripts.good, []string{s.keys.lived(at.net)}, []any{"", keep}},
+	for _, net := range mine {
+		calls = append(calls, call{s.scripts.good, []string{s.keys.good(u)}, []any{net.String(), keep}})
 	}
-	if !g.good.knows(at, t) { // as succeeded does here
-		calls = append(calls, call{s.scripts.forget, []string{s.keys.failedUser(at.user)}, nil})
+	for _, net := range lived {
+		calls = append(calls, call{s.scripts.good, []string{s.keys.lived(net)}, []any{"", keep}})
+	}
+	if len(mine) > 0 && !g.good.knows(pair{u, near(addr)}, t) { // as succeeded does here
+		calls = append(calls, call{s.scripts.forget, []string{s.keys.failedUser(u)}, nil})
 	}
 	return calls
 }
 
-// known asks whether a user is known in a network, and remembers it.
-func (g *Gate) known(ctx context.Context, at pair) bool {
+// inquire asks where a user is known around an address, and where anybody is, and
+// remembers it. It says whether there was an answer.
+func (g *Gate) inquire(ctx context.Context, u identity.User, addr netip.Addr) bool {
 	s := g.shared
-	if s == nil || at.user.IsZero() {
+	if s == nil {
 		return false
 	}
 	keep := g.cfg.Failures.KnownFor.Milliseconds()
-	r, err := s.ask(ctx, call{s.scripts.known, []string{s.keys.good(at.user)}, []any{at.net.String(), keep}})
+	mine, lived := homes(addr), streets(addr)
+	if u.IsZero() {
+		mine = nil
+	}
+	var calls []call
+	for _, net := range mine {
+		calls = append(calls, call{s.scripts.known, []string{s.keys.good(u)}, []any{net.String(), keep}})
+	}
+	for _, net := range lived {
+		calls = append(calls, call{s.scripts.known, []string{s.keys.lived(net)}, []any{"", keep}})
+	}
+	r, err := s.ask(ctx, calls...)
 	if err != nil {
 		return false
 	}
-	if yes, err := r[0].Int(); err != nil || yes == 0 {
-		return false
+	for i, net := range append(mine, lived...) {
+		yes, err := r[i].Int()
+		switch {
+		case err != nil || yes == 0:
+		case i < len(mine):
+			g.good.knew(pair{u, net}, g.now())
+		default:
+			g.good.living(net, g.now())
+		}
 	}
-	g.good.note(at, g.now())
 	return true
 }
 
@@ -61,7 +81,7 @@ func (g *Gate) failedEverywhere(ctx context.Context, at pair, addr netip.Addr, k
 }
 
 // failedCalls are the calls that add to what is known of failures: the tiers, and
-// of somebody the user and the pair.
+// of somebody the user and the pairs.
 func (g *Gate) failedCalls(at pair, addr netip.Addr, add int) []call {
 	s := g.shared
 	minute, ban := time.Minute.Milliseconds(), g.cfg.Failures.BanWithin.Milliseconds()
@@ -72,10 +92,14 @@ func (g *Gate) failedCalls(at pair, addr netip.Addr, add int) []call {
 	if at.user.IsZero() {
 		return calls
 	}
-	return append(calls,
+	calls = append(calls,
 		call{s.scripts.failed, []string{s.keys.failedUser(at.user)}, []any{add, hour.Milliseconds(), day.Milliseconds()}},
 		call{s.scripts.failed, []string{s.keys.failedPair(at)}, []any{add, hour.Milliseconds()}},
 	)
+	if exact := (pair{at.user, home(addr)}); exact != at {
+		calls = append(calls, call{s.scripts.failed, []string{s.keys.failedPair(exact)}, []any{add, hour.Milliseconds()}})
+	}
+	return calls
 }
 
 // tallyOf reads the replies to failedCalls. A reply that is none counts nothing.
@@ -89,7 +113,9 @@ func tallyOf(r []*redis.Cmd) (all tally) {
 		case i == tiers && len(n) == 2:
 			all.user.hour, all.user.day = int(n[0]), int(n[1])
 		case i == tiers+1 && len(n) == 1:
-			all.pair.hour = int(n[0])
+			all.pair.hour, all.exact.hour = int(n[0]), int(n[0]) // with IPv6 one number is both
+		case i == tiers+2 && len(n) == 1:
+			all.exact.hour = int(n[0])
 		}
 	}
 	return all

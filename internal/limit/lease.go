@@ -32,6 +32,9 @@ const (
 	believedLeases = 25
 	// flushBatch is how many places are written at once.
 	flushBatch = 500
+	// leaseBatch is how many of them one script writes: while it runs, Redis does
+	// nothing else.
+	leaseBatch = 64
 	// gather lets sessions that end together be told of in one trip, and those
 	// that begin again at once not at all.
 	gather = 50 * time.Millisecond
@@ -45,6 +48,7 @@ type note struct {
 	place
 	whole   bool // n is the whole number, not what is added to it
 	n       int32
+	limit   int // 0 is none
 	version int64
 }
 
@@ -55,7 +59,7 @@ func (p *places) notes(want []bounded) []note {
 	notes := make([]note, len(want))
 	for i, b := range want {
 		p.version++
-		notes[i] = note{b.place, false, 1, p.version}
+		notes[i] = note{b.place, false, 1, b.limit, p.version}
 	}
 	return notes
 }
@@ -73,7 +77,7 @@ func (p *places) batch() (notes []note) {
 			continue
 		}
 		p.version++
-		n := note{at, h.unsure, -h.owed, p.version}
+		n := note{at, h.unsure, -h.owed, 0, p.version}
 		if h.unsure {
 			n.n = h.n
 		}
@@ -117,40 +121,39 @@ func (p *places) renew(age, t time.Duration) (dirty bool) {
 	return dirty
 }
 
-// leaseCall is the script that takes a note down. A limit of 0 is none.
-func (s *shared) leaseCall(n note, limit int) call {
-	whole := 0
-	if n.whole {
-		whole = 1
-	}
-	args := []any{s.self, n.n, n.version, whole, limit, s.lease.Milliseconds(), (believedLeases * s.lease).Milliseconds()}
+// leaseCalls are the script that takes notes down, for as many places at once as
+// Redis can look at together.
+func (s *shared) leaseCalls(notes []note) []call {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.heard {
-		args = append(args, "*") // everybody, until it is known who
+	from := s.from
+	s.mu.Unlock()
+	calls := make([]call, 0, len(notes)/s.together+1)
+	for some := range slices.Chunk(notes, s.together) {
+		keys, args := make([]string, len(some)), make([]any, 0, len(from)+4*len(some))
+		args = append(args, from...)
+		for i, n := range some {
+			keys[i] = s.keys.sessions(n.place)
+			args = append(args, n.n, n.version, n.whole, n.limit)
+		}
+		calls = append(calls, call{s.scripts.lease, keys, args})
 	}
-	for _, id := range s.live {
-		args = append(args, id)
-	}
-	return call{s.scripts.lease, []string{s.keys.sessions(n.place)}, args}
+	return calls
 }
 
 // outcomes are what Redis said of as many notes.
 func outcomes(n int, replies []*redis.Cmd, err error) []outcome {
-	said := make([]outcome, n)
-	for i := range said {
-		yes := int64(0)
-		if err == nil {
-			yes, err = replies[i].Int64()
-		}
-		switch {
-		case err != nil:
-			said[i] = unheard
-		case yes == 0:
-			said[i] = denied
+	said := make([]outcome, 0, n)
+	for i := 0; err == nil && i < len(replies) && len(said) < n; i++ {
+		var words []int64
+		words, err = replies[i].Int64Slice()
+		for _, w := range words {
+			said = append(said, outcome(w))
 		}
 	}
-	return said
+	for len(said) < n {
+		said = append(said, unheard)
+	}
+	return said[:n]
 }
 
 // lease takes the places of a session from all gateways together, remembers
@@ -162,13 +165,9 @@ func (g *Gate) lease(ctx context.Context, v *Visit, u identity.User, want []boun
 		g.places.landed(want)
 		return nil
 	}
-	notes := g.places.notes(want)
-	calls := make([]call, 0, len(want)+2)
-	for i, n := range notes {
-		calls = append(calls, s.leaseCall(n, want[i].limit))
-	}
+	calls := s.leaseCalls(g.places.notes(want))
 	if !v.exempt {
-		calls = append(calls, g.goodCalls(pair{u, near(v.addr)})...)
+		calls = append(calls, g.goodCalls(u, v.addr)...)
 	}
 	replies, rated, err := s.askRated(ctx, v, calls)
 	said := outcomes(len(want), replies, err)
@@ -273,14 +272,9 @@ func (g *Gate) hear(reply *redis.Cmd) {
 	if err != nil || len(words) == 0 {
 		return
 	}
-	live := make([]string, 0, len(words)-1)
-	for _, w := range words[1:] {
-		if id, ok := w.(string); ok {
-			live = append(live, id)
-		}
-	}
+	from := s.leaseOf(words[1:]...)
 	s.mu.Lock()
-	s.live, s.heard = live, true
+	s.from = from
 	s.mu.Unlock()
 	age := renewLeases * s.lease
 	if words[0] == int64(0) {
@@ -317,12 +311,7 @@ func (g *Gate) write(ctx context.Context, notes []note) bool {
 	if len(notes) == 0 {
 		return true
 	}
-	s := g.shared
-	calls := make([]call, len(notes))
-	for i, n := range notes {
-		calls[i] = s.leaseCall(n, 0)
-	}
-	replies, err := s.ask(ctx, calls...)
+	replies, err := g.shared.ask(ctx, g.shared.leaseCalls(notes)...)
 	g.places.told(notes, outcomes(len(notes), replies, err), g.now())
 	return err == nil
 }

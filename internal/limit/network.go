@@ -32,6 +32,10 @@ func home(a netip.Addr) netip.Prefix { return around(a, 32, 64) }
 // people's addresses change within their provider's network.
 func near(a netip.Addr) netip.Prefix { return around(a, 24, 64) }
 
+// carrier is the network in which somebody on the move, a telephone with a /64 of its
+// own for each hour, is still a customer of the same carrier.
+func carrier(a netip.Addr) netip.Prefix { return tier(a, tiers-1) }
+
 func tier(a netip.Addr, i int) netip.Prefix { return around(a, tierBits4[i], tierBits6[i]) }
 
 func contains(nets []netip.Prefix, a netip.Addr) bool {

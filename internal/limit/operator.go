@@ -12,8 +12,15 @@ import (
 	"imapgate/internal/identity"
 )
 
-// maxNote bounds an operator's words, in bytes.
-const maxNote = 200
+const (
+	// maxNote bounds an operator's words, in bytes.
+	maxNote = 200
+	// widest4 and widest6 are the fewest bits of a network that is banned by hand.
+	widest4, widest6 = 8, 16
+)
+
+// ErrTooWide is the answer to a ban of half the internet.
+var ErrTooWide = fmt.Errorf("no network wider than %d bits, of IPv6 %d, is banned", widest4, widest6)
 
 // AboutAddress is what is known of an address.
 type AboutAddress struct {
@@ -61,6 +68,9 @@ func ParseNet(text string) (netip.Prefix, error) {
 	if err != nil {
 		return netip.Prefix{}, fmt.Errorf("%q is neither an address nor a network such as 192.0.2.0/24", text)
 	}
+	if mapped := p.Bits() - 96; p.Addr().Is4In6() && mapped >= 0 { // as clients are known
+		p = netip.PrefixFrom(p.Addr().Unmap(), mapped)
+	}
 	return p.Masked(), nil
 }
 
@@ -82,10 +92,14 @@ func (g *Gate) Bans(ctx context.Context) ([]Ban, error) {
 }
 
 // Ban bans a network for a while. It holds at every gateway within a second; a
-// ban under way gets the new time.
+// ban under way gets the new time. A network wider than widest4 or widest6 is the
+// slip of a finger.
 func (g *Gate) Ban(ctx context.Context, net netip.Prefix, d time.Duration, note string) error {
 	if d <= 0 || d > longestBan {
 		return fmt.Errorf("a ban lasts more than nothing and at most %v", longestBan)
+	}
+	if net.Bits() < around(net.Addr(), widest4, widest6).Bits() {
+		return fmt.Errorf("ban %v: %w", net, ErrTooWide)
 	}
 	b := Ban{Net: net.Masked(), Why: ByOperator, For: d, Count: 1, Note: oneLine(note)}
 	if g.shared != nil {
@@ -102,10 +116,11 @@ func (g *Gate) Ban(ctx context.Context, net netip.Prefix, d time.Duration, note 
 	return nil
 }
 
-// oneLine is an operator's words as they fit into a record.
+// oneLine is an operator's words as they fit into a record, with nothing in them
+// that breaks a line, cannot be seen, or turns the direction of what follows.
 func oneLine(note string) string {
 	note = strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
+		if !unicode.IsGraphic(r) || unicode.In(r, unicode.Bidi_Control, unicode.Variation_Selector, unicode.Other_Default_Ignorable_Code_Point) {
 			return ' '
 		}
 		return r
@@ -285,8 +300,8 @@ func (g *Gate) knownNets(ctx context.Context, u identity.User) (known []KnownNet
 	var calls []call
 	for ; len(words) >= 2; words = words[2:] {
 		net, err := netip.ParsePrefix(text(words[0]))
-		if err != nil {
-			continue
+		if err != nil || net != near(net.Addr()) {
+			continue // of the same login: the address alone, or the carrier
 		}
 		known = append(known, KnownNet{Net: net, Ago: clamped(number(words[1]))})
 		calls = append(calls, call{s.scripts.failed, []string{s.keys.failedPair(pair{u, net})}, []any{0, hour.Milliseconds()}})

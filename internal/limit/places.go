@@ -84,12 +84,14 @@ func (p *places) take(want []bounded, t time.Duration) *Refusal {
 	return nil
 }
 
-// outcome is what Redis said of one place of a session.
+// outcome is what Redis said of one place of a session, in the numbers of
+// leaseScript.
 type outcome uint8
 
 const (
 	granted outcome = iota
 	denied
+	spared  // nothing was taken, for another place was full
 	unheard // nothing; nobody knows what it did
 )
 

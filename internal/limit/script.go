@@ -35,43 +35,63 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 `
 
-// leaseScript takes a note down, if a limit allows for it: ARGV gateway, n,
-// version, whole, limit, lease, believed, and the gateways that are alive, * for all. The key is
-// a hash of gateway -> "n version whole written", with the versions of the latest
-// note and of the latest whole number. It gives 1, or 0 for what was not done.
+// leaseScript takes notes down, one for each key, if all limits allow for it: ARGV
+// gateway, lease, believed, how many gateways are alive, and they, or * for all; then
+// for each key n, version, whole, limit. A key is a hash of
+// gateway -> "n version whole written", with the versions of the latest note and of
+// the latest whole number. It gives for each key 0 when the note was taken down, 1
+// when it was not, for the limit or as it was overtaken, and 2 when it would have been
+// but another's limit is reached: then none is.
 //
 // Others count when they are alive and have written within the time they are
 // believed, or have written within the lease, for those this gateway has not heard
 // of yet.
 const leaseScript = `
-local self, n, version, whole = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4] == '1'
-local limit, lease, believed = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local self, lease, believed, at = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), 5 + tonumber(ARGV[4])
 local alive = {}
-for i = 8, #ARGV do alive[ARGV[i]] = true end
-local all, others = redis.call('HGETALL', KEYS[1]), 0
-local mine, latest, latestWhole = 0, 0, 0
-for i = 1, #all, 2 do
-	local count, v, w, at = string.match(all[i+1], '^(%d+) (%d+) (%d+) (%d+)$')
-	local age = now - (tonumber(at) or 0)
-	if all[i] == self then
-		mine, latest, latestWhole = tonumber(count) or 0, tonumber(v) or 0, tonumber(w) or 0
-	elseif age < lease or ((alive[all[i]] or alive['*']) and age < believed) then
-		others = others + tonumber(count)
-	else
-		redis.call('HDEL', KEYS[1], all[i])
+for i = 5, at - 1 do alive[ARGV[i]] = true end
+local reply, down, keep, full = {}, {}, {}, false
+for k, key in ipairs(KEYS) do
+	local n, version, whole, limit = tonumber(ARGV[at]), tonumber(ARGV[at+1]), ARGV[at+2] == '1', tonumber(ARGV[at+3])
+	at = at + 4
+	local all, others = redis.call('HGETALL', key), 0
+	local mine, latest, latestWhole = 0, 0, 0
+	for i = 1, #all, 2 do
+		local count, v, w, written = string.match(all[i+1], '^(%d+) (%d+) (%d+) (%d+)$')
+		local age = now - (tonumber(written) or 0)
+		if all[i] == self then
+			mine, latest, latestWhole = tonumber(count) or 0, tonumber(v) or 0, tonumber(w) or 0
+		elseif age < lease or ((alive[all[i]] or alive['*']) and age < believed) then
+			others = others + tonumber(count)
+		else
+			redis.call('HDEL', key, all[i])
+		end
+	end
+	reply[k] = 1
+	if version >= latestWhole and not (whole and version < latest) then
+		if whole then
+			mine, latestWhole = n, version
+		else
+			mine = math.max(0, mine + n)
+		end
+		if limit > 0 and others + mine > limit then
+			full = true
+		else
+			down[k] = string.format('%d %d %d %d', mine, math.max(latest, version), latestWhole, now)
+			keep[k] = (others + mine > 0) and believed or lease
+		end
 	end
 end
-if version < latestWhole or (whole and version < latest) then return 0 end
-if whole then
-	mine, latestWhole = n, version
-else
-	mine = math.max(0, mine + n)
+for k, key in ipairs(KEYS) do
+	if down[k] and full then
+		reply[k] = 2
+	elseif down[k] then
+		reply[k] = 0
+		redis.call('HSET', key, self, down[k])
+		redis.call('PEXPIRE', key, keep[k])
+	end
 end
-if limit > 0 and others + mine > limit then return 0 end
-latest = math.max(latest, version)
-redis.call('HSET', KEYS[1], self, string.format('%d %d %d %d', mine, latest, latestWhole, now))
-redis.call('PEXPIRE', KEYS[1], (others + mine > 0) and believed or lease)
-return 1
+return reply
 `
 
 // beatScript says that this gateway is alive, and gives whether it was thought to

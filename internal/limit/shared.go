@@ -34,22 +34,35 @@ type shared struct {
 	tell    func(up bool, why error)
 	work    chan struct{} // there are dirty places
 
+	// together is how many keys one script may have: only one in a cluster, where
+	// each may be at another server.
+	together int
+
 	// Guarded by mu.
 	mu      sync.Mutex
 	breaker breaker.Breaker
-	down    bool     // as it was told
-	said    bool     // it has answered once
-	live    []string // the other gateways, as of the last beat
-	heard   bool     // there was a beat
+	down    bool  // as it was told
+	said    bool  // it has answered once
+	from    []any // what every lease begins with: leaseOf the others, as of the last beat
 }
 
 func newShared(cfg *Config, client redis.UniversalClient, tell func(bool, error)) *shared {
 	var id [8]byte
 	_, _ = rand.Read(id[:]) // never fails
-	return &shared{
+	s := &shared{
 		client: client, keys: keys{cfg.Prefix}, scripts: newScripts(), self: hex.EncodeToString(id[:]), lease: cfg.Lease, tell: tell,
-		work: make(chan struct{}, 1),
+		work: make(chan struct{}, 1), together: 1,
 	}
+	if _, one := client.(*redis.Client); one {
+		s.together = leaseBatch
+	}
+	s.from = s.leaseOf("*") // everybody, until it is known who
+	return s
+}
+
+// leaseOf is what a lease begins with: who asks, and whom of the others to believe.
+func (s *shared) leaseOf(live ...any) []any {
+	return append([]any{s.self, s.lease.Milliseconds(), (believedLeases * s.lease).Milliseconds(), len(live)}, live...)
 }
 
 // wake has the dirty places written.

@@ -30,6 +30,7 @@ type Visit struct {
 	stage  stage
 	user   identity.User // who is in the house
 	budget *Budget       // nil until somebody has asked for it
+	claims []uint64      // of the login under way, which may yet fail; nil for none
 }
 
 // Arrive lets a new connection in, or refuses it with a *Refusal. Where somebody
@@ -50,6 +51,7 @@ func (v *Visit) Move(addr netip.Addr) error {
 	if plain(addr) == v.addr {
 		return nil
 	}
+	v.settle()
 	v.giveLobby()
 	return v.come(addr)
 }
@@ -102,6 +104,7 @@ func (v *Visit) Enter(ctx context.Context, u identity.User) error {
 	if v.stage >= inHouse {
 		panic("limit: a visit entered twice")
 	}
+	v.settle()
 	g, want := v.gate, v.house(u)
 	if no := g.places.take(want, g.now()); no != nil {
 		return g.refused(no)
@@ -136,6 +139,7 @@ func (v *Visit) house(u identity.User) []bounded {
 
 // Leave gives back all that the visit has taken. It is called once, last.
 func (v *Visit) Leave() {
+	v.settle()
 	switch v.stage {
 	case gone:
 		panic("limit: a visit left twice")
