@@ -24,6 +24,13 @@ const (
 	sprayBits = 4096
 	// spraySlow is the share of the last minute in the baseline: about half an hour.
 	spraySlow = 1.0 / 30
+	// sprayStubborn is its share under suspicion. An attack is no baseline, but what
+	// goes on for hours is how things are here.
+	sprayStubborn = 1.0 / 300
+	// sprayLearn minutes make a baseline. Before, it is taken to be sprayUnknown at
+	// least: nobody knows yet whether strangers try their luck here all day.
+	sprayLearn   = 5
+	sprayUnknown = 0.1
 )
 
 // sprayWatch notices that many users are tried with few guesses each, from
@@ -39,6 +46,7 @@ type sprayWatch struct {
 	users    [sprayBits / 64]uint64
 	tried    int     // bits that are set
 	baseline float64 // the share of failures
+	learned  float64 // full minutes without suspicion in it
 	until    time.Duration
 	told     bool // that it is suspected
 }
@@ -68,10 +76,20 @@ func (w *sprayWatch) failed(u identity.User, t time.Duration) news {
 	ratio := float64(w.failures) / float64(w.all)
 	// A set that is nearly full cannot tell users apart, and was filled by many.
 	many := w.tried >= min(w.failures/2, sprayBits/2)
-	if w.failures >= sprayFew && many && ratio >= min(sprayTimes*max(w.baseline, sprayLeast), 0.9) {
+	if w.failures >= sprayFew && many && ratio >= w.suspicious() {
 		w.until = t + sprayKeep
 	}
 	return w.news(t)
+}
+
+// suspicious is the share of failures from which on it is too many, with mu held.
+// Nine wrong of ten are nowhere ordinary.
+func (w *sprayWatch) suspicious() float64 {
+	usual := max(w.baseline, sprayLeast)
+	if w.learned < sprayLearn {
+		usual = max(usual, sprayUnknown)
+	}
+	return min(sprayTimes*usual, 0.9)
 }
 
 func (w *sprayWatch) succeeded(t time.Duration) news {
@@ -90,18 +108,29 @@ func (w *sprayWatch) news(t time.Duration) news {
 	return n
 }
 
-// roll moves on to the minute it is, with mu held. Minutes under suspicion are no
-// baseline.
+// roll moves on to the minute it is, with mu held.
 func (w *sprayWatch) roll(t time.Duration) {
 	minute := int64(t / sprayMinute)
 	if minute == w.minute {
 		return
 	}
-	if w.all > 0 && t >= w.until {
-		w.baseline += (float64(w.failures)/float64(w.all) - w.baseline) * spraySlow
+	if w.all > 0 {
+		w.learn(t)
 	}
 	w.minute, w.failures, w.all, w.tried = minute, 0, 0, 0
 	clear(w.users[:])
+}
+
+// learn takes the minute that is over into the baseline, with mu held. A minute of
+// few logins weighs less; the first minutes make a plain mean.
+func (w *sprayWatch) learn(t time.Duration) {
+	weight := min(1, float64(w.all)/sprayFew)
+	share := sprayStubborn
+	if t >= w.until {
+		w.learned += weight
+		share = max(1/max(1, w.learned), spraySlow)
+	}
+	w.baseline += (float64(w.failures)/float64(w.all) - w.baseline) * weight * share
 }
 
 // suspects says whether spraying is suspected now.
