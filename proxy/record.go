@@ -156,7 +156,10 @@ type loggedIn struct {
 // spliced and multiplexed are ended for those who relay.
 func (l *loggedIn) spliced(r splice.Result) { l.ended(audit.Reason(r.Reason), r.Err, r.Up, r.Down) }
 
-func (l *loggedIn) multiplexed(r mux.Result) { l.ended(r.Reason, r.Err, r.Up, r.Down) }
+func (l *loggedIn) multiplexed(r mux.Result) {
+	l.session.Commands = r.Commands
+	l.ended(r.Reason, r.Err, r.Up, r.Down)
+}
 
 // ended is the one end of a session, called once from wherever it is seen.
 func (l *loggedIn) ended(why audit.Reason, err error, up, down int64) {

@@ -17,6 +17,7 @@ type record struct {
 
 	Command, To, Code string
 	Messages          int
+	Commands          uint64
 	Literals          []int
 }
 

@@ -66,6 +66,9 @@ LOGOUT >  0 [] ok
 	if got.String() != want {
 		t.Errorf("on record are\n%s, want\n%s", &got, want)
 	}
+	if n, lines := g.records("session_ended", "zoe")[0].Commands, strings.Count(want, "\n"); n != uint64(lines) {
+		t.Errorf("the end has %d commands on record, of %d", n, lines)
+	}
 	if lost := len(g.records("upstream_lost", "zoe")); lost != 2 {
 		t.Errorf("%d losses", lost)
 	}

@@ -124,7 +124,7 @@ func schema(t *testing.T) []described {
 				{"reason", "word", always, "why; [below](#reason)"},
 				{"bytes_in", "number", always, "from the client, after the login"},
 				{"bytes_out", "number", always, "to the client, after the login"},
-				{"commands", "number", "when counted", "of the client, after the login; not in mode `splice`"},
+				{"commands", "number", "when counted", "of the client, after the login; not in mode `splice`, and those before `session_pinned` alone"},
 				{"duration_ms", "number", always, "since the login"}}},
 			func(l *Log) {
 				_ = l.SessionEnded(c, &Session{User: u, Backend: "east", Mode: "reuse", In: 812, Out: 90211, Commands: 17, Took: time.Minute}, ClientLogout)

@@ -48,6 +48,7 @@ func (s *session) commands() error {
 		if s.idling != nil {
 			err = s.idled(seg)
 		} else {
+			s.spoken++
 			s.paceCommand()
 			err = s.command(seg)
 		}

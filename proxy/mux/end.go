@@ -117,7 +117,7 @@ func (s *session) end(err error) {
 		s.hub.rooms.Metrics.Mux.ByeSaid(string(e.reason))
 	}
 	up, down := s.client.Counts()
-	s.ended(Result{Reason: e.reason, Err: e.err, Up: up, Down: down})
+	s.ended(Result{Reason: e.reason, Err: e.err, Up: up, Down: down, Commands: uint64(s.spoken)})
 }
 
 // forgotten takes the session off every list.

@@ -77,6 +77,8 @@ type Result struct {
 	Reason   audit.Reason
 	Err      error
 	Up, Down int64 // bytes from the client, to the client
+	// Commands of the client, until nobody read them any more.
+	Commands uint64
 }
 
 // Rooms are the other rooms, as sessions ask them.

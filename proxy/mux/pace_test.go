@@ -80,3 +80,20 @@ func TestASlowedSessionEndsWhenItIsToldTo(t *testing.T) {
 	s.play("ORDER drained", "P * BYE [UNAVAILABLE] Server is going down.", "END", "ENDED drained")
 	s.end()
 }
+
+func TestTheEndOfASessionSaysHowManyCommandsItHad(t *testing.T) {
+	s := newScene(t, setup{})
+	s.play("C a1 NOOP", "P a1 OK NOOP completed.", `C! "a2 NOOP\r\na3 APPEND box {2}\r\n"`, "P a2 OK NOOP completed.",
+		"U1 a3 APPEND box {2}", "B1 + go", "P + OK", `C! "a9\r\n"`, "U1 a9", "B1 a3 OK done", "P a3 OK done")
+	s.end() // which says LOGOUT
+	if n := s.result.Commands; n != 4 {
+		t.Errorf("the session had %d commands", n)
+	}
+	s = newScene(t, setup{})
+	s.play("C a1 NOOP", "P a1 OK NOOP completed.", "C a2 XUNKNOWN", "U1 a2 XUNKNOWN", "B1 a2 OK done", "P a2 OK done",
+		"PINNED unknown_command", "C a3 NOOP", "U1 a3 NOOP")
+	s.end()
+	if n := s.result.Commands; n != 2 {
+		t.Errorf("%d commands were read of a session that was handed on behind two", n)
+	}
+}

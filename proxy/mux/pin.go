@@ -43,7 +43,7 @@ func (s *session) handOver(why audit.Why, first []byte) error {
 		s.account.Destroy(up, metrics.DiscardPinned)
 		s.account.Close()
 		s.move("")
-		r.Up, r.Down = r.Up+in, r.Down+out
+		r.Up, r.Down, r.Commands = r.Up+in, r.Down+out, uint64(s.spoken)
 		s.ended(r)
 	})
 	return errHandedOn

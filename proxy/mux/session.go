@@ -55,10 +55,11 @@ type session struct {
 	lostBefore bool          // the last one was lost, not given up
 
 	// Owned by run: the client.
-	partial bool  // it has the beginning of a response, not yet its end
-	rested  bool  // it has been quiet
-	bad     uint8 // commands in a row that were none, at most maxBad and one
-	tries   uint8 // losses since something was last answered, at most maxTries and one
+	partial bool   // it has the beginning of a response, not yet its end
+	rested  bool   // it has been quiet
+	bad     uint8  // commands in a row that were none, at most maxBad and one
+	tries   uint8  // losses since something was last answered, at most maxTries and one
+	spoken  uint32 // commands so far; 32 bits fill a gap, 64 would make each session larger
 	enabled lease.Enabled
 	box     *mailbox // nil: none is selected
 	idling  *idling  // nil: it is not in IDLE

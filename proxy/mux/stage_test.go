@@ -120,6 +120,7 @@ type actor struct {
 	*party
 	session *session
 	ended   chan Result
+	result  Result // of leave
 }
 
 // join logs a client in, whose upstream is the stub's next one.
@@ -225,8 +226,8 @@ func (y *stage) metrics() map[string]string {
 func (y *stage) leave(a *actor) Result {
 	y.t.Helper()
 	select {
-	case r := <-a.ended:
-		return r
+	case a.result = <-a.ended:
+		return a.result
 	case <-time.After(patience):
 		y.t.Fatalf("the session does not end\n%s", stacks())
 	}
