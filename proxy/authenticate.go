@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"imapgate/auth"
 	"imapgate/internal/audit"
@@ -16,10 +17,12 @@ import (
 )
 
 var (
-	// errCancelled is a client that did not end an exchange which had ended well.
+	// errCancelled is a client that did not end an exchange which had ended well:
+	// it knows now that the password is right.
 	errCancelled = errors.New("client broke the exchange off")
-	// errSilent is a client that could not be read from during its login.
-	errSilent = errors.New("client was not heard")
+	// errSilent is a client that could not be read from behind our proof.
+	errSilent  = errors.New("client was not heard")
+	errNotUTF8 = fmt.Errorf("%w: password is not UTF-8", auth.ErrDenied)
 )
 
 // client is what the methods and mechanisms may know of this connection.
@@ -59,6 +62,9 @@ func (s *session) login(cmd imap.Command) (*attempt, error) {
 		return a, nil
 	}
 	a.login.User = user
+	if !utf8.ValidString(cmd.Args[1].Text) { // as with SASL: a backend may call it BAD
+		a.err = errNotUTF8
+	}
 	return a, nil
 }
 
@@ -92,6 +98,9 @@ func (s *session) authenticate(ctx context.Context, cmd imap.Command) (*attempt,
 		}
 	}
 	for {
+		if a.err = s.mayAsk(ctx, a, response); a.err != nil {
+			return a, nil
+		}
 		challenge, done, err := exchange.Next(ctx, response)
 		if err != nil || done {
 			a.login, a.err, a.last = exchange.Login(), err, challenge
@@ -112,10 +121,21 @@ func (s *session) authenticate(ctx context.Context, cmd imap.Command) (*attempt,
 	}
 }
 
+// scramName is the user in the first message of SCRAM (RFC 5802 §7) as it stands
+// there. Escapes are left: no account's name has any.
+func scramName(message []byte) (string, bool) {
+	fields := strings.SplitN(string(message), ",", 4) // binding, authzid, name, the rest
+	if len(fields) < 4 {
+		return "", false
+	}
+	return strings.CutPrefix(fields[2], "n=")
+}
+
 // prove shows the client that we know its password too, where the mechanism has
 // it so. IMAP has no place for a mechanism's last word beside the OK, so it goes
 // out as a challenge, and the client's answer is empty (RFC 9051 §6.2.2). Not
-// before the login is accepted: it tells whoever guesses that the guess is right.
+// before the login is accepted, here and at the backend: it tells whoever guesses
+// that the guess is right, also of a user who is blocked or lives nowhere.
 func (s *session) prove(a *attempt) error {
 	if a.last == nil {
 		return nil

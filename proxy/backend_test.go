@@ -17,9 +17,12 @@ import (
 // not for a client behind a gateway.
 const afterLogin = "IMAP4rev1 IDLE UNSELECT STARTTLS AUTH=PLAIN LOGINDISABLED UNAUTHENTICATE"
 
+// slowDenial is how long the mailbox of slow takes to deny a login.
+const slowDenial = 800 * time.Millisecond
+
 // mailbox is a backend that takes any number of clients. Whose password is
 // right gets in and has every command answered with OK; the names hang, refuse,
-// flood, echo and vanish do as they say.
+// flood, echo, vanish and slow do as they say.
 type mailbox struct {
 	// Set once.
 	l        net.Listener
@@ -117,6 +120,10 @@ func (m *mailbox) serve(nc net.Conn) {
 		return
 	case name == "refuse":
 		_ = s.say(login.tag + " NO [OVERQUOTA] Too much mail.")
+		return
+	case name == "slow":
+		<-time.After(slowDenial)
+		_ = s.say(login.tag + " NO [AUTHENTICATIONFAILED] At last.")
 		return
 	case login.password != m.password && login.authzid == "":
 		_ = s.say(login.tag + " NO [AUTHENTICATIONFAILED] Wrong for " + login.user)

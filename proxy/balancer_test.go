@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"imapgate/internal/audit"
+	"imapgate/internal/limit"
 )
 
 const signature = "\r\n\r\n\x00\r\nQUIT\n"
@@ -237,20 +238,65 @@ func TestI3AHeaderFromAnybodyElseIsRefused(t *testing.T) {
 	}
 }
 
-func TestI3TrustIsInTheTCPPeerNotInWhatItClaims(t *testing.T) {
-	b := newBed(t, openMailbox(t).addr(), func(s *setup) {
-		for i := range s.cfg.Listeners {
-			s.cfg.Listeners[i].Trusted = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+// both is a listener behind a balancer at a trusted address, through which proxies
+// in 192.0.2.0/24 come too.
+func both(s *setup) {
+	trusted := append([]netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, loopback...)
+	s.cfg.Listeners = append(s.cfg.Listeners, Listener{Name: "both", Address: "127.0.0.1:0", TLS: NoTLS, ProxyTrusted: loopback, Trusted: trusted})
+}
+
+func TestI3BehindABalancerIDIsBelievedOfTheAddressItGives(t *testing.T) {
+	b := newBed(t, openMailbox(t).addr(), both)
+	for _, x := range []struct{ header, claim, want string }{
+		{"PROXY TCP4 198.51.100.66 192.0.2.2 4711 143", "203.0.113.5", "198.51.100.66:4711"},
+		{"PROXY TCP4 198.51.100.66 192.0.2.2 4711 143", "127.0.0.1", "198.51.100.66:4711"},
+		{"PROXY UNKNOWN", "203.0.113.5", ""},
+		{"PROXY TCP4 192.0.2.1 192.0.2.2 4711 143", "203.0.113.5", "203.0.113.5:0"},
+		{"PROXY TCP4 192.0.2.1 192.0.2.2 4711 143", "::ffff:127.0.0.1", claimed4}, // its own machine
+		{"PROXY TCP4 192.0.2.1 192.0.2.2 4711 143", "::", claimed4},
+	} {
+		c := b.dial("both")
+		c.say(x.header + "\r\na ID (\"x-originating-ip\" \"" + x.claim + "\")\r\n")
+		c.hear("* OK …")
+		c.hear("* ID …")
+		c.hear("a OK …")
+		c.close()
+		if r := b.lastRecord("connection_refused", c); r.field("client") != x.want {
+			t.Errorf("%v: %v", x, r)
 		}
-	})
-	c := b.dial("balanced-none")
-	c.say("PROXY TCP4 192.0.2.1 192.0.2.2 4711 143\r\na ID (\"x-originating-ip\" \"198.51.100.7\")\r\n")
-	c.hear("* OK …")
-	c.hear("* ID …")
-	c.close()
-	if r := b.lastRecord("connection_refused", c); r.field("client") != claimed4 {
-		t.Error(r)
 	}
+}
+
+func TestNobodyIsExemptForSayingSo(t *testing.T) {
+	b := newBed(t, openMailbox(t).addr(), both, limited(limit.Config{
+		Settings: limit.Settings{Strangers: 1, Exempt: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}},
+	}))
+	claiming := func(address string) *client {
+		c := b.dial("both")
+		c.say("PROXY TCP4 " + address + " 127.0.0.1 4711 143\r\n")
+		return c
+	}
+	for _, address := range []string{"198.51.100.66", "192.0.2.1"} { // of anybody, and of a proxy
+		first := claiming(address)
+		first.hear("* OK …")
+		first.say("a ID (\"x-originating-ip\" \"127.0.0.1\")\r\n")
+		first.hear("* ID …")
+		first.hear("a OK …")
+		claiming(address).hear("* BYE [UNAVAILABLE] Too many connections.")
+		first.close()
+	}
+}
+
+func TestAProxyThatSpeaksForItselfIsCounted(t *testing.T) {
+	b := newBed(t, openMailbox(t).addr(), limited(limit.Config{Settings: limit.Settings{Strangers: 1}}))
+	first, second := b.greeted("trusting-none"), b.greeted("trusting-none")
+	for _, c := range []*client{first, second} {
+		c.say("a ID (\"x-originating-ip\" \"::1\")\r\n")
+		c.hear("* ID …")
+		c.hear("a OK …")
+	}
+	second.hear("* BYE [UNAVAILABLE] Too many connections.")
+	first.close()
 }
 
 func TestI3AHeaderHasThreeSeconds(t *testing.T) {

@@ -59,7 +59,6 @@ func isNil(t imap.Token) bool { return t.Kind == imap.Atom && strings.EqualFold(
 // heard keeps what the client said of itself, and heeds the parameters of a
 // proxy in front.
 func (s *session) heard(pairs [][2]string) {
-	trusted := trusts(s.listener.Trusted, s.who.Peer)
 	var ip, port string
 	size := 0
 	for _, p := range pairs {
@@ -79,10 +78,31 @@ func (s *session) heard(pairs [][2]string) {
 			}
 		}
 	}
-	if addr, err := netip.ParseAddr(ip); err == nil && trusted {
-		n, _ := strconv.ParseUint(port, 10, 16) // 0 when it is not said
-		s.who.Claimed = netip.AddrPortFrom(addr.Unmap().WithZone(""), uint16(n))
+	if addr, err := netip.ParseAddr(ip); err == nil && s.speaksForOthers() {
+		s.claim(addr.Unmap().WithZone(""), port)
 	}
+}
+
+// speaksForOthers says whether the client is a trusted proxy. Behind a PROXY header
+// that is for the address in it: the peer is the balancer, and anybody may be behind
+// it. A header without an address makes nobody trusted.
+func (s *session) speaksForOthers() bool {
+	if trusts(s.listener.ProxyTrusted, s.who.Peer) {
+		return s.balanced.IsValid() && trusts(s.listener.Trusted, s.balanced)
+	}
+	return trusts(s.listener.Trusted, s.who.Peer)
+}
+
+// claim takes the client's address from a trusted proxy. Loopback is the proxy's
+// own machine: the client is who speaks, and is counted as that; taken for ours, it
+// would be exempt from limits here and trusted by the backend.
+func (s *session) claim(addr netip.Addr, port string) {
+	if addr.IsLoopback() || addr.IsUnspecified() || addr.IsMulticast() {
+		s.said.itself = true
+		return
+	}
+	n, _ := strconv.ParseUint(port, 10, 16) // 0 when it is not said
+	s.who.Claimed = netip.AddrPortFrom(addr, uint16(n))
 }
 
 // hops reads a hop limit; what is none, or 0, leaves no hop.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"strings"
 	"time"
 
 	"imapgate/auth"
@@ -19,15 +20,22 @@ import (
 const (
 	denialFloor  = 200 * time.Millisecond
 	denialJitter = 50 * time.Millisecond
+	// judging is for the judgement of limits before an exchange asks for a user: it may
+	// ask Redis, and does not wait for what is owed.
+	judging = 100 * time.Millisecond
 	// noticed is the shortest wait that was one: to be asked takes microseconds.
 	noticed = 10 * time.Millisecond
 )
 
 // counted is the address that limits count, the zero Addr while it is not known.
-// A trusted peer stands for many clients: its own is never counted.
+// A trusted peer stands for many clients: its own is not counted, unless it speaks
+// for itself.
 func (s *session) counted() netip.Addr {
 	if s.who.Claimed.IsValid() {
 		return s.who.Claimed.Addr()
+	}
+	if s.said.itself {
+		return s.who.Peer.Addr()
 	}
 	if trusts(s.listener.ProxyTrusted, s.who.Peer) || trusts(s.listener.Trusted, s.who.Peer) {
 		return netip.Addr{}
@@ -70,20 +78,49 @@ func (s *session) mayTry(ctx context.Context, a *attempt) error {
 	return nil
 }
 
-// linger counts what failed by the client's doing, and waits until it may be
-// answered: for a wrong password at least as long as limit, and who found it wrong,
-// say. No wait outlasts the time there is for a login.
+// mayAsk is mayTry before SCRAM asks for a user's keys, which may cost a question to
+// Redis. What is owed is waited for with the proof.
+func (s *session) mayAsk(ctx context.Context, a *attempt, response []byte) error {
+	if !strings.HasPrefix(a.login.Mechanism, "AUTH=SCRAM-") {
+		return nil
+	}
+	name, ok := scramName(response)
+	if !ok {
+		return nil
+	}
+	user, err := s.server.rooms.Auth.Canon(name)
+	if err != nil {
+		return nil // nobody will be asked for
+	}
+	a.login.User = user
+	ctx, cancel := context.WithTimeout(ctx, judging)
+	defer cancel()
+	var no *limit.Refusal
+	if err := s.visit.Attempt(ctx, user); errors.As(err, &no) {
+		return fmt.Errorf("%w: %w", errTooOften, err)
+	}
+	return nil
+}
+
+// linger counts a failed login, and waits until it may be answered. Whatever the
+// cause it takes time and counts for the connection; for the user and the address
+// count guesses alone, so that nobody is banned because a backend is away. No wait
+// outlasts the time there is for a login.
 func (s *session) linger(ctx context.Context, a *attempt, why error) {
 	r := refusalOf(why)
-	if !r.denied && r.reason != audit.LimitReached {
-		return
+	if r.reply == "" {
+		return // there is nobody who waits
 	}
-	s.failed++
-	least := denialFloor
+	s.vain++
+	guess := r.denied || a.judged
+	if guess || r.reason == audit.LimitReached || r.reason == audit.ProvedAndLeft {
+		s.failed++
+	}
+	least := max(denialFloor, s.server.denials.least(a, r))
 	if asked := (*auth.Wait)(nil); errors.As(why, &asked) {
 		least = max(least, asked.For)
 	}
-	if r.denied {
+	if guess {
 		if owed := s.visit.Failed(ctx, a.login.User, cmp.Or(a.login.Password, a.login.Token)); owed > least {
 			least = owed
 			s.server.rooms.Metrics.Limits.Delayed(owed)
@@ -96,6 +133,12 @@ func (s *session) linger(ctx context.Context, a *attempt, why error) {
 	began := time.Now()
 	pause(ctx, time.Until(until))
 	a.waited += time.Since(began)
+}
+
+// gaveUp says whether enough logins have failed on the connection: twice as many as
+// may be guessed where they failed for any other reason.
+func (s *session) gaveUp() bool {
+	return s.failed >= s.server.cfg.AuthAttempts || s.vain >= 2*s.server.cfg.AuthAttempts
 }
 
 // enter takes a place for the session among those of its user.

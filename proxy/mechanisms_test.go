@@ -11,6 +11,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
+	"fmt"
 	"math/big"
 	"net/netip"
 	"strings"
@@ -22,6 +23,8 @@ import (
 	"imapgate/auth"
 	"imapgate/internal/audit"
 	"imapgate/internal/identity"
+	"imapgate/internal/limit"
+	"imapgate/proxy/upstream"
 	"imapgate/routing"
 )
 
@@ -134,11 +137,7 @@ func TestAProofIsNoPasswordForABackendThatWantsOne(t *testing.T) {
 	m := openMailbox(t)
 	b := newBed(t, m.addr(), withScram(t))
 	c := b.greeted("implicit")
-	e := c.scram("SCRAM-SHA-256", "frank", password, "")
-	if _, err := e.side.Step(c.challenge()); err != nil {
-		t.Fatal(err)
-	}
-	c.say("\r\n")
+	c.scram("SCRAM-SHA-256", "frank", password, "")
 	c.hear("a " + unavailableReply)
 	if r := b.lastRecord("login_refused", c); r.field("reason") != string(audit.NothingToShow) || r.field("result") != "unavailable" {
 		t.Errorf("%v", r)
@@ -154,19 +153,62 @@ func TestAClientMayNotLikeWhatTheGatewayProves(t *testing.T) {
 	m := openMailbox(t)
 	b := newBed(t, m.addr(), withScram(t))
 	c := b.greeted("implicit")
-	c.scram("SCRAM-SHA-256", "carol", password, "")
-	c.challenge()
-	c.say("*\r\n")
-	c.hear("a BAD Cancelled.")
-	if r := b.lastRecord("login_refused", c); r.field("reason") != string(audit.BadExchange) {
+	for range 3 { // knows each time that the password is right
+		c.scram("SCRAM-SHA-256", "carol", password, "")
+		c.challenge()
+		c.say("*\r\n")
+		c.hear("a BAD Cancelled.")
+		if r := b.lastRecord("login_refused", c); r.field("reason") != string(audit.ProvedAndLeft) || r.field("user") != "carol@example.org" {
+			t.Errorf("%v", r)
+		}
+	}
+	c.hear("* BYE [UNAVAILABLE] Too many failed logins.")
+	c.end()
+	gone := b.greeted("implicit")
+	gone.scram("SCRAM-SHA-256", "carol", password, "")
+	gone.challenge()
+	gone.close()
+	if r := b.lastRecord("login_refused", gone); r.field("reason") != string(audit.ProvedAndLeft) {
 		t.Errorf("%v", r)
 	}
-	c.scram("SCRAM-SHA-256", "carol", password, "")
-	c.challenge()
-	c.close()
-	b.wantRecord("login_refused", audit.ClientWentAway)
-	if m.open() != 0 {
-		t.Error("a backend was asked for somebody who has not finished")
+	within(t, 5*time.Second, "the end at the backend", func() bool { return m.open() == 0 })
+}
+
+func TestNoProofOfOursIsGivenToWhoDoesNotGetIn(t *testing.T) {
+	b := newBed(t, openMailbox(t).addr(), withScram(t), func(s *setup) {
+		hash := strings.TrimPrefix(strings.Split(s.users, "\n")[0], "carol@example.org")
+		s.users += "henry@example.org" + hash + "\nerin@example.org" + hash + "\n"
+		s.backends["away"] = upstream.Config{Address: deadAddress, TLSMode: upstream.NoTLS, Login: upstream.MasterLogin,
+			Master: upstream.Master{User: "gateway", Password: identity.NewSecret("master-password")}, ConnectTimeout: 50 * time.Millisecond}
+		s.routes.Static.Users["erin"] = "away"
+	})
+	for _, x := range []struct{ user, password, want string }{
+		{"henry", password, deniedReply}, // lives nowhere
+		{"henry", "wrong", deniedReply},
+		{"erin", password, unavailableReply},
+	} {
+		c := b.greeted("implicit")
+		c.scram("SCRAM-SHA-256", x.user, x.password, "")
+		c.hear("a " + x.want)
+		c.close()
+	}
+}
+
+func TestNobodyIsLookedUpForWhoIsOverALimit(t *testing.T) {
+	b := newBed(t, openMailbox(t).addr(), withScram(t), limited(limit.Config{Failures: guesses()}))
+	waiting := map[string]*client{"carol": b.in("203.0.113.7"), "nobody": b.in("203.0.113.7")}
+	for i := range 10 {
+		if got := b.guess("203.0.113.7", "frank", fmt.Sprint("guess", i)); got != deniedReply {
+			t.Fatalf("guess %d: %s", i, got)
+		}
+	}
+	for user, c := range waiting {
+		c.say("a AUTHENTICATE SCRAM-SHA-256 " + coded("n,,n="+user+",r=fyko+d2lbbFgONRv9qkxdawL") + "\r\n")
+		c.hear("a " + unavailableReply)
+		if r := b.lastRecord("login_refused", c); r.field("reason") != string(audit.LimitReached) || r.field("user") != user+"@example.org" {
+			t.Errorf("%v", r)
+		}
+		c.close()
 	}
 }
 

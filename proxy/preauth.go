@@ -19,6 +19,7 @@ type said struct {
 	id        [][2]string // its own name, version and so on
 	via       string      // x-session-id
 	ttl       int         // x-proxy-ttl
+	itself    bool        // x-originating-ip of a trusted peer: that it speaks for itself
 }
 
 // offer is the capability list before the login: what the gateway does itself.

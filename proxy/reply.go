@@ -63,7 +63,7 @@ type refusal struct {
 	reply  string // behind the tag
 	result string // for the metrics
 	reason audit.Reason
-	denied bool // the client's fault: it takes time, and counts
+	denied bool // the client's fault
 }
 
 // refusalOf is the one place where an error becomes an answer. Whatever is not
@@ -74,9 +74,9 @@ func refusalOf(err error) refusal {
 	denied := refusal{reply: deniedReply, result: refused, denied: true}
 	switch {
 	case errors.Is(err, errSilent):
-		return refusal{result: metrics.Abandoned, reason: audit.ClientWentAway}
+		return refusal{result: metrics.Abandoned, reason: audit.ProvedAndLeft}
 	case errors.Is(err, errCancelled):
-		return refusal{reply: "BAD Cancelled.", result: refused, reason: audit.BadExchange}
+		return refusal{reply: "BAD Cancelled.", result: refused, reason: audit.ProvedAndLeft}
 	case errors.Is(err, errBackendDisagrees):
 		return unavailable(audit.BackendRefused)
 	case errors.Is(err, errFull):
@@ -137,7 +137,7 @@ func unavailableReason(err error) audit.Reason {
 		return audit.BackendProtocol
 	case upstream.ResultBusy:
 		return audit.Overload
-	case upstream.ResultDenied, upstream.ResultRefused:
+	case upstream.ResultDenied, upstream.ResultRefused, upstream.ResultNotTaken:
 		return audit.BackendRefused
 	}
 	return audit.BackendDown

@@ -118,6 +118,7 @@ type Server struct {
 	slots     int64             // connections at a time
 	turns     *turns            // of TLS handshakes
 	places    map[string]string // backends by address
+	denials   denials
 
 	wg       sync.WaitGroup // accept loops and sessions before their relay
 	open     atomic.Int64   // connections, relayed ones included

@@ -46,7 +46,8 @@ type session struct {
 	known    bool              // has left the places of strangers
 	bad      int               // commands that were none
 	tried    int               // logins
-	failed   int               // of them
+	failed   int               // of them, by the client's doing
+	vain     int               // of them, whatever the cause
 	out      []byte            // scratch for answers
 }
 
@@ -124,6 +125,7 @@ type attempt struct {
 	mode     string
 	upstream string        // how the login at the backend ended; "" when it was not tried
 	asked    time.Duration // how long that took
+	judged   bool          // by the backend alone, which said NO or BAD
 	waited   time.Duration // on purpose
 }
 
@@ -148,18 +150,30 @@ func (s *session) connect(ctx context.Context, a *attempt) (admitted, error) {
 		return nil, err
 	}
 	a.method, a.login.User = id.Method(), id.User()
-	if err := s.prove(a); err != nil {
-		return nil, err
-	}
 	if err = s.place(ctx, a, id); err != nil {
 		return nil, err
 	}
+	up, err := s.enterBackend(ctx, a, id)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.prove(a); err != nil {
+		return nil, errors.Join(err, up.Close())
+	}
+	return up, nil
+}
+
+// enterBackend logs in at the backend of the route.
+func (s *session) enterBackend(ctx context.Context, a *attempt, id auth.Identity) (admitted, error) {
 	a.mode = s.server.mode(&a.route)
 	asked := time.Now()
 	up, err := s.server.login(ctx, a, id, upstream.Request{
 		User: id.User(), Login: a.route.Login, Password: id.Password(), Token: id.Token(), Client: s.introduction(),
 	})
 	a.upstream, a.asked = upstream.ResultOf(err), time.Since(asked)
+	if !id.Decided() {
+		s.judged(a, err)
+	}
 	if errors.Is(err, upstream.ErrDenied) && id.Decided() && id.Token().IsZero() {
 		return nil, fmt.Errorf("%w: %w", errBackendDisagrees, err)
 	}
@@ -167,7 +181,7 @@ func (s *session) connect(ctx context.Context, a *attempt) (admitted, error) {
 		return nil, err
 	}
 	if up.User() != id.User() || a.route.User != id.User() {
-		rooms.Metrics.IdentityViolations.Inc()
+		s.server.rooms.Metrics.IdentityViolations.Inc()
 		return nil, errors.Join(errForeign, up.Close()) // never to happen: the tripwire of all tripwires
 	}
 	return up, nil
@@ -256,9 +270,9 @@ func (s *session) leaveLobby() {
 	}
 }
 
-// refuse answers a failed login. The answer to a wrong password comes no sooner
-// than a fixed while after the command, so that its time says nothing about
-// the user; the error returned ends the connection.
+// refuse answers a failed login. The answer comes no sooner than a fixed while
+// after the command, so that its time says nothing about the user; the error
+// returned ends the connection.
 func (s *session) refuse(ctx context.Context, a *attempt, why error) error {
 	r := refusalOf(why)
 	if ctx.Err() != nil {
@@ -283,7 +297,7 @@ func (s *session) refuse(ctx context.Context, a *attempt, why error) error {
 	if err := s.say(a.tag, r.reply); err != nil {
 		return err
 	}
-	if s.failed >= s.server.cfg.AuthAttempts {
+	if s.gaveUp() {
 		return &ending{audit.LoginAttempts, "[UNAVAILABLE] Too many failed logins.", nil}
 	}
 	if errors.Is(why, errTurnedBack) {

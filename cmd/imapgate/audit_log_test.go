@@ -30,6 +30,7 @@ func TestWordsOfTheLimitsAreThoseOfTheAuditLog(t *testing.T) {
 	for _, result := range []string{
 		upstream.ResultOK, upstream.ResultDenied, upstream.ResultRefused, upstream.ResultUnreachable, upstream.ResultTLS, upstream.ResultTimeout,
 		upstream.ResultClosed, upstream.ResultProtocol, upstream.ResultDown, upstream.ResultBusy, upstream.ResultCanceled, upstream.ResultLoop,
+		upstream.ResultNotTaken,
 	} {
 		if !audit.Connects(result) {
 			t.Errorf("the audit log has no end %s of a login at a backend", result)

@@ -154,7 +154,7 @@ func among(set map[string]bool, s string) string {
 
 // connects is how a login at a backend ends, as in proxy/upstream. Constant.
 var connects = map[string]bool{"ok": true, "denied": true, "refused": true, "unreachable": true, "tls": true, "timeout": true,
-	"closed": true, "protocol": true, "down": true, "busy": true, "canceled": true, "loop": true}
+	"closed": true, "protocol": true, "down": true, "busy": true, "canceled": true, "loop": true, "not_taken": true}
 
 // Connects says whether result is a known end of a login at a backend.
 func Connects(result string) bool { return connects[result] }

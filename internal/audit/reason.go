@@ -14,6 +14,7 @@ const (
 	Cleartext        Reason = "cleartext"          // before TLS
 	BadMechanism     Reason = "bad_mechanism"      // not offered
 	BadExchange      Reason = "bad_exchange"       // SASL data that cannot be right, or cancelled
+	ProvedAndLeft    Reason = "proved_and_left"    // the proof was right, and the client broke off when it was told
 	NotAuthorized    Reason = "not_authorized"     // authenticated, but not for the name asked for
 	NothingToShow    Reason = "no_password"        // authenticated without one, and the backend wants to see it
 	RoutesAway       Reason = "routes_away"        // Redis away, and no cached answer
@@ -78,7 +79,7 @@ const (
 // kind: refused (try another password) or unavailable (try again later).
 var reasons = map[Reason]string{
 	BadName: refused, BadCredentials: refused, UserBlocked: refused, NoRoute: refused, Cleartext: refused,
-	BadMechanism: refused, BadExchange: refused, NotAuthorized: refused,
+	BadMechanism: refused, BadExchange: refused, ProvedAndLeft: refused, NotAuthorized: refused,
 	BackendRefused: refused, LimitReached: refused,
 	NothingToShow: unavailable, UserPaused: unavailable, RoutesAway: unavailable, AuthAway: unavailable, BackendDown: unavailable,
 	BackendTLS: unavailable, BackendTimeout: unavailable, BackendProtocol: unavailable, ForwardingLoop: unavailable,

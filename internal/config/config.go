@@ -32,7 +32,7 @@ type Listener struct {
 	TLS             string          `yaml:"tls" default:"implicit" oneof:"implicit starttls none" doc:"implicit: TLS from the first byte. starttls: LOGINDISABLED until the client has sent STARTTLS. none: passwords travel in the clear; only for a trusted network, behind something that ends TLS."`
 	ProxyProtocol   *ProxyProtocol  `yaml:"proxy_protocol" doc:"When present, a PROXY v1 or v2 header is required from the trusted peers and refused from every other: those are served as ordinary clients without one. When left out, no header is accepted from anyone."`
 	Mechanisms      []string        `yaml:"mechanisms" oneof:"SCRAM-SHA-256-PLUS SCRAM-SHA-256 EXTERNAL PLAIN LOGIN OAUTHBEARER XOAUTH2" example:"[SCRAM-SHA-256-PLUS, EXTERNAL]" doc:"Of auth.mechanisms, those that clients of this listener may use. Left out: all. The LOGIN command goes with PLAIN or LOGIN."`
-	TrustedNetworks []netip.Prefix  `yaml:"trusted_networks" example:"[10.1.0.0/16]" doc:"Networks of other IMAP proxies in front, whose ID parameters x-originating-ip and its kin are believed. From everybody else they are ignored. Always compared with the TCP peer."`
+	TrustedNetworks []netip.Prefix  `yaml:"trusted_networks" example:"[10.1.0.0/16]" doc:"Networks of other IMAP proxies in front, whose ID parameters x-originating-ip and its kin are believed. From everybody else they are ignored. Compared with the TCP peer, or behind a PROXY header with the address in that."`
 	Limits          *ListenerLimits `yaml:"limits" doc:"Where this listener differs from limits."`
 }
 

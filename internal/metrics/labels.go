@@ -54,7 +54,7 @@ var (
 		"AUTH=SCRAM-SHA-1-PLUS", "AUTH=SCRAM-SHA-256", "AUTH=SCRAM-SHA-256-PLUS", "AUTH=OAUTHBEARER", "AUTH=XOAUTH2"}
 	// As in proxy/upstream.
 	connectResults = []string{"ok", "denied", "refused", "unreachable", "tls", "timeout", "closed", "protocol",
-		"down", "busy", "canceled", "loop"}
+		"down", "busy", "canceled", "loop", "not_taken"}
 	handshakeResults = []string{OK, Resumed, Timeout, ALPN, Failed, Canceled, Overload}
 	// As in routing: where the answer came from, or why there is none.
 	routeSources = []string{"cache", "redis", "stale", "static", "snapshot", "http",

@@ -167,7 +167,7 @@ func TestWordsOfTheOtherRoomsAreInTheSets(t *testing.T) {
 	b := m.Backend("east")
 	for _, r := range []string{upstream.ResultOK, upstream.ResultDenied, upstream.ResultRefused, upstream.ResultUnreachable,
 		upstream.ResultTLS, upstream.ResultTimeout, upstream.ResultClosed, upstream.ResultProtocol, upstream.ResultDown,
-		upstream.ResultBusy, upstream.ResultCanceled, upstream.ResultLoop} {
+		upstream.ResultBusy, upstream.ResultCanceled, upstream.ResultLoop, upstream.ResultNotTaken} {
 		b.ConnectDone(r)
 	}
 	for _, r := range []routing.From{routing.FromCache, routing.FromRedis, routing.FromStale, routing.FromStatic, routing.FromSnapshot} {

@@ -224,7 +224,9 @@ func (b *Backend) enter(ctx context.Context, deadline time.Time) error {
 
 func (b *Backend) leave() { <-b.slots }
 
-// learn tells the metrics and the health of the backend how a login ended.
+// learn tells the metrics and the health of the backend how a login ended. A BAD
+// and a token that is not taken say nothing of its health: a stranger can bring
+// both about, and must be able neither to mark it down nor to keep it up.
 func (b *Backend) learn(ctx context.Context, err error) {
 	res := result(ctx, err)
 	if b.hooks.OnConnect != nil {

@@ -53,7 +53,7 @@ func (c credentials) bearer(caps imap.Caps) (bearer, error) {
 	case caps.Has(auth.SASLXOAuth2):
 		return bearer{auth.XOAuth2, "user=" + c.user + "\x01auth=Bearer " + token + "\x01\x01", "\r\n"}, nil
 	}
-	return bearer{}, fmt.Errorf("%w with a token: neither AUTH=OAUTHBEARER nor AUTH=XOAUTH2", errMechanism)
+	return bearer{}, errTokenless
 }
 
 // appendBearer appends AUTHENTICATE with the token.
@@ -88,7 +88,7 @@ func (d *dialogue) dismiss(dismissal string) (imap.Response, error) {
 // word wherever it is sent.
 func bearing(name string, token identity.Secret) (credentials, error) {
 	if t := token.Reveal(); !sendable(t, maxToken) || strings.Contains(t, " ") {
-		return credentials{}, ErrDenied
+		return credentials{}, errUnsendable
 	}
 	return credentials{user: name, token: token}, nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -83,9 +84,9 @@ func TestABackendCannotMisuseTheChallengeOfARefusal(t *testing.T) {
 		"PREAUTH behind it":       {[]string{"> + ", "< AQ==", "> * PREAUTH"}, ResultProtocol},
 		"an end":                  {[]string{"> + ", "< AQ==", "fin"}, ResultClosed},
 		"another tag":             {[]string{"> + ", "< AQ==", "> a1 NO"}, ResultProtocol},
-		"BAD":                     {[]string{"> {L} BAD what"}, ResultProtocol},
-		"its words in an error":   {[]string{"> {L} BAD AUTHENTICATE " + canary}, ResultProtocol},
-		"them coded":              {[]string{"> {L} BAD " + coded(sayBearer)}, ResultProtocol},
+		"BAD":                     {[]string{"> {L} BAD what"}, ResultNotTaken},
+		"its words in an error":   {[]string{"> {L} BAD AUTHENTICATE " + canary}, ResultNotTaken},
+		"them coded":              {[]string{"> {L} BAD " + coded(sayBearer)}, ResultNotTaken},
 		"a challenge without end": {[]string{">> + " + strings.Repeat("e", 1<<17)}, ResultProtocol},
 	} {
 		a := perform(t, Config{TLSMode: NoTLS}, withToken(t), append(front, c.steps...)...)
@@ -133,6 +134,26 @@ func TestATokenIsNotSentWhereItIsNotTaken(t *testing.T) {
 		who.Token = identity.NewSecret(bad)
 		if _, err := b.Login(t.Context(), who); !errors.Is(err, ErrDenied) {
 			t.Errorf("%.10q: %v", bad, err)
+		}
+	}
+}
+
+func TestWhatAStrangerCanBringAboutSaysNothingOfTheBackendsHealth(t *testing.T) {
+	for what, c := range map[string]struct {
+		who   Request
+		steps []string
+	}{
+		"a token where none is taken": {withToken(t), []string{"> * OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] hi"}},
+		"a BAD to a token":            {withToken(t), []string{"> * OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=XOAUTH2] hi", "< AUTHENTICATE", "> {L} BAD what"}},
+		"a BAD to a password":         {request1(t), []string{"> * OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] hi", "< AUTHENTICATE", "> {L} BAD what"}},
+	} {
+		for _, since := range []time.Time{{}, time.Now().Add(-time.Second)} {
+			result := ""
+			b := New(Config{Address: stage(t, &play{steps: c.steps}), TLSMode: NoTLS}, Hooks{OnConnect: func(r string) { result = r }}, zap.NewNop())
+			b.health.since = since
+			if _, err := b.Login(t.Context(), c.who); !errors.Is(err, ErrUnavailable) || result != ResultNotTaken || !b.health.since.Equal(since) {
+				t.Errorf("%s: %v, %s; it has failed since %v, and had since %v", what, err, result, b.health.since, since)
+			}
 		}
 	}
 }

@@ -117,6 +117,7 @@ const (
 	ResultOK          = "ok"
 	ResultDenied      = "denied"      // wrong credentials
 	ResultRefused     = "refused"     // NO with another response code
+	ResultNotTaken    = "not_taken"   // BAD to the login, or no way to bring a token
 	ResultUnreachable = "unreachable" // no connection
 	ResultTLS         = "tls"         // handshake, certificate or STARTTLS
 	ResultTimeout     = "timeout"

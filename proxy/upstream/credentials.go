@@ -33,7 +33,7 @@ func (b *Backend) credentials(who Request) (credentials, error) {
 		name = who.User.String()
 	}
 	if who.User.IsZero() || !sendable(name, identity.MaxUser) {
-		return credentials{}, ErrDenied
+		return credentials{}, errUnsendable
 	}
 	if b.cfg.Login != MasterLogin && !who.Token.IsZero() {
 		return bearing(name, who.Token)
@@ -47,7 +47,7 @@ func (b *Backend) credentials(who Request) (credentials, error) {
 		// The backend splits at the first separator it sees: a name that holds
 		// one would choose the master itself.
 		if strings.Contains(name, m.Separator) {
-			return credentials{}, ErrDenied
+			return credentials{}, errUnsendable
 		}
 		c = credentials{authzid: name, user: m.User, password: m.Password}
 		if m.Style == SeparatorStyle {
@@ -58,7 +58,7 @@ func (b *Backend) credentials(who Request) (credentials, error) {
 		}
 	}
 	if !sendable(c.password.Reveal(), maxPassword) {
-		return credentials{}, ErrDenied
+		return credentials{}, errUnsendable
 	}
 	return c, nil
 }

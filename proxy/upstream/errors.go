@@ -15,7 +15,7 @@ import (
 	"imapgate/internal/imap"
 )
 
-// What a caller branches on, besides *Refused.
+// What a caller branches on, besides *Refused and Judged.
 var (
 	// ErrDenied is a login with wrong credentials, or with a name or password
 	// that cannot be sent.
@@ -35,6 +35,18 @@ type Refused struct {
 
 func (r *Refused) Error() string { return "login refused: [" + r.Code + "] " + r.Text }
 
+// errUnsendable is a login that no backend was asked about.
+var errUnsendable = fmt.Errorf("%w: it cannot be sent", ErrDenied)
+
+// Judged says whether an error of Login is the backend's own NO or BAD to what it
+// was shown: whoever guesses at passwords has had an answer then, whatever the
+// code in it.
+func Judged(err error) bool {
+	var refused *Refused
+	return errors.Is(err, ErrDenied) && !errors.Is(err, errUnsendable) || errors.As(err, &refused) ||
+		errors.Is(err, errCode) || errors.Is(err, errBad)
+}
+
 // maxText bounds every text of a backend, in bytes, that an answer or an error
 // carries.
 const maxText = 256
@@ -50,13 +62,15 @@ var (
 	errBudget     = fmt.Errorf("%w: more before the login than is read", errProtocol)
 	errBehind     = fmt.Errorf("%w: answers behind the login's", errProtocol)
 	errCapability = fmt.Errorf("%w: no capability list", errProtocol)
-	errBad        = fmt.Errorf("%w: BAD", errProtocol)
+	errVerdict    = fmt.Errorf("%w: neither OK nor NO nor BAD", errProtocol)
 
 	errGoodbye    = errors.New("backend said goodbye")
 	errNoStartTLS = errors.New("backend does not offer STARTTLS")
 	errStartTLS   = errors.New("backend refused STARTTLS")
 	errHandshake  = errors.New("TLS")
 	errMechanism  = errors.New("backend offers no way to log in")
+	errTokenless  = fmt.Errorf("%w with a token: neither AUTH=OAUTHBEARER nor AUTH=XOAUTH2", errMechanism)
+	errBad        = errors.New("backend said BAD to the login")
 	errMaster     = errors.New("backend denied the master login")
 	errCode       = errors.New("backend refused the login with a code that is not passed on")
 	errDown       = errors.New("backend is marked down")
@@ -113,6 +127,8 @@ func result(ctx context.Context, err error) string {
 		return ResultDenied
 	case errors.As(err, &refused), errors.Is(err, errCode):
 		return ResultRefused
+	case errors.Is(err, errBad), errors.Is(err, errTokenless):
+		return ResultNotTaken
 	case errors.Is(err, ErrLoop):
 		return ResultLoop
 	case errors.Is(err, errDown):

@@ -82,8 +82,10 @@ func (b *Backend) verdict(res imap.Response) error {
 	switch {
 	case res.Name == "OK":
 		return nil
-	case res.Name != "NO":
+	case res.Name == "BAD":
 		return fmt.Errorf("%w: %s", errBad, res.Text)
+	case res.Name != "NO":
+		return errVerdict
 	case res.Code == "", res.Code == "AUTHENTICATIONFAILED", res.Code == "AUTHORIZATIONFAILED":
 		if b.cfg.Login == MasterLogin {
 			// The client's own password was right: it must not be told that it

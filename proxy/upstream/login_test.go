@@ -129,7 +129,7 @@ func TestTheBackendsAnswerDecidesWhatTheClientIsTold(t *testing.T) {
 		"NO [CONTACTADMIN] " + strings.Repeat("x", 4000):  {refused: "[CONTACTADMIN] " + strings.Repeat("x", 256), result: "refused"},
 		"NO [REFERRAL imap://;AUTH=*@evil:243/] go there": {sentinel: ErrUnavailable, result: "refused"},
 		"NO [X-UNHEARD-OF] what":                          {sentinel: ErrUnavailable, result: "refused"},
-		"BAD what":                                        {sentinel: ErrUnavailable, result: "protocol"},
+		"BAD what":                                        {sentinel: ErrUnavailable, result: "not_taken"},
 		"BYE out":                                         {sentinel: ErrUnavailable, result: "protocol"},
 		"PREAUTH in":                                      {sentinel: ErrUnavailable, result: "protocol"},
 		"5 OK in":                                         {sentinel: ErrUnavailable, result: "protocol"},
@@ -145,6 +145,9 @@ func TestTheBackendsAnswerDecidesWhatTheClientIsTold(t *testing.T) {
 			t.Errorf("%.40q: %v", answer, a.err)
 		case tc.refused != "" && (!errors.As(a.err, &refused) || "["+refused.Code+"] "+refused.Text != tc.refused):
 			t.Errorf("%.40q: %v", answer, a.err)
+		}
+		if judged := tc.result != ResultProtocol; Judged(a.err) != judged {
+			t.Errorf("%.40q: judged is %v", answer, !judged)
 		}
 		if a.result != tc.result || len(a.err.Error()) > 2*maxText || a.conn != nil {
 			t.Errorf("%.40q: %s, %d bytes of error", answer, a.result, len(a.err.Error()))
@@ -269,7 +272,7 @@ func TestABackendThatRepeatsTheCredentialsIsNotQuoted(t *testing.T) {
 	coded := base64.StdEncoding.EncodeToString([]byte("\x00joe@example.org\x00" + canary))
 	for _, words := range []string{"AUTHENTICATE PLAIN " + coded, "LOGIN joe " + canary, coded[:20], canary[:5]} {
 		a := perform(t, Config{TLSMode: NoTLS}, request1(t), "> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] Hello.", "< AUTHENTICATE", "> {L} BAD Unknown: "+words)
-		if a.err == nil || strings.Contains(a.err.Error(), words) || ResultOf(a.err) != ResultProtocol {
+		if a.err == nil || strings.Contains(a.err.Error(), words) || ResultOf(a.err) != ResultNotTaken {
 			t.Errorf("%v", a.err)
 		}
 		a.finish()
