@@ -92,43 +92,12 @@ var (
 )
 
 // pull makes mbsync copy INBOX into an empty Maildir and gives the hash of each
-// message by its subject. mbsync compares names only, so the certificate must be for
-// localhost.
+// message by its subject.
 func pull(t *testing.T, mbsync string, e endpoint, user string) map[string]mailHash {
 	t.Helper()
-	dir := t.TempDir()
-	_, port := split(t, e.address)
-	conf := fmt.Sprintf(`
-IMAPAccount far
-Host localhost
-Port %s
-User %s
-Pass %s
-SSLType IMAPS
-SystemCertificates no
-CertificateFile %s
-AuthMechs LOGIN
-
-IMAPStore far
-Account far
-
-MaildirStore near
-Inbox %s/inbox
-Path %s/
-
-Channel all
-Far :far:
-Near :near:
-Patterns INBOX
-Create Near
-Sync Pull
-SyncState *
-`, port, user, password, e.caFile, dir, dir)
-	path := filepath.Join(dir, "mbsyncrc")
-	if err := os.WriteFile(path, []byte(conf), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	path := mbsyncrc(t, e, account{user, password, "LOGIN"})
 	run(t, mbsync, "-c", path, "all")
+	dir := filepath.Dir(path)
 
 	files, err := filepath.Glob(filepath.Join(dir, "inbox", "[cn][ue][rw]", "*")) // cur and new
 	if err != nil {
@@ -150,6 +119,49 @@ SyncState *
 		hashes[string(m[1])] = sha256.Sum256(mbsyncMark.ReplaceAll(content, nil))
 	}
 	return hashes
+}
+
+// account is whom mbsync logs in as, and how.
+type account struct{ user, password, mechanism string }
+
+// mbsyncrc writes a configuration with which mbsync pulls INBOX into a Maildir
+// "inbox" beside it. mbsync compares names only, so the certificate must be for
+// localhost.
+func mbsyncrc(t *testing.T, e endpoint, a account) (path string) {
+	t.Helper()
+	dir := t.TempDir()
+	_, port := split(t, e.address)
+	conf := fmt.Sprintf(`
+IMAPAccount far
+Host localhost
+Port %s
+User %s
+Pass "%s"
+SSLType IMAPS
+SystemCertificates no
+CertificateFile %s
+AuthMechs %s
+
+IMAPStore far
+Account far
+
+MaildirStore near
+Inbox %s/inbox
+Path %s/
+
+Channel all
+Far :far:
+Near :near:
+Patterns INBOX
+Create Near
+Sync Pull
+SyncState *
+`, port, a.user, a.password, e.caFile, a.mechanism, dir, dir)
+	path = filepath.Join(dir, "mbsyncrc")
+	if err := os.WriteFile(path, []byte(conf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 // run runs a program to its end and wants success.
@@ -193,25 +205,13 @@ func TestAGoProgramIdlesAndReadsNewMail(t *testing.T) {
 func idlesAndReads(t *testing.T, backend *testbed.Dovecot, through entrance, user string) {
 	e := through(t, user)
 	exists := make(chan uint32, 16) // more than this test makes
-	c, err := imapclient.DialTLS(e.address, &imapclient.Options{
-		TLSConfig: e.tls,
+	c := gopher(t, e, &imapclient.Options{
 		UnilateralDataHandler: &imapclient.UnilateralDataHandler{Mailbox: func(d *imapclient.UnilateralDataMailbox) {
 			if d.NumMessages != nil {
 				exists <- *d.NumMessages
 			}
 		}},
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close() // it has logged out
-	// The library waits for answers without a limit.
-	watchdog := time.AfterFunc(runs, func() { _ = c.Close() })
-	defer watchdog.Stop()
-
-	if err := c.WaitGreeting(); err != nil {
-		t.Fatal(err)
-	}
 	if err := c.Login(user, password).Wait(); err != nil {
 		t.Fatal(err)
 	}

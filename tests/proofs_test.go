@@ -72,39 +72,7 @@ func TestMbsyncProvesItsPasswordToWhatDoveadmStored(t *testing.T) {
 // syncing makes mbsync log in by SCRAM-SHA-256 and pull.
 func syncing(t *testing.T, mbsync string, e endpoint, password string) ([]byte, error) {
 	t.Helper()
-	dir := t.TempDir()
-	_, port := split(t, e.address)
-	conf := fmt.Sprintf(`
-IMAPAccount far
-Host localhost
-Port %s
-User alice@example.org
-Pass "%s"
-SSLType IMAPS
-SystemCertificates no
-CertificateFile %s
-AuthMechs SCRAM-SHA-256
-
-IMAPStore far
-Account far
-
-MaildirStore near
-Inbox %s/inbox
-Path %s/
-
-Channel all
-Far :far:
-Near :near:
-Patterns INBOX
-Create Near
-Sync Pull
-SyncState *
-`, port, password, e.caFile, dir, dir)
-	path := filepath.Join(dir, "mbsyncrc")
-	if err := os.WriteFile(path, []byte(conf), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return exec.Command(mbsync, "-c", path, "all").CombinedOutput()
+	return exec.Command(mbsync, "-c", mbsyncrc(t, e, account{"alice@example.org", password, "SCRAM-SHA-256"}), "all").CombinedOutput()
 }
 
 // curl shows its certificate and says nothing else.

@@ -1,0 +1,138 @@
+package tests
+
+import (
+	"crypto/tls"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/emersion/go-imap/v2/imapclient"
+	"github.com/emersion/go-sasl"
+
+	"imapgate/internal/testbed"
+	"imapgate/internal/testbed/openid"
+	"imapgate/proxy"
+	"imapgate/proxy/upstream"
+)
+
+// Clients that people use, by each mechanism they speak.
+
+func TestCurlLogsInByPlainAndByLogin(t *testing.T) {
+	t.Parallel()
+	curl := testbed.Program(t, "curl", "curl")
+	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
+	g := startGateway(t, options{ca: backend.CA, backends: map[string]upstream.Config{only: to(backend, upstream.ImplicitTLS)}})
+	for _, kind := range []proxy.TLSMode{proxy.ImplicitTLS, proxy.StartTLS} {
+		e := g.at(kind)
+		_, port := split(t, e.address)
+		url := "imaps://localhost:" + port
+		if e.starttls {
+			url = "imap://localhost:" + port
+		}
+		for _, mechanism := range []string{"PLAIN", "LOGIN"} {
+			for _, ir := range []string{"--sasl-ir", "--no-sasl-ir"} {
+				user := strings.ToLower(fmt.Sprint("curl", mechanism, ir, "-", kind))
+				ask := func(password string) ([]byte, error) {
+					return exec.Command(curl, "--silent", "--show-error", "--max-time", "30", "--ssl-reqd", ir, "--cacert", e.caFile,
+						"--user", user+":"+password, "--login-options", "AUTH="+mechanism, url, "--request", "STATUS INBOX (MESSAGES)").CombinedOutput()
+				}
+				if out, err := ask(password); err != nil || !strings.Contains(string(out), "* STATUS INBOX (MESSAGES 0)") {
+					t.Errorf("%s %s %s: %v: %s", kind, mechanism, ir, err, out)
+				}
+				if n := strings.Count(g.read("audit"), `"mechanism":"AUTH=`+mechanism+`"`); n == 0 {
+					t.Errorf("%s %s %s: it has logged in otherwise", kind, mechanism, ir)
+				}
+				if out, err := ask("a guess"); err == nil {
+					t.Errorf("%s %s %s: a wrong password is as good: %s", kind, mechanism, ir, out)
+				}
+			}
+		}
+	}
+}
+
+// gopher is a client of the Go library, greeted. It waits for no answer longer than
+// runs.
+func gopher(t *testing.T, e endpoint, options *imapclient.Options) *imapclient.Client {
+	t.Helper()
+	if options.TLSConfig == nil {
+		options.TLSConfig = e.tls
+	}
+	c, err := imapclient.DialTLS(e.address, options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	watchdog := time.AfterFunc(runs, func() { _ = c.Close() })
+	t.Cleanup(func() {
+		watchdog.Stop()
+		_ = c.Close() // it has logged out
+	})
+	if err := c.WaitGreeting(); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// reads wants the client to be logged in.
+func reads(t *testing.T, c *imapclient.Client) {
+	t.Helper()
+	if _, err := c.Select("INBOX", nil).Wait(); err != nil {
+		t.Error(err)
+	}
+	if err := c.Logout().Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAGoProgramBringsAToken(t *testing.T) {
+	t.Parallel()
+	p := openid.Start(t, tokenUser)
+	b, _ := tokenGateway(t, p, verified(p), "login: oauth")
+	token := p.Login(t, openid.Mail, tokenUser).Access
+	e := b.endpoint("implicit")
+	host, port := split(t, e.address)
+	number, err := strconv.Atoi(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bring := func(c *imapclient.Client, token string) error {
+		return c.Authenticate(sasl.NewOAuthBearerClient(&sasl.OAuthBearerOptions{Username: tokenUser, Token: token, Host: host, Port: number}))
+	}
+	c := gopher(t, e, &imapclient.Options{})
+	if err := bring(c, token); err != nil {
+		t.Fatal(err)
+	}
+	reads(t, c)
+	if err := bring(gopher(t, e, &imapclient.Options{}), token+"x"); err == nil {
+		t.Error("a changed token is as good")
+	}
+}
+
+func TestAGoProgramComesInWithACertificate(t *testing.T) {
+	t.Parallel()
+	people, clients := filepath.Join(t.TempDir(), "people"), testbed.NewCA(t)
+	if err := os.WriteFile(people, []byte("alice@example.org:{PLAIN}x\nbob@example.org:{PLAIN}x\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b, _ := proofGateway(t, fmt.Sprintf("methods: [file], file: {path: %s}, default_domain: example.org, external: {san: dns}", people), "  client_ca: "+clients.File)
+	e := b.endpoint("implicit")
+	pair, err := tls.LoadX509KeyPair(clients.Issue(t, "alice"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	shows := e.tls.Clone()
+	shows.Certificates = []tls.Certificate{pair}
+	for as, right := range map[string]bool{"": true, "alice@example.org": true, "bob@example.org": false} {
+		c := gopher(t, e, &imapclient.Options{TLSConfig: shows})
+		if err := c.Authenticate(sasl.NewExternalClient(as)); (err == nil) != right {
+			t.Errorf("as %q: %v", as, err)
+		}
+		if right {
+			reads(t, c)
+		}
+	}
+}
