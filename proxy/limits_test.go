@@ -211,16 +211,22 @@ func (b *bed) guess(address, user, secret string) string {
 	return strings.TrimSpace(strings.TrimPrefix(line, "a "))
 }
 
+// guesses tries ten wrong passwords, with these users in turns: as many as the
+// defaults forgive.
+func (b *bed) guesses(address string, users ...string) {
+	b.t.Helper()
+	for i := range 10 {
+		if got := b.guess(address, users[i%len(users)], fmt.Sprint("guess", i)); got != deniedReply {
+			b.t.Fatalf("guess %d: %s", i, got)
+		}
+	}
+}
+
 func TestWhoGuessesTooOftenIsBanned(t *testing.T) {
 	b := newBed(t, openMailbox(t).addr(), limited(limit.Config{Failures: guesses()}))
 	waiting := b.in("203.0.113.7")
-	for i := range 10 {
-		// Unknown, wrong, nowhere and impossible names count alike.
-		user := []string{"frank", "nobody", "alice", `"a|b"`}[i%4]
-		if got := b.guess("203.0.113.7", user, fmt.Sprint("guess", i)); got != deniedReply {
-			t.Fatalf("guess %d: %s", i, got)
-		}
-	}
+	// Wrong, unknown, denied by the backend and impossible: all count alike.
+	b.guesses("203.0.113.7", "frank", "nobody", "alice", `"a|b"`)
 	b.refused("203.0.113.7")
 	b.wantHit(limit.Banned, "203.0.113.7/32")
 	// On a connection that is open already a right password is not told from a
@@ -249,11 +255,7 @@ func TestARepeatedWrongPasswordIsOneFailure(t *testing.T) {
 
 func TestTheBackendsNoCountsWhereItDecides(t *testing.T) {
 	b := newBed(t, openMailbox(t).addr(), limited(limit.Config{Failures: guesses()}))
-	for i := range 10 {
-		if got := b.guess("203.0.113.7", "alice", fmt.Sprint("guess", i)); got != deniedReply {
-			t.Fatalf("guess %d: %s", i, got)
-		}
-	}
+	b.guesses("203.0.113.7", "alice")
 	b.refused("203.0.113.7")
 }
 
