@@ -43,7 +43,7 @@ docker: ## the image
 	docker build --build-arg VERSION=$(VERSION) -t imapgate:$(VERSION) .
 
 soak: ## the long runs of the tests: 9,000 idle sessions, 300 logins a second, 100,000 connections, a storm
-	IMAPGATE_SOAK=1 go test -timeout 60m -run 'Leaves|IdleSessions|LoginsAt|InAStorm|ReusedConnections|AScriptEnds|ReturningUsers|ARestartLoses' -v ./tests
+	IMAPGATE_SOAK=1 go test -timeout 60m -run 'Leaves|IdleSessions|LoginsAt|InAStorm|ReusedConnections|AScriptEnds|ReturningUsers|ARestartLoses|BefallsRedis' -v ./tests
 
 overload: ## for a minute three times the logins that can be done; as root, because the gateway is given a part of a core
 	IMAPGATE_SOAK=1 go test -count=1 -timeout $(TIMEOUT) -run ThreeTimesTheLogins -v ./tests
