@@ -6,7 +6,7 @@ LDFLAGS  := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 10s
 SEEDS    ?= 1000
 # For each package; the whole takes minutes.
-TIMEOUT  ?= 10m
+TIMEOUT  ?= 15m
 
 .PHONY: enumeration overload tattoo model-slice soak model compare build test check fuzz race bench cover docs docker scratch-test deps clean
 
@@ -52,7 +52,7 @@ tattoo: ## 100,000 sessions of 200 users, aborted anywhere, on connections that 
 	IMAPGATE_SOAK=1 go test -count=1 -timeout $(TIMEOUT) -run ReusedConnections ./tests
 
 model-slice: ## some minutes of what model does
-	MODEL_MODE=resume MODEL_DETACH=1 MODEL_FAULTS=all MODEL_TIME=2m go test -count=1 -timeout $(TIMEOUT) -run TestModelAsAsked ./tests/model
+	MODEL_MODE=resume MODEL_DETACH=1 MODEL_FAULTS=all MODEL_TIME=90s go test -count=1 -timeout $(TIMEOUT) -run TestModelAsAsked ./tests/model
 
 model: ## a thousand seeds of random clients, each command on a new connection, with losses: resume must not err
 	MODEL_MODE=resume MODEL_DETACH=1 MODEL_FAULTS=all MODEL_SEEDS=$(SEEDS) go test -count=1 -timeout 120m -run TestModelAsAsked -v ./tests/model
