@@ -14,7 +14,7 @@
 //
 //	visit.go      one connection: Arrive, Move, Attempt, Failed, Enter, Leave
 //	places.go     how many there are, here
-//	lease.go      how many there are, at all gateways
+//	lease.go      how many there are, at all gateways; farewell.go the last word of them
 //	judge.go      what a login owes for earlier failures
 //	open.go       logins under way, which may yet fail
 //	failures.go   the failures, bounded; window.go counts them

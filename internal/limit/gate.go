@@ -66,12 +66,22 @@ func New(cfg Config, client redis.UniversalClient, hooks Hooks, log *zap.Logger)
 }
 
 // Run renews the leases of this gateway and follows the bans of the others,
-// until ctx is done; then it returns nil. Without Redis it only waits for that.
+// until ctx is done, and all visits have left or farewellTime is over; then it
+// returns nil. Without Redis it only waits for ctx.
 func (g *Gate) Run(ctx context.Context) error {
 	if g.shared == nil {
 		<-ctx.Done()
 		return nil
 	}
+	if err := g.keepUp(ctx); err != nil {
+		return err
+	}
+	g.farewell()
+	return nil
+}
+
+// keepUp is Run as long as it is not to end.
+func (g *Gate) keepUp(ctx context.Context) error {
 	all, ctx := errgroup.WithContext(ctx)
 	all.Go(func() error { g.beat(ctx); return nil })
 	all.Go(func() error { g.flush(ctx); return nil })

@@ -52,14 +52,19 @@ type note struct {
 	version int64
 }
 
-// notes are those of a session that enters.
+// notes are those of a session that enters. With it goes what others have left that
+// Redis has not been told of: who comes back at once finds the room it has made.
 func (p *places) notes(want []bounded) []note {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	notes := make([]note, len(want))
 	for i, b := range want {
+		h := p.held[b.place]
 		p.version++
-		notes[i] = note{b.place, false, 1, b.limit, p.version}
+		notes[i] = note{b.place, false, 1 - h.owed, b.limit, p.version}
+		if h.owed = 0; !h.unsure {
+			delete(p.dirty, b.place)
+		}
 	}
 	return notes
 }
@@ -165,7 +170,8 @@ func (g *Gate) lease(ctx context.Context, v *Visit, u identity.User, want []boun
 		g.places.landed(want)
 		return nil
 	}
-	calls := s.leaseCalls(g.places.notes(want))
+	notes := g.places.notes(want)
+	calls := s.leaseCalls(notes)
 	if !v.exempt {
 		calls = append(calls, g.goodCalls(u, v.addr)...)
 	}
@@ -180,7 +186,7 @@ func (g *Gate) lease(ctx context.Context, v *Visit, u identity.User, want []boun
 	if no != nil {
 		no.Shared = true
 	}
-	dirty := g.places.settle(want, said, no == nil)
+	dirty := g.places.settle(notes, said, no == nil)
 	if dirty && no != nil { // at once: who is refused over and over must not fill other places
 		g.write(ctx, g.places.batch())
 	}
@@ -294,8 +300,9 @@ func (g *Gate) flush(ctx context.Context) {
 		case <-ctx.Done():
 		}
 		_ = sleep(ctx, gather)
-		for notes := g.places.batch(); len(notes) > 0 && ctx.Err() == nil; notes = g.places.batch() {
-			if !g.write(ctx, notes) {
+		for ctx.Err() == nil { // else what is left is for farewell
+			notes := g.places.batch()
+			if len(notes) == 0 || !g.write(ctx, notes) {
 				break
 			}
 			if len(notes) == flushBatch {

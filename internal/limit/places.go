@@ -96,23 +96,26 @@ const (
 )
 
 // settle ends what take began, once Redis has said what it has to. When one
-// place was denied all are given back.
-func (p *places) settle(want []bounded, said []outcome, in bool) (dirty bool) {
+// place was denied all are given back, and what was not taken down of those who
+// have left is owed again.
+func (p *places) settle(notes []note, said []outcome, in bool) (dirty bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for i, b := range want {
-		h := p.held[b.place]
+	for i, n := range notes {
+		h := p.held[n.place]
 		h.flying--
 		switch {
 		case said[i] == unheard:
 			h.unsure = true
-		case said[i] == granted && !in:
+		case said[i] != granted:
+			h.owed += 1 - n.n
+		case !in:
 			h.owed++
 		}
 		if !in {
 			h.n--
 		}
-		dirty = p.sweep(b.place, h) || dirty
+		dirty = p.sweep(n.place, h) || dirty
 	}
 	return dirty
 }

@@ -14,7 +14,7 @@ func newScript(text string) *script { return &script{text, redis.NewScript(text)
 // scripts are all that are run. Each has keys of one slot, and takes the time from
 // Redis, so that the clocks of gateways need not agree.
 type scripts struct {
-	lease, beat, alive, sessions, failed, forget, good, known, where, ban, lift, forgive, bans, changes, upload *script
+	lease, beat, alive, sessions, failed, forget, good, known, where, ban, lift, forgive, bans, changes, upload, part *script
 }
 
 func newScripts() *scripts {
@@ -26,7 +26,7 @@ func newScripts() *scripts {
 		ban: newScript(clock + announce + banScript), lift: newScript(clock + announce + liftScript),
 		forgive: newScript(clock + announce + forgiveScript),
 		bans:    newScript(clock + bansScript), changes: newScript(clock + changesScript),
-		upload: newScript(uploadScript),
+		upload: newScript(uploadScript), part: newScript(partScript),
 	}
 }
 

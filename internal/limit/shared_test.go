@@ -60,7 +60,7 @@ func runHooked(t testing.TB, cfg Config, client redis.UniversalClient, hooks Hoo
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- g.Run(ctx) }() // ends with ctx; waited for by kill
+	go func() { done <- g.keepUp(ctx) }() // ends with ctx; waited for by kill
 	kill := sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {

@@ -1,0 +1,114 @@
+//go:build unix
+
+package limit
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"imapgate/internal/testbed"
+)
+
+// runToEnd runs a gate until stop, which waits for Run.
+func runToEnd(t *testing.T, g *Gate) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(cancel)
+	done := make(chan error, 1)
+	go func() { done <- g.Run(ctx) }() // ends with ctx; waited for by stop
+	return func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("run: %v", err)
+		}
+	}
+}
+
+func TestAGatewayThatStopsMakesRoomAtTheOthersAtOnce(t *testing.T) {
+	r := testbed.StartRedis(t)
+	cfg := wide() // with leases of the real length
+	cfg.Settings.PerUserAddress = 3
+	one := &gateway{Gate: newGate(t, cfg, dial(t, r.Address))}
+	stop := runToEnd(t, one.Gate)
+	two := runGate(t, cfg, dial(t, r.Address))
+	alice, phone := user(t, "alice"), at("192.0.2.1")
+	var in []*Visit
+	for range 3 {
+		v, err := enter(t, one, phone, alice)
+		if err != nil {
+			t.Fatal(err)
+		}
+		in = append(in, v)
+	}
+	if _, err := enter(t, two, phone, alice); reason(err) != UserAddress {
+		t.Fatalf("at the other gateway: %v", err)
+	}
+	leaveAll(in[:2])
+	// The last one leaves when the stop is under way.
+	go func() { in[2].Leave() }() // ends at once; Run waits for it
+	stop()
+	again, err := enter(t, two, phone, alice)
+	if err != nil {
+		t.Fatalf("behind the stop: %v", err)
+	}
+	again.Leave()
+	if alive := r.CLI("zcard", "imapgate:limit:gateways"); alive != "1" {
+		t.Errorf("%s gateways are thought to live", alive)
+	}
+}
+
+func TestAGatewayStopsAlsoWhenRedisIsAwayOrAVisitStays(t *testing.T) {
+	r := testbed.StartRedis(t)
+	for name, trouble := range map[string]func(){"a visit stays": func() {}, "Redis is frozen": r.Freeze} {
+		g := &gateway{Gate: newGate(t, wide(), dial(t, r.Address))}
+		stop := runToEnd(t, g.Gate)
+		v, err := enter(t, g, at("192.0.2.1"), user(t, "alice"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		trouble()
+		began := time.Now()
+		stop()
+		if took := time.Since(began); took < farewellTime || took > 2*farewellTime {
+			t.Errorf("%s: stopped after %v", name, took)
+		}
+		v.Leave()
+	}
+}
+
+func TestWhoLeavesAtTheLimitMayComeBackAtOnce(t *testing.T) {
+	r := testbed.StartRedis(t)
+	cfg := quick()
+	cfg.Settings.PerUserAddress, cfg.Settings.PerUser = 1, 2
+	one, two := runGate(t, cfg, dial(t, r.Address)), runGate(t, cfg, dial(t, r.Address))
+	alice := user(t, "alice")
+	v, err := enter(t, one, at("192.0.2.1"), alice)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 20 {
+		v.Leave()
+		if v, err = enter(t, one, at("192.0.2.1"), alice); err != nil {
+			t.Fatalf("time %d: %v", i, err)
+		}
+	}
+	other, err := enter(t, two, at("192.0.2.2"), alice)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.Leave()
+	third, err := enter(t, two, at("192.0.2.1"), alice)
+	testbed.Within(t, patienceOf, "the other gateway to hear of it", func() bool {
+		if err != nil {
+			third, err = enter(t, two, at("192.0.2.1"), alice)
+		}
+		return err == nil
+	})
+	if _, err := enter(t, one, at("192.0.2.3"), alice); reason(err) != UserConnections {
+		t.Fatalf("one more than the limit: %v", err)
+	}
+	other.Leave()
+	third.Leave()
+	testbed.Within(t, patienceOf, "nobody to be there", func() bool { return sessionsOf(t, two, alice) == 0 })
+}
