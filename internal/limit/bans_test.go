@@ -6,7 +6,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"imapgate/internal/identity"
+	"imapgate/internal/testbed"
 )
 
 func TestAFullTableForgetsNobody(t *testing.T) {
@@ -68,6 +71,58 @@ func TestUnbanLiftsEverythingAround(t *testing.T) {
 	}
 	if left, _ := g.Bans(t.Context()); len(left) != 2 {
 		t.Fatalf("left are %v", left)
+	}
+}
+
+func TestOnlyABanThatWasThereIsRemoved(t *testing.T) {
+	r := testbed.StartRedis(t)
+	for name, client := range map[string]redis.UniversalClient{"alone": nil, "with Redis": dial(t, r.Address)} {
+		t.Run(name, func(t *testing.T) {
+			orders := make(chan Order, 16) // more than there are
+			g := runHooked(t, quick(), client, Hooks{OnOrder: func(o Order) { orders <- o }}).Gate
+			operator := g
+			if client != nil {
+				operator = newGate(t, quick(), client) // which runs nowhere
+				following(t, &gateway{operator, nil}, &gateway{g, nil})
+			}
+			one, other := netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("192.0.3.1/32")
+			for _, net := range []netip.Prefix{one, other} {
+				if err := operator.Ban(t.Context(), net, time.Hour, "by hand"); err != nil {
+					t.Fatal(err)
+				}
+				told(t, orders, Order{Net: net, For: time.Hour, Note: "by hand"})
+			}
+			for range 2 {
+				if _, err := operator.Unban(t.Context(), netip.MustParsePrefix("192.0.2.0/24")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			told(t, orders, Order{Net: one})
+			if _, err := g.Unban(t.Context(), other); err != nil {
+				t.Fatal(err)
+			}
+			told(t, orders, Order{Net: other}) // and nothing between them
+		})
+	}
+}
+
+// told waits for the next order that is not of the probe of following, about the
+// one wanted.
+func told(t *testing.T, orders <-chan Order, want Order) {
+	t.Helper()
+	for {
+		select {
+		case o := <-orders:
+			if o.Net.Addr() == netip.MustParseAddr("198.18.0.1") {
+				continue
+			}
+			if o.Net != want.Net || o.Note != want.Note || !within(o.For, want.For) {
+				t.Fatalf("told %+v, not %+v", o, want)
+			}
+			return
+		case <-time.After(patienceOf):
+			t.Fatalf("nothing is told, not %+v", want)
+		}
 	}
 }
 

@@ -107,14 +107,38 @@ func (b *Budget) Overdraw(n int64) {
 	}
 }
 
-// uploadScript adds ARGV[1] to the sum at the key, unless that would be more than
-// ARGV[2]. It gives whether it was added, and the sum.
+// uploadScript adds ARGV[1], which may be 0 to look, to the sum at the key, unless
+// that would be more than ARGV[2]. It gives whether it was added, and the sum.
 const uploadScript = `
 local sum, n = tonumber(redis.call('GET', KEYS[1])) or 0, tonumber(ARGV[1])
 if sum + n > tonumber(ARGV[2]) then return {0, sum} end
+if n == 0 then return {1, sum} end
 redis.call('SET', KEYS[1], string.format('%d', sum + n), 'PX', ARGV[3])
 return {1, sum + n}
 `
+
+// uploadedToday is what a user has uploaded, at all gateways or without Redis here.
+func (g *Gate) uploadedToday(ctx context.Context, u identity.User) (int64, error) {
+	today := time.Now().UTC().Format(time.DateOnly)
+	s := g.shared
+	if s == nil {
+		return g.budgets.sum(u, today), nil
+	}
+	r, err := s.ask(ctx, call{
+		s.scripts.upload, []string{s.keys.uploads(u, today)}, []any{0, math.MaxInt64, uploadKept.Milliseconds()},
+	})
+	if err != nil {
+		return 0, err
+	}
+	reply, err := r[0].Int64Slice()
+	if err == nil && len(reply) != 2 {
+		err = errForm
+	}
+	if err != nil {
+		return 0, err
+	}
+	return reply[1], nil
+}
 
 func (k keys) uploads(u identity.User, day string) string {
 	return k.prefix + "limit:upload:" + day + ":" + u.String()
@@ -161,6 +185,16 @@ func (b *budgets) upload(u identity.User, day string, n, most int64) bool {
 // overdraw adds n to the user's sum of the day, whatever it is.
 func (b *budgets) overdraw(u identity.User, day string, n int64) {
 	_ = b.upload(u, day, n, math.MaxInt64)
+}
+
+// sum is what is known here of the user's day.
+func (b *budgets) sum(u identity.User, day string) int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if known, _ := b.sums.Peek(u); known.day == day {
+		return known.sum
+	}
+	return 0
 }
 
 // uploaded is what all gateways together know.

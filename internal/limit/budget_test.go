@@ -78,7 +78,14 @@ func TestADayHasRoomForSoManyBytesOfUploads(t *testing.T) {
 				t.Errorf("%d bytes more: %v", upload.n, fits)
 			}
 		}
+		a, err := v.gate.ShowUser(t.Context(), user(t, "alice"))
+		if err != nil || a.Uploaded != 1000 || a.Upload != 1000 {
+			t.Errorf("an operator sees %d of %d bytes: %v", a.Uploaded, a.Upload, err)
+		}
 		time.Sleep(24 * time.Hour)
+		if a, err = v.gate.ShowUser(t.Context(), user(t, "alice")); err != nil || a.Uploaded != 0 {
+			t.Errorf("on the next day an operator sees %d bytes: %v", a.Uploaded, err)
+		}
 		if !v.Budget().Upload(t.Context(), 1000) {
 			t.Error("the next day has no room")
 		}
@@ -94,9 +101,17 @@ func TestUploadsAreCountedAtAllGatewaysTogether(t *testing.T) {
 		t.Cleanup(func() { _ = client.Close() })
 		return newGate(t, cfg, client)
 	}
+	operator := gate()
 	here, there := entered(t, gate(), "alice").Budget(), entered(t, gate(), "alice").Budget()
 	if !here.Upload(t.Context(), 700) || there.Upload(t.Context(), 700) || !there.Upload(t.Context(), 300) || here.Upload(t.Context(), 1) {
 		t.Error("two gateways do not count together")
+	}
+	a, err := operator.ShowUser(t.Context(), user(t, "alice"))
+	if err != nil || a.Uploaded != 1000 || a.Upload != 1000 {
+		t.Errorf("an operator sees %d of %d bytes: %v", a.Uploaded, a.Upload, err)
+	}
+	if a, err = operator.ShowUser(t.Context(), user(t, "bob")); err != nil || a.Uploaded != 0 {
+		t.Errorf("of who uploaded nothing an operator sees %d bytes: %v", a.Uploaded, err)
 	}
 	srv.Kill()
 	if there.Upload(t.Context(), 1) {

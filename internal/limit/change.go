@@ -194,9 +194,7 @@ func (g *Gate) apply(c change) {
 	}
 	switch c.kind {
 	case "lift":
-		g.bans.lift(net, g.now())
-		g.past.forgiveNet(net)
-		g.hooks.OnOrder(Order{Net: net})
+		g.lift(net)
 	case "ban":
 		if e, ok := parseEntry(c.record); ok && e.why == ByOperator {
 			g.hooks.OnOrder(Order{Net: net, For: clamped(c.left), Note: e.note})

@@ -49,6 +49,8 @@ type AboutUser struct {
 	Delay     time.Duration // of a login from such a network
 	KnownOnly bool          // no login from such a network
 	Known     []KnownNet    // from the latest
+	Uploaded  int64         // bytes of messages today (UTC)
+	Upload    int64         // how many there may be; 0 is no bound
 }
 
 // KnownNet is a network from which a user has logged in of late.
@@ -132,10 +134,8 @@ func oneLine(note string) string {
 // were any; at every gateway within a second. It gives those that were under way.
 func (g *Gate) Unban(ctx context.Context, net netip.Prefix) ([]netip.Prefix, error) {
 	s, net := g.shared, net.Masked()
-	lifted := g.bans.lift(net, g.now())
-	g.past.forgiveNet(net)
+	lifted := g.lift(net)
 	if s == nil {
-		g.hooks.OnOrder(Order{Net: net})
 		return lifted, nil
 	}
 	lifted = nil
@@ -163,6 +163,17 @@ func (g *Gate) Unban(ctx context.Context, net netip.Prefix) ([]netip.Prefix, err
 		return nil, fmt.Errorf("unban %v: %w", net, err)
 	}
 	return lifted, nil
+}
+
+// lift ends bans and forgets failures here, and tells of the bans that were under
+// way. Who gave the order hears of it again from Redis, when there is nothing left.
+func (g *Gate) lift(net netip.Prefix) []netip.Prefix {
+	lifted := g.bans.lift(net, g.now())
+	g.past.forgiveNet(net)
+	for _, n := range lifted {
+		g.hooks.OnOrder(Order{Net: n})
+	}
+	return lifted
 }
 
 // Forgive forgets what was tried on a user, so that it may log in from networks
@@ -273,6 +284,12 @@ func (g *Gate) ShowUser(ctx context.Context, u identity.User) (AboutUser, error)
 			a.Known, err = g.knownNets(ctx, u)
 		}
 		if err != nil {
+			return a, fmt.Errorf("show %v: %w", u, err)
+		}
+	}
+	if a.Upload = g.cfg.Budgets.Upload; a.Upload > 0 {
+		var err error
+		if a.Uploaded, err = g.uploadedToday(ctx, u); err != nil {
 			return a, fmt.Errorf("show %v: %w", u, err)
 		}
 	}
