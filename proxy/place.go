@@ -6,7 +6,6 @@ import (
 	"fmt"
 
 	"imapgate/auth"
-	"imapgate/proxy/upstream"
 	"imapgate/routing"
 )
 
@@ -19,7 +18,7 @@ var errNothingToShow = errors.New("backend wants the user's password, and the cl
 func (s *session) place(ctx context.Context, a *attempt, id auth.Identity) (err error) {
 	rooms := &s.server.rooms
 	if s.server.cfg.Placed {
-		a.route, err = s.server.placed(id)
+		a.route, err = s.server.placed(ctx, id)
 	} else {
 		a.route, err = rooms.Routes.Lookup(ctx, id.User())
 	}
@@ -43,20 +42,11 @@ func (s *session) place(ctx context.Context, a *attempt, id auth.Identity) (err 
 
 // placed is the route that an auth server has given with its yes. Only a
 // configured backend is gone to: no answer can lead a password elsewhere.
-func (s *Server) placed(id auth.Identity) (routing.Route, error) {
-	name, known := s.places[id.Placed().String()]
-	if !known {
-		return routing.Route{}, fmt.Errorf("%w: the auth server says %v, which is no backend's address", routing.ErrUnavailable, id.Placed())
+func (s *Server) placed(ctx context.Context, id auth.Identity) (routing.Route, error) {
+	name, err := s.places.at(ctx, id.Placed())
+	if err != nil {
+		return routing.Route{}, err
 	}
 	s.rooms.Metrics.RouteLookup(string(routing.FromHTTP))
 	return routing.Route{User: id.User(), Backend: name, Login: id.User().String(), From: routing.FromHTTP}, nil
-}
-
-// placesOf are the backends by address, as far as that is one.
-func placesOf(backends map[string]*upstream.Backend) map[string]string {
-	places := make(map[string]string, len(backends))
-	for name, b := range backends {
-		places[b.Address()] = name
-	}
-	return places
 }

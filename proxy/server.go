@@ -71,7 +71,8 @@ type Config struct {
 	BadCommands    int           // before the login, on a connection
 	Instance       string        // begins every session id; NewInstance
 	TokenRefusal   auth.TokenRefusal
-	Placed         bool // mailboxes live where auth's method http says, not where routing does
+	Placed         bool          // mailboxes live where auth's method http says, not where routing does
+	PlaceTTL       time.Duration // with Placed: how long the addresses of backends' names are used
 	// Modes are the backends' own; one that is not there is spliced.
 	Modes map[string]Mode
 }
@@ -115,9 +116,9 @@ type Server struct {
 	listeners []*listener
 	spliced   *splice.Set
 	mux       *mux.Hub
-	slots     int64             // connections at a time
-	turns     *turns            // of TLS handshakes
-	places    map[string]string // backends by address
+	slots     int64  // connections at a time
+	turns     *turns // of TLS handshakes
+	places    *places
 	denials   denials
 
 	wg       sync.WaitGroup // accept loops and sessions before their relay
@@ -132,7 +133,7 @@ func NewInstance() string { return rand.Text()[:8] }
 
 // New makes a Server that does not listen yet.
 func New(cfg Config, rooms Rooms) (*Server, error) {
-	s := &Server{cfg: cfg, rooms: rooms, slots: descriptorSlots(), turns: newTurns(cfg.Handshakes), places: placesOf(rooms.Backends)}
+	s := &Server{cfg: cfg, rooms: rooms, slots: descriptorSlots(), turns: newTurns(cfg.Handshakes), places: newPlaces(rooms.Backends, cfg.PlaceTTL)}
 	if cfg.MaxConnections > 0 {
 		s.slots = min(s.slots, int64(cfg.MaxConnections))
 	}

@@ -5,9 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -27,6 +25,7 @@ func authConfig(cfg *config.Config) auth.Config {
 		Mechanisms:    cfg.Auth.Mechanisms,
 		Listeners:     make(map[string][]string),
 		SCRAMSecret:   cfg.Auth.SCRAMSecret,
+		SCRAMRounds:   cfg.Auth.SCRAMIterations,
 		External:      cfg.Auth.External.SAN,
 	}
 	for _, l := range cfg.Listeners {
@@ -115,30 +114,4 @@ func (g *gateway) openAuth() error {
 	}
 	g.auth, err = auth.New(authConfig(g.cfg), g.judges.sources(passwords), g.log)
 	return err
-}
-
-// warnings are what can be meant, and is more likely a mistake.
-func warnings(cfg *config.Config) []string {
-	return append(warnReuse(cfg), warnProofs(cfg)...)
-}
-
-// warnProofs says where a client that shows no password cannot be taken on:
-// with SCRAM and EXTERNAL, there is none to log in at the backend with.
-func warnProofs(cfg *config.Config) (said []string) {
-	proofs := slices.DeleteFunc(slices.Clone(cfg.Auth.Mechanisms), func(name string) bool {
-		return name != "EXTERNAL" && !strings.HasPrefix(name, "SCRAM")
-	})
-	if len(cfg.Auth.Mechanisms) == 0 && cfg.Auth.External.SAN != "" {
-		proofs = []string{"EXTERNAL"}
-	}
-	if slices.Contains(cfg.Auth.Methods, auth.HTTP) { // which can give a password to log in with
-		proofs = slices.DeleteFunc(proofs, func(name string) bool { return name == "EXTERNAL" })
-	}
-	for _, name := range slices.Sorted(maps.Keys(cfg.Backends)) {
-		if b := cfg.Backends[name]; len(proofs) > 0 && b.Login != "master" {
-			said = append(said, fmt.Sprintf("backends.%s: login: %s cannot be used for clients that log in with %s, who show no password or token: they get UNAVAILABLE. login: master can",
-				name, b.Login, strings.Join(proofs, ", ")))
-		}
-	}
-	return said
 }

@@ -101,7 +101,7 @@ routing: {source: http}
 backends: {east: {address: %q, tls: none, forward: none}}
 audit: {path: ""}
 admin: {address: "127.0.0.1:0"}
-`, cert, key, ca.File, page.URL+"/auth?a=b", b.address())))
+`, cert, key, ca.File, page.URL+"/auth?a=b", fmt.Sprintf("localhost:%d", where.Port()))))
 
 	balanced := s.await(t, `"listener":"balanced","address":"([^"]+)"`)[1]
 	nc, err := net.Dial("tcp", balanced)

@@ -117,6 +117,56 @@ backends: {east: {address: "127.0.0.1:143", tls: none, login: %s, master: {user:
 	}
 }
 
+// warned is what check warns of in a valid configuration.
+func warned(t *testing.T, auth, backend string) string {
+	t.Helper()
+	got := imapgate(t, "", "check", "--config", write(t, "imapgate.yaml", fmt.Sprintf(`
+listeners: [{address: "127.0.0.1:0", tls: none}]
+auth: {%s}
+routing: {source: static, static: {default: east}}
+backends: {east: {address: "127.0.0.1:143", tls: none, %s}}
+`, auth, backend)))
+	if got.status != 0 {
+		t.Errorf("%+v", got)
+	}
+	return strings.TrimPrefix(got.err, "warning: ")
+}
+
+func TestModeReuseThatReusesNothingIsAWarning(t *testing.T) {
+	users := write(t, "users", "alice:{PLAIN}x\n")
+	const tokens = "mechanisms: [OAUTHBEARER, PLAIN]"
+	file := fmt.Sprintf("file: {path: %q}", users)
+	for _, c := range []struct{ auth, backend, want string }{
+		{"methods: [passthrough]", "mode: reuse", "or passwords that the gateway can check: nothing will be reused for clients with passwords\n"},
+		{"methods: [passthrough], " + tokens, "mode: reuse", "or passwords and tokens that the gateway can check"},
+		{"methods: [file, passthrough], " + file + ", " + tokens, "mode: reuse", "or tokens that the gateway can check"},
+		{"methods: [passthrough], mechanisms: [XOAUTH2]", "mode: reuse, login: oauth", "or tokens that the gateway can check"},
+		{"methods: [passthrough], " + tokens, "mode: reuse, mux: {cred_cache: true}", ""},
+		{"methods: [file], " + file, "mode: reuse", ""},
+		{"methods: [passthrough], " + tokens, "mode: splice", ""},
+	} {
+		got := warned(t, c.auth, c.backend)
+		if c.want == "" && got != "" || !strings.Contains(got, c.want) || c.want != "" && !strings.HasPrefix(got, "backends.east: mode reuse needs") {
+			t.Errorf("%s, %s: %q, want %q", c.auth, c.backend, got, c.want)
+		}
+	}
+}
+
+func TestAPasswordSentInTheClearIsAWarning(t *testing.T) {
+	for url, clear := range map[string]bool{
+		"http://auth.internal/auth": true, "http://192.0.2.7:9000/auth": true, "http://[2001:db8::1]/": true, "http://127.example/": true,
+		"https://auth.internal/auth": false, "http://127.0.0.1:9000/auth": false, "http://[::1]:9000/auth": false, "http://localhost/auth": false,
+	} {
+		got := warned(t, fmt.Sprintf("methods: [http], http: {urls: [https://auth.internal/auth, %q]}", url), "mode: splice")
+		if strings.Contains(got, "auth.http.urls[1]: http to ") != clear || !clear && got != "" {
+			t.Errorf("%s: %q", url, got)
+		}
+	}
+	if got := warned(t, `methods: [passthrough], http: {urls: ["http://auth.internal/auth"]}`, "mode: splice"); got != "" {
+		t.Errorf("a server that nobody asks: %q", got)
+	}
+}
+
 func TestAMissingConfigurationIsAProblem(t *testing.T) {
 	got := imapgate(t, "", "check", "--config", filepath.Join(t.TempDir(), "none.yaml"))
 	if got.status != 1 || !strings.Contains(got.err, "no such file") {

@@ -45,6 +45,7 @@ func proxyConfig(cfg *config.Config, instance string) proxy.Config {
 		BadCommands:    l.BadCommands,
 		Instance:       instance,
 		Placed:         cfg.Routing.Source == routing.SourceHTTP,
+		PlaceTTL:       cfg.Routing.Cache.TTL,
 		Modes:          make(map[string]proxy.Mode, len(cfg.Backends)),
 	}
 	for name, b := range cfg.Backends {

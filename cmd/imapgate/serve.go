@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"io"
-	"maps"
 	"os"
 	"os/signal"
 	"runtime/debug"
-	"slices"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -163,16 +161,4 @@ func (g *gateway) refresh() {
 		}
 	}
 	g.log.Info("audit log opened anew; a changed configuration is not read before a restart")
-}
-
-// warnReuse says which backends' mode is of no use: where only they know the
-// passwords, each login asks them, on a connection of its own.
-func warnReuse(cfg *config.Config) (said []string) {
-	asked := slices.Equal(cfg.Auth.Methods, []string{"passthrough"})
-	for _, name := range slices.Sorted(maps.Keys(cfg.Backends)) {
-		if b := cfg.Backends[name]; asked && b.Mode == "reuse" && b.Login == "passthrough" && !b.Mux.CredCache {
-			said = append(said, "backends."+name+": mode reuse needs mux.cred_cache, or passwords that the gateway can check: nothing will be reused")
-		}
-	}
-	return said
 }

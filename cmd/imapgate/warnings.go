@@ -1,0 +1,89 @@
+package main
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"imapgate/auth"
+	"imapgate/auth/authhttp"
+	"imapgate/internal/config"
+)
+
+// warnings are what can be meant, and is more likely a mistake.
+func warnings(cfg *config.Config) []string {
+	return slices.Concat(warnReuse(cfg), warnProofs(cfg), warnClear(cfg))
+}
+
+// warnClear says which auth servers are told passwords, and the secrets in headers,
+// over a network without TLS.
+func warnClear(cfg *config.Config) (said []string) {
+	if !slices.Contains(cfg.Auth.Methods, auth.HTTP) {
+		return nil
+	}
+	for i, raw := range cfg.Auth.HTTP.URLs {
+		u, err := authhttp.ParseURL(raw)
+		if err != nil || u.Scheme == "https" || u.Hostname() == "localhost" {
+			continue
+		}
+		if addr, err := netip.ParseAddr(u.Hostname()); err == nil && addr.Unmap().IsLoopback() {
+			continue
+		}
+		said = append(said, fmt.Sprintf("auth.http.urls[%d]: http to %s: passwords travel in the clear, and whoever is in between lets in whom they like. https does not", i, u.Host))
+	}
+	return said
+}
+
+// warnProofs says where a client that shows no password cannot be taken on:
+// with SCRAM and EXTERNAL, there is none to log in at the backend with.
+func warnProofs(cfg *config.Config) (said []string) {
+	proofs := slices.DeleteFunc(slices.Clone(cfg.Auth.Mechanisms), func(name string) bool {
+		return name != "EXTERNAL" && !strings.HasPrefix(name, "SCRAM")
+	})
+	if len(cfg.Auth.Mechanisms) == 0 && cfg.Auth.External.SAN != "" {
+		proofs = []string{"EXTERNAL"}
+	}
+	if slices.Contains(cfg.Auth.Methods, auth.HTTP) { // which can give a password to log in with
+		proofs = slices.DeleteFunc(proofs, func(name string) bool { return name == "EXTERNAL" })
+	}
+	for _, name := range slices.Sorted(maps.Keys(cfg.Backends)) {
+		if b := cfg.Backends[name]; len(proofs) > 0 && b.Login != "master" {
+			said = append(said, fmt.Sprintf("backends.%s: login: %s cannot be used for clients that log in with %s, who show no password or token: they get UNAVAILABLE. login: master can",
+				name, b.Login, strings.Join(proofs, ", ")))
+		}
+	}
+	return said
+}
+
+// warnReuse says which backends' mode is of no use: where only they can judge what
+// clients show, each login asks them, on a connection of its own.
+func warnReuse(cfg *config.Config) (said []string) {
+	for _, name := range slices.Sorted(maps.Keys(cfg.Backends)) {
+		b := cfg.Backends[name]
+		asked := strings.Join(leftToBackend(cfg.Auth, b.Login), " and ")
+		if asked != "" && b.Mode == "reuse" && !b.Mux.CredCache {
+			said = append(said, fmt.Sprintf("backends.%s: mode reuse needs mux.cred_cache, or %s that the gateway can check: nothing will be reused for clients with %[2]s",
+				name, asked))
+		}
+	}
+	return said
+}
+
+// leftToBackend is what clients show that passthrough alone judges.
+func leftToBackend(a config.Auth, login string) (kinds []string) {
+	if !slices.Contains(a.Methods, auth.Passthrough) || login == "master" {
+		return nil
+	}
+	has := func(list []string, names ...string) bool {
+		return slices.ContainsFunc(names, func(name string) bool { return slices.Contains(list, name) })
+	}
+	if login != "oauth" && !has(a.Methods, auth.File, auth.Redis, auth.HTTP) && (len(a.Mechanisms) == 0 || has(a.Mechanisms, "PLAIN", "LOGIN")) {
+		kinds = append(kinds, "passwords")
+	}
+	if !has(a.Methods, auth.OAuth) && has(a.Mechanisms, auth.OAuthBearer, auth.XOAuth2) {
+		kinds = append(kinds, "tokens")
+	}
+	return kinds
+}
