@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"net/netip"
@@ -186,7 +187,9 @@ func (d *desk) ban(ctx context.Context, o admin.Order) (banLine, error) {
 	if o.For <= 0 {
 		return banLine{}, fmt.Errorf("%w: a ban must last for some time, not %v", admin.ErrOrder, o.For)
 	}
-	if err := d.gate.Ban(ctx, net, o.For, o.Why); err != nil {
+	if err := d.gate.Ban(ctx, net, o.For, o.Why); errors.Is(err, limit.ErrTooWide) {
+		return banLine{}, fmt.Errorf("%w: %w", admin.ErrOrder, err)
+	} else if err != nil {
 		return banLine{}, err
 	}
 	return lineOf(limit.Ban{Net: net, Why: limit.ByOperator, For: o.For, Count: 1, Note: o.Why}), nil
@@ -220,6 +223,13 @@ type standing struct {
 	Failed   []failed      `json:"failures"`
 	Closed   bool          `json:"known_networks_only,omitempty"` // too many failures of the user
 	Known    []knownNet    `json:"known_networks,omitempty"`
+	Uploads  *uploads      `json:"uploads,omitempty"` // of a user, where there is a bound
+}
+
+// uploads are bytes of messages, of a day in UTC.
+type uploads struct {
+	Today int64 `json:"today"`
+	Most  int64 `json:"most"`
 }
 
 // failed is how many logins have failed in a while, and how many may.
@@ -253,6 +263,9 @@ func (d *desk) show(ctx context.Context, who string) (standing, error) {
 	s := standing{Subject: u.String(), Sessions: about.Sessions, Delay: about.Delay, Closed: about.KnownOnly}
 	s.Failed = []failed{
 		{u.String(), "hour", about.Hour, d.failures.PerUserHour}, {u.String(), "day", about.Day, d.failures.PerUserTotal},
+	}
+	if about.Upload > 0 {
+		s.Uploads = &uploads{about.Uploaded, about.Upload}
 	}
 	for _, k := range about.Known {
 		s.Known = append(s.Known, knownNet{k.Net.String(), time.Now().Add(-k.Ago).UTC().Truncate(time.Second), k.Hour})

@@ -90,9 +90,9 @@ func (f *failures) digest(u identity.User, password identity.Secret) uint32 {
 
 // again says how often in an hour wrong passwords were repeated for the user from
 // that network, this one included, or 0 for one that was not seen of late, which it
-// remembers. Without a password every failure is a new one.
+// remembers. Without a password, or a user, every failure is a new one.
 func (f *failures) again(at pair, password identity.Secret, t time.Duration) (repeats int) {
-	if password.IsZero() {
+	if password.IsZero() || at.user.IsZero() {
 		return 0
 	}
 	d, key := f.digest(at.user, password), maphash.Comparable(f.seed, at)

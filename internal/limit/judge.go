@@ -103,7 +103,10 @@ func (g *Gate) count(ctx context.Context, at pair, v *Visit) {
 // judge says what a login owes, or why it is refused.
 func (g *Gate) judge(who standing, addr netip.Addr, past tally) (wait time.Duration, no *Refusal) {
 	f := &g.cfg.Failures
+	ban, banned := g.bans.covers(addr, g.now())
 	switch {
+	case banned && (who < neighbor || ban.Why == ByOperator):
+		return 0, &Refusal{Reason: Banned, Net: ban.Net, Wait: ban.For}
 	case past.exact.hour >= f.PerPairHour:
 		return 0, &Refusal{Reason: PairFailures, Net: home(addr), Wait: hour / time.Duration(f.PerPairHour)}
 	case who == resident:
@@ -152,9 +155,6 @@ func (f *Failures) neighbor(addr netip.Addr, past tally) (wait time.Duration, no
 // stranger judges a login from where the user is not known.
 func (g *Gate) stranger(who standing, addr netip.Addr, past tally) (wait time.Duration, no *Refusal) {
 	f, t := &g.cfg.Failures, g.now()
-	if b, ok := g.bans.covers(addr, t); ok {
-		return 0, &Refusal{Reason: Banned, Net: b.Net, Wait: b.For}
-	}
 	if over(past.user.day, f.PerUserTotal) {
 		return 0, &Refusal{Reason: UserFailures, Wait: hour}
 	}

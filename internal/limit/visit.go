@@ -67,7 +67,7 @@ func (v *Visit) come(addr netip.Addr) error {
 	if v.exempt {
 		return nil
 	}
-	if b, ok := g.bans.covers(v.addr, g.now()); ok && !b.Lived && !g.good.lived(near(v.addr), g.now()) {
+	if b, ok := g.bans.covers(v.addr, g.now()); ok && (b.Why == ByOperator || !b.Lived && !g.good.lived(near(v.addr), g.now())) {
 		return g.refused(&Refusal{Reason: Banned, Net: b.Net, Wait: b.For})
 	}
 	want := v.lobby()

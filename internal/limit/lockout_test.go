@@ -1,0 +1,326 @@
+package limit
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"imapgate/internal/identity"
+)
+
+// people are so many users who have logged in from an address.
+func people(t *testing.T, g *Gate, n int, addr netip.Addr) []identity.User {
+	t.Helper()
+	all := make([]identity.User, n)
+	for i := range all {
+		all[i] = user(t, fmt.Sprintf("resident%d", i))
+		if _, err := logIn(t, g, addr, all[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return all
+}
+
+func TestANeighborWhoTriesEverybodyIsStopped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(t, wide(), nil)
+		home, checked := at("192.0.2.7"), 0
+		all := people(t, g, 2000, home)
+		for i := range 3 * len(all) {
+			if _, err := guess(t, g, at("192.0.2.99"), all[i%len(all)], secret("%d", i)); err == nil {
+				checked++
+			}
+		}
+		if most := muchMore * g.cfg.Failures.PerDay; checked > most {
+			t.Errorf("%d of 6000 guesses were checked, %d may be", checked, most)
+		}
+		for _, u := range all {
+			if waited, err := logIn(t, g, home, u); err != nil || waited > 0 {
+				t.Fatalf("%v at home waited %v: %v", u, waited, err)
+			}
+		}
+	})
+}
+
+// 500 people and a thief who knows all their names share one address. People log in
+// every ten minutes, the thief guesses as fast as twenty connections can, for a day.
+func TestAThiefAmongFiveHundredIsBoundedAndHindersFew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(t, wide(), nil)
+		nat := at("192.0.2.7")
+		all := people(t, g, 500, nat)
+		var checked, next, good, bad atomic.Int64
+		var thief sync.WaitGroup
+		began := time.Now()
+		for range 20 {
+			thief.Go(func() {
+				for time.Since(began) < day {
+					n := next.Add(1)
+					if _, err := guess(t, g, nat, all[n%50], secret("%d", n)); err == nil {
+						checked.Add(1)
+					}
+					time.Sleep(2 * time.Second) // its denial
+				}
+			})
+		}
+		for ; time.Since(began) < day; time.Sleep(10 * time.Minute) {
+			for _, u := range all[50:] {
+				if waited, err := logIn(t, g, nat, u); err == nil && waited == 0 {
+					good.Add(1)
+				} else {
+					bad.Add(1)
+				}
+			}
+		}
+		thief.Wait()
+		t.Logf("%d guesses checked, %d good logins, %d not", checked.Load(), good.Load(), bad.Load())
+		if most := int64(muchMore*muchMore*g.cfg.Failures.PerDay) + 24*50*(patience+1); checked.Load() > most {
+			t.Errorf("%d guesses were checked, %d may be", checked.Load(), most)
+		}
+		if bad.Load() > 0 {
+			t.Errorf("%d of those who were not guessed at waited or were refused", bad.Load())
+		}
+	})
+}
+
+func TestANeighborCannotLockAUserOutOfItsHome(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(t, wide(), nil)
+		victim, home := user(t, "victim"), at("192.0.2.7")
+		if _, err := logIn(t, g, home, victim); err != nil {
+			t.Fatal(err)
+		}
+		for i := range 3 * defaultPairHour {
+			_, _ = guess(t, g, at(fmt.Sprintf("192.0.2.%d", 200+i%20)), victim, secret("%d", i))
+		}
+		if waited, err := logIn(t, g, home, victim); err != nil || waited > 0 {
+			t.Fatalf("at its own address the victim waited %v: %v", waited, err)
+		}
+		if waited, err := logIn(t, g, at("192.0.2.8"), victim); err != nil || !within(waited, 15*time.Second) {
+			t.Fatalf("at another address of its provider it waited %v: %v", waited, err)
+		}
+	})
+}
+
+func TestAFewTelephonesDoNotShutOutACarrier(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := wide()
+		cfg.Failures.Delay, cfg.Failures.MaxDelay = 500*time.Millisecond, 2*time.Second // all of it is on one day
+		g := newGate(t, cfg, nil)
+		good := user(t, "good")
+		if _, err := logIn(t, g, at("2001:db8:aaaa:1::1"), good); err != nil {
+			t.Fatal(err)
+		}
+		flood := func(net string, n int) (checked int) {
+			for i := range n { // each from a /48 of its own
+				if _, err := guess(t, g, at(fmt.Sprintf("%s:%x::1", net, i)), user(t, fmt.Sprintf("nobody%d", i)), secret("%v", g.now())); err == nil {
+					checked++
+				}
+			}
+			return checked
+		}
+		if n := flood("2001:db8", 1000); n != 1000 {
+			t.Fatalf("%d of 1000 were even checked where somebody lives", n)
+		}
+		if waited, err := logIn(t, g, at("2001:db8:aaaa:2::1"), good); err != nil || waited > 1200*time.Millisecond {
+			t.Fatalf("a customer with the next address waited %v: %v", waited, err)
+		}
+		if waited, err := logIn(t, g, at("2001:db8:bbbb:2::1"), user(t, "newcomer")); err != nil || !within(waited, 2*time.Second) {
+			t.Fatalf("somebody new there waited %v: %v", waited, err)
+		}
+		if n := flood("2001:db9", 1000); n > 9*g.cfg.Failures.PerDay {
+			t.Fatalf("%d guesses were checked from where nobody lives", n)
+		}
+		if n := 1000 + flood("2001:db8", 4500); n > 9*muchMore*g.cfg.Failures.PerDay {
+			t.Fatalf("%d guesses were checked from where somebody lives", n)
+		}
+		if waited, err := logIn(t, g, at("2001:db8:aaaa:3::1"), good); err != nil || waited > 1200*time.Millisecond {
+			t.Fatalf("then a customer with the next address waited %v: %v", waited, err)
+		}
+	})
+}
+
+func TestABurstIsCountedBeforeItFails(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		from func(i int) netip.Addr
+		who  func(i int) string
+		most int
+	}{
+		{"at a user", func(i int) netip.Addr { return netip.AddrFrom4([4]byte{byte(20 + i%200), byte(i / 200), 1, 1}) }, func(int) string { return "victim" }, 100},
+		{"from an address", func(int) netip.Addr { return at("192.0.2.1") }, func(i int) string { return fmt.Sprint("user", i) }, 10},
+		{"from an address at a user", func(int) netip.Addr { return at("192.0.2.1") }, func(int) string { return "victim" }, 10},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := newGate(t, wide(), nil)
+				var checked atomic.Int64
+				var all sync.WaitGroup
+				for i := range 3000 {
+					all.Go(func() {
+						u, v := user(t, c.who(i)), arrive(t, g, c.from(i))
+						defer v.Leave()
+						if v.Attempt(t.Context(), u) != nil {
+							return
+						}
+						checked.Add(1)
+						time.Sleep(2 * time.Second) // the backend's time for a NO
+						v.Failed(t.Context(), u, secret("%d", i))
+					})
+				}
+				all.Wait()
+				if n := int(checked.Load()); n > c.most {
+					t.Errorf("%d of 3000 guesses were checked, %d may be", n, c.most)
+				}
+				if n := len(g.past.open); n != 0 {
+					t.Errorf("%d claims are left behind", n)
+				}
+			})
+		})
+	}
+}
+
+// An office comes to work, and nobody has ever been seen there.
+func TestABurstOfRightLoginsIsLetIn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(t, wide(), nil)
+		var all sync.WaitGroup
+		for i := range 100 {
+			all.Go(func() {
+				u, v := user(t, fmt.Sprint("user", i)), arrive(t, g, at("192.0.2.1"))
+				defer v.Leave()
+				if err := v.Attempt(t.Context(), u); err != nil {
+					t.Errorf("login %d: %v", i, err)
+					return
+				}
+				time.Sleep(100 * time.Millisecond) // the backend's time for an OK
+				if err := v.Enter(t.Context(), u); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+	})
+}
+
+func TestWhoVanishesAmidALoginLeavesNothing(t *testing.T) {
+	g := newGate(t, wide(), nil)
+	for i := range 1000 {
+		v := arrive(t, g, netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 1}))
+		for range 3 { // a backend that is away, twice
+			if err := v.Attempt(t.Context(), user(t, fmt.Sprint("user", i%7))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		v.Leave()
+	}
+	if n := len(g.past.open); n != 0 {
+		t.Fatalf("%d claims are left behind", n)
+	}
+}
+
+func TestAWrongPasswordThatIsRepeatedForEverIsDeniedEverSlower(t *testing.T) {
+	g := newGate(t, wide(), nil)
+	alice := user(t, "alice")
+	for i := range 30 {
+		v := arrive(t, g, at("192.0.2.1"))
+		want := 2 * time.Second
+		if i > 20 {
+			want = 15 * time.Second
+		}
+		if d := v.Failed(t.Context(), alice, secret("old")); (i <= 10 || i > 20) && !within(d, want) {
+			t.Fatalf("repetition %d takes %v, want %v", i, d, want)
+		}
+		v.Leave()
+	}
+	if waited, err := logIn(t, g, at("192.0.2.1"), alice); err != nil || waited > 3*time.Second {
+		t.Fatalf("the right one waited %v: %v", waited, err)
+	}
+}
+
+func TestAFloodOfNamesDoesNotClearAVictim(t *testing.T) {
+	g := newGate(t, wide(), nil)
+	victim := user(t, "victim")
+	for range 120 {
+		g.past.failedUser(victim, g.now())
+	}
+	for i := range 3 * maxPastUsers {
+		g.past.failedUser(user(t, "made"+digits(i)), g.now())
+	}
+	if n := g.past.look(pair{user: victim}, at("192.0.2.1"), g.now()); n.user.day != 120 {
+		t.Fatalf("of 120 failures %d are remembered", n.user.day)
+	}
+	if n := g.past.users.Len(); n > maxPastUsers {
+		t.Fatalf("%d users", n)
+	}
+}
+
+// An account that was stolen is used from where the thief is known by now.
+func TestAnOperatorsBanHoldsForWhoIsKnown(t *testing.T) {
+	g := newGate(t, wide(), nil)
+	alice, addr := user(t, "alice"), at("192.0.2.66")
+	if _, err := logIn(t, g, addr, alice); err != nil {
+		t.Fatal(err)
+	}
+	v := arrive(t, g, addr) // before the ban
+	defer v.Leave()
+	if err := g.Ban(t.Context(), home(addr), time.Hour, ""); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.Arrive("imaps", addr); reason(err) != Banned {
+		t.Errorf("it may arrive: %v", err)
+	}
+	if err := v.Attempt(t.Context(), alice); reason(err) != Banned {
+		t.Errorf("it may log in: %v", err)
+	}
+}
+
+func TestNamesThatAreNoneCountEachTime(t *testing.T) {
+	g := newGate(t, wide(), nil)
+	for range 10 {
+		v := arrive(t, g, at("192.0.2.1"))
+		v.Failed(t.Context(), identity.User{}, secret("the same"))
+		v.Leave()
+	}
+	if _, err := g.Arrive("imaps", at("192.0.2.1")); reason(err) != Banned {
+		t.Fatalf("behind 10 of them: %v", err)
+	}
+}
+
+func TestABanHasTheFormOfItsClients(t *testing.T) {
+	g := newGate(t, wide(), nil)
+	net, err := ParseNet("::ffff:192.0.2.0/120")
+	if err != nil || net != netip.MustParsePrefix("192.0.2.0/24") {
+		t.Fatalf("%v, %v", net, err)
+	}
+	if err := g.Ban(t.Context(), net, time.Hour, ""); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.Arrive("imaps", at("192.0.2.7")); reason(err) != Banned {
+		t.Fatalf("the client gets %v", err)
+	}
+	for _, text := range []string{"0.0.0.0/0", "10.0.0.0/7", "::/0", "2000::/3"} {
+		if err := g.Ban(context.Background(), netip.MustParsePrefix(text), time.Hour, ""); err == nil {
+			t.Errorf("%s is banned", text)
+		}
+	}
+}
+
+func TestANoteIsOneLineThatReadsAsItIs(t *testing.T) {
+	for note, want := range map[string]string{
+		"ticket 4711": "ticket 4711", "a\nb\tc": "a b c", "a\u2028b\u2029c": "a b c",
+		"a\u202eb\u2066c": "a b c", "a\u200bb\u061cc": "a b c", "schön\x80": "schön",
+	} {
+		if got := oneLine(note); got != want {
+			t.Errorf("%q became %q, want %q", note, got, want)
+		}
+		if e, ok := parseEntry("1 0 operator " + note); !ok || e.note != want {
+			t.Errorf("of Redis %q became %q", note, e.note)
+		}
+	}
+}
