@@ -20,7 +20,10 @@ import (
 )
 
 func newAudit() *cobra.Command {
-	cmd := &cobra.Command{Use: "audit", Short: "Read the audit log, and check that it is whole"}
+	cmd := &cobra.Command{
+		Use: "audit", Args: noCommand, RunE: showHelp,
+		Short: "Read the audit log, and check that it is whole",
+	}
 	cmd.AddCommand(newAuditGrep(), newAuditVerify())
 	return cmd
 }
@@ -54,7 +57,7 @@ The exit status is 1 when nothing was found.`,
 		RunE: func(cmd *cobra.Command, names []string) error { return auditGrep(cmd, s, names) },
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&s.User, "user", "", "of this user, or this name as it was given")
+	flags.StringVar(&s.User, "user", "", "of this user with its domain, or this name as it was given")
 	flags.StringVar(&s.Session, "session", "", "of this session")
 	flags.StringVar(&s.Address, "address", "", "of clients with this address or in this network, and bans of it")
 	flags.StringSliceVar(&s.Events, "event", nil, "only these: "+strings.Join(audit.Events(), ", "))
@@ -111,8 +114,20 @@ type findings struct {
 	strange int // lines that are no records
 }
 
+// streamed says whether this is what redis-cli --raw prints of a stream around each
+// record: its place, and the name of the field.
+func streamed(text []byte) bool {
+	ms, n, _ := strings.Cut(string(text), "-")
+	_, err1 := strconv.ParseUint(ms, 10, 64)
+	_, err2 := strconv.ParseUint(n, 10, 64)
+	return string(text) == "record" || err1 == nil && err2 == nil
+}
+
 // take looks at one line.
 func (f *findings) take(text []byte) error {
+	if streamed(text) {
+		return nil
+	}
 	var l auditLine
 	if json.Unmarshal(text, &l) != nil || l.Event == "" {
 		f.strange++
@@ -230,12 +245,14 @@ It cannot show that the newest records were cut off, nor that somebody who may w
 files has made all of them anew: compare the last number and hash with a copy elsewhere.
 The exit status is 1 when the chain does not hold.`,
 		Example: "  imapgate audit verify /var/log/imapgate/audit.log*",
-		Args:    cobra.MinimumNArgs(1),
 		RunE:    func(cmd *cobra.Command, names []string) error { return auditVerify(cmd, names) },
 	}
 }
 
 func auditVerify(cmd *cobra.Command, names []string) error {
+	if len(names) == 0 {
+		return fmt.Errorf("at least one file is needed: %s", cmd.UseLine())
+	}
 	files, err := openAudits(names, cmd.InOrStdin())
 	if err != nil {
 		return err

@@ -158,6 +158,14 @@ func TestAuditGrepReadsStandardInputAndPrintsRecordsAsTheyAre(t *testing.T) {
 	}
 }
 
+func TestAuditGrepReadsAStreamOfRedis(t *testing.T) {
+	record := `{"v":1,"time":"2026-05-01T12:00:00.000Z","event":"ban_added","subject":"192.0.2.1/32"}`
+	in := strings.Repeat("1777636800000-0\nrecord\n"+record+"\n", 3)
+	if out, errs, status := saying(t, in+"1777636800000\n", "audit", "grep", "--json"); status != 0 || out != strings.Repeat(record+"\n", 3) || errs != "1 lines are no records\n" {
+		t.Errorf("%d, %q, %q", status, out, errs)
+	}
+}
+
 func TestAuditGrepSaysWhatItDoesNotUnderstand(t *testing.T) {
 	for _, args := range [][]string{
 		{"--event", "login"}, {"--result", "fine"}, {"--address", "example.org"}, {"--since", "yesterday"}, {"/nonexistent/audit.log"},
@@ -186,6 +194,9 @@ func TestAuditVerifyNamesTheFirstLineThatIsWrong(t *testing.T) {
 	}
 	if out, _, status := saying(t, "", append([]string{"audit", "verify"}, files...)...); status != 1 || !strings.HasPrefix(out, files[0]+":2: does not have its hash") {
 		t.Errorf("%d, %q", status, out)
+	}
+	if _, errs, status := saying(t, "", "audit", "verify"); status != 1 || !strings.Contains(errs, "at least one file is needed: imapgate audit verify FILE...") {
+		t.Errorf("without a file: %d, %q", status, errs)
 	}
 	if out, _, status := saying(t, "torn", "audit", "verify", "-"); status != 1 || out != "there are no chained records\n" {
 		t.Errorf("%d, %q", status, out)

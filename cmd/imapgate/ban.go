@@ -58,8 +58,9 @@ func (c counter) ask(ctx context.Context, q question, into any) error {
 	if errors.Is(err, errNoAdmin) {
 		return errors.New("without redis in the configuration the running gateway must be asked, and it has no admin address: set admin.address")
 	}
-	if err != nil && q.method != http.MethodGet && c.admin.Token.IsZero() {
-		return fmt.Errorf("%w (changes need a token: set admin.token_file)", err)
+	const cure = "changes need a token: set admin.token_file"
+	if err != nil && q.method != http.MethodGet && c.admin.Token.IsZero() && !strings.Contains(err.Error(), cure) {
+		return fmt.Errorf("%w (%s)", err, cure)
 	}
 	return err
 }
@@ -112,7 +113,7 @@ func (o *limitOptions) done(to io.Writer, what any, text string) error {
 
 func newBan() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "ban",
+		Use: "ban", Args: noCommand, RunE: showHelp,
 		Short: "See and change which addresses are banned",
 		Long: `See and change which addresses and networks are banned. With redis in the configuration
 a change takes effect in every running gateway within a second; without it the running
@@ -217,7 +218,7 @@ logins behind it, so that the next wrong password does not ban it again.`,
 
 func newLimits() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "limits",
+		Use: "limits", Args: noCommand, RunE: showHelp,
 		Short: "See what is counted of users and addresses",
 	}
 	var o limitOptions
@@ -272,6 +273,9 @@ func (s standing) print(to io.Writer) error {
 	row("next login waits", "%v", s.Delay)
 	if s.Closed {
 		row("may log in from", "known networks only")
+	}
+	if s.Uploads != nil {
+		row("uploaded today", "%d of %d bytes (UTC)", s.Uploads.Today, s.Uploads.Most)
 	}
 	for _, k := range s.Known {
 		row("known network", "%s, last login %s, %d failed in an hour", plain(k.Network), k.Last.Format(time.RFC3339), k.Failed)

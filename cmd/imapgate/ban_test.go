@@ -19,7 +19,7 @@ import (
 const unlimitedNowhere = `
 auth: {default_domain: example.org}
 routing: {source: static, static: {default: east}}
-limits: {exempt: [], connections: {new_per_minute: 0}}
+limits: {exempt: [], connections: {new_per_minute: 0}, budget: {append_bytes_per_day: 1000}}
 `
 
 // firstWords is what a gateway says to a new client.
@@ -78,6 +78,7 @@ func TestABanFromTheCommandLineHoldsAtEveryGateway(t *testing.T) {
 		{"ban list", "operator  1      ticket-4711"},
 		{"limits show 127.0.0.1", "operator ticket-4711"},
 		{"limits show alice", "alice@example.org"},
+		{"limits show alice", "0 of 1000 bytes (UTC)"},
 		{"ban del 127.0.0.0/24", "no longer banned: 127.0.0.1/32"},
 		{"ban del 127.0.0.1", "was not banned"},
 	})
@@ -151,8 +152,8 @@ func TestWithoutRedisTheRunningGatewayIsAsked(t *testing.T) {
 			"limits show": "one user or address is needed",
 		}[args]
 		got := imapgate(t, "", append(strings.Fields(args), "--config", config)...)
-		if got.status != 1 || !strings.Contains(got.err, want) {
-			t.Errorf("%s: %+v, want %q", args, got, want)
+		if got.status != 1 || strings.Count(got.err, want) != 1 {
+			t.Errorf("%s: %+v, want %q once", args, got, want)
 		}
 	}
 	orders(t, knows, [][2]string{{"ban del 127.0.0.1", "no longer banned: 127.0.0.1/32"}})

@@ -53,6 +53,17 @@ Start with:  imapgate demo`,
 	return root
 }
 
+// noCommand refuses what a group of commands does not have: printing help for a
+// typing error would look like success to a script.
+func noCommand(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return fmt.Errorf("unknown command %+q for %q: see %s --help", args[0], cmd.CommandPath(), cmd.CommandPath())
+	}
+	return nil
+}
+
+func showHelp(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+
 // configFlag adds --config to a command.
 func configFlag(cmd *cobra.Command, file *string) {
 	cmd.Flags().StringVarP(file, "config", "c", defaultConfig, "configuration file")

@@ -138,6 +138,17 @@ func TestAnUnknownCommandIsAnError(t *testing.T) {
 	}
 }
 
+func TestAGroupOfCommandsRefusesWhatItHasNot(t *testing.T) {
+	for _, group := range []string{"ban", "limits", "route", "audit"} {
+		if got := imapgate(t, "", group, "remove", "192.0.2.1"); got.status != 1 || got.out != "" || !strings.Contains(got.err, `unknown command "remove" for "imapgate `+group) {
+			t.Errorf("%s: %+v", group, got)
+		}
+		if got := imapgate(t, "", group); got.status != 0 || !strings.Contains(got.out, "Available Commands") {
+			t.Errorf("%s alone: %+v", group, got)
+		}
+	}
+}
+
 func TestShellsCanCompleteCommands(t *testing.T) {
 	for _, shell := range []string{"bash", "zsh", "fish"} {
 		if got := imapgate(t, "", "completion", shell); got.status != 0 || !strings.Contains(got.out, "imapgate") {

@@ -32,7 +32,7 @@ type routeOptions struct {
 
 func newRoute() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "route",
+		Use: "route", Args: noCommand, RunE: showHelp,
 		Short: "See and change where users go",
 		Long: `Read and write the records in Redis that say on which backend a user's mail is.
 A change takes effect in every running gateway within a second.
