@@ -97,9 +97,10 @@ func (l *Log) SessionEnded(c *Client, s *Session, why Reason) error {
 }
 
 // ConnectionRefused records the end of a connection that never logged in.
-// detail may quote the client or the TLS library; it is made harmless.
+// detail may quote the client or the TLS library; it is made harmless. These yield:
+// strangers make as many as they like.
 func (l *Log) ConnectionRefused(c *Client, why Reason, detail string, took time.Duration) error {
-	return l.add(note{kind: connectionRefused, weight: stays}, func(b []byte) []byte {
+	return l.add(note{kind: connectionRefused, weight: yields}, func(b []byte) []byte {
 		b = begin(b, connectionRefused, c)
 		b = appendReason(b, why)
 		b = appendText(b, "detail", detail, maxText)

@@ -17,7 +17,8 @@ const (
 	maxPending   = 8 << 20
 	fullForLogin = maxWaiting / 4 * 3
 	// fullForRest leaves the room above it to logins and ends: when a backend
-	// restarts, all its sessions lose their upstream at once.
+	// restarts, all its sessions lose their upstream at once, and strangers come
+	// without end.
 	fullForRest = maxWaiting / 2
 	// keepBuffer is the largest buffer kept after a burst.
 	keepBuffer = 256 << 10

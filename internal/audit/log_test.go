@@ -65,7 +65,7 @@ func lines(t *testing.T, path string) []map[string]any {
 func refuse(l *Log, session string) {
 	c := testClient()
 	c.Session = session
-	_ = l.ConnectionRefused(c, PreauthTimeout, "", 0)
+	_ = l.LoginRefused(c, &Login{}, BadCredentials)
 }
 
 func TestEveryRecordOfManyWritersReachesTheFileOnce(t *testing.T) {

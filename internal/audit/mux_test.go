@@ -22,3 +22,18 @@ func TestBurstOfLossesLeavesRoomForLoginsAndEnds(t *testing.T) {
 		t.Errorf("%d records wait, %v", o.waiting, err)
 	}
 }
+
+func TestStrangersWithoutEndLeaveRoomForLoginsAndEnds(t *testing.T) {
+	l, o := unwritten()
+	for range 2 * maxWaiting {
+		if err := l.ConnectionRefused(testClient(), TooMany, "", 0); err != nil {
+			t.Fatalf("refused connections alone block logins: %v", err)
+		}
+	}
+	if o.waiting != fullForRest || l.Lost() != 2*maxWaiting-fullForRest {
+		t.Errorf("%d records wait, %d are counted as lost", o.waiting, l.Lost())
+	}
+	if err := l.LoginAccepted(testClient(), testLogin(t)); err != nil {
+		t.Error(err)
+	}
+}

@@ -47,8 +47,9 @@ result passes the second.
 
 Each sink has a buffer of 10,000 records or 8 MB. While a sink with ` + "`on_failure: block`" + ` fails, or its buffer is three quarters
 full, nobody is let in, with the reason ` + "`audit_away`" + `; sessions go on, and what they have to say finds room in the
-rest. What finds none is counted, and told by ` + "`records_lost`" + ` as soon as the sink works again. Records of commands, limits and
-lost connections give way first, when half of the buffer is full.
+rest. What finds none is counted, and told by ` + "`records_lost`" + ` as soon as the sink works again. Records of commands, limits,
+lost connections and connections that never logged in (` + "`connection_refused`" + `) give way first, when half of the buffer is full: strangers
+must not be able to keep others out.
 
 ## The chain
 
