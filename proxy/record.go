@@ -25,7 +25,7 @@ func (a *attempt) record() *audit.Login {
 	r := &audit.Login{
 		User: a.login.User, Claimed: a.claimed, Mechanism: a.login.Mechanism, Method: a.method,
 		Backend: a.route.Backend, Route: string(a.route.From), RouteAge: a.route.Age,
-		Connect: a.upstream, Connected: a.asked, Delay: a.waited, Took: time.Since(a.began),
+		Connect: a.upstream, Connected: a.asked - a.queued, Delay: a.waited + a.queued, Took: time.Since(a.began),
 	}
 	if a.login.Client != nil {
 		r.Attempt = a.login.Client.Attempt

@@ -125,6 +125,7 @@ type attempt struct {
 	mode     string
 	upstream string        // how the login at the backend ended; "" when it was not tried
 	asked    time.Duration // how long that took
+	queued   time.Duration // of it, until the backend's limits let it in
 	judged   bool          // by the backend alone, which said NO or BAD
 	waited   time.Duration // on purpose
 }
@@ -169,6 +170,7 @@ func (s *session) enterBackend(ctx context.Context, a *attempt, id auth.Identity
 	asked := time.Now()
 	up, err := s.server.login(ctx, a, id, upstream.Request{
 		User: id.User(), Login: a.route.Login, Password: id.Password(), Token: id.Token(), Client: s.introduction(),
+		Waited: &a.queued,
 	})
 	a.upstream, a.asked = upstream.ResultOf(err), time.Since(asked)
 	if !id.Decided() {
@@ -247,13 +249,13 @@ func (s *session) relay(a *attempt, up admitted) error {
 	case *upstream.Conn:
 		backend, fromBackend := up.Detach()
 		front, back := splice.Side{Conn: client, First: fromBackend}, splice.Side{Conn: backend, First: fromClient}
-		if budget := s.visit.Budget(); budget != nil {
+		if budget := in.budget(); budget != nil {
 			front.Pace, back.Pace = budget.Read, budget.Written
 		}
 		s.server.spliced.Start(front, back, in.spliced)
 	case account:
 		c := mux.Client{Conn: client, First: fromClient, Who: &in.who, Mode: mux.Mode(a.mode), Caps: caps}
-		if budget := s.visit.Budget(); budget != nil { // not a nil one in an interface
+		if budget := in.budget(); budget != nil { // not a nil one in an interface
 			c.Budget = budget
 		}
 		s.server.mux.Start(c, a.route.Backend, up.Account, in.multiplexed)

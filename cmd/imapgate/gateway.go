@@ -154,10 +154,25 @@ func (g *gateway) openBackends(instance string) error {
 			continue
 		}
 		made.Instance = instance
-		hooks := upstream.Hooks{OnConnect: g.metrics.Backend(name).ConnectDone}
+		hooks := upstream.Hooks{OnConnect: g.metrics.Backend(name).ConnectDone, OnWait: g.heldUp(name)}
 		g.backends[name] = upstream.New(made, hooks, g.log)
 	}
 	return errors.Join(errs...)
+}
+
+// heldUp puts on record that a limit of the backend made a login wait, or refused
+// it. Not before the audit log is open are there logins.
+func (g *gateway) heldUp(backend string) func(upstream.Wait) {
+	return func(w upstream.Wait) {
+		did := audit.Delayed
+		if w.InVain {
+			did = audit.Refused
+			g.metrics.Limits.Refused(w.Limit)
+		} else {
+			g.metrics.Limits.HeldUp(w.Limit)
+		}
+		_ = g.audit.LimitHit(&audit.Client{}, &audit.Hit{Limit: audit.Limit(w.Limit), Subject: backend, Measure: did})
+	}
 }
 
 // listen opens every address, so that a port in use is an error of the start.

@@ -46,7 +46,7 @@ type Login struct {
 	Route     string        // where the route came from: redis, cache, snapshot, static
 	RouteAge  time.Duration // how old that answer was
 	Connect   string        // how the login at the backend ended, as in upstream.Result…; "" when it was not tried
-	Connected time.Duration // how long that took, connecting included
+	Connected time.Duration // how long that took, connecting included, waiting for limits not
 	Delay     time.Duration // what was waited on purpose, of Took
 	Took      time.Duration // from the whole command to its answer
 }

@@ -63,8 +63,8 @@ var (
 		{"route", "word", "when routed", "where the route came from: `redis`, `cache`, `stale`, `snapshot`, `static`, `http`"},
 		{"route_age_ms", "number", "when above 0", "how old the route was"},
 		{"upstream", "word", "when the backend was asked", "how the login there ended; [below](#upstream)"},
-		{"upstream_ms", "number", "as above", "how long that took, connecting included"},
-		{"delay_ms", "number", "when above 0", "how much of `duration_ms` was waited on purpose"},
+		{"upstream_ms", "number", "as above", "how long that took, connecting included, and without waiting for limits of the backend"},
+		{"delay_ms", "number", "when above 0", "how much of `duration_ms` was waited on purpose: for what had failed before, or for `upstream_rate` and `upstream_logins`"},
 		{"duration_ms", "number", always, "from the whole command to its answer"},
 	}
 	ofMux = []member{
@@ -196,7 +196,7 @@ func schema(t *testing.T) []described {
 				{"literal_bytes", "number", "as above", "the sizes of all of them together"},
 				{"result", "word", always, "`ok`, `no`, `bad`, or `cut`: a connection ended before the answer"},
 				{"code", "text", "when the answer had one", "its response code"},
-				{"duration_ms", "number", always, "from its first line to its answer; of `IDLE`, how long it lasted"}}},
+				{"duration_ms", "number", always, "from its first line to its answer, behind any wait for a budget; of `IDLE`, how long it lasted"}}},
 			func(l *Log) {
 				_ = l.Command(c, &Command{User: u, Backend: "east", Verb: "UID REPLACE", Writes: true, Mailbox: "INBOX", To: "Sent", Messages: 1,
 					Literals: []int64{2310}, More: Literals{1, 20}, Result: CommandOK, Code: "APPENDUID", Took: 21 * time.Millisecond})

@@ -6,9 +6,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// limitNames are the limits that turn clients away, as in the audit log. Constant.
+// limitNames are the limits that turn something away, as in the audit log. Constant.
 var limitNames = []string{"banned", "address_connections", "address_before_login",
-	"connection_rate", "user_connections", "user_address", "total", "address_failures", "user_failures", "pair_failures"}
+	"connection_rate", "user_connections", "user_address", "total", "address_failures", "user_failures", "pair_failures",
+	"append", "upstream_logins", "upstream_rate"}
+
+// holdNames are the limits that make sessions and logins wait. Constant.
+var holdNames = []string{"commands", "bytes_in", "bytes_out", "upstream_logins", "upstream_rate"}
 
 // delayBuckets reach from the floor of every denial to the longest wait that can be
 // set.
@@ -22,6 +26,7 @@ type Limits struct {
 	Sprays prometheus.Counter // suspicions that a few passwords are tried for many users
 
 	refusals map[string]prometheus.Counter
+	holds    map[string]prometheus.Counter
 	delays   prometheus.Histogram
 }
 
@@ -30,7 +35,8 @@ func newLimits(r register) *Limits {
 		Shared: r.gauge("imapgate_limits_shared",
 			"1 while limits are counted together with the other gateways; at 0 this one counts alone."),
 		Sprays:   r.counter("imapgate_spray_suspected_total", "Times that a few passwords seemed to be tried for many users."),
-		refusals: r.counters("imapgate_limit_refusals_total", "Connections and logins that a limit turned away.", "limit", limitNames),
+		refusals: r.counters("imapgate_limit_refusals_total", "Connections, logins and uploads that a limit turned away.", "limit", limitNames),
+		holds:    r.counters("imapgate_limit_waits_total", "Times that a limit made a session or a login wait.", "limit", holdNames),
 		delays:   r.histogram("imapgate_login_delay_seconds", "How long logins were made to wait because others had failed.", delayBuckets),
 	}
 }
@@ -42,8 +48,11 @@ func (m *Metrics) ObserveBans(count func() int) {
 	}, func() float64 { return float64(count()) }))
 }
 
-// Refused counts a connection or login that a limit turned away.
+// Refused counts a connection, login or upload that a limit turned away.
 func (l *Limits) Refused(limit string) { member(l.refusals, limit).Inc() }
 
-// Delayed counts a login that was made to wait, and how long.
+// HeldUp counts a wait of a session or login, for a limit.
+func (l *Limits) HeldUp(limit string) { member(l.holds, limit).Inc() }
+
+// Delayed counts a login that was made to wait because others had failed, and how long.
 func (l *Limits) Delayed(by time.Duration) { l.delays.Observe(by.Seconds()) }

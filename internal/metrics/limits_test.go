@@ -14,11 +14,15 @@ func TestWhatALimitDoesIsCountedUnderItsName(t *testing.T) {
 	m.Limits.Refused("user_connections")
 	m.Limits.Refused("made up")
 	m.Limits.Delayed(3 * time.Second)
+	m.Limits.HeldUp("bytes_out")
+	m.Limits.HeldUp("total")
 	m.Limits.Sprays.Inc()
 	got := scrape(t, m)
 	for series, want := range map[string]string{
 		`imapgate_limit_refusals_total{limit="user_connections"}`: "1",
 		`imapgate_limit_refusals_total{limit="other"}`:            "1",
+		`imapgate_limit_waits_total{limit="bytes_out"}`:           "1",
+		`imapgate_limit_waits_total{limit="other"}`:               "1",
 		`imapgate_login_delay_seconds_bucket{le="2"}`:             "0",
 		`imapgate_login_delay_seconds_bucket{le="4"}`:             "1",
 		`imapgate_bans`:                  "2",

@@ -101,7 +101,10 @@ func (b *Backend) login(ctx context.Context, who Request, creds credentials) (*C
 		return nil, errDown
 	}
 	deadline := time.Now().Add(b.cfg.LoginTimeout)
-	if err := b.enter(ctx, deadline); err != nil {
+	asked := time.Now()
+	err := b.enter(ctx, deadline)
+	who.waited(time.Since(asked))
+	if err != nil {
 		return nil, err
 	}
 	leave := sync.OnceFunc(b.leave)
@@ -194,17 +197,46 @@ func (b *Backend) hops(c Client) int {
 // and a few of those must not keep everybody else out.
 const turn = time.Second
 
+// noticed is the shortest wait that was one: to be asked takes microseconds.
+const noticed = time.Millisecond
+
 // enter waits for a turn, so that a herd of clients does not fall upon a
 // backend that has just come back. The wait for the pace comes first: it must
 // not use up another's turn.
 func (b *Backend) enter(ctx context.Context, deadline time.Time) error {
-	if b.pace != nil {
-		soon, cancel := context.WithDeadline(ctx, deadline)
-		defer cancel()
-		if err := b.pace.Wait(soon); err != nil { // at once when its time would come too late
-			return fmt.Errorf("%w: %w", errBusy, err)
-		}
+	if err := b.keepPace(ctx, deadline); err != nil {
+		return err
 	}
+	return b.takeTurn(ctx, deadline)
+}
+
+// waited notes the wait for a turn.
+func (r *Request) waited(took time.Duration) {
+	if r.Waited != nil && took >= noticed {
+		*r.Waited += took
+	}
+}
+
+// keepPace waits until there may be a new connection.
+func (b *Backend) keepPace(ctx context.Context, deadline time.Time) error {
+	if b.pace == nil {
+		return nil
+	}
+	soon, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	began := time.Now()
+	if err := b.pace.Wait(soon); err != nil { // at once when its time would come too late
+		b.heldUp(LimitRate, ctx.Err() == nil)
+		return fmt.Errorf("%w: %w", errBusy, err)
+	}
+	if time.Since(began) >= noticed {
+		b.heldUp(LimitRate, false)
+	}
+	return nil
+}
+
+// takeTurn waits until there are fewer than MaxLogins.
+func (b *Backend) takeTurn(ctx context.Context, deadline time.Time) error {
 	select {
 	case b.slots <- struct{}{}:
 		return nil
@@ -214,11 +246,21 @@ func (b *Backend) enter(ctx context.Context, deadline time.Time) error {
 	defer t.Stop()
 	select {
 	case b.slots <- struct{}{}:
+		b.heldUp(LimitLogins, false)
 		return nil
 	case <-t.C:
+		b.heldUp(LimitLogins, true)
 		return errBusy
 	case <-ctx.Done():
+		b.heldUp(LimitLogins, errors.Is(ctx.Err(), context.DeadlineExceeded))
 		return fmt.Errorf("%w: %w", errBusy, context.Cause(ctx))
+	}
+}
+
+// heldUp tells that a limit made a login wait, or refused it.
+func (b *Backend) heldUp(by string, inVain bool) {
+	if b.hooks.OnWait != nil {
+		b.hooks.OnWait(Wait{by, inVain})
 	}
 }
 

@@ -103,13 +103,29 @@ type Request struct {
 	Password identity.Secret // the client's; unused by MasterLogin
 	Token    identity.Secret // the client's, in place of a password; unused by MasterLogin
 	Client   Client
+	Waited   *time.Duration // grows by how long the backend's limits made the login wait; nil: nobody asks
 }
+
+// Wait is a login that a limit of its backend held up.
+type Wait struct {
+	Limit  string // LimitLogins or LimitRate
+	InVain bool   // its turn would have come too late
+}
+
+// What holds logins up: a closed set, as in the audit log.
+const (
+	LimitLogins = "upstream_logins" // MaxLogins
+	LimitRate   = "upstream_rate"   // LoginRate
+)
 
 // Hooks are called by a Backend. A nil one is left out.
 type Hooks struct {
 	// OnConnect is called once at the end of every login that was not refused
 	// before it cost anything, with one of the Result constants.
 	OnConnect func(result string)
+	// OnWait is called for every login that had to wait for its turn, or did not
+	// get one.
+	OnWait func(Wait)
 }
 
 // The results of a login: a closed set, for metrics.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -140,13 +141,17 @@ func TestM1AHerdComesInOneAfterTheOther(t *testing.T) {
 
 func TestNewConnectionsComeAtTheirPace(t *testing.T) {
 	address, asked := slowToDeny(t)
-	b := New(Config{Address: address, TLSMode: NoTLS, LoginRate: 10}, Hooks{}, zap.NewNop())
+	waits := make(chan Wait, 6)
+	b := New(Config{Address: address, TLSMode: NoTLS, LoginRate: 10}, Hooks{OnWait: func(w Wait) { waits <- w }}, zap.NewNop())
 	ctx, cancel := context.WithCancel(context.Background())
 	results := make(chan error, 6)
+	waited := make([]time.Duration, cap(results))
 	began := time.Now()
-	for range cap(results) {
+	for i := range waited {
 		go func() {
-			_, err := b.Login(ctx, request1(t))
+			who := request1(t)
+			who.Waited = &waited[i]
+			_, err := b.Login(ctx, who)
 			results <- err
 		}()
 	}
@@ -161,13 +166,21 @@ func TestNewConnectionsComeAtTheirPace(t *testing.T) {
 	for range cap(results) {
 		<-results
 	}
+	if n, first := len(waits), <-waits; n != 5 || first != (Wait{LimitRate, false}) {
+		t.Errorf("%d of five waits were told, the first as %v", n, first)
+	}
+	slices.Sort(waited)
+	if waited[0] != 0 || waited[5] < 490*time.Millisecond {
+		t.Errorf("the logins waited %v", waited)
+	}
 }
 
 func TestALoginThatWouldWaitTooLongForThePaceIsRefusedAtOnce(t *testing.T) {
 	address, _ := slowToDeny(t)
 	var last string
+	var told Wait
 	b := New(Config{Address: address, TLSMode: NoTLS, LoginRate: 1, LoginTimeout: 500 * time.Millisecond},
-		Hooks{OnConnect: func(result string) { last = result }}, zap.NewNop())
+		Hooks{OnConnect: func(result string) { last = result }, OnWait: func(w Wait) { told = w }}, zap.NewNop())
 	if !b.pace.Allow() {
 		t.Fatal("nothing is allowed")
 	}
@@ -175,5 +188,8 @@ func TestALoginThatWouldWaitTooLongForThePaceIsRefusedAtOnce(t *testing.T) {
 	_, err := b.Login(context.Background(), request1(t))
 	if !errors.Is(err, ErrUnavailable) || last != ResultBusy || time.Since(began) > 300*time.Millisecond {
 		t.Errorf("%v, %s after %v", err, last, time.Since(began))
+	}
+	if told != (Wait{LimitRate, true}) {
+		t.Errorf("told as %v", told)
 	}
 }
