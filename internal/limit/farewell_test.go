@@ -112,3 +112,41 @@ func TestWhoLeavesAtTheLimitMayComeBackAtOnce(t *testing.T) {
 	third.Leave()
 	testbed.Within(t, patienceOf, "nobody to be there", func() bool { return sessionsOf(t, two, alice) == 0 })
 }
+
+func TestALoginWaitsForAFrozenRedisOnce(t *testing.T) {
+	r := testbed.StartRedis(t)
+	cfg := wide()
+	cfg.Failures.Delay, cfg.Failures.MaxDelay = time.Millisecond, time.Millisecond
+	g := &gateway{Gate: newGate(t, cfg, dial(t, r.Address))}
+	alice, phone, thief := user(t, "alice"), at("192.0.2.1"), at("203.0.113.9")
+	for i := range cfg.Failures.BanAfter - 1 { // the next is a ban, and all that goes with it
+		if _, err := guess(t, g.Gate, thief, alice, secret("wrong %d", i)); err != nil && reason(err) == "" {
+			t.Fatal(err)
+		}
+	}
+	if _, err := guess(t, g.Gate, phone, alice, secret("a slip")); err != nil { // so that Attempt asks
+		t.Fatal(err)
+	}
+	r.Freeze()
+	for name, login := range map[string]func(*Visit) error{
+		"right": func(v *Visit) error { return v.Enter(t.Context(), alice) },
+		"wrong": func(v *Visit) error { v.Failed(t.Context(), alice, secret("again")); return nil },
+	} {
+		from := phone
+		if name == "wrong" {
+			from = thief
+		}
+		v := arrive(t, g.Gate, from)
+		began := time.Now()
+		if err := v.Attempt(t.Context(), alice); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if err := login(v); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if took := time.Since(began); took < ioTime/2 || took > ioTime*8/5 {
+			t.Errorf("%s: %v of waiting for a frozen Redis", name, took)
+		}
+		v.Leave()
+	}
+}

@@ -43,7 +43,7 @@ func (v *Visit) Attempt(ctx context.Context, u identity.User) error {
 		return who, wait, no
 	}
 	who, wait, no := judge()
-	if (wait > 0 || no != nil) && who < resident && g.inquire(ctx, u, v.addr) {
+	if (wait > 0 || no != nil) && who < resident && v.inquire(ctx, u) {
 		_, wait, no = judge()
 	}
 	if no == nil && wait > 0 {
@@ -67,7 +67,8 @@ func (v *Visit) Attempt(ctx context.Context, u identity.User) error {
 // from the login on. A password that was wrong before is not counted again, so
 // that a phone which was not told of the new one does no harm; but each repetition
 // costs a check, and many are denied ever slower. Without a password (the zero
-// Secret) each failure counts. It may take ioTime, for Redis.
+// Secret) each failure counts. It may take what Attempt has left of ioTime, for
+// Redis.
 func (v *Visit) Failed(ctx context.Context, u identity.User, password identity.Secret) time.Duration {
 	if v.exempt {
 		return 0
@@ -77,8 +78,11 @@ func (v *Visit) Failed(ctx context.Context, u identity.User, password identity.S
 	defer v.settle()
 	f, repeats := &g.cfg.Failures, g.past.again(at, password, g.now())
 	if repeats == 0 {
-		g.count(ctx, at, v)
+		asking, done := v.asking(ctx)
+		g.count(asking, at, v)
+		done()
 	}
+	v.asked = 0 // the next login may wait again
 	return jitter(max(f.Delay, f.step(repeats-freeRepeats)))
 }
 

@@ -27,6 +27,13 @@ func (g *Gate) goodCalls(u identity.User, addr netip.Addr) (calls []call) {
 	return calls
 }
 
+// inquire is that of the gate, with what this login may still wait.
+func (v *Visit) inquire(ctx context.Context, u identity.User) bool {
+	asking, done := v.asking(ctx)
+	defer done()
+	return v.gate.inquire(asking, u, v.addr)
+}
+
 // inquire asks where a user is known around an address, and where anybody is, and
 // remembers it. It says whether there was an answer.
 func (g *Gate) inquire(ctx context.Context, u identity.User, addr netip.Addr) bool {

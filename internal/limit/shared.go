@@ -21,6 +21,9 @@ const ioTime = 250 * time.Millisecond
 var (
 	errAway = errors.New("limit: Redis does not answer") // in its place, while it is left alone
 	errForm = errors.New("limit: Redis has answered in a form that is not ours")
+	// errSpent is the cause of a context that ends because a login has waited for
+	// Redis as long as it may.
+	errSpent = errors.New("limit: this login has waited for Redis long enough")
 )
 
 // shared is the way to Redis, and this gateway's place in it.
@@ -88,13 +91,16 @@ func (s *shared) ask(ctx context.Context, calls ...call) ([]*redis.Cmd, error) {
 
 // trip is one use of Redis, under the breaker and bounded in time.
 func (s *shared) trip(ctx context.Context, use func(context.Context) ([]*redis.Cmd, error)) ([]*redis.Cmd, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
 	if !s.allowed() {
 		return nil, errAway
 	}
 	limited, cancel := context.WithTimeout(ctx, ioTime)
 	defer cancel()
 	replies, err := use(limited)
-	if ctx.Err() == nil {
+	if ctx.Err() == nil || errors.Is(context.Cause(ctx), errSpent) {
 		s.note(err)
 	}
 	return replies, err

@@ -31,6 +31,18 @@ type Visit struct {
 	user   identity.User // who is in the house
 	budget *Budget       // nil until somebody has asked for it
 	claims []uint64      // of the login under way, which may yet fail; nil for none
+	asked  time.Duration // how long the login under way has waited for Redis
+}
+
+// asking bounds what a login asks of Redis: however many questions there are, and
+// also when none is answered, they take ioTime in all. Its second result ends it.
+func (v *Visit) asking(ctx context.Context) (context.Context, func()) {
+	began := time.Now()
+	ctx, cancel := context.WithTimeoutCause(ctx, ioTime-v.asked, errSpent)
+	return ctx, func() {
+		cancel()
+		v.asked += time.Since(began)
+	}
 }
 
 // Arrive lets a new connection in, or refuses it with a *Refusal. Where somebody
@@ -98,8 +110,8 @@ func (v *Visit) giveLobby() {
 	}
 }
 
-// Enter lets a user in whose login was right. It asks Redis once, for no longer
-// than ioTime. After a *Refusal the visit is where it was before.
+// Enter lets a user in whose login was right. It asks Redis, for no longer than
+// ioTime together with Attempt. After a *Refusal the visit is where it was before.
 func (v *Visit) Enter(ctx context.Context, u identity.User) error {
 	if v.stage >= inHouse {
 		panic("limit: a visit entered twice")
@@ -109,7 +121,10 @@ func (v *Visit) Enter(ctx context.Context, u identity.User) error {
 	if no := g.places.take(want, g.now()); no != nil {
 		return g.refused(no)
 	}
-	if no := g.lease(ctx, v, u, want); no != nil {
+	asking, done := v.asking(ctx)
+	no := g.lease(asking, v, u, want)
+	done()
+	if no != nil {
 		return g.refused(no)
 	}
 	if !v.exempt {
