@@ -155,25 +155,23 @@ func schema(t *testing.T) []described {
 				{"reason", "word", always, "why; [below](#reason-of-a-ban)"},
 				{"until", "time", "unless for good", "when it ends by itself"},
 				{"by", "text", "when an operator did it", "who"},
-				{"origin", "text", "when another gateway did it", "which"},
 				{"detail", "text", "when an operator gave one", "the operator's words"}}},
 			func(l *Log) {
-				_ = l.BanAdded(&Ban{Subject: "2001:db8::/64", Why: CauseOperator, Until: until, By: "carol", Origin: "gw2", Note: "complaint 17"})
+				_ = l.BanAdded(&Ban{Subject: "2001:db8::/64", Why: CauseOperator, Until: until, By: "carol", Note: "complaint 17"})
 			},
 			func(l *Log) { _ = l.BanAdded(&Ban{Subject: "192.0.2.7", Why: CauseFailures}) }},
 		{"ban_removed", "Somebody is let in again.",
 			[][]member{{
 				{"subject", "text", always, "an address or a network"},
-				{"reason", "word", always, "`operator` or `expired`"},
+				{"reason", "word", always, "`operator`: a ban that ends at its time has no record of that"},
 				{"until", "time", "when it would have ended later", "when"},
 				{"by", "text", "when an operator did it", "who"},
-				{"origin", "text", "when another gateway did it", "which"},
 				{"detail", "text", "when an operator gave one", "the operator's words"}}},
 			func(l *Log) {
-				_ = l.BanRemoved(&Ban{Subject: "2001:db8::/64", Why: CauseOperator, Until: until, By: "carol", Origin: "gw2", Note: "cleared"})
+				_ = l.BanRemoved(&Ban{Subject: "2001:db8::/64", Why: CauseOperator, Until: until, By: "carol", Note: "cleared"})
 			},
-			func(l *Log) { _ = l.BanRemoved(&Ban{Subject: "192.0.2.7", Why: CauseExpired}) }},
-		{"spray_suspected", "A few passwords seem to be tried for many users.",
+			func(l *Log) { _ = l.BanRemoved(&Ban{Subject: "192.0.2.7", Why: CauseOperator}) }},
+		{"spray_suspected", "A few passwords seem to be tried for many users. The end of the suspicion is not on record; the ordinary log has it.",
 			[][]member{{
 				{"subject", "text", "when one network does it", "the network"},
 				{"users", "number", always, "about how many were tried"},

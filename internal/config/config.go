@@ -155,7 +155,7 @@ type Limits struct {
 	Connections Connections    `yaml:"connections" doc:"How many connections clients may have. What is full says so: before the login with BYE, behind a right password with NO [LIMIT]. With redis the counts are of all gateways together."`
 	Failures    Failures       `yaml:"failures" doc:"What failed logins cost. A wrong password that is only repeated, as a forgotten phone does, is counted once. With redis the counts, delays and bans are of all gateways together."`
 	Budget      Budget         `yaml:"budget" doc:"What the sessions of one user may use together. A user who uses more is slowed down, not cut off."`
-	Exempt      []netip.Prefix `yaml:"exempt" default:"127.0.0.0/8 ::1/128" example:"[127.0.0.0/8, 10.2.0.0/16]" doc:"Networks of which no address is counted, delayed or banned, such as a webmail's, which stands for many people; the limits for users hold there too. The client's own address decides, by a PROXY header or a trusted ID where there is one."`
+	Exempt      []netip.Prefix `yaml:"exempt" default:"127.0.0.0/8 ::1/128" example:"[127.0.0.0/8, 10.2.0.0/16]" doc:"Networks of which no address is counted, delayed or banned, such as a webmail's, which stands for many people; what bounds a user's sessions and budget holds there too, but failed logins from there are not counted. The client's own address decides, by a PROXY header or a trusted ID where there is one."`
 }
 
 // Log is the ordinary log.

@@ -4,7 +4,9 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -29,6 +31,32 @@ func TestReferenceIsCurrent(t *testing.T) {
 	}
 	if string(got) != want {
 		t.Error("docs/CONFIG.md is stale: run go generate ./internal/config")
+	}
+}
+
+func TestTheReferenceNamesEveryVariable(t *testing.T) {
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, found := reference(t), 0
+	for _, file := range files {
+		source, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		for _, quoted := range regexp.MustCompile(`"IMAPGATE_[A-Z_]+"`).FindAllString(string(source), -1) {
+			found++
+			if name := strings.Trim(quoted, `"`); !strings.Contains(text, "| `"+name) {
+				t.Errorf("%s reads %s, which is not in the table", file, name)
+			}
+		}
+	}
+	if found < 5 {
+		t.Errorf("only %d variables were found", found)
 	}
 }
 
@@ -59,6 +87,8 @@ secrets: set ` + "`mode: 0440`" + `); it has one line, and a newline at its end 
 |---|---|
 | ` + "`IMAPGATE_REDIS_PASSWORD` | `redis.password_file`" + ` |
 | ` + "`IMAPGATE_MASTER_PASSWORD_<BACKEND>` | `backends.<backend>.master.password_file`; the name in capitals, `-` as `_`" + ` |
+| ` + "`IMAPGATE_SCRAM_SECRET` | `auth.scram_secret_file`" + ` |
+| ` + "`IMAPGATE_OAUTH_CLIENT_SECRET` | `auth.oauth.client_secret_file`" + ` |
 | ` + "`IMAPGATE_ADMIN_TOKEN` | `admin.token_file`" + ` |
 
 A file to begin with:

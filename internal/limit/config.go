@@ -31,7 +31,8 @@ type Settings struct {
 	NewPerMinute   int // new connections of an address
 	NewBurst       int // how many of them may come at once
 
-	// Exempt are networks no address of which is counted, delayed or banned.
+	// Exempt are networks no address of which is counted, delayed or banned; nor do
+	// failed logins from there count for users.
 	// The limits of users hold there too.
 	Exempt []netip.Prefix
 }
