@@ -12,11 +12,10 @@ const (
 	ActDrain  Action = "drain"  // SIGTERM or SIGINT
 	ActBan    Action = "ban"
 	ActUnban  Action = "unban"
-	ActKick   Action = "kick" // a session was ended
 )
 
 // actions is every Action. Constant.
-var actions = map[Action]bool{ActReload: true, ActDrain: true, ActBan: true, ActUnban: true, ActKick: true}
+var actions = map[Action]bool{ActReload: true, ActDrain: true, ActBan: true, ActUnban: true}
 
 // Known says whether a is one of the constants.
 func (a Action) Known() bool { return actions[a] }

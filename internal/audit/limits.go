@@ -42,13 +42,12 @@ const (
 // another value shows as other.
 type Cause string
 
-// Why somebody is banned, or no longer.
+// Why somebody is banned, or by whom no longer.
 const (
 	CauseFailures  Cause = "failures"  // too many wrong passwords
 	CauseNeighbors Cause = "neighbors" // too many banned networks in a larger one
 	CauseMerged    Cause = "merged"    // too many bans to keep: a network around some of them
 	CauseOperator  Cause = "operator"
-	CauseExpired   Cause = "expired"
 )
 
 // Constant tables: every Limit, Measure and Cause.
@@ -59,7 +58,7 @@ var (
 		LimitBytesIn: true, LimitBytesOut: true, LimitAppend: true, LimitUpstream: true, LimitUpstreamNew: true,
 	}
 	measures = map[Measure]bool{Refused: true, Delayed: true, Slowed: true}
-	causes   = map[Cause]bool{CauseFailures: true, CauseNeighbors: true, CauseMerged: true, CauseOperator: true, CauseExpired: true}
+	causes   = map[Cause]bool{CauseFailures: true, CauseNeighbors: true, CauseMerged: true, CauseOperator: true}
 )
 
 // Known says whether l is one of the constants.
@@ -85,7 +84,6 @@ type Ban struct {
 	Until   time.Time // zero: for good, or of a ban that is over
 	By      string    // the operator; "" for the gateway itself
 	Note    string    // the operator's words
-	Origin  string    // the gateway that made it; "" for this one
 }
 
 // Spray is what looks like a few passwords tried for many users.
@@ -125,7 +123,7 @@ func (l *Log) limitHit(c *Client, h *Hit, count uint64) error {
 // BanAdded records a ban.
 func (l *Log) BanAdded(ban *Ban) error { return l.ban(banAdded, ban) }
 
-// BanRemoved records the end of a ban, before or at its time.
+// BanRemoved records the end of a ban before its time.
 func (l *Log) BanRemoved(ban *Ban) error { return l.ban(banRemoved, ban) }
 
 func (l *Log) ban(k kind, ban *Ban) error {
@@ -138,7 +136,6 @@ func (l *Log) ban(k kind, ban *Ban) error {
 		b = appendText(b, "reason", why, maxName)
 		b = appendMoment(b, "until", ban.Until)
 		b = appendText(b, "by", ban.By, maxName)
-		b = appendText(b, "origin", ban.Origin, maxName)
 		return appendText(b, "detail", ban.Note, maxText)
 	})
 }

@@ -36,7 +36,6 @@ const (
 	LostBye      Why = "bye"      // the backend said BYE
 	LostTimeout  Why = "timeout"  // it took or gave nothing for too long
 	LostProtocol Why = "protocol" // it said what is not IMAP
-	LostDrained  Why = "drained"  // by us: the operator empties the backend
 )
 
 // Why a session is pinned to its upstream.
@@ -48,11 +47,9 @@ const (
 	PinAnnotate     Why = "annotate"        // RFC 5257
 	PinUnknown      Why = "unknown_command" // what it changes cannot be known
 	PinUIDNotSticky Why = "uidnotsticky"    // the mailbox has no UIDs that last
-	PinDuplicateTag Why = "duplicate_tag"   // two commands under way have one tag
 	PinSelectBad    Why = "select_bad"      // SELECT answered BAD: what is selected is not known
 	PinViolation    Why = "violation"       // the backend broke an invariant
 	PinSyntax       Why = "syntax"          // a command that could not be understood
-	PinCredentials  Why = "credentials"     // there is no second login without the client
 )
 
 // Result is how an attach ended. The constants below are all there are;
@@ -78,9 +75,9 @@ const (
 var (
 	whys = map[Why]bool{
 		AfterLoss: true, AfterHold: true, AfterDetach: true, LostClosed: true, LostReset: true, LostBye: true,
-		LostTimeout: true, LostProtocol: true, LostDrained: true, PinNotify: true, PinContext: true, PinSavedSearch: true,
-		PinLanguage: true, PinAnnotate: true, PinUnknown: true, PinUIDNotSticky: true, PinDuplicateTag: true,
-		PinSelectBad: true, PinViolation: true, PinSyntax: true, PinCredentials: true,
+		LostTimeout: true, LostProtocol: true, PinNotify: true, PinContext: true, PinSavedSearch: true,
+		PinLanguage: true, PinAnnotate: true, PinUnknown: true, PinUIDNotSticky: true,
+		PinSelectBad: true, PinViolation: true, PinSyntax: true,
 	}
 	results = map[Result]bool{
 		AttachOK: true, AttachInconsistent: true, AttachGone: true, AttachChanged: true, AttachTooLarge: true,

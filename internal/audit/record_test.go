@@ -203,7 +203,7 @@ func TestLargestRecordStaysWithinItsBound(t *testing.T) {
 		}))
 		decode(t, encode(t, func(l *Log) { _ = l.LimitHit(c, &Hit{Limit: Limit(long), Subject: long, Measure: Measure(long)}) }))
 		decode(t, encode(t, func(l *Log) {
-			_ = l.BanAdded(&Ban{Subject: long, Why: Cause(long), Until: time.Unix(1<<40, 0), By: long, Origin: long, Note: long})
+			_ = l.BanAdded(&Ban{Subject: long, Why: Cause(long), Until: time.Unix(1<<40, 0), By: long, Note: long})
 		}))
 		decode(t, encode(t, func(l *Log) {
 			_ = l.OperatorAction(&Operator{Action: Action(long), By: long, Subject: long, Err: errors.New(long)})
@@ -275,7 +275,7 @@ func FuzzAuditRecord(f *testing.F) {
 // fuzzRest puts text from outside into the events of limits, operators and
 // commands, and into those that a chain is over.
 func fuzzRest(t *testing.T, who, words, more string) {
-	ban := &Ban{Subject: who, Why: Cause(words), By: words, Origin: more, Note: more}
+	ban := &Ban{Subject: who, Why: Cause(words), By: words, Note: more}
 	action := &Operator{Action: Action(words), By: words, Subject: who, Err: errors.New(more)}
 	cmd := &Command{Verb: words, Mailbox: who, To: who, Code: more, Result: CommandResult(more), Literals: []int64{int64(len(more))}}
 	hit := &Hit{Limit: Limit(words), Subject: who, Measure: Measure(more)}
@@ -285,8 +285,8 @@ func fuzzRest(t *testing.T, who, words, more string) {
 		fields map[string]string
 		bounds map[string]int
 	}{
-		{func(l *Log) { _ = l.BanAdded(ban) }, map[string]string{"subject": who, "by": words, "origin": more, "detail": more},
-			map[string]int{"subject": maxUser, "by": maxName, "origin": maxName, "detail": maxText}},
+		{func(l *Log) { _ = l.BanAdded(ban) }, map[string]string{"subject": who, "by": words, "detail": more},
+			map[string]int{"subject": maxUser, "by": maxName, "detail": maxText}},
 		{func(l *Log) { _ = l.OperatorAction(action) }, map[string]string{"subject": who, "by": words, "detail": more},
 			map[string]int{"subject": maxUser, "by": maxName, "detail": maxText}},
 		{func(l *Log) { _ = l.Command(&Client{Session: more}, cmd) },

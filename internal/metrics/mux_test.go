@@ -123,8 +123,7 @@ func TestAuditWordsOfAMuxAreInTheSets(t *testing.T) {
 		}
 	}
 	for _, why := range []audit.Why{audit.PinNotify, audit.PinContext, audit.PinSavedSearch, audit.PinLanguage, audit.PinAnnotate,
-		audit.PinUnknown, audit.PinUIDNotSticky, audit.PinDuplicateTag, audit.PinSelectBad, audit.PinViolation, audit.PinSyntax,
-		audit.PinCredentials} {
+		audit.PinUnknown, audit.PinUIDNotSticky, audit.PinSelectBad, audit.PinViolation, audit.PinSyntax} {
 		m.Mux.Pinned(string(why))
 	}
 	got := scrape(t, m)
