@@ -1,68 +1,99 @@
 package tests
 
 import (
-	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
+	"time"
 
-	"imapgate/internal/limit"
 	"imapgate/internal/testbed"
-	"imapgate/proxy"
-	"imapgate/proxy/mux"
-	"imapgate/proxy/upstream"
 )
 
-// hits are what limits have done to a subject, by their names.
-func (g *running) hits(subject string) map[string]string {
-	g.t.Helper()
-	did := map[string]string{}
-	for line := range strings.Lines(g.read("audit")) {
-		var r struct{ Event, Limit, Subject, Result string }
-		if strings.HasSuffix(line, "\n") && json.Unmarshal([]byte(line), &r) == nil && r.Event == "limit_hit" && r.Subject == subject {
-			did[r.Limit] = r.Result
-		}
-	}
-	return did
+// thrifty is the built binary before a Dovecot, with small budgets.
+func thrifty(t *testing.T, mode, budget string) *binary {
+	t.Helper()
+	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
+	return startBinary(t, backend.CA, fmt.Sprintf("backends:\n  east: {address: %q, server_name: %s, ca: %s, mode: %s}", backend.TLS, testbed.DovecotName, backend.CA.File, mode),
+		"routing: {source: static, static: {default: east}}\nlimits: {budget: {"+budget+"}}")
 }
 
-// In front of a real Dovecot each bound of a user's budget holds, and is on record.
-func TestABudgetHoldsAndIsOnRecord(t *testing.T) {
-	backend := testbed.StartDovecot(t, testbed.DovecotConfig{})
-	g := startGateway(t, options{
-		ca: backend.CA, backends: map[string]upstream.Config{only: to(backend, upstream.ImplicitTLS)},
-		modes:  map[string]proxy.Mode{only: {Name: string(mux.Reuse), Mux: muxSettings()}},
-		limits: limit.Config{Budgets: limit.Budgets{Commands: 20, In: 1000, Upload: 100}},
-	})
-	const user = "eve@example.org"
-	c, answer := attempt(t, g, user, "pw")
-	if !strings.HasPrefix(answer, "OK") {
-		t.Fatal(answer)
+// spender is a client that is in.
+func spender(t *testing.T, b *binary) *RawClient {
+	t.Helper()
+	c := enter(t, b.endpoint("implicit"), "")
+	does(t, c, "LOGIN spender@example.org "+password)
+	does(t, c, "SELECT INBOX")
+	return c
+}
+
+// A budget bounds the pace from above, so these look only at the least time that
+// something may take: a busy machine takes longer, never less.
+
+func TestCommandsBeyondTheBudgetComeLater(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []string{"reuse", "resume"} {
+		b := thrifty(t, mode, "commands_per_second: 5")
+		first, second := spender(t, b), spender(t, b) // of one user
+		began := time.Now()
+		const turns = 12
+		for range turns {
+			does(t, first, "NOOP")
+			does(t, second, "NOOP")
+		}
+		if took, least := time.Since(began), (2*turns-10)*time.Second/5; took < least {
+			t.Errorf("%s: %d commands took %v, less than %v", mode, 2*turns, took, least)
+		}
 	}
-	mail := []byte("Subject: x\r\n\r\n" + strings.Repeat("x", 40) + "\r\n") // 56 bytes: one fits
-	if err := okay(c.Do("APPEND INBOX {}", mail)); err != nil {
-		t.Fatal(err)
-	}
-	if got, err := c.Do("APPEND INBOX {}", mail); err == nil && !strings.Contains(shown(got), "NO [OVERQUOTA]") {
-		t.Errorf("the second upload: %s", shown(got))
-	}
-	mustSay(t, c, "SELECT INBOX")
-	for range 60 {
-		mustSay(t, c, "NOOP")
-	}
-	mustSay(t, c, "SEARCH SUBJECT \""+strings.Repeat("y", 900)+"\"")
-	mustSay(t, c, "SEARCH SUBJECT \""+strings.Repeat("y", 900)+"\"")
-	mustSay(t, c, "SEARCH SUBJECT \""+strings.Repeat("y", 900)+"\"")
-	want := map[string]string{"append": "refused", "commands": "slowed", "bytes_in": "slowed"}
-	testbed.Within(t, Patience/2, "limits to be on record", func() bool {
-		got := g.hits(user)
-		for limit, did := range want {
-			if got[limit] != did {
-				return false
+}
+
+func TestBytesBeyondTheBudgetComeLaterInEveryMode(t *testing.T) {
+	t.Parallel()
+	const pace = 100 << 10
+	for _, mode := range []string{"splice", "reuse", "resume"} {
+		b := thrifty(t, mode, fmt.Sprintf("bytes_in_per_second: %d, bytes_out_per_second: %[1]d", pace))
+		c := spender(t, b)
+		message := mailOf(4*pace, "a heavy one")
+		least := time.Duration(len(message)-2*pace) * time.Second / pace
+		for _, use := range []struct {
+			command string
+			literal [][]byte
+		}{{"APPEND INBOX {}", [][]byte{message}}, {"FETCH 1 BODY.PEEK[]", nil}} {
+			began := time.Now()
+			if use.literal == nil {
+				does(t, c, "NOOP") // tells of the message
+			}
+			got, err := c.Do(use.command, use.literal...)
+			// What comes next waits for what this one has used.
+			does(t, c, "CHECK")
+			if err != nil || !strings.Contains(got[len(got)-1].Text, " OK") {
+				t.Fatalf("%s, %s: %v, %v", mode, use.command, got[len(got)-1], err)
+			}
+			if took := time.Since(began); took < least-time.Second/2 {
+				t.Errorf("%s, %s: %d bytes took %v, less than %v", mode, use.command, len(message), took, least)
 			}
 		}
-		return true
-	})
-	if g.metric(`imapgate_limit_waits_total`) == 0 || g.metric(`imapgate_limit_refusals_total`) != 1 {
-		t.Error("metrics do not say so")
+	}
+}
+
+func TestAnUploadBeyondTheDaysBudgetIsRefusedByName(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []string{"reuse", "resume"} {
+		b := thrifty(t, mode, "append_bytes_per_day: 10000")
+		c := spender(t, b)
+		message := mailOf(6000, "one of two")
+		for i, want := range []string{" OK ", " NO [OVERQUOTA] Upload limit of the day is reached."} {
+			got, err := c.Do("APPEND INBOX {}", message)
+			if err != nil || !strings.Contains(got[len(got)-1].Text, want) {
+				t.Fatalf("%s, message %d: %v, %v", mode, i, got, err)
+			}
+		}
+		does(t, c, "NOOP")
+		other := spender(t, b) // the same user
+		if got, err := other.Do("APPEND INBOX {+}", message); err != nil || !strings.Contains(shown(got), "[OVERQUOTA]") {
+			t.Errorf("%s: from another session: %v, %v", mode, got, err)
+		}
+		if got, err := c.Do("STATUS INBOX (MESSAGES)"); err != nil || !strings.Contains(shown(got), "MESSAGES 1)") {
+			t.Errorf("%s: %v, %v", mode, got, err)
+		}
 	}
 }
