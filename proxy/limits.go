@@ -120,11 +120,11 @@ func (s *session) linger(ctx context.Context, a *attempt, why error) {
 	if asked := (*auth.Wait)(nil); errors.As(why, &asked) {
 		least = max(least, asked.For)
 	}
-	if guess {
-		if owed := s.visit.Failed(ctx, a.login.User, cmp.Or(a.login.Password, a.login.Token)); owed > least {
-			least = owed
-			s.server.rooms.Metrics.Limits.Delayed(owed)
-		}
+	if !guess {
+		s.visit.Settle() // while the answer waits, others need not
+	} else if owed := s.visit.Failed(ctx, a.login.User, cmp.Or(a.login.Password, a.login.Token)); owed > least {
+		least = owed
+		s.server.rooms.Metrics.Limits.Delayed(owed)
 	}
 	until := a.began.Add(a.waited + least + rand.N(denialJitter))
 	if until.After(s.deadline) {

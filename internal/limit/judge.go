@@ -35,7 +35,7 @@ func (v *Visit) Attempt(ctx context.Context, u identity.User) error {
 	if v.exempt {
 		return nil
 	}
-	v.settle()
+	v.Settle()
 	g, at := v.gate, pair{u, near(v.addr)}
 	judge := func() (standing, time.Duration, *Refusal) {
 		who := g.good.standing(u, v.addr, g.now())
@@ -75,7 +75,7 @@ func (v *Visit) Failed(ctx context.Context, u identity.User, password identity.S
 	}
 	g := v.gate
 	at := pair{u, near(v.addr)}
-	defer v.settle()
+	defer v.Settle()
 	f, repeats := &g.cfg.Failures, g.past.again(at, password, g.now())
 	if repeats == 0 {
 		asking, done := v.asking(ctx)

@@ -85,8 +85,9 @@ func (v *Visit) turn(ctx context.Context, at pair) (*Refusal, error) {
 	}
 }
 
-// settle ends the login under way, if there is one.
-func (v *Visit) settle() {
+// Settle ends the login under way, if there is one, with no word on whether it was
+// right. Failed, Enter and Leave do so too.
+func (v *Visit) Settle() {
 	if v.claims != nil {
 		v.gate.past.end(v.claims)
 		v.claims = nil

@@ -63,7 +63,7 @@ func (v *Visit) Move(addr netip.Addr) error {
 	if plain(addr) == v.addr {
 		return nil
 	}
-	v.settle()
+	v.Settle()
 	v.giveLobby()
 	return v.come(addr)
 }
@@ -116,7 +116,7 @@ func (v *Visit) Enter(ctx context.Context, u identity.User) error {
 	if v.stage >= inHouse {
 		panic("limit: a visit entered twice")
 	}
-	v.settle()
+	v.Settle()
 	g, want := v.gate, v.house(u)
 	if no := g.places.take(want, g.now()); no != nil {
 		return g.refused(no)
@@ -154,7 +154,7 @@ func (v *Visit) house(u identity.User) []bounded {
 
 // Leave gives back all that the visit has taken. It is called once, last.
 func (v *Visit) Leave() {
-	v.settle()
+	v.Settle()
 	switch v.stage {
 	case gone:
 		panic("limit: a visit left twice")

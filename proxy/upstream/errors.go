@@ -40,11 +40,14 @@ var errUnsendable = fmt.Errorf("%w: it cannot be sent", ErrDenied)
 
 // Judged says whether an error of Login is the backend's own NO or BAD to what it
 // was shown: whoever guesses at passwords has had an answer then, whatever the
-// code in it.
+// code in it, but for those by which it could not judge (RFC 5530 §3): where its
+// user database is away nobody has guessed wrong.
 func Judged(err error) bool {
 	var refused *Refused
-	return errors.Is(err, ErrDenied) && !errors.Is(err, errUnsendable) || errors.As(err, &refused) ||
-		errors.Is(err, errCode) || errors.Is(err, errBad)
+	if errors.As(err, &refused) {
+		return refused.Code != "UNAVAILABLE" && refused.Code != "SERVERBUG"
+	}
+	return errors.Is(err, ErrDenied) && !errors.Is(err, errUnsendable) || errors.Is(err, errCode) || errors.Is(err, errBad)
 }
 
 // maxText bounds every text of a backend, in bytes, that an answer or an error

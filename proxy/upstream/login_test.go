@@ -146,7 +146,8 @@ func TestTheBackendsAnswerDecidesWhatTheClientIsTold(t *testing.T) {
 		case tc.refused != "" && (!errors.As(a.err, &refused) || "["+refused.Code+"] "+refused.Text != tc.refused):
 			t.Errorf("%.40q: %v", answer, a.err)
 		}
-		if judged := tc.result != ResultProtocol; Judged(a.err) != judged {
+		away := strings.Contains(answer, "[UNAVAILABLE]") || strings.Contains(answer, "[SERVERBUG]")
+		if judged := tc.result != ResultProtocol && !away; Judged(a.err) != judged {
 			t.Errorf("%.40q: judged is %v", answer, !judged)
 		}
 		if a.result != tc.result || len(a.err.Error()) > 2*maxText || a.conn != nil {
