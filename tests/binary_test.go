@@ -83,8 +83,8 @@ func (b *binary) endpoint(listener string) endpoint {
 	}
 }
 
-// metric is the sum of a metric over its labels, 0 when it is not there.
-func (b *binary) metric(t testing.TB, name string) (sum float64) {
+// scrape is all metrics.
+func (b *binary) scrape(t testing.TB) string {
 	t.Helper()
 	r, err := http.Get("http://" + b.at["admin"] + "/metrics")
 	if err != nil {
@@ -95,8 +95,14 @@ func (b *binary) metric(t testing.TB, name string) (sum float64) {
 	if err != nil || r.StatusCode != http.StatusOK {
 		t.Fatalf("metrics: %s, %v", r.Status, err)
 	}
-	for _, m := range regexp.MustCompile(`(?m)^`+name+`(?:\{.*\})? (\S+)$`).FindAllSubmatch(text, -1) {
-		v, err := strconv.ParseFloat(string(m[1]), 64)
+	return string(text)
+}
+
+// metric is the sum of a metric over its labels, 0 when it is not there.
+func (b *binary) metric(t testing.TB, name string) (sum float64) {
+	t.Helper()
+	for _, m := range regexp.MustCompile(`(?m)^`+name+`(?:\{.*\})? (\S+)$`).FindAllStringSubmatch(b.scrape(t), -1) {
+		v, err := strconv.ParseFloat(m[1], 64)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -11,14 +11,14 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// proofGateway is a gateway before a Dovecot that takes its word. clientCA is a
-// line of the file's block tls, or "".
-func proofGateway(t *testing.T, auth, clientCA string) (*binary, *testbed.CA) {
+// proofGateway is a gateway before a Dovecot that takes its word. The block auth
+// is as it stands in the file; more follows the block tls, or goes on with it.
+func proofGateway(t *testing.T, auth, more string) (*binary, *testbed.CA) {
 	t.Helper()
 	ca := testbed.NewCA(t)
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{CA: ca, Password: "another one", Master: master, MasterPassword: masterPassword})
 	secret := secretFile(t, masterPassword)
-	b := startBinary(t, ca, clientCA, fmt.Sprintf(`backends:
+	b := startBinary(t, ca, more, fmt.Sprintf(`backends:
   east:
     address: %q
     server_name: %s
@@ -43,16 +43,13 @@ func secretFile(t *testing.T, text string) string {
 // speaks: neither knows of the other, or of us.
 func TestMbsyncProvesItsPasswordToWhatDoveadmStored(t *testing.T) {
 	t.Parallel()
-	mbsync, doveadm := testbed.Program(t, "mbsync", "isync"), testbed.Program(t, "doveadm", "dovecot-core")
+	mbsync := testbed.Program(t, "mbsync", "isync")
 	if found, _ := filepath.Glob("/usr/lib/*/sasl2/libscram.so*"); len(found) == 0 {
 		t.Skip("libsasl2 has no SCRAM here: libsasl2-modules")
 	}
-	stored, err := exec.Command(doveadm, "pw", "-s", "SCRAM-SHA-256", "-p", password).Output()
-	if err != nil {
-		t.Fatal(err)
-	}
+	stored := forProofs(t, password)
 	people := filepath.Join(t.TempDir(), "people")
-	if err := os.WriteFile(people, []byte("alice@example.org:"+string(stored)), 0o600); err != nil {
+	if err := os.WriteFile(people, []byte("alice@example.org:"+stored), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	b, _ := proofGateway(t, fmt.Sprintf("methods: [file], file: {path: %s}, mechanisms: [SCRAM-SHA-256-PLUS, SCRAM-SHA-256], scram_secret_file: %s",
@@ -67,6 +64,16 @@ func TestMbsyncProvesItsPasswordToWhatDoveadmStored(t *testing.T) {
 	if out, err := syncing(t, mbsync, e, "a guess"); err == nil {
 		t.Errorf("a wrong password is as good:\n%s", out)
 	}
+}
+
+// forProofs is what Dovecot's tool stores of a password for SCRAM, a line.
+func forProofs(t *testing.T, password string) string {
+	t.Helper()
+	stored, err := exec.Command(testbed.Program(t, "doveadm", "dovecot-core"), "pw", "-s", "SCRAM-SHA-256", "-p", password).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(stored)
 }
 
 // syncing makes mbsync log in by SCRAM-SHA-256 and pull.
