@@ -258,6 +258,7 @@ func auditVerify(cmd *cobra.Command, names []string) error {
 		return err
 	}
 	defer closeAudits(files)
+	chainOrder(files)
 	out := cmd.OutOrStdout()
 	var v audit.Verifier
 	for _, f := range files {

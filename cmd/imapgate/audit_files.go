@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"encoding/json"
 	"errors"
@@ -20,6 +21,7 @@ const maxAuditLine = 64 << 10
 type auditFile struct {
 	name string
 	from time.Time // of its first record
+	seq  uint64    // of that record in its chain; 0 without one
 	in   *bufio.Reader
 	file io.Closer
 }
@@ -40,6 +42,12 @@ func openAudits(names []string, stdin io.Reader) ([]*auditFile, error) {
 	}
 	slices.SortStableFunc(files, func(a, b *auditFile) int { return a.from.Compare(b.from) })
 	return files, nil
+}
+
+// chainOrder puts files in the order of their chain, which no step of the clock
+// changes.
+func chainOrder(files []*auditFile) {
+	slices.SortStableFunc(files, func(a, b *auditFile) int { return cmp.Compare(a.seq, b.seq) })
 }
 
 func closeAudits(files []*auditFile) {
@@ -66,21 +74,28 @@ func openOneAudit(name string, stdin io.Reader) (*auditFile, error) {
 		}
 		f.in = bufio.NewReaderSize(plain, maxAuditLine)
 	}
-	f.from = firstTime(f.in)
+	first := firstRecord(f.in)
+	f.from, f.seq = first.Time, first.Seq
 	return f, nil
 }
 
-// firstTime is the time of the first record, or zero, read without taking it.
-func firstTime(in *bufio.Reader) time.Time {
+// firstLine is when the first record was made, and its number.
+type firstLine struct {
+	Time time.Time `json:"time"`
+	Seq  uint64    `json:"seq"`
+}
+
+// firstRecord is the first record, or zero, read without taking it.
+func firstRecord(in *bufio.Reader) firstLine {
 	_, _ = in.Peek(1) // fills the buffer
 	ahead, _ := in.Peek(in.Buffered())
 	for text := range bytes.Lines(ahead) {
-		var l auditLine
+		var l firstLine
 		if json.Unmarshal(text, &l) == nil && !l.Time.IsZero() {
-			return l.Time
+			return l
 		}
 	}
-	return time.Time{}
+	return firstLine{}
 }
 
 // lines gives each line to take, without its end, until take fails.

@@ -224,3 +224,19 @@ func TestColumnsStandBelowEachOtherInColoursToo(t *testing.T) {
 		t.Error("a buffer is a terminal")
 	}
 }
+
+func TestAStepOfTheClockDoesNotChangeTheOrderOfAChain(t *testing.T) {
+	older := write(t, "audit.log.1", `{"v":1,"time":"2026-05-01T12:00:00.000Z","event":"started","seq":1}`+"\n")
+	newer := write(t, "audit.log", `{"v":1,"time":"2026-05-01T11:00:00.000Z","event":"log_opened","seq":2}`+"\n")
+	files, err := openAudits([]string{newer, older}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeAudits(files)
+	if files[0].name != newer {
+		t.Errorf("%s is read first: records are shown by their time", files[0].name)
+	}
+	if chainOrder(files); files[0].name != older {
+		t.Errorf("%s begins the chain", files[0].name)
+	}
+}

@@ -176,3 +176,18 @@ func FuzzVerify(f *testing.F) {
 		}
 	})
 }
+
+func TestAChainHasOneWriter(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.log")
+	l := chained(t, path)
+	if second, err := Open(Config{Path: path, Chain: true}, zap.NewNop()); !errors.Is(err, errShared) || !strings.Contains(err.Error(), path) {
+		t.Errorf("a second writer: %v, %v", second, err)
+	}
+	refuse(l, "one")
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if v, err := verify(written(t, path, 1)); err != nil || v.Records != 3 {
+		t.Errorf("behind the first writer: %+v, %v", v, err)
+	}
+}

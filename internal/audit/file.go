@@ -54,12 +54,15 @@ func (s *file) open() error {
 		return err
 	}
 	info, err := f.Stat()
+	if err == nil && info.Mode().IsRegular() && s.chain != nil {
+		err = lock(f) // two chains in one file would look like a forgery
+	}
 	if err == nil && info.Mode().IsRegular() {
 		err = s.resume(f, info.Size())
 	}
 	if err != nil {
 		_ = f.Close()
-		return err
+		return fmt.Errorf("open %s: %w", s.path, err)
 	}
 	s.f, s.regular, s.dirty, s.torn = f, info.Mode().IsRegular(), false, 0
 	return nil
