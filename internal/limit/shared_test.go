@@ -60,7 +60,11 @@ func runHooked(t testing.TB, cfg Config, client redis.UniversalClient, hooks Hoo
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- g.keepUp(ctx) }() // ends with ctx; waited for by kill
+	run := g.keepUp // without its farewell
+	if client == nil {
+		run = g.Run
+	}
+	go func() { done <- run(ctx) }() // ends with ctx; waited for by kill
 	kill := sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
