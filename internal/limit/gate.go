@@ -69,19 +69,19 @@ func New(cfg Config, client redis.UniversalClient, hooks Hooks, log *zap.Logger)
 // until ctx is done, and all visits have left or farewellTime is over; then it
 // returns nil. Without Redis it only waits for ctx.
 func (g *Gate) Run(ctx context.Context) error {
-	if g.shared == nil {
-		<-ctx.Done()
-		return nil
+	err := g.keepUp(ctx)
+	if g.shared != nil {
+		g.farewell()
 	}
-	if err := g.keepUp(ctx); err != nil {
-		return err
-	}
-	g.farewell()
-	return nil
+	return err
 }
 
 // keepUp is Run as long as it is not to end.
 func (g *Gate) keepUp(ctx context.Context) error {
+	if g.shared == nil {
+		<-ctx.Done()
+		return nil
+	}
 	all, ctx := errgroup.WithContext(ctx)
 	all.Go(func() error { g.beat(ctx); return nil })
 	all.Go(func() error { g.flush(ctx); return nil })
