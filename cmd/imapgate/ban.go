@@ -27,6 +27,7 @@ type office interface {
 	ban(ctx context.Context, o admin.Order) (banLine, error)
 	unban(ctx context.Context, who string) (lifted, error)
 	show(ctx context.Context, who string) (standing, error)
+	forgive(ctx context.Context, who string) (forgiven, error)
 }
 
 // counter is a running gateway as an office, through its admin address.
@@ -51,6 +52,10 @@ func (c counter) unban(ctx context.Context, who string) (done lifted, err error)
 
 func (c counter) show(ctx context.Context, who string) (s standing, err error) {
 	return s, c.ask(ctx, question{http.MethodGet, limitsPath, url.Values{"who": {who}}, nil}, &s)
+}
+
+func (c counter) forgive(ctx context.Context, who string) (done forgiven, err error) {
+	return done, c.ask(ctx, question{http.MethodDelete, limitsPath, url.Values{"who": {who}}, nil}, &done)
 }
 
 func (c counter) ask(ctx context.Context, q question, into any) error {
@@ -119,8 +124,8 @@ func newBan() *cobra.Command {
 a change takes effect in every running gateway within a second; without it the running
 gateway is asked through its admin address, for which admin.token_file must be set.
 
-Connections from a banned address are refused. Sessions that are open stay open, and who
-has logged in from there of late still may.`,
+Connections from a banned address are refused. Sessions that are open stay open. Who has
+logged in from there of late still may, unless the ban is an operator's.`,
 	}
 	var o limitOptions
 	o.flags(cmd)
@@ -219,11 +224,40 @@ logins behind it, so that the next wrong password does not ban it again.`,
 func newLimits() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "limits", Args: noCommand, RunE: showHelp,
-		Short: "See what is counted of users and addresses",
+		Short: "See what is counted of users and addresses, and forgive users",
 	}
 	var o limitOptions
 	o.flags(cmd)
-	cmd.AddCommand(&cobra.Command{
+	cmd.AddCommand(newLimitsShow(&o), newLimitsForgive(&o))
+	return cmd
+}
+
+func newLimitsForgive(o *limitOptions) *cobra.Command {
+	return &cobra.Command{
+		Use: "forgive USER", Short: "Forget the failed logins of a user",
+		Long: `Forget the failed logins of a user, so that it may log in at once from networks where it
+is not known. Bans of addresses stay: see imapgate ban del.`,
+		Example: "  imapgate limits forgive alice@example.org",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return fmt.Errorf("one user is needed: %s", cmd.UseLine())
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return o.run(cmd, func(ctx context.Context, f office) error {
+				done, err := f.forgive(ctx, args[0])
+				if err != nil {
+					return fmt.Errorf("forgive %s: %w", plain(args[0]), err)
+				}
+				return o.done(cmd.OutOrStdout(), done, "failed logins are forgotten: "+plain(done.User))
+			})
+		},
+	}
+}
+
+func newLimitsShow(o *limitOptions) *cobra.Command {
+	return &cobra.Command{
 		Use: "show USER|ADDRESS", Short: "Show sessions, failed logins, delay and ban of a user or an address",
 		Long: `Show sessions, failed logins, delay and ban of a user or an address: with redis in the
 configuration those of all gateways together, without it those of the running gateway.`,
@@ -247,8 +281,7 @@ configuration those of all gateways together, without it those of the running ga
 				return s.print(cmd.OutOrStdout())
 			})
 		},
-	})
-	return cmd
+	}
 }
 
 // print prints it as a table.

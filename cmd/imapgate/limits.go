@@ -125,6 +125,11 @@ func (g *gateway) adminLimits() admin.Limits {
 	d := newDesk(g.cfg, g.limits)
 	return admin.Limits{
 		Show: func(ctx context.Context, who string) (any, error) { return d.show(ctx, who) },
+		Forgive: func(ctx context.Context, who string) (any, error) {
+			done, err := d.forgive(ctx, who)
+			g.asked(audit.ActForgive, who, err)
+			return done, err
+		},
 		Bans: func(ctx context.Context) (any, error) { return d.bans(ctx) },
 		Ban: func(ctx context.Context, o admin.Order) (any, error) {
 			done, err := d.ban(ctx, o)
@@ -252,9 +257,9 @@ func (d *desk) show(ctx context.Context, who string) (standing, error) {
 	if a, err := netip.ParseAddr(who); err == nil {
 		return d.showAddress(ctx, a)
 	}
-	u, err := identity.Canon(who, d.domain)
+	u, err := d.user(who)
 	if err != nil {
-		return standing{}, fmt.Errorf("%w: this is neither an address nor a name that an account can have", admin.ErrOrder)
+		return standing{}, err
 	}
 	about, err := d.gate.ShowUser(ctx, u)
 	if err != nil {
@@ -271,6 +276,27 @@ func (d *desk) show(ctx context.Context, who string) (standing, error) {
 		s.Known = append(s.Known, knownNet{k.Net.String(), time.Now().Add(-k.Ago).UTC().Truncate(time.Second), k.Hour})
 	}
 	return s, nil
+}
+
+func (d *desk) user(who string) (user, error) {
+	u, err := identity.Canon(who, d.domain)
+	if err != nil {
+		return u, fmt.Errorf("%w: this is neither an address nor a name that an account can have", admin.ErrOrder)
+	}
+	return u, nil
+}
+
+// forgiven is whose failed logins were forgotten.
+type forgiven struct {
+	User string `json:"user"`
+}
+
+func (d *desk) forgive(ctx context.Context, who string) (forgiven, error) {
+	u, err := d.user(who)
+	if err != nil {
+		return forgiven{}, err
+	}
+	return forgiven{u.String()}, d.gate.Forgive(ctx, u)
 }
 
 func (d *desk) showAddress(ctx context.Context, a netip.Addr) (standing, error) {

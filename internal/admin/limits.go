@@ -15,21 +15,25 @@ var ErrOrder = errors.New("cannot be done")
 // Order is a ban as an operator asks for it.
 type Order struct {
 	Who string        `json:"who"` // an address or a network
-	For time.Duration `json:"for"` // nanoseconds; 0: the gateway's own length
+	For time.Duration `json:"for"` // nanoseconds
 	Why string        `json:"why"`
 }
 
 // Limits is what there is to see and to change of limits and bans. Errors that are
 // no ErrOrder mean that it cannot be done now.
 type Limits struct {
-	Show  func(ctx context.Context, who string) (any, error) // of a user or an address
-	Bans  func(ctx context.Context) (any, error)
-	Ban   func(ctx context.Context, o Order) (any, error)
-	Unban func(ctx context.Context, who string) (any, error)
+	Show    func(ctx context.Context, who string) (any, error) // of a user or an address
+	Forgive func(ctx context.Context, who string) (any, error) // a user's failed logins
+	Bans    func(ctx context.Context) (any, error)
+	Ban     func(ctx context.Context, o Order) (any, error)
+	Unban   func(ctx context.Context, who string) (any, error)
 }
 
 // show answers ?who=NAME with what is counted of a user or an address.
 func (l Limits) show(w http.ResponseWriter, r *http.Request) { asked(w, r, l.Show) }
+
+// forgive forgets the failed logins of ?who=USER.
+func (l Limits) forgive(w http.ResponseWriter, r *http.Request) { asked(w, r, l.Forgive) }
 
 // remove ends the ban of ?who=ADDRESS.
 func (l Limits) remove(w http.ResponseWriter, r *http.Request) { asked(w, r, l.Unban) }

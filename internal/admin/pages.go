@@ -38,7 +38,7 @@ func pages(s Shows) map[string]page {
 		pathHealth:  {shows: func(w http.ResponseWriter, _ *http.Request) { say(w, http.StatusOK, "ok") }},
 		pathReady:   {shows: s.ready},
 		pathExplain: {shows: s.explain},
-		pathLimits:  {shows: s.Limits.show},
+		pathLimits:  {shows: s.Limits.show, changes: map[string]http.HandlerFunc{http.MethodDelete: s.Limits.forgive}},
 		pathBans: {shows: s.Limits.list, changes: map[string]http.HandlerFunc{
 			http.MethodPost: s.Limits.add, http.MethodDelete: s.Limits.remove,
 		}},

@@ -91,8 +91,12 @@ func (b *Budget) Upload(ctx context.Context, n int64) bool {
 	if err != nil || len(reply) != 2 {
 		return true
 	}
+	fits := reply[0] == 1
+	if !fits {
+		g.budgets.upload(b.user, today, -n, most) // it was counted here
+	}
 	g.budgets.uploaded(b.user, today, reply[1])
-	return reply[0] == 1
+	return fits
 }
 
 // Overdraw counts bytes of messages that are on their way already.
@@ -197,11 +201,14 @@ func (b *budgets) sum(u identity.User, day string) int64 {
 	return 0
 }
 
-// uploaded is what all gateways together know.
+// uploaded is what all gateways together know; less than what is known here after
+// Redis was away.
 func (b *budgets) uploaded(u identity.User, day string, sum int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.sums.Add(u, uploads{day, sum})
+	if known, _ := b.sums.Get(u); known.day != day || known.sum < sum {
+		b.sums.Add(u, uploads{day, sum})
+	}
 }
 
 // Budget is what the user of a visit that has entered may use; nil when there is no
