@@ -135,8 +135,9 @@ func (m *Mirror) tagged(r Response) error {
 	}
 	c := m.open[at]
 	// Dovecot ends FETCH and the like together with the sync behind them, and what
-	// needs none of that overtakes them. It keeps to the order otherwise.
-	if at > 0 && c.verb != "STATUS" && c.verb != "LIST" {
+	// needs none of that overtakes them, as a refusal does. It keeps to the order
+	// otherwise.
+	if at > 0 && c.verb != "STATUS" && c.verb != "LIST" && !strings.HasPrefix(rest, "NO ") {
 		return violation("%s is answered before %s", tag, m.open[0].tag)
 	}
 	result, ok := parseStatus(rest)
