@@ -71,21 +71,21 @@ func arrive(t testing.TB, g *Gate, addr netip.Addr) *Visit {
 // logIn is a whole login that is right, and how long it had to wait.
 func logIn(t testing.TB, g *Gate, addr netip.Addr, u identity.User) (waited time.Duration, err error) {
 	t.Helper()
-	v, err := g.Arrive("imaps", addr)
-	if err != nil {
-		return 0, err
-	}
-	defer v.Leave()
-	began := time.Now()
-	if err := v.Attempt(t.Context(), u); err != nil {
-		return time.Since(began), err
-	}
-	waited = time.Since(began)
-	return waited, v.Enter(t.Context(), u)
+	return attempt(t, g, addr, u, func(v *Visit) error { return v.Enter(t.Context(), u) })
 }
 
 // guess is a login that is wrong. It says what refused it before it was checked.
 func guess(t testing.TB, g *Gate, addr netip.Addr, u identity.User, password identity.Secret) (waited time.Duration, err error) {
+	t.Helper()
+	return attempt(t, g, addr, u, func(v *Visit) error {
+		v.Failed(t.Context(), u, password)
+		return nil
+	})
+}
+
+// attempt is a visit with one login, of which checked is told if nothing refuses it
+// before.
+func attempt(t testing.TB, g *Gate, addr netip.Addr, u identity.User, checked func(*Visit) error) (waited time.Duration, err error) {
 	t.Helper()
 	v, err := g.Arrive("imaps", addr)
 	if err != nil {
@@ -93,12 +93,12 @@ func guess(t testing.TB, g *Gate, addr netip.Addr, u identity.User, password ide
 	}
 	defer v.Leave()
 	began := time.Now()
-	if err := v.Attempt(t.Context(), u); err != nil {
-		return time.Since(began), err
-	}
+	err = v.Attempt(t.Context(), u)
 	waited = time.Since(began)
-	v.Failed(t.Context(), u, password)
-	return waited, nil
+	if err != nil {
+		return waited, err
+	}
+	return waited, checked(v)
 }
 
 // reason is why somebody was refused, or "" for an err that is none.
