@@ -15,6 +15,7 @@ var errNothing = errors.New("no message has one of these UIDs")
 type horizon struct {
 	exists uint32
 	uid    uint32 // the highest it may know of; 0: that is not known
+	known  uint32 // the highest that is known here
 }
 
 func (s *session) horizon() horizon {
@@ -23,11 +24,11 @@ func (s *session) horizon() horizon {
 	case b == nil:
 		return horizon{}
 	case b.view.Unknown() == 0:
-		return horizon{b.view.Exists(), b.view.Max()}
+		return horizon{b.view.Exists(), b.view.Max(), b.view.Max()}
 	case !b.grown && b.uidNext > 0:
-		return horizon{b.view.Exists(), b.uidNext - 1}
+		return horizon{b.view.Exists(), b.uidNext - 1, b.view.Max()}
 	}
-	return horizon{exists: b.view.Exists()}
+	return horizon{exists: b.view.Exists(), known: b.view.Max()}
 }
 
 // changes says whether a command, once sent, changes the messages of its set.
@@ -55,7 +56,7 @@ func (h horizon) confine(whole []byte, spec *command.Spec) ([]byte, error) {
 	byUID := spec.Name != "STORE"
 	if byUID {
 		if most = h.uid; most == 0 && h.exists > 0 {
-			return nil, errGhosts
+			return whole, h.named(set)
 		}
 	}
 	confined := make(imap.Set, 0, len(set))
@@ -76,4 +77,16 @@ func (h horizon) confine(whole []byte, spec *command.Spec) ([]byte, error) {
 	rewritten := append([]byte(nil), whole[:facts.SetAt]...)
 	rewritten = append(rewritten, confined.String()...)
 	return append(rewritten, whole[facts.SetAt+len(facts.Set):]...), nil
+}
+
+// named is errGhosts unless a set of UIDs is within the horizon though that is
+// unknown: what has arrived can be in a range that goes beyond what is known, and
+// not among UIDs that were named one by one.
+func (h horizon) named(set imap.Set) error {
+	for _, r := range set {
+		if r.Last > h.known && r.First != r.Last || r.Last == imap.Star {
+			return errGhosts
+		}
+	}
+	return nil
 }

@@ -41,3 +41,24 @@ func TestWhatArrivedSinceACommandWasSentIsNotChangedByIt(t *testing.T) {
 		}
 	}
 }
+
+func TestUIDsThatAreNamedAreWithinAnUnknownHorizon(t *testing.T) {
+	seen := horizon{exists: 4, known: 9}
+	for sent, goes := range map[string]bool{
+		"a UID EXPUNGE 3,7,9\r\n":                true,
+		"a UID STORE 1:9 +FLAGS (\\Deleted)\r\n": true,
+		"a UID STORE 2,12 FLAGS ()\r\n":          true, // as APPENDUID had it
+		"a UID MOVE 7:12 Trash\r\n":              false,
+		"a UID EXPUNGE *\r\n":                    false,
+		"a UID EXPUNGE 3:*\r\n":                  false,
+	} {
+		head, err := command.Lookup([]byte(sent))
+		if err != nil || !changes(head.Spec) {
+			t.Fatalf("%s: %v", sent, err)
+		}
+		got, err := seen.confine([]byte(sent), head.Spec)
+		if goes != (err == nil && string(got) == sent) || !goes && !errors.Is(err, errGhosts) {
+			t.Errorf("%q goes as %q, %v", sent, got, err)
+		}
+	}
+}
