@@ -11,7 +11,7 @@ import (
 
 // record is one line of the audit log, as an operator's programs read it.
 type record struct {
-	Event, Session, User, Backend, Mailbox, Mode, Reason, Result string
+	Event, Session, User, Backend, Mailbox, Mode, Mechanism, Reason, Result string
 
 	Expunged, Arrived int
 

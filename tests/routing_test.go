@@ -218,9 +218,9 @@ func (c *scene) restarted() {
 	g.stop()
 	g = c.gateway(snapshot, time.Second)
 	c.knownLogIn(g, []string{known})
-	if !strings.Contains(g.read("audit"), `"route":"snapshot"`) {
-		c.t.Error("no login was routed by the snapshot")
-	}
+	testbed.Within(c.t, recovery, "a login routed by the snapshot to be on record", func() bool {
+		return strings.Contains(g.read("audit"), `"route":"snapshot"`)
+	})
 	c.strangerWaits(g, stranger)
 	c.s.restart()
 	c.eventuallyAt(g, stranger, "east")
