@@ -53,7 +53,7 @@ func (c *chain) over(text []byte) [sha256.Size]byte {
 // the last hash of the file before, unless the chain begins with it.
 func (c *chain) opening() ([]byte, chain) {
 	next := *c
-	record := start(nil, logOpened)
+	record := new(stamp).start(nil, logOpened)
 	if c.seq > 0 {
 		record = appendText(record, "previous", hex.EncodeToString(c.hash[:]), sha256.Size*2)
 	}

@@ -75,7 +75,7 @@ func (l *Log) Command(c *Client, cmd *Command) error {
 		result = other
 	}
 	return l.add(note{kind: command, result: result}, func(b []byte) []byte {
-		b = appendText(start(b, command), "session", c.Session, maxName)
+		b = appendText(b, "session", c.Session, maxName)
 		b = appendAddress(b, "peer", c.Peer)
 		b = appendAddress(b, "client", c.Claimed)
 		b = appendText(b, "user", cmd.User.String(), maxUser)

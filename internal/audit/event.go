@@ -68,7 +68,7 @@ type Session struct {
 // recorded and the caller must not let the client in (LoginRefused, AuditAway).
 func (l *Log) LoginAccepted(c *Client, login *Login) error {
 	return l.add(note{loginAccepted, permits, accepted}, func(b []byte) []byte {
-		return appendText(login.append(begin(b, loginAccepted, c)), "result", accepted, maxName)
+		return appendText(login.append(c.append(b)), "result", accepted, maxName)
 	})
 }
 
@@ -76,7 +76,7 @@ func (l *Log) LoginAccepted(c *Client, login *Login) error {
 // have been told as much.
 func (l *Log) LoginRefused(c *Client, login *Login, why Reason) error {
 	return l.add(note{loginRefused, stays, why.result()}, func(b []byte) []byte {
-		b = login.append(begin(b, loginRefused, c))
+		b = login.append(c.append(b))
 		return appendReason(appendText(b, "result", why.result(), maxName), why)
 	})
 }
@@ -84,7 +84,7 @@ func (l *Log) LoginRefused(c *Client, login *Login, why Reason) error {
 // SessionEnded records the end of a connection that had logged in.
 func (l *Log) SessionEnded(c *Client, s *Session, why Reason) error {
 	return l.add(note{kind: sessionEnded, weight: stays}, func(b []byte) []byte {
-		b = begin(b, sessionEnded, c)
+		b = c.append(b)
 		b = appendText(b, "user", s.User.String(), maxUser)
 		b = appendText(b, "backend", s.Backend, maxName)
 		b = appendText(b, "mode", s.Mode, maxName)
@@ -101,16 +101,16 @@ func (l *Log) SessionEnded(c *Client, s *Session, why Reason) error {
 // strangers make as many as they like.
 func (l *Log) ConnectionRefused(c *Client, why Reason, detail string, took time.Duration) error {
 	return l.add(note{kind: connectionRefused, weight: yields}, func(b []byte) []byte {
-		b = begin(b, connectionRefused, c)
+		b = c.append(b)
 		b = appendReason(b, why)
 		b = appendText(b, "detail", detail, maxText)
 		return appendDuration(b, took)
 	})
 }
 
-// begin opens a record with its time, name and client.
-func begin(b []byte, k kind, c *Client) []byte {
-	b = appendText(start(b, k), "session", c.Session, maxName)
+// append appends what is known of the client.
+func (c *Client) append(b []byte) []byte {
+	b = appendText(b, "session", c.Session, maxName)
 	b = appendText(b, "listener", c.Listener, maxName)
 	b = appendAddress(b, "peer", c.Peer)
 	b = appendAddress(b, "client", c.Claimed)
@@ -123,16 +123,32 @@ func begin(b []byte, k kind, c *Client) []byte {
 	return b
 }
 
+// stamp is the last second that was written: to write it anew would be a quarter
+// of the work on a record.
+type stamp struct {
+	second int64 // since 1970
+	text   []byte
+}
+
 // start opens a record with its version, time and name.
-func start(b []byte, k kind) []byte {
+func (s *stamp) start(b []byte, k kind) []byte {
+	now := time.Now().UTC()
+	if second := now.Unix(); second != s.second || s.text == nil {
+		s.second, s.text = second, now.AppendFormat(s.text[:0], secondForm)
+	}
 	b = append(b, `{"v":`...)
 	b = strconv.AppendInt(b, version, 10)
 	b = append(b, `,"time":"`...)
-	b = time.Now().UTC().AppendFormat(b, timeForm)
-	b = append(b, `","event":"`...)
+	b = append(b, s.text...)
+	ms := now.Nanosecond() / 1e6
+	b = append(b, '.', byte('0'+ms/100), byte('0'+ms/10%10), byte('0'+ms%10))
+	b = append(b, `Z","event":"`...)
 	b = append(b, names[k]...)
 	return append(b, '"')
 }
+
+// secondForm is timeForm without what is less than a second.
+const secondForm = "2006-01-02T15:04:05"
 
 // timeForm sorts as text.
 const timeForm = "2006-01-02T15:04:05.000Z"

@@ -32,14 +32,14 @@ type Operator struct {
 // Started records that a gateway began to serve.
 func (l *Log) Started(release string) error {
 	return l.add(note{kind: started, weight: stays}, func(b []byte) []byte {
-		return appendText(start(b, started), "version", release, maxName)
+		return appendText(b, "version", release, maxName)
 	})
 }
 
 // Stopped records that a gateway ended in good order, and why.
 func (l *Log) Stopped(why Reason) error {
 	return l.add(note{kind: stopped, weight: stays}, func(b []byte) []byte {
-		return appendReason(start(b, stopped), why)
+		return appendReason(b, why)
 	})
 }
 
@@ -48,7 +48,7 @@ func (l *Log) Stopped(why Reason) error {
 func (l *Log) Reloaded(err error) error {
 	result, detail := outcome(err)
 	return l.add(note{configReloaded, stays, result}, func(b []byte) []byte {
-		b = appendText(start(b, configReloaded), "result", result, maxName)
+		b = appendText(b, "result", result, maxName)
 		return appendText(b, "detail", detail, maxText)
 	})
 }
@@ -61,7 +61,7 @@ func (l *Log) OperatorAction(o *Operator) error {
 		action = other
 	}
 	return l.add(note{operatorAction, stays, result}, func(b []byte) []byte {
-		b = appendText(start(b, operatorAction), "action", action, maxName)
+		b = appendText(b, "action", action, maxName)
 		b = appendText(b, "by", o.By, maxName)
 		b = appendText(b, "subject", o.Subject, maxUser)
 		b = appendText(b, "result", result, maxName)

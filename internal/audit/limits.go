@@ -113,7 +113,7 @@ func (l *Log) limitHit(c *Client, h *Hit, count uint64) error {
 		limit = other
 	}
 	return l.add(note{kind: limitHit, result: measure}, func(b []byte) []byte {
-		b = appendText(begin(b, limitHit, c), "limit", limit, maxName)
+		b = appendText(c.append(b), "limit", limit, maxName)
 		b = appendText(b, "subject", h.Subject, maxUser)
 		b = appendText(b, "result", measure, maxName)
 		return appendCount(b, "count", count)
@@ -132,7 +132,7 @@ func (l *Log) ban(k kind, ban *Ban) error {
 		why = other
 	}
 	return l.add(note{kind: k, weight: stays}, func(b []byte) []byte {
-		b = appendText(start(b, k), "subject", ban.Subject, maxUser)
+		b = appendText(b, "subject", ban.Subject, maxUser)
 		b = appendText(b, "reason", why, maxName)
 		b = appendMoment(b, "until", ban.Until)
 		b = appendText(b, "by", ban.By, maxName)
@@ -144,7 +144,7 @@ func (l *Log) ban(k kind, ban *Ban) error {
 // users.
 func (l *Log) SpraySuspected(s *Spray) error {
 	return l.add(note{kind: spraySuspected, weight: stays}, func(b []byte) []byte {
-		b = appendText(start(b, spraySuspected), "subject", s.Subject, maxUser)
+		b = appendText(b, "subject", s.Subject, maxUser)
 		b = appendCount(b, "users", uint64(max(s.Users, 0)))
 		b = appendSome(b, "addresses", uint64(max(s.Addresses, 0)))
 		return appendSome(b, "window_ms", millis(s.Within))

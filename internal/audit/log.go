@@ -69,6 +69,7 @@ type Log struct {
 	mu sync.Mutex
 	// Guarded by mu, as are the parts of outlets that say so.
 	scratch []byte // one record
+	stamp   stamp
 	closed  bool
 }
 
@@ -221,7 +222,7 @@ func (l *Log) sayHits(now time.Time) {
 	}
 }
 
-// add makes the record that fill writes and gives it to each sink that wants
+// add makes a record, whose fields fill writes, and gives it to each sink that wants
 // it; a sink without room for it counts it as lost. It returns what Ready would.
 func (l *Log) add(n note, fill func([]byte) []byte) error {
 	if len(l.outlets) == 0 {
@@ -232,7 +233,7 @@ func (l *Log) add(n note, fill func([]byte) []byte) error {
 	if err := l.ready(); err != nil && n.weight == permits {
 		return err
 	}
-	l.scratch = append(fill(l.scratch[:0]), '}', '\n')
+	l.scratch = append(fill(l.stamp.start(l.scratch[:0], n.kind)), '}', '\n')
 	for _, o := range l.outlets {
 		switch {
 		case !o.only.wants(n):

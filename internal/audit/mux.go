@@ -98,7 +98,7 @@ func (l *Log) Attached(c *Client, m *Mux) error {
 		result = other
 	}
 	return l.add(note{kind: sessionAttached, result: result}, func(b []byte) []byte {
-		b = appendText(m.append(begin(b, sessionAttached, c)), "result", result, maxName)
+		b = appendText(m.append(c.append(b)), "result", result, maxName)
 		b = appendCount(b, "expunged", uint64(m.Expunged))
 		b = appendCount(b, "arrived", uint64(m.Arrived))
 		return appendDuration(b, m.Took)
@@ -109,13 +109,13 @@ func (l *Log) Attached(c *Client, m *Mux) error {
 // how long it had it.
 func (l *Log) UpstreamLost(c *Client, m *Mux) error {
 	return l.add(note{kind: upstreamLost}, func(b []byte) []byte {
-		return appendDuration(m.append(begin(b, upstreamLost, c)), m.Took)
+		return appendDuration(m.append(c.append(b)), m.Took)
 	})
 }
 
 // Pinned records that a session will not outlive its upstream, and why.
 func (l *Log) Pinned(c *Client, m *Mux) error {
-	return l.add(note{kind: sessionPinned}, func(b []byte) []byte { return m.append(begin(b, sessionPinned, c)) })
+	return l.add(note{kind: sessionPinned}, func(b []byte) []byte { return m.append(c.append(b)) })
 }
 
 func (m *Mux) append(b []byte) []byte {

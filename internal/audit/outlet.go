@@ -216,7 +216,7 @@ func (o *outlet) take() bool {
 	defer o.of.mu.Unlock()
 	o.waiting -= o.records
 	if o.lost > o.told {
-		record := appendCount(start(nil, recordsLost), "lost", o.lost-o.told)
+		record := appendCount(new(stamp).start(nil, recordsLost), "lost", o.lost-o.told)
 		o.told = o.lost
 		o.append(append(record, '}', '\n'))
 	}
