@@ -126,6 +126,17 @@ func statusWord(w []byte) bool {
 	return false
 }
 
+// IsAlert says whether a response has text that people are to be shown, whatever
+// they are doing (RFC 9051 §7.1).
+func IsAlert(response []byte) bool {
+	rest, untagged := bytes.CutPrefix(response, []byte("* "))
+	if !untagged || !HasWord(rest, "OK") && !HasWord(rest, "NO") {
+		return false
+	}
+	code, ok := bytes.CutPrefix(rest[len("OK"):], []byte(" ["))
+	return ok && HasWord(code, "ALERT")
+}
+
 // HasWord says whether b begins with the word, given in upper case, and nothing
 // of a longer one. It allocates nothing.
 func HasWord(b []byte, word string) bool {

@@ -192,7 +192,7 @@ func (s *session) lease(deadline time.Time) error {
 		return s.revocation(err)
 	}
 	s.take(up)
-	return nil
+	return s.relate(up.Alerts())
 }
 
 // stays makes sure that the mailbox has not moved, before the session writes to

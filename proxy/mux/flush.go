@@ -184,11 +184,28 @@ func (s *session) overhear(response []byte) error {
 	if err != nil || v == drop {
 		return err
 	}
-	if s.overheard != nil {
-		s.overheard = append(s.overheard, response...)
+	return s.relate(response)
+}
+
+// alert passes a response on if people are to be shown it, of those that are
+// otherwise for us alone.
+func (s *session) alert(response []byte) error {
+	if !imap.IsAlert(response) {
 		return nil
 	}
-	_, err = s.client.Write(response)
+	return s.relate(response)
+}
+
+// relate tells the client of whole responses, none for none.
+func (s *session) relate(responses []byte) error {
+	if len(responses) == 0 {
+		return nil
+	}
+	if s.overheard != nil {
+		s.overheard = append(s.overheard, responses...)
+		return nil
+	}
+	_, err := s.client.Write(responses)
 	return s.clientLost(err)
 }
 
@@ -260,7 +277,7 @@ func (s *session) changedFlags(aux *lease.Conn, deadline time.Time) (told, bool)
 		return seen, false
 	}
 	aux.Selected = true
-	res, err := aux.Run(deadline, name, func(response []byte) error { seen.read(response); return nil })
+	res, err := aux.Run(deadline, name, func(response []byte) error { seen.read(response); return s.alert(response) })
 	if err != nil || res.Name != "OK" || seen.validity != s.box.validity {
 		return seen, false
 	}
@@ -270,7 +287,7 @@ func (s *session) changedFlags(aux *lease.Conn, deadline time.Time) (told, bool)
 			seen.flags.keep(response[len("* "):])
 		}
 		s.out = appendFlags(s.out, response, &s.box.view)
-		return nil
+		return s.alert(response)
 	})
 	return seen, err == nil && res.Name == "OK"
 }

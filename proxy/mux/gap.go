@@ -151,7 +151,7 @@ func (s *session) trackedBy(aux *lease.Conn) (modseq uint64, err error) {
 			if i := bytes.LastIndex(response, []byte("HIGHESTMODSEQ ")); i >= 0 && modseq == 0 {
 				modseq = leadingUint64(response[i+len("HIGHESTMODSEQ "):])
 			}
-			return nil
+			return s.alert(response)
 		})
 		if err != nil || res.Name != "OK" {
 			return 0, fmt.Errorf("%s: %s %w", ask.verb, res.Text, errors.Join(errBusy, err))

@@ -21,9 +21,9 @@ func (s *session) reselect(deadline time.Time) (*told, error) {
 	}
 	t := &told{}
 	s.up.Selected = true
-	res, err := s.up.Run(deadline, name, func(response []byte) error { t.read(response); return nil })
+	res, err := s.up.Run(deadline, name, func(response []byte) error { t.read(response); return s.alert(response) })
 	if err != nil {
-		return nil, s.upstreamLost(err)
+		return nil, s.ranInto(err)
 	}
 	switch {
 	case res.Name == "OK":
@@ -115,10 +115,10 @@ func (s *session) snapshot(t *told, deadline time.Time) (*view.UIDs, error) {
 			return err
 		}
 		t.read(response)
-		return nil
+		return s.alert(response)
 	})
 	if err != nil {
-		return nil, s.upstreamLost(err)
+		return nil, s.ranInto(err)
 	}
 	switch {
 	case res.Code == "MESSAGELIMIT": // RFC 9738: it does not tell all

@@ -32,6 +32,9 @@ var (
 // maxAnswer bounds the bytes of all responses to one command of ours.
 const maxAnswer = 16 << 20
 
+// maxAlerts bounds the bytes of what waits to be shown to people.
+const maxAlerts = 4 << 10
+
 // Conn is an upstream connection on which a user is logged in, once it is open.
 type Conn struct {
 	wire.Wire
@@ -48,6 +51,7 @@ type Conn struct {
 	prefix   string  // of our tags: nobody can guess it
 	serial   uint64
 	answer   []byte // scratch: a response that did not fit the buffer
+	alerts   []byte // bound: maxAlerts
 }
 
 // Open makes c, which is part of what lends it, the connection of a login.
@@ -160,6 +164,25 @@ func (c *Conn) response(left *int) ([]byte, error) {
 			return c.answer, nil
 		}
 	}
+}
+
+// Heed keeps a response with an ALERT, for whoever has the connection next, and
+// says whether it is one.
+func (c *Conn) Heed(response []byte) bool {
+	if !imap.IsAlert(response) {
+		return false
+	}
+	if len(c.alerts)+len(response) <= maxAlerts {
+		c.alerts = append(c.alerts, response...)
+	}
+	return true
+}
+
+// Alerts gives what Heed has kept, once.
+func (c *Conn) Alerts() []byte {
+	all := c.alerts
+	c.alerts = nil
+	return all
 }
 
 // Relax gives up what an idle connection does not need.

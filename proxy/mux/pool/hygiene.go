@@ -106,12 +106,21 @@ func (h *held) hear() error {
 	if err != nil {
 		return err
 	}
+	if h.Heed(response) {
+		return nil
+	}
 	return greetings(response)
 }
 
-// must runs a command of ours that is to be answered OK.
+// must runs a command of ours that is to be answered OK. What people are to be
+// shown waits for the next session; the rest is each's.
 func (h *held) must(deadline time.Time, command string, each func([]byte) error) error {
-	res, err := h.Run(deadline, command, each)
+	res, err := h.Run(deadline, command, func(response []byte) error {
+		if h.Heed(response) {
+			return nil
+		}
+		return each(response)
+	})
 	if err == nil && res.Name != "OK" {
 		err = fmt.Errorf("%w: %s %s", lease.ErrProtocol, command, res.Name)
 	}
@@ -119,7 +128,7 @@ func (h *held) must(deadline time.Time, command string, each func([]byte) error)
 }
 
 // greetings are what a backend may say at any time: a status for people to read.
-// It is lost on a connection that is nobody's.
+// Without an ALERT it is lost on a connection that is nobody's.
 func greetings(response []byte) error {
 	if word, _ := words(response); word != "OK" {
 		return errUnread

@@ -72,14 +72,21 @@ func TestWhatIsSaidToNobodyClosesTheConnection(t *testing.T) {
 	}
 }
 
-func TestGreetingsAreHeardAndForgotten(t *testing.T) {
+func TestGreetingsAreHeardAndForgottenWithoutAnAlert(t *testing.T) {
 	s := startStub(t, stubCaps)
 	y := s.pool(Config{})
 	a, c, p := y.aWaiting(s)
-	p.say("* OK Still here", "* OK [ALERT] down at noon")
+	p.say("* OK Still here", "* OK [ALERT] down at noon", "* no [alert] nearly full")
 	settled(t, "it to arrive", func() bool { return c.Stirs() || c.Buffered() == 0 })
-	if d := leased(t, a); d != c || d.Pending() || who(t, d) != "alice pw ()" {
+	d := leased(t, a)
+	if d != c || d.Pending() || who(t, d) != "alice pw ()" {
 		t.Errorf("closed for %v", y.discarded)
+	}
+	if got := string(d.Alerts()); got != "* OK [ALERT] down at noon\r\n* no [alert] nearly full\r\n" {
+		t.Errorf("what people are to be shown is %q", got)
+	}
+	if again := d.Alerts(); len(again) > 0 {
+		t.Errorf("it is shown again: %q", again)
 	}
 }
 
