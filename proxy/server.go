@@ -71,6 +71,7 @@ type Config struct {
 	BadCommands    int           // before the login, on a connection
 	Instance       string        // begins every session id; NewInstance
 	TokenRefusal   auth.TokenRefusal
+	TokenGrace     time.Duration // how long a session outlives the token that opened it; 0: as long as it likes
 	Placed         bool          // mailboxes live where auth's method http says, not where routing does
 	PlaceTTL       time.Duration // with Placed: how long the addresses of backends' names are used
 	// Modes are the backends' own; one that is not there is spliced.
