@@ -121,6 +121,8 @@ type Server struct {
 	turns     *turns // of TLS handshakes
 	places    *places
 	denials   denials
+	floor     time.Duration // denialFloor
+	jitter    time.Duration // denialJitter
 
 	wg       sync.WaitGroup // accept loops and sessions before their relay
 	open     atomic.Int64   // connections, relayed ones included
@@ -134,7 +136,10 @@ func NewInstance() string { return rand.Text()[:8] }
 
 // New makes a Server that does not listen yet.
 func New(cfg Config, rooms Rooms) (*Server, error) {
-	s := &Server{cfg: cfg, rooms: rooms, slots: descriptorSlots(), turns: newTurns(cfg.Handshakes), places: newPlaces(rooms.Backends, cfg.PlaceTTL)}
+	s := &Server{
+		cfg: cfg, rooms: rooms, slots: descriptorSlots(), turns: newTurns(cfg.Handshakes),
+		places: newPlaces(rooms.Backends, cfg.PlaceTTL), floor: denialFloor, jitter: denialJitter,
+	}
 	if cfg.MaxConnections > 0 {
 		s.slots = min(s.slots, int64(cfg.MaxConnections))
 	}
