@@ -54,6 +54,7 @@ type setup struct {
 	hooks    limit.Hooks
 	backends map[string]upstream.Config
 	rooms    func(*Rooms)
+	server   func(*Server)
 }
 
 // bed is a gateway with real rooms and sockets.
@@ -177,6 +178,9 @@ func (b *bed) open(s *setup) {
 	b.rooms = r
 	b.server, err = New(s.cfg, r)
 	must(b.t, err)
+	if s.server != nil {
+		s.server(b.server)
+	}
 }
 
 func must(t testing.TB, err error) {

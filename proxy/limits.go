@@ -116,7 +116,7 @@ func (s *session) linger(ctx context.Context, a *attempt, why error) {
 	if guess || r.reason == audit.LimitReached || r.reason == audit.ProvedAndLeft {
 		s.failed++
 	}
-	least := max(denialFloor, s.server.denials.least(a, r))
+	least := max(s.server.floor, s.server.denials.least(a, r))
 	if asked := (*auth.Wait)(nil); errors.As(why, &asked) {
 		least = max(least, asked.For)
 	}
@@ -126,7 +126,7 @@ func (s *session) linger(ctx context.Context, a *attempt, why error) {
 		least = owed
 		s.server.rooms.Metrics.Limits.Delayed(owed)
 	}
-	until := a.began.Add(a.waited + least + rand.N(denialJitter))
+	until := a.began.Add(a.waited + least + rand.N(s.server.jitter))
 	if until.After(s.deadline) {
 		until = s.deadline
 	}

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"time"
 
 	"imapgate/auth"
 	"imapgate/internal/audit"
@@ -53,8 +54,8 @@ func (s *Server) home(ctx context.Context, user identity.User) (string, error) {
 }
 
 // takeOver splices what is left of a session that the hub cannot account for.
-func (s *Server) takeOver(client, backend mux.End, ended func(mux.Result)) {
-	s.spliced.Start(splice.Side(client), splice.Side(backend), func(r splice.Result) {
+func (s *Server) takeOver(client, backend mux.End, until time.Time, ended func(mux.Result)) {
+	s.spliced.Start(splice.Side(client), splice.Side(backend), until, func(r splice.Result) {
 		ended(mux.Result{Reason: audit.Reason(r.Reason), Err: r.Err, Up: r.Up, Down: r.Down})
 	})
 }
@@ -95,6 +96,7 @@ func (s *Server) login(ctx context.Context, a *attempt, id auth.Identity, who up
 	if err != nil {
 		return nil, err
 	}
+	made.TokenEnds(id.Expires())
 	return account{made}, nil
 }
 

@@ -71,6 +71,7 @@ type Config struct {
 	BadCommands    int           // before the login, on a connection
 	Instance       string        // begins every session id; NewInstance
 	TokenRefusal   auth.TokenRefusal
+	TokenGrace     time.Duration // how long a session outlives the token that opened it; 0: as long as it likes
 	Placed         bool          // mailboxes live where auth's method http says, not where routing does
 	PlaceTTL       time.Duration // with Placed: how long the addresses of backends' names are used
 	// Modes are the backends' own; one that is not there is spliced.
@@ -120,6 +121,8 @@ type Server struct {
 	turns     *turns // of TLS handshakes
 	places    *places
 	denials   denials
+	floor     time.Duration // denialFloor
+	jitter    time.Duration // denialJitter
 
 	wg       sync.WaitGroup // accept loops and sessions before their relay
 	open     atomic.Int64   // connections, relayed ones included
@@ -133,7 +136,10 @@ func NewInstance() string { return rand.Text()[:8] }
 
 // New makes a Server that does not listen yet.
 func New(cfg Config, rooms Rooms) (*Server, error) {
-	s := &Server{cfg: cfg, rooms: rooms, slots: descriptorSlots(), turns: newTurns(cfg.Handshakes), places: newPlaces(rooms.Backends, cfg.PlaceTTL)}
+	s := &Server{
+		cfg: cfg, rooms: rooms, slots: descriptorSlots(), turns: newTurns(cfg.Handshakes),
+		places: newPlaces(rooms.Backends, cfg.PlaceTTL), floor: denialFloor, jitter: denialJitter,
+	}
 	if cfg.MaxConnections > 0 {
 		s.slots = min(s.slots, int64(cfg.MaxConnections))
 	}

@@ -121,6 +121,7 @@ type attempt struct {
 
 	// Filled by connect.
 	method   string
+	expires  time.Time // the token; zero: nobody knows, or there is none
 	route    routing.Route
 	mode     string
 	upstream string        // how the login at the backend ended; "" when it was not tried
@@ -150,7 +151,7 @@ func (s *session) connect(ctx context.Context, a *attempt) (admitted, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.method, a.login.User = id.Method(), id.User()
+	a.method, a.login.User, a.expires = id.Method(), id.User(), id.Expires()
 	if err = s.place(ctx, a, id); err != nil {
 		return nil, err
 	}
@@ -252,15 +253,24 @@ func (s *session) relay(a *attempt, up admitted) error {
 		if budget := in.budget(); budget != nil {
 			front.Pace, back.Pace = budget.Read, budget.Written
 		}
-		s.server.spliced.Start(front, back, in.spliced)
+		s.server.spliced.Start(front, back, s.server.until(a), in.spliced)
 	case account:
-		c := mux.Client{Conn: client, First: fromClient, Who: &in.who, Mode: mux.Mode(a.mode), Caps: caps}
+		c := mux.Client{Conn: client, First: fromClient, Who: &in.who, Mode: mux.Mode(a.mode), Caps: caps, Until: s.server.until(a)}
 		if budget := in.budget(); budget != nil { // not a nil one in an interface
 			c.Budget = budget
 		}
 		s.server.mux.Start(c, a.route.Backend, up.Account, in.multiplexed)
 	}
 	return nil
+}
+
+// until is when a session has to end because of the token that opened it; zero:
+// never.
+func (s *Server) until(a *attempt) time.Time {
+	if s.cfg.TokenGrace == 0 || a.expires.IsZero() {
+		return time.Time{}
+	}
+	return a.expires.Add(s.cfg.TokenGrace)
 }
 
 // leaveLobby gives the place of those who have not logged in to somebody else,

@@ -112,11 +112,11 @@ func (r rules) subject(c claims, now time.Time) (Subject, error) {
 // lifetime is the part of the rules that every source of claims has to satisfy.
 func lifetime(c claims, now time.Time) (Subject, error) {
 	expires, ok := c.date("exp")
-	if !ok || !expires.IsZero() && !now.Before(expires.Add(leeway)) {
+	if !ok || !expires.IsZero() && !now.Before(expires.Add(Leeway)) {
 		return Subject{}, invalid("expired")
 	}
 	begins, ok := c.date("nbf")
-	if !ok || now.Before(begins.Add(-leeway)) {
+	if !ok || now.Before(begins.Add(-Leeway)) {
 		return Subject{}, invalid("not valid yet")
 	}
 	return Subject{Expires: expires}, nil

@@ -78,7 +78,7 @@ func (k *keyring) claims(ctx context.Context, token string) (claims, error) {
 	verifier := oidc.NewVerifier(k.issuer, look, &oidc.Config{
 		SupportedSigningAlgs: algorithms,
 		SkipClientIDCheck:    true, // there may be several: rules
-		Now:                  func() time.Time { return time.Now().Add(-leeway) },
+		Now:                  func() time.Time { return time.Now().Add(-Leeway) },
 	})
 	signed, err := verifier.Verify(ctx, token)
 	switch {

@@ -22,8 +22,9 @@ var (
 const (
 	// maxToken bounds a token in bytes, as it arrives in 8 KiB of SASL at most.
 	maxToken = 8 << 10
-	// leeway is how far the clocks of the provider and of the gateway may differ.
-	leeway = 30 * time.Second
+	// Leeway is how far the clocks of the provider and of the gateway may differ: a
+	// token is accepted for so long behind its end.
+	Leeway = 30 * time.Second
 	// DefaultClaim names the user, as it does in Dovecot (oauth2 username_attribute).
 	DefaultClaim = "email"
 )

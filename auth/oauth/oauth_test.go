@@ -183,8 +183,8 @@ func TestForgedAndSpoiltTokensAreRefused(t *testing.T) {
 	p := openid.Start(t)
 	v, key, now := open(t, p, nil), p.Key(), time.Now()
 	accepts(t, v, sign(t, key, good(p), nil))
-	accepts(t, v, sign(t, key, with(good(p), "exp", now.Add(-leeway/2).Unix()), nil))
-	accepts(t, v, sign(t, key, with(good(p), "nbf", now.Add(leeway/2).Unix()), nil))
+	accepts(t, v, sign(t, key, with(good(p), "exp", now.Add(-Leeway/2).Unix()), nil))
+	accepts(t, v, sign(t, key, with(good(p), "nbf", now.Add(Leeway/2).Unix()), nil))
 	accepts(t, v, sign(t, key, with(good(p), "email_verified", "true"), nil))
 	for what, said := range map[string]map[string]any{
 		"no audience":             with(good(p), "aud", nil),
@@ -197,10 +197,10 @@ func TestForgedAndSpoiltTokensAreRefused(t *testing.T) {
 		"no expiry":               with(good(p), "exp", nil),
 		"expiry null":             with(with(good(p), "exp", nil), "EXP", now.Add(time.Hour).Unix()),
 		"expiry in words":         with(good(p), "exp", "tomorrow"),
-		"expired":                 with(good(p), "exp", now.Add(-leeway-time.Second).Unix()),
+		"expired":                 with(good(p), "exp", now.Add(-Leeway-time.Second).Unix()),
 		"expired long ago":        with(good(p), "exp", 1),
 		"expiry beyond time":      with(good(p), "exp", 1e300),
-		"not valid yet":           with(good(p), "nbf", now.Add(leeway+5*time.Second).Unix()),
+		"not valid yet":           with(good(p), "nbf", now.Add(Leeway+5*time.Second).Unix()),
 		"nbf in words":            with(good(p), "nbf", "now"),
 		"no name":                 with(good(p), "email", nil),
 		"an empty name":           with(good(p), "email", ""),

@@ -139,9 +139,10 @@ func TestModeReuseThatReusesNothingIsAWarning(t *testing.T) {
 	for _, c := range []struct{ auth, backend, want string }{
 		{"methods: [passthrough]", "mode: reuse", "or passwords that the gateway can check: nothing will be reused for clients with passwords\n"},
 		{"methods: [passthrough], " + tokens, "mode: reuse", "or passwords and tokens that the gateway can check"},
-		{"methods: [file, passthrough], " + file + ", " + tokens, "mode: reuse", "or tokens that the gateway can check"},
-		{"methods: [passthrough], mechanisms: [XOAUTH2]", "mode: reuse, login: oauth", "or tokens that the gateway can check"},
-		{"methods: [passthrough], " + tokens, "mode: reuse, mux: {cred_cache: true}", ""},
+		{"methods: [file, passthrough], " + file + ", " + tokens, "mode: reuse", "needs tokens that the gateway can check"},
+		{"methods: [passthrough], mechanisms: [XOAUTH2]", "mode: reuse, login: oauth", "needs tokens that the gateway can check"},
+		{"methods: [passthrough], " + tokens, "mode: reuse, mux: {cred_cache: true}", "needs tokens that the gateway can check"},
+		{"methods: [passthrough]", "mode: reuse, mux: {cred_cache: true}", ""},
 		{"methods: [file], " + file, "mode: reuse", ""},
 		{"methods: [passthrough], " + tokens, "mode: splice", ""},
 	} {

@@ -61,7 +61,7 @@ func open(cfg *config.Config, log *zap.Logger) (*gateway, error) {
 	}
 	var err error
 	door := proxyConfig(cfg, instance)
-	door.TokenRefusal = g.judges.refusal()
+	door.TokenRefusal, door.TokenGrace = g.judges.refusal(), cfg.Auth.OAuth.SessionGrace
 	g.proxy, err = proxy.New(door, proxy.Rooms{
 		TLS: g.tls, Auth: g.auth, Routes: g.routes, Backends: g.backends, Limits: g.limits,
 		Audit: g.audit, Metrics: g.metrics, Log: log,

@@ -62,10 +62,16 @@ func warnProofs(cfg *config.Config) (said []string) {
 func warnReuse(cfg *config.Config) (said []string) {
 	for _, name := range slices.Sorted(maps.Keys(cfg.Backends)) {
 		b := cfg.Backends[name]
-		asked := strings.Join(leftToBackend(cfg.Auth, b.Login), " and ")
-		if asked != "" && b.Mode == "reuse" && !b.Mux.CredCache {
-			said = append(said, fmt.Sprintf("backends.%s: mode reuse needs mux.cred_cache, or %s that the gateway can check: nothing will be reused for clients with %[2]s",
-				name, asked))
+		kinds, cache := leftToBackend(cfg.Auth, b.Login), "mux.cred_cache, or "
+		if b.Mux.CredCache { // which is for passwords
+			kinds = slices.DeleteFunc(kinds, func(kind string) bool { return kind == "passwords" })
+		}
+		if !slices.Contains(kinds, "passwords") {
+			cache = ""
+		}
+		if asked := strings.Join(kinds, " and "); asked != "" && b.Mode == "reuse" {
+			said = append(said, fmt.Sprintf("backends.%s: mode reuse needs %s%s that the gateway can check: nothing will be reused for clients with %[3]s",
+				name, cache, asked))
 		}
 	}
 	return said

@@ -47,9 +47,10 @@ const (
 	Idle              Reason = "idle"
 	ClientStalled     Reason = "client_stalled" // did not read what it asked for
 	BackendStalled    Reason = "backend_stalled"
-	Drained           Reason = "drained" // its grace period was over
-	Kicked            Reason = "kicked"  // by the operator
-	Moved             Reason = "moved"   // the user's backend changed
+	Drained           Reason = "drained"       // its grace period was over
+	Kicked            Reason = "kicked"        // by the operator
+	Moved             Reason = "moved"         // the user's backend changed
+	TokenExpired      Reason = "token_expired" // the token that opened it has ended
 	PreauthTimeout    Reason = "preauth_timeout"
 	HandshakeTimeout  Reason = "tls_timeout"
 	HandshakeFailed   Reason = "tls_failed"
@@ -87,6 +88,7 @@ var reasons = map[Reason]string{
 	InternalMistake: unavailable, IdentityMismatch: unavailable,
 	ClientLogout: ended, ClientClosed: ended, ClientLost: ended, ClientProtocol: ended, BackendClosed: ended,
 	BackendLost: ended, Idle: ended, ClientStalled: ended, BackendStalled: ended, Drained: ended, Kicked: ended, Moved: ended,
+	TokenExpired:   ended,
 	PreauthTimeout: ended, HandshakeTimeout: ended, HandshakeFailed: ended, WrongALPN: ended,
 	StartTLSInjection: ended, BadProxyHeader: ended, LineTooLong: ended,
 	LiteralTooBig: ended, WrongProtocol: ended, BadCommands: ended, LoginAttempts: ended, TooMany: ended,

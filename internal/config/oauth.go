@@ -21,6 +21,8 @@ type AuthOAuth struct {
 	CA               string        `yaml:"ca" doc:"PEM file of the CAs to trust. Default: the system's."`
 	CacheTTL         time.Duration `yaml:"cache_ttl" default:"60s" min:"0s" max:"1h" doc:"For introspection_url: a token that the provider has called good is believed for this long, and never beyond its own end. A keyed hash of it is kept, not the token. 0s: the provider is asked each time."`
 
+	SessionGrace time.Duration `yaml:"session_grace" default:"0s" min:"0s" max:"24h" doc:"A session that was opened with a token is ended this long after the token's own end, in every mode. 0s: it is not, and that suits most: clients get a new token when they log in anew, and not before, so that a mailbox in IDLE would be cut off as often as tokens end, mostly every hour. At least 30s otherwise, because a token is accepted for so long behind its end: clocks differ. A token of which nobody says when it ends (an introspection need not) ends no session."`
+
 	ClientSecret identity.Secret `yaml:"-"` // of ClientSecretFile or the environment
 }
 
@@ -41,6 +43,9 @@ func (k checker) oauth() {
 		if i := slices.Index(values, ""); i >= 0 {
 			k.add(indexed("auth.oauth."+key, i), "is empty")
 		}
+	}
+	if o.SessionGrace > 0 && o.SessionGrace < oauth.Leeway {
+		k.add("auth.oauth.session_grace", "is less than %s, for which a token is accepted behind its end", oauth.Leeway)
 	}
 	const stray = "a token that the provider gave to another service would open a mailbox"
 	switch {

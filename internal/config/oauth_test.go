@@ -48,6 +48,7 @@ func TestMistakesAboutAProviderAreNamed(t *testing.T) {
 		"{issuer: https://a, audience: [b, '']}":               "auth.oauth.audience[1]: is empty",
 		"client_secret_file: /nonexistent/hunter2":             "auth.oauth.client_secret_file: no such file",
 		"username_claim: ''":                                   "auth.oauth.username_claim: is empty",
+		"session_grace: 29s":                                   "auth.oauth.session_grace: is less than 30s",
 		"cache_ttl: 2h":                                        "auth.oauth.cache_ttl",
 		"{introspection_url: https://a, scope: \"mail imap\"}": "auth.oauth.scope",
 	} {
@@ -59,5 +60,5 @@ func TestMistakesAboutAProviderAreNamed(t *testing.T) {
 			t.Errorf("%s: %q is missing: %v", text, want, err)
 		}
 	}
-	mustParse(t, minimal+"auth: {oauth: {introspection_url: 'http://127.0.0.1:9000/x', scope: mail}}\n")
+	mustParse(t, minimal+"auth: {oauth: {introspection_url: 'http://127.0.0.1:9000/x', scope: mail, session_grace: 30s}}\n")
 }

@@ -177,7 +177,7 @@ func TestWordsOfTheOtherRoomsAreInTheSets(t *testing.T) {
 		m.RouteLookup(r)
 	}
 	for _, r := range []splice.Reason{splice.ClientClosed, splice.BackendClosed, splice.ClientLost, splice.BackendLost,
-		splice.Idle, splice.ClientStalled, splice.BackendStalled, splice.Drained} {
+		splice.Idle, splice.ClientStalled, splice.BackendStalled, splice.Drained, splice.Expired} {
 		m.SessionEnded("splice", string(r))
 		if !audit.Reason(r).Known() {
 			t.Errorf("the audit log does not know %s", r)
@@ -189,7 +189,7 @@ func TestWordsOfTheOtherRoomsAreInTheSets(t *testing.T) {
 		m.SessionEnded("splice", string(r))
 	}
 	for _, r := range []audit.Reason{audit.MailboxGone, audit.MailboxChanged, audit.MailboxTooLarge, audit.ViewInconsistent,
-		audit.UpstreamLost, audit.UpstreamAway, audit.LoginRevoked, audit.LimitReached, audit.BackendProtocol} {
+		audit.UpstreamLost, audit.UpstreamAway, audit.LoginRevoked, audit.TokenExpired, audit.LimitReached, audit.BackendProtocol} {
 		m.SessionEnded("resume", string(r))
 		m.Mux.ByeSaid(string(r))
 	}

@@ -50,7 +50,7 @@ var (
 	// As in the audit log, those of a session that is told BYE.
 	byeReasons = []string{"mailbox_gone", "mailbox_changed", "mailbox_too_large", "view_inconsistent", "upstream_lost", "backend_lost",
 		"upstream_away", "login_revoked", "limit_reached", "backend_protocol", "client_protocol", "backend_closed", "idle",
-		"drained", "shutdown", "kicked", "moved", "overload", "identity_violation", "internal"}
+		"drained", "shutdown", "kicked", "moved", "token_expired", "overload", "identity_violation", "internal"}
 	// Commands whose repetition nobody can observe.
 	retried = []string{"NOOP", "CHECK", "CONVERT", "UID CONVERT", "XAPPLEPUSHSERVICE", "SELECT", "EXAMINE", "UNSELECT", "FETCH", "UID FETCH", "STORE",
 		"UID STORE", "SEARCH", "UID SEARCH", "SORT", "UID SORT", "THREAD", "UID THREAD", "UID EXPUNGE", "UIDBATCHES", "ESEARCH",

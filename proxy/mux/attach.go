@@ -137,7 +137,7 @@ func attachResult(err error) audit.Result {
 			return audit.AttachChanged
 		case audit.MailboxTooLarge:
 			return audit.AttachTooLarge
-		case audit.LoginRevoked:
+		case audit.LoginRevoked, audit.TokenExpired:
 			return audit.AttachRefused
 		case audit.ViewInconsistent:
 			return audit.AttachInconsistent
@@ -351,6 +351,9 @@ func isLost(err error) bool {
 // revocation is the session's end when err says that the backend will not have
 // the login any more.
 func (s *session) revocation(err error) error {
+	if errors.Is(err, pool.ErrExpired) {
+		return &ending{audit.TokenExpired, byeExpired, err}
+	}
 	var refused *upstream.Refused
 	if !errors.Is(err, upstream.ErrDenied) && !(errors.As(err, &refused) && refused.Code == "EXPIRED") {
 		return err

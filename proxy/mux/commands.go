@@ -34,7 +34,7 @@ type request struct {
 // commands does what the client has asked for, as far as it has been read whole,
 // and as much of it as may be outstanding at a time.
 func (s *session) commands() error {
-	for !s.sent.full() {
+	for !s.sent.full() && s.order.Load() == nil { // what waits must not keep a session alive that is to end
 		if s.pinning != "" && s.idling == nil {
 			return s.pin(nil)
 		}

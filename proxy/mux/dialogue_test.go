@@ -19,7 +19,7 @@ import (
 //
 //	SKIP TEXT    it is not played: a defect that is known
 //	SKIP-TLS TEXT … and where there is TLS
-//	SET K=V…     mode, learn, learnmax, hold, lost, flagsmax, verify, max, consistent, detach
+//	SET K=V…     mode, learn, learnmax, hold, lost, flagsmax, verify, max, consistent, detach, token (ended)
 //	CAPS TEXT    what the backend can do
 //	C TEXT       the client says TEXT and CRLF
 //	C! "TEXT"    the client says TEXT, a Go string, alone
@@ -43,6 +43,7 @@ import (
 //	M NAME VALUE a metric is VALUE, soon
 //	PINNED WHY   the session is spliced
 //	ORDER WHY    somebody orders the end of the session
+//	OVERDUE 5s   its time was over so long ago, and the clock looks
 //	REC TEXT     a command is put on record (brief), but for SELECT and LOGOUT; all are told or none
 //	ENDED WHY    the reason on record for its end
 //
@@ -200,6 +201,8 @@ func (s *setup) set(name, value string) (err error) {
 		s.settings.Consistent = true
 	case "detach":
 		s.settings.AlwaysDetach = true
+	case "token":
+		s.tokenEnded = true
 	default:
 		err = fmt.Errorf("no such setting: %s", name)
 	}
@@ -279,6 +282,8 @@ func (p *performance) around(verb, rest string) error {
 		return p.arrived(rest)
 	case "ORDER":
 		p.hub.Drain(audit.Reason(rest))
+	case "OVERDUE":
+		return p.overdue(rest)
 	case "PINNED":
 		p.spliced = rest
 		return p.soon("pins_total{reason=\""+rest+"\"}", "1")
@@ -296,6 +301,20 @@ func (p *performance) around(verb, rest string) error {
 	default:
 		return fmt.Errorf("no such verb")
 	}
+	return nil
+}
+
+// overdue makes the session one that should have ended a while ago.
+func (p *performance) overdue(late string) error {
+	d, err := time.ParseDuration(late)
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	p.hub.mu.Lock()
+	p.hub.until[p.session] = now.Add(-d)
+	p.hub.mu.Unlock()
+	p.hub.expire(now)
 	return nil
 }
 

@@ -49,6 +49,7 @@ const (
 	byeChanged  = "Mailbox has changed its identity, please reconnect."
 	byeMoved    = "[UNAVAILABLE] Mailbox has been moved, please reconnect."
 	byeRevoked  = "[UNAVAILABLE] Please log in again."
+	byeExpired  = "[EXPIRED] Token has expired, please log in again." // RFC 5530
 	byeProtocol = "Too many or too long lines that are no commands."
 )
 
@@ -59,6 +60,8 @@ func orderedEnd(why audit.Reason) *ending {
 		return &ending{why, "Disconnected for inactivity.", nil}
 	case audit.Kicked:
 		return &ending{why, "[UNAVAILABLE] Disconnected by the operator.", nil}
+	case audit.TokenExpired:
+		return &ending{why, byeExpired, nil}
 	}
 	return &ending{why, "[UNAVAILABLE] Server is going down.", nil}
 }
@@ -95,7 +98,7 @@ func (s *session) answer(text string) error { return s.say(string(s.request.tag)
 // Time for last words.
 const (
 	lastWords = time.Second
-	leaveTime = time.Minute // for commands that a client has left behind
+	leaveTime = time.Minute // for commands that a client has left behind, or that a session's end waits for
 )
 
 // end is the one end of a session, seen from its own goroutine.
@@ -130,6 +133,7 @@ func (s *session) forgotten() {
 	h.mu.Lock()
 	delete(h.sessions, s)
 	delete(h.awake, s)
+	delete(h.until, s)
 	h.mu.Unlock()
 	s.report()
 }

@@ -60,8 +60,8 @@ type Config struct {
 	// connection to it.
 	Backend func(context.Context, identity.User) (string, error)
 	// Splice takes a session over whose state cannot be accounted for. ended is
-	// called once, with what was relayed since.
-	Splice func(client, backend End, ended func(Result))
+	// called once, with what was relayed since. until is Client.Until.
+	Splice func(client, backend End, until time.Time, ended func(Result))
 }
 
 // End is one connection of a session that is handed on, what goes to it before
@@ -112,8 +112,9 @@ type Hub struct {
 	rested   atomic.Uint64  // connections that have begun to be quiet, each counted once
 
 	mu       sync.Mutex
-	sessions map[*session]struct{} // Guarded by mu.
-	awake    map[*session]struct{} // Guarded by mu. Those with a goroutine.
+	sessions map[*session]struct{}  // Guarded by mu.
+	awake    map[*session]struct{}  // Guarded by mu. Those with a goroutine.
+	until    map[*session]time.Time // Guarded by mu. When those end that have a Client.Until.
 }
 
 // NewHub starts the clock. Close ends it.
@@ -126,7 +127,7 @@ func NewHub(cfg Config, rooms Rooms) (*Hub, error) {
 		cfg: cfg, rooms: rooms, asleep: asleep, began: time.Now(),
 		shared:   wire.Shared{Buffers: quiet.NewBuffers(), Clock: new(wire.Clock)},
 		backends: make(map[string]*backend, len(rooms.Backends)),
-		sessions: map[*session]struct{}{}, awake: map[*session]struct{}{},
+		sessions: map[*session]struct{}{}, awake: map[*session]struct{}{}, until: map[*session]time.Time{},
 	}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	for name, b := range rooms.Backends {
@@ -278,6 +279,7 @@ func (h *Hub) clock() {
 			for _, s := range h.all() {
 				s.sweep(now)
 			}
+			h.expire(time.Now())
 			if logins.Over(h.rested.Load(), h.Len()) {
 				h.wg.Go(debug.FreeOSMemory) // it takes a collection's time
 			}
@@ -289,4 +291,31 @@ func (h *Hub) busy() []*session {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return slices.Collect(maps.Keys(h.awake))
+}
+
+// expire ends the sessions whose time is over: between two commands, or a
+// leaveTime later wherever they are.
+func (h *Hub) expire(now time.Time) {
+	for s, until := range h.timed() {
+		switch {
+		case now.Before(until):
+		case now.Before(until.Add(leaveTime)):
+			s.leave(audit.TokenExpired)
+		default:
+			s.cut(audit.TokenExpired)
+		}
+	}
+}
+
+func (h *Hub) timed() map[*session]time.Time {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return maps.Clone(h.until)
+}
+
+// limits is when s has to end; zero: whenever it likes.
+func (h *Hub) limits(s *session) time.Time {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.until[s]
 }

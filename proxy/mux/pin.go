@@ -30,6 +30,7 @@ func (s *session) handOver(why audit.Why, first []byte) error {
 	_ = h.rooms.Audit.Pinned(s.who, &rec) // without room it is counted as lost
 	h.rooms.Metrics.Mux.Pinned(string(why))
 	s.journal = nil // what is not answered yet, nobody sees the answer to
+	until := h.limits(s)
 	up := s.give()
 	h.asleep.Forget(&s.client.Sleeper)
 	client, fromClient := s.client.Detach()
@@ -39,7 +40,7 @@ func (s *session) handOver(why audit.Why, first []byte) error {
 	in, out := s.client.Counts()
 	in -= int64(len(first) + len(fromClient))
 	paceClient, paceBackend := s.paces()
-	h.cfg.Splice(End{client, fromBackend, paceClient}, End{backend, append(first, fromClient...), paceBackend}, func(r Result) {
+	h.cfg.Splice(End{client, fromBackend, paceClient}, End{backend, append(first, fromClient...), paceBackend}, until, func(r Result) {
 		s.account.Destroy(up, metrics.DiscardPinned)
 		s.account.Close()
 		s.move("")

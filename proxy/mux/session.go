@@ -24,7 +24,8 @@ type Client struct {
 	Mode  Mode
 	Caps  imap.Caps // as Offered
 
-	Budget Budget // nil: no bound
+	Budget Budget    // nil: no bound
+	Until  time.Time // the session ends then, also when it is pinned; zero: whenever it likes
 }
 
 // session is one client from its login to its end. It has a goroutine while
@@ -114,6 +115,9 @@ func (h *Hub) Start(c Client, backend string, account *pool.Account, ended func(
 	s.move(metrics.Unselected)
 	h.mu.Lock()
 	h.sessions[s] = struct{}{}
+	if !c.Until.IsZero() {
+		h.until[s] = c.Until
+	}
 	h.mu.Unlock()
 	s.wake()
 }

@@ -41,6 +41,8 @@ type setup struct {
 	password string
 	budget   Budget
 	commands audit.Commands // on record; all
+
+	tokenEnded bool // the client has come with one, which has ended since
 }
 
 // certificates are a backend's and a gateway's, shared by the stages of a test.
@@ -132,6 +134,9 @@ func (y *stage) join() *actor {
 		User: who, Password: identity.NewSecret(cmp.Or(y.setup.password, "right")),
 	}, pool.Vouched)
 	must(y.t, err)
+	if y.setup.tokenEnded {
+		account.TokenEnds(time.Now())
+	}
 	near, far := y.connect()
 	a := &actor{party: newParty(far, cuts[cmp.Or(y.setup.cut, "whole")]), ended: make(chan Result, 2)}
 	before := map[*session]bool{}
@@ -173,7 +178,7 @@ func (y *stage) connect() (near, far net.Conn) {
 
 // splice relays what is left of a session that was handed on, until either side
 // hangs up.
-func (y *stage) splice(client, backend End, ended func(Result)) {
+func (y *stage) splice(client, backend End, _ time.Time, ended func(Result)) {
 	y.mu.Lock()
 	y.pinned++
 	y.mu.Unlock()

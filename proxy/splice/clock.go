@@ -59,6 +59,9 @@ func (s *Set) askQuiet(now uint32) {
 
 // sweep ends the sessions whose time is over.
 func (s *Set) sweep(now uint32) {
+	for _, r := range s.overdue(time.Now()) {
+		s.wg.Go(func() { r.End(Expired) }) // as in expire
+	}
 	for _, r := range s.all() {
 		r.report()
 		r.expire(now)
@@ -66,6 +69,18 @@ func (s *Set) sweep(now uint32) {
 	if s.cfg.Parked != nil {
 		s.cfg.Parked(s.idle.Len())
 	}
+}
+
+// overdue are the sessions that were to go on until now.
+func (s *Set) overdue(now time.Time) (over []*Relay) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for r, until := range s.until {
+		if !now.Before(until) {
+			over = append(over, r)
+		}
+	}
+	return over
 }
 
 // unanswered is how long a client may stay whose backend has hung up: it has

@@ -37,6 +37,7 @@ const (
 	ClientStalled  Reason = "client_stalled"  // the client read nothing for Config.Write
 	BackendStalled Reason = "backend_stalled" // the backend read nothing for Config.Write
 	Drained        Reason = "drained"         // the gateway is going away
+	Expired        Reason = "token_expired"   // its time was over, whatever it did
 )
 
 // Config bounds the sessions of a Set.
@@ -79,8 +80,9 @@ type Set struct {
 	parkings atomic.Uint64  // of pumps that had not parked before
 
 	mu     sync.Mutex
-	relays map[*Relay]struct{} // Guarded by mu.
-	pumps  map[*pump]struct{}  // Guarded by mu. Those with a goroutine.
+	relays map[*Relay]struct{}  // Guarded by mu.
+	until  map[*Relay]time.Time // Guarded by mu. When those of them end that have a time.
+	pumps  map[*pump]struct{}   // Guarded by mu. Those with a goroutine.
 }
 
 // NewSet starts the clock. Close ends it.
@@ -91,7 +93,7 @@ func NewSet(cfg Config) (*Set, error) {
 	}
 	s := &Set{
 		cfg: cfg, idle: idle, free: quiet.NewBuffers(), stop: make(chan struct{}),
-		relays: map[*Relay]struct{}{}, pumps: map[*pump]struct{}{},
+		relays: map[*Relay]struct{}{}, until: map[*Relay]time.Time{}, pumps: map[*pump]struct{}{},
 	}
 	s.wg.Add(1)
 	go s.clock()
@@ -146,9 +148,10 @@ type Relay struct {
 	result  Result // Guarded by mu.
 }
 
-// Start relays between the two sides until they are done and then calls ended,
-// once, with both closed. It returns at once; the sockets are the Relay's now.
-func (s *Set) Start(client, upstream Side, ended func(Result)) *Relay {
+// Start relays between the two sides until they are done, or until a time that
+// is not zero, and then calls ended, once, with both closed. It returns at once;
+// the sockets are the Relay's now.
+func (s *Set) Start(client, upstream Side, until time.Time, ended func(Result)) *Relay {
 	r := &Relay{set: s, ended: ended, open: 2}
 	r.up = pump{relay: r, src: client.Conn, dst: upstream.Conn, first: kept(upstream.First), pace: client.Pace}
 	r.down = pump{relay: r, src: upstream.Conn, dst: client.Conn, first: kept(client.First), pace: upstream.Pace}
@@ -156,6 +159,9 @@ func (s *Set) Start(client, upstream Side, ended func(Result)) *Relay {
 	r.down.progress()
 	s.mu.Lock()
 	s.relays[r] = struct{}{}
+	if !until.IsZero() {
+		s.until[r] = until
+	}
 	s.mu.Unlock()
 	r.up.Wake()
 	r.down.Wake()
@@ -216,6 +222,7 @@ func (r *Relay) settle() {
 	r.set.idle.Forget(&r.down.waiter)
 	r.set.mu.Lock()
 	delete(r.set.relays, r)
+	delete(r.set.until, r)
 	r.set.mu.Unlock()
 	r.report()
 	result.Up, result.Down = r.up.bytes.Load(), r.down.bytes.Load()

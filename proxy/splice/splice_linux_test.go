@@ -23,7 +23,7 @@ func TestASessionThatCannotParkGoesOn(t *testing.T) {
 	client, front := testbed.TCPPair(t)
 	back, backend := testbed.TCPPair(t)
 	result := make(chan Result, 1)
-	r := s.Start(Side{Conn: unwatched{front.(*net.TCPConn)}}, Side{Conn: back}, func(r Result) { result <- r })
+	r := s.Start(Side{Conn: unwatched{front.(*net.TCPConn)}}, Side{Conn: back}, time.Time{}, func(r Result) { result <- r })
 	for range 2 {
 		// The other direction parks, and this one has had the time to try.
 		eventually(t, "the session to try", func() bool { return s.idle.Len() == 1 && r.up.state.Load() == still })

@@ -25,6 +25,7 @@ import (
 type bed struct {
 	client, backend net.Conn
 	relay           *Relay
+	until           time.Time
 	result          chan Result
 }
 
@@ -86,7 +87,11 @@ func newBed(t testing.TB, s *Set, kind string, first ...string) *bed {
 // startBed fills in the connections of the two sides.
 func startBed(t testing.TB, s *Set, kind string, client, backend Side) *bed {
 	t.Helper()
-	b := &bed{result: make(chan Result, 2)}
+	return (&bed{result: make(chan Result, 2)}).start(t, s, kind, client, backend)
+}
+
+func (b *bed) start(t testing.TB, s *Set, kind string, client, backend Side) *bed {
+	t.Helper()
 	b.client, client.Conn = testbed.TCPPair(t)
 	backend.Conn, b.backend = testbed.TCPPair(t)
 	if strings.HasPrefix(kind, "tls-") {
@@ -95,7 +100,7 @@ func startBed(t testing.TB, s *Set, kind string, client, backend Side) *bed {
 	if strings.HasSuffix(kind, "-tls") {
 		backend.Conn, b.backend = tlsPair(t, quiet.NewSocket(backend.Conn.(*net.TCPConn)), b.backend)
 	}
-	b.relay = s.Start(client, backend, func(r Result) { b.result <- r })
+	b.relay = s.Start(client, backend, b.until, func(r Result) { b.result <- r })
 	return b
 }
 
@@ -353,6 +358,32 @@ func TestTimeOutsEndSessions(t *testing.T) {
 		b := newBed(t, s, kind)
 		_ = quiet.HangUp(b.backend)
 		b.ends(t, BackendClosed)
+	})
+}
+
+func TestASessionEndsWhenItsTimeIsOver(t *testing.T) {
+	each(t, testConfig(), func(t *testing.T, s *Set, kind string) {
+		until := time.Now().Add(1200 * time.Millisecond)
+		timed := func() *bed {
+			return (&bed{result: make(chan Result, 2), until: until}).start(t, s, kind, Side{}, Side{})
+		}
+		timeless, quiet, busy := newBed(t, s, kind), timed(), timed()
+		go func() { _, _ = io.Copy(io.Discard, busy.client) }()
+		go func() { _, _ = io.Copy(busy.backend, zeros{}) }()
+		for _, b := range []*bed{quiet, busy} {
+			b.ends(t, Expired)
+		}
+		if time.Now().Before(until) {
+			t.Error("too soon")
+		}
+		if _, err := quiet.client.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("the client read %v", err)
+		}
+		say(t, timeless.client, "a NOOP\r\n")
+		hear(t, timeless.backend, "a NOOP\r\n")
+		if len(s.until) != 0 {
+			t.Error("it is remembered for good when a session should have ended")
+		}
 	})
 }
 

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/zitadel/oidc/v3/pkg/op"
@@ -167,6 +168,10 @@ func (p *Provider) post(t testing.TB, path, client string, form url.Values, answ
 		t.Fatalf("%s: %s, %s, %v", path, res.Status, body, err)
 	}
 }
+
+// Lifetime is that of the access tokens of Mail that are made from now on. It may
+// be over when they are made.
+func (p *Provider) Lifetime(d time.Duration) { p.store.lifetime.Store(int64(d)) }
 
 // Rotate makes a new signing key the provider's only one: of RSA and of an
 // elliptic curve in turn.

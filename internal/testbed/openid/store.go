@@ -9,7 +9,9 @@ import (
 	"crypto/rsa"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/zitadel/oidc/v3/example/server/storage"
@@ -44,6 +46,8 @@ type store struct {
 	mu  sync.Mutex
 	key *signingKey
 	n   int // of rotations
+
+	lifetime atomic.Int64 // of access tokens; 0: the example's
 }
 
 func newStore(t testing.TB, all users) *store {
@@ -92,6 +96,16 @@ func (s *store) SignatureAlgorithms(context.Context) ([]jose.SignatureAlgorithm,
 // KeySet implements op.Storage.
 func (s *store) KeySet(context.Context) ([]op.Key, error) {
 	return []op.Key{publicKey{s.current()}}, nil
+}
+
+// CreateAccessToken implements op.Storage. The end counts that stands in the
+// token: a JWT's.
+func (s *store) CreateAccessToken(ctx context.Context, r op.TokenRequest) (id string, expires time.Time, err error) {
+	id, expires, err = s.Storage.CreateAccessToken(ctx, r)
+	if d := time.Duration(s.lifetime.Load()); d != 0 {
+		expires = time.Now().Add(d)
+	}
+	return id, expires, err
 }
 
 // GetPrivateClaimsFromScopes implements op.Storage: RFC 9068 §2.2.2 allows it.

@@ -3,6 +3,7 @@ package pool
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"imapgate/internal/identity"
 	"imapgate/internal/imap"
@@ -22,6 +23,7 @@ type Account struct {
 	client upstream.Client
 	proof  Proof
 	caps   imap.Caps
+	until  time.Time // behind it nobody takes the token any more; zero: not known, or the backend does not see it
 
 	// Owned by the session.
 	first *held    // made by the login, or to try ENABLE, and not leased yet
@@ -57,11 +59,19 @@ func (a *Account) who() upstream.Request {
 	return who
 }
 
+// TokenEnds says until when connections can be made with the login's token. Those
+// that are made go on.
+func (a *Account) TokenEnds(at time.Time) {
+	if !a.pool.backend.Master() {
+		a.until = at
+	}
+}
+
 // Lease gives the session a connection on which exactly enabled is enabled and
 // no mailbox is selected: one that waited, or a new one. At the limits it waits
 // for its turn until ctx ends.
 //
-// Errors: upstream's, ErrBusy among them.
+// Errors: upstream's, ErrBusy and ErrExpired among them.
 func (a *Account) Lease(ctx context.Context, enabled lease.Enabled) (*lease.Conn, error) {
 	h, err := a.lease(ctx, enabled.With())
 	if err != nil {
@@ -76,7 +86,7 @@ func (a *Account) lease(ctx context.Context, set lease.Enabled) (*held, error) {
 	h := a.takeFirst(ctx, set)
 	if h == nil {
 		var err error
-		if h, err = p.obtain(ctx, want{a.owner, forClient, set}, a.who()); err != nil {
+		if h, err = p.obtain(ctx, want{a.owner, forClient, set, a.until}, a.who()); err != nil {
 			return nil, err
 		}
 	}
@@ -119,7 +129,7 @@ func (a *Account) takeFirst(ctx context.Context, set lease.Enabled) *held {
 // ErrBusy.
 func (a *Account) Aux(ctx context.Context) (*lease.Conn, error) {
 	p := a.pool
-	w := want{owner: a.owner, kind: forUs}
+	w := want{owner: a.owner, kind: forUs, until: a.until}
 	p.mu.Lock()
 	g, ok := p.try(w)
 	p.mu.Unlock()
@@ -190,7 +200,7 @@ func (a *Account) recycle(h *held) {
 	p := a.pool
 	reason := metrics.DiscardTTL
 	switch {
-	case p.cfg.ReuseTTL <= 0 || a.proof == Asked && !p.cfg.CredCache: // nobody can come for it
+	case p.cfg.ReuseTTL <= 0 || a.proof == Asked && !p.remembers(a.owner): // nobody can come for it
 	case h.Age() >= p.cfg.MaxAge:
 		reason = metrics.DiscardAge
 	default:

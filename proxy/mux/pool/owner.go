@@ -132,8 +132,13 @@ func (p *Pool) forgo(o *owner) {
 
 // believes says whether a later login may be proven by what waits. mu is held.
 func (p *Pool) believes(o *owner) bool {
-	return p.cfg.CredCache || o.vouched || p.backend.Master()
+	return p.remembers(o) || o.vouched || p.backend.Master()
 }
+
+// remembers says whether what the backend has said of a credential is believed
+// for a while. Not of a token: it has an end of its own, which only the backend
+// knows.
+func (p *Pool) remembers(o *owner) bool { return p.cfg.CredCache && !o.token }
 
 // unref lets go of an owner. mu is held.
 func (p *Pool) unref(o *owner) {
@@ -155,7 +160,7 @@ func (p *Pool) believed(o *owner, proof Proof) (imap.Caps, bool) {
 	defer p.mu.Unlock()
 	if proof == Vouched {
 		o.vouched = true
-	} else if !p.cfg.CredCache || now.Sub(o.verified) >= p.cfg.CredTTL {
+	} else if !p.remembers(o) || now.Sub(o.verified) >= p.cfg.CredTTL {
 		return imap.Caps{}, false
 	}
 	for _, h := range slices.Backward(o.waiting[forClient]) {

@@ -36,6 +36,11 @@ import (
 // upstream.ErrUnavailable.
 var ErrBusy = fmt.Errorf("%w: all connections are taken", upstream.ErrUnavailable)
 
+// ErrExpired is returned when no connection waits and the token with which one
+// would be made has ended. The backend is not asked. It is an
+// upstream.ErrUnavailable.
+var ErrExpired = fmt.Errorf("%w: the token has ended", upstream.ErrUnavailable)
+
 // Causes of upstream.ErrUnavailable that are ours.
 var (
 	errClosed  = fmt.Errorf("%w: the gateway is going down", upstream.ErrUnavailable)
@@ -228,6 +233,9 @@ func (a *Account) ask(ctx context.Context) error {
 // credential. It is not yet among p.conns.
 func (p *Pool) logIn(ctx context.Context, w want, who upstream.Request) (*held, error) {
 	began, term := time.Now(), p.term(w.owner)
+	if !w.until.IsZero() && !began.Before(w.until) {
+		return nil, ErrExpired
+	}
 	up, err := p.backend.Login(ctx, who)
 	if refused(err) {
 		p.distrust(w.owner)

@@ -20,6 +20,7 @@ type want struct {
 	owner *owner
 	kind  kind
 	set   lease.Enabled // what is to be enabled; a client's connection has no more
+	until time.Time     // behind it no login is tried; zero: whenever
 }
 
 // grant is a connection that waited, or a place for a new one.

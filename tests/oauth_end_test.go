@@ -1,0 +1,234 @@
+package tests
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"imapgate/auth/oauth"
+	"imapgate/internal/faultproxy"
+	"imapgate/internal/testbed"
+	"imapgate/internal/testbed/openid"
+)
+
+// allModes are each that of a backend with its name, before one Dovecot, where a user
+// lives.
+var allModes = []string{"splice", "reuse", "resume"}
+
+func userOf(mode string) string { return mode + "@example.org" }
+
+// takesWord is a Dovecot that takes a gateway's word for who the user is.
+func takesWord(t *testing.T) (*testbed.CA, *testbed.Dovecot) {
+	t.Helper()
+	ca := testbed.NewCA(t)
+	return ca, testbed.StartDovecot(t, testbed.DovecotConfig{CA: ca, Password: "another one", Master: master, MasterPassword: masterPassword})
+}
+
+// inEachMode is a gateway before it that verifies tokens; auth is as it stands in
+// the file.
+func inEachMode(t *testing.T, ca *testbed.CA, d *testbed.Dovecot, auth string) *binary {
+	t.Helper()
+	backends, users := "backends:\n", []string(nil)
+	for _, mode := range allModes {
+		backends += fmt.Sprintf("  %s: {mode: %s, address: %q, server_name: %s, ca: %s, login: master, master: {user: %s, password_file: %s}}\n",
+			mode, mode, d.TLS, testbed.DovecotName, ca.File, master, secretFile(t, masterPassword))
+		users = append(users, fmt.Sprintf("%q: %s", userOf(mode), mode))
+	}
+	return startBinary(t, ca, fmt.Sprintf("%sauth: {%s}\nrouting: {source: static, static: {users: {%s}}}",
+		backends, auth, strings.Join(users, ", ")))
+}
+
+// staying is a session that does nothing any more, and what its client hears
+// when it ends.
+type staying struct {
+	*RawClient
+	what string
+	bye  bool // not where bytes are spliced
+}
+
+// stay opens a session in each mode that is at rest in a mailbox, one in IDLE, and
+// one that is pinned.
+func stay(t *testing.T, b *binary, token func(mode string) string) (all []staying) {
+	t.Helper()
+	for _, mode := range allModes {
+		for _, doing := range []string{"rests", "idles", "is pinned"} {
+			c := entersWith(t, b, bringing("OAUTHBEARER", userOf(mode), token(mode)))
+			switch doing {
+			case "idles":
+				if _, err := c.Send("IDLE"); err != nil {
+					t.Fatal(err)
+				}
+				if got, err := c.Read(); err != nil || !strings.HasPrefix(got.Text, "+ ") {
+					t.Fatalf("%v, %v", got, err)
+				}
+			case "is pinned": // for what is no command in any table
+				if got, err := c.Do("XNOTHING"); err != nil || !strings.Contains(shown(got), " BAD ") {
+					t.Fatalf("%v, %v", got, err)
+				}
+			}
+			all = append(all, staying{c, mode + " " + doing, mode != "splice" && doing != "is pinned"})
+		}
+	}
+	return all
+}
+
+// goesOn wants the session alive.
+func (s staying) goesOn(t *testing.T) {
+	t.Helper()
+	command := "NOOP"
+	if strings.Contains(s.what, "idles") {
+		if _, err := s.Write([]byte("DONE\r\n")); err != nil {
+			t.Fatalf("%s: %v", s.what, err)
+		}
+	}
+	if got, err := s.Do(command); err != nil || !strings.Contains(shown(got), " OK ") {
+		t.Errorf("%s: %v, %v", s.what, got, err)
+	}
+}
+
+// ends wants the session ended by the gateway, because of its token.
+func (s staying) ends(t *testing.T) {
+	t.Helper()
+	got, err := s.Read()
+	if s.bye && err == nil && strings.HasPrefix(got.Text, "* BYE [EXPIRED] ") {
+		got, err = s.Read()
+	} else if s.bye {
+		t.Errorf("%s: no BYE but %v, %v", s.what, got, err)
+	}
+	if err == nil || !isEnd(err) {
+		t.Errorf("%s: instead of an end %v, %v", s.what, got, err)
+	}
+}
+
+// endedFor is how many sessions ended for a reason, as the audit log says.
+func (b *binary) endedFor(t *testing.T, reason string) (n int) {
+	t.Helper()
+	record, err := os.ReadFile(filepath.Join(b.dir, "audit"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range bytes.Lines(record) {
+		var r struct{ Event, Reason string }
+		if json.Unmarshal(line, &r) == nil && r.Event == "session_ended" && r.Reason == reason {
+			n++
+		}
+	}
+	return n
+}
+
+// The shortest grace is for as long as a token is accepted behind its end, so
+// what is accepted has ended for most of it already.
+func TestSessionsEndWithTheirTokenWhereThatIsWanted(t *testing.T) {
+	t.Parallel()
+	const left = 10 * time.Second
+	p := openid.Start(t, userOf("splice"), userOf("reuse"), userOf("resume"))
+	ca, d := takesWord(t)
+	auth := fmt.Sprintf("methods: [oauth], oauth: {issuer: %q, audience: [%s]", p.Issuer, openid.Mail)
+	strict, lenient := inEachMode(t, ca, d, auth+", session_grace: 30s}"), inEachMode(t, ca, d, auth+"}")
+	fresh := map[string]string{}
+	for _, mode := range allModes {
+		fresh[mode] = p.Login(t, openid.Mail, userOf(mode)).Access
+	}
+	p.Lifetime(left - oauth.Leeway)
+	over := time.Now().Add(left - time.Second) // exp is in seconds
+	old := map[string]string{}
+	for _, mode := range allModes {
+		old[mode] = p.Login(t, openid.Mail, userOf(mode)).Access
+	}
+	ending := stay(t, strict, func(mode string) string { return old[mode] })
+	staying := append(stay(t, strict, func(mode string) string { return fresh[mode] }),
+		stay(t, lenient, func(mode string) string { return old[mode] })...)
+	for _, s := range ending {
+		s.ends(t)
+	}
+	if time.Now().Before(over) {
+		t.Error("they have ended before their tokens")
+	}
+	for _, s := range staying {
+		s.goesOn(t)
+	}
+	testbed.Within(t, 5*time.Second, "the ends to be on record", func() bool { return strict.endedFor(t, "token_expired") == len(ending) })
+	if n := strict.metric(t, `imapgate_mux_byes_total`); n != 4 {
+		t.Errorf("%v BYEs are counted\n%s", n, strict.scrape(t))
+	}
+	if n := lenient.endedFor(t, "token_expired"); n != 0 {
+		t.Errorf("%d sessions have ended though nobody wants that", n)
+	}
+}
+
+func TestATokenOfWhichNobodySaysWhenItEndsEndsNoSession(t *testing.T) {
+	t.Parallel()
+	const left = 8 * time.Second
+	ends := time.Now().Add(left - oauth.Leeway).Unix()
+	provider := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		token := r.FormValue("token")
+		mode, timed := strings.CutSuffix(token, "-timed")
+		said := map[string]any{"active": true, "email": userOf(mode), "scope": "mail"}
+		if timed {
+			said["exp"] = ends
+		}
+		_ = json.NewEncoder(w).Encode(said) // who has gone needs no answer
+	}))
+	t.Cleanup(provider.Close)
+	ca, d := takesWord(t)
+	b := inEachMode(t, ca, d, fmt.Sprintf("methods: [oauth], oauth: {introspection_url: %q, scope: mail, session_grace: 30s}", provider.URL))
+	ending := stay(t, b, func(mode string) string { return mode + "-timed" })
+	staying := stay(t, b, func(mode string) string { return mode })
+	for _, s := range ending {
+		s.ends(t)
+	}
+	for _, s := range staying {
+		s.goesOn(t)
+	}
+}
+
+// What resume makes connections with is the client's token. Once that has ended
+// there is no other to wait for: not the client's command, and not a client in IDLE.
+func TestASessionDoesNotComeBackWithATokenThatHasEnded(t *testing.T) {
+	t.Parallel()
+	const life = 6 * time.Second
+	p := openid.Start(t, tokenUser)
+	ca := testbed.NewCA(t)
+	d := testbed.StartDovecot(t, testbed.DovecotConfig{CA: ca, Settings: p.Dovecot(t, openid.Mail, "oauthbearer")})
+	door := faultproxy.Start(t, d.TLS)
+	b := startBinary(t, ca, fmt.Sprintf(`backends:
+  east: {address: %q, server_name: %s, ca: %s, login: oauth, mode: resume, mux: {hold_max: 2m, lost_max: 5m}}
+auth: {%s}
+routing: {source: static, static: {default: east}}`, door.Address(), testbed.DovecotName, ca.File, verified(p)))
+	p.Lifetime(life)
+	token := p.Login(t, openid.Mail, tokenUser).Access
+	ended := time.Now().Add(life)
+	resting := entersWith(t, b, bringing("OAUTHBEARER", tokenUser, token))
+	idling := entersWith(t, b, bringing("OAUTHBEARER", tokenUser, token))
+	if _, err := idling.Send("IDLE"); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := idling.Read(); err != nil || !strings.HasPrefix(got.Text, "+ ") {
+		t.Fatalf("%v, %v", got, err)
+	}
+	testbed.Within(t, 2*life, "the token to end", func() bool { return time.Now().After(ended) })
+	does(t, resting, "NOOP") // it has a connection of its own
+	asked := p.Asked()
+	door.SetDoor(faultproxy.Closed)
+	door.Reset()
+	began := time.Now()
+	staying{idling, "in IDLE", true}.ends(t)
+	if _, err := resting.Send("NOOP"); err != nil {
+		t.Fatal(err)
+	}
+	staying{resting, "with a command", true}.ends(t)
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	if n := p.Asked() - asked; n != 0 {
+		t.Errorf("the provider was asked %d times", n)
+	}
+	testbed.Within(t, 5*time.Second, "the ends to be on record", func() bool { return b.endedFor(t, "token_expired") == 2 })
+}
