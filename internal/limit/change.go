@@ -26,7 +26,7 @@ func (g *Gate) ban(ctx context.Context, net netip.Prefix, why Why) {
 	around := near(net.Addr()) // of a wider one nobody knows who lives in it
 	lived := net.Bits() < around.Bits() || g.good.lived(around, g.now()) || g.livedElsewhere(ctx, around)
 	e := entry{why: why, lived: lived}
-	b, fresh := g.bans.impose(net, e, &g.cfg.Failures, g.now())
+	b, fresh := g.bans.impose(net, e, g.cfg.Bans, g.now())
 	if !fresh {
 		return
 	}
@@ -50,7 +50,7 @@ func (g *Gate) livedElsewhere(ctx context.Context, net netip.Prefix) bool {
 	if s == nil {
 		return false
 	}
-	keep := g.cfg.Failures.KnownFor.Milliseconds()
+	keep := g.cfg.KnownFor.Milliseconds()
 	r, err := s.ask(ctx, call{s.scripts.known, []string{s.keys.lived(net)}, []any{"", keep}})
 	if err != nil {
 		return false
@@ -66,8 +66,7 @@ func (g *Gate) banEverywhere(ctx context.Context, b Ban) (Ban, bool) {
 	if s == nil {
 		return b, false
 	}
-	f := &g.cfg.Failures
-	r, err := s.ask(ctx, s.banCall(b, f.Ban, f.MaxBan))
+	r, err := s.ask(ctx, s.banCall(b, g.cfg.Bans.First, g.cfg.Bans.Longest))
 	if err != nil {
 		return b, false
 	}

@@ -198,11 +198,11 @@ func (g *Gate) lease(ctx context.Context, v *Visit, u identity.User, want []boun
 
 // askRated asks, and with it whether the address comes too often.
 func (s *shared) askRated(ctx context.Context, v *Visit, calls []call) ([]*redis.Cmd, *redis_rate.Result, error) {
-	if v.exempt || v.settings.NewPerMinute == 0 {
+	if v.exempt || v.limits.NewPerMinute == 0 {
 		replies, err := s.ask(ctx, calls...)
 		return replies, nil, err
 	}
-	limit := redis_rate.Limit{Rate: v.settings.NewPerMinute, Burst: max(1, v.settings.NewBurst), Period: time.Minute}
+	limit := redis_rate.Limit{Rate: v.limits.NewPerMinute, Burst: max(1, v.limits.NewBurst), Period: time.Minute}
 	var rated *redis_rate.Result
 	replies, err := s.trip(ctx, func(ctx context.Context) ([]*redis.Cmd, error) {
 		with := &rider{shared: s, calls: calls}

@@ -37,7 +37,7 @@ type AboutAddress struct {
 // AboutNet is how often logins from a network have failed.
 type AboutNet struct {
 	Net               netip.Prefix
-	Minute, Ban, Day  int // in the last minute, in BanWithin, in a day
+	Minute, Ban, Day  int // in the last minute, in Bans.Within, in a day
 	PerMinute, PerDay int // the limits
 }
 
@@ -50,6 +50,7 @@ type AboutUser struct {
 	KnownOnly bool          // no login from such a network
 	Known     []KnownNet    // from the latest
 	Uploaded  int64         // bytes of messages today (UTC)
+	Counted   bool          // they are: some listener bounds them
 	Upload    int64         // how many there may be; 0 is no bound
 }
 
@@ -287,7 +288,8 @@ func (g *Gate) ShowUser(ctx context.Context, u identity.User) (AboutUser, error)
 			return a, fmt.Errorf("show %v: %w", u, err)
 		}
 	}
-	if a.Upload = g.cfg.Budgets.Upload; a.Upload > 0 {
+	a.Upload, a.Counted = g.cfg.Budgets.Upload, g.uploads
+	if a.Counted {
 		var err error
 		if a.Uploaded, err = g.uploadedToday(ctx, u); err != nil {
 			return a, fmt.Errorf("show %v: %w", u, err)
@@ -306,7 +308,7 @@ func (g *Gate) ShowUser(ctx context.Context, u identity.User) (AboutUser, error)
 // there.
 func (g *Gate) knownNets(ctx context.Context, u identity.User) (known []KnownNet, err error) {
 	s := g.shared
-	r, err := s.ask(ctx, call{s.scripts.where, []string{s.keys.good(u)}, []any{g.cfg.Failures.KnownFor.Milliseconds()}})
+	r, err := s.ask(ctx, call{s.scripts.where, []string{s.keys.good(u)}, []any{g.cfg.KnownFor.Milliseconds()}})
 	if err != nil {
 		return nil, err
 	}
