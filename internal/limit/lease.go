@@ -280,7 +280,7 @@ func (g *Gate) hear(reply *redis.Cmd) {
 	}
 	from := s.leaseOf(words[1:]...)
 	s.mu.Lock()
-	s.from = from
+	s.from, s.alive = from, len(words)
 	s.mu.Unlock()
 	age := renewLeases * s.lease
 	if words[0] == int64(0) {

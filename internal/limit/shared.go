@@ -47,6 +47,7 @@ type shared struct {
 	down    bool  // as it was told
 	said    bool  // it has answered once
 	from    []any // what every lease begins with: leaseOf the others, as of the last beat
+	alive   int   // how many gateways there were then, with this one
 }
 
 func newShared(cfg *Config, client redis.UniversalClient, tell func(bool, error)) *shared {
@@ -66,6 +67,22 @@ func newShared(cfg *Config, client redis.UniversalClient, tell func(bool, error)
 // leaseOf is what a lease begins with: who asks, and whom of the others to believe.
 func (s *shared) leaseOf(live ...any) []any {
 	return append([]any{s.self, s.lease.Milliseconds(), (believedLeases * s.lease).Milliseconds(), len(live)}, live...)
+}
+
+// share is what this gateway may use of a limit of all: the whole of it while they
+// count together, and while they cannot its part, by how many there were last.
+// A limit never becomes 0, which would be none.
+func (g *Gate) share(limit int) int {
+	s := g.shared
+	if s == nil || limit == 0 {
+		return limit
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.down {
+		return limit
+	}
+	return max(1, limit/max(1, s.alive))
 }
 
 // wake has the dirty places written.

@@ -140,7 +140,7 @@ func (v *Visit) house(u identity.User) []bounded {
 	s := v.limits
 	want := []bounded{
 		{place{kind: userSessions, user: u}, s.PerUser, UserConnections},
-		{place{kind: allSessions}, s.Total, TotalSessions},
+		{place{kind: allSessions}, v.gate.share(s.Total), TotalSessions},
 	}
 	if v.exempt {
 		return want
