@@ -136,6 +136,7 @@ func (b *banTable) set(net netip.Prefix, e entry, t time.Duration) error {
 		}
 	}
 	b.nets[net] = e
+	delete(b.unsaid, net) // whoever owes it says so behind this
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package limit
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -106,7 +107,7 @@ func (g *Gate) Ban(ctx context.Context, net netip.Prefix, d time.Duration, note 
 	}
 	b := Ban{Net: net.Masked(), Why: ByOperator, For: d, Count: 1, Note: oneLine(note)}
 	if g.shared != nil {
-		if _, err := g.shared.ask(ctx, g.shared.banCall(b, d, d)); err != nil {
+		if err := g.shared.order(ctx, g.shared.banCall(b, asOrder, d, d)); err != nil {
 			return fmt.Errorf("ban %v: %w", net, err)
 		}
 	}
@@ -154,7 +155,7 @@ func (g *Gate) Unban(ctx context.Context, net netip.Prefix) ([]netip.Prefix, err
 	})
 	for batch := range slices.Chunk(gone, flushBatch) {
 		if err == nil {
-			_, err = s.ask(ctx, call{s.scripts.lift, s.keys.bans(), batch})
+			err = s.order(ctx, call{s.scripts.lift, s.keys.bans(), batch})
 		}
 	}
 	if err == nil {
@@ -187,7 +188,7 @@ func (g *Gate) Forgive(ctx context.Context, u identity.User) error {
 	}
 	err := s.forget(ctx, s.keys.failedUser(u))
 	if err == nil {
-		_, err = s.ask(ctx, call{s.scripts.forgive, s.keys.bans(), []any{u.String()}})
+		err = s.order(ctx, call{s.scripts.forgive, s.keys.bans(), []any{u.String()}})
 	}
 	if err != nil {
 		return fmt.Errorf("forgive %v: %w", u, err)
@@ -197,8 +198,7 @@ func (g *Gate) Forgive(ctx context.Context, u identity.User) error {
 
 // forget drops a key of failures.
 func (s *shared) forget(ctx context.Context, key string) error {
-	_, err := s.ask(ctx, call{s.scripts.forget, []string{key}, nil})
-	return err
+	return s.order(ctx, call{s.scripts.forget, []string{key}, nil})
 }
 
 // ShowAddress is what is known of an address, as Redis has it, or without Redis
@@ -239,6 +239,9 @@ func (g *Gate) ShowAddress(ctx context.Context, addr netip.Addr) (AboutAddress, 
 // pastOf reads what Redis knows of failures.
 func (g *Gate) pastOf(ctx context.Context, at pair, addr netip.Addr) (tally, error) {
 	r, err := g.shared.ask(ctx, g.failedCalls(at, addr, 0)...)
+	for _, reply := range r {
+		err = cmp.Or(err, reply.Err())
+	}
 	return tallyOf(r), err
 }
 
