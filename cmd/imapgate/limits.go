@@ -194,10 +194,7 @@ func (d *desk) ban(ctx context.Context, o admin.Order) (banLine, error) {
 	if err != nil {
 		return banLine{}, fmt.Errorf("%w: %w", admin.ErrOrder, err)
 	}
-	if o.For <= 0 {
-		return banLine{}, fmt.Errorf("%w: a ban must last for some time, not %v", admin.ErrOrder, o.For)
-	}
-	if err := d.gate.Ban(ctx, net, o.For, o.Why); errors.Is(err, limit.ErrTooWide) {
+	if err := d.gate.Ban(ctx, net, o.For, o.Why); errors.Is(err, limit.ErrTooWide) || errors.Is(err, limit.ErrLength) {
 		return banLine{}, fmt.Errorf("%w: %w", admin.ErrOrder, err)
 	} else if err != nil {
 		return banLine{}, err

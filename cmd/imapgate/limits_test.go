@@ -3,10 +3,14 @@
 package main
 
 import (
+	"errors"
 	"math"
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
+
+	"imapgate/internal/admin"
 	"imapgate/internal/config"
 	"imapgate/internal/limit"
 )
@@ -40,5 +44,18 @@ limits: {preauth_timeout: 20s, budget: {commands_per_second: 50}, failures: {per
 	}
 	if made.Failures.BanAfter != 10 || made.Budgets != (limit.Budgets{Commands: 50}) || made.Bans.First != time.Minute {
 		t.Errorf("of the others: %+v", made)
+	}
+}
+
+func TestABanBeyondAllTimeIsTheOperatorsMistake(t *testing.T) {
+	gate, err := limit.New(limit.Config{}, nil, limit.Hooks{}, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := newDesk(&config.Config{}, gate)
+	for _, length := range []time.Duration{0, -time.Hour, 11 * 365 * 24 * time.Hour} {
+		if _, err := d.ban(t.Context(), admin.Order{Who: "192.0.2.7", For: length}); !errors.Is(err, admin.ErrOrder) || !errors.Is(err, limit.ErrLength) {
+			t.Errorf("a ban for %v: %v", length, err)
+		}
 	}
 }

@@ -23,6 +23,9 @@ const (
 // ErrTooWide is the answer to a ban of half the internet.
 var ErrTooWide = fmt.Errorf("no network wider than %d bits, of IPv6 %d, is banned", widest4, widest6)
 
+// ErrLength is the answer to a ban that never was, or has no end.
+var ErrLength = fmt.Errorf("a ban lasts more than nothing and at most %v", longestBan)
+
 // AboutAddress is what is known of an address.
 type AboutAddress struct {
 	Home     netip.Prefix // what counts as one address
@@ -100,7 +103,7 @@ func (g *Gate) Bans(ctx context.Context) ([]Ban, error) {
 // slip of a finger.
 func (g *Gate) Ban(ctx context.Context, net netip.Prefix, d time.Duration, note string) error {
 	if d <= 0 || d > longestBan {
-		return fmt.Errorf("a ban lasts more than nothing and at most %v", longestBan)
+		return fmt.Errorf("ban %v for %v: %w", net, d, ErrLength)
 	}
 	if net.Bits() < around(net.Addr(), widest4, widest6).Bits() {
 		return fmt.Errorf("ban %v: %w", net, ErrTooWide)
