@@ -6,9 +6,114 @@ import (
 	"net/netip"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"imapgate/internal/testbed"
 )
+
+func TestARedisThatLostEverythingIsToldAgain(t *testing.T) {
+	r := testbed.StartRedis(t)
+	cfg := quick()
+	cfg.Settings.PerUser = 10
+	one, two := runGate(t, cfg, dial(t, r.Address)), runGate(t, cfg, dial(t, r.Address))
+	alice := user(t, "alice")
+	testbed.Within(t, patienceOf, "both to follow", func() bool { return following(t, one, two) })
+	in := hammer(t, 10, alice, one, two)
+	banned := netip.MustParsePrefix("203.0.113.0/24")
+	if err := one.Ban(t.Context(), banned, time.Hour, ""); err != nil {
+		t.Fatal(err)
+	}
+	testbed.Within(t, patienceOf, "the other to know the ban", func() bool { _, ok := two.bans.covers(at("203.0.113.1"), two.now()); return ok })
+	r.CLI("flushall")
+	testbed.Within(t, patienceOf, "Redis to know all sessions again", func() bool { return sessionsOf(t, one, alice) == 10 })
+	testbed.Within(t, patienceOf, "Redis to know the ban again", func() bool { all, err := one.Bans(t.Context()); return err == nil && len(all) == 1 })
+	if _, err := enter(t, two, at("10.9.9.9"), alice); reason(err) != UserConnections {
+		t.Fatalf("an eleventh session: %v", err)
+	}
+	for _, g := range []*gateway{one, two} {
+		if _, ok := g.bans.covers(at("203.0.113.1"), g.now()); !ok {
+			t.Fatal("a ban was forgotten with Redis")
+		}
+	}
+	leaveAll(in)
+}
+
+func TestSessionsBegunWithoutRedisAreCountedWhenItIsBack(t *testing.T) {
+	r := testbed.StartRedis(t)
+	cfg := quick()
+	cfg.Settings.PerUser = 10
+	one, two := runGate(t, cfg, dial(t, r.Address)), runGate(t, cfg, dial(t, r.Address))
+	alice := user(t, "alice")
+	before := hammer(t, 6, alice, one)
+	r.Kill()
+	leaveAll(before[:3])
+	during := hammer(t, 4, alice, one)
+	if len(during) != 4 {
+		t.Fatalf("without Redis %d of 4 came in", len(during))
+	}
+	r.Restart()
+	testbed.Within(t, patienceOf, "Redis to know of 7", func() bool { return sessionsOf(t, two, alice) == 7 })
+	in := hammer(t, 20, alice, two)
+	if len(in) != 3 {
+		t.Fatalf("%d more came in, there was room for 3", len(in))
+	}
+}
+
+// Redis is gone, hangs, or refuses to work: logins go on within the local limits.
+func TestWithoutRedisTheLocalLimitsHold(t *testing.T) {
+	for name, harm := range map[string]func(*testbed.Redis){
+		"killed":     (*testbed.Redis).Kill,
+		"frozen":     (*testbed.Redis).Freeze,
+		"read only":  func(r *testbed.Redis) { r.CLI("replicaof", "127.0.0.1", "1") },
+		"no memory":  func(r *testbed.Redis) { r.CLI("config", "set", "maxmemory", "1") },
+		"no rights":  func(r *testbed.Redis) { r.CLI("acl", "setuser", "default", "-@scripting") },
+		"wrong type": func(r *testbed.Redis) { r.CLI("set", "imapgate:limit:sessions:all", "x") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := testbed.StartRedis(t)
+			cfg := quick()
+			cfg.Settings.PerUser = 10
+			var down atomic.Bool
+			g := runHooked(t, cfg, dial(t, r.Address), Hooks{OnRedis: func(up bool) { down.Store(!up) }})
+			harm(r)
+			entered, slow := 0, 0
+			for i := range 20 {
+				began := time.Now()
+				_, err := enter(t, g, netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}), user(t, "alice"))
+				if took := time.Since(began); took > 300*time.Millisecond {
+					slow++
+					t.Logf("login %d took %v", i, took)
+				}
+				if err == nil {
+					entered++
+				} else if reason(err) != UserConnections {
+					t.Errorf("login %d: %v", i, err)
+				}
+			}
+			if slow > 1 { // once, this machine may have looked elsewhere
+				t.Errorf("%d logins took more than 300 ms", slow)
+			}
+			if entered != 10 {
+				t.Errorf("%d of 20 came in, the limit is 10", entered)
+			}
+			if name != "wrong type" && !down.Load() {
+				t.Error("nobody was told that Redis is away")
+			}
+			began := time.Now()
+			v := arrive(t, g.Gate, at("192.0.2.1"))
+			for i := range 10 {
+				v.Failed(t.Context(), user(t, "bob"), secret("%d", i))
+			}
+			v.Leave()
+			if _, err := g.Arrive("imaps", at("192.0.2.1")); reason(err) != Banned {
+				t.Errorf("ten failures without Redis: %v", err)
+			}
+			if took := time.Since(began); name != "wrong type" && took > 3*time.Second {
+				t.Errorf("ten failures took %v", took)
+			}
+		})
+	}
+}
 
 // apart are two gateways that know of each other and have lost their Redis.
 func apart(t *testing.T, cfg Config, before func(one, two *gateway)) (one, two *gateway) {
