@@ -90,7 +90,7 @@ func lengthOf(value json.RawMessage) (d time.Duration, err error) {
 	} else {
 		err = json.Unmarshal(value, &d)
 	}
-	if err != nil || d == 0 {
+	if err != nil {
 		return 0, fmt.Errorf(`for: %s is not a duration: "10m", "72h", or a number of nanoseconds`, cmp.Or(string(value), "nothing"))
 	}
 	return d, nil
