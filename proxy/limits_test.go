@@ -174,7 +174,7 @@ func TestAUserHasSoManySessions(t *testing.T) {
 }
 
 func TestAListenerHasItsOwnLimits(t *testing.T) {
-	own := map[string]limit.Settings{"balanced-starttls": {Strangers: 1}}
+	own := map[string]limit.Listener{"balanced-starttls": {Settings: limit.Settings{Strangers: 1}}}
 	b := newBed(t, openMailbox(t).addr(), limited(limit.Config{Listeners: own}))
 	first := b.in("192.0.2.1")
 	second := b.dial("balanced-starttls")
@@ -186,9 +186,9 @@ func TestAListenerHasItsOwnLimits(t *testing.T) {
 // guesses are the failures of the defaults, in time that tests have.
 func guesses() limit.Failures {
 	return limit.Failures{
-		PerMinute: 10, PerDay: 50, PerUserHour: 10, PerUserTotal: 100, KnownFor: time.Hour,
+		PerMinute: 10, PerDay: 50, PerUserHour: 10, PerUserTotal: 100,
 		Delay: 5 * time.Millisecond, MaxDelay: 40 * time.Millisecond,
-		BanAfter: 10, BanWithin: 10 * time.Minute, Ban: 10 * time.Minute, MaxBan: 24 * time.Hour,
+		BanAfter: 10,
 	}
 }
 

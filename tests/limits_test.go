@@ -74,10 +74,11 @@ const patienceForEnds = Patience / 3
 
 func TestWhomTheBackendDeniesIsBannedHere(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Settings: "auth_failure_delay = 0\n"})
-	failures := limit.Failures{BanAfter: 5, BanWithin: Patience, Ban: Patience, MaxBan: Patience}
 	g := startGateway(t, options{
 		ca: backend.CA, backends: map[string]upstream.Config{only: to(backend, upstream.ImplicitTLS)},
-		limits: limit.Config{Failures: failures},
+		limits: limit.Config{
+			Failures: limit.Failures{BanAfter: 5}, Bans: limit.Bans{Within: Patience, First: Patience, Longest: Patience},
+		},
 	})
 	for i := range 5 {
 		if _, answer := attempt(t, g, "alice@example.org", fmt.Sprint("guess", i)); answer != "NO [AUTHENTICATIONFAILED] Authentication failed." {

@@ -308,7 +308,11 @@ func (s standing) print(to io.Writer) error {
 		row("may log in from", "known networks only")
 	}
 	if s.Uploads != nil {
-		row("uploaded today", "%d of %d bytes (UTC)", s.Uploads.Today, s.Uploads.Most)
+		of := ""
+		if s.Uploads.Most > 0 {
+			of = fmt.Sprintf(" of %d", s.Uploads.Most)
+		}
+		row("uploaded today", "%d%s bytes (UTC)", s.Uploads.Today, of)
 	}
 	for _, k := range s.Known {
 		row("known network", "%s, last login %s, %d failed in an hour", plain(k.Network), k.Last.Format(time.RFC3339), k.Failed)

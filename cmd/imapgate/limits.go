@@ -21,40 +21,45 @@ import (
 func limitConfig(cfg *config.Config) limit.Config {
 	l := cfg.Limits
 	f := l.Failures
-	// The answer must come before the time for a login is over.
-	longest := min(f.MaxDelay, l.PreauthTimeout/4)
+	usual := limitsOn(l, config.Listener{})
 	made := limit.Config{
-		Settings:  settingsOf(l.Connections, l.Exempt),
-		Listeners: make(map[string]limit.Settings, len(cfg.Listeners)),
-		Failures: limit.Failures{
-			PerMinute: f.PerMinute, PerDay: f.PerDay, Delay: min(f.Delay, longest), MaxDelay: longest,
-			PerUserHour: f.PerUserHour, PerUserTotal: f.PerUserTotal, PerPairHour: f.PerUserNet, KnownFor: f.KnownFor,
-			BanAfter: f.BanAfter, BanWithin: f.BanWithin, Ban: f.Ban, MaxBan: f.MaxBan,
-		},
-	}
-	b := l.Budget
-	made.Budgets = limit.Budgets{
-		Commands: b.CommandsPerSecond, In: int64(b.BytesInPerSecond), Out: int64(b.BytesOutPerSecond), Upload: int64(b.AppendBytesPerDay),
-	}
-	if f.PerUserNet == 0 {
-		made.Failures.PerPairHour = math.MaxInt // there, 0 is the default
+		Settings: usual.Settings, Failures: usual.Failures, Budgets: usual.Budgets,
+		Listeners: make(map[string]limit.Listener, len(cfg.Listeners)),
+		Bans:      limit.Bans{Within: f.BanWithin, First: f.Ban, Longest: f.MaxBan}, KnownFor: f.KnownFor,
 	}
 	if cfg.Redis != nil {
 		made.Prefix = cfg.Redis.Prefix
 	}
 	for _, on := range cfg.Listeners {
 		if on.Limits != nil {
-			made.Listeners[on.Name] = settingsOf(l.Connections.On(on), l.ExemptOn(on))
+			made.Listeners[on.Name] = limitsOn(l, on)
 		}
 	}
 	return made
 }
 
-func settingsOf(c config.Connections, exempt []netip.Prefix) limit.Settings {
-	return limit.Settings{
-		PerUserAddress: c.PerUserAddress, PerUser: c.PerUser, PerAddress: c.PerAddress, Strangers: c.PreauthPerAddress,
-		Total: c.Total, NewPerMinute: c.NewPerMinute, NewBurst: c.NewBurst, Exempt: exempt,
+// limitsOn are the limits of a listener.
+func limitsOn(l config.Limits, on config.Listener) limit.Listener {
+	c, f, b := l.Connections.On(on), l.Failures.On(on), l.Budget.On(on)
+	// The answer must come before the time for a login is over.
+	longest := min(f.MaxDelay, l.PreauthTimeout/4)
+	made := limit.Listener{
+		Settings: limit.Settings{
+			PerUserAddress: c.PerUserAddress, PerUser: c.PerUser, PerAddress: c.PerAddress, Strangers: c.PreauthPerAddress,
+			Total: c.Total, NewPerMinute: c.NewPerMinute, NewBurst: c.NewBurst, Exempt: l.ExemptOn(on),
+		},
+		Failures: limit.Failures{
+			PerMinute: f.PerMinute, PerDay: f.PerDay, Delay: min(f.Delay, longest), MaxDelay: longest,
+			PerUserHour: f.PerUserHour, PerUserTotal: f.PerUserTotal, PerPairHour: f.PerUserNet, BanAfter: f.BanAfter,
+		},
+		Budgets: limit.Budgets{
+			Commands: b.CommandsPerSecond, In: int64(b.BytesInPerSecond), Out: int64(b.BytesOutPerSecond), Upload: int64(b.AppendBytesPerDay),
+		},
 	}
+	if f.PerUserNet == 0 {
+		made.Failures.PerPairHour = math.MaxInt // there, 0 is the default
+	}
+	return made
 }
 
 // openLimits comes behind openRoutes, which makes the Redis client, and openAudit.
@@ -189,10 +194,7 @@ func (d *desk) ban(ctx context.Context, o admin.Order) (banLine, error) {
 	if err != nil {
 		return banLine{}, fmt.Errorf("%w: %w", admin.ErrOrder, err)
 	}
-	if o.For <= 0 {
-		return banLine{}, fmt.Errorf("%w: a ban must last for some time, not %v", admin.ErrOrder, o.For)
-	}
-	if err := d.gate.Ban(ctx, net, o.For, o.Why); errors.Is(err, limit.ErrTooWide) {
+	if err := d.gate.Ban(ctx, net, o.For, o.Why); errors.Is(err, limit.ErrTooWide) || errors.Is(err, limit.ErrLength) {
 		return banLine{}, fmt.Errorf("%w: %w", admin.ErrOrder, err)
 	} else if err != nil {
 		return banLine{}, err
@@ -234,7 +236,7 @@ type standing struct {
 // uploads are bytes of messages, of a day in UTC.
 type uploads struct {
 	Today int64 `json:"today"`
-	Most  int64 `json:"most"`
+	Most  int64 `json:"most"` // 0: any number
 }
 
 // failed is how many logins have failed in a while, and how many may.
@@ -269,7 +271,7 @@ func (d *desk) show(ctx context.Context, who string) (standing, error) {
 	s.Failed = []failed{
 		{u.String(), "hour", about.Hour, d.failures.PerUserHour}, {u.String(), "day", about.Day, d.failures.PerUserTotal},
 	}
-	if about.Upload > 0 {
+	if about.Counted {
 		s.Uploads = &uploads{about.Uploaded, about.Upload}
 	}
 	for _, k := range about.Known {

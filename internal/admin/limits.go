@@ -1,9 +1,11 @@
 package admin
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"time"
 )
@@ -15,7 +17,7 @@ var ErrOrder = errors.New("cannot be done")
 // Order is a ban as an operator asks for it.
 type Order struct {
 	Who string        `json:"who"` // an address or a network
-	For time.Duration `json:"for"` // nanoseconds
+	For time.Duration `json:"for"` // nanoseconds, or a text such as "10m"
 	Why string        `json:"why"`
 }
 
@@ -56,19 +58,42 @@ func (l Limits) list(w http.ResponseWriter, r *http.Request) {
 // add bans whom the body names.
 func (l Limits) add(w http.ResponseWriter, r *http.Request) {
 	var o Order
+	asked := struct {
+		*Order
+		For json.RawMessage `json:"for"`
+	}{Order: &o}
 	d := json.NewDecoder(r.Body)
 	d.DisallowUnknownFields()
 	var large *http.MaxBytesError
-	switch err := d.Decode(&o); {
+	switch err := d.Decode(&asked); {
 	case errors.As(err, &large):
 		say(w, http.StatusRequestEntityTooLarge, "the body is too large")
 		return
 	case err != nil || d.More():
-		say(w, http.StatusBadRequest, `the body is not {"who": ADDRESS, "for": NANOSECONDS, "why": TEXT}`)
+		say(w, http.StatusBadRequest, `the body is not {"who": ADDRESS, "for": DURATION, "why": TEXT}`)
+		return
+	}
+	var err error
+	if o.For, err = lengthOf(asked.For); err != nil {
+		say(w, http.StatusBadRequest, err.Error())
 		return
 	}
 	result, err := l.Ban(r.Context(), o)
 	conclude(w, result, err)
+}
+
+// lengthOf reads a time as people write it, or nanoseconds as programs do.
+func lengthOf(value json.RawMessage) (d time.Duration, err error) {
+	var text string
+	if json.Unmarshal(value, &text) == nil {
+		d, err = time.ParseDuration(text)
+	} else {
+		err = json.Unmarshal(value, &d)
+	}
+	if err != nil {
+		return 0, fmt.Errorf(`for: %s is not a duration: "10m", "72h", or a number of nanoseconds`, cmp.Or(string(value), "nothing"))
+	}
+	return d, nil
 }
 
 func conclude(w http.ResponseWriter, result any, err error) {

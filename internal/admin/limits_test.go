@@ -74,6 +74,24 @@ func TestABanIsAddedListedAndRemoved(t *testing.T) {
 	}
 }
 
+func TestALengthIsWrittenAsPeopleDo(t *testing.T) {
+	for text, want := range map[string]time.Duration{
+		`"10m"`: 10 * time.Minute, `"72h"`: 72 * time.Hour, `600000000000`: 10 * time.Minute, `"-1h"`: -time.Hour, // which the gate refuses
+		`"10"`: 0, `""`: 0, `null`: 0, `1.5`: 0, `1e30`: 0, `true`: 0, `[1]`: 0, `"10 minutes"`: 0,
+	} {
+		l := ledger{}
+		g := New(Config{Address: "127.0.0.1:9143", Token: identity.NewSecret(token)}, withMetrics(Shows{Limits: l.limits()}), zap.NewNop()).guard
+		w := order(g, "POST", `{"who":"192.0.2.7","why":"by hand","for":`+text+`}`, func(*http.Request) {})
+		if want == 0 {
+			if w.Code != 400 || len(l) != 0 || !strings.Contains(w.Body.String(), "is not a duration") {
+				t.Errorf("%s: %d %s", text, w.Code, w.Body)
+			}
+		} else if w.Code != 200 || l["192.0.2.7"] != (Order{"192.0.2.7", want, "by hand"}) {
+			t.Errorf("%s: %d %s, %+v", text, w.Code, w.Body, l)
+		}
+	}
+}
+
 // withMetrics gives what every Shows has.
 func withMetrics(s Shows) Shows {
 	s.Metrics = http.NotFoundHandler()
@@ -98,10 +116,10 @@ func TestChangesThatAreNotTheOperatorsAreRefused(t *testing.T) {
 		"no JSON":             {"POST", "who=x", func(*http.Request) {}, 400},
 		"two bodies":          {"POST", oneBan + oneBan, func(*http.Request) {}, 400},
 		"an unknown key":      {"POST", `{"whom":"192.0.2.7"}`, func(*http.Request) {}, 400},
-		"nobody":              {"POST", `{"who":"nobody"}`, func(*http.Request) {}, 400},
+		"nobody":              {"POST", `{"who":"nobody","for":"1h"}`, func(*http.Request) {}, 400},
 		"nobody's end":        {"DELETE", "", func(*http.Request) {}, 400},
 		"a body at the end":   {"DELETE", "x", func(r *http.Request) { r.URL.RawQuery = "who=192.0.2.7" }, 413},
-		"not now":             {"POST", `{"who":"192.0.2.99"}`, func(*http.Request) {}, 503},
+		"not now":             {"POST", `{"who":"192.0.2.99","for":"1h"}`, func(*http.Request) {}, 503},
 		"another method":      {"PUT", oneBan, func(*http.Request) {}, 405},
 		"another page":        {"POST", oneBan, func(r *http.Request) { r.URL.Path = "/v1/limits" }, 405},
 	}

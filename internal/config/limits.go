@@ -19,6 +19,8 @@ type Connections struct {
 // ListenerLimits is where a listener differs from limits.
 type ListenerLimits struct {
 	Connections ListenerConnections `yaml:"connections" doc:"How many connections clients may have here. Numbers are counted over all listeners; what is compared with them is this listener's."`
+	Failures    ListenerFailures    `yaml:"failures" doc:"What failed logins cost here. They count wherever they were; what is compared with the counts is this listener's. The lengths of bans, ban_within and known_for are the same everywhere."`
+	Budget      ListenerBudget      `yaml:"budget" doc:"What the sessions of one user may use here together, those of listeners with the same budget included. Uploads of a day are counted over all listeners; what is compared with them is this listener's."`
 	Exempt      []netip.Prefix      `yaml:"exempt" example:"[10.2.0.0/16]" doc:"Instead of limits.exempt. An empty list exempts nobody."`
 }
 
@@ -30,6 +32,18 @@ type ListenerConnections struct {
 	PreauthPerAddress int `yaml:"preauth_per_address" default:"-1" min:"-1" max:"1000000" doc:"As in limits.connections."`
 	NewPerMinute      int `yaml:"new_per_minute" default:"-1" min:"-1" max:"1000000" doc:"As in limits.connections."`
 	NewBurst          int `yaml:"new_burst" default:"-1" min:"-1" max:"1000000" doc:"As in limits.connections, but 0 is none."`
+}
+
+// ListenerFailures is Failures where -1, and of times -1s, stands for what limits says.
+type ListenerFailures struct {
+	PerMinute    int           `yaml:"per_minute" default:"-1" min:"-1" max:"1000000" doc:"As in limits.failures; -1: what is said there, here and below."`
+	PerDay       int           `yaml:"per_day" default:"-1" min:"-1" max:"10000000" doc:"As in limits.failures."`
+	Delay        time.Duration `yaml:"delay" default:"-1s" min:"-1s" max:"1m" doc:"As in limits.failures; -1s: what is said there."`
+	MaxDelay     time.Duration `yaml:"max_delay" default:"-1s" min:"-1s" max:"5m" doc:"As in limits.failures; -1s: what is said there."`
+	PerUserHour  int           `yaml:"per_user_hour" default:"-1" min:"-1" max:"1000000" doc:"As in limits.failures."`
+	PerUserTotal int           `yaml:"per_user_total" default:"-1" min:"-1" max:"10000000" doc:"As in limits.failures."`
+	PerUserNet   int           `yaml:"per_user_network_hour" default:"-1" min:"-1" max:"1000000" doc:"As in limits.failures."`
+	BanAfter     int           `yaml:"ban_after" default:"-1" min:"-1" max:"1000000" doc:"As in limits.failures: a failed login here bans its address when it has failed as often within ban_within, here or elsewhere. Who is banned is at all listeners."`
 }
 
 // Failures is what failed logins cost.
@@ -56,6 +70,14 @@ type Budget struct {
 	AppendBytesPerDay int `yaml:"append_bytes_per_day" default:"0" min:"0" max:"1000000000000000" doc:"Bytes of messages that the user's clients may upload (APPEND, REPLACE) in a day (UTC), at all gateways together; beyond it they get NO [OVERQUOTA]. In the modes reuse and resume only."`
 }
 
+// ListenerBudget is Budget where -1 stands for what limits says.
+type ListenerBudget struct {
+	CommandsPerSecond int `yaml:"commands_per_second" default:"-1" min:"-1" max:"1000000" doc:"As in limits.budget; -1: what is said there, here and below."`
+	BytesInPerSecond  int `yaml:"bytes_in_per_second" default:"-1" min:"-1" max:"1000000000000" doc:"As in limits.budget."`
+	BytesOutPerSecond int `yaml:"bytes_out_per_second" default:"-1" min:"-1" max:"1000000000000" doc:"As in limits.budget."`
+	AppendBytesPerDay int `yaml:"append_bytes_per_day" default:"-1" min:"-1" max:"1000000000000000" doc:"As in limits.budget. When any listener has a bound, what is uploaded at one without counts too."`
+}
+
 // On is c as a listener has it.
 func (c Connections) On(l Listener) Connections {
 	if l.Limits == nil {
@@ -71,7 +93,37 @@ func (c Connections) On(l Listener) Connections {
 	return c
 }
 
-func over(ours *int, theirs int) {
+// On is f as a listener has it.
+func (f Failures) On(l Listener) Failures {
+	if l.Limits == nil {
+		return f
+	}
+	theirs := l.Limits.Failures
+	over(&f.PerMinute, theirs.PerMinute)
+	over(&f.PerDay, theirs.PerDay)
+	over(&f.Delay, theirs.Delay)
+	over(&f.MaxDelay, theirs.MaxDelay)
+	over(&f.PerUserHour, theirs.PerUserHour)
+	over(&f.PerUserTotal, theirs.PerUserTotal)
+	over(&f.PerUserNet, theirs.PerUserNet)
+	over(&f.BanAfter, theirs.BanAfter)
+	return f
+}
+
+// On is b as a listener has it.
+func (b Budget) On(l Listener) Budget {
+	if l.Limits == nil {
+		return b
+	}
+	theirs := l.Limits.Budget
+	over(&b.CommandsPerSecond, theirs.CommandsPerSecond)
+	over(&b.BytesInPerSecond, theirs.BytesInPerSecond)
+	over(&b.BytesOutPerSecond, theirs.BytesOutPerSecond)
+	over(&b.AppendBytesPerDay, theirs.AppendBytesPerDay)
+	return b
+}
+
+func over[N int | time.Duration](ours *N, theirs N) {
 	if theirs >= 0 {
 		*ours = theirs
 	}
@@ -93,15 +145,31 @@ func (k checker) limits() {
 	if l.TLSHandshakeTimeout > l.PreauthTimeout {
 		k.add("limits.tls_handshake_timeout", "is longer than preauth_timeout, which includes it")
 	}
-	for name, rate := range map[string]int{"bytes_in_per_second": l.Budget.BytesInPerSecond, "bytes_out_per_second": l.Budget.BytesOutPerSecond} {
-		if rate > 0 && rate < leastRate {
-			k.add("limits.budget."+name, "is less than 16384: a session would seem to have stalled")
-		}
-	}
+	k.budget("limits.budget", l.Budget)
 	if l.Failures.Delay > l.Failures.MaxDelay {
 		k.add("limits.failures.delay", "is longer than max_delay")
 	}
+	for i, on := range k.c.Listeners {
+		if on.Limits == nil {
+			continue
+		}
+		key := below(indexed("listeners", i), "limits")
+		if f := l.Failures.On(on); f != l.Failures && f.Delay > f.MaxDelay {
+			k.add(key+".failures.delay", "is longer than max_delay")
+		}
+		if b := l.Budget.On(on); b != l.Budget {
+			k.budget(key+".budget", b)
+		}
+	}
 	if l.Failures.Ban > l.Failures.MaxBan {
 		k.add("limits.failures.ban", "is longer than max_ban")
+	}
+}
+
+func (k checker) budget(key string, b Budget) {
+	for name, rate := range map[string]int{"bytes_in_per_second": b.BytesInPerSecond, "bytes_out_per_second": b.BytesOutPerSecond} {
+		if rate > 0 && rate < leastRate {
+			k.add(below(key, name), "is less than 16384: a session would seem to have stalled")
+		}
 	}
 }

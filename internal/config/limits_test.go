@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestAListenerHasWhatItDoesNotChange(t *testing.T) {
@@ -40,6 +41,70 @@ listeners:
 func TestDelaysAndBansGrow(t *testing.T) {
 	_, err := parse("test.yaml", []byte(minimal+"limits: {failures: {delay: 20s, ban: 48h}}\n"), noEnv)
 	for _, want := range []string{"limits.failures.delay: is longer than max_delay", `limits.failures.ban: "48h" is more than 24h`} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q is missing: %v", want, err)
+		}
+	}
+}
+
+func TestAListenerHasItsOwnFailuresAndBudget(t *testing.T) {
+	c := mustParse(t, minimal+`
+limits: {budget: {commands_per_second: 50, append_bytes_per_day: 1000}}
+listeners:
+  - address: 0.0.0.0:993
+  - address: 0.0.0.0:1993
+    limits:
+      failures: {per_minute: 3, per_day: 0, delay: 0s, max_delay: 5s, ban_after: 0}
+      budget: {append_bytes_per_day: 0, bytes_in_per_second: 65536}
+`)
+	plain, strict, f := c.Listeners[0], c.Listeners[1], c.Limits.Failures
+	if got := f.On(plain); got != f {
+		t.Errorf("a listener without limits has %+v", got)
+	}
+	if got := c.Limits.Budget.On(plain); got != c.Limits.Budget {
+		t.Errorf("a listener without limits has the budget %+v", got)
+	}
+	want := f
+	want.PerMinute, want.PerDay, want.Delay, want.MaxDelay, want.BanAfter = 3, 0, 0, 5*time.Second, 0
+	if got := f.On(strict); got != want {
+		t.Errorf("failures: %+v, not %+v", got, want)
+	}
+	if got := c.Limits.Budget.On(strict); got != (Budget{CommandsPerSecond: 50, BytesInPerSecond: 65536}) {
+		t.Errorf("budget: %+v", got)
+	}
+}
+
+func TestWhatIsWrongWithAListenersLimitsIsSaidThere(t *testing.T) {
+	_, err := parse("test.yaml", []byte(minimal+`
+listeners:
+  - limits: {failures: {delay: 20s}, budget: {bytes_out_per_second: 10}}
+  - {address: "0.0.0.0:1993", limits: {failures: {ban: 1h, delay: -2s, per_day: -2}}}
+  - {address: "0.0.0.0:2993", limits: {failures: {max_delay: 1s}}}
+`), noEnv)
+	for _, want := range []string{
+		"listeners[0].limits.failures.delay: is longer than max_delay",
+		"listeners[0].limits.budget.bytes_out_per_second: is less than 16384",
+		"listeners[2].limits.failures.delay: is longer than max_delay",
+		"listeners[1].limits.failures.ban: unknown key",
+		`listeners[1].limits.failures.delay: "-2s" is less than -1s`,
+		`listeners[1].limits.failures.per_day: "-2" is less than -1`,
+	} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q is missing: %v", want, err)
+		}
+	}
+}
+
+func TestAMappedNetworkIsWrittenAsItsOwn(t *testing.T) {
+	_, err := parse("test.yaml", []byte(minimal+`
+limits: {exempt: ["::ffff:10.0.0.0/104", "::ffff:10.0.0.1"]}
+listeners: [{limits: {exempt: ["::ffff:0:0/96"]}}]
+`), noEnv)
+	for _, want := range []string{
+		`limits.exempt[0]: "::ffff:10.0.0.0/104": write the IPv4 network itself`,
+		`limits.exempt[1]: "::ffff:10.0.0.1": write the IPv4 network itself`,
+		`listeners[0].limits.exempt[0]: "::ffff:0:0/96": write the IPv4 network itself`,
+	} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q is missing: %v", want, err)
 		}

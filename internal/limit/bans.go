@@ -84,7 +84,7 @@ func (e entry) ban(net netip.Prefix, t time.Duration) Ban {
 
 // impose bans a network for first, or for twice as long for each ban before. A
 // ban under way stays as it is, and is not imposed again.
-func (b *banTable) impose(net netip.Prefix, e entry, f *Failures, t time.Duration) (Ban, bool) {
+func (b *banTable) impose(net netip.Prefix, e entry, lengths Bans, t time.Duration) (Ban, bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	old, known := b.nets[net]
@@ -95,22 +95,22 @@ func (b *banTable) impose(net netip.Prefix, e entry, f *Failures, t time.Duratio
 	if known && old.until+remembered > t {
 		e.count = old.count + 1
 	}
-	e.until = t + f.banned(e.count)
+	e.until = t + lengths.length(e.count)
 	if b.set(net, e, t) != nil {
 		return Ban{}, false
 	}
 	return e.ban(net, t), true
 }
 
-// banned is the length of the how manieth ban.
-func (f *Failures) banned(count int) time.Duration {
-	d := f.Ban
+// length is that of the how manieth ban.
+func (b Bans) length(count int) time.Duration {
+	d := b.First
 	for range min(count, 32) - 1 {
-		if d *= 2; d >= f.MaxBan {
+		if d *= 2; d >= b.Longest {
 			break
 		}
 	}
-	return min(d, f.MaxBan)
+	return min(d, b.Longest)
 }
 
 // put sets a ban as somebody else has decided it.
@@ -136,6 +136,7 @@ func (b *banTable) set(net netip.Prefix, e entry, t time.Duration) error {
 		}
 	}
 	b.nets[net] = e
+	delete(b.unsaid, net) // whoever owes it says so behind this
 	return nil
 }
 

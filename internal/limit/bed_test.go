@@ -22,7 +22,7 @@ func usual() Config {
 		},
 		Failures: Failures{
 			PerMinute: 10, PerDay: 50, Delay: 2 * time.Second, MaxDelay: 15 * time.Second, PerUserHour: 10, PerUserTotal: 100,
-			KnownFor: 30 * day, BanAfter: 10, BanWithin: 10 * time.Minute, Ban: 10 * time.Minute, MaxBan: day,
+			BanAfter: 10,
 		},
 	}
 }

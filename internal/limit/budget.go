@@ -38,6 +38,7 @@ type Budget struct {
 	// Set once.
 	gate              *Gate
 	user              identity.User
+	upload            int64         // Budgets.Upload
 	commands, in, out *rate.Limiter // nil: no bound
 
 	sessions int // Guarded by the mu of budgets.
@@ -70,9 +71,12 @@ func spend(l *rate.Limiter, n int) (wait time.Duration) {
 // Upload counts a message of n bytes, and says whether the day has room for it. It
 // asks Redis once, for no longer than ioTime.
 func (b *Budget) Upload(ctx context.Context, n int64) bool {
-	g, most := b.gate, b.gate.cfg.Budgets.Upload
-	if most == 0 {
+	g, most := b.gate, b.upload
+	if !g.uploads {
 		return true
+	}
+	if most == 0 { // here; at another listener it counts
+		most = math.MaxInt64
 	}
 	today := time.Now().UTC().Format(time.DateOnly)
 	if !g.budgets.upload(b.user, today, n, most) {
@@ -101,6 +105,9 @@ func (b *Budget) Upload(ctx context.Context, n int64) bool {
 
 // Overdraw counts bytes of messages that are on their way already.
 func (b *Budget) Overdraw(n int64) {
+	if !b.gate.uploads {
+		return
+	}
 	today := time.Now().UTC().Format(time.DateOnly)
 	b.gate.budgets.overdraw(b.user, today, n)
 	if s := b.gate.shared; s != nil {
@@ -152,8 +159,14 @@ func (k keys) uploads(u identity.User, day string) string {
 type budgets struct {
 	// Guarded by mu.
 	mu   sync.Mutex
-	of   map[identity.User]*Budget // bound: the sessions there are
+	of   map[holder]*Budget // bound: the sessions there are
 	sums *simplelru.LRU[identity.User, uploads]
+}
+
+// holder is whose a budget is. A user has one for all listeners that say the same.
+type holder struct {
+	user identity.User
+	Budgets
 }
 
 // uploads is what a user has uploaded on a day.
@@ -167,7 +180,7 @@ func newBudgets() *budgets {
 	if err != nil {
 		panic(err) // only of a size below 1
 	}
-	return &budgets{of: make(map[identity.User]*Budget), sums: sums}
+	return &budgets{of: make(map[holder]*Budget), sums: sums}
 }
 
 // upload adds n to the user's sum of the day, unless that would be too much.
@@ -214,26 +227,27 @@ func (b *budgets) uploaded(u identity.User, day string, sum int64) {
 // Budget is what the user of a visit that has entered may use; nil when there is no
 // bound. It is the visit's until Leave.
 func (v *Visit) Budget() *Budget {
-	g := v.gate
-	if v.stage != inHouse || g.cfg.Budgets == (Budgets{}) {
+	g, at := v.gate, holder{v.user, v.limits.Budgets}
+	if v.stage != inHouse || at.Budgets == (Budgets{}) && !g.uploads {
 		return nil
 	}
 	b := g.budgets
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if v.budget == nil {
-		if v.budget = b.of[v.user]; v.budget == nil {
-			v.budget = g.newBudget(v.user)
-			b.of[v.user] = v.budget
+		if v.budget = b.of[at]; v.budget == nil {
+			v.budget = g.newBudget(at)
+			b.of[at] = v.budget
 		}
 		v.budget.sessions++
 	}
 	return v.budget
 }
 
-func (g *Gate) newBudget(u identity.User) *Budget {
-	c := g.cfg.Budgets
-	return &Budget{gate: g, user: u, commands: bucket(int64(c.Commands)), in: bucket(c.In), out: bucket(c.Out)}
+func (g *Gate) newBudget(at holder) *Budget {
+	return &Budget{
+		gate: g, user: at.user, upload: at.Upload, commands: bucket(int64(at.Commands)), in: bucket(at.In), out: bucket(at.Out),
+	}
 }
 
 func bucket(perSecond int64) *rate.Limiter {
@@ -252,7 +266,7 @@ func (b *budgets) release(v *Visit) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if v.budget.sessions--; v.budget.sessions == 0 {
-		delete(b.of, v.user)
+		delete(b.of, holder{v.user, v.limits.Budgets})
 	}
 	v.budget = nil
 }

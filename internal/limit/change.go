@@ -26,7 +26,7 @@ func (g *Gate) ban(ctx context.Context, net netip.Prefix, why Why) {
 	around := near(net.Addr()) // of a wider one nobody knows who lives in it
 	lived := net.Bits() < around.Bits() || g.good.lived(around, g.now()) || g.livedElsewhere(ctx, around)
 	e := entry{why: why, lived: lived}
-	b, fresh := g.bans.impose(net, e, &g.cfg.Failures, g.now())
+	b, fresh := g.bans.impose(net, e, g.cfg.Bans, g.now())
 	if !fresh {
 		return
 	}
@@ -50,7 +50,7 @@ func (g *Gate) livedElsewhere(ctx context.Context, net netip.Prefix) bool {
 	if s == nil {
 		return false
 	}
-	keep := g.cfg.Failures.KnownFor.Milliseconds()
+	keep := g.cfg.KnownFor.Milliseconds()
 	r, err := s.ask(ctx, call{s.scripts.known, []string{s.keys.lived(net)}, []any{"", keep}})
 	if err != nil {
 		return false
@@ -66,8 +66,7 @@ func (g *Gate) banEverywhere(ctx context.Context, b Ban) (Ban, bool) {
 	if s == nil {
 		return b, false
 	}
-	f := &g.cfg.Failures
-	r, err := s.ask(ctx, s.banCall(b, f.Ban, f.MaxBan))
+	r, err := s.ask(ctx, s.banCall(b, asMany, g.cfg.Bans.First, g.cfg.Bans.Longest))
 	if err != nil {
 		return b, false
 	}
@@ -84,18 +83,21 @@ func (g *Gate) banEverywhere(ctx context.Context, b Ban) (Ban, bool) {
 	return b, true
 }
 
-// banCall bans for first, doubled for each ban before up to longest; an
-// operator's ban is for exactly first.
-func (s *shared) banCall(b Ban, first, longest time.Duration) call {
-	lived, exact := "0", "0"
+// How banScript is to ban.
+const (
+	asMany   = "many"  // for first, doubled for each ban before up to longest
+	asOrder  = "order" // for exactly first, whatever there was
+	asBefore = "again" // the same, but another gateway may have said so already
+)
+
+// banCall is one ban for Redis.
+func (s *shared) banCall(b Ban, how string, first, longest time.Duration) call {
+	lived := "0"
 	if b.Lived {
 		lived = "1"
 	}
-	if b.Why == ByOperator {
-		exact = "1"
-	}
 	return call{s.scripts.ban, s.keys.bans(), []any{
-		b.Net.String(), first.Milliseconds(), longest.Milliseconds(), string(b.Why), lived, b.Note, exact, maxBans,
+		b.Net.String(), first.Milliseconds(), longest.Milliseconds(), string(b.Why), lived, b.Note, how, maxBans,
 	}}
 }
 
@@ -131,8 +133,8 @@ func (g *Gate) follow(ctx context.Context) {
 }
 
 // catchUp applies the changes behind a cursor. When some are missing, everything
-// is read again; when Redis has fewer than it had, it has lost what it knew, and is
-// told.
+// is read again. When Redis has lost what it knew, it is told too: it has fewer
+// changes than it had, or as many and others, or none behind those it had.
 func (g *Gate) catchUp(ctx context.Context, at cursor) (cursor, error) {
 	s := g.shared
 	r, err := s.ask(ctx, call{s.scripts.changes, s.keys.bans(), []any{at.place}})
@@ -144,12 +146,14 @@ func (g *Gate) catchUp(ctx context.Context, at cursor) (cursor, error) {
 		return at, err
 	}
 	switch {
-	case now.n == at.n && at.place != "":
+	case at.place == "":
+		return now, g.readAll(ctx, g.bans.keepOnly)
+	case now == at:
 		return at, nil
-	case now.n < at.n:
+	case now.n <= at.n || len(changes) == 0 || changes[0].n <= at.n:
 		g.bans.oweAll()
 		return now, g.readAll(ctx, func(map[netip.Prefix]bool) {})
-	case at.place == "" || len(changes) == 0 || changes[0].n != at.n+1:
+	case changes[0].n > at.n+1:
 		return now, g.readAll(ctx, g.bans.keepOnly)
 	}
 	for _, c := range changes {
@@ -195,6 +199,8 @@ func (g *Gate) apply(c change) {
 	switch c.kind {
 	case "lift":
 		g.lift(net)
+	case "again":
+		g.takeOver(net, c.left, c.record) // the order is on record already
 	case "ban":
 		if e, ok := parseEntry(c.record); ok && e.why == ByOperator {
 			g.hooks.OnOrder(Order{Net: net, For: clamped(c.left), Note: e.note})
@@ -258,7 +264,8 @@ func (s *shared) eachBan(ctx context.Context, each func(net netip.Prefix, left i
 }
 
 // sayOwed tells Redis of bans that it could not be told of when they were imposed,
-// or has lost. Of several gateways that do so the first is believed.
+// or has lost. Of several gateways that do so the first is believed, and the others
+// change nothing.
 func (g *Gate) sayOwed(ctx context.Context) {
 	s, owed := g.shared, g.bans.owed(g.now())
 	if len(owed) == 0 {
@@ -266,10 +273,18 @@ func (g *Gate) sayOwed(ctx context.Context) {
 	}
 	calls := make([]call, len(owed))
 	for i, b := range owed {
-		calls[i] = s.banCall(b, b.For, b.For)
+		how := asMany
+		if b.Why == ByOperator {
+			how = asBefore
+		}
+		calls[i] = s.banCall(b, how, b.For, b.For)
 	}
-	if _, err := s.ask(ctx, calls...); err != nil {
-		for _, b := range owed {
+	replies, err := s.ask(ctx, calls...)
+	for i, b := range owed {
+		if replies != nil { // else err is everybody's
+			_, err = replies[i].Slice()
+		}
+		if err != nil && !answered(err) {
 			g.bans.owe(b.Net)
 		}
 	}

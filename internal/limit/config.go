@@ -1,6 +1,7 @@
 package limit
 
 import (
+	"cmp"
 	"errors"
 	"net/netip"
 	"time"
@@ -9,19 +10,29 @@ import (
 // Config is everything the gate needs to know. In all of it, a number of 0 is
 // no limit.
 type Config struct {
-	Prefix    string              // of the keys in Redis, such as "imapgate:"
-	Settings                      // of every listener that Listeners does not name
-	Listeners map[string]Settings // by name
+	Prefix    string // of the keys in Redis, such as "imapgate:"
+	Settings         // these three of every listener that Listeners does not name
 	Failures  Failures
 	Budgets   Budgets
+	Listeners map[string]Listener // by name
+
+	Bans     Bans
+	KnownFor time.Duration // how long a network is known behind a right login; default 30 days
 
 	// Lease is how long the sessions of a gateway that has died count at the
 	// others. Default 45 s, so that they are gone within 60.
 	Lease time.Duration
 }
 
-// Settings are the limits of a listener. What is counted is counted over all
+// Listener are the limits of a listener. What is counted is counted over all
 // listeners; what it is compared with is the listener's.
+type Listener struct {
+	Settings
+	Failures Failures
+	Budgets  Budgets
+}
+
+// Settings say how many connections there may be.
 type Settings struct {
 	PerUserAddress int // sessions of a user from one address (IPv6: /64)
 	PerUser        int // sessions of a user
@@ -46,37 +57,40 @@ type Failures struct {
 	PerUserHour  int           // of one user; then logins from networks the user is not known in are delayed
 	PerUserTotal int           // of one user in a day; then such logins are refused
 	PerPairHour  int           // of one user in one network, known there or not; default 20
-	KnownFor     time.Duration // how long a network is known behind a right login
-	BanAfter     int           // failures within BanWithin
-	BanWithin    time.Duration
-	Ban          time.Duration // the first; each further one is twice as long
-	MaxBan       time.Duration
+	BanAfter     int           // of one address within Bans.Within
+}
+
+// Bans are everywhere the same, whichever listener somebody has failed at.
+type Bans struct {
+	Within  time.Duration // default 10 minutes
+	First   time.Duration // each further one is twice as long; default 10 minutes
+	Longest time.Duration // default a day
 }
 
 const (
 	defaultLease    = 45 * time.Second
 	defaultPairHour = 20
+	defaultBan      = 10 * time.Minute
+	defaultKnown    = 30 * day
 )
 
 func (c *Config) complete() error {
 	if c.Lease == 0 {
 		c.Lease = defaultLease
 	}
-	f := &c.Failures
-	if f.PerPairHour == 0 {
-		f.PerPairHour = defaultPairHour
-	}
-	if f.BanAfter > 0 && (f.BanWithin <= 0 || f.Ban <= 0 || f.MaxBan < f.Ban) {
-		return errors.New("limit: bans need ban_within and ban above 0, and max_ban no shorter than ban")
-	}
-	if f.BanWithin <= 0 {
-		f.BanWithin = 10 * time.Minute
-	}
-	if f.KnownFor <= 0 {
-		f.KnownFor = 30 * 24 * time.Hour
+	c.Failures.PerPairHour = cmp.Or(c.Failures.PerPairHour, defaultPairHour)
+	b := &c.Bans
+	b.Within, b.First = cmp.Or(b.Within, defaultBan), cmp.Or(b.First, defaultBan)
+	b.Longest = cmp.Or(b.Longest, max(day, b.First))
+	c.KnownFor = cmp.Or(c.KnownFor, defaultKnown)
+	if b.Within < 0 || b.First < 0 || b.Longest < b.First || c.KnownFor < 0 {
+		return errors.New("limit: no time of bans may be below 0, nor the longest ban be shorter than the first")
 	}
 	return nil
 }
+
+// usual are the limits of listeners that have none of their own.
+func (c *Config) usual() *Listener { return &Listener{c.Settings, c.Failures, c.Budgets} }
 
 // Reason says why somebody is refused. The set is closed.
 type Reason string

@@ -28,7 +28,7 @@ const (
 	// when one has to fall out.
 	sparedUsers = 8
 
-	// manyUsers tried from one address within BanWithin are spraying.
+	// manyUsers tried from one address within Bans.Within are spraying.
 	manyUsers = 10
 
 	lastWrong = 10 // wrong passwords that are recognised, per user in a network
@@ -56,7 +56,8 @@ type pastPair struct {
 // goodList.
 type failures struct {
 	// Set once.
-	cfg    Failures
+	within time.Duration // Bans.Within
+	siege  int           // failures of a day from which on a user is under attack
 	seed   maphash.Seed
 	secret [sha256.Size]byte // of the digests; they mean nothing outside this process
 
@@ -69,9 +70,9 @@ type failures struct {
 	open  map[uint64]int32               // logins under way, by what they would count for; bound: the connections there are
 }
 
-func newFailures(cfg Failures) *failures {
+func newFailures(cfg *Config) *failures {
 	f := &failures{
-		cfg: cfg, seed: maphash.MakeSeed(),
+		within: cfg.Bans.Within, siege: max(cfg.Failures.PerUserHour, 2), seed: maphash.MakeSeed(),
 		nets: newTable[pastNet](maxPastNets), users: newTable[pastUser](maxPastUsers), pairs: newTable[pastPair](maxPastPairs),
 		exact: newTable[window](maxPastPairs), open: make(map[uint64]int32),
 	}
@@ -125,9 +126,9 @@ type netTally struct{ minute, ban, day int }
 // wholly is a bitmap from which a number of users cannot be told any more.
 const wholly = ^uint64(0)
 
-func (p *pastNet) tally(cfg *Failures, t time.Duration) netTally {
+func (p *pastNet) tally(within, t time.Duration) netTally {
 	return netTally{
-		minute: p.minute.count(t, time.Minute), ban: p.ban.count(t, cfg.BanWithin), day: p.day.count(t, day),
+		minute: p.minute.count(t, time.Minute), ban: p.ban.count(t, within), day: p.day.count(t, day),
 	}
 }
 
@@ -189,7 +190,7 @@ func (f *failures) failedUser(u identity.User, t time.Duration) {
 func (f *failures) spare(t time.Duration) {
 	for range sparedUsers {
 		key, p, ok := f.users.GetOldest()
-		if !ok || f.users.Len() < maxPastUsers || p.day.count(t, day) < max(f.cfg.PerUserHour, 2) {
+		if !ok || f.users.Len() < maxPastUsers || p.day.count(t, day) < f.siege {
 			return
 		}
 		f.users.Get(key) // is looked at, and the latest now
@@ -201,10 +202,10 @@ func (f *failures) spare(t time.Duration) {
 func (f *failures) failedNet(net netip.Prefix, u identity.User, t time.Duration) (before, after int) {
 	key := maphash.Comparable(f.seed, net)
 	p, _ := f.nets.Get(key)
-	if p.ban.period != p.ban.at(t, f.cfg.BanWithin).period {
+	if p.ban.period != p.ban.at(t, f.within).period {
 		p.users = 0
 	}
-	p.minute, p.ban, p.day = p.minute.add(t, time.Minute), p.ban.add(t, f.cfg.BanWithin), p.day.add(t, day)
+	p.minute, p.ban, p.day = p.minute.add(t, time.Minute), p.ban.add(t, f.within), p.day.add(t, day)
 	before = distinct(p.users)
 	p.users |= 1 << (maphash.Comparable(f.seed, u) % 64)
 	f.nets.Add(key, p)
@@ -222,7 +223,7 @@ func (f *failures) look(at pair, addr netip.Addr, t time.Duration) tally {
 func (f *failures) past(at pair, addr netip.Addr, t time.Duration) (now tally) {
 	for i := range tiers {
 		if p, ok := f.nets.Get(maphash.Comparable(f.seed, tier(addr, i))); ok {
-			now.net[i] = p.tally(&f.cfg, t)
+			now.net[i] = p.tally(f.within, t)
 		}
 	}
 	if p, ok := f.users.Get(maphash.Comparable(f.seed, at.user)); ok {
@@ -245,7 +246,7 @@ func (f *failures) learn(at pair, addr netip.Addr, all tally, t time.Duration) {
 		key, theirs := maphash.Comparable(f.seed, tier(addr, i)), all.net[i]
 		p, _ := f.nets.Get(key)
 		p.minute = p.minute.raise(theirs.minute, t, time.Minute)
-		p.ban, p.day = p.ban.raise(theirs.ban, t, f.cfg.BanWithin), p.day.raise(theirs.day, t, day)
+		p.ban, p.day = p.ban.raise(theirs.ban, t, f.within), p.day.raise(theirs.day, t, day)
 		f.nets.Add(key, p)
 	}
 	if at.user.IsZero() {

@@ -1,6 +1,7 @@
 package limit
 
 import (
+	"cmp"
 	"context"
 	"hash/maphash"
 	"net/netip"
@@ -26,7 +27,9 @@ const (
 type Gate struct {
 	// Set once.
 	cfg       Config
-	listeners map[string]*Settings // where they differ from cfg's
+	usual     *Listener            // of listeners that have none of their own
+	listeners map[string]*Listener // of those that have
+	uploads   bool                 // some listener bounds them, so they are counted at all
 	hooks     Hooks
 	log       *zap.Logger
 	began     time.Time
@@ -48,14 +51,17 @@ func New(cfg Config, client redis.UniversalClient, hooks Hooks, log *zap.Logger)
 	}
 	hooks.complete()
 	g := &Gate{cfg: cfg, hooks: hooks, log: log, began: time.Now(), lines: rate.Sometimes{First: 20, Interval: 10 * time.Second}}
-	g.listeners = make(map[string]*Settings, len(cfg.Listeners))
-	for name, s := range cfg.Listeners {
-		g.listeners[name] = &s
+	g.usual, g.listeners = cfg.usual(), make(map[string]*Listener, len(cfg.Listeners))
+	g.uploads = cfg.Budgets.Upload > 0
+	for name, l := range cfg.Listeners {
+		l.Failures.PerPairHour = cmp.Or(l.Failures.PerPairHour, defaultPairHour)
+		g.listeners[name] = &l
+		g.uploads = g.uploads || l.Budgets.Upload > 0
 	}
 	g.places = &places{held: make(map[place]*held), dirty: make(map[place]*held)}
 	g.rates = newRates()
-	g.past = newFailures(cfg.Failures)
-	g.good = newGoodList(cfg.Failures.KnownFor)
+	g.past = newFailures(&cfg)
+	g.good = newGoodList(cfg.KnownFor)
 	g.bans = newBanTable()
 	g.spray = &sprayWatch{baseline: sprayLeast}
 	g.budgets = newBudgets()
@@ -102,12 +108,12 @@ func (g *Gate) redisIs(up bool, why error) {
 	})
 }
 
-// settings are the limits of a listener.
-func (g *Gate) settings(listener string) *Settings {
-	if s := g.listeners[listener]; s != nil {
-		return s
+// limits are those of a listener.
+func (g *Gate) limits(listener string) *Listener {
+	if l := g.listeners[listener]; l != nil {
+		return l
 	}
-	return &g.cfg.Settings
+	return g.usual
 }
 
 // now is the time of the gate. Monotonic: no step of the clock lifts a ban or

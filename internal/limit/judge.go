@@ -39,7 +39,7 @@ func (v *Visit) Attempt(ctx context.Context, u identity.User) error {
 	g, at := v.gate, pair{u, near(v.addr)}
 	judge := func() (standing, time.Duration, *Refusal) {
 		who := g.good.standing(u, v.addr, g.now())
-		wait, no := g.judge(who, v.addr, g.past.look(at, v.addr, g.now()))
+		wait, no := v.judge(who, g.past.look(at, v.addr, g.now()))
 		return who, wait, no
 	}
 	who, wait, no := judge()
@@ -76,10 +76,10 @@ func (v *Visit) Failed(ctx context.Context, u identity.User, password identity.S
 	g := v.gate
 	at := pair{u, near(v.addr)}
 	defer v.Settle()
-	f, repeats := &g.cfg.Failures, g.past.again(at, password, g.now())
+	f, repeats := &v.limits.Failures, g.past.again(at, password, g.now())
 	if repeats == 0 {
 		asking, done := v.asking(ctx)
-		g.count(asking, at, v)
+		v.count(asking, at)
 		done()
 	}
 	v.asked = 0 // the next login may wait again
@@ -88,7 +88,8 @@ func (v *Visit) Failed(ctx context.Context, u identity.User, password identity.S
 
 // count counts a failure here and at all gateways, and bans whoever has had
 // enough of them.
-func (g *Gate) count(ctx context.Context, at pair, v *Visit) {
+func (v *Visit) count(ctx context.Context, at pair) {
+	g := v.gate
 	known := !at.user.IsZero() && g.good.knows(at, g.now())
 	g.sprayed(g.past.failed(at, v.addr, g.now()))
 	if !known && !at.user.IsZero() {
@@ -98,16 +99,15 @@ func (g *Gate) count(ctx context.Context, at pair, v *Visit) {
 	if all, ok := g.failedEverywhere(ctx, at, v.addr, known); ok {
 		g.past.learn(at, v.addr, all, g.now())
 	}
-	f := &g.cfg.Failures
-	if now := g.past.look(at, v.addr, g.now()); f.BanAfter > 0 && now.net[0].ban >= f.BanAfter {
+	if now := g.past.look(at, v.addr, g.now()); over(now.net[0].ban, v.limits.Failures.BanAfter) {
 		g.ban(ctx, home(v.addr), ManyFailures)
 	}
 }
 
 // judge says what a login owes, or why it is refused.
-func (g *Gate) judge(who standing, addr netip.Addr, past tally) (wait time.Duration, no *Refusal) {
-	f := &g.cfg.Failures
-	ban, banned := g.bans.covers(addr, g.now())
+func (v *Visit) judge(who standing, past tally) (wait time.Duration, no *Refusal) {
+	f, addr := &v.limits.Failures, v.addr
+	ban, banned := v.gate.bans.covers(addr, v.gate.now())
 	switch {
 	case banned && (who < neighbor || ban.Why == ByOperator):
 		return 0, &Refusal{Reason: Banned, Net: ban.Net, Wait: ban.For}
@@ -120,7 +120,7 @@ func (g *Gate) judge(who standing, addr netip.Addr, past tally) (wait time.Durat
 	case past.pair.hour >= f.PerPairHour:
 		return 0, &Refusal{Reason: PairFailures, Net: near(addr), Wait: hour / time.Duration(f.PerPairHour)}
 	}
-	return g.stranger(who, addr, past)
+	return v.stranger(who, past)
 }
 
 // resident judges a login from where the user has been right. Many may share the
@@ -157,9 +157,9 @@ func (f *Failures) neighbor(addr netip.Addr, past tally) (wait time.Duration, no
 }
 
 // stranger judges a login from where the user is not known.
-func (g *Gate) stranger(who standing, addr netip.Addr, past tally) (wait time.Duration, no *Refusal) {
-	f, t := &g.cfg.Failures, g.now()
-	if over(past.user.day, f.PerUserTotal) {
+func (v *Visit) stranger(who standing, past tally) (wait time.Duration, no *Refusal) {
+	g, f, addr := v.gate, &v.limits.Failures, v.addr
+	if over(past.user.day, g.share(f.PerUserTotal)) {
 		return 0, &Refusal{Reason: UserFailures, Wait: hour}
 	}
 	if until := f.beyond(past.net[0], 1); until > 0 {
@@ -167,7 +167,7 @@ func (g *Gate) stranger(who standing, addr netip.Addr, past tally) (wait time.Du
 	}
 	wait = f.step(past.net[0].ban)
 	for i := 1; i < tiers; i++ {
-		owed, no := g.vicinity(who, tier(addr, i), past.net[i], tierScale[i])
+		owed, no := v.vicinity(who, tier(addr, i), past.net[i], tierScale[i])
 		if no != nil {
 			return 0, no
 		}
@@ -176,7 +176,7 @@ func (g *Gate) stranger(who standing, addr netip.Addr, past tally) (wait time.Du
 	if f.PerUserHour > 0 {
 		wait = max(wait, f.step(past.user.hour-f.PerUserHour))
 	}
-	if g.spray.suspects(t) && !g.good.lived(near(addr), t) {
+	if t := g.now(); g.spray.suspects(t) && !g.good.lived(near(addr), t) {
 		wait = max(wait, f.step(unknownSteps))
 	}
 	return wait, nil
@@ -186,8 +186,9 @@ func (g *Gate) stranger(who standing, addr netip.Addr, past tally) (wait time.Du
 // many times those of an address. Where people live, one with a few addresses must
 // not shut out the customers of a whole carrier: they are delayed, and the carrier's
 // own, who are known somewhere in it, but a little.
-func (g *Gate) vicinity(who standing, net netip.Prefix, n netTally, times int) (wait time.Duration, no *Refusal) {
-	f, until := &g.cfg.Failures, g.cfg.Failures.beyond(n, times)
+func (v *Visit) vicinity(who standing, net netip.Prefix, n netTally, times int) (wait time.Duration, no *Refusal) {
+	g, f := v.gate, &v.limits.Failures
+	until := f.beyond(n, times)
 	switch {
 	case until > 0 && who == customer:
 		return f.step(unknownSteps), nil

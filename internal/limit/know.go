@@ -14,7 +14,7 @@ import (
 func (g *Gate) goodCalls(u identity.User, addr netip.Addr) (calls []call) {
 	t, s := g.now(), g.shared
 	mine, lived := g.good.stale(u, addr, t)
-	keep := g.cfg.Failures.KnownFor.Milliseconds()
+	keep := g.cfg.KnownFor.Milliseconds()
 	for _, net := range mine {
 		calls = append(calls, call{s.scripts.good, []string{s.keys.good(u)}, []any{net.String(), keep}})
 	}
@@ -41,7 +41,7 @@ func (g *Gate) inquire(ctx context.Context, u identity.User, addr netip.Addr) bo
 	if s == nil {
 		return false
 	}
-	keep := g.cfg.Failures.KnownFor.Milliseconds()
+	keep := g.cfg.KnownFor.Milliseconds()
 	mine, lived := homes(addr), streets(addr)
 	if u.IsZero() {
 		mine = nil
@@ -91,7 +91,7 @@ func (g *Gate) failedEverywhere(ctx context.Context, at pair, addr netip.Addr, k
 // of somebody the user and the pairs.
 func (g *Gate) failedCalls(at pair, addr netip.Addr, add int) []call {
 	s := g.shared
-	minute, ban := time.Minute.Milliseconds(), g.cfg.Failures.BanWithin.Milliseconds()
+	minute, ban := time.Minute.Milliseconds(), g.cfg.Bans.Within.Milliseconds()
 	calls := make([]call, 0, tiers+2)
 	for i := range tiers {
 		calls = append(calls, call{s.scripts.failed, []string{s.keys.failedNet(tier(addr, i))}, []any{add, minute, ban, day.Milliseconds()}})

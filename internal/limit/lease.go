@@ -145,20 +145,17 @@ func (s *shared) leaseCalls(notes []note) []call {
 	return calls
 }
 
-// outcomes are what Redis said of as many notes.
-func outcomes(n int, replies []*redis.Cmd, err error) []outcome {
-	said := make([]outcome, 0, n)
-	for i := 0; err == nil && i < len(replies) && len(said) < n; i++ {
-		var words []int64
-		words, err = replies[i].Int64Slice()
-		for _, w := range words {
-			said = append(said, outcome(w))
+// outcomes are what Redis said of as many notes: leaseCalls has put so many of them
+// together in each reply.
+func (s *shared) outcomes(n int, replies []*redis.Cmd) []outcome {
+	said := slices.Repeat([]outcome{unheard}, n)
+	for i := 0; i < len(replies) && i*s.together < n; i++ {
+		words, _ := replies[i].Int64Slice() // none with an error
+		for k, w := range words[:min(len(words), s.together, n-i*s.together)] {
+			said[i*s.together+k] = outcome(w)
 		}
 	}
-	for len(said) < n {
-		said = append(said, unheard)
-	}
-	return said[:n]
+	return said
 }
 
 // lease takes the places of a session from all gateways together, remembers
@@ -175,12 +172,12 @@ func (g *Gate) lease(ctx context.Context, v *Visit, u identity.User, want []boun
 	if !v.exempt {
 		calls = append(calls, g.goodCalls(u, v.addr)...)
 	}
-	replies, rated, err := s.askRated(ctx, v, calls)
-	said := outcomes(len(want), replies, err)
+	replies, rated := s.askRated(ctx, v, calls)
+	said := s.outcomes(len(want), replies)
 	var no *Refusal
 	if i := slices.Index(said, denied); i >= 0 {
 		no = want[i].refusal()
-	} else if err == nil && rated != nil && rated.Allowed == 0 {
+	} else if rated != nil && rated.Allowed == 0 {
 		no = &Refusal{Reason: ConnectionRate, Net: home(v.addr), Wait: rated.RetryAfter}
 	}
 	if no != nil {
@@ -197,14 +194,14 @@ func (g *Gate) lease(ctx context.Context, v *Visit, u identity.User, want []boun
 }
 
 // askRated asks, and with it whether the address comes too often.
-func (s *shared) askRated(ctx context.Context, v *Visit, calls []call) ([]*redis.Cmd, *redis_rate.Result, error) {
-	if v.exempt || v.settings.NewPerMinute == 0 {
-		replies, err := s.ask(ctx, calls...)
-		return replies, nil, err
+func (s *shared) askRated(ctx context.Context, v *Visit, calls []call) ([]*redis.Cmd, *redis_rate.Result) {
+	if v.exempt || v.limits.NewPerMinute == 0 {
+		replies, _ := s.ask(ctx, calls...) // each has its own error
+		return replies, nil
 	}
-	limit := redis_rate.Limit{Rate: v.settings.NewPerMinute, Burst: max(1, v.settings.NewBurst), Period: time.Minute}
+	limit := redis_rate.Limit{Rate: v.limits.NewPerMinute, Burst: max(1, v.limits.NewBurst), Period: time.Minute}
 	var rated *redis_rate.Result
-	replies, err := s.trip(ctx, func(ctx context.Context) ([]*redis.Cmd, error) {
+	replies, _ := s.trip(ctx, func(ctx context.Context) ([]*redis.Cmd, error) {
 		with := &rider{shared: s, calls: calls}
 		var err error
 		rated, err = redis_rate.NewLimiter(with).Allow(ctx, s.keys.rate(home(v.addr)), limit)
@@ -213,7 +210,7 @@ func (s *shared) askRated(ctx context.Context, v *Visit, calls []call) ([]*redis
 		}
 		return with.replies, err
 	})
-	return replies, rated, err
+	return replies, rated
 }
 
 // rider is Redis as redis_rate sees it: what that asks goes out in one trip with
@@ -280,7 +277,7 @@ func (g *Gate) hear(reply *redis.Cmd) {
 	}
 	from := s.leaseOf(words[1:]...)
 	s.mu.Lock()
-	s.from = from
+	s.from, s.alive = from, len(words)
 	s.mu.Unlock()
 	age := renewLeases * s.lease
 	if words[0] == int64(0) {
@@ -312,13 +309,14 @@ func (g *Gate) flush(ctx context.Context) {
 	}
 }
 
-// write writes notes down, and says whether that worked. Refused are whole numbers
-// that were overtaken.
+// write writes notes down, and says whether any of them was heard: what was not is
+// written again. Refused are whole numbers that were overtaken.
 func (g *Gate) write(ctx context.Context, notes []note) bool {
 	if len(notes) == 0 {
 		return true
 	}
-	replies, err := g.shared.ask(ctx, g.shared.leaseCalls(notes)...)
-	g.places.told(notes, outcomes(len(notes), replies, err), g.now())
-	return err == nil
+	replies, _ := g.shared.ask(ctx, g.shared.leaseCalls(notes)...) // each has its own error
+	said := g.shared.outcomes(len(notes), replies)
+	g.places.told(notes, said, g.now())
+	return slices.ContainsFunc(said, func(o outcome) bool { return o != unheard })
 }

@@ -69,8 +69,8 @@ func (v *Visit) turn(ctx context.Context, at pair) (*Refusal, error) {
 	for began := g.now(); ; {
 		who := g.good.standing(at.user, v.addr, g.now())
 		claims, past, feared := g.past.begin(who, at, v.addr, g.now())
-		_, sure := g.judge(who, v.addr, past)
-		_, no := g.judge(who, v.addr, feared)
+		_, sure := v.judge(who, past)
+		_, no := v.judge(who, feared)
 		if no == nil {
 			v.claims = claims
 			return nil, nil

@@ -1,6 +1,7 @@
 package limit
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -22,6 +23,9 @@ const (
 // ErrTooWide is the answer to a ban of half the internet.
 var ErrTooWide = fmt.Errorf("no network wider than %d bits, of IPv6 %d, is banned", widest4, widest6)
 
+// ErrLength is the answer to a ban that never was, or has no end.
+var ErrLength = fmt.Errorf("a ban lasts more than nothing and at most %v", longestBan)
+
 // AboutAddress is what is known of an address.
 type AboutAddress struct {
 	Home     netip.Prefix // what counts as one address
@@ -37,7 +41,7 @@ type AboutAddress struct {
 // AboutNet is how often logins from a network have failed.
 type AboutNet struct {
 	Net               netip.Prefix
-	Minute, Ban, Day  int // in the last minute, in BanWithin, in a day
+	Minute, Ban, Day  int // in the last minute, in Bans.Within, in a day
 	PerMinute, PerDay int // the limits
 }
 
@@ -50,6 +54,7 @@ type AboutUser struct {
 	KnownOnly bool          // no login from such a network
 	Known     []KnownNet    // from the latest
 	Uploaded  int64         // bytes of messages today (UTC)
+	Counted   bool          // they are: some listener bounds them
 	Upload    int64         // how many there may be; 0 is no bound
 }
 
@@ -98,14 +103,14 @@ func (g *Gate) Bans(ctx context.Context) ([]Ban, error) {
 // slip of a finger.
 func (g *Gate) Ban(ctx context.Context, net netip.Prefix, d time.Duration, note string) error {
 	if d <= 0 || d > longestBan {
-		return fmt.Errorf("a ban lasts more than nothing and at most %v", longestBan)
+		return fmt.Errorf("ban %v for %v: %w", net, d, ErrLength)
 	}
 	if net.Bits() < around(net.Addr(), widest4, widest6).Bits() {
 		return fmt.Errorf("ban %v: %w", net, ErrTooWide)
 	}
 	b := Ban{Net: net.Masked(), Why: ByOperator, For: d, Count: 1, Note: oneLine(note)}
 	if g.shared != nil {
-		if _, err := g.shared.ask(ctx, g.shared.banCall(b, d, d)); err != nil {
+		if err := g.shared.order(ctx, g.shared.banCall(b, asOrder, d, d)); err != nil {
 			return fmt.Errorf("ban %v: %w", net, err)
 		}
 	}
@@ -153,7 +158,7 @@ func (g *Gate) Unban(ctx context.Context, net netip.Prefix) ([]netip.Prefix, err
 	})
 	for batch := range slices.Chunk(gone, flushBatch) {
 		if err == nil {
-			_, err = s.ask(ctx, call{s.scripts.lift, s.keys.bans(), batch})
+			err = s.order(ctx, call{s.scripts.lift, s.keys.bans(), batch})
 		}
 	}
 	if err == nil {
@@ -186,7 +191,7 @@ func (g *Gate) Forgive(ctx context.Context, u identity.User) error {
 	}
 	err := s.forget(ctx, s.keys.failedUser(u))
 	if err == nil {
-		_, err = s.ask(ctx, call{s.scripts.forgive, s.keys.bans(), []any{u.String()}})
+		err = s.order(ctx, call{s.scripts.forgive, s.keys.bans(), []any{u.String()}})
 	}
 	if err != nil {
 		return fmt.Errorf("forgive %v: %w", u, err)
@@ -196,8 +201,7 @@ func (g *Gate) Forgive(ctx context.Context, u identity.User) error {
 
 // forget drops a key of failures.
 func (s *shared) forget(ctx context.Context, key string) error {
-	_, err := s.ask(ctx, call{s.scripts.forget, []string{key}, nil})
-	return err
+	return s.order(ctx, call{s.scripts.forget, []string{key}, nil})
 }
 
 // ShowAddress is what is known of an address, as Redis has it, or without Redis
@@ -238,6 +242,9 @@ func (g *Gate) ShowAddress(ctx context.Context, addr netip.Addr) (AboutAddress, 
 // pastOf reads what Redis knows of failures.
 func (g *Gate) pastOf(ctx context.Context, at pair, addr netip.Addr) (tally, error) {
 	r, err := g.shared.ask(ctx, g.failedCalls(at, addr, 0)...)
+	for _, reply := range r {
+		err = cmp.Or(err, reply.Err())
+	}
 	return tallyOf(r), err
 }
 
@@ -287,7 +294,8 @@ func (g *Gate) ShowUser(ctx context.Context, u identity.User) (AboutUser, error)
 			return a, fmt.Errorf("show %v: %w", u, err)
 		}
 	}
-	if a.Upload = g.cfg.Budgets.Upload; a.Upload > 0 {
+	a.Upload, a.Counted = g.cfg.Budgets.Upload, g.uploads
+	if a.Counted {
 		var err error
 		if a.Uploaded, err = g.uploadedToday(ctx, u); err != nil {
 			return a, fmt.Errorf("show %v: %w", u, err)
@@ -306,7 +314,7 @@ func (g *Gate) ShowUser(ctx context.Context, u identity.User) (AboutUser, error)
 // there.
 func (g *Gate) knownNets(ctx context.Context, u identity.User) (known []KnownNet, err error) {
 	s := g.shared
-	r, err := s.ask(ctx, call{s.scripts.where, []string{s.keys.good(u)}, []any{g.cfg.Failures.KnownFor.Milliseconds()}})
+	r, err := s.ask(ctx, call{s.scripts.where, []string{s.keys.good(u)}, []any{g.cfg.KnownFor.Milliseconds()}})
 	if err != nil {
 		return nil, err
 	}

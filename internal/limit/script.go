@@ -40,8 +40,8 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 // for each key n, version, whole, limit. A key is a hash of
 // gateway -> "n version whole written", with the versions of the latest note and of
 // the latest whole number. It gives for each key 0 when the note was taken down, 1
-// when it was not, for the limit or as it was overtaken, and 2 when it would have been
-// but another's limit is reached: then none is.
+// when it was not, for the limit or as it was overtaken, 2 when it would have been
+// but another's limit is reached: then none is; and 3 when the key is none of ours.
 //
 // Others count when they are alive and have written within the time they are
 // believed, or have written within the lease, for those this gateway has not heard
@@ -54,7 +54,9 @@ local reply, down, keep, full = {}, {}, {}, false
 for k, key in ipairs(KEYS) do
 	local n, version, whole, limit = tonumber(ARGV[at]), tonumber(ARGV[at+1]), ARGV[at+2] == '1', tonumber(ARGV[at+3])
 	at = at + 4
-	local all, others = redis.call('HGETALL', key), 0
+	local all, others = redis.pcall('HGETALL', key), 0
+	local broken = all.err
+	if broken then all = {} end
 	local mine, latest, latestWhole = 0, 0, 0
 	for i = 1, #all, 2 do
 		local count, v, w, written = string.match(all[i+1], '^(%d+) (%d+) (%d+) (%d+)$')
@@ -67,8 +69,8 @@ for k, key in ipairs(KEYS) do
 			redis.call('HDEL', key, all[i])
 		end
 	end
-	reply[k] = 1
-	if version >= latestWhole and not (whole and version < latest) then
+	reply[k] = broken and 3 or 1
+	if not broken and version >= latestWhole and not (whole and version < latest) then
 		if whole then
 			mine, latestWhole = n, version
 		else
@@ -204,21 +206,22 @@ local function announce(...)
 end
 `
 
-// banScript bans a network: ARGV net, first, longest, why, lived, note, exact,
-// room. A ban under way stays, but for exact, an operator's. Of each network there is
-// "until count lived why note".
+// banScript bans a network: ARGV net, first, longest, why, lived, note, how (as
+// banCall has it), room. A ban under way stays, but for an operator's; an operator's
+// stays for the same one said again. Of each network there is "until count lived why
+// note".
 const banScript = `
 local net, first, longest, remembered = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), 86400000
 for _, old in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - remembered, 'LIMIT', 0, 100)) do
 	redis.call('ZREM', KEYS[2], old)
 	redis.call('HDEL', KEYS[1], old)
 end
-local count, exact = 0, ARGV[7] == '1'
+local count, how = 0, ARGV[7]
 local old = redis.call('HGET', KEYS[1], net)
 if old then
 	local till, times, lived, why = string.match(old, '^(%d+) (%d+) (%d) (%S+)')
 	if till then
-		if tonumber(till) > now and not exact then
+		if tonumber(till) > now and (how == 'many' or how == 'again' and why == 'operator') then
 			return {0, tonumber(till) - now, tonumber(times), why}
 		end
 		count = tonumber(times)
@@ -228,13 +231,13 @@ elseif redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[8]) then
 end
 count = count + 1
 local length = first
-if not exact then
+if how == 'many' then
 	length = math.min(first * 2 ^ math.min(count - 1, 32), longest)
 end
 local till = now + length
 redis.call('HSET', KEYS[1], net, string.format('%d %d %s %s %s', till, count, ARGV[5], ARGV[4], ARGV[6]))
 redis.call('ZADD', KEYS[2], till, net)
-announce('ban', net)
+announce(how == 'again' and 'again' or 'ban', net)
 return {1, length, count, ARGV[4]}
 `
 
@@ -278,7 +281,7 @@ if ARGV[1] == '' then return reply end
 for _, change in ipairs(redis.call('XRANGE', KEYS[3], '(' .. ARGV[1], '+', 'COUNT', 500)) do
 	local f = change[2]
 	local left, record = 0, ''
-	if f[3] == 'ban' then
+	if f[3] == 'ban' or f[3] == 'again' then
 		local till, rest = string.match(redis.call('HGET', KEYS[1], f[4]) or '', '^(%d+) (.*)$')
 		if till then left, record = tonumber(till) - now, rest end
 	end

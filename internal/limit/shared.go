@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
 
@@ -47,6 +48,7 @@ type shared struct {
 	down    bool  // as it was told
 	said    bool  // it has answered once
 	from    []any // what every lease begins with: leaseOf the others, as of the last beat
+	alive   int   // how many gateways there were then, with this one
 }
 
 func newShared(cfg *Config, client redis.UniversalClient, tell func(bool, error)) *shared {
@@ -68,6 +70,22 @@ func (s *shared) leaseOf(live ...any) []any {
 	return append([]any{s.self, s.lease.Milliseconds(), (believedLeases * s.lease).Milliseconds(), len(live)}, live...)
 }
 
+// share is what this gateway may use of a limit of all: the whole of it while they
+// count together, and while they cannot its part, by how many there were last.
+// A limit never becomes 0, which would be none.
+func (g *Gate) share(limit int) int {
+	s := g.shared
+	if s == nil || limit == 0 {
+		return limit
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.down {
+		return limit
+	}
+	return max(1, limit/max(1, s.alive))
+}
+
 // wake has the dirty places written.
 func (s *shared) wake() {
 	select {
@@ -83,10 +101,27 @@ type call struct {
 	args   []any
 }
 
-// ask runs calls in one trip and gives a reply for each, all of them or an
-// error. A ctx that ends is no fault of Redis.
+// ask runs calls in one trip and gives a reply for each, with an error of its own;
+// none when Redis was not asked. Its own error is the first of those by which Redis, or
+// a part of it, is away. A ctx that ends is no fault of Redis.
 func (s *shared) ask(ctx context.Context, calls ...call) ([]*redis.Cmd, error) {
 	return s.trip(ctx, func(ctx context.Context) ([]*redis.Cmd, error) { return s.send(ctx, s.client.Pipeline(), calls) })
+}
+
+// order runs one call for whoever must know that it was done.
+func (s *shared) order(ctx context.Context, c call) error {
+	r, err := s.ask(ctx, c)
+	if err == nil {
+		err = r[0].Err()
+	}
+	return err
+}
+
+// answered says whether an error is one of Redis at work, with a key that is none of
+// ours or no room for a ban.
+func answered(err error) bool {
+	return redis.HasErrorPrefix(err, "NOROOM") || redis.HasErrorPrefix(err, "WRONGTYPE") ||
+		redis.HasErrorPrefix(err, "ERR") && strings.Contains(err.Error(), "WRONGTYPE") // before Redis 7
 }
 
 // trip is one use of Redis, under the breaker and bounded in time.
@@ -148,8 +183,8 @@ func (s *shared) send(ctx context.Context, pipe redis.Pipeliner, calls []call) (
 		_, _ = again.Exec(ctx)
 	}
 	for _, r := range replies {
-		if err := r.Err(); err != nil {
-			return nil, err
+		if err := r.Err(); err != nil && !answered(err) {
+			return replies, err
 		}
 	}
 	return replies, nil

@@ -21,8 +21,8 @@ const (
 // Visit is one connection. It is used by one goroutine at a time.
 type Visit struct {
 	// Set once.
-	gate     *Gate
-	settings *Settings
+	gate   *Gate
+	limits *Listener // of where it has arrived
 
 	// Owned by whoever serves the connection.
 	addr   netip.Addr // the zero Addr while nobody knows who comes
@@ -49,7 +49,7 @@ func (v *Visit) asking(ctx context.Context) (context.Context, func()) {
 // in front has yet to say whose connection it is (a PROXY header), addr is the
 // zero Addr: nothing is counted until Move.
 func (g *Gate) Arrive(listener string, addr netip.Addr) (*Visit, error) {
-	v := &Visit{gate: g, settings: g.settings(listener)}
+	v := &Visit{gate: g, limits: g.limits(listener)}
 	if err := v.come(addr); err != nil {
 		return nil, err
 	}
@@ -73,7 +73,7 @@ func plain(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
 
 // come takes the places of a stranger.
 func (v *Visit) come(addr netip.Addr) error {
-	g, s := v.gate, v.settings
+	g, s := v.gate, &v.limits.Settings
 	v.addr = plain(addr)
 	v.exempt = !v.addr.IsValid() || contains(s.Exempt, v.addr)
 	if v.exempt {
@@ -96,7 +96,7 @@ func (v *Visit) come(addr netip.Addr) error {
 
 // lobby are the places of a stranger.
 func (v *Visit) lobby() []bounded {
-	net, s := home(v.addr), v.settings
+	net, s := home(v.addr), v.limits
 	return []bounded{
 		{place{kind: addressLobby, net: net}, s.Strangers, StrangerPlaces},
 		{place{kind: addressConns, net: net}, s.PerAddress, AddressConnections},
@@ -137,10 +137,10 @@ func (v *Visit) Enter(ctx context.Context, u identity.User) error {
 
 // house are the places of a session.
 func (v *Visit) house(u identity.User) []bounded {
-	s := v.settings
+	s := v.limits
 	want := []bounded{
 		{place{kind: userSessions, user: u}, s.PerUser, UserConnections},
-		{place{kind: allSessions}, s.Total, TotalSessions},
+		{place{kind: allSessions}, v.gate.share(s.Total), TotalSessions},
 	}
 	if v.exempt {
 		return want

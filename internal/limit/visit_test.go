@@ -159,7 +159,7 @@ func TestEachListenerHasItsOwnLimits(t *testing.T) {
 	cfg := usual()
 	inside := cfg.Settings
 	inside.Exempt, inside.PerUser = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, 2
-	cfg.Listeners = map[string]Settings{"webmail": inside}
+	cfg.Listeners = map[string]Listener{"webmail": {Settings: inside, Failures: cfg.Failures}}
 	g := newGate(t, cfg, nil)
 	for i := range 200 { // far beyond every limit of an address
 		v, err := g.Arrive("webmail", at("192.0.2.1"))

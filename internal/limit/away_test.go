@@ -1,0 +1,208 @@
+//go:build unix
+
+package limit
+
+import (
+	"net/netip"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"imapgate/internal/testbed"
+)
+
+func TestARedisThatLostEverythingIsToldAgain(t *testing.T) {
+	r := testbed.StartRedis(t)
+	cfg := quick()
+	cfg.Settings.PerUser = 10
+	one, two := runGate(t, cfg, dial(t, r.Address)), runGate(t, cfg, dial(t, r.Address))
+	alice := user(t, "alice")
+	testbed.Within(t, patienceOf, "both to follow", func() bool { return following(t, one, two) })
+	in := hammer(t, 10, alice, one, two)
+	banned := netip.MustParsePrefix("203.0.113.0/24")
+	if err := one.Ban(t.Context(), banned, time.Hour, ""); err != nil {
+		t.Fatal(err)
+	}
+	testbed.Within(t, patienceOf, "the other to know the ban", func() bool { _, ok := two.bans.covers(at("203.0.113.1"), two.now()); return ok })
+	r.CLI("flushall")
+	testbed.Within(t, patienceOf, "Redis to know all sessions again", func() bool { return sessionsOf(t, one, alice) == 10 })
+	testbed.Within(t, patienceOf, "Redis to know the ban again", func() bool { all, err := one.Bans(t.Context()); return err == nil && len(all) == 1 })
+	if _, err := enter(t, two, at("10.9.9.9"), alice); reason(err) != UserConnections {
+		t.Fatalf("an eleventh session: %v", err)
+	}
+	for _, g := range []*gateway{one, two} {
+		if _, ok := g.bans.covers(at("203.0.113.1"), g.now()); !ok {
+			t.Fatal("a ban was forgotten with Redis")
+		}
+	}
+	leaveAll(in)
+}
+
+func TestSessionsBegunWithoutRedisAreCountedWhenItIsBack(t *testing.T) {
+	r := testbed.StartRedis(t)
+	cfg := quick()
+	cfg.Settings.PerUser = 10
+	one, two := runGate(t, cfg, dial(t, r.Address)), runGate(t, cfg, dial(t, r.Address))
+	alice := user(t, "alice")
+	before := hammer(t, 6, alice, one)
+	r.Kill()
+	leaveAll(before[:3])
+	during := hammer(t, 4, alice, one)
+	if len(during) != 4 {
+		t.Fatalf("without Redis %d of 4 came in", len(during))
+	}
+	r.Restart()
+	testbed.Within(t, patienceOf, "Redis to know of 7", func() bool { return sessionsOf(t, two, alice) == 7 })
+	in := hammer(t, 20, alice, two)
+	if len(in) != 3 {
+		t.Fatalf("%d more came in, there was room for 3", len(in))
+	}
+}
+
+// Redis is gone, hangs, or refuses to work: logins go on within the local limits.
+func TestWithoutRedisTheLocalLimitsHold(t *testing.T) {
+	for name, harm := range map[string]func(*testbed.Redis){
+		"killed":     (*testbed.Redis).Kill,
+		"frozen":     (*testbed.Redis).Freeze,
+		"read only":  func(r *testbed.Redis) { r.CLI("replicaof", "127.0.0.1", "1") },
+		"no memory":  func(r *testbed.Redis) { r.CLI("config", "set", "maxmemory", "1") },
+		"no rights":  func(r *testbed.Redis) { r.CLI("acl", "setuser", "default", "-@scripting") },
+		"wrong type": func(r *testbed.Redis) { r.CLI("set", "imapgate:limit:sessions:all", "x") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := testbed.StartRedis(t)
+			cfg := quick()
+			cfg.Settings.PerUser = 10
+			var down atomic.Bool
+			g := runHooked(t, cfg, dial(t, r.Address), Hooks{OnRedis: func(up bool) { down.Store(!up) }})
+			harm(r)
+			entered, slow := 0, 0
+			for i := range 20 {
+				began := time.Now()
+				_, err := enter(t, g, netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}), user(t, "alice"))
+				if took := time.Since(began); took > 300*time.Millisecond {
+					slow++
+					t.Logf("login %d took %v", i, took)
+				}
+				if err == nil {
+					entered++
+				} else if reason(err) != UserConnections {
+					t.Errorf("login %d: %v", i, err)
+				}
+			}
+			if slow > 1 { // once, this machine may have looked elsewhere
+				t.Errorf("%d logins took more than 300 ms", slow)
+			}
+			if entered != 10 {
+				t.Errorf("%d of 20 came in, the limit is 10", entered)
+			}
+			if name != "wrong type" && !down.Load() {
+				t.Error("nobody was told that Redis is away")
+			}
+			began := time.Now()
+			v := arrive(t, g.Gate, at("192.0.2.1"))
+			for i := range 10 {
+				v.Failed(t.Context(), user(t, "bob"), secret("%d", i))
+			}
+			v.Leave()
+			if _, err := g.Arrive("imaps", at("192.0.2.1")); reason(err) != Banned {
+				t.Errorf("ten failures without Redis: %v", err)
+			}
+			if took := time.Since(began); name != "wrong type" && took > 3*time.Second {
+				t.Errorf("ten failures took %v", took)
+			}
+		})
+	}
+}
+
+// apart are two gateways that know of each other and have lost their Redis.
+func apart(t *testing.T, cfg Config, before func(one, two *gateway)) (one, two *gateway) {
+	t.Helper()
+	r := testbed.StartRedis(t)
+	var down atomic.Int32
+	hooks := Hooks{OnRedis: func(up bool) {
+		if !up {
+			down.Add(1)
+		}
+	}}
+	one, two = runHooked(t, cfg, dial(t, r.Address), hooks), runHooked(t, cfg, dial(t, r.Address), hooks)
+	for _, g := range []*gateway{one, two} {
+		testbed.Within(t, patienceOf, "them to know of each other", func() bool {
+			g.shared.mu.Lock()
+			defer g.shared.mu.Unlock()
+			return g.shared.alive == 2
+		})
+	}
+	before(one, two)
+	r.Kill()
+	testbed.Within(t, patienceOf, "both to miss Redis", func() bool { return down.Load() == 2 })
+	return one, two
+}
+
+func TestWithoutRedisGatewaysShareWhatEverybodyHas(t *testing.T) {
+	cfg := quick()
+	cfg.Settings.Total, cfg.Settings.PerUser = 11, 5
+	var here []*Visit
+	come := func(g *gateway, n byte) error {
+		addr := netip.AddrFrom4([4]byte{10, 0, 0, n})
+		v, err := enter(t, g, addr, user(t, "user"+addr.String()))
+		if err == nil {
+			here = append(here, v)
+		}
+		return err
+	}
+	one, two := apart(t, cfg, func(one, _ *gateway) {
+		for i := range byte(7) {
+			if err := come(one, i); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+	if err := come(one, 100); reason(err) != TotalSessions {
+		t.Errorf("beyond its share a gateway lets in one more: %v", err)
+	}
+	for i := range byte(5) {
+		if err := come(two, 200+i); err != nil {
+			t.Errorf("session %d of a share of 5: %v", i, err)
+		}
+	}
+	if err := come(two, 210); reason(err) != TotalSessions {
+		t.Errorf("session 6 of a share of 5: %v", err)
+	}
+	leaveAll(here)
+	// What one user has is not divided: a balancer may keep it at one gateway.
+	if in := hammer(t, 20, user(t, "alice"), one); len(in) != cfg.Settings.PerUser {
+		t.Errorf("%d sessions of a user came in, the limit is %d", len(in), cfg.Settings.PerUser)
+	}
+}
+
+func TestWithoutRedisAnAttackerHasNoMoreGuessesAtAUser(t *testing.T) {
+	cfg := quick()
+	cfg.Failures = Failures{PerUserTotal: 10}
+	victim, home := user(t, "victim"), at("198.51.100.7")
+	one, two := apart(t, cfg, func(one, two *gateway) {
+		for _, g := range []*gateway{one, two} {
+			if _, err := logIn(t, g.Gate, home, victim); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+	guesses := 0
+	for i := range byte(50) {
+		for _, g := range []*gateway{one, two} {
+			if _, err := guess(t, g.Gate, netip.AddrFrom4([4]byte{10, i, 0, 1}), victim, secret("%d", i)); err == nil {
+				guesses++
+			} else if reason(err) != UserFailures {
+				t.Fatal(err)
+			}
+		}
+	}
+	if guesses != 10 {
+		t.Errorf("two gateways looked at %d guesses, the limit is 10", guesses)
+	}
+	for _, g := range []*gateway{one, two} {
+		if _, err := logIn(t, g.Gate, home, victim); err != nil {
+			t.Errorf("the victim at home: %v", err)
+		}
+	}
+}

@@ -1,0 +1,168 @@
+//go:build unix
+
+package limit
+
+import (
+	"context"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"go.uber.org/zap/zaptest"
+
+	"imapgate/internal/identity"
+	"imapgate/internal/testbed"
+)
+
+// patienceOf is how long anything between gateways may take here.
+const patienceOf = 10 * time.Second
+
+// dial makes a client as the gateway does: RESP2, and 250 ms for everything.
+func dial(t testing.TB, addresses ...string) redis.UniversalClient {
+	t.Helper()
+	c := redis.NewUniversalClient(&redis.UniversalOptions{
+		Addrs: addresses, Protocol: 2, DisableIdentity: true, DialTimeout: time.Second,
+		ReadTimeout: ioTime, WriteTimeout: ioTime, PoolTimeout: ioTime, ContextTimeoutEnabled: true, MaxRetries: 1, DialerRetries: 1,
+	})
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// quick are limits whose leases are short enough to wait for.
+func quick() Config {
+	c := wide()
+	c.Lease = 2 * time.Second
+	return c
+}
+
+// gateway is a Gate that runs, until the test ends or kill.
+type gateway struct {
+	*Gate
+	kill func() // at once, as a power cut: nothing is given back
+}
+
+func runGate(t testing.TB, cfg Config, client redis.UniversalClient) *gateway {
+	t.Helper()
+	return runHooked(t, cfg, client, Hooks{})
+}
+
+func runHooked(t testing.TB, cfg Config, client redis.UniversalClient, hooks Hooks) *gateway {
+	t.Helper()
+	g, err := New(cfg, client, hooks, zaptest.NewLogger(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	run := g.keepUp // without its farewell
+	if client == nil {
+		run = g.Run
+	}
+	go func() { done <- run(ctx) }() // ends with ctx; waited for by kill
+	kill := sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("run: %v", err)
+		}
+	})
+	t.Cleanup(kill)
+	return &gateway{g, kill}
+}
+
+// enter brings a user in, or says why not. A visit that was refused is left.
+func enter(t testing.TB, g *gateway, addr netip.Addr, u identity.User) (*Visit, error) {
+	t.Helper()
+	v, err := g.Arrive("imaps", addr)
+	if err != nil {
+		return nil, err
+	}
+	if err := v.Enter(t.Context(), u); err != nil {
+		v.Leave()
+		return nil, err
+	}
+	return v, nil
+}
+
+// hammer has many at once try to come in through all gateways, and gives those
+// who did.
+func hammer(t testing.TB, tries int, u identity.User, gates ...*gateway) []*Visit {
+	t.Helper()
+	var mu sync.Mutex
+	var in []*Visit
+	var all sync.WaitGroup
+	turn := make(chan struct{}, 24) // more would wait for each other, not for Redis
+	for i := range tries {
+		all.Go(func() {
+			turn <- struct{}{}
+			defer func() { <-turn }()
+			v, err := enter(t, gates[i%len(gates)], netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), u)
+			if err == nil {
+				mu.Lock()
+				defer mu.Unlock()
+				in = append(in, v)
+			} else if reason(err) != UserConnections {
+				t.Errorf("try %d: %v", i, err)
+			}
+		})
+	}
+	all.Wait()
+	return in
+}
+
+func leaveAll(in []*Visit) {
+	for _, v := range in {
+		v.Leave()
+	}
+}
+
+func sessionsOf(t testing.TB, g *gateway, u identity.User) int {
+	t.Helper()
+	a, err := g.ShowUser(t.Context(), u)
+	if err != nil {
+		t.Logf("show: %v", err)
+		return -1
+	}
+	return a.Sessions
+}
+
+// following says whether all gateways know a ban that was set to be seen, and
+// lifts it again.
+func following(t *testing.T, gates ...*gateway) bool {
+	t.Helper()
+	probe := netip.MustParsePrefix("198.18.0.1/32")
+	if err := gates[0].Ban(t.Context(), probe, time.Minute, ""); err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range gates {
+		testbed.Within(t, patienceOf, "a ban to be followed", func() bool { _, ok := g.bans.covers(probe.Addr(), g.now()); return ok })
+	}
+	if _, err := gates[0].Unban(t.Context(), probe); err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range gates {
+		testbed.Within(t, patienceOf, "its end to be followed", func() bool { _, ok := g.bans.covers(probe.Addr(), g.now()); return !ok })
+	}
+	return true
+}
+
+// tripCounter counts what is sent to Redis.
+type tripCounter struct{ n atomic.Int64 }
+
+func (*tripCounter) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (c *tripCounter) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		c.n.Add(1)
+		return next(ctx, cmd)
+	}
+}
+
+func (c *tripCounter) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		c.n.Add(1)
+		return next(ctx, cmds)
+	}
+}

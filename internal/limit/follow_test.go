@@ -1,0 +1,90 @@
+//go:build unix
+
+package limit
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"imapgate/internal/testbed"
+)
+
+func TestABanWithoutRedisIsToldWhenItIsBack(t *testing.T) {
+	r := testbed.StartRedis(t)
+	told := make(chan bool, 100)
+	one := runHooked(t, quick(), dial(t, r.Address), Hooks{OnRedis: func(up bool) { told <- up }})
+	two := runGate(t, quick(), dial(t, r.Address))
+	testbed.Within(t, patienceOf, "both to follow", func() bool { return following(t, one, two) })
+	if up := <-told; !up || len(told) > 0 {
+		t.Fatal("it was not told, once, that Redis is there")
+	}
+	r.Kill()
+	v := arrive(t, one.Gate, at("192.0.2.1"))
+	for i := range 10 {
+		v.Failed(t.Context(), user(t, "alice"), secret("%d", i))
+	}
+	v.Leave()
+	r.Restart()
+	testbed.Within(t, patienceOf, "the other to know the ban", func() bool { _, ok := two.bans.covers(at("192.0.2.1"), two.now()); return ok })
+}
+
+func TestABanHoldsEverywhereWithinASecond(t *testing.T) {
+	r := testbed.StartRedis(t)
+	one, two := runGate(t, quick(), dial(t, r.Address)), runGate(t, quick(), dial(t, r.Address))
+	addr := at("192.0.2.1")
+	testbed.Within(t, patienceOf, "both to follow", func() bool { return following(t, one, two) })
+	for i := range 5 { // five here and five there
+		for _, g := range []*gateway{one, two} {
+			if v, err := g.Arrive("imaps", addr); err == nil {
+				v.Failed(t.Context(), user(t, "alice"), secret("%d %p", i, g))
+				v.Leave()
+			}
+		}
+	}
+	testbed.Within(t, time.Second, "the ban to hold at both", func() bool {
+		_, err1 := one.Arrive("imaps", addr)
+		_, err2 := two.Arrive("imaps", addr)
+		return reason(err1) == Banned && reason(err2) == Banned
+	})
+	late := runGate(t, quick(), dial(t, r.Address))
+	testbed.Within(t, time.Second, "a gateway that starts to know it", func() bool {
+		_, err := late.Arrive("imaps", addr)
+		return reason(err) == Banned
+	})
+	operator := newGate(t, quick(), dial(t, r.Address)) // which runs nowhere
+	all, err := operator.Bans(t.Context())
+	if err != nil || len(all) != 1 || all[0].Net != home(addr) || all[0].Why != ManyFailures || !within(all[0].For, 10*time.Minute) {
+		t.Fatalf("the operator sees %+v: %v", all, err)
+	}
+	if lifted, err := operator.Unban(t.Context(), home(addr)); err != nil || len(lifted) != 1 {
+		t.Fatalf("lifted %v: %v", lifted, err)
+	}
+	testbed.Within(t, time.Second, "the ban to be lifted everywhere", func() bool {
+		for _, g := range []*gateway{one, two, late} {
+			if _, ok := g.bans.covers(addr, g.now()); ok {
+				return false
+			}
+		}
+		return true
+	})
+	if _, err := guess(t, one.Gate, addr, user(t, "alice"), secret("once more")); err != nil {
+		t.Fatalf("behind the pardon: %v", err)
+	}
+	if _, err := one.Arrive("imaps", addr); err != nil {
+		t.Fatalf("one failure behind the pardon: %v", err)
+	}
+}
+
+func TestBansSurviveMoreChangesThanAreKept(t *testing.T) {
+	r := testbed.StartRedis(t)
+	client := dial(t, r.Address)
+	one := runGate(t, quick(), client)
+	testbed.Within(t, patienceOf, "it to follow", func() bool { return following(t, one) })
+	r.CLI("eval", `for i = 1, 9000 do redis.call('XADD', 'imapgate:ban:{all}:changes', '*', 'n', redis.call('INCR', 'imapgate:ban:{all}:count'), 'ban', 'x') end
+		redis.call('XTRIM', 'imapgate:ban:{all}:changes', 'MAXLEN', 10)`, "0")
+	if err := newGate(t, quick(), client).Ban(t.Context(), netip.MustParsePrefix("192.0.2.0/24"), time.Hour, "a gap"); err != nil {
+		t.Fatal(err)
+	}
+	testbed.Within(t, patienceOf, "the ban behind the gap", func() bool { _, ok := one.bans.covers(at("192.0.2.9"), one.now()); return ok })
+}

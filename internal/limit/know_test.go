@@ -1,0 +1,45 @@
+//go:build unix
+
+package limit
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"imapgate/internal/testbed"
+)
+
+func TestAUserIsKnownAtEveryGateway(t *testing.T) {
+	r := testbed.StartRedis(t)
+	one, two := runGate(t, quick(), dial(t, r.Address)), runGate(t, quick(), dial(t, r.Address))
+	victim, home := user(t, "victim"), at("198.51.100.7")
+	if _, err := logIn(t, one.Gate, home, victim); err != nil {
+		t.Fatal(err)
+	}
+	v := arrive(t, two.Gate, home)
+	for i := range 12 { // somebody else at home fails, and somebody elsewhere guesses
+		v.Failed(t.Context(), user(t, "neighbor"), secret("%d", i))
+		away := arrive(t, two.Gate, netip.AddrFrom4([4]byte{10, byte(i), 0, 1}))
+		away.Failed(t.Context(), victim, secret("%d", i))
+		away.Leave()
+	}
+	if err := v.Attempt(t.Context(), user(t, "stranger")); reason(err) != Banned {
+		t.Fatalf("a stranger in a banned network: %v", err)
+	}
+	v.Leave()
+	if b, _ := two.bans.covers(home, two.now()); !b.Lived {
+		t.Fatal("the gateway does not know that people live in the network it has banned")
+	}
+	if waited, err := logIn(t, two.Gate, home, victim); err != nil || waited > ioTime {
+		t.Fatalf("at a gateway it was never at, the victim waited %v: %v", waited, err)
+	}
+	about, err := newGate(t, quick(), dial(t, r.Address)).ShowUser(t.Context(), victim)
+	if err != nil || len(about.Known) != 1 || about.Known[0].Net != near(home) || about.Hour < 11 || about.Delay < 2*time.Second { // one trip may have been too slow for a busy machine
+		t.Fatalf("the operator sees %+v: %v", about, err)
+	}
+	address, err := newGate(t, quick(), dial(t, r.Address)).ShowAddress(t.Context(), home)
+	if err != nil || !address.Lived || address.Ban == nil || len(address.Tiers) != tiers || address.Tiers[0].Day < 11 {
+		t.Fatalf("the operator sees %+v: %v", address, err)
+	}
+}

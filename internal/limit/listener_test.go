@@ -1,0 +1,111 @@
+package limit
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// twoDoors is a gate whose listener "strict" has limits of its own.
+func twoDoors(t testing.TB, usual Config, strict func(*Listener)) *Gate {
+	t.Helper()
+	own := usual.usual()
+	strict(own)
+	usual.Listeners = map[string]Listener{"strict": *own}
+	return newGate(t, usual, nil)
+}
+
+// through is a visit at a listener that must be let in, and out again with the test.
+func through(t testing.TB, g *Gate, listener, addr string) *Visit {
+	t.Helper()
+	v, err := g.Arrive(listener, at(addr))
+	if err != nil {
+		t.Fatalf("%s may not arrive at %s: %v", addr, listener, err)
+	}
+	t.Cleanup(v.Leave)
+	return v
+}
+
+func TestFailuresCountEverywhereAndCostWhatTheListenerSays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := twoDoors(t, wide(), func(l *Listener) {
+			l.Failures.PerMinute, l.Failures.Delay, l.Failures.BanAfter = 3, 0, 0
+		})
+		usual, strict := through(t, g, "imaps", "192.0.2.1"), through(t, g, "strict", "192.0.2.1")
+		for i := range 3 {
+			usual.Failed(t.Context(), user(t, "alice"), secret("%d", i))
+		}
+		if err := strict.Attempt(t.Context(), user(t, "bob")); reason(err) != AddressFailures {
+			t.Errorf("where three are too many: %v", err)
+		}
+		if err := usual.Attempt(t.Context(), user(t, "bob")); err != nil {
+			t.Errorf("where ten are: %v", err)
+		}
+		for i := range 20 {
+			if d := strict.Failed(t.Context(), user(t, "carol"), secret("%d", i)); d != 0 {
+				t.Errorf("where nothing waits a denial takes %v", d)
+			}
+		}
+		if n := g.Banned(); n != 0 {
+			t.Error("a listener that bans nobody has banned somebody")
+		}
+		usual.Failed(t.Context(), user(t, "alice"), secret("once more"))
+		if _, err := g.Arrive("strict", at("192.0.2.1")); reason(err) != Banned {
+			t.Errorf("who is banned at one listener comes by the other: %v", err)
+		}
+	})
+}
+
+func TestListenersOfOneBudgetShareIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := wide()
+		cfg.Budgets = Budgets{Commands: 10}
+		cfg.Listeners = map[string]Listener{"same": *cfg.usual(), "free": {}}
+		g := newGate(t, cfg, nil)
+		in := func(listener string) *Visit {
+			v := through(t, g, listener, "192.0.2.1")
+			if err := v.Enter(t.Context(), user(t, "alice")); err != nil {
+				t.Fatal(err)
+			}
+			return v
+		}
+		usual, same, free := in("imaps"), in("same"), in("free")
+		for range 20 {
+			usual.Budget().Command()
+		}
+		if w := same.Budget().Command(); w != 100*time.Millisecond {
+			t.Errorf("at a listener with the same budget the next command waits %v", w)
+		}
+		if b := free.Budget(); b != nil {
+			t.Errorf("a listener without a budget has %+v", b)
+		}
+	})
+}
+
+func TestUploadsOfTheDayAreComparedWithTheListeners(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := wide()
+		cfg.Listeners = map[string]Listener{"little": {Budgets: Budgets{Upload: 1000}}, "much": {Budgets: Budgets{Upload: 3000}}}
+		g := newGate(t, cfg, nil)
+		alice := user(t, "alice")
+		upload := func(listener string, n int64) bool {
+			v := through(t, g, listener, "192.0.2.1")
+			if err := v.Enter(t.Context(), alice); err != nil {
+				t.Fatal(err)
+			}
+			return v.Budget().Upload(t.Context(), n)
+		}
+		for i, step := range []struct {
+			listener string
+			n        int64
+			fits     bool
+		}{{"little", 600, true}, {"imaps", 500, true}, {"little", 1, false}, {"much", 1900, true}, {"much", 1, false}, {"imaps", 1, true}} {
+			if fits := upload(step.listener, step.n); fits != step.fits {
+				t.Errorf("step %d: %d bytes at %s: %v", i, step.n, step.listener, fits)
+			}
+		}
+		if a, err := g.ShowUser(t.Context(), alice); err != nil || a.Uploaded != 3001 || !a.Counted || a.Upload != 0 {
+			t.Errorf("an operator sees %+v: %v", a, err)
+		}
+	})
+}

@@ -1,0 +1,93 @@
+//go:build unix
+
+package limit
+
+import (
+	"os"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/redis/go-redis/v9"
+
+	"imapgate/internal/testbed"
+)
+
+func TestRedisNeedsNoMoreRightsThanTheManualSays(t *testing.T) {
+	for name, only := range map[string]string{
+		"all keys": "~imapgate:*", "routes only to read": "%R~imapgate:* ~imapgate:limit:* ~imapgate:ban:*",
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := testbed.StartRedis(t)
+			r.CLI(strings.Fields(strings.Replace(manualACL(t), "~imapgate:*", only, 1))...)
+			c := redis.NewUniversalClient(&redis.UniversalOptions{
+				Addrs: []string{r.Address}, Username: "imapgate", Password: "PASSWORD", Protocol: 2, DisableIdentity: true,
+			})
+			t.Cleanup(func() { _ = c.Close() })
+			everything(t, c)
+			if log := r.CLI("acl", "log"); log != "" {
+				t.Fatalf("Redis refused: %s", log)
+			}
+		})
+	}
+}
+
+// everything asks Redis everything that a gate ever does.
+func everything(t *testing.T, c redis.UniversalClient) {
+	t.Helper()
+	var away atomic.Int64
+	cfg := usual()
+	cfg.Lease = quick().Lease
+	g := runHooked(t, cfg, c, Hooks{OnRedis: func(up bool) {
+		if !up {
+			away.Add(1)
+		}
+	}})
+	alice, addr := user(t, "alice"), at("192.0.2.1")
+	v, err := enter(t, g, addr, alice)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !following(t, g) {
+		t.Fatal("bans are not followed")
+	}
+	if n := sessionsOf(t, g, alice); n != 1 {
+		t.Fatalf("%d sessions", n)
+	}
+	stranger := arrive(t, g.Gate, addr)
+	for i := range 12 {
+		stranger.Failed(t.Context(), user(t, "bob"), secret("%d", i))
+	}
+	if err := stranger.Attempt(t.Context(), user(t, "bob")); reason(err) != Banned {
+		t.Fatalf("behind 12 failures: %v", err)
+	}
+	stranger.Leave()
+	if _, err := g.ShowAddress(t.Context(), addr); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.Unban(t.Context(), home(addr)); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Forgive(t.Context(), alice); err != nil {
+		t.Fatal(err)
+	}
+	v.Leave()
+	if away.Load() != 0 {
+		t.Fatal("Redis was thought to be away")
+	}
+}
+
+// manualACL is the user that docs/OPERATIONS.md gives the gateway.
+func manualACL(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile("../../docs/OPERATIONS.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, behind, found := strings.Cut(string(text), "\n    ACL SETUSER ")
+	acl, _, ended := strings.Cut(behind, "\n\n")
+	if !found || !ended {
+		t.Fatal("the manual has no ACL user")
+	}
+	return "ACL SETUSER " + acl
+}
