@@ -58,7 +58,7 @@ model: ## a thousand seeds of random clients, each command on a new connection, 
 	MODEL_MODE=resume MODEL_DETACH=1 MODEL_FAULTS=all MODEL_SEEDS=$(SEEDS) go test -count=1 -timeout 120m -run TestModelAsAsked -v ./tests/model
 
 enumeration: ## the time of a denial must not tell whether the user exists: 2,000 pairs for each mechanism
-	IMAPGATE_ENUMERATION=2000 go test -count=1 -timeout $(TIMEOUT) -run TheTimeOfADenial -v ./proxy
+	IMAPGATE_ENUMERATION=2000 go test -count=1 -timeout 60m -run TheTimeOfADenial -v ./proxy
 
 compare: ## beside HAProxy, nginx and Dovecot, in one run; needs root for their packages
 	internal/peerbench/compare.sh
