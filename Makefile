@@ -8,7 +8,7 @@ SEEDS    ?= 1000
 # For each package; the whole takes minutes.
 TIMEOUT  ?= 15m
 
-.PHONY: enumeration overload tattoo model-slice soak model compare build test check fuzz race bench cover docs docker scratch-test deps clean
+.PHONY: cuts enumeration overload tattoo model-slice soak model compare build test check fuzz race bench cover docs docker scratch-test deps clean
 
 build: ## one static binary, dist/imapgate
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o dist/imapgate ./cmd/imapgate
@@ -42,8 +42,11 @@ docs: ## docs/CONFIG.md and docs/AUDIT.md from the code
 docker: ## the image
 	docker build --build-arg VERSION=$(VERSION) -t imapgate:$(VERSION) .
 
-soak: ## the long runs of the tests: 9,000 idle sessions, 300 logins a second, 100,000 connections, a storm
+soak: cuts ## the long runs of the tests: 9,000 idle sessions, 300 logins a second, 100,000 connections, a storm
 	IMAPGATE_SOAK=1 go test -timeout 60m -run 'Leaves|IdleSessions|LoginsAt|InAStorm|ReusedConnections|AScriptEnds|ReturningUsers|ARestartLoses|BefallsRedis' -v ./tests
+
+cuts: ## 20,000 exchanges of all mechanisms that are cut off anywhere: nothing is left behind
+	IMAPGATE_SOAK=1 go test -race -count=1 -timeout $(TIMEOUT) -run 'C7.*CutOff' -v ./proxy
 
 overload: ## for a minute three times the logins that can be done; as root, because the gateway is given a part of a core
 	IMAPGATE_SOAK=1 go test -count=1 -timeout $(TIMEOUT) -run ThreeTimesTheLogins -v ./tests
@@ -58,7 +61,7 @@ model: ## a thousand seeds of random clients, each command on a new connection, 
 	MODEL_MODE=resume MODEL_DETACH=1 MODEL_FAULTS=all MODEL_SEEDS=$(SEEDS) go test -count=1 -timeout 120m -run TestModelAsAsked -v ./tests/model
 
 enumeration: ## the time of a denial must not tell whether the user exists: 2,000 pairs for each mechanism
-	IMAPGATE_ENUMERATION=2000 go test -count=1 -timeout $(TIMEOUT) -run TheTimeOfADenial -v ./proxy
+	IMAPGATE_ENUMERATION=2000 go test -count=1 -timeout 60m -run TheTimeOfADenial -v ./proxy
 
 compare: ## beside HAProxy, nginx and Dovecot, in one run; needs root for their packages
 	internal/peerbench/compare.sh

@@ -1,0 +1,53 @@
+package admin
+
+import (
+	"context"
+	"io"
+	"net"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+
+	"imapgate/internal/identity"
+)
+
+// Both requests say all but their last byte, and wait.
+func TestASlowRequestIsEnded(t *testing.T) {
+	t.Parallel()
+	s := New(Config{Address: "127.0.0.1:0", Token: identity.NewSecret(token)}, shown(new(atomic.Bool)), zap.NewNop())
+	if err := s.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Serve(ctx) }()
+	defer func() { cancel(); <-ended }()
+	slow := map[time.Duration]string{
+		headTime: "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r",
+		requestTime: "POST /v1/bans HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer " + token +
+			"\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{\"who\":\"",
+	}
+	began, waits := time.Now(), map[time.Duration]net.Conn{}
+	for limit, request := range slow {
+		c, err := net.Dial("tcp", s.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := io.WriteString(c, request); err != nil {
+			t.Fatal(err)
+		}
+		waits[limit] = c
+	}
+	for limit, c := range waits {
+		if err := c.SetDeadline(began.Add(2 * requestTime)); err != nil {
+			t.Fatal(err)
+		}
+		said, err := io.ReadAll(c)
+		if took := time.Since(began); err != nil || took < limit {
+			t.Errorf("a request of at most %v: %q, %v after %v", limit, said, err, took)
+		}
+	}
+}
