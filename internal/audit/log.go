@@ -22,8 +22,12 @@ const (
 	fullForRest = maxWaiting / 2
 	// keepBuffer is the largest buffer kept after a burst.
 	keepBuffer = 256 << 10
-	// linger lets records that come together go out in one write.
-	linger = 5 * time.Millisecond
+	// linger lets records that come together go out in one write. Commands come by
+	// the ten thousand a second, and each write takes a processor from those who
+	// issue them: they wait for longer, but not when they are many.
+	linger         = 5 * time.Millisecond
+	lingerCommands = 50 * time.Millisecond
+	many           = fullForRest / 2
 	// beat is how often a file is synced, checked for rotation, and a sink tried
 	// again after a failure.
 	beat = time.Second
@@ -241,6 +245,7 @@ func (l *Log) add(n note, fill func([]byte) []byte) error {
 			o.lost++
 		default:
 			o.append(l.scratch)
+			o.stir(n.kind)
 		}
 	}
 	if n.weight == permits {

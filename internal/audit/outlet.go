@@ -64,6 +64,7 @@ type outlet struct {
 	only  filter
 	of    *Log
 	wake  chan struct{} // of 1: pending is no longer empty
+	hurry chan struct{} // of 1: and there is something in it that is not to wait for long
 	look  chan struct{} // of 1: tend now
 
 	// Owned by run.
@@ -75,6 +76,7 @@ type outlet struct {
 	// Guarded by of.mu.
 	pending []byte // whole records, at most maxPending and one more
 	waiting int    // records in pending and in batch
+	fresh   int    // records in pending
 	failed  bool   // the last write failed
 	kept    uint64 // records written, ever
 	lost    uint64 // records that could not be kept, ever
@@ -82,7 +84,7 @@ type outlet struct {
 }
 
 func (l *Log) openOutlet(cfg SinkConfig) (*outlet, error) {
-	o := &outlet{of: l, name: cfg.Name, wake: make(chan struct{}, 1), look: make(chan struct{}, 1)}
+	o := &outlet{of: l, name: cfg.Name, wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1), look: make(chan struct{}, 1)}
 	if o.name == "" {
 		o.name = cfg.Type
 	}
@@ -137,14 +139,25 @@ func (o *outlet) fullFor(w weight) bool {
 
 // append adds a record to pending; of.mu is held.
 func (o *outlet) append(record []byte) {
-	if len(o.pending) == 0 {
-		select {
-		case o.wake <- struct{}{}:
-		default: // run knows
-		}
-	}
 	o.pending = append(o.pending, record...)
 	o.waiting++
+	o.fresh++
+}
+
+// stir has run see to the record that was added last; of.mu is held.
+func (o *outlet) stir(k kind) {
+	bell := o.hurry
+	switch {
+	case k != command || o.fresh == many:
+	case o.fresh == 1:
+		bell = o.wake
+	default:
+		return
+	}
+	select {
+	case bell <- struct{}{}:
+	default: // run knows
+	}
 }
 
 // run is the outlet's goroutine: it writes records until Close was called and
@@ -154,14 +167,19 @@ func (o *outlet) run() {
 	ticker := time.NewTicker(beat)
 	defer ticker.Stop()
 	var due <-chan time.Time
+	var soon bool // due is
 	for {
 		select {
 		case <-o.wake:
 			if due == nil {
-				due = time.After(linger)
+				due = time.After(lingerCommands)
+			}
+		case <-o.hurry:
+			if !soon {
+				due, soon = time.After(linger), true
 			}
 		case <-due:
-			due = nil
+			due, soon = nil, false
 			if !o.hasFailed() { // the beat tries again
 				o.flush()
 			}
@@ -177,22 +195,28 @@ func (o *outlet) run() {
 	}
 }
 
-// flush writes until nothing waits or the sink fails. What a failed write left
-// over is continued where it stopped.
+// flush writes what a failed write left over, where it stopped, and then what
+// waits. Records that come meanwhile linger like others: to write each as it comes
+// would cost more than the rest of it.
 func (o *outlet) flush() {
-	for {
-		if o.written == len(o.batch) && !o.take() {
-			return
-		}
+	if o.finish() && o.take() {
+		o.finish()
+	}
+}
+
+// finish writes the rest of the batch, and says whether the sink took it all.
+func (o *outlet) finish() bool {
+	for o.written < len(o.batch) {
 		n, err := o.sink.write(o.batch[o.written:])
 		o.wrote(bytes.Count(o.batch[o.written:o.written+n], []byte{'\n'}))
 		o.written += n
 		if err != nil {
 			o.fail(err)
-			return
+			return false
 		}
 		o.works()
 	}
+	return true
 }
 
 // tend writes what waits, and has the sink do what is due.
@@ -221,7 +245,7 @@ func (o *outlet) take() bool {
 		o.append(append(record, '}', '\n'))
 	}
 	o.batch, o.pending = o.pending, o.batch[:0]
-	o.written, o.records = 0, o.waiting
+	o.written, o.records, o.fresh = 0, o.waiting, 0
 	return len(o.batch) > 0
 }
 

@@ -40,7 +40,7 @@ result passes the second.
 
 | type | form | what may be lost |
 |---|---|---|
-| ` + "`file`" + ` | a line each; synced every second; a renamed or removed file is followed by a new one | by a crash of the machine, a second; by SIGKILL, what had waited for 5 ms, and one line may be unfinished |
+| ` + "`file`" + ` | a line each; synced every second; a renamed or removed file is followed by a new one | by a crash of the machine, a second; by SIGKILL, what had waited for 5 ms, commands 50 ms, and one line may be unfinished |
 | ` + "`stdout`" + ` | a line each | as the reader does |
 | ` + "`syslog`" + ` | RFC 5424, MSGID is the event, the message is the record without a byte order mark; by datagrams or, on streams, with octet counting (RFC 6587, RFC 5425) | the protocol has no answers: what the kernel had taken when a connection broke |
 | ` + "`redis`" + ` | a stream; the field ` + "`record`" + ` of an entry is the record; trimmed to about ` + "`max_records`" + ` | as that Redis does. After a broken connection an entry may be there twice |

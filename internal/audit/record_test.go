@@ -28,7 +28,7 @@ func encode(t testing.TB, event func(*Log)) []byte {
 // unwritten is a log whose records stay in the buffer of its one outlet.
 func unwritten() (*Log, *outlet) {
 	l := &Log{cfg: Config{Commands: AllCommands}}
-	o := &outlet{of: l, block: true, wake: make(chan struct{}, 1)}
+	o := &outlet{of: l, block: true, wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1)}
 	o.only, _ = newFilter(nil, nil) // wants all
 	l.outlets = []*outlet{o}
 	return l, o
