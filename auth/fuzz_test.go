@@ -30,7 +30,7 @@ func oracle(mechanism string, messages [][]byte) (user, credential string, ok bo
 	case "EXTERNAL": // of alice's certificate
 		return "alice@example.org", "", len(messages) == 1 && (whole == "" || strings.EqualFold(qualified(whole), "alice@example.org"))
 	case OAuthBearer:
-		m := regexp.MustCompile(`^[ny],(?:a=([^,=]+))?,\x01(.*)$`).FindStringSubmatch(whole)
+		m := regexp.MustCompile(`(?s)^[ny],(?:a=([^,=]+))?,\x01(.*)$`).FindStringSubmatch(whole)
 		if m == nil {
 			return "", "", false // an escaped name is none that Canon takes
 		}
