@@ -216,6 +216,10 @@ func (o *outlet) finish() bool {
 		}
 		o.works()
 	}
+	o.of.mu.Lock()
+	defer o.of.mu.Unlock()
+	o.waiting -= o.records
+	o.records = 0
 	return true
 }
 
@@ -238,7 +242,6 @@ func (o *outlet) take() bool {
 	}
 	o.of.mu.Lock()
 	defer o.of.mu.Unlock()
-	o.waiting -= o.records
 	if o.lost > o.told {
 		record := appendCount(new(stamp).start(nil, recordsLost), "lost", o.lost-o.told)
 		o.told = o.lost

@@ -176,6 +176,36 @@ func TestWithoutRedisGatewaysShareWhatEverybodyHas(t *testing.T) {
 	}
 }
 
+func TestWithoutRedisOnlyTheRestOfALimitIsDivided(t *testing.T) {
+	cfg := quick()
+	cfg.Failures = Failures{PerUserTotal: 10}
+	victim := user(t, "victim")
+	try := func(g *gateway, n byte) error {
+		_, err := guess(t, g.Gate, netip.AddrFrom4([4]byte{10, n, 0, 1}), victim, secret("%d", n))
+		return err
+	}
+	one, two := apart(t, cfg, func(one, two *gateway) {
+		for i := range byte(6) {
+			for _, g := range []*gateway{one, two}[i%2 : i%2+1] {
+				if err := try(g, i); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	})
+	for k, g := range []*gateway{one, two} {
+		guesses := 0
+		for i := range byte(20) {
+			if try(g, 100+100*byte(k)+i) == nil {
+				guesses++
+			}
+		}
+		if guesses < 2 || guesses > 3 { // the gateway that was asked last knows of all six, the other of five
+			t.Errorf("gateway %d looks at %d guesses of the 4 that are left", k, guesses)
+		}
+	}
+}
+
 func TestWithoutRedisAnAttackerHasNoMoreGuessesAtAUser(t *testing.T) {
 	cfg := quick()
 	cfg.Failures = Failures{PerUserTotal: 10}

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"hash/maphash"
+	"math"
 	"math/bits"
 	"net/netip"
 	"slices"
@@ -43,7 +44,10 @@ type pastNet struct {
 }
 
 // pastUser is what was tried on one user from networks where it is not known.
-type pastUser struct{ hour, day window }
+type pastUser struct {
+	hour, day window
+	all       uint16 // of day, as Redis last had it of all gateways
+}
 
 // pastPair is what was tried on one user in one network.
 type pastPair struct {
@@ -116,7 +120,7 @@ func (f *failures) again(at pair, password identity.Secret, t time.Duration) (re
 // of them.
 type tally struct {
 	net   [tiers]netTally
-	user  struct{ hour, day int }
+	user  struct{ hour, day, all int }
 	pair  struct{ hour int }
 	exact struct{ hour int }
 }
@@ -228,6 +232,7 @@ func (f *failures) past(at pair, addr netip.Addr, t time.Duration) (now tally) {
 	}
 	if p, ok := f.users.Get(maphash.Comparable(f.seed, at.user)); ok {
 		now.user.hour, now.user.day = p.hour.count(t, hour), p.day.count(t, day)
+		now.user.all = min(int(p.all), now.user.day)
 	}
 	if p, ok := f.pairs.Get(maphash.Comparable(f.seed, at)); ok {
 		now.pair.hour = p.hour.count(t, hour)
@@ -255,6 +260,7 @@ func (f *failures) learn(at pair, addr netip.Addr, all tally, t time.Duration) {
 	key := maphash.Comparable(f.seed, at.user)
 	if u, ok := f.users.Get(key); ok || all.user.day > 0 {
 		u.hour, u.day = u.hour.raise(all.user.hour, t, hour), u.day.raise(all.user.day, t, day)
+		u.all = uint16(min(all.user.day, math.MaxUint16))
 		if !ok {
 			f.spare(t)
 		}

@@ -159,7 +159,7 @@ func (f *Failures) neighbor(addr netip.Addr, past tally) (wait time.Duration, no
 // stranger judges a login from where the user is not known.
 func (v *Visit) stranger(who standing, past tally) (wait time.Duration, no *Refusal) {
 	g, f, addr := v.gate, &v.limits.Failures, v.addr
-	if over(past.user.day, g.share(f.PerUserTotal)) {
+	if over(past.user.day, g.share(f.PerUserTotal, past.user.all)) {
 		return 0, &Refusal{Reason: UserFailures, Wait: hour}
 	}
 	if until := f.beyond(past.net[0], 1); until > 0 {

@@ -70,10 +70,11 @@ func (s *shared) leaseOf(live ...any) []any {
 	return append([]any{s.self, s.lease.Milliseconds(), (believedLeases * s.lease).Milliseconds(), len(live)}, live...)
 }
 
-// share is what this gateway may use of a limit of all: the whole of it while they
-// count together, and while they cannot its part, by how many there were last.
-// A limit never becomes 0, which would be none.
-func (g *Gate) share(limit int) int {
+// share is what a limit of all gateways is here, of which so much was used when
+// they last counted together: the whole of it while they do, and while they cannot,
+// that and a part of the rest, by how many there were. A limit never becomes 0, which
+// would be none.
+func (g *Gate) share(limit, used int) int {
 	s := g.shared
 	if s == nil || limit == 0 {
 		return limit
@@ -83,7 +84,8 @@ func (g *Gate) share(limit int) int {
 	if !s.down {
 		return limit
 	}
-	return max(1, limit/max(1, s.alive))
+	used = min(used, limit)
+	return max(1, used+(limit-used)/max(1, s.alive))
 }
 
 // wake has the dirty places written.

@@ -3,6 +3,7 @@ package limit
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"time"
 
 	"imapgate/internal/identity"
@@ -118,7 +119,7 @@ func (v *Visit) Enter(ctx context.Context, u identity.User) error {
 	}
 	v.Settle()
 	g, want := v.gate, v.house(u)
-	if no := g.places.take(want, g.now()); no != nil {
+	if no := g.places.take(g.shares(want), g.now()); no != nil {
 		return g.refused(no)
 	}
 	asking, done := v.asking(ctx)
@@ -140,7 +141,7 @@ func (v *Visit) house(u identity.User) []bounded {
 	s := v.limits
 	want := []bounded{
 		{place{kind: userSessions, user: u}, s.PerUser, UserConnections},
-		{place{kind: allSessions}, v.gate.share(s.Total), TotalSessions},
+		{place{kind: allSessions}, s.Total, TotalSessions},
 	}
 	if v.exempt {
 		return want
@@ -150,6 +151,17 @@ func (v *Visit) house(u identity.User) []bounded {
 		bounded{place{kind: pairSessions, user: u, net: net}, s.PerUserAddress, UserAddress},
 		bounded{place{kind: addressSessions, net: net}, s.PerAddress, AddressConnections},
 	)
+}
+
+// shares is what is compared with the numbers of this gateway alone.
+func (g *Gate) shares(want []bounded) []bounded {
+	here := slices.Clone(want)
+	for i := range here {
+		if here[i].kind == allSessions {
+			here[i].limit = g.share(here[i].limit, 0)
+		}
+	}
+	return here
 }
 
 // Leave gives back all that the visit has taken. It is called once, last.

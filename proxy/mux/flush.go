@@ -230,6 +230,7 @@ func (s *session) flagsAside(t *told, deadline time.Time) (bool, error) {
 		deadline = soon
 	}
 	if aux, err := s.aux(ctx); err == nil {
+		_ = s.relate(aux.Alerts()) // a client that is gone is missed by the next write
 		if seen, ok = s.changedFlags(aux, deadline); ok {
 			s.account.ReturnAux(aux)
 		} else {

@@ -130,6 +130,7 @@ func (s *session) track() error {
 	if err != nil {
 		return nil // flags will all be told again
 	}
+	_ = s.relate(aux.Alerts()) // a client that is gone is missed by the next write
 	if b.next, err = s.trackedBy(aux); err != nil {
 		s.account.Destroy(aux, metrics.DiscardError)
 		return nil
