@@ -151,7 +151,9 @@ func (a *Actor) catchUp() error {
 	return a.do(command("NOOP", ""))
 }
 
-// knows compares what a client was told with what is so.
+// knows compares what a client was told with what is so. Where all act at once
+// flags are left out: of changes that two make at the same moment Dovecot itself,
+// with nothing between, may tell a third of one alone.
 func (a *Actor) knows(truth []fetched) error {
 	if len(truth) != len(a.mirror.entries) {
 		return violation("the client knows of %d messages, and there are %d", len(a.mirror.entries), len(truth))
@@ -175,7 +177,7 @@ func (a *Actor) knows(truth []fetched) error {
 			delete(is, flag)
 			delete(knows, flag)
 		}
-		if e.flags != nil && !maps.Equal(is, knows) {
+		if !a.world.Racing && e.flags != nil && !maps.Equal(is, knows) {
 			return violation("message %d (UID %d) has the flags %v, and the client knows %v", i+1, f.uid,
 				slices.Sorted(maps.Keys(is)), slices.Sorted(maps.Keys(knows)))
 		}
