@@ -152,8 +152,8 @@ func (a *Actor) catchUp() error {
 }
 
 // knows compares what a client was told with what is so. Where all act at once
-// flags are left out: of changes that two make at the same moment Dovecot itself,
-// with nothing between, may tell a third of one alone.
+// flags are left out: of changes that two make at the same moment a third has been
+// told of one alone, in mode splice too, where what Dovecot says is not touched.
 func (a *Actor) knows(truth []fetched) error {
 	if len(truth) != len(a.mirror.entries) {
 		return violation("the client knows of %d messages, and there are %d", len(a.mirror.entries), len(truth))
