@@ -268,7 +268,7 @@ func TestTheModelFindsEveryDifferenceInTheEnd(t *testing.T) {
 		{"a flag too few", []entry{{uid: 4, flags: flag()}, {}}, "k1"},
 		{"another content", []entry{{uid: 4, subject: "s2"}, {}}, `"s2"`},
 	} {
-		a := &Actor{mirror: &Mirror{entries: c.entries}}
+		a := &Actor{world: &World{}, mirror: &Mirror{entries: c.entries}}
 		err := a.knows(truth)
 		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v; want %q", c.name, err, c.want)
