@@ -242,15 +242,21 @@ func status(t *testing.T, url string) int {
 	return got.StatusCode
 }
 
-func TestConnectionsAreBounded(t *testing.T) {
-	s := New(Config{Address: "127.0.0.1:0"}, shown(new(atomic.Bool)), zap.NewNop())
+// serving lets a server serve until the test ends.
+func serving(t *testing.T, s *Server) {
+	t.Helper()
 	if err := s.Listen(); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Serve(ctx) }()
-	defer func() { cancel(); <-ended }()
+	t.Cleanup(func() { cancel(); <-ended })
+}
+
+func TestConnectionsAreBounded(t *testing.T) {
+	s := New(Config{Address: "127.0.0.1:0"}, shown(new(atomic.Bool)), zap.NewNop())
+	serving(t, s)
 
 	held := make([]net.Conn, maxConns)
 	for i := range held {

@@ -1,7 +1,6 @@
 package admin
 
 import (
-	"context"
 	"io"
 	"net"
 	"sync/atomic"
@@ -17,13 +16,7 @@ import (
 func TestASlowRequestIsEnded(t *testing.T) {
 	t.Parallel()
 	s := New(Config{Address: "127.0.0.1:0", Token: identity.NewSecret(token)}, shown(new(atomic.Bool)), zap.NewNop())
-	if err := s.Listen(); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- s.Serve(ctx) }()
-	defer func() { cancel(); <-ended }()
+	serving(t, s)
 	slow := map[time.Duration]string{
 		headTime: "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r",
 		requestTime: "POST /v1/bans HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer " + token +
