@@ -129,7 +129,7 @@ func (b *bed) defaults(backend string) *setup {
 			"east": {Address: backend, TLSMode: upstream.NoTLS},
 			"mastered": {Address: backend, TLSMode: upstream.NoTLS, Login: upstream.MasterLogin,
 				Master: upstream.Master{User: "gateway", Password: identity.NewSecret("master-password")}},
-			"gone": {Address: deadAddress, TLSMode: upstream.NoTLS, ConnectTimeout: 500 * time.Millisecond},
+			"gone": {Address: deadAddress, TLSMode: upstream.NoTLS, ConnectTimeout: time.Second},
 		},
 	}
 	for _, mode := range []TLSMode{NoTLS, StartTLS, ImplicitTLS} {
@@ -206,7 +206,7 @@ func (b *bed) end() {
 			if err != nil {
 				b.t.Errorf("Serve: %v", err)
 			}
-		case <-time.After(20 * time.Second):
+		case <-time.After(testbed.Patience):
 			b.t.Errorf("the gateway does not stop\n%s", stacks())
 		}
 		b.unwatch()
@@ -320,7 +320,7 @@ func (b *bed) records() []record {
 func (b *bed) wantRecord(event string, why audit.Reason) record {
 	b.t.Helper()
 	var found record
-	within(b.t, 5*time.Second, fmt.Sprintf("%s %s in the audit log", event, why), func() bool {
+	within(b.t, fmt.Sprintf("%s %s in the audit log", event, why), func() bool {
 		for _, r := range b.records() {
 			if r.field("event") == event && r.field("reason") == string(why) {
 				found = r
@@ -336,7 +336,7 @@ func (b *bed) lastRecord(event string, c *client) record {
 	b.t.Helper()
 	var found record
 	peer := c.nc.LocalAddr().String()
-	within(b.t, 5*time.Second, event+" in the audit log", func() bool {
+	within(b.t, event+" in the audit log", func() bool {
 		for _, r := range b.records()[c.before:] {
 			if r.field("event") == event && r.field("peer") == peer {
 				found = r
@@ -349,8 +349,7 @@ func (b *bed) lastRecord(event string, c *client) record {
 
 func (b *bed) addr(listener string) string { return b.server.Addrs()[listener].String() }
 
-// leavesNothing wants goroutines and descriptors back where they were within
-// five seconds of the end of the test.
+// leavesNothing wants goroutines and descriptors back where they were after the test.
 func leavesNothing(t testing.TB) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -358,7 +357,7 @@ func leavesNothing(t testing.TB) {
 	_ = l.Close() // the runtime's own descriptors come with the first socket
 	goroutines, files := runtime.NumGoroutine(), openFiles(t)
 	t.Cleanup(func() {
-		within(t, 5*time.Second, "goroutines and descriptors to go", func() bool {
+		within(t, "goroutines and descriptors to go", func() bool {
 			runtime.GC() // closes the pipes that net keeps for splice(2)
 			return runtime.NumGoroutine() <= goroutines && len(openFiles(t)) <= len(files)
 		})
@@ -380,9 +379,10 @@ func openFiles(t testing.TB) []string {
 	return files
 }
 
-func within(t testing.TB, limit time.Duration, what string, ok func() bool) {
+// within polls ok until it returns true, or fails with the stacks of all goroutines.
+func within(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(limit); !ok(); <-time.After(5 * time.Millisecond) {
+	for end := time.Now().Add(testbed.Patience); !ok(); <-time.After(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("waited in vain for %s\n%s\n%s", what, strings.Join(openFiles(t), "\n"), stacks())
 		}

@@ -47,7 +47,7 @@ func (b *bed) refused(address string) {
 // wantHit waits for a limit's record, with its metric.
 func (b *bed) wantHit(reason limit.Reason, subject string) {
 	b.t.Helper()
-	within(b.t, 5*time.Second, fmt.Sprintf("limit_hit %s of %s", reason, subject), func() bool {
+	within(b.t, fmt.Sprintf("limit_hit %s of %s", reason, subject), func() bool {
 		for _, r := range b.records() {
 			if r.field("event") == "limit_hit" && r.field("limit") == string(reason) && r.field("subject") == subject {
 				return strings.Contains(b.scrape(), `imapgate_limit_refusals_total{limit="`+string(reason)+`"}`)
@@ -60,7 +60,7 @@ func (b *bed) wantHit(reason limit.Reason, subject string) {
 // taken waits until so many places are taken.
 func (b *bed) taken(n int) {
 	b.t.Helper()
-	within(b.t, 5*time.Second, fmt.Sprintf("%d places", n), func() bool { return b.rooms.Limits.Taken() == n })
+	within(b.t, fmt.Sprintf("%d places", n), func() bool { return b.rooms.Limits.Taken() == n })
 }
 
 func TestAnAddressHasSoManyConnectionsBeforeTheLogin(t *testing.T) {
@@ -85,7 +85,7 @@ func TestAnAddressHasSoManyConnections(t *testing.T) {
 	b.refused("192.0.2.1")
 	b.wantHit(limit.AddressConnections, "192.0.2.1/32")
 	second.vanish()
-	within(t, 5*time.Second, "the place of a client that vanished", func() bool {
+	within(t, "the place of a client that vanished", func() bool {
 		c := b.from("192.0.2.1")
 		defer c.close()
 		line, _ := c.r.ReadString('\n')
@@ -151,12 +151,12 @@ func TestAUserHasSoManySessions(t *testing.T) {
 			if r := b.lastRecord("login_refused", one); r.field("reason") != string(audit.LimitReached) {
 				t.Errorf("%v", r)
 			}
-			within(t, 5*time.Second, "the end at the backend", func() bool { return m.open() == 2 })
+			within(t, "the end at the backend", func() bool { return m.open() == 2 })
 			wrong := b.in(test.other)
 			wrong.say("a LOGIN frank wrong\r\n")
 			wrong.hear("a " + deniedReply) // whose password is wrong does not learn of it
 			in[0].vanish()
-			within(t, 5*time.Second, "a free place", func() bool {
+			within(t, "a free place", func() bool {
 				c := b.in(test.other)
 				c.say("a LOGIN frank right\r\n")
 				line, _ := c.r.ReadString('\n')
@@ -261,7 +261,7 @@ func TestTheBackendsNoCountsWhereItDecides(t *testing.T) {
 
 func TestABackendThatIsAwayIsNobodysFailure(t *testing.T) {
 	b := newBed(t, openMailbox(t).addr(), limited(limit.Config{Failures: guesses()}), func(s *setup) {
-		s.backends["refusing"] = upstream.Config{Address: deadAddress, TLSMode: upstream.NoTLS, ConnectTimeout: 50 * time.Millisecond}
+		s.backends["refusing"] = upstream.Config{Address: deadAddress, TLSMode: upstream.NoTLS, ConnectTimeout: time.Second}
 		s.routes.Static.Users["frank"] = "refusing"
 	})
 	for i := range 12 {
@@ -306,16 +306,12 @@ func TestATrustedPeersOwnAddressIsNotCounted(t *testing.T) {
 
 func TestADelayDoesNotOutlastTheTimeForALogin(t *testing.T) {
 	f := guesses()
-	f.Delay, f.MaxDelay = 10*time.Second, 10*time.Second
+	f.Delay, f.MaxDelay = 10*time.Minute, 10*time.Minute
 	b := newBed(t, openMailbox(t).addr(), limited(limit.Config{Failures: f}), func(s *setup) { s.cfg.Preauth = 700 * time.Millisecond })
 	c := b.in("203.0.113.7")
-	began := time.Now()
 	c.say("a LOGIN frank wrong\r\n")
-	c.hear("* BYE Login took too long.")
+	c.hear("* BYE Login took too long.") // and no denial after the delay
 	c.end()
-	if took := time.Since(began); took > 2*time.Second {
-		t.Errorf("it took %v", took)
-	}
 	next := b.in("203.0.113.7")
 	next.say("a LOGIN frank right\r\n") // owes the delay of the first
 	next.hear("* BYE Login took too long.")

@@ -117,8 +117,8 @@ func TestAServerThatIsAwayIsLeftAlone(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := len(silent.questions()); n > breaker.After+1 || time.Since(began) > breaker.For/2 {
-		t.Errorf("%d questions, and 100 refusals took %v", n, time.Since(began))
+	if n, most := len(silent.questions()), breaker.After+1+int(time.Since(began)/breaker.For); n > most {
+		t.Errorf("%d questions, want %d at most", n, most)
 	}
 	silent.says(right(1))
 	testbed.Within(t, testTime, "the server to be asked again", func() bool {
@@ -201,13 +201,9 @@ func TestABodyIsNotWaitedFor(t *testing.T) {
 			defer s.Close()
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)
-			began := time.Now()
-			a := newAsker(t, Config{URLs: []string{s.URL}})
+			a := newAsker(t, Config{URLs: []string{s.URL}, Timeout: time.Hour}) // which nobody waits for
 			if _, err := a.Ask(t.Context(), alice()); err != nil {
 				t.Error(err)
-			}
-			if took := time.Since(began); took > defaultTimeout/2 {
-				t.Errorf("it took %v", took)
 			}
 			runtime.ReadMemStats(&after)
 			if grown := after.TotalAlloc - before.TotalAlloc; name == "endless" && grown > 16<<20 {

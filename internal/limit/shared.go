@@ -16,7 +16,7 @@ import (
 	"imapgate/internal/identity"
 )
 
-// ioTime is the longest that anybody waits for Redis.
+// ioTime is the longest that a login waits for Redis.
 const ioTime = 250 * time.Millisecond
 
 var (
@@ -35,6 +35,7 @@ type shared struct {
 	scripts *scripts
 	self    string        // this gateway, for as long as it runs
 	lease   time.Duration // Config.Lease
+	wait    time.Duration // for one trip
 	tell    func(up bool, why error)
 	work    chan struct{} // there are dirty places
 
@@ -55,7 +56,7 @@ func newShared(cfg *Config, client redis.UniversalClient, tell func(bool, error)
 	var id [8]byte
 	_, _ = rand.Read(id[:]) // never fails
 	s := &shared{
-		client: client, keys: keys{cfg.Prefix}, scripts: newScripts(), self: hex.EncodeToString(id[:]), lease: cfg.Lease, tell: tell,
+		client: client, keys: keys{cfg.Prefix}, scripts: newScripts(), self: hex.EncodeToString(id[:]), lease: cfg.Lease, wait: cfg.wait, tell: tell,
 		work: make(chan struct{}, 1), together: 1,
 	}
 	if _, one := client.(*redis.Client); one {
@@ -134,7 +135,7 @@ func (s *shared) trip(ctx context.Context, use func(context.Context) ([]*redis.C
 	if !s.allowed() {
 		return nil, errAway
 	}
-	limited, cancel := context.WithTimeout(ctx, ioTime)
+	limited, cancel := context.WithTimeout(ctx, s.wait)
 	defer cancel()
 	replies, err := use(limited)
 	if ctx.Err() == nil || errors.Is(context.Cause(ctx), errSpent) {

@@ -39,7 +39,7 @@ type Visit struct {
 // also when none is answered, they take ioTime in all. Its second result ends it.
 func (v *Visit) asking(ctx context.Context) (context.Context, func()) {
 	began := time.Now()
-	ctx, cancel := context.WithTimeoutCause(ctx, ioTime-v.asked, errSpent)
+	ctx, cancel := context.WithTimeoutCause(ctx, v.gate.cfg.wait-v.asked, errSpent)
 	return ctx, func() {
 		cancel()
 		v.asked += time.Since(began)
