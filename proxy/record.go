@@ -107,6 +107,9 @@ func errorOf(err error) zap.Field {
 	return zap.String("err", err.Error())
 }
 
+// tookTooLong is the BYE of a connection whose deadline before the login is over.
+const tookTooLong = "Login took too long."
+
 // endOf says why a connection ended.
 func (s *session) endOf(ctx context.Context, err error) *ending {
 	var e *ending
@@ -116,7 +119,7 @@ func (s *session) endOf(ctx context.Context, err error) *ending {
 	case errors.As(err, &e):
 		return e
 	case isTimeout(err):
-		return &ending{reason: audit.PreauthTimeout, bye: "Login took too long."}
+		return &ending{reason: audit.PreauthTimeout, bye: tookTooLong}
 	case isClosed(err):
 		return &ending{reason: audit.ClientClosed}
 	}

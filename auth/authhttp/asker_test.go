@@ -85,7 +85,7 @@ func TestADenialIsTheEndOfTheQuestion(t *testing.T) {
 	second := startAuthServer(t, always(right(2)))
 	_, err := newAsker(t, to(first, second)).Ask(t.Context(), alice())
 	var denial *Denial
-	if !errors.As(err, &denial) || denial.Wait != 7*time.Second || denial.Text != "Account \x80 blocked" {
+	if !errors.As(err, &denial) || denial.Wait != 7*time.Second || strings.Contains(err.Error(), "blocked") {
 		t.Errorf("%v", err)
 	}
 	if got := err.Error(); !strings.HasSuffix(got, `"Account \x80 blocked"`) {
