@@ -1,13 +1,18 @@
 package upstream
 
 import (
+	"bufio"
+	"context"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
+	"net"
 	"net/url"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"imapgate/internal/imap"
 )
@@ -129,9 +134,8 @@ func TestALoginWithoutAnAnswerIsUnclearOnceTheCredentialsAreSent(t *testing.T) {
 		"at AUTHENTICATE":             {[]string{"> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN] hi", "< AUTHENTICATE", "fin"}, VerdictNone},
 		"refused before the secret":   {[]string{"> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN] hi", "< AUTHENTICATE", "> {L} NO [PRIVACYREQUIRED] no"}, VerdictNone},
 		"at the credentials":          {[]string{greetFull, "< ID", "< AUTHENTICATE", "> {I} OK", "fin"}, VerdictUnclear},
-		"silence at the credentials":  {[]string{greetFull, "< ID", "< AUTHENTICATE", "> {I} OK", "hang"}, VerdictUnclear},
 		"BYE at the credentials":      {[]string{greetFull, "< ID", "< AUTHENTICATE", "> {I} OK\r\n* BYE no"}, VerdictUnclear},
-		"silence after the literals":  {[]string{"> * OK [CAPABILITY IMAP4rev1] hi", "< LOGIN", "> + ", "< ", "> + ", "< ", "hang"}, VerdictUnclear},
+		"at the last literal":         {[]string{"> * OK [CAPABILITY IMAP4rev1] hi", "< LOGIN", "> + ", "< ", "> + ", "< ", "fin"}, VerdictUnclear},
 	} {
 		h := hostile{name: "silence", mode: NoTLS} // has short limits
 		cfg := Config{TLSMode: NoTLS}
@@ -141,6 +145,35 @@ func TestALoginWithoutAnAnswerIsUnclearOnceTheCredentialsAreSent(t *testing.T) {
 			t.Errorf("%s: verdict %v, %v", name, got, a.err)
 		}
 		a.finish()
+	}
+}
+
+// However little of the time for a login is left when the credentials go out, the
+// backend has AnswerTimeout for its answer: Dovecot takes 17 s over a wrong password.
+func TestABackendHasItsTimeForTheAnswerToTheCredentials(t *testing.T) {
+	for _, tc := range []struct {
+		greets, answers, took time.Duration
+		want                  Verdict
+	}{
+		{0, 29 * time.Second, 29 * time.Second, VerdictWrong}, // as long as the login has anyway
+		{29 * time.Second, 17 * time.Second, 46 * time.Second, VerdictWrong},
+		{29 * time.Second, time.Hour, 29*time.Second + DefaultAnswerTimeout, VerdictUnclear},
+		{0, time.Hour, DefaultLoginTimeout, VerdictUnclear},
+		{time.Hour, 0, DefaultLoginTimeout, VerdictNone},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			took, err := overPipe(t, context.Background(), func(nc net.Conn) {
+				wait(tc.greets)
+				write(nc, "* OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] hi\r\n")
+				line, _ := bufio.NewReader(nc).ReadString('\n')
+				wait(tc.answers)
+				tag, _, _ := strings.Cut(line, " ")
+				write(nc, tag+" NO [AUTHENTICATIONFAILED] no\r\n")
+			})
+			if took != tc.took || VerdictOf(err) != tc.want {
+				t.Errorf("greeting after %v, answer after %v: verdict %v after %v", tc.greets, tc.answers, VerdictOf(err), took)
+			}
+		})
 	}
 }
 
