@@ -37,13 +37,13 @@ func (a *attempt) record() *audit.Login {
 }
 
 // recordRefusal writes a failed login down: audit, metrics, and for the
-// operator's own troubles the log.
+// operator's own troubles, and what a backend refuses by a code, the log.
 func (s *session) recordRefusal(a *attempt, r refusal, why error) {
 	rooms := &s.server.rooms
 	// Without room for the record the next login is blocked; this one is over.
 	_ = rooms.Audit.LoginRefused(&s.who, a.record(), r.reason)
 	rooms.Metrics.LoginDone(r.result, a.login.Mechanism, time.Since(a.began))
-	if r.result == metrics.Unavailable {
+	if r.result == metrics.Unavailable || r.reason == audit.BackendRefused {
 		rooms.Log.Warn("login unavailable", zap.String("session", s.who.Session), zap.Stringer("user", a.login.User),
 			zap.String("backend", a.route.Backend), zap.String("reason", string(r.reason)), zap.Error(why))
 	}
