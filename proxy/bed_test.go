@@ -162,6 +162,9 @@ func (b *bed) open(s *setup) {
 	must(b.t, err)
 	for name, c := range s.backends {
 		c.Name, c.Instance = name, s.cfg.Instance
+		if c.AnswerTimeout == 0 { // a test that is quick about logins is quick about answers
+			c.AnswerTimeout = c.LoginTimeout
+		}
 		r.Backends[name] = upstream.New(c, upstream.Hooks{OnConnect: r.Metrics.Backend(name).ConnectDone}, log)
 		s.routes.Backends = append(s.routes.Backends, name)
 	}

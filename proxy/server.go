@@ -28,6 +28,7 @@ import (
 	"imapgate/auth"
 	"imapgate/internal/audit"
 	"imapgate/internal/deadpeer"
+	"imapgate/internal/identity"
 	"imapgate/internal/limit"
 	"imapgate/internal/metrics"
 	"imapgate/proxy/mux"
@@ -60,16 +61,17 @@ type Listener struct {
 // Config is what an operator decides about the front door.
 type Config struct {
 	Listeners      []Listener
-	MaxConnections int           // at a time, as far as descriptors allow; 0: as many as they do
-	Preauth        time.Duration // from accept to the login, all together
-	Handshake      time.Duration // of TLS
-	Handshakes     int           // of TLS that compute at a time; 0: by the number of cores
-	Idle           time.Duration // of a session
-	Write          time.Duration // of one write in a session
-	Drain          time.Duration // what sessions get when the gateway stops
-	AuthAttempts   int           // failed logins on a connection
-	BadCommands    int           // before the login, on a connection
-	Instance       string        // begins every session id; NewInstance
+	MaxConnections int             // at a time, as far as descriptors allow; 0: as many as they do
+	Preauth        time.Duration   // from accept to the login, all together
+	Handshake      time.Duration   // of TLS
+	Handshakes     int             // of TLS that compute at a time; 0: by the number of cores
+	Idle           time.Duration   // of a session
+	Write          time.Duration   // of one write in a session
+	Drain          time.Duration   // what sessions get when the gateway stops
+	AuthAttempts   int             // failed logins on a connection
+	BadCommands    int             // before the login, on a connection
+	Instance       string          // begins every session id; NewInstance
+	Secret         identity.Secret // shared by all gateways, so that they answer alike about unknown users; zero: a random one
 	TokenRefusal   auth.TokenRefusal
 	TokenGrace     time.Duration // how long a session outlives the token that opened it; 0: as long as it likes
 	Placed         bool          // mailboxes live where auth's method http says, not where routing does
@@ -121,6 +123,7 @@ type Server struct {
 	turns     *turns // of TLS handshakes
 	places    *places
 	denials   denials
+	sample    *sample
 	floor     time.Duration // denialFloor
 	jitter    time.Duration // denialJitter
 
@@ -139,6 +142,7 @@ func New(cfg Config, rooms Rooms) (*Server, error) {
 	s := &Server{
 		cfg: cfg, rooms: rooms, slots: descriptorSlots(), turns: newTurns(cfg.Handshakes),
 		places: newPlaces(rooms.Backends, cfg.PlaceTTL), floor: denialFloor, jitter: denialJitter,
+		sample: newSample(cfg.Secret),
 	}
 	if cfg.MaxConnections > 0 {
 		s.slots = min(s.slots, int64(cfg.MaxConnections))

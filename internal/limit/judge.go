@@ -86,6 +86,39 @@ func (v *Visit) Failed(ctx context.Context, u identity.User, password identity.S
 	return jitter(max(f.Delay, f.step(repeats-freeRepeats)))
 }
 
+// Unclear counts a login of which nobody knows whether the password was right: a
+// service has seen it, and its answer fits both, or there was none. One password of
+// the user in the network may be right; it counts for the user, not for the address,
+// so that an office whose backend is in trouble is not banned. A second one cannot
+// be right too, and is Failed.
+func (v *Visit) Unclear(ctx context.Context, u identity.User, password identity.Secret) time.Duration {
+	if v.exempt {
+		return 0
+	}
+	g := v.gate
+	at := pair{u, near(v.addr)}
+	repeats, ok := g.past.mayBeRight(at, password, g.now())
+	if !ok {
+		return v.Failed(ctx, u, password)
+	}
+	if repeats == 0 && !g.good.knows(at, g.now()) {
+		g.past.failedUser(u, g.now())
+	}
+	v.Settle()
+	f := &v.limits.Failures
+	return jitter(max(f.Delay, f.step(repeats-freeRepeats)))
+}
+
+// Uncounted ends a login that is denied although its password was right. It gives the
+// least time of the denial, which is that of any other.
+func (v *Visit) Uncounted() time.Duration {
+	if v.exempt {
+		return 0
+	}
+	v.Settle()
+	return jitter(v.limits.Failures.Delay)
+}
+
 // count counts a failure here and at all gateways, and bans whoever has had
 // enough of them.
 func (v *Visit) count(ctx context.Context, at pair) {

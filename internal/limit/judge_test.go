@@ -330,3 +330,89 @@ func TestANetworkWithPeopleIsHeardBeforeItIsRefused(t *testing.T) {
 		t.Fatalf("who lives there: %v", err)
 	}
 }
+
+// unclear is a login that nobody has judged.
+func unclear(t testing.TB, g *Gate, addr netip.Addr, u identity.User, password identity.Secret) (least time.Duration, err error) {
+	t.Helper()
+	_, err = attempt(t, g, addr, u, func(v *Visit) error {
+		least = v.Unclear(t.Context(), u, password)
+		return nil
+	})
+	return least, err
+}
+
+func TestOneUnclearPasswordOfAUserIsNoFailureOfTheAddress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(t, wide(), nil)
+		nat := at("203.0.113.7")
+		for range 3 {
+			for i := range 30 { // an office whose backend says neither yes nor no
+				least, err := unclear(t, g, nat, user(t, fmt.Sprint("user", i)), secret("own%d", i))
+				if err != nil || least < g.cfg.Failures.Delay*4/5 {
+					t.Fatalf("user%d: %v, %v", i, least, err)
+				}
+			}
+		}
+		u := user(t, "user0")
+		for i := range 10 { // at most one of these can be right, and it was another
+			if _, err := unclear(t, g, nat, u, secret("other%d", i)); err != nil {
+				t.Fatalf("guess %d: %v", i, err)
+			}
+		}
+		if _, err := unclear(t, g, nat, u, secret("own0")); reason(err) != Banned {
+			t.Errorf("ten guesses without a verdict: %v", err)
+		}
+	})
+}
+
+// A user's guesses from many addresses, one from each, have the bound of the user.
+func TestUnclearPasswordsFromManyAddressesCountForTheUser(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(t, wide(), nil)
+		u, checked := user(t, "victim"), 0
+		for i := range 300 {
+			if _, err := unclear(t, g, at(fmt.Sprintf("203.%d.113.7", i%250)), u, secret("guess%d", i)); err == nil {
+				checked++
+			}
+		}
+		if most := g.cfg.Failures.PerUserTotal; checked > most {
+			t.Errorf("%d guesses were checked, %d may be", checked, most)
+		}
+	})
+}
+
+func TestAPasswordThatWasWrongIsNotUnclearLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(t, wide(), nil)
+		u, addr := user(t, "someone"), at("203.0.113.7")
+		if _, err := guess(t, g, addr, u, secret("old")); err != nil {
+			t.Fatal(err)
+		}
+		for range 30 { // a phone with it, while the backend is slow
+			if _, err := unclear(t, g, addr, u, secret("old")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := unclear(t, g, addr, u, secret("new")); err != nil {
+			t.Errorf("the new one: %v", err)
+		}
+	})
+}
+
+func TestADenialThatCountsForNobodyTakesAsLongAsAnyOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(t, wide(), nil)
+		u, addr := user(t, "blocked"), at("203.0.113.7")
+		for range 30 {
+			_, err := attempt(t, g, addr, u, func(v *Visit) error {
+				if least := v.Uncounted(); !within(least, g.cfg.Failures.Delay) {
+					t.Errorf("%v", least)
+				}
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
