@@ -37,15 +37,7 @@ func (v *Visit) Attempt(ctx context.Context, u identity.User) error {
 	}
 	v.Settle()
 	g, at := v.gate, pair{u, near(v.addr)}
-	judge := func() (standing, time.Duration, *Refusal) {
-		who := g.good.standing(u, v.addr, g.now())
-		wait, no := v.judge(who, g.past.look(at, v.addr, g.now()))
-		return who, wait, no
-	}
-	who, wait, no := judge()
-	if (wait > 0 || no != nil) && who < resident && v.inquire(ctx, u) {
-		_, wait, no = judge()
-	}
+	wait, no := v.owes(ctx, at)
 	if no == nil && wait > 0 {
 		if err := sleep(ctx, jitter(wait)); err != nil {
 			return err
@@ -61,6 +53,35 @@ func (v *Visit) Attempt(ctx context.Context, u identity.User) error {
 		return g.refused(no)
 	}
 	return nil
+}
+
+// Check says with a *Refusal that Attempt would refuse the login as things are. It does
+// not wait, and leaves nothing behind: it is for a step of an exchange in which nothing
+// is verified yet, and for which a client may take its time.
+func (v *Visit) Check(ctx context.Context, u identity.User) error {
+	if v.exempt {
+		return nil
+	}
+	if _, no := v.owes(ctx, pair{u, near(v.addr)}); no != nil {
+		return v.gate.refused(no)
+	}
+	return nil
+}
+
+// owes judges a login by the failures that are known here and, where they matter, by
+// what the other gateways know of the user.
+func (v *Visit) owes(ctx context.Context, at pair) (wait time.Duration, no *Refusal) {
+	g := v.gate
+	judge := func() (standing, time.Duration, *Refusal) {
+		who := g.good.standing(at.user, v.addr, g.now())
+		wait, no := v.judge(who, g.past.look(at, v.addr, g.now()))
+		return who, wait, no
+	}
+	who, wait, no := judge()
+	if (wait > 0 || no != nil) && who < resident && v.inquire(ctx, at.user) {
+		_, wait, no = judge()
+	}
+	return wait, no
 }
 
 // Failed counts a wrong login and gives the least time that the denial must take,

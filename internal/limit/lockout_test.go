@@ -208,6 +208,25 @@ func TestABurstOfRightLoginsIsLetIn(t *testing.T) {
 	})
 }
 
+func TestACheckIsNoLoginUnderWay(t *testing.T) {
+	g := newGate(t, wide(), nil)
+	victim := user(t, "victim")
+	v := arrive(t, g, at("192.0.2.1"))
+	defer v.Leave()
+	if err := v.Check(t.Context(), victim); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(g.past.open); n != 0 {
+		t.Errorf("%d claims are held", n)
+	}
+	for i := range g.cfg.Failures.PerMinute {
+		v.Failed(t.Context(), victim, secret("%d", i))
+	}
+	if err := v.Check(t.Context(), victim); reason(err) != Banned {
+		t.Errorf("an address with too many failures: %v", err)
+	}
+}
+
 func TestWhoVanishesAmidALoginLeavesNothing(t *testing.T) {
 	g := newGate(t, wide(), nil)
 	for i := range 1000 {
