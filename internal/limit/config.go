@@ -55,7 +55,7 @@ type Failures struct {
 	Delay        time.Duration // the least time of a denial, and the first delay of the next login
 	MaxDelay     time.Duration // where doubling ends
 	PerUserHour  int           // of one user; then logins from networks the user is not known in are delayed
-	PerUserTotal int           // of one user in a day; then such logins are refused
+	PerUserTotal int           // of one user in a day; then such logins are refused, of a user who is known anywhere
 	PerPairHour  int           // of one user in one network, known there or not; default 20
 	BanAfter     int           // of one address within Bans.Within
 }

@@ -159,6 +159,9 @@ func TestABurstIsCountedBeforeItFails(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				g := newGate(t, wide(), nil)
+				if _, err := logIn(t, g, at("198.51.100.1"), user(t, "victim")); err != nil {
+					t.Fatal(err)
+				}
 				var checked atomic.Int64
 				var all sync.WaitGroup
 				for i := range 3000 {

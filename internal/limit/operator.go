@@ -303,9 +303,15 @@ func (g *Gate) ShowUser(ctx context.Context, u identity.User) (AboutUser, error)
 	}
 	f := &g.cfg.Failures
 	a.Hour, a.Day = past.user.hour, past.user.day
-	a.KnownOnly = over(a.Day, f.PerUserTotal)
 	if f.PerUserHour > 0 {
 		a.Delay = f.step(a.Hour - f.PerUserHour)
+	}
+	switch known := len(a.Known) > 0 || g.good.anywhere(u, g.now()); {
+	case !over(a.Day, f.PerUserTotal):
+	case known:
+		a.KnownOnly = true
+	default:
+		a.Delay = f.MaxDelay
 	}
 	return a, nil
 }

@@ -14,7 +14,7 @@ func newScript(text string) *script { return &script{text, redis.NewScript(text)
 // scripts are all that are run. Each has keys of one slot, and takes the time from
 // Redis, so that the clocks of gateways need not agree.
 type scripts struct {
-	lease, beat, alive, sessions, failed, forget, good, known, where, ban, lift, forgive, bans, changes, upload, part *script
+	lease, beat, alive, sessions, failed, forget, good, known, proven, where, ban, lift, forgive, bans, changes, upload, part *script
 }
 
 func newScripts() *scripts {
@@ -22,7 +22,7 @@ func newScripts() *scripts {
 		lease: newScript(clock + leaseScript), beat: newScript(clock + beatScript),
 		alive: newScript(clock + aliveScript), forget: newScript(forgetScript), where: newScript(clock + whereScript),
 		sessions: newScript(clock + sessionsScript), failed: newScript(clock + failedScript),
-		good: newScript(clock + goodScript), known: newScript(clock + knownScript),
+		good: newScript(clock + goodScript), known: newScript(clock + knownScript), proven: newScript(clock + provenScript),
 		ban: newScript(clock + announce + banScript), lift: newScript(clock + announce + liftScript),
 		forgive: newScript(clock + announce + forgiveScript),
 		bans:    newScript(clock + bansScript), changes: newScript(clock + changesScript),
@@ -178,6 +178,13 @@ return 1
 const knownScript = `
 local last = redis.call('ZSCORE', KEYS[1], ARGV[1])
 if last and now - tonumber(last) < tonumber(ARGV[2]) then return 1 end
+return 0
+`
+
+// provenScript says whether a user has logged in from any network of late.
+const provenScript = `
+local last = redis.call('ZREVRANGE', KEYS[1], 0, 0, 'WITHSCORES')
+if last[2] and now - tonumber(last[2]) < tonumber(ARGV[1]) then return 1 end
 return 0
 `
 
