@@ -68,7 +68,7 @@ func (g *gateway) openLimits() (err error) {
 	if g.limits, err = limit.New(limitConfig(g.cfg), g.redis, hooks, g.log); err != nil {
 		return fmt.Errorf("limits: %w", err)
 	}
-	g.sharing(g.redis != nil) // until Redis is heard to be away
+	g.sharing(false) // until Redis has taken something
 	g.metrics.ObserveBans(g.limits.Banned)
 	return nil
 }

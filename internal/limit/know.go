@@ -98,19 +98,22 @@ func (g *Gate) failedEverywhere(ctx context.Context, at pair, addr netip.Addr, k
 func (g *Gate) failedCalls(at pair, addr netip.Addr, add int) []call {
 	s := g.shared
 	minute, ban := time.Minute.Milliseconds(), g.cfg.Bans.Within.Milliseconds()
-	calls := make([]call, 0, tiers+2)
+	calls, script := make([]call, 0, tiers+2), s.scripts.failed
+	if add == 0 {
+		script = s.scripts.failures
+	}
 	for i := range tiers {
-		calls = append(calls, call{s.scripts.failed, []string{s.keys.failedNet(tier(addr, i))}, []any{add, minute, ban, day.Milliseconds()}})
+		calls = append(calls, call{script, []string{s.keys.failedNet(tier(addr, i))}, []any{add, minute, ban, day.Milliseconds()}})
 	}
 	if at.user.IsZero() {
 		return calls
 	}
 	calls = append(calls,
-		call{s.scripts.failed, []string{s.keys.failedUser(at.user)}, []any{add, hour.Milliseconds(), day.Milliseconds()}},
-		call{s.scripts.failed, []string{s.keys.failedPair(at)}, []any{add, hour.Milliseconds()}},
+		call{script, []string{s.keys.failedUser(at.user)}, []any{add, hour.Milliseconds(), day.Milliseconds()}},
+		call{script, []string{s.keys.failedPair(at)}, []any{add, hour.Milliseconds()}},
 	)
 	if exact := (pair{at.user, home(addr)}); exact != at {
-		calls = append(calls, call{s.scripts.failed, []string{s.keys.failedPair(exact)}, []any{add, hour.Milliseconds()}})
+		calls = append(calls, call{script, []string{s.keys.failedPair(exact)}, []any{add, hour.Milliseconds()}})
 	}
 	return calls
 }

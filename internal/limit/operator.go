@@ -335,7 +335,7 @@ func (g *Gate) knownNets(ctx context.Context, u identity.User) (known []KnownNet
 			continue // of the same login: the address alone, or the carrier
 		}
 		known = append(known, KnownNet{Net: net, Ago: clamped(number(words[1]))})
-		calls = append(calls, call{s.scripts.failed, []string{s.keys.failedPair(pair{u, net})}, []any{0, hour.Milliseconds()}})
+		calls = append(calls, call{s.scripts.failures, []string{s.keys.failedPair(pair{u, net})}, []any{0, hour.Milliseconds()}})
 	}
 	if len(calls) == 0 {
 		return nil, nil
