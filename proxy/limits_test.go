@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"net"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -321,5 +322,55 @@ func TestADelayDoesNotOutlastTheTimeForALogin(t *testing.T) {
 	next.hear("* BYE Login took too long.")
 	if r := b.lastRecord("login_refused", next); r.field("reason") != string(audit.LimitReached) || r.field("delay_ms") == "" {
 		t.Errorf("%v", r)
+	}
+}
+
+// One thread of a refused address can come thousands of times a second. It fills neither
+// the audit log nor the ordinary one, and each of its connections is counted.
+func TestARefusedAddressDoesNotFillTheLogs(t *testing.T) {
+	const flood = 300
+	b := newBed(t, openMailbox(t).addr(), func(s *setup) {
+		s.first = 3
+		s.cfg.BadCommands = 1000
+	})
+	if err := b.rooms.Limits.Ban(t.Context(), netip.MustParsePrefix("192.0.2.66/32"), time.Hour, ""); err != nil {
+		t.Fatal(err)
+	}
+	for range flood {
+		c := b.from("192.0.2.66")
+		_ = c.rest()
+		c.close()
+		c = b.dial("implicit")
+		c.say("not TLS at all\r\n")
+		_ = c.rest()
+		c.close()
+	}
+	c := b.in("192.0.2.7")
+	for range flood {
+		c.say("a AUTHENTICATE PLAIN !\r\n")
+		c.hear("a BAD Invalid base64.")
+	}
+	c.close()
+	b.end()
+	sum, single := map[string]float64{}, map[string]int{}
+	for _, r := range b.records() {
+		what := r.field("event") + " " + r.field("reason")
+		if sum[what] += r.count(); r.count() == 1 {
+			single[what]++
+		}
+	}
+	for _, what := range []string{"connection_refused " + string(audit.TooMany), "connection_refused " + string(audit.HandshakeFailed), "login_refused " + string(audit.BadExchange)} {
+		if sum[what] != flood || single[what] != 3 {
+			t.Errorf("%s: %v events, %d single records", what, sum[what], single[what])
+		}
+	}
+	said := 0
+	for line := range strings.Lines(b.logs.String()) {
+		if strings.Contains(line, `"level":"info"`) && strings.Contains(line, `"msg":"session`) {
+			said++
+		}
+	}
+	if said > 10 { // of three kinds, and a count of each
+		t.Errorf("the ordinary log has %d lines", said)
 	}
 }
