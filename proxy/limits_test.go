@@ -374,3 +374,29 @@ func TestARefusedAddressDoesNotFillTheLogs(t *testing.T) {
 		t.Errorf("the ordinary log has %d lines", said)
 	}
 }
+
+func TestAnIPv6CustomerDoesNotTakeEveryPlace(t *testing.T) {
+	const most = 60
+	b := newBed(t, openMailbox(t).addr(), func(s *setup) {
+		s.cfg.MaxConnections = most
+		s.limits = limit.Config{Preauth: PreauthRoom(most), Settings: limit.Settings{Strangers: 4, NetworkShare: 25}}
+	})
+	in := 0
+	for net := range 32 {
+		for range 4 {
+			c := b.dial("balanced-none")
+			c.say(fmt.Sprintf("PROXY TCP6 2001:db8:1:%x::1 ::1 4711 143\r\n", net))
+			line, err := c.r.ReadString('\n')
+			if err == nil && strings.HasPrefix(line, "* OK") {
+				in++
+			} else if c.close(); line != "* BYE [UNAVAILABLE] Too many connections.\r\n" {
+				t.Fatalf("heard %q, %v", line, err)
+			}
+		}
+	}
+	if in != 4 { // half of a quarter of 30 is less than one address may have
+		t.Errorf("%d connections of a /59 are in", in)
+	}
+	b.wantHit(limit.NetworkPlaces, "2001:db8:1::/56")
+	b.in("192.0.2.1").close()
+}

@@ -11,6 +11,7 @@ type Connections struct {
 	PerUser           int `yaml:"per_user" default:"50" min:"0" max:"1000000" doc:"Sessions of one user."`
 	PerAddress        int `yaml:"per_address" default:"100" min:"0" max:"1000000" doc:"Connections from one address, those before the login included."`
 	PreauthPerAddress int `yaml:"preauth_per_address" default:"20" min:"0" max:"1000000" doc:"Connections from one address that have not logged in. Counted by each gateway for itself."`
+	PreauthNetwork    int `yaml:"preauth_network_percent" default:"25" min:"0" max:"100" doc:"How much of the room for connections that have not logged in, half of max_connections, those from one network may take: 24 bits, IPv6 48; and half as much those from 56 bits. An address may have preauth_per_address in any case, and where that is 0 networks have no bound either. Counted by each gateway for itself. 0: no bound."`
 	Total             int `yaml:"total" default:"0" min:"0" max:"100000000" doc:"Sessions of everybody, at all gateways together. For one gateway there is max_connections."`
 	NewPerMinute      int `yaml:"new_per_minute" default:"60" min:"0" max:"1000000" doc:"New connections from one address."`
 	NewBurst          int `yaml:"new_burst" default:"30" min:"1" max:"1000000" doc:"How many of them may come at once."`
@@ -30,6 +31,7 @@ type ListenerConnections struct {
 	PerUser           int `yaml:"per_user" default:"-1" min:"-1" max:"1000000" doc:"As in limits.connections."`
 	PerAddress        int `yaml:"per_address" default:"-1" min:"-1" max:"1000000" doc:"As in limits.connections."`
 	PreauthPerAddress int `yaml:"preauth_per_address" default:"-1" min:"-1" max:"1000000" doc:"As in limits.connections."`
+	PreauthNetwork    int `yaml:"preauth_network_percent" default:"-1" min:"-1" max:"100" doc:"As in limits.connections."`
 	NewPerMinute      int `yaml:"new_per_minute" default:"-1" min:"-1" max:"1000000" doc:"As in limits.connections."`
 	NewBurst          int `yaml:"new_burst" default:"-1" min:"-1" max:"1000000" doc:"As in limits.connections, but 0 is none."`
 }
@@ -88,6 +90,7 @@ func (c Connections) On(l Listener) Connections {
 	over(&c.PerUser, theirs.PerUser)
 	over(&c.PerAddress, theirs.PerAddress)
 	over(&c.PreauthPerAddress, theirs.PreauthPerAddress)
+	over(&c.PreauthNetwork, theirs.PreauthNetwork)
 	over(&c.NewPerMinute, theirs.NewPerMinute)
 	over(&c.NewBurst, theirs.NewBurst)
 	return c
