@@ -22,7 +22,7 @@ const (
 	denialFloor  = 200 * time.Millisecond
 	denialJitter = 50 * time.Millisecond
 	// judging is for the judgement of limits before an exchange asks for a user: it may
-	// ask Redis, and does not wait for what is owed.
+	// ask Redis.
 	judging = 100 * time.Millisecond
 	// noticed is the shortest wait that was one: to be asked takes microseconds.
 	noticed = 10 * time.Millisecond
@@ -81,8 +81,9 @@ func (s *session) mayTry(ctx context.Context, a *attempt) error {
 	return nil
 }
 
-// mayAsk is mayTry before SCRAM asks for a user's keys, which may cost a question to
-// Redis. What is owed is waited for with the proof.
+// mayAsk judges by limits a login whose exchange is about to ask for the user's keys
+// (SCRAM), which may cost a question to Redis. Nothing is verified before the proof, so
+// until then the login neither waits for what is owed nor counts as one under way.
 func (s *session) mayAsk(ctx context.Context, a *attempt, response []byte) error {
 	if !strings.HasPrefix(a.login.Mechanism, "AUTH=SCRAM-") {
 		return nil
@@ -98,8 +99,7 @@ func (s *session) mayAsk(ctx context.Context, a *attempt, response []byte) error
 	a.login.User = user
 	ctx, cancel := context.WithTimeout(ctx, judging)
 	defer cancel()
-	var no *limit.Refusal
-	if err := s.visit.Attempt(ctx, user); errors.As(err, &no) {
+	if err := s.visit.Check(ctx, user); err != nil {
 		return fmt.Errorf("%w: %w", errTooOften, err)
 	}
 	return nil
@@ -113,6 +113,7 @@ func (s *session) mayAsk(ctx context.Context, a *attempt, response []byte) error
 func (s *session) linger(ctx context.Context, a *attempt, why error) (inTime bool) {
 	r := refusalOf(why)
 	if r.reply == "" {
+		s.visit.Settle()
 		return true // there is nobody who waits
 	}
 	s.vain++

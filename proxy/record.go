@@ -90,9 +90,9 @@ func (s *session) recordEnd(e *ending) {
 	if e.err != nil {
 		detail = e.err.Error()
 	}
-	_ = srv.rooms.Audit.ConnectionRefused(&s.who, e.reason, detail, took)
+	folded, _ := srv.rooms.Audit.ConnectionRefused(&s.who, e.reason, detail, took)
 	level := zap.InfoLevel
-	if e.reason == audit.TooMany || e.reason == audit.Overload { // in a flood there is one a connection
+	if folded || e.reason == audit.TooMany || e.reason == audit.Overload { // in a flood there is one a connection
 		level = zap.DebugLevel
 	}
 	srv.rooms.Log.Log(level, "session", zap.String("session", s.who.Session), zap.String("user", ""), zap.String("backend", ""),

@@ -140,12 +140,9 @@ func NewInstance() string { return rand.Text()[:8] }
 // New makes a Server that does not listen yet.
 func New(cfg Config, rooms Rooms) (*Server, error) {
 	s := &Server{
-		cfg: cfg, rooms: rooms, slots: descriptorSlots(), turns: newTurns(cfg.Handshakes),
+		cfg: cfg, rooms: rooms, slots: slots(cfg.MaxConnections), turns: newTurns(cfg.Handshakes),
 		places: newPlaces(rooms.Backends, cfg.PlaceTTL), floor: denialFloor, jitter: denialJitter,
 		sample: newSample(cfg.Secret),
-	}
-	if cfg.MaxConnections > 0 {
-		s.slots = min(s.slots, int64(cfg.MaxConnections))
 	}
 	for _, l := range cfg.Listeners {
 		if l.TLS != NoTLS && rooms.TLS == nil {
@@ -246,8 +243,22 @@ const fewSlots = 16
 // counted. Those before the login have half of the places, so that strangers who
 // never log in leave room for the sessions of those who do.
 func (s *Server) full() bool {
-	return s.open.Load() > s.slots || s.waiting.Load() > max(s.slots/2, min(s.slots, fewSlots))
+	return s.open.Load() > s.slots || s.waiting.Load() > preauthRoom(s.slots)
 }
+
+// slots is how many connections there may be at a time; maxConnections is as in Config.
+func slots(maxConnections int) int64 {
+	if maxConnections == 0 {
+		return descriptorSlots()
+	}
+	return min(descriptorSlots(), int64(maxConnections))
+}
+
+func preauthRoom(slots int64) int64 { return max(slots/2, min(slots, fewSlots)) }
+
+// PreauthRoom is how many connections a Server has room for that have not logged in,
+// with that Config.MaxConnections.
+func PreauthRoom(maxConnections int) int { return int(preauthRoom(slots(maxConnections))) }
 
 func (s *Server) sessionID() string {
 	return s.cfg.Instance + "-" + strconv.FormatUint(s.serial.Add(1), 36)

@@ -232,6 +232,88 @@ func TestAThiefBehindTheSameAddressCannotGuessForEver(t *testing.T) {
 	})
 }
 
+// siege fails so many guesses at a user, each from a network of its own, and gives the
+// least wait of the last ten and how many were refused.
+func siege(t *testing.T, g *Gate, victim identity.User, guesses int) (least time.Duration, refused int) {
+	t.Helper()
+	least = time.Hour
+	for i := range guesses {
+		waited, err := guess(t, g, netip.AddrFrom4([4]byte{byte(20 + i/250), byte(i % 250), 0, 1}), victim, secret("%v", g.now()))
+		switch {
+		case reason(err) == UserFailures:
+			refused++
+		case err != nil:
+			t.Fatalf("guess %d: %v", i, err)
+		case i >= guesses-10:
+			least = min(least, waited)
+		}
+	}
+	return least, refused
+}
+
+// When a gateway is new, or Redis has lost what it knew, nobody's networks are known:
+// nobody may be locked out everywhere for what others guess.
+func TestAUserWithoutAKnownNetworkIsOnlyDelayed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(t, usual(), nil)
+		victim, home := user(t, "victim"), at("198.51.100.7")
+		least, refused := siege(t, g, victim, 500)
+		if longest := g.cfg.Failures.MaxDelay; refused > 0 || !within(least, longest) {
+			t.Errorf("%d of 500 guesses were refused, and the last ones waited %v, want %v", refused, least, longest)
+		}
+		time.Sleep(3 * hour) // nothing is left of this hour, and all of the day
+		if waited, err := logIn(t, g, home, victim); err != nil || !within(waited, g.cfg.Failures.MaxDelay) {
+			t.Fatalf("the victim waited %v: %v", waited, err)
+		}
+		if waited, err := logIn(t, g, home, victim); err != nil || waited > 0 {
+			t.Fatalf("where it is known now, it waited %v: %v", waited, err)
+		}
+		least, refused = siege(t, g, victim, 500)
+		if refused != 400 {
+			t.Errorf("of a user with a known network %d of 500 guesses were refused (least wait %v), want 400", refused, least)
+		}
+		if waited, err := logIn(t, g, home, victim); err != nil || waited > 0 {
+			t.Fatalf("at home it waited %v: %v", waited, err)
+		}
+	})
+}
+
+func TestAnAddressIsRefusedWhoeverItGuessesAt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(t, usual(), nil)
+		checked := 0
+		for i := range 200 {
+			if _, err := guess(t, g, at("203.0.113.9"), user(t, "victim"), secret("%d", i)); err == nil {
+				checked++
+			}
+		}
+		if checked > g.cfg.Failures.BanAfter {
+			t.Errorf("%d guesses from one address were checked", checked)
+		}
+	})
+}
+
+// A spray is suspected, and a user without a known network is guessed at: the longer of
+// the two delays holds, not both and no refusal.
+func TestASprayAddsNothingToTheDelayOfAUserWithoutAKnownNetwork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(t, wide(), nil)
+		victim := user(t, "victim")
+		if _, refused := siege(t, g, victim, 200); refused > 0 {
+			t.Fatalf("%d guesses were refused", refused)
+		}
+		for i := range sprayFew { // at once: none of them is delayed
+			_, _ = guess(t, g, netip.AddrFrom4([4]byte{60, byte(i), 0, 1}), user(t, fmt.Sprint("user", i)), secret("Summer2024"))
+		}
+		if !g.spray.suspects(g.now()) {
+			t.Fatal("no spray is suspected")
+		}
+		if waited, err := logIn(t, g, at("198.51.100.7"), victim); err != nil || !within(waited, g.cfg.Failures.MaxDelay) {
+			t.Fatalf("the victim waited %v: %v", waited, err)
+		}
+	})
+}
+
 func TestOneNetworkThatTriesEverybodyIsStopped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGate(t, usual(), nil)
