@@ -66,6 +66,9 @@ func FuzzSession(f *testing.F) {
 		for _, name := range []string{"vanish", "refuse", "echo", "flood", "hang"} {
 			s.routes.Static.Users[name] = "east"
 		}
+		east := s.backends["east"]
+		east.LoginTimeout = 700 * time.Millisecond
+		s.backends["east"] = east
 	})
 	f.Fuzz(func(t *testing.T, listener byte, plot []byte) {
 		names := []string{"none", "starttls", "implicit", "trusting-none", "balanced-none", "balanced-starttls"}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"net"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -318,4 +319,80 @@ func TestADelayDoesNotOutlastTheTimeForALogin(t *testing.T) {
 	if r := b.lastRecord("login_refused", next); r.field("reason") != string(audit.LimitReached) || r.field("delay_ms") == "" {
 		t.Errorf("%v", r)
 	}
+}
+
+// One thread of a refused address can come thousands of times a second. It fills neither
+// the audit log nor the ordinary one, and each of its connections is counted.
+func TestARefusedAddressDoesNotFillTheLogs(t *testing.T) {
+	const flood = 300
+	b := newBed(t, openMailbox(t).addr(), func(s *setup) {
+		s.first = 3
+		s.cfg.BadCommands = 1000
+	})
+	if err := b.rooms.Limits.Ban(t.Context(), netip.MustParsePrefix("192.0.2.66/32"), time.Hour, ""); err != nil {
+		t.Fatal(err)
+	}
+	for range flood {
+		c := b.from("192.0.2.66")
+		_ = c.rest()
+		c.close()
+		c = b.dial("implicit")
+		c.say("not TLS at all\r\n")
+		_ = c.rest()
+		c.close()
+	}
+	c := b.in("192.0.2.7")
+	for range flood {
+		c.say("a AUTHENTICATE PLAIN !\r\n")
+		c.hear("a BAD Invalid base64.")
+	}
+	c.close()
+	b.end()
+	sum, single := map[string]float64{}, map[string]int{}
+	for _, r := range b.records() {
+		what := r.field("event") + " " + r.field("reason")
+		if sum[what] += r.count(); r.count() == 1 {
+			single[what]++
+		}
+	}
+	for _, what := range []string{"connection_refused " + string(audit.TooMany), "connection_refused " + string(audit.HandshakeFailed), "login_refused " + string(audit.BadExchange)} {
+		if sum[what] != flood || single[what] != 3 {
+			t.Errorf("%s: %v events, %d single records", what, sum[what], single[what])
+		}
+	}
+	said := 0
+	for line := range strings.Lines(b.logs.String()) {
+		if strings.Contains(line, `"level":"info"`) && strings.Contains(line, `"msg":"session`) {
+			said++
+		}
+	}
+	if said > 10 { // of three kinds, and a count of each
+		t.Errorf("the ordinary log has %d lines", said)
+	}
+}
+
+func TestAnIPv6CustomerDoesNotTakeEveryPlace(t *testing.T) {
+	const most = 60
+	b := newBed(t, openMailbox(t).addr(), func(s *setup) {
+		s.cfg.MaxConnections = most
+		s.limits = limit.Config{Preauth: PreauthRoom(most), Settings: limit.Settings{Strangers: 4, NetworkShare: 25}}
+	})
+	in := 0
+	for net := range 32 {
+		for range 4 {
+			c := b.dial("balanced-none")
+			c.say(fmt.Sprintf("PROXY TCP6 2001:db8:1:%x::1 ::1 4711 143\r\n", net))
+			line, err := c.r.ReadString('\n')
+			if err == nil && strings.HasPrefix(line, "* OK") {
+				in++
+			} else if c.close(); line != "* BYE [UNAVAILABLE] Too many connections.\r\n" {
+				t.Fatalf("heard %q, %v", line, err)
+			}
+		}
+	}
+	if in != 4 { // half of a quarter of 30 is less than one address may have
+		t.Errorf("%d connections of a /59 are in", in)
+	}
+	b.wantHit(limit.NetworkPlaces, "2001:db8:1::/56")
+	b.in("192.0.2.1").close()
 }

@@ -440,3 +440,36 @@ func TestAnAuthServerPlacesUsersAtConfiguredBackendsOnly(t *testing.T) {
 	}
 	late.close()
 }
+
+// An exchange that waits for its client verifies nothing: it keeps no place among the
+// logins that may yet fail, neither of the user nor of the address.
+func TestExchangesThatWaitForTheirClientsLockNobodyOut(t *testing.T) {
+	failures := guesses()
+	failures.PerMinute, failures.PerUserTotal, failures.PerPairHour = 3, 9, 3
+	b := newBed(t, openMailbox(t).addr(), withScram(t), limited(limit.Config{Failures: failures}))
+	home := b.in("198.51.100.1")
+	home.scram("SCRAM-SHA-256", "carol", password, "")
+	home.challenge()
+	home.say("\r\n")
+	home.hear("a OK …")
+	for address := range 3 {
+		for range 3 {
+			c := b.in(fmt.Sprintf("203.0.113.%d", 1+64*address))
+			c.say("a AUTHENTICATE SCRAM-SHA-256 " + coded("n,,n=carol,r=fyko+d2lbbFgONRv9qkxdawL") + "\r\n")
+			c.challenge() // and not a word more
+		}
+	}
+	for range 3 { // right, and not a word more once the gateway has proven itself
+		c := b.in("198.51.100.200")
+		c.scram("SCRAM-SHA-256", "carol", password, "")
+		c.challenge()
+	}
+	for user, addresses := range map[string][]string{"carol": {"192.0.2.1"}, "frank": {"203.0.113.1", "198.51.100.200"}} {
+		for _, address := range addresses {
+			c := b.in(address)
+			c.scram("SCRAM-SHA-256", user, "wrong", "")
+			c.hear("a " + deniedReply)
+			c.close()
+		}
+	}
+}

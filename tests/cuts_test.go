@@ -55,7 +55,7 @@ func cuts(t *testing.T, backend *testbed.Dovecot, at ...int64) (*running, map[st
 				c := cut{user: fmt.Sprint("user", len(all)), action: do, way: way, at: byte}
 				c.link = faultproxy.Start(t, backend.Plain)
 				path := to(backend, upstream.NoTLS)
-				path.Address, path.LoginTimeout = c.link.Address(), cutLimit
+				path.Address, path.LoginTimeout, path.AnswerTimeout = c.link.Address(), cutLimit, cutLimit
 				paths[c.user], users[c.user] = path, c.user
 				all[fmt.Sprintf("%s %s at %d", action, direction, byte)] = c
 			}

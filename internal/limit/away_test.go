@@ -188,6 +188,11 @@ func TestWithoutRedisOnlyTheRestOfALimitIsDivided(t *testing.T) {
 		return err
 	}
 	one, two := apart(t, cfg, func(one, two *gateway) {
+		for _, g := range []*gateway{one, two} { // or it would not be refused anywhere
+			if _, err := logIn(t, g.Gate, at("198.51.100.7"), victim); err != nil {
+				t.Fatal(err)
+			}
+		}
 		for i := range byte(6) {
 			for _, g := range []*gateway{one, two}[i%2 : i%2+1] {
 				if err := try(g, i); err != nil {

@@ -159,6 +159,9 @@ func TestABurstIsCountedBeforeItFails(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				g := newGate(t, wide(), nil)
+				if _, err := logIn(t, g, at("198.51.100.1"), user(t, "victim")); err != nil {
+					t.Fatal(err)
+				}
 				var checked atomic.Int64
 				var all sync.WaitGroup
 				for i := range 1000 {
@@ -206,6 +209,25 @@ func TestABurstOfRightLoginsIsLetIn(t *testing.T) {
 		}
 		all.Wait()
 	})
+}
+
+func TestACheckIsNoLoginUnderWay(t *testing.T) {
+	g := newGate(t, wide(), nil)
+	victim := user(t, "victim")
+	v := arrive(t, g, at("192.0.2.1"))
+	defer v.Leave()
+	if err := v.Check(t.Context(), victim); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(g.past.open); n != 0 {
+		t.Errorf("%d claims are held", n)
+	}
+	for i := range g.cfg.Failures.PerMinute {
+		v.Failed(t.Context(), victim, secret("%d", i))
+	}
+	if err := v.Check(t.Context(), victim); reason(err) != Banned {
+		t.Errorf("an address with too many failures: %v", err)
+	}
 }
 
 func TestWhoVanishesAmidALoginLeavesNothing(t *testing.T) {

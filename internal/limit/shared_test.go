@@ -95,6 +95,9 @@ func TestAnOperatorForgivesAUserEverywhere(t *testing.T) {
 	one, two := runGate(t, cfg, dial(t, r.Address)), runGate(t, cfg, dial(t, r.Address))
 	testbed.Within(t, patienceOf, "both to follow", func() bool { return following(t, one, two) })
 	victim := user(t, "victim")
+	if _, err := logIn(t, one.Gate, at("198.51.100.1"), victim); err != nil {
+		t.Fatal(err)
+	}
 	for i := range 6 {
 		v := arrive(t, one.Gate, netip.AddrFrom4([4]byte{10, byte(i), 0, 1}))
 		v.Failed(t.Context(), victim, secret("%d", i))
