@@ -12,6 +12,7 @@ import (
 
 	"imapgate/auth"
 	"imapgate/internal/audit"
+	"imapgate/internal/identity"
 	"imapgate/internal/limit"
 )
 
@@ -122,7 +123,7 @@ func (s *session) linger(ctx context.Context, a *attempt, why error) {
 	}
 	if !guess {
 		s.visit.Settle() // while the answer waits, others need not
-	} else if owed := s.visit.Failed(ctx, a.login.User, cmp.Or(a.login.Password, a.login.Token)); owed > least {
+	} else if owed := s.visit.Failed(ctx, a.login.User, a.shown()); owed > least {
 		least = owed
 		s.server.rooms.Metrics.Limits.Delayed(owed)
 	}
@@ -133,6 +134,17 @@ func (s *session) linger(ctx context.Context, a *attempt, why error) {
 	began := time.Now()
 	pause(ctx, time.Until(until))
 	a.waited += time.Since(began)
+}
+
+// shown is by what a failed login is recognised when it is tried again: what was
+// shown as a secret, and with a name that is nobody's that name too. It is zero
+// with SCRAM, whose proofs of one password have nothing in common.
+func (a *attempt) shown() identity.Secret {
+	secret := cmp.Or(a.login.Password, a.login.Token, a.tried.Secret)
+	if a.login.User.IsZero() && a.tried != (auth.Tried{}) {
+		return identity.NewSecret(a.tried.Name + "\x00" + secret.Reveal())
+	}
+	return secret
 }
 
 // gaveUp says whether enough logins have failed on the connection: twice as many as
