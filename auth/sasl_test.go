@@ -14,7 +14,7 @@ import (
 // passthrough is an Authenticator for exchanges.
 func passthrough(t testing.TB) *Authenticator {
 	t.Helper()
-	a, err := New(Config{Methods: []string{Passthrough}, DefaultDomain: "example.org"}, Sources{}, zap.NewNop())
+	a, err := New(Config{Methods: []string{Passthrough}, Names: identity.InDomain("example.org")}, Sources{}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -144,7 +144,7 @@ func (o *routeOptions) run(cmd *cobra.Command, name string, call func(context.Co
 	if err != nil {
 		return err
 	}
-	u, err := identity.Canon(name, cfg.Auth.DefaultDomain)
+	u, err := cfg.Auth.Spelling.Canon(name)
 	if err != nil {
 		return fmt.Errorf("user %q: %w", name, err)
 	}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"net/netip"
 	"time"
+
+	"imapgate/internal/identity"
 )
 
 // Config is everything the gate needs to know. In all of it, a number of 0 is
@@ -22,6 +24,8 @@ type Config struct {
 	// Lease is how long the sessions of a gateway that has died count at the
 	// others. Default 45 s, so that they are gone within 60.
 	Lease time.Duration
+
+	Names identity.Names // how user names are read: in what other gateways write
 }
 
 // Listener are the limits of a listener. What is counted is counted over all

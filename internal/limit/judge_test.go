@@ -82,7 +82,7 @@ func TestTheSameWrongPasswordCountsOnce(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if n := g.past.look(pair{alice, near(addr)}, addr, g.now()); n.net[0].day != 6 {
+		if n := g.past.look(pair{alice, near(addr)}, addr, g.now()); n.net[0].day != 1+unlikeOnes || n.pair.hour != 6 {
 			t.Fatalf("failures without a password: %+v", n)
 		}
 	})
