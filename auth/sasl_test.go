@@ -9,6 +9,8 @@ import (
 
 	"github.com/emersion/go-sasl"
 	"go.uber.org/zap"
+
+	"imapgate/internal/identity"
 )
 
 // passthrough is an Authenticator for exchanges.

@@ -122,14 +122,14 @@ func (s *session) authenticate(ctx context.Context, cmd imap.Command) (*attempt,
 	}
 }
 
-// scramName is the user in the first message of SCRAM (RFC 5802 §7) as it stands
-// there. Escapes are left: no account's name has any.
+// scramName is the user in the first message of SCRAM (RFC 5802 §7).
 func scramName(message []byte) (string, bool) {
 	fields := strings.SplitN(string(message), ",", 4) // binding, authzid, name, the rest
 	if len(fields) < 4 {
 		return "", false
 	}
-	return strings.CutPrefix(fields[2], "n=")
+	name, ok := strings.CutPrefix(fields[2], "n=")
+	return strings.NewReplacer("=2C", ",", "=3D", "=").Replace(name), ok
 }
 
 // prove shows the client that we know its password too, where the mechanism has

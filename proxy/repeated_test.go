@@ -61,7 +61,9 @@ func scrams(name, user, password string) phone {
 
 // phones are mistakes that people make, by every mechanism.
 func phones(ca *authority) []phone {
-	token := func(mechanism, form, token string) string { return "AUTHENTICATE " + mechanism + " " + bringing(form, token) }
+	token := func(mechanism, form, token string) string {
+		return "AUTHENTICATE " + mechanism + " " + bringing(form, token)
+	}
 	show := func(name string, emails []string, authzid string) phone {
 		cert := ca.issue(emails, nil)
 		p := line(name, "AUTHENTICATE EXTERNAL "+authzid)
