@@ -219,10 +219,12 @@ func FuzzRedisKey(f *testing.F) {
 	f.Add("alice", "alice@example.org", "imapgate:")
 	f.Add("default", "domain:x", "")
 	f.Add("a:b", "{a}", "x:{y}")
+	f.Add("o'brien+x@example.org", "j\u00f6rg@example.org", "imapgate:")
+	f.Add("a\uff1ab", "a\uff5bb\uff5d", "imapgate:")
 	f.Fuzz(func(t *testing.T, a, b, prefix string) {
 		k := keys{prefix}
-		ua, errA := identity.Canon(a, "")
-		ub, errB := identity.Canon(b, "")
+		ua, errA := widest(t).Canon(a)
+		ub, errB := widest(t).Canon(b)
 		if errA != nil || errB != nil {
 			return
 		}
