@@ -9,8 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/xdg-go/scram"
-
 	"imapgate/auth"
 	"imapgate/internal/audit"
 	"imapgate/internal/identity"
@@ -23,16 +21,13 @@ func withNames(t testing.TB, ca *authority, users ...string) func(*setup) {
 		Domain: "example.org", Characters: identity.MoreCharacters, UTF8: true, Prefixes: map[string]string{"DOMAIN": "corp.example"},
 	})
 	must(t, err)
-	keys, err := scram.SHA256.NewClient("x", password, "")
-	must(t, err)
-	stored := keys.GetStoredCredentials(scram.KeyFactors{Salt: "sixteen bytes...", Iters: 4096})
-	encode := func(text []byte) string { return base64.StdEncoding.EncodeToString(text) }
+	stored := storedQuickly()
 	return func(s *setup) {
 		withEveryMechanism(t, ca)(s)
 		s.auth.Names, s.routes.Names, s.limits.Names, s.auth.SCRAMRounds = names, names, names, 4096
 		s.users = ""
 		for _, u := range users {
-			s.users += fmt.Sprintf("%s:{SCRAM-SHA-256}4096,%s,%s,%s\n", u, encode([]byte("sixteen bytes...")), encode(stored.StoredKey), encode(stored.ServerKey))
+			s.users += u + ":" + stored + "\n"
 		}
 		s.routes.Static.Users, s.routes.Static.Default = map[string]string{}, "mastered"
 		s.asked.OAuth = func(_ context.Context, token identity.Secret) (string, time.Time, error) {

@@ -99,6 +99,22 @@ func phones(ca *authority) []phone {
 	}
 }
 
+// storedQuickly is the password stored for SCRAM with as few iterations as there may
+// be.
+func storedQuickly() string {
+	const salt, rounds = "sixteen bytes...", 4096
+	made, err := scram.SHA256.NewClient("anybody", password, "")
+	if err != nil {
+		panic(err)
+	}
+	keys, err := made.GetStoredCredentialsWithError(scram.KeyFactors{Salt: salt, Iters: rounds})
+	if err != nil {
+		panic(err)
+	}
+	encode := func(text []byte) string { return base64.StdEncoding.EncodeToString(text) }
+	return fmt.Sprintf("{SCRAM-SHA-256}%d,%s,%s,%s", rounds, encode([]byte(salt)), encode(keys.StoredKey), encode(keys.ServerKey))
+}
+
 // withBlocked has a user whom Redis denies whatever is said, and denies at once, also
 // by SCRAM, with as few iterations as there may be.
 func withBlocked(s *setup) {
@@ -113,14 +129,7 @@ func withBlocked(s *setup) {
 	s.limits.Failures.Delay, s.limits.Failures.MaxDelay, s.limits.Failures.PerPairHour = time.Millisecond, 4*time.Millisecond, 0
 	s.cfg.AuthAttempts, s.cfg.BadCommands = 1000, 1000
 	s.auth.SCRAMRounds = 4096
-	keys, err := scram.SHA256.NewClient("carol", password, "")
-	if err != nil {
-		panic(err)
-	}
-	stored := keys.GetStoredCredentials(scram.KeyFactors{Salt: "sixteen bytes...", Iters: s.auth.SCRAMRounds})
-	encode := func(text []byte) string { return base64.StdEncoding.EncodeToString(text) }
-	s.users = fmt.Sprintf("carol@example.org:{SCRAM-SHA-256}%d,%s,%s,%s\nfrank@example.org:{PLAIN}%s\n", s.auth.SCRAMRounds,
-		encode([]byte("sixteen bytes...")), encode(stored.StoredKey), encode(stored.ServerKey), password)
+	s.users = "carol@example.org:" + storedQuickly() + "\nfrank@example.org:{PLAIN}" + password + "\n"
 	s.server = func(srv *Server) { srv.floor, srv.jitter = time.Millisecond, time.Millisecond }
 }
 
