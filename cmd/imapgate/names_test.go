@@ -18,12 +18,9 @@ import (
 
 // named are names as an operator says them, and as they are kept.
 var named = map[string]string{
-	"O'Brien":           "o'brien@example.org",
-	"user+Detail":       "user+detail@example.org",
-	"R&D=x@example.net": "r&d=x@example.net",
-	"JO\u0308RG":        "j\u00f6rg@example.org",
-	`Domain\alice`:      "alice@corp.example",
-	"\u5c71\u7530":      "\u5c71\u7530@example.org",
+	"R&D='x+y@example.net": "r&d='x+y@example.net",
+	"JO\u0308RG":           "j\u00f6rg@example.org",
+	`Domain\alice`:         "alice@corp.example",
 }
 
 // widest is a configuration with all names that can be allowed.
@@ -82,6 +79,9 @@ func TestEveryCommandTakesTheNamesOfTheConfiguration(t *testing.T) {
 			{"", []string{"route", "del", said, "-c", file}, "removed"},
 		} {
 			got := imapgate(t, step.input, step.args...)
+			for n := 0; n < 20 && strings.Contains(got.err, "timeout"); n++ { // Redis, on a busy machine
+				got = imapgate(t, step.input, step.args...)
+			}
 			if got.status != 0 || !strings.Contains(got.out, step.want) {
 				t.Errorf("%q: no %q in %+v", step.args, step.want, got)
 			}
