@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"imapgate/internal/identity"
 )
@@ -65,10 +67,11 @@ type rules struct {
 	// With routes from elsewhere a record is only about the password: it needs no
 	// backend, and the one it has is not used.
 	unrouted bool
+	names    identity.Names
 }
 
 func newRules(c Config) rules {
-	r := rules{backends: make(map[string]bool, len(c.Backends)), unrouted: c.Source == SourceStatic || c.Source == SourceHTTP}
+	r := rules{backends: make(map[string]bool, len(c.Backends)), unrouted: c.Source == SourceStatic || c.Source == SourceHTTP, names: c.Names}
 	for _, b := range c.Backends {
 		r.backends[b] = true
 	}
@@ -86,7 +89,7 @@ func (r rules) user(u identity.User, fields map[string]string) (record, error) {
 		return record{}, refuse(fieldUser, "names somebody else")
 	}
 	if login, ok := fields[fieldLogin]; ok {
-		if err := checkLogin(login); err != nil {
+		if err := r.checkLogin(login); err != nil {
 			return record{}, err
 		}
 		rec.login = login
@@ -165,17 +168,27 @@ func knownState(state string) bool {
 }
 
 // checkLogin refuses a name that could not be sent upstream as one IMAP atom
-// (RFC 9051 §9, ATOM-CHAR): no space, control, quote, backslash, parenthesis,
+// (RFC 9051 §9, ATOM-CHAR): no space, control, double quote, backslash, parenthesis,
 // brace, bracket, percent sign or asterisk. The asterisk is also what separates
-// user and master in a master login.
-func checkLogin(login string) error {
+// user and master in a master login. Where users may have other letters than ASCII,
+// so may logins.
+func (r rules) checkLogin(login string) error {
 	if len(login) == 0 || len(login) > identity.MaxUser {
 		return refuse(fieldLogin, "is empty or too long")
 	}
-	if strings.ContainsFunc(login, notPrintable) || strings.ContainsAny(login, " (){}[]%*\"'`\\") {
+	wrong := notPrintable
+	if r.names.UTF8() {
+		wrong = notNameable
+	}
+	if !utf8.ValidString(login) || strings.ContainsFunc(login, wrong) || strings.ContainsAny(login, " (){}[]%*\"`\\") {
 		return refuse(fieldLogin, "has a character no login may have")
 	}
 	return nil
 }
 
 func notPrintable(c rune) bool { return c < ' ' || c > '~' }
+
+// notNameable is notPrintable but for letters, marks and digits that are not ASCII.
+func notNameable(c rune) bool {
+	return notPrintable(c) && (c < utf8.RuneSelf || !unicode.In(c, unicode.Letter, unicode.Mark, unicode.Digit))
+}

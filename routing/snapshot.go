@@ -12,8 +12,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"imapgate/internal/identity"
-
 	"go.uber.org/zap"
 )
 
@@ -102,11 +100,11 @@ func (c *cache) restore(k keys, rules rules, routes []saved) int {
 
 // entry checks a saved route as it would be checked had Redis said it.
 func (s saved) entry(k keys, rules rules) (*entry, bool) {
-	u, err := identity.Canon(s.User, "")
+	u, err := rules.names.Canon(s.User)
 	if err != nil || u.String() != s.User || !rules.backends[s.Backend] {
 		return nil, false
 	}
-	if s.Login != "" && checkLogin(s.Login) != nil || s.Mode != "" && !knownMode(s.Mode) {
+	if s.Login != "" && rules.checkLogin(s.Login) != nil || s.Mode != "" && !knownMode(s.Mode) {
 		return nil, false
 	}
 	a := answer{source: s.Source, backend: s.Backend, login: s.Login, mode: s.Mode, state: stateActive}
