@@ -46,7 +46,7 @@ func routerOn(t *testing.T, file string, o *oracle) *Router {
 	cfg := testConfig
 	cfg.Snapshot = file
 	cfg.setDefaults()
-	r := &Router{cfg: cfg, log: quiet(t), keys: keys{cfg.Prefix}, rules: newRules(cfg), cache: newCache(cfg, o.ask, quiet(t))}
+	r := &Router{cfg: cfg, log: quiet(t), keys: keys{cfg.Prefix}, rules: newRules(cfg), cache: newCache(cfg, o.source(), quiet(t))}
 	o.fail(errAway, 0)
 	r.loadSnapshot()
 	return r
