@@ -134,6 +134,15 @@ func bubble(t *testing.T, f func(t *testing.T, c *cache, o *oracle)) {
 	})
 }
 
+// crowd is n users.
+func crowd(t *testing.T, n int) (all []identity.User) {
+	t.Helper()
+	for i := range n {
+		all = append(all, user(t, fmt.Sprintf("user%d@example.org", i)))
+	}
+	return all
+}
+
 // pass lets time go by, which in a bubble happens when everybody waits.
 func pass(d time.Duration) { <-time.After(d) }
 
@@ -302,10 +311,10 @@ func TestAChangedDomainConcernsItsUsersOnly(t *testing.T) {
 func TestADisappearedRecordIsBelievedWhenNamedOrSeenTwice(t *testing.T) {
 	bubble(t, func(t *testing.T, c *cache, o *oracle) {
 		alice, bob := user(t, "alice"), user(t, "bob")
-		o.set(alice, User, "east")
-		o.set(bob, User, "east")
-		wants(t, c, alice, "east", FromRedis)
-		wants(t, c, bob, "east", FromRedis)
+		for _, u := range append(crowd(t, 4), alice, bob) {
+			o.set(u, User, "east")
+			wants(t, c, u, "east", FromRedis)
+		}
 		o.set(alice, Default, "west")
 		o.set(bob, Nobody, "")
 		c.doubtAll()

@@ -35,10 +35,15 @@ func checkFile(t *testing.T, path, has, hasNot string) {
 func withSnapshot(t *testing.T, text string) *Router {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "routes.json")
+	writeFile(t, file, text)
+	return routerOn(t, file, newOracle())
+}
+
+func writeFile(t *testing.T, file, text string) {
+	t.Helper()
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return routerOn(t, file, newOracle())
 }
 
 func routerOn(t *testing.T, file string, o *oracle) *Router {
