@@ -135,7 +135,7 @@ func bubble(t *testing.T, f func(t *testing.T, c *cache, o *oracle)) {
 }
 
 // crowd is n users.
-func crowd(t *testing.T, n int) (all []identity.User) {
+func crowd(t testing.TB, n int) (all []identity.User) {
 	t.Helper()
 	for i := range n {
 		all = append(all, user(t, fmt.Sprintf("user%d@example.org", i)))

@@ -117,7 +117,7 @@ func TestAStoreThatLostItsRecordsIsAFaultAndNotAnAnswer(t *testing.T) {
 				if st := s.store(); st.State != StoreEmptied || st.Missing != 20 || st.Present != 0 {
 					t.Errorf("%+v", st)
 				}
-				pass(23 * time.Hour)
+				pass(2 * time.Hour)
 				s.wantsKept(s.users...)
 				wantsUnavailable(t, s.cache, stranger)
 				s.o.restore(before)

@@ -4,7 +4,9 @@ package testbed
 
 import (
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -167,6 +169,23 @@ func (r *Redis) Restart() {
 	if err != nil {
 		r.t.Fatalf("restart Redis: %v", err)
 	}
+}
+
+// LoseKeys ends the server at once and starts it on the same port without its
+// keys, as when its volume is lost.
+func (r *Redis) LoseKeys() {
+	r.t.Helper()
+	r.Kill()
+	left, err := os.ReadDir(r.dir)
+	if err != nil {
+		r.t.Fatalf("lose the keys of Redis: %v", err)
+	}
+	for _, f := range left {
+		if err := os.RemoveAll(filepath.Join(r.dir, f.Name())); err != nil {
+			r.t.Fatalf("lose the keys of Redis: %v", err)
+		}
+	}
+	r.Restart()
 }
 
 func (r *Redis) current() *Process {

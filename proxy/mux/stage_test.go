@@ -79,7 +79,7 @@ type stage struct {
 	splices sync.WaitGroup
 
 	mu     sync.Mutex
-	pinned int    // Guarded by mu.
+	pinned int  // Guarded by mu.
 	moved  Home // Guarded by mu. Where the user's mailbox is now, as far as that has changed.
 }
 
