@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"imapgate/internal/identity"
+	"imapgate/internal/plainfile"
 
 	"go.uber.org/zap"
 )
@@ -66,12 +67,26 @@ func (r *Router) loadSnapshot() {
 		zap.Int("routes", taken), zap.Int("dropped", len(s.Routes)-taken))
 }
 
+// CheckSnapshot says what is wrong with a snapshot file; one that is missing is
+// none yet.
+func CheckSnapshot(path string) error {
+	if _, err := readSnapshot(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// readSnapshot reads a file that decides where users' mail is: it must be this
+// program's own.
 func readSnapshot(path string) (snapshot, error) {
-	f, err := os.Open(path)
+	f, info, err := plainfile.OpenOwn(path)
 	if err != nil {
 		return snapshot{}, err
 	}
 	defer f.Close() // it was only read
+	if info.Size() > maxSnapshot {
+		return snapshot{}, fmt.Errorf("read route snapshot: larger than %d MiB", maxSnapshot>>20)
+	}
 	var s snapshot
 	if err := json.NewDecoder(io.LimitReader(f, maxSnapshot)).Decode(&s); err != nil {
 		return snapshot{}, fmt.Errorf("read route snapshot: %w", err)
