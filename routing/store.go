@@ -156,7 +156,8 @@ func acceptanceOf(fields map[string]string) acceptance {
 	if err != nil {
 		return acceptance{}
 	}
-	return acceptance{At: at, By: fields[fieldBy]}
+	by := fields[fieldBy]
+	return acceptance{At: at, By: by[:min(len(by), identity.MaxUser)]}
 }
 
 // accept writes the operator's word, later than any before it.
