@@ -29,7 +29,7 @@ const (
 
 // errEmptied is what a missing record comes to while the store has lost most of
 // the records that it was seen to have.
-var errEmptied = errors.New("Redis has lost records that it held, and this one is missing")
+var errEmptied = errors.New("the record is missing, and so are others that Redis held")
 
 // source is how a cache asks Redis.
 type source struct {
@@ -257,6 +257,11 @@ func (c *cache) heed(a acceptance, now time.Time) {
 
 // believes says whether the absence of records is what somebody meant. mu is held.
 func (c *cache) believes(q question, r reading) bool {
+	for _, key := range r.gone { // it may have been filed under another node meanwhile
+		if n := c.sample.where[key]; n != nil && n.state != holding && len(r.absent) > 0 {
+			return false
+		}
+	}
 	for i, key := range q.keys {
 		n := c.sample.nodes[q.nodes[i]]
 		if n != nil && n.state != holding && slices.Contains(r.absent, key) {

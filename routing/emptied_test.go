@@ -356,6 +356,34 @@ func TestAPartThatIsLostIsAFaultOfThatPart(t *testing.T) {
 	}
 }
 
+// A failover may be noticed while a question is under way.
+func TestAnAnswerOfANodeThatIsNoMoreIsNotBelieved(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cache, o *oracle) {
+		o.nodes = byLetter("a", "b")
+		for _, u := range crowd(t, 10) {
+			o.set(u, User, "east")
+			wants(t, c, u, "east", FromRedis)
+		}
+		for _, u := range crowd(t, 5) {
+			o.set(u, Nobody, "")
+		}
+		stranger := user(t, "stranger3")
+		q := c.prepare(t.Context(), stranger)
+		o.nodes = byLetter("c", "b")
+		r, err := o.ask(t.Context(), stranger, q.probes)
+		if err != nil || len(r.gone) == 0 {
+			t.Fatalf("%+v, %v", r, err)
+		}
+		c.refile(t.Context())
+		for _, node := range c.due(q, r) {
+			c.inspect(t.Context(), node)
+		}
+		if c.believes(q, r) {
+			t.Error("it is believed")
+		}
+	})
+}
+
 // addressOf is the node that has a user's record in the sample.
 func (s *sample) addressOf(t *testing.T, u identity.User, k keys) string {
 	t.Helper()

@@ -60,8 +60,9 @@ func (s *sample) at(address string) *node {
 	return n
 }
 
-// add remembers that a node has a record, and says whether that is news. A node
-// in doubt gets none: what is written after a loss does not undo it.
+// add remembers that a node has a record, and says whether there are more for it;
+// in a full sample it takes the place of another. A node in doubt gets none: what
+// is written after a loss does not undo it.
 func (s *sample) add(address, key string) bool {
 	if s.where[key] != nil {
 		return false
@@ -70,15 +71,13 @@ func (s *sample) add(address, key string) bool {
 	if n.state != holding {
 		return false
 	}
-	if len(n.keys) < maxSample {
-		n.keys = append(n.keys, key)
-	} else {
+	more := len(n.keys) < maxSample
+	if !more {
 		n.next = (n.next + 1) % len(n.keys)
 		s.forget(n, n.keys[n.next])
-		n.keys = append(n.keys, key)
 	}
-	s.where[key] = n
-	return true
+	n.keys, s.where[key] = append(n.keys, key), n
+	return more
 }
 
 // forget lets go of a record.
