@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
@@ -42,7 +41,7 @@ func withRecords(t *testing.T, rdb redis.UniversalClient, write func(...string) 
 	if write != nil {
 		b.write(write)
 		for _, u := range b.users {
-			goes(t, b.r, u, "east", aSecond)
+			goes(t, b.r, u, "east")
 		}
 	}
 	follow(t, b.r)
@@ -59,7 +58,7 @@ func (b *emptyBed) write(cli func(...string) string) {
 // lost checks that nobody is denied until an alarm is raised, and once more.
 func (b *emptyBed) lost(users []identity.User, strangers ...string) {
 	b.Helper()
-	testbed.Within(b, 20*time.Second, "an alarm", func() bool {
+	testbed.Within(b, testbed.Patience, "an alarm", func() bool {
 		raised := b.alarm.Load()
 		for _, u := range users {
 			if got, err := b.r.Lookup(b.Context(), u); err != nil || got.Backend != "east" {
@@ -84,9 +83,9 @@ func (b *emptyBed) lost(users []identity.User, strangers ...string) {
 // back waits for the end of the alarm, and for strangers to be unknown again.
 func (b *emptyBed) back(strangers ...string) {
 	b.Helper()
-	testbed.Within(b, 20*time.Second, "the alarm to end", func() bool { return !b.alarm.Load() })
+	testbed.Within(b, testbed.Patience, "the alarm to end", func() bool { return !b.alarm.Load() })
 	for _, name := range strangers {
-		testbed.Within(b, 10*time.Second, name+" to be unknown", func() bool {
+		testbed.Within(b, testbed.Patience, name+" to be unknown", func() bool {
 			_, err := b.r.Lookup(b.Context(), user(b, name))
 			return errors.Is(err, ErrNoUser)
 		})
@@ -116,7 +115,7 @@ func TestARedisThatHasLostItsRecordsDeniesNobody(t *testing.T) {
 			s.CLI("del", "imapgate:default")
 			b.back("stranger")
 			for _, u := range b.users {
-				goes(t, b.r, u, "east", 5*time.Second)
+				goes(t, b.r, u, "east")
 			}
 		})
 	}
@@ -148,7 +147,7 @@ func TestAFailoverToAnEmptyReplicaDeniesNobody(t *testing.T) {
 // inStep waits until a replica has n keys.
 func inStep(t *testing.T, replica *testbed.Redis, n int) {
 	t.Helper()
-	testbed.Within(t, 10*time.Second, "the replica to be in step", func() bool { return replica.CLI("dbsize") == fmt.Sprint(n) })
+	testbed.Within(t, testbed.Patience, "the replica to be in step", func() bool { return replica.CLI("dbsize") == fmt.Sprint(n) })
 }
 
 // flushReplica takes its copy from a replica, as a fault would.
@@ -183,7 +182,7 @@ func TestAClusterThatLostAThirdDeniesNobodyThere(t *testing.T) {
 	for _, u := range b.users {
 		if key := "imapgate:user:" + u.String(); c.NodeOf(key) == whole {
 			c.CLI("hset", key, "backend", "west")
-			goes(t, b.r, u, "west", aSecond)
+			goes(t, b.r, u, "west")
 			break
 		}
 	}
@@ -200,16 +199,16 @@ func TestTheLastRecordIsDeletedAtOnce(t *testing.T) {
 		} else {
 			s.CLI("del", "imapgate:user:"+u.String())
 		}
-		testbed.Within(t, aSecond, u.String()+" to be gone", func() bool {
+		testbed.Within(t, testbed.Patience, u.String()+" to be gone", func() bool {
 			_, err := b.r.Lookup(t.Context(), u)
 			return errors.Is(err, ErrNoUser)
 		})
 	}
 	s.CLI("hset", "imapgate:user:"+b.users[0].String(), "backend", "east")
-	goes(t, b.r, b.users[0], "east", aSecond)
+	goes(t, b.r, b.users[0], "east")
 	for _, cmd := range [][]string{{"hdel", "imapgate:user:" + b.users[0].String(), "backend"}} {
 		s.CLI(cmd...)
-		testbed.Within(t, aSecond, "the last record to be gone", func() bool {
+		testbed.Within(t, testbed.Patience, "the last record to be gone", func() bool {
 			_, err := b.r.Lookup(t.Context(), b.users[0])
 			return errors.Is(err, ErrNoUser)
 		})
@@ -259,7 +258,7 @@ func TestAnOperatorsWordReachesAllOfACluster(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.back("stranger")
-	testbed.Within(t, 10*time.Second, "a user to be unknown", func() bool {
+	testbed.Within(t, testbed.Patience, "a user to be unknown", func() bool {
 		_, err := b.r.Lookup(t.Context(), b.users[0])
 		return errors.Is(err, ErrNoUser)
 	})
