@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/internal/identity"
+	"imapgate/internal/plainfile"
 )
 
 const (
@@ -76,21 +77,11 @@ func (f *passwdFile) typical() kind { return f.users.Load().kinds.typical() }
 // read opens and parses the file. The FileInfo is that of the file that was
 // read, also when it was bad; nil when there was none to read.
 func (f *passwdFile) read() (*users, os.FileInfo, error) {
-	// Asked before opening: to open a FIFO would wait for a writer.
-	if info, err := os.Stat(f.path); err != nil {
-		return nil, nil, err
-	} else if !info.Mode().IsRegular() {
-		return nil, nil, errors.New("not a regular file")
-	}
-	file, err := os.Open(f.path)
+	file, info, err := plainfile.Open(f.path)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer file.Close()
-	info, err := file.Stat()
-	if err != nil {
-		return nil, nil, err
-	}
 	if info.Size() > maxFile {
 		return nil, info, fmt.Errorf("larger than %d MiB", maxFile>>20)
 	}

@@ -213,6 +213,18 @@ func (f *followed) write(content string) {
 	}
 }
 
+// replace is write in one step: no reader sees the file empty in between.
+func (f *followed) replace(content string) {
+	f.Helper()
+	next := f.path + ".new"
+	if err := os.WriteFile(next, []byte(content), 0o600); err != nil {
+		f.Fatal(err)
+	}
+	if err := os.Rename(next, f.path); err != nil {
+		f.Fatal(err)
+	}
+}
+
 // expect logs in; an empty method means denied.
 func (f *followed) expect(user, password, method string) {
 	f.Helper()
@@ -231,13 +243,7 @@ func TestTheFileIsFollowedWrittenInPlaceReplacedDeletedAndRestored(t *testing.T)
 	f.expect("alice", "one", "")
 	f.expect("alice", "two", File)
 
-	next := f.path + ".new"
-	if err := os.WriteFile(next, []byte("carol:{PLAIN}x\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Rename(next, f.path); err != nil {
-		t.Fatal(err)
-	}
+	f.replace("carol:{PLAIN}x\n")
 	f.until("passwd-file read map[file:" + f.path + " users:1]")
 	f.expect("bob", "x", "")
 	f.expect("carol", "x", File)
@@ -256,7 +262,7 @@ func TestTheFileIsFollowedWrittenInPlaceReplacedDeletedAndRestored(t *testing.T)
 
 func TestABadNewFileKeepsTheOldUsersAndSaysWhichLinesAreBad(t *testing.T) {
 	f := follow(t, writeFile(t, "alice:{PLAIN}one\n"))
-	f.write("alice:{PLAIN}two\nbob:hunter2\n\nhunter2\n")
+	f.replace("alice:{PLAIN}two\nbob:hunter2\n\nhunter2\n")
 	e := f.until("passwd-file refused, the users before it stay")
 	if !strings.Contains(e, "line 2: ") || !strings.Contains(e, "line 4: ") {
 		t.Errorf("%s", e)
@@ -264,7 +270,7 @@ func TestABadNewFileKeepsTheOldUsersAndSaysWhichLinesAreBad(t *testing.T) {
 	f.expect("alice", "one", File)
 	f.expect("alice", "two", "")
 
-	f.write("")
+	f.replace("")
 	f.until("passwd-file refused")
 	f.expect("alice", "one", File)
 

@@ -34,6 +34,7 @@ func (s *session) place(ctx context.Context, a *attempt, id auth.Identity) (err 
 	case !backend.Shows(id.Password(), id.Token()):
 		return errNothingToShow
 	}
+	a.routed = !s.server.cfg.Placed && id.Login() == ""
 	if id.Login() != "" {
 		a.route.Login = id.Login()
 	}

@@ -122,6 +122,7 @@ type attempt struct {
 	method   string
 	expires  time.Time // the token; zero: nobody knows, or there is none
 	route    routing.Route
+	routed   bool // the name for the backend is the route's
 	mode     string
 	upstream string        // how the login at the backend ended; "" when it was not tried
 	asked    time.Duration // how long that took
@@ -284,7 +285,10 @@ func (s *session) relay(a *attempt, up admitted) error {
 		}
 		s.server.spliced.Start(front, back, s.server.until(a), in.spliced)
 	case account:
-		c := mux.Client{Conn: client, First: fromClient, Who: &in.who, Mode: mux.Mode(a.mode), Caps: caps, Until: s.server.until(a)}
+		c := mux.Client{
+			Conn: client, First: fromClient, Who: &in.who, Mode: mux.Mode(a.mode), Caps: caps,
+			Routed: a.routed, Until: s.server.until(a),
+		}
 		if budget := in.budget(); budget != nil { // not a nil one in an interface
 			c.Budget = budget
 		}

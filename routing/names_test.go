@@ -64,14 +64,14 @@ func TestNamesThatPeopleHaveAreRoutedByRedisAndTheSnapshot(t *testing.T) {
 			t.Errorf("%s: a change is not noticed", name)
 		}
 	}
-	later := &Router{cfg: r.cfg, log: quiet(t), keys: r.keys, rules: r.rules, cache: newCache(r.cfg, newOracle().ask, quiet(t))}
+	later := &Router{cfg: r.cfg, log: quiet(t), keys: r.keys, rules: r.rules, cache: newCache(r.cfg, newOracle().source(), quiet(t))}
 	later.loadSnapshot()
 	for _, name := range named {
 		if e := later.cache.entries[canonical(t, name)]; e == nil || e.answer.backend != "east" {
 			t.Errorf("%s is not in the snapshot: %+v", name, e)
 		}
 	}
-	narrow := &Router{cfg: r.cfg, log: quiet(t), keys: r.keys, rules: newRules(testConfig), cache: newCache(r.cfg, newOracle().ask, quiet(t))}
+	narrow := &Router{cfg: r.cfg, log: quiet(t), keys: r.keys, rules: newRules(testConfig), cache: newCache(r.cfg, newOracle().source(), quiet(t))}
 	narrow.loadSnapshot()
 	if n := len(narrow.cache.entries); n != 0 {
 		t.Errorf("%d names are taken from a snapshot that nobody may have now", n)

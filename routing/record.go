@@ -30,6 +30,10 @@ const (
 	fieldPassword = "password"
 	fieldState    = "state"
 	fieldUser     = "user"
+
+	// Of the operator's word that missing records are meant to be.
+	fieldAt = "at"
+	fieldBy = "by"
 )
 
 const (
@@ -49,7 +53,30 @@ type keys struct{ prefix string }
 func (k keys) user(u identity.User) string  { return k.prefix + "user:" + u.String() }
 func (k keys) domain(domain string) string  { return k.prefix + "domain:" + domain }
 func (k keys) deflt() string                { return k.prefix + "default" }
+func (k keys) accepted() string             { return k.prefix + "accepted" }
 func (k keys) prefixes() (user, dom string) { return k.prefix + "user:", k.prefix + "domain:" }
+
+// isRecord says whether key is that of a record some user may have.
+func (k keys) isRecord(key string) bool {
+	user, domain := k.prefixes()
+	if name, ok := strings.CutPrefix(key, user); ok {
+		u, err := identity.Canon(name, "")
+		return err == nil && u.String() == name
+	}
+	if name, ok := strings.CutPrefix(key, domain); ok {
+		u, err := identity.Canon("x@"+name, "")
+		return err == nil && u.Domain() == name
+	}
+	return key == k.deflt()
+}
+
+// all are the keys of the records that may decide about u.
+func (k keys) all(u identity.User) []string {
+	if u.Domain() == "" {
+		return []string{k.user(u), k.deflt()}
+	}
+	return []string{k.user(u), k.domain(u.Domain()), k.deflt()}
+}
 
 // record is what one key says. The zero record is no key at all.
 type record struct {

@@ -83,6 +83,7 @@ func sayExplanation(to io.Writer, x routing.Explanation) error {
 		row("known from", fmt.Sprintf("%s, %s old", plain(string(x.From)), x.Age.Round(time.Millisecond)))
 	}
 	row("changes", changes(x))
+	row("records", records(x.Store))
 	fmt.Fprintln(w)
 	for _, s := range x.Steps {
 		mark := " "
@@ -92,6 +93,19 @@ func sayExplanation(to io.Writer, x routing.Explanation) error {
 		fmt.Fprintf(w, "%s %s\t%s\n", mark, plain(s.Key), plain(s.Says))
 	}
 	return w.Flush()
+}
+
+// records says whether Redis has the records it was seen to have, where it has not.
+func records(s routing.Store) string {
+	if s.State != routing.StoreEmptied && s.State != routing.StoreSuspect {
+		return ""
+	}
+	where := ""
+	if s.Node != "" {
+		where = " at " + plain(s.Node)
+	}
+	return fmt.Sprintf("%d of %d that Redis was seen to have%s are missing since %s; nobody is taken for unknown (imapgate route accept-empty ends that)",
+		s.Missing, s.Missing+s.Present, where, s.Since.Local().Format(time.DateTime))
 }
 
 // changes says how soon a changed record would be noticed.

@@ -113,7 +113,7 @@ func (g *gateway) openRoutes() error {
 		return err
 	}
 	g.routes, err = routing.New(routingConfig(g.cfg), g.redis, routing.Metrics{
-		Lookup: g.metrics.RouteLookup, Channel: g.channel,
+		Lookup: g.metrics.RouteLookup, Channel: g.channel, Store: g.store,
 	}, g.log)
 	if err != nil {
 		return fmt.Errorf("routing: %w", err)
@@ -127,6 +127,18 @@ func (g *gateway) channel(up bool) {
 	if up {
 		g.metrics.RouteChannelUp.Set(1)
 	}
+}
+
+// store shows whether Redis has the route records it held, and puts it on record.
+func (g *gateway) store(s routing.Store) {
+	made := audit.Store{Node: s.Node, Present: s.Present, Missing: s.Missing, By: s.By}
+	if s.State == routing.StoreEmptied {
+		g.metrics.RoutesEmptied.Set(1)
+		g.unrecorded(g.audit.RoutesEmptied(&made))
+		return
+	}
+	g.metrics.RoutesEmptied.Set(0)
+	g.unrecorded(g.audit.RoutesRestored(&made))
 }
 
 // password is where auth's method redis finds a hash. The two rooms do not know

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	osuser "os/user"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -45,7 +46,7 @@ redis-cli does as well; this command also refuses a record that no gateway would
 	cmd.PersistentFlags().StringVarP(&o.file, "config", "c", defaultConfig, "configuration file")
 	cmd.PersistentFlags().BoolVar(&o.asJSON, "json", false, "print JSON")
 	_ = cmd.MarkPersistentFlagFilename("config", "yaml", "yml")
-	cmd.AddCommand(newRouteGet(&o), newRouteSet(&o), newRouteDel(&o), newRouteExplain(&o))
+	cmd.AddCommand(newRouteGet(&o), newRouteSet(&o), newRouteDel(&o), newRouteExplain(&o), newRouteAcceptEmpty(&o))
 	return cmd
 }
 
@@ -132,6 +133,44 @@ func newRouteDel(o *routeOptions) *cobra.Command {
 	}
 }
 
+func newRouteAcceptEmpty(o *routeOptions) *cobra.Command {
+	return &cobra.Command{
+		Use: "accept-empty", Short: "Say that records which are missing from Redis are meant to be", Args: cobra.NoArgs,
+		Long: `Say that records which are missing from Redis are meant to be.
+
+When Redis has lost most of the records it was seen to have (FLUSHALL, an empty volume,
+another database or prefix), gateways take nobody for unknown: known users are served from
+the last good answer, all others get UNAVAILABLE, until the records are back. After this
+command every gateway believes Redis again within seconds, and denies users without a
+record. Restore the records first, where they are not meant to be gone.`,
+		Example: "  imapgate route accept-empty",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := config.Load(o.file)
+			if err != nil {
+				return err
+			}
+			return withRouter(cmd, cfg, func(ctx context.Context, t *routes) error {
+				if err := t.router.AcceptEmpty(ctx, operatorName()); err != nil {
+					return err
+				}
+				if o.asJSON {
+					return json.NewEncoder(t.out).Encode(map[string]string{"result": "accepted"})
+				}
+				_, err := fmt.Fprintln(t.out, "accepted: gateways believe within seconds that missing records are meant to be missing")
+				return err
+			})
+		},
+	}
+}
+
+// operatorName is who runs this command, for the audit log of gateways.
+func operatorName() string {
+	if u, err := osuser.Current(); err == nil {
+		return u.Username
+	}
+	return "operator"
+}
+
 // routes is one open router and the user it is asked about.
 type routes struct {
 	cfg    *config.Config
@@ -150,6 +189,14 @@ func (o *routeOptions) run(cmd *cobra.Command, name string, call func(context.Co
 	if err != nil {
 		return fmt.Errorf("user %q: %w", name, err)
 	}
+	return withRouter(cmd, cfg, func(ctx context.Context, t *routes) error {
+		t.user = u
+		return call(ctx, t)
+	})
+}
+
+// withRouter opens a router for one call that is about no user.
+func withRouter(cmd *cobra.Command, cfg *config.Config, call func(context.Context, *routes) error) error {
 	quietRedis(zap.NewNop())
 	rdb, err := dialRedis(cfg.Redis)
 	if err != nil {
@@ -162,7 +209,7 @@ func (o *routeOptions) run(cmd *cobra.Command, name string, call func(context.Co
 	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), routeTime)
 	defer cancel()
-	return call(ctx, &routes{cfg: cfg, router: router, user: u, out: cmd.OutOrStdout()})
+	return call(ctx, &routes{cfg: cfg, router: router, out: cmd.OutOrStdout()})
 }
 
 func closeRedis(rdb redis.UniversalClient) {

@@ -50,6 +50,7 @@ const (
 	Drained           Reason = "drained"       // its grace period was over
 	Kicked            Reason = "kicked"        // by the operator
 	Moved             Reason = "moved"         // the user's backend changed
+	LoginChanged      Reason = "login_changed" // the user's login name at the backend changed
 	TokenExpired      Reason = "token_expired" // the token that opened it has ended
 	PreauthTimeout    Reason = "preauth_timeout"
 	HandshakeTimeout  Reason = "tls_timeout"
@@ -87,7 +88,7 @@ var reasons = map[Reason]string{
 	Overload: unavailable, AuditAway: unavailable, ClientWentAway: unavailable, GatewayStopping: unavailable,
 	InternalMistake: unavailable, IdentityMismatch: unavailable,
 	ClientLogout: ended, ClientClosed: ended, ClientLost: ended, ClientProtocol: ended, BackendClosed: ended,
-	BackendLost: ended, Idle: ended, ClientStalled: ended, BackendStalled: ended, Drained: ended, Kicked: ended, Moved: ended,
+	BackendLost: ended, Idle: ended, ClientStalled: ended, BackendStalled: ended, Drained: ended, Kicked: ended, Moved: ended, LoginChanged: ended,
 	TokenExpired:   ended,
 	PreauthTimeout: ended, HandshakeTimeout: ended, HandshakeFailed: ended, WrongALPN: ended,
 	StartTLSInjection: ended, BadProxyHeader: ended, LineTooLong: ended,

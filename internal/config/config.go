@@ -95,7 +95,7 @@ type Routing struct {
 	Source   string `yaml:"source" default:"redis" oneof:"redis static http" doc:"redis: the records of the contract, changed with any Redis client. static: the block below. http: the auth server of the method http says it with each login; its Auth-Server and Auth-Port must be the address of a backend: its IP address, or one that its name leads to now (which is remembered for cache.ttl). With the other sources they are not looked at."`
 	Static   Static `yaml:"static" doc:"Used with source: static. The user's own entry wins over the domain's, that over default."`
 	Cache    Cache  `yaml:"cache" doc:"How long answers of Redis are used."`
-	Snapshot string `yaml:"snapshot" form:"path" example:"/var/lib/imapgate/routes" doc:"File in which the known routes are kept, so that a gateway restarted while Redis is away still serves known users. Empty: none is kept."`
+	Snapshot string `yaml:"snapshot" form:"path" example:"/var/lib/imapgate/routes" doc:"File in which the known routes are kept, so that a gateway restarted while Redis is away still serves known users, and one that is restarted while Redis has lost its records notices. It must belong to the gateway's user or root, and be writable to nobody else. Empty: none is kept."`
 }
 
 // Static routes from the file itself.
