@@ -32,7 +32,8 @@ const (
 	idleTime    = 2 * time.Minute  // of a connection between requests
 	maxHead     = 16 << 10         // bytes
 	maxBody     = 4 << 10          // bytes
-	maxConns    = 64               // connections at a time; more wait in the kernel
+	maxConns    = 64               // connections at a time; a new one replaces one without a request
+	maxRequests = 48               // requests at a time, but for health and readiness; more get 503
 	goodbyeTime = 2 * time.Second  // for answers under way when the server ends
 )
 
@@ -72,6 +73,8 @@ func New(cfg Config, shows Shows, log *zap.Logger) *Server {
 		WriteTimeout:      answerTime,
 		IdleTimeout:       idleTime,
 		MaxHeaderBytes:    maxHead,
+		ConnContext:       withConnection,
+		ConnState:         watchState,
 		// What net/http has to say is about clients that break the protocol.
 		ErrorLog:  zap.NewStdLog(log.WithOptions(zap.IncreaseLevel(zap.ErrorLevel))),
 		Protocols: new(http.Protocols),
@@ -86,7 +89,7 @@ func (s *Server) Listen() error {
 	if err != nil {
 		return fmt.Errorf("listen for admin: %w", err)
 	}
-	s.listener = &bounded{Listener: l, slots: make(chan struct{}, maxConns), closed: make(chan struct{})}
+	s.listener = newBounded(l)
 	return nil
 }
 
