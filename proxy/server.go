@@ -117,6 +117,7 @@ type Server struct {
 	listeners []*listener
 	spliced   *splice.Set
 	mux       *mux.Hub
+	registry  *registry
 	slots     int64  // connections at a time
 	turns     *turns // of TLS handshakes
 	places    *places
@@ -137,7 +138,7 @@ func NewInstance() string { return rand.Text()[:8] }
 // New makes a Server that does not listen yet.
 func New(cfg Config, rooms Rooms) (*Server, error) {
 	s := &Server{
-		cfg: cfg, rooms: rooms, slots: descriptorSlots(), turns: newTurns(cfg.Handshakes),
+		cfg: cfg, rooms: rooms, registry: newRegistry(), slots: descriptorSlots(), turns: newTurns(cfg.Handshakes),
 		places: newPlaces(rooms.Backends, cfg.PlaceTTL), floor: denialFloor, jitter: denialJitter,
 	}
 	if cfg.MaxConnections > 0 {

@@ -231,6 +231,7 @@ func (s *session) relay(a *attempt, up admitted) error {
 	in := &loggedIn{server: s.server, visit: s.visit, who: s.who, began: time.Now(), session: audit.Session{
 		User: up.User(), Backend: a.route.Backend, Mode: a.mode,
 	}}
+	s.server.registry.add(up.User(), a.route.Backend, a.mode)
 	s.server.rooms.Metrics.SessionBegan(a.mode)
 	caps := s.server.offered(a, up.Caps())
 	err := s.welcome(a, up, caps)

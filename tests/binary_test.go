@@ -24,6 +24,8 @@ type binary struct {
 	process *testbed.Process
 	ca      *testbed.CA
 	dir     string            // has audit and routes
+	path    string            // of the command
+	conf    string            // the file's text
 	at      map[string]string // listener to address, the admin one included
 }
 
@@ -32,7 +34,8 @@ type binary struct {
 func startBinary(t testing.TB, ca *testbed.CA, sections ...string) *binary {
 	t.Helper()
 	b := &binary{ca: ca, dir: t.TempDir(), at: map[string]string{}}
-	path := filepath.Join(b.dir, "imapgate")
+	b.path = filepath.Join(b.dir, "imapgate")
+	path := b.path
 	if out, err := exec.Command("go", "build", "-o", path, "imapgate/cmd/imapgate").CombinedOutput(); err != nil {
 		t.Fatalf("build the command: %v\n%s", err, out)
 	}
@@ -49,6 +52,7 @@ tls:
 	if !strings.Contains(conf, "\naudit:") {
 		conf += "audit: {path: " + b.dir + "/audit}\n"
 	}
+	b.conf = conf
 	file := filepath.Join(b.dir, "imapgate.yaml")
 	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
 		t.Fatal(err)
@@ -75,6 +79,29 @@ func (b *binary) listening() bool {
 		}
 	}
 	return len(b.at) == 3
+}
+
+// operatorFile writes a configuration that names the admin address as the kernel
+// chose it, for the commands that ask the running gateway.
+func (b *binary) operatorFile(t testing.TB) string {
+	t.Helper()
+	file := filepath.Join(b.dir, "operator.yaml")
+	conf := strings.Replace(b.conf, `admin: {address: "127.0.0.1:0"}`, fmt.Sprintf("admin: {address: %q}", b.at["admin"]), 1)
+	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// command runs a command of the program against the running gateway, and gives
+// what it printed.
+func (b *binary) command(t testing.TB, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(b.path, append(args, "--config", b.operatorFile(t))...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("imapgate %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
 }
 
 func (b *binary) endpoint(listener string) endpoint {

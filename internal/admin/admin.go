@@ -1,5 +1,5 @@
 // Package admin is the HTTP side for operators: metrics, health, what a route would
-// be, limits and bans. A GET changes nothing; what changes a ban needs the token,
+// be, live sessions, limits and bans. A GET changes nothing; what changes a ban needs the token,
 // also where looking does not.
 //
 // It guards itself against the ways such an address is abused: a web page that
@@ -50,7 +50,9 @@ type Shows struct {
 	// Explain says where a user would go, as something JSON can hold. Its error
 	// means that the name is none.
 	Explain func(ctx context.Context, user string) (any, error)
-	Limits  Limits
+	// Sessions says which live sessions of a user this gateway has, as Explain.
+	Sessions func(ctx context.Context, user string) (any, error)
+	Limits   Limits
 }
 
 // Server is the admin address.

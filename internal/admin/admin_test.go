@@ -38,6 +38,10 @@ func shown(away *atomic.Bool) Shows {
 			u, err := identity.Canon(user, "")
 			return map[string]string{"user": u.String()}, err
 		},
+		Sessions: func(_ context.Context, user string) (any, error) {
+			u, err := identity.Canon(user, "")
+			return map[string]any{"user": u.String(), "sessions": []int{}}, err
+		},
 	}
 }
 
@@ -78,6 +82,7 @@ func TestRequestsThatMayNotBeAnsweredAreRefused(t *testing.T) {
 		want int
 	}{
 		"metrics":                    {request{target: "/metrics", token: token}, 200},
+		"sessions, no token":         {request{target: "/v1/sessions?user=alice"}, 401},
 		"head":                       {request{method: "HEAD", target: "/metrics", token: token}, 200},
 		"health without a token":     {request{target: "/healthz"}, 200},
 		"ready without a token":      {request{target: "/readyz"}, 200},
@@ -180,13 +185,17 @@ func TestIPv6NeighboursCountAsOne(t *testing.T) {
 	}
 }
 
-func TestExplainTakesOneUser(t *testing.T) {
+func TestExplainAndSessionsTakeOneUser(t *testing.T) {
 	for target, want := range map[string]int{
 		"/v1/routes/explain?user=Alice@Example.org": 200,
 		"/v1/routes/explain":                        400,
 		"/v1/routes/explain?user=":                  400,
 		"/v1/routes/explain?user=a&user=b":          400,
 		"/v1/routes/explain?user=%0d%0a":            400,
+		"/v1/sessions?user=Alice@Example.org":       200,
+		"/v1/sessions":                              400,
+		"/v1/sessions?user=a&user=b":                400,
+		"/v1/sessions?user=%0d%0a":                  400,
 	} {
 		got := ask(withToken(t), request{target: target, token: token})
 		body, err := io.ReadAll(got.Body)
