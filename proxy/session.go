@@ -123,6 +123,7 @@ type attempt struct {
 	method   string
 	expires  time.Time // the token; zero: nobody knows, or there is none
 	route    routing.Route
+	found    routing.Route // as routing gave it
 	mode     string
 	upstream string        // how the login at the backend ended; "" when it was not tried
 	asked    time.Duration // how long that took
@@ -158,6 +159,9 @@ func (s *session) connect(ctx context.Context, a *attempt) (admitted, error) {
 	up, err := s.enterBackend(ctx, a, id)
 	if err != nil {
 		return nil, err
+	}
+	if err := s.confirm(ctx, a); err != nil {
+		return nil, errors.Join(err, up.Close())
 	}
 	if err := s.prove(a); err != nil {
 		return nil, errors.Join(err, up.Close())
