@@ -11,6 +11,8 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -29,16 +31,35 @@ type binary struct {
 	at      map[string]string // listener to address, the admin one included
 }
 
+// builtCommand builds the command once for all tests, and gives its path. TestMain
+// removes it.
+var builtCommand = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "imapgate")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "imapgate")
+	if out, err := exec.Command("go", "build", "-o", path, "imapgate/cmd/imapgate").CombinedOutput(); err != nil {
+		_ = os.RemoveAll(dir)
+		return "", fmt.Errorf("build the command: %w\n%s", err, out)
+	}
+	builtIn.Store(&dir)
+	return path, nil
+})
+
+// builtIn is the folder of the command, once it is built.
+var builtIn atomic.Pointer[string]
+
 // startBinary builds the command and runs it with this backend and these routes,
 // both as they stand in the file. The first section may go on with the block tls.
 func startBinary(t testing.TB, ca *testbed.CA, sections ...string) *binary {
 	t.Helper()
 	b := &binary{ca: ca, dir: t.TempDir(), at: map[string]string{}}
-	b.path = filepath.Join(b.dir, "imapgate")
-	path := b.path
-	if out, err := exec.Command("go", "build", "-o", path, "imapgate/cmd/imapgate").CombinedOutput(); err != nil {
-		t.Fatalf("build the command: %v\n%s", err, out)
+	path, err := builtCommand()
+	if err != nil {
+		t.Fatal(err)
 	}
+	b.path = path
 	cert, key := ca.Issue(t, "localhost", "127.0.0.1")
 	conf := fmt.Sprintf(`listeners:
   - {name: implicit, address: "127.0.0.1:0", tls: implicit}
@@ -60,7 +81,6 @@ tls:
 	if out, err := exec.Command(path, "check", "--config", file).CombinedOutput(); err != nil {
 		t.Fatalf("check: %v\n%s\n%s", err, out, conf)
 	}
-	var err error
 	if b.process, err = testbed.Start(t, path, "serve", "--allow-root", "--config", file); err != nil {
 		t.Fatal(err)
 	}

@@ -282,7 +282,7 @@ func (m *migrant) progress() map[string]int {
 
 const (
 	writers = 4                     // of each user: two clients, one that logs out between, the MTA
-	pace    = 30 * time.Millisecond // between two messages of one
+	pace    = 200 * time.Millisecond // between two messages of one
 )
 
 // awaitProgress waits until each of the writers has stored some more messages.

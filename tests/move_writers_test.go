@@ -68,6 +68,15 @@ func enterAt(e endpoint, user string) (*RawClient, error) {
 	return c, nil
 }
 
+// literal is how a message is sent: at once where the server may speak of the
+// mailbox in between, which a RawClient takes for the answer.
+func (w *writer) literal() string {
+	if w.selects {
+		return nonSyncLiteral
+	}
+	return syncLiteral
+}
+
 func (w *writer) session(c *RawClient) {
 	if w.selects && okay(c.Do("SELECT INBOX")) != nil {
 		return
@@ -77,9 +86,10 @@ func (w *writer) session(c *RawClient) {
 			w.n++
 		}
 		token := fmt.Sprintf("%s-%s-%d", w.migrant.name, w.name, w.n)
-		got, err := c.Do("APPEND INBOX {}", mail(token))
+		got, err := c.Do("APPEND INBOX "+w.literal(), mail(token))
 		refused := (*Refused)(nil)
-		w.again = errors.As(err, &refused) || err == nil && !strings.Contains(got[len(got)-1].Text, " OK ")
+		w.again = errors.As(err, &refused) && !strings.HasPrefix(refused.Response.Text, "* ") ||
+			err == nil && !strings.Contains(got[len(got)-1].Text, " OK ")
 		switch {
 		case w.again: // as mail clients do
 		case err != nil:
