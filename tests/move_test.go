@@ -241,6 +241,10 @@ type migrant struct {
 	*province
 	name string
 
+	// Owned by whoever moves the user.
+	err         error
+	home, other string // where the mailbox is at last, and where it was
+
 	mu sync.Mutex
 	// Guarded by mu.
 	acked   map[string]bool // a client or the MTA was told that it is stored
@@ -281,7 +285,7 @@ func (m *migrant) progress() map[string]int {
 }
 
 const (
-	writers = 4                     // of each user: two clients, one that logs out between, the MTA
+	writers = 4                      // of each user: two clients, one that logs out between, the MTA
 	pace    = 200 * time.Millisecond // between two messages of one
 )
 
@@ -352,16 +356,16 @@ func (m *migrant) copies(at string) map[string]int {
 }
 
 // wantAll compares what was stored, by the word of a server, with what is there.
-func (m *migrant) wantAll(home, other string) {
+func (m *migrant) wantAll() {
 	m.t.Helper()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	there, left := m.copies(home), m.copies(other)
+	there, left := m.copies(m.home), m.copies(m.other)
 	lost, doubled := 0, 0
 	for token := range m.acked {
 		if there[token] == 0 {
 			lost++
-			m.t.Errorf("%s: %s is lost; %d of it in the %s", m.name, token, left[token], other)
+			m.t.Errorf("%s: %s is lost; %d of it in the %s", m.name, token, left[token], m.other)
 		}
 	}
 	for token, n := range there {
@@ -389,34 +393,30 @@ func TestTheRecipeForMovingAUserLosesNoMail(t *testing.T) {
 	for _, m := range append(movers, waverers...) {
 		m.write(&writing, over)
 	}
-	errs := make(chan error, 2*len(movers)+len(waverers))
-	each := func(m *migrant, steps ...func() error) {
+	walk := func(m *migrant, home, other string, steps ...func() error) {
 		moving.Go(func() {
-			for _, step := range append([]func() error{func() error { return m.awaitProgress(3) }}, steps...) {
-				if err := step(); err != nil {
-					errs <- err
-					return
+			m.err = m.awaitProgress(3)
+			for _, step := range steps {
+				if m.err == nil {
+					m.err = step()
 				}
 			}
+			m.home, m.other = home, other
 		})
 	}
 	for i := range movers {
 		there, wavers := movers[i], waverers[i]
-		each(there, func() error { return there.move("east") }, func() error { return there.move("west") })
-		each(wavers, func() error { return wavers.hesitate("east") }, func() error { return wavers.move("east") })
+		walk(there, "east", "west", func() error { return there.move("east") }, func() error { return there.move("west") })
+		walk(wavers, "west", "east", func() error { return wavers.hesitate("east") }, func() error { return wavers.move("east") })
 	}
 	moving.Wait()
 	close(over)
 	writing.Wait()
-	close(errs)
-	for err := range errs {
-		t.Error(err)
-	}
-	if t.Failed() {
-		return // nobody knows where they live
-	}
-	for i := range movers {
-		movers[i].wantAll("east", "west")
-		waverers[i].wantAll("west", "east")
+	for _, m := range append(movers, waverers...) {
+		if m.err != nil { // and nobody knows where the mailbox is
+			t.Error(m.err)
+			continue
+		}
+		m.wantAll()
 	}
 }
