@@ -12,6 +12,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"imapgate/internal/testbed"
 )
 
 // A dialogue is a title ("# Sentence.") and lines, up to the next title:
@@ -73,8 +75,7 @@ func TestDialogues(t *testing.T) {
 	if len(files) == 0 {
 		t.Fatal("no dialogues")
 	}
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := testbed.Seed(t)
 	var playing sync.WaitGroup
 	stages := make(chan struct{}, 16) // t.Parallel allows no more than there are cores, and a denial is slow
 	for _, file := range files {

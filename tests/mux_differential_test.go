@@ -4,22 +4,17 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"os"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
 	"imapgate/proxy/mux"
 	"imapgate/proxy/upstream"
 )
-
-// playSeed in the environment plays one script again.
-const playSeed = "IMAPGATE_PLAY_SEED"
 
 // modes are all there are, with one more, in which every command needs an attach.
 var modes = []string{"splice", string(mux.Reuse), string(mux.Resume), "detached"}
@@ -46,13 +41,10 @@ func TestAScriptEndsTheSameInEveryMode(t *testing.T) {
 	for _, mode := range modes {
 		doors[mode] = through(t, backend, mode)
 	}
-	first, runs := uint64(time.Now().UnixNano()), soaked(2, 30)
-	if again, err := strconv.ParseUint(os.Getenv(playSeed), 10, 64); err == nil {
-		first, runs = again, 1
-	}
-	for i := range uint64(runs) {
+	first := testbed.Seed(t)
+	for i := range uint64(soaked(2, 30)) {
 		seed := first + i
-		t.Run(fmt.Sprintf("%s=%d", playSeed, seed), func(t *testing.T) {
+		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 			t.Parallel()
 			ends := make([][]string, len(modes))
 			t.Run("in", func(t *testing.T) { // ends when all of it has

@@ -39,9 +39,11 @@ type customer struct {
 // numbered is a tag of any customer: no two have the same.
 var numbered = regexp.MustCompile(`^(v\d+\.)\d+ `)
 
-// work makes sessions, one after the other, until there were enough.
-func (p *parlour) work(random *rand.Rand) error {
+// work makes sessions, one after the other, until there were enough. What a session
+// is depends on the seed and its number alone.
+func (p *parlour) work(seed uint64) error {
 	for n := p.next.Add(1); n <= p.sessions; n = p.next.Add(1) {
+		random := rand.New(rand.NewPCG(seed, uint64(n)))
 		i := onDovecot + random.IntN(tattooed-onDovecot)
 		if random.IntN(8) == 0 { // the real one takes its time
 			i = random.IntN(onDovecot)

@@ -5,11 +5,9 @@ import (
 	"encoding/base64"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -62,16 +60,12 @@ func TestReusedConnectionsBringNobodyAnothersBytes(t *testing.T) {
 	})
 	tattooMail(t, real)
 
-	seed := uint64(time.Now().UnixNano())
-	if again, err := strconv.ParseUint(os.Getenv(stormSeed), 10, 64); err == nil {
-		seed = again
-	}
-	t.Logf("%s=%d", stormSeed, seed)
+	seed := testbed.Seed(t)
 	p := parlour{g: g, sessions: int64(soaked(1_500, 100_000))}
 	var clients errgroup.Group
 	began := time.Now()
-	for i := range uint64(24) {
-		clients.Go(func() error { return p.work(rand.New(rand.NewPCG(seed, i))) })
+	for range 24 {
+		clients.Go(func() error { return p.work(seed) })
 	}
 	if err := clients.Wait(); err != nil {
 		t.Error(err)

@@ -161,8 +161,7 @@ func TestAGatewayLeavesNothingBehind(t *testing.T) {
 		g := startGateway(t, options{ca: ca, backends: map[string]upstream.Config{only: way.backend}})
 		doors = append(doors, g.at(way.listener))
 	}
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	seed := testbed.Seed(t)
 	if err := visit(doors, 200, seed); err != nil { // pools and caches are filled
 		t.Fatal(err)
 	}
@@ -199,14 +198,14 @@ func startStubOver(t testing.TB, ca *testbed.CA, mode upstream.TLSMode) upstream
 func visit(doors []endpoint, n int, seed uint64) error {
 	var next atomic.Int64
 	var workers errgroup.Group
-	for w := range uint64(16) {
+	for range 16 {
 		workers.Go(func() error {
-			random := rand.New(rand.NewPCG(seed, w))
 			for {
 				i := int(next.Add(1))
 				if i > n {
 					return nil
 				}
+				random := rand.New(rand.NewPCG(seed, uint64(i)))
 				from := fmt.Sprintf("127.7.%d.%d", i>>8&0xff, 1+i%250)
 				how := random.IntN(len(visits))
 				if err := visits[how](doors[random.IntN(len(doors))], from, fmt.Sprint("user", i)); err != nil {

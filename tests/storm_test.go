@@ -8,9 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
-	"os"
 	"regexp"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -23,10 +21,7 @@ import (
 	"imapgate/routing"
 )
 
-const (
-	inhabitants = 50
-	stormSeed   = "IMAPGATE_STORM_SEED" // plays a storm again
-)
+const inhabitants = 50
 
 // mark is in every line of every user's mail.
 var mark = regexp.MustCompile(`of=([a-z0-9]+);`)
@@ -49,15 +44,11 @@ func TestInAStormOfSessionsNobodySeesAnothersMail(t *testing.T) {
 	}
 	g := startGateway(t, options{ca: ca, backends: paths, routing: routing.Config{Static: routing.Static{Users: users}}})
 
-	seed := uint64(time.Now().UnixNano())
-	if again, err := strconv.ParseUint(os.Getenv(stormSeed), 10, 64); err == nil {
-		seed = again
-	}
-	t.Logf("%s=%d", stormSeed, seed)
+	seed := testbed.Seed(t)
 	w := weather{g: g, sessions: int64(soaked(2_000, 20_000))}
 	var clients errgroup.Group
-	for i := range uint64(24) {
-		clients.Go(func() error { return w.blow(rand.New(rand.NewPCG(seed, i))) })
+	for range 24 {
+		clients.Go(func() error { return w.blow(seed) })
 	}
 	if err := clients.Wait(); err != nil {
 		t.Error(err)
@@ -93,9 +84,11 @@ type weather struct {
 	next, whole, broken, seen, foreign atomic.Int64
 }
 
-// blow makes sessions, one after the other, until there were enough.
-func (w *weather) blow(random *rand.Rand) error {
-	for w.next.Add(1) <= w.sessions {
+// blow makes sessions, one after the other, until there were enough. What a session
+// is depends on the seed and its number alone.
+func (w *weather) blow(seed uint64) error {
+	for n := w.next.Add(1); n <= w.sessions; n = w.next.Add(1) {
+		random := rand.New(rand.NewPCG(seed, uint64(n)))
 		user := fmt.Sprintf("user%d", random.IntN(inhabitants))
 		e := w.g.at(listeners[random.IntN(2)*2]) // implicit or none
 		if err := w.session(e, user, random); err != nil {

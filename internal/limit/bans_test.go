@@ -2,6 +2,7 @@ package limit
 
 import (
 	"net/netip"
+	"os"
 	"runtime"
 	"testing"
 	"time"
@@ -127,10 +128,10 @@ func told(t *testing.T, orders <-chan Order, want Order) {
 }
 
 // A million addresses and users, one failure each: nothing of it may stay but
-// what the tables hold, and bans are none of them.
+// what the tables hold, and bans are none of them. `make memory` runs it.
 func TestAMillionStrangersFit(t *testing.T) {
-	if testing.Short() || raceEnabled {
-		t.Skip("a million of anything takes a while")
+	if os.Getenv("IMAPGATE_SOAK") != "1" {
+		t.Skip("IMAPGATE_SOAK is not set to 1")
 	}
 	cfg := usual()
 	cfg.Failures.Delay = 0 // nobody waits

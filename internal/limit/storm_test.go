@@ -38,8 +38,7 @@ func TestWhatWasGrantedIsGivenBackWhenSomethingElseIsFull(t *testing.T) {
 // Clients come and go at two gateways while Redis hangs, dies and comes back. When
 // it is over Redis has the numbers of those who are there, and of nobody else.
 func TestAfterAStormTheNumbersAreRight(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	seed := testbed.Seed(t)
 	r := testbed.StartRedis(t)
 	cfg := quick()
 	cfg.Settings.PerUser, cfg.Settings.Total = 20, 1000

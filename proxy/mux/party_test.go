@@ -25,7 +25,7 @@ type party struct {
 	// Set once.
 	conn net.Conn // TCP, or TLS over it
 	r    *bufio.Reader
-	cut  func(left int) int
+	cut  func(rng *rand.Rand, left int) int
 
 	out  chan saying // at most 1024 that are not written yet
 	done chan struct{}
@@ -37,7 +37,7 @@ type saying struct {
 	then  func()
 }
 
-func newParty(conn net.Conn, cut func(int) int) *party {
+func newParty(conn net.Conn, cut func(*rand.Rand, int) int) *party {
 	p := &party{conn: conn, r: bufio.NewReaderSize(conn, 128<<10), cut: cut,
 		out: make(chan saying, 1024), done: make(chan struct{})}
 	go p.write()
@@ -47,9 +47,10 @@ func newParty(conn net.Conn, cut func(int) int) *party {
 // write ends when out is closed.
 func (p *party) write() {
 	defer close(p.done)
+	rng := rand.New(rand.NewPCG(1, 0))
 	for s := range p.out {
 		for b := s.bytes; len(b) > 0; {
-			n := p.cut(len(b))
+			n := p.cut(rng, len(b))
 			if _, err := p.conn.Write(b[:n]); err != nil {
 				break // whoever is missed says so
 			}
@@ -139,10 +140,10 @@ func (p *party) close() {
 }
 
 // The ways to cut what is said into packets.
-var cuts = map[string]func(left int) int{
-	"whole":  func(left int) int { return left },
-	"bytes":  func(left int) int { return min(left, max(1, left-4096)) }, // the last ones singly
-	"random": func(left int) int { return 1 + rand.IntN(min(left, max(40, left/4))) },
+var cuts = map[string]func(rng *rand.Rand, left int) int{
+	"whole":  func(_ *rand.Rand, left int) int { return left },
+	"bytes":  func(_ *rand.Rand, left int) int { return min(left, max(1, left-4096)) }, // the last ones singly
+	"random": func(rng *rand.Rand, left int) int { return 1 + rng.IntN(min(left, max(40, left/4))) },
 }
 
 // backendCaps are what a stub can do unless a test says otherwise.
@@ -154,7 +155,7 @@ type stub struct {
 	// Set once.
 	l   net.Listener
 	tls *tls.Config // nil: no TLS
-	cut func(int) int
+	cut func(*rand.Rand, int) int
 	wg  sync.WaitGroup
 
 	mu sync.Mutex
@@ -166,7 +167,7 @@ type stub struct {
 	open    map[net.Conn]struct{}
 }
 
-func newStub(secure *tls.Config, cut func(int) int) (*stub, error) {
+func newStub(secure *tls.Config, cut func(*rand.Rand, int) int) (*stub, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err

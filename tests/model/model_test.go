@@ -5,7 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
+	"hash/crc32"
 	"os"
 	"slices"
 	"strconv"
@@ -17,22 +17,20 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// plan is which runs a test makes. MODEL_SEED, MODEL_SEEDS, MODEL_TIME,
-// MODEL_TURNS, MODEL_LINES, MODEL_WORKERS and MODEL_GO_ON in the environment
-// change it.
+// plan is which runs a test makes. MODEL_SEED, MODEL_SEEDS, MODEL_TURNS,
+// MODEL_LINES, MODEL_WORKERS and MODEL_GO_ON in the environment change it.
 type plan struct {
 	Config
-	seed    uint64        // of the first run; 0: drawn by lot
-	seeds   int           // how many at most
-	time    time.Duration // no run is begun after it
-	workers int           // runs at a time, each with a gateway of its own
-	goOn    bool          // behind a run that failed
+	seed    uint64 // of the first run; 0: testbed.Seed
+	seeds   int    // how many
+	workers int    // runs at a time, each with a gateway of its own
+	goOn    bool   // after a run that failed
 }
 
 // slice is what a test does when nobody asks for more.
 func slice(c Config) plan {
 	c.Turns = 200
-	return plan{Config: c, seeds: 40, time: 4 * time.Second, workers: 2}
+	return plan{Config: c, seeds: 6, workers: 2}
 }
 
 // asked is the plan as the environment changes it.
@@ -50,18 +48,11 @@ func (p plan) asked(t *testing.T) plan {
 	number("MODEL_TURNS", func(n uint64) { p.Turns = int(n) })
 	number("MODEL_LINES", func(n uint64) { p.Lines = int(n) })
 	number("MODEL_WORKERS", func(n uint64) { p.workers = int(n) })
-	number("MODEL_SEEDS", func(n uint64) { p.seeds, p.time = int(n), time.Hour })
+	number("MODEL_SEEDS", func(n uint64) { p.seeds = int(n) })
 	number("MODEL_SEED", func(n uint64) { p.seed, p.seeds, p.workers = n, 1, 1 })
-	if text := os.Getenv("MODEL_TIME"); text != "" {
-		limit, err := time.ParseDuration(text)
-		if err != nil {
-			t.Fatalf("MODEL_TIME: %v", err)
-		}
-		p.time, p.seeds = limit, max(p.seeds, 1<<20)
-	}
 	p.goOn = os.Getenv("MODEL_GO_ON") != ""
 	if p.seed == 0 {
-		p.seed = 1 + rand.Uint64N(1<<40)
+		p.seed = testbed.Seed(t) + uint64(crc32.ChecksumIEEE([]byte(t.Name()))) // no two tests play the same
 	}
 	return p
 }
@@ -84,7 +75,7 @@ func (p plan) run(t *testing.T, backend *testbed.Dovecot) {
 		c, dir := p.Config, t.TempDir()
 		c.Backend = backend.Plain
 		wg.Go(func() {
-			for ctx.Err() == nil && time.Since(began) < p.time {
+			for ctx.Err() == nil {
 				n := next.Add(1)
 				if n > uint64(p.seeds) {
 					next.Add(^uint64(0))
