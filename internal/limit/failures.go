@@ -54,6 +54,7 @@ type pastPair struct {
 	hour    window
 	repeats window            // of wrong passwords that were recognised, in an hour
 	wrong   [lastWrong]uint32 // digests of passwords, newest first
+	unclear uint32            // digest of the one password that may have been right; 0: none
 }
 
 // failures is what is remembered of failed logins. Keys are keyed hashes, as in
@@ -113,6 +114,29 @@ func (f *failures) again(at pair, password identity.Secret, t time.Duration) (re
 	p.wrong[0] = d
 	f.pairs.Add(key, p)
 	return 0
+}
+
+// mayBeRight reports whether a password can be the user's that a service has seen and
+// not judged: at most one can, so it is the first of the user in the network. It is
+// remembered; repeats says how often it came in an hour, 0 for the first time.
+func (f *failures) mayBeRight(at pair, password identity.Secret, t time.Duration) (repeats int, ok bool) {
+	if password.IsZero() || at.user.IsZero() {
+		return 0, false
+	}
+	d, key := f.digest(at.user, password), maphash.Comparable(f.seed, at)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	p, _ := f.pairs.Get(key)
+	switch {
+	case p.unclear == d:
+		p.repeats = p.repeats.add(t, hour)
+		repeats = max(1, p.repeats.count(t, hour))
+	case p.unclear != 0 || slices.Contains(p.wrong[:], d):
+		return 0, false
+	}
+	p.unclear = d
+	f.pairs.Add(key, p)
+	return repeats, true
 }
 
 // tally is what there is of failures around one login: of the networks, of the
