@@ -170,6 +170,7 @@ func (l *loggedIn) ended(why audit.Reason, err error, up, down int64) {
 	l.session.In, l.session.Out = uint64(up), uint64(down) // counts
 	l.session.Took = time.Since(l.began)
 	l.visit.Leave()
+	srv.registry.remove(l.session.User, l.session.Backend, l.session.Mode)
 	srv.open.Add(-1)
 	_ = srv.rooms.Audit.SessionEnded(&l.who, &l.session, why)
 	srv.rooms.Metrics.SessionEnded(l.session.Mode, string(why))

@@ -122,7 +122,8 @@ type attempt struct {
 	method   string
 	expires  time.Time // the token; zero: nobody knows, or there is none
 	route    routing.Route
-	routed   bool // the name for the backend is the route's
+	found    routing.Route // as routing gave it
+	routed   bool          // the name for the backend is the route's
 	mode     string
 	upstream string        // how the login at the backend ended; "" when it was not tried
 	asked    time.Duration // how long that took
@@ -154,6 +155,9 @@ func (s *session) connect(ctx context.Context, a *attempt) (admitted, error) {
 	up, err := s.enterBackend(ctx, a, id)
 	if err != nil {
 		return nil, err
+	}
+	if err := s.confirm(ctx, a); err != nil {
+		return nil, errors.Join(err, up.Close())
 	}
 	s.conn.Limit(later(s.deadline, time.Now().Add(answering)))
 	if err := s.prove(a); err != nil {
@@ -261,6 +265,7 @@ func (s *session) relay(a *attempt, up admitted) error {
 	in := &loggedIn{server: s.server, visit: s.visit, who: s.who, began: time.Now(), session: audit.Session{
 		User: up.User(), Backend: a.route.Backend, Mode: a.mode,
 	}}
+	s.server.registry.add(up.User(), a.route.Backend, a.mode)
 	s.server.rooms.Metrics.SessionBegan(a.mode)
 	caps := s.server.offered(a, up.Caps())
 	err := s.welcome(a, up, caps)

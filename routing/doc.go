@@ -3,8 +3,8 @@
 // A route comes from Redis (single, Sentinel or Cluster) or from the
 // configuration: the user's own record, else the record of the domain, else the
 // default. Answers are cached. Redis itself says when a record changed, so that
-// a plain redis-cli HSET works within a second; while that channel is down an
-// answer lives for its ttl.
+// a plain redis-cli HSET decides the next login within a second; while that
+// channel is down an answer lives for its ttl. Live sessions stay where they are.
 //
 // One rule stands above the others: trouble is never an answer. A Redis that is
 // away, slow or confused, and a record that is malformed, mean "keep the last

@@ -59,6 +59,7 @@ type running struct {
 	audit   *audit.Log
 	metrics *metrics.Metrics
 	limits  *limit.Gate
+	routes  *routing.Router
 	file    *os.File
 	cancel  context.CancelFunc
 	served  chan struct{} // closed when the server has drained
@@ -115,6 +116,7 @@ func (g *running) open(o options) (rooms proxy.Rooms, run []func(context.Context
 	if err != nil {
 		return rooms, nil, err
 	}
+	g.routes = rooms.Routes
 	methods := o.methods
 	if methods == nil {
 		methods = []string{auth.Passthrough}

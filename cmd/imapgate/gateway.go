@@ -72,7 +72,7 @@ func open(cfg *config.Config, log *zap.Logger) (*gateway, error) {
 	}
 	if cfg.Admin.Address != "" {
 		g.admin = admin.New(admin.Config{Address: cfg.Admin.Address, Token: cfg.Admin.Token}, admin.Shows{
-			Metrics: g.metrics.Handler(), Ready: g.ready, Explain: g.explain, Limits: g.adminLimits(),
+			Metrics: g.metrics.Handler(), Ready: g.ready, Explain: g.explain, Sessions: g.sessions, Limits: g.adminLimits(),
 		}, log)
 	}
 	return g, nil
@@ -247,4 +247,13 @@ func (g *gateway) explain(ctx context.Context, name string) (any, error) {
 		return nil, err
 	}
 	return g.routes.Explain(ctx, u), nil
+}
+
+// sessions is the admin address's view of one user's live sessions.
+func (g *gateway) sessions(_ context.Context, name string) (any, error) {
+	u, err := g.auth.Canon(name)
+	if err != nil {
+		return nil, err
+	}
+	return userSessions{User: u.String(), Sessions: g.proxy.SessionsOf(u)}, nil
 }

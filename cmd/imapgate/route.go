@@ -38,7 +38,9 @@ func newRoute() *cobra.Command {
 		Use: "route", Args: noCommand, RunE: showHelp,
 		Short: "See and change where users go",
 		Long: `Read and write the records in Redis that say on which backend a user's mail is.
-A change takes effect in every running gateway within a second.
+A change decides every running gateway's next logins within a second. Live sessions stay
+where they are until they end, in every mode: "Moving a user" in docs/OPERATIONS.md says how
+to move a user's mail.
 
 redis-cli does as well; this command also refuses a record that no gateway would follow.`,
 	}
@@ -94,7 +96,10 @@ func newRouteSet(o *routeOptions) *cobra.Command {
 		Use: "set USER FIELD=VALUE...", Short: "Change fields of a user's own record", Args: userAndFields,
 		Long: `Change fields of a user's own record: backend, login, mode, state (active, paused or
 blocked) and password (a hash, see imapgate passwd). An empty value removes a field.
-Fields that are not named stay as they are.`,
+Fields that are not named stay as they are.
+
+A record decides where the next login goes, and ends no session. How many live sessions the
+gateway on this machine has, and how many of them are elsewhere, is printed.`,
 		Example: `  imapgate route set alice@example.org backend=west
   imapgate route set alice@example.org state=paused
   imapgate route set alice@example.org state=`,
@@ -107,7 +112,7 @@ Fields that are not named stay as they are.`,
 				if err := t.router.SetRecord(ctx, t.user, fields); err != nil {
 					return err
 				}
-				return o.done(t, "changed")
+				return o.done(ctx, t, "changed")
 			})
 		},
 	}
@@ -125,9 +130,9 @@ func newRouteDel(o *routeOptions) *cobra.Command {
 					return err
 				}
 				if !removed {
-					return o.done(t, "had no record")
+					return o.done(ctx, t, "had no record")
 				}
-				return o.done(t, "removed")
+				return o.done(ctx, t, "removed")
 			})
 		},
 	}
@@ -218,13 +223,20 @@ func closeRedis(rdb redis.UniversalClient) {
 	}
 }
 
-// done reports what was done.
-func (o *routeOptions) done(t *routes, what string) error {
+// done reports what was done, and which live sessions go on as before.
+func (o *routeOptions) done(ctx context.Context, t *routes, what string) error {
+	p := askPresence(ctx, t, t.router.Explain(ctx, t.user))
 	if o.asJSON {
-		return json.NewEncoder(t.out).Encode(map[string]string{"user": t.user.String(), "result": what})
+		return json.NewEncoder(t.out).Encode(struct {
+			User     string   `json:"user"`
+			Result   string   `json:"result"`
+			Sessions presence `json:"sessions"`
+		}{t.user.String(), what, p})
 	}
-	_, err := fmt.Fprintf(t.out, "%s: %s\n", t.user, what)
-	return err
+	if _, err := fmt.Fprintf(t.out, "%s: %s\n", t.user, what); err != nil {
+		return err
+	}
+	return p.print(t.out)
 }
 
 // routeFields are the fields of a user's record. Redis may hold others, for
