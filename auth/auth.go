@@ -21,6 +21,9 @@ var (
 	// ErrUnavailable: nobody could say whether the password is right. The source
 	// is away or holds nonsense, or too many verifications are waiting.
 	ErrUnavailable = errors.New("login cannot be checked now")
+	// ErrUnanswered comes wrapped with ErrUnavailable where a service was shown the
+	// password and gave no usable answer: whether it was right is open.
+	ErrUnanswered = errors.New("asked, and no answer came")
 	// ErrUnknown is what a PasswordLookup returns, bare or wrapped, for a user who
 	// has no password there; the next method is asked. Whoever wires a lookup to
 	// auth translates the source's own word for it. Every other error of a lookup

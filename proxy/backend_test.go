@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"imapgate/internal/testbed"
 )
 
 // afterLogin is what a backend offers once somebody is logged in; half of it is
@@ -225,10 +227,10 @@ func openScripted(t testing.TB) *scripted {
 func (s *scripted) side() *upstreamSide {
 	s.t.Helper()
 	if s.u == nil {
-		must(s.t, s.l.SetDeadline(time.Now().Add(10*time.Second)))
+		must(s.t, s.l.SetDeadline(time.Now().Add(testbed.Patience)))
 		nc, err := s.l.Accept()
 		must(s.t, err)
-		must(s.t, nc.SetDeadline(time.Now().Add(10*time.Second)))
+		must(s.t, nc.SetDeadline(time.Now().Add(2*testbed.Patience)))
 		s.t.Cleanup(func() { _ = nc.Close() })
 		s.u = newUpstreamSide(nc)
 	}

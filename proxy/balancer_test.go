@@ -311,7 +311,7 @@ func TestI3AHeaderHasThreeSeconds(t *testing.T) {
 			t.Error(r)
 		}
 	}
-	if took := time.Since(began); took < proxyTimeout || took > proxyTimeout+2*time.Second {
+	if took := time.Since(began); took < proxyTimeout {
 		t.Errorf("it took %v", took)
 	}
 }

@@ -52,6 +52,7 @@ type setup struct {
 	redis    redis.UniversalClient
 	limits   limit.Config // nothing is limited by default
 	hooks    limit.Hooks
+	first    int // records of a minute that are not folded; 0: none is
 	backends map[string]upstream.Config
 	rooms    func(*Rooms)
 	server   func(*Server)
@@ -129,7 +130,7 @@ func (b *bed) defaults(backend string) *setup {
 			"east": {Address: backend, TLSMode: upstream.NoTLS},
 			"mastered": {Address: backend, TLSMode: upstream.NoTLS, Login: upstream.MasterLogin,
 				Master: upstream.Master{User: "gateway", Password: identity.NewSecret("master-password")}},
-			"gone": {Address: deadAddress, TLSMode: upstream.NoTLS, ConnectTimeout: 500 * time.Millisecond},
+			"gone": {Address: deadAddress, TLSMode: upstream.NoTLS, ConnectTimeout: time.Second},
 		},
 	}
 	for _, mode := range []TLSMode{NoTLS, StartTLS, ImplicitTLS} {
@@ -162,6 +163,9 @@ func (b *bed) open(s *setup) {
 	must(b.t, err)
 	for name, c := range s.backends {
 		c.Name, c.Instance = name, s.cfg.Instance
+		if c.AnswerTimeout == 0 { // a test that is quick about logins is quick about answers
+			c.AnswerTimeout = c.LoginTimeout
+		}
 		r.Backends[name] = upstream.New(c, upstream.Hooks{OnConnect: r.Metrics.Backend(name).ConnectDone}, log)
 		s.routes.Backends = append(s.routes.Backends, name)
 	}
@@ -170,7 +174,7 @@ func (b *bed) open(s *setup) {
 	s.limits.Prefix = "imapgate:"
 	r.Limits, err = limit.New(s.limits, s.redis, s.hooks, log)
 	must(b.t, err)
-	r.Audit, err = audit.Open(audit.Config{Path: b.path("audit")}, log)
+	r.Audit, err = audit.Open(audit.Config{Path: b.path("audit"), First: s.first}, log)
 	must(b.t, err)
 	if s.rooms != nil {
 		s.rooms(&r)
@@ -206,7 +210,7 @@ func (b *bed) end() {
 			if err != nil {
 				b.t.Errorf("Serve: %v", err)
 			}
-		case <-time.After(20 * time.Second):
+		case <-time.After(testbed.Patience):
 			b.t.Errorf("the gateway does not stop\n%s", stacks())
 		}
 		b.unwatch()
@@ -231,9 +235,9 @@ func (b *bed) check() {
 		switch r.field("event") {
 		case "connection_refused", "session_ended":
 			ended[r.field("session")]++
-			sessions++
+			sessions += r.count()
 		case "login_accepted", "login_refused":
-			logins++
+			logins += r.count()
 		}
 	}
 	for session, n := range ended {
@@ -297,6 +301,14 @@ func (r record) field(name string) string {
 	return ""
 }
 
+// count is how many events a record stands for.
+func (r record) count() float64 {
+	if n, folded := r["count"].(float64); folded {
+		return n
+	}
+	return 1
+}
+
 // records is the audit log so far.
 func (b *bed) records() []record {
 	b.t.Helper()
@@ -320,7 +332,7 @@ func (b *bed) records() []record {
 func (b *bed) wantRecord(event string, why audit.Reason) record {
 	b.t.Helper()
 	var found record
-	within(b.t, 5*time.Second, fmt.Sprintf("%s %s in the audit log", event, why), func() bool {
+	within(b.t, fmt.Sprintf("%s %s in the audit log", event, why), func() bool {
 		for _, r := range b.records() {
 			if r.field("event") == event && r.field("reason") == string(why) {
 				found = r
@@ -336,7 +348,7 @@ func (b *bed) lastRecord(event string, c *client) record {
 	b.t.Helper()
 	var found record
 	peer := c.nc.LocalAddr().String()
-	within(b.t, 5*time.Second, event+" in the audit log", func() bool {
+	within(b.t, event+" in the audit log", func() bool {
 		for _, r := range b.records()[c.before:] {
 			if r.field("event") == event && r.field("peer") == peer {
 				found = r
@@ -349,8 +361,7 @@ func (b *bed) lastRecord(event string, c *client) record {
 
 func (b *bed) addr(listener string) string { return b.server.Addrs()[listener].String() }
 
-// leavesNothing wants goroutines and descriptors back where they were within
-// five seconds of the end of the test.
+// leavesNothing wants goroutines and descriptors back where they were after the test.
 func leavesNothing(t testing.TB) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -358,7 +369,7 @@ func leavesNothing(t testing.TB) {
 	_ = l.Close() // the runtime's own descriptors come with the first socket
 	goroutines, files := runtime.NumGoroutine(), openFiles(t)
 	t.Cleanup(func() {
-		within(t, 5*time.Second, "goroutines and descriptors to go", func() bool {
+		within(t, "goroutines and descriptors to go", func() bool {
 			runtime.GC() // closes the pipes that net keeps for splice(2)
 			return runtime.NumGoroutine() <= goroutines && len(openFiles(t)) <= len(files)
 		})
@@ -380,9 +391,10 @@ func openFiles(t testing.TB) []string {
 	return files
 }
 
-func within(t testing.TB, limit time.Duration, what string, ok func() bool) {
+// within polls ok until it returns true, or fails with the stacks of all goroutines.
+func within(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(limit); !ok(); <-time.After(5 * time.Millisecond) {
+	for end := time.Now().Add(testbed.Patience); !ok(); <-time.After(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("waited in vain for %s\n%s\n%s", what, strings.Join(openFiles(t), "\n"), stacks())
 		}

@@ -3,7 +3,6 @@ package proxy
 import (
 	"strings"
 	"testing"
-	"time"
 
 	"imapgate/internal/limit"
 )
@@ -17,7 +16,7 @@ func TestABudgetThatHoldsASessionUpIsOnRecord(t *testing.T) {
 			c.say("a LOGIN frank right\r\n")
 			c.hear("a OK …")
 			c.say(strings.Repeat("b", 500) + " NOOP\r\n") // which the answer has too
-			within(t, 5*time.Second, name+" to be on record", func() bool {
+			within(t, name+" to be on record", func() bool {
 				for _, r := range bed.records() {
 					if r.field("event") == "limit_hit" && r.field("limit") == name {
 						return r.field("result") == "slowed" && r.field("subject") == "frank@example.org" && r.field("session") != "" && bed.metrics()["imapgate_limit_waits_total"] > 0

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"imapgate/internal/testbed"
 )
 
 // dial connects to a listener; TLS is the caller's.
@@ -18,7 +20,7 @@ func (b *bed) dial(listener string) *client {
 	nc, err := net.Dial("tcp", b.addr(listener))
 	must(b.t, err)
 	b.t.Cleanup(func() { _ = nc.Close() })
-	must(b.t, nc.SetDeadline(time.Now().Add(20*time.Second)))
+	must(b.t, nc.SetDeadline(time.Now().Add(2*testbed.Patience)))
 	return &client{t: b.t, bed: b, nc: nc, r: bufio.NewReader(nc), before: before}
 }
 

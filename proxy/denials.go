@@ -38,10 +38,12 @@ func (d *denials) any() time.Duration {
 	return d.took[rand.N(min(d.n, len(d.took)))]
 }
 
-// least is the time of a denial before the jitter, which blurs both kinds alike.
+// least is the time of a refusal before the jitter, which blurs both kinds alike.
 func (d *denials) least(a *attempt, r refusal) time.Duration {
 	switch {
-	case a.judged:
+	case a.least > 0:
+		return a.least
+	case a.verdict >= upstream.VerdictUnclear:
 		return a.asked
 	case r.denied:
 		return d.any()
@@ -49,9 +51,10 @@ func (d *denials) least(a *attempt, r refusal) time.Duration {
 	return 0
 }
 
-// judged notes what a backend has said to a password that nobody else had judged.
+// judged notes what a backend has said to credentials that nobody else had judged.
 func (s *session) judged(a *attempt, err error) {
-	if a.judged = upstream.Judged(err); a.judged && errors.Is(err, upstream.ErrDenied) {
+	a.verdict = upstream.VerdictOf(err)
+	if a.verdict != upstream.VerdictNone && errors.Is(err, upstream.ErrDenied) {
 		s.server.denials.note(a.asked)
 	}
 }

@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"strings"
 	"testing"
 	"time"
 
@@ -13,43 +12,6 @@ import (
 func guessed(s *setup) {
 	s.limits = limit.Config{Failures: guesses()}
 	s.routes.Static.Users["refuse"], s.routes.Static.Users["echo"], s.routes.Static.Users["slow"] = "east", "east", "east"
-}
-
-func TestWhateverABackendCallsItAWrongPasswordIsAGuess(t *testing.T) {
-	for user, answer := range map[string]string{"refuse": "NO [OVERQUOTA] Too much mail.", "echo": unavailableReply} {
-		t.Run(user, func(t *testing.T) {
-			b := newBed(t, openMailbox(t).addr(), guessed)
-			c := b.in("203.0.113.7")
-			for _, tag := range []string{"a", "b", "c"} {
-				began := time.Now()
-				c.say(tag + " LOGIN " + user + " wrong-" + tag + "\r\n")
-				c.hear(tag + " " + answer)
-				if took := time.Since(began); took < denialFloor {
-					t.Errorf("answered after %v", took)
-				}
-			}
-			c.hear("* BYE [UNAVAILABLE] Too many failed logins.")
-			c.end()
-			for _, more := range "defghij" {
-				if got := b.guess("203.0.113.7", user, "wrong-"+string(more)); got != answer {
-					t.Fatalf("guess %c: %s", more, got)
-				}
-			}
-			b.refused("203.0.113.7")
-		})
-	}
-}
-
-func TestARefusalIsNoGuessWhereThePasswordWasRight(t *testing.T) {
-	b := newBed(t, openMailbox(t).addr(), guessed, func(s *setup) { s.users += "refuse@example.org:{PLAIN}" + password + "\n" })
-	for range 12 {
-		if got := b.guess("203.0.113.7", "refuse", password); got != "NO [OVERQUOTA] Too much mail." {
-			t.Fatal(got)
-		}
-	}
-	if got := b.guess("203.0.113.7", "alice", password); !strings.HasPrefix(got, "OK") {
-		t.Errorf("somebody else there: %s", got)
-	}
 }
 
 func TestAConnectionHasSoManyLoginsWhateverTheyFailOf(t *testing.T) {

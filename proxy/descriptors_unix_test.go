@@ -11,9 +11,12 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"imapgate/internal/testbed"
 )
 
 // fewDescriptors is the limit that the other process of this test sets itself.
@@ -21,7 +24,7 @@ const fewDescriptors = 256
 
 // TestC11DescriptorsThatRunOutStopNobodyForLong has a gateway in a process of
 // its own, which does what it reads: "fill" takes every descriptor that is
-// left, "free" gives them back, and each answers with what the process has cost.
+// left, "free" gives them back, and each answers with what it finds then.
 func TestC11DescriptorsThatRunOutStopNobodyForLong(t *testing.T) {
 	if os.Getenv("FEW_DESCRIPTORS") != "" {
 		serveWithFewDescriptors(t)
@@ -34,7 +37,7 @@ func TestC11DescriptorsThatRunOutStopNobodyForLong(t *testing.T) {
 	var greeted, refused int
 	var conns []net.Conn
 	for range 1000 {
-		nc, line := hello(t, addr, 5*time.Second)
+		nc, line := hello(t, addr, testbed.Patience)
 		conns = append(conns, nc)
 		switch {
 		case strings.HasPrefix(line, "* OK"):
@@ -48,8 +51,8 @@ func TestC11DescriptorsThatRunOutStopNobodyForLong(t *testing.T) {
 	if greeted != slots || greeted+refused != len(conns) {
 		t.Errorf("%d were greeted, want %d; %d were refused", greeted, slots, refused)
 	}
-	if cost := gateway.order("cost"); !strings.HasPrefix(cost, "can open a file") {
-		t.Error(cost)
+	if can := gateway.order("try"); can != "can open a file" {
+		t.Error(can)
 	}
 	closeAll(conns)
 	nc, line := gateway.untilGreeted(addr)
@@ -58,31 +61,21 @@ func TestC11DescriptorsThatRunOutStopNobodyForLong(t *testing.T) {
 	}
 	_ = nc.Close()
 
-	var cpu, lines, cpuAfter, linesAfter float64
-	scan(t, gateway.order("fill"), &cpu, &lines)
+	if can := gateway.order("fill"); can != "can open no file" {
+		t.Error(can)
+	}
 	conns = conns[:0]
 	for range 20 {
 		nc, err := net.Dial("tcp", addr) // by the kernel: nobody accepts
 		must(t, err)
 		conns = append(conns, nc)
 	}
-	<-time.After(2 * time.Second)
-	scan(t, gateway.order("cost"), &cpuAfter, &linesAfter)
-	if spent := cpuAfter - cpu; spent > 0.4 {
-		t.Errorf("%.2f s of CPU in 2 s of waiting", spent)
-	}
-	if said := linesAfter - lines; said < 1 || said > 4 {
-		t.Errorf("%v log lines in 2 s", said)
-	}
+	within(t, "the trouble to be logged", func() bool { return gateway.order("lines") != "0" })
 	gateway.order("free")
-	freed := time.Now()
 	for _, nc := range conns {
-		if line := readLine(nc, 5*time.Second); !strings.HasPrefix(line, "* OK") {
+		if line := readLine(nc, testbed.Patience); !strings.HasPrefix(line, "* OK") {
 			t.Errorf("heard %q", line)
 		}
-	}
-	if took := time.Since(freed); took > 2*time.Second {
-		t.Errorf("it took %v to recover", took)
 	}
 	closeAll(conns)
 }
@@ -93,12 +86,18 @@ func closeAll(conns []net.Conn) {
 	}
 }
 
-func scan(t *testing.T, cost string, cpu, lines *float64) {
-	t.Helper()
-	_, words, _ := strings.Cut(cost, ": ")
-	if _, err := fmt.Sscanf(words, "%f s, %f lines", cpu, lines); err != nil {
-		t.Fatalf("%q: %v", cost, err)
-	}
+// What happens in a minute without descriptors.
+func TestC11FailuresToAcceptAreFewAndSeldomLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var trouble backoff
+		began, tries, lines := time.Now(), 0, 0
+		for ; time.Since(began) < time.Minute; tries++ {
+			trouble.wait(t.Context(), func() { lines++ })
+		}
+		if tries > 70 || lines < 30 || lines > 60 {
+			t.Errorf("%d tries and %d log lines in a minute", tries, lines)
+		}
+	})
 }
 
 func hello(t *testing.T, addr string, limit time.Duration) (net.Conn, string) {
@@ -155,11 +154,11 @@ func (o *other) order(order string) string {
 	return strings.TrimSpace(line)
 }
 
-// untilGreeted connects until there is a place, for two seconds at most.
+// untilGreeted connects until there is a place.
 func (o *other) untilGreeted(addr string) (nc net.Conn, line string) {
 	o.t.Helper()
-	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); <-time.After(10 * time.Millisecond) {
-		if nc, line = hello(o.t, addr, time.Second); strings.HasPrefix(line, "* OK") {
+	for end := time.Now().Add(testbed.Patience); time.Now().Before(end); <-time.After(10 * time.Millisecond) {
+		if nc, line = hello(o.t, addr, testbed.Patience); strings.HasPrefix(line, "* OK") {
 			return nc, line
 		}
 	}
@@ -185,6 +184,9 @@ func serveWithFewDescriptors(t *testing.T) {
 				_ = f.Close()
 			}
 			taken = nil
+		case "lines":
+			fmt.Println(strings.Count(b.logs.String(), `"msg":"accept"`))
+			continue
 		}
 		f, err := os.Open(os.DevNull)
 		word := "can open a file"
@@ -192,9 +194,6 @@ func serveWithFewDescriptors(t *testing.T) {
 			word = "can open no file"
 		}
 		_ = f.Close()
-		var use unix.Rusage
-		must(t, unix.Getrusage(unix.RUSAGE_SELF, &use))
-		cpu := time.Duration(use.Utime.Nano() + use.Stime.Nano()).Seconds()
-		fmt.Printf("%s: %.3f s, %d lines\n", word, cpu, strings.Count(b.logs.String(), `"msg":"accept"`))
+		fmt.Println(word)
 	}
 }

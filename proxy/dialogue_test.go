@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"imapgate/internal/testbed"
 )
@@ -131,7 +130,7 @@ func (d dialogue) play(t *testing.T, kind, cut string, seed uint64) {
 		_, _ = io.Copy(io.Discard, a.backend.u.r) // our end is passed on
 		a.backend.hangUp()
 	}
-	within(t, 5*time.Second, "the connection's end", func() bool { return b.server.open.Load() == 0 })
+	within(t, "the connection's end", func() bool { return b.server.open.Load() == 0 })
 	b.end()
 	a.compareAudit()
 }

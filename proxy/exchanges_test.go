@@ -192,7 +192,7 @@ func TestC7ExchangesOfMoreStepsThatAreCutOffLeaveNothing(t *testing.T) {
 			t.Errorf("carol's proof is not answered by the gateway's: %v", err)
 		}
 	})
-	within(t, 20*time.Second, "everything to be given back", func() bool { return m.open() == 0 && b.server.open.Load() == 0 })
+	within(t, "everything to be given back", func() bool { return m.open() == 0 && b.server.open.Load() == 0 })
 	keepsNothing(t, n, before)
 	c := b.greeted("implicit")
 	e := c.scram("SCRAM-SHA-256-PLUS", "carol", password, "tls-exporter")

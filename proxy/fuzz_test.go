@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"imapgate/internal/identity"
+	"imapgate/internal/testbed"
 )
 
 // steps are what a fuzzed client can do, by number; other bytes are said as
@@ -65,13 +66,16 @@ func FuzzSession(f *testing.F) {
 		for _, name := range []string{"vanish", "refuse", "echo", "flood", "hang"} {
 			s.routes.Static.Users[name] = "east"
 		}
+		east := s.backends["east"]
+		east.LoginTimeout = 700 * time.Millisecond
+		s.backends["east"] = east
 	})
 	f.Fuzz(func(t *testing.T, listener byte, plot []byte) {
 		names := []string{"none", "starttls", "implicit", "trusting-none", "balanced-none", "balanced-starttls"}
 		name := names[int(listener)%len(names)]
 		nc, err := net.Dial("tcp", b.addr(name))
 		must(t, err)
-		must(t, nc.SetDeadline(time.Now().Add(3*time.Second)))
+		must(t, nc.SetDeadline(time.Now().Add(testbed.Patience)))
 		c := &client{t: t, bed: b, nc: nc, r: bufio.NewReader(nc)}
 		if strings.HasPrefix(name, "balanced") {
 			c.try("PROXY TCP4 192.0.2.1 192.0.2.2 4711 143\r\n")
@@ -83,7 +87,7 @@ func FuzzSession(f *testing.F) {
 			c.act(step)
 		}
 		c.close()
-		within(t, 5*time.Second, "the connection to be given back", func() bool {
+		within(t, "the connection to be given back", func() bool {
 			return b.server.open.Load() == 0 && b.server.Sessions() == 0 && m.open() == 0
 		})
 		if n := strings.Count(b.logs.String(), `"msg":"fault"`); n > 0 {
@@ -102,7 +106,7 @@ func (c *client) act(step byte) {
 	case step == hearOne:
 		_ = c.nc.SetReadDeadline(time.Now().Add(50 * time.Millisecond)) // there may be nothing to hear, or nobody
 		_, _ = c.r.ReadString('\n')
-		_ = c.nc.SetReadDeadline(time.Now().Add(3 * time.Second))
+		_ = c.nc.SetReadDeadline(time.Now().Add(testbed.Patience))
 	case step == hangUp:
 		c.close()
 	case step == reset:

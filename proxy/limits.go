@@ -14,6 +14,7 @@ import (
 	"imapgate/internal/audit"
 	"imapgate/internal/identity"
 	"imapgate/internal/limit"
+	"imapgate/proxy/upstream"
 )
 
 // The time of a denial: a floor, and up to this much more. What failures add comes
@@ -22,7 +23,7 @@ const (
 	denialFloor  = 200 * time.Millisecond
 	denialJitter = 50 * time.Millisecond
 	// judging is for the judgement of limits before an exchange asks for a user: it may
-	// ask Redis, and does not wait for what is owed.
+	// ask Redis.
 	judging = 100 * time.Millisecond
 	// noticed is the shortest wait that was one: to be asked takes microseconds.
 	noticed = 10 * time.Millisecond
@@ -67,6 +68,8 @@ func (s *session) turnedAway(err error) error {
 // is owed.
 func (s *session) mayTry(ctx context.Context, a *attempt) error {
 	began := time.Now()
+	ctx, cancel := context.WithDeadline(ctx, s.deadline) // nothing of the login is judged so far
+	defer cancel()
 	err := s.visit.Attempt(ctx, a.login.User)
 	if took := time.Since(began); took >= noticed {
 		a.waited = took
@@ -79,8 +82,9 @@ func (s *session) mayTry(ctx context.Context, a *attempt) error {
 	return nil
 }
 
-// mayAsk is mayTry before SCRAM asks for a user's keys, which may cost a question to
-// Redis. What is owed is waited for with the proof.
+// mayAsk judges by limits a login whose exchange is about to ask for the user's keys
+// (SCRAM), which may cost a question to Redis. Nothing is verified before the proof, so
+// until then the login neither waits for what is owed nor counts as one under way.
 func (s *session) mayAsk(ctx context.Context, a *attempt, response []byte) error {
 	if !strings.HasPrefix(a.login.Mechanism, "AUTH=SCRAM-") {
 		return nil
@@ -96,8 +100,7 @@ func (s *session) mayAsk(ctx context.Context, a *attempt, response []byte) error
 	a.login.User = user
 	ctx, cancel := context.WithTimeout(ctx, judging)
 	defer cancel()
-	var no *limit.Refusal
-	if err := s.visit.Attempt(ctx, user); errors.As(err, &no) {
+	if err := s.visit.Check(ctx, user); err != nil {
 		return fmt.Errorf("%w: %w", errTooOften, err)
 	}
 	return nil
@@ -105,15 +108,17 @@ func (s *session) mayAsk(ctx context.Context, a *attempt, response []byte) error
 
 // linger counts a failed login, and waits until it may be answered. Whatever the
 // cause it takes time and counts for the connection; for the user and the address
-// count guesses alone, so that nobody is banned because a backend is away. No wait
-// outlasts the time there is for a login.
-func (s *session) linger(ctx context.Context, a *attempt, why error) {
+// count guesses alone, so that nobody is banned because a backend is away. The wait
+// for failures ends with the time for a login; it is false when there was more to
+// wait for. The time that all denials take is waited for in any case.
+func (s *session) linger(ctx context.Context, a *attempt, why error) (inTime bool) {
 	r := refusalOf(why)
 	if r.reply == "" {
-		return // there is nobody who waits
+		s.visit.Settle()
+		return true // there is nobody who waits
 	}
 	s.vain++
-	guess := r.denied || a.judged
+	guess := r.denied || a.verdict >= upstream.VerdictUnclear
 	if guess || r.reason == audit.LimitReached || r.reason == audit.ProvedAndLeft {
 		s.failed++
 	}
@@ -121,19 +126,42 @@ func (s *session) linger(ctx context.Context, a *attempt, why error) {
 	if asked := (*auth.Wait)(nil); errors.As(why, &asked) {
 		least = max(least, asked.For)
 	}
-	if !guess {
-		s.visit.Settle() // while the answer waits, others need not
-	} else if owed := s.visit.Failed(ctx, a.login.User, a.shown()); owed > least {
-		least = owed
+	owed := s.count(ctx, a, r)
+	if owed > least {
 		s.server.rooms.Metrics.Limits.Delayed(owed)
 	}
-	until := a.began.Add(a.waited + least + rand.N(s.server.jitter))
-	if until.After(s.deadline) {
+	spread := rand.N(s.server.jitter)
+	alike, until := a.began.Add(a.waited+least+spread), a.began.Add(a.waited+owed+spread)
+	inTime = !until.After(later(s.deadline, alike))
+	if !inTime {
 		until = s.deadline
 	}
 	began := time.Now()
-	pause(ctx, time.Until(until))
+	pause(ctx, time.Until(later(alike, until)))
 	a.waited += time.Since(began)
+	return inTime
+}
+
+// count has a failed login counted as what it is, and gives the least time that its
+// denial must take because of it.
+//
+//	denied, and nobody knew the password for right      a failure
+//	the backend calls the credentials wrong             a failure
+//	the backend's answer, or silence, fits both         Unclear; of a token nothing: those are not guessed
+//	denied although the credentials are right           nothing, in the time of a failure
+//	everything else                                     nothing
+func (s *session) count(ctx context.Context, a *attempt, r refusal) time.Duration {
+	user, shown := a.login.User, a.shown()
+	switch {
+	case r.denied && a.decided, a.verdict == upstream.VerdictUnclear && !a.login.Token.IsZero():
+		return s.visit.Uncounted()
+	case r.denied, a.verdict == upstream.VerdictWrong:
+		return s.visit.Failed(ctx, user, shown)
+	case a.verdict == upstream.VerdictUnclear:
+		return s.visit.Unclear(ctx, user, shown)
+	}
+	s.visit.Settle() // while the answer waits, others need not
+	return 0
 }
 
 // shown is by what a failed login is recognised when it is tried again: what was

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"net"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -47,7 +48,7 @@ func (b *bed) refused(address string) {
 // wantHit waits for a limit's record, with its metric.
 func (b *bed) wantHit(reason limit.Reason, subject string) {
 	b.t.Helper()
-	within(b.t, 5*time.Second, fmt.Sprintf("limit_hit %s of %s", reason, subject), func() bool {
+	within(b.t, fmt.Sprintf("limit_hit %s of %s", reason, subject), func() bool {
 		for _, r := range b.records() {
 			if r.field("event") == "limit_hit" && r.field("limit") == string(reason) && r.field("subject") == subject {
 				return strings.Contains(b.scrape(), `imapgate_limit_refusals_total{limit="`+string(reason)+`"}`)
@@ -60,7 +61,7 @@ func (b *bed) wantHit(reason limit.Reason, subject string) {
 // taken waits until so many places are taken.
 func (b *bed) taken(n int) {
 	b.t.Helper()
-	within(b.t, 5*time.Second, fmt.Sprintf("%d places", n), func() bool { return b.rooms.Limits.Taken() == n })
+	within(b.t, fmt.Sprintf("%d places", n), func() bool { return b.rooms.Limits.Taken() == n })
 }
 
 func TestAnAddressHasSoManyConnectionsBeforeTheLogin(t *testing.T) {
@@ -85,7 +86,7 @@ func TestAnAddressHasSoManyConnections(t *testing.T) {
 	b.refused("192.0.2.1")
 	b.wantHit(limit.AddressConnections, "192.0.2.1/32")
 	second.vanish()
-	within(t, 5*time.Second, "the place of a client that vanished", func() bool {
+	within(t, "the place of a client that vanished", func() bool {
 		c := b.from("192.0.2.1")
 		defer c.close()
 		line, _ := c.r.ReadString('\n')
@@ -151,12 +152,12 @@ func TestAUserHasSoManySessions(t *testing.T) {
 			if r := b.lastRecord("login_refused", one); r.field("reason") != string(audit.LimitReached) {
 				t.Errorf("%v", r)
 			}
-			within(t, 5*time.Second, "the end at the backend", func() bool { return m.open() == 2 })
+			within(t, "the end at the backend", func() bool { return m.open() == 2 })
 			wrong := b.in(test.other)
 			wrong.say("a LOGIN frank wrong\r\n")
 			wrong.hear("a " + deniedReply) // whose password is wrong does not learn of it
 			in[0].vanish()
-			within(t, 5*time.Second, "a free place", func() bool {
+			within(t, "a free place", func() bool {
 				c := b.in(test.other)
 				c.say("a LOGIN frank right\r\n")
 				line, _ := c.r.ReadString('\n')
@@ -261,7 +262,7 @@ func TestTheBackendsNoCountsWhereItDecides(t *testing.T) {
 
 func TestABackendThatIsAwayIsNobodysFailure(t *testing.T) {
 	b := newBed(t, openMailbox(t).addr(), limited(limit.Config{Failures: guesses()}), func(s *setup) {
-		s.backends["refusing"] = upstream.Config{Address: deadAddress, TLSMode: upstream.NoTLS, ConnectTimeout: 50 * time.Millisecond}
+		s.backends["refusing"] = upstream.Config{Address: deadAddress, TLSMode: upstream.NoTLS, ConnectTimeout: time.Second}
 		s.routes.Static.Users["frank"] = "refusing"
 	})
 	for i := range 12 {
@@ -306,20 +307,92 @@ func TestATrustedPeersOwnAddressIsNotCounted(t *testing.T) {
 
 func TestADelayDoesNotOutlastTheTimeForALogin(t *testing.T) {
 	f := guesses()
-	f.Delay, f.MaxDelay = 10*time.Second, 10*time.Second
+	f.Delay, f.MaxDelay = 10*time.Minute, 10*time.Minute
 	b := newBed(t, openMailbox(t).addr(), limited(limit.Config{Failures: f}), func(s *setup) { s.cfg.Preauth = 700 * time.Millisecond })
 	c := b.in("203.0.113.7")
-	began := time.Now()
 	c.say("a LOGIN frank wrong\r\n")
-	c.hear("* BYE Login took too long.")
+	c.hear("* BYE Login took too long.") // and no denial after the delay
 	c.end()
-	if took := time.Since(began); took > 2*time.Second {
-		t.Errorf("it took %v", took)
-	}
 	next := b.in("203.0.113.7")
 	next.say("a LOGIN frank right\r\n") // owes the delay of the first
 	next.hear("* BYE Login took too long.")
 	if r := b.lastRecord("login_refused", next); r.field("reason") != string(audit.LimitReached) || r.field("delay_ms") == "" {
 		t.Errorf("%v", r)
 	}
+}
+
+// One thread of a refused address can come thousands of times a second. It fills neither
+// the audit log nor the ordinary one, and each of its connections is counted.
+func TestARefusedAddressDoesNotFillTheLogs(t *testing.T) {
+	const flood = 300
+	b := newBed(t, openMailbox(t).addr(), func(s *setup) {
+		s.first = 3
+		s.cfg.BadCommands = 1000
+	})
+	if err := b.rooms.Limits.Ban(t.Context(), netip.MustParsePrefix("192.0.2.66/32"), time.Hour, ""); err != nil {
+		t.Fatal(err)
+	}
+	for range flood {
+		c := b.from("192.0.2.66")
+		_ = c.rest()
+		c.close()
+		c = b.dial("implicit")
+		c.say("not TLS at all\r\n")
+		_ = c.rest()
+		c.close()
+	}
+	c := b.in("192.0.2.7")
+	for range flood {
+		c.say("a AUTHENTICATE PLAIN !\r\n")
+		c.hear("a BAD Invalid base64.")
+	}
+	c.close()
+	b.end()
+	sum, single := map[string]float64{}, map[string]int{}
+	for _, r := range b.records() {
+		what := r.field("event") + " " + r.field("reason")
+		if sum[what] += r.count(); r.count() == 1 {
+			single[what]++
+		}
+	}
+	for _, what := range []string{"connection_refused " + string(audit.TooMany), "connection_refused " + string(audit.HandshakeFailed), "login_refused " + string(audit.BadExchange)} {
+		if sum[what] != flood || single[what] != 3 {
+			t.Errorf("%s: %v events, %d single records", what, sum[what], single[what])
+		}
+	}
+	said := 0
+	for line := range strings.Lines(b.logs.String()) {
+		if strings.Contains(line, `"level":"info"`) && strings.Contains(line, `"msg":"session`) {
+			said++
+		}
+	}
+	if said > 10 { // of three kinds, and a count of each
+		t.Errorf("the ordinary log has %d lines", said)
+	}
+}
+
+func TestAnIPv6CustomerDoesNotTakeEveryPlace(t *testing.T) {
+	const most = 60
+	b := newBed(t, openMailbox(t).addr(), func(s *setup) {
+		s.cfg.MaxConnections = most
+		s.limits = limit.Config{Preauth: PreauthRoom(most), Settings: limit.Settings{Strangers: 4, NetworkShare: 25}}
+	})
+	in := 0
+	for net := range 32 {
+		for range 4 {
+			c := b.dial("balanced-none")
+			c.say(fmt.Sprintf("PROXY TCP6 2001:db8:1:%x::1 ::1 4711 143\r\n", net))
+			line, err := c.r.ReadString('\n')
+			if err == nil && strings.HasPrefix(line, "* OK") {
+				in++
+			} else if c.close(); line != "* BYE [UNAVAILABLE] Too many connections.\r\n" {
+				t.Fatalf("heard %q, %v", line, err)
+			}
+		}
+	}
+	if in != 4 { // half of a quarter of 30 is less than one address may have
+		t.Errorf("%d connections of a /59 are in", in)
+	}
+	b.wantHit(limit.NetworkPlaces, "2001:db8:1::/56")
+	b.in("192.0.2.1").close()
 }

@@ -37,13 +37,13 @@ func (a *attempt) record() *audit.Login {
 }
 
 // recordRefusal writes a failed login down: audit, metrics, and for the
-// operator's own troubles the log.
+// operator's own troubles, and what a backend refuses by a code, the log.
 func (s *session) recordRefusal(a *attempt, r refusal, why error) {
 	rooms := &s.server.rooms
 	// Without room for the record the next login is blocked; this one is over.
 	_ = rooms.Audit.LoginRefused(&s.who, a.record(), r.reason)
 	rooms.Metrics.LoginDone(r.result, a.login.Mechanism, time.Since(a.began))
-	if r.result == metrics.Unavailable {
+	if r.result == metrics.Unavailable || r.reason == audit.BackendRefused {
 		rooms.Log.Warn("login unavailable", zap.String("session", s.who.Session), zap.Stringer("user", a.login.User),
 			zap.String("backend", a.route.Backend), zap.String("reason", string(r.reason)), zap.Error(why))
 	}
@@ -90,9 +90,9 @@ func (s *session) recordEnd(e *ending) {
 	if e.err != nil {
 		detail = e.err.Error()
 	}
-	_ = srv.rooms.Audit.ConnectionRefused(&s.who, e.reason, detail, took)
+	folded, _ := srv.rooms.Audit.ConnectionRefused(&s.who, e.reason, detail, took)
 	level := zap.InfoLevel
-	if e.reason == audit.TooMany || e.reason == audit.Overload { // in a flood there is one a connection
+	if folded || e.reason == audit.TooMany || e.reason == audit.Overload { // in a flood there is one a connection
 		level = zap.DebugLevel
 	}
 	srv.rooms.Log.Log(level, "session", zap.String("session", s.who.Session), zap.String("user", ""), zap.String("backend", ""),
@@ -107,6 +107,9 @@ func errorOf(err error) zap.Field {
 	return zap.String("err", err.Error())
 }
 
+// tookTooLong is the BYE of a connection whose deadline before the login is over.
+const tookTooLong = "Login took too long."
+
 // endOf says why a connection ended.
 func (s *session) endOf(ctx context.Context, err error) *ending {
 	var e *ending
@@ -116,7 +119,7 @@ func (s *session) endOf(ctx context.Context, err error) *ending {
 	case errors.As(err, &e):
 		return e
 	case isTimeout(err):
-		return &ending{reason: audit.PreauthTimeout, bye: "Login took too long."}
+		return &ending{reason: audit.PreauthTimeout, bye: tookTooLong}
 	case isClosed(err):
 		return &ending{reason: audit.ClientClosed}
 	}

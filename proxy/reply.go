@@ -32,6 +32,7 @@ var (
 	// else must have checked the password.
 	errNobodyDecides    = errors.New("nobody checked the password of a user whose backend takes the gateway's word")
 	errBackendDisagrees = errors.New("backend denied a user whose password was right here")
+	errUnchecked        = errors.New("backend could not check the credentials")
 	errForeign          = errors.New("upstream belongs to another user")
 	// A login that was not tried, because too many have failed.
 	errTooOften = errors.New("too many failed logins")
@@ -77,7 +78,9 @@ func refusalOf(err error) refusal {
 		return refusal{result: metrics.Abandoned, reason: audit.ProvedAndLeft}
 	case errors.Is(err, errCancelled):
 		return refusal{reply: "BAD Cancelled.", result: refused, reason: audit.ProvedAndLeft}
-	case errors.Is(err, errBackendDisagrees):
+	case errors.Is(err, errAsOthers):
+		return refusal{reply: unavailableReply, result: refused, reason: asOthersReason(err)}
+	case errors.Is(err, errBackendDisagrees), errors.Is(err, errUnchecked):
 		return unavailable(audit.BackendRefused)
 	case errors.Is(err, errFull):
 		return refusal{reply: fullReply, result: metrics.Limited, reason: audit.LimitReached}
@@ -99,6 +102,15 @@ func refusalOf(err error) refusal {
 		return refusal{reply: "NO [" + own.Code + "] " + own.Text, result: refused, reason: audit.BackendRefused}
 	}
 	return unavailable(unavailableReason(err))
+}
+
+// asOthersReason is what the operator is told of a user whom the client cannot tell
+// from one with an unavailable account.
+func asOthersReason(err error) audit.Reason {
+	if errors.Is(err, routing.ErrBlocked) {
+		return audit.UserBlocked
+	}
+	return audit.NoRoute
 }
 
 func unavailable(why audit.Reason) refusal {

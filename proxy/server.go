@@ -28,6 +28,7 @@ import (
 	"imapgate/auth"
 	"imapgate/internal/audit"
 	"imapgate/internal/deadpeer"
+	"imapgate/internal/identity"
 	"imapgate/internal/limit"
 	"imapgate/internal/metrics"
 	"imapgate/proxy/mux"
@@ -60,16 +61,17 @@ type Listener struct {
 // Config is what an operator decides about the front door.
 type Config struct {
 	Listeners      []Listener
-	MaxConnections int           // at a time, as far as descriptors allow; 0: as many as they do
-	Preauth        time.Duration // from accept to the login, all together
-	Handshake      time.Duration // of TLS
-	Handshakes     int           // of TLS that compute at a time; 0: by the number of cores
-	Idle           time.Duration // of a session
-	Write          time.Duration // of one write in a session
-	Drain          time.Duration // what sessions get when the gateway stops
-	AuthAttempts   int           // failed logins on a connection
-	BadCommands    int           // before the login, on a connection
-	Instance       string        // begins every session id; NewInstance
+	MaxConnections int             // at a time, as far as descriptors allow; 0: as many as they do
+	Preauth        time.Duration   // from accept to the login, all together
+	Handshake      time.Duration   // of TLS
+	Handshakes     int             // of TLS that compute at a time; 0: by the number of cores
+	Idle           time.Duration   // of a session
+	Write          time.Duration   // of one write in a session
+	Drain          time.Duration   // what sessions get when the gateway stops
+	AuthAttempts   int             // failed logins on a connection
+	BadCommands    int             // before the login, on a connection
+	Instance       string          // begins every session id; NewInstance
+	Secret         identity.Secret // shared by all gateways, so that they answer alike about unknown users; zero: a random one
 	TokenRefusal   auth.TokenRefusal
 	TokenGrace     time.Duration // how long a session outlives the token that opened it; 0: as long as it likes
 	Placed         bool          // mailboxes live where auth's method http says, not where routing does
@@ -121,6 +123,7 @@ type Server struct {
 	turns     *turns // of TLS handshakes
 	places    *places
 	denials   denials
+	sample    *sample
 	floor     time.Duration // denialFloor
 	jitter    time.Duration // denialJitter
 
@@ -137,11 +140,9 @@ func NewInstance() string { return rand.Text()[:8] }
 // New makes a Server that does not listen yet.
 func New(cfg Config, rooms Rooms) (*Server, error) {
 	s := &Server{
-		cfg: cfg, rooms: rooms, slots: descriptorSlots(), turns: newTurns(cfg.Handshakes),
+		cfg: cfg, rooms: rooms, slots: slots(cfg.MaxConnections), turns: newTurns(cfg.Handshakes),
 		places: newPlaces(rooms.Backends, cfg.PlaceTTL), floor: denialFloor, jitter: denialJitter,
-	}
-	if cfg.MaxConnections > 0 {
-		s.slots = min(s.slots, int64(cfg.MaxConnections))
+		sample: newSample(cfg.Secret),
 	}
 	for _, l := range cfg.Listeners {
 		if l.TLS != NoTLS && rooms.TLS == nil {
@@ -242,8 +243,22 @@ const fewSlots = 16
 // counted. Those before the login have half of the places, so that strangers who
 // never log in leave room for the sessions of those who do.
 func (s *Server) full() bool {
-	return s.open.Load() > s.slots || s.waiting.Load() > max(s.slots/2, min(s.slots, fewSlots))
+	return s.open.Load() > s.slots || s.waiting.Load() > preauthRoom(s.slots)
 }
+
+// slots is how many connections there may be at a time; maxConnections is as in Config.
+func slots(maxConnections int) int64 {
+	if maxConnections == 0 {
+		return descriptorSlots()
+	}
+	return min(descriptorSlots(), int64(maxConnections))
+}
+
+func preauthRoom(slots int64) int64 { return max(slots/2, min(slots, fewSlots)) }
+
+// PreauthRoom is how many connections a Server has room for that have not logged in,
+// with that Config.MaxConnections.
+func PreauthRoom(maxConnections int) int { return int(preauthRoom(slots(maxConnections))) }
 
 func (s *Server) sessionID() string {
 	return s.cfg.Instance + "-" + strconv.FormatUint(s.serial.Add(1), 36)

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"time"
 
 	"imapgate/auth"
@@ -127,46 +126,62 @@ type attempt struct {
 	upstream string        // how the login at the backend ended; "" when it was not tried
 	asked    time.Duration // how long that took
 	queued   time.Duration // of it, until the backend's limits let it in
-	judged   bool          // by the backend alone, which said NO or BAD
 	waited   time.Duration // on purpose
+	least    time.Duration // that the answer takes, where it must take as long as another's
+
+	decided bool             // by the gateway: the credentials are right
+	verdict upstream.Verdict // of the backend, where nobody else has judged; Unclear also of an auth server
 }
 
 // connect finds out who the client is and where its mailbox lives, and logs in
 // there. Each value can only come from the step before.
 func (s *session) connect(ctx context.Context, a *attempt) (admitted, error) {
 	defer s.recordFault(a)
-	ctx, cancel := context.WithDeadline(ctx, s.deadline) // for all of it, whatever each room allows itself
-	defer cancel()
-	rooms := &s.server.rooms
 	if err := s.mayTry(ctx, a); err != nil {
 		return nil, err
 	}
 	if a.err != nil {
 		return nil, a.err
 	}
-	if err := rooms.Audit.Ready(); err != nil {
+	if err := s.server.rooms.Audit.Ready(); err != nil {
 		return nil, err
 	}
-	id, err := rooms.Auth.Authenticate(ctx, a.login)
+	id, err := s.identify(ctx, a)
 	if err != nil {
-		return nil, err
-	}
-	a.method, a.login.User, a.expires = id.Method(), id.User(), id.Expires()
-	if err = s.place(ctx, a, id); err != nil {
 		return nil, err
 	}
 	up, err := s.enterBackend(ctx, a, id)
 	if err != nil {
 		return nil, err
 	}
+	s.conn.Limit(later(s.deadline, time.Now().Add(answering)))
 	if err := s.prove(a); err != nil {
 		return nil, errors.Join(err, up.Close())
 	}
 	return up, nil
 }
 
+// identify finds out who the client is and where its mailbox lives. A login has its
+// own time from here on, whatever is left before the connection's deadline: whoever
+// sends a guess in the last moment must not get away before it is judged.
+func (s *session) identify(ctx context.Context, a *attempt) (auth.Identity, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.server.cfg.Preauth)
+	defer cancel()
+	id, err := s.server.rooms.Auth.Authenticate(ctx, a.login)
+	if err != nil {
+		if errors.Is(err, auth.ErrUnanswered) {
+			a.verdict = upstream.VerdictUnclear
+		}
+		return auth.Identity{}, err
+	}
+	a.method, a.login.User, a.expires, a.decided = id.Method(), id.User(), id.Expires(), id.Decided()
+	return id, s.placeFor(ctx, a, id)
+}
+
 // enterBackend logs in at the backend of the route.
 func (s *session) enterBackend(ctx context.Context, a *attempt, id auth.Identity) (admitted, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.server.rooms.Backends[a.route.Backend].LoginLimit())
+	defer cancel()
 	a.mode = s.server.mode(&a.route)
 	asked := time.Now()
 	up, err := s.server.login(ctx, a, id, upstream.Request{
@@ -174,8 +189,15 @@ func (s *session) enterBackend(ctx context.Context, a *attempt, id auth.Identity
 		Waited: &a.queued,
 	})
 	a.upstream, a.asked = upstream.ResultOf(err), time.Since(asked)
+	if ctx.Err() == nil && (err != nil || asksBackend(a, up)) {
+		s.server.sample.answered(a.route.Backend, err, a.asked)
+	}
 	if !id.Decided() {
 		s.judged(a, err)
+	}
+	var own *upstream.Refused
+	if !id.Decided() && a.verdict == upstream.VerdictNone && errors.As(err, &own) {
+		return nil, fmt.Errorf("%w: %w", errUnchecked, err)
 	}
 	if errors.Is(err, upstream.ErrDenied) && id.Decided() && id.Token().IsZero() {
 		return nil, fmt.Errorf("%w: %w", errBackendDisagrees, err)
@@ -188,6 +210,13 @@ func (s *session) enterBackend(ctx context.Context, a *attempt, id auth.Identity
 		return nil, errors.Join(errForeign, up.Close()) // never to happen: the tripwire of all tripwires
 	}
 	return up, nil
+}
+
+// asksBackend reports whether a login that was accepted has asked the backend now,
+// and not been believed from memory.
+func asksBackend(a *attempt, up admitted) bool {
+	code, text := up.OK()
+	return a.mode == spliceMode || code != "" || text != ""
 }
 
 // introduction is how the backend is told who the client is.
@@ -282,6 +311,18 @@ func (s *session) leaveLobby() {
 	}
 }
 
+// answering is the time for an answer, and for what the mechanism has the client say
+// to it, where a login has outlasted the connection's deadline.
+const answering = 5 * time.Second
+
+// later is the later of two times.
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
 // refuse answers a failed login. The answer comes no sooner than a fixed while
 // after the command, so that its time says nothing about the user; the error
 // returned ends the connection.
@@ -290,17 +331,18 @@ func (s *session) refuse(ctx context.Context, a *attempt, why error) error {
 	if ctx.Err() != nil {
 		r = unavailable(audit.GatewayStopping)
 	}
-	s.linger(ctx, a, why)
+	inTime := s.linger(ctx, a, why)
 	s.recordRefusal(a, r, why)
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
 		return ctx.Err() // a BYE, and no NO that comes too soon
-	}
-	if !time.Now().Before(s.deadline) {
-		return os.ErrDeadlineExceeded // a write that fails at it would cost TLS the BYE
-	}
-	if r.reply == "" {
+	case !inTime, errors.Is(why, errTooOften) && !time.Now().Before(s.deadline):
+		return &ending{audit.PreauthTimeout, tookTooLong, nil} // as well
+	case r.reply == "":
 		return why // there is nobody to be told
 	}
+	late := !time.Now().Before(s.deadline)
+	s.conn.Limit(later(s.deadline, time.Now().Add(answering)))
 	if r.denied {
 		if err := s.explain(a); err != nil {
 			return err
@@ -315,5 +357,9 @@ func (s *session) refuse(ctx context.Context, a *attempt, why error) error {
 	if errors.Is(why, errTurnedBack) {
 		return &ending{audit.AuditAway, "[UNAVAILABLE] Try again later.", nil} // its place cannot be taken twice
 	}
+	if late {
+		return &ending{audit.PreauthTimeout, tookTooLong, nil}
+	}
+	s.conn.Limit(s.deadline)
 	return nil
 }

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
@@ -160,13 +159,11 @@ func TestWhateverIsWrongWithRedisIsNeverAnAnswer(t *testing.T) {
 			if got, err := r.Lookup(t.Context(), known); err != nil || got.Backend != "east" || got.From != FromStale {
 				t.Errorf("a known user: %+v, %v", got, err)
 			}
-			began := time.Now()
-			got, err := r.Lookup(t.Context(), stranger)
-			if took := time.Since(began); !errors.Is(err, ErrUnavailable) || took > 1100*time.Millisecond {
-				t.Errorf("a stranger: %+v, %v after %v", got, err, took)
+			if got, err := r.Lookup(t.Context(), stranger); !errors.Is(err, ErrUnavailable) {
+				t.Errorf("a stranger: %+v, %v", got, err)
 			}
 			sick.Store(false)
-			testbed.Within(t, 5*time.Second, "the stranger to be found", func() bool {
+			testbed.Within(t, testbed.Patience, "the stranger to be found", func() bool {
 				got, err := r.Lookup(t.Context(), stranger)
 				return err == nil && got.Backend == "east"
 			})
@@ -205,7 +202,7 @@ func TestRepliesThatShiftedAreNotBelieved(t *testing.T) {
 	}
 }
 
-func TestABlackHoleIsNoticedInTime(t *testing.T) {
+func TestABlackHoleIsNoticed(t *testing.T) {
 	// The kernel accepts; nobody ever reads.
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -214,15 +211,12 @@ func TestABlackHoleIsNoticedInTime(t *testing.T) {
 	defer l.Close() // nothing was written
 	r := open(t, dial(t, RedisConfig{Addresses: []string{l.Addr().String()}}))
 	for i := range 6 {
-		began := time.Now()
-		_, err := r.Lookup(t.Context(), user(t, fmt.Sprint("u", i)))
-		if took := time.Since(began); !errors.Is(err, ErrUnavailable) || took > time.Second {
-			t.Fatalf("%v after %v", err, took)
+		if _, err := r.Lookup(t.Context(), user(t, fmt.Sprint("u", i))); !errors.Is(err, ErrUnavailable) {
+			t.Fatal(err)
 		}
 	}
-	began := time.Now()
-	if _, err := r.Lookup(t.Context(), user(t, "next")); !errors.Is(err, errBroken) || time.Since(began) > 50*time.Millisecond {
-		t.Errorf("after many failures: %v after %v", err, time.Since(began))
+	if _, err := r.Lookup(t.Context(), user(t, "next")); !errors.Is(err, errBroken) { // which is not asked
+		t.Errorf("after many failures: %v", err)
 	}
 }
 
@@ -306,7 +300,7 @@ func TestAPasswordOfRedisIsNotInItsErrors(t *testing.T) {
 	if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "WRONGPASS") || strings.Contains(err.Error(), "canary") {
 		t.Errorf("%v", err)
 	}
-	testbed.Within(t, 5*time.Second, "the channel to say why it is down", func() bool {
+	testbed.Within(t, testbed.Patience, "the channel to say why it is down", func() bool {
 		return strings.Contains(r.channels.status().Why, "WRONGPASS")
 	})
 	if why := r.channels.status().Why; strings.Contains(why, "canary") {

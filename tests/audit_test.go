@@ -10,7 +10,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"imapgate/internal/testbed"
 )
@@ -49,7 +48,7 @@ func TestAFullDiskKeepsNewcomersOutAndHurtsNoSession(t *testing.T) {
 			t.Fatal(step)
 		}
 	}
-	testbed.Within(t, 5*time.Second, "the disk to be full", func() bool {
+	testbed.Within(t, testbed.Patience, "the disk to be full", func() bool {
 		if c, err := net.Dial("tcp", b.at["starttls"]); err == nil {
 			_ = c.Close() // the end of a connection is a record
 		}
@@ -68,13 +67,13 @@ func TestAFullDiskKeepsNewcomersOutAndHurtsNoSession(t *testing.T) {
 		}
 	}
 	free()
-	testbed.Within(t, 5*time.Second, "the log to be written again", func() bool { return b.metric(t, "imapgate_audit_ready") == 1 })
+	testbed.Within(t, testbed.Patience, "the log to be written again", func() bool { return b.metric(t, "imapgate_audit_ready") == 1 })
 	if got, err := newcomer.Do("LOGIN alice@example.org " + password); err != nil || !strings.Contains(shown(got), " OK ") {
 		t.Errorf("once there is room again, the newcomer is told %v, %v", got, err)
 	}
 	_ = staying.Close()
 	_ = newcomer.Close()
-	testbed.Within(t, 5*time.Second, "both sessions to end", func() bool { return b.metric(t, "imapgate_sessions") == 0 })
+	testbed.Within(t, testbed.Patience, "both sessions to end", func() bool { return b.metric(t, "imapgate_sessions") == 0 })
 	b.process.Stop()
 	text, err := os.ReadFile(small)
 	if err != nil {

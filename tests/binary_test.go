@@ -140,7 +140,7 @@ func TestTheCommandServesClientsFromItsFileAndEndsInGoodOrder(t *testing.T) {
 	if got, err := staying.Do("LOGIN alice " + password); err != nil || !strings.Contains(shown(got), " OK ") {
 		t.Fatal(got, err)
 	}
-	testbed.Within(t, 5*time.Second, "the metrics to show one session", func() bool {
+	testbed.Within(t, testbed.Patience, "the metrics to show one session", func() bool {
 		return b.metric(t, "imapgate_sessions") == 1
 	})
 
@@ -162,7 +162,7 @@ func TestTheCommandServesClientsFromItsFileAndEndsInGoodOrder(t *testing.T) {
 		if err := b.process.Err(); err != nil {
 			t.Errorf("the command ended with %v", err)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(Patience):
 		t.Error("the command goes on after its last session")
 	}
 }

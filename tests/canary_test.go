@@ -1,23 +1,34 @@
 package tests
 
 import (
+	"bufio"
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"imapgate/internal/testbed"
 	"imapgate/internal/testbed/openid"
 )
 
-// shapes are the ways in which a secret could show.
+// shapes are the ways in which a secret could show, also backwards.
 func shapes(secret string) []string {
+	backwards := []byte(secret)
+	slices.Reverse(backwards)
+	return append(shapesOf(secret), shapesOf(string(backwards))...)
+}
+
+func shapesOf(secret string) []string {
 	all := []string{secret, hex.EncodeToString([]byte(secret)), url.QueryEscape(secret), url.PathEscape(secret)}
 	for before := range 3 { // the bytes before it shift base64
 		coded := base64.RawStdEncoding.EncodeToString([]byte(strings.Repeat("\x00", before) + secret))
@@ -110,4 +121,85 @@ func TestNoSecretOfAnExchangeShows(t *testing.T) {
 		}
 	}
 	b.wantsNone(t, secrets)
+}
+
+// parrot is a backend that repeats what it was told last, in every answer that a backend
+// can give and in every shape.
+type parrot struct{ last atomic.Value }
+
+// serve ends with the connection.
+func (p *parrot) serve(nc net.Conn) {
+	words, _ := p.last.Load().([]string)
+	if len(words) == 0 {
+		words = []string{"Hello."}
+	}
+	if len(words) > 1 && words[1] == "greeting" {
+		_, _ = io.WriteString(nc, "* BYE ["+words[0]+"] "+words[0]+"\r\n")
+		p.last.Store([]string{"Hello."})
+		return
+	}
+	_, _ = io.WriteString(nc, "* OK [CAPABILITY IMAP4rev1 SASL-IR ID AUTH=PLAIN] "+words[0]+"\r\n")
+	r := bufio.NewReader(nc)
+	for {
+		line, err := r.ReadString('\n')
+		if err != nil {
+			return
+		}
+		f := strings.Fields(line)
+		answer := f[0] + " OK Done."
+		if len(f) == 4 && f[1] == "AUTHENTICATE" {
+			message, _ := base64.StdEncoding.DecodeString(f[3])
+			parts := strings.Split(string(message), "\x00") // "", user, password
+			answer = f[0] + " " + p.answer(strings.TrimSuffix(parts[1], "@example.org"), parts[2])
+		} else if words, _ := p.last.Load().([]string); len(f) > 1 && f[1] == "SELECT" && len(words) == 1 {
+			answer = "* BYE [" + words[0] + "] " + words[0]
+		}
+		if _, err := io.WriteString(nc, answer+"\r\n"); err != nil || strings.HasPrefix(answer, "* BYE") {
+			return
+		}
+	}
+}
+
+// answer is one of parroted with the password in the shape that the user's name has the
+// number of.
+func (p *parrot) answer(user, password string) string {
+	var form, shape int
+	_, _ = fmt.Sscanf(user, "parrot%d.%d", &form, &shape)
+	word := strings.ReplaceAll(shapes(password)[shape], " ", "")
+	p.last.Store([]string{word})
+	if form == 0 {
+		p.last.Store([]string{word, "greeting"})
+	}
+	return strings.ReplaceAll(parroted[form], "%", word)
+}
+
+var parroted = []string{
+	"NO %", "NO [%] %", "NO [LIMIT] %", "NO [ALERT] %", "NO [UNAVAILABLE] %", "NO [REFERRAL %] %", "BAD %", "NO [AUTHENTICATIONFAILED] %",
+	"OK [CAPABILITY IMAP4rev1 X-%] %", "OK [ALERT] %", "%", "BYE %",
+}
+
+func TestNoPasswordThatABackendRepeatsShows(t *testing.T) {
+	t.Parallel()
+	const right = "CANARY8/of-the-parrot+"
+	for _, mode := range []string{"splice", "resume"} {
+		backend := startStubThat(t, nil, new(parrot).serve)
+		ca := testbed.NewCA(t)
+		b := startBinary(t, ca, fmt.Sprintf("backends:\n  east: {address: %q, tls: none, mode: %s}", backend.address(), mode), "log: {level: debug}",
+			"routing: {source: static, static: {default: east}}\nlimits: {exempt: [127.0.0.0/8]}\nauth: {default_domain: example.org}")
+		var clients []*RawClient
+		for form := range parroted {
+			for turn := range 4 { // every shape in some form, and every form in some shapes
+				c := enter(t, b.endpoint("implicit"), "")
+				_, _ = fmt.Fprintf(c, "a LOGIN parrot%d.%d %s\r\nb SELECT INBOX\r\nc LOGOUT\r\n", form, (4*form+turn)%len(shapes(right)), right)
+				clients = append(clients, c)
+			}
+		}
+		for _, c := range clients {
+			_ = untilEnd(c)
+		}
+		b.wantsNone(t, map[string]string{"the password": right})
+		if log := b.process.Output(); !strings.Contains(log, "[UNAVAILABLE]") || !strings.Contains(log, "[unknown code]") {
+			t.Errorf("%s: the codes are not in the log:\n%.3000s", mode, log)
+		}
+	}
 }

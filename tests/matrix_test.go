@@ -5,7 +5,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	"imapgate/auth"
 	"imapgate/internal/identity"
@@ -137,7 +136,7 @@ func (c combination) works(t *testing.T) {
 		t.Errorf("after LOGOUT: %v", r)
 	}
 	line := regexp.MustCompile(fmt.Sprintf(`Login: user=<%s>.* rip=%s,`, c.user, regexp.QuoteMeta(c.ip)))
-	testbed.Within(t, 5*time.Second, "the backend to have seen "+c.ip, func() bool {
+	testbed.Within(t, testbed.Patience, "the backend to have seen "+c.ip, func() bool {
 		return line.MatchString(c.backend.Log())
 	})
 }

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"imapgate/internal/audit"
 	"imapgate/internal/faultproxy"
@@ -58,7 +57,7 @@ EXPUNGE Box>  0 [] ok
 RENAME Box> New box 0 [] ok
 LOGOUT >  0 [] ok
 `
-	testbed.Within(t, 5*time.Second, "the end to be on record", func() bool { return len(g.records("session_ended", "zoe")) == 1 })
+	testbed.Within(t, testbed.Patience, "the end to be on record", func() bool { return len(g.records("session_ended", "zoe")) == 1 })
 	var got strings.Builder
 	for _, r := range g.records("command", "zoe") {
 		fmt.Fprintln(&got, strings.TrimSpace(fmt.Sprintf("%s %s> %s %d %v %s %s", r.Command, r.Mailbox, r.To, r.Messages, r.Literals, r.Result, r.Code)))

@@ -6,7 +6,6 @@ import (
 	"net"
 	"strings"
 	"testing"
-	"time"
 
 	"imapgate/internal/faultproxy"
 	"imapgate/internal/testbed"
@@ -61,7 +60,7 @@ func TestWhatIsOfferedStaysTheSame(t *testing.T) {
 			t.Errorf("%s, with another upstream: %v, %v", command, got, err)
 		}
 	}
-	testbed.Within(t, 5*time.Second, "the attach to be on record", func() bool { return len(g.records("session_attached", "")) == 1 })
+	testbed.Within(t, testbed.Patience, "the attach to be on record", func() bool { return len(g.records("session_attached", "")) == 1 })
 }
 
 // Each loss, each attach and each pin is on record once, with why; so is each
@@ -123,7 +122,7 @@ func TestWhatBecomesOfASessionIsOnRecord(t *testing.T) {
 		"gone":       "session_ended client_closed",
 		"deleted":    "upstream_lost reset, session_attached lost gone, session_ended mailbox_gone",
 	} {
-		testbed.Within(t, 5*time.Second, user+"'s session on record: "+want, func() bool { return strings.HasPrefix(g.story(user), want) })
+		testbed.Within(t, testbed.Patience, user+"'s session on record: "+want, func() bool { return strings.HasPrefix(g.story(user), want) })
 	}
 	for _, file := range []string{"audit", "log"} {
 		if strings.Contains(g.read(file), secret) {
@@ -167,7 +166,7 @@ func TestABackendThatBreaksItsPromisesIsSpliced(t *testing.T) {
 		visit(i)
 	}
 	visit(3)
-	testbed.Within(t, 5*time.Second, "all sessions to be on record", func() bool { return len(g.records("session_ended", "")) == 4 })
+	testbed.Within(t, testbed.Patience, "all sessions to be on record", func() bool { return len(g.records("session_ended", "")) == 4 })
 	for _, r := range g.records("session_ended", "") {
 		if want := map[bool]string{true: "splice", false: "resume"}[r.User == "user3"]; r.Mode != want {
 			t.Errorf("%s had a session in mode %s, want %s", r.User, r.Mode, want)

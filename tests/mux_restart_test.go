@@ -289,7 +289,7 @@ func (h *inn) leftBy(want map[string]int) {
 		total += n
 	}
 	var got []record
-	testbed.Within(h, 10*time.Second, "every session's end to be on record", func() bool {
+	testbed.Within(h, testbed.Patience, "every session's end to be on record", func() bool {
 		got = h.g.records("session_ended", "")
 		return len(got) >= total
 	})

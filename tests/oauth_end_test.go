@@ -154,7 +154,7 @@ func TestSessionsEndWithTheirTokenWhereThatIsWanted(t *testing.T) {
 	for _, s := range staying {
 		s.goesOn(t)
 	}
-	testbed.Within(t, 5*time.Second, "the ends to be on record", func() bool { return strict.endedFor(t, "token_expired") == len(ending) })
+	testbed.Within(t, testbed.Patience, "the ends to be on record", func() bool { return strict.endedFor(t, "token_expired") == len(ending) })
 	if n := strict.metric(t, `imapgate_mux_byes_total`); n != 4 {
 		t.Errorf("%v BYEs are counted\n%s", n, strict.scrape(t))
 	}
@@ -218,17 +218,13 @@ routing: {source: static, static: {default: east}}`, door.Address(), testbed.Dov
 	asked := p.Asked()
 	door.SetDoor(faultproxy.Closed)
 	door.Reset()
-	began := time.Now()
 	staying{idling, "in IDLE", true}.ends(t)
 	if _, err := resting.Send("NOOP"); err != nil {
 		t.Fatal(err)
 	}
 	staying{resting, "with a command", true}.ends(t)
-	if took := time.Since(began); took > 10*time.Second {
-		t.Errorf("it took %v", took)
-	}
 	if n := p.Asked() - asked; n != 0 {
 		t.Errorf("the provider was asked %d times", n)
 	}
-	testbed.Within(t, 5*time.Second, "the ends to be on record", func() bool { return b.endedFor(t, "token_expired") == 2 })
+	testbed.Within(t, testbed.Patience, "the ends to be on record", func() bool { return b.endedFor(t, "token_expired") == 2 })
 }

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"imapgate/internal/faultproxy"
 	"imapgate/internal/testbed"
@@ -165,7 +164,7 @@ func TestASessionComesBackWithItsTokenWhileThatIsGood(t *testing.T) {
 	if err != nil && !isEnd(err) {
 		t.Errorf("%v, %v", got, err)
 	}
-	testbed.Within(t, 5*time.Second, "the end to be on record", func() bool {
+	testbed.Within(t, testbed.Patience, "the end to be on record", func() bool {
 		record, err := os.ReadFile(filepath.Join(b.dir, "audit"))
 		return err == nil && bytes.Contains(record, []byte(`"login_revoked"`))
 	})

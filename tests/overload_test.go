@@ -127,7 +127,7 @@ func confine(t *testing.T, pid int) string {
 		}
 		t.Cleanup(func() {
 			_ = os.WriteFile(filepath.Join(filepath.Dir(dir), "cgroup.procs"), []byte(fmt.Sprint(pid)), 0o644) // or it is gone
-			testbed.Within(t, 5*time.Second, "a control group to be removed", func() bool { return os.Remove(dir) == nil })
+			testbed.Within(t, testbed.Patience, "a control group to be removed", func() bool { return os.Remove(dir) == nil })
 		})
 		var err error
 		for _, f := range append(files, [2]string{"cgroup.procs", fmt.Sprint(pid)}) {

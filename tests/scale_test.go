@@ -248,7 +248,7 @@ func settled(t *testing.T, good func() bool) left {
 		if now := leftovers(); now != last {
 			last, since = now, time.Now()
 		}
-		return time.Since(since) > time.Second && (good() || time.Now().After(deadline))
+		return since.Add(time.Second).Before(time.Now()) && (good() || time.Now().After(deadline))
 	})
 	return last
 }

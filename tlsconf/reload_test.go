@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"go.uber.org/zap/zaptest/observer"
+
+	"imapgate/internal/testbed"
 )
 
 // run starts s.Run for the length of the test.
@@ -40,12 +42,12 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	poll := time.NewTicker(5 * time.Millisecond)
 	defer poll.Stop()
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); <-poll.C {
+	for end := time.Now().Add(testbed.Patience); time.Now().Before(end); <-poll.C {
 		if ok() {
 			return
 		}
 	}
-	t.Fatalf("not within 10 s: %s", what)
+	t.Fatalf("not within %v: %s", testbed.Patience, what)
 }
 
 func says(logs *observer.ObservedLogs, message string) bool {

@@ -1,5 +1,6 @@
 // Command rules holds the tree to the rules that no other tool knows: which
-// room may import which, and how long a function and a file may be.
+// room may import which, how long a function and a file may be, and what tests may
+// not leave to chance.
 //
 // It reads what `go list` and the parser say, prints every violation, and exits
 // with 1 when there is one. Tests are free in length; in imports they may also
@@ -76,6 +77,8 @@ type room struct {
 	Dir            string
 	GoFiles        []string
 	IgnoredGoFiles []string
+	TestGoFiles    []string
+	XTestGoFiles   []string
 	Imports        []string
 	TestImports    []string
 	XTestImports   []string
@@ -96,6 +99,12 @@ func main() {
 			os.Exit(2)
 		}
 		wrong = append(wrong, sized...)
+		left, err := repeatable(r)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "rules:", err)
+			os.Exit(2)
+		}
+		wrong = append(wrong, left...)
 	}
 	for _, w := range wrong {
 		fmt.Println(w)
@@ -103,12 +112,12 @@ func main() {
 	if len(wrong) > 0 {
 		os.Exit(1)
 	}
-	fmt.Printf("rules: %d packages keep to their doors and sizes\n", len(rooms))
+	fmt.Printf("rules: %d packages keep to their doors and sizes, and their tests to what repeats\n", len(rooms))
 }
 
 // list asks the Go tool for every package of the module.
 func list() ([]room, error) {
-	cmd := exec.Command("go", "list", "-json=ImportPath,Dir,GoFiles,IgnoredGoFiles,Imports,TestImports,XTestImports", "./...")
+	cmd := exec.Command("go", "list", "-json=ImportPath,Dir,GoFiles,IgnoredGoFiles,TestGoFiles,XTestGoFiles,Imports,TestImports,XTestImports", "./...")
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {

@@ -15,7 +15,6 @@ import (
 const (
 	maxWait     = 30 * time.Second // a server cannot hold a client up for longer at a time
 	maxOverride = 1024             // bytes of Auth-User and Auth-Pass
-	maxText     = 128              // bytes of a failure text that are kept for the log
 )
 
 // Answer is what an auth server says of a login that is right.
@@ -25,14 +24,13 @@ type Answer struct {
 	Password identity.Secret // for the login at the backend; zero is the client's own
 }
 
-// Denial is an auth server's refusal.
+// Denial is an auth server's refusal. The reason that the server gives is kept
+// nowhere: it may repeat the password.
 type Denial struct {
 	Wait time.Duration // until the client may be told; at most 30 s
-	Text string        // the reason it gave: for the log, never for the client
 }
 
-// Error has the server's text, quoted.
-func (d *Denial) Error() string { return fmt.Sprintf("%v: %q", ErrDenied, d.Text) }
+func (d *Denial) Error() string { return ErrDenied.Error() }
 
 // Unwrap is ErrDenied.
 func (d *Denial) Unwrap() error { return ErrDenied }
@@ -54,7 +52,7 @@ func read(h http.Header) (reply, error) {
 		}
 	}
 	wait := waitOf(h.Get("Auth-Wait"))
-	switch status := h.Get("Auth-Status"); status {
+	switch h.Get("Auth-Status") {
 	case "":
 		return reply{}, errors.New("the answer has no Auth-Status")
 	case "OK":
@@ -63,7 +61,7 @@ func read(h http.Header) (reply, error) {
 	case "WAIT":
 		return reply{again: max(wait, time.Second)}, nil // nginx would ask again and again without a pause
 	default:
-		return reply{denial: &Denial{Wait: wait, Text: status[:min(len(status), maxText)]}}, nil
+		return reply{denial: &Denial{Wait: wait}}, nil
 	}
 }
 
@@ -98,7 +96,7 @@ func accepted(h http.Header) (a Answer, err error) {
 	return a, nil
 }
 
-// place is where the user's mailbox lives. No name is resolved here, so no
+// place is where the user's mailbox lives. Errors repeat nothing of the answer. No name is resolved here, so no
 // resolver decides where a password goes.
 func place(server, port string) (netip.AddrPort, error) {
 	if server == "" && port == "" {
@@ -106,11 +104,11 @@ func place(server, port string) (netip.AddrPort, error) {
 	}
 	addr, err := netip.ParseAddr(server)
 	if err != nil || addr.Zone() != "" {
-		return netip.AddrPort{}, fmt.Errorf("Auth-Server %.64q is not an IP address", server)
+		return netip.AddrPort{}, errors.New("Auth-Server is not an IP address")
 	}
 	n, err := strconv.ParseUint(port, 10, 16)
 	if err != nil || n == 0 {
-		return netip.AddrPort{}, fmt.Errorf("Auth-Port %.64q is not a number from 1 to 65535", port)
+		return netip.AddrPort{}, errors.New("Auth-Port is not a number from 1 to 65535")
 	}
 	return netip.AddrPortFrom(addr.Unmap(), uint16(n)), nil
 }

@@ -15,7 +15,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -29,6 +31,9 @@ var (
 	ErrDenied = errors.New("the auth server refuses the login")
 	// ErrUnavailable: no auth server gave an answer that can be used.
 	ErrUnavailable = errors.New("no auth server gave a usable answer")
+	// ErrUnanswered comes wrapped with ErrUnavailable: an auth server was sent the
+	// question, so that no answer may be one to a wrong password.
+	ErrUnanswered = errors.New("an auth server was asked")
 )
 
 // MaxURLs bounds the auth servers of one Asker.
@@ -167,10 +172,10 @@ func (a *Asker) Ask(ctx context.Context, q Question) (Answer, error) {
 		}
 		// As nginx: after WAIT the same question is asked again.
 		if err := sleep(ctx, r.again); err != nil {
-			return Answer{}, fmt.Errorf("%w: told to wait: %w", ErrUnavailable, err)
+			return Answer{}, fmt.Errorf("%w: %w: told to wait: %w", ErrUnavailable, ErrUnanswered, err)
 		}
 	}
-	return Answer{}, fmt.Errorf("%w: told to wait %d times", ErrUnavailable, 1+maxWaits)
+	return Answer{}, fmt.Errorf("%w: %w: told to wait %d times", ErrUnavailable, ErrUnanswered, 1+maxWaits)
 }
 
 func sleep(ctx context.Context, d time.Duration) error {
@@ -187,7 +192,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 // round asks the servers in order until one has given a usable answer. A server
 // that has failed again and again is left out.
 func (a *Asker) round(ctx context.Context, header http.Header) (reply, error) {
-	err := errors.New("all are left alone for a moment after failures")
+	err, wasAsked := errors.New("all are left alone for a moment after failures"), false
 	for _, s := range a.servers {
 		if !s.breaker.Allow(ctx) {
 			continue
@@ -196,10 +201,14 @@ func (a *Asker) round(ctx context.Context, header http.Header) (reply, error) {
 		if r, err = a.ask(ctx, s, header); err == nil {
 			return r, nil
 		}
+		wasAsked = wasAsked || errors.Is(err, ErrUnanswered)
 		err = fmt.Errorf("%s: %w", s.url.Host, err)
 		if ctx.Err() != nil {
 			break
 		}
+	}
+	if wasAsked && !errors.Is(err, ErrUnanswered) {
+		err = fmt.Errorf("%w: %w", ErrUnanswered, err)
 	}
 	return reply{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
 }
@@ -209,8 +218,13 @@ func (a *Asker) round(ctx context.Context, header http.Header) (reply, error) {
 func (a *Asker) ask(ctx context.Context, s *server, header http.Header) (reply, error) {
 	asking, cancel := context.WithTimeout(ctx, a.timeout)
 	defer cancel()
-	response, err := a.send(asking, s, header)
+	var sent atomic.Bool // RoundTrip writes in a goroutine of its own
+	traced := httptrace.WithClientTrace(asking, &httptrace.ClientTrace{WroteHeaders: func() { sent.Store(true) }})
+	response, err := a.send(traced, s, header)
 	if err != nil {
+		if sent.Load() {
+			err = fmt.Errorf("%w: %w", ErrUnanswered, err)
+		}
 		if ctx.Err() == nil {
 			s.breaker.Failed()
 		}
@@ -218,7 +232,11 @@ func (a *Asker) ask(ctx context.Context, s *server, header http.Header) (reply, 
 	}
 	defer drop(response, cancel)
 	s.breaker.Answered()
-	return read(response.Header)
+	r, err := read(response.Header)
+	if err != nil {
+		err = fmt.Errorf("%w: %w", ErrUnanswered, err)
+	}
+	return r, err
 }
 
 // send puts a question to one server.

@@ -80,16 +80,54 @@ func TestTheNextServerIsAskedWhenOneGivesNoUsableAnswer(t *testing.T) {
 	}
 }
 
+// Only a server that has seen the password can have meant its silence as an answer.
+func TestAQuestionThatWasSentIsToldFromOneThatWasNot(t *testing.T) {
+	silent, hangsUp := startAuthServer(t, always("")), startAuthServer(t, always("x"))
+	for name, tc := range map[string]struct {
+		urls []string
+		sent bool
+	}{
+		"nobody listens":                {[]string{"http://127.0.0.1:1/"}, false},
+		"silence":                       {[]string{"http://" + silent.address}, true},
+		"no HTTP":                       {[]string{"http://" + hangsUp.address}, true},
+		"no answer that can be used":    {[]string{"http://" + startAuthServer(t, always(response("X: y"))).address}, true},
+		"to wait, for ever":             {[]string{"http://" + startAuthServer(t, always(response("Auth-Status: WAIT", "Auth-Wait: 1"))).address}, true},
+		"silence, then nobody listens":  {[]string{"http://" + silent.address, "http://127.0.0.1:1/"}, true},
+		"nobody listens, and no answer": {[]string{"http://127.0.0.1:1/", "http://" + hangsUp.address}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cfg := to(silent)
+			cfg.URLs, cfg.Timeout = tc.urls, 200*time.Millisecond
+			_, err := newAsker(t, cfg).Ask(t.Context(), alice())
+			if !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrUnanswered) != tc.sent {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+}
+
+// A server that repeats the password does so in vain.
+func TestNoErrorHasAWordOfTheServers(t *testing.T) {
+	const word = "2retnuh"
+	for _, lines := range [][]string{
+		{"Auth-Status: " + word}, {"Auth-Status: OK", "Auth-Server: " + word, "Auth-Port: 143"}, {"Auth-Status: OK", "Auth-Server: 10.0.0.1", "Auth-Port: " + word},
+		{"Auth-Status: OK", "Auth-Server: 10.0.0.1", "Auth-Port: 143", "Auth-User: " + word + "\x7f"}, {"X: " + word, word + ": x"}, {word},
+	} {
+		_, err := newAsker(t, to(startAuthServer(t, always(response(lines...))))).Ask(t.Context(), alice())
+		if err == nil || strings.Contains(err.Error(), word) {
+			t.Errorf("%q: %v", lines, err)
+		}
+	}
+}
+
 func TestADenialIsTheEndOfTheQuestion(t *testing.T) {
 	first := startAuthServer(t, always(response("Auth-Status: Account \x80 blocked", "Auth-Wait: 7")))
 	second := startAuthServer(t, always(right(2)))
 	_, err := newAsker(t, to(first, second)).Ask(t.Context(), alice())
 	var denial *Denial
-	if !errors.As(err, &denial) || denial.Wait != 7*time.Second || denial.Text != "Account \x80 blocked" {
+	if !errors.As(err, &denial) || denial.Wait != 7*time.Second || strings.Contains(err.Error(), "blocked") {
 		t.Errorf("%v", err)
-	}
-	if got := err.Error(); !strings.HasSuffix(got, `"Account \x80 blocked"`) {
-		t.Errorf("for the log: %s", got)
 	}
 	if n := len(second.questions()); n != 0 {
 		t.Errorf("the next server was asked %d times", n)
@@ -106,6 +144,7 @@ func TestAServerThatIsAwayIsLeftAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(a.Close)
+	began := time.Now()
 	for range breaker.After {
 		if _, err := a.Ask(t.Context(), alice()); !errors.Is(err, ErrUnavailable) {
 			t.Fatal(err)
@@ -118,8 +157,8 @@ func TestAServerThatIsAwayIsLeftAlone(t *testing.T) {
 	}
 	// One question more is the gateway's own, and one a second after it.
 	all := silent.questions()
-	if n := len(all); n < breaker.After+1 || n > 100 {
-		t.Errorf("%d questions", n)
+	if n, most := len(all), breaker.After+2+int(time.Since(began)*5/4/breaker.For); n < breaker.After+1 || n > most {
+		t.Errorf("%d questions, want %d at most", n, most)
 	}
 	for _, q := range all[breaker.After:] {
 		if q.header["Auth-Method"] != "none" || q.header["Auth-User"] != "" || q.header["Auth-Pass"] != "" {
@@ -229,13 +268,9 @@ func TestABodyIsNotWaitedFor(t *testing.T) {
 			defer s.Close()
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)
-			began := time.Now()
-			a := newAsker(t, Config{URLs: []string{s.URL}})
+			a := newAsker(t, Config{URLs: []string{s.URL}, Timeout: time.Hour}) // which nobody waits for
 			if _, err := a.Ask(t.Context(), alice()); err != nil {
 				t.Error(err)
-			}
-			if took := time.Since(began); took > defaultTimeout/2 {
-				t.Errorf("it took %v", took)
 			}
 			runtime.ReadMemStats(&after)
 			if grown := after.TotalAlloc - before.TotalAlloc; name == "endless" && grown > 16<<20 {

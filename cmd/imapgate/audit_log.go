@@ -17,7 +17,7 @@ import (
 // auditConfig is the audit log's part, with CA files read. Redis is left open.
 func auditConfig(cfg *config.Config) (audit.Config, error) {
 	a := cfg.Audit
-	made := audit.Config{Path: a.Path, OnFailure: a.OnFailure, Commands: audit.Commands(a.Commands), Chain: a.Chain}
+	made := audit.Config{Path: a.Path, OnFailure: a.OnFailure, Commands: audit.Commands(a.Commands), Chain: a.Chain, First: a.First}
 	if len(a.Sinks) > 0 {
 		made.Path = "" // there is the default only
 	}

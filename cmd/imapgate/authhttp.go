@@ -71,6 +71,8 @@ func (s *authServers) ask(ctx context.Context, l auth.Login) (auth.Answer, error
 		return auth.Answer{}, &auth.Wait{For: denial.Wait, Err: fmt.Errorf("%w: %w", auth.ErrDenied, err)}
 	case errors.Is(err, authhttp.ErrDenied):
 		return auth.Answer{}, fmt.Errorf("%w: %w", auth.ErrDenied, err)
+	case errors.Is(err, authhttp.ErrUnanswered):
+		return auth.Answer{}, fmt.Errorf("%w: %w: %w", auth.ErrUnavailable, auth.ErrUnanswered, err)
 	case err != nil:
 		return auth.Answer{}, fmt.Errorf("%w: %w", auth.ErrUnavailable, err)
 	}

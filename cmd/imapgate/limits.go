@@ -15,6 +15,7 @@ import (
 	"imapgate/internal/config"
 	"imapgate/internal/identity"
 	"imapgate/internal/limit"
+	"imapgate/proxy"
 )
 
 // limitConfig is the part of the configuration that says who may come in.
@@ -26,6 +27,7 @@ func limitConfig(cfg *config.Config) limit.Config {
 		Names:    cfg.Auth.Spelling,
 		Settings: usual.Settings, Failures: usual.Failures, Budgets: usual.Budgets,
 		Listeners: make(map[string]limit.Listener, len(cfg.Listeners)),
+		Preauth:   proxy.PreauthRoom(cfg.Limits.MaxConnections),
 		Bans:      limit.Bans{Within: f.BanWithin, First: f.Ban, Longest: f.MaxBan}, KnownFor: f.KnownFor,
 	}
 	if cfg.Redis != nil {
@@ -47,7 +49,7 @@ func limitsOn(l config.Limits, on config.Listener) limit.Listener {
 	made := limit.Listener{
 		Settings: limit.Settings{
 			PerUserAddress: c.PerUserAddress, PerUser: c.PerUser, PerAddress: c.PerAddress, Strangers: c.PreauthPerAddress,
-			Total: c.Total, NewPerMinute: c.NewPerMinute, NewBurst: c.NewBurst, Exempt: l.ExemptOn(on),
+			NetworkShare: c.PreauthNetwork, Total: c.Total, NewPerMinute: c.NewPerMinute, NewBurst: c.NewBurst, Exempt: l.ExemptOn(on),
 		},
 		Failures: limit.Failures{
 			PerMinute: f.PerMinute, PerDay: f.PerDay, Delay: min(f.Delay, longest), MaxDelay: longest,
@@ -69,7 +71,7 @@ func (g *gateway) openLimits() (err error) {
 	if g.limits, err = limit.New(limitConfig(g.cfg), g.redis, hooks, g.log); err != nil {
 		return fmt.Errorf("limits: %w", err)
 	}
-	g.sharing(g.redis != nil) // until Redis is heard to be away
+	g.sharing(false) // until Redis has taken something
 	g.metrics.ObserveBans(g.limits.Banned)
 	return nil
 }

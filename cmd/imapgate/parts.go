@@ -44,6 +44,7 @@ func proxyConfig(cfg *config.Config, instance string) proxy.Config {
 		AuthAttempts:   l.AuthAttempts,
 		BadCommands:    l.BadCommands,
 		Instance:       instance,
+		Secret:         cfg.Auth.SCRAMSecret,
 		Placed:         cfg.Routing.Source == routing.SourceHTTP,
 		PlaceTTL:       cfg.Routing.Cache.TTL,
 		Modes:          make(map[string]proxy.Mode, len(cfg.Backends)),

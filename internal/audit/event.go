@@ -73,11 +73,22 @@ func (l *Log) LoginAccepted(c *Client, login *Login) error {
 }
 
 // LoginRefused records a login that was refused, and why. The client may not
-// have been told as much.
+// have been told as much. One that was refused without a look at its credentials may be
+// folded.
 func (l *Log) LoginRefused(c *Client, login *Login, why Reason) error {
+	if withoutVerdict(login, why) {
+		if l.folds.add(c.key(loginRefused, why, login.User), fold{client: *c, login: *login}, time.Now()) {
+			return nil
+		}
+	}
+	return l.loginRefused(c, login, why, 1)
+}
+
+func (l *Log) loginRefused(c *Client, login *Login, why Reason, count uint64) error {
 	return l.add(note{loginRefused, stays, why.result()}, func(b []byte) []byte {
 		b = login.append(c.append(b))
-		return appendReason(appendText(b, "result", why.result(), maxName), why)
+		b = appendReason(appendText(b, "result", why.result(), maxName), why)
+		return appendFolded(b, count)
 	})
 }
 
@@ -96,16 +107,33 @@ func (l *Log) SessionEnded(c *Client, s *Session, why Reason) error {
 	})
 }
 
-// ConnectionRefused records the end of a connection that never logged in.
-// detail may quote the client or the TLS library; it is made harmless. These yield:
-// strangers make as many as they like.
-func (l *Log) ConnectionRefused(c *Client, why Reason, detail string, took time.Duration) error {
+// ConnectionRefused records the end of a connection that never logged in, and reports
+// whether it is folded with others. detail may quote the client or the TLS library; it is
+// made harmless. These yield: strangers make as many as they like.
+func (l *Log) ConnectionRefused(c *Client, why Reason, detail string, took time.Duration) (folded bool, err error) {
+	e := fold{client: *c, detail: detail, took: took}
+	if why != InternalMistake && l.folds.add(c.key(connectionRefused, why, identity.User{}), e, time.Now()) {
+		return true, nil
+	}
+	e.count = 1
+	return false, l.connectionRefused(c, why, &e)
+}
+
+func (l *Log) connectionRefused(c *Client, why Reason, e *fold) error {
 	return l.add(note{kind: connectionRefused, weight: yields}, func(b []byte) []byte {
 		b = c.append(b)
 		b = appendReason(b, why)
-		b = appendText(b, "detail", detail, maxText)
-		return appendDuration(b, took)
+		b = appendText(b, "detail", e.detail, maxText)
+		return appendFolded(appendDuration(b, e.took), e.count)
 	})
+}
+
+// appendFolded appends how many events a record stands for, when it is more than its own.
+func appendFolded(b []byte, count uint64) []byte {
+	if count <= 1 {
+		return b
+	}
+	return appendCount(b, "count", count)
 }
 
 // append appends what is known of the client.

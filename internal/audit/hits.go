@@ -10,7 +10,7 @@ const (
 	hitEvery = time.Minute
 	// maxHits bounds the subjects remembered; those beyond are counted together,
 	// with no subject, so that a flood from everywhere is a record a minute too.
-	maxHits = 4096
+	maxHits = 1024
 )
 
 type hitKey struct {

@@ -11,6 +11,7 @@ type Limit string
 const (
 	LimitTotal       Limit = "total"                // sessions, of all clients
 	LimitPreauth     Limit = "address_before_login" // connections of an address before their login
+	LimitPreauthNet  Limit = "network_before_login" // connections of a network before their login
 	LimitAddress     Limit = "address_connections"  // connections of an address
 	LimitUser        Limit = "user_connections"     // sessions of a user
 	LimitUserAddress Limit = "user_address"         // sessions of a user from one address
@@ -53,7 +54,7 @@ const (
 // Constant tables: every Limit, Measure and Cause.
 var (
 	limits = map[Limit]bool{
-		LimitTotal: true, LimitPreauth: true, LimitAddress: true, LimitUser: true, LimitUserAddress: true, LimitRate: true,
+		LimitTotal: true, LimitPreauth: true, LimitPreauthNet: true, LimitAddress: true, LimitUser: true, LimitUserAddress: true, LimitRate: true,
 		LimitFailures: true, LimitUserGuesses: true, LimitPairGuesses: true, LimitBanned: true, LimitCommands: true,
 		LimitBytesIn: true, LimitBytesOut: true, LimitAppend: true, LimitUpstream: true, LimitUpstreamNew: true,
 	}

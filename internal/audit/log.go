@@ -33,8 +33,8 @@ const (
 	beat = time.Second
 	// sinkWait bounds one write to a sink whose reader has stopped.
 	sinkWait = 5 * time.Second
-	// tellHits is how often it is looked for counts that are due.
-	tellHits = 10 * time.Second
+	// tellCounts is how often it is looked for counts that are due.
+	tellCounts = 10 * time.Second
 )
 
 // ErrUnavailable is what Ready returns, wrapped or not, while records cannot
@@ -55,7 +55,11 @@ type Config struct {
 	Commands  Commands // "" is none
 	Chain     bool     // records in regular files are chained by hashes
 	Sinks     []SinkConfig
-	Redis     redis.UniversalClient // for sinks of the type redis
+	// First is how many ends of connections without a login, and how many refusals without
+	// a look at the credentials, have a record of their own: of one address for one reason
+	// in a minute. The others are counted in one at its end. 0: each has its own.
+	First int
+	Redis redis.UniversalClient // for sinks of the type redis
 }
 
 // Log is an open audit log. Its methods may be called by any goroutine and
@@ -68,7 +72,8 @@ type Log struct {
 	stop    chan struct{} // closed by Close
 	working sync.WaitGroup
 
-	hits hits
+	hits  hits
+	folds folds
 
 	mu sync.Mutex
 	// Guarded by mu, as are the parts of outlets that say so.
@@ -80,7 +85,7 @@ type Log struct {
 // Open opens the log and starts its writers. An existing file is appended to;
 // a server that is away is no error, but keeps a log that blocks from being ready.
 func Open(cfg Config, log *zap.Logger) (*Log, error) {
-	l := &Log{cfg: cfg, log: log, stop: make(chan struct{})}
+	l := &Log{cfg: cfg, log: log, stop: make(chan struct{}), folds: folds{first: cfg.First}}
 	sinks := cfg.Sinks
 	if cfg.Path != "" {
 		sinks = append([]SinkConfig{pathSink(cfg.Path)}, sinks...)
@@ -98,9 +103,7 @@ func Open(cfg Config, log *zap.Logger) (*Log, error) {
 	for _, o := range l.outlets {
 		l.working.Go(o.run)
 	}
-	if len(l.outlets) > 0 {
-		l.working.Go(l.tellHits)
-	}
+	l.working.Go(l.tellCounts)
 	return l, nil
 }
 
@@ -172,7 +175,7 @@ func (l *Log) Reopen() {
 // Close writes what is waiting, syncs and closes the sinks. It waits a bounded
 // time for a reader that does not read.
 func (l *Log) Close() error {
-	l.sayHits(time.Now().Add(hitEvery)) // as if their minute were over
+	l.sayCounts(time.Now().Add(hitEvery)) // as if their minute were over
 	l.mu.Lock()
 	again := l.closed
 	l.closed = true
@@ -205,22 +208,23 @@ func (l *Log) awaitWriters(done chan<- struct{}) {
 	close(done)
 }
 
-// tellHits is a goroutine that ends with Close: it writes down what limits did
-// since the record of their first hit.
-func (l *Log) tellHits() {
-	ticker := time.NewTicker(tellHits)
+// tellCounts is a goroutine that ends with Close: it writes down what was counted and
+// has no record of its own.
+func (l *Log) tellCounts() {
+	ticker := time.NewTicker(tellCounts)
 	defer ticker.Stop()
 	for {
 		select {
 		case now := <-ticker.C:
-			l.sayHits(now)
+			l.sayCounts(now)
 		case <-l.stop:
 			return
 		}
 	}
 }
 
-func (l *Log) sayHits(now time.Time) {
+func (l *Log) sayCounts(now time.Time) {
+	l.writeFolds(now)
 	for k, count := range l.hits.due(now) {
 		_ = l.limitHit(&Client{}, &Hit{Limit: k.limit, Measure: k.measure, Subject: k.subject}, count) // else it counts as lost
 	}

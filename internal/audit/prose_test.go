@@ -14,7 +14,8 @@ What may be relied on:
 
 - **Each login attempt has one record**, ` + "`login_accepted` or `login_refused`, and each accepted connection has one end," + `
   ` + "`session_ended` or `connection_refused`" + `. There is none for its beginning: the end has the duration, and a scan of the
-  network must not cost two records for each connection. What is known of TLS is in both.
+  network must not cost two records for each connection. What is known of TLS is in both. Where a record has ` + "`count`" + ` it stands for so
+  many; [Folded records](#folded-records) says which may.
 - **Names are stable.** New events, fields and words may come; ` + "`v`" + ` grows when a reader of the old form would
   misunderstand the new one. The order of fields is not part of it.
 - **One event is one line**, whatever a client sends: control characters, line separators, bidirectional controls and
@@ -33,6 +34,19 @@ Types: *number* is a whole number from 0, *time* as RFC 3339 in UTC with millise
 ## Events and fields
 `
 	epilogue = `
+## Folded records
+
+What somebody without an account can cause at will must not fill the log. Of one address (IPv6: network of 64 bits) for one reason, the first
+` + "`audit.first_per_minute`" + ` (10) of a minute have a record each; those that follow have one together, at the end of the minute or when the
+gateway stops. It has ` + "`count`" + `, and the other fields of the last of them. Sums are exact: a record without ` + "`count`" + ` is one. So are folded:
+
+- ` + "`connection_refused`" + `, for every reason but ` + "`internal`" + `;
+- ` + "`login_refused`" + ` where nobody has looked at the credentials, of one user: ` + "`cleartext`, `bad_mechanism`, `bad_exchange`, `client_went_away`" + ` and,
+  where no ` + "`method`" + ` has vouched for the user, ` + "`limit_reached`" + `. No ` + "`login_accepted`" + ` is, and no refusal that says whether a password was right.
+
+At most 600 such records a minute are single, from all addresses together. Of more than 512 addresses, reasons and users at a time the rest is
+counted by reason alone: such a record has ` + "`count`" + `, and neither ` + "`peer`" + ` nor anything else of a client.
+
 ## Sinks
 
 A record goes to each sink of ` + "`audit.sinks`" + ` whose filter lets it through. ` + "`events`" + ` and ` + "`results`" + ` are lists; a record without a

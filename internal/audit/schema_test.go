@@ -113,8 +113,9 @@ func schema(t *testing.T) []described {
 		{"login_refused", "A login failed. The client may have been told less.",
 			[][]member{ofClient, ofLogin, {
 				{"result", "word", always, "`refused`: another password may help; `unavailable`: another time may"},
-				{"reason", "word", always, "why; [below](#reason)"}}},
-			func(l *Log) { _ = l.LoginRefused(c, fullLogin(identity.User{}, "Alice\r\n"), BadName) },
+				{"reason", "word", always, "why; [below](#reason)"},
+				{"count", "number", "when folded", "how many it stands for, the last of which it shows; [below](#folded-records)"}}},
+			func(l *Log) { _ = l.loginRefused(c, fullLogin(identity.User{}, "Alice\r\n"), BadName, 40) },
 			func(l *Log) { _ = l.LoginRefused(&Client{}, &Login{}, BadName) }},
 		{"session_ended", "The end of a connection that had logged in. Each accepted connection has one end, this or the next.",
 			[][]member{ofClient, {
@@ -136,11 +137,12 @@ func schema(t *testing.T) []described {
 			[][]member{ofClient, {
 				{"reason", "word", always, "why; [below](#reason)"},
 				{"detail", "text", "when there is more to say", "words of the TLS library, or of the client"},
-				{"duration_ms", "number", always, "since the connection was accepted"}}},
+				{"duration_ms", "number", always, "since the connection was accepted"},
+				{"count", "number", "when folded", "how many it stands for, the last of which it shows; [below](#folded-records)"}}},
 			func(l *Log) {
-				_ = l.ConnectionRefused(c, HandshakeFailed, "remote error: tls: bad certificate", time.Second)
+				_ = l.connectionRefused(c, HandshakeFailed, &fold{detail: "remote error: tls: bad certificate", took: time.Second, count: 40})
 			},
-			func(l *Log) { _ = l.ConnectionRefused(&Client{}, HandshakeFailed, "", 0) }},
+			func(l *Log) { _, _ = l.ConnectionRefused(&Client{}, HandshakeFailed, "", 0) }},
 		{"limit_hit", "A limit did something. One record a minute at most for each limit and subject: the first at once, and another that counts those since, which has no client.",
 			[][]member{ofClient, {
 				{"limit", "word", always, "which; [below](#limit)"},

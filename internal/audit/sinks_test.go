@@ -355,7 +355,7 @@ func TestFloodOfHitsIsARecordAMinuteThatCountsThem(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, o := unwritten()
 		l.stop = make(chan struct{})
-		l.working.Go(l.tellHits)
+		l.working.Go(l.tellCounts)
 		c, hit := testClient(), &Hit{Limit: LimitRate, Subject: "192.0.2.1", Measure: Refused}
 		for range 1000 {
 			_ = l.LimitHit(c, hit)

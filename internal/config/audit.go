@@ -10,6 +10,7 @@ type Audit struct {
 	Path      string      `yaml:"path" default:"-" form:"audit" doc:"A file or FIFO; - is standard output; empty keeps no audit log. A file that was renamed is followed by a new one. Short for one entry of sinks, and left out where there are some."`
 	OnFailure string      `yaml:"on_failure" default:"block" oneof:"block drop" doc:"When records cannot be written. block: no new logins, live sessions go on. drop: go on, count what is lost."`
 	Commands  string      `yaml:"commands" default:"none" oneof:"none writes all" doc:"Which commands of clients get a record, in the modes that read commands: none, those that may change something, or all. What messages contain is never written. Where a session is spliced there are none."`
+	First     int         `yaml:"first_per_minute" default:"10" min:"0" max:"1000000" doc:"How many connections that end without a login, and logins that are refused without a look at the password, have a record of their own, and a line in the ordinary log: from one address for one reason in a minute. The others are counted in one record at the end of the minute. 0: each has its own."`
 	Chain     bool        `yaml:"chain" default:"false" doc:"Number the records of regular files and chain them by hashes, so that imapgate audit verify finds what was changed or removed."`
 	Sinks     []AuditSink `yaml:"sinks" doc:"Where records go, when that is more than one place or not a file. Each has a buffer of 10,000 records of its own; one that is slow or away holds up no other."`
 }

@@ -74,7 +74,7 @@ type Auth struct {
 	DefaultDomain   string       `yaml:"default_domain" form:"domain" example:"example.org" doc:"Appended to a user name without @."`
 	Names           AuthNames    `yaml:"names" doc:"Which user names there are, and how they are spelled."`
 	Mechanisms      []string     `yaml:"mechanisms" oneof:"SCRAM-SHA-256-PLUS SCRAM-SHA-256 EXTERNAL PLAIN LOGIN OAUTHBEARER XOAUTH2" example:"[SCRAM-SHA-256-PLUS, SCRAM-SHA-256, PLAIN, LOGIN]" doc:"The SASL mechanisms offered; no other is accepted. Left out: PLAIN and LOGIN where a method judges passwords, OAUTHBEARER and XOAUTH2 with the method oauth, EXTERNAL with external. SCRAM must be named: programs that know it prefer it, and it fails for every user whose password is not stored as {SCRAM-SHA-256}. OAUTHBEARER and XOAUTH2 with passthrough must be named too: not every backend takes tokens. PLUS is offered inside TLS only, EXTERNAL to clients with a good certificate only."`
-	SCRAMSecretFile string       `yaml:"scram_secret_file" example:"/run/secrets/scram" doc:"File with a secret of at least 16 characters, or set IMAPGATE_SCRAM_SECRET; needed for SCRAM. The salts that users get who do not exist are made of it, so all gateways need the same, for ever: whoever sees a salt change knows that there is no such user. openssl rand -base64 32 makes one."`
+	SCRAMSecretFile string       `yaml:"scram_secret_file" example:"/run/secrets/scram" doc:"File with a secret of at least 16 characters, or set IMAPGATE_SCRAM_SECRET; needed for SCRAM. The salts that users get who do not exist are made of it, so all gateways need the same, for ever: whoever sees a salt change knows that there is no such user. Nor are unknown names told from users who are unavailable. openssl rand -base64 32 makes one."`
 	SCRAMIterations int          `yaml:"scram_iterations" default:"100000" min:"4096" max:"1000000" doc:"The iterations with which users are answered who have no password stored for SCRAM. It must be the number that the stored ones have, at all gateways: whoever gets another exists. imapgate passwd makes 100000, doveadm pw 4096. A stored password with another number is warned of in the log."`
 	External        AuthExternal `yaml:"external" doc:"For the mechanism EXTERNAL: clients with certificates of tls.client_ca."`
 	File            AuthFile     `yaml:"file" doc:"For the method file."`
@@ -139,7 +139,7 @@ type Master struct {
 // Limits are time-outs and bounds.
 type Limits struct {
 	MaxConnections         int           `yaml:"max_connections" default:"0" min:"0" max:"10000000" doc:"Client connections at a time. 0: as many as the process's descriptor limit allows, at two each, with some kept back."`
-	PreauthTimeout         time.Duration `yaml:"preauth_timeout" default:"60s" min:"1s" max:"10m" doc:"From accept to the login, all together."`
+	PreauthTimeout         time.Duration `yaml:"preauth_timeout" default:"60s" min:"1s" max:"10m" doc:"From accept to the last byte of a login, all together. The auth method has as long again to judge it, and the backend limits.upstream_login_timeout."`
 	TLSHandshakeTimeout    time.Duration `yaml:"tls_handshake_timeout" default:"10s" min:"1s" max:"1m" doc:"For the TLS handshake, from accept or from the OK to STARTTLS."`
 	TLSHandshakes          int           `yaml:"tls_handshakes" default:"0" min:"0" max:"10000" doc:"TLS handshakes computed at a time; sessions and logins that are further on go first. Who would wait longer for a turn than 80 ms (500 ms in the first half second of a crowd) is disconnected at once: so a flood leaves room for those whose turn it is. 0: two for each core."`
 	IdleTimeout            time.Duration `yaml:"idle_timeout" default:"32m" min:"30m" max:"24h" doc:"A session in which neither side says anything ends after this. RFC 9051 demands at least 30 minutes."`
@@ -147,7 +147,7 @@ type Limits struct {
 	AuthAttempts           int           `yaml:"auth_attempts" default:"3" min:"1" max:"100" doc:"Failed logins on a connection before it is closed."`
 	BadCommands            int           `yaml:"bad_commands" default:"3" min:"1" max:"100" doc:"Commands before login that are not understood, before the connection is closed."`
 	UpstreamConnectTimeout time.Duration `yaml:"upstream_connect_timeout" default:"5s" min:"100ms" max:"1m" doc:"For a TCP connection to a backend."`
-	UpstreamLoginTimeout   time.Duration `yaml:"upstream_login_timeout" default:"30s" min:"1s" max:"5m" doc:"For the whole login at a backend, connecting included."`
+	UpstreamLoginTimeout   time.Duration `yaml:"upstream_login_timeout" default:"30s" min:"1s" max:"5m" doc:"For the whole login at a backend, connecting included. For its answer to the password a backend has 20s at least: what is not waited for would be a guess that does not count."`
 	MaxUpstreamLogins      int           `yaml:"max_upstream_logins" default:"64" min:"1" max:"100000" doc:"Logins under way at one backend at a time; more wait. One counts for a second at most: a backend that delays its answer to a wrong password keeps nobody else waiting."`
 	ProxyTTL               int           `yaml:"proxy_ttl" default:"5" min:"1" max:"255" doc:"IMAP proxies a login may pass through, to end loops."`
 	Drain                  time.Duration `yaml:"drain" default:"30s" min:"0s" max:"24h" doc:"How long sessions may go on after SIGTERM."`

@@ -61,7 +61,7 @@ func TestKeysLeftOutHaveTheirDefaults(t *testing.T) {
 	if c.Routing.Cache != (Cache{TTL: time.Minute, Stale: 24 * time.Hour, Negative: 5 * time.Second}) {
 		t.Errorf("cache: %+v", c.Routing.Cache)
 	}
-	if !reflect.DeepEqual(c.Audit, Audit{Path: "-", OnFailure: "block", Commands: "none"}) || c.Log != (Log{Level: "info", Format: "json"}) || c.Admin.Address != "127.0.0.1:9143" {
+	if !reflect.DeepEqual(c.Audit, Audit{Path: "-", OnFailure: "block", Commands: "none", First: 10}) || c.Log != (Log{Level: "info", Format: "json"}) || c.Admin.Address != "127.0.0.1:9143" {
 		t.Errorf("%+v %+v %+v", c.Audit, c.Log, c.Admin)
 	}
 }

@@ -11,6 +11,7 @@ type Connections struct {
 	PerUser           int `yaml:"per_user" default:"50" min:"0" max:"1000000" doc:"Sessions of one user."`
 	PerAddress        int `yaml:"per_address" default:"100" min:"0" max:"1000000" doc:"Connections from one address, those before the login included."`
 	PreauthPerAddress int `yaml:"preauth_per_address" default:"20" min:"0" max:"1000000" doc:"Connections from one address that have not logged in. Counted by each gateway for itself."`
+	PreauthNetwork    int `yaml:"preauth_network_percent" default:"25" min:"0" max:"100" doc:"How much of the room for connections that have not logged in, half of max_connections, those from one network may take: 24 bits, IPv6 48; and half as much those from 56 bits. An address may have preauth_per_address in any case, and where that is 0 networks have no bound either. Counted by each gateway for itself. 0: no bound."`
 	Total             int `yaml:"total" default:"0" min:"0" max:"100000000" doc:"Sessions of everybody, at all gateways together. For one gateway there is max_connections."`
 	NewPerMinute      int `yaml:"new_per_minute" default:"60" min:"0" max:"1000000" doc:"New connections from one address."`
 	NewBurst          int `yaml:"new_burst" default:"30" min:"1" max:"1000000" doc:"How many of them may come at once."`
@@ -30,6 +31,7 @@ type ListenerConnections struct {
 	PerUser           int `yaml:"per_user" default:"-1" min:"-1" max:"1000000" doc:"As in limits.connections."`
 	PerAddress        int `yaml:"per_address" default:"-1" min:"-1" max:"1000000" doc:"As in limits.connections."`
 	PreauthPerAddress int `yaml:"preauth_per_address" default:"-1" min:"-1" max:"1000000" doc:"As in limits.connections."`
+	PreauthNetwork    int `yaml:"preauth_network_percent" default:"-1" min:"-1" max:"100" doc:"As in limits.connections."`
 	NewPerMinute      int `yaml:"new_per_minute" default:"-1" min:"-1" max:"1000000" doc:"As in limits.connections."`
 	NewBurst          int `yaml:"new_burst" default:"-1" min:"-1" max:"1000000" doc:"As in limits.connections, but 0 is none."`
 }
@@ -53,7 +55,7 @@ type Failures struct {
 	Delay        time.Duration `yaml:"delay" default:"2s" min:"0s" max:"1m" doc:"The answer to a wrong password takes this long, a fifth more or less. The next login from the address waits as long before it is tried, each one behind a further wrong password twice as long. 0s: nothing waits but the 200 ms of every denial."`
 	MaxDelay     time.Duration `yaml:"max_delay" default:"15s" min:"0s" max:"5m" doc:"The longest such delay, and never more than a quarter of limits.preauth_timeout."`
 	PerUserHour  int           `yaml:"per_user_hour" default:"10" min:"0" max:"1000000" doc:"Failed logins of one user in an hour, beyond which logins for it are delayed. Networks from which the user has logged in of late (known_for) are not."`
-	PerUserTotal int           `yaml:"per_user_total" default:"100" min:"0" max:"10000000" doc:"Failed logins of one user in a day from networks where it is not known, beyond which only networks where it is may log in. A right login from a new network starts again."`
+	PerUserTotal int           `yaml:"per_user_total" default:"100" min:"0" max:"10000000" doc:"Failed logins of one user in a day from networks where it is not known, beyond which only networks where it is may log in. A user who is known in no network is delayed by max_delay instead. A right login from a new network starts again."`
 	PerUserNet   int           `yaml:"per_user_network_hour" default:"20" min:"0" max:"1000000" doc:"Failed logins of one user from one address (IPv6: network of 64 bits) in an hour, beyond which that user may not log in there for a while, also where it is known. As many from the network around it (24 bits) are enough where the user is not known in it; where it is they delay."`
 	KnownFor     time.Duration `yaml:"known_for" default:"720h" min:"1h" max:"8760h" doc:"A network is known for this long behind a right login of the user."`
 	BanAfter     int           `yaml:"ban_after" default:"10" min:"0" max:"1000000" doc:"An address with this many failed logins within ban_within is banned: its connections are refused. 0: nobody is banned but by hand."`
@@ -88,6 +90,7 @@ func (c Connections) On(l Listener) Connections {
 	over(&c.PerUser, theirs.PerUser)
 	over(&c.PerAddress, theirs.PerAddress)
 	over(&c.PreauthPerAddress, theirs.PreauthPerAddress)
+	over(&c.PreauthNetwork, theirs.PreauthNetwork)
 	over(&c.NewPerMinute, theirs.NewPerMinute)
 	over(&c.NewBurst, theirs.NewBurst)
 	return c

@@ -18,7 +18,7 @@ listeners:
     limits: {exempt: [10.2.0.0/16]}
 `)
 	plain, busy, webmail := c.Listeners[0], c.Listeners[1], c.Listeners[2]
-	want := Connections{PerUserAddress: 10, PerUser: 50, PerAddress: 100, PreauthPerAddress: 20, NewPerMinute: 60, NewBurst: 30}
+	want := Connections{PerUserAddress: 10, PerUser: 50, PerAddress: 100, PreauthPerAddress: 20, PreauthNetwork: 25, NewPerMinute: 60, NewBurst: 30}
 	if got := c.Limits.Connections.On(plain); got != want {
 		t.Errorf("defaults: %+v", got)
 	}

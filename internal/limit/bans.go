@@ -131,7 +131,7 @@ func (b *banTable) set(net netip.Prefix, e entry, t time.Duration) error {
 			return errNoRoom
 		}
 		b.widths[width(net)]++
-		if up, ok := block(net); ok {
+		if up, ok := blockOf(net); ok {
 			b.inside[up]++
 		}
 	}
@@ -140,12 +140,12 @@ func (b *banTable) set(net netip.Prefix, e entry, t time.Duration) error {
 	return nil
 }
 
-// block is the /48 of a /64.
-func block(net netip.Prefix) (netip.Prefix, bool) {
+// blockOf is the /48 of a /64.
+func blockOf(net netip.Prefix) (netip.Prefix, bool) {
 	if net.Addr().Is4() || net.Bits() != 64 {
 		return netip.Prefix{}, false
 	}
-	return around(net.Addr(), 0, 48), true
+	return block(net.Addr()), true
 }
 
 // remove is called with mu held.
@@ -155,7 +155,7 @@ func (b *banTable) remove(net netip.Prefix) {
 	if b.widths[width(net)]--; b.widths[width(net)] == 0 {
 		delete(b.widths, width(net))
 	}
-	if up, ok := block(net); ok {
+	if up, ok := blockOf(net); ok {
 		if b.inside[up]--; b.inside[up] == 0 {
 			delete(b.inside, up)
 		}
@@ -165,7 +165,7 @@ func (b *banTable) remove(net netip.Prefix) {
 // crowded gives the network of 48 bits that is to be banned because so many in
 // it are.
 func (b *banTable) crowded(net netip.Prefix, t time.Duration) (netip.Prefix, bool) {
-	up, ok := block(net)
+	up, ok := blockOf(net)
 	if !ok {
 		return up, false
 	}

@@ -4,6 +4,8 @@ package limit
 
 import (
 	"context"
+	"errors"
+	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -18,17 +20,48 @@ import (
 )
 
 // patienceOf is how long anything between gateways may take here.
-const patienceOf = 10 * time.Second
+const patienceOf = testbed.Patience
 
-// dial makes a client as the gateway does: RESP2, and 250 ms for everything.
+// dial makes a client as the gateway does: RESP2. It waits for as long as Config.wait.
 func dial(t testing.TB, addresses ...string) redis.UniversalClient {
 	t.Helper()
 	c := redis.NewUniversalClient(&redis.UniversalOptions{
-		Addrs: addresses, Protocol: 2, DisableIdentity: true, DialTimeout: time.Second,
-		ReadTimeout: ioTime, WriteTimeout: ioTime, PoolTimeout: ioTime, ContextTimeoutEnabled: true, MaxRetries: 1, DialerRetries: 1,
+		Addrs: addresses, Protocol: 2, DisableIdentity: true, DialTimeout: patienceOf,
+		ReadTimeout: patienceOf, WriteTimeout: patienceOf, PoolTimeout: patienceOf, ContextTimeoutEnabled: true, MaxRetries: 1, DialerRetries: 1,
 	})
 	t.Cleanup(func() { _ = c.Close() })
 	return c
+}
+
+// waits counts what logins have asked of Redis and were not answered in time.
+type waits struct{ n atomic.Int64 }
+
+// of makes the questions asked with a context those of a login.
+func (w *waits) of(ctx context.Context) context.Context { return context.WithValue(ctx, w, true) }
+
+// count asks a question and notes how it ended. What a connection is greeted with on
+// the way is part of it.
+func (w *waits) count(ctx context.Context, ask func(context.Context) error) error {
+	err := ask(context.WithValue(ctx, w, false))
+	var late net.Error
+	if ctx.Value(w) == true && errors.As(err, &late) && late.Timeout() {
+		w.n.Add(1)
+	}
+	return err
+}
+
+func (w *waits) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (w *waits) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		return w.count(ctx, func(ctx context.Context) error { return next(ctx, cmd) })
+	}
+}
+
+func (w *waits) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		return w.count(ctx, func(ctx context.Context) error { return next(ctx, cmds) })
+	}
 }
 
 // quick are limits whose leases are short enough to wait for.

@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap/zaptest"
 
 	"imapgate/internal/identity"
+	"imapgate/internal/testbed"
 )
 
 // usual are the defaults of the gateway, with no network exempt.
@@ -24,6 +25,7 @@ func usual() Config {
 			PerMinute: 10, PerDay: 50, Delay: 2 * time.Second, MaxDelay: 15 * time.Second, PerUserHour: 10, PerUserTotal: 100,
 			BanAfter: 10,
 		},
+		wait: testbed.Patience,
 	}
 }
 

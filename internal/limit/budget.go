@@ -136,7 +136,7 @@ func (g *Gate) uploadedToday(ctx context.Context, u identity.User) (int64, error
 		return g.budgets.sum(u, today), nil
 	}
 	r, err := s.ask(ctx, call{
-		s.scripts.upload, []string{s.keys.uploads(u, today)}, []any{0, math.MaxInt64, uploadKept.Milliseconds()},
+		s.scripts.uploads, []string{s.keys.uploads(u, today)}, []any{0, math.MaxInt64, uploadKept.Milliseconds()},
 	})
 	if err != nil {
 		return 0, err

@@ -17,6 +17,7 @@ type Config struct {
 	Failures  Failures
 	Budgets   Budgets
 	Listeners map[string]Listener // by name
+	Preauth   int                 // connections before the login that this gateway has room for; 0: unknown
 
 	Bans     Bans
 	KnownFor time.Duration // how long a network is known behind a right login; default 30 days
@@ -26,6 +27,8 @@ type Config struct {
 	Lease time.Duration
 
 	Names identity.Names // how user names are read: in what other gateways write
+
+	wait time.Duration // for Redis; default ioTime. Tests on busy machines have more
 }
 
 // Listener are the limits of a listener. What is counted is counted over all
@@ -42,6 +45,7 @@ type Settings struct {
 	PerUser        int // sessions of a user
 	PerAddress     int // connections of an address, before the login or after
 	Strangers      int // connections of an address before the login, at this gateway
+	NetworkShare   int // percent of Config.Preauth that an IPv4 /24 or IPv6 /48 may have; a /56 half as much
 	Total          int // sessions of everybody
 	NewPerMinute   int // new connections of an address
 	NewBurst       int // how many of them may come at once
@@ -59,7 +63,7 @@ type Failures struct {
 	Delay        time.Duration // the least time of a denial, and the first delay of the next login
 	MaxDelay     time.Duration // where doubling ends
 	PerUserHour  int           // of one user; then logins from networks the user is not known in are delayed
-	PerUserTotal int           // of one user in a day; then such logins are refused
+	PerUserTotal int           // of one user in a day; then such logins are refused, of a user who is known anywhere
 	PerPairHour  int           // of one user in one network, known there or not; default 20
 	BanAfter     int           // of one address within Bans.Within
 }
@@ -79,9 +83,7 @@ const (
 )
 
 func (c *Config) complete() error {
-	if c.Lease == 0 {
-		c.Lease = defaultLease
-	}
+	c.Lease, c.wait = cmp.Or(c.Lease, defaultLease), cmp.Or(c.wait, ioTime)
 	c.Failures.PerPairHour = cmp.Or(c.Failures.PerPairHour, defaultPairHour)
 	b := &c.Bans
 	b.Within, b.First = cmp.Or(b.Within, defaultBan), cmp.Or(b.First, defaultBan)
@@ -104,6 +106,7 @@ const (
 	Banned             Reason = "banned"               // the address is
 	AddressConnections Reason = "address_connections"  // Settings.PerAddress
 	StrangerPlaces     Reason = "address_before_login" // Settings.Strangers
+	NetworkPlaces      Reason = "network_before_login" // Settings.NetworkShare
 	ConnectionRate     Reason = "connection_rate"      // Settings.NewPerMinute
 	UserConnections    Reason = "user_connections"     // Settings.PerUser
 	UserAddress        Reason = "user_address"         // Settings.PerUserAddress
@@ -116,7 +119,7 @@ const (
 // Reasons are all of them, for tables of metrics.
 func Reasons() []Reason {
 	return []Reason{
-		Banned, AddressConnections, StrangerPlaces, ConnectionRate, UserConnections, UserAddress, TotalSessions,
+		Banned, AddressConnections, StrangerPlaces, NetworkPlaces, ConnectionRate, UserConnections, UserAddress, TotalSessions,
 		AddressFailures, UserFailures, PairFailures,
 	}
 }

@@ -23,6 +23,6 @@
 //	spray.go      many users, few guesses each
 //	budget.go     what a user's sessions may use
 //	know.go       what all gateways know of failures and of users' networks
-//	shared.go     the way to Redis; script.go what is run there
+//	shared.go     the way to Redis; health.go how it fares; script.go what is run there
 //	operator.go   for the operator's commands
 package limit

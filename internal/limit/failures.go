@@ -60,6 +60,7 @@ type pastPair struct {
 	repeats window            // of wrong passwords that were recognised, in an hour
 	wrong   [lastWrong]uint32 // digests of passwords, newest first
 	unlike  window            // failures without a password, in Bans.Within
+	unclear uint32            // digest of the one password that may have been right; 0: none
 }
 
 // weight is what a failed login counts for.
@@ -109,6 +110,11 @@ func (f *failures) digest(u identity.User, password identity.Secret) uint64 {
 	return binary.BigEndian.Uint64(mac.Sum(nil))
 }
 
+// mark is a digest as a user's entry has it: 0 is an empty place there.
+func (f *failures) mark(u identity.User, password identity.Secret) uint32 {
+	return max(1, uint32(f.digest(u, password)))
+}
+
 // weigh says what a failure of the user from that network counts for, and how
 // often in an hour wrong passwords were repeated, this one included. One that was
 // not seen of late is remembered.
@@ -117,7 +123,7 @@ func (f *failures) weigh(at pair, password identity.Secret, t time.Duration) (w 
 		return f.weighUnnamed(at.net, password, t)
 	}
 	key := maphash.Comparable(f.seed, at)
-	d := max(1, uint32(f.digest(at.user, password))) // 0 is an empty place
+	d := f.mark(at.user, password)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	p, _ := f.pairs.Get(key)
@@ -160,6 +166,29 @@ func (f *failures) weighUnnamed(net netip.Prefix, shown identity.Secret, t time.
 		return whole, 0
 	}
 	return repeated, p.count(t, hour)
+}
+
+// mayBeRight reports whether a password can be the user's that a service has seen and
+// not judged: at most one can, so it is the first of the user in the network. It is
+// remembered; repeats says how often it came in an hour, 0 for the first time.
+func (f *failures) mayBeRight(at pair, password identity.Secret, t time.Duration) (repeats int, ok bool) {
+	if password.IsZero() || at.user.IsZero() {
+		return 0, false
+	}
+	d, key := f.mark(at.user, password), maphash.Comparable(f.seed, at)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	p, _ := f.pairs.Get(key)
+	switch {
+	case p.unclear == d:
+		p.repeats = p.repeats.add(t, hour)
+		repeats = max(1, p.repeats.count(t, hour))
+	case p.unclear != 0 || slices.Contains(p.wrong[:], d):
+		return 0, false
+	}
+	p.unclear = d
+	f.pairs.Add(key, p)
+	return repeats, true
 }
 
 // tally is what there is of failures around one login: of the networks, of the

@@ -26,7 +26,7 @@ func (g *Gate) farewell() {
 	}
 	if ctx.Err() != nil { // away, or somebody stays: one more word, or a lease
 		var last context.CancelFunc
-		ctx, last = context.WithTimeout(context.Background(), ioTime)
+		ctx, last = context.WithTimeout(context.Background(), s.wait)
 		defer last()
 	}
 	_, _ = s.ask(ctx, call{s.scripts.part, []string{s.keys.gateways()}, []any{s.self}}) // else after a lease

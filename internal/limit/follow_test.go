@@ -42,13 +42,13 @@ func TestABanHoldsEverywhereWithinASecond(t *testing.T) {
 			}
 		}
 	}
-	testbed.Within(t, time.Second, "the ban to hold at both", func() bool {
+	testbed.Within(t, testbed.Patience, "the ban to hold at both", func() bool {
 		_, err1 := one.Arrive("imaps", addr)
 		_, err2 := two.Arrive("imaps", addr)
 		return reason(err1) == Banned && reason(err2) == Banned
 	})
 	late := runGate(t, quick(), dial(t, r.Address))
-	testbed.Within(t, time.Second, "a gateway that starts to know it", func() bool {
+	testbed.Within(t, testbed.Patience, "a gateway that starts to know it", func() bool {
 		_, err := late.Arrive("imaps", addr)
 		return reason(err) == Banned
 	})
@@ -60,7 +60,7 @@ func TestABanHoldsEverywhereWithinASecond(t *testing.T) {
 	if lifted, err := operator.Unban(t.Context(), home(addr)); err != nil || len(lifted) != 1 {
 		t.Fatalf("lifted %v: %v", lifted, err)
 	}
-	testbed.Within(t, time.Second, "the ban to be lifted everywhere", func() bool {
+	testbed.Within(t, testbed.Patience, "the ban to be lifted everywhere", func() bool {
 		for _, g := range []*gateway{one, two, late} {
 			if _, ok := g.bans.covers(addr, g.now()); ok {
 				return false

@@ -3,6 +3,7 @@ package limit
 import (
 	"cmp"
 	"context"
+	"errors"
 	"hash/maphash"
 	"net/netip"
 	"sync"
@@ -91,18 +92,23 @@ func (g *Gate) keepUp(ctx context.Context) error {
 	all, ctx := errgroup.WithContext(ctx)
 	all.Go(func() error { g.beat(ctx); return nil })
 	all.Go(func() error { g.flush(ctx); return nil })
+	all.Go(func() error { g.heal(ctx); return nil })
 	all.Go(func() error { g.follow(ctx); return nil })
 	return all.Wait()
 }
 
-// redisIs says that Redis is there or away. Of a Redis that comes and goes it is
-// not said every time.
+// redisIs says that limits are shared, or no longer and why. Of a Redis that comes and
+// goes it is not said every time.
 func (g *Gate) redisIs(up bool, why error) {
 	g.hooks.OnRedis(up)
 	g.lines.Do(func() {
-		if up {
-			g.log.Info("limits are shared: Redis answers")
-		} else {
+		var t *trouble
+		switch {
+		case up:
+			g.log.Info("limits are shared: Redis answers, and takes what is written")
+		case errors.As(why, &t) && t.refused:
+			g.log.Warn("limits are local: Redis refuses to work", zap.Error(why))
+		default:
 			g.log.Warn("limits are local: Redis does not answer", zap.Error(why))
 		}
 	})

@@ -18,6 +18,8 @@ const (
 	maxGood = 192 << 10
 	// maxLived bounds the networks in which somebody is known.
 	maxLived = 64 << 10
+	// maxProven bounds the users of whom any network is known.
+	maxProven = 64 << 10
 	// tellAgain is how old what Redis knows of a pair may get.
 	tellAgain = time.Hour
 )
@@ -39,12 +41,13 @@ type goodList struct {
 	mu    sync.Mutex
 	pairs *simplelru.LRU[uint64, time.Duration]
 	nets  *simplelru.LRU[uint64, time.Duration]
+	users *simplelru.LRU[uint64, time.Duration] // anywhere
 }
 
 func newGoodList(keep time.Duration) *goodList {
 	return &goodList{
 		keep: keep, seed: maphash.MakeSeed(),
-		pairs: newTable[time.Duration](maxGood), nets: newTable[time.Duration](maxLived),
+		pairs: newTable[time.Duration](maxGood), nets: newTable[time.Duration](maxLived), users: newTable[time.Duration](maxProven),
 	}
 }
 
@@ -62,10 +65,11 @@ func newTable[V any](size int) *simplelru.LRU[uint64, V] {
 type standing uint8
 
 const (
-	stranger standing = iota
-	customer          // known somewhere in the carrier's network
-	neighbor          // known near
-	resident          // known at this very address
+	newcomer standing = iota // known nowhere at all
+	stranger                 // known, but not here
+	customer                 // known somewhere in the carrier's network
+	neighbor                 // known near
+	resident                 // known at this very address
 )
 
 // homes are the networks in which a user is known behind a right login, from the
@@ -108,6 +112,7 @@ func (g *goodList) note(u identity.User, a netip.Addr, now time.Duration) {
 	for _, net := range streets(a) {
 		g.living(net, now)
 	}
+	g.proven(u, now)
 }
 
 // knew remembers that a user was right there.
@@ -124,6 +129,13 @@ func (g *goodList) living(net netip.Prefix, now time.Duration) {
 	refresh(g.nets, maphash.Comparable(g.seed, net), now)
 }
 
+// proven remembers that the user was right somewhere.
+func (g *goodList) proven(u identity.User, now time.Duration) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	refresh(g.users, maphash.Comparable(g.seed, u), now)
+}
+
 // refresh is called with mu held.
 func refresh(t *simplelru.LRU[uint64, time.Duration], key uint64, now time.Duration) {
 	if last, known := t.Get(key); !known || now-last > tellAgain {
@@ -135,15 +147,26 @@ func refresh(t *simplelru.LRU[uint64, time.Duration], key uint64, now time.Durat
 func (g *goodList) standing(u identity.User, a netip.Addr, now time.Duration) standing {
 	switch {
 	case u.IsZero():
-		return stranger
+		return newcomer
 	case g.knows(pair{u, home(a)}, now):
 		return resident
 	case g.knows(pair{u, near(a)}, now):
 		return neighbor
 	case g.knows(pair{u, carrier(a)}, now):
 		return customer
+	case g.anywhere(u, now):
+		return stranger
 	}
-	return stranger
+	return newcomer
+}
+
+// anywhere reports whether the user has logged in from any network of late.
+func (g *goodList) anywhere(u identity.User, now time.Duration) bool {
+	key := maphash.Comparable(g.seed, u)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	last, ok := g.users.Get(key)
+	return ok && now-last < g.keep
 }
 
 // knows says whether the user has logged in from there of late.

@@ -37,15 +37,7 @@ func (v *Visit) Attempt(ctx context.Context, u identity.User) error {
 	}
 	v.Settle()
 	g, at := v.gate, pair{u, near(v.addr)}
-	judge := func() (standing, time.Duration, *Refusal) {
-		who := g.good.standing(u, v.addr, g.now())
-		wait, no := v.judge(who, g.past.look(at, v.addr, g.now()))
-		return who, wait, no
-	}
-	who, wait, no := judge()
-	if (wait > 0 || no != nil) && who < resident && v.inquire(ctx, u) {
-		_, wait, no = judge()
-	}
+	wait, no := v.owes(ctx, at)
 	if no == nil && wait > 0 {
 		if err := sleep(ctx, jitter(wait)); err != nil {
 			return err
@@ -61,6 +53,38 @@ func (v *Visit) Attempt(ctx context.Context, u identity.User) error {
 		return g.refused(no)
 	}
 	return nil
+}
+
+// Check says with a *Refusal that Attempt would refuse the login as things are. It does
+// not wait, and leaves nothing behind: it is for a step of an exchange in which nothing
+// is verified yet, and for which a client may take its time.
+func (v *Visit) Check(ctx context.Context, u identity.User) error {
+	if v.exempt {
+		return nil
+	}
+	if _, no := v.owes(ctx, pair{u, near(v.addr)}); no != nil {
+		return v.gate.refused(no)
+	}
+	return nil
+}
+
+// owes judges a login by the failures that are known here and, where they matter, by
+// what the other gateways know of the user.
+func (v *Visit) owes(ctx context.Context, at pair) (wait time.Duration, no *Refusal) {
+	g := v.gate
+	who, past := g.good.standing(at.user, v.addr, g.now()), g.past.look(at, v.addr, g.now())
+	wait, no = v.judge(who, past)
+	matters := wait > 0 || no != nil || v.besieged(past)
+	if matters && who < resident && v.inquire(ctx, at.user) {
+		wait, no = v.judge(g.good.standing(at.user, v.addr, g.now()), g.past.look(at, v.addr, g.now()))
+	}
+	return wait, no
+}
+
+// besieged reports whether so many guesses at the user have failed in a day that only
+// networks in which the user is known may log in.
+func (v *Visit) besieged(past tally) bool {
+	return over(past.user.day, v.gate.share(v.limits.Failures.PerUserTotal, past.user.all))
 }
 
 // Failed counts a wrong login and gives the least time that the denial must take,
@@ -86,6 +110,39 @@ func (v *Visit) Failed(ctx context.Context, u identity.User, password identity.S
 	}
 	v.asked = 0 // the next login may wait again
 	return jitter(max(f.Delay, f.step(repeats-freeRepeats)))
+}
+
+// Unclear counts a login of which nobody knows whether the password was right: a
+// service has seen it, and its answer fits both, or there was none. One password of
+// the user in the network may be right; it counts for the user, not for the address,
+// so that an office whose backend is in trouble is not banned. A second one cannot
+// be right too, and is Failed.
+func (v *Visit) Unclear(ctx context.Context, u identity.User, password identity.Secret) time.Duration {
+	if v.exempt {
+		return 0
+	}
+	g := v.gate
+	at := pair{u, near(v.addr)}
+	repeats, ok := g.past.mayBeRight(at, password, g.now())
+	if !ok {
+		return v.Failed(ctx, u, password)
+	}
+	if repeats == 0 && !g.good.knows(at, g.now()) {
+		g.past.failedUser(u, g.now())
+	}
+	v.Settle()
+	f := &v.limits.Failures
+	return jitter(max(f.Delay, f.step(repeats-freeRepeats)))
+}
+
+// Uncounted ends a login that is denied although its password was right. It gives the
+// least time of the denial, which is that of any other.
+func (v *Visit) Uncounted() time.Duration {
+	if v.exempt {
+		return 0
+	}
+	v.Settle()
+	return jitter(v.limits.Failures.Delay)
 }
 
 // count counts a failure here and at all gateways, and bans whoever has had
@@ -163,10 +220,13 @@ func (f *Failures) neighbor(addr netip.Addr, past tally) (wait time.Duration, no
 	return wait, nil
 }
 
-// stranger judges a login from where the user is not known.
+// stranger judges a login from where the user is not known. A user who is known nowhere,
+// as all are when a gateway is new or Redis has lost what it knew, would be locked out
+// altogether by PerUserTotal: it is delayed instead.
 func (v *Visit) stranger(who standing, past tally) (wait time.Duration, no *Refusal) {
 	g, f, addr := v.gate, &v.limits.Failures, v.addr
-	if over(past.user.day, g.share(f.PerUserTotal, past.user.all)) {
+	besieged := v.besieged(past)
+	if besieged && who > newcomer {
 		return 0, &Refusal{Reason: UserFailures, Wait: hour}
 	}
 	if until := f.beyond(past.net[0], 1); until > 0 {
@@ -182,6 +242,9 @@ func (v *Visit) stranger(who standing, past tally) (wait time.Duration, no *Refu
 	}
 	if f.PerUserHour > 0 {
 		wait = max(wait, f.step(past.user.hour-f.PerUserHour))
+	}
+	if besieged {
+		wait = f.MaxDelay
 	}
 	if t := g.now(); g.spray.suspects(t) && !g.good.lived(near(addr), t) {
 		wait = max(wait, f.step(unknownSteps))

@@ -232,6 +232,88 @@ func TestAThiefBehindTheSameAddressCannotGuessForEver(t *testing.T) {
 	})
 }
 
+// siege fails so many guesses at a user, each from a network of its own, and gives the
+// least wait of the last ten and how many were refused.
+func siege(t *testing.T, g *Gate, victim identity.User, guesses int) (least time.Duration, refused int) {
+	t.Helper()
+	least = time.Hour
+	for i := range guesses {
+		waited, err := guess(t, g, netip.AddrFrom4([4]byte{byte(20 + i/250), byte(i % 250), 0, 1}), victim, secret("%v", g.now()))
+		switch {
+		case reason(err) == UserFailures:
+			refused++
+		case err != nil:
+			t.Fatalf("guess %d: %v", i, err)
+		case i >= guesses-10:
+			least = min(least, waited)
+		}
+	}
+	return least, refused
+}
+
+// When a gateway is new, or Redis has lost what it knew, nobody's networks are known:
+// nobody may be locked out everywhere for what others guess.
+func TestAUserWithoutAKnownNetworkIsOnlyDelayed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(t, usual(), nil)
+		victim, home := user(t, "victim"), at("198.51.100.7")
+		least, refused := siege(t, g, victim, 500)
+		if longest := g.cfg.Failures.MaxDelay; refused > 0 || !within(least, longest) {
+			t.Errorf("%d of 500 guesses were refused, and the last ones waited %v, want %v", refused, least, longest)
+		}
+		time.Sleep(3 * hour) // nothing is left of this hour, and all of the day
+		if waited, err := logIn(t, g, home, victim); err != nil || !within(waited, g.cfg.Failures.MaxDelay) {
+			t.Fatalf("the victim waited %v: %v", waited, err)
+		}
+		if waited, err := logIn(t, g, home, victim); err != nil || waited > 0 {
+			t.Fatalf("where it is known now, it waited %v: %v", waited, err)
+		}
+		least, refused = siege(t, g, victim, 500)
+		if refused != 400 {
+			t.Errorf("of a user with a known network %d of 500 guesses were refused (least wait %v), want 400", refused, least)
+		}
+		if waited, err := logIn(t, g, home, victim); err != nil || waited > 0 {
+			t.Fatalf("at home it waited %v: %v", waited, err)
+		}
+	})
+}
+
+func TestAnAddressIsRefusedWhoeverItGuessesAt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(t, usual(), nil)
+		checked := 0
+		for i := range 200 {
+			if _, err := guess(t, g, at("203.0.113.9"), user(t, "victim"), secret("%d", i)); err == nil {
+				checked++
+			}
+		}
+		if checked > g.cfg.Failures.BanAfter {
+			t.Errorf("%d guesses from one address were checked", checked)
+		}
+	})
+}
+
+// A spray is suspected, and a user without a known network is guessed at: the longer of
+// the two delays holds, not both and no refusal.
+func TestASprayAddsNothingToTheDelayOfAUserWithoutAKnownNetwork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(t, wide(), nil)
+		victim := user(t, "victim")
+		if _, refused := siege(t, g, victim, 200); refused > 0 {
+			t.Fatalf("%d guesses were refused", refused)
+		}
+		for i := range sprayFew { // at once: none of them is delayed
+			_, _ = guess(t, g, netip.AddrFrom4([4]byte{60, byte(i), 0, 1}), user(t, fmt.Sprint("user", i)), secret("Summer2024"))
+		}
+		if !g.spray.suspects(g.now()) {
+			t.Fatal("no spray is suspected")
+		}
+		if waited, err := logIn(t, g, at("198.51.100.7"), victim); err != nil || !within(waited, g.cfg.Failures.MaxDelay) {
+			t.Fatalf("the victim waited %v: %v", waited, err)
+		}
+	})
+}
+
 func TestOneNetworkThatTriesEverybodyIsStopped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGate(t, usual(), nil)
@@ -329,4 +411,90 @@ func TestANetworkWithPeopleIsHeardBeforeItIsRefused(t *testing.T) {
 	if err := v.Attempt(t.Context(), alice); err != nil {
 		t.Fatalf("who lives there: %v", err)
 	}
+}
+
+// unclear is a login that nobody has judged.
+func unclear(t testing.TB, g *Gate, addr netip.Addr, u identity.User, password identity.Secret) (least time.Duration, err error) {
+	t.Helper()
+	_, err = attempt(t, g, addr, u, func(v *Visit) error {
+		least = v.Unclear(t.Context(), u, password)
+		return nil
+	})
+	return least, err
+}
+
+func TestOneUnclearPasswordOfAUserIsNoFailureOfTheAddress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(t, wide(), nil)
+		nat := at("203.0.113.7")
+		for range 3 {
+			for i := range 30 { // an office whose backend says neither yes nor no
+				least, err := unclear(t, g, nat, user(t, fmt.Sprint("user", i)), secret("own%d", i))
+				if err != nil || least < g.cfg.Failures.Delay*4/5 {
+					t.Fatalf("user%d: %v, %v", i, least, err)
+				}
+			}
+		}
+		u := user(t, "user0")
+		for i := range 10 { // at most one of these can be right, and it was another
+			if _, err := unclear(t, g, nat, u, secret("other%d", i)); err != nil {
+				t.Fatalf("guess %d: %v", i, err)
+			}
+		}
+		if _, err := unclear(t, g, nat, u, secret("own0")); reason(err) != Banned {
+			t.Errorf("ten guesses without a verdict: %v", err)
+		}
+	})
+}
+
+// A user's guesses from many addresses, one from each, have the bound of the user.
+func TestUnclearPasswordsFromManyAddressesCountForTheUser(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(t, wide(), nil)
+		u, checked := user(t, "victim"), 0
+		for i := range 300 {
+			if _, err := unclear(t, g, at(fmt.Sprintf("203.%d.113.7", i%250)), u, secret("guess%d", i)); err == nil {
+				checked++
+			}
+		}
+		if most := g.cfg.Failures.PerUserTotal; checked > most {
+			t.Errorf("%d guesses were checked, %d may be", checked, most)
+		}
+	})
+}
+
+func TestAPasswordThatWasWrongIsNotUnclearLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(t, wide(), nil)
+		u, addr := user(t, "someone"), at("203.0.113.7")
+		if _, err := guess(t, g, addr, u, secret("old")); err != nil {
+			t.Fatal(err)
+		}
+		for range 30 { // a phone with it, while the backend is slow
+			if _, err := unclear(t, g, addr, u, secret("old")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := unclear(t, g, addr, u, secret("new")); err != nil {
+			t.Errorf("the new one: %v", err)
+		}
+	})
+}
+
+func TestADenialThatCountsForNobodyTakesAsLongAsAnyOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(t, wide(), nil)
+		u, addr := user(t, "blocked"), at("203.0.113.7")
+		for range 30 {
+			_, err := attempt(t, g, addr, u, func(v *Visit) error {
+				if least := v.Uncounted(); !within(least, g.cfg.Failures.Delay) {
+					t.Errorf("%v", least)
+				}
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
 }

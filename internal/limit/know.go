@@ -34,8 +34,8 @@ func (v *Visit) inquire(ctx context.Context, u identity.User) bool {
 	return v.gate.inquire(asking, u, v.addr)
 }
 
-// inquire asks where a user is known around an address, and where anybody is, and
-// remembers it. It says whether there was an answer.
+// inquire asks where a user is known around an address and whether anywhere, and where
+// anybody is, and remembers it. It says whether there was an answer.
 func (g *Gate) inquire(ctx context.Context, u identity.User, addr netip.Addr) bool {
 	s := g.shared
 	if s == nil {
@@ -53,9 +53,15 @@ func (g *Gate) inquire(ctx context.Context, u identity.User, addr netip.Addr) bo
 	for _, net := range lived {
 		calls = append(calls, call{s.scripts.known, []string{s.keys.lived(net)}, []any{"", keep}})
 	}
+	if !u.IsZero() {
+		calls = append(calls, call{s.scripts.proven, []string{s.keys.good(u)}, []any{keep}})
+	}
 	r, err := s.ask(ctx, calls...)
 	if err != nil {
 		return false
+	}
+	if yes, err := r[len(r)-1].Int(); err == nil && yes == 1 && !u.IsZero() {
+		g.good.proven(u, g.now())
 	}
 	for i, net := range append(mine, lived...) {
 		yes, err := r[i].Int()
@@ -98,19 +104,22 @@ func (g *Gate) failedEverywhere(ctx context.Context, at pair, addr netip.Addr, c
 func (g *Gate) failedCalls(at pair, addr netip.Addr, add int) []call {
 	s := g.shared
 	minute, ban := time.Minute.Milliseconds(), g.cfg.Bans.Within.Milliseconds()
-	calls := make([]call, 0, tiers+2)
+	calls, script := make([]call, 0, tiers+2), s.scripts.failed
+	if add == 0 {
+		script = s.scripts.failures
+	}
 	for i := range tiers {
-		calls = append(calls, call{s.scripts.failed, []string{s.keys.failedNet(tier(addr, i))}, []any{add, minute, ban, day.Milliseconds()}})
+		calls = append(calls, call{script, []string{s.keys.failedNet(tier(addr, i))}, []any{add, minute, ban, day.Milliseconds()}})
 	}
 	if at.user.IsZero() {
 		return calls
 	}
 	calls = append(calls,
-		call{s.scripts.failed, []string{s.keys.failedUser(at.user)}, []any{add, hour.Milliseconds(), day.Milliseconds()}},
-		call{s.scripts.failed, []string{s.keys.failedPair(at)}, []any{add, hour.Milliseconds()}},
+		call{script, []string{s.keys.failedUser(at.user)}, []any{add, hour.Milliseconds(), day.Milliseconds()}},
+		call{script, []string{s.keys.failedPair(at)}, []any{add, hour.Milliseconds()}},
 	)
 	if exact := (pair{at.user, home(addr)}); exact != at {
-		calls = append(calls, call{s.scripts.failed, []string{s.keys.failedPair(exact)}, []any{add, hour.Milliseconds()}})
+		calls = append(calls, call{script, []string{s.keys.failedPair(exact)}, []any{add, hour.Milliseconds()}})
 	}
 	return calls
 }

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"imapgate/internal/identity"
 	"imapgate/internal/testbed"
 )
 
@@ -31,7 +32,7 @@ func TestAUserIsKnownAtEveryGateway(t *testing.T) {
 	if b, _ := two.bans.covers(home, two.now()); !b.Lived {
 		t.Fatal("the gateway does not know that people live in the network it has banned")
 	}
-	if waited, err := logIn(t, two.Gate, home, victim); err != nil || waited > ioTime {
+	if waited, err := logIn(t, two.Gate, home, victim); err != nil || waited >= usual().Failures.Delay {
 		t.Fatalf("at a gateway it was never at, the victim waited %v: %v", waited, err)
 	}
 	about, err := newGate(t, quick(), dial(t, r.Address)).ShowUser(t.Context(), victim)
@@ -41,5 +42,36 @@ func TestAUserIsKnownAtEveryGateway(t *testing.T) {
 	address, err := newGate(t, quick(), dial(t, r.Address)).ShowAddress(t.Context(), home)
 	if err != nil || !address.Lived || address.Ban == nil || len(address.Tiers) != tiers || address.Tiers[0].Day < 11 {
 		t.Fatalf("the operator sees %+v: %v", address, err)
+	}
+}
+
+// A gateway that has never seen the user asks Redis whether any network of it is known.
+func TestAUserWhoIsKnownAtAnotherGatewayIsRefusedWhereItIsNot(t *testing.T) {
+	r := testbed.StartRedis(t)
+	cfg := quick()
+	cfg.Failures = Failures{PerUserTotal: 5} // without delays
+	one, two := runGate(t, cfg, dial(t, r.Address)), runGate(t, cfg, dial(t, r.Address))
+	known, unknown := user(t, "known"), user(t, "unknown")
+	if _, err := logIn(t, one.Gate, at("198.51.100.7"), known); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 6 {
+		for _, u := range []identity.User{known, unknown} {
+			away := arrive(t, two.Gate, netip.AddrFrom4([4]byte{10, byte(i), 0, 1}))
+			away.Failed(t.Context(), u, secret("%d", i))
+			away.Leave()
+		}
+	}
+	if _, err := logIn(t, two.Gate, at("192.0.2.1"), known); reason(err) != UserFailures {
+		t.Errorf("a user with a known network: %v", err)
+	}
+	if about, err := newGate(t, cfg, dial(t, r.Address)).ShowUser(t.Context(), known); err != nil || !about.KnownOnly {
+		t.Errorf("the operator sees %+v: %v", about, err)
+	}
+	if about, err := newGate(t, cfg, dial(t, r.Address)).ShowUser(t.Context(), unknown); err != nil || about.KnownOnly {
+		t.Errorf("the operator sees %+v: %v", about, err)
+	}
+	if _, err := logIn(t, two.Gate, at("192.0.2.1"), unknown); err != nil {
+		t.Errorf("a user without one: %v", err)
 	}
 }

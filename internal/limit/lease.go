@@ -201,14 +201,15 @@ func (s *shared) askRated(ctx context.Context, v *Visit, calls []call) ([]*redis
 	}
 	limit := redis_rate.Limit{Rate: v.limits.NewPerMinute, Burst: max(1, v.limits.NewBurst), Period: time.Minute}
 	var rated *redis_rate.Result
-	replies, _ := s.trip(ctx, func(ctx context.Context) ([]*redis.Cmd, error) {
+	key := s.keys.rate(home(v.addr))
+	replies, _ := s.trip(ctx, true, func(ctx context.Context) ([]*redis.Cmd, error) {
 		with := &rider{shared: s, calls: calls}
 		var err error
-		rated, err = redis_rate.NewLimiter(with).Allow(ctx, s.keys.rate(home(v.addr)), limit)
-		if err == nil {
-			err = with.err
+		rated, err = redis_rate.NewLimiter(with).Allow(ctx, key, limit)
+		if with.err == nil && err != nil {
+			with.err = (*trouble)(nil).add(key, err)
 		}
-		return with.replies, err
+		return with.replies, with.err
 	})
 	return replies, rated
 }
@@ -258,13 +259,17 @@ func own(keys []string) []string {
 // it ends with ctx. When Redis had forgotten this gateway it is told everything
 // again.
 func (g *Gate) beat(ctx context.Context) {
-	s := g.shared
 	for ctx.Err() == nil {
-		r, err := s.ask(ctx, call{s.scripts.beat, []string{s.keys.gateways()}, []any{s.self, s.lease.Milliseconds()}})
-		if err == nil {
-			g.hear(r[0])
-		}
-		_ = sleep(ctx, jitter(s.lease/beatsPerLease))
+		g.beatOnce(ctx)
+		_ = sleep(ctx, jitter(g.shared.lease/beatsPerLease))
+	}
+}
+
+func (g *Gate) beatOnce(ctx context.Context) {
+	s := g.shared
+	r, err := s.ask(ctx, call{s.scripts.beat, []string{s.keys.gateways()}, []any{s.self, s.lease.Milliseconds()}})
+	if err == nil {
+		g.hear(r[0])
 	}
 }
 

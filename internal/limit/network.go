@@ -32,6 +32,11 @@ func home(a netip.Addr) netip.Prefix { return around(a, 32, 64) }
 // people's addresses change within their provider's network.
 func near(a netip.Addr) netip.Prefix { return around(a, 24, 64) }
 
+// site and block are networks that are often one customer's, who has all addresses in it.
+// With IPv4 a site is an address.
+func site(a netip.Addr) netip.Prefix  { return around(a, 32, 56) }
+func block(a netip.Addr) netip.Prefix { return around(a, 24, 48) }
+
 // carrier is the network in which somebody on the move, a telephone with a /64 of its
 // own for each hour, is still a customer of the same carrier.
 func carrier(a netip.Addr) netip.Prefix { return tier(a, tiers-1) }

@@ -65,10 +65,16 @@ func (f *failures) end(claims []uint64) {
 // turn lets a login begin that is not refused, also if all that are under way fail.
 // It waits a while for them to be right.
 func (v *Visit) turn(ctx context.Context, at pair) (*Refusal, error) {
-	g := v.gate
+	g, inquired := v.gate, false
 	for began := g.now(); ; {
 		who := g.good.standing(at.user, v.addr, g.now())
 		claims, past, feared := g.past.begin(who, at, v.addr, g.now())
+		if who == newcomer && !inquired && v.besieged(feared) { // another gateway may know the user
+			g.past.end(claims)
+			inquired = true
+			_ = v.inquire(ctx, at.user)
+			continue
+		}
 		_, sure := v.judge(who, past)
 		_, no := v.judge(who, feared)
 		if no == nil {

@@ -303,9 +303,15 @@ func (g *Gate) ShowUser(ctx context.Context, u identity.User) (AboutUser, error)
 	}
 	f := &g.cfg.Failures
 	a.Hour, a.Day = past.user.hour, past.user.day
-	a.KnownOnly = over(a.Day, f.PerUserTotal)
 	if f.PerUserHour > 0 {
 		a.Delay = f.step(a.Hour - f.PerUserHour)
+	}
+	switch known := len(a.Known) > 0 || g.good.anywhere(u, g.now()); {
+	case !over(a.Day, f.PerUserTotal):
+	case known:
+		a.KnownOnly = true
+	default:
+		a.Delay = f.MaxDelay
 	}
 	return a, nil
 }
@@ -329,7 +335,7 @@ func (g *Gate) knownNets(ctx context.Context, u identity.User) (known []KnownNet
 			continue // of the same login: the address alone, or the carrier
 		}
 		known = append(known, KnownNet{Net: net, Ago: clamped(number(words[1]))})
-		calls = append(calls, call{s.scripts.failed, []string{s.keys.failedPair(pair{u, net})}, []any{0, hour.Milliseconds()}})
+		calls = append(calls, call{s.scripts.failures, []string{s.keys.failedPair(pair{u, net})}, []any{0, hour.Milliseconds()}})
 	}
 	if len(calls) == 0 {
 		return nil, nil

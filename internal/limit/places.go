@@ -14,6 +14,8 @@ type kind uint8
 const (
 	addressConns    kind = iota // connections of an address, at this gateway
 	addressLobby                // those before the login
+	siteLobby                   // the same, of an IPv6 /56
+	blockLobby                  // of an IPv4 /24 or IPv6 /48
 	allSessions                 // from here on: sessions, shared with the other gateways
 	addressSessions             //
 	userSessions                //

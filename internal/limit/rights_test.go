@@ -71,6 +71,11 @@ func everything(t *testing.T, c redis.UniversalClient) {
 	if err := g.Forgive(t.Context(), alice); err != nil {
 		t.Fatal(err)
 	}
+	for _, key := range []string{g.shared.keys.gateways(), g.shared.keys.bans()[0]} { // as behind a failure
+		if err := g.shared.order(t.Context(), call{g.shared.scripts.probe, []string{g.shared.keys.probe(key)}, nil}); err != nil {
+			t.Fatalf("probe beside %s: %v", key, err)
+		}
+	}
 	v.Leave()
 	if away.Load() != 0 {
 		t.Fatal("Redis was thought to be away")

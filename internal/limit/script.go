@@ -5,28 +5,32 @@ import "github.com/redis/go-redis/v9"
 // script is what is run in Redis: its text is needed beside its hash, for a server
 // that does not know it yet.
 type script struct {
-	text string
-	hash string
+	text  string
+	hash  string
+	reads bool // it writes nothing
 }
 
-func newScript(text string) *script { return &script{text, redis.NewScript(text).Hash()} }
+func newScript(text string) *script { return &script{text, redis.NewScript(text).Hash(), false} }
+
+// newReader is newScript for one that writes nothing, with the arguments it is given.
+func newReader(text string) *script { return &script{text, redis.NewScript(text).Hash(), true} }
 
 // scripts are all that are run. Each has keys of one slot, and takes the time from
 // Redis, so that the clocks of gateways need not agree.
 type scripts struct {
-	lease, beat, alive, sessions, failed, forget, good, known, where, ban, lift, forgive, bans, changes, upload, part *script
+	alive, sessions, known, proven, where, bans, changes, failures, uploads    *script // these read
+	lease, beat, failed, forget, good, ban, lift, forgive, upload, part, probe *script
 }
 
 func newScripts() *scripts {
 	return &scripts{
-		lease: newScript(clock + leaseScript), beat: newScript(clock + beatScript),
-		alive: newScript(clock + aliveScript), forget: newScript(forgetScript), where: newScript(clock + whereScript),
-		sessions: newScript(clock + sessionsScript), failed: newScript(clock + failedScript),
-		good: newScript(clock + goodScript), known: newScript(clock + knownScript),
+		alive: newReader(clock + aliveScript), sessions: newReader(clock + sessionsScript), known: newReader(clock + knownScript),
+		proven: newReader(clock + provenScript), where: newReader(clock + whereScript), bans: newReader(clock + bansScript),
+		changes: newReader(clock + changesScript), failures: newReader(clock + failedScript), uploads: newReader(uploadScript),
+		lease: newScript(clock + leaseScript), beat: newScript(clock + beatScript), failed: newScript(clock + failedScript),
+		forget: newScript(forgetScript), good: newScript(clock + goodScript), upload: newScript(uploadScript),
 		ban: newScript(clock + announce + banScript), lift: newScript(clock + announce + liftScript),
-		forgive: newScript(clock + announce + forgiveScript),
-		bans:    newScript(clock + bansScript), changes: newScript(clock + changesScript),
-		upload: newScript(uploadScript), part: newScript(partScript),
+		forgive: newScript(clock + announce + forgiveScript), part: newScript(partScript), probe: newScript(clock + probeScript),
 	}
 }
 
@@ -178,6 +182,13 @@ return 1
 const knownScript = `
 local last = redis.call('ZSCORE', KEYS[1], ARGV[1])
 if last and now - tonumber(last) < tonumber(ARGV[2]) then return 1 end
+return 0
+`
+
+// provenScript says whether a user has logged in from any network of late.
+const provenScript = `
+local last = redis.call('ZREVRANGE', KEYS[1], 0, 0, 'WITHSCORES')
+if last[2] and now - tonumber(last[2]) < tonumber(ARGV[1]) then return 1 end
 return 0
 `
 

@@ -6,17 +6,17 @@ import (
 	"encoding/hex"
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 
-	"imapgate/internal/breaker"
 	"imapgate/internal/identity"
 )
 
-// ioTime is the longest that anybody waits for Redis.
+// ioTime is the longest that a login waits for Redis.
 const ioTime = 250 * time.Millisecond
 
 var (
@@ -35,6 +35,7 @@ type shared struct {
 	scripts *scripts
 	self    string        // this gateway, for as long as it runs
 	lease   time.Duration // Config.Lease
+	wait    time.Duration // for one trip
 	tell    func(up bool, why error)
 	work    chan struct{} // there are dirty places
 
@@ -43,20 +44,18 @@ type shared struct {
 	together int
 
 	// Guarded by mu.
-	mu      sync.Mutex
-	breaker breaker.Breaker
-	down    bool  // as it was told
-	said    bool  // it has answered once
-	from    []any // what every lease begins with: leaseOf the others, as of the last beat
-	alive   int   // how many gateways there were then, with this one
+	mu     sync.Mutex
+	health health
+	from   []any // what every lease begins with: leaseOf the others, as of the last beat
+	alive  int   // how many gateways there were then, with this one
 }
 
 func newShared(cfg *Config, client redis.UniversalClient, tell func(bool, error)) *shared {
 	var id [8]byte
 	_, _ = rand.Read(id[:]) // never fails
 	s := &shared{
-		client: client, keys: keys{cfg.Prefix}, scripts: newScripts(), self: hex.EncodeToString(id[:]), lease: cfg.Lease, tell: tell,
-		work: make(chan struct{}, 1), together: 1,
+		client: client, keys: keys{cfg.Prefix}, scripts: newScripts(), self: hex.EncodeToString(id[:]), lease: cfg.Lease, wait: cfg.wait, tell: tell,
+		work: make(chan struct{}, 1), together: 1, health: health{ailing: make(map[string]uint64)},
 	}
 	if _, one := client.(*redis.Client); one {
 		s.together = leaseBatch
@@ -81,7 +80,7 @@ func (g *Gate) share(limit, used int) int {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.down {
+	if !s.health.down() {
 		return limit
 	}
 	used = min(used, limit)
@@ -105,9 +104,10 @@ type call struct {
 
 // ask runs calls in one trip and gives a reply for each, with an error of its own;
 // none when Redis was not asked. Its own error is the first of those by which Redis, or
-// a part of it, is away. A ctx that ends is no fault of Redis.
+// a part of it, is away or refuses to work. A ctx that ends is no fault of Redis.
 func (s *shared) ask(ctx context.Context, calls ...call) ([]*redis.Cmd, error) {
-	return s.trip(ctx, func(ctx context.Context) ([]*redis.Cmd, error) { return s.send(ctx, s.client.Pipeline(), calls) })
+	writes := slices.ContainsFunc(calls, func(c call) bool { return !c.script.reads })
+	return s.trip(ctx, writes, func(ctx context.Context) ([]*redis.Cmd, error) { return s.send(ctx, s.client.Pipeline(), calls) })
 }
 
 // order runs one call for whoever must know that it was done.
@@ -126,45 +126,44 @@ func answered(err error) bool {
 		redis.HasErrorPrefix(err, "ERR") && strings.Contains(err.Error(), "WRONGTYPE") // before Redis 7
 }
 
-// trip is one use of Redis, under the breaker and bounded in time.
-func (s *shared) trip(ctx context.Context, use func(context.Context) ([]*redis.Cmd, error)) ([]*redis.Cmd, error) {
+// trip is one use of Redis, which reads alone or writes too, as far as its health allows
+// and bounded in time.
+func (s *shared) trip(ctx context.Context, writes bool, use func(context.Context) ([]*redis.Cmd, error)) ([]*redis.Cmd, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	if !s.allowed() {
+	if !s.allowed(writes) {
 		return nil, errAway
 	}
-	limited, cancel := context.WithTimeout(ctx, ioTime)
+	limited, cancel := context.WithTimeout(ctx, s.wait)
 	defer cancel()
 	replies, err := use(limited)
 	if ctx.Err() == nil || errors.Is(context.Cause(ctx), errSpent) {
-		s.note(err)
+		s.note(err, writes)
 	}
 	return replies, err
 }
 
-func (s *shared) allowed() bool {
+func (s *shared) allowed(writes bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.breaker.Allow(time.Now())
+	if writes {
+		return !s.health.closed()
+	}
+	return s.health.reads.Allow(time.Now())
 }
 
-// note moves the breaker on, and tells of it when Redis went away or came back, and
-// when it answers for the first time.
-func (s *shared) note(err error) {
-	s.mu.Lock()
-	if err != nil {
-		s.breaker.Failed(time.Now())
-	} else {
-		s.breaker.Answered()
-	}
-	down := s.breaker.Open()
-	changed := down != s.down || err == nil && !s.said
-	s.down, s.said = down, s.said || err == nil
-	s.mu.Unlock()
-	if changed {
-		s.tell(!down, err)
-	}
+// note takes down how a trip has ended.
+func (s *shared) note(err error, writes bool) {
+	s.change(err, func(h *health) {
+		var t *trouble
+		if errors.As(err, &t) {
+			h.failed(t, writes, time.Now(), s.keys.probe)
+			return
+		}
+		h.reads.Answered()
+		h.proven = h.proven || writes
+	})
 }
 
 // send adds calls to what a pipeline has already, and sends it. A server that
@@ -184,12 +183,13 @@ func (s *shared) send(ctx context.Context, pipe redis.Pipeliner, calls []call) (
 	if again.Len() > 0 {
 		_, _ = again.Exec(ctx)
 	}
-	for _, r := range replies {
+	var failed *trouble
+	for i, r := range replies {
 		if err := r.Err(); err != nil && !answered(err) {
-			return replies, err
+			failed = failed.add(calls[i].keys[0], err)
 		}
 	}
-	return replies, nil
+	return replies, failed.orNil()
 }
 
 // keys makes the names of everything there is in Redis. No key can become

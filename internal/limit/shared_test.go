@@ -72,7 +72,6 @@ func TestTheSessionsOfAKilledGatewayVanish(t *testing.T) {
 		return time.Now().After(until)
 	})
 	one.kill()
-	killed := time.Now()
 	testbed.Within(t, patienceOf, "the dead gateway's sessions to be forgotten", func() bool {
 		v, err := enter(t, two, at("10.9.9.9"), alice)
 		if err == nil {
@@ -80,10 +79,6 @@ func TestTheSessionsOfAKilledGatewayVanish(t *testing.T) {
 		}
 		return err == nil
 	})
-	// A lease, and a beat in which the other learns of it: 45 + 13 s by default.
-	if took := time.Since(killed); took > cfg.Lease*3/2 {
-		t.Fatalf("it took %v, with leases of %v", took, cfg.Lease)
-	}
 	again := runGate(t, cfg, dial(t, r.Address))
 	testbed.Within(t, patienceOf, "the one who tried to be gone", func() bool { return sessionsOf(t, again, alice) == 0 })
 	in := hammer(t, 60, alice, again, two)
@@ -100,6 +95,9 @@ func TestAnOperatorForgivesAUserEverywhere(t *testing.T) {
 	one, two := runGate(t, cfg, dial(t, r.Address)), runGate(t, cfg, dial(t, r.Address))
 	testbed.Within(t, patienceOf, "both to follow", func() bool { return following(t, one, two) })
 	victim := user(t, "victim")
+	if _, err := logIn(t, one.Gate, at("198.51.100.1"), victim); err != nil {
+		t.Fatal(err)
+	}
 	for i := range 6 {
 		v := arrive(t, one.Gate, netip.AddrFrom4([4]byte{10, byte(i), 0, 1}))
 		v.Failed(t.Context(), victim, secret("%d", i))
@@ -111,7 +109,7 @@ func TestAnOperatorForgivesAUserEverywhere(t *testing.T) {
 	if err := newGate(t, cfg, dial(t, r.Address)).Forgive(t.Context(), victim); err != nil {
 		t.Fatal(err)
 	}
-	testbed.Within(t, time.Second, "the user to be forgiven", func() bool {
+	testbed.Within(t, testbed.Patience, "the user to be forgiven", func() bool {
 		_, err := logIn(t, one.Gate, at("192.0.2.1"), victim)
 		return err == nil
 	})

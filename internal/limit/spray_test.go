@@ -10,7 +10,7 @@ import (
 // for another user, and says whether spraying was suspected at its end.
 func minuteOf(t *testing.T, w *sprayWatch, minute, percent int) bool {
 	t.Helper()
-	const logins = 600
+	const logins = 200
 	began := time.Duration(minute) * time.Minute
 	for i := range logins {
 		at := began + time.Duration(i)*time.Minute/logins

@@ -41,7 +41,7 @@ func TestAfterAStormTheNumbersAreRight(t *testing.T) {
 	seed := testbed.Seed(t)
 	r := testbed.StartRedis(t)
 	cfg := quick()
-	cfg.Settings.PerUser, cfg.Settings.Total = 20, 1000
+	cfg.Settings.PerUser, cfg.Settings.Total, cfg.wait = 20, 1000, ioTime
 	gates := []*gateway{runGate(t, cfg, dial(t, r.Address)), runGate(t, cfg, dial(t, r.Address))}
 	const workers, people = 8, 5
 	var all sync.WaitGroup
@@ -106,7 +106,7 @@ func TestAFailoverKeepsTheLimit(t *testing.T) {
 		return made
 	}
 	cfg := wide() // its leases outlast a failover, as they must
-	cfg.Settings.PerUser = 10
+	cfg.Settings.PerUser, cfg.wait = 10, ioTime
 	one, two := runGate(t, cfg, sentinel()), runGate(t, cfg, sentinel())
 	alice := user(t, "alice")
 	testbed.Within(t, patienceOf, "Redis to be asked", func() bool { return sessionsOf(t, two, alice) == 0 })

@@ -39,7 +39,7 @@ type Visit struct {
 // also when none is answered, they take ioTime in all. Its second result ends it.
 func (v *Visit) asking(ctx context.Context) (context.Context, func()) {
 	began := time.Now()
-	ctx, cancel := context.WithTimeoutCause(ctx, ioTime-v.asked, errSpent)
+	ctx, cancel := context.WithTimeoutCause(ctx, v.gate.cfg.wait-v.asked, errSpent)
 	return ctx, func() {
 		cancel()
 		v.asked += time.Since(began)
@@ -95,13 +95,35 @@ func (v *Visit) come(addr netip.Addr) error {
 	return nil
 }
 
-// lobby are the places of a stranger.
-func (v *Visit) lobby() []bounded {
+// lobby are the places of a stranger, conn last.
+func (v *Visit) lobby() []bounded { return append(v.strangers(), v.conn()) }
+
+// strangers are the places of which the login makes others.
+func (v *Visit) strangers() []bounded {
 	net, s := home(v.addr), v.limits
-	return []bounded{
-		{place{kind: addressLobby, net: net}, s.Strangers, StrangerPlaces},
-		{place{kind: addressConns, net: net}, s.PerAddress, AddressConnections},
+	want := []bounded{{place{kind: addressLobby, net: net}, s.Strangers, StrangerPlaces}}
+	share := v.gate.networkShare(&s.Settings)
+	if share == 0 {
+		return want
 	}
+	if site := site(v.addr); site != net {
+		want = append(want, bounded{place{kind: siteLobby, net: site}, max(s.Strangers, share/2), NetworkPlaces})
+	}
+	return append(want, bounded{place{kind: blockLobby, net: block(v.addr)}, share, NetworkPlaces})
+}
+
+// conn is the place of a connection, before its login and after.
+func (v *Visit) conn() bounded {
+	return bounded{place{kind: addressConns, net: home(v.addr)}, v.limits.PerAddress, AddressConnections}
+}
+
+// networkShare is how many connections before the login a network may have, that of one
+// address at least; 0: there is no bound.
+func (g *Gate) networkShare(s *Settings) int {
+	if g.cfg.Preauth == 0 || s.NetworkShare == 0 || s.Strangers == 0 {
+		return 0
+	}
+	return max(s.Strangers, g.cfg.Preauth*s.NetworkShare/100)
 }
 
 func (v *Visit) giveLobby() {
@@ -130,7 +152,7 @@ func (v *Visit) Enter(ctx context.Context, u identity.User) error {
 	}
 	if !v.exempt {
 		g.succeeded(u, v.addr)
-		g.places.give(v.lobby()[:1], false)
+		g.places.give(v.strangers(), false)
 	}
 	v.stage, v.user = inHouse, u
 	return nil
@@ -176,7 +198,7 @@ func (v *Visit) Leave() {
 		v.gate.budgets.release(v)
 		v.gate.give(v.house(v.user))
 		if !v.exempt {
-			v.gate.places.give(v.lobby()[1:], false)
+			v.gate.places.give([]bounded{v.conn()}, false)
 		}
 	}
 	v.stage = gone

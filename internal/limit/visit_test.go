@@ -182,3 +182,93 @@ func TestEachListenerHasItsOwnLimits(t *testing.T) {
 		t.Fatal("an exempt network was banned")
 	}
 }
+
+// preauth are the limits of the gateway whose descriptors leave room for 484 connections
+// before the login.
+func preauth() Config {
+	c := usual()
+	c.Preauth, c.NetworkShare, c.NewPerMinute = 484, 25, 0
+	return c
+}
+
+// crowdIn has so many connections arrive from each address, and gives those that may.
+func crowdIn(t *testing.T, g *Gate, each int, addresses ...netip.Addr) (in []*Visit) {
+	t.Helper()
+	for _, addr := range addresses {
+		for range each {
+			v, err := g.Arrive("imaps", addr)
+			if err == nil {
+				in = append(in, v)
+			} else if r := reason(err); r != NetworkPlaces && r != StrangerPlaces {
+				t.Fatalf("from %v: %v", addr, err)
+			}
+		}
+	}
+	return in
+}
+
+// nets are addresses in so many networks of 64 bits behind one another.
+func nets(n int) (all []netip.Addr) {
+	for i := range n {
+		all = append(all, netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 0, 1, byte(i >> 8), byte(i), 15: 1}))
+	}
+	return all
+}
+
+func TestOneNetworkDoesNotTakeEveryPlaceBeforeTheLogin(t *testing.T) {
+	var street []netip.Addr
+	for i := range byte(255) {
+		street = append(street, netip.AddrFrom4([4]byte{192, 0, 2, i}))
+	}
+	for name, test := range map[string]struct {
+		from []netip.Addr
+		most int
+	}{
+		"an address": {street[:1], 20}, "a /24": {street, 121}, "a /64": {nets(1), 20}, "a /59": {nets(32), 60}, "a /56": {nets(256), 60},
+		"a /48": {nets(2048), 121},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := newGate(t, preauth(), nil)
+			in := crowdIn(t, g, 30, test.from...)
+			if len(in) != test.most {
+				t.Errorf("%d came in, %d may", len(in), test.most)
+			}
+			for _, stranger := range []netip.Addr{at("2001:db8:2::1"), at("198.51.100.1")} {
+				v := arrive(t, g, stranger)
+				v.Leave()
+			}
+			if err := in[0].Enter(t.Context(), user(t, "alice")); err != nil {
+				t.Fatal(err)
+			}
+			if again := crowdIn(t, g, 1, test.from[0]); len(again) != 1 {
+				t.Error("who has logged in still has the place of a stranger")
+			} else {
+				leaveAll(again)
+			}
+			leaveAll(in)
+			if n := g.Taken(); n != 0 {
+				t.Errorf("%d places are still taken", n)
+			}
+		})
+	}
+}
+
+// A carrier's address, or the only one behind a balancer, is given more by its operator:
+// the network around it has no less.
+func TestANetworkMayHaveWhatAnAddressMay(t *testing.T) {
+	for _, test := range []struct{ strangers, share, want int }{
+		{300, 25, 300}, {0, 25, 1000}, {20, 0, 640}, {20, 100, 242},
+	} {
+		cfg := preauth()
+		cfg.Strangers, cfg.NetworkShare, cfg.PerAddress = test.strangers, test.share, 0
+		from, each := nets(1), 1000
+		if test.strangers == 20 {
+			from, each = nets(32), 30
+		}
+		in := crowdIn(t, newGate(t, cfg, nil), each, from...)
+		if len(in) != test.want {
+			t.Errorf("%d of an address and %d percent: %d came in, want %d", test.strangers, test.share, len(in), test.want)
+		}
+		leaveAll(in)
+	}
+}

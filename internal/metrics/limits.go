@@ -7,7 +7,7 @@ import (
 )
 
 // limitNames are the limits that turn something away, as in the audit log. Constant.
-var limitNames = []string{"banned", "address_connections", "address_before_login",
+var limitNames = []string{"banned", "address_connections", "address_before_login", "network_before_login",
 	"connection_rate", "user_connections", "user_address", "total", "address_failures", "user_failures", "pair_failures",
 	"append", "upstream_logins", "upstream_rate"}
 

@@ -70,7 +70,7 @@ func (w *sleeper) wakes(t testing.TB) {
 	t.Helper()
 	select {
 	case <-w.woken:
-	case <-time.After(10 * time.Second):
+	case <-time.After(testbed.Patience):
 		t.Fatal("nobody woke the Waiter")
 	}
 }
@@ -110,7 +110,7 @@ func say(t testing.TB, c net.Conn, text string) {
 
 func hear(t testing.TB, c net.Conn, want string) {
 	t.Helper()
-	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = c.SetReadDeadline(time.Now().Add(testbed.Patience))
 	got := make([]byte, len(want))
 	if _, err := io.ReadFull(c, got); err != nil || string(got) != want {
 		t.Fatalf("heard %.80q, %v; want %.80q", got, err, want)

@@ -25,10 +25,13 @@ import (
 	"time"
 )
 
+// Patience is the least limit of a wait in tests. It is reached only where what is
+// waited for never comes: a race build on a busy machine is slow.
+const Patience = 30 * time.Second
+
 const (
-	// startTime is how long a server may take until it answers: generous,
-	// because a race build on a busy machine is slow.
-	startTime = 20 * time.Second
+	// startTime is how long a server may take until it answers.
+	startTime = 2 * Patience
 	// stopTime is how long a server may take to obey SIGTERM.
 	stopTime = 5 * time.Second
 	// pollTime is the pause between two looks at something a server does.
@@ -226,10 +229,12 @@ func freePorts(t testing.TB, n int) []int {
 // Loopback is the address of a port on this machine.
 func Loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
 
-// Within polls ok until it says yes, and fails the test when the time is over;
-// what says what was waited for. It must be called by the test's own goroutine.
+// Within polls ok until it returns true, and fails the test after the limit, which is
+// Patience at least; what says what was waited for. It must be called by the test's
+// own goroutine.
 func Within(t testing.TB, limit time.Duration, what string, ok func() bool) {
 	t.Helper()
+	limit = max(limit, Patience)
 	tick := time.NewTicker(pollTime)
 	defer tick.Stop()
 	late := time.After(limit)

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // The shell's child ignores TERM, so only the kill of the group ends it.
@@ -29,7 +28,7 @@ func TestStopEndsTheChildrenOfAProcessToo(t *testing.T) {
 	}
 	p.Kill()
 	p.Stop() // a second end is harmless
-	Within(t, 5*time.Second, "the child to be gone", func() bool {
+	Within(t, Patience, "the child to be gone", func() bool {
 		return errors.Is(syscall.Kill(child, 0), syscall.ESRCH)
 	})
 }

@@ -354,8 +354,7 @@ func (s *session) revocation(err error) error {
 	if errors.Is(err, pool.ErrExpired) {
 		return &ending{audit.TokenExpired, byeExpired, err}
 	}
-	var refused *upstream.Refused
-	if !errors.Is(err, upstream.ErrDenied) && !(errors.As(err, &refused) && refused.Code == "EXPIRED") {
+	if !upstream.Revokes(err) {
 		return err
 	}
 	s.account.Forget()

@@ -14,6 +14,7 @@ import (
 	"imapgate/proxy/mux/command"
 	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/mux/view"
+	"imapgate/proxy/upstream"
 )
 
 const (
@@ -155,7 +156,7 @@ func (s *session) trackedBy(aux *lease.Conn) (modseq uint64, err error) {
 			return s.alert(response)
 		})
 		if err != nil || res.Name != "OK" {
-			return 0, fmt.Errorf("%s: %s %w", ask.verb, res.Text, errors.Join(errBusy, err))
+			return 0, fmt.Errorf("%s: %s %w", ask.verb, upstream.Describe(res), errors.Join(errBusy, err))
 		}
 	}
 	return modseq, nil

@@ -13,10 +13,11 @@ import (
 	"time"
 
 	"imapgate/internal/quiet"
+	"imapgate/internal/testbed"
 )
 
 // patience is how long a test waits for what has to come.
-const patience = 10 * time.Second
+const patience = testbed.Patience
 
 // party is a client, or a backend's end of an upstream connection, as a script
 // plays it. What it says is written by a goroutine of its own, so that a script

@@ -11,6 +11,7 @@ import (
 	"imapgate/internal/metrics"
 	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/mux/view"
+	"imapgate/proxy/upstream"
 )
 
 // reselect selects the session's mailbox on a connection that has none.
@@ -30,12 +31,12 @@ func (s *session) reselect(deadline time.Time) (*told, error) {
 		t.done(res)
 		return t, s.recognise(t)
 	case res.Code == "UNAVAILABLE", res.Code == "INUSE", res.Code == "SERVERBUG", res.Code == "LIMIT":
-		return nil, fmt.Errorf("%w: %s", errBusy, res.Text)
+		return nil, fmt.Errorf("%w: %s", errBusy, upstream.Describe(res))
 	case res.Name == "NO":
 		s.up.Selected = false
-		return nil, &ending{audit.MailboxGone, byeGone, errors.New(res.Text)}
+		return nil, &ending{audit.MailboxGone, byeGone, errors.New(upstream.Describe(res))}
 	}
-	return nil, &ending{audit.UpstreamLost, byeLost, errors.New(res.Text)}
+	return nil, &ending{audit.UpstreamLost, byeLost, errors.New(upstream.Describe(res))}
 }
 
 // recognise makes sure that the mailbox is the one the client has selected.
@@ -122,9 +123,9 @@ func (s *session) snapshot(t *told, deadline time.Time) (*view.UIDs, error) {
 	}
 	switch {
 	case res.Code == "MESSAGELIMIT": // RFC 9738: it does not tell all
-		return nil, &ending{audit.MailboxTooLarge, byeAway, errors.New(res.Text)}
+		return nil, &ending{audit.MailboxTooLarge, byeAway, errors.New(upstream.Describe(res))}
 	case res.Name != "OK":
-		return nil, fmt.Errorf("%w: %s", errBusy, res.Text)
+		return nil, fmt.Errorf("%w: %s", errBusy, upstream.Describe(res))
 	}
 	return now, nil
 }

@@ -89,7 +89,7 @@ func newStage(t testing.TB, s setup, certs *certificates) *stage {
 	s.settings.HoldMax = cmp.Or(s.settings.HoldMax, 5*time.Second)
 	s.settings.Learn = cmp.Or(s.settings.Learn, Lazy)
 	y := &stage{t: t, setup: s, certs: certs, logs: new(testbed.Log)}
-	up := upstream.Config{Name: "stub", TLSMode: upstream.NoTLS, ConnectTimeout: 2 * time.Second,
+	up := upstream.Config{Name: "stub", TLSMode: upstream.NoTLS, ConnectTimeout: patience,
 		Socket: func(c *net.TCPConn) net.Conn { return quiet.NewSocket(c) }}
 	var secure *tls.Config
 	if s.kind == "tls" {

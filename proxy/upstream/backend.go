@@ -66,7 +66,12 @@ func (b *Backend) Master() bool { return b.cfg.Login == MasterLogin }
 // Address is where it is, as configured.
 func (b *Backend) Address() string { return b.cfg.Address }
 
-// Login connects and logs who in, within LoginTimeout and ctx.
+// LoginLimit is the longest that a Login can take.
+func (b *Backend) LoginLimit() time.Duration { return b.cfg.LoginTimeout + b.cfg.AnswerTimeout }
+
+// Login connects and logs who in, within LoginTimeout and ctx. Once the credentials
+// are sent the backend has AnswerTimeout at least: a login that is given up before
+// its answer would be a guess without a verdict.
 //
 // Errors: ErrDenied, *Refused, ErrLoop, and ErrUnavailable for everything else.
 // Credentials are sent once: what goes wrong behind them is not tried again.
@@ -78,18 +83,18 @@ func (b *Backend) Login(ctx context.Context, who Request) (*Conn, error) {
 	conn, err := b.login(ctx, who, creds)
 	b.learn(ctx, err)
 	if err != nil {
-		return nil, fmt.Errorf("log in at %s: %w", b.cfg.Name, public(err, creds))
+		return nil, fmt.Errorf("log in at %s: %w", b.cfg.Name, public(err))
 	}
 	return conn, nil
 }
 
 // public sorts an error into what callers branch on.
-func public(err error, sent credentials) error {
+func public(err error) error {
 	var refused *Refused
 	if errors.Is(err, ErrDenied) || errors.Is(err, ErrLoop) || errors.As(err, &refused) {
 		return err
 	}
-	return fmt.Errorf("%w: %w", ErrUnavailable, told{err, sent.repeatedIn(err.Error())})
+	return fmt.Errorf("%w: %w", ErrUnavailable, told{err})
 }
 
 // login is one login, from the wait for a turn to the tagged OK.
@@ -162,7 +167,7 @@ func (b *Backend) converse(d *dialogue, who request) (*Conn, error) {
 		return nil, errBehind
 	}
 	conn := &Conn{user: who.User, caps: b.shared(d.caps), text: clean(ok.Text), nc: nc, rest: append(kept, rest...)}
-	if forwardable(ok.Code) {
+	if forwardable(ok.Code) && conn.text != "" {
 		conn.code = ok.Code
 	}
 	return conn, nil

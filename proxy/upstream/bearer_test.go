@@ -55,7 +55,7 @@ func TestARefusedTokenIsDenied(t *testing.T) {
 	}{
 		"with reasons":       {greetOAuth, []string{why, "< AQ==\r\n", "> {L} NO [AUTHENTICATIONFAILED] no"}},
 		"old, with reasons":  {"> * OK [CAPABILITY IMAP4rev1 ID SASL-IR AUTH=XOAUTH2] hi", []string{why, "< \r\n", "> {L} NO no"}},
-		"without":            {greetOAuth, []string{"> {L} NO [AUTHORIZATIONFAILED] no"}},
+		"without":            {greetOAuth, []string{"> {L} NO [AUTHENTICATIONFAILED] no"}},
 		"with empty reasons": {greetOAuth, []string{"> + ", "< AQ==\r\n", "> * OK x\r\n{L} NO no"}},
 	} {
 		steps := append([]string{c.greeting, "< ID", "< AUTHENTICATE", "> {I} OK"}, c.steps...)

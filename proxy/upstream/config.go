@@ -52,6 +52,7 @@ const (
 const (
 	DefaultConnectTimeout = 5 * time.Second
 	DefaultLoginTimeout   = 30 * time.Second
+	DefaultAnswerTimeout  = 20 * time.Second // Dovecot delays the answer to a wrong password by up to 17
 	DefaultMaxLogins      = 64
 	DefaultTTL            = 5
 )
@@ -71,6 +72,7 @@ type Config struct {
 
 	ConnectTimeout time.Duration // of all attempts to connect together
 	LoginTimeout   time.Duration // of everything, waiting for a turn included
+	AnswerTimeout  time.Duration // the least time for the answer to the credentials, whatever LoginTimeout has left
 	MaxLogins      int           // logins at a time; more wait
 	LoginRate      int           // new connections in a second; more wait; 0: as they come
 
@@ -154,6 +156,7 @@ func (c Config) withDefaults() Config {
 	c.Master.Separator = cmp.Or(c.Master.Separator, "*")
 	c.ConnectTimeout = cmp.Or(c.ConnectTimeout, DefaultConnectTimeout)
 	c.LoginTimeout = cmp.Or(c.LoginTimeout, DefaultLoginTimeout)
+	c.AnswerTimeout = cmp.Or(c.AnswerTimeout, DefaultAnswerTimeout)
 	c.MaxLogins = cmp.Or(c.MaxLogins, DefaultMaxLogins)
 	c.TTL = cmp.Or(c.TTL, DefaultTTL)
 	c.TLS = c.clientTLS()

@@ -3,7 +3,6 @@ package upstream
 import (
 	"encoding/base64"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/emersion/go-sasl"
@@ -75,19 +74,6 @@ func sendable(s string, most int) bool {
 		}
 	}
 	return true
-}
-
-// repeatedIn says whether text repeats what a login sent, or begins to: a server
-// may quote the command that it did not understand.
-func (c credentials) repeatedIn(text string) bool {
-	secret, fronts := c.password.Reveal(), []string{c.authzid + "\x00" + c.user + "\x00"}
-	if !c.token.IsZero() {
-		secret, fronts = c.token.Reveal(), []string{"n,a=" + c.user + ",", "user=" + c.user + "\x01"}
-	}
-	return secret != "" && strings.Contains(text, secret[:min(len(secret), 4)]) || slices.ContainsFunc(fronts, func(front string) bool {
-		whole := min(len(front), 9) / 3 * 3 // bytes whose base64 is the same whatever follows
-		return strings.Contains(text, base64.StdEncoding.EncodeToString([]byte(front[:whole])))
-	})
 }
 
 // script is a command in the parts in which it is sent: behind each part but

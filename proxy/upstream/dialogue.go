@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"strings"
 	"time"
 
 	"imapgate/internal/imap"
@@ -36,8 +35,9 @@ type dialogue struct {
 	last string // as many others for the login: no command before it gives them away
 
 	// Owned by the goroutine of Login.
-	left int       // bytes of maxTotal that may still come
-	caps imap.Caps // as the backend said last, unknown again behind the start of TLS
+	deadline time.Time
+	left     int       // bytes of maxTotal that may still come
+	caps     imap.Caps // as the backend said last, unknown again behind the start of TLS
 }
 
 func newDialogue(nc net.Conn) *dialogue {
@@ -53,8 +53,17 @@ func newDialogue(nc net.Conn) *dialogue {
 // bind makes the dialogue end with ctx and at the deadline.
 func (d *dialogue) bind(ctx context.Context, deadline time.Time) (release func() bool) {
 	release = d.conn.Bind(ctx)
+	d.deadline = deadline
 	d.conn.Limit(deadline)
 	return release
+}
+
+// await gives the backend at least so long from now on, however much of the time
+// for the login is left.
+func (d *dialogue) await(least time.Duration) {
+	if until := time.Now().Add(least); until.After(d.deadline) {
+		d.conn.Limit(until)
+	}
 }
 
 // response reads one response. Literals in it are framed and skipped; Line is
@@ -127,7 +136,7 @@ func (d *dialogue) note(res imap.Response) {
 func farewell(res imap.Response) error {
 	switch res.Name {
 	case "BYE":
-		return fmt.Errorf("%w: %s", errGoodbye, strings.TrimSpace(res.Code+" "+res.Text))
+		return fmt.Errorf("%w: %s", errGoodbye, Describe(res))
 	case "PREAUTH":
 		return errPreauth
 	}
@@ -212,7 +221,7 @@ func (d *dialogue) startTLS(cfg *tls.Config) error {
 		return err
 	}
 	if res.Name != "OK" {
-		return fmt.Errorf("%w: %s %s", errStartTLS, res.Name, res.Text)
+		return fmt.Errorf("%w: %s", errStartTLS, Describe(res))
 	}
 	return d.handshake(cfg)
 }
@@ -229,7 +238,7 @@ func (d *dialogue) handshake(cfg *tls.Config) error {
 	}
 	d.caps = imap.Caps{}
 	if err := secure.Handshake(); err != nil { // within the dialogue's deadline
-		return fmt.Errorf("%w: %w", errHandshake, err)
+		return fmt.Errorf("%w: %w", errHandshake, handshakeCause(err, cfg.ServerName))
 	}
 	return nil
 }

@@ -13,7 +13,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"go.uber.org/zap"
 
@@ -80,7 +79,7 @@ func TestDovecotIsLoggedInAtInEveryWayAndLogsTheClientsAddress(t *testing.T) {
 		}
 		checkSession(t, conn, w)
 		address, session := "rip="+who.Client.Addr.Addr().String()+",", "session=<"+who.Client.Session+">"
-		testbed.Within(t, 5*time.Second, "Dovecot to log "+address, func() bool {
+		testbed.Within(t, testbed.Patience, "Dovecot to log "+address, func() bool {
 			for line := range strings.Lines(d.Log()) {
 				if strings.Contains(line, "Login: user=<"+who.User.String()+">") && strings.Contains(line, address) &&
 					(w.forward == ForwardProxy || strings.Contains(line, session)) {

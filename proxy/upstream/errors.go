@@ -15,7 +15,7 @@ import (
 	"imapgate/internal/imap"
 )
 
-// What a caller branches on, besides *Refused and Judged.
+// What a caller branches on, besides *Refused and VerdictOf.
 var (
 	// ErrDenied is a login with wrong credentials, or with a name or password
 	// that cannot be sent.
@@ -26,32 +26,13 @@ var (
 	ErrLoop = errors.New("login goes in a circle")
 )
 
-// Refused is a backend's NO with a response code that is meant for the user
-// (RFC 5530). Code and Text are fit to be forwarded.
-type Refused struct {
-	Code string // upper case, one of a closed list
-	Text string // printable ASCII, at most maxText bytes
-}
-
-func (r *Refused) Error() string { return "login refused: [" + r.Code + "] " + r.Text }
-
 // errUnsendable is a login that no backend was asked about.
 var errUnsendable = fmt.Errorf("%w: it cannot be sent", ErrDenied)
 
-// Judged says whether an error of Login is the backend's own NO or BAD to what it
-// was shown: whoever guesses at passwords has had an answer then, whatever the
-// code in it, but for those by which it could not judge (RFC 5530 §3): where its
-// user database is away nobody has guessed wrong.
-func Judged(err error) bool {
-	var refused *Refused
-	if errors.As(err, &refused) {
-		return refused.Code != "UNAVAILABLE" && refused.Code != "SERVERBUG"
-	}
-	return errors.Is(err, ErrDenied) && !errors.Is(err, errUnsendable) || errors.Is(err, errCode) || errors.Is(err, errBad)
-}
+// errUnanswered is a login whose credentials went out and got no answer.
+var errUnanswered = errors.New("no answer to the credentials")
 
-// maxText bounds every text of a backend, in bytes, that an answer or an error
-// carries.
+// maxText bounds a text of a backend in an answer, and that of an error, in bytes.
 const maxText = 256
 
 // Causes of ErrUnavailable that are the backend's doing.
@@ -73,28 +54,19 @@ var (
 	errHandshake  = errors.New("TLS")
 	errMechanism  = errors.New("backend offers no way to log in")
 	errTokenless  = fmt.Errorf("%w with a token: neither AUTH=OAUTHBEARER nor AUTH=XOAUTH2", errMechanism)
-	errBad        = errors.New("backend said BAD to the login")
+	errBad        = errors.New("backend did not understand the login")
 	errMaster     = errors.New("backend denied the master login")
-	errCode       = errors.New("backend refused the login with a code that is not passed on")
+	errCode       = errors.New("backend refused the login with an answer that is not forwarded")
 	errDown       = errors.New("backend is marked down")
 	errBusy       = errors.New("too many logins at a time")
 	errConnect    = errors.New("connect")
 )
 
-// told is an error whose text may hold words of a backend: it is cut and
-// sanitised, and the error itself can still be asked for.
-type told struct {
-	err  error
-	echo bool // they repeat credentials
-}
+// told is an error whose text is cut and sanitised. The error itself can still be
+// asked for.
+type told struct{ err error }
 
-func (t told) Error() string {
-	if t.echo {
-		return "the backend's words repeat the credentials and are not shown"
-	}
-	return clean(t.err.Error())
-}
-
+func (t told) Error() string { return clean(t.err.Error()) }
 func (t told) Unwrap() error { return t.err }
 
 // clean makes a backend's words fit to be shown: printable ASCII, without

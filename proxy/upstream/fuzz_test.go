@@ -241,7 +241,7 @@ func loginIs(t *testing.T, b *Backend, who Request, text []byte) {
 	}
 	if err != nil {
 		var refused *Refused
-		if errors.As(public(err, credentials{}), &refused) && (!forwardable(refused.Code) || clean(refused.Text) != refused.Text) {
+		if errors.As(public(err), &refused) && (!forwardable(refused.Code) || clean(refused.Text) != refused.Text) {
 			t.Fatalf("not fit to forward: %q", refused)
 		}
 		return

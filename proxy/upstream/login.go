@@ -50,65 +50,46 @@ func (b *Backend) authenticate(d *dialogue, who credentials, c Client) (imap.Res
 	if !onlyUntagged(d.conn.Peek()) {
 		return imap.Response{}, errEarly
 	}
-	from := 0
-	for i, end := range s.ends {
-		if _, err := d.conn.Write(s.bytes[from:end]); err != nil {
-			return imap.Response{}, err
-		}
-		if withID && i == 0 {
-			if _, err := d.tagged(tagID + d.tag); err != nil { // that it is refused changes nothing
-				return imap.Response{}, err
-			}
-		}
-		from = end
-		res, err := d.answer(d.last)
-		done := i == len(s.ends)-1
+	from, id := 0, ""
+	if withID {
+		id = tagID + d.tag
+	}
+	last := len(s.ends) - 1
+	for _, end := range s.ends[:last] {
+		res, err := d.part(s.bytes[from:end], id)
 		switch {
 		case err != nil:
 			return res, err
-		case res.Kind == imap.Tagged && res.Name == "OK" && !done:
+		case res.Kind == imap.Tagged && res.Name == "OK":
 			return res, errEarly
 		case res.Kind == imap.Tagged:
 			return res, nil
-		case done:
-			return d.dismiss(s.dismissal)
 		}
+		from, id = end, ""
 	}
-	panic("upstream: a login of no parts")
+	d.await(b.cfg.AnswerTimeout)
+	res, err := d.part(s.bytes[from:], id) // the secret is in the last part
+	if err == nil && res.Kind != imap.Tagged {
+		res, err = d.dismiss(s.dismissal)
+	}
+	if err != nil {
+		return res, fmt.Errorf("%w: %w", errUnanswered, err)
+	}
+	return res, nil
 }
 
-// verdict is the error in the answer to a login.
-func (b *Backend) verdict(res imap.Response) error {
-	switch {
-	case res.Name == "OK":
-		return nil
-	case res.Name == "BAD":
-		return fmt.Errorf("%w: %s", errBad, res.Text)
-	case res.Name != "NO":
-		return errVerdict
-	case res.Code == "", res.Code == "AUTHENTICATIONFAILED", res.Code == "AUTHORIZATIONFAILED":
-		if b.cfg.Login == MasterLogin {
-			// The client's own password was right: it must not be told that it
-			// was wrong, and forget it, because ours is.
-			return fmt.Errorf("%w: %s", errMaster, res.Text)
+// part sends a part of the login and reads the answer to it, which may ask for the
+// next. The answer to the command id, where there is one in front, changes nothing.
+func (d *dialogue) part(bytes []byte, id string) (imap.Response, error) {
+	if _, err := d.conn.Write(bytes); err != nil {
+		return imap.Response{}, err
+	}
+	if id != "" {
+		if _, err := d.tagged(id); err != nil {
+			return imap.Response{}, err
 		}
-		return ErrDenied
-	case !forwardable(res.Code):
-		return fmt.Errorf("%w: [%s] %s", errCode, res.Code, res.Text)
 	}
-	return &Refused{Code: res.Code, Text: clean(res.Text)}
-}
-
-// forwardable says whether a response code may be shown to the client: those
-// that tell its user something (RFC 5530, RFC 9051 §7.1, RFC 9208) and that no
-// client acts upon by connecting or sending anything elsewhere, as on REFERRAL.
-func forwardable(code string) bool {
-	switch code {
-	case "ALERT", "CONTACTADMIN", "EXPIRED", "INUSE", "LIMIT", "NOPERM", "OVERQUOTA",
-		"PRIVACYREQUIRED", "SERVERBUG", "UNAVAILABLE":
-		return true
-	}
-	return false
+	return d.answer(d.last)
 }
 
 // after makes sure of the capability list behind the login, which is another

@@ -111,51 +111,6 @@ func master(style string) Master {
 	return Master{User: "boss", Password: identity.NewSecret("m-pw"), Style: style}
 }
 
-func TestTheBackendsAnswerDecidesWhatTheClientIsTold(t *testing.T) {
-	for answer, tc := range map[string]struct {
-		sentinel error
-		refused  string
-		result   string
-	}{
-		"NO wrong":                                        {sentinel: ErrDenied, result: "denied"},
-		"NO [AUTHENTICATIONFAILED] wrong":                 {sentinel: ErrDenied, result: "denied"},
-		"NO [AUTHORIZATIONFAILED] wrong":                  {sentinel: ErrDenied, result: "denied"},
-		"no [authenticationfailed] wrong":                 {sentinel: ErrDenied, result: "denied"},
-		"NO [EXPIRED] old":                                {refused: "[EXPIRED] old", result: "refused"},
-		"NO [LIMIT] too many":                             {refused: "[LIMIT] too many", result: "refused"},
-		"NO [UNAVAILABLE] later":                          {refused: "[UNAVAILABLE] later", result: "refused"},
-		"NO [inuse] locked":                               {refused: "[INUSE] locked", result: "refused"},
-		"NO [ALERT] \x1b[2Jcall \xe2\x80\xae{5}":          {refused: "[ALERT] ?[2Jcall ?(5)", result: "refused"},
-		"NO [CONTACTADMIN] " + strings.Repeat("x", 4000):  {refused: "[CONTACTADMIN] " + strings.Repeat("x", 256), result: "refused"},
-		"NO [REFERRAL imap://;AUTH=*@evil:243/] go there": {sentinel: ErrUnavailable, result: "refused"},
-		"NO [X-UNHEARD-OF] what":                          {sentinel: ErrUnavailable, result: "refused"},
-		"BAD what":                                        {sentinel: ErrUnavailable, result: "not_taken"},
-		"BYE out":                                         {sentinel: ErrUnavailable, result: "protocol"},
-		"PREAUTH in":                                      {sentinel: ErrUnavailable, result: "protocol"},
-		"5 OK in":                                         {sentinel: ErrUnavailable, result: "protocol"},
-		"OKAY in":                                         {sentinel: ErrUnavailable, result: "protocol"},
-		"NO [AUTHENTICATIONFAILED wrong":                  {sentinel: ErrUnavailable, result: "protocol"},
-		"NO [UNAVAILABLE] x\r\n* 1 EXISTS\r\n* BYE":       {refused: "[UNAVAILABLE] x", result: "refused"},
-		"OK [CAPABILITY IMAP4rev1] in\r\na1 OK [CAPABILITY X] injected": {sentinel: ErrUnavailable, result: "protocol"},
-	} {
-		a := perform(t, Config{TLSMode: NoTLS}, request1(t), "> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] hi", "< AUTHENTICATE", "> {L} "+answer)
-		var refused *Refused
-		switch {
-		case tc.sentinel != nil && !errors.Is(a.err, tc.sentinel), tc.sentinel != nil && errors.As(a.err, &refused):
-			t.Errorf("%.40q: %v", answer, a.err)
-		case tc.refused != "" && (!errors.As(a.err, &refused) || "["+refused.Code+"] "+refused.Text != tc.refused):
-			t.Errorf("%.40q: %v", answer, a.err)
-		}
-		away := strings.Contains(answer, "[UNAVAILABLE]") || strings.Contains(answer, "[SERVERBUG]")
-		if judged := tc.result != ResultProtocol && !away; Judged(a.err) != judged {
-			t.Errorf("%.40q: judged is %v", answer, !judged)
-		}
-		if a.result != tc.result || len(a.err.Error()) > 2*maxText || a.conn != nil {
-			t.Errorf("%.40q: %s, %d bytes of error", answer, a.result, len(a.err.Error()))
-		}
-	}
-}
-
 // The client's password was right when a master login is tried, and clients
 // forget a password that is called wrong.
 func TestAMasterLoginThatFailsIsNeverTheClientsFault(t *testing.T) {
@@ -266,16 +221,5 @@ func TestTheClientsOwnIDIsPassedOnWithinBounds(t *testing.T) {
 	want := `I1 ID ("name" "Mail \"x\\" "x-originating-ip" "192.0.2.7" "x-originating-port" "1" "x-connected-ip" "fe80::1" "x-connected-port" "2" "x-proxy-ttl" "3")` + "\r\n"
 	if got != want {
 		t.Errorf("%q", got)
-	}
-}
-
-func TestABackendThatRepeatsTheCredentialsIsNotQuoted(t *testing.T) {
-	coded := base64.StdEncoding.EncodeToString([]byte("\x00joe@example.org\x00" + canary))
-	for _, words := range []string{"AUTHENTICATE PLAIN " + coded, "LOGIN joe " + canary, coded[:20], canary[:5]} {
-		a := perform(t, Config{TLSMode: NoTLS}, request1(t), "> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] Hello.", "< AUTHENTICATE", "> {L} BAD Unknown: "+words)
-		if a.err == nil || strings.Contains(a.err.Error(), words) || ResultOf(a.err) != ResultNotTaken {
-			t.Errorf("%v", a.err)
-		}
-		a.finish()
 	}
 }

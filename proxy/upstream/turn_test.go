@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"imapgate/internal/testbed"
 )
 
 // slowToDeny greets, and answers no login before the test ends.
@@ -46,7 +48,7 @@ func slowToDeny(t *testing.T) (address string, asked <-chan struct{}) {
 
 func TestABackendThatLetsADenialWaitKeepsNobodyElseOut(t *testing.T) {
 	address, asked := slowToDeny(t)
-	b := New(Config{Address: address, TLSMode: NoTLS, MaxLogins: 1, LoginTimeout: 30 * time.Second}, Hooks{}, zap.NewNop())
+	b := New(Config{Address: address, TLSMode: NoTLS, MaxLogins: 1, LoginTimeout: time.Hour}, Hooks{}, zap.NewNop())
 	ctx, cancel := context.WithCancel(context.Background())
 	results := make(chan error, 3)
 	began := time.Now()
@@ -59,7 +61,7 @@ func TestABackendThatLetsADenialWaitKeepsNobodyElseOut(t *testing.T) {
 	for i := range 3 {
 		select {
 		case <-asked:
-		case <-time.After(10 * time.Second):
+		case <-time.After(testbed.Patience):
 			t.Fatalf("login %d did not get its turn", i)
 		}
 	}
@@ -142,7 +144,7 @@ func TestM1AHerdComesInOneAfterTheOther(t *testing.T) {
 func TestNewConnectionsComeAtTheirPace(t *testing.T) {
 	address, asked := slowToDeny(t)
 	waits := make(chan Wait, 6)
-	b := New(Config{Address: address, TLSMode: NoTLS, LoginRate: 10}, Hooks{OnWait: func(w Wait) { waits <- w }}, zap.NewNop())
+	b := New(Config{Address: address, TLSMode: NoTLS, LoginRate: 4}, Hooks{OnWait: func(w Wait) { waits <- w }}, zap.NewNop())
 	ctx, cancel := context.WithCancel(context.Background())
 	results := make(chan error, 6)
 	waited := make([]time.Duration, cap(results))
@@ -158,9 +160,9 @@ func TestNewConnectionsComeAtTheirPace(t *testing.T) {
 	for range cap(results) {
 		<-asked
 	}
-	// The first comes at once, each of the others a tenth of a second later.
-	if took := time.Since(began); took < 490*time.Millisecond {
-		t.Errorf("six connections at ten in a second took %v", took)
+	// The first comes at once, each of the others a quarter of a second later.
+	if took := time.Since(began); took < 1240*time.Millisecond {
+		t.Errorf("six connections at four in a second took %v", took)
 	}
 	cancel()
 	for range cap(results) {
@@ -170,13 +172,13 @@ func TestNewConnectionsComeAtTheirPace(t *testing.T) {
 		t.Errorf("%d of five waits were told, the first as %v", n, first)
 	}
 	slices.Sort(waited)
-	if waited[0] != 0 || waited[5] < 490*time.Millisecond {
+	if waited[0] != 0 || waited[5] < 1240*time.Millisecond {
 		t.Errorf("the logins waited %v", waited)
 	}
 }
 
 func TestALoginThatWouldWaitTooLongForThePaceIsRefusedAtOnce(t *testing.T) {
-	address, _ := slowToDeny(t)
+	address, asked := slowToDeny(t)
 	var last string
 	var told Wait
 	b := New(Config{Address: address, TLSMode: NoTLS, LoginRate: 1, LoginTimeout: 500 * time.Millisecond},
@@ -184,12 +186,11 @@ func TestALoginThatWouldWaitTooLongForThePaceIsRefusedAtOnce(t *testing.T) {
 	if !b.pace.Allow() {
 		t.Fatal("nothing is allowed")
 	}
-	began := time.Now()
 	_, err := b.Login(context.Background(), request1(t))
-	if !errors.Is(err, ErrUnavailable) || last != ResultBusy || time.Since(began) > 300*time.Millisecond {
-		t.Errorf("%v, %s after %v", err, last, time.Since(began))
+	if !errors.Is(err, ErrUnavailable) || last != ResultBusy {
+		t.Errorf("%v, %s", err, last)
 	}
-	if told != (Wait{LimitRate, true}) {
-		t.Errorf("told as %v", told)
+	if told != (Wait{LimitRate, true}) || len(asked) > 0 {
+		t.Errorf("told as %v, %d logins at the backend", told, len(asked))
 	}
 }

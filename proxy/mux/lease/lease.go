@@ -111,7 +111,7 @@ func (c *Conn) Run(deadline time.Time, command string, each func(response []byte
 		case err != nil:
 			return res, fmt.Errorf("%w: %w", ErrProtocol, err)
 		case res.Kind == imap.Untagged:
-			return res, fmt.Errorf("%w: %s", ErrBye, res.Text)
+			return res, fmt.Errorf("%w: %s", ErrBye, upstream.Describe(res))
 		case res.Kind != imap.Tagged || res.Tag != tag:
 			return res, fmt.Errorf("%w: an answer to nothing of ours", ErrProtocol)
 		}

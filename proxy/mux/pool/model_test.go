@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"imapgate/internal/metrics"
+	"imapgate/internal/testbed"
 	"imapgate/proxy/mux/lease"
 )
 
@@ -215,7 +216,7 @@ func TestManySessionsAtOnceNeverMeet(t *testing.T) {
 
 // visit is a session of somebody's.
 func visit(t *testing.T, y *tally, r *rand.Rand) {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*testbed.Patience)
 	defer cancel()
 	u, pw, set := modelUsers[r.IntN(3)], modelPasswords[r.IntN(2)], modelSets[r.IntN(2)]
 	a, err := y.Login(ctx, request(t, u, pw), Vouched)

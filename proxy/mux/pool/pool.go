@@ -18,7 +18,6 @@ import (
 	"container/list"
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -237,7 +236,7 @@ func (p *Pool) logIn(ctx context.Context, w want, who upstream.Request) (*held, 
 		return nil, ErrExpired
 	}
 	up, err := p.backend.Login(ctx, who)
-	if refused(err) {
+	if upstream.Revokes(err) {
 		p.distrust(w.owner)
 	}
 	if err != nil {
@@ -253,10 +252,4 @@ func (p *Pool) logIn(ctx context.Context, w want, who upstream.Request) (*held, 
 	}
 	p.trust(h, began)
 	return h, nil
-}
-
-// refused says whether a backend no longer takes a credential.
-func refused(err error) bool {
-	var no *upstream.Refused
-	return errors.Is(err, upstream.ErrDenied) || errors.As(err, &no) && no.Code == "EXPIRED"
 }

@@ -9,6 +9,7 @@ import (
 
 	"imapgate/internal/identity"
 	"imapgate/internal/metrics"
+	"imapgate/internal/testbed"
 	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/upstream"
 )
@@ -238,7 +239,7 @@ func TestAConnectionWithExtensionsNobodyUsedDoesNotBlockItsSession(t *testing.T)
 	if _, err := a.Enable(context.Background(), []string{"QRESYNC"}); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*testbed.Patience)
 	defer cancel()
 	c, err := a.Lease(ctx, "")
 	if err != nil || who(t, c) != "alice pw ()" {

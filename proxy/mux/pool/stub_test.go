@@ -16,6 +16,7 @@ import (
 
 	"imapgate/internal/identity"
 	"imapgate/internal/quiet"
+	"imapgate/internal/testbed"
 	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/mux/wire"
 	"imapgate/proxy/upstream"
@@ -260,7 +261,7 @@ func (s *stub) pool(c Config) *tally {
 			*d = time.Hour
 		}
 	}
-	b := upstream.New(upstream.Config{Name: "stub", Address: s.l.Addr().String(), TLSMode: upstream.NoTLS, ConnectTimeout: time.Second},
+	b := upstream.New(upstream.Config{Name: "stub", Address: s.l.Addr().String(), TLSMode: upstream.NoTLS, ConnectTimeout: testbed.Patience},
 		upstream.Hooks{}, zap.NewNop())
 	return c.pool(s.t, b)
 }
@@ -296,7 +297,7 @@ func leased(t testing.TB, a *Account, names ...string) *lease.Conn {
 // settled waits for something that another process or goroutine does.
 func settled(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), testbed.Patience)
 	defer cancel()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()

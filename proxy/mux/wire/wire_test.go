@@ -10,7 +10,6 @@ import (
 	"net"
 	"strings"
 	"testing"
-	"time"
 
 	"imapgate/internal/imap"
 	"imapgate/internal/quiet"
@@ -88,7 +87,7 @@ func line(t *testing.T, w *Wire) string {
 
 func until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	testbed.Within(t, 10*time.Second, what, ok)
+	testbed.Within(t, testbed.Patience, what, ok)
 }
 
 func TestPendingFindsWhatNobodyHasReadWhereverItIs(t *testing.T) {

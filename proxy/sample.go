@@ -1,0 +1,161 @@
+package proxy
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"math"
+	"sync"
+	"time"
+
+	"imapgate/auth"
+	"imapgate/internal/identity"
+	"imapgate/proxy/upstream"
+	"imapgate/routing"
+)
+
+// errAsOthers is a user whom the gateway denies without a backend, while others are
+// told that their account is unavailable. It is answered as one of those.
+var errAsOthers = errors.New("answered as a user whose account is unavailable")
+
+// noBackend is the group of users whom the gateway itself tells that their account is
+// unavailable: they are paused, or nobody may check their password.
+const noBackend = ""
+
+// sample is how users fare whose backend checks their password. Whoever asks about
+// such a user with a wrong password hears UNAVAILABLE while the user is paused or the
+// backend is down, and an unknown user who was denied meanwhile would be known to be
+// none. So an unknown name falls to the group of one of the users seen of late, always
+// the same as long as the groups' shares are, and is answered as that group is: a name
+// that is UNAVAILABLE is as likely to be nobody's as any other.
+type sample struct {
+	// Set once.
+	key  []byte // of the hash by which names fall to groups
+	seed maphash.Seed
+
+	mu sync.Mutex
+	// Guarded by mu.
+	ring    [256]member
+	n       int            // members that were ever added
+	at      map[uint64]int // where a user is in ring
+	size    map[string]int // of each group in ring
+	outages map[string]outage
+}
+
+// member is one user and the backend that it lives at, or noBackend.
+type member struct {
+	user  uint64 // a keyed hash
+	group string
+}
+
+// outage is how the last login at a backend was answered UNAVAILABLE.
+type outage struct {
+	took    time.Duration
+	verdict upstream.Verdict // None or Unclear
+}
+
+// newSample makes a sample. With a secret that all gateways share, a name is answered
+// alike by all of them.
+func newSample(secret identity.Secret) *sample {
+	s := &sample{
+		key: make([]byte, sha256.Size), seed: maphash.MakeSeed(),
+		at: map[uint64]int{}, size: map[string]int{}, outages: map[string]outage{noBackend: {}},
+	}
+	if secret.IsZero() {
+		_, _ = rand.Read(s.key) // never fails
+		return s
+	}
+	mac := hmac.New(sha256.New, []byte(secret.Reveal()))
+	mac.Write([]byte("groups of unknown users"))
+	s.key = mac.Sum(nil)
+	return s
+}
+
+// saw notes where a user lives, or noBackend.
+func (s *sample) saw(user identity.User, group string) {
+	hash := maphash.Comparable(s.seed, user)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i, known := s.at[hash]
+	if !known {
+		i = s.n % len(s.ring)
+		s.n++
+	}
+	if old := s.ring[i]; known || s.n > len(s.ring) {
+		delete(s.at, old.user)
+		if s.size[old.group]--; s.size[old.group] == 0 {
+			delete(s.size, old.group)
+		}
+	}
+	s.ring[i], s.at[hash] = member{hash, group}, i
+	s.size[group]++
+}
+
+// answered notes how a backend answered a login, after so long. A refusal that its
+// user may bring about says nothing of how others fare.
+func (s *sample) answered(backend string, err error, took time.Duration) {
+	v := upstream.VerdictOf(err)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch upstream.ResultOf(err) {
+	case upstream.ResultUnreachable, upstream.ResultTLS, upstream.ResultTimeout, upstream.ResultClosed, upstream.ResultProtocol,
+		upstream.ResultDown, upstream.ResultBusy:
+		s.outages[backend] = outage{took, v}
+	case upstream.ResultRefused, upstream.ResultDenied, upstream.ResultOK:
+		switch {
+		case v == upstream.VerdictNone && errors.As(err, new(*upstream.Refused)): // it cannot check anybody
+			s.outages[backend] = outage{took, v}
+		case v != upstream.VerdictNone:
+			delete(s.outages, backend)
+		}
+	}
+}
+
+// outage is the one of the group that a name falls to, if that has one.
+func (s *sample) outage(name identity.User) (outage, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	group, least := "", math.Inf(1)
+	for g, size := range s.size { // weighted rendezvous hashing
+		if score := -math.Log(s.uniform(g, name)) / float64(size); score < least {
+			group, least = g, score
+		}
+	}
+	o, is := s.outages[group]
+	return o, is && !math.IsInf(least, 1)
+}
+
+// uniform is a number between 0 and 1 that depends on nothing but a group and a name.
+func (s *sample) uniform(group string, name identity.User) float64 {
+	mac := hmac.New(sha256.New, s.key)
+	mac.Write([]byte(group))
+	mac.Write([]byte{0}) // which no name has
+	mac.Write([]byte(name.String()))
+	return (float64(binary.BigEndian.Uint64(mac.Sum(nil))>>11) + 0.5) / (1 << 53)
+}
+
+// placeFor is place, and has users whom no backend judges answered as others are.
+func (s *session) placeFor(ctx context.Context, a *attempt, id auth.Identity) error {
+	err := s.place(ctx, a, id)
+	if id.Decided() {
+		return err
+	}
+	known := s.server.sample
+	switch {
+	case err == nil:
+		known.saw(id.User(), a.route.Backend)
+	case errors.Is(err, routing.ErrPaused), errors.Is(err, errNobodyDecides):
+		known.saw(id.User(), noBackend)
+	case errors.Is(err, routing.ErrNoUser), errors.Is(err, routing.ErrBlocked):
+		if o, ok := known.outage(id.User()); ok {
+			a.least, a.verdict = o.took, o.verdict
+			return fmt.Errorf("%w: %w", errAsOthers, err)
+		}
+	}
+	return err
+}

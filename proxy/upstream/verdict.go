@@ -1,0 +1,252 @@
+package upstream
+
+import (
+	"errors"
+	"slices"
+	"strings"
+
+	"imapgate/internal/imap"
+)
+
+// Verdict is what the end of a login tells about the credentials.
+type Verdict uint8
+
+// The verdicts.
+const (
+	VerdictNone    Verdict = iota // no backend has seen them, or none could check them
+	VerdictRight                  // they are right, also where the login is refused
+	VerdictUnclear                // a backend has seen them, and its answer fits both
+	VerdictWrong                  // they are wrong
+)
+
+// VerdictOf is the verdict in the error of a Login. It is about the client's
+// credentials only where those were sent, so not with MasterLogin.
+func VerdictOf(err error) Verdict {
+	if err == nil {
+		return VerdictRight
+	}
+	var forwarded *Refused
+	if errors.As(err, &forwarded) {
+		return forwarded.verdict
+	}
+	var withheld *refusal
+	if errors.As(err, &withheld) {
+		return withheld.verdict
+	}
+	if errors.Is(err, errUnanswered) {
+		return VerdictUnclear
+	}
+	return VerdictNone
+}
+
+// Revokes reports whether an error of Login says that the backend no longer
+// takes the credentials. What else refuses them may pass.
+func Revokes(err error) bool {
+	var forwarded *Refused
+	if errors.As(err, &forwarded) {
+		return forwarded.Code == "EXPIRED" || forwarded.Code == "AUTHORIZATIONFAILED"
+	}
+	return errors.Is(err, ErrDenied)
+}
+
+// codeMeaning is what a response code of a NO to a login means.
+type codeMeaning struct {
+	verdict Verdict
+	reply   reply
+}
+
+// reply is what the client is told.
+type reply uint8
+
+const (
+	replyUnavailable reply = iota // a constant: the code is for the gateway's operator, or for nobody
+	replyForwarded                // the backend's code and text
+	replyDenied                   // a constant: wrong credentials
+)
+
+// codes are the response codes that servers are known to refuse a login with.
+// Whatever is not here is VerdictUnclear and not forwarded: no client may be made
+// to act on a code that the gateway does not know.
+//
+// A code counts as VerdictRight where its definition, or the server that sends it,
+// has it follow a successful check of the credentials, or come instead of one:
+// neither tells an attacker that a guess was wrong.
+var codes = map[string]codeMeaning{
+	// RFC 5530 section 3. All of Dovecot's are among them, and ALERT and REFERRAL.
+	"AUTHENTICATIONFAILED": {VerdictWrong, replyDenied},
+	"AUTHORIZATIONFAILED":  {VerdictRight, replyForwarded}, // "authentication succeeded", but not for this identity
+	"EXPIRED":              {VerdictRight, replyForwarded}, // of an old password, which the server may no longer be able to check
+	"CONTACTADMIN":         {VerdictRight, replyForwarded}, // Dovecot's nologin, after the password was right
+	"NOPERM":               {VerdictRight, replyForwarded},
+	"INUSE":                {VerdictRight, replyForwarded},
+	"LIMIT":                {VerdictRight, replyForwarded}, // Dovecot's mail_max_userip_connections
+	"OVERQUOTA":            {VerdictRight, replyForwarded},
+	"UNAVAILABLE":          {VerdictNone, replyForwarded}, // the user database is down
+	"SERVERBUG":            {VerdictNone, replyForwarded},
+	"PRIVACYREQUIRED":      {VerdictNone, replyUnavailable}, // the backend wants TLS of the gateway: a misconfiguration
+	"CLIENTBUG":            {VerdictUnclear, replyUnavailable},
+	"CANNOT":               {VerdictUnclear, replyUnavailable},
+	"CORRUPTION":           {VerdictRight, replyUnavailable}, // of the user's mailbox
+
+	// RFC 9051 section 7.1. Gmail has said "[ALERT] Invalid credentials" and
+	// "[ALERT] Too many simultaneous connections": the text decides, if it is known.
+	"ALERT": {VerdictUnclear, replyForwarded},
+
+	"REFERRAL":  {VerdictRight, replyUnavailable}, // RFC 2221; Dovecot's nologin with host, after the password was right
+	"WEBALERT":  {VerdictRight, replyUnavailable}, // Gmail: a page to log in at; not forwarded, as its argument is a link
+	"THROTTLED": {VerdictNone, replyUnavailable},  // Gmail, Exchange: not checked
+}
+
+// phrase is the beginning of a text by which a server refuses a login without a
+// code that says enough.
+type phrase struct {
+	text    string // lower case; also what the log shows
+	verdict Verdict
+}
+
+// phrases is the closed list of those texts.
+var phrases = []phrase{
+	{"invalid credentials", VerdictWrong},                                   // Gmail, with ALERT
+	{"too many simultaneous connections", VerdictRight},                     // Gmail, with ALERT
+	{"application-specific password required", VerdictRight},                // Gmail, with ALERT
+	{"please log in via your web browser", VerdictRight},                    // Gmail, with ALERT
+	{"web login required", VerdictRight},                                    // Gmail, with ALERT
+	{"your account is not enabled for imap use", VerdictRight},              // Gmail, with ALERT
+	{"account exceeded command or bandwidth limits", VerdictRight},          // Gmail, with ALERT
+	{"user is authenticated but not connected", VerdictRight},               // Exchange, as NO or BAD
+	{"too many open connections", VerdictRight},                             // Cyrus
+	{"maximum number of connections", VerdictRight},                         // Dovecot before it had codes
+	{"login only available under a layer", VerdictNone},                     // Cyrus: a misconfiguration
+	{"plaintext authentication disallowed on non-secure", VerdictNone},      // Dovecot: a misconfiguration
+	{"temporary problem", VerdictNone},                                      // Courier
+	{"temporary authentication failure", VerdictNone},                       // Dovecot
+	{"internal authentication failure", VerdictNone},                        // Dovecot
+	{"authentication server is unavailable", VerdictNone},                   // several
+	{"account is temporarily unavailable", VerdictNone},                     // Dovecot's and this gateway's own
+	{"authentication failed", VerdictWrong}, {"login failed", VerdictWrong}, // most of them
+}
+
+// phraseOf is the known phrase that a text begins with; the zero phrase is none.
+func phraseOf(text string) phrase {
+	for _, p := range phrases {
+		if len(text) >= len(p.text) && strings.EqualFold(text[:len(p.text)], p.text) {
+			return p
+		}
+	}
+	return phrase{}
+}
+
+// Describe is what a log may show of a status response: its condition, its code
+// where that is one of a closed list, and at most a known phrase. A backend has
+// seen passwords, and could repeat one in any form.
+func Describe(res imap.Response) string {
+	text := ""
+	switch res.Name {
+	case "OK", "NO", "BAD", "BYE", "PREAUTH":
+		text = res.Name
+	}
+	if res.Code != "" {
+		text += " " + knownCode(res.Code)
+	}
+	if p := phraseOf(res.Text); p.text != "" {
+		text += " " + p.text
+	}
+	return strings.TrimSpace(text)
+}
+
+// laterCodes are codes that refuse no login, but commands after it.
+var laterCodes = []string{"ALREADYEXISTS", "BADCHARSET", "CLOSED", "MESSAGELIMIT", "NONEXISTENT", "PARSE", "TRYCREATE"}
+
+// knownCode is a response code in brackets, or a constant for one that is not in
+// the tables.
+func knownCode(code string) string {
+	if _, ok := codes[code]; ok || slices.Contains(laterCodes, code) {
+		return "[" + code + "]"
+	}
+	return "[unknown code]"
+}
+
+// Refused is a backend's NO with a response code that is meant for the user
+// (RFC 5530). Code and Text are fit to be forwarded. The error's text has none of
+// the backend's words but the code.
+type Refused struct {
+	Code string // upper case, one of a closed list
+	Text string // printable ASCII, 1 to maxText bytes
+
+	verdict Verdict
+}
+
+func (r *Refused) Error() string { return "login refused: [" + r.Code + "]" }
+
+// refusal is a backend's NO or BAD of which the client is told nothing but a
+// constant.
+type refusal struct {
+	kind    error // ErrDenied, or a cause of ErrUnavailable
+	verdict Verdict
+	answer  string // by Describe
+}
+
+func (r *refusal) Error() string { return r.kind.Error() + ": " + r.answer }
+func (r *refusal) Unwrap() error { return r.kind }
+
+// verdict is the error in the answer to a login.
+func (b *Backend) verdict(res imap.Response) error {
+	switch res.Name {
+	case "OK":
+		return nil
+	case "BAD":
+		return &refusal{errBad, meaningOf(res).verdict, Describe(res)}
+	case "NO":
+		return b.refused(res)
+	}
+	return errVerdict
+}
+
+// refused is the error in a NO.
+func (b *Backend) refused(res imap.Response) error {
+	m := meaningOf(res)
+	master := b.cfg.Login == MasterLogin
+	switch {
+	case master && (m.reply == replyDenied || res.Code == "AUTHORIZATIONFAILED"):
+		// The client's own password was right: it must not be told that it was
+		// wrong, and forget it, because the gateway's is.
+		return &refusal{errMaster, VerdictNone, Describe(res)}
+	case m.reply == replyDenied:
+		return &refusal{ErrDenied, m.verdict, Describe(res)}
+	case m.reply == replyForwarded:
+		text := clean(res.Text)
+		if text == "" { // the grammar wants one
+			text = "Login refused."
+		}
+		return &Refused{Code: res.Code, Text: text, verdict: m.verdict}
+	}
+	return &refusal{errCode, m.verdict, Describe(res)}
+}
+
+// meaningOf is what a NO or BAD to a login means. The text counts where there is
+// no code, and with ALERT, which says nothing about why.
+func meaningOf(res imap.Response) codeMeaning {
+	known := phraseOf(res.Text)
+	m, ok := codes[res.Code]
+	switch {
+	case res.Code != "" && res.Code != "ALERT":
+		if !ok {
+			return codeMeaning{VerdictUnclear, replyUnavailable}
+		}
+		return m
+	case known.verdict == VerdictWrong && res.Name == "NO":
+		return codeMeaning{VerdictWrong, replyDenied}
+	case known.text != "":
+		m.verdict = known.verdict
+		return m
+	case res.Code == "ALERT", res.Name == "BAD":
+		m.verdict = VerdictUnclear
+		return m
+	}
+	return codeMeaning{VerdictWrong, replyDenied}
+}
+
+// forwardable reports whether a response code may be shown to the client: one that
+// tells its user something and that no client acts upon by connecting or sending
+// anything elsewhere, as on REFERRAL.
+func forwardable(code string) bool { return codes[code].reply == replyForwarded }

@@ -1,0 +1,410 @@
+package proxy
+
+import (
+	"bufio"
+	"context"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"imapgate/auth"
+	"imapgate/internal/limit"
+	"imapgate/proxy/mux"
+	"imapgate/proxy/upstream"
+)
+
+// verdicts is a backend that takes every way to log in, and answers what a test says.
+type verdicts struct {
+	// Set once.
+	l      net.Listener
+	answer func(user, secret string) string // behind the tag; "": the connection ends without one; "nothing": it waits
+	wg     sync.WaitGroup
+}
+
+func openVerdicts(t testing.TB, answer func(user, secret string) string) *verdicts {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	v := &verdicts{l: l, answer: answer}
+	v.wg.Go(v.accept)
+	t.Cleanup(func() { _ = l.Close(); v.wg.Wait() })
+	return v
+}
+
+func (v *verdicts) addr() string { return v.l.Addr().String() }
+
+// accept ends with the listener.
+func (v *verdicts) accept() {
+	for {
+		nc, err := v.l.Accept()
+		if err != nil {
+			return
+		}
+		v.wg.Go(func() { v.serve(nc) })
+	}
+}
+
+// serve ends with the connection.
+func (v *verdicts) serve(nc net.Conn) {
+	defer nc.Close()
+	u := newUpstreamSide(nc)
+	_ = u.say("* OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN AUTH=OAUTHBEARER AUTH=XOAUTH2] Hello.")
+	for {
+		line, err := u.line()
+		if err != nil {
+			return
+		}
+		words := strings.Split(line, " ")
+		answer := "OK Done."
+		if len(words) == 4 && words[1] == "AUTHENTICATE" {
+			message, _ := base64.StdEncoding.DecodeString(words[3])
+			parts := strings.FieldsFunc(string(message), func(r rune) bool { return r == 0 || r == 1 })
+			secret := strings.TrimPrefix(parts[len(parts)-1], "auth=Bearer ")
+			switch answer = v.answer(parts[0], secret); answer {
+			case "":
+				return
+			case "nothing":
+				_, _ = io.Copy(io.Discard, u.r)
+				return
+			}
+		}
+		if u.say(words[0]+" "+answer) != nil {
+			return
+		}
+	}
+}
+
+// admits is the answer to a right password.
+const admits = "OK [CAPABILITY IMAP4rev1] In."
+
+// counting is a setup with the limits of the defaults in which users a to z live at the
+// backend, and no denial takes long.
+func counting(s *setup) {
+	s.limits = limit.Config{Failures: guesses()}
+	s.server = func(srv *Server) { srv.floor, srv.jitter = 0, 1 }
+	s.cfg.AuthAttempts = 100
+	for user := 'a'; user <= 'z'; user++ {
+		s.routes.Static.Users[string(user)] = "east"
+	}
+}
+
+// tries has an address try n different passwords on a user and gives the answers
+// after which it is banned: n when it is not.
+func (b *bed) tries(address, user string, n int) int {
+	for i := range n {
+		if got := b.guess(address, user, fmt.Sprint("guess", i)); strings.HasPrefix(got, "* BYE [UNAVAILABLE] Too many connections.") {
+			return i
+		}
+	}
+	return n
+}
+
+// counts is what the answers of a backend count as.
+var counts = []struct {
+	answer string
+	banned int // after so many guesses of 12
+	heard  string
+}{
+	{"NO [AUTHENTICATIONFAILED] no", 10, deniedReply},
+	{"NO no", 10, deniedReply},
+	{"NO [ALERT] Invalid credentials (Failure)", 10, deniedReply},
+	{"NO [LIMIT] Maximum number of connections from user+IP exceeded", 12, "NO [LIMIT] Maximum number of connections from user+IP exceeded"},
+	{"NO [INUSE] locked", 12, "NO [INUSE] locked"},
+	{"NO [OVERQUOTA] Too much mail.", 12, "NO [OVERQUOTA] Too much mail."},
+	{"NO [EXPIRED] old", 12, "NO [EXPIRED] old"},
+	{"NO [NOPERM] not here", 12, "NO [NOPERM] not here"},
+	{"NO [CONTACTADMIN] Login disabled", 12, "NO [CONTACTADMIN] Login disabled"},
+	{"NO [AUTHORIZATIONFAILED] not so", 12, "NO [AUTHORIZATIONFAILED] not so"},
+	{"NO [ALERT] Please log in via your web browser", 12, "NO [ALERT] Please log in via your web browser"},
+	{"NO [UNAVAILABLE] the database is down", 12, unavailableReply},
+	{"NO [SERVERBUG] oops", 12, unavailableReply},
+	{"NO [PRIVACYREQUIRED] TLS", 12, unavailableReply},
+	{"NO [REFERRAL imap://evil/] there", 12, unavailableReply},
+	{"NO [ALERT] Be careful.", 11, "NO [ALERT] Be careful."},
+	{"NO [X-UNHEARD-OF] what", 11, unavailableReply},
+	{"BAD what", 11, unavailableReply},
+	{"", 11, unavailableReply}, // the backend hangs up
+}
+
+func TestARefusalCountsAsWhatItsCodeMeans(t *testing.T) {
+	v := openVerdicts(t, func(user, _ string) string { return counts[user[0]-'a'].answer })
+	b := newBed(t, v.addr(), counting)
+	crowd(len(counts), 4, func(i int) {
+		c, user, address := counts[i], string(rune('a'+i)), fmt.Sprintf("203.%d.113.7", i)
+		if got := b.guess(address, user, "guess0"); got != c.heard {
+			t.Errorf("%s: the client hears %s", c.answer, got)
+		}
+		if n := b.tries(address, user, 12); n != c.banned {
+			t.Errorf("%s: the address is banned after %d guesses, not %d", c.answer, n, c.banned)
+		}
+		if got := b.guess(fmt.Sprintf("203.%d.114.7", i), user, "guess0"); got != c.heard {
+			t.Errorf("%s: from elsewhere the client hears %s", c.answer, got)
+		}
+	})
+}
+
+// An unclear answer to the one password that a user's devices have is no guess,
+// however many they are.
+func TestAnUnclearAnswerToOnePasswordIsNoGuess(t *testing.T) {
+	v := openVerdicts(t, func(user, _ string) string { return "NO [ALERT] Be careful, " + user })
+	b := newBed(t, v.addr(), counting)
+	for range 3 {
+		for user := 'a'; user <= 'l'; user++ {
+			if got := b.guess("203.0.113.7", string(user), "own-"+string(user)); !strings.HasPrefix(got, "NO [ALERT]") {
+				t.Fatalf("%c: %s", user, got)
+			}
+		}
+	}
+}
+
+// What a backend says is about no guess where the gateway has judged the password.
+func TestARefusalIsNoGuessWhereTheGatewayHasJudged(t *testing.T) {
+	for _, answer := range []string{"NO [LIMIT] no", "NO [AUTHENTICATIONFAILED] no", "NO no", "NO [ALERT] Be careful.", "BAD what", ""} {
+		v := openVerdicts(t, func(string, string) string { return answer })
+		for user, backend := range map[string]string{"frank": "a passthrough backend", "carol": "a master login"} {
+			t.Run(answer+" of "+backend, func(t *testing.T) {
+				b := newBed(t, v.addr(), counting)
+				for range 12 {
+					if got := b.guess("203.0.113.7", user, password); got != unavailableReply && !strings.Contains(answer, strings.TrimPrefix(got, "NO ")) {
+						t.Fatal(got)
+					}
+				}
+				if n := b.tries("203.0.113.7", user, 12); n != 10 {
+					t.Errorf("wrong ones: banned after %d", n)
+				}
+			})
+		}
+	}
+}
+
+// A blocked user with the right password, and one who lives nowhere, hear that it is
+// wrong; an office of them is not banned.
+func TestARightPasswordThatIsDeniedIsNoGuess(t *testing.T) {
+	v := openVerdicts(t, func(string, string) string { return admits })
+	b := newBed(t, v.addr(), counting, func(s *setup) {
+		for i := range 12 {
+			s.users += fmt.Sprintf("homeless%d@example.org:{PLAIN}%s\n", i, password)
+		}
+	})
+	for i := range 12 {
+		if got := b.guess("203.0.113.7", fmt.Sprint("homeless", i), password); got != deniedReply {
+			t.Fatal(got)
+		}
+	}
+	if n := b.tries("203.0.113.7", "homeless0", 12); n != 10 {
+		t.Errorf("wrong ones: banned after %d", n)
+	}
+}
+
+// token tries a token and gives the answer.
+func (b *bed) token(address, mechanism, user, token string) string {
+	nc, err := net.Dial("tcp", b.addr("balanced-none"))
+	if err != nil {
+		return err.Error()
+	}
+	defer nc.Close()
+	_ = nc.SetDeadline(time.Now().Add(30 * time.Second)) // of a new connection
+	r := bufio.NewReader(nc)
+	_, _ = fmt.Fprintf(nc, "PROXY TCP4 %s 127.0.0.1 4711 143\r\n", address)
+	if line, err := r.ReadString('\n'); err != nil || !strings.HasPrefix(line, "* OK") {
+		return strings.TrimSpace(line)
+	}
+	form := map[string]string{"XOAUTH2": "user=%s\x01auth=Bearer %s\x01\x01", "OAUTHBEARER": "n,a=%s,\x01auth=Bearer %s\x01\x01"}[mechanism]
+	_, _ = fmt.Fprintf(nc, "a AUTHENTICATE %s %s\r\n", mechanism, coded(fmt.Sprintf(form, user, token)))
+	line, _ := r.ReadString('\n')
+	if strings.HasPrefix(line, "+ ") { // why the token was refused
+		_, _ = io.WriteString(nc, "AQ==\r\n")
+		line, _ = r.ReadString('\n')
+	}
+	return strings.TrimSpace(strings.TrimPrefix(line, "a "))
+}
+
+// Tokens are renewed, so a client in trouble brings one after the other.
+func TestOnlyATokenThatTheBackendCallsWrongIsAGuess(t *testing.T) {
+	for i, mechanism := range []string{"XOAUTH2", "OAUTHBEARER"} {
+		v := openVerdicts(t, func(user, _ string) string {
+			for name, answer := range map[string]string{"wrong": "NO [AUTHENTICATIONFAILED] no", "limit": "NO [LIMIT] no", "alert": "NO [ALERT] Be careful.", "bad": "BAD what"} {
+				if strings.Contains(user, name) {
+					return answer
+				}
+			}
+			return ""
+		})
+		b := newBed(t, v.addr(), counting, func(s *setup) {
+			s.auth.Mechanisms = []string{"XOAUTH2", "OAUTHBEARER"}
+			for _, user := range []string{"wrong", "limit", "alert", "bad", "silent"} {
+				s.routes.Static.Users[user] = "east"
+			}
+		})
+		for j, user := range []string{"wrong", "limit", "alert", "bad", "silent"} {
+			banned, address := 12, fmt.Sprintf("203.%d.%d.7", i, 10*j)
+			for n := range 12 {
+				if got := b.token(address, mechanism, user, fmt.Sprint("token", n)); strings.HasPrefix(got, "* BYE") {
+					banned = n
+					break
+				}
+			}
+			if guess := user == "wrong"; guess && banned != 10 || !guess && banned != 12 {
+				t.Errorf("%s of %s: banned after %d", mechanism, user, banned)
+			}
+		}
+	}
+}
+
+// The backend delays its answer to a wrong password until the client's own deadline is
+// over, as Dovecot's penalty does for those who guess at the last moment.
+func TestAGuessShortlyBeforeTheDeadlineCounts(t *testing.T) {
+	const preauth = time.Second
+	for _, mode := range []string{spliceMode, string(mux.Reuse)} {
+		v := openVerdicts(t, func(_, secret string) string {
+			if secret == password {
+				return admits
+			}
+			<-time.After(preauth) // the client came before the gateway did
+			return "NO [AUTHENTICATIONFAILED] at last"
+		})
+		b := newBed(t, v.addr(), counting, func(s *setup) {
+			s.cfg.Preauth = preauth
+			s.cfg.Modes = map[string]Mode{"east": {Name: mode}}
+		})
+		crowd(10, 10, func(i int) {
+			if got := b.guess("203.0.113.7", "a", fmt.Sprint("guess", i)); got != deniedReply {
+				t.Errorf("%s: guess %d: %q", mode, i, got)
+			}
+		})
+		b.refused("203.0.113.7")
+	}
+}
+
+func TestARightPasswordAfterTheDeadlineLogsIn(t *testing.T) {
+	const preauth = time.Second
+	v := openVerdicts(t, func(string, string) string {
+		<-time.After(preauth)
+		return admits
+	})
+	b := newBed(t, v.addr(), counting, func(s *setup) { s.cfg.Preauth = preauth })
+	for _, listener := range []string{"none", "implicit"} {
+		c := b.greeted(listener)
+		c.say("a LOGIN a right\r\n")
+		c.hear("a OK …")
+		c.say("b NOOP\r\n")
+		c.hear("b OK Done.")
+		c.close()
+	}
+}
+
+// The backend answers when all clients are gone.
+func TestAClientThatHangsUpBeforeTheVerdictIsCounted(t *testing.T) {
+	gone := make(chan struct{})
+	heard := make(chan struct{}, 10)
+	v := openVerdicts(t, func(string, string) string {
+		heard <- struct{}{}
+		<-gone
+		return "NO [AUTHENTICATIONFAILED] no"
+	})
+	b := newBed(t, v.addr(), counting)
+	for i := range 10 {
+		c := b.in("203.0.113.7")
+		c.say(fmt.Sprintf("a LOGIN a guess%d\r\n", i))
+		<-heard
+		if i%2 == 0 {
+			c.vanish()
+		} else {
+			c.close()
+		}
+	}
+	close(gone)
+	within(t, "the guesses to be counted", func() bool {
+		c := b.from("203.0.113.7")
+		defer c.close()
+		line, _ := c.r.ReadString('\n')
+		return strings.HasPrefix(line, "* BYE")
+	})
+}
+
+// A gateway whose time for logins is shorter than the backend's for wrong passwords
+// waits for the verdict all the same.
+func TestAShortTimeForLoginsMakesNoGuessFree(t *testing.T) {
+	const short = 2 * time.Second
+	late := openVerdicts(t, func(string, string) string {
+		<-time.After(short) // the gateway's time began before
+		return "NO [AUTHENTICATIONFAILED] at last"
+	})
+	b := newBed(t, late.addr(), counting, func(s *setup) {
+		s.backends["east"] = upstream.Config{Address: late.addr(), TLSMode: upstream.NoTLS, LoginTimeout: short, AnswerTimeout: 20 * time.Second}
+	})
+	crowd(10, 10, func(i int) {
+		if got := b.guess("203.0.113.7", "a", fmt.Sprint("guess", i)); got != deniedReply {
+			t.Errorf("guess %d: %q", i, got)
+		}
+	})
+	b.refused("203.0.113.7")
+}
+
+// Where no verdict comes at all, one password of a user may be right, and the next
+// ones are guesses.
+func TestALoginWithoutAVerdictIsAGuessFromTheSecondPasswordOn(t *testing.T) {
+	v := openVerdicts(t, func(string, string) string { return "" })
+	b := newBed(t, v.addr(), counting)
+	for range 2 { // an office whose backend breaks off
+		for user := 'b'; user <= 'm'; user++ {
+			if got := b.guess("198.51.100.7", string(user), "own"); got != unavailableReply {
+				t.Fatalf("%c: %s", user, got)
+			}
+		}
+	}
+	if n := b.tries("203.0.113.7", "a", 13); n != 11 {
+		t.Errorf("banned after %d guesses", n)
+	}
+}
+
+// The same of an auth server, which may delay a denial just as well.
+func TestAnAuthServersLateOrMissingAnswerIsCounted(t *testing.T) {
+	const preauth = 1500 * time.Millisecond
+	for name, tc := range map[string]struct {
+		err    error
+		late   bool
+		banned int
+	}{
+		"a late denial": {auth.ErrDenied, true, 10},
+		"no answer":     {fmt.Errorf("%w: %w", auth.ErrUnavailable, auth.ErrUnanswered), false, 11},
+		"nobody asked":  {auth.ErrUnavailable, false, 12},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBed(t, openMailbox(t).addr(), counting, func(s *setup) {
+				s.auth.Methods = []string{auth.HTTP}
+				s.asked.HTTP = func(ctx context.Context, _ auth.Login) (auth.Answer, error) {
+					if tc.late {
+						select {
+						case <-time.After(preauth - 500*time.Millisecond):
+						case <-ctx.Done():
+							return auth.Answer{}, fmt.Errorf("%w: %w", auth.ErrUnavailable, ctx.Err())
+						}
+					}
+					return auth.Answer{}, tc.err
+				}
+				s.cfg.Preauth = preauth
+			})
+			if tc.late { // the question begins later than the connection, and ends after its deadline
+				crowd(10, 10, func(i int) {
+					c := b.in("203.0.113.7")
+					<-time.After(700 * time.Millisecond)
+					c.say(fmt.Sprintf("a LOGIN a guess%d\r\n", i))
+					c.hear("a " + deniedReply)
+					c.hear("* BYE Login took too long.")
+					c.close()
+				})
+				b.refused("203.0.113.7")
+				return
+			}
+			if n := b.tries("203.0.113.7", "a", 12); n != tc.banned {
+				t.Errorf("banned after %d guesses", n)
+			}
+		})
+	}
+}
