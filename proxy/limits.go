@@ -151,14 +151,14 @@ func (s *session) linger(ctx context.Context, a *attempt, why error) (inTime boo
 //	denied although the credentials are right           nothing, in the time of a failure
 //	everything else                                     nothing
 func (s *session) count(ctx context.Context, a *attempt, r refusal) time.Duration {
-	user, secret := a.login.User, a.shown()
+	user, shown := a.login.User, a.shown()
 	switch {
 	case r.denied && a.decided, a.verdict == upstream.VerdictUnclear && !a.login.Token.IsZero():
 		return s.visit.Uncounted()
 	case r.denied, a.verdict == upstream.VerdictWrong:
-		return s.visit.Failed(ctx, user, secret)
+		return s.visit.Failed(ctx, user, shown)
 	case a.verdict == upstream.VerdictUnclear:
-		return s.visit.Unclear(ctx, user, secret)
+		return s.visit.Unclear(ctx, user, shown)
 	}
 	s.visit.Settle() // while the answer waits, others need not
 	return 0

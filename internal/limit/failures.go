@@ -110,6 +110,11 @@ func (f *failures) digest(u identity.User, password identity.Secret) uint64 {
 	return binary.BigEndian.Uint64(mac.Sum(nil))
 }
 
+// mark is a digest as a user's entry has it: 0 is an empty place there.
+func (f *failures) mark(u identity.User, password identity.Secret) uint32 {
+	return max(1, uint32(f.digest(u, password)))
+}
+
 // weigh says what a failure of the user from that network counts for, and how
 // often in an hour wrong passwords were repeated, this one included. One that was
 // not seen of late is remembered.
@@ -118,7 +123,7 @@ func (f *failures) weigh(at pair, password identity.Secret, t time.Duration) (w 
 		return f.weighUnnamed(at.net, password, t)
 	}
 	key := maphash.Comparable(f.seed, at)
-	d := max(1, uint32(f.digest(at.user, password))) // 0 is an empty place
+	d := f.mark(at.user, password)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	p, _ := f.pairs.Get(key)
