@@ -43,14 +43,24 @@ func (s *Server) newHub() (*mux.Hub, error) {
 	}
 	return mux.NewHub(mux.Config{
 		Quiet: silent, Idle: s.cfg.Idle, Write: s.cfg.Write, Bytes: s.rooms.relayed,
-		Backend: s.home, Splice: s.takeOver,
+		Home: s.home, Splice: s.takeOver,
 	}, mux.Rooms{Backends: backends, Audit: s.rooms.Audit, Metrics: s.rooms.Metrics, Log: s.rooms.Log})
 }
 
-// home is the backend of a user's route as it is now.
-func (s *Server) home(ctx context.Context, user identity.User) (string, error) {
+// home is what a user's route says now.
+func (s *Server) home(ctx context.Context, user identity.User) (mux.Home, error) {
 	route, err := s.rooms.Routes.Lookup(ctx, user)
-	return route.Backend, err
+	return mux.Home{Backend: route.Backend, Login: route.Login}, err
+}
+
+// home is where the session of an attempt belongs. A login name that an auth
+// server has given is not asked about again.
+func (a *attempt) home() mux.Home {
+	h := mux.Home{Backend: a.route.Backend}
+	if a.routed {
+		h.Login = a.route.Login
+	}
+	return h
 }
 
 // takeOver splices what is left of a session that the hub cannot account for.
@@ -85,14 +95,14 @@ func (s *Server) login(ctx context.Context, a *attempt, id auth.Identity, who up
 		if err != nil {
 			return nil, err // not a nil *Conn in an interface
 		}
-		s.mux.Settle(who.User, a.route.Backend)
+		s.mux.Settle(who.User, a.home())
 		return conn, nil
 	}
 	proof := pool.Asked
 	if id.Decided() {
 		proof = pool.Vouched
 	}
-	made, err := s.mux.Login(ctx, a.route.Backend, who, proof)
+	made, err := s.mux.Login(ctx, a.home(), who, proof)
 	if err != nil {
 		return nil, err
 	}

@@ -25,6 +25,7 @@ func (s *session) place(ctx context.Context, a *attempt, id auth.Identity) (err 
 	if err != nil {
 		return err
 	}
+	a.found = a.route
 	backend := rooms.Backends[a.route.Backend]
 	switch {
 	case backend == nil:
@@ -34,10 +35,22 @@ func (s *session) place(ctx context.Context, a *attempt, id auth.Identity) (err 
 	case !backend.Shows(id.Password(), id.Token()):
 		return errNothingToShow
 	}
+	a.routed = !s.server.cfg.Placed && id.Login() == ""
 	if id.Login() != "" {
 		a.route.Login = id.Login()
 	}
 	return nil
+}
+
+// confirm looks at the route again once the backend has let the user in: a login
+// takes its time, and a record that was changed meanwhile must not be followed by a
+// session where it no longer leads. Whoever moves a mailbox ends the sessions that
+// are there, and relies on no other to begin.
+func (s *session) confirm(ctx context.Context, a *attempt) error {
+	if s.server.cfg.Placed { // the auth server is not asked again
+		return nil
+	}
+	return s.server.rooms.Routes.Confirm(ctx, a.login.User, a.found)
 }
 
 // placed is the route that an auth server has given with its yes. Only a

@@ -23,7 +23,7 @@ const lastWords = time.Second
 // record is the attempt as the audit log writes it down.
 func (a *attempt) record() *audit.Login {
 	r := &audit.Login{
-		User: a.login.User, Claimed: a.claimed, Mechanism: a.login.Mechanism, Method: a.method,
+		User: a.login.User, Claimed: a.tried.Name, Mechanism: a.login.Mechanism, Method: a.method,
 		Backend: a.route.Backend, Route: string(a.route.From), RouteAge: a.route.Age,
 		Connect: a.upstream, Connected: a.asked - a.queued, Delay: a.waited + a.queued, Took: time.Since(a.began),
 	}
@@ -170,6 +170,7 @@ func (l *loggedIn) ended(why audit.Reason, err error, up, down int64) {
 	l.session.In, l.session.Out = uint64(up), uint64(down) // counts
 	l.session.Took = time.Since(l.began)
 	l.visit.Leave()
+	srv.registry.remove(l.session.User, l.session.Backend, l.session.Mode)
 	srv.open.Add(-1)
 	_ = srv.rooms.Audit.SessionEnded(&l.who, &l.session, why)
 	srv.rooms.Metrics.SessionEnded(l.session.Mode, string(why))

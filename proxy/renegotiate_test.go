@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"os/exec"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -20,16 +21,48 @@ func (b *bed) openssl(input string, args ...string) string {
 	cmd := exec.Command("openssl", args...)
 	in, err := cmd.StdinPipe()
 	must(b.t, err)
+	out := &transcript{answered: make(chan struct{})}
+	cmd.Stdout, cmd.Stderr = out, out
+	must(b.t, cmd.Start())
+	written, ended := make(chan struct{}), make(chan struct{})
 	go func() {
-		defer in.Close()
+		defer close(written)
 		for line := range strings.Lines(input) {
 			_, _ = io.WriteString(in, line)
 			<-time.After(2 * time.Millisecond) // a key update is a line of its own only when it is read alone
 		}
-		<-time.After(300 * time.Millisecond) // s_client ends with its input
 	}()
-	out, _ := cmd.CombinedOutput() // its status says nothing
-	return string(out)
+	go func() {
+		defer close(ended)
+		_ = cmd.Wait() // its status says nothing
+	}()
+	<-written
+	select { // s_client ends with its input
+	case <-out.answered:
+	case <-ended:
+	case <-time.After(testbed.Patience):
+		b.t.Error("openssl neither shows an answer nor ends")
+	}
+	_ = in.Close()
+	<-ended
+	return string(out.text)
+}
+
+// transcript is what openssl shows. It is read when openssl has ended.
+type transcript struct {
+	answered chan struct{} // closed when the last command is answered
+	text     []byte
+}
+
+var commandAnswered = regexp.MustCompile(`(?m)^[ab] (OK|NO|BAD) |^\* BYE `)
+
+func (o *transcript) Write(p []byte) (int, error) {
+	before := commandAnswered.Match(o.text)
+	o.text = append(o.text, p...)
+	if !before && commandAnswered.Match(o.text) {
+		close(o.answered)
+	}
+	return len(p), nil
 }
 
 func TestA7KeyUpdatesChangeNothingForOthers(t *testing.T) {

@@ -129,6 +129,8 @@ func unavailableReason(err error) audit.Reason {
 		return audit.AuthAway
 	case errors.Is(err, routing.ErrPaused):
 		return audit.UserPaused
+	case errors.Is(err, routing.ErrMoved):
+		return audit.Moved
 	case errors.Is(err, routing.ErrUnavailable):
 		return audit.RoutesAway
 	case errors.Is(err, errForeign):

@@ -119,6 +119,7 @@ type Server struct {
 	listeners []*listener
 	spliced   *splice.Set
 	mux       *mux.Hub
+	registry  *registry
 	slots     int64  // connections at a time
 	turns     *turns // of TLS handshakes
 	places    *places
@@ -140,7 +141,7 @@ func NewInstance() string { return rand.Text()[:8] }
 // New makes a Server that does not listen yet.
 func New(cfg Config, rooms Rooms) (*Server, error) {
 	s := &Server{
-		cfg: cfg, rooms: rooms, slots: slots(cfg.MaxConnections), turns: newTurns(cfg.Handshakes),
+		cfg: cfg, rooms: rooms, registry: newRegistry(), slots: slots(cfg.MaxConnections), turns: newTurns(cfg.Handshakes),
 		places: newPlaces(rooms.Backends, cfg.PlaceTTL), floor: denialFloor, jitter: denialJitter,
 		sample: newSample(cfg.Secret),
 	}

@@ -111,17 +111,19 @@ func (s *session) serve(ctx context.Context) error {
 
 // attempt is one login that a client tries, and where it got to.
 type attempt struct {
-	tag     string
-	login   auth.Login
-	claimed string // the name as it came, while login.User is nobody
-	err     error  // why it failed before anybody was asked
-	last    []byte // challenge for a client whose login was accepted; nil: none
-	began   time.Time
+	tag   string
+	login auth.Login
+	tried auth.Tried
+	err   error  // why it failed before anybody was asked
+	last  []byte // challenge for a client whose login was accepted; nil: none
+	began time.Time
 
 	// Filled by connect.
 	method   string
 	expires  time.Time // the token; zero: nobody knows, or there is none
 	route    routing.Route
+	found    routing.Route // as routing gave it
+	routed   bool          // the name for the backend is the route's
 	mode     string
 	upstream string        // how the login at the backend ended; "" when it was not tried
 	asked    time.Duration // how long that took
@@ -153,6 +155,9 @@ func (s *session) connect(ctx context.Context, a *attempt) (admitted, error) {
 	up, err := s.enterBackend(ctx, a, id)
 	if err != nil {
 		return nil, err
+	}
+	if err := s.confirm(ctx, a); err != nil {
+		return nil, errors.Join(err, up.Close())
 	}
 	s.conn.Limit(later(s.deadline, time.Now().Add(answering)))
 	if err := s.prove(a); err != nil {
@@ -260,6 +265,7 @@ func (s *session) relay(a *attempt, up admitted) error {
 	in := &loggedIn{server: s.server, visit: s.visit, who: s.who, began: time.Now(), session: audit.Session{
 		User: up.User(), Backend: a.route.Backend, Mode: a.mode,
 	}}
+	s.server.registry.add(up.User(), a.route.Backend, a.mode)
 	s.server.rooms.Metrics.SessionBegan(a.mode)
 	caps := s.server.offered(a, up.Caps())
 	err := s.welcome(a, up, caps)
@@ -284,7 +290,10 @@ func (s *session) relay(a *attempt, up admitted) error {
 		}
 		s.server.spliced.Start(front, back, s.server.until(a), in.spliced)
 	case account:
-		c := mux.Client{Conn: client, First: fromClient, Who: &in.who, Mode: mux.Mode(a.mode), Caps: caps, Until: s.server.until(a)}
+		c := mux.Client{
+			Conn: client, First: fromClient, Who: &in.who, Mode: mux.Mode(a.mode), Caps: caps,
+			Routed: a.routed, Until: s.server.until(a),
+		}
 		if budget := in.budget(); budget != nil { // not a nil one in an interface
 			c.Budget = budget
 		}

@@ -11,6 +11,7 @@ import (
 	"imapgate/internal/breaker"
 	"imapgate/internal/identity"
 
+	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
 	"golang.org/x/time/rate"
 )
@@ -45,8 +46,10 @@ var errBroken = errors.New("no answer from Redis lately, so it is left alone")
 type cache struct {
 	// Set once.
 	cfg        Config
-	ask        func(context.Context, identity.User) (answer, error)
+	keys       keys
+	source     source
 	log        *zap.Logger
+	alerted    chan struct{} // watch has to look
 	confirm    *rate.Limiter
 	maxOwned   int
 	maxDerived int
@@ -63,6 +66,14 @@ type cache struct {
 	breaker breaker.Breaker
 	unsaved bool      // something the snapshot should have
 	warned  time.Time // when a record was last complained about
+
+	// Guarded by mu: whether Redis has the records it had.
+	sample   sample
+	inUse    bool       // somebody has asked for a record
+	accepted acceptance // the operator's last word
+	heard    time.Time  // when it came; zero: it is of an earlier process
+	believed time.Time  // of what was learned before, the absence is believed
+	ended    string     // whose word ended the last loss
 }
 
 // flight is one question to Redis, shared by all who ask about one user
@@ -82,9 +93,9 @@ type flight struct {
 	err error
 }
 
-func newCache(cfg Config, ask func(context.Context, identity.User) (answer, error), log *zap.Logger) *cache {
+func newCache(cfg Config, source source, log *zap.Logger) *cache {
 	return &cache{
-		cfg: cfg, ask: ask, log: log,
+		cfg: cfg, keys: keys{cfg.Prefix}, source: source, log: log, alerted: make(chan struct{}, 1), sample: newSample(),
 		confirm:    rate.NewLimiter(doubtRate, doubtRate),
 		maxOwned:   maxOwned,
 		maxDerived: maxDerived,
@@ -146,10 +157,16 @@ func (c *cache) join(u identity.User, e *entry, is standing) (*flight, error) {
 // costs its connection.
 func (c *cache) fetch(f *flight) {
 	ctx, cancel := context.WithTimeout(context.Background(), askTime)
-	a, err := c.ask(ctx, f.user)
+	q := c.prepare(ctx, f.user)
+	r, err := c.source.ask(ctx, f.user, q.probes)
+	if err == nil {
+		for _, node := range c.due(q, r) {
+			c.inspect(ctx, node)
+		}
+	}
 	cancel()
 	c.mu.Lock()
-	f.got, f.err = c.learn(f, a, err)
+	f.got, f.err = c.learn(f, q, r, err)
 	delete(c.flights, f.user)
 	c.mu.Unlock()
 	close(f.done)
@@ -180,14 +197,18 @@ func (f *flight) waitBriefly(ctx context.Context, last got) (got, error) {
 }
 
 // learn takes in what Redis said and gives what the waiting lookups hear.
-func (c *cache) learn(f *flight, a answer, err error) (got, error) {
+func (c *cache) learn(f *flight, q question, r reading, err error) (got, error) {
 	now := time.Now()
-	e := c.entries[f.user]
+	e, a := c.entries[f.user], r.answer
 	if err != nil {
 		return c.learnTrouble(f, e, err)
 	}
 	c.breaker.Answered()
-	if c.servable(e, now) && a.rank() < e.answer.rank() && !f.named && !c.confirmed(e, now) {
+	c.remember(q, r)
+	if !c.believes(q, r) {
+		return c.learnLoss(f, e)
+	}
+	if c.servable(e, now) && a.rank() < e.answer.rank() && !f.named && !e.learned.Before(c.believed) && !c.confirmed(e, now) {
 		c.hold(f, e, e.missing.Add(confirmTime))
 		c.warn("route record is gone and Redis did not name it; kept until that is confirmed",
 			zap.Stringer("user", f.user), zap.String("key", e.answer.key))
@@ -225,9 +246,13 @@ func (c *cache) confirmed(e *entry, now time.Time) bool {
 func (c *cache) learnTrouble(f *flight, e *entry, err error) (got, error) {
 	now := time.Now()
 	last, ok := c.lastGood(e, now)
-	if !errors.Is(err, errRefused) {
+	var reply redis.Error // anybody can ask for the key that gets one
+	switch {
+	case !errors.Is(err, errRefused) && errors.As(err, &reply):
+		c.breaker.Answered()
+	case !errors.Is(err, errRefused):
 		c.breaker.Failed(now)
-	} else {
+	default:
 		c.breaker.Answered()
 		c.warn("route record refused", zap.Stringer("user", f.user), zap.Error(err))
 		if ok {

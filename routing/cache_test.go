@@ -9,6 +9,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"imapgate/internal/breaker"
 	"imapgate/internal/identity"
 )
@@ -24,27 +26,84 @@ type oracle struct {
 	slow  time.Duration
 	asked map[identity.User]int
 	total int
+
+	inspected int
+	accepted  acceptance
+	nodes     func(key string) string // of a cluster; nil: there is none
 }
 
 func newOracle() *oracle {
 	return &oracle{says: make(map[identity.User]answer), asked: make(map[identity.User]int)}
 }
 
-func (o *oracle) ask(ctx context.Context, u identity.User) (answer, error) {
+func (o *oracle) ask(ctx context.Context, u identity.User, probes []string) (reading, error) {
 	o.mu.Lock()
 	o.asked[u]++
 	o.total++
-	a, err, slow := o.says[u], o.err, o.slow
+	r, err, slow := reading{answer: o.says[u]}, o.err, o.slow
+	records := o.records()
+	for _, key := range (keys{DefaultPrefix}).all(u) {
+		if records[key] {
+			r.held = append(r.held, key)
+		} else if len(r.held) == 0 {
+			r.absent = append(r.absent, key)
+		}
+	}
+	for _, key := range probes {
+		if !records[key] {
+			r.gone = append(r.gone, key)
+		}
+	}
 	o.mu.Unlock()
 	if slow > 0 {
 		select {
 		case <-time.After(slow):
 		case <-ctx.Done():
-			return answer{}, ctx.Err()
+			return reading{}, ctx.Err()
 		}
 	}
-	return a, err
+	return r, err
 }
+
+// records are the keys that there are. mu is held.
+func (o *oracle) records() map[string]bool {
+	k, all := keys{DefaultPrefix}, map[string]bool{}
+	for u, a := range o.says {
+		switch a.source {
+		case User:
+			all[k.user(u)] = true
+		case Domain:
+			all[k.domain(u.Domain())] = true
+		case Default:
+			all[k.deflt()] = true
+		}
+	}
+	return all
+}
+
+func (o *oracle) held(_ context.Context, keys []string) (holdings, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.inspected++
+	records, h := o.records(), holdings{there: map[string]bool{}, accepted: o.accepted}
+	for _, key := range keys {
+		h.there[key] = records[key]
+	}
+	return h, o.err
+}
+
+// node is the part of a cluster that has a key: by its last letter, where there
+// are several.
+func (o *oracle) node(_ context.Context, key string) (string, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.nodes == nil {
+		return "", nil
+	}
+	return o.nodes(key), nil
+}
+
+func (o *oracle) source() source { return source{ask: o.ask, held: o.held, node: o.node} }
 
 // set makes u's own record name a backend; "" removes the record.
 func (o *oracle) set(u identity.User, source Source, backend string) {
@@ -72,9 +131,18 @@ func bubble(t *testing.T, f func(t *testing.T, c *cache, o *oracle)) {
 		o := newOracle()
 		cfg := Config{Backends: []string{"east", "west"}}
 		cfg.setDefaults()
-		f(t, newCache(cfg, o.ask, quiet(t)), o)
+		f(t, newCache(cfg, o.source(), quiet(t)), o)
 		synctest.Wait()
 	})
+}
+
+// crowd is n users.
+func crowd(t testing.TB, n int) (all []identity.User) {
+	t.Helper()
+	for i := range n {
+		all = append(all, user(t, fmt.Sprintf("user%d@example.org", i)))
+	}
+	return all
 }
 
 // pass lets time go by, which in a bubble happens when everybody waits.
@@ -157,6 +225,31 @@ func TestARedisThatFailsIsLeftAlone(t *testing.T) {
 			wants(t, c, user(t, fmt.Sprint("u", i)), "", FromRedis)
 		}
 	})
+}
+
+// errorReply is an error that Redis itself sends.
+type errorReply string
+
+func (e errorReply) Error() string { return string(e) }
+func (e errorReply) RedisError()   {}
+
+func TestAnErrorReplyAboutOneKeyKeepsNobodyElseOut(t *testing.T) {
+	var _ redis.Error = errorReply("")
+	for _, reply := range []errorReply{
+		"WRONGTYPE Operation against a key holding the wrong kind of value", "NOPERM No permissions to access a key",
+		"CLUSTERDOWN Hash slot not served",
+	} {
+		bubble(t, func(t *testing.T, c *cache, o *oracle) {
+			alice := user(t, "alice")
+			o.set(alice, User, "east")
+			o.fail(readError("imapgate:user:x", reply), 0)
+			for i := range 10 * breaker.After {
+				wantsUnavailable(t, c, user(t, fmt.Sprint("u", i)))
+			}
+			o.fail(nil, 0)
+			wants(t, c, alice, "east", FromRedis)
+		})
+	}
 }
 
 func TestAKnownUserDoesNotWaitForASlowRedis(t *testing.T) {
@@ -245,10 +338,10 @@ func TestAChangedDomainConcernsItsUsersOnly(t *testing.T) {
 func TestADisappearedRecordIsBelievedWhenNamedOrSeenTwice(t *testing.T) {
 	bubble(t, func(t *testing.T, c *cache, o *oracle) {
 		alice, bob := user(t, "alice"), user(t, "bob")
-		o.set(alice, User, "east")
-		o.set(bob, User, "east")
-		wants(t, c, alice, "east", FromRedis)
-		wants(t, c, bob, "east", FromRedis)
+		for _, u := range append(crowd(t, 4), alice, bob) {
+			o.set(u, User, "east")
+			wants(t, c, u, "east", FromRedis)
+		}
 		o.set(alice, Default, "west")
 		o.set(bob, Nobody, "")
 		c.doubtAll()
@@ -432,7 +525,7 @@ func BenchmarkCachedLookup(b *testing.B) {
 	o := newOracle()
 	cfg := Config{Source: SourceRedis, Backends: []string{"east"}}
 	cfg.setDefaults()
-	r := &Router{cfg: cfg, cache: newCache(cfg, o.ask, quiet(b))}
+	r := &Router{cfg: cfg, cache: newCache(cfg, o.source(), quiet(b))}
 	users := make([]identity.User, 1000)
 	for i := range users {
 		users[i] = user(b, fmt.Sprintf("user%d@example.org", i))

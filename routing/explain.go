@@ -35,6 +35,8 @@ type Explanation struct {
 	Channel Channel `json:"channel"`
 	// RedisLeftAlone is true while Redis is not asked because it did not answer.
 	RedisLeftAlone bool `json:"redis_left_alone,omitempty"`
+	// Store is whether Redis has the records it was seen to have.
+	Store Store `json:"store,omitzero"`
 }
 
 // Step is one record and what it says.
@@ -63,6 +65,7 @@ func (r *Router) Explain(ctx context.Context, u identity.User) Explanation {
 	default:
 		x.Steps = r.store.steps(ctx, u)
 		x.RedisLeftAlone = r.cache.leftAlone()
+		x.Store = r.cache.store()
 	}
 	if r.channels != nil {
 		x.Channel = r.channels.status()
@@ -84,7 +87,7 @@ func (c *cache) leftAlone() bool {
 func (s *store) steps(ctx context.Context, u identity.User) []Step {
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
-	r, err := s.fetch(ctx, u)
+	r, err := s.fetch(ctx, u, nil)
 	steps := []Step{s.step(s.keys.user(u), r.user, func() error { _, err := s.userRecord(u, r.user); return err })}
 	if r.domain != nil {
 		key := s.keys.domain(u.Domain())

@@ -2,6 +2,7 @@ package routing
 
 import (
 	"strings"
+	"time"
 
 	"imapgate/internal/identity"
 )
@@ -12,6 +13,9 @@ func (c *cache) changedKeys(k keys, names []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, name := range names {
+		if c.sample.changed(name) {
+			c.wake()
+		}
 		if user, ok := strings.CutPrefix(name, userPrefix); ok {
 			c.changedUser(user)
 		} else if domain, ok := strings.CutPrefix(name, domainPrefix); ok {
@@ -26,7 +30,7 @@ func (c *cache) changedKeys(k keys, names []string) {
 }
 
 func (c *cache) changedUser(name string) {
-	u, err := identity.Canon(name, "")
+	u, err := c.cfg.Names.Canon(name)
 	if err != nil || u.String() != name {
 		return // nobody is ever looked up by this key
 	}
@@ -45,6 +49,11 @@ func (c *cache) doubtAll() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.doubt++
+	c.sample.unname()
+	for _, n := range c.sample.nodes {
+		n.inspected = time.Time{}
+	}
+	c.wake()
 }
 
 // doubtUser does the same for one user.

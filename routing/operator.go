@@ -49,3 +49,12 @@ func (r *Router) DeleteRecord(ctx context.Context, u identity.User) (bool, error
 	}
 	return r.store.remove(ctx, u)
 }
+
+// AcceptEmpty tells every gateway that records which are missing from Redis were
+// meant to be removed: whoever has none is unknown again. by is who says so.
+func (r *Router) AcceptEmpty(ctx context.Context, by string) error {
+	if r.store == nil {
+		return errNoRedis
+	}
+	return r.store.accept(ctx, by)
+}

@@ -423,7 +423,7 @@ func TestAClusterThatIsAwayIsNotAnAbsentRecord(t *testing.T) {
 		"single, no password":      {Addresses: []string{s.Address}},
 	} {
 		st := &store{rdb: dial(t, c), keys: keys{DefaultPrefix}, rules: newRules(testConfig)}
-		if a, err := st.read(t.Context(), user(t, "alice")); err == nil || errors.Is(err, errRefused) {
+		if a, err := st.ask(t.Context(), user(t, "alice"), nil); err == nil || errors.Is(err, errRefused) {
 			t.Errorf("%s: %+v, %v", name, a, err)
 		}
 	}

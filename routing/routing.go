@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"imapgate/internal/identity"
@@ -74,10 +75,10 @@ type Static struct {
 
 // Config says where routes come from and how long they live.
 type Config struct {
-	Source        string   // SourceRedis or SourceStatic
-	Static        Static   // with SourceStatic
-	Backends      []string // the only names a route may have
-	DefaultDomain string   // appended to names without @ in Static and the snapshot
+	Source   string         // SourceRedis or SourceStatic
+	Static   Static         // with SourceStatic
+	Backends []string       // the only names a route may have
+	Names    identity.Names // how user names are read: in Static, and in what comes from Redis and the snapshot
 
 	Prefix   string        // of every key; default "imapgate:"
 	TTL      time.Duration // how long an answer is fresh; default 60 s
@@ -93,6 +94,9 @@ type Metrics struct {
 	Lookup func(result string)
 	// Channel is told whether changes are seen as they happen, when that changes.
 	Channel func(up bool)
+	// Store is told when Redis has lost the records it held (StoreEmptied), and when
+	// it has them again or the loss was accepted.
+	Store func(Store)
 }
 
 // Route is where a user goes.
@@ -148,7 +152,8 @@ func New(cfg Config, rdb redis.UniversalClient, m Metrics, log *zap.Logger) (*Ro
 		return r, nil
 	}
 	r.store = &store{rdb: rdb, keys: r.keys, rules: r.rules}
-	r.cache = newCache(cfg, r.store.read, log)
+	r.cache = newCache(cfg, source{ask: r.store.ask, held: r.store.held, node: r.store.node}, log)
+	r.cache.inUse = cfg.Source == SourceRedis
 	r.channels = newChannels(rdb, r.keys, r.cache, log)
 	r.channels.told = m.Channel
 	r.loadSnapshot()
@@ -177,8 +182,11 @@ func (r *Router) Run(ctx context.Context) error {
 	}
 	done := make(chan struct{})
 	go r.channels.run(ctx, done)
+	var watching sync.WaitGroup
+	watching.Go(func() { r.cache.watch(ctx, r.metrics.Store) })
 	r.keepSnapshot(ctx)
 	<-done
+	watching.Wait()
 	r.cache.wait()
 	return nil
 }

@@ -10,9 +10,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
-	"imapgate/internal/identity"
+	"imapgate/internal/plainfile"
 
 	"go.uber.org/zap"
 )
@@ -28,6 +30,10 @@ const (
 type snapshot struct {
 	Version int     `json:"version"`
 	Routes  []saved `json:"routes"` // the latest used first, of users with own records and of others
+	// Records are some that Redis was seen to have, without the prefix of keys. An
+	// earlier version has none, and its routes stand for them.
+	Records  []string   `json:"records"`
+	Accepted acceptance `json:"accepted,omitzero"`
 }
 
 // saved is one route of the snapshot.
@@ -55,16 +61,31 @@ func (r *Router) loadSnapshot() {
 		return
 	}
 	taken := r.cache.restore(r.keys, r.rules, s.Routes)
+	r.cache.restoreSample(s)
 	r.log.Info("route snapshot loaded", zap.String("file", r.cfg.Snapshot),
 		zap.Int("routes", taken), zap.Int("dropped", len(s.Routes)-taken))
 }
 
+// CheckSnapshot says what is wrong with a snapshot file; one that is missing is
+// none yet.
+func CheckSnapshot(path string) error {
+	if _, err := readSnapshot(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// readSnapshot reads a file that decides where users' mail is: it must be this
+// program's own.
 func readSnapshot(path string) (snapshot, error) {
-	f, err := os.Open(path)
+	f, info, err := plainfile.OpenOwn(path)
 	if err != nil {
 		return snapshot{}, err
 	}
 	defer f.Close() // it was only read
+	if info.Size() > maxSnapshot {
+		return snapshot{}, fmt.Errorf("read route snapshot: larger than %d MiB", maxSnapshot>>20)
+	}
 	var s snapshot
 	if err := json.NewDecoder(io.LimitReader(f, maxSnapshot)).Decode(&s); err != nil {
 		return snapshot{}, fmt.Errorf("read route snapshot: %w", err)
@@ -100,13 +121,38 @@ func (c *cache) restore(k keys, rules rules, routes []saved) int {
 	return taken
 }
 
+// restoreSample takes in which records an earlier process has seen.
+func (c *cache) restoreSample(s snapshot) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.accepted = s.Accepted
+	keys := make([]string, 0, len(s.Records))
+	for _, name := range s.Records {
+		keys = append(keys, c.keys.prefix+name)
+	}
+	if s.Records == nil {
+		for _, list := range []*list.List{&c.owned, &c.derived} {
+			for at := list.Front(); at != nil && len(keys) < maxSample; at = at.Next() {
+				keys = append(keys, at.Value.(*entry).answer.key)
+			}
+		}
+	}
+	n := c.sample.at("") // in a cluster they are filed before the first question
+	for _, key := range keys[:min(len(keys), maxRestored)] {
+		if c.sample.where[key] == nil && c.keys.isRecord(key) {
+			n.keys = append(n.keys, key)
+			c.sample.where[key] = n
+		}
+	}
+}
+
 // entry checks a saved route as it would be checked had Redis said it.
 func (s saved) entry(k keys, rules rules) (*entry, bool) {
-	u, err := identity.Canon(s.User, "")
+	u, err := rules.names.Canon(s.User)
 	if err != nil || u.String() != s.User || !rules.backends[s.Backend] {
 		return nil, false
 	}
-	if s.Login != "" && checkLogin(s.Login) != nil || s.Mode != "" && !knownMode(s.Mode) {
+	if s.Login != "" && rules.checkLogin(s.Login) != nil || s.Mode != "" && !knownMode(s.Mode) {
 		return nil, false
 	}
 	a := answer{source: s.Source, backend: s.Backend, login: s.Login, mode: s.Mode, state: stateActive}
@@ -146,28 +192,40 @@ func (r *Router) keepSnapshot(ctx context.Context) {
 
 // saveSnapshot writes the file if something changed since it last did.
 func (r *Router) saveSnapshot() error {
-	routes, changed := r.cache.routes()
+	s, changed := r.cache.snapshot()
 	if !changed {
 		return nil
 	}
-	if err := writeSnapshot(r.cfg.Snapshot, snapshot{Version: snapshotVersion, Routes: routes}); err != nil {
+	if err := writeSnapshot(r.cfg.Snapshot, s); err != nil {
 		r.cache.saveAgain()
 		return fmt.Errorf("write route snapshot: %w", err)
 	}
 	return nil
 }
 
-// routes copies what the snapshot should have. Users who may not log in are left
-// out: after a restart without Redis they get ErrUnavailable.
-func (c *cache) routes() (routes []saved, changed bool) {
-	wall := time.Now()
+// snapshot copies what the file should have, if that has changed. Users who may
+// not log in are left out: after a restart without Redis they get ErrUnavailable.
+func (c *cache) snapshot() (s snapshot, changed bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.unsaved {
-		return nil, false
+		return s, false
 	}
 	c.unsaved = false
-	routes = make([]saved, 0, len(c.entries))
+	s = snapshot{Version: snapshotVersion, Routes: c.routes(), Records: make([]string, 0, len(c.sample.where)), Accepted: c.accepted}
+	for _, n := range c.sample.nodes {
+		for _, key := range n.keys {
+			s.Records = append(s.Records, strings.TrimPrefix(key, c.keys.prefix))
+		}
+	}
+	slices.Sort(s.Records)
+	return s, true
+}
+
+// routes copies the routes. mu is held.
+func (c *cache) routes() []saved {
+	wall := time.Now()
+	routes := make([]saved, 0, len(c.entries))
 	for _, list := range []*list.List{&c.owned, &c.derived} {
 		for at := list.Front(); at != nil; at = at.Next() {
 			e := at.Value.(*entry)
@@ -179,7 +237,7 @@ func (c *cache) routes() (routes []saved, changed bool) {
 			}
 		}
 	}
-	return routes, true
+	return routes
 }
 
 // saveAgain is for a snapshot that could not be written.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -35,10 +36,15 @@ func checkFile(t *testing.T, path, has, hasNot string) {
 func withSnapshot(t *testing.T, text string) *Router {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "routes.json")
+	writeFile(t, file, text)
+	return routerOn(t, file, newOracle())
+}
+
+func writeFile(t *testing.T, file, text string) {
+	t.Helper()
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return routerOn(t, file, newOracle())
 }
 
 func routerOn(t *testing.T, file string, o *oracle) *Router {
@@ -46,7 +52,7 @@ func routerOn(t *testing.T, file string, o *oracle) *Router {
 	cfg := testConfig
 	cfg.Snapshot = file
 	cfg.setDefaults()
-	r := &Router{cfg: cfg, log: quiet(t), keys: keys{cfg.Prefix}, rules: newRules(cfg), cache: newCache(cfg, o.ask, quiet(t))}
+	r := &Router{cfg: cfg, log: quiet(t), keys: keys{cfg.Prefix}, rules: newRules(cfg), cache: newCache(cfg, o.source(), quiet(t))}
 	o.fail(errAway, 0)
 	r.loadSnapshot()
 	return r
@@ -177,4 +183,37 @@ func TestASnapshotIsWrittenOnlyWhenSomethingChanged(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkFile(t, file, "east", "west") // what could not be written was not forgotten
+}
+
+// A file that somebody else may have written says where nobody's mail is, and a
+// FIFO keeps no gateway from starting.
+func TestASnapshotOfSomebodyElseIsNotBelieved(t *testing.T) {
+	good := `{"version":1,"routes":[{"user":"alice","backend":"east","source":"user","learned":"` + time.Now().UTC().Format(time.RFC3339) + `"}]}`
+	for name, spoil := range map[string]func(file string) error{
+		"a FIFO":            func(file string) error { return errors.Join(os.Remove(file), syscall.Mkfifo(file, 0o600)) },
+		"a folder":          func(file string) error { return errors.Join(os.Remove(file), os.Mkdir(file, 0o700)) },
+		"a symbolic link":   func(file string) error { return errors.Join(os.Rename(file, file+"2"), os.Symlink(file+"2", file)) },
+		"writable by all":   func(file string) error { return os.Chmod(file, 0o602) },
+		"writable by group": func(file string) error { return os.Chmod(file, 0o660) },
+		"too large":         func(file string) error { return os.Truncate(file, maxSnapshot+1) }, // a hole
+	} {
+		file := filepath.Join(t.TempDir(), "routes.json")
+		writeFile(t, file, good)
+		if err := CheckSnapshot(file); err != nil {
+			t.Fatal(err)
+		}
+		if err := spoil(file); err != nil {
+			t.Fatal(err)
+		}
+		if CheckSnapshot(file) == nil {
+			t.Errorf("%s: nothing is wrong with it", name)
+		}
+		r := routerOn(t, file, newOracle())
+		if got, err := r.Lookup(t.Context(), user(t, "alice")); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("%s: alice goes %+v, %v", name, got, err)
+		}
+	}
+	if err := CheckSnapshot(filepath.Join(t.TempDir(), "none")); err != nil {
+		t.Errorf("one that is missing: %v", err)
+	}
 }

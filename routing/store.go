@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"strconv"
 	"strings"
+	"time"
 
 	"imapgate/internal/identity"
 
@@ -27,12 +28,17 @@ type store struct {
 	rules rules
 }
 
-// replies are the three records of one user as they came.
-type replies struct{ user, domain, deflt *redis.MapStringStringCmd }
+// replies are the three records of one user as they came, and those of the probes.
+type replies struct {
+	user, domain, deflt *redis.MapStringStringCmd
+	probes              []*redis.MapStringStringCmd
+}
 
-// fetch asks for all three records in one round trip; in a cluster each goes to
-// its node at the same time.
-func (s *store) fetch(ctx context.Context, u identity.User) (replies, error) {
+// fetch asks for all three records in one round trip, and after them for the
+// probes: a record that is missing although a later probe is there was missing in
+// a store that still had its records. In a cluster each goes to its node at the
+// same time, and the order holds at each.
+func (s *store) fetch(ctx context.Context, u identity.User, probes []string) (replies, error) {
 	pipe := s.rdb.Pipeline()
 	var r replies
 	r.user = pipe.HGetAll(ctx, s.keys.user(u))
@@ -40,6 +46,9 @@ func (s *store) fetch(ctx context.Context, u identity.User) (replies, error) {
 		r.domain = pipe.HGetAll(ctx, s.keys.domain(u.Domain()))
 	}
 	r.deflt = pipe.HGetAll(ctx, s.keys.deflt())
+	for _, key := range probes {
+		r.probes = append(r.probes, pipe.HGetAll(ctx, key))
+	}
 	check := s.echo(ctx, pipe)
 	_, err := pipe.Exec(ctx)
 	if err != nil && r.user.Val() == nil && r.user.Err() == nil {
@@ -70,13 +79,39 @@ func (s *store) echo(ctx context.Context, pipe redis.Pipeliner) func() error {
 	}
 }
 
+// ask is read, with what it says of the store.
+func (s *store) ask(ctx context.Context, u identity.User, probes []string) (reading, error) {
+	r, err := s.fetch(ctx, u, probes)
+	if err != nil {
+		return reading{}, err
+	}
+	var made reading
+	if made.answer, err = s.read(u, r); err != nil {
+		return reading{}, err
+	}
+	for i, cmd := range []*redis.MapStringStringCmd{r.user, r.domain, r.deflt} {
+		if cmd == nil || cmd.Err() != nil {
+			continue
+		}
+		key := [...]string{s.keys.user(u), s.keys.domain(u.Domain()), s.keys.deflt()}[i]
+		switch {
+		case len(cmd.Val()) > 0:
+			made.held = append(made.held, key)
+		case len(made.held) == 0: // it would have decided
+			made.absent = append(made.absent, key)
+		}
+	}
+	for i, cmd := range r.probes {
+		if cmd.Err() == nil && len(cmd.Val()) == 0 {
+			made.gone = append(made.gone, probes[i])
+		}
+	}
+	return made, nil
+}
+
 // read gives the answer for u, an error that wraps errRefused when a record that
 // matters is malformed, or another error when Redis gave no answer.
-func (s *store) read(ctx context.Context, u identity.User) (answer, error) {
-	r, err := s.fetch(ctx, u)
-	if err != nil {
-		return answer{}, err
-	}
+func (s *store) read(u identity.User, r replies) (answer, error) {
 	// A record only matters when those before it are known to be absent.
 	user, err := s.userRecord(u, r.user)
 	if err != nil || user.present {
@@ -91,6 +126,65 @@ func (s *store) read(ctx context.Context, u identity.User) (answer, error) {
 	}
 	deflt, err := s.sharedRecord(s.keys.deflt(), r.deflt)
 	return s.keys.decide(u, user, domain, deflt), err
+}
+
+// held says which records there are, and what the operator has accepted. An error
+// is a Redis that did not answer.
+func (s *store) held(ctx context.Context, keys []string) (holdings, error) {
+	pipe := s.rdb.Pipeline()
+	cmds := make([]*redis.MapStringStringCmd, len(keys))
+	for i, key := range keys {
+		cmds[i] = pipe.HGetAll(ctx, key)
+	}
+	word := pipe.HGetAll(ctx, s.keys.accepted())
+	check := s.echo(ctx, pipe)
+	_, _ = pipe.Exec(ctx) // each command has its own error
+	h := holdings{there: make(map[string]bool, len(keys)), accepted: acceptanceOf(word.Val())}
+	for i, cmd := range cmds {
+		fields, err := value(keys[i], cmd)
+		if err != nil && !errors.Is(err, errRefused) {
+			return holdings{}, err
+		}
+		h.there[keys[i]] = err != nil || len(fields) > 0 // one of the wrong type is there
+	}
+	return h, check()
+}
+
+// acceptanceOf reads the operator's word; what cannot be read is none.
+func acceptanceOf(fields map[string]string) acceptance {
+	at, err := strconv.ParseInt(fields[fieldAt], 10, 64)
+	if err != nil {
+		return acceptance{}
+	}
+	by := fields[fieldBy]
+	return acceptance{At: at, By: by[:min(len(by), identity.MaxUser)]}
+}
+
+// accept writes the operator's word, later than any before it.
+func (s *store) accept(ctx context.Context, by string) error {
+	key := s.keys.accepted()
+	fields, err := s.rdb.HGetAll(ctx, key).Result()
+	if err != nil {
+		return readError(key, err)
+	}
+	at := max(time.Now().UnixMilli(), acceptanceOf(fields).At+1)
+	if err := s.rdb.HSet(ctx, key, fieldAt, at, fieldBy, by).Err(); err != nil {
+		return fmt.Errorf("write %s: %w", key, err)
+	}
+	return nil
+}
+
+// node is the address of the primary that has a key; "" without a cluster.
+func (s *store) node(ctx context.Context, key string) (string, error) {
+	cluster, ok := s.rdb.(*redis.ClusterClient)
+	if !ok {
+		return "", nil
+	}
+	node, err := cluster.MasterForKey(ctx, key)
+	if err != nil {
+		return "", err
+	}
+	return node.Options().Addr, nil
 }
 
 // value is what a reply says. A reply that never came has no map at all, while an

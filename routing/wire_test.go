@@ -257,7 +257,7 @@ func FuzzMessage(f *testing.F) {
 		o := newOracle()
 		cfg := testConfig
 		cfg.setDefaults()
-		ch := &channel{keys: keys{DefaultPrefix}, to: newCache(cfg, o.ask, quiet(t))}
+		ch := &channel{keys: keys{DefaultPrefix}, to: newCache(cfg, o.source(), quiet(t))}
 		ch.take(m)
 	})
 }

@@ -11,6 +11,8 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -24,18 +26,40 @@ type binary struct {
 	process *testbed.Process
 	ca      *testbed.CA
 	dir     string            // has audit and routes
+	path    string            // of the command
+	conf    string            // the file's text
 	at      map[string]string // listener to address, the admin one included
 }
+
+// builtCommand builds the command once for all tests, and gives its path. TestMain
+// removes it.
+var builtCommand = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "imapgate")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "imapgate")
+	if out, err := exec.Command("go", "build", "-o", path, "imapgate/cmd/imapgate").CombinedOutput(); err != nil {
+		_ = os.RemoveAll(dir)
+		return "", fmt.Errorf("build the command: %w\n%s", err, out)
+	}
+	builtIn.Store(&dir)
+	return path, nil
+})
+
+// builtIn is the folder of the command, once it is built.
+var builtIn atomic.Pointer[string]
 
 // startBinary builds the command and runs it with this backend and these routes,
 // both as they stand in the file. The first section may go on with the block tls.
 func startBinary(t testing.TB, ca *testbed.CA, sections ...string) *binary {
 	t.Helper()
 	b := &binary{ca: ca, dir: t.TempDir(), at: map[string]string{}}
-	path := filepath.Join(b.dir, "imapgate")
-	if out, err := exec.Command("go", "build", "-o", path, "imapgate/cmd/imapgate").CombinedOutput(); err != nil {
-		t.Fatalf("build the command: %v\n%s", err, out)
+	path, err := builtCommand()
+	if err != nil {
+		t.Fatal(err)
 	}
+	b.path = path
 	cert, key := ca.Issue(t, "localhost", "127.0.0.1")
 	conf := fmt.Sprintf(`listeners:
   - {name: implicit, address: "127.0.0.1:0", tls: implicit}
@@ -49,6 +73,7 @@ tls:
 	if !strings.Contains(conf, "\naudit:") {
 		conf += "audit: {path: " + b.dir + "/audit}\n"
 	}
+	b.conf = conf
 	file := filepath.Join(b.dir, "imapgate.yaml")
 	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
 		t.Fatal(err)
@@ -56,7 +81,6 @@ tls:
 	if out, err := exec.Command(path, "check", "--config", file).CombinedOutput(); err != nil {
 		t.Fatalf("check: %v\n%s\n%s", err, out, conf)
 	}
-	var err error
 	if b.process, err = testbed.Start(t, path, "serve", "--allow-root", "--config", file); err != nil {
 		t.Fatal(err)
 	}
@@ -75,6 +99,29 @@ func (b *binary) listening() bool {
 		}
 	}
 	return len(b.at) == 3
+}
+
+// operatorFile writes a configuration that names the admin address as the kernel
+// chose it, for the commands that ask the running gateway.
+func (b *binary) operatorFile(t testing.TB) string {
+	t.Helper()
+	file := filepath.Join(b.dir, "operator.yaml")
+	conf := strings.Replace(b.conf, `admin: {address: "127.0.0.1:0"}`, fmt.Sprintf("admin: {address: %q}", b.at["admin"]), 1)
+	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// command runs a command of the program against the running gateway, and gives
+// what it printed.
+func (b *binary) command(t testing.TB, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(b.path, append(args, "--config", b.operatorFile(t))...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("imapgate %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
 }
 
 func (b *binary) endpoint(listener string) endpoint {

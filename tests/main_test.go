@@ -28,7 +28,11 @@ func TestMain(m *testing.M) {
 		return
 	}
 	redis.SetLogger(silence{})
-	os.Exit(m.Run())
+	status := m.Run()
+	if dir := builtIn.Load(); dir != nil {
+		_ = os.RemoveAll(*dir)
+	}
+	os.Exit(status)
 }
 
 type silence struct{}

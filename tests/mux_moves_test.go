@@ -96,6 +96,7 @@ func TestASessionThatMayNotGoOnLeavesNoConnectionBehind(t *testing.T) {
 		discarded  string
 	}{
 		{"mover", "west", nil, audit.Moved, metrics.DiscardMoved},
+		{"renamed", "east", []string{"login", "other"}, audit.LoginChanged, metrics.DiscardMoved},
 		{"villain", "east", []string{"state", "blocked"}, audit.LoginRevoked, metrics.DiscardCredentials},
 	} {
 		r.s.route(t, c.user, "east")
@@ -116,5 +117,40 @@ func TestASessionThatMayNotGoOnLeavesNoConnectionBehind(t *testing.T) {
 		if r.g.metric(closedFor(c.discarded)) == 0 {
 			t.Errorf("%s: no connection was closed as %s", c.user, c.discarded)
 		}
+	}
+}
+
+// A record that names another login names another's mail.
+func TestASessionNeverLogsInAgainUnderALoginThatItsRecordNoLongerNames(t *testing.T) {
+	for _, mode := range []mux.Mode{mux.Resume, mux.Reuse} {
+		t.Run(string(mode), func(t *testing.T) {
+			r := startRemoval(t, proxy.Mode{Name: string(mode), Mux: muxSettings()})
+			r.s.route(t, "boxer", "east", "login", "box.a")
+			r.visit("boxer") // leaves a connection of box.a that waits
+			client := enter(t, r.g.at(proxy.ImplicitTLS), "")
+			mustSay(t, client, "LOGIN boxer "+password)
+			if mode == mux.Resume {
+				mustSay(t, client, "SELECT INBOX")
+			}
+			r.s.route(t, "boxer", "east", "login", "box.b")
+			testbed.Within(t, recovery, "the record to be followed", func() bool {
+				r.visit("boxer")
+				return strings.Contains(r.east.Log(), "user=<box.b>")
+			})
+			logins := strings.Count(r.east.Log(), "user=<box.a>")
+			r.east.Restart()
+			var heard string
+			testbed.Within(t, Patience, "the session to end", func() bool {
+				got, err := client.Do(`LIST "" *`)
+				heard += shown(got)
+				return err != nil || strings.Contains(heard, "BYE")
+			})
+			if n := strings.Count(r.east.Log(), "user=<box.a>"); n != logins || !strings.Contains(heard, "BYE") {
+				t.Errorf("box.a logged in %d times more, and its session heard:\n%s", n-logins, heard)
+			}
+			testbed.Within(t, Patience, "its end to be on record", func() bool {
+				return reasons(r.g.records("session_ended", "boxer"))[string(audit.LoginChanged)] == 1
+			})
+		})
 	}
 }

@@ -6,8 +6,9 @@ import (
 	"crypto/x509"
 	"fmt"
 	"io"
-	"os"
 	"time"
+
+	"imapgate/internal/plainfile"
 )
 
 // maxFile bounds a certificate, key or CA file: a system bundle of roots is
@@ -67,9 +68,9 @@ func loadPool(name string) (*x509.CertPool, digest, error) {
 	return pool, sha256.Sum256(text), nil
 }
 
-// readFile is os.ReadFile with a bound.
+// readFile is os.ReadFile with a bound, of regular files.
 func readFile(name string) ([]byte, error) {
-	f, err := os.Open(name)
+	f, _, err := plainfile.Open(name)
 	if err != nil {
 		return nil, err
 	}

@@ -33,12 +33,12 @@ const (
 // doors are the rooms each room may import, besides internal/identity. Constant.
 // "*" is every room. A room that is not here may import none.
 var doors = map[string]string{
-	"auth":                    "",
+	"auth":                    "internal/plainfile",
 	"auth/authhttp":           "internal/breaker",
 	"auth/oauth":              "internal/breaker",
 	"internal/breaker":        "",
-	"routing":                 "internal/breaker",
-	"tlsconf":                 "",
+	"routing":                 "internal/breaker internal/plainfile",
+	"tlsconf":                 "internal/plainfile",
 	"internal/audit":          "",
 	"internal/deadpeer":       "",
 	"internal/identity":       "",
@@ -46,6 +46,7 @@ var doors = map[string]string{
 	"internal/limit":          "internal/breaker",
 	"internal/metrics":        "",
 	"internal/mutant":         "",
+	"internal/plainfile":      "",
 	"internal/peerbench":      "", // a program that measures proxies from outside
 	"internal/testbed":        "internal/mutant",
 	"internal/testbed/openid": "",
@@ -61,7 +62,7 @@ var doors = map[string]string{
 	"proxy/mux/pool":          "proxy/mux/lease proxy/mux/wire proxy/upstream internal/imap internal/metrics internal/mutant internal/quiet",
 	"proxy":                   "proxy/splice proxy/mux proxy/mux/pool proxy/upstream auth routing tlsconf internal/imap internal/audit internal/deadpeer internal/metrics internal/limit internal/quiet",
 	"internal/admin":          "proxy",
-	"internal/config":         "auth auth/oauth auth/authhttp routing tlsconf internal/audit internal/metrics internal/limit proxy proxy/mux proxy/upstream",
+	"internal/config":         "auth auth/oauth auth/authhttp routing tlsconf internal/audit internal/metrics internal/limit internal/plainfile proxy proxy/mux proxy/upstream",
 	"cmd/imapgate":            "*",
 	"tests":                   "",
 	"tests/model":             "",

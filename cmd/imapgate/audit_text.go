@@ -51,6 +51,8 @@ type auditLine struct {
 	Expunged  *uint64 `json:"expunged"`
 	Arrived   *uint64 `json:"arrived"`
 	Lost      *uint64 `json:"lost"`
+	Present   *uint64 `json:"present"`
+	Missing   *uint64 `json:"missing"`
 	RouteAge  *uint64 `json:"route_age_ms"`
 	Delay     *uint64 `json:"delay_ms"`
 	Took      *uint64 `json:"duration_ms"`
@@ -106,6 +108,8 @@ func (l *auditLine) rest() string {
 	}
 	number("%s users tried", l.Users)
 	number("%s records", l.Lost)
+	number("%s records present,", l.Present)
+	number("%s missing", l.Missing)
 	say("%s", l.Version)
 	say("%s", l.Mechanism)
 	say("vouched for by %s", l.Method)
@@ -190,9 +194,9 @@ func column(text string, width int) string {
 // what an operator should look at.
 func (l *auditLine) colour() string {
 	switch l.Event {
-	case "limit_hit", "ban_added", "spray_suspected", "records_lost", "upstream_lost":
+	case "limit_hit", "ban_added", "spray_suspected", "routes_emptied", "records_lost", "upstream_lost":
 		return yellow
-	case "started", "stopped", "operator_action", "ban_removed", "log_opened":
+	case "started", "stopped", "operator_action", "ban_removed", "routes_restored", "log_opened":
 		return cyan
 	}
 	switch l.Result {

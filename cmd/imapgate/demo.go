@@ -192,7 +192,7 @@ func (d *demo) writeCertificate() error {
 }
 
 // writeConfig writes the file a gateway would be run by. The in-memory Redis
-// cannot say when a record changes, so a moved user is noticed by a short ttl.
+// cannot say when a record changes, so a changed record is noticed by a short ttl.
 // The backends are on loopback in this process, and speak no ID.
 func (d *demo) writeConfig() error {
 	text := fmt.Sprintf(`# Made by imapgate demo.

@@ -30,8 +30,9 @@ Speak IMAP (then type: a LOGIN alice {{.Password}}, b SELECT INBOX, c FETCH 1:* 
 Use a mail client (it will ask about the certificate):
   server {{.Host}}, port {{.Ports.IMAPS}}, SSL/TLS, normal password, user name alice@example.org, password {{.Password}}
 
-Move alice to west (either line does it), and read her mail again a second later: this Redis
-cannot notify of changes as a real one does, so here the gateway asks again after a second.
+Send alice's next login to west (either line does it), and read mail again a second later: this
+Redis cannot notify of changes as a real one does, so here the gateway asks again after a second.
+No mail is copied, and sessions that are open stay in the east; the second line says how many.
   redis-cli -p {{.Ports.Redis}} HSET imapgate:user:alice@example.org backend west
   {{.Command}} route set alice backend=west -c {{.Dir}}/imapgate.yaml
 

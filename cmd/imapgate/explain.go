@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -25,7 +26,10 @@ the answer is.
 
 The running gateway is asked first, through its admin address, because it may hold an
 older answer in its cache. When it does not answer, the records are read from here, and
-the output says so.`,
+the output says so.
+
+It also says how many live sessions of USER this gateway has, and how many of them are at
+another backend. They stay there, and write there, until they end.`,
 		Example: "  imapgate route explain alice@example.org",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return o.run(cmd, args[0], func(ctx context.Context, t *routes) error {
@@ -35,18 +39,20 @@ the output says so.`,
 					asked = "records"
 					x = t.router.Explain(ctx, t.user)
 				}
+				p := askPresence(ctx, t, x)
 				if o.asJSON {
 					return json.NewEncoder(t.out).Encode(struct {
 						Asked string `json:"asked"`
 						routing.Explanation
-					}{asked, x})
+						Sessions presence `json:"sessions"`
+					}{asked, x, p})
 				}
 				if err != nil {
 					fmt.Fprintf(t.out, "The running gateway was not asked: %v.\nThis is what the records say; its cache may know an older answer.\n\n", err)
 				} else {
 					fmt.Fprintf(t.out, "Asked the running gateway at %s.\n\n", t.cfg.Admin.Address)
 				}
-				return sayExplanation(t.out, x)
+				return errors.Join(sayExplanation(t.out, x), p.print(t.out))
 			})
 		},
 	}
@@ -83,6 +89,7 @@ func sayExplanation(to io.Writer, x routing.Explanation) error {
 		row("known from", fmt.Sprintf("%s, %s old", plain(string(x.From)), x.Age.Round(time.Millisecond)))
 	}
 	row("changes", changes(x))
+	row("records", records(x.Store))
 	fmt.Fprintln(w)
 	for _, s := range x.Steps {
 		mark := " "
@@ -92,6 +99,19 @@ func sayExplanation(to io.Writer, x routing.Explanation) error {
 		fmt.Fprintf(w, "%s %s\t%s\n", mark, plain(s.Key), plain(s.Says))
 	}
 	return w.Flush()
+}
+
+// records says whether Redis has the records it was seen to have, where it has not.
+func records(s routing.Store) string {
+	if s.State != routing.StoreEmptied && s.State != routing.StoreSuspect {
+		return ""
+	}
+	where := ""
+	if s.Node != "" {
+		where = " at " + plain(s.Node)
+	}
+	return fmt.Sprintf("%d of %d that Redis was seen to have%s are missing since %s; nobody is taken for unknown (imapgate route accept-empty ends that)",
+		s.Missing, s.Missing+s.Present, where, s.Since.Local().Format(time.DateTime))
 }
 
 // changes says how soon a changed record would be noticed.

@@ -72,7 +72,7 @@ func open(cfg *config.Config, log *zap.Logger) (*gateway, error) {
 	}
 	if cfg.Admin.Address != "" {
 		g.admin = admin.New(admin.Config{Address: cfg.Admin.Address, Token: cfg.Admin.Token}, admin.Shows{
-			Metrics: g.metrics.Handler(), Ready: g.ready, Explain: g.explain, Limits: g.adminLimits(),
+			Metrics: g.metrics.Handler(), Ready: g.ready, Explain: g.explain, Sessions: g.sessions, Limits: g.adminLimits(),
 		}, log)
 	}
 	return g, nil
@@ -113,7 +113,7 @@ func (g *gateway) openRoutes() error {
 		return err
 	}
 	g.routes, err = routing.New(routingConfig(g.cfg), g.redis, routing.Metrics{
-		Lookup: g.metrics.RouteLookup, Channel: g.channel,
+		Lookup: g.metrics.RouteLookup, Channel: g.channel, Store: g.store,
 	}, g.log)
 	if err != nil {
 		return fmt.Errorf("routing: %w", err)
@@ -127,6 +127,18 @@ func (g *gateway) channel(up bool) {
 	if up {
 		g.metrics.RouteChannelUp.Set(1)
 	}
+}
+
+// store shows whether Redis has the route records it held, and puts it on record.
+func (g *gateway) store(s routing.Store) {
+	made := audit.Store{Node: s.Node, Present: s.Present, Missing: s.Missing, By: s.By}
+	if s.State == routing.StoreEmptied {
+		g.metrics.RoutesEmptied.Set(1)
+		g.unrecorded(g.audit.RoutesEmptied(&made))
+		return
+	}
+	g.metrics.RoutesEmptied.Set(0)
+	g.unrecorded(g.audit.RoutesRestored(&made))
 }
 
 // password is where auth's method redis finds a hash. The two rooms do not know
@@ -235,4 +247,13 @@ func (g *gateway) explain(ctx context.Context, name string) (any, error) {
 		return nil, err
 	}
 	return g.routes.Explain(ctx, u), nil
+}
+
+// sessions is the admin address's view of one user's live sessions.
+func (g *gateway) sessions(_ context.Context, name string) (any, error) {
+	u, err := g.auth.Canon(name)
+	if err != nil {
+		return nil, err
+	}
+	return userSessions{User: u.String(), Sessions: g.proxy.SessionsOf(u)}, nil
 }

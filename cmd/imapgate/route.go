@@ -7,10 +7,13 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	osuser "os/user"
 	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/spf13/cobra"
@@ -35,7 +38,9 @@ func newRoute() *cobra.Command {
 		Use: "route", Args: noCommand, RunE: showHelp,
 		Short: "See and change where users go",
 		Long: `Read and write the records in Redis that say on which backend a user's mail is.
-A change takes effect in every running gateway within a second.
+A change decides every running gateway's next logins within a second. Live sessions stay
+where they are until they end, in every mode: "Moving a user" in docs/OPERATIONS.md says how
+to move a user's mail.
 
 redis-cli does as well; this command also refuses a record that no gateway would follow.`,
 	}
@@ -43,7 +48,7 @@ redis-cli does as well; this command also refuses a record that no gateway would
 	cmd.PersistentFlags().StringVarP(&o.file, "config", "c", defaultConfig, "configuration file")
 	cmd.PersistentFlags().BoolVar(&o.asJSON, "json", false, "print JSON")
 	_ = cmd.MarkPersistentFlagFilename("config", "yaml", "yml")
-	cmd.AddCommand(newRouteGet(&o), newRouteSet(&o), newRouteDel(&o), newRouteExplain(&o))
+	cmd.AddCommand(newRouteGet(&o), newRouteSet(&o), newRouteDel(&o), newRouteExplain(&o), newRouteAcceptEmpty(&o))
 	return cmd
 }
 
@@ -91,7 +96,10 @@ func newRouteSet(o *routeOptions) *cobra.Command {
 		Use: "set USER FIELD=VALUE...", Short: "Change fields of a user's own record", Args: userAndFields,
 		Long: `Change fields of a user's own record: backend, login, mode, state (active, paused or
 blocked) and password (a hash, see imapgate passwd). An empty value removes a field.
-Fields that are not named stay as they are.`,
+Fields that are not named stay as they are.
+
+A record decides where the next login goes, and ends no session. How many live sessions the
+gateway on this machine has, and how many of them are elsewhere, is printed.`,
 		Example: `  imapgate route set alice@example.org backend=west
   imapgate route set alice@example.org state=paused
   imapgate route set alice@example.org state=`,
@@ -104,7 +112,7 @@ Fields that are not named stay as they are.`,
 				if err := t.router.SetRecord(ctx, t.user, fields); err != nil {
 					return err
 				}
-				return o.done(t, "changed")
+				return o.done(ctx, t, "changed")
 			})
 		},
 	}
@@ -122,12 +130,50 @@ func newRouteDel(o *routeOptions) *cobra.Command {
 					return err
 				}
 				if !removed {
-					return o.done(t, "had no record")
+					return o.done(ctx, t, "had no record")
 				}
-				return o.done(t, "removed")
+				return o.done(ctx, t, "removed")
 			})
 		},
 	}
+}
+
+func newRouteAcceptEmpty(o *routeOptions) *cobra.Command {
+	return &cobra.Command{
+		Use: "accept-empty", Short: "Say that records which are missing from Redis are meant to be", Args: cobra.NoArgs,
+		Long: `Say that records which are missing from Redis are meant to be.
+
+When Redis has lost most of the records it was seen to have (FLUSHALL, an empty volume,
+another database or prefix), gateways take nobody for unknown: known users are served from
+the last good answer, all others get UNAVAILABLE, until the records are back. After this
+command every gateway believes Redis again within seconds, and denies users without a
+record. Restore the records first, where they are not meant to be gone.`,
+		Example: "  imapgate route accept-empty",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := config.Load(o.file)
+			if err != nil {
+				return err
+			}
+			return withRouter(cmd, cfg, func(ctx context.Context, t *routes) error {
+				if err := t.router.AcceptEmpty(ctx, operatorName()); err != nil {
+					return err
+				}
+				if o.asJSON {
+					return json.NewEncoder(t.out).Encode(map[string]string{"result": "accepted"})
+				}
+				_, err := fmt.Fprintln(t.out, "accepted: gateways believe within seconds that missing records are meant to be missing")
+				return err
+			})
+		},
+	}
+}
+
+// operatorName is who runs this command, for the audit log of gateways.
+func operatorName() string {
+	if u, err := osuser.Current(); err == nil {
+		return u.Username
+	}
+	return "operator"
 }
 
 // routes is one open router and the user it is asked about.
@@ -144,10 +190,18 @@ func (o *routeOptions) run(cmd *cobra.Command, name string, call func(context.Co
 	if err != nil {
 		return err
 	}
-	u, err := identity.Canon(name, cfg.Auth.DefaultDomain)
+	u, err := cfg.Auth.Spelling.Canon(name)
 	if err != nil {
 		return fmt.Errorf("user %q: %w", name, err)
 	}
+	return withRouter(cmd, cfg, func(ctx context.Context, t *routes) error {
+		t.user = u
+		return call(ctx, t)
+	})
+}
+
+// withRouter opens a router for one call that is about no user.
+func withRouter(cmd *cobra.Command, cfg *config.Config, call func(context.Context, *routes) error) error {
 	quietRedis(zap.NewNop())
 	rdb, err := dialRedis(cfg.Redis)
 	if err != nil {
@@ -160,7 +214,7 @@ func (o *routeOptions) run(cmd *cobra.Command, name string, call func(context.Co
 	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), routeTime)
 	defer cancel()
-	return call(ctx, &routes{cfg: cfg, router: router, user: u, out: cmd.OutOrStdout()})
+	return call(ctx, &routes{cfg: cfg, router: router, out: cmd.OutOrStdout()})
 }
 
 func closeRedis(rdb redis.UniversalClient) {
@@ -169,13 +223,20 @@ func closeRedis(rdb redis.UniversalClient) {
 	}
 }
 
-// done reports what was done.
-func (o *routeOptions) done(t *routes, what string) error {
+// done reports what was done, and which live sessions go on as before.
+func (o *routeOptions) done(ctx context.Context, t *routes, what string) error {
+	p := askPresence(ctx, t, t.router.Explain(ctx, t.user))
 	if o.asJSON {
-		return json.NewEncoder(t.out).Encode(map[string]string{"user": t.user.String(), "result": what})
+		return json.NewEncoder(t.out).Encode(struct {
+			User     string   `json:"user"`
+			Result   string   `json:"result"`
+			Sessions presence `json:"sessions"`
+		}{t.user.String(), what, p})
 	}
-	_, err := fmt.Fprintf(t.out, "%s: %s\n", t.user, what)
-	return err
+	if _, err := fmt.Fprintf(t.out, "%s: %s\n", t.user, what); err != nil {
+		return err
+	}
+	return p.print(t.out)
 }
 
 // routeFields are the fields of a user's record. Redis may hold others, for
@@ -212,12 +273,14 @@ func table(to io.Writer, fields map[string]string) error {
 	return w.Flush()
 }
 
-// plain is s when it is visible ASCII, and quoted otherwise.
+// plain is s when it is visible ASCII and letters of other scripts, and quoted
+// otherwise.
 func plain(s string) string {
-	for i := range len(s) {
-		if s[i] < ' ' || s[i] > '~' {
-			return fmt.Sprintf("%+q", s)
-		}
+	hides := func(r rune) bool {
+		return r < ' ' || r > '~' && !unicode.In(r, unicode.L, unicode.Mn, unicode.Mc, unicode.Nd) || r == utf8.RuneError
+	}
+	if !utf8.ValidString(s) || strings.ContainsFunc(s, hides) {
+		return fmt.Sprintf("%+q", s)
 	}
 	return s
 }

@@ -1,5 +1,5 @@
 // Package admin is the HTTP side for operators: metrics, health, what a route would
-// be, limits and bans. A GET changes nothing; what changes a ban needs the token,
+// be, live sessions, limits and bans. A GET changes nothing; what changes a ban needs the token,
 // also where looking does not.
 //
 // It guards itself against the ways such an address is abused: a web page that
@@ -32,7 +32,8 @@ const (
 	idleTime    = 2 * time.Minute  // of a connection between requests
 	maxHead     = 16 << 10         // bytes
 	maxBody     = 4 << 10          // bytes
-	maxConns    = 64               // connections at a time; more wait in the kernel
+	maxConns    = 64               // connections at a time; a new one replaces one without a request
+	maxRequests = 48               // requests at a time, but for health and readiness; more get 503
 	goodbyeTime = 2 * time.Second  // for answers under way when the server ends
 )
 
@@ -49,7 +50,9 @@ type Shows struct {
 	// Explain says where a user would go, as something JSON can hold. Its error
 	// means that the name is none.
 	Explain func(ctx context.Context, user string) (any, error)
-	Limits  Limits
+	// Sessions says which live sessions of a user this gateway has, as Explain.
+	Sessions func(ctx context.Context, user string) (any, error)
+	Limits   Limits
 }
 
 // Server is the admin address.
@@ -72,6 +75,8 @@ func New(cfg Config, shows Shows, log *zap.Logger) *Server {
 		WriteTimeout:      answerTime,
 		IdleTimeout:       idleTime,
 		MaxHeaderBytes:    maxHead,
+		ConnContext:       withConnection,
+		ConnState:         watchState,
 		// What net/http has to say is about clients that break the protocol.
 		ErrorLog:  zap.NewStdLog(log.WithOptions(zap.IncreaseLevel(zap.ErrorLevel))),
 		Protocols: new(http.Protocols),
@@ -86,7 +91,7 @@ func (s *Server) Listen() error {
 	if err != nil {
 		return fmt.Errorf("listen for admin: %w", err)
 	}
-	s.listener = &bounded{Listener: l, slots: make(chan struct{}, maxConns), closed: make(chan struct{})}
+	s.listener = newBounded(l)
 	return nil
 }
 

@@ -53,6 +53,10 @@ func newGuard(cfg Config, pages map[string]page) *guard {
 // ServeHTTP implements http.Handler. The order is from what costs least and
 // tells least.
 func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	conn := connectionOf(r)
+	if !conn.begin() {
+		return
+	}
 	h := w.Header()
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
@@ -77,6 +81,9 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			say(w, status, http.StatusText(status))
 		} else if !found {
 			say(w, http.StatusNotFound, "there is no such page")
+		} else if !conn.claim() {
+			h.Set("Retry-After", "1")
+			say(w, http.StatusServiceUnavailable, "too many requests are being answered")
 		} else if looks {
 			page.shows(w, r)
 		} else {

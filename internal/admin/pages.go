@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"context"
 	"encoding/json"
 	"io"
 	"maps"
@@ -12,12 +13,13 @@ import (
 // Paths. Health and readiness are open to everybody who can connect: load
 // balancers ask them and have no token, and they say one word.
 const (
-	pathMetrics = "/metrics"
-	pathHealth  = "/healthz"
-	pathReady   = "/readyz"
-	pathExplain = "/v1/routes/explain"
-	pathLimits  = "/v1/limits"
-	pathBans    = "/v1/bans"
+	pathMetrics  = "/metrics"
+	pathHealth   = "/healthz"
+	pathReady    = "/readyz"
+	pathExplain  = "/v1/routes/explain"
+	pathSessions = "/v1/sessions"
+	pathLimits   = "/v1/limits"
+	pathBans     = "/v1/bans"
 )
 
 // page is what a path answers.
@@ -34,11 +36,12 @@ func (p page) allowed() string {
 // pages has every path there is; a path is matched whole, byte by byte.
 func pages(s Shows) map[string]page {
 	return map[string]page{
-		pathMetrics: {shows: s.Metrics.ServeHTTP},
-		pathHealth:  {shows: func(w http.ResponseWriter, _ *http.Request) { say(w, http.StatusOK, "ok") }},
-		pathReady:   {shows: s.ready},
-		pathExplain: {shows: s.explain},
-		pathLimits:  {shows: s.Limits.show, changes: map[string]http.HandlerFunc{http.MethodDelete: s.Limits.forgive}},
+		pathMetrics:  {shows: s.Metrics.ServeHTTP},
+		pathHealth:   {shows: func(w http.ResponseWriter, _ *http.Request) { say(w, http.StatusOK, "ok") }},
+		pathReady:    {shows: s.ready},
+		pathExplain:  {shows: s.explain},
+		pathSessions: {shows: s.sessions},
+		pathLimits:   {shows: s.Limits.show, changes: map[string]http.HandlerFunc{http.MethodDelete: s.Limits.forgive}},
 		pathBans: {shows: s.Limits.list, changes: map[string]http.HandlerFunc{
 			http.MethodPost: s.Limits.add, http.MethodDelete: s.Limits.remove,
 		}},
@@ -55,19 +58,24 @@ func (s Shows) ready(w http.ResponseWriter, _ *http.Request) {
 }
 
 // explain answers ?user=NAME with where that user would go.
-func (s Shows) explain(w http.ResponseWriter, r *http.Request) {
+func (s Shows) explain(w http.ResponseWriter, r *http.Request) { askedOfUser(w, r, s.Explain) }
+
+// sessions answers ?user=NAME with the live sessions of that user here.
+func (s Shows) sessions(w http.ResponseWriter, r *http.Request) { askedOfUser(w, r, s.Sessions) }
+
+func askedOfUser(w http.ResponseWriter, r *http.Request, call func(context.Context, string) (any, error)) {
 	users := r.URL.Query()["user"]
 	if len(users) != 1 || users[0] == "" {
-		say(w, http.StatusBadRequest, "one user is needed: "+pathExplain+"?user=alice@example.org")
+		say(w, http.StatusBadRequest, "one user is needed: "+r.URL.Path+"?user=alice@example.org")
 		return
 	}
-	explained, err := s.Explain(r.Context(), users[0])
+	result, err := call(r.Context(), users[0])
 	if err != nil {
 		// Without the name: it is no account's, so it may be anything.
 		say(w, http.StatusBadRequest, "no account can have this name")
 		return
 	}
-	answer(w, explained)
+	answer(w, result)
 }
 
 // answer says what JSON can hold.

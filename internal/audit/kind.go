@@ -25,6 +25,8 @@ const (
 	banAdded
 	banRemoved
 	spraySuspected
+	routesEmptied
+	routesRestored
 	sessionAttached
 	upstreamLost
 	sessionPinned
@@ -39,7 +41,7 @@ var names = [kinds]string{
 	started: "started", stopped: "stopped", configReloaded: "config_reloaded", operatorAction: "operator_action",
 	loginAccepted: "login_accepted", loginRefused: "login_refused", sessionEnded: "session_ended",
 	connectionRefused: "connection_refused", limitHit: "limit_hit", banAdded: "ban_added", banRemoved: "ban_removed",
-	spraySuspected: "spray_suspected", sessionAttached: "session_attached", upstreamLost: "upstream_lost",
+	spraySuspected: "spray_suspected", routesEmptied: "routes_emptied", routesRestored: "routes_restored", sessionAttached: "session_attached", upstreamLost: "upstream_lost",
 	sessionPinned: "session_pinned", command: "command", recordsLost: "records_lost", logOpened: "log_opened",
 }
 

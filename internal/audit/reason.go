@@ -49,7 +49,8 @@ const (
 	BackendStalled    Reason = "backend_stalled"
 	Drained           Reason = "drained"       // its grace period was over
 	Kicked            Reason = "kicked"        // by the operator
-	Moved             Reason = "moved"         // the user's backend changed
+	Moved             Reason = "moved"         // the user's backend changed, also while a login was under way
+	LoginChanged      Reason = "login_changed" // the user's login name at the backend changed
 	TokenExpired      Reason = "token_expired" // the token that opened it has ended
 	PreauthTimeout    Reason = "preauth_timeout"
 	HandshakeTimeout  Reason = "tls_timeout"
@@ -85,9 +86,9 @@ var reasons = map[Reason]string{
 	NothingToShow: unavailable, UserPaused: unavailable, RoutesAway: unavailable, AuthAway: unavailable, BackendDown: unavailable,
 	BackendTLS: unavailable, BackendTimeout: unavailable, BackendProtocol: unavailable, ForwardingLoop: unavailable,
 	Overload: unavailable, AuditAway: unavailable, ClientWentAway: unavailable, GatewayStopping: unavailable,
-	InternalMistake: unavailable, IdentityMismatch: unavailable,
+	InternalMistake: unavailable, IdentityMismatch: unavailable, Moved: unavailable,
 	ClientLogout: ended, ClientClosed: ended, ClientLost: ended, ClientProtocol: ended, BackendClosed: ended,
-	BackendLost: ended, Idle: ended, ClientStalled: ended, BackendStalled: ended, Drained: ended, Kicked: ended, Moved: ended,
+	BackendLost: ended, Idle: ended, ClientStalled: ended, BackendStalled: ended, Drained: ended, Kicked: ended, LoginChanged: ended,
 	TokenExpired:   ended,
 	PreauthTimeout: ended, HandshakeTimeout: ended, HandshakeFailed: ended, WrongALPN: ended,
 	StartTLSInjection: ended, BadProxyHeader: ended, LineTooLong: ended,

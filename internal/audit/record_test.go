@@ -295,6 +295,8 @@ func fuzzRest(t *testing.T, who, words, more string) {
 			map[string]int{"session": maxName, "command": maxName, "mailbox": maxText, "to": maxText, "code": maxName}},
 		{func(l *Log) { _ = l.LimitHit(&Client{}, hit) }, map[string]string{"subject": who}, map[string]int{"subject": maxUser}},
 		{func(l *Log) { _ = l.SpraySuspected(&Spray{Subject: who}) }, map[string]string{"subject": who}, map[string]int{"subject": maxUser}},
+		{func(l *Log) { _ = l.RoutesRestored(&Store{Node: who, By: words}) }, map[string]string{"subject": who, "by": words},
+			map[string]int{"subject": maxUser, "by": maxName}},
 		{func(l *Log) { _ = l.Reloaded(errors.New(more)) }, map[string]string{"detail": more}, map[string]int{"detail": maxText}},
 	} {
 		record := encode(t, event.write)

@@ -67,6 +67,11 @@ var (
 		{"delay_ms", "number", "when above 0", "how much of `duration_ms` was waited on purpose: for what had failed before, or for `upstream_rate` and `upstream_logins`"},
 		{"duration_ms", "number", always, "from the whole command to its answer"},
 	}
+	ofStore = []member{
+		{"subject", "text", "in a cluster", "the node; of several the first by name"},
+		{"present", "number", always, "how many of the records that were looked for are there"},
+		{"missing", "number", always, "how many are not"},
+	}
 	ofMux = []member{
 		{"user", "user", always, "the canonical name"},
 		{"backend", "text", always, "name of the backend"},
@@ -183,6 +188,14 @@ func schema(t *testing.T) []described {
 				_ = l.SpraySuspected(&Spray{Users: 120, Addresses: 80, Subject: "198.51.100.0/24", Within: time.Hour})
 			},
 			func(l *Log) { _ = l.SpraySuspected(&Spray{Users: 120}) }},
+		{"routes_emptied", "Most of the route records that Redis was seen to hold are gone: nobody is taken for unknown any more.",
+			[][]member{ofStore},
+			func(l *Log) { _ = l.RoutesEmptied(&Store{Node: "192.0.2.9:6379", Missing: 64}) },
+			func(l *Log) { _ = l.RoutesEmptied(&Store{Missing: 1}) }},
+		{"routes_restored", "The records are back, or an operator has said that their loss is meant.",
+			[][]member{ofStore, {{"by", "text", "when an operator did it", "who"}}},
+			func(l *Log) { _ = l.RoutesRestored(&Store{Node: "192.0.2.9:6379", Present: 64, By: "carol"}) },
+			func(l *Log) { _ = l.RoutesRestored(&Store{Present: 64}) }},
 		{"command", "A command of a client, with `audit.commands: writes` or `all`, in the modes that read commands.",
 			[][]member{ofClient[:1], ofClient[2:4], {
 				{"user", "user", always, "the canonical name"},

@@ -7,6 +7,7 @@ import (
 	"os"
 	"reflect"
 	"syscall"
+	"time"
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
@@ -18,6 +19,8 @@ const (
 	maxFile = 1 << 20
 	// maxDepth bounds its nesting, before a recursive parser sees it.
 	maxDepth = 200
+	// pipeTime bounds the wait for a configuration that comes through a pipe.
+	pipeTime = 10 * time.Second
 	// reserve is the descriptors kept for Redis, logs, the admin address and files.
 	reserve = 64
 )
@@ -25,11 +28,13 @@ const (
 // Load reads the file. What it returns is complete and valid; an error of type
 // *Invalid has everything that is wrong.
 func Load(path string) (*Config, error) {
-	f, err := os.Open(path)
+	// A pipe is welcome, as of a shell's <(…), but not one that nobody writes to.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
 	defer f.Close()
+	_ = f.SetReadDeadline(time.Now().Add(pipeTime)) // a regular file has none
 	text, err := io.ReadAll(io.LimitReader(f, maxFile+1))
 	if err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)

@@ -2,11 +2,12 @@ package config
 
 import (
 	"errors"
+	"io"
 	"io/fs"
-	"os"
 	"strings"
 
 	"imapgate/internal/identity"
+	"imapgate/internal/plainfile"
 )
 
 const (
@@ -94,18 +95,21 @@ func (s secrets) read(key, file, variable string) identity.Secret {
 // secretFile reads a file that only its owner and group may read, without the
 // newline editors put at its end.
 func secretFile(file string) (text, wrong string) {
-	info, err := os.Stat(file) // before opening: a FIFO would hold us up
+	f, info, err := plainfile.Open(file)
 	switch {
+	case errors.Is(err, plainfile.ErrNotRegular):
+		return "", "is not a regular file"
 	case err != nil:
 		return "", bare(err)
-	case !info.Mode().IsRegular():
-		return "", "is not a regular file"
+	}
+	defer f.Close() // it was only read
+	switch {
 	case info.Mode().Perm()&0o007 != 0:
 		return "", "the file may be used by everybody; chmod o= it"
 	case info.Size() > maxSecret:
 		return "", "the file is too long for a secret"
 	}
-	b, err := os.ReadFile(file)
+	b, err := io.ReadAll(io.LimitReader(f, maxSecret+2)) // one too long by then is noticed
 	if err != nil {
 		return "", bare(err)
 	}

@@ -26,6 +26,7 @@ type Metrics struct {
 	BytesToBackend     prometheus.Counter
 	IdentityViolations prometheus.Counter // must stay 0: a session met another user's upstream
 	RouteChannelUp     prometheus.Gauge   // 1 while changes of routes are pushed to us
+	RoutesEmptied      prometheus.Gauge   // 1 while Redis lacks the records it held
 	Mux                *Mux               // of the modes reuse and resume
 	Limits             *Limits            // of connections and failed logins
 
@@ -56,6 +57,8 @@ func New(version string) *Metrics {
 		"Sessions ended because the upstream was not the user's own. Anything but 0 is an emergency.")
 	m.RouteChannelUp = r.gauge("imapgate_route_channel_up",
 		"1 while changes of routes are pushed to this gateway; at 0 they are seen after the cache's ttl.")
+	m.RoutesEmptied = r.gauge("imapgate_routes_emptied",
+		"1 while most of the route records that Redis was seen to hold are gone, and nobody is taken for unknown.")
 	m.reloadOK = r.gauge("imapgate_config_reload_success", "1 when the last reload was taken over, 0 when it was refused.")
 	m.reloadTime = r.gauge("imapgate_config_reload_timestamp_seconds", "When the configuration in use was loaded.")
 

@@ -44,6 +44,7 @@ func TestEachEventIsCountedInItsSeries(t *testing.T) {
 	m.BytesToClient.Add(1 << 40)
 	m.BytesToBackend.Add(5)
 	m.RouteChannelUp.Set(1)
+	m.RoutesEmptied.Set(1)
 	m.SessionBegan("splice")
 	m.SessionBegan("splice")
 	m.SessionEnded("splice", "client_closed")
@@ -67,6 +68,7 @@ func TestEachEventIsCountedInItsSeries(t *testing.T) {
 		`imapgate_bytes_total{direction="to_client"}`:                        "1.099511627776e+12",
 		`imapgate_bytes_total{direction="to_backend"}`:                       "5",
 		`imapgate_route_channel_up`:                                          "1",
+		`imapgate_routes_emptied`:                                            "1",
 		`imapgate_sessions{mode="splice"}`:                                   "1",
 		`imapgate_session_ends_total{reason="client_closed"}`:                "1",
 		`imapgate_logins_total{mechanism="AUTH=PLAIN",result="accepted"}`:    "1",

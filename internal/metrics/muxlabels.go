@@ -12,7 +12,7 @@ const (
 	DiscardAge         = "age"
 	DiscardLimit       = "limit"       // another needed the place
 	DiscardCredentials = "credentials" // the login it was made with is no longer good
-	DiscardMoved       = "moved"       // the user's backend changed
+	DiscardMoved       = "moved"       // the user's backend, or login name there, changed
 	DiscardKicked      = "kicked"      // by the operator
 	DiscardShutdown    = "shutdown"
 )

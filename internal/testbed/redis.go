@@ -4,7 +4,9 @@ package testbed
 
 import (
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -70,7 +72,9 @@ func (r *Redis) listen(port int) error {
 func (r *Redis) start() error {
 	args := append([]string{
 		"--bind", "127.0.0.1", "--port", strconv.Itoa(r.port), "--dir", r.dir,
-		"--save", "", "--appendonly", "yes",
+		// Without a sync of its own: while one is under way on a busy disk, Redis
+		// keeps what is written to itself, and a Kill would lose it.
+		"--save", "", "--appendonly", "yes", "--appendfsync", "no",
 	}, r.args...)
 	p, err := Start(r.t, Program(r.t, "redis-server", "redis-server"), args...)
 	if err != nil {
@@ -167,6 +171,23 @@ func (r *Redis) Restart() {
 	if err != nil {
 		r.t.Fatalf("restart Redis: %v", err)
 	}
+}
+
+// LoseKeys ends the server at once and starts it on the same port without its
+// keys, as when its volume is lost.
+func (r *Redis) LoseKeys() {
+	r.t.Helper()
+	r.Kill()
+	left, err := os.ReadDir(r.dir)
+	if err != nil {
+		r.t.Fatalf("lose the keys of Redis: %v", err)
+	}
+	for _, f := range left {
+		if err := os.RemoveAll(filepath.Join(r.dir, f.Name())); err != nil {
+			r.t.Fatalf("lose the keys of Redis: %v", err)
+		}
+	}
+	r.Restart()
 }
 
 func (r *Redis) current() *Process {

@@ -191,24 +191,31 @@ func (s *session) lease(deadline time.Time) error {
 	if err != nil {
 		return s.revocation(err)
 	}
+	if err := s.stays(ctx); err != nil { // a lease may have to wait for its turn
+		s.account.Return(up)
+		return err
+	}
 	s.take(up)
 	return s.relate(up.Alerts())
 }
 
-// stays makes sure that the mailbox has not moved, before the session writes to
-// where it was. While nobody knows, it has not.
+// stays makes sure that the mailbox is still the user's and has not moved, before
+// the session writes to where it was. While nobody knows, it has not.
 func (s *session) stays(ctx context.Context) error {
 	user := s.account.User()
-	name, err := s.hub.cfg.Backend(ctx, user)
+	home, err := s.hub.cfg.Home(ctx, user)
 	switch {
 	case errors.Is(err, routing.ErrNoUser), errors.Is(err, routing.ErrBlocked):
 		s.hub.evict(user)
 		return &ending{audit.LoginRevoked, byeRevoked, err}
 	case errors.Is(err, routing.ErrPaused): // to be held, for a while
 		return fmt.Errorf("%w: %w", errBusy, err)
-	case err == nil && name != s.backend.name:
-		s.hub.Settle(user, name)
+	case err == nil && home.Backend != s.backend.name:
+		s.hub.Settle(user, home)
 		return &ending{audit.Moved, byeMoved, nil}
+	case err == nil && s.routed && home.Login != s.account.Login():
+		s.hub.Settle(user, home)
+		return &ending{audit.LoginChanged, byeMoved, nil}
 	}
 	return nil
 }

@@ -38,6 +38,7 @@ import (
 //	LOGINS TEXT  the backend answers logins TEXT from now on; without TEXT it takes them
 //	DOWN, UP     it cannot be talked to from now on, or can
 //	MOVED NAME   the user's mailbox is at another backend from now on
+//	RENAMED NAME the user's record names another login from now on
 //	OPEN N U M   client and backend open INBOX with N messages, UIDNEXT U and HIGHESTMODSEQ M (0: none)
 //	REOPEN K N U M        the backend is asked for INBOX again, on its K-th connection
 //	M NAME VALUE a metric is VALUE, soon
@@ -203,6 +204,8 @@ func (s *setup) set(name, value string) (err error) {
 		s.settings.AlwaysDetach = true
 	case "token":
 		s.tokenEnded = true
+	case "unrouted":
+		s.unrouted = true
 	default:
 		err = fmt.Errorf("no such setting: %s", name)
 	}
@@ -276,7 +279,11 @@ func (p *performance) around(verb, rest string) error {
 		p.stub.set(func() { p.stub.down = false })
 	case "MOVED":
 		p.mu.Lock()
-		p.moved = rest
+		p.moved.Backend = rest
+		p.mu.Unlock()
+	case "RENAMED":
+		p.mu.Lock()
+		p.moved.Login = rest
 		p.mu.Unlock()
 	case "ARRIVED":
 		return p.arrived(rest)

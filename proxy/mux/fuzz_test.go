@@ -93,7 +93,7 @@ func (f *fuzzed) listen() {
 func (f *fuzzed) run(client []byte) []byte {
 	who, err := identity.Canon(user, "")
 	must(f.t, err)
-	account, err := f.hub.Login(context.Background(), "stub", upstream.Request{User: who, Password: identity.NewSecret("right")}, pool.Vouched)
+	account, err := f.hub.Login(context.Background(), Home{Backend: "stub"}, upstream.Request{User: who, Password: identity.NewSecret("right")}, pool.Vouched)
 	must(f.t, err)
 	f.talking.Add(1)
 	go f.listen()

@@ -127,6 +127,9 @@ func (s *session) track() error {
 	b.tracked = true
 	ctx, cancel := context.WithTimeout(s.hub.ctx, auxLogin)
 	defer cancel()
+	if err := s.stays(ctx); err != nil {
+		return final(err)
+	}
 	aux, err := s.account.Aux(ctx)
 	if err != nil {
 		return nil // flags will all be told again

@@ -56,12 +56,18 @@ type Config struct {
 	Idle  time.Duration // … and for this long ends
 	Write time.Duration // a peer that takes or gives nothing in the middle of something for this long is cut off
 	Bytes func(up, down int64)
-	// Backend is where a user's mailbox lives now, for sessions that need another
+	// Home is where a user's mailbox lives now, for sessions that need another
 	// connection to it.
-	Backend func(context.Context, identity.User) (string, error)
+	Home func(context.Context, identity.User) (Home, error)
 	// Splice takes a session over whose state cannot be accounted for. ended is
 	// called once, with what was relayed since. until is Client.Until.
 	Splice func(client, backend End, until time.Time, ended func(Result))
+}
+
+// Home is all of a route that decides whose mail a session sees.
+type Home struct {
+	Backend string
+	Login   string // the name to use there; "" where no route says it
 }
 
 // End is one connection of a session that is handed on, what goes to it before
@@ -146,23 +152,25 @@ func (h *Hub) watch() {
 	h.asleep.Run()
 }
 
-// Login proves who to the backend, or finds that it is proven: what comes out is
-// the session's right to connections there. Once it is proven, nothing waits for
-// the user anywhere else. Errors are upstream's.
-func (h *Hub) Login(ctx context.Context, backend string, who upstream.Request, proof pool.Proof) (*pool.Account, error) {
-	account, err := h.backends[backend].pool.Login(ctx, who, proof)
+// Login proves who to the backend of home, or finds that it is proven: what comes
+// out is the session's right to connections there. Once it is proven, nothing
+// waits for the user anywhere else. Errors are upstream's.
+func (h *Hub) Login(ctx context.Context, home Home, who upstream.Request, proof pool.Proof) (*pool.Account, error) {
+	account, err := h.backends[home.Backend].pool.Login(ctx, who, proof)
 	if err == nil {
-		h.Settle(who.User, backend)
+		h.Settle(who.User, home)
 	}
 	return account, err
 }
 
 // Settle closes what waits for a user at any other backend than the one where
-// their mailbox is.
-func (h *Hub) Settle(user identity.User, home string) {
+// their mailbox is, and there under any other login name than the route's.
+func (h *Hub) Settle(user identity.User, home Home) {
 	for name, b := range h.backends {
-		if name != home {
+		if name != home.Backend {
 			b.pool.Leave(user, metrics.DiscardMoved)
+		} else if home.Login != "" {
+			b.pool.LeaveOthers(user, home.Login, metrics.DiscardMoved)
 		}
 	}
 }

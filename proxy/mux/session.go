@@ -23,6 +23,9 @@ type Client struct {
 	Who   *audit.Client
 	Mode  Mode
 	Caps  imap.Caps // as Offered
+	// Routed is true when the account's login name is the route's, and so has to be
+	// again whenever the session takes another connection.
+	Routed bool
 
 	Budget Budget    // nil: no bound
 	Until  time.Time // the session ends then, also when it is pinned; zero: whenever it likes
@@ -36,6 +39,7 @@ type session struct {
 	backend *backend
 	account *pool.Account
 	resumes bool // its mode is Resume
+	routed  bool // Client.Routed
 	who     *audit.Client
 	offered imap.Caps // as the client is told
 	ended   func(Result)
@@ -105,8 +109,8 @@ const (
 // once. The connection and the account are the session's now.
 func (h *Hub) Start(c Client, backend string, account *pool.Account, ended func(Result)) {
 	s := &session{
-		hub: h, backend: h.backends[backend], account: account, resumes: c.Mode == Resume, who: c.Who,
-		offered: c.Caps, ended: ended,
+		hub: h, backend: h.backends[backend], account: account, resumes: c.Mode == Resume, routed: c.Routed,
+		who: c.Who, offered: c.Caps, ended: ended,
 	}
 	if c.Budget != nil {
 		s.pacer = &pacer{Budget: c.Budget}

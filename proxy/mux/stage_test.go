@@ -42,6 +42,7 @@ type setup struct {
 	budget   Budget
 	commands audit.Commands // on record; all
 
+	unrouted   bool // the login name is no route's
 	tokenEnded bool // the client has come with one, which has ended since
 }
 
@@ -78,8 +79,8 @@ type stage struct {
 	splices sync.WaitGroup
 
 	mu     sync.Mutex
-	pinned int    // Guarded by mu.
-	moved  string // Guarded by mu. The backend where the user's mailbox is now, "" for the first one.
+	pinned int  // Guarded by mu.
+	moved  Home // Guarded by mu. Where the user's mailbox is now, as far as that has changed.
 }
 
 const user = "alice"
@@ -111,7 +112,7 @@ func newStage(t testing.TB, s setup, certs *certificates) *stage {
 	must(t, err)
 	y.hub, err = NewHub(Config{
 		Quiet: cmp.Or(s.quiet, tick), Idle: cmp.Or(s.idle, time.Hour), Write: cmp.Or(s.write, time.Hour),
-		Backend: y.home, Splice: y.splice,
+		Home: y.home, Splice: y.splice,
 	}, y.rooms)
 	must(t, err)
 	return y
@@ -130,8 +131,8 @@ func (y *stage) join() *actor {
 	y.t.Helper()
 	who, err := identity.Canon(user, "")
 	must(y.t, err)
-	account, err := y.hub.Login(context.Background(), "stub", upstream.Request{
-		User: who, Password: identity.NewSecret(cmp.Or(y.setup.password, "right")),
+	account, err := y.hub.Login(context.Background(), Home{Backend: "stub", Login: user}, upstream.Request{
+		User: who, Login: user, Password: identity.NewSecret(cmp.Or(y.setup.password, "right")),
 	}, pool.Vouched)
 	must(y.t, err)
 	if y.setup.tokenEnded {
@@ -146,6 +147,7 @@ func (y *stage) join() *actor {
 	caps := y.hub.Offered("stub", account.Caps())
 	y.hub.Start(Client{
 		Conn: near, Who: &audit.Client{Session: "s-1"}, Mode: cmp.Or(y.setup.mode, Resume), Caps: caps, Budget: y.setup.budget,
+		Routed: !y.setup.unrouted,
 	}, "stub", account, func(r Result) { a.ended <- r })
 	for _, s := range y.hub.all() {
 		if !before[s] {
@@ -200,10 +202,10 @@ func (y *stage) splice(client, backend End, _ time.Time, ended func(Result)) {
 }
 
 // home is where everybody's mailbox is.
-func (y *stage) home(context.Context, identity.User) (string, error) {
+func (y *stage) home(context.Context, identity.User) (Home, error) {
 	y.mu.Lock()
 	defer y.mu.Unlock()
-	return cmp.Or(y.moved, "stub"), nil
+	return Home{Backend: cmp.Or(y.moved.Backend, "stub"), Login: cmp.Or(y.moved.Login, user)}, nil
 }
 
 func (y *stage) handedOn() bool {

@@ -36,6 +36,9 @@ type loginOK struct{ code, text string }
 // User is whose account this is.
 func (a *Account) User() identity.User { return a.owner.user.name }
 
+// Login is the name as it is sent to the backend.
+func (a *Account) Login() string { return a.owner.login }
+
 // Caps is what the backend can do for this account.
 func (a *Account) Caps() imap.Caps { return a.caps }
 

@@ -84,11 +84,23 @@ func (p *Pool) disown(o *owner) (taken []*held) {
 // waits for them, nor will what is out now. The reason is one of the
 // metrics.Discard constants.
 func (p *Pool) Leave(name identity.User, reason string) {
+	p.leave(name, reason, func(*owner) bool { return true })
+}
+
+// LeaveOthers is Leave for all login names of a user but the one that is theirs
+// now: the others may have become somebody else's.
+func (p *Pool) LeaveOthers(name identity.User, login, reason string) {
+	p.leave(name, reason, func(o *owner) bool { return o.login != login })
+}
+
+func (p *Pool) leave(name identity.User, reason string, has func(*owner) bool) {
 	var taken []*held
 	p.mu.Lock()
 	if u := p.users[name]; u != nil {
 		for _, o := range u.owners {
-			taken = append(taken, p.disown(o)...)
+			if has(o) {
+				taken = append(taken, p.disown(o)...)
+			}
 		}
 	}
 	p.mu.Unlock()

@@ -1,0 +1,148 @@
+package admin
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+
+	"imapgate/internal/identity"
+)
+
+// answerWithin bounds the wait for an answer, and is longer than a busy machine needs.
+const answerWithin = 20 * time.Second
+
+// dialFrom connects to the server from an address of this machine.
+func dialFrom(t *testing.T, s *Server, ip string) net.Conn {
+	t.Helper()
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(ip)}, Timeout: answerWithin}
+	c, err := d.Dial("tcp", s.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	if err := c.SetDeadline(time.Now().Add(answerWithin)); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// getOn asks for a page and reads all of the answer. The connection stays open.
+func getOn(t *testing.T, c net.Conn, path string) int {
+	t.Helper()
+	if _, err := fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\n\r\n", path, token); err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+	answer, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+	if _, err := io.Copy(io.Discard, answer.Body); err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+	return answer.StatusCode
+}
+
+var probed = []string{pathReady, pathHealth, pathMetrics}
+
+func TestConnectionsWithoutARequestKeepNobodyOut(t *testing.T) {
+	t.Parallel()
+	occupy := map[string]func(t *testing.T, c net.Conn){
+		"idle behind an answer": func(t *testing.T, c net.Conn) { getOn(t, c, pathHealth) },
+		"silent":                func(*testing.T, net.Conn) {},
+		"half a request": func(t *testing.T, c net.Conn) {
+			if _, err := io.WriteString(c, "GET /healthz HTTP/1.1\r\nHost: local"); err != nil {
+				t.Fatal(err)
+			}
+		},
+	}
+	for name, occupied := range occupy {
+		for _, from := range []string{"127.0.0.1", "127.0.0.2"} {
+			t.Run(name+", asked from "+from, func(t *testing.T) {
+				t.Parallel()
+				s := New(Config{Address: "127.0.0.1:0", Token: identity.NewSecret(token)}, shown(new(atomic.Bool)), zap.NewNop())
+				// Longer than the test waits: nothing but the new connection ends another.
+				s.http.ReadHeaderTimeout, s.http.ReadTimeout, s.http.IdleTimeout = time.Hour, time.Hour, time.Hour
+				serving(t, s)
+				for range 2 * maxConns {
+					occupied(t, dialFrom(t, s, "127.0.0.1"))
+				}
+				for _, path := range probed {
+					if status := getOn(t, dialFrom(t, s, from), path); status != http.StatusOK {
+						t.Errorf("%s: %d", path, status)
+					}
+				}
+			})
+		}
+	}
+}
+
+// A monitor that keeps its connection is not the one to go while somebody else has
+// more of them.
+func TestManyConnectionsOfOneAddressCloseTheirOwn(t *testing.T) {
+	t.Parallel()
+	s := New(Config{Address: "127.0.0.1:0", Token: identity.NewSecret(token)}, shown(new(atomic.Bool)), zap.NewNop())
+	serving(t, s)
+	monitor := dialFrom(t, s, "127.0.0.2")
+	getOn(t, monitor, pathReady)
+	for range 3 * maxConns {
+		getOn(t, dialFrom(t, s, "127.0.0.1"), pathHealth)
+	}
+	if status := getOn(t, monitor, pathReady); status != http.StatusOK {
+		t.Errorf("the monitor got %d on its connection", status)
+	}
+}
+
+func TestARequestUnderWayKeepsItsPlaceAndHealthIsAnsweredBesideAll(t *testing.T) {
+	t.Parallel()
+	shows := shown(new(atomic.Bool))
+	begun, end := make(chan struct{}), make(chan struct{})
+	shows.Metrics = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		begun <- struct{}{}
+		<-end
+		_, _ = io.WriteString(w, "measured\n") // the test looks
+	})
+	s := New(Config{Address: "127.0.0.1:0", Token: identity.NewSecret(token)}, shows, zap.NewNop())
+	serving(t, s)
+	slow := make([]net.Conn, maxRequests)
+	for i := range slow {
+		slow[i] = dialFrom(t, s, "127.0.0.1")
+		if _, err := fmt.Fprintf(slow[i], "GET /metrics HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\n\r\n", token); err != nil {
+			t.Fatal(err)
+		}
+		<-begun
+	}
+	if status := getOn(t, dialFrom(t, s, "127.0.0.1"), pathMetrics); status != http.StatusServiceUnavailable {
+		t.Errorf("one request too many got %d", status)
+	}
+	for range 2 * maxConns {
+		for _, path := range []string{pathReady, pathHealth} {
+			if status := getOn(t, dialFrom(t, s, "127.0.0.1"), path); status != http.StatusOK {
+				t.Errorf("%s: %d", path, status)
+			}
+		}
+	}
+	close(end)
+	for i, c := range slow {
+		answer, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			t.Fatalf("request %d under way: %v", i, err)
+		}
+		if said, err := io.ReadAll(answer.Body); err != nil || !strings.Contains(string(said), "measured") {
+			t.Errorf("request %d under way: %q, %v", i, said, err)
+		}
+	}
+	go func() { // the page is answered again
+		<-begun
+	}()
+	if status := getOn(t, slow[0], pathMetrics); status != http.StatusOK {
+		t.Errorf("behind all of them: %d", status)
+	}
+}

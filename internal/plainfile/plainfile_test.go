@@ -1,0 +1,80 @@
+//go:build unix
+
+package plainfile
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+)
+
+// zoo makes one of each kind of file and gives their paths.
+func zoo(t *testing.T) map[string]string {
+	t.Helper()
+	dir := t.TempDir()
+	all := map[string]string{}
+	for _, name := range []string{"plain", "group", "others", "read by all", "fifo", "folder", "link", "socket", "missing"} {
+		all[name] = filepath.Join(dir, name)
+	}
+	for name, mode := range map[string]os.FileMode{"plain": 0o600, "group": 0o620, "others": 0o602, "read by all": 0o644} {
+		if err := errors.Join(os.WriteFile(all[name], []byte("text"), 0o600), os.Chmod(all[name], mode)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l, err := net.Listen("unix", all["socket"])
+	if err := errors.Join(err, syscall.Mkfifo(all["fifo"], 0o600), os.Mkdir(all["folder"], 0o700), os.Symlink(all["plain"], all["link"])); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	return all
+}
+
+func TestOnlyRegularFilesAreOpened(t *testing.T) {
+	for name, c := range map[string]struct{ open, own error }{
+		"plain":       {nil, nil},
+		"read by all": {nil, nil},
+		"group":       {nil, ErrWritable},
+		"others":      {nil, ErrWritable},
+		"link":        {nil, ErrNotRegular},
+		"fifo":        {ErrNotRegular, ErrNotRegular},
+		"folder":      {ErrNotRegular, ErrNotRegular},
+		"socket":      {syscall.ENXIO, syscall.ENXIO},
+		"missing":     {fs.ErrNotExist, fs.ErrNotExist},
+	} {
+		path := zoo(t)[name]
+		for want, open := range map[error]func(string) (*os.File, fs.FileInfo, error){c.open: Open, c.own: OpenOwn} {
+			f, info, err := open(path)
+			if !errors.Is(err, want) || (err == nil) != (want == nil) {
+				t.Errorf("%s: %v, want %v", name, err, want)
+			}
+			var at *fs.PathError
+			if err != nil && (!errors.As(err, &at) || at.Path != path) {
+				t.Errorf("%s: the error does not name it: %v", name, err)
+			}
+			if f != nil {
+				if text, err := io.ReadAll(f); err != nil || string(text) != "text" || info.Size() != 4 {
+					t.Errorf("%s: %q, %v", name, text, err)
+				}
+				_ = f.Close()
+			}
+		}
+	}
+}
+
+func TestAFileOfAnotherUserIsNotOurOwn(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: files are given away")
+	}
+	path := zoo(t)["plain"]
+	if err := os.Chown(path, 65532, 65532); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := OpenOwn(path); !errors.Is(err, ErrOwner) {
+		t.Errorf("%v", err)
+	}
+}

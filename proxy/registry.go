@@ -1,0 +1,73 @@
+package proxy
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+	"sync"
+
+	"imapgate/internal/identity"
+)
+
+// SessionCount is how many live sessions of a user there are at a backend, in a
+// mode. A session keeps the mode it was admitted with, also when it is pinned.
+type SessionCount struct {
+	Backend string `json:"backend"`
+	Mode    string `json:"mode"`
+	Count   int    `json:"count"`
+}
+
+// registry counts the live sessions of each user, as this gateway has them.
+type registry struct {
+	mu    sync.Mutex
+	users map[identity.User][]SessionCount // Guarded by mu. No count is 0, no list empty.
+}
+
+func newRegistry() *registry { return &registry{users: map[identity.User][]SessionCount{}} }
+
+// add counts one session more.
+func (r *registry) add(user identity.User, backend, mode string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	counts := r.users[user]
+	if i := indexOf(counts, backend, mode); i >= 0 {
+		counts[i].Count++
+		return
+	}
+	r.users[user] = append(counts, SessionCount{backend, mode, 1})
+}
+
+// remove counts one session less, which add has counted.
+func (r *registry) remove(user identity.User, backend, mode string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	counts := r.users[user]
+	i := indexOf(counts, backend, mode)
+	if counts[i].Count--; counts[i].Count > 0 {
+		return
+	}
+	if counts = slices.Delete(counts, i, i+1); len(counts) == 0 {
+		delete(r.users, user)
+		return
+	}
+	r.users[user] = counts
+}
+
+// of returns the counts of a user in order, none for a user without a session.
+func (r *registry) of(user identity.User) []SessionCount {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	counts := slices.Clone(r.users[user])
+	slices.SortFunc(counts, func(a, b SessionCount) int {
+		return cmp.Or(strings.Compare(a.Backend, b.Backend), strings.Compare(a.Mode, b.Mode))
+	})
+	return counts
+}
+
+func indexOf(counts []SessionCount, backend, mode string) int {
+	return slices.IndexFunc(counts, func(c SessionCount) bool { return c.Backend == backend && c.Mode == mode })
+}
+
+// SessionsOf returns the live sessions of a user at this gateway, by backend and
+// mode. They stay at their backend until they end, whatever the routes say.
+func (s *Server) SessionsOf(user identity.User) []SessionCount { return s.registry.of(user) }

@@ -1,0 +1,113 @@
+package tests
+
+import (
+	"bufio"
+	"io"
+	"net"
+	"strings"
+	"testing"
+
+	"imapgate/internal/identity"
+	"imapgate/internal/testbed"
+	"imapgate/proxy"
+	"imapgate/proxy/mux"
+	"imapgate/proxy/upstream"
+)
+
+// slowLogins is a backend that lets logins in when it is told to. What else it is
+// asked, but for ID and LOGOUT, it notes.
+type slowLogins struct {
+	asked chan struct{} // a login has come
+	allow chan struct{} // to be answered
+	heard chan string   // commands of a session
+}
+
+const slowCaps = "CAPABILITY IMAP4rev1 SASL-IR LITERAL+ ID AUTH=PLAIN"
+
+func (s slowLogins) talk(conn net.Conn) {
+	if _, err := io.WriteString(conn, "* OK ["+slowCaps+"] ready\r\n"); err != nil {
+		return
+	}
+	for r := bufio.NewReader(conn); ; {
+		line, err := r.ReadString('\n')
+		if err != nil {
+			return
+		}
+		tag, command, _ := strings.Cut(strings.TrimSpace(line), " ")
+		answer := tag + " OK done\r\n"
+		switch name, _, _ := strings.Cut(command, " "); name {
+		case "AUTHENTICATE":
+			s.asked <- struct{}{}
+			<-s.allow
+			answer = tag + " OK [" + slowCaps + "] welcome\r\n"
+		case "ID", "LOGOUT":
+		default:
+			s.heard <- command
+		}
+		if _, err := io.WriteString(conn, answer); err != nil {
+			return
+		}
+	}
+}
+
+// A record that changes while the backend makes up its mind holds for that login
+// too: no session begins where the record no longer leads.
+func TestALoginUnderWayHeedsARecordThatChanges(t *testing.T) {
+	t.Parallel()
+	changes := map[string]struct {
+		fields       []string
+		want, reason string
+	}{
+		"paused":  {[]string{"backend", "east", "state", "paused"}, " NO [UNAVAILABLE] ", "user_paused"},
+		"blocked": {[]string{"backend", "east", "state", "blocked"}, " NO [AUTHENTICATIONFAILED] ", "user_blocked"},
+		"moved":   {[]string{"backend", "west"}, " NO [UNAVAILABLE] ", "moved"},
+		"renamed": {[]string{"backend", "east", "login", "somebody.else"}, " NO [UNAVAILABLE] ", "moved"},
+	}
+	ca := testbed.NewCA(t)
+	s := stores["single"](t)
+	back := slowLogins{make(chan struct{}), make(chan struct{}), make(chan string, 64)}
+	east := startStubThat(t, nil, back.talk)
+	west := startStub(t, nil)
+	at := func(s *stub) upstream.Config { return upstream.Config{Address: s.address(), TLSMode: upstream.NoTLS} }
+	settings := proxy.Mode{Mux: muxSettings()}
+	g := startGateway(t, options{
+		ca: ca, redis: &s.config, backends: map[string]upstream.Config{"east": at(east), "west": at(west)},
+		modes: map[string]proxy.Mode{"east": settings, "west": settings},
+	})
+	for _, mode := range []string{"splice", string(mux.Reuse), string(mux.Resume)} {
+		for name, change := range changes {
+			user := name + "." + mode
+			t.Run(user, func(t *testing.T) {
+				who, err := identity.Canon(user, "")
+				if err != nil {
+					t.Fatal(err)
+				}
+				s.route(t, user, "east", "mode", mode)
+				client := enter(t, g.at(proxy.NoTLS), "")
+				tag, err := client.Send("LOGIN " + user + " " + password)
+				if err != nil {
+					t.Fatal(err)
+				}
+				<-back.asked
+				s.route(t, user, "east", change.fields...)
+				testbed.Within(t, recovery, "the gateway to know", func() bool {
+					x := g.routes.Explain(t.Context(), who)
+					return x.Backend != "east" || x.Login != user
+				})
+				back.allow <- struct{}{}
+				got, err := client.Until(tag)
+				if err != nil || !strings.Contains(shown(got), change.want) {
+					t.Errorf("the login under way: %v, %v; want %s", got, err, change.want)
+				}
+				testbed.Within(t, Patience, "the refusal to be on record", func() bool {
+					return reasons(g.records("login_refused", user))[change.reason] > 0
+				})
+			})
+		}
+	}
+	select {
+	case command := <-back.heard:
+		t.Errorf("a backend was asked %q by a session that must not be", command)
+	default:
+	}
+}
