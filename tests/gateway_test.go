@@ -153,9 +153,11 @@ func (g *running) openLog() (*zap.Logger, error) {
 }
 
 // proxy is the front door: a listener of each kind, and the default time-outs.
+// proxy turns no client away because the machine is busy: Handshakes is beyond what a
+// test has at a time.
 func (o options) proxy() proxy.Config {
 	c := proxy.Config{
-		Preauth: time.Minute, Handshake: 10 * time.Second, Idle: 32 * time.Minute, Write: 5 * time.Minute,
+		Preauth: time.Minute, Handshake: Patience, Handshakes: 1000, Idle: 32 * time.Minute, Write: 5 * time.Minute,
 		Drain: o.drain, AuthAttempts: 3, BadCommands: 3, Instance: proxy.NewInstance(),
 	}
 	c.Modes = o.modes

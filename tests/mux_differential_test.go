@@ -320,7 +320,7 @@ func (a *actor) leaves() (all []string) {
 		var lines []string
 		for _, r := range got {
 			if !changing.MatchString(r.Text) {
-				line := recentFlag.ReplaceAllString(r.String(), "")
+				line := listMark.ReplaceAllString(recentFlag.ReplaceAllString(r.String(), ""), "")
 				lines = append(lines, flagList.ReplaceAllStringFunc(line, inOrder))
 			}
 		}
@@ -331,7 +331,10 @@ func (a *actor) leaves() (all []string) {
 }
 
 // changing is what two accounts cannot have in common.
-var changing = regexp.MustCompile(`^\* OK \[(?:UIDVALIDITY|HIGHESTMODSEQ|CLOSED)|^\* \d+ RECENT|^a\d+ |^\* LIST .*Marked`)
+var changing = regexp.MustCompile(`^\* OK \[(?:UIDVALIDITY|HIGHESTMODSEQ|CLOSED)|^\* \d+ RECENT|^a\d+ `)
+
+// listMark is what LIST says of news in a mailbox, which depends on when it looks.
+var listMark = regexp.MustCompile(` ?\\(?:Un)?[Mm]arked`)
 
 // flagList is flags, of which the order means nothing.
 var flagList = regexp.MustCompile(`FLAGS \([^)]*`)
