@@ -40,11 +40,11 @@ const (
 
 // Config is what an operator decides.
 type Config struct {
-	Methods       []string // asked in this order
-	DefaultDomain string   // appended to a name without @; may be empty
-	File          string   // the passwd-file, when Methods has File
-	Verifiers     int      // passwords hashed at once; 0 means one for each core
-	Queue         int      // verifications that may wait for one; 0 means 64
+	Methods   []string       // asked in this order
+	Names     identity.Names // how user names are read
+	File      string         // the passwd-file, when Methods has File
+	Verifiers int            // passwords hashed at once; 0 means one for each core
+	Queue     int            // verifications that may wait for one; 0 means 64
 
 	Mechanisms  []string            // SASL mechanisms; none: those that defaults names
 	Listeners   map[string][]string // of them, those of a listener; a listener that is not there has all
@@ -56,7 +56,7 @@ type Config struct {
 // Authenticator turns a Login into an Identity.
 type Authenticator struct {
 	// Set once.
-	domain     string
+	names      identity.Names
 	methods    []named
 	file       *passwdFile // also among methods; nil without
 	verifier   *verifier
@@ -74,7 +74,7 @@ type Authenticator struct {
 // New makes an Authenticator. The passwd-file is read here: a gateway does not
 // start with a file that it would refuse while it runs.
 func New(cfg Config, from Sources, log *zap.Logger) (*Authenticator, error) {
-	if _, err := identity.Canon("a", cfg.DefaultDomain); err != nil {
+	if _, err := cfg.Names.Canon("a"); err != nil {
 		return nil, errors.New("auth: the default domain has characters or a form that no domain has")
 	}
 	if len(cfg.Methods) == 0 {
@@ -83,7 +83,7 @@ func New(cfg Config, from Sources, log *zap.Logger) (*Authenticator, error) {
 	if cfg.Verifiers < 0 || cfg.Queue < 0 {
 		return nil, errors.New("auth: verifiers and queue cannot be negative")
 	}
-	a := &Authenticator{domain: cfg.DefaultDomain, verifier: newVerifier(cfg.Verifiers, cfg.Queue),
+	a := &Authenticator{names: cfg.Names, verifier: newVerifier(cfg.Verifiers, cfg.Queue),
 		listeners: cfg.Listeners, secret: cfg.SCRAMSecret, rounds: cmp.Or(cfg.SCRAMRounds, scramIterations), floor: challengeFloor,
 		external: cfg.External, log: log, otherRounds: rate.Sometimes{Interval: time.Minute}}
 	for _, name := range cfg.Methods {
@@ -111,7 +111,7 @@ func (a *Authenticator) Run(ctx context.Context) error {
 // Canon is the canonical name of what a client, or a tool, calls a user. The
 // error is ErrDenied: a name that no account can have is not worth a word more.
 func (a *Authenticator) Canon(raw string) (identity.User, error) {
-	u, err := identity.Canon(raw, a.domain)
+	u, err := a.names.Canon(raw)
 	if err != nil {
 		return identity.User{}, fmt.Errorf("%w: %w", ErrDenied, err)
 	}

@@ -68,8 +68,8 @@ const (
 func TestMethodsAreAskedInOrderAndTheFirstWhoKnowsDecides(t *testing.T) {
 	file := writeFile(t, "alice:{PLAIN}in-file\n")
 	redis := records(map[string]string{"alice@example.org": "{PLAIN}in-redis", "bob@example.org": "{PLAIN}bobs"})
-	all := Config{Methods: []string{File, Redis, Passthrough}, DefaultDomain: "example.org", File: file}
-	two := Config{Methods: []string{Redis, File}, DefaultDomain: "example.org", File: file}
+	all := Config{Methods: []string{File, Redis, Passthrough}, Names: identity.InDomain("example.org"), File: file}
+	two := Config{Methods: []string{Redis, File}, Names: identity.InDomain("example.org"), File: file}
 	for _, c := range []struct {
 		cfg            Config
 		user, password string
@@ -225,8 +225,8 @@ func TestNewRefusesAConfigurationThatCannotBeMeant(t *testing.T) {
 		"file without a path":    {Config{Methods: []string{File}}, none},
 		"a file that is missing": {Config{Methods: []string{File}, File: file + "x"}, none},
 		"a directory":            {Config{Methods: []string{File}, File: filepath.Dir(file)}, none},
-		"a bad domain":           {Config{Methods: []string{File}, File: file, DefaultDomain: "ex ample"}, none},
-		"two ats":                {Config{Methods: []string{File}, File: file, DefaultDomain: "a@b"}, none},
+		"a bad domain":           {Config{Methods: []string{File}, File: file, Names: identity.InDomain("ex ample")}, none},
+		"two ats":                {Config{Methods: []string{File}, File: file, Names: identity.InDomain("a@b")}, none},
 		"negative verifiers":     {Config{Methods: []string{Passthrough}, Verifiers: -1}, none},
 	} {
 		if _, err := New(c.cfg, Sources{Redis: c.redis}, zap.NewNop()); err == nil || !strings.HasPrefix(err.Error(), "auth: ") {

@@ -4,6 +4,8 @@ import (
 	"crypto/x509"
 	"errors"
 	"strings"
+
+	"imapgate/internal/identity"
 )
 
 // The kinds of name in a certificate that may be the user.
@@ -33,9 +35,14 @@ func (e *Exchange) external(authzid string) error {
 	if !e.client.certified() {
 		return errNoCertificate
 	}
-	name, err := sanOf(e.client.TLS.VerifiedChains[0][0], e.auth.external)
+	leaf := e.client.TLS.VerifiedChains[0][0]
+	e.tried = Tried{authzid, identity.NewSecret(string(leaf.Raw))}
+	name, err := sanOf(leaf, e.auth.external)
 	if err != nil {
 		return err
+	}
+	if authzid == "" {
+		e.tried.Name = name
 	}
 	user, err := e.auth.Canon(name)
 	if err != nil {

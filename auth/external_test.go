@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"go.uber.org/zap"
+
+	"imapgate/internal/identity"
 )
 
 // verified is a client with a certificate that was verified.
@@ -17,7 +19,7 @@ func verifiedClient(leaf *x509.Certificate) *Client {
 
 func externalAuth(t testing.TB, san string) *Authenticator {
 	t.Helper()
-	a, err := New(Config{Methods: []string{Passthrough}, DefaultDomain: "example.org", External: san}, Sources{}, zap.NewNop())
+	a, err := New(Config{Methods: []string{Passthrough}, Names: identity.InDomain("example.org"), External: san}, Sources{}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}

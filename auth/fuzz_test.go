@@ -85,7 +85,7 @@ func qualified(user string) string {
 func everyMechanism(t testing.TB) *Authenticator {
 	t.Helper()
 	a, err := New(Config{
-		Methods: []string{OAuth, Passthrough}, DefaultDomain: "example.org", External: "email",
+		Methods: []string{OAuth, Passthrough}, Names: identity.InDomain("example.org"), External: "email",
 		Mechanisms: []string{"PLAIN", "LOGIN", "EXTERNAL", OAuthBearer, XOAuth2},
 	}, Sources{OAuth: nobodyVerifies}, zap.NewNop())
 	if err != nil {

@@ -31,7 +31,7 @@ func tokensOf(names map[string]string, until time.Time) VerifyToken {
 
 func methodsAuth(t *testing.T, from Sources, methods ...string) *Authenticator {
 	t.Helper()
-	a, err := New(Config{Methods: methods, DefaultDomain: "example.org"}, from, zap.NewNop())
+	a, err := New(Config{Methods: methods, Names: identity.InDomain("example.org")}, from, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}

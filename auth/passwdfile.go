@@ -30,9 +30,9 @@ const (
 // it openPasswdFile, are the only ones to replace it.
 type passwdFile struct {
 	// Set once.
-	path   string
-	domain string
-	log    *zap.Logger
+	path  string
+	names identity.Names
+	log   *zap.Logger
 	// Replaced as a whole by the owner of follow.
 	users atomic.Pointer[users]
 	// Owned by follow.
@@ -46,11 +46,11 @@ type users struct {
 	kinds     census
 }
 
-func openPasswdFile(path, domain string, log *zap.Logger) (*passwdFile, error) {
+func openPasswdFile(path string, names identity.Names, log *zap.Logger) (*passwdFile, error) {
 	if path == "" {
 		return nil, errors.New("method file needs the path of a passwd-file")
 	}
-	f := &passwdFile{path: filepath.Clean(path), domain: domain, log: log}
+	f := &passwdFile{path: filepath.Clean(path), names: names, log: log}
 	u, info, err := f.read()
 	if err != nil {
 		return nil, fmt.Errorf("read passwd-file %s: %w", f.path, err)
@@ -85,7 +85,7 @@ func (f *passwdFile) read() (*users, os.FileInfo, error) {
 	if info.Size() > maxFile {
 		return nil, info, fmt.Errorf("larger than %d MiB", maxFile>>20)
 	}
-	u, err := parseUsers(io.LimitReader(file, maxFile), f.domain)
+	u, err := parseUsers(io.LimitReader(file, maxFile), f.names)
 	if err != nil {
 		return nil, info, err
 	}
@@ -100,7 +100,7 @@ func (f *passwdFile) read() (*users, os.FileInfo, error) {
 // Dovecot's passwd-file; what follows the hash may be missing. One bad line
 // makes the whole file bad: to take the rest would lock users out, or worse,
 // let a first entry stand where the second was meant.
-func parseUsers(r io.Reader, domain string) (*users, error) {
+func parseUsers(r io.Reader, names identity.Names) (*users, error) {
 	u := &users{passwords: make(map[identity.User]stored)}
 	var bad badLines
 	lines := bufio.NewScanner(r)
@@ -112,7 +112,7 @@ func parseUsers(r io.Reader, domain string) (*users, error) {
 		if line == "" || line[0] == '#' {
 			continue
 		}
-		if err := u.add(line, domain); err != nil {
+		if err := u.add(line, names); err != nil {
 			bad.note(n, err)
 		}
 	}
@@ -132,12 +132,12 @@ func parseUsers(r io.Reader, domain string) (*users, error) {
 }
 
 // add takes one line. Errors quote nothing of it.
-func (u *users) add(line, domain string) error {
+func (u *users) add(line string, names identity.Names) error {
 	fields := strings.SplitN(line, ":", 8) // extra fields may have colons
 	if len(fields) < 2 {
 		return errors.New("no password: a line is user:{SCHEME}hash")
 	}
-	name, err := identity.Canon(fields[0], domain)
+	name, err := names.Canon(fields[0])
 	if err != nil {
 		return err
 	}

@@ -28,7 +28,7 @@ func TestThePasswdFileIsReadAsDovecotReadsIt(t *testing.T) {
 		"carol@example.net:{PLAIN}p a#s s::::::",
 		"dave@example.org:" + cheapBcrypt + ":",
 		"last:{PLAIN}no newline",
-	}, "\n")), "example.org")
+	}, "\n")), identity.InDomain("example.org"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,7 +62,7 @@ func TestOneBadLineRefusesTheFileAndAllAreListedWithoutContents(t *testing.T) {
 		"erin:$argon2id$v=19$m=4194304,t=3,p=1$AAAAAAAAAAAAAAAAAAAAAA$" + decoyKey,
 		"frank:{PLAIN}" + canary + "::::::allow_nets=10.0.0.0/8",
 		"grace:{PLAIN}" + canary + "::::::userdb_x=y NoLogin",
-	}, "\n")), "example.org")
+	}, "\n")), identity.InDomain("example.org"))
 	if err == nil {
 		t.Fatal("a bad file is taken")
 	}
@@ -82,16 +82,16 @@ func TestOneBadLineRefusesTheFileAndAllAreListedWithoutContents(t *testing.T) {
 }
 
 func TestComplaintsAndLinesAreBounded(t *testing.T) {
-	_, err := parseUsers(strings.NewReader(strings.Repeat("bad line\n", 10_000)), "")
+	_, err := parseUsers(strings.NewReader(strings.Repeat("bad line\n", 10_000)), identity.Names{})
 	if err == nil || !strings.Contains(err.Error(), "and 9950 more bad lines") || len(err.Error()) > 10_000 {
 		t.Errorf("%v", err)
 	}
-	_, err = parseUsers(strings.NewReader("a:{PLAIN}a\nb:{PLAIN}"+strings.Repeat("b", 2*maxLine)+"\nc:{PLAIN}c\n"), "")
+	_, err = parseUsers(strings.NewReader("a:{PLAIN}a\nb:{PLAIN}"+strings.Repeat("b", 2*maxLine)+"\nc:{PLAIN}c\n"), identity.Names{})
 	if err == nil || !strings.Contains(err.Error(), "line 2: longer than") {
 		t.Errorf("%v", err)
 	}
 	for _, empty := range []string{"", "\n\n", "# nobody\n"} {
-		if _, err := parseUsers(strings.NewReader(empty), ""); err == nil {
+		if _, err := parseUsers(strings.NewReader(empty), identity.Names{}); err == nil {
 			t.Errorf("%q is taken", empty)
 		}
 	}
@@ -102,14 +102,14 @@ func TestAFileThatIsTooLargeOrNoFileIsRefusedUnread(t *testing.T) {
 	if err := os.Truncate(path, maxFile+1); err != nil { // sparse
 		t.Fatal(err)
 	}
-	if _, err := openPasswdFile(path, "", zap.NewNop()); err == nil || !strings.Contains(err.Error(), "larger than 64 MiB") {
+	if _, err := openPasswdFile(path, identity.Names{}, zap.NewNop()); err == nil || !strings.Contains(err.Error(), "larger than 64 MiB") {
 		t.Errorf("%v", err)
 	}
 	fifo := filepath.Join(t.TempDir(), "fifo")
 	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := openPasswdFile(fifo, "", zap.NewNop()); err == nil {
+	if _, err := openPasswdFile(fifo, identity.Names{}, zap.NewNop()); err == nil {
 		t.Error("a FIFO is taken")
 	}
 }
@@ -124,7 +124,7 @@ func TestManyUsersAreReadAndAllAreCounted(t *testing.T) {
 		}
 		fmt.Fprintf(&b, "user%d:%s\n", i, hash)
 	}
-	u, err := parseUsers(strings.NewReader(b.String()), "example.org")
+	u, err := parseUsers(strings.NewReader(b.String()), identity.InDomain("example.org"))
 	if err != nil || len(u.passwords) != users {
 		t.Fatalf("%v", err)
 	}
@@ -170,7 +170,7 @@ type followed struct {
 
 func follow(t *testing.T, path string) *followed {
 	log, entries := newNoticed()
-	a, err := New(Config{Methods: []string{File}, File: path, DefaultDomain: "example.org"}, Sources{}, log)
+	a, err := New(Config{Methods: []string{File}, File: path, Names: identity.InDomain("example.org")}, Sources{}, log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -362,7 +362,7 @@ func FuzzPasswdFile(f *testing.F) {
 	f.Add("a:$argon2id$v=19$m=65536,t=3,p=1$AAAAAAAAAAAAAAAAAAAAAA$"+decoyKey, "")
 	f.Add("a:{PBKDF2}$1$AAAA$1$0000000000000000000000000000000000000000\n", "")
 	f.Fuzz(func(t *testing.T, content, domain string) {
-		u, err := parseUsers(strings.NewReader(content), domain)
+		u, err := parseUsers(strings.NewReader(content), identity.InDomain(domain))
 		if err != nil {
 			if u != nil {
 				t.Fatal("users beside an error")

@@ -27,6 +27,14 @@ type Exchange struct {
 	server server // nil once the exchange has ended
 	begun  bool   // the client has been heard, or has declined to go first
 	login  Login
+	tried  Tried
+}
+
+// Tried is what a client has shown, right or wrong, whether or not it has the
+// form of a login. A client that shows it again has not tried anything new.
+type Tried struct {
+	Name   string          // as it came; "" when there was none
+	Secret identity.Secret // zero with a proof of SCRAM, which differs each time
 }
 
 // server is one side of a mechanism: of go-sasl, or our own.
@@ -70,6 +78,10 @@ func (e *Exchange) Mechanism() string { return e.mechanism }
 // Format implements fmt.Formatter: fmt would show the password inside.
 func (e Exchange) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, e.mechanism+" exchange") }
 
+// Tried is what the client has shown so far. After an error it is all that is
+// left of the exchange.
+func (e *Exchange) Tried() Tried { return e.tried }
+
 // Login is what the client said, once Next has returned done and no error;
 // before that, and after an error, it is the zero Login, which nobody accepts.
 func (e *Exchange) Login() Login { return e.login }
@@ -88,12 +100,15 @@ func (e *Exchange) Next(ctx context.Context, response []byte) (challenge []byte,
 	}
 	e.begun = true
 	if len(response) > maxMessage {
-		e.server = nil
+		e.server, e.tried.Secret = nil, identity.NewSecret(string(response))
 		return nil, false, fmt.Errorf("%s: %w: message is longer than %d bytes", e.mechanism, ErrDenied, maxMessage)
 	}
 	challenge, done, err = e.server.next(ctx, response)
 	if err != nil {
 		e.server, e.login = nil, Login{}
+		if e.tried == (Tried{}) { // a message without the form of the mechanism
+			e.tried.Secret = identity.NewSecret(string(response))
+		}
 		return nil, false, fmt.Errorf("%s: %w", e.mechanism, denial(err))
 	}
 	if done {
@@ -122,6 +137,7 @@ func (e *Exchange) plain(authzid, user, password string) error {
 // accept checks what a mechanism has learned. go-sasl checks none of it.
 func (e *Exchange) accept(user, password string) error {
 	secret := identity.NewSecret(password)
+	e.tried = Tried{user, secret}
 	if err := checkPassword(secret); err != nil {
 		return err
 	}
@@ -140,6 +156,7 @@ func (e *Exchange) accept(user, password string) error {
 // bearer takes a token, and the name the client gives with it, if any.
 func (e *Exchange) bearer(user, token string) error {
 	l := Login{Token: identity.NewSecret(token), Mechanism: e.mechanism, Client: e.client}
+	e.tried = Tried{user, l.Token}
 	if user != "" {
 		var err error
 		if l.User, err = e.auth.Canon(user); err != nil {

@@ -9,12 +9,14 @@ import (
 
 	"github.com/emersion/go-sasl"
 	"go.uber.org/zap"
+
+	"imapgate/internal/identity"
 )
 
 // passthrough is an Authenticator for exchanges.
 func passthrough(t testing.TB) *Authenticator {
 	t.Helper()
-	a, err := New(Config{Methods: []string{Passthrough}, DefaultDomain: "example.org"}, Sources{}, zap.NewNop())
+	a, err := New(Config{Methods: []string{Passthrough}, Names: identity.InDomain("example.org")}, Sources{}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}

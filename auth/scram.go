@@ -78,6 +78,8 @@ func (a *Authenticator) holdBack(ctx context.Context, began time.Time) error {
 
 // first takes who the client is and answers with salt and iterations.
 func (s *scramServer) first(ctx context.Context, message string) ([]byte, error) {
+	stays, _, _ := strings.Cut(message, ",r=") // without the nonce
+	s.exchange.tried.Secret = identity.NewSecret(stays)
 	lookup := func(name string) (scram.StoredCredentials, error) { return s.find(ctx, name) }
 	server, err := scram.SHA256.NewServer(lookup)
 	if err != nil {
@@ -124,6 +126,7 @@ func (s *scramServer) bind(server *scram.Server, message string) (*scram.ServerC
 // there is a user whose password was guessed at, and Authenticate says no. Our
 // own proof is given with it, for a client whose login is accepted.
 func (s *scramServer) final(message string) ([]byte, bool, error) {
+	s.exchange.tried.Secret = identity.Secret{}
 	answer, err := s.conversation.Step(message)
 	if err != nil || !s.conversation.Valid() || s.proof.method == "" {
 		answer = ""
@@ -141,6 +144,7 @@ func (s *scramServer) final(message string) ([]byte, bool, error) {
 // ones, which are made in any case, so that both take as long.
 func (s *scramServer) find(ctx context.Context, name string) (scram.StoredCredentials, error) {
 	a := s.exchange.auth
+	s.exchange.tried.Name = name
 	user, err := a.Canon(name)
 	if err != nil {
 		return a.mock(name), nil

@@ -31,7 +31,7 @@ func scramAuth(t testing.TB, change ...func(*Config)) *Authenticator {
 func scramFrom(t testing.TB, find PasswordLookup, change ...func(*Config)) *Authenticator {
 	t.Helper()
 	cfg := Config{
-		Methods: []string{Redis}, DefaultDomain: "example.org", SCRAMSecret: secret(scramSecret), SCRAMRounds: 4096,
+		Methods: []string{Redis}, Names: identity.InDomain("example.org"), SCRAMSecret: secret(scramSecret), SCRAMRounds: 4096,
 		Mechanisms: []string{"PLAIN", scramSHA256, scramSHA256Plus},
 	}
 	for _, c := range change {

@@ -25,7 +25,7 @@ func TestAChallengeComesNoSoonerForAUserThanForNobody(t *testing.T) {
 		return known(ctx, u)
 	}
 	synctest.Test(t, func(t *testing.T) {
-		a, err := New(Config{Methods: []string{Redis}, DefaultDomain: "example.org", SCRAMSecret: secret(scramSecret),
+		a, err := New(Config{Methods: []string{Redis}, Names: identity.InDomain("example.org"), SCRAMSecret: secret(scramSecret),
 			Mechanisms: []string{scramSHA256}}, Sources{Redis: find}, zap.NewNop())
 		if err != nil {
 			t.Fatal(err)

@@ -53,12 +53,13 @@ func (s *session) login(cmd imap.Command) (*attempt, error) {
 	}
 	a := s.newAttempt(cmd.Tag)
 	a.login.Mechanism, a.login.Password = auth.CommandLogin, identity.NewSecret(cmd.Args[1].Text)
+	a.tried = auth.Tried{Name: cmd.Args[0].Text, Secret: a.login.Password}
 	if !s.server.rooms.Auth.TakesPasswords(a.login.Client) {
 		return nil, s.notOffered(a, "NO LOGIN is disabled.")
 	}
 	user, err := s.server.rooms.Auth.Canon(cmd.Args[0].Text)
 	if err != nil {
-		a.claimed, a.err = cmd.Args[0].Text, err
+		a.err = err
 		return a, nil
 	}
 	a.login.User = user
@@ -103,7 +104,7 @@ func (s *session) authenticate(ctx context.Context, cmd imap.Command) (*attempt,
 		}
 		challenge, done, err := exchange.Next(ctx, response)
 		if err != nil || done {
-			a.login, a.err, a.last = exchange.Login(), err, challenge
+			a.login, a.tried, a.err, a.last = exchange.Login(), exchange.Tried(), err, challenge
 			a.login.Mechanism = exchange.Mechanism()
 			return a, nil
 		}
@@ -121,14 +122,14 @@ func (s *session) authenticate(ctx context.Context, cmd imap.Command) (*attempt,
 	}
 }
 
-// scramName is the user in the first message of SCRAM (RFC 5802 §7) as it stands
-// there. Escapes are left: no account's name has any.
+// scramName is the user in the first message of SCRAM (RFC 5802 §7).
 func scramName(message []byte) (string, bool) {
 	fields := strings.SplitN(string(message), ",", 4) // binding, authzid, name, the rest
 	if len(fields) < 4 {
 		return "", false
 	}
-	return strings.CutPrefix(fields[2], "n=")
+	name, ok := strings.CutPrefix(fields[2], "n=")
+	return strings.NewReplacer("=2C", ",", "=3D", "=").Replace(name), ok
 }
 
 // prove shows the client that we know its password too, where the mechanism has

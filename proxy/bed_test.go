@@ -122,8 +122,8 @@ func (b *bed) defaults(backend string) *setup {
 			Preauth: 60 * time.Second, Handshake: 10 * time.Second, Idle: 32 * time.Minute, Write: 5 * time.Minute,
 			AuthAttempts: 3, BadCommands: 3, Instance: NewInstance(),
 		},
-		auth: auth.Config{Methods: []string{auth.File, auth.Passthrough}, DefaultDomain: "example.org", File: b.path("users")},
-		routes: routing.Config{Source: routing.SourceStatic, DefaultDomain: "example.org", Static: routing.Static{Users: map[string]string{
+		auth: auth.Config{Methods: []string{auth.File, auth.Passthrough}, Names: identity.InDomain("example.org"), File: b.path("users")},
+		routes: routing.Config{Source: routing.SourceStatic, Names: identity.InDomain("example.org"), Static: routing.Static{Users: map[string]string{
 			"alice": "east", "frank": "east", "carol": "mastered", "dave": "mastered", "erin": "gone",
 		}}},
 		backends: map[string]upstream.Config{

@@ -12,6 +12,7 @@ import (
 
 	"imapgate/auth"
 	"imapgate/internal/audit"
+	"imapgate/internal/identity"
 	"imapgate/internal/limit"
 	"imapgate/proxy/upstream"
 )
@@ -150,7 +151,7 @@ func (s *session) linger(ctx context.Context, a *attempt, why error) (inTime boo
 //	denied although the credentials are right           nothing, in the time of a failure
 //	everything else                                     nothing
 func (s *session) count(ctx context.Context, a *attempt, r refusal) time.Duration {
-	user, secret := a.login.User, cmp.Or(a.login.Password, a.login.Token)
+	user, secret := a.login.User, a.shown()
 	switch {
 	case r.denied && a.decided, a.verdict == upstream.VerdictUnclear && !a.login.Token.IsZero():
 		return s.visit.Uncounted()
@@ -161,6 +162,17 @@ func (s *session) count(ctx context.Context, a *attempt, r refusal) time.Duratio
 	}
 	s.visit.Settle() // while the answer waits, others need not
 	return 0
+}
+
+// shown is by what a failed login is recognised when it is tried again: what was
+// shown as a secret, and with a name that is nobody's that name too. It is zero
+// with SCRAM, whose proofs of one password have nothing in common.
+func (a *attempt) shown() identity.Secret {
+	secret := cmp.Or(a.login.Password, a.login.Token, a.tried.Secret)
+	if a.login.User.IsZero() && a.tried != (auth.Tried{}) {
+		return identity.NewSecret(a.tried.Name + "\x00" + secret.Reveal())
+	}
+	return secret
 }
 
 // gaveUp says whether enough logins have failed on the connection: twice as many as

@@ -23,7 +23,7 @@ const lastWords = time.Second
 // record is the attempt as the audit log writes it down.
 func (a *attempt) record() *audit.Login {
 	r := &audit.Login{
-		User: a.login.User, Claimed: a.claimed, Mechanism: a.login.Mechanism, Method: a.method,
+		User: a.login.User, Claimed: a.tried.Name, Mechanism: a.login.Mechanism, Method: a.method,
 		Backend: a.route.Backend, Route: string(a.route.From), RouteAge: a.route.Age,
 		Connect: a.upstream, Connected: a.asked - a.queued, Delay: a.waited + a.queued, Took: time.Since(a.began),
 	}

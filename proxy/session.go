@@ -111,12 +111,12 @@ func (s *session) serve(ctx context.Context) error {
 
 // attempt is one login that a client tries, and where it got to.
 type attempt struct {
-	tag     string
-	login   auth.Login
-	claimed string // the name as it came, while login.User is nobody
-	err     error  // why it failed before anybody was asked
-	last    []byte // challenge for a client whose login was accepted; nil: none
-	began   time.Time
+	tag   string
+	login auth.Login
+	tried auth.Tried
+	err   error  // why it failed before anybody was asked
+	last  []byte // challenge for a client whose login was accepted; nil: none
+	began time.Time
 
 	// Filled by connect.
 	method   string

@@ -11,6 +11,7 @@ import (
 	"imapgate/internal/breaker"
 	"imapgate/internal/identity"
 
+	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
 	"golang.org/x/time/rate"
 )
@@ -245,9 +246,13 @@ func (c *cache) confirmed(e *entry, now time.Time) bool {
 func (c *cache) learnTrouble(f *flight, e *entry, err error) (got, error) {
 	now := time.Now()
 	last, ok := c.lastGood(e, now)
-	if !errors.Is(err, errRefused) {
+	var reply redis.Error // anybody can ask for the key that gets one
+	switch {
+	case !errors.Is(err, errRefused) && errors.As(err, &reply):
+		c.breaker.Answered()
+	case !errors.Is(err, errRefused):
 		c.breaker.Failed(now)
-	} else {
+	default:
 		c.breaker.Answered()
 		c.warn("route record refused", zap.Stringer("user", f.user), zap.Error(err))
 		if ok {

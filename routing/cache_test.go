@@ -9,6 +9,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"imapgate/internal/breaker"
 	"imapgate/internal/identity"
 )
@@ -223,6 +225,31 @@ func TestARedisThatFailsIsLeftAlone(t *testing.T) {
 			wants(t, c, user(t, fmt.Sprint("u", i)), "", FromRedis)
 		}
 	})
+}
+
+// errorReply is an error that Redis itself sends.
+type errorReply string
+
+func (e errorReply) Error() string { return string(e) }
+func (e errorReply) RedisError()   {}
+
+func TestAnErrorReplyAboutOneKeyKeepsNobodyElseOut(t *testing.T) {
+	var _ redis.Error = errorReply("")
+	for _, reply := range []errorReply{
+		"WRONGTYPE Operation against a key holding the wrong kind of value", "NOPERM No permissions to access a key",
+		"CLUSTERDOWN Hash slot not served",
+	} {
+		bubble(t, func(t *testing.T, c *cache, o *oracle) {
+			alice := user(t, "alice")
+			o.set(alice, User, "east")
+			o.fail(readError("imapgate:user:x", reply), 0)
+			for i := range 10 * breaker.After {
+				wantsUnavailable(t, c, user(t, fmt.Sprint("u", i)))
+			}
+			o.fail(nil, 0)
+			wants(t, c, alice, "east", FromRedis)
+		})
+	}
 }
 
 func TestAKnownUserDoesNotWaitForASlowRedis(t *testing.T) {

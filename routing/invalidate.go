@@ -30,7 +30,7 @@ func (c *cache) changedKeys(k keys, names []string) {
 }
 
 func (c *cache) changedUser(name string) {
-	u, err := identity.Canon(name, "")
+	u, err := c.cfg.Names.Canon(name)
 	if err != nil || u.String() != name {
 		return // nobody is ever looked up by this key
 	}

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"imapgate/internal/identity"
 )
@@ -55,15 +57,15 @@ func (k keys) accepted() string             { return k.prefix + "accepted" }
 func (k keys) prefixes() (user, dom string) { return k.prefix + "user:", k.prefix + "domain:" }
 
 // isRecord says whether key is that of a record some user may have.
-func (k keys) isRecord(key string) bool {
+func (k keys) isRecord(key string, names identity.Names) bool {
 	user, domain := k.prefixes()
 	if name, ok := strings.CutPrefix(key, user); ok {
-		u, err := identity.Canon(name, "")
+		u, err := names.Canon(name)
 		return err == nil && u.String() == name
 	}
 	if name, ok := strings.CutPrefix(key, domain); ok {
-		u, err := identity.Canon("x@"+name, "")
-		return err == nil && u.Domain() == name
+		canonical, err := names.Domain(name)
+		return err == nil && canonical == name
 	}
 	return key == k.deflt()
 }
@@ -92,10 +94,11 @@ type rules struct {
 	// With routes from elsewhere a record is only about the password: it needs no
 	// backend, and the one it has is not used.
 	unrouted bool
+	names    identity.Names
 }
 
 func newRules(c Config) rules {
-	r := rules{backends: make(map[string]bool, len(c.Backends)), unrouted: c.Source == SourceStatic || c.Source == SourceHTTP}
+	r := rules{backends: make(map[string]bool, len(c.Backends)), unrouted: c.Source == SourceStatic || c.Source == SourceHTTP, names: c.Names}
 	for _, b := range c.Backends {
 		r.backends[b] = true
 	}
@@ -113,7 +116,7 @@ func (r rules) user(u identity.User, fields map[string]string) (record, error) {
 		return record{}, refuse(fieldUser, "names somebody else")
 	}
 	if login, ok := fields[fieldLogin]; ok {
-		if err := checkLogin(login); err != nil {
+		if err := r.checkLogin(login); err != nil {
 			return record{}, err
 		}
 		rec.login = login
@@ -192,17 +195,27 @@ func knownState(state string) bool {
 }
 
 // checkLogin refuses a name that could not be sent upstream as one IMAP atom
-// (RFC 9051 §9, ATOM-CHAR): no space, control, quote, backslash, parenthesis,
+// (RFC 9051 §9, ATOM-CHAR): no space, control, double quote, backslash, parenthesis,
 // brace, bracket, percent sign or asterisk. The asterisk is also what separates
-// user and master in a master login.
-func checkLogin(login string) error {
+// user and master in a master login. Where users may have other letters than ASCII,
+// so may logins.
+func (r rules) checkLogin(login string) error {
 	if len(login) == 0 || len(login) > identity.MaxUser {
 		return refuse(fieldLogin, "is empty or too long")
 	}
-	if strings.ContainsFunc(login, notPrintable) || strings.ContainsAny(login, " (){}[]%*\"'`\\") {
+	wrong := notPrintable
+	if r.names.UTF8() {
+		wrong = notNameable
+	}
+	if !utf8.ValidString(login) || strings.ContainsFunc(login, wrong) || strings.ContainsAny(login, " (){}[]%*\"`\\") {
 		return refuse(fieldLogin, "has a character no login may have")
 	}
 	return nil
 }
 
 func notPrintable(c rune) bool { return c < ' ' || c > '~' }
+
+// notNameable is notPrintable but for letters, marks and digits that are not ASCII.
+func notNameable(c rune) bool {
+	return notPrintable(c) && (c < utf8.RuneSelf || !unicode.In(c, unicode.Letter, unicode.Mark, unicode.Digit))
+}

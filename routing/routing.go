@@ -75,10 +75,10 @@ type Static struct {
 
 // Config says where routes come from and how long they live.
 type Config struct {
-	Source        string   // SourceRedis or SourceStatic
-	Static        Static   // with SourceStatic
-	Backends      []string // the only names a route may have
-	DefaultDomain string   // appended to names without @ in Static and the snapshot
+	Source   string         // SourceRedis or SourceStatic
+	Static   Static         // with SourceStatic
+	Backends []string       // the only names a route may have
+	Names    identity.Names // how user names are read: in Static, and in what comes from Redis and the snapshot
 
 	Prefix   string        // of every key; default "imapgate:"
 	TTL      time.Duration // how long an answer is fresh; default 60 s

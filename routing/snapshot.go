@@ -14,7 +14,6 @@ import (
 	"strings"
 	"time"
 
-	"imapgate/internal/identity"
 	"imapgate/internal/plainfile"
 
 	"go.uber.org/zap"
@@ -140,7 +139,7 @@ func (c *cache) restoreSample(s snapshot) {
 	}
 	n := c.sample.at("") // in a cluster they are filed before the first question
 	for _, key := range keys[:min(len(keys), maxRestored)] {
-		if c.sample.where[key] == nil && c.keys.isRecord(key) {
+		if c.sample.where[key] == nil && c.keys.isRecord(key, c.cfg.Names) {
 			n.keys = append(n.keys, key)
 			c.sample.where[key] = n
 		}
@@ -149,11 +148,11 @@ func (c *cache) restoreSample(s snapshot) {
 
 // entry checks a saved route as it would be checked had Redis said it.
 func (s saved) entry(k keys, rules rules) (*entry, bool) {
-	u, err := identity.Canon(s.User, "")
+	u, err := rules.names.Canon(s.User)
 	if err != nil || u.String() != s.User || !rules.backends[s.Backend] {
 		return nil, false
 	}
-	if s.Login != "" && checkLogin(s.Login) != nil || s.Mode != "" && !knownMode(s.Mode) {
+	if s.Login != "" && rules.checkLogin(s.Login) != nil || s.Mode != "" && !knownMode(s.Mode) {
 		return nil, false
 	}
 	a := answer{source: s.Source, backend: s.Backend, login: s.Login, mode: s.Mode, state: stateActive}

@@ -22,7 +22,7 @@ func newStatic(c Config) (*static, error) {
 		return nil, fmt.Errorf("static default route: no backend is named %q", s.deflt)
 	}
 	for name, backend := range c.Static.Users {
-		u, err := identity.Canon(name, c.DefaultDomain)
+		u, err := c.Names.Canon(name)
 		if err != nil {
 			return nil, fmt.Errorf("static route of user %q: %w", name, err)
 		}
@@ -35,17 +35,17 @@ func newStatic(c Config) (*static, error) {
 		s.users[u] = backend
 	}
 	for name, backend := range c.Static.Domains {
-		u, err := identity.Canon("x@"+name, "")
+		domain, err := c.Names.Domain(name)
 		if err != nil {
 			return nil, fmt.Errorf("static route of domain %q: no user can have it", name)
 		}
-		if _, twice := s.domains[u.Domain()]; twice {
+		if _, twice := s.domains[domain]; twice {
 			return nil, fmt.Errorf("static route of domain %q: the domain is there twice", name)
 		}
 		if !known[backend] {
 			return nil, fmt.Errorf("static route of domain %q: no backend is named %q", name, backend)
 		}
-		s.domains[u.Domain()] = backend
+		s.domains[domain] = backend
 	}
 	return s, nil
 }

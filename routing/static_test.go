@@ -5,11 +5,13 @@ import (
 	"testing"
 
 	"imapgate/internal/testbed"
+
+	"imapgate/internal/identity"
 )
 
 func TestStaticRoutesGoFromUserToDomainToDefault(t *testing.T) {
 	r, err := New(Config{
-		Source: SourceStatic, Backends: []string{"east", "west", "last"}, DefaultDomain: "example.org",
+		Source: SourceStatic, Backends: []string{"east", "west", "last"}, Names: identity.InDomain("example.org"),
 		Static: Static{Users: map[string]string{"Alice": "east"}, Domains: map[string]string{"Example.ORG": "west"}, Default: "last"},
 	}, nil, Metrics{}, quiet(t))
 	if err != nil {

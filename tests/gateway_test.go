@@ -37,6 +37,7 @@ type options struct {
 	backends map[string]upstream.Config
 	methods  []string             // of auth; default passthrough
 	people   string               // the passwd-file, when methods has file
+	names    identity.Names       // how user names are read
 	redis    *routing.RedisConfig // nil: the backend of everybody not in routing is only
 	routing  routing.Config       // its bounds and its snapshot; the rest is filled in
 	drain    time.Duration        // default none: sessions are cut when the gateway stops
@@ -118,7 +119,7 @@ func (g *running) open(o options) (rooms proxy.Rooms, run []func(context.Context
 	if methods == nil {
 		methods = []string{auth.Passthrough}
 	}
-	rooms.Auth, err = auth.New(auth.Config{Methods: methods, File: o.people}, auth.Sources{Redis: passwordsOf(rooms.Routes)}, rooms.Log)
+	rooms.Auth, err = auth.New(auth.Config{Methods: methods, File: o.people, Names: o.names}, auth.Sources{Redis: passwordsOf(rooms.Routes)}, rooms.Log)
 	if err != nil {
 		return rooms, nil, err
 	}
@@ -128,7 +129,7 @@ func (g *running) open(o options) (rooms proxy.Rooms, run []func(context.Context
 		c.Socket = func(tcp *net.TCPConn) net.Conn { return quiet.NewSocket(tcp) }
 		rooms.Backends[name] = upstream.New(c, upstream.Hooks{OnConnect: rooms.Metrics.Backend(name).ConnectDone}, rooms.Log)
 	}
-	o.limits.Prefix = "imapgate:"
+	o.limits.Prefix, o.limits.Names = "imapgate:", o.names
 	if rooms.Limits, err = limit.New(o.limits, g.redis, limit.Hooks{}, rooms.Log); err != nil {
 		return rooms, nil, err
 	}
@@ -173,6 +174,7 @@ var listeners = []proxy.TLSMode{proxy.ImplicitTLS, proxy.StartTLS, proxy.NoTLS}
 
 func (o options) routes() routing.Config {
 	c := o.routing
+	c.Names = o.names
 	c.Source, c.Backends = routing.SourceStatic, slices.Sorted(maps.Keys(o.backends))
 	if _, ok := o.backends[only]; ok {
 		c.Static.Default = only

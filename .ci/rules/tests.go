@@ -20,8 +20,9 @@ var excused = map[string]string{}
 var seeded = []string{"New", "NewPCG", "NewChaCha8", "NewSource", "NewZipf"}
 
 // repeatable gives what the tests of r do that may end otherwise the next time: draw
-// from the clock or from an unknown seed, sleep, or bound a time from above. Functions
-// that run a bubble of testing/synctest have a clock of their own and may do the last two.
+// from the clock or from an unknown seed, sleep, or bound a time from above. Bubbles of
+// testing/synctest have a clock of their own: functions that run one may do the last,
+// and files in which one runs may sleep.
 func repeatable(r room) (wrong []string, err error) {
 	files := token.NewFileSet()
 	for _, name := range slices.Concat(r.TestGoFiles, r.XTestGoFiles, r.IgnoredGoFiles) {
@@ -34,7 +35,7 @@ func repeatable(r room) (wrong []string, err error) {
 		}
 		place := strings.TrimPrefix(r.ImportPath, module) + "/" + name
 		for _, d := range f.Decls {
-			c := &chance{random: randomName(f)}
+			c := &chance{random: importName(f, "math/rand", "math/rand/v2"), sleeps: importName(f, "testing/synctest") != ""}
 			if function, ok := d.(*ast.FuncDecl); ok {
 				c.function = function.Name.Name
 			}
@@ -48,14 +49,16 @@ func repeatable(r room) (wrong []string, err error) {
 	return wrong, nil
 }
 
-// randomName is how a file calls math/rand, or "".
-func randomName(f *ast.File) string {
+// importName is how a file calls one of these packages, or "".
+func importName(f *ast.File, paths ...string) string {
 	for _, i := range f.Imports {
-		if path, _ := strconv.Unquote(i.Path.Value); path == "math/rand" || path == "math/rand/v2" {
-			if i.Name != nil {
-				return i.Name.Name
-			}
-			return "rand"
+		path, _ := strconv.Unquote(i.Path.Value)
+		switch {
+		case !slices.Contains(paths, path):
+		case i.Name != nil:
+			return i.Name.Name
+		default:
+			return strings.Split(strings.TrimSuffix(path, "/v2"), "/")[1]
 		}
 	}
 	return ""
@@ -66,6 +69,7 @@ type chance struct {
 	// Set once.
 	random   string // the name of math/rand in its file
 	function string // its own
+	sleeps   bool   // it may
 
 	// Owned by of.
 	spans  map[string]bool // variables that hold what time.Since has returned
@@ -118,8 +122,8 @@ func (c *chance) call(n *ast.CallExpr) {
 	case from == nil:
 	case from.Name == "synctest":
 		c.bubble = true
-	case from.Name == "time" && s.Sel.Name == "Sleep":
-		c.timely = append(c.timely, finding{n.Pos(), "time.Sleep: wait for something, as testbed.Within does"})
+	case from.Name == "time" && s.Sel.Name == "Sleep" && !c.sleeps:
+		c.found = append(c.found, finding{n.Pos(), "time.Sleep: wait for something, as testbed.Within does"})
 	case c.random != "" && from.Name == c.random && ast.IsExported(s.Sel.Name) && !slices.Contains(seeded, s.Sel.Name):
 		c.found = append(c.found, finding{n.Pos(), "math/rand without a seed: use rand.New and testbed.Seed"})
 	}

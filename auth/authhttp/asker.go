@@ -17,7 +17,6 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -76,12 +75,9 @@ type Asker struct {
 // server is one of the URLs.
 type server struct {
 	// Set once.
-	url  *url.URL
-	host string // of the Host header: as nginx, without a port
-
-	// Guarded by mu.
-	mu      sync.Mutex
-	breaker breaker.Breaker
+	url     *url.URL
+	host    string // of the Host header: as nginx, without a port
+	breaker *breaker.Probed
 }
 
 // New makes an Asker. It connects to nobody yet.
@@ -94,7 +90,7 @@ func New(cfg Config, log *zap.Logger) (*Asker, error) {
 		a.timeout = defaultTimeout
 	}
 	for _, raw := range cfg.URLs {
-		s, err := newServer(raw)
+		s, err := a.newServer(raw)
 		if err != nil {
 			return nil, fmt.Errorf("auth server: %w", err)
 		}
@@ -121,7 +117,7 @@ func New(cfg Config, log *zap.Logger) (*Asker, error) {
 	return a, nil
 }
 
-func newServer(raw string) (*server, error) {
+func (a *Asker) newServer(raw string) (*server, error) {
 	u, err := ParseURL(raw)
 	if err != nil {
 		return nil, err
@@ -130,7 +126,15 @@ func newServer(raw string) (*server, error) {
 	if u.Host[0] == '[' {
 		host = "[" + host + "]"
 	}
-	return &server{url: u, host: host}, nil
+	s := &server{url: u, host: host}
+	s.breaker = breaker.NewProbed(func(ctx context.Context) error { return a.probe(ctx, s) }, a.timeout, func(open bool, why error) {
+		if open {
+			a.log.Warn("auth server gives no answers", zap.String("server", u.Host), zap.Error(why))
+		} else {
+			a.log.Info("auth server answers again", zap.String("server", u.Host))
+		}
+	})
+	return s, nil
 }
 
 // ParseURL reads the URL of an auth server. A password in it is refused: it
@@ -190,7 +194,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 func (a *Asker) round(ctx context.Context, header http.Header) (reply, error) {
 	err, wasAsked := errors.New("all are left alone for a moment after failures"), false
 	for _, s := range a.servers {
-		if !s.allow() {
+		if !s.breaker.Allow(ctx) {
 			continue
 		}
 		var r reply
@@ -214,24 +218,15 @@ func (a *Asker) round(ctx context.Context, header http.Header) (reply, error) {
 func (a *Asker) ask(ctx context.Context, s *server, header http.Header) (reply, error) {
 	asking, cancel := context.WithTimeout(ctx, a.timeout)
 	defer cancel()
-	request := &http.Request{Method: http.MethodGet, URL: s.url, Host: s.host, Header: header}
-	var sent atomic.Bool // RoundTrip writes in a goroutine of its own
-	traced := httptrace.WithClientTrace(asking, &httptrace.ClientTrace{WroteHeaders: func() { sent.Store(true) }})
-	response, err := a.transport.RoundTrip(request.WithContext(traced))
+	response, err := a.send(asking, s, header)
 	if err != nil {
-		err = cause(err)
-		if sent.Load() {
-			err = fmt.Errorf("%w: %w", ErrUnanswered, err)
-		}
-		if ctx.Err() == nil && s.failed() {
-			a.log.Warn("auth server gives no answers", zap.String("server", s.url.Host), zap.Error(err))
+		if ctx.Err() == nil {
+			s.breaker.Failed()
 		}
 		return reply{}, err
 	}
 	defer drop(response, cancel)
-	if s.answered() {
-		a.log.Info("auth server answers again", zap.String("server", s.url.Host))
-	}
+	s.breaker.Answered()
 	r, err := read(response.Header)
 	if err != nil {
 		err = fmt.Errorf("%w: %w", ErrUnanswered, err)
@@ -239,30 +234,33 @@ func (a *Asker) ask(ctx context.Context, s *server, header http.Header) (reply, 
 	return r, err
 }
 
-// allow says whether the server may be asked now.
-func (s *server) allow() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.breaker.Allow(time.Now())
+// send puts a question to one server. The error has ErrUnanswered when the server may
+// have seen it.
+func (a *Asker) send(ctx context.Context, s *server, header http.Header) (*http.Response, error) {
+	request := &http.Request{Method: http.MethodGet, URL: s.url, Host: s.host, Header: header}
+	var sent atomic.Bool // RoundTrip writes in a goroutine of its own
+	traced := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: func() { sent.Store(true) }})
+	response, err := a.transport.RoundTrip(request.WithContext(traced))
+	if err == nil {
+		return response, nil
+	}
+	err = cause(err)
+	if sent.Load() {
+		err = fmt.Errorf("%w: %w", ErrUnanswered, err)
+	}
+	return nil, err
 }
 
-// failed notes that there was no response, and says whether that was the one
-// failure too many.
-func (s *server) failed() (opened bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	before := s.breaker.Open()
-	s.breaker.Failed(time.Now())
-	return !before && s.breaker.Open()
-}
-
-// answered notes a response, and says whether the server had been left alone.
-func (s *server) answered() (closed bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	closed = s.breaker.Open()
-	s.breaker.Answered()
-	return closed
+// probe is the gateway's own question to a server: about nobody, with the method
+// by which nginx asks where there is no login.
+func (a *Asker) probe(ctx context.Context, s *server) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	response, err := a.send(ctx, s, a.header(Question{Method: none, Attempt: 1}))
+	if err == nil {
+		drop(response, cancel)
+	}
+	return err
 }
 
 // drop throws a body away. Reading it to its end keeps the connection for the

@@ -18,6 +18,7 @@ import (
 const (
 	Plain    = "plain"
 	External = "external"
+	none     = "none" // in the gateway's own question
 )
 
 // Question is what an auth server is told of a login.
@@ -64,7 +65,12 @@ func (a *Asker) header(q Question) http.Header {
 
 // text is an address as nginx writes it: an IPv4 client of a socket for both
 // families is an IPv4 client, and zones mean nothing elsewhere.
-func text(addr netip.Addr) string { return addr.Unmap().WithZone("").String() }
+func text(addr netip.Addr) string {
+	if !addr.IsValid() {
+		return ""
+	}
+	return addr.Unmap().WithZone("").String()
+}
 
 // escape is nginx's NGX_ESCAPE_MAIL_AUTH: controls, space and % as %XX, all else
 // as it is. net/http refuses to send DEL, so that is escaped as well; who

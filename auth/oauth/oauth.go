@@ -75,7 +75,7 @@ func New(cfg Config, log *zap.Logger) (*Verifier, error) {
 		if v.keys != nil {
 			read = lifetime // the signed claims have said the rest
 		}
-		v.asker = newAsker(cfg, web, read)
+		v.asker = newAsker(cfg, web, read, log)
 	}
 	return v, nil
 }

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -65,16 +66,23 @@ func sameHost(next *http.Request, via []*http.Request) error {
 // stay is the redirect policy of an introspection, which has a token in it.
 func stay(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
-// exchange sends a question and decodes the JSON of a 200 into answer.
+// silence is why there was no HTTP response at all.
+type silence struct{ error }
+
+// Unwrap returns what away made of the reason.
+func (s silence) Unwrap() error { return s.error }
+
+// exchange sends a question and decodes the JSON of a 200 into answer. Without
+// any HTTP response the error is a silence.
 func exchange(web *http.Client, question *http.Request, answer any, most int64) error {
 	question.Header.Set("Accept", "application/json")
 	res, err := web.Do(question)
 	if err != nil {
-		return away(question.Context(), cause(err))
+		return silence{away(question.Context(), cause(err))}
 	}
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
-		return fmt.Errorf("%w: %s answers %d", ErrUnavailable, question.URL.Host, res.StatusCode)
+		return &badStatus{question.URL.Host, res.StatusCode, waitOf(res.Header.Get("Retry-After"))}
 	}
 	body, err := io.ReadAll(io.LimitReader(res.Body, most+1))
 	switch {
@@ -87,6 +95,44 @@ func exchange(web *http.Client, question *http.Request, answer any, most int64) 
 		return fmt.Errorf("%w: %s answers with something else than was asked for", ErrUnavailable, question.URL.Host)
 	}
 	return nil
+}
+
+// badStatus is an HTTP response that is not the answer.
+type badStatus struct {
+	host   string
+	status int
+	wait   time.Duration // that the provider asks for; 0: none
+}
+
+// Error implements error.
+func (s *badStatus) Error() string {
+	return fmt.Sprintf("%v: %s answers %d", ErrUnavailable, s.host, s.status)
+}
+
+// Unwrap is ErrUnavailable.
+func (s *badStatus) Unwrap() error { return ErrUnavailable }
+
+// waitOf is the time in Retry-After (RFC 9110 §10.2.3) where it is a number of
+// seconds, at most maxRetryAfter. A date would need the provider's clock.
+func waitOf(text string) time.Duration {
+	if text == "" || strings.Trim(text, "0123456789") != "" {
+		return 0
+	}
+	seconds, err := strconv.ParseUint(text, 10, 32)
+	if err != nil { // only too long a number is left
+		return maxRetryAfter
+	}
+	return min(time.Duration(seconds)*time.Second, maxRetryAfter)
+}
+
+// retryAfter is the time for which the provider wants not to be asked again:
+// with 429 (RFC 6585 §4) and 503.
+func retryAfter(err error) time.Duration {
+	var s *badStatus
+	if errors.As(err, &s) && (s.status == http.StatusTooManyRequests || s.status == http.StatusServiceUnavailable) {
+		return s.wait
+	}
+	return 0
 }
 
 // away is why there is no answer. When it was the caller that stopped waiting,

@@ -18,15 +18,15 @@ import (
 
 func authConfig(cfg *config.Config) auth.Config {
 	made := auth.Config{
-		Methods:       cfg.Auth.Methods,
-		DefaultDomain: cfg.Auth.DefaultDomain,
-		File:          cfg.Auth.File.Path,
-		Verifiers:     cfg.Limits.Verifiers,
-		Mechanisms:    cfg.Auth.Mechanisms,
-		Listeners:     make(map[string][]string),
-		SCRAMSecret:   cfg.Auth.SCRAMSecret,
-		SCRAMRounds:   cfg.Auth.SCRAMIterations,
-		External:      cfg.Auth.External.SAN,
+		Methods:     cfg.Auth.Methods,
+		Names:       cfg.Auth.Spelling,
+		File:        cfg.Auth.File.Path,
+		Verifiers:   cfg.Limits.Verifiers,
+		Mechanisms:  cfg.Auth.Mechanisms,
+		Listeners:   make(map[string][]string),
+		SCRAMSecret: cfg.Auth.SCRAMSecret,
+		SCRAMRounds: cfg.Auth.SCRAMIterations,
+		External:    cfg.Auth.External.SAN,
 	}
 	for _, l := range cfg.Listeners {
 		if len(l.Mechanisms) > 0 {

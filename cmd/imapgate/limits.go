@@ -24,6 +24,7 @@ func limitConfig(cfg *config.Config) limit.Config {
 	f := l.Failures
 	usual := limitsOn(l, config.Listener{})
 	made := limit.Config{
+		Names:    cfg.Auth.Spelling,
 		Settings: usual.Settings, Failures: usual.Failures, Budgets: usual.Budgets,
 		Listeners: make(map[string]limit.Listener, len(cfg.Listeners)),
 		Preauth:   proxy.PreauthRoom(cfg.Limits.MaxConnections),
@@ -161,12 +162,12 @@ func (g *gateway) asked(what audit.Action, who string, err error) {
 type desk struct {
 	// Set once.
 	gate     *limit.Gate
-	domain   string // of names without one
+	names    identity.Names
 	failures config.Failures
 }
 
 func newDesk(cfg *config.Config, gate *limit.Gate) *desk {
-	return &desk{gate: gate, domain: cfg.Auth.DefaultDomain, failures: cfg.Limits.Failures}
+	return &desk{gate: gate, names: cfg.Auth.Spelling, failures: cfg.Limits.Failures}
 }
 
 // banLine is a ban as it is shown.
@@ -283,7 +284,7 @@ func (d *desk) show(ctx context.Context, who string) (standing, error) {
 }
 
 func (d *desk) user(who string) (user, error) {
-	u, err := identity.Canon(who, d.domain)
+	u, err := d.names.Canon(who)
 	if err != nil {
 		return u, fmt.Errorf("%w: this is neither an address nor a name that an account can have", admin.ErrOrder)
 	}

@@ -65,14 +65,14 @@ func proxyConfig(cfg *config.Config, instance string) proxy.Config {
 func routingConfig(cfg *config.Config) routing.Config {
 	r := cfg.Routing
 	made := routing.Config{
-		Source:        r.Source,
-		Static:        routing.Static{Users: r.Static.Users, Domains: r.Static.Domains, Default: r.Static.Default},
-		Backends:      slices.Sorted(maps.Keys(cfg.Backends)),
-		DefaultDomain: cfg.Auth.DefaultDomain,
-		TTL:           r.Cache.TTL,
-		Stale:         r.Cache.Stale,
-		Negative:      r.Cache.Negative,
-		Snapshot:      r.Snapshot,
+		Source:   r.Source,
+		Static:   routing.Static{Users: r.Static.Users, Domains: r.Static.Domains, Default: r.Static.Default},
+		Backends: slices.Sorted(maps.Keys(cfg.Backends)),
+		Names:    cfg.Auth.Spelling,
+		TTL:      r.Cache.TTL,
+		Stale:    r.Cache.Stale,
+		Negative: r.Cache.Negative,
+		Snapshot: r.Snapshot,
 	}
 	if cfg.Redis != nil {
 		made.Prefix = cfg.Redis.Prefix

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/term"
 
 	"imapgate/auth"
+	"imapgate/internal/config"
 	"imapgate/internal/identity"
 )
 
@@ -22,7 +23,7 @@ const maxPasswordLine = 4 << 10
 var errMismatch = errors.New("the two passwords are not the same")
 
 func newPasswd() *cobra.Command {
-	var scheme, name string
+	var scheme, name, file string
 	cmd := &cobra.Command{
 		Use:   "passwd",
 		Short: "Hash a password",
@@ -34,21 +35,40 @@ first line is the password.`,
 		Example: `  imapgate passwd --user alice@example.org >> /etc/imapgate/users
   redis-cli HSET imapgate:user:alice@example.org password "$(imapgate passwd)"`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return passwd(cmd, scheme, name) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return passwd(cmd, scheme, name, file) },
 	}
 	cmd.Flags().StringVar(&scheme, "scheme", auth.Schemes()[0], "one of "+strings.Join(auth.Schemes(), ", "))
 	cmd.Flags().StringVar(&name, "user", "", "print a passwd-file line for this user")
+	cmd.Flags().StringVarP(&file, "config", "c", "", "read the name as this configuration has it (auth.names, auth.default_domain)")
+	_ = cmd.MarkFlagFilename("config", "yaml", "yml") // the flag was just made
 	_ = cmd.RegisterFlagCompletionFunc("scheme", cobra.FixedCompletions(auth.Schemes(), cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
-func passwd(cmd *cobra.Command, scheme, name string) error {
+// spelling is how user names are read: as the configuration has it, or without one
+// in the default alphabet.
+func spelling(file string) (identity.Names, error) {
+	if file == "" {
+		return identity.Names{}, nil
+	}
+	cfg, err := config.Load(file)
+	if err != nil {
+		return identity.Names{}, err
+	}
+	return cfg.Auth.Spelling, nil
+}
+
+func passwd(cmd *cobra.Command, scheme, name, file string) error {
 	scheme = strings.ToUpper(scheme)
 	if !slices.Contains(auth.Schemes(), scheme) {
 		return fmt.Errorf("scheme %q is not one of %s", scheme, strings.Join(auth.Schemes(), ", "))
 	}
 	if name != "" {
-		u, err := identity.Canon(name, "")
+		names, err := spelling(file)
+		if err != nil {
+			return err
+		}
+		u, err := names.Canon(name)
 		if err != nil {
 			return fmt.Errorf("user %q: %w", name, err)
 		}

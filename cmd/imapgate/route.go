@@ -12,6 +12,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/spf13/cobra"
@@ -183,7 +185,7 @@ func (o *routeOptions) run(cmd *cobra.Command, name string, call func(context.Co
 	if err != nil {
 		return err
 	}
-	u, err := identity.Canon(name, cfg.Auth.DefaultDomain)
+	u, err := cfg.Auth.Spelling.Canon(name)
 	if err != nil {
 		return fmt.Errorf("user %q: %w", name, err)
 	}
@@ -259,12 +261,14 @@ func table(to io.Writer, fields map[string]string) error {
 	return w.Flush()
 }
 
-// plain is s when it is visible ASCII, and quoted otherwise.
+// plain is s when it is visible ASCII and letters of other scripts, and quoted
+// otherwise.
 func plain(s string) string {
-	for i := range len(s) {
-		if s[i] < ' ' || s[i] > '~' {
-			return fmt.Sprintf("%+q", s)
-		}
+	hides := func(r rune) bool {
+		return r < ' ' || r > '~' && !unicode.In(r, unicode.L, unicode.Mn, unicode.Mc, unicode.Nd) || r == utf8.RuneError
+	}
+	if !utf8.ValidString(s) || strings.ContainsFunc(s, hides) {
+		return fmt.Sprintf("%+q", s)
 	}
 	return s
 }

@@ -2,7 +2,7 @@
 // who do not need it do not wait for it.
 //
 // It does not know what is asked, and starts no goroutine. A Breaker is guarded
-// by its owner's lock.
+// by its owner's lock; a Probed guards itself.
 package breaker
 
 import (
@@ -42,6 +42,12 @@ func (b *Breaker) Failed(now time.Time) {
 	if b.failures >= After {
 		b.pause(now)
 	}
+}
+
+// open has the service left alone at once.
+func (b *Breaker) open(now time.Time) {
+	b.failures = After
+	b.pause(now)
 }
 
 // Answered notes that the service spoke sense, whatever it said.

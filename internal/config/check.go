@@ -4,8 +4,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-
-	"imapgate/internal/identity"
 )
 
 // checker finds what no key shows by itself.
@@ -17,6 +15,7 @@ type checker struct {
 func (k checker) all() {
 	k.listeners()
 	k.redis()
+	k.names()
 	k.auth()
 	k.authHTTP()
 	k.oauth()
@@ -104,12 +103,12 @@ func (k checker) routing() {
 		k.add("routing.static", "source: static needs users, domains or default: else nobody has a backend")
 	}
 	k.routesOf("users", r.Static.Users, func(name string) (string, bool) {
-		u, err := identity.Canon(name, k.c.Auth.DefaultDomain)
+		u, err := k.c.Auth.Spelling.Canon(name)
 		return u.String(), err == nil
 	})
 	k.routesOf("domains", r.Static.Domains, func(name string) (string, bool) {
-		u, err := identity.Canon("x@"+name, "")
-		return u.Domain(), err == nil
+		domain, err := k.c.Auth.Spelling.Domain(name)
+		return domain, err == nil
 	})
 	if r.Static.Default != "" {
 		k.knows("routing.static.default", r.Static.Default)

@@ -72,6 +72,7 @@ type Redis struct {
 type Auth struct {
 	Methods         []string     `yaml:"methods" default:"passthrough" oneof:"passthrough file redis http oauth" doc:"Tried in order; the first that knows the user decides. file: a passwd-file. redis: the field password of the user's record. http: an auth server as nginx's mail proxy asks one; it decides about every password. oauth: bearer tokens are verified here. passthrough: the backend decides, with the client's own password or token; it comes last. A user whom only passthrough would vouch for cannot be sent to a backend with login: master."`
 	DefaultDomain   string       `yaml:"default_domain" form:"domain" example:"example.org" doc:"Appended to a user name without @."`
+	Names           AuthNames    `yaml:"names" doc:"Which user names there are, and how they are spelled."`
 	Mechanisms      []string     `yaml:"mechanisms" oneof:"SCRAM-SHA-256-PLUS SCRAM-SHA-256 EXTERNAL PLAIN LOGIN OAUTHBEARER XOAUTH2" example:"[SCRAM-SHA-256-PLUS, SCRAM-SHA-256, PLAIN, LOGIN]" doc:"The SASL mechanisms offered; no other is accepted. Left out: PLAIN and LOGIN where a method judges passwords, OAUTHBEARER and XOAUTH2 with the method oauth, EXTERNAL with external. SCRAM must be named: programs that know it prefer it, and it fails for every user whose password is not stored as {SCRAM-SHA-256}. OAUTHBEARER and XOAUTH2 with passthrough must be named too: not every backend takes tokens. PLUS is offered inside TLS only, EXTERNAL to clients with a good certificate only."`
 	SCRAMSecretFile string       `yaml:"scram_secret_file" example:"/run/secrets/scram" doc:"File with a secret of at least 16 characters, or set IMAPGATE_SCRAM_SECRET; needed for SCRAM. The salts that users get who do not exist are made of it, so all gateways need the same, for ever: whoever sees a salt change knows that there is no such user. Nor are unknown names told from users who are unavailable. openssl rand -base64 32 makes one."`
 	SCRAMIterations int          `yaml:"scram_iterations" default:"100000" min:"4096" max:"1000000" doc:"The iterations with which users are answered who have no password stored for SCRAM. It must be the number that the stored ones have, at all gateways: whoever gets another exists. imapgate passwd makes 100000, doveadm pw 4096. A stored password with another number is warned of in the log."`
@@ -81,6 +82,7 @@ type Auth struct {
 	OAuth           AuthOAuth    `yaml:"oauth" doc:"For the method oauth: who gives out the bearer tokens that OAUTHBEARER and XOAUTH2 bring."`
 
 	SCRAMSecret identity.Secret `yaml:"-"` // of SCRAMSecretFile or the environment
+	Spelling    identity.Names  `yaml:"-"` // of DefaultDomain and Names
 }
 
 // AuthFile is a passwd-file.

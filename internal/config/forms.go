@@ -35,7 +35,7 @@ func checkForm(form, s string) string {
 	case "label":
 		return labelForm(s)
 	case "domain":
-		if _, err := identity.Canon("x@"+s, ""); s != "" && err != nil {
+		if _, err := (identity.Names{}).Domain(s); s != "" && err != nil {
 			return quote(s) + " is not a domain such as example.org"
 		}
 	case "prefix":

@@ -39,31 +39,6 @@ func TestCanonRefusesWhatNoAccountHas(t *testing.T) {
 	}
 }
 
-func FuzzCanonUser(f *testing.F) {
-	f.Add("Alice@EX.com", "example.org")
-	f.Add("alice", "")
-	f.Add("a@b@c", "x")
-	f.Fuzz(func(t *testing.T, raw, domain string) {
-		u, err := Canon(raw, domain)
-		if err != nil {
-			return
-		}
-		again, err := Canon(u.String(), domain)
-		if err != nil || again != u {
-			t.Fatalf("not idempotent: %q, then %q %v", u, again, err)
-		}
-		upper, err := Canon(strings.ToUpper(u.String()), domain)
-		if err != nil || upper != u {
-			t.Fatalf("not closed under case: %q, %q %v", u, upper, err)
-		}
-		for _, c := range []byte(u.String()) {
-			if !strings.ContainsRune("abcdefghijklmnopqrstuvwxyz0123456789.-_@", rune(c)) {
-				t.Fatalf("%q has %q", u, c)
-			}
-		}
-	})
-}
-
 func TestSecretNeverPrints(t *testing.T) {
 	s := NewSecret("hunter2")
 	type holder struct {

@@ -19,43 +19,15 @@ const MaxUser = 64 + 1 + 255
 var ErrName = errors.New("user name has characters or a form that no account has")
 
 // User is the canonical name of an account: lower case, default domain
-// applied, alphabet checked. Only Canon makes one, so routes, pools, limits,
+// applied, alphabet checked. Only Names.Canon makes one, so routes, pools, limits,
 // the audit log and the backend all see the same bytes. The zero User is
 // nobody. Users are comparable and may be map keys.
 type User struct{ name string }
 
-// Canon makes the canonical name of raw. The alphabet is that of Dovecot's
-// auth_username_chars (a-z 0-9 . - _ @), letters are lower-cased, and
-// defaultDomain, when not empty, is appended to a name without an @.
-// Canon(Canon(x)) == Canon(x). Every other name is refused with ErrName.
-func Canon(raw, defaultDomain string) (User, error) {
-	if len(raw) == 0 || len(raw) > MaxUser {
-		return User{}, ErrName
-	}
-	name := raw
-	if defaultDomain != "" && strings.IndexByte(raw, '@') < 0 {
-		name = raw + "@" + defaultDomain
-	}
-	at, upper := -1, false
-	for i := 0; i < len(name); i++ {
-		switch c := name[i]; {
-		case c >= 'a' && c <= 'z', c >= '0' && c <= '9', c == '.', c == '-', c == '_':
-		case c >= 'A' && c <= 'Z':
-			upper = true
-		case c == '@' && at < 0:
-			at = i
-		default:
-			return User{}, ErrName
-		}
-	}
-	if at == 0 || at == len(name)-1 || len(name) > MaxUser || strings.HasSuffix(name, ".") && at >= 0 {
-		return User{}, ErrName
-	}
-	if upper {
-		name = strings.ToLower(name)
-	}
-	return User{name}, nil
-}
+// Canon makes the canonical name of raw in the default alphabet, which is that of
+// Dovecot's auth_username_chars (a-z 0-9 . - _ @). What an operator may have set
+// otherwise is in Names.
+func Canon(raw, defaultDomain string) (User, error) { return InDomain(defaultDomain).Canon(raw) }
 
 // String is the canonical name; "" for nobody.
 func (u User) String() string { return u.name }

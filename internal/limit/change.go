@@ -8,8 +8,6 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
-
-	"imapgate/internal/identity"
 )
 
 const (
@@ -187,7 +185,7 @@ func text(x any) string  { s, _ := x.(string); return s }
 // apply takes one change over. What cannot be read is not for this version.
 func (g *Gate) apply(c change) {
 	if c.kind == "forgive" {
-		if u, err := identity.Canon(c.who, ""); err == nil {
+		if u, err := g.cfg.Names.Canon(c.who); err == nil && u.String() == c.who {
 			g.past.forgiveUser(u)
 		}
 		return

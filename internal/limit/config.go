@@ -5,6 +5,8 @@ import (
 	"errors"
 	"net/netip"
 	"time"
+
+	"imapgate/internal/identity"
 )
 
 // Config is everything the gate needs to know. In all of it, a number of 0 is
@@ -25,6 +27,8 @@ type Config struct {
 	Lease time.Duration
 
 	wait time.Duration // for Redis; default ioTime. Tests on busy machines have more
+
+	Names identity.Names // how user names are read: in what other gateways write
 }
 
 // Listener are the limits of a listener. What is counted is counted over all

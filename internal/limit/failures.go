@@ -33,8 +33,13 @@ const (
 	manyUsers = 10
 
 	lastWrong = 10 // wrong passwords that are recognised, per user in a network
-	hour      = time.Hour
-	day       = 24 * time.Hour
+	// maxUnnamed bounds the failed logins of nobody that are recognised.
+	maxUnnamed = 16 << 10
+	// unlikeOnes of a user in a network within Bans.Within count for the network: of
+	// failures without a password nobody can say whether they are one guess or many.
+	unlikeOnes = 3
+	hour       = time.Hour
+	day        = 24 * time.Hour
 )
 
 // pastNet is what one network did.
@@ -55,7 +60,17 @@ type pastPair struct {
 	repeats window            // of wrong passwords that were recognised, in an hour
 	wrong   [lastWrong]uint32 // digests of passwords, newest first
 	unclear uint32            // digest of the one password that may have been right; 0: none
+	unlike  window            // failures without a password, in Bans.Within
 }
+
+// weight is what a failed login counts for.
+type weight uint8
+
+const (
+	repeated weight = iota // nothing: it was seen before
+	userOnly               // the user, not the networks
+	whole
+)
 
 // failures is what is remembered of failed logins. Keys are keyed hashes, as in
 // goodList.
@@ -72,6 +87,7 @@ type failures struct {
 	users *simplelru.LRU[uint64, pastUser]
 	pairs *simplelru.LRU[uint64, pastPair]
 	exact *simplelru.LRU[uint64, window] // as pastPair.hour, of a user at one address
+	again *simplelru.LRU[uint64, window] // of a login of nobody in a network: its repetitions in an hour
 	open  map[uint64]int32               // logins under way, by what they would count for; bound: the connections there are
 }
 
@@ -79,41 +95,72 @@ func newFailures(cfg *Config) *failures {
 	f := &failures{
 		within: cfg.Bans.Within, siege: max(cfg.Failures.PerUserHour, 2), seed: maphash.MakeSeed(),
 		nets: newTable[pastNet](maxPastNets), users: newTable[pastUser](maxPastUsers), pairs: newTable[pastPair](maxPastPairs),
-		exact: newTable[window](maxPastPairs), open: make(map[uint64]int32),
+		exact: newTable[window](maxPastPairs), again: newTable[window](maxUnnamed), open: make(map[uint64]int32),
 	}
 	_, _ = rand.Read(f.secret[:]) // never fails
 	return f
 }
 
 // digest is a password of a user, as it is recognised.
-func (f *failures) digest(u identity.User, password identity.Secret) uint32 {
+func (f *failures) digest(u identity.User, password identity.Secret) uint64 {
 	mac := hmac.New(sha256.New, f.secret[:])
 	mac.Write([]byte(u.String()))
 	mac.Write([]byte{0}) // which no name has
 	mac.Write([]byte(password.Reveal()))
-	return max(1, binary.BigEndian.Uint32(mac.Sum(nil))) // 0 is an empty place
+	return binary.BigEndian.Uint64(mac.Sum(nil))
 }
 
-// again says how often in an hour wrong passwords were repeated for the user from
-// that network, this one included, or 0 for one that was not seen of late, which it
-// remembers. Without a password, or a user, every failure is a new one.
-func (f *failures) again(at pair, password identity.Secret, t time.Duration) (repeats int) {
-	if password.IsZero() || at.user.IsZero() {
-		return 0
+// weigh says what a failure of the user from that network counts for, and how
+// often in an hour wrong passwords were repeated, this one included. One that was
+// not seen of late is remembered.
+func (f *failures) weigh(at pair, password identity.Secret, t time.Duration) (w weight, repeats int) {
+	if at.user.IsZero() {
+		return f.weighUnnamed(at.net, password, t)
 	}
-	d, key := f.digest(at.user, password), maphash.Comparable(f.seed, at)
+	key := maphash.Comparable(f.seed, at)
+	d := max(1, uint32(f.digest(at.user, password))) // 0 is an empty place
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	p, _ := f.pairs.Get(key)
-	if slices.Contains(p.wrong[:], d) {
+	defer func() { f.pairs.Add(key, p) }()
+	switch {
+	case password.IsZero() && p.unlike.count(t, f.within) >= unlikeOnes:
+		return userOnly, 0
+	case password.IsZero():
+		p.unlike = p.unlike.add(t, f.within)
+		return whole, 0
+	case slices.Contains(p.wrong[:], d):
 		p.repeats = p.repeats.add(t, hour)
-		f.pairs.Add(key, p)
-		return p.repeats.count(t, hour)
+		return repeated, p.repeats.count(t, hour)
 	}
 	copy(p.wrong[1:], p.wrong[:])
 	p.wrong[0] = d
-	f.pairs.Add(key, p)
-	return 0
+	return whole, 0
+}
+
+// weighUnnamed is weigh for a name that no account has, which is part of what was
+// shown, or for a token that says for whom. None of them can have been a guess at
+// an account; but to make many up is what attackers do.
+func (f *failures) weighUnnamed(net netip.Prefix, shown identity.Secret, t time.Duration) (w weight, repeats int) {
+	if shown.IsZero() {
+		return whole, 0
+	}
+	type unnamed struct {
+		digest uint64
+		net    netip.Prefix
+	}
+	key := maphash.Comparable(f.seed, unnamed{f.digest(identity.User{}, shown), net})
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	p, seen := f.again.Get(key)
+	if seen {
+		p = p.add(t, hour)
+	}
+	f.again.Add(key, p)
+	if !seen {
+		return whole, 0
+	}
+	return repeated, p.count(t, hour)
 }
 
 // mayBeRight reports whether a password can be the user's that a service has seen and
@@ -123,7 +170,7 @@ func (f *failures) mayBeRight(at pair, password identity.Secret, t time.Duration
 	if password.IsZero() || at.user.IsZero() {
 		return 0, false
 	}
-	d, key := f.digest(at.user, password), maphash.Comparable(f.seed, at)
+	d, key := max(1, uint32(f.digest(at.user, password))), maphash.Comparable(f.seed, at)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	p, _ := f.pairs.Get(key)
@@ -173,20 +220,24 @@ func distinct(set uint64) int {
 	return int(n + 0.5)
 }
 
-// failed counts a failure of a user, known there or not. It says so when with it a
-// network has tried suspiciously many users.
-func (f *failures) failed(at pair, addr netip.Addr, t time.Duration) (now news) {
+// failedNets counts a failure in the networks around. It says so when with it one
+// of them has tried suspiciously many users.
+func (f *failures) failedNets(u identity.User, addr netip.Addr, t time.Duration) (now news) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for i := range tiers {
 		net := tier(addr, i)
-		if before, after := f.failedNet(net, at.user, t); before < manyUsers*tierScale[i] && after >= manyUsers*tierScale[i] {
+		if before, after := f.failedNet(net, u, t); before < manyUsers*tierScale[i] && after >= manyUsers*tierScale[i] {
 			now = news{true, Spray{Suspected: true, Net: net, Users: after}}
 		}
 	}
-	if at.user.IsZero() {
-		return now
-	}
+	return now
+}
+
+// failedPair counts a failure of a user, known there or not.
+func (f *failures) failedPair(at pair, addr netip.Addr, t time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	key := maphash.Comparable(f.seed, at)
 	p, _ := f.pairs.Get(key)
 	p.hour = p.hour.add(t, hour)
@@ -194,7 +245,6 @@ func (f *failures) failed(at pair, addr netip.Addr, t time.Duration) (now news) 
 	key = maphash.Comparable(f.seed, pair{at.user, home(addr)})
 	w, _ := f.exact.Get(key)
 	f.exact.Add(key, w.add(t, hour))
-	return now
 }
 
 // failedUser counts a failure from where the user is not known. Those from where

@@ -90,9 +90,10 @@ func (v *Visit) besieged(past tally) bool {
 // Failed counts a wrong login and gives the least time that the denial must take,
 // from the login on. A password that was wrong before is not counted again, so
 // that a phone which was not told of the new one does no harm; but each repetition
-// costs a check, and many are denied ever slower. Without a password (the zero
-// Secret) each failure counts. It may take what Attempt has left of ioTime, for
-// Redis.
+// costs a check, and many are denied ever slower. For nobody (the zero User) the
+// password is all that was shown, with the name. Without a password (the zero
+// Secret) each failure counts for the user, and a few for the networks. It may
+// take what Attempt has left of ioTime, for Redis.
 func (v *Visit) Failed(ctx context.Context, u identity.User, password identity.Secret) time.Duration {
 	if v.exempt {
 		return 0
@@ -100,10 +101,11 @@ func (v *Visit) Failed(ctx context.Context, u identity.User, password identity.S
 	g := v.gate
 	at := pair{u, near(v.addr)}
 	defer v.Settle()
-	f, repeats := &v.limits.Failures, g.past.again(at, password, g.now())
-	if repeats == 0 {
+	f := &v.limits.Failures
+	w, repeats := g.past.weigh(at, password, g.now())
+	if w != repeated {
 		asking, done := v.asking(ctx)
-		v.count(asking, at)
+		v.count(asking, at, w)
 		done()
 	}
 	v.asked = 0 // the next login may wait again
@@ -145,15 +147,20 @@ func (v *Visit) Uncounted() time.Duration {
 
 // count counts a failure here and at all gateways, and bans whoever has had
 // enough of them.
-func (v *Visit) count(ctx context.Context, at pair) {
+func (v *Visit) count(ctx context.Context, at pair, w weight) {
 	g := v.gate
 	known := !at.user.IsZero() && g.good.knows(at, g.now())
-	g.sprayed(g.past.failed(at, v.addr, g.now()))
+	if w == whole {
+		g.sprayed(g.past.failedNets(at.user, v.addr, g.now()))
+		g.sprayed(g.spray.failed(at.user, g.now()))
+	}
+	if !at.user.IsZero() {
+		g.past.failedPair(at, v.addr, g.now())
+	}
 	if !known && !at.user.IsZero() {
 		g.past.failedUser(at.user, g.now())
 	}
-	g.sprayed(g.spray.failed(at.user, g.now()))
-	if all, ok := g.failedEverywhere(ctx, at, v.addr, known); ok {
+	if all, ok := g.failedEverywhere(ctx, at, v.addr, counts{networks: w == whole, user: !known}); ok {
 		g.past.learn(at, v.addr, all, g.now())
 	}
 	if now := g.past.look(at, v.addr, g.now()); over(now.net[0].ban, v.limits.Failures.BanAfter) {

@@ -76,14 +76,20 @@ func (g *Gate) inquire(ctx context.Context, u identity.User, addr netip.Addr) bo
 	return true
 }
 
+// counts is what a failure counts for besides the pairs.
+type counts struct{ networks, user bool }
+
 // failedEverywhere counts a failure at all gateways, and gives what there is.
-func (g *Gate) failedEverywhere(ctx context.Context, at pair, addr netip.Addr, known bool) (all tally, ok bool) {
+func (g *Gate) failedEverywhere(ctx context.Context, at pair, addr netip.Addr, c counts) (all tally, ok bool) {
 	s := g.shared
 	if s == nil {
 		return all, false
 	}
 	calls := g.failedCalls(at, addr, 1)
-	if !at.user.IsZero() && known {
+	for i := 0; i < tiers && !c.networks; i++ {
+		calls[i].args[0] = 0
+	}
+	if !at.user.IsZero() && !c.user {
 		calls[tiers].args[0] = 0 // as failedUser has it
 	}
 	r, err := s.ask(ctx, calls...)

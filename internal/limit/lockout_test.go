@@ -302,15 +302,73 @@ func TestAnOperatorsBanHoldsForWhoIsKnown(t *testing.T) {
 	}
 }
 
-func TestNamesThatAreNoneCountEachTime(t *testing.T) {
+func TestANameThatIsNobodysCountsOnceUntilItChanges(t *testing.T) {
 	g := newGate(t, wide(), nil)
+	nobody := identity.User{}
+	fail := func(addr string, shown identity.Secret) time.Duration {
+		v := arrive(t, g, at(addr))
+		defer v.Leave()
+		return v.Failed(t.Context(), nobody, shown)
+	}
+	for i := range 50 {
+		want := 2 * time.Second
+		if i > 20 {
+			want = 15 * time.Second
+		}
+		if d := fail("192.0.2.1", secret("the same")); (i <= 10 || i > 20) && !within(d, want) {
+			t.Fatalf("repetition %d takes %v, want %v", i, d, want)
+		}
+	}
+	if n := g.past.look(pair{}, at("192.0.2.1"), g.now()).net[0]; n.ban != 1 || n.day != 1 {
+		t.Errorf("50 of the same count as %+v", n)
+	}
+	for i := range 10 {
+		fail("192.0.2.2", secret("%d", i)) // in the same network
+	}
+	if _, err := g.Arrive("imaps", at("192.0.2.2")); reason(err) != Banned {
+		t.Fatalf("10 others: %v", err)
+	}
 	for range 10 {
+		fail("203.0.113.1", identity.Secret{}) // of which nothing is known
+	}
+	if _, err := g.Arrive("imaps", at("203.0.113.1")); reason(err) != Banned {
+		t.Fatalf("10 of which nothing is known: %v", err)
+	}
+	for i := range 2 * maxUnnamed {
+		g.past.weighUnnamed(near(at("192.0.2.1")), secret("%d", i), g.now())
+	}
+	if n := g.past.again.Len(); n > maxUnnamed {
+		t.Errorf("%d are remembered", n)
+	}
+}
+
+// A proof of SCRAM says that the password was wrong, not which one it was.
+func TestFailuresWithoutAPasswordCountForTheUserAndAFewForTheNetwork(t *testing.T) {
+	c := wide()
+	c.Failures.PerPairHour = 20
+	g := newGate(t, c, nil)
+	alice := user(t, "alice")
+	for range 20 {
 		v := arrive(t, g, at("192.0.2.1"))
-		v.Failed(t.Context(), identity.User{}, secret("the same"))
+		v.Failed(t.Context(), alice, identity.Secret{})
+		v.Leave()
+	}
+	past := g.past.look(pair{alice, near(at("192.0.2.1"))}, at("192.0.2.1"), g.now())
+	if past.net[0].ban != unlikeOnes || past.pair.hour != 20 || past.exact.hour != 20 || past.user.day != 20 {
+		t.Errorf("20 of them count as %+v", past)
+	}
+	if _, err := logIn(t, g, at("192.0.2.1"), alice); reason(err) != PairFailures {
+		t.Errorf("the user may go on there: %v", err)
+	}
+	for i := range 3 {
+		v := arrive(t, g, at("192.0.2.1"))
+		for range 5 {
+			v.Failed(t.Context(), user(t, fmt.Sprint("user", i)), identity.Secret{})
+		}
 		v.Leave()
 	}
 	if _, err := g.Arrive("imaps", at("192.0.2.1")); reason(err) != Banned {
-		t.Fatalf("behind 10 of them: %v", err)
+		t.Errorf("who tries several users is not banned: %v", err)
 	}
 }
 

@@ -49,10 +49,12 @@ type Dovecot struct {
 	Dir        string // its folder: dovecot.conf, log, mail/
 	t          testing.TB
 	program    string
+	ports      []int
 
 	// Guarded by mu.
 	mu      sync.Mutex
 	process *Process
+	held    []*heldPort // its ports, from its end to that of Restart; else nil
 }
 
 // confValues is what the template of dovecot.conf is filled with.
@@ -82,6 +84,7 @@ func StartDovecot(t testing.TB, c DovecotConfig) *Dovecot {
 		t.Fatalf("write Dovecot's files: %v", err)
 	}
 	OnFreePorts(t, 4, func(ports []int) error {
+		d.ports = ports
 		v.PlainPort, v.TLSPort, v.ProxiedPort, v.ProxiedTLSPort = ports[0], ports[1], ports[2], ports[3]
 		d.Plain, d.TLS = Loopback(ports[0]), Loopback(ports[1])
 		d.Proxied, d.ProxiedTLS = Loopback(ports[2]), Loopback(ports[3])
@@ -216,18 +219,48 @@ func (d *Dovecot) Log() string {
 	return string(log)
 }
 
-// Stop ends Dovecot as an operator would. Its mail stays.
-func (d *Dovecot) Stop() { d.current().Stop() }
+// Stop ends Dovecot as an operator would. Its mail stays, and its ports are kept for it.
+func (d *Dovecot) Stop() {
+	d.t.Helper()
+	d.current().Stop()
+	d.hold()
+}
 
 // Kill ends all of Dovecot's processes at once, as a power cut would.
-func (d *Dovecot) Kill() { d.current().Kill() }
+func (d *Dovecot) Kill() {
+	d.t.Helper()
+	d.current().Kill()
+	d.hold()
+}
+
+// hold keeps the ports until release or the end of the test.
+func (d *Dovecot) hold() {
+	d.t.Helper()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.held == nil {
+		for _, port := range d.ports {
+			d.held = append(d.held, holdPort(d.t, port))
+		}
+		d.t.Cleanup(d.release)
+	}
+}
+
+func (d *Dovecot) release() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, h := range d.held {
+		h.release()
+	}
+	d.held = nil
+}
 
 // Restart stops Dovecot if it runs and starts it on the same ports with the same
-// mail. While a port is taken by somebody else's passing connection, or a socket
-// by a process that was killed a moment ago, it waits.
+// mail. While a socket is taken by a process that was killed a moment ago, it waits.
 func (d *Dovecot) Restart() {
 	d.t.Helper()
 	d.Stop()
+	defer d.release()
 	var err error
 	Within(d.t, startTime, "Dovecot to get its ports again", func() bool {
 		err = d.start()

@@ -6,6 +6,7 @@ import (
 	"os"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // heldPort is a port that is bound and not listened on: those who connect are
@@ -30,9 +31,13 @@ func holdPort(t testing.TB, port int) *heldPort {
 	if err := syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1); err != nil {
 		t.Fatalf("share a port: %v", err)
 	}
-	// Somebody was quicker: then there is nothing to hold, and who wants to
-	// listen there has to wait.
-	_ = syscall.Bind(fd, &syscall.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}})
+	// A server's last process may still be about to end. Where somebody was quicker
+	// there is nothing to hold, and who wants to listen there has to wait.
+	for end := time.Now().Add(time.Second); time.Now().Before(end); <-time.After(pollTime) {
+		if syscall.Bind(fd, &syscall.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}) == nil {
+			break
+		}
+	}
 	return h
 }
 

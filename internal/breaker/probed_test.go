@@ -1,0 +1,87 @@
+package breaker
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// service is what a Probed is about: its owner's questions count and are
+// answered as err says.
+type service struct {
+	err   error
+	asked int
+	told  []bool
+}
+
+func (s *service) breaker() *Probed {
+	return NewProbed(func(context.Context) error { s.asked++; return s.err }, time.Second, func(open bool, _ error) {
+		s.told = append(s.told, open)
+	})
+}
+
+func TestQuestionsWithoutAnAnswerOpenNothingWhileTheServiceAnswersAnother(t *testing.T) {
+	s := &service{}
+	p := s.breaker()
+	for i := range 100 * After {
+		if !p.Allow(t.Context()) {
+			t.Fatalf("left alone after %d questions", i)
+		}
+		p.Failed()
+	}
+	if s.asked != 99 || len(s.told) != 0 {
+		t.Errorf("asked %d questions of its own, told %v", s.asked, s.told)
+	}
+}
+
+func TestAServiceThatAnswersNothingIsLeftAloneAndAskedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &service{err: errors.New("no answer")}
+		p := s.breaker()
+		for range After {
+			if !p.Allow(t.Context()) {
+				t.Fatal("left alone at once")
+			}
+			p.Failed()
+		}
+		for range 1000 {
+			if p.Allow(t.Context()) {
+				t.Fatal("not left alone")
+			}
+		}
+		if s.asked != 1 {
+			t.Errorf("asked %d times", s.asked)
+		}
+		time.Sleep(For * 6 / 5)
+		for range 2 {
+			if p.Allow(t.Context()) || s.asked != 2 {
+				t.Errorf("asked %d times after a pause", s.asked)
+			}
+		}
+		s.err = nil
+		time.Sleep(For * 6 / 5)
+		for range 2 {
+			if !p.Allow(t.Context()) || s.asked != 3 {
+				t.Errorf("not asked again: %d", s.asked)
+			}
+		}
+		if len(s.told) != 2 || !s.told[0] || s.told[1] {
+			t.Errorf("told %v", s.told)
+		}
+	})
+}
+
+func TestACallerThatLeavesDecidesNothing(t *testing.T) {
+	s := &service{}
+	p := NewProbed(func(ctx context.Context) error { s.asked++; return ctx.Err() }, time.Minute, func(bool, error) { t.Error("told") })
+	for range After {
+		p.Failed()
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if !p.Allow(gone) || s.asked != 1 {
+		t.Error("the gateway's own question ended with its caller")
+	}
+}
