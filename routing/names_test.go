@@ -70,6 +70,9 @@ func TestNamesThatPeopleHaveAreRoutedByRedisAndTheSnapshot(t *testing.T) {
 		if e := later.cache.entries[canonical(t, name)]; e == nil || e.answer.backend != "east" {
 			t.Errorf("%s is not in the snapshot: %+v", name, e)
 		}
+		if later.cache.sample.where["imapgate:user:"+name] == nil {
+			t.Errorf("that %s had a record is not in the snapshot", name)
+		}
 	}
 	narrow := &Router{cfg: r.cfg, log: quiet(t), keys: r.keys, rules: newRules(testConfig), cache: newCache(r.cfg, newOracle().source(), quiet(t))}
 	narrow.loadSnapshot()

@@ -57,15 +57,15 @@ func (k keys) accepted() string             { return k.prefix + "accepted" }
 func (k keys) prefixes() (user, dom string) { return k.prefix + "user:", k.prefix + "domain:" }
 
 // isRecord says whether key is that of a record some user may have.
-func (k keys) isRecord(key string) bool {
+func (k keys) isRecord(key string, names identity.Names) bool {
 	user, domain := k.prefixes()
 	if name, ok := strings.CutPrefix(key, user); ok {
-		u, err := identity.Canon(name, "")
+		u, err := names.Canon(name)
 		return err == nil && u.String() == name
 	}
 	if name, ok := strings.CutPrefix(key, domain); ok {
-		u, err := identity.Canon("x@"+name, "")
-		return err == nil && u.Domain() == name
+		canonical, err := names.Domain(name)
+		return err == nil && canonical == name
 	}
 	return key == k.deflt()
 }

@@ -139,7 +139,7 @@ func (c *cache) restoreSample(s snapshot) {
 	}
 	n := c.sample.at("") // in a cluster they are filed before the first question
 	for _, key := range keys[:min(len(keys), maxRestored)] {
-		if c.sample.where[key] == nil && c.keys.isRecord(key) {
+		if c.sample.where[key] == nil && c.keys.isRecord(key, c.cfg.Names) {
 			n.keys = append(n.keys, key)
 			c.sample.where[key] = n
 		}

@@ -7,13 +7,15 @@ import (
 
 	"go.uber.org/zap"
 
+	"imapgate/internal/identity"
 	"imapgate/internal/imap"
 	"imapgate/internal/metrics"
 	"imapgate/proxy/mux/pool"
 )
 
-// A backend that breaks its promises this often in this time is spliced: then
-// nothing depends on them.
+// A backend that breaks its promises to so many users in this time is spliced: then
+// nothing depends on them. One user's sessions never switch a backend that others
+// use, whatever they do to it.
 const (
 	violations      = 3
 	violationWindow = time.Hour
@@ -33,7 +35,13 @@ type backend struct {
 	offered atomic.Pointer[offer] // the last: most are equal, and share one
 
 	mu   sync.Mutex
-	last [violations]time.Time // Guarded by mu. When promises were broken, the latest first.
+	last [violations]violation // Guarded by mu. The latest first, one for each user.
+}
+
+// violation is a promise that was broken to a user.
+type violation struct {
+	user identity.User
+	at   time.Time
 }
 
 // offer is what clients are told of a backend's capabilities.
@@ -69,18 +77,26 @@ func (b *backend) enter(deadline time.Time) (release func(), err error) {
 	}
 }
 
-// violated counts a promise that the backend has broken.
-func (b *backend) violated(kind string, now time.Time) {
+// violated counts a promise that the backend has broken to a user.
+func (b *backend) violated(kind string, user identity.User, now time.Time) {
 	b.metrics.Mux.InvariantBroken(kind)
-	b.mu.Lock()
-	copy(b.last[1:], b.last[:])
-	b.last[0] = now
-	often := now.Sub(b.last[violations-1]) < violationWindow
-	b.mu.Unlock()
 	b.log.Warn("backend broke a promise of IMAP", zap.String("kind", kind))
-	if often && b.spliced.CompareAndSwap(false, true) {
+	if b.brokenOften(violation{user, now}) && b.spliced.CompareAndSwap(false, true) {
 		b.metrics.Backend(b.name).SwitchedToSplice()
-		b.log.Error("ALERT: backend has broken promises of IMAP three times in an hour; its new sessions are spliced until the gateway is started again",
+		b.log.Error("ALERT: backend has broken promises of IMAP to three users in an hour; its new sessions are spliced until the gateway is started again",
 			zap.String("kind", kind))
 	}
+}
+
+// brokenOften notes a violation, and says whether there were enough.
+func (b *backend) brokenOften(v violation) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	i := 0
+	for i < len(b.last)-1 && b.last[i].user != v.user {
+		i++
+	}
+	copy(b.last[1:i+1], b.last[:i])
+	b.last[0] = v
+	return v.at.Sub(b.last[violations-1].at) < violationWindow
 }

@@ -18,6 +18,7 @@ import (
 // Bounds of what a client may send.
 const (
 	maxCollected = 64 << 10 // octets of all literals of a command that is held whole
+	maxPassed    = 1 << 20  // octets of what follows the first line of a refused command
 	maxBad       = 20       // commands in a row that are none
 )
 
@@ -29,6 +30,7 @@ type request struct {
 	facts  command.Facts
 	whole  []byte // literals inline
 	syntax bool   // not understood
+	upload command.Upload
 }
 
 // commands does what the client has asked for, as far as it has been read whole,
@@ -77,6 +79,9 @@ func (s *session) command(seg imap.Segment) error {
 	s.bad = 0
 	s.request = request{tag: head.Tag, spec: head.Spec}
 	s.opens(&s.request)
+	if refusal := misplaced(head.Spec, seg); refusal != "" {
+		return s.reject(refusal, seg)
+	}
 	if head.Spec.Streams {
 		return s.stream(seg)
 	}
@@ -111,23 +116,7 @@ func (s *session) misread(tag []byte, seg imap.Segment) error {
 	if err := s.say(answer); err != nil {
 		return err
 	}
-	return s.skip(seg)
-}
-
-// skip reads the rest of a command whose first line is answered. A synchronising
-// literal does not come.
-func (s *session) skip(seg imap.Segment) error {
-	for !seg.End {
-		if seg.Literal.Size >= 0 && !seg.Literal.NonSync {
-			s.client.Refuse()
-			return nil
-		}
-		var err error
-		if seg, err = s.nextOfClient(); err != nil {
-			return err
-		}
-	}
-	return nil
+	return s.skip(seg, maxPassed)
 }
 
 // nextOfClient is the next segment of a command that has begun.
@@ -178,6 +167,10 @@ func (s *session) collect(seg imap.Segment) error {
 	}
 	s.request.whole = s.collected
 	s.request.tag = s.collected[:len(s.request.tag)]
+	if endless(seg) {
+		s.request.whole = nil
+		return s.reject(stringEndless, seg)
+	}
 	return nil
 }
 
@@ -190,7 +183,7 @@ func (s *session) tooLarge(seg imap.Segment) error {
 	if err := s.say(tag, " BAD [TOOBIG] Command is too large."); err != nil {
 		return err
 	}
-	return s.skip(seg)
+	return s.skip(seg, maxPassed)
 }
 
 // do does a whole command.

@@ -238,7 +238,7 @@ func (s *session) verify() error {
 		return nil
 	}
 	m.Verified(metrics.Different)
-	s.backend.violated(metrics.ViewDifferent, time.Now())
+	s.blame(metrics.ViewDifferent)
 	return &ending{audit.ViewInconsistent, byeChanged, err}
 }
 

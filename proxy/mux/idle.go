@@ -114,7 +114,7 @@ func (s *session) idled(seg imap.Segment) error {
 	if err := s.say(tag, " BAD Expected DONE."); err != nil {
 		return err
 	}
-	return s.skip(seg)
+	return s.skip(seg, maxPassed)
 }
 
 // stopIdling ends our IDLE on the lease. What the client does not know yet it is

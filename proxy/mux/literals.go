@@ -2,9 +2,76 @@ package mux
 
 import (
 	"bytes"
+	"math"
 
 	"imapgate/internal/imap"
+	"imapgate/proxy/mux/command"
 )
+
+// A backend that refuses a command without having read its literal takes the octets
+// of a non-synchronising one for commands: they are executed, none of them is on
+// record, and their answers have the tags of no command. Therefore a literal goes out
+// unasked only where every server accepts the line that announces it, and otherwise
+// when the backend has asked for it.
+
+// Refusals of a literal that no command can have.
+const (
+	literalMisplaced   = " BAD Command takes no literal."
+	stringEndless      = " BAD Quoted string does not end."
+	argumentsMalformed = " BAD Arguments are malformed."
+)
+
+// misplaced says why a command cannot have the literal that its first line
+// announces, as the answer without the tag; "" if it can.
+func misplaced(spec *command.Spec, seg imap.Segment) string {
+	switch {
+	case endless(seg):
+		return stringEndless
+	case spec.NoLiteral && !seg.End:
+		return literalMisplaced
+	}
+	return ""
+}
+
+// endless says whether a line announces a literal inside a quoted string that does
+// not end. A server that sees no string there sees a literal.
+func endless(seg imap.Segment) bool {
+	return seg.Kind == imap.Text && seg.End && bytes.HasSuffix(seg.Bytes, []byte("}\r\n")) && bytes.IndexByte(seg.Bytes, '{') >= 0
+}
+
+// reject answers the command in hand, which no backend is shown, and passes over what
+// its client still sends of it. seg is its last segment so far.
+func (s *session) reject(refusal string, seg imap.Segment) error {
+	tag := string(s.request.tag)
+	if err := s.settle(); err != nil {
+		return err
+	}
+	if err := s.say(tag, refusal); err != nil {
+		return err
+	}
+	return s.skip(seg, s.request.most())
+}
+
+// skip reads the rest of a command whose first line is answered. A synchronising
+// literal does not come. A client that announces more than limit octets is ended.
+func (s *session) skip(seg imap.Segment, limit int64) error {
+	for !seg.End {
+		if size := seg.Literal.Size; size >= 0 {
+			if !seg.Literal.NonSync {
+				s.client.Refuse()
+				return nil
+			}
+			if limit -= min(size, math.MaxInt64/2) + int64(len(seg.Bytes)); limit < 0 {
+				return s.garbage()
+			}
+		}
+		var err error
+		if seg, err = s.nextOfClient(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // send writes a command to the lease; with literals, as the backend takes them.
 // The command is outstanding already.
@@ -19,7 +86,9 @@ func (s *session) send(whole []byte) error {
 // hasLiteral says whether a whole command has a line end before its last.
 func hasLiteral(whole []byte) bool { return bytes.IndexByte(whole, '\n') < len(whole)-1 }
 
-// sendLiterals sends a command piece by piece. Nothing else is outstanding.
+// sendLiterals sends a command piece by piece, as the backend asks for its literals:
+// that the gateway can follow the arguments does not mean that every server takes
+// them. Nothing else is outstanding.
 func (s *session) sendLiterals(whole []byte) error {
 	r := imap.NewReader(bytes.NewReader(whole), imap.Commands, len(whole))
 	s.cutShort = true
@@ -28,10 +97,13 @@ func (s *session) sendLiterals(whole []byte) error {
 		if err != nil {
 			return s.upstreamLost(err)
 		}
-		asks := seg.Kind == imap.Text && !seg.End && !s.unasked(seg.Literal)
+		asks := seg.Kind == imap.Text && !seg.End
 		if asks {
 			seg.Bytes = synchronising(seg)
 			s.plus = true
+		}
+		if seg.Kind == imap.Data && bytes.ContainsAny(seg.Bytes, "\r\n") {
+			s.doubtful = true // an answer that repeats it has lines of the client's
 		}
 		if _, err := s.up.Write(seg.Bytes); err != nil {
 			return s.upstreamLost(err)
@@ -49,11 +121,13 @@ func (s *session) sendLiterals(whole []byte) error {
 	}
 }
 
-// unasked says whether a literal goes out without being asked for: it came so,
-// and the backend takes it so (RFC 7888).
-func (s *session) unasked(lit imap.Literal) bool {
+// unasked says whether the message that the first line of APPEND announces goes out
+// without being asked for: it came so, the backend takes it so (RFC 7888), and does
+// not refuse the line.
+func (s *session) unasked(seg imap.Segment) bool {
 	caps := s.up.Caps()
-	return lit.NonSync && (caps.Has("LITERAL+") || caps.Has("LITERAL-") && lit.Size <= 4096)
+	return seg.Literal.NonSync && (caps.Has("LITERAL+") || caps.Has("LITERAL-") && seg.Literal.Size <= 4096) &&
+		command.PlainAppend(seg.Bytes)
 }
 
 // synchronising is the line with its literal's announcement as one that waits.

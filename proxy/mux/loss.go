@@ -93,6 +93,7 @@ func (s *session) resend() error {
 		}
 		s.hub.rooms.Metrics.Mux.Retried(e.spec.Name)
 		s.sent.add(e, bytes)
+		s.doubtful = s.doubtful || e.pin == audit.PinSyntax
 		if err := s.send(bytes); err != nil {
 			s.sent.addAll(&all, i+1)
 			return err

@@ -122,12 +122,14 @@ func (s *session) judge(seg imap.Segment) (verdict, error) {
 	}
 	e, ok := s.sent.answered(line)
 	if !ok {
-		// Whatever this answers, it is not for this client.
-		return drop, s.violated(metrics.TagUnknown, fmt.Errorf("%w: an answer to nothing", errProtocol))
+		return drop, s.stray()
 	}
 	s.closes(line)
 	s.tries = 0
 	s.plus = false
+	if !imap.HasWord(line[e.tag+1:], "OK") {
+		s.doubtful = s.doubtful || e.unasked || e.spec.Streams && s.request.upload.Names
+	}
 	if e.closes && imap.HasWord(line[e.tag+1:], "OK") {
 		s.closed()
 	}
@@ -219,7 +221,7 @@ func (s *session) untold(kind string, err error) (verdict, error) {
 		return pass, nil
 	}
 	s.box.spoiled = true
-	s.backend.violated(kind, time.Now())
+	s.blame(kind)
 	if s.pinning == "" {
 		s.pinning = audit.PinViolation
 	}
@@ -313,9 +315,23 @@ func uidIn(line []byte) (uint32, bool) {
 	return 0, false
 }
 
+// stray is an answer to no command: whatever it answers, it is not for this client.
+func (s *session) stray() error {
+	return s.violated(metrics.TagUnknown, fmt.Errorf("%w: an answer to nothing", errProtocol))
+}
+
 // violated counts a promise the backend has broken, and is the loss of the
 // connection on which it did.
 func (s *session) violated(kind string, err error) error {
-	s.backend.violated(kind, time.Now())
+	s.blame(kind)
 	return s.upstreamLost(fmt.Errorf("%w: %w", errProtocol, err))
+}
+
+// blame counts a promise that the backend has broken to the session's user. On a
+// connection that was sent what the backend may have taken for commands, or may have
+// repeated in an answer, it is the client that may have broken it.
+func (s *session) blame(kind string) {
+	if !s.doubtful {
+		s.backend.violated(kind, s.account.User(), time.Now())
+	}
 }

@@ -100,7 +100,7 @@ func (s *session) selected(r *request, shown []byte) error {
 			return s.violated(metrics.ResponseSyntax, fmt.Errorf("%w: + in SELECT", errProtocol))
 		}
 		if _, ok := s.sent.answered(response); !ok {
-			return s.violated(metrics.TagUnknown, fmt.Errorf("%w: an answer to nothing", errProtocol))
+			return s.stray()
 		}
 		res, err := imap.ParseResponse(bytes.TrimSuffix(response, []byte("\r\n")))
 		if err != nil {

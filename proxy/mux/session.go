@@ -54,7 +54,7 @@ type session struct {
 	attached   bool          // it has box selected, and says of it what the client sees
 	plus       bool          // a continuation request is due
 	cutShort   bool          // it has the beginning of a command, not yet its end
-	doubtful   bool          // it was sent what we did not understand
+	doubtful   bool          // what it says may be the client's doing
 	before     bool          // it had a mailbox selected before the SELECT under way
 	answering  verdict       // what becomes of the response that is being read
 	lostBefore bool          // the last one was lost, not given up

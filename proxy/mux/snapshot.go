@@ -54,7 +54,7 @@ func (s *session) recognise(t *told) error {
 	if kind == "" {
 		return nil
 	}
-	s.backend.violated(kind, time.Now())
+	s.blame(kind)
 	return &ending{audit.ViewInconsistent, byeChanged, errors.New(kind)}
 }
 
@@ -77,7 +77,7 @@ func (s *session) difference(t *told, deadline time.Time) (*view.Diff, error) {
 	d, err := b.view.Diff(now, t.uidNext)
 	switch {
 	case err != nil:
-		s.backend.violated(metrics.UIDUnknown, time.Now())
+		s.blame(metrics.UIDUnknown)
 		return nil, &ending{audit.ViewInconsistent, byeChanged, err}
 	case d.Tail() > uint32(s.backend.settings.FlagsFullMax): // an EXPUNGE for each would cost the client its cache
 		return nil, &ending{audit.MailboxTooLarge, byeAway, errors.New("UIDs were never learned")}
@@ -100,7 +100,7 @@ func (s *session) wholeSnapshot(t *told, deadline time.Time) (*view.UIDs, error)
 			return now, nil
 		}
 	}
-	s.backend.violated(metrics.CountMismatch, time.Now())
+	s.blame(metrics.CountMismatch)
 	return nil, &ending{audit.ViewInconsistent, byeChanged, errors.New("fewer or more UIDs than messages")}
 }
 

@@ -2,6 +2,7 @@ package mux
 
 import (
 	"bytes"
+	"math"
 
 	"imapgate/internal/audit"
 	"imapgate/internal/imap"
@@ -18,7 +19,10 @@ func (s *session) stream(seg imap.Segment) error {
 	r := &s.request
 	r.tag = bytes.Clone(r.tag)
 	r.whole = seg.Bytes
-	r.facts, _ = command.Read(r.whole) // what is wrong with it, the backend says
+	if !seg.End && !r.upload.Begin(seg.Bytes, s.account.Caps()) {
+		return s.reject(argumentsMalformed, seg)
+	}
+	r.facts, _ = command.Read(r.whole) // what else is wrong with it, the backend says
 	s.describes(r)
 	s.brings(seg)
 	s.inHand = r.facts.Expunge
@@ -86,23 +90,43 @@ func (s *session) refuse(refusal string, seg imap.Segment) error {
 		s.client.Refuse()
 		return s.say(string(s.request.tag), refusal)
 	}
-	if err := s.skip(seg); err != nil {
+	if err := s.skip(seg, s.request.most()); err != nil {
 		return err
 	}
 	return s.say(string(s.request.tag), refusal)
 }
 
-// upload sends the command as it comes. The backend asks for its literals where
-// the client waits with them, or it does not take them unasked.
+// most is how many octets of the command in hand are passed over once it is refused:
+// a message is as large as it is.
+func (r *request) most() int64 {
+	if r.spec.Streams {
+		return math.MaxInt64
+	}
+	return maxPassed
+}
+
+// upload sends the command as it comes. The backend asks for its literals, unless it
+// takes the first one unasked.
 //
 // It says whether more of the client's was taken than the first line.
 func (s *session) upload(seg imap.Segment) (begun bool, err error) {
 	r := &s.request
 	s.avoid(r.tag)
-	s.sent.add(entry{spec: r.spec, tag: len(r.tag)}, append(r.tag, ' '))
+	unasked := s.unasked(seg)
+	s.sent.add(entry{spec: r.spec, tag: len(r.tag), unasked: unasked}, append(r.tag, ' '))
 	s.cutShort = true
 	for {
-		wanted, err := s.uploadPart(seg)
+		wanted := true
+		if begun && r.breaks(seg) {
+			return true, s.breakOff(seg)
+		}
+		if unasked || seg.Kind != imap.Text || seg.End {
+			_, err = s.up.Write(seg.Bytes)
+			err = s.upstreamLost(err)
+		} else {
+			wanted, err = s.offer(seg)
+		}
+		unasked = false
 		switch {
 		case err != nil && !begun && !seg.End:
 			return false, err
@@ -124,20 +148,30 @@ func (s *session) upload(seg imap.Segment) (begun bool, err error) {
 	}
 }
 
-// uploadPart sends one piece, and waits for the backend to ask for the literal
-// behind it where it has to. It says no when the backend has answered instead.
-func (s *session) uploadPart(seg imap.Segment) (bool, error) {
-	asks := seg.Kind == imap.Text && !seg.End && !s.unasked(seg.Literal)
-	b := seg.Bytes
-	if asks {
-		b = synchronising(seg)
-		s.plus = true
+// breaks says whether the line behind a literal is one that must not be sent.
+func (r *request) breaks(seg imap.Segment) bool {
+	return endless(seg) || seg.Kind == imap.Text && !seg.End && !r.upload.Next(seg.Bytes)
+}
+
+// breakOff ends a command that has gone wrong behind a literal, so that the backend
+// refuses it and waits for nothing more.
+func (s *session) breakOff(seg imap.Segment) error {
+	if _, err := s.up.Write([]byte(" (\r\n")); err != nil {
+		return s.uploadLost(seg, s.upstreamLost(err))
 	}
-	if _, err := s.up.Write(b); err != nil {
+	s.cutShort = false
+	if err := s.settle(); err != nil {
+		return err
+	}
+	return s.passOver(seg)
+}
+
+// offer sends a line that announces a literal, and waits for the backend to ask for
+// it. It says no when the backend has answered instead.
+func (s *session) offer(seg imap.Segment) (bool, error) {
+	s.plus = true
+	if _, err := s.up.Write(synchronising(seg)); err != nil {
 		return false, s.upstreamLost(err)
-	}
-	if !asks {
-		return true, nil
 	}
 	wanted, err := s.asked()
 	if err == nil && wanted && !seg.Literal.NonSync {
@@ -148,11 +182,7 @@ func (s *session) uploadPart(seg imap.Segment) (bool, error) {
 
 // passOver reads what still comes of a command that the backend has answered.
 func (s *session) passOver(seg imap.Segment) error {
-	if !seg.Literal.NonSync {
-		s.client.Refuse()
-		return nil
-	}
-	return s.skip(seg)
+	return s.skip(seg, s.request.most())
 }
 
 // uploadLost is the loss of the upstream before it had the whole command. It has
@@ -174,8 +204,8 @@ func (s *session) uploadLost(seg imap.Segment, err error) error {
 }
 
 // unknown is a command that is not in the table: nobody knows what state it
-// gives its connection, so the session stays on it for good. seg is its first
-// line.
+// gives its connection, so the session stays on it for good, from the end of the
+// command on. seg is its first line.
 func (s *session) unknown(seg imap.Segment) error {
 	r := &s.request
 	r.tag = bytes.Clone(r.tag)
@@ -190,5 +220,41 @@ func (s *session) unknown(seg imap.Segment) error {
 			return s.refused(err, seg)
 		}
 	}
+	if seg.End {
+		return s.handOver(audit.PinUnknown, bytes.Clone(seg.Bytes))
+	}
+	return s.unknownLiterals(seg)
+}
+
+// unknownLiterals sends an unknown command with literals, as the backend asks for
+// them, and hands the session over behind the last.
+func (s *session) unknownLiterals(seg imap.Segment) error {
+	r := &s.request
+	s.avoid(r.tag)
+	s.pinning = audit.PinUnknown // a loss is the end: what the command has done, nobody knows
+	s.sent.add(entry{spec: r.spec, tag: len(r.tag)}, append(r.tag, ' '))
+	s.cutShort = true
+	for !seg.End {
+		if seg.Kind == imap.Text {
+			s.brings(seg)
+			s.uploads(seg)
+			wanted, err := s.offer(seg)
+			if err != nil {
+				return err
+			}
+			if !wanted { // the client's next command is what the backend hears next
+				s.cutShort = false
+				return s.passOver(seg)
+			}
+		} else if _, err := s.up.Write(seg.Bytes); err != nil {
+			return s.upstreamLost(err)
+		}
+		var err error
+		if seg, err = s.nextOfClient(); err != nil {
+			return err
+		}
+	}
+	s.cutShort = false
+	s.sent.clear()
 	return s.handOver(audit.PinUnknown, bytes.Clone(seg.Bytes))
 }

@@ -63,6 +63,7 @@ type Spec struct {
 	Refused   bool // answered BAD by the session: it would change what both sides rest on
 	Writes    bool // may change something; FETCH, which may set \Seen, does not count
 	InMailbox bool // legal with a mailbox selected only
+	NoLiteral bool // none of its arguments can be a literal
 	args      args
 }
 

@@ -32,25 +32,25 @@ var unknown = Spec{Route: Selected, Writes: true, Expunge: ExpNone, Barrier: tru
 // table has a row for each command. Constant.
 var table = [...]Spec{
 	// Any state.
-	{Name: "CAPABILITY", Route: Local},
-	{Name: "NOOP", Route: Selected, Retry: true},
-	{Name: "LOGOUT", Route: Local, Expunge: ExpDrop, Barrier: true, args: bare},
+	{Name: "CAPABILITY", NoLiteral: true, Route: Local},
+	{Name: "NOOP", NoLiteral: true, Route: Selected, Retry: true},
+	{Name: "LOGOUT", NoLiteral: true, Route: Local, Expunge: ExpDrop, Barrier: true, args: bare},
 	{Name: "ID", Route: Local},
 	{Name: "LANGUAGE", Route: Selected, Barrier: true, Pin: true},
 	{Name: "COMPARATOR", Route: Selected, Barrier: true, Pin: true},
 
 	// Over when a session begins, or kept from clients: with COMPRESS the bytes
 	// would be no longer IMAP, with UNAUTHENTICATE (RFC 8437) somebody else's.
-	{Name: "STARTTLS", Route: Local, Barrier: true, Refused: true},
+	{Name: "STARTTLS", NoLiteral: true, Route: Local, Barrier: true, Refused: true},
 	{Name: "LOGIN", Route: Local, Barrier: true, Refused: true},
-	{Name: "AUTHENTICATE", Route: Local, Barrier: true, Refused: true},
-	{Name: "COMPRESS", Route: Local, Barrier: true, Refused: true},
-	{Name: "UNAUTHENTICATE", Route: Local, Barrier: true, Refused: true},
+	{Name: "AUTHENTICATE", NoLiteral: true, Route: Local, Barrier: true, Refused: true},
+	{Name: "COMPRESS", NoLiteral: true, Route: Local, Barrier: true, Refused: true},
+	{Name: "UNAUTHENTICATE", NoLiteral: true, Route: Local, Barrier: true, Refused: true},
 
 	// Logged in. ENABLE is a barrier because it decides which connection runs
 	// what follows.
-	{Name: "ENABLE", Route: Local, Barrier: true, Retry: true, args: enableArgs},
-	{Name: "IDLE", Route: Local, Barrier: true, Retry: true, args: bare},
+	{Name: "ENABLE", NoLiteral: true, Route: Local, Barrier: true, Retry: true, args: enableArgs},
+	{Name: "IDLE", NoLiteral: true, Route: Local, Barrier: true, Retry: true, args: bare},
 	{Name: "SELECT", Route: Selected, Expunge: ExpDrop, Barrier: true, Retry: true, args: selectArgs},
 	{Name: "EXAMINE", Route: Selected, Expunge: ExpDrop, Barrier: true, Retry: true, args: selectArgs},
 	{Name: "CREATE", Writes: true, Route: Any, args: mailboxArgs},
@@ -63,7 +63,7 @@ var table = [...]Spec{
 	{Name: "XLIST", Route: Any, Retry: true},
 	{Name: "RLIST", Route: Any, Retry: true},
 	{Name: "RLSUB", Route: Any, Retry: true},
-	{Name: "NAMESPACE", Route: Any, Retry: true},
+	{Name: "NAMESPACE", NoLiteral: true, Route: Any, Retry: true},
 	{Name: "STATUS", Route: Any, Retry: true, args: statusArgs},
 	{Name: "APPEND", Writes: true, Route: Selected, Barrier: true, Streams: true, args: appendArgs}, // CATENATE's URLs may be relative to the mailbox
 	{Name: "GETACL", Route: Any, Retry: true, args: namedArgs},
@@ -81,19 +81,19 @@ var table = [...]Spec{
 	{Name: "GENURLAUTH", Route: Any, Retry: true},
 	{Name: "URLFETCH", Route: Any, Retry: true},
 	{Name: "RESETKEY", Writes: true, Route: Any, Retry: true, args: namedArgs},
-	{Name: "GETJMAPACCESS", Route: Any, Retry: true},
+	{Name: "GETJMAPACCESS", NoLiteral: true, Route: Any, Retry: true},
 	{Name: "XAPPLEPUSHSERVICE", Route: Any, Retry: true},
 	{Name: "CONVERSIONS", Route: Any, Retry: true},
 	{Name: "NOTIFY", Route: Selected, Barrier: true, args: notifyArgs},
-	{Name: "CANCELUPDATE", Route: Selected, Expunge: ExpNone},
+	{Name: "CANCELUPDATE", NoLiteral: true, Route: Selected, Expunge: ExpNone},
 	{Name: "ESEARCH", Route: Selected, Expunge: ExpNone, Retry: true, args: esearchArgs}, // searches the selected mailbox unless told otherwise (RFC 7377 §2)
 
 	// In a mailbox. UNSELECT is a barrier as CLOSE is: both change what follows.
-	{Name: "CHECK", Route: Selected, Retry: true, InMailbox: true},
-	{Name: "CLOSE", Writes: true, Route: Selected, Expunge: ExpDrop, Barrier: true, InMailbox: true, args: bare},
-	{Name: "UNSELECT", Route: Selected, Expunge: ExpDrop, Barrier: true, Retry: true, InMailbox: true, args: bare},
-	{Name: "EXPUNGE", Writes: true, Route: Selected, InMailbox: true},
-	{Name: "UID EXPUNGE", Writes: true, Route: Selected, Retry: true, InMailbox: true, args: setArgs},
+	{Name: "CHECK", NoLiteral: true, Route: Selected, Retry: true, InMailbox: true},
+	{Name: "CLOSE", Writes: true, NoLiteral: true, Route: Selected, Expunge: ExpDrop, Barrier: true, InMailbox: true, args: bare},
+	{Name: "UNSELECT", NoLiteral: true, Route: Selected, Expunge: ExpDrop, Barrier: true, Retry: true, InMailbox: true, args: bare},
+	{Name: "EXPUNGE", Writes: true, NoLiteral: true, Route: Selected, InMailbox: true},
+	{Name: "UID EXPUNGE", Writes: true, NoLiteral: true, Route: Selected, Retry: true, InMailbox: true, args: setArgs},
 	{Name: "FETCH", Route: Selected, Expunge: ExpNone, Retry: true, InMailbox: true, args: fetchArgs},
 	{Name: "UID FETCH", Route: Selected, Retry: true, InMailbox: true, args: fetchArgs},
 	{Name: "STORE", Writes: true, Route: Selected, Expunge: ExpNone, Retry: true, InMailbox: true, args: storeArgs},
@@ -112,7 +112,7 @@ var table = [...]Spec{
 	{Name: "UID THREAD", Route: Selected, Retry: true, InMailbox: true, args: threadArgs},
 	{Name: "CONVERT", Route: Selected, Expunge: ExpNone, Retry: true, InMailbox: true, args: setArgs},
 	{Name: "UID CONVERT", Route: Selected, Retry: true, InMailbox: true, args: setArgs},
-	{Name: "UIDBATCHES", Route: Selected, Retry: true, InMailbox: true},
+	{Name: "UIDBATCHES", NoLiteral: true, Route: Selected, Retry: true, InMailbox: true},
 }
 
 // rows finds a row by its name. Constant.
