@@ -251,47 +251,49 @@ func (g *running) read(name string) string {
 func tail(s string) string { return s[max(0, len(s)-8<<10):] }
 
 // to is the way to a backend in one of the ways of TLS.
-func to(backend *testbed.Dovecot, mode upstream.TLSMode) upstream.Config {
-	c := upstream.Config{Address: backend.Plain, TLSMode: mode}
+func to(backend mailServer, mode upstream.TLSMode) upstream.Config {
+	at := backend.Where()
+	c := upstream.Config{Address: at.Plain, TLSMode: mode}
 	if mode == upstream.ImplicitTLS {
-		c.Address = backend.TLS
+		c.Address = at.TLS
 	}
 	if mode != upstream.NoTLS {
-		c.TLS = backend.CA.ClientTLS(testbed.DovecotName)
+		c.TLS = at.CA.ClientTLS(testbed.DovecotName)
 	}
 	return c
 }
 
 // directly leads to the backend itself, over implicit TLS.
-func directly(backend *testbed.Dovecot) entrance {
+func directly(backend mailServer) entrance {
+	at := backend.Where()
 	return func(testing.TB, string) endpoint {
-		return endpoint{address: backend.TLS, tls: backend.CA.ClientTLS(testbed.DovecotName), caFile: backend.CA.File}
+		return endpoint{address: at.TLS, tls: at.CA.ClientTLS(testbed.DovecotName), caFile: at.CA.File}
 	}
 }
 
 // gateway leads to a gateway in front of the backend, with TLS on both sides.
-func gateway(t testing.TB, backend *testbed.Dovecot) entrance {
+func gateway(t testing.TB, backend mailServer) entrance {
 	g := startGateway(t, options{
-		ca: backend.CA, backends: map[string]upstream.Config{only: to(backend, upstream.ImplicitTLS)},
+		ca: backend.Where().CA, backends: map[string]upstream.Config{only: to(backend, upstream.ImplicitTLS)},
 	})
 	return func(testing.TB, string) endpoint { return g.at(proxy.ImplicitTLS) }
 }
 
 // plainGateway leads to a gateway with TLS on neither side, where the kernel
 // moves the bytes.
-func plainGateway(t testing.TB, backend *testbed.Dovecot) entrance {
+func plainGateway(t testing.TB, backend mailServer) entrance {
 	g := startGateway(t, options{
-		ca: backend.CA, backends: map[string]upstream.Config{only: to(backend, upstream.NoTLS)},
+		ca: backend.Where().CA, backends: map[string]upstream.Config{only: to(backend, upstream.NoTLS)},
 	})
 	return func(testing.TB, string) endpoint { return g.at(proxy.NoTLS) }
 }
 
 // muxGateway leads to a gateway with TLS on both sides, where sessions are framed.
-func muxGateway(t testing.TB, backend *testbed.Dovecot, mode mux.Mode) entrance {
+func muxGateway(t testing.TB, backend mailServer, mode mux.Mode) entrance {
 	settings := muxSettings()
 	settings.Learn = mux.Auto // what is asked for UIDs and mod-sequences shows in what the backend says
 	g := startGateway(t, options{
-		ca: backend.CA, backends: map[string]upstream.Config{only: to(backend, upstream.ImplicitTLS)},
+		ca: backend.Where().CA, backends: map[string]upstream.Config{only: to(backend, upstream.ImplicitTLS)},
 		modes: map[string]proxy.Mode{only: {Name: string(mode), Mux: settings}},
 	})
 	return func(testing.TB, string) endpoint { return g.at(proxy.ImplicitTLS) }

@@ -56,7 +56,7 @@ func run(t testing.TB, c *lease.Conn, command string) (said []string) {
 	return said
 }
 
-func logins(d *testbed.Dovecot) int { return strings.Count(d.Log(), "Login: user=") }
+func logins(d *testbed.Dovecot) int { return len(d.Logins("")) }
 
 func TestDovecotIsAskedOnceForManySessions(t *testing.T) {
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{Master: "gateway", MasterPassword: "m-pw"})
