@@ -38,6 +38,7 @@ type options struct {
 	methods  []string             // of auth; default passthrough
 	people   string               // the passwd-file, when methods has file
 	names    identity.Names       // how user names are read
+	sasl     []string             // mechanisms; default those that auth names
 	redis    *routing.RedisConfig // nil: the backend of everybody not in routing is only
 	routing  routing.Config       // its bounds and its snapshot; the rest is filled in
 	drain    time.Duration        // default none: sessions are cut when the gateway stops
@@ -121,7 +122,10 @@ func (g *running) open(o options) (rooms proxy.Rooms, run []func(context.Context
 	if methods == nil {
 		methods = []string{auth.Passthrough}
 	}
-	rooms.Auth, err = auth.New(auth.Config{Methods: methods, File: o.people, Names: o.names}, auth.Sources{Redis: passwordsOf(rooms.Routes)}, rooms.Log)
+	rooms.Auth, err = auth.New(auth.Config{
+		Methods: methods, File: o.people, Names: o.names,
+		Mechanisms: o.sasl, SCRAMSecret: identity.NewSecret("a secret of all gateways"),
+	}, auth.Sources{Redis: passwordsOf(rooms.Routes)}, rooms.Log)
 	if err != nil {
 		return rooms, nil, err
 	}

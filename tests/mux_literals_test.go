@@ -264,7 +264,9 @@ func (p *prober) until(prefixes ...string) string {
 // has heard, and nothing else, and no complaint.
 func (p *prober) compare(executed map[string]bool, result string) {
 	p.Helper()
-	ofProbe := func(mailbox string) bool { return strings.HasPrefix(mailbox, "wait") || strings.HasPrefix(mailbox, "push") }
+	ofProbe := func(mailbox string) bool {
+		return strings.HasPrefix(mailbox, "wait") || strings.HasPrefix(mailbox, "push")
+	}
 	maps.DeleteFunc(executed, func(mailbox string, _ bool) bool { return !ofProbe(mailbox) })
 	recorded := map[string]bool{}
 	for _, r := range p.g.records("command", p.user) {
