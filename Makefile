@@ -10,7 +10,7 @@ SEEDS    ?= 1000
 TIMEOUT  ?= 15m
 
 .PHONY: build deps test check race bench cover docs docker scratch-test clean \
-	fuzz model tattoo soak cuts enumeration overload memory compare
+	fuzz model tattoo soak cuts enumeration overload memory compare compat
 
 # Scripts and storms made up at random: each run from another seed, which it logs.
 model tattoo soak: export IMAPGATE_SEED ?= random
@@ -68,8 +68,11 @@ enumeration: ## the time of a denial must not tell whether the user exists: 2,00
 memory: ## what a million failed logins leave in memory
 	IMAPGATE_SOAK=1 go test -count=1 -timeout $(TIMEOUT) -run '^TestAMillionStrangersFit$$' -v ./internal/limit
 
-compare: ## beside HAProxy, nginx and Dovecot, in one run; needs root for their packages
+compare: ## beside HAProxy, nginx and Dovecot, in one run; needs root for their packages. PEERS=DIR: those of Debian 13
 	internal/peerbench/compare.sh
+
+compat: deps ## the tests that start servers against Dovecot 2.4, Redis 8, Cyrus 3.10 and Cyrus 3.6; needs root
+	.ci/compat
 
 scratch-test: build ## the binary as the image runs it: an empty root, uid 65532
 	.ci/scratch dist/imapgate

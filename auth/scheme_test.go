@@ -1,12 +1,12 @@
 package auth
 
 import (
-	"os/exec"
 	"slices"
 	"strings"
 	"testing"
 
 	"imapgate/internal/identity"
+	"imapgate/internal/testbed"
 )
 
 // secret is short for what these tests say often.
@@ -162,14 +162,10 @@ func TestADecoyIsOfItsKindAndOpensToNobody(t *testing.T) {
 	}
 }
 
-// doveadm runs `doveadm pw`; the test is skipped where there is no Dovecot.
+// doveadm runs `doveadm pw`.
 func doveadm(t *testing.T, args ...string) (string, error) {
 	t.Helper()
-	path, err := exec.LookPath("doveadm")
-	if err != nil {
-		t.Skip("doveadm is not installed")
-	}
-	out, err := exec.Command(path, append([]string{"pw"}, args...)...).CombinedOutput()
+	out, err := testbed.Command(t, "doveadm", "dovecot-core", append([]string{"pw"}, args...)...).CombinedOutput()
 	return strings.TrimSpace(string(out)), err
 }
 

@@ -29,8 +29,8 @@ const runs = 90 * time.Second
 func TestMbsyncPullsTheSameThousandMessages(t *testing.T) {
 	t.Parallel()
 	mbsync := testbed.Program(t, "mbsync", "isync")
-	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
 	const user, n = "collector", 1000
+	backend := startMail(t, user)
 	sent := fill(t, directly(backend), user, n)
 
 	direct := pull(t, mbsync, directly(backend)(t, user), user)
@@ -192,7 +192,7 @@ func split(t *testing.T, address string) (host, port string) {
 
 func TestAGoProgramIdlesAndReadsNewMail(t *testing.T) {
 	t.Parallel()
-	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
+	backend := startMail(t, inEveryMode("gopher")...)
 	for _, mode := range modes[:3] {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
@@ -202,7 +202,7 @@ func TestAGoProgramIdlesAndReadsNewMail(t *testing.T) {
 }
 
 // idlesAndReads is the Go program.
-func idlesAndReads(t *testing.T, backend *testbed.Dovecot, through entrance, user string) {
+func idlesAndReads(t *testing.T, backend mailServer, through entrance, user string) {
 	e := through(t, user)
 	exists := make(chan uint32, 16) // more than this test makes
 	c := gopher(t, e, &imapclient.Options{
@@ -266,7 +266,7 @@ func readOne(t *testing.T, c *imapclient.Client, want []byte) {
 }
 
 // deliver stores a message in a user's INBOX directly at the backend.
-func deliver(t *testing.T, backend *testbed.Dovecot, user string, message []byte) {
+func deliver(t *testing.T, backend mailServer, user string, message []byte) {
 	t.Helper()
 	e := directly(backend)(t, user)
 	c, err := Connect(e.address, e.tls)
@@ -291,7 +291,7 @@ func deliver(t *testing.T, backend *testbed.Dovecot, user string, message []byte
 func TestANodeProgramIdlesAndReceivesNewMail(t *testing.T) {
 	t.Parallel()
 	node := nodeClients(t)
-	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
+	backend := startMail(t, inEveryMode("flow")...)
 	for _, mode := range modes[:3] {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
@@ -301,7 +301,7 @@ func TestANodeProgramIdlesAndReceivesNewMail(t *testing.T) {
 }
 
 // idlesAndReceives is the Node program.
-func idlesAndReceives(t *testing.T, node string, backend *testbed.Dovecot, through entrance, user string) {
+func idlesAndReceives(t *testing.T, node string, backend mailServer, through entrance, user string) {
 	e := through(t, user)
 	host, port := split(t, e.address)
 	p, err := testbed.Start(t, testbed.Program(t, "env", "coreutils"),

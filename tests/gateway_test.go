@@ -38,6 +38,7 @@ type options struct {
 	methods  []string             // of auth; default passthrough
 	people   string               // the passwd-file, when methods has file
 	names    identity.Names       // how user names are read
+	sasl     []string             // mechanisms; default those that auth names
 	redis    *routing.RedisConfig // nil: the backend of everybody not in routing is only
 	routing  routing.Config       // its bounds and its snapshot; the rest is filled in
 	drain    time.Duration        // default none: sessions are cut when the gateway stops
@@ -121,7 +122,10 @@ func (g *running) open(o options) (rooms proxy.Rooms, run []func(context.Context
 	if methods == nil {
 		methods = []string{auth.Passthrough}
 	}
-	rooms.Auth, err = auth.New(auth.Config{Methods: methods, File: o.people, Names: o.names}, auth.Sources{Redis: passwordsOf(rooms.Routes)}, rooms.Log)
+	rooms.Auth, err = auth.New(auth.Config{
+		Methods: methods, File: o.people, Names: o.names,
+		Mechanisms: o.sasl, SCRAMSecret: identity.NewSecret("a secret of all gateways"),
+	}, auth.Sources{Redis: passwordsOf(rooms.Routes)}, rooms.Log)
 	if err != nil {
 		return rooms, nil, err
 	}
@@ -251,47 +255,49 @@ func (g *running) read(name string) string {
 func tail(s string) string { return s[max(0, len(s)-8<<10):] }
 
 // to is the way to a backend in one of the ways of TLS.
-func to(backend *testbed.Dovecot, mode upstream.TLSMode) upstream.Config {
-	c := upstream.Config{Address: backend.Plain, TLSMode: mode}
+func to(backend mailServer, mode upstream.TLSMode) upstream.Config {
+	at := backend.Where()
+	c := upstream.Config{Address: at.Plain, TLSMode: mode}
 	if mode == upstream.ImplicitTLS {
-		c.Address = backend.TLS
+		c.Address = at.TLS
 	}
 	if mode != upstream.NoTLS {
-		c.TLS = backend.CA.ClientTLS(testbed.DovecotName)
+		c.TLS = at.CA.ClientTLS(testbed.DovecotName)
 	}
 	return c
 }
 
 // directly leads to the backend itself, over implicit TLS.
-func directly(backend *testbed.Dovecot) entrance {
+func directly(backend mailServer) entrance {
+	at := backend.Where()
 	return func(testing.TB, string) endpoint {
-		return endpoint{address: backend.TLS, tls: backend.CA.ClientTLS(testbed.DovecotName), caFile: backend.CA.File}
+		return endpoint{address: at.TLS, tls: at.CA.ClientTLS(testbed.DovecotName), caFile: at.CA.File}
 	}
 }
 
 // gateway leads to a gateway in front of the backend, with TLS on both sides.
-func gateway(t testing.TB, backend *testbed.Dovecot) entrance {
+func gateway(t testing.TB, backend mailServer) entrance {
 	g := startGateway(t, options{
-		ca: backend.CA, backends: map[string]upstream.Config{only: to(backend, upstream.ImplicitTLS)},
+		ca: backend.Where().CA, backends: map[string]upstream.Config{only: to(backend, upstream.ImplicitTLS)},
 	})
 	return func(testing.TB, string) endpoint { return g.at(proxy.ImplicitTLS) }
 }
 
 // plainGateway leads to a gateway with TLS on neither side, where the kernel
 // moves the bytes.
-func plainGateway(t testing.TB, backend *testbed.Dovecot) entrance {
+func plainGateway(t testing.TB, backend mailServer) entrance {
 	g := startGateway(t, options{
-		ca: backend.CA, backends: map[string]upstream.Config{only: to(backend, upstream.NoTLS)},
+		ca: backend.Where().CA, backends: map[string]upstream.Config{only: to(backend, upstream.NoTLS)},
 	})
 	return func(testing.TB, string) endpoint { return g.at(proxy.NoTLS) }
 }
 
 // muxGateway leads to a gateway with TLS on both sides, where sessions are framed.
-func muxGateway(t testing.TB, backend *testbed.Dovecot, mode mux.Mode) entrance {
+func muxGateway(t testing.TB, backend mailServer, mode mux.Mode) entrance {
 	settings := muxSettings()
 	settings.Learn = mux.Auto // what is asked for UIDs and mod-sequences shows in what the backend says
 	g := startGateway(t, options{
-		ca: backend.CA, backends: map[string]upstream.Config{only: to(backend, upstream.ImplicitTLS)},
+		ca: backend.Where().CA, backends: map[string]upstream.Config{only: to(backend, upstream.ImplicitTLS)},
 		modes: map[string]proxy.Mode{only: {Name: string(mode), Mux: settings}},
 	})
 	return func(testing.TB, string) endpoint { return g.at(proxy.ImplicitTLS) }

@@ -73,7 +73,7 @@ func TestAUsersLimitHoldsInEveryModeAndLetsGo(t *testing.T) {
 const patienceForEnds = Patience / 3
 
 func TestWhomTheBackendDeniesIsBannedHere(t *testing.T) {
-	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Settings: "auth_failure_delay = 0\n"})
+	backend := testbed.StartDovecot(t, testbed.DovecotConfig{})
 	g := startGateway(t, options{
 		ca: backend.CA, backends: map[string]upstream.Config{only: to(backend, upstream.ImplicitTLS)},
 		limits: limit.Config{

@@ -1,12 +1,15 @@
 package tests
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"imapgate/internal/audit"
@@ -68,16 +71,72 @@ func TestEveryCommandThatIsExecutedIsOnRecord(t *testing.T) {
 			if err := okay(p.c.Do("APPEND INBOX {}", []byte("Subject: x\r\n\r\nx\r\n"))); err != nil {
 				t.Fatal(err)
 			}
-			for i, form := range literalForms {
-				p.probe(form, "{%d}", fmt.Sprintf("wait%d", i))
-				p.probe(form, "{%d+}", fmt.Sprintf("push%d", i))
-			}
-			_ = p.c.Close()
-			testbed.Within(t, Patience, "all ends to be on record", func() bool {
-				return len(g.records("session_ended", p.user)) == p.sessions
-			})
-			p.compare(mailboxesAt(t, backend, p.user))
+			p.probeAll()
+			p.compare(mailboxesAt(t, backend, p.user), "ok")
 		})
+	}
+}
+
+// A backend that refuses every command before its literal, and takes octets that it
+// has not asked for as commands, gets none from any client.
+func TestABackendThatRefusesEverythingIsSentNoLiteral(t *testing.T) {
+	for _, mode := range []mux.Mode{mux.Reuse, mux.Resume} {
+		t.Run(string(mode), func(t *testing.T) {
+			b := &refusing{heard: map[string]bool{}}
+			g := startFramed(t, mode, options{ca: testbed.NewCA(t), commands: audit.AllCommands, backends: map[string]upstream.Config{
+				only: {Address: startStubThat(t, nil, b.talk).address(), TLSMode: upstream.NoTLS},
+			}})
+			p := &prober{T: t, g: g, user: "lit." + string(mode)}
+			p.open()
+			p.probeAll()
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			p.compare(b.heard, "bad")
+		})
+	}
+}
+
+// refusing is such a backend. It lets a client select INBOX, do nothing, and append
+// what RFC 7888 does not let it refuse early.
+type refusing struct {
+	mu    sync.Mutex
+	heard map[string]bool // Guarded by mu. The mailboxes of CREATE.
+}
+
+func (b *refusing) talk(conn net.Conn) {
+	r, w := bufio.NewReader(conn), bufio.NewWriter(conn)
+	_, _ = w.WriteString("* OK [CAPABILITY IMAP4rev1 SASL-IR LITERAL+ AUTH=PLAIN] ready\r\n") // Flush has the error
+	for w.Flush() == nil {
+		line, err := r.ReadString('\n')
+		if err != nil {
+			return
+		}
+		tag, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
+		name, args, _ := strings.Cut(rest, " ")
+		status := "BAD no"
+		switch {
+		case name == "AUTHENTICATE":
+			status = "OK [CAPABILITY IMAP4rev1 LITERAL+ UNSELECT CATENATE] welcome"
+		case name == "SELECT" && args == "INBOX":
+			_, _ = w.WriteString("* 1 EXISTS\r\n* OK [UIDVALIDITY 1] valid\r\n* OK [UIDNEXT 2] next\r\n")
+			status = "OK [READ-WRITE] done"
+		case rest == "UID SEARCH 1:*":
+			_, _ = w.WriteString("* SEARCH 1\r\n")
+			status = "OK done"
+		case rest == "NOOP", rest == "UNSELECT":
+			status = "OK done"
+		case name == "CREATE":
+			b.mu.Lock()
+			b.heard[args] = true
+			b.mu.Unlock()
+		case name == "APPEND":
+			if size, ok := literalSize(strings.Replace(rest, "+}", "}", 1)); ok && strings.HasSuffix(rest, "+}") {
+				_, _ = r.Discard(size)
+				_, _ = r.ReadString('\n')
+				status = "NO no"
+			}
+		}
+		_, _ = w.WriteString(tag + " " + status + "\r\n")
 	}
 }
 
@@ -120,6 +179,20 @@ func (p *prober) open() {
 	p.c = enter(p.T, p.g.at(proxy.NoTLS), "")
 	p.sessions++
 	mustSay(p.T, p.c, "LOGIN "+p.user+" "+password)
+}
+
+// probeAll sends each form twice: with a literal that waits, and one that does not.
+func (p *prober) probeAll() {
+	for i, form := range literalForms {
+		p.probe(form, "{%d}", fmt.Sprintf("wait%d", i))
+		p.probe(form, "{%d+}", fmt.Sprintf("push%d", i))
+	}
+	if p.c != nil {
+		_ = p.c.Close()
+	}
+	testbed.Within(p, Patience, "all ends to be on record", func() bool {
+		return len(p.g.records("session_ended", p.user)) == p.sessions
+	})
 }
 
 // probe sends a form whose literal holds a command that makes a mailbox.
@@ -187,17 +260,25 @@ func (p *prober) until(prefixes ...string) string {
 	}
 }
 
-// compare wants on record whatever was executed, and nothing else, and no complaint.
-func (p *prober) compare(executed map[string]bool) {
+// compare wants on record, with its result, every CREATE of a probe that the backend
+// has heard, and nothing else, and no complaint.
+func (p *prober) compare(executed map[string]bool, result string) {
 	p.Helper()
-	recorded := map[string]bool{"INBOX": true}
+	ofProbe := func(mailbox string) bool {
+		return strings.HasPrefix(mailbox, "wait") || strings.HasPrefix(mailbox, "push")
+	}
+	maps.DeleteFunc(executed, func(mailbox string, _ bool) bool { return !ofProbe(mailbox) })
+	recorded := map[string]bool{}
 	for _, r := range p.g.records("command", p.user) {
-		if r.Command == "CREATE" && r.Result == "ok" {
+		if r.Command == "CREATE" && r.Result == result && ofProbe(r.Mailbox) {
 			recorded[r.Mailbox] = true
 		}
 	}
+	if len(recorded) == 0 {
+		p.Error("nothing is on record")
+	}
 	if got, want := slices.Sorted(maps.Keys(executed)), slices.Sorted(maps.Keys(recorded)); !slices.Equal(got, want) {
-		p.Errorf("Dovecot has made %q, on record are %q", got, want)
+		p.Errorf("the backend has heard CREATE of %q, on record are %q", got, want)
 	}
 	for _, metric := range []string{"imapgate_mux_invariant_total", "imapgate_mux_backend_spliced"} {
 		if n := p.g.metric(metric); n != 0 {

@@ -68,7 +68,7 @@ func TestNamesThatPeopleHaveReachTheirMailboxes(t *testing.T) {
 		fmt.Fprintf(&file, "%s:{PLAIN}%s\n", user, passwordOf(user))
 	}
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{
-		Users: accounts, Master: "gateway", MasterPassword: "master-password", Settings: "auth_username_chars =\n",
+		Users: accounts, Master: "gateway", MasterPassword: "master-password", Settings: "auth_username_chars =\n", Settings24: "auth_username_chars =\n",
 	})
 	store := testbed.StartRedis(t)
 	passwd := filepath.Join(t.TempDir(), "users")

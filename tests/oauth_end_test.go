@@ -197,7 +197,7 @@ func TestASessionDoesNotComeBackWithATokenThatHasEnded(t *testing.T) {
 	const life = 10 * time.Second
 	p := openid.Start(t, tokenUser)
 	ca := testbed.NewCA(t)
-	d := testbed.StartDovecot(t, testbed.DovecotConfig{CA: ca, Settings: p.Dovecot(t, openid.Mail, "oauthbearer")})
+	d := testbed.StartDovecot(t, testbed.DovecotConfig{CA: ca, Tokens: p.Dovecot(t, openid.Mail, "oauthbearer")})
 	door := faultproxy.Start(t, d.TLS)
 	b := startBinary(t, ca, fmt.Sprintf(`backends:
   east: {address: %q, server_name: %s, ca: %s, login: oauth, mode: resume, mux: {hold_max: 2m, lost_max: 5m}}

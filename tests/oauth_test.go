@@ -33,7 +33,7 @@ func bringing(mechanism, user, token string) string {
 func tokenGateway(t *testing.T, p *openid.Provider, auth, login string) (b *binary, restart func()) {
 	t.Helper()
 	ca := testbed.NewCA(t)
-	d := testbed.StartDovecot(t, testbed.DovecotConfig{CA: ca, Settings: p.Dovecot(t, openid.Mail, "oauthbearer")})
+	d := testbed.StartDovecot(t, testbed.DovecotConfig{CA: ca, Tokens: p.Dovecot(t, openid.Mail, "oauthbearer")})
 	door := faultproxy.Start(t, d.TLS)
 	b = startBinary(t, ca, fmt.Sprintf(`backends:
   east: {address: %q, server_name: %s, ca: %s, %s}

@@ -70,7 +70,7 @@ func TestMbsyncProvesItsPasswordToWhatDoveadmStored(t *testing.T) {
 // forProofs is what Dovecot's tool stores of a password for SCRAM, a line.
 func forProofs(t *testing.T, password string) string {
 	t.Helper()
-	stored, err := exec.Command(testbed.Program(t, "doveadm", "dovecot-core"), "pw", "-s", "SCRAM-SHA-256", "-p", password).Output()
+	stored, err := testbed.Command(t, "doveadm", "dovecot-core", "pw", "-s", "SCRAM-SHA-256", "-p", password).Output()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"imapgate/internal/testbed"
 )
 
 const (
@@ -49,6 +51,7 @@ type Proxy struct {
 	t       testing.TB
 	target  string
 	address string
+	port    testbed.KeptPorts
 	running sync.WaitGroup // accept loops and links
 
 	// Guarded by mu.
@@ -73,7 +76,7 @@ func Start(t testing.TB, target string) *Proxy {
 	if err != nil {
 		t.Fatalf("start a fault proxy: %v", err)
 	}
-	p.address = l.Addr().String()
+	p.address, p.port.Numbers = l.Addr().String(), []int{l.Addr().(*net.TCPAddr).Port}
 	p.listen(l)
 	t.Cleanup(p.Close)
 	return p
@@ -108,6 +111,7 @@ func (p *Proxy) SetDoor(d Door) {
 	switch {
 	case d == Closed && listener != nil:
 		_ = listener.Close()
+		p.port.Hold(p.t)
 	case d != Closed && listener == nil:
 		p.reopen()
 	}
@@ -148,6 +152,7 @@ func (p *Proxy) Close() {
 // reopen listens on the old port again.
 func (p *Proxy) reopen() {
 	p.t.Helper()
+	defer p.port.Release()
 	pause := time.NewTicker(listenPause)
 	defer pause.Stop()
 	var err error

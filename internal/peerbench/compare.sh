@@ -8,21 +8,29 @@
 #                                           ("limits"), and its peers
 #   compare.sh NAME=HOST:PORT:PID …         also proxies that are already running: TLS front on HOST:PORT,
 #                                           plain upstream to the stub on 127.0.0.1:31000, any user, password "pw"
+#   PEERS=DIR compare.sh …                  the peers of Debian 13 (HAProxy 3.0, nginx 1.26, Dovecot 2.4) in the root
+#                                           folder DIR, which .ci/root makes if it is not there
 #   ROUNDS=3 SECONDS_EACH=3 IDLE=2000 WORK="login ping noop fetch append idle" ONLY="imapgate resume" compare.sh …
 #
 # Prints one row per proxy and workload: medians over the rounds.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 ROUNDS=${ROUNDS:-3} SECS=${SECONDS_EACH:-3} IDLE=${IDLE:-2000} WORK=${WORK:-login ping noop fetch append idle}
-bed=$(mktemp -d); chmod 755 "$bed"
+PEERS=${PEERS:-}
+[ -z "$PEERS" ] || "$here/../../.ci/root" debian13 "$PEERS" >&2
+bed=$(mktemp -d ${PEERS:+"$PEERS/tmp/bench.XXXXXX"}); chmod 755 "$bed"
+in=${bed#"$PEERS"}                       # the same folder as the peers see it
+peer() { if [ -n "$PEERS" ]; then echo chroot "$PEERS" "$@"; else echo "$@"; fi; }
 pids=()
 trap 'for p in "${pids[@]}"; do kill "$p" 2>/dev/null || true; done; sleep 0.3; rm -rf "$bed"' EXIT
 
 need=()
-command -v haproxy >/dev/null || need+=(haproxy)
-command -v nginx >/dev/null || need+=(nginx-core)
-[ -e /usr/lib/nginx/modules/ngx_mail_module.so ] || need+=(libnginx-mod-mail)
-command -v dovecot >/dev/null || need+=(dovecot-imapd)
+if [ -z "$PEERS" ]; then
+  command -v haproxy >/dev/null || need+=(haproxy)
+  command -v nginx >/dev/null || need+=(nginx-core)
+  [ -e /usr/lib/nginx/modules/ngx_mail_module.so ] || need+=(libnginx-mod-mail)
+  command -v dovecot >/dev/null || need+=(dovecot-imapd)
+fi
 command -v openssl >/dev/null || need+=(openssl)
 command -v redis-server >/dev/null || need+=(redis-server)
 if ((${#need[@]})); then
@@ -54,31 +62,86 @@ defaults
   timeout server 1h
   timeout connect 5s
 frontend imaps
-  bind 127.0.0.1:31103 ssl crt $bed/both.pem
+  bind 127.0.0.1:31103 ssl crt $in/both.pem
   default_backend b
 backend b
   server s 127.0.0.1:31000
 X
-start haproxy haproxy -f "$bed/ha.cfg"
+start haproxy $(peer haproxy -f "$in/ha.cfg")
 
 mkdir -p "$bed/ng"
 cat >"$bed/ng/nginx.conf" <<X
 load_module /usr/lib/nginx/modules/ngx_mail_module.so;
 worker_processes 2;
 daemon off;
-pid $bed/ng/pid;
-error_log $bed/ng/error.log warn;
+pid $in/ng/pid;
+error_log $in/ng/error.log warn;
 events { worker_connections 18000; }
 http { access_log off;
-  client_body_temp_path $bed/ng/a; proxy_temp_path $bed/ng/b; fastcgi_temp_path $bed/ng/c; uwsgi_temp_path $bed/ng/d; scgi_temp_path $bed/ng/e;
+  client_body_temp_path $in/ng/a; proxy_temp_path $in/ng/b; fastcgi_temp_path $in/ng/c; uwsgi_temp_path $in/ng/d; scgi_temp_path $in/ng/e;
   server { listen 127.0.0.1:31180; location /auth { add_header Auth-Status OK; add_header Auth-Server 127.0.0.1; add_header Auth-Port 31000; return 204; } } }
 mail { auth_http 127.0.0.1:31180/auth; imap_capabilities IMAP4rev1 LITERAL+ SASL-IR ID ENABLE IDLE UIDPLUS; imap_auth plain login; proxy_timeout 1h;
-  server { listen 127.0.0.1:31101 ssl; protocol imap; ssl_certificate $bed/cert.pem; ssl_certificate_key $bed/key.pem; ssl_protocols TLSv1.2 TLSv1.3; } }
+  server { listen 127.0.0.1:31101 ssl; protocol imap; ssl_certificate $in/cert.pem; ssl_certificate_key $in/key.pem; ssl_protocols TLSv1.2 TLSv1.3; } }
 X
-start nginx nginx -c "$bed/ng/nginx.conf"
+start nginx $(peer nginx -c "$in/ng/nginx.conf")
 
 mkdir -p "$bed/dp/run" "$bed/dp/state"
-cat >"$bed/dp/dovecot.conf" <<X
+if [ -n "$PEERS" ]; then
+  cat >"$bed/dp/dovecot.conf" <<X
+dovecot_config_version = 2.4.1
+dovecot_storage_version = 2.4.1
+base_dir = $in/dp/run
+state_dir = $in/dp/state
+log_path = $in/dp/log
+protocols {
+  imap = yes
+}
+listen = 127.0.0.1
+ssl = yes
+ssl_server_cert_file = $in/cert.pem
+ssl_server_key_file = $in/key.pem
+ssl_min_protocol = TLSv1.2
+mail_max_userip_connections = 0
+mail_driver = sdbox
+mail_path = ~/m
+passdb static {
+  fields {
+    proxy = y
+    host = 127.0.0.1
+    port = 31000
+    nopassword = y
+  }
+}
+userdb static {
+  fields {
+    uid = nobody
+    gid = nogroup
+    home = $in/none
+  }
+}
+service imap-login {
+  restart_request_count = unlimited
+  process_min_avail = 2
+  process_limit = 2
+  client_limit = 9000
+  vsz_limit = unlimited
+  inet_listener imap {
+    port = 0
+  }
+  inet_listener imaps {
+    port = 31102
+    ssl = yes
+  }
+}
+service auth {
+  client_limit = 30000
+}
+service anvil {
+  client_limit = 30000
+}
+X
+else
+  cat >"$bed/dp/dovecot.conf" <<X
 base_dir = $bed/dp/run
 state_dir = $bed/dp/state
 log_path = $bed/dp/log
@@ -118,7 +181,8 @@ service anvil {
   client_limit = 30000
 }
 X
-start dovecot dovecot -F -c "$bed/dp/dovecot.conf"
+fi
+start dovecot $(peer dovecot -F -c "$in/dp/dovecot.conf")
 
 cat >"$bed/imapgate.yaml" <<X
 listeners: [{address: "127.0.0.1:31104", tls: implicit}]

@@ -18,12 +18,21 @@ import (
 // DovecotName is in the certificate of every test backend, beside 127.0.0.1.
 const DovecotName = "mail.test"
 
+// Where is how to reach a mail backend.
+type Where struct {
+	Plain string // host:port: no TLS, or STARTTLS
+	TLS   string // host:port: implicit TLS
+	CA    *CA    // has issued its certificate, for DovecotName
+}
+
 // DovecotConfig is what a test may choose; its zero value is a good server.
 type DovecotConfig struct {
 	Password string            // of every user, who exist by being named; default "pw"
 	Users    map[string]string // set: only these exist, each with its own password
 	Format   string            // of mailboxes: sdbox (default), mdbox or maildir
 	Quota    string            // per user, as Dovecot writes it; default "2G"
+	// SmallQuota is that of users whose names begin with "small"; default Quota.
+	SmallQuota string
 
 	// Master and MasterPassword, when set, may log in as anybody, by SASL authzid
 	// and as user*master.
@@ -34,8 +43,28 @@ type DovecotConfig struct {
 	// default is 127.0.0.0/8; "none" trusts nobody.
 	TrustedNetworks string
 
-	Settings string // more lines for the end of dovecot.conf
-	CA       *CA    // issues the certificate; default an authority of its own
+	// LoginsPerProcess is how many logins one process serves, one after the other;
+	// default 1. Processes is how many wait for a login; default 0.
+	LoginsPerProcess, Processes int
+
+	Tokens *TokenCheck // set: OAUTHBEARER and XOAUTH2, as its provider answers
+
+	// Site, when set, makes what is written in the place of all that concerns
+	// gateways: the trusted networks, the limits of the services, passdbs and userdb.
+	// Master, MasterPassword and Tokens are then of no account but for their files.
+	Site func(*Dovecot) string
+
+	// Settings are more lines for the end of dovecot.conf, in the terms of 2.3 and
+	// those of 2.4. A test that has them for the other one alone is skipped.
+	Settings, Settings24 string
+
+	CA *CA // issues the certificate; default an authority of its own
+}
+
+// TokenCheck is how Dovecot has tokens verified.
+type TokenCheck struct {
+	Mechanisms    string // "oauthbearer xoauth2"
+	Introspection string // the URL, with the client's name and secret
 }
 
 // Dovecot is a running mail backend.
@@ -48,35 +77,50 @@ type Dovecot struct {
 	CA         *CA
 	Dir        string // its folder: dovecot.conf, log, mail/
 	t          testing.TB
+	place      place
 	program    string
-	ports      []int
+	ports      KeptPorts
 
 	// Guarded by mu.
 	mu      sync.Mutex
 	process *Process
-	held    []*heldPort // its ports, from its end to that of Restart; else nil
 }
 
 // confValues is what the template of dovecot.conf is filled with.
 type confValues struct {
 	DovecotConfig
-	Dir, Cert, Key                                  string
+	folder                                          string // as the machine sees it
+	Version, Dir, Cert, Key                         string // as Dovecot sees them
+	Own                                             string // of Site
 	PlainPort, TLSPort, ProxiedPort, ProxiedTLSPort int
 	Root                                            bool
 	UID, GID                                        string
 	InternalUser, InternalGroup, LoginUser          string
 }
 
-// StartDovecot starts a mail backend and ends it with the test.
+// StartDovecot starts a mail backend and ends it with the test, which is skipped
+// where Cyrus is the mail server of the run.
 func StartDovecot(t testing.TB, c DovecotConfig) *Dovecot {
 	t.Helper()
-	d := &Dovecot{t: t, program: Program(t, "dovecot", "dovecot-imapd"), Dir: folder(t, "dc"), CA: c.CA}
+	if HasCyrus() {
+		t.Skip("this test needs Dovecot, and Cyrus is the mail server of this run")
+	}
+	d := &Dovecot{t: t, CA: c.CA}
+	d.place, d.program = locate(t, "dovecot", "dovecot-imapd")
+	d.Dir = d.place.folder(t, "dc")
 	if d.CA == nil {
 		d.CA = NewCA(t)
 	}
-	v := confValues{DovecotConfig: c, Dir: d.Dir}
+	v := confValues{DovecotConfig: c, folder: d.Dir, Dir: d.place.inside(d.Dir), Version: DovecotVersion(t)}
+	if c.Site != nil {
+		v.Own = c.Site(d)
+	}
+	if own := map[bool]string{true: c.Settings, false: c.Settings24}[v.is23()]; own == "" && c.Settings+c.Settings24 != "" {
+		t.Skipf("this test has no settings for Dovecot %s", v.Version)
+	}
 	v.setDefaults()
-	v.Cert, v.Key = d.CA.Issue(t, DovecotName, "localhost", "127.0.0.1")
+	cert, key := d.CA.Issue(t, DovecotName, "localhost", "127.0.0.1")
+	v.Cert, v.Key = d.place.bring(t, cert, d.Dir, "cert.pem"), d.place.bring(t, key, d.Dir, "key.pem")
 	if err := v.setAccounts(); err != nil {
 		t.Fatalf("find a user for Dovecot: %v", err)
 	}
@@ -84,7 +128,7 @@ func StartDovecot(t testing.TB, c DovecotConfig) *Dovecot {
 		t.Fatalf("write Dovecot's files: %v", err)
 	}
 	OnFreePorts(t, 4, func(ports []int) error {
-		d.ports = ports
+		d.ports.Numbers = ports
 		v.PlainPort, v.TLSPort, v.ProxiedPort, v.ProxiedTLSPort = ports[0], ports[1], ports[2], ports[3]
 		d.Plain, d.TLS = Loopback(ports[0]), Loopback(ports[1])
 		d.Proxied, d.ProxiedTLS = Loopback(ports[2]), Loopback(ports[3])
@@ -112,6 +156,10 @@ func (v *confValues) setDefaults() {
 	if v.TrustedNetworks == "none" {
 		v.TrustedNetworks = ""
 	}
+	if v.SmallQuota == "" {
+		v.SmallQuota = v.Quota
+	}
+	v.LoginsPerProcess = max(v.LoginsPerProcess, 1)
 }
 
 // setAccounts chooses the system accounts Dovecot runs as. As root: those of its
@@ -142,10 +190,10 @@ func (v *confValues) setAccounts() error {
 // writeFiles writes everything that does not depend on the ports.
 func (v *confValues) writeFiles() error {
 	// The mail user must be able to walk through.
-	if err := os.Chmod(v.Dir, 0o755); err != nil {
+	if err := os.Chmod(v.folder, 0o755); err != nil {
 		return err
 	}
-	mail := filepath.Join(v.Dir, "mail")
+	mail := filepath.Join(v.folder, "mail")
 	if err := os.Mkdir(mail, 0o700); err != nil {
 		return err
 	}
@@ -165,25 +213,39 @@ func (v *confValues) writeFiles() error {
 		fmt.Fprintf(&users, "%s:%s\n", name, password)
 	}
 	// Dovecot's auth process reads both as its own unprivileged user.
-	if err := os.WriteFile(filepath.Join(v.Dir, "users"), []byte(users.String()), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(v.folder, "users"), []byte(users.String()), 0o644); err != nil {
 		return err
 	}
+	if v.Tokens != nil {
+		text := fmt.Sprintf("introspection_mode = post\nintrospection_url = %s\nusername_attribute = email\nactive_attribute = active\nactive_value = true\n", v.Tokens.Introspection)
+		if err := os.WriteFile(filepath.Join(v.folder, "oauth2"), []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
 	masters := v.Master + ":" + v.MasterPassword + "\n"
-	return os.WriteFile(filepath.Join(v.Dir, "masters"), []byte(masters), 0o644)
+	return os.WriteFile(filepath.Join(v.folder, "masters"), []byte(masters), 0o644)
 }
 
 func (v *confValues) writeConf() error {
+	template := dovecot23
+	if !v.is23() {
+		template = dovecot24
+	}
 	var conf bytes.Buffer
-	if err := dovecotConf.Execute(&conf, v); err != nil {
+	if err := template.Execute(&conf, v); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(v.Dir, "dovecot.conf"), conf.Bytes(), 0o644)
+	return os.WriteFile(filepath.Join(v.folder, "dovecot.conf"), conf.Bytes(), 0o644)
 }
+
+// is23 says whether the server reads the settings of Dovecot 2.3, which has none of
+// 2.4's names.
+func (v *confValues) is23() bool { return strings.HasPrefix(v.Version, "2.3.") }
 
 // start runs Dovecot and returns when it serves.
 func (d *Dovecot) start() error {
 	before := len(d.Log())
-	p, err := Start(d.t, d.program, "-F", "-c", filepath.Join(d.Dir, "dovecot.conf"))
+	p, err := d.place.start(d.t, d.program, "-F", "-c", filepath.Join(d.place.inside(d.Dir), "dovecot.conf"))
 	if err != nil {
 		return err
 	}
@@ -209,8 +271,23 @@ func (d *Dovecot) start() error {
 	return nil
 }
 
-// Log is Dovecot's log so far. A login is a line with "Login: user=<…>, …
-// rip=ADDRESS", the address the backend believes the client to have.
+// Logins are the lines of Dovecot's log that tell of logins of a user; "": of all.
+// Each has rip=ADDRESS, the address the backend believes the client to have, and
+// session=<ID>.
+func (d *Dovecot) Logins(user string) (lines []string) {
+	for line := range strings.Lines(d.Log()) {
+		_, login, found := strings.Cut(line, " Login: user=<")
+		if !found {
+			_, login, found = strings.Cut(line, " Logged in: user=<") // since 2.4
+		}
+		if found && (user == "" || strings.HasPrefix(login, user+">")) {
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
+
+// Log is Dovecot's log so far.
 func (d *Dovecot) Log() string {
 	log, err := os.ReadFile(filepath.Join(d.Dir, "log"))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -223,36 +300,14 @@ func (d *Dovecot) Log() string {
 func (d *Dovecot) Stop() {
 	d.t.Helper()
 	d.current().Stop()
-	d.hold()
+	d.ports.Hold(d.t)
 }
 
 // Kill ends all of Dovecot's processes at once, as a power cut would.
 func (d *Dovecot) Kill() {
 	d.t.Helper()
 	d.current().Kill()
-	d.hold()
-}
-
-// hold keeps the ports until release or the end of the test.
-func (d *Dovecot) hold() {
-	d.t.Helper()
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.held == nil {
-		for _, port := range d.ports {
-			d.held = append(d.held, holdPort(d.t, port))
-		}
-		d.t.Cleanup(d.release)
-	}
-}
-
-func (d *Dovecot) release() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, h := range d.held {
-		h.release()
-	}
-	d.held = nil
+	d.ports.Hold(d.t)
 }
 
 // Restart stops Dovecot if it runs and starts it on the same ports with the same
@@ -260,7 +315,7 @@ func (d *Dovecot) release() {
 func (d *Dovecot) Restart() {
 	d.t.Helper()
 	d.Stop()
-	defer d.release()
+	defer d.ports.Release()
 	var err error
 	Within(d.t, startTime, "Dovecot to get its ports again", func() bool {
 		err = d.start()
@@ -270,6 +325,20 @@ func (d *Dovecot) Restart() {
 		d.t.Fatalf("restart Dovecot: %v", err)
 	}
 }
+
+// DovecotVersion is the version that StartDovecot starts: "2.3.19.1".
+func DovecotVersion(t testing.TB) string {
+	t.Helper()
+	p, program := locate(t, "dovecot", "dovecot-imapd")
+	version, _, _ := strings.Cut(p.version(t, program), "-")
+	return version
+}
+
+// Inside is a path as Dovecot sees it.
+func (d *Dovecot) Inside(path string) string { return d.place.inside(path) }
+
+// Where is how to reach it.
+func (d *Dovecot) Where() Where { return Where{d.Plain, d.TLS, d.CA} }
 
 // PID is the id of Dovecot's main process and of the group of all of them.
 func (d *Dovecot) PID() int { return d.current().PID() }

@@ -4,6 +4,7 @@ package testbed
 
 import (
 	"os"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -46,4 +47,39 @@ func (h *heldPort) release() {
 	if h != nil {
 		_ = syscall.Close(h.fd) // nothing was written
 	}
+}
+
+// KeptPorts are the ports of a server of this machine while it is down.
+type KeptPorts struct {
+	// Set once.
+	Numbers []int
+
+	// Guarded by mu.
+	mu   sync.Mutex
+	held []*heldPort // nil: the server has them
+}
+
+// Hold keeps the ports until Release or the end of the test. The server must have
+// ended, or be ending.
+func (k *KeptPorts) Hold(t testing.TB) {
+	t.Helper()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.held != nil {
+		return
+	}
+	for _, port := range k.Numbers {
+		k.held = append(k.held, holdPort(t, port))
+	}
+	t.Cleanup(k.Release)
+}
+
+// Release gives the ports up, when the server has them again.
+func (k *KeptPorts) Release() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, h := range k.held {
+		h.release()
+	}
+	k.held = nil
 }

@@ -1,7 +1,7 @@
 //go:build unix
 
-// Package testbed starts the real servers that tests talk to: Dovecot as a mail
-// backend, Redis as the routing store and nginx as a mail proxy to compare with.
+// Package testbed starts the real servers that tests talk to: Dovecot and Cyrus as
+// mail backends, Redis as the routing store and nginx as a mail proxy to compare with.
 // Each one listens on 127.0.0.1 on ports the kernel chose, keeps its files in a
 // folder of its own and is gone, with all its children, when the test that
 // started it ends.
@@ -75,13 +75,20 @@ func Program(t testing.TB, name, debianPackage string) string {
 // When the test failed, what the command printed is logged.
 func Start(t testing.TB, path string, args ...string) (*Process, error) {
 	t.Helper()
+	return startCommand(t, exec.Command(path, args...))
+}
+
+// startCommand is Start for a command that is made already.
+func startCommand(t testing.TB, cmd *exec.Cmd) (*Process, error) {
+	t.Helper()
+	path := cmd.Path
 	out, err := os.Create(filepath.Join(folder(t, "out"), "output"))
 	if err != nil {
 		return nil, fmt.Errorf("make a file for the output of %s: %w", path, err)
 	}
-	p := &Process{cmd: exec.Command(path, args...), done: make(chan struct{}), out: out}
+	p := &Process{cmd: cmd, done: make(chan struct{}), out: out}
 	p.cmd.Stdout, p.cmd.Stderr = out, out
-	p.cmd.SysProcAttr = ownGroup()
+	ownGroup(p.cmd)
 	if err := p.cmd.Start(); err != nil {
 		return nil, errors.Join(fmt.Errorf("start %s: %w", path, err), out.Close())
 	}
@@ -251,7 +258,13 @@ func Within(t testing.TB, limit time.Duration, what string, ok func() bool) {
 // 107 bytes, and t.TempDir spells out the whole name of the test.
 func folder(t testing.TB, prefix string) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", prefix)
+	return folderIn(t, "", prefix)
+}
+
+// folderIn is folder within another folder than the system's for temporary files.
+func folderIn(t testing.TB, parent, prefix string) string {
+	t.Helper()
+	dir, err := os.MkdirTemp(parent, prefix)
 	if err != nil {
 		t.Fatalf("make a folder: %v", err)
 	}

@@ -1,9 +1,15 @@
 package testbed
 
-import "syscall"
+import (
+	"os/exec"
+	"syscall"
+)
 
-// ownGroup puts a process into a group of its own, so that all its children can
+// ownGroup puts a command into a group of its own, so that all its children can
 // be ended with it, and ends it when the test's process is killed.
-func ownGroup() *syscall.SysProcAttr {
-	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+func ownGroup(cmd *exec.Cmd) {
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Setpgid, cmd.SysProcAttr.Pdeathsig = true, syscall.SIGTERM
 }

@@ -2,8 +2,16 @@
 
 package testbed
 
-import "syscall"
+import (
+	"os/exec"
+	"syscall"
+)
 
-// ownGroup puts a process into a group of its own, so that all its children can
+// ownGroup puts a command into a group of its own, so that all its children can
 // be ended with it.
-func ownGroup() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }
+func ownGroup(cmd *exec.Cmd) {
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Setpgid = true
+}

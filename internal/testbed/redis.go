@@ -5,7 +5,6 @@ package testbed
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -20,10 +19,11 @@ type Redis struct {
 	// Set once.
 	Address string
 	t       testing.TB
+	place   place
+	program string
 	dir     string
 	args    []string // but the port and the folder
 	port    int
-	cli     string
 
 	// Guarded by mu.
 	mu      sync.Mutex
@@ -46,11 +46,13 @@ func StartRedisTLS(t testing.TB, ca *CA) (r *Redis, address string) {
 	t.Helper()
 	cert, key := ca.Issue(t, "localhost", "127.0.0.1")
 	r = newRedis(t)
+	cert, key = r.place.bring(t, cert, r.dir, "cert.pem"), r.place.bring(t, key, r.dir, "key.pem")
+	authority := r.place.bring(t, ca.File, r.dir, "ca.pem")
 	OnFreePorts(t, 2, func(ports []int) error {
 		address = Loopback(ports[1])
 		r.args = []string{
 			"--tls-port", strconv.Itoa(ports[1]), "--tls-auth-clients", "no",
-			"--tls-cert-file", cert, "--tls-key-file", key, "--tls-ca-cert-file", ca.File,
+			"--tls-cert-file", cert, "--tls-key-file", key, "--tls-ca-cert-file", authority,
 		}
 		return r.listen(ports[0])
 	})
@@ -59,7 +61,8 @@ func StartRedisTLS(t testing.TB, ca *CA) (r *Redis, address string) {
 
 func newRedis(t testing.TB, settings ...string) *Redis {
 	t.Helper()
-	return &Redis{t: t, dir: folder(t, "rd"), args: settings, cli: Program(t, "redis-cli", "redis-tools")}
+	p, program := locate(t, "redis-server", "redis-server")
+	return &Redis{t: t, place: p, program: program, dir: p.folder(t, "rd"), args: settings}
 }
 
 // listen starts the server on a port it keeps from then on.
@@ -71,12 +74,12 @@ func (r *Redis) listen(port int) error {
 // start runs the server and returns when it serves.
 func (r *Redis) start() error {
 	args := append([]string{
-		"--bind", "127.0.0.1", "--port", strconv.Itoa(r.port), "--dir", r.dir,
+		"--bind", "127.0.0.1", "--port", strconv.Itoa(r.port), "--dir", r.place.inside(r.dir),
 		// Without a sync of its own: while one is under way on a busy disk, Redis
 		// keeps what is written to itself, and a Kill would lose it.
 		"--save", "", "--appendonly", "yes", "--appendfsync", "no",
 	}, r.args...)
-	p, err := Start(r.t, Program(r.t, "redis-server", "redis-server"), args...)
+	p, err := r.place.start(r.t, r.program, args...)
 	if err != nil {
 		return err
 	}
@@ -98,7 +101,7 @@ func (r *Redis) start() error {
 // Try runs redis-cli against this server and gives what it printed. A reply that
 // is an error is an error.
 func (r *Redis) Try(args ...string) (string, error) {
-	cmd := exec.Command(r.cli, append([]string{"-e", "-h", "127.0.0.1", "-p", strconv.Itoa(r.port)}, args...)...)
+	cmd := Command(r.t, "redis-cli", "redis-tools", append([]string{"-e", "-h", "127.0.0.1", "-p", strconv.Itoa(r.port)}, args...)...)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("redis-cli %s: %w: %s", strings.Join(args, " "), err, out)

@@ -59,14 +59,15 @@ func (s *RedisSentinel) startSentinel() {
 	conf := filepath.Join(r.dir, "sentinel.conf")
 	OnFreePorts(s.t, 1, func(ports []int) error {
 		r.port, r.Address = ports[0], Loopback(ports[0])
-		text := "bind 127.0.0.1\nport " + strconv.Itoa(r.port) + "\ndir " + r.dir +
+		text := "bind 127.0.0.1\nport " + strconv.Itoa(r.port) + "\ndir " + r.place.inside(r.dir) +
 			"\nsentinel monitor " + SentinelName + " 127.0.0.1 " + strconv.Itoa(s.servers[0].port) + " 2" +
 			"\nsentinel down-after-milliseconds " + SentinelName + " 1000" +
 			"\nsentinel failover-timeout " + SentinelName + " 5000\n"
 		if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 			return err
 		}
-		p, err := Start(s.t, Program(s.t, "redis-sentinel", "redis-sentinel"), conf)
+		sentinel, program := locate(s.t, "redis-sentinel", "redis-sentinel")
+		p, err := sentinel.start(s.t, program, sentinel.inside(conf))
 		if err != nil {
 			return err
 		}

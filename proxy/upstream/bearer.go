@@ -1,6 +1,8 @@
 package upstream
 
 import (
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -68,9 +70,10 @@ func (c credentials) appendBearer(s *script, tag string, caps imap.Caps) error {
 }
 
 // dismiss answers a challenge that explains a refusal, and reads the NO that
-// must follow (RFC 7628 §3.2.3). What the challenge says is between the client's
-// provider and the backend.
-func (d *dialogue) dismiss(dismissal string) (imap.Response, error) {
+// must follow (RFC 7628 §3.2.3). Of the challenge only one thing matters: whether
+// the backend could verify the token at all. Dovecot 2.4 says there alone that its
+// provider did not answer, and AUTHENTICATIONFAILED behind it.
+func (d *dialogue) dismiss(challenge, dismissal string) (imap.Response, error) {
 	if dismissal == "" {
 		return imap.Response{}, errContinue
 	}
@@ -81,7 +84,31 @@ func (d *dialogue) dismiss(dismissal string) (imap.Response, error) {
 	if err == nil && res.Name == "OK" {
 		err = errRepented
 	}
+	if res.Name == "NO" && unverified(challenge) {
+		res.Code, res.Text = "UNAVAILABLE", "Tokens cannot be verified now."
+	}
 	return res, err
+}
+
+// unverified says whether a challenge tells of a failure of the backend or of its
+// provider, not of a bad token: by the word that Dovecot uses, those of RFC 6749
+// §4.1.2.1, or an HTTP status of 5xx.
+func unverified(challenge string) bool {
+	text, err := base64.StdEncoding.DecodeString(challenge)
+	if err != nil {
+		return false
+	}
+	var said struct {
+		Status string `json:"status"`
+	}
+	if json.Unmarshal(text, &said) != nil {
+		return false
+	}
+	switch said.Status {
+	case "internal_failure", "server_error", "temporarily_unavailable":
+		return true
+	}
+	return len(said.Status) == 3 && said.Status[0] == '5'
 }
 
 // bearing are the credentials of who comes with a token. It must be read as one

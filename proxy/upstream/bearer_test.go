@@ -65,10 +65,35 @@ func TestARefusedTokenIsDenied(t *testing.T) {
 			t.Errorf("%s: %v, %v, %s", what, a.err, a.play.err, a.result)
 		}
 	}
-	a := perform(t, Config{TLSMode: NoTLS}, withToken(t), greetOAuth, "< ID", "< AUTHENTICATE", "> {I} OK", why, "< AQ==", "> {L} NO [UNAVAILABLE] later")
-	var refused *Refused
-	if a.finish(); !errors.As(a.err, &refused) || refused.Code != "UNAVAILABLE" || errors.Is(a.err, ErrDenied) {
-		t.Errorf("a provider that is away: %v", a.err)
+}
+
+// A token that could not be verified is not refused, wherever the backend says so:
+// in the code, or, as Dovecot 2.4, in the challenge alone.
+func TestATokenThatCannotBeVerifiedIsNotDenied(t *testing.T) {
+	for what, c := range map[string]struct {
+		challenge, end string
+		unavailable    bool
+	}{
+		"the code":             {`{"status":"invalid_token"}`, "NO [UNAVAILABLE] later", true},
+		"Dovecot 2.4":          {`{"status":"internal_failure","scope":"mail","openid-configuration":""}`, "NO [AUTHENTICATIONFAILED] no", true},
+		"OAuth's words":        {`{"status":"temporarily_unavailable"}`, "NO no", true},
+		"others of OAuth":      {`{"status":"server_error"}`, "NO no", true},
+		"HTTP's number":        {`{"status":"503","schemes":"bearer"}`, "NO no", true},
+		"a bad token's":        {`{"status":"401","schemes":"bearer"}`, "NO [AUTHENTICATIONFAILED] no", false},
+		"a long number":        {`{"status":"5000"}`, "NO no", false},
+		"the word in the text": {`{"status":"invalid_token","scope":"internal_failure"}`, "NO no", false},
+		"no object":            {`["internal_failure"]`, "NO no", false},
+		"half an object":       {`{"status":"internal_failure"`, "NO no", false},
+	} {
+		a := perform(t, Config{TLSMode: NoTLS}, withToken(t), greetOAuth, "< ID", "< AUTHENTICATE", "> {I} OK",
+			"> + "+coded(c.challenge), "< AQ==", "> {L} "+c.end)
+		a.finish()
+		var refused *Refused
+		if errors.As(a.err, &refused) != c.unavailable || errors.Is(a.err, ErrDenied) == c.unavailable || (VerdictOf(a.err) == VerdictWrong) == c.unavailable {
+			t.Errorf("%s: %v", what, a.err)
+		} else if c.unavailable && (refused.Code != "UNAVAILABLE" || a.result != ResultRefused) {
+			t.Errorf("%s: %v, %s", what, a.err, a.result)
+		}
 	}
 }
 

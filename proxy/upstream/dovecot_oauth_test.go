@@ -20,7 +20,7 @@ func TestDovecotTakesTheClientsToken(t *testing.T) {
 	alice, bob := p.Login(t, openid.Opaque, "alice@example.org").Access, p.Login(t, openid.Opaque, "bob@example.org").Access
 	for _, mechanisms := range []string{"oauthbearer xoauth2", "xoauth2"} {
 		t.Run(mechanisms, func(t *testing.T) {
-			d := testbed.StartDovecot(t, testbed.DovecotConfig{Settings: p.Dovecot(t, openid.Opaque, mechanisms)})
+			d := testbed.StartDovecot(t, testbed.DovecotConfig{Tokens: p.Dovecot(t, openid.Opaque, mechanisms)})
 			for _, cfg := range []Config{
 				{Address: d.Plain, TLSMode: StartTLS, Login: OAuthLogin}, {Address: d.TLS, TLSMode: ImplicitTLS, Login: Passthrough},
 			} {
@@ -42,7 +42,7 @@ func TestDovecotTakesTheClientsToken(t *testing.T) {
 func TestADovecotWhoseProviderIsAwayDeniesNobody(t *testing.T) {
 	p := openid.Start(t, "alice@example.org")
 	token := p.Login(t, openid.Opaque, "alice@example.org").Access
-	d := testbed.StartDovecot(t, testbed.DovecotConfig{Settings: p.Dovecot(t, openid.Opaque, "oauthbearer")})
+	d := testbed.StartDovecot(t, testbed.DovecotConfig{Tokens: p.Dovecot(t, openid.Opaque, "oauthbearer")})
 	b := New(Config{Name: "east", Address: d.TLS, TLS: d.CA.ClientTLS(testbed.DovecotName), Login: OAuthLogin}, Hooks{}, zap.NewNop())
 	p.Fault(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) })
 	var refused *Refused

@@ -80,8 +80,8 @@ func TestDovecotIsLoggedInAtInEveryWayAndLogsTheClientsAddress(t *testing.T) {
 		checkSession(t, conn, w)
 		address, session := "rip="+who.Client.Addr.Addr().String()+",", "session=<"+who.Client.Session+">"
 		testbed.Within(t, testbed.Patience, "Dovecot to log "+address, func() bool {
-			for line := range strings.Lines(d.Log()) {
-				if strings.Contains(line, "Login: user=<"+who.User.String()+">") && strings.Contains(line, address) &&
+			for _, line := range d.Logins(who.User.String()) {
+				if strings.Contains(line, address) &&
 					(w.forward == ForwardProxy || strings.Contains(line, session)) {
 					return true
 				}

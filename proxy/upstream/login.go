@@ -70,7 +70,7 @@ func (b *Backend) authenticate(d *dialogue, who credentials, c Client) (imap.Res
 	d.await(b.cfg.AnswerTimeout)
 	res, err := d.part(s.bytes[from:], id) // the secret is in the last part
 	if err == nil && res.Kind != imap.Tagged {
-		res, err = d.dismiss(s.dismissal)
+		res, err = d.dismiss(res.Text, s.dismissal)
 	}
 	if err != nil {
 		return res, fmt.Errorf("%w: %w", errUnanswered, err)

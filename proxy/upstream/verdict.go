@@ -118,6 +118,12 @@ var phrases = []phrase{
 	{"maximum number of connections", VerdictRight},                         // Dovecot before it had codes
 	{"login only available under a layer", VerdictNone},                     // Cyrus: a misconfiguration
 	{"plaintext authentication disallowed on non-secure", VerdictNone},      // Dovecot: a misconfiguration
+	{"generic failure", VerdictNone},                                        // Cyrus SASL: the password check is down
+	{"login failed: generic failure", VerdictNone},                          // the same, to LOGIN
+	{"remote authentication server unavailable", VerdictNone},               // Cyrus SASL
+	{"login failed: remote authentication server unavailable", VerdictNone}, // the same, to LOGIN
+	{"transient failure", VerdictNone},                                      // Cyrus SASL
+	{"login failed: transient failure", VerdictNone},                        // the same, to LOGIN
 	{"temporary problem", VerdictNone},                                      // Courier
 	{"temporary authentication failure", VerdictNone},                       // Dovecot
 	{"internal authentication failure", VerdictNone},                        // Dovecot

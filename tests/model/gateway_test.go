@@ -29,19 +29,11 @@ import (
 // only is the one backend.
 const only = "only"
 
-// backendSettings let one process of Dovecot serve many logins: a new process
-// for each attach would be most of what a run costs.
-const backendSettings = `
-service imap {
-  service_count = 1000
-  process_min_avail = 4
-}
-`
-
-// startBackend starts the Dovecot of all runs of a test.
+// startBackend starts the Dovecot of all runs of a test. One of its processes serves
+// many logins: a new process for each attach would be most of what a run costs.
 func startBackend(t testing.TB) *testbed.Dovecot {
 	t.Helper()
-	return testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, Settings: backendSettings})
+	return testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, LoginsPerProcess: 1000, Processes: 4})
 }
 
 // startBreaker starts what stands before the backend.

@@ -29,7 +29,8 @@ var (
 	ErrTooMuch  = errors.New("answer is larger than the limit")
 )
 
-// maxAnswer bounds the bytes of all responses to one command of ours.
+// maxAnswer bounds the bytes of all responses to one command of ours, and of each one
+// that is read whole.
 const maxAnswer = 16 << 20
 
 // maxAlerts bounds the bytes of what waits to be shown to people.
@@ -153,7 +154,8 @@ func (c *Conn) response(left *int) ([]byte, error) {
 			}
 			continue
 		}
-		if *left -= len(s.Bytes); *left < 0 || s.Literal.Size > int64(*left) {
+		*left -= len(s.Bytes)
+		if room := min(*left, maxAnswer-len(c.answer)-len(s.Bytes)); room < 0 || s.Literal.Size > int64(room) {
 			return nil, ErrTooMuch
 		}
 		if s.End && len(c.answer) == 0 {

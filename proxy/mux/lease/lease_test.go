@@ -144,6 +144,25 @@ func TestRunKnowsWhatEndsAConnection(t *testing.T) {
 	}
 }
 
+// A budget for many responses is none for one.
+func TestOneResponseIsBoundedWhateverIsLeft(t *testing.T) {
+	for _, said := range []string{
+		"* 1 FETCH (BODY[] {16777217}\r\n",
+		"* 1 FETCH (BODY[] {900000000}\r\n",
+		strings.Repeat("* 1 FETCH (BODY[] {8388608}\r\n"+strings.Repeat("z", 8388608), 2),
+		"* VANISHED (EARLIER) " + strings.Repeat("1,", 8<<20) + "1\r\n",
+	} {
+		c := backend(t, func(string) string { return said })
+		if _, err := c.Write([]byte("a SELECT x\r\n")); err != nil {
+			t.Fatal(err)
+		}
+		left := 1 << 30
+		if _, err := c.Response(&left); !errors.Is(err, ErrTooMuch) {
+			t.Errorf("%.40q: %v", said, err)
+		}
+	}
+}
+
 var errStop = errors.New("stop")
 
 func TestNoDeadlineRemains(t *testing.T) {

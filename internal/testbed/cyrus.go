@@ -1,0 +1,346 @@
+//go:build unix
+
+package testbed
+
+import (
+	"bufio"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"text/template"
+	"time"
+)
+
+// cyrusMaster is where Debian has Cyrus; its package is cyrus-imapd.
+const cyrusMaster = "/usr/lib/cyrus/bin/master"
+
+// CyrusConfig is what a test may choose.
+type CyrusConfig struct {
+	Users map[string]string // who exist, each with a password and an INBOX
+
+	// Master and MasterPassword, when set, may log in as anybody, by SASL authzid.
+	Master         string
+	MasterPassword string
+
+	// Secured lets passwords in over TLS alone. Unchecked is a server whose check of
+	// passwords is down.
+	Secured, Unchecked bool
+
+	CA *CA // issues the certificate; default an authority of its own
+}
+
+// Cyrus is a running mail backend. Its mail survives a Kill and a Restart.
+type Cyrus struct {
+	// Set once.
+	Plain string // host:port: no TLS, or STARTTLS
+	TLS   string // host:port: implicit TLS
+	CA    *CA
+	Dir   string // its folder: imapd.conf, cyrus.conf, conf/, mail/
+	t     testing.TB
+	place place
+	ports KeptPorts
+	uid   int
+	gid   int
+
+	// Guarded by mu.
+	mu      sync.Mutex
+	process *Process
+}
+
+// cyrusRoot is the root folder with a Cyrus that the environment names; "" when
+// there is none. Cyrus is never looked for on the machine: its package and
+// Dovecot's exclude each other.
+func cyrusRoot() string {
+	root := os.Getenv(RootVariable)
+	if root == "" {
+		return ""
+	}
+	if _, err := os.Stat(filepath.Join(root, cyrusMaster)); err != nil {
+		return ""
+	}
+	return root
+}
+
+// HasCyrus says whether the root that the environment names has a Cyrus. Then it is
+// the mail server of the run: tests that need Dovecot are skipped.
+func HasCyrus() bool { return cyrusRoot() != "" }
+
+// StartCyrus starts a mail backend and ends it with the test, which is skipped
+// where there is no Cyrus.
+func StartCyrus(t testing.TB, c CyrusConfig) *Cyrus {
+	t.Helper()
+	if !HasCyrus() {
+		t.Skipf("this test needs a root with Cyrus, which .ci/root makes, in %s", RootVariable)
+	}
+	d := &Cyrus{t: t, CA: c.CA, place: place{cyrusRoot()}}
+	d.Dir = d.place.folder(t, "cy")
+	if d.CA == nil {
+		d.CA = NewCA(t)
+	}
+	if err := d.findAccount(); err != nil {
+		t.Fatalf("find the user of Cyrus: %v", err)
+	}
+	accounts := map[string]string{cyrusAdmin: cyrusAdmin}
+	for name, password := range c.Users {
+		accounts[name] = password
+	}
+	if c.Master != "" {
+		accounts[c.Master] = c.MasterPassword
+	}
+	if err := d.writeFiles(accounts); err != nil {
+		t.Fatalf("write the files of Cyrus: %v", err)
+	}
+	OnFreePorts(t, 2, func(ports []int) error {
+		d.ports.Numbers = ports
+		d.Plain, d.TLS = Loopback(ports[0]), Loopback(ports[1])
+		if err := d.writeConf(c); err != nil {
+			return err
+		}
+		return d.start()
+	})
+	if c.Unchecked { // nor is the administrator's
+		return d
+	}
+	if err := d.makeInboxes(c.Users); err != nil {
+		t.Fatalf("make mailboxes in Cyrus: %v", err)
+	}
+	return d
+}
+
+// cyrusAdmin is the administrator's name and password.
+const cyrusAdmin = "cyrus"
+
+// findAccount finds the ids that Cyrus runs as, in the root's own table: the names
+// and numbers of the machine are others.
+func (d *Cyrus) findAccount() error {
+	table, err := os.ReadFile(filepath.Join(d.place.root, "etc/passwd"))
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(table)) {
+		fields := strings.Split(line, ":")
+		if len(fields) < 4 || fields[0] != "cyrus" {
+			continue
+		}
+		if d.uid, err = strconv.Atoi(fields[2]); err != nil {
+			return err
+		}
+		d.gid, err = strconv.Atoi(fields[3])
+		return err
+	}
+	return user.UnknownUserError("cyrus")
+}
+
+// writeFiles writes everything that does not depend on the ports.
+func (d *Cyrus) writeFiles(accounts map[string]string) error {
+	if err := os.Chmod(d.Dir, 0o755); err != nil {
+		return err
+	}
+	for _, dir := range []string{"conf/db", "conf/socket", "conf/proc", "conf/lock", "conf/user", "conf/quota", "mail"} {
+		if err := os.MkdirAll(filepath.Join(d.Dir, dir), 0o755); err != nil {
+			return err
+		}
+	}
+	cert, key := d.CA.Issue(d.t, DovecotName, "localhost", "127.0.0.1")
+	d.place.bring(d.t, cert, d.Dir, "cert.pem")
+	d.place.bring(d.t, key, d.Dir, "key.pem")
+	for name, password := range accounts {
+		local, realm, found := strings.Cut(name, "@")
+		if !found {
+			realm = DovecotName // Cyrus looks for those without a domain there
+		}
+		add := d.place.command("/usr/sbin/saslpasswd2", "-p", "-c", "-f", d.place.inside(filepath.Join(d.Dir, "sasldb2")), "-u", realm, local)
+		add.Stdin = strings.NewReader(password)
+		if out, err := add.CombinedOutput(); err != nil {
+			return fmt.Errorf("saslpasswd2 for %s: %w: %s", name, err, out)
+		}
+	}
+	return filepath.WalkDir(d.Dir, func(path string, _ os.DirEntry, err error) error {
+		return errors.Join(err, os.Chown(path, d.uid, d.gid))
+	})
+}
+
+// writeConf writes the two files of settings.
+func (d *Cyrus) writeConf(c CyrusConfig) error {
+	values := struct {
+		CyrusConfig
+		Dir, Name, Admin, Plain, TLS string
+	}{c, d.place.inside(d.Dir), DovecotName, cyrusAdmin, d.Plain, d.TLS}
+	for name, text := range map[string]*template.Template{"imapd.conf": imapdConf, "cyrus.conf": cyrusConf} {
+		var conf strings.Builder
+		if err := text.Execute(&conf, values); err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(d.Dir, name), []byte(conf.String()), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// start runs Cyrus and returns when it serves.
+func (d *Cyrus) start() error {
+	inside := d.place.inside(d.Dir)
+	p, err := d.place.start(d.t, cyrusMaster, "-D", "-C", inside+"/imapd.conf", "-M", inside+"/cyrus.conf", "-p", inside+"/pid")
+	if err != nil {
+		return err
+	}
+	if err = p.WaitUntil("greet", d.greets); err != nil {
+		p.Kill()
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.process = p
+	return nil
+}
+
+// greets says whether both ports are served. Cyrus listens before it has recovered
+// its databases, and the first of its processes may still end.
+func (d *Cyrus) greets() bool {
+	dialer := &net.Dialer{Timeout: time.Second}
+	plain, err := dialer.Dial("tcp", d.Plain)
+	if err != nil {
+		return false
+	}
+	defer plain.Close() // nothing was written
+	secured, err := tls.DialWithDialer(dialer, "tcp", d.TLS, d.CA.ClientTLS(DovecotName))
+	if err != nil {
+		return false
+	}
+	defer secured.Close() // nothing was written
+	for _, conn := range []net.Conn{plain, secured} {
+		_ = conn.SetReadDeadline(time.Now().Add(startTime)) // else the read fails
+		if line, err := bufio.NewReader(conn).ReadString('\n'); err != nil || !strings.HasPrefix(line, "* OK ") {
+			return false
+		}
+	}
+	return true
+}
+
+// makeInboxes makes an INBOX for each user, as the administrator.
+func (d *Cyrus) makeInboxes(users map[string]string) error {
+	dialer := &net.Dialer{Timeout: startTime}
+	conn, err := tls.DialWithDialer(dialer, "tcp", d.TLS, d.CA.ClientTLS(DovecotName))
+	if err != nil {
+		return err
+	}
+	defer conn.Close() // all was answered
+	if err := conn.SetDeadline(time.Now().Add(startTime)); err != nil {
+		return err
+	}
+	r := bufio.NewReader(conn)
+	commands := []string{"LOGIN " + cyrusAdmin + " " + cyrusAdmin}
+	for name := range users {
+		commands = append(commands, fmt.Sprintf("CREATE %q", "user/"+name))
+	}
+	slices.Sort(commands[1:])
+	for _, command := range append(commands, "LOGOUT") {
+		if _, err := fmt.Fprintf(conn, "a %s\r\n", command); err != nil {
+			return err
+		}
+		for {
+			line, err := r.ReadString('\n')
+			if err != nil {
+				return fmt.Errorf("%s: %w", command, err)
+			}
+			if strings.HasPrefix(line, "a OK") {
+				break
+			}
+			if strings.HasPrefix(line, "a ") {
+				return fmt.Errorf("%s: %s", command, line)
+			}
+		}
+	}
+	return nil
+}
+
+// Stop ends Cyrus as an operator would. Its mail stays.
+func (d *Cyrus) Stop() {
+	d.t.Helper()
+	d.current().Stop()
+	d.ports.Hold(d.t)
+}
+
+// Kill ends all processes at once, as a power cut would.
+func (d *Cyrus) Kill() {
+	d.t.Helper()
+	d.current().Kill()
+	d.ports.Hold(d.t)
+}
+
+// Restart stops Cyrus if it runs and starts it on the same ports with the same
+// mail.
+func (d *Cyrus) Restart() {
+	d.t.Helper()
+	d.Stop()
+	defer d.ports.Release()
+	if err := d.start(); err != nil {
+		d.t.Fatalf("restart Cyrus: %v", err)
+	}
+}
+
+// Where is how to reach it.
+func (d *Cyrus) Where() Where { return Where{d.Plain, d.TLS, d.CA} }
+
+func (d *Cyrus) current() *Process {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.process
+}
+
+// imapdConf lets users with and without a domain in by sasldb alone, and has the
+// separator and the namespace that Dovecot has too.
+var imapdConf = template.Must(template.New("imapd.conf").Parse(`
+configdirectory: {{.Dir}}/conf
+proc_path: {{.Dir}}/conf/proc
+mboxname_lockpath: {{.Dir}}/conf/lock
+lmtpsocket: {{.Dir}}/conf/socket/lmtp
+idlesocket: {{.Dir}}/conf/socket/idle
+notifysocket: {{.Dir}}/conf/socket/notify
+defaultpartition: default
+partition-default: {{.Dir}}/mail
+servername: {{.Name}}
+admins: {{.Admin}}
+{{- if .Master}}
+proxyservers: {{.Master}}
+{{- end}}
+virtdomains: userid
+defaultdomain: internal
+altnamespace: yes
+unixhierarchysep: yes
+allowplaintext: {{if .Secured}}no{{else}}yes{{end}}
+failedloginpause: 0
+allowstarttls: yes
+sasl_pwcheck_method: {{if .Unchecked}}saslauthd{{else}}auxprop{{end}}
+sasl_auxprop_plugin: sasldb
+sasl_sasldb_path: {{.Dir}}/sasldb2
+sasl_mech_list: PLAIN LOGIN
+tls_server_cert: {{.Dir}}/cert.pem
+tls_server_key: {{.Dir}}/key.pem
+# Without a process that tells of changes, IDLE looks for them every second.
+imapidlepoll: 1
+# What is synchronised to disk before an answer costs more than the rest of a test.
+skiplist_unsafe: yes
+`))
+
+var cyrusConf = template.Must(template.New("cyrus.conf").Parse(`
+START {
+  recover cmd="/usr/sbin/cyrus ctl_cyrusdb -C {{.Dir}}/imapd.conf -r"
+}
+SERVICES {
+  imap cmd="/usr/lib/cyrus/bin/imapd -C {{.Dir}}/imapd.conf" listen="{{.Plain}}" prefork=4 maxchild=1000
+  imaps cmd="/usr/lib/cyrus/bin/imapd -C {{.Dir}}/imapd.conf -s" listen="{{.TLS}}" prefork=4 maxchild=1000
+}
+EVENTS {
+}
+`))

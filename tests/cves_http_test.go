@@ -1,0 +1,188 @@
+package tests
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/base64"
+	"fmt"
+	"math/big"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+
+	"go.uber.org/zap"
+
+	"imapgate/auth/authhttp"
+	"imapgate/internal/identity"
+	"imapgate/internal/testbed"
+)
+
+// certified is a connection whose client has shown a certificate with this name in it.
+func certified(t *testing.T, name string) *tls.ConnectionState {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name, Organization: []string{name}}}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &tls.ConnectionState{Version: tls.VersionTLS13, CipherSuite: tls.TLS_AES_128_GCM_SHA256,
+		PeerCertificates: []*x509.Certificate{cert}, VerifiedChains: [][]*x509.Certificate{{cert}}}
+}
+
+// nginx CVE-2026-28753: a name with line ends in a header that is sent to the auth
+// server became headers of its own there.
+func TestNoHeaderToAnAuthServerHasLineEndsOrNULs(t *testing.T) {
+	questions := make(chan []byte, 1)
+	server := startStubThat(t, nil, func(conn net.Conn) {
+		for r := bufio.NewReader(conn); ; {
+			var question []byte
+			for !bytes.HasSuffix(question, []byte("\r\n\r\n")) {
+				line, err := r.ReadBytes('\n')
+				if err != nil {
+					return
+				}
+				question = append(question, line...)
+			}
+			questions <- question
+			_, _ = conn.Write([]byte("HTTP/1.1 200 OK\r\nAuth-Status: OK\r\nAuth-Server: 127.0.0.1\r\nAuth-Port: 143\r\nContent-Length: 0\r\n\r\n"))
+		}
+	})
+	config := authhttp.Config{URLs: []string{"http://" + server.address() + "/auth"}, ClientCerts: true, PassCert: true}
+	asker, err := authhttp.New(config, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(asker.Close)
+	for _, end := range []string{"\r\n", "\n", "\r", "\x00", "\r\n\r\n", "\n\n", "\x00\r\n", "\v\f\u0085\u2028"} {
+		evil := "a" + end + "Auth-Status: OK" + end + "X-Evil: 1"
+		at := netip.AddrPortFrom(netip.MustParseAddr("fe80::1").WithZone(evil), 993)
+		good := authhttp.Question{Method: authhttp.Plain, User: "alice", Password: identity.NewSecret(password), Attempt: 1, Client: at.Addr()}
+		for part, change := range map[string]func(*authhttp.Question){
+			"user":        func(q *authhttp.Question) { q.User = evil },
+			"password":    func(q *authhttp.Question) { q.Password = identity.NewSecret(evil) },
+			"address":     func(*authhttp.Question) {},
+			"proxy":       func(q *authhttp.Question) { q.Proxy = &authhttp.Proxy{Source: at, Server: at} },
+			"certificate": func(q *authhttp.Question) { q.TLS = certified(t, evil) },
+		} {
+			q := good
+			change(&q)
+			if _, err := asker.Ask(context.Background(), q); err != nil {
+				t.Errorf("%s with %q: %v", part, end, err) // what can be written can be asked
+				continue
+			}
+			question := <-questions
+			seen := map[string]bool{}
+			for i, line := range strings.SplitAfter(strings.TrimSuffix(string(question), "\r\n"), "\n") {
+				name, value, _ := strings.Cut(strings.TrimSuffix(line, "\r\n"), ": ")
+				wrong := strings.ContainsAny(value, "\r\n\x00\v\f\x7f") || line != "" && !strings.HasSuffix(line, "\r\n") ||
+					seen[name] || name == "Auth-Status" || name == "X-Evil"
+				if i > 0 && wrong {
+					t.Errorf("%s with %q: the auth server is sent %q", part, end, line)
+				}
+				seen[name] = true
+			}
+		}
+		config := config
+		config.Headers = map[string]identity.Secret{"X-Key": identity.NewSecret(evil)}
+		if _, err := authhttp.New(config, zap.NewNop()); err == nil && strings.ContainsAny(end, "\r\n\x00") {
+			t.Errorf("a header of the configuration may have %q", end)
+		}
+	}
+}
+
+// asked is what an auth server is told of one attempt.
+type asked struct{ user, password, attempt string }
+
+// nginx CVE-2026-27651: the state of an attempt that the auth server had delayed was
+// used, or freed, by the next one, of whatever mechanism.
+func TestAttemptsBehindADelayedRefusalStandOnTheirOwn(t *testing.T) {
+	ca := testbed.NewCA(t)
+	host, port := split(t, startStub(t, nil).address())
+	var mu sync.Mutex
+	all := map[string][]asked{} // guarded by mu
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a := asked{r.Header.Get("Auth-User"), r.Header.Get("Auth-Pass"), r.Header.Get("Auth-Login-Attempt")}
+		session, _, _ := strings.Cut(a.user, ".")
+		mu.Lock()
+		all[session] = append(all[session], a)
+		mu.Unlock()
+		w.Header().Set("Auth-Status", "OK")
+		w.Header().Set("Auth-Server", host)
+		w.Header().Set("Auth-Port", port)
+		if a.password != "right" {
+			w.Header().Set("Auth-Status", "Invalid login")
+			w.Header().Set("Auth-Wait", "1")
+		}
+	}))
+	t.Cleanup(server.Close)
+	b := startBinary(t, ca, fmt.Sprintf(`backends:
+  east: {address: %q, tls: none}
+auth: {methods: [http], http: {urls: [%q]}}
+routing: {source: http}`, net.JoinHostPort(host, port), server.URL+"/auth"))
+
+	code := func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) + "\r\n" }
+	ways := map[string]func(user, password string) string{
+		"command": func(user, password string) string { return "t LOGIN " + user + " " + password + "\r\n" },
+		"PLAIN": func(user, password string) string {
+			return "t AUTHENTICATE PLAIN\r\n" + code("\x00"+user+"\x00"+password)
+		},
+		"PLAIN, IR": func(user, password string) string { return "t AUTHENTICATE PLAIN " + code("\x00"+user+"\x00"+password) },
+		"LOGIN":     func(user, password string) string { return "t AUTHENTICATE LOGIN\r\n" + code(user) + code(password) },
+		"broken off": func(user, password string) string {
+			return "b AUTHENTICATE LOGIN\r\n" + code("nobody") + "*\r\nt LOGIN " + user + " " + password + "\r\n"
+		},
+	}
+	var attempts sync.WaitGroup
+	for first, begin := range ways {
+		for second, end := range ways {
+			attempts.Go(func() {
+				session := strings.ToLower(strings.NewReplacer(" ", "", ",", "").Replace(first + "-" + second))
+				c, err := reach(b.endpoint("implicit"), "")
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer c.Close()
+				for i, text := range []string{begin(session+".1", "wrong"), end(session+".2", "right"), "t NOOP\r\n"} {
+					_, err := c.Write([]byte(text))
+					got := []Response(nil)
+					if err == nil {
+						got, err = c.Until("t")
+					}
+					want := [...]string{"t NO [AUTHENTICATIONFAILED] ", "t OK [CAPABILITY ", "t OK "}[i]
+					if err != nil || !strings.HasPrefix(got[len(got)-1].Text, want) {
+						t.Errorf("%s, then %s: step %d: %v, %v", first, second, i, got, err)
+						return
+					}
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				seen := all[session]
+				if len(seen) != 2 || seen[0].user != session+".1" || seen[0].password != "wrong" ||
+					seen[1].user != session+".2" || seen[1].password != "right" || seen[1].attempt <= seen[0].attempt {
+					t.Errorf("%s, then %s: the auth server was told %v", first, second, seen)
+				}
+			})
+		}
+	}
+	attempts.Wait()
+}

@@ -1,0 +1,58 @@
+package tests
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"imapgate/internal/testbed"
+)
+
+// Servers of many kinds have ended, or spun, when accept found no descriptor free
+// (EMFILE): connections that wait at the kernel are served once there is one.
+func TestAcceptOutlivesDescriptorsThatRunOut(t *testing.T) {
+	ca := testbed.NewCA(t)
+	b := startBinary(t, ca, fmt.Sprintf(`backends:
+  east: {address: %q, tls: none}
+routing: {source: static, static: {default: east}}`, startStub(t, nil).address()))
+	pid := b.process.PID()
+	first := enter(t, b.endpoint("implicit"), "")
+	mustSay(t, first, "LOGIN alice "+password)
+
+	open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var limit unix.Rlimit
+	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &limit); err != nil {
+		t.Fatal(err)
+	}
+	none := unix.Rlimit{Cur: uint64(len(open)), Max: limit.Max} // numbers below are in use, or soon will be
+	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &none, nil); err != nil {
+		t.Fatal(err)
+	}
+	exhausted := func() bool { return strings.Contains(b.process.Output(), "too many open files") }
+	var waiting []*RawClient
+	for !exhausted() && len(waiting) < 64 { // numbers that are free go first
+		c, err := Connect(b.at["starttls"], nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		waiting = append(waiting, c)
+	}
+	testbed.Within(t, Patience, "accept to fail", exhausted)
+	mustSay(t, first, "NOOP") // who is in stays in
+	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &limit, nil); err != nil {
+		t.Fatal(err)
+	}
+	for i, c := range waiting {
+		if got, err := c.Read(); err != nil || !strings.HasPrefix(got.Text, "* OK ") {
+			t.Fatalf("connection %d: %q, %v", i, got.Text, err)
+		}
+	}
+	mustSay(t, first, "NOOP")
+}

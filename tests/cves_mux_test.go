@@ -1,0 +1,398 @@
+package tests
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"imapgate/internal/testbed"
+	"imapgate/proxy"
+	"imapgate/proxy/mux"
+	"imapgate/proxy/upstream"
+)
+
+// saying is a backend that says what a test wants, with INBOX of one message.
+type saying struct {
+	// Set once.
+	caps    string
+	answers map[string]string // to a command by its beginning, with TAG for its tag
+	cut     chan struct{}     // an answer without a tag is one that is cut off once this is closed
+
+	mu    sync.Mutex
+	heard []string // Guarded by mu. Its lines, the login's included.
+}
+
+func (b *saying) talk(conn net.Conn) {
+	r, w := bufio.NewReaderSize(conn, 1<<20), bufio.NewWriter(conn)
+	_, _ = w.WriteString("* OK [CAPABILITY " + b.caps + "] ready\r\n") // Flush has the error
+	for w.Flush() == nil {
+		command, err := b.command(r, w)
+		if err != nil {
+			return
+		}
+		tag, rest, _ := strings.Cut(command, " ")
+		answer := ""
+		for beginning, a := range b.answers {
+			if strings.HasPrefix(rest, beginning) {
+				answer = a
+			}
+		}
+		switch {
+		case answer != "":
+			_, _ = w.WriteString(strings.ReplaceAll(answer, "TAG", tag))
+			if !strings.Contains(answer, "TAG") && w.Flush() == nil {
+				<-b.cut
+				return
+			}
+			continue
+		case strings.HasPrefix(rest, "AUTHENTICATE"), strings.HasPrefix(rest, "LOGIN"):
+			tag += " OK [CAPABILITY " + b.caps + "] in\r\n"
+		case strings.HasPrefix(rest, "SELECT"):
+			_, _ = w.WriteString("* 1 EXISTS\r\n* OK [UIDVALIDITY 1] valid\r\n* OK [UIDNEXT 2] next\r\n")
+			tag += " OK [READ-WRITE] done\r\n"
+		case strings.HasPrefix(rest, "UID SEARCH"):
+			_, _ = w.WriteString("* SEARCH 1\r\n")
+			tag += " OK done\r\n"
+		default:
+			tag += " OK done\r\n"
+		}
+		_, _ = w.WriteString(tag)
+	}
+}
+
+// pushed is a line that announces a literal which comes unasked.
+var pushed = regexp.MustCompile(`\{(\d+)\+\}\r\n$`)
+
+// command reads one command, asking for its literals. It takes octets that come unasked
+// for commands, unless they are few and it has LITERAL-.
+func (b *saying) command(r *bufio.Reader, w *bufio.Writer) (whole string, err error) {
+	for {
+		line, err := r.ReadString('\n')
+		if err != nil {
+			return "", err
+		}
+		b.mu.Lock()
+		b.heard = append(b.heard, line)
+		b.mu.Unlock()
+		whole += strings.TrimSuffix(line, "\r\n")
+		size, ok := literalSize(strings.TrimSuffix(line, "\r\n"))
+		if m := pushed.FindStringSubmatch(line); m != nil && strings.Contains(b.caps, "LITERAL-") && len(m[1]) < 4 {
+			size, _ = strconv.Atoi(m[1]) // digits
+			ok = true
+		} else if ok {
+			_, _ = w.WriteString("+ go\r\n") // Flush has the error
+		}
+		if !ok {
+			return whole, nil
+		}
+		if err := w.Flush(); err != nil {
+			return "", err
+		}
+		literal := make([]byte, size)
+		if _, err := io.ReadFull(r, literal); err != nil {
+			return "", err
+		}
+	}
+}
+
+// before starts a gateway with this backend, and a client that has INBOX selected.
+func (b *saying) before(t *testing.T, mode mux.Mode) (*running, *RawClient) {
+	t.Helper()
+	if b.caps == "" {
+		b.caps = "IMAP4rev1 SASL-IR AUTH=PLAIN UNSELECT"
+	}
+	settings := muxSettings()
+	settings.HoldMax = time.Second
+	g := startGateway(t, options{
+		ca: testbed.NewCA(t), modes: map[string]proxy.Mode{only: {Name: string(mode), Mux: settings}},
+		backends: map[string]upstream.Config{only: {Address: startStubThat(t, nil, b.talk).address(), TLSMode: upstream.NoTLS}},
+	})
+	c := enter(t, g.at(proxy.NoTLS), "")
+	mustSay(t, c, "LOGIN alice "+password)
+	mustSay(t, c, "SELECT INBOX")
+	return g, c
+}
+
+// counts reads up to a line that begins so, and gives how many octets came before.
+func counts(t *testing.T, c *RawClient, end string) (n int) {
+	t.Helper()
+	for begins := true; ; {
+		if err := c.extend(); err != nil {
+			t.Fatal(err)
+		}
+		part, err := c.r.ReadSlice('\n')
+		if begins && strings.HasPrefix(string(part), end) {
+			return n
+		}
+		if err != nil && err != bufio.ErrBufferFull {
+			t.Fatalf("after %d octets: %v", n, err)
+		}
+		n += len(part)
+		begins = err == nil
+	}
+}
+
+var bothModes = []mux.Mode{mux.Reuse, mux.Resume}
+
+// Dovecot CVE-2026-42006, Courier CVE-2026-67194: lists in lists, of a client and of a
+// backend, each of which cost its reader memory, or a stack.
+func TestNestedParenthesesPassBothWaysAndHoldNoMemory(t *testing.T) {
+	const many = 4 << 20
+	for _, mode := range bothModes {
+		flood := "* 1 FETCH " + strings.Repeat("(", many) + "\r\n"
+		b := &saying{answers: map[string]string{"FETCH": flood + "TAG OK done\r\n", "SEARCH": "TAG BAD too deep\r\n"}}
+		g, c := b.before(t, mode)
+		before := allocated()
+		for i := range 3 {
+			tell(t, c, "s SEARCH "+strings.Repeat("(", 60_000)+"\r\n", "s BAD too deep")
+			if _, err := io.WriteString(c, "f FETCH 1 FLAGS\r\n"); err != nil {
+				t.Fatal(err)
+			}
+			if n := counts(t, c, "f OK"); n != len(flood) {
+				t.Errorf("%s: %d octets came in round %d, want %d", mode, n, i, len(flood))
+			}
+		}
+		// The backend's own strings are three of the flood.
+		if grown := allocated() - before; grown > 5*uint64(many) {
+			t.Errorf("%s: %d octets were allocated", mode, grown)
+		}
+		if n := g.metric("imapgate_mux_invariant_total"); n != 0 {
+			t.Errorf("%s: %v broken promises", mode, n)
+		}
+	}
+}
+
+// The same in an answer that the gateway reads itself ends that connection.
+func TestNestedParenthesesInAnAnswerToTheGatewayAreBounded(t *testing.T) {
+	for name, answer := range map[string]string{
+		"parentheses":       "* 1 FETCH " + strings.Repeat("(", 20<<20) + "\r\nTAG OK done\r\n",
+		"a literal of 4 GB": "* 1 FETCH (BODY[] {4294967295}\r\n" + strings.Repeat("x", 1<<20) + "TAG",
+	} {
+		b := &saying{answers: map[string]string{"SELECT Other": answer}}
+		_, c := b.before(t, mux.Resume)
+		before := inUse()
+		tell(t, c, "s SELECT Other\r\n", "s NO [UNAVAILABLE] ") // each answer is given up with its connection
+		if now := inUse(); now > before+8<<20 {
+			t.Errorf("%s: %d octets are held", name, now-before)
+		}
+	}
+}
+
+// net-imap CVE-2026-42245: a million literals of no octets, in a response and in a
+// command, took time that grew with their square.
+func TestAMillionTinyLiteralsPassInLinearTime(t *testing.T) {
+	const many = 1_000_000
+	for _, mode := range bothModes {
+		flood := "* 1 FETCH (" + strings.Repeat("{0}\r\n ", many) + ")\r\n"
+		b := &saying{answers: map[string]string{"FETCH": flood + "TAG OK done\r\n"}}
+		g, c := b.before(t, mode)
+		before := inUse()
+		if _, err := io.WriteString(c, "f FETCH 1 FLAGS\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		if n := counts(t, c, "f OK"); n != len(flood) {
+			t.Errorf("%s: %d octets came, want %d", mode, n, len(flood))
+		}
+		if now := inUse(); now > before+uint64(len(flood))+4<<20 { // the backend's own copy is there
+			t.Errorf("%s: %d octets are held", mode, now-before)
+		}
+		before = allocated()
+		_, _ = io.WriteString(c, "s SEARCH"+strings.Repeat(" {0+}\r\n", many)+"\r\n") // it is cut off
+		testbed.Within(t, Patience, "the end", func() bool { return reasons(g.records("session_ended", "alice"))["client_protocol"] == 1 })
+		if grown := allocated() - before; grown > uint64(2*len(" {0+}\r\n")*many)+8<<20 {
+			t.Errorf("%s: %d octets were allocated", mode, grown)
+		}
+	}
+}
+
+// net-imap CVE-2025-25186: ranges of UIDs in COPYUID and VANISHED that a reader
+// expanded into four billion numbers.
+func TestRangesOfAllNumbersAreNeverExpanded(t *testing.T) {
+	const all, most = "1:4294967295", "1:4294967294"
+	holes := "1:1000000000,1000000002:2000000000,2000000002:4294967294"
+	for _, mode := range bothModes {
+		for name, says := range map[string]string{
+			"COPYUID":           "TAG OK [COPYUID 1 " + all + " " + all + "] done\r\n",
+			"untagged COPYUID":  "* OK [COPYUID 1 " + all + " " + all + "] done\r\nTAG OK done\r\n",
+			"VANISHED":          "* VANISHED " + all + "\r\nTAG OK done\r\n",
+			"VANISHED of most":  "* VANISHED " + most + "\r\nTAG OK done\r\n",
+			"VANISHED of holes": "* VANISHED " + holes + "\r\nTAG OK done\r\n",
+			"VANISHED, many":    "* VANISHED " + strings.Repeat("1:4294967294,", 4000) + "5\r\nTAG OK done\r\n",
+			"VANISHED EARLIER":  "* VANISHED (EARLIER) " + all + "\r\nTAG OK done\r\n",
+			"EXISTS":            "* 4294967295 EXISTS\r\nTAG OK done\r\n",
+			"ESEARCH":           "* ESEARCH (TAG \"TAG\") UID ALL " + all + "\r\nTAG OK done\r\n",
+		} {
+			b := &saying{answers: map[string]string{"COPY": says}}
+			_, c := b.before(t, mode)
+			before := inUse()
+			if _, err := io.WriteString(c, "a1 COPY 1 Other\r\n"); err != nil {
+				t.Fatal(err)
+			}
+			want := strings.ReplaceAll(says, "TAG", "a1")
+			got := make([]byte, len(want))
+			if _, err := io.ReadFull(c.r, got); err != nil || string(got) != want {
+				t.Errorf("%s: %s: %.200q, %v", mode, name, got, err)
+			}
+			tell(t, c, "n STORE "+all[:9]+" +FLAGS (x)\r\n", "n ")
+			if now := inUse(); now > before+8<<20 {
+				t.Errorf("%s: %s: %d octets are held", mode, name, now-before)
+			}
+			_ = c.Close()
+		}
+	}
+}
+
+// The same in the answer to a question of the gateway's own.
+func TestUIDsOfAllNumbersAreNeverExpanded(t *testing.T) {
+	for name, says := range map[string]string{
+		"ESEARCH":      "* ESEARCH (TAG \"TAG\") UID ALL 1:4294967295\r\nTAG OK done\r\n",
+		"of most":      "* ESEARCH (TAG \"TAG\") UID ALL 1:4294967294\r\nTAG OK done\r\n",
+		"with holes":   "* ESEARCH (TAG \"TAG\") UID ALL 1:1000000000,1000000002:2000000000,2000000002:4294967294\r\nTAG OK done\r\n",
+		"one by one":   "* SEARCH " + strings.Repeat("4294967294 ", 1<<15) + "\r\nTAG OK done\r\n",
+		"all repeated": "* ESEARCH (TAG \"TAG\") UID ALL " + strings.Repeat("1:4294967294,", 1<<15) + "9\r\nTAG OK done\r\n",
+	} {
+		b := &saying{answers: map[string]string{"UID SEARCH": says}}
+		_, c := b.before(t, mux.Resume) // UIDs are learned at once
+		before := inUse()
+		tell(t, c, "n NOOP\r\n", "n OK ")
+		if now := inUse(); now > before+24<<20 { // a bitmap of everything is 8 MB
+			t.Errorf("%s: %d octets are held", name, now-before)
+		}
+		_ = c.Close()
+	}
+}
+
+// net-imap CVE-2025-43857: the size of a literal was believed, and memory taken for it.
+func TestALiteralOfFourGigabytesIsRelayedAsItComes(t *testing.T) {
+	const part = 1 << 20
+	for _, mode := range bothModes {
+		head := "* 1 FETCH (BODY[] {4294967295}\r\n"
+		b := &saying{answers: map[string]string{"FETCH": head + strings.Repeat("x", part)}, cut: make(chan struct{})}
+		_, c := b.before(t, mode)
+		before := allocated()
+		if _, err := io.WriteString(c, "f FETCH 1 BODY[]\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, part)
+		if err := c.extend(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(c.r, got[:len(head)]); err != nil || string(got[:len(head)]) != head {
+			t.Fatalf("%s: %q, %v", mode, got[:len(head)], err)
+		}
+		if _, err := io.ReadFull(c.r, got); err != nil || strings.Trim(string(got), "x") != "" {
+			t.Errorf("%s: %v", mode, err)
+		}
+		close(b.cut)
+		if rest, _ := io.ReadAll(c.r); len(rest) != 0 {
+			t.Errorf("%s: %.100q came as part of the literal", mode, rest)
+		}
+		if grown := allocated() - before; grown > 16<<20 {
+			t.Errorf("%s: %d octets were allocated", mode, grown)
+		}
+	}
+}
+
+// GHSA-8p34-64r3-mwg8 (net-imap): {n+} to a server that does not take it, which reads
+// the octets as commands.
+func TestABackendWithoutLiteralPlusIsSentNone(t *testing.T) {
+	for _, mode := range bothModes {
+		for _, caps := range []string{"IMAP4rev1 UNSELECT", "IMAP4rev1 UNSELECT LITERAL-"} { // LOGIN with literals
+			b := &saying{caps: caps}
+			_, c := b.before(t, mode)
+			for _, command := range []string{"CREATE {+}", "SELECT {+}", "STATUS {+} (MESSAGES)", "SEARCH SUBJECT {+}", "LIST {+} {+}", "APPEND {+} {+}", "COPY 1 {+}"} {
+				var literals [][]byte
+				for range strings.Count(command, "{+}") {
+					literals = append(literals, []byte("b\xc3\xb6x"+strings.Repeat("x", 5000)))
+				}
+				if got, err := c.Do(command, literals...); err != nil {
+					t.Fatalf("%s with %s: %v, %v", command, caps, got, err)
+				}
+			}
+			_ = c.Close()
+			b.mu.Lock()
+			for _, line := range b.heard {
+				if m := pushed.FindStringSubmatch(line); m != nil && !(strings.Contains(caps, "LITERAL-") && len(m[1]) < 4) {
+					t.Errorf("%s with %s: the backend has heard %.80q", mode, caps, line)
+				}
+			}
+			if len(b.heard) < 10 {
+				t.Errorf("%s: the backend has heard %q", mode, b.heard)
+			}
+			b.mu.Unlock()
+		}
+	}
+}
+
+// Cyrus CVE-2024-34055: literals without number in one command of a session.
+func TestManyLiteralsInOneCommandAreBounded(t *testing.T) {
+	for _, mode := range bothModes {
+		_, c := (&saying{}).before(t, mode)
+		before := allocated()
+		few := "s SEARCH" + strings.Repeat(" SUBJECT {1+}\r\nx", 1000) + "\r\n"
+		tell(t, c, few, "s OK ")
+		tell(t, c, "t SEARCH"+strings.Repeat(" SUBJECT {1+}\r\nx", 20_000)+"\r\n", "t BAD [TOOBIG] ")
+		tell(t, c, "n NOOP\r\n", "n OK ")
+		if grown := allocated() - before; grown > 16<<20 {
+			t.Errorf("%s: %d octets were allocated", mode, grown)
+		}
+	}
+}
+
+// Proxies with more than one connection have let pipelined commands overtake each
+// other. (Dovecot itself lets a STORE overtake the EXPUNGE before it, where a client
+// does what RFC 9051 §5.5 forbids.)
+func TestPipelinedStoreAndExpungeKeepTheirOrder(t *testing.T) {
+	pipelined := []string{
+		"STORE 2:4 +FLAGS (\\Deleted)", "STORE 3 -FLAGS (\\Deleted)", "EXPUNGE", "NOOP", "EXPUNGE", "UID STORE 9 +FLAGS (\\Deleted)",
+		"UID STORE 5 -FLAGS (\\Deleted)", "UID EXPUNGE 9", "UID EXPUNGE 5", "CHECK",
+	}
+	var text strings.Builder
+	for i, command := range pipelined {
+		fmt.Fprintf(&text, "p%d %s\r\n", i, command)
+	}
+	for _, mode := range []mux.Mode{"splice", mux.Reuse, mux.Resume} {
+		b := &saying{}
+		_, c := b.before(t, mode)
+		tell(t, c, text.String(), "p0 OK ")
+		for i := 1; i < len(pipelined); i++ {
+			tell(t, c, "", fmt.Sprintf("p%d OK ", i))
+		}
+		b.mu.Lock()
+		heard := strings.Join(slices.DeleteFunc(b.heard, func(line string) bool { return line[0] != 'p' }), "")
+		b.mu.Unlock()
+		if heard != text.String() {
+			t.Errorf("%s: the backend has heard\n%s", mode, heard)
+		}
+	}
+	backend := testbed.StartDovecot(t, testbed.DovecotConfig{})
+	for _, mode := range []mux.Mode{"splice", mux.Reuse, mux.Resume} {
+		g := startFramed(t, mode, options{ca: backend.CA, backends: map[string]upstream.Config{only: to(backend, upstream.NoTLS)}})
+		c := enter(t, g.at(proxy.NoTLS), "")
+		mustSay(t, c, "LOGIN pipe."+string(mode)+" "+password)
+		for i := range 9 {
+			if err := okay(c.Do("APPEND INBOX {}", fmt.Appendf(nil, "Subject: %d\r\n\r\n", i+1))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		mustSay(t, c, "SELECT INBOX")
+		if _, err := io.WriteString(c, text.String()); err != nil {
+			t.Fatal(err)
+		}
+		if all, err := c.Until(fmt.Sprintf("p%d", len(pipelined)-1)); err != nil {
+			t.Fatalf("%s: %v, %v", mode, all, err)
+		}
+		uids, err := c.Do("UID SEARCH ALL")
+		if err != nil || uids[0].Text != "* SEARCH 1 3 5 6 7 8" {
+			t.Errorf("%s: left are %v, %v", mode, uids, err)
+		}
+	}
+}

@@ -1,0 +1,360 @@
+package tests
+
+import (
+	"bufio"
+	"crypto/hmac"
+	"crypto/pbkdf2"
+	"crypto/sha256"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"testing"
+
+	"imapgate/auth"
+	"imapgate/internal/identity"
+	"imapgate/internal/testbed"
+	"imapgate/proxy"
+	"imapgate/proxy/mux"
+	"imapgate/proxy/upstream"
+)
+
+// Faults that other servers, proxies and libraries have had, as their CVEs tell: here
+// those of the login, in cves_mux_test.go those of a session, in cves_http_test.go
+// those of auth servers, and in cves_linux_test.go one of the kernel's limits.
+
+// allocated is what the process has allocated so far: no more can be held of it.
+func allocated() uint64 {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.TotalAlloc
+}
+
+// inUse is what is in use once the garbage is gone.
+func inUse() uint64 {
+	runtime.GC()
+	runtime.GC() // what pools held
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+// lazyGateway has a backend that lets everybody in.
+func lazyGateway(t *testing.T, change ...func(*options)) *running {
+	t.Helper()
+	o := options{ca: testbed.NewCA(t), backends: map[string]upstream.Config{
+		only: {Address: startStub(t, nil).address(), TLSMode: upstream.NoTLS},
+	}}
+	for _, f := range change {
+		f(&o)
+	}
+	return startGateway(t, o)
+}
+
+// tell sends bytes and wants the next response to begin so.
+func tell(t *testing.T, c *RawClient, text, want string) {
+	t.Helper()
+	if _, err := io.WriteString(c, text); err != nil {
+		t.Fatalf("%.60q: %v", text, err)
+	}
+	if got, err := c.Read(); err != nil || !strings.HasPrefix(got.Text, want) {
+		t.Fatalf("%.60q: %.200q, %v; want %q", text, got.Text, err, want)
+	}
+}
+
+// refused says whether a response refuses a command, or the connection, for its form.
+func refused(r Response) bool {
+	return strings.Contains(r.Text, "BAD ") || strings.Contains(r.Text, "[TOOBIG]") || strings.HasPrefix(r.Text, "* BYE ")
+}
+
+// Dovecot CVE-2026-27857: 4,000 opening parentheses before the login held a megabyte.
+func TestNestedParenthesesBeforeTheLoginHoldNoMemory(t *testing.T) {
+	g := lazyGateway(t)
+	var conns []*RawClient
+	for range 50 {
+		conns = append(conns, enter(t, g.at(proxy.NoTLS), ""))
+	}
+	before := allocated()
+	for _, c := range conns {
+		for _, command := range []string{"a NOOP ", "a ID ", "a LOGIN ", "a FROB ("} {
+			got := command + strings.Repeat("(", 4000)
+			if _, err := io.WriteString(c, got); err != nil {
+				t.Fatal(err)
+			}
+			tell(t, c, "\r\n", "a BAD ")
+			if command == "a LOGIN " { // the third bad command is the last on a connection
+				break
+			}
+		}
+	}
+	// For 50 connections of 12,000 octets each, and of the test's own for as much.
+	if grown := allocated() - before; grown > 16<<20 {
+		t.Errorf("%d octets were allocated", grown)
+	}
+}
+
+// Dovecot CVE-2025-59028: base64 that was none ended the logins of others.
+func TestBadBase64EndsNobodyElsesLogin(t *testing.T) {
+	g := lazyGateway(t)
+	var waiting []*RawClient
+	for _, mechanism := range []string{"PLAIN", "LOGIN"} {
+		c := enter(t, g.at(proxy.NoTLS), "")
+		tell(t, c, "a AUTHENTICATE "+mechanism+"\r\n", "+ ")
+		waiting = append(waiting, c)
+	}
+	for _, bad := range []string{"!", "=", "====", "YQ", "YQ=", "Y Q==", "YQ==YQ==", "\xff\xfe", "AA\x00A", strings.Repeat("A", 8001), strings.Repeat("!", 8001)} {
+		for _, how := range []string{"a AUTHENTICATE PLAIN %s\r\n", "a AUTHENTICATE LOGIN %s\r\n", "a AUTHENTICATE PLAIN\r\n%s\r\n", "a AUTHENTICATE LOGIN\r\n%s\r\n"} {
+			c := enter(t, g.at(proxy.NoTLS), "")
+			if _, err := fmt.Fprintf(c, how+"!\r\n!\r\n", bad); err != nil { // "=" is an empty name, and a password follows
+				t.Fatal(err)
+			}
+			for {
+				got, err := c.Read()
+				if err != nil || strings.Contains(got.Text, " OK") {
+					t.Fatalf(how+": %q, %v", bad, got.Text, err)
+				}
+				if !strings.HasPrefix(got.Text, "+") {
+					break
+				}
+			}
+			_ = c.Close()
+		}
+	}
+	coded := func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) + "\r\n" }
+	tell(t, waiting[0], coded("\x00alice\x00"+password), "a OK ")
+	tell(t, waiting[1], coded("bob"), "+ ")
+	tell(t, waiting[1], coded(password), "a OK ")
+}
+
+// scram says what a client of SCRAM-SHA-256 says whose first message begins with
+// header, and who claims this channel binding; it gives the answer.
+func scram(t *testing.T, c *RawClient, mechanism, header, binding string) string {
+	t.Helper()
+	code := base64.StdEncoding.EncodeToString
+	bare := "n=alice@example.org,r=fyko+d2lbbFgONRv9qkxdawL"
+	if _, err := fmt.Fprintf(c, "a AUTHENTICATE %s %s\r\n", mechanism, code([]byte(header+bare))); err != nil {
+		t.Fatal(err)
+	}
+	got, err := c.Read()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasPrefix(got.Text, "+ ") {
+		return got.Text
+	}
+	challenge, err := base64.StdEncoding.DecodeString(got.Text[2:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	part := map[string]string{}
+	for _, p := range strings.Split(string(challenge), ",") {
+		part[p[:1]] = p[2:]
+	}
+	salt, err := base64.StdEncoding.DecodeString(part["s"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	rounds, err := strconv.Atoi(part["i"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	salted, err := pbkdf2.Key(sha256.New, password, salt, rounds, sha256.Size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mac := func(key []byte, text string) []byte {
+		h := hmac.New(sha256.New, key)
+		h.Write([]byte(text))
+		return h.Sum(nil)
+	}
+	key := mac(salted, "Client Key")
+	stored := sha256.Sum256(key)
+	final := "c=" + binding + ",r=" + part["r"]
+	proof := mac(stored[:], bare+","+string(challenge)+","+final)
+	for i := range proof {
+		proof[i] ^= key[i]
+	}
+	if _, err := io.WriteString(c, code([]byte(final+",p="+code(proof)))+"\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		got, err := c.Read()
+		if err != nil {
+			t.Fatalf("binding %.40q: %v", binding, err)
+		}
+		if !strings.HasPrefix(got.Text, "+") {
+			return got.Text
+		}
+		if _, err := io.WriteString(c, "\r\n"); err != nil { // the gateway's own proof is taken
+			t.Fatal(err)
+		}
+	}
+}
+
+// cyrus-sasl CVE-2026-132138, Dovecot CVE-2026-33603: what a client says of a channel
+// binding was not compared where its header promises none.
+func TestChannelBindingIsExactlyWhatTheHeaderPromises(t *testing.T) {
+	hash, err := auth.Hash("SCRAM-SHA-256", identity.NewSecret(password))
+	if err != nil {
+		t.Fatal(err)
+	}
+	people := filepath.Join(t.TempDir(), "people")
+	if err := os.WriteFile(people, []byte("alice@example.org:"+hash+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	offering := func(mechanisms ...string) *running {
+		return lazyGateway(t, func(o *options) {
+			o.methods, o.people, o.sasl = []string{auth.File}, people, mechanisms
+			b := o.backends[only]
+			b.Login, b.Master = upstream.MasterLogin, upstream.Master{User: "gateway", Password: identity.NewSecret(password)}
+			o.backends[only] = b
+		})
+	}
+	const unbound, bound = "SCRAM-SHA-256", "SCRAM-SHA-256-PLUS"
+	both, one := offering(bound, unbound), offering(unbound)
+	code := func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
+	huge := strings.Repeat("x", 1<<10)
+	for _, c := range []struct {
+		g                          *running
+		mechanism, header, binding string
+		right                      bool
+	}{
+		{both, unbound, "n,,", code("n,,"), true},
+		{both, unbound, "n,,", code("n,,x"), false},
+		{both, unbound, "n,,", code("n,,") + code("x"), false},
+		{both, unbound, "n,,", code("n,," + huge), false},
+		{both, unbound, "n,,", code("n,," + huge + huge), false},
+		{both, unbound, "n,,", code("n,,\x00"), false},
+		{both, unbound, "n,,", "", false},
+		{both, unbound, "n,,", "!", false},
+		{both, unbound, "n,,", code("n,"), false},
+		{both, unbound, "n,,", code("y,,"), false},
+		{both, unbound, "n,,", code("p=tls-exporter,,"), false},
+		{both, unbound, "y,,", code("y,,"), false}, // the client was told of -PLUS
+		{one, unbound, "y,,", code("y,,"), true},
+		{one, unbound, "y,,", code("y,,x"), false},
+		{one, unbound, "y,,", code("y,," + huge), false},
+		{one, unbound, "y,,", "", false},
+		{one, unbound, "y,,", code("n,,"), false},
+		{both, bound, "p=tls-exporter,,", code("p=tls-exporter,,"), false},
+		{both, bound, "p=tls-exporter,,", code("p=tls-exporter,," + huge), false},
+		{both, bound, "p=tls-exporter,,", "", false},
+		{both, bound, "p=tls-exporter,,", code("n,,"), false},
+		{both, bound, "n,,", code("n,,"), false},
+		{both, bound, "p=,,", code("p=,,"), false},
+	} {
+		t.Run(fmt.Sprintf("%s %s %.20s", c.mechanism, c.header, c.binding), func(t *testing.T) {
+			t.Parallel() // a refusal takes its time
+			got := scram(t, enter(t, c.g.at(proxy.ImplicitTLS), ""), c.mechanism, c.header, c.binding)
+			if strings.HasPrefix(got, "a OK ") != c.right || !c.right && !strings.HasPrefix(got, "a NO ") && !strings.HasPrefix(got, "a BAD ") {
+				t.Errorf("binding %.60q: %.100q", c.binding, got)
+			}
+		})
+	}
+}
+
+// Cyrus CVE-2024-34055: literals without number in one command, all of them held.
+func TestManyLiteralsBeforeTheLoginAreRefused(t *testing.T) {
+	g := lazyGateway(t)
+	before := allocated()
+	for _, command := range []string{"a LOGIN", "a ID", "a NOOP", "a FROB"} {
+		c := enter(t, g.at(proxy.NoTLS), "")
+		_, _ = io.WriteString(c, command+strings.Repeat(" {1+}\r\nx", 10_000)+"\r\n") // it may be cut off before
+		if got, err := c.Read(); err == nil && !refused(got) {
+			t.Errorf("%s: %q", command, got.Text)
+		}
+		_ = c.Close()
+	}
+	if grown := allocated() - before; grown > 8<<20 {
+		t.Errorf("%d octets were allocated", grown)
+	}
+}
+
+// nginx's mail proxy, and others: lengths that overflow, and octets behind a literal.
+func TestLiteralLengthsAreNumbersInEveryState(t *testing.T) {
+	g := startFramed(t, mux.Resume, options{ca: testbed.NewCA(t), backends: map[string]upstream.Config{
+		only: {Address: startStub(t, nil).address(), TLSMode: upstream.NoTLS},
+	}})
+	for _, size := range []string{"4294967296", "4294967299", "9223372036854775808", "18446744073709551616", "18446744073709551619",
+		"99999999999999999999999999", "-1", "+", "", "0x3", "03", " 3", "3 ", "3-", "++", "1e3"} {
+		for _, mark := range []string{"", "+"} {
+			for _, login := range []string{"", "l LOGIN alice " + password + "\r\n"} {
+				c := enter(t, g.at(proxy.NoTLS), "")
+				if login != "" {
+					tell(t, c, login, "l OK ")
+				}
+				text := "a LOGIN {" + size + mark + "}\r\n"
+				if login != "" {
+					text = "a CREATE {" + size + mark + "}\r\n"
+				}
+				_, _ = io.WriteString(c, text+"abc\r\n")
+				if got, err := c.Read(); err == nil && !refused(got) {
+					t.Errorf("%q: %q", text, got.Text)
+				}
+				_ = c.Close()
+			}
+		}
+	}
+	// The octets of a literal end where they do: what follows is no part of it, nor a
+	// name of its own.
+	for _, text := range []string{"a LOGIN {3+}\r\nabcX " + password + "\r\n", "a LOGIN {3+}\r\nabc{2+}\r\npw\r\n", "a LOGIN {3+}\r\nabcpw\r\n", "a LOGIN abc {2+}\r\npwX\r\n"} {
+		c := enter(t, g.at(proxy.NoTLS), "")
+		_, _ = io.WriteString(c, text)
+		if got, err := c.Read(); err == nil && !refused(got) {
+			t.Errorf("%q: %q", text, got.Text)
+		}
+		_ = c.Close()
+	}
+	c := enter(t, g.at(proxy.NoTLS), "")
+	tell(t, c, "a LOGIN {3}\r\n", "+ ")
+	tell(t, c, "abcX "+password+"\r\n", "a BAD ")
+	tell(t, c, "b LOGIN {5+}\r\nalice {2+}\r\npw\r\n", "b OK ")
+	tell(t, c, "c CREATE {3}\r\n", "+ ")
+	if _, err := io.WriteString(c, "abcX\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	tell(t, c, "d NOOP\r\n", "c ") // what the backend says of it
+	if got, err := c.Read(); err != nil || !strings.HasPrefix(got.Text, "d OK ") {
+		t.Errorf("the command behind it: %q, %v", got.Text, err)
+	}
+}
+
+// PgBouncer CVE-2026-6665: a backend's challenge in the login that is larger, or
+// another, than it may be. Nothing of it reaches a client, and nobody is let in.
+func TestAHostileBackendsChallengesEndTheLogin(t *testing.T) {
+	const greeting = "* OK [CAPABILITY IMAP4rev1 AUTH=PLAIN AUTH=SCRAM-SHA-256] ready\r\n"
+	flood := strings.Repeat("A", 1<<20)
+	for name, says := range map[string]string{
+		"a challenge of a megabyte":      "+ " + flood + "\r\n",
+		"a challenge without end":        "+ " + flood,
+		"a challenge to go on with":      "+ \r\n+ cj1meWtv\r\n",
+		"a challenge of SCRAM":           "+ cj14LHM9QUFBQSxpPTIxNDc0ODM2NDc=\r\n",
+		"challenges without end":         strings.Repeat("+ AAAA\r\n", 1<<17),
+		"untagged responses without end": strings.Repeat("* OK [ALERT] AAAA\r\n", 1<<17),
+		"a literal of 4 GB":              "* ID (\"name\" {4294967295}\r\n" + flood,
+		"parentheses":                    "* LIST " + strings.Repeat("(", 1<<20) + "\r\n",
+	} {
+		b := startStubThat(t, nil, func(conn net.Conn) {
+			if _, err := io.WriteString(conn, greeting); err == nil {
+				_, _ = bufio.NewReader(conn).ReadString('\n')
+				_, _ = io.WriteString(conn, says)
+				_ = conn.(*net.TCPConn).CloseWrite()
+				_, _ = io.Copy(io.Discard, conn) // until the gateway hangs up
+			}
+		})
+		g := startGateway(t, options{ca: testbed.NewCA(t), backends: map[string]upstream.Config{only: {Address: b.address(), TLSMode: upstream.NoTLS}}})
+		before := allocated()
+		c := enter(t, g.at(proxy.NoTLS), "")
+		tell(t, c, "a LOGIN alice "+password+"\r\n", "a NO [UNAVAILABLE] ")
+		if grown := allocated() - before; grown > 8<<20 { // the backend's own copies included
+			t.Errorf("%s: %d octets were allocated", name, grown)
+		}
+		_ = c.Close()
+		g.stop()
+	}
+}
