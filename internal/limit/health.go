@@ -19,16 +19,20 @@ const (
 	// maxAiling bounds the keys that are tried. One server needs one; of a cluster with
 	// more broken parts the rest is found when the first are whole.
 	maxAiling = 32
+	// missedProbes in a row without an answer are the end of sharing, too: a part of a
+	// cluster hangs, and other writes succeed in between.
+	missedProbes = 3
 )
 
 // health is what trips to Redis have found out. Reads and writes are apart: a replica,
 // a full server or one without its disk refuses every write and answers every read, so
 // that a read which succeeds proves nothing for writes. Nor does one write for another,
 // in a cluster of which a part is down. Only a probe of each key at which something has
-// failed proves that all is well. It is guarded by the mu of shared.
+// failed proves that all is well again. It is guarded by the mu of shared.
 type health struct {
 	reads   breaker.Breaker
-	writes  breaker.Breaker   // of failures without an answer; closed by a probe
+	writes  breaker.Breaker   // of writes in a row without an answer; once open, until a probe
+	missed  int               // probes in a row without an answer
 	refused bool              // Redis has answered with an error; until a probe
 	ailing  map[string]uint64 // what to probe: key, and when it last failed, by noted
 	noted   uint64            // counts failures
@@ -92,7 +96,17 @@ func (h *health) news() sharing {
 }
 
 // closed reports whether nothing is to be written, but by a probe.
-func (h *health) closed() bool { return h.refused || h.writes.Open() }
+func (h *health) closed() bool { return h.refused || h.writes.Open() || h.missed >= missedProbes }
+
+// answered notes a trip that has succeeded. One that wrote shows that missing answers
+// were not the end, which they are five times in a row.
+func (h *health) answered(wrote bool) {
+	h.reads.Answered()
+	if wrote && !h.closed() {
+		h.writes.Answered()
+		h.proven = true
+	}
+}
 
 // failed notes a trip by which Redis was away or refused to work. A refusal is certain,
 // and no matter of how often.
@@ -117,10 +131,19 @@ func (h *health) failed(t *trouble, writes bool, now time.Time, probe func(key s
 	}
 }
 
+// probeFailed notes a probe that has not succeeded.
+func (h *health) probeFailed(t *trouble, now time.Time) {
+	h.failed(t, true, now, func(key string) string { return key })
+	if !t.refused {
+		h.missed++
+	}
+}
+
 // healed notes a probe of keys, each with when it had failed, that has succeeded. What
 // has failed again since stays as it is.
 func (h *health) healed(keys map[string]uint64) {
 	h.reads.Answered()
+	h.missed = 0
 	for key, when := range keys {
 		if h.ailing[key] == when {
 			delete(h.ailing, key)
@@ -165,7 +188,7 @@ func (s *shared) probe(ctx context.Context) bool {
 	return s.change(err, func(h *health) {
 		var t *trouble
 		if errors.As(err, &t) {
-			h.failed(t, true, time.Now(), func(key string) string { return key })
+			h.probeFailed(t, time.Now())
 		} else {
 			h.healed(keys)
 		}

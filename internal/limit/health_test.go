@@ -241,17 +241,23 @@ func TestReadsDoNotTellOfWrites(t *testing.T) {
 	h := health{ailing: make(map[string]uint64)}
 	h.proven = true
 	lost := (*trouble)(nil).add("a", os.ErrDeadlineExceeded)
-	for range 4 {
+	for range 100 { // a busy machine
+		for range 4 {
+			h.failed(lost, true, time.Now(), same)
+			h.answered(false)
+		}
+		if h.down() {
+			t.Fatal("four answers that did not come are the end")
+		}
+		h.answered(true)
+	}
+	for range 5 {
 		h.failed(lost, true, time.Now(), same)
-		h.reads.Answered()
+		h.answered(false)
 	}
-	if h.down() {
-		t.Fatal("four answers that did not come are the end")
-	}
-	h.failed(lost, true, time.Now(), same)
-	h.reads.Answered()
+	h.answered(true) // which was under way
 	if !h.closed() || h.news() != isLocal {
-		t.Fatal("five of them are not")
+		t.Fatal("five of them in a row are not")
 	}
 	probed := map[string]uint64{"a": h.ailing["a"]}
 	h.failed((*trouble)(nil).add("a", redisSays("READONLY")), true, time.Now(), same)
@@ -268,6 +274,26 @@ func TestReadsDoNotTellOfWrites(t *testing.T) {
 	}
 	if len(h.ailing) > maxAiling {
 		t.Errorf("%d keys are to be probed", len(h.ailing))
+	}
+}
+
+// A part of a cluster hangs, and all other writes succeed.
+func TestProbesThatAreNotAnsweredAreTheEndOfSharing(t *testing.T) {
+	h := health{ailing: make(map[string]uint64), proven: true}
+	lost := (*trouble)(nil).add("a", os.ErrDeadlineExceeded)
+	for i := range missedProbes {
+		if h.down() {
+			t.Fatalf("%d probes are the end", i)
+		}
+		h.probeFailed(lost, time.Now())
+		h.answered(true)
+	}
+	if h.answered(true); !h.down() || h.news() != isLocal {
+		t.Fatalf("%d probes are not the end", missedProbes)
+	}
+	h.healed(map[string]uint64{"a": h.ailing["a"]})
+	if h.down() {
+		t.Fatal("a probe that is answered does not begin it again")
 	}
 }
 

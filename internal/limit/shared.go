@@ -161,8 +161,7 @@ func (s *shared) note(err error, writes bool) {
 			h.failed(t, writes, time.Now(), s.keys.probe)
 			return
 		}
-		h.reads.Answered()
-		h.proven = h.proven || writes
+		h.answered(writes)
 	})
 }
 
