@@ -98,7 +98,7 @@ func startProvince(t *testing.T) *province {
 		p.hosts[name] = &host{name: name, doveadm: freeAt(t, ip), lmtp: freeAt(t, ip), bin: t.TempDir()}
 	}
 	for _, h := range p.hosts {
-		h.Dovecot = testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, CA: ca, Settings: lmtpAt(h.lmtp)})
+		h.Dovecot = testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, CA: ca, Settings: lmtpAt(h.lmtp), Settings24: lmtp24At(h.lmtp)})
 		p.prepare(h)
 	}
 	redis := testbed.StartRedis(t)
@@ -133,6 +133,12 @@ func lmtpAt(address string) string {
 	return fmt.Sprintf("protocols = imap lmtp\nservice lmtp {\n  inet_listener lmtp {\n%s  }\n}\n", listenAt(address))
 }
 
+// lmtp24At is lmtpAt in the terms of Dovecot 2.4.
+func lmtp24At(address string) string {
+	return fmt.Sprintf("protocols {\n  lmtp = yes\n}\nservice lmtp {\n  inet_listener lmtp {\n%s  }\n}\n",
+		strings.Replace(listenAt(address), "address =", "listen =", 1))
+}
+
 // listenAt is where a listener of Dovecot's listens.
 func listenAt(address string) string {
 	ip, port, _ := strings.Cut(address, ":")
@@ -157,18 +163,23 @@ func (p *province) prepare(h *host) {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	if blocks[0].where != "dovecot.conf" {
-		p.t.Fatalf("the first block is %q", blocks[0].where)
+	i := slices.IndexFunc(blocks, func(b block) bool { return b.where == "dovecot.conf of Dovecot "+series(p.t) })
+	if i < 0 {
+		p.t.Fatalf("there are no settings for Dovecot %s in %v", series(p.t), blocks)
 	}
-	settings := strings.Replace(blocks[0].commands, "    port = 12345\n", listenAt(h.doveadm), 1)
-	settings = strings.ReplaceAll(settings, "$MOVING", filepath.Join(h.Dir, "moving"))
-	conf = bytes.Replace(conf, []byte("\nuserdb {"), []byte("\n"+settings+"\nuserdb {"), 1)
+	listen, userdb := listenAt(h.doveadm), "\nuserdb {"
+	if series(p.t) != "2.3" {
+		listen, userdb = strings.Replace(listen, "address =", "listen =", 1), "\nuserdb static {"
+	}
+	settings := strings.Replace(blocks[i].commands, "    port = 12345\n", listen, 1)
+	settings = strings.ReplaceAll(settings, "$MOVING", h.Inside(filepath.Join(h.Dir, "moving")))
+	conf = bytes.Replace(conf, []byte(userdb), []byte("\n"+settings+userdb), 1)
 	if err := os.WriteFile(file, conf, 0o644); err != nil {
 		p.t.Fatal(err)
 	}
-	writeScript(p.t, h.bin, "doveadm", fmt.Sprintf(`exec %s -c %s "$@"`, testbed.Program(p.t, "doveadm", "dovecot-core"), file))
+	writeScript(p.t, h.bin, "doveadm", fmt.Sprintf(`exec %s "$@"`, h.Doveadm()))
 	h.Restart() // listeners of its own are new
-	for _, b := range blocks[1:] {
+	for _, b := range slices.DeleteFunc(blocks, func(b block) bool { return strings.HasPrefix(b.where, "dovecot.conf") }) {
 		if err := p.shell(h.bin, h.Dir, b.commands); err != nil {
 			p.t.Fatal(err)
 		}

@@ -334,6 +334,16 @@ func DovecotVersion(t testing.TB) string {
 	return version
 }
 
+// Doveadm is the shell's command for its doveadm, but for the arguments.
+func (d *Dovecot) Doveadm() string {
+	_, program := locate(d.t, "doveadm", "dovecot-core")
+	command := program + " -c " + d.Inside(filepath.Join(d.Dir, "dovecot.conf"))
+	if d.place.root != "" {
+		command = "chroot " + d.place.root + " " + command
+	}
+	return command
+}
+
 // Inside is a path as Dovecot sees it.
 func (d *Dovecot) Inside(path string) string { return d.place.inside(path) }
 
