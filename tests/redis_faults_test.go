@@ -294,8 +294,7 @@ func (p *patient) mendSaves() {
 // dump does something to the file that saves are written to.
 func (p *patient) dump(do func(path string) error) {
 	p.t.Helper()
-	_, dir, _ := strings.Cut(p.redis.CLI("CONFIG", "GET", "dir"), "\n")
-	if err := do(filepath.Join(dir, "dump.rdb")); err != nil {
+	if err := do(filepath.Join(p.redis.Dir(), "dump.rdb")); err != nil {
 		p.t.Fatal(err)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -75,7 +76,7 @@ func (w *watched) saysWhy(words string) bool {
 		return false
 	}
 	last := all[len(all)-1]
-	return last.Level == zapcore.WarnLevel && strings.Contains(fmt.Sprint(last.ContextMap()["error"]), words)
+	return last.Level == zapcore.WarnLevel && regexp.MustCompile(words).MatchString(fmt.Sprint(last.ContextMap()["error"]))
 }
 
 // sick is how a Redis comes to refuse what is written, while it answers.
@@ -101,14 +102,14 @@ func saves(t *testing.T, r *testbed.Redis, how string) {
 
 // dumpOf is the path at which the server saves; it is in a folder of the test's.
 func dumpOf(r *testbed.Redis) string {
-	return filepath.Join(strings.Fields(r.CLI("config", "get", "dir"))[1], "dump.rdb")
+	return filepath.Join(r.Dir(), "dump.rdb")
 }
 
 var sicknesses = []sick{
 	{"replica", "READONLY", nil, set("replicaof", "127.0.0.1", "1"), set("replicaof", "no", "one")},
 	{"full", "OOM", nil, set("config", "set", "maxmemory", "1"), set("config", "set", "maxmemory", "0")},
 	{"without replicas", "NOREPLICAS", nil, set("config", "set", "min-replicas-to-write", "1"), set("config", "set", "min-replicas-to-write", "0")},
-	{"without rights", "can't run this command", nil, set("acl", "setuser", "default", "-hset"), set("acl", "setuser", "default", "+hset")},
+	{"without rights", "can't run this command|no permissions to run the 'hset' command", nil, set("acl", "setuser", "default", "-hset"), set("acl", "setuser", "default", "+hset")},
 	{"without rights for the bans", "NOPERM", nil,
 		set("acl", "setuser", "default", "resetkeys", "~imapgate:limit:*", "%R~imapgate:ban:*"), set("acl", "setuser", "default", "allkeys")},
 	{"cannot save", "MISCONF", []string{"--save", "3600 1"}, func(t *testing.T, r *testbed.Redis) {

@@ -98,6 +98,9 @@ func (r *Redis) start() error {
 	return nil
 }
 
+// Dir is the folder that the server writes to.
+func (r *Redis) Dir() string { return r.dir }
+
 // Try runs redis-cli against this server and gives what it printed. A reply that
 // is an error is an error.
 func (r *Redis) Try(args ...string) (string, error) {
