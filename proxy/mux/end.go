@@ -138,12 +138,21 @@ func (s *session) forgotten() {
 	s.over, s.running = true, false
 	s.mu.Unlock()
 	h.asleep.Forget(&s.client.Sleeper)
+	h.remove(s)
+	s.report()
+}
+
+// remove takes a session off the Hub's lists, if it is there.
+func (h *Hub) remove(s *session) {
 	h.mu.Lock()
+	defer h.mu.Unlock()
+	if _, there := h.sessions[s]; !there {
+		return
+	}
 	delete(h.sessions, s)
 	delete(h.awake, s)
 	delete(h.until, s)
-	h.mu.Unlock()
-	s.report()
+	h.wg.Done()
 }
 
 // hangUp closes the client's connection within lastWords, whatever it does. A
@@ -233,6 +242,7 @@ func (s *session) recoverFault() {
 		zap.ByteString("stack", debug.Stack()))
 	defer func() {
 		if again := recover(); again != nil { // in the end itself: what is left of it is this session's alone
+			s.hub.remove(s)
 			s.hub.rooms.Log.Error("fault in an end", zap.String("session", s.who.Session), zap.ByteString("stack", debug.Stack()))
 		}
 	}()

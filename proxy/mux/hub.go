@@ -113,7 +113,7 @@ type Hub struct {
 	ctx      context.Context // ends when the Hub closes; for what sessions wait for
 	cancel   context.CancelFunc
 	began    time.Time
-	wg       sync.WaitGroup // the clock and every session with a goroutine
+	wg       sync.WaitGroup // the clock, every session, and every goroutine of one
 	watching sync.WaitGroup // the epoll set
 	rested   atomic.Uint64  // connections that have begun to be quiet, each counted once
 

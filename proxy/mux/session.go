@@ -118,6 +118,7 @@ func (h *Hub) Start(c Client, backend string, account *pool.Account, ended func(
 	s.client.Open(c.Conn, c.First, imap.Commands, &h.shared)
 	s.move(metrics.Unselected)
 	h.mu.Lock()
+	h.wg.Add(1) // until remove, so that no goroutine begins when Close has seen the last
 	h.sessions[s] = struct{}{}
 	if !c.Until.IsZero() {
 		h.until[s] = c.Until
