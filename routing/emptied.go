@@ -90,15 +90,10 @@ type question struct {
 // prepare makes the question about u. It holds no lock while nodes are looked up.
 func (c *cache) prepare(ctx context.Context, u identity.User) question {
 	q := question{keys: c.keys.all(u)}
-	for _, key := range q.keys {
-		address, err := c.source.node(ctx, key)
-		if err != nil {
-			address = "" // the question itself will say so
-		}
-		q.nodes = append(q.nodes, address)
-	}
+	q.nodes = c.nodesOf(ctx, q.keys)
 	if c.unfiled(q.nodes) {
 		c.refile(ctx)
+		q.nodes = c.nodesOf(ctx, q.keys) // the first may have been those of before a failover
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -111,6 +106,19 @@ func (c *cache) prepare(ctx context.Context, u identity.User) question {
 		}
 	}
 	return q
+}
+
+// nodesOf gives the address of each key's node, "" where it cannot be told: the
+// question itself will say so.
+func (c *cache) nodesOf(ctx context.Context, keys []string) (nodes []string) {
+	for _, key := range keys {
+		address, err := c.source.node(ctx, key)
+		if err != nil {
+			address = ""
+		}
+		nodes = append(nodes, address)
+	}
+	return nodes
 }
 
 // unfiled says whether one of the nodes was never heard of, as after a failover
