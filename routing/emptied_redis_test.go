@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"sync/atomic"
 	"testing"
 
@@ -138,6 +139,11 @@ func TestAFailoverToAnEmptyReplicaDeniesNobody(t *testing.T) {
 		t.Parallel()
 		c := testbed.StartRedisCluster(t)
 		b := withRecords(t, dial(t, RedisConfig{Addresses: c.Addresses[:2], Cluster: true}), c.CLI)
+		held, err := strconv.Atoi(c.Nodes[0].CLI("dbsize"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		inStep(t, c.Nodes[3], held) // what came after the flush would be there
 		flushReplica(c.Nodes[3])
 		c.Failover()
 		b.lost(b.users, onNode(t, c, c.Nodes[0]))

@@ -197,4 +197,7 @@ func (c *RedisCluster) Failover() {
 	Within(c.t, startTime, "the replica to be a primary", func() bool {
 		return strings.Contains(c.Nodes[3].CLI("role"), "master")
 	})
+	Within(c.t, startTime, "the old primary to have heard of it", func() bool { // until then it answers
+		return strings.Contains(c.Nodes[0].CLI("role"), "slave")
+	})
 }
