@@ -41,14 +41,6 @@ func (e *ending) Error() string {
 
 func (e *ending) Unwrap() error { return e.err }
 
-// final is err where it is the end of a session, else nil.
-func final(err error) error {
-	if e := (*ending)(nil); errors.As(err, &e) {
-		return err
-	}
-	return nil
-}
-
 // The words of a BYE. Constant: nothing that failed inside shows.
 const (
 	byeLost     = "[UNAVAILABLE] Connection to mail store lost."

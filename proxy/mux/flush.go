@@ -229,11 +229,7 @@ func (s *session) flagsAside(t *told, deadline time.Time) (bool, error) {
 	if soon := time.Now().Add(auxAnswer); soon.Before(deadline) {
 		deadline = soon
 	}
-	aux, err := s.aux(ctx)
-	if end := final(err); end != nil {
-		return false, end
-	}
-	if err == nil {
+	if aux, err := s.aux(ctx); err == nil {
 		_ = s.relate(aux.Alerts()) // a client that is gone is missed by the next write
 		if seen, ok = s.changedFlags(aux, deadline); ok {
 			s.account.ReturnAux(aux)
@@ -259,10 +255,11 @@ func (s *session) flagsAside(t *told, deadline time.Time) (bool, error) {
 }
 
 // aux waits a little for an auxiliary connection that others of the user's
-// sessions, which were lost with this one, may just have.
+// sessions, which were lost with this one, may just have. There is none where the
+// user does not live any more: the session goes on without.
 func (s *session) aux(ctx context.Context) (*lease.Conn, error) {
-	if err := s.stays(ctx); err != nil {
-		return nil, err
+	if s.stays(ctx) != nil {
+		return nil, pool.ErrBusy
 	}
 	for range 50 {
 		aux, err := s.account.Aux(ctx)

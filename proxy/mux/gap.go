@@ -127,8 +127,8 @@ func (s *session) track() error {
 	b.tracked = true
 	ctx, cancel := context.WithTimeout(s.hub.ctx, auxLogin)
 	defer cancel()
-	if err := s.stays(ctx); err != nil {
-		return final(err)
+	if s.stays(ctx) != nil {
+		return nil // what is only worth a question ends no session that can go on
 	}
 	aux, err := s.account.Aux(ctx)
 	if err != nil {
