@@ -110,6 +110,9 @@ func (s *RedisSentinel) Failover() {
 		return err == nil
 	})
 	Within(s.t, startTime, "the failover to name another primary", func() bool { return s.Primary() != before })
+	Within(s.t, startTime, "the old primary to have heard of it", func() bool { // until then it takes writes, which are lost
+		return strings.Contains(before.CLI("role"), "slave")
+	})
 }
 
 // RedisCluster is three primaries that share the slots, and a replica of the
