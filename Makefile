@@ -6,8 +6,8 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev
 LDFLAGS  := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 10s
 SEEDS    ?= 1000
-# For each package; the whole takes minutes.
-TIMEOUT  ?= 15m
+# For each package; the whole takes minutes, and a busy machine many.
+TIMEOUT  ?= 40m
 
 .PHONY: build deps test check race bench cover docs docker scratch-test clean \
 	fuzz model tattoo soak cuts enumeration overload memory compare compat

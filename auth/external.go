@@ -44,7 +44,7 @@ func (e *Exchange) external(authzid string) error {
 	if authzid == "" {
 		e.tried.Name = name
 	}
-	user, err := e.auth.Canon(name)
+	user, err := e.auth.names.Asserted().Canon(name)
 	if err != nil {
 		return err
 	}

@@ -17,9 +17,21 @@ func verifiedClient(leaf *x509.Certificate) *Client {
 	return &Client{TLS: &tls.ConnectionState{PeerCertificates: []*x509.Certificate{leaf}, VerifiedChains: [][]*x509.Certificate{{leaf}}}}
 }
 
+// rewriting reads names as clients may write them.
+func rewriting(t testing.TB) identity.Names {
+	t.Helper()
+	names, err := identity.NewNames(identity.Spelling{
+		Domain: "example.org", StripDetail: true, Prefixes: map[string]string{"corp": "example.org"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return names
+}
+
 func externalAuth(t testing.TB, san string) *Authenticator {
 	t.Helper()
-	a, err := New(Config{Methods: []string{Passthrough}, Names: identity.InDomain("example.org"), External: san}, Sources{}, zap.NewNop())
+	a, err := New(Config{Methods: []string{Passthrough}, Names: rewriting(t), External: san}, Sources{}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,6 +60,8 @@ func TestTheOneNameOfItsKindIsTheUser(t *testing.T) {
 		"no address, but a host":              {"email", nil, []string{"alice"}, nil, "", ""},
 		"no host, but an address":             {"dns", []string{"alice@example.org"}, nil, nil, "", ""},
 		"an address that no account can have": {"email", []string{"al*ce@example.org"}, nil, nil, "", ""},
+		"another account, with a detail":      {"email", []string{"alice+x@example.org"}, nil, nil, "", ""},
+		"an account of a domain of Windows":   {"uri", nil, nil, []string{`acct:CORP\alice`}, "", ""},
 		"a wildcard":                          {"dns", nil, []string{"*.example.org"}, nil, "", ""},
 		"a URI that is no account":            {"uri", nil, nil, []string{"https://alice@example.org/"}, "", ""},
 		"an account with escapes":             {"uri", nil, nil, []string{"acct:al%69ce@example.org"}, "", ""},

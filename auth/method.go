@@ -144,7 +144,7 @@ func (m verified) vouch(ctx context.Context, l Login) (Identity, error) {
 	if err != nil {
 		return Identity{}, verdict(err)
 	}
-	user, err := m.names.Canon(name)
+	user, err := m.names.Asserted().Canon(name)
 	if err != nil {
 		return Identity{}, fmt.Errorf("name in the token: %w: %w", ErrDenied, err)
 	}

@@ -31,7 +31,7 @@ func tokensOf(names map[string]string, until time.Time) VerifyToken {
 
 func methodsAuth(t *testing.T, from Sources, methods ...string) *Authenticator {
 	t.Helper()
-	a, err := New(Config{Methods: methods, Names: identity.InDomain("example.org")}, from, zap.NewNop())
+	a, err := New(Config{Methods: methods, Names: rewriting(t)}, from, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,19 +40,21 @@ func methodsAuth(t *testing.T, from Sources, methods ...string) *Authenticator {
 
 func TestATokenSaysWhoItsHolderIs(t *testing.T) {
 	until := time.Now().Add(time.Hour)
-	a := methodsAuth(t, Sources{Redis: records(nil), OAuth: tokensOf(map[string]string{"t1": "Alice", "t2": "not a name"}, until)}, Redis, OAuth, Passthrough)
+	a := methodsAuth(t, Sources{Redis: records(nil), OAuth: tokensOf(map[string]string{"t1": "Alice", "t2": "not a name", "t4": "alice+x", "t5": `CORP\alice`}, until)}, Redis, OAuth, Passthrough)
 	alice, _ := a.Canon("alice")
 	bob, _ := a.Canon("bob")
 	for what, c := range map[string]struct {
 		login Login
 		right bool
 	}{
-		"without a name":         {Login{Token: secret("t1")}, true},
-		"with the same name":     {Login{Token: secret("t1"), User: alice}, true},
-		"with another's":         {Login{Token: secret("t1"), User: bob}, false},
-		"a name nobody can have": {Login{Token: secret("t2")}, false},
-		"a token of nobody's":    {Login{Token: secret("t3"), User: alice}, false}, // and not passed through
-		"what is no token":       {Login{Token: secret("t 1")}, false},
+		"without a name":                   {Login{Token: secret("t1")}, true},
+		"with the same name":               {Login{Token: secret("t1"), User: alice}, true},
+		"with another's":                   {Login{Token: secret("t1"), User: bob}, false},
+		"a name nobody can have":           {Login{Token: secret("t2")}, false},
+		"another account's, with a detail": {Login{Token: secret("t4")}, false},
+		"another account's, with a prefix": {Login{Token: secret("t5")}, false},
+		"a token of nobody's":              {Login{Token: secret("t3"), User: alice}, false}, // and not passed through
+		"what is no token":                 {Login{Token: secret("t 1")}, false},
 	} {
 		id, err := a.Authenticate(t.Context(), c.login)
 		if !c.right {

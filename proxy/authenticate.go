@@ -21,8 +21,9 @@ var (
 	// it knows now that the password is right.
 	errCancelled = errors.New("client broke the exchange off")
 	// errSilent is a client that could not be read from behind our proof.
-	errSilent  = errors.New("client was not heard")
-	errNotUTF8 = fmt.Errorf("%w: password is not UTF-8", auth.ErrDenied)
+	errSilent     = errors.New("client was not heard")
+	errNoPassword = fmt.Errorf("%w: no password", auth.ErrDenied)
+	errNotUTF8    = fmt.Errorf("%w: password is not UTF-8", auth.ErrDenied)
 )
 
 // client is what the methods and mechanisms may know of this connection.
@@ -58,6 +59,9 @@ func (s *session) login(cmd imap.Command) (*attempt, error) {
 		return nil, s.notOffered(a, "NO LOGIN is disabled.")
 	}
 	user, err := s.server.rooms.Auth.Canon(cmd.Args[0].Text)
+	if err != nil && a.login.Password.IsZero() {
+		err = errNoPassword // what stands in its place may be the password
+	}
 	if err != nil {
 		a.err = err
 		return a, nil

@@ -153,7 +153,7 @@ func (s *session) linger(ctx context.Context, a *attempt, why error) (inTime boo
 func (s *session) count(ctx context.Context, a *attempt, r refusal) time.Duration {
 	user, shown := a.login.User, a.shown()
 	switch {
-	case r.denied && a.decided, a.verdict == upstream.VerdictUnclear && !a.login.Token.IsZero():
+	case r.denied && (a.decided || a.verdict == upstream.VerdictRight), a.verdict == upstream.VerdictUnclear && !a.login.Token.IsZero():
 		return s.visit.Uncounted()
 	case r.denied, a.verdict == upstream.VerdictWrong:
 		return s.visit.Failed(ctx, user, shown)

@@ -23,7 +23,7 @@ const lastWords = time.Second
 // record is the attempt as the audit log writes it down.
 func (a *attempt) record() *audit.Login {
 	r := &audit.Login{
-		User: a.login.User, Claimed: a.tried.Name, Mechanism: a.login.Mechanism, Method: a.method,
+		User: a.login.User, Mechanism: a.login.Mechanism, Method: a.method,
 		Backend: a.route.Backend, Route: string(a.route.From), RouteAge: a.route.Age,
 		Connect: a.upstream, Connected: a.asked - a.queued, Delay: a.waited + a.queued, Took: time.Since(a.began),
 	}
@@ -40,8 +40,12 @@ func (a *attempt) record() *audit.Login {
 // operator's own troubles, and what a backend refuses by a code, the log.
 func (s *session) recordRefusal(a *attempt, r refusal, why error) {
 	rooms := &s.server.rooms
+	entry := a.record()
+	if r.reason == audit.BadName { // with another mistake the password may stand where the name belongs
+		entry.Claimed = a.tried.Name
+	}
 	// Without room for the record the next login is blocked; this one is over.
-	_ = rooms.Audit.LoginRefused(&s.who, a.record(), r.reason)
+	_ = rooms.Audit.LoginRefused(&s.who, entry, r.reason)
 	rooms.Metrics.LoginDone(r.result, a.login.Mechanism, time.Since(a.began))
 	if r.result == metrics.Unavailable || r.reason == audit.BackendRefused {
 		rooms.Log.Warn("login unavailable", zap.String("session", s.who.Session), zap.Stringer("user", a.login.User),
@@ -154,7 +158,10 @@ type loggedIn struct {
 	who     audit.Client
 	session audit.Session
 	began   time.Time
+	login   string // at the backend, by the route
 }
+
+func (l *loggedIn) place() Place { return Place{l.session.Backend, l.login, l.session.Mode} }
 
 // spliced and multiplexed are ended for those who relay.
 func (l *loggedIn) spliced(r splice.Result) { l.ended(audit.Reason(r.Reason), r.Err, r.Up, r.Down) }
@@ -170,7 +177,7 @@ func (l *loggedIn) ended(why audit.Reason, err error, up, down int64) {
 	l.session.In, l.session.Out = uint64(up), uint64(down) // counts
 	l.session.Took = time.Since(l.began)
 	l.visit.Leave()
-	srv.registry.remove(l.session.User, l.session.Backend, l.session.Mode)
+	srv.registry.remove(l.session.User, l.place())
 	srv.open.Add(-1)
 	_ = srv.rooms.Audit.SessionEnded(&l.who, &l.session, why)
 	srv.rooms.Metrics.SessionEnded(l.session.Mode, string(why))

@@ -9,12 +9,19 @@ import (
 	"imapgate/internal/identity"
 )
 
-// SessionCount is how many live sessions of a user there are at a backend, in a
-// mode. A session keeps the mode it was admitted with, also when it is pinned.
-type SessionCount struct {
+// Place is where sessions of a user are: at a backend, under the login name there
+// that the route gave, in a mode. A session keeps the place it was admitted to,
+// also when it is pinned.
+type Place struct {
 	Backend string `json:"backend"`
+	Login   string `json:"login"`
 	Mode    string `json:"mode"`
-	Count   int    `json:"count"`
+}
+
+// SessionCount is how many live sessions of a user there are in a place.
+type SessionCount struct {
+	Place
+	Count int `json:"count"`
 }
 
 // registry counts the live sessions of each user, as this gateway has them.
@@ -26,23 +33,23 @@ type registry struct {
 func newRegistry() *registry { return &registry{users: map[identity.User][]SessionCount{}} }
 
 // add counts one session more.
-func (r *registry) add(user identity.User, backend, mode string) {
+func (r *registry) add(user identity.User, at Place) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	counts := r.users[user]
-	if i := indexOf(counts, backend, mode); i >= 0 {
+	if i := indexOf(counts, at); i >= 0 {
 		counts[i].Count++
 		return
 	}
-	r.users[user] = append(counts, SessionCount{backend, mode, 1})
+	r.users[user] = append(counts, SessionCount{at, 1})
 }
 
 // remove counts one session less, which add has counted.
-func (r *registry) remove(user identity.User, backend, mode string) {
+func (r *registry) remove(user identity.User, at Place) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	counts := r.users[user]
-	i := indexOf(counts, backend, mode)
+	i := indexOf(counts, at)
 	if counts[i].Count--; counts[i].Count > 0 {
 		return
 	}
@@ -59,15 +66,15 @@ func (r *registry) of(user identity.User) []SessionCount {
 	defer r.mu.Unlock()
 	counts := slices.Clone(r.users[user])
 	slices.SortFunc(counts, func(a, b SessionCount) int {
-		return cmp.Or(strings.Compare(a.Backend, b.Backend), strings.Compare(a.Mode, b.Mode))
+		return cmp.Or(strings.Compare(a.Backend, b.Backend), strings.Compare(a.Login, b.Login), strings.Compare(a.Mode, b.Mode))
 	})
 	return counts
 }
 
-func indexOf(counts []SessionCount, backend, mode string) int {
-	return slices.IndexFunc(counts, func(c SessionCount) bool { return c.Backend == backend && c.Mode == mode })
+func indexOf(counts []SessionCount, at Place) int {
+	return slices.IndexFunc(counts, func(c SessionCount) bool { return c.Place == at })
 }
 
-// SessionsOf returns the live sessions of a user at this gateway, by backend and
-// mode. They stay at their backend until they end, whatever the routes say.
+// SessionsOf returns the live sessions of a user at this gateway, by
+// place. They stay there until they end, whatever the routes say.
 func (s *Server) SessionsOf(user identity.User) []SessionCount { return s.registry.of(user) }

@@ -206,6 +206,28 @@ func TestManyBadNamesBanWhoMakesThemUp(t *testing.T) {
 	b.refused("203.0.113.8")
 }
 
+// The parts of a message in the wrong order put a password where the name belongs.
+func TestAMisplacedPasswordIsNotOnRecord(t *testing.T) {
+	b := openBed(t, openMailbox(t).addr())
+	plain := func(message string) string { return "AUTHENTICATE PLAIN " + base64.StdEncoding.EncodeToString([]byte(message)) }
+	for password, lines := range map[string][]string{
+		"hunter2":   {plain("alice\x00hunter2\x00")}, // which could be a name
+		"Hunter 2!": {plain("alice\x00Hunter 2!\x00"), plain("\x00Hunter 2!\x00"), `LOGIN "Hunter 2!" ""`},
+	} {
+		for _, line := range lines {
+			c := b.comes("198.51.100.7", nil)
+			c.say("a " + line + "\r\n")
+			if answer, err := c.verdict(); err != nil || !strings.HasPrefix(answer, "NO") {
+				t.Errorf("%s: %s, %v", line, answer, err)
+			}
+			if r := b.lastRecord("login_refused", c); strings.Contains(fmt.Sprint(r), password) {
+				t.Errorf("%s: %v", line, r)
+			}
+			c.close()
+		}
+	}
+}
+
 func TestABadNameIsOnRecordByEveryMechanism(t *testing.T) {
 	ca := newAuthority(t)
 	b := openBed(t, openMailbox(t).addr(), withEveryMechanism(t, ca))

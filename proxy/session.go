@@ -262,10 +262,12 @@ func (s *session) admit(ctx context.Context, a *attempt, up admitted) error {
 // session's end is loggedIn.ended's.
 func (s *session) relay(a *attempt, up admitted) error {
 	s.leaveLobby()
-	in := &loggedIn{server: s.server, visit: s.visit, who: s.who, began: time.Now(), session: audit.Session{
-		User: up.User(), Backend: a.route.Backend, Mode: a.mode,
-	}}
-	s.server.registry.add(up.User(), a.route.Backend, a.mode)
+	in := &loggedIn{
+		server: s.server, visit: s.visit, who: s.who, began: time.Now(),
+		session: audit.Session{User: up.User(), Backend: a.route.Backend, Mode: a.mode},
+		login:   a.route.Login,
+	}
+	s.server.registry.add(up.User(), in.place())
 	s.server.rooms.Metrics.SessionBegan(a.mode)
 	caps := s.server.offered(a, up.Caps())
 	err := s.welcome(a, up, caps)

@@ -71,7 +71,8 @@ type cache struct {
 	sample   sample
 	inUse    bool       // somebody has asked for a record
 	accepted acceptance // the operator's last word
-	heard    time.Time  // when it came; zero: it is of an earlier process
+	heard    time.Time  // when it came; zero: it is older than this process
+	listened bool       // Redis has been asked for it
 	believed time.Time  // of what was learned before, the absence is believed
 	ended    string     // whose word ended the last loss
 }

@@ -30,6 +30,8 @@ type oracle struct {
 	inspected int
 	accepted  acceptance
 	nodes     func(key string) string // of a cluster; nil: there is none
+
+	behindHeld func() // set before it is asked: done between the reading of records and the reply
 }
 
 func newOracle() *oracle {
@@ -82,6 +84,11 @@ func (o *oracle) records() map[string]bool {
 }
 
 func (o *oracle) held(_ context.Context, keys []string) (holdings, error) {
+	defer func() {
+		if o.behindHeld != nil {
+			o.behindHeld()
+		}
+	}()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.inspected++

@@ -161,8 +161,8 @@ func (s *sample) move(found map[string]string) {
 		named := from.named[key]
 		s.forget(from, key)
 		to.keys, s.where[key] = append(to.keys, key), to
-		if named {
-			to.named[key] = true
+		if named != 0 {
+			to.named[key] = named
 		}
 		if from.state > to.state {
 			to.state, to.since, to.grown = from.state, from.since, from.grown
@@ -183,7 +183,7 @@ func (c *cache) due(q question, r reading) (nodes []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, key := range r.gone {
-		if n := c.sample.where[key]; n != nil && !n.named[key] && n.state == holding {
+		if n := c.sample.where[key]; n != nil && n.named[key] == 0 && n.state == holding {
 			n.suspect(now)
 			n.inspected = time.Time{}
 			c.wake()
@@ -217,6 +217,7 @@ func (c *cache) inspect(ctx context.Context, address string) {
 	if n != nil {
 		keys = slices.Clone(n.keys)
 	}
+	changes := c.sample.changes
 	c.mu.Unlock()
 	if len(keys) == 0 {
 		return
@@ -229,7 +230,7 @@ func (c *cache) inspect(ctx context.Context, address string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	before, was := n.state, len(n.keys)
-	c.sample.judge(n, h.there, now)
+	c.sample.judge(n, h.there, changes, now)
 	c.unsaved = c.unsaved || len(n.keys) != was
 	if n.state == holding && before != holding {
 		c.ended = ""
@@ -242,11 +243,16 @@ func (c *cache) inspect(ctx context.Context, address string) {
 }
 
 // heed takes in the operator's word: of every node in doubt, the records that are
-// missing are meant to be. mu is held.
+// missing are meant to be. A word that was there before this gateway, with nothing
+// in doubt, was about something else. mu is held.
 func (c *cache) heed(a acceptance, now time.Time) {
 	if a.At > c.accepted.At {
-		c.accepted, c.heard, c.unsaved = a, now, true
+		c.accepted, c.unsaved = a, true
+		if c.listened || c.state() != holding {
+			c.heard = now
+		}
 	}
+	c.listened = true
 	if c.heard.IsZero() || now.Sub(c.heard) >= acceptTime {
 		return
 	}

@@ -180,6 +180,30 @@ func TestADeletionThatRedisNamesIsBelievedDownToTheLastRecord(t *testing.T) {
 	})
 }
 
+// A script that deletes all records meets the question which of them are there.
+func TestADeletionDuringTheQuestionIsBelieved(t *testing.T) {
+	withStock(t, 3, func(t *testing.T, s *stock) {
+		left := s.users
+		s.o.behindHeld = func() {
+			if len(left) > 0 {
+				u := left[0]
+				left = left[1:]
+				s.o.set(u, Nobody, "")
+				s.changedKeys(s.keys, []string{s.keys.user(u)})
+			}
+		}
+		pass(time.Minute)
+		if len(left) > 0 {
+			t.Fatal("nothing was asked")
+		}
+		for _, u := range s.users {
+			wants(t, s.cache, u, "", FromRedis)
+		}
+		wants(t, s.cache, user(t, "nobody"), "", FromRedis)
+		s.wantsAlarms()
+	})
+}
+
 // The name of a record comes on another connection than its absence.
 func TestANameThatComesAfterTheAbsenceIsInTime(t *testing.T) {
 	withStock(t, 1, func(t *testing.T, s *stock) {
@@ -291,6 +315,18 @@ func TestAnOperatorsWordEndsALossAndOnlyThatOne(t *testing.T) {
 		pass(time.Minute)
 		wantsUnavailable(t, s.cache, user(t, "stranger"))
 		s.wantsAlarms(StoreEmptied, "", StoreEmptied)
+	})
+}
+
+func TestAWordFromBeforeTheGatewayIsNone(t *testing.T) {
+	withStock(t, 10, func(t *testing.T, s *stock) {
+		s.o.accept(100, "carol")
+		pass(inspectHolding)
+		s.o.empty()
+		s.doubtAll()
+		pass(2 * alarmAfter)
+		wantsUnavailable(t, s.cache, user(t, "stranger"))
+		s.wantsAlarms(StoreEmptied)
 	})
 }
 

@@ -29,13 +29,15 @@ const (
 type sample struct {
 	nodes map[string]*node // by address; a store without a cluster is one node, ""
 	where map[string]*node // by the record's key
+
+	changes uint64 // how many were named
 }
 
 // node is one Redis node and the records it was seen to have.
 type node struct {
-	keys  []string        // at most maxSample, but for what a snapshot brings
-	named map[string]bool // of keys, those Redis named since they were last seen
-	next  int             // in keys: whose turn it is
+	keys  []string          // at most maxSample, but for what a snapshot brings
+	named map[string]uint64 // of keys, those Redis named since they were last asked for and there: which change it was, from 1
+	next  int               // in keys: whose turn it is
 
 	state     storeState
 	since     time.Time // of a state that is not holding
@@ -54,7 +56,7 @@ func newSample() sample {
 func (s *sample) at(address string) *node {
 	n := s.nodes[address]
 	if n == nil {
-		n = &node{named: make(map[string]bool)}
+		n = &node{named: make(map[string]uint64)}
 		s.nodes[address] = n
 	}
 	return n
@@ -94,7 +96,8 @@ func (s *sample) forget(n *node, key string) {
 func (s *sample) changed(key string) bool {
 	n := s.where[key]
 	if n != nil {
-		n.named[key] = true
+		s.changes++
+		n.named[key] = s.changes
 	}
 	return n != nil
 }
@@ -114,7 +117,7 @@ func (n *node) probe(own []string) string {
 	for range n.keys {
 		n.next = (n.next + 1) % len(n.keys)
 		switch key := n.keys[n.next]; {
-		case n.named[key]:
+		case n.named[key] != 0:
 		case slices.Contains(own, key):
 			spare = key
 		default:
@@ -131,8 +134,9 @@ func (n *node) suspect(now time.Time) {
 	}
 }
 
-// judge takes in which of a node's records are there, and moves its state.
-func (s *sample) judge(n *node, there map[string]bool, now time.Time) {
+// judge takes in which of a node's records were there when as many changes had been
+// named, and moves its state. A record that has been named since may be gone by now.
+func (s *sample) judge(n *node, there map[string]bool, changes uint64, now time.Time) {
 	var missing []string
 	n.present = 0
 	for _, key := range slices.Clone(n.keys) {
@@ -141,8 +145,10 @@ func (s *sample) judge(n *node, there map[string]bool, now time.Time) {
 		case !asked:
 		case has:
 			n.present++
-			delete(n.named, key)
-		case n.named[key]:
+			if n.named[key] <= changes {
+				delete(n.named, key)
+			}
+		case n.named[key] != 0:
 			s.forget(n, key)
 		default:
 			missing = append(missing, key)

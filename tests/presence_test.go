@@ -115,6 +115,14 @@ func TestRouteCommandsTellHowManySessionsAreElsewhere(t *testing.T) {
 		return b.presence(t, "route", "explain", user).String() ==
 			"1 here, 4 elsewhere, [{east resume 1} {east reuse 2} {east splice 1} {west resume 1}]"
 	})
+	// Who has another name there is elsewhere.
+	if got := b.presence(t, "route", "set", user, "login=box.b").String(); !strings.HasPrefix(got, "0 here, 5 elsewhere, ") {
+		t.Errorf("renamed: %s", got)
+	}
+	if out := b.command(t, "route", "explain", user); !strings.Contains(out, "elsewhere: 5, not at west as box.b") {
+		t.Errorf("renamed:\n%s", out)
+	}
+	b.command(t, "route", "set", user, "login=")
 	if got := b.presence(t, "route", "set", user, "state=paused").String(); !strings.HasPrefix(got, "0 here, 5 elsewhere, ") {
 		t.Errorf("paused: %s", got)
 	}

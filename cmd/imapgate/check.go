@@ -124,9 +124,6 @@ func check(file string) (found []finding, doubts []string) {
 		_, err := routing.New(routingConfig(cfg), nil, routing.Metrics{}, zap.NewNop())
 		note("routing", err)
 	}
-	if cfg.Routing.Snapshot != "" {
-		note("routing.snapshot", routing.CheckSnapshot(cfg.Routing.Snapshot))
-	}
 	_, err = auditConfig(cfg)
 	note("audit", err)
 	for _, name := range slices.Sorted(maps.Keys(cfg.Backends)) {

@@ -29,7 +29,9 @@ type presence struct {
 	Here    *int                 `json:"here,omitempty"`      // at the backend that a login would get
 	Away    *int                 `json:"elsewhere,omitempty"` // at another; both nil while the route is not known
 
+	user    string
 	backend string // that a login would get; "" for none
+	login   string // … and its name there
 }
 
 // askPresence asks the gateway on this machine. Not to know is an answer.
@@ -38,13 +40,13 @@ func askPresence(ctx context.Context, t *routes, x routing.Explanation) presence
 	if err != nil {
 		return presence{Why: err.Error()}
 	}
-	p := presence{Known: true, Gateway: reachable(t.cfg.Admin.Address), At: all, backend: x.Backend}
+	p := presence{Known: true, Gateway: reachable(t.cfg.Admin.Address), At: all, user: x.User, backend: x.Backend, login: x.Login}
 	if x.Outcome == routing.OutcomeUnavailable {
 		return p
 	}
 	here, away := 0, 0
 	for _, c := range all {
-		if c.Backend == x.Backend {
+		if c.Backend == x.Backend && c.Login == x.Login {
 			here += c.Count
 		} else {
 			away += c.Count
@@ -81,7 +83,7 @@ func (p presence) text() string {
 	}
 	var each []string
 	for _, c := range p.At {
-		each = append(each, fmt.Sprintf("%d at %s (%s)", c.Count, plain(c.Backend), plain(c.Mode)))
+		each = append(each, fmt.Sprintf("%d at %s (%s)", c.Count, p.at(c.Backend, c.Login), plain(c.Mode)))
 	}
 	s := fmt.Sprintf("live sessions at the gateway on %s: %s\n", plain(p.Gateway), strings.Join(each, ", "))
 	switch {
@@ -91,7 +93,15 @@ func (p presence) text() string {
 	case p.backend == "":
 		s += fmt.Sprintf("elsewhere: %d, because no login gets a backend now; they go on, and write, until they end\n", *p.Away)
 	default:
-		s += fmt.Sprintf("elsewhere: %d, not at %s; they go on, and write where they are, until they end\n", *p.Away, plain(p.backend))
+		s += fmt.Sprintf("elsewhere: %d, not at %s; they go on, and write where they are, until they end\n", *p.Away, p.at(p.backend, p.login))
 	}
 	return s
+}
+
+// at names a backend, and the login name there where it is not the user's.
+func (p presence) at(backend, login string) string {
+	if login == p.user || login == "" {
+		return plain(backend)
+	}
+	return plain(backend) + " as " + plain(login)
 }

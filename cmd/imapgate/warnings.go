@@ -10,11 +10,24 @@ import (
 	"imapgate/auth"
 	"imapgate/auth/authhttp"
 	"imapgate/internal/config"
+	"imapgate/routing"
 )
 
 // warnings are what can be meant, and is more likely a mistake.
 func warnings(cfg *config.Config) []string {
-	return slices.Concat(warnReuse(cfg), warnProofs(cfg), warnClear(cfg))
+	return slices.Concat(warnReuse(cfg), warnProofs(cfg), warnClear(cfg), warnSnapshot(cfg))
+}
+
+// warnSnapshot says why a snapshot of routes would not be believed. The gateway
+// starts without it.
+func warnSnapshot(cfg *config.Config) []string {
+	if cfg.Routing.Snapshot == "" {
+		return nil
+	}
+	if err := routing.CheckSnapshot(cfg.Routing.Snapshot); err != nil {
+		return []string{"routing.snapshot: " + err.Error() + "; the gateway starts without it"}
+	}
+	return nil
 }
 
 // warnClear says which auth servers are told passwords, and the secrets in headers,

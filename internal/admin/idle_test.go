@@ -54,14 +54,19 @@ var probed = []string{pathReady, pathHealth, pathMetrics}
 
 func TestConnectionsWithoutARequestKeepNobodyOut(t *testing.T) {
 	t.Parallel()
-	occupy := map[string]func(t *testing.T, c net.Conn){
-		"idle behind an answer": func(t *testing.T, c net.Conn) { getOn(t, c, pathHealth) },
-		"silent":                func(*testing.T, net.Conn) {},
-		"half a request": func(t *testing.T, c net.Conn) {
-			if _, err := io.WriteString(c, "GET /healthz HTTP/1.1\r\nHost: local"); err != nil {
+	says := func(text string) func(*testing.T, net.Conn) {
+		return func(t *testing.T, c net.Conn) {
+			if _, err := io.WriteString(c, text); err != nil {
 				t.Fatal(err)
 			}
-		},
+		}
+	}
+	occupy := map[string]func(t *testing.T, c net.Conn){
+		"idle behind an answer":    func(t *testing.T, c net.Conn) { getOn(t, c, pathHealth) },
+		"silent":                   func(*testing.T, net.Conn) {},
+		"half a request":           says("GET /healthz HTTP/1.1\r\nHost: local"),
+		"a request without a body": says("POST /v1/bans HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"),
+		"a page that is none":      says("POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nhalf"),
 	}
 	for name, occupied := range occupy {
 		for _, from := range []string{"127.0.0.1", "127.0.0.2"} {

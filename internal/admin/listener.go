@@ -10,8 +10,9 @@ import (
 )
 
 // bounded is a listener that has at most maxConns connections at a time. When it
-// is full, a new connection takes the place of one that waits for a request. A
-// connection whose request is being answered keeps its place.
+// is full, a new connection takes the place of one that waits for a request, or
+// whose client takes its time with the rest of one or with the answer. A connection
+// whose request is being answered keeps its place.
 type bounded struct {
 	net.Listener
 
@@ -126,9 +127,9 @@ type connection struct {
 	from     netip.Prefix
 
 	// Guarded by the listener's mu.
-	since     time.Time // when it began to wait for a request
-	answering bool      // a request has been read, and its answer is not yet written
-	claimed   bool      // … for another page than health and readiness
+	since     time.Time // when it began to wait for a request, or its answer was given
+	answering bool      // the answer to a request is being made
+	claimed   bool      // a request for another page than health and readiness is not yet done with
 }
 
 // Close closes the connection and gives its place to another.
@@ -170,6 +171,19 @@ func (c *connection) claim() bool {
 	b.claimed++
 	c.claimed = true
 	return true
+}
+
+// answered notes that the answer has been given. What is left, reading the rest of
+// the request and writing what is buffered, takes as long as the client wants.
+func (c *connection) answered() {
+	if c == nil {
+		return
+	}
+	b := c.listener
+	b.mu.Lock()
+	c.answering, c.since = false, time.Now()
+	b.mu.Unlock()
+	b.signal()
 }
 
 // wait notes that the connection waits for its next request.

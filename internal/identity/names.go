@@ -92,6 +92,15 @@ func (n Names) spelling() *Spelling {
 	return n.rules
 }
 
+// Asserted is for names that somebody else vouches for, as in a token or a
+// certificate: what n would map or strip is refused, because two names of theirs would
+// be one of ours.
+func (n Names) Asserted() Names {
+	s := n.Spelling()
+	s.StripDetail, s.Prefixes = false, nil
+	return Names{&s}
+}
+
 // UTF8 reports whether names may have other characters than ASCII.
 func (n Names) UTF8() bool { return n.spelling().UTF8 }
 

@@ -47,10 +47,13 @@ func TestOnlyRegularFilesAreOpened(t *testing.T) {
 		"missing":     {fs.ErrNotExist, fs.ErrNotExist},
 	} {
 		path := zoo(t)[name]
-		for want, open := range map[error]func(string) (*os.File, fs.FileInfo, error){c.open: Open, c.own: OpenOwn} {
-			f, info, err := open(path)
-			if !errors.Is(err, want) || (err == nil) != (want == nil) {
-				t.Errorf("%s: %v, want %v", name, err, want)
+		for _, way := range []struct {
+			open func(string) (*os.File, fs.FileInfo, error)
+			want error
+		}{{Open, c.open}, {OpenOwn, c.own}} {
+			f, info, err := way.open(path)
+			if !errors.Is(err, way.want) || (err == nil) != (way.want == nil) {
+				t.Errorf("%s: %v, want %v", name, err, way.want)
 			}
 			var at *fs.PathError
 			if err != nil && (!errors.As(err, &at) || at.Path != path) {
