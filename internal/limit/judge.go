@@ -115,8 +115,8 @@ func (v *Visit) Failed(ctx context.Context, u identity.User, password identity.S
 // Unclear counts a login of which nobody knows whether the password was right: a
 // service has seen it, and its answer fits both, or there was none. One password of
 // the user in the network may be right; it counts for the user, not for the address,
-// so that an office whose backend is in trouble is not banned. A second one cannot
-// be right too, and is Failed.
+// so that an office whose backend is in trouble is not banned. A second one of the same
+// time cannot be right too, and is Failed.
 func (v *Visit) Unclear(ctx context.Context, u identity.User, password identity.Secret) time.Duration {
 	if v.exempt {
 		return 0
@@ -326,6 +326,7 @@ func (g *Gate) succeeded(u identity.User, addr netip.Addr) {
 	if !g.good.knows(at, g.now()) {
 		g.past.forgiveUser(u)
 	}
+	g.past.wasRight(at)
 	g.good.note(u, addr, g.now())
 	g.sprayed(g.spray.succeeded(g.now()))
 }
