@@ -148,6 +148,9 @@ func (s *session) connect(ctx context.Context, a *attempt) (admitted, error) {
 	if err := s.server.rooms.Audit.Ready(); err != nil {
 		return nil, err
 	}
+	if s.server.judging != nil {
+		s.server.judging(s)
+	}
 	id, err := s.identify(ctx, a)
 	if err != nil {
 		return nil, err
