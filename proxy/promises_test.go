@@ -138,11 +138,10 @@ func TestK1EveryDenialIsTheSameBytesAfterALeastTime(t *testing.T) {
 
 func TestM1ALoginAtAHangingBackendEndsAtTheBackendsDeadline(t *testing.T) {
 	m := openMailbox(t)
-	b := newBed(t, m.addr(), func(s *setup) {
-		s.cfg.Preauth = 700 * time.Millisecond
+	b := newBed(t, m.addr(), expired, func(s *setup) { // the client's own deadline is over before
 		s.routes.Static.Users["hang"] = "east"
 		east := s.backends["east"]
-		east.LoginTimeout = time.Second // the client's own deadline is over by then
+		east.LoginTimeout = 500 * time.Millisecond
 		s.backends["east"] = east
 	})
 	for _, listener := range []string{"none", "starttls", "implicit"} {

@@ -44,7 +44,31 @@ type sample struct {
 	n       int            // members that were ever added
 	at      map[uint64]int // where a user is in ring
 	size    map[string]int // of each group in ring
-	outages map[string]outage
+	outages map[way]outage
+}
+
+// way is how a user comes to its backend: what is away for tokens, as their provider
+// is, may not be for passwords.
+type way struct {
+	group string
+	shown credential
+}
+
+// credential is what a client shows.
+type credential uint8
+
+const (
+	anything credential = iota
+	aPassword
+	aToken
+)
+
+// shownBy is what an attempt shows a backend.
+func shownBy(a *attempt) credential {
+	if a.login.Token.IsZero() {
+		return aPassword
+	}
+	return aToken
 }
 
 // member is one user and the backend that it lives at, or noBackend.
@@ -56,7 +80,7 @@ type member struct {
 // outage is how the last login at a backend was answered UNAVAILABLE.
 type outage struct {
 	took    time.Duration
-	verdict upstream.Verdict // None or Unclear
+	verdict upstream.Verdict // never Right
 }
 
 // newSample makes a sample. With a secret that all gateways share, a name is answered
@@ -64,7 +88,7 @@ type outage struct {
 func newSample(secret identity.Secret) *sample {
 	s := &sample{
 		key: make([]byte, sha256.Size), seed: maphash.MakeSeed(),
-		at: map[uint64]int{}, size: map[string]int{}, outages: map[string]outage{noBackend: {}},
+		at: map[uint64]int{}, size: map[string]int{}, outages: map[way]outage{{noBackend, anything}: {}},
 	}
 	if secret.IsZero() {
 		_, _ = rand.Read(s.key) // never fails
@@ -96,38 +120,54 @@ func (s *sample) saw(user identity.User, group string) {
 	s.size[group]++
 }
 
-// answered notes how a backend answered a login, after so long. A refusal that its
-// user may bring about says nothing of how others fare.
-func (s *sample) answered(backend string, err error, took time.Duration) {
-	v := upstream.VerdictOf(err)
+// answered notes how a backend answered a login, after so long. An answer that only the
+// right password brings about shows that the backend checks the others.
+func (s *sample) answered(at way, err error, took time.Duration) {
+	v, every := upstream.VerdictOf(err), way{at.group, anything}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch upstream.ResultOf(err) {
+	case upstream.ResultOK, upstream.ResultDenied:
+		if v == upstream.VerdictNone { // no backend was asked
+			return
+		}
+		delete(s.outages, at)
+		delete(s.outages, every)
+	case upstream.ResultRefused, upstream.ResultNotTaken:
+		delete(s.outages, every)
+		if v == upstream.VerdictRight || v != upstream.VerdictNone && errors.As(err, new(*upstream.Refused)) { // which is forwarded
+			delete(s.outages, at)
+			return
+		}
+		s.outages[at] = outage{took, v}
 	case upstream.ResultUnreachable, upstream.ResultTLS, upstream.ResultTimeout, upstream.ResultClosed, upstream.ResultProtocol,
 		upstream.ResultDown, upstream.ResultBusy:
-		s.outages[backend] = outage{took, v}
-	case upstream.ResultRefused, upstream.ResultDenied, upstream.ResultOK:
-		switch {
-		case v == upstream.VerdictNone && errors.As(err, new(*upstream.Refused)): // it cannot check anybody
-			s.outages[backend] = outage{took, v}
-		case v != upstream.VerdictNone:
-			delete(s.outages, backend)
-		}
+		s.outages[every] = outage{took, v}
 	}
 }
 
-// outage is the one of the group that a name falls to, if that has one.
-func (s *sample) outage(name identity.User) (outage, bool) {
+// group is the one that a name falls to, if any user was seen.
+func (s *sample) group(name identity.User) (group string, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	group, least := "", math.Inf(1)
+	least := math.Inf(1)
 	for g, size := range s.size { // weighted rendezvous hashing
 		if score := -math.Log(s.uniform(g, name)) / float64(size); score < least {
 			group, least = g, score
 		}
 	}
-	o, is := s.outages[group]
-	return o, is && !math.IsInf(least, 1)
+	return group, !math.IsInf(least, 1)
+}
+
+// outage is the one under way there, if there is one.
+func (s *sample) outage(at way) (outage, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o, is := s.outages[at]
+	if !is {
+		o, is = s.outages[way{at.group, anything}]
+	}
+	return o, is
 }
 
 // uniform is a number between 0 and 1 that depends on nothing but a group and a name.
@@ -147,15 +187,28 @@ func (s *session) placeFor(ctx context.Context, a *attempt, id auth.Identity) er
 	}
 	known := s.server.sample
 	switch {
-	case err == nil:
+	case err == nil, errors.Is(err, errNothingToShow):
 		known.saw(id.User(), a.route.Backend)
 	case errors.Is(err, routing.ErrPaused), errors.Is(err, errNobodyDecides):
 		known.saw(id.User(), noBackend)
 	case errors.Is(err, routing.ErrNoUser), errors.Is(err, routing.ErrBlocked):
-		if o, ok := known.outage(id.User()); ok {
+		if o, ok := s.outageFor(a, id); ok {
 			a.least, a.verdict = o.took, o.verdict
 			return fmt.Errorf("%w: %w", errAsOthers, err)
 		}
 	}
 	return err
+}
+
+// outageFor is why a user of the group that an unknown name falls to would hear
+// UNAVAILABLE, with what this client shows.
+func (s *session) outageFor(a *attempt, id auth.Identity) (outage, bool) {
+	group, ok := s.server.sample.group(id.User())
+	if !ok {
+		return outage{}, false
+	}
+	if b := s.server.rooms.Backends[group]; b != nil && !b.Shows(id.Password(), id.Token()) {
+		return outage{}, true // as errNothingToShow
+	}
+	return s.server.sample.outage(way{group, shownBy(a)})
 }

@@ -35,11 +35,21 @@ func errAway(t testing.TB) error {
 	return err
 }
 
+// unavailable reports whether a name that nobody has is answered UNAVAILABLE.
+func (s *sample) unavailable(t testing.TB, name string, shown credential) bool {
+	t.Helper()
+	group, ok := s.group(named(t, name))
+	if ok {
+		_, ok = s.outage(way{group, shown})
+	}
+	return ok
+}
+
 // unavailableOf counts names that nobody has, and that are answered UNAVAILABLE.
 func (s *sample) unavailableOf(t testing.TB, n int) (unavailable int) {
 	t.Helper()
 	for i := range n {
-		if _, ok := s.outage(named(t, fmt.Sprint("nobody", i))); ok {
+		if s.unavailable(t, fmt.Sprint("nobody", i), aPassword) {
 			unavailable++
 		}
 	}
@@ -60,12 +70,12 @@ func TestUnknownNamesAreUnavailableAsOftenAsUsers(t *testing.T) {
 		least, most int // of 1000
 	}{
 		{func() {}, 200, 300}, // a quarter is paused
-		{func() { s.answered("west", gone, time.Second) }, 700, 800},
-		{func() { s.answered("east", gone, time.Second) }, 1000, 1000},
-		{func() { s.answered("west", nil, 0) }, 450, 550},
-		{func() { s.answered("east", upstream.ErrLoop, 0) }, 450, 550},     // says nothing of east
-		{func() { s.answered("east", upstream.ErrDenied, 0) }, 450, 550},   // without a verdict: no backend was asked
-		{func() { s.answered("west", errors.New("other"), 0) }, 950, 1000}, // broke the protocol
+		{func() { s.answered(way{"west", aPassword}, gone, time.Second) }, 700, 800},
+		{func() { s.answered(way{"east", aPassword}, gone, time.Second) }, 1000, 1000},
+		{func() { s.answered(way{"west", aPassword}, nil, 0) }, 450, 550},
+		{func() { s.answered(way{"east", aPassword}, upstream.ErrLoop, 0) }, 450, 550},     // says nothing of east
+		{func() { s.answered(way{"east", aPassword}, upstream.ErrDenied, 0) }, 450, 550},   // without a verdict: no backend was asked
+		{func() { s.answered(way{"west", aPassword}, errors.New("other"), 0) }, 950, 1000}, // broke the protocol
 	} {
 		step.do()
 		if n := s.unavailableOf(t, 1000); n < step.least || n > step.most {
@@ -75,7 +85,7 @@ func TestUnknownNamesAreUnavailableAsOftenAsUsers(t *testing.T) {
 	for i := range 300 { // all who were paused have moved to east
 		s.saw(named(t, fmt.Sprint("user", i)), "east")
 	}
-	if s.answered("east", nil, 0); s.unavailableOf(t, 1000) != 0 {
+	if s.answered(way{"east", aPassword}, nil, 0); s.unavailableOf(t, 1000) != 0 {
 		t.Error("unavailable while every backend answers")
 	}
 	if len(s.at) != len(s.ring) || len(s.size) != 1 || s.size["east"] != len(s.ring) {
@@ -91,13 +101,13 @@ func TestANameFallsToTheSameGroupAtEveryGatewayAndWhileSharesChange(t *testing.T
 		two.saw(named(t, fmt.Sprint("b", i)), []string{"east", "west"}[i%2])
 	}
 	gone := errAway(t)
-	one.answered("west", gone, time.Second)
-	two.answered("west", gone, time.Second)
+	one.answered(way{"west", aPassword}, gone, time.Second)
+	two.answered(way{"west", aPassword}, gone, time.Second)
 	before := map[string]bool{}
 	for i := range 500 {
 		name := fmt.Sprint("nobody", i)
-		_, here := one.outage(named(t, name))
-		if _, there := two.outage(named(t, name)); here != there {
+		here := one.unavailable(t, name, aPassword)
+		if there := two.unavailable(t, name, aPassword); here != there {
 			t.Fatalf("%s is unavailable at one gateway and not at the other", name)
 		}
 		before[name] = here
@@ -106,7 +116,7 @@ func TestANameFallsToTheSameGroupAtEveryGatewayAndWhileSharesChange(t *testing.T
 		one.saw(named(t, fmt.Sprint("c", i)), "west")
 	}
 	for name, was := range before {
-		if _, is := one.outage(named(t, name)); was && !is {
+		if was && !one.unavailable(t, name, aPassword) {
 			t.Fatalf("%s has left the group that has grown", name)
 		}
 	}

@@ -125,8 +125,9 @@ type Server struct {
 	places    *places
 	denials   denials
 	sample    *sample
-	floor     time.Duration // denialFloor
-	jitter    time.Duration // denialJitter
+	floor     time.Duration  // denialFloor
+	jitter    time.Duration  // denialJitter
+	judging   func(*session) // called when a login is judged next; nil outside tests
 
 	wg       sync.WaitGroup // accept loops and sessions before their relay
 	open     atomic.Int64   // connections, relayed ones included

@@ -148,6 +148,9 @@ func (s *session) connect(ctx context.Context, a *attempt) (admitted, error) {
 	if err := s.server.rooms.Audit.Ready(); err != nil {
 		return nil, err
 	}
+	if s.server.judging != nil {
+		s.server.judging(s)
+	}
 	id, err := s.identify(ctx, a)
 	if err != nil {
 		return nil, err
@@ -195,7 +198,7 @@ func (s *session) enterBackend(ctx context.Context, a *attempt, id auth.Identity
 	})
 	a.upstream, a.asked = upstream.ResultOf(err), time.Since(asked)
 	if ctx.Err() == nil && (err != nil || asksBackend(a, up)) {
-		s.server.sample.answered(a.route.Backend, err, a.asked)
+		s.server.sample.answered(way{a.route.Backend, shownBy(a)}, err, a.asked)
 	}
 	if !id.Decided() {
 		s.judged(a, err)

@@ -256,20 +256,34 @@ func TestOnlyATokenThatTheBackendCallsWrongIsAGuess(t *testing.T) {
 	}
 }
 
-// The backend delays its answer to a wrong password until the client's own deadline is
-// over, as Dovecot's penalty does for those who guess at the last moment.
+// expired has the connection's own deadline end when a login was read and is judged
+// next, however long the machine took so far. What failures add to the time of a denial
+// ends with that deadline, so it is next to nothing.
+func expired(s *setup) {
+	s.limits.Failures.Delay = time.Nanosecond
+	before := s.server
+	s.server = func(srv *Server) {
+		if before != nil {
+			before(srv)
+		}
+		srv.judging = func(s *session) {
+			s.deadline = time.Now()
+			s.conn.Limit(s.deadline)
+		}
+	}
+}
+
+// The backend answers a wrong password when the client's own deadline is over, as
+// Dovecot's penalty has it for those who guess at the last moment.
 func TestAGuessShortlyBeforeTheDeadlineCounts(t *testing.T) {
-	const preauth = time.Second
 	for _, mode := range []string{spliceMode, string(mux.Reuse)} {
 		v := openVerdicts(t, func(_, secret string) string {
 			if secret == password {
 				return admits
 			}
-			<-time.After(preauth) // the client came before the gateway did
 			return "NO [AUTHENTICATIONFAILED] at last"
 		})
-		b := newBed(t, v.addr(), counting, func(s *setup) {
-			s.cfg.Preauth = preauth
+		b := newBed(t, v.addr(), counting, expired, func(s *setup) {
 			s.cfg.Modes = map[string]Mode{"east": {Name: mode}}
 		})
 		crowd(10, 10, func(i int) {
@@ -282,12 +296,8 @@ func TestAGuessShortlyBeforeTheDeadlineCounts(t *testing.T) {
 }
 
 func TestARightPasswordAfterTheDeadlineLogsIn(t *testing.T) {
-	const preauth = time.Second
-	v := openVerdicts(t, func(string, string) string {
-		<-time.After(preauth)
-		return admits
-	})
-	b := newBed(t, v.addr(), counting, func(s *setup) { s.cfg.Preauth = preauth })
+	v := openVerdicts(t, func(string, string) string { return admits })
+	b := newBed(t, v.addr(), counting, expired)
 	for _, listener := range []string{"none", "implicit"} {
 		c := b.greeted(listener)
 		c.say("a LOGIN a right\r\n")
@@ -363,9 +373,8 @@ func TestALoginWithoutAVerdictIsAGuessFromTheSecondPasswordOn(t *testing.T) {
 	}
 }
 
-// The same of an auth server, which may delay a denial just as well.
+// The same of an auth server, which may answer as late.
 func TestAnAuthServersLateOrMissingAnswerIsCounted(t *testing.T) {
-	const preauth = 1500 * time.Millisecond
 	for name, tc := range map[string]struct {
 		err    error
 		late   bool
@@ -376,35 +385,31 @@ func TestAnAuthServersLateOrMissingAnswerIsCounted(t *testing.T) {
 		"nobody asked":  {auth.ErrUnavailable, false, 12},
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := newBed(t, openMailbox(t).addr(), counting, func(s *setup) {
+			changes := []func(*setup){counting, func(s *setup) {
 				s.auth.Methods = []string{auth.HTTP}
 				s.asked.HTTP = func(ctx context.Context, _ auth.Login) (auth.Answer, error) {
-					if tc.late {
-						select {
-						case <-time.After(preauth - 500*time.Millisecond):
-						case <-ctx.Done():
-							return auth.Answer{}, fmt.Errorf("%w: %w", auth.ErrUnavailable, ctx.Err())
-						}
+					if err := ctx.Err(); err != nil { // the question has no time of its own
+						return auth.Answer{}, fmt.Errorf("%w: %w", auth.ErrUnavailable, err)
 					}
 					return auth.Answer{}, tc.err
 				}
-				s.cfg.Preauth = preauth
-			})
-			if tc.late { // the question begins later than the connection, and ends after its deadline
-				crowd(10, 10, func(i int) {
-					c := b.in("203.0.113.7")
-					<-time.After(700 * time.Millisecond)
-					c.say(fmt.Sprintf("a LOGIN a guess%d\r\n", i))
-					c.hear("a " + deniedReply)
-					c.hear("* BYE Login took too long.")
-					c.close()
-				})
-				b.refused("203.0.113.7")
+			}}
+			if !tc.late {
+				b := newBed(t, openMailbox(t).addr(), changes...)
+				if n := b.tries("203.0.113.7", "a", 12); n != tc.banned {
+					t.Errorf("banned after %d guesses", n)
+				}
 				return
 			}
-			if n := b.tries("203.0.113.7", "a", 12); n != tc.banned {
-				t.Errorf("banned after %d guesses", n)
-			}
+			b := newBed(t, openMailbox(t).addr(), append(changes, expired)...)
+			crowd(10, 10, func(i int) {
+				c := b.in("203.0.113.7")
+				c.say(fmt.Sprintf("a LOGIN a guess%d\r\n", i))
+				c.hear("a " + deniedReply)
+				c.hear("* BYE Login took too long.")
+				c.close()
+			})
+			b.refused("203.0.113.7")
 		})
 	}
 }

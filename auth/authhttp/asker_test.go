@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -155,15 +156,13 @@ func TestAServerThatIsAwayIsLeftAlone(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// One question more is the gateway's own, and one a second after it.
+	// One question more is the gateway's own; after it one a second, and one of a client's.
 	all := silent.questions()
-	if n, most := len(all), breaker.After+2+int(time.Since(began)*5/4/breaker.For); n < breaker.After+1 || n > most {
+	if n, most := len(all), breaker.After+3+2*int(time.Since(began)*5/4/breaker.For); n < breaker.After+1 || n > most {
 		t.Errorf("%d questions, want %d at most", n, most)
 	}
-	for _, q := range all[breaker.After:] {
-		if q.header["Auth-Method"] != "none" || q.header["Auth-User"] != "" || q.header["Auth-Pass"] != "" {
-			t.Errorf("the gateway's own question is %v", q.header)
-		}
+	if q := all[breaker.After]; q.header["Auth-Method"] != "none" || q.header["Auth-User"] != "" || q.header["Auth-Pass"] != "" {
+		t.Errorf("the gateway's own question is %v", q.header)
 	}
 	silent.says(right(1))
 	testbed.Within(t, testTime, "the server to be asked again", func() bool {
@@ -214,6 +213,37 @@ func TestALoginThatTheServerDoesNotAnswerKeepsOthersIn(t *testing.T) {
 	}
 	if _, err := a.Ask(t.Context(), alice()); err != nil {
 		t.Error(err)
+	}
+}
+
+// net/http closes the connection when a handler panics.
+func TestAServerThatAnswersAllButTheGatewaysOwnQuestionIsAskedOn(t *testing.T) {
+	var broken atomic.Bool
+	broken.Store(true)
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if broken.Load() || r.Header.Get("Auth-User") == "" {
+			panic(http.ErrAbortHandler)
+		}
+		for name, value := range map[string]string{"Auth-Status": "OK", "Auth-Server": "10.0.0.1", "Auth-Port": "143"} {
+			w.Header().Set(name, value)
+		}
+	}))
+	t.Cleanup(s.Close)
+	a := newAsker(t, Config{URLs: []string{s.URL}, Timeout: testTime})
+	for range breaker.After + 1 {
+		if _, err := a.Ask(t.Context(), alice()); !errors.Is(err, ErrUnavailable) {
+			t.Fatal(err)
+		}
+	}
+	broken.Store(false)
+	testbed.Within(t, testTime, "a login to be asked about", func() bool {
+		_, err := a.Ask(t.Context(), alice())
+		return err == nil
+	})
+	for range 100 {
+		if _, err := a.Ask(t.Context(), alice()); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

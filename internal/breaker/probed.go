@@ -10,7 +10,9 @@ import (
 // client asks may hang or break the connection where other questions are
 // answered. So no client's question opens it. After that many of them in a row
 // had no answer, the next caller asks a question of the gateway's own first,
-// and that one decides. It is safe for concurrent use.
+// and that one decides. A service may answer clients' questions and never the
+// gateway's own; so while the breaker is open, each period lets one question of a
+// client through all the same, whose answer closes it. It is safe for concurrent use.
 type Probed struct {
 	// Set once.
 	ask     func(context.Context) error   // nil: there was an answer, whatever it says
@@ -19,7 +21,7 @@ type Probed struct {
 
 	// Guarded by mu.
 	mu       sync.Mutex
-	failures int     // of clients' questions, in a row
+	failures int     // of clients' questions, in a row, while it is closed
 	breaker  Breaker // of the gateway's own
 }
 
@@ -30,7 +32,8 @@ func NewProbed(ask func(context.Context) error, timeout time.Duration, tell func
 
 // Allow reports whether the service may be asked now. It may take the time of
 // one question of the gateway's own, which does not end with ctx: a client that
-// leaves must not leave the question undecided.
+// leaves must not leave the question undecided. While open, the one caller of a
+// period may ask whatever becomes of that question.
 func (p *Probed) Allow(ctx context.Context) bool {
 	p.mu.Lock()
 	open, suspected := p.breaker.Open(), p.failures >= After
@@ -46,7 +49,7 @@ func (p *Probed) Allow(ctx context.Context) bool {
 	defer cancel()
 	err := p.ask(ctx)
 	p.decide(err)
-	return err == nil
+	return open || err == nil
 }
 
 // decide opens or closes the breaker by the answer to the gateway's own question.
@@ -57,6 +60,7 @@ func (p *Probed) decide(err error) {
 		p.failures = 0
 		p.breaker.Answered()
 	} else {
+		p.failures = 0
 		p.breaker.open(time.Now())
 	}
 	is := p.breaker.Open()
@@ -70,7 +74,9 @@ func (p *Probed) decide(err error) {
 func (p *Probed) Failed() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.failures++
+	if !p.breaker.Open() {
+		p.failures++
+	}
 }
 
 // Answered notes that the service gave an answer.

@@ -54,17 +54,47 @@ func TestAServiceThatAnswersNothingIsLeftAloneAndAskedAgain(t *testing.T) {
 		if s.asked != 1 {
 			t.Errorf("asked %d times", s.asked)
 		}
-		time.Sleep(For * 6 / 5)
-		for range 2 {
-			if p.Allow(t.Context()) || s.asked != 2 {
-				t.Errorf("asked %d times after a pause", s.asked)
+		for period := range 2 * After { // one question of a client's in each, which decides nothing
+			time.Sleep(For * 6 / 5)
+			for i := range 10 {
+				if p.Allow(t.Context()) != (i == 0) || s.asked != 2+period {
+					t.Fatalf("asked %d times after %d pauses, question %d", s.asked, 1+period, i)
+				}
 			}
+			p.Failed()
 		}
 		s.err = nil
 		time.Sleep(For * 6 / 5)
 		for range 2 {
-			if !p.Allow(t.Context()) || s.asked != 3 {
+			if !p.Allow(t.Context()) || s.asked != 2+2*After {
 				t.Errorf("not asked again: %d", s.asked)
+			}
+		}
+		if len(s.told) != 2 || !s.told[0] || s.told[1] {
+			t.Errorf("told %v", s.told)
+		}
+	})
+}
+
+// A service that answers clients and never the gateway's own question.
+func TestAClientsAnswerEndsTheTimeAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &service{err: errors.New("no answer")}
+		p := s.breaker()
+		for range After {
+			p.Failed()
+		}
+		if p.Allow(t.Context()) || p.Allow(t.Context()) {
+			t.Fatal("not left alone")
+		}
+		time.Sleep(For * 6 / 5)
+		if !p.Allow(t.Context()) || p.Allow(t.Context()) {
+			t.Fatal("not one question of a client's goes through")
+		}
+		p.Answered()
+		for range 100 {
+			if !p.Allow(t.Context()) || s.asked != 2 {
+				t.Fatalf("left alone although it answers; asked %d times", s.asked)
 			}
 		}
 		if len(s.told) != 2 || !s.told[0] || s.told[1] {

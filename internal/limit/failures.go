@@ -60,6 +60,7 @@ type pastPair struct {
 	repeats window            // of wrong passwords that were recognised, in an hour
 	wrong   [lastWrong]uint32 // digests of passwords, newest first
 	unclear uint32            // digest of the one password that may have been right; 0: none
+	shown   time.Duration     // when that was shown last
 	unlike  window            // failures without a password, in Bans.Within
 }
 
@@ -170,12 +171,14 @@ func (f *failures) weighUnnamed(net netip.Prefix, shown identity.Secret, t time.
 
 // mayBeRight reports whether a password can be the user's that a service has seen and
 // not judged: at most one can, so it is the first of the user in the network. It is
-// remembered; repeats says how often it came in an hour, 0 for the first time.
+// remembered until the user logs in there, or another password comes Bans.Within after
+// it was shown last: passwords change. repeats says how often it came in an hour, 0 for
+// the first time.
 func (f *failures) mayBeRight(at pair, password identity.Secret, t time.Duration) (repeats int, ok bool) {
 	if password.IsZero() || at.user.IsZero() {
 		return 0, false
 	}
-	d, key := max(1, uint32(f.digest(at.user, password))), maphash.Comparable(f.seed, at)
+	d, key := f.mark(at.user, password), maphash.Comparable(f.seed, at)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	p, _ := f.pairs.Get(key)
@@ -183,12 +186,24 @@ func (f *failures) mayBeRight(at pair, password identity.Secret, t time.Duration
 	case p.unclear == d:
 		p.repeats = p.repeats.add(t, hour)
 		repeats = max(1, p.repeats.count(t, hour))
-	case p.unclear != 0 || slices.Contains(p.wrong[:], d):
+	case p.unclear != 0 && t-p.shown < f.within, slices.Contains(p.wrong[:], d):
 		return 0, false
 	}
-	p.unclear = d
+	p.unclear, p.shown = d, t
 	f.pairs.Add(key, p)
 	return repeats, true
+}
+
+// wasRight notes that a user has logged in from a network: another password than the
+// one that may have been right can be.
+func (f *failures) wasRight(at pair) {
+	key := maphash.Comparable(f.seed, at)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if p, ok := f.pairs.Peek(key); ok && p.unclear != 0 {
+		p.unclear = 0
+		f.pairs.Add(key, p)
+	}
 }
 
 // tally is what there is of failures around one login: of the networks, of the

@@ -115,8 +115,8 @@ func (v *Visit) Failed(ctx context.Context, u identity.User, password identity.S
 // Unclear counts a login of which nobody knows whether the password was right: a
 // service has seen it, and its answer fits both, or there was none. One password of
 // the user in the network may be right; it counts for the user, not for the address,
-// so that an office whose backend is in trouble is not banned. A second one cannot
-// be right too, and is Failed.
+// so that an office whose backend is in trouble is not banned. A second one of the same
+// time cannot be right too, and is Failed. It may take as long as Failed.
 func (v *Visit) Unclear(ctx context.Context, u identity.User, password identity.Secret) time.Duration {
 	if v.exempt {
 		return 0
@@ -127,10 +127,16 @@ func (v *Visit) Unclear(ctx context.Context, u identity.User, password identity.
 	if !ok {
 		return v.Failed(ctx, u, password)
 	}
+	defer v.Settle()
 	if repeats == 0 && !g.good.knows(at, g.now()) {
 		g.past.failedUser(u, g.now())
+		asking, done := v.asking(ctx)
+		if all, ok := g.failedEverywhere(asking, at, v.addr, counts{user: true}); ok {
+			g.past.learn(at, v.addr, all, g.now())
+		}
+		done()
 	}
-	v.Settle()
+	v.asked = 0 // the next login may wait again
 	f := &v.limits.Failures
 	return jitter(max(f.Delay, f.step(repeats-freeRepeats)))
 }
@@ -160,7 +166,7 @@ func (v *Visit) count(ctx context.Context, at pair, w weight) {
 	if !known && !at.user.IsZero() {
 		g.past.failedUser(at.user, g.now())
 	}
-	if all, ok := g.failedEverywhere(ctx, at, v.addr, counts{networks: w == whole, user: !known}); ok {
+	if all, ok := g.failedEverywhere(ctx, at, v.addr, counts{networks: w == whole, user: !known, pairs: true}); ok {
 		g.past.learn(at, v.addr, all, g.now())
 	}
 	if now := g.past.look(at, v.addr, g.now()); over(now.net[0].ban, v.limits.Failures.BanAfter) {
@@ -326,6 +332,7 @@ func (g *Gate) succeeded(u identity.User, addr netip.Addr) {
 	if !g.good.knows(at, g.now()) {
 		g.past.forgiveUser(u)
 	}
+	g.past.wasRight(at)
 	g.good.note(u, addr, g.now())
 	g.sprayed(g.spray.succeeded(g.now()))
 }

@@ -76,8 +76,8 @@ func (g *Gate) inquire(ctx context.Context, u identity.User, addr netip.Addr) bo
 	return true
 }
 
-// counts is what a failure counts for besides the pairs.
-type counts struct{ networks, user bool }
+// counts is what a failure counts for.
+type counts struct{ networks, user, pairs bool }
 
 // failedEverywhere counts a failure at all gateways, and gives what there is.
 func (g *Gate) failedEverywhere(ctx context.Context, at pair, addr netip.Addr, c counts) (all tally, ok bool) {
@@ -86,11 +86,10 @@ func (g *Gate) failedEverywhere(ctx context.Context, at pair, addr netip.Addr, c
 		return all, false
 	}
 	calls := g.failedCalls(at, addr, 1)
-	for i := 0; i < tiers && !c.networks; i++ {
-		calls[i].args[0] = 0
-	}
-	if !at.user.IsZero() && !c.user {
-		calls[tiers].args[0] = 0 // as failedUser has it
+	for i := range calls {
+		if i < tiers && !c.networks || i == tiers && !c.user || i > tiers && !c.pairs {
+			calls[i].args[0] = 0
+		}
 	}
 	r, err := s.ask(ctx, calls...)
 	if err != nil {
