@@ -238,6 +238,7 @@ func TestDrainSaysByeBeforeTheLoginAndWaitsBehindIt(t *testing.T) {
 	b := newBed(t, m.addr(), func(s *setup) {
 		s.cfg.Drain = 3 * time.Second
 		s.routes.Static.Users["hang"] = "east"
+		s.server = func(srv *Server) { srv.floor = time.Minute } // a denial is on its way until the gateway stops
 	})
 	var told []*client
 	for _, listener := range []string{"none", "starttls", "implicit"} {

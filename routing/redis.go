@@ -3,6 +3,7 @@ package routing
 import (
 	"crypto/tls"
 	"errors"
+	"slices"
 	"time"
 
 	"imapgate/internal/identity"
@@ -44,7 +45,7 @@ func Dial(c RedisConfig) (redis.UniversalClient, error) {
 		return nil, errors.New("redis: several addresses need cluster or sentinel_master")
 	}
 	return redis.NewUniversalClient(&redis.UniversalOptions{
-		Addrs:         c.Addresses,
+		Addrs:         slices.Clone(c.Addresses), // a client of a cluster appends to it
 		MasterName:    c.SentinelMaster,
 		IsClusterMode: c.Cluster,
 		Username:      c.Username,

@@ -112,6 +112,7 @@ func TestAFailoverKeepsTheLimit(t *testing.T) {
 	testbed.Within(t, patienceOf, "Redis to be asked", func() bool { return sessionsOf(t, two, alice) == 0 })
 	in := hammer(t, 6, alice, one)
 	c.Failover()
+	c.Settle()
 	testbed.Within(t, 2*patienceOf, "the new primary to know of 6", func() bool { return sessionsOf(t, two, alice) == 6 })
 	for i := range 20 { // one by one: each connection to the new primary is still to be made
 		if v, err := enter(t, two, netip.AddrFrom4([4]byte{10, 1, 0, byte(i)}), alice); err == nil {

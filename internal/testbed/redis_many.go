@@ -110,9 +110,19 @@ func (s *RedisSentinel) Failover() {
 		return err == nil
 	})
 	Within(s.t, startTime, "the failover to name another primary", func() bool { return s.Primary() != before })
-	Within(s.t, startTime, "the old primary to have heard of it", func() bool { // until then it takes writes, which are lost
-		return strings.Contains(before.CLI("role"), "slave")
-	})
+}
+
+// Settle waits until the old primary has heard of a failover. Until then it takes
+// writes, which are lost.
+func (s *RedisSentinel) Settle() {
+	s.t.Helper()
+	primary := s.Primary()
+	for _, r := range s.servers {
+		Within(s.t, Patience, "the old primary to have heard of the failover", func() bool {
+			role, err := r.Try("role") // its connections are cut meanwhile
+			return r == primary || err == nil && strings.Contains(role, "slave")
+		})
+	}
 }
 
 // RedisCluster is three primaries that share the slots, and a replica of the
