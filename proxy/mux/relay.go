@@ -172,7 +172,7 @@ func (s *session) untagged(seg imap.Segment) (verdict, error) {
 	case imap.HasWord(line, "OK"), imap.HasWord(line, "NO"), imap.HasWord(line, "BAD"):
 		return s.status(line)
 	case imap.HasWord(line, "BYE"):
-		return drop, s.upstreamLost(fmt.Errorf("%w: %s", errBye, bytes.TrimSpace(line[3:])))
+		return drop, s.goodbye(seg.Bytes)
 	case imap.HasWord(line, "VANISHED"):
 		return s.vanished(seg)
 	case imap.HasWord(line, "ENABLED"):

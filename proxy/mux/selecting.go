@@ -142,7 +142,7 @@ func (s *session) showPart(shown []byte) error {
 // heard takes in one untagged response to SELECT.
 func (s *session) heard(response []byte, t *told) error {
 	if imap.HasWord(response[2:], "BYE") {
-		return s.upstreamLost(fmt.Errorf("%w: %s", errBye, bytes.TrimSpace(response[5:])))
+		return s.goodbye(response)
 	}
 	t.read(response)
 	t.fetches = nil // they are the client's, who gets them as they come
