@@ -133,6 +133,9 @@ func (s *session) judge(seg imap.Segment) (verdict, error) {
 	if e.closes && imap.HasWord(line[e.tag+1:], "OK") {
 		s.closed()
 	}
+	if e.selects {
+		s.unselected(line[e.tag+1:])
+	}
 	if e.pin == audit.PinSelectBad || e.pin != "" && !imap.HasWord(line[e.tag+1:], "BAD") {
 		s.pinning = e.pin
 	}
