@@ -209,7 +209,9 @@ func TestManyBadNamesBanWhoMakesThemUp(t *testing.T) {
 // The parts of a message in the wrong order put a password where the name belongs.
 func TestAMisplacedPasswordIsNotOnRecord(t *testing.T) {
 	b := openBed(t, openMailbox(t).addr())
-	plain := func(message string) string { return "AUTHENTICATE PLAIN " + base64.StdEncoding.EncodeToString([]byte(message)) }
+	plain := func(message string) string {
+		return "AUTHENTICATE PLAIN " + base64.StdEncoding.EncodeToString([]byte(message))
+	}
 	for password, lines := range map[string][]string{
 		"hunter2":   {plain("alice\x00hunter2\x00")}, // which could be a name
 		"Hunter 2!": {plain("alice\x00Hunter 2!\x00"), plain("\x00Hunter 2!\x00"), `LOGIN "Hunter 2!" ""`},

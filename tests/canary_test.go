@@ -153,6 +153,10 @@ func (p *parrot) serve(nc net.Conn) {
 			answer = f[0] + " " + p.answer(strings.TrimSuffix(parts[1], "@example.org"), parts[2])
 		} else if words, _ := p.last.Load().([]string); len(f) > 1 && f[1] == "SELECT" && len(words) == 1 {
 			answer = "* BYE [" + words[0] + "] " + words[0]
+		} else if len(f) > 1 && f[1] == "EXAMINE" {
+			answer = "* OK [UIDVALIDITY 100] UIDs.\r\n" + answer
+		} else if len(words) == 1 && len(f) == 4 && f[1] == "COPY" {
+			answer = "* BYE " + words[0]
 		}
 		if _, err := io.WriteString(nc, answer+"\r\n"); err != nil || strings.HasPrefix(answer, "* BYE") {
 			return
@@ -181,7 +185,7 @@ var parroted = []string{
 func TestNoPasswordThatABackendRepeatsShows(t *testing.T) {
 	t.Parallel()
 	const right = "CANARY8/of-the-parrot+"
-	for _, mode := range []string{"splice", "resume"} {
+	for _, mode := range []string{"splice", "reuse", "resume"} {
 		backend := startStubThat(t, nil, new(parrot).serve)
 		ca := testbed.NewCA(t)
 		b := startBinary(t, ca, fmt.Sprintf("backends:\n  east: {address: %q, tls: none, mode: %s}", backend.address(), mode), "log: {level: debug}",
@@ -190,7 +194,11 @@ func TestNoPasswordThatABackendRepeatsShows(t *testing.T) {
 		for form := range parroted {
 			for turn := range 4 { // every shape in some form, and every form in some shapes
 				c := enter(t, b.endpoint("implicit"), "")
-				_, _ = fmt.Fprintf(c, "a LOGIN parrot%d.%d %s\r\nb SELECT INBOX\r\nc LOGOUT\r\n", form, (4*form+turn)%len(shapes(right)), right)
+				last := "b SELECT INBOX\r\n" // answered BYE, in a mailbox or before it
+				if turn%2 > 0 {
+					last = "b EXAMINE INBOX\r\nc COPY 1 box\r\n"
+				}
+				_, _ = fmt.Fprintf(c, "a LOGIN parrot%d.%d %s\r\n%sd LOGOUT\r\n", form, (4*form+turn)%len(shapes(right)), right, last)
 				clients = append(clients, c)
 			}
 		}

@@ -46,6 +46,7 @@ import (
 //	ORDER WHY    somebody orders the end of the session
 //	OVERDUE 5s   its time was over so long ago, and the clock looks
 //	REC TEXT     a command is put on record (brief), but for SELECT and LOGOUT; all are told or none
+//	HIDES TEXT   no error, line of the log or record has TEXT, in whatever letters
 //	ENDED WHY    the reason on record for its end
 //
 // Upstream connections are numbered in the order of their logins; the first is
@@ -119,6 +120,7 @@ type performance struct {
 	left    bool              // by the client
 	heard   int               // answers to commands that the client heard
 	records []string          // of REC
+	hidden  string            // of HIDES
 	reason  string
 	spliced string
 }
@@ -155,6 +157,7 @@ func (d dialogue) play(t *testing.T, certs *certificates, kind, way string) {
 	p.stage.close(p.actor)
 	p.nothingElse()
 	p.onRecord()
+	p.hides()
 }
 
 // read takes the lines about the setup off a dialogue.
@@ -303,6 +306,8 @@ func (p *performance) around(verb, rest string) error {
 		return p.soon(name+"}", value)
 	case "REC":
 		p.records = append(p.records, rest)
+	case "HIDES":
+		p.hidden = rest
 	case "ENDED":
 		p.reason = rest
 	default:

@@ -14,9 +14,11 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/internal/audit"
+	"imapgate/internal/imap"
 	"imapgate/internal/metrics"
 	"imapgate/internal/quiet"
 	"imapgate/proxy/mux/wire"
+	"imapgate/proxy/upstream"
 )
 
 // What ends a goroutine without ending the session.
@@ -259,6 +261,13 @@ func (s *session) upstreamLost(err error) error {
 
 // errBye is a loss that the backend has announced.
 var errBye = errors.New("backend says goodbye")
+
+// goodbye is the loss that a backend announces with line, "* BYE …". Of its words the
+// error has what Describe lets through.
+func (s *session) goodbye(line []byte) error {
+	res, _ := imap.ParseResponse(bytes.TrimSuffix(line, []byte("\r\n"))) // malformed, it is a BYE without a text
+	return s.upstreamLost(fmt.Errorf("%w: %s", errBye, upstream.Describe(res)))
+}
 
 // lostHow is how the audit log calls a loss.
 func lostHow(err error) audit.Why {

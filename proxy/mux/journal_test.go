@@ -107,6 +107,16 @@ func (p *performance) onRecord() {
 	}
 }
 
+// hides wants a secret in nothing that is for the operator.
+func (p *performance) hides() {
+	trail, err := os.ReadFile(p.trail)
+	must(p.stage.t, err)
+	shown := fmt.Sprintf("%v %s %s", p.result.Err, p.logs, trail)
+	if p.hidden != "" && strings.Contains(strings.ToLower(shown), strings.ToLower(p.hidden)) {
+		p.stage.t.Errorf("%q shows in %s", p.hidden, shown)
+	}
+}
+
 // canary stands wherever a client or a backend can say what is nobody's business.
 const canary = "c4n4ry"
 

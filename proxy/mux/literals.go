@@ -140,7 +140,8 @@ func synchronising(seg imap.Segment) []byte {
 }
 
 // asked waits for the backend to ask for a literal. It says no when the command
-// has been answered instead.
+// has been answered instead. A loss may come behind that answer: nothing is
+// outstanding then, and nothing may be sent again.
 func (s *session) asked() (bool, error) {
 	for {
 		if err := s.relay(); err != nil {

@@ -29,6 +29,7 @@ type entry struct {
 	expunge  command.Expunge // what may be told while it runs
 	syncs    bool            // the answer means that the client was told all changes
 	closes   bool            // answered OK, it leaves the mailbox
+	selects  bool            // answered before its name was asked for, it leaves what was selected
 	unasked  bool            // its message went out without being asked for
 	pin      audit.Why       // the session is pinned once it is answered, unless by BAD
 }

@@ -133,6 +133,9 @@ func (s *session) judge(seg imap.Segment) (verdict, error) {
 	if e.closes && imap.HasWord(line[e.tag+1:], "OK") {
 		s.closed()
 	}
+	if e.selects {
+		s.unselected(line[e.tag+1:])
+	}
 	if e.pin == audit.PinSelectBad || e.pin != "" && !imap.HasWord(line[e.tag+1:], "BAD") {
 		s.pinning = e.pin
 	}
@@ -172,7 +175,7 @@ func (s *session) untagged(seg imap.Segment) (verdict, error) {
 	case imap.HasWord(line, "OK"), imap.HasWord(line, "NO"), imap.HasWord(line, "BAD"):
 		return s.status(line)
 	case imap.HasWord(line, "BYE"):
-		return drop, s.upstreamLost(fmt.Errorf("%w: %s", errBye, bytes.TrimSpace(line[3:])))
+		return drop, s.goodbye(seg.Bytes)
 	case imap.HasWord(line, "VANISHED"):
 		return s.vanished(seg)
 	case imap.HasWord(line, "ENABLED"):

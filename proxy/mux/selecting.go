@@ -58,11 +58,11 @@ func (s *session) selectOnce(r *request, deadline time.Time) error {
 	s.before = s.up.Selected
 	s.attached = false   // to what it leaves, so that a loss is seen to come before the answer
 	s.up.Selected = true // or not, if it says NO: nobody else must find out
-	s.sent.add(entry{spec: r.spec, tag: len(r.tag), retry: true}, r.whole)
+	s.sent.add(entry{spec: r.spec, tag: len(r.tag), retry: true, selects: true}, r.whole)
 	err := s.send(r.whole)
 	switch {
-	case err == nil && s.sent.empty(): // it has refused a literal: nobody knows what is selected now
-		s.box, s.attached, s.pinning = nil, false, audit.PinSelectBad
+	case s.sent.empty(): // it has refused a literal, and may be lost behind the answer
+		return s.healed(err)
 	case err == nil:
 		err = s.selected(r, []byte(closed))
 	}
@@ -142,7 +142,7 @@ func (s *session) showPart(shown []byte) error {
 // heard takes in one untagged response to SELECT.
 func (s *session) heard(response []byte, t *told) error {
 	if imap.HasWord(response[2:], "BYE") {
-		return s.upstreamLost(fmt.Errorf("%w: %s", errBye, bytes.TrimSpace(response[5:])))
+		return s.goodbye(response)
 	}
 	t.read(response)
 	t.fetches = nil // they are the client's, who gets them as they come
@@ -165,9 +165,19 @@ func (s *session) concluded(r *request, t *told, res imap.Response) {
 		if r.facts.Pin {
 			s.pinning = audit.PinAnnotate
 		}
-	case "NO":
+		s.show()
+	default:
+		s.unselected([]byte(res.Name))
+	}
+}
+
+// unselected is the state of the session behind an answer, without its tag, that
+// selects nothing.
+func (s *session) unselected(answer []byte) {
+	s.box, s.attached = nil, false
+	if imap.HasWord(answer, "NO") {
 		s.up.Selected = s.before // a backend may have kept what was
-	default: // nobody knows what is selected now
+	} else { // nobody knows what is selected now
 		s.pinning = audit.PinSelectBad
 	}
 	s.show()
@@ -204,7 +214,9 @@ func (s *session) closing(r *request) error {
 	}
 	if blind && s.up != nil && s.up.Selected { // refused
 		s.box = box
-		s.giveBack()
+		if err == nil {
+			s.giveBack()
+		}
 	}
 	return err
 }

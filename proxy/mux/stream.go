@@ -108,7 +108,8 @@ func (r *request) most() int64 {
 // upload sends the command as it comes. The backend asks for its literals, unless it
 // takes the first one unasked.
 //
-// It says whether more of the client's was taken than the first line.
+// It says whether the command has gone beyond being offered to another: more of the
+// client's was taken than the first line, or it is answered.
 func (s *session) upload(seg imap.Segment) (begun bool, err error) {
 	r := &s.request
 	s.avoid(r.tag)
@@ -128,6 +129,8 @@ func (s *session) upload(seg imap.Segment) (begun bool, err error) {
 		}
 		unasked = false
 		switch {
+		case err != nil && s.sent.empty():
+			return true, s.lostBehind(seg, err)
 		case err != nil && !begun && !seg.End:
 			return false, err
 		case err != nil:
@@ -185,6 +188,19 @@ func (s *session) passOver(seg imap.Segment) error {
 	return s.skip(seg, s.request.most())
 }
 
+// lostBehind is the loss of the upstream behind its answer to a command of which it did
+// not have the whole. The command is over.
+func (s *session) lostBehind(seg imap.Segment, err error) error {
+	lost, ok := asLost(err)
+	if !ok {
+		return err
+	}
+	if err := s.survive(lost); err != nil {
+		return err
+	}
+	return s.passOver(seg)
+}
+
 // uploadLost is the loss of the upstream before it had the whole command. It has
 // not been done then, and the client may be told so; but of the last piece
 // nobody knows whether it arrived.
@@ -194,6 +210,7 @@ func (s *session) uploadLost(seg imap.Segment, err error) error {
 		return err
 	}
 	if seg.End {
+		s.cutShort = false // as far as anybody knows
 		return s.survive(lost)
 	}
 	s.sent.clear()

@@ -315,7 +315,9 @@ func (p *pump) progress() { p.last.Store(p.relay.set.tick.Load()) }
 
 // silence is the time since the last progress; it is negative where that came after
 // now was read.
-func (p *pump) silence(now uint32) time.Duration { return time.Duration(int32(now-p.last.Load())) * tick }
+func (p *pump) silence(now uint32) time.Duration {
+	return time.Duration(int32(now-p.last.Load())) * tick
+}
 
 // ask makes the pump's next wait for the source fail, so that it parks. Asking
 // a pump that has just become busy again costs it one needless parking.
