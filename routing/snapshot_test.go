@@ -216,4 +216,18 @@ func TestASnapshotOfSomebodyElseIsNotBelieved(t *testing.T) {
 	if err := CheckSnapshot(filepath.Join(t.TempDir(), "none")); err != nil {
 		t.Errorf("one that is missing: %v", err)
 	}
+	if os.Geteuid() != 0 {
+		return // files can't be given away
+	}
+	file := filepath.Join(t.TempDir(), "routes.json")
+	writeFile(t, file, good)
+	if err := os.Chown(file, 65532, 65532); err != nil {
+		t.Fatal(err)
+	}
+	if err := CheckSnapshot(file); err != nil {
+		t.Errorf("the gateway's, seen by root: %v", err)
+	}
+	if got, err := routerOn(t, file, newOracle()).Lookup(t.Context(), user(t, "alice")); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("another user's: alice goes %+v, %v", got, err)
+	}
 }

@@ -102,6 +102,9 @@ func TestALoginUnderWayHeedsARecordThatChanges(t *testing.T) {
 				testbed.Within(t, Patience, "the refusal to be on record", func() bool {
 					return reasons(g.records("login_refused", user))[change.reason] > 0
 				})
+				if about, err := g.limits.ShowUser(t.Context(), who); err != nil || about.Day != 0 { // the password was right
+					t.Errorf("counted as a failure: %+v, %v", about, err)
+				}
 			})
 		}
 	}
