@@ -52,7 +52,11 @@ func TestNamesThatPeopleHaveComeByEveryMechanism(t *testing.T) {
 	}
 	b := newBed(t, openMailbox(t).addr(), withNames(t, ca, users...))
 	for said, kept := range people {
-		token := base64.RawURLEncoding.EncodeToString([]byte(said))
+		asserted := said
+		if strings.Contains(said, `\`) { // prefixes are for what clients say
+			asserted = kept
+		}
+		token := base64.RawURLEncoding.EncodeToString([]byte(asserted))
 		logins := map[string]phone{
 			"LOGIN":              line("", fmt.Sprintf("LOGIN {%d+}\r\n%s %s", len(said), said, password)),
 			"AUTH=PLAIN":         line("", "AUTHENTICATE PLAIN "+coded("\x00"+said+"\x00"+password)),

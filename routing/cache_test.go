@@ -31,7 +31,7 @@ type oracle struct {
 	accepted  acceptance
 	nodes     func(key string) string // of a cluster; nil: there is none
 
-	behindHeld func() // set before it is asked: done between the reading of records and the reply
+	behindHeld func() // done between the reading of records and the reply
 }
 
 func newOracle() *oracle {
@@ -84,12 +84,11 @@ func (o *oracle) records() map[string]bool {
 }
 
 func (o *oracle) held(_ context.Context, keys []string) (holdings, error) {
-	defer func() {
-		if o.behindHeld != nil {
-			o.behindHeld()
-		}
-	}()
 	o.mu.Lock()
+	then := o.behindHeld
+	if then != nil {
+		defer then()
+	}
 	defer o.mu.Unlock()
 	o.inspected++
 	records, h := o.records(), holdings{there: map[string]bool{}, accepted: o.accepted}

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -183,17 +184,18 @@ func TestADeletionThatRedisNamesIsBelievedDownToTheLastRecord(t *testing.T) {
 // A script that deletes all records meets the question which of them are there.
 func TestADeletionDuringTheQuestionIsBelieved(t *testing.T) {
 	withStock(t, 3, func(t *testing.T, s *stock) {
-		left := s.users
+		var gone atomic.Int32
+		s.o.mu.Lock()
 		s.o.behindHeld = func() {
-			if len(left) > 0 {
-				u := left[0]
-				left = left[1:]
-				s.o.set(u, Nobody, "")
-				s.changedKeys(s.keys, []string{s.keys.user(u)})
+			if i := int(gone.Load()); i < len(s.users) {
+				s.o.set(s.users[i], Nobody, "")
+				s.changedKeys(s.keys, []string{s.keys.user(s.users[i])})
+				gone.Add(1)
 			}
 		}
+		s.o.mu.Unlock()
 		pass(time.Minute)
-		if len(left) > 0 {
+		if int(gone.Load()) < len(s.users) {
 			t.Fatal("nothing was asked")
 		}
 		for _, u := range s.users {

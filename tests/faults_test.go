@@ -159,10 +159,13 @@ func TestAGatewayThatStopsLetsSessionsEnd(t *testing.T) {
 			t.Errorf("before login, %s: %v, %v", listeners[i], r, err)
 		}
 	}
-	if c, err := reach(g.at(proxy.NoTLS), ""); err == nil {
-		t.Error("a new client is greeted")
-		_ = c.Close()
-	}
+	testbed.Within(t, Patience, "no new client to be greeted", func() bool {
+		c, err := reach(g.at(proxy.NoTLS), "")
+		if err == nil {
+			_ = c.Close()
+		}
+		return err != nil
+	})
 	for i := range listeners {
 		for _, c := range []*RawClient{leaving[i], staying[i]} {
 			if got, err := c.Do("SELECT INBOX"); err != nil || !strings.Contains(shown(got), " OK [READ-WRITE] ") {
