@@ -321,13 +321,19 @@ func TestAnOperatorsWordEndsALossAndOnlyThatOne(t *testing.T) {
 }
 
 func TestAWordFromBeforeTheGatewayIsNone(t *testing.T) {
-	withStock(t, 10, func(t *testing.T, s *stock) {
-		s.o.accept(100, "carol")
+	bubble(t, func(t *testing.T, c *cache, o *oracle) {
+		s := &stock{T: t, cache: c, o: o, users: crowd(t, 10)}
+		for _, u := range s.users {
+			o.set(u, User, "east")
+			wants(t, c, u, "east", FromRedis)
+		}
+		o.accept(100, "carol")
+		s.run()
 		pass(inspectHolding)
-		s.o.empty()
+		o.empty()
 		s.doubtAll()
 		pass(2 * alarmAfter)
-		wantsUnavailable(t, s.cache, user(t, "stranger"))
+		wantsUnavailable(t, c, user(t, "stranger"))
 		s.wantsAlarms(StoreEmptied)
 	})
 }

@@ -137,7 +137,7 @@ func fetchCut(t *testing.T, client *RawClient, c cut, message []byte, backend *t
 	if _, err := client.Send("FETCH 2:* BODY.PEEK[]"); err != nil {
 		t.Fatal(err)
 	}
-	got, ended := collect(client)
+	got, ended := collect(client, c.ends())
 	if len(got) == 0 || len(got) > half+4096 {
 		t.Errorf("%d bytes came, of which %d were let through", len(got), half)
 	}
@@ -162,7 +162,7 @@ func appendCut(t *testing.T, client *RawClient, c cut, message []byte, backend *
 		defer close(wrote)
 		_, _ = client.conn.Write(append(bytes.Clone(message), "\r\n"...)) // breaks off
 	}()
-	got, ended := collect(client)
+	got, ended := collect(client, c.ends())
 	if bytes.Contains(got, []byte("a2 OK")) {
 		t.Errorf("a message cut short was confirmed: %q", got)
 	}
@@ -185,11 +185,14 @@ func appendCut(t *testing.T, client *RawClient, c cut, message []byte, backend *
 // quietFor is how long nothing must come to be sure that nothing will.
 const quietFor = 700 * time.Millisecond
 
-// collect reads everything until the connection ends, or is quiet.
-func collect(c *RawClient) (got []byte, ended bool) {
-	buf := make([]byte, 64<<10)
+// collect reads everything until the connection ends, or is quiet where it need not.
+func collect(c *RawClient, ends bool) (got []byte, ended bool) {
+	buf, wait := make([]byte, 64<<10), quietFor
+	if ends {
+		wait = Patience
+	}
 	for {
-		_ = c.conn.SetReadDeadline(time.Now().Add(quietFor)) // a closed connection says so below
+		_ = c.conn.SetReadDeadline(time.Now().Add(wait)) // a closed connection says so below
 		n, err := c.r.Read(buf)
 		got = append(got, buf[:n]...)
 		if err != nil {
