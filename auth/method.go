@@ -132,7 +132,7 @@ func (m asked) vouch(ctx context.Context, l Login) (Identity, error) {
 // verified believes a token that was verified here.
 type verified struct {
 	verify VerifyToken
-	names  identity.Names
+	names  identity.Names // Asserted
 }
 
 func (verified) judges(c credential) bool { return c == token }
@@ -144,7 +144,7 @@ func (m verified) vouch(ctx context.Context, l Login) (Identity, error) {
 	if err != nil {
 		return Identity{}, verdict(err)
 	}
-	user, err := m.names.Asserted().Canon(name)
+	user, err := m.names.Canon(name)
 	if err != nil {
 		return Identity{}, fmt.Errorf("name in the token: %w: %w", ErrDenied, err)
 	}
@@ -208,7 +208,7 @@ func (a *Authenticator) open(name string, cfg Config, from Sources, log *zap.Log
 		if from.OAuth == nil {
 			return nil, errors.New("method oauth needs a provider of tokens")
 		}
-		return verified{from.OAuth, cfg.Names}, nil
+		return verified{from.OAuth, cfg.Names.Asserted()}, nil
 	}
 	return nil, fmt.Errorf("method %q is not one of passthrough, file, redis, http, oauth", name)
 }

@@ -75,6 +75,6 @@ func indexOf(counts []SessionCount, at Place) int {
 	return slices.IndexFunc(counts, func(c SessionCount) bool { return c.Place == at })
 }
 
-// SessionsOf returns the live sessions of a user at this gateway, by
-// place. They stay there until they end, whatever the routes say.
+// SessionsOf returns the live sessions of a user at this gateway, by place. They
+// stay there until they end, whatever the routes say.
 func (s *Server) SessionsOf(user identity.User) []SessionCount { return s.registry.of(user) }

@@ -26,8 +26,8 @@ type presence struct {
 	Why     string               `json:"why,omitempty"`     // nothing is known
 	Gateway string               `json:"gateway,omitempty"` // the admin address that was asked
 	At      []proxy.SessionCount `json:"at,omitempty"`
-	Here    *int                 `json:"here,omitempty"`      // at the backend that a login would get
-	Away    *int                 `json:"elsewhere,omitempty"` // at another; both nil while the route is not known
+	Here    *int                 `json:"here,omitempty"`      // where a login would come to
+	Away    *int                 `json:"elsewhere,omitempty"` // anywhere else; both nil while the route is not known
 
 	user    string
 	backend string // that a login would get; "" for none

@@ -56,11 +56,10 @@ func (p *Probed) Allow(ctx context.Context) bool {
 func (p *Probed) decide(err error) {
 	p.mu.Lock()
 	was := p.breaker.Open()
+	p.failures = 0
 	if err == nil {
-		p.failures = 0
 		p.breaker.Answered()
 	} else {
-		p.failures = 0
 		p.breaker.open(time.Now())
 	}
 	is := p.breaker.Open()

@@ -96,7 +96,7 @@ func (n Names) spelling() *Spelling {
 // certificate: what n would map or strip is refused, because two names of theirs would
 // be one of ours.
 func (n Names) Asserted() Names {
-	s := n.Spelling()
+	s := *n.spelling()
 	s.StripDetail, s.Prefixes = false, nil
 	return Names{&s}
 }

@@ -47,7 +47,7 @@ func (s *Set) askQuiet(now uint32) {
 	var quiet []*pump
 	s.mu.Lock()
 	for p := range s.pumps {
-		if !p.writing.Load() && p.silence(now) > s.cfg.Quiet {
+		if !p.writing.Load() && p.silence(now) >= s.cfg.Quiet {
 			quiet = append(quiet, p)
 		}
 	}
@@ -93,7 +93,7 @@ func (r *Relay) expire(now uint32) {
 	cfg := &r.set.cfg
 	for _, p := range [...]*pump{&r.up, &r.down} {
 		// A pump that was asked to park and has not is in a write too.
-		if (p.writing.Load() || p.state.Load() == asked) && p.silence(now) > cfg.Write {
+		if (p.writing.Load() || p.state.Load() == asked) && p.silence(now) >= cfg.Write {
 			why := BackendStalled
 			if p == &r.down {
 				why = ClientStalled
@@ -111,7 +111,7 @@ func (r *Relay) expire(now uint32) {
 		}
 	}
 	r.mu.Unlock()
-	if r.up.silence(now) > limit && r.down.silence(now) > limit {
+	if r.up.silence(now) >= limit && r.down.silence(now) >= limit {
 		// Saying goodbye can wait for a full socket; the clock can't.
 		r.set.wg.Go(func() { r.End(why) })
 	}

@@ -313,10 +313,10 @@ func bothTCP(src, dst net.Conn) (s, d *net.TCPConn, ok bool) {
 
 func (p *pump) progress() { p.last.Store(p.relay.set.tick.Load()) }
 
-// silence is the time since the last progress; it is negative where that came after
-// now was read.
+// silence is the least time since the last progress; it is negative where that came
+// after now was read.
 func (p *pump) silence(now uint32) time.Duration {
-	return time.Duration(int32(now-p.last.Load())) * tick
+	return time.Duration(int32(now-p.last.Load())-1) * tick
 }
 
 // ask makes the pump's next wait for the source fail, so that it parks. Asking
