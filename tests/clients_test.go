@@ -109,14 +109,16 @@ func pull(t *testing.T, mbsync string, e endpoint, user string) map[string]mailH
 		if err != nil {
 			t.Fatal(err)
 		}
-		m := subjectOf.FindSubmatch(content)
+		end := bytes.Index(content, []byte("\n\n")) + 1
+		header, text := content[:end], content[end:]
+		m := subjectOf.FindSubmatch(header)
 		if m == nil {
 			t.Fatalf("%s has no subject", file)
 		}
 		if _, twice := hashes[string(m[1])]; twice {
 			t.Errorf("%s was pulled twice", m[1])
 		}
-		hashes[string(m[1])] = sha256.Sum256(mbsyncMark.ReplaceAll(content, nil))
+		hashes[string(m[1])] = sha256.Sum256(append(mbsyncMark.ReplaceAll(header, nil), text...))
 	}
 	return hashes
 }
@@ -132,6 +134,8 @@ func mbsyncrc(t *testing.T, e endpoint, a account) (path string) {
 	dir := t.TempDir()
 	_, port := split(t, e.address)
 	conf := fmt.Sprintf(`
+FSync no
+
 IMAPAccount far
 Host localhost
 Port %s

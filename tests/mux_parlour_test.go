@@ -149,9 +149,9 @@ func (c *customer) converse(w io.Writer, r io.Reader) error {
 	lines.Buffer(nil, 64<<10)
 	for lines.Scan() {
 		line := lines.Text()
-		for _, m := range mark.FindAllStringSubmatch(line, -1) {
+		for owner := range owners(line) {
 			c.seen.Add(1)
-			c.check(line, m[1], c.user)
+			c.check(line, owner, c.user)
 		}
 		if m := numbered.FindStringSubmatch(line); m != nil {
 			answers++
