@@ -24,15 +24,18 @@ func TestASessionThatCannotParkGoesOn(t *testing.T) {
 	back, backend := testbed.TCPPair(t)
 	result := make(chan Result, 1)
 	r := s.Start(Side{Conn: unwatched{front.(*net.TCPConn)}}, Side{Conn: back}, time.Time{}, func(r Result) { result <- r })
+	// The other direction parks, and this one has had the time to try.
+	tried := func() bool { return s.idle.Len() == 1 && r.up.state.Load() == still }
 	for range 2 {
-		// The other direction parks, and this one has had the time to try.
-		eventually(t, "the session to try", func() bool { return s.idle.Len() == 1 && r.up.state.Load() == still })
+		eventually(t, "the session to try", tried)
 		say(t, client, "a NOOP\r\n")
 		hear(t, backend, "a NOOP\r\n")
 		say(t, backend, "a OK\r\n")
 		hear(t, client, "a OK\r\n")
 	}
+	eventually(t, "the session to try", tried) // what comes late would count from the new time
 	s.tick.Add(ticks(2 * time.Hour))
+	eventually(t, "the end", func() bool { return len(result) == 1 })
 	if got := <-result; got.Reason != Idle {
 		t.Errorf("ended by %s (%v)", got.Reason, got.Err)
 	}
