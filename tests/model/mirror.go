@@ -55,7 +55,6 @@ type entry struct {
 type selection struct {
 	command *Command
 	closed  bool // what comes is about the new mailbox
-	flagged bool // FLAGS has begun the answer
 	exists  int  // -1: not told yet
 	uidv    uint32
 	vanish  map[uint32]struct{}

@@ -136,10 +136,7 @@ func (m *Mirror) numbered(n uint32, rest string, literals []string) error {
 
 // exists takes the size of the mailbox, which only expunges make smaller.
 func (m *Mirror) exists(n int) error {
-	if s := m.selecting; s != nil && (s.closed || s.flagged) { // or it is still the old mailbox's
-		if !s.closed {
-			return violation("EXISTS of the new mailbox before CLOSED of the old one")
-		}
+	if s := m.selecting; s != nil && s.closed { // or it is still the old mailbox's
 		if s.exists >= 0 && s.exists != n {
 			return violation("SELECT says %d EXISTS and %d EXISTS", s.exists, n)
 		}
@@ -229,9 +226,6 @@ func (m *Mirror) flags(list string) error {
 	names, ok := listOf(list)
 	if !ok || m.box == "" && m.selecting == nil {
 		return violation("a broken or misplaced FLAGS: %q", list)
-	}
-	if m.selecting != nil {
-		m.selecting.flagged = true
 	}
 	m.keywords = map[string]struct{}{}
 	for _, f := range names {

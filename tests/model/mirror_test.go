@@ -164,7 +164,8 @@ func TestTheModelObjectsToWhatAServerMustNotSay(t *testing.T) {
 		{"content of somebody else", Plain, selected + "C: a3 FETCH 1 (X)\nS: * 1 FETCH (BODY[HEADER.FIELDS (SUBJECT)] <Subject: zz-bob-1||>)", "content of bob"},
 		{"words of somebody else", Plain, selected + "S: * OK zz-bob-3 is here", "content of bob"},
 		{"two sizes in one SELECT", Plain, "C: a1 SELECT INBOX\nS: * 3 EXISTS\nS: * 4 EXISTS", "3 EXISTS and 4 EXISTS"},
-		{"another mailbox without CLOSED", Plain, selected + "C: a3 SELECT INBOX\nS: * FLAGS ()\nS: * 2 EXISTS", "before CLOSED"},
+		{"another mailbox without CLOSED", Plain, selected + "C: a3 SELECT INBOX\nS: * FLAGS ()\nS: * 4 EXISTS\nS: * OK [UIDVALIDITY 9] ok\nS: a3 OK [READ-WRITE] ok", "without CLOSED"},
+		{"a smaller mailbox without CLOSED", Plain, selected + "C: a3 SELECT INBOX\nS: * FLAGS ()\nS: * 2 EXISTS", "there were 3"},
 		{"CLOSED unasked", Plain, selected + "C: a3 NOOP\nS: * OK [CLOSED] ok", "[CLOSED]"},
 		{"another UIDVALIDITY", Plain, selected + "C: a3 UNSELECT\nS: a3 OK ok\nC: a4 SELECT INBOX\nS: * 3 EXISTS\nS: * OK [UIDVALIDITY 10] ok\nS: a4 OK [READ-WRITE] ok", "was 9"},
 		{"UIDVALIDITY outside SELECT", Plain, selected + "S: * OK [UIDVALIDITY 10] ok", "outside SELECT"},
@@ -199,6 +200,17 @@ func TestTheModelDoesNotObjectToWhatAServerMaySay(t *testing.T) {
 			S: * 4 EXISTS
 			S: * 2 FETCH (UID 7 FLAGS (k1))
 			S: a3 OK done`},
+		{"news of the old mailbox, with its new keyword, before CLOSED", Plain, selected + `
+			C: a3 SELECT INBOX
+			S: * FLAGS (\Seen \Deleted k1 k2)
+			S: * 1 FETCH (FLAGS (k2))
+			S: * 4 EXISTS
+			S: * OK [CLOSED] ok
+			S: * FLAGS (\Seen \Deleted k1 k2)
+			S: * 3 EXISTS
+			S: * OK [UIDVALIDITY 9] ok
+			S: * OK [HIGHESTMODSEQ 20] ok
+			S: a3 OK [READ-WRITE] ok`},
 		{"expunges during UID FETCH, COPY and IDLE", Plain, selected + `
 			C: a3 UID FETCH 4 (UID)
 			S: * 2 EXPUNGE
