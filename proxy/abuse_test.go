@@ -79,32 +79,20 @@ func TestAThousandWrongPasswordsLockNobodyOutAtHome(t *testing.T) {
 			<-time.After(1100 * time.Millisecond) // 60 a minute may come
 		}
 	})
-	var guessed atomic.Int64
-	wrong := func(int) { // each from a network of 24 bits of its own
-		i := guessed.Add(1)
+	crowd(1000, 100, func(i int) { // each from a network of 24 bits of its own
 		got := b.guess(fmt.Sprintf("203.%d.%d.9", i/250, i%250), "frank", fmt.Sprint("guess", i))
 		if strings.HasPrefix(got, "OK") {
 			t.Errorf("guess %d: %s", i, got)
 		}
-	}
-	crowd(1000, 100, wrong)
-	// Most of these had too many beside them and were turned away. How many had not,
-	// and count, is a matter of the machine.
-	within(t, "only known networks", func() bool {
-		about, err := b.rooms.Limits.ShowUser(context.Background(), userOf(t, "frank@example.org"))
-		must(t, err)
-		if !about.KnownOnly {
-			crowd(20, 20, wrong)
-		}
-		return about.KnownOnly
 	})
 	stop.Store(true)
 	victim.Wait()
 	if n := b.delayed(time.Second); n > 0 {
 		t.Errorf("%d logins at home were delayed", n)
 	}
+	// What a busy Redis did not count in time, only the gateway that saw it knows.
 	if got := b.guess("203.0.113.77", "frank", "right"); got != unavailableReply {
-		t.Errorf("from where nobody is known: %s", got)
+		t.Errorf("behind a thousand failures, from where nobody is known: %s", got)
 	}
 }
 
