@@ -11,7 +11,6 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
-	"imapgate/internal/identity"
 	"imapgate/internal/limit"
 	"imapgate/internal/testbed"
 	"imapgate/routing"
@@ -107,13 +106,6 @@ func (b *bed) delayed(least time.Duration) (n int) {
 		}
 	}
 	return n
-}
-
-func userOf(t testing.TB, name string) identity.User {
-	t.Helper()
-	u, err := identity.Canon(name, "")
-	must(t, err)
-	return u
 }
 
 func TestOneBadClientBehindANATHindersNoOther(t *testing.T) {
