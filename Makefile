@@ -61,7 +61,7 @@ tattoo: ## 100,000 sessions of 200 users, aborted anywhere, on connections that 
 
 model: ## SEEDS random scripts against a model of IMAP, with losses, and a tenth of clients that act at once: nothing may err
 	MODEL_MODE=resume MODEL_DETACH=1 MODEL_FAULTS=all MODEL_SEEDS=$(SEEDS) go test -count=1 -timeout 120m -run TestModelAsAsked -v ./tests/model
-	MODEL_SEEDS=$$(($(SEEDS) / 10)) go test -count=1 -timeout 120m -run TestModelWithAllClientsAtOnce -v ./tests/model
+	MODEL_SEEDS=$$((($(SEEDS) + 9) / 10)) go test -count=1 -timeout 120m -run TestModelWithAllClientsAtOnce -v ./tests/model
 
 enumeration: ## the time of a denial must not tell whether the user exists: 2,000 pairs for each mechanism
 	IMAPGATE_ENUMERATION=2000 go test -count=1 -timeout 60m -run TheTimeOfADenial -v ./proxy

@@ -23,7 +23,7 @@ import (
 
 const inhabitants = 50
 
-// Fifty users whose mail names them, on two backends; thousands of sessions, most
+// Fifty users whose mail names them, on two backends; a thousand sessions, many
 // of which break off somewhere. Nobody ever sees a byte of another's mail.
 func TestInAStormOfSessionsNobodySeesAnothersMail(t *testing.T) {
 	t.Parallel()
@@ -77,8 +77,8 @@ func owners(line string) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		for {
 			_, rest, _ := strings.Cut(line, "of=")
-			owner, after, marked := strings.Cut(rest, ";")
-			if !marked || !yield(owner) {
+			owner, after, whole := strings.Cut(rest, ";")
+			if !whole || !yield(owner) {
 				return
 			}
 			line = after
