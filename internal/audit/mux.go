@@ -50,6 +50,7 @@ const (
 	PinSelectBad    Why = "select_bad"      // SELECT answered BAD: what is selected is not known
 	PinViolation    Why = "violation"       // the backend broke an invariant
 	PinSyntax       Why = "syntax"          // a command that could not be understood
+	PinResponse     Why = "response"        // a response that could not be followed
 )
 
 // Result is how an attach ended. The constants below are all there are;
@@ -77,7 +78,7 @@ var (
 		AfterLoss: true, AfterHold: true, AfterDetach: true, LostClosed: true, LostReset: true, LostBye: true,
 		LostTimeout: true, LostProtocol: true, PinNotify: true, PinContext: true, PinSavedSearch: true,
 		PinLanguage: true, PinAnnotate: true, PinUnknown: true, PinUIDNotSticky: true,
-		PinSelectBad: true, PinViolation: true, PinSyntax: true,
+		PinSelectBad: true, PinViolation: true, PinSyntax: true, PinResponse: true,
 	}
 	results = map[Result]bool{
 		AttachOK: true, AttachInconsistent: true, AttachGone: true, AttachChanged: true, AttachTooLarge: true,

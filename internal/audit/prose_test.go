@@ -23,7 +23,7 @@ What may be relied on:
 - **There is never a password in it**, nor a token, nor anything of what messages contain. A name that no account can
   have is there as ` + "`claimed`" + `; people do type their password where the name belongs.
 - **With ` + "`audit.commands`" + ` each command has one record**, however often it was sent to a backend, with the answer that the client
-  got, or ` + "`cut`" + `. Its words are known verbs, mailbox names, counts, sizes and a response code; search terms, flags, and what
+  got, or ` + "`cut`" + ` where nobody saw one. Its words are known verbs, mailbox names, counts, sizes and a response code; search terms, flags, and what
   literals contain are nowhere. ` + "`FETCH`" + ` is no write, though it may set \\Seen; ` + "`CLOSE`" + `, which expunges, is one. What is no command has
   no record. Behind ` + "`session_pinned`" + `, and in mode ` + "`splice`" + `, nobody reads commands, and there are none.
 - A line is at most 4,200 bytes long.

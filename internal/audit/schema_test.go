@@ -207,7 +207,7 @@ func schema(t *testing.T) []described {
 				{"literals", "numbers", "when it had some", "their sizes; of the first 16"},
 				{"literals_more", "number", "with more than 16", "how many more there were"},
 				{"literal_bytes", "number", "as above", "the sizes of all of them together"},
-				{"result", "word", always, "`ok`, `no`, `bad`, or `cut`: a connection ended before the answer"},
+				{"result", "word", always, "`ok`, `no`, `bad`, or `cut`: a connection ended before the answer, or the session was spliced"},
 				{"code", "text", "when the answer had one", "its response code"},
 				{"duration_ms", "number", always, "from its first line to its answer, behind any wait for a budget; of `IDLE`, how long it lasted"}}},
 			func(l *Log) {

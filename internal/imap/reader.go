@@ -49,6 +49,10 @@ type Segment struct {
 	Kind    Kind
 	Literal Literal // what a Text announces; Size -1: nothing
 	End     bool    // the command or response ends with this segment
+
+	// A quoted string has begun in the line and does not end in it, which no grammar
+	// allows: what looks like a literal at its end is not taken for one, and may be one.
+	Unclosed bool
 }
 
 const (
@@ -177,8 +181,8 @@ func (r *Reader) text(n int) (Segment, bool, error) {
 		return Segment{}, false, ErrLineEnding
 	}
 	r.track(line)
-	s := Segment{Bytes: line, Kind: Text, Literal: none, End: true}
-	if !r.status && !r.quoted {
+	s := Segment{Bytes: line, Kind: Text, Literal: none, End: true, Unclosed: r.quoted}
+	if !r.quoted && !r.status {
 		lit, err := announced(line[:n-2])
 		if err != nil || r.braced && lit.Size < 0 && line[n-3] == '}' {
 			return Segment{}, false, ErrLiteral // the brace may be in a Part that went before

@@ -123,7 +123,7 @@ func TestAuditWordsOfAMuxAreInTheSets(t *testing.T) {
 		}
 	}
 	for _, why := range []audit.Why{audit.PinNotify, audit.PinContext, audit.PinSavedSearch, audit.PinLanguage, audit.PinAnnotate,
-		audit.PinUnknown, audit.PinUIDNotSticky, audit.PinSelectBad, audit.PinViolation, audit.PinSyntax} {
+		audit.PinUnknown, audit.PinUIDNotSticky, audit.PinSelectBad, audit.PinViolation, audit.PinSyntax, audit.PinResponse} {
 		m.Mux.Pinned(string(why))
 	}
 	got := scrape(t, m)

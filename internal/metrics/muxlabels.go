@@ -46,7 +46,7 @@ var (
 	attachResults = []string{"ok", "inconsistent", "gone", "changed", "too_large", "refused", "limit", "timeout",
 		"unavailable", "lost", "canceled"}
 	pinReasons = []string{"notify", "context", "saved_search", "language", "annotate", "unknown_command", "uidnotsticky",
-		"select_bad", "violation", "syntax"}
+		"select_bad", "violation", "syntax", "response"}
 	// As in the audit log, those of a session that is told BYE.
 	byeReasons = []string{"mailbox_gone", "mailbox_changed", "mailbox_too_large", "view_inconsistent", "upstream_lost", "backend_lost",
 		"upstream_away", "login_revoked", "limit_reached", "backend_protocol", "client_protocol", "backend_closed", "idle",

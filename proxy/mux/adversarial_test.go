@@ -17,7 +17,7 @@ var adversities = []item{
 	{"LOGOUT inside a literal or a quoted string", []string{"LOGOUT inside a quoted string is none", "LOGOUT inside a literal is none",
 		"LOGOUT inside a literal of a collected command is none"}},
 	{"literal of 2^63", []string{"A literal of 2^63 octets ends the session", "A literal of 2^63-1 octets is too large for a command",
-		"A message of 2^63-1 octets is for the backend to refuse", "A literal of 2^63 octets is no IMAP"}},
+		"A message of 2^63-1 octets is for the backend to refuse", "A literal of 2^63 octets is passed on, as if it were none"}},
 	{"{0}", []string{"An empty literal is a literal", "An empty literal that is waited with is a literal, too", "An empty message is appended"}},
 	{"literal as the mailbox of SELECT", []string{"The mailbox of SELECT may be a literal",
 		"A literal of SELECT that is refused leaves nobody knowing what is selected"}},

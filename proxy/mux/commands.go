@@ -29,6 +29,7 @@ type request struct {
 	spec   *command.Spec
 	facts  command.Facts
 	whole  []byte // literals inline
+	unsent []byte // what of it is here and no backend has had
 	syntax bool   // not understood
 	upload command.Upload
 }
@@ -57,6 +58,7 @@ func (s *session) commands() error {
 		if err != nil {
 			return err
 		}
+		s.request.unsent = nil
 	}
 	return nil
 }
@@ -72,12 +74,13 @@ func (s *session) garbage() error {
 
 // command does one command, of which seg is the first line.
 func (s *session) command(seg imap.Segment) error {
+	s.request = request{unsent: seg.Bytes}
 	head, err := command.Lookup(seg.Bytes)
 	if err != nil {
 		return s.misread(head.Tag, seg)
 	}
 	s.bad = 0
-	s.request = request{tag: head.Tag, spec: head.Spec}
+	s.request.tag, s.request.spec = head.Tag, head.Spec
 	s.opens(&s.request)
 	if refusal := misplaced(head.Spec, seg); refusal != "" {
 		return s.reject(refusal, seg)
@@ -165,7 +168,7 @@ func (s *session) collect(seg imap.Segment) error {
 			return err
 		}
 	}
-	s.request.whole = s.collected
+	s.request.whole, s.request.unsent = s.collected, s.collected
 	s.request.tag = s.collected[:len(s.request.tag)]
 	if endless(seg) {
 		s.request.whole = nil
@@ -315,6 +318,7 @@ func (s *session) forward(r *request) error {
 		spec: r.spec, tag: len(r.tag), retry: r.facts.Retry, expunge: r.facts.Expunge,
 		syncs: (r.spec.Name == "NOOP" || r.spec.Name == "CHECK"), pin: s.pinsFor(r),
 	}, whole)
+	r.unsent = nil
 	return s.send(whole)
 }
 

@@ -146,7 +146,7 @@ func (s *session) unlisten() error {
 			return nil
 		}
 		if !s.plus && !said { // not before the backend idles (RFC 2177 §3)
-			if _, err := s.up.Write([]byte("DONE\r\n")); err != nil {
+			if err := s.up.Done(); err != nil {
 				return s.upstreamLost(err)
 			}
 			said = true

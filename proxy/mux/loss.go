@@ -87,19 +87,31 @@ func (s *session) resend() error {
 		bytes := all.of(e)
 		if hasLiteral(bytes) {
 			if err := s.answered(); err != nil {
-				s.sent.addAll(&all, i)
-				return err
+				return s.leaves(&all, i, err)
 			}
 		}
 		s.hub.rooms.Metrics.Mux.Retried(e.spec.Name)
 		s.sent.add(e, bytes)
 		s.doubtful = s.doubtful || e.pin == audit.PinSyntax
 		if err := s.send(bytes); err != nil {
-			s.sent.addAll(&all, i+1)
-			return err
+			return s.leaves(&all, i+1, err)
 		}
 	}
 	return nil
+}
+
+// leaves keeps the commands from the i-th of all on, which err has kept from being
+// sent again.
+func (s *session) leaves(all *outstanding, i int, err error) error {
+	odd, ok := asOdd(err)
+	if !ok {
+		s.sent.addAll(all, i)
+		return err
+	}
+	for _, e := range all.all()[i:] {
+		odd.unsent = append(odd.unsent, all.of(e)...)
+	}
+	return err
 }
 
 // confineAll keeps what is sent again from what has arrived since it was sent

@@ -29,7 +29,8 @@ func (s *session) handOver(why audit.Why, first []byte) error {
 	}
 	_ = h.rooms.Audit.Pinned(s.who, &rec) // without room it is counted as lost
 	h.rooms.Metrics.Mux.Pinned(string(why))
-	s.journal = nil // what is not answered yet, nobody sees the answer to
+	s.cutsAll() // nobody sees the answers
+	s.journal = nil
 	until := h.limits(s)
 	up := s.give()
 	h.asleep.Forget(&s.client.Sleeper)

@@ -26,6 +26,7 @@ const (
 	pass verdict = iota // on to the client as it is
 	drop                // it is for us
 	swap                // s.out goes on instead
+	odd                 // on to the client, and then nothing is followed any more
 )
 
 // relay passes on what the backend has said, as far as it has been read; what it
@@ -36,7 +37,7 @@ func (s *session) relay() error {
 		fresh := s.up.Between()
 		seg, ok, err := s.up.Ready()
 		if err != nil {
-			return errors.Join(s.pass(run), s.violated(metrics.ResponseSyntax, err))
+			return errors.Join(s.pass(run), s.odd(err))
 		}
 		if !ok {
 			if err := s.pass(run); err != nil {
@@ -63,6 +64,13 @@ func (s *session) relay() error {
 				return err
 			}
 			run = nil
+			continue
+		}
+		if s.answering == odd || seg.Unclosed && s.answering == pass {
+			if err := s.passOdd(run, seg); err != nil {
+				return err
+			}
+			run, s.answering = nil, pass
 			continue
 		}
 		if s.answering == pass {
@@ -105,6 +113,17 @@ func (s *session) pass(run []byte) error {
 	return s.clientLost(err)
 }
 
+// passOdd passes on a run, and the line behind it, which cannot be followed.
+func (s *session) passOdd(run []byte, seg imap.Segment) error {
+	if lease.Ambiguous(seg) && !s.mayHandOver() {
+		return errors.Join(s.pass(run), s.odd(errUnclosed))
+	}
+	if err := s.pass(extend(run, seg.Bytes)); err != nil {
+		return err
+	}
+	return s.odd(errNoResponse)
+}
+
 // judge decides about a response by its first line, and takes from it what it
 // says of the mailbox. An error is the loss of the upstream, or the session's end.
 func (s *session) judge(seg imap.Segment) (verdict, error) {
@@ -121,9 +140,16 @@ func (s *session) judge(seg imap.Segment) (verdict, error) {
 		return drop, nil
 	}
 	e, ok := s.sent.answered(line)
-	if !ok {
+	switch {
+	case ok:
+	case s.up.RefusesDone(line):
+		return drop, nil
+	case isAnswer(line) && !s.doubtful:
 		return drop, s.stray()
+	default: // or the answer to what the client's own octets were taken for
+		return odd, nil
 	}
+	s.up.Answered()
 	s.closes(line)
 	s.tries = 0
 	s.plus = false
@@ -172,6 +198,8 @@ func (s *session) untagged(seg imap.Segment) (verdict, error) {
 		return s.numbered(n, rest)
 	}
 	switch {
+	case s.up.RefusesDone(seg.Bytes):
+		return drop, nil
 	case imap.HasWord(line, "OK"), imap.HasWord(line, "NO"), imap.HasWord(line, "BAD"):
 		return s.status(line)
 	case imap.HasWord(line, "BYE"):

@@ -2,12 +2,11 @@ package mux
 
 import (
 	"bytes"
-	"fmt"
+	"errors"
 	"time"
 
 	"imapgate/internal/audit"
 	"imapgate/internal/imap"
-	"imapgate/internal/metrics"
 	"imapgate/proxy/mux/lease"
 )
 
@@ -59,6 +58,7 @@ func (s *session) selectOnce(r *request, deadline time.Time) error {
 	s.attached = false   // to what it leaves, so that a loss is seen to come before the answer
 	s.up.Selected = true // or not, if it says NO: nobody else must find out
 	s.sent.add(entry{spec: r.spec, tag: len(r.tag), retry: true, selects: true}, r.whole)
+	r.unsent = nil
 	err := s.send(r.whole)
 	switch {
 	case s.sent.empty(): // it has refused a literal, and may be lost behind the answer
@@ -78,11 +78,13 @@ func (s *session) selected(r *request, shown []byte) error {
 	left := 1 << 30 // a QRESYNC client may be told a great deal
 	for {
 		response, err := s.up.Response(&left)
+		if errors.Is(err, lease.ErrProtocol) {
+			return s.shownOdd(append(shown, response...), err)
+		}
 		if err != nil {
 			return s.upstreamLost(err)
 		}
-		switch {
-		case bytes.HasPrefix(response, []byte("* ")):
+		if bytes.HasPrefix(response, []byte("* ")) {
 			if err := s.heard(response, &t); err != nil {
 				return err
 			}
@@ -96,16 +98,19 @@ func (s *session) selected(r *request, shown []byte) error {
 				shown = shown[:0]
 			}
 			continue
-		case len(response) > 0 && response[0] == '+':
-			return s.violated(metrics.ResponseSyntax, fmt.Errorf("%w: + in SELECT", errProtocol))
 		}
-		if _, ok := s.sent.answered(response); !ok {
+		_, ours := s.sent.answered(response)
+		if !ours && s.up.RefusesDone(response) {
+			continue
+		}
+		if !ours && isAnswer(response) {
 			return s.stray()
 		}
 		res, err := imap.ParseResponse(bytes.TrimSuffix(response, []byte("\r\n")))
-		if err != nil {
-			return s.violated(metrics.ResponseSyntax, err)
+		if !ours || err != nil {
+			return s.shownOdd(append(shown, response...), errNoResponse)
 		}
+		s.up.Answered()
 		s.closes(response)
 		s.concluded(r, &t, res)
 		if s.withoutCode(response) == swap {
@@ -137,6 +142,11 @@ func (s *session) showPart(shown []byte) error {
 	s.partial = true
 	_, err := s.client.Write(shown)
 	return s.clientLost(err)
+}
+
+// shownOdd passes on what cannot be followed, and all that came before it.
+func (s *session) shownOdd(shown []byte, err error) error {
+	return errors.Join(s.showPart(shown), s.odd(err))
 }
 
 // heard takes in one untagged response to SELECT.
@@ -208,6 +218,7 @@ func (s *session) closing(r *request) error {
 	if blind {
 		s.box = nil // what is said meanwhile is not about what the client sees
 	}
+	r.unsent = nil
 	err := s.send(r.whole)
 	if err == nil {
 		err = s.answered()

@@ -184,7 +184,11 @@ func (s *session) run() {
 // serve is a session turn by turn. A lost upstream is survived where it can be.
 func (s *session) serve() error {
 	for {
-		if err := s.healed(s.turn()); err != nil {
+		err := s.healed(s.turn())
+		if odd, ok := asOdd(err); ok {
+			err = s.handOver(audit.PinResponse, append(odd.unsent, s.request.unsent...))
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -59,6 +59,7 @@ func (s *session) stream(seg imap.Segment) error {
 			return err
 		}
 		s.sent.clear() // the backend has not asked for the message: it can be offered to another
+		r.unsent = seg.Bytes
 		s.tries++
 		if err := s.survive(lost); err != nil {
 			return err
@@ -115,7 +116,7 @@ func (s *session) upload(seg imap.Segment) (begun bool, err error) {
 	s.avoid(r.tag)
 	unasked := s.unasked(seg)
 	s.sent.add(entry{spec: r.spec, tag: len(r.tag), unasked: unasked}, append(r.tag, ' '))
-	s.cutShort = true
+	s.cutShort, r.unsent = true, nil
 	for {
 		wanted := true
 		if begun && r.breaks(seg) {
@@ -250,7 +251,7 @@ func (s *session) unknownLiterals(seg imap.Segment) error {
 	s.avoid(r.tag)
 	s.pinning = audit.PinUnknown // a loss is the end: what the command has done, nobody knows
 	s.sent.add(entry{spec: r.spec, tag: len(r.tag)}, append(r.tag, ' '))
-	s.cutShort = true
+	s.cutShort, r.unsent = true, nil
 	for !seg.End {
 		if seg.Kind == imap.Text {
 			s.brings(seg)

@@ -8,6 +8,7 @@
 package lease
 
 import (
+	"bytes"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -51,6 +52,7 @@ type Conn struct {
 	Spoiled  bool    // a command of ours came to no answer
 	prefix   string  // of our tags: nobody can guess it
 	serial   uint64
+	done     bool   // DONE was said last
 	answer   []byte // scratch: a response that did not fit the buffer
 	alerts   []byte // bound: maxAlerts
 }
@@ -101,6 +103,9 @@ func (c *Conn) Run(deadline time.Time, command string, each func(response []byte
 		if err != nil {
 			return imap.Response{}, err
 		}
+		if c.RefusesDone(b) {
+			continue
+		}
 		if len(b) > 2 && b[0] == '*' && b[1] == ' ' && !imap.HasWord(b[2:], "BYE") {
 			if err := each(b); err != nil {
 				return imap.Response{}, err
@@ -117,6 +122,7 @@ func (c *Conn) Run(deadline time.Time, command string, each func(response []byte
 			return res, fmt.Errorf("%w: an answer to nothing of ours", ErrProtocol)
 		}
 		c.Spoiled = false
+		c.Answered()
 		return res, nil
 	}
 }
@@ -138,7 +144,8 @@ func (c *Conn) Untagged() ([]byte, error) {
 }
 
 // Response reads one whole response of any kind, valid until the next one. What
-// is left of a budget in bytes goes down by its length: ErrTooMuch below zero.
+// is left of a budget in bytes goes down by its length: ErrTooMuch below zero. With
+// ErrProtocol it is what was read of it.
 func (c *Conn) Response(left *int) ([]byte, error) { return c.response(left) }
 
 func (c *Conn) response(left *int) ([]byte, error) {
@@ -146,7 +153,7 @@ func (c *Conn) response(left *int) ([]byte, error) {
 	for {
 		s, ok, err := c.Ready()
 		if err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrProtocol, err)
+			return c.answer, fmt.Errorf("%w: %w", ErrProtocol, err)
 		}
 		if !ok {
 			if err := c.More(); err != nil {
@@ -159,14 +166,50 @@ func (c *Conn) response(left *int) ([]byte, error) {
 			return nil, ErrTooMuch
 		}
 		if s.End && len(c.answer) == 0 {
-			return s.Bytes, nil
+			return s.Bytes, ambiguous(s)
 		}
 		c.answer = append(c.answer, s.Bytes...)
 		if s.End {
-			return c.answer, nil
+			return c.answer, ambiguous(s)
 		}
 	}
 }
+
+// Ambiguous says whether a line may announce a literal, or may not: nobody knows where
+// the next response begins.
+func Ambiguous(s imap.Segment) bool { return s.Unclosed && bytes.HasSuffix(s.Bytes, []byte("}\r\n")) }
+
+func ambiguous(s imap.Segment) error {
+	if Ambiguous(s) {
+		return fmt.Errorf("%w: a quoted string does not end", ErrProtocol)
+	}
+	return nil
+}
+
+// Done ends an IDLE of ours (RFC 2177).
+func (c *Conn) Done() error {
+	c.done = true
+	_, err := c.Write([]byte("DONE\r\n"))
+	return err
+}
+
+// RefusesDone says whether a line is the refusal of a DONE that a backend, which had
+// ended the IDLE itself meanwhile, has taken for a command. There is none behind the
+// answer to a later command, which Answered tells.
+func (c *Conn) RefusesDone(line []byte) bool {
+	if !c.done {
+		return false
+	}
+	word, rest, _ := bytes.Cut(line, []byte(" "))
+	if !bytes.EqualFold(word, []byte("DONE")) && string(word) != "*" || !imap.HasWord(rest, "BAD") {
+		return false
+	}
+	c.done = false
+	return true
+}
+
+// Answered notes that a command was answered that was sent behind any DONE.
+func (c *Conn) Answered() { c.done = false }
 
 // Heed keeps a response with an ALERT, for whoever has the connection next, and
 // says whether it is one.
