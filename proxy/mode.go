@@ -70,15 +70,15 @@ func (s *Server) takeOver(client, backend mux.End, until time.Time, ended func(m
 	})
 }
 
-// mode is how a session on this route is relayed. A backend that breaks what the
-// other modes build on is spliced.
-func (s *Server) mode(r *routing.Route) string {
+// mode is how a session of a user on this route is relayed. A backend that breaks what
+// the other modes build on is spliced.
+func (s *Server) mode(user identity.User, r *routing.Route) string {
 	name := r.Mode
 	if name == "" {
 		name = s.cfg.Modes[r.Backend].Name
 	}
 	switch {
-	case s.mux.Spliced(r.Backend):
+	case s.mux.Spliced(r.Backend, user):
 		return spliceMode
 	case name == string(mux.Reuse):
 		return name

@@ -2,11 +2,13 @@ package proxy
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
 
 	"imapgate/internal/identity"
+	"imapgate/proxy/mux"
 )
 
 // Place is where sessions of a user are: at a backend, under the login name there
@@ -71,6 +73,22 @@ func (r *registry) of(user identity.User) []SessionCount {
 	return counts
 }
 
+// at counts the sessions at each backend, by mode.
+func (r *registry) at() map[string]map[string]int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := map[string]map[string]int{}
+	for _, counts := range r.users {
+		for _, c := range counts {
+			if all[c.Backend] == nil {
+				all[c.Backend] = map[string]int{}
+			}
+			all[c.Backend][c.Mode] += c.Count
+		}
+	}
+	return all
+}
+
 func indexOf(counts []SessionCount, at Place) int {
 	return slices.IndexFunc(counts, func(c SessionCount) bool { return c.Place == at })
 }
@@ -78,3 +96,25 @@ func indexOf(counts []SessionCount, at Place) int {
 // SessionsOf returns the live sessions of a user at this gateway, by place. They
 // stay there until they end, whatever the routes say.
 func (s *Server) SessionsOf(user identity.User) []SessionCount { return s.registry.of(user) }
+
+// BackendState is a backend as this gateway has it.
+type BackendState struct {
+	Name     string         `json:"name"`
+	Mode     string         `json:"mode"`     // of sessions whose route names none
+	Sessions map[string]int `json:"sessions"` // that are live, by the mode they were admitted in
+	mux.Trust
+}
+
+// Backends returns all backends, by name.
+func (s *Server) Backends() []BackendState {
+	sessions := s.registry.at()
+	all := make([]BackendState, 0, len(s.rooms.Backends))
+	for _, name := range slices.Sorted(maps.Keys(s.rooms.Backends)) {
+		b := BackendState{Name: name, Mode: cmp.Or(s.cfg.Modes[name].Name, spliceMode), Sessions: sessions[name], Trust: s.mux.Trust(name)}
+		if b.Sessions == nil {
+			b.Sessions = map[string]int{}
+		}
+		all = append(all, b)
+	}
+	return all
+}

@@ -190,7 +190,7 @@ func (s *session) identify(ctx context.Context, a *attempt) (auth.Identity, erro
 func (s *session) enterBackend(ctx context.Context, a *attempt, id auth.Identity) (admitted, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.server.rooms.Backends[a.route.Backend].LoginLimit())
 	defer cancel()
-	a.mode = s.server.mode(&a.route)
+	a.mode = s.server.mode(id.User(), &a.route)
 	asked := time.Now()
 	up, err := s.server.login(ctx, a, id, upstream.Request{
 		User: id.User(), Login: a.route.Login, Password: id.Password(), Token: id.Token(), Client: s.introduction(),

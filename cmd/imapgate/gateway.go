@@ -72,7 +72,8 @@ func open(cfg *config.Config, log *zap.Logger) (*gateway, error) {
 	}
 	if cfg.Admin.Address != "" {
 		g.admin = admin.New(admin.Config{Address: cfg.Admin.Address, Token: cfg.Admin.Token}, admin.Shows{
-			Metrics: g.metrics.Handler(), Ready: g.ready, Explain: g.explain, Sessions: g.sessions, Limits: g.adminLimits(),
+			Metrics: g.metrics.Handler(), Ready: g.ready, Explain: g.explain, Sessions: g.sessions, Backends: g.backendStates,
+			Limits: g.adminLimits(),
 		}, log)
 	}
 	return g, nil

@@ -49,7 +49,7 @@ Start with:  imapgate demo`,
 		SilenceUsage:  true, // a wrong password file is no reason to print all flags
 		SilenceErrors: true, // run prints them
 	}
-	root.AddCommand(newServe(), newCheck(), newDemo(), newRoute(), newBan(), newLimits(), newPasswd(), newAudit(), newVersion())
+	root.AddCommand(newServe(), newCheck(), newDemo(), newRoute(), newBan(), newLimits(), newBackends(), newPasswd(), newAudit(), newVersion())
 	return root
 }
 

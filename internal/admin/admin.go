@@ -52,6 +52,8 @@ type Shows struct {
 	Explain func(ctx context.Context, user string) (any, error)
 	// Sessions says which live sessions of a user this gateway has, as Explain.
 	Sessions func(ctx context.Context, user string) (any, error)
+	// Backends says what this gateway thinks of all backends.
+	Backends func(ctx context.Context) (any, error)
 	Limits   Limits
 }
 

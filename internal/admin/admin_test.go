@@ -42,6 +42,7 @@ func shown(away *atomic.Bool) Shows {
 			u, err := identity.Canon(user, "")
 			return map[string]string{"user": u.String()}, err
 		},
+		Backends: func(context.Context) (any, error) { return map[string]any{"backends": []string{}}, nil },
 	}
 }
 
@@ -83,6 +84,8 @@ func TestRequestsThatMayNotBeAnsweredAreRefused(t *testing.T) {
 	}{
 		"metrics":                    {request{target: "/metrics", token: token}, 200},
 		"sessions, no token":         {request{target: "/v1/sessions?user=alice"}, 401},
+		"backends, no token":         {request{target: "/v1/backends"}, 401},
+		"backends":                   {request{target: "/v1/backends", token: token}, 200},
 		"head":                       {request{method: "HEAD", target: "/metrics", token: token}, 200},
 		"health without a token":     {request{target: "/healthz"}, 200},
 		"ready without a token":      {request{target: "/readyz"}, 200},

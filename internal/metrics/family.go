@@ -68,11 +68,12 @@ func member[I any](set map[string]I, value string) I {
 type Backend struct {
 	results map[string]prometheus.Counter // Set once.
 	spliced prometheus.Gauge              // Set once.
+	users   prometheus.Gauge              // Set once.
 }
 
 // Backend resolves the instruments of a configured backend, once.
 func (m *Metrics) Backend(name string) *Backend {
-	b := &Backend{results: make(map[string]prometheus.Counter), spliced: m.spliced.WithLabelValues(name)}
+	b := &Backend{results: make(map[string]prometheus.Counter), spliced: m.spliced.WithLabelValues(name), users: m.splicedUsers.WithLabelValues(name)}
 	for _, result := range append([]string{Other}, connectResults...) {
 		b.results[result] = m.upstream.WithLabelValues(name, result)
 	}
@@ -82,12 +83,18 @@ func (m *Metrics) Backend(name string) *Backend {
 // ConnectDone counts an attempt to connect and log in.
 func (b *Backend) ConnectDone(result string) { member(b.results, result).Inc() }
 
-// SwitchedToSplice shows that new sessions are spliced whatever the mode: the
-// backend broke what the other modes build on.
-func (b *Backend) SwitchedToSplice() { b.spliced.Set(1) }
+// Spliced shows whether new sessions are spliced whatever the mode, because the backend
+// broke what the other modes build on.
+func (b *Backend) Spliced(is bool) {
+	b.spliced.Set(0)
+	if is {
+		b.spliced.Set(1)
+	}
+}
 
-// SwitchedBack shows that the backend's own mode is in force again.
-func (b *Backend) SwitchedBack() { b.spliced.Set(0) }
+// SplicedUsers shows the number of users whose new sessions are, for what the backend
+// broke to them.
+func (b *Backend) SplicedUsers(n int) { b.users.Set(float64(n)) }
 
 // ObserveCertificates shows, at each scrape, when the certificates end. expiry
 // is called with a function to report each certificate file to.

@@ -34,6 +34,7 @@ type Metrics struct {
 	connections  *prometheus.CounterVec
 	upstream     *prometheus.CounterVec
 	spliced      *prometheus.GaugeVec
+	splicedUsers *prometheus.GaugeVec
 	sessions     map[string]prometheus.Gauge
 	logins       map[loginKey]prometheus.Counter
 	loginSeconds map[string]prometheus.Observer
@@ -75,7 +76,11 @@ func New(version string) *Metrics {
 		Name: "imapgate_mux_backend_spliced",
 		Help: "1 while a backend's sessions are spliced because it broke what reuse and resume build on.",
 	}, []string{"backend"})
-	r.MustRegister(m.spliced)
+	m.splicedUsers = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "imapgate_mux_spliced_users",
+		Help: "Users whose new sessions are spliced because the backend broke what reuse and resume build on to them.",
+	}, []string{"backend"})
+	r.MustRegister(m.spliced, m.splicedUsers)
 	m.sessions = r.gauges("imapgate_sessions", "Logged-in sessions.", "mode", modes)
 	m.Mux = newMux(r)
 	m.Limits = newLimits(r)

@@ -19,9 +19,10 @@ func TestEachEventOfAMuxIsCountedInItsSeries(t *testing.T) {
 	m.Mux.Retried("UID FETCH")
 	m.Mux.ByeSaid("mailbox_gone")
 	m.Mux.InvariantBroken(metrics.ExistsShrank)
-	b.SwitchedToSplice()
-	m.Backend("west").SwitchedToSplice()
-	m.Backend("west").SwitchedBack()
+	b.Spliced(true)
+	b.SplicedUsers(2)
+	m.Backend("west").Spliced(true)
+	m.Backend("west").Spliced(false)
 	m.Mux.LeaseWaited(2 * time.Millisecond)
 	m.Mux.Moved("", metrics.Unselected)
 	m.Mux.Moved("", metrics.Unselected)
@@ -48,6 +49,7 @@ func TestEachEventOfAMuxIsCountedInItsSeries(t *testing.T) {
 		`imapgate_mux_invariant_total{kind="exists_shrank"}`:       "1",
 		`imapgate_mux_backend_spliced{backend="east"}`:             "1",
 		`imapgate_mux_backend_spliced{backend="west"}`:             "0",
+		`imapgate_mux_spliced_users{backend="east"}`:               "2",
 		`imapgate_mux_lease_wait_seconds_count`:                    "1",
 		`imapgate_mux_sessions{state="unselected"}`:                "1",
 		`imapgate_mux_sessions{state="attached"}`:                  "1",
@@ -106,7 +108,7 @@ func TestCountingForAMuxAllocatesNothing(t *testing.T) {
 		m.Mux.PoolChanged(-1)
 		m.Mux.Reused()
 		m.Mux.Discarded(metrics.DiscardTTL)
-		b.SwitchedBack()
+		b.Spliced(false)
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
 	}

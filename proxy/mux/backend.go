@@ -13,14 +13,6 @@ import (
 	"imapgate/proxy/mux/pool"
 )
 
-// A backend that breaks its promises to so many users in this time is spliced: then
-// nothing depends on them. One user's sessions never switch a backend that others
-// use, whatever they do to it.
-const (
-	violations      = 3
-	violationWindow = time.Hour
-)
-
 // backend is one backend, as all its sessions share it.
 type backend struct {
 	// Set once.
@@ -29,19 +21,12 @@ type backend struct {
 	pool     *pool.Pool
 	attaches chan struct{} // a token for each attach under way; MaxAttaches of them
 	metrics  *metrics.Metrics
+	gauges   *metrics.Backend
 	log      *zap.Logger
 
-	spliced atomic.Bool
-	offered atomic.Pointer[offer] // the last: most are equal, and share one
-
-	mu   sync.Mutex
-	last [violations]violation // Guarded by mu. The latest first, one for each user.
-}
-
-// violation is a promise that was broken to a user.
-type violation struct {
-	user identity.User
-	at   time.Time
+	promises promises
+	live     atomic.Int64          // sessions that are not pinned
+	offered  atomic.Pointer[offer] // the last: most are equal, and share one
 }
 
 // offer is what clients are told of a backend's capabilities.
@@ -54,7 +39,7 @@ func newBackend(h *Hub, name string, b Backend) *backend {
 	s := b.Settings.WithDefaults()
 	m := h.rooms.Metrics
 	return &backend{
-		name: name, settings: s, metrics: m, log: h.rooms.Log.With(zap.String("backend", name)),
+		name: name, settings: s, metrics: m, gauges: m.Backend(name), log: h.rooms.Log.With(zap.String("backend", name)),
 		attaches: make(chan struct{}, s.MaxAttaches),
 		pool: pool.New(b.Upstream, pool.Config{
 			ReuseTTL: s.ReuseTTL, MaxAge: s.MaxAge, CredCache: s.CredCache, CredTTL: s.CredTTL,
@@ -77,26 +62,29 @@ func (b *backend) enter(deadline time.Time) (release func(), err error) {
 	}
 }
 
-// violated counts a promise that the backend has broken to a user.
-func (b *backend) violated(kind string, user identity.User, now time.Time) {
+// violated counts a promise that the backend has broken to a user. counts is false where
+// the session has counted already, or its client may have been the cause.
+func (b *backend) violated(kind string, user identity.User, counts bool) {
 	b.metrics.Mux.InvariantBroken(kind)
-	b.log.Warn("backend broke a promise of IMAP", zap.String("kind", kind))
-	if b.brokenOften(violation{user, now}) && b.spliced.CompareAndSwap(false, true) {
-		b.metrics.Backend(b.name).SwitchedToSplice()
-		b.log.Error("ALERT: backend has broken promises of IMAP to three users in an hour; its new sessions are spliced until the gateway is started again",
+	b.log.Warn("backend broke a promise of IMAP", zap.String("kind", kind), zap.Bool("counts", counts))
+	if counts && b.promises.broken(user, b.live.Load(), time.Now()) {
+		b.log.Error("ALERT: backend has broken promises of IMAP to several users in an hour; its new sessions are spliced for now",
 			zap.String("kind", kind))
+		b.show(b.trust())
 	}
 }
 
-// brokenOften notes a violation, and says whether there were enough.
-func (b *backend) brokenOften(v violation) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	i := 0
-	for i < len(b.last)-1 && b.last[i].user != v.user {
-		i++
+// trust is what is thought of the backend now. Of what is over it is the end.
+func (b *backend) trust() Trust {
+	t, closed := b.promises.sweep(time.Now())
+	if closed {
+		b.log.Info("sessions of the backend are followed again")
 	}
-	copy(b.last[1:i+1], b.last[:i])
-	b.last[0] = v
-	return v.at.Sub(b.last[violations-1].at) < violationWindow
+	return t
+}
+
+// show tells the metrics.
+func (b *backend) show(t Trust) {
+	b.gauges.Spliced(t.Spliced)
+	b.gauges.SplicedUsers(t.SplicedUsers)
 }

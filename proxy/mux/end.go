@@ -144,6 +144,7 @@ func (h *Hub) remove(s *session) {
 		return
 	}
 	delete(h.sessions, s)
+	s.backend.live.Add(-1)
 	delete(h.awake, s)
 	delete(h.until, s)
 	h.wg.Done()

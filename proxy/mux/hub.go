@@ -182,9 +182,14 @@ func (h *Hub) evict(user identity.User) {
 	}
 }
 
-// Spliced says whether sessions at the backend are to be spliced, because it has
-// broken its promises too often of late.
-func (h *Hub) Spliced(backend string) bool { return h.backends[backend].spliced.Load() }
+// Spliced says whether a session of the user at the backend is to be spliced, because
+// the backend has broken its promises too often of late.
+func (h *Hub) Spliced(backend string, user identity.User) bool {
+	return h.backends[backend].promises.spliced(user, time.Now())
+}
+
+// Trust is what is thought of a backend.
+func (h *Hub) Trust(backend string) Trust { return h.backends[backend].trust() }
 
 // Offered is what a client may be told that a backend with these capabilities
 // can do.
@@ -288,6 +293,9 @@ func (h *Hub) clock() {
 				s.sweep(now)
 			}
 			h.expire(time.Now())
+			for _, b := range h.backends {
+				b.show(b.trust())
+			}
 			if logins.Over(h.rested.Load(), h.Len()) {
 				h.wg.Go(debug.FreeOSMemory) // it takes a collection's time
 			}

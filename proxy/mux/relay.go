@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 
 	"go.uber.org/zap"
 
@@ -362,7 +361,6 @@ func (s *session) violated(kind string, err error) error {
 // connection that was sent what the backend may have taken for commands, or may have
 // repeated in an answer, it is the client that may have broken it.
 func (s *session) blame(kind string) {
-	if !s.doubtful {
-		s.backend.violated(kind, s.account.User(), time.Now())
-	}
+	s.backend.violated(kind, s.account.User(), !s.doubtful && !s.blamed)
+	s.blamed = s.blamed || !s.doubtful
 }

@@ -58,6 +58,7 @@ type session struct {
 	before     bool          // it had a mailbox selected before the SELECT under way
 	answering  verdict       // what becomes of the response that is being read
 	lostBefore bool          // the last one was lost, not given up
+	blamed     bool          // a promise that was broken to it has counted
 
 	// Owned by run: the client.
 	partial bool   // it has the beginning of a response, not yet its end
@@ -120,6 +121,7 @@ func (h *Hub) Start(c Client, backend string, account *pool.Account, ended func(
 	h.mu.Lock()
 	h.wg.Add(1) // until remove, so that no goroutine begins when Close has seen the last
 	h.sessions[s] = struct{}{}
+	s.backend.live.Add(1)
 	if !c.Until.IsZero() {
 		h.until[s] = c.Until
 	}

@@ -8,8 +8,6 @@ import (
 	"time"
 
 	"imapgate/internal/audit"
-	"imapgate/internal/identity"
-	"imapgate/internal/metrics"
 )
 
 // scene is a stage on which one client and its upstreams are played in Go.
@@ -224,31 +222,5 @@ func TestTwoSessionsThatWakeAtTheLimitWaitForEachOther(t *testing.T) {
 	s.leave(third)
 	other.close()
 	third.close()
-	s.end()
-}
-
-func TestABackendThatBreaksItsPromisesToThreeUsersIsSpliced(t *testing.T) {
-	s := newScene(t, setup{})
-	b := s.hub.backends["stub"]
-	for n := 1; n <= 2*violations; n++ { // as many as one user likes
-		s.play("C a1 NAMESPACE", fmt.Sprintf("U%d a1 NAMESPACE", n), fmt.Sprintf("B%d what OK", n))
-		s.play(fmt.Sprintf("U%d a1 NAMESPACE", n+1), fmt.Sprintf("B%d a1 OK done", n+1), "P a1 OK done")
-	}
-	now := time.Now()
-	old := now.Add(-violationWindow)
-	for i, v := range []struct {
-		user    string
-		at      time.Time
-		spliced bool
-	}{
-		{"bob", old, false}, {"bob", now, false}, {user, now, false}, {"bob", now, false}, {user, now, false}, {"carol", now, true},
-	} {
-		who, err := identity.Canon(v.user, "")
-		must(t, err)
-		b.violated(metrics.TagUnknown, who, v.at)
-		if s.hub.Spliced("stub") != v.spliced {
-			t.Fatalf("%d. violation, of %s: spliced is %v", i+1, v.user, !v.spliced)
-		}
-	}
 	s.end()
 }

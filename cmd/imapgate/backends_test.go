@@ -1,0 +1,58 @@
+//go:build unix
+
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"imapgate/proxy"
+	"imapgate/proxy/mux"
+)
+
+func TestTheBackendsOfTheRunningGatewayAreShown(t *testing.T) {
+	t.Parallel()
+	file, _ := servedConfig(t, unlimitedNowhere)
+	s := startServe(t, file)
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	there := write(t, "there.yaml", strings.Replace(string(text), `admin: {address: "127.0.0.1:0"}`, fmt.Sprintf("admin: {address: %q}", s.admin), 1))
+	orders(t, there, [][2]string{
+		{"backends", "BACKEND  MODE"},
+		{"backends", "east"},
+		{"backends --json", `{"backends":[{"name":"east","mode":"splice","sessions":{},"spliced":false,"broken_to_users":0,"spliced_users":0}]}`},
+	})
+}
+
+func TestWhatBackendsBrokeIsSaidInWords(t *testing.T) {
+	noon := time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
+	states := backendStates{[]proxy.BackendState{
+		{Name: "east", Mode: "resume", Sessions: map[string]int{"resume": 7, "splice": 2}, Trust: mux.Trust{Users: 3, SplicedUsers: 1}},
+		{Name: "north", Mode: "splice", Sessions: map[string]int{"splice": 4}},
+		{Name: "south", Mode: "reuse", Trust: mux.Trust{Users: 1}},
+		{Name: "west", Mode: "resume", Trust: mux.Trust{Spliced: true, Until: noon, Users: 5}},
+	}}
+	var b strings.Builder
+	if err := states.print(&b); err != nil {
+		t.Fatal(err)
+	}
+	want := `BACKEND  MODE    SESSIONS         FOLLOWED
+east     resume  9 (2 in splice)  yes, but for 1 of the 3 users to whom it broke promises of IMAP in the last hour
+north    splice  4                no
+south    reuse   0                yes; it broke promises of IMAP to 1 user in the last hour
+west     resume  0                no, spliced until 2026-01-02T12:00:00Z: it broke promises of IMAP
+`
+	if b.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", b.String(), want)
+	}
+	text, err := json.Marshal(states.Backends[3])
+	if err != nil || !strings.Contains(string(text), `"spliced":true,"spliced_until":"2026-01-02T12:00:00Z"`) {
+		t.Errorf("as JSON: %s, %v", text, err)
+	}
+}
