@@ -42,7 +42,7 @@ func (s *Server) newHub() (*mux.Hub, error) {
 		backends[name] = mux.Backend{Upstream: b, Settings: s.cfg.Modes[name].Mux}
 	}
 	return mux.NewHub(mux.Config{
-		Quiet: silent, Idle: s.cfg.Idle, Write: s.cfg.Write, Bytes: s.rooms.relayed,
+		Quiet: silent, Idle: s.cfg.Idle, Write: s.cfg.Write, MaxLine: s.cfg.MaxLine, Bytes: s.rooms.relayed,
 		Home: s.home, Splice: s.takeOver,
 	}, mux.Rooms{Backends: backends, Audit: s.rooms.Audit, Metrics: s.rooms.Metrics, Log: s.rooms.Log})
 }

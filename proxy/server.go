@@ -70,6 +70,7 @@ type Config struct {
 	Drain          time.Duration   // what sessions get when the gateway stops
 	AuthAttempts   int             // failed logins on a connection
 	BadCommands    int             // before the login, on a connection
+	MaxLine        int             // bytes of a client's line after the login, where lines are read; at least 64 KB
 	Instance       string          // begins every session id; NewInstance
 	Secret         identity.Secret // shared by all gateways, so that they answer alike about unknown users; zero: a random one
 	TokenRefusal   auth.TokenRefusal

@@ -43,6 +43,7 @@ func proxyConfig(cfg *config.Config, instance string) proxy.Config {
 		Drain:          l.Drain,
 		AuthAttempts:   l.AuthAttempts,
 		BadCommands:    l.BadCommands,
+		MaxLine:        l.MaxLineLength,
 		Instance:       instance,
 		Secret:         cfg.Auth.SCRAMSecret,
 		Placed:         cfg.Routing.Source == routing.SourceHTTP,

@@ -13,8 +13,9 @@ var ErrSet = errors.New("malformed sequence set")
 // Star is the * of a sequence set: the largest number in use.
 const Star = math.MaxUint32
 
-// MaxRanges bounds the ranges of one set; a line of 64 KB has no more.
-const MaxRanges = 32 << 10
+// MaxRanges bounds the ranges of one set, which take 8 MB then; a line of 2 MB has no
+// more.
+const MaxRanges = 1 << 20
 
 // Range is a run of message numbers or UIDs, First <= Last. Star is above every
 // number (which is why the number 4294967295 itself is refused).

@@ -42,7 +42,7 @@ func (s *session) commands() error {
 			return s.pin(nil)
 		}
 		seg, ok, err := s.client.Ready()
-		if err != nil || ok && seg.Kind == imap.Part {
+		if err != nil {
 			return s.garbage()
 		}
 		if !ok {
@@ -122,11 +122,12 @@ func (s *session) misread(tag []byte, seg imap.Segment) error {
 	return s.skip(seg, maxPassed)
 }
 
-// nextOfClient is the next segment of a command that has begun.
+// nextOfClient is the next segment of a command that has begun. A Part is of a line that
+// is too long.
 func (s *session) nextOfClient() (imap.Segment, error) {
 	for {
 		seg, ok, err := s.client.Ready()
-		if err != nil || ok && seg.Kind == imap.Part {
+		if err != nil {
 			return seg, &ending{audit.ClientProtocol, byeProtocol, err}
 		}
 		if ok {
@@ -156,7 +157,7 @@ func (s *session) collect(seg imap.Segment) error {
 		}
 		s.brings(seg)
 		if literals > maxCollected || len(s.collected) > 2*maxCollected {
-			return s.tooLarge(seg)
+			return s.tooLarge(" BAD [TOOBIG] Command is too large.", seg)
 		}
 		if seg.Kind == imap.Text && !seg.Literal.NonSync {
 			if err := s.say("+ OK"); err != nil {
@@ -166,6 +167,9 @@ func (s *session) collect(seg imap.Segment) error {
 		var err error
 		if seg, err = s.nextOfClient(); err != nil {
 			return err
+		}
+		if seg.Kind == imap.Part {
+			return s.tooLarge(lineTooLong, seg)
 		}
 	}
 	s.request.whole, s.request.unsent = s.collected, s.collected
@@ -177,13 +181,13 @@ func (s *session) collect(seg imap.Segment) error {
 	return nil
 }
 
-func (s *session) tooLarge(seg imap.Segment) error {
+func (s *session) tooLarge(refusal string, seg imap.Segment) error {
 	tag := string(s.collected[:len(s.request.tag)])
 	s.request.whole = nil
 	if err := s.settle(); err != nil {
 		return err
 	}
-	if err := s.say(tag, " BAD [TOOBIG] Command is too large."); err != nil {
+	if err := s.say(tag, refusal); err != nil {
 		return err
 	}
 	return s.skip(seg, maxPassed)

@@ -55,7 +55,10 @@ type Config struct {
 	Quiet time.Duration // a session in which nothing is said for this long gives up its goroutine
 	Idle  time.Duration // … and for this long ends
 	Write time.Duration // a peer that takes or gives nothing in the middle of something for this long is cut off
-	Bytes func(up, down int64)
+	// MaxLine bounds a client's line in bytes, with its CRLF and without literals; at
+	// least 64 KB.
+	MaxLine int
+	Bytes   func(up, down int64)
 	// Home is where a user's mailbox lives now, for sessions that need another
 	// connection to it.
 	Home func(context.Context, identity.User) (Home, error)
@@ -131,7 +134,7 @@ func NewHub(cfg Config, rooms Rooms) (*Hub, error) {
 	}
 	h := &Hub{
 		cfg: cfg, rooms: rooms, asleep: asleep, began: time.Now(),
-		shared:   wire.Shared{Buffers: quiet.NewBuffers(), Clock: new(wire.Clock)},
+		shared:   wire.Shared{Buffers: quiet.NewBuffers(), Clock: new(wire.Clock), MaxLine: cfg.MaxLine},
 		backends: make(map[string]*backend, len(rooms.Backends)),
 		sessions: map[*session]struct{}{}, awake: map[*session]struct{}{}, until: map[*session]time.Time{},
 	}

@@ -14,17 +14,20 @@ import (
 // unasked only where every server accepts the line that announces it, and otherwise
 // when the backend has asked for it.
 
-// Refusals of a literal that no command can have.
+// Refusals of what no command can have.
 const (
+	lineTooLong        = " BAD [TOOBIG] Line is too long."
 	literalMisplaced   = " BAD Command takes no literal."
 	stringEndless      = " BAD Quoted string does not end."
 	argumentsMalformed = " BAD Arguments are malformed."
 )
 
-// misplaced says why a command cannot have the literal that its first line
-// announces, as the answer without the tag; "" if it can.
+// misplaced says why a command cannot be one with this first line, or cannot have the
+// literal that it announces, as the answer without the tag; "" if it can.
 func misplaced(spec *command.Spec, seg imap.Segment) string {
 	switch {
+	case seg.Kind == imap.Part:
+		return lineTooLong
 	case endless(seg):
 		return stringEndless
 	case spec.NoLiteral && !seg.End:
@@ -53,9 +56,15 @@ func (s *session) reject(refusal string, seg imap.Segment) error {
 }
 
 // skip reads the rest of a command whose first line is answered. A synchronising
-// literal does not come. A client that announces more than limit octets is ended.
+// literal does not come. A client that sends or announces more than limit octets is
+// ended.
 func (s *session) skip(seg imap.Segment, limit int64) error {
 	for !seg.End {
+		if seg.Kind == imap.Part {
+			if limit -= int64(len(seg.Bytes)); limit < 0 {
+				return s.garbage()
+			}
+		}
 		if size := seg.Literal.Size; size >= 0 {
 			if !seg.Literal.NonSync {
 				s.client.Refuse()

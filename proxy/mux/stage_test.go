@@ -40,6 +40,7 @@ type setup struct {
 	cut      string
 	password string
 	budget   Budget
+	line     int            // bytes of a line of the client's
 	commands audit.Commands // on record; all
 
 	unrouted   bool // the login name is no route's
@@ -112,7 +113,7 @@ func newStage(t testing.TB, s setup, certs *certificates) *stage {
 	must(t, err)
 	y.hub, err = NewHub(Config{
 		Quiet: cmp.Or(s.quiet, tick), Idle: cmp.Or(s.idle, time.Hour), Write: cmp.Or(s.write, time.Hour),
-		Home: y.home, Splice: y.splice,
+		MaxLine: s.line, Home: y.home, Splice: y.splice,
 	}, y.rooms)
 	must(t, err)
 	return y

@@ -154,7 +154,7 @@ func (s *session) upload(seg imap.Segment) (begun bool, err error) {
 
 // breaks says whether the line behind a literal is one that must not be sent.
 func (r *request) breaks(seg imap.Segment) bool {
-	return endless(seg) || seg.Kind == imap.Text && !seg.End && !r.upload.Next(seg.Bytes)
+	return seg.Kind == imap.Part || endless(seg) || seg.Kind == imap.Text && !seg.End && !r.upload.Next(seg.Bytes)
 }
 
 // breakOff ends a command that has gone wrong behind a literal, so that the backend

@@ -142,8 +142,49 @@ func TestALossInALargeAnswerToSelectEndsTheSession(t *testing.T) {
 
 func TestAClientsLineThatNeverEndsEndsTheSession(t *testing.T) {
 	s := newScene(t, setup{})
-	s.party.say("a1 CREATE " + strings.Repeat("x", 200<<10))
-	s.play("P * BYE Too many or too long lines that are no commands.", "END", "ENDED client_protocol")
+	s.party.say("a1 CREATE " + strings.Repeat("x", maxPassed+200<<10))
+	s.play("P a1 BAD [TOOBIG] Line is too long.", "P * BYE Too many or too long lines that are no commands.", "END", "ENDED client_protocol")
+	s.end()
+}
+
+// manyUIDs is a line of a command with so many octets or a few more, as webmails send
+// them.
+func manyUIDs(tag string, octets int) string {
+	return tag + " UID FETCH " + strings.Repeat("1000001,", octets/len("1000001,")) + "1 FLAGS\r\n"
+}
+
+func TestALineThatIsTooLongIsAnsweredAndNothingElse(t *testing.T) {
+	const refused = " BAD [TOOBIG] Line is too long."
+	s := newScene(t, setup{})
+	s.play("OPEN 1 2 7")
+	s.party.say(manyUIDs("a1", 64<<10) + "a2 CHECK\r\n")
+	s.play("P a1"+refused, "U1 a2 CHECK", "B1 a2 OK done", "P a2 OK done")
+	s.party.say("a3 CREATE {3+}\r\nabc" + strings.Repeat("x", 200<<10) + " {4+}\r\na NO\r\na4 CHECK\r\n")
+	s.play("P a3"+refused, "U1 a4 CHECK", "B1 a4 OK done", "P a4 OK done")
+	s.party.say("a5 XFROB " + strings.Repeat("x", 100<<10) + " {10+}\r\nb LOGOUT\r\n\r\na6 CHECK\r\n")
+	s.play("P a5"+refused, "U1 a6 CHECK", "B1 a6 OK done", "P a6 OK done")
+	s.party.say("a7 APPEND box {3+}\r\nabc (\\Seen" + strings.Repeat(" x", 50<<10) + ") {3+}\r\ndef\r\na8 CHECK\r\n")
+	s.play(`U1! "a7 APPEND box {3+}\r\nabc (\r\n"`, "B1 a7 BAD no", "P a7 BAD no", "U1 a8 CHECK", "B1 a8 OK done", "P a8 OK done")
+	s.play("C a9 IDLE", "P + idling", "U1 ~s UID SEARCH RETURN (ALL) 1:1", `B1 * ESEARCH (TAG "~s") UID ALL 1`, "B1 ~s OK done",
+		"U1 ~i IDLE", "B1 + go")
+	s.party.say(strings.Repeat("x", 100<<10) + "\r\n")
+	s.play("U1 DONE", "B1 ~i OK done", "P a9 BAD Expected DONE.")
+	s.end()
+}
+
+func TestALineAsLongAsIsAllowedGoesThrough(t *testing.T) {
+	s := newScene(t, setup{line: 1 << 20})
+	s.play("OPEN 1 2 7")
+	for i, octets := range []int{60 << 10, 64 << 10, 100 << 10, 512 << 10, 1<<20 - 64} {
+		line := manyUIDs(fmt.Sprint("a", i), octets)
+		s.party.say(line)
+		peer, err := s.stub.peer(1)
+		must(t, err)
+		must(t, peer.exactly(line))
+		s.play(fmt.Sprintf("B1 a%d OK done", i), fmt.Sprintf("P a%d OK done", i))
+	}
+	s.party.say(manyUIDs("b", 1<<20))
+	s.play("P b BAD [TOOBIG] Line is too long.", "C c CHECK", "U1 c CHECK", "B1 c OK done", "P c OK done")
 	s.end()
 }
 

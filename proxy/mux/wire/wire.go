@@ -26,7 +26,8 @@ var (
 	ErrStalled = errors.New("the peer has stalled")
 )
 
-// maxLine bounds a line of a command, and what is held of a line of a response.
+// maxLine bounds what is held of a line of a response, and unless Shared says otherwise
+// a line of a command.
 const maxLine = quiet.LargeBuffer
 
 // Clock is the coarse time of all Wires: ticks since the gateway began.
@@ -45,6 +46,7 @@ type Wire struct {
 	// Set once.
 	conn   net.Conn
 	shared *Shared
+	room   int // bytes that may be unread
 
 	// Owned by whoever parks the session.
 	Sleeper quiet.Waiter
@@ -71,8 +73,11 @@ const (
 // Open makes w, which is part of what uses it, the end of conn. first is what was
 // already read from it.
 func (w *Wire) Open(conn net.Conn, first []byte, side imap.Side, shared *Shared) {
-	w.conn, w.shared = conn, shared
-	w.Reader = *imap.NewReader(w, side, maxLine)
+	w.conn, w.shared, w.room = conn, shared, maxLine
+	if side == imap.Commands {
+		w.room = max(shared.MaxLine, maxLine)
+	}
+	w.Reader = *imap.NewReader(w, side, w.room)
 	w.Preload(first)
 	w.last.Store(w.shared.Clock.Now())
 }
@@ -81,6 +86,7 @@ func (w *Wire) Open(conn net.Conn, first []byte, side imap.Side, shared *Shared)
 type Shared struct {
 	Buffers *quiet.Buffers
 	Clock   *Clock
+	MaxLine int // bytes of a line of a command, with its CRLF; at least 64 KB
 }
 
 // Conn is the connection, for the goroutine that parks the Wire.
@@ -94,7 +100,7 @@ func (w *Wire) Since() uint32 { return w.last.Load() }
 
 // Wait reads once, or until it has been quiet: ErrQuiet.
 func (w *Wire) Wait() error {
-	if w.Buffered() == quiet.LargeBuffer { // there is no room for more
+	if w.Buffered() >= w.room { // there is no room for more
 		return ErrQuiet
 	}
 	w.begin(waiting)
@@ -124,7 +130,7 @@ func (w *Wire) More() error {
 // Held takes what TLS holds in this process: false when that is nothing. It
 // waits for nobody.
 func (w *Wire) Held() (bool, error) {
-	if _, plain := w.conn.(*net.TCPConn); plain || w.Buffered() == quiet.LargeBuffer {
+	if _, plain := w.conn.(*net.TCPConn); plain || w.Buffered() >= w.room {
 		return false, nil
 	}
 	w.begin(taking)

@@ -49,7 +49,7 @@ func pair(t *testing.T, secure bool) (*Wire, net.Conn) {
 		}
 	}
 	w := new(Wire)
-	w.Open(near, nil, imap.Responses, &Shared{quiet.NewBuffers(), new(Clock)})
+	w.Open(near, nil, imap.Responses, &Shared{Buffers: quiet.NewBuffers(), Clock: new(Clock)})
 	t.Cleanup(func() { _ = w.Close(); _ = far.Close() })
 	return w, far
 }
@@ -254,7 +254,7 @@ func TestWhatWasReadBeforeComesFirst(t *testing.T) {
 	near, far := net.Pipe()
 	defer func() { _ = near.Close() }()
 	w := new(Wire)
-	w.Open(near, []byte("* OK 1\r\n* O"), imap.Responses, &Shared{quiet.NewBuffers(), new(Clock)})
+	w.Open(near, []byte("* OK 1\r\n* O"), imap.Responses, &Shared{Buffers: quiet.NewBuffers(), Clock: new(Clock)})
 	go func() { _, _ = far.Write([]byte("K 2\r\n")) }()
 	if line(t, w) != "* OK 1\r\n" || line(t, w) != "* OK 2\r\n" {
 		t.Error("the lines are torn")
