@@ -6,14 +6,15 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev
 LDFLAGS  := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 10s
 SEEDS    ?= 1000
+PROBES   ?= 2000
 # For each package; the whole takes minutes, and a busy machine many.
 TIMEOUT  ?= 40m
 
 .PHONY: build deps test check race bench cover docs docker scratch-test clean \
-	fuzz model tattoo soak cuts enumeration overload memory compare compat
+	fuzz model literals tattoo soak cuts enumeration overload memory compare compat
 
 # Scripts and storms made up at random: each run from another seed, which it logs.
-model tattoo soak: export IMAPGATE_SEED ?= random
+model literals tattoo soak: export IMAPGATE_SEED ?= random
 
 build: ## one static binary, dist/imapgate
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o dist/imapgate ./cmd/imapgate
@@ -62,6 +63,9 @@ tattoo: ## 100,000 sessions of 200 users, aborted anywhere, on connections that 
 model: ## SEEDS random scripts against a model of IMAP, with losses, and a tenth of clients that act at once: nothing may err
 	MODEL_MODE=resume MODEL_DETACH=1 MODEL_FAULTS=all MODEL_SEEDS=$(SEEDS) go test -count=1 -timeout 120m -run TestModelAsAsked -v ./tests/model
 	MODEL_SEEDS=$$((($(SEEDS) + 9) / 10)) go test -count=1 -timeout 120m -run TestModelWithAllClientsAtOnce -v ./tests/model
+
+literals: ## PROBES lines made up at random, each with a literal: a real Dovecot executes what is on record and nothing else
+	LITERAL_PROBES=$(PROBES) go test -count=1 -timeout 60m -run ALineMadeUpIsOnRecord -v ./tests
 
 enumeration: ## the time of a denial must not tell whether the user exists: 2,000 pairs for each mechanism
 	IMAPGATE_ENUMERATION=2000 go test -count=1 -timeout 60m -run TheTimeOfADenial -v ./proxy

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math/rand/v2"
 	"net"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -76,6 +78,78 @@ func TestEveryCommandThatIsExecutedIsOnRecord(t *testing.T) {
 			p.compare(mailboxesAt(t, backend, p.user), "ok")
 		})
 	}
+}
+
+// probesAtRandom is how many lines are made up; with literalProbes in the environment,
+// as many as it says.
+const (
+	probesAtRandom = 60
+	literalProbes  = "LITERAL_PROBES"
+)
+
+// Lines that nobody has thought of are no different: made up of the forms, cut anywhere,
+// put together, and with characters that mean something put in or left out.
+func TestEveryCommandBehindALineMadeUpIsOnRecord(t *testing.T) {
+	backend := testbed.StartDovecot(t, testbed.DovecotConfig{})
+	probes := probesAtRandom
+	if text := os.Getenv(literalProbes); text != "" {
+		var err error
+		if probes, err = strconv.Atoi(text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, mode := range []mux.Mode{mux.Reuse, mux.Resume} {
+		t.Run(string(mode), func(t *testing.T) {
+			seed := testbed.Seed(t)
+			rnd := rand.New(rand.NewPCG(seed, 0))
+			g := startFramed(t, mode, options{ca: backend.CA, commands: audit.AllCommands, backends: map[string]upstream.Config{
+				only: {Address: backend.Plain, TLSMode: upstream.NoTLS},
+			}})
+			p := &prober{T: t, g: g, user: "rnd." + string(mode)}
+			p.open()
+			if err := okay(p.c.Do("APPEND INBOX {}", []byte("Subject: x\r\n\r\nx\r\n"))); err != nil {
+				t.Fatal(err)
+			}
+			for i := range probes {
+				before, after := madeUp(rnd)
+				size := [...]string{"{%d}", "{%d+}"}[rnd.IntN(2)]
+				p.probeBetween(before, size, after, fmt.Sprint("push", i))
+			}
+			p.close()
+			p.compare(mailboxesAt(t, backend, p.user), "ok")
+		})
+	}
+}
+
+// madeUp is a line with a literal, in two parts. A line end in it would make two of it,
+// and behind the first the session may be spliced.
+func madeUp(rnd *rand.Rand) (before, after string) {
+	const meaning = " ()[]{}\"\\*%~+,:<>.$"
+	form := func() (before, after string) {
+		for {
+			if before, after = cutForm(literalForms[rnd.IntN(len(literalForms))]); !strings.Contains(before, "\n") {
+				return before, after
+			}
+		}
+	}
+	before, after = form()
+	for range rnd.IntN(4) {
+		at := rnd.IntN(len(before) + 1)
+		switch rnd.IntN(5) {
+		case 0:
+			before = before[:at] + string(meaning[rnd.IntN(len(meaning))]) + before[at:]
+		case 1:
+			before = before[:at] + before[min(at+1, len(before)):]
+		case 2:
+			other, _ := form()
+			before = before[:at] + other[rnd.IntN(len(other)+1):]
+		case 3:
+			_, after = form()
+		case 4:
+			before = before[:at] + " " + before[at:]
+		}
+	}
+	return before, after
 }
 
 // A backend that refuses every command before its literal, and takes octets that it
@@ -196,10 +270,16 @@ func (p *prober) probeAll() {
 		p.probe(form, "{%d}", fmt.Sprintf("wait%d", i))
 		p.probe(form, "{%d+}", fmt.Sprintf("push%d", i))
 	}
+	p.close()
+}
+
+// close ends the last session, and waits until all ends are on record.
+func (p *prober) close() {
+	p.Helper()
 	if p.c != nil {
 		_ = p.c.Close()
 	}
-	testbed.Within(p, Patience, "all ends to be on record", func() bool {
+	testbed.Within(p, testbed.Patience, "all ends to be on record", func() bool {
 		return len(p.g.records("session_ended", p.user)) == p.sessions
 	})
 }
@@ -207,15 +287,21 @@ func (p *prober) probeAll() {
 // probe sends a form whose literal holds a command that makes a mailbox.
 func (p *prober) probe(form, size, mailbox string) {
 	p.Helper()
+	before, after := cutForm(form)
+	p.probeBetween(before, size, after, mailbox)
+}
+
+// probeBetween is probe with what comes before the literal, and behind it.
+func (p *prober) probeBetween(before, size, after, mailbox string) {
+	p.Helper()
 	if p.c == nil {
 		p.open()
 	}
 	mustSay(p.T, p.c, "SELECT INBOX")
 	pins := p.g.metric("imapgate_mux_pins_total")
 	payload := fmt.Sprintf("x1 CREATE %s\r\nx2 NOOP\r\n", mailbox)
-	before, after := cutForm(form)
 	p.said = nil
-	p.write(fmt.Sprintf("f %s"+size+"\r\n", before, len(payload)))
+	p.write("f " + before + fmt.Sprintf(size, len(payload)) + "\r\n")
 	if strings.Contains(size, "+") || p.until("f ", "* BAD") == "+" {
 		p.write(payload + after + "\r\n")
 	}
@@ -223,7 +309,7 @@ func (p *prober) probe(form, size, mailbox string) {
 		p.write("DONE\r\nz NOOP\r\n")
 		p.until("z ")
 	}
-	p.Logf("%s"+size+"%s: %q", before, len(payload), after, p.said)
+	p.Logf("%q %s %q: %q", before, size, after, p.said)
 	if p.c != nil && p.g.metric("imapgate_mux_pins_total") > pins { // nothing in it is on record any more
 		_ = p.c.Close()
 		p.c = nil

@@ -52,7 +52,9 @@ func (s *session) mayHandOver() bool { return s.idling == nil && !s.plus && !s.c
 // a line is one that the client has got. With any other err nobody knows where the next
 // response begins, and the upstream is given up.
 func (s *session) odd(err error) error {
-	s.hub.rooms.Metrics.Mux.InvariantBroken(metrics.ResponseSyntax)
+	if !s.doubtful {
+		s.hub.rooms.Metrics.Mux.InvariantBroken(metrics.ResponseSyntax)
+	}
 	switch {
 	case s.mayHandOver():
 		return &oddError{err: err}

@@ -133,6 +133,8 @@ func (s *session) judge(seg imap.Segment) (verdict, error) {
 	case len(line) > 0 && line[0] == '+' && s.plus:
 		s.plus = false
 		return drop, nil // whoever waits for it sees that it has come
+	case len(line) > 0 && line[0] == '+' && s.declined: // it would take commands for the literal
+		return drop, s.upstreamLost(fmt.Errorf("%w: a literal is asked for behind the answer", errProtocol))
 	}
 	if s.idling != nil && s.idling.answered(line) {
 		s.plus = false
@@ -149,6 +151,7 @@ func (s *session) judge(seg imap.Segment) (verdict, error) {
 		return odd, nil
 	}
 	s.up.Answered()
+	s.declined = s.plus
 	s.closes(line)
 	s.tries = 0
 	s.plus = false

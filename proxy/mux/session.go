@@ -54,6 +54,7 @@ type session struct {
 	attached   bool          // it has box selected, and says of it what the client sees
 	plus       bool          // a continuation request is due
 	cutShort   bool          // it has the beginning of a command, not yet its end
+	declined   bool          // it has answered a command whose literal it was not sent, and nothing since
 	doubtful   bool          // what it says may be the client's doing
 	before     bool          // it had a mailbox selected before the SELECT under way
 	answering  verdict       // what becomes of the response that is being read
@@ -334,7 +335,7 @@ func (s *session) take(up *lease.Conn) {
 // give parts the session from its lease, for whoever the caller gives it to.
 func (s *session) give() *lease.Conn {
 	up := s.up
-	s.up, s.attached, s.doubtful = nil, false, false
+	s.up, s.attached, s.doubtful, s.declined = nil, false, false, false
 	s.since = s.hub.age()
 	s.upstream.Store(nil)
 	s.hub.asleep.Forget(&up.Sleeper)

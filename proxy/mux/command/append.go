@@ -34,13 +34,24 @@ func PlainAppend(line []byte) bool {
 		t = s.next()
 	}
 	if t.kind == quoted {
-		at, err := time.Parse("_2-Jan-2006 15:04:05 -0700", string(t.text))
-		if err != nil || at.Year() < 1970 || at.Year() > 2037 {
+		if !plainDate(string(t.text)) {
 			return false
 		}
 		t = s.next()
 	}
 	return t.kind == end
+}
+
+// plainDate says whether text is a date-time (RFC 3501 §9) to the letter: time.Parse
+// takes more spaces, fractions of seconds, and months in any case.
+func plainDate(text string) bool {
+	const layout = "_2-Jan-2006 15:04:05 -0700"
+	at, err := time.Parse(layout, text)
+	if err != nil || at.Year() < 1970 || at.Year() > 2037 || at.Format(layout) != text {
+		return false
+	}
+	_, east := at.Zone()
+	return -12*3600 <= east && east <= 14*3600
 }
 
 func plainMailbox(t token) bool {
