@@ -87,7 +87,7 @@ func (l *Login) check() error {
 		}
 		return nil
 	case l.credential() == token:
-		if len(l.Token.Reveal()) > maxMessage || !isToken(l.Token.Reveal()) {
+		if len(l.Token.Reveal()) > identity.MaxToken || !isToken(l.Token.Reveal()) {
 			return errBearerToken
 		}
 		return nil

@@ -26,7 +26,9 @@ var (
 	errSomebodyElse = errors.New("authorization identity is another user")
 )
 
-func isOurs(err error) bool { return errors.Is(err, ErrDenied) || errors.Is(err, ErrUnavailable) }
+func isOurs(err error) bool {
+	return errors.Is(err, ErrDenied) || errors.Is(err, ErrUnavailable) || errors.Is(err, ErrTooLong)
+}
 
 // offer enables the mechanisms of the operator's list, each of which somebody
 // must be able to serve; or, without a list, those that serve every user.

@@ -172,14 +172,14 @@ func (s *session) ask(challenge []byte) (string, error) {
 	if err := s.send("+ " + base64.StdEncoding.EncodeToString(challenge)); err != nil {
 		return "", err
 	}
-	line, err := s.conn.ReadLine(imap.BeforeLogin.Line)
+	line, err := s.conn.ReadOrSkipLine(imap.LongResponse.Line, imap.LongResponse.Skip)
 	return string(line), err
 }
 
 // halfway says why an exchange went no further than a line that was not read.
 func halfway(ctx context.Context, err error) refusal {
 	switch {
-	case errors.Is(err, imap.ErrLineEnding), errors.Is(err, imap.ErrLineTooLong):
+	case errors.Is(err, imap.ErrLineEnding), errors.Is(err, imap.ErrLineTooLong), errors.Is(err, imap.ErrLineSkipped):
 		return refusal{result: refused, reason: audit.BadExchange}
 	case ctx.Err() != nil:
 		return refusal{result: metrics.Abandoned, reason: audit.GatewayStopping}

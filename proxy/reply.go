@@ -22,6 +22,7 @@ const (
 	deniedReply      = "NO [AUTHENTICATIONFAILED] Authentication failed."
 	unavailableReply = "NO [UNAVAILABLE] Account is temporarily unavailable."
 	fullReply        = "NO [LIMIT] Too many connections." // behind a right login only
+	tooLongReply     = "NO [LIMIT] Credentials are longer than the server takes."
 )
 
 const refused = metrics.Refused
@@ -82,6 +83,8 @@ func refusalOf(err error) refusal {
 		return refusal{reply: unavailableReply, result: refused, reason: asOthersReason(err)}
 	case errors.Is(err, errBackendDisagrees), errors.Is(err, errUnchecked):
 		return unavailable(audit.BackendRefused)
+	case errors.Is(err, auth.ErrTooLong):
+		return refusal{reply: tooLongReply, result: refused, reason: audit.BadExchange}
 	case errors.Is(err, errFull):
 		return refusal{reply: fullReply, result: metrics.Limited, reason: audit.LimitReached}
 	case errors.Is(err, errTooOften):

@@ -54,7 +54,7 @@ func (l *listener) newSession(tcp *net.TCPConn) *session {
 	s := &session{server: l.server, listener: l, began: time.Now(), socket: quiet.NewSocket(tcp)}
 	s.deadline = s.began.Add(l.server.cfg.Preauth)
 	s.who = audit.Client{Session: l.server.sessionID(), Listener: l.Name, Peer: addrPort(tcp.RemoteAddr())}
-	s.conn = imap.NewConn(s.socket, imap.Commands, imap.BeforeLogin.Line)
+	s.conn = imap.NewConn(s.socket, imap.Commands, imap.LongLine)
 	return s
 }
 

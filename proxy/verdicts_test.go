@@ -61,6 +61,11 @@ func (v *verdicts) serve(nc net.Conn) {
 		}
 		words := strings.Split(line, " ")
 		answer := "OK Done."
+		if len(words) == 3 && words[1] == "AUTHENTICATE" {
+			_ = u.say("+ ")
+			response, _ := u.line()
+			words = append(words, response)
+		}
 		if len(words) == 4 && words[1] == "AUTHENTICATE" {
 			message, _ := base64.StdEncoding.DecodeString(words[3])
 			parts := strings.FieldsFunc(string(message), func(r rune) bool { return r == 0 || r == 1 })

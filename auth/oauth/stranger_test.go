@@ -1,6 +1,7 @@
 package oauth
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -11,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/internal/breaker"
+	"imapgate/internal/identity"
 )
 
 // startOddProvider is a provider that knows tokens which begin with "good", answers its
@@ -35,6 +37,17 @@ func startOddProvider(t *testing.T, odd http.HandlerFunc) (v *Verifier, asked *a
 		t.Fatal(err)
 	}
 	return v, asked
+}
+
+func TestAProviderIsAskedAboutALongToken(t *testing.T) {
+	v, asked := startOddProvider(t, http.NotFound)
+	long := "good" + strings.Repeat("t", identity.MaxToken-len("good"))
+	if who, err := v.Verify(t.Context(), identity.NewSecret(long)); err != nil || who.Name != alice {
+		t.Errorf("%v, %v", who, err)
+	}
+	if _, err := v.Verify(t.Context(), identity.NewSecret(long+"t")); !errors.Is(err, ErrInvalid) || asked.Load() != 1 {
+		t.Errorf("%v, asked %d times", err, asked.Load())
+	}
 }
 
 func TestTokensOfStrangersKeepNobodyOut(t *testing.T) {

@@ -154,11 +154,33 @@ func TestATokenIsNotSentWhereItIsNotTaken(t *testing.T) {
 	if _, err := b.Login(t.Context(), request1(t)); !errors.Is(err, errNoToken) || !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrDenied) {
 		t.Errorf("a password where only tokens are taken: %v", err)
 	}
-	for _, bad := range []string{"a b", "a\x01b", "a\r\nb", "a\x00", strings.Repeat("t", maxToken+1)} {
+	for _, bad := range []string{"a b", "a\x01b", "a\r\nb", "a\x00", strings.Repeat("t", identity.MaxToken+1)} {
 		who := withToken(t)
 		who.Token = identity.NewSecret(bad)
 		if _, err := b.Login(t.Context(), who); !errors.Is(err, ErrDenied) {
 			t.Errorf("%.10q: %v", bad, err)
+		}
+	}
+}
+
+// A token that does not fit a command's line goes when it is asked for. A backend that
+// does not read it to its end says nothing of the token, nor of its own health.
+func TestALongTokenGoesOutWhole(t *testing.T) {
+	who := withToken(t)
+	who.Token = identity.NewSecret(canary + strings.Repeat("t", identity.MaxToken-len(canary)))
+	message := coded("n,a=joe@example.org,\x01auth=Bearer " + who.Token.Reveal() + "\x01\x01")
+	a := perform(t, Config{TLSMode: NoTLS}, who, greetOAuth, "< ID", "< AUTHENTICATE OAUTHBEARER\r\n", "> {I} OK\r\n+ ", "< "+message+"\r\n", loginOK)
+	if a.finish(); a.err != nil || a.play.err != nil {
+		t.Fatalf("%v, %.200v", a.err, a.play.err)
+	}
+	for what, end := range map[string][]string{
+		"closed": {"fin"}, "reset": {"rst"}, "BYE": {"> * BYE Authentication response too large", "fin"},
+	} {
+		steps := append([]string{greetOAuth, "< ID", "< AUTHENTICATE OAUTHBEARER\r\n", "> {I} OK\r\n+ ", "< "}, end...)
+		a := perform(t, Config{TLSMode: NoTLS}, who, steps...)
+		a.finish()
+		if !errors.Is(a.err, ErrUnavailable) || a.result != ResultNotTaken || VerdictOf(a.err) != VerdictNone {
+			t.Errorf("%s: %v, %s, verdict %d", what, a.err, a.result, VerdictOf(a.err))
 		}
 	}
 }

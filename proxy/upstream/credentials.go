@@ -130,8 +130,10 @@ func (c credentials) appendPlain(s *script, tag string, caps imap.Caps) error {
 // appendSASL appends AUTHENTICATE with a mechanism of one message, of which no
 // copy is left.
 func (s *script) appendSASL(tag, mechanism string, response []byte, caps imap.Caps) {
+	begin := len(s.bytes)
 	s.bytes = append(append(append(s.bytes, tag...), " AUTHENTICATE "...), mechanism...)
-	if caps.Has("SASL-IR") { // RFC 4959
+	length := len(s.bytes) - begin + len(" ") + base64.StdEncoding.EncodedLen(len(response)) + len("\r\n")
+	if caps.Has("SASL-IR") && length <= maxLine { // RFC 4959; servers need not take a longer line
 		s.bytes = append(s.bytes, ' ')
 	} else {
 		s.bytes = append(s.bytes, '\r', '\n')

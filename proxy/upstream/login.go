@@ -72,7 +72,10 @@ func (b *Backend) authenticate(d *dialogue, who credentials, c Client) (imap.Res
 	if err == nil && res.Kind != imap.Tagged {
 		res, err = d.dismiss(res.Text, s.dismissal)
 	}
-	if err != nil {
+	switch {
+	case err != nil && who.isLong() && isClosed(err):
+		return res, fmt.Errorf("%w: %w", errTokenEnd, err)
+	case err != nil:
 		return res, fmt.Errorf("%w: %w", errUnanswered, err)
 	}
 	return res, nil
