@@ -62,6 +62,7 @@ func (e *ending) Unwrap() error { return e.err }
 
 // refusal is the answer to a failed login.
 type refusal struct {
+	before string // untagged responses with their CRLF, "" for none
 	reply  string // behind the tag
 	result string // for the metrics
 	reason audit.Reason
@@ -102,7 +103,10 @@ func refusalOf(err error) refusal {
 		denied.reason = audit.NoRoute
 		return denied
 	case errors.As(err, &own):
-		return refusal{reply: "NO [" + own.Code + "] " + own.Text, result: refused, reason: audit.BackendRefused}
+		return refusal{
+			before: string(upstream.AppendAlerts(nil, own.Alerts)), reply: "NO [" + own.Code + "] " + own.Text,
+			result: refused, reason: audit.BackendRefused,
+		}
 	}
 	return unavailable(unavailableReason(err))
 }
@@ -169,9 +173,7 @@ func (s *session) welcome(a *attempt, up admitted, offered imap.Caps) error {
 	if s.said.askedCaps && caps != "" {
 		s.out = append(append(append(s.out, "* CAPABILITY "...), caps...), "\r\n"...)
 	}
-	if code, text := up.OK(); code != "" {
-		s.out = append(append(append(append(append(s.out, "* OK ["...), code...), "] "...), text...), "\r\n"...)
-	}
+	s.out = up.OK().AppendUntagged(s.out)
 	s.out = append(append(s.out, a.tag...), " OK "...)
 	if caps != "" {
 		s.out = append(append(append(s.out, "[CAPABILITY "...), caps...), "] "...)

@@ -78,7 +78,11 @@ func (v *verdicts) serve(nc net.Conn) {
 				return
 			}
 		}
-		if u.say(words[0]+" "+answer) != nil {
+		before, tagged := "", answer
+		if i := strings.LastIndex(answer, "\r\n"); i >= 0 { // untagged responses come first
+			before, tagged = answer[:i+2], answer[i+2:]
+		}
+		if u.say(before+words[0]+" "+tagged) != nil {
 			return
 		}
 	}

@@ -156,8 +156,13 @@ func (b *Backend) converse(d *dialogue, who request) (*Conn, error) {
 		return nil, err
 	}
 	if err := b.verdict(ok); err != nil {
+		var forwarded *Refused
+		if errors.As(err, &forwarded) {
+			forwarded.Alerts = d.alerts
+		}
 		return nil, err
 	}
+	alerts := d.alerts // before the OK: what comes after it is kept as it is
 	kept, err := d.after(ok)
 	if err != nil {
 		return nil, err
@@ -166,9 +171,9 @@ func (b *Backend) converse(d *dialogue, who request) (*Conn, error) {
 	if !onlyUntagged(rest) {
 		return nil, errBehind
 	}
-	conn := &Conn{user: who.User, caps: b.shared(d.caps), text: clean(ok.Text), nc: nc, rest: append(kept, rest...)}
-	if forwardable(ok.Code) && conn.text != "" {
-		conn.code = ok.Code
+	conn := &Conn{user: who.User, caps: b.shared(d.caps), ok: OK{alerts, "", clean(ok.Text)}, nc: nc, rest: append(kept, rest...)}
+	if forwardable(ok.Code) && conn.ok.Text != "" {
+		conn.ok.Code = ok.Code
 	}
 	return conn, nil
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -241,7 +242,7 @@ func loginIs(t *testing.T, b *Backend, who Request, text []byte) {
 	}
 	if err != nil {
 		var refused *Refused
-		if errors.As(public(err), &refused) && (!forwardable(refused.Code) || clean(refused.Text) != refused.Text) {
+		if errors.As(public(err), &refused) && (!forwardable(refused.Code) || clean(refused.Text) != refused.Text || !showable(refused.Alerts)) {
 			t.Fatalf("not fit to forward: %q", refused)
 		}
 		return
@@ -249,7 +250,14 @@ func loginIs(t *testing.T, b *Backend, who Request, text []byte) {
 	if !r.login {
 		t.Fatalf("%q was taken for a login", text)
 	}
-	if !conn.Caps().Known() || !onlyUntagged(conn.rest) || clean(conn.text) != conn.text {
-		t.Fatalf("%q %q %q", conn.Caps(), conn.rest, conn.text)
+	if !conn.Caps().Known() || !onlyUntagged(conn.rest) || clean(conn.ok.Text) != conn.ok.Text || !showable(conn.ok.Alerts) {
+		t.Fatalf("%q %q %q", conn.Caps(), conn.rest, conn.ok)
 	}
+}
+
+// showable reports whether alerts may reach a client.
+func showable(alerts []Alert) bool {
+	return len(alerts) <= maxAlerts && !slices.ContainsFunc(alerts, func(a Alert) bool {
+		return a.Name != "OK" && a.Name != "NO" && a.Name != "BAD" || a.Text == "" || clean(a.Text) != a.Text
+	})
 }

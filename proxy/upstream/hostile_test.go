@@ -62,7 +62,7 @@ func (h hostile) judge(t *testing.T, a act) {
 	t.Helper()
 	a.finish()
 	if h.result == "ok" {
-		if a.err != nil || a.conn.rest != nil || a.play.err != nil || strings.Contains(a.conn.text, "evil") {
+		if a.err != nil || a.conn.rest != nil || a.play.err != nil || strings.Contains(fmt.Sprint(a.conn.OK()), "evil") {
 			t.Errorf("%s: %v, %v", h.name, a.err, a.play.err)
 		}
 	} else if !errors.Is(a.err, ErrUnavailable) || errors.Is(a.err, ErrDenied) || a.conn != nil {
