@@ -29,7 +29,9 @@ type Backend struct {
 	slots  chan struct{} // a token for each login under way; MaxLogins of them
 	pace   *rate.Limiter // of new connections; nil: as they come
 	health health
-	caps   atomic.Pointer[imap.Caps] // as of the last login: most are equal, and share one
+	// What was seen of the forms of a login.
+	passwords, tokens habit
+	caps              atomic.Pointer[imap.Caps] // as of the last login: most are equal, and share one
 }
 
 // New makes a Backend. The configuration is taken as valid; zero fields get

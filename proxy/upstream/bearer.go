@@ -61,12 +61,12 @@ func (c credentials) bearer(caps imap.Caps) (bearer, error) {
 }
 
 // appendBearer appends AUTHENTICATE with the token.
-func (c credentials) appendBearer(s *script, tag string, caps imap.Caps) error {
-	b, err := c.bearer(caps)
+func (c credentials) appendBearer(s *script, f form, d *dialogue) error {
+	b, err := c.bearer(d.caps)
 	if err != nil {
 		return err
 	}
-	s.appendSASL(tag, b.mechanism, []byte(b.message), caps)
+	s.appendSASL(d.last+" AUTHENTICATE "+b.mechanism, []byte(b.message), f)
 	s.dismissal = b.dismissal
 	return nil
 }

@@ -108,10 +108,11 @@ func TestABackendCannotMisuseTheChallengeOfARefusal(t *testing.T) {
 		"BYE behind it":           {[]string{"> + ", "< AQ==", "> * BYE"}, ResultClosed},
 		"PREAUTH behind it":       {[]string{"> + ", "< AQ==", "> * PREAUTH"}, ResultProtocol},
 		"an end":                  {[]string{"> + ", "< AQ==", "fin"}, ResultClosed},
+		"BAD behind it":           {[]string{"> + ", "< AQ==", "> {L} BAD no"}, ResultNotTaken},
 		"another tag":             {[]string{"> + ", "< AQ==", "> a1 NO"}, ResultProtocol},
-		"BAD":                     {[]string{"> {L} BAD what"}, ResultNotTaken},
-		"its words in an error":   {[]string{"> {L} BAD AUTHENTICATE " + canary}, ResultNotTaken},
-		"them coded":              {[]string{"> {L} BAD " + coded(sayBearer)}, ResultNotTaken},
+		"BAD":                     {[]string{"> {L} BAD what", "fin"}, ResultNotTaken},
+		"its words in an error":   {[]string{"> {L} BAD AUTHENTICATE " + canary, "fin"}, ResultNotTaken},
+		"them coded":              {[]string{"> {L} BAD " + coded(sayBearer), "fin"}, ResultNotTaken},
 		"a challenge without end": {[]string{">> + " + strings.Repeat("e", 1<<17)}, ResultProtocol},
 	} {
 		a := perform(t, Config{TLSMode: NoTLS}, withToken(t), append(front, c.steps...)...)
@@ -191,8 +192,8 @@ func TestWhatAStrangerCanBringAboutSaysNothingOfTheBackendsHealth(t *testing.T) 
 		steps []string
 	}{
 		"a token where none is taken": {withToken(t), []string{"> * OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] hi"}},
-		"a BAD to a token":            {withToken(t), []string{"> * OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=XOAUTH2] hi", "< AUTHENTICATE", "> {L} BAD what"}},
-		"a BAD to a password":         {request1(t), []string{"> * OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] hi", "< AUTHENTICATE", "> {L} BAD what"}},
+		"a BAD to a token":            {withToken(t), []string{"> * OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=XOAUTH2] hi", "< AUTHENTICATE", "> {L} BAD what", "fin"}},
+		"a BAD to a password":         {request1(t), []string{"> * OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] hi", "< AUTHENTICATE", "> {L} BAD what", "fin"}},
 	} {
 		for _, since := range []time.Time{{}, time.Now().Add(-time.Second)} {
 			result := ""
@@ -226,7 +227,8 @@ func TestANameIsEscapedForOAuthBearer(t *testing.T) {
 		t.Fatal(err)
 	}
 	var s script
-	if err := creds.appendLogin(&s, "L1", imap.ParseCaps("IMAP4rev1 SASL-IR AUTH=OAUTHBEARER")); err != nil {
+	d := &dialogue{last: "L1", caps: imap.ParseCaps("IMAP4rev1 SASL-IR AUTH=OAUTHBEARER")}
+	if err := creds.appendLogin(&s, formAtOnce, d); err != nil {
 		t.Fatal(err)
 	}
 	want := "L1 AUTHENTICATE OAUTHBEARER " + coded("n,a=joe=2Ca=3Dx=3D2C,\x01auth=Bearer "+canary+"\x01\x01") + "\r\n"

@@ -26,7 +26,7 @@ const (
 	tagStartTLS   = "S"
 	tagID         = "I"
 	tagAfter      = "A"
-	tagLogin      = "L"
+	tagLogin      = "L" // and the letters after it, where the login is tried in other forms
 )
 
 // dialogue is the conversation with a backend up to its tagged OK of the login.
@@ -34,9 +34,9 @@ type dialogue struct {
 	// Set once.
 	conn *imap.Conn
 	tag  string // at least 64 random bits, so that no answer comes before its command
-	last string // as many others for the login: no command before it gives them away
 
 	// Owned by the goroutine of Login.
+	last     string // tag of the login, of as many other bits: no command before it gives them away
 	deadline time.Time
 	left     int       // bytes of maxTotal that may still come
 	caps     imap.Caps // as the backend said last, unknown again behind the start of TLS
@@ -52,6 +52,9 @@ func newDialogue(nc net.Conn) *dialogue {
 		left: maxTotal,
 	}
 }
+
+// renew takes another tag for the login that is tried after try others.
+func (d *dialogue) renew(try int) { d.last = string(tagLogin[0]+byte(try)) + rand.Text()[:13] }
 
 // bind makes the dialogue end with ctx and at the deadline.
 func (d *dialogue) bind(ctx context.Context, deadline time.Time) (release func() bool) {
