@@ -22,7 +22,6 @@ var mechanisms = []string{scramSHA256Plus, scramSHA256, sasl.External, sasl.Plai
 
 // Constant: what was said is never quoted.
 var (
-	errNotUTF8      = errors.New("password is not UTF-8")
 	errSomebodyElse = errors.New("authorization identity is another user")
 )
 

