@@ -107,7 +107,7 @@ func (s *session) authenticate(ctx context.Context, cmd imap.Command) (*attempt,
 			a.login.Mechanism = exchange.Mechanism()
 			return a, nil
 		}
-		line, err := s.ask(challenge)
+		line, err := s.ask(challenge, responseLimits(a.login.Mechanism))
 		if err != nil {
 			s.recordRefusal(a, halfway(ctx, err), nil)
 			return nil, s.faulty(cmd, err)
@@ -141,7 +141,7 @@ func (s *session) prove(a *attempt) error {
 		return nil
 	}
 	s.visit.Settle() // the password is right: a client that stays silent must not hold up others
-	line, err := s.ask(a.last)
+	line, err := s.ask(a.last, imap.BeforeLogin)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errSilent, err)
 	}
@@ -158,16 +158,24 @@ func (s *session) explain(a *attempt) error {
 	if challenge == nil {
 		return nil
 	}
-	_, err := s.ask(challenge)
+	_, err := s.ask(challenge, imap.BeforeLogin)
 	return err
 }
 
+// responseLimits are those of a response to a challenge: a token may be long.
+func responseLimits(mechanism string) imap.Limits {
+	if mechanism == auth.SASLOAuthBearer || mechanism == auth.SASLXOAuth2 {
+		return imap.LongResponse
+	}
+	return imap.BeforeLogin
+}
+
 // ask sends a challenge and reads the client's response line.
-func (s *session) ask(challenge []byte) (string, error) {
+func (s *session) ask(challenge []byte, lim imap.Limits) (string, error) {
 	if err := s.send("+ " + base64.StdEncoding.EncodeToString(challenge)); err != nil {
 		return "", err
 	}
-	line, err := s.conn.ReadOrSkipLine(imap.LongResponse.Line, imap.LongResponse.Skip)
+	line, err := s.conn.ReadOrSkipLine(lim.Line, lim.Skip)
 	return string(line), err
 }
 

@@ -36,7 +36,7 @@ var BeforeLogin = Limits{
 	},
 }
 
-// LongResponse are the limits of AUTHENTICATE, and of each response to a challenge.
+// LongResponse are the limits of AUTHENTICATE, and of a response that brings a token.
 var LongResponse = Limits{Line: LongLine, Tag: 126, Literals: 8192, Size: LongLine, Count: 4, Parens: 1, Skip: skipped}
 
 // skipped is how much more is read past of a line that is too long, so that the
