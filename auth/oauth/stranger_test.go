@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -48,6 +49,59 @@ func TestAProviderIsAskedAboutALongToken(t *testing.T) {
 	if _, err := v.Verify(t.Context(), identity.NewSecret(long+"t")); !errors.Is(err, ErrInvalid) || asked.Load() != 1 {
 		t.Errorf("%v, asked %d times", err, asked.Load())
 	}
+}
+
+// The gateway's own question finds the provider back, and takes its time. The tokens that
+// come meanwhile are not refused.
+func TestTokensBesideTheQuestionThatFindsTheProviderBackAreAskedAbout(t *testing.T) {
+	var back atomic.Bool
+	probed, answers := make(chan struct{}), make(chan struct{})
+	once := sync.OnceFunc(func() { close(probed) })
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !back.Load() {
+			panic(http.ErrAbortHandler)
+		}
+		if !strings.HasPrefix(r.FormValue("token"), "good") {
+			once()
+			<-answers
+		}
+		_, _ = fmt.Fprintf(w, `{"active":true,"scope":"email","email":%q}`, alice)
+	}))
+	t.Cleanup(server.Close)
+	v, err := New(Config{IntrospectionURL: server.URL, Scope: "email"}, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	token := identity.NewSecret("good")
+	for range breaker.After + 1 {
+		if _, err := v.Verify(t.Context(), token); !errors.Is(err, ErrUnavailable) {
+			t.Fatal(err)
+		}
+	}
+	back.Store(true)
+	var logins sync.WaitGroup
+	logins.Go(func() {
+		for {
+			if _, err := v.Verify(t.Context(), token); err == nil || t.Context().Err() != nil {
+				return
+			}
+		}
+	})
+	<-probed
+	begun := make(chan struct{})
+	for range 20 {
+		logins.Go(func() {
+			begun <- struct{}{}
+			if _, err := v.Verify(t.Context(), token); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for range 20 {
+		<-begun
+	}
+	close(answers)
+	logins.Wait()
 }
 
 func TestTokensOfStrangersKeepNobodyOut(t *testing.T) {

@@ -82,12 +82,34 @@ func (b *Backend) Login(ctx context.Context, who Request) (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("log in at %s: %w", b.cfg.Name, err)
 	}
-	conn, err := b.login(ctx, who, creds)
-	b.learn(ctx, err)
+	conn, err := b.tryLogin(ctx, request{who, creds})
 	if err != nil {
 		return nil, fmt.Errorf("log in at %s: %w", b.cfg.Name, public(err))
 	}
 	return conn, nil
+}
+
+// tryLogin is one login, if the backend is worth a try, and what it teaches.
+func (b *Backend) tryLogin(ctx context.Context, who request) (conn *Conn, err error) {
+	if b.looping(who.Client) {
+		b.learn(ctx, nil, ErrLoop)
+		return nil, ErrLoop
+	}
+	asked := time.Now()
+	deadline := asked.Add(b.cfg.LoginTimeout)
+	p, err := b.health.admit(ctx, deadline)
+	if p != nil {
+		defer b.health.end(p)
+	}
+	if err == nil {
+		err = b.enter(ctx, deadline)
+	}
+	who.waited(time.Since(asked))
+	if err == nil {
+		conn, err = b.login(ctx, who, deadline)
+	}
+	b.learn(ctx, p, err)
+	return conn, err
 }
 
 // public sorts an error into what callers branch on.
@@ -99,21 +121,8 @@ func public(err error) error {
 	return fmt.Errorf("%w: %w", ErrUnavailable, told{err})
 }
 
-// login is one login, from the wait for a turn to the tagged OK.
-func (b *Backend) login(ctx context.Context, who Request, creds credentials) (*Conn, error) {
-	if b.looping(who.Client) {
-		return nil, ErrLoop
-	}
-	if !b.health.allow(time.Now()) {
-		return nil, errDown
-	}
-	deadline := time.Now().Add(b.cfg.LoginTimeout)
-	asked := time.Now()
-	err := b.enter(ctx, deadline)
-	who.waited(time.Since(asked))
-	if err != nil {
-		return nil, err
-	}
+// login is one login that has its turn, to the tagged OK.
+func (b *Backend) login(ctx context.Context, who request, deadline time.Time) (*Conn, error) {
 	leave := sync.OnceFunc(b.leave)
 	defer leave()
 	defer time.AfterFunc(turn, leave).Stop()
@@ -121,7 +130,7 @@ func (b *Backend) login(ctx context.Context, who Request, creds credentials) (*C
 	if err != nil {
 		return nil, err
 	}
-	return b.over(ctx, nc, deadline, request{who, creds})
+	return b.over(ctx, nc, deadline, who)
 }
 
 // request is a Request and what is sent for it.
@@ -278,10 +287,11 @@ func (b *Backend) heldUp(by string, inVain bool) {
 
 func (b *Backend) leave() { <-b.slots }
 
-// learn tells the metrics and the health of the backend how a login ended. A BAD
+// learn tells the metrics and the health of the backend how a login ended, which was a
+// probe where p is one. A BAD
 // and a token that is not taken say nothing of its health: a stranger can bring
 // both about, and must be able neither to mark it down nor to keep it up.
-func (b *Backend) learn(ctx context.Context, err error) {
+func (b *Backend) learn(ctx context.Context, p *probe, err error) {
 	res := result(ctx, err)
 	if b.hooks.OnConnect != nil {
 		b.hooks.OnConnect(res)
@@ -294,6 +304,10 @@ func (b *Backend) learn(ctx context.Context, err error) {
 	case ResultUnreachable, ResultTLS, ResultTimeout, ResultClosed, ResultProtocol:
 		if ctx.Err() == nil { // or it was the caller's time that ran out
 			b.health.failed(time.Now())
+			return
 		}
+		b.health.unknown(p)
+	default:
+		b.health.unknown(p)
 	}
 }
