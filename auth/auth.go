@@ -21,6 +21,9 @@ var (
 	// ErrUnavailable: nobody could say whether the password is right. The source
 	// is away or holds nonsense, or too many verifications are waiting.
 	ErrUnavailable = errors.New("login cannot be checked now")
+	// ErrTooLong: the token, or the message with it, is longer than any that is taken.
+	// It was not looked at, and is no guess.
+	ErrTooLong = errors.New("token is too long")
 	// ErrUnanswered comes wrapped with ErrUnavailable where a service was shown the
 	// password and gave no usable answer: whether it was right is open.
 	ErrUnanswered = errors.New("asked, and no answer came")

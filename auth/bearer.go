@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/emersion/go-sasl"
+
+	"imapgate/internal/identity"
 )
 
 // The mechanisms that bring a bearer token, as AUTHENTICATE names them and as
@@ -55,8 +57,8 @@ func (s *bearerServer) Next(response []byte) ([]byte, bool, error) {
 	if response == nil {
 		return []byte{}, false, nil
 	}
-	if len(response) > maxMessage {
-		return nil, false, errBearerForm
+	if len(response) > maxBearer {
+		return nil, false, ErrTooLong
 	}
 	user, token, err := s.read(string(response))
 	if err != nil {
@@ -152,14 +154,17 @@ func gs2Name(escaped string) (string, error) {
 }
 
 // bearerToken is what follows "Bearer", whose case does not matter, if it is a
-// b64token (RFC 6750 §2.1).
+// b64token (RFC 6750 §2.1). ErrTooLong is one of more than identity.MaxToken bytes.
 func bearerToken(authorization string) (string, error) {
 	scheme, token, ok := strings.Cut(authorization, " ")
 	if !ok || !strings.EqualFold(scheme, "Bearer") {
 		return "", errBearerScheme
 	}
 	token = strings.TrimLeft(token, " ")
-	if !isToken(token) {
+	switch {
+	case len(token) > identity.MaxToken:
+		return "", ErrTooLong
+	case !isToken(token):
 		return "", errBearerToken
 	}
 	return token, nil

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/emersion/go-sasl"
+
+	"imapgate/internal/identity"
 )
 
 // bearer is what a bearer mechanism made of one message.
@@ -75,7 +77,7 @@ func TestBadBearersAreRefusedWithoutAPanic(t *testing.T) {
 		for _, value := range []string{
 			"", "Bearer", "Bearer ", "Bearer =", "Bearer  ==", "Basic dTpw", "Bearert", "Bearer\tt", "Bearer t t", "Bearer t\r\n", "Bearer t=a",
 			"Bearer t\x00", "Bearer \u00e9", "Bearer \xff", `Bearer "t"`, "Bearer t,", "\u0299earer t",
-			"Bearer " + strings.Repeat("t", maxMessage),
+			"Bearer " + strings.Repeat("t", identity.MaxToken+1),
 		} {
 			bad[mechanism] = append(bad[mechanism], front+value+"\x01\x01")
 		}
@@ -158,7 +160,7 @@ func FuzzBearer(f *testing.F) {
 		for mechanism, form := range grammar {
 			got, _, done, err := sayBearer(mechanism, message)
 			shape, with := form.FindStringSubmatch(message), token.FindStringSubmatch("\x01"+message)
-			want, seen := len(message) <= maxMessage && shape != nil && with != nil, map[string]bool{}
+			want, seen := len(message) <= maxBearer && shape != nil && with != nil, map[string]bool{}
 			for _, k := range keys.FindAllStringSubmatch("\x01"+message, -1) {
 				want, seen[k[1]] = want && !seen[k[1]], true
 			}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"strings"
 	"time"
 
 	"imapgate/internal/identity"
@@ -87,7 +88,7 @@ func (l *Login) check() error {
 		}
 		return nil
 	case l.credential() == token:
-		if len(l.Token.Reveal()) > maxMessage || !isToken(l.Token.Reveal()) {
+		if len(l.Token.Reveal()) > identity.MaxToken || !isToken(l.Token.Reveal()) {
 			return errBearerToken
 		}
 		return nil
@@ -169,17 +170,15 @@ func (w *Wait) Error() string { return fmt.Sprintf("%v, to be told after %v", w.
 // Unwrap gives the refusal.
 func (w *Wait) Unwrap() error { return w.Err }
 
-// checkPassword refuses what could change the meaning of a command sent on to
-// a backend (CR, LF, NUL), every other control, and what is empty or too long.
+// checkPassword refuses what no command can carry on to a backend (CR, LF, NUL), and
+// what is empty or too long. All other octets are for whoever judges the password.
 func checkPassword(password identity.Secret) error {
 	p := password.Reveal()
 	if p == "" || len(p) > maxPassword {
 		return errors.New("password is empty or too long")
 	}
-	for i := range len(p) {
-		if p[i] < 0x20 || p[i] == 0x7f {
-			return errors.New("password has control characters")
-		}
+	if strings.ContainsAny(p, "\r\n\x00") {
+		return errors.New("password has an octet that no login can have")
 	}
 	return nil
 }

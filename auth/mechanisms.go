@@ -22,11 +22,12 @@ var mechanisms = []string{scramSHA256Plus, scramSHA256, sasl.External, sasl.Plai
 
 // Constant: what was said is never quoted.
 var (
-	errNotUTF8      = errors.New("password is not UTF-8")
 	errSomebodyElse = errors.New("authorization identity is another user")
 )
 
-func isOurs(err error) bool { return errors.Is(err, ErrDenied) || errors.Is(err, ErrUnavailable) }
+func isOurs(err error) bool {
+	return errors.Is(err, ErrDenied) || errors.Is(err, ErrUnavailable) || errors.Is(err, ErrTooLong)
+}
 
 // offer enables the mechanisms of the operator's list, each of which somebody
 // must be able to serve; or, without a list, those that serve every user.

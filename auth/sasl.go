@@ -4,15 +4,18 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"unicode/utf8"
 
 	"github.com/emersion/go-sasl"
 
 	"imapgate/internal/identity"
 )
 
-// maxMessage bounds one decoded SASL message, as Dovecot does.
-const maxMessage = 8 << 10
+// Bounds of one decoded SASL message: Dovecot's, and for mechanisms that bring a token
+// what fits the line of a client in base64.
+const (
+	maxMessage = 8 << 10
+	maxBearer  = 24 << 10
+)
 
 // Exchange is one SASL exchange with one client, on decoded messages; base64,
 // "*" to cancel, limits and deadlines are the front door's. An Exchange that has
@@ -78,6 +81,10 @@ func (e *Exchange) Mechanism() string { return e.mechanism }
 // Format implements fmt.Formatter: fmt would show the password inside.
 func (e Exchange) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, e.mechanism+" exchange") }
 
+func (e *Exchange) bringsToken() bool {
+	return e.mechanism == SASLOAuthBearer || e.mechanism == SASLXOAuth2
+}
+
 // Tried is what the client has shown so far. After an error it is all that is
 // left of the exchange.
 func (e *Exchange) Tried() Tried { return e.tried }
@@ -89,8 +96,8 @@ func (e *Exchange) Login() Login { return e.login }
 // Next takes what the client said. Only in the first call nil differs from
 // empty: nil is a client that sent no initial response, empty is one that sent
 // "=" (RFC 4959 §3). A challenge together with done is for the client to see
-// once its login has been accepted, and not before. Every error is ErrDenied or
-// ErrUnavailable, wrapped, and ends the exchange.
+// once its login has been accepted, and not before. Every error is ErrDenied,
+// ErrUnavailable or ErrTooLong, wrapped, and ends the exchange.
 func (e *Exchange) Next(ctx context.Context, response []byte) (challenge []byte, done bool, err error) {
 	if e.server == nil {
 		return nil, false, fmt.Errorf("%s: %w: %w", e.mechanism, ErrDenied, sasl.ErrUnexpectedClientResponse)
@@ -99,7 +106,7 @@ func (e *Exchange) Next(ctx context.Context, response []byte) (challenge []byte,
 		response = []byte{} // an empty line; go-sasl's PLAIN would ask for ever
 	}
 	e.begun = true
-	if len(response) > maxMessage {
+	if len(response) > maxMessage && !e.bringsToken() { // whose server has a bound of its own
 		e.server, e.tried.Secret = nil, identity.NewSecret(string(response))
 		return nil, false, fmt.Errorf("%s: %w: message is longer than %d bytes", e.mechanism, ErrDenied, maxMessage)
 	}
@@ -134,16 +141,14 @@ func (e *Exchange) plain(authzid, user, password string) error {
 	return e.auth.actsFor(e.login.User, authzid)
 }
 
-// accept checks what a mechanism has learned. go-sasl checks none of it.
+// accept checks what a mechanism has learned. go-sasl checks none of it. RFC 4616 §2
+// wants passwords in UTF-8, but one that was set in Latin-1 is right as it is: whoever
+// judges it compares octets.
 func (e *Exchange) accept(user, password string) error {
 	secret := identity.NewSecret(password)
 	e.tried = Tried{user, secret}
 	if err := checkPassword(secret); err != nil {
 		return err
-	}
-	// RFC 4616 §2 speaks of UTF-8; the name's alphabet is narrower still.
-	if !utf8.ValidString(password) {
-		return errNotUTF8
 	}
 	name, err := e.auth.Canon(user)
 	if err != nil {

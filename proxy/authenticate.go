@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"imapgate/auth"
 	"imapgate/internal/audit"
@@ -23,7 +22,6 @@ var (
 	// errSilent is a client that could not be read from behind our proof.
 	errSilent     = errors.New("client was not heard")
 	errNoPassword = fmt.Errorf("%w: no password", auth.ErrDenied)
-	errNotUTF8    = fmt.Errorf("%w: password is not UTF-8", auth.ErrDenied)
 )
 
 // client is what the methods and mechanisms may know of this connection.
@@ -67,9 +65,6 @@ func (s *session) login(cmd imap.Command) (*attempt, error) {
 		return a, nil
 	}
 	a.login.User = user
-	if !utf8.ValidString(cmd.Args[1].Text) { // as with SASL: a backend may call it BAD
-		a.err = errNotUTF8
-	}
 	return a, nil
 }
 
@@ -112,7 +107,7 @@ func (s *session) authenticate(ctx context.Context, cmd imap.Command) (*attempt,
 			a.login.Mechanism = exchange.Mechanism()
 			return a, nil
 		}
-		line, err := s.ask(challenge)
+		line, err := s.ask(challenge, responseLimits(a.login.Mechanism))
 		if err != nil {
 			s.recordRefusal(a, halfway(ctx, err), nil)
 			return nil, s.faulty(cmd, err)
@@ -146,7 +141,7 @@ func (s *session) prove(a *attempt) error {
 		return nil
 	}
 	s.visit.Settle() // the password is right: a client that stays silent must not hold up others
-	line, err := s.ask(a.last)
+	line, err := s.ask(a.last, imap.BeforeLogin)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errSilent, err)
 	}
@@ -163,23 +158,31 @@ func (s *session) explain(a *attempt) error {
 	if challenge == nil {
 		return nil
 	}
-	_, err := s.ask(challenge)
+	_, err := s.ask(challenge, imap.BeforeLogin)
 	return err
 }
 
+// responseLimits are those of a response to a challenge: a token may be long.
+func responseLimits(mechanism string) imap.Limits {
+	if mechanism == auth.SASLOAuthBearer || mechanism == auth.SASLXOAuth2 {
+		return imap.LongResponse
+	}
+	return imap.BeforeLogin
+}
+
 // ask sends a challenge and reads the client's response line.
-func (s *session) ask(challenge []byte) (string, error) {
+func (s *session) ask(challenge []byte, lim imap.Limits) (string, error) {
 	if err := s.send("+ " + base64.StdEncoding.EncodeToString(challenge)); err != nil {
 		return "", err
 	}
-	line, err := s.conn.ReadLine(imap.BeforeLogin.Line)
+	line, err := s.conn.ReadOrSkipLine(lim.Line, lim.Skip)
 	return string(line), err
 }
 
 // halfway says why an exchange went no further than a line that was not read.
 func halfway(ctx context.Context, err error) refusal {
 	switch {
-	case errors.Is(err, imap.ErrLineEnding), errors.Is(err, imap.ErrLineTooLong):
+	case errors.Is(err, imap.ErrLineEnding), errors.Is(err, imap.ErrLineTooLong), errors.Is(err, imap.ErrLineSkipped):
 		return refusal{result: refused, reason: audit.BadExchange}
 	case ctx.Err() != nil:
 		return refusal{result: metrics.Abandoned, reason: audit.GatewayStopping}

@@ -67,14 +67,3 @@ func TestDenialsThatAreRememberedHaveABound(t *testing.T) {
 		}
 	}
 }
-
-func TestAPasswordThatIsNotUTF8IsShownToNobody(t *testing.T) {
-	b := newBed(t, openMailbox(t).addr())
-	c := b.greeted("none")
-	c.say("a LOGIN alice {2+}\r\n\xc3\x28\r\n")
-	c.hear("a " + deniedReply)
-	if r := b.lastRecord("login_refused", c); r.field("reason") != string(audit.BadCredentials) || r.field("user") != "alice@example.org" || r.field("backend") != "" {
-		t.Errorf("%v", r)
-	}
-	c.close()
-}

@@ -23,7 +23,7 @@ const spliceMode = "splice"
 type admitted interface {
 	User() identity.User
 	Caps() imap.Caps
-	OK() (code, text string)
+	OK() upstream.OK
 	Close() error
 }
 

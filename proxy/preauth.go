@@ -97,6 +97,8 @@ func (s *session) faulty(cmd imap.Command, err error) error {
 		return &ending{audit.LiteralTooBig, "Literal refused.", nil}
 	case errors.Is(err, imap.ErrLineTooLong):
 		return &ending{audit.LineTooLong, "Line too long.", nil}
+	case errors.Is(err, imap.ErrLineSkipped):
+		return s.tooLong(cmd)
 	case errors.Is(err, imap.ErrLineEnding):
 		return s.badCommand(cmd.Tag, "BAD Lines end in CRLF.")
 	case errors.Is(err, errCleartext):
@@ -109,6 +111,18 @@ func (s *session) faulty(cmd imap.Command, err error) error {
 		return s.badCommand(syntax.Tag, "BAD "+syntax.Text)
 	}
 	return err
+}
+
+// tooLong answers a command whose line was read past. A token that is too long is
+// no guess, and was not looked at.
+func (s *session) tooLong(cmd imap.Command) error {
+	switch {
+	case cmd.Name != "AUTHENTICATE":
+		return s.badCommand(cmd.Tag, "BAD Line too long.")
+	case s.inTheClear():
+		return s.needTLS(cmd)
+	}
+	return s.badCommand(cmd.Tag, tooLongReply)
 }
 
 // strangers are the first words of other protocols: a browser made to talk to

@@ -22,6 +22,7 @@ const (
 	deniedReply      = "NO [AUTHENTICATIONFAILED] Authentication failed."
 	unavailableReply = "NO [UNAVAILABLE] Account is temporarily unavailable."
 	fullReply        = "NO [LIMIT] Too many connections." // behind a right login only
+	tooLongReply     = "NO [LIMIT] Credentials are longer than the server takes."
 )
 
 const refused = metrics.Refused
@@ -61,6 +62,7 @@ func (e *ending) Unwrap() error { return e.err }
 
 // refusal is the answer to a failed login.
 type refusal struct {
+	before string // untagged responses with their CRLF, "" for none
 	reply  string // behind the tag
 	result string // for the metrics
 	reason audit.Reason
@@ -82,6 +84,8 @@ func refusalOf(err error) refusal {
 		return refusal{reply: unavailableReply, result: refused, reason: asOthersReason(err)}
 	case errors.Is(err, errBackendDisagrees), errors.Is(err, errUnchecked):
 		return unavailable(audit.BackendRefused)
+	case errors.Is(err, auth.ErrTooLong):
+		return refusal{reply: tooLongReply, result: refused, reason: audit.BadExchange}
 	case errors.Is(err, errFull):
 		return refusal{reply: fullReply, result: metrics.Limited, reason: audit.LimitReached}
 	case errors.Is(err, errTooOften):
@@ -99,7 +103,10 @@ func refusalOf(err error) refusal {
 		denied.reason = audit.NoRoute
 		return denied
 	case errors.As(err, &own):
-		return refusal{reply: "NO [" + own.Code + "] " + own.Text, result: refused, reason: audit.BackendRefused}
+		return refusal{
+			before: string(upstream.AppendAlerts(nil, own.Alerts)), reply: "NO [" + own.Code + "] " + own.Text,
+			result: refused, reason: audit.BackendRefused,
+		}
 	}
 	return unavailable(unavailableReason(err))
 }
@@ -166,9 +173,7 @@ func (s *session) welcome(a *attempt, up admitted, offered imap.Caps) error {
 	if s.said.askedCaps && caps != "" {
 		s.out = append(append(append(s.out, "* CAPABILITY "...), caps...), "\r\n"...)
 	}
-	if code, text := up.OK(); code != "" {
-		s.out = append(append(append(append(append(s.out, "* OK ["...), code...), "] "...), text...), "\r\n"...)
-	}
+	s.out = up.OK().AppendUntagged(s.out)
 	s.out = append(append(s.out, a.tag...), " OK "...)
 	if caps != "" {
 		s.out = append(append(append(s.out, "[CAPABILITY "...), caps...), "] "...)

@@ -61,12 +61,16 @@ const (
 	anything credential = iota
 	aPassword
 	aToken
+	aLongToken // which a backend may not read to its end
 )
 
 // shownBy is what an attempt shows a backend.
 func shownBy(a *attempt) credential {
-	if a.login.Token.IsZero() {
+	switch token := a.login.Token; {
+	case token.IsZero():
 		return aPassword
+	case len(token.Reveal()) > upstream.LongToken:
+		return aLongToken
 	}
 	return aToken
 }

@@ -78,6 +78,24 @@ func TestAnOutageOfTokensIsNoneOfPasswords(t *testing.T) {
 	}
 }
 
+// A backend that does not read a long token to its end, as Dovecot, tells nothing by it.
+func TestALongTokenThatIsNotReadTellsNothing(t *testing.T) {
+	v := openVerdicts(t, func(_, secret string) string {
+		if len(secret) > upstream.LongToken {
+			return ""
+		}
+		return "NO [AUTHENTICATIONFAILED] no"
+	})
+	b := newBed(t, v.addr(), counting, taking)
+	for i := range 3 {
+		address := fmt.Sprintf("203.%d.113.7", i)
+		long := longToken(upstream.LongToken+1, "wrong")
+		alike(t, "a long token", unavailableReply, func(user string) string { return b.token(address, "XOAUTH2", user, long) })
+		alike(t, "a token", deniedReply, func(user string) string { return b.token(address, "XOAUTH2", user, "token") })
+		alike(t, "a password", deniedReply, func(user string) string { return b.guess(address, user, "wrong") })
+	}
+}
+
 // A password is refused wherever only tokens are taken, of users and of nobody.
 func TestAPasswordWhereOnlyTokensAreTakenTellsNothing(t *testing.T) {
 	v := openVerdicts(t, func(string, string) string { return "NO [AUTHENTICATIONFAILED] no" })

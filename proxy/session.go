@@ -54,7 +54,7 @@ func (l *listener) newSession(tcp *net.TCPConn) *session {
 	s := &session{server: l.server, listener: l, began: time.Now(), socket: quiet.NewSocket(tcp)}
 	s.deadline = s.began.Add(l.server.cfg.Preauth)
 	s.who = audit.Client{Session: l.server.sessionID(), Listener: l.Name, Peer: addrPort(tcp.RemoteAddr())}
-	s.conn = imap.NewConn(s.socket, imap.Commands, imap.BeforeLogin.Line)
+	s.conn = imap.NewConn(s.socket, imap.Commands, imap.LongLine)
 	return s
 }
 
@@ -223,8 +223,7 @@ func (s *session) enterBackend(ctx context.Context, a *attempt, id auth.Identity
 // asksBackend reports whether a login that was accepted has asked the backend now,
 // and not been believed from memory.
 func asksBackend(a *attempt, up admitted) bool {
-	code, text := up.OK()
-	return a.mode == spliceMode || code != "" || text != ""
+	return a.mode == spliceMode || !up.OK().IsZero()
 }
 
 // introduction is how the backend is told who the client is.
@@ -362,7 +361,7 @@ func (s *session) refuse(ctx context.Context, a *attempt, why error) error {
 			return err
 		}
 	}
-	if err := s.say(a.tag, r.reply); err != nil {
+	if err := s.send(r.before + a.tag + " " + r.reply); err != nil {
 		return err
 	}
 	if s.gaveUp() {

@@ -61,6 +61,11 @@ func (v *verdicts) serve(nc net.Conn) {
 		}
 		words := strings.Split(line, " ")
 		answer := "OK Done."
+		if len(words) == 3 && words[1] == "AUTHENTICATE" {
+			_ = u.say("+ ")
+			response, _ := u.line()
+			words = append(words, response)
+		}
 		if len(words) == 4 && words[1] == "AUTHENTICATE" {
 			message, _ := base64.StdEncoding.DecodeString(words[3])
 			parts := strings.FieldsFunc(string(message), func(r rune) bool { return r == 0 || r == 1 })
@@ -73,7 +78,11 @@ func (v *verdicts) serve(nc net.Conn) {
 				return
 			}
 		}
-		if u.say(words[0]+" "+answer) != nil {
+		before, tagged := "", answer
+		if i := strings.LastIndex(answer, "\r\n"); i >= 0 { // untagged responses come first
+			before, tagged = answer[:i+2], answer[i+2:]
+		}
+		if u.say(before+words[0]+" "+tagged) != nil {
 			return
 		}
 	}

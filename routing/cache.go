@@ -64,6 +64,8 @@ type cache struct {
 	deflt   scope
 	doubt   uint64
 	breaker breaker.Breaker
+	probe   *flight   // the question that is tried while Redis is left alone, until it is decided
+	beside  int       // lookups that wait for that; at most breaker.MaxBeside
 	unsaved bool      // something the snapshot should have
 	warned  time.Time // when a record was last complained about
 
@@ -107,8 +109,35 @@ func newCache(cfg Config, source source, log *zap.Logger) *cache {
 }
 
 // get gives the answer for u: the one remembered while it is fresh, else what
-// Redis says, else the last good one, else ErrUnavailable.
+// Redis says, else the last good one, else ErrUnavailable. Without any it waits
+// beside the question by which Redis is tried, within the time of one.
 func (c *cache) get(ctx context.Context, u identity.User) (got, error) {
+	probe, g, err := c.find(ctx, u)
+	if probe == nil {
+		return g, err
+	}
+	soon, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	for probe != nil {
+		select {
+		case <-probe.done:
+			err = nil
+		case <-soon.Done():
+			err = unavailable(errBroken)
+		}
+		c.mu.Lock()
+		c.beside--
+		c.mu.Unlock()
+		if err != nil {
+			return got{}, err
+		}
+		probe, g, err = c.find(ctx, u)
+	}
+	return g, err
+}
+
+// find is get, but for the wait beside a probe: one to wait for is returned.
+func (c *cache) find(ctx context.Context, u identity.User) (probe *flight, g got, err error) {
 	now := time.Now()
 	c.mu.Lock()
 	e := c.entries[u]
@@ -117,21 +146,27 @@ func (c *cache) get(ctx context.Context, u identity.User) (got, error) {
 		e.within.MoveToFront(e.place)
 		g := e.got(FromCache, now)
 		c.mu.Unlock()
-		return g, nil
+		return nil, g, nil
 	}
 	f, err := c.join(u, e, is)
 	last, ok := c.lastGood(e, now)
+	if !ok && errors.Is(err, errBroken) && c.probe != nil && c.beside < breaker.MaxBeside {
+		c.beside++
+		probe = c.probe
+	}
 	c.mu.Unlock()
-	if err != nil {
-		if ok {
-			return last, nil
-		}
-		return got{}, unavailable(err)
+	switch {
+	case probe != nil:
+	case err != nil && ok:
+		return nil, last, nil
+	case err != nil:
+		err = unavailable(err)
+	case ok && is != changed:
+		g, err = f.waitBriefly(ctx, last)
+	default:
+		g, err = f.wait(ctx)
 	}
-	if ok && is != changed {
-		return f.waitBriefly(ctx, last)
-	}
-	return f.wait(ctx)
+	return probe, g, err
 }
 
 // join finds the open question about u or opens one; an error says why not.
@@ -143,12 +178,16 @@ func (c *cache) join(u identity.User, e *entry, is standing) (*flight, error) {
 	if is == doubtful && !c.confirm.AllowN(now, 1) || len(c.flights) >= maxFlights {
 		return nil, errBusy
 	}
+	left := c.breaker.Open()
 	if !c.breaker.Allow(now) {
 		return nil, errBroken
 	}
 	f := &flight{user: u, sight: c.look(u), done: make(chan struct{})}
 	f.named = e != nil && c.named(e)
 	c.flights[u] = f
+	if left {
+		c.probe = f
+	}
 	go c.fetch(f)
 	return f, nil
 }
@@ -169,6 +208,9 @@ func (c *cache) fetch(f *flight) {
 	c.mu.Lock()
 	f.got, f.err = c.learn(f, q, r, err)
 	delete(c.flights, f.user)
+	if c.probe == f {
+		c.probe = nil
+	}
 	c.mu.Unlock()
 	close(f.done)
 }

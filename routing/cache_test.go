@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -231,6 +232,56 @@ func TestARedisThatFailsIsLeftAlone(t *testing.T) {
 			wants(t, c, user(t, fmt.Sprint("u", i)), "", FromRedis)
 		}
 	})
+}
+
+func TestLookupsBesideTheProbeShareItsOutcome(t *testing.T) {
+	for _, trouble := range []error{nil, errAway} {
+		bubble(t, func(t *testing.T, c *cache, o *oracle) {
+			alice := user(t, "alice@example.org")
+			o.set(alice, User, "east")
+			wants(t, c, alice, "east", FromRedis)
+			o.fail(errAway, 0)
+			for i := range breaker.After {
+				wantsUnavailable(t, c, user(t, fmt.Sprint("u", i)))
+			}
+			began := time.Now()
+			if wantsUnavailable(t, c, user(t, "late")); time.Since(began) != 0 {
+				t.Errorf("waited %v while nobody probes", time.Since(began))
+			}
+			pass(2 * time.Minute) // beyond what alice's answer is fresh for
+			o.fail(trouble, askTime/2)
+			var in, out, atOnce atomic.Int32
+			var lookups sync.WaitGroup
+			lookup := func(name string) {
+				began := time.Now()
+				switch _, err := c.get(t.Context(), user(t, name)); {
+				case err == nil:
+					in.Add(1)
+				case time.Since(began) == 0:
+					atOnce.Add(1)
+				default:
+					out.Add(1)
+				}
+			}
+			lookups.Go(func() { lookup("probe") })
+			synctest.Wait()
+			for i := range breaker.MaxBeside + 3 {
+				lookups.Go(func() { lookup(fmt.Sprint("v", i)) })
+			}
+			synctest.Wait()
+			if c.beside != breaker.MaxBeside || atOnce.Load() != 3 {
+				t.Errorf("%d wait, %d do not", c.beside, atOnce.Load())
+			}
+			began = time.Now()
+			if wants(t, c, alice, "east", FromStale); time.Since(began) != 0 {
+				t.Errorf("a user with a last good answer waited %v", time.Since(began))
+			}
+			lookups.Wait()
+			if want := map[bool]int32{true: 1 + breaker.MaxBeside}[trouble == nil]; in.Load() != want || c.beside != 0 || c.probe != nil {
+				t.Errorf("%v: %d go on, %d are refused, %d wait", trouble, in.Load(), out.Load(), c.beside)
+			}
+		})
+	}
 }
 
 // errorReply is an error that Redis itself sends.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"slices"
 	"strings"
 )
 
@@ -13,22 +14,16 @@ import (
 type nameTable struct {
 	exact    map[string][]*tls.Certificate // mail.example.org
 	wildcard map[string][]*tls.Certificate // example.org, for *.example.org
-	first    *tls.Certificate
+	fallback []*tls.Certificate            // the first certificate, and all others for one of its names
 }
 
 func newNameTable(pairs []*pair) *nameTable {
 	t := &nameTable{
 		exact:    make(map[string][]*tls.Certificate),
 		wildcard: make(map[string][]*tls.Certificate),
-		first:    pairs[0].cert,
 	}
 	for _, p := range pairs {
-		names := p.cert.Leaf.DNSNames
-		if len(names) == 0 && len(p.cert.Leaf.IPAddresses) == 0 {
-			names = []string{p.cert.Leaf.Subject.CommonName} // clients decide whether that is enough
-		}
-		for _, name := range names {
-			name = strings.ToLower(strings.TrimSuffix(name, "."))
+		for _, name := range certificateNames(p.cert) {
 			if parent, ok := strings.CutPrefix(name, "*."); ok {
 				t.wildcard[parent] = append(t.wildcard[parent], p.cert)
 			} else {
@@ -36,32 +31,71 @@ func newNameTable(pairs []*pair) *nameTable {
 			}
 		}
 	}
+	t.fallback = []*tls.Certificate{pairs[0].cert}
+	for _, name := range certificateNames(pairs[0].cert) {
+		for _, c := range t.named(name) {
+			if !slices.Contains(t.fallback, c) {
+				t.fallback = append(t.fallback, c)
+			}
+		}
+	}
 	return t
 }
 
-// choose finds the certificate: the exact name, then the wildcard over
-// its first label (RFC 6125 §6.4.3), then the first certificate.
-func (t *nameTable) choose(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-	name := strings.ToLower(hello.ServerName) // allocates only when there is a capital
-	if found := t.exact[name]; len(found) > 0 {
-		return supported(found, hello), nil
+// named are the certificates for a name in lower case: those for itself, then the
+// wildcards over its first label (RFC 6125 §6.4.3), which may be the name itself.
+func (t *nameTable) named(name string) []*tls.Certificate {
+	label, parent, ok := strings.Cut(name, ".")
+	if !ok || len(t.wildcard[parent]) == 0 {
+		return t.exact[name]
 	}
-	if _, parent, ok := strings.Cut(name, "."); ok {
-		if found := t.wildcard[parent]; len(found) > 0 {
-			return supported(found, hello), nil
-		}
+	if label == "*" {
+		return t.wildcard[parent]
 	}
-	return t.first, nil
+	return slices.Concat(t.exact[name], t.wildcard[parent])
 }
 
-// supported picks, where a name has an ECDSA and an RSA certificate, the first
-// one the client can use.
-func supported(certs []*tls.Certificate, hello *tls.ClientHelloInfo) *tls.Certificate {
-	if len(certs) > 1 {
-		for _, c := range certs {
-			if hello.SupportsCertificate(c) == nil {
-				return c
-			}
+// certificateNames are the names that a certificate is for, in lower case. Without
+// any it is the common name, and clients decide whether that is enough.
+func certificateNames(cert *tls.Certificate) []string {
+	names := cert.Leaf.DNSNames
+	if len(names) == 0 {
+		for _, ip := range cert.Leaf.IPAddresses {
+			names = append(names, ip.String())
+		}
+	}
+	if len(names) == 0 {
+		names = []string{cert.Leaf.Subject.CommonName}
+	}
+	lower := make([]string, len(names))
+	for i, name := range names {
+		lower[i] = strings.ToLower(strings.TrimSuffix(name, "."))
+	}
+	return lower
+}
+
+// choose finds the certificate: of those for the name, and for any other name, and
+// without one, of those for the names of the first, the first that the client can
+// use. A client that can use none gets the first of them, and its handshake fails.
+func (t *nameTable) choose(hello *tls.ClientHelloInfo) *tls.Certificate {
+	found := t.named(strings.ToLower(hello.ServerName)) // allocates only when there is a capital
+	if len(found) == 0 {
+		found = t.fallback
+	}
+	return usable(found, hello)
+}
+
+// usable is the first certificate that the client can use, or else the first: a
+// name may have one with an ECDSA key and one with an RSA key.
+func usable(certs []*tls.Certificate, hello *tls.ClientHelloInfo) *tls.Certificate {
+	if len(certs) == 1 {
+		return certs[0]
+	}
+	able := *hello
+	able.ServerName = "" // the name is looked at already, and may be none of theirs
+	for _, c := range certs {
+		if able.SupportsCertificate(c) == nil {
+			return c
 		}
 	}
 	return certs[0]
@@ -103,7 +137,7 @@ func (t *nameTable) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, e
 	if err := admitted(hello); err != nil {
 		return nil, err
 	}
-	return t.choose(hello)
+	return t.choose(hello), nil
 }
 
 // note is tls.Config.GetConfigForClient: it changes nothing. What choose answers
@@ -113,11 +147,7 @@ func (t *nameTable) note(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		return nil, err
 	}
 	if leaf, ok := hello.Context().Value(noting{}).(**x509.Certificate); ok {
-		cert, err := t.choose(hello)
-		if err != nil {
-			return nil, err
-		}
-		*leaf = cert.Leaf
+		*leaf = t.choose(hello).Leaf
 	}
 	return nil, nil
 }

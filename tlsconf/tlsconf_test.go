@@ -183,23 +183,90 @@ func TestCertificateIsChosenByName(t *testing.T) {
 	}
 }
 
+// Old clients know RSA alone, by their cipher suites or by their signature
+// algorithms, and may say no name, or one that no certificate has.
 func TestClientGetsTheKeyTypeItCanUse(t *testing.T) {
 	ca, dir, later := newAuthority(t, "ca"), t.TempDir(), time.Now().Add(240*time.Hour)
-	ecCert, ecKey := ca.issue(t, later, "mail.example.org")
-	private, err := rsa.GenerateKey(rand.Reader, 2048)
+	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		t.Fatal(err)
 	}
-	rsaCert, rsaKey := ca.sign(t, private, private.Public(), later, []string{"mail.example.org"})
+	ecPair := func(file string, names ...string) KeyPair {
+		cert, key := ca.issue(t, later, names...)
+		return writePair(t, filepath.Join(dir, file), cert, key)
+	}
+	rsaPair := func(file string, names ...string) KeyPair {
+		cert, key := ca.sign(t, rsaKey, rsaKey.Public(), later, names)
+		return writePair(t, filepath.Join(dir, file), cert, key)
+	}
+	ec, rs := ecPair("ec", "mail.example.org"), rsaPair("rsa", "mail.example.org", "old.example.org")
+	wild, other := rsaPair("wild", "*.example.org"), rsaPair("other", "other.example.net")
+	const both, onlyRSA, onlyECDSA = "both", "RSA", "ECDSA"
+	clients := map[string]*tls.Config{
+		both:      {},
+		onlyRSA:   {MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256}},
+		onlyECDSA: {MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256}},
+	}
+	for _, c := range []struct {
+		pairs  []KeyPair
+		client string
+		names  []string
+		want   x509.PublicKeyAlgorithm // 0: the handshake fails
+	}{
+		{[]KeyPair{ec, rs}, both, []string{"", "mail.example.org", "unknown.example.com"}, x509.ECDSA},
+		{[]KeyPair{ec, rs}, onlyRSA, []string{"", "mail.example.org", "unknown.example.com", "old.example.org"}, x509.RSA},
+		{[]KeyPair{ec, rs}, onlyECDSA, []string{"", "mail.example.org", "unknown.example.com"}, x509.ECDSA},
+		{[]KeyPair{rs, ec}, both, []string{"", "mail.example.org", "unknown.example.com"}, x509.RSA}, // the first is the default
+		{[]KeyPair{rs, ec}, onlyRSA, []string{"", "mail.example.org", "unknown.example.com"}, x509.RSA},
+		{[]KeyPair{rs, ec}, onlyECDSA, []string{"", "mail.example.org", "unknown.example.com"}, x509.ECDSA},
+		{[]KeyPair{ec, wild}, onlyRSA, []string{"", "mail.example.org", "unknown.example.com"}, x509.RSA}, // a wildcard is for the name too
+		{[]KeyPair{ec, other}, both, []string{"", "unknown.example.com"}, x509.ECDSA},
+		{[]KeyPair{ec, other}, onlyRSA, []string{"", "mail.example.org", "unknown.example.com"}, 0}, // it is for another name
+	} {
+		s, _ := newServer(t, ServerConfig{Certificates: c.pairs})
+		for _, name := range c.names {
+			client := clients[c.client].Clone()
+			client.ServerName, client.InsecureSkipVerify = name, true
+			state, err := shake(t, s.Config(), client)
+			switch {
+			case c.want == 0 && err == nil:
+				t.Errorf("%v, %s, %q: served another name's certificate", c.pairs, c.client, name)
+			case c.want == 0:
+			case err != nil:
+				t.Errorf("%v, %s, %q: %v", c.pairs, c.client, name, err)
+			case state.PeerCertificates[0].PublicKeyAlgorithm != c.want:
+				t.Errorf("%v, %s, %q: served %v", c.pairs, c.client, name, state.PeerCertificates[0].PublicKeyAlgorithm)
+			}
+		}
+	}
+}
+
+// A client's signature algorithms decide as its cipher suites do. crypto/tls has no
+// client that offers fewer of them.
+func TestSignatureAlgorithmsChooseTheCertificate(t *testing.T) {
+	ca, dir, later := newAuthority(t, "ca"), t.TempDir(), time.Now().Add(240*time.Hour)
+	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ecCert, ecKey := ca.issue(t, later, "mail.example.org")
+	rsaCert, rsaPEM := ca.sign(t, rsaKey, rsaKey.Public(), later, []string{"mail.example.org"})
 	s, _ := newServer(t, ServerConfig{Certificates: []KeyPair{
-		writePair(t, filepath.Join(dir, "ec"), ecCert, ecKey), writePair(t, filepath.Join(dir, "rsa"), rsaCert, rsaKey)}})
-	old := &tls.Config{ServerName: "mail.example.org", RootCAs: ca.pool(), MaxVersion: tls.VersionTLS12,
-		CipherSuites: []uint16{tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256}}
-	for want, client := range map[x509.PublicKeyAlgorithm]*tls.Config{
-		x509.RSA: old, x509.ECDSA: {ServerName: "mail.example.org", RootCAs: ca.pool()}} {
-		state, err := shake(t, s.Config(), client)
-		if err != nil || state.PeerCertificates[0].PublicKeyAlgorithm != want {
-			t.Errorf("want %v, got %v", want, err)
+		writePair(t, filepath.Join(dir, "ec"), ecCert, ecKey), writePair(t, filepath.Join(dir, "rsa"), rsaCert, rsaPEM)}})
+	for _, name := range []string{"", "mail.example.org", "unknown.example.com"} {
+		for scheme, want := range map[tls.SignatureScheme]x509.PublicKeyAlgorithm{
+			tls.PSSWithSHA256: x509.RSA, tls.ECDSAWithP256AndSHA256: x509.ECDSA} {
+			for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+				cert, err := s.Config().GetCertificate(&tls.ClientHelloInfo{
+					ServerName: name, SupportedVersions: []uint16{version}, SignatureSchemes: []tls.SignatureScheme{scheme},
+					SupportedCurves: []tls.CurveID{tls.CurveP256}, SupportedPoints: []uint8{0}, // uncompressed
+					CipherSuites: []uint16{tls.TLS_AES_128_GCM_SHA256,
+						tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256},
+				})
+				if err != nil || cert.Leaf.PublicKeyAlgorithm != want {
+					t.Errorf("%q, %v, %s: %v, %v", name, scheme, tls.VersionName(version), cert.Leaf.PublicKeyAlgorithm, err)
+				}
+			}
 		}
 	}
 }

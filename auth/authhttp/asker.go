@@ -190,11 +190,28 @@ func sleep(ctx context.Context, d time.Duration) error {
 }
 
 // round asks the servers in order until one has given a usable answer. A server
-// that has failed again and again is left out.
+// that has failed again and again is left out. Where all are, and one is being tried,
+// its outcome is waited for, as long as for one answer.
 func (a *Asker) round(ctx context.Context, header http.Header) (reply, error) {
-	err, wasAsked := errors.New("all are left alone for a moment after failures"), false
+	r, err := a.first(ctx, header, func(s *server) bool { return s.breaker.Allow(ctx) })
+	if errors.Is(err, errLeftAlone) {
+		soon, cancel := context.WithTimeout(ctx, a.timeout)
+		defer cancel()
+		r, err = a.first(ctx, header, func(s *server) bool { return s.breaker.Await(soon) })
+	}
+	if err != nil {
+		return reply{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return r, nil
+}
+
+var errLeftAlone = errors.New("all are left alone for a moment after failures")
+
+// first is the first usable answer of those servers that are ready. errLeftAlone: none is.
+func (a *Asker) first(ctx context.Context, header http.Header, ready func(*server) bool) (reply, error) {
+	err, wasAsked := errLeftAlone, false
 	for _, s := range a.servers {
-		if !s.breaker.Allow(ctx) {
+		if !ready(s) {
 			continue
 		}
 		var r reply
@@ -210,7 +227,7 @@ func (a *Asker) round(ctx context.Context, header http.Header) (reply, error) {
 	if wasAsked && !errors.Is(err, ErrUnanswered) {
 		err = fmt.Errorf("%w: %w", ErrUnanswered, err)
 	}
-	return reply{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	return reply{}, err
 }
 
 // ask asks one server. For the breaker every HTTP response is an answer: one

@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -172,6 +173,59 @@ func TestAServerThatIsAwayIsLeftAlone(t *testing.T) {
 	if logs.FilterMessage("auth server gives no answers").Len() != 1 || logs.FilterMessage("auth server answers again").Len() != 1 {
 		t.Errorf("the log says %v", logs.All())
 	}
+}
+
+// The gateway's own question finds the server back, and takes its time. The logins that
+// come meanwhile are not refused.
+func TestLoginsBesideTheQuestionThatFindsTheServerBackSucceed(t *testing.T) {
+	var back atomic.Bool
+	probed, answers := make(chan struct{}), make(chan struct{})
+	once := sync.OnceFunc(func() { close(probed) })
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !back.Load() {
+			panic(http.ErrAbortHandler)
+		}
+		if r.Header.Get("Auth-Method") == none {
+			once()
+			<-answers
+		}
+		w.Header()["Auth-Status"], w.Header()["Auth-Server"], w.Header()["Auth-Port"] = []string{"OK"}, []string{"10.0.0.1"}, []string{"143"}
+	}))
+	t.Cleanup(server.Close)
+	a, err := New(Config{URLs: []string{server.URL}, Timeout: testTime}, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(a.Close)
+	for range breaker.After + 1 {
+		if _, err := a.Ask(t.Context(), alice()); !errors.Is(err, ErrUnavailable) {
+			t.Fatal(err)
+		}
+	}
+	back.Store(true)
+	var logins sync.WaitGroup
+	logins.Go(func() {
+		for {
+			if _, err := a.Ask(t.Context(), alice()); err == nil || t.Context().Err() != nil {
+				return
+			}
+		}
+	})
+	<-probed
+	begun := make(chan struct{})
+	for range 20 {
+		logins.Go(func() {
+			begun <- struct{}{}
+			if _, err := a.Ask(t.Context(), alice()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for range 20 {
+		<-begun
+	}
+	close(answers)
+	logins.Wait()
 }
 
 func TestOneUsersBrokenRecordDoesNotKeepOthersOut(t *testing.T) {

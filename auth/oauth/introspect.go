@@ -120,7 +120,7 @@ func (a *asker) question(ctx context.Context, key [sha256.Size]byte, token strin
 	if until, ok := a.busy.Get(key); ok && time.Now().Before(until) {
 		return nil, away(ctx, errBusy)
 	}
-	if !a.breaker.Allow(ctx) {
+	if !a.breaker.Allow(ctx) && !a.breaker.Await(ctx) {
 		return nil, away(ctx, errAway)
 	}
 	ask, err := a.request(ctx, token)

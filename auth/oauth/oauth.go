@@ -20,8 +20,6 @@ var (
 )
 
 const (
-	// maxToken bounds a token in bytes, as it arrives in 8 KiB of SASL at most.
-	maxToken = 8 << 10
 	// Leeway is how far the clocks of the provider and of the gateway may differ: a
 	// token is accepted for so long behind its end.
 	Leeway = 30 * time.Second
@@ -116,7 +114,7 @@ func (v *Verifier) Verify(ctx context.Context, token identity.Secret) (Subject, 
 }
 
 func (v *Verifier) verify(ctx context.Context, raw string) (Subject, error) {
-	if raw == "" || len(raw) > maxToken {
+	if raw == "" || len(raw) > identity.MaxToken {
 		return Subject{}, invalid("no token has this length")
 	}
 	if v.keys == nil {

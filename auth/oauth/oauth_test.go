@@ -174,7 +174,7 @@ func TestTokensForSomebodyElseAreRefused(t *testing.T) {
 	refuses(t, open(t, p, func(c *Config) { c.Claim = "upn" }), mine.Access, ErrInvalid)               // nobody's
 	refuses(t, open(t, p, introspects(p, 0)), mine.Access, ErrInvalid)                                 // not for who asks
 	refuses(t, open(t, p, introspects(p, 0)), other.Login(t, openid.Opaque, alice).Access, ErrInvalid) // not this provider's
-	for _, token := range []string{"", "x", "a.b.c", "..", strings.Repeat("a", maxToken+1)} {
+	for _, token := range []string{"", "x", "a.b.c", "..", strings.Repeat("a", identity.MaxToken+1)} {
 		refuses(t, open(t, p, nil), token, ErrInvalid)
 	}
 }

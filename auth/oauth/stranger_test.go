@@ -1,16 +1,19 @@
 package oauth
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
 	"go.uber.org/zap"
 
 	"imapgate/internal/breaker"
+	"imapgate/internal/identity"
 )
 
 // startOddProvider is a provider that knows tokens which begin with "good", answers its
@@ -35,6 +38,70 @@ func startOddProvider(t *testing.T, odd http.HandlerFunc) (v *Verifier, asked *a
 		t.Fatal(err)
 	}
 	return v, asked
+}
+
+func TestAProviderIsAskedAboutALongToken(t *testing.T) {
+	v, asked := startOddProvider(t, http.NotFound)
+	long := "good" + strings.Repeat("t", identity.MaxToken-len("good"))
+	if who, err := v.Verify(t.Context(), identity.NewSecret(long)); err != nil || who.Name != alice {
+		t.Errorf("%v, %v", who, err)
+	}
+	if _, err := v.Verify(t.Context(), identity.NewSecret(long+"t")); !errors.Is(err, ErrInvalid) || asked.Load() != 1 {
+		t.Errorf("%v, asked %d times", err, asked.Load())
+	}
+}
+
+// The gateway's own question finds the provider back, and takes its time. The tokens that
+// come meanwhile are not refused.
+func TestTokensBesideTheQuestionThatFindsTheProviderBackAreAskedAbout(t *testing.T) {
+	var back atomic.Bool
+	probed, answers := make(chan struct{}), make(chan struct{})
+	once := sync.OnceFunc(func() { close(probed) })
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !back.Load() {
+			panic(http.ErrAbortHandler)
+		}
+		if !strings.HasPrefix(r.FormValue("token"), "good") {
+			once()
+			<-answers
+		}
+		_, _ = fmt.Fprintf(w, `{"active":true,"scope":"email","email":%q}`, alice)
+	}))
+	t.Cleanup(server.Close)
+	v, err := New(Config{IntrospectionURL: server.URL, Scope: "email"}, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	token := identity.NewSecret("good")
+	for range breaker.After + 1 {
+		if _, err := v.Verify(t.Context(), token); !errors.Is(err, ErrUnavailable) {
+			t.Fatal(err)
+		}
+	}
+	back.Store(true)
+	var logins sync.WaitGroup
+	logins.Go(func() {
+		for {
+			if _, err := v.Verify(t.Context(), token); err == nil || t.Context().Err() != nil {
+				return
+			}
+		}
+	})
+	<-probed
+	begun := make(chan struct{})
+	for range 20 {
+		logins.Go(func() {
+			begun <- struct{}{}
+			if _, err := v.Verify(t.Context(), token); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for range 20 {
+		<-begun
+	}
+	close(answers)
+	logins.Wait()
 }
 
 func TestTokensOfStrangersKeepNobodyOut(t *testing.T) {

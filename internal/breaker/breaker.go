@@ -14,6 +14,10 @@ import (
 const (
 	After = 5           // failures in a row
 	For   = time.Second // until one question is let through again
+
+	// MaxBeside bounds the callers that wait for the outcome of such a question, at one
+	// service.
+	MaxBeside = 256
 )
 
 // Breaker stops asking a service that is away. The zero Breaker lets everybody

@@ -21,8 +21,10 @@ type Probed struct {
 
 	// Guarded by mu.
 	mu       sync.Mutex
-	failures int     // of clients' questions, in a row, while it is closed
-	breaker  Breaker // of the gateway's own
+	failures int           // of clients' questions, in a row, while it is closed
+	breaker  Breaker       // of the gateway's own
+	probe    chan struct{} // closed when it is decided; nil: nobody probes while it is open
+	beside   int           // callers that wait for that; at most MaxBeside
 }
 
 // NewProbed makes a closed breaker. ask is the gateway's own question.
@@ -41,6 +43,9 @@ func (p *Probed) Allow(ctx context.Context) bool {
 		p.failures = 0 // the others go on asking until there is a verdict
 	}
 	due := suspected || open && p.breaker.Allow(time.Now())
+	if due && open && p.probe == nil {
+		p.probe = make(chan struct{})
+	}
 	p.mu.Unlock()
 	if !due {
 		return !open
@@ -52,6 +57,39 @@ func (p *Probed) Allow(ctx context.Context) bool {
 	return open || err == nil
 }
 
+// Await waits for the outcome of the question that somebody else asks at this moment,
+// while the service is left alone: the gateway's own, and then the one of a client. It
+// reports whether the service answers again. It ends with ctx, and after the time of one
+// question; it is false at once while nobody asks, and for more than MaxBeside callers.
+func (p *Probed) Await(ctx context.Context) bool {
+	p.mu.Lock()
+	if !p.breaker.Open() || p.probe == nil || p.beside == MaxBeside {
+		defer p.mu.Unlock()
+		return !p.breaker.Open()
+	}
+	probe := p.probe
+	p.beside++
+	p.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, p.timeout)
+	defer cancel()
+	select {
+	case <-probe:
+	case <-ctx.Done():
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.beside--
+	return !p.breaker.Open()
+}
+
+// decided ends the wait of those beside a probe. mu is held.
+func (p *Probed) decided() {
+	if p.probe != nil {
+		close(p.probe)
+		p.probe = nil
+	}
+}
+
 // decide opens or closes the breaker by the answer to the gateway's own question.
 func (p *Probed) decide(err error) {
 	p.mu.Lock()
@@ -59,6 +97,7 @@ func (p *Probed) decide(err error) {
 	p.failures = 0
 	if err == nil {
 		p.breaker.Answered()
+		p.decided()
 	} else {
 		p.breaker.open(time.Now())
 	}
@@ -73,9 +112,11 @@ func (p *Probed) decide(err error) {
 func (p *Probed) Failed() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.breaker.Open() {
-		p.failures++
+	if p.breaker.Open() {
+		p.decided() // a client's question, behind the gateway's own
+		return
 	}
+	p.failures++
 }
 
 // Answered notes that the service gave an answer.

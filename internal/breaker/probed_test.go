@@ -3,6 +3,8 @@ package breaker
 import (
 	"context"
 	"errors"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -99,6 +101,95 @@ func TestAClientsAnswerEndsTheTimeAlone(t *testing.T) {
 		}
 		if len(s.told) != 2 || !s.told[0] || s.told[1] {
 			t.Errorf("told %v", s.told)
+		}
+	})
+}
+
+// leftAlone is a Probed that is open, and due for a probe.
+func (s *service) leftAlone(t *testing.T, ask func(context.Context) error) *Probed {
+	t.Helper()
+	p := NewProbed(func(ctx context.Context) error {
+		if s.asked++; s.asked == 1 {
+			return s.err
+		}
+		return ask(ctx)
+	}, time.Second, func(bool, error) {})
+	for range After {
+		p.Failed()
+	}
+	if p.Allow(t.Context()) {
+		t.Fatal("not left alone")
+	}
+	time.Sleep(For * 6 / 5)
+	return p
+}
+
+func TestCallersBesideAProbeShareItsOutcome(t *testing.T) {
+	no := errors.New("no answer")
+	for what, c := range map[string]struct {
+		own    error // of the gateway's own question
+		client func(*Probed)
+		want   bool
+	}{
+		"the gateway's own is answered": {nil, func(*Probed) {}, true},
+		"the client's is answered":      {no, (*Probed).Answered, true},
+		"neither is":                    {no, (*Probed).Failed, false},
+		"nobody says":                   {no, func(*Probed) {}, false}, // the client is gone
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			answer := make(chan error)
+			s := &service{err: no}
+			p := s.leftAlone(t, func(context.Context) error { return <-answer })
+			var callers, prober sync.WaitGroup
+			prober.Go(func() {
+				p.Allow(t.Context())
+				c.client(p)
+			})
+			synctest.Wait()
+			var yes, beyond atomic.Int32
+			for range MaxBeside + 3 {
+				callers.Go(func() {
+					switch began := time.Now(); {
+					case p.Allow(t.Context()):
+						t.Error("a second probe")
+					case p.Await(t.Context()):
+						yes.Add(1)
+					case time.Since(began) == 0:
+						beyond.Add(1)
+					}
+				})
+			}
+			synctest.Wait()
+			if beyond.Load() != 3 || p.beside != MaxBeside {
+				t.Errorf("%s: %d did not wait, %d do", what, beyond.Load(), p.beside)
+			}
+			time.Sleep(time.Second / 10)
+			answer <- c.own
+			prober.Wait()
+			callers.Wait()
+			if want := map[bool]int32{true: MaxBeside}[c.want]; yes.Load() != want || p.beside != 0 {
+				t.Errorf("%s: %d go on, %d wait", what, yes.Load(), p.beside)
+			}
+		})
+	}
+}
+
+func TestNobodyWaitsWhileNobodyProbes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &service{err: errors.New("no answer")}
+		p := s.leftAlone(t, func(context.Context) error { return s.err })
+		p.Allow(t.Context())
+		p.Failed()
+		began := time.Now()
+		if p.Allow(t.Context()) || p.Await(t.Context()) || time.Since(began) != 0 {
+			t.Errorf("waited %v", time.Since(began))
+		}
+		time.Sleep(For * 6 / 5)
+		p.Allow(t.Context()) // and its client is silent
+		gone, cancel := context.WithTimeout(t.Context(), time.Second/4)
+		defer cancel()
+		if began = time.Now(); p.Await(gone) || time.Since(began) != time.Second/4 {
+			t.Errorf("waited %v for a client that was gone", time.Since(began))
 		}
 	})
 }

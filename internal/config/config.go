@@ -44,7 +44,7 @@ type ProxyProtocol struct {
 // TLS is the listeners' side.
 type TLS struct {
 	MinVersion   string        `yaml:"min_version" default:"1.2" oneof:"1.2 1.3" doc:"The oldest TLS version spoken, in quotes. There is no word for 1.0 and 1.1."`
-	Certificates []Certificate `yaml:"certificates" doc:"Chosen by the name the client asks for (SNI): an exact match, then a wildcard, then the first. The files are followed: a new version is used for new connections, a bad one is reported and the last good one stays."`
+	Certificates []Certificate `yaml:"certificates" doc:"Chosen by the name the client asks for (SNI): an exact match, then a wildcard, then the first. Of several for a name, say with an ECDSA and an RSA key, a client gets the first that it can use; so it does of those for the names of the first. The files are followed: a new version is used for new connections, a bad one is reported and the last good one stays."`
 	ClientCA     string        `yaml:"client_ca" example:"/etc/imapgate/tls/clients.pem" doc:"PEM file of the CAs of client certificates. When set, clients are asked for one; a client without one is served, and one whose certificate is not good is refused in the handshake. Followed when it changes: nobody resumes a session that was trusted under another. For auth.external and auth.http."`
 }
 

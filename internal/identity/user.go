@@ -14,6 +14,10 @@ import (
 // 255 for the domain (RFC 5321 §4.5.3.1).
 const MaxUser = 64 + 1 + 255
 
+// MaxToken bounds a bearer token in bytes: what providers issue, with some hundred
+// roles or groups in it. It fits the 32 KB of a line before the login in base64.
+const MaxToken = 16 << 10
+
 // ErrName is returned for a name no account can have. Its text is constant: a
 // name that was refused is hostile input.
 var ErrName = errors.New("user name has characters or a form that no account has")

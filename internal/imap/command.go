@@ -11,17 +11,45 @@ type Limits struct {
 	Line     int // bytes of a line with its CRLF
 	Tag      int // bytes of a tag
 	Literals int // octets of all literals together
+	Size     int // bytes of all lines and literals together
 	Count    int // literals
 	Parens   int // opening parentheses
+	Skip     int // bytes of a longer line that are read past, and not kept
+
+	Commands map[string]Limits // for the commands that have others, by name
 }
 
+// LongLine bounds a line of the commands that may be long before the login.
+const LongLine = 32 << 10
+
 // BeforeLogin are the limits for strangers: those of Dovecot's login process,
-// where a stranger has none but ID's one list.
-var BeforeLogin = Limits{Line: 8192, Tag: 126, Literals: 8192, Count: 4, Parens: 1}
+// where a stranger has none but ID's one list. Two commands may be longer, whose
+// buffer grows only as their bytes arrive: AUTHENTICATE with a token of 16 KB
+// (identity.MaxToken), which base64 makes 22 KB, and ID with all of the 30 fields
+// of 30 octets and values of 1,024 that RFC 2971 §3.3 allows, quoted or as literals.
+// It never changes.
+var BeforeLogin = Limits{
+	Line: 8192, Tag: 126, Literals: 8192, Size: 16 << 10, Count: 4, Parens: 1,
+	Commands: map[string]Limits{
+		"AUTHENTICATE": LongResponse,
+		"ID":           {Line: LongLine, Tag: 126, Literals: LongLine, Size: LongLine, Count: 60, Parens: 1, Skip: skipped},
+	},
+}
+
+// LongResponse are the limits of AUTHENTICATE, and of a response that brings a token.
+var LongResponse = Limits{Line: LongLine, Tag: 126, Literals: 8192, Size: LongLine, Count: 4, Parens: 1, Skip: skipped}
+
+// skipped is how much more is read past of a line that is too long, so that the
+// command can be answered: several times what any provider issues as a token.
+const skipped = 64 << 10
 
 // ErrTooBig is returned for a synchronising literal over the limits. The client
 // has not been asked for it and must not send it: reading may go on.
 var ErrTooBig = errors.New("literal is larger than the limit")
+
+// ErrLineSkipped is returned for a line over the limits that was read past. Its
+// command, or response, has not been read; reading may go on behind it.
+var ErrLineSkipped = errors.New("line is longer than the limit and was read past")
 
 // ErrLost is returned when octets are on their way that cannot be told from
 // commands: reading must not go on.
@@ -66,17 +94,22 @@ type Command struct {
 // ReadCommand reads one command within lim. Where the client waits with a
 // literal, proceed is called to send the continuation request.
 //
-// Errors: *SyntaxError and ErrTooBig leave the stream at the next command;
+// Errors: *SyntaxError, ErrTooBig and ErrLineSkipped leave the stream at the next command;
 // ErrLost, ErrLineTooLong and those of the source and of proceed do not. The
 // command is returned with an error as far as it was read, for its tag.
 func (r *Reader) ReadCommand(lim Limits, proceed func() error) (Command, error) {
+	if r.Buffered() == 0 && len(r.buf) > lim.Line { // the buffer of a long command is not for idling
+		r.Rest()
+	}
 	p := parser{lim: lim}
 	for {
-		line, err := r.ReadLine(lim.Line)
-		if errors.Is(err, ErrLineEnding) {
+		line, err := r.commandLine(&p)
+		switch {
+		case errors.Is(err, ErrLineEnding):
 			return p.cmd, p.recoverable(&SyntaxError{Text: "Lines end in CRLF."}, line)
-		}
-		if err != nil {
+		case errors.Is(err, ErrLineSkipped):
+			return p.cmd, p.recoverable(err, line)
+		case err != nil:
 			return p.cmd, err
 		}
 		lit, err := p.line(line)
@@ -99,11 +132,25 @@ func (r *Reader) ReadCommand(lim Limits, proceed func() error) (Command, error) 
 	}
 }
 
+// commandLine reads a line of the command. A first line that is too long for other
+// commands is looked at for its name.
+func (r *Reader) commandLine(p *parser) ([]byte, error) {
+	if !p.begun {
+		line, err := r.ReadLine(p.lim.Line)
+		if !errors.Is(err, ErrLineTooLong) {
+			return line, err
+		}
+		p.look(r.Peek())
+	}
+	return r.ReadOrSkipLine(min(p.lim.Line, p.lim.Size-p.lines-int(p.size)), p.lim.Skip) // size is within Literals
+}
+
 // parser reads one command, line by line.
 type parser struct {
 	lim      Limits
 	cmd      Command
 	begun    bool  // tag and name are read
+	lines    int   // bytes of lines so far
 	literals int   // so far
 	size     int64 // octets of them
 	parens   int   // opened so far
@@ -124,6 +171,7 @@ func (p *parser) recoverable(err error, line []byte) error {
 // line reads a line of the command; the literal it ends in is returned, within
 // the limits, with Size -1 for none.
 func (p *parser) line(line []byte) (Literal, error) {
+	p.lines += len(line) + len("\r\n")
 	rest, err := p.head(line)
 	for err == nil && len(rest) > 0 {
 		if lit := rest[0]; lit == '{' || lit == '~' && len(rest) > 1 && rest[1] == '{' {
@@ -150,6 +198,9 @@ func (p *parser) head(line []byte) ([]byte, error) {
 		return nil, p.bad("Invalid command.")
 	}
 	p.cmd.Name = strings.ToUpper(name)
+	if own, ok := p.lim.Commands[p.cmd.Name]; ok {
+		p.lim = own
+	}
 	if !more {
 		return nil, nil
 	}
@@ -158,6 +209,16 @@ func (p *parser) head(line []byte) ([]byte, error) {
 		return nil, p.bad("Argument missing.")
 	}
 	return args, nil
+}
+
+// look finds tag, name and limits in the beginning of a first line that is yet to
+// come whole.
+func (p *parser) look(beginning []byte) {
+	const longest = len(" AUTHENTICATE ")
+	if _, err := p.head(beginning[:min(len(beginning), p.lim.Tag+longest)]); err != nil {
+		p.cmd.Name = ""
+	}
+	p.begun = false
 }
 
 // between reads what may stand behind a literal: nothing, a closing
@@ -182,7 +243,7 @@ func (p *parser) literal(rest []byte) (Literal, error) {
 		return none, p.bad("Malformed literal.")
 	}
 	p.literals++
-	if p.literals > p.lim.Count || lit.Size > int64(p.lim.Literals)-p.size {
+	if p.literals > p.lim.Count || lit.Size > int64(min(p.lim.Literals, p.lim.Size-p.lines))-p.size {
 		return none, ErrTooBig
 	}
 	p.size += lit.Size

@@ -12,7 +12,7 @@ import (
 )
 
 func read(stream string) (cmd Command, asked int, rest string, err error) {
-	r := NewReader(iotest.OneByteReader(strings.NewReader(stream)), Commands, BeforeLogin.Line)
+	r := NewReader(iotest.OneByteReader(strings.NewReader(stream)), Commands, LongLine)
 	cmd, err = r.ReadCommand(BeforeLogin, func() error { asked++; return nil })
 	b, _ := io.ReadAll(r.src)
 	return cmd, asked, string(r.Rest()) + string(b), err
@@ -81,7 +81,7 @@ func TestReadCommandNeverAsksForTooMuch(t *testing.T) {
 		"a X {1+}\r\nx {1+}\r\nx {1+}\r\nx {1+}\r\nx {1}\r\nx": 0,
 	} {
 		cmd, asked, _, err := read(line)
-		if !errors.Is(err, ErrTooBig) || errors.Is(err, ErrLost) || asked != asks || cmd.Tag != "a" {
+		if !errors.Is(err, ErrTooBig) && !errors.Is(err, ErrLineSkipped) || errors.Is(err, ErrLost) || asked != asks || cmd.Tag != "a" {
 			t.Errorf("%q: asked %d, %v", line, asked, err)
 		}
 	}
@@ -104,6 +104,56 @@ func TestReadCommandGivesUpWhereOctetsComeUnasked(t *testing.T) {
 	}
 }
 
+func TestOnlyTokensAndIDMayBeLongBeforeTheLogin(t *testing.T) {
+	text := strings.Repeat("x", LongLine+1)
+	fits := func(head string, limit int) string { return head + text[:limit-len(head)-2] + "\r\n" }
+	for what, c := range map[string]struct {
+		stream string
+		want   error
+	}{
+		"AUTHENTICATE as long as may be": {fits("a authenticate X ", LongLine), nil},
+		"one byte longer":                {fits("a AUTHENTICATE X ", LongLine+1), ErrLineSkipped},
+		"as long as is read past":        {"a AUTHENTICATE X " + strings.Repeat("x", LongLine+skipped-19) + "\r\n", ErrLineSkipped},
+		"longer than that":               {"a AUTHENTICATE X " + strings.Repeat("x", LongLine+skipped-18) + "\r\n", ErrLineTooLong},
+		"without an end":                 {"a AUTHENTICATE X " + strings.Repeat("x", 1<<20), ErrLineTooLong},
+		"LOGIN as long as may be":        {fits("a LOGIN x ", 8192), nil},
+		"LOGIN":                          {fits("a LOGIN x ", 8193), ErrLineTooLong},
+		"AUTHENTICATES":                  {fits("a AUTHENTICATES x ", 8193), ErrLineTooLong},
+		"a tag":                          {fits("AUTHENTICATE", 8193), ErrLineTooLong},
+		"a long tag":                     {fits(text[:200]+" AUTHENTICATE ", 8193), ErrLineTooLong},
+		"ID in one line":                 {"a ID (" + strings.Repeat(`"`+text[:30]+`" "`+text[:1024]+`" `, 29) + "x y)\r\n", nil},
+		"ID in literals":                 {"a ID (" + strings.Repeat("{30+}\r\n"+text[:30]+" {1024+}\r\n"+text[:1024]+" ", 29) + "x y)\r\n", nil},
+		"ID in too many literals":        {"a ID (" + strings.Repeat("{1+}\r\nx ", 60) + "{1}\r\nx)\r\n", ErrTooBig},
+		"ID in too large literals":       {"a ID (" + strings.Repeat("{1024+}\r\n"+text[:1024]+" ", 31) + "{1024}\r\n", ErrTooBig},
+		"lines and a literal of ID":      {"a ID (" + text[:20<<10] + " {13000}\r\n", ErrTooBig},
+		"lines of LOGIN together":        {"a LOGIN " + strings.Repeat("{1+}\r\nx "+text[:5<<10]+" ", 4) + "\r\n", ErrLineTooLong},
+		"what is skipped and goes on":    {"a ID " + text + "{5+}\r\n", ErrLost},
+	} {
+		cmd, _, _, err := read(c.stream)
+		if !errors.Is(err, c.want) || c.want == nil && err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		if errors.Is(c.want, ErrLineSkipped) && (cmd.Tag != "a" || cmd.Name != "AUTHENTICATE" || len(cmd.Args) > 0) {
+			t.Errorf("%s: read as %.100v", what, cmd)
+		}
+	}
+}
+
+func TestTheBufferOfALongCommandIsGivenBack(t *testing.T) {
+	stream := "a NOOP\r\nb ID (x " + strings.Repeat("x", LongLine/2) + ")\r\n"
+	r := NewReader(iotest.OneByteReader(strings.NewReader(stream+"c NOOP\r\n")), Commands, LongLine)
+	sizes := ""
+	for range 3 {
+		if _, err := r.ReadCommand(BeforeLogin, nil); err != nil {
+			t.Fatal(err)
+		}
+		sizes += fmt.Sprint(r.Size(), " ")
+	}
+	if sizes != fmt.Sprintf("%d %d %d ", minBuffer, LongLine, minBuffer) {
+		t.Errorf("buffers of %s", sizes)
+	}
+}
+
 func FuzzClientCommand(f *testing.F) {
 	for _, s := range []string{"a LOGIN {3}\r\njoe {2+}\r\npw\r\n", "a ID (\"a\" NIL)\r\n", "a AUTHENTICATE PLAIN =\r\n", "x \"\\\"\"\r\n", "a LOGIN {8193+}\r\n"} {
 		f.Add([]byte(s), []byte{0, 7})
@@ -115,7 +165,7 @@ func FuzzClientCommand(f *testing.F) {
 			Asked int
 		}
 		run := func(src io.Reader) (all []result) {
-			r := NewReader(src, Commands, BeforeLogin.Line)
+			r, long := NewReader(src, Commands, LongLine), false
 			for {
 				var res result
 				var err error
@@ -125,10 +175,11 @@ func FuzzClientCommand(f *testing.F) {
 				}
 				all = append(all, res)
 				var syntax *SyntaxError
-				if err != nil && (!errors.As(err, &syntax) && !errors.Is(err, ErrTooBig) || errors.Is(err, ErrLost)) {
+				if err != nil && (!errors.As(err, &syntax) && !errors.Is(err, ErrTooBig) && !errors.Is(err, ErrLineSkipped) || errors.Is(err, ErrLost)) {
 					return all
 				}
-				if len(r.buf) > BeforeLogin.Line {
+				long = long || res.Cmd.Name == "ID" || res.Cmd.Name == "AUTHENTICATE" // whose buffer what came with it is in, too
+				if len(r.buf) > LongLine || len(r.buf) > BeforeLogin.Line && !long {
 					t.Fatalf("the buffer grew to %d", len(r.buf))
 				}
 				roundTrip(t, res.Cmd, err)
@@ -147,7 +198,7 @@ func roundTrip(t *testing.T, cmd Command, err error) {
 	if err != nil {
 		return
 	}
-	wide := Limits{Line: 1 << 20, Tag: 126, Literals: 1 << 20, Count: 1 << 10, Parens: 10}
+	wide := Limits{Line: 1 << 20, Tag: 126, Literals: 1 << 20, Size: 1 << 20, Count: 1 << 10, Parens: 10}
 	r := NewReader(bytes.NewReader(AppendCommand(nil, cmd)), Commands, 1<<20)
 	again, err := r.ReadCommand(wide, func() error { return errors.New("asked") })
 	if err != nil || again.Tag != cmd.Tag || again.Name != cmd.Name || len(again.Args) != len(cmd.Args) {

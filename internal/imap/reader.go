@@ -93,9 +93,13 @@ func (r *Reader) Buffered() int { return r.w - r.r }
 // Peek is the bytes read and not yet handed out, valid until the next call.
 func (r *Reader) Peek() []byte { return r.buf[r.r:r.w] }
 
-// Rest takes the bytes that were read too far, which are the caller's now.
+// Rest takes the bytes that were read too far, which are the caller's now; nil when
+// there are none. The Reader begins with a new buffer.
 func (r *Reader) Rest() []byte {
-	rest := r.buf[r.r:r.w:r.w]
+	var rest []byte
+	if r.r < r.w { // or the caller would keep an empty buffer
+		rest = r.buf[r.r:r.w:r.w]
+	}
 	r.buf, r.r, r.w, r.seen = nil, 0, 0, 0
 	return rest
 }
@@ -311,6 +315,33 @@ func (r *Reader) ReadLine(limit int) ([]byte, error) {
 			return nil, r.atEOF(err)
 		}
 	}
+}
+
+// ReadOrSkipLine is ReadLine, and reads past a line that is longer: at most skip
+// bytes more of it than limit, which it does not keep. Then the error is ErrLineSkipped, with
+// the last bytes of that line; without an end in them it is ErrLineTooLong.
+func (r *Reader) ReadOrSkipLine(limit, skip int) ([]byte, error) {
+	line, err := r.ReadLine(limit)
+	if !errors.Is(err, ErrLineTooLong) || skip == 0 {
+		return line, err
+	}
+	most := min(limit, r.size) + skip
+	for past := 0; past <= most; {
+		if i := bytes.IndexByte(r.buf[r.r:r.w], '\n'); i >= 0 && past+i < most {
+			line = r.buf[r.r : r.r+i+1]
+			r.r, r.seen = r.r+i+1, 0
+			return bytes.TrimRight(line, "\r\n"), ErrLineSkipped
+		} else if i >= 0 {
+			break
+		}
+		more := max(0, r.w-r.r-tail) // an announcement of a literal is kept
+		r.r, r.seen = r.r+more, 0
+		past += more
+		if err := r.fill(); err != nil {
+			return nil, r.atEOF(err)
+		}
+	}
+	return nil, ErrLineTooLong
 }
 
 // ReadFull fills p with the stream's next bytes.

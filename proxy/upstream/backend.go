@@ -29,7 +29,9 @@ type Backend struct {
 	slots  chan struct{} // a token for each login under way; MaxLogins of them
 	pace   *rate.Limiter // of new connections; nil: as they come
 	health health
-	caps   atomic.Pointer[imap.Caps] // as of the last login: most are equal, and share one
+	// What was seen of the forms of a login.
+	passwords, tokens habit
+	caps              atomic.Pointer[imap.Caps] // as of the last login: most are equal, and share one
 }
 
 // New makes a Backend. The configuration is taken as valid; zero fields get
@@ -80,12 +82,34 @@ func (b *Backend) Login(ctx context.Context, who Request) (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("log in at %s: %w", b.cfg.Name, err)
 	}
-	conn, err := b.login(ctx, who, creds)
-	b.learn(ctx, err)
+	conn, err := b.tryLogin(ctx, request{who, creds})
 	if err != nil {
 		return nil, fmt.Errorf("log in at %s: %w", b.cfg.Name, public(err))
 	}
 	return conn, nil
+}
+
+// tryLogin is one login, if the backend is worth a try, and what it teaches.
+func (b *Backend) tryLogin(ctx context.Context, who request) (conn *Conn, err error) {
+	if b.looping(who.Client) {
+		b.learn(ctx, nil, ErrLoop)
+		return nil, ErrLoop
+	}
+	asked := time.Now()
+	deadline := asked.Add(b.cfg.LoginTimeout)
+	p, err := b.health.admit(ctx, deadline)
+	if p != nil {
+		defer b.health.end(p)
+	}
+	if err == nil {
+		err = b.enter(ctx, deadline)
+	}
+	who.waited(time.Since(asked))
+	if err == nil {
+		conn, err = b.login(ctx, who, deadline)
+	}
+	b.learn(ctx, p, err)
+	return conn, err
 }
 
 // public sorts an error into what callers branch on.
@@ -97,21 +121,8 @@ func public(err error) error {
 	return fmt.Errorf("%w: %w", ErrUnavailable, told{err})
 }
 
-// login is one login, from the wait for a turn to the tagged OK.
-func (b *Backend) login(ctx context.Context, who Request, creds credentials) (*Conn, error) {
-	if b.looping(who.Client) {
-		return nil, ErrLoop
-	}
-	if !b.health.allow(time.Now()) {
-		return nil, errDown
-	}
-	deadline := time.Now().Add(b.cfg.LoginTimeout)
-	asked := time.Now()
-	err := b.enter(ctx, deadline)
-	who.waited(time.Since(asked))
-	if err != nil {
-		return nil, err
-	}
+// login is one login that has its turn, to the tagged OK.
+func (b *Backend) login(ctx context.Context, who request, deadline time.Time) (*Conn, error) {
 	leave := sync.OnceFunc(b.leave)
 	defer leave()
 	defer time.AfterFunc(turn, leave).Stop()
@@ -119,7 +130,7 @@ func (b *Backend) login(ctx context.Context, who Request, creds credentials) (*C
 	if err != nil {
 		return nil, err
 	}
-	return b.over(ctx, nc, deadline, request{who, creds})
+	return b.over(ctx, nc, deadline, who)
 }
 
 // request is a Request and what is sent for it.
@@ -156,8 +167,13 @@ func (b *Backend) converse(d *dialogue, who request) (*Conn, error) {
 		return nil, err
 	}
 	if err := b.verdict(ok); err != nil {
+		var forwarded *Refused
+		if errors.As(err, &forwarded) {
+			forwarded.Alerts = d.alerts
+		}
 		return nil, err
 	}
+	alerts := d.alerts // before the OK: what comes after it is kept as it is
 	kept, err := d.after(ok)
 	if err != nil {
 		return nil, err
@@ -166,9 +182,9 @@ func (b *Backend) converse(d *dialogue, who request) (*Conn, error) {
 	if !onlyUntagged(rest) {
 		return nil, errBehind
 	}
-	conn := &Conn{user: who.User, caps: b.shared(d.caps), text: clean(ok.Text), nc: nc, rest: append(kept, rest...)}
-	if forwardable(ok.Code) && conn.text != "" {
-		conn.code = ok.Code
+	conn := &Conn{user: who.User, caps: b.shared(d.caps), ok: OK{alerts, "", clean(ok.Text)}, nc: nc, rest: append(kept, rest...)}
+	if forwardable(ok.Code) && conn.ok.Text != "" {
+		conn.ok.Code = ok.Code
 	}
 	return conn, nil
 }
@@ -271,10 +287,11 @@ func (b *Backend) heldUp(by string, inVain bool) {
 
 func (b *Backend) leave() { <-b.slots }
 
-// learn tells the metrics and the health of the backend how a login ended. A BAD
+// learn tells the metrics and the health of the backend how a login ended, which was a
+// probe where p is one. A BAD
 // and a token that is not taken say nothing of its health: a stranger can bring
 // both about, and must be able neither to mark it down nor to keep it up.
-func (b *Backend) learn(ctx context.Context, err error) {
+func (b *Backend) learn(ctx context.Context, p *probe, err error) {
 	res := result(ctx, err)
 	if b.hooks.OnConnect != nil {
 		b.hooks.OnConnect(res)
@@ -287,6 +304,10 @@ func (b *Backend) learn(ctx context.Context, err error) {
 	case ResultUnreachable, ResultTLS, ResultTimeout, ResultClosed, ResultProtocol:
 		if ctx.Err() == nil { // or it was the caller's time that ran out
 			b.health.failed(time.Now())
+			return
 		}
+		b.health.unknown(p)
+	default:
+		b.health.unknown(p)
 	}
 }

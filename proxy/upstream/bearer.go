@@ -12,12 +12,14 @@ import (
 	"imapgate/internal/imap"
 )
 
-// maxToken bounds a token in bytes: in base64, with the name in front, it fits
-// the 8 KiB that servers take for a line.
-const maxToken = 5 << 10
+// LongToken is the length in bytes above which a token, in base64 and with the name
+// in front, may not fit the 8 KiB that servers take for a line. Dovecot has the same
+// bound for a response, and ends the connection beyond it.
+const LongToken = 5 << 10
 
 var (
 	errNoToken  = errors.New("the client brought no token, and the backend takes nothing else")
+	errTokenEnd = fmt.Errorf("%w with a token of this length: it ends the connection", errMechanism)
 	errRepented = fmt.Errorf("%w: it accepts a token that it has just refused", errProtocol)
 )
 
@@ -59,15 +61,18 @@ func (c credentials) bearer(caps imap.Caps) (bearer, error) {
 }
 
 // appendBearer appends AUTHENTICATE with the token.
-func (c credentials) appendBearer(s *script, tag string, caps imap.Caps) error {
-	b, err := c.bearer(caps)
+func (c credentials) appendBearer(s *script, f form, d *dialogue) error {
+	b, err := c.bearer(d.caps)
 	if err != nil {
 		return err
 	}
-	s.appendSASL(tag, b.mechanism, []byte(b.message), caps)
+	s.appendSASL(d.last+" AUTHENTICATE "+b.mechanism, []byte(b.message), f)
 	s.dismissal = b.dismissal
 	return nil
 }
+
+// isLong reports whether there is a token that some servers do not read to its end.
+func (c credentials) isLong() bool { return len(c.token.Reveal()) > LongToken }
 
 // dismiss answers a challenge that explains a refusal, and reads the NO that
 // must follow (RFC 7628 §3.2.3). Of the challenge only one thing matters: whether
@@ -114,7 +119,7 @@ func unverified(challenge string) bool {
 // bearing are the credentials of who comes with a token. It must be read as one
 // word wherever it is sent.
 func bearing(name string, token identity.Secret) (credentials, error) {
-	if t := token.Reveal(); !sendable(t, maxToken) || strings.Contains(t, " ") {
+	if t := token.Reveal(); !sendable(t, identity.MaxToken) || strings.Contains(t, " ") {
 		return credentials{}, errUnsendable
 	}
 	return credentials{user: name, token: token}, nil

@@ -108,10 +108,11 @@ func TestABackendCannotMisuseTheChallengeOfARefusal(t *testing.T) {
 		"BYE behind it":           {[]string{"> + ", "< AQ==", "> * BYE"}, ResultClosed},
 		"PREAUTH behind it":       {[]string{"> + ", "< AQ==", "> * PREAUTH"}, ResultProtocol},
 		"an end":                  {[]string{"> + ", "< AQ==", "fin"}, ResultClosed},
+		"BAD behind it":           {[]string{"> + ", "< AQ==", "> {L} BAD no"}, ResultNotTaken},
 		"another tag":             {[]string{"> + ", "< AQ==", "> a1 NO"}, ResultProtocol},
-		"BAD":                     {[]string{"> {L} BAD what"}, ResultNotTaken},
-		"its words in an error":   {[]string{"> {L} BAD AUTHENTICATE " + canary}, ResultNotTaken},
-		"them coded":              {[]string{"> {L} BAD " + coded(sayBearer)}, ResultNotTaken},
+		"BAD":                     {[]string{"> {L} BAD what", "fin"}, ResultNotTaken},
+		"its words in an error":   {[]string{"> {L} BAD AUTHENTICATE " + canary, "fin"}, ResultNotTaken},
+		"them coded":              {[]string{"> {L} BAD " + coded(sayBearer), "fin"}, ResultNotTaken},
 		"a challenge without end": {[]string{">> + " + strings.Repeat("e", 1<<17)}, ResultProtocol},
 	} {
 		a := perform(t, Config{TLSMode: NoTLS}, withToken(t), append(front, c.steps...)...)
@@ -154,11 +155,33 @@ func TestATokenIsNotSentWhereItIsNotTaken(t *testing.T) {
 	if _, err := b.Login(t.Context(), request1(t)); !errors.Is(err, errNoToken) || !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrDenied) {
 		t.Errorf("a password where only tokens are taken: %v", err)
 	}
-	for _, bad := range []string{"a b", "a\x01b", "a\r\nb", "a\x00", strings.Repeat("t", maxToken+1)} {
+	for _, bad := range []string{"a b", "a\x01b", "a\r\nb", "a\x00", strings.Repeat("t", identity.MaxToken+1)} {
 		who := withToken(t)
 		who.Token = identity.NewSecret(bad)
 		if _, err := b.Login(t.Context(), who); !errors.Is(err, ErrDenied) {
 			t.Errorf("%.10q: %v", bad, err)
+		}
+	}
+}
+
+// A token that does not fit a command's line goes when it is asked for. A backend that
+// does not read it to its end says nothing of the token, nor of its own health.
+func TestALongTokenGoesOutWhole(t *testing.T) {
+	who := withToken(t)
+	who.Token = identity.NewSecret(canary + strings.Repeat("t", identity.MaxToken-len(canary)))
+	message := coded("n,a=joe@example.org,\x01auth=Bearer " + who.Token.Reveal() + "\x01\x01")
+	a := perform(t, Config{TLSMode: NoTLS}, who, greetOAuth, "< ID", "< AUTHENTICATE OAUTHBEARER\r\n", "> {I} OK\r\n+ ", "< "+message+"\r\n", loginOK)
+	if a.finish(); a.err != nil || a.play.err != nil {
+		t.Fatalf("%v, %.200v", a.err, a.play.err)
+	}
+	for what, end := range map[string][]string{
+		"closed": {"fin"}, "reset": {"rst"}, "BYE": {"> * BYE Authentication response too large", "fin"},
+	} {
+		steps := append([]string{greetOAuth, "< ID", "< AUTHENTICATE OAUTHBEARER\r\n", "> {I} OK\r\n+ ", "< "}, end...)
+		a := perform(t, Config{TLSMode: NoTLS}, who, steps...)
+		a.finish()
+		if !errors.Is(a.err, ErrUnavailable) || a.result != ResultNotTaken || VerdictOf(a.err) != VerdictNone {
+			t.Errorf("%s: %v, %s, verdict %d", what, a.err, a.result, VerdictOf(a.err))
 		}
 	}
 }
@@ -169,8 +192,8 @@ func TestWhatAStrangerCanBringAboutSaysNothingOfTheBackendsHealth(t *testing.T) 
 		steps []string
 	}{
 		"a token where none is taken": {withToken(t), []string{"> * OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] hi"}},
-		"a BAD to a token":            {withToken(t), []string{"> * OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=XOAUTH2] hi", "< AUTHENTICATE", "> {L} BAD what"}},
-		"a BAD to a password":         {request1(t), []string{"> * OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] hi", "< AUTHENTICATE", "> {L} BAD what"}},
+		"a BAD to a token":            {withToken(t), []string{"> * OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=XOAUTH2] hi", "< AUTHENTICATE", "> {L} BAD what", "fin"}},
+		"a BAD to a password":         {request1(t), []string{"> * OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] hi", "< AUTHENTICATE", "> {L} BAD what", "fin"}},
 	} {
 		for _, since := range []time.Time{{}, time.Now().Add(-time.Second)} {
 			result := ""
@@ -204,7 +227,8 @@ func TestANameIsEscapedForOAuthBearer(t *testing.T) {
 		t.Fatal(err)
 	}
 	var s script
-	if err := creds.appendLogin(&s, "L1", imap.ParseCaps("IMAP4rev1 SASL-IR AUTH=OAUTHBEARER")); err != nil {
+	d := &dialogue{last: "L1", caps: imap.ParseCaps("IMAP4rev1 SASL-IR AUTH=OAUTHBEARER")}
+	if err := creds.appendLogin(&s, formAtOnce, d); err != nil {
 		t.Fatal(err)
 	}
 	want := "L1 AUTHENTICATE OAUTHBEARER " + coded("n,a=joe=2Ca=3Dx=3D2C,\x01auth=Bearer "+canary+"\x01\x01") + "\r\n"

@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"bytes"
+	"fmt"
 	"net"
 
 	"imapgate/internal/identity"
@@ -14,8 +15,7 @@ type Conn struct {
 	// Set once.
 	user identity.User
 	caps imap.Caps
-	code string
-	text string
+	ok   OK
 
 	// Owned by the caller of Login.
 	nc   net.Conn // nil once detached or closed
@@ -28,9 +28,42 @@ func (c *Conn) User() identity.User { return c.user }
 // Caps is the backend's list as of after the login.
 func (c *Conn) Caps() imap.Caps { return c.caps }
 
-// OK is the end of the backend's tagged OK, fit to be forwarded. The code is ""
-// unless it is meant for the user, as ALERT is; CAPABILITY is in Caps.
-func (c *Conn) OK() (code, text string) { return c.code, c.text }
+// OK is how the backend let the user in.
+func (c *Conn) OK() OK { return c.ok }
+
+// OK is what a backend has said up to its tagged OK, fit to be forwarded.
+type OK struct {
+	Alerts []Alert // before it
+	Code   string  // "" unless it is meant for the user, as ALERT is; CAPABILITY is in Caps
+	Text   string
+}
+
+// IsZero reports whether no backend has said anything.
+func (o OK) IsZero() bool { return len(o.Alerts) == 0 && o.Code == "" && o.Text == "" }
+
+// AppendUntagged appends what of it is for the user's eyes, as untagged responses
+// to dst.
+func (o OK) AppendUntagged(dst []byte) []byte {
+	dst = AppendAlerts(dst, o.Alerts)
+	if o.Code != "" {
+		dst = fmt.Appendf(dst, "* OK [%s] %s\r\n", o.Code, o.Text)
+	}
+	return dst
+}
+
+// Alert is an untagged status response with the code ALERT (RFC 9051 §7.1).
+type Alert struct {
+	Name string // OK, NO or BAD
+	Text string // printable ASCII, 1 to maxText bytes
+}
+
+// AppendAlerts appends untagged responses to dst.
+func AppendAlerts(dst []byte, alerts []Alert) []byte {
+	for _, a := range alerts {
+		dst = fmt.Appendf(dst, "* %s [ALERT] %s\r\n", a.Name, a.Text)
+	}
+	return dst
+}
 
 // Detach hands the connection on, without a deadline. rest is what the backend
 // said behind its OK: whole or begun untagged responses, which are this user's

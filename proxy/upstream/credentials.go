@@ -23,8 +23,8 @@ type credentials struct {
 	token    identity.Secret // when there is one it goes, and no password
 }
 
-// credentials decides what to send, or refuses: a name or a password with
-// control characters could end a line and begin a command (or a log line) of
+// credentials decides what to send, or refuses: a name with control characters, or
+// a password with CR or LF, could end a line and begin a command (or a log line) of
 // its own choosing, on this server or on one behind it.
 func (b *Backend) credentials(who Request) (credentials, error) {
 	name := who.Login
@@ -56,7 +56,9 @@ func (b *Backend) credentials(who Request) (credentials, error) {
 			return credentials{}, fmt.Errorf("%w: master user or password cannot be sent", ErrUnavailable)
 		}
 	}
-	if !sendable(c.password.Reveal(), maxPassword) {
+	// A password goes out as the client sent it: in base64 or as a literal, where no
+	// octet but these can end it or is not allowed (RFC 9051 §9, CHAR8).
+	if p := c.password.Reveal(); p == "" || len(p) > maxPassword || strings.ContainsAny(p, "\r\n\x00") {
 		return credentials{}, errUnsendable
 	}
 	return c, nil
@@ -79,31 +81,42 @@ func sendable(s string, most int) bool {
 // script is a command in the parts in which it is sent: behind each part but
 // the last, the backend asks for the next one.
 type script struct {
+	id        string // tag of the ID command in front; "": there is none
 	bytes     []byte
 	ends      []int  // of each part in bytes; at most three
 	dismissal string // answers a challenge behind the last part; "": there must be none
+	judged    bool   // there was one, so the credentials were understood
 }
+
+func newScript() *script { return &script{bytes: make([]byte, 0, 512), ends: make([]int, 0, 3)} }
 
 func (s *script) wait() { s.ends = append(s.ends, len(s.bytes)) }
 
-// appendLogin appends the login as the command tag, the best way that a backend
-// with caps takes: base64 in one line, base64 when asked for, or literals.
-// Nothing of the credentials is ever quoted.
-func (c credentials) appendLogin(s *script, tag string, caps imap.Caps) error {
+// appendLogin appends the login in one of its forms, as the last command of d: base64
+// in one line, base64 when asked for, or literals. Nothing of the credentials is ever
+// quoted.
+func (c credentials) appendLogin(s *script, f form, d *dialogue) error {
 	switch {
+	case f == formLogin:
+		c.appendLiterals(s, d)
+		return nil
 	case !c.token.IsZero():
-		return c.appendBearer(s, tag, caps)
-	case caps.Has("AUTH=PLAIN"):
-		return c.appendPlain(s, tag, caps)
-	case c.authzid != "":
-		return fmt.Errorf("%w as a master user: no AUTH=PLAIN", errMechanism)
-	case caps.Has("LOGINDISABLED"):
-		return fmt.Errorf("%w: LOGINDISABLED", errMechanism)
+		return c.appendBearer(s, f, d)
 	}
+	mechanism, response, err := sasl.NewPlainClient(c.authzid, c.user, c.password.Reveal()).Start()
+	if err != nil {
+		return err
+	}
+	s.appendSASL(d.last+" AUTHENTICATE "+mechanism, response, f)
+	return nil
+}
+
+// appendLiterals appends LOGIN.
+func (c credentials) appendLiterals(s *script, d *dialogue) {
 	password := c.password.Reveal()
 	// RFC 7888 §5: LITERAL- is for up to 4096 octets.
-	lit := imap.Literal{NonSync: caps.Has("LITERAL+") || caps.Has("LITERAL-") && max(len(c.user), len(password)) <= 4096}
-	s.bytes = append(append(s.bytes, tag...), " LOGIN "...)
+	lit := imap.Literal{NonSync: d.caps.Has("LITERAL+") || d.caps.Has("LITERAL-") && max(len(c.user), len(password)) <= 4096}
+	s.bytes = append(append(s.bytes, d.last...), " LOGIN "...)
 	s.bytes = imap.AppendLiteral(s.bytes, c.user, lit)
 	if !lit.NonSync {
 		s.wait()
@@ -115,23 +128,13 @@ func (c credentials) appendLogin(s *script, tag string, caps imap.Caps) error {
 	}
 	s.bytes = append(append(s.bytes, password...), '\r', '\n')
 	s.wait()
-	return nil
 }
 
-func (c credentials) appendPlain(s *script, tag string, caps imap.Caps) error {
-	mechanism, response, err := sasl.NewPlainClient(c.authzid, c.user, c.password.Reveal()).Start()
-	if err != nil {
-		return err
-	}
-	s.appendSASL(tag, mechanism, response, caps)
-	return nil
-}
-
-// appendSASL appends AUTHENTICATE with a mechanism of one message, of which no
-// copy is left.
-func (s *script) appendSASL(tag, mechanism string, response []byte, caps imap.Caps) {
-	s.bytes = append(append(append(s.bytes, tag...), " AUTHENTICATE "...), mechanism...)
-	if caps.Has("SASL-IR") { // RFC 4959
+// appendSASL appends an AUTHENTICATE command with a mechanism of one message, of
+// which no copy is left.
+func (s *script) appendSASL(command string, response []byte, f form) {
+	s.bytes = append(s.bytes, command...)
+	if f == formAtOnce {
 		s.bytes = append(s.bytes, ' ')
 	} else {
 		s.bytes = append(s.bytes, '\r', '\n')

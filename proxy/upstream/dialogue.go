@@ -16,6 +16,8 @@ import (
 const (
 	maxLine  = 8 << 10  // bytes of a line
 	maxTotal = 64 << 10 // bytes altogether
+
+	maxAlerts = 4 // untagged ALERTs of which the text, of up to maxText, is kept
 )
 
 // The letters that tell the tags of one connection apart.
@@ -24,7 +26,7 @@ const (
 	tagStartTLS   = "S"
 	tagID         = "I"
 	tagAfter      = "A"
-	tagLogin      = "L"
+	tagLogin      = "L" // and the letters after it, where the login is tried in other forms
 )
 
 // dialogue is the conversation with a backend up to its tagged OK of the login.
@@ -32,12 +34,13 @@ type dialogue struct {
 	// Set once.
 	conn *imap.Conn
 	tag  string // at least 64 random bits, so that no answer comes before its command
-	last string // as many others for the login: no command before it gives them away
 
 	// Owned by the goroutine of Login.
+	last     string // tag of the login, of as many other bits: no command before it gives them away
 	deadline time.Time
 	left     int       // bytes of maxTotal that may still come
 	caps     imap.Caps // as the backend said last, unknown again behind the start of TLS
+	alerts   []Alert   // since the start of TLS; at most maxAlerts
 }
 
 func newDialogue(nc net.Conn) *dialogue {
@@ -49,6 +52,9 @@ func newDialogue(nc net.Conn) *dialogue {
 		left: maxTotal,
 	}
 }
+
+// renew takes another tag for the login that is tried after try others.
+func (d *dialogue) renew(try int) { d.last = string(tagLogin[0]+byte(try)) + rand.Text()[:13] }
 
 // bind makes the dialogue end with ctx and at the deadline.
 func (d *dialogue) bind(ctx context.Context, deadline time.Time) (release func() bool) {
@@ -112,6 +118,7 @@ func (d *dialogue) greeting() error {
 		return errGreeting
 	case res.Name == "OK":
 		d.note(res)
+		d.heed(res)
 		return nil
 	}
 	if err := farewell(res); err != nil {
@@ -131,6 +138,18 @@ func (d *dialogue) note(res imap.Response) {
 	}
 }
 
+// heed keeps an untagged ALERT, which has to reach the user (RFC 9051 §7.1).
+func (d *dialogue) heed(res imap.Response) {
+	if res.Code != "ALERT" || len(d.alerts) == maxAlerts {
+		return
+	}
+	switch text := clean(res.Text); {
+	case text == "":
+	case res.Name == "OK", res.Name == "NO", res.Name == "BAD":
+		d.alerts = append(d.alerts, Alert{res.Name, text})
+	}
+}
+
 // farewell is the error an untagged response is in itself. A session that
 // begins as PREAUTH is of an unknown user, whenever it is said.
 func farewell(res imap.Response) error {
@@ -144,7 +163,7 @@ func farewell(res imap.Response) error {
 }
 
 // answer reads until the answer to the command tag, which may be a continuation
-// request. Nothing untagged before it goes any further.
+// request. Of what is untagged before it, only ALERTs can go any further.
 func (d *dialogue) answer(tag string) (imap.Response, error) {
 	for {
 		res, err := d.response()
@@ -163,6 +182,7 @@ func (d *dialogue) answer(tag string) (imap.Response, error) {
 			return res, err
 		}
 		d.note(res)
+		d.heed(res)
 	}
 }
 
@@ -236,7 +256,7 @@ func (d *dialogue) handshake(cfg *tls.Config) error {
 	if err != nil {
 		return err
 	}
-	d.caps = imap.Caps{}
+	d.caps, d.alerts = imap.Caps{}, nil
 	if err := secure.Handshake(); err != nil { // within the dialogue's deadline
 		return fmt.Errorf("%w: %w", errHandshake, handshakeCause(err, cfg.ServerName))
 	}

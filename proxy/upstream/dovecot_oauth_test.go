@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"strings"
 	"testing"
 
 	"go.uber.org/zap"
@@ -51,6 +52,23 @@ func TestADovecotWhoseProviderIsAwayDeniesNobody(t *testing.T) {
 	}
 	p.Fault(nil)
 	goesIn(t, b, "alice@example.org", token)
+}
+
+// Dovecot ends a connection on which a response of more than 8 KB comes.
+func TestATokenThatDovecotDoesNotReadIsNotDenied(t *testing.T) {
+	p := openid.Start(t, "alice@example.org")
+	d := testbed.StartDovecot(t, testbed.DovecotConfig{Tokens: p.Dovecot(t, openid.Opaque, "oauthbearer xoauth2")})
+	result := ""
+	b := New(Config{Name: "east", Address: d.TLS, TLS: d.CA.ClientTLS(testbed.DovecotName), Login: OAuthLogin},
+		Hooks{OnConnect: func(r string) { result = r }}, zap.NewNop())
+	for _, n := range []int{LongToken + 1, 8 << 10, identity.MaxToken} {
+		if err := tries(t, b, "alice@example.org", strings.Repeat("t", n)); n > 6<<10 && (!errors.Is(err, ErrUnavailable) || result != ResultNotTaken) {
+			t.Errorf("%d bytes: %v, %s", n, err, result)
+		} else if n < 6<<10 && !errors.Is(err, ErrDenied) {
+			t.Errorf("%d bytes, which it reads: %v", n, err)
+		}
+	}
+	goesIn(t, b, "alice@example.org", p.Login(t, openid.Opaque, "alice@example.org").Access)
 }
 
 func tries(t *testing.T, b *Backend, name, token string) error {

@@ -102,7 +102,7 @@ func result(ctx context.Context, err error) string {
 		return ResultDenied
 	case errors.As(err, &refused), errors.Is(err, errCode):
 		return ResultRefused
-	case errors.Is(err, errBad), errors.Is(err, errTokenless):
+	case errors.Is(err, errBad), errors.Is(err, errTokenless), errors.Is(err, errTokenEnd):
 		return ResultNotTaken
 	case errors.Is(err, ErrLoop):
 		return ResultLoop

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -114,39 +115,56 @@ func FuzzUpstreamLogin(f *testing.F) {
 		if strings.ContainsAny(name+password, "\r\n\x00") {
 			t.Fatalf("%q %q was not refused", name, password)
 		}
-		var s script
-		if err := creds.appendLogin(&s, "L1", imap.ParseCaps(caps)); err != nil {
+		d := &dialogue{last: "L1", caps: imap.ParseCaps(caps)}
+		forms, err := creds.forms(d.caps)
+		if err != nil {
 			if wantAuthzid == "" {
 				t.Fatal(err)
 			}
 			return
 		}
-		commands, asks, ok := serverReads(string(s.bytes))
-		if !ok || len(commands) != 1 || commands[0][0] != "L1" {
-			t.Fatalf("%q is read as %q", s.bytes, commands)
-		}
-		got := commands[0][2:]
-		if commands[0][1] == "AUTHENTICATE" {
-			plain, err := base64.StdEncoding.DecodeString(got[0])
-			if err != nil {
+		for _, form := range forms {
+			var s script
+			if err := creds.appendLogin(&s, form, d); err != nil {
 				t.Fatal(err)
 			}
-			got = strings.Split(string(plain), "\x00")
-		} else {
-			got = append([]string{""}, got...)
-		}
-		if len(got) != 3 || got[0] != wantAuthzid || got[1] != wantUser || got[2] != wantPassword {
-			t.Fatalf("%q, want %q %q %q", got, wantAuthzid, wantUser, wantPassword)
-		}
-		if !strings.Contains(name, "{") && len(asks) != len(s.ends)-1 {
-			t.Fatalf("asks at %v, waits at %v", asks, s.ends)
-		}
-		for i, at := range asks {
-			if s.ends[i] != at {
-				t.Fatalf("asks at %v, waits at %v", asks, s.ends)
-			}
+			readsAs(t, &s, []string{wantAuthzid, wantUser, wantPassword})
 		}
 	})
+}
+
+// readsAs fails unless a server reads one login in s, as want, and asks for the parts
+// in which it is sent.
+func readsAs(t *testing.T, s *script, want []string) {
+	commands, asks, ok := serverReads(string(s.bytes))
+	if command, response, found := strings.Cut(string(s.bytes), "AUTHENTICATE PLAIN\r\n"); found { // the response is asked for
+		commands, asks, ok = serverReads(command + "AUTHENTICATE PLAIN " + response)
+		asks = append(asks, len(command+"AUTHENTICATE PLAIN\r\n"))
+	}
+	if !ok || len(commands) != 1 || commands[0][0] != "L1" {
+		t.Fatalf("%q is read as %q", s.bytes, commands)
+	}
+	got := commands[0][2:]
+	if commands[0][1] == "AUTHENTICATE" {
+		plain, err := base64.StdEncoding.DecodeString(got[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = strings.Split(string(plain), "\x00")
+	} else {
+		got = append([]string{""}, got...)
+	}
+	if !slices.Equal(got, want) {
+		t.Fatalf("%q, want %q", got, want)
+	}
+	if !strings.Contains(want[1], "{") && len(asks) != len(s.ends)-1 {
+		t.Fatalf("asks at %v, waits at %v", asks, s.ends)
+	}
+	for i, at := range asks {
+		if s.ends[i] != at {
+			t.Fatalf("asks at %v, waits at %v", asks, s.ends)
+		}
+	}
 }
 
 // recital is a connection on which a backend says a text whatever it hears;
@@ -241,7 +259,7 @@ func loginIs(t *testing.T, b *Backend, who Request, text []byte) {
 	}
 	if err != nil {
 		var refused *Refused
-		if errors.As(public(err), &refused) && (!forwardable(refused.Code) || clean(refused.Text) != refused.Text) {
+		if errors.As(public(err), &refused) && (!forwardable(refused.Code) || clean(refused.Text) != refused.Text || !showable(refused.Alerts)) {
 			t.Fatalf("not fit to forward: %q", refused)
 		}
 		return
@@ -249,7 +267,14 @@ func loginIs(t *testing.T, b *Backend, who Request, text []byte) {
 	if !r.login {
 		t.Fatalf("%q was taken for a login", text)
 	}
-	if !conn.Caps().Known() || !onlyUntagged(conn.rest) || clean(conn.text) != conn.text {
-		t.Fatalf("%q %q %q", conn.Caps(), conn.rest, conn.text)
+	if !conn.Caps().Known() || !onlyUntagged(conn.rest) || clean(conn.ok.Text) != conn.ok.Text || !showable(conn.ok.Alerts) {
+		t.Fatalf("%q %q %q", conn.Caps(), conn.rest, conn.ok)
 	}
+}
+
+// showable reports whether alerts may reach a client.
+func showable(alerts []Alert) bool {
+	return len(alerts) <= maxAlerts && !slices.ContainsFunc(alerts, func(a Alert) bool {
+		return a.Name != "OK" && a.Name != "NO" && a.Name != "BAD" || a.Text == "" || clean(a.Text) != a.Text
+	})
 }

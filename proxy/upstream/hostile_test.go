@@ -62,7 +62,7 @@ func (h hostile) judge(t *testing.T, a act) {
 	t.Helper()
 	a.finish()
 	if h.result == "ok" {
-		if a.err != nil || a.conn.rest != nil || a.play.err != nil || strings.Contains(a.conn.text, "evil") {
+		if a.err != nil || a.conn.rest != nil || a.play.err != nil || strings.Contains(fmt.Sprint(a.conn.OK()), "evil") {
 			t.Errorf("%s: %v, %v", h.name, a.err, a.play.err)
 		}
 	} else if !errors.Is(a.err, ErrUnavailable) || errors.Is(a.err, ErrDenied) || a.conn != nil {
@@ -326,6 +326,9 @@ func TestWhatCannotBeSentIsRefusedBeforeAnythingIsDone(t *testing.T) {
 			{User: user(t, "joe"), Login: bad, Password: secret("pw")},
 			{User: user(t, "joe"), Password: secret(bad)},
 		} {
+			if who.Login == "" && !strings.ContainsAny(bad, "\r\n\x00") && len(bad) < 5000 {
+				continue // octets of a password are the backend's to judge
+			}
 			if conn, err := b.Login(context.Background(), who); !errors.Is(err, ErrDenied) || conn != nil || strings.Contains(err.Error(), bad) {
 				t.Errorf("%q: %v", bad, err)
 			}

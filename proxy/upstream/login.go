@@ -1,7 +1,7 @@
 package upstream
 
 import (
-	"fmt"
+	"time"
 
 	"imapgate/internal/imap"
 )
@@ -35,47 +35,34 @@ func (b *Backend) open(d *dialogue, c Client) error {
 	return d.capability()
 }
 
-// authenticate sends ID and the login, in one write as far as the backend need
-// not be heard in between, and returns its tagged answer to the login.
-func (b *Backend) authenticate(d *dialogue, who credentials, c Client) (imap.Response, error) {
-	s := script{bytes: make([]byte, 0, 512), ends: make([]int, 0, 3)}
-	withID := d.caps.Has("ID")
-	if withID {
-		s.bytes = b.appendID(s.bytes, tagID+d.tag, c, b.hops(c)-1)
-	}
-	if err := who.appendLogin(&s, d.last, d.caps); err != nil {
-		return imap.Response{}, err
-	}
+// perform sends a script and reads the tagged answer to it. sent says whether the
+// credentials, which are in the last part, went out: also where there is an error.
+func (d *dialogue) perform(s *script, least time.Duration) (res imap.Response, sent bool, err error) {
 	defer func() { clear(s.bytes) }()
 	if !onlyUntagged(d.conn.Peek()) {
-		return imap.Response{}, errEarly
+		return res, false, errEarly
 	}
-	from, id := 0, ""
-	if withID {
-		id = tagID + d.tag
-	}
+	from, id := 0, s.id
 	last := len(s.ends) - 1
 	for _, end := range s.ends[:last] {
 		res, err := d.part(s.bytes[from:end], id)
 		switch {
 		case err != nil:
-			return res, err
+			return res, false, err
 		case res.Kind == imap.Tagged && res.Name == "OK":
-			return res, errEarly
+			return res, false, errEarly
 		case res.Kind == imap.Tagged:
-			return res, nil
+			return res, false, nil
 		}
 		from, id = end, ""
 	}
-	d.await(b.cfg.AnswerTimeout)
-	res, err := d.part(s.bytes[from:], id) // the secret is in the last part
+	d.await(least)
+	res, err = d.part(s.bytes[from:], id)
 	if err == nil && res.Kind != imap.Tagged {
+		s.judged = true
 		res, err = d.dismiss(res.Text, s.dismissal)
 	}
-	if err != nil {
-		return res, fmt.Errorf("%w: %w", errUnanswered, err)
-	}
-	return res, nil
+	return res, true, err
 }
 
 // part sends a part of the login and reads the answer to it, which may ask for the

@@ -27,8 +27,8 @@ func TestALoginIsOneWriteWhereTheBackendAllowsIt(t *testing.T) {
 	if a.conn.User() != user(t, "joe@example.org") || a.conn.Caps().String() != "IMAP4rev1 IDLE" || a.result != "ok" {
 		t.Errorf("%v %v %v", a.conn.User(), a.conn.Caps(), a.result)
 	}
-	if code, text := a.conn.OK(); code != "" || text != "in" {
-		t.Errorf("%q %q", code, text)
+	if ok := a.conn.OK(); ok.Code != "" || ok.Text != "in" || len(ok.Alerts) > 0 {
+		t.Errorf("%+v", ok)
 	}
 	nc, rest := a.conn.Detach()
 	if nc == nil || rest != nil {
@@ -118,6 +118,50 @@ func TestAMasterLoginThatFailsIsNeverTheClientsFault(t *testing.T) {
 		"> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] hi", "< AUTHENTICATE", "> {L} NO [AUTHENTICATIONFAILED] wrong")
 	if !errors.Is(a.err, ErrUnavailable) || errors.Is(a.err, ErrDenied) || a.result != "denied" {
 		t.Errorf("%v %s", a.err, a.result)
+	}
+}
+
+func TestAnAlertBeforeTheAnswerReachesTheUser(t *testing.T) {
+	const cleartext = "> * OK [ALERT] in the clear"
+	long := strings.Repeat("x", 2*maxText)
+	for what, c := range map[string]struct {
+		mode  TLSMode
+		steps []string
+		want  string
+	}{
+		"with the login":    {NoTLS, []string{greetFull, "< ID", "> {I} OK", "< AUTHENTICATE", "> * NO [ALERT] Nearly full.\r\n* OK [ALERT] Down at noon."}, "* NO [ALERT] Nearly full.\r\n* OK [ALERT] Down at noon.\r\n"},
+		"with ID":           {NoTLS, []string{greetFull, "< ID", "> * bad [alert] One.\r\n{I} OK", "< AUTHENTICATE"}, "* BAD [ALERT] One.\r\n"},
+		"in the greeting":   {ImplicitTLS, []string{"tls", "> * OK [ALERT] Down at noon.", "< CAPABILITY", "> * CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR\r\n{C} OK", "< AUTHENTICATE"}, "* OK [ALERT] Down at noon.\r\n"},
+		"not before TLS":    {StartTLS, fullTLS(greetClear, "< STARTTLS", cleartext+"\r\n{S} OK begin"), ""},
+		"as others' texts":  {NoTLS, []string{greetFull, "< ID", "> {I} OK", "< AUTHENTICATE", "> * OK [ALERT] \x1b[2Jcall {5}\r\n* NO [ALERT] " + long}, "* OK [ALERT] ?[2Jcall (5)\r\n* NO [ALERT] " + long[:maxText] + "\r\n"},
+		"within bounds":     {NoTLS, []string{greetFull, "< ID", "> {I} OK", "< AUTHENTICATE", "> " + strings.Repeat("* OK [ALERT] x\r\n", 9) + "* OK x"}, strings.Repeat("* OK [ALERT] x\r\n", maxAlerts)},
+		"with another code": {NoTLS, []string{greetFull, "< ID", "> {I} OK", "< AUTHENTICATE", "> * OK [ALERTS] x\r\n* OK [WEBALERT x] x\r\n* ALERT x\r\n* OK [ALERT]"}, ""},
+	} {
+		for answer, refused := range map[string]bool{"OK [CAPABILITY IMAP4rev1] in": false, "NO [LIMIT] no": true} {
+			steps := append(append([]string{}, c.steps...), "> {L} "+answer)
+			if c.steps[len(c.steps)-1] == loginOK { // the play ends with a login of its own
+				steps = append(append([]string{}, c.steps[:len(c.steps)-1]...), "> {L} "+answer)
+			}
+			a := perform(t, Config{TLSMode: c.mode}, request1(t), steps...)
+			var got []Alert
+			var no *Refused
+			switch {
+			case refused && errors.As(a.err, &no):
+				got = no.Alerts
+			case !refused && a.err == nil:
+				got = a.conn.OK().Alerts
+			default:
+				t.Errorf("%s, %s: %v", what, answer, a.err)
+			}
+			a.finish()
+			if text := string(AppendAlerts(nil, got)); text != c.want || a.play.err != nil {
+				t.Errorf("%s, %s: %q, %v", what, answer, text, a.play.err)
+			}
+		}
+	}
+	a := perform(t, Config{TLSMode: NoTLS}, request1(t), greetFull, "< ID", "> {I} OK", "< AUTHENTICATE", "> * NO [ALERT] Wrong.\r\n{L} NO [AUTHENTICATIONFAILED] no")
+	if a.finish(); !errors.Is(a.err, ErrDenied) || errors.As(a.err, new(*Refused)) {
+		t.Errorf("a denial with an alert: %v", a.err)
 	}
 }
 

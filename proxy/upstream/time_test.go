@@ -110,7 +110,10 @@ func TestALoginThatIsDoneTooLateIsClosed(t *testing.T) {
 func TestABackendThatFailsForLongIsFailedAtOnceAndProbed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var h health
-		allow := func() bool { return h.allow(time.Now()) }
+		allow := func() bool { // without a wait
+			_, beside, err := h.step(time.Now())
+			return err == nil && beside == nil
+		}
 		h.failed(time.Now())
 		wait(downAfter - 1)
 		if !allow() || h.down() {
@@ -142,7 +145,7 @@ func TestOnlyTheBackendsOwnFaultsMarkItDown(t *testing.T) {
 		error(&Refused{Code: "UNAVAILABLE"}): false,
 	} {
 		b := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS}, Hooks{}, zap.NewNop())
-		b.learn(context.Background(), err)
+		b.learn(context.Background(), nil, err)
 		if b.health.since.IsZero() == counts {
 			t.Errorf("%v: %v", err, !counts)
 		}
@@ -150,7 +153,7 @@ func TestOnlyTheBackendsOwnFaultsMarkItDown(t *testing.T) {
 	canceled, cancel := context.WithCancel(context.Background())
 	cancel()
 	b := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS}, Hooks{}, zap.NewNop())
-	if b.learn(canceled, io.EOF); !b.health.since.IsZero() {
+	if b.learn(canceled, nil, io.EOF); !b.health.since.IsZero() {
 		t.Error("a client that went away counts against the backend")
 	}
 }

@@ -176,8 +176,9 @@ func knownCode(code string) string {
 // (RFC 5530). Code and Text are fit to be forwarded. The error's text has none of
 // the backend's words but the code.
 type Refused struct {
-	Code string // upper case, one of a closed list
-	Text string // printable ASCII, 1 to maxText bytes
+	Code   string  // upper case, one of a closed list
+	Text   string  // printable ASCII, 1 to maxText bytes
+	Alerts []Alert // that came before the NO
 
 	verdict Verdict
 }

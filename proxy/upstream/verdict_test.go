@@ -81,7 +81,7 @@ var answers = map[string]answered{
 func TestTheBackendsAnswerDecidesWhatTheClientIsToldAndWhatItCountsAs(t *testing.T) {
 	for name, who := range map[string]Request{"AUTH=PLAIN": request1(t), "AUTH=OAUTHBEARER": withToken(t), "AUTH=XOAUTH2": withToken(t)} {
 		for answer, tc := range answers {
-			a := perform(t, Config{TLSMode: NoTLS}, who, "> * OK [CAPABILITY IMAP4rev1 SASL-IR "+name+"] hi", "< AUTHENTICATE", "> {L} "+answer)
+			a := perform(t, Config{TLSMode: NoTLS}, who, "> * OK [CAPABILITY IMAP4rev1 SASL-IR "+name+"] hi", "< AUTHENTICATE", "> {L} "+answer, "fin")
 			tc.check(t, name+" "+answer, a)
 		}
 	}
@@ -211,7 +211,7 @@ func TestNoErrorHasAWordOfTheBackends(t *testing.T) {
 			"{L} BAD Unknown: %", "{L} NO %", "{L} NO [%] no", "{L} NO [LIMIT %] no", "{L} NO [AUTHENTICATIONFAILED] %", "{L} NO [ALERT] %", "{L} NO [UNAVAILABLE] %",
 			"{L} NO [REFERRAL %] %", "* BYE %", "* BYE [%] %", "* BYE [ALERT] %", "% OK in", "{L} %", "{L} OK% in", "+ %", "% %", "%",
 		} {
-			a := perform(t, Config{TLSMode: NoTLS}, request1(t), append(front, "> "+strings.ReplaceAll(answer, "%", word))...)
+			a := perform(t, Config{TLSMode: NoTLS}, request1(t), append(front, "> "+strings.ReplaceAll(answer, "%", word), "fin")...)
 			wordless(t, answer, a.err, word)
 			a.finish()
 		}

@@ -26,12 +26,9 @@ type Account struct {
 	until  time.Time // behind it nobody takes the token any more; zero: not known, or the backend does not see it
 
 	// Owned by the session.
-	first *held    // made by the login, or to try ENABLE, and not leased yet
-	ok    *loginOK // nil: nobody was asked, or the client has heard it
+	first *held       // made by the login, or to try ENABLE, and not leased yet
+	ok    upstream.OK // zero: nobody was asked, or the client has heard it
 }
-
-// loginOK is the end of the OK of a login: a response code and the text.
-type loginOK struct{ code, text string }
 
 // User is whose account this is.
 func (a *Account) User() identity.User { return a.owner.user.name }
@@ -42,14 +39,9 @@ func (a *Account) Login() string { return a.owner.login }
 // Caps is what the backend can do for this account.
 func (a *Account) Caps() imap.Caps { return a.caps }
 
-// OK is the end of the backend's OK, as upstream.Conn's; "" where it was not
+// OK is how the backend let the user in, as upstream.Conn's; zero where it was not
 // asked, and after the first Lease.
-func (a *Account) OK() (code, text string) {
-	if a.ok == nil {
-		return "", ""
-	}
-	return a.ok.code, a.ok.text
-}
+func (a *Account) OK() upstream.OK { return a.ok }
 
 // who is the login with which connections are made.
 func (a *Account) who() upstream.Request {
@@ -85,7 +77,7 @@ func (a *Account) Lease(ctx context.Context, enabled lease.Enabled) (*lease.Conn
 
 func (a *Account) lease(ctx context.Context, set lease.Enabled) (*held, error) {
 	p := a.pool
-	a.ok = nil
+	a.ok = upstream.OK{}
 	h := a.takeFirst(ctx, set)
 	if h == nil {
 		var err error
@@ -93,6 +85,7 @@ func (a *Account) lease(ctx context.Context, set lease.Enabled) (*held, error) {
 			return nil, err
 		}
 	}
+	h.keepAlerts()
 	if missing := set.Less(h.Enabled); len(missing) > 0 {
 		if _, err := p.enable(h, missing); err != nil {
 			p.discard(h, reasonOf(err))
@@ -143,6 +136,7 @@ func (a *Account) Aux(ctx context.Context) (*lease.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	h.keepAlerts()
 	return &h.Conn, nil
 }
 

@@ -90,6 +90,40 @@ func TestGreetingsAreHeardAndForgottenWithoutAnAlert(t *testing.T) {
 	}
 }
 
+// An ALERT at a login is told by whoever welcomes the client; on a connection that is
+// made later by the session that has it, once.
+func TestAnAlertAtALoginIsToldOnce(t *testing.T) {
+	s := startStub(t, stubCaps)
+	s.alert = "down at noon"
+	const alert = "* OK [ALERT] down at noon\r\n"
+	for _, proof := range []Proof{Asked, Vouched} {
+		y := s.pool(Config{})
+		a := y.login("alice", "pw", proof)
+		if got := string(a.OK().AppendUntagged(nil)); got != alert {
+			t.Errorf("the login has %q", got)
+		}
+		c := leased(t, a)
+		if again := c.Alerts(); len(again) > 0 || !a.OK().IsZero() {
+			t.Errorf("the login's connection says it again: %q", again)
+		}
+		d := leased(t, a)
+		if got := string(d.Alerts()); got != alert {
+			t.Errorf("the second connection says %q", got)
+		}
+		aux, err := a.Aux(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := string(aux.Alerts()); got != alert {
+			t.Errorf("the gateway's own connection says %q", got)
+		}
+		a.ReturnAux(aux)
+		a.Return(c)
+		a.Return(d)
+		a.Close()
+	}
+}
+
 func TestAConnectionThatEndsWhileItWaitsIsMissed(t *testing.T) {
 	proven(t)
 	s := startStub(t, stubCaps)

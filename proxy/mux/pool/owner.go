@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"bytes"
 	"container/list"
 	"crypto/hmac"
 	"crypto/sha256"
@@ -61,11 +62,20 @@ type held struct {
 	term  int // of the owner when it was logged in
 
 	// Owned by whoever has it; guarded by the Pool's mu while it waits.
-	ok    *loginOK  // of a login, until the connection waits for another
-	heard time.Time // when it last answered
-	since time.Time // when it began to wait
+	ok    upstream.OK // of its login, until somebody is told
+	heard time.Time   // when it last answered
+	since time.Time   // when it began to wait
 
 	waiting *list.Element // Guarded by the Pool's mu. In Pool.idle; nil: somebody has it.
+}
+
+// keepAlerts keeps what the backend said to the login for the user's eyes, where that
+// was no client's: the session that has the connection passes it on.
+func (h *held) keepAlerts() {
+	for response := range bytes.Lines(h.ok.AppendUntagged(nil)) {
+		h.Heed(response)
+	}
+	h.ok = upstream.OK{}
 }
 
 // mac is what a credential is known by: two tokens are two credentials, and a
@@ -216,7 +226,7 @@ func (p *Pool) take(h *held) {
 // put makes a clean connection wait for its owner. It may be another one that
 // must go.
 func (p *Pool) put(h *held) {
-	h.ok = nil
+	h.keepAlerts()
 	h.Relax()
 	p.mu.Lock()
 	out, reason := h, ""

@@ -198,7 +198,7 @@ func (p *Pool) Login(ctx context.Context, who upstream.Request, proof Proof) (*A
 		return nil, err
 	}
 	if h := a.first; h != nil {
-		a.caps, a.ok, h.ok = h.Caps(), h.ok, nil
+		a.caps, a.ok, h.ok = h.Caps(), h.ok, upstream.OK{}
 	}
 	return a, nil
 }
@@ -243,8 +243,7 @@ func (p *Pool) logIn(ctx context.Context, w want, who upstream.Request) (*held, 
 		return nil, err
 	}
 	h := &held{owner: w.owner, kind: w.kind, term: term, heard: time.Now()}
-	code, text := up.OK()
-	h.ok = &loginOK{code, text}
+	h.ok = up.OK()
 	h.Open(up, p.shared)
 	if h.User() != w.owner.user.name {
 		p.close(h, metrics.DiscardError)

@@ -18,8 +18,8 @@ func TestAConnectionComesBackToItsAccount(t *testing.T) {
 	s := startStub(t, stubCaps)
 	y := s.pool(Config{})
 	a := y.login("alice", "pw", Vouched)
-	if code, text := a.OK(); code != "" || text != "welcome alice" {
-		t.Errorf("OK is %q %q", code, text)
+	if ok := a.OK(); ok.Code != "" || ok.Text != "welcome alice" {
+		t.Errorf("%+v", ok)
 	}
 	c := leased(t, a)
 	c.Selected = true
@@ -27,8 +27,8 @@ func TestAConnectionComesBackToItsAccount(t *testing.T) {
 	a.Close()
 
 	b := y.login("alice", "pw", Vouched)
-	if _, text := b.OK(); text != "" || !b.Caps().Has("QRESYNC") {
-		t.Errorf("a login that asked nobody has the OK %q and capabilities %q", text, b.Caps())
+	if ok := b.OK(); !ok.IsZero() || !b.Caps().Has("QRESYNC") {
+		t.Errorf("a login that asked nobody has the OK %+v and capabilities %q", ok, b.Caps())
 	}
 	again := leased(t, b)
 	if again != c || again.Selected || s.tried() != 1 || y.reused != 1 {

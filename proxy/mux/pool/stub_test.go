@@ -31,6 +31,8 @@ type stub struct {
 	l    net.Listener
 	wg   sync.WaitGroup
 	caps string
+	// alert comes untagged before the OK of every login; "": none does.
+	alert string
 	// react answers a command instead of the stub, if it returns true.
 	react func(p *peer, tag, command string) bool
 
@@ -151,6 +153,9 @@ func (p *peer) login(tag, exchange string) {
 	if no != "" {
 		p.say(tag + " NO " + no)
 		return
+	}
+	if s.alert != "" {
+		p.say("* OK [ALERT] " + s.alert)
 	}
 	p.say(tag + " OK [CAPABILITY " + s.caps + "] welcome " + p.user)
 }

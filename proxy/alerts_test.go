@@ -1,0 +1,63 @@
+package proxy
+
+import (
+	"testing"
+
+	"imapgate/internal/identity"
+	"imapgate/proxy/mux"
+	"imapgate/proxy/upstream"
+)
+
+// What a backend says with ALERT before its answer to a login is for the user's eyes,
+// before our own answer. A denial has none: its bytes are always the same.
+func TestAnAlertComesBeforeTheAnswerInEveryMode(t *testing.T) {
+	const alerts = "* NO [ALERT] Mailbox is \x1b nearly full.\r\n* OK [ALERT] Down at noon.\r\n"
+	v := openVerdicts(t, func(_, secret string) string {
+		return alerts + map[string]string{
+			password: admits, "limit": "NO [LIMIT] Too many sessions.", "unavailable": "NO [UNAVAILABLE] Later.", "unknown": "NO [STRANGE] x",
+			"bad": "BAD what", "master-password": admits,
+		}[secret]
+	})
+	const first, second = "* NO [ALERT] Mailbox is ? nearly full.", "* OK [ALERT] Down at noon."
+	for _, mode := range []string{spliceMode, string(mux.Reuse), string(mux.Resume)} {
+		b := newBed(t, v.addr(), func(s *setup) {
+			s.cfg.Modes = map[string]Mode{"east": {Name: mode}, "mastered": {Name: mode}}
+		})
+		for _, listener := range []string{"none", "starttls", "implicit"} {
+			for secret, answer := range map[string][]string{
+				password: {first, second, "a OK …"}, "limit": {first, second, "a NO [LIMIT] Too many sessions."},
+				"unavailable": {"a " + unavailableReply}, "unknown": {"a " + unavailableReply}, "bad": {"a " + unavailableReply},
+			} {
+				c := b.greeted(listener)
+				c.say("a LOGIN alice " + secret + "\r\n")
+				for _, line := range answer {
+					c.hear(line)
+				}
+				c.close()
+			}
+			c := b.greeted(listener)
+			c.say("a LOGIN carol right\r\n") // who is judged here
+			for _, line := range []string{first, second, "a OK …"} {
+				c.hear(line)
+			}
+			c.close()
+		}
+		b.end()
+	}
+}
+
+func TestADenialHasNoAlert(t *testing.T) {
+	v := openVerdicts(t, func(_, secret string) string { return "* NO [ALERT] " + secret + "\r\nNO [AUTHENTICATIONFAILED] no" })
+	b := newBed(t, v.addr(), func(s *setup) {
+		s.backends["east"] = upstream.Config{Address: v.addr(), TLSMode: upstream.NoTLS, Login: upstream.MasterLogin,
+			Master: upstream.Master{User: "gateway", Password: identity.NewSecret("master-password")}}
+		s.backends["west"] = upstream.Config{Address: v.addr(), TLSMode: upstream.NoTLS}
+		s.routes.Static.Users["alice"] = "west"
+	})
+	c := b.greeted("none")
+	c.say("a LOGIN alice wrong\r\n")
+	c.hear("a " + deniedReply)
+	c.say("b LOGIN frank right\r\n") // the master's password is wrong
+	c.hear("b " + unavailableReply)
+	c.close()
+}
