@@ -166,7 +166,7 @@ func (b *Backend) converse(d *dialogue, who request) (*Conn, error) {
 	if !onlyUntagged(rest) {
 		return nil, errBehind
 	}
-	conn := &Conn{user: who.User, caps: b.shared(d.caps), text: clean(ok.Text), nc: nc, rest: append(kept, rest...)}
+	conn := &Conn{user: who.User, caps: b.shared(d.caps), text: clean(ok.Text), id: d.id, nc: nc, rest: append(kept, rest...)}
 	if forwardable(ok.Code) && conn.text != "" {
 		conn.code = ok.Code
 	}

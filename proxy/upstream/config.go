@@ -44,8 +44,8 @@ const (
 	SeparatorStyle = "separator" // user*master, as Dovecot's auth_master_user_separator
 
 	ForwardID    = "id"    // Dovecot's x-originating-ip and its kin in ID (RFC 2971)
-	ForwardProxy = "proxy" // a PROXY v2 header; ID says hops and session only
-	ForwardNone  = "none"  // ID says hops and session only
+	ForwardProxy = "proxy" // a PROXY v2 header; ID has no address
+	ForwardNone  = "none"  // ID has no address
 )
 
 // The defaults of Config.
@@ -95,7 +95,7 @@ type Client struct {
 	Session string         // our id of the session
 	Via     string         // x-session-id as a trusted peer said it, "" if none did
 	TTL     int            // hops left as a trusted peer said it; 0: not said
-	ID      [][2]string    // the client's own ID; with ForwardID it is passed on, bounded
+	ID      [][2]string    // the client's own ID; it is passed on, bounded
 }
 
 // Request is one login.

@@ -16,6 +16,7 @@ type Conn struct {
 	caps imap.Caps
 	code string
 	text string
+	id   string
 
 	// Owned by the caller of Login.
 	nc   net.Conn // nil once detached or closed
@@ -31,6 +32,10 @@ func (c *Conn) Caps() imap.Caps { return c.caps }
 // OK is the end of the backend's tagged OK, fit to be forwarded. The code is ""
 // unless it is meant for the user, as ALERT is; CAPABILITY is in Caps.
 func (c *Conn) OK() (code, text string) { return c.code, c.text }
+
+// ID is what the backend was told with the login of the client, as Client.OwnID; ""
+// where it was told nothing.
+func (c *Conn) ID() string { return c.id }
 
 // Detach hands the connection on, without a deadline. rest is what the backend
 // said behind its OK: whole or begun untagged responses, which are this user's

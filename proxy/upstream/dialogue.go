@@ -37,6 +37,7 @@ type dialogue struct {
 	// Owned by the goroutine of Login.
 	deadline time.Time
 	left     int       // bytes of maxTotal that may still come
+	id       string    // as Conn.ID
 	caps     imap.Caps // as the backend said last, unknown again behind the start of TLS
 }
 

@@ -42,6 +42,7 @@ func (b *Backend) authenticate(d *dialogue, who credentials, c Client) (imap.Res
 	withID := d.caps.Has("ID")
 	if withID {
 		s.bytes = b.appendID(s.bytes, tagID+d.tag, c, b.hops(c)-1)
+		d.id = c.OwnID()
 	}
 	if err := who.appendLogin(&s, d.last, d.caps); err != nil {
 		return imap.Response{}, err

@@ -28,6 +28,7 @@ type Account struct {
 	// Owned by the session.
 	first *held    // made by the login, or to try ENABLE, and not leased yet
 	ok    *loginOK // nil: nobody was asked, or the client has heard it
+	id    string   // of Identify; "": the client has not said what it is
 }
 
 // loginOK is the end of the OK of a login: a response code and the text.
@@ -93,6 +94,9 @@ func (a *Account) lease(ctx context.Context, set lease.Enabled) (*held, error) {
 			return nil, err
 		}
 	}
+	if err := a.identified(ctx, h); err != nil {
+		return nil, err
+	}
 	if missing := set.Less(h.Enabled); len(missing) > 0 {
 		if _, err := p.enable(h, missing); err != nil {
 			p.discard(h, reasonOf(err))
@@ -140,6 +144,9 @@ func (a *Account) Aux(ctx context.Context) (*lease.Conn, error) {
 		return nil, ErrBusy
 	}
 	h, err := p.realise(ctx, w, g, a.who())
+	if err == nil {
+		err = a.identified(ctx, h)
+	}
 	if err != nil {
 		return nil, err
 	}
