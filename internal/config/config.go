@@ -138,7 +138,7 @@ type Master struct {
 
 // Limits are time-outs and bounds.
 type Limits struct {
-	MaxConnections         int           `yaml:"max_connections" default:"0" min:"0" max:"10000000" doc:"Client connections at a time. 0: as many as the process's descriptor limit allows, at two each, with some kept back."`
+	MaxConnections         int           `yaml:"max_connections" default:"0" min:"0" max:"10000000" doc:"Client connections at a time. 0: as many as the process's descriptor limit allows, at two each, with 64 kept back."`
 	PreauthTimeout         time.Duration `yaml:"preauth_timeout" default:"60s" min:"1s" max:"10m" doc:"From accept to the last byte of a login, all together. The auth method has as long again to judge it, and the backend limits.upstream_login_timeout."`
 	TLSHandshakeTimeout    time.Duration `yaml:"tls_handshake_timeout" default:"10s" min:"1s" max:"1m" doc:"For the TLS handshake, from accept or from the OK to STARTTLS."`
 	TLSHandshakes          int           `yaml:"tls_handshakes" default:"0" min:"0" max:"10000" doc:"TLS handshakes computed at a time; sessions and logins that are further on go first. Who would wait longer for a turn than 80 ms (500 ms in the first half second of a crowd) is disconnected at once: so a flood leaves room for those whose turn it is. 0: two for each core."`

@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/time/rate"
 
+	"imapgate/internal/descriptors"
 	"imapgate/internal/imap"
 )
 
@@ -115,12 +116,22 @@ func (b *Backend) login(ctx context.Context, who Request, creds credentials) (*C
 	leave := sync.OnceFunc(b.leave)
 	defer leave()
 	defer time.AfterFunc(turn, leave).Stop()
+	b.cfg.Sockets.AddBackend()
 	nc, err := b.connect(ctx, deadline)
 	if err != nil {
+		b.cfg.Sockets.RemoveBackend()
 		return nil, err
 	}
-	return b.over(ctx, nc, deadline, request{who, creds})
+	conn, err := b.over(ctx, nc, deadline, request{who, creds})
+	if err != nil {
+		b.cfg.Sockets.RemoveBackend() // it is closed
+		return nil, err
+	}
+	return conn, nil
 }
+
+// Sockets counts the connections to the backend; nil: nobody does.
+func (b *Backend) Sockets() *descriptors.Counter { return b.cfg.Sockets }
 
 // request is a Request and what is sent for it.
 type request struct {
@@ -166,7 +177,7 @@ func (b *Backend) converse(d *dialogue, who request) (*Conn, error) {
 	if !onlyUntagged(rest) {
 		return nil, errBehind
 	}
-	conn := &Conn{user: who.User, caps: b.shared(d.caps), text: clean(ok.Text), id: d.id, nc: nc, rest: append(kept, rest...)}
+	conn := &Conn{user: who.User, caps: b.shared(d.caps), text: clean(ok.Text), id: d.id, sockets: b.cfg.Sockets, nc: nc, rest: append(kept, rest...)}
 	if forwardable(ok.Code) && conn.text != "" {
 		conn.code = ok.Code
 	}

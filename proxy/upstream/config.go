@@ -20,6 +20,7 @@ import (
 	"net/netip"
 	"time"
 
+	"imapgate/internal/descriptors"
 	"imapgate/internal/identity"
 )
 
@@ -65,6 +66,8 @@ type Config struct {
 	TLS     *tls.Config // nil with NoTLS; shared, so that sessions resume
 	// Socket makes what TLS runs over of a connection; nil: the connection itself.
 	Socket func(*net.TCPConn) net.Conn
+	// Sockets counts the connections; nil: nobody does.
+	Sockets *descriptors.Counter
 
 	Login   string // Passthrough, MasterLogin or OAuthLogin
 	Master  Master

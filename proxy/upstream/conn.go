@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"net"
 
+	"imapgate/internal/descriptors"
 	"imapgate/internal/identity"
 	"imapgate/internal/imap"
 )
@@ -17,6 +18,8 @@ type Conn struct {
 	code string
 	text string
 	id   string
+
+	sockets *descriptors.Counter // of Backend.Sockets
 
 	// Owned by the caller of Login.
 	nc   net.Conn // nil once detached or closed
@@ -40,7 +43,7 @@ func (c *Conn) ID() string { return c.id }
 // Detach hands the connection on, without a deadline. rest is what the backend
 // said behind its OK: whole or begun untagged responses, which are this user's
 // and go to the client behind its own OK, before anything read from the
-// connection. Close does nothing afterwards.
+// connection. Close does nothing afterwards: whoever closes nc tells Backend.Sockets.
 func (c *Conn) Detach() (nc net.Conn, rest []byte) {
 	nc, rest = c.nc, c.rest
 	c.nc, c.rest = nil, nil
@@ -54,7 +57,9 @@ func (c *Conn) Close() error {
 	}
 	nc := c.nc
 	c.nc, c.rest = nil, nil
-	return nc.Close()
+	err := nc.Close()
+	c.sockets.RemoveBackend()
+	return err
 }
 
 // onlyUntagged says whether every line of rest, the last of which may be

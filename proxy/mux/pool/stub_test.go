@@ -14,6 +14,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"imapgate/internal/descriptors"
 	"imapgate/internal/identity"
 	"imapgate/internal/quiet"
 	"imapgate/internal/testbed"
@@ -31,6 +32,8 @@ type stub struct {
 	l    net.Listener
 	wg   sync.WaitGroup
 	caps string
+	// sockets counts the connections to it; nil: nobody does.
+	sockets *descriptors.Counter
 	// react answers a command instead of the stub, if it returns true.
 	react func(p *peer, tag, command string) bool
 
@@ -261,8 +264,9 @@ func (s *stub) pool(c Config) *tally {
 			*d = time.Hour
 		}
 	}
-	b := upstream.New(upstream.Config{Name: "stub", Address: s.l.Addr().String(), TLSMode: upstream.NoTLS, ConnectTimeout: testbed.Patience},
-		upstream.Hooks{}, zap.NewNop())
+	b := upstream.New(upstream.Config{
+		Name: "stub", Address: s.l.Addr().String(), TLSMode: upstream.NoTLS, ConnectTimeout: testbed.Patience, Sockets: s.sockets,
+	}, upstream.Hooks{}, zap.NewNop())
 	return c.pool(s.t, b)
 }
 
