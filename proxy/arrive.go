@@ -25,7 +25,7 @@ const proxyTimeout = 3 * time.Second
 // arrive brings a connection to its greeting: a place for it, the PROXY header
 // where the peer must send one, its place among those of its address, implicit TLS.
 func (s *session) arrive() error {
-	if s.server.full() {
+	if s.refused {
 		return &ending{audit.TooMany, "[UNAVAILABLE] Too many connections.", nil}
 	}
 	if s.listener.TLS != NoTLS && s.server.turns.hopeless() {

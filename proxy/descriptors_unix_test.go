@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"imapgate/internal/descriptors"
 	"imapgate/internal/testbed"
 )
 
@@ -33,7 +34,7 @@ func TestC11DescriptorsThatRunOutStopNobodyForLong(t *testing.T) {
 	leavesNothing(t)
 	gateway := startGateway(t)
 	addr := gateway.order("")
-	const slots = (fewDescriptors - reserved) / 2 / 2 // of those who have not logged in
+	const slots = (fewDescriptors - descriptors.Reserved) / 2 / 2 // of those who have not logged in
 	var greeted, refused int
 	var conns []net.Conn
 	for range 1000 {

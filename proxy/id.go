@@ -28,6 +28,7 @@ func (s *session) id(cmd imap.Command) error {
 	if !s.said.asked {
 		s.said.asked = true
 		s.heard(pairs)
+		s.who.Identify(pairs)
 	}
 	return s.send("* ID (\"name\" \"imapgate\")\r\n" + cmd.Tag + " OK ID completed.")
 }

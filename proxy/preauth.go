@@ -196,6 +196,7 @@ func (s *session) startTLS(tag string) error {
 		return err
 	}
 	s.said, s.who.Claimed = said{}, s.balanced
+	s.who.Program, s.who.Version = "", ""
 	if err := s.visitMoves(); err != nil {
 		return err
 	}

@@ -69,7 +69,11 @@ func (s *session) goodbye(ctx context.Context, err error) {
 	if s.visit != nil {
 		s.visit.Leave()
 	}
-	s.server.open.Add(-1)
+	s.server.removeConnection()
+	if s.refused {
+		s.refused = false
+		<-s.server.refusals
+	}
 	s.recordEnd(e)
 }
 
@@ -164,7 +168,10 @@ type loggedIn struct {
 func (l *loggedIn) place() Place { return Place{l.session.Backend, l.login, l.session.Mode} }
 
 // spliced and multiplexed are ended for those who relay.
-func (l *loggedIn) spliced(r splice.Result) { l.ended(audit.Reason(r.Reason), r.Err, r.Up, r.Down) }
+func (l *loggedIn) spliced(r splice.Result) {
+	l.server.rooms.Sockets.RemoveBackend() // both are closed
+	l.ended(audit.Reason(r.Reason), r.Err, r.Up, r.Down)
+}
 
 func (l *loggedIn) multiplexed(r mux.Result) {
 	l.session.Commands = r.Commands
@@ -178,7 +185,7 @@ func (l *loggedIn) ended(why audit.Reason, err error, up, down int64) {
 	l.session.Took = time.Since(l.began)
 	l.visit.Leave()
 	srv.registry.remove(l.session.User, l.place())
-	srv.open.Add(-1)
+	srv.removeConnection()
 	_ = srv.rooms.Audit.SessionEnded(&l.who, &l.session, why)
 	srv.rooms.Metrics.SessionEnded(l.session.Mode, string(why))
 	srv.rooms.Log.Info("session", zap.String("session", l.who.Session), zap.Stringer("user", l.session.User),

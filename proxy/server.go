@@ -28,6 +28,7 @@ import (
 	"imapgate/auth"
 	"imapgate/internal/audit"
 	"imapgate/internal/deadpeer"
+	"imapgate/internal/descriptors"
 	"imapgate/internal/identity"
 	"imapgate/internal/limit"
 	"imapgate/internal/metrics"
@@ -101,6 +102,7 @@ type Rooms struct {
 	Routes   *routing.Router
 	Backends map[string]*upstream.Backend
 	Limits   *limit.Gate
+	Sockets  *descriptors.Counter // also of Backends; nil: nobody counts
 	Audit    *audit.Log
 	Metrics  *metrics.Metrics
 	Log      *zap.Logger
@@ -133,6 +135,7 @@ type Server struct {
 	wg       sync.WaitGroup // accept loops and sessions before their relay
 	open     atomic.Int64   // connections, relayed ones included
 	waiting  atomic.Int64   // those of them that have not logged in
+	refusals chan struct{}  // a token for each that is being refused; maxRefusals of them
 	serial   atomic.Uint64  // of session ids
 	draining atomic.Bool
 }
@@ -145,7 +148,7 @@ func New(cfg Config, rooms Rooms) (*Server, error) {
 	s := &Server{
 		cfg: cfg, rooms: rooms, registry: newRegistry(), slots: slots(cfg.MaxConnections), turns: newTurns(cfg.Handshakes),
 		places: newPlaces(rooms.Backends, cfg.PlaceTTL), floor: denialFloor, jitter: denialJitter,
-		sample: newSample(cfg.Secret),
+		sample: newSample(cfg.Secret), refusals: make(chan struct{}, maxRefusals),
 	}
 	for _, l := range cfg.Listeners {
 		if l.TLS != NoTLS && rooms.TLS == nil {
@@ -166,6 +169,7 @@ func New(cfg Config, rooms Rooms) (*Server, error) {
 		spliced.Close()
 		return nil, err
 	}
+	rooms.Sockets.Spare(s.mux.Spare)
 	return s, nil
 }
 
@@ -246,15 +250,40 @@ const fewSlots = 16
 // counted. Those before the login have half of the places, so that strangers who
 // never log in leave room for the sessions of those who do.
 func (s *Server) full() bool {
-	return s.open.Load() > s.slots || s.waiting.Load() > preauthRoom(s.slots)
+	return s.open.Load() > s.slots || s.waiting.Load() > preauthRoom(s.slots) || s.rooms.Sockets.Full()
 }
+
+// addConnection counts a connection, and decides whether it is to be refused. One that is needs a
+// descriptor until it is closed, to which it has no claim. So maxRefusals are open at a
+// time: accept waits for the others.
+func (s *Server) addConnection(c *session) {
+	s.open.Add(1)
+	s.waiting.Add(1)
+	s.rooms.Sockets.AddClient()
+	if c.refused = s.full(); c.refused {
+		s.refusals <- struct{}{}
+		return
+	}
+	s.rooms.Sockets.MakeRoom()
+}
+
+// removeConnection is for one that is closed.
+func (s *Server) removeConnection() {
+	s.open.Add(-1)
+	s.rooms.Sockets.RemoveClient()
+}
+
+// maxRefusals bounds the connections that are open only to be refused. Descriptors for
+// them are among those reserved.
+const maxRefusals = 8
 
 // slots is how many connections there may be at a time; maxConnections is as in Config.
 func slots(maxConnections int) int64 {
+	most := descriptors.Slots(descriptors.Limit())
 	if maxConnections == 0 {
-		return descriptorSlots()
+		return most
 	}
-	return min(descriptorSlots(), int64(maxConnections))
+	return min(most, int64(maxConnections))
 }
 
 func preauthRoom(slots int64) int64 { return max(slots/2, min(slots, fewSlots)) }
@@ -307,9 +336,8 @@ func (l *listener) accept(ctx context.Context) {
 		}
 		trouble = backoff{said: trouble.said}
 		l.accepted.Inc()
-		s.open.Add(1)
-		s.waiting.Add(1)
 		c := l.newSession(tcp)
+		s.addConnection(c)
 		s.wg.Add(1)
 		go c.run(ctx)
 	}

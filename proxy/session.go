@@ -30,6 +30,7 @@ type session struct {
 	began    time.Time
 	deadline time.Time // of everything before the login
 	socket   *quiet.Socket
+	refused  bool // there is no place for it
 
 	// Owned by run.
 	visit *limit.Visit // its place among the others; nil before it has one

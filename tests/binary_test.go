@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -54,6 +55,12 @@ var builtIn atomic.Pointer[string]
 // both as they stand in the file. The first section may go on with the block tls.
 func startBinary(t testing.TB, ca *testbed.CA, sections ...string) *binary {
 	t.Helper()
+	return startUnder(t, nil, ca, sections...)
+}
+
+// startUnder is startBinary with a command in front of the gateway's.
+func startUnder(t testing.TB, wrapper []string, ca *testbed.CA, sections ...string) *binary {
+	t.Helper()
 	b := &binary{ca: ca, dir: t.TempDir(), at: map[string]string{}}
 	path, err := builtCommand()
 	if err != nil {
@@ -81,7 +88,8 @@ tls:
 	if out, err := exec.Command(path, "check", "--config", file).CombinedOutput(); err != nil {
 		t.Fatalf("check: %v\n%s\n%s", err, out, conf)
 	}
-	if b.process, err = testbed.Start(t, path, "serve", "--allow-root", "--config", file); err != nil {
+	args := append(slices.Clone(wrapper), path, "serve", "--allow-root", "--config", file)
+	if b.process, err = testbed.Start(t, args[0], args[1:]...); err != nil {
 		t.Fatal(err)
 	}
 	if err := b.process.WaitUntil("listen", b.listening); err != nil {

@@ -14,6 +14,7 @@ import (
 	"imapgate/internal/admin"
 	"imapgate/internal/audit"
 	"imapgate/internal/config"
+	"imapgate/internal/descriptors"
 	"imapgate/internal/limit"
 	"imapgate/internal/metrics"
 	"imapgate/proxy"
@@ -40,6 +41,7 @@ type gateway struct {
 	judges   judges
 	backends map[string]*upstream.Backend
 	limits   *limit.Gate
+	sockets  *descriptors.Counter
 	proxy    *proxy.Server
 	admin    *admin.Server // nil when it is switched off
 
@@ -49,7 +51,7 @@ type gateway struct {
 // open makes every room. Files are read and the audit log is opened; nothing
 // listens and nothing is dialed yet.
 func open(cfg *config.Config, log *zap.Logger) (*gateway, error) {
-	g := &gateway{cfg: cfg, log: log, metrics: metrics.New(thisBuild().Version)}
+	g := &gateway{cfg: cfg, log: log, metrics: metrics.New(thisBuild().Version), sockets: descriptors.New(descriptors.Limit())}
 	instance := proxy.NewInstance()
 	if err := errors.Join(g.openTLS(), g.openRoutes(), g.openAuth(), g.openBackends(instance)); err != nil {
 		g.close()
@@ -64,7 +66,7 @@ func open(cfg *config.Config, log *zap.Logger) (*gateway, error) {
 	door.TokenRefusal, door.TokenGrace = g.judges.refusal(), cfg.Auth.OAuth.SessionGrace
 	g.proxy, err = proxy.New(door, proxy.Rooms{
 		TLS: g.tls, Auth: g.auth, Routes: g.routes, Backends: g.backends, Limits: g.limits,
-		Audit: g.audit, Metrics: g.metrics, Log: log,
+		Sockets: g.sockets, Audit: g.audit, Metrics: g.metrics, Log: log,
 	})
 	if err != nil {
 		g.close()
@@ -166,7 +168,7 @@ func (g *gateway) openBackends(instance string) error {
 			errs = append(errs, err)
 			continue
 		}
-		made.Instance = instance
+		made.Instance, made.Sockets = instance, g.sockets
 		hooks := upstream.Hooks{OnConnect: g.metrics.Backend(name).ConnectDone, OnWait: g.heldUp(name)}
 		g.backends[name] = upstream.New(made, hooks, g.log)
 	}

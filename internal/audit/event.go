@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"net/netip"
 	"strconv"
+	"strings"
 	"time"
 
 	"imapgate/internal/identity"
@@ -32,7 +33,30 @@ type Client struct {
 	Cipher     uint16
 	ServerName string // SNI, from the client
 	ALPN       string
+	Program    string // the client's, by its own word: Identify
+	Version    string // of it
 }
+
+// Identify takes the name and the version of the client's program from the pairs of its
+// ID (RFC 2971), where they have one of them. What is longer than a record has room for is
+// not kept: the client stays for as long as its session.
+func (c *Client) Identify(pairs [][2]string) {
+	var program, version string
+	for _, p := range pairs {
+		switch {
+		case strings.EqualFold(p[0], "name"):
+			program = p[1]
+		case strings.EqualFold(p[0], "version"):
+			version = p[1]
+		}
+	}
+	if program != "" || version != "" {
+		c.Program, c.Version = kept(program), kept(version)
+	}
+}
+
+// kept is as much of s as shows, where it is written, whether it was longer.
+func kept(s string) string { return strings.Clone(s[:min(len(s), maxName+1)]) }
 
 // Login is one attempt to log in.
 type Login struct {
@@ -148,7 +172,8 @@ func (c *Client) append(b []byte) []byte {
 		b = appendText(b, "server_name", c.ServerName, maxText)
 		b = appendText(b, "alpn", c.ALPN, maxName)
 	}
-	return b
+	b = appendText(b, "program", c.Program, maxName)
+	return appendText(b, "program_version", c.Version, maxName)
 }
 
 // stamp is the last second that was written: to write it anew would be a quarter

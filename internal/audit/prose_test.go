@@ -34,6 +34,13 @@ Types: *number* is a whole number from 0, *time* as RFC 3339 in UTC with millise
 ## Events and fields
 `
 	epilogue = `
+## The client's program
+
+` + "`program` and `program_version`" + ` are the ` + "`name` and `version`" + ` that a client gives itself with the command ` + "`ID`" + ` (RFC 2971): its own word, which proves nothing.
+They are in every record of the client from then on, and so in ` + "`login_accepted`" + ` only where the client sent ` + "`ID`" + ` before its login. Most send it
+afterwards: look at ` + "`session_ended`" + `. In mode ` + "`splice`" + ` nobody reads what comes after the login, and it is not on record there. What was said before
+STARTTLS does not count. Each is cut at 64 bytes.
+
 ## Folded records
 
 What somebody without an account can cause at will must not fill the log. Of one address (IPv6: network of 64 bits) for one reason, the first

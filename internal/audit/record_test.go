@@ -261,10 +261,13 @@ func FuzzAuditRecord(f *testing.F) {
 	f.Fuzz(func(t *testing.T, user, server, detail string) {
 		c := testClient()
 		c.ServerName = server
+		c.Identify([][2]string{{"VERSION", server}, {"Name", detail}})
 		got := decode(t, encode(t, func(l *Log) { _ = l.LoginRefused(c, &Login{Claimed: user, Mechanism: detail}, BadName) }))
 		same(t, got["claimed"], user, maxText)
 		same(t, got["mechanism"], detail, maxName)
 		same(t, got["server_name"], server, maxText)
+		same(t, got["program"], detail, maxName)
+		same(t, got["program_version"], server, maxName)
 		got = decode(t, encode(t, func(l *Log) { _, _ = l.ConnectionRefused(c, BadProxyHeader, detail, 0) }))
 		same(t, got["detail"], detail, maxText)
 		got = decode(t, encode(t, func(l *Log) { _ = l.Pinned(c, &Mux{Mailbox: detail, Why: Why(user)}) }))

@@ -51,6 +51,8 @@ var (
 		{"cipher", "text", "with TLS", "the cipher suite"},
 		{"server_name", "text", "with TLS, when the client named one", "SNI"},
 		{"alpn", "text", "with TLS, when agreed upon", "the protocol"},
+		{"program", "text", "when the client has said it", "its name by its `ID` (RFC 2971); [below](#the-clients-program)"},
+		{"program_version", "text", "as above", "its version"},
 	}
 	ofLogin = []member{
 		{"user", "user", "when the name can be one", "the canonical name"},
@@ -107,6 +109,7 @@ func schema(t *testing.T) []described {
 		Session: "4d1f0c9ab2e75a83", Listener: "0.0.0.0:993", Peer: netip.MustParseAddrPort("10.0.0.9:4711"),
 		Claimed: netip.MustParseAddrPort("[2001:db8::7]:50000"), TLSVersion: tls.VersionTLS13,
 		Cipher: tls.TLS_AES_128_GCM_SHA256, ServerName: "mail.example.org", ALPN: "imap",
+		Program: "Mac OS X Mail", Version: "16.0 (3826.400.131)",
 	}
 	mux := &Mux{User: u, Backend: "east", Mailbox: "INBOX", Why: AfterLoss, Result: AttachOK, Expunged: 1, Arrived: 3, Took: 40 * time.Millisecond}
 	least := &Mux{User: u, Backend: "east"}

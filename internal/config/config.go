@@ -121,7 +121,7 @@ type Backend struct {
 	ServerName string `yaml:"server_name" form:"label" doc:"The name its certificate must have. Default: the host in address."`
 	Login      string `yaml:"login" default:"passthrough" oneof:"passthrough master oauth" doc:"passthrough: with the client's own name and its password or token. master: with the gateway's account, on the user's behalf. oauth: with the client's token alone; who logs in with a password is refused."`
 	Master     Master `yaml:"master" doc:"For login: master."`
-	Forward    string `yaml:"forward" default:"id" oneof:"id proxy none" doc:"How the client's address reaches the backend. id: Dovecot's x-originating-ip and its kin in the ID command. proxy: a PROXY v2 header. none: not at all."`
+	Forward    string `yaml:"forward" default:"id" oneof:"id proxy none" doc:"How the client's address reaches the backend. id: Dovecot's x-originating-ip and its kin in the ID command. proxy: a PROXY v2 header. none: not at all. What the client says of itself by ID, its name and version, goes on in any case."`
 	Mode       string `yaml:"mode" default:"splice" oneof:"splice reuse resume" later:"park" doc:"How sessions are relayed. splice: byte for byte. reuse: commands are followed, and after LOGOUT the connection to the backend waits for the same account's next login; webmail's many short sessions then cost the backend next to nothing. resume: as reuse, and a session whose backend restarts goes on when it is back; its client notices nothing, or a pause. For that the client's password is kept in memory while the session lasts, unless the backend has login: master. What a mode cannot follow is relayed as splice does."`
 	Mux        Mux    `yaml:"mux" doc:"For the modes reuse and resume."`
 }
@@ -138,7 +138,7 @@ type Master struct {
 
 // Limits are time-outs and bounds.
 type Limits struct {
-	MaxConnections         int           `yaml:"max_connections" default:"0" min:"0" max:"10000000" doc:"Client connections at a time. 0: as many as the process's descriptor limit allows, at two each, with some kept back."`
+	MaxConnections         int           `yaml:"max_connections" default:"0" min:"0" max:"10000000" doc:"Client connections at a time. 0: as many as the process's descriptor limit allows, at two each, with 64 kept back."`
 	PreauthTimeout         time.Duration `yaml:"preauth_timeout" default:"60s" min:"1s" max:"10m" doc:"From accept to the last byte of a login, all together. The auth method has as long again to judge it, and the backend limits.upstream_login_timeout."`
 	TLSHandshakeTimeout    time.Duration `yaml:"tls_handshake_timeout" default:"10s" min:"1s" max:"1m" doc:"For the TLS handshake, from accept or from the OK to STARTTLS."`
 	TLSHandshakes          int           `yaml:"tls_handshakes" default:"0" min:"0" max:"10000" doc:"TLS handshakes computed at a time; sessions and logins that are further on go first. Who would wait longer for a turn than 80 ms (500 ms in the first half second of a crowd) is disconnected at once: so a flood leaves room for those whose turn it is. 0: two for each core."`

@@ -15,6 +15,7 @@ const (
 	DiscardMoved       = "moved"       // the user's backend, or login name there, changed
 	DiscardKicked      = "kicked"      // by the operator
 	DiscardShutdown    = "shutdown"
+	DiscardDescriptors = "descriptors" // its descriptor was needed
 )
 
 // Kinds of broken invariants.
@@ -38,7 +39,7 @@ var (
 	states        = []string{Unselected, Attached, Detached, Idle, Pinned}
 	verifyResults = []string{Same, Different, Skipped}
 	discards      = []string{DiscardUnread, DiscardOutstanding, DiscardUnanswered, DiscardError, DiscardClosed, DiscardPinned,
-		DiscardTTL, DiscardAge, DiscardLimit, DiscardCredentials, DiscardMoved, DiscardKicked, DiscardShutdown}
+		DiscardTTL, DiscardAge, DiscardLimit, DiscardCredentials, DiscardMoved, DiscardKicked, DiscardShutdown, DiscardDescriptors}
 	violations = []string{ExistsShrank, ExpungeRange, ExpungeTime, CountMismatch, UIDUnknown, UIDOrder, UIDNextShrank,
 		ModseqShrank, TagUnknown, ResponseSyntax, ViewDifferent, EnabledMismatch}
 	// As in the audit log.

@@ -235,7 +235,7 @@ func (s *session) local(r *request) error {
 	case "NOOP":
 		return s.answer("OK NOOP completed.")
 	case "ID":
-		return s.say("* ID (\"name\" \"imapgate\")\r\n", string(r.tag), " OK ID completed.")
+		return s.identify(r)
 	case "ENABLE":
 		return s.enable(r)
 	case "IDLE":

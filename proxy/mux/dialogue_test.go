@@ -19,7 +19,8 @@ import (
 //
 //	SKIP TEXT    it is not played: a defect that is known
 //	SKIP-TLS TEXT … and where there is TLS
-//	SET K=V…     mode, learn, learnmax, hold, lost, flagsmax, verify, max, consistent, detach, token (ended)
+//	SET K=V…     mode, learn, learnmax, hold, lost, flagsmax, verify, max, consistent, detach, token (ended),
+//	             id (before the login)
 //	CAPS TEXT    what the backend can do
 //	C TEXT       the client says TEXT and CRLF
 //	C! "TEXT"    the client says TEXT, a Go string, alone
@@ -207,6 +208,8 @@ func (s *setup) set(name, value string) (err error) {
 		s.settings.AlwaysDetach = true
 	case "token":
 		s.tokenEnded = true
+	case "id":
+		s.id = value
 	case "unrouted":
 		s.unrouted = true
 	default:

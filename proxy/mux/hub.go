@@ -178,6 +178,17 @@ func (h *Hub) Settle(user identity.User, home Home) {
 	}
 }
 
+// Spare closes a connection that only waits, at any backend, because its descriptor is
+// needed. It returns false where none does.
+func (h *Hub) Spare() bool {
+	for _, b := range h.backends {
+		if b.pool.Spare() {
+			return true
+		}
+	}
+	return false
+}
+
 // evict closes what waits for a user whom the routes do not let in any more.
 func (h *Hub) evict(user identity.User) {
 	for _, b := range h.backends {

@@ -43,8 +43,9 @@ type setup struct {
 	line     int            // bytes of a line of the client's
 	commands audit.Commands // on record; all
 
-	unrouted   bool // the login name is no route's
-	tokenEnded bool // the client has come with one, which has ended since
+	id         string // name by which the client introduced itself before the login
+	unrouted   bool   // the login name is no route's
+	tokenEnded bool   // the client has come with one, which has ended since
 }
 
 // certificates are a backend's and a gateway's, shared by the stages of a test.
@@ -132,9 +133,11 @@ func (y *stage) join() *actor {
 	y.t.Helper()
 	who, err := identity.Canon(user, "")
 	must(y.t, err)
-	account, err := y.hub.Login(context.Background(), Home{Backend: "stub", Login: user}, upstream.Request{
-		User: who, Login: user, Password: identity.NewSecret(cmp.Or(y.setup.password, "right")),
-	}, pool.Vouched)
+	login := upstream.Request{User: who, Login: user, Password: identity.NewSecret(cmp.Or(y.setup.password, "right"))}
+	if y.setup.id != "" {
+		login.Client.ID = [][2]string{{"name", y.setup.id}}
+	}
+	account, err := y.hub.Login(context.Background(), Home{Backend: "stub", Login: user}, login, pool.Vouched)
 	must(y.t, err)
 	if y.setup.tokenEnded {
 		account.TokenEnds(time.Now())

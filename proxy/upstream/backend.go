@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/time/rate"
 
+	"imapgate/internal/descriptors"
 	"imapgate/internal/imap"
 )
 
@@ -126,12 +127,22 @@ func (b *Backend) login(ctx context.Context, who request, deadline time.Time) (*
 	leave := sync.OnceFunc(b.leave)
 	defer leave()
 	defer time.AfterFunc(turn, leave).Stop()
+	b.cfg.Sockets.AddBackend()
 	nc, err := b.connect(ctx, deadline)
 	if err != nil {
+		b.cfg.Sockets.RemoveBackend()
 		return nil, err
 	}
-	return b.over(ctx, nc, deadline, who)
+	conn, err := b.over(ctx, nc, deadline, who)
+	if err != nil {
+		b.cfg.Sockets.RemoveBackend() // it is closed
+		return nil, err
+	}
+	return conn, nil
 }
+
+// Sockets counts the connections to the backend; nil: nobody does.
+func (b *Backend) Sockets() *descriptors.Counter { return b.cfg.Sockets }
 
 // request is a Request and what is sent for it.
 type request struct {
@@ -182,7 +193,7 @@ func (b *Backend) converse(d *dialogue, who request) (*Conn, error) {
 	if !onlyUntagged(rest) {
 		return nil, errBehind
 	}
-	conn := &Conn{user: who.User, caps: b.shared(d.caps), ok: OK{alerts, "", clean(ok.Text)}, nc: nc, rest: append(kept, rest...)}
+	conn := &Conn{user: who.User, caps: b.shared(d.caps), ok: OK{alerts, "", clean(ok.Text)}, id: d.id, sockets: b.cfg.Sockets, nc: nc, rest: append(kept, rest...)}
 	if forwardable(ok.Code) && conn.ok.Text != "" {
 		conn.ok.Code = ok.Code
 	}

@@ -7,21 +7,23 @@ import (
 	"imapgate/internal/imap"
 )
 
-// Bounds of the client's own ID as it is passed on; RFC 2971 §3.3 allows 30
-// octets for a field, Dovecot takes 256 bytes of a client's ID together.
+// Bounds of the client's own ID as it is passed on; RFC 2971 §3.3 allows 30 pairs and
+// 30 octets for a field, Dovecot takes 256 bytes of a client's ID together before the
+// login.
 const (
-	maxIDPairs = 16
+	maxIDPairs = 30
 	maxIDField = 30
 	maxIDBytes = 256
-	maxSession = 64 // bytes of a session id, as Dovecot
+	maxOwnID   = 1024 // bytes of fields and values behind the login: a session remembers them
+	maxSession = 64   // bytes of a session id, as Dovecot
 )
 
 // appendID appends the command tag that tells the backend who the client is and
 // how many gateways the login may still pass.
 func (b *Backend) appendID(dst []byte, tag string, c Client, hops int) []byte {
 	dst = append(append(dst, tag...), " ID ("...)
+	dst = appendOwnID(dst, c.ID, maxIDBytes)
 	if b.cfg.Forward == ForwardID {
-		dst = appendOwnID(dst, c.ID)
 		if c.Addr.IsValid() {
 			dst = appendField(dst, "x-originating-ip", tcpAddr(c.Addr).IP.String())
 			dst = appendField(dst, "x-originating-port", strconv.Itoa(int(c.Addr.Port())))
@@ -39,10 +41,32 @@ func (b *Backend) appendID(dst []byte, tag string, c Client, hops int) []byte {
 	return append(dst, '\r', '\n')
 }
 
+// OwnID returns the argument of ID with which a client that has logged in is
+// introduced: a list of what it said of itself, as far as it may be passed on, or NIL.
+func OwnID(pairs [][2]string) string { return ownID(pairs, maxOwnID) }
+
+// ownID is OwnID within a bound in bytes.
+func ownID(pairs [][2]string, most int) string {
+	list := appendOwnID([]byte("("), pairs, most)
+	if len(list) == 1 {
+		return "NIL"
+	}
+	list[len(list)-1] = ')' // in place of the last space
+	return string(list)
+}
+
+// OwnID is what the ID of a login says that the client said of itself, as the function
+// OwnID returns it; "" where the client said nothing that goes on.
+func (c Client) OwnID() string {
+	if own := ownID(c.ID, maxIDBytes); own != "NIL" {
+		return own
+	}
+	return ""
+}
+
 // appendOwnID appends what the client said of itself, as far as it fits. What
 // begins with x- is for gateways to say.
-func appendOwnID(dst []byte, pairs [][2]string) []byte {
-	left := maxIDBytes
+func appendOwnID(dst []byte, pairs [][2]string, left int) []byte {
 	for i, p := range pairs {
 		left -= len(p[0]) + len(p[1])
 		if i == maxIDPairs || left < 0 {

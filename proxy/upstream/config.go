@@ -20,6 +20,7 @@ import (
 	"net/netip"
 	"time"
 
+	"imapgate/internal/descriptors"
 	"imapgate/internal/identity"
 )
 
@@ -44,8 +45,8 @@ const (
 	SeparatorStyle = "separator" // user*master, as Dovecot's auth_master_user_separator
 
 	ForwardID    = "id"    // Dovecot's x-originating-ip and its kin in ID (RFC 2971)
-	ForwardProxy = "proxy" // a PROXY v2 header; ID says hops and session only
-	ForwardNone  = "none"  // ID says hops and session only
+	ForwardProxy = "proxy" // a PROXY v2 header; ID has no address
+	ForwardNone  = "none"  // ID has no address
 )
 
 // The defaults of Config.
@@ -65,6 +66,8 @@ type Config struct {
 	TLS     *tls.Config // nil with NoTLS; shared, so that sessions resume
 	// Socket makes what TLS runs over of a connection; nil: the connection itself.
 	Socket func(*net.TCPConn) net.Conn
+	// Sockets counts the connections; nil: nobody does.
+	Sockets *descriptors.Counter
 
 	Login   string // Passthrough, MasterLogin or OAuthLogin
 	Master  Master
@@ -95,7 +98,7 @@ type Client struct {
 	Session string         // our id of the session
 	Via     string         // x-session-id as a trusted peer said it, "" if none did
 	TTL     int            // hops left as a trusted peer said it; 0: not said
-	ID      [][2]string    // the client's own ID; with ForwardID it is passed on, bounded
+	ID      [][2]string    // the client's own ID; it is passed on, bounded
 }
 
 // Request is one login.

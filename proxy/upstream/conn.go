@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 
+	"imapgate/internal/descriptors"
 	"imapgate/internal/identity"
 	"imapgate/internal/imap"
 )
@@ -16,6 +17,9 @@ type Conn struct {
 	user identity.User
 	caps imap.Caps
 	ok   OK
+	id   string
+
+	sockets *descriptors.Counter // of Backend.Sockets
 
 	// Owned by the caller of Login.
 	nc   net.Conn // nil once detached or closed
@@ -65,10 +69,14 @@ func AppendAlerts(dst []byte, alerts []Alert) []byte {
 	return dst
 }
 
+// ID is what the backend was told with the login of the client, as Client.OwnID; ""
+// where it was told nothing.
+func (c *Conn) ID() string { return c.id }
+
 // Detach hands the connection on, without a deadline. rest is what the backend
 // said behind its OK: whole or begun untagged responses, which are this user's
 // and go to the client behind its own OK, before anything read from the
-// connection. Close does nothing afterwards.
+// connection. Close does nothing afterwards: whoever closes nc tells Backend.Sockets.
 func (c *Conn) Detach() (nc net.Conn, rest []byte) {
 	nc, rest = c.nc, c.rest
 	c.nc, c.rest = nil, nil
@@ -82,7 +90,9 @@ func (c *Conn) Close() error {
 	}
 	nc := c.nc
 	c.nc, c.rest = nil, nil
-	return nc.Close()
+	err := nc.Close()
+	c.sockets.RemoveBackend()
+	return err
 }
 
 // onlyUntagged says whether every line of rest, the last of which may be

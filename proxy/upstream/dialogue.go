@@ -39,6 +39,7 @@ type dialogue struct {
 	last     string // tag of the login, of as many other bits: no command before it gives them away
 	deadline time.Time
 	left     int       // bytes of maxTotal that may still come
+	id       string    // as Conn.ID
 	caps     imap.Caps // as the backend said last, unknown again behind the start of TLS
 	alerts   []Alert   // since the start of TLS; at most maxAlerts
 }

@@ -116,6 +116,7 @@ func (b *Backend) authenticate(d *dialogue, who credentials, c Client) (answer i
 	if d.caps.Has("ID") {
 		s.id = tagID + d.tag
 		s.bytes = b.appendID(s.bytes, s.id, c, b.hops(c)-1)
+		d.id = c.OwnID()
 	}
 	shown := 0
 	for i, f := range habit.choose(forms) {

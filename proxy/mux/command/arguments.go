@@ -39,17 +39,7 @@ func mailboxName(t token) string {
 	if bytes.EqualFold(t.text, []byte("INBOX")) {
 		return "INBOX"
 	}
-	if t.kind != quoted || bytes.IndexByte(t.text, '\\') < 0 {
-		return string(t.text)
-	}
-	var name strings.Builder
-	for i := 0; i < len(t.text); i++ {
-		if t.text[i] == '\\' {
-			i++
-		}
-		name.WriteByte(t.text[i])
-	}
-	return name.String()
+	return t.string()
 }
 
 // is says whether an atom is the word, given in upper case. A keyword in quotes

@@ -49,6 +49,7 @@ type Conn struct {
 	// Owned by whoever has the lease.
 	Enabled  Enabled // what ENABLE, or a command that implies it, has switched on
 	Selected bool    // a mailbox is, or may be
+	ID       string  // what the backend was last told of a client, as upstream.OwnID; "": nothing
 	Spoiled  bool    // a command of ours came to no answer
 	prefix   string  // of our tags: nobody can guess it
 	serial   uint64
@@ -59,7 +60,7 @@ type Conn struct {
 
 // Open makes c, which is part of what lends it, the connection of a login.
 func (c *Conn) Open(up *upstream.Conn, shared *wire.Shared) {
-	c.user, c.caps, c.prefix, c.born = up.User(), up.Caps(), newPrefix(), time.Now()
+	c.user, c.caps, c.ID, c.prefix, c.born = up.User(), up.Caps(), up.ID(), newPrefix(), time.Now()
 	nc, rest := up.Detach()
 	c.Wire.Open(nc, rest, imap.Responses, shared)
 }

@@ -28,6 +28,7 @@ type Account struct {
 	// Owned by the session.
 	first *held       // made by the login, or to try ENABLE, and not leased yet
 	ok    upstream.OK // zero: nobody was asked, or the client has heard it
+	id    string      // of Identify; "": the client has not said what it is
 }
 
 // User is whose account this is.
@@ -86,6 +87,9 @@ func (a *Account) lease(ctx context.Context, set lease.Enabled) (*held, error) {
 		}
 	}
 	h.keepAlerts()
+	if err := a.identified(ctx, h); err != nil {
+		return nil, err
+	}
 	if missing := set.Less(h.Enabled); len(missing) > 0 {
 		if _, err := p.enable(h, missing); err != nil {
 			p.discard(h, reasonOf(err))
@@ -122,8 +126,20 @@ func (a *Account) takeFirst(ctx context.Context, set lease.Enabled) *held {
 
 // Aux gives the gateway a connection for questions of its own: what is enabled
 // on it is for whoever asks, and it is never a client's. There is no waiting:
-// ErrBusy.
+// ErrBusy, also where descriptors are scarce.
 func (a *Account) Aux(ctx context.Context) (*lease.Conn, error) {
+	sockets := a.pool.backend.Sockets()
+	if !sockets.AddExtra() {
+		return nil, ErrBusy
+	}
+	c, err := a.aux(ctx)
+	if err != nil {
+		sockets.RemoveExtra()
+	}
+	return c, err
+}
+
+func (a *Account) aux(ctx context.Context) (*lease.Conn, error) {
 	p := a.pool
 	w := want{owner: a.owner, kind: forUs, until: a.until}
 	p.mu.Lock()
@@ -133,6 +149,9 @@ func (a *Account) Aux(ctx context.Context) (*lease.Conn, error) {
 		return nil, ErrBusy
 	}
 	h, err := p.realise(ctx, w, g, a.who())
+	if err == nil {
+		err = a.identified(ctx, h)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -154,6 +173,7 @@ func (a *Account) Return(c *lease.Conn) {
 // ReturnAux gives back a connection of Aux.
 func (a *Account) ReturnAux(c *lease.Conn) {
 	h := a.out(c, forUs)
+	defer a.pool.backend.Sockets().RemoveExtra()
 	if reason := a.pool.clean(h); reason != "" {
 		a.pool.discard(h, reason)
 		return
@@ -164,7 +184,11 @@ func (a *Account) ReturnAux(c *lease.Conn) {
 // Destroy closes a connection of Lease or Aux. The reason is one of the
 // metrics.Discard constants.
 func (a *Account) Destroy(c *lease.Conn, reason string) {
-	a.pool.discard(a.out(c, kinds), reason)
+	h := a.out(c, kinds)
+	a.pool.discard(h, reason)
+	if h.kind == forUs {
+		a.pool.backend.Sockets().RemoveExtra()
+	}
 }
 
 // out finds a connection that this account has leased, for a kind or for any.

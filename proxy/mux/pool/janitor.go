@@ -47,6 +47,22 @@ func (p *Pool) sweep(now time.Time) {
 	}
 }
 
+// Spare closes the connection that has waited longest, because its descriptor is needed.
+// It returns false where none waits.
+func (p *Pool) Spare() bool {
+	p.mu.Lock()
+	front := p.idle.Front()
+	if front == nil {
+		p.mu.Unlock()
+		return false
+	}
+	h := front.Value.(*held)
+	p.take(h)
+	p.mu.Unlock()
+	p.discard(h, metrics.DiscardDescriptors)
+	return true
+}
+
 // resting is all that waits now.
 func (p *Pool) resting() []*held {
 	p.mu.Lock()

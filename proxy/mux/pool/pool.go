@@ -179,7 +179,7 @@ func (p *Pool) Login(ctx context.Context, who upstream.Request, proof Proof) (*A
 	if proof == Asked && p.backend.Master() {
 		return nil, errNobody
 	}
-	a := &Account{pool: p, owner: p.enrol(who), secret: who.Password, client: who.Client, proof: proof}
+	a := &Account{pool: p, owner: p.enrol(who), secret: who.Password, client: who.Client, proof: proof, id: who.Client.OwnID()}
 	if a.owner.token {
 		a.secret = who.Token
 	}

@@ -231,5 +231,6 @@ func (p *Pool) close(h *held, reason string) {
 		return
 	}
 	_ = h.Close()
+	p.backend.Sockets().RemoveBackend()
 	p.hooks.Discarded(reason)
 }

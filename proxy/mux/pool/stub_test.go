@@ -14,6 +14,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"imapgate/internal/descriptors"
 	"imapgate/internal/identity"
 	"imapgate/internal/quiet"
 	"imapgate/internal/testbed"
@@ -33,6 +34,8 @@ type stub struct {
 	caps string
 	// alert comes untagged before the OK of every login; "": none does.
 	alert string
+	// sockets counts the connections to it; nil: nobody does.
+	sockets *descriptors.Counter
 	// react answers a command instead of the stub, if it returns true.
 	react func(p *peer, tag, command string) bool
 
@@ -266,8 +269,9 @@ func (s *stub) pool(c Config) *tally {
 			*d = time.Hour
 		}
 	}
-	b := upstream.New(upstream.Config{Name: "stub", Address: s.l.Addr().String(), TLSMode: upstream.NoTLS, ConnectTimeout: testbed.Patience},
-		upstream.Hooks{}, zap.NewNop())
+	b := upstream.New(upstream.Config{
+		Name: "stub", Address: s.l.Addr().String(), TLSMode: upstream.NoTLS, ConnectTimeout: testbed.Patience, Sockets: s.sockets,
+	}, upstream.Hooks{}, zap.NewNop())
 	return c.pool(s.t, b)
 }
 

@@ -1,0 +1,105 @@
+package descriptors
+
+import (
+	"math/rand/v2"
+	"testing"
+)
+
+// crowd is what a Counter counts, kept a second time: sessions, what waits, and extras.
+type crowd struct {
+	*Counter
+	clients, backends, extras, waiting int64
+}
+
+func newCrowd(limit int64) *crowd {
+	w := &crowd{Counter: New(limit)}
+	w.Spare(func() bool {
+		if w.waiting == 0 {
+			return false
+		}
+		w.waiting--
+		w.RemoveBackend()
+		return true
+	})
+	return w
+}
+
+// act does one thing at random, if it can be done.
+func (w *crowd) act(what int) {
+	switch {
+	case what == 0: // a client comes
+		w.AddClient()
+		if w.Full() {
+			w.RemoveClient()
+			return
+		}
+		w.MakeRoom()
+		w.clients++
+	case what == 1 && w.clients > w.backends: // … and goes
+		w.RemoveClient()
+		w.clients--
+	case what == 2 && w.clients > w.backends: // logs in, or comes back behind a loss
+		w.AddBackend()
+		w.backends++
+	case what == 3 && w.backends > 0: // loses its connection
+		w.RemoveBackend()
+		w.backends--
+	case what == 4 && w.backends > 0: // gives it back
+		w.backends--
+		w.waiting++
+	case what == 5 && w.AddExtra():
+		w.AddBackend()
+		w.extras++
+	case what == 6 && w.extras > 0: // an extra that waits from now on
+		w.RemoveExtra()
+		w.extras--
+		w.waiting++
+	}
+}
+
+// Whatever comes and goes, no more is open than there may be, and each client can have
+// a connection to its backend.
+func TestWhatIsOpenFitsAndEachClientHasItsSecond(t *testing.T) {
+	const limit = Reserved + 20
+	rng := rand.New(rand.NewPCG(1, 0))
+	for range 200 {
+		w := newCrowd(limit)
+		for range 500 {
+			w.act(rng.IntN(7))
+			switch open := w.clients + w.backends + w.extras + w.waiting; {
+			case open != w.Open():
+				t.Fatalf("%d are open, and %d are counted", open, w.Open())
+			case open > limit-Reserved:
+				t.Fatalf("%+v are open", w)
+			case 2*w.clients+w.extras > limit-Reserved:
+				t.Fatalf("%+v have no room for their second", w)
+			}
+		}
+	}
+}
+
+func TestASlotIsTwoDescriptors(t *testing.T) {
+	for limit, want := range map[int64]int64{0: 1, 64: 1, 66: 1, 67: 1, 68: 2, 300: 118, 1 << 20: (1<<20 - 64) / 2} {
+		if got := Slots(limit); got != want {
+			t.Errorf("a limit of %d has %d slots, want %d", limit, got, want)
+		}
+	}
+	if n := Limit(); n < 1 {
+		t.Errorf("the process may have %d descriptors", n)
+	}
+}
+
+// A gateway without a Counter refuses nobody.
+func TestNoCounterCountsNothing(t *testing.T) {
+	var c *Counter
+	c.Spare(func() bool { t.Error("asked for room"); return false })
+	c.AddClient()
+	c.AddBackend()
+	c.MakeRoom()
+	if c.Full() || !c.AddExtra() || c.Open() != 0 {
+		t.Error("it counts")
+	}
+	c.RemoveExtra()
+	c.RemoveBackend()
+	c.RemoveClient()
+}
