@@ -131,7 +131,10 @@ func TestAPasswordThatCouldChangeACommandIsRefusedBeforeAnybodyIsAsked(t *testin
 		asked++
 		return identity.Secret{}, ErrUnknown
 	})
-	bad := []string{"", strings.Repeat("a", maxPassword+1), "a\x00", "a\rb", "a\nb", "\r\n"}
+	bad := []string{"", strings.Repeat("a", maxPassword+1), "a\x7f", "\xe4\x7f"}
+	for c := range 0x20 {
+		bad = append(bad, "a"+string(rune(c)))
+	}
 	for _, p := range bad {
 		if id, err := login(t, a, "alice", p); !errors.Is(err, ErrDenied) || id != (Identity{}) {
 			t.Errorf("%.10q: %v, %v", p, id, err)
@@ -148,7 +151,7 @@ func TestAPasswordThatCouldChangeACommandIsRefusedBeforeAnybodyIsAsked(t *testin
 	if asked != 0 || len(*paid) != 0 {
 		t.Errorf("%d lookups and %d verifications", asked, len(*paid))
 	}
-	for _, good := range []string{"pässwörd", " ", `"\`, strings.Repeat("a", maxPassword), "\xe4", "\xc3\x28", "a\tb\x7f", "\x01\x80\x9f\xff"} {
+	for _, good := range []string{"pässwörd", " ", `"\`, strings.Repeat("a", maxPassword), "\xe4", "\xc3\x28", "\x80\x9f\xff"} {
 		if id, err := login(t, a, "alice", good); err != nil || id.Password().Reveal() != good {
 			t.Errorf("%.10q: %v, %v", good, id, err)
 		}

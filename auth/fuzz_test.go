@@ -58,7 +58,7 @@ func oracle(mechanism string, messages [][]byte) (user, credential string, ok bo
 	if user == "" && mechanism == OAuthBearer {
 		return "", credential, ok
 	}
-	return strings.ToLower(qualified(user)), credential, ok && !strings.ContainsFunc(user, control) && !strings.ContainsAny(credential, "\r\n\x00")
+	return strings.ToLower(qualified(user)), credential, ok && !strings.ContainsFunc(user+credential, control)
 }
 
 // bearerOf is the token among the pairs, or "".

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"strings"
 	"time"
 
 	"imapgate/internal/identity"
@@ -170,15 +169,16 @@ func (w *Wait) Error() string { return fmt.Sprintf("%v, to be told after %v", w.
 // Unwrap gives the refusal.
 func (w *Wait) Unwrap() error { return w.Err }
 
-// checkPassword refuses what no command can carry on to a backend (CR, LF, NUL), and
-// what is empty or too long. All other octets are for whoever judges the password.
+// checkPassword refuses what could change the meaning of a command sent on to
+// a backend (CR, LF, NUL), every other control, and what is empty or too long. Octets
+// from 128 on are for whoever judges the password.
 func checkPassword(password identity.Secret) error {
 	p := password.Reveal()
 	if p == "" || len(p) > maxPassword {
 		return errors.New("password is empty or too long")
 	}
-	if strings.ContainsAny(p, "\r\n\x00") {
-		return errors.New("password has an octet that no login can have")
+	if hasControl(p) {
+		return errors.New("password has control characters")
 	}
 	return nil
 }

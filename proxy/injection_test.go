@@ -76,7 +76,7 @@ func TestD1HostilePasswordsAreRefusedBeforeAnybodyIsAsked(t *testing.T) {
 	m := openMailbox(t)
 	b := newBed(t, m.addr())
 	var clients []*client
-	for _, secret := range []string{"pw\r\nX DELETE INBOX", "pw\n", "\rpw", "p\x00w", "\xe4\n", strings.Repeat("x", 1025), ""} {
+	for _, secret := range []string{"pw\r\nX DELETE INBOX", "pw\n", "\rpw", "p\x00w", "pw\x1b", "pw\x7f", "\xe4\t", strings.Repeat("x", 1025), ""} {
 		c := b.greeted("none")
 		c.say("a LOGIN alice " + literal(secret) + "\r\n")
 		clients = append(clients, c)

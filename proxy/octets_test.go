@@ -10,10 +10,10 @@ import (
 	"imapgate/proxy/mux"
 )
 
-// Passwords were set in Latin-1 once, and other octets are the business of whoever
+// Passwords were set in Latin-1 once, and octets from 128 on are the business of whoever
 // judges them: they arrive as the client sent them, by every mechanism and in every mode.
 func TestAPasswordIsJudgedByItsOctets(t *testing.T) {
-	const latin1, odd = "p\xe4ssw\xf6rd", "\x02\t\x7f\x80\xc3\x28\xff"
+	const latin1, odd = "p\xe4ssw\xf6rd", "\x80\xc3\x28\xff"
 	v := openVerdicts(t, func(_, secret string) string {
 		if secret == latin1 || secret == odd {
 			return admits

@@ -23,8 +23,8 @@ type credentials struct {
 	token    identity.Secret // when there is one it goes, and no password
 }
 
-// credentials decides what to send, or refuses: a name with control characters, or
-// a password with CR or LF, could end a line and begin a command (or a log line) of
+// credentials decides what to send, or refuses: a name or a password with
+// control characters could end a line and begin a command (or a log line) of
 // its own choosing, on this server or on one behind it.
 func (b *Backend) credentials(who Request) (credentials, error) {
 	name := who.Login
@@ -56,9 +56,7 @@ func (b *Backend) credentials(who Request) (credentials, error) {
 			return credentials{}, fmt.Errorf("%w: master user or password cannot be sent", ErrUnavailable)
 		}
 	}
-	// A password goes out as the client sent it: in base64 or as a literal, where no
-	// octet but these can end it or is not allowed (RFC 9051 §9, CHAR8).
-	if p := c.password.Reveal(); p == "" || len(p) > maxPassword || strings.ContainsAny(p, "\r\n\x00") {
+	if !sendable(c.password.Reveal(), maxPassword) { // otherwise it goes out as the client sent it, in whatever charset
 		return credentials{}, errUnsendable
 	}
 	return c, nil

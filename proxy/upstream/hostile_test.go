@@ -326,9 +326,6 @@ func TestWhatCannotBeSentIsRefusedBeforeAnythingIsDone(t *testing.T) {
 			{User: user(t, "joe"), Login: bad, Password: secret("pw")},
 			{User: user(t, "joe"), Password: secret(bad)},
 		} {
-			if who.Login == "" && !strings.ContainsAny(bad, "\r\n\x00") && len(bad) < 5000 {
-				continue // octets of a password are the backend's to judge
-			}
 			if conn, err := b.Login(context.Background(), who); !errors.Is(err, ErrDenied) || conn != nil || strings.Contains(err.Error(), bad) {
 				t.Errorf("%q: %v", bad, err)
 			}
