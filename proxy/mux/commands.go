@@ -6,7 +6,6 @@ import (
 	"errors"
 	"slices"
 	"strings"
-	"time"
 
 	"imapgate/internal/audit"
 	"imapgate/internal/imap"
@@ -254,8 +253,8 @@ func (s *session) enable(r *request) error {
 	}
 	asked := slices.DeleteFunc(slices.Clone(r.facts.Names), s.hides)
 	var names []string
-	err := s.persist(s.backend.settings.HoldMax, func(deadline time.Time) (err error) {
-		ctx, cancel := context.WithDeadline(s.hub.ctx, deadline)
+	err := s.persist(s.backend.settings.HoldMax, func(*hold) (err error) {
+		ctx, cancel := context.WithDeadline(s.hub.ctx, s.attempt())
 		defer cancel()
 		names, err = s.account.Enable(ctx, asked)
 		return s.revocation(err)

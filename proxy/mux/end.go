@@ -110,6 +110,9 @@ func (s *session) end(err error) {
 		e = &ending{reason: audit.InternalMistake, err: err}
 	}
 	s.cutsAll()
+	if s.idling != nil {
+		s.idling.leaveTurn()
+	}
 	if e.reason == audit.ClientLogout { // it has its answer, and another may wait for the connection
 		s.leaveUpstream(e)
 	}

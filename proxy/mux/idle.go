@@ -23,6 +23,7 @@ type idling struct {
 	listened time.Duration // … when ours began
 	began    time.Duration // … when the client's began
 	denied   bool          // the backend has refused IDLE
+	turn     *turn         // to attach, or a place in the queue for one; nil: neither
 }
 
 // answered says whether line is the backend's answer to our IDLE.
@@ -42,6 +43,14 @@ func (i *idling) lost(now time.Duration) {
 	i.ours = ""
 	if i.away == 0 || now-i.attached > steady {
 		i.away, i.retry = now, 0
+	}
+}
+
+// leaveTurn gives up what the session has of the queue.
+func (i *idling) leaveTurn() {
+	if i.turn != nil {
+		i.turn.leave()
+		i.turn = nil
 	}
 }
 
@@ -120,6 +129,7 @@ func (s *session) idled(seg imap.Segment) error {
 // stopIdling ends our IDLE on the lease. What the client does not know yet it is
 // told before the end of its own.
 func (s *session) stopIdling() error {
+	s.idling.leaveTurn() // the client waits now: it goes where commands do
 	if s.up != nil && s.idling.ours != "" {
 		if err := s.healed(s.unlisten()); err != nil {
 			return err
@@ -210,10 +220,21 @@ func (s *session) refresh() error {
 		s.wakeIn(wait)
 		return nil
 	}
-	if s.hub.age()-i.away > s.backend.settings.LostMax {
-		return &ending{audit.UpstreamAway, byeAway, nil}
+	if i.turn == nil {
+		i.turn = s.backend.queue.enter(s.wake)
 	}
-	err := s.attachIn(moment{expunge: command.ExpSync}, 0)
+	moving := i.turn.moving() // which does not count
+	left := s.backend.settings.LostMax - (s.hub.age() - i.away - moving)
+	switch {
+	case left < 0:
+		return &ending{audit.UpstreamAway, byeAway, nil}
+	case !i.turn.isGranted():
+		s.wakeIn(left + time.Second)
+		return nil
+	}
+	i.away += moving
+	err := s.attachIn(moment{expunge: command.ExpSync, turn: i.turn}, 0)
+	i.turn = nil // attachIn has left it
 	if isAway(err) || isLost(err) || errors.Is(err, errGhosts) {
 		i.retry = min(max(2*i.retry, 100*time.Millisecond), 5*time.Second)
 		s.wakeIn(i.retry + rand.N(i.retry))

@@ -19,11 +19,11 @@ const maxShown = 256 << 10
 // the answer (RFC 9051 §6.3.2); expunges nobody was told of go with it.
 func (s *session) selecting(r *request) error {
 	tries := 0
-	err := s.persist(s.backend.settings.HoldMax, func(deadline time.Time) error {
+	err := s.persist(s.backend.settings.HoldMax, func(*hold) error {
 		if tries++; tries > 1 {
 			s.hub.rooms.Metrics.Mux.Retried(r.spec.Name)
 		}
-		err := s.selectOnce(r, deadline)
+		err := s.selectOnce(r, s.attempt())
 		lost, ok := asLost(err)
 		if ok && (s.partial || s.attached) { // it has been answered, or begun to be
 			return s.survive(lost)
