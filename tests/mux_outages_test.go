@@ -206,6 +206,7 @@ func (o *outage) client(i int, began func()) error {
 	if how == endsForNone {
 		o.Logf("%s: %v", c.user, err)
 	}
+	<-o.back
 	return o.audit(c)
 }
 
@@ -309,7 +310,9 @@ func (o *outage) idles(c *pastimer) error {
 	c.began()
 	<-o.back
 	c.sent = time.Now()
-	deliverNow(o, c.user)
+	if err := o.deliver(c.user); err != nil {
+		return err
+	}
 	for {
 		r, err := c.Read()
 		switch {
@@ -324,21 +327,23 @@ func (o *outage) idles(c *pastimer) error {
 	}
 }
 
-// deliverNow stores a message at the backend itself.
-func deliverNow(o *outage, user string) {
-	c, err := reach(directly(o.backend)(o, user), "")
-	if err != nil {
-		o.Error(err)
-		return
-	}
-	defer c.Close() // it has logged out
-	for _, err := range []error{
-		okay(c.Do("LOGIN " + user + " " + password)), okay(c.Do("APPEND INBOX {+}", mail("second"))), okay(c.Do("LOGOUT")),
-	} {
-		if err != nil {
-			o.Errorf("deliver to %s: %v", user, err)
+// deliver stores a message at the backend itself, which may not be quite there yet.
+func (o *outage) deliver(user string) (err error) {
+	for range 300 {
+		var c *RawClient
+		if c, err = reach(directly(o.backend)(o, user), ""); err == nil {
+			err = okay(c.Do("LOGIN " + user + " " + password))
+			if err == nil {
+				err = okay(c.Do("APPEND INBOX {+}", mail("second")))
+			}
+			_ = c.Close() // the message is there, or is not
 		}
+		if err == nil {
+			return nil
+		}
+		o.lasts(100 * time.Millisecond)
 	}
+	return fmt.Errorf("deliver to %s: %w", user, err)
 }
 
 // stores one message after the other.
@@ -391,4 +396,54 @@ func (o *outage) audit(c *pastimer) error {
 		}
 	}
 	return err
+}
+
+// The process behind one session hangs, as the kernel sees it alive and well. The
+// session's client gets its answer all the same, and in IDLE its end.
+func TestAProcessThatHangsIsNoticed(t *testing.T) {
+	if testbed.HasCyrus() {
+		t.Skip("the process of a session is found in Dovecot's log")
+	}
+	t.Parallel()
+	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
+	settings := muxSettings()
+	settings.SilenceMax = 2 * time.Second
+	settings.Consistent = false // so that the last login is the session's
+	g := startGateway(t, options{
+		ca: backend.CA, backends: map[string]upstream.Config{only: to(backend, upstream.ImplicitTLS)},
+		modes: map[string]proxy.Mode{only: {Name: string(mux.Resume), Mux: settings}},
+	})
+	c, err := reach(g.at(proxy.ImplicitTLS), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close() // it has logged out
+	ask := func(command string) {
+		t.Helper()
+		if err := okay(c.Do(command)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ask("LOGIN hung " + password)
+	ask("SELECT INBOX")
+	hang := func() {
+		t.Helper()
+		logins := backend.Logins("hung")
+		_, rest, _ := strings.Cut(logins[len(logins)-1], "mpid=")
+		var pid int
+		if _, err := fmt.Sscan(strings.TrimRight(strings.Fields(rest)[0], ","), &pid); err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGCONT) }) // it may have been killed
+	}
+	for i, command := range []string{"NOOP", "SELECT INBOX"} {
+		hang()
+		ask(command)
+		if n := len(g.records("upstream_lost", "hung")); n != i+1 {
+			t.Errorf("behind %s %d upstreams were lost, want %d", command, n, i+1)
+		}
+	}
 }

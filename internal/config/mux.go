@@ -17,6 +17,7 @@ type Mux struct {
 	MaxTotal       int           `yaml:"max_total" default:"0" min:"0" max:"10000000" doc:"Connections of all users to this backend, waiting ones included; those give way first. 0: no bound."`
 	HoldMax        time.Duration `yaml:"hold_max" default:"10s" min:"100ms" max:"5m" doc:"resume: while the backend is away, a client's command waits this long, then it is refused or the session ends; an attempt to connect that has begun may take as long again. Time in which the command waits its turn while other sessions are connected again does not count, up to lost_max. Many mail programs give up after 30 to 60 seconds themselves."`
 	LostMax        time.Duration `yaml:"lost_max" default:"5m" min:"1s" max:"24h" doc:"resume: while the backend is away, a client in IDLE stays connected this long. Time in which others are connected again does not count. Set it above the time a restart takes."`
+	SilenceMax     time.Duration `yaml:"silence_max" default:"60s" min:"0s" max:"1h" doc:"resume: when the backend owes an answer and has not sent an octet for so long, a second connection is made for the user and asked. If it is answered, the process behind the first one hangs: the command is sent again on another connection, once. That is done only for commands that change nothing (NOOP, FETCH, SEARCH, LIST, SELECT …) and at the end of IDLE. If the second is not answered either, the backend is slow, and is waited for. Set it above the longest time in which a SEARCH of a large mailbox is silent. 0s: never."`
 	Learn          string        `yaml:"learn" default:"auto" oneof:"auto eager lazy" doc:"resume: when the messages of a selected mailbox are learned, without which a session does not survive. eager: soon after SELECT. lazy: only when the connection is given up on purpose, so an unforeseen loss may end the session. auto: eager for mailboxes of up to learn_max messages and sessions that last."`
 	LearnMax       int           `yaml:"learn_max" default:"100000" min:"1" max:"10000000" doc:"For learn: auto, in messages. Learning 10,000 takes a Dovecot about 3 ms."`
 	FlagsFullMax   int           `yaml:"flags_full_max" default:"2000" min:"1" max:"1000000" doc:"resume: where the backend cannot tell which flags have changed (no CONDSTORE), the flags of all messages are told again, in mailboxes of up to so many; sessions in larger ones end with BYE. The same where an auxiliary connection fails, and for messages whose UIDs were not yet learned."`
@@ -31,7 +32,7 @@ func (m Mux) Settings() mux.Settings {
 	s := mux.Settings{
 		ReuseTTL: m.LogoutReuseTTL, MaxAge: m.MaxAge, MaxPerUser: m.MaxPerUser, MaxTotal: m.MaxTotal,
 		CredCache: m.CredCache, CredTTL: m.CredTTL,
-		HoldMax: m.HoldMax, LostMax: m.LostMax, MaxAttaches: m.MaxAttaches,
+		HoldMax: m.HoldMax, LostMax: m.LostMax, SilenceMax: m.SilenceMax, MaxAttaches: m.MaxAttaches,
 		Learn: m.Learn, LearnMax: m.LearnMax, FlagsFullMax: m.FlagsFullMax, VerifyView: m.VerifyView,
 		Consistent: m.Consistent,
 	}

@@ -411,6 +411,9 @@ func (s *session) hearAnswer() error {
 	if s.hub.shared.Clock.Now()-s.up.Since() > ticks(s.hub.cfg.Write) {
 		return s.upstreamLost(wire.ErrStalled)
 	}
+	if err := s.doubt(); err != nil {
+		return err
+	}
 	return s.hear()
 }
 

@@ -277,7 +277,7 @@ func lostHow(err error) audit.Why {
 	switch {
 	case errors.Is(err, errBye):
 		return audit.LostBye
-	case errors.Is(err, wire.ErrStalled), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, wire.ErrStalled), errors.Is(err, errSilent), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
 		return audit.LostTimeout
 	case errors.Is(err, errProtocol):
 		return audit.LostProtocol

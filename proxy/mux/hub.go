@@ -15,7 +15,7 @@
 //
 // Read in this order: session.go (the life of a session), commands.go and
 // literals.go, relay.go, selecting.go, attach.go, queue.go, snapshot.go, flush.go
-// and confine.go, loss.go, gap.go, idle.go, stream.go, pin.go, end.go.
+// and confine.go, loss.go, silence.go, gap.go, idle.go, stream.go, pin.go, end.go.
 package mux
 
 import (
