@@ -278,6 +278,41 @@ func (s *session) numbersFollow() bool {
 	return false
 }
 
+// aside does a command before which the client cannot be told of messages that are
+// gone, because of another by number that it has sent already. Only that one
+// deserves a NO: this one is done without telling, on a connection that does not
+// have the mailbox, or where it only asks to be told, by an OK.
+//
+// What needs the mailbox is refused all the same, and so is what would tell of
+// mod-sequences beyond the expunges that the client does not know (RFC 7162 §3.2.5).
+func (s *session) aside(e entry, whole []byte) error {
+	tag := string(whole[:e.tag])
+	switch {
+	case e.syncs:
+		return s.say(tag, " OK ", e.spec.Name, " completed.")
+	case !e.aside:
+		refusal, _ := s.refusal(errGhosts)
+		return s.say(tag, refusal)
+	}
+	was := s.inHand
+	s.inHand = command.ExpNone // also for an attach behind a loss
+	defer func() { s.inHand = was }()
+	if err := s.attachIn(moment{anywhere: true}, s.backend.settings.HoldMax); err != nil {
+		refusal, end := s.refusal(err)
+		if end != nil {
+			return end
+		}
+		return s.say(tag, refusal)
+	}
+	s.avoid(whole[:e.tag])
+	s.up.Enabled = s.enabled
+	s.sent.add(e, whole)
+	if err := s.healed(s.send(whole)); err != nil {
+		return err
+	}
+	return s.settle()
+}
+
 // mapNumbers turns the numbers of a COPY into UIDs. Those that the client cannot
 // mean are not sent, because they may have come to mean something.
 func (s *session) mapNumbers(r *request, d *view.Diff) {

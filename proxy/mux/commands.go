@@ -296,6 +296,9 @@ func (s *session) forward(r *request) error {
 	s.aware(r)
 	seen := s.horizon()
 	mapped, err := s.prepare(r)
+	if errors.Is(err, errGhosts) && r.facts.Expunge == command.ExpSync {
+		return s.aside(r.entry(), r.whole)
+	}
 	whole := r.whole
 	switch {
 	case err != nil:
@@ -310,11 +313,19 @@ func (s *session) forward(r *request) error {
 	s.avoid(r.tag)
 	s.up.Enabled = s.enabled
 	s.doubtful = s.doubtful || r.syntax
-	s.sent.add(entry{
-		spec: r.spec, tag: len(r.tag), retry: r.facts.Retry, expunge: r.facts.Expunge,
-		syncs: (r.spec.Name == "NOOP" || r.spec.Name == "CHECK"), pin: s.pinsFor(r),
-	}, whole)
+	e := r.entry()
+	e.pin = s.pinsFor(r)
+	s.sent.add(e, whole)
 	return s.send(whole)
+}
+
+// entry is the command as it is outstanding.
+func (r *request) entry() entry {
+	return entry{
+		spec: r.spec, tag: len(r.tag), retry: r.facts.Retry, expunge: r.facts.Expunge,
+		syncs: r.spec.Name == "NOOP" || r.spec.Name == "CHECK",
+		aside: r.spec.Route == command.Any && !r.syntax && !r.facts.Condstore,
+	}
 }
 
 // prepare makes sure of a lease in step with the client, and that the backend has

@@ -61,6 +61,7 @@ func (s *session) idle(r *request) error {
 	if s.box != nil && !s.inStep() {
 		err := s.attach(r)
 		switch {
+		case errors.Is(err, errGhosts): // as long as a command by number is behind it
 		case err != nil && !isAway(err) && !isLost(err):
 			return s.unattached(err)
 		case err != nil:
@@ -174,6 +175,17 @@ func (s *session) learnsInIdle() bool {
 		!s.box.spoiled && !s.box.unlearnable && s.enabled.Has(lease.Qresync)
 }
 
+// trackInIdle asks again what could not be asked before the lease went into IDLE.
+func (s *session) trackInIdle() error {
+	if s.box == nil || !s.resumes || !s.inStep() || s.box.spoiled || !s.tracks() {
+		return nil
+	}
+	if err := s.track(); err != nil || s.box.next == 0 {
+		return err
+	}
+	return s.interrupt(func() error { return s.catchUp(command.ExpSync) })
+}
+
 // interrupt asks something between two IDLEs of ours.
 func (s *session) interrupt(ask func() error) error {
 	if s.idling.ours != "" {
@@ -202,6 +214,9 @@ func (s *session) refresh() error {
 		if err := s.interrupt(s.learn); err != nil {
 			return err
 		}
+	}
+	if err := s.trackInIdle(); err != nil {
+		return err
 	}
 	if s.box == nil || s.inStep() {
 		if !s.inStep() || s.box == nil || i.ours != "" || i.denied {
