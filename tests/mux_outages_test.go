@@ -31,8 +31,8 @@ type outage struct {
 	sessions int
 	hold     time.Duration
 
-	back   chan struct{} // closed when the backend is there again
-	backAt atomic.Int64
+	back   chan struct{}             // closed when the backend is there again
+	backAt atomic.Pointer[time.Time] // nil until then
 
 	mu   sync.Mutex
 	ends map[string]int // Guarded by mu. Sessions by how they ended.
@@ -101,7 +101,8 @@ func TestAnOutageEndsNoSessionForNothing(t *testing.T) {
 			}
 			busy.Wait() // each has done something
 			way.happen(o)
-			o.backAt.Store(time.Now().UnixNano())
+			now := time.Now()
+			o.backAt.Store(&now)
 			close(o.back)
 			if err := clients.Wait(); err != nil {
 				t.Error(err)
@@ -212,7 +213,6 @@ func (o *outage) client(i int, began func()) error {
 
 // judge says how a session ended.
 func (o *outage) judge(c *pastimer, err error) string {
-	back := time.Unix(0, o.backAt.Load())
 	switch {
 	case err == nil:
 		return endsItself
@@ -220,10 +220,17 @@ func (o *outage) judge(c *pastimer, err error) string {
 		return endsPartial
 	case strings.Contains(err.Error(), "Connection to mail store lost") && c.doubt:
 		return endsInDoubt
-	case strings.Contains(err.Error(), "Mail store is away") && (o.backAt.Load() == 0 || back.Sub(c.sent) > o.hold):
+	case strings.Contains(err.Error(), "Mail store is away") && o.hasWaited(c):
 		return endsWaiting
 	}
 	return endsForNone
+}
+
+// hasWaited says whether the last command waited for hold_max while the backend was
+// away.
+func (o *outage) hasWaited(c *pastimer) bool {
+	back := o.backAt.Load()
+	return back == nil || back.Sub(c.sent) > o.hold
 }
 
 // ask sends a command and reads its answer. A BYE is an error.
@@ -284,7 +291,7 @@ func (o *outage) reads(c *pastimer) error {
 func (o *outage) lists(c *pastimer) error {
 	return o.again(200*time.Millisecond, func() error {
 		got, err := c.ask(`LIST "" *`)
-		if err == nil && strings.Contains(shown(got), "NO [UNAVAILABLE]") && (o.backAt.Load() == 0 || time.Unix(0, o.backAt.Load()).Sub(c.sent) > o.hold) {
+		if err == nil && strings.Contains(shown(got), "NO [UNAVAILABLE]") && o.hasWaited(c) {
 			return nil
 		}
 		return okay(got, err)

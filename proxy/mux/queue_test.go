@@ -116,12 +116,12 @@ func TestACommandIsNotStarvedBySessionsInIdle(t *testing.T) {
 	}
 	stuck, err := y.stub.peer(peers + 1)
 	must(t, err)
-	line, err := stuck.line() // SELECT, which is not answered
+	_, err = stuck.line() // SELECT, which is not answered
 	must(t, err)
 	a.party.say("a1 NOOP\r\n")
 	its, err := y.stub.peer(peers + 2)
 	must(t, err)
-	line, err = its.line()
+	line, err := its.line()
 	must(t, err)
 	tag := line[:len(line)-len(" SELECT \"INBOX\"\r\n")]
 	for _, l := range append(mailboxLines("0", "1", "7"), tag+" OK [READ-WRITE] done") {
