@@ -11,7 +11,7 @@ import (
 
 // The words and numbers of the file's defaults are also those of the relay.
 func TestMuxDefaultsAreThoseOfTheRelay(t *testing.T) {
-	want := mux.Settings{ReuseTTL: time.Minute, MaxPerUser: 64, Consistent: true}.WithDefaults()
+	want := mux.Settings{ReuseTTL: time.Minute, MaxPerUser: 64, SilenceMax: time.Minute, Consistent: true}.WithDefaults()
 	got := mustParse(t, minimal).Backends["east"].Mux.Settings()
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("\n got %+v\nwant %+v", got, want)
@@ -22,10 +22,10 @@ func TestEachMuxKeyReachesTheRelay(t *testing.T) {
 	got := mustParse(t, strings.Replace(minimal, `993"}`, `993", mode: resume, mux: {
   logout_reuse_ttl: 1s, max_age: 2m, cred_cache: true, cred_ttl: 3s, max_per_user: 4, max_total: 5,
   hold_max: 6s, lost_max: 7s, learn: lazy, learn_max: 8, flags_full_max: 9, max_attaches: 10,
-  verify_view: sample, consistent: false, hide_capabilities: [sort, X-GM-EXT-1]}}`, 1)).Backends["east"].Mux.Settings()
+  silence_max: 11s, verify_view: sample, consistent: false, hide_capabilities: [sort, X-GM-EXT-1]}}`, 1)).Backends["east"].Mux.Settings()
 	want := mux.Settings{
 		ReuseTTL: time.Second, MaxAge: 2 * time.Minute, CredCache: true, CredTTL: 3 * time.Second, MaxPerUser: 4, MaxTotal: 5,
-		HoldMax: 6 * time.Second, LostMax: 7 * time.Second, Learn: mux.Lazy, LearnMax: 8, FlagsFullMax: 9, MaxAttaches: 10,
+		HoldMax: 6 * time.Second, LostMax: 7 * time.Second, Learn: mux.Lazy, LearnMax: 8, FlagsFullMax: 9, MaxAttaches: 10, SilenceMax: 11 * time.Second,
 		VerifyView: mux.Sample, Hide: []string{"SORT", "X-GM-EXT-1"},
 	}
 	if !reflect.DeepEqual(got, want) {

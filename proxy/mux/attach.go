@@ -37,6 +37,7 @@ type moment struct {
 	expunge  command.Expunge
 	copies   *request // a COPY, MOVE or REPLACE whose numbers are to become UIDs
 	anywhere bool     // any connection will do
+	turn     *turn    // of a session in IDLE; nil: one is waited for
 }
 
 // attach gets the session a connection with its mailbox selected, and tells the
@@ -65,9 +66,9 @@ func (s *session) attachIn(m moment, patience time.Duration) error {
 	}
 	var d *view.Diff
 	tries := 0
-	err := s.persist(patience, func(deadline time.Time) (err error) {
+	err := s.persist(patience, func(h *hold) (err error) {
 		tries++
-		d, err = s.attachOnce(m, deadline)
+		d, err = s.attachOnce(m, h)
 		return err
 	})
 	if tries > 1 {
@@ -83,16 +84,17 @@ func (s *session) attachIn(m moment, patience time.Duration) error {
 }
 
 // persist tries until it works or cannot, as long as patience lasts: commands
-// wait for a backend that is away. A single try has HoldMax.
-func (s *session) persist(patience time.Duration, try func(deadline time.Time) error) error {
-	began := time.Now()
-	deadline := began.Add(s.backend.settings.HoldMax)
+// wait for a backend that is down. The last try begins at its end.
+func (s *session) persist(patience time.Duration, try func(h *hold) error) error {
+	now := time.Now()
+	h := &hold{began: now, most: patience, until: now.Add(max(patience, s.backend.settings.LostMax))}
 	for wait := firstWait; ; wait = min(2*wait, lastWait) {
-		err := try(deadline)
-		if !isAway(err) && !isLost(err) || time.Since(began)+wait > patience || s.hub.ctx.Err() != nil {
+		err := try(h)
+		left := h.left(0)
+		if !isAway(err) && !isLost(err) || left <= 0 || s.severed.Load() || s.hub.ctx.Err() != nil {
 			return err
 		}
-		s.hub.pause(wait + rand.N(wait))
+		s.hub.pause(min(wait+rand.N(wait), left))
 	}
 }
 
@@ -153,16 +155,18 @@ func attachResult(err error) audit.Result {
 	return audit.AttachUnavailable
 }
 
-// attachOnce is one attempt: a lease, the mailbox, the difference, the flush.
-func (s *session) attachOnce(m moment, deadline time.Time) (*view.Diff, error) {
-	release := func() {}
-	if s.box != nil && !m.anywhere {
+// attachOnce is one attempt: a turn, a lease, the mailbox, the difference, the flush.
+func (s *session) attachOnce(m moment, h *hold) (*view.Diff, error) {
+	if s.box != nil && !m.anywhere && m.turn == nil {
 		var err error
-		if release, err = s.backend.enter(deadline); err != nil {
+		if m.turn, err = s.takeTurn(h); err != nil {
 			return nil, err
 		}
-		defer release()
 	}
+	if m.turn != nil {
+		defer m.turn.leave()
+	}
+	deadline := s.attempt()
 	if s.up == nil {
 		if err := s.lease(deadline); err != nil {
 			return nil, err
@@ -171,7 +175,7 @@ func (s *session) attachOnce(m moment, deadline time.Time) (*view.Diff, error) {
 	if s.box == nil || m.anywhere {
 		return nil, nil
 	}
-	d, err := s.meet(m, deadline, release)
+	d, err := s.meet(m, deadline)
 	if err != nil && s.up != nil && !isLost(err) {
 		s.giveBack()
 	} else if err != nil && s.up != nil {
@@ -221,8 +225,8 @@ func (s *session) stays(ctx context.Context) error {
 }
 
 // meet selects the mailbox and brings the client's view and the backend's
-// together. It releases its turn at the backend when it is the client's.
-func (s *session) meet(m moment, deadline time.Time, release func()) (*view.Diff, error) {
+// together. It leaves its turn at the backend when it is the client's.
+func (s *session) meet(m moment, deadline time.Time) (*view.Diff, error) {
 	now, err := s.reselect(deadline)
 	if err != nil {
 		return nil, err
@@ -246,8 +250,8 @@ func (s *session) meet(m moment, deadline time.Time, release func()) (*view.Diff
 		s.attached = true
 		return d, nil
 	}
-	release()
-	if err := s.flush(d, now, deadline); err != nil {
+	m.turn.done()
+	if err := s.flush(d, now, time.Now().Add(ownQuestion)); err != nil { // begun, it has its own time
 		return d, err
 	}
 	if m.copies != nil && mutant.Is(mutant.MapThenFlush) {
@@ -272,6 +276,41 @@ func (s *session) numbersFollow() bool {
 		}
 	}
 	return false
+}
+
+// aside does a command before which the client cannot be told of messages that are
+// gone, because of another by number that it has sent already. Only that one
+// deserves a NO: this one is done without telling, on a connection that does not
+// have the mailbox, or where it only asks to be told, by an OK.
+//
+// What needs the mailbox is refused all the same, and so is what would tell of
+// mod-sequences beyond the expunges that the client does not know (RFC 7162 §3.2.5).
+func (s *session) aside(e entry, whole []byte) error {
+	tag := string(whole[:e.tag])
+	switch {
+	case e.syncs:
+		return s.say(tag, " OK ", e.spec.Name, " completed.")
+	case !e.aside:
+		refusal, _ := s.refusal(errGhosts)
+		return s.say(tag, refusal)
+	}
+	was := s.inHand
+	s.inHand = command.ExpNone // also for an attach behind a loss
+	defer func() { s.inHand = was }()
+	if err := s.attachIn(moment{anywhere: true}, s.backend.settings.HoldMax); err != nil {
+		refusal, end := s.refusal(err)
+		if end != nil {
+			return end
+		}
+		return s.say(tag, refusal)
+	}
+	s.avoid(whole[:e.tag])
+	s.up.Enabled = s.enabled
+	s.sent.add(e, whole)
+	if err := s.healed(s.send(whole)); err != nil {
+		return err
+	}
+	return s.settle()
 }
 
 // mapNumbers turns the numbers of a COPY into UIDs. Those that the client cannot

@@ -1,7 +1,6 @@
 package mux
 
 import (
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -19,7 +18,7 @@ type backend struct {
 	name     string
 	settings Settings
 	pool     *pool.Pool
-	attaches chan struct{} // a token for each attach under way; MaxAttaches of them
+	queue    *queue // of those that attach; MaxAttaches at a time
 	metrics  *metrics.Metrics
 	gauges   *metrics.Backend
 	log      *zap.Logger
@@ -40,25 +39,13 @@ func newBackend(h *Hub, name string, b Backend) *backend {
 	m := h.rooms.Metrics
 	return &backend{
 		name: name, settings: s, metrics: m, gauges: m.Backend(name), log: h.rooms.Log.With(zap.String("backend", name)),
-		attaches: make(chan struct{}, s.MaxAttaches),
+		queue: newQueue(s.MaxAttaches),
 		pool: pool.New(b.Upstream, pool.Config{
 			ReuseTTL: s.ReuseTTL, MaxAge: s.MaxAge, CredCache: s.CredCache, CredTTL: s.CredTTL,
 			MaxPerUser: s.MaxPerUser, MaxTotal: s.MaxTotal,
 		}, &h.shared, pool.Hooks{
 			Reused: m.Mux.Reused, Discarded: m.Mux.Discarded, Waited: m.Mux.LeaseWaited, Waiting: m.Mux.PoolChanged,
 		}, h.rooms.Log),
-	}
-}
-
-// enter waits for a turn to attach. release gives it back, once.
-func (b *backend) enter(deadline time.Time) (release func(), err error) {
-	t := time.NewTimer(time.Until(deadline))
-	defer t.Stop()
-	select {
-	case b.attaches <- struct{}{}:
-		return sync.OnceFunc(func() { <-b.attaches }), nil
-	case <-t.C:
-		return nil, errBusy
 	}
 }
 

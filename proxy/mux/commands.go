@@ -6,7 +6,6 @@ import (
 	"errors"
 	"slices"
 	"strings"
-	"time"
 
 	"imapgate/internal/audit"
 	"imapgate/internal/imap"
@@ -261,8 +260,8 @@ func (s *session) enable(r *request) error {
 	}
 	asked := slices.DeleteFunc(slices.Clone(r.facts.Names), s.hides)
 	var names []string
-	err := s.persist(s.backend.settings.HoldMax, func(deadline time.Time) (err error) {
-		ctx, cancel := context.WithDeadline(s.hub.ctx, deadline)
+	err := s.persist(s.backend.settings.HoldMax, func(*hold) (err error) {
+		ctx, cancel := context.WithDeadline(s.hub.ctx, s.attempt())
 		defer cancel()
 		names, err = s.account.Enable(ctx, asked)
 		return s.revocation(err)
@@ -304,6 +303,9 @@ func (s *session) forward(r *request) error {
 	s.aware(r)
 	seen := s.horizon()
 	mapped, err := s.prepare(r)
+	if errors.Is(err, errGhosts) && r.facts.Expunge == command.ExpSync {
+		return s.aside(r.entry(), r.whole)
+	}
 	whole := r.whole
 	switch {
 	case err != nil:
@@ -318,12 +320,20 @@ func (s *session) forward(r *request) error {
 	s.avoid(r.tag)
 	s.up.Enabled = s.enabled
 	s.doubtful = s.doubtful || r.syntax
-	s.sent.add(entry{
-		spec: r.spec, tag: len(r.tag), retry: r.facts.Retry, expunge: r.facts.Expunge,
-		syncs: (r.spec.Name == "NOOP" || r.spec.Name == "CHECK"), pin: s.pinsFor(r),
-	}, whole)
+	e := r.entry()
+	e.pin = s.pinsFor(r)
+	s.sent.add(e, whole)
 	r.unsent = nil
 	return s.send(whole)
+}
+
+// entry is the command as it is outstanding.
+func (r *request) entry() entry {
+	return entry{
+		spec: r.spec, tag: len(r.tag), retry: r.facts.Retry, expunge: r.facts.Expunge,
+		syncs: r.spec.Name == "NOOP" || r.spec.Name == "CHECK",
+		aside: r.spec.Route == command.Any && !r.syntax && !r.facts.Condstore,
+	}
 }
 
 // prepare makes sure of a lease in step with the client, and that the backend has
@@ -419,6 +429,9 @@ func (s *session) hear() error {
 func (s *session) hearAnswer() error {
 	if s.hub.shared.Clock.Now()-s.up.Since() > ticks(s.hub.cfg.Write) {
 		return s.upstreamLost(wire.ErrStalled)
+	}
+	if err := s.doubt(); err != nil {
+		return err
 	}
 	return s.hear()
 }

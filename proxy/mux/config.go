@@ -34,6 +34,7 @@ type Settings struct {
 	// Loss.
 	HoldMax     time.Duration // a command waits this long for a backend that is away
 	LostMax     time.Duration // a session in IDLE stays this long without one
+	SilenceMax  time.Duration // an answer is due this long before a second connection is asked; 0: none is
 	MaxAttaches int           // under way at a time, so that a backend that comes back is not run over
 
 	// The view.
@@ -48,7 +49,7 @@ type Settings struct {
 }
 
 // WithDefaults fills in the settings that mean nothing at 0. Those that mean
-// something (ReuseTTL, MaxPerUser, MaxTotal and the switches) stay as they are.
+// something (ReuseTTL, MaxPerUser, MaxTotal, SilenceMax and the switches) stay as they are.
 func (s Settings) WithDefaults() Settings {
 	s.MaxAge = cmp.Or(s.MaxAge, time.Hour)
 	s.CredTTL = cmp.Or(s.CredTTL, 5*time.Minute)

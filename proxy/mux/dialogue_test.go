@@ -19,7 +19,7 @@ import (
 //
 //	SKIP TEXT    it is not played: a defect that is known
 //	SKIP-TLS TEXT … and where there is TLS
-//	SET K=V…     mode, learn, learnmax, hold, lost, flagsmax, verify, max, consistent, detach, token (ended),
+//	SET K=V…     mode, learn, learnmax, hold, lost, silence, flagsmax, verify, max, consistent, detach, token (ended),
 //	             id (before the login)
 //	CAPS TEXT    what the backend can do
 //	C TEXT       the client says TEXT and CRLF
@@ -192,6 +192,8 @@ func (s *setup) set(name, value string) (err error) {
 		s.settings.LearnMax = number()
 	case "hold":
 		s.settings.HoldMax = duration()
+	case "silence":
+		s.settings.SilenceMax = duration()
 	case "lost":
 		s.settings.LostMax = duration()
 	case "flagsmax":

@@ -110,6 +110,9 @@ func (s *session) end(err error) {
 		e = &ending{reason: audit.InternalMistake, err: err}
 	}
 	s.cutsAll()
+	if s.idling != nil {
+		s.idling.leaveTurn()
+	}
 	if e.reason == audit.ClientLogout { // it has its answer, and another may wait for the connection
 		s.leaveUpstream(e)
 	}
@@ -275,7 +278,7 @@ func lostHow(err error) audit.Why {
 	switch {
 	case errors.Is(err, errBye):
 		return audit.LostBye
-	case errors.Is(err, wire.ErrStalled), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, wire.ErrStalled), errors.Is(err, errSilent), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
 		return audit.LostTimeout
 	case errors.Is(err, errProtocol):
 		return audit.LostProtocol

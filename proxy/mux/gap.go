@@ -20,6 +20,7 @@ import (
 const (
 	learnAfter  = 2 * time.Second  // in a mailbox: those who only look in need not pay
 	payAgain    = 5 * time.Second  // between attempts to tell flags that are owed
+	trackAgain  = time.Second      // between attempts to have mod-sequences kept, and as much again at random
 	ownQuestion = 30 * time.Second // for the answer to a question of ours
 	sampleOne   = 1000             // gaps, of which one is verified
 )
@@ -118,29 +119,41 @@ func (s *session) learnFirst(before, last []byte) error {
 // track has the backend keep mod-sequences of a mailbox of which it does not yet:
 // some begin when they are first asked for one (RFC 7162 §3.1.2.2). What it
 // answers is true of the client once it has been told everything, with the next
-// NOOP.
+// NOOP. One of the user's sessions asks at a time; the others ask a little later.
 func (s *session) track() error {
-	b := s.box
-	if b.modseq != 0 || b.tracked || !b.isASCII() || !s.backend.settings.Consistent || !s.up.Caps().Has("CONDSTORE") {
+	if !s.tracks() {
 		return nil
 	}
-	b.tracked = true
+	b := s.box
+	b.trackWait = min(max(2*b.trackWait, trackAgain), time.Minute)
+	again := b.trackWait + rand.N(b.trackWait)
+	b.nextTrack = s.hub.age() + again
 	ctx, cancel := context.WithTimeout(s.hub.ctx, auxLogin)
 	defer cancel()
-	if s.stays(ctx) != nil {
-		return nil // what is only worth a question ends no session that can go on
+	aux, err := (*lease.Conn)(nil), s.stays(ctx)
+	if err == nil {
+		aux, err = s.account.Aux(ctx)
 	}
-	aux, err := s.account.Aux(ctx)
-	if err != nil {
-		return nil // flags will all be told again
+	if err != nil { // what is only worth a question ends no session that can go on
+		s.wakeIn(again)
+		return nil // until then flags would all be told again
 	}
 	_ = s.relate(aux.Alerts()) // a client that is gone is missed by the next write
 	if b.next, err = s.trackedBy(aux); err != nil {
 		s.account.Destroy(aux, metrics.DiscardError)
+		s.wakeIn(again)
 		return nil
 	}
+	b.tracked = true
 	s.account.ReturnAux(aux)
 	return nil
+}
+
+// tracks says whether track has something to ask now.
+func (s *session) tracks() bool {
+	b := s.box
+	return b.modseq == 0 && !b.tracked && s.hub.age() >= b.nextTrack && b.isASCII() && s.backend.settings.Consistent &&
+		s.up.Caps().Has("CONDSTORE")
 }
 
 // trackedBy asks for the mod-sequence, and then opens the mailbox: Dovecot begins
@@ -158,8 +171,11 @@ func (s *session) trackedBy(aux *lease.Conn) (modseq uint64, err error) {
 			}
 			return s.alert(response)
 		})
-		if err != nil || res.Name != "OK" {
+		switch {
+		case err != nil, res.Code == "UNAVAILABLE", res.Code == "INUSE", res.Code == "SERVERBUG", res.Code == "LIMIT":
 			return 0, fmt.Errorf("%s: %s %w", ask.verb, upstream.Describe(res), errors.Join(errBusy, err))
+		case res.Name != "OK": // it will not say
+			return 0, nil
 		}
 	}
 	return modseq, nil

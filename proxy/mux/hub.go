@@ -14,8 +14,9 @@
 // splices, for good.
 //
 // Read in this order: session.go (the life of a session), commands.go and
-// literals.go, relay.go, selecting.go, attach.go, snapshot.go, flush.go and
-// confine.go, loss.go, gap.go, idle.go, stream.go, pin.go, odd.go, end.go.
+// literals.go, relay.go, selecting.go, attach.go, queue.go, snapshot.go, flush.go
+// and confine.go, loss.go, silence.go, gap.go, idle.go, stream.go, pin.go,
+// odd.go, end.go.
 package mux
 
 import (

@@ -23,6 +23,7 @@ type idling struct {
 	listened time.Duration // … when ours began
 	began    time.Duration // … when the client's began
 	denied   bool          // the backend has refused IDLE
+	turn     *turn         // to attach, or a place in the queue for one; nil: neither
 }
 
 // answered says whether line is the backend's answer to our IDLE.
@@ -45,6 +46,14 @@ func (i *idling) lost(now time.Duration) {
 	}
 }
 
+// leaveTurn gives up what the session has of the queue.
+func (i *idling) leaveTurn() {
+	if i.turn != nil {
+		i.turn.leave()
+		i.turn = nil
+	}
+}
+
 // idle is IDLE. Without a mailbox there is nothing to wait for. A backend that
 // is away does not keep the client from idling.
 func (s *session) idle(r *request) error {
@@ -52,6 +61,7 @@ func (s *session) idle(r *request) error {
 	if s.box != nil && !s.inStep() {
 		err := s.attach(r)
 		switch {
+		case errors.Is(err, errGhosts): // as long as a command by number is behind it
 		case err != nil && !isAway(err) && !isLost(err):
 			return s.unattached(err)
 		case err != nil:
@@ -120,6 +130,7 @@ func (s *session) idled(seg imap.Segment) error {
 // stopIdling ends our IDLE on the lease. What the client does not know yet it is
 // told before the end of its own.
 func (s *session) stopIdling() error {
+	s.idling.leaveTurn() // the client waits now: it goes where commands do
 	if s.up != nil && s.idling.ours != "" {
 		if err := s.healed(s.unlisten()); err != nil {
 			return err
@@ -164,6 +175,17 @@ func (s *session) learnsInIdle() bool {
 		!s.box.spoiled && !s.box.unlearnable && s.enabled.Has(lease.Qresync)
 }
 
+// trackInIdle asks again what could not be asked before the lease went into IDLE.
+func (s *session) trackInIdle() error {
+	if s.box == nil || !s.resumes || !s.inStep() || s.box.spoiled || !s.tracks() {
+		return nil
+	}
+	if err := s.track(); err != nil || s.box.next == 0 {
+		return err
+	}
+	return s.interrupt(func() error { return s.catchUp(command.ExpSync) })
+}
+
 // interrupt asks something between two IDLEs of ours.
 func (s *session) interrupt(ask func() error) error {
 	if s.idling.ours != "" {
@@ -193,6 +215,9 @@ func (s *session) refresh() error {
 			return err
 		}
 	}
+	if err := s.trackInIdle(); err != nil {
+		return err
+	}
 	if s.box == nil || s.inStep() {
 		if !s.inStep() || s.box == nil || i.ours != "" || i.denied {
 			return nil
@@ -210,10 +235,21 @@ func (s *session) refresh() error {
 		s.wakeIn(wait)
 		return nil
 	}
-	if s.hub.age()-i.away > s.backend.settings.LostMax {
-		return &ending{audit.UpstreamAway, byeAway, nil}
+	if i.turn == nil {
+		i.turn = s.backend.queue.enter(s.wake)
 	}
-	err := s.attachIn(moment{expunge: command.ExpSync}, 0)
+	moving := i.turn.moving() // which does not count
+	left := s.backend.settings.LostMax - (s.hub.age() - i.away - moving)
+	switch {
+	case left < 0:
+		return &ending{audit.UpstreamAway, byeAway, nil}
+	case !i.turn.isGranted():
+		s.wakeIn(left + time.Second)
+		return nil
+	}
+	i.away += moving
+	err := s.attachIn(moment{expunge: command.ExpSync, turn: i.turn}, 0)
+	i.turn = nil // attachIn has left it
 	if isAway(err) || isLost(err) || errors.Is(err, errGhosts) {
 		i.retry = min(max(2*i.retry, 100*time.Millisecond), 5*time.Second)
 		s.wakeIn(i.retry + rand.N(i.retry))

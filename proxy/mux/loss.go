@@ -1,6 +1,8 @@
 package mux
 
 import (
+	"errors"
+
 	"imapgate/internal/audit"
 	"imapgate/internal/metrics"
 	"imapgate/proxy/mux/command"
@@ -146,18 +148,26 @@ func (s *session) answered() error {
 	return nil
 }
 
-// abandon refuses everything outstanding.
+// abandon refuses everything outstanding. Where the client cannot be told of what
+// has gone, only what needs the mailbox is.
 func (s *session) abandon(err error) error {
 	refusal, end := s.refusal(err)
 	if end != nil {
 		return end
 	}
-	for _, e := range s.sent.all() {
-		if err := s.say(string(s.sent.tag(e)), refusal); err != nil {
+	all := s.sent
+	s.sent = outstanding{}
+	for _, e := range all.all() {
+		if errors.Is(err, errGhosts) && e.expunge == command.ExpSync {
+			if err := s.aside(e, all.of(e)); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := s.say(string(all.tag(e)), refusal); err != nil {
 			return err
 		}
 	}
-	s.sent.clear()
 	return nil
 }
 

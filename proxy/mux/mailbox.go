@@ -27,7 +27,9 @@ type mailbox struct {
 	permanent   line   // OK [PERMANENTFLAGS …
 	recent      uint32
 	grown       bool          // messages have come since
-	tracked     bool          // the backend was asked to keep mod-sequences
+	tracked     bool          // the backend has answered whether it keeps mod-sequences
+	nextTrack   time.Duration // … and may be asked again at that age of the hub
+	trackWait   time.Duration // between attempts to ask
 	unlearnable bool          // the backend does not say all UIDs
 	spoiled     bool          // the view is not to be relied on
 	modseq      uint64        // every change of flags up to here has been told; 0: not known

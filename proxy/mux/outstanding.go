@@ -31,6 +31,8 @@ type entry struct {
 	closes   bool            // answered OK, it leaves the mailbox
 	selects  bool            // answered before its name was asked for, it leaves what was selected
 	unasked  bool            // its message went out without being asked for
+	aside    bool            // it can run without the mailbox, where the client cannot be told of what has gone
+	givenUp  bool            // a connection that was silent was given up over it
 	pin      audit.Why       // the session is pinned once it is answered, unless by BAD
 }
 

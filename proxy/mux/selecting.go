@@ -18,17 +18,20 @@ const maxShown = 256 << 10
 // the answer (RFC 9051 §6.3.2); expunges nobody was told of go with it.
 func (s *session) selecting(r *request) error {
 	tries := 0
-	err := s.persist(s.backend.settings.HoldMax, func(deadline time.Time) error {
+	err := s.persist(s.backend.settings.HoldMax, func(h *hold) error {
 		if tries++; tries > 1 {
 			s.hub.rooms.Metrics.Mux.Retried(r.spec.Name)
 		}
-		err := s.selectOnce(r, deadline)
+		err := s.selectOnce(r, s.attempt())
 		lost, ok := asLost(err)
 		if ok && (s.partial || s.attached) { // it has been answered, or begun to be
 			return s.survive(lost)
 		}
 		if ok {
 			s.drop(lost)
+		}
+		if ok && tries == 1 {
+			h.began = time.Now() // until now there was a backend
 		}
 		return err
 	})
@@ -76,6 +79,11 @@ func (s *session) selectOnce(r *request, deadline time.Time) error {
 func (s *session) selected(r *request, shown []byte) error {
 	var t told
 	left := 1 << 30 // a QRESYNC client may be told a great deal
+	for s.up.Buffered() == 0 {
+		if err := s.hearAnswer(); err != nil {
+			return err
+		}
+	}
 	for {
 		response, err := s.up.Response(&left)
 		if errors.Is(err, lease.ErrProtocol) {

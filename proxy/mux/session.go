@@ -99,6 +99,7 @@ type work struct {
 	overheard []byte          // what goes behind an answer that waits; nil: on at once
 	out       []byte          // answers of our own
 	journal   journal         // commands that are to be put on record
+	doubted   time.Duration   // age of the hub when a silence was last asked about
 }
 
 // What is readable.
@@ -233,10 +234,14 @@ func (s *session) await() error {
 		return s.clientLost(err)
 	}
 	err := s.up.Wait()
-	if errors.Is(err, wire.ErrQuiet) {
-		return s.rest()
+	if !errors.Is(err, wire.ErrQuiet) {
+		return s.upstreamLost(err)
 	}
-	return s.upstreamLost(err)
+	if err := s.doubt(); err != nil {
+		return err
+	}
+	s.doubtLater()
+	return s.rest()
 }
 
 // rest gives up the goroutine: errAsleep. It returns nil when there is something

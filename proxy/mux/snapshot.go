@@ -74,6 +74,11 @@ func (s *session) difference(t *told, deadline time.Time) (*view.Diff, error) {
 			_ = b.view.Learn(1, old) // as many as there were, and none of them new: they are those
 		}
 	}
+	bound := t.uidNext
+	if !b.grown {
+		bound = b.uidNext // as of before the loss
+	}
+	b.view.LearnBelow(bound)
 	d, err := b.view.Diff(now, t.uidNext)
 	switch {
 	case err != nil:

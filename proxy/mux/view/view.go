@@ -151,6 +151,20 @@ func (v *View) Learn(first uint32, u *UIDs) error {
 	return nil
 }
 
+// LearnBelow notes that the messages of the unknown tail have UIDs below uidNext (0:
+// that is not known). Where there are only as many UIDs, they are theirs, also of
+// those that are gone by now.
+func (v *View) LearnBelow(uidNext uint32) {
+	k := v.Unknown()
+	if k == 0 || uidNext <= v.floor || uidNext-1-v.floor != k {
+		return
+	}
+	v.known.put(v.floor+1, v.floor+k)
+	v.known.recount()
+	v.floor += k
+	v.settle()
+}
+
 // LearnOne takes a UID that came along in a FETCH, if it is that of the first
 // message in the unknown tail.
 func (v *View) LearnOne(n, uid uint32) {

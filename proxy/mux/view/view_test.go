@@ -270,3 +270,24 @@ func TestViewIsThatOfAPlainList(t *testing.T) {
 		}
 	}
 }
+
+func TestATailFillsTheUIDsThatThereAre(t *testing.T) {
+	for _, c := range []struct {
+		known string
+		tail  uint32
+		next  uint32
+		want  string
+	}{
+		{"1:3", 2, 6, "1:5+0"},
+		{"1:3", 2, 7, "1:3+2"}, // one of three UIDs is nobody's
+		{"1:3", 2, 5, "1:3+2"}, // which cannot be
+		{"1:3", 2, 0, "1:3+2"},
+		{"2,5", 1, 7, "2,5:6+0"},
+		{"1:3", 0, 9, "1:3+0"},
+	} {
+		v := viewOf(t, c.known, c.tail)
+		if v.LearnBelow(c.next); v.String() != c.want {
+			t.Errorf("%s and %d below %d: %s, want %s", c.known, c.tail, c.next, v, c.want)
+		}
+	}
+}
