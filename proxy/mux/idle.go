@@ -161,7 +161,7 @@ func (s *session) unlisten() error {
 // a client that is told of expunges by UID could not be told of theirs after a loss.
 func (s *session) learnsInIdle() bool {
 	return s.resumes && s.inStep() && s.box != nil && s.box.grown && s.box.view.Unknown() > 0 &&
-		!s.box.spoiled && !s.box.unlearnable && s.enabled.Has(lease.Qresync)
+		s.box.isLearnable() && s.enabled.Has(lease.Qresync)
 }
 
 // interrupt asks something between two IDLEs of ours.
