@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -29,11 +30,25 @@ import (
 // only is the one backend.
 const only = "only"
 
-// startBackend starts the Dovecot of all runs of a test. One of its processes serves
-// many logins: a new process for each attach would be most of what a run costs.
-func startBackend(t testing.TB) *testbed.Dovecot {
+// backend is the mail server of a test. join makes accounts there.
+type backend struct {
+	address string
+	join    func(users ...string) error
+	odd     Oddities
+}
+
+// startBackend starts the mail server of all runs of a test: Dovecot, or the Cyrus of
+// this run. One of Dovecot's processes serves many logins: a new process for each
+// attach would be most of what a run costs.
+func startBackend(t testing.TB) *backend {
 	t.Helper()
-	return testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, LoginsPerProcess: 1000, Processes: 4})
+	if testbed.HasCyrus() {
+		d := testbed.StartCyrus(t, testbed.CyrusConfig{})
+		join := func(users ...string) error { return d.Join(password, users...) }
+		return &backend{d.Plain, join, Oddities{CopiesGone: true, SilentHides: strings.HasPrefix(d.Version(), "3.1")}}
+	}
+	d := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, LoginsPerProcess: 1000, Processes: 4})
+	return &backend{d.Plain, func(...string) error { return nil }, Oddities{}} // everybody has an account
 }
 
 // startBreaker starts what stands before the backend.

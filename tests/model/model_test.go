@@ -57,23 +57,34 @@ func (p plan) asked(t *testing.T) plan {
 	return p
 }
 
+// users are those of all runs.
+func (p plan) users() (all []string) {
+	for n := range uint64(p.seeds) {
+		all = append(all, Config{Seed: p.seed + n, Serial: n + 1}.Users()...)
+	}
+	return all
+}
+
 // run makes the runs of a plan until one fails.
-func (p plan) run(t *testing.T, backend *testbed.Dovecot) {
+func (p plan) run(t *testing.T, backend *backend) {
 	t.Helper()
 	p = p.asked(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	var (
-		names, next atomic.Uint64
-		mu          sync.Mutex
-		sum         Stats
-		wg          sync.WaitGroup
+		next atomic.Uint64
+		mu   sync.Mutex
+		sum  Stats
+		wg   sync.WaitGroup
 	)
+	if err := backend.join(p.users()...); err != nil { // before anybody logs in: a Cyrus would deny those who do meanwhile
+		t.Fatalf("make users: %v", err)
+	}
 	began := time.Now()
 	for range p.workers {
-		breaker := startBreaker(t, backend.Plain)
+		breaker := startBreaker(t, backend.address)
 		c, dir := p.Config, t.TempDir()
-		c.Backend = backend.Plain
+		c.Backend, c.Odd = backend.address, backend.odd
 		wg.Go(func() {
 			for ctx.Err() == nil {
 				n := next.Add(1)
@@ -81,7 +92,7 @@ func (p plan) run(t *testing.T, backend *testbed.Dovecot) {
 					next.Add(^uint64(0))
 					return
 				}
-				c.Seed, c.Serial = p.seed+n-1, names.Add(1)
+				c.Seed, c.Serial = p.seed+n-1, n
 				s, err := once(ctx, c, breaker, dir)
 				mu.Lock()
 				sum = sum.plus(s)
