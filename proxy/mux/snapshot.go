@@ -39,12 +39,13 @@ func (s *session) reselect(deadline time.Time) (*told, error) {
 	return nil, &ending{audit.UpstreamLost, byeLost, errors.New(upstream.Describe(res))}
 }
 
-// recognise makes sure that the mailbox is the one the client has selected.
+// recognise makes sure that the mailbox is the one the client has selected. Without a
+// UIDVALIDITY it has no unique identifiers (RFC 9051 §6.3.2), and nobody can tell.
 func (s *session) recognise(t *told) error {
 	b := s.box
 	kind := ""
 	switch {
-	case t.validity != b.validity, b.id != "" && t.id != b.id:
+	case t.validity == 0, t.validity != b.validity, b.id != "" && t.id != b.id:
 		return &ending{audit.MailboxChanged, byeChanged, nil}
 	case t.uidNext != 0 && t.uidNext < b.uidNext:
 		kind = metrics.UIDNextShrank
@@ -125,26 +126,36 @@ const fetchStep = 100_000
 // announced the EXPUNGE here (RFC 2180 §4.3; Cyrus), and does not name it in a FETCH
 // either: then nobody knows which messages the UIDs belong to.
 //
-// The last message is named by its number, because "*" might be one that is not yet
-// announced: it would make up for one that was left out.
+// A search is asked only of backends that send no EXPUNGE meanwhile (RFC 7162 §3.2.10):
+// without QRESYNC they may, in any UID command. The last message is named by its
+// number, because "*" might be one that is not yet announced: it would make up for one
+// that was left out.
 func (s *session) askUIDs(first, last uint32, deadline time.Time, heard func([]byte) error) (*view.UIDs, imap.Response, error) {
-	found := &view.UIDs{}
-	res, err := s.up.Run(deadline, s.search(fmt.Sprintf("%d:%d", first, last)), func(response []byte) error {
-		if ok, err := uidsIn(response, found); ok {
-			return err
+	if s.up.Caps().Has(lease.Qresync) {
+		found := &view.UIDs{}
+		res, err := s.up.Run(deadline, s.search(fmt.Sprintf("%d:%d", first, last)), func(response []byte) error {
+			if ok, err := uidsIn(response, found); ok {
+				return err
+			}
+			return heard(response)
+		})
+		if err != nil || res.Name != "OK" || res.Code == "MESSAGELIMIT" || found.Len() > last-first {
+			return found, res, err
 		}
-		return heard(response)
-	})
-	if err != nil || res.Name != "OK" || res.Code == "MESSAGELIMIT" || found.Len() > last-first {
-		return found, res, err
 	}
-	fetched := &view.UIDs{}
-	for from := first; from <= last && fetched.Len() == from-first; from += fetchStep {
+	return s.fetchUIDs(first, last, deadline, heard)
+}
+
+// fetchUIDs is askUIDs by FETCH, which brings no EXPUNGE from any server. A backend
+// that refuses because messages are gone (RFC 2180 §4.1.2) has named those that are not.
+func (s *session) fetchUIDs(first, last uint32, deadline time.Time, heard func([]byte) error) (uids *view.UIDs, res imap.Response, err error) {
+	uids = &view.UIDs{}
+	for from := first; from <= last && uids.Len() == from-first; from += fetchStep {
 		to := min(last, from+fetchStep-1)
-		_, err := s.up.Run(deadline, fmt.Sprintf("FETCH %d:%d (UID)", from, to), func(response []byte) error {
+		res, err = s.up.Run(deadline, fmt.Sprintf("FETCH %d:%d (UID)", from, to), func(response []byte) error {
 			n, uid, bare := fetchedUID(response)
 			if uid > 0 && from <= n && n <= to {
-				fetched.Add(uid)
+				uids.Add(uid)
 			}
 			if bare {
 				return nil
@@ -152,10 +163,13 @@ func (s *session) askUIDs(first, last uint32, deadline time.Time, heard func([]b
 			return heard(response)
 		})
 		if err != nil {
-			return found, res, err
+			return uids, res, err
 		}
 	}
-	return fetched, res, nil
+	if res.Name == "NO" && uids.Len() > 0 {
+		res.Name = "OK"
+	}
+	return uids, res, nil
 }
 
 // fetchedUID reads a FETCH response: the number and the UID of its message, and
@@ -171,8 +185,7 @@ func fetchedUID(response []byte) (n, uid uint32, bare bool) {
 	return n, uid, bytes.Count(rest, []byte(" ")) == 2 // "FETCH (UID 7)"
 }
 
-// search is the command that asks for the UIDs of messages by number: so that no
-// EXPUNGE can come in between (RFC 9051 §7.5.1).
+// search is the command that asks for the UIDs of messages by number.
 func (s *session) search(numbers string) string {
 	if caps := s.up.Caps(); caps.Has("ESEARCH") || caps.Has(lease.Rev2) {
 		return "UID SEARCH RETURN (ALL) " + numbers

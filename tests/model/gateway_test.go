@@ -1,6 +1,7 @@
 package model
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net"
@@ -83,7 +84,7 @@ func startGateway(c Config, address, dir string) (*gateway, error) {
 	g.server, err = proxy.New(proxy.Config{
 		Preauth: time.Minute, Handshake: 10 * time.Second, Idle: 32 * time.Minute, Write: 5 * time.Minute,
 		Modes: map[string]proxy.Mode{only: {Name: string(c.Mode), Mux: mux.Settings{
-			ReuseTTL: time.Minute, MaxPerUser: 50, Consistent: true, Learn: mux.Eager, VerifyView: c.Verify, AlwaysDetach: c.Detach,
+			ReuseTTL: time.Minute, MaxPerUser: 50, Consistent: true, Learn: cmp.Or(c.Learn, mux.Eager), VerifyView: c.Verify, AlwaysDetach: c.Detach,
 		}.WithDefaults()}},
 		AuthAttempts: 3, BadCommands: 3, Instance: proxy.NewInstance(),
 		Listeners: []proxy.Listener{{Name: "clients", Address: "127.0.0.1:0", TLS: proxy.NoTLS}},

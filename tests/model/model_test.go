@@ -113,6 +113,12 @@ func (p plan) run(t *testing.T, backend *backend) {
 // replay is how to make a run again.
 func replay(c Config) string {
 	s := fmt.Sprintf("MODEL_SEED=%d MODEL_MODE=%s MODEL_FAULTS=%s", c.Seed, c.Mode, c.Faults)
+	if c.Learn != "" {
+		s += " MODEL_LEARN=" + c.Learn
+	}
+	if c.Verify != "" {
+		s += " MODEL_VERIFY=" + c.Verify
+	}
 	if c.Detach {
 		s += " MODEL_DETACH=1"
 	}
@@ -161,11 +167,12 @@ func (s Stats) plus(o Stats) Stats {
 }
 
 // The long runs: MODEL_MODE says through what, MODEL_FAULTS what is broken (all
-// by default), MODEL_DETACH and MODEL_RACING are on or off.
+// by default), MODEL_LEARN and MODEL_VERIFY are settings of the gateway, MODEL_DETACH
+// and MODEL_RACING on or off.
 func TestModelAsAsked(t *testing.T) {
 	c := Config{
 		Mode: Mode(os.Getenv("MODEL_MODE")), Faults: Faults(cmp.Or(os.Getenv("MODEL_FAULTS"), string(AllFaults))),
-		Detach: os.Getenv("MODEL_DETACH") != "", Racing: os.Getenv("MODEL_RACING") != "",
+		Learn: os.Getenv("MODEL_LEARN"), Verify: os.Getenv("MODEL_VERIFY"), Detach: os.Getenv("MODEL_DETACH") != "", Racing: os.Getenv("MODEL_RACING") != "",
 	}
 	if c.Mode == "" {
 		t.Skip("MODEL_MODE asks for nothing")

@@ -39,6 +39,7 @@ type Config struct {
 	Faults  Faults
 	Detach  bool   // the gateway gives its connection up after each command
 	Verify  string // how often the gateway compares its view with the backend
+	Learn   string // when the gateway learns UIDs; default mux.Eager
 	Racing  bool   // all actors act at once
 	Seed    uint64
 	Turns   int    // of each client
