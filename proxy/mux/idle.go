@@ -125,14 +125,19 @@ func (s *session) stopIdling() error {
 			return err
 		}
 	}
-	if s.box == nil || s.inStep() {
-		return nil
+	if s.box != nil && !s.inStep() {
+		err := s.attachIn(moment{expunge: command.ExpSync}, s.backend.settings.HoldMax)
+		if isAway(err) || isLost(err) || errors.Is(err, errGhosts) {
+			return nil // nobody can know what has changed, or be told yet; the next command asks again
+		}
+		if err != nil {
+			return err
+		}
 	}
-	err := s.attachIn(moment{expunge: command.ExpSync}, s.backend.settings.HoldMax)
-	if isAway(err) || isLost(err) || errors.Is(err, errGhosts) {
-		return nil // nobody can know what has changed, or be told yet; the next command asks again
+	if s.learnsInIdle() {
+		return s.healed(s.learn())
 	}
-	return err
+	return nil
 }
 
 // unlisten says DONE for us, and hears the backend out.

@@ -1,6 +1,7 @@
 package model
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -149,5 +150,8 @@ func (g *gateway) close() (log string, err error) {
 		err = errors.Join(err, c())
 	}
 	text, readErr := os.ReadFile(filepath.Join(g.dir, "log"))
+	if bytes.Contains(text, []byte("broke a promise of IMAP")) {
+		err = errors.Join(err, violation("the gateway blames a backend that has kept its promises"))
+	}
 	return string(text[max(0, len(text)-8<<10):]), errors.Join(err, readErr)
 }

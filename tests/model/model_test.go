@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"imapgate/internal/testbed"
+	"imapgate/proxy/mux"
 )
 
 // plan is which runs a test makes. MODEL_SEED, MODEL_SEEDS, MODEL_TURNS,
@@ -233,6 +234,9 @@ func TestModelOfReuse(t *testing.T) {
 
 func TestModelOfResume(t *testing.T) {
 	backend := startBackend(t)
+	t.Run("learning late", func(t *testing.T) {
+		slice(Config{Mode: Resume, Faults: NoFaults, Learn: mux.Auto, Verify: mux.Always}).run(t, backend)
+	})
 	for _, faults := range []Faults{NoFaults, BetweenFaults, AllFaults} {
 		t.Run(string(faults), func(t *testing.T) {
 			slice(Config{Mode: Resume, Faults: faults}).run(t, backend)
