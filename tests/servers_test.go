@@ -19,8 +19,7 @@ import (
 )
 
 // servers are mail servers that can do less than Dovecot and Cyrus; each starts with
-// these users and says where it is. What is between the names of a mailbox and the
-// one it is in, and goes before it, is their own.
+// these users and says where it is.
 var servers = []struct {
 	name   string
 	prefix string // of the mailboxes of a user
@@ -116,14 +115,14 @@ func answersOf(t *testing.T, client *RawClient, user, prefix string) string {
 	return said.String()
 }
 
-// A server with few extensions says in the modes splice and reuse what it says to
-// whoever asks it directly.
+// A server with few extensions says in every mode what it says to a client that asks
+// it directly.
 func TestASmallServerAnswersAsDirectly(t *testing.T) {
 	t.Parallel()
 	for _, server := range servers {
 		t.Run(server.name, func(t *testing.T) {
 			t.Parallel()
-			address := server.start(t, "direct", "splice", "reuse")
+			address := server.start(t, "direct", "splice", "reuse", "resume")
 			direct, err := Connect(address, nil)
 			if err != nil {
 				t.Fatal(err)
@@ -133,7 +132,7 @@ func TestASmallServerAnswersAsDirectly(t *testing.T) {
 				t.Fatal(err)
 			}
 			want := answersOf(t, direct, "direct", server.prefix)
-			for _, mode := range []string{"splice", string(mux.Reuse)} {
+			for _, mode := range []string{"splice", string(mux.Reuse), string(mux.Resume)} {
 				g := startFor(t, address, mode)
 				if got := answersOf(t, enter(t, g.at(proxy.ImplicitTLS), ""), mode, server.prefix); got != want {
 					t.Errorf("%s:\n%s\ndirectly:\n%s", mode, got, want)
