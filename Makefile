@@ -76,7 +76,7 @@ memory: ## what a million failed logins leave in memory
 compare: ## beside HAProxy, nginx and Dovecot, in one run; needs root for their packages. PEERS=DIR: those of Debian 13
 	internal/peerbench/compare.sh
 
-compat: deps ## the tests that start servers against Dovecot 2.4, Redis 8, Cyrus 3.10 and Cyrus 3.6; needs root
+compat: deps ## the tests that start servers against Dovecot 2.4, Redis 8, Cyrus 3.10 and 3.6, and Courier; needs root
 	.ci/compat
 
 scratch-test: build ## the binary as the image runs it: an empty root, uid 65532

@@ -195,8 +195,8 @@ func (b *refusing) talk(conn net.Conn) {
 		case name == "SELECT" && args == "INBOX":
 			_, _ = w.WriteString("* 1 EXISTS\r\n* OK [UIDVALIDITY 1] valid\r\n* OK [UIDNEXT 2] next\r\n")
 			status = "OK [READ-WRITE] done"
-		case rest == "UID SEARCH 1:*":
-			_, _ = w.WriteString("* SEARCH 1\r\n")
+		case rest == "FETCH 1:1 (UID)":
+			_, _ = w.WriteString("* 1 FETCH (UID 1)\r\n")
 			status = "OK done"
 		case rest == "NOOP", rest == "UNSELECT":
 			status = "OK done"

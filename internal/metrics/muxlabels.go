@@ -8,6 +8,7 @@ const (
 	DiscardError       = "error"       // reset, TLS fault, or an answer that was no OK
 	DiscardClosed      = "closed"      // the backend said BYE or hung up
 	DiscardPinned      = "pinned"      // its last session left it in a state nobody knows
+	DiscardSelected    = "selected"    // the backend gave no way to leave its mailbox
 	DiscardTTL         = "ttl"         // nobody came
 	DiscardAge         = "age"
 	DiscardLimit       = "limit"       // another needed the place
@@ -38,7 +39,7 @@ const (
 var (
 	states        = []string{Unselected, Attached, Detached, Idle, Pinned}
 	verifyResults = []string{Same, Different, Skipped}
-	discards      = []string{DiscardUnread, DiscardOutstanding, DiscardUnanswered, DiscardError, DiscardClosed, DiscardPinned,
+	discards      = []string{DiscardUnread, DiscardOutstanding, DiscardUnanswered, DiscardError, DiscardClosed, DiscardPinned, DiscardSelected,
 		DiscardTTL, DiscardAge, DiscardLimit, DiscardCredentials, DiscardMoved, DiscardKicked, DiscardShutdown, DiscardDescriptors}
 	violations = []string{ExistsShrank, ExpungeRange, ExpungeTime, CountMismatch, UIDUnknown, UIDOrder, UIDNextShrank,
 		ModseqShrank, TagUnknown, ResponseSyntax, ViewDifferent, EnabledMismatch}

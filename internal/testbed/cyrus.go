@@ -154,19 +154,39 @@ func (d *Cyrus) writeFiles(accounts map[string]string) error {
 	d.place.bring(d.t, cert, d.Dir, "cert.pem")
 	d.place.bring(d.t, key, d.Dir, "key.pem")
 	for name, password := range accounts {
-		local, realm, found := strings.Cut(name, "@")
-		if !found {
-			realm = DovecotName // Cyrus looks for those without a domain there
-		}
-		add := d.place.command("/usr/sbin/saslpasswd2", "-p", "-c", "-f", d.place.inside(filepath.Join(d.Dir, "sasldb2")), "-u", realm, local)
-		add.Stdin = strings.NewReader(password)
-		if out, err := add.CombinedOutput(); err != nil {
-			return fmt.Errorf("saslpasswd2 for %s: %w: %s", name, err, out)
+		if err := d.setPassword(name, password); err != nil {
+			return err
 		}
 	}
 	return filepath.WalkDir(d.Dir, func(path string, _ os.DirEntry, err error) error {
 		return errors.Join(err, os.Chown(path, d.uid, d.gid))
 	})
+}
+
+// setPassword gives a user a password.
+func (d *Cyrus) setPassword(name, password string) error {
+	local, realm, found := strings.Cut(name, "@")
+	if !found {
+		realm = DovecotName // Cyrus looks for those without a domain there
+	}
+	set := d.place.command("/usr/sbin/saslpasswd2", "-p", "-c", "-f", d.place.inside(filepath.Join(d.Dir, "sasldb2")), "-u", realm, local)
+	set.Stdin = strings.NewReader(password)
+	if out, err := set.CombinedOutput(); err != nil {
+		return fmt.Errorf("saslpasswd2 for %s: %w: %s", name, err, out)
+	}
+	return nil
+}
+
+// Join makes users while Cyrus runs, each with this password and an INBOX.
+func (d *Cyrus) Join(password string, names ...string) error {
+	users := map[string]string{}
+	for _, name := range names {
+		users[name] = password
+		if err := d.setPassword(name, password); err != nil {
+			return err
+		}
+	}
+	return d.makeInboxes(users)
 }
 
 // writeConf writes the two files of settings.
@@ -287,6 +307,24 @@ func (d *Cyrus) Restart() {
 	if err := d.start(); err != nil {
 		d.t.Fatalf("restart Cyrus: %v", err)
 	}
+}
+
+// Version is what its greeting says: "3.6.1-…".
+func (d *Cyrus) Version() string {
+	d.t.Helper()
+	conn, err := net.DialTimeout("tcp", d.Plain, startTime)
+	if err != nil {
+		d.t.Fatalf("ask Cyrus for its version: %v", err)
+	}
+	defer conn.Close()                                  // nothing was written
+	_ = conn.SetReadDeadline(time.Now().Add(startTime)) // else the read fails
+	greeting, err := bufio.NewReader(conn).ReadString('\n')
+	_, version, ok := strings.Cut(greeting, "Cyrus IMAP ")
+	if err != nil || !ok {
+		d.t.Fatalf("ask Cyrus for its version: %q, %v", greeting, err)
+	}
+	version, _, _ = strings.Cut(version, " ")
+	return version
 }
 
 // Where is how to reach it.

@@ -1,7 +1,7 @@
 //go:build unix
 
-// Package testbed starts the real servers that tests talk to: Dovecot and Cyrus as
-// mail backends, Redis as the routing store and nginx as a mail proxy to compare with.
+// Package testbed starts the real servers that tests talk to: Dovecot, Cyrus and Courier
+// as mail backends, Redis as the routing store and nginx as a mail proxy to compare with.
 // Each one listens on 127.0.0.1 on ports the kernel chose, keeps its files in a
 // folder of its own and is gone, with all its children, when the test that
 // started it ends.

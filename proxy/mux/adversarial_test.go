@@ -35,7 +35,7 @@ var adversities = []item{
 	{"last message gone, then FETCH *", []string{"The last message is gone when it is asked for"}},
 	{"UID FETCH * in an empty mailbox", []string{"All messages are gone"}},
 	{"EXISTS inside a UID SEARCH of ours", []string{"EXISTS that grows while UIDs are asked for has them asked for again",
-		"EXISTS that grows on the way back has the UIDs asked for again"}},
+		"EXISTS that grows on the way back is told, and has another's UIDs asked for later"}},
 	{"keyword made meanwhile, access lost meanwhile", []string{"On the way back a client is told what has gone, what has come and what has changed"}},
 	{"password changed", []string{"A login that is refused on the way back ends the session", "A login that is refused in IDLE ends the session"}},
 	{"token expired", []string{"A token that has expired ends the session"}},

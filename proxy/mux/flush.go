@@ -55,7 +55,7 @@ func (s *session) flush(d *view.Diff, t *told, deadline time.Time) error {
 	if err := s.flushed(); err != nil {
 		return err
 	}
-	b.uidNext, b.next = t.uidNext, 0
+	b.uidNext, b.next, b.deferred = t.uidNext, 0, false
 	b.tracked = b.tracked && b.modseq != 0
 	s.attached = true
 	s.show()

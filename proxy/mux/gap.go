@@ -74,25 +74,22 @@ func (s *session) due() bool {
 	return true
 }
 
-// learn asks for the UIDs that the client's view lacks.
+// learn asks for the UIDs that the client's view lacks. Where the backend does not
+// name all of them, because some of the messages are gone, that waits until it has
+// announced this: a NOOP of ours may not bring an EXPUNGE to the client, who has no
+// command in progress.
 func (s *session) learn() error {
-	for s.resumes && s.box != nil && s.attached && !s.box.spoiled && !s.box.unlearnable && s.box.view.Unknown() > 0 {
+	for s.resumes && s.box != nil && s.attached && s.box.isLearnable() && s.box.view.Unknown() > 0 {
 		first, last := s.box.view.Known()+1, s.box.view.Exists()
-		uids := &view.UIDs{}
-		res, err := s.up.Run(time.Now().Add(ownQuestion), s.search(fmt.Sprintf("%d:%d", first, last)), func(response []byte) error {
-			if ok, err := uidsIn(response, uids); ok {
-				return err
-			}
-			return s.overhear(response)
-		})
-		if err != nil {
+		uids, res, err := s.askUIDs(first, last, time.Now().Add(ownQuestion), s.overhear)
+		switch {
+		case err != nil:
 			return s.ranInto(err)
-		}
-		if res.Name != "OK" || res.Code == "MESSAGELIMIT" {
+		case res.Name != "OK", res.Code == "MESSAGELIMIT":
 			s.box.unlearnable = true
-			return nil
-		}
-		if uids.Len() != last-first+1 || s.box.view.Learn(first, uids) != nil {
+		case uids.Len() < last-first+1:
+			s.box.deferred = true
+		case uids.Len() > last-first+1, s.box.view.Learn(first, uids) != nil:
 			_, err := s.untold(metrics.CountMismatch, view.ErrMismatch)
 			return err
 		}
@@ -232,19 +229,13 @@ func (s *session) verify() error {
 	case v == Off, v == Sample && rand.N(sampleOne) > 0, s.box.view.Unknown() > 0, s.box.spoiled, s.box.view.Exists() == 0:
 		return nil
 	}
-	uids := &view.UIDs{}
 	exists := s.box.view.Exists()
-	res, err := s.up.Run(time.Now().Add(ownQuestion), s.search("1:*"), func(response []byte) error {
-		if ok, err := uidsIn(response, uids); ok {
-			return err
-		}
-		return s.overhear(response)
-	})
+	uids, res, err := s.askUIDs(1, exists, time.Now().Add(ownQuestion), s.overhear)
 	if err != nil {
 		return s.ranInto(err)
 	}
 	m := s.hub.rooms.Metrics.Mux
-	if res.Name != "OK" || s.box.view.Exists() != exists {
+	if res.Name != "OK" || s.box.view.Exists() != exists || uids.Len() < exists { // some are gone, and not announced
 		m.Verified(metrics.Skipped)
 		return nil
 	}
@@ -266,7 +257,7 @@ func (s *session) detach() error {
 	if err := s.learn(); err != nil {
 		return err
 	}
-	if s.pinning == "" && (s.box == nil || !s.box.spoiled && s.box.next == 0) {
+	if s.pinning == "" && (s.box == nil || !s.box.spoiled && !s.box.deferred && s.box.next == 0) {
 		s.giveBack()
 	}
 	return nil

@@ -136,14 +136,19 @@ func (s *session) stopIdling() error {
 			return err
 		}
 	}
-	if s.box == nil || s.inStep() {
-		return nil
+	if s.box != nil && !s.inStep() {
+		err := s.attachIn(moment{expunge: command.ExpSync}, s.backend.settings.HoldMax)
+		if isAway(err) || isLost(err) || errors.Is(err, errGhosts) {
+			return nil // nobody can know what has changed, or be told yet; the next command asks again
+		}
+		if err != nil {
+			return err
+		}
 	}
-	err := s.attachIn(moment{expunge: command.ExpSync}, s.backend.settings.HoldMax)
-	if isAway(err) || isLost(err) || errors.Is(err, errGhosts) {
-		return nil // nobody can know what has changed, or be told yet; the next command asks again
+	if s.learnsInIdle() {
+		return s.healed(s.learn())
 	}
-	return err
+	return nil
 }
 
 // unlisten says DONE for us, and hears the backend out.
@@ -172,7 +177,7 @@ func (s *session) unlisten() error {
 // a client that is told of expunges by UID could not be told of theirs after a loss.
 func (s *session) learnsInIdle() bool {
 	return s.resumes && s.inStep() && s.box != nil && s.box.grown && s.box.view.Unknown() > 0 &&
-		!s.box.spoiled && !s.box.unlearnable && s.enabled.Has(lease.Qresync)
+		s.box.isLearnable() && s.enabled.Has(lease.Qresync)
 }
 
 // trackInIdle asks again what could not be asked before the lease went into IDLE.

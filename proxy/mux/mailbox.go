@@ -31,6 +31,7 @@ type mailbox struct {
 	nextTrack   time.Duration // … and may be asked again at that age of the hub
 	trackWait   time.Duration // between attempts to ask
 	unlearnable bool          // the backend does not say all UIDs
+	deferred    bool          // … until it has announced what is gone
 	spoiled     bool          // the view is not to be relied on
 	modseq      uint64        // every change of flags up to here has been told; 0: not known
 	next        uint64        // modseq once a command that tells everything is answered
@@ -51,6 +52,9 @@ func (m *mailbox) isASCII() bool {
 	}
 	return true
 }
+
+// isLearnable says whether it is of use to ask for UIDs now.
+func (m *mailbox) isLearnable() bool { return !m.spoiled && !m.unlearnable && !m.deferred }
 
 // line is a response line as it was told, without "* " and with its CRLF.
 // The mailboxes of a backend mostly have the same ones, which are held once.
@@ -104,6 +108,7 @@ type told struct {
 	flags          line
 	permanent      line
 	notSticky      bool
+	shrunk         bool     // messages have gone since
 	fetches        [][]byte // changes of flags that came along
 }
 
@@ -116,12 +121,16 @@ func (t *told) read(response []byte) {
 			t.exists = n
 		case imap.HasWord(rest, "RECENT"):
 			t.recent = n
+		case imap.HasWord(rest, "EXPUNGE"):
+			t.shrunk = true
 		case imap.HasWord(rest, "FETCH"):
 			t.fetches = append(t.fetches, bytes.Clone(response))
 		}
 		return
 	}
 	switch {
+	case imap.HasWord(b, "VANISHED"):
+		t.shrunk = true
 	case imap.HasWord(b, "FLAGS"):
 		t.flags.keep(b)
 	case imap.HasWord(b, "OK"), imap.HasWord(b, "NO"):

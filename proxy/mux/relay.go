@@ -11,6 +11,7 @@ import (
 	"imapgate/internal/audit"
 	"imapgate/internal/imap"
 	"imapgate/internal/metrics"
+	"imapgate/proxy/mux/command"
 	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/mux/view"
 )
@@ -167,6 +168,9 @@ func (s *session) judge(seg imap.Segment) (verdict, error) {
 	if e.pin == audit.PinSelectBad || e.pin != "" && !imap.HasWord(line[e.tag+1:], "BAD") {
 		s.pinning = e.pin
 	}
+	if e.expunge == command.ExpSync && s.box != nil {
+		s.box.deferred = false // it has had its chance to announce what is gone
+	}
 	if e.syncs && s.box != nil && s.box.next > 0 {
 		s.box.modseq, s.box.next = s.box.next, 0
 	}
@@ -232,6 +236,7 @@ func (s *session) numbered(n uint32, rest []byte) (verdict, error) {
 		s.box.grown = s.box.grown || n > s.box.view.Exists()
 		err, kind = s.box.view.Grow(n), metrics.ExistsShrank
 	case imap.HasWord(rest, "EXPUNGE"):
+		s.box.deferred = false
 		err, kind = s.box.view.Expunge(n), metrics.ExpungeRange
 	case imap.HasWord(rest, "RECENT"):
 		s.box.recent = n
@@ -274,6 +279,7 @@ func (s *session) vanished(seg imap.Segment) (verdict, error) {
 	if !seg.End {
 		return s.untold(metrics.ExpungeRange, view.ErrRange) // longer than any line we hold
 	}
+	s.box.deferred = false
 	if _, err := s.box.view.Vanish(set); err != nil {
 		return s.untold(metrics.ExpungeRange, err)
 	}

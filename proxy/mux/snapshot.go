@@ -39,12 +39,13 @@ func (s *session) reselect(deadline time.Time) (*told, error) {
 	return nil, &ending{audit.UpstreamLost, byeLost, errors.New(upstream.Describe(res))}
 }
 
-// recognise makes sure that the mailbox is the one the client has selected.
+// recognise makes sure that the mailbox is the one the client has selected. Without a
+// UIDVALIDITY it has no unique identifiers (RFC 9051 §6.3.2), and nobody can tell.
 func (s *session) recognise(t *told) error {
 	b := s.box
 	kind := ""
 	switch {
-	case t.validity != b.validity, b.id != "" && t.id != b.id:
+	case t.validity == 0, t.validity != b.validity, b.id != "" && t.id != b.id:
 		return &ending{audit.MailboxChanged, byeChanged, nil}
 	case t.uidNext != 0 && t.uidNext < b.uidNext:
 		kind = metrics.UIDNextShrank
@@ -64,7 +65,7 @@ func (s *session) difference(t *told, deadline time.Time) (*view.Diff, error) {
 	if t.sameUIDs(s.box) && (s.box.view.Unknown() == 0 || !s.asksAside(t)) {
 		return nil, nil
 	}
-	now, err := s.wholeSnapshot(t, deadline)
+	now, err := s.snapshot(t, deadline)
 	if err != nil {
 		return nil, err
 	}
@@ -92,34 +93,15 @@ func (s *session) difference(t *told, deadline time.Time) (*view.Diff, error) {
 	return &d, nil
 }
 
-// wholeSnapshot is a snapshot with as many UIDs as messages have been announced:
-// now, or at least before we asked the last time.
-func (s *session) wholeSnapshot(t *told, deadline time.Time) (*view.UIDs, error) {
-	for tries := range 3 {
-		before := t.exists
-		now, err := s.snapshot(t, deadline)
-		if err != nil {
-			return nil, err
-		}
-		if n := now.Len(); n == t.exists || n == before && tries == 2 {
-			return now, nil
-		}
-	}
-	s.blame(metrics.CountMismatch)
-	return nil, &ending{audit.ViewInconsistent, byeChanged, errors.New("fewer or more UIDs than messages")}
-}
-
-// snapshot asks for the UIDs of all messages of the connection. What else is said
-// meanwhile is kept for the flush.
+// snapshot asks for the UIDs of all messages that the connection has announced. What
+// else is said meanwhile is kept for the flush. A connection that does not name all
+// of them is of no use: a fresh SELECT knows nothing of messages that are gone.
 func (s *session) snapshot(t *told, deadline time.Time) (*view.UIDs, error) {
-	now := &view.UIDs{}
-	if t.exists == 0 {
-		return now, nil
+	exists := t.exists
+	if exists == 0 {
+		return &view.UIDs{}, nil
 	}
-	res, err := s.up.Run(deadline, s.search("1:*"), func(response []byte) error {
-		if ok, err := uidsIn(response, now); ok {
-			return err
-		}
+	now, res, err := s.askUIDs(1, exists, deadline, func(response []byte) error {
 		t.read(response)
 		return s.alert(response)
 	})
@@ -131,12 +113,84 @@ func (s *session) snapshot(t *told, deadline time.Time) (*view.UIDs, error) {
 		return nil, &ending{audit.MailboxTooLarge, byeAway, errors.New(upstream.Describe(res))}
 	case res.Name != "OK":
 		return nil, fmt.Errorf("%w: %s", errBusy, upstream.Describe(res))
+	case now.Len() < exists, t.shrunk:
+		return nil, fmt.Errorf("%w: messages are being expunged", errBusy)
+	case now.Len() > exists:
+		s.blame(metrics.CountMismatch)
+		return nil, &ending{audit.ViewInconsistent, byeChanged, errors.New("more UIDs than messages")}
 	}
 	return now, nil
 }
 
-// search is the command that asks for the UIDs of messages by number: so that no
-// EXPUNGE can come in between (RFC 9051 §7.5.1).
+// fetchStep is how many messages one FETCH of UIDs is about, which bounds its answer.
+const fetchStep = 100_000
+
+// askUIDs asks for the UIDs of the messages first to last, and gives each response
+// that is not an answer to that to heard. There are fewer UIDs than messages where the
+// backend leaves out of a search what another session has expunged before it has
+// announced the EXPUNGE here (RFC 2180 §4.3; Cyrus), and does not name it in a FETCH
+// either: then nobody knows which messages the UIDs belong to.
+//
+// A search is asked only of backends that send no EXPUNGE meanwhile (RFC 7162 §3.2.10):
+// without QRESYNC they may, in any UID command. The last message is named by its
+// number, because "*" might be one that is not yet announced: it would make up for one
+// that was left out.
+func (s *session) askUIDs(first, last uint32, deadline time.Time, heard func([]byte) error) (*view.UIDs, imap.Response, error) {
+	if s.up.Caps().Has(lease.Qresync) {
+		found := &view.UIDs{}
+		res, err := s.up.Run(deadline, s.search(fmt.Sprintf("%d:%d", first, last)), func(response []byte) error {
+			if ok, err := uidsIn(response, found); ok {
+				return err
+			}
+			return heard(response)
+		})
+		if err != nil || res.Name != "OK" || res.Code == "MESSAGELIMIT" || found.Len() > last-first {
+			return found, res, err
+		}
+	}
+	return s.fetchUIDs(first, last, deadline, heard)
+}
+
+// fetchUIDs is askUIDs by FETCH, which brings no EXPUNGE from any server. A backend
+// that refuses because messages are gone (RFC 2180 §4.1.2) has named those that are not.
+func (s *session) fetchUIDs(first, last uint32, deadline time.Time, heard func([]byte) error) (uids *view.UIDs, res imap.Response, err error) {
+	uids = &view.UIDs{}
+	for from := first; from <= last && uids.Len() == from-first; from += fetchStep {
+		to := min(last, from+fetchStep-1)
+		res, err = s.up.Run(deadline, fmt.Sprintf("FETCH %d:%d (UID)", from, to), func(response []byte) error {
+			n, uid, bare := fetchedUID(response)
+			if uid > 0 && from <= n && n <= to {
+				uids.Add(uid)
+			}
+			if bare {
+				return nil
+			}
+			return heard(response)
+		})
+		if err != nil {
+			return uids, res, err
+		}
+	}
+	if res.Name == "NO" && uids.Len() > 0 {
+		res.Name = "OK"
+	}
+	return uids, res, nil
+}
+
+// fetchedUID reads a FETCH response: the number and the UID of its message, and
+// whether it says nothing else. Without a UID, and of other responses, uid is 0.
+func fetchedUID(response []byte) (n, uid uint32, bare bool) {
+	n, rest, ok := leadingNumber(response[len("* "):])
+	if !ok || !imap.HasWord(rest, "FETCH") {
+		return 0, 0, false
+	}
+	if uid, ok = uidIn(rest); !ok {
+		return 0, 0, false
+	}
+	return n, uid, bytes.Count(rest, []byte(" ")) == 2 // "FETCH (UID 7)"
+}
+
+// search is the command that asks for the UIDs of messages by number.
 func (s *session) search(numbers string) string {
 	if caps := s.up.Caps(); caps.Has("ESEARCH") || caps.Has(lease.Rev2) {
 		return "UID SEARCH RETURN (ALL) " + numbers

@@ -33,7 +33,7 @@ func (a *Actor) store() error {
 
 func (a *Actor) storing(numbers []uint32, ch change) *Command {
 	silent := ""
-	if a.chance(40) {
+	if a.chance(40) && !a.world.Odd.SilentHides {
 		silent = ".SILENT"
 	}
 	c := a.about("STORE", numbers, ch.sign+"FLAGS"+silent+" ("+strings.Join(ch.flags, " ")+")")
@@ -137,17 +137,43 @@ func (a *Actor) copying(verb string) *Command {
 		return nil
 	}
 	c := a.about(verb, numbers, a.private)
-	return c.then(func(r Result) error { return a.copied(c, subjects, r) })
+	gone := a.gone(subjects)
+	return c.then(func(r Result) error { return a.copied(c, subjects, gone, r) })
+}
+
+// gone says which of the messages are no longer there, at a backend of which it has to
+// be known: it says OK to their copy. Nobody else acts until that is answered.
+func (a *Actor) gone(subjects []string) (gone []string) {
+	if !a.world.Odd.CopiesGone {
+		return nil
+	}
+	p, err := openProbe(a.world.Backend, a.account.user)
+	if err != nil {
+		return nil // what is amiss shows in the end
+	}
+	defer p.close()
+	there, err := p.messages("INBOX")
+	if err != nil {
+		return nil
+	}
+	for _, subject := range subjects {
+		if !slices.ContainsFunc(there, func(f fetched) bool { return strings.Contains(f.header, "Subject: "+subject+"\r\n") }) {
+			gone = append(gone, subject)
+		}
+	}
+	return gone
 }
 
 // copied notes what a copy did, as COPYUID says.
-func (a *Actor) copied(c *Command, subjects []string, r Result) error {
+func (a *Actor) copied(c *Command, subjects, gone []string, r Result) error {
 	arg := c.copyUID
 	if r.Code == "COPYUID" {
 		arg = r.Arg
 	}
 	if r.Status == "" {
-		a.batches = append(a.batches, batch{subjects, true})
+		if left := without(subjects, gone); len(left) > 0 {
+			a.batches = append(a.batches, batch{left, true})
+		}
 		return nil
 	}
 	if r.Status == "NO" {
@@ -179,9 +205,15 @@ func (a *Actor) copied(c *Command, subjects []string, r Result) error {
 		}
 		done = append(done, subjects[at])
 	}
-	a.batches = append(a.batches, batch{done, false})
+	if done = without(done, gone); len(done) > 0 {
+		a.batches = append(a.batches, batch{done, false})
+	}
 	a.world.stats.add(func(s *Stats) { s.Copies++ })
 	return nil
+}
+
+func without(subjects, gone []string) []string {
+	return slices.DeleteFunc(slices.Clone(subjects), func(s string) bool { return slices.Contains(gone, s) })
 }
 
 // remove marks messages and expunges them, by UID or all that are marked.
@@ -214,7 +246,7 @@ func (a *Actor) group() error {
 		return a.learn()
 	}
 	byUID := func(verb, rest string) *Command {
-		c := command("UID "+verb, fmt.Sprintf("%d %s", a.mirror.entries[some[0]-1].uid, rest))
+		c := command("UID "+verb, strings.TrimSpace(fmt.Sprintf("%d %s", a.mirror.entries[some[0]-1].uid, rest)))
 		c.targets = []uint32{a.mirror.entries[some[0]-1].uid}
 		return c
 	}

@@ -173,14 +173,19 @@ func TestTheModelFindsOutWhoLies(t *testing.T) {
 		{"an expunge is told too early", lie{down: rewrite(`^(\* \d+ FETCH \(UID \d+\))\r\n$`, "* 1 EXPUNGE\r\n$1\r\n")}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			l := startLiar(t, backend.Plain, c.lie)
+			l := startLiar(t, backend.address, c.lie)
 			breaker := startBreaker(t, l.listener.Addr().String())
 			const tries = 6
 			for seed := range uint64(tries) {
-				w, err := NewWorld(Config{
+				c := Config{
 					Mode: Direct, Faults: NoFaults, Turns: 200, Seed: seed + 1, Serial: serial.Add(1), Lines: 1,
-					Backend: backend.Plain, Proxied: breaker.Address(),
-				}, breaker)
+					Backend: backend.address, Proxied: breaker.Address(),
+				}
+				err := backend.join(c.Users()...)
+				if err != nil {
+					t.Fatal(err)
+				}
+				w, err := NewWorld(c, breaker)
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -155,6 +155,8 @@ func (m *Mirror) tagged(r Response) error {
 			// It covers expunges that nobody tells: to go on from it would be to
 			// miss them.
 			result.Code = ""
+		} else if strings.HasSuffix(c.verb, "EXPUNGE") && m.kind == Plain {
+			result.Code = "" // Cyrus says it to everybody
 		} else if err := m.highest(result.Arg); err != nil {
 			return err
 		}
@@ -258,7 +260,7 @@ func (m *Mirror) status(s string) error {
 		}
 		m.selecting.uidv = n
 		return nil
-	case "UIDNEXT", "UNSEEN", "NOMODSEQ":
+	case "UIDNEXT", "UNSEEN", "NOMODSEQ", "MAILBOXID", "URLMECH", "ANNOTATIONS":
 		if !selecting {
 			return violation("%s outside SELECT", r.Code)
 		}

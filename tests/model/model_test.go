@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"imapgate/internal/testbed"
+	"imapgate/proxy/mux"
 )
 
 // plan is which runs a test makes. MODEL_SEED, MODEL_SEEDS, MODEL_TURNS,
@@ -57,23 +58,34 @@ func (p plan) asked(t *testing.T) plan {
 	return p
 }
 
+// users are those of all runs.
+func (p plan) users() (all []string) {
+	for n := range uint64(p.seeds) {
+		all = append(all, Config{Seed: p.seed + n, Serial: n + 1}.Users()...)
+	}
+	return all
+}
+
 // run makes the runs of a plan until one fails.
-func (p plan) run(t *testing.T, backend *testbed.Dovecot) {
+func (p plan) run(t *testing.T, backend *backend) {
 	t.Helper()
 	p = p.asked(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	var (
-		names, next atomic.Uint64
-		mu          sync.Mutex
-		sum         Stats
-		wg          sync.WaitGroup
+		next atomic.Uint64
+		mu   sync.Mutex
+		sum  Stats
+		wg   sync.WaitGroup
 	)
+	if err := backend.join(p.users()...); err != nil { // before anybody logs in: a Cyrus would deny those who do meanwhile
+		t.Fatalf("make users: %v", err)
+	}
 	began := time.Now()
 	for range p.workers {
-		breaker := startBreaker(t, backend.Plain)
+		breaker := startBreaker(t, backend.address)
 		c, dir := p.Config, t.TempDir()
-		c.Backend = backend.Plain
+		c.Backend, c.Odd = backend.address, backend.odd
 		wg.Go(func() {
 			for ctx.Err() == nil {
 				n := next.Add(1)
@@ -81,7 +93,7 @@ func (p plan) run(t *testing.T, backend *testbed.Dovecot) {
 					next.Add(^uint64(0))
 					return
 				}
-				c.Seed, c.Serial = p.seed+n-1, names.Add(1)
+				c.Seed, c.Serial = p.seed+n-1, n
 				s, err := once(ctx, c, breaker, dir)
 				mu.Lock()
 				sum = sum.plus(s)
@@ -102,6 +114,12 @@ func (p plan) run(t *testing.T, backend *testbed.Dovecot) {
 // replay is how to make a run again.
 func replay(c Config) string {
 	s := fmt.Sprintf("MODEL_SEED=%d MODEL_MODE=%s MODEL_FAULTS=%s", c.Seed, c.Mode, c.Faults)
+	if c.Learn != "" {
+		s += " MODEL_LEARN=" + c.Learn
+	}
+	if c.Verify != "" {
+		s += " MODEL_VERIFY=" + c.Verify
+	}
 	if c.Detach {
 		s += " MODEL_DETACH=1"
 	}
@@ -150,11 +168,12 @@ func (s Stats) plus(o Stats) Stats {
 }
 
 // The long runs: MODEL_MODE says through what, MODEL_FAULTS what is broken (all
-// by default), MODEL_DETACH and MODEL_RACING are on or off.
+// by default), MODEL_LEARN and MODEL_VERIFY are settings of the gateway, MODEL_DETACH
+// and MODEL_RACING on or off.
 func TestModelAsAsked(t *testing.T) {
 	c := Config{
 		Mode: Mode(os.Getenv("MODEL_MODE")), Faults: Faults(cmp.Or(os.Getenv("MODEL_FAULTS"), string(AllFaults))),
-		Detach: os.Getenv("MODEL_DETACH") != "", Racing: os.Getenv("MODEL_RACING") != "",
+		Learn: os.Getenv("MODEL_LEARN"), Verify: os.Getenv("MODEL_VERIFY"), Detach: os.Getenv("MODEL_DETACH") != "", Racing: os.Getenv("MODEL_RACING") != "",
 	}
 	if c.Mode == "" {
 		t.Skip("MODEL_MODE asks for nothing")
@@ -215,6 +234,9 @@ func TestModelOfReuse(t *testing.T) {
 
 func TestModelOfResume(t *testing.T) {
 	backend := startBackend(t)
+	t.Run("learning late", func(t *testing.T) {
+		slice(Config{Mode: Resume, Faults: NoFaults, Learn: mux.Auto, Verify: mux.Always}).run(t, backend)
+	})
 	for _, faults := range []Faults{NoFaults, BetweenFaults, AllFaults} {
 		t.Run(string(faults), func(t *testing.T) {
 			slice(Config{Mode: Resume, Faults: faults}).run(t, backend)

@@ -39,6 +39,7 @@ type Config struct {
 	Faults  Faults
 	Detach  bool   // the gateway gives its connection up after each command
 	Verify  string // how often the gateway compares its view with the backend
+	Learn   string // when the gateway learns UIDs; default mux.Eager
 	Racing  bool   // all actors act at once
 	Seed    uint64
 	Turns   int    // of each client
@@ -46,6 +47,17 @@ type Config struct {
 	Lines   int    // of the wire that a failure shows of each actor; default 60
 	Backend string // the way past everything
 	Proxied string // the way that is tested, which goes through the breaker
+	Odd     Oddities
+}
+
+// Oddities are what a backend does that no gateway can mend.
+type Oddities struct {
+	// CopiesGone is OK to the copy of a message that another session has expunged, with
+	// its UID, though nothing is copied (Cyrus).
+	CopiesGone bool
+	// SilentHides is a STORE with .SILENT after which neither a new keyword is announced
+	// nor what another session has done to the message (Cyrus 3.10).
+	SilentHides bool
 }
 
 // Stats is what happened in a run.
@@ -95,13 +107,14 @@ func NewWorld(c Config, breaker *Breaker) (*World, error) {
 		w.weights += o.weight
 	}
 	w.began = breaker.Broken()
-	w.account = newAccount(fmt.Sprintf("u%dq%d", c.Seed%1e5, c.Serial))
+	names := c.Users()
+	w.account = newAccount(names[0])
 	for i, kind := range []Kind{Plain, Condstore, Qresync} {
 		w.join(w.account, "pcq"[i:i+1], kind).faulty = true
 	}
 	direct := w.join(w.account, "d", Plain)
 	direct.address = c.Backend
-	stranger := newAccount(fmt.Sprintf("v%dq%d", c.Seed%1e5, c.Serial))
+	stranger := newAccount(names[1])
 	w.join(stranger, "s", Kind(w.rng.IntN(3))).faulty = true
 	for _, a := range []*Account{w.account, stranger} {
 		if err := w.furnish(a); err != nil {
@@ -109,6 +122,12 @@ func NewWorld(c Config, breaker *Breaker) (*World, error) {
 		}
 	}
 	return w, nil
+}
+
+// Users are the names of the accounts of a run: the one whose mailbox it is about,
+// and the stranger.
+func (c Config) Users() []string {
+	return []string{fmt.Sprintf("u%dq%d", c.Seed%1e5, c.Serial), fmt.Sprintf("v%dq%d", c.Seed%1e5, c.Serial)}
 }
 
 // join adds an actor.

@@ -16,12 +16,14 @@ import (
 	"imapgate/internal/metrics"
 	"imapgate/internal/mutant"
 	"imapgate/proxy/mux/lease"
+	"imapgate/proxy/upstream"
 )
 
 // Of a connection with which nothing is under way, these are doubts.
 var (
 	errUnread      = errors.New("backend has said something unasked")
 	errOutstanding = errors.New("an answer to a command of the last session")
+	errSelected    = errors.New("the mailbox may still be selected")
 )
 
 const (
@@ -44,14 +46,17 @@ func (p *Pool) clean(h *held) (reason string) {
 	case unread(h):
 		return metrics.DiscardUnread
 	}
-	command, allowed := "NOOP", greetings
-	if h.Selected {
-		if !h.Caps().Has("UNSELECT") && !h.Caps().Has("IMAP4REV2") {
-			return metrics.DiscardPinned // CLOSE would expunge
-		}
-		command, allowed = "UNSELECT", leftovers // RFC 3691
+	deadline, ask := time.Now().Add(p.cfg.Answer), h.unselect
+	if !h.Selected {
+		ask = func(deadline time.Time) error { return h.must(deadline, "NOOP", greetings) }
 	}
-	if err := h.must(time.Now().Add(p.cfg.Answer), command, allowed); err != nil {
+	switch err := ask(deadline); {
+	case errors.Is(err, errSelected):
+		p.stuck.Do(func() {
+			p.log.Warn("backend gives no way to leave a mailbox, so connections with one selected are not reused", zap.Error(err))
+		})
+		return metrics.DiscardSelected
+	case err != nil:
 		return reasonOf(err)
 	}
 	h.Selected = false
@@ -60,6 +65,23 @@ func (p *Pool) clean(h *held) (reason string) {
 	}
 	h.heard = time.Now()
 	return ""
+}
+
+// unselect leaves the mailbox without expunging anything: by UNSELECT (RFC 3691), or by
+// opening INBOX read-only and closing that. The mailbox that was selected is never
+// closed: CLOSE would expunge.
+func (h *held) unselect(deadline time.Time) error {
+	if h.Caps().Has("UNSELECT") || h.Caps().Has("IMAP4REV2") {
+		return h.must(deadline, "UNSELECT", leftovers)
+	}
+	res, err := h.ask(deadline, "EXAMINE INBOX", leftovers)
+	switch {
+	case err != nil:
+		return err
+	case res.Name != "OK", res.Code != "READ-ONLY":
+		return fmt.Errorf("%w: EXAMINE INBOX %s", errSelected, upstream.Describe(res))
+	}
+	return h.must(deadline, "CLOSE", greetings)
 }
 
 // fit makes a connection that has waited fit to be handed out, or says why it is
@@ -112,19 +134,24 @@ func (h *held) hear() error {
 	return greetings(response)
 }
 
-// must runs a command of ours that is to be answered OK. What people are to be
-// shown waits for the next session; the rest is each's.
+// must runs a command of ours that is to be answered OK.
 func (h *held) must(deadline time.Time, command string, each func([]byte) error) error {
-	res, err := h.Run(deadline, command, func(response []byte) error {
+	res, err := h.ask(deadline, command, each)
+	if err == nil && res.Name != "OK" {
+		err = fmt.Errorf("%w: %s %s", lease.ErrProtocol, command, res.Name)
+	}
+	return err
+}
+
+// ask runs a command of ours. What people are to be shown waits for the next session;
+// the rest is each's.
+func (h *held) ask(deadline time.Time, command string, each func([]byte) error) (imap.Response, error) {
+	return h.Run(deadline, command, func(response []byte) error {
 		if h.Heed(response) {
 			return nil
 		}
 		return each(response)
 	})
-	if err == nil && res.Name != "OK" {
-		err = fmt.Errorf("%w: %s %s", lease.ErrProtocol, command, res.Name)
-	}
-	return err
 }
 
 // greetings are what a backend may say at any time: a status for people to read.

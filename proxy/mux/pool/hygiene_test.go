@@ -228,15 +228,41 @@ func TestABackendThatDoesNotLetGoOfAMailboxLosesTheConnection(t *testing.T) {
 		}
 		a.Close()
 	}
-	s := startStub(t, "IMAP4rev1 SASL-IR AUTH=PLAIN")
-	y := s.pool(Config{})
-	a := y.login("alice", "pw", Vouched)
-	c := leased(t, a)
-	c.Selected = true
-	p := s.of(c)
-	a.Return(c)
-	if y.closedFor(metrics.DiscardPinned) != 1 || p.count("CLOSE") != 0 {
-		t.Errorf("closed for %v, heard %q", y.discarded, p.heard)
+}
+
+// What is selected is never closed: CLOSE would expunge. INBOX is, when the backend has
+// said that it is read-only.
+func TestWithoutUNSELECTAMailboxIsLeftByINBOXReadOnly(t *testing.T) {
+	const opened = "* 3 EXISTS\r\n* FLAGS ()\r\n* OK [UIDVALIDITY 1] x\r\n"
+	for _, c := range []struct {
+		examine, close string
+		reason         string // "": it waits
+		closes         int
+	}{
+		{opened + "TAG OK [READ-ONLY] x\r\n", "TAG OK x\r\n", "", 1},
+		{opened + "TAG OK [READ-WRITE] x\r\n", "", metrics.DiscardSelected, 0},
+		{opened + "TAG OK x\r\n", "", metrics.DiscardSelected, 0},
+		{"TAG NO x\r\n", "", metrics.DiscardSelected, 0},
+		{"* SEARCH 1\r\nTAG OK [READ-ONLY] x\r\n", "", metrics.DiscardOutstanding, 0},
+		{opened + "TAG OK [READ-ONLY] x\r\n", "* 1 EXPUNGE\r\nTAG OK x\r\n", metrics.DiscardUnread, 1},
+		{opened + "TAG OK [READ-ONLY] x\r\n", "TAG NO x\r\n", metrics.DiscardOutstanding, 1},
+	} {
+		s := startStub(t, "IMAP4rev1 SASL-IR AUTH=PLAIN")
+		s.react = func(p *peer, tag, command string) bool {
+			answer := map[string]string{"EXAMINE INBOX": c.examine, "CLOSE": c.close}[command]
+			_, _ = p.nc.Write([]byte(strings.ReplaceAll(answer, "TAG", tag)))
+			return answer != ""
+		}
+		y := s.pool(Config{})
+		a := y.login("alice", "pw", Vouched)
+		conn := leased(t, a)
+		conn.Selected = true
+		p := s.of(conn)
+		a.Return(conn)
+		if waits := y.number() == 1; waits != (c.reason == "") || c.reason != "" && y.closedFor(c.reason) != 1 || p.count("CLOSE") != c.closes {
+			t.Errorf("%q, %q: closed for %v, heard %q", c.examine, c.close, y.discarded, p.heard)
+		}
+		a.Close()
 	}
 }
 

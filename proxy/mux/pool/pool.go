@@ -114,6 +114,7 @@ type Pool struct {
 	secret  [32]byte // key of the MACs by which credentials are remembered
 	stop    chan struct{}
 	done    chan struct{} // closed when the janitor has ended
+	stuck   sync.Once     // so that the log has it once that connections cannot leave a mailbox
 
 	mu sync.Mutex // never held over a socket
 

@@ -1,0 +1,68 @@
+package tests
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"imapgate/internal/testbed"
+	"imapgate/proxy"
+	"imapgate/proxy/mux"
+	"imapgate/proxy/upstream"
+)
+
+// Cyrus leaves out of a search what another session has expunged, and announces that
+// later. Its sessions are neither spliced nor ended for it, and after a restart their
+// numbers still mean what they meant.
+func TestACyrusThatHasNotAnnouncedAnExpungeIsStillResumed(t *testing.T) {
+	t.Parallel()
+	users := []string{"ann", "ben", "cat"}
+	backend := testbed.StartCyrus(t, testbed.CyrusConfig{Users: withPasswords(users)})
+	settings := muxSettings()
+	settings.Learn = mux.Auto // which learns two seconds after SELECT, or when IDLE begins
+	g := startGateway(t, options{
+		ca: backend.CA, backends: map[string]upstream.Config{only: to(backend, upstream.ImplicitTLS)},
+		modes: map[string]proxy.Mode{only: {Name: string(mux.Resume), Mux: settings}},
+	})
+	var clients []*RawClient
+	for _, user := range users {
+		own, client := enter(t, directly(backend)(t, user), ""), enter(t, g.at(proxy.ImplicitTLS), "")
+		clients = append(clients, client)
+		for _, c := range []*RawClient{own, client} {
+			does(t, c, "LOGIN "+user+" "+password)
+		}
+		for i := range 4 {
+			if err := okay(own.Do("APPEND INBOX {+}", mail(fmt.Sprint(i+1)))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		does(t, client, "SELECT INBOX")
+		for _, command := range []string{"SELECT INBOX", "STORE 2 +FLAGS.SILENT (\\Deleted)", "EXPUNGE"} {
+			does(t, own, command)
+		}
+		for _, line := range []string{"i IDLE", "DONE"} { // UIDs are learned in between
+			if _, err := client.Write([]byte(line + "\r\n")); err != nil {
+				t.Fatal(err)
+			}
+			for {
+				r, err := client.Read()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if strings.HasPrefix(r.Text, "+") || strings.HasPrefix(r.Text, "i OK") {
+					break
+				}
+			}
+		}
+		does(t, client, "NOOP")
+	}
+	if broken, pinned := g.metric("imapgate_mux_invariant_total"), g.metric("imapgate_mux_pins_total"); broken != 0 || pinned != 0 {
+		t.Errorf("%v promises are called broken, %v sessions are spliced", broken, pinned)
+	}
+	backend.Restart()
+	for _, client := range clients {
+		if got, err := client.Do("FETCH 2 (UID)"); err != nil || !strings.Contains(shown(got), "* 2 FETCH (UID 3)") {
+			t.Errorf("behind a restart message 2 is %v, %v; want UID 3", got, err)
+		}
+	}
+}
