@@ -12,6 +12,7 @@ import (
 	"math"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"imapgate/auth"
 	"imapgate/internal/identity"
@@ -52,7 +53,11 @@ type sample struct {
 type way struct {
 	group string
 	shown credential
+	size  int // bytes of a long token: a backend may read them up to a length
 }
+
+// key is the way without the size.
+func (w way) key() way { return way{group: w.group, shown: w.shown} }
 
 // credential is what a client shows.
 type credential uint8
@@ -60,19 +65,23 @@ type credential uint8
 const (
 	anything credential = iota
 	aPassword
+	anOddPassword // not UTF-8, which a backend may not take for one
 	aToken
 	aLongToken // which a backend may not read to its end
 )
 
-// shownBy is what an attempt shows a backend.
-func shownBy(a *attempt) credential {
-	switch token := a.login.Token; {
-	case token.IsZero():
-		return aPassword
-	case len(token.Reveal()) > upstream.LongToken:
-		return aLongToken
+// wayOf is how an attempt comes to a backend.
+func wayOf(a *attempt, group string) way {
+	token := a.login.Token.Reveal()
+	switch {
+	case token == "" && !utf8.ValidString(a.login.Password.Reveal()):
+		return way{group: group, shown: anOddPassword}
+	case token == "":
+		return way{group: group, shown: aPassword}
+	case len(token) > upstream.LongToken:
+		return way{group: group, shown: aLongToken, size: len(token)}
 	}
-	return aToken
+	return way{group: group, shown: aToken}
 }
 
 // member is one user and the backend that it lives at, or noBackend.
@@ -85,6 +94,7 @@ type member struct {
 type outage struct {
 	took    time.Duration
 	verdict upstream.Verdict // never Right
+	size    int              // of the shortest long token that was not read
 }
 
 // newSample makes a sample. With a secret that all gateways share, a name is answered
@@ -92,7 +102,7 @@ type outage struct {
 func newSample(secret identity.Secret) *sample {
 	s := &sample{
 		key: make([]byte, sha256.Size), seed: maphash.MakeSeed(),
-		at: map[uint64]int{}, size: map[string]int{}, outages: map[way]outage{{noBackend, anything}: {}},
+		at: map[uint64]int{}, size: map[string]int{}, outages: map[way]outage{{group: noBackend}: {}},
 	}
 	if secret.IsZero() {
 		_, _ = rand.Read(s.key) // never fails
@@ -127,7 +137,7 @@ func (s *sample) saw(user identity.User, group string) {
 // answered notes how a backend answered a login, after so long. An answer that only the
 // right password brings about shows that the backend checks the others.
 func (s *sample) answered(at way, err error, took time.Duration) {
-	v, every := upstream.VerdictOf(err), way{at.group, anything}
+	v, every := upstream.VerdictOf(err), way{group: at.group}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch upstream.ResultOf(err) {
@@ -135,18 +145,22 @@ func (s *sample) answered(at way, err error, took time.Duration) {
 		if v == upstream.VerdictNone { // no backend was asked
 			return
 		}
-		delete(s.outages, at)
+		s.over(at)
 		delete(s.outages, every)
 	case upstream.ResultRefused, upstream.ResultNotTaken:
 		delete(s.outages, every)
 		if v == upstream.VerdictRight || v != upstream.VerdictNone && errors.As(err, new(*upstream.Refused)) { // which is forwarded
-			delete(s.outages, at)
+			s.over(at)
 			return
 		}
-		s.outages[at] = outage{took, v}
+		size := at.size
+		if old, is := s.outages[at.key()]; is {
+			size = min(size, old.size)
+		}
+		s.outages[at.key()] = outage{took, v, size}
 	case upstream.ResultUnreachable, upstream.ResultTLS, upstream.ResultTimeout, upstream.ResultClosed, upstream.ResultProtocol,
 		upstream.ResultDown, upstream.ResultBusy:
-		s.outages[every] = outage{took, v}
+		s.outages[every] = outage{took: took, verdict: v}
 	}
 }
 
@@ -167,11 +181,18 @@ func (s *sample) group(name identity.User) (group string, ok bool) {
 func (s *sample) outage(at way) (outage, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	o, is := s.outages[at]
-	if !is {
-		o, is = s.outages[way{at.group, anything}]
+	o, is := s.outages[at.key()]
+	if !is || at.size < o.size {
+		o, is = s.outages[way{group: at.group}]
 	}
 	return o, is
+}
+
+// over ends an outage that is one for what was shown. mu is held.
+func (s *sample) over(at way) {
+	if at.size >= s.outages[at.key()].size {
+		delete(s.outages, at.key())
+	}
 }
 
 // uniform is a number between 0 and 1 that depends on nothing but a group and a name.
@@ -214,5 +235,5 @@ func (s *session) outageFor(a *attempt, id auth.Identity) (outage, bool) {
 	if b := s.server.rooms.Backends[group]; b != nil && !b.Shows(id.Password(), id.Token()) {
 		return outage{}, true // as errNothingToShow
 	}
-	return s.server.sample.outage(way{group, shownBy(a)})
+	return s.server.sample.outage(wayOf(a, group))
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"sync/atomic"
 	"testing"
+	"unicode/utf8"
 
 	"imapgate/proxy/upstream"
 )
@@ -92,6 +93,50 @@ func TestALongTokenThatIsNotReadTellsNothing(t *testing.T) {
 		long := longToken(upstream.LongToken+1, "wrong")
 		alike(t, "a long token", unavailableReply, func(user string) string { return b.token(address, "XOAUTH2", user, long) })
 		alike(t, "a token", deniedReply, func(user string) string { return b.token(address, "XOAUTH2", user, "token") })
+		alike(t, "a password", deniedReply, func(user string) string { return b.guess(address, user, "wrong") })
+	}
+}
+
+// A backend reads tokens up to a length of its own: one that it has read says nothing of
+// a longer one.
+func TestALongTokenThatIsReadTellsNothingOfALongerOne(t *testing.T) {
+	const read = upstream.LongToken + 1000
+	v := openVerdicts(t, func(_, secret string) string {
+		if len(secret) > read {
+			return ""
+		}
+		return "NO [AUTHENTICATIONFAILED] no"
+	})
+	b := newBed(t, v.addr(), counting, taking)
+	for i := range 3 {
+		address := fmt.Sprintf("203.%d.113.7", i)
+		for _, n := range []int{read + 1, upstream.LongToken + 1, read + 1, read + 500} {
+			want := unavailableReply
+			if n <= read {
+				want = deniedReply
+			}
+			long := longToken(n, "wrong")
+			alike(t, fmt.Sprint("a token of ", n), want, func(user string) string { return b.token(address, "XOAUTH2", user, long) })
+		}
+	}
+}
+
+// A backend may not take for a password what is not UTF-8, and then says nothing of it.
+func TestAPasswordThatIsNoUTF8TellsNothing(t *testing.T) {
+	v := openVerdicts(t, func(_, secret string) string {
+		if !utf8.ValidString(secret) {
+			return "BAD not UTF-8"
+		}
+		if secret == "right" { // which shows that the form of a login is taken
+			return admits
+		}
+		return "NO [AUTHENTICATIONFAILED] no"
+	})
+	b := newBed(t, v.addr(), counting)
+	b.guess("203.0.113.8", "frank", "right")
+	for i := range 3 {
+		address := fmt.Sprintf("203.%d.113.7", i)
+		alike(t, "a password in Latin-1", unavailableReply, func(user string) string { return b.guess(address, user, "\"w\xe4\"") })
 		alike(t, "a password", deniedReply, func(user string) string { return b.guess(address, user, "wrong") })
 	}
 }

@@ -40,7 +40,7 @@ func (s *sample) unavailable(t testing.TB, name string, shown credential) bool {
 	t.Helper()
 	group, ok := s.group(named(t, name))
 	if ok {
-		_, ok = s.outage(way{group, shown})
+		_, ok = s.outage(way{group, shown, 0})
 	}
 	return ok
 }
@@ -70,12 +70,12 @@ func TestUnknownNamesAreUnavailableAsOftenAsUsers(t *testing.T) {
 		least, most int // of 1000
 	}{
 		{func() {}, 200, 300}, // a quarter is paused
-		{func() { s.answered(way{"west", aPassword}, gone, time.Second) }, 700, 800},
-		{func() { s.answered(way{"east", aPassword}, gone, time.Second) }, 1000, 1000},
-		{func() { s.answered(way{"west", aPassword}, nil, 0) }, 450, 550},
-		{func() { s.answered(way{"east", aPassword}, upstream.ErrLoop, 0) }, 450, 550},     // says nothing of east
-		{func() { s.answered(way{"east", aPassword}, upstream.ErrDenied, 0) }, 450, 550},   // without a verdict: no backend was asked
-		{func() { s.answered(way{"west", aPassword}, errors.New("other"), 0) }, 950, 1000}, // broke the protocol
+		{func() { s.answered(way{"west", aPassword, 0}, gone, time.Second) }, 700, 800},
+		{func() { s.answered(way{"east", aPassword, 0}, gone, time.Second) }, 1000, 1000},
+		{func() { s.answered(way{"west", aPassword, 0}, nil, 0) }, 450, 550},
+		{func() { s.answered(way{"east", aPassword, 0}, upstream.ErrLoop, 0) }, 450, 550},     // says nothing of east
+		{func() { s.answered(way{"east", aPassword, 0}, upstream.ErrDenied, 0) }, 450, 550},   // without a verdict: no backend was asked
+		{func() { s.answered(way{"west", aPassword, 0}, errors.New("other"), 0) }, 950, 1000}, // broke the protocol
 	} {
 		step.do()
 		if n := s.unavailableOf(t, 1000); n < step.least || n > step.most {
@@ -85,7 +85,7 @@ func TestUnknownNamesAreUnavailableAsOftenAsUsers(t *testing.T) {
 	for i := range 300 { // all who were paused have moved to east
 		s.saw(named(t, fmt.Sprint("user", i)), "east")
 	}
-	if s.answered(way{"east", aPassword}, nil, 0); s.unavailableOf(t, 1000) != 0 {
+	if s.answered(way{"east", aPassword, 0}, nil, 0); s.unavailableOf(t, 1000) != 0 {
 		t.Error("unavailable while every backend answers")
 	}
 	if len(s.at) != len(s.ring) || len(s.size) != 1 || s.size["east"] != len(s.ring) {
@@ -101,8 +101,8 @@ func TestANameFallsToTheSameGroupAtEveryGatewayAndWhileSharesChange(t *testing.T
 		two.saw(named(t, fmt.Sprint("b", i)), []string{"east", "west"}[i%2])
 	}
 	gone := errAway(t)
-	one.answered(way{"west", aPassword}, gone, time.Second)
-	two.answered(way{"west", aPassword}, gone, time.Second)
+	one.answered(way{"west", aPassword, 0}, gone, time.Second)
+	two.answered(way{"west", aPassword, 0}, gone, time.Second)
 	before := map[string]bool{}
 	for i := range 500 {
 		name := fmt.Sprint("nobody", i)

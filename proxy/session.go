@@ -199,7 +199,7 @@ func (s *session) enterBackend(ctx context.Context, a *attempt, id auth.Identity
 	})
 	a.upstream, a.asked = upstream.ResultOf(err), time.Since(asked)
 	if ctx.Err() == nil && (err != nil || asksBackend(a, up)) {
-		s.server.sample.answered(way{a.route.Backend, shownBy(a)}, err, a.asked)
+		s.server.sample.answered(wayOf(a, a.route.Backend), err, a.asked)
 	}
 	if !id.Decided() {
 		s.judged(a, err)

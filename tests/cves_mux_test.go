@@ -275,7 +275,9 @@ func TestALiteralOfFourGigabytesIsRelayedAsItComes(t *testing.T) {
 	const part = 1 << 20
 	for _, mode := range bothModes {
 		head := "* 1 FETCH (BODY[] {4294967295}\r\n"
-		b := &saying{answers: map[string]string{"FETCH": head + strings.Repeat("x", part)}, cut: make(chan struct{})}
+		b := &saying{caps: "IMAP4rev1 SASL-IR AUTH=PLAIN UNSELECT QRESYNC", cut: make(chan struct{}), answers: map[string]string{
+			"FETCH": head + strings.Repeat("x", part), "UID SEARCH": "* SEARCH 1\r\nTAG OK done\r\n",
+		}}
 		_, c := b.before(t, mode)
 		before := allocated()
 		if _, err := io.WriteString(c, "f FETCH 1 BODY[]\r\n"); err != nil {

@@ -44,6 +44,8 @@ for every hundred sessions there, has its new sessions spliced, for an hour at f
 has, for an hour, a user to whom it broke them in two sessions. The log says which.
 
 The gateway is asked through its admin address.`,
+		Example: `  imapgate backends
+  imapgate backends --json`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := config.Load(file)
 			if err != nil {

@@ -14,6 +14,7 @@ type Limits struct {
 	Size     int // bytes of all lines and literals together
 	Count    int // literals
 	Parens   int // opening parentheses
+	Args     int // arguments and parentheses; 0: any number
 	Skip     int // bytes of a longer line that are read past, and not kept
 
 	Commands map[string]Limits // for the commands that have others, by name
@@ -29,15 +30,18 @@ const LongLine = 32 << 10
 // of 30 octets and values of 1,024 that RFC 2971 §3.3 allows, quoted or as literals.
 // It never changes.
 var BeforeLogin = Limits{
-	Line: 8192, Tag: 126, Literals: 8192, Size: 16 << 10, Count: 4, Parens: 1,
+	Line: 8192, Tag: 126, Literals: 8192, Size: 16 << 10, Count: 4, Parens: 1, Args: maxArgs,
 	Commands: map[string]Limits{
 		"AUTHENTICATE": LongResponse,
-		"ID":           {Line: LongLine, Tag: 126, Literals: LongLine, Size: LongLine, Count: 60, Parens: 1, Skip: skipped},
+		"ID":           {Line: LongLine, Tag: 126, Literals: LongLine, Size: LongLine, Count: 60, Parens: 1, Args: 64, Skip: skipped},
 	},
 }
 
 // LongResponse are the limits of AUTHENTICATE, and of a response that brings a token.
-var LongResponse = Limits{Line: LongLine, Tag: 126, Literals: 8192, Size: LongLine, Count: 4, Parens: 1, Skip: skipped}
+var LongResponse = Limits{Line: LongLine, Tag: 126, Literals: 8192, Size: LongLine, Count: 4, Parens: 1, Args: maxArgs, Skip: skipped}
+
+// maxArgs is more than any command has before the login but ID.
+const maxArgs = 16
 
 // skipped is how much more is read past of a line that is too long, so that the
 // command can be answered: several times what any provider issues as a token.
@@ -124,12 +128,24 @@ func (r *Reader) ReadCommand(lim Limits, proceed func() error) (Command, error) 
 				return p.cmd, err
 			}
 		}
-		octets := make([]byte, lit.Size)
-		if err := r.ReadFull(octets); err != nil {
+		octets, err := r.octets(lit.Size)
+		if err != nil {
 			return p.cmd, err
 		}
-		p.octets(octets)
+		p.cmd.Args = append(p.cmd.Args, Token{LiteralString, octets})
 	}
+}
+
+// octets reads a literal. Memory is taken as it comes.
+func (r *Reader) octets(size int64) (string, error) {
+	var b []byte
+	for left := size; left > 0; left = size - int64(len(b)) {
+		b = append(b, make([]byte, min(left, 4<<10))...)
+		if err := r.ReadFull(b[size-left:]); err != nil {
+			return "", err
+		}
+	}
+	return string(b), nil
 }
 
 // commandLine reads a line of the command. A first line that is too long for other
@@ -192,7 +208,7 @@ func (p *parser) head(line []byte) ([]byte, error) {
 	if len(tag) > p.lim.Tag || !validTag([]byte(tag)) {
 		return nil, p.bad("Invalid tag.")
 	}
-	p.cmd.Tag = tag
+	p.cmd.Tag = strings.Clone(tag) // or it would keep the whole line
 	name, _, more := strings.Cut(rest, " ")
 	if name == "" || strings.Trim(strings.ToUpper(name), "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-=") != "" {
 		return nil, p.bad("Invalid command.")
@@ -242,6 +258,9 @@ func (p *parser) literal(rest []byte) (Literal, error) {
 	if err != nil || lit.Size < 0 {
 		return none, p.bad("Malformed literal.")
 	}
+	if err := p.room(); err != nil {
+		return none, err
+	}
 	p.literals++
 	if p.literals > p.lim.Count || lit.Size > int64(min(p.lim.Literals, p.lim.Size-p.lines))-p.size {
 		return none, ErrTooBig
@@ -250,8 +269,20 @@ func (p *parser) literal(rest []byte) (Literal, error) {
 	return lit, nil
 }
 
-func (p *parser) octets(b []byte) {
-	p.cmd.Args = append(p.cmd.Args, Token{LiteralString, string(b)})
+// room is an error where no argument more may come.
+func (p *parser) room() error {
+	if p.lim.Args > 0 && len(p.cmd.Args) >= p.lim.Args {
+		return p.bad("Too many arguments.")
+	}
+	return nil
+}
+
+func (p *parser) add(t Token) error {
+	if err := p.room(); err != nil {
+		return err
+	}
+	p.cmd.Args = append(p.cmd.Args, t)
+	return nil
 }
 
 // token reads one token and what separates it from the next.
@@ -262,13 +293,14 @@ func (p *parser) token(b []byte) ([]byte, error) {
 		if p.parens > p.lim.Parens {
 			return nil, p.bad("Too many parentheses.")
 		}
-		p.cmd.Args = append(p.cmd.Args, Token{Open, "("})
-		return b[1:], nil
+		return b[1:], p.add(Token{Open, "("})
 	case ')':
 		if p.depth--; p.depth < 0 {
 			return nil, p.bad("Unbalanced parentheses.")
 		}
-		p.cmd.Args = append(p.cmd.Args, Token{Close, ")"})
+		if err := p.add(Token{Close, ")"}); err != nil {
+			return nil, err
+		}
 		return p.separated(b[1:])
 	case '"':
 		return p.quoted(b[1:])
@@ -280,7 +312,9 @@ func (p *parser) token(b []byte) ([]byte, error) {
 	if n == 0 {
 		return nil, p.bad("Unexpected character.")
 	}
-	p.cmd.Args = append(p.cmd.Args, Token{Atom, string(b[:n])})
+	if err := p.add(Token{Atom, string(b[:n])}); err != nil {
+		return nil, err
+	}
 	return p.separated(b[n:])
 }
 
@@ -289,7 +323,9 @@ func (p *parser) quoted(b []byte) ([]byte, error) {
 	for i := 0; i < len(b); i++ {
 		switch c := b[i]; c {
 		case '"':
-			p.cmd.Args = append(p.cmd.Args, Token{Quoted, text.String()})
+			if err := p.add(Token{Quoted, text.String()}); err != nil {
+				return nil, err
+			}
 			return p.separated(b[i+1:])
 		case '\\':
 			// quoted-specials alone may be escaped (RFC 9051 §9)

@@ -210,3 +210,30 @@ func roundTrip(t *testing.T, cmd Command, err error) {
 		}
 	}
 }
+
+// A stranger's arguments are few, so that what is held of a command is no more than a
+// few times its octets.
+func TestACommandHasSoManyArguments(t *testing.T) {
+	for in, want := range map[string]string{
+		"a LOGIN" + strings.Repeat(" x", 16) + "\r\n":                               "",
+		"a LOGIN" + strings.Repeat(" x", 17) + "\r\n":                               "Too many arguments.",
+		"a AUTHENTICATE" + strings.Repeat(" x", 17) + "\r\n":                        "Too many arguments.",
+		"a ID (" + strings.Repeat(`"x" "y" `, 30) + `"x")` + "\r\n":                 "",
+		"a ID (" + strings.Repeat("x ", 15000) + "{1}\r\n":                          "Too many arguments.",
+		"a LOGIN" + strings.Repeat(" x", 16) + " {3}\r\n":                           "Too many arguments.",
+		"a LOGIN" + strings.Repeat(" x", 15) + " {3}\r\nabc\r\n":                    "",
+		"a ID (" + strings.Repeat(`"x" "y" `, 30) + strings.Repeat(`"x" `, 4) + ")": "",
+	} {
+		r := NewReader(strings.NewReader(in+"\r\n"), Commands, LongLine)
+		_, err := r.ReadCommand(BeforeLogin, func() error { return nil })
+		var syntax *SyntaxError
+		if got := ""; errors.As(err, &syntax) {
+			got = syntax.Text
+			if got != want && want != "" {
+				t.Errorf("%.40q: %q", in, got)
+			}
+		} else if want != "" {
+			t.Errorf("%.40q: %v", in, err)
+		}
+	}
+}

@@ -167,6 +167,9 @@ func (s *session) attachOnce(m moment, h *hold) (*view.Diff, error) {
 		defer m.turn.leave()
 	}
 	deadline := s.attempt()
+	if s.up != nil && s.doubtful { // what it says next may be the client's doing, or nothing that can be followed
+		s.giveBack()
+	}
 	if s.up == nil {
 		if err := s.lease(deadline); err != nil {
 			return nil, err

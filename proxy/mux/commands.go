@@ -24,13 +24,14 @@ const (
 // request is the command in hand. Its slices point into the client's buffer, or
 // into session.collected: until the next command is read.
 type request struct {
-	tag    []byte
-	spec   *command.Spec
-	facts  command.Facts
-	whole  []byte // literals inline
-	unsent []byte // what of it is here and no backend has had
-	syntax bool   // not understood
-	upload command.Upload
+	tag     []byte
+	spec    *command.Spec
+	facts   command.Facts
+	whole   []byte // literals inline
+	unsent  []byte // what of it is here and no backend has had
+	givenUp bool   // a connection was given up over it
+	syntax  bool   // not understood
+	upload  command.Upload
 }
 
 // commands does what the client has asked for, as far as it has been read whole,
@@ -57,7 +58,7 @@ func (s *session) commands() error {
 		if err != nil {
 			return err
 		}
-		s.request.unsent = nil
+		s.request.unsent, s.apart = nil, false
 	}
 	return nil
 }
@@ -65,6 +66,7 @@ func (s *session) commands() error {
 // garbage ends a session whose client no longer speaks in lines: nobody can tell
 // where the next command begins.
 func (s *session) garbage() error {
+	s.apart = true
 	if err := s.settle(); err != nil {
 		return err
 	}
@@ -112,6 +114,7 @@ func (s *session) misread(tag []byte, seg imap.Segment) error {
 	if len(tag) > 0 {
 		answer = string(tag) + " BAD Invalid command."
 	}
+	s.apart = true
 	if err := s.settle(); err != nil {
 		return err
 	}
@@ -144,7 +147,7 @@ func (s *session) nextOfClient() (imap.Segment, error) {
 // may be told of expunges (RFC 9051 §7.5.1). One that is too large is refused,
 // and whole is nil.
 func (s *session) collect(seg imap.Segment) error {
-	s.collected = s.collected[:0]
+	s.collected, s.request.unsent = s.collected[:0], nil // which is in a buffer that goes
 	literals := int64(0)
 	for {
 		s.collected = append(s.collected, seg.Bytes...)
@@ -182,7 +185,7 @@ func (s *session) collect(seg imap.Segment) error {
 
 func (s *session) tooLarge(refusal string, seg imap.Segment) error {
 	tag := string(s.collected[:len(s.request.tag)])
-	s.request.whole = nil
+	s.request.whole, s.apart = nil, true
 	if err := s.settle(); err != nil {
 		return err
 	}
@@ -302,19 +305,27 @@ func (s *session) forward(r *request) error {
 	}
 	s.aware(r)
 	seen := s.horizon()
-	mapped, err := s.prepare(r)
+	err := s.prepare(r)
 	if errors.Is(err, errGhosts) && r.facts.Expunge == command.ExpSync {
+		r.unsent = nil
 		return s.aside(r.entry(), r.whole)
 	}
-	whole := r.whole
-	switch {
-	case err != nil:
-	case mapped != "":
-		whole, _ = command.RewriteUID(nil, r.whole, r.facts, mapped)
-	case s.horizon() != seen && changes(r.spec):
-		whole, err = seen.confine(r.whole, r.spec)
+	odd, isOdd := asOdd(err)
+	if isOdd { // the client may have been told what changes the meaning of its command
+		err = nil
 	}
-	if err != nil {
+	whole := r.whole
+	if err == nil {
+		whole, err = s.meant(r, seen)
+	}
+	switch {
+	case isOdd && err != nil:
+		r.unsent = nil
+		return errors.Join(s.unattached(err), odd)
+	case isOdd:
+		r.unsent = whole
+		return odd
+	case err != nil:
 		return s.unattached(err)
 	}
 	s.avoid(r.tag)
@@ -327,6 +338,23 @@ func (s *session) forward(r *request) error {
 	return s.send(whole)
 }
 
+// meant is a command as the client means it, whose view was seen when it sent it: a COPY
+// by number may have come out with UIDs for its numbers, and "*" is what it knew of.
+func (s *session) meant(r *request, seen horizon) ([]byte, error) {
+	switch {
+	case s.mapped == unmappable:
+		return nil, errGhosts
+	case s.mapped == noSuch:
+		return nil, errNoSuch
+	case s.mapped != "":
+		whole, _ := command.RewriteUID(nil, r.whole, r.facts, s.mapped)
+		return whole, nil
+	case s.horizon() != seen && changes(r.spec):
+		return seen.confine(r.whole, r.spec)
+	}
+	return r.whole, nil
+}
+
 // entry is the command as it is outstanding.
 func (r *request) entry() entry {
 	return entry{
@@ -337,40 +365,35 @@ func (r *request) entry() entry {
 }
 
 // prepare makes sure of a lease in step with the client, and that the backend has
-// not hung up if the command must not be sent in vain. A COPY may come out with
-// UIDs for its numbers.
-func (s *session) prepare(r *request) (mapped string, err error) {
+// not hung up if the command must not be sent in vain. What the command means then,
+// meant says.
+func (s *session) prepare(r *request) error {
 	m := r.moment()
 	s.mapped = ""
 	for range maxTries {
 		if !r.facts.Retry {
 			if err := s.probe(); err != nil {
-				return "", err
+				return err
 			}
 		}
 		if s.inStep() {
 			if err := s.healed(s.catchUp(m.expunge)); err != nil { // what it brings is behind the horizon
-				return "", err
+				return err
 			}
 		}
 		if s.inStep() {
-			break
+			return nil
 		}
 		s.inHand = command.ExpSync // its own moment is m
 		if err := s.attachIn(m, s.backend.settings.HoldMax); err != nil {
-			return "", err
+			return err
 		}
 		s.inHand = m.expunge
 	}
-	switch {
-	case !s.inStep():
-		return "", errBusy
-	case s.mapped == unmappable:
-		return "", errGhosts
-	case s.mapped == noSuch:
-		return "", errNoSuch
+	if !s.inStep() {
+		return errBusy
 	}
-	return s.mapped, nil
+	return nil
 }
 
 // aware notes that a command makes its connection tell of mod-sequences (RFC 7162

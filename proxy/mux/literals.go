@@ -46,6 +46,7 @@ func endless(seg imap.Segment) bool {
 // its client still sends of it. seg is its last segment so far.
 func (s *session) reject(refusal string, seg imap.Segment) error {
 	tag := string(s.request.tag)
+	s.apart = true
 	if err := s.settle(); err != nil {
 		return err
 	}

@@ -111,6 +111,9 @@ func (s *session) leaves(all *outstanding, i int, err error) error {
 		return err
 	}
 	for _, e := range all.all()[i:] {
+		if hasLiteral(all.of(e)) { // it has to be asked for, and nobody is here to do it
+			return &ending{audit.UpstreamLost, byeLost, err}
+		}
 		odd.unsent = append(odd.unsent, all.of(e)...)
 	}
 	return err

@@ -44,20 +44,32 @@ func asOdd(err error) (*oddError, bool) {
 }
 
 // mayHandOver says whether the session can be spliced at once: not in an IDLE of ours,
-// nor while the backend has the beginning of a command and not its end.
-func (s *session) mayHandOver() bool { return s.idling == nil && !s.plus && !s.cutShort }
+// nor while the backend has the beginning of a command and not its end, nor where the
+// rest of what the client says goes to no backend, or has a literal that we have asked
+// for.
+func (s *session) mayHandOver() bool {
+	return s.isItsOwn() && s.idling == nil && !s.plus && !s.cutShort && !s.apart && !hasLiteral(s.request.unsent)
+}
+
+// isItsOwn says whether the lease has selected what the client has, and so can be the
+// client's for good.
+func (s *session) isItsOwn() bool {
+	return s.box != nil && s.attached || s.box == nil && !s.up.Selected
+}
 
 // odd is what becomes of a session whose backend has said what cannot be followed. Where
 // it cannot be handed over yet, it is as soon as it can, and errNoResponse is nil: such
-// a line is one that the client has got. With any other err nobody knows where the next
-// response begins, and the upstream is given up.
+// a line is one that the client has got. A lease that is not the client's for good is
+// not used again instead. With any other err nobody knows where the next response
+// begins, and the upstream is given up.
 func (s *session) odd(err error) error {
-	if !s.doubtful {
-		s.hub.rooms.Metrics.Mux.InvariantBroken(metrics.ResponseSyntax)
-	}
+	s.countOdd()
 	switch {
 	case s.mayHandOver():
 		return &oddError{err: err}
+	case errors.Is(err, errNoResponse) && !s.isItsOwn():
+		s.doubtful = true
+		return nil
 	case errors.Is(err, errNoResponse):
 		if s.pinning == "" {
 			s.pinning = audit.PinResponse
@@ -65,6 +77,26 @@ func (s *session) odd(err error) error {
 		return nil
 	}
 	return s.upstreamLost(errors.Join(errProtocol, err))
+}
+
+// countOdd counts it, unless the client may be the cause.
+func (s *session) countOdd() {
+	if !s.doubtful {
+		s.hub.rooms.Metrics.Mux.InvariantBroken(metrics.ResponseSyntax)
+	}
+}
+
+// followed has the session spliced where err is a response that cannot be followed. What
+// is here of the command in hand goes first.
+func (s *session) followed(err error) error {
+	odd, ok := asOdd(err)
+	switch {
+	case !ok:
+		return err
+	case s.order.Load() != nil:
+		return orderedEnd(*s.order.Load())
+	}
+	return s.handOver(audit.PinResponse, append(odd.unsent, s.request.unsent...))
 }
 
 // isAnswer says whether a line is "TAG OK …", NO or BAD: of a command, whosever.

@@ -60,7 +60,7 @@ func (s *session) selectOnce(r *request, deadline time.Time) error {
 	s.before = s.up.Selected
 	s.attached = false   // to what it leaves, so that a loss is seen to come before the answer
 	s.up.Selected = true // or not, if it says NO: nobody else must find out
-	s.sent.add(entry{spec: r.spec, tag: len(r.tag), retry: true, selects: true}, r.whole)
+	s.sent.add(entry{spec: r.spec, tag: len(r.tag), retry: true, selects: true, givenUp: r.givenUp}, r.whole)
 	r.unsent = nil
 	err := s.send(r.whole)
 	switch {
@@ -154,7 +154,8 @@ func (s *session) showPart(shown []byte) error {
 
 // shownOdd passes on what cannot be followed, and all that came before it.
 func (s *session) shownOdd(shown []byte, err error) error {
-	return errors.Join(s.showPart(shown), s.odd(err))
+	s.countOdd()
+	return errors.Join(s.showPart(shown), &oddError{err: err}) // whatever was selected, it is the client's now
 }
 
 // heard takes in one untagged response to SELECT.

@@ -63,6 +63,7 @@ type session struct {
 
 	// Owned by run: the client.
 	partial bool   // it has the beginning of a response, not yet its end
+	apart   bool   // what it says of the command in hand goes to no backend
 	rested  bool   // it has been quiet
 	bad     uint8  // commands in a row that were none, at most maxBad and one
 	tries   uint8  // losses since something was last answered, at most maxTries and one
@@ -175,7 +176,7 @@ func (s *session) run() {
 	if s.work == nil {
 		s.work = new(work)
 	}
-	err := s.readWhatWoke()
+	err := s.followed(s.readWhatWoke())
 	if err == nil {
 		err = s.serve()
 	}
@@ -188,11 +189,7 @@ func (s *session) run() {
 // serve is a session turn by turn. A lost upstream is survived where it can be.
 func (s *session) serve() error {
 	for {
-		err := s.healed(s.turn())
-		if odd, ok := asOdd(err); ok {
-			err = s.handOver(audit.PinResponse, append(odd.unsent, s.request.unsent...))
-		}
-		if err != nil {
+		if err := s.followed(s.healed(s.turn())); err != nil {
 			return err
 		}
 	}

@@ -30,6 +30,7 @@ func (s *session) doubt() error {
 	if !answered || s.silentFor() < most || s.up.Stirs() {
 		return nil
 	}
+	s.request.givenUp = true // if it is sent again, it is another entry
 	for i := range s.sent.all() {
 		s.sent.all()[i].givenUp = true
 	}
@@ -39,11 +40,11 @@ func (s *session) doubt() error {
 // doubtLater has the clock wake a session that rests while an answer is due.
 func (s *session) doubtLater() {
 	most := s.backend.settings.SilenceMax
-	if most == 0 || !s.resumes {
+	if most == 0 || !s.resumes || s.pinning != "" || !s.canGiveUp() {
 		return
 	}
 	last := max(s.hub.age()-s.silentFor(), s.doubted)
-	s.wakeIn(last + most - s.hub.age() + rand.N(most/8+1)) // not all of a backend's at once
+	s.wakeIn(max(last+most-s.hub.age(), 0) + rand.N(most/8+1)) // not all of a backend's at once
 }
 
 // silentFor is the time since the last octet on the lease, either way.

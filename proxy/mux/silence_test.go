@@ -44,6 +44,20 @@ func TestAConnectionIsGivenUpOnceOverACommand(t *testing.T) {
 	s.end()
 }
 
+// So is SELECT, and a message that is not asked for, which are offered anew each time.
+func TestAConnectionIsGivenUpOnceOverSELECTAndAPPEND(t *testing.T) {
+	s := newScene(t, setup{settings: Settings{SilenceMax: 2 * tick, HoldMax: time.Minute}})
+	s.play("C s SELECT INBOX", "U1 s SELECT INBOX", "U2 ~q NOOP", "B2 ~q OK done", "U3 s SELECT INBOX")
+	s.silent()
+	s.wantLogins(3)
+	s.play("B3 * OK [UIDVALIDITY 100] x", "B3 s OK [READ-WRITE] done", "P * OK [UIDVALIDITY 100] x", "P s OK [READ-WRITE] done")
+	s.play("C a APPEND box {3}", "U3 a APPEND box {3}", "U4 ~r NOOP", "B4 ~r OK done", "U5 a APPEND box {3}")
+	s.silent()
+	s.wantLogins(5)
+	s.play("B5 + go", "P + OK", "C abc", "U5 abc", "B5 a OK done", "P a OK done")
+	s.end()
+}
+
 // A backend that is silent on every connection is asked again, and waited for.
 func TestABackendThatIsSlowIsAskedAgain(t *testing.T) {
 	s := newScene(t, setup{settings: Settings{SilenceMax: 2 * tick}})

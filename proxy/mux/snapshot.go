@@ -62,6 +62,9 @@ func (s *session) recognise(t *told) error {
 // difference is what separates the client's view from the connection's; nil for
 // nothing.
 func (s *session) difference(t *told, deadline time.Time) (*view.Diff, error) {
+	if t.shrunk { // while it was selected: how many there are, nobody has said
+		return nil, fmt.Errorf("%w: messages are being expunged", errBusy)
+	}
 	if t.sameUIDs(s.box) && (s.box.view.Unknown() == 0 || !s.asksAside(t)) {
 		return nil, nil
 	}

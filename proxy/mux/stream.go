@@ -115,7 +115,7 @@ func (s *session) upload(seg imap.Segment) (begun bool, err error) {
 	r := &s.request
 	s.avoid(r.tag)
 	unasked := s.unasked(seg)
-	s.sent.add(entry{spec: r.spec, tag: len(r.tag), unasked: unasked}, append(r.tag, ' '))
+	s.sent.add(entry{spec: r.spec, tag: len(r.tag), unasked: unasked, givenUp: r.givenUp}, append(r.tag, ' '))
 	s.cutShort, r.unsent = true, nil
 	for {
 		wanted := true

@@ -11,18 +11,19 @@ import (
 // 30 octets for a field, Dovecot takes 256 bytes of a client's ID together before the
 // login.
 const (
-	maxIDPairs = 30
-	maxIDField = 30
-	maxIDBytes = 256
-	maxOwnID   = 1024 // bytes of fields and values behind the login: a session remembers them
-	maxSession = 64   // bytes of a session id, as Dovecot
+	maxIDPairs  = 30
+	maxOwnPairs = maxIDPairs - 6 // with a login, where six are the gateway's
+	maxIDField  = 30
+	maxIDBytes  = 256
+	maxOwnID    = 1024 // bytes of fields and values behind the login: a session remembers them
+	maxSession  = 64   // bytes of a session id, as Dovecot
 )
 
 // appendID appends the command tag that tells the backend who the client is and
 // how many gateways the login may still pass.
 func (b *Backend) appendID(dst []byte, tag string, c Client, hops int) []byte {
 	dst = append(append(dst, tag...), " ID ("...)
-	dst = appendOwnID(dst, c.ID, maxIDBytes)
+	dst = appendOwnID(dst, c.ID, maxOwnPairs, maxIDBytes)
 	if b.cfg.Forward == ForwardID {
 		if c.Addr.IsValid() {
 			dst = appendField(dst, "x-originating-ip", tcpAddr(c.Addr).IP.String())
@@ -43,11 +44,11 @@ func (b *Backend) appendID(dst []byte, tag string, c Client, hops int) []byte {
 
 // OwnID returns the argument of ID with which a client that has logged in is
 // introduced: a list of what it said of itself, as far as it may be passed on, or NIL.
-func OwnID(pairs [][2]string) string { return ownID(pairs, maxOwnID) }
+func OwnID(pairs [][2]string) string { return ownID(pairs, maxIDPairs, maxOwnID) }
 
-// ownID is OwnID within a bound in bytes.
-func ownID(pairs [][2]string, most int) string {
-	list := appendOwnID([]byte("("), pairs, most)
+// ownID is OwnID within a bound in pairs and in bytes.
+func ownID(pairs [][2]string, most, size int) string {
+	list := appendOwnID([]byte("("), pairs, most, size)
 	if len(list) == 1 {
 		return "NIL"
 	}
@@ -58,7 +59,7 @@ func ownID(pairs [][2]string, most int) string {
 // OwnID is what the ID of a login says that the client said of itself, as the function
 // OwnID returns it; "" where the client said nothing that goes on.
 func (c Client) OwnID() string {
-	if own := ownID(c.ID, maxIDBytes); own != "NIL" {
+	if own := ownID(c.ID, maxOwnPairs, maxIDBytes); own != "NIL" {
 		return own
 	}
 	return ""
@@ -66,10 +67,10 @@ func (c Client) OwnID() string {
 
 // appendOwnID appends what the client said of itself, as far as it fits. What
 // begins with x- is for gateways to say.
-func appendOwnID(dst []byte, pairs [][2]string, left int) []byte {
+func appendOwnID(dst []byte, pairs [][2]string, most, left int) []byte {
 	for i, p := range pairs {
 		left -= len(p[0]) + len(p[1])
-		if i == maxIDPairs || left < 0 {
+		if i == most || left < 0 {
 			break
 		}
 		if len(p[0]) > maxIDField || len(p[0]) > 1 && strings.EqualFold(p[0][:2], "x-") {

@@ -65,6 +65,7 @@ type habit struct {
 	// Guarded by mu.
 	first      form // the one that was understood last
 	understood bool // and no BAD came since
+	proven     bool // and somebody was let in by it
 }
 
 // choose leaves of forms those that are worth a try. Where the first was understood,
@@ -79,23 +80,26 @@ func (h *habit) choose(forms []form) []form {
 	if h.understood {
 		return forms[i : i+1]
 	}
-	return forms[i:]
+	return slices.Concat(forms[i:], forms[:i])
 }
 
-// note takes in that f was understood.
-func (h *habit) note(f form) {
+// note takes in that f was understood; proven, that somebody was let in.
+func (h *habit) note(f form, proven bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.proven = proven || h.proven && h.first == f
 	h.first, h.understood = f, true
 }
 
-// doubt takes in that no form was understood: the next login tries others, and after
-// the last form all of them.
-func (h *habit) doubt() {
+// doubt takes in that no form was understood, of which tried was the last: the next
+// login tries those behind it, and after the last form all of them. Where one was
+// understood before, it is tried once more beside others. One by which somebody was
+// let in stays the first: what a stranger shows may be called BAD in every form.
+func (h *habit) doubt(forms []form, tried form) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !h.understood {
-		h.first = 0
+	if !h.understood && !h.proven {
+		h.first = forms[(slices.Index(forms, tried)+1)%len(forms)]
 	}
 	h.understood = false
 }
@@ -119,6 +123,7 @@ func (b *Backend) authenticate(d *dialogue, who credentials, c Client) (answer i
 		d.id = c.OwnID()
 	}
 	shown := 0
+	var tried form
 	for i, f := range habit.choose(forms) {
 		if i > 0 {
 			d.renew(i)
@@ -130,6 +135,7 @@ func (b *Backend) authenticate(d *dialogue, who credentials, c Client) (answer i
 		res, sent, err := d.perform(s, b.cfg.AnswerTimeout)
 		switch {
 		case err != nil && i > 0 && !sent:
+			habit.doubt(forms, tried)
 			return answer, nil // the backend had enough of it: its BAD stands
 		case err != nil && sent && who.isLong() && isClosed(err):
 			return res, fmt.Errorf("%w: %w", errTokenEnd, err)
@@ -138,20 +144,26 @@ func (b *Backend) authenticate(d *dialogue, who credentials, c Client) (answer i
 		case err != nil:
 			return res, err
 		case s.judged || !maybeForm(res):
-			if habit.note(f); i > 0 {
+			switch {
+			case i > 0 && res.Name == "OK": // a NO may be about what the client has made up
 				b.log.Warn("backend lists a form of login that it does not take; another is used from now on", zap.Stringer("form", f))
+				habit.note(f, true)
+			case i == 0:
+				habit.note(f, res.Name == "OK")
+			case shown > 0 && meaningOf(res).verdict == VerdictNone: // of the BAD nobody knows what it judged
+				return answer, nil
 			}
 			return res, nil
 		}
 		if sent {
 			shown++
 		}
-		answer = res
+		answer, tried = res, f
 		if shown == maxShown || !time.Now().Before(d.deadline) {
 			break
 		}
 	}
-	habit.doubt()
+	habit.doubt(forms, tried)
 	return answer, nil
 }
 

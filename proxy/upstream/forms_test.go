@@ -35,6 +35,8 @@ func TestAFormThatIsNotTakenIsTriedInAnother(t *testing.T) {
 			"< AUTHENTICATE XOAUTH2\r\n", "> + ", "< " + coded(sayXOAuth2), "> {M} OK [CAPABILITY IMAP4rev1] in"}, nil, VerdictRight},
 		"a wrong password in the end": {request1(t), []string{plainListed, "< AUTHENTICATE PLAIN ", "> {L} " + bad,
 			"< AUTHENTICATE PLAIN\r\n", "> + ", "< " + base64, "> {M} NO [AUTHENTICATIONFAILED] no"}, ErrDenied, VerdictWrong},
+		"throttled behind a BAD": {request1(t), []string{plainListed, "< AUTHENTICATE PLAIN ", "> {L} " + bad,
+			"< AUTHENTICATE PLAIN\r\n", "> + ", "< " + base64, "> {M} NO [UNAVAILABLE] too fast"}, errBad, VerdictUnclear},
 		"shown twice": {request1(t), []string{plainListed, "< AUTHENTICATE PLAIN ", "> {L} " + bad,
 			"< AUTHENTICATE PLAIN\r\n", "> + ", "< " + base64, "> {M} " + bad}, errBad, VerdictUnclear},
 		"shown once, and no other form": {request1(t), []string{"> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN LOGINDISABLED] hi", "< AUTHENTICATE PLAIN\r\n", "> + ", "< " + base64,
@@ -66,12 +68,15 @@ func TestABackendIsShownEachFormNoMoreThanItNeeds(t *testing.T) {
 		atOnce = "< AUTHENTICATE PLAIN A"
 	)
 	for i, steps := range [][]string{
-		{plainListed, atOnce, "> {L} " + bad, asked, "> + ", "< ", "> {M} NO [AUTHENTICATIONFAILED] no"}, // learned, from a wrong password too
+		{plainListed, atOnce, "> {L} " + bad, asked, "> + ", "< ", "> {M} NO [AUTHENTICATIONFAILED] no"}, // about what a stranger has made up
+		{plainListed, atOnce, "> {L} " + bad, asked, "> + ", "< ", "> {M} OK [CAPABILITY IMAP4rev1] in"}, // learned
 		{plainListed, asked, "> + ", "< ", "> {L} OK [CAPABILITY IMAP4rev1] in"},
 		{plainListed, asked, "> + ", "< ", "> {L} " + bad}, // a judgement, for all that is known
 		{plainListed, asked, "> + ", "< ", "> {L} OK [CAPABILITY IMAP4rev1] in"},
 		{plainListed, asked, "> {L} " + bad}, // the backend has changed
-		{plainListed, asked, "> {L} " + bad, "< LOGIN {15}", "> {M} " + bad},
+		{plainListed, asked, "> {L} " + bad, "< LOGIN {15}", "> {M} " + bad, atOnce, "> {N} OK [CAPABILITY IMAP4rev1] in"},
+		{plainListed, atOnce, "> {L} " + bad},
+		{plainListed, atOnce, "> {L} " + bad, asked, "> * BYE enough", "fin"}, // which teaches nothing, where that was right
 		{plainListed, atOnce, "> {L} OK [CAPABILITY IMAP4rev1] in"},
 		{"> * OK [CAPABILITY IMAP4rev1] hi", "< LOGIN {15}", "> {L} " + bad},
 	} {
@@ -80,6 +85,24 @@ func TestABackendIsShownEachFormNoMoreThanItNeeds(t *testing.T) {
 		who := request1(t)
 		who.Password = identity.NewSecret(canary)
 		if conn, err := b.Login(t.Context(), who); err == nil {
+			_ = conn.Close()
+		}
+		if <-p.done; p.err != nil {
+			t.Fatalf("login %d: %v", i+1, p.err)
+		}
+	}
+}
+
+// While nobody was let in, each login begins behind the forms that were in vain.
+func TestABackendThatEndsTheLoginBehindABadIsAskedInAnotherForm(t *testing.T) {
+	b := New(Config{TLSMode: NoTLS}, Hooks{}, zap.NewNop())
+	for i, steps := range [][]string{
+		{plainListed, "< AUTHENTICATE PLAIN A", "> {L} " + bad, "< AUTHENTICATE PLAIN\r\n", "> * BYE enough", "fin"},
+		{plainListed, "< AUTHENTICATE PLAIN\r\n", "> + ", "< ", "> {L} OK [CAPABILITY IMAP4rev1] in"},
+	} {
+		p := &play{steps: steps}
+		b.cfg.Address, b.addr = stage(t, p), New(Config{Address: "x"}, Hooks{}, zap.NewNop()).addr
+		if conn, err := b.Login(t.Context(), request1(t)); err == nil {
 			_ = conn.Close()
 		}
 		if <-p.done; p.err != nil {

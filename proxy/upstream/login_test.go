@@ -3,6 +3,7 @@ package upstream
 import (
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"io"
 	"net/netip"
 	"regexp"
@@ -265,5 +266,21 @@ func TestTheClientsOwnIDIsPassedOnWithinBounds(t *testing.T) {
 	want := `I1 ID ("name" "Mail \"x\\" "x-originating-ip" "192.0.2.7" "x-originating-port" "1" "x-connected-ip" "fe80::1" "x-connected-port" "2" "x-proxy-ttl" "3")` + "\r\n"
 	if got != want {
 		t.Errorf("%q", got)
+	}
+}
+
+// RFC 2971 §3.3 allows 30 pairs, and a gateway behind this one takes no more.
+func TestAnIDHasNoMorePairsThanAreAllowed(t *testing.T) {
+	b := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS}, Hooks{}, zap.NewNop())
+	c := Client{Addr: netip.MustParseAddrPort("192.0.2.7:1"), Local: netip.MustParseAddrPort("192.0.2.8:2"), Session: "s-1"}
+	for i := range 30 {
+		c.ID = append(c.ID, [2]string{fmt.Sprint("f", i), "v"})
+	}
+	got := string(b.appendID(nil, "I1", c, 3))
+	if n := strings.Count(got, `"`) / 4; n > 30 || !strings.Contains(got, `"x-originating-ip" "192.0.2.7"`) || !strings.Contains(got, `"x-proxy-ttl" "3"`) {
+		t.Errorf("%d pairs: %s", n, got)
+	}
+	if n := strings.Count(OwnID(c.ID), `"`) / 4; n != 30 {
+		t.Errorf("behind the login: %d pairs", n)
 	}
 }

@@ -202,7 +202,7 @@ func (c *Conn) RefusesDone(line []byte) bool {
 		return false
 	}
 	word, rest, _ := bytes.Cut(line, []byte(" "))
-	if !bytes.EqualFold(word, []byte("DONE")) && string(word) != "*" || !imap.HasWord(rest, "BAD") {
+	if !bytes.EqualFold(word, []byte("DONE")) && string(word) != "*" || !imap.HasWord(rest, "BAD") || bytes.HasPrefix(rest, []byte("BAD [ALERT]")) {
 		return false
 	}
 	c.done = false
