@@ -454,3 +454,42 @@ func TestAProcessThatHangsIsNoticed(t *testing.T) {
 		}
 	}
 }
+
+// Sessions of one user that all open a mailbox at once, of which Dovecot keeps no
+// mod-sequences yet and which has more messages than flags are told of, all survive a
+// loss.
+func TestSixSessionsInALargeMailboxSurviveALoss(t *testing.T) {
+	if soaked(0, 1) == 0 {
+		t.Skipf("it waits for 12 s; set %s=1", soak)
+	}
+	o := openOutage(t, 6)
+	first := enter(t, o.g.at(proxy.ImplicitTLS), "")
+	mustSay(t, first, "LOGIN six "+password)
+	messages := muxSettings().WithDefaults().FlagsFullMax + 500
+	var literals [][]byte
+	for i := range messages {
+		literals = append(literals, mailOf(100, fmt.Sprint("number ", i)))
+	}
+	if err := okay(first.Do("APPEND INBOX"+strings.Repeat(" {+}", messages), literals...)); err != nil {
+		t.Fatal(err)
+	}
+	all := []*RawClient{first}
+	for range o.sessions - 1 {
+		c := enter(t, o.g.at(proxy.ImplicitTLS), "")
+		mustSay(t, c, "LOGIN six "+password)
+		all = append(all, c)
+	}
+	for _, c := range all {
+		mustSay(t, c, "SELECT INBOX")
+	}
+	o.lasts(12 * time.Second)
+	for _, c := range all {
+		mustSay(t, c, "NOOP")
+	}
+	o.door.Reset()
+	for i, c := range all {
+		if err := okay(c.Do("NOOP")); err != nil {
+			t.Errorf("session %d: %v", i, err)
+		}
+	}
+}

@@ -13,6 +13,7 @@ import (
 	"imapgate/internal/metrics"
 	"imapgate/proxy/mux/command"
 	"imapgate/proxy/mux/lease"
+	"imapgate/proxy/mux/pool"
 	"imapgate/proxy/mux/view"
 	"imapgate/proxy/upstream"
 )
@@ -129,7 +130,10 @@ func (s *session) track() error {
 	defer cancel()
 	aux, err := (*lease.Conn)(nil), s.stays(ctx)
 	if err == nil {
-		aux, err = s.account.Aux(ctx)
+		aux, err = s.auxSoon(ctx)
+	}
+	if errors.Is(err, pool.ErrBusy) { // another session asks, and will not for long
+		b.trackWait = 0
 	}
 	if err != nil { // what is only worth a question ends no session that can go on
 		s.wakeIn(again)
@@ -144,6 +148,19 @@ func (s *session) track() error {
 	b.tracked = true
 	s.account.ReturnAux(aux)
 	return nil
+}
+
+// auxSoon waits a moment for an auxiliary connection that another of the user's sessions
+// has, while the client says nothing: they all ask at the same time.
+func (s *session) auxSoon(ctx context.Context) (*lease.Conn, error) {
+	for range 25 {
+		aux, err := s.account.Aux(ctx)
+		if !errors.Is(err, pool.ErrBusy) || s.client.Stirs() {
+			return aux, err
+		}
+		s.hub.pause(20 * time.Millisecond)
+	}
+	return nil, pool.ErrBusy
 }
 
 // tracks says whether track has something to ask now.
