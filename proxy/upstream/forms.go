@@ -91,15 +91,14 @@ func (h *habit) note(f form, proven bool) {
 	h.first, h.understood = f, true
 }
 
-// doubt takes in that no form was understood, of which tried was the last: the next
-// login tries those behind it, and after the last form all of them. Where one was
-// understood before, it is tried once more beside others. One by which somebody was
-// let in stays the first: what a stranger shows may be called BAD in every form.
-func (h *habit) doubt(forms []form, tried form) {
+// doubt takes in that no form was understood: the next login begins with next, or where
+// one was understood before, with that, and tries others. One by which somebody was let
+// in stays the first: what a stranger shows may be called BAD in every form.
+func (h *habit) doubt(next form) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if !h.understood && !h.proven {
-		h.first = forms[(slices.Index(forms, tried)+1)%len(forms)]
+		h.first = next
 	}
 	h.understood = false
 }
@@ -123,7 +122,6 @@ func (b *Backend) authenticate(d *dialogue, who credentials, c Client) (answer i
 		d.id = c.OwnID()
 	}
 	shown := 0
-	var tried form
 	for i, f := range habit.choose(forms) {
 		if i > 0 {
 			d.renew(i)
@@ -135,7 +133,7 @@ func (b *Backend) authenticate(d *dialogue, who credentials, c Client) (answer i
 		res, sent, err := d.perform(s, b.cfg.AnswerTimeout)
 		switch {
 		case err != nil && i > 0 && !sent:
-			habit.doubt(forms, tried)
+			habit.doubt(f)     // which it has not heard
 			return answer, nil // the backend had enough of it: its BAD stands
 		case err != nil && sent && who.isLong() && isClosed(err):
 			return res, fmt.Errorf("%w: %w", errTokenEnd, err)
@@ -158,12 +156,12 @@ func (b *Backend) authenticate(d *dialogue, who credentials, c Client) (answer i
 		if sent {
 			shown++
 		}
-		answer, tried = res, f
+		answer = res
 		if shown == maxShown || !time.Now().Before(d.deadline) {
 			break
 		}
 	}
-	habit.doubt(forms, tried)
+	habit.doubt(forms[0])
 	return answer, nil
 }
 
