@@ -73,8 +73,8 @@ func (r *registry) of(user identity.User) []SessionCount {
 	return counts
 }
 
-// at counts the sessions at each backend, by mode.
-func (r *registry) at() map[string]map[string]int {
+// byBackend counts the sessions at each backend, by mode.
+func (r *registry) byBackend() map[string]map[string]int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	all := map[string]map[string]int{}
@@ -107,7 +107,7 @@ type BackendState struct {
 
 // Backends returns all backends, by name.
 func (s *Server) Backends() []BackendState {
-	sessions := s.registry.at()
+	sessions := s.registry.byBackend()
 	all := make([]BackendState, 0, len(s.rooms.Backends))
 	for _, name := range slices.Sorted(maps.Keys(s.rooms.Backends)) {
 		b := BackendState{Name: name, Mode: cmp.Or(s.cfg.Modes[name].Name, spliceMode), Sessions: sessions[name], Trust: s.mux.Trust(name)}

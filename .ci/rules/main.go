@@ -63,7 +63,7 @@ var doors = map[string]string{
 	"proxy/mux/pool":          "proxy/mux/lease proxy/mux/wire proxy/upstream internal/imap internal/metrics internal/mutant internal/quiet",
 	"proxy":                   "proxy/splice proxy/mux proxy/mux/pool proxy/upstream auth routing tlsconf internal/imap internal/audit internal/deadpeer internal/descriptors internal/metrics internal/limit internal/quiet",
 	"internal/admin":          "proxy",
-	"internal/config":         "auth auth/oauth auth/authhttp routing tlsconf internal/audit internal/metrics internal/limit internal/plainfile proxy proxy/mux proxy/upstream",
+	"internal/config":         "auth auth/oauth auth/authhttp routing tlsconf internal/audit internal/descriptors internal/metrics internal/limit internal/plainfile proxy proxy/mux proxy/upstream",
 	"cmd/imapgate":            "*",
 	"tests":                   "",
 	"tests/model":             "",

@@ -12,6 +12,8 @@ import (
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
+
+	"imapgate/internal/descriptors"
 )
 
 const (
@@ -21,8 +23,8 @@ const (
 	maxDepth = 200
 	// pipeTime bounds the wait for a configuration that comes through a pipe.
 	pipeTime = 10 * time.Second
-	// reserve is the descriptors kept for Redis, logs, the admin address and files.
-	reserve = 64
+	// mostConnections is the largest limits.max_connections.
+	mostConnections = 10_000_000
 )
 
 // Load reads the file. What it returns is complete and valid; an error of type
@@ -152,16 +154,6 @@ func (c *Config) complete() {
 		c.Backends[name] = b
 	}
 	if c.Limits.MaxConnections == 0 {
-		c.Limits.MaxConnections = descriptors()
+		c.Limits.MaxConnections = int(min(descriptors.Slots(descriptors.Limit()), mostConnections))
 	}
-}
-
-// descriptors is how many connections the process may have, at two
-// descriptors each: the client's and the backend's.
-func descriptors() int {
-	var limit syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
-		return 1000
-	}
-	return int(max(1, (min(uint64(limit.Cur), 20_000_000)-min(uint64(limit.Cur), reserve))/2))
 }

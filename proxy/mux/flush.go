@@ -258,12 +258,17 @@ func (s *session) flagsAside(t *told, deadline time.Time) (bool, error) {
 // sessions, which were lost with this one, may just have. There is none where the
 // user does not live any more: the session goes on without.
 func (s *session) aux(ctx context.Context) (*lease.Conn, error) {
-	if s.stays(ctx) != nil {
-		return nil, pool.ErrBusy
+	return s.auxWhile(ctx, func() bool { return true })
+}
+
+// auxWhile is aux, but waits no longer than that is said to be worth it.
+func (s *session) auxWhile(ctx context.Context, worthIt func() bool) (*lease.Conn, error) {
+	if err := s.stays(ctx); err != nil {
+		return nil, err
 	}
 	for range 50 {
 		aux, err := s.account.Aux(ctx)
-		if !errors.Is(err, pool.ErrBusy) {
+		if !errors.Is(err, pool.ErrBusy) || !worthIt() {
 			return aux, err
 		}
 		s.hub.pause(20 * time.Millisecond)

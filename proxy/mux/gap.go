@@ -13,7 +13,6 @@ import (
 	"imapgate/internal/metrics"
 	"imapgate/proxy/mux/command"
 	"imapgate/proxy/mux/lease"
-	"imapgate/proxy/mux/pool"
 	"imapgate/proxy/mux/view"
 	"imapgate/proxy/upstream"
 )
@@ -128,14 +127,8 @@ func (s *session) track() error {
 	b.nextTrack = s.hub.age() + again
 	ctx, cancel := context.WithTimeout(s.hub.ctx, auxLogin)
 	defer cancel()
-	aux, err := (*lease.Conn)(nil), s.stays(ctx)
-	if err == nil {
-		aux, err = s.auxSoon(ctx)
-	}
-	if errors.Is(err, pool.ErrBusy) { // another session asks, and will not for long
-		b.trackWait = 0
-	}
-	if err != nil { // what is only worth a question ends no session that can go on
+	aux, err := s.auxWhile(ctx, func() bool { return !s.client.Stirs() }) // they all ask at the same time
+	if err != nil {                                                       // what is only worth a question ends no session that can go on
 		s.wakeIn(again)
 		return nil // until then flags would all be told again
 	}
@@ -148,19 +141,6 @@ func (s *session) track() error {
 	b.tracked = true
 	s.account.ReturnAux(aux)
 	return nil
-}
-
-// auxSoon waits a moment for an auxiliary connection that another of the user's sessions
-// has, while the client says nothing: they all ask at the same time.
-func (s *session) auxSoon(ctx context.Context) (*lease.Conn, error) {
-	for range 25 {
-		aux, err := s.account.Aux(ctx)
-		if !errors.Is(err, pool.ErrBusy) || s.client.Stirs() {
-			return aux, err
-		}
-		s.hub.pause(20 * time.Millisecond)
-	}
-	return nil, pool.ErrBusy
 }
 
 // tracks says whether track has something to ask now.

@@ -23,10 +23,10 @@ var errProtocol = errors.New("backend broke the protocol")
 type verdict uint8
 
 const (
-	pass verdict = iota // on to the client as it is
-	drop                // it is for us
-	swap                // s.out goes on instead
-	odd                 // on to the client, and then nothing is followed any more
+	pass       verdict = iota // on to the client as it is
+	drop                      // it is for us
+	swap                      // s.out goes on instead
+	unfollowed                // on to the client, and then nothing is followed any more
 )
 
 // relay passes on what the backend has said, as far as it has been read; what it
@@ -66,7 +66,7 @@ func (s *session) relay() error {
 			run = nil
 			continue
 		}
-		if s.answering == odd || seg.Unclosed && s.answering == pass {
+		if s.answering == unfollowed || seg.Unclosed && s.answering == pass {
 			if err := s.passOdd(run, seg); err != nil {
 				return err
 			}
@@ -149,7 +149,7 @@ func (s *session) judge(seg imap.Segment) (verdict, error) {
 	case isAnswer(line) && !s.doubtful:
 		return drop, s.stray()
 	default: // or the answer to what the client's own octets were taken for
-		return odd, nil
+		return unfollowed, nil
 	}
 	s.up.Answered()
 	s.declined = s.plus
