@@ -161,11 +161,23 @@ func sessionsOf(t testing.TB, g *gateway, u identity.User) int {
 	return a.Sessions
 }
 
+// probe is what following bans. The order to lift it may be told of when the ban is gone
+// already.
+var probe = netip.MustParsePrefix("198.18.0.1/32")
+
+// countOrders is a hook that counts all orders but those about probe.
+func countOrders(n *atomic.Int32) func(Order) {
+	return func(o Order) {
+		if o.Net != probe {
+			n.Add(1)
+		}
+	}
+}
+
 // following says whether all gateways know a ban that was set to be seen, and
 // lifts it again.
 func following(t *testing.T, gates ...*gateway) bool {
 	t.Helper()
-	probe := netip.MustParsePrefix("198.18.0.1/32")
 	if err := gates[0].Ban(t.Context(), probe, time.Minute, ""); err != nil {
 		t.Fatal(err)
 	}

@@ -17,9 +17,8 @@ import (
 func TestWhatAFailoverHasLostIsToldAgain(t *testing.T) {
 	r := testbed.StartRedis(t)
 	var orders atomic.Int32
-	g := runHooked(t, quick(), dial(t, r.Address), Hooks{OnOrder: func(Order) { orders.Add(1) }})
+	g := runHooked(t, quick(), dial(t, r.Address), Hooks{OnOrder: countOrders(&orders)})
 	following(t, g)
-	orders.Store(0)
 	kept, unheard := netip.MustParsePrefix("203.0.113.0/24"), at("198.51.100.9")
 	if err := g.Ban(t.Context(), kept, time.Hour, ""); err != nil {
 		t.Fatal(err)
@@ -46,13 +45,12 @@ func TestWhatAFailoverHasLostIsToldAgain(t *testing.T) {
 func TestALossIsToldAgainOnceAndIsNoNewOrder(t *testing.T) {
 	r := testbed.StartRedis(t)
 	var orders atomic.Int32
-	hooks := Hooks{OnOrder: func(Order) { orders.Add(1) }}
+	hooks := Hooks{OnOrder: countOrders(&orders)}
 	var gates []*gateway
 	for range 3 {
 		gates = append(gates, runHooked(t, quick(), dial(t, r.Address), hooks))
 	}
 	following(t, gates...)
-	orders.Store(0)
 	const bans = 5
 	for i := range bans {
 		if err := gates[0].Ban(t.Context(), netip.MustParsePrefix(fmt.Sprintf("203.0.113.%d/32", i)), time.Hour, "by hand"); err != nil {
