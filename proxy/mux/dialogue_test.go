@@ -18,7 +18,7 @@ import (
 // A dialogue is a title ("# Sentence.") and lines, up to the next title:
 //
 //	SKIP TEXT    it is not played: a defect that is known
-//	SKIP-TLS TEXT … and where there is TLS
+//	SKIP-SPLIT TEXT … and where lines come in parts
 //	SET K=V…     mode, learn, learnmax, hold, lost, silence, flagsmax, verify, max, consistent, detach, token (ended),
 //	             id (before the login)
 //	CAPS TEXT    what the backend can do
@@ -54,9 +54,9 @@ import (
 // there from the beginning. A dialogue in which the client's connection does not
 // end goes on with a LOGOUT, and nothing else may be said, to anybody.
 type dialogue struct {
-	title         string
-	skip, skipTLS string
-	lines         []string
+	title           string
+	skip, skipSplit string
+	lines           []string
 }
 
 func readDialogues(t testing.TB) (all []dialogue) {
@@ -77,8 +77,8 @@ func readDialogues(t testing.TB) (all []dialogue) {
 				t.Fatalf("%s: a line before the first title", file)
 			case verb == "SKIP":
 				all[len(all)-1].skip = rest
-			case verb == "SKIP-TLS":
-				all[len(all)-1].skipTLS = rest
+			case verb == "SKIP-SPLIT":
+				all[len(all)-1].skipSplit = rest
 			default:
 				all[len(all)-1].lines = append(all[len(all)-1].lines, line)
 			}
@@ -130,8 +130,8 @@ func (d dialogue) play(t *testing.T, certs *certificates, kind, way string) {
 	if d.skip != "" {
 		t.Skip(d.skip)
 	}
-	if d.skipTLS != "" && kind == "tls" {
-		t.Skip(d.skipTLS)
+	if d.skipSplit != "" && (way == "bytes" || way == "random") {
+		t.Skip(d.skipSplit)
 	}
 	p := &performance{way: way, tags: map[string]string{}}
 	s := setup{kind: kind, cut: way}

@@ -29,6 +29,13 @@ func downHealth(t *testing.T) (*health, *probe) {
 	return h, p
 }
 
+// waiting is how many logins wait beside a probe.
+func (h *health) waiting() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.beside
+}
+
 // outcomes are those of logins that come beside a probe.
 type outcomes struct {
 	wg   sync.WaitGroup
@@ -68,14 +75,14 @@ func TestLoginsBesideAProbeShareItsOutcome(t *testing.T) {
 				o.admit(t.Context(), h, time.Now().Add(time.Minute))
 			}
 			synctest.Wait()
-			if h.beside != 10 {
-				t.Fatalf("%s: %d wait", what, h.beside)
+			if n := h.waiting(); n != 10 {
+				t.Fatalf("%s: %d wait", what, n)
 			}
 			began := time.Now()
 			c.end(h, p)
 			o.wg.Wait()
-			if fmt.Sprint(o.seen) != fmt.Sprint(c.want) || h.beside != 0 || time.Since(began) > besideFor {
-				t.Errorf("%s: %v after %v, %d wait on", what, o.seen, time.Since(began), h.beside)
+			if fmt.Sprint(o.seen) != fmt.Sprint(c.want) || h.waiting() != 0 || time.Since(began) > besideFor {
+				t.Errorf("%s: %v after %v, %d wait on", what, o.seen, time.Since(began), h.waiting())
 			}
 		})
 	}
@@ -89,8 +96,8 @@ func TestNoMoreLoginsThanTheBoundWaitBesideAProbe(t *testing.T) {
 			o.admit(t.Context(), h, time.Now().Add(time.Minute))
 		}
 		synctest.Wait()
-		if o.mu.Lock(); o.seen[isRefused] != 7 || h.beside != maxBeside {
-			t.Errorf("%v, %d wait", o.seen, h.beside)
+		if o.mu.Lock(); o.seen[isRefused] != 7 || h.waiting() != maxBeside {
+			t.Errorf("%v, %d wait", o.seen, h.waiting())
 		}
 		o.mu.Unlock()
 		h.succeeded(time.Now())
@@ -112,7 +119,7 @@ func TestALoginWaitsBesideAProbeWithinItsOwnTime(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second/4)
 		defer cancel()
 		began = time.Now()
-		if _, err := h.admit(ctx, began.Add(time.Minute)); !errors.Is(err, errDown) || time.Since(began) != time.Second/4 || h.beside != 0 {
+		if _, err := h.admit(ctx, began.Add(time.Minute)); !errors.Is(err, errDown) || time.Since(began) != time.Second/4 || h.waiting() != 0 {
 			t.Errorf("%v after %v", err, time.Since(began))
 		}
 	})
