@@ -14,7 +14,6 @@ import (
 	"net/url"
 	"runtime"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -178,17 +177,9 @@ func TestAServerThatIsAwayIsLeftAlone(t *testing.T) {
 // The gateway's own question finds the server back, and takes its time. The logins that
 // come meanwhile are not refused.
 func TestLoginsBesideTheQuestionThatFindsTheServerBackSucceed(t *testing.T) {
-	var back atomic.Bool
-	probed, answers := make(chan struct{}), make(chan struct{})
-	once := sync.OnceFunc(func() { close(probed) })
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !back.Load() {
-			panic(http.ErrAbortHandler)
-		}
-		if r.Header.Get("Auth-Method") == none {
-			once()
-			<-answers
-		}
+	o := testbed.NewOutage()
+	isProbe := func(r *http.Request) bool { return r.Header.Get("Auth-Method") == none }
+	server := httptest.NewServer(o.Handler(isProbe, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header()["Auth-Status"], w.Header()["Auth-Server"], w.Header()["Auth-Port"] = []string{"OK"}, []string{"10.0.0.1"}, []string{"143"}
 	}))
 	t.Cleanup(server.Close)
@@ -197,35 +188,10 @@ func TestLoginsBesideTheQuestionThatFindsTheServerBackSucceed(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(a.Close)
-	for range breaker.After + 1 {
-		if _, err := a.Ask(t.Context(), alice()); !errors.Is(err, ErrUnavailable) {
-			t.Fatal(err)
-		}
-	}
-	back.Store(true)
-	var logins sync.WaitGroup
-	logins.Go(func() {
-		for {
-			if _, err := a.Ask(t.Context(), alice()); err == nil || t.Context().Err() != nil {
-				return
-			}
-		}
+	o.Play(t, breaker.After+1, ErrUnavailable, func() error {
+		_, err := a.Ask(t.Context(), alice())
+		return err
 	})
-	<-probed
-	begun := make(chan struct{})
-	for range 20 {
-		logins.Go(func() {
-			begun <- struct{}{}
-			if _, err := a.Ask(t.Context(), alice()); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	for range 20 {
-		<-begun
-	}
-	close(answers)
-	logins.Wait()
 }
 
 func TestOneUsersBrokenRecordDoesNotKeepOthersOut(t *testing.T) {

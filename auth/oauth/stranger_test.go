@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -14,6 +13,7 @@ import (
 
 	"imapgate/internal/breaker"
 	"imapgate/internal/identity"
+	"imapgate/internal/testbed"
 )
 
 // startOddProvider is a provider that knows tokens which begin with "good", answers its
@@ -54,17 +54,9 @@ func TestAProviderIsAskedAboutALongToken(t *testing.T) {
 // The gateway's own question finds the provider back, and takes its time. The tokens that
 // come meanwhile are not refused.
 func TestTokensBesideTheQuestionThatFindsTheProviderBackAreAskedAbout(t *testing.T) {
-	var back atomic.Bool
-	probed, answers := make(chan struct{}), make(chan struct{})
-	once := sync.OnceFunc(func() { close(probed) })
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !back.Load() {
-			panic(http.ErrAbortHandler)
-		}
-		if !strings.HasPrefix(r.FormValue("token"), "good") {
-			once()
-			<-answers
-		}
+	o := testbed.NewOutage()
+	isProbe := func(r *http.Request) bool { return !strings.HasPrefix(r.FormValue("token"), "good") }
+	server := httptest.NewServer(o.Handler(isProbe, func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = fmt.Fprintf(w, `{"active":true,"scope":"email","email":%q}`, alice)
 	}))
 	t.Cleanup(server.Close)
@@ -72,36 +64,10 @@ func TestTokensBesideTheQuestionThatFindsTheProviderBackAreAskedAbout(t *testing
 	if err != nil {
 		t.Fatal(err)
 	}
-	token := identity.NewSecret("good")
-	for range breaker.After + 1 {
-		if _, err := v.Verify(t.Context(), token); !errors.Is(err, ErrUnavailable) {
-			t.Fatal(err)
-		}
-	}
-	back.Store(true)
-	var logins sync.WaitGroup
-	logins.Go(func() {
-		for {
-			if _, err := v.Verify(t.Context(), token); err == nil || t.Context().Err() != nil {
-				return
-			}
-		}
+	o.Play(t, breaker.After+1, ErrUnavailable, func() error {
+		_, err := v.Verify(t.Context(), identity.NewSecret("good"))
+		return err
 	})
-	<-probed
-	begun := make(chan struct{})
-	for range 20 {
-		logins.Go(func() {
-			begun <- struct{}{}
-			if _, err := v.Verify(t.Context(), token); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	for range 20 {
-		<-begun
-	}
-	close(answers)
-	logins.Wait()
 }
 
 func TestTokensOfStrangersKeepNobodyOut(t *testing.T) {
