@@ -18,7 +18,7 @@ func TestARedisThatLostEverythingIsToldAgain(t *testing.T) {
 	cfg.Settings.PerUser = 10
 	one, two := runGate(t, cfg, dial(t, r.Address)), runGate(t, cfg, dial(t, r.Address))
 	alice := user(t, "alice")
-	testbed.Within(t, patienceOf, "both to follow", func() bool { return following(t, one, two) })
+	following(t, one, two)
 	in := hammer(t, 10, alice, one, two)
 	banned := netip.MustParsePrefix("203.0.113.0/24")
 	if err := one.Ban(t.Context(), banned, time.Hour, ""); err != nil {

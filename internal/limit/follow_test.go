@@ -15,7 +15,7 @@ func TestABanWithoutRedisIsToldWhenItIsBack(t *testing.T) {
 	told := make(chan bool, 100)
 	one := runHooked(t, quick(), dial(t, r.Address), Hooks{OnRedis: func(up bool) { told <- up }})
 	two := runGate(t, quick(), dial(t, r.Address))
-	testbed.Within(t, patienceOf, "both to follow", func() bool { return following(t, one, two) })
+	following(t, one, two)
 	if up := <-told; !up || len(told) > 0 {
 		t.Fatal("it was not told, once, that Redis is there")
 	}
@@ -33,7 +33,7 @@ func TestABanHoldsEverywhereWithinASecond(t *testing.T) {
 	r := testbed.StartRedis(t)
 	one, two := runGate(t, quick(), dial(t, r.Address)), runGate(t, quick(), dial(t, r.Address))
 	addr := at("192.0.2.1")
-	testbed.Within(t, patienceOf, "both to follow", func() bool { return following(t, one, two) })
+	following(t, one, two)
 	for i := range 5 { // five here and five there
 		for _, g := range []*gateway{one, two} {
 			if v, err := g.Arrive("imaps", addr); err == nil {
@@ -80,7 +80,7 @@ func TestBansSurviveMoreChangesThanAreKept(t *testing.T) {
 	r := testbed.StartRedis(t)
 	client := dial(t, r.Address)
 	one := runGate(t, quick(), client)
-	testbed.Within(t, patienceOf, "it to follow", func() bool { return following(t, one) })
+	following(t, one)
 	r.CLI("eval", `for i = 1, 9000 do redis.call('XADD', 'imapgate:ban:{all}:changes', '*', 'n', redis.call('INCR', 'imapgate:ban:{all}:count'), 'ban', 'x') end
 		redis.call('XTRIM', 'imapgate:ban:{all}:changes', 'MAXLEN', 10)`, "0")
 	if err := newGate(t, quick(), client).Ban(t.Context(), netip.MustParsePrefix("192.0.2.0/24"), time.Hour, "a gap"); err != nil {

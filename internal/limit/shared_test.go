@@ -93,7 +93,7 @@ func TestAnOperatorForgivesAUserEverywhere(t *testing.T) {
 	cfg := quick()
 	cfg.Failures.PerUserTotal, cfg.Failures.PerUserHour = 5, 0
 	one, two := runGate(t, cfg, dial(t, r.Address)), runGate(t, cfg, dial(t, r.Address))
-	testbed.Within(t, patienceOf, "both to follow", func() bool { return following(t, one, two) })
+	following(t, one, two)
 	victim := user(t, "victim")
 	if _, err := logIn(t, one.Gate, at("198.51.100.1"), victim); err != nil {
 		t.Fatal(err)
@@ -186,9 +186,7 @@ func TestAClusterIsAskedSlotBySlot(t *testing.T) {
 		}
 		leaveAll(in)
 	}
-	if !following(t, one, two) {
-		t.Fatal("bans are not followed")
-	}
+	following(t, one, two)
 	v := arrive(t, one.Gate, at("192.0.2.1"))
 	v.Failed(t.Context(), user(t, "alice"), secret("x"))
 	v.Leave()

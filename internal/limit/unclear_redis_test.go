@@ -16,7 +16,7 @@ func TestUnclearPasswordsCountForTheUserAtAllGateways(t *testing.T) {
 	cfg := quick()
 	cfg.Failures.PerUserTotal, cfg.Failures.PerUserHour = 20, 0
 	one, two := runGate(t, cfg, dial(t, r.Address)), runGate(t, cfg, dial(t, r.Address))
-	testbed.Within(t, patienceOf, "both to follow", func() bool { return following(t, one, two) })
+	following(t, one, two)
 	victim := user(t, "victim")
 	if _, err := logIn(t, one.Gate, at("198.51.100.1"), victim); err != nil { // so that there is a network where it is known
 		t.Fatal(err)
