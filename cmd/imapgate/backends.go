@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -26,9 +25,7 @@ type backendStates struct {
 }
 
 // backendStates is the admin address's view of all backends.
-func (g *gateway) backendStates(context.Context) (any, error) {
-	return backendStates{g.proxy.Backends()}, nil
-}
+func (g *gateway) backendStates() any { return backendStates{g.proxy.Backends()} }
 
 func newBackends() *cobra.Command {
 	var file string

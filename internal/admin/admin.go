@@ -53,7 +53,7 @@ type Shows struct {
 	// Sessions says which live sessions of a user this gateway has, as Explain.
 	Sessions func(ctx context.Context, user string) (any, error)
 	// Backends says what this gateway thinks of all backends.
-	Backends func(ctx context.Context) (any, error)
+	Backends func() any
 	Limits   Limits
 }
 

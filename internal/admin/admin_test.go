@@ -42,7 +42,7 @@ func shown(away *atomic.Bool) Shows {
 			u, err := identity.Canon(user, "")
 			return map[string]string{"user": u.String()}, err
 		},
-		Backends: func(context.Context) (any, error) { return map[string]any{"backends": []string{}}, nil },
+		Backends: func() any { return map[string]any{"backends": []string{}} },
 	}
 }
 

@@ -42,7 +42,7 @@ func pages(s Shows) map[string]page {
 		pathReady:    {shows: s.ready},
 		pathExplain:  {shows: s.explain},
 		pathSessions: {shows: s.sessions},
-		pathBackends: {shows: s.backends},
+		pathBackends: {shows: func(w http.ResponseWriter, _ *http.Request) { answer(w, s.Backends()) }},
 		pathLimits:   {shows: s.Limits.show, changes: map[string]http.HandlerFunc{http.MethodDelete: s.Limits.forgive}},
 		pathBans: {shows: s.Limits.list, changes: map[string]http.HandlerFunc{
 			http.MethodPost: s.Limits.add, http.MethodDelete: s.Limits.remove,
@@ -64,16 +64,6 @@ func (s Shows) explain(w http.ResponseWriter, r *http.Request) { askedOfUser(w, 
 
 // sessions answers ?user=NAME with the live sessions of that user here.
 func (s Shows) sessions(w http.ResponseWriter, r *http.Request) { askedOfUser(w, r, s.Sessions) }
-
-// backends answers with all backends.
-func (s Shows) backends(w http.ResponseWriter, r *http.Request) {
-	result, err := s.Backends(r.Context())
-	if err != nil {
-		say(w, http.StatusServiceUnavailable, err.Error())
-		return
-	}
-	answer(w, result)
-}
 
 func askedOfUser(w http.ResponseWriter, r *http.Request, call func(context.Context, string) (any, error)) {
 	users := r.URL.Query()["user"]

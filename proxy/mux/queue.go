@@ -48,7 +48,7 @@ func (q *queue) enter(wake func()) *turn {
 	} else {
 		t.place = q.idle.PushBack(t)
 	}
-	woken := q.serve(nil)
+	woken := q.serve()
 	q.mu.Unlock()
 	wakeAll(woken)
 	return t
@@ -70,7 +70,7 @@ func (t *turn) leave() {
 			q.idlers--
 		}
 	}
-	woken := q.serve(nil)
+	woken := q.serve()
 	q.mu.Unlock()
 	wakeAll(woken)
 }
@@ -83,8 +83,8 @@ func (t *turn) done() {
 	t.leave()
 }
 
-// serve grants the turns that there are, and appends those to be woken. mu is held.
-func (q *queue) serve(woken []*turn) []*turn {
+// serve grants the turns that there are, and returns those to be woken. mu is held.
+func (q *queue) serve() (woken []*turn) {
 	for q.taken < q.most && q.commands.Len() > 0 {
 		q.grant(&q.commands)
 	}

@@ -100,7 +100,7 @@ func (c *Conn) Run(deadline time.Time, command string, each func(response []byte
 	}
 	left := maxAnswer
 	for {
-		b, err := c.response(&left)
+		b, err := c.Response(&left)
 		if err != nil {
 			return imap.Response{}, err
 		}
@@ -132,7 +132,7 @@ func (c *Conn) Run(deadline time.Time, command string, each func(response []byte
 // stand in a buffer. Errors as Run.
 func (c *Conn) Untagged() ([]byte, error) {
 	left := maxAnswer
-	b, err := c.response(&left)
+	b, err := c.Response(&left)
 	switch {
 	case err != nil:
 		return nil, err
@@ -147,9 +147,7 @@ func (c *Conn) Untagged() ([]byte, error) {
 // Response reads one whole response of any kind, valid until the next one. What
 // is left of a budget in bytes goes down by its length: ErrTooMuch below zero. With
 // ErrProtocol it is what was read of it.
-func (c *Conn) Response(left *int) ([]byte, error) { return c.response(left) }
-
-func (c *Conn) response(left *int) ([]byte, error) {
+func (c *Conn) Response(left *int) ([]byte, error) {
 	c.answer = c.answer[:0]
 	for {
 		s, ok, err := c.Ready()
