@@ -27,10 +27,10 @@ import (
 
 	"imapgate/auth"
 	"imapgate/internal/audit"
-	"imapgate/internal/deadpeer"
 	"imapgate/internal/descriptors"
 	"imapgate/internal/identity"
 	"imapgate/internal/limit"
+	"imapgate/internal/listen"
 	"imapgate/internal/metrics"
 	"imapgate/proxy/mux"
 	"imapgate/proxy/splice"
@@ -307,16 +307,9 @@ type listener struct {
 }
 
 func (l *listener) listen() error {
-	config := net.ListenConfig{
-		Control:         deadpeer.Control,
-		KeepAliveConfig: deadpeer.KeepAlive(),
-	}
-	tcp, err := config.Listen(context.Background(), "tcp", l.Address)
-	if err != nil {
-		return err
-	}
-	l.tcp = tcp.(*net.TCPListener)
-	return nil
+	var err error
+	l.tcp, err = listen.TCP(l.Address)
+	return err
 }
 
 // accept takes connections until the listener is closed. When descriptors run

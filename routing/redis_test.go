@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -78,8 +79,11 @@ func start(t testing.TB, r *Router) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx) }()
+	var saving sync.WaitGroup
+	saving.Go(func() { r.KeepSnapshot(ctx) })
 	stop = func() {
 		cancel()
+		saving.Wait()
 		if err := <-done; err != nil {
 			t.Errorf("Run: %v", err)
 		}

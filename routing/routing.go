@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"time"
 
 	"imapgate/internal/identity"
@@ -173,8 +172,8 @@ func (c *Config) setDefaults() {
 	}
 }
 
-// Run follows changes and writes snapshots until ctx ends. Without it a Router
-// works, and knows of a change when the ttl is over.
+// Run follows changes until ctx ends. Without it a Router works, and knows of a
+// change when the ttl is over.
 func (r *Router) Run(ctx context.Context) error {
 	if r.store == nil {
 		<-ctx.Done()
@@ -182,11 +181,8 @@ func (r *Router) Run(ctx context.Context) error {
 	}
 	done := make(chan struct{})
 	go r.channels.run(ctx, done)
-	var watching sync.WaitGroup
-	watching.Go(func() { r.cache.watch(ctx, r.metrics.Store) })
-	r.keepSnapshot(ctx)
+	r.cache.watch(ctx, r.metrics.Store)
 	<-done
-	watching.Wait()
 	r.cache.wait()
 	return nil
 }

@@ -170,17 +170,17 @@ func (s saved) entry(k keys, rules rules) (*entry, bool) {
 	return &entry{user: u, answer: a, fromDisk: true}, true
 }
 
-// keepSnapshot writes the snapshot when something changed, and once more at the
-// end. It ends with ctx.
-func (r *Router) keepSnapshot(ctx context.Context) {
+// KeepSnapshot writes the snapshot when something changed, and once more when ctx
+// ends, which is before another gateway that uses the same file takes our place.
+func (r *Router) KeepSnapshot(ctx context.Context) {
+	if r.store == nil || r.cfg.Snapshot == "" {
+		return
+	}
 	every := saveEvery
 	for ctx.Err() == nil {
 		select {
 		case <-time.After(every):
 		case <-ctx.Done():
-		}
-		if r.cfg.Snapshot == "" {
-			continue
 		}
 		began := time.Now()
 		if err := r.saveSnapshot(); err != nil {

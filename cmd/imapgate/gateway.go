@@ -210,6 +210,7 @@ func (g *gateway) run(ctx context.Context) error {
 	var watchers errgroup.Group
 	watch := func(f func(context.Context) error) { watchers.Go(func() error { return f(watching) }) }
 	watch(g.routes.Run)
+	watchers.Go(func() error { g.routes.KeepSnapshot(ctx); return nil }) // to the drain: then it is the next process's
 	watch(g.auth.Run)
 	watch(g.limits.Run)
 	if g.tls != nil {
@@ -224,7 +225,7 @@ func (g *gateway) run(ctx context.Context) error {
 		g.log.Warn("the start is not in the audit log", zap.Error(err))
 	}
 	g.accepting.Store(true)
-	defer context.AfterFunc(ctx, g.beginDrain)()
+	defer context.AfterFunc(ctx, func() { g.beginDrain(watching) })()
 	served := g.proxy.Serve(ctx)
 	if err := g.audit.Stopped(audit.GatewayStopping); err != nil {
 		g.log.Warn("the end is not in the audit log", zap.Error(err))
@@ -233,7 +234,13 @@ func (g *gateway) run(ctx context.Context) error {
 	return errors.Join(served, watchers.Wait())
 }
 
-func (g *gateway) beginDrain() { g.accepting.Store(false) }
+// beginDrain makes room for a gateway that takes our place.
+func (g *gateway) beginDrain(watching context.Context) {
+	g.accepting.Store(false)
+	if g.admin != nil {
+		g.admin.GiveWay(watching)
+	}
+}
 
 // ready is nil while new clients can be let in.
 func (g *gateway) ready() error {

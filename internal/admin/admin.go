@@ -13,15 +13,16 @@ package admin
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
 
 	"imapgate/internal/identity"
+	"imapgate/internal/listen"
 )
 
 // Bounds of one request, and of all at once.
@@ -35,6 +36,8 @@ const (
 	maxConns    = 64               // connections at a time; a new one replaces one without a request
 	maxRequests = 48               // requests at a time, but for health and readiness; more get 503
 	goodbyeTime = 2 * time.Second  // for answers under way when the server ends
+
+	lookForOthers = 200 * time.Millisecond // how often GiveWay looks
 )
 
 // Config is the `admin` block of the configuration.
@@ -64,7 +67,9 @@ type Server struct {
 	log      *zap.Logger
 	guard    *guard
 	http     *http.Server
-	listener net.Listener // by Listen
+	tcp      *net.TCPListener // by Listen
+	listener net.Listener     // tcp, bounded
+	givenUp  atomic.Bool      // by GiveWay
 }
 
 // New makes a Server.
@@ -89,38 +94,64 @@ func New(cfg Config, shows Shows, log *zap.Logger) *Server {
 
 // Listen opens the address.
 func (s *Server) Listen() error {
-	l, err := net.Listen("tcp", s.cfg.Address)
-	if err != nil {
+	var err error
+	if s.tcp, err = listen.TCP(s.cfg.Address); err != nil {
 		return fmt.Errorf("listen for admin: %w", err)
 	}
-	s.listener = newBounded(l)
+	s.listener = newBounded(s.tcp)
 	return nil
 }
 
 // Addr is where it listens, after Listen.
-func (s *Server) Addr() net.Addr { return s.listener.Addr() }
+func (s *Server) Addr() net.Addr { return s.tcp.Addr() }
+
+// GiveWay gives the address up as soon as another process listens there, or at once
+// where that cannot be told: it is for a process that is about to end, and returns
+// with ctx or when the address is given up.
+func (s *Server) GiveWay(ctx context.Context) {
+	look := time.NewTicker(lookForOthers)
+	defer look.Stop()
+	for {
+		others, err := listen.Shared(s.Addr())
+		if others || err != nil {
+			break
+		}
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+	s.givenUp.Store(true)
+	s.http.SetKeepAlivesEnabled(false) // those who have asked us ask the other one next
+	_ = s.listener.Close()             // Serve notices
+	s.log.Info("admin address given up", zap.Stringer("address", s.Addr()))
+}
 
 // Serve answers until ctx is done, which is no error. Listen comes first.
 func (s *Server) Serve(ctx context.Context) error {
 	ended := make(chan error, 1)
 	go s.serveInto(ended)
-	var err error
 	select {
-	case err = <-ended: // the listener broke; nothing else ends it
-	case <-ctx.Done():
-		soon, cancel := context.WithTimeout(context.WithoutCancel(ctx), goodbyeTime)
-		defer cancel()
-		if s.http.Shutdown(soon) != nil {
-			_ = s.http.Close() // answers that nobody reads
+	case err := <-ended:
+		if !s.givenUp.Load() {
+			return fmt.Errorf("admin: %w", err) // the listener broke; nothing else ends it
 		}
-		err = <-ended
+		<-ctx.Done()
+	case <-ctx.Done():
 	}
-	if errors.Is(err, http.ErrServerClosed) {
-		return nil
+	soon, cancel := context.WithTimeout(context.WithoutCancel(ctx), goodbyeTime)
+	defer cancel()
+	if s.http.Shutdown(soon) != nil {
+		_ = s.http.Close() // answers that nobody reads
 	}
-	return fmt.Errorf("admin: %w", err)
+	<-ended
+	return nil
 }
 
 // serveInto is run as a goroutine; it ends when the server is shut down or its
-// listener breaks.
-func (s *Server) serveInto(ended chan<- error) { ended <- s.http.Serve(s.listener) }
+// listener is closed or breaks.
+func (s *Server) serveInto(ended chan<- error) {
+	ended <- s.http.Serve(s.listener)
+	close(ended)
+}

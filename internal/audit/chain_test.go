@@ -7,9 +7,12 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"go.uber.org/zap"
+
+	"imapgate/internal/testbed"
 )
 
 // chained opens a log with a chain at path.
@@ -177,17 +180,134 @@ func FuzzVerify(f *testing.F) {
 	})
 }
 
-func TestAChainHasOneWriter(t *testing.T) {
+// A gateway is started beside one that drains: both write, and the file is rotated
+// under them.
+func TestAChainMayHaveSeveralWriters(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.log")
+	writers := []*Log{chained(t, path), chained(t, path)}
+	for file := range 4 {
+		var all sync.WaitGroup
+		for _, l := range writers {
+			all.Go(func() {
+				for i := range 50 {
+					refuse(l, fmt.Sprint(i))
+					if i%10 == 0 {
+						testbed.Within(t, testbed.Patience, "some to be written", func() bool { return l.Sinks()[0].Written >= uint64(50*file+i) })
+					}
+				}
+			})
+		}
+		if file < 3 {
+			testbed.Within(t, testbed.Patience, "a file", func() bool { _, err := os.Stat(path); return err == nil })
+			if err := os.Rename(path, fmt.Sprintf("%s.%d", path, file)); err != nil {
+				t.Fatal(err)
+			}
+			writers[file%2].Reopen()
+		}
+		all.Wait()
+	}
+	for _, l := range writers {
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var texts [][]byte
+	for file := range 3 {
+		texts = append(texts, readAll(t, fmt.Sprintf("%s.%d", path, file)))
+	}
+	texts = append(texts, readAll(t, path))
+	v, err := verify(texts...)
+	refused := bytes.Count(bytes.Join(texts, nil), []byte(`"event":"login_refused"`))
+	if err != nil || v.Torn > 0 || refused != 400 {
+		t.Errorf("%v: %d torn, %d refusals", err, v.Torn, refused)
+	}
+}
+
+func TestWhatIsDoneToAChainWhileItIsWrittenIsFound(t *testing.T) {
+	for name, change := range map[string]func(text []byte) []byte{
+		"the last removed": func(text []byte) []byte { return text[:bytes.LastIndexByte(text[:len(text)-1], '\n')+1] },
+		"cut off":          func([]byte) []byte { return nil },
+		"a foreign one":    func(text []byte) []byte { return append(text, "{\"v\":1,\"event\":\"started\"}\n"...) },
+		"one twice": func(text []byte) []byte {
+			return append(text, text[bytes.LastIndexByte(text[:len(text)-1], '\n')+1:]...)
+		},
+		"as long, and another": func(text []byte) []byte {
+			return bytes.Replace(text, []byte(`"session":"3"`), []byte(`"session":"4"`), 1)
+		},
+		"a chain of its own": func([]byte) []byte { return written(t, filepath.Join(t.TempDir(), "other.log"), 60) },
+		"the last made another": func(text []byte) []byte {
+			return bytes.Replace(text, []byte(`"session":"4"`), []byte(`"session":"44"`), 1)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "audit.log")
+			l := chained(t, path)
+			for i := range 5 {
+				refuse(l, fmt.Sprint(i))
+			}
+			eventually(t, "written", func() bool { return l.Sinks()[0].Written == 5 })
+			before := readAll(t, path)
+			if err := os.WriteFile(path, change(bytes.Clone(before)), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			refuse(l, "behind it")
+			if err := l.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if v, err := verify(readAll(t, path)); err == nil {
+				t.Errorf("%d records, and all is fine", v.Records)
+			}
+		})
+	}
+}
+
+// A process that was killed in the middle of a record leaves a piece of it to the others.
+func TestAWriterEndsTheLineThatAnotherHasLeft(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
 	l := chained(t, path)
-	if second, err := Open(Config{Path: path, Chain: true}, zap.NewNop()); !errors.Is(err, errShared) || !strings.Contains(err.Error(), path) {
-		t.Errorf("a second writer: %v, %v", second, err)
-	}
 	refuse(l, "one")
+	eventually(t, "written", func() bool { return l.Sinks()[0].Written == 1 })
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteString(`{"v":1,"event":"log`); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	refuse(l, "two")
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if v, err := verify(written(t, path, 1)); err != nil || v.Records != 3 {
-		t.Errorf("behind the first writer: %+v, %v", v, err)
+	if v, err := verify(readAll(t, path)); err != nil || v.Records != 3 || v.Torn != 1 {
+		t.Errorf("%v: %d records, %d torn", err, v.Records, v.Torn)
+	}
+}
+
+// Whoever keeps the lock keeps records from being written, and no longer.
+func TestALockedChainIsAFaultOfTheSink(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "audit.log")
+	l := chained(t, path)
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := lock(f); err != nil {
+		t.Fatal(err)
+	}
+	refuse(l, "one")
+	eventually(t, "a fault", func() bool { return l.Ready() != nil })
+	if _, err := openFile(path, true, zap.NewNop()); !errors.Is(err, errLocked) || !strings.Contains(err.Error(), path) {
+		t.Errorf("another writer: %v", err)
+	}
+	unlock(f)
+	eventually(t, "ready again", func() bool { return l.Ready() == nil })
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if v, err := verify(readAll(t, path)); err != nil || v.Records != 2 {
+		t.Errorf("%v: %d records", err, v.Records)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"syscall"
@@ -12,7 +13,9 @@ import (
 	"go.uber.org/zap"
 )
 
-// file is a sink: a file, a FIFO, a device, or standard output.
+// file is a sink: a file, a FIFO, a device, or standard output. Several processes
+// may write one chain, as when a gateway is started beside one that drains: each has
+// the file's lock for one write, and goes on behind what the others have written.
 type file struct {
 	// Set once.
 	path   string // "" is standard output
@@ -26,6 +29,7 @@ type file struct {
 	dirty   bool   // written since the last sync
 	stuck   bool   // it was said that a new file cannot be opened
 	torn    int    // bytes of the next record that the file has already
+	size    int64  // of a chained file, behind what we wrote last
 	linked  []byte // records with their links
 	opening []byte // the first record of a chained file, until it is in there
 	opened  chain  // the chain behind that record
@@ -42,20 +46,23 @@ func openFile(path string, chained bool, log *zap.Logger) (*file, error) {
 	if err := s.open(); err != nil {
 		return nil, err
 	}
+	s.release()
 	return s, nil
 }
 
-// open opens what is at the path now. When it cannot be used, s stays as it is.
-// O_NONBLOCK keeps a FIFO without a reader from holding us up, and lets write
-// have a deadline.
+// open opens what is at the path now, and locks it where records are chained. When
+// it cannot be used, s stays as it is. O_NONBLOCK keeps a FIFO without a reader from
+// holding us up, and lets write have a deadline.
 func (s *file) open() error {
-	f, err := os.OpenFile(s.path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|syscall.O_NONBLOCK, 0o600)
+	f, err := os.OpenFile(s.path, s.access()|os.O_APPEND|os.O_CREATE|syscall.O_NONBLOCK, 0o600)
 	if err != nil {
 		return err
 	}
 	info, err := f.Stat()
 	if err == nil && info.Mode().IsRegular() && s.chain != nil {
-		err = lock(f) // two chains in one file would look like a forgery
+		if err = lock(f); err == nil {
+			info, err = f.Stat()
+		}
 	}
 	if err == nil && info.Mode().IsRegular() {
 		err = s.resume(f, info.Size())
@@ -68,6 +75,15 @@ func (s *file) open() error {
 	return nil
 }
 
+// access is how the path is opened: a chained file is read too, unless it is none.
+func (s *file) access() int {
+	info, err := os.Stat(s.path)
+	if s.chain == nil || err == nil && !info.Mode().IsRegular() {
+		return os.O_WRONLY
+	}
+	return os.O_RDWR
+}
+
 // resume ends the line that a killed process left unfinished, and goes on with
 // the chain of the file, or begins one.
 func (s *file) resume(f *os.File, size int64) error {
@@ -78,11 +94,11 @@ func (s *file) resume(f *os.File, size int64) error {
 	if err != nil {
 		return err
 	}
-	if len(end) > 0 && end[len(end)-1] != '\n' {
-		if _, err := f.Write([]byte{'\n'}); err != nil {
-			return fmt.Errorf("end the unfinished line in %s: %w", s.path, err)
-		}
+	ended, err := endLine(f, end)
+	if err != nil {
+		return fmt.Errorf("end the unfinished line in %s: %w", s.path, err)
 	}
+	s.size = size + ended
 	s.opening = nil
 	if s.chain != nil && !s.chain.follow(end) {
 		// Written with the next record: a full disk must not keep us in the old
@@ -90,6 +106,15 @@ func (s *file) resume(f *os.File, size int64) error {
 		s.opening, s.opened = s.chain.opening()
 	}
 	return nil
+}
+
+// endLine ends the line at the end of a file, if it is not, and says by how many bytes.
+func endLine(f *os.File, end []byte) (int64, error) {
+	if len(end) == 0 || end[len(end)-1] == '\n' {
+		return 0, nil
+	}
+	n, err := f.Write([]byte{'\n'})
+	return int64(n), err
 }
 
 // readEnd reads as much of a file's end as holds a whole record for sure.
@@ -106,10 +131,63 @@ func readEnd(path string, size int64) ([]byte, error) {
 	return end, nil
 }
 
+// acquire makes a chained file ours for one write, with all in it that others have
+// written. One that was moved away is left, before anybody goes on in the new one
+// from a record that is not the old one's last.
+func (s *file) acquire() error {
+	if err := lock(s.f); err != nil {
+		return fmt.Errorf("%s: %w", s.path, err)
+	}
+	err := s.catchUp()
+	if err == nil && s.moved() {
+		s.replace()
+	}
+	if err != nil {
+		s.release()
+	}
+	return err
+}
+
+// release lets others write.
+func (s *file) release() {
+	if s.chain != nil && s.regular {
+		unlock(s.f)
+	}
+}
+
+// catchUp goes on behind the records that others have written since we last wrote.
+// Where they do not follow from ours, or some of ours are gone, the chain goes on from
+// our own, so that a Verifier finds the place.
+func (s *file) catchUp() error {
+	info, err := s.f.Stat()
+	if err != nil || info.Size() == s.size {
+		return err
+	}
+	s.torn = 0
+	if info.Size() > s.size {
+		theirs := Verifier{Records: int(min(s.chain.seq, 1)), chain: *s.chain}
+		if theirs.File(io.NewSectionReader(s.f, s.size, info.Size()-s.size)) == nil {
+			*s.chain = theirs.chain
+		}
+		s.opening = nil
+	}
+	var last [1]byte
+	if _, err := s.f.ReadAt(last[:], info.Size()-1); err != nil && info.Size() > 0 {
+		return err
+	}
+	ended, err := endLine(s.f, last[:min(info.Size(), 1)])
+	s.size = info.Size() + ended
+	return err
+}
+
 func (s *file) write(lines []byte) (int, error) {
 	if s.chain == nil || !s.regular {
 		return s.put(lines)
 	}
+	if err := s.acquire(); err != nil {
+		return 0, err
+	}
+	defer s.release()
 	before := *s.chain
 	s.linked = append(s.linked[:0], s.opening...)
 	if s.opening != nil {
@@ -151,6 +229,7 @@ func (s *file) put(lines []byte) (int, error) {
 	_ = s.f.SetWriteDeadline(time.Now().Add(sinkWait))
 	n, err := s.f.Write(lines[s.torn:])
 	s.dirty = s.dirty || n > 0
+	s.size += int64(n)
 	n += s.torn
 	whole := bytes.LastIndexByte(lines[:n], '\n') + 1
 	s.torn = n - whole
@@ -172,20 +251,32 @@ func (s *file) tend() error {
 	if err := s.sync(); err != nil {
 		return err
 	}
-	if !s.moved() {
-		return nil
+	switch {
+	case !s.moved():
+	case s.chain != nil && s.regular:
+		if err := s.acquire(); err != nil {
+			return err
+		}
+		s.release()
+	default:
+		s.replace()
 	}
+	return nil
+}
+
+// replace goes on in what is at the path now, if it can be opened.
+func (s *file) replace() {
 	old := s.f
 	if err := s.open(); err != nil {
 		if !s.stuck {
 			s.log.Error("audit log was moved away and the new file cannot be opened; the old one stays in use", zap.Error(err))
 		}
 		s.stuck = true
-		return nil
+		return
 	}
 	s.stuck = false
-	_ = old.Close() // synced above
-	return nil
+	_ = old.Sync() // of a FIFO it fails
+	_ = old.Close()
 }
 
 func (s *file) sync() error {

@@ -6,14 +6,30 @@ import (
 	"errors"
 	"os"
 	"syscall"
+	"time"
 )
 
-// lock makes a file this writer's until it is closed. A file system without locks
-// has none to offer, which is no reason to keep no log.
+// lock makes a file this process's until unlock, or until it is closed. Others have it
+// for one write; who has it for longer has stopped, or is something else. A file system
+// without locks has none to offer, which is no reason to keep no log.
 func lock(f *os.File) error {
-	err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-	if errors.Is(err, syscall.EWOULDBLOCK) {
-		return errShared
+	for deadline := time.Now().Add(sinkWait); errors.Is(flock(f, syscall.LOCK_EX|syscall.LOCK_NB), syscall.EWOULDBLOCK); {
+		if time.Now().After(deadline) {
+			return errLocked
+		}
+		time.Sleep(time.Millisecond)
 	}
 	return nil
+}
+
+func unlock(f *os.File) { _ = flock(f, syscall.LOCK_UN) }
+
+func flock(f *os.File, how int) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) { failed = syscall.Flock(int(fd), how) })
+	return errors.Join(err, failed)
 }

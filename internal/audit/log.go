@@ -44,7 +44,7 @@ var ErrUnavailable = errors.New("audit log is not available")
 var (
 	errFull   = fmt.Errorf("%w: too many records wait to be written", ErrUnavailable)
 	errSink   = fmt.Errorf("%w: the last write failed", ErrUnavailable)
-	errShared = errors.New("another gateway writes its chain there: each needs a file of its own")
+	errLocked = errors.New("another process keeps it locked")
 	errClosed = fmt.Errorf("%w: closed", ErrUnavailable)
 )
 
