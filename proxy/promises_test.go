@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/url"
 	"os"
@@ -300,6 +301,47 @@ func TestDrainSaysByeBeforeTheLoginAndWaitsBehindIt(t *testing.T) {
 	}
 	if r := b.lastRecord("login_refused", hanging); r.field("reason") != string(audit.GatewayStopping) {
 		t.Error(r)
+	}
+}
+
+// Clients that are all sent away at once come to the next gateway at once.
+func TestADrainEndsQuietSessionsOneAfterTheOther(t *testing.T) {
+	const sessions = 10
+	m := openMailbox(t)
+	b := newBed(t, m.addr(), func(s *setup) { s.cfg.Drain = 3 * time.Second })
+	ends := make(chan time.Time, sessions+1)
+	for range sessions {
+		c := b.greeted("implicit")
+		c.say("a LOGIN alice right\r\n")
+		c.hear("a OK …")
+		go func() {
+			_, _ = c.r.ReadByte() // waits for the end
+			ends <- time.Now()
+		}()
+	}
+	busy := b.greeted("none")
+	busy.say("a LOGIN alice right\r\n")
+	busy.hear("a OK …")
+	b.stop()
+	within(t, "the drain", b.server.Draining)
+	began := time.Now()
+	for i := 0; b.server.Sessions() > 1; i++ {
+		busy.say(fmt.Sprintf("b%d NOOP\r\n", i)) // never quiet
+		busy.hear(fmt.Sprintf("b%d OK Done.", i))
+	}
+	if past := time.Since(began); past < 2*time.Second {
+		t.Errorf("all quiet sessions had ended after %v", past)
+	}
+	busy.say("c NOOP\r\n")
+	busy.hear("c OK Done.")
+	busy.end()
+	b.end()
+	first := <-ends
+	for range sessions - 2 {
+		<-ends
+	}
+	if spread := (<-ends).Sub(first); spread < time.Second {
+		t.Errorf("all ended within %v", spread)
 	}
 }
 

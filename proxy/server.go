@@ -15,6 +15,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"strconv"
@@ -212,22 +213,45 @@ func (s *Server) Serve(ctx context.Context) error {
 	s.draining.Store(true)
 	s.closeListeners()
 	s.wg.Wait() // the accept loops, and every login that was under way
-	s.mux.Drain(audit.GatewayStopping)
 	s.drain()
 	s.mux.Close() // what it has handed over ends with the rest
 	s.spliced.Close()
 	return nil
 }
 
-// drain waits for the sessions to end by themselves.
+// drain waits for the sessions to end, and ends them over Config.Drain, so that
+// their clients come to the next gateway one after the other. Those in which commands are
+// followed can be ended between two, and wait for nothing but their turn; a
+// spliced one that is not quiet has all of the time.
 func (s *Server) drain() {
 	began := time.Now()
-	look := time.NewTicker(50 * time.Millisecond)
+	spliced, followed := float64(s.spliced.Len()), float64(s.mux.Len())
+	look := time.NewTicker(drainTick)
 	defer look.Stop()
-	for s.Sessions() > 0 && time.Since(began) < s.cfg.Drain {
+	for {
+		past := time.Since(began)
+		keep := min(followed*left(past, s.cfg.Drain*9/10), followed-noHerd*(1+past.Seconds())) // the last have time for a BYE
+		s.mux.Drain(int(keep), audit.GatewayStopping)
+		if s.Sessions() == 0 || past >= s.cfg.Drain {
+			return
+		}
+		s.spliced.EndQuiet(int(math.Ceil(spliced*left(past, s.cfg.Drain))), splice.Drained)
 		<-look.C
 	}
 }
+
+// left is how much of a time is not yet past, from 1 to 0.
+func left(past, all time.Duration) float64 {
+	if past >= all {
+		return 0
+	}
+	return 1 - float64(past)/float64(all)
+}
+
+const (
+	drainTick = 100 * time.Millisecond
+	noHerd    = 100 // sessions a second whose clients come to the next gateway and are no burden to it
+)
 
 // Close ends every session now; Serve then returns without waiting for them.
 func (s *Server) Close() {

@@ -31,6 +31,7 @@ var (
 type gateway struct {
 	// Set once, by open.
 	cfg      *config.Config
+	file     string // that cfg is of; by serve
 	log      *zap.Logger
 	audit    *audit.Log
 	metrics  *metrics.Metrics

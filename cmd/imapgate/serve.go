@@ -3,10 +3,12 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -14,6 +16,7 @@ import (
 
 	"imapgate/internal/audit"
 	"imapgate/internal/config"
+	"imapgate/internal/listen"
 )
 
 // gcPercent trades memory for CPU where memory is cheap: in a burst of logins,
@@ -35,10 +38,13 @@ func newServe() *cobra.Command {
 		Short: "Run the gateway",
 		Long: `Run the gateway until SIGTERM or SIGINT.
 
-  SIGTERM, SIGINT  accept no more clients, say BYE to those before login, give sessions
-                   limits.drain to end, close the rest, exit 0; a second one ends at once
-  SIGHUP           open the audit log anew and read the certificates again; a changed
-                   configuration needs a restart
+  SIGTERM, SIGINT  accept no more clients, say BYE to those before login, end sessions one
+                   after the other over limits.drain, exit 0; a second one ends at once
+  SIGHUP           open the audit log anew, read the certificates again, and say whether
+                   the configuration has changed, which needs a restart
+
+Another gateway may be started beside one that drains.
+
 
 GOMEMLIMIT and GOGC are respected; without the first, 80 % of the control group's limit is.`,
 		Example: "  imapgate serve --config /etc/imapgate.yaml",
@@ -95,11 +101,16 @@ func serve(ctx context.Context, file, warning string, logTo io.Writer) error {
 		return err
 	}
 	defer g.close()
+	g.file = file
 	if err := g.listen(); err != nil {
 		return err
 	}
 	for name, addr := range g.proxy.Addrs() {
 		log.Info("listening", zap.String("listener", name), zap.Stringer("address", addr))
+		if others, err := listen.Shared(addr); err == nil && others {
+			log.Warn("another process listens there too, and gets a part of the clients until it ends",
+				zap.String("listener", name), zap.Stringer("address", addr))
+		}
 	}
 	if g.admin != nil {
 		log.Info("listening", zap.String("listener", "admin"), zap.Stringer("address", g.admin.Addr()))
@@ -145,20 +156,61 @@ func (g *gateway) obey(ctx context.Context, signals <-chan os.Signal) error {
 // runInto is run as a goroutine; it ends when the gateway has, and says how.
 func (g *gateway) runInto(ctx context.Context, ended chan<- error) { ended <- g.run(ctx) }
 
-// refresh is SIGHUP. The passwd-file needs no signal: it is followed.
+// refresh is SIGHUP: it reads again what can be while sessions go on, and says of the
+// configuration whether it is still the one in use. The passwd-file needs no signal:
+// it is followed.
 func (g *gateway) refresh() {
 	g.audit.Reopen()
 	g.noteSignal(audit.ActReload)
-	if g.tls != nil {
-		changed, err := g.tls.Reload()
-		if noted := g.audit.Reloaded(err); noted != nil {
-			g.log.Warn("the reload is not in the audit log", zap.Error(noted))
-		}
-		if err != nil {
-			g.log.Error("certificate files are not usable, the last good ones stay in service", zap.Error(err))
-		} else {
-			g.log.Info("certificates read again", zap.Bool("changed", changed))
-		}
+	reread := "audit log"
+	unusable := g.rereadCertificates()
+	if g.tls != nil && unusable == nil {
+		reread += ", certificates"
 	}
-	g.log.Info("audit log opened anew; a changed configuration is not read before a restart")
+	err := errors.Join(g.compareConfig(), unusable)
+	g.metrics.ConfigReloaded(err)
+	if noted := g.audit.Reloaded(reread, err); noted != nil {
+		g.log.Warn("the reload is not in the audit log", zap.Error(noted))
+	}
+	if err == nil {
+		g.log.Info("read again; the configuration is the one in use", zap.String("reread", reread))
+	}
+}
+
+func (g *gateway) rereadCertificates() error {
+	if g.tls == nil {
+		return nil
+	}
+	_, err := g.tls.Reload()
+	if err != nil {
+		g.log.Error("certificate files are not usable, the last good ones stay in service", zap.Error(err))
+	}
+	return err
+}
+
+// compareConfig says why the configuration that is in the file now is not in use.
+func (g *gateway) compareConfig() error {
+	if info, err := os.Stat(g.file); err == nil && !info.Mode().IsRegular() {
+		return nil // a pipe is read once
+	}
+	now, err := config.Load(g.file)
+	if err != nil {
+		g.log.Error("the configuration is broken and the one in use stays; a restart would fail", zap.Error(err))
+		return firstProblem(err)
+	}
+	if keys := g.cfg.Changed(now); len(keys) > 0 {
+		g.log.Warn("the configuration has changed, which needs a restart", zap.String("file", g.file), zap.Strings("keys", keys))
+		return fmt.Errorf("%s has changed, which needs a restart: %s", g.file, strings.Join(keys, ", "))
+	}
+	return nil
+}
+
+// firstProblem is an error of config.Load in one line.
+func firstProblem(err error) error {
+	var invalid *config.Invalid
+	if !errors.As(err, &invalid) || len(invalid.Problems) == 1 {
+		return err
+	}
+	all := len(invalid.Problems)
+	return fmt.Errorf("%w (and %d more)", &config.Invalid{File: invalid.File, Problems: invalid.Problems[:1]}, all-1)
 }

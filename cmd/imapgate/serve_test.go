@@ -229,8 +229,7 @@ func TestSIGHUPOpensTheAuditLogAnew(t *testing.T) {
 	config, audit := servedConfig(t, staticEast)
 	s := startServe(t, config)
 	s.signal(t, syscall.SIGHUP)
-	s.await(t, `audit log opened anew; a changed configuration is not read before a restart`)
-	s.await(t, `certificates read again`)
+	s.await(t, `read again; the configuration is the one in use","reread":"audit log, certificates"`)
 	if err := os.Rename(audit, audit+".1"); err != nil {
 		t.Fatal(err)
 	}
@@ -242,6 +241,140 @@ func TestSIGHUPOpensTheAuditLogAnew(t *testing.T) {
 		text, err := os.ReadFile(audit)
 		return err == nil && strings.Contains(string(text), "login_refused")
 	}, func() string { return "the new audit log has no record" })
+}
+
+// What was not done is not claimed.
+func TestSIGHUPTellsABrokenOrChangedConfiguration(t *testing.T) {
+	t.Parallel()
+	config, audit := servedConfig(t, staticEast)
+	good, err := os.ReadFile(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert := regexp.MustCompile(`cert: "([^"]+)"`).FindStringSubmatch(string(good))[1]
+	pair, err := os.ReadFile(cert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := startServe(t, config)
+	records := 0
+	for _, c := range []struct{ file, text, event, told, healthy string }{
+		{config, "listeners: [", "config_rejected", config + ":1:", "0"},
+		{config, strings.Replace(string(good), "drain: 10m", "drain: soon, no_such_key: 1", 1), "config_rejected", "(and 1 more)", "0"},
+		{config, strings.Replace(string(good), "drain: 10m", "drain: 9m", 1), "config_rejected", "which needs a restart: limits.drain", "0"},
+		{config, string(good), "config_reloaded", `"accepted","reread":"audit log, certificates"`, "1"},
+		{cert, "no certificate", "config_rejected", `"reread":"audit log"`, "0"},
+		{cert, string(pair), "config_reloaded", "accepted", "1"},
+	} {
+		if err := os.WriteFile(c.file, []byte(c.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s.signal(t, syscall.SIGHUP)
+		records++
+		var record string
+		eventually(t, func() bool {
+			text, err := os.ReadFile(audit)
+			found := regexp.MustCompile(`.*"event":"config_re(?:loaded|jected)".*`).FindAllString(string(text), -1)
+			if err != nil || len(found) < records {
+				return false
+			}
+			record = found[records-1]
+			return true
+		}, func() string { return "no record of " + c.told })
+		if !strings.Contains(record, `"event":"`+c.event+`"`) || !strings.Contains(record, c.told) {
+			t.Errorf("%s, want %s, %s", record, c.event, c.told)
+		}
+		if got := page(t, s.admin, "/metrics"); !strings.Contains(got, "imapgate_config_reload_success "+c.healthy+"\n") {
+			t.Errorf("%s: the metric is not %s", c.told, c.healthy)
+		}
+	}
+	client := connect(t, s.plain) // what was in use stays
+	client.say(t, "a LOGIN alice demo")
+	client.hear(t, `^a OK `)
+}
+
+// The configuration of both is the same file, as a restart has it.
+func TestAGatewayStartsBesideOneThatDrains(t *testing.T) {
+	t.Parallel()
+	if runtime.GOOS != "linux" {
+		t.Skip("on Linux")
+	}
+	config, audit := servedConfig(t, staticEast)
+	text, err := os.ReadFile(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	chained := strings.Replace(string(text), "audit: {", "audit: {chain: true, ", 1)
+	if err := os.WriteFile(config, []byte(chained), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	old := startServe(t, config)
+	session := connect(t, old.plain)
+	session.say(t, "a LOGIN alice demo")
+	session.hear(t, "^a OK ")
+	imaps := old.await(t, `"listener":"imaps","address":"([^"]+)"`)[1]
+	for _, address := range []string{imaps, old.plain, old.admin} { // as they stand in the file
+		chained = strings.Replace(chained, `"127.0.0.1:0"`, `"`+address+`"`, 1)
+	}
+	if err := os.WriteFile(config, []byte(chained), 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	early := startServe(t, config) // beside one that does not drain yet
+	early.await(t, `another process listens there too.*"listener":"plain"`)
+	early.signal(t, syscall.SIGTERM)
+	if got := early.status(t); got != 0 {
+		t.Errorf("exit status %d", got)
+	}
+
+	old.signal(t, syscall.SIGTERM)
+	old.await(t, `"draining"`)
+	eventually(t, func() bool {
+		c, err := net.Dial("tcp", old.plain)
+		if err == nil {
+			c.Close()
+		}
+		return err != nil
+	}, func() string { return "the old one still listens" })
+	if got := ready(t, old.admin); got != 503 {
+		t.Errorf("ready during the drain: %d", got)
+	}
+	next := startServe(t, config)
+	old.await(t, `admin address given up`)
+	if got := ready(t, next.admin); got != 200 {
+		t.Errorf("ready: %d", got)
+	}
+	for range 20 { // none comes to the old one
+		client := connect(t, next.plain)
+		client.say(t, "a LOGIN alice demo")
+		client.hear(t, "^a OK ")
+		client.Close()
+	}
+	if strings.Contains(next.String(), "listens there too") {
+		t.Error("a drained listener is taken for another process")
+	}
+	session.say(t, "b SELECT INBOX")
+	session.hear(t, "^b OK ")
+	session.say(t, "c LOGOUT")
+	session.hear(t, "^c OK ")
+	session.Close()
+	if got := old.status(t); got != 0 {
+		t.Errorf("exit status %d", got)
+	}
+	next.signal(t, syscall.SIGTERM)
+	if got := next.status(t); got != 0 {
+		t.Errorf("exit status %d", got)
+	}
+	if got := imapgate(t, "", "audit", "verify", audit); got.status != 0 {
+		t.Errorf("the chain: %s%s", got.out, got.err)
+	}
+	records, err := os.ReadFile(audit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(records), `"event":"stopped"`); n != 3 {
+		t.Errorf("%d of 3 processes have said that they stopped", n)
+	}
 }
 
 func TestNoCoreIsDumped(t *testing.T) {

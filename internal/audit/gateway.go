@@ -43,12 +43,17 @@ func (l *Log) Stopped(why Reason) error {
 	})
 }
 
-// Reloaded records that files were read again; err is why they could not be
-// used, or nil.
-func (l *Log) Reloaded(err error) error {
+// Reloaded records that the gateway was told to read its files again: what it has
+// read, and err for what it has not, or has and does not use.
+func (l *Log) Reloaded(reread string, err error) error {
+	event := configReloaded
+	if err != nil {
+		event = configRejected
+	}
 	result, detail := outcome(err)
-	return l.add(note{configReloaded, stays, result}, func(b []byte) []byte {
+	return l.add(note{event, stays, result}, func(b []byte) []byte {
 		b = appendText(b, "result", result, maxName)
+		b = appendText(b, "reread", reread, maxText)
 		return appendText(b, "detail", detail, maxText)
 	})
 }

@@ -16,6 +16,7 @@ const (
 	started kind = iota
 	stopped
 	configReloaded
+	configRejected
 	operatorAction
 	loginAccepted
 	loginRefused
@@ -38,7 +39,8 @@ const (
 
 // names is the value of the field event. Constant.
 var names = [kinds]string{
-	started: "started", stopped: "stopped", configReloaded: "config_reloaded", operatorAction: "operator_action",
+	started: "started", stopped: "stopped", configReloaded: "config_reloaded",
+	configRejected: "config_rejected", operatorAction: "operator_action",
 	loginAccepted: "login_accepted", loginRefused: "login_refused", sessionEnded: "session_ended",
 	connectionRefused: "connection_refused", limitHit: "limit_hit", banAdded: "ban_added", banRemoved: "ban_removed",
 	spraySuspected: "spray_suspected", routesEmptied: "routes_emptied", routesRestored: "routes_restored", sessionAttached: "session_attached", upstreamLost: "upstream_lost",

@@ -123,9 +123,9 @@ func TestRecordsHoldWhatAnOperatorMustProve(t *testing.T) {
 			"expunged": 0.0, "arrived": 0.0, "duration_ms": 0.0}}},
 		"started": {func(l *Log) { _ = l.Started("v1") }, []map[string]any{{"event": "started", "version": "v1"}}},
 		"stopped": {func(l *Log) { _ = l.Stopped(GatewayStopping) }, []map[string]any{{"event": "stopped", "reason": "shutdown"}}},
-		"reload":  {func(l *Log) { _ = l.Reloaded(nil) }, []map[string]any{{"event": "config_reloaded", "result": "accepted"}}},
-		"bad reload": {func(l *Log) { _ = l.Reloaded(errors.New("a\nb")) },
-			[]map[string]any{{"event": "config_reloaded", "result": "refused", "detail": `a\x0ab`}}},
+		"reload":  {func(l *Log) { _ = l.Reloaded("audit log", nil) }, []map[string]any{{"event": "config_reloaded", "result": "accepted", "reread": "audit log"}}},
+		"bad reload": {func(l *Log) { _ = l.Reloaded("", errors.New("a\nb")) },
+			[]map[string]any{{"event": "config_rejected", "result": "refused", "detail": `a\x0ab`}}},
 	} {
 		before := time.Now().Truncate(time.Millisecond)
 		got := decode(t, encode(t, c.event))
@@ -300,7 +300,7 @@ func fuzzRest(t *testing.T, who, words, more string) {
 		{func(l *Log) { _ = l.SpraySuspected(&Spray{Subject: who}) }, map[string]string{"subject": who}, map[string]int{"subject": maxUser}},
 		{func(l *Log) { _ = l.RoutesRestored(&Store{Node: who, By: words}) }, map[string]string{"subject": who, "by": words},
 			map[string]int{"subject": maxUser, "by": maxName}},
-		{func(l *Log) { _ = l.Reloaded(errors.New(more)) }, map[string]string{"detail": more}, map[string]int{"detail": maxText}},
+		{func(l *Log) { _ = l.Reloaded("", errors.New(more)) }, map[string]string{"detail": more}, map[string]int{"detail": maxText}},
 	} {
 		record := encode(t, event.write)
 		got := decode(t, record)

@@ -246,11 +246,20 @@ func schema(t *testing.T) []described {
 		{"stopped", "A gateway ended in good order. One that was killed has none.",
 			[][]member{{{"reason", "word", always, "`shutdown`"}}},
 			func(l *Log) { _ = l.Stopped(GatewayStopping) }, func(l *Log) { _ = l.Stopped(GatewayStopping) }},
-		{"config_reloaded", "Files were read again.",
+		{"config_reloaded", "At SIGHUP: the configuration is the one in use, and the files that can be read again were.",
 			[][]member{{
-				{"result", "word", always, "`accepted`, or `refused`: what was there before stays in use"},
-				{"detail", "text", "when refused", "why"}}},
-			func(l *Log) { _ = l.Reloaded(errors.New("mail.pem: no certificate in it")) }, func(l *Log) { _ = l.Reloaded(nil) }},
+				{"result", "word", always, "`accepted`"},
+				{"reread", "text", always, "what was read again"}}},
+			func(l *Log) { _ = l.Reloaded("audit log, certificates", nil) }, func(l *Log) { _ = l.Reloaded("audit log", nil) }},
+		{"config_rejected", "At SIGHUP: the configuration is broken, or has changed and needs a restart, or a file that it names cannot be used. What was in use stays.",
+			[][]member{{
+				{"result", "word", always, "`refused`"},
+				{"reread", "text", always, "what was read again all the same"},
+				{"detail", "text", always, "why"}}},
+			func(l *Log) {
+				_ = l.Reloaded("audit log, certificates", errors.New("/etc/imapgate.yaml has changed, which needs a restart: limits.drain"))
+			},
+			func(l *Log) { _ = l.Reloaded("audit log", errors.New("mail.pem: no certificate in it")) }},
 		{"operator_action", "Somebody in charge told the gateway to do something.",
 			[][]member{{
 				{"action", "word", always, "what; [below](#action)"},

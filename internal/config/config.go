@@ -151,7 +151,7 @@ type Limits struct {
 	UpstreamLoginTimeout   time.Duration `yaml:"upstream_login_timeout" default:"30s" min:"1s" max:"5m" doc:"For the whole login at a backend, connecting included. For its answer to the password a backend has 20s at least: what is not waited for would be a guess that does not count."`
 	MaxUpstreamLogins      int           `yaml:"max_upstream_logins" default:"64" min:"1" max:"100000" doc:"Logins under way at one backend at a time; more wait. One counts for a second at most: a backend that delays its answer to a wrong password keeps nobody else waiting."`
 	ProxyTTL               int           `yaml:"proxy_ttl" default:"5" min:"1" max:"255" doc:"IMAP proxies a login may pass through, to end loops."`
-	Drain                  time.Duration `yaml:"drain" default:"30s" min:"0s" max:"24h" doc:"How long sessions may go on after SIGTERM."`
+	Drain                  time.Duration `yaml:"drain" default:"30s" min:"0s" max:"24h" doc:"How long sessions may go on after SIGTERM. Quiet ones are ended one after the other in this time. Whoever stops the gateway must wait for longer: see OPERATIONS.md, Restart and replace."`
 	MaxUpstreamRate        int           `yaml:"max_upstream_rate" default:"0" min:"0" max:"1000000" doc:"New connections to one backend in a second, of all users together; more wait, within the time of their login. 0: as they come."`
 	Verifiers              int           `yaml:"verifiers" default:"0" min:"0" max:"1024" doc:"Password hashes computed at a time. 0: one for each core."`
 

@@ -296,7 +296,7 @@ func (p *performance) around(verb, rest string) error {
 	case "ARRIVED":
 		return p.arrived(rest)
 	case "ORDER":
-		p.hub.Drain(audit.Reason(rest))
+		p.hub.Drain(0, audit.Reason(rest))
 	case "OVERDUE":
 		return p.overdue(rest)
 	case "PINNED":

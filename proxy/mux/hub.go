@@ -252,9 +252,17 @@ func (h *Hub) all() []*session {
 	return slices.Collect(maps.Keys(h.sessions))
 }
 
-// Drain ends every session with a BYE as soon as it has no command outstanding.
-func (h *Hub) Drain(why audit.Reason) {
+// Drain ends sessions with a BYE, each as soon as it has no command outstanding, until
+// no more than keep are left that have not been told to end.
+func (h *Hub) Drain(keep int, why audit.Reason) {
 	for _, s := range h.all() {
+		if s.order.Load() != nil {
+			continue
+		}
+		if keep > 0 {
+			keep--
+			continue
+		}
 		s.leave(why)
 	}
 }

@@ -14,6 +14,7 @@
 package splice
 
 import (
+	"cmp"
 	"maps"
 	"net"
 	"slices"
@@ -122,6 +123,31 @@ func (s *Set) EndAll(why Reason) {
 		wg.Go(func() { r.End(why) })
 	}
 	wg.Wait()
+}
+
+// EndQuiet ends sessions until no more than keep are left: of those in which no byte has
+// moved for Config.Quiet, the ones that have been silent for longest. It does not
+// wait for sockets.
+func (s *Set) EndQuiet(keep int, why Reason) {
+	now := s.tick.Load()
+	silent := make(map[*Relay]time.Duration)
+	live := 0
+	for _, r := range s.all() {
+		if r.ending() {
+			continue
+		}
+		live++
+		if d := min(r.up.silence(now), r.down.silence(now)); d >= s.cfg.Quiet {
+			silent[r] = d
+		}
+	}
+	if live <= keep {
+		return
+	}
+	longest := slices.SortedFunc(maps.Keys(silent), func(a, b *Relay) int { return cmp.Compare(silent[b], silent[a]) })
+	for _, r := range longest[:min(live-keep, len(longest))] {
+		s.wg.Go(func() { r.End(why) }) // as in expire
+	}
 }
 
 // Close ends every session and waits for every goroutine.
