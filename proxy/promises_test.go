@@ -345,6 +345,33 @@ func TestADrainEndsQuietSessionsOneAfterTheOther(t *testing.T) {
 	}
 }
 
+func TestTheHerdThatADrainSendsAwayIsSmall(t *testing.T) {
+	const drain = 30 * time.Second
+	for _, c := range []struct {
+		n                 int
+		past              time.Duration
+		spliced, followed int
+	}{
+		{1, 0, 1, 0},
+		{1, drain - 1, 1, 0},
+		{100, 0, 100, 0}, // followed ones that are no herd go at once
+		{100, drain / 2, 50, 0},
+		{1000, 0, 1000, 900},
+		{1000, time.Second, 967, 800},
+		{27_000, 0, 27_000, 26_900},
+		{27_000, 10 * time.Second, 18_000, 17_000},
+		{27_000, drain * 9 / 10, 2700, 0},
+		{27_000, drain, 0, 0},
+	} {
+		if spliced, followed := keepSpliced(c.n, c.past, drain), keepFollowed(c.n, c.past, drain); spliced != c.spliced || followed != c.followed {
+			t.Errorf("%d after %v: %d and %d, want %d and %d", c.n, c.past, spliced, followed, c.spliced, c.followed)
+		}
+	}
+	if spliced, followed := keepSpliced(5, 0, 0), keepFollowed(5, 0, 0); spliced+followed != 0 {
+		t.Errorf("without a drain: %d, %d", spliced, followed)
+	}
+}
+
 func TestDrainEndsWhenTheLastSessionDoes(t *testing.T) {
 	b := newBed(t, openMailbox(t).addr(), func(s *setup) { s.cfg.Drain = time.Minute })
 	c := b.greeted("none")

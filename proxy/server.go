@@ -15,7 +15,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"math"
 	"net"
 	"net/netip"
 	"strconv"
@@ -225,27 +224,33 @@ func (s *Server) Serve(ctx context.Context) error {
 // spliced one that is not quiet has all of the time.
 func (s *Server) drain() {
 	began := time.Now()
-	spliced, followed := float64(s.spliced.Len()), float64(s.mux.Len())
+	spliced, followed := s.spliced.Len(), s.mux.Len()
 	look := time.NewTicker(drainTick)
 	defer look.Stop()
 	for {
 		past := time.Since(began)
-		keep := min(followed*left(past, s.cfg.Drain*9/10), followed-noHerd*(1+past.Seconds())) // the last have time for a BYE
-		s.mux.Drain(int(keep), audit.GatewayStopping)
+		s.mux.Drain(keepFollowed(followed, past, s.cfg.Drain), audit.GatewayStopping)
 		if s.Sessions() == 0 || past >= s.cfg.Drain {
 			return
 		}
-		s.spliced.EndQuiet(int(math.Ceil(spliced*left(past, s.cfg.Drain))), splice.Drained)
+		s.spliced.EndQuiet(keepSpliced(spliced, past, s.cfg.Drain), splice.Drained)
 		<-look.C
 	}
 }
 
-// left is how much of a time is not yet past, from 1 to 0.
-func left(past, all time.Duration) float64 {
-	if past >= all {
+// keepSpliced is how many of n spliced sessions go on when some of the drain is past.
+func keepSpliced(n int, past, drain time.Duration) int {
+	if past >= drain {
 		return 0
 	}
-	return 1 - float64(past)/float64(all)
+	return int((time.Duration(n)*(drain-past) + drain - 1) / drain) // rounded up
+}
+
+// keepFollowed is keepSpliced for those that have no reason to wait but the others; the
+// last have time for a BYE.
+func keepFollowed(n int, past, drain time.Duration) int {
+	evenly := keepSpliced(n, past, drain*9/10)
+	return max(0, min(evenly, n-noHerd-int(noHerd*past.Seconds())))
 }
 
 const (
