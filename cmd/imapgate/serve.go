@@ -46,7 +46,8 @@ func newServe() *cobra.Command {
 Another gateway may be started beside one that drains.
 
 
-GOMEMLIMIT and GOGC are respected; without the first, 80 % of the control group's limit is.`,
+GOMEMLIMIT and GOGC are respected; without the first, 80 % of the memory limit of the
+control group, or of one above it, is.`,
 		Example: "  imapgate serve --config /etc/imapgate.yaml",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -70,7 +71,6 @@ func prepareProcess() error {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
-	limitMemory()
 	return hardenProcess()
 }
 
@@ -95,6 +95,7 @@ func serve(ctx context.Context, file, warning string, logTo io.Writer) error {
 	for _, said := range warnings(cfg) {
 		log.Warn(said)
 	}
+	limitMemory(log)
 
 	g, err := open(cfg, log)
 	if err != nil {

@@ -63,8 +63,15 @@ type served struct {
 // startServe runs `imapgate serve` until the test ends.
 func startServe(t testing.TB, config string) *served {
 	t.Helper()
-	s := &served{cmd: exec.Command(os.Args[0], "serve", "--config", config)}
-	s.cmd.Env = append(os.Environ(), asMain+"=1")
+	cmd := exec.Command(os.Args[0], "serve", "--config", config)
+	cmd.Env = append(os.Environ(), asMain+"=1")
+	return startServed(t, cmd)
+}
+
+// startServed runs cmd, which becomes `imapgate serve`, until the test ends.
+func startServed(t testing.TB, cmd *exec.Cmd) *served {
+	t.Helper()
+	s := &served{cmd: cmd}
 	s.cmd.Stdout, s.cmd.Stderr = s, s
 	if err := s.cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -1,6 +1,7 @@
 package imap
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"strings"
@@ -110,7 +111,7 @@ func (r *Reader) ReadCommand(lim Limits, proceed func() error) (Command, error) 
 		line, err := r.commandLine(&p)
 		switch {
 		case errors.Is(err, ErrLineEnding):
-			return p.cmd, p.recoverable(&SyntaxError{Text: "Lines end in CRLF."}, line)
+			return p.cmd, p.split(line)
 		case errors.Is(err, ErrLineSkipped):
 			return p.cmd, p.recoverable(err, line)
 		case err != nil:
@@ -180,6 +181,18 @@ func (p *parser) bad(text string) error { return &SyntaxError{Tag: p.cmd.Tag, Te
 func (p *parser) recoverable(err error, line []byte) error {
 	if strings.HasSuffix(string(line), "+}") {
 		return fmt.Errorf("%w: %w", ErrLost, err)
+	}
+	return err
+}
+
+// split refuses a line with an LF inside. To one who ends lines there, what follows a
+// brace would be octets.
+func (p *parser) split(line []byte) error {
+	err := &SyntaxError{Text: "Lines end in CRLF."}
+	for piece := range bytes.Lines(line) {
+		if bytes.HasSuffix(bytes.TrimRight(piece, "\r\n"), []byte("}")) {
+			return fmt.Errorf("%w: %w", ErrLost, err)
+		}
 	}
 	return err
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -36,6 +37,8 @@ func TestReadCommandReadsEveryKindOfString(t *testing.T) {
 		{"a AUTHENTICATE PLAIN =\r\n", "{a AUTHENTICATE [{0 PLAIN} {0 =}]}", 0},
 		{"a AUTHENTICATE PLAIN AGEAYg==\r\n", "{a AUTHENTICATE [{0 PLAIN} {0 AGEAYg==}]}", 0},
 		{"a STARTTLS {0+}\r\n\r\n", "{a STARTTLS [{2 }]}", 0},
+		{". noop\n", "{. NOOP []}", 0},
+		{"a LOGIN {3}\njoe {2+}\n\n\n\n", "{a LOGIN [{2 joe} {2 \n\n}]}", 1}, // each byte is a read
 	} {
 		cmd, asked, rest, err := read(tc.stream + "next")
 		if got := fmt.Sprint(cmd); err != nil || got != tc.want || asked != tc.asked || rest != "next" {
@@ -63,10 +66,31 @@ func TestReadCommandStaysInStepAfterAFault(t *testing.T) {
 			t.Errorf("%q: tag %q", line, syntax.Tag)
 		}
 	}
-	for _, line := range []string{"a NOOP\nnext", "\nnext"} {
+}
+
+func TestALineWithAnLFInsideIsRefusedWhole(t *testing.T) {
+	for stream, want := range map[string]error{
+		"a NOOP\nb NOOP\r\nz NOOP\r\n":                              nil,
+		"a NOOP\nb NOOP\n":                                          nil,
+		"a LOGIN \"joe\nb NOOP\nc NOOP\" pw\r\nz NOOP\r\n":          nil,
+		"a LOGIN {3+}\r\njoe x\nb NOOP\r\nz NOOP\r\n":               nil,
+		"a STARTTLS\nb NOOP\r\nz NOOP\r\n":                          nil,
+		"a LOGIN {8}\nb NOOP\r\n pw\r\nz NOOP\r\n":                  ErrLost,
+		"a LOGIN {8+}\nb NOOP\r\n pw\r\nz NOOP\r\n":                 ErrLost,
+		"a NOOP\nb LOGIN {8}\r\nc NOOP\r\n pw\r\nz NOOP\r\n":        ErrLost,
+		"a X {3+}\r\njoe {8+}\nb NOOP\r\n pw\r\nz NOOP\r\n":         ErrLost,
+		"a LOGIN joe " + strings.Repeat("x", 9000) + "\nz NOOP\r\n": ErrLineTooLong,
+		"a ID " + strings.Repeat("x", LongLine) + "\nb NOOP\r\n":    ErrLineTooLong,
+	} {
+		r := NewReader(strings.NewReader(stream), Commands, LongLine)
+		r.buf = make([]byte, BeforeLogin.Line) // all in one read
+		_, err := r.ReadCommand(BeforeLogin, func() error { return errors.New("asked") })
 		var syntax *SyntaxError
-		if _, _, rest, err := read(line); !errors.As(err, &syntax) || rest != "next" {
-			t.Errorf("%q: %v, rest %q", line, err, rest)
+		if want != nil && !errors.Is(err, want) || want == nil && (!errors.As(err, &syntax) || errors.Is(err, ErrLost)) {
+			t.Errorf("%.40q: %v", stream, err)
+		}
+		if rest := string(r.Peek()); want == nil && rest != "" && rest != "z NOOP\r\n" {
+			t.Errorf("%.40q: %q is left", stream, rest)
 		}
 	}
 }
@@ -89,7 +113,7 @@ func TestReadCommandNeverAsksForTooMuch(t *testing.T) {
 
 func TestReadCommandGivesUpWhereOctetsComeUnasked(t *testing.T) {
 	for _, line := range []string{"a LOGIN {8193+}\r\n", "a LOGIN {05+}\r\n", "a LOGIN {+}\r\n", "a LOGIN \"x {5+}\r\n", "* LOGIN {5+}\r\n",
-		"a X {1+}\r\nx {1+}\r\nx {1+}\r\nx {1+}\r\nx {1+}\r\n", "a LOGIN joe {99999999999999999999+}\r\n", "a LOGIN {3+}\n", "a ID (({3+}\r\n"} {
+		"a X {1+}\r\nx {1+}\r\nx {1+}\r\nx {1+}\r\nx {1+}\r\n", "a LOGIN joe {99999999999999999999+}\r\n", "a LOGIN {05+}\n", "a ID (({3+}\r\n"} {
 		if _, asked, _, err := read(line + "b NOOP\r\n"); !errors.Is(err, ErrLost) || asked != 0 {
 			t.Errorf("%q: asked %d, %v", line, asked, err)
 		}
@@ -155,7 +179,8 @@ func TestTheBufferOfALongCommandIsGivenBack(t *testing.T) {
 }
 
 func FuzzClientCommand(f *testing.F) {
-	for _, s := range []string{"a LOGIN {3}\r\njoe {2+}\r\npw\r\n", "a ID (\"a\" NIL)\r\n", "a AUTHENTICATE PLAIN =\r\n", "x \"\\\"\"\r\n", "a LOGIN {8193+}\r\n"} {
+	for _, s := range []string{"a LOGIN {3}\r\njoe {2+}\r\npw\r\n", "a ID (\"a\" NIL)\r\n", "a AUTHENTICATE PLAIN =\r\n", "x \"\\\"\"\r\n", "a LOGIN {8193+}\r\n",
+		"a NOOP\nb LOGIN {2}\nx\n y\nc NOOP\r\n", "a LOGIN \"x\nb NOOP\n\" y\r\nc NOOP\n", "a X {3+}\r\nabc y\nb NOOP\r\nc {1+}\nz"} {
 		f.Add([]byte(s), []byte{0, 7})
 	}
 	f.Fuzz(func(t *testing.T, stream, sizes []byte) {
@@ -186,10 +211,42 @@ func FuzzClientCommand(f *testing.F) {
 			}
 		}
 		whole := run(bytes.NewReader(stream))
-		if split := run(&chunked{b: stream, sizes: sizes}); !reflect.DeepEqual(whole, split) {
-			t.Fatalf("chunking changed the commands:\n%v\n%v", whole, split)
+		split := run(&chunked{b: stream, sizes: sizes})
+		switch {
+		case bytes.Count(stream, []byte("\n")) == bytes.Count(stream, []byte("\r\n")):
+			if !reflect.DeepEqual(whole, split) {
+				t.Fatalf("chunking changed the commands:\n%v\n%v", whole, split)
+			}
+		case len(stream) < minBuffer: // no read of lines fills the buffer
+			lines := run(&byLine{stream})
+			for _, some := range [][]result{whole, split} {
+				left := lines
+				for _, c := range some {
+					i := slices.IndexFunc(left, func(l result) bool { return reflect.DeepEqual(l, c) })
+					if c.Err == "" && i < 0 {
+						t.Fatalf("%v is none of %v, or is there too early", c, lines)
+					}
+					left = left[i+1:]
+				}
+			}
 		}
 	})
+}
+
+// byLine brings a line with each read.
+type byLine struct{ b []byte }
+
+func (l *byLine) Read(p []byte) (int, error) {
+	if len(l.b) == 0 {
+		return 0, io.EOF
+	}
+	n := bytes.IndexByte(l.b, '\n') + 1
+	if n == 0 {
+		n = len(l.b)
+	}
+	n = copy(p, l.b[:n])
+	l.b = l.b[n:]
+	return n, nil
 }
 
 // roundTrip checks that a command that was read, written again and read again

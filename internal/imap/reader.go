@@ -18,7 +18,7 @@ import (
 // on, except as ReadCommand says.
 var (
 	ErrLineTooLong = errors.New("line is longer than the limit")
-	ErrLineEnding  = errors.New("line does not end in CRLF")
+	ErrLineEnding  = errors.New("line does not end in CRLF, or has an LF inside")
 	ErrLiteral     = errors.New("literal size is malformed")
 )
 
@@ -37,7 +37,7 @@ type Kind uint8
 
 // The kinds of a Segment.
 const (
-	Text Kind = iota // a line, or the rest of one, with its CRLF
+	Text Kind = iota // a line, or the rest of one, with CRLF whatever ended it
 	Part             // the beginning or middle of a line longer than the buffer
 	Data             // octets of a literal
 )
@@ -62,6 +62,12 @@ const (
 
 // Reader splits a byte stream into lines and literals. How the stream was cut
 // into reads never changes the segments' joined bytes, nor where commands end.
+//
+// A line ends in CRLF (RFC 9051 §2.2). A line of commands may end in LF alone, where
+// that LF is the last byte of all that was read: programs that speak line by line, as
+// people do, send it so. Segments have CRLF there. Such an LF with bytes behind it is
+// an error, never part of a line: the cut decides whether a line is taken, not where
+// it ends.
 type Reader struct {
 	// Set once.
 	src  io.Reader
@@ -77,6 +83,7 @@ type Reader struct {
 	braced  bool // … and behind an opening brace
 	buf     []byte
 	r, w    int   // buf[r:w] is unread
+	full    bool  // the last read left no room: it may have been cut short
 	seen    int   // unread bytes that are known to have no line end
 	left    int64 // octets of the open literal still to come
 }
@@ -120,7 +127,7 @@ func (r *Reader) Next() (Segment, error) {
 }
 
 // Ready is Next without reading: ok is false when what was read holds no whole
-// segment. Until the next Fill, segments lie side by side in memory, and stay.
+// segment. Until the next Fill, segments of responses lie side by side in memory, and stay.
 func (r *Reader) Ready() (s Segment, ok bool, err error) {
 	if r.left > 0 {
 		return r.data()
@@ -179,16 +186,27 @@ func (r *Reader) data() (Segment, bool, error) {
 	return s, true, nil
 }
 
+// endsLine says whether the LF that is the n-th unread byte ends a line. At the end of
+// a read that was cut short by the buffer, bytes may stand behind it.
+func (r *Reader) endsLine(n int) bool {
+	end := r.r + n
+	return n > 1 && r.buf[end-2] == '\r' || r.side == Commands && end == r.w && !r.full
+}
+
 func (r *Reader) text(n int) (Segment, bool, error) {
-	line := r.buf[r.r : r.r+n]
-	if n < 2 || line[n-2] != '\r' {
+	if !r.endsLine(n) {
 		return Segment{}, false, ErrLineEnding
+	}
+	line := r.buf[r.r : r.r+n]
+	if !bytes.HasSuffix(line, []byte("\r\n")) { // which is rare: a copy of its own
+		line = append(line[:n-1:n-1], "\r\n"...)
 	}
 	r.track(line)
 	s := Segment{Bytes: line, Kind: Text, Literal: none, End: true, Unclosed: r.quoted}
 	if !r.quoted && !r.status {
-		lit, err := announced(line[:n-2])
-		if err != nil || r.braced && lit.Size < 0 && line[n-3] == '}' {
+		text := line[:len(line)-len("\r\n")]
+		lit, err := announced(text)
+		if err != nil || r.braced && lit.Size < 0 && text[len(text)-1] == '}' {
 			return Segment{}, false, ErrLiteral // the brace may be in a Part that went before
 		}
 		s.Literal, s.End = lit, lit.Size < 0
@@ -254,6 +272,7 @@ func (r *Reader) fill() error {
 		n, err := r.src.Read(r.buf[r.w:])
 		r.w += n
 		if n > 0 {
+			r.full = r.w == len(r.buf)
 			return nil
 		}
 		if err != nil {
@@ -288,24 +307,27 @@ func unexpected(err error) error {
 	return err
 }
 
-// ReadLine is the next line without its CRLF, at most limit bytes with it. The
-// bytes are valid until the next call. It does not look for literals.
+// ReadLine is the next line without what ends it, at most limit bytes with that. The
+// bytes are valid until the next call. It does not look for literals. A line with an LF
+// inside is read to its end, so that nothing behind the LF is taken for a line.
 // Errors: ErrLineTooLong, ErrLineEnding (with the line), or those of the source.
 func (r *Reader) ReadLine(limit int) ([]byte, error) {
 	limit = min(limit, r.size)
+	var inside error
 	for from := 0; ; {
 		if i := bytes.IndexByte(r.buf[r.r+from:r.w], '\n'); i >= 0 {
 			n := from + i + 1
-			line := r.buf[r.r : r.r+n]
 			if n > limit {
 				return nil, ErrLineTooLong
 			}
+			if !r.endsLine(n) {
+				from, inside = n, ErrLineEnding
+				continue
+			}
+			line := r.buf[r.r : r.r+n-1]
 			r.r += n
 			r.seen = 0
-			if n < 2 || line[n-2] != '\r' {
-				return line[:n-1], ErrLineEnding
-			}
-			return line[:n-2], nil
+			return bytes.TrimSuffix(line, []byte("\r")), inside
 		}
 		from = r.w - r.r
 		if from >= limit {
@@ -319,7 +341,7 @@ func (r *Reader) ReadLine(limit int) ([]byte, error) {
 
 // ReadOrSkipLine is ReadLine, and reads past a line that is longer: at most skip
 // bytes more of it than limit, which it does not keep. Then the error is ErrLineSkipped, with
-// the last bytes of that line; without an end in them it is ErrLineTooLong.
+// the last bytes of that line; without an end in them, or with an LF inside, it is ErrLineTooLong.
 func (r *Reader) ReadOrSkipLine(limit, skip int) ([]byte, error) {
 	line, err := r.ReadLine(limit)
 	if !errors.Is(err, ErrLineTooLong) || skip == 0 {
@@ -327,7 +349,7 @@ func (r *Reader) ReadOrSkipLine(limit, skip int) ([]byte, error) {
 	}
 	most := min(limit, r.size) + skip
 	for past := 0; past <= most; {
-		if i := bytes.IndexByte(r.buf[r.r:r.w], '\n'); i >= 0 && past+i < most {
+		if i := bytes.IndexByte(r.buf[r.r:r.w], '\n'); i >= 0 && past+i < most && r.endsLine(i+1) {
 			line = r.buf[r.r : r.r+i+1]
 			r.r, r.seen = r.r+i+1, 0
 			return bytes.TrimRight(line, "\r\n"), ErrLineSkipped

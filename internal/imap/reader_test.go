@@ -5,18 +5,23 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
 )
 
 // frames reads a stream to its end and writes down where each command or
-// response ends.
+// response ends. A line has no CR and no LF but those of its CRLF.
 func frames(r *Reader) (all []byte, ends []int, err error) {
 	for {
 		s, err := r.Next()
 		if err != nil {
 			return all, ends, err
+		}
+		if lf := bytes.IndexByte(s.Bytes, '\n'); s.Kind == Text && lf != len(s.Bytes)-1 || s.Kind == Part && lf >= 0 ||
+			s.Kind == Text && !bytes.HasSuffix(s.Bytes, []byte("\r\n")) {
+			return all, ends, fmt.Errorf("%q is no line", s.Bytes)
 		}
 		all = append(all, s.Bytes...)
 		if s.End {
@@ -176,14 +181,20 @@ func (c *chunked) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// reference frames commands in another way: it holds the whole stream.
-func reference(stream []byte) (ends []int) {
+// reference frames commands in another way: it holds the whole stream, and every LF
+// outside of literals ends a line. All is the stream with CRLF there; alone says how
+// many of them were alone.
+func reference(stream []byte) (all []byte, ends []int, alone int) {
 	for at := 0; ; {
 		i := bytes.IndexByte(stream[at:], '\n')
-		if i < 1 || stream[at+i-1] != '\r' {
-			return ends
+		if i < 0 {
+			return all, ends, alone
 		}
-		line := string(stream[at : at+i-1])
+		line, isCRLF := strings.CutSuffix(string(stream[at:at+i]), "\r")
+		if !isCRLF {
+			alone++
+		}
+		all = append(append(all, line...), "\r\n"...)
 		at += i + 1
 		var n int64
 		open := false
@@ -196,16 +207,14 @@ func reference(stream []byte) (ends []int) {
 		}
 		if b := strings.LastIndexByte(line, '{'); b >= 0 && strings.HasSuffix(line, "}") && !open {
 			size, ok := number([]byte(strings.TrimSuffix(line[b+1:len(line)-1], "+")))
-			if !ok {
-				return ends
+			if n = size; !ok || n > int64(len(stream)-at) {
+				return all, ends, alone
 			}
-			if n = size; n > int64(len(stream)-at) {
-				return ends
-			}
+			all = append(all, stream[at:at+int(n)]...)
 			at += int(n)
 			continue
 		}
-		ends = append(ends, at)
+		ends = append(ends, len(all))
 	}
 }
 
@@ -213,21 +222,110 @@ func FuzzLiteralFraming(f *testing.F) {
 	f.Add([]byte("a LOGIN {5}\r\nalice {2+}\r\npw\r\nb NOOP\r\n"), []byte{1})
 	f.Add([]byte("a X \"{5}\r\nb ~{3}\r\n\x00\r\n\r\n"), []byte{3, 9})
 	f.Add([]byte(strings.Repeat("x", 600)+" {1}\r\n\n\r\n"), []byte{63})
+	f.Add([]byte("a LOGIN {2}\nx\n {1+}\ny\nb NOOP\n\nc NOOP\r\n"), []byte{0})
+	f.Add([]byte("a NOOP\r\nb X {3}\nx\ny\nc NOOP\n"), []byte{15, 2, 3})
+	f.Add([]byte("a "+strings.Repeat("x", 509)+"\nb NOOP\r\n"), []byte{63})
 	f.Add([]byte("a {"+strings.Repeat("0", 600)+"}\r\nb NOOP\r\n"), []byte{63})
 	f.Add([]byte(strings.Repeat("x", 478)+"{"+strings.Repeat("0", 400)+"+}\r\nb NOOP\r\n"), []byte{63})
 	f.Fuzz(func(t *testing.T, stream, sizes []byte) {
-		all, ends, _ := frames(NewReader(bytes.NewReader(stream), Commands, 512))
-		if !bytes.HasPrefix(stream, all) {
-			t.Fatal("bytes changed")
-		}
-		cut, cutEnds, _ := frames(NewReader(&chunked{b: stream, sizes: sizes}, Commands, 512))
-		if fmt.Sprint(ends) != fmt.Sprint(cutEnds) || len(ends) > 0 && !bytes.Equal(cut[:ends[len(ends)-1]], all[:ends[len(ends)-1]]) {
-			t.Fatalf("chunking changed the ends: %v, %v", ends, cutEnds)
-		}
-		if want := reference(stream); fmt.Sprint(ends) != fmt.Sprint(want) {
-			t.Fatalf("ends %v, the reference says %v", ends, want)
+		want, wantEnds, alone := reference(stream)
+		for _, src := range []io.Reader{bytes.NewReader(stream), &chunked{b: stream, sizes: sizes}} {
+			all, ends, err := frames(NewReader(src, Commands, 512))
+			last := 0
+			if n := len(ends); n > 0 {
+				last = ends[n-1]
+			}
+			switch {
+			case len(ends) > len(wantEnds) || !slices.Equal(ends, wantEnds[:len(ends)]) || !bytes.Equal(all[:last], want[:last]):
+				t.Fatalf("%q with ends at %v, the reference says %q, %v", all, ends, want, wantEnds)
+			case len(ends) < len(wantEnds) && (alone == 0 || !errors.Is(err, ErrLineEnding)):
+				t.Fatalf("ends %v, the reference says %v: %v", ends, wantEnds, err)
+			}
 		}
 	})
+}
+
+// An LF alone ends a line of commands where nothing behind it was read, and else no
+// line at all.
+func TestAnLFAloneEndsALineAtTheEndOfARead(t *testing.T) {
+	const limit = 1000
+	full := "a " + strings.Repeat("x", minBuffer-len("a \n")) + "\n" // as much as the first read takes
+	for _, tc := range []struct {
+		reads string // one in each line
+		lines string // as ReadLine has them; ! with ErrLineEnding
+	}{
+		{"a\n", "a"},
+		{"\n", ""},
+		{"a\n|b\r\n|c\n", "a|b|c"},
+		{"a\r\nb\n|c\r\n", "a|b|c"},
+		{"a|\n|b\n", "a|b"},
+		{"a\r|\n|\r\n", "a|"},
+		{"a\r|b\n", "a\rb"},
+		{"a\nb\n|c\n", "!a\nb|c"},
+		{"a\nb\r\nc\n", "!a\nb|c"},
+		{"a\nb|c\n|d\n", "!a\nbc|d"},
+		{"\n\n|a\n", "!\n|a"},
+		{"a\n\r|\nb\n", "!a\n|b"},
+		{full + "|b\r\n|c\n", "!" + full + "b|c"},
+	} {
+		r := NewReader(reads(tc.reads), Commands, 8192)
+		var lines []string
+		for {
+			line, err := r.ReadLine(limit)
+			switch {
+			case errors.Is(err, ErrLineEnding):
+				line = append([]byte("!"), line...)
+			case err != nil && err != io.EOF:
+				t.Errorf("%q: %v", tc.reads, err)
+			}
+			if err == io.EOF {
+				break
+			}
+			lines = append(lines, string(line))
+		}
+		if got := strings.Join(lines, "|"); got != tc.lines {
+			t.Errorf("%.40q: lines %q, want %q", tc.reads, got, tc.lines)
+		}
+		all, _, err := frames(NewReader(reads(tc.reads), Commands, 8192))
+		taken, refused := tc.lines, strings.Contains(tc.lines, "!")
+		if refused {
+			taken = taken[:strings.IndexByte(taken, '!')]
+		} else {
+			taken += "|"
+		}
+		if want := strings.ReplaceAll(taken, "|", "\r\n"); string(all) != want || errors.Is(err, ErrLineEnding) != refused {
+			t.Errorf("%.40q: framed as %q, want %q; %v", tc.reads, all, want, err)
+		}
+	}
+}
+
+// An LF alone counts as one byte of its line, and is looked for behind a Part and past a
+// line that is too long too.
+func TestALongLineMayEndInLFAlone(t *testing.T) {
+	long := strings.Repeat("x", 2000)
+	r := NewReader(strings.NewReader(long+"\n"), Commands, 512)
+	if all, ends, err := frames(r); err != io.EOF || string(all) != long+"\r\n" || fmt.Sprint(ends) != "[2002]" {
+		t.Errorf("%d bytes, ends %v, %v", len(all), ends, err)
+	}
+	for limit, want := range map[int]error{2001: nil, 2000: ErrLineTooLong} {
+		if _, err := NewReader(strings.NewReader(long+"\n"), Commands, 8192).ReadLine(limit); !errors.Is(err, want) {
+			t.Errorf("limit %d: %v", limit, err)
+		}
+	}
+	for end, want := range map[string]error{"\n": ErrLineSkipped, "\r\n": ErrLineSkipped, "\nb NOOP\r\n": ErrLineTooLong, "\nb NOOP\n": ErrLineTooLong} {
+		if _, err := NewReader(strings.NewReader(long+end), Commands, 8192).ReadOrSkipLine(1000, 4000); !errors.Is(err, want) {
+			t.Errorf("%q: %v", end, err)
+		}
+	}
+}
+
+// reads is a source whose reads bring what stands between the bars.
+func reads(text string) io.Reader {
+	var all []io.Reader
+	for piece := range strings.SplitSeq(text, "|") {
+		all = append(all, strings.NewReader(piece))
+	}
+	return io.MultiReader(all...)
 }
 
 func TestReadySegmentsLieSideBySideUntilTheNextFill(t *testing.T) {

@@ -144,8 +144,8 @@ func (s *session) nextOfClient() (imap.Segment, error) {
 
 // collect reads a command with literals whole. The gateway asks for them itself:
 // nothing in them decides where they go, and until the command is complete nobody
-// may be told of expunges (RFC 9051 §7.5.1). One that is too large is refused,
-// and whole is nil.
+// may be told of expunges (RFC 9051 §7.5.1). One that is too large, or no command,
+// is refused, and whole is nil.
 func (s *session) collect(seg imap.Segment) error {
 	s.collected, s.request.unsent = s.collected[:0], nil // which is in a buffer that goes
 	literals := int64(0)
@@ -159,7 +159,7 @@ func (s *session) collect(seg imap.Segment) error {
 		}
 		s.brings(seg)
 		if literals > maxCollected || len(s.collected) > 2*maxCollected {
-			return s.tooLarge(" BAD [TOOBIG] Command is too large.", seg)
+			return s.rejectCollected(" BAD [TOOBIG] Command is too large.", seg)
 		}
 		if seg.Kind == imap.Text && !seg.Literal.NonSync {
 			if err := s.say("+ OK"); err != nil {
@@ -170,8 +170,11 @@ func (s *session) collect(seg imap.Segment) error {
 		if seg, err = s.nextOfClient(); err != nil {
 			return err
 		}
-		if seg.Kind == imap.Part {
-			return s.tooLarge(lineTooLong, seg)
+		switch {
+		case seg.Kind == imap.Part:
+			return s.rejectCollected(lineTooLong, seg)
+		case strayCR(seg):
+			return s.rejectCollected(crMisplaced, seg)
 		}
 	}
 	s.request.whole, s.request.unsent = s.collected, s.collected
@@ -183,7 +186,8 @@ func (s *session) collect(seg imap.Segment) error {
 	return nil
 }
 
-func (s *session) tooLarge(refusal string, seg imap.Segment) error {
+// rejectCollected refuses a command that is not collected to its end.
+func (s *session) rejectCollected(refusal string, seg imap.Segment) error {
 	tag := string(s.collected[:len(s.request.tag)])
 	s.request.whole, s.apart = nil, true
 	if err := s.settle(); err != nil {

@@ -20,6 +20,7 @@ const (
 	literalMisplaced   = " BAD Command takes no literal."
 	stringEndless      = " BAD Quoted string does not end."
 	argumentsMalformed = " BAD Arguments are malformed."
+	crMisplaced        = " BAD Lines have no CR but the one of CRLF."
 )
 
 // misplaced says why a command cannot be one with this first line, or cannot have the
@@ -28,6 +29,8 @@ func misplaced(spec *command.Spec, seg imap.Segment) string {
 	switch {
 	case seg.Kind == imap.Part:
 		return lineTooLong
+	case strayCR(seg):
+		return crMisplaced
 	case endless(seg):
 		return stringEndless
 	case spec.NoLiteral && !seg.End:
@@ -40,6 +43,15 @@ func misplaced(spec *command.Spec, seg imap.Segment) string {
 // not end. A server that sees no string there sees a literal.
 func endless(seg imap.Segment) bool {
 	return seg.Kind == imap.Text && seg.End && bytes.HasSuffix(seg.Bytes, []byte("}\r\n")) && bytes.IndexByte(seg.Bytes, '{') >= 0
+}
+
+// strayCR says whether a line has a CR inside, which some servers may take for its end.
+// In a Part there is no other: it never reaches to the end of its line.
+func strayCR(seg imap.Segment) bool {
+	if seg.Kind == imap.Data {
+		return false
+	}
+	return bytes.IndexByte(bytes.TrimSuffix(seg.Bytes, []byte("\r\n")), '\r') >= 0
 }
 
 // reject answers the command in hand, which no backend is shown, and passes over what

@@ -154,7 +154,7 @@ func (s *session) upload(seg imap.Segment) (begun bool, err error) {
 
 // breaks says whether the line behind a literal is one that must not be sent.
 func (r *request) breaks(seg imap.Segment) bool {
-	return seg.Kind == imap.Part || endless(seg) || seg.Kind == imap.Text && !seg.End && !r.upload.Next(seg.Bytes)
+	return seg.Kind == imap.Part || strayCR(seg) || endless(seg) || seg.Kind == imap.Text && !seg.End && !r.upload.Next(seg.Bytes)
 }
 
 // breakOff ends a command that has gone wrong behind a literal, so that the backend
@@ -270,6 +270,9 @@ func (s *session) unknownLiterals(seg imap.Segment) error {
 		var err error
 		if seg, err = s.nextOfClient(); err != nil {
 			return err
+		}
+		if strayCR(seg) {
+			return s.breakOff(seg)
 		}
 	}
 	s.cutShort = false

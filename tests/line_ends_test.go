@@ -1,0 +1,165 @@
+package tests
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"os/exec"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"imapgate/internal/testbed"
+	"imapgate/proxy"
+	"imapgate/proxy/mux"
+	"imapgate/proxy/upstream"
+)
+
+// terminal is a person with `openssl s_client`, who presses the return key: a line
+// ends in LF.
+type terminal struct {
+	in  io.WriteCloser
+	out *bufio.Reader
+}
+
+// openTerminal ends with the test.
+func openTerminal(t *testing.T, e endpoint) *terminal {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*testbed.Patience)
+	args := []string{"s_client", "-quiet", "-CAfile", e.caFile, "-verify_return_error", "-servername", "localhost", "-connect", e.address}
+	if e.starttls {
+		args = append(args, "-starttls", "imap")
+	}
+	cmd := exec.CommandContext(ctx, "openssl", args...)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cancel()
+		_ = cmd.Wait() // its status says nothing
+	})
+	return &terminal{in, bufio.NewReader(out)}
+}
+
+// types a text and waits for an answer that begins so; it returns what came before it.
+func (c *terminal) types(t *testing.T, text, answer string) (before string) {
+	t.Helper()
+	if _, err := io.WriteString(c.in, text); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		line, err := c.out.ReadString('\n')
+		if err != nil {
+			t.Fatalf("%q: %s%v, no %s", text, before, err, answer)
+		}
+		if strings.HasPrefix(line, answer) {
+			return before
+		}
+		before += line
+	}
+}
+
+// A person types a whole session without -crlf: before the login the gateway takes LF,
+// and after it Dovecot, or the gateway, which sends it CRLF.
+func TestASessionIsTypedIntoOpenSSL(t *testing.T) {
+	backend := testbed.StartDovecot(t, testbed.DovecotConfig{})
+	for _, mode := range []string{"splice", string(mux.Reuse), string(mux.Resume)} {
+		o := options{ca: backend.CA, backends: map[string]upstream.Config{only: {Address: backend.Plain, TLSMode: upstream.NoTLS}}}
+		var g *running
+		if mode == "splice" {
+			g = startGateway(t, o)
+		} else {
+			g = startFramed(t, mux.Mode(mode), o)
+		}
+		for _, kind := range []proxy.TLSMode{proxy.ImplicitTLS, proxy.StartTLS} {
+			t.Run(mode+"/"+string(kind), func(t *testing.T) {
+				user := fmt.Sprintf("typist-%s-%s", mode, kind)
+				c := openTerminal(t, g.at(kind))
+				c.types(t, "a capability\n", "a OK ")
+				c.types(t, "b login "+user+" pw\n", "b OK ")
+				c.types(t, "c append INBOX {16}\n", "+ ")
+				c.types(t, "Subject: x\n\nhey\n\n", "c OK ")
+				if got := c.types(t, "d select INBOX\n", "d OK "); !strings.Contains(got, "* 1 EXISTS") {
+					t.Errorf("in INBOX there is\n%s", got)
+				}
+				if got := c.types(t, "e fetch 1 body.peek[text]\n", "e OK "); !strings.Contains(got, "hey") {
+					t.Errorf("the message is\n%s", got)
+				}
+				c.types(t, "f search charset utf-8 subject {1}\n", "+ ")
+				c.types(t, "x\n", "f OK ")
+				c.types(t, "g idle\n", "+ ")
+				c.types(t, "done\n", "g OK ")
+				c.types(t, "h noop\n", "h OK ")
+				if got := c.types(t, "i logout\n", "i OK "); !strings.Contains(got, "* BYE ") {
+					t.Errorf("the goodbye is\n%s", got)
+				}
+				testbed.Within(t, testbed.Patience, "the end to be on record", func() bool { return len(g.records("session_ended", user)) == 1 })
+				if r := g.records("session_ended", user)[0]; r.Reason != "client_logout" && mode != "splice" {
+					t.Errorf("ended for %s", r.Reason)
+				}
+			})
+		}
+	}
+}
+
+// The module imap_starttls of the example of Prometheus' blackbox exporter, which ends
+// lines in LF and waits for a line that matches.
+func TestTheBlackboxExportersExampleSucceeds(t *testing.T) {
+	backend := testbed.StartDovecot(t, testbed.DovecotConfig{})
+	g := startGateway(t, options{ca: backend.CA, backends: map[string]upstream.Config{only: {Address: backend.Plain, TLSMode: upstream.NoTLS}}})
+	e := g.at(proxy.StartTLS)
+	conn, err := net.DialTimeout("tcp", e.address, testbed.Patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	if err := conn.SetDeadline(time.Now().Add(testbed.Patience)); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(conn)
+	for _, step := range []struct {
+		expect, send string
+		startTLS     bool
+	}{
+		{expect: "OK.*STARTTLS"},
+		{send: ". STARTTLS"},
+		{expect: "OK"},
+		{startTLS: true},
+		{send: ". capability"},
+		{expect: "CAPABILITY IMAP4rev1"},
+		{send: ". logout"},
+		{expect: `^\. OK`},
+	} {
+		expected := regexp.MustCompile(step.expect)
+		for step.expect != "" && !expected.Match(lines.Bytes()) {
+			if !lines.Scan() {
+				t.Fatalf("no %s: %v", step.expect, lines.Err())
+			}
+		}
+		if step.send != "" {
+			if _, err := fmt.Fprintf(conn, "%s\n", step.send); err != nil {
+				t.Fatal(err)
+			}
+			lines.Scan() // not the line that matched before
+		}
+		if step.startTLS {
+			secure := tls.Client(conn, e.tls)
+			if err := secure.Handshake(); err != nil {
+				t.Fatal(err)
+			}
+			conn, lines = secure, bufio.NewScanner(secure)
+		}
+	}
+}
