@@ -93,7 +93,7 @@ func (r rules) edit(t Target, fields, change map[string]string) (edit, error) {
 	for name, value := range change {
 		// A field that does not belong there can still be removed.
 		if allowed := t.Fields(); value != "" && !slices.Contains(allowed, name) {
-			return edit{}, fmt.Errorf("field %q is not one of %s", name, strings.Join(allowed, ", "))
+			return edit{}, fmt.Errorf("%q is not one of %s", name, strings.Join(allowed, ", "))
 		}
 		if value == "" && name == fieldUser {
 			return edit{}, fmt.Errorf("field %q is the owner and cannot be removed", name)

@@ -32,7 +32,7 @@ It also says how many live sessions of USER this gateway has, and how many of th
 another backend. They stay there, and write there, until they end.`,
 		Example: "  imapgate route explain alice@example.org",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return o.run(cmd, args[0], func(ctx context.Context, t *routes) error {
+			return o.run(cmd, args, func(ctx context.Context, t *routes) error {
 				x, err := askGateway(ctx, t.cfg.Admin, t.user.String())
 				asked := "gateway"
 				if err != nil {
