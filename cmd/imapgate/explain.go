@@ -110,8 +110,8 @@ func records(s routing.Store) string {
 	if s.Node != "" {
 		where = " at " + plain(s.Node)
 	}
-	return fmt.Sprintf("%d of %d that Redis was seen to have%s are missing since %s; nobody is taken for unknown (imapgate route accept-empty ends that)",
-		s.Missing, s.Missing+s.Present, where, s.Since.Local().Format(time.DateTime))
+	return fmt.Sprintf("%d of %d that Redis was seen to have%s %s missing since %s; nobody is taken for unknown (imapgate route accept-empty ends that)",
+		s.Missing, s.Missing+s.Present, where, are(s.Missing), s.Since.Local().Format(time.DateTime))
 }
 
 // changes says how soon a changed record would be noticed.

@@ -31,7 +31,7 @@ func newServe() *cobra.Command {
 	var file string
 	var allowRoot bool
 	cmd := &cobra.Command{
-		Use:   "serve",
+		Use:   "serve [FILE]",
 		Short: "Run the gateway",
 		Long: `Run the gateway until SIGTERM or SIGINT.
 
@@ -41,8 +41,7 @@ func newServe() *cobra.Command {
                    configuration needs a restart
 
 GOMEMLIMIT and GOGC are respected; without the first, 80 % of the control group's limit is.`,
-		Example: "  imapgate serve --config /etc/imapgate.yaml",
-		Args:    cobra.NoArgs,
+		Example: "  imapgate serve /etc/imapgate.yaml\n  imapgate serve --config /etc/imapgate.yaml",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := prepareProcess(); err != nil {
 				return err
@@ -54,7 +53,7 @@ GOMEMLIMIT and GOGC are respected; without the first, 80 % of the control group'
 			return serve(cmd.Context(), file, warning, cmd.ErrOrStderr())
 		},
 	}
-	configFlag(cmd, &file)
+	configArgument(cmd, &file)
 	cmd.Flags().BoolVar(&allowRoot, "allow-root", false, "run as root without a warning")
 	return cmd
 }
@@ -69,7 +68,8 @@ func prepareProcess() error {
 }
 
 // serve runs a gateway until ctx is done or a signal ends it. A warning is the
-// first line of the log.
+// first line of the log. What goes wrong once the configuration is read is the last
+// line of the log, in its format.
 func serve(ctx context.Context, file, warning string, logTo io.Writer) error {
 	signals := hearSignals()
 	defer signal.Stop(signals)
@@ -90,13 +90,29 @@ func serve(ctx context.Context, file, warning string, logTo io.Writer) error {
 		log.Warn(said)
 	}
 
+	g, err := start(cfg, log)
+	if err != nil {
+		log.Error("the gateway does not start", zap.Error(err))
+		return errSaid
+	}
+	err = g.obey(ctx, signals)
+	g.close()
+	if err != nil {
+		log.Error("the gateway ended with an error", zap.Error(err))
+		return errSaid
+	}
+	return nil
+}
+
+// start opens a gateway and has it listen.
+func start(cfg *config.Config, log *zap.Logger) (*gateway, error) {
 	g, err := open(cfg, log)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer g.close()
 	if err := g.listen(); err != nil {
-		return err
+		g.close()
+		return nil, err
 	}
 	for name, addr := range g.proxy.Addrs() {
 		log.Info("listening", zap.String("listener", name), zap.Stringer("address", addr))
@@ -104,7 +120,7 @@ func serve(ctx context.Context, file, warning string, logTo io.Writer) error {
 	if g.admin != nil {
 		log.Info("listening", zap.String("listener", "admin"), zap.Stringer("address", g.admin.Addr()))
 	}
-	return g.obey(ctx, signals)
+	return g, nil
 }
 
 // hearSignals begins to collect signals. It comes first of all: a SIGHUP that
