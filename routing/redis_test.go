@@ -500,6 +500,33 @@ func TestExplainSaysWhatEveryRecordSaid(t *testing.T) {
 	}
 }
 
+func TestExplainSaysWhatHasChangedUnnoticed(t *testing.T) {
+	s := testbed.StartRedis(t)
+	s.CLI("hset", "imapgate:user:alice", "backend", "east")
+	r := open(t, dial(t, RedisConfig{Addresses: []string{s.Address}})) // it follows no changes
+	alice := user(t, "alice")
+	if x := r.Explain(t.Context(), alice); x.Backend != "east" || x.Next != nil {
+		t.Errorf("%+v", x)
+	}
+	s.CLI("hset", "imapgate:user:alice", "backend", "west")
+	if x := r.Explain(t.Context(), alice); x.Backend != "east" || x.Next == nil || x.Next.Backend != "west" || x.Next.Key != "imapgate:user:alice" {
+		t.Errorf("after a change: %+v, %+v", x, x.Next)
+	}
+	s.CLI("hset", "imapgate:user:alice", "state", "blocked")
+	if x := r.Explain(t.Context(), alice); x.Backend != "east" || x.Next == nil || !strings.Contains(x.Next.Error, "blocked") {
+		t.Errorf("after a block: %+v, %+v", x, x.Next)
+	}
+	s.CLI("hset", "imapgate:user:alice", "backend", "nowhere", "state", "active")
+	if x := r.Explain(t.Context(), alice); x.Next != nil {
+		t.Errorf("a record that is refused changes nothing: %+v, %+v", x, x.Next)
+	}
+	r.Forget(alice)
+	s.CLI("hset", "imapgate:user:alice", "backend", "west")
+	if x := r.Explain(t.Context(), alice); x.Backend != "west" || x.Next != nil {
+		t.Errorf("noticed: %+v, %+v", x, x.Next)
+	}
+}
+
 func TestRunLeavesNothingBehind(t *testing.T) {
 	s := testbed.StartRedis(t)
 	s.CLI("hset", "imapgate:default", "backend", "west")

@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
+	"io"
 	"net"
 	"os"
 	"strings"
@@ -12,11 +14,14 @@ import (
 	"github.com/emersion/go-imap/v2"
 	"github.com/emersion/go-imap/v2/imapclient"
 	"github.com/redis/go-redis/v9"
+
+	"imapgate/internal/testbed"
 )
 
 // startedDemo is a demo and what its introduction says.
 type startedDemo struct {
 	screen
+	keys                           io.Writer // of the person who watches
 	imaps, imap, admin, redis, dir string
 }
 
@@ -24,10 +29,13 @@ type startedDemo struct {
 func (d *startedDemo) start(t testing.TB) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
+	in, keys := io.Pipe()
+	d.keys = keys
 	ended := make(chan error, 1)
-	go func() { ended <- runDemo(ctx, demoPorts{}, d, d) }()
+	go func() { ended <- runDemo(ctx, demoPorts{}, console{in, d, d}) }()
 	t.Cleanup(func() {
 		cancel()
+		keys.Close()
 		if err := <-ended; err != nil {
 			t.Errorf("demo: %v", err)
 		}
@@ -126,6 +134,61 @@ func TestTheDemoMovesAliceWhenRedisSaysSo(t *testing.T) {
 	d.await(t, `login accepted +alice@example\.org .* at east`)
 	d.await(t, `login accepted +alice@example\.org .* at west`)
 	d.await(t, `session ended +alice@example\.org .* at west`)
+}
+
+// Whoever presses Enter sees a backend restart under an idling client, and so does
+// every other client of it.
+func TestTheDemoRestartsABackendUnderAnIdlingClient(t *testing.T) {
+	var d startedDemo
+	d.start(t)
+	mail := make(chan uint32, 16)
+	c, err := imapclient.DialTLS(d.imaps, &imapclient.Options{
+		TLSConfig: trust(t, d.dir+"/cert.pem"),
+		UnilateralDataHandler: &imapclient.UnilateralDataHandler{Mailbox: func(m *imapclient.UnilateralDataMailbox) {
+			if m.NumMessages != nil {
+				mail <- *m.NumMessages
+			}
+		}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.Login("bob", "demo").Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Select("INBOX", nil).Wait(); err != nil {
+		t.Fatal(err)
+	}
+	idle, err := c.Idle()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := uint32(4); n < 6; n++ { // it can be seen again
+		if _, err := io.WriteString(d.keys, "\n"); err != nil {
+			t.Fatal(err)
+		}
+		testbed.Within(t, testbed.Patience, "the idling client to hear of the mail", func() bool {
+			select {
+			case got := <-mail:
+				return got == n
+			default:
+				return false
+			}
+		})
+		d.await(t, fmt.Sprintf(`(?s)west is stopped.*west is started again.*S: \* %d EXISTS.*C: DONE\n.*S: c OK .*Subject: Came while west was down.*east has seen`, n))
+	}
+	if err := idle.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := c.Logout().Wait(); err != nil {
+		t.Error(err)
+	}
+	d.await(t, `OK 3 times; east has seen 1 new connection\.`)
+	d.await(t, `east has seen 0 new connections\.`) // the second time it was there
+	if said := d.String(); strings.Contains(said, "did not work") {
+		t.Error(said)
+	}
 }
 
 func TestTheDemoSpeaksSTARTTLS(t *testing.T) {

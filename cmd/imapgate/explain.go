@@ -88,6 +88,7 @@ func sayExplanation(to io.Writer, x routing.Explanation) error {
 		row("decided by", plain(x.Key))
 		row("known from", fmt.Sprintf("%s, %s old", plain(string(x.From)), x.Age.Round(time.Millisecond)))
 	}
+	row("changed to", changedTo(x.Next))
 	row("changes", changes(x))
 	row("records", records(x.Store))
 	fmt.Fprintln(w)
@@ -112,6 +113,17 @@ func records(s routing.Store) string {
 	}
 	return fmt.Sprintf("%d of %d that Redis was seen to have%s %s missing since %s; nobody is taken for unknown (imapgate route accept-empty ends that)",
 		s.Missing, s.Missing+s.Present, where, are(s.Missing), s.Since.Local().Format(time.DateTime))
+}
+
+// changedTo says where logins go as soon as the gateway has noticed a change.
+func changedTo(next *routing.Decision) string {
+	switch {
+	case next == nil:
+		return ""
+	case next.Error != "":
+		return plain(next.Error) + "; the gateway has not noticed yet"
+	}
+	return fmt.Sprintf("%s, by %s; the gateway has not noticed yet", plain(next.Backend), plain(next.Key))
 }
 
 // changes says how soon a changed record would be noticed.

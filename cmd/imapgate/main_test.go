@@ -193,7 +193,7 @@ func TestARunningCommandObeysItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	var out screen
-	if err := runDemo(ctx, demoPorts{}, &out, &out); err != nil {
+	if err := runDemo(ctx, demoPorts{}, console{strings.NewReader(""), &out, &out}); err != nil {
 		t.Error(err)
 	}
 	dir := out.await(t, `files +(\S+) `)[1]
