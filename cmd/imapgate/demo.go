@@ -234,25 +234,28 @@ admin: {address: "%[7]s"}
 func at(port int) string { return net.JoinHostPort(loopback, strconv.Itoa(port)) }
 
 // thisCommand is what a user types to run this very program, and in which folder; "" for
-// any. A program that go run has made is deleted at its end, so it is made again.
+// any.
 func thisCommand() (command, folder string) {
 	path, err := os.Executable()
-	if err != nil {
+	here, lost := os.Getwd()
+	if err != nil || lost != nil {
 		return "imapgate", ""
 	}
-	if strings.Contains(filepath.ToSlash(path), "/go-build") {
-		if here, err := os.Getwd(); err == nil {
-			return "go run ./cmd/imapgate", module(here)
-		}
-	}
-	typed := os.Args[0]
-	if filepath.Base(typed) == typed { // found in PATH
+	return commandOf(path, os.Args[0], here)
+}
+
+// commandOf is thisCommand for a program that was started as typed in the folder here.
+// What go run has made is deleted when it ends, so it is made again.
+func commandOf(path, typed, here string) (command, folder string) {
+	switch {
+	case strings.Contains(filepath.ToSlash(path), "/go-build"):
+		return "go run ./cmd/imapgate", module(here)
+	case filepath.Base(typed) == typed: // found in PATH
+		return typed, ""
+	case filepath.IsAbs(typed):
 		return typed, ""
 	}
-	if full, err := filepath.Abs(typed); err == nil {
-		return full, ""
-	}
-	return path, ""
+	return filepath.Join(here, typed), ""
 }
 
 // module is the folder of the Go module that a folder is in, or that folder.

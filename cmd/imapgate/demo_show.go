@@ -93,11 +93,11 @@ func (d *demo) showResume(ctx context.Context, out io.Writer) (err error) {
 	return c.err
 }
 
-// showReuse logs carol in some times and says what east has seen of it.
+// showReuse logs carol in some times and says what the backends have seen of it.
 func (d *demo) showReuse(ctx context.Context, out io.Writer) error {
 	const logins = 3
-	fmt.Fprintf(out, "\nMode reuse: carol's webmail logs in and out %d times; her backend is east.\n", logins)
-	before := d.East.seen.Load()
+	fmt.Fprintf(out, "\nMode reuse: carol's webmail logs in and out %d times.\n", logins)
+	before := d.East.seen.Load() + d.West.seen.Load()
 	for range logins {
 		c, err := d.client(ctx, io.Discard)
 		if err != nil {
@@ -110,7 +110,8 @@ func (d *demo) showReuse(ctx context.Context, out io.Writer) error {
 			return c.err
 		}
 	}
-	_, err := fmt.Fprintf(out, "     OK %d times; east has seen %s.\n\n", logins, counted(d.East.seen.Load()-before, "new connection"))
+	seen := d.East.seen.Load() + d.West.seen.Load() - before
+	_, err := fmt.Fprintf(out, "     OK %d times; her backend has seen %s.\n\n", logins, counted(seen, "new connection"))
 	return err
 }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -176,7 +177,7 @@ func TestTheDemoRestartsABackendUnderAnIdlingClient(t *testing.T) {
 				return false
 			}
 		})
-		d.await(t, fmt.Sprintf(`(?s)west is stopped.*west is started again.*S: \* %d EXISTS.*C: DONE\n.*S: c OK .*Subject: Came while west was down.*east has seen`, n))
+		d.await(t, fmt.Sprintf(`(?s)west is stopped.*west is started again.*S: \* %d EXISTS.*C: DONE\n.*S: c OK .*Subject: Came while west was down.*her backend has seen`, n))
 	}
 	if err := idle.Close(); err != nil {
 		t.Error(err)
@@ -184,8 +185,8 @@ func TestTheDemoRestartsABackendUnderAnIdlingClient(t *testing.T) {
 	if err := c.Logout().Wait(); err != nil {
 		t.Error(err)
 	}
-	d.await(t, `OK 3 times; east has seen 1 new connection\.`)
-	d.await(t, `east has seen 0 new connections\.`) // the second time it was there
+	d.await(t, `OK 3 times; her backend has seen 1 new connection\.`)
+	d.await(t, `her backend has seen 0 new connections\.`) // the second time it was there
 	if said := d.String(); strings.Contains(said, "did not work") {
 		t.Error(said)
 	}
@@ -217,6 +218,28 @@ func TestTheDemoExplainsItselfThroughItsAdminAddress(t *testing.T) {
 	}
 	if got := imapgate(t, "", "check", "--config", conf); got.status != 0 {
 		t.Errorf("%+v", got)
+	}
+}
+
+func TestTheDemoPrintsWhatCanBeTyped(t *testing.T) {
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	here, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ path, typed, command, folder string }{
+		{"/tmp/go-build1/b001/exe/imapgate", "/tmp/go-build1/b001/exe/imapgate", "go run ./cmd/imapgate", root},
+		{"/home/op/.cache/go-build/ab/cd-d/imapgate", "/home/op/.cache/go-build/ab/cd-d/imapgate", "go run ./cmd/imapgate", root},
+		{"/usr/bin/imapgate", "imapgate", "imapgate", ""},
+		{"/opt/imapgate", "/opt/imapgate", "/opt/imapgate", ""},
+		{here + "/dist/imapgate", "./dist/imapgate", here + "/dist/imapgate", ""},
+	} {
+		if command, folder := commandOf(c.path, c.typed, here); command != c.command || folder != c.folder {
+			t.Errorf("%s, typed as %s: %q in %q", c.path, c.typed, command, folder)
+		}
 	}
 }
 

@@ -15,7 +15,7 @@ const introduction = `imapgate demo: a gateway, two mail servers (east and west)
   Redis           {{.Redis}}
   files           {{.Dir}} (removed at the end)
 
-  user               password  mail is on                               mode
+  user               password  mail is on                                mode
   alice@example.org  {{.Password}}      east, by imapgate:user:alice@example.org  splice: bytes are copied
   bob@example.org    {{.Password}}      west, by imapgate:user:bob@example.org    resume: outlives a backend's restart
   carol@example.org  {{.Password}}      east, by imapgate:default                 reuse: logins share connections
@@ -47,7 +47,7 @@ Ask where she goes, and why ("changed to" is what the gateway has not noticed ye
 Send all who have no record of their own to west, as carol:
   {{.Command}} route set --default backend=west -c {{.Dir}}/imapgate.yaml
 
-Ctrl-C ends it. What the audit log ({{.Dir}}/audit.log) says:
+Enter shows the modes, Ctrl-C ends it. What the audit log ({{.Dir}}/audit.log) says:
 
 `
 
