@@ -73,3 +73,19 @@ return table.concat(s, '\n')`, "0")
 		t.Errorf("only %d orders were refused", needed)
 	}
 }
+
+func TestAnOrderWithoutAnAnswerMayHaveBeenDone(t *testing.T) {
+	t.Parallel()
+	r := testbed.StartRedis(t)
+	c := redis.NewUniversalClient(&redis.UniversalOptions{Addrs: []string{r.Address}, Protocol: 2, DisableIdentity: true})
+	t.Cleanup(func() { _ = c.Close() })
+	g, err := New(usual(), c, Hooks{}, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Freeze()
+	err = g.shared.order(t.Context(), call{g.shared.scripts.forgive, g.shared.keys.bans(), []any{"alice"}})
+	if err == nil || !strings.Contains(err.Error(), "may have been done") {
+		t.Errorf("%v", err)
+	}
+}
