@@ -191,7 +191,10 @@ func (b *badLines) note(line int, err error) {
 
 // Error implements error.
 func (b *badLines) Error() string {
-	if more := b.count - maxComplaints; more > 0 {
+	switch more := b.count - maxComplaints; {
+	case more == 1:
+		return b.text.String() + "; and 1 more bad line"
+	case more > 1:
 		return fmt.Sprintf("%s; and %d more bad lines", b.text.String(), more)
 	}
 	return b.text.String()

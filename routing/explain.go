@@ -31,12 +31,30 @@ type Explanation struct {
 	Age     time.Duration `json:"age_ns"`
 	Error   string        `json:"error,omitempty"` // why there is no route
 	Outcome string        `json:"outcome"`         // as Metrics.Lookup would be told
+	// Next is what the records say now, where the gateway has not noticed it yet.
+	Next *Decision `json:"next,omitempty"`
 
 	Channel Channel `json:"channel"`
 	// RedisLeftAlone is true while Redis is not asked because it did not answer.
 	RedisLeftAlone bool `json:"redis_left_alone,omitempty"`
 	// Store is whether Redis has the records it was seen to have.
 	Store Store `json:"store,omitzero"`
+}
+
+// Decision is what records come to for one user.
+type Decision struct {
+	Backend string `json:"backend,omitempty"`
+	Login   string `json:"login,omitempty"`
+	Mode    string `json:"mode,omitempty"`
+	Key     string `json:"key,omitempty"`
+	Error   string `json:"error,omitempty"` // why there is no route
+}
+
+func decision(route Route, err error) Decision {
+	if err != nil {
+		return Decision{Error: err.Error()}
+	}
+	return Decision{Backend: route.Backend, Login: route.Login, Mode: route.Mode, Key: route.Key}
 }
 
 // Step is one record and what it says.
@@ -63,9 +81,13 @@ func (r *Router) Explain(ctx context.Context, u identity.User) Explanation {
 	case r.cfg.Source == SourceHTTP:
 		x.Steps = []Step{{Key: "routing.source", Says: "http: the auth server says with each login"}}
 	default:
-		x.Steps = r.store.steps(ctx, u)
+		var next *Decision
+		x.Steps, next = r.store.steps(ctx, u)
 		x.RedisLeftAlone = r.cache.leftAlone()
 		x.Store = r.cache.store()
+		if next != nil && *next != decision(route, err) && x.Outcome != OutcomeUnavailable && x.Store.State != StoreSuspect && x.Store.State != StoreEmptied {
+			x.Next = next
+		}
 	}
 	if r.channels != nil {
 		x.Channel = r.channels.status()
@@ -83,8 +105,9 @@ func (c *cache) leftAlone() bool {
 	return c.breaker.Open()
 }
 
-// steps reads and checks the three records of u for a person to read.
-func (s *store) steps(ctx context.Context, u identity.User) []Step {
+// steps reads and checks the three records of u for a person to read. It also gives
+// what they come to; nil when that cannot be said.
+func (s *store) steps(ctx context.Context, u identity.User) ([]Step, *Decision) {
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
 	r, err := s.fetch(ctx, u, nil)
@@ -100,7 +123,12 @@ func (s *store) steps(ctx context.Context, u identity.User) []Step {
 			steps[i].Says = err.Error()
 		}
 	}
-	return steps
+	a, wrong := s.read(u, r)
+	if err != nil || wrong != nil {
+		return steps, nil
+	}
+	d := decision(got{answer: a}.route(u))
+	return steps, &d
 }
 
 func (s *store) step(key string, cmd *redis.MapStringStringCmd, check func() error) Step {

@@ -47,7 +47,7 @@ func TestNamesThatPeopleHaveAreRoutedByRedisAndTheSnapshot(t *testing.T) {
 	}
 	for i, name := range named {
 		u := canonical(t, name)
-		if err := r.SetRecord(t.Context(), u, map[string]string{"backend": "east", "login": named[len(named)-1-i]}); err != nil {
+		if err := r.SetRecord(t.Context(), ForUser(u), map[string]string{"backend": "east", "login": named[len(named)-1-i]}); err != nil {
 			t.Fatal(err)
 		}
 		if got, err := r.Lookup(t.Context(), u); err != nil || got.Backend != "east" || got.Login != named[len(named)-1-i] || got.Key != "imapgate:user:"+name {

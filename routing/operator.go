@@ -2,6 +2,7 @@ package routing
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"imapgate/internal/identity"
@@ -10,18 +11,22 @@ import (
 // errNoRedis is for what only a Redis can do.
 var errNoRedis = fmt.Errorf("%w: no Redis is configured", ErrUnavailable)
 
+// errUnread is for a record of a domain or the default where routes come from elsewhere.
+var errUnread = errors.New("routing.source is not redis, so no gateway would read this record")
+
 // errNoHash is for a user whose password only Redis could tell, and it is away.
 var errNoHash = fmt.Errorf("%w: the password hash is not known here", ErrUnavailable)
 
-// Record reads u's own record as it stands, unchecked, with the password hash
-// replaced; nil when there is none.
-func (r *Router) Record(ctx context.Context, u identity.User) (map[string]string, error) {
+// Record reads a record as it stands, unchecked, with the password hash replaced; nil
+// when there is none.
+func (r *Router) Record(ctx context.Context, t Target) (map[string]string, error) {
 	if r.store == nil {
 		return nil, errNoRedis
 	}
-	fields, err := r.store.rdb.HGetAll(ctx, r.keys.user(u)).Result()
+	key := r.keys.key(t)
+	fields, err := r.store.rdb.HGetAll(ctx, key).Result()
 	if err != nil {
-		return nil, readError(r.keys.user(u), err)
+		return nil, readError(key, err)
 	}
 	if len(fields) == 0 {
 		return nil, nil
@@ -32,22 +37,25 @@ func (r *Router) Record(ctx context.Context, u identity.User) (map[string]string
 	return fields, nil
 }
 
-// SetRecord changes fields of u's own record; an empty value removes a field. A
-// record this gateway would refuse is not written.
-func (r *Router) SetRecord(ctx context.Context, u identity.User, fields map[string]string) error {
+// SetRecord changes fields of a record; an empty value removes a field. A record this
+// gateway would refuse is not written, nor one that it would never read.
+func (r *Router) SetRecord(ctx context.Context, t Target, fields map[string]string) error {
 	if r.store == nil {
 		return errNoRedis
 	}
-	return r.store.write(ctx, u, fields)
+	if t.User().IsZero() && r.cfg.Source != SourceRedis {
+		return errUnread
+	}
+	return r.store.write(ctx, t, fields)
 }
 
-// DeleteRecord removes u's own record, so that the domain's or the default
-// decides, and says whether there was one.
-func (r *Router) DeleteRecord(ctx context.Context, u identity.User) (bool, error) {
+// DeleteRecord removes a record, so that the next one decides: after a user's that of
+// the domain, and then the default. It says whether there was one.
+func (r *Router) DeleteRecord(ctx context.Context, t Target) (bool, error) {
 	if r.store == nil {
 		return false, errNoRedis
 	}
-	return r.store.remove(ctx, u)
+	return r.store.remove(ctx, t)
 }
 
 // AcceptEmpty tells every gateway that records which are missing from Redis were

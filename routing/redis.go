@@ -32,8 +32,8 @@ type RedisConfig struct {
 // Dial makes a client, which connects when it is first used.
 //
 // The ACL user needs hello, auth, ping, echo, hgetall and "client|tracking", in a
-// cluster also "cluster|slots" and command; for operators' writes hset, hdel,
-// del, multi and exec.
+// cluster also "cluster|slots" and command; for operators' writes eval, evalsha, hset,
+// hdel and del.
 func Dial(c RedisConfig) (redis.UniversalClient, error) {
 	if len(c.Addresses) == 0 {
 		return nil, errors.New("redis: no address")

@@ -333,39 +333,153 @@ func TestOperatorsWritesAreCheckedAndSeen(t *testing.T) {
 	r := open(t, dial(t, RedisConfig{Addresses: []string{s.Address}}))
 	follow(t, r)
 	alice, ctx := user(t, "alice"), t.Context()
-	if err := r.SetRecord(ctx, alice, map[string]string{"backend": "nowhere"}); err == nil {
+	if err := r.SetRecord(ctx, ForUser(alice), map[string]string{"backend": "nowhere"}); err == nil {
 		t.Error("a record with an unknown backend was written")
 	}
-	if err := r.SetRecord(ctx, alice, map[string]string{"user": "bob"}); err == nil {
+	if err := r.SetRecord(ctx, ForUser(alice), map[string]string{"user": "bob"}); err == nil {
 		t.Error("a record of somebody else was written")
 	}
 	if got := s.CLI("exists", "imapgate:user:alice"); got != "0" {
 		t.Error("a refused record was written")
 	}
-	if err := r.SetRecord(ctx, alice, map[string]string{"backend": "east", "mode": "park", "password": "{PLAIN}x"}); err != nil {
+	if err := r.SetRecord(ctx, ForUser(alice), map[string]string{"backend": "east", "mode": "park", "password": "{PLAIN}x"}); err != nil {
 		t.Fatal(err)
 	}
 	goes(t, r, alice, "east")
-	if err := r.SetRecord(ctx, alice, map[string]string{"backend": "west", "mode": ""}); err != nil {
+	if err := r.SetRecord(ctx, ForUser(alice), map[string]string{"backend": "west", "mode": ""}); err != nil {
 		t.Fatal(err)
 	}
 	if got := goes(t, r, alice, "west"); got.Mode != "" {
 		t.Errorf("the mode was not removed: %+v", got)
 	}
-	rec, err := r.Record(ctx, alice)
+	rec, err := r.Record(ctx, ForUser(alice))
 	want := map[string]string{"user": "alice", "backend": "west", "password": "[secret]"}
 	if err != nil || !maps.Equal(rec, want) {
 		t.Errorf("the record is %v, %v", rec, err)
 	}
-	if was, err := r.DeleteRecord(ctx, alice); err != nil || !was {
+	if was, err := r.DeleteRecord(ctx, ForUser(alice)); err != nil || !was {
 		t.Errorf("deletion: %v, %v", was, err)
 	}
 	testbed.Within(t, aSecond, "the user to be gone", func() bool {
 		_, err := r.Lookup(ctx, alice)
 		return errors.Is(err, ErrNoUser)
 	})
-	if was, err := r.DeleteRecord(ctx, alice); err != nil || was {
+	if was, err := r.DeleteRecord(ctx, ForUser(alice)); err != nil || was {
 		t.Errorf("second deletion: %v, %v", was, err)
+	}
+}
+
+func TestTheRecordsOfADomainAndTheDefaultAreWrittenAndSeen(t *testing.T) {
+	s := testbed.StartRedis(t)
+	rdb := dial(t, RedisConfig{Addresses: []string{s.Address}})
+	r, other := open(t, rdb), open(t, dial(t, RedisConfig{Addresses: []string{s.Address}}))
+	follow(t, other) // as another gateway does
+	alice, ctx := user(t, "alice@example.org"), t.Context()
+	for _, step := range []struct {
+		of      Target
+		fields  map[string]string
+		backend string // where alice goes then; "" for an error
+	}{
+		{ForDefault(), map[string]string{"backend": "east"}, "east"},
+		{ForDomain("example.org"), map[string]string{"backend": "west", "mode": "reuse"}, "west"},
+		{ForDomain("example.org"), map[string]string{"mode": "", "backend": "east"}, "east"},
+		{ForDomain("example.org"), map[string]string{"backend": "nowhere"}, ""},
+		{ForDomain("example.org"), map[string]string{"backend": ""}, ""},
+		{ForDomain("example.org"), map[string]string{"login": "alice"}, ""},
+		{ForDomain("example.org"), map[string]string{"password": "{PLAIN}x"}, ""},
+		{ForDefault(), map[string]string{"state": "paused"}, ""},
+		{ForDefault(), map[string]string{"user": "alice"}, ""},
+		{ForUser(alice), map[string]string{"backend": "west"}, "west"},
+	} {
+		before, err := r.Record(ctx, step.of)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.SetRecord(ctx, step.of, step.fields); (err == nil) != (step.backend != "") {
+			t.Errorf("%s %v: %v", step.of, step.fields, err)
+		}
+		if step.backend != "" {
+			goes(t, other, alice, step.backend)
+		} else if after, err := r.Record(ctx, step.of); err != nil || !maps.Equal(before, after) {
+			t.Errorf("%s %v was refused and made %v of %v, %v", step.of, step.fields, after, before, err)
+		}
+	}
+	for _, of := range []Target{ForUser(alice), ForDomain("example.org"), ForDefault()} {
+		if was, err := r.DeleteRecord(ctx, of); err != nil || !was {
+			t.Errorf("deletion of %s: %v, %v", of, was, err)
+		}
+	}
+	testbed.Within(t, testbed.Patience, "the user to be gone", func() bool {
+		_, err := other.Lookup(ctx, alice)
+		return errors.Is(err, ErrNoUser)
+	})
+	static := open(t, rdb, func(c *Config) { c.Source, c.Static = SourceStatic, Static{Default: "east"} })
+	if err := static.SetRecord(ctx, ForDefault(), map[string]string{"backend": "east"}); err == nil {
+		t.Error("a default was written that no gateway reads")
+	}
+}
+
+// A write that an ACL refuses half way is not begun.
+func TestARefusedWriteHasChangedNothing(t *testing.T) {
+	s := testbed.StartRedis(t)
+	alice, ctx := user(t, "alice"), t.Context()
+	writes := map[string]func(*Router) error{
+		"set": func(r *Router) error { return r.SetRecord(ctx, ForUser(alice), map[string]string{"backend": "west"}) },
+		"set and remove": func(r *Router) error {
+			return r.SetRecord(ctx, ForUser(alice), map[string]string{"backend": "west", "mode": ""})
+		},
+		"only remove": func(r *Router) error {
+			return r.SetRecord(ctx, ForDomain("example.org"), map[string]string{"mode": ""})
+		},
+		"delete":       func(r *Router) error { _, err := r.DeleteRecord(ctx, ForUser(alice)); return err },
+		"accept empty": func(r *Router) error { return r.AcceptEmpty(ctx, "operator") },
+	}
+	needed := 0
+	for name, write := range writes {
+		for _, right := range []string{"-eval", "-evalsha", "-hset", "-hdel", "-del", "-hgetall", "-multi", "-exec", "%R~imapgate:*"} {
+			s.CLI("flushall")
+			s.CLI("script", "flush")
+			s.CLI("hset", "imapgate:user:alice", "backend", "east", "mode", "reuse")
+			s.CLI("hset", "imapgate:domain:example.org", "backend", "east", "mode", "reuse")
+			s.CLI("hset", "imapgate:accepted", "at", "1", "by", "nobody")
+			acl := []string{"acl", "setuser", "op", "reset", "on", ">pw", "~imapgate:*", "+hello", "+auth", "+ping", "+echo",
+				"+hgetall", "+eval", "+evalsha", "+hset", "+hdel", "+del"}
+			if strings.HasPrefix(right, "%") {
+				acl = append(acl, "resetkeys")
+			}
+			s.CLI(append(acl, right)...)
+			state := func() string {
+				return s.CLI("hgetall", "imapgate:user:alice") + s.CLI("hgetall", "imapgate:domain:example.org") + s.CLI("hgetall", "imapgate:accepted")
+			}
+			before := state()
+			r := open(t, dial(t, RedisConfig{Addresses: []string{s.Address}, Username: "op", Password: identity.NewSecret("pw")}))
+			err := write(r)
+			if err == nil {
+				if before == state() {
+					t.Errorf("%s with %s did nothing", name, right)
+				}
+				continue
+			}
+			needed++
+			if right != "-hgetall" && !strings.Contains(err.Error(), "nothing was changed") {
+				t.Errorf("%s with %s: %v", name, right, err)
+			}
+			if after := state(); before != after {
+				t.Errorf("%s with %s: %v, and yet\n%s\nbecame\n%s", name, right, err, before, after)
+			}
+		}
+	}
+	if needed < 15 {
+		t.Errorf("only %d writes were refused", needed)
+	}
+}
+
+func TestAWriteWithoutAnAnswerMayHaveBeenDone(t *testing.T) {
+	s := testbed.StartRedis(t)
+	r := open(t, dial(t, RedisConfig{Addresses: []string{s.Address}}))
+	s.Freeze()
+	if _, err := r.DeleteRecord(t.Context(), ForDefault()); err == nil || !strings.Contains(err.Error(), "may have been changed") {
+		t.Errorf("%v", err)
 	}
 }
 
@@ -387,6 +501,33 @@ func TestExplainSaysWhatEveryRecordSaid(t *testing.T) {
 	if x.Backend != "east" || x.Source != User || !x.Steps[0].Used || x.Steps[1].Used || x.Channel.State != ChannelUp ||
 		x.Steps[0].Says != `backend="east" password=[secret]` {
 		t.Errorf("%+v", x)
+	}
+}
+
+func TestExplainSaysWhatHasChangedUnnoticed(t *testing.T) {
+	s := testbed.StartRedis(t)
+	s.CLI("hset", "imapgate:user:alice", "backend", "east")
+	r := open(t, dial(t, RedisConfig{Addresses: []string{s.Address}})) // it follows no changes
+	alice := user(t, "alice")
+	if x := r.Explain(t.Context(), alice); x.Backend != "east" || x.Next != nil {
+		t.Errorf("%+v", x)
+	}
+	s.CLI("hset", "imapgate:user:alice", "backend", "west")
+	if x := r.Explain(t.Context(), alice); x.Backend != "east" || x.Next == nil || x.Next.Backend != "west" || x.Next.Key != "imapgate:user:alice" {
+		t.Errorf("after a change: %+v, %+v", x, x.Next)
+	}
+	s.CLI("hset", "imapgate:user:alice", "state", "blocked")
+	if x := r.Explain(t.Context(), alice); x.Backend != "east" || x.Next == nil || !strings.Contains(x.Next.Error, "blocked") {
+		t.Errorf("after a block: %+v, %+v", x, x.Next)
+	}
+	s.CLI("hset", "imapgate:user:alice", "backend", "nowhere", "state", "active")
+	if x := r.Explain(t.Context(), alice); x.Next != nil {
+		t.Errorf("a record that is refused changes nothing: %+v, %+v", x, x.Next)
+	}
+	r.Forget(alice)
+	s.CLI("hset", "imapgate:user:alice", "backend", "west")
+	if x := r.Explain(t.Context(), alice); x.Backend != "west" || x.Next != nil {
+		t.Errorf("noticed: %+v, %+v", x, x.Next)
 	}
 }
 

@@ -169,7 +169,7 @@ func (s *store) accept(ctx context.Context, by string) error {
 	}
 	at := max(time.Now().UnixMilli(), acceptanceOf(fields).At+1)
 	if err := s.rdb.HSet(ctx, key, fieldAt, at, fieldBy, by).Err(); err != nil {
-		return fmt.Errorf("write %s: %w", key, err)
+		return writeError("write", key, err)
 	}
 	return nil
 }
@@ -233,50 +233,52 @@ func readError(key string, err error) error {
 	return fmt.Errorf("read %s: %w", key, err)
 }
 
-// write changes fields of u's record; an empty value removes a field. The result
-// is checked first: what this gateway would refuse is not written. The owner is
-// always written, so that no other user's question is ever answered with it.
-func (s *store) write(ctx context.Context, u identity.User, change map[string]string) error {
-	key := s.keys.user(u)
+// writeScript changes a record as a whole or not at all: ARGV has how many fields are
+// removed, they, and then names and values. Redis does not undo a script, nor commands
+// whose MULTI it has refused, so both rights are tried before anything is written:
+// removing a field that no record has does nothing.
+const writeScript = `
+local gone = tonumber(ARGV[1])
+if gone > 0 then redis.call('HDEL', KEYS[1], '') end
+if #ARGV > gone + 1 then redis.call('HSET', KEYS[1], unpack(ARGV, gone + 2)) end
+if gone > 0 then redis.call('HDEL', KEYS[1], unpack(ARGV, 2, gone + 1)) end
+return 1
+`
+
+// write changes fields of a record; an empty value removes a field. What this gateway
+// would refuse is not written.
+func (s *store) write(ctx context.Context, t Target, change map[string]string) error {
+	key := s.keys.key(t)
 	fields, err := s.rdb.HGetAll(ctx, key).Result()
 	if err != nil {
 		return readError(key, err)
 	}
-	set, gone := []string{fieldUser, u.String()}, []string(nil)
-	fields[fieldUser] = u.String()
-	for name, value := range change {
-		if name == fieldUser {
-			return fmt.Errorf("%s: field %q is the owner and cannot be changed", key, name)
-		}
-		if value == "" {
-			delete(fields, name)
-			gone = append(gone, name)
-			continue
-		}
-		fields[name] = value
-		set = append(set, name, value)
-	}
-	if _, err := s.rules.user(u, fields); err != nil {
-		return fmt.Errorf("%s would be refused: %w", key, err)
-	}
-	_, err = s.rdb.TxPipelined(ctx, func(tx redis.Pipeliner) error {
-		tx.HSet(ctx, key, set)
-		if len(gone) > 0 {
-			tx.HDel(ctx, key, gone...)
-		}
-		return nil
-	})
+	e, err := s.rules.edit(t, fields, change)
 	if err != nil {
-		return fmt.Errorf("write %s: %w", key, err)
+		return fmt.Errorf("%s: %w", key, err)
+	}
+	if err := redis.NewScript(writeScript).Run(ctx, s.rdb, []string{key}, e.args()...).Err(); err != nil {
+		return writeError("write", key, err)
 	}
 	return nil
 }
 
-// remove deletes u's record and says whether there was one.
-func (s *store) remove(ctx context.Context, u identity.User) (bool, error) {
-	n, err := s.rdb.Del(ctx, s.keys.user(u)).Result()
+// remove deletes a record and says whether there was one.
+func (s *store) remove(ctx context.Context, t Target) (bool, error) {
+	key := s.keys.key(t)
+	n, err := s.rdb.Del(ctx, key).Result()
 	if err != nil {
-		return false, fmt.Errorf("delete %s: %w", s.keys.user(u), err)
+		return false, writeError("delete", key, err)
 	}
 	return n > 0, nil
+}
+
+// writeError says what an error means for the record: a reply of Redis refuses all of a
+// command, and without one nothing is known.
+func writeError(verb, key string, err error) error {
+	var reply redis.Error
+	if errors.As(err, &reply) {
+		return fmt.Errorf("%s %s: nothing was changed: %w", verb, key, err)
+	}
+	return fmt.Errorf("%s %s: Redis did not answer, so it may have been changed: %w", verb, key, err)
 }

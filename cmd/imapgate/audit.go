@@ -17,6 +17,7 @@ import (
 	"golang.org/x/term"
 
 	"imapgate/internal/audit"
+	"imapgate/internal/duration"
 )
 
 func newAudit() *cobra.Command {
@@ -48,7 +49,7 @@ func newAuditGrep() *cobra.Command {
 		Long: `Print the records that match all that is asked for, oldest file first. Files may be
 compressed with gzip; without any, or with -, standard input is read.
 
-Times are a duration before now (90m, 24h, 7d), a day (2026-05-01), or a moment
+Times are a duration before now (90m, 24h, 7d, 2w), a day (2026-05-01), or a moment
 (2026-05-01T12:00:00Z, or 2026-05-01T12:00:00 in local time).
 The exit status is 1 when nothing was found.`,
 		Example: `  imapgate audit grep --user alice@example.org --since 24h /var/log/imapgate/audit.log*
@@ -96,7 +97,10 @@ func auditGrep(cmd *cobra.Command, s search, names []string) error {
 	if err := found.out.Flush(); err != nil {
 		return err
 	}
-	if found.strange > 0 {
+	switch {
+	case found.strange == 1:
+		fmt.Fprintln(cmd.ErrOrStderr(), "1 line is no record")
+	case found.strange > 1:
 		fmt.Fprintf(cmd.ErrOrStderr(), "%d lines are no records\n", found.strange)
 	}
 	if found.count == 0 {
@@ -193,12 +197,7 @@ func moment(s string, now time.Time) (time.Time, error) {
 	if s == "" {
 		return time.Time{}, nil
 	}
-	if days, ok := strings.CutSuffix(s, "d"); ok {
-		if n, err := strconv.ParseUint(days, 10, 16); err == nil {
-			return now.AddDate(0, 0, -int(n)), nil
-		}
-	}
-	if ago, err := time.ParseDuration(s); err == nil {
+	if ago, err := duration.Parse(s); err == nil {
 		return now.Add(-ago), nil
 	}
 	if t, err := time.Parse(time.RFC3339, s); err == nil {
@@ -279,9 +278,13 @@ func sayVerdict(out io.Writer, v *audit.Verifier) error {
 		return errSaid
 	}
 	if v.Torn > 0 {
-		fmt.Fprintf(out, "%d unfinished lines were passed over\n", v.Torn)
+		fmt.Fprintf(out, "passed over: %s\n", counted(v.Torn, "unfinished line"))
 	}
 	last, hash := v.Last()
-	_, err := fmt.Fprintf(out, "OK: records %d to %d; the last has the hash %s\n", v.First, last, hash)
+	records := fmt.Sprintf("records %d to %d; the last", v.First, last)
+	if v.First == last {
+		records = fmt.Sprintf("record %d, which", last)
+	}
+	_, err := fmt.Fprintf(out, "OK: %s has the hash %s\n", records, hash)
 	return err
 }

@@ -117,6 +117,7 @@ func TestAuditGrepFindsWhatIsAskedFor(t *testing.T) {
 		"--result refused": {"login refused"},
 		"--since 1h --event ban_added --until 2999-01-01": {"ban added"},
 		"--since 2999-01-01":                              nil,
+		"--until 2w":                                      nil,
 		"--until 1d":                                      nil,
 	} {
 		args := append([]string{"audit", "grep"}, files...)
@@ -161,7 +162,7 @@ func TestAuditGrepReadsStandardInputAndPrintsRecordsAsTheyAre(t *testing.T) {
 func TestAuditGrepReadsAStreamOfRedis(t *testing.T) {
 	record := `{"v":1,"time":"2026-05-01T12:00:00.000Z","event":"ban_added","subject":"192.0.2.1/32"}`
 	in := strings.Repeat("1777636800000-0\nrecord\n"+record+"\n", 3)
-	if out, errs, status := saying(t, in+"1777636800000\n", "audit", "grep", "--json"); status != 0 || out != strings.Repeat(record+"\n", 3) || errs != "1 lines are no records\n" {
+	if out, errs, status := saying(t, in+"1777636800000\n", "audit", "grep", "--json"); status != 0 || out != strings.Repeat(record+"\n", 3) || errs != "1 line is no record\n" {
 		t.Errorf("%d, %q, %q", status, out, errs)
 	}
 }

@@ -87,15 +87,20 @@ func (l *auditLine) rest() string {
 			say(format, strconv.FormatUint(*n, 10))
 		}
 	}
+	amount := func(n *uint64, thing, rest string) {
+		if n != nil {
+			say("%s", counted(*n, thing)+rest)
+		}
+	}
 	say("at %s", l.Backend)
 	say("%s", l.Action)
 	say("%s", l.Command)
 	say("in %s", l.Mailbox)
 	say("to %s", l.To)
-	number("%s messages", l.Messages)
-	number("%s bytes of literals", l.Literals)
+	amount(l.Messages, "message", "")
+	amount(l.Literals, "byte", " of literals")
 	say("limit %s", l.Limit)
-	number("%s times", l.Count)
+	amount(l.Count, "time", "")
 	if l.Event == "command" || l.Event == "session_attached" || l.Limit != "" {
 		say("%s", l.Result)
 	}
@@ -106,9 +111,9 @@ func (l *auditLine) rest() string {
 	if !l.Until.IsZero() {
 		say("until %s", l.Until.Local().Format(time.DateTime))
 	}
-	number("%s users tried", l.Users)
-	number("%s records", l.Lost)
-	number("%s records present,", l.Present)
+	amount(l.Users, "user", " tried")
+	amount(l.Lost, "record", "")
+	amount(l.Present, "record", " present,")
 	number("%s missing", l.Missing)
 	say("%s", l.Version)
 	say("%s", l.Mechanism)
@@ -123,8 +128,8 @@ func (l *auditLine) rest() string {
 		say("backend: %s", l.Upstream)
 	}
 	say("%s", l.TLS)
-	number("%s commands", l.Commands)
-	number("%s bytes in,", l.In)
+	amount(l.Commands, "command", "")
+	amount(l.In, "byte", " in,")
 	number("%s out", l.Out)
 	number("%s gone,", l.Expunged)
 	number("%s new", l.Arrived)

@@ -91,13 +91,12 @@ func sessionsText(b proxy.BackendState) string {
 
 // followedText says whether commands of new sessions are read.
 func followedText(b proxy.BackendState) string {
-	users := "1 user"
-	if b.Users != 1 {
-		users = fmt.Sprintf("%d users", b.Users)
-	}
+	users := counted(b.Users, "user")
 	switch {
 	case b.Spliced:
 		return "no, spliced until " + b.Until.Format(time.RFC3339) + ": it broke promises of IMAP"
+	case b.SplicedUsers > 0 && b.SplicedUsers == b.Users:
+		return fmt.Sprintf("yes, but for the %s to whom it broke promises of IMAP in the last hour", users)
 	case b.SplicedUsers > 0:
 		return fmt.Sprintf("yes, but for %d of the %s to whom it broke promises of IMAP in the last hour", b.SplicedUsers, users)
 	case b.Users > 0:

@@ -182,7 +182,7 @@ func newBanAdd(o *limitOptions) *cobra.Command {
 		Long: `Ban an address or a network. An IPv6 address stands for its network of 64 bits. A ban that
 is under way gets the new end.`,
 		Example: `  imapgate ban add 192.0.2.7
-  imapgate ban add 2001:db8::/32 --for 72h --why "ticket 4711"`,
+  imapgate ban add 2001:db8::/32 --for 7d --why "ticket 4711"`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			order.Who = args[0]
 			return o.run(cmd, func(ctx context.Context, f office) error {
@@ -194,7 +194,8 @@ is under way gets the new end.`,
 			})
 		},
 	}
-	cmd.Flags().DurationVar(&order.For, "for", 24*time.Hour, "how long")
+	order.For = 24 * time.Hour
+	cmd.Flags().Var((*durationFlag)(&order.For), "for", "how long, as 90m, 24h, 7d or 2w")
 	cmd.Flags().StringVar(&order.Why, "why", "", "a note for whoever lists the bans")
 	return cmd
 }
@@ -301,18 +302,18 @@ func (s standing) print(to io.Writer) error {
 		if f.Most > 0 {
 			most = "of " + strconv.Itoa(f.Most)
 		}
-		row("failed logins", "%d in a %s, %s, %s", f.Count, plain(f.In), most, plain(f.Of))
+		row("failed logins", "%d in %s, %s, %s", f.Count, aSpan(plain(f.In)), most, plain(f.Of))
 	}
 	row("next login waits", "%v", s.Delay)
 	if s.Closed {
 		row("may log in from", "known networks only")
 	}
 	if s.Uploads != nil {
-		of := ""
+		bytes := counted(s.Uploads.Today, "byte")
 		if s.Uploads.Most > 0 {
-			of = fmt.Sprintf(" of %d", s.Uploads.Most)
+			bytes = fmt.Sprintf("%d of %s", s.Uploads.Today, counted(s.Uploads.Most, "byte"))
 		}
-		row("uploaded today", "%d%s bytes (UTC)", s.Uploads.Today, of)
+		row("uploaded today", "%s (UTC)", bytes)
 	}
 	for _, k := range s.Known {
 		row("known network", "%s, last login %s, %d failed in an hour", plain(k.Network), k.Last.Format(time.RFC3339), k.Failed)

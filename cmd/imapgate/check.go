@@ -44,13 +44,12 @@ func newCheck() *cobra.Command {
 	var file string
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:   "check",
+		Use:   "check [FILE]",
 		Short: "Validate the configuration and the files it names",
 		Long: `Read the configuration as serve does, open the certificates, CA files and the
 passwd-file it names, and print everything that is wrong. Nothing is connected to.
 The exit status is 1 when something is wrong.`,
-		Example: "  imapgate check --config /etc/imapgate.yaml\n  imapgate check --config new.yaml --json",
-		Args:    cobra.NoArgs,
+		Example: "  imapgate check /etc/imapgate.yaml\n  imapgate check --config new.yaml --json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			found, doubts := check(file)
 			if asJSON {
@@ -74,7 +73,7 @@ The exit status is 1 when something is wrong.`,
 			return nil
 		},
 	}
-	configFlag(cmd, &file)
+	configArgument(cmd, &file)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }

@@ -7,10 +7,11 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strconv"
+	"strings"
+	"sync"
 
 	"github.com/alicebob/miniredis/v2"
 	"github.com/spf13/cobra"
@@ -35,6 +36,7 @@ type demo struct {
 	West     *demoBackend
 	redis    *miniredis.Miniredis
 	Command  string // how this program is called on this machine
+	Folder   string // where that is typed; "" for anywhere
 	Password string
 }
 
@@ -54,7 +56,7 @@ The mail servers and Redis are small ones for a demonstration; the gateway is th
 			if err := prepareProcess(); err != nil {
 				return err
 			}
-			return runDemo(cmd.Context(), ports, cmd.OutOrStdout(), cmd.ErrOrStderr())
+			return runDemo(cmd.Context(), ports, console{cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr()})
 		},
 	}
 	flags := cmd.Flags()
@@ -65,10 +67,17 @@ The mail servers and Redis are small ones for a demonstration; the gateway is th
 	return cmd
 }
 
+// console is where a demo is watched.
+type console struct {
+	in         io.Reader // a line of it shows the modes resume and reuse
+	out, logTo io.Writer
+}
+
 // runDemo runs the demo until ctx is done or a signal ends it.
-func runDemo(ctx context.Context, ports demoPorts, out, logTo io.Writer) (err error) {
+func runDemo(ctx context.Context, ports demoPorts, c console) (err error) {
 	signals := hearSignals()
 	defer signal.Stop(signals)
+	allowBackground()
 	d, err := startDemo(ports)
 	if err != nil {
 		return fmt.Errorf("demo: %w", err)
@@ -78,7 +87,7 @@ func runDemo(ctx context.Context, ports demoPorts, out, logTo io.Writer) (err er
 	if err != nil {
 		return fmt.Errorf("demo: %w", err)
 	}
-	log, err := newLog(cfg.Log, logTo)
+	log, err := newLog(cfg.Log, c.logTo)
 	if err != nil {
 		return err
 	}
@@ -97,16 +106,22 @@ func runDemo(ctx context.Context, ports demoPorts, out, logTo io.Writer) (err er
 	if err := g.listen(); err != nil {
 		return err
 	}
-	if err := d.introduce(out); err != nil {
+	if err := d.introduce(c.out); err != nil {
 		return err
 	}
-	shown = follow(d.file("audit.log"), out)
+	shown = follow(d.file("audit.log"), c.out)
+	showing, stop := context.WithCancel(ctx)
+	var shows sync.WaitGroup
+	defer shows.Wait()
+	defer stop()
+	shows.Go(func() { d.showOnEnter(showing, c.in, c.out) })
 	return g.obey(ctx, signals)
 }
 
 // startDemo starts what the gateway needs around it.
 func startDemo(wanted demoPorts) (_ *demo, err error) {
-	d := &demo{Password: "demo", Command: thisCommand(), redis: miniredis.NewMiniRedis()}
+	d := &demo{Password: "demo", redis: miniredis.NewMiniRedis()}
+	d.Command, d.Folder = thisCommand()
 	defer func() {
 		if err != nil {
 			_ = d.close()
@@ -176,8 +191,8 @@ func (d *demo) choosePorts(wanted demoPorts) error {
 func (d *demo) writeRoutes() {
 	for _, record := range [][]string{
 		{"imapgate:user:alice@example.org", "backend", "east"},
-		{"imapgate:user:bob@example.org", "backend", "west"},
-		{"imapgate:default", "backend", "east"},
+		{"imapgate:user:bob@example.org", "backend", "west", "mode", "resume"},
+		{"imapgate:default", "backend", "east", "mode", "reuse"},
 	} {
 		d.redis.HSet(record[0], record[1:]...)
 	}
@@ -205,7 +220,7 @@ redis: {addresses: ["%[4]s"]}
 auth: {methods: [passthrough], default_domain: example.org}
 routing: {source: redis, cache: {ttl: 1s, negative: 1s}}
 backends:
-  east: {address: "%[5]s", tls: none, forward: none}
+  east: {address: "%[5]s", tls: none, forward: none, mux: {cred_cache: true}}
   west: {address: "%[6]s", tls: none, forward: none}
 limits: {drain: 1s}
 audit: {path: "%[1]s/audit.log"}
@@ -218,14 +233,39 @@ admin: {address: "%[7]s"}
 // at is a port on loopback.
 func at(port int) string { return net.JoinHostPort(loopback, strconv.Itoa(port)) }
 
-// thisCommand is what a user types to run this very program: its name when it is
-// installed, else its path (go run keeps it while the demo lasts).
-func thisCommand() string {
-	if _, err := exec.LookPath("imapgate"); err == nil {
-		return "imapgate"
+// thisCommand is what a user types to run this very program, and in which folder; "" for
+// any.
+func thisCommand() (command, folder string) {
+	path, err := os.Executable()
+	here, lost := os.Getwd()
+	if err != nil || lost != nil {
+		return "imapgate", ""
 	}
-	if path, err := os.Executable(); err == nil {
-		return path
+	return commandOf(path, os.Args[0], here)
+}
+
+// commandOf is thisCommand for a program that was started as typed in the folder here.
+// What go run has made is deleted when it ends, so it is made again.
+func commandOf(path, typed, here string) (command, folder string) {
+	switch {
+	case strings.Contains(filepath.ToSlash(path), "/go-build"):
+		return "go run ./cmd/imapgate", module(here)
+	case filepath.Base(typed) == typed: // found in PATH
+		return typed, ""
+	case filepath.IsAbs(typed):
+		return typed, ""
 	}
-	return "imapgate"
+	return filepath.Join(here, typed), ""
+}
+
+// module is the folder of the Go module that a folder is in, or that folder.
+func module(folder string) string {
+	for at := folder; ; at = filepath.Dir(at) {
+		if _, err := os.Stat(filepath.Join(at, "go.mod")); err == nil {
+			return at
+		}
+		if at == filepath.Dir(at) {
+			return folder
+		}
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"log"
 	"net"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/emersion/go-imap/v2"
@@ -19,51 +20,78 @@ const demoUsers = "alice bob carol"
 
 // demoBackend is a mail server in memory. Only the gateway talks to it, over
 // loopback; what its library cannot do (STARTTLS in good order, ID, long lines)
-// is therefore not met.
+// is therefore not met. Its mail is kept while it is stopped.
 type demoBackend struct {
 	// Set once.
-	listener net.Listener
-	server   *imapserver.Server
-	ended    chan error
+	name  string
+	store *imapmemserver.Server
+	users map[string]*imapmemserver.User
+	at    string       // where it listens
+	seen  atomic.Int64 // connections
+
+	// Of the goroutine that starts and stops it.
+	server *imapserver.Server // nil while it is stopped
+	ended  chan error
 }
 
 // startBackend starts a mail server whose mail says its name.
 func startBackend(name, password string) (*demoBackend, error) {
-	store := imapmemserver.New()
+	b := &demoBackend{name: name, store: imapmemserver.New(), users: make(map[string]*imapmemserver.User), at: at(0)}
 	for _, user := range strings.Fields(demoUsers) {
 		u, err := mailbox(user+"@example.org", name, password)
 		if err != nil {
 			return nil, fmt.Errorf("backend %s: %w", name, err)
 		}
-		store.AddUser(u)
+		b.users[user] = u
+		b.store.AddUser(u)
 	}
-	l, err := net.Listen("tcp", at(0))
+	return b, b.start()
+}
+
+// start listens, the second time where it did before.
+func (b *demoBackend) start() error {
+	l, err := net.Listen("tcp", b.at)
 	if err != nil {
-		return nil, fmt.Errorf("backend %s: %w", name, err)
+		return fmt.Errorf("backend %s: %w", b.name, err)
 	}
-	b := &demoBackend{listener: l, ended: make(chan error, 1)}
+	b.at, b.ended = l.Addr().String(), make(chan error, 1)
 	b.server = imapserver.New(&imapserver.Options{
 		NewSession: func(*imapserver.Conn) (imapserver.Session, *imapserver.GreetingData, error) {
-			return store.NewSession(), nil, nil
+			b.seen.Add(1)
+			return b.store.NewSession(), nil, nil
 		},
 		Caps:         imap.CapSet{imap.CapIMAP4rev1: {}, imap.CapIMAP4rev2: {}},
 		InsecureAuth: true, // the gateway connects over loopback
 		Logger:       log.New(io.Discard, "", 0),
 	})
-	go b.serve()
-	return b, nil
+	go serveBackend(b.server, l, b.ended)
+	return nil
 }
 
-// serve is run as a goroutine; it ends when close is called.
-func (b *demoBackend) serve() { b.ended <- b.server.Serve(b.listener) }
+// serveBackend is run as a goroutine; it ends when the server is closed.
+func serveBackend(s *imapserver.Server, l net.Listener, ended chan<- error) { ended <- s.Serve(l) }
 
-func (b *demoBackend) address() string { return b.listener.Addr().String() }
+func (b *demoBackend) address() string { return b.at }
 
+// close stops it, as a crash would: connections are cut.
 func (b *demoBackend) close() error {
-	if err := b.server.Close(); err != nil {
+	if b.server == nil {
+		return nil
+	}
+	server := b.server
+	b.server = nil
+	if err := server.Close(); err != nil {
 		return err
 	}
 	return <-b.ended
+}
+
+// deliver puts a mail into a user's INBOX, also while the server is stopped.
+func (b *demoBackend) deliver(user, subject string) error {
+	now := time.Now()
+	text := message(user+"@example.org", b.name, subject, now)
+	_, err := b.users[user].Append("INBOX", bytes.NewReader(text), &imap.AppendOptions{Time: now})
+	return err
 }
 
 // mailbox makes an account with some mail.

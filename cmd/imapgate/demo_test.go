@@ -4,19 +4,25 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
+	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/emersion/go-imap/v2"
 	"github.com/emersion/go-imap/v2/imapclient"
 	"github.com/redis/go-redis/v9"
+
+	"imapgate/internal/testbed"
 )
 
 // startedDemo is a demo and what its introduction says.
 type startedDemo struct {
 	screen
+	keys                           io.Writer // of the person who watches
 	imaps, imap, admin, redis, dir string
 }
 
@@ -24,10 +30,13 @@ type startedDemo struct {
 func (d *startedDemo) start(t testing.TB) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
+	in, keys := io.Pipe()
+	d.keys = keys
 	ended := make(chan error, 1)
-	go func() { ended <- runDemo(ctx, demoPorts{}, d, d) }()
+	go func() { ended <- runDemo(ctx, demoPorts{}, console{in, d, d}) }()
 	t.Cleanup(func() {
 		cancel()
+		keys.Close()
 		if err := <-ended; err != nil {
 			t.Errorf("demo: %v", err)
 		}
@@ -128,6 +137,61 @@ func TestTheDemoMovesAliceWhenRedisSaysSo(t *testing.T) {
 	d.await(t, `session ended +alice@example\.org .* at west`)
 }
 
+// Whoever presses Enter sees a backend restart under an idling client, and so does
+// every other client of it.
+func TestTheDemoRestartsABackendUnderAnIdlingClient(t *testing.T) {
+	var d startedDemo
+	d.start(t)
+	mail := make(chan uint32, 16)
+	c, err := imapclient.DialTLS(d.imaps, &imapclient.Options{
+		TLSConfig: trust(t, d.dir+"/cert.pem"),
+		UnilateralDataHandler: &imapclient.UnilateralDataHandler{Mailbox: func(m *imapclient.UnilateralDataMailbox) {
+			if m.NumMessages != nil {
+				mail <- *m.NumMessages
+			}
+		}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.Login("bob", "demo").Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Select("INBOX", nil).Wait(); err != nil {
+		t.Fatal(err)
+	}
+	idle, err := c.Idle()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := uint32(4); n < 6; n++ { // it can be seen again
+		if _, err := io.WriteString(d.keys, "\n"); err != nil {
+			t.Fatal(err)
+		}
+		testbed.Within(t, testbed.Patience, "the idling client to hear of the mail", func() bool {
+			select {
+			case got := <-mail:
+				return got == n
+			default:
+				return false
+			}
+		})
+		d.await(t, fmt.Sprintf(`(?s)west is stopped.*west is started again.*S: \* %d EXISTS.*C: DONE\n.*S: c OK .*Subject: Came while west was down.*her backend has seen`, n))
+	}
+	if err := idle.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := c.Logout().Wait(); err != nil {
+		t.Error(err)
+	}
+	d.await(t, `OK 3 times; her backend has seen 1 new connection\.`)
+	d.await(t, `her backend has seen 0 new connections\.`) // the second time it was there
+	if said := d.String(); strings.Contains(said, "did not work") {
+		t.Error(said)
+	}
+}
+
 func TestTheDemoSpeaksSTARTTLS(t *testing.T) {
 	var d startedDemo
 	d.start(t)
@@ -154,6 +218,28 @@ func TestTheDemoExplainsItselfThroughItsAdminAddress(t *testing.T) {
 	}
 	if got := imapgate(t, "", "check", "--config", conf); got.status != 0 {
 		t.Errorf("%+v", got)
+	}
+}
+
+func TestTheDemoPrintsWhatCanBeTyped(t *testing.T) {
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	here, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ path, typed, command, folder string }{
+		{"/tmp/go-build1/b001/exe/imapgate", "/tmp/go-build1/b001/exe/imapgate", "go run ./cmd/imapgate", root},
+		{"/home/op/.cache/go-build/ab/cd-d/imapgate", "/home/op/.cache/go-build/ab/cd-d/imapgate", "go run ./cmd/imapgate", root},
+		{"/usr/bin/imapgate", "imapgate", "imapgate", ""},
+		{"/opt/imapgate", "/opt/imapgate", "/opt/imapgate", ""},
+		{here + "/dist/imapgate", "./dist/imapgate", here + "/dist/imapgate", ""},
+	} {
+		if command, folder := commandOf(c.path, c.typed, here); command != c.command || folder != c.folder {
+			t.Errorf("%s, typed as %s: %q in %q", c.path, c.typed, command, folder)
+		}
 	}
 }
 

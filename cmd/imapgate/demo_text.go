@@ -15,31 +15,39 @@ const introduction = `imapgate demo: a gateway, two mail servers (east and west)
   Redis           {{.Redis}}
   files           {{.Dir}} (removed at the end)
 
-  user               password  mail is on
-  alice@example.org  {{.Password}}      east, by imapgate:user:alice@example.org
-  bob@example.org    {{.Password}}      west, by imapgate:user:bob@example.org
-  carol@example.org  {{.Password}}      east, by imapgate:default
+  user               password  mail is on                                mode
+  alice@example.org  {{.Password}}      east, by imapgate:user:alice@example.org  splice: bytes are copied
+  bob@example.org    {{.Password}}      west, by imapgate:user:bob@example.org    resume: outlives a backend's restart
+  carol@example.org  {{.Password}}      east, by imapgate:default                 reuse: logins share connections
+
+Press Enter in this window to see what the modes do: west is restarted while a client of bob idles,
+and carol logs in again and again. Other clients of bob outlive it, too (see "Speak IMAP").
+
+The commands below are for another window{{if .Folder}}, in the folder {{.Folder}}{{end}}.
 
 Read a mail:
   curl --cacert {{.Dir}}/cert.pem -u alice@example.org:{{.Password}} 'imaps://{{.IMAPS}}/INBOX;MAILINDEX=1'
 
-Speak IMAP (then type: a LOGIN alice {{.Password}}, b SELECT INBOX, c FETCH 1:* ENVELOPE, d LOGOUT):
+Speak IMAP (then type: a LOGIN bob {{.Password}}, b SELECT INBOX, c IDLE; press Enter in the first window; DONE, d LOGOUT):
   openssl s_client -quiet -crlf -CAfile {{.Dir}}/cert.pem -connect {{.IMAPS}}
   openssl s_client -quiet -crlf -CAfile {{.Dir}}/cert.pem -connect {{.IMAP}} -starttls imap
 
 Use a mail client (it will ask about the certificate):
   server {{.Host}}, port {{.Ports.IMAPS}}, SSL/TLS, normal password, user name alice@example.org, password {{.Password}}
 
-Send alice's next login to west (either line does it), and read mail again a second later: this
+Send alice's next login to west (either line does it), and read mail again: it is another mail. This
 Redis cannot notify of changes as a real one does, so here the gateway asks again after a second.
 No mail is copied, and sessions that are open stay in the east; the second line says how many.
   redis-cli -p {{.Ports.Redis}} HSET imapgate:user:alice@example.org backend west
   {{.Command}} route set alice backend=west -c {{.Dir}}/imapgate.yaml
 
-Ask where she would go, and why:
+Ask where she goes, and why ("changed to" is what the gateway has not noticed yet):
   {{.Command}} route explain alice -c {{.Dir}}/imapgate.yaml
 
-Ctrl-C ends it. What the audit log ({{.Dir}}/audit.log) says:
+Send all who have no record of their own to west, as carol:
+  {{.Command}} route set --default backend=west -c {{.Dir}}/imapgate.yaml
+
+Enter shows the modes, Ctrl-C ends it. What the audit log ({{.Dir}}/audit.log) says:
 
 `
 

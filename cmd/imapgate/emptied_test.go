@@ -75,7 +75,7 @@ limits: {exempt: []}
 			eventually(t, func() bool { return strings.Contains(page(t, s.admin, "/metrics"), "imapgate_routes_emptied 1") }, s.String)
 			s.await(t, "lost the route records")
 			explained := imapgate(t, "", "route", "explain", "bob", "-c", s.config(t, file))
-			if !strings.Contains(explained.out, "of 1 that Redis was seen to have are missing") {
+			if !strings.Contains(explained.out, "of 1 that Redis was seen to have is missing") {
 				t.Errorf("explained as %+v", explained)
 			}
 			shown := imapgate(t, "", "limits", "show", "bob@example.org", "-c", s.config(t, file))

@@ -32,7 +32,7 @@ It also says how many live sessions of USER this gateway has, and how many of th
 another backend. They stay there, and write there, until they end.`,
 		Example: "  imapgate route explain alice@example.org",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return o.run(cmd, args[0], func(ctx context.Context, t *routes) error {
+			return o.run(cmd, args, func(ctx context.Context, t *routes) error {
 				x, err := askGateway(ctx, t.cfg.Admin, t.user.String())
 				asked := "gateway"
 				if err != nil {
@@ -88,6 +88,7 @@ func sayExplanation(to io.Writer, x routing.Explanation) error {
 		row("decided by", plain(x.Key))
 		row("known from", fmt.Sprintf("%s, %s old", plain(string(x.From)), x.Age.Round(time.Millisecond)))
 	}
+	row("changed to", changedTo(x.Next))
 	row("changes", changes(x))
 	row("records", records(x.Store))
 	fmt.Fprintln(w)
@@ -110,8 +111,19 @@ func records(s routing.Store) string {
 	if s.Node != "" {
 		where = " at " + plain(s.Node)
 	}
-	return fmt.Sprintf("%d of %d that Redis was seen to have%s are missing since %s; nobody is taken for unknown (imapgate route accept-empty ends that)",
-		s.Missing, s.Missing+s.Present, where, s.Since.Local().Format(time.DateTime))
+	return fmt.Sprintf("%d of %d that Redis was seen to have%s %s missing since %s; nobody is taken for unknown (imapgate route accept-empty ends that)",
+		s.Missing, s.Missing+s.Present, where, are(s.Missing), s.Since.Local().Format(time.DateTime))
+}
+
+// changedTo says where logins go as soon as the gateway has noticed a change.
+func changedTo(next *routing.Decision) string {
+	switch {
+	case next == nil:
+		return ""
+	case next.Error != "":
+		return plain(next.Error) + "; the gateway has not noticed yet"
+	}
+	return fmt.Sprintf("%s, by %s; the gateway has not noticed yet", plain(next.Backend), plain(next.Key))
 }
 
 // changes says how soon a changed record would be noticed.

@@ -20,7 +20,7 @@ func newLog(cfg config.Log, to io.Writer) (*zap.Logger, error) {
 		return nil, fmt.Errorf("log: %w", err)
 	}
 	form := zap.NewProductionEncoderConfig()
-	form.EncodeTime = zapcore.RFC3339TimeEncoder
+	form.EncodeTime = zapcore.TimeEncoderOfLayout("2006-01-02T15:04:05.000Z07:00") // RFC 3339
 	form.EncodeDuration = zapcore.StringDurationEncoder
 	form.TimeKey = "time"
 	encoder := zapcore.NewJSONEncoder(form)

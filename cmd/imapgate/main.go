@@ -46,9 +46,11 @@ func newRoot() *cobra.Command {
 in Redis, logs in there on the user's behalf and relays.
 
 Start with:  imapgate demo`,
+		Version:       thisBuild().String(),
 		SilenceUsage:  true, // a wrong password file is no reason to print all flags
 		SilenceErrors: true, // run prints them
 	}
+	root.SetVersionTemplate("{{.Version}}\n")
 	root.AddCommand(newServe(), newCheck(), newDemo(), newRoute(), newBan(), newLimits(), newBackends(), newPasswd(), newAudit(), newVersion())
 	return root
 }
@@ -68,4 +70,24 @@ func showHelp(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 func configFlag(cmd *cobra.Command, file *string) {
 	cmd.Flags().StringVarP(file, "config", "c", defaultConfig, "configuration file")
 	_ = cmd.MarkFlagFilename("config", "yaml", "yml") // the flag was just made
+}
+
+// configArgument has a command take the configuration file as its argument, too. Both
+// ways may name one file, and no other.
+func configArgument(cmd *cobra.Command, file *string) {
+	configFlag(cmd, file)
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if len(args) > 1 {
+			return fmt.Errorf("one configuration file is enough: %s", cmd.UseLine())
+		}
+		if len(args) == 0 {
+			return nil
+		}
+		if cmd.Flags().Changed("config") && *file != args[0] {
+			return fmt.Errorf("which file, %s or %s? An argument and --config say the same", args[0], *file)
+		}
+		*file = args[0]
+		return nil
+	}
+	cmd.ValidArgsFunction = cobra.FixedCompletions([]string{"yaml", "yml"}, cobra.ShellCompDirectiveFilterFileExt)
 }

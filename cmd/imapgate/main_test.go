@@ -111,6 +111,10 @@ func TestVersionSaysWhatIsRunning(t *testing.T) {
 	if got := imapgate(t, "", "version"); got.status != 0 || !strings.HasPrefix(got.out, "imapgate ") {
 		t.Errorf("%+v", got)
 	}
+	version, flag := imapgate(t, "", "version"), imapgate(t, "", "--version")
+	if version != flag {
+		t.Errorf("%+v, and --version says %+v", version, flag)
+	}
 	var b build
 	if got := imapgate(t, "", "version", "--json"); json.Unmarshal([]byte(got.out), &b) != nil || b.Version == "" || b.Go == "" {
 		t.Errorf("%+v", got)
@@ -135,6 +139,31 @@ func TestAnUnknownCommandIsAnError(t *testing.T) {
 	}
 	if got := imapgate(t, "", "serve", "stray"); got.status != 1 {
 		t.Errorf("%+v", got)
+	}
+}
+
+func TestTheConfigurationIsAnArgumentToo(t *testing.T) {
+	file := write(t, "imapgate.yaml", `
+listeners: [{address: "127.0.0.1:0", tls: none}]
+routing: {source: static, static: {default: east}}
+backends: {east: {address: "127.0.0.1:1", tls: none}}
+`)
+	for _, args := range [][]string{{"check", file}, {"check", "--config", file}, {"check", file, "-c", file}} {
+		if got := imapgate(t, "", args...); got.status != 0 || !strings.Contains(got.out, file+" is valid") {
+			t.Errorf("%q: %+v", args, got)
+		}
+	}
+	for _, command := range []string{"check", "serve"} {
+		for want, args := range map[string][]string{
+			"which file": {file, "--config", file + ".old"}, "one configuration file": {file, file}, "none.yaml": {"none.yaml"},
+		} {
+			if got := imapgate(t, "", append([]string{command}, args...)...); got.status != 1 || !strings.Contains(got.err, want) {
+				t.Errorf("%s %q: %+v", command, args, got)
+			}
+		}
+		if got := imapgate(t, "", "__complete", command, ""); !strings.Contains(got.out, "yaml\nyml\n:8") {
+			t.Errorf("%s is completed with %+v", command, got)
+		}
 	}
 }
 
@@ -164,7 +193,7 @@ func TestARunningCommandObeysItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	var out screen
-	if err := runDemo(ctx, demoPorts{}, &out, &out); err != nil {
+	if err := runDemo(ctx, demoPorts{}, console{strings.NewReader(""), &out, &out}); err != nil {
 		t.Error(err)
 	}
 	dir := out.await(t, `files +(\S+) `)[1]

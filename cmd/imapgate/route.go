@@ -31,14 +31,19 @@ const routeTime = 10 * time.Second
 type routeOptions struct {
 	file   string
 	asJSON bool
+
+	// Of get, set and del: which record, where it is not a user's.
+	domain string
+	deflt  bool
 }
 
 func newRoute() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "route", Args: noCommand, RunE: showHelp,
 		Short: "See and change where users go",
-		Long: `Read and write the records in Redis that say on which backend a user's mail is.
-A change decides every running gateway's next logins within a second. Live sessions stay
+		Long: `Read and write the records in Redis that say on which backend a user's mail is: a user's
+own, that of a domain (--domain) for its users without one, and the default (--default) for
+all others. A change decides every running gateway's next logins within a second. Live sessions stay
 where they are until they end, in every mode: "Moving a user" in docs/OPERATIONS.md says how
 to move a user's mail.
 
@@ -52,7 +57,7 @@ redis-cli does as well; this command also refuses a record that no gateway would
 	return cmd
 }
 
-// oneUser is what get, del and explain take.
+// oneUser is what explain takes.
 func oneUser(cmd *cobra.Command, args []string) error {
 	if len(args) != 1 {
 		return fmt.Errorf("one user name is needed: %s", cmd.UseLine())
@@ -60,72 +65,82 @@ func oneUser(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
-// userAndFields is what set takes.
-func userAndFields(cmd *cobra.Command, args []string) error {
-	if len(args) < 2 {
-		return fmt.Errorf("a user name and at least one field are needed: %s", cmd.UseLine())
-	}
-	return nil
-}
-
 func newRouteGet(o *routeOptions) *cobra.Command {
-	return &cobra.Command{
-		Use: "get USER", Short: "Show a user's own record", Args: oneUser,
-		Example: "  imapgate route get alice@example.org",
+	return o.targetFlags(&cobra.Command{
+		Use: "get USER | --domain DOMAIN | --default", Short: "Show the record of a user, a domain or all others", Args: o.oneRecord,
+		Example: `  imapgate route get alice@example.org
+  imapgate route get --domain example.org
+  imapgate route get --default`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return o.run(cmd, args[0], func(ctx context.Context, t *routes) error {
-				record, err := t.router.Record(ctx, t.user)
+			return o.run(cmd, args, func(ctx context.Context, t *routes) error {
+				record, err := t.router.Record(ctx, t.target)
 				if err != nil {
 					return err
 				}
 				if o.asJSON {
-					return json.NewEncoder(t.out).Encode(map[string]any{"user": t.user.String(), "record": record})
+					return json.NewEncoder(t.out).Encode(struct {
+						recordName
+						Record map[string]string `json:"record"`
+					}{nameOf(t.target), record})
+				}
+				if record == nil && t.target.User().IsZero() {
+					_, err := fmt.Fprintf(t.out, "%s has no record\n", t.target)
+					return err
 				}
 				if record == nil {
-					_, err := fmt.Fprintf(t.out, "%s has no record; see: imapgate route explain %[1]s\n", t.user)
+					_, err := fmt.Fprintf(t.out, "%s has no record; see: imapgate route explain %[1]s\n", t.target)
 					return err
 				}
 				return table(t.out, record)
 			})
 		},
-	}
+	})
 }
 
 func newRouteSet(o *routeOptions) *cobra.Command {
-	return &cobra.Command{
-		Use: "set USER FIELD=VALUE...", Short: "Change fields of a user's own record", Args: userAndFields,
-		Long: `Change fields of a user's own record: backend, login, mode, state (active, paused or
-blocked) and password (a hash, see imapgate passwd). An empty value removes a field.
-Fields that are not named stay as they are.
+	return o.targetFlags(&cobra.Command{
+		Use: "set {USER | --domain DOMAIN | --default} FIELD=VALUE...", Short: "Change fields of a record", Args: o.recordAndFields,
+		Long: `Change fields of a record: of a user backend, login, mode, state (active, paused or
+blocked) and password (a hash, see imapgate passwd), of a domain backend, mode and state, of
+the default backend and mode. An empty value removes a field. Fields that are not named stay
+as they are. All are changed, or, with an error that says so, none.
 
 A record decides where the next login goes, and ends no session. How many live sessions the
-gateway on this machine has, and how many of them are elsewhere, is printed.`,
+gateway on this machine has of the user, and how many of them are elsewhere, is printed.`,
 		Example: `  imapgate route set alice@example.org backend=west
   imapgate route set alice@example.org state=paused
-  imapgate route set alice@example.org state=`,
+  imapgate route set alice@example.org state=
+  imapgate route set --domain example.org backend=west
+  imapgate route set --default backend=east`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			fields, err := assignments(args[1:])
+			fields := args
+			if !o.isShared(cmd) {
+				fields = args[1:]
+			}
+			change, err := assignments(fields)
 			if err != nil {
 				return err
 			}
-			return o.run(cmd, args[0], func(ctx context.Context, t *routes) error {
-				if err := t.router.SetRecord(ctx, t.user, fields); err != nil {
+			return o.run(cmd, args, func(ctx context.Context, t *routes) error {
+				if err := t.router.SetRecord(ctx, t.target, change); err != nil {
 					return err
 				}
 				return o.done(ctx, t, "changed")
 			})
 		},
-	}
+	})
 }
 
 func newRouteDel(o *routeOptions) *cobra.Command {
-	return &cobra.Command{
-		Use: "del USER", Short: "Remove a user's own record", Args: oneUser,
-		Long:    "Remove a user's own record, so that the record of the domain, or the default, decides.",
-		Example: "  imapgate route del alice@example.org",
+	return o.targetFlags(&cobra.Command{
+		Use: "del USER | --domain DOMAIN | --default", Short: "Remove the record of a user, a domain or all others", Args: o.oneRecord,
+		Long: `Remove a record, so that the next one decides: after a user's own that of the domain, and
+then the default. Users for whom there is none left are denied.`,
+		Example: `  imapgate route del alice@example.org
+  imapgate route del --domain example.org`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return o.run(cmd, args[0], func(ctx context.Context, t *routes) error {
-				removed, err := t.router.DeleteRecord(ctx, t.user)
+			return o.run(cmd, args, func(ctx context.Context, t *routes) error {
+				removed, err := t.router.DeleteRecord(ctx, t.target)
 				if err != nil {
 					return err
 				}
@@ -135,7 +150,7 @@ func newRouteDel(o *routeOptions) *cobra.Command {
 				return o.done(ctx, t, "removed")
 			})
 		},
-	}
+	})
 }
 
 func newRouteAcceptEmpty(o *routeOptions) *cobra.Command {
@@ -176,26 +191,27 @@ func operatorName() string {
 	return "operator"
 }
 
-// routes is one open router and the user it is asked about.
+// routes is one open router and the record it is asked about.
 type routes struct {
 	cfg    *config.Config
 	router *routing.Router
-	user   identity.User
+	target routing.Target
+	user   identity.User // of the target; zero where it is not a user's
 	out    io.Writer
 }
 
-// run opens a router for one call.
-func (o *routeOptions) run(cmd *cobra.Command, name string, call func(context.Context, *routes) error) error {
+// run opens a router for one call about the record that the arguments name.
+func (o *routeOptions) run(cmd *cobra.Command, args []string, call func(context.Context, *routes) error) error {
 	cfg, err := config.Load(o.file)
 	if err != nil {
 		return err
 	}
-	u, err := cfg.Auth.Spelling.Canon(name)
+	target, err := o.target(cmd, cfg, args)
 	if err != nil {
-		return fmt.Errorf("user %q: %w", name, err)
+		return err
 	}
 	return withRouter(cmd, cfg, func(ctx context.Context, t *routes) error {
-		t.user = u
+		t.target, t.user = target, target.User()
 		return call(ctx, t)
 	})
 }
@@ -225,6 +241,16 @@ func closeRedis(rdb redis.UniversalClient) {
 
 // done reports what was done, and which live sessions go on as before.
 func (o *routeOptions) done(ctx context.Context, t *routes, what string) error {
+	if t.user.IsZero() {
+		if o.asJSON {
+			return json.NewEncoder(t.out).Encode(struct {
+				recordName
+				Result string `json:"result"`
+			}{nameOf(t.target), what})
+		}
+		_, err := fmt.Fprintf(t.out, "%s: %s\nlive sessions stay where they are until they end\n", t.target, what)
+		return err
+	}
 	p := askPresence(ctx, t, t.router.Explain(ctx, t.user))
 	if o.asJSON {
 		return json.NewEncoder(t.out).Encode(struct {
@@ -239,21 +265,15 @@ func (o *routeOptions) done(ctx context.Context, t *routes, what string) error {
 	return p.print(t.out)
 }
 
-// routeFields are the fields of a user's record. Redis may hold others, for
-// other programs; here one is a slip of the pen. Constant.
-var routeFields = []string{"backend", "login", "mode", "password", "state", "user"}
-
-// assignments reads FIELD=VALUE arguments. Which values are allowed is for
-// routing to say.
+// assignments reads FIELD=VALUE arguments. Which fields and values are allowed is for
+// routing to say: Redis may hold others, for other programs, but here one is a slip of
+// the pen.
 func assignments(args []string) (map[string]string, error) {
 	fields := make(map[string]string, len(args))
 	for _, arg := range args {
 		name, value, ok := strings.Cut(arg, "=")
 		if !ok || name == "" {
 			return nil, fmt.Errorf("%q is not FIELD=VALUE, such as backend=west", arg)
-		}
-		if !slices.Contains(routeFields, name) {
-			return nil, fmt.Errorf("%q is not one of %s", name, strings.Join(routeFields, ", "))
 		}
 		if _, twice := fields[name]; twice {
 			return nil, errors.New(name + " is there twice")

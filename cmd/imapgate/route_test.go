@@ -5,6 +5,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 
@@ -42,7 +43,7 @@ func TestARouteIsSetShownExplainedAndRemoved(t *testing.T) {
 		{"set alice colour=red", 1, []string{"colour"}},
 		{"set alice backend", 1, []string{"FIELD=VALUE"}},
 		{"set alice state=active state=paused", 1, []string{"twice"}},
-		{"set alice", 1, []string{"set USER FIELD=VALUE"}},
+		{"set alice", 1, []string{"FIELD=VALUE"}},
 		{"get", 1, []string{"one user name", "get USER"}},
 		{"get a|b", 1, []string{"user name"}},
 		{"get alice", 0, []string{"west", "active"}},
@@ -61,6 +62,81 @@ func TestARouteIsSetShownExplainedAndRemoved(t *testing.T) {
 				t.Errorf("%s: no %q in %+v", step.args, want, got)
 			}
 		}
+	}
+}
+
+func TestRecordsOfADomainAndTheDefaultAreSetShownAndRemoved(t *testing.T) {
+	t.Parallel()
+	file, r := routed(t)
+	steps := []struct {
+		args   string
+		status int
+		want   string // in what is printed
+	}{
+		{"set --domain Example.org backend=west mode=reuse", 0, "example.org: changed"},
+		{"get --domain example.org", 0, "west"},
+		{"explain alice", 0, "* imapgate:domain:example.org"},
+		{"set --default backend=east", 0, "the default: changed"},
+		{"get --default", 0, "east"},
+		{"explain bob@example.net", 0, "* imapgate:default"},
+		{"get --default --json", 0, `{"default":true,"record":{"backend":"east"}}`},
+		{"get --domain example.org --json", 0, `{"domain":"example.org","record":{"backend":"west","mode":"reuse"}}`},
+		{"set --domain example.org mode= --json", 0, `{"domain":"example.org","result":"changed"}`},
+		{"set --domain example.org backend=north", 1, "configured backend"},
+		{"set --domain example.org login=alice", 1, "not one of backend, mode, state"},
+		{"set --default state=paused", 1, "not one of backend, mode"},
+		{"set --domain example.org backend=", 1, "no field would be left"},
+		{"set --domain a|b backend=east", 1, "a|b"},
+		{"set --domain= backend=east", 1, "domain"},
+		{"set --domain example.org", 1, "at least one field"},
+		{"set --default alice backend=east", 1, "FIELD=VALUE"},
+		{"set --default --domain example.org backend=east", 1, "default domain"},
+		{"get --default alice", 1, "exclude each other"},
+		{"del alice --domain example.org", 1, "exclude each other"},
+		{"set default backend=east", 1, "--default"},
+		{"set Default backend=east", 1, "--default"},
+		{"set @example.net backend=east", 1, "--domain example.net"},
+		{"set example.org backend=east", 1, "--domain example.org"},
+		{"del default", 1, "--default"},
+		{"explain default", 1, "--default"},
+		{"set default@example.org backend=east", 0, "default@example.org: changed"},
+		{"del default@example.org", 0, "removed"},
+		{"del --domain example.org", 0, "example.org: removed"},
+		{"del --domain example.org", 0, "example.org: had no record"},
+		{"get --domain example.org", 0, "example.org has no record"},
+		{"del --default", 0, "the default: removed"},
+	}
+	for _, step := range steps {
+		got := imapgate(t, "", append([]string{"route", "--config", file}, strings.Fields(step.args)...)...)
+		if got.status != step.status || !strings.Contains(got.out+got.err, step.want) {
+			t.Errorf("%s: no %q in %+v", step.args, step.want, got)
+		}
+	}
+	if left := r.CLI("keys", "*"); left != "" {
+		t.Errorf("Redis has %s", left)
+	}
+}
+
+// A user of Redis as the manual has it can write routes, and what it may not is not
+// written.
+func TestARouteThatIsRefusedByRedisIsNotWritten(t *testing.T) {
+	t.Parallel()
+	file, r := routed(t)
+	password := write(t, "password", "pw")
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	redis := fmt.Sprintf("redis: {addresses: [%q]", r.Address)
+	file = write(t, "op.yaml", strings.Replace(string(text), redis, redis+fmt.Sprintf(", username: op, password_file: %q", password), 1))
+	r.CLI(strings.Fields("ACL SETUSER op on >pw ~imapgate:* resetchannels -@all +hello +auth +ping +echo +hgetall +eval +evalsha +hset +hdel +del")...)
+	if got := imapgate(t, "", "route", "set", "alice", "backend=west", "mode=", "-c", file); got.status != 0 {
+		t.Errorf("%+v", got)
+	}
+	r.CLI("ACL", "SETUSER", "op", "-hdel", "-multi")
+	got := imapgate(t, "", "route", "set", "alice", "backend=east", "mode=", "-c", file)
+	if got.status != 1 || !strings.Contains(got.err, "nothing was changed") || r.CLI("HGET", "imapgate:user:alice@example.org", "backend") != "west" {
+		t.Errorf("%+v, and it is at %s", got, r.CLI("HGET", "imapgate:user:alice@example.org", "backend"))
 	}
 }
 

@@ -34,7 +34,7 @@ func newServe() *cobra.Command {
 	var file string
 	var allowRoot bool
 	cmd := &cobra.Command{
-		Use:   "serve",
+		Use:   "serve [FILE]",
 		Short: "Run the gateway",
 		Long: `Run the gateway until SIGTERM or SIGINT.
 
@@ -45,11 +45,9 @@ func newServe() *cobra.Command {
 
 Another gateway may be started beside one that drains.
 
-
 GOMEMLIMIT and GOGC are respected; without the first, 80 % of the memory limit of the
 control group, or of one above it, is.`,
-		Example: "  imapgate serve --config /etc/imapgate.yaml",
-		Args:    cobra.NoArgs,
+		Example: "  imapgate serve /etc/imapgate.yaml\n  imapgate serve --config /etc/imapgate.yaml",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := prepareProcess(); err != nil {
 				return err
@@ -61,7 +59,7 @@ control group, or of one above it, is.`,
 			return serve(cmd.Context(), file, warning, cmd.ErrOrStderr())
 		},
 	}
-	configFlag(cmd, &file)
+	configArgument(cmd, &file)
 	cmd.Flags().BoolVar(&allowRoot, "allow-root", false, "run as root without a warning")
 	return cmd
 }
@@ -75,7 +73,8 @@ func prepareProcess() error {
 }
 
 // serve runs a gateway until ctx is done or a signal ends it. A warning is the
-// first line of the log.
+// first line of the log. What goes wrong once the configuration is read is the last
+// line of the log, in its format.
 func serve(ctx context.Context, file, warning string, logTo io.Writer) error {
 	signals := hearSignals()
 	defer signal.Stop(signals)
@@ -97,14 +96,30 @@ func serve(ctx context.Context, file, warning string, logTo io.Writer) error {
 	}
 	limitMemory(log)
 
+	g, err := start(cfg, file, log)
+	if err != nil {
+		log.Error("the gateway does not start", zap.Error(err))
+		return errSaid
+	}
+	err = g.obey(ctx, signals)
+	g.close()
+	if err != nil {
+		log.Error("the gateway ended with an error", zap.Error(err))
+		return errSaid
+	}
+	return nil
+}
+
+// start opens a gateway and has it listen.
+func start(cfg *config.Config, file string, log *zap.Logger) (*gateway, error) {
 	g, err := open(cfg, log)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer g.close()
 	g.file = file
 	if err := g.listen(); err != nil {
-		return err
+		g.close()
+		return nil, err
 	}
 	for name, addr := range g.proxy.Addrs() {
 		log.Info("listening", zap.String("listener", name), zap.Stringer("address", addr))
@@ -116,7 +131,7 @@ func serve(ctx context.Context, file, warning string, logTo io.Writer) error {
 	if g.admin != nil {
 		log.Info("listening", zap.String("listener", "admin"), zap.Stringer("address", g.admin.Addr()))
 	}
-	return g.obey(ctx, signals)
+	return g, nil
 }
 
 // hearSignals begins to collect signals. It comes first of all: a SIGHUP that

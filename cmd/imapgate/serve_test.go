@@ -417,8 +417,8 @@ func TestAPortInUseIsNamed(t *testing.T) {
 		changed := write(t, "imapgate.yaml", strings.Replace(string(text), block, inUse, 1))
 		var log screen
 		err := serve(t.Context(), changed, "", &log)
-		if err == nil || !strings.Contains(err.Error(), taken.Addr().String()) || !strings.Contains(err.Error(), "in use") {
-			t.Errorf("%s: %v", block, err)
+		if err == nil || !strings.Contains(log.String(), taken.Addr().String()) || !strings.Contains(log.String(), "in use") {
+			t.Errorf("%s: %v, %s", block, err, log.String())
 		}
 	}
 }

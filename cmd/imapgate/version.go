@@ -42,6 +42,9 @@ func thisBuild() build {
 	return b
 }
 
+// String is the build in one line.
+func (b build) String() string { return fmt.Sprintf("imapgate %s (%s, %s)", b.Version, b.Go, b.System) }
+
 func newVersion() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
@@ -54,7 +57,7 @@ func newVersion() *cobra.Command {
 			if asJSON {
 				return json.NewEncoder(cmd.OutOrStdout()).Encode(b)
 			}
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "imapgate %s (%s, %s)\n", b.Version, b.Go, b.System)
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), b)
 			return err
 		},
 	}

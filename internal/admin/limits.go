@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"net/http"
 	"time"
+
+	"imapgate/internal/duration"
 )
 
 // ErrOrder is an order that no gateway can carry out, or a question nobody can
@@ -17,7 +19,7 @@ var ErrOrder = errors.New("cannot be done")
 // Order is a ban as an operator asks for it.
 type Order struct {
 	Who string        `json:"who"` // an address or a network
-	For time.Duration `json:"for"` // nanoseconds, or a text such as "10m"
+	For time.Duration `json:"for"` // nanoseconds, or a text such as "10m" or "7d"
 	Why string        `json:"why"`
 }
 
@@ -86,12 +88,12 @@ func (l Limits) add(w http.ResponseWriter, r *http.Request) {
 func lengthOf(value json.RawMessage) (d time.Duration, err error) {
 	var text string
 	if json.Unmarshal(value, &text) == nil {
-		d, err = time.ParseDuration(text)
+		d, err = duration.Parse(text)
 	} else {
 		err = json.Unmarshal(value, &d)
 	}
 	if err != nil {
-		return 0, fmt.Errorf(`for: %s is not a duration: "10m", "72h", or a number of nanoseconds`, cmp.Or(string(value), "nothing"))
+		return 0, fmt.Errorf(`for: %s is not a duration: "10m", "72h", "7d", or a number of nanoseconds`, cmp.Or(string(value), "nothing"))
 	}
 	return d, nil
 }

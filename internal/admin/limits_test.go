@@ -76,7 +76,7 @@ func TestABanIsAddedListedAndRemoved(t *testing.T) {
 
 func TestALengthIsWrittenAsPeopleDo(t *testing.T) {
 	for text, want := range map[string]time.Duration{
-		`"10m"`: 10 * time.Minute, `"72h"`: 72 * time.Hour, `600000000000`: 10 * time.Minute, `"-1h"`: -time.Hour, // which the gate refuses
+		`"10m"`: 10 * time.Minute, `"72h"`: 72 * time.Hour, `"7d"`: 168 * time.Hour, `600000000000`: 10 * time.Minute, `"-1h"`: -time.Hour, // which the gate refuses
 		`"10"`: 0, `""`: 0, `null`: 0, `1.5`: 0, `1e30`: 0, `true`: 0, `[1]`: 0, `"10 minutes"`: 0,
 	} {
 		l := ledger{}

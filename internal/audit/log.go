@@ -196,7 +196,7 @@ func (l *Log) Close() error {
 		waiting += o.waiting
 	}
 	if waiting > 0 {
-		return fmt.Errorf("audit: %d records could not be written before the end", waiting)
+		return fmt.Errorf("audit: not all was written before the end, records left: %d", waiting)
 	}
 	return nil
 }

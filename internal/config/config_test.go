@@ -179,7 +179,7 @@ limits: {preauth_timeout: 10, bad_commands: 0}
 /etc/imapgate.yaml:7:3: tls.certs: unknown key; the keys here are min_version, certificates, client_ca
 /etc/imapgate.yaml:10:14: backends.east.address: "mail-east" is not host:port such as mail.example.org:993
 /etc/imapgate.yaml:11:11: backends.east.mode: park is not available in this version; it has splice, reuse, resume
-/etc/imapgate.yaml:12:27: limits.preauth_timeout: expected a duration such as 30s, 5m or 24h, got a number
+/etc/imapgate.yaml:12:27: limits.preauth_timeout: expected a duration such as 30s, 5m, 24h or 7d, got a number
 /etc/imapgate.yaml:12:45: limits.bad_commands: "0" is less than 1`
 	var invalid *Invalid
 	if !errors.As(err, &invalid) {
@@ -296,7 +296,7 @@ func TestEachMistakeIsNamedWithItsPlace(t *testing.T) {
 		"routing: {source: static, static: {users: {a: east, A: east}}}":                `routing.static.users.a: is another spelling of "A"`,
 		"routing: {source: static, static: {domains: {\"-@-\": east}}}":                 "no account can have this name",
 		"routing: {cache: {ttl: 0s}}":                                                   `routing.cache.ttl: "0s" is less than 1s`,
-		"routing: {cache: {ttl: 60}}":                                                   "routing.cache.ttl: expected a duration such as 30s, 5m or 24h, got a number",
+		"routing: {cache: {ttl: 60}}":                                                   "routing.cache.ttl: expected a duration such as 30s, 5m, 24h or 7d, got a number",
 		"routing: {cache: {ttl: sixty}}":                                                `routing.cache.ttl: "sixty" is not a duration`,
 		"routing: {snapshot: routes}":                                                   "routing.snapshot: \"routes\" is not an absolute path",
 		// Backends.

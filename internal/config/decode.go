@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/goccy/go-yaml/ast"
+
+	"imapgate/internal/duration"
 )
 
 // decoder fills a Config from the syntax tree. It goes on after a problem, so
@@ -180,13 +182,13 @@ func (d decoder) number(n ast.Node, v reflect.Value, f field, key string) {
 func (d decoder) duration(n ast.Node, v reflect.Value, f field, key string) {
 	s, ok := n.(*ast.StringNode)
 	if !ok {
-		d.mismatch(n, key, "a duration such as 30s, 5m or 24h")
+		d.mismatch(n, key, "a duration such as 30s, 5m, 24h or 7d")
 		return
 	}
 	d.at[key] = place(n)
-	length, err := time.ParseDuration(s.Value)
+	length, err := duration.Parse(s.Value)
 	if err != nil {
-		d.add(key, "%s is not a duration such as 30s, 5m or 24h", quote(s.Value))
+		d.add(key, "%s is not a duration such as 30s, 5m, 24h or 7d", quote(s.Value))
 		return
 	}
 	v.SetInt(int64(length))

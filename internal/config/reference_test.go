@@ -76,7 +76,7 @@ file, line and column and what was expected, and all errors are reported at once
     imapgate check --config /etc/imapgate.yaml
 
 Every key may be left out for its default. A key is written with a value or not at all; anchors, aliases
-and tags are not supported. Durations are numbers with a unit: 300ms, 30s, 5m, 24h. Networks are written
+and tags are not supported. Durations are numbers with a unit: 300ms, 30s, 5m, 24h, 7d, 2w. Networks are written
 10.0.0.0/8 or 2001:db8::/32, single addresses without a length.
 
 Secrets are never in this file. They come from files named by keys that end in ` + "`_file`" + `, or from the

@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"imapgate/internal/duration"
 )
 
 // field is one key as its struct tag describes it.
@@ -62,7 +64,7 @@ func setDefaults(v reflect.Value) {
 func setText(v reflect.Value, text string) error {
 	switch v.Interface().(type) {
 	case time.Duration:
-		d, err := time.ParseDuration(text)
+		d, err := duration.Parse(text)
 		v.SetInt(int64(d))
 		return err
 	case string:

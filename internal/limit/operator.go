@@ -109,8 +109,13 @@ func (g *Gate) Ban(ctx context.Context, net netip.Prefix, d time.Duration, note 
 		return fmt.Errorf("ban %v: %w", net, ErrTooWide)
 	}
 	b := Ban{Net: net.Masked(), Why: ByOperator, For: d, Count: 1, Note: oneLine(note)}
-	if g.shared != nil {
-		if err := g.shared.order(ctx, g.shared.banCall(b, asOrder, d, d)); err != nil {
+	if s := g.shared; s != nil {
+		k := s.keys.bans()
+		err := s.checkRights(ctx, "HSET", k[0], "HDEL", k[0], "ZADD", k[1], "ZREM", k[1], "XADD", k[2], "INCR", k[3])
+		if err == nil {
+			err = s.order(ctx, s.banCall(b, asOrder, d, d))
+		}
+		if err != nil {
 			return fmt.Errorf("ban %v: %w", net, err)
 		}
 	}
@@ -139,6 +144,13 @@ func oneLine(note string) string {
 // were any; at every gateway within a second. It gives those that were under way.
 func (g *Gate) Unban(ctx context.Context, net netip.Prefix) ([]netip.Prefix, error) {
 	s, net := g.shared, net.Masked()
+	if s != nil {
+		k := s.keys.bans()
+		err := s.checkRights(ctx, "HDEL", k[0], "ZREM", k[1], "XADD", k[2], "INCR", k[3], "DEL", s.keys.failedNet(net))
+		if err != nil {
+			return nil, fmt.Errorf("unban %v: %w", net, err)
+		}
+	}
 	lifted := g.lift(net)
 	if s == nil {
 		return lifted, nil
@@ -184,8 +196,14 @@ func (g *Gate) lift(net netip.Prefix) []netip.Prefix {
 // Forgive forgets what was tried on a user, so that it may log in from networks
 // where it is not known; at every gateway within a second.
 func (g *Gate) Forgive(ctx context.Context, u identity.User) error {
-	g.past.forgiveUser(u)
 	s := g.shared
+	if s != nil {
+		k := s.keys.bans()
+		if err := s.checkRights(ctx, "XADD", k[2], "INCR", k[3], "DEL", s.keys.failedUser(u)); err != nil {
+			return fmt.Errorf("forgive %v: %w", u, err)
+		}
+	}
+	g.past.forgiveUser(u)
 	if s == nil {
 		return nil
 	}
@@ -195,6 +213,20 @@ func (g *Gate) Forgive(ctx context.Context, u identity.User) error {
 	}
 	if err != nil {
 		return fmt.Errorf("forgive %v: %w", u, err)
+	}
+	return nil
+}
+
+// checkRights is an error when this gateway's Redis user may not run all the commands of
+// an order, each of which is followed by its key. Redis does not undo what a script has
+// done before it was refused, so it is asked first.
+func (s *shared) checkRights(ctx context.Context, commands ...any) error {
+	r, err := s.ask(ctx, call{s.scripts.rights, s.keys.bans()[:1], commands})
+	if err != nil || r[0].Err() != nil {
+		return nil // the order itself is refused
+	}
+	if lacks, _ := r[0].Text(); lacks != "" {
+		return fmt.Errorf("nothing was changed: this Redis user has no permission to run %s", lacks)
 	}
 	return nil
 }

@@ -18,19 +18,19 @@ func newReader(text string) *script { return &script{text, redis.NewScript(text)
 // scripts are all that are run. Each has keys of one slot, and takes the time from
 // Redis, so that the clocks of gateways need not agree.
 type scripts struct {
-	alive, sessions, known, proven, where, bans, changes, failures, uploads    *script // these read
-	lease, beat, failed, forget, good, ban, lift, forgive, upload, part, probe *script
+	alive, sessions, known, proven, where, bans, changes, failures, uploads, rights *script // these read
+	lease, beat, failed, forget, good, ban, lift, forgive, upload, part, probe      *script
 }
 
 func newScripts() *scripts {
 	return &scripts{
 		alive: newReader(clock + aliveScript), sessions: newReader(clock + sessionsScript), known: newReader(clock + knownScript),
 		proven: newReader(clock + provenScript), where: newReader(clock + whereScript), bans: newReader(clock + bansScript),
-		changes: newReader(clock + changesScript), failures: newReader(clock + failedScript), uploads: newReader(uploadScript),
+		rights: newReader(rightsScript), changes: newReader(clock + changesScript), failures: newReader(clock + failedScript), uploads: newReader(uploadScript),
 		lease: newScript(clock + leaseScript), beat: newScript(clock + beatScript), failed: newScript(clock + failedScript),
 		forget: newScript(forgetScript), good: newScript(clock + goodScript), upload: newScript(uploadScript),
-		ban: newScript(clock + announce + banScript), lift: newScript(clock + announce + liftScript),
-		forgive: newScript(clock + announce + forgiveScript), part: newScript(partScript), probe: newScript(clock + probeScript),
+		ban: newScript(clock + announce + banScript), lift: newScript(announce + liftScript),
+		forgive: newScript(announce + forgiveScript), part: newScript(partScript), probe: newScript(clock + probeScript),
 	}
 }
 
@@ -215,6 +215,17 @@ local function announce(...)
 	redis.call('XADD', KEYS[3], 'MAXLEN', '~', 4096, '*', 'n', n, ...)
 	return n
 end
+`
+
+// rightsScript gives which command of ARGV, that has each before its key, this Redis user
+// may not run; "" when it may run all, or before Redis 7, where there is no way to ask.
+const rightsScript = `
+for i = 1, #ARGV, 2 do
+	if redis.acl_check_cmd and not redis.acl_check_cmd(ARGV[i], ARGV[i+1]) then
+		return ARGV[i] .. ' on ' .. ARGV[i+1]
+	end
+end
+return ''
 `
 
 // banScript bans a network: ARGV net, first, longest, why, lived, note, how (as

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -116,7 +117,11 @@ func (s *shared) order(ctx context.Context, c call) error {
 	if err == nil {
 		err = r[0].Err()
 	}
-	return err
+	var reply redis.Error
+	if err == nil || errors.As(err, &reply) || errors.Is(err, errAway) {
+		return err
+	}
+	return fmt.Errorf("%w; it may have been done all the same", err)
 }
 
 // answered says whether an error is one of Redis at work, with a key that is none of

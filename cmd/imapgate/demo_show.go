@@ -1,0 +1,178 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+)
+
+const (
+	// showTime bounds one conversation of the demo with its own gateway.
+	showTime = 30 * time.Second
+	// downTime is how long the backend is gone: long enough to be seen by a person.
+	downTime = time.Second
+)
+
+// readLines passes on lines until the input ends. It is run as a goroutine that is not
+// waited for, because a read of a terminal cannot be interrupted: it ends with its input
+// or with the process.
+func readLines(in io.Reader, lines chan<- struct{}, quit <-chan struct{}) {
+	for read := bufio.NewReaderSize(in, 16); ; {
+		if _, err := read.ReadSlice('\n'); errors.Is(err, bufio.ErrBufferFull) {
+			continue
+		} else if err != nil {
+			return
+		}
+		select {
+		case lines <- struct{}{}:
+		case <-quit:
+			return
+		}
+	}
+}
+
+// showOnEnter shows the modes resume and reuse each time that a line is read, until ctx
+// ends.
+func (d *demo) showOnEnter(ctx context.Context, in io.Reader, out io.Writer) {
+	lines := make(chan struct{})
+	go readLines(in, lines, ctx.Done())
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-lines:
+		}
+		if err := errors.Join(d.showResume(ctx, out), d.showReuse(ctx, out)); err != nil && ctx.Err() == nil {
+			fmt.Fprintln(out, "that did not work:", err)
+		}
+	}
+}
+
+// showResume restarts west while bob idles, who is told of the mail that came meanwhile.
+func (d *demo) showResume(ctx context.Context, out io.Writer) (err error) {
+	fmt.Fprint(out, "\nMode resume: bob's client idles while his backend, west, is restarted.\n")
+	c, err := d.client(ctx, out)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	c.command("a", "LOGIN bob "+d.Password)
+	c.command("b", "SELECT INBOX")
+	c.send("c IDLE")
+	c.await("+ ")
+	if c.err != nil {
+		return c.err
+	}
+	c.narrate("west is stopped: its connections are cut and its port is closed; a mail arrives there")
+	if err := d.West.close(); err != nil {
+		return err
+	}
+	if err := d.West.deliver("bob", "Came while west was down"); err != nil {
+		return err
+	}
+	select {
+	case <-time.After(downTime):
+	case <-ctx.Done():
+	}
+	if err := d.West.start(); err != nil {
+		return err
+	}
+	c.narrate("west is started again; the client has not noticed, and hears of the mail:")
+	c.await("* ", " EXISTS")
+	c.send("DONE")
+	c.await("c ")
+	c.command("d", "FETCH * BODY.PEEK[HEADER.FIELDS (SUBJECT)]")
+	c.command("e", "LOGOUT")
+	return c.err
+}
+
+// showReuse logs carol in some times and says what the backends have seen of it.
+func (d *demo) showReuse(ctx context.Context, out io.Writer) error {
+	const logins = 3
+	fmt.Fprintf(out, "\nMode reuse: carol's webmail logs in and out %d times.\n", logins)
+	before := d.East.seen.Load() + d.West.seen.Load()
+	for range logins {
+		c, err := d.client(ctx, io.Discard)
+		if err != nil {
+			return err
+		}
+		c.command("a", "LOGIN carol "+d.Password)
+		c.command("b", "LOGOUT")
+		c.Close()
+		if c.err != nil {
+			return c.err
+		}
+	}
+	seen := d.East.seen.Load() + d.West.seen.Load() - before
+	_, err := fmt.Fprintf(out, "     OK %d times; her backend has seen %s.\n\n", logins, counted(seen, "new connection"))
+	return err
+}
+
+// demoClient is a client of the gateway whose lines are shown. After an error its
+// methods do nothing.
+type demoClient struct {
+	*tls.Conn
+	in  *bufio.Reader
+	out io.Writer
+	err error
+}
+
+func (d *demo) client(ctx context.Context, out io.Writer) (*demoClient, error) {
+	pem, err := os.ReadFile(d.file("cert.pem"))
+	if err != nil {
+		return nil, err
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(pem)
+	ctx, cancel := context.WithTimeout(ctx, showTime)
+	defer cancel()
+	dialer := &tls.Dialer{Config: &tls.Config{RootCAs: roots, ServerName: loopback}}
+	conn, err := dialer.DialContext(ctx, "tcp", at(d.Ports.IMAPS))
+	if err != nil {
+		return nil, err
+	}
+	c := &demoClient{Conn: conn.(*tls.Conn), in: bufio.NewReader(conn), out: out}
+	c.err = c.SetDeadline(time.Now().Add(showTime))
+	c.await("* OK")
+	return c, nil
+}
+
+func (c *demoClient) narrate(text string) { fmt.Fprintln(c.out, "    ", text) }
+
+func (c *demoClient) command(tag, text string) {
+	c.send(tag + " " + text)
+	c.await(tag + " ")
+}
+
+func (c *demoClient) send(line string) {
+	if c.err == nil {
+		fmt.Fprintln(c.out, "  C:", line)
+		_, c.err = io.WriteString(c, line+"\r\n")
+	}
+}
+
+// await reads and shows lines until one begins, and ends, so.
+func (c *demoClient) await(begin string, end ...string) {
+	for c.err == nil {
+		var line string
+		if line, c.err = c.in.ReadString('\n'); c.err != nil {
+			return
+		}
+		line = strings.TrimRight(line, "\r\n")
+		fmt.Fprintln(c.out, "  S:", line)
+		if !strings.HasPrefix(line, begin) || !strings.HasSuffix(line, strings.Join(end, "")) {
+			continue
+		}
+		if strings.HasPrefix(line, begin+"NO ") || strings.HasPrefix(line, begin+"BAD ") {
+			c.err = errors.New(line)
+		}
+		return
+	}
+}

@@ -1,0 +1,27 @@
+package main
+
+import "fmt"
+
+// counted is a number of things whose plural ends in s: "1 user", "2 users".
+func counted[N int | int64 | uint64](n N, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}
+
+// are is the verb of so many things.
+func are(n int) string {
+	if n == 1 {
+		return "is"
+	}
+	return "are"
+}
+
+// aSpan is "a minute", "an hour", "a day".
+func aSpan(unit string) string {
+	if unit == "hour" {
+		return "an hour"
+	}
+	return "a " + unit
+}

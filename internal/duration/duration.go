@@ -1,0 +1,56 @@
+// Package duration reads durations as people write them, everywhere in the same way:
+// on the command line, in the configuration, and in what the admin address is asked.
+package duration
+
+import (
+	"fmt"
+	"math"
+	"strings"
+	"time"
+)
+
+const day = 24 * time.Hour
+
+// Parse is time.ParseDuration that also knows days, of 24 hours, and weeks: 7d, 2w,
+// 1d12h. The error repeats s.
+func Parse(s string) (time.Duration, error) {
+	if d, err := time.ParseDuration(s); err == nil {
+		return d, nil
+	}
+	rest, sign := s, time.Duration(1)
+	if after, negative := strings.CutPrefix(s, "-"); negative {
+		rest, sign = after, -1
+	}
+	var total time.Duration
+	for first := true; first || rest != ""; first = false {
+		number := len(rest) - len(strings.TrimLeft(rest, "0123456789."))
+		unit := strings.IndexAny(rest[number:]+"0", "0123456789.")
+		one, err := term(rest[:number], rest[number:number+unit])
+		if err != nil || number == 0 || total > math.MaxInt64-one {
+			return 0, fmt.Errorf("%q is not a duration such as 90s, 10m, 24h or 7d", s)
+		}
+		total += one
+		rest = rest[number+unit:]
+	}
+	return sign * total, nil
+}
+
+// term is one number, which has no sign, with its unit.
+func term(number, unit string) (time.Duration, error) {
+	switch unit {
+	case "d":
+		return times(number, day)
+	case "w":
+		return times(number, 7*day)
+	}
+	return time.ParseDuration(number + unit)
+}
+
+func times(number string, unit time.Duration) (time.Duration, error) {
+	hours, err := time.ParseDuration(number + "h")
+	per := unit / time.Hour
+	if err == nil && hours > math.MaxInt64/per {
+		err = fmt.Errorf("%s is too long", unit)
+	}
+	return hours * per, err
+}
