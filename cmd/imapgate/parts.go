@@ -91,13 +91,16 @@ func dialRedis(r *config.Redis) (redis.UniversalClient, error) {
 		return nil, err
 	}
 	return routing.Dial(routing.RedisConfig{
-		Addresses:      r.Addresses,
-		Cluster:        r.Cluster,
-		SentinelMaster: r.SentinelMaster,
-		Username:       r.Username,
-		Password:       r.Password,
-		TLS:            secured,
-		Prefix:         r.Prefix,
+		Addresses:        r.Addresses,
+		Cluster:          r.Cluster,
+		SentinelMaster:   r.SentinelMaster,
+		SentinelUsername: r.SentinelUsername,
+		SentinelPassword: r.SentinelPassword,
+		Database:         r.Database,
+		Username:         r.Username,
+		Password:         r.Password,
+		TLS:              secured,
+		Prefix:           r.Prefix,
 	})
 }
 
