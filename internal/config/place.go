@@ -36,17 +36,27 @@ func (c *Config) Place(err error) error {
 	return p.err(c.file)
 }
 
+// Parts are the errors that errors.Join made one; none of nil.
+func Parts(err error) []error {
+	if err == nil {
+		return nil
+	}
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok || errors.Join(joined.Unwrap()...).Error() != err.Error() { // one with two causes
+		return []error{err}
+	}
+	return joined.Unwrap()
+}
+
 // place notes every error of a join by itself.
 func (p *problems) place(key string, err error) {
-	if err == nil {
-		return
-	}
 	if k, ok := err.(*keyed); ok {
 		p.place(k.key, k.err)
 		return
 	}
-	if parts, ok := err.(interface{ Unwrap() []error }); ok && errors.Join(parts.Unwrap()...).Error() == err.Error() {
-		for _, one := range parts.Unwrap() {
+	parts := Parts(err)
+	if len(parts) != 1 || parts[0] != err {
+		for _, one := range parts {
 			p.place(key, one)
 		}
 		return
