@@ -86,17 +86,17 @@ func serve(ctx context.Context, file, warning string, logTo io.Writer) error {
 	if warning != "" {
 		log.Warn(warning)
 	}
-	for _, said := range warnings(cfg) {
-		log.Warn(said)
+	for _, said := range placed(file, cfg.Place(warnings(cfg))) {
+		log.Warn(said.String())
 	}
 
 	g, err := open(cfg, log)
 	if err != nil {
-		return err
+		return cfg.Place(err)
 	}
 	defer g.close()
 	if err := g.listen(); err != nil {
-		return err
+		return cfg.Place(err)
 	}
 	for name, addr := range g.proxy.Addrs() {
 		log.Info("listening", zap.String("listener", name), zap.Stringer("address", addr))
