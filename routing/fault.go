@@ -50,18 +50,22 @@ type faults struct {
 	// Set once.
 	tls, username, password bool // there is one
 	sentinels               bool // lead to the server
+	cluster                 bool
 
 	dial atomic.Pointer[error] // why there is no connection; nil: the last attempt made one
 }
 
 func newFaults(c RedisConfig) *faults {
-	return &faults{tls: c.TLS != nil, username: c.Username != "", password: !c.Password.IsZero(), sentinels: c.SentinelMaster != ""}
+	return &faults{tls: c.TLS != nil, username: c.Username != "", password: !c.Password.IsZero(), sentinels: c.SentinelMaster != "", cluster: c.Cluster}
 }
 
 // faultsOf is for one that uses a client's address by itself.
 func faultsOf(o *redis.Options) *faults {
 	return &faults{tls: o.TLSConfig != nil, username: o.Username != "", password: o.Password != "", sentinels: o.Addr == behindSentinels}
 }
+
+// noCluster is for one of a cluster's nodes that is taken for a server by itself.
+const noCluster = "this Redis is a node of a cluster: set redis.cluster: true"
 
 // meanings are the beginnings of Redis's own errors, and the words for them. Constant.
 var meanings = []struct{ starts, text string }{
@@ -74,8 +78,8 @@ var meanings = []struct{ starts, text string }{
 	{"ERR invalid DB index", "Redis has no such database: redis.database is less than its setting databases, which is 16 by default"},
 	{"ERR SELECT is not allowed in cluster mode", "this Redis is a node of a cluster, which has database 0 only: set redis.cluster: true, without redis.database"},
 	{"ERR This instance has cluster support disabled", "this Redis is no node of a cluster: leave out redis.cluster"},
-	{"MOVED", "this Redis is a node of a cluster: set redis.cluster: true"},
-	{"ASK", "this Redis is a node of a cluster: set redis.cluster: true"},
+	{"MOVED ", noCluster},
+	{"ASK ", noCluster},
 	{"CLUSTERDOWN", "the Redis Cluster is down: a part of its slots is at no node"},
 	{"READONLY", "this Redis is a replica and takes no writes: redis.addresses names the primary, or sentinels with redis.sentinel_master"},
 	{"MASTERDOWN", "this Redis is a replica that has lost its primary and answers nothing"},
@@ -114,14 +118,16 @@ func (f *faults) explain(err error) error {
 		return &fault{f.noPassword(), err}
 	}
 	for _, known := range meanings {
-		if strings.HasPrefix(said, known.starts) {
+		if strings.HasPrefix(said, known.starts) && !(f.cluster && known.text == noCluster) {
 			return &fault{known.text, err}
 		}
 	}
 	return err
 }
 
-func isExplained(err error) bool { return errors.As(err, new(*fault)) || errors.As(err, new(*noSentinel)) }
+func isExplained(err error) bool {
+	return errors.As(err, new(*fault)) || errors.As(err, new(*noSentinel))
+}
 
 func (f *faults) noPassword() string {
 	switch {
@@ -242,7 +248,9 @@ func (a asking) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Proces
 	return func(ctx context.Context, cmds []redis.Cmder) error {
 		err := next(ctx, cmds)
 		for _, cmd := range cmds {
-			cmd.SetErr(a.explain(cmd.Err()))
+			if wrong := cmd.Err(); wrong != nil {
+				cmd.SetErr(a.explain(wrong))
+			}
 		}
 		return a.explain(err)
 	}

@@ -174,6 +174,10 @@ func TestAServerThatIsLoadingSaysSo(t *testing.T) {
 			t.Errorf("explained twice: %v", again)
 		}
 	}
+	moved := redisError("MOVED 1 127.0.0.1:1")
+	if got := (&faults{cluster: true}).explain(moved); got != error(moved) {
+		t.Errorf("within a cluster: %v", got)
+	}
 	plain := errors.New("another")
 	if got := new(faults).explain(plain); got != plain || new(faults).explain(nil) != nil {
 		t.Errorf("%v", got)

@@ -33,7 +33,7 @@ func (k fileKeys) place(block string, err error) error {
 	case errors.As(err, &path):
 		name = path.Path
 	}
-	if key, known := k[name]; known {
+	if key := k[name]; key != "" && name != "" {
 		return config.At(key, err)
 	}
 	return config.At(block, err)
