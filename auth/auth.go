@@ -74,6 +74,15 @@ type Authenticator struct {
 	otherRounds rate.Sometimes
 }
 
+// SettingError is what is wrong with a setting: methods, mechanisms or file.path.
+type SettingError struct {
+	Setting string
+	Err     error
+}
+
+func (e *SettingError) Error() string { return "auth: " + e.Err.Error() }
+func (e *SettingError) Unwrap() error { return e.Err }
+
 // New makes an Authenticator. The passwd-file is read here: a gateway does not
 // start with a file that it would refuse while it runs.
 func New(cfg Config, from Sources, log *zap.Logger) (*Authenticator, error) {
@@ -91,11 +100,11 @@ func New(cfg Config, from Sources, log *zap.Logger) (*Authenticator, error) {
 		external: cfg.External, log: log, otherRounds: rate.Sometimes{Interval: time.Minute}}
 	for _, name := range cfg.Methods {
 		if err := a.add(name, cfg, from, log); err != nil {
-			return nil, fmt.Errorf("auth: %w", err)
+			return nil, err
 		}
 	}
 	if err := a.offer(cfg.Mechanisms); err != nil {
-		return nil, fmt.Errorf("auth: %w", err)
+		return nil, &SettingError{"mechanisms", err}
 	}
 	return a, nil
 }

@@ -165,6 +165,22 @@ func verdict(err error) error {
 
 // add opens one method of the operator's list.
 func (a *Authenticator) add(name string, cfg Config, from Sources, log *zap.Logger) error {
+	if err := a.mayFollow(name); err != nil {
+		return &SettingError{"methods", err}
+	}
+	made, err := a.open(name, cfg, from, log)
+	switch {
+	case err != nil && name == File:
+		return &SettingError{"file.path", err}
+	case err != nil:
+		return &SettingError{"methods", err}
+	}
+	a.methods = append(a.methods, named{made, name})
+	return nil
+}
+
+// mayFollow says why a method has no use behind those that are there.
+func (a *Authenticator) mayFollow(name string) error {
 	if slices.ContainsFunc(a.methods, func(m named) bool { return m.name == name }) {
 		return fmt.Errorf("method %q is named twice", name)
 	}
@@ -174,11 +190,6 @@ func (a *Authenticator) add(name string, cfg Config, from Sources, log *zap.Logg
 	if (name == File || name == Redis) && slices.ContainsFunc(a.methods, func(m named) bool { return m.name == HTTP }) {
 		return fmt.Errorf("method %q would never be asked: http decides about every password", name)
 	}
-	made, err := a.open(name, cfg, from, log)
-	if err != nil {
-		return err
-	}
-	a.methods = append(a.methods, named{made, name})
 	return nil
 }
 

@@ -85,7 +85,11 @@ func (f *passwdFile) read() (*users, os.FileInfo, error) {
 	if info.Size() > maxFile {
 		return nil, info, fmt.Errorf("larger than %d MiB", maxFile>>20)
 	}
-	u, err := parseUsers(io.LimitReader(file, maxFile), f.names)
+	text, err := plainfile.TextReader(io.LimitReader(file, maxFile))
+	if err != nil {
+		return nil, info, err
+	}
+	u, err := parseUsers(text, f.names)
 	if err != nil {
 		return nil, info, err
 	}

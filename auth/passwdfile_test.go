@@ -388,3 +388,29 @@ func FuzzPasswdFile(f *testing.F) {
 		}
 	})
 }
+
+func TestAPasswdFileWrittenOnWindowsIsRead(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "users")
+	open := func(text string) (*passwdFile, error) {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return openPasswdFile(path, identity.Names{}, zap.NewNop())
+	}
+	f, err := open("\xef\xbb\xbfalice:{PLAIN}a\r\nbob:{PLAIN}b\r\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"alice", "bob"} {
+		u, err := identity.Canon(name, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.password(t.Context(), u); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := open("\xff\xfea\x00"); err == nil || !strings.Contains(err.Error(), "it is written in UTF-16; save it as UTF-8") {
+		t.Errorf("%v", err)
+	}
+}

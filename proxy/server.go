@@ -173,12 +173,21 @@ func New(cfg Config, rooms Rooms) (*Server, error) {
 	return s, nil
 }
 
-// Listen opens every listener, or none.
+// ListenError is why a listener could not be opened.
+type ListenError struct {
+	Listener string // its name
+	Err      error
+}
+
+func (e *ListenError) Error() string { return e.Err.Error() }
+func (e *ListenError) Unwrap() error { return e.Err }
+
+// Listen opens every listener, or none. The error is a *ListenError.
 func (s *Server) Listen() error {
 	for _, l := range s.listeners {
 		if err := l.listen(); err != nil {
 			s.closeListeners()
-			return fmt.Errorf("listen on %s: %w", l.Address, err)
+			return &ListenError{l.Name, fmt.Errorf("listen on %s: %w", l.Address, err)}
 		}
 	}
 	return nil

@@ -32,11 +32,12 @@ var errRefusedTracking = errors.New("the server does not notify of changes")
 // says so when all keys are flushed.
 type channel struct {
 	// Set once.
-	node *redis.Client
-	keys keys
-	to   *cache
-	done chan struct{} // closed when follow has ended
-	stop context.CancelFunc
+	node  *redis.Client
+	keys  keys
+	to    *cache
+	fault *faults
+	done  chan struct{} // closed when follow has ended
+	stop  context.CancelFunc
 
 	state atomic.Value // a channelState
 }
@@ -102,7 +103,8 @@ func (c *channel) dial(ctx context.Context) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTime)
 	defer cancel()
 	o := c.node.Options()
-	return o.Dialer(ctx, o.Network, o.Addr)
+	conn, err := o.Dialer(ctx, o.Network, o.Addr)
+	return conn, c.fault.explainDial(err)
 }
 
 // arm logs in and asks for notifications.
@@ -122,6 +124,10 @@ func (c *channel) arm(w *wire) error {
 		{"CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", user, "PREFIX", domain, "PREFIX", c.keys.deflt()},
 	} {
 		_, err := w.call(ioTime, cmd...)
+		if cmd[0] == "HELLO" {
+			err = c.fault.explainHello(err)
+		}
+		err = c.fault.explain(err)
 		var no redisError
 		switch {
 		case errors.As(err, &no) && no.means("unknown", "noperm", "noproto"):
@@ -186,6 +192,9 @@ func (c *channel) ping(ctx context.Context, w *wire, done chan<- struct{}) {
 	}
 }
 
+// behindSentinels is go-redis's address of a primary that sentinels name.
+const behindSentinels = "FailoverClient"
+
 // tripwire notices that sentinels have named another primary. The old one may
 // live on for a while and would keep our connection, and its silence. A client
 // behind sentinels closes its pooled connections at that moment, so one of them
@@ -193,7 +202,7 @@ func (c *channel) ping(ctx context.Context, w *wire, done chan<- struct{}) {
 type tripwire struct{ conn *redis.Conn }
 
 func newTripwire(node *redis.Client) tripwire {
-	if node.Options().Addr != "FailoverClient" { // go-redis's name for it
+	if node.Options().Addr != behindSentinels {
 		return tripwire{}
 	}
 	return tripwire{node.Conn()}

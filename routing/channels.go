@@ -98,7 +98,8 @@ func (c *channels) list(ctx context.Context) (map[string]*redis.Client, error) {
 			nodes[node.Options().Addr] = node
 			return nil
 		})
-		return nodes, err
+		o := rdb.Options()
+		return nodes, (&faults{tls: o.TLSConfig != nil, username: o.Username != "", password: o.Password != "", cluster: true}).explainHello(err)
 	}
 	return nil, errors.New("changes cannot be followed through this kind of client")
 }
@@ -131,7 +132,7 @@ func (c *channels) settle(ctx context.Context, nodes map[string]*redis.Client, e
 
 func (c *channels) start(ctx context.Context, node *redis.Client) *channel {
 	ctx, stop := context.WithCancel(ctx)
-	ch := &channel{node: node, keys: c.keys, to: c.to, done: make(chan struct{}), stop: stop}
+	ch := &channel{node: node, keys: c.keys, to: c.to, fault: faultsOf(node.Options()), done: make(chan struct{}), stop: stop}
 	ch.state.Store(channelState{})
 	go ch.follow(ctx)
 	return ch

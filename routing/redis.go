@@ -3,7 +3,7 @@ package routing
 import (
 	"crypto/tls"
 	"errors"
-	"slices"
+	"strings"
 	"time"
 
 	"imapgate/internal/identity"
@@ -20,20 +20,27 @@ const (
 
 // RedisConfig says how to reach Redis.
 type RedisConfig struct {
-	Addresses      []string // the server, the sentinels, or some nodes of the cluster
+	Addresses      []string // the server, the sentinels, or some nodes of the cluster; unix:///path is a server's socket
 	Cluster        bool
 	SentinelMaster string // set: Addresses are sentinels
+	Database       int    // 0 with Cluster
 	Username       string
 	Password       identity.Secret
 	TLS            *tls.Config // nil for none
 	Prefix         string      // of keys; default "imapgate:"
+
+	// Of the sentinels.
+	SentinelUsername string
+	SentinelPassword identity.Secret
 }
 
-// Dial makes a client, which connects when it is first used.
+// Dial makes a client, which connects when it is first used. Its errors say what an
+// operator does about them.
 //
-// The ACL user needs hello, auth, ping, echo, hgetall and "client|tracking", in a
-// cluster also "cluster|slots" and command; for operators' writes eval, evalsha, hset,
-// hdel and del.
+// The ACL user needs hello, auth, ping, echo, hgetall and "client|tracking", with a
+// database select, in a cluster also "cluster|slots" and command; for operators'
+// writes eval, evalsha, hset, hdel and del. That of the sentinels needs hello, auth,
+// "sentinel|get-master-addr-by-name", "sentinel|sentinels" and subscribe.
 func Dial(c RedisConfig) (redis.UniversalClient, error) {
 	if len(c.Addresses) == 0 {
 		return nil, errors.New("redis: no address")
@@ -44,13 +51,45 @@ func Dial(c RedisConfig) (redis.UniversalClient, error) {
 	if len(c.Addresses) > 1 && !c.Cluster && c.SentinelMaster == "" {
 		return nil, errors.New("redis: several addresses need cluster or sentinel_master")
 	}
-	return redis.NewUniversalClient(&redis.UniversalOptions{
-		Addrs:         slices.Clone(c.Addresses), // a client of a cluster appends to it
-		MasterName:    c.SentinelMaster,
-		IsClusterMode: c.Cluster,
-		Username:      c.Username,
-		Password:      c.Password.Reveal(),
-		TLSConfig:     c.TLS,
+	if c.Cluster && c.Database != 0 {
+		return nil, errors.New("redis: a cluster has database 0 only")
+	}
+	f := newFaults(c)
+	made := newClient(c, f)
+	made.AddHook(asking{f})
+	return made, nil
+}
+
+func newClient(c RedisConfig, f *faults) redis.UniversalClient {
+	options := options(c)
+	if c.Cluster {
+		nodes := options.Cluster()
+		nodes.NewClient = func(node *redis.Options) *redis.Client {
+			made := redis.NewClient(node)
+			made.AddHook(connecting{f})
+			return made
+		}
+		return redis.NewClusterClient(nodes)
+	}
+	made := redis.NewUniversalClient(options)
+	made.AddHook(connecting{f})
+	return made
+}
+
+func options(c RedisConfig) *redis.UniversalOptions {
+	addresses := make([]string, len(c.Addresses)) // of its own: a client of a cluster appends to it
+	for i, address := range c.Addresses {
+		addresses[i] = strings.TrimPrefix(address, "unix://") // go-redis knows a path by its slash
+	}
+	return &redis.UniversalOptions{
+		Addrs:            addresses,
+		MasterName:       c.SentinelMaster,
+		DB:               c.Database,
+		Username:         c.Username,
+		Password:         c.Password.Reveal(),
+		SentinelUsername: c.SentinelUsername,
+		SentinelPassword: c.SentinelPassword.Reveal(),
+		TLSConfig:        c.TLS,
 
 		// RESP2 has no messages out of turn, so replies cannot be confused with
 		// them; and nothing is sent at connect whose late reply could shift the
@@ -74,5 +113,5 @@ func Dial(c RedisConfig) (redis.UniversalClient, error) {
 		WriteBufferSize: 4 << 10,
 		PoolSize:        32,
 		ConnMaxIdleTime: 5 * time.Minute,
-	}), nil
+	}
 }

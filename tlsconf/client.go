@@ -4,7 +4,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fmt"
 )
 
 // clientSessions bounds the resumption cache of one backend. crypto/tls keeps
@@ -34,7 +33,7 @@ func Client(cfg ClientConfig) (*tls.Config, error) {
 	var roots *x509.CertPool // nil: the system's
 	if cfg.CA != "" {
 		if roots, _, err = loadPool(cfg.CA); err != nil {
-			return nil, fmt.Errorf("backend roots: %w", err)
+			return nil, err
 		}
 	}
 	return &tls.Config{

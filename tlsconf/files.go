@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -38,21 +39,21 @@ type trust struct {
 func loadPair(files KeyPair) (*pair, error) {
 	cert, err := readFile(files.Cert)
 	if err != nil {
-		return nil, fmt.Errorf("certificate: %w", err)
+		return nil, err
 	}
 	key, err := readFile(files.Key)
 	if err != nil {
-		return nil, fmt.Errorf("certificate key: %w", err)
+		return nil, err
 	}
-	both, err := tls.X509KeyPair(cert, key)
+	both, err := parsePair(files, cert, key)
 	if err != nil {
-		return nil, fmt.Errorf("certificate %s with key %s: %w", files.Cert, files.Key, err)
+		return nil, err
 	}
 	h := sha256.New()
 	h.Write(cert)
 	h.Write([]byte{0})
 	h.Write(key)
-	return &pair{files: files, cert: &both, sum: digest(h.Sum(nil))}, nil
+	return &pair{files: files, cert: both, sum: digest(h.Sum(nil))}, nil
 }
 
 // loadPool reads a PEM file of CA certificates.
@@ -61,26 +62,29 @@ func loadPool(name string) (*x509.CertPool, digest, error) {
 	if err != nil {
 		return nil, digest{}, err
 	}
+	if text, err = pemText(name, text); err != nil {
+		return nil, digest{}, err
+	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(text) {
-		return nil, digest{}, fmt.Errorf("%s holds no PEM certificate", name)
+		return nil, digest{}, &FileError{name, errors.New("it holds no PEM certificate (-----BEGIN CERTIFICATE-----)")}
 	}
 	return pool, sha256.Sum256(text), nil
 }
 
-// readFile is os.ReadFile with a bound, of regular files.
+// readFile is os.ReadFile with a bound, of regular files. The error is a *FileError.
 func readFile(name string) ([]byte, error) {
 	f, _, err := plainfile.Open(name)
 	if err != nil {
-		return nil, err
+		return nil, fileError(name, err)
 	}
 	defer f.Close()
 	text, err := io.ReadAll(io.LimitReader(f, maxFile+1))
 	if err != nil {
-		return nil, err
+		return nil, fileError(name, err)
 	}
 	if len(text) > maxFile {
-		return nil, fmt.Errorf("%s is larger than %d bytes", name, maxFile)
+		return nil, &FileError{name, fmt.Errorf("it is larger than %d bytes", maxFile)}
 	}
 	return text, nil
 }

@@ -318,12 +318,12 @@ func TestBadFilesAreNamedAllAtOnce(t *testing.T) {
 		"none":       {ServerConfig{}, []string{"no certificate is configured"}},
 		"version":    {ServerConfig{MinVersion: "1.1", Certificates: []KeyPair{good}}, []string{`"1.1"`}},
 		"missing":    {ServerConfig{Certificates: []KeyPair{{"/no/c", "/no/k"}, good, {good.Cert, "/no/k2"}}}, []string{"/no/c: no such file", "/no/k2: no such file"}},
-		"mismatch":   {ServerConfig{Certificates: []KeyPair{writePair(t, filepath.Join(dir, "mix"), cert, otherKey)}}, []string{"mix.pem", "mix.key", "does not match"}},
-		"empty":      {ServerConfig{Certificates: []KeyPair{writePair(t, filepath.Join(dir, "empty"), nil, key)}}, []string{"empty.pem", "failed to find"}},
-		"swapped":    {ServerConfig{Certificates: []KeyPair{{good.Key, good.Cert}}}, []string{"good.pem"}},
-		"CA":         {ServerConfig{Certificates: []KeyPair{good}, ClientCA: good.Key}, []string{"client CA", "good.key holds no PEM certificate"}},
+		"mismatch":   {ServerConfig{Certificates: []KeyPair{writePair(t, filepath.Join(dir, "mix"), cert, otherKey)}}, []string{"mix.key: this key does not match the certificate in", "mix.pem"}},
+		"empty":      {ServerConfig{Certificates: []KeyPair{writePair(t, filepath.Join(dir, "empty"), nil, key)}}, []string{"empty.pem", "holds no PEM certificate"}},
+		"swapped":    {ServerConfig{Certificates: []KeyPair{{good.Key, good.Cert}}}, []string{"good.key: it holds a key and no certificate: are cert and key swapped?"}},
+		"CA":         {ServerConfig{Certificates: []KeyPair{good}, ClientCA: good.Key}, []string{"client CA", "good.key: it holds no PEM certificate"}},
 		"missing CA": {ServerConfig{Certificates: []KeyPair{good}, ClientCA: "/no/ca"}, []string{"/no/ca"}},
-		"huge":       {ServerConfig{Certificates: []KeyPair{{write(t, filepath.Join(dir, "huge"), make([]byte, maxFile+1)), good.Key}}}, []string{"huge is larger"}},
+		"huge":       {ServerConfig{Certificates: []KeyPair{{write(t, filepath.Join(dir, "huge"), make([]byte, maxFile+1)), good.Key}}}, []string{"huge: it is larger"}},
 	} {
 		_, err := NewServer(c.cfg, zap.NewNop())
 		for _, want := range c.want {

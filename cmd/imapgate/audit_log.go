@@ -2,7 +2,6 @@ package main
 
 import (
 	"crypto/tls"
-	"fmt"
 	"net"
 	"strings"
 
@@ -24,7 +23,7 @@ func auditConfig(cfg *config.Config) (audit.Config, error) {
 	for i, s := range a.Sinks {
 		secured, err := sinkTLS(s)
 		if err != nil {
-			return made, fmt.Errorf("audit.sinks[%d]: %w", i, err)
+			return made, config.At(config.Indexed("audit.sinks", i)+".ca", err)
 		}
 		stream := s.Stream
 		if stream == "" && cfg.Redis != nil {
@@ -69,7 +68,7 @@ func (g *gateway) openAudit() error {
 	}
 	cfg.Redis = g.redis
 	if g.audit, err = audit.Open(cfg, g.log); err != nil {
-		return err
+		return auditKeys(g.cfg).place("audit", err)
 	}
 	g.metrics.ObserveAudit(g.audit.Lost, g.audit.Ready)
 	g.metrics.ObserveAuditSinks(g.reportSinks)

@@ -64,11 +64,12 @@ func openProvider(o config.AuthOAuth, log *zap.Logger) (*oauth.Verifier, error) 
 	if o.CA != "" {
 		trust, err := tlsconf.Client(tlsconf.ClientConfig{CA: o.CA, ServerName: "localhost"})
 		if err != nil {
-			return nil, fmt.Errorf("auth.oauth: %w", err)
+			return nil, config.At("auth.oauth.ca", err)
 		}
 		made.TLS = &tls.Config{RootCAs: trust.RootCAs, MinVersion: trust.MinVersion}
 	}
-	return oauth.New(made, log)
+	v, err := oauth.New(made, log)
+	return v, config.At("auth.oauth", err)
 }
 
 // sources are the judges in auth's words.
@@ -113,5 +114,14 @@ func (g *gateway) openAuth() error {
 		passwords = g.password
 	}
 	g.auth, err = auth.New(authConfig(g.cfg), g.judges.sources(passwords), g.log)
-	return err
+	return atSetting(err)
+}
+
+// atSetting gives an error of auth.New its key.
+func atSetting(err error) error {
+	var of *auth.SettingError
+	if errors.As(err, &of) {
+		return config.At("auth."+of.Setting, of.Err)
+	}
+	return config.At("auth", err)
 }

@@ -28,11 +28,11 @@ func openAuthServers(cfg *config.Config, log *zap.Logger) (*authServers, error) 
 	made.ClientCerts = cfg.TLS.ClientCA != ""
 	var err error
 	if made.TLS, err = authServerTLS(cfg.Auth.HTTP); err != nil {
-		return nil, fmt.Errorf("auth.http: %w", err)
+		return nil, err
 	}
 	asker, err := authhttp.New(made, log)
 	if err != nil {
-		return nil, fmt.Errorf("auth.http: %w", err)
+		return nil, config.At("auth.http", err)
 	}
 	return &authServers{asker}, nil
 }
@@ -42,21 +42,22 @@ func openAuthServers(cfg *config.Config, log *zap.Logger) (*authServers, error) 
 func authServerTLS(h config.AuthHTTP) (*tls.Config, error) {
 	made, err := tlsconf.Client(tlsconf.ClientConfig{CA: h.CA, ServerName: "localhost"})
 	if err != nil {
-		return nil, err
+		return nil, config.At("auth.http.ca", err)
 	}
 	made.ServerName = ""
 	made.NextProtos = nil // HTTP/1.1 needs none, and it is not IMAP
 	if h.Cert == "" {
 		return made, nil
 	}
-	if _, err := tls.LoadX509KeyPair(h.Cert, h.Key); err != nil {
-		return nil, err
+	own := tlsconf.KeyPair{Cert: h.Cert, Key: h.Key}
+	if _, err := tlsconf.LoadKeyPair(own); err != nil {
+		return nil, fileKeys{h.Cert: "auth.http.cert", h.Key: "auth.http.key"}.place("auth.http", err)
 	}
 	// Read for each of the few connections, so that a renewed one is shown; a
 	// session that is resumed would be the old one's.
 	made.ClientSessionCache = nil
 	made.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-		pair, err := tls.LoadX509KeyPair(h.Cert, h.Key)
+		pair, err := tlsconf.LoadKeyPair(own)
 		return &pair, err
 	}
 	return made, nil

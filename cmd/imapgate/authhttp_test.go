@@ -223,7 +223,7 @@ func TestARenewedCertificateIsShownToTheAuthServer(t *testing.T) {
 		}
 	}
 	cfg.Auth.HTTP.Key = cert
-	if _, err := openAuthServers(cfg, zap.NewNop()); err == nil || !strings.HasPrefix(err.Error(), "auth.http: ") {
+	if _, err := openAuthServers(cfg, zap.NewNop()); err == nil || !strings.HasPrefix(err.Error(), "auth.http.key: ") {
 		t.Errorf("a certificate without its key: %v", err)
 	}
 }

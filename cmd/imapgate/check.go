@@ -8,6 +8,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
@@ -43,15 +44,28 @@ func (f finding) String() string {
 func newCheck() *cobra.Command {
 	var file string
 	var asJSON bool
+	var user string
 	cmd := &cobra.Command{
 		Use:   "check [FILE]",
 		Short: "Validate the configuration and the files it names",
-		Long: `Read the configuration as serve does, open the certificates, CA files and the
-passwd-file it names, and print everything that is wrong. Nothing is connected to.
-The exit status is 1 when something is wrong.`,
-		Example: "  imapgate check /etc/imapgate.yaml\n  imapgate check --config new.yaml --json",
+		Long: `Read the configuration as serve does, open the certificates, keys, CA files and the
+passwd-file it names, ask whether the audit log could be written, and print everything that
+is wrong, with file, line and column. Nothing is connected to, and nothing is written.
+
+The exit status is 1 when something is wrong: serve would not start. A warning leaves it 0:
+serve starts with a certificate that has expired, that is not valid yet, or whose chain lacks
+its intermediate, but clients may refuse it.
+
+root may read what the gateway's user may not. --user checks with the rights of that user.`,
+		Example: "  imapgate check /etc/imapgate.yaml\n  imapgate check --config new.yaml --json\n  sudo imapgate check --user imapgw",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := becomeUser(user); err != nil {
+				return err
+			}
 			found, doubts := check(file)
+			if user == "" {
+				doubts = append(doubts, doubtUser("/")...)
+			}
 			if asJSON {
 				if err := sayJSON(cmd.OutOrStdout(), found, doubts); err != nil {
 					return err
@@ -61,7 +75,7 @@ The exit status is 1 when something is wrong.`,
 					fmt.Fprintln(cmd.ErrOrStderr(), f)
 				}
 				for _, doubt := range doubts {
-					fmt.Fprintln(cmd.ErrOrStderr(), "warning: "+doubt)
+					fmt.Fprintln(cmd.ErrOrStderr(), "warning: "+doubt.String())
 				}
 			}
 			if len(found) > 0 {
@@ -75,72 +89,74 @@ The exit status is 1 when something is wrong.`,
 	}
 	configArgument(cmd, &file)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.Flags().StringVar(&user, "user", "", "check as this user, the service's User=; for root")
 	return cmd
 }
 
-func sayJSON(to io.Writer, found []finding, doubts []string) error {
+func sayJSON(to io.Writer, found, doubts []finding) error {
+	said := make([]string, len(doubts))
+	for i, doubt := range doubts {
+		said[i] = doubt.String()
+	}
 	return json.NewEncoder(to).Encode(struct {
 		Valid    bool      `json:"valid"`
 		Problems []finding `json:"problems"`
 		Warnings []string  `json:"warnings,omitempty"`
-	}{len(found) == 0, append([]finding{}, found...), doubts})
+	}{len(found) == 0, append([]finding{}, found...), said})
 }
 
 // check finds everything wrong with a configuration and the files it names, and
 // what could be meant so but seldom is.
-func check(file string) (found []finding, doubts []string) {
+func check(file string) (found, doubts []finding) {
 	cfg, err := config.Load(file)
-	if invalid := new(config.Invalid); errors.As(err, &invalid) {
-		found = make([]finding, len(invalid.Problems))
-		for i, p := range invalid.Problems {
-			found[i] = finding{File: invalid.File, Line: p.Line, Column: p.Column, Key: p.Key, Text: p.Text}
-		}
-		return found, nil
-	}
 	if err != nil {
-		return []finding{{File: file, Text: err.Error()}}, nil
+		return placed(file, err), nil
 	}
-	note := func(key string, err error) {
-		for _, one := range apart(err) {
-			found = append(found, finding{File: file, Key: key, Text: one.Error()})
-		}
-	}
+	var wrong []error
+	note := func(err error) { wrong = append(wrong, err) }
 	if needsTLS(cfg) {
 		_, err := tlsconf.NewServer(cfg.TLS.Server(), zap.NewNop())
-		note("tls", err)
+		note(certificateKeys(cfg).place("tls", err))
 	}
 	if cfg.Redis != nil {
 		_, err := redisTLS(cfg.Redis)
-		note("redis", err)
+		note(err)
 	}
 	judges, err := openJudges(cfg, zap.NewNop())
-	note("auth", err)
+	note(err)
 	if err == nil {
 		_, err = auth.New(authConfig(cfg), judges.sources(noPasswords), zap.NewNop())
-		note("auth", err)
+		note(atSetting(err))
 	}
 	if cfg.Routing.Source != routing.SourceRedis {
 		_, err := routing.New(routingConfig(cfg), nil, routing.Metrics{}, zap.NewNop())
-		note("routing", err)
+		note(config.At("routing", err))
 	}
 	_, err = auditConfig(cfg)
-	note("audit", err)
+	note(err)
+	note(examineAudit(cfg))
 	for _, name := range slices.Sorted(maps.Keys(cfg.Backends)) {
 		_, err := upstreamConfig(name, cfg.Backends[name], cfg.Limits)
-		note("backends."+name, err)
+		note(err)
 	}
-	return found, warnings(cfg)
+	doubtful := errors.Join(warnings(cfg), doubtCertificates(cfg, time.Now()))
+	return placed(file, cfg.Place(errors.Join(wrong...))), placed(file, cfg.Place(doubtful))
 }
 
-// apart gives the errors that were joined into one.
-func apart(err error) []error {
-	if err == nil {
+// placed is what an error of the configuration has to say, with its places; none of nil.
+func placed(file string, err error) []finding {
+	invalid := new(config.Invalid)
+	switch {
+	case err == nil:
 		return nil
+	case !errors.As(err, &invalid):
+		return []finding{{File: file, Text: err.Error()}}
 	}
-	if joined, ok := err.(interface{ Unwrap() []error }); ok {
-		return joined.Unwrap()
+	found := make([]finding, len(invalid.Problems))
+	for i, p := range invalid.Problems {
+		found[i] = finding{File: invalid.File, Line: p.Line, Column: p.Column, Key: p.Key, Text: p.Text}
 	}
-	return []error{err}
+	return found
 }
 
 // noPasswords stands in for Redis where nobody logs in.

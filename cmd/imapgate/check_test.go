@@ -71,8 +71,8 @@ func TestBadFilesAreFoundTogether(t *testing.T) {
 	if got.status != 1 {
 		t.Errorf("%+v", got)
 	}
-	for _, want := range []string{": tls: ", ": redis: ", ": auth: ", ": backends.east: "} {
-		if !strings.Contains(got.err, want) {
+	for _, want := range []string{":3:29: tls.certificates[0].cert: ", ":4:52: redis.ca: ", ":5:38: auth.file.path: ", ":6:49: backends.east.ca: "} {
+		if !strings.Contains(got.err, file+want) {
 			t.Errorf("no %q in:\n%s", want, got.err)
 		}
 	}
@@ -101,8 +101,9 @@ routing: {source: static, static: {default: east}}
 backends: {east: {address: "127.0.0.1:143", tls: none, login: %s, master: {user: m, password_file: %[3]q}}}
 `, users, mechanisms, secret, login))
 	}
-	const warning = "warning: backends.east: login: passthrough cannot be used for clients that log in with SCRAM-SHA-256, who"
-	if got := imapgate(t, "", "check", "--config", config("SCRAM-SHA-256, PLAIN", "passthrough")); got.status != 0 || !strings.HasPrefix(got.err, warning) {
+	const warning = ":5:12: backends.east: login: passthrough cannot be used for clients that log in with SCRAM-SHA-256, who"
+	file := config("SCRAM-SHA-256, PLAIN", "passthrough")
+	if got := imapgate(t, "", "check", "--config", file); got.status != 0 || !strings.HasPrefix(got.err, "warning: "+file+warning) {
 		t.Errorf("%+v", got)
 	}
 	var says struct{ Warnings []string }
@@ -120,16 +121,17 @@ backends: {east: {address: "127.0.0.1:143", tls: none, login: %s, master: {user:
 // warned is what check warns of in a valid configuration.
 func warned(t *testing.T, auth, backend string) string {
 	t.Helper()
-	got := imapgate(t, "", "check", "--config", write(t, "imapgate.yaml", fmt.Sprintf(`
+	file := write(t, "imapgate.yaml", fmt.Sprintf(`
 listeners: [{address: "127.0.0.1:0", tls: none}]
 auth: {%s}
 routing: {source: static, static: {default: east}}
 backends: {east: {address: "127.0.0.1:143", tls: none, %s}}
-`, auth, backend)))
+`, auth, backend))
+	got := imapgate(t, "", "check", "--config", file)
 	if got.status != 0 {
 		t.Errorf("%+v", got)
 	}
-	return strings.TrimPrefix(got.err, "warning: ")
+	return strings.TrimPrefix(got.err, "warning: "+file)
 }
 
 func TestModeReuseThatReusesNothingIsAWarning(t *testing.T) {
@@ -147,7 +149,7 @@ func TestModeReuseThatReusesNothingIsAWarning(t *testing.T) {
 		{"methods: [passthrough], " + tokens, "mode: splice", ""},
 	} {
 		got := warned(t, c.auth, c.backend)
-		if c.want == "" && got != "" || !strings.Contains(got, c.want) || c.want != "" && !strings.HasPrefix(got, "backends.east: mode reuse needs") {
+		if c.want == "" && got != "" || !strings.Contains(got, c.want) || c.want != "" && !strings.HasPrefix(got, ":5:12: backends.east: mode reuse needs") {
 			t.Errorf("%s, %s: %q, want %q", c.auth, c.backend, got, c.want)
 		}
 	}

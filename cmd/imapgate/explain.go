@@ -129,6 +129,8 @@ func changedTo(next *routing.Decision) string {
 // changes says how soon a changed record would be noticed.
 func changes(x routing.Explanation) string {
 	switch {
+	case x.RedisLeftAlone && x.Channel.Why != "":
+		return "Redis did not answer and is left alone for a moment: " + plain(x.Channel.Why)
 	case x.RedisLeftAlone:
 		return "Redis did not answer and is left alone for a moment"
 	case x.Channel.State == routing.ChannelOff:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 
 	"github.com/redis/go-redis/v9"
@@ -103,7 +104,7 @@ func (g *gateway) openTLS() error {
 	}
 	var err error
 	if g.tls, err = tlsconf.NewServer(g.cfg.TLS.Server(), g.log); err != nil {
-		return fmt.Errorf("tls: %w", err)
+		return certificateKeys(g.cfg).place("tls", err)
 	}
 	g.metrics.ObserveCertificates(g.reportExpiry)
 	return nil
@@ -119,10 +120,7 @@ func (g *gateway) openRoutes() error {
 	g.routes, err = routing.New(routingConfig(g.cfg), g.redis, routing.Metrics{
 		Lookup: g.metrics.RouteLookup, Channel: g.channel, Store: g.store,
 	}, g.log)
-	if err != nil {
-		return fmt.Errorf("routing: %w", err)
-	}
-	return nil
+	return config.At("routing", err)
 }
 
 // channel shows whether changes of routes are seen as they happen.
@@ -194,12 +192,24 @@ func (g *gateway) heldUp(backend string) func(upstream.Wait) {
 // listen opens every address, so that a port in use is an error of the start.
 func (g *gateway) listen() error {
 	if err := g.proxy.Listen(); err != nil {
-		return err
+		return atListener(g.cfg, err)
 	}
 	if g.admin != nil {
-		return g.admin.Listen()
+		return config.At("admin.address", g.admin.Listen())
 	}
 	return nil
+}
+
+// atListener gives an error of the front door the key of its listener.
+func atListener(cfg *config.Config, err error) error {
+	var of *proxy.ListenError
+	key := "listeners"
+	if errors.As(err, &of) {
+		if i := slices.IndexFunc(cfg.Listeners, func(l config.Listener) bool { return l.Name == of.Listener }); i >= 0 {
+			key = config.Below(config.Indexed(key, i), "address")
+		}
+	}
+	return config.At(key, err)
 }
 
 // run serves until ctx is done and the sessions have drained. The admin address

@@ -69,7 +69,7 @@ func limitsOn(l config.Limits, on config.Listener) limit.Listener {
 func (g *gateway) openLimits() (err error) {
 	hooks := limit.Hooks{OnBan: g.banned, OnOrder: g.ordered, OnSpray: g.sprayed, OnRedis: g.sharing}
 	if g.limits, err = limit.New(limitConfig(g.cfg), g.redis, hooks, g.log); err != nil {
-		return fmt.Errorf("limits: %w", err)
+		return config.At("limits", err)
 	}
 	g.sharing(false) // until Redis has taken something
 	g.metrics.ObserveBans(g.limits.Banned)

@@ -2,7 +2,6 @@ package main
 
 import (
 	"crypto/tls"
-	"fmt"
 	"maps"
 	"net"
 	"slices"
@@ -90,15 +89,19 @@ func dialRedis(r *config.Redis) (redis.UniversalClient, error) {
 	if err != nil {
 		return nil, err
 	}
-	return routing.Dial(routing.RedisConfig{
-		Addresses:      r.Addresses,
-		Cluster:        r.Cluster,
-		SentinelMaster: r.SentinelMaster,
-		Username:       r.Username,
-		Password:       r.Password,
-		TLS:            secured,
-		Prefix:         r.Prefix,
+	made, err := routing.Dial(routing.RedisConfig{
+		Addresses:        r.Addresses,
+		Cluster:          r.Cluster,
+		SentinelMaster:   r.SentinelMaster,
+		SentinelUsername: r.SentinelUsername,
+		SentinelPassword: r.SentinelPassword,
+		Database:         r.Database,
+		Username:         r.Username,
+		Password:         r.Password,
+		TLS:              secured,
+		Prefix:           r.Prefix,
 	})
+	return made, config.At("redis", err)
 }
 
 // redisTLS is nil for a Redis without TLS. The server's name is left open:
@@ -109,11 +112,11 @@ func redisTLS(r *config.Redis) (*tls.Config, error) {
 	}
 	host, _, err := net.SplitHostPort(r.Addresses[0])
 	if err != nil {
-		return nil, fmt.Errorf("redis: %w", err)
+		return nil, config.At("redis.addresses", err)
 	}
 	made, err := tlsconf.Client(tlsconf.ClientConfig{CA: r.CA, ServerName: host})
 	if err != nil {
-		return nil, fmt.Errorf("redis: %w", err)
+		return nil, config.At("redis.ca", err)
 	}
 	made.ServerName = ""
 	made.NextProtos = nil // Redis has no ALPN name, and is not IMAP
@@ -141,18 +144,18 @@ func upstreamConfig(name string, b config.Backend, l config.Limits) (upstream.Co
 	if made.TLSMode == upstream.NoTLS {
 		return made, nil
 	}
-	server := b.ServerName
+	key, server := config.Below("backends", name), b.ServerName
 	if server == "" {
 		host, _, err := net.SplitHostPort(b.Address)
 		if err != nil {
-			return made, fmt.Errorf("backend %s: %w", name, err)
+			return made, config.At(key+".address", err)
 		}
 		server = host
 	}
 	made.Socket = func(tcp *net.TCPConn) net.Conn { return quiet.NewSocket(tcp) }
 	var err error
 	if made.TLS, err = tlsconf.Client(tlsconf.ClientConfig{CA: b.CA, ServerName: server}); err != nil {
-		return made, fmt.Errorf("backend %s: %w", name, err)
+		return made, config.At(key+".ca", err)
 	}
 	return made, nil
 }

@@ -15,6 +15,7 @@ import (
 	"imapgate/auth"
 	"imapgate/internal/config"
 	"imapgate/internal/identity"
+	"imapgate/internal/plainfile"
 )
 
 // maxPasswordLine bounds a password read from standard input.
@@ -99,7 +100,11 @@ func readPassword(cmd *cobra.Command) (identity.Secret, error) {
 	if len(line) == maxPasswordLine {
 		return identity.Secret{}, errors.New("the password is too long")
 	}
-	return identity.NewSecret(strings.TrimSuffix(strings.TrimSuffix(line, "\n"), "\r")), nil
+	text, err := plainfile.Text([]byte(line))
+	if err != nil {
+		return identity.Secret{}, fmt.Errorf("read the password: %w", err)
+	}
+	return identity.NewSecret(strings.TrimSuffix(strings.TrimSuffix(string(text), "\n"), "\r")), nil
 }
 
 func askPassword(from *os.File, prompts io.Writer) (identity.Secret, error) {

@@ -41,6 +41,17 @@ func TestAHashedPasswordLetsItsUserIn(t *testing.T) {
 	}
 }
 
+func TestAPasswordFromWindowsHasNoByteOrderMark(t *testing.T) {
+	t.Parallel()
+	got := imapgate(t, "\xef\xbb\xbfright horse\r\n", "passwd", "--user", "alice@example.org")
+	if got.status != 0 || !letsIn(t, got.out, "right horse") {
+		t.Errorf("%+v", got)
+	}
+	if got := imapgate(t, "\xff\xfex\x00", "passwd"); got.status != 1 || !strings.Contains(got.err, "UTF-16") {
+		t.Errorf("%+v", got)
+	}
+}
+
 func TestPasswordsThatCannotBeSentAreRefused(t *testing.T) {
 	for name, password := range map[string]string{
 		"empty": "", "empty line": "\n", "control": "a\tb\n", "too long": strings.Repeat("x", maxPasswordLine+10),

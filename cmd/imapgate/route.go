@@ -221,12 +221,12 @@ func withRouter(cmd *cobra.Command, cfg *config.Config, call func(context.Contex
 	quietRedis(zap.NewNop())
 	rdb, err := dialRedis(cfg.Redis)
 	if err != nil {
-		return err
+		return cfg.Place(err)
 	}
 	defer closeRedis(rdb)
 	router, err := routing.New(routingConfig(cfg), rdb, routing.Metrics{}, zap.NewNop())
 	if err != nil {
-		return fmt.Errorf("routing: %w", err)
+		return cfg.Place(config.At("routing", err))
 	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), routeTime)
 	defer cancel()

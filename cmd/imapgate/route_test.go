@@ -213,3 +213,31 @@ func TestTheGatewayOnAllAddressesIsAskedOnLoopback(t *testing.T) {
 		}
 	}
 }
+
+func TestACommandSaysWhatKeepsItFromRedis(t *testing.T) {
+	t.Parallel()
+	s := testbed.StartRedis(t, "--requirepass", "pw", "--user", "reader", "on", ">pw", "~imapgate:*", "+hgetall", "+echo", "+select")
+	for redis, want := range map[string]string{
+		``:               "Redis wants a password: set redis.password_file",
+		`username: gate`: "Redis wants a password, and redis.username has none",
+		`password_file: ` + write(t, "wrong", "x\n"):                                           "Redis refuses the user name or the password",
+		`database: 99, password_file: ` + write(t, "right", "pw\n"):                            "Redis has no such database",
+		`sentinel_master: m, password_file: ` + write(t, "right", "pw\n"):                      "redis.addresses names no sentinels: leave out redis.sentinel_master",
+		`database: 1, cluster: false, username: reader, password_file: ` + write(t, "r", "pw"): "",
+	} {
+		file := write(t, "imapgate.yaml", fmt.Sprintf(`
+listeners: [{address: "127.0.0.1:0", tls: none}]
+redis: {addresses: [%q], %s}
+backends: {east: {address: "127.0.0.1:1", tls: none}}
+admin: {address: ""}
+`, s.Address, redis))
+		got := imapgate(t, "", "route", "--config", file, "get", "alice@example.org")
+		if want == "" && got.status != 0 || want != "" && (got.status != 1 || !strings.Contains(got.err, want)) || strings.Contains(got.err, "unreachable") {
+			t.Errorf("%s: %+v, want %q", redis, got, want)
+		}
+		got = imapgate(t, "", "route", "--config", file, "explain", "alice@example.org")
+		if want != "" && !strings.Contains(got.out, want) {
+			t.Errorf("%s: explained as %s, want %q", redis, got.out, want)
+		}
+	}
+}

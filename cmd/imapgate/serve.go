@@ -91,8 +91,8 @@ func serve(ctx context.Context, file, warning string, logTo io.Writer) error {
 	if warning != "" {
 		log.Warn(warning)
 	}
-	for _, said := range warnings(cfg) {
-		log.Warn(said)
+	for _, said := range placed(file, cfg.Place(warnings(cfg))) {
+		log.Warn(said.String())
 	}
 	limitMemory(log)
 
@@ -114,12 +114,12 @@ func serve(ctx context.Context, file, warning string, logTo io.Writer) error {
 func start(cfg *config.Config, file string, log *zap.Logger) (*gateway, error) {
 	g, err := open(cfg, log)
 	if err != nil {
-		return nil, err
+		return nil, cfg.Place(err)
 	}
 	g.file = file
 	if err := g.listen(); err != nil {
 		g.close()
-		return nil, err
+		return nil, cfg.Place(err)
 	}
 	for name, addr := range g.proxy.Addrs() {
 		log.Info("listening", zap.String("listener", name), zap.Stringer("address", addr))

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -10,29 +11,38 @@ import (
 	"imapgate/auth"
 	"imapgate/auth/authhttp"
 	"imapgate/internal/config"
+	"imapgate/internal/plainfile"
 	"imapgate/routing"
 )
 
-// warnings are what can be meant, and is more likely a mistake.
-func warnings(cfg *config.Config) []string {
-	return slices.Concat(warnReuse(cfg), warnProofs(cfg), warnClear(cfg), warnSnapshot(cfg))
+// warnings are what can be meant, and is more likely a mistake: errors of config.At, joined.
+func warnings(cfg *config.Config) error {
+	return errors.Join(slices.Concat(warnReuse(cfg), warnProofs(cfg), warnClear(cfg), warnSnapshot(cfg))...)
+}
+
+// warning is what there is to say of a key.
+func warning(key, format string, args ...any) error {
+	return config.At(key, fmt.Errorf(format, args...))
 }
 
 // warnSnapshot says why a snapshot of routes would not be believed. The gateway
 // starts without it.
-func warnSnapshot(cfg *config.Config) []string {
+func warnSnapshot(cfg *config.Config) (said []error) {
 	if cfg.Routing.Snapshot == "" {
 		return nil
 	}
 	if err := routing.CheckSnapshot(cfg.Routing.Snapshot); err != nil {
-		return []string{"routing.snapshot: " + err.Error() + "; the gateway starts without it"}
+		said = append(said, warning("routing.snapshot", "%w; the gateway starts without it", err))
 	}
-	return nil
+	if err := plainfile.Replaceable(cfg.Routing.Snapshot); err != nil {
+		said = append(said, warning("routing.snapshot", "no snapshot will be kept: %w", err))
+	}
+	return said
 }
 
 // warnClear says which auth servers are told passwords, and the secrets in headers,
 // over a network without TLS.
-func warnClear(cfg *config.Config) (said []string) {
+func warnClear(cfg *config.Config) (said []error) {
 	if !slices.Contains(cfg.Auth.Methods, auth.HTTP) {
 		return nil
 	}
@@ -44,14 +54,14 @@ func warnClear(cfg *config.Config) (said []string) {
 		if addr, err := netip.ParseAddr(u.Hostname()); err == nil && addr.Unmap().IsLoopback() {
 			continue
 		}
-		said = append(said, fmt.Sprintf("auth.http.urls[%d]: http to %s: passwords travel in the clear, and whoever is in between lets in whom they like. https does not", i, u.Host))
+		said = append(said, warning(config.Indexed("auth.http.urls", i), "http to %s: passwords travel in the clear, and whoever is in between lets in whom they like. https does not", u.Host))
 	}
 	return said
 }
 
 // warnProofs says where a client that shows no password cannot be taken on:
 // with SCRAM and EXTERNAL, there is none to log in at the backend with.
-func warnProofs(cfg *config.Config) (said []string) {
+func warnProofs(cfg *config.Config) (said []error) {
 	proofs := slices.DeleteFunc(slices.Clone(cfg.Auth.Mechanisms), func(name string) bool {
 		return name != "EXTERNAL" && !strings.HasPrefix(name, "SCRAM")
 	})
@@ -63,8 +73,8 @@ func warnProofs(cfg *config.Config) (said []string) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(cfg.Backends)) {
 		if b := cfg.Backends[name]; len(proofs) > 0 && b.Login != "master" {
-			said = append(said, fmt.Sprintf("backends.%s: login: %s cannot be used for clients that log in with %s, who show no password or token: they get UNAVAILABLE. login: master can",
-				name, b.Login, strings.Join(proofs, ", ")))
+			said = append(said, warning(config.Below("backends", name), "login: %s cannot be used for clients that log in with %s, who show no password or token: they get UNAVAILABLE. login: master can",
+				b.Login, strings.Join(proofs, ", ")))
 		}
 	}
 	return said
@@ -72,7 +82,7 @@ func warnProofs(cfg *config.Config) (said []string) {
 
 // warnReuse says which backends' mode is of no use: where only they can judge what
 // clients show, each login asks them, on a connection of its own.
-func warnReuse(cfg *config.Config) (said []string) {
+func warnReuse(cfg *config.Config) (said []error) {
 	for _, name := range slices.Sorted(maps.Keys(cfg.Backends)) {
 		b := cfg.Backends[name]
 		kinds, cache := leftToBackend(cfg.Auth, b.Login), "mux.cred_cache, or "
@@ -83,8 +93,8 @@ func warnReuse(cfg *config.Config) (said []string) {
 			cache = ""
 		}
 		if asked := strings.Join(kinds, " and "); asked != "" && b.Mode == "reuse" {
-			said = append(said, fmt.Sprintf("backends.%s: mode reuse needs %s%s that the gateway can check: nothing will be reused for clients with %[3]s",
-				name, cache, asked))
+			said = append(said, warning(config.Below("backends", name), "mode reuse needs %s%s that the gateway can check: nothing will be reused for clients with %[2]s",
+				cache, asked))
 		}
 	}
 	return said

@@ -60,30 +60,6 @@ func (k checker) listeners() {
 	}
 }
 
-func (k checker) redis() {
-	r := k.c.Redis
-	if r == nil {
-		if k.c.Routing.Source == "redis" {
-			k.add("routing.source", "is redis, but there is no redis block")
-		}
-		if i := slices.Index(k.c.Auth.Methods, "redis"); i >= 0 {
-			k.add(indexed("auth.methods", i), "is redis, but there is no redis block")
-		}
-		return
-	}
-	switch {
-	case len(r.Addresses) == 0:
-		k.add("redis.addresses", "is empty: at least one is needed")
-	case r.Cluster && r.SentinelMaster != "":
-		k.add("redis.sentinel_master", "is for servers under sentinels, not for a cluster")
-	case len(r.Addresses) > 1 && !r.Cluster && r.SentinelMaster == "":
-		k.add("redis.addresses", "several addresses need cluster: true or sentinel_master")
-	}
-	if r.CA != "" && !r.TLS {
-		k.add("redis.ca", "is used only with tls: true")
-	}
-}
-
 func (k checker) auth() {
 	methods := k.c.Auth.Methods
 	if len(methods) == 0 {

@@ -23,6 +23,9 @@ type Config struct {
 	Audit     Audit              `yaml:"audit" doc:"The audit log: one line of JSON for every login attempt and every end of a connection."`
 	Log       Log                `yaml:"log" doc:"The ordinary log, on standard error."`
 	Admin     Admin              `yaml:"admin" doc:"The HTTP address for metrics and health."`
+
+	file string              `yaml:"-"`
+	at   map[string]position `yaml:"-"` // where in the file each key is
 }
 
 // Listener is one address clients connect to.
@@ -56,16 +59,22 @@ type Certificate struct {
 
 // Redis is the connection to Redis.
 type Redis struct {
-	Addresses      []string `yaml:"addresses" default:"127.0.0.1:6379" form:"dial" doc:"host:port of the server; of some nodes with cluster; of the sentinels with sentinel_master."`
+	Addresses      []string `yaml:"addresses" default:"127.0.0.1:6379" form:"redis" doc:"host:port of the server, or unix:///path of its socket; host:port of some nodes with cluster; of the sentinels with sentinel_master."`
 	Cluster        bool     `yaml:"cluster" default:"false" doc:"The addresses are nodes of a Redis Cluster."`
+	Database       int      `yaml:"database" default:"0" min:"0" max:"1000000" doc:"Number of the database (SELECT). A cluster has only 0. Gateways that do not belong together need another prefix too: changes are announced for all databases."`
 	SentinelMaster string   `yaml:"sentinel_master" form:"label" doc:"Name of the master set. When set, the addresses are sentinels."`
 	Username       string   `yaml:"username" form:"label" doc:"ACL user; which rights it needs is in OPERATIONS.md."`
 	PasswordFile   string   `yaml:"password_file" doc:"File with the password, or set IMAPGATE_REDIS_PASSWORD."`
-	TLS            bool     `yaml:"tls" default:"false" doc:"Speak TLS to Redis; its certificate is verified."`
-	CA             string   `yaml:"ca" doc:"PEM file of the CAs to trust. Default: the system's."`
-	Prefix         string   `yaml:"prefix" default:"imapgate:" form:"prefix" doc:"Begins every key."`
 
-	Password identity.Secret `yaml:"-"` // of PasswordFile or the environment
+	SentinelUsername     string `yaml:"sentinel_username" form:"label" doc:"ACL user of the sentinels, which know neither username nor the password of the servers."`
+	SentinelPasswordFile string `yaml:"sentinel_password_file" doc:"File with the password of the sentinels, or set IMAPGATE_REDIS_SENTINEL_PASSWORD. Left out: the sentinels want none."`
+
+	TLS    bool   `yaml:"tls" default:"false" doc:"Speak TLS to Redis; its certificate is verified."`
+	CA     string `yaml:"ca" doc:"PEM file of the CAs to trust. Default: the system's."`
+	Prefix string `yaml:"prefix" default:"imapgate:" form:"prefix" doc:"Begins every key."`
+
+	Password         identity.Secret `yaml:"-"` // of PasswordFile or the environment
+	SentinelPassword identity.Secret `yaml:"-"` // of SentinelPasswordFile or the environment
 }
 
 // Auth is how a client's identity is found.

@@ -380,3 +380,95 @@ limits: {}
 		t.Error("a secret that is not in use was read")
 	}
 }
+
+func TestRedisHasADatabaseASocketAndSentinelsWithAPassword(t *testing.T) {
+	file := secretFileOf(t, "s3cret\n")
+	c := mustParse(t, minimal+`redis: {addresses: ["unix:///run/redis.sock"], database: 7}`)
+	if c.Redis.Database != 7 || c.Redis.Addresses[0] != "unix:///run/redis.sock" {
+		t.Errorf("%+v", c.Redis)
+	}
+	c = mustParse(t, minimal+`redis: {addresses: ["s1:26379"], sentinel_master: m, sentinel_username: gate, sentinel_password_file: `+file+`}`)
+	if c.Redis.SentinelUsername != "gate" || c.Redis.SentinelPassword.Reveal() != "s3cret" || !c.Redis.Password.IsZero() {
+		t.Errorf("%+v", c.Redis)
+	}
+	for block, want := range map[string]string{
+		`{cluster: true, database: 1}`:                            "redis.database: is for one server or sentinels: a cluster has database 0 only",
+		`{database: -1}`:                                          "redis.database: \"-1\" is less than 0",
+		`{sentinel_username: gate}`:                               "redis.sentinel_username: is used only with sentinel_master",
+		`{sentinel_password_file: /x}`:                            "redis.sentinel_password_file: is used only with sentinel_master",
+		`{sentinel_master: m, sentinel_username: gate}`:           "redis.sentinel_username: needs sentinel_password_file or IMAPGATE_REDIS_SENTINEL_PASSWORD",
+		`{addresses: ["unix:///s"], cluster: true}`:               "redis.addresses[0]: a unix socket leads to one server",
+		`{addresses: ["unix:///s"], sentinel_master: m}`:          "redis.addresses[0]: a unix socket leads to one server",
+		`{addresses: ["unix:///s"], tls: true}`:                   "redis.addresses[0]: Redis speaks no TLS on a unix socket",
+		`{addresses: ["unix:s"]}`:                                 "redis.addresses[0]: \"unix:s\": the port is not a number",
+		`{addresses: ["/run/redis.sock"]}`:                        "redis.addresses[0]: \"/run/redis.sock\" is neither host:port nor unix:///path",
+		`{addresses: ["redis://h:6379"]}`:                         "redis.addresses[0]: \"redis://h:6379\" is neither host:port nor unix:///path",
+		`{sentinel_master: m, sentinel_password_file: /none/x}`:   "redis.sentinel_password_file: no such file",
+		`{sentinel_master: m, sentinel_password_file: ` + "/dev}": "redis.sentinel_password_file: is not a regular file",
+	} {
+		_, err := parse("f.yaml", []byte(minimal+"redis: "+block), noEnv)
+		if err == nil || !strings.Contains(err.Error(), want) || !strings.HasPrefix(err.Error(), "f.yaml:5:") {
+			t.Errorf("%s: %v, want %q", block, err, want)
+		}
+	}
+}
+
+func TestFilesWrittenOnWindowsAreRead(t *testing.T) {
+	file := secretFileOf(t, "\xef\xbb\xbfs3cret\r\n")
+	c := mustParse(t, "\xef\xbb\xbf"+strings.ReplaceAll(minimal+"redis: {password_file: "+file+"}\n", "\n", "\r\n"))
+	if c.Redis.Password.Reveal() != "s3cret" {
+		t.Errorf("%q", c.Redis.Password.Reveal())
+	}
+	if _, err := parse("f.yaml", []byte("\xff\xfer\x00"), noEnv); err == nil || err.Error() != "f.yaml:1:1: it is written in UTF-16; save it as UTF-8" {
+		t.Errorf("%v", err)
+	}
+	wide := secretFileOf(t, "\xff\xfes\x00")
+	if _, err := parse("f.yaml", []byte(minimal+"redis: {password_file: "+wide+"}"), noEnv); err == nil || !strings.Contains(err.Error(), "UTF-16") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestATabInTheIndentationIsToldInWords(t *testing.T) {
+	for text, at := range map[string]string{
+		"redis:\n\tprefix: x\n":                     "2:1",
+		"redis:\n  cluster: true\n  \tprefix: x\n":  "3:3",
+		"\tredis: {}\n":                             "1:1",
+		"redis:\n  addresses:\n  - \tprefix: x\n":   "3:5",
+		"log:\n  level: info\n\n\t# a remark\n":     "4:1",
+		"\xef\xbb\xbflog:\r\n\tlevel: info\r\n":     "2:1",
+		"listeners:\n- address: x\n\ttls: none\n":   "3:1",
+		"listeners:\n- address: x\n \ttls: none\n":  "3:2",
+		"backends:\n\teast:\n\t\taddress: a:143\n":  "2:1",
+		"routing:\n  static:\n    users:\n\t\ta: b": "4:1",
+	} {
+		_, err := parse("f.yaml", []byte(text), noEnv)
+		want := "f.yaml:" + at + ": this line is indented with a tab; YAML takes only spaces there"
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %q", text, err, want)
+		}
+	}
+}
+
+func TestErrorsOfWhatWasOpenedAreGivenTheirPlace(t *testing.T) {
+	c, err := parse("f.yaml", []byte(minimal+"audit: {sinks: [{type: stdout}, {type: file, path: /x}]}\n"), noEnv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := c.Place(nil); got != nil {
+		t.Errorf("%v", got)
+	}
+	wrong := errors.New("wrong")
+	got := c.Place(errors.Join(
+		At("audit.sinks[1].path", wrong), At("audit.sinks[0].path", wrong), At("backends.east", At("backends.east.ca", wrong)),
+		At("tls", errors.Join(At("tls.certificates[0].key", wrong), wrong)), At("limits.drain", fmt.Errorf("%w: %w", wrong, wrong)), wrong, At("x", nil)))
+	want := `f.yaml: wrong
+f.yaml:1:1: limits.drain: wrong: wrong
+f.yaml:2:1: tls: wrong
+f.yaml:2:42: tls.certificates[0].key: wrong
+f.yaml:4:12: backends.east.ca: wrong
+f.yaml:5:17: audit.sinks[0].path: wrong
+f.yaml:5:52: audit.sinks[1].path: wrong`
+	if got == nil || got.Error() != want {
+		t.Errorf("%v", got)
+	}
+}

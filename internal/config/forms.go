@@ -32,6 +32,8 @@ func checkForm(form, s string) string {
 			return quote(s) + " has no host"
 		}
 		return addressForm(s, "host:port such as mail.example.org:993", 1)
+	case "redis":
+		return redisForm(s)
 	case "label":
 		return labelForm(s)
 	case "domain":
@@ -80,6 +82,20 @@ func addressForm(s, want string, lowest int) string {
 		return quote(s) + ": the host is neither a name nor an IP address"
 	}
 	return ""
+}
+
+// unixScheme begins the address of a unix socket, everywhere.
+const unixScheme = "unix://"
+
+// redisForm is for addresses of Redis servers.
+func redisForm(s string) string {
+	if path, ok := strings.CutPrefix(s, unixScheme); ok && filepath.IsAbs(path) {
+		return ""
+	}
+	if strings.Contains(s, "/") {
+		return quote(s) + " is neither host:port nor unix:///path"
+	}
+	return checkForm("dial", s)
 }
 
 // labelForm is for names that appear in logs, metrics and protocols.

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +15,7 @@ import (
 	"github.com/goccy/go-yaml/parser"
 
 	"imapgate/internal/descriptors"
+	"imapgate/internal/plainfile"
 )
 
 const (
@@ -50,7 +52,7 @@ func Load(path string) (*Config, error) {
 // parse is Load for a text that was read; env is os.LookupEnv.
 func parse(file string, text []byte, env func(string) (string, bool)) (*Config, error) {
 	p := &problems{at: map[string]position{"": {1, 1}}, bad: make(map[string]bool)}
-	cfg := &Config{}
+	cfg := &Config{file: file, at: p.at}
 	setDefaults(reflect.ValueOf(cfg).Elem())
 	if root := p.tree(text); root != nil {
 		decoder{p}.block(root, reflect.ValueOf(cfg).Elem(), "")
@@ -68,6 +70,11 @@ func parse(file string, text []byte, env func(string) (string, bool)) (*Config, 
 
 // tree parses the text; nil when it is empty or not YAML.
 func (p *problems) tree(text []byte) (root ast.Node) {
+	text, err := plainfile.Text(text)
+	if err != nil {
+		p.add("", "%s", err)
+		return nil
+	}
 	if deep(text) {
 		p.add("", "is nested more than %d deep", maxDepth)
 		return nil
@@ -80,7 +87,7 @@ func (p *problems) tree(text []byte) (root ast.Node) {
 	}()
 	file, err := parser.ParseBytes(text, 0, parser.AllowDuplicateMapKey())
 	if err != nil {
-		p.syntax(err)
+		p.syntax(text, err)
 		return nil
 	}
 	for _, doc := range file.Docs {
@@ -98,7 +105,7 @@ func (p *problems) tree(text []byte) (root ast.Node) {
 
 // syntax notes the parser's complaint, without the piece of the file it would
 // show with it.
-func (p *problems) syntax(err error) {
+func (p *problems) syntax(text []byte, err error) {
 	var complaint yaml.Error
 	if !errors.As(err, &complaint) {
 		p.add("", "is not YAML")
@@ -108,7 +115,21 @@ func (p *problems) syntax(err error) {
 	if t := complaint.GetToken(); t != nil && t.Position != nil {
 		where = position{t.Position.Line, t.Position.Column}
 	}
+	if column := indentTab(text, where.line); column > 0 {
+		p.addAt(position{where.line, column}, "", "this line is indented with a tab; YAML takes only spaces there")
+		return
+	}
 	p.addAt(where, "", "is not YAML: %s", quote(complaint.GetMessage()))
+}
+
+// indentTab is the column of the first tab before the first word of a line, or 0.
+// Most editors show no difference, and the parser's complaints do not name it.
+func indentTab(text []byte, line int) int {
+	for range line - 1 {
+		_, text, _ = bytes.Cut(text, []byte("\n"))
+	}
+	text = text[:len(text)-len(bytes.TrimLeft(text, " \t-?"))]
+	return bytes.IndexByte(text, '\t') + 1
 }
 
 // deep says whether text could be nested too deep by brackets, or by the

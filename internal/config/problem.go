@@ -75,11 +75,15 @@ func (p *problems) add(key, format string, args ...any) {
 			return
 		}
 	}
-	near := key
-	for near != "" && p.at[near] == (position{}) {
-		near = around(near)
+	p.addAt(p.near(key), key, format, args...)
+}
+
+// near is where a key stands, or the nearest block around it that is in the file.
+func (p *problems) near(key string) position {
+	for key != "" && p.at[key] == (position{}) {
+		key = around(key)
 	}
-	p.addAt(p.at[near], key, format, args...)
+	return p.at[key]
 }
 
 // around is the key of the block that key is in.

@@ -86,6 +86,7 @@ secrets: set ` + "`mode: 0440`" + `); it has one line, and a newline at its end 
 | variable | instead of |
 |---|---|
 | ` + "`IMAPGATE_REDIS_PASSWORD` | `redis.password_file`" + ` |
+| ` + "`IMAPGATE_REDIS_SENTINEL_PASSWORD` | `redis.sentinel_password_file`" + ` |
 | ` + "`IMAPGATE_MASTER_PASSWORD_<BACKEND>` | `backends.<backend>.master.password_file`; the name in capitals, `-` as `_`" + ` |
 | ` + "`IMAPGATE_SCRAM_SECRET` | `auth.scram_secret_file`" + ` |
 | ` + "`IMAPGATE_OAUTH_CLIENT_SECRET` | `auth.oauth.client_secret_file`" + ` |

@@ -25,7 +25,7 @@ type secrets struct {
 
 func (s secrets) all(c *Config) {
 	if c.Redis != nil {
-		c.Redis.Password = s.read("redis.password_file", c.Redis.PasswordFile, "IMAPGATE_REDIS_PASSWORD")
+		s.redis(c.Redis)
 	}
 	s.authHTTP(&c.Auth.HTTP)
 	s.oauth(&c.Auth.OAuth)
@@ -112,6 +112,9 @@ func secretFile(file string) (text, wrong string) {
 	b, err := io.ReadAll(io.LimitReader(f, maxSecret+2)) // one too long by then is noticed
 	if err != nil {
 		return "", bare(err)
+	}
+	if b, err = plainfile.Text(b); err != nil {
+		return "", err.Error()
 	}
 	return strings.TrimSuffix(strings.TrimSuffix(string(b), "\n"), "\r"), ""
 }

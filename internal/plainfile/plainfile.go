@@ -1,6 +1,6 @@
 // Package plainfile opens files that must be regular ones: whatever else stands at
 // a path, a FIFO without a writer for instance, is an error at once, and nothing to
-// wait for.
+// wait for. It also says whether a file could be written, and reads what Windows wrote.
 package plainfile
 
 import (

@@ -1,0 +1,68 @@
+package config
+
+import (
+	"slices"
+	"strings"
+)
+
+func (k checker) redis() {
+	r := k.c.Redis
+	if r == nil {
+		if k.c.Routing.Source == "redis" {
+			k.add("routing.source", "is redis, but there is no redis block")
+		}
+		if i := slices.Index(k.c.Auth.Methods, "redis"); i >= 0 {
+			k.add(indexed("auth.methods", i), "is redis, but there is no redis block")
+		}
+		return
+	}
+	switch {
+	case len(r.Addresses) == 0:
+		k.add("redis.addresses", "is empty: at least one is needed")
+	case r.Cluster && r.SentinelMaster != "":
+		k.add("redis.sentinel_master", "is for servers under sentinels, not for a cluster")
+	case len(r.Addresses) > 1 && !r.Cluster && r.SentinelMaster == "":
+		k.add("redis.addresses", "several addresses need cluster: true or sentinel_master")
+	}
+	if r.Cluster && r.Database > 0 {
+		k.add("redis.database", "is for one server or sentinels: a cluster has database 0 only")
+	}
+	if r.SentinelUsername != "" && r.SentinelMaster == "" {
+		k.add("redis.sentinel_username", "is used only with sentinel_master")
+	}
+	if r.SentinelPasswordFile != "" && r.SentinelMaster == "" {
+		k.add("redis.sentinel_password_file", "is used only with sentinel_master")
+	}
+	for i, address := range r.Addresses {
+		k.redisSocket(indexed("redis.addresses", i), address)
+	}
+	if r.CA != "" && !r.TLS {
+		k.add("redis.ca", "is used only with tls: true")
+	}
+}
+
+// redisSocket refuses a unix socket where Redis has none.
+func (k checker) redisSocket(key, address string) {
+	if !strings.HasPrefix(address, unixScheme) {
+		return
+	}
+	switch r := k.c.Redis; {
+	case r.Cluster || r.SentinelMaster != "":
+		k.add(key, "a unix socket leads to one server: the nodes of a cluster and sentinels are host:port")
+	case r.TLS:
+		k.add(key, "Redis speaks no TLS on a unix socket: leave out tls")
+	}
+}
+
+// redis reads the passwords of the servers and of the sentinels.
+func (s secrets) redis(r *Redis) {
+	const server, sentinel = "IMAPGATE_REDIS_PASSWORD", "IMAPGATE_REDIS_SENTINEL_PASSWORD"
+	r.Password = s.read("redis.password_file", r.PasswordFile, server)
+	if r.SentinelMaster == "" {
+		return // what the environment has is for another configuration
+	}
+	r.SentinelPassword = s.read("redis.sentinel_password_file", r.SentinelPasswordFile, sentinel)
+	if r.SentinelUsername != "" && r.SentinelPassword.IsZero() {
+		s.add("redis.sentinel_username", "needs sentinel_password_file or %s", sentinel)
+	}
+}

@@ -1,0 +1,87 @@
+//go:build unix
+
+package plainfile
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// Appendable says why this process could not append to the file at a path, or make it
+// where there is none. Nothing is opened, locked or made: another process may be
+// writing there. With reading, the file must be readable too.
+func Appendable(path string, reading bool) error {
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return creatable(path)
+	case err != nil:
+		return bare(err)
+	case info.IsDir():
+		return errors.New("is a directory")
+	case reading && info.Mode().IsRegular():
+		return access(path, unix.R_OK|unix.W_OK, "read and written")
+	}
+	return access(path, unix.W_OK, "written")
+}
+
+// Replaceable says why this process could not put a new file in the place of a path.
+func Replaceable(path string) error { return creatable(path) }
+
+func creatable(path string) error {
+	if target, err := os.Readlink(path); err == nil { // a link to a file that is missing: that one is made
+		if !filepath.IsAbs(target) {
+			target = filepath.Join(filepath.Dir(path), target)
+		}
+		path = target
+	}
+	dir := filepath.Dir(path)
+	info, err := os.Stat(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("directory %s does not exist", dir)
+	case err != nil:
+		return bare(err)
+	case !info.IsDir():
+		return fmt.Errorf("%s is no directory", dir)
+	}
+	return access(dir, unix.W_OK|unix.X_OK, "written to")
+}
+
+// access asks the kernel with the rights that the process has in effect.
+func access(path string, mode uint32, what string) error {
+	err := unix.Faccessat(unix.AT_FDCWD, path, mode, unix.AT_EACCESS)
+	if !errors.Is(err, fs.ErrPermission) {
+		return err // or a file system that is read-only
+	}
+	info, statErr := os.Stat(path)
+	if statErr != nil {
+		return bare(statErr)
+	}
+	uid, _ := owner(info)
+	return fmt.Errorf("%s cannot be %s by user %s: it belongs to %s, mode %04o", path, what, userName(os.Geteuid()), userName(uid), info.Mode().Perm())
+}
+
+func userName(uid int) string {
+	id := strconv.Itoa(uid)
+	if u, err := user.LookupId(id); err == nil {
+		return u.Username
+	}
+	return id
+}
+
+// bare is an error of package os without the path.
+func bare(err error) error {
+	var path *fs.PathError
+	if errors.As(err, &path) {
+		return path.Err
+	}
+	return err
+}

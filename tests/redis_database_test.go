@@ -1,0 +1,88 @@
+package tests
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"imapgate/internal/testbed"
+)
+
+// Routes, limits, bans and the audit stream are all in the database of the
+// configuration, over a unix socket and with the rights that OPERATIONS.md gives.
+func TestEverythingInRedisIsInItsDatabase(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "redis.sock")
+	redis := testbed.StartRedis(t, "--unixsocket", socket)
+	rights := "+hello +auth +ping +echo +hgetall +client|tracking +select " +
+		"+eval +evalsha +time +get +set +del +incr +pexpire +hget +hset +hmget +hdel +hlen +hscan " +
+		"+zadd +zrem +zscore +zrange +zrevrange +zrangebyscore +zremrangebyscore +zremrangebyrank +xadd +xrange +xrevrange"
+	redis.CLI(append([]string{"acl", "setuser", "imapgate", "on", ">pw", "~imapgate:*", "resetchannels", "-@all"}, strings.Fields(rights)...)...)
+	redis.CLI("-n", "3", "hset", "imapgate:user:alice@example.org", "backend", "east")
+	ca, backend := testbed.NewCA(t), startStub(t, nil)
+	secret := filepath.Join(t.TempDir(), "password")
+	if err := os.WriteFile(secret, []byte("\xef\xbb\xbfpw\r\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	gate := startBinary(t, ca,
+		fmt.Sprintf("redis: {addresses: [\"unix://%s\"], database: 3, username: imapgate, password_file: %s}", socket, secret),
+		fmt.Sprintf("backends:\n  east: {address: %q, tls: none}", backend.address()),
+		"limits: {exempt: []}",
+		"audit: {sinks: [{type: redis, on_failure: drop}]}")
+	testbed.Within(t, testbed.Patience, "limits to be shared", func() bool {
+		return strings.Contains(gate.process.Output(), "limits are shared")
+	})
+	phone, err := enterAs(gate, "alice@example.org")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer phone.conn.Close() // the gateway ends before it
+	keys := ""
+	for _, want := range []string{"imapgate:limit:gateways", "imapgate:limit:sessions:user:alice@example.org", "imapgate:limit:rate:", "imapgate:audit"} {
+		testbed.Within(t, testbed.Patience, want+" to be written", func() bool {
+			keys = redis.CLI("-n", "3", "keys", "*")
+			return strings.Contains(keys, want)
+		})
+	}
+	if size := redis.CLI("dbsize"); size != "0" {
+		t.Errorf("another database has %s keys: %s", size, redis.CLI("keys", "*"))
+	}
+	if denied := redis.CLI("acl", "log"); denied != "" {
+		t.Errorf("a right is missing in OPERATIONS.md: %s", denied)
+	}
+}
+
+// The log says what keeps a gateway from its Redis, at the start, and goes on when
+// it was mended.
+func TestTheLogSaysWhatIsWrongWithRedis(t *testing.T) {
+	redis := testbed.StartRedis(t)
+	redis.CLI("hset", "imapgate:user:alice@example.org", "backend", "east")
+	redis.CLI("config", "set", "requirepass", "pw")
+	ca, backend := testbed.NewCA(t), startStub(t, nil)
+	gate := startBinary(t, ca, fmt.Sprintf("redis: {addresses: [%q]}", redis.Address),
+		fmt.Sprintf("backends:\n  east: {address: %q, tls: none}", backend.address()))
+	const want = "Redis wants a password: set redis.password_file"
+	for _, line := range []string{"route changes are not seen as they happen", "limits are local"} {
+		testbed.Within(t, testbed.Patience, line+": "+want, func() bool {
+			for said := range strings.Lines(gate.process.Output()) {
+				if strings.Contains(said, line) && strings.Contains(said, want) {
+					return true
+				}
+			}
+			return false
+		})
+	}
+	if _, err := enterAs(gate, "alice@example.org"); err == nil || !strings.Contains(err.Error(), "UNAVAILABLE") {
+		t.Errorf("%v", err)
+	}
+	redis.CLI("-a", "pw", "--no-auth-warning", "config", "set", "requirepass", "")
+	testbed.Within(t, testbed.Patience, "a user to get in", func() bool {
+		phone, err := enterAs(gate, "alice@example.org")
+		if err != nil {
+			return false
+		}
+		_ = phone.conn.Close() // it was let in
+		return true
+	})
+}

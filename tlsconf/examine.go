@@ -1,0 +1,233 @@
+package tlsconf
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"time"
+
+	"imapgate/internal/plainfile"
+)
+
+// FileError is what is wrong with one file. It says nothing of a key's contents.
+type FileError struct {
+	File string
+	Err  error
+}
+
+func (e *FileError) Error() string { return e.File + ": " + e.Err.Error() }
+func (e *FileError) Unwrap() error { return e.Err }
+
+func fileError(name string, err error) error {
+	var path *fs.PathError
+	if errors.As(err, &path) {
+		err = path.Err // the name is there already
+	}
+	return &FileError{name, err}
+}
+
+// LoadKeyPair reads a certificate and its key. The error is a *FileError.
+func LoadKeyPair(files KeyPair) (tls.Certificate, error) {
+	p, err := loadPair(files)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	return *p.cert, nil
+}
+
+// pemText is the text of a PEM file without byte order marks, which Windows programs
+// put at the beginning of every file, also of those that are joined into one.
+func pemText(name string, text []byte) ([]byte, error) {
+	text, err := plainfile.Text(text)
+	if err != nil {
+		return nil, &FileError{name, err}
+	}
+	return bytes.ReplaceAll(text, []byte("\xef\xbb\xbf"), nil), nil
+}
+
+// parsePair joins a certificate and its key, and says in words why they are none.
+func parsePair(files KeyPair, cert, key []byte) (*tls.Certificate, error) {
+	cert, err := pemText(files.Cert, cert)
+	if err != nil {
+		return nil, err
+	}
+	if key, err = pemText(files.Key, key); err != nil {
+		return nil, err
+	}
+	if wrong := wrongCertificate(files.Cert, cert); wrong != "" {
+		return nil, &FileError{files.Cert, errors.New(wrong)}
+	}
+	if wrong := wrongKey(files.Key, key); wrong != "" {
+		return nil, &FileError{files.Key, errors.New(wrong)}
+	}
+	pair, err := tls.X509KeyPair(cert, key)
+	switch {
+	case err == nil:
+		return &pair, nil
+	case !strings.Contains(err.Error(), "does not match"):
+		return nil, &FileError{files.Cert, fmt.Errorf("with key %s: %w", files.Key, err)}
+	case matchesAnother(cert, key):
+		return nil, &FileError{files.Cert, fmt.Errorf("the certificate of key %s is not the first: put it before its intermediates", files.Key)}
+	}
+	return nil, &FileError{files.Key, fmt.Errorf("this key does not match the certificate in %s: it is another one's", files.Cert)}
+}
+
+// blocks gives the PEM blocks of a text.
+func blocks(text []byte) (list []*pem.Block) {
+	for {
+		var b *pem.Block
+		if b, text = pem.Decode(text); b == nil {
+			return list
+		}
+		list = append(list, b)
+	}
+}
+
+func isKey(b *pem.Block) bool {
+	return b.Type == "PRIVATE KEY" || strings.HasSuffix(b.Type, " PRIVATE KEY")
+}
+
+func isEncrypted(b *pem.Block) bool {
+	return b.Type == "ENCRYPTED PRIVATE KEY" || strings.Contains(b.Headers["Proc-Type"], "ENCRYPTED") // PKCS #8, and before it
+}
+
+// wrongCertificate is why a file has no certificate, or "".
+func wrongCertificate(name string, text []byte) string {
+	keys := false
+	for _, b := range blocks(text) {
+		if b.Type == "CERTIFICATE" {
+			return ""
+		}
+		keys = keys || isKey(b)
+	}
+	switch _, err := x509.ParseCertificate(text); {
+	case keys:
+		return "it holds a key and no certificate: are cert and key swapped?"
+	case err == nil:
+		return "it is DER; PEM is needed: openssl x509 -inform DER -in " + name + " -out NEW"
+	}
+	return "it holds no PEM certificate (-----BEGIN CERTIFICATE-----)"
+}
+
+// wrongKey is why a file has no key that can be used, or "".
+func wrongKey(name string, text []byte) string {
+	certificates := false
+	for _, b := range blocks(text) {
+		switch {
+		case isKey(b) && isEncrypted(b):
+			return "the key is encrypted, and nobody is there to type its password: openssl pkey -in " + name + " -out NEW decrypts it"
+		case b.Type == "OPENSSH PRIVATE KEY":
+			return "it holds a key of OpenSSH, which is none for TLS"
+		case isKey(b):
+			return ""
+		}
+		certificates = certificates || b.Type == "CERTIFICATE"
+	}
+	if certificates {
+		return "it holds a certificate and no key: are cert and key swapped?"
+	}
+	return "it holds no PEM key (-----BEGIN PRIVATE KEY-----)"
+}
+
+// matchesAnother says whether the key is that of a certificate that is not the first.
+func matchesAnother(cert, key []byte) bool {
+	for i, b := range blocks(cert) {
+		if i == 0 || b.Type != "CERTIFICATE" {
+			continue
+		}
+		if _, err := tls.X509KeyPair(pem.EncodeToMemory(b), key); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// Examine says what clients will have against a served certificate, which can be served
+// all the same: that it has ended or not begun, and that its chain leads nowhere.
+func Examine(cert *tls.Certificate, now time.Time) (doubts []string) {
+	if said := outOfTime(cert.Leaf, now); said != "" {
+		doubts = append(doubts, said+": clients refuse it")
+	}
+	if said := brokenChain(cert, now); said != "" {
+		doubts = append(doubts, said)
+	}
+	return doubts
+}
+
+// ExamineCA is Examine for a file of CAs: nothing is trusted when all have ended. An
+// error is a *FileError.
+func ExamineCA(name string, now time.Time) (doubt string, err error) {
+	text, err := readFile(name)
+	if err != nil {
+		return "", err
+	}
+	if text, err = pemText(name, text); err != nil {
+		return "", err
+	}
+	for _, b := range blocks(text) {
+		c, err := x509.ParseCertificate(b.Bytes)
+		if b.Type != "CERTIFICATE" || err != nil {
+			continue
+		}
+		if doubt = outOfTime(c, now); doubt == "" {
+			return "", nil
+		}
+	}
+	return doubt, nil
+}
+
+// outOfTime says that a certificate has ended or not begun, or "".
+func outOfTime(c *x509.Certificate, now time.Time) string {
+	switch {
+	case now.After(c.NotAfter):
+		return "the certificate expired at " + c.NotAfter.UTC().Format(time.RFC3339)
+	case now.Before(c.NotBefore):
+		return "the certificate is not valid before " + c.NotBefore.UTC().Format(time.RFC3339) + ", and this machine's clock says " + now.UTC().Format(time.RFC3339)
+	}
+	return ""
+}
+
+// brokenChain says that a certificate does not lead to a CA that this system knows, or
+// "". One that is its own CA is meant so, and so is a CA of one's own at the file's
+// end. On a system that knows no CA there is nothing to compare with.
+func brokenChain(cert *tls.Certificate, now time.Time) string {
+	roots, err := x509.SystemCertPool()
+	if err != nil || roots.Equal(x509.NewCertPool()) || selfIssued(cert.Leaf) {
+		return ""
+	}
+	last, between := cert.Leaf, x509.NewCertPool()
+	for _, der := range cert.Certificate[1:] {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return "a certificate behind the first is none: " + err.Error()
+		}
+		between.AddCert(c)
+		if selfIssued(c) {
+			roots.AddCert(c)
+		}
+		if bytes.Equal(c.RawSubject, last.RawIssuer) {
+			last = c
+		}
+	}
+	if now.After(cert.Leaf.NotAfter) || now.Before(cert.Leaf.NotBefore) {
+		now = cert.Leaf.NotAfter // that it is out of time is another doubt
+	}
+	_, err = cert.Leaf.Verify(x509.VerifyOptions{
+		Roots: roots, Intermediates: between, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+	})
+	switch unknown := new(x509.UnknownAuthorityError); {
+	case err == nil:
+		return ""
+	case errors.As(err, unknown):
+		return fmt.Sprintf("the chain ends with %q, which is not in the file and no CA that this system trusts: clients refuse it who do not know that CA. "+
+			"Append the intermediate certificates that came with it, or a CA of your own", last.Issuer.String())
+	}
+	return "the chain is not good: " + err.Error()
+}
+
+func selfIssued(c *x509.Certificate) bool { return bytes.Equal(c.RawSubject, c.RawIssuer) }
