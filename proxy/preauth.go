@@ -3,7 +3,6 @@ package proxy
 import (
 	"context"
 	"errors"
-	"strings"
 	"time"
 
 	"imapgate/auth"
@@ -211,9 +210,9 @@ func (s *session) needTLS(cmd imap.Command) error {
 	}
 	a := &attempt{tag: cmd.Tag, began: time.Now(), login: auth.Login{Mechanism: auth.CommandLogin}}
 	if cmd.Name == "AUTHENTICATE" {
-		a.login.Mechanism = "AUTH="
+		a.login.Mechanism = mechanismName("")
 		if len(cmd.Args) > 0 {
-			a.login.Mechanism += strings.ToUpper(cmd.Args[0].Text)
+			a.login.Mechanism = mechanismName(cmd.Args[0].Text)
 		}
 	}
 	s.recordRefusal(a, refusal{result: refused, reason: audit.Cleartext}, nil)

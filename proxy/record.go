@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,7 +24,7 @@ const lastWords = time.Second
 // record is the attempt as the audit log writes it down.
 func (a *attempt) record() *audit.Login {
 	r := &audit.Login{
-		User: a.login.User, Mechanism: a.login.Mechanism, Method: a.method,
+		User: cmp.Or(a.login.User, a.tried.User), Mechanism: a.login.Mechanism, Method: a.method,
 		Backend: a.route.Backend, Route: string(a.route.From), RouteAge: a.route.Age,
 		Connect: a.upstream, Connected: a.asked - a.queued, Delay: a.waited + a.queued, Took: time.Since(a.began),
 	}
@@ -36,14 +37,21 @@ func (a *attempt) record() *audit.Login {
 	return r
 }
 
+// claimed is the name of a login that was refused for it, as the client gave it. With
+// another mistake the password may stand where the name belongs.
+func (a *attempt) claimed(why audit.Reason) string {
+	if why != audit.BadName {
+		return ""
+	}
+	return a.tried.Claimed
+}
+
 // recordRefusal writes a failed login down: audit, metrics, and for the
 // operator's own troubles, and what a backend refuses by a code, the log.
 func (s *session) recordRefusal(a *attempt, r refusal, why error) {
 	rooms := &s.server.rooms
 	entry := a.record()
-	if r.reason == audit.BadName { // with another mistake the password may stand where the name belongs
-		entry.Claimed = a.tried.Name
-	}
+	entry.Claimed = a.claimed(r.reason)
 	// Without room for the record the next login is blocked; this one is over.
 	_ = rooms.Audit.LoginRefused(&s.who, entry, r.reason)
 	rooms.Metrics.LoginDone(r.result, a.login.Mechanism, time.Since(a.began))
