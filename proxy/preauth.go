@@ -147,6 +147,7 @@ func (s *session) command(ctx context.Context, cmd imap.Command) (*attempt, erro
 	if strangers[cmd.Tag] {
 		return nil, &ending{audit.WrongProtocol, "", nil}
 	}
+	s.answered = true
 	switch cmd.Name {
 	case "LOGIN":
 		return s.login(cmd)

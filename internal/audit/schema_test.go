@@ -150,7 +150,7 @@ func schema(t *testing.T) []described {
 			func(l *Log) {
 				_ = l.connectionRefused(c, HandshakeFailed, &fold{detail: "remote error: tls: bad certificate", took: time.Second, count: 40})
 			},
-			func(l *Log) { _, _ = l.ConnectionRefused(&Client{}, HandshakeFailed, "", 0) }},
+			func(l *Log) { _ = l.ConnectionRefused(&Client{}, HandshakeFailed, "", 0) }},
 		{"limit_hit", "A limit did something. One record a minute at most for each limit and subject: the first at once, and another that counts those since, which has no client.",
 			[][]member{ofClient, {
 				{"limit", "word", always, "which; [below](#limit)"},
