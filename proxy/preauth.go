@@ -82,6 +82,7 @@ func (s *session) proceed() error {
 	if s.inTheClear() {
 		return errCleartext
 	}
+	s.spoke = true
 	return s.send("+ OK")
 }
 
@@ -147,7 +148,12 @@ func (s *session) command(ctx context.Context, cmd imap.Command) (*attempt, erro
 	if strangers[cmd.Tag] {
 		return nil, &ending{audit.WrongProtocol, "", nil}
 	}
-	s.answered = true
+	switch cmd.Name {
+	case "CAPABILITY", "STARTTLS", "LOGOUT":
+		s.looked = true
+	default:
+		s.spoke = true
+	}
 	switch cmd.Name {
 	case "LOGIN":
 		return s.login(cmd)

@@ -133,7 +133,7 @@ func (s *session) recordEnd(e *ending) {
 	if s.isTold(e) {
 		level = zap.DebugLevel
 	}
-	s.server.ended.write(level, "connection ended without a login", from, e.reason, fields)
+	s.server.ended.write(level, "connection refused", from, e.reason, fields)
 }
 
 // isTold reports whether other lines of the log say already why a connection ended
@@ -152,13 +152,13 @@ func (s *session) isTold(e *ending) bool {
 func (s *session) probe(e *ending) string {
 	unheard := errors.Is(e.err, errNoProxyHeader) || e.reason == audit.HandshakeFailed && s.served == nil
 	switch {
-	case s.tried > 0 || s.bad > 0 || s.conn.Buffered() > 0:
+	case s.spoke || s.tried > 0 || s.bad > 0 || s.conn.Buffered() > 0:
 		return ""
 	case e.reason != audit.ClientClosed && e.reason != audit.ClientLogout && !(unheard && isClosed(e.err)):
 		return ""
 	case s.local:
 		return metrics.ProbeLocal
-	case s.answered:
+	case s.looked:
 		return metrics.ProbeIMAP
 	case s.who.TLSVersion != 0:
 		return metrics.ProbeTLS

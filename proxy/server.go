@@ -151,7 +151,7 @@ func New(cfg Config, rooms Rooms) (*Server, error) {
 		cfg: cfg, rooms: rooms, registry: newRegistry(), slots: slots(cfg.MaxConnections), turns: newTurns(cfg.Handshakes),
 		places: newPlaces(rooms.Backends, cfg.PlaceTTL), floor: denialFloor, jitter: denialJitter,
 		sample: newSample(cfg.Secret), refusals: make(chan struct{}, maxRefusals),
-		refused: newFloodLines(rooms.Log, "logins refused"), ended: newFloodLines(rooms.Log, "connections ended without a login"),
+		refused: newFloodLines(rooms.Log, "logins refused"), ended: newFloodLines(rooms.Log, "connections refused"),
 	}
 	for _, l := range cfg.Listeners {
 		if l.TLS != NoTLS && rooms.TLS == nil {

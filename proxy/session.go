@@ -44,7 +44,8 @@ type session struct {
 	balancer *auth.Balancer    // all that header says; nil without one
 	said     said              // what the client told us; STARTTLS forgets it
 	local    bool              // a PROXY header says that the connection is the balancer's own
-	answered bool              // has sent a command
+	looked   bool              // has sent a command that health checks send
+	spoke    bool              // has sent another one
 	known    bool              // has left the places of strangers
 	bad      int               // commands that were none
 	tried    int               // logins

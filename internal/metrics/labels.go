@@ -28,7 +28,7 @@ const (
 	ProbeConnect = "connect" // nothing
 	ProbeLocal   = "local"   // said by a PROXY header that it is the balancer's own
 	ProbeTLS     = "tls"     // a TLS handshake
-	ProbeIMAP    = "imap"    // commands, as CAPABILITY and LOGOUT
+	ProbeIMAP    = "imap"    // CAPABILITY, STARTTLS or LOGOUT
 )
 
 // Directions of relayed bytes.
