@@ -37,9 +37,9 @@ Types: *number* is a whole number from 0, *time* as RFC 3339 in UTC with millise
 ## Whose login it was
 
 Each refused login has ` + "`user`" + `, or, where the name was refused as a name, ` + "`claimed`" + `, and ` + "`attempt`" + `, whichever command or mechanism brought it and
-whatever else is wrong with it. Neither is there
+whatever else is wrong with it. Neither ` + "`user`" + ` nor ` + "`claimed`" + ` is there
 
-- before TLS (` + "`cleartext`" + `), and for a mechanism that is not offered (` + "`bad_mechanism`" + `), where nobody reads on;
+- before TLS (` + "`cleartext`" + `, which has no ` + "`attempt`" + ` either), and for a mechanism that is not offered (` + "`bad_mechanism`" + `), where nobody reads on;
 - for a message without the form of its mechanism: it has no place for a name;
 - where what stands in the name's place may be the password: a name that is none, with no password behind it; and in ` + "`AUTHENTICATE PLAIN`" + `
   with another user as the authorization identity, as when the parts are in the wrong order.
