@@ -25,7 +25,7 @@ const (
 
 // floodLines writes the lines of an event that strangers cause as often as they like.
 // The first of a minute have a line each, the others one at its end, with how many there
-// were for which reason. At debug all have theirs.
+// were for which reason, and at debug a line all the same.
 type floodLines struct {
 	// Set once.
 	log *zap.Logger
@@ -37,6 +37,7 @@ type floodLines struct {
 	lines     int         // in this minute
 	single    map[netip.Prefix]int
 	more      map[audit.Reason]uint64 // without a line
+	level     zapcore.Level           // the highest of those
 	addresses map[netip.Prefix]bool   // of those
 }
 
@@ -44,14 +45,16 @@ func newFloodLines(log *zap.Logger, sum string) *floodLines { return &floodLines
 
 // write writes a line about a client at from, or counts it.
 func (f *floodLines) write(level zapcore.Level, line string, from netip.Addr, why audit.Reason, fields []zap.Field) {
-	core := f.log.Core()
-	if core.Enabled(level) && (f.mayWrite(home(from), why) || core.Enabled(zapcore.DebugLevel)) {
+	switch {
+	case level == zapcore.DebugLevel || f.log.Core().Enabled(level) && !f.mayWrite(level, home(from), why):
+		f.log.Debug(line, fields...)
+	default:
 		f.log.Log(level, line, fields...)
 	}
 }
 
 // mayWrite reports whether there is room for a line of its own. What has none is counted.
-func (f *floodLines) mayWrite(from netip.Prefix, why audit.Reason) bool {
+func (f *floodLines) mayWrite(level zapcore.Level, from netip.Prefix, why audit.Reason) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.minute == nil {
@@ -64,6 +67,7 @@ func (f *floodLines) mayWrite(from netip.Prefix, why audit.Reason) bool {
 		return true
 	}
 	f.more[why]++
+	f.level = max(f.level, level)
 	if len(f.addresses) < maxCounted {
 		f.addresses[from] = true
 	}
@@ -79,13 +83,14 @@ func (f *floodLines) endMinute() {
 		return
 	}
 	f.minute.Stop()
-	f.minute, f.lines = nil, 0
+	level := f.level
+	f.minute, f.lines, f.level = nil, 0, zapcore.InfoLevel
 	var count uint64
 	for n := range maps.Values(f.more) {
 		count += n
 	}
 	if count > 0 {
-		f.log.Info(f.sum, zap.Uint64("count", count), zap.Any("reasons", f.more), zap.Int("addresses", len(f.addresses)))
+		f.log.Log(level, f.sum, zap.Uint64("count", count), zap.Any("reasons", f.more), zap.Int("addresses", len(f.addresses)))
 	}
 }
 

@@ -17,6 +17,8 @@ import (
 	"imapgate/auth"
 	"imapgate/internal/audit"
 	"imapgate/internal/limit"
+	"imapgate/internal/testbed"
+	"imapgate/routing"
 )
 
 // lines are those of the ordinary log with a message.
@@ -145,6 +147,19 @@ func TestAFloodOfRefusedLoginsIsALineAMinute(t *testing.T) {
 	}
 }
 
+func TestASumIsAsSeriousAsWhatItCounts(t *testing.T) {
+	said := flooding(t, zap.WarnLevel, func(f *floodLines) {
+		for range 100 {
+			f.write(zap.InfoLevel, "login refused", netip.MustParseAddr("192.0.2.1"), audit.BadCredentials, nil)
+			f.write(zap.WarnLevel, "login refused", netip.MustParseAddr("192.0.2.1"), audit.BackendDown, nil)
+		}
+	})
+	sums := said.FilterMessage("logins refused").All()
+	if len(sums) != 1 || sums[0].ContextMap()["count"] != uint64(100-linesPerAddress) {
+		t.Errorf("%v", sums)
+	}
+}
+
 func TestOneAddressTakesNotEveryLine(t *testing.T) {
 	said := flooding(t, zap.InfoLevel, func(f *floodLines) {
 		for i := range 1000 {
@@ -179,7 +194,35 @@ func TestAtDebugEveryRefusedLoginHasItsLine(t *testing.T) {
 			f.write(zap.InfoLevel, "login refused", netip.MustParseAddr("192.0.2.1"), audit.BadCredentials, nil)
 		}
 	})
-	if n := said.FilterMessage("login refused").Len(); n != 1000 {
-		t.Errorf("%d lines", n)
+	lines := said.FilterMessage("login refused")
+	if n, atInfo := lines.Len(), lines.FilterLevelExact(zap.InfoLevel).Len(); n != 1000 || atInfo != linesPerAddress {
+		t.Errorf("%d lines, %d of them at info", n, atInfo)
 	}
+}
+
+// The reasons of a real Redis: the client hears the same of a user who is not there and of
+// a wrong password, the log does not say the same.
+func TestTheLogTellsAMissingRouteFromAWrongPassword(t *testing.T) {
+	store := testbed.StartRedis(t)
+	store.CLI("HSET", "imapgate:user:alice@example.org", "backend", "east")
+	store.CLI("HSET", "imapgate:user:blocked@example.org", "backend", "east", "state", "blocked")
+	store.CLI("HSET", "imapgate:user:paused@example.org", "backend", "east", "state", "paused")
+	rdb, err := routing.Dial(routing.RedisConfig{Addresses: []string{store.Address}})
+	must(t, err)
+	t.Cleanup(func() { _ = rdb.Close() })
+	b := openBed(t, openMailbox(t).addr(), func(s *setup) {
+		s.redis, s.auth.Methods = rdb, []string{auth.Passthrough}
+		s.routes = routing.Config{Source: routing.SourceRedis, Names: s.routes.Names, Prefix: "imapgate:"}
+	})
+	for _, x := range []struct{ user, answer, reason, backend string }{
+		{"alice", deniedReply, "bad_credentials", "east"},
+		{"nowhere", deniedReply, "no_route", ""},
+		{"blocked", deniedReply, "user_blocked", ""},
+		{"paused", unavailableReply, "user_paused", ""},
+	} {
+		b.wantRefusalLine(b.greeted("none"), "LOGIN "+x.user+" wrong", x.answer,
+			record{"user": x.user + "@example.org", "reason": x.reason, "backend": x.backend})
+	}
+	store.Kill()
+	b.wantRefusalLine(b.greeted("none"), "LOGIN stranger wrong", unavailableReply, record{"user": "stranger@example.org", "reason": "routes_away"})
 }

@@ -118,8 +118,13 @@ func (l *Log) limitHit(c *Client, h *Hit, count uint64) error {
 	if !h.Limit.Known() {
 		limit = other
 	}
-	l.log.Info("limit hit", zap.String("limit", limit), zap.String("subject", h.Subject), zap.String("result", measure),
-		zap.Uint64("count", count), zap.String("session", c.Session), zap.String("listener", c.Listener))
+	fields := []zap.Field{
+		zap.String("limit", limit), zap.String("subject", h.Subject), zap.String("result", measure), zap.Uint64("count", count),
+	}
+	if c.Session != "" {
+		fields = append(fields, zap.String("session", c.Session), zap.String("listener", c.Listener), zap.Stringer("address", c.addr()))
+	}
+	l.log.Info("limit hit", fields...)
 	return l.add(note{kind: limitHit, result: measure}, func(b []byte) []byte {
 		b = appendText(c.append(b), "limit", limit, maxName)
 		b = appendText(b, "subject", h.Subject, maxUser)
