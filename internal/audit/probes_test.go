@@ -20,7 +20,7 @@ func TestProbesOfAnAddressAreARecordAMinute(t *testing.T) {
 				kind, why = "tls", HandshakeFailed
 			}
 			l.Probe(&Client{Session: fmt.Sprint(probed), Listener: "imaps", Peer: netip.MustParseAddrPort("10.0.0.9:4711")}, kind, why, 0)
-			time.Sleep(every)
+			<-time.After(every) // of the bubble's clock
 		}
 	})
 	if events, _ := stood(records); events != probed || len(records) > minutes+1 {
@@ -57,7 +57,7 @@ func TestALimitThatIsHitIsALineAMinute(t *testing.T) {
 	_, said := folding(t, 0, func(l *Log) {
 		for range 120 {
 			_ = l.LimitHit(c, &Hit{Limit: LimitBanned, Subject: "192.0.2.7/32", Measure: Refused})
-			time.Sleep(time.Second)
+			<-time.After(time.Second) // of the same
 		}
 	})
 	lines := said.FilterMessage("limit hit").All()
