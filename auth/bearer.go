@@ -3,6 +3,7 @@ package auth
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 
 	"github.com/emersion/go-sasl"
@@ -25,7 +26,7 @@ var (
 	errBearerForm   = errors.New("message has not the form of the mechanism")
 	errBearerScheme = errors.New("authorization is not a bearer token")
 	errBearerToken  = errors.New("token has characters that no token has")
-	errBearerUser   = errors.New("user name has characters that no name has")
+	errBearerUser   = fmt.Errorf("%w: user name is missing, or has characters that no name has", identity.ErrName)
 )
 
 // bearerServer is OAUTHBEARER or XOAUTH2. go-sasl's own OAUTHBEARER is not
@@ -37,17 +38,18 @@ var (
 type bearerServer struct {
 	// Set once.
 	read   func(message string) (user, token string, err error)
-	accept func(user, token string) error
+	accept func(user, token string, wrong error) error
 }
 
 // newOAuthBearerServer is RFC 7628. accept is called once with the
-// authorization identity, "" when the client leaves it to the token.
-func newOAuthBearerServer(accept func(user, token string) error) sasl.Server {
+// authorization identity, "" when the client leaves it to the token, and with what is
+// wrong with the message, if anything is.
+func newOAuthBearerServer(accept func(user, token string, wrong error) error) sasl.Server {
 	return &bearerServer{readOAuthBearer, accept}
 }
 
 // newXOAuth2Server is Google's mechanism, in which the name is never left out.
-func newXOAuth2Server(accept func(user, token string) error) sasl.Server {
+func newXOAuth2Server(accept func(user, token string, wrong error) error) sasl.Server {
 	return &bearerServer{readXOAuth2, accept}
 }
 
@@ -61,10 +63,7 @@ func (s *bearerServer) Next(response []byte) ([]byte, bool, error) {
 		return nil, false, ErrTooLong
 	}
 	user, token, err := s.read(string(response))
-	if err != nil {
-		return nil, false, err
-	}
-	if err := s.accept(user, token); err != nil {
+	if err := s.accept(user, token, err); err != nil {
 		return nil, false, err
 	}
 	return nil, true, nil
@@ -88,12 +87,12 @@ func readOAuthBearer(message string) (user, token string, err error) {
 			return "", "", errBearerForm
 		}
 		if user, err = gs2Name(name); err != nil {
-			return "", "", err
+			return name, "", err
 		}
 	}
 	pairs, err := readPairs(rest)
 	if err != nil {
-		return "", "", err
+		return user, "", err
 	}
 	token, err = bearerToken(pairs["auth"])
 	return user, token, err
@@ -106,7 +105,7 @@ func readXOAuth2(message string) (user, token string, err error) {
 		return "", "", err
 	}
 	if user = pairs["user"]; user == "" || hasControl(user) {
-		return "", "", errBearerUser
+		return user, "", errBearerUser
 	}
 	token, err = bearerToken(pairs["auth"])
 	return user, token, err

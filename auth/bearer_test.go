@@ -20,9 +20,11 @@ type bearer struct {
 
 // sayBearer sends one message to a new server of a mechanism.
 func sayBearer(mechanism, message string) (got bearer, challenge []byte, done bool, err error) {
-	accept := func(user, token string) error {
-		got = bearer{user, token, true}
-		return nil
+	accept := func(user, token string, wrong error) error {
+		if wrong == nil {
+			got = bearer{user, token, true}
+		}
+		return wrong
 	}
 	server := newOAuthBearerServer(accept)
 	if mechanism == XOAuth2 {
@@ -94,7 +96,7 @@ func TestBadBearersAreRefusedWithoutAPanic(t *testing.T) {
 func TestABearerIsAskedOnceAndItsRefusalCounts(t *testing.T) {
 	no := errors.New("no")
 	for _, server := range []sasl.Server{
-		newOAuthBearerServer(func(string, string) error { return no }), newXOAuth2Server(func(string, string) error { return no }),
+		newOAuthBearerServer(func(string, string, error) error { return no }), newXOAuth2Server(func(string, string, error) error { return no }),
 	} {
 		if challenge, done, err := server.Next(nil); challenge == nil || len(challenge) > 0 || done || err != nil {
 			t.Errorf("asked for: %q, %v, %v", challenge, done, err)

@@ -36,7 +36,7 @@ func (e *Exchange) external(authzid string) error {
 		return errNoCertificate
 	}
 	leaf := e.client.TLS.VerifiedChains[0][0]
-	e.tried = Tried{authzid, identity.NewSecret(string(leaf.Raw))}
+	e.tried = Tried{Name: authzid, Secret: identity.NewSecret(string(leaf.Raw))}
 	name, err := sanOf(leaf, e.auth.external)
 	if err != nil {
 		return err
@@ -44,7 +44,7 @@ func (e *Exchange) external(authzid string) error {
 	if authzid == "" {
 		e.tried.Name = name
 	}
-	user, err := e.auth.names.Asserted().Canon(name)
+	user, err := e.tried.name(e.auth.names.Asserted(), name)
 	if err != nil {
 		return err
 	}

@@ -1,7 +1,9 @@
 package auth
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
@@ -38,6 +40,21 @@ type Exchange struct {
 type Tried struct {
 	Name   string          // as it came; "" when there was none
 	Secret identity.Secret // zero with a proof of SCRAM, which differs each time
+	// Who it is, for records: the canonical user, or the name as it came where no account
+	// can have it. Both are empty where what stands in the name's place may be the password.
+	User    identity.User
+	Claimed string
+}
+
+// name notes who a client says it is. The error is Canon's.
+func (t *Tried) name(names identity.Names, raw string) (identity.User, error) {
+	user, err := names.Canon(raw)
+	if err != nil {
+		t.Claimed = raw
+		return identity.User{}, fmt.Errorf("%w: %w", ErrDenied, err)
+	}
+	t.User = user
+	return user, nil
 }
 
 // server is one side of a mechanism: of go-sasl, or our own.
@@ -62,7 +79,7 @@ func (a *Authenticator) Start(mechanism string, c *Client) (*Exchange, bool) {
 	case sasl.Plain:
 		e.server = pure{sasl.NewPlainServer(e.plain)}
 	case sasl.Login:
-		e.server = pure{newLoginServer(e.accept)}
+		e.server = pure{newLoginServer(e.named, e.accept)}
 	case OAuthBearer:
 		e.server = pure{newOAuthBearerServer(e.bearer)}
 	case XOAuth2:
@@ -113,7 +130,7 @@ func (e *Exchange) Next(ctx context.Context, response []byte) (challenge []byte,
 	challenge, done, err = e.server.next(ctx, response)
 	if err != nil {
 		e.server, e.login = nil, Login{}
-		if e.tried == (Tried{}) { // a message without the form of the mechanism
+		if e.tried.Name == "" && e.tried.Secret.IsZero() { // a message without the form of the mechanism
 			e.tried.Secret = identity.NewSecret(string(response))
 		}
 		return nil, false, fmt.Errorf("%s: %w", e.mechanism, denial(err))
@@ -133,43 +150,64 @@ func denial(err error) error {
 	return fmt.Errorf("%w: %w", ErrDenied, err)
 }
 
-// plain takes the three parts of a PLAIN message (RFC 4616 §2).
+// plain takes the three parts of a PLAIN message (RFC 4616 §2). With another user in
+// the first they may be in the wrong order, and the second the password.
 func (e *Exchange) plain(authzid, user, password string) error {
-	if err := e.accept(user, password); err != nil {
-		return err
+	err := e.accept(user, password)
+	other := e.auth.actsFor(e.tried.User, authzid)
+	if other != nil && authzid != user {
+		e.tried.User, e.tried.Claimed = identity.User{}, ""
 	}
-	return e.auth.actsFor(e.login.User, authzid)
+	return cmp.Or(err, other)
+}
+
+// named notes the name of a client that has yet to say its password.
+func (e *Exchange) named(user string) {
+	_, _ = e.tried.name(e.auth.names, user) // accept refuses it
 }
 
 // accept checks what a mechanism has learned. go-sasl checks none of it. RFC 4616 §2
 // wants passwords in UTF-8, but one that was set in Latin-1 is right as it is: whoever
 // judges it compares octets.
 func (e *Exchange) accept(user, password string) error {
-	secret := identity.NewSecret(password)
-	e.tried = Tried{user, secret}
-	if err := checkPassword(secret); err != nil {
+	var err error
+	e.login = Login{Password: identity.NewSecret(password), Mechanism: e.mechanism, Client: e.client}
+	if e.login.User, e.tried, err = e.auth.Named(user, e.login.Password); err != nil {
 		return err
 	}
-	name, err := e.auth.Canon(user)
-	if err != nil {
-		return err
-	}
-	e.login = Login{User: name, Password: secret, Mechanism: e.mechanism, Client: e.client}
-	return nil
+	return checkPassword(e.login.Password)
 }
 
-// bearer takes a token, and the name the client gives with it, if any.
-func (e *Exchange) bearer(user, token string) error {
+// Named is the canonical name of a client that shows a password, and what it has
+// tried. The error is ErrDenied. A name that is none with no password is not claimed: it
+// may be the password.
+func (a *Authenticator) Named(user string, password identity.Secret) (identity.User, Tried, error) {
+	t := Tried{Name: user, Secret: password}
+	u, err := t.name(a.names, user)
+	if err != nil && password.IsZero() {
+		t.Claimed = ""
+		err = fmt.Errorf("%w: %w", ErrDenied, checkPassword(password))
+	}
+	return u, t, err
+}
+
+// bearer takes a token, and the name the client gives with it, if any; wrong is what is
+// wrong with either.
+func (e *Exchange) bearer(user, token string, wrong error) error {
 	l := Login{Token: identity.NewSecret(token), Mechanism: e.mechanism, Client: e.client}
-	e.tried = Tried{user, l.Token}
+	if wrong == nil {
+		e.tried = Tried{Name: user, Secret: l.Token}
+	}
 	if user != "" {
 		var err error
-		if l.User, err = e.auth.Canon(user); err != nil {
+		if l.User, err = e.tried.name(e.auth.names, user); err != nil && !errors.Is(wrong, ErrTooLong) {
 			return err
 		}
 	}
-	e.login = l
-	return nil
+	if wrong == nil {
+		e.login = l
+	}
+	return wrong
 }
 
 // actsFor refuses an authorization identity that is somebody else: to act for

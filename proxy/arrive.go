@@ -68,6 +68,7 @@ func (s *session) introduced() error {
 	// A second header would be a client's, taken for the balancer's.
 	rest, _ := r.Peek(r.Buffered())
 	s.socket.Unread(rest)
+	s.local = header.Command.IsLocal() || header.TransportProtocol == proxyproto.UNSPEC
 	if src, ok := header.SourceAddr.(*net.TCPAddr); ok && header.Command == proxyproto.PROXY {
 		s.balanced = addrPort(src)
 		s.balancer = &auth.Balancer{Client: s.balanced, Local: addrPort(header.DestinationAddr)}

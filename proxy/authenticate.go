@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -20,8 +21,7 @@ var (
 	// it knows now that the password is right.
 	errCancelled = errors.New("client broke the exchange off")
 	// errSilent is a client that could not be read from behind our proof.
-	errSilent     = errors.New("client was not heard")
-	errNoPassword = fmt.Errorf("%w: no password", auth.ErrDenied)
+	errSilent = errors.New("client was not heard")
 )
 
 // client is what the methods and mechanisms may know of this connection.
@@ -52,19 +52,10 @@ func (s *session) login(cmd imap.Command) (*attempt, error) {
 	}
 	a := s.newAttempt(cmd.Tag)
 	a.login.Mechanism, a.login.Password = auth.CommandLogin, identity.NewSecret(cmd.Args[1].Text)
-	a.tried = auth.Tried{Name: cmd.Args[0].Text, Secret: a.login.Password}
+	a.login.User, a.tried, a.err = s.server.rooms.Auth.Named(cmd.Args[0].Text, a.login.Password)
 	if !s.server.rooms.Auth.TakesPasswords(a.login.Client) {
 		return nil, s.notOffered(a, "NO LOGIN is disabled.")
 	}
-	user, err := s.server.rooms.Auth.Canon(cmd.Args[0].Text)
-	if err != nil && a.login.Password.IsZero() {
-		err = errNoPassword // what stands in its place may be the password
-	}
-	if err != nil {
-		a.err = err
-		return a, nil
-	}
-	a.login.User = user
 	return a, nil
 }
 
@@ -84,9 +75,10 @@ func (s *session) authenticate(ctx context.Context, cmd imap.Command) (*attempt,
 		return nil, s.badCommand(cmd.Tag, "BAD AUTHENTICATE takes a mechanism and at most one response.")
 	}
 	a := s.newAttempt(cmd.Tag)
-	exchange, ok := s.server.rooms.Auth.Start(cmd.Args[0].Text, a.login.Client)
+	client := a.login.Client
+	exchange, ok := s.server.rooms.Auth.Start(cmd.Args[0].Text, client)
 	if !ok {
-		a.login.Mechanism = "AUTH=" + strings.ToUpper(cmd.Args[0].Text)
+		a.login.Mechanism = mechanismName(cmd.Args[0].Text)
 		return nil, s.notOffered(a, "NO Unsupported mechanism.")
 	}
 	a.login.Mechanism = exchange.Mechanism()
@@ -102,9 +94,11 @@ func (s *session) authenticate(ctx context.Context, cmd imap.Command) (*attempt,
 			return a, nil
 		}
 		challenge, done, err := exchange.Next(ctx, response)
+		a.tried = exchange.Tried()
 		if err != nil || done {
-			a.login, a.tried, a.err, a.last = exchange.Login(), exchange.Tried(), err, challenge
-			a.login.Mechanism = exchange.Mechanism()
+			a.tried.User = cmp.Or(a.tried.User, a.login.User)
+			a.login, a.err, a.last = exchange.Login(), err, challenge
+			a.login.Client, a.login.Mechanism = client, exchange.Mechanism()
 			return a, nil
 		}
 		line, err := s.ask(challenge, responseLimits(a.login.Mechanism))
@@ -119,6 +113,16 @@ func (s *session) authenticate(ctx context.Context, cmd imap.Command) (*attempt,
 			return nil, s.badExchange(a, "BAD Invalid base64.")
 		}
 	}
+}
+
+// mechanismName is a mechanism that is not offered, as records have it. What cannot be
+// the name of one (RFC 4422 §3.1), as credentials in its place, is not repeated.
+func mechanismName(said string) string {
+	name := strings.ToUpper(said)
+	if len(name) > 20 || strings.Trim(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_") != "" {
+		name = ""
+	}
+	return "AUTH=" + name
 }
 
 // scramName is the user in the first message of SCRAM (RFC 5802 §7).

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"hash/crc32"
 
 	"github.com/pires/go-proxyproto"
@@ -20,6 +21,7 @@ const (
 
 var (
 	errProxyLength   = errors.New("PROXY header is longer than any")
+	errNoProxyHeader = errors.New("not a byte of a PROXY header")
 	errProxyChecksum = errors.New("PROXY header has a wrong checksum")
 )
 
@@ -49,7 +51,7 @@ func proxyBytes(r *bufio.Reader) ([]byte, error) {
 	first, err := r.Peek(1)
 	switch {
 	case err != nil:
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", errNoProxyHeader, err)
 	case first[0] == proxyproto.SIGV1[0]:
 		return proxyLine(r)
 	case first[0] != proxyproto.SIGV2[0]:

@@ -3,7 +3,6 @@ package proxy
 import (
 	"context"
 	"errors"
-	"strings"
 	"time"
 
 	"imapgate/auth"
@@ -83,6 +82,7 @@ func (s *session) proceed() error {
 	if s.inTheClear() {
 		return errCleartext
 	}
+	s.spoke = true
 	return s.send("+ OK")
 }
 
@@ -149,6 +149,12 @@ func (s *session) command(ctx context.Context, cmd imap.Command) (*attempt, erro
 		return nil, &ending{audit.WrongProtocol, "", nil}
 	}
 	switch cmd.Name {
+	case "CAPABILITY", "STARTTLS", "LOGOUT":
+		s.looked = true
+	default:
+		s.spoke = true
+	}
+	switch cmd.Name {
 	case "LOGIN":
 		return s.login(cmd)
 	case "AUTHENTICATE":
@@ -211,9 +217,9 @@ func (s *session) needTLS(cmd imap.Command) error {
 	}
 	a := &attempt{tag: cmd.Tag, began: time.Now(), login: auth.Login{Mechanism: auth.CommandLogin}}
 	if cmd.Name == "AUTHENTICATE" {
-		a.login.Mechanism = "AUTH="
+		a.login.Mechanism = mechanismName("")
 		if len(cmd.Args) > 0 {
-			a.login.Mechanism += strings.ToUpper(cmd.Args[0].Text)
+			a.login.Mechanism = mechanismName(cmd.Args[0].Text)
 		}
 	}
 	s.recordRefusal(a, refusal{result: refused, reason: audit.Cleartext}, nil)

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,7 +24,7 @@ const lastWords = time.Second
 // record is the attempt as the audit log writes it down.
 func (a *attempt) record() *audit.Login {
 	r := &audit.Login{
-		User: a.login.User, Mechanism: a.login.Mechanism, Method: a.method,
+		User: cmp.Or(a.login.User, a.tried.User), Mechanism: a.login.Mechanism, Method: a.method,
 		Backend: a.route.Backend, Route: string(a.route.From), RouteAge: a.route.Age,
 		Connect: a.upstream, Connected: a.asked - a.queued, Delay: a.waited + a.queued, Took: time.Since(a.began),
 	}
@@ -36,21 +37,40 @@ func (a *attempt) record() *audit.Login {
 	return r
 }
 
+// claimed is the name of a login that was refused for it, as the client gave it. With
+// another mistake the password may stand where the name belongs.
+func (a *attempt) claimed(why audit.Reason) string {
+	if why != audit.BadName {
+		return ""
+	}
+	return a.tried.Claimed
+}
+
 // recordRefusal writes a failed login down: audit, metrics, and for the
 // operator's own troubles, and what a backend refuses by a code, the log.
 func (s *session) recordRefusal(a *attempt, r refusal, why error) {
 	rooms := &s.server.rooms
 	entry := a.record()
-	if r.reason == audit.BadName { // with another mistake the password may stand where the name belongs
-		entry.Claimed = a.tried.Name
-	}
+	entry.Claimed = a.claimed(r.reason)
 	// Without room for the record the next login is blocked; this one is over.
 	_ = rooms.Audit.LoginRefused(&s.who, entry, r.reason)
 	rooms.Metrics.LoginDone(r.result, a.login.Mechanism, time.Since(a.began))
-	if r.result == metrics.Unavailable || r.reason == audit.BackendRefused {
-		rooms.Log.Warn("login unavailable", zap.String("session", s.who.Session), zap.Stringer("user", a.login.User),
-			zap.String("backend", a.route.Backend), zap.String("reason", string(r.reason)), zap.Error(why))
+	from := s.origin().Addr()
+	level, fields := zap.InfoLevel, []zap.Field{
+		zap.String("session", s.who.Session), zap.String("listener", s.listener.Name), zap.Stringer("address", from),
+		zap.Stringer("user", entry.User), zap.String("mechanism", a.login.Mechanism), zap.String("backend", a.route.Backend),
+		zap.String("reason", string(r.reason)),
 	}
+	if entry.User.IsZero() && entry.Claimed != "" {
+		fields = append(fields, zap.String("claimed", audit.Visible(entry.Claimed)))
+	}
+	if over := (*limit.Refusal)(nil); errors.As(why, &over) {
+		fields = append(fields, zap.String("limit", string(over.Reason)))
+	}
+	if r.result == metrics.Unavailable || r.reason == audit.BackendRefused {
+		level, fields = zap.WarnLevel, append(fields, zap.Error(why))
+	}
+	s.server.refused.write(level, "login refused", from, r.reason, fields)
 }
 
 func loginResult(err error) string {
@@ -92,19 +112,58 @@ func (s *session) hangUp(e *ending) {
 
 // recordEnd writes the end of a connection down that did not log in.
 func (s *session) recordEnd(e *ending) {
-	srv := s.server
-	took := time.Since(s.began)
+	took, from := time.Since(s.began), s.origin().Addr()
+	if kind := s.probe(e); kind != "" {
+		s.listener.probes[kind].Inc()
+		if trusts(s.listener.ProxyTrusted, s.origin()) || trusts(s.listener.Trusted, s.origin()) {
+			s.server.rooms.Audit.Probe(&s.who, kind, e.reason, took)
+			return
+		}
+	}
 	detail := ""
+	level, fields := zap.InfoLevel, []zap.Field{
+		zap.String("session", s.who.Session), zap.String("listener", s.listener.Name), zap.Stringer("address", from),
+		zap.String("reason", string(e.reason)), zap.Duration("dur", took),
+	}
 	if e.err != nil {
 		detail = e.err.Error()
+		fields = append(fields, zap.Error(e.err))
 	}
-	folded, _ := srv.rooms.Audit.ConnectionRefused(&s.who, e.reason, detail, took)
-	level := zap.InfoLevel
-	if folded || e.reason == audit.TooMany || e.reason == audit.Overload { // in a flood there is one a connection
+	_ = s.server.rooms.Audit.ConnectionRefused(&s.who, e.reason, detail, took) // else it counts as lost
+	if s.isTold(e) {
 		level = zap.DebugLevel
 	}
-	srv.rooms.Log.Log(level, "session", zap.String("session", s.who.Session), zap.String("user", ""), zap.String("backend", ""),
-		zap.String("mode", ""), zap.String("stage", string(e.reason)), zap.Int64("bytes", 0), zap.Duration("dur", took), errorOf(e.err))
+	s.server.ended.write(level, "connection refused", from, e.reason, fields)
+}
+
+// isTold reports whether other lines of the log say already why a connection ended
+// without a login: that a limit was hit, or that its logins were refused.
+func (s *session) isTold(e *ending) bool {
+	var over *limit.Refusal
+	switch e.reason {
+	case audit.ClientClosed, audit.ClientLogout, audit.LoginAttempts:
+		return s.tried > 0
+	}
+	return errors.As(e.err, &over)
+}
+
+// probe is the kind of a connection that ended in good order without an attempt to log
+// in, as those of a balancer's health checks; "" of every other.
+func (s *session) probe(e *ending) string {
+	unheard := errors.Is(e.err, errNoProxyHeader) || e.reason == audit.HandshakeFailed && s.served == nil
+	switch {
+	case s.spoke || s.tried > 0 || s.bad > 0 || s.conn.Buffered() > 0:
+		return ""
+	case e.reason != audit.ClientClosed && e.reason != audit.ClientLogout && !(unheard && isClosed(e.err)):
+		return ""
+	case s.local:
+		return metrics.ProbeLocal
+	case s.looked:
+		return metrics.ProbeIMAP
+	case s.who.TLSVersion != 0:
+		return metrics.ProbeTLS
+	}
+	return metrics.ProbeConnect
 }
 
 // errorOf is the last key of a session's line, which is there without an error too.

@@ -127,6 +127,8 @@ type Server struct {
 	turns     *turns // of TLS handshakes
 	places    *places
 	denials   denials
+	refused   *floodLines // logins
+	ended     *floodLines // connections, without a login
 	sample    *sample
 	floor     time.Duration  // denialFloor
 	jitter    time.Duration  // denialJitter
@@ -149,12 +151,15 @@ func New(cfg Config, rooms Rooms) (*Server, error) {
 		cfg: cfg, rooms: rooms, registry: newRegistry(), slots: slots(cfg.MaxConnections), turns: newTurns(cfg.Handshakes),
 		places: newPlaces(rooms.Backends, cfg.PlaceTTL), floor: denialFloor, jitter: denialJitter,
 		sample: newSample(cfg.Secret), refusals: make(chan struct{}, maxRefusals),
+		refused: newFloodLines(rooms.Log, "logins refused"), ended: newFloodLines(rooms.Log, "connections refused"),
 	}
 	for _, l := range cfg.Listeners {
 		if l.TLS != NoTLS && rooms.TLS == nil {
 			return nil, fmt.Errorf("listener %s: TLS needs a certificate", l.Name)
 		}
-		s.listeners = append(s.listeners, &listener{Listener: l, server: s, accepted: rooms.Metrics.Connections(l.Name)})
+		s.listeners = append(s.listeners, &listener{
+			Listener: l, server: s, accepted: rooms.Metrics.Connections(l.Name), probes: rooms.Metrics.Probes(l.Name),
+		})
 	}
 	spliced, err := splice.NewSet(splice.Config{
 		Quiet: silent, Idle: cfg.Idle, HalfClosed: halfClosed, Write: cfg.Write,
@@ -221,6 +226,8 @@ func (s *Server) Serve(ctx context.Context) error {
 	s.draining.Store(true)
 	s.closeListeners()
 	s.wg.Wait() // the accept loops, and every login that was under way
+	s.refused.endMinute()
+	s.ended.endMinute()
 	s.drain()
 	s.mux.Close() // what it has handed over ends with the rest
 	s.spliced.Close()
@@ -342,6 +349,7 @@ type listener struct {
 	server   *Server
 	tcp      *net.TCPListener // by listen
 	accepted prometheus.Counter
+	probes   map[string]prometheus.Counter // by kind
 }
 
 func (l *listener) listen() error {

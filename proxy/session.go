@@ -43,6 +43,9 @@ type session struct {
 	balanced netip.AddrPort    // the client's address by a PROXY header
 	balancer *auth.Balancer    // all that header says; nil without one
 	said     said              // what the client told us; STARTTLS forgets it
+	local    bool              // a PROXY header says that the connection is the balancer's own
+	looked   bool              // has sent a command that health checks send
+	spoke    bool              // has sent another one
 	known    bool              // has left the places of strangers
 	bad      int               // commands that were none
 	tried    int               // logins

@@ -31,7 +31,7 @@ func auditConfig(cfg *config.Config) (audit.Config, error) {
 		}
 		made.Sinks = append(made.Sinks, audit.SinkConfig{
 			Type: s.Type, Name: s.Name, OnFailure: s.OnFailure, Events: s.Events, Results: s.Results, Path: s.Path,
-			Address: s.Address, TLS: secured, Facility: s.Facility, Stream: stream, Max: int64(s.MaxRecords),
+			Address: s.Address, TLS: secured, Facility: s.Facility, Format: s.Format, Stream: stream, Max: int64(s.MaxRecords),
 		})
 	}
 	return made, nil

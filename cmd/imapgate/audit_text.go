@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"os"
 	"strconv"
 	"strings"
@@ -38,11 +37,17 @@ type auditLine struct {
 	Code     string    `json:"code"`
 	Detail   string    `json:"detail"`
 	Version  string    `json:"version"`
+	Mode     string    `json:"mode"`
+	Login    string    `json:"upstream_user"`
+	Previous string    `json:"previous"`
 	Until    time.Time `json:"until"`
 
 	Mechanism string  `json:"mechanism"`
 	Count     *uint64 `json:"count"`
 	Users     *uint64 `json:"users"`
+	Addresses *uint64 `json:"addresses"`
+	Window    *uint64 `json:"window_ms"`
+	Attempt   *uint64 `json:"attempt"`
 	Messages  *uint64 `json:"messages"`
 	Literals  *uint64 `json:"literal_bytes"`
 	Commands  *uint64 `json:"commands"`
@@ -55,6 +60,7 @@ type auditLine struct {
 	Missing   *uint64 `json:"missing"`
 	RouteAge  *uint64 `json:"route_age_ms"`
 	Delay     *uint64 `json:"delay_ms"`
+	Asked     *uint64 `json:"upstream_ms"`
 	Took      *uint64 `json:"duration_ms"`
 }
 
@@ -72,72 +78,6 @@ func (l *auditLine) who() string {
 		return l.User + l.Claimed
 	}
 	return l.Subject
-}
-
-// rest is what stands behind the columns that every record has.
-func (l *auditLine) rest() string {
-	var words []string
-	say := func(format, value string) {
-		if value != "" {
-			words = append(words, fmt.Sprintf(format, printable(value)))
-		}
-	}
-	number := func(format string, n *uint64) {
-		if n != nil {
-			say(format, strconv.FormatUint(*n, 10))
-		}
-	}
-	amount := func(n *uint64, thing, rest string) {
-		if n != nil {
-			say("%s", counted(*n, thing)+rest)
-		}
-	}
-	say("at %s", l.Backend)
-	say("%s", l.Action)
-	say("%s", l.Command)
-	say("in %s", l.Mailbox)
-	say("to %s", l.To)
-	amount(l.Messages, "message", "")
-	amount(l.Literals, "byte", " of literals")
-	say("limit %s", l.Limit)
-	amount(l.Count, "time", "")
-	if l.Event == "command" || l.Event == "session_attached" || l.Limit != "" {
-		say("%s", l.Result)
-	}
-	say("[%s]", l.Code)
-	say("because %s", l.Reason)
-	say("%s", l.Detail)
-	say("by %s", l.By)
-	if !l.Until.IsZero() {
-		say("until %s", l.Until.Local().Format(time.DateTime))
-	}
-	amount(l.Users, "user", " tried")
-	amount(l.Lost, "record", "")
-	amount(l.Present, "record", " present,")
-	number("%s missing", l.Missing)
-	say("%s", l.Version)
-	say("%s", l.Mechanism)
-	say("vouched for by %s", l.Method)
-	if l.RouteAge != nil {
-		say("(route from %s,", l.Route)
-		number("%s ms old)", l.RouteAge)
-	} else {
-		say("(route from %s)", l.Route)
-	}
-	if l.Upstream != "ok" {
-		say("backend: %s", l.Upstream)
-	}
-	say("%s", l.TLS)
-	amount(l.Commands, "command", "")
-	amount(l.In, "byte", " in,")
-	number("%s out", l.Out)
-	number("%s gone,", l.Expunged)
-	number("%s new", l.Arrived)
-	number("waited %s ms", l.Delay)
-	if l.Took != nil {
-		say("took %s", (time.Duration(*l.Took) * time.Millisecond).String())
-	}
-	return strings.Join(words, " ")
 }
 
 // printable shows text from a file that anybody may have written: what could
@@ -178,7 +118,7 @@ const (
 func (p paint) line(l *auditLine) string {
 	event := column(strings.ReplaceAll(l.Event, "_", " "), 18)
 	s := p.in(dim, l.Time.Local().Format(p.stamp)) + "  " + p.in(l.colour(), event) +
-		"  " + column(l.who(), 22) + "  " + p.in(dim, column(l.address(), 21)) + "  " + l.rest()
+		"  " + column(l.who(), 22) + "  " + p.in(dim, column(l.address(), 21)) + "  " + l.sentence()
 	return strings.TrimRight(s, " ")
 }
 

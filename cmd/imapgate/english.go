@@ -1,13 +1,20 @@
 package main
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // counted is a number of things whose plural ends in s: "1 user", "2 users".
 func counted[N int | int64 | uint64](n N, thing string) string {
-	if n == 1 {
-		return "1 " + thing
+	switch {
+	case n == 1:
+	case strings.HasSuffix(thing, "s"):
+		thing += "es"
+	default:
+		thing += "s"
 	}
-	return fmt.Sprintf("%d %ss", n, thing)
+	return fmt.Sprintf("%d %s", n, thing)
 }
 
 // are is the verb of so many things.

@@ -9,8 +9,9 @@
 // append to the bounded buffers of outlets (outlet.go); the goroutine of each
 // owns its sink: a file (file.go), a syslog server, a Redis stream. When records
 // cannot be kept, Ready says so and the front door takes no new logins, unless
-// the operator chose to go on without. The package does not know sessions, who
-// is allowed in, or the ordinary log's lines.
+// the operator chose to go on without. The package does not know sessions or who
+// is allowed in. Of what it counts by the minute (hits.go, probes.go) it writes the ordinary
+// log's lines too, so that both say the same.
 package audit
 
 //go:generate go test . -run TestSchemaIsDocumented -update

@@ -131,16 +131,16 @@ func (l *Log) SessionEnded(c *Client, s *Session, why Reason) error {
 	})
 }
 
-// ConnectionRefused records the end of a connection that never logged in, and reports
-// whether it is folded with others. detail may quote the client or the TLS library; it is
+// ConnectionRefused records the end of a connection that never logged in, which may be
+// folded with others. detail may quote the client or the TLS library; it is
 // made harmless. These yield: strangers make as many as they like.
-func (l *Log) ConnectionRefused(c *Client, why Reason, detail string, took time.Duration) (folded bool, err error) {
+func (l *Log) ConnectionRefused(c *Client, why Reason, detail string, took time.Duration) error {
 	e := fold{client: *c, detail: detail, took: took}
 	if why != InternalMistake && l.folds.add(c.key(connectionRefused, why, identity.User{}), e, time.Now()) {
-		return true, nil
+		return nil
 	}
 	e.count = 1
-	return false, l.connectionRefused(c, why, &e)
+	return l.connectionRefused(c, why, &e)
 }
 
 func (l *Log) connectionRefused(c *Client, why Reason, e *fold) error {

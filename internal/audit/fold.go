@@ -5,8 +5,6 @@ import (
 	"sync"
 	"time"
 
-	"go.uber.org/zap"
-
 	"imapgate/internal/identity"
 )
 
@@ -55,13 +53,18 @@ type folds struct {
 	kept   map[foldKey]*fold // at most maxFolds, and one more for each kind and reason
 }
 
-// key is what is counted together with an event of a client.
-func (c *Client) key(k kind, why Reason, u identity.User) foldKey {
+// addr is where the client is, as far as those in front are trusted.
+func (c *Client) addr() netip.Addr {
 	addr := c.Peer.Addr()
 	if c.Claimed.IsValid() {
 		addr = c.Claimed.Addr()
 	}
-	addr, bits := addr.Unmap().WithZone(""), 32
+	return addr.Unmap().WithZone("")
+}
+
+// key is what is counted together with an event of a client.
+func (c *Client) key(k kind, why Reason, u identity.User) foldKey {
+	addr, bits := c.addr(), 32
 	if addr.Is6() {
 		bits = 64
 	}
@@ -119,8 +122,7 @@ func (f *folds) due(now time.Time) map[foldKey]fold {
 	return ready
 }
 
-// writeFolds writes the records of folded events whose minute is over. The ordinary log
-// has of connections what the gateway has not said one by one.
+// writeFolds writes the records of folded events whose minute is over.
 func (l *Log) writeFolds(now time.Time) {
 	for k, e := range l.folds.due(now) {
 		if k.kind == loginRefused {
@@ -128,7 +130,6 @@ func (l *Log) writeFolds(now time.Time) {
 			continue
 		}
 		_ = l.connectionRefused(&e.client, k.reason, &e) // the same
-		l.log.Info("sessions", zap.String("stage", string(k.reason)), zap.Uint64("count", e.count), zap.Stringer("from", k.net))
 	}
 }
 

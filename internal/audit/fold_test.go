@@ -56,18 +56,17 @@ func from(n int) *Client {
 
 func TestAFloodOfOneAddressIsCounted(t *testing.T) {
 	const flood = 41_551
-	records, said := folding(t, 10, func(l *Log) {
+	records, _ := folding(t, 10, func(l *Log) {
 		for i := range flood {
-			folded, err := l.ConnectionRefused(from(i), TooMany, "limit: banned", time.Second)
-			if err != nil || folded != (i >= 10) {
-				t.Errorf("refusal %d is folded: %v, %v", i, folded, err)
+			if err := l.ConnectionRefused(from(i), TooMany, "limit: banned", time.Second); err != nil {
+				t.Error(err)
 			}
 			if i%5000 == 0 {
 				time.Sleep(time.Second) // of the bubble's clock
 			}
 		}
-		_, _ = l.ConnectionRefused(from(flood), HandshakeFailed, "x", 0) // another reason is another count
-		time.Sleep(2 * foldEvery)                                        // nothing happens any more
+		_ = l.ConnectionRefused(from(flood), HandshakeFailed, "x", 0) // another reason is another count
+		time.Sleep(2 * foldEvery)                                     // nothing happens any more
 	})
 	events, folded := stood(records)
 	if events != flood+1 || folded != 1 || len(records) != 12 {
@@ -77,9 +76,6 @@ func TestAFloodOfOneAddressIsCounted(t *testing.T) {
 	if last["count"] != float64(flood-10) || last["session"] != fmt.Sprint(flood-1) || last["peer"] != "192.0.2.66:4711" || last["detail"] == nil {
 		t.Errorf("the count is %v", last)
 	}
-	if all := said.FilterMessage("sessions").All(); len(all) != 1 || all[0].ContextMap()["count"] != uint64(flood-10) {
-		t.Errorf("the log says %v", all)
-	}
 }
 
 // Where the flood goes on each minute has its first ones and a count; what the gateway
@@ -88,7 +84,7 @@ func TestNothingThatIsFoldedIsLost(t *testing.T) {
 	const seconds = 150
 	records, _ := folding(t, 10, func(l *Log) {
 		for i := range seconds * 10 {
-			_, _ = l.ConnectionRefused(from(i), WrongProtocol, "", 0)
+			_ = l.ConnectionRefused(from(i), WrongProtocol, "", 0)
 			time.Sleep(100 * time.Millisecond)
 		}
 	})
@@ -103,7 +99,7 @@ func TestAFloodFromEverywhereIsBounded(t *testing.T) {
 	records, _ := folding(t, 10, func(l *Log) {
 		for i := range flood {
 			addr := netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, byte(i >> 16), byte(i >> 8), byte(i)})
-			_, _ = l.ConnectionRefused(&Client{Peer: netip.AddrPortFrom(addr, 1)}, PreauthTimeout, "", 0)
+			_ = l.ConnectionRefused(&Client{Peer: netip.AddrPortFrom(addr, 1)}, PreauthTimeout, "", 0)
 		}
 	})
 	events, folded := stood(records)
@@ -119,7 +115,7 @@ func TestASingleAddressInANetworkIsItsNetwork(t *testing.T) {
 	records, _ := folding(t, 10, func(l *Log) {
 		for i := range 100 {
 			addr := netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 15: byte(i)})
-			_, _ = l.ConnectionRefused(&Client{Peer: netip.MustParseAddrPort("10.0.0.9:1"), Claimed: netip.AddrPortFrom(addr, 1)}, ClientClosed, "", 0)
+			_ = l.ConnectionRefused(&Client{Peer: netip.MustParseAddrPort("10.0.0.9:1"), Claimed: netip.AddrPortFrom(addr, 1)}, ClientClosed, "", 0)
 		}
 	})
 	if events, folded := stood(records); events != 100 || folded != 1 || len(records) != 11 {
@@ -150,7 +146,7 @@ func TestAVerdictIsNeverFolded(t *testing.T) {
 	records, _ := folding(t, 10, func(l *Log) {
 		for range 30 {
 			_ = l.LoginAccepted(from(1), &Login{User: alice})
-			_, _ = l.ConnectionRefused(from(1), InternalMistake, "", 0)
+			_ = l.ConnectionRefused(from(1), InternalMistake, "", 0)
 		}
 	})
 	if events, folded := stood(records); events != 60 || folded > 0 {
@@ -161,7 +157,7 @@ func TestAVerdictIsNeverFolded(t *testing.T) {
 func TestWithoutABoundEachHasItsRecord(t *testing.T) {
 	records, _ := folding(t, 0, func(l *Log) {
 		for i := range 1000 {
-			_, _ = l.ConnectionRefused(from(i), TooMany, "", 0)
+			_ = l.ConnectionRefused(from(i), TooMany, "", 0)
 		}
 	})
 	if _, folded := stood(records); len(records) != 1000 || folded > 0 {

@@ -1,6 +1,10 @@
 package audit
 
-import "time"
+import (
+	"time"
+
+	"go.uber.org/zap"
+)
 
 // Limit names a limit. The constants below are all there are; another value
 // shows as other.
@@ -96,7 +100,8 @@ type Spray struct {
 }
 
 // LimitHit records that a limit did something to a client. In a flood there is
-// one record a minute for each limit and subject, which counts the others.
+// one record a minute for each limit and subject, which counts the others. The ordinary
+// log has a line with each.
 func (l *Log) LimitHit(c *Client, h *Hit) error {
 	count := l.hits.count(hitKey{h.Limit, h.Measure, h.Subject}, time.Now())
 	if count == 0 {
@@ -113,6 +118,13 @@ func (l *Log) limitHit(c *Client, h *Hit, count uint64) error {
 	if !h.Limit.Known() {
 		limit = other
 	}
+	fields := []zap.Field{
+		zap.String("limit", limit), zap.String("subject", h.Subject), zap.String("result", measure), zap.Uint64("count", count),
+	}
+	if c.Session != "" {
+		fields = append(fields, zap.String("session", c.Session), zap.String("listener", c.Listener), zap.Stringer("address", c.addr()))
+	}
+	l.log.Info("limit hit", fields...)
 	return l.add(note{kind: limitHit, result: measure}, func(b []byte) []byte {
 		b = appendText(c.append(b), "limit", limit, maxName)
 		b = appendText(b, "subject", h.Subject, maxUser)

@@ -72,8 +72,9 @@ type Log struct {
 	stop    chan struct{} // closed by Close
 	working sync.WaitGroup
 
-	hits  hits
-	folds folds
+	hits   hits
+	folds  folds
+	probes probes
 
 	mu sync.Mutex
 	// Guarded by mu, as are the parts of outlets that say so.
@@ -225,6 +226,9 @@ func (l *Log) tellCounts() {
 
 func (l *Log) sayCounts(now time.Time) {
 	l.writeFolds(now)
+	for _, p := range l.probes.due(now) {
+		l.writeProbe(&p)
+	}
 	for k, count := range l.hits.due(now) {
 		_ = l.limitHit(&Client{}, &Hit{Limit: k.limit, Measure: k.measure, Subject: k.subject}, count) // else it counts as lost
 	}

@@ -26,7 +26,7 @@ func TestBurstOfLossesLeavesRoomForLoginsAndEnds(t *testing.T) {
 func TestStrangersWithoutEndLeaveRoomForLoginsAndEnds(t *testing.T) {
 	l, o := unwritten()
 	for range 2 * maxWaiting {
-		if _, err := l.ConnectionRefused(testClient(), TooMany, "", 0); err != nil {
+		if err := l.ConnectionRefused(testClient(), TooMany, "", 0); err != nil {
 			t.Fatalf("refused connections alone block logins: %v", err)
 		}
 	}

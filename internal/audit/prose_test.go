@@ -34,6 +34,18 @@ Types: *number* is a whole number from 0, *time* as RFC 3339 in UTC with millise
 ## Events and fields
 `
 	epilogue = `
+## Whose login it was
+
+Each refused login has ` + "`user`" + `, or, where the name was refused as a name, ` + "`claimed`" + `, and ` + "`attempt`" + `, whichever command or mechanism brought it and
+whatever else is wrong with it. Neither ` + "`user`" + ` nor ` + "`claimed`" + ` is there
+
+- before TLS (` + "`cleartext`" + `, which has no ` + "`attempt`" + ` either), and for a mechanism that is not offered (` + "`bad_mechanism`" + `), where nobody reads on;
+- for a message without the form of its mechanism: it has no place for a name;
+- where what stands in the name's place may be the password: a name that is none, with no password behind it; and in ` + "`AUTHENTICATE PLAIN`" + `
+  with another user as the authorization identity, as when the parts are in the wrong order.
+
+Of a mechanism that is not offered the name is there, where it can be one (RFC 4422); else ` + "`mechanism` is `AUTH=`" + `.
+
 ## The client's program
 
 ` + "`program` and `program_version`" + ` are the ` + "`name` and `version`" + ` that a client gives itself with the command ` + "`ID`" + ` (RFC 2971): its own word, which proves nothing.
@@ -51,6 +63,11 @@ gateway stops. It has ` + "`count`" + `, and the other fields of the last of the
 - ` + "`login_refused`" + ` where nobody has looked at the credentials, of one user: ` + "`cleartext`, `bad_mechanism`, `bad_exchange`, `client_went_away`" + ` and,
   where no ` + "`method`" + ` has vouched for the user, ` + "`limit_reached`" + `. No ` + "`login_accepted`" + ` is, and no refusal that says whether a password was right.
 
+**Probes.** The health checks of balancers come by the thousand a day. A connection from an address in ` + "`proxy_protocol.trusted`" + ` or
+` + "`trusted_networks`" + ` of its listener that ends in good order without having said anything, or no more than PROXY LOCAL, a TLS handshake,
+CAPABILITY, STARTTLS or LOGOUT, is one. All those of an address have one ` + "`connection_refused`" + ` a minute, whatever
+` + "`audit.first_per_minute`" + ` is: the first at once, and another for those since, with ` + "`count`" + `. Of more than 256 addresses the rest is counted together.
+
 At most 600 such records a minute are single, from all addresses together. Of more than 512 addresses, reasons and users at a time the rest is
 counted by reason alone: such a record has ` + "`count`" + `, and neither ` + "`peer`" + ` nor anything else of a client.
 
@@ -63,7 +80,7 @@ result passes the second.
 |---|---|---|
 | ` + "`file`" + ` | a line each; synced every second; a renamed or removed file is followed by a new one | by a crash of the machine, a second; by SIGKILL, what had waited for 5 ms, commands 50 ms, and one line may be unfinished |
 | ` + "`stdout`" + ` | a line each | as the reader does |
-| ` + "`syslog`" + ` | RFC 5424, MSGID is the event, the message is the record without a byte order mark; by datagrams or, on streams, with octet counting (RFC 6587, RFC 5425) | the protocol has no answers: what the kernel had taken when a connection broke |
+| ` + "`syslog`" + ` | to ` + "`tcp://` and `tls://`" + ` RFC 5424: MSGID is the event, the message is the record without a byte order mark; by datagrams or, on streams, with octet counting (RFC 6587, RFC 5425). To ` + "`unix://`" + ` RFC 3164, as syslog(3) writes it: ` + "`<86>May  1 12:00:00 imapgate[4711]: `" + ` and the record, on streams a line each. ` + "`format`" + ` chooses. A record that a local socket does not take whole (macOS: 2,048 bytes) is cut at 1,024, and ends in ` + "`…`" + ` | the protocol has no answers: what the kernel had taken when a connection broke |
 | ` + "`redis`" + ` | a stream; the field ` + "`record`" + ` of an entry is the record; trimmed to about ` + "`max_records`" + ` | as that Redis does. After a broken connection an entry may be there twice |
 
 Each sink has a buffer of 10,000 records or 8 MB. While a sink with ` + "`on_failure: block`" + ` fails, or its buffer is three quarters

@@ -14,6 +14,8 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"go.uber.org/zap"
+
 	"imapgate/internal/identity"
 )
 
@@ -27,7 +29,7 @@ func encode(t testing.TB, event func(*Log)) []byte {
 
 // unwritten is a log whose records stay in the buffer of its one outlet.
 func unwritten() (*Log, *outlet) {
-	l := &Log{cfg: Config{Commands: AllCommands}}
+	l := &Log{cfg: Config{Commands: AllCommands}, log: zap.NewNop()}
 	o := &outlet{of: l, block: true, wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1)}
 	o.only, _ = newFilter(nil, nil) // wants all
 	l.outlets = []*outlet{o}
@@ -99,12 +101,12 @@ func TestRecordsHoldWhatAnOperatorMustProve(t *testing.T) {
 			_ = l.SessionEnded(testClient(), &Session{User: login.User, Backend: "east", Mode: "splice", In: 7, Out: 1 << 40, Took: time.Hour}, ClientLogout)
 		}, []map[string]any{common, {"event": "session_ended", "user": "alice@example.org", "backend": "east", "mode": "splice",
 			"reason": "client_logout", "bytes_in": 7.0, "bytes_out": float64(1 << 40), "duration_ms": 3600000.0}}},
-		"connection": {func(l *Log) { _, _ = l.ConnectionRefused(testClient(), StartTLSInjection, "", time.Second) },
+		"connection": {func(l *Log) { _ = l.ConnectionRefused(testClient(), StartTLSInjection, "", time.Second) },
 			[]map[string]any{common, {"event": "connection_refused", "reason": "starttls_injection", "duration_ms": 1000.0}}},
 		"bare client": {func(l *Log) {
-			_, _ = l.ConnectionRefused(&Client{Peer: netip.MustParseAddrPort("[::ffff:192.0.2.1]:9")}, BadProxyHeader, "x", 0)
+			_ = l.ConnectionRefused(&Client{Peer: netip.MustParseAddrPort("[::ffff:192.0.2.1]:9")}, BadProxyHeader, "x", 0)
 		}, []map[string]any{{"event": "connection_refused", "peer": "192.0.2.1:9", "reason": "bad_proxy_header", "detail": "x", "duration_ms": 0.0}}},
-		"unknown reason": {func(l *Log) { _, _ = l.ConnectionRefused(&Client{}, "made up", "", 0) },
+		"unknown reason": {func(l *Log) { _ = l.ConnectionRefused(&Client{}, "made up", "", 0) },
 			[]map[string]any{{"event": "connection_refused", "reason": "internal", "duration_ms": 0.0}}},
 		"attached": {func(l *Log) {
 			_ = l.Attached(testClient(), &Mux{User: login.User, Backend: "east", Mailbox: "Sent\r\n\"", Why: AfterLoss, Result: AttachOK,
@@ -188,7 +190,7 @@ func TestLargestRecordStaysWithinItsBound(t *testing.T) {
 		c.TLSVersion, c.Cipher = 0xffff, 0xffff
 		login := &Login{Claimed: long, Mechanism: long, Method: long, Backend: long, Upstream: long, Route: long, Took: 1 << 62}
 		decode(t, encode(t, func(l *Log) { _ = l.LoginRefused(c, login, IdentityMismatch) }))
-		decode(t, encode(t, func(l *Log) { _, _ = l.ConnectionRefused(c, StartTLSInjection, long, 1<<62) }))
+		decode(t, encode(t, func(l *Log) { _ = l.ConnectionRefused(c, StartTLSInjection, long, 1<<62) }))
 		change := &Mux{User: testLogin(t).User, Backend: long, Mailbox: long, Why: Why(long), Result: Result(long), Expunged: 1<<32 - 1,
 			Arrived: 1<<32 - 1, Took: 1 << 62}
 		decode(t, encode(t, func(l *Log) { _ = l.Attached(c, change) }))
@@ -268,7 +270,7 @@ func FuzzAuditRecord(f *testing.F) {
 		same(t, got["server_name"], server, maxText)
 		same(t, got["program"], detail, maxName)
 		same(t, got["program_version"], server, maxName)
-		got = decode(t, encode(t, func(l *Log) { _, _ = l.ConnectionRefused(c, BadProxyHeader, detail, 0) }))
+		got = decode(t, encode(t, func(l *Log) { _ = l.ConnectionRefused(c, BadProxyHeader, detail, 0) }))
 		same(t, got["detail"], detail, maxText)
 		got = decode(t, encode(t, func(l *Log) { _ = l.Pinned(c, &Mux{Mailbox: detail, Why: Why(user)}) }))
 		same(t, got["mailbox"], detail, maxText)

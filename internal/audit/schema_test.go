@@ -55,11 +55,11 @@ var (
 		{"program_version", "text", "as above", "its version"},
 	}
 	ofLogin = []member{
-		{"user", "user", "when the name can be one", "the canonical name"},
-		{"claimed", "text", "else", "the name as the client gave it"},
+		{"user", "user", "when the name can be one", "the canonical name; [below](#whose-login-it-was)"},
+		{"claimed", "text", "else, with `bad_name`", "the name as the client gave it; [below](#whose-login-it-was)"},
 		{"attempt", "number", "when counted", "the how manieth of this connection, from 1"},
 		{"mechanism", "text", "when known", "`LOGIN`, or `AUTH=` and the SASL mechanism"},
-		{"method", "text", "when one decided", "auth method that vouched for the user"},
+		{"method", "text", "when one did not refuse", "auth method that took the login on: it vouches for the user, or, with `passthrough`, leaves the credentials to the backend, and `upstream` has the verdict"},
 		{"backend", "text", "when routed", "name of the backend"},
 		{"upstream_user", "text", "when it is another than `user`", "the login name at the backend"},
 		{"route", "word", "when routed", "where the route came from: `redis`, `cache`, `stale`, `snapshot`, `static`, `http`"},
@@ -150,7 +150,7 @@ func schema(t *testing.T) []described {
 			func(l *Log) {
 				_ = l.connectionRefused(c, HandshakeFailed, &fold{detail: "remote error: tls: bad certificate", took: time.Second, count: 40})
 			},
-			func(l *Log) { _, _ = l.ConnectionRefused(&Client{}, HandshakeFailed, "", 0) }},
+			func(l *Log) { _ = l.ConnectionRefused(&Client{}, HandshakeFailed, "", 0) }},
 		{"limit_hit", "A limit did something. One record a minute at most for each limit and subject: the first at once, and another that counts those since, which has no client.",
 			[][]member{ofClient, {
 				{"limit", "word", always, "which; [below](#limit)"},

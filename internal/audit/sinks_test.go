@@ -133,12 +133,12 @@ func TestSyslogServersOfEveryKindGetEveryRecord(t *testing.T) {
 			}
 			t.Cleanup(func() { _ = conn.Close() })
 			go c.datagrams(conn)
-			return SinkConfig{Type: Syslog, Address: "unix://" + path}
+			return SinkConfig{Type: Syslog, Address: "unix://" + path, Format: RFC5424}
 		},
 		"local stream": func(t *testing.T, c *collector) SinkConfig {
 			path := filepath.Join(t.TempDir(), "log")
 			go c.frames(listen(t, "unix", path))
-			return SinkConfig{Type: Syslog, Address: "unix://" + path}
+			return SinkConfig{Type: Syslog, Address: "unix://" + path, Format: RFC5424}
 		},
 		"TCP": func(t *testing.T, c *collector) SinkConfig {
 			l := listen(t, "tcp", "127.0.0.1:0")
@@ -198,7 +198,7 @@ func TestSyslogServerThatWasRestartedIsFoundAgain(t *testing.T) {
 	var c collector
 	path := filepath.Join(t.TempDir(), "log")
 	first := listen(t, "unix", path)
-	l := openSinks(t, Config{Sinks: []SinkConfig{{Type: Syslog, Address: "unix://" + path}}})
+	l := openSinks(t, Config{Sinks: []SinkConfig{{Type: Syslog, Address: "unix://" + path, Format: RFC5424}}})
 	refuse(l, "0")
 	conn, err := first.Accept()
 	if err != nil {
@@ -339,6 +339,7 @@ func TestOpenNamesWhatIsWrongWithASink(t *testing.T) {
 		"not one of block, drop": {Type: Stdout, OnFailure: "perhaps"},
 		"is not unix:///path":    {Type: Syslog, Address: "udp://127.0.0.1:514"},
 		"needs TLS settings":     {Type: Syslog, Address: "tls://127.0.0.1:6514"},
+		"syslog format \"bsd\"":  {Type: Syslog, Address: "unix:///dev/log", Format: "bsd"},
 		"no syslog facility":     {Type: Syslog, Address: "tcp://127.0.0.1:514", Facility: "local9"},
 	} {
 		if l, err := Open(Config{Sinks: []SinkConfig{s}}, zap.NewNop()); err == nil || !strings.Contains(err.Error(), want) {

@@ -3,6 +3,7 @@ package audit
 import (
 	"bytes"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -20,20 +22,31 @@ const maxFrames = 64 << 10
 var facilities = []string{"kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp",
 	"ntp", "audit", "alert", "clock", "local0", "local1", "local2", "local3", "local4", "local5", "local6", "local7"}
 
-// syslog is a sink: a server that speaks RFC 5424, over a local socket, TCP
-// (RFC 6587 with octet counting) or TLS (RFC 5425). None of these has an answer:
+// Formats of syslog messages.
+const (
+	RFC3164 = "rfc3164" // what syslog(3) writes, and local servers expect
+	RFC5424 = "rfc5424"
+)
+
+// maxLocal is how much of a message is sent where a local socket takes no more
+// (RFC 3164 §4.1). Linux takes a whole record.
+const maxLocal = 1024
+
+// syslog is a sink: a server that speaks RFC 3164 or RFC 5424, over a local socket, TCP
+// (RFC 6587) or TLS (RFC 5425). None of these has an answer:
 // what the kernel had taken when a connection broke is lost without notice.
 type syslog struct {
 	// Set once.
 	network string // unix, tcp, tls
 	address string
+	format  string // RFC3164 or RFC5424
 	tls     *tls.Config
-	begin   []byte // of a header: <PRI>VERSION SP
-	middle  []byte // of a header, between the time and MSGID
+	begin   []byte // of a header: <PRI>, in RFC 5424 with VERSION SP
+	middle  []byte // of a header, between the time and MSGID, in RFC 3164 the message
 
 	// Owned by the outlet's run.
 	conn    net.Conn // nil: to be dialed
-	framed  bool     // frames have their length before them
+	framed  bool     // conn is a stream
 	frames  []byte
 	hearing sync.WaitGroup
 }
@@ -58,20 +71,51 @@ func newSyslog(cfg SinkConfig) (*syslog, error) {
 	if err != nil || host == "" {
 		host = "-" // NILVALUE
 	}
+	s := &syslog{network: network, address: address, format: cfg.Format, tls: cfg.TLS}
+	if s.format == "" {
+		s.format = formatFor(network)
+	}
 	const informational = 6
-	return &syslog{network: network, address: address, tls: cfg.TLS,
-		begin:  fmt.Appendf(nil, "<%d>1 ", facility*8+informational),
-		middle: fmt.Appendf(nil, " %s imapgate %d ", host, os.Getpid())}, nil
+	switch s.format {
+	case RFC3164:
+		from := "" // on a local socket there is no HOSTNAME: servers know their own
+		if network != "unix" {
+			host, _, _ = strings.Cut(host, ".") // RFC 3164 §4.1.2: without the domain
+			from = " " + host
+		}
+		s.begin = fmt.Appendf(nil, "<%d>", facility*8+informational)
+		s.middle = fmt.Appendf(nil, "%s imapgate[%d]: ", from, os.Getpid())
+	case RFC5424:
+		s.begin = fmt.Appendf(nil, "<%d>1 ", facility*8+informational)
+		s.middle = fmt.Appendf(nil, " %s imapgate %d ", host, os.Getpid())
+	default:
+		return nil, fmt.Errorf("syslog format %q is not one of %s, %s", cfg.Format, RFC3164, RFC5424)
+	}
+	return s, nil
+}
+
+// formatFor is what the server at the end of such a network expects.
+func formatFor(network string) string {
+	if network == "unix" {
+		return RFC3164
+	}
+	return RFC5424
 }
 
 // message appends a record as a syslog message. Its time and its event, the
 // MSGID, stand at its beginning. There is no BOM, which would make it no JSON:
-// RFC 5424 §6.4 calls that MSG-ANY.
+// RFC 5424 §6.4 calls that MSG-ANY. The time of RFC 3164 is local.
 func (s *syslog) message(dst, record []byte) []byte {
 	_, rest, _ := bytes.Cut(record, []byte(`"time":"`))
 	stamp, rest, _ := bytes.Cut(rest, []byte(`","event":"`))
 	event, _, _ := bytes.Cut(rest, []byte{'"'})
-	dst = append(append(append(dst, s.begin...), stamp...), s.middle...)
+	dst = append(dst, s.begin...)
+	if s.format == RFC3164 {
+		at, _ := time.Parse(timeForm, string(stamp)) // our own
+		dst = append(at.Local().AppendFormat(dst, time.Stamp), s.middle...)
+		return append(dst, record...)
+	}
+	dst = append(append(dst, stamp...), s.middle...)
 	dst = append(append(dst, event...), " - "...)
 	return append(dst, record...)
 }
@@ -100,7 +144,11 @@ func (s *syslog) try(lines []byte) (int, error) {
 		end := bytes.IndexByte(lines[taken:], '\n')
 		s.frames = s.message(s.frames[:0], lines[taken:taken+end])
 		_ = s.conn.SetWriteDeadline(time.Now().Add(sinkWait))
-		if _, err := s.conn.Write(s.frames); err != nil {
+		_, err := s.conn.Write(s.frames)
+		if errors.Is(err, syscall.EMSGSIZE) && len(s.frames) > maxLocal { // it would hold up all that follow
+			_, err = s.conn.Write(append(s.frames[:maxLocal-len(cut)], cut...))
+		}
+		if err != nil {
 			s.drop()
 			return taken, err
 		}
@@ -109,8 +157,9 @@ func (s *syslog) try(lines []byte) (int, error) {
 	return taken, nil
 }
 
-// writeFrames writes some of the lines with their lengths. After a failure the
-// record that was cut begins anew, on a new connection.
+// writeFrames writes some of the lines to a stream: in RFC 5424 with their lengths, in
+// RFC 3164 a line each (RFC 6587 §3.4.1, §3.4.2). After a failure the record that was
+// cut begins anew, on a new connection.
 func (s *syslog) writeFrames(lines []byte) (int, error) {
 	s.frames = s.frames[:0]
 	var ends []int // of the frames
@@ -118,8 +167,12 @@ func (s *syslog) writeFrames(lines []byte) (int, error) {
 	for rest := lines; len(rest) > 0 && len(s.frames) < maxFrames; {
 		end := bytes.IndexByte(rest, '\n')
 		one = s.message(one[:0], rest[:end])
-		s.frames = append(strconv.AppendInt(s.frames, int64(len(one)), 10), ' ')
-		s.frames = append(s.frames, one...)
+		if s.format == RFC3164 {
+			s.frames = append(append(s.frames, one...), '\n')
+		} else {
+			s.frames = append(strconv.AppendInt(s.frames, int64(len(one)), 10), ' ')
+			s.frames = append(s.frames, one...)
+		}
 		ends = append(ends, len(s.frames))
 		rest = rest[end+1:]
 	}

@@ -19,7 +19,7 @@ audit:
   sinks:
     - {type: file, path: /var/log/audit.log, on_failure: block}
     - {type: syslog, address: "tls://logs.internal:6514", ca: /ca.pem, facility: local3, events: [login_refused, ban_added], results: [refused]}
-    - {type: syslog, name: local, address: "unix:///dev/log"}
+    - {type: syslog, name: local, address: "unix:///dev/log", format: rfc5424}
     - {type: redis, stream: audit, max_records: 500}
     - {type: stdout}
 `)
@@ -41,7 +41,7 @@ audit:
   sinks:
     - {name: none}
     - {type: file}
-    - {type: stdout, path: /x}
+    - {type: stdout, path: /x, format: rfc3164}
     - {type: stdout}
     - {type: syslog, name: s1}
     - {type: syslog, name: s2, address: "udp://host:514"}
@@ -53,7 +53,7 @@ audit:
 	}
 	for _, want := range []string{
 		"audit.path: is short for one sink", "audit.sinks[0].type: is required", "audit.sinks[1].path: is required",
-		"audit.sinks[2].path: is for type: file", "audit.sinks[3].name: \"stdout\" is the name of another sink",
+		"audit.sinks[2].path: is for type: file", "audit.sinks[2].format: is for type: syslog", "audit.sinks[3].name: \"stdout\" is the name of another sink",
 		"audit.sinks[4].address: is required", "audit.sinks[5].address: \"udp://host:514\" is not unix:///path",
 		"audit.sinks[6]: ca and server_name are used only with tls://", "audit.sinks[7].type: is redis, but there is no redis block",
 		"audit.sinks[7].events[0]: \"login\" is not one of", "audit.sinks[7].results[0]: \"great\" is not one of",

@@ -23,6 +23,14 @@ const (
 	Overload = "overload" // no turn to compute was free
 )
 
+// Kinds of probes: what a connection has done that ended without a login.
+const (
+	ProbeConnect = "connect" // nothing
+	ProbeLocal   = "local"   // said by a PROXY header that it is the balancer's own
+	ProbeTLS     = "tls"     // a TLS handshake
+	ProbeIMAP    = "imap"    // CAPABILITY, STARTTLS or LOGOUT
+)
+
 // Directions of relayed bytes.
 const (
 	toClient  = "to_client"
@@ -60,6 +68,7 @@ var (
 	routeSources = []string{"cache", "redis", "stale", "static", "snapshot", "http",
 		"no_user", "blocked", "paused", "unavailable"}
 	reloadResults = []string{OK, Refused}
+	probeKinds    = []string{ProbeConnect, ProbeLocal, ProbeTLS, ProbeIMAP}
 	// As in the audit log, those with which a session can end.
 	endReasons = []string{"client_logout", "client_closed", "client_lost", "client_protocol", "client_stalled",
 		"backend_closed", "backend_lost", "backend_stalled", "idle", "drained", "shutdown", "kicked", "moved", "token_expired",

@@ -32,6 +32,7 @@ type Metrics struct {
 
 	registry     *prometheus.Registry
 	connections  *prometheus.CounterVec
+	probes       *prometheus.CounterVec
 	upstream     *prometheus.CounterVec
 	spliced      *prometheus.GaugeVec
 	splicedUsers *prometheus.GaugeVec
@@ -71,6 +72,7 @@ func New(version string) *Metrics {
 	m.reloads = r.counters("imapgate_config_reloads_total", "Reloads of the configuration.", "result", reloadResults)
 
 	m.connections = r.counterVec("imapgate_connections_total", "Accepted connections.", "listener")
+	m.probes = r.counterVec("imapgate_probes_total", "Connections that ended in good order without an attempt to log in, by what they did.", "listener", "kind")
 	m.upstream = r.counterVec("imapgate_upstream_connects_total", "Connections and logins at backends.", "backend", "result")
 	m.spliced = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "imapgate_mux_backend_spliced",
@@ -123,6 +125,15 @@ func (m *Metrics) Handler() http.Handler {
 // Connections is the counter of a configured listener, to be resolved once.
 func (m *Metrics) Connections(listener string) prometheus.Counter {
 	return m.connections.WithLabelValues(listener)
+}
+
+// Probes are the counters of a configured listener by kind, to be resolved once.
+func (m *Metrics) Probes(listener string) map[string]prometheus.Counter {
+	counters := make(map[string]prometheus.Counter, len(probeKinds))
+	for _, kind := range probeKinds {
+		counters[kind] = m.probes.WithLabelValues(listener, kind)
+	}
+	return counters
 }
 
 // SessionBegan counts a session in. Each one ends with one SessionEnded.

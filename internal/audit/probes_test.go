@@ -1,0 +1,79 @@
+package audit
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+)
+
+// A balancer that looks every two seconds, in several ways, is a record and a line a
+// minute; the sums are exact.
+func TestProbesOfAnAddressAreARecordAMinute(t *testing.T) {
+	const minutes, every = 10, 2 * time.Second
+	var probed int
+	records, said := folding(t, 0, func(l *Log) {
+		for range minutes * int(time.Minute/every) {
+			probed++
+			kind, why := "connect", ClientClosed
+			if probed%2 == 0 {
+				kind, why = "tls", HandshakeFailed
+			}
+			l.Probe(&Client{Session: fmt.Sprint(probed), Listener: "imaps", Peer: netip.MustParseAddrPort("10.0.0.9:4711")}, kind, why, 0)
+			<-time.After(every) // of the bubble's clock
+		}
+	})
+	if events, _ := stood(records); events != probed || len(records) > minutes+1 {
+		t.Errorf("%d probes are %d events in %d records", probed, events, len(records))
+	}
+	var last time.Time
+	lines := said.FilterMessage("probe").All()
+	for _, line := range lines[:len(lines)-1] { // the last one is Close's
+		if line.Time.Sub(last) < time.Minute {
+			t.Errorf("two lines in a minute: %v, %v", last, line)
+		}
+		last = line.Time
+	}
+	if len(lines) != len(records) || lines[1].ContextMap()["address"] != "10.0.0.9" || lines[1].ContextMap()["listener"] != "imaps" {
+		t.Errorf("%d lines for %d records: %v", len(lines), len(records), lines[1])
+	}
+}
+
+func TestProbesFromEverywhereAreBounded(t *testing.T) {
+	const flood = 20_000
+	records, said := folding(t, 0, func(l *Log) {
+		for i := range flood {
+			addr := netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})
+			l.Probe(&Client{Peer: netip.AddrPortFrom(addr, 1)}, "connect", ClientClosed, 0)
+		}
+	})
+	if events, _ := stood(records); events != flood || len(records) > maxProbing+2 || said.Len() > maxProbing+2 {
+		t.Errorf("%d events in %d records and %d lines", events, len(records), said.Len())
+	}
+}
+
+func TestALimitThatIsHitIsALineAMinute(t *testing.T) {
+	c := &Client{Session: "s", Listener: "imaps", Peer: netip.MustParseAddrPort("192.0.2.7:4711")}
+	_, said := folding(t, 0, func(l *Log) {
+		for range 120 {
+			_ = l.LimitHit(c, &Hit{Limit: LimitBanned, Subject: "192.0.2.7/32", Measure: Refused})
+			<-time.After(time.Second) // of the same
+		}
+	})
+	lines := said.FilterMessage("limit hit").All()
+	if len(lines) < 2 || len(lines) > 3 {
+		t.Fatalf("%d lines in two minutes", len(lines))
+	}
+	first := lines[0].ContextMap()
+	if first["limit"] != "banned" || first["subject"] != "192.0.2.7/32" || first["result"] != "refused" || first["count"] != uint64(1) || first["listener"] != "imaps" {
+		t.Errorf("the first line is %v", first)
+	}
+}
+
+func TestVisibleTextIsThatOfARecord(t *testing.T) {
+	for raw, want := range map[string]string{"al\x1bice": `al\x1bice`, `a"b\c`: `a"b\c`, "\xe4": `\xe4`, "\u202ea": `\u{202e}a`, "": ""} {
+		if got := Visible(raw); got != want {
+			t.Errorf("%q is %q, want %q", raw, got, want)
+		}
+	}
+}

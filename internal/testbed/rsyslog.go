@@ -1,0 +1,39 @@
+//go:build unix
+
+package testbed
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// StartRsyslog starts rsyslog with a local socket as it has it by default, and a file
+// into which each message goes as a line by template, and ends it with the test.
+func StartRsyslog(t testing.TB, template string) (socket, file string) {
+	t.Helper()
+	dir := folder(t, "rs")
+	socket, file = filepath.Join(dir, "log"), filepath.Join(dir, "messages")
+	conf := filepath.Join(dir, "rsyslog.conf")
+	text := fmt.Sprintf(`module(load="imuxsock" SysSock.Name="%s")
+template(name="line" type="string" string="%s\n")
+action(type="omfile" file="%s" template="line")
+`, socket, template, file)
+	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Start(t, Program(t, "rsyslogd", "rsyslog"), "-n", "-f", conf, "-i", filepath.Join(dir, "pid")); err != nil {
+		t.Fatal(err)
+	}
+	Within(t, Patience, "rsyslog to listen", func() bool {
+		conn, err := net.Dial("unixgram", socket)
+		if err != nil {
+			return false
+		}
+		_ = conn.Close()
+		return true
+	})
+	return socket, file
+}
