@@ -1,12 +1,15 @@
 package routing
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
+	"net"
 	"slices"
 	"time"
 
 	"imapgate/internal/identity"
+	"imapgate/tlsconf"
 
 	"github.com/redis/go-redis/v9"
 )
@@ -25,8 +28,30 @@ type RedisConfig struct {
 	SentinelMaster string // set: Addresses are sentinels
 	Username       string
 	Password       identity.Secret
-	TLS            *tls.Config // nil for none
-	Prefix         string      // of keys; default "imapgate:"
+	TLS            func() *tls.Config // for connections that begin now; nil for none
+	Prefix         string             // of keys; default "imapgate:"
+}
+
+// credentials are what a connection that begins now logs in with; without a password it
+// does not.
+func (c RedisConfig) credentials() (username, password string) {
+	password = c.Password.Reveal()
+	if password == "" {
+		return "", ""
+	}
+	return c.Username, password
+}
+
+// dialer makes connections with TLS as it is configured now, or none: the client's own.
+// A server is verified by the configured name, or by the one it is dialed with.
+func (c RedisConfig) dialer() func(context.Context, string, string) (net.Conn, error) {
+	if c.TLS == nil {
+		return nil
+	}
+	d := &net.Dialer{Timeout: dialTime, KeepAlive: 5 * time.Minute}
+	return func(ctx context.Context, _, address string) (net.Conn, error) {
+		return tlsconf.Dial(ctx, d, address, c.TLS)
+	}
 }
 
 // Dial makes a client, which connects when it is first used.
@@ -48,9 +73,9 @@ func Dial(c RedisConfig) (redis.UniversalClient, error) {
 		Addrs:         slices.Clone(c.Addresses), // a client of a cluster appends to it
 		MasterName:    c.SentinelMaster,
 		IsClusterMode: c.Cluster,
-		Username:      c.Username,
-		Password:      c.Password.Reveal(),
-		TLSConfig:     c.TLS,
+		Dialer:        c.dialer(),
+
+		CredentialsProvider: c.credentials,
 
 		// RESP2 has no messages out of turn, so replies cannot be confused with
 		// them; and nothing is sent at connect whose late reply could shift the

@@ -25,6 +25,7 @@ import (
 
 	"imapgate/internal/breaker"
 	"imapgate/internal/identity"
+	"imapgate/internal/testbed"
 	"imapgate/internal/testbed/openid"
 )
 
@@ -567,7 +568,7 @@ func TestAProviderIsVerifiedByItsCertificate(t *testing.T) {
 		{nil, server.URL, ErrUnavailable},
 		{&tls.Config{RootCAs: roots}, strings.Replace(server.URL, "127.0.0.1", "localhost", 1), ErrUnavailable}, // another name
 	} {
-		v, err := New(Config{IntrospectionURL: c.url, Scope: "email", TLS: c.tls}, zap.NewNop())
+		v, err := New(Config{IntrospectionURL: c.url, Scope: "email", TLS: testbed.Fixed(c.tls)}, zap.NewNop())
 		if err != nil {
 			t.Fatal(err)
 		}

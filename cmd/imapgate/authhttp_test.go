@@ -12,7 +12,6 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"os"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -172,7 +171,7 @@ func TestAnAuthServersWordsBecomeAuths(t *testing.T) {
 	} {
 		page := startAuthPage(t, c.answer)
 		cfg := &config.Config{Auth: config.Auth{Methods: []string{auth.HTTP}, HTTP: config.AuthHTTP{URLs: []string{page.URL}}}}
-		s, err := openAuthServers(cfg, zap.NewNop())
+		s, err := openAuthServers(cfg, &files{}, zap.NewNop())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -204,9 +203,10 @@ func TestARenewedCertificateIsShownToTheAuthServer(t *testing.T) {
 	t.Cleanup(page.Close)
 	cert, key := ca.Issue(t, "old")
 	cfg := &config.Config{Auth: config.Auth{Methods: []string{auth.HTTP}, HTTP: config.AuthHTTP{URLs: []string{page.URL}, CA: ca.File, Cert: cert, Key: key}}}
-	s, err := openAuthServers(cfg, zap.NewNop())
-	if err != nil {
-		t.Fatal(err)
+	f, wrong := openFiles(cfg, zap.NewNop())
+	s, err := openAuthServers(cfg, f, zap.NewNop())
+	if err != nil || len(wrong) > 0 {
+		t.Fatal(err, wrong)
 	}
 	for _, want := range []string{"old", "new"} {
 		if _, err := s.ask(t.Context(), auth.Login{}); err != nil {
@@ -221,9 +221,12 @@ func TestARenewedCertificateIsShownToTheAuthServer(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		if _, err := f.Reload(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	cfg.Auth.HTTP.Key = cert
-	if _, err := openAuthServers(cfg, zap.NewNop()); err == nil || !strings.HasPrefix(err.Error(), "auth.http: ") {
-		t.Errorf("a certificate without its key: %v", err)
+	if _, wrong := openFiles(cfg, zap.NewNop()); len(wrong) != 1 || wrong[0].key != "auth.http" {
+		t.Errorf("a certificate without its key: %v", wrong)
 	}
 }

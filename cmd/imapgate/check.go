@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
-	"slices"
 
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
@@ -15,7 +13,6 @@ import (
 	"imapgate/auth"
 	"imapgate/internal/config"
 	"imapgate/routing"
-	"imapgate/tlsconf"
 )
 
 // finding is one thing wrong with a configuration or a file it names.
@@ -106,15 +103,11 @@ func check(file string) (found []finding, doubts []string) {
 			found = append(found, finding{File: file, Key: key, Text: one.Error()})
 		}
 	}
-	if needsTLS(cfg) {
-		_, err := tlsconf.NewServer(cfg.TLS.Server(), zap.NewNop())
-		note("tls", err)
+	opened, wrong := openFiles(cfg, zap.NewNop())
+	for _, w := range wrong {
+		note(w.key, w.err)
 	}
-	if cfg.Redis != nil {
-		_, err := redisTLS(cfg.Redis)
-		note("redis", err)
-	}
-	judges, err := openJudges(cfg, zap.NewNop())
+	judges, err := openJudges(cfg, opened, zap.NewNop())
 	note("auth", err)
 	if err == nil {
 		_, err = auth.New(authConfig(cfg), judges.sources(noPasswords), zap.NewNop())
@@ -124,13 +117,7 @@ func check(file string) (found []finding, doubts []string) {
 		_, err := routing.New(routingConfig(cfg), nil, routing.Metrics{}, zap.NewNop())
 		note("routing", err)
 	}
-	_, err = auditConfig(cfg)
-	note("audit", err)
-	for _, name := range slices.Sorted(maps.Keys(cfg.Backends)) {
-		_, err := upstreamConfig(name, cfg.Backends[name], cfg.Limits)
-		note("backends."+name, err)
-	}
-	return found, warnings(cfg)
+	return found, append(warnings(cfg), opened.doubts()...)
 }
 
 // apart gives the errors that were joined into one.

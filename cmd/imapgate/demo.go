@@ -100,7 +100,7 @@ func runDemo(ctx context.Context, ports demoPorts, out, logTo io.Writer) (err er
 	if err := d.introduce(out); err != nil {
 		return err
 	}
-	shown = follow(d.file("audit.log"), out)
+	shown = startTail(d.file("audit.log"), out)
 	return g.obey(ctx, signals)
 }
 

@@ -203,7 +203,7 @@ func (o *routeOptions) run(cmd *cobra.Command, name string, call func(context.Co
 // withRouter opens a router for one call that is about no user.
 func withRouter(cmd *cobra.Command, cfg *config.Config, call func(context.Context, *routes) error) error {
 	quietRedis(zap.NewNop())
-	rdb, err := dialRedis(cfg.Redis)
+	rdb, err := dialRedisOnce(cfg)
 	if err != nil {
 		return err
 	}

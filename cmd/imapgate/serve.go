@@ -37,8 +37,8 @@ func newServe() *cobra.Command {
 
   SIGTERM, SIGINT  accept no more clients, say BYE to those before login, give sessions
                    limits.drain to end, close the rest, exit 0; a second one ends at once
-  SIGHUP           open the audit log anew and read the certificates again; a changed
-                   configuration needs a restart
+  SIGHUP           open the audit log anew and read certificates, CAs and secrets again;
+                   a changed configuration needs a restart
 
 GOMEMLIMIT and GOGC are respected; without the first, 80 % of the control group's limit is.`,
 		Example: "  imapgate serve --config /etc/imapgate.yaml",
@@ -145,20 +145,14 @@ func (g *gateway) obey(ctx context.Context, signals <-chan os.Signal) error {
 // runInto is run as a goroutine; it ends when the gateway has, and says how.
 func (g *gateway) runInto(ctx context.Context, ended chan<- error) { ended <- g.run(ctx) }
 
-// refresh is SIGHUP. The passwd-file needs no signal: it is followed.
+// refresh is SIGHUP. No file needs the signal: all are followed.
 func (g *gateway) refresh() {
 	g.audit.Reopen()
 	g.noteSignal(audit.ActReload)
-	if g.tls != nil {
-		changed, err := g.tls.Reload()
-		if noted := g.audit.Reloaded(err); noted != nil {
-			g.log.Warn("the reload is not in the audit log", zap.Error(noted))
-		}
-		if err != nil {
-			g.log.Error("certificate files are not usable, the last good ones stay in service", zap.Error(err))
-		} else {
-			g.log.Info("certificates read again", zap.Bool("changed", changed))
-		}
+	changed, err := g.files.Reload() // which logs what is wrong
+	if noted := g.audit.Reloaded(err); noted != nil {
+		g.log.Warn("the reload is not in the audit log", zap.Error(noted))
 	}
+	g.log.Info("certificates read again", zap.Strings("changed", changed))
 	g.log.Info("audit log opened anew; a changed configuration is not read before a restart")
 }

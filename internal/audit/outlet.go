@@ -28,9 +28,9 @@ type SinkConfig struct {
 
 	Path string // of a file or FIFO
 
-	Address  string      // of a syslog server: unix:///dev/log, tcp://host:port, tls://host:port
-	TLS      *tls.Config // for tls://
-	Facility string      // "" is authpriv
+	Address  string             // of a syslog server: unix:///dev/log, tcp://host:port, tls://host:port
+	TLS      func() *tls.Config // for connections to tls:// that begin now
+	Facility string             // "" is authpriv
 
 	Stream string // the key of a Redis stream
 	Max    int64  // about how many records it keeps

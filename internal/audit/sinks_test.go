@@ -148,7 +148,7 @@ func TestSyslogServersOfEveryKindGetEveryRecord(t *testing.T) {
 		"TLS": func(t *testing.T, c *collector) SinkConfig {
 			l := tls.NewListener(listen(t, "tcp", "127.0.0.1:0"), &tls.Config{Certificates: []tls.Certificate{pair}})
 			go c.frames(l)
-			return SinkConfig{Type: Syslog, Address: "tls://" + l.Addr().String(), TLS: &tls.Config{RootCAs: roots}}
+			return SinkConfig{Type: Syslog, Address: "tls://" + l.Addr().String(), TLS: testbed.Fixed(&tls.Config{RootCAs: roots})}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -185,7 +185,7 @@ func TestSyslogServerWithAWrongCertificateGetsNothing(t *testing.T) {
 	var c collector
 	server := tls.NewListener(listen(t, "tcp", "127.0.0.1:0"), &tls.Config{Certificates: []tls.Certificate{pair}})
 	go c.frames(server)
-	l := openSinks(t, Config{Sinks: []SinkConfig{{Type: Syslog, Address: "tls://" + server.Addr().String(), TLS: &tls.Config{}}}})
+	l := openSinks(t, Config{Sinks: []SinkConfig{{Type: Syslog, Address: "tls://" + server.Addr().String(), TLS: testbed.Fixed(&tls.Config{})}}})
 	refuse(l, "secret")
 	eventually(t, "the sink fails", func() bool { return l.Sinks()[0].Failed })
 	if err := l.Ready(); !errors.Is(err, ErrUnavailable) || len(c.all()) > 0 {

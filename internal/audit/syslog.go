@@ -2,6 +2,7 @@ package audit
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"fmt"
 	"net"
@@ -11,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"imapgate/tlsconf"
 )
 
 // maxFrames bounds what goes to a syslog server in one write.
@@ -27,7 +30,7 @@ type syslog struct {
 	// Set once.
 	network string // unix, tcp, tls
 	address string
-	tls     *tls.Config
+	tls     func() *tls.Config
 	begin   []byte // of a header: <PRI>VERSION SP
 	middle  []byte // of a header, between the time and MSGID
 
@@ -152,7 +155,7 @@ func (s *syslog) connect() error {
 			conn, err = d.Dial("unix", s.address)
 		}
 	case "tls":
-		conn, err = tls.DialWithDialer(d, "tcp", s.address, s.tls)
+		conn, err = tlsconf.Dial(context.Background(), d, s.address, s.tls)
 	default:
 		conn, err = d.Dial("tcp", s.address)
 	}

@@ -17,12 +17,15 @@ type Audit struct {
 
 // AuditSink is one place where records go.
 type AuditSink struct {
-	Type       string   `yaml:"type" form:"required" oneof:"file stdout syslog redis" doc:"What it is."`
-	Name       string   `yaml:"name" form:"label" doc:"Its name in logs and metrics. Default: the type."`
-	Path       string   `yaml:"path" form:"path" example:"/var/log/imapgate/audit.log" doc:"For type: file. A file or FIFO."`
-	Address    string   `yaml:"address" form:"syslog" example:"tls://logs.internal:6514" doc:"For type: syslog. unix:///dev/log, tcp://host:port or tls://host:port. Messages are those of RFC 5424, on streams with their length before them."`
-	CA         string   `yaml:"ca" doc:"For tls://. PEM file of the CAs to trust. Default: the system's."`
-	ServerName string   `yaml:"server_name" form:"label" doc:"For tls://. The name its certificate must have. Default: the host in address."`
+	Type       string `yaml:"type" form:"required" oneof:"file stdout syslog redis" doc:"What it is."`
+	Name       string `yaml:"name" form:"label" doc:"Its name in logs and metrics. Default: the type."`
+	Path       string `yaml:"path" form:"path" example:"/var/log/imapgate/audit.log" doc:"For type: file. A file or FIFO."`
+	Address    string `yaml:"address" form:"syslog" example:"tls://logs.internal:6514" doc:"For type: syslog. unix:///dev/log, tcp://host:port or tls://host:port. Messages are those of RFC 5424, on streams with their length before them."`
+	CA         string `yaml:"ca" doc:"For tls://. PEM file of the CAs to trust. Default: the system's."`
+	ServerName string `yaml:"server_name" form:"label" doc:"For tls://. The name its certificate must have. Default: the host in address."`
+
+	ClientCertificate *Certificate `yaml:"client_certificate" doc:"For tls://. Shown to a server that asks for one."`
+
 	Facility   string   `yaml:"facility" default:"authpriv" oneof:"kern user mail daemon auth syslog lpr news uucp cron authpriv ftp ntp audit alert clock local0 local1 local2 local3 local4 local5 local6 local7" doc:"For type: syslog."`
 	Stream     string   `yaml:"stream" form:"label" doc:"For type: redis. The key of a stream in the Redis of the redis block, whose account must be allowed XADD on it. Default: redis.prefix and audit."`
 	MaxRecords int      `yaml:"max_records" default:"100000" min:"100" max:"100000000" doc:"For type: redis. About how many records the stream keeps."`
@@ -74,9 +77,10 @@ func (k checker) sink(key string, s AuditSink) {
 			k.add(below(key, own.name), "is for type: %s", own.kind)
 		}
 	}
-	if (s.CA != "" || s.ServerName != "") && !strings.HasPrefix(s.Address, "tls://") {
-		k.add(key, "ca and server_name are used only with tls://")
+	if (s.CA != "" || s.ServerName != "" || s.ClientCertificate != nil) && !strings.HasPrefix(s.Address, "tls://") {
+		k.add(key, "ca, server_name and client_certificate are used only with tls://")
 	}
+	k.pair(below(key, "client_certificate"), s.ClientCertificate)
 }
 
 // syslogForm is for addresses of syslog servers.

@@ -21,7 +21,7 @@ auth:
 	if cfg.Timeout != 5*time.Second || len(cfg.URLs) != 2 || cfg.PassCert {
 		t.Errorf("%+v", cfg)
 	}
-	if len(cfg.Headers) != 2 || cfg.Headers["X-Realm"] != identity.NewSecret("mail") || cfg.Headers["X-Auth-Key"] != identity.NewSecret("s3cret") {
+	if len(cfg.Headers) != 2 || cfg.Headers["X-Realm"] != identity.NewSecret("mail") || cfg.Headers["X-Auth-Key"].Now() != identity.NewSecret("s3cret") {
 		t.Errorf("headers %v", cfg.Headers)
 	}
 }

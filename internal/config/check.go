@@ -48,14 +48,22 @@ func (k checker) listeners() {
 			k.add(key+".proxy_protocol.trusted", "is required: the networks whose PROXY header is believed")
 		}
 	}
-	if needsTLS && len(k.c.TLS.Certificates) == 0 {
-		k.add("tls.certificates", "a listener has TLS, so at least one certificate is needed")
+	if needsTLS && len(k.c.TLS.Certificates) == 0 && k.c.TLS.Directory == "" {
+		k.add("tls.certificates", "a listener has TLS, so at least one certificate is needed, here or in certificate_dir")
 	}
 	for i, c := range k.c.TLS.Certificates {
-		for name, file := range map[string]string{"cert": c.Cert, "key": c.Key} {
-			if file == "" {
-				k.add(below(indexed("tls.certificates", i), name), "is required")
-			}
+		k.pair(indexed("tls.certificates", i), &c)
+	}
+}
+
+// pair checks that a certificate that is there has both its files.
+func (k checker) pair(key string, c *Certificate) {
+	if c == nil {
+		return
+	}
+	for name, file := range map[string]string{"cert": c.Cert, "key": c.Key} {
+		if file == "" {
+			k.add(below(key, name), "is required")
 		}
 	}
 }
@@ -79,9 +87,12 @@ func (k checker) redis() {
 	case len(r.Addresses) > 1 && !r.Cluster && r.SentinelMaster == "":
 		k.add("redis.addresses", "several addresses need cluster: true or sentinel_master")
 	}
-	if r.CA != "" && !r.TLS {
-		k.add("redis.ca", "is used only with tls: true")
+	for key, set := range map[string]bool{"ca": r.CA != "", "server_name": r.ServerName != "", "client_certificate": r.ClientCertificate != nil} {
+		if set && !r.TLS {
+			k.add("redis."+key, "is used only with tls: true")
+		}
 	}
+	k.pair("redis.client_certificate", r.ClientCertificate)
 }
 
 func (k checker) auth() {
@@ -158,9 +169,10 @@ func (k checker) backends() {
 		} else if i := k.ownListener(b.Address); i >= 0 {
 			k.add(below(key, "address"), "%s is listeners[%d], this gateway itself", quote(b.Address), i)
 		}
-		if b.TLS == "none" && (b.CA != "" || b.ServerName != "") {
-			k.add(key, "ca and server_name are used only with TLS")
+		if b.TLS == "none" && (b.CA != "" || b.ServerName != "" || b.ClientCertificate != nil) {
+			k.add(key, "ca, server_name and client_certificate are used only with TLS")
 		}
+		k.pair(below(key, "client_certificate"), b.ClientCertificate)
 		k.login(key, b)
 	}
 }

@@ -23,6 +23,8 @@ type Config struct {
 	Audit     Audit              `yaml:"audit" doc:"The audit log: one line of JSON for every login attempt and every end of a connection."`
 	Log       Log                `yaml:"log" doc:"The ordinary log, on standard error."`
 	Admin     Admin              `yaml:"admin" doc:"The HTTP address for metrics and health."`
+
+	SecretFiles []*SecretFile `yaml:"-"` // those that secrets were read from
 }
 
 // Listener is one address clients connect to.
@@ -45,6 +47,7 @@ type ProxyProtocol struct {
 type TLS struct {
 	MinVersion   string        `yaml:"min_version" default:"1.2" oneof:"1.2 1.3" doc:"The oldest TLS version spoken, in quotes. There is no word for 1.0 and 1.1."`
 	Certificates []Certificate `yaml:"certificates" doc:"Chosen by the name the client asks for (SNI): an exact match, then a wildcard, then the first. Of several for a name, say with an ECDSA and an RSA key, a client gets the first that it can use; so it does of those for the names of the first. The files are followed: a new version is used for new connections, a bad one is reported and the last good one stays."`
+	Directory    string        `yaml:"certificate_dir" form:"path" example:"/etc/letsencrypt/live" doc:"A directory of more pairs, which come behind certificates, in the order of their files' names; those that are not valid now come last. Read are *.pem, *.crt, *.cer and *.key in it and in the directories in it, as certbot's live/ has them, in any mix: chains and keys in files of their own, or in one. A key is for the certificates with its public key, whatever the files are called; of several chains for a certificate the longest is served; files of CAs alone are intermediates. Followed: pairs that are added, renewed or removed are so for new connections. Of a pair that is half written the last good version stays, and what cannot be used is told by name."`
 	ClientCA     string        `yaml:"client_ca" example:"/etc/imapgate/tls/clients.pem" doc:"PEM file of the CAs of client certificates. When set, clients are asked for one; a client without one is served, and one whose certificate is not good is refused in the handshake. Followed when it changes: nobody resumes a session that was trusted under another. For auth.external and auth.http."`
 }
 
@@ -52,6 +55,14 @@ type TLS struct {
 type Certificate struct {
 	Cert string `yaml:"cert" form:"required" example:"/etc/imapgate/tls/mail.pem" doc:"PEM file of the certificate, followed by its intermediates."`
 	Key  string `yaml:"key" form:"required" example:"/etc/imapgate/tls/mail.key" doc:"PEM file of its key."`
+}
+
+// Pair is the part tlsconf takes of a certificate that may not be there.
+func (c *Certificate) Pair() tlsconf.KeyPair {
+	if c == nil {
+		return tlsconf.KeyPair{}
+	}
+	return tlsconf.KeyPair{Cert: c.Cert, Key: c.Key}
 }
 
 // Redis is the connection to Redis.
@@ -63,7 +74,11 @@ type Redis struct {
 	PasswordFile   string   `yaml:"password_file" doc:"File with the password, or set IMAPGATE_REDIS_PASSWORD."`
 	TLS            bool     `yaml:"tls" default:"false" doc:"Speak TLS to Redis; its certificate is verified."`
 	CA             string   `yaml:"ca" doc:"PEM file of the CAs to trust. Default: the system's."`
-	Prefix         string   `yaml:"prefix" default:"imapgate:" form:"prefix" doc:"Begins every key."`
+	ServerName     string   `yaml:"server_name" form:"label" doc:"The name its certificate must have; with cluster or sentinel_master, that of every server. Default: the host that is connected to."`
+
+	ClientCertificate *Certificate `yaml:"client_certificate" doc:"Shown to a Redis that asks for one, as one with TLS does by default (tls-auth-clients)."`
+
+	Prefix string `yaml:"prefix" default:"imapgate:" form:"prefix" doc:"Begins every key."`
 
 	Password identity.Secret `yaml:"-"` // of PasswordFile or the environment
 }
@@ -119,11 +134,14 @@ type Backend struct {
 	TLS        string `yaml:"tls" default:"implicit" oneof:"implicit starttls none" doc:"How the connection is protected. The certificate is always verified. none: passwords travel in the clear."`
 	CA         string `yaml:"ca" doc:"PEM file of the CAs to trust. Default: the system's."`
 	ServerName string `yaml:"server_name" form:"label" doc:"The name its certificate must have. Default: the host in address."`
-	Login      string `yaml:"login" default:"passthrough" oneof:"passthrough master oauth" doc:"passthrough: with the client's own name and its password or token. master: with the gateway's account, on the user's behalf. oauth: with the client's token alone; who logs in with a password is refused."`
-	Master     Master `yaml:"master" doc:"For login: master."`
-	Forward    string `yaml:"forward" default:"id" oneof:"id proxy none" doc:"How the client's address reaches the backend. id: Dovecot's x-originating-ip and its kin in the ID command. proxy: a PROXY v2 header. none: not at all. What the client says of itself by ID, its name and version, goes on in any case."`
-	Mode       string `yaml:"mode" default:"splice" oneof:"splice reuse resume" later:"park" doc:"How sessions are relayed. splice: byte for byte. reuse: commands are followed, and after LOGOUT the connection to the backend waits for the same account's next login; webmail's many short sessions then cost the backend next to nothing. resume: as reuse, and a session whose backend restarts goes on when it is back; its client notices nothing, or a pause. For that the client's password is kept in memory while the session lasts, unless the backend has login: master. What a mode cannot follow is relayed as splice does."`
-	Mux        Mux    `yaml:"mux" doc:"For the modes reuse and resume."`
+
+	ClientCertificate *Certificate `yaml:"client_certificate" doc:"Shown to a server that asks for one (mTLS)."`
+
+	Login   string `yaml:"login" default:"passthrough" oneof:"passthrough master oauth" doc:"passthrough: with the client's own name and its password or token. master: with the gateway's account, on the user's behalf. oauth: with the client's token alone; who logs in with a password is refused."`
+	Master  Master `yaml:"master" doc:"For login: master."`
+	Forward string `yaml:"forward" default:"id" oneof:"id proxy none" doc:"How the client's address reaches the backend. id: Dovecot's x-originating-ip and its kin in the ID command. proxy: a PROXY v2 header. none: not at all. What the client says of itself by ID, its name and version, goes on in any case."`
+	Mode    string `yaml:"mode" default:"splice" oneof:"splice reuse resume" later:"park" doc:"How sessions are relayed. splice: byte for byte. reuse: commands are followed, and after LOGOUT the connection to the backend waits for the same account's next login; webmail's many short sessions then cost the backend next to nothing. resume: as reuse, and a session whose backend restarts goes on when it is back; its client notices nothing, or a pause. For that the client's password is kept in memory while the session lasts, unless the backend has login: master. What a mode cannot follow is relayed as splice does."`
+	Mux     Mux    `yaml:"mux" doc:"For the modes reuse and resume."`
 }
 
 // Master is the account that may log in for any user.
@@ -177,7 +195,7 @@ type Admin struct {
 
 // Server is the part tlsconf takes.
 func (t TLS) Server() tlsconf.ServerConfig {
-	cfg := tlsconf.ServerConfig{MinVersion: t.MinVersion, ClientCA: t.ClientCA}
+	cfg := tlsconf.ServerConfig{MinVersion: t.MinVersion, Directory: t.Directory, ClientCA: t.ClientCA}
 	for _, c := range t.Certificates {
 		cfg.Certificates = append(cfg.Certificates, tlsconf.KeyPair{Cert: c.Cert, Key: c.Key})
 	}

@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"imapgate/internal/imap"
+	"imapgate/tlsconf"
 )
 
 // What a caller branches on, besides *Refused and VerdictOf.
@@ -133,7 +134,7 @@ func isTLS(err error) bool {
 	var record tls.RecordHeaderError
 	var cert *tls.CertificateVerificationError
 	var unknown x509.UnknownAuthorityError
-	return errors.Is(err, errHandshake) || errors.Is(err, errNoStartTLS) || errors.Is(err, errStartTLS) ||
+	return errors.Is(err, errHandshake) || tlsconf.IsAlert(err) || errors.Is(err, errNoStartTLS) || errors.Is(err, errStartTLS) ||
 		errors.Is(err, imap.ErrInjected) || errors.As(err, &record) || errors.As(err, &cert) || errors.As(err, &unknown)
 }
 
