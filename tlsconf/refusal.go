@@ -38,11 +38,11 @@ func Explain(err error, cfg *tls.Config) error {
 	shown := cfg != nil && cfg.GetClientCertificate != nil
 	switch {
 	case slices.Contains(certificateAlerts, alert) && shown:
-		return &CertificateError{"the server does not accept the client certificate it was shown: " + alert, err}
+		return &CertificateError{"the server does not accept the client certificate that it was shown (see client_certificate): " + alert, err}
 	case slices.Contains(certificateAlerts, alert):
-		return &CertificateError{"the server demands a client certificate, and none is configured: " + alert, err}
+		return &CertificateError{"the server demands a client certificate, and none is configured (see client_certificate): " + alert, err}
 	case alert == handshakeFailure && !shown:
-		return &CertificateError{"the server shares no cipher suite, or demands a client certificate, and none is configured: " + alert, err}
+		return &CertificateError{"the server shares no cipher suite, or demands a client certificate, and none is configured (see client_certificate): " + alert, err}
 	}
 	return err
 }
