@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"syscall"
 	"time"
 
 	"imapgate/internal/imap"
@@ -252,15 +251,12 @@ func (d *dialogue) startTLS(cfg *tls.Config) error {
 }
 
 // refusedBy is why a dialogue ended, where it was the certificate that the backend was
-// shown, or that it was shown none: with TLS 1.3 that comes behind the handshake, when
-// the gateway may have written already.
+// shown, or that it was shown none: with TLS 1.3 that comes behind the handshake.
 func (d *dialogue) refusedBy(err error) error {
-	if d.secure != nil && (errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)) {
-		if _, last := d.secure.Read(make([]byte, 1)); tlsconf.IsAlert(last) { // the connection is over: nothing is waited for
-			err = last
-		}
+	if d.secure == nil || err == nil {
+		return err
 	}
-	return tlsconf.Explain(err, d.cfg)
+	return tlsconf.Refusal(d.secure, d.cfg, err)
 }
 
 // handshake goes on under TLS with an empty memory.
