@@ -7,7 +7,7 @@ import (
 
 // Audit is the audit log.
 type Audit struct {
-	Path      string      `yaml:"path" default:"-" form:"audit" doc:"A file or FIFO; - is standard output; empty keeps no audit log. A file that was renamed is followed by a new one. Short for one entry of sinks, and left out where there are some."`
+	Path      string      `yaml:"path" default:"-" file:"own" form:"audit" doc:"A file or FIFO; - is standard output; empty keeps no audit log. A file that was renamed is followed by a new one. Short for one entry of sinks, and left out where there are some."`
 	OnFailure string      `yaml:"on_failure" default:"block" oneof:"block drop" doc:"When records cannot be written. block: no new logins, live sessions go on. drop: go on, count what is lost."`
 	Commands  string      `yaml:"commands" default:"none" oneof:"none writes all" doc:"Which commands of clients get a record, in the modes that read commands: none, those that may change something, or all. What messages contain is never written. Where a session is spliced there are none."`
 	First     int         `yaml:"first_per_minute" default:"10" min:"0" max:"1000000" doc:"How many connections that end without a login, and logins that are refused without a look at the password, have a record of their own, and a line in the ordinary log: from one address for one reason in a minute. The others are counted in one record at the end of the minute. 0: each has its own."`
@@ -19,9 +19,9 @@ type Audit struct {
 type AuditSink struct {
 	Type       string `yaml:"type" form:"required" oneof:"file stdout syslog redis" doc:"What it is."`
 	Name       string `yaml:"name" form:"label" doc:"Its name in logs and metrics. Default: the type."`
-	Path       string `yaml:"path" form:"path" example:"/var/log/imapgate/audit.log" doc:"For type: file. A file or FIFO."`
+	Path       string `yaml:"path" file:"own" form:"path" example:"/var/log/imapgate/audit.log" doc:"For type: file. A file or FIFO."`
 	Address    string `yaml:"address" form:"syslog" example:"tls://logs.internal:6514" doc:"For type: syslog. unix:///dev/log, tcp://host:port or tls://host:port. Messages are those of RFC 5424, on streams with their length before them."`
-	CA         string `yaml:"ca" doc:"For tls://. PEM file of the CAs to trust. Default: the system's."`
+	CA         string `yaml:"ca" file:"tls" doc:"For tls://. PEM file of the CAs to trust. Default: the system's."`
 	ServerName string `yaml:"server_name" form:"label" doc:"For tls://. The name its certificate must have. Default: the host in address."`
 
 	ClientCertificate *Certificate `yaml:"client_certificate" doc:"For tls://. Shown to a server that asks for one."`

@@ -17,8 +17,8 @@ type AuthOAuth struct {
 	Scope            string   `yaml:"scope" form:"label" example:"imap" doc:"A scope that a token must have."`
 	IntrospectionURL string   `yaml:"introspection_url" example:"https://id.example.org/realms/mail/protocol/openid-connect/token/introspect" doc:"The provider is asked about each token (RFC 7662), so that one which has been revoked is refused. Without issuer, a token may be of any form, and audience, authorized_party or scope is needed. With issuer, the signature and the provider must both say yes."`
 	ClientID         string   `yaml:"client_id" form:"label" example:"imapgate" doc:"The gateway's own name at the provider, for introspection_url."`
-	ClientSecretFile string   `yaml:"client_secret_file" example:"/run/secrets/oauth" doc:"File with its secret, or set IMAPGATE_OAUTH_CLIENT_SECRET."`
-	CA               string   `yaml:"ca" doc:"PEM file of the CAs to trust. Default: the system's."`
+	ClientSecretFile string   `yaml:"client_secret_file" file:"secret" example:"/run/secrets/oauth" doc:"File with its secret, or set IMAPGATE_OAUTH_CLIENT_SECRET."`
+	CA               string   `yaml:"ca" file:"tls" doc:"PEM file of the CAs to trust. Default: the system's."`
 
 	ClientCertificate *Certificate `yaml:"client_certificate" doc:"Shown to a provider that asks for one (RFC 8705)."`
 

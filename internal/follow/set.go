@@ -53,7 +53,7 @@ func (s *Set) Add(key string, source Source) {
 func (s *Set) Run(ctx context.Context) error {
 	// Reload compares contents, so it is cheap to call without a sign of change; it must
 	// be, because a certificate can become valid without one.
-	Files{List: s.files, Look: func(bool) { _, _ = s.Reload() }, Log: s.log}.Watch(ctx)
+	Files{List: s.Files, Look: func(bool) { _, _ = s.Reload() }, Log: s.log}.Watch(ctx)
 	return nil
 }
 
@@ -91,7 +91,8 @@ func (m *member) report(log *zap.Logger, err error) {
 	}
 }
 
-func (s *Set) files() []string {
+// Files gives what all of them watch, sorted.
+func (s *Set) Files() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var all []string
