@@ -88,6 +88,8 @@ func (s secrets) authHTTP(h *AuthHTTP) {
 		if value.IsZero() {
 			continue
 		}
+		read := (*s.files)[len(*s.files)-1]
+		read.valid = func(text string) error { return authhttp.CheckHeader(name, text) }
 		if h.Secrets == nil {
 			h.Secrets = make(map[string]identity.Secret)
 		}

@@ -13,8 +13,9 @@ type SecretFile struct {
 	// Set once.
 	Key   string // that names the file
 	Path  string
-	least int  // characters that it must have
-	fixed bool // a new content needs a restart
+	least int                // characters that it must have
+	valid func(string) error // nil: whatever a secret may be
+	fixed bool               // a new content needs a restart
 	live  *identity.LiveSecret
 }
 
@@ -41,6 +42,8 @@ func (f *SecretFile) Reload() (changed bool, err error) {
 	switch {
 	case wrong != "":
 		return false, errors.New(wrong)
+	case f.valid != nil && f.valid(text) != nil:
+		return false, f.valid(text)
 	case text == f.live.Secret().Reveal():
 		return false, nil
 	case f.fixed:
