@@ -35,7 +35,7 @@ type Files struct {
 	// again after each Look.
 	List func() []string
 	// Look reads what has changed. It is called at the beginning, after changes, and
-	// every half minute; changed is false where no sign of a change was seen.
+	// every half minute; then changed is false where no sign of a change was seen.
 	Look func(changed bool)
 	Log  *zap.Logger
 }
@@ -52,7 +52,8 @@ func (f Files) Watch(ctx context.Context) {
 	ticker := time.NewTicker(recheck)
 	defer ticker.Stop()
 	w := watch{Files: f, watcher: watcher}
-	w.look(true) // the watch stands before anything is read
+	w.renew() // the watch stands before anything is read
+	w.look(w.notice())
 	for {
 		select {
 		case <-ctx.Done():
@@ -63,9 +64,14 @@ func (f Files) Watch(ctx context.Context) {
 			w.named = true
 			w.settle()
 		case <-w.due:
-			w.look(w.named)
+			w.due = nil
+			w.renew()
+			if changed := w.notice(); changed || w.named {
+				w.look(true)
+			}
 		case <-ticker.C:
-			w.look(false)
+			w.renew()
+			w.look(w.notice())
 		}
 	}
 }
@@ -102,13 +108,13 @@ func (w *watch) settle() {
 	w.due = time.After(max(0, min(quiet, longest-time.Since(w.since))))
 }
 
-// look has the files read. The watch is renewed first, so that no change after the
-// reading is missed, and once more for files that the reading has found.
+// look has the files read. The watch is renewed before, so that no change after the
+// reading is missed, and here for files that the reading has found.
 func (w *watch) look(changed bool) {
-	w.due, w.named = nil, false
-	w.renew()
-	w.Look(w.notice() || changed)
+	w.named = false
+	w.Look(changed)
 	if w.renew() { // between the reading and the watch nobody looked
+		w.named = true
 		w.settle()
 	}
 }
