@@ -36,7 +36,7 @@ type passwdFile struct {
 	// Replaced as a whole by the owner of follow.
 	users atomic.Pointer[users]
 	// Owned by follow.
-	last      os.FileInfo // the file as it was last read, good or bad
+	opened    os.FileInfo // the file as it was at the start; nil after the first look
 	complaint string      // what was last logged as wrong with it; "" when it was good
 }
 
@@ -55,7 +55,7 @@ func openPasswdFile(path string, names identity.Names, log *zap.Logger) (*passwd
 	if err != nil {
 		return nil, fmt.Errorf("read passwd-file %s: %w", f.path, err)
 	}
-	f.last = info
+	f.opened = info
 	f.users.Store(u)
 	if info.Mode().Perm()&0o004 != 0 {
 		log.Warn("passwd-file can be read by every user of this machine", zap.String("file", f.path))

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"go.uber.org/zap"
@@ -168,7 +167,7 @@ type followed struct {
 	entries chan string
 }
 
-func follow(t *testing.T, path string) *followed {
+func followFile(t *testing.T, path string) *followed {
 	log, entries := newNoticed()
 	a, err := New(Config{Methods: []string{File}, File: path, Names: identity.InDomain("example.org")}, Sources{}, log)
 	if err != nil {
@@ -235,7 +234,7 @@ func (f *followed) expect(user, password, method string) {
 }
 
 func TestTheFileIsFollowedWrittenInPlaceReplacedDeletedAndRestored(t *testing.T) {
-	f := follow(t, writeFile(t, "alice:{PLAIN}one\n"))
+	f := followFile(t, writeFile(t, "alice:{PLAIN}one\n"))
 	f.expect("alice", "one", File)
 
 	f.write("alice:{PLAIN}two\nbob:{PLAIN}x\n")
@@ -261,7 +260,7 @@ func TestTheFileIsFollowedWrittenInPlaceReplacedDeletedAndRestored(t *testing.T)
 }
 
 func TestABadNewFileKeepsTheOldUsersAndSaysWhichLinesAreBad(t *testing.T) {
-	f := follow(t, writeFile(t, "alice:{PLAIN}one\n"))
+	f := followFile(t, writeFile(t, "alice:{PLAIN}one\n"))
 	f.replace("alice:{PLAIN}two\nbob:hunter2\n\nhunter2\n")
 	e := f.until("passwd-file refused, the users before it stay")
 	if !strings.Contains(e, "line 2: ") || !strings.Contains(e, "line 4: ") {
@@ -312,32 +311,11 @@ func TestAFileBehindLinksIsFollowedWhenALinkMoves(t *testing.T) {
 	if err := os.Symlink("..data/users", filepath.Join(dir, "users")); err != nil {
 		t.Fatal(err)
 	}
-	f := follow(t, filepath.Join(dir, "users"))
+	f := followFile(t, filepath.Join(dir, "users"))
 	f.expect("alice", "one", File)
 	publish("v2", "alice:{PLAIN}two\n")
 	f.until("passwd-file read")
 	f.expect("alice", "two", File)
-}
-
-func TestABurstOfChangesIsReadOnceAndAStreamOfThemIsNotPutOffForEver(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var s settle
-		s.restart()
-		if s.due == nil || time.Since(s.since) != 0 {
-			t.Error("no moment is set")
-		}
-		since := time.Now().Add(-patience)
-		s.since = since
-		s.restart()
-		if s.since != since {
-			t.Error("a change within a burst starts it anew")
-		}
-		select {
-		case <-s.due:
-		case <-time.After(quiet / 2):
-			t.Error("patience does not end")
-		}
-	})
 }
 
 func TestRunWithoutAFileWaitsForTheEnd(t *testing.T) {

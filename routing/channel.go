@@ -109,14 +109,12 @@ func (c *channel) dial(ctx context.Context) (net.Conn, error) {
 
 // arm logs in and asks for notifications.
 func (c *channel) arm(w *wire) error {
-	o := c.node.Options()
 	hello := []string{"HELLO", "3"}
-	if o.Password != "" {
-		user := o.Username
+	if user, password := c.node.Options().CredentialsProvider(); password != "" {
 		if user == "" {
 			user = "default"
 		}
-		hello = append(hello, "AUTH", user, o.Password)
+		hello = append(hello, "AUTH", user, password)
 	}
 	user, domain := c.keys.prefixes()
 	for _, cmd := range [][]string{

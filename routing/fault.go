@@ -61,7 +61,8 @@ func newFaults(c RedisConfig) *faults {
 
 // faultsOf is for one that uses a client's address by itself.
 func faultsOf(o *redis.Options) *faults {
-	return &faults{tls: o.TLSConfig != nil, username: o.Username != "", password: o.Password != "", sentinels: o.Addr == behindSentinels}
+	username, password := o.CredentialsProvider()
+	return &faults{tls: o.TLSConfig != nil, username: username != "", password: password != "", sentinels: o.Addr == behindSentinels}
 }
 
 // noCluster is for one of a cluster's nodes that is taken for a server by itself.

@@ -1,12 +1,15 @@
 package routing
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
+	"net"
 	"strings"
 	"time"
 
 	"imapgate/internal/identity"
+	"imapgate/tlsconf"
 
 	"github.com/redis/go-redis/v9"
 )
@@ -26,12 +29,30 @@ type RedisConfig struct {
 	Database       int    // 0 with Cluster
 	Username       string
 	Password       identity.Secret
-	TLS            *tls.Config // nil for none
-	Prefix         string      // of keys; default "imapgate:"
+	TLS            func() *tls.Config // for connections that begin now; nil for none
+	Prefix         string             // of keys; default "imapgate:"
 
 	// Of the sentinels.
 	SentinelUsername string
 	SentinelPassword identity.Secret
+}
+
+// credentials are what a connection that begins now logs in with; without a password it
+// does not.
+func (c RedisConfig) credentials() (username, password string) {
+	return c.Username, c.Password.Reveal()
+}
+
+// dialer makes connections with TLS as it is configured now, or none: the client's own.
+// A server is verified by the configured name, or by the one it is dialed with.
+func (c RedisConfig) dialer() func(context.Context, string, string) (net.Conn, error) {
+	if c.TLS == nil {
+		return nil
+	}
+	d := &net.Dialer{Timeout: dialTime, KeepAlive: 5 * time.Minute}
+	return func(ctx context.Context, _, address string) (net.Conn, error) {
+		return tlsconf.Dial(ctx, d, address, c.TLS)
+	}
 }
 
 // Dial makes a client, which connects when it is first used. Its errors say what an
@@ -81,15 +102,20 @@ func options(c RedisConfig) *redis.UniversalOptions {
 	for i, address := range c.Addresses {
 		addresses[i] = strings.TrimPrefix(address, "unix://") // go-redis knows a path by its slash
 	}
+	var secured *tls.Config
+	if c.TLS != nil {
+		secured = c.TLS()
+	}
 	return &redis.UniversalOptions{
 		Addrs:            addresses,
 		MasterName:       c.SentinelMaster,
 		DB:               c.Database,
-		Username:         c.Username,
-		Password:         c.Password.Reveal(),
 		SentinelUsername: c.SentinelUsername,
 		SentinelPassword: c.SentinelPassword.Reveal(),
-		TLSConfig:        c.TLS,
+		Dialer:           c.dialer(),
+		TLSConfig:        secured, // says that there is TLS; connections have what the Dialer makes
+
+		CredentialsProvider: c.credentials,
 
 		// RESP2 has no messages out of turn, so replies cannot be confused with
 		// them; and nothing is sent at connect whose late reply could shift the

@@ -143,10 +143,10 @@ func TestAUserMovedByRedisCLIIsSeenWithinASecond(t *testing.T) {
 	t.Run("TLS", func(t *testing.T) {
 		ca := testbed.NewCA(t)
 		s, address := testbed.StartRedisTLS(t, ca)
-		r := open(t, dial(t, RedisConfig{Addresses: []string{address}, TLS: ca.ClientTLS("localhost")}))
+		r := open(t, dial(t, RedisConfig{Addresses: []string{address}, TLS: ca.Client("localhost")}))
 		follow(t, r)
 		moves(t, r, s.CLI)
-		stranger := open(t, dial(t, RedisConfig{Addresses: []string{address}, TLS: testbed.NewCA(t).ClientTLS("localhost")}))
+		stranger := open(t, dial(t, RedisConfig{Addresses: []string{address}, TLS: testbed.NewCA(t).Client("localhost")}))
 		if _, err := stranger.Lookup(t.Context(), user(t, "alice")); !errors.Is(err, ErrUnavailable) {
 			t.Errorf("a server with a certificate nobody trusts: %v", err)
 		}

@@ -142,7 +142,7 @@ func (g *running) open(o options) (rooms proxy.Rooms, run []func(context.Context
 	g.limits = rooms.Limits
 	g.audit, err = audit.Open(audit.Config{Path: filepath.Join(g.dir, "audit"), Commands: o.commands}, rooms.Log)
 	rooms.Audit = g.audit
-	return rooms, []func(context.Context) error{rooms.TLS.Run, rooms.Routes.Run, rooms.Auth.Run, rooms.Limits.Run}, err
+	return rooms, []func(context.Context) error{rooms.Routes.Run, rooms.Auth.Run, rooms.Limits.Run}, err
 }
 
 // openLog writes the log to a file, which is shown when the test fails.
@@ -262,7 +262,7 @@ func to(backend mailServer, mode upstream.TLSMode) upstream.Config {
 		c.Address = at.TLS
 	}
 	if mode != upstream.NoTLS {
-		c.TLS = at.CA.ClientTLS(testbed.DovecotName)
+		c.TLS = at.CA.Client(testbed.DovecotName)
 	}
 	return c
 }

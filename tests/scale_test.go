@@ -191,7 +191,7 @@ func startStubOver(t testing.TB, ca *testbed.CA, mode upstream.TLSMode) upstream
 		t.Fatal(err)
 	}
 	s := startStub(t, &tls.Config{Certificates: []tls.Certificate{pair}})
-	return upstream.Config{Address: s.address(), TLSMode: mode, TLS: ca.ClientTLS(testbed.DovecotName)}
+	return upstream.Config{Address: s.address(), TLSMode: mode, TLS: ca.Client(testbed.DovecotName)}
 }
 
 // visit makes n connections, sixteen at a time, from many addresses.

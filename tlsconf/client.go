@@ -2,46 +2,142 @@ package tlsconf
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
 )
 
-// clientSessions bounds the resumption cache of one backend. crypto/tls keeps
+// clientSessions bounds the resumption cache of one client. crypto/tls keeps
 // one session per server name, so a handful is plenty.
 const clientSessions = 8
 
-// ClientConfig says whom to trust as a backend.
+// ClientConfig says whom to trust as a server, and what to show it.
 type ClientConfig struct {
-	CA         string // PEM file of roots; "" is the system's roots
-	ServerName string // the name the certificate must have
-	MinVersion string // "1.2" (also "") or "1.3"
+	CA          string  // PEM file of roots; "" is the system's roots
+	ServerName  string  // the name the certificate must have; "": whoever connects sets it, or the handshake fails
+	MinVersion  string  // "1.2" (also "") or "1.3"
+	Certificate KeyPair // shown to a server that asks for one; zero: none
+	ALPN        string  // the protocol offered; "" offers none
 }
 
-// Client makes the configuration for connections to one backend. The backend's
-// certificate is always verified against ServerName; there is no switch to turn
-// that off. The configuration is to be shared by all connections to the
-// backend, so that they resume; one made again (after a reload) resumes nothing
-// that was trusted under the old one.
-func Client(cfg ClientConfig) (*tls.Config, error) {
+// Client is the gateway's side of TLS towards one server, or several with one
+// configuration. The server's certificate is always verified, by crypto/tls itself;
+// there is no switch to turn that off.
+type Client struct {
+	// Set once.
+	cfg     ClientConfig
+	version uint16
+	log     *zap.Logger
+
+	current atomic.Pointer[tls.Config]
+
+	mu sync.Mutex
+	// Guarded by mu.
+	pair   *pair // as last good; nil without a certificate
+	trust  trust // as last good; pool is nil for the system's roots
+	warned expiry
+}
+
+// NewClient loads the files. An error names the file and the reason.
+func NewClient(cfg ClientConfig, log *zap.Logger) (*Client, error) {
 	min, err := version(cfg.MinVersion)
 	if err != nil {
 		return nil, err
 	}
-	if cfg.ServerName == "" {
-		return nil, errors.New("no server name to verify the backend's certificate against")
+	c := &Client{cfg: cfg, version: min, log: log, warned: make(expiry)}
+	var errs []error
+	if c.trust, err = loadTrust(cfg.CA); err != nil {
+		errs = append(errs, err)
 	}
-	var roots *x509.CertPool // nil: the system's
-	if cfg.CA != "" {
-		if roots, _, err = loadPool(cfg.CA); err != nil {
-			return nil, err
+	if cfg.Certificate != (KeyPair{}) {
+		if c.pair, err = loadPair(cfg.Certificate); err != nil {
+			errs = append(errs, err)
 		}
 	}
-	return &tls.Config{
-		MinVersion:                  min,
-		RootCAs:                     roots,
-		ServerName:                  cfg.ServerName,
-		NextProtos:                  []string{protocol},
+	if len(errs) > 0 {
+		return nil, errors.Join(errs...)
+	}
+	c.publish()
+	return c, nil
+}
+
+// Config is the configuration for a connection that begins now. It is shared by all
+// connections of a generation, so that they resume; one made again after a change of
+// files resumes nothing that was trusted, or shown a certificate, under the old ones.
+func (c *Client) Config() *tls.Config { return c.current.Load() }
+
+// Settings is what c was made of.
+func (c *Client) Settings() ClientConfig { return c.cfg }
+
+// Files gives the files that Reload reads.
+func (c *Client) Files() (files []string) {
+	for _, file := range []string{c.cfg.CA, c.cfg.Certificate.Cert, c.cfg.Certificate.Key} {
+		if file != "" {
+			files = append(files, file)
+		}
+	}
+	return files
+}
+
+// Certificates lists what servers are shown.
+func (c *Client) Certificates() []Certificate {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return listed(c.pairs())
+}
+
+func (c *Client) pairs() []*pair {
+	return slices.DeleteFunc([]*pair{c.pair}, func(p *pair) bool { return p == nil })
+}
+
+// Reload reads the files again. What cannot be used is named in the error and
+// the last good version of it stays in service; the rest is taken over. It
+// reports whether a new generation was made.
+func (c *Client) Reload() (changed bool, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var errs []error
+	if trust, err := loadTrust(c.cfg.CA); err != nil {
+		errs = append(errs, err)
+	} else if trust.sum != c.trust.sum {
+		c.trust, changed = trust, true
+	}
+	if c.pair != nil {
+		p, err := c.pair.reload()
+		if err != nil {
+			errs = append(errs, err)
+		} else if p.sum != c.pair.sum {
+			c.pair, changed = p, true
+		}
+	}
+	if changed {
+		c.publish()
+	}
+	c.warned.warn(c.log, c.pairs(), time.Now())
+	return changed, errors.Join(errs...)
+}
+
+// publish makes the next generation from what was loaded; mu is held.
+func (c *Client) publish() {
+	cfg := &tls.Config{
+		MinVersion:                  c.version,
+		RootCAs:                     c.trust.pool,
+		ServerName:                  c.cfg.ServerName,
 		ClientSessionCache:          tls.NewLRUClientSessionCache(clientSessions),
 		DynamicRecordSizingDisabled: true,
-	}, nil
+	}
+	if c.cfg.ALPN != "" {
+		cfg.NextProtos = []string{c.cfg.ALPN}
+	}
+	if c.pair != nil {
+		cert := c.pair.cert
+		// Sent whatever authorities the server names: the list may lack an intermediate,
+		// and a certificate that is refused is easier to explain than one that was not sent.
+		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
+	}
+	c.current.Store(cfg)
 }

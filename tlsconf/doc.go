@@ -1,6 +1,6 @@
 // Package tlsconf makes the TLS configurations of both sides: the listeners'
-// certificates, chosen by name and following their files, and the verified
-// client side towards a backend.
+// certificates, chosen by name, and the verified client side towards backends and
+// other servers. Both read their files again when they are asked to.
 //
 // It does not know IMAP beyond its ALPN name, nor listeners, sessions or
 // STARTTLS. A *tls.Config it hands out is never changed afterwards: new files
@@ -16,10 +16,10 @@ import (
 	"fmt"
 )
 
-// protocol is IMAP's ALPN name (RFC 7301 registry). A client that offers only
+// IMAP is the protocol's ALPN name (RFC 7301 registry). A client that offers only
 // others is speaking to the wrong door (ALPACA) and is refused in the handshake;
 // a client that offers none is served.
-const protocol = "imap"
+const IMAP = "imap"
 
 // version turns the configuration's word into crypto/tls's number. There is no
 // word for 1.0 and 1.1 (RFC 8996).

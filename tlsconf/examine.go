@@ -96,6 +96,10 @@ func isEncrypted(b *pem.Block) bool {
 	return b.Type == "ENCRYPTED PRIVATE KEY" || strings.Contains(b.Headers["Proc-Type"], "ENCRYPTED") // PKCS #8, and before it
 }
 
+func encrypted(name string) string {
+	return "the key is encrypted, and nobody is there to type its password: openssl pkey -in " + name + " -out NEW decrypts it"
+}
+
 // wrongCertificate is why a file has no certificate, or "".
 func wrongCertificate(name string, text []byte) string {
 	keys := false
@@ -120,7 +124,7 @@ func wrongKey(name string, text []byte) string {
 	for _, b := range blocks(text) {
 		switch {
 		case isKey(b) && isEncrypted(b):
-			return "the key is encrypted, and nobody is there to type its password: openssl pkey -in " + name + " -out NEW decrypts it"
+			return encrypted(name)
 		case b.Type == "OPENSSH PRIVATE KEY":
 			return "it holds a key of OpenSSH, which is none for TLS"
 		case isKey(b):
@@ -159,26 +163,61 @@ func Examine(cert *tls.Certificate, now time.Time) (doubts []string) {
 	return doubts
 }
 
-// ExamineCA is Examine for a file of CAs: nothing is trusted when all have ended. An
-// error is a *FileError.
-func ExamineCA(name string, now time.Time) (doubt string, err error) {
+// Examine says what clients will have against what is served, and that no CA of clients
+// is in time. It is made of FileErrors; nil when all is well.
+func (s *Server) Examine(now time.Time) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var doubts []error
+	for _, p := range s.pairs() {
+		for _, said := range Examine(p.cert, now) {
+			doubts = append(doubts, &FileError{p.files.Cert, errors.New(said)})
+		}
+	}
+	return errors.Join(append(doubts, examineTrust(s.cfg.ClientCA, now))...)
+}
+
+// Examine says that what servers are shown, or every CA that they are verified with, is
+// out of time. It is made of FileErrors; nil when all is well.
+func (c *Client) Examine(now time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var doubts []error
+	for _, p := range c.pairs() {
+		if said := outOfTime(p.cert.Leaf, now); said != "" {
+			doubts = append(doubts, &FileError{p.files.Cert, errors.New(said + ": servers refuse it")})
+		}
+	}
+	return errors.Join(append(doubts, examineTrust(c.cfg.CA, now))...)
+}
+
+// examineTrust says that all CAs of a file are out of time. That it cannot be read is
+// another's to say.
+func examineTrust(name string, now time.Time) error {
+	if name == "" {
+		return nil
+	}
 	text, err := readFile(name)
+	if err == nil {
+		text, err = pemText(name, text)
+	}
 	if err != nil {
-		return "", err
+		return nil
 	}
-	if text, err = pemText(name, text); err != nil {
-		return "", err
-	}
+	doubt := ""
 	for _, b := range blocks(text) {
 		c, err := x509.ParseCertificate(b.Bytes)
 		if b.Type != "CERTIFICATE" || err != nil {
 			continue
 		}
 		if doubt = outOfTime(c, now); doubt == "" {
-			return "", nil
+			return nil
 		}
 	}
-	return doubt, nil
+	if doubt == "" {
+		return nil
+	}
+	return &FileError{name, errors.New(doubt)}
 }
 
 // outOfTime says that a certificate has ended or not begun, or "".

@@ -27,8 +27,7 @@ type pair struct {
 	sum   digest
 }
 
-// trust is the client CA pool as it was last good; pool is nil when client
-// certificates are not asked for.
+// trust is a pool of CAs as it was last good; pool is nil where no file is configured.
 type trust struct {
 	pool *x509.CertPool
 	sum  digest
@@ -55,6 +54,21 @@ func loadPair(files KeyPair) (*pair, error) {
 	h.Write(key)
 	return &pair{files: files, cert: both, sum: digest(h.Sum(nil))}, nil
 }
+
+// reload reads p's files again.
+func (p *pair) reload() (*pair, error) {
+	again, err := loadPair(p.files)
+	if err != nil {
+		return nil, err
+	}
+	return again, worse(p, again)
+}
+
+// leaf identifies the certificate that p is for.
+func (p *pair) leaf() string { return string(p.cert.Certificate[0]) }
+
+// sameLeaf reports whether both are for one certificate.
+func (p *pair) sameLeaf(other *pair) bool { return p.leaf() == other.leaf() }
 
 // loadPool reads a PEM file of CA certificates.
 func loadPool(name string) (*x509.CertPool, digest, error) {

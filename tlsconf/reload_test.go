@@ -10,18 +10,22 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
+	"imapgate/internal/follow"
 	"imapgate/internal/testbed"
 )
 
-// run starts s.Run for the length of the test.
-func run(t *testing.T, s *Server) {
+// run has the files of s followed for the length of the test.
+func run(t *testing.T, s follow.Source, log *zap.Logger) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
+	set := follow.NewSet(log)
+	set.Add("tls", s)
 	var running sync.WaitGroup
 	running.Go(func() {
-		if err := s.Run(ctx); err != nil {
+		if err := set.Run(ctx); err != nil {
 			t.Error(err)
 		}
 	})
@@ -55,8 +59,8 @@ func says(logs *observer.ObservedLogs, message string) bool {
 }
 
 const (
-	msgBad  = "certificate files are not usable, the last good ones stay in service"
-	msgGood = "certificate files are good again"
+	msgBad  = "files are not usable, the last good ones stay in service"
+	msgGood = "files are good again"
 )
 
 func TestNewFilesAreServedWithoutRestart(t *testing.T) {
@@ -66,7 +70,7 @@ func TestNewFilesAreServedWithoutRestart(t *testing.T) {
 	pair := writePair(t, base, cert, key)
 	s, said := newServer(t, ServerConfig{Certificates: []KeyPair{pair}})
 	first := s.Config()
-	run(t, s)
+	run(t, s, s.log)
 
 	cert, key = ca.issue(t, later, "two")
 	writePair(t, base, cert, key)
@@ -115,7 +119,7 @@ func TestSymlinkSwapOfAMountedSecretIsFollowed(t *testing.T) {
 		}
 	}
 	s, _ := newServer(t, ServerConfig{Certificates: []KeyPair{pair}})
-	run(t, s)
+	run(t, s, s.log)
 	version("v2")
 	eventually(t, "v2", func() bool { return served(t, s) == "v2" })
 	if err := os.RemoveAll(filepath.Join(dir, "v1")); err != nil {
@@ -157,8 +161,14 @@ func TestBadNewFileKeepsTheOldOneAndIsReportedOnce(t *testing.T) {
 		}
 	}
 	write(t, one.Cert, nil)
-	last := s.follow("")
-	if s.follow(last) != last || said.FilterMessage(msgBad).Len() != 1 {
+	set := follow.NewSet(s.log)
+	set.Add("tls", s)
+	for range 2 {
+		if _, err := set.Reload(); err == nil {
+			t.Error("an empty certificate is no error")
+		}
+	}
+	if said.FilterMessage(msgBad).Len() != 1 {
 		t.Error("the same complaint is not logged exactly once")
 	}
 }
@@ -224,7 +234,7 @@ func TestOperatorHearsOfExpiryOnceAtEachStage(t *testing.T) {
 		more int
 	}{{30 * day, 0}, {22 * day, 0}, {21 * day, 1}, {20 * day, 0}, {7*day + time.Hour, 0}, {6 * day, 1}, {day, 1}, {time.Hour, 0}, {-time.Hour, 1}, {-30 * day, 0}} {
 		total += c.more
-		s.warnExpiry(end.Add(-c.left))
+		s.warned.warn(s.log, s.pairs(), end.Add(-c.left))
 		if said.Len() != total {
 			t.Errorf("%v before the end: %d lines, want %d", c.left, said.Len(), total)
 		}
@@ -237,7 +247,7 @@ func TestOperatorHearsOfExpiryOnceAtEachStage(t *testing.T) {
 	if changed, err := s.Reload(); !changed || err != nil {
 		t.Fatal(err)
 	}
-	s.warnExpiry(end.Add(-12 * time.Hour))
+	s.warned.warn(s.log, s.pairs(), end.Add(-12*time.Hour))
 	if said.Len() != total+1 {
 		t.Error("the renewed certificate's own end is not reported")
 	}

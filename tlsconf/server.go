@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,6 +16,7 @@ import (
 type ServerConfig struct {
 	MinVersion   string    // "1.2" (also "") or "1.3"
 	Certificates []KeyPair // chosen by SNI; the first is the default
+	Directory    string    // whose pairs come behind Certificates; "" is none
 	ClientCA     string    // PEM file; set: client certificates are asked for and verified
 }
 
@@ -32,9 +34,10 @@ type Server struct {
 
 	mu sync.Mutex
 	// Guarded by mu.
-	pairs  []*pair        // as last good, in the configuration's order
-	trust  trust          // as last good
-	warned map[string]int // certificate file → index in expiryWarnings last spoken
+	own    []*pair    // of Certificates, as last good, in their order
+	dir    *directory // nil without one
+	trust  trust      // as last good
+	warned expiry
 }
 
 // Certificate is what an operator wants to know of a served certificate.
@@ -44,16 +47,17 @@ type Certificate struct {
 }
 
 // NewServer loads every file. An error names the file and the reason; all
-// errors are reported at once.
+// errors are reported at once. Of a directory only its pairs are needed: what else is
+// wrong there, Reload says.
 func NewServer(cfg ServerConfig, log *zap.Logger) (*Server, error) {
 	min, err := version(cfg.MinVersion)
 	if err != nil {
 		return nil, err
 	}
-	if len(cfg.Certificates) == 0 {
+	if len(cfg.Certificates) == 0 && cfg.Directory == "" {
 		return nil, errors.New("no certificate is configured")
 	}
-	s := &Server{cfg: cfg, version: min, log: log, warned: make(map[string]int)}
+	s := &Server{cfg: cfg, version: min, log: log, warned: make(expiry)}
 	var errs []error
 	for _, files := range cfg.Certificates {
 		p, err := loadPair(files)
@@ -61,16 +65,32 @@ func NewServer(cfg ServerConfig, log *zap.Logger) (*Server, error) {
 			errs = append(errs, err)
 			continue
 		}
-		s.pairs = append(s.pairs, p)
+		s.own = append(s.own, p)
 	}
 	if s.trust, err = loadTrust(cfg.ClientCA); err != nil {
 		errs = append(errs, err)
 	}
-	if len(errs) > 0 {
-		return nil, errors.Join(errs...)
+	if cfg.Directory != "" {
+		errs = append(errs, s.openDirectory()...)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
 	}
 	s.publish()
 	return s, nil
+}
+
+// openDirectory reads the directory for the first time.
+func (s *Server) openDirectory() (errs []error) {
+	s.dir = &directory{path: s.cfg.Directory}
+	_, err := s.dir.reload(time.Now())
+	switch {
+	case s.dir.entries == nil && err != nil: // it cannot be listed
+		return []error{err}
+	case len(s.cfg.Certificates)+len(s.dir.pairs) == 0:
+		return []error{fmt.Errorf("%s: no certificate with its key", s.cfg.Directory), err}
+	}
+	return nil
 }
 
 // Config is the configuration for a connection that begins now. All
@@ -81,11 +101,46 @@ func (s *Server) Config() *tls.Config { return s.current.Load() }
 func (s *Server) Certificates() []Certificate {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	list := make([]Certificate, len(s.pairs))
-	for i, p := range s.pairs {
+	return listed(s.pairs())
+}
+
+func listed(pairs []*pair) []Certificate {
+	list := make([]Certificate, len(pairs))
+	for i, p := range pairs {
 		list[i] = Certificate{File: p.files.Cert, NotAfter: p.cert.Leaf.NotAfter}
 	}
 	return list
+}
+
+// Files gives the files that Reload reads, and the directories whose entries matter.
+func (s *Server) Files() (files []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.cfg.Certificates {
+		files = append(files, p.Cert, p.Key)
+	}
+	if s.cfg.ClientCA != "" {
+		files = append(files, s.cfg.ClientCA)
+	}
+	if s.dir != nil {
+		files = append(append(files, s.dir.path), s.dir.entries...)
+	}
+	return files
+}
+
+// pairs is everything that is served, the default first. A certificate that is
+// configured by itself is not there again out of the directory.
+func (s *Server) pairs() []*pair {
+	all := slices.Clone(s.own)
+	if s.dir == nil {
+		return all
+	}
+	for _, p := range s.dir.pairs {
+		if !slices.ContainsFunc(s.own, p.sameLeaf) {
+			all = append(all, p)
+		}
+	}
+	return all
 }
 
 // Reload reads the files again. What cannot be used is named in the error and
@@ -95,18 +150,14 @@ func (s *Server) Reload() (changed bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var errs []error
-	for i, old := range s.pairs {
-		p, err := loadPair(old.files)
-		if err == nil {
-			err = worse(old, p)
-		}
+	for i, old := range s.own {
+		p, err := old.reload()
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
 		if p.sum != old.sum {
-			s.pairs[i], changed = p, true
-			delete(s.warned, p.files.Cert)
+			s.own[i], changed = p, true
 		}
 	}
 	trust, err := loadTrust(s.cfg.ClientCA)
@@ -115,9 +166,16 @@ func (s *Server) Reload() (changed bool, err error) {
 	} else if trust.sum != s.trust.sum {
 		s.trust, changed = trust, true
 	}
+	if s.dir != nil {
+		s.dir.mayEmpty = len(s.own) > 0
+		renewed, err := s.dir.reload(time.Now())
+		changed = changed || renewed
+		errs = append(errs, err)
+	}
 	if changed {
 		s.publish()
 	}
+	s.warned.warn(s.log, s.pairs(), time.Now())
 	return changed, errors.Join(errs...)
 }
 
@@ -136,14 +194,14 @@ func worse(old, p *pair) error {
 // tls.Config has new ticket keys, so a session that was accepted under other
 // client CAs cannot be resumed into this generation.
 func (s *Server) publish() {
-	names := newNameTable(s.pairs)
+	names := newNameTable(s.pairs())
 	cfg := &tls.Config{
 		MinVersion:     s.version,
 		GetCertificate: names.certificate,
 		// Asked in every handshake, also in one that resumes and serves nothing: the
 		// session is of this generation, because the ticket keys are.
 		GetConfigForClient: names.note,
-		NextProtos:         []string{protocol},
+		NextProtos:         []string{IMAP},
 		// Small first records help web pages, not mail: bulk goes out in full ones.
 		DynamicRecordSizingDisabled: true,
 	}
@@ -160,7 +218,7 @@ func loadTrust(name string) (trust, error) {
 	}
 	pool, sum, err := loadPool(name)
 	if err != nil {
-		return trust{}, fmt.Errorf("client CA: %w", err)
+		return trust{}, err
 	}
 	return trust{pool: pool, sum: sum}, nil
 }

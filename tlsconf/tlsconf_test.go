@@ -368,18 +368,15 @@ func TestBackendIsAlwaysVerified(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		cfg, err := Client(ClientConfig{CA: caFile, ServerName: "east.internal"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		state, err := shake(t, &tls.Config{Certificates: []tls.Certificate{pair}, NextProtos: []string{"imap"}}, cfg)
+		state, err := shake(t, &tls.Config{Certificates: []tls.Certificate{pair}, NextProtos: []string{"imap"}},
+			newClient(t, ClientConfig{CA: caFile, ServerName: "east.internal", ALPN: IMAP}).Config())
 		if c.want == "" && (err != nil || state.NegotiatedProtocol != "imap") || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	for name, cfg := range map[string]ClientConfig{"no name": {}, "no CA": {CA: "/no/ca", ServerName: "x"},
+	for name, cfg := range map[string]ClientConfig{"no CA": {CA: "/no/ca", ServerName: "x"},
 		"no PEM": {CA: write(t, filepath.Join(dir, "x"), nil), ServerName: "x"}, "version": {ServerName: "x", MinVersion: "1.0"}} {
-		if _, err := Client(cfg); err == nil {
+		if _, err := NewClient(cfg, zap.NewNop()); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
 	}
@@ -393,10 +390,7 @@ func TestSecondConnectionToABackendResumes(t *testing.T) {
 		t.Fatal(err)
 	}
 	server := &tls.Config{Certificates: []tls.Certificate{pair}}
-	cfg, err := Client(ClientConfig{CA: write(t, filepath.Join(t.TempDir(), "ca"), ca.pem()), ServerName: "east.internal"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	cfg := newClient(t, ClientConfig{CA: write(t, filepath.Join(t.TempDir(), "ca"), ca.pem()), ServerName: "east.internal"}).Config()
 	var resumed []bool
 	for range 3 {
 		state, err := shake(t, server, cfg)

@@ -33,13 +33,13 @@ const (
 // doors are the rooms each room may import, besides internal/identity. Constant.
 // "*" is every room. A room that is not here may import none.
 var doors = map[string]string{
-	"auth":                    "internal/plainfile",
-	"auth/authhttp":           "internal/breaker",
-	"auth/oauth":              "internal/breaker",
+	"auth":                    "internal/follow internal/plainfile",
+	"auth/authhttp":           "internal/breaker tlsconf",
+	"auth/oauth":              "internal/breaker tlsconf",
 	"internal/breaker":        "",
-	"routing":                 "internal/breaker internal/plainfile",
+	"routing":                 "internal/breaker internal/plainfile tlsconf",
 	"tlsconf":                 "internal/plainfile",
-	"internal/audit":          "",
+	"internal/audit":          "tlsconf",
 	"internal/deadpeer":       "",
 	"internal/descriptors":    "",
 	"internal/duration":       "",
@@ -54,6 +54,7 @@ var doors = map[string]string{
 	"internal/testbed":        "internal/mutant",
 	"internal/testbed/openid": "internal/testbed",
 	"internal/faultproxy":     "internal/testbed",
+	"internal/follow":         "",
 	"internal/quiet":          "",
 	"proxy/splice":            "internal/quiet",
 	"proxy/upstream":          "auth routing internal/imap internal/audit internal/deadpeer internal/descriptors internal/metrics internal/limit tlsconf",

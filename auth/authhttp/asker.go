@@ -24,6 +24,7 @@ import (
 
 	"imapgate/internal/breaker"
 	"imapgate/internal/identity"
+	"imapgate/tlsconf"
 )
 
 var (
@@ -55,7 +56,7 @@ type Config struct {
 	URLs        []string                   // http or https; asked in this order
 	Timeout     time.Duration              // for the answer of one of them; 0 is 5 s
 	Headers     map[string]identity.Secret // sent with every question
-	TLS         *tls.Config                // for https; nil trusts the system's roots
+	TLS         func() *tls.Config         // for https connections that begin now; nil trusts the system's roots
 	ClientCerts bool                       // clients are asked for certificates, so each question says whether there was one
 	PassCert    bool                       // a client's certificate is sent too
 }
@@ -65,10 +66,10 @@ type Asker struct {
 	// Set once.
 	servers   []*server
 	timeout   time.Duration
-	extra     http.Header
+	extra     map[string]identity.Secret
 	verify    bool
 	passCert  bool
-	transport *http.Transport
+	transport *tlsconf.Transport
 	log       *zap.Logger
 }
 
@@ -85,7 +86,7 @@ func New(cfg Config, log *zap.Logger) (*Asker, error) {
 	if len(cfg.URLs) == 0 || len(cfg.URLs) > MaxURLs {
 		return nil, fmt.Errorf("auth servers: 1 to %d are needed, not %d", MaxURLs, len(cfg.URLs))
 	}
-	a := &Asker{timeout: cfg.Timeout, extra: make(http.Header), verify: cfg.ClientCerts, passCert: cfg.PassCert, log: log}
+	a := &Asker{timeout: cfg.Timeout, extra: cfg.Headers, verify: cfg.ClientCerts, passCert: cfg.PassCert, log: log}
 	if a.timeout <= 0 {
 		a.timeout = defaultTimeout
 	}
@@ -100,13 +101,18 @@ func New(cfg Config, log *zap.Logger) (*Asker, error) {
 		if err := CheckHeader(name, value.Reveal()); err != nil {
 			return nil, fmt.Errorf("auth server: header %q %w", name, err)
 		}
-		a.extra[name] = []string{value.Reveal()}
 	}
 	// RoundTrip of a transport, not a http.Client: no redirects, no cookies, and
 	// no proxy from the environment.
-	a.transport = &http.Transport{
+	a.transport = tlsconf.NewTransport(cfg.TLS, a.newTransport)
+	return a, nil
+}
+
+// newTransport makes what questions go through.
+func (a *Asker) newTransport(secured *tls.Config) *http.Transport {
+	return &http.Transport{
 		DialContext:            (&net.Dialer{Timeout: a.timeout}).DialContext,
-		TLSClientConfig:        cfg.TLS,
+		TLSClientConfig:        secured,
 		TLSHandshakeTimeout:    a.timeout,
 		DisableCompression:     true,
 		MaxConnsPerHost:        maxConns,
@@ -114,7 +120,6 @@ func New(cfg Config, log *zap.Logger) (*Asker, error) {
 		IdleConnTimeout:        idleFor,
 		MaxResponseHeaderBytes: maxHeader,
 	}
-	return a, nil
 }
 
 func (a *Asker) newServer(raw string) (*server, error) {
@@ -298,8 +303,11 @@ func cause(err error) error {
 		network *net.OpError
 		verify  *tls.CertificateVerificationError
 		record  tls.RecordHeaderError
+		refused *tlsconf.CertificateError
 	)
 	switch {
+	case errors.As(err, &refused):
+		return refused
 	case errors.Is(err, context.DeadlineExceeded):
 		return errors.New("no answer in time")
 	case errors.Is(err, context.Canceled):

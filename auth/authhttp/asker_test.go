@@ -373,7 +373,7 @@ func TestOverTLSBothSidesAreVerified(t *testing.T) {
 		"no certificate of ours":   {&tls.Config{RootCAs: ca.Pool}, false},
 		"a stranger's certificate": {&tls.Config{RootCAs: ca.Pool, Certificates: []tls.Certificate{pair(other, "gateway")}}, false},
 	} {
-		_, err := newAsker(t, Config{URLs: []string{s.URL + "/auth"}, TLS: c.tls}).Ask(t.Context(), alice())
+		_, err := newAsker(t, Config{URLs: []string{s.URL + "/auth"}, TLS: testbed.Fixed(c.tls)}).Ask(t.Context(), alice())
 		if (err == nil) != c.ok || err != nil && !errors.Is(err, ErrUnavailable) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -454,7 +454,7 @@ func FuzzAuthHTTPQuestion(f *testing.F) {
 	f.Add("alice@example.org", "pa%ss word")
 	f.Add("a\r\nAuth-Status: OK", "\x00\x7f\xff")
 	f.Fuzz(func(t *testing.T, user, password string) {
-		h := (&Asker{extra: http.Header{}}).header(Question{User: user, Password: identity.NewSecret(password)})
+		h := (&Asker{}).header(Question{User: user, Password: identity.NewSecret(password)})
 		for name, want := range map[string]string{"Auth-User": user, "Auth-Pass": password} {
 			got, err := url.PathUnescape(h[name][0])
 			if err != nil || got != want || strings.ContainsFunc(h[name][0], func(r rune) bool { return r <= ' ' || r == 0x7f }) {

@@ -3,7 +3,6 @@ package authhttp
 import (
 	"crypto/tls"
 	"errors"
-	"maps"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -39,7 +38,10 @@ type Proxy struct{ Source, Server netip.AddrPort }
 // header is the question as nginx writes it, but for the order, which is
 // net/http's. Names are put in as they are: Set would write Client-Ip.
 func (a *Asker) header(q Question) http.Header {
-	h := maps.Clone(a.extra)
+	h := make(http.Header)
+	for name, value := range a.extra {
+		h[name] = []string{value.Reveal()}
+	}
 	for name, value := range map[string]string{
 		"Auth-Method":        q.Method,
 		"Auth-User":          escape(q.User),

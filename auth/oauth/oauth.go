@@ -40,7 +40,7 @@ type Config struct {
 	ClientSecret     identity.Secret
 	CacheTTL         time.Duration // how long an introspection's yes is believed; 0: not
 
-	TLS *tls.Config // nil: the system's roots
+	TLS func() *tls.Config // for connections that begin now; nil: the system's roots
 }
 
 // Subject is whom a token was given to.

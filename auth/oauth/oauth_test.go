@@ -25,7 +25,9 @@ import (
 
 	"imapgate/internal/breaker"
 	"imapgate/internal/identity"
+	"imapgate/internal/testbed"
 	"imapgate/internal/testbed/openid"
+	"imapgate/tlsconf"
 )
 
 const alice = "alice@example.org"
@@ -567,12 +569,41 @@ func TestAProviderIsVerifiedByItsCertificate(t *testing.T) {
 		{nil, server.URL, ErrUnavailable},
 		{&tls.Config{RootCAs: roots}, strings.Replace(server.URL, "127.0.0.1", "localhost", 1), ErrUnavailable}, // another name
 	} {
-		v, err := New(Config{IntrospectionURL: c.url, Scope: "email", TLS: c.tls}, zap.NewNop())
+		v, err := New(Config{IntrospectionURL: c.url, Scope: "email", TLS: testbed.Fixed(c.tls)}, zap.NewNop())
 		if err != nil {
 			t.Fatal(err)
 		}
 		if _, err := verify(t, v, "token"); !errors.Is(err, c.want) {
 			t.Errorf("%s: %v", c.url, err)
+		}
+	}
+}
+
+func TestAProviderThatDemandsACertificateIsShownOne(t *testing.T) {
+	ca := testbed.NewCA(t)
+	pair, err := tls.LoadX509KeyPair(ca.Issue(t, "127.0.0.1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = fmt.Fprintf(w, `{"active":true,"scope":"email","email":%q}`, alice)
+	}))
+	server.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, ClientCAs: ca.Pool, ClientAuth: tls.RequireAndVerifyClientCert}
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	server.StartTLS()
+	defer server.Close()
+	cert, key := ca.Issue(t, "gateway")
+	for want, files := range map[error]tlsconf.KeyPair{nil: {Cert: cert, Key: key}, ErrUnavailable: {}} {
+		c, err := tlsconf.NewClient(tlsconf.ClientConfig{CA: ca.File, Certificate: files}, zap.NewNop())
+		if err != nil {
+			t.Fatal(err)
+		}
+		v, err := New(Config{IntrospectionURL: server.URL, Scope: "email", TLS: c.Config}, zap.NewNop())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := verify(t, v, "token"); !errors.Is(err, want) {
+			t.Errorf("with %v: %v", files, err)
 		}
 	}
 }

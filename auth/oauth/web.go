@@ -14,6 +14,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"imapgate/tlsconf"
 )
 
 const (
@@ -33,16 +35,18 @@ const (
 type bounded struct{ http.RoundTripper }
 
 // newTransport makes what all questions go through. TLS is always verified.
-func newTransport(secured *tls.Config) bounded {
-	return bounded{&http.Transport{
-		Proxy:                  http.ProxyFromEnvironment,
-		TLSClientConfig:        secured,
-		ForceAttemptHTTP2:      true,
-		MaxConnsPerHost:        maxConnections,
-		MaxIdleConnsPerHost:    maxConnections,
-		IdleConnTimeout:        90 * time.Second,
-		MaxResponseHeaderBytes: maxAnswer,
-	}}
+func newTransport(current func() *tls.Config) bounded {
+	return bounded{tlsconf.NewTransport(current, func(secured *tls.Config) *http.Transport {
+		return &http.Transport{
+			Proxy:                  http.ProxyFromEnvironment,
+			TLSClientConfig:        secured,
+			ForceAttemptHTTP2:      true,
+			MaxConnsPerHost:        maxConnections,
+			MaxIdleConnsPerHost:    maxConnections,
+			IdleConnTimeout:        90 * time.Second,
+			MaxResponseHeaderBytes: maxAnswer,
+		}
+	})}
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -151,8 +155,11 @@ func cause(err error) error {
 		patience net.Error
 		network  *net.OpError
 		verify   *tls.CertificateVerificationError
+		refused  *tlsconf.CertificateError
 	)
 	switch {
+	case errors.As(err, &refused):
+		return refused
 	case errors.As(err, &patience) && patience.Timeout():
 		return errors.New("no answer in time")
 	case errors.As(err, &network):

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"slices"
@@ -13,7 +12,6 @@ import (
 	"imapgate/auth"
 	"imapgate/auth/oauth"
 	"imapgate/internal/config"
-	"imapgate/tlsconf"
 )
 
 func authConfig(cfg *config.Config) auth.Config {
@@ -43,11 +41,13 @@ type judges struct {
 }
 
 // openJudges connects to nobody.
-func openJudges(cfg *config.Config, log *zap.Logger) (j judges, err error) {
-	servers, wrong := openAuthServers(cfg, log)
+func openJudges(cfg *config.Config, f *files, log *zap.Logger) (j judges, err error) {
+	servers, wrong := openAuthServers(cfg, f, log)
 	j.servers = servers
 	if slices.Contains(cfg.Auth.Methods, auth.OAuth) {
-		j.tokens, err = openProvider(cfg.Auth.OAuth, log)
+		made := cfg.Auth.OAuth.Config()
+		made.TLS = f.client(oauthKey) // each server of the provider is verified by the name in its URL
+		j.tokens, err = oauth.New(made, log)
 	}
 	return j, errors.Join(wrong, err)
 }
@@ -56,20 +56,6 @@ func (j judges) close() {
 	if j.servers != nil {
 		j.servers.asker.Close()
 	}
-}
-
-// openProvider verifies each server of the provider by the name in its URL.
-func openProvider(o config.AuthOAuth, log *zap.Logger) (*oauth.Verifier, error) {
-	made := o.Config()
-	if o.CA != "" {
-		trust, err := tlsconf.Client(tlsconf.ClientConfig{CA: o.CA, ServerName: "localhost"})
-		if err != nil {
-			return nil, config.At("auth.oauth.ca", err)
-		}
-		made.TLS = &tls.Config{RootCAs: trust.RootCAs, MinVersion: trust.MinVersion}
-	}
-	v, err := oauth.New(made, log)
-	return v, config.At("auth.oauth", err)
 }
 
 // sources are the judges in auth's words.
@@ -106,7 +92,7 @@ func (j judges) refusal() auth.TokenRefusal {
 
 func (g *gateway) openAuth() error {
 	var err error
-	if g.judges, err = openJudges(g.cfg, g.log); err != nil {
+	if g.judges, err = openJudges(g.cfg, g.files, g.log); err != nil {
 		return err
 	}
 	var passwords auth.PasswordLookup

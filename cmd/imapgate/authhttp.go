@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"slices"
@@ -12,7 +11,6 @@ import (
 	"imapgate/auth"
 	"imapgate/auth/authhttp"
 	"imapgate/internal/config"
-	"imapgate/tlsconf"
 )
 
 // authServers are asked for auth's method http. The two rooms do not know each
@@ -20,47 +18,18 @@ import (
 type authServers struct{ asker *authhttp.Asker }
 
 // openAuthServers is nil when no method asks them.
-func openAuthServers(cfg *config.Config, log *zap.Logger) (*authServers, error) {
+func openAuthServers(cfg *config.Config, f *files, log *zap.Logger) (*authServers, error) {
 	if !slices.Contains(cfg.Auth.Methods, auth.HTTP) {
 		return nil, nil
 	}
 	made := cfg.Auth.HTTP.Config()
 	made.ClientCerts = cfg.TLS.ClientCA != ""
-	var err error
-	if made.TLS, err = authServerTLS(cfg.Auth.HTTP); err != nil {
-		return nil, err
-	}
+	made.TLS = f.client(authHTTPKey) // each server is verified by the name in its URL
 	asker, err := authhttp.New(made, log)
 	if err != nil {
 		return nil, config.At("auth.http", err)
 	}
 	return &authServers{asker}, nil
-}
-
-// authServerTLS is for https. The server's name is left open: net/http verifies
-// each server by the name in its URL.
-func authServerTLS(h config.AuthHTTP) (*tls.Config, error) {
-	made, err := tlsconf.Client(tlsconf.ClientConfig{CA: h.CA, ServerName: "localhost"})
-	if err != nil {
-		return nil, config.At("auth.http.ca", err)
-	}
-	made.ServerName = ""
-	made.NextProtos = nil // HTTP/1.1 needs none, and it is not IMAP
-	if h.Cert == "" {
-		return made, nil
-	}
-	own := tlsconf.KeyPair{Cert: h.Cert, Key: h.Key}
-	if _, err := tlsconf.LoadKeyPair(own); err != nil {
-		return nil, fileKeys{h.Cert: "auth.http.cert", h.Key: "auth.http.key"}.place("auth.http", err)
-	}
-	// Read for each of the few connections, so that a renewed one is shown; a
-	// session that is resumed would be the old one's.
-	made.ClientSessionCache = nil
-	made.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-		pair, err := tlsconf.LoadKeyPair(own)
-		return &pair, err
-	}
-	return made, nil
 }
 
 // ask is auth.Ask.

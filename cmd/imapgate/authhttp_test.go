@@ -172,7 +172,7 @@ func TestAnAuthServersWordsBecomeAuths(t *testing.T) {
 	} {
 		page := startAuthPage(t, c.answer)
 		cfg := &config.Config{Auth: config.Auth{Methods: []string{auth.HTTP}, HTTP: config.AuthHTTP{URLs: []string{page.URL}}}}
-		s, err := openAuthServers(cfg, zap.NewNop())
+		s, err := openAuthServers(cfg, &files{}, zap.NewNop())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -204,7 +204,11 @@ func TestARenewedCertificateIsShownToTheAuthServer(t *testing.T) {
 	t.Cleanup(page.Close)
 	cert, key := ca.Issue(t, "old")
 	cfg := &config.Config{Auth: config.Auth{Methods: []string{auth.HTTP}, HTTP: config.AuthHTTP{URLs: []string{page.URL}, CA: ca.File, Cert: cert, Key: key}}}
-	s, err := openAuthServers(cfg, zap.NewNop())
+	f, err := openFiles(cfg, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := openAuthServers(cfg, f, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -221,9 +225,12 @@ func TestARenewedCertificateIsShownToTheAuthServer(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		if _, err := f.Reload(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	cfg.Auth.HTTP.Key = cert
-	if _, err := openAuthServers(cfg, zap.NewNop()); err == nil || !strings.HasPrefix(err.Error(), "auth.http.key: ") {
+	if _, err := openFiles(cfg, zap.NewNop()); err == nil || !strings.HasPrefix(err.Error(), "auth.http.key: ") {
 		t.Errorf("a certificate without its key: %v", err)
 	}
 }

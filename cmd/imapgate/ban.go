@@ -95,7 +95,7 @@ func (o *limitOptions) run(cmd *cobra.Command, call func(context.Context, office
 		return call(ctx, counter{cfg.Admin})
 	}
 	quietRedis(zap.NewNop())
-	rdb, err := dialRedis(cfg.Redis)
+	rdb, err := dialRedisOnce(cfg)
 	if err != nil {
 		return err
 	}

@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
-	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -16,7 +14,6 @@ import (
 	"imapgate/auth"
 	"imapgate/internal/config"
 	"imapgate/routing"
-	"imapgate/tlsconf"
 )
 
 // finding is one thing wrong with a configuration or a file it names.
@@ -112,17 +109,10 @@ func check(file string) (found, doubts []finding) {
 	if err != nil {
 		return placed(file, err), nil
 	}
-	var wrong []error
+	opened, err := openFiles(cfg, zap.NewNop())
+	wrong := []error{err}
 	note := func(err error) { wrong = append(wrong, err) }
-	if needsTLS(cfg) {
-		_, err := tlsconf.NewServer(cfg.TLS.Server(), zap.NewNop())
-		note(certificateKeys(cfg).place("tls", err))
-	}
-	if cfg.Redis != nil {
-		_, err := redisTLS(cfg.Redis)
-		note(err)
-	}
-	judges, err := openJudges(cfg, zap.NewNop())
+	judges, err := openJudges(cfg, opened, zap.NewNop())
 	note(err)
 	if err == nil {
 		_, err = auth.New(authConfig(cfg), judges.sources(noPasswords), zap.NewNop())
@@ -132,14 +122,8 @@ func check(file string) (found, doubts []finding) {
 		_, err := routing.New(routingConfig(cfg), nil, routing.Metrics{}, zap.NewNop())
 		note(config.At("routing", err))
 	}
-	_, err = auditConfig(cfg)
-	note(err)
 	note(examineAudit(cfg))
-	for _, name := range slices.Sorted(maps.Keys(cfg.Backends)) {
-		_, err := upstreamConfig(name, cfg.Backends[name], cfg.Limits)
-		note(err)
-	}
-	doubtful := errors.Join(warnings(cfg), doubtCertificates(cfg, time.Now()))
+	doubtful := errors.Join(warnings(cfg), opened.doubts(time.Now()))
 	return placed(file, cfg.Place(errors.Join(wrong...))), placed(file, cfg.Place(doubtful))
 }
 

@@ -109,7 +109,7 @@ func runDemo(ctx context.Context, ports demoPorts, c console) (err error) {
 	if err := d.introduce(c.out); err != nil {
 		return err
 	}
-	shown = follow(d.file("audit.log"), c.out)
+	shown = startTail(d.file("audit.log"), c.out)
 	showing, stop := context.WithCancel(ctx)
 	var shows sync.WaitGroup
 	defer shows.Wait()

@@ -21,8 +21,8 @@ type tail struct {
 	done chan struct{}
 }
 
-// follow starts a tail of a file that may not exist yet.
-func follow(path string, to io.Writer) *tail {
+// startTail starts a tail of a file that may not exist yet.
+func startTail(path string, to io.Writer) *tail {
 	t := &tail{path: path, to: to, quit: make(chan struct{}), done: make(chan struct{})}
 	go t.run()
 	return t

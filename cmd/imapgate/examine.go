@@ -3,9 +3,7 @@ package main
 import (
 	"errors"
 	"io/fs"
-	"maps"
 	"slices"
-	"time"
 
 	"imapgate/internal/config"
 	"imapgate/internal/plainfile"
@@ -50,6 +48,16 @@ func certificateKeys(cfg *config.Config) fileKeys {
 	return keys
 }
 
+const directoryKey = "tls.certificate_dir"
+
+// certificatesKey is that of certificates that have none of their own.
+func certificatesKey(cfg *config.Config) string {
+	if cfg.TLS.Directory != "" {
+		return directoryKey
+	}
+	return "tls"
+}
+
 // auditKeys are those of the files that records go to.
 func auditKeys(cfg *config.Config) fileKeys {
 	keys := make(fileKeys)
@@ -72,49 +80,4 @@ func examineAudit(cfg *config.Config) error {
 		}
 	}
 	return errors.Join(wrong...)
-}
-
-// doubtCertificates says what clients, or the gateway, will have against certificates
-// that can be used all the same.
-func doubtCertificates(cfg *config.Config, now time.Time) error {
-	var doubts []error
-	doubt := func(key, said string) {
-		if said != "" {
-			doubts = append(doubts, config.At(key, errors.New(said)))
-		}
-	}
-	if needsTLS(cfg) {
-		for i, c := range cfg.TLS.Certificates {
-			pair, err := tlsconf.LoadKeyPair(tlsconf.KeyPair{Cert: c.Cert, Key: c.Key})
-			if err != nil {
-				continue // an error already
-			}
-			for _, said := range tlsconf.Examine(&pair, now) {
-				doubt(config.Indexed("tls.certificates", i)+".cert", said)
-			}
-		}
-	}
-	trusted := trustedFiles(cfg)
-	for _, key := range slices.Sorted(maps.Keys(trusted)) {
-		if file := trusted[key]; file != "" {
-			said, _ := tlsconf.ExamineCA(file, now) // an error already
-			doubt(key, said)
-		}
-	}
-	return errors.Join(doubts...)
-}
-
-// trustedFiles are the files of CAs, by key.
-func trustedFiles(cfg *config.Config) map[string]string {
-	files := map[string]string{"tls.client_ca": cfg.TLS.ClientCA, "auth.http.ca": cfg.Auth.HTTP.CA, "auth.oauth.ca": cfg.Auth.OAuth.CA}
-	if cfg.Redis != nil {
-		files["redis.ca"] = cfg.Redis.CA
-	}
-	for name, b := range cfg.Backends {
-		files[config.Below("backends", name)+".ca"] = b.CA
-	}
-	for i, s := range cfg.Audit.Sinks {
-		files[config.Indexed("audit.sinks", i)+".ca"] = s.CA
-	}
-	return files
 }

@@ -21,7 +21,6 @@ import (
 	"imapgate/proxy"
 	"imapgate/proxy/upstream"
 	"imapgate/routing"
-	"imapgate/tlsconf"
 )
 
 var (
@@ -36,7 +35,7 @@ type gateway struct {
 	log      *zap.Logger
 	audit    *audit.Log
 	metrics  *metrics.Metrics
-	tls      *tlsconf.Server       // nil without TLS listeners
+	files    *files
 	redis    redis.UniversalClient // nil without Redis
 	routes   *routing.Router
 	auth     *auth.Authenticator
@@ -55,19 +54,24 @@ type gateway struct {
 func open(cfg *config.Config, log *zap.Logger) (*gateway, error) {
 	g := &gateway{cfg: cfg, log: log, metrics: metrics.New(thisBuild().Version), sockets: descriptors.New(descriptors.Limit())}
 	instance := proxy.NewInstance()
-	if err := errors.Join(g.openTLS(), g.openRoutes(), g.openAuth(), g.openBackends(instance)); err != nil {
+	var err error
+	if g.files, err = openFiles(cfg, log); err != nil {
+		return nil, err
+	}
+	g.metrics.ObserveCertificates(g.reportExpiry)
+	if err := errors.Join(g.openRoutes(), g.openAuth()); err != nil {
 		g.close()
 		return nil, err
 	}
+	g.openBackends(instance)
 	if err := errors.Join(g.openAudit(), g.openLimits()); err != nil {
 		g.close()
 		return nil, err
 	}
-	var err error
 	door := proxyConfig(cfg, instance)
 	door.TokenRefusal, door.TokenGrace = g.judges.refusal(), cfg.Auth.OAuth.SessionGrace
 	g.proxy, err = proxy.New(door, proxy.Rooms{
-		TLS: g.tls, Auth: g.auth, Routes: g.routes, Backends: g.backends, Limits: g.limits,
+		TLS: g.files.server, Auth: g.auth, Routes: g.routes, Backends: g.backends, Limits: g.limits,
 		Sockets: g.sockets, Audit: g.audit, Metrics: g.metrics, Log: log,
 	})
 	if err != nil {
@@ -98,23 +102,11 @@ func (g *gateway) close() {
 	}
 }
 
-func (g *gateway) openTLS() error {
-	if !needsTLS(g.cfg) {
-		return nil
-	}
-	var err error
-	if g.tls, err = tlsconf.NewServer(g.cfg.TLS.Server(), g.log); err != nil {
-		return certificateKeys(g.cfg).place("tls", err)
-	}
-	g.metrics.ObserveCertificates(g.reportExpiry)
-	return nil
-}
-
 // openRoutes makes the Redis client, which connects when it is first used, and
 // the router on top of it.
 func (g *gateway) openRoutes() error {
 	var err error
-	if g.redis, err = dialRedis(g.cfg.Redis); err != nil {
+	if g.redis, err = dialRedis(g.cfg.Redis, g.files.client(redisKey)); err != nil {
 		return err
 	}
 	g.routes, err = routing.New(routingConfig(g.cfg), g.redis, routing.Metrics{
@@ -158,20 +150,14 @@ func (g *gateway) password(ctx context.Context, u user) (secret, error) {
 	return hash, err
 }
 
-func (g *gateway) openBackends(instance string) error {
+func (g *gateway) openBackends(instance string) {
 	g.backends = make(map[string]*upstream.Backend, len(g.cfg.Backends))
-	var errs []error
 	for name, b := range g.cfg.Backends {
-		made, err := upstreamConfig(name, b, g.cfg.Limits)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
+		made := upstreamConfig(name, b, g.cfg.Limits, g.files.client(backendKey(name)))
 		made.Instance, made.Sockets = instance, g.sockets
 		hooks := upstream.Hooks{OnConnect: g.metrics.Backend(name).ConnectDone, OnWait: g.heldUp(name)}
 		g.backends[name] = upstream.New(made, hooks, g.log)
 	}
-	return errors.Join(errs...)
 }
 
 // heldUp puts on record that a limit of the backend made a login wait, or refused
@@ -224,9 +210,7 @@ func (g *gateway) run(ctx context.Context) error {
 	watchers.Go(func() error { g.routes.KeepSnapshot(ctx); return nil }) // to the drain: then it is the next process's
 	watch(g.auth.Run)
 	watch(g.limits.Run)
-	if g.tls != nil {
-		watch(g.tls.Run)
-	}
+	watch(g.files.Run)
 	if g.admin != nil {
 		watch(g.admin.Serve)
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"go.uber.org/zap"
 
 	"imapgate/internal/config"
 	"imapgate/internal/identity"
@@ -80,14 +81,11 @@ func routingConfig(cfg *config.Config) routing.Config {
 	return made
 }
 
-// dialRedis makes the client of the configured Redis, or none.
-func dialRedis(r *config.Redis) (redis.UniversalClient, error) {
+// dialRedis makes the client of the configured Redis, or none, with TLS where secured
+// is not nil.
+func dialRedis(r *config.Redis, secured func() *tls.Config) (redis.UniversalClient, error) {
 	if r == nil {
 		return nil, nil
-	}
-	secured, err := redisTLS(r)
-	if err != nil {
-		return nil, err
 	}
 	made, err := routing.Dial(routing.RedisConfig{
 		Addresses:        r.Addresses,
@@ -104,31 +102,28 @@ func dialRedis(r *config.Redis) (redis.UniversalClient, error) {
 	return made, config.At("redis", err)
 }
 
-// redisTLS is nil for a Redis without TLS. The server's name is left open:
-// go-redis verifies each server of a cluster by the name it was dialed with.
-func redisTLS(r *config.Redis) (*tls.Config, error) {
-	if !r.TLS {
-		return nil, nil
+// dialRedisOnce is dialRedis for one command, which does not follow files.
+func dialRedisOnce(cfg *config.Config) (redis.UniversalClient, error) {
+	for _, c := range clientsOf(cfg) {
+		if c.key != redisKey {
+			continue
+		}
+		client, err := tlsconf.NewClient(c.cfg, zap.NewNop())
+		if err != nil {
+			return nil, c.keys().place(redisKey, err)
+		}
+		return dialRedis(cfg.Redis, client.Config)
 	}
-	host, _, err := net.SplitHostPort(r.Addresses[0])
-	if err != nil {
-		return nil, config.At("redis.addresses", err)
-	}
-	made, err := tlsconf.Client(tlsconf.ClientConfig{CA: r.CA, ServerName: host})
-	if err != nil {
-		return nil, config.At("redis.ca", err)
-	}
-	made.ServerName = ""
-	made.NextProtos = nil // Redis has no ALPN name, and is not IMAP
-	return made, nil
+	return dialRedis(cfg.Redis, nil)
 }
 
-// upstreamConfig is one backend, with its CA file read. Instance is left open.
-func upstreamConfig(name string, b config.Backend, l config.Limits) (upstream.Config, error) {
+// upstreamConfig is one backend. Instance is left open; secured is for one with TLS.
+func upstreamConfig(name string, b config.Backend, l config.Limits, secured func() *tls.Config) upstream.Config {
 	made := upstream.Config{
 		Name:    name,
 		Address: b.Address,
 		TLSMode: upstream.TLSMode(b.TLS),
+		TLS:     secured,
 		Login:   b.Login,
 		Master: upstream.Master{
 			User: b.Master.User, Password: b.Master.Password,
@@ -141,28 +136,19 @@ func upstreamConfig(name string, b config.Backend, l config.Limits) (upstream.Co
 		LoginRate:      l.MaxUpstreamRate,
 		TTL:            l.ProxyTTL,
 	}
-	if made.TLSMode == upstream.NoTLS {
-		return made, nil
+	if made.TLSMode != upstream.NoTLS {
+		made.Socket = func(tcp *net.TCPConn) net.Conn { return quiet.NewSocket(tcp) }
 	}
-	key, server := config.Below("backends", name), b.ServerName
-	if server == "" {
-		host, _, err := net.SplitHostPort(b.Address)
-		if err != nil {
-			return made, config.At(key+".address", err)
-		}
-		server = host
-	}
-	made.Socket = func(tcp *net.TCPConn) net.Conn { return quiet.NewSocket(tcp) }
-	var err error
-	if made.TLS, err = tlsconf.Client(tlsconf.ClientConfig{CA: b.CA, ServerName: server}); err != nil {
-		return made, config.At(key+".ca", err)
-	}
-	return made, nil
+	return made
 }
 
-// reportExpiry tells the metrics when each served certificate ends.
+// reportExpiry tells the metrics when each certificate ends that is served or shown.
 func (g *gateway) reportExpiry(report func(file string, notAfter time.Time)) {
-	for _, c := range g.tls.Certificates() {
-		report(c.File, c.NotAfter)
+	seen := make(map[string]bool) // one certificate may be shown to several
+	for _, c := range g.files.certificates() {
+		if !seen[c.File] {
+			seen[c.File] = true
+			report(c.File, c.NotAfter)
+		}
 	}
 }

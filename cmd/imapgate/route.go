@@ -219,7 +219,7 @@ func (o *routeOptions) run(cmd *cobra.Command, args []string, call func(context.
 // withRouter opens a router for one call that is about no user.
 func withRouter(cmd *cobra.Command, cfg *config.Config, call func(context.Context, *routes) error) error {
 	quietRedis(zap.NewNop())
-	rdb, err := dialRedis(cfg.Redis)
+	rdb, err := dialRedisOnce(cfg)
 	if err != nil {
 		return cfg.Place(err)
 	}

@@ -40,8 +40,8 @@ func newServe() *cobra.Command {
 
   SIGTERM, SIGINT  accept no more clients, say BYE to those before login, end sessions one
                    after the other over limits.drain, exit 0; a second one ends at once
-  SIGHUP           open the audit log anew, read the certificates again, and say whether
-                   the configuration has changed, which needs a restart
+  SIGHUP           open the audit log anew, read certificates, CAs and secrets again, and
+                   say whether the configuration has changed, which needs a restart
 
 Another gateway may be started beside one that drains.
 
@@ -173,15 +173,15 @@ func (g *gateway) obey(ctx context.Context, signals <-chan os.Signal) error {
 func (g *gateway) runInto(ctx context.Context, ended chan<- error) { ended <- g.run(ctx) }
 
 // refresh is SIGHUP: it reads again what can be while sessions go on, and says of the
-// configuration whether it is still the one in use. The passwd-file needs no signal:
-// it is followed.
+// configuration whether it is still the one in use. No other file needs the signal: all
+// are followed.
 func (g *gateway) refresh() {
 	g.audit.Reopen()
 	g.noteSignal(audit.ActReload)
 	reread := "audit log"
-	unusable := g.rereadCertificates()
-	if g.tls != nil && unusable == nil {
-		reread += ", certificates"
+	changed, unusable := g.files.Reload() // which logs what is wrong
+	if unusable == nil {
+		reread += ", certificates, secrets"
 	}
 	err := errors.Join(g.compareConfig(), unusable)
 	g.metrics.ConfigReloaded(err)
@@ -189,19 +189,8 @@ func (g *gateway) refresh() {
 		g.log.Warn("the reload is not in the audit log", zap.Error(noted))
 	}
 	if err == nil {
-		g.log.Info("read again; the configuration is the one in use", zap.String("reread", reread))
+		g.log.Info("read again; the configuration is the one in use", zap.String("reread", reread), zap.Strings("changed", changed))
 	}
-}
-
-func (g *gateway) rereadCertificates() error {
-	if g.tls == nil {
-		return nil
-	}
-	_, err := g.tls.Reload()
-	if err != nil {
-		g.log.Error("certificate files are not usable, the last good ones stay in service", zap.Error(err))
-	}
-	return err
 }
 
 // compareConfig says why the configuration that is in the file now is not in use.

@@ -126,6 +126,20 @@ func TestRequestsThatMayNotBeAnsweredAreRefused(t *testing.T) {
 	}
 }
 
+func TestARenewedTokenReplacesTheOldOne(t *testing.T) {
+	live := identity.NewLiveSecret(token)
+	h := New(Config{Address: "127.0.0.1:9143", Token: live.Secret()}, shown(new(atomic.Bool)), zap.NewNop()).guard
+	if got := ask(h, request{target: "/v1/backends", token: token}); got.StatusCode != http.StatusOK {
+		t.Errorf("%d", got.StatusCode)
+	}
+	live.Replace("another token of 16")
+	for given, want := range map[string]int{token: http.StatusUnauthorized, "another token of 16": http.StatusOK} {
+		if got := ask(h, request{target: "/v1/backends", token: given}); got.StatusCode != want {
+			t.Errorf("%q: %d", given, got.StatusCode)
+		}
+	}
+}
+
 func TestWithoutATokenEverybodyOnTheAddressMayAsk(t *testing.T) {
 	g := New(Config{Address: "127.0.0.1:9143"}, shown(new(atomic.Bool)), zap.NewNop()).guard
 	if got := ask(g, request{target: "/metrics"}); got.StatusCode != 200 {

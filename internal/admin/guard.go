@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"imapgate/internal/identity"
 )
 
 const (
@@ -25,7 +27,7 @@ const (
 type guard struct {
 	// Set once.
 	pages  map[string]page
-	token  [sha256.Size]byte
+	token  identity.Secret
 	open   bool // no token is asked for by those who look
 	names  []string
 	origin *http.CrossOriginProtection
@@ -37,9 +39,8 @@ type guard struct {
 }
 
 func newGuard(cfg Config, pages map[string]page) *guard {
-	g := &guard{pages: pages, open: cfg.Token.IsZero(), names: []string{"localhost"}, wrong: make(map[netip.Prefix]int),
+	g := &guard{pages: pages, token: cfg.Token, open: cfg.Token.IsZero(), names: []string{"localhost"}, wrong: make(map[netip.Prefix]int),
 		origin: http.NewCrossOriginProtection()}
-	g.token = sha256.Sum256([]byte(cfg.Token.Reveal()))
 	if host, _, err := net.SplitHostPort(cfg.Address); err == nil {
 		g.names = append(g.names, host)
 	}
@@ -141,8 +142,8 @@ func (g *guard) admit(r *http.Request) int {
 		return http.StatusUnauthorized // no guess
 	}
 	// Hashes have one length, so the time tells nothing about the token's.
-	sum := sha256.Sum256([]byte(token))
-	if subtle.ConstantTimeCompare(sum[:], g.token[:]) == 1 {
+	sum, own := sha256.Sum256([]byte(token)), sha256.Sum256([]byte(g.token.Reveal()))
+	if subtle.ConstantTimeCompare(sum[:], own[:]) == 1 {
 		return http.StatusOK
 	}
 	from := network(r.RemoteAddr)

@@ -28,10 +28,10 @@ type SinkConfig struct {
 
 	Path string // of a file or FIFO
 
-	Address  string      // of a syslog server: unix:///dev/log, tcp://host:port, tls://host:port
-	TLS      *tls.Config // for tls://
-	Facility string      // "" is authpriv
-	Format   string      // RFC3164 or RFC5424; "" is the first for unix://, the second for others
+	Address  string             // of a syslog server: unix:///dev/log, tcp://host:port, tls://host:port
+	TLS      func() *tls.Config // for connections to tls:// that begin now
+	Facility string             // "" is authpriv
+	Format   string             // RFC3164 or RFC5424; "" is the first for unix://, the second for others
 
 	Stream string // the key of a Redis stream
 	Max    int64  // about how many records it keeps

@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -148,7 +149,7 @@ func TestSyslogServersOfEveryKindGetEveryRecord(t *testing.T) {
 		"TLS": func(t *testing.T, c *collector) SinkConfig {
 			l := tls.NewListener(listen(t, "tcp", "127.0.0.1:0"), &tls.Config{Certificates: []tls.Certificate{pair}})
 			go c.frames(l)
-			return SinkConfig{Type: Syslog, Address: "tls://" + l.Addr().String(), TLS: &tls.Config{RootCAs: roots}}
+			return SinkConfig{Type: Syslog, Address: "tls://" + l.Addr().String(), TLS: testbed.Fixed(&tls.Config{RootCAs: roots})}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -185,11 +186,45 @@ func TestSyslogServerWithAWrongCertificateGetsNothing(t *testing.T) {
 	var c collector
 	server := tls.NewListener(listen(t, "tcp", "127.0.0.1:0"), &tls.Config{Certificates: []tls.Certificate{pair}})
 	go c.frames(server)
-	l := openSinks(t, Config{Sinks: []SinkConfig{{Type: Syslog, Address: "tls://" + server.Addr().String(), TLS: &tls.Config{}}}})
+	l := openSinks(t, Config{Sinks: []SinkConfig{{Type: Syslog, Address: "tls://" + server.Addr().String(), TLS: testbed.Fixed(&tls.Config{})}}})
 	refuse(l, "secret")
 	eventually(t, "the sink fails", func() bool { return l.Sinks()[0].Failed })
 	if err := l.Ready(); !errors.Is(err, ErrUnavailable) || len(c.all()) > 0 {
 		t.Errorf("%v, %q", err, c.all())
+	}
+}
+
+// With TLS 1.3 the refusal comes when records could be under way already.
+func TestASyslogServerThatDemandsACertificateLosesNoRecord(t *testing.T) {
+	t.Parallel()
+	ca := testbed.NewCA(t)
+	pair, err := tls.LoadX509KeyPair(ca.Issue(t, "127.0.0.1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, key := ca.Issue(t, "gateway")
+	shown, err := tls.LoadX509KeyPair(cert, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		var c collector
+		server := tls.NewListener(listen(t, "tcp", "127.0.0.1:0"), &tls.Config{Certificates: []tls.Certificate{pair},
+			ClientCAs: ca.Pool, ClientAuth: tls.RequireAndVerifyClientCert, MaxVersion: version})
+		go c.frames(server)
+		var current atomic.Pointer[tls.Config]
+		current.Store(&tls.Config{RootCAs: ca.Pool})
+		l := openSinks(t, Config{Sinks: []SinkConfig{{Type: Syslog, Address: "tls://" + server.Addr().String(), TLS: current.Load}}})
+		refuse(l, "0")
+		eventually(t, "the sink fails", func() bool { return l.Sinks()[0].Failed })
+		if err := l.Ready(); err == nil || len(c.all()) > 0 {
+			t.Errorf("%s: %v, %q", tls.VersionName(version), err, c.all())
+		}
+		current.Store(&tls.Config{RootCAs: ca.Pool, Certificates: []tls.Certificate{shown}})
+		eventually(t, "the record arrives", func() bool { return len(c.all()) == 1 })
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -13,10 +14,15 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"imapgate/tlsconf"
 )
 
 // maxFrames bounds what goes to a syslog server in one write.
 const maxFrames = 64 << 10
+
+// refusalWait is how long a new TLS connection is listened to before it is used.
+const refusalWait = 250 * time.Millisecond
 
 // facilities of RFC 5424 §6.2.1, by their usual names. Constant.
 var facilities = []string{"kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp",
@@ -40,7 +46,7 @@ type syslog struct {
 	network string // unix, tcp, tls
 	address string
 	format  string // RFC3164 or RFC5424
-	tls     *tls.Config
+	tls     func() *tls.Config
 	begin   []byte // of a header: <PRI>, in RFC 5424 with VERSION SP
 	middle  []byte // of a header, between the time and MSGID, in RFC 3164 the message
 
@@ -205,7 +211,9 @@ func (s *syslog) connect() error {
 			conn, err = d.Dial("unix", s.address)
 		}
 	case "tls":
-		conn, err = tls.DialWithDialer(d, "tcp", s.address, s.tls)
+		if conn, err = tlsconf.Dial(context.Background(), d, s.address, s.tls); err == nil {
+			err = awaitRefusal(conn)
+		}
 	default:
 		conn, err = d.Dial("tcp", s.address)
 	}
@@ -217,6 +225,19 @@ func (s *syslog) connect() error {
 		s.hearing.Go(func() { hear(conn) })
 	}
 	return nil
+}
+
+// awaitRefusal gives a server the time to refuse our certificate, or that there is none: with
+// TLS 1.3 it does so behind the handshake, when what is written is lost already. One that
+// accepts us says nothing. After an error conn is closed.
+func awaitRefusal(conn net.Conn) error {
+	_ = conn.SetReadDeadline(time.Now().Add(refusalWait))
+	_, err := conn.Read(make([]byte, 1))
+	if err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		return conn.SetReadDeadline(time.Time{})
+	}
+	_ = conn.Close()
+	return err
 }
 
 // hear is a goroutine that ends with its connection. A server says nothing; when

@@ -7,7 +7,7 @@ import (
 
 // Audit is the audit log.
 type Audit struct {
-	Path      string      `yaml:"path" default:"-" form:"audit" doc:"A file or FIFO; - is standard output; empty keeps no audit log. A file that was renamed is followed by a new one. Short for one entry of sinks, and left out where there are some."`
+	Path      string      `yaml:"path" default:"-" file:"own" form:"audit" doc:"A file or FIFO; - is standard output; empty keeps no audit log. A file that was renamed is followed by a new one. Short for one entry of sinks, and left out where there are some."`
 	OnFailure string      `yaml:"on_failure" default:"block" oneof:"block drop" doc:"When records cannot be written. block: no new logins, live sessions go on. drop: go on, count what is lost."`
 	Commands  string      `yaml:"commands" default:"none" oneof:"none writes all" doc:"Which commands of clients get a record, in the modes that read commands: none, those that may change something, or all. What messages contain is never written. Where a session is spliced there are none."`
 	First     int         `yaml:"first_per_minute" default:"10" min:"0" max:"1000000" doc:"How many connections that end without a login, and logins that are refused without a look at the password, have a record of their own: from one address for one reason in a minute. The others are counted in one record at the end of the minute. 0: each has its own."`
@@ -17,13 +17,16 @@ type Audit struct {
 
 // AuditSink is one place where records go.
 type AuditSink struct {
-	Type       string   `yaml:"type" form:"required" oneof:"file stdout syslog redis" doc:"What it is."`
-	Name       string   `yaml:"name" form:"label" doc:"Its name in logs and metrics. Default: the type."`
-	Path       string   `yaml:"path" form:"path" example:"/var/log/imapgate/audit.log" doc:"For type: file. A file or FIFO."`
-	Address    string   `yaml:"address" form:"syslog" example:"tls://logs.internal:6514" doc:"For type: syslog. unix:///dev/log, tcp://host:port or tls://host:port. See format."`
-	Format     string   `yaml:"format" oneof:"rfc3164 rfc5424" doc:"For type: syslog. rfc3164: as syslog(3) writes it, on streams a line each. rfc5424: on streams with their length before them. Default: rfc3164 for unix://, as local servers expect it, rfc5424 for tcp:// and tls://."`
-	CA         string   `yaml:"ca" doc:"For tls://. PEM file of the CAs to trust. Default: the system's."`
-	ServerName string   `yaml:"server_name" form:"label" doc:"For tls://. The name its certificate must have. Default: the host in address."`
+	Type       string `yaml:"type" form:"required" oneof:"file stdout syslog redis" doc:"What it is."`
+	Name       string `yaml:"name" form:"label" doc:"Its name in logs and metrics. Default: the type."`
+	Path       string `yaml:"path" file:"own" form:"path" example:"/var/log/imapgate/audit.log" doc:"For type: file. A file or FIFO."`
+	Address    string `yaml:"address" form:"syslog" example:"tls://logs.internal:6514" doc:"For type: syslog. unix:///dev/log, tcp://host:port or tls://host:port. See format."`
+	Format     string `yaml:"format" oneof:"rfc3164 rfc5424" doc:"For type: syslog. rfc3164: as syslog(3) writes it, on streams a line each. rfc5424: on streams with their length before them. Default: rfc3164 for unix://, as local servers expect it, rfc5424 for tcp:// and tls://."`
+	CA         string `yaml:"ca" file:"tls" doc:"For tls://. PEM file of the CAs to trust. Default: the system's."`
+	ServerName string `yaml:"server_name" form:"label" doc:"For tls://. The name its certificate must have. Default: the host in address."`
+
+	ClientCertificate *Certificate `yaml:"client_certificate" doc:"For tls://. Shown to a server that asks for one."`
+
 	Facility   string   `yaml:"facility" default:"authpriv" oneof:"kern user mail daemon auth syslog lpr news uucp cron authpriv ftp ntp audit alert clock local0 local1 local2 local3 local4 local5 local6 local7" doc:"For type: syslog."`
 	Stream     string   `yaml:"stream" form:"label" doc:"For type: redis. The key of a stream in the Redis of the redis block, whose account must be allowed XADD on it. Default: redis.prefix and audit."`
 	MaxRecords int      `yaml:"max_records" default:"100000" min:"100" max:"100000000" doc:"For type: redis. About how many records the stream keeps."`
@@ -75,9 +78,10 @@ func (k checker) sink(key string, s AuditSink) {
 			k.add(below(key, own.name), "is for type: %s", own.kind)
 		}
 	}
-	if (s.CA != "" || s.ServerName != "") && !strings.HasPrefix(s.Address, "tls://") {
-		k.add(key, "ca and server_name are used only with tls://")
+	if (s.CA != "" || s.ServerName != "" || s.ClientCertificate != nil) && !strings.HasPrefix(s.Address, "tls://") {
+		k.add(key, "ca, server_name and client_certificate are used only with tls://")
 	}
+	k.pair(below(key, "client_certificate"), s.ClientCertificate)
 }
 
 // syslogForm is for addresses of syslog servers.

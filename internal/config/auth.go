@@ -37,10 +37,12 @@ func (k checker) onceEach(key string, names []string) {
 	}
 }
 
+const scramSecretKey = "auth.scram_secret_file"
+
 // scram reads the secret of the SCRAM mechanisms, and misses it where they are
 // called for.
 func (s secrets) scram(a *Auth) {
-	const key, variable = "auth.scram_secret_file", "IMAPGATE_SCRAM_SECRET"
+	const key, variable = scramSecretKey, "IMAPGATE_SCRAM_SECRET"
 	a.SCRAMSecret = s.read(key, a.SCRAMSecretFile, variable)
 	wanted := slices.ContainsFunc(a.Mechanisms, func(name string) bool { return strings.HasPrefix(name, "SCRAM") })
 	switch n := len(a.SCRAMSecret.Reveal()); {

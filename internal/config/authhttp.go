@@ -14,10 +14,10 @@ type AuthHTTP struct {
 	URLs           []string          `yaml:"urls" example:"[https://auth1.internal/auth, https://auth2.internal/auth]" doc:"The auth servers, http or https. The first that gives a usable answer decides; one that gives none five times in a row is left alone for a second at a time. With http, passwords travel in the clear. At most 16."`
 	Timeout        time.Duration     `yaml:"timeout" default:"5s" min:"100ms" max:"1m" doc:"For the answer of one server, before the next is asked."`
 	Headers        map[string]string `yaml:"headers" example:"{X-Auth-Realm: mail}" doc:"Headers sent with every question. Those of the protocol cannot be replaced."`
-	HeaderFiles    map[string]string `yaml:"header_files" example:"{X-Auth-Key: /run/secrets/auth-key}" doc:"Headers whose values are secrets: files that hold them."`
-	CA             string            `yaml:"ca" doc:"For https. PEM file of the CAs to trust. Default: the system's."`
-	Cert           string            `yaml:"cert" doc:"For https. PEM file of the certificate to show to the auth server, followed by its intermediates."`
-	Key            string            `yaml:"key" doc:"For https. PEM file of its key."`
+	HeaderFiles    map[string]string `yaml:"header_files" file:"secret" example:"{X-Auth-Key: /run/secrets/auth-key}" doc:"Headers whose values are secrets: files that hold them."`
+	CA             string            `yaml:"ca" file:"tls" doc:"For https. PEM file of the CAs to trust. Default: the system's."`
+	Cert           string            `yaml:"cert" file:"tls" doc:"For https. PEM file of the certificate to show to the auth server, followed by its intermediates."`
+	Key            string            `yaml:"key" file:"tls" doc:"For https. PEM file of its key."`
 	PassClientCert bool              `yaml:"pass_client_cert" default:"false" doc:"Send the client's certificate too, as Auth-SSL-Cert. Needs tls.client_ca."`
 
 	Secrets map[string]identity.Secret `yaml:"-"` // what is in HeaderFiles
@@ -88,6 +88,8 @@ func (s secrets) authHTTP(h *AuthHTTP) {
 		if value.IsZero() {
 			continue
 		}
+		read := (*s.files)[len(*s.files)-1]
+		read.valid = func(text string) error { return authhttp.CheckHeader(name, text) }
 		if h.Secrets == nil {
 			h.Secrets = make(map[string]identity.Secret)
 		}

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -21,8 +22,16 @@ auth:
 	if cfg.Timeout != 5*time.Second || len(cfg.URLs) != 2 || cfg.PassCert {
 		t.Errorf("%+v", cfg)
 	}
-	if len(cfg.Headers) != 2 || cfg.Headers["X-Realm"] != identity.NewSecret("mail") || cfg.Headers["X-Auth-Key"] != identity.NewSecret("s3cret") {
+	if len(cfg.Headers) != 2 || cfg.Headers["X-Realm"] != identity.NewSecret("mail") || cfg.Headers["X-Auth-Key"].Now() != identity.NewSecret("s3cret") {
 		t.Errorf("headers %v", cfg.Headers)
+	}
+	for text, taken := range map[string]bool{"a\x7fb\n": false, "renewed\n": true} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if changed, err := c.SecretFiles[0].Reload(); changed != taken || (err == nil) != taken || err != nil && strings.Contains(err.Error(), text) {
+			t.Errorf("%q: %v, %v", text, changed, err)
+		}
 	}
 }
 

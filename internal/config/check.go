@@ -48,14 +48,22 @@ func (k checker) listeners() {
 			k.add(key+".proxy_protocol.trusted", "is required: the networks whose PROXY header is believed")
 		}
 	}
-	if needsTLS && len(k.c.TLS.Certificates) == 0 {
-		k.add("tls.certificates", "a listener has TLS, so at least one certificate is needed")
+	if needsTLS && len(k.c.TLS.Certificates) == 0 && k.c.TLS.Directory == "" {
+		k.add("tls.certificates", "a listener has TLS, so at least one certificate is needed, here or in certificate_dir")
 	}
 	for i, c := range k.c.TLS.Certificates {
-		for name, file := range map[string]string{"cert": c.Cert, "key": c.Key} {
-			if file == "" {
-				k.add(below(indexed("tls.certificates", i), name), "is required")
-			}
+		k.pair(indexed("tls.certificates", i), &c)
+	}
+}
+
+// pair checks that a certificate that is there has both its files.
+func (k checker) pair(key string, c *Certificate) {
+	if c == nil {
+		return
+	}
+	for name, file := range map[string]string{"cert": c.Cert, "key": c.Key} {
+		if file == "" {
+			k.add(below(key, name), "is required")
 		}
 	}
 }
@@ -134,9 +142,10 @@ func (k checker) backends() {
 		} else if i := k.ownListener(b.Address); i >= 0 {
 			k.add(below(key, "address"), "%s is listeners[%d], this gateway itself", quote(b.Address), i)
 		}
-		if b.TLS == "none" && (b.CA != "" || b.ServerName != "") {
-			k.add(key, "ca and server_name are used only with TLS")
+		if b.TLS == "none" && (b.CA != "" || b.ServerName != "" || b.ClientCertificate != nil) {
+			k.add(key, "ca, server_name and client_certificate are used only with TLS")
 		}
+		k.pair(below(key, "client_certificate"), b.ClientCertificate)
 		k.login(key, b)
 	}
 }

@@ -11,7 +11,8 @@ import (
 // Config is the whole file. The tags of its fields mean: default, the value of
 // a key left out; oneof, the words allowed; later, words of the contract that
 // this version does not have; min and max, bounds; form, a check in forms.go;
-// doc, the text of the reference.
+// file, what becomes of a change of the file that the value names (schema.go); doc, the
+// text of the reference.
 type Config struct {
 	Listeners []Listener         `yaml:"listeners" doc:"Where clients connect. Left out: one listener, 0.0.0.0:993 with implicit TLS."`
 	TLS       TLS                `yaml:"tls" doc:"Certificates and TLS policy of the listeners. Needed as soon as a listener has TLS."`
@@ -23,6 +24,8 @@ type Config struct {
 	Audit     Audit              `yaml:"audit" doc:"The audit log: one line of JSON for every login attempt and every end of a connection."`
 	Log       Log                `yaml:"log" doc:"The ordinary log, on standard error."`
 	Admin     Admin              `yaml:"admin" doc:"The HTTP address for metrics and health."`
+
+	SecretFiles []*SecretFile `yaml:"-"` // those that secrets were read from
 
 	file string              `yaml:"-"`
 	at   map[string]position `yaml:"-"` // where in the file each key is
@@ -48,13 +51,22 @@ type ProxyProtocol struct {
 type TLS struct {
 	MinVersion   string        `yaml:"min_version" default:"1.2" oneof:"1.2 1.3" doc:"The oldest TLS version spoken, in quotes. There is no word for 1.0 and 1.1."`
 	Certificates []Certificate `yaml:"certificates" doc:"Chosen by the name the client asks for (SNI): an exact match, then a wildcard, then the first. Of several for a name, say with an ECDSA and an RSA key, a client gets the first that it can use; so it does of those for the names of the first. The files are followed: a new version is used for new connections, a bad one is reported and the last good one stays."`
-	ClientCA     string        `yaml:"client_ca" example:"/etc/imapgate/tls/clients.pem" doc:"PEM file of the CAs of client certificates. When set, clients are asked for one; a client without one is served, and one whose certificate is not good is refused in the handshake. Followed when it changes: nobody resumes a session that was trusted under another. For auth.external and auth.http."`
+	Directory    string        `yaml:"certificate_dir" file:"tls" form:"path" example:"/etc/letsencrypt/live" doc:"A directory of more pairs, which come behind certificates, in the order of their files' names; those that are not valid now come last. Read are *.pem, *.crt, *.cer and *.key in it and in the directories in it, as certbot's live/ has them, in any mix: chains and keys in files of their own, or in one. A key is for the certificates with its public key, whatever the files are called; of several chains for a certificate the longest is served; files of CAs alone are intermediates. Followed: pairs that are added, renewed or removed are so for new connections. Of a pair that is half written the last good version stays, and what cannot be used is told by name."`
+	ClientCA     string        `yaml:"client_ca" file:"tls" example:"/etc/imapgate/tls/clients.pem" doc:"PEM file of the CAs of client certificates. When set, clients are asked for one; a client without one is served, and one whose certificate is not good is refused in the handshake. Followed when it changes: nobody resumes a session that was trusted under another. For auth.external and auth.http."`
 }
 
 // Certificate names two PEM files.
 type Certificate struct {
-	Cert string `yaml:"cert" form:"required" example:"/etc/imapgate/tls/mail.pem" doc:"PEM file of the certificate, followed by its intermediates."`
-	Key  string `yaml:"key" form:"required" example:"/etc/imapgate/tls/mail.key" doc:"PEM file of its key."`
+	Cert string `yaml:"cert" file:"tls" form:"required" example:"/etc/imapgate/tls/mail.pem" doc:"PEM file of the certificate, followed by its intermediates."`
+	Key  string `yaml:"key" file:"tls" form:"required" example:"/etc/imapgate/tls/mail.key" doc:"PEM file of its key."`
+}
+
+// Pair is the part tlsconf takes of a certificate that may not be there.
+func (c *Certificate) Pair() tlsconf.KeyPair {
+	if c == nil {
+		return tlsconf.KeyPair{}
+	}
+	return tlsconf.KeyPair{Cert: c.Cert, Key: c.Key}
 }
 
 // Redis is the connection to Redis.
@@ -64,13 +76,17 @@ type Redis struct {
 	Database       int      `yaml:"database" default:"0" min:"0" max:"1000000" doc:"Number of the database (SELECT). A cluster has only 0. Gateways that do not belong together need another prefix too: changes are announced for all databases."`
 	SentinelMaster string   `yaml:"sentinel_master" form:"label" doc:"Name of the master set. When set, the addresses are sentinels."`
 	Username       string   `yaml:"username" form:"label" doc:"ACL user; which rights it needs is in OPERATIONS.md."`
-	PasswordFile   string   `yaml:"password_file" doc:"File with the password, or set IMAPGATE_REDIS_PASSWORD."`
+	PasswordFile   string   `yaml:"password_file" file:"secret" doc:"File with the password, or set IMAPGATE_REDIS_PASSWORD."`
 
 	SentinelUsername     string `yaml:"sentinel_username" form:"label" doc:"ACL user of the sentinels, which know neither username nor the password of the servers."`
-	SentinelPasswordFile string `yaml:"sentinel_password_file" doc:"File with the password of the sentinels, or set IMAPGATE_REDIS_SENTINEL_PASSWORD. Left out: the sentinels want none."`
+	SentinelPasswordFile string `yaml:"sentinel_password_file" file:"restart" doc:"File with the password of the sentinels, or set IMAPGATE_REDIS_SENTINEL_PASSWORD. Left out: the sentinels want none."`
 
-	TLS    bool   `yaml:"tls" default:"false" doc:"Speak TLS to Redis; its certificate is verified."`
-	CA     string `yaml:"ca" doc:"PEM file of the CAs to trust. Default: the system's."`
+	TLS        bool   `yaml:"tls" default:"false" doc:"Speak TLS to Redis; its certificate is verified."`
+	CA         string `yaml:"ca" file:"tls" doc:"PEM file of the CAs to trust. Default: the system's."`
+	ServerName string `yaml:"server_name" form:"label" doc:"The name its certificate must have; with cluster or sentinel_master, that of every server. Default: the host that is connected to."`
+
+	ClientCertificate *Certificate `yaml:"client_certificate" doc:"Shown to a Redis that asks for one, as one with TLS does by default (tls-auth-clients)."`
+
 	Prefix string `yaml:"prefix" default:"imapgate:" form:"prefix" doc:"Begins every key."`
 
 	Password         identity.Secret `yaml:"-"` // of PasswordFile or the environment
@@ -83,7 +99,7 @@ type Auth struct {
 	DefaultDomain   string       `yaml:"default_domain" form:"domain" example:"example.org" doc:"Appended to a user name without @."`
 	Names           AuthNames    `yaml:"names" doc:"Which user names there are, and how they are spelled."`
 	Mechanisms      []string     `yaml:"mechanisms" oneof:"SCRAM-SHA-256-PLUS SCRAM-SHA-256 EXTERNAL PLAIN LOGIN OAUTHBEARER XOAUTH2" example:"[SCRAM-SHA-256-PLUS, SCRAM-SHA-256, PLAIN, LOGIN]" doc:"The SASL mechanisms offered; no other is accepted. Left out: PLAIN and LOGIN where a method judges passwords, OAUTHBEARER and XOAUTH2 with the method oauth, EXTERNAL with external. SCRAM must be named: programs that know it prefer it, and it fails for every user whose password is not stored as {SCRAM-SHA-256}. OAUTHBEARER and XOAUTH2 with passthrough must be named too: not every backend takes tokens. PLUS is offered inside TLS only, EXTERNAL to clients with a good certificate only."`
-	SCRAMSecretFile string       `yaml:"scram_secret_file" example:"/run/secrets/scram" doc:"File with a secret of at least 16 characters, or set IMAPGATE_SCRAM_SECRET; needed for SCRAM. The salts that users get who do not exist are made of it, so all gateways need the same, for ever: whoever sees a salt change knows that there is no such user. Nor are unknown names told from users who are unavailable. openssl rand -base64 32 makes one."`
+	SCRAMSecretFile string       `yaml:"scram_secret_file" file:"restart" example:"/run/secrets/scram" doc:"File with a secret of at least 16 characters, or set IMAPGATE_SCRAM_SECRET; needed for SCRAM. The salts that users get who do not exist are made of it, so all gateways need the same, for ever: whoever sees a salt change knows that there is no such user. Nor are unknown names told from users who are unavailable. openssl rand -base64 32 makes one."`
 	SCRAMIterations int          `yaml:"scram_iterations" default:"100000" min:"4096" max:"1000000" doc:"The iterations with which users are answered who have no password stored for SCRAM. It must be the number that the stored ones have, at all gateways: whoever gets another exists. imapgate passwd makes 100000, doveadm pw 4096. A stored password with another number is warned of in the log."`
 	External        AuthExternal `yaml:"external" doc:"For the mechanism EXTERNAL: clients with certificates of tls.client_ca."`
 	File            AuthFile     `yaml:"file" doc:"For the method file."`
@@ -96,7 +112,7 @@ type Auth struct {
 
 // AuthFile is a passwd-file.
 type AuthFile struct {
-	Path string `yaml:"path" default:"/etc/imapgate/users" form:"required" doc:"Lines of user:{SCHEME}hash, as in Dovecot's passwd-file. Followed when it changes."`
+	Path string `yaml:"path" default:"/etc/imapgate/users" file:"users" form:"required" doc:"Lines of user:{SCHEME}hash, as in Dovecot's passwd-file. Followed when it changes."`
 }
 
 // Routing is how a user's backend is found.
@@ -104,7 +120,7 @@ type Routing struct {
 	Source   string `yaml:"source" default:"redis" oneof:"redis static http" doc:"redis: the records of the contract, changed with any Redis client. static: the block below. http: the auth server of the method http says it with each login; its Auth-Server and Auth-Port must be the address of a backend: its IP address, or one that its name leads to now (which is remembered for cache.ttl). With the other sources they are not looked at."`
 	Static   Static `yaml:"static" doc:"Used with source: static. The user's own entry wins over the domain's, that over default."`
 	Cache    Cache  `yaml:"cache" doc:"How long answers of Redis are used."`
-	Snapshot string `yaml:"snapshot" form:"path" example:"/var/lib/imapgate/routes" doc:"File in which the known routes are kept, so that a gateway restarted while Redis is away still serves known users, and one that is restarted while Redis has lost its records notices. It must belong to the gateway's user or root, and be writable to nobody else. Empty: none is kept."`
+	Snapshot string `yaml:"snapshot" file:"own" form:"path" example:"/var/lib/imapgate/routes" doc:"File in which the known routes are kept, so that a gateway restarted while Redis is away still serves known users, and one that is restarted while Redis has lost its records notices. It must belong to the gateway's user or root, and be writable to nobody else. Empty: none is kept."`
 }
 
 // Static routes from the file itself.
@@ -126,19 +142,22 @@ type Backend struct {
 	Name       string `yaml:"-"` // its key
 	Address    string `yaml:"address" form:"backend" example:"mail-east.internal:993" doc:"host:port of the server. Required."`
 	TLS        string `yaml:"tls" default:"implicit" oneof:"implicit starttls none" doc:"How the connection is protected. The certificate is always verified. none: passwords travel in the clear."`
-	CA         string `yaml:"ca" doc:"PEM file of the CAs to trust. Default: the system's."`
+	CA         string `yaml:"ca" file:"tls" doc:"PEM file of the CAs to trust. Default: the system's."`
 	ServerName string `yaml:"server_name" form:"label" doc:"The name its certificate must have. Default: the host in address."`
-	Login      string `yaml:"login" default:"passthrough" oneof:"passthrough master oauth" doc:"passthrough: with the client's own name and its password or token. master: with the gateway's account, on the user's behalf. oauth: with the client's token alone; who logs in with a password is refused."`
-	Master     Master `yaml:"master" doc:"For login: master."`
-	Forward    string `yaml:"forward" default:"id" oneof:"id proxy none" doc:"How the client's address reaches the backend. id: Dovecot's x-originating-ip and its kin in the ID command. proxy: a PROXY v2 header. none: not at all. What the client says of itself by ID, its name and version, goes on in any case."`
-	Mode       string `yaml:"mode" default:"splice" oneof:"splice reuse resume" later:"park" doc:"How sessions are relayed. splice: byte for byte. reuse: commands are followed, and after LOGOUT the connection to the backend waits for the same account's next login; webmail's many short sessions then cost the backend next to nothing. resume: as reuse, and a session whose backend restarts goes on when it is back; its client notices nothing, or a pause. For that the client's password is kept in memory while the session lasts, unless the backend has login: master. What a mode cannot follow is relayed as splice does."`
-	Mux        Mux    `yaml:"mux" doc:"For the modes reuse and resume."`
+
+	ClientCertificate *Certificate `yaml:"client_certificate" doc:"Shown to a server that asks for one (mTLS)."`
+
+	Login   string `yaml:"login" default:"passthrough" oneof:"passthrough master oauth" doc:"passthrough: with the client's own name and its password or token. master: with the gateway's account, on the user's behalf. oauth: with the client's token alone; who logs in with a password is refused."`
+	Master  Master `yaml:"master" doc:"For login: master."`
+	Forward string `yaml:"forward" default:"id" oneof:"id proxy none" doc:"How the client's address reaches the backend. id: Dovecot's x-originating-ip and its kin in the ID command. proxy: a PROXY v2 header. none: not at all. What the client says of itself by ID, its name and version, goes on in any case."`
+	Mode    string `yaml:"mode" default:"splice" oneof:"splice reuse resume" later:"park" doc:"How sessions are relayed. splice: byte for byte. reuse: commands are followed, and after LOGOUT the connection to the backend waits for the same account's next login; webmail's many short sessions then cost the backend next to nothing. resume: as reuse, and a session whose backend restarts goes on when it is back; its client notices nothing, or a pause. For that the client's password is kept in memory while the session lasts, unless the backend has login: master. What a mode cannot follow is relayed as splice does."`
+	Mux     Mux    `yaml:"mux" doc:"For the modes reuse and resume."`
 }
 
 // Master is the account that may log in for any user.
 type Master struct {
 	User         string `yaml:"user" form:"label" example:"gateway" doc:"Its name. Required with login: master."`
-	PasswordFile string `yaml:"password_file" example:"/run/secrets/master" doc:"File with its password, or set IMAPGATE_MASTER_PASSWORD_ followed by the backend's name in capitals, with - as _."`
+	PasswordFile string `yaml:"password_file" file:"secret" example:"/run/secrets/master" doc:"File with its password, or set IMAPGATE_MASTER_PASSWORD_ followed by the backend's name in capitals, with - as _."`
 	Style        string `yaml:"style" default:"authzid" oneof:"authzid separator" doc:"authzid: SASL PLAIN with the user as authorization identity. separator: LOGIN as user, separator, master."`
 	Separator    string `yaml:"separator" default:"*" form:"separator" doc:"For style: separator. One character that no user name can have."`
 
@@ -179,14 +198,14 @@ type Log struct {
 // Admin is the HTTP side.
 type Admin struct {
 	Address   string `yaml:"address" default:"127.0.0.1:9143" form:"admin" doc:"host:port; empty switches it off. Outside loopback a token is required."`
-	TokenFile string `yaml:"token_file" doc:"File with the bearer token, at least 16 characters, or set IMAPGATE_ADMIN_TOKEN. Empty: no token, on loopback only."`
+	TokenFile string `yaml:"token_file" file:"secret" doc:"File with the bearer token, at least 16 characters, or set IMAPGATE_ADMIN_TOKEN. Empty: no token, on loopback only."`
 
 	Token identity.Secret `yaml:"-"` // of TokenFile or the environment
 }
 
 // Server is the part tlsconf takes.
 func (t TLS) Server() tlsconf.ServerConfig {
-	cfg := tlsconf.ServerConfig{MinVersion: t.MinVersion, ClientCA: t.ClientCA}
+	cfg := tlsconf.ServerConfig{MinVersion: t.MinVersion, Directory: t.Directory, ClientCA: t.ClientCA}
 	for _, c := range t.Certificates {
 		cfg.Certificates = append(cfg.Certificates, tlsconf.KeyPair{Cert: c.Cert, Key: c.Key})
 	}

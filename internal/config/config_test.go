@@ -174,9 +174,9 @@ limits: {preauth_timeout: 10, bad_commands: 0}
 `), noEnv)
 	want := `/etc/imapgate.yaml:3:14: listeners[1].address: "0.0.0.0:993" cannot be listened on together with "0.0.0.0:993" of listeners[0]
 /etc/imapgate.yaml:4:10: listeners[1].tls: "tlss" is not one of implicit, starttls, none
-/etc/imapgate.yaml:5:1: tls.certificates: a listener has TLS, so at least one certificate is needed
+/etc/imapgate.yaml:5:1: tls.certificates: a listener has TLS, so at least one certificate is needed, here or in certificate_dir
 /etc/imapgate.yaml:6:16: tls.min_version: expected a string; put it in "quotes", got a number
-/etc/imapgate.yaml:7:3: tls.certs: unknown key; the keys here are min_version, certificates, client_ca
+/etc/imapgate.yaml:7:3: tls.certs: unknown key; the keys here are min_version, certificates, certificate_dir, client_ca
 /etc/imapgate.yaml:10:14: backends.east.address: "mail-east" is not host:port such as mail.example.org:993
 /etc/imapgate.yaml:11:11: backends.east.mode: park is not available in this version; it has splice, reuse, resume
 /etc/imapgate.yaml:12:27: limits.preauth_timeout: expected a duration such as 30s, 5m, 24h or 7d, got a number
@@ -264,6 +264,11 @@ func TestEachMistakeIsNamedWithItsPlace(t *testing.T) {
 		"redis: {cluster: \"yes\"}":                                                  "redis.cluster: expected true or false, got a string",
 		"redis: {addresses: [\"127.1:6379\"]}":                                       "redis.addresses[0]: \"127.1:6379\": the host is neither",
 		"redis: {ca: /ca}":                                                           "redis.ca: is used only with tls: true",
+		"redis: {server_name: r}":                                                    "redis.server_name: is used only with tls: true",
+		"redis: {client_certificate: {cert: /c, key: /k}}":                           "redis.client_certificate: is used only with tls: true",
+		"redis: {tls: true, client_certificate: {cert: /c}}":                         "redis.client_certificate.key: is required",
+		"tls: {certificate_dir: live}":                                               "tls.certificate_dir: \"live\" is not an absolute path",
+		"auth: {oauth: {client_certificate: {key: /k}}}":                             "auth.oauth.client_certificate.cert: is required",
 		"redis: {prefix: \"a{b}\"}":                                                  "redis.prefix: \"a{b}\" is not 1 to 64",
 		"redis: {prefix: \"\"}":                                                      "redis.prefix: \"\" is not 1 to 64",
 		"redis: {password_file: /nonexistent}":                                       "redis.password_file: no such file or directory",
@@ -310,7 +315,8 @@ func TestEachMistakeIsNamedWithItsPlace(t *testing.T) {
 		"backends: {east: {address: \"127.0.0.1:993\"}}":                                                          `backends.east.address: "127.0.0.1:993" is listeners[0], this gateway itself`,
 		"backends: {east: {address: \"localhost:993\"}}":                                                          "this gateway itself",
 		"backends: {east: {address: \"[::1]:993\"}}\nlisteners: [{address: \"[::]:993\"}]":                        "this gateway itself",
-		"backends: {east: {address: \"a:1\", tls: none, ca: /ca}}":                                                "backends.east: ca and server_name are used only with TLS",
+		"backends: {east: {address: \"a:1\", tls: none, ca: /ca}}":                                                "backends.east: ca, server_name and client_certificate are used only with TLS",
+		"backends: {east: {address: \"a:1\", client_certificate: {cert: /c}}}":                                    "backends.east.client_certificate.key: is required",
 		"backends: {east: {address: \"a:1\", mode: reuses}}":                                                      `backends.east.mode: "reuses" is not one of splice, reuse, resume`,
 		"backends: {east: {mux: {hold_max: 0s}}}":                                                                 `backends.east.mux.hold_max: "0s" is less than 100ms`,
 		"backends: {east: {mux: {max_attaches: 0}}}":                                                              `backends.east.mux.max_attaches: "0" is less than 1`,

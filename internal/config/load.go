@@ -60,7 +60,7 @@ func parse(file string, text []byte, env func(string) (string, bool)) (*Config, 
 	if len(p.list) == 0 || len(p.at) > 1 { // else it is not YAML, and all keys would seem to be missing
 		cfg.complete()
 		checker{p, cfg}.all()
-		secrets{p, env}.all(cfg)
+		secrets{p, env, &cfg.SecretFiles}.all(cfg)
 	}
 	if err := p.err(file); err != nil {
 		return nil, err

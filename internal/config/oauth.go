@@ -10,16 +10,19 @@ import (
 
 // AuthOAuth is a provider of bearer tokens.
 type AuthOAuth struct {
-	Issuer           string        `yaml:"issuer" example:"https://id.example.org/realms/mail" doc:"The provider, exactly as iss in its tokens names it. Tokens are JWTs then, and are checked with the keys it publishes, which its discovery document names. The keys are read again every 15 minutes, and when a token is signed with a new one."`
-	Audience         []string      `yaml:"audience" example:"[imap]" doc:"One of them must be in a token's aud. Required with issuer: without it a token that the provider gave to any other service would open a mailbox."`
-	AuthorizedParty  []string      `yaml:"authorized_party" example:"[thunderbird]" doc:"The clients whose tokens are accepted, as azp or client_id names them. Empty: all of the provider's."`
-	UsernameClaim    string        `yaml:"username_claim" default:"email" form:"required" example:"preferred_username" doc:"The claim whose value is the user's name; default_domain is appended where it has no @. The default is Dovecot's. It must be one that users cannot set to a name of somebody else; with email, a token that says email_verified: false is refused."`
-	Scope            string        `yaml:"scope" form:"label" example:"imap" doc:"A scope that a token must have."`
-	IntrospectionURL string        `yaml:"introspection_url" example:"https://id.example.org/realms/mail/protocol/openid-connect/token/introspect" doc:"The provider is asked about each token (RFC 7662), so that one which has been revoked is refused. Without issuer, a token may be of any form, and audience, authorized_party or scope is needed. With issuer, the signature and the provider must both say yes."`
-	ClientID         string        `yaml:"client_id" form:"label" example:"imapgate" doc:"The gateway's own name at the provider, for introspection_url."`
-	ClientSecretFile string        `yaml:"client_secret_file" example:"/run/secrets/oauth" doc:"File with its secret, or set IMAPGATE_OAUTH_CLIENT_SECRET."`
-	CA               string        `yaml:"ca" doc:"PEM file of the CAs to trust. Default: the system's."`
-	CacheTTL         time.Duration `yaml:"cache_ttl" default:"60s" min:"0s" max:"1h" doc:"For introspection_url: a token that the provider has called good is believed for this long, and never beyond its own end. A keyed hash of it is kept, not the token. 0s: the provider is asked each time."`
+	Issuer           string   `yaml:"issuer" example:"https://id.example.org/realms/mail" doc:"The provider, exactly as iss in its tokens names it. Tokens are JWTs then, and are checked with the keys it publishes, which its discovery document names. The keys are read again every 15 minutes, and when a token is signed with a new one."`
+	Audience         []string `yaml:"audience" example:"[imap]" doc:"One of them must be in a token's aud. Required with issuer: without it a token that the provider gave to any other service would open a mailbox."`
+	AuthorizedParty  []string `yaml:"authorized_party" example:"[thunderbird]" doc:"The clients whose tokens are accepted, as azp or client_id names them. Empty: all of the provider's."`
+	UsernameClaim    string   `yaml:"username_claim" default:"email" form:"required" example:"preferred_username" doc:"The claim whose value is the user's name; default_domain is appended where it has no @. The default is Dovecot's. It must be one that users cannot set to a name of somebody else; with email, a token that says email_verified: false is refused."`
+	Scope            string   `yaml:"scope" form:"label" example:"imap" doc:"A scope that a token must have."`
+	IntrospectionURL string   `yaml:"introspection_url" example:"https://id.example.org/realms/mail/protocol/openid-connect/token/introspect" doc:"The provider is asked about each token (RFC 7662), so that one which has been revoked is refused. Without issuer, a token may be of any form, and audience, authorized_party or scope is needed. With issuer, the signature and the provider must both say yes."`
+	ClientID         string   `yaml:"client_id" form:"label" example:"imapgate" doc:"The gateway's own name at the provider, for introspection_url."`
+	ClientSecretFile string   `yaml:"client_secret_file" file:"secret" example:"/run/secrets/oauth" doc:"File with its secret, or set IMAPGATE_OAUTH_CLIENT_SECRET."`
+	CA               string   `yaml:"ca" file:"tls" doc:"PEM file of the CAs to trust. Default: the system's."`
+
+	ClientCertificate *Certificate `yaml:"client_certificate" doc:"Shown to a provider that asks for one (RFC 8705)."`
+
+	CacheTTL time.Duration `yaml:"cache_ttl" default:"60s" min:"0s" max:"1h" doc:"For introspection_url: a token that the provider has called good is believed for this long, and never beyond its own end. A keyed hash of it is kept, not the token. 0s: the provider is asked each time."`
 
 	SessionGrace time.Duration `yaml:"session_grace" default:"0s" min:"0s" max:"24h" doc:"A session that was opened with a token is ended this long after the token's own end, in every mode. 0s: it is not, and that suits most: clients get a new token when they log in anew, and not before, so that a mailbox in IDLE would be cut off as often as tokens end, mostly every hour. At least 30s otherwise, because a token is accepted for so long behind its end: clocks differ. A token of which nobody says when it ends (an introspection need not) ends no session."`
 
@@ -34,6 +37,7 @@ func (k checker) oauth() {
 	if i := slices.Index(k.c.Auth.Methods, "oauth"); i >= 0 && o.Issuer == "" && o.IntrospectionURL == "" {
 		k.add(indexed("auth.methods", i), "is oauth, but there is neither auth.oauth.issuer nor auth.oauth.introspection_url")
 	}
+	k.pair("auth.oauth.client_certificate", o.ClientCertificate)
 	for key, address := range map[string]string{"issuer": o.Issuer, "introspection_url": o.IntrospectionURL} {
 		if err := oauth.CheckURL(address); address != "" && err != nil {
 			k.add("auth.oauth."+key, "%s", err)

@@ -20,7 +20,7 @@ auth:
 `
 	file := "    client_secret_file: " + secretFileOf(t, "s3cret\n") + "\n"
 	cfg := mustParse(t, text+file).Auth.OAuth.Config()
-	if cfg.ClientSecret != identity.NewSecret("s3cret") || cfg.Claim != "email" || cfg.CacheTTL != time.Minute || len(cfg.Audience) != 2 ||
+	if cfg.ClientSecret.Now() != identity.NewSecret("s3cret") || cfg.Claim != "email" || cfg.CacheTTL != time.Minute || len(cfg.Audience) != 2 ||
 		cfg.Parties[0] != "thunderbird" || cfg.Issuer != "https://id.example.org/realms/mail" || cfg.ClientID != "imapgate" {
 		t.Errorf("%+v", cfg)
 	}

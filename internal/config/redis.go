@@ -5,6 +5,8 @@ import (
 	"strings"
 )
 
+const sentinelPasswordKey = "redis.sentinel_password_file"
+
 func (k checker) redis() {
 	r := k.c.Redis
 	if r == nil {
@@ -36,9 +38,12 @@ func (k checker) redis() {
 	for i, address := range r.Addresses {
 		k.redisSocket(indexed("redis.addresses", i), address)
 	}
-	if r.CA != "" && !r.TLS {
-		k.add("redis.ca", "is used only with tls: true")
+	for key, set := range map[string]bool{"ca": r.CA != "", "server_name": r.ServerName != "", "client_certificate": r.ClientCertificate != nil} {
+		if set && !r.TLS {
+			k.add("redis."+key, "is used only with tls: true")
+		}
 	}
+	k.pair("redis.client_certificate", r.ClientCertificate)
 }
 
 // redisSocket refuses a unix socket where Redis has none.
@@ -61,7 +66,7 @@ func (s secrets) redis(r *Redis) {
 	if r.SentinelMaster == "" {
 		return // what the environment has is for another configuration
 	}
-	r.SentinelPassword = s.read("redis.sentinel_password_file", r.SentinelPasswordFile, sentinel)
+	r.SentinelPassword = s.read(sentinelPasswordKey, r.SentinelPasswordFile, sentinel)
 	if r.SentinelUsername != "" && r.SentinelPassword.IsZero() {
 		s.add("redis.sentinel_username", "needs sentinel_password_file or %s", sentinel)
 	}

@@ -92,11 +92,86 @@ secrets: set ` + "`mode: 0440`" + `); it has one line, and a newline at its end 
 | ` + "`IMAPGATE_OAUTH_CLIENT_SECRET` | `auth.oauth.client_secret_file`" + ` |
 | ` + "`IMAPGATE_ADMIN_TOKEN` | `admin.token_file`" + ` |
 
+## Files
+
+Every file that is named here is followed; no signal is needed. A change is seen within a second or two, or after half a minute on
+file systems that do not notify. A file that cannot be used is an error in the log, by name, once; until it is good again the last good
+content stays in service. Only the system's own CAs are read once, at the start.
+
+| key | when its file changes |
+|---|---|
+` + fileTable() + `
 A file to begin with:
 
 ` + "```yaml\n" + string(sample) + "```\n")
 	describe(&b, reflect.TypeFor[Config](), "")
 	return b.String()
+}
+
+// fileTable says of each key that names a file what happens when that changes.
+func fileTable() string {
+	var b strings.Builder
+	for _, f := range fileKeys(reflect.TypeFor[Config](), "") {
+		fmt.Fprintf(&b, "| `%s` | %s |\n", f.name, fileChanges[f.file])
+	}
+	return b.String()
+}
+
+// fileKeys are the keys that have a file tag, under their full names.
+func fileKeys(block reflect.Type, key string) (list []field) {
+	for _, f := range fields(block) {
+		f.name = strings.TrimPrefix(key+"."+f.name, ".")
+		inner, suffix := block.Field(f.index).Type, ""
+		switch inner.Kind() {
+		case reflect.Pointer:
+			inner = inner.Elem()
+		case reflect.Map:
+			inner, suffix = inner.Elem(), ".<name>"
+		case reflect.Slice:
+			inner, suffix = inner.Elem(), "[]"
+		}
+		if f.file != "" {
+			f.name += suffix
+			list = append(list, f)
+		}
+		if inner.Kind() == reflect.Struct && inner.PkgPath() == block.PkgPath() {
+			list = append(list, fileKeys(inner, f.name+suffix)...)
+		}
+	}
+	return list
+}
+
+// TestEveryKeyOfAFileSaysWhatAChangeDoes finds keys of files by their names and texts.
+func TestEveryKeyOfAFileSaysWhatAChangeDoes(t *testing.T) {
+	named := regexp.MustCompile(`(^|_)(file|files|ca|cert|key|dir|path|snapshot)$`)
+	told := regexp.MustCompile(`^(For https\. )?(A file|File|PEM file|A directory)`)
+	var walk func(reflect.Type, string)
+	found := 0
+	walk = func(block reflect.Type, key string) {
+		for _, f := range fields(block) {
+			inner := block.Field(f.index).Type
+			for inner.Kind() == reflect.Pointer || inner.Kind() == reflect.Map || inner.Kind() == reflect.Slice {
+				inner = inner.Elem()
+			}
+			if inner.Kind() == reflect.Struct && inner.PkgPath() == block.PkgPath() {
+				walk(inner, key+"."+f.name)
+				continue
+			}
+			isFile := inner.Kind() == reflect.String && (named.MatchString(f.name) || told.MatchString(f.doc))
+			switch {
+			case isFile && fileChanges[f.file] == "":
+				t.Errorf("%s.%s names a file and has no file tag that says what a change does", key, f.name)
+			case !isFile && f.file != "":
+				t.Errorf("%s.%s has a file tag, and neither a name nor a text as that of a file", key, f.name)
+			case isFile:
+				found++
+			}
+		}
+	}
+	walk(reflect.TypeFor[Config](), "")
+	if found < 20 {
+		t.Errorf("only %d keys were found", found)
+	}
 }
 
 // describe writes the table of one block, then those of the blocks in it.

@@ -22,8 +22,19 @@ type field struct {
 	min    string
 	max    string
 	form   string // a check in forms.go
+	file   string // a word of fileChanges: the value names a file
 	doc    string
 	sample string
+}
+
+// fileChanges is what happens when a file that a key names has changed, by the word in
+// the key's tag. Constant.
+var fileChanges = map[string]string{
+	"tls":     "it is read again; connections that begin then use it",
+	"secret":  "it is read again, and used from then on",
+	"users":   "it is read again; logins from then on are checked with it",
+	"restart": "the log says that the gateway must be started again",
+	"own":     "it is the gateway's own, which writes it",
 }
 
 // fields lists the keys of a struct type, in the order of the reference.
@@ -35,7 +46,7 @@ func fields(t reflect.Type) []field {
 		if name == "-" {
 			continue
 		}
-		f := field{index: i, name: name, form: tag.Get("form"), doc: tag.Get("doc"), sample: tag.Get("example"),
+		f := field{index: i, name: name, form: tag.Get("form"), file: tag.Get("file"), doc: tag.Get("doc"), sample: tag.Get("example"),
 			oneof: strings.Fields(tag.Get("oneof")), later: strings.Fields(tag.Get("later")),
 			min: tag.Get("min"), max: tag.Get("max")}
 		f.def, f.hasDef = tag.Lookup("default")

@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"strings"
@@ -12,15 +13,18 @@ import (
 
 const (
 	maxSecret = 4 << 10 // bytes of a secret's file
-	minToken  = 16      // of an admin token
+	minToken  = 16      // of an admin token and of SCRAM's secret
 )
+
+const adminTokenKey = "admin.token_file"
 
 // secrets reads them from their files or from the environment. Its problems
 // name the key and the reason only: not what is in the file, and not the file
 // either, because an operator may have written the secret in its place.
 type secrets struct {
 	*problems
-	env func(string) (string, bool)
+	env   func(string) (string, bool)
+	files *[]*SecretFile // grows by those that are read
 }
 
 func (s secrets) all(c *Config) {
@@ -36,9 +40,9 @@ func (s secrets) all(c *Config) {
 			c.Backends[name] = b
 		}
 	}
-	c.Admin.Token = s.read("admin.token_file", c.Admin.TokenFile, "IMAPGATE_ADMIN_TOKEN")
+	c.Admin.Token = s.read(adminTokenKey, c.Admin.TokenFile, "IMAPGATE_ADMIN_TOKEN")
 	if n := len(c.Admin.Token.Reveal()); n > 0 && n < minToken {
-		s.add("admin.token_file", "the token has fewer than %d characters", minToken)
+		s.add(adminTokenKey, "the token has fewer than %d characters", minToken)
 	}
 	if c.Admin.Token.IsZero() && !loopback(c.Admin.Address) {
 		s.add("admin.address", "%s is not on loopback, so a token is needed: token_file or IMAPGATE_ADMIN_TOKEN", quote(c.Admin.Address))
@@ -66,30 +70,41 @@ func masterVariable(backend string) string {
 // read gives the secret of a key, or none.
 func (s secrets) read(key, file, variable string) identity.Secret {
 	text, set := s.env(variable)
-	if file != "" {
-		if set {
-			s.add(key, "is set, and so is %s; only one may be", variable)
-			return identity.Secret{}
-		}
-		var wrong string
-		if text, wrong = secretFile(file); wrong != "" {
-			s.add(key, "%s", wrong)
-			return identity.Secret{}
-		}
-	} else if !set {
+	var wrong string
+	switch {
+	case file != "" && set:
+		wrong = "is set, and so is " + variable + "; only one may be"
+	case file != "":
+		text, wrong = secretFile(file)
+	case !set:
 		return identity.Secret{}
 	}
+	if wrong == "" {
+		wrong = secretForm(text)
+	}
 	switch {
-	case text == "":
-		s.add(key, "the secret is empty")
-	case len(text) > maxSecret:
-		s.add(key, "the secret is longer than %d bytes", maxSecret)
-	case strings.ContainsAny(text, "\x00\r\n"):
-		s.add(key, "the secret has more than one line")
-	default:
+	case wrong != "":
+		s.add(key, "%s", wrong)
+		return identity.Secret{}
+	case file == "":
 		return identity.NewSecret(text)
 	}
-	return identity.Secret{}
+	f := &SecretFile{Key: key, Path: file, least: leastOf(key), fixed: key == scramSecretKey || key == sentinelPasswordKey, live: identity.NewLiveSecret(text)}
+	*s.files = append(*s.files, f)
+	return f.live.Secret()
+}
+
+// secretForm says what is wrong with a secret, or "".
+func secretForm(text string) string {
+	switch {
+	case text == "":
+		return "the secret is empty"
+	case len(text) > maxSecret:
+		return fmt.Sprintf("the secret is longer than %d bytes", maxSecret)
+	case strings.ContainsAny(text, "\x00\r\n"):
+		return "the secret has more than one line"
+	}
+	return ""
 }
 
 // secretFile reads a file that only its owner and group may read, without the

@@ -2,6 +2,7 @@ package identity
 
 import (
 	"fmt"
+	"sync/atomic"
 	"unique"
 )
 
@@ -12,17 +13,52 @@ const hidden = "[secret]"
 // that every use can be found by name. It is held by a handle because fmt reaches
 // into unexported fields of what holds it, past every method here, and finds an
 // address; equal secrets have equal handles, so == compares what it seems to.
-type Secret struct{ h unique.Handle[string] }
+//
+// A secret of a LiveSecret is whatever that holds when it is revealed; Now gives what
+// can be compared.
+type Secret struct {
+	h    unique.Handle[string]
+	live *LiveSecret // nil: h is all
+}
+
+// LiveSecret is a secret that can be replaced while it is in use, as its file is. It is
+// safe for concurrent use.
+type LiveSecret struct{ now atomic.Pointer[Secret] }
+
+// NewLiveSecret holds s.
+func NewLiveSecret(s string) *LiveSecret {
+	l := &LiveSecret{}
+	l.Replace(s)
+	return l
+}
+
+// Replace makes s what is revealed from now on.
+func (l *LiveSecret) Replace(s string) {
+	next := NewSecret(s)
+	l.now.Store(&next)
+}
+
+// Secret is what l holds, now and later.
+func (l *LiveSecret) Secret() Secret { return Secret{live: l} }
 
 // NewSecret wraps s.
-func NewSecret(s string) Secret { return Secret{unique.Make(s)} }
+func NewSecret(s string) Secret { return Secret{h: unique.Make(s)} }
 
 // Reveal is the secret itself.
 func (s Secret) Reveal() string {
+	s = s.Now()
 	if s == (Secret{}) {
 		return ""
 	}
 	return s.h.Value()
+}
+
+// Now is the secret as it is at present, for who reveals it more than once.
+func (s Secret) Now() Secret {
+	if s.live == nil {
+		return s
+	}
+	return *s.live.now.Load()
 }
 
 // IsZero says whether there is no secret.

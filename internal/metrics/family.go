@@ -102,7 +102,7 @@ func (m *Metrics) ObserveCertificates(expiry func(report func(file string, notAf
 	m.registry.MustRegister(certificates{
 		expiry: expiry,
 		desc: prometheus.NewDesc("imapgate_certificate_not_after_timestamp_seconds",
-			"When a listener's certificate ends.", []string{"file"}, nil),
+			"When a certificate ends that is served, or shown to another server.", []string{"file"}, nil),
 	})
 }
 

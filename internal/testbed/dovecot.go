@@ -59,6 +59,9 @@ type DovecotConfig struct {
 	Settings, Settings24 string
 
 	CA *CA // issues the certificate; default an authority of its own
+
+	// ClientCA, when set, is the authority of the certificates that clients must have.
+	ClientCA *CA
 }
 
 // TokenCheck is how Dovecot has tokens verified.
@@ -90,7 +93,7 @@ type Dovecot struct {
 type confValues struct {
 	DovecotConfig
 	folder                                          string // as the machine sees it
-	Version, Dir, Cert, Key                         string // as Dovecot sees them
+	Version, Dir, Cert, Key, ClientRoots            string // as Dovecot sees them
 	Own                                             string // of Site
 	PlainPort, TLSPort, ProxiedPort, ProxiedTLSPort int
 	Root                                            bool
@@ -120,6 +123,9 @@ func StartDovecot(t testing.TB, c DovecotConfig) *Dovecot {
 	}
 	v.setDefaults()
 	cert, key := d.CA.Issue(t, DovecotName, "localhost", "127.0.0.1")
+	if c.ClientCA != nil {
+		v.ClientRoots = d.place.bring(t, c.ClientCA.File, d.Dir, "clients.pem")
+	}
 	v.Cert, v.Key = d.place.bring(t, cert, d.Dir, "cert.pem"), d.place.bring(t, key, d.Dir, "key.pem")
 	if err := v.setAccounts(); err != nil {
 		t.Fatalf("find a user for Dovecot: %v", err)

@@ -140,6 +140,12 @@ plugin {
   quota_rule = *:storage=%{if;%u;*;small*;{{.SmallQuota}};{{.Quota}}}
   quota_grace = 0%
 }
+{{- with .ClientRoots}}
+ssl_ca = <{{.}}
+ssl_verify_client_cert = yes
+ssl_require_crl = no
+auth_ssl_require_client_cert = yes
+{{- end}}
 {{.Settings}}
 `))
 
@@ -310,5 +316,11 @@ quota "User quota" {
 }
 # Here a field of the userdb is stronger.
 quota_storage_size = {{.Quota}}
+{{- with .ClientRoots}}
+ssl_server_ca_file = {{.}}
+ssl_server_request_client_cert = yes
+ssl_server_require_crl = no
+auth_ssl_require_client_cert = yes
+{{- end}}
 {{.Settings24}}
 `))

@@ -85,6 +85,12 @@ func (ca *CA) ClientTLS(name string) *tls.Config {
 	return &tls.Config{RootCAs: ca.Pool, ServerName: name, MinVersion: tls.VersionTLS12}
 }
 
+// Client is ClientTLS for who asks anew for each connection.
+func (ca *CA) Client(name string) func() *tls.Config { return Fixed(ca.ClientTLS(name)) }
+
+// Fixed gives one configuration to each connection.
+func Fixed(cfg *tls.Config) func() *tls.Config { return func() *tls.Config { return cfg } }
+
 // sign gives the DER of a certificate; without a parent it signs itself.
 func sign(t testing.TB, cert, parent *x509.Certificate, key, signer *ecdsa.PrivateKey) []byte {
 	t.Helper()

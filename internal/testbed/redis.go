@@ -41,8 +41,9 @@ func StartRedis(t testing.TB, settings ...string) *Redis {
 }
 
 // StartRedisTLS starts a server that also listens with TLS, at the second address,
-// with a certificate for localhost and 127.0.0.1.
-func StartRedisTLS(t testing.TB, ca *CA) (r *Redis, address string) {
+// with a certificate for localhost and 127.0.0.1. Unless further settings say otherwise,
+// clients need none.
+func StartRedisTLS(t testing.TB, ca *CA, settings ...string) (r *Redis, address string) {
 	t.Helper()
 	cert, key := ca.Issue(t, "localhost", "127.0.0.1")
 	r = newRedis(t)
@@ -50,10 +51,10 @@ func StartRedisTLS(t testing.TB, ca *CA) (r *Redis, address string) {
 	authority := r.place.bring(t, ca.File, r.dir, "ca.pem")
 	OnFreePorts(t, 2, func(ports []int) error {
 		address = Loopback(ports[1])
-		r.args = []string{
+		r.args = append([]string{
 			"--tls-port", strconv.Itoa(ports[1]), "--tls-auth-clients", "no",
 			"--tls-cert-file", cert, "--tls-key-file", key, "--tls-ca-cert-file", authority,
-		}
+		}, settings...)
 		return r.listen(ports[0])
 	})
 	return r, address

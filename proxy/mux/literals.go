@@ -177,3 +177,16 @@ func (s *session) asked() (bool, error) {
 		}
 	}
 }
+
+// rejectCollected refuses a command that is not collected to its end.
+func (s *session) rejectCollected(refusal string, seg imap.Segment) error {
+	tag := string(s.collected[:len(s.request.tag)])
+	s.request.whole, s.apart = nil, true
+	if err := s.settle(); err != nil {
+		return err
+	}
+	if err := s.say(tag, refusal); err != nil {
+		return err
+	}
+	return s.skip(seg, maxPassed)
+}

@@ -96,7 +96,7 @@ func newStage(t testing.TB, s setup, certs *certificates) *stage {
 		Socket: func(c *net.TCPConn) net.Conn { return quiet.NewSocket(c) }}
 	var secure *tls.Config
 	if s.kind == "tls" {
-		secure, up.TLS, up.TLSMode = certs.backend, certs.client, upstream.ImplicitTLS
+		secure, up.TLS, up.TLSMode = certs.backend, testbed.Fixed(certs.client), upstream.ImplicitTLS
 	}
 	var err error
 	y.stub, err = newStub(secure, cuts[cmp.Or(s.cut, "whole")])

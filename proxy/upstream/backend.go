@@ -158,6 +158,7 @@ func (b *Backend) over(ctx context.Context, nc net.Conn, deadline time.Time, who
 	d := newDialogue(nc)
 	release := d.bind(ctx, deadline)
 	conn, err := b.converse(d, who)
+	err = d.refusedBy(err)
 	if !release() && err == nil {
 		err = context.Cause(ctx)
 	}

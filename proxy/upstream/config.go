@@ -63,7 +63,7 @@ type Config struct {
 	Name    string // as routes and logs call it
 	Address string // host:port; a name is resolved at every connect
 	TLSMode TLSMode
-	TLS     *tls.Config // nil with NoTLS; shared, so that sessions resume
+	TLS     func() *tls.Config // for a connection that begins now; shared, so that sessions resume; unused with NoTLS
 	// Socket makes what TLS runs over of a connection; nil: the connection itself.
 	Socket func(*net.TCPConn) net.Conn
 	// Sockets counts the connections; nil: nobody does.
@@ -162,18 +162,15 @@ func (c Config) withDefaults() Config {
 	c.AnswerTimeout = cmp.Or(c.AnswerTimeout, DefaultAnswerTimeout)
 	c.MaxLogins = cmp.Or(c.MaxLogins, DefaultMaxLogins)
 	c.TTL = cmp.Or(c.TTL, DefaultTTL)
-	c.TLS = c.clientTLS()
 	return c
 }
 
-// clientTLS raises what was given to what is safe; it never lowers anything.
+// clientTLS is the configuration for a connection that begins now. It raises what was
+// given to what is safe, and never lowers anything.
 func (c Config) clientTLS() *tls.Config {
-	if c.TLSMode == NoTLS {
-		return nil
-	}
 	safe := &tls.Config{}
 	if c.TLS != nil {
-		safe = c.TLS.Clone()
+		safe = c.TLS().Clone()
 	}
 	safe.MinVersion = max(safe.MinVersion, tls.VersionTLS12)
 	safe.InsecureSkipVerify = false

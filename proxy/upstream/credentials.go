@@ -48,9 +48,10 @@ func (b *Backend) credentials(who Request) (credentials, error) {
 		if strings.Contains(name, m.Separator) {
 			return credentials{}, errUnsendable
 		}
-		c = credentials{authzid: name, user: m.User, password: m.Password}
+		password := m.Password.Now()
+		c = credentials{authzid: name, user: m.User, password: password}
 		if m.Style == SeparatorStyle {
-			c = credentials{user: name + m.Separator + m.User, password: m.Password}
+			c = credentials{user: name + m.Separator + m.User, password: password}
 		}
 		if !sendable(c.user, 2*identity.MaxUser) || !sendable(c.password.Reveal(), maxPassword) {
 			return credentials{}, fmt.Errorf("%w: master user or password cannot be sent", ErrUnavailable)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"imapgate/internal/imap"
+	"imapgate/tlsconf"
 )
 
 // What is read of a backend before its login is done.
@@ -38,10 +39,12 @@ type dialogue struct {
 	// Owned by the goroutine of Login.
 	last     string // tag of the login, of as many other bits: no command before it gives them away
 	deadline time.Time
-	left     int       // bytes of maxTotal that may still come
-	id       string    // as Conn.ID
-	caps     imap.Caps // as the backend said last, unknown again behind the start of TLS
-	alerts   []Alert   // since the start of TLS; at most maxAlerts
+	left     int         // bytes of maxTotal that may still come
+	id       string      // as Conn.ID
+	secure   *tls.Conn   // nil before TLS
+	cfg      *tls.Config // of secure
+	caps     imap.Caps   // as the backend said last, unknown again behind the start of TLS
+	alerts   []Alert     // since the start of TLS; at most maxAlerts
 }
 
 func newDialogue(nc net.Conn) *dialogue {
@@ -247,6 +250,15 @@ func (d *dialogue) startTLS(cfg *tls.Config) error {
 	return d.handshake(cfg)
 }
 
+// refusedBy is why a dialogue ended, where it was the certificate that the backend was
+// shown, or that it was shown none: with TLS 1.3 that comes behind the handshake.
+func (d *dialogue) refusedBy(err error) error {
+	if d.secure == nil || err == nil {
+		return err
+	}
+	return tlsconf.Refusal(d.secure, d.cfg, err)
+}
+
 // handshake goes on under TLS with an empty memory.
 func (d *dialogue) handshake(cfg *tls.Config) error {
 	var secure *tls.Conn
@@ -258,7 +270,9 @@ func (d *dialogue) handshake(cfg *tls.Config) error {
 		return err
 	}
 	d.caps, d.alerts = imap.Caps{}, nil
+	d.secure, d.cfg = secure, cfg
 	if err := secure.Handshake(); err != nil { // within the dialogue's deadline
+		err = tlsconf.Explain(err, cfg)
 		return fmt.Errorf("%w: %w", errHandshake, handshakeCause(err, cfg.ServerName))
 	}
 	return nil

@@ -25,7 +25,7 @@ func TestDovecotTakesTheClientsToken(t *testing.T) {
 			for _, cfg := range []Config{
 				{Address: d.Plain, TLSMode: StartTLS, Login: OAuthLogin}, {Address: d.TLS, TLSMode: ImplicitTLS, Login: Passthrough},
 			} {
-				cfg.Name, cfg.TLS = "east", d.CA.ClientTLS(testbed.DovecotName)
+				cfg.Name, cfg.TLS = "east", d.CA.Client(testbed.DovecotName)
 				b := New(cfg, Hooks{}, zap.NewNop())
 				for name, token := range map[string]string{"alice@example.org": alice, "bob@example.org": bob} {
 					goesIn(t, b, name, token)
@@ -44,7 +44,7 @@ func TestADovecotWhoseProviderIsAwayDeniesNobody(t *testing.T) {
 	p := openid.Start(t, "alice@example.org")
 	token := p.Login(t, openid.Opaque, "alice@example.org").Access
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{Tokens: p.Dovecot(t, openid.Opaque, "oauthbearer")})
-	b := New(Config{Name: "east", Address: d.TLS, TLS: d.CA.ClientTLS(testbed.DovecotName), Login: OAuthLogin}, Hooks{}, zap.NewNop())
+	b := New(Config{Name: "east", Address: d.TLS, TLS: d.CA.Client(testbed.DovecotName), Login: OAuthLogin}, Hooks{}, zap.NewNop())
 	p.Fault(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) })
 	var refused *Refused
 	if err := tries(t, b, "alice@example.org", token); errors.Is(err, ErrDenied) || !errors.As(err, &refused) || refused.Code != "UNAVAILABLE" {
@@ -59,7 +59,7 @@ func TestATokenThatDovecotDoesNotReadIsNotDenied(t *testing.T) {
 	p := openid.Start(t, "alice@example.org")
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{Tokens: p.Dovecot(t, openid.Opaque, "oauthbearer xoauth2")})
 	result := ""
-	b := New(Config{Name: "east", Address: d.TLS, TLS: d.CA.ClientTLS(testbed.DovecotName), Login: OAuthLogin},
+	b := New(Config{Name: "east", Address: d.TLS, TLS: d.CA.Client(testbed.DovecotName), Login: OAuthLogin},
 		Hooks{OnConnect: func(r string) { result = r }}, zap.NewNop())
 	for _, n := range []int{LongToken + 1, 8 << 10, identity.MaxToken} {
 		if err := tries(t, b, "alice@example.org", strings.Repeat("t", n)); n > 6<<10 && (!errors.Is(err, ErrUnavailable) || result != ResultNotTaken) {

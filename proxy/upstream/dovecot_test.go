@@ -51,7 +51,7 @@ func (w wayIn) backend(d *testbed.Dovecot) *Backend {
 		cfg.Address = d.Plain
 	}
 	if w.mode != NoTLS {
-		cfg.TLS = d.CA.ClientTLS(testbed.DovecotName)
+		cfg.TLS = d.CA.Client(testbed.DovecotName)
 	}
 	return New(cfg, Hooks{}, zap.NewNop())
 }
@@ -122,7 +122,7 @@ func TestDovecotsRefusalsAreTold(t *testing.T) {
 	}
 	wg.Wait()
 	b := wayIn{mode: ImplicitTLS}.backend(d)
-	b.cfg.TLS.ServerName = "another.test"
+	b.cfg.TLS = d.CA.Client("another.test")
 	if _, err := b.Login(context.Background(), Request{User: user(t, "joe"), Password: identity.NewSecret("right")}); !errors.Is(err, errHandshake) {
 		t.Errorf("%v", err)
 	}
@@ -166,7 +166,7 @@ func TestManyLoginsAtOnceStayApart(t *testing.T) {
 func TestDovecotJudgesAPasswordInLatin1(t *testing.T) {
 	const latin1 = "p\xe4ssw\xf6rd"
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{Users: map[string]string{"alice@example.org": latin1}})
-	b := New(Config{Name: "east", Address: d.TLS, TLS: d.CA.ClientTLS(testbed.DovecotName)}, Hooks{}, zap.NewNop())
+	b := New(Config{Name: "east", Address: d.TLS, TLS: d.CA.Client(testbed.DovecotName)}, Hooks{}, zap.NewNop())
 	for password, want := range map[string]error{latin1: nil, "p\u00e4ssw\u00f6rd": ErrDenied, latin1 + "\xff": ErrDenied} {
 		conn, err := b.Login(t.Context(), Request{User: user(t, "alice@example.org"), Password: identity.NewSecret(password)})
 		if !errors.Is(err, want) {

@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"imapgate/internal/imap"
+	"imapgate/tlsconf"
 )
 
 // What a caller branches on, besides *Refused and VerdictOf.
@@ -48,18 +49,19 @@ var (
 	errCapability = fmt.Errorf("%w: no capability list", errProtocol)
 	errVerdict    = fmt.Errorf("%w: neither OK nor NO nor BAD", errProtocol)
 
-	errGoodbye    = errors.New("backend said goodbye")
-	errNoStartTLS = errors.New("backend does not offer STARTTLS")
-	errStartTLS   = errors.New("backend refused STARTTLS")
-	errHandshake  = errors.New("TLS")
-	errMechanism  = errors.New("backend offers no way to log in")
-	errTokenless  = fmt.Errorf("%w with a token: neither AUTH=OAUTHBEARER nor AUTH=XOAUTH2", errMechanism)
-	errBad        = errors.New("backend did not understand the login")
-	errMaster     = errors.New("backend denied the master login")
-	errCode       = errors.New("backend refused the login with an answer that is not forwarded")
-	errDown       = errors.New("backend is marked down")
-	errBusy       = errors.New("too many logins at a time")
-	errConnect    = errors.New("connect")
+	errGoodbye     = errors.New("backend said goodbye")
+	errNoStartTLS  = errors.New("backend does not offer STARTTLS")
+	errStartTLS    = errors.New("backend refused STARTTLS")
+	errHandshake   = errors.New("TLS")
+	errCertificate = fmt.Errorf("%w: the backend demands a client certificate that it trusts (see client_certificate)", errHandshake)
+	errMechanism   = errors.New("backend offers no way to log in")
+	errTokenless   = fmt.Errorf("%w with a token: neither AUTH=OAUTHBEARER nor AUTH=XOAUTH2", errMechanism)
+	errBad         = errors.New("backend did not understand the login")
+	errMaster      = errors.New("backend denied the master login")
+	errCode        = errors.New("backend refused the login with an answer that is not forwarded")
+	errDown        = errors.New("backend is marked down")
+	errBusy        = errors.New("too many logins at a time")
+	errConnect     = errors.New("connect")
 )
 
 // told is an error whose text is cut and sanitised. The error itself can still be
@@ -133,7 +135,7 @@ func isTLS(err error) bool {
 	var record tls.RecordHeaderError
 	var cert *tls.CertificateVerificationError
 	var unknown x509.UnknownAuthorityError
-	return errors.Is(err, errHandshake) || errors.Is(err, errNoStartTLS) || errors.Is(err, errStartTLS) ||
+	return errors.Is(err, errHandshake) || tlsconf.IsAlert(err) || errors.Is(err, errNoStartTLS) || errors.Is(err, errStartTLS) ||
 		errors.Is(err, imap.ErrInjected) || errors.As(err, &record) || errors.As(err, &cert) || errors.As(err, &unknown)
 }
 

@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"strings"
+
+	"imapgate/tlsconf"
 )
 
 // unsupportedVersion begins an error of crypto/tls that ends in a number alone.
@@ -31,8 +33,11 @@ func handshakeCause(err error, name string) error {
 		invalid   x509.CertificateInvalidError
 		record    tls.RecordHeaderError
 		network   net.Error
+		refused   *tlsconf.CertificateError
 	)
 	switch {
+	case errors.As(err, &refused):
+		return err
 	case errors.As(err, &otherName):
 		return reworded{"the certificate is not for " + name, err}
 	case errors.As(err, &authority):

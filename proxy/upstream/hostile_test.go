@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/internal/identity"
+	"imapgate/internal/testbed"
 )
 
 const (
@@ -271,12 +272,12 @@ func TestACertificateThatDoesNotFitFailsClosed(t *testing.T) {
 // comes from.
 func TestTLSSettingsAreOnlyEverRaised(t *testing.T) {
 	given := &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS10}
-	got := New(Config{Address: "mail.example:993", TLS: given}, Hooks{}, zap.NewNop()).cfg.TLS
+	got := New(Config{Address: "mail.example:993", TLS: testbed.Fixed(given)}, Hooks{}, zap.NewNop()).cfg.clientTLS()
 	if got.InsecureSkipVerify || got.MinVersion != tls.VersionTLS12 || got.ServerName != "mail.example" || given.ServerName != "" {
 		t.Errorf("%+v", got)
 	}
 	given = &tls.Config{ServerName: "x", MinVersion: tls.VersionTLS13}
-	if got := New(Config{Address: "mail.example:993", TLS: given}, Hooks{}, zap.NewNop()).cfg.TLS; got.ServerName != "x" || got.MinVersion != tls.VersionTLS13 {
+	if got := New(Config{Address: "mail.example:993", TLS: testbed.Fixed(given)}, Hooks{}, zap.NewNop()).cfg.clientTLS(); got.ServerName != "x" || got.MinVersion != tls.VersionTLS13 {
 		t.Errorf("%+v", got)
 	}
 }

@@ -20,7 +20,7 @@ func (b *Backend) open(d *dialogue, c Client) error {
 		}
 	}
 	if b.cfg.TLSMode == ImplicitTLS {
-		if err := d.handshake(b.cfg.TLS); err != nil {
+		if err := d.handshake(b.cfg.clientTLS()); err != nil {
 			return err
 		}
 	}
@@ -28,7 +28,7 @@ func (b *Backend) open(d *dialogue, c Client) error {
 		return err
 	}
 	if b.cfg.TLSMode == StartTLS {
-		if err := d.startTLS(b.cfg.TLS); err != nil {
+		if err := d.startTLS(b.cfg.clientTLS()); err != nil {
 			return err
 		}
 	}

@@ -22,6 +22,7 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/internal/identity"
+	"imapgate/internal/testbed"
 )
 
 // canary is a password that must not be found where it does not belong.
@@ -205,7 +206,7 @@ func performTLS(t testing.TB, cfg Config, who Request, p *play, pool *x509.CertP
 	t.Helper()
 	cfg.Name, cfg.Address = "east", stage(t, p)
 	if cfg.TLSMode != NoTLS {
-		cfg.TLS = &tls.Config{RootCAs: pool}
+		cfg.TLS = testbed.Fixed(&tls.Config{RootCAs: pool})
 	}
 	if cfg.LoginTimeout == 0 {
 		cfg.LoginTimeout = 10 * time.Second

@@ -104,6 +104,10 @@ type phrase struct {
 	verdict Verdict
 }
 
+// noCertificate is how Dovecot refuses a login on a connection without a client
+// certificate that it trusts (auth_ssl_require_client_cert). It does not end TLS.
+const noCertificate = "client didn't present valid ssl certificate"
+
 // phrases is the closed list of those texts.
 var phrases = []phrase{
 	{"invalid credentials", VerdictWrong},                                   // Gmail, with ALERT
@@ -118,6 +122,7 @@ var phrases = []phrase{
 	{"maximum number of connections", VerdictRight},                         // Dovecot before it had codes
 	{"login only available under a layer", VerdictNone},                     // Cyrus: a misconfiguration
 	{"plaintext authentication disallowed on non-secure", VerdictNone},      // Dovecot: a misconfiguration
+	{noCertificate, VerdictNone},                                            // Dovecot, with ALERT: a misconfiguration
 	{"generic failure", VerdictNone},                                        // Cyrus SASL: the password check is down
 	{"login failed: generic failure", VerdictNone},                          // the same, to LOGIN
 	{"remote authentication server unavailable", VerdictNone},               // Cyrus SASL
@@ -214,6 +219,8 @@ func (b *Backend) refused(res imap.Response) error {
 	m := meaningOf(res)
 	master := b.cfg.Login == MasterLogin
 	switch {
+	case phraseOf(res.Text).text == noCertificate:
+		return &refusal{errCertificate, VerdictNone, Describe(res)}
 	case master && (m.reply == replyDenied || res.Code == "AUTHORIZATIONFAILED"):
 		// The client's own password was right: it must not be told that it was
 		// wrong, and forget it, because the gateway's is.

@@ -26,7 +26,7 @@ func at(d *testbed.Dovecot, mode upstream.TLSMode, login string) *upstream.Backe
 		Socket: func(c *net.TCPConn) net.Conn { return quiet.NewSocket(c) },
 		Master: upstream.Master{User: "gateway", Password: identity.NewSecret("m-pw")}}
 	if mode != upstream.NoTLS {
-		cfg.TLS = d.CA.ClientTLS(testbed.DovecotName)
+		cfg.TLS = d.CA.Client(testbed.DovecotName)
 	}
 	if mode == upstream.ImplicitTLS {
 		cfg.Address = d.TLS

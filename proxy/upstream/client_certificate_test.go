@@ -1,0 +1,97 @@
+package upstream
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"strings"
+	"testing"
+
+	"go.uber.org/zap"
+
+	"imapgate/internal/testbed"
+	"imapgate/tlsconf"
+)
+
+// showing is TLS towards a server of ca, with the certificate of these files.
+func showing(t testing.TB, ca *testbed.CA, name string, cert, key string) func() *tls.Config {
+	t.Helper()
+	c, err := tlsconf.NewClient(tlsconf.ClientConfig{CA: ca.File, ServerName: name, ALPN: tlsconf.IMAP,
+		Certificate: tlsconf.KeyPair{Cert: cert, Key: key}}, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.Config
+}
+
+// A backend that demands a certificate ends a TLS 1.3 connection behind the handshake,
+// when its greeting is read or the next command is written already.
+func TestABackendThatDemandsACertificateIsShownOneOrFailsAsTLS(t *testing.T) {
+	ca, strangers := testbed.NewCA(t), testbed.NewCA(t)
+	pair, err := tls.LoadX509KeyPair(ca.Issue(t, "127.0.0.1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	good, goodKey := ca.Issue(t, "gateway")
+	wrong, wrongKey := strangers.Issue(t, "gateway")
+	begin := map[TLSMode][]string{
+		ImplicitTLS: {"tls", "> * OK [CAPABILITY IMAP4rev1 ID SASL-IR AUTH=PLAIN] hi"},
+		StartTLS:    {greetClear, "< STARTTLS", "> {S} OK", "tls", "< CAPABILITY", capsTLS},
+	}
+	rest := []string{"< ID", "< AUTHENTICATE", "> * ID NIL\r\n{I} OK", "> {L} OK [CAPABILITY IMAP4rev1] in"}
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		for mode, steps := range begin {
+			for name, c := range map[string]struct {
+				tls  func() *tls.Config
+				want string // in the error; "": none
+			}{
+				"the right one": {showing(t, ca, "127.0.0.1", good, goodKey), ""},
+				"none":          {showing(t, ca, "127.0.0.1", "", ""), "demands a client certificate, and none is configured"},
+				"another's":     {showing(t, ca, "127.0.0.1", wrong, wrongKey), "does not accept the client certificate"},
+			} {
+				p := &play{steps: append(steps[:len(steps):len(steps)], rest...), tls: &tls.Config{Certificates: []tls.Certificate{pair},
+					ClientCAs: ca.Pool, ClientAuth: tls.RequireAndVerifyClientCert, MaxVersion: version}}
+				a := act{play: p}
+				b := New(Config{Name: "east", Address: stage(t, p), TLSMode: mode, TLS: c.tls}, Hooks{OnConnect: func(r string) { a.result = r }}, zap.NewNop())
+				a.conn, a.err = b.Login(context.Background(), request1(t))
+				a.finish()
+				switch {
+				case c.want == "" && a.err != nil:
+					t.Errorf("%s, %s, %s: %v; %v", tls.VersionName(version), mode, name, a.err, p.err)
+				case c.want == "":
+				case a.result != ResultTLS || !errors.Is(a.err, ErrUnavailable) || !strings.Contains(a.err.Error(), c.want):
+					t.Errorf("%s, %s, %s: %s, %v", tls.VersionName(version), mode, name, a.result, a.err)
+				case leaks(p.secret.String() + p.clear.String()):
+					t.Errorf("%s, %s, %s: a password went out", tls.VersionName(version), mode, name)
+				}
+			}
+		}
+	}
+}
+
+func TestADovecotThatDemandsACertificateIsShownOne(t *testing.T) {
+	ca, strangers := testbed.NewCA(t), testbed.NewCA(t)
+	d := testbed.StartDovecot(t, testbed.DovecotConfig{Password: "pw", CA: ca, ClientCA: ca})
+	good, goodKey := ca.Issue(t, "gateway")
+	wrong, wrongKey := strangers.Issue(t, "gateway")
+	for mode, address := range map[TLSMode]string{ImplicitTLS: d.TLS, StartTLS: d.Plain} {
+		for name, c := range map[string]struct {
+			tls    func() *tls.Config
+			result string
+		}{
+			"the right one": {showing(t, ca, testbed.DovecotName, good, goodKey), ResultOK},
+			"none":          {showing(t, ca, testbed.DovecotName, "", ""), ResultTLS},
+			"another's":     {showing(t, ca, testbed.DovecotName, wrong, wrongKey), ResultTLS},
+		} {
+			var got string
+			b := New(Config{Name: "east", Address: address, TLSMode: mode, TLS: c.tls}, Hooks{OnConnect: func(r string) { got = r }}, zap.NewNop())
+			conn, err := b.Login(context.Background(), Request{User: user(t, "joe"), Password: secret("pw")})
+			if conn != nil {
+				_ = conn.Close()
+			}
+			if got != c.result || err != nil && !strings.Contains(err.Error(), "client_certificate") {
+				t.Errorf("%s, %s: %s, %v", mode, name, got, err)
+			}
+		}
+	}
+}

@@ -1,0 +1,164 @@
+package tlsconf
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// maxEntries bounds the files and folders of a directory.
+const maxEntries = 4_096
+
+// directory is a folder of certificates and keys, and the folders in it, as certbot's
+// live/ has them. A key is for the certificates with its public key, wherever it is.
+type directory struct {
+	// Set once.
+	path string
+
+	// Owned by the Server, under its mu.
+	mayEmpty bool     // the server has other certificates
+	pairs    []*pair  // as last good, in the order in which they are served
+	entries  []string // files and folders that were there, sorted
+}
+
+// reload reads the directory again. It reports whether pairs are others now. Its error
+// has everything that is wrong, by name; a pair of which a part is wrong stays as it was.
+func (d *directory) reload(now time.Time) (changed bool, err error) {
+	entries, err := listPEM(d.path)
+	if err != nil {
+		return false, err
+	}
+	d.entries = entries
+	s := readPEM(entries)
+	next := s.merge(d.pairs, s.pairs())
+	slices.SortFunc(next, func(a, b *pair) int {
+		return cmp.Or(after(a.valid(now), b.valid(now)), strings.Compare(a.files.Cert, b.files.Cert),
+			strings.Compare(string(a.sum[:]), string(b.sum[:])))
+	})
+	if len(next) == 0 && !d.mayEmpty && len(d.pairs) > 0 {
+		return false, errors.Join(append(s.problems, fmt.Errorf("%s: no certificate with its key is left", d.path))...)
+	}
+	if !slices.EqualFunc(d.pairs, next, func(a, b *pair) bool { return a.sum == b.sum && a.files == b.files }) {
+		d.pairs, changed = next, true
+	}
+	return changed, errors.Join(s.problems...)
+}
+
+// after orders what is valid before what is not.
+func after(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return -1
+	}
+	return 1
+}
+
+// listPEM lists the files of a directory, the folders in it, and the files of those.
+// What begins with a dot is not looked at: Kubernetes keeps its versions there.
+func listPEM(path string) (entries []string, err error) {
+	top, err := os.ReadDir(path)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range top {
+		name := filepath.Join(path, e.Name())
+		if strings.HasPrefix(e.Name(), ".") {
+			continue
+		}
+		if info, err := os.Stat(name); err != nil || !info.IsDir() {
+			if isPEM(name) {
+				entries = append(entries, name) // also a link that leads nowhere, to be told of
+			}
+			continue
+		}
+		entries = append(entries, name)
+		below, _ := os.ReadDir(name) // an error is told of when the entry is read
+		for _, e := range below {
+			if file := filepath.Join(name, e.Name()); isPEM(file) && !e.IsDir() && !strings.HasPrefix(e.Name(), ".") {
+				entries = append(entries, file)
+			}
+		}
+		if len(entries) > maxEntries {
+			return nil, fmt.Errorf("%s holds more than %d files", path, maxEntries)
+		}
+	}
+	slices.Sort(entries)
+	return entries, nil
+}
+
+// isPEM says by a file's name whether it may hold certificates or keys.
+func isPEM(name string) bool {
+	switch strings.ToLower(filepath.Ext(name)) {
+	case ".pem", ".crt", ".cer", ".key":
+		return true
+	}
+	return false
+}
+
+// merge puts together what is served next: the new pairs, and the old ones of which a
+// part is in trouble, or which the new files are worse than.
+func (s *scan) merge(old, found []*pair) (next []*pair) {
+	next = found
+	at, byFile := make(map[string]int), make(map[string]int)
+	for i, n := range next {
+		at[n.leaf()] = i
+	}
+	known := make(map[string]bool)
+	for _, p := range old {
+		known[p.leaf()] = true
+	}
+	for i, n := range next {
+		if !known[n.leaf()] { // else it is no other's successor
+			byFile[n.files.Cert], byFile[n.files.Key] = i, i
+		}
+	}
+	for _, p := range old {
+		if i, same := at[p.leaf()]; same {
+			// The leaf alone beside a chain that is being written.
+			if len(next[i].cert.Certificate) < len(p.cert.Certificate) && s.troubled(p) {
+				next[i] = p
+			}
+			continue
+		}
+		i, renewed := byFile[p.files.Cert]
+		if !renewed {
+			i, renewed = byFile[p.files.Key]
+		}
+		switch {
+		case !renewed && s.troubled(p):
+			next = append(next, p)
+		case !renewed: // it was removed
+		case s.bad[p.files.Cert] && len(next[i].cert.Certificate) < len(p.cert.Certificate):
+			next[i] = p // its chain is yet to be renewed
+		default:
+			if err := worse(p, next[i]); err != nil {
+				s.problems = append(s.problems, err)
+				next[i] = p
+			}
+		}
+	}
+	return next
+}
+
+// troubled says whether a file of p is there and cannot be used as it is.
+func (s *scan) troubled(p *pair) bool {
+	return s.bad[p.files.Cert] || s.bad[p.files.Key] || s.bad[filepath.Dir(p.files.Cert)] || s.bad[filepath.Dir(p.files.Key)]
+}
+
+// makePair is the pair of a certificate and its key.
+func makePair(cert tls.Certificate, files KeyPair) *pair {
+	h := sha256.New()
+	for _, der := range cert.Certificate {
+		h.Write(der)
+	}
+	return &pair{files: files, cert: &cert, sum: digest(h.Sum(nil))}
+}
