@@ -177,7 +177,7 @@ func TestWhatIsWrongInADirectoryIsToldByName(t *testing.T) {
 		"garbage":          {"x.pem", []byte("garbage"), "x.pem: there is no PEM in it"},
 		"broken key":       {"x.pem", pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: block.Bytes[:20]}), "x.pem: the key in it cannot be read"},
 		"broken":           {"x.pem", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte{1}}), "x.pem: a certificate in it cannot be read"},
-		"too large":        {"x.pem", make([]byte, maxFile+1), "x.pem is larger"},
+		"too large":        {"x.pem", make([]byte, maxFile+1), "x.pem: it is larger"},
 		"leads to nothing": {"x.pem", nil, "x.pem: no such file"},
 	} {
 		dir := t.TempDir()

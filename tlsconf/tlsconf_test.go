@@ -321,7 +321,7 @@ func TestBadFilesAreNamedAllAtOnce(t *testing.T) {
 		"mismatch":   {ServerConfig{Certificates: []KeyPair{writePair(t, filepath.Join(dir, "mix"), cert, otherKey)}}, []string{"mix.key: this key does not match the certificate in", "mix.pem"}},
 		"empty":      {ServerConfig{Certificates: []KeyPair{writePair(t, filepath.Join(dir, "empty"), nil, key)}}, []string{"empty.pem", "holds no PEM certificate"}},
 		"swapped":    {ServerConfig{Certificates: []KeyPair{{good.Key, good.Cert}}}, []string{"good.key: it holds a key and no certificate: are cert and key swapped?"}},
-		"CA":         {ServerConfig{Certificates: []KeyPair{good}, ClientCA: good.Key}, []string{"client CA", "good.key: it holds no PEM certificate"}},
+		"CA":         {ServerConfig{Certificates: []KeyPair{good}, ClientCA: good.Key}, []string{"good.key: it holds no PEM certificate"}},
 		"missing CA": {ServerConfig{Certificates: []KeyPair{good}, ClientCA: "/no/ca"}, []string{"/no/ca"}},
 		"huge":       {ServerConfig{Certificates: []KeyPair{{write(t, filepath.Join(dir, "huge"), make([]byte, maxFile+1)), good.Key}}}, []string{"huge: it is larger"}},
 	} {
