@@ -159,6 +159,7 @@ func (l *auditLine) addUpstream(p *phrases) {
 func (l *auditLine) addGateway(p *phrases) {
 	p.add(with("version %s", l.Version))
 	p.add(with("%s ", l.Action), with("%s", l.Result), with(": %s", l.Detail))
+	p.add(with("read again: %s", l.Reread))
 	p.add(with("reason %s", l.Reason))
 	p.add(with("by %s", l.By))
 	p.add(amount(l.Present, "record", "%s there"))

@@ -36,6 +36,7 @@ type auditLine struct {
 	Reason   string    `json:"reason"`
 	Code     string    `json:"code"`
 	Detail   string    `json:"detail"`
+	Reread   string    `json:"reread"`
 	Version  string    `json:"version"`
 	Mode     string    `json:"mode"`
 	Login    string    `json:"upstream_user"`

@@ -236,7 +236,7 @@ func TestSIGHUPOpensTheAuditLogAnew(t *testing.T) {
 	config, audit := servedConfig(t, staticEast)
 	s := startServe(t, config)
 	s.signal(t, syscall.SIGHUP)
-	s.await(t, `read again; the configuration is the one in use","reread":"audit log, certificates"`)
+	s.await(t, `read again; the configuration is the one in use","reread":"audit log, certificates, secrets"`)
 	if err := os.Rename(audit, audit+".1"); err != nil {
 		t.Fatal(err)
 	}
@@ -269,7 +269,7 @@ func TestSIGHUPTellsABrokenOrChangedConfiguration(t *testing.T) {
 		{config, "listeners: [", "config_rejected", config + ":1:", "0"},
 		{config, strings.Replace(string(good), "drain: 10m", "drain: soon, no_such_key: 1", 1), "config_rejected", "(and 1 more)", "0"},
 		{config, strings.Replace(string(good), "drain: 10m", "drain: 9m", 1), "config_rejected", "which needs a restart: limits.drain", "0"},
-		{config, string(good), "config_reloaded", `"accepted","reread":"audit log, certificates"`, "1"},
+		{config, string(good), "config_reloaded", `"accepted","reread":"audit log, certificates, secrets"`, "1"},
 		{cert, "no certificate", "config_rejected", `"reread":"audit log"`, "0"},
 		{cert, string(pair), "config_reloaded", "accepted", "1"},
 	} {

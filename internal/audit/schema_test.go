@@ -250,14 +250,14 @@ func schema(t *testing.T) []described {
 			[][]member{{
 				{"result", "word", always, "`accepted`"},
 				{"reread", "text", always, "what was read again"}}},
-			func(l *Log) { _ = l.Reloaded("audit log, certificates", nil) }, func(l *Log) { _ = l.Reloaded("audit log", nil) }},
+			func(l *Log) { _ = l.Reloaded("audit log, certificates, secrets", nil) }, func(l *Log) { _ = l.Reloaded("audit log", nil) }},
 		{"config_rejected", "At SIGHUP: the configuration is broken, or has changed and needs a restart, or a file that it names cannot be used. What was in use stays.",
 			[][]member{{
 				{"result", "word", always, "`refused`"},
 				{"reread", "text", always, "what was read again all the same"},
 				{"detail", "text", always, "why"}}},
 			func(l *Log) {
-				_ = l.Reloaded("audit log, certificates", errors.New("/etc/imapgate.yaml has changed, which needs a restart: limits.drain"))
+				_ = l.Reloaded("audit log, certificates, secrets", errors.New("/etc/imapgate.yaml has changed, which needs a restart: limits.drain"))
 			},
 			func(l *Log) { _ = l.Reloaded("audit log", errors.New("mail.pem: no certificate in it")) }},
 		{"operator_action", "Somebody in charge told the gateway to do something.",
