@@ -24,15 +24,16 @@ type file struct {
 	shared bool   // standard output: not ours to close
 
 	// Owned by the outlet's run.
-	f       *os.File
-	regular bool   // it can be synced, and rotated
-	dirty   bool   // written since the last sync
-	stuck   bool   // it was said that a new file cannot be opened
-	torn    int    // bytes of the next record that the file has already
-	size    int64  // of a chained file, behind what we wrote last
-	linked  []byte // records with their links
-	opening []byte // the first record of a chained file, until it is in there
-	opened  chain  // the chain behind that record
+	f        *os.File
+	regular  bool   // it can be synced, and rotated
+	dirty    bool   // written since the last sync
+	stuck    bool   // it was said that a new file cannot be opened
+	unlocked bool   // the lock could not be had; it was said
+	torn     int    // bytes of the next record that the file has already
+	size     int64  // of a chained file, behind what we wrote last
+	linked   []byte // records with their links
+	opening  []byte // the first record of a chained file, until it is in there
+	opened   chain  // the chain behind that record
 }
 
 func standardOutput() *file { return &file{f: os.Stdout, shared: true} }
@@ -60,9 +61,11 @@ func (s *file) open() error {
 	}
 	info, err := f.Stat()
 	if err == nil && info.Mode().IsRegular() && s.chain != nil {
-		if err = lock(f); err == nil {
-			info, err = f.Stat()
+		if !lock(f, sinkWait) {
+			_ = f.Close()
+			return fmt.Errorf("open %s: %w", s.path, errLocked)
 		}
+		info, err = f.Stat()
 	}
 	if err == nil && info.Mode().IsRegular() {
 		err = s.resume(f, info.Size())
@@ -135,9 +138,7 @@ func readEnd(path string, size int64) ([]byte, error) {
 // written. One that was moved away is left, before anybody goes on in the new one
 // from a record that is not the old one's last.
 func (s *file) acquire() error {
-	if err := lock(s.f); err != nil {
-		return fmt.Errorf("%s: %w", s.path, err)
-	}
+	s.lock()
 	err := s.catchUp()
 	if err == nil && s.moved() {
 		s.replace()
@@ -146,6 +147,20 @@ func (s *file) acquire() error {
 		s.release()
 	}
 	return err
+}
+
+// lock waits for the lock. Whoever may read the file could keep it, so without it records
+// are written all the same: the chain is in danger only if that is another gateway.
+func (s *file) lock() {
+	wait := sinkWait
+	if s.unlocked {
+		wait = 0
+	}
+	had := lock(s.f, wait)
+	if !had && !s.unlocked {
+		s.log.Warn("another process keeps the audit log locked; it is written without the lock", zap.String("file", s.path))
+	}
+	s.unlocked = !had
 }
 
 // release lets others write.

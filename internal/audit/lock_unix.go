@@ -9,17 +9,17 @@ import (
 	"time"
 )
 
-// lock makes a file this process's until unlock, or until it is closed. Others have it
-// for one write; who has it for longer has stopped, or is something else. A file system
-// without locks has none to offer, which is no reason to keep no log.
-func lock(f *os.File) error {
-	for deadline := time.Now().Add(sinkWait); errors.Is(flock(f, syscall.LOCK_EX|syscall.LOCK_NB), syscall.EWOULDBLOCK); {
+// lock makes a file this process's until unlock, or until it is closed; false: not within
+// wait. Others have it for one write; who has it for longer has stopped, or is something
+// else. A file system without locks has none to offer, which is no reason to keep no log.
+func lock(f *os.File, wait time.Duration) bool {
+	for deadline := time.Now().Add(wait); errors.Is(flock(f, syscall.LOCK_EX|syscall.LOCK_NB), syscall.EWOULDBLOCK); {
 		if time.Now().After(deadline) {
-			return errLocked
+			return false
 		}
 		time.Sleep(time.Millisecond)
 	}
-	return nil
+	return true
 }
 
 func unlock(f *os.File) { _ = flock(f, syscall.LOCK_UN) }
