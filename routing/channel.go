@@ -110,7 +110,7 @@ func (c *channel) dial(ctx context.Context) (net.Conn, error) {
 // arm logs in and asks for notifications.
 func (c *channel) arm(w *wire) error {
 	hello := []string{"HELLO", "3"}
-	if user, password := c.node.Options().CredentialsProvider(); password != "" {
+	if user, password := credentialsOf(c.node.Options().CredentialsProvider); password != "" {
 		if user == "" {
 			user = "default"
 		}

@@ -99,7 +99,8 @@ func (c *channels) list(ctx context.Context) (map[string]*redis.Client, error) {
 			return nil
 		})
 		o := rdb.Options()
-		return nodes, (&faults{tls: o.TLSConfig != nil, username: o.Username != "", password: o.Password != "", cluster: true}).explainHello(err)
+		username, password := credentialsOf(o.CredentialsProvider)
+		return nodes, (&faults{tls: o.TLSConfig != nil, username: username != "", password: password != "", cluster: true}).explainHello(err)
 	}
 	return nil, errors.New("changes cannot be followed through this kind of client")
 }

@@ -61,8 +61,16 @@ func newFaults(c RedisConfig) *faults {
 
 // faultsOf is for one that uses a client's address by itself.
 func faultsOf(o *redis.Options) *faults {
-	username, password := o.CredentialsProvider()
+	username, password := credentialsOf(o.CredentialsProvider)
 	return &faults{tls: o.TLSConfig != nil, username: username != "", password: password != "", sentinels: o.Addr == behindSentinels}
+}
+
+// credentialsOf are what a client of Dial logs in with; another one has none.
+func credentialsOf(provider func() (username, password string)) (username, password string) {
+	if provider == nil {
+		return "", ""
+	}
+	return provider()
 }
 
 // noCluster is for one of a cluster's nodes that is taken for a server by itself.
@@ -73,6 +81,7 @@ var meanings = []struct{ starts, text string }{
 	{"WRONGPASS", "Redis refuses the user name or the password: compare redis.username and redis.password_file with its ACL"},
 	{"ERR invalid password", "Redis refuses the password: compare redis.password_file with its requirepass"},
 	{"NOPERM", "the ACL user of Redis lacks a right: OPERATIONS.md has the list"},
+	{"ERR The user executing the script can't run this command", "the ACL user of Redis lacks a right: OPERATIONS.md has the list"},
 	{"ERR ACL failure in script", "the ACL user of Redis lacks a right: OPERATIONS.md has the list"},
 	{"LOADING", "Redis has just started and is still loading its data: it answers when that is done"},
 	{"ERR DB index is out of range", "Redis has no such database: redis.database is less than its setting databases, which is 16 by default"},
@@ -144,7 +153,7 @@ func (f *faults) noPassword() string {
 // expects TLS hangs up.
 func (f *faults) explainHello(err error) error {
 	if !f.tls && hangsUp(err) && !isExplained(err) {
-		return &fault{"Redis closes the connection at the first word: if the port is one for TLS, set redis.tls: true", err}
+		return &fault{"Redis closes the connection at the first word: if the port is one for TLS, set redis.tls: true; or it takes no more connections (its setting maxclients)", err}
 	}
 	return f.explain(err)
 }
@@ -247,12 +256,19 @@ func (a asking) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 
 func (a asking) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return func(ctx context.Context, cmds []redis.Cmder) error {
-		err := next(ctx, cmds)
+		err := a.explain(next(ctx, cmds))
+		failed := false
 		for _, cmd := range cmds {
 			if wrong := cmd.Err(); wrong != nil {
+				failed = true
 				cmd.SetErr(a.explain(wrong))
 			}
 		}
-		return a.explain(err)
+		if err != nil && !failed { // the connection was refused, of which go-redis tells no command
+			for _, cmd := range cmds {
+				cmd.SetErr(err)
+			}
+		}
+		return err
 	}
 }

@@ -46,6 +46,30 @@ func followed(t testing.TB, name string, c RedisConfig, want string) {
 	})
 }
 
+// go-redis gives the error of a connection that is refused to the pipeline alone, and
+// each command looks as if it had been done.
+func TestWhatARefusedConnectionWasToDoIsNotTakenForDone(t *testing.T) {
+	s := testbed.StartRedis(t, "--requirepass", "pw")
+	for name, c := range map[string]RedisConfig{
+		"a wrong password": {Addresses: []string{s.Address}, Password: identity.NewSecret("x")},
+		"no such database": {Addresses: []string{s.Address}, Password: identity.NewSecret("pw"), Database: 99},
+		"no password":      {Addresses: []string{s.Address}},
+	} {
+		client := dial(t, c)
+		for kind, pipe := range map[string]redis.Pipeliner{"pipeline": client.Pipeline(), "transaction": client.TxPipeline()} {
+			cmds := []redis.Cmder{pipe.XAdd(t.Context(), &redis.XAddArgs{Stream: "s", Values: []string{"a", "b"}}), pipe.HGetAll(t.Context(), "h")}
+			if _, err := pipe.Exec(t.Context()); err == nil {
+				t.Errorf("%s: the %s has no error", name, kind)
+			}
+			for _, cmd := range cmds {
+				if cmd.Err() == nil {
+					t.Errorf("%s: %s in a %s has no error", name, cmd.Name(), kind)
+				}
+			}
+		}
+	}
+}
+
 func TestAFaultOfRedisSaysWhatItIsAndWhatToDo(t *testing.T) {
 	ca := testbed.NewCA(t)
 	plain, secured := testbed.StartRedisTLS(t, ca)

@@ -235,6 +235,12 @@ admin: {address: ""}
 		if want == "" && got.status != 0 || want != "" && (got.status != 1 || !strings.Contains(got.err, want)) || strings.Contains(got.err, "unreachable") {
 			t.Errorf("%s: %+v, want %q", redis, got, want)
 		}
+		for _, order := range []string{"ban list", "ban add 203.0.113.9", "ban del 203.0.113.9", "limits forgive alice@example.org", "limits show alice@example.org"} {
+			got := imapgate(t, "", append(strings.Fields(order), "--config", file)...)
+			if want != "" && (got.status != 1 || !strings.Contains(got.err, want)) {
+				t.Errorf("%s: %s: %+v, want %q", redis, order, got, want)
+			}
+		}
 		got = imapgate(t, "", "route", "--config", file, "explain", "alice@example.org")
 		if want != "" && !strings.Contains(got.out, want) {
 			t.Errorf("%s: explained as %s, want %q", redis, got.out, want)

@@ -3,6 +3,7 @@ package limit
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -11,6 +12,8 @@ import (
 	"unicode"
 
 	"imapgate/internal/identity"
+
+	"github.com/redis/go-redis/v9"
 )
 
 const (
@@ -222,8 +225,15 @@ func (g *Gate) Forgive(ctx context.Context, u identity.User) error {
 // done before it was refused, so it is asked first.
 func (s *shared) checkRights(ctx context.Context, commands ...any) error {
 	r, err := s.ask(ctx, call{s.scripts.rights, s.keys.bans()[:1], commands})
-	if err != nil || r[0].Err() != nil {
-		return nil // the order itself is refused
+	if err == nil {
+		err = r[0].Err()
+	}
+	var reply redis.Error
+	switch {
+	case errors.As(err, &reply):
+		return fmt.Errorf("nothing was changed: %w", err)
+	case err != nil:
+		return nil // the order is given here, and says that Redis is away
 	}
 	if lacks, _ := r[0].Text(); lacks != "" {
 		return fmt.Errorf("nothing was changed: this Redis user has no permission to run %s", lacks)

@@ -118,10 +118,23 @@ func (s *shared) order(ctx context.Context, c call) error {
 		err = r[0].Err()
 	}
 	var reply redis.Error
-	if err == nil || errors.As(err, &reply) || errors.Is(err, errAway) {
+	switch {
+	case errors.Is(err, errAway):
+		return s.away()
+	case err == nil, errors.As(err, &reply):
 		return err
 	}
 	return fmt.Errorf("%w; it may have been done all the same", err)
+}
+
+// away is errAway with the reason.
+func (s *shared) away() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.health.why == nil {
+		return errAway
+	}
+	return fmt.Errorf("%w: %w", errAway, s.health.why)
 }
 
 // answered says whether an error is one of Redis at work, with a key that is none of
