@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"go.uber.org/zap"
@@ -234,6 +235,7 @@ func TestWhatIsDoneToAChainWhileItIsWrittenIsFound(t *testing.T) {
 		"as long, and another": func(text []byte) []byte {
 			return bytes.Replace(text, []byte(`"session":"3"`), []byte(`"session":"4"`), 1)
 		},
+		"a forged one":       func(text []byte) []byte { return forged(t, text) },
 		"a chain of its own": func([]byte) []byte { return written(t, filepath.Join(t.TempDir(), "other.log"), 60) },
 		"the last made another": func(text []byte) []byte {
 			return bytes.Replace(text, []byte(`"session":"4"`), []byte(`"session":"44"`), 1)
@@ -261,6 +263,16 @@ func TestWhatIsDoneToAChainWhileItIsWrittenIsFound(t *testing.T) {
 	}
 }
 
+// forged is a chain with one more record, which follows from the last one.
+func forged(t testing.TB, text []byte) []byte {
+	t.Helper()
+	var c chain
+	if !c.follow(bytes.TrimSuffix(text, []byte{'\n'})) {
+		t.Fatal("no chain")
+	}
+	return c.link(text, []byte("{\"v\":1,\"event\":\"login_accepted\"}\n"))
+}
+
 // A process that was killed in the middle of a record leaves a piece of it to the others.
 func TestAWriterEndsTheLineThatAnotherHasLeft(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
@@ -284,34 +296,80 @@ func TestAWriterEndsTheLineThatAnotherHasLeft(t *testing.T) {
 	}
 }
 
-// Whoever may read the file can keep its lock, and keeps nobody from logging in.
+// A process that has stopped with the lock keeps nobody from logging in.
 func TestALockedChainIsWrittenAllTheSame(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "audit.log")
 	l := chained(t, path)
-	f, err := os.Open(path)
+	stopped, err := openGuard(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
-	if !lock(f, 0) {
+	defer stopped.f.Close()
+	if !stopped.lock(testbed.Patience) {
 		t.Fatal("not locked")
 	}
 	for range 3 {
 		refuse(l, "one")
 	}
 	eventually(t, "written", func() bool { return l.Sinks()[0].Written == 3 })
-	refuse(l, "two") // which does not wait again
+	refuse(l, "two")
 	eventually(t, "written", func() bool { return l.Sinks()[0].Written == 4 })
-	if _, err := openFile(path, true, zap.NewNop()); !errors.Is(err, errLocked) || !strings.Contains(err.Error(), path) {
-		t.Errorf("another writer: %v", err)
-	}
-	unlock(f)
+	stopped.unlock()
 	refuse(l, "three")
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
 	if v, err := verify(readAll(t, path)); err != nil || v.Records != 6 {
+		t.Errorf("%v: %d records", err, v.Records)
+	}
+}
+
+// The lock of the log itself is nobody's business: all who may read it can take it.
+func TestWhoeverMayReadTheLogKeepsNobodyWaiting(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.log")
+	written(t, path, 1)
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := flock(f, syscall.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	l := chained(t, path)
+	refuse(l, "one")
+	eventually(t, "written", func() bool { return l.Sinks()[0].Written == 1 })
+	if l.outlets[0].sink.(*file).guard == nil {
+		t.Error("there is no guard")
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(guardPath(path)); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the guard: %v, %v", info, err)
+	}
+}
+
+// A gateway goes on in the new file behind what the other has written to the old one.
+func TestAChainGoesOnWhenTheFileWasMovedBeforeAnotherWriterCame(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.log")
+	old := chained(t, path)
+	refuse(old, "one")
+	eventually(t, "written", func() bool { return old.Sinks()[0].Written == 1 })
+	if err := os.Rename(path, path+".1"); err != nil {
+		t.Fatal(err)
+	}
+	next := chained(t, path)
+	refuse(next, "two")
+	eventually(t, "written", func() bool { return next.Sinks()[0].Written == 1 })
+	refuse(old, "three")
+	for _, l := range []*Log{old, next} {
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if v, err := verify(readAll(t, path+".1"), readAll(t, path)); err != nil || v.Records != 5 {
 		t.Errorf("%v: %d records", err, v.Records)
 	}
 }

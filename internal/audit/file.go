@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"syscall"
@@ -15,12 +14,13 @@ import (
 
 // file is a sink: a file, a FIFO, a device, or standard output. Several processes
 // may write one chain, as when a gateway is started beside one that drains: each has
-// the file's lock for one write, and goes on behind what the others have written.
+// the lock for one write, and goes on behind what the others have written.
 type file struct {
 	// Set once.
 	path   string // "" is standard output
 	log    *zap.Logger
 	chain  *chain // nil: records are not chained
+	guard  *guard // of a chain; nil: it has no other writer
 	shared bool   // standard output: not ours to close
 
 	// Owned by the outlet's run.
@@ -43,32 +43,37 @@ func openFile(path string, chained bool, log *zap.Logger) (*file, error) {
 	s := &file{path: path, log: log}
 	if chained {
 		s.chain = &chain{}
+		s.openGuard()
 	}
+	s.lock()
+	defer s.release()
 	if err := s.open(); err != nil {
+		s.closeGuard()
 		return nil, err
 	}
-	s.release()
 	return s, nil
 }
 
-// open opens what is at the path now, and locks it where records are chained. When
-// it cannot be used, s stays as it is. O_NONBLOCK keeps a FIFO without a reader from
-// holding us up, and lets write have a deadline.
+// openGuard is for a path that leads, or will lead, to a regular file.
+func (s *file) openGuard() {
+	if info, err := os.Stat(s.path); err == nil && !info.Mode().IsRegular() {
+		return
+	}
+	var err error
+	if s.guard, err = openGuard(s.path); err != nil {
+		s.log.Warn("the chain has no lock: no other gateway may write this audit log", zap.String("file", s.path), zap.Error(err))
+	}
+}
+
+// open opens what is at the path now. When it cannot be used, s stays as it is.
 func (s *file) open() error {
-	f, err := os.OpenFile(s.path, s.access()|os.O_APPEND|os.O_CREATE|syscall.O_NONBLOCK, 0o600)
+	f, readable, err := s.openPath()
 	if err != nil {
 		return err
 	}
 	info, err := f.Stat()
-	if err == nil && info.Mode().IsRegular() && s.chain != nil {
-		if !lock(f, sinkWait) {
-			_ = f.Close()
-			return fmt.Errorf("open %s: %w", s.path, errLocked)
-		}
-		info, err = f.Stat()
-	}
-	if err == nil && info.Mode().IsRegular() {
-		err = s.resume(f, info.Size())
+	if err == nil && info.Mode().IsRegular() && readable {
+		err = s.resume(f, info)
 	}
 	if err != nil {
 		_ = f.Close()
@@ -78,32 +83,44 @@ func (s *file) open() error {
 	return nil
 }
 
-// access is how the path is opened: a chained file is read too, unless it is none.
-func (s *file) access() int {
-	info, err := os.Stat(s.path)
-	if s.chain == nil || err == nil && !info.Mode().IsRegular() {
-		return os.O_WRONLY
+// openPath opens the path, for reading too if it is a regular file; one that may only
+// be written has readers who must cope with an unfinished line, and no chain.
+// O_NONBLOCK keeps a FIFO without a reader from holding us up, and lets write have a
+// deadline.
+func (s *file) openPath() (f *os.File, readable bool, err error) {
+	const how = os.O_APPEND | os.O_CREATE | syscall.O_NONBLOCK
+	if info, err := os.Stat(s.path); err != nil || info.Mode().IsRegular() {
+		f, err := os.OpenFile(s.path, os.O_RDWR|how, 0o600)
+		if err == nil || s.chain != nil || !errors.Is(err, fs.ErrPermission) {
+			return f, true, err
+		}
 	}
-	return os.O_RDWR
+	f, err = os.OpenFile(s.path, os.O_WRONLY|how, 0o600)
+	return f, false, err
 }
 
 // resume ends the line that a killed process left unfinished, and goes on with
 // the chain of the file, or begins one.
-func (s *file) resume(f *os.File, size int64) error {
-	end, err := readEnd(s.path, size)
-	if errors.Is(err, fs.ErrPermission) && s.chain == nil {
-		return nil // may be written only: then readers must cope
-	}
-	if err != nil {
+func (s *file) resume(f *os.File, info os.FileInfo) error {
+	end := make([]byte, min(info.Size(), 4*maxRecord)) // holds a whole record for sure
+	if _, err := f.ReadAt(end, info.Size()-int64(len(end))); err != nil {
 		return err
 	}
 	ended, err := endLine(f, end)
 	if err != nil {
 		return fmt.Errorf("end the unfinished line in %s: %w", s.path, err)
 	}
-	s.size = size + ended
+	s.size = info.Size() + ended
 	s.opening = nil
-	if s.chain != nil && !s.chain.follow(end) {
+	others := s.reached()
+	switch {
+	case s.chain == nil:
+	case others.file == idOf(info) && others.size == info.Size():
+		*s.chain = others.chain
+	case !s.chain.follow(end):
+		if others.chain.seq > s.chain.seq {
+			*s.chain = others.chain
+		}
 		// Written with the next record: a full disk must not keep us in the old
 		// file, whose blocks are free when it is closed.
 		s.opening, s.opened = s.chain.opening()
@@ -120,71 +137,72 @@ func endLine(f *os.File, end []byte) (int64, error) {
 	return int64(n), err
 }
 
-// readEnd reads as much of a file's end as holds a whole record for sure.
-func readEnd(path string, size int64) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	end := make([]byte, min(size, 4*maxRecord))
-	if _, err := f.ReadAt(end, size-int64(len(end))); err != nil {
-		return nil, err
-	}
-	return end, nil
-}
-
 // acquire makes a chained file ours for one write, with all in it that others have
 // written. One that was moved away is left, before anybody goes on in the new one
 // from a record that is not the old one's last.
 func (s *file) acquire() error {
 	s.lock()
-	err := s.catchUp()
-	if err == nil && s.moved() {
+	if err := s.catchUp(); err != nil {
+		s.release()
+		return err
+	}
+	if s.moved() {
 		s.replace()
 	}
-	if err != nil {
-		s.release()
-	}
-	return err
+	return nil
 }
 
-// lock waits for the lock. Whoever may read the file could keep it, so without it records
-// are written all the same: the chain is in danger only if that is another gateway.
+// unlockedWait is how long the lock is waited for when it could not be had before.
+const unlockedWait = 100 * time.Millisecond
+
+// lock waits for the lock; a process that has stopped with it keeps nobody from
+// writing, and then the chain may show it.
 func (s *file) lock() {
+	if s.guard == nil {
+		return
+	}
 	wait := sinkWait
 	if s.unlocked {
-		wait = 0
+		wait = unlockedWait
 	}
-	had := lock(s.f, wait)
+	had := s.guard.lock(wait)
 	if !had && !s.unlocked {
-		s.log.Warn("another process keeps the audit log locked; it is written without the lock", zap.String("file", s.path))
+		s.log.Warn("another process keeps the audit log locked, and it is written without the lock", zap.String("lock", guardPath(s.path)))
 	}
 	s.unlocked = !had
 }
 
-// release lets others write.
+// release tells the others how far the chain has got, and lets them write.
 func (s *file) release() {
-	if s.chain != nil && s.regular {
-		unlock(s.f)
+	if s.guard == nil || s.unlocked {
+		return
 	}
+	if s.f != nil && s.regular && s.opening == nil {
+		if info, err := s.f.Stat(); err == nil && info.Size() == s.size {
+			_ = s.guard.store(reached{idOf(info), s.size, *s.chain}) // else they do not follow us, and a Verifier finds it
+		}
+	}
+	s.guard.unlock()
+}
+
+// reached is how far all writers of the chain have got; the zero value where nobody says.
+func (s *file) reached() reached {
+	if s.guard == nil || s.unlocked {
+		return reached{}
+	}
+	return s.guard.load()
 }
 
 // catchUp goes on behind the records that others have written since we last wrote.
-// Where they do not follow from ours, or some of ours are gone, the chain goes on from
-// our own, so that a Verifier finds the place.
+// What somebody else has done to the file is left to be found by a Verifier.
 func (s *file) catchUp() error {
 	info, err := s.f.Stat()
 	if err != nil || info.Size() == s.size {
 		return err
 	}
 	s.torn = 0
-	if info.Size() > s.size {
-		theirs := Verifier{Records: int(min(s.chain.seq, 1)), chain: *s.chain}
-		if theirs.File(io.NewSectionReader(s.f, s.size, info.Size()-s.size)) == nil {
-			*s.chain = theirs.chain
-		}
-		s.opening = nil
+	if others := s.reached(); others.chain.seq > s.chain.seq {
+		*s.chain, s.opening = others.chain, nil
 	}
 	var last [1]byte
 	if _, err := s.f.ReadAt(last[:], info.Size()-1); err != nil && info.Size() > 0 {
@@ -326,5 +344,12 @@ func (s *file) close() error {
 	if s.shared {
 		return nil
 	}
+	s.closeGuard()
 	return s.f.Close()
+}
+
+func (s *file) closeGuard() {
+	if s.guard != nil {
+		_ = s.guard.f.Close()
+	}
 }

@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -44,7 +45,6 @@ var ErrUnavailable = errors.New("audit log is not available")
 var (
 	errFull   = fmt.Errorf("%w: too many records wait to be written", ErrUnavailable)
 	errSink   = fmt.Errorf("%w: the last write failed", ErrUnavailable)
-	errLocked = errors.New("another process keeps it locked")
 	errClosed = fmt.Errorf("%w: closed", ErrUnavailable)
 )
 
@@ -71,6 +71,10 @@ type Log struct {
 	outlets []*outlet
 	stop    chan struct{} // closed by Close
 	working sync.WaitGroup
+
+	// The counting ends first: what it says at the same time would come too late.
+	enough   context.CancelFunc
+	counting sync.WaitGroup
 
 	hits   hits
 	folds  folds
@@ -104,7 +108,9 @@ func Open(cfg Config, log *zap.Logger) (*Log, error) {
 	for _, o := range l.outlets {
 		l.working.Go(o.run)
 	}
-	l.working.Go(l.tellCounts)
+	ctx, enough := context.WithCancel(context.Background())
+	l.enough = enough
+	l.counting.Go(func() { l.tellCounts(ctx) })
 	return l, nil
 }
 
@@ -176,6 +182,8 @@ func (l *Log) Reopen() {
 // Close writes what is waiting, syncs and closes the sinks. It waits a bounded
 // time for a reader that does not read.
 func (l *Log) Close() error {
+	l.enough()
+	l.counting.Wait()
 	l.sayCounts(time.Now().Add(hitEvery)) // as if their minute were over
 	l.mu.Lock()
 	again := l.closed
@@ -211,14 +219,14 @@ func (l *Log) awaitWriters(done chan<- struct{}) {
 
 // tellCounts is a goroutine that ends with Close: it writes down what was counted and
 // has no record of its own.
-func (l *Log) tellCounts() {
+func (l *Log) tellCounts(ctx context.Context) {
 	ticker := time.NewTicker(tellCounts)
 	defer ticker.Stop()
 	for {
 		select {
 		case now := <-ticker.C:
 			l.sayCounts(now)
-		case <-l.stop:
+		case <-ctx.Done():
 			return
 		}
 	}

@@ -390,8 +390,8 @@ func TestFloodOfHitsIsARecordAMinuteThatCountsThem(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
 	synctest.Test(t, func(t *testing.T) {
 		l, o := unwritten()
-		l.stop = make(chan struct{})
-		l.working.Go(l.tellCounts)
+		ctx, enough := context.WithCancel(t.Context())
+		l.counting.Go(func() { l.tellCounts(ctx) })
 		c, hit := testClient(), &Hit{Limit: LimitRate, Subject: "192.0.2.1", Measure: Refused}
 		for range 1000 {
 			_ = l.LimitHit(c, hit)
@@ -399,8 +399,8 @@ func TestFloodOfHitsIsARecordAMinuteThatCountsThem(t *testing.T) {
 		}
 		time.Sleep(10 * time.Minute)
 		_ = l.LimitHit(c, hit)
-		close(l.stop)
-		l.working.Wait()
+		enough()
+		l.counting.Wait()
 		if err := os.WriteFile(path, o.pending, 0o600); err != nil {
 			t.Fatal(err)
 		}
