@@ -15,6 +15,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"strconv"
@@ -259,7 +260,7 @@ func keepSpliced(n int, past, drain time.Duration) int {
 	if past >= drain {
 		return 0
 	}
-	return int((time.Duration(n)*(drain-past) + drain - 1) / drain) // rounded up
+	return int(math.Ceil(float64(n) * float64(drain-past) / float64(drain)))
 }
 
 // keepFollowed is keepSpliced for those that have no reason to wait but the others; the

@@ -87,6 +87,7 @@ func startGateway(t testing.TB, o options) *running {
 	for _, f := range run {
 		g.wg.Go(func() { _ = f(watching) }) // these return nil
 	}
+	g.wg.Go(func() { rooms.Routes.KeepSnapshot(ctx) })
 	g.wg.Go(func() {
 		defer stop()
 		defer close(g.served)

@@ -49,9 +49,9 @@ func (g *gateway) reportSinks(report func(metrics.AuditSink)) {
 	}
 }
 
-// noteSignal writes down what an operator asked for by a signal.
-func (g *gateway) noteSignal(what audit.Action) {
-	if err := g.audit.OperatorAction(&audit.Operator{Action: what, By: "signal"}); err != nil {
+// noteSignal writes down what an operator asked for by a signal, and why it was not done.
+func (g *gateway) noteSignal(what audit.Action, why error) {
+	if err := g.audit.OperatorAction(&audit.Operator{Action: what, By: "signal", Err: why}); err != nil {
 		g.log.Warn("an operator's signal is not in the audit log", zap.Error(err))
 	}
 }

@@ -206,6 +206,11 @@ func (g *gateway) run(ctx context.Context) error {
 	defer stop()
 	var watchers errgroup.Group
 	watch := func(f func(context.Context) error) { watchers.Go(func() error { return f(watching) }) }
+	watchers.Go(func() error {
+		<-ctx.Done()
+		g.beginDrain(watching)
+		return nil
+	})
 	watch(g.routes.Run)
 	watchers.Go(func() error { g.routes.KeepSnapshot(ctx); return nil }) // to the drain: then it is the next process's
 	watch(g.auth.Run)
@@ -215,12 +220,11 @@ func (g *gateway) run(ctx context.Context) error {
 		watch(g.admin.Serve)
 	}
 
+	g.accepting.Store(true)
 	g.metrics.ConfigReloaded(nil) // the configuration in use was loaded now
 	if err := g.audit.Started(thisBuild().Version); err != nil {
 		g.log.Warn("the start is not in the audit log", zap.Error(err))
 	}
-	g.accepting.Store(true)
-	defer context.AfterFunc(ctx, func() { g.beginDrain(watching) })()
 	served := g.proxy.Serve(ctx)
 	if err := g.audit.Stopped(audit.GatewayStopping); err != nil {
 		g.log.Warn("the end is not in the audit log", zap.Error(err))

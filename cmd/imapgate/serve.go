@@ -161,7 +161,7 @@ func (g *gateway) obey(ctx context.Context, signals <-chan os.Signal) error {
 			case ctx.Err() != nil:
 				return errAtOnce // the process ends, and with it what is left
 			default:
-				g.noteSignal(audit.ActDrain)
+				g.noteSignal(audit.ActDrain, nil)
 				g.log.Info("draining", zap.Stringer("signal", s), zap.Duration("sessions_may_take", g.cfg.Limits.Drain))
 				drain()
 			}
@@ -176,21 +176,28 @@ func (g *gateway) runInto(ctx context.Context, ended chan<- error) { ended <- g.
 // configuration whether it is still the one in use. No other file needs the signal: all
 // are followed.
 func (g *gateway) refresh() {
+	const reread = "audit log, certificates, secrets"
 	g.audit.Reopen()
-	g.noteSignal(audit.ActReload)
-	reread := "audit log"
-	changed, unusable := g.files.Reload() // which logs what is wrong
-	if unusable == nil {
-		reread += ", certificates, secrets"
-	}
-	err := errors.Join(g.compareConfig(), unusable)
+	changed, unusable := g.files.Reload()
+	err := oneLine(errors.Join(g.compareConfig(), unusable))
+	g.noteSignal(audit.ActReload, err)
 	g.metrics.ConfigReloaded(err)
 	if noted := g.audit.Reloaded(reread, err); noted != nil {
 		g.log.Warn("the reload is not in the audit log", zap.Error(noted))
 	}
-	if err == nil {
-		g.log.Info("read again; the configuration is the one in use", zap.String("reread", reread), zap.Strings("changed", changed))
+	if err != nil {
+		g.log.Warn("read again; not all that is in the files is in use", zap.String("reread", reread), zap.Error(err))
+		return
 	}
+	g.log.Info("read again; the configuration is the one in use", zap.String("reread", reread), zap.Strings("changed", changed))
+}
+
+// oneLine is an error that says everything in one line; nil stays nil.
+func oneLine(err error) error {
+	if err == nil {
+		return nil
+	}
+	return errors.New(strings.ReplaceAll(err.Error(), "\n", "; "))
 }
 
 // compareConfig says why the configuration that is in the file now is not in use.
@@ -204,13 +211,12 @@ func (g *gateway) compareConfig() error {
 		return firstProblem(err)
 	}
 	if keys := g.cfg.Changed(now); len(keys) > 0 {
-		g.log.Warn("the configuration has changed, which needs a restart", zap.String("file", g.file), zap.Strings("keys", keys))
 		return fmt.Errorf("%s has changed, which needs a restart: %s", g.file, strings.Join(keys, ", "))
 	}
 	return nil
 }
 
-// firstProblem is an error of config.Load in one line.
+// firstProblem is an error of config.Load, short.
 func firstProblem(err error) error {
 	var invalid *config.Invalid
 	if !errors.As(err, &invalid) || len(invalid.Problems) == 1 {

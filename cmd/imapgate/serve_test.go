@@ -270,7 +270,7 @@ func TestSIGHUPTellsABrokenOrChangedConfiguration(t *testing.T) {
 		{config, strings.Replace(string(good), "drain: 10m", "drain: soon, no_such_key: 1", 1), "config_rejected", "(and 1 more)", "0"},
 		{config, strings.Replace(string(good), "drain: 10m", "drain: 9m", 1), "config_rejected", "which needs a restart: limits.drain", "0"},
 		{config, string(good), "config_reloaded", `"accepted","reread":"audit log, certificates, secrets"`, "1"},
-		{cert, "no certificate", "config_rejected", `"reread":"audit log"`, "0"},
+		{cert, "no certificate", "config_rejected", "it holds no PEM certificate", "0"},
 		{cert, string(pair), "config_reloaded", "accepted", "1"},
 	} {
 		if err := os.WriteFile(c.file, []byte(c.text), 0o600); err != nil {
@@ -294,6 +294,10 @@ func TestSIGHUPTellsABrokenOrChangedConfiguration(t *testing.T) {
 		if got := page(t, s.admin, "/metrics"); !strings.Contains(got, "imapgate_config_reload_success "+c.healthy+"\n") {
 			t.Errorf("%s: the metric is not %s", c.told, c.healthy)
 		}
+	}
+	text, err := os.ReadFile(audit)
+	if n := strings.Count(string(text), `"action":"reload","by":"signal","result":"refused","detail":`); err != nil || n != 4 {
+		t.Errorf("%d of 4 signals are told to be refused, %v", n, err)
 	}
 	client := connect(t, s.plain) // what was in use stays
 	client.say(t, "a LOGIN alice demo")

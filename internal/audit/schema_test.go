@@ -254,12 +254,12 @@ func schema(t *testing.T) []described {
 		{"config_rejected", "At SIGHUP: the configuration is broken, or has changed and needs a restart, or a file that it names cannot be used. What was in use stays.",
 			[][]member{{
 				{"result", "word", always, "`refused`"},
-				{"reread", "text", always, "what was read again all the same"},
+				{"reread", "text", always, "what was read again; where it cannot be used, the last good version stays"},
 				{"detail", "text", always, "why"}}},
 			func(l *Log) {
 				_ = l.Reloaded("audit log, certificates, secrets", errors.New("/etc/imapgate.yaml has changed, which needs a restart: limits.drain"))
 			},
-			func(l *Log) { _ = l.Reloaded("audit log", errors.New("mail.pem: no certificate in it")) }},
+			func(l *Log) { _ = l.Reloaded("audit log, certificates, secrets", errors.New("mail.pem: no certificate in it")) }},
 		{"operator_action", "Somebody in charge told the gateway to do something.",
 			[][]member{{
 				{"action", "word", always, "what; [below](#action)"},

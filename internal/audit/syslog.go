@@ -22,7 +22,7 @@ import (
 const maxFrames = 64 << 10
 
 // refusalWait is how long a new TLS connection is listened to before it is used.
-const refusalWait = 250 * time.Millisecond
+const refusalWait = time.Second
 
 // facilities of RFC 5424 §6.2.1, by their usual names. Constant.
 var facilities = []string{"kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp",
