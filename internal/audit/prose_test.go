@@ -92,8 +92,9 @@ must not be able to keep others out.
 ## The chain
 
 With ` + "`audit.chain: true`" + ` each record in a regular file carries ` + "`seq`" + ` and ` + "`hash`" + `, as its last two fields. The chain goes on when
-the gateway is started again and when the file is rotated by renaming while it runs. A file that is moved away while no gateway
-runs is the end of its chain, and rotating by copying and cutting off breaks one.
+the gateway is started again, when several gateways of one machine and user write the file at a time, and in the new file when one is moved
+away. Rotating by copying and cutting off breaks it. How far it has got is in ".NAME.lock" beside the file, which only the gateway's user may open:
+what somebody else adds while a gateway runs is no record of the chain, whatever its hash.
 
     imapgate audit verify /var/log/imapgate/audit.log.2.gz /var/log/imapgate/audit.log.1 /var/log/imapgate/audit.log
 
