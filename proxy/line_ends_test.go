@@ -151,7 +151,7 @@ func TestTheBufferOfALoginDoesNotCutWhatFollows(t *testing.T) {
 func TestTheBufferOfAPROXYHeaderDoesNotCutWhatFollows(t *testing.T) {
 	b := newBed(t, openMailbox(t).addr(), func(s *setup) { s.cfg.BadCommands = 1 << 20 })
 	for _, behind := range []string{"", "b NOOP\r\n"} {
-		c := b.dial("proxied")
+		c := b.dial("balanced-none")
 		first := "PROXY TCP4 192.0.2.1 127.0.0.1 4711 143\r\na NOOP "
 		first += strings.Repeat("x", maxProxyHeader-len(first)-1) + "\n"
 		c.say(first + behind)
