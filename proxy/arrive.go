@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"bufio"
+	"bytes"
 	"crypto/tls"
 	"errors"
 	"net"
@@ -15,6 +16,7 @@ import (
 	"imapgate/internal/audit"
 	"imapgate/internal/imap"
 	"imapgate/internal/metrics"
+	"imapgate/internal/quiet"
 	"imapgate/tlsconf"
 )
 
@@ -67,6 +69,11 @@ func (s *session) introduced() error {
 	}
 	// A second header would be a client's, taken for the balancer's.
 	rest, _ := r.Peek(r.Buffered())
+	if bytes.HasSuffix(rest, []byte("\n")) && !bytes.HasSuffix(rest, []byte("\r\n")) { // nothing may stand behind it: see imap.Reader
+		var next [1]byte
+		n, _ := quiet.ReadArrived(s.socket, next[:])
+		rest = append(rest, next[:n]...)
+	}
 	s.socket.Unread(rest)
 	s.local = header.Command.IsLocal() || header.TransportProtocol == proxyproto.UNSPEC
 	if src, ok := header.SourceAddr.(*net.TCPAddr); ok && header.Command == proxyproto.PROXY {

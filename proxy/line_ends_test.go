@@ -1,11 +1,17 @@
 package proxy
 
 import (
+	"errors"
 	"io"
+	"net"
 	"strings"
 	"testing"
 
 	"imapgate/internal/audit"
+	"imapgate/internal/imap"
+	"imapgate/internal/quiet"
+	"imapgate/internal/testbed"
+	"imapgate/proxy/mux/wire"
 )
 
 // An LF with bytes behind it is no line end, and what stands behind it no command:
@@ -13,12 +19,13 @@ import (
 func TestNothingBehindAnLFInsideALineIsACommand(t *testing.T) {
 	m := openMailbox(t)
 	b := newBed(t, m.addr(), func(s *setup) { s.cfg.BadCommands = 1 << 20 })
-	const refused, lost = "* BAD Lines end in CRLF.", "* BYE Literal refused."
+	const refused, lost = "a BAD Lines end in CRLF.", "* BYE Literal refused."
 	for _, kind := range []string{"none", "starttls", "implicit"} {
 		for say, want := range map[string]string{
 			"a NOOP\nb NOOP\n":   refused,
 			"a NOOP\nb NOOP\r\n": refused,
-			"\n\n":               refused,
+			"\n\n":               "* BAD Lines end in CRLF.", // no tag
+			"\na NOOP\n":         "* BAD Lines end in CRLF.",
 			"a LOGIN alice wrong\nb LOGIN alice right\n":                                        refused,
 			"a LOGIN \"alice\nb LOGIN alice right\n\" x\r\n":                                    refused,
 			"a LOGIN {5+}\r\nalice \"\nb LOGIN alice right\n":                                   refused,
@@ -70,7 +77,7 @@ func TestBytesBehindSTARTTLSAndAnLFStartNothing(t *testing.T) {
 		c := b.dial("starttls")
 		c.hear("* OK …")
 		c.say("a STARTTLS\n" + extra)
-		c.hear("* BAD Lines end in CRLF.")
+		c.hear("a BAD Lines end in CRLF.")
 		c.say("z CAPABILITY\n")
 		c.hear("* CAPABILITY IMAP4rev1 LITERAL+ ID STARTTLS LOGINDISABLED") // in the clear, as before
 		c.hear("z OK Capabilities listed.")
@@ -87,10 +94,73 @@ func TestBytesBehindSTARTTLSAndAnLFStartNothing(t *testing.T) {
 // A request of another protocol that comes line by line gets no word.
 func TestALineOfHTTPGetsNoAnswerByLFEither(t *testing.T) {
 	b := newBed(t, openMailbox(t).addr())
-	c := b.greeted("none")
-	c.say("GET / HTTP/1.0\n")
-	c.end()
-	if why := b.lastRecord("connection_refused", c).field("reason"); why != string(audit.WrongProtocol) {
-		t.Error(why)
+	for _, request := range []string{"GET / HTTP/1.0\n", "GET / HTTP/1.1\nHost: x\n\n", "POST / HTTP/1.1\r\nHost: x\n\n{}\n", "EHLO x\nQUIT {3}\n"} {
+		c := b.greeted("none")
+		c.say(request)
+		c.end()
+		if why := b.lastRecord("connection_refused", c).field("reason"); why != string(audit.WrongProtocol) {
+			t.Errorf("%q: %s", request, why)
+		}
+	}
+}
+
+// A line that fills the buffer to its last byte, of whatever size, is a line: nothing
+// has arrived behind its LF.
+func TestALineOfExactlyTheBufferMayEndInLF(t *testing.T) {
+	b := newBed(t, openMailbox(t).addr(), func(s *setup) { s.cfg.BadCommands = 1 << 20 })
+	for _, kind := range []string{"none", "starttls", "implicit"} {
+		c := b.greeted(kind)
+		for _, size := range []int{512, 1024, 2048, 4096, 8192} {
+			for _, n := range []int{size - 1, size, size + 1} {
+				c.say("a NOOP " + strings.Repeat("x", n-len("a NOOP \n")) + "\n")
+				want := "a BAD Unexpected argument, or unknown command."
+				if n > 8192 {
+					want = "* BYE Line too long."
+				}
+				c.hear(want)
+			}
+		}
+		c.end()
+	}
+}
+
+// What was read too far at a login is cut where the client's bytes were, not where the
+// buffer ended: the session must know of all that has arrived behind an LF.
+func TestTheBufferOfALoginDoesNotCutWhatFollows(t *testing.T) {
+	first := "a LOGIN u p\r\nb SELECT "
+	first += strings.Repeat("x", 512-len(first)-1) + "\n"
+	const behind = "c DELETE inbox\r\n"
+	near, far := testbed.TCPPair(t)
+	c := imap.NewConn(quiet.NewSocket(near.(*net.TCPConn)), imap.Commands, imap.LongLine)
+	c.Now = quiet.ReadArrived
+	if _, err := io.WriteString(far, first+behind); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.ReadCommand(imap.BeforeLogin, nil); err != nil {
+		t.Fatal(err)
+	}
+	_, rest := c.Detach()
+	w := new(wire.Wire)
+	w.Open(near, rest, imap.Commands, &wire.Shared{Buffers: quiet.NewBuffers(), Clock: new(wire.Clock)})
+	if s, err := w.Next(); !errors.Is(err, imap.ErrLineEnding) {
+		t.Errorf("%q, %v", s.Bytes, err)
+	}
+}
+
+// Nor does the buffer of a PROXY header.
+func TestTheBufferOfAPROXYHeaderDoesNotCutWhatFollows(t *testing.T) {
+	b := newBed(t, openMailbox(t).addr(), func(s *setup) { s.cfg.BadCommands = 1 << 20 })
+	for _, behind := range []string{"", "b NOOP\r\n"} {
+		c := b.dial("balanced-none")
+		first := "PROXY TCP4 192.0.2.1 127.0.0.1 4711 143\r\na NOOP "
+		first += strings.Repeat("x", maxProxyHeader-len(first)-1) + "\n"
+		c.say(first + behind)
+		c.hear("* OK …")
+		if behind == "" {
+			c.hear("a BAD Unexpected argument, or unknown command.")
+		} else {
+			c.hear("a BAD Lines end in CRLF.")
+		}
+		c.close()
 	}
 }

@@ -59,6 +59,7 @@ func (l *listener) newSession(tcp *net.TCPConn) *session {
 	s.deadline = s.began.Add(l.server.cfg.Preauth)
 	s.who = audit.Client{Session: l.server.sessionID(), Listener: l.Name, Peer: addrPort(tcp.RemoteAddr())}
 	s.conn = imap.NewConn(s.socket, imap.Commands, imap.LongLine)
+	s.conn.Now = quiet.ReadArrived
 	return s
 }
 

@@ -99,6 +99,8 @@ func TestASessionIsTypedIntoOpenSSL(t *testing.T) {
 				}
 				c.types(t, "f search charset utf-8 subject {1}\n", "+ ")
 				c.types(t, "x\n", "f OK ")
+				words := "f search subject "
+				c.types(t, words+strings.Repeat("x", 4096-len(words)-1)+"\n", "f OK ") // it fills a buffer
 				c.types(t, "g idle\n", "+ ")
 				c.types(t, "done\n", "g OK ")
 				c.types(t, "h noop\n", "h OK ")

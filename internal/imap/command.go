@@ -111,7 +111,8 @@ func (r *Reader) ReadCommand(lim Limits, proceed func() error) (Command, error) 
 		line, err := r.commandLine(&p)
 		switch {
 		case errors.Is(err, ErrLineEnding):
-			return p.cmd, p.split(line)
+			err = p.split(line)
+			return p.cmd, err
 		case errors.Is(err, ErrLineSkipped):
 			return p.cmd, p.recoverable(err, line)
 		case err != nil:
@@ -185,10 +186,13 @@ func (p *parser) recoverable(err error, line []byte) error {
 	return err
 }
 
-// split refuses a line with an LF inside. To one who ends lines there, what follows a
-// brace would be octets.
+// split refuses a line with an LF inside, by the tag that it begins with. To one who ends
+// lines there, what follows a brace would be octets.
 func (p *parser) split(line []byte) error {
-	err := &SyntaxError{Text: "Lines end in CRLF."}
+	if first, _, _ := bytes.Cut(line, []byte("\n")); !p.begun {
+		_, _ = p.head(bytes.TrimSuffix(first, []byte("\r"))) // which may have no valid tag
+	}
+	err := p.bad("Lines end in CRLF.")
 	for piece := range bytes.Lines(line) {
 		if bytes.HasSuffix(bytes.TrimRight(piece, "\r\n"), []byte("}")) {
 			return fmt.Errorf("%w: %w", ErrLost, err)

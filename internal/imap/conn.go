@@ -21,6 +21,9 @@ var past = time.Unix(1, 0)
 type Conn struct {
 	*Reader
 
+	// Now, set before the first read, is the connection's Looker.ReadNow; nil: it cannot be told.
+	Now func(nc net.Conn, p []byte) (int, error)
+
 	// Owned by the goroutine of the dialogue.
 	nc net.Conn
 
@@ -32,12 +35,23 @@ type Conn struct {
 // of at most size bytes.
 func NewConn(nc net.Conn, side Side, size int) *Conn {
 	c := &Conn{nc: nc}
-	c.Reader = NewReader(nc, side, size)
+	c.Reader = NewReader(c, side, size)
 	return c
 }
 
 // NetConn is the connection as it is now, with TLS if that was started.
 func (c *Conn) NetConn() net.Conn { return c.nc }
+
+// Read is the Reader's source.
+func (c *Conn) Read(p []byte) (int, error) { return c.nc.Read(p) }
+
+// ReadNow is the Reader's look for more.
+func (c *Conn) ReadNow(p []byte) (int, error) {
+	if c.Now == nil {
+		return 0, nil
+	}
+	return c.Now(c.nc, p)
+}
 
 // Write sends p whole.
 func (c *Conn) Write(p []byte) (int, error) { return c.nc.Write(p) }
@@ -90,7 +104,7 @@ func (c *Conn) Upgrade(wrap func(net.Conn) net.Conn) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.nc = nc
-	c.Reader = NewReader(nc, c.side, c.size)
+	c.Reader = NewReader(c, c.side, c.size)
 	return nil
 }
 

@@ -65,7 +65,8 @@ const (
 //
 // A line ends in CRLF (RFC 9051 §2.2). A line of commands may end in LF alone, where
 // that LF is the last byte of all that was read: programs that speak line by line, as
-// people do, send it so. Segments have CRLF there. Such an LF with bytes behind it is
+// people do, send it so; where a read fills the buffer, a Looker is asked whether more
+// has arrived. Segments have CRLF there. Such an LF with bytes behind it is
 // an error, never part of a line: the cut decides whether a line is taken, not where
 // it ends.
 type Reader struct {
@@ -83,7 +84,7 @@ type Reader struct {
 	braced  bool // … and behind an opening brace
 	buf     []byte
 	r, w    int   // buf[r:w] is unread
-	full    bool  // the last read left no room: it may have been cut short
+	full    bool  // the last read left no room, and may have been cut short: more may have arrived
 	seen    int   // unread bytes that are known to have no line end
 	left    int64 // octets of the open literal still to come
 }
@@ -273,6 +274,7 @@ func (r *Reader) fill() error {
 		r.w += n
 		if n > 0 {
 			r.full = r.w == len(r.buf)
+			r.lookBehind()
 			return nil
 		}
 		if err != nil {
@@ -280,6 +282,31 @@ func (r *Reader) fill() error {
 		}
 	}
 	return io.ErrNoProgress
+}
+
+// Looker is a source that can tell whether more has arrived.
+type Looker interface {
+	io.Reader
+
+	// ReadNow is a Read that does not wait. Its error says that nothing has arrived,
+	// or that nothing will come any more, which the next Read says again; 0 and nil say
+	// that it cannot be told.
+	ReadNow(p []byte) (int, error)
+}
+
+// lookBehind finds out whether anything stands behind an LF alone that fills the buffer.
+// Other reads cost no look.
+func (r *Reader) lookBehind() {
+	src, ok := r.src.(Looker)
+	got := r.buf[r.r:r.w]
+	if !ok || !r.full || r.side != Commands || !bytes.HasSuffix(got, []byte("\n")) || bytes.HasSuffix(got, []byte("\r\n")) {
+		return
+	}
+	var next [1]byte
+	n, err := src.ReadNow(next[:])
+	r.buf = append(r.buf[:r.w:r.w], next[:n]...) // beyond the limit at most by this byte
+	r.w += n
+	r.full = n > 0 || err == nil
 }
 
 func (r *Reader) room() {

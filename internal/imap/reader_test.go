@@ -319,6 +319,63 @@ func TestALongLineMayEndInLFAlone(t *testing.T) {
 	}
 }
 
+// arrived is a source of which all has arrived, up to the cut, and a Looker.
+type arrived struct {
+	pieces []string
+	looks  int
+}
+
+func (a *arrived) Read(p []byte) (int, error) {
+	if len(a.pieces) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(p, a.pieces[0])
+	if a.pieces[0] = a.pieces[0][n:]; a.pieces[0] == "" {
+		a.pieces[0] = "|" // the cut
+	}
+	if n == 0 || p[0] == '|' {
+		a.pieces = a.pieces[1:]
+		return a.Read(p)
+	}
+	return n, nil
+}
+
+func (a *arrived) ReadNow(p []byte) (int, error) {
+	a.looks++
+	if len(a.pieces) == 0 || a.pieces[0] == "|" {
+		return 0, errors.New("nothing")
+	}
+	return a.Read(p)
+}
+
+// No length of a line makes a difference: the buffer's end is no cut.
+func TestALineThatFillsTheBufferMayEndInLF(t *testing.T) {
+	for _, size := range []int{minBuffer, 1024, 2048, 4096} {
+		for n := size - 1; n <= min(size+1, 4096); n++ {
+			line := strings.Repeat("x", n-1)
+			for behind, want := range map[string]error{"": io.EOF, "b\r\n": ErrLineEnding, "\n": ErrLineEnding, "\r\n": ErrLineEnding} {
+				src := &arrived{pieces: []string{line + "\n" + behind, "c\r\n"}}
+				all, _, err := frames(NewReader(src, Commands, 4096))
+				taken := line + "\r\nc\r\n"
+				if want != io.EOF {
+					taken = ""
+				}
+				if string(all) != taken || !errors.Is(err, want) || src.looks > 1 {
+					t.Errorf("%d bytes and %q: %d bytes are framed, %d looks, %v", n, behind, len(all), src.looks, err)
+				}
+			}
+			src := &arrived{pieces: []string{line[1:] + "\r\n", "c\r\n"}}
+			if all, _, err := frames(NewReader(src, Commands, 4096)); len(all) != n+len("\nc\r\n")-1 || err != io.EOF || src.looks > 0 {
+				t.Errorf("%d bytes and CRLF: %d bytes are framed, %d looks, %v", n, len(all), src.looks, err)
+			}
+			r := NewReader(&arrived{pieces: []string{line + "\n"}}, Commands, 4096)
+			if got, err := r.ReadLine(4096); string(got) != line || err != nil {
+				t.Errorf("%d bytes: a line of %d, %v", n, len(got), err)
+			}
+		}
+	}
+}
+
 // reads is a source whose reads bring what stands between the bars.
 func reads(text string) io.Reader {
 	var all []io.Reader

@@ -91,6 +91,26 @@ func ReadNow(c net.Conn, p []byte) (int, error) {
 	return c.Read(p)
 }
 
+// ReadArrived is ReadNow, and takes what the kernel has of a connection in the clear
+// too: all that a read would bring without waiting. Of one with TLS that is whole records
+// in this process: the peer, not this end, has cut what comes behind them. It says 0 and
+// nil where it cannot be told.
+func ReadArrived(c net.Conn, p []byte) (int, error) {
+	if underTLS(c) != nil {
+		return ReadNow(c, p)
+	}
+	switch c := c.(type) {
+	case *Socket:
+		if len(c.in) > 0 {
+			return c.Read(p)
+		}
+		return readKernel(c.TCPConn, p)
+	case *net.TCPConn:
+		return readKernel(c, p)
+	}
+	return 0, nil
+}
+
 // readAhead makes reads take all that is there, until the buffer is taken back.
 func (s *Socket) readAhead(pool *sync.Pool) {
 	if s.ahead == nil {

@@ -243,6 +243,13 @@ func (w *Wire) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// ReadNow is the Reader's look for more.
+func (w *Wire) ReadNow(p []byte) (int, error) {
+	n, err := quiet.ReadArrived(w.conn, p)
+	w.count(n)
+	return n, err
+}
+
 func (w *Wire) count(read int) {
 	if read > 0 {
 		w.in.Add(int64(read))

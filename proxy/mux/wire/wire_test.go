@@ -260,3 +260,55 @@ func TestWhatWasReadBeforeComesFirst(t *testing.T) {
 		t.Error("the lines are torn")
 	}
 }
+
+// A line of commands that fills the buffer to its last byte may end in LF; what came with
+// it has it refused.
+func TestALineThatFillsTheBufferMayEndInLF(t *testing.T) {
+	each(t, func(t *testing.T, secure bool) {
+		for _, size := range []int{quiet.SmallBuffer, quiet.LargeBuffer} {
+			for n := size - 1; n <= size+1; n++ {
+				for _, behind := range []string{"", "b NOOP\r\n"} {
+					_, err := lineOf(t, secure, n, behind)
+					if behind == "" && err != nil {
+						t.Errorf("%d bytes: %v", n, err)
+					} else if behind != "" && secure && size == quiet.SmallBuffer && !errors.Is(err, imap.ErrLineEnding) { // all is in one record
+						t.Errorf("%d bytes and more: %v", n, err)
+					}
+				}
+			}
+		}
+	})
+}
+
+// lineOf has a Wire read a line of n bytes that ends in LF, with more behind it.
+func lineOf(t *testing.T, secure bool, n int, behind string) (line []byte, err error) {
+	t.Helper()
+	closed, far := pair(t, secure)
+	w := new(Wire)
+	w.Open(closed.Conn(), nil, imap.Commands, closed.shared)
+	sent := make(chan error, 1)
+	go func() {
+		_, err := io.WriteString(far, strings.Repeat("x", n-1)+"\n"+behind)
+		sent <- err
+	}()
+	defer func() {
+		if err := <-sent; err != nil {
+			t.Error(err)
+		}
+	}()
+	for {
+		s, ok, err := w.Ready()
+		switch line = append(line, s.Bytes...); {
+		case err != nil:
+			return line, err
+		case !ok:
+			if err := w.More(); err != nil {
+				return line, err
+			}
+		case s.Kind == imap.Text && len(line) != n+1:
+			return line, errors.New("a line of another length")
+		case s.Kind == imap.Text:
+			return line, nil
+		}
+	}
+}
