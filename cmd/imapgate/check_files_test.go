@@ -211,7 +211,7 @@ func TestAnAuditLogThatCannotBeWrittenIsFoundWithoutATrace(t *testing.T) {
 	dir := t.TempDir()
 	for more, want := range map[string]string{
 		"audit: {path: " + dir + "/audit.log}":      "",
-		"audit: {path: " + dir + "}":                ":5:15: audit.path: is a directory",
+		"audit: {path: " + dir + "}":                ":5:15: audit.path: " + dir + " is a directory",
 		"audit: {path: " + dir + "/none/audit.log}": ":5:15: audit.path: directory " + dir + "/none does not exist",
 		"audit: {sinks: [{type: stdout}, {type: file, name: f, path: " + dir + "/none/audit.log}]}": ":5:61: audit.sinks[1].path: directory ",
 	} {
