@@ -43,6 +43,7 @@ func (d *directory) reload(now time.Time) (changed bool, err error) {
 	}
 	d.entries = entries
 	s := readPEM(entries)
+	s.old = d.pairs
 	next := s.merge(d.pairs, s.pairs())
 	d.advice = s.advice
 	order(next, now)

@@ -221,6 +221,10 @@ func TestASelfSignedCertificateIsServedUntilItHasSignedAnother(t *testing.T) {
 	if got := names(s); !slices.Equal(got, []string{"mail.example.org"}) || err == nil || !strings.Contains(err.Error(), "which has signed a certificate in "+filepath.Join(dir, "mail.pem")) {
 		t.Errorf("served: %v, %v", got, err)
 	}
+	write(t, filepath.Join(dir, "mail.pem"), leaf[:len(leaf)/2])
+	if changed, err := s.Reload(); changed || err == nil || !slices.Equal(names(s), []string{"mail.example.org"}) {
+		t.Errorf("while that is written: %v, %v, served %v", changed, err, names(s))
+	}
 }
 
 func TestOfCertificatesForOneNameTheNewestIsServed(t *testing.T) {

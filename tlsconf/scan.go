@@ -14,6 +14,7 @@ import (
 
 // scan is what the files of a directory hold.
 type scan struct {
+	old      []*pair // as last good, of which a file may be half written now
 	chains   []pemChain
 	keys     map[string]pemKey // by public key
 	problems []error
@@ -198,11 +199,17 @@ func (s *scan) authority(ca *x509.Certificate) (why string) {
 	if len(ca.DNSNames)+len(ca.IPAddresses) == 0 {
 		return "which names no server (subjectAltName)"
 	}
+	signed := func(cert *x509.Certificate) bool {
+		return bytes.Equal(cert.RawIssuer, ca.RawSubject) && publicOf(cert) != publicOf(ca) && cert.CheckSignatureFrom(ca) == nil
+	}
 	for _, chain := range s.chains {
-		for _, cert := range chain.certs {
-			if bytes.Equal(cert.RawIssuer, ca.RawSubject) && publicOf(cert) != publicOf(ca) && cert.CheckSignatureFrom(ca) == nil {
-				return "which has signed a certificate in " + chain.file
-			}
+		if slices.ContainsFunc(chain.certs, signed) {
+			return "which has signed a certificate in " + chain.file
+		}
+	}
+	for _, p := range s.old {
+		if signed(p.cert.Leaf) {
+			return "which has signed a certificate in " + p.files.Cert
 		}
 	}
 	return ""
