@@ -256,7 +256,7 @@ func (p *prober) open() {
 	mustSay(p.T, p.c, "LOGIN "+p.user+" "+password)
 }
 
-// sampled is every how manieth form is sent, unless all are asked for: all of them
+// sampled says that one form of so many is sent, unless all are asked for: all of them
 // take minutes.
 const sampled = 5
 

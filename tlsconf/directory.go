@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"go.uber.org/zap"
 )
 
 // maxEntries bounds the files and folders of a directory.
@@ -25,30 +27,81 @@ type directory struct {
 	// Owned by the Server, under its mu.
 	mayEmpty bool     // the server has other certificates
 	pairs    []*pair  // as last good, in the order in which they are served
+	problem  error    // what was wrong when it was last read
+	advice   []error  // on what keeps nothing from being served
+	told     []error  // of advice, in the log
 	entries  []string // files and folders that were there, sorted
 }
 
 // reload reads the directory again. It reports whether pairs are others now. Its error
 // has everything that is wrong, by name; a pair of which a part is wrong stays as it was.
 func (d *directory) reload(now time.Time) (changed bool, err error) {
+	defer func() { d.problem = err }()
 	entries, err := listPEM(d.path)
 	if err != nil {
 		return false, err
 	}
 	d.entries = entries
 	s := readPEM(entries)
+	s.old = d.pairs
 	next := s.merge(d.pairs, s.pairs())
-	slices.SortFunc(next, func(a, b *pair) int {
-		return cmp.Or(after(a.valid(now), b.valid(now)), strings.Compare(a.files.Cert, b.files.Cert),
-			strings.Compare(string(a.sum[:]), string(b.sum[:])))
-	})
+	d.advice = s.advice
+	order(next, now)
 	if len(next) == 0 && !d.mayEmpty && len(d.pairs) > 0 {
-		return false, errors.Join(append(s.problems, fmt.Errorf("%s: no certificate with its key is left", d.path))...)
+		return false, errors.Join(append(s.problems, &FileError{d.path, errors.New("no certificate with its key is left")})...)
 	}
 	if !slices.EqualFunc(d.pairs, next, func(a, b *pair) bool { return a.sum == b.sum && a.files == b.files }) {
 		d.pairs, changed = next, true
 	}
 	return changed, errors.Join(s.problems...)
+}
+
+// order puts pairs in the order in which they are served: what is valid first, by the
+// names of the files. Those that share a name stand together where the first of them
+// does, the newest before the others, so that a renewal changes no default but its own.
+func order(pairs []*pair, now time.Time) {
+	slices.SortFunc(pairs, func(a, b *pair) int {
+		return cmp.Or(after(a.valid(now), b.valid(now)), strings.Compare(a.files.Cert, b.files.Cert),
+			strings.Compare(string(a.sum[:]), string(b.sum[:])))
+	})
+	up := make([]int, len(pairs)) // a tree for all that share names; its root is the first of them
+	root := func(i int) int {
+		for up[i] != i {
+			i = up[i]
+		}
+		return i
+	}
+	named, place := make(map[string]int), make(map[*pair]int)
+	for i, p := range pairs {
+		up[i] = i
+		for _, name := range certificateNames(p.cert) {
+			if j, shared := named[name]; shared {
+				a, b := root(i), root(j)
+				up[max(a, b)] = min(a, b)
+			}
+			named[name] = i
+		}
+	}
+	for i, p := range pairs {
+		place[p] = root(i)
+	}
+	slices.SortStableFunc(pairs, func(a, b *pair) int {
+		return cmp.Or(after(a.valid(now), b.valid(now)), cmp.Compare(place[a], place[b]),
+			b.cert.Leaf.NotBefore.Compare(a.cert.Leaf.NotBefore))
+	})
+}
+
+// advise logs what of the advice is new.
+func (d *directory) advise(log *zap.Logger) {
+	said := func(err error) bool {
+		return slices.ContainsFunc(d.told, func(old error) bool { return old.Error() == err.Error() })
+	}
+	for _, err := range d.advice {
+		if !said(err) {
+			log.Warn("a key should not be among the certificates", zap.Error(err))
+		}
+	}
+	d.told = d.advice
 }
 
 // after orders what is valid before what is not.

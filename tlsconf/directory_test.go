@@ -1,9 +1,11 @@
 package tlsconf
 
 import (
+	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -159,6 +161,97 @@ func TestAnyMixOfFilesIsMatchedByPublicKey(t *testing.T) {
 	}
 }
 
+func TestACAWhoseKeyIsInTheDirectoryIsNotServed(t *testing.T) {
+	ca, later := newAuthority(t, "MyCA"), time.Now().Add(240*time.Hour)
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(ca.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	caKey := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})
+	cert, key := ca.issue(t, later, "mail.example.org")
+	dir := t.TempDir()
+	writePair(t, filepath.Join(dir, "mail"), slices.Concat(cert, ca.pem()), key)
+	theCA := writePair(t, filepath.Join(dir, "ca"), ca.pem(), caKey)
+	s, logged := newServer(t, ServerConfig{Directory: dir})
+	if got := names(s); !slices.Equal(got, []string{"mail.example.org"}) || chainLength(t, s, "") != 2 {
+		t.Errorf("served: %v, a chain of %d", got, chainLength(t, s, ""))
+	}
+	want := theCA.Key + ": it has the key of the CA \"CN=MyCA\", which names no server"
+	if err := s.Examine(time.Now()); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "not in the file") {
+		t.Errorf("doubts: %v", err)
+	}
+	for range 2 {
+		if changed, err := s.Reload(); changed || err != nil || s.Unused() != nil {
+			t.Errorf("%v, %v, %v", changed, err, s.Unused())
+		}
+	}
+	if n := logged.FilterMessage("a key should not be among the certificates").Len(); n != 1 {
+		t.Errorf("told %d times in the log", n)
+	}
+	if err := errors.Join(os.Remove(filepath.Join(dir, "mail.pem")), os.Remove(filepath.Join(dir, "mail.key"))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := NewServer(ServerConfig{Directory: dir}, s.log); err == nil || !strings.Contains(err.Error(), "no certificate with its key") || !strings.Contains(err.Error(), want) {
+		t.Errorf("alone: %v", err)
+	}
+}
+
+func TestASelfSignedCertificateIsServedUntilItHasSignedAnother(t *testing.T) {
+	cert, key, err := SelfSignedPEM("alone.example.org")
+	if err != nil {
+		t.Fatal(err)
+	}
+	both, err := tls.X509KeyPair(cert, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	writePair(t, filepath.Join(dir, "alone"), cert, key)
+	s, _ := newServer(t, ServerConfig{Directory: dir})
+	if got := names(s); !slices.Equal(got, []string{"alone.example.org"}) || s.Examine(time.Now()) != nil {
+		t.Errorf("served: %v, %v", got, s.Examine(time.Now()))
+	}
+	ca := &authority{both.Leaf, both.PrivateKey.(*ecdsa.PrivateKey)}
+	leaf, leafKey := ca.issue(t, time.Now().Add(240*time.Hour), "mail.example.org")
+	writePair(t, filepath.Join(dir, "mail"), leaf, leafKey)
+	if _, err := s.Reload(); err != nil {
+		t.Error(err)
+	}
+	err = s.Examine(time.Now())
+	if got := names(s); !slices.Equal(got, []string{"mail.example.org"}) || err == nil || !strings.Contains(err.Error(), "which has signed a certificate in "+filepath.Join(dir, "mail.pem")) {
+		t.Errorf("served: %v, %v", got, err)
+	}
+	write(t, filepath.Join(dir, "mail.pem"), leaf[:len(leaf)/2])
+	if changed, err := s.Reload(); changed || err == nil || !slices.Equal(names(s), []string{"mail.example.org"}) {
+		t.Errorf("while that is written: %v, %v, served %v", changed, err, names(s))
+	}
+}
+
+func TestOfCertificatesForOneNameTheNewestIsServed(t *testing.T) {
+	ca, dir, day := newAuthority(t, "ca"), t.TempDir(), 24*time.Hour
+	put := func(file string, begins time.Duration, names ...string) {
+		t.Helper()
+		cert, key := ca.issueFrom(t, time.Now().Add(begins), time.Now().Add(10*day), names...)
+		write(t, filepath.Join(dir, file), slices.Concat(cert, key))
+	}
+	put("2025.pem", -9*day, "old", "mail.example.org")
+	put("2026.pem", -2*day, "new", "mail.example.org", "imap.example.org")
+	put("2026a.pem", -3*day, "older", "imap.example.org")
+	put("2027.pem", day, "to come", "mail.example.org")
+	put("another.pem", -day, "another")
+	s, _ := newServer(t, ServerConfig{Directory: dir})
+	// That another was renewed later does not make it the default.
+	if got := names(s); !slices.Equal(got, []string{"new", "older", "old", "another", "to come"}) {
+		t.Errorf("served: %v", got)
+	}
+	for _, name := range []string{"mail.example.org", "imap.example.org", ""} {
+		cert, err := s.Config().GetCertificate(&tls.ClientHelloInfo{ServerName: name})
+		if err != nil || cert.Leaf.Subject.CommonName != "new" {
+			t.Errorf("%q: %v, %v", name, cert.Leaf.Subject, err)
+		}
+	}
+}
+
 func TestWhatIsWrongInADirectoryIsToldByName(t *testing.T) {
 	ca, later := newAuthority(t, "ca"), time.Now().Add(240*time.Hour)
 	good, goodKey := ca.issue(t, later, "good")
@@ -177,6 +270,8 @@ func TestWhatIsWrongInADirectoryIsToldByName(t *testing.T) {
 		"garbage":          {"x.pem", []byte("garbage"), "x.pem: there is no PEM in it"},
 		"broken key":       {"x.pem", pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: block.Bytes[:20]}), "x.pem: the key in it cannot be read"},
 		"broken":           {"x.pem", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte{1}}), "x.pem: a certificate in it cannot be read"},
+		"OpenSSH":          {"x.key", pem.EncodeToMemory(&pem.Block{Type: "OPENSSH PRIVATE KEY", Bytes: []byte{1}}), "x.key: it holds a key of OpenSSH, which is none for TLS"},
+		"DER":              {"x.crt", ca.cert.Raw, "x.crt: it is DER; PEM is needed: openssl x509 -inform DER -in "},
 		"too large":        {"x.pem", make([]byte, maxFile+1), "x.pem: it is larger"},
 		"leads to nothing": {"x.pem", nil, "x.pem: no such file"},
 	} {

@@ -7,7 +7,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io/fs"
 	"strings"
 	"time"
 
@@ -24,20 +23,7 @@ func (e *FileError) Error() string { return e.File + ": " + e.Err.Error() }
 func (e *FileError) Unwrap() error { return e.Err }
 
 func fileError(name string, err error) error {
-	var path *fs.PathError
-	if errors.As(err, &path) {
-		err = path.Err // the name is there already
-	}
-	return &FileError{name, err}
-}
-
-// LoadKeyPair reads a certificate and its key. The error is a *FileError.
-func LoadKeyPair(files KeyPair) (tls.Certificate, error) {
-	p, err := loadPair(files)
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	return *p.cert, nil
+	return &FileError{name, plainfile.Bare(err)}
 }
 
 // pemText is the text of a PEM file without byte order marks, which Windows programs
@@ -96,8 +82,23 @@ func isEncrypted(b *pem.Block) bool {
 	return b.Type == "ENCRYPTED PRIVATE KEY" || strings.Contains(b.Headers["Proc-Type"], "ENCRYPTED") // PKCS #8, and before it
 }
 
-func encrypted(name string) string {
-	return "the key is encrypted, and nobody is there to type its password: openssl pkey -in " + name + " -out NEW decrypts it"
+// wrongKeyBlock is why the key in a block cannot be used, or "".
+func wrongKeyBlock(name string, b *pem.Block) string {
+	switch {
+	case isEncrypted(b):
+		return "the key is encrypted, and nobody is there to type its password: openssl pkey -in " + name + " -out NEW decrypts it"
+	case b.Type == "OPENSSH PRIVATE KEY":
+		return "it holds a key of OpenSSH, which is none for TLS"
+	}
+	return ""
+}
+
+// notPEM is what is wrong with a file that has nothing in PEM: that it is DER, or otherwise.
+func notPEM(name string, text []byte, otherwise string) string {
+	if _, err := x509.ParseCertificate(text); err == nil {
+		return "it is DER; PEM is needed: openssl x509 -inform DER -in " + name + " -out NEW"
+	}
+	return otherwise
 }
 
 // wrongCertificate is why a file has no certificate, or "".
@@ -109,26 +110,18 @@ func wrongCertificate(name string, text []byte) string {
 		}
 		keys = keys || isKey(b)
 	}
-	switch _, err := x509.ParseCertificate(text); {
-	case keys:
+	if keys {
 		return "it holds a key and no certificate: are cert and key swapped?"
-	case err == nil:
-		return "it is DER; PEM is needed: openssl x509 -inform DER -in " + name + " -out NEW"
 	}
-	return "it holds no PEM certificate (-----BEGIN CERTIFICATE-----)"
+	return notPEM(name, text, "it holds no PEM certificate (-----BEGIN CERTIFICATE-----)")
 }
 
 // wrongKey is why a file has no key that can be used, or "".
 func wrongKey(name string, text []byte) string {
 	certificates := false
 	for _, b := range blocks(text) {
-		switch {
-		case isKey(b) && isEncrypted(b):
-			return encrypted(name)
-		case b.Type == "OPENSSH PRIVATE KEY":
-			return "it holds a key of OpenSSH, which is none for TLS"
-		case isKey(b):
-			return ""
+		if isKey(b) {
+			return wrongKeyBlock(name, b)
 		}
 		certificates = certificates || b.Type == "CERTIFICATE"
 	}
@@ -151,9 +144,9 @@ func matchesAnother(cert, key []byte) bool {
 	return false
 }
 
-// Examine says what clients will have against a served certificate, which can be served
+// examine says what clients will have against a served certificate, which can be served
 // all the same: that it has ended or not begun, and that its chain leads nowhere.
-func Examine(cert *tls.Certificate, now time.Time) (doubts []string) {
+func examine(cert *tls.Certificate, now time.Time) (doubts []string) {
 	if said := outOfTime(cert.Leaf, now); said != "" {
 		doubts = append(doubts, said+": clients refuse it")
 	}
@@ -163,16 +156,20 @@ func Examine(cert *tls.Certificate, now time.Time) (doubts []string) {
 	return doubts
 }
 
-// Examine says what clients will have against what is served, and that no CA of clients
-// is in time. It is made of FileErrors; nil when all is well.
+// Examine says what clients will have against what is served, that no CA of clients is
+// in time, and whose keys should not be in the directory. It is made of FileErrors; nil
+// when all is well.
 func (s *Server) Examine(now time.Time) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var doubts []error
 	for _, p := range s.pairs() {
-		for _, said := range Examine(p.cert, now) {
+		for _, said := range examine(p.cert, now) {
 			doubts = append(doubts, &FileError{p.files.Cert, errors.New(said)})
 		}
+	}
+	if s.dir != nil {
+		doubts = append(doubts, s.dir.advice...)
 	}
 	return errors.Join(append(doubts, examineTrust(s.cfg.ClientCA, now))...)
 }
@@ -253,14 +250,16 @@ func brokenChain(cert *tls.Certificate, now time.Time) string {
 			last = c
 		}
 	}
-	if now.After(cert.Leaf.NotAfter) || now.Before(cert.Leaf.NotBefore) {
-		now = cert.Leaf.NotAfter // that it is out of time is another doubt
+	over := outOfTime(cert.Leaf, now) != "" // which is another doubt
+	if over {
+		now = cert.Leaf.NotAfter
 	}
 	_, err = cert.Leaf.Verify(x509.VerifyOptions{
 		Roots: roots, Intermediates: between, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
 	})
+	var invalid x509.CertificateInvalidError
 	switch unknown := new(x509.UnknownAuthorityError); {
-	case err == nil:
+	case err == nil, over && errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return ""
 	case errors.As(err, unknown):
 		return fmt.Sprintf("the chain ends with %q, which is not in the file and no CA that this system trusts: clients refuse it who do not know that CA. "+

@@ -1,10 +1,10 @@
 package tlsconf
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"os"
@@ -14,10 +14,12 @@ import (
 
 // scan is what the files of a directory hold.
 type scan struct {
+	old      []*pair // as last good, of which a file may be half written now
 	chains   []pemChain
 	keys     map[string]pemKey // by public key
 	problems []error
 	bad      map[string]bool // files and folders that have a problem
+	advice   []error         // on what keeps nothing from being served
 }
 
 type pemChain struct {
@@ -37,7 +39,7 @@ func readPEM(entries []string) *scan {
 	for _, name := range entries {
 		if info, err := os.Stat(name); err == nil && info.IsDir() {
 			if _, err := os.ReadDir(name); err != nil {
-				s.add(name, err)
+				s.add(name, fileError(name, err))
 			}
 			continue
 		}
@@ -65,9 +67,11 @@ func (s *scan) add(name string, err error) {
 // such as parameters and requests, are passed over.
 func (s *scan) read(name string, text []byte) error {
 	chain := pemChain{file: name}
-	some := false
-	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
-		some = true
+	list := blocks(text)
+	if len(list) == 0 {
+		return errors.New(notPEM(name, text, "there is no PEM in it"))
+	}
+	for _, block := range list {
 		switch {
 		case block.Type == "CERTIFICATE":
 			cert, err := x509.ParseCertificate(block.Bytes)
@@ -75,9 +79,10 @@ func (s *scan) read(name string, text []byte) error {
 				return fmt.Errorf("a certificate in it cannot be read: %w", err)
 			}
 			chain.certs = append(chain.certs, cert)
-		case isKey(block) && isEncrypted(block):
-			return errors.New(encrypted(name))
 		case isKey(block):
+			if wrong := wrongKeyBlock(name, block); wrong != "" {
+				return errors.New(wrong)
+			}
 			key, public, err := parseKey(block.Bytes)
 			if err != nil {
 				return err
@@ -86,9 +91,6 @@ func (s *scan) read(name string, text []byte) error {
 				s.keys[public] = pemKey{file: name, key: key}
 			}
 		}
-	}
-	if !some {
-		return errors.New("there is no PEM in it")
 	}
 	if len(chain.certs) > 0 {
 		s.chains = append(s.chains, chain)
@@ -123,14 +125,14 @@ func publicOf(cert *x509.Certificate) string {
 }
 
 // pairs matches the certificates to the keys. Of several chains for a certificate the
-// longest is taken. A file whose certificates are all without keys, and CAs, is one of
-// intermediates, and ignored.
+// longest is taken. A file of which nothing is served, and whose first is a CA, is one
+// of intermediates, and ignored.
 func (s *scan) pairs() (found []*pair) {
 	at := make(map[string]int) // leaf → its place in found
 	for _, chain := range s.chains {
 		own := s.paired(chain)
 		if len(own) == 0 && !chain.certs[0].IsCA {
-			s.add(chain.file, fmt.Errorf("%s: no key for the certificate in it", chain.file))
+			s.add(chain.file, &FileError{chain.file, errors.New("no key for the certificate in it")})
 		}
 		for _, p := range own {
 			i, twice := at[p.leaf()]
@@ -145,31 +147,70 @@ func (s *scan) pairs() (found []*pair) {
 	}
 	for _, key := range s.keys {
 		if !key.used {
-			s.add(key.file, fmt.Errorf("%s: no certificate for the key in it", key.file))
+			s.add(key.file, &FileError{key.file, errors.New("no certificate for the key in it")})
 		}
 	}
-	slices.SortFunc(s.problems, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+	for _, list := range [][]error{s.problems, s.advice} {
+		slices.SortFunc(list, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+	}
 	return found
 }
 
-// paired makes a pair of each certificate of a file that has a key. The others are its
-// intermediates.
+// paired makes a pair of each certificate of a file that has a key and is for servers.
+// The CAs in the file are its intermediates, whether their keys are there or not.
 func (s *scan) paired(chain pemChain) (own []*pair) {
+	var leaves []*x509.Certificate
 	var rest [][]byte
 	for _, cert := range chain.certs {
-		if _, ok := s.keys[publicOf(cert)]; !ok {
+		key, ok := s.keys[publicOf(cert)]
+		why := ""
+		if ok {
+			why = s.authority(cert)
+		}
+		switch {
+		case ok && why == "":
+			leaves = append(leaves, cert)
+		case cert.IsCA:
 			rest = append(rest, cert.Raw)
 		}
-	}
-	for _, leaf := range chain.certs {
-		key, ok := s.keys[publicOf(leaf)]
 		if !ok {
 			continue
 		}
+		if why != "" && !key.used { // told once
+			s.advice = append(s.advice, &FileError{key.file, fmt.Errorf("it has the key of the CA %q, %s: a CA that is not served, whose key is safer elsewhere", cert.Subject, why)})
+		}
 		key.used = true
-		s.keys[publicOf(leaf)] = key
+		s.keys[publicOf(cert)] = key
+	}
+	for _, leaf := range leaves {
+		key := s.keys[publicOf(leaf)]
 		cert := tls.Certificate{Certificate: append([][]byte{leaf.Raw}, rest...), PrivateKey: key.key, Leaf: leaf}
 		own = append(own, makePair(cert, KeyPair{Cert: chain.file, Key: key.file}))
 	}
 	return own
+}
+
+// authority says why a CA is none that identifies a server, or "". One that is nobody
+// else's CA, and names a server, is a self-signed certificate as openssl makes them.
+func (s *scan) authority(ca *x509.Certificate) (why string) {
+	if !ca.IsCA {
+		return ""
+	}
+	if len(ca.DNSNames)+len(ca.IPAddresses) == 0 {
+		return "which names no server (subjectAltName)"
+	}
+	signed := func(cert *x509.Certificate) bool {
+		return bytes.Equal(cert.RawIssuer, ca.RawSubject) && publicOf(cert) != publicOf(ca) && cert.CheckSignatureFrom(ca) == nil
+	}
+	for _, chain := range s.chains {
+		if slices.ContainsFunc(chain.certs, signed) {
+			return "which has signed a certificate in " + chain.file
+		}
+	}
+	for _, p := range s.old {
+		if signed(p.cert.Leaf) {
+			return "which has signed a certificate in " + p.files.Cert
+		}
+	}
+	return ""
 }

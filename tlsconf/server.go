@@ -48,7 +48,7 @@ type Certificate struct {
 
 // NewServer loads every file. An error names the file and the reason; all
 // errors are reported at once. Of a directory only its pairs are needed: what else is
-// wrong there, Reload says.
+// wrong there, Unused and Reload say.
 func NewServer(cfg ServerConfig, log *zap.Logger) (*Server, error) {
 	min, err := version(cfg.MinVersion)
 	if err != nil {
@@ -88,9 +88,20 @@ func (s *Server) openDirectory() (errs []error) {
 	case s.dir.entries == nil && err != nil: // it cannot be listed
 		return []error{err}
 	case len(s.cfg.Certificates)+len(s.dir.pairs) == 0:
-		return []error{fmt.Errorf("%s: no certificate with its key", s.cfg.Directory), err}
+		return append([]error{&FileError{s.cfg.Directory, errors.New("no certificate with its key")}, err}, s.dir.advice...)
 	}
 	return nil
+}
+
+// Unused says what in the directory could not be used when it was last read; nil when
+// all was well.
+func (s *Server) Unused() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.dir == nil {
+		return nil
+	}
+	return s.dir.problem
 }
 
 // Config is the configuration for a connection that begins now. All
@@ -171,6 +182,7 @@ func (s *Server) Reload() (changed bool, err error) {
 		renewed, err := s.dir.reload(time.Now())
 		changed = changed || renewed
 		errs = append(errs, err)
+		s.dir.advise(s.log)
 	}
 	if changed {
 		s.publish()

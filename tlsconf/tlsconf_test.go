@@ -70,10 +70,25 @@ func (a *authority) issue(t testing.TB, notAfter time.Time, names ...string) (ce
 	return a.sign(t, private, private.Public(), notAfter, names)
 }
 
+// issueFrom is issue with the time at which the certificate begins.
+func (a *authority) issueFrom(t testing.TB, notBefore, notAfter time.Time, names ...string) (cert, key []byte) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a.signFrom(t, private, private.Public(), notBefore, notAfter, names)
+}
+
 func (a *authority) sign(t testing.TB, private, public any, notAfter time.Time, names []string) (cert, key []byte) {
 	t.Helper()
+	return a.signFrom(t, private, public, time.Now().Add(-48*time.Hour), notAfter, names)
+}
+
+func (a *authority) signFrom(t testing.TB, private, public any, notBefore, notAfter time.Time, names []string) (cert, key []byte) {
+	t.Helper()
 	template := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixMicro()), Subject: pkix.Name{CommonName: names[0]},
-		NotBefore: time.Now().Add(-48 * time.Hour), NotAfter: notAfter, DNSNames: names,
+		NotBefore: notBefore, NotAfter: notAfter, DNSNames: names,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
 	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, public, a.key)
 	if err != nil {

@@ -97,11 +97,8 @@ func auditGrep(cmd *cobra.Command, s search, names []string) error {
 	if err := found.out.Flush(); err != nil {
 		return err
 	}
-	switch {
-	case found.strange == 1:
-		fmt.Fprintln(cmd.ErrOrStderr(), "1 line is no record")
-	case found.strange > 1:
-		fmt.Fprintf(cmd.ErrOrStderr(), "%d lines are no records\n", found.strange)
+	if found.strange > 0 {
+		fmt.Fprintf(cmd.ErrOrStderr(), "%s %s without a record\n", counted(found.strange, "line"), are(found.strange))
 	}
 	if found.count == 0 {
 		return errSaid

@@ -150,7 +150,7 @@ func TestAuditGrepReadsStandardInputAndPrintsRecordsAsTheyAre(t *testing.T) {
 	record := `{"v":1,"time":"2026-05-01T12:00:00.000Z","event":"login_refused","claimed":"a\u001b[2Jb","result":"refused","reason":"bad_name","new":1}`
 	in := "not a record\n" + strings.Repeat("x", 100_000) + "\n" + record + "\n" + record[:40]
 	out, errs, status := saying(t, in, "audit", "grep", "--json")
-	if status != 0 || out != record+"\n" || errs != "3 lines are no records\n" {
+	if status != 0 || out != record+"\n" || errs != "3 lines are without a record\n" {
 		t.Errorf("%d, %q, %q", status, out, errs)
 	}
 	out, _, _ = saying(t, in, "audit", "grep", "-")
@@ -162,7 +162,7 @@ func TestAuditGrepReadsStandardInputAndPrintsRecordsAsTheyAre(t *testing.T) {
 func TestAuditGrepReadsAStreamOfRedis(t *testing.T) {
 	record := `{"v":1,"time":"2026-05-01T12:00:00.000Z","event":"ban_added","subject":"192.0.2.1/32"}`
 	in := strings.Repeat("1777636800000-0\nrecord\n"+record+"\n", 3)
-	if out, errs, status := saying(t, in+"1777636800000\n", "audit", "grep", "--json"); status != 0 || out != strings.Repeat(record+"\n", 3) || errs != "1 line is no record\n" {
+	if out, errs, status := saying(t, in+"1777636800000\n", "audit", "grep", "--json"); status != 0 || out != strings.Repeat(record+"\n", 3) || errs != "1 line is without a record\n" {
 		t.Errorf("%d, %q, %q", status, out, errs)
 	}
 }

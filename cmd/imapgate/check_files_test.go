@@ -105,6 +105,8 @@ func TestCertificatesThatClientsRefuseAreWarnedOf(t *testing.T) {
 	between := issue(t, "between CA", now, root)
 	leaf := issue(t, "mail.example.org", now, between)
 	old := issue(t, "mail.example.org", now.Add(-48*time.Hour), between)
+	young := issue(t, "young CA", now, nil)
+	before := issue(t, "mail.example.org", now.Add(-96*time.Hour), young)
 	private := issue(t, "private CA", now, nil)
 	inside := issue(t, "mail.internal", now, private)
 	trusted := write(t, "roots.pem", root.pem())
@@ -122,8 +124,12 @@ func TestCertificatesThatClientsRefuseAreWarnedOf(t *testing.T) {
 		"expired":              {old, between.pem(), "the certificate expired at " + old.cert.NotAfter.UTC().Format(time.RFC3339)},
 		"not yet valid":        {issue(t, "mail.example.org", now.Add(48*time.Hour), nil), "", "the certificate is not valid before "},
 		"expired, and alone":   {old, "", "the chain ends with"},
+		"older than its CA":    {before, young.pem(), "the certificate expired at "},
 	} {
 		got, file := checked(t, c.holder.pem()+c.chain, c.holder.key(t), trusted)
+		if name == "older than its CA" && strings.Count(got.err, "warning: ") != 1 {
+			t.Errorf("%s: one fault told twice: %s", name, got.err)
+		}
 		if c.want == "" && got.err != "" || !strings.Contains(got.err, c.want) || got.status != 0 {
 			t.Errorf("%s: %+v, want %q", name, got, c.want)
 		}
@@ -211,7 +217,7 @@ func TestAnAuditLogThatCannotBeWrittenIsFoundWithoutATrace(t *testing.T) {
 	dir := t.TempDir()
 	for more, want := range map[string]string{
 		"audit: {path: " + dir + "/audit.log}":      "",
-		"audit: {path: " + dir + "}":                ":5:15: audit.path: is a directory",
+		"audit: {path: " + dir + "}":                ":5:15: audit.path: " + dir + " is a directory",
 		"audit: {path: " + dir + "/none/audit.log}": ":5:15: audit.path: directory " + dir + "/none does not exist",
 		"audit: {sinks: [{type: stdout}, {type: file, name: f, path: " + dir + "/none/audit.log}]}": ":5:61: audit.sinks[1].path: directory ",
 	} {
@@ -255,6 +261,16 @@ backends: {east: {address: "127.0.0.1:143", tls: none}}
 	got := imapgate(t, "", "check", "--config", file)
 	if got.status != 0 || !strings.HasPrefix(got.err, "warning: "+file+":4:21: routing.snapshot: no snapshot will be kept: directory /none does not exist") {
 		t.Errorf("%+v", got)
+	}
+}
+
+func TestACommandThatCannotOpenRedisSaysWhere(t *testing.T) {
+	file := plainConfig(t, "redis: {addresses: [\"127.0.0.1:1\"], tls: true, ca: /none}\n")
+	for _, args := range [][]string{{"ban", "list"}, {"limits", "show", "192.0.2.7"}, {"route", "explain", "alice"}} {
+		got := imapgate(t, "", append(args, "--config", file)...)
+		if want := file + ":5:52: redis.ca: /none: no such file"; got.status != 1 || !strings.Contains(got.err, want) {
+			t.Errorf("%v: %+v, want %q", args, got, want)
+		}
 	}
 }
 

@@ -250,12 +250,21 @@ func commandOf(path, typed, here string) (command, folder string) {
 	switch {
 	case strings.Contains(filepath.ToSlash(path), "/go-build"):
 		return "go run ./cmd/imapgate", module(here)
-	case filepath.Base(typed) == typed: // found in PATH
-		return typed, ""
-	case filepath.IsAbs(typed):
-		return typed, ""
+	case filepath.Base(typed) == typed, filepath.IsAbs(typed): // the former is found in PATH
+		return shellWord(typed), ""
 	}
-	return filepath.Join(here, typed), ""
+	return shellWord(filepath.Join(here, typed)), ""
+}
+
+// shellWord quotes what a POSIX shell would not take for one plain word.
+func shellWord(s string) string {
+	special := func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-+,:@%=", r))
+	}
+	if s != "" && !strings.ContainsFunc(s, special) {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
 // module is the folder of the Go module that a folder is in, or that folder.

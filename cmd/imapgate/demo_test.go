@@ -236,9 +236,20 @@ func TestTheDemoPrintsWhatCanBeTyped(t *testing.T) {
 		{"/usr/bin/imapgate", "imapgate", "imapgate", ""},
 		{"/opt/imapgate", "/opt/imapgate", "/opt/imapgate", ""},
 		{here + "/dist/imapgate", "./dist/imapgate", here + "/dist/imapgate", ""},
+		{"/opt/my mail/it's", "/opt/my mail/it's", `'/opt/my mail/it'\''s'`, ""},
 	} {
 		if command, folder := commandOf(c.path, c.typed, here); command != c.command || folder != c.folder {
 			t.Errorf("%s, typed as %s: %q in %q", c.path, c.typed, command, folder)
+		}
+	}
+	var text strings.Builder
+	d := &demo{Dir: "/tmp/a $HOME"}
+	if err := d.introduce(&text); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"--cacert '/tmp/a $HOME/cert.pem' ", "-c '/tmp/a $HOME/imapgate.yaml'\n"} {
+		if !strings.Contains(text.String(), want) {
+			t.Errorf("no %q in:\n%s", want, text.String())
 		}
 	}
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"path/filepath"
 	"text/template"
 )
 
@@ -26,11 +27,11 @@ and carol logs in again and again. Other clients of bob outlive it, too (see "Sp
 The commands below are for another window{{if .Folder}}, in the folder {{.Folder}}{{end}}.
 
 Read a mail:
-  curl --cacert {{.Dir}}/cert.pem -u alice@example.org:{{.Password}} 'imaps://{{.IMAPS}}/INBOX;MAILINDEX=1'
+  curl --cacert {{.Cert}} -u alice@example.org:{{.Password}} 'imaps://{{.IMAPS}}/INBOX;MAILINDEX=1'
 
 Speak IMAP (then type: a LOGIN bob {{.Password}}, b SELECT INBOX, c IDLE; press Enter in the first window; DONE, d LOGOUT):
-  openssl s_client -quiet -crlf -CAfile {{.Dir}}/cert.pem -connect {{.IMAPS}}
-  openssl s_client -quiet -crlf -CAfile {{.Dir}}/cert.pem -connect {{.IMAP}} -starttls imap
+  openssl s_client -quiet -crlf -CAfile {{.Cert}} -connect {{.IMAPS}}
+  openssl s_client -quiet -crlf -CAfile {{.Cert}} -connect {{.IMAP}} -starttls imap
 
 Use a mail client (it will ask about the certificate):
   server {{.Host}}, port {{.Ports.IMAPS}}, SSL/TLS, normal password, user name alice@example.org, password {{.Password}}
@@ -39,13 +40,13 @@ Send alice's next login to west (either line does it), and read mail again: it i
 Redis cannot notify of changes as a real one does, so here the gateway asks again after a second.
 No mail is copied, and sessions that are open stay in the east; the second line says how many.
   redis-cli -p {{.Ports.Redis}} HSET imapgate:user:alice@example.org backend west
-  {{.Command}} route set alice backend=west -c {{.Dir}}/imapgate.yaml
+  {{.Command}} route set alice backend=west -c {{.Config}}
 
 Ask where she goes, and why ("changed to" is what the gateway has not noticed yet):
-  {{.Command}} route explain alice -c {{.Dir}}/imapgate.yaml
+  {{.Command}} route explain alice -c {{.Config}}
 
 Send all who have no record of their own to west, as carol:
-  {{.Command}} route set --default backend=west -c {{.Dir}}/imapgate.yaml
+  {{.Command}} route set --default backend=west -c {{.Config}}
 
 Enter shows the modes, Ctrl-C ends it. What the audit log ({{.Dir}}/audit.log) says:
 
@@ -60,5 +61,7 @@ func (d *demo) introduce(to io.Writer) error {
 	return t.Execute(to, struct {
 		*demo
 		Host, IMAPS, IMAP, Admin, Redis string
-	}{d, loopback, at(d.Ports.IMAPS), at(d.Ports.IMAP), at(d.Ports.Admin), at(d.Ports.Redis)})
+		Cert, Config                    string // as words of a shell
+	}{d, loopback, at(d.Ports.IMAPS), at(d.Ports.IMAP), at(d.Ports.Admin), at(d.Ports.Redis),
+		shellWord(filepath.Join(d.Dir, "cert.pem")), shellWord(filepath.Join(d.Dir, "imapgate.yaml"))})
 }

@@ -15,26 +15,24 @@ type fileKeys map[string]string
 
 // place gives errors about these files their keys, and others that of the block.
 func (k fileKeys) place(block string, err error) error {
-	if parts := config.Parts(err); len(parts) != 1 || parts[0] != err {
-		var placed []error
-		for _, one := range parts {
-			placed = append(placed, k.place(block, one))
+	var placed []error
+	for _, one := range config.Parts(err) {
+		name := ""
+		var file *tlsconf.FileError
+		var path *fs.PathError
+		switch {
+		case errors.As(one, &file):
+			name = file.File
+		case errors.As(one, &path):
+			name = path.Path
 		}
-		return errors.Join(placed...)
+		key := block
+		if name != "" && k[name] != "" {
+			key = k[name]
+		}
+		placed = append(placed, config.At(key, one))
 	}
-	name := ""
-	var file *tlsconf.FileError
-	var path *fs.PathError
-	switch {
-	case errors.As(err, &file):
-		name = file.File
-	case errors.As(err, &path):
-		name = path.Path
-	}
-	if key := k[name]; key != "" && name != "" {
-		return config.At(key, err)
-	}
-	return config.At(block, err)
+	return errors.Join(placed...)
 }
 
 // certificateKeys are those of what listeners show and trust.

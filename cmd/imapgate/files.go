@@ -152,8 +152,7 @@ func hostOf(address string) string {
 func (f *files) doubts(now time.Time) error {
 	var doubts []error
 	if f.server != nil {
-		_, err := f.server.Reload()
-		for _, one := range config.Parts(err) {
+		for _, one := range config.Parts(f.server.Unused()) {
 			doubts = append(doubts, f.keys.place(directoryKey, fmt.Errorf("%w; the gateway starts without it", one)))
 		}
 		doubts = append(doubts, f.keys.place(directoryKey, f.server.Examine(now)))

@@ -164,8 +164,14 @@ func TestCheckReadsTheFilesOfClientCertificatesAndDirectories(t *testing.T) {
 	if err := os.WriteFile(stray, []byte("garbage"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if got := imapgate(t, "", "check", "--config", path); got.status != 0 || !strings.Contains(got.err, ": tls.certificate_dir: "+stray+": there is no PEM in it; the gateway starts without it") {
-		t.Errorf("%+v", got)
+	if err := os.WriteFile(filepath.Join(cfg.TLS.Directory, "another.pem"), []byte("garbage"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	strays := imapgate(t, "", "check", "--config", path)
+	for _, file := range []string{stray, filepath.Join(cfg.TLS.Directory, "another.pem")} { // each has a line
+		if want := ": tls.certificate_dir: " + file + ": there is no PEM in it; the gateway starts without it\n"; strays.status != 0 || !strings.Contains(strays.err, want) {
+			t.Errorf("no %q in %+v", want, strays)
+		}
 	}
 	if err := os.WriteFile(cfg.Backends["east"].ClientCertificate.Key, []byte("garbage"), 0o600); err != nil {
 		t.Fatal(err)

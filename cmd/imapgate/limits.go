@@ -175,7 +175,7 @@ type banLine struct {
 	Network string    `json:"network"`
 	Why     string    `json:"why"`
 	Until   time.Time `json:"until"`
-	Count   int       `json:"count"` // the how manieth of this network
+	Count   int       `json:"count"` // which ban of this network it is, from 1
 	Note    string    `json:"note,omitempty"`
 }
 

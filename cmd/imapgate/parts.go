@@ -102,19 +102,22 @@ func dialRedis(r *config.Redis, secured func() *tls.Config) (redis.UniversalClie
 	return made, config.At("redis", err)
 }
 
-// dialRedisOnce is dialRedis for one command, which does not follow files.
+// dialRedisOnce is dialRedis for one command, which does not follow files. Its errors
+// have their places.
 func dialRedisOnce(cfg *config.Config) (redis.UniversalClient, error) {
+	var secured func() *tls.Config
 	for _, c := range clientsOf(cfg) {
 		if c.key != redisKey {
 			continue
 		}
 		client, err := tlsconf.NewClient(c.cfg, zap.NewNop())
 		if err != nil {
-			return nil, c.keys().place(redisKey, err)
+			return nil, cfg.Place(c.keys().place(redisKey, err))
 		}
-		return dialRedis(cfg.Redis, client.Config)
+		secured = client.Config
 	}
-	return dialRedis(cfg.Redis, nil)
+	rdb, err := dialRedis(cfg.Redis, secured)
+	return rdb, cfg.Place(err)
 }
 
 // upstreamConfig is one backend. Instance is left open; secured is for one with TLS.

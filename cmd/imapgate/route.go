@@ -221,7 +221,7 @@ func withRouter(cmd *cobra.Command, cfg *config.Config, call func(context.Contex
 	quietRedis(zap.NewNop())
 	rdb, err := dialRedisOnce(cfg)
 	if err != nil {
-		return cfg.Place(err)
+		return err
 	}
 	defer closeRedis(rdb)
 	router, err := routing.New(routingConfig(cfg), rdb, routing.Metrics{}, zap.NewNop())

@@ -24,7 +24,7 @@ func (o *routeOptions) isShared(cmd *cobra.Command) bool {
 	return o.deflt || cmd.Flags().Changed("domain")
 }
 
-// oneRecord is what get, del and explain take.
+// oneRecord is what get and del take.
 func (o *routeOptions) oneRecord(cmd *cobra.Command, args []string) error {
 	switch {
 	case o.isShared(cmd) && len(args) > 0:

@@ -57,7 +57,7 @@ var (
 	ofLogin = []member{
 		{"user", "user", "when the name can be one", "the canonical name; [below](#whose-login-it-was)"},
 		{"claimed", "text", "else, with `bad_name`", "the name as the client gave it; [below](#whose-login-it-was)"},
-		{"attempt", "number", "when counted", "the how manieth of this connection, from 1"},
+		{"attempt", "number", "when counted", "which attempt of the connection it is, from 1"},
 		{"mechanism", "text", "when known", "`LOGIN`, or `AUTH=` and the SASL mechanism"},
 		{"method", "text", "when one did not refuse", "auth method that took the login on: it vouches for the user, or, with `passthrough`, leaves the credentials to the backend, and `upstream` has the verdict"},
 		{"backend", "text", "when routed", "name of the backend"},

@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -466,9 +467,10 @@ func TestErrorsOfWhatWasOpenedAreGivenTheirPlace(t *testing.T) {
 	wrong := errors.New("wrong")
 	got := c.Place(errors.Join(
 		At("audit.sinks[1].path", wrong), At("audit.sinks[0].path", wrong), At("backends.east", At("backends.east.ca", wrong)),
-		At("tls", errors.Join(At("tls.certificates[0].key", wrong), wrong)), At("limits.drain", fmt.Errorf("%w: %w", wrong, wrong)), wrong, At("x", nil)))
+		At("tls", errors.Join(At("tls.certificates[0].key", wrong), errors.Join(wrong, errors.Join(wrong)))), At("limits.drain", fmt.Errorf("%w: %w", wrong, wrong)), wrong, At("x", nil)))
 	want := `f.yaml: wrong
 f.yaml:1:1: limits.drain: wrong: wrong
+f.yaml:2:1: tls: wrong
 f.yaml:2:1: tls: wrong
 f.yaml:2:42: tls.certificates[0].key: wrong
 f.yaml:4:12: backends.east.ca: wrong
@@ -476,5 +478,20 @@ f.yaml:5:17: audit.sinks[0].path: wrong
 f.yaml:5:52: audit.sinks[1].path: wrong`
 	if got == nil || got.Error() != want {
 		t.Errorf("%v", got)
+	}
+}
+
+func TestPartsAreThoseOfJoinsWithinJoins(t *testing.T) {
+	a, b, both := errors.New("a"), errors.New("b"), fmt.Errorf("%w and %w", io.EOF, io.ErrNoProgress)
+	for _, c := range []struct {
+		err  error
+		want []error
+	}{
+		{nil, nil}, {a, []error{a}}, {both, []error{both}}, {errors.Join(a), []error{a}},
+		{errors.Join(a, errors.Join(b, errors.Join(both)), a), []error{a, b, both, a}},
+	} {
+		if got := Parts(c.err); !slices.Equal(got, c.want) {
+			t.Errorf("%v: %q", c.err, got)
+		}
 	}
 }

@@ -36,34 +36,32 @@ func (c *Config) Place(err error) error {
 	return p.err(c.file)
 }
 
-// Parts are the errors that errors.Join made one; none of nil.
-func Parts(err error) []error {
-	if err == nil {
-		return nil
-	}
+// Parts are the errors that errors.Join made one, of joins within joins too; none of nil.
+func Parts(err error) (all []error) {
 	joined, ok := err.(interface{ Unwrap() []error })
-	if !ok || errors.Join(joined.Unwrap()...).Error() != err.Error() { // one with two causes
+	switch {
+	case err == nil:
+		return nil
+	case !ok || errors.Join(joined.Unwrap()...).Error() != err.Error(): // one with two causes
 		return []error{err}
 	}
-	return joined.Unwrap()
+	for _, one := range joined.Unwrap() {
+		all = append(all, Parts(one)...)
+	}
+	return all
 }
 
 // place notes every error of a join by itself.
 func (p *problems) place(key string, err error) {
-	if k, ok := err.(*keyed); ok {
-		p.place(k.key, k.err)
-		return
-	}
-	parts := Parts(err)
-	if len(parts) != 1 || parts[0] != err {
-		for _, one := range parts {
-			p.place(key, one)
-		}
-		return
-	}
 	var where position
 	if key != "" {
 		where = p.near(key)
 	}
-	p.addAt(where, key, "%s", err)
+	for _, one := range Parts(err) {
+		if k, ok := one.(*keyed); ok {
+			p.place(k.key, k.err)
+			continue
+		}
+		p.addAt(where, key, "%s", one)
+	}
 }

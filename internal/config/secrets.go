@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"strings"
 
 	"imapgate/internal/identity"
@@ -115,7 +114,7 @@ func secretFile(file string) (text, wrong string) {
 	case errors.Is(err, plainfile.ErrNotRegular):
 		return "", "is not a regular file"
 	case err != nil:
-		return "", bare(err)
+		return "", plainfile.Bare(err).Error()
 	}
 	defer f.Close() // it was only read
 	switch {
@@ -126,19 +125,10 @@ func secretFile(file string) (text, wrong string) {
 	}
 	b, err := io.ReadAll(io.LimitReader(f, maxSecret+2)) // one too long by then is noticed
 	if err != nil {
-		return "", bare(err)
+		return "", plainfile.Bare(err).Error()
 	}
 	if b, err = plainfile.Text(b); err != nil {
 		return "", err.Error()
 	}
 	return strings.TrimSuffix(strings.TrimSuffix(string(b), "\n"), "\r"), ""
-}
-
-// bare is an error of package os without the path.
-func bare(err error) string {
-	var path *fs.PathError
-	if errors.As(err, &path) {
-		err = path.Err
-	}
-	return err.Error()
 }

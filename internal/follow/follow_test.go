@@ -67,6 +67,31 @@ func TestWhatIsWrittenToOtherFilesIsNothing(t *testing.T) {
 	}
 }
 
+func TestAFileWithARelativePathIsFollowedByEvents(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if err := os.WriteFile("one", []byte("a"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	watcher, err := fsnotify.NewWatcher()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer watcher.Close()
+	w := watch{Files: Files{List: func() []string { return []string{"one"} }}, watcher: watcher}
+	w.renew()
+	if err := os.WriteFile("one", []byte("b"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	testbed.Within(t, testbed.Patience, "an event that is taken for the file's", func() bool {
+		select {
+		case e := <-watcher.Events:
+			w.heed(e)
+		default:
+		}
+		return w.named && w.due != nil
+	})
+}
+
 // source is a Source of one file whose content is good unless it is "bad".
 type source struct {
 	file string

@@ -92,7 +92,7 @@ type watch struct {
 // an entry of a directory has come or gone, which may be a link on the way to one.
 // What is written to other files, a log's say, is nothing.
 func (w *watch) heed(e fsnotify.Event) {
-	named := slices.Contains(w.names, e.Name)
+	named := slices.Contains(w.names, filepath.Clean(e.Name)) // in "." it is ./name
 	if !named && !e.Has(fsnotify.Create) && !e.Has(fsnotify.Rename) && !e.Has(fsnotify.Remove) {
 		return
 	}

@@ -102,7 +102,7 @@ func (b *banTable) impose(net netip.Prefix, e entry, lengths Bans, t time.Durati
 	return e.ban(net, t), true
 }
 
-// length is that of the how manieth ban.
+// length is that of a ban; count says which of its network it is, from 1.
 func (b Bans) length(count int) time.Duration {
 	d := b.First
 	for range min(count, 32) - 1 {

@@ -184,7 +184,7 @@ type Ban struct {
 	Net   netip.Prefix
 	Why   Why
 	For   time.Duration // what is left of it
-	Count int           // the how manieth of this network
+	Count int           // which ban of this network it is, from 1
 	Lived bool          // somebody has logged in from there of late: not refused before it is known who comes
 	Note  string        // an operator's words
 }

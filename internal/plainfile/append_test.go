@@ -47,6 +47,9 @@ func TestWhetherAFileCanBeAppendedToIsKnownWithoutATrace(t *testing.T) {
 		"folder": "is a directory", "none/file": "does not exist", "lost": "does not exist", "there/file": "not a directory",
 	} {
 		err := Appendable(at(name), true)
+		if err != nil && !strings.HasPrefix(err.Error(), dir) && !strings.HasPrefix(err.Error(), "directory "+dir) {
+			t.Errorf("%s: the error does not name it: %v", name, err)
+		}
 		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
 			t.Errorf("%s: %v, want %q", name, err, want)
 		}

@@ -15,7 +15,7 @@ import (
 )
 
 // Appendable says why this process could not append to the file at a path, or make it
-// where there is none. Nothing is opened, locked or made: another process may be
+// where there is none. The error names what it is about. Nothing is opened, locked or made: another process may be
 // writing there. With reading, the file must be readable too.
 func Appendable(path string, reading bool) error {
 	info, err := os.Stat(path)
@@ -23,9 +23,9 @@ func Appendable(path string, reading bool) error {
 	case errors.Is(err, fs.ErrNotExist):
 		return creatable(path)
 	case err != nil:
-		return bare(err)
+		return fmt.Errorf("%s: %w", path, Bare(err))
 	case info.IsDir():
-		return errors.New("is a directory")
+		return fmt.Errorf("%s is a directory", path)
 	case reading && info.Mode().IsRegular():
 		return access(path, unix.R_OK|unix.W_OK, "read and written")
 	}
@@ -48,7 +48,7 @@ func creatable(path string) error {
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("directory %s does not exist", dir)
 	case err != nil:
-		return bare(err)
+		return fmt.Errorf("%s: %w", dir, Bare(err))
 	case !info.IsDir():
 		return fmt.Errorf("%s is no directory", dir)
 	}
@@ -58,12 +58,12 @@ func creatable(path string) error {
 // access asks the kernel with the rights that the process has in effect.
 func access(path string, mode uint32, what string) error {
 	err := unix.Faccessat(unix.AT_FDCWD, path, mode, unix.AT_EACCESS)
-	if !errors.Is(err, fs.ErrPermission) {
-		return err // or a file system that is read-only
+	if err == nil {
+		return nil
 	}
 	info, statErr := os.Stat(path)
-	if statErr != nil {
-		return bare(statErr)
+	if statErr != nil || !errors.Is(err, fs.ErrPermission) { // a file system that is read-only, say
+		return fmt.Errorf("%s: %w", path, err)
 	}
 	uid, _ := owner(info)
 	return fmt.Errorf("%s cannot be %s by user %s: it belongs to %s, mode %04o", path, what, userName(os.Geteuid()), userName(uid), info.Mode().Perm())
@@ -75,13 +75,4 @@ func userName(uid int) string {
 		return u.Username
 	}
 	return id
-}
-
-// bare is an error of package os without the path.
-func bare(err error) error {
-	var path *fs.PathError
-	if errors.As(err, &path) {
-		return path.Err
-	}
-	return err
 }

@@ -37,6 +37,15 @@ func OpenOwn(path string) (*os.File, fs.FileInfo, error) {
 	})
 }
 
+// Bare is an error of package os without the path, for a text that has it already.
+func Bare(err error) error {
+	var path *fs.PathError
+	if errors.As(err, &path) {
+		return path.Err
+	}
+	return err
+}
+
 func open(path string, flags int, check func(fs.FileInfo) error) (*os.File, fs.FileInfo, error) {
 	// O_NONBLOCK keeps a FIFO without a writer from holding us up.
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK|flags, 0)
