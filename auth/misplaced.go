@@ -30,8 +30,8 @@ func mayBeSecret(name, secret string) bool {
 	return looksSecret(strings.ToLower(decoded)) || secret != "" && strings.Contains(strings.ToLower(decoded), secret)
 }
 
-// looksSecret reports whether text in lower case has what separates a name from a password or token:
-// in PLAIN, in XOAUTH2 and OAUTHBEARER, and in URLs and HTTP's Basic.
+// looksSecret reports whether text in lower case has what separates a name from a password
+// or token: in PLAIN, in XOAUTH2 and OAUTHBEARER, and in URLs and HTTP's Basic.
 func looksSecret(lower string) bool {
 	return strings.ContainsAny(lower, "\x00\x01:") || strings.Contains(lower, "bearer") || strings.Contains(lower, "auth=")
 }

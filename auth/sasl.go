@@ -44,6 +44,7 @@ type Tried struct {
 	// can have it. Both are empty where the name may be the password, or contain it.
 	User    identity.User
 	Claimed string
+	Hidden  bool // the name is a message or token in the wrong place, which no record shows
 }
 
 // name notes who a client says it is that shows secret, "" with a proof. The error is
@@ -56,7 +57,7 @@ func (t *Tried) name(names identity.Names, raw, secret string) (identity.User, e
 		}
 		return identity.User{}, fmt.Errorf("%w: %w", ErrDenied, err)
 	}
-	if !isMessage(raw) {
+	if t.Hidden = isMessage(raw); !t.Hidden {
 		t.User = user
 	}
 	return user, nil
@@ -199,12 +200,13 @@ func (e *Exchange) bearer(user, token string, wrong error) error {
 	}
 	if user != "" {
 		var err error
-		if l.User, err = e.tried.name(e.auth.names, user, token); err != nil && !errors.Is(wrong, ErrTooLong) {
+		l.User, err = e.tried.name(e.auth.names, user, token)
+		if token == "" {
+			e.tried.User, e.tried.Claimed = identity.User{}, ""
+		}
+		if err != nil && !errors.Is(wrong, ErrTooLong) {
 			return err
 		}
-	}
-	if token == "" {
-		e.tried.User, e.tried.Claimed = identity.User{}, ""
 	}
 	if wrong == nil {
 		e.login = l

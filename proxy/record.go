@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/internal/audit"
+	"imapgate/internal/identity"
 	"imapgate/internal/limit"
 	"imapgate/internal/metrics"
 	"imapgate/internal/quiet"
@@ -53,6 +54,9 @@ func (s *session) recordRefusal(a *attempt, r refusal, why error) {
 	rooms := &s.server.rooms
 	entry := a.record()
 	entry.Claimed = a.claimed(r.reason)
+	if a.tried.Hidden && !a.decided {
+		entry.User = identity.User{}
+	}
 	// Without room for the record the next login is blocked; this one is over.
 	_ = rooms.Audit.LoginRefused(&s.who, entry, r.reason)
 	rooms.Metrics.LoginDone(r.result, a.login.Mechanism, time.Since(a.began))

@@ -34,6 +34,13 @@ func TestProbesOfAnAddressAreARecordAMinute(t *testing.T) {
 		}
 		last = line.Time
 	}
+	kinds := lines[1].ContextMap()["kinds"].(map[string]uint64)
+	if kinds["connect"] != 14 || kinds["tls"] != 15 && kinds["tls"] != 16 || kinds["connect"]+kinds["tls"] != lines[1].ContextMap()["count"] {
+		t.Errorf("the kinds are %v", kinds)
+	}
+	if records[1]["reason"] != string(HandshakeFailed) { // one more than of the other
+		t.Errorf("the second record is %v", records[1])
+	}
 	if len(lines) != len(records) || lines[1].ContextMap()["address"] != "10.0.0.9" || lines[1].ContextMap()["listener"] != "imaps" {
 		t.Errorf("%d lines for %d records: %v", len(lines), len(records), lines[1])
 	}
@@ -67,13 +74,5 @@ func TestALimitThatIsHitIsALineAMinute(t *testing.T) {
 	first := lines[0].ContextMap()
 	if first["limit"] != "banned" || first["subject"] != "192.0.2.7/32" || first["result"] != "refused" || first["count"] != uint64(1) || first["listener"] != "imaps" {
 		t.Errorf("the first line is %v", first)
-	}
-}
-
-func TestVisibleTextIsThatOfARecord(t *testing.T) {
-	for raw, want := range map[string]string{"al\x1bice": `al\x1bice`, `a"b\c`: `a"b\c`, "\xe4": `\xe4`, "\u202ea": `\u{202e}a`, "": ""} {
-		if got := Visible(raw); got != want {
-			t.Errorf("%q is %q, want %q", raw, got, want)
-		}
 	}
 }
