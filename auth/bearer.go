@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -82,20 +83,21 @@ func readOAuthBearer(message string) (user, token string, err error) {
 	if !ok || flag != "n" && flag != "y" {
 		return "", "", errBearerForm
 	}
+	var wrong error
 	if name != "" { // without one, the token says who it is
-		if name, ok = strings.CutPrefix(name, "a="); !ok {
+		if name, ok = strings.CutPrefix(name, "a="); !ok || strings.Contains(name, ",") {
 			return "", "", errBearerForm
 		}
-		if user, err = gs2Name(name); err != nil {
-			return name, "", err
+		if user, wrong = gs2Name(name); wrong != nil {
+			user = name
 		}
 	}
 	pairs, err := readPairs(rest)
 	if err != nil {
-		return user, "", err
+		return "", "", err
 	}
 	token, err = bearerToken(pairs["auth"])
-	return user, token, err
+	return user, token, cmp.Or(wrong, err)
 }
 
 // readXOAuth2 reads "user=name^Aauth=Bearer token^A^A".
@@ -104,10 +106,10 @@ func readXOAuth2(message string) (user, token string, err error) {
 	if err != nil {
 		return "", "", err
 	}
-	if user = pairs["user"]; user == "" || hasControl(user) {
-		return user, "", errBearerUser
-	}
 	token, err = bearerToken(pairs["auth"])
+	if user = pairs["user"]; user == "" || hasControl(user) {
+		return user, token, errBearerUser
+	}
 	return user, token, err
 }
 
@@ -153,18 +155,19 @@ func gs2Name(escaped string) (string, error) {
 }
 
 // bearerToken is what follows "Bearer", whose case does not matter, if it is a
-// b64token (RFC 6750 §2.1). ErrTooLong is one of more than identity.MaxToken bytes.
+// b64token (RFC 6750 §2.1). ErrTooLong is one of more than identity.MaxToken bytes. With
+// an error too, what was shown in the token's place is returned.
 func bearerToken(authorization string) (string, error) {
 	scheme, token, ok := strings.Cut(authorization, " ")
 	if !ok || !strings.EqualFold(scheme, "Bearer") {
-		return "", errBearerScheme
+		return authorization, errBearerScheme
 	}
 	token = strings.TrimLeft(token, " ")
 	switch {
 	case len(token) > identity.MaxToken:
-		return "", ErrTooLong
+		return token, ErrTooLong
 	case !isToken(token):
-		return "", errBearerToken
+		return token, errBearerToken
 	}
 	return token, nil
 }

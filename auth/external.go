@@ -44,7 +44,7 @@ func (e *Exchange) external(authzid string) error {
 	if authzid == "" {
 		e.tried.Name = name
 	}
-	user, err := e.tried.name(e.auth.names.Asserted(), name)
+	user, err := e.tried.name(e.auth.names.Asserted(), name, "")
 	if err != nil {
 		return err
 	}

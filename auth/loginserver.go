@@ -5,14 +5,13 @@ package auth
 // challenges to the letter, and some send the name as an initial response.
 type loginServer struct {
 	// Set once.
-	named  func(user string) // called before accept
 	accept func(user, password string) error
 	// Owned by the session.
 	step func(response []byte) (challenge []byte, done bool, err error)
 }
 
-func newLoginServer(named func(user string), accept func(user, password string) error) *loginServer {
-	s := &loginServer{named: named, accept: accept}
+func newLoginServer(accept func(user, password string) error) *loginServer {
+	s := &loginServer{accept: accept}
 	s.step = s.user
 	return s
 }
@@ -26,7 +25,6 @@ func (s *loginServer) user(response []byte) ([]byte, bool, error) {
 		return []byte("Username:"), false, nil
 	}
 	user := string(response)
-	s.named(user)
 	s.step = func(response []byte) ([]byte, bool, error) {
 		err := s.accept(user, string(response))
 		return nil, err == nil, err

@@ -41,19 +41,25 @@ type Tried struct {
 	Name   string          // as it came; "" when there was none
 	Secret identity.Secret // zero with a proof of SCRAM, which differs each time
 	// Who it is, for records: the canonical user, or the name as it came where no account
-	// can have it. Both are empty where what stands in the name's place may be the password.
+	// can have it. Both are empty where the name may be the password, or contain it.
 	User    identity.User
 	Claimed string
+	Hidden  bool // the name is a message or token in the wrong place, which no record shows
 }
 
-// name notes who a client says it is. The error is Canon's.
-func (t *Tried) name(names identity.Names, raw string) (identity.User, error) {
+// name notes who a client says it is that shows secret, "" with a proof. The error is
+// Canon's.
+func (t *Tried) name(names identity.Names, raw, secret string) (identity.User, error) {
 	user, err := names.Canon(raw)
 	if err != nil {
-		t.Claimed = raw
+		if !mayBeSecret(raw, secret) {
+			t.Claimed = raw
+		}
 		return identity.User{}, fmt.Errorf("%w: %w", ErrDenied, err)
 	}
-	t.User = user
+	if t.Hidden = isMessage(raw); !t.Hidden {
+		t.User = user
+	}
 	return user, nil
 }
 
@@ -79,7 +85,7 @@ func (a *Authenticator) Start(mechanism string, c *Client) (*Exchange, bool) {
 	case sasl.Plain:
 		e.server = pure{sasl.NewPlainServer(e.plain)}
 	case sasl.Login:
-		e.server = pure{newLoginServer(e.named, e.accept)}
+		e.server = pure{newLoginServer(e.accept)}
 	case OAuthBearer:
 		e.server = pure{newOAuthBearerServer(e.bearer)}
 	case XOAuth2:
@@ -151,19 +157,14 @@ func denial(err error) error {
 }
 
 // plain takes the three parts of a PLAIN message (RFC 4616 §2). With another user in
-// the first they may be in the wrong order, and the second the password.
+// the first, or one that is none, they may be in the wrong order, and the second the password.
 func (e *Exchange) plain(authzid, user, password string) error {
 	err := e.accept(user, password)
 	other := e.auth.actsFor(e.tried.User, authzid)
-	if other != nil && authzid != user {
+	if other != nil {
 		e.tried.User, e.tried.Claimed = identity.User{}, ""
 	}
 	return cmp.Or(err, other)
-}
-
-// named notes the name of a client that has yet to say its password.
-func (e *Exchange) named(user string) {
-	_, _ = e.tried.name(e.auth.names, user) // accept refuses it
 }
 
 // accept checks what a mechanism has learned. go-sasl checks none of it. RFC 4616 §2
@@ -179,20 +180,19 @@ func (e *Exchange) accept(user, password string) error {
 }
 
 // Named is the canonical name of a client that shows a password, and what it has
-// tried. The error is ErrDenied. A name that is none with no password is not claimed: it
-// may be the password.
+// tried. The error is ErrDenied. Without a password the name may be the password, and is
+// noted as nobody's.
 func (a *Authenticator) Named(user string, password identity.Secret) (identity.User, Tried, error) {
 	t := Tried{Name: user, Secret: password}
-	u, err := t.name(a.names, user)
-	if err != nil && password.IsZero() {
-		t.Claimed = ""
-		err = fmt.Errorf("%w: %w", ErrDenied, checkPassword(password))
+	if password.IsZero() {
+		return identity.User{}, t, fmt.Errorf("%w: %w", ErrDenied, checkPassword(password))
 	}
+	u, err := t.name(a.names, user, password.Reveal())
 	return u, t, err
 }
 
 // bearer takes a token, and the name the client gives with it, if any; wrong is what is
-// wrong with either.
+// wrong with either. A name without a token is not noted: it may be the token.
 func (e *Exchange) bearer(user, token string, wrong error) error {
 	l := Login{Token: identity.NewSecret(token), Mechanism: e.mechanism, Client: e.client}
 	if wrong == nil {
@@ -200,7 +200,11 @@ func (e *Exchange) bearer(user, token string, wrong error) error {
 	}
 	if user != "" {
 		var err error
-		if l.User, err = e.tried.name(e.auth.names, user); err != nil && !errors.Is(wrong, ErrTooLong) {
+		l.User, err = e.tried.name(e.auth.names, user, token)
+		if token == "" {
+			e.tried.User, e.tried.Claimed = identity.User{}, ""
+		}
+		if err != nil && !errors.Is(wrong, ErrTooLong) {
 			return err
 		}
 	}

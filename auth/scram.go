@@ -145,7 +145,7 @@ func (s *scramServer) final(message string) ([]byte, bool, error) {
 func (s *scramServer) find(ctx context.Context, name string) (scram.StoredCredentials, error) {
 	a := s.exchange.auth
 	s.exchange.tried.Name = name
-	user, err := s.exchange.tried.name(a.names, name)
+	user, err := s.exchange.tried.name(a.names, name, "")
 	if err != nil {
 		return a.mock(name), nil
 	}

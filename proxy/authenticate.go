@@ -115,11 +115,22 @@ func (s *session) authenticate(ctx context.Context, cmd imap.Command) (*attempt,
 	}
 }
 
-// mechanismName is a mechanism that is not offered, as records have it. What cannot be
-// the name of one (RFC 4422 §3.1), as credentials in its place, is not repeated.
+// mechanisms are the names that clients may say of mechanisms (IANA's registry of SASL
+// mechanisms, and what is in use beside it). Constant.
+var mechanisms = map[string]bool{
+	"ANONYMOUS": true, "CRAM-MD5": true, "DIGEST-MD5": true, "EXTERNAL": true, "LOGIN": true, "PLAIN": true,
+	"SCRAM-SHA-1": true, "SCRAM-SHA-1-PLUS": true, "SCRAM-SHA-256": true, "SCRAM-SHA-256-PLUS": true,
+	"SCRAM-SHA-512": true, "SCRAM-SHA-512-PLUS": true, "SCRAM-SHA3-512": true, "SCRAM-SHA3-512-PLUS": true,
+	"GSSAPI": true, "GSS-SPNEGO": true, "GS2-KRB5": true, "GS2-KRB5-PLUS": true, "KERBEROS_V4": true, "NTLM": true,
+	"OAUTHBEARER": true, "XOAUTH2": true, "XTOKEN": true, "OPENID20": true, "SAML20": true,
+	"OTP": true, "SECURID": true, "SKEY": true,
+}
+
+// mechanismName is a mechanism that is not offered, as records have it. What is the name
+// of none is not repeated: it may be a password in the wrong place.
 func mechanismName(said string) string {
 	name := strings.ToUpper(said)
-	if len(name) > 20 || strings.Trim(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_") != "" {
+	if !mechanisms[name] {
 		name = ""
 	}
 	return "AUTH=" + name

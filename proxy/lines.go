@@ -78,19 +78,20 @@ func (f *floodLines) mayWrite(level zapcore.Level, from netip.Prefix, why audit.
 // over, and when the gateway stops.
 func (f *floodLines) endMinute() {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	if f.minute == nil {
+		f.mu.Unlock()
 		return
 	}
 	f.minute.Stop()
-	level := f.level
+	level, more, addresses := f.level, f.more, len(f.addresses) // the next minute makes maps of its own
 	f.minute, f.lines, f.level = nil, 0, zapcore.InfoLevel
+	f.mu.Unlock() // the log may block
 	var count uint64
-	for n := range maps.Values(f.more) {
+	for n := range maps.Values(more) {
 		count += n
 	}
 	if count > 0 {
-		f.log.Log(level, f.sum, zap.Uint64("count", count), zap.Any("reasons", f.more), zap.Int("addresses", len(f.addresses)))
+		f.log.Log(level, f.sum, zap.Uint64("count", count), zap.Any("reasons", more), zap.Int("addresses", addresses))
 	}
 }
 

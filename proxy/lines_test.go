@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -47,7 +48,7 @@ func TestTheLogSaysWhyALoginWasRefused(t *testing.T) {
 		{"none", "LOGIN nowhere wrong", deniedReply, record{"user": "nowhere@example.org", "backend": "", "reason": "no_route", "level": "info"}},
 		{"none", "LOGIN frank wrong", deniedReply, record{"user": "frank@example.org", "backend": "", "reason": "bad_credentials"}},
 		{"none", "LOGIN erin right", unavailableReply, record{"user": "erin@example.org", "backend": "gone", "reason": "backend_down", "level": "warn"}},
-		{"none", "LOGIN {7+}\r\nal\x1bice! wrong", deniedReply, record{"user": "", "claimed": `al\x1bice!`, "reason": "bad_name"}},
+		{"none", "LOGIN {7+}\r\nal\x1bice! wrong", deniedReply, record{"user": "", "claimed": "", "reason": "bad_name"}},
 		{"none", "LOGIN \"hunter!2\" \"\"", deniedReply, record{"user": "", "claimed": "", "reason": "bad_credentials"}},
 		{"none", "AUTHENTICATE PLAIN " + coded("\x00alice\x00wrong"), deniedReply, record{"user": "alice@example.org", "mechanism": "AUTH=PLAIN", "reason": "bad_credentials"}},
 		{"none", "AUTHENTICATE NTLM", "NO Unsupported mechanism.", record{"mechanism": "AUTH=NTLM", "reason": "bad_mechanism"}},
@@ -156,6 +157,36 @@ func TestASumIsAsSeriousAsWhatItCounts(t *testing.T) {
 	})
 	sums := said.FilterMessage("logins refused").All()
 	if len(sums) != 1 || sums[0].ContextMap()["count"] != uint64(100-linesPerAddress) {
+		t.Errorf("%v", sums)
+	}
+}
+
+// Wrong passwords do not hide what is wrong with a backend: its lines are counted by
+// themselves.
+func TestWrongPasswordsHideNoBackendsError(t *testing.T) {
+	b := newBed(t, openMailbox(t).addr(), withEveryMechanism(t, newAuthority(t)), quickDenials)
+	for range maxLines + 1 {
+		b.server.refused.write(zap.InfoLevel, "login refused", netip.MustParseAddr("192.0.2.66"), audit.BadCredentials, nil)
+		b.server.refused.write(zap.InfoLevel, "login refused", netip.AddrFrom4([4]byte{10, 0, 0, byte(b.server.refused.lines)}), audit.BadCredentials, nil)
+	}
+	if b.server.refused.lines != maxLines {
+		t.Fatalf("%d lines", b.server.refused.lines)
+	}
+	s := &session{server: b.server, listener: b.server.listeners[0]}
+	for range linesPerAddress + 1 {
+		s.recordRefusal(&attempt{}, unavailable(audit.BackendDown), errors.New("connection refused"))
+	}
+	var warned int
+	for _, r := range b.lines("login refused") {
+		if r.field("level") == "warn" && r.field("error") == "connection refused" {
+			warned++
+		}
+	}
+	if warned != linesPerAddress {
+		t.Errorf("%d lines about the backend", warned)
+	}
+	b.end()
+	if sums := b.lines("logins unavailable"); len(sums) != 1 || sums[0].field("count") != "1" || sums[0].field("level") != "warn" {
 		t.Errorf("%v", sums)
 	}
 }

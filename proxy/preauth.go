@@ -66,6 +66,7 @@ func (s *session) readLogin(ctx context.Context) (*attempt, error) {
 				return login, nil
 			}
 		} else {
+			s.spoke = s.spoke || cmd.Tag != "" // cut off behind its first line
 			err = s.faulty(cmd, err)
 		}
 		if err != nil {

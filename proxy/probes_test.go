@@ -107,6 +107,7 @@ func TestOtherConnectionsOfABalancerAreOnRecord(t *testing.T) {
 		func(c *client) { c.say("PROXY TCP4 192.0.2.1 192.0.2.2 4711 143\r\n") },
 		func(c *client) { c.say("PROXY TC") },
 		func(c *client) { c.say(v2(0x20, 0, "")); c.hear("* OK …"); c.say("a NOOP\r\n"); c.hear("a OK …") },
+		func(c *client) { c.say(v2(0x20, 0, "")); c.hear("* OK …"); c.say("a LOGIN {5+}\r\nali") }, // cut off
 		func(c *client) { c.say("GET / HTTP/1.0\r\n\r\n"); _, _ = io.ReadAll(c.r) },
 		func(c *client) {
 			c.say(v2(0x20, 0, ""))

@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/internal/audit"
+	"imapgate/internal/identity"
 	"imapgate/internal/limit"
 	"imapgate/internal/metrics"
 	"imapgate/internal/quiet"
@@ -46,31 +47,32 @@ func (a *attempt) claimed(why audit.Reason) string {
 	return a.tried.Claimed
 }
 
-// recordRefusal writes a failed login down: audit, metrics, and for the
-// operator's own troubles, and what a backend refuses by a code, the log.
+// recordRefusal writes a failed login down: audit, metrics and the log, there as a warning
+// what is the gateway's or a backend's trouble. A name that no account can have is in
+// the audit log alone: it may be a password.
 func (s *session) recordRefusal(a *attempt, r refusal, why error) {
 	rooms := &s.server.rooms
 	entry := a.record()
 	entry.Claimed = a.claimed(r.reason)
+	if a.tried.Hidden && !a.decided {
+		entry.User = identity.User{}
+	}
 	// Without room for the record the next login is blocked; this one is over.
 	_ = rooms.Audit.LoginRefused(&s.who, entry, r.reason)
 	rooms.Metrics.LoginDone(r.result, a.login.Mechanism, time.Since(a.began))
 	from := s.origin().Addr()
-	level, fields := zap.InfoLevel, []zap.Field{
+	level, lines, fields := zap.InfoLevel, s.server.refused, []zap.Field{
 		zap.String("session", s.who.Session), zap.String("listener", s.listener.Name), zap.Stringer("address", from),
 		zap.Stringer("user", entry.User), zap.String("mechanism", a.login.Mechanism), zap.String("backend", a.route.Backend),
 		zap.String("reason", string(r.reason)),
-	}
-	if entry.User.IsZero() && entry.Claimed != "" {
-		fields = append(fields, zap.String("claimed", audit.Visible(entry.Claimed)))
 	}
 	if over := (*limit.Refusal)(nil); errors.As(why, &over) {
 		fields = append(fields, zap.String("limit", string(over.Reason)))
 	}
 	if r.result == metrics.Unavailable || r.reason == audit.BackendRefused {
-		level, fields = zap.WarnLevel, append(fields, zap.Error(why))
+		level, lines, fields = zap.WarnLevel, s.server.unavailable, append(fields, zap.Error(why))
 	}
-	s.server.refused.write(level, "login refused", from, r.reason, fields)
+	lines.write(level, "login refused", from, r.reason, fields)
 }
 
 func loginResult(err error) string {

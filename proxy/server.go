@@ -128,12 +128,14 @@ type Server struct {
 	turns     *turns // of TLS handshakes
 	places    *places
 	denials   denials
-	refused   *floodLines // logins
-	ended     *floodLines // connections, without a login
-	sample    *sample
-	floor     time.Duration  // denialFloor
-	jitter    time.Duration  // denialJitter
-	judging   func(*session) // called when a login is judged next; nil outside tests
+	// Each has lines of its own: wrong passwords must not hide what is wrong with a backend.
+	refused     *floodLines // logins
+	unavailable *floodLines // logins, by the gateway's or a backend's trouble
+	ended       *floodLines // connections, without a login
+	sample      *sample
+	floor       time.Duration  // denialFloor
+	jitter      time.Duration  // denialJitter
+	judging     func(*session) // called when a login is judged next; nil outside tests
 
 	wg       sync.WaitGroup // accept loops and sessions before their relay
 	open     atomic.Int64   // connections, relayed ones included
@@ -152,7 +154,7 @@ func New(cfg Config, rooms Rooms) (*Server, error) {
 		cfg: cfg, rooms: rooms, registry: newRegistry(), slots: slots(cfg.MaxConnections), turns: newTurns(cfg.Handshakes),
 		places: newPlaces(rooms.Backends, cfg.PlaceTTL), floor: denialFloor, jitter: denialJitter,
 		sample: newSample(cfg.Secret), refusals: make(chan struct{}, maxRefusals),
-		refused: newFloodLines(rooms.Log, "logins refused"), ended: newFloodLines(rooms.Log, "connections refused"),
+		refused: newFloodLines(rooms.Log, "logins refused"), unavailable: newFloodLines(rooms.Log, "logins unavailable"), ended: newFloodLines(rooms.Log, "connections refused"),
 	}
 	for _, l := range cfg.Listeners {
 		if l.TLS != NoTLS && rooms.TLS == nil {
@@ -228,6 +230,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	s.closeListeners()
 	s.wg.Wait() // the accept loops, and every login that was under way
 	s.refused.endMinute()
+	s.unavailable.endMinute()
 	s.ended.endMinute()
 	s.drain()
 	s.mux.Close() // what it has handed over ends with the rest

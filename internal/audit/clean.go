@@ -1,7 +1,6 @@
 package audit
 
 import (
-	"encoding/json"
 	"net/netip"
 	"strconv"
 	"time"
@@ -37,16 +36,6 @@ func appendText(b []byte, key, value string, bound int) []byte {
 		b = appendClean(b, value, bound)
 	}
 	return append(b, '"')
-}
-
-// Visible is text from outside as a record has it: harmless to a reader and a terminal,
-// and of at most 256 bytes.
-func Visible(s string) string {
-	var text string
-	if err := json.Unmarshal(append(appendClean([]byte{'"'}, s, maxText), '"'), &text); err != nil {
-		panic("audit: cleaned text is no JSON") // our own mistake
-	}
-	return text
 }
 
 // plain says whether s can stand in a JSON string as it is.

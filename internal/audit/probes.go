@@ -1,7 +1,10 @@
 package audit
 
 import (
+	"cmp"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,8 +24,14 @@ const (
 // probe is one or several probes of an address since the last record of them.
 type probe struct {
 	fold
-	why  Reason
-	kind string
+	reasons map[Reason]uint64 // how many ended for each
+	kinds   map[string]uint64 // how many were of each
+}
+
+// reason is that of most of them; of equally many, the first in the alphabet.
+func (p *probe) reason() Reason {
+	reasons := slices.Sorted(maps.Keys(p.reasons))
+	return slices.MaxFunc(reasons, func(a, b Reason) int { return cmp.Compare(p.reasons[a], p.reasons[b]) })
 }
 
 // probes counts what the health checks of balancers do, so that they are a record a
@@ -33,7 +42,7 @@ type probes struct {
 }
 
 // add reports whether a probe is written down now; else it is counted.
-func (p *probes) add(from netip.Prefix, next probe, now time.Time) bool {
+func (p *probes) add(from netip.Prefix, next fold, kind string, why Reason, now time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.counts == nil {
@@ -48,8 +57,13 @@ func (p *probes) add(from netip.Prefix, next probe, now time.Time) bool {
 		p.counts[from] = &probe{fold: fold{since: now}}
 		return true
 	}
+	if e.count == 0 {
+		e.reasons, e.kinds = map[Reason]uint64{}, map[string]uint64{}
+	}
+	e.reasons[why]++
+	e.kinds[kind]++
 	next.since, next.count = e.since, e.count+1
-	*e = next
+	e.fold = next
 	return false
 }
 
@@ -76,15 +90,16 @@ func (p *probes) due(now time.Time) []probe {
 // health check: kind says what it did. Of an address there is one record a minute, and
 // one line in the ordinary log, which counts the others.
 func (l *Log) Probe(c *Client, kind string, why Reason, took time.Duration) {
-	p := probe{fold{client: *c, took: took}, why, kind}
-	if l.probes.add(c.key(connectionRefused, why, identity.User{}).net, p, time.Now()) {
-		p.count = 1
-		l.writeProbe(&p)
+	next := fold{client: *c, took: took}
+	if l.probes.add(c.key(connectionRefused, why, identity.User{}).net, next, kind, why, time.Now()) {
+		next.count = 1
+		l.writeProbe(&probe{next, map[Reason]uint64{why: 1}, map[string]uint64{kind: 1}})
 	}
 }
 
 func (l *Log) writeProbe(p *probe) {
-	_ = l.connectionRefused(&p.client, p.why, &p.fold) // else it counts as lost
+	why := p.reason()
+	_ = l.connectionRefused(&p.client, why, &p.fold) // else it counts as lost
 	l.log.Info("probe", zap.String("listener", p.client.Listener), zap.Stringer("address", p.client.addr()),
-		zap.String("kind", p.kind), zap.String("reason", string(p.why)), zap.Uint64("count", p.count))
+		zap.Any("kinds", p.kinds), zap.String("reason", string(why)), zap.Uint64("count", p.count))
 }

@@ -3,6 +3,7 @@ package audit
 import (
 	"fmt"
 	"net/netip"
+	"reflect"
 	"testing"
 	"time"
 )
@@ -39,6 +40,28 @@ func TestProbesOfAnAddressAreARecordAMinute(t *testing.T) {
 	}
 }
 
+func TestProbesThatAreCountedHaveTheReasonOfMost(t *testing.T) {
+	c := &Client{Peer: netip.MustParseAddrPort("10.0.0.9:4711")}
+	records, said := folding(t, 0, func(l *Log) {
+		l.Probe(c, "connect", ClientClosed, 0)
+		l.Probe(c, "tls", HandshakeFailed, 0)
+		l.Probe(c, "connect", HandshakeFailed, 0)
+		l.Probe(c, "connect", ClientClosed, 0)
+		l.Probe(c, "connect", HandshakeFailed, 0)
+		l.Probe(c, "imap", ClientClosed, 0)
+		l.Probe(c, "tls", HandshakeFailed, 0)
+		l.Probe(c, "imap", ClientLogout, 0)
+	})
+	lines := said.FilterMessage("probe").All()
+	if len(records) != 2 || len(lines) != 2 || records[1]["reason"] != string(HandshakeFailed) || lines[1].ContextMap()["reason"] != string(HandshakeFailed) {
+		t.Fatalf("%v, %v", records, lines)
+	}
+	want := map[string]uint64{"connect": 3, "tls": 2, "imap": 2}
+	if kinds := lines[1].ContextMap()["kinds"]; !reflect.DeepEqual(kinds, want) {
+		t.Errorf("the kinds are %v, want %v", kinds, want)
+	}
+}
+
 func TestProbesFromEverywhereAreBounded(t *testing.T) {
 	const flood = 20_000
 	records, said := folding(t, 0, func(l *Log) {
@@ -67,13 +90,5 @@ func TestALimitThatIsHitIsALineAMinute(t *testing.T) {
 	first := lines[0].ContextMap()
 	if first["limit"] != "banned" || first["subject"] != "192.0.2.7/32" || first["result"] != "refused" || first["count"] != uint64(1) || first["listener"] != "imaps" {
 		t.Errorf("the first line is %v", first)
-	}
-}
-
-func TestVisibleTextIsThatOfARecord(t *testing.T) {
-	for raw, want := range map[string]string{"al\x1bice": `al\x1bice`, `a"b\c`: `a"b\c`, "\xe4": `\xe4`, "\u202ea": `\u{202e}a`, "": ""} {
-		if got := Visible(raw); got != want {
-			t.Errorf("%q is %q, want %q", raw, got, want)
-		}
 	}
 }

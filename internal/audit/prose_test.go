@@ -21,7 +21,8 @@ What may be relied on:
 - **One event is one line**, whatever a client sends: control characters, line separators, bidirectional controls and
   invalid UTF-8 in text from outside are written visibly (` + "`\\x1b`, `\\u{202e}`" + `), and long text ends in ` + "`…`" + `.
 - **There is never a password in it**, nor a token, nor anything of what messages contain. A name that no account can
-  have is there as ` + "`claimed`" + `; people do type their password where the name belongs.
+  have is there as ` + "`claimed`" + `, unless it shows the password or looks like one; [below](#whose-login-it-was). A password that is typed as the name
+  and as such looks like one is a name to the gateway, in ` + "`user` or `claimed`" + `: let few people read the file.
 - **With ` + "`audit.commands`" + ` each command has one record**, however often it was sent to a backend, with the answer that the client
   got, or ` + "`cut`" + ` where nobody saw one. Its words are known verbs, mailbox names, counts, sizes and a response code; search terms, flags, and what
   literals contain are nowhere. ` + "`FETCH`" + ` is no write, though it may set \\Seen; ` + "`CLOSE`" + `, which expunges, is one. What is no command has
@@ -41,10 +42,14 @@ whatever else is wrong with it. Neither ` + "`user`" + ` nor ` + "`claimed`" + `
 
 - before TLS (` + "`cleartext`" + `, which has no ` + "`attempt`" + ` either), and for a mechanism that is not offered (` + "`bad_mechanism`" + `), where nobody reads on;
 - for a message without the form of its mechanism: it has no place for a name;
-- where what stands in the name's place may be the password: a name that is none, with no password behind it; and in ` + "`AUTHENTICATE PLAIN`" + `
-  with another user as the authorization identity, as when the parts are in the wrong order.
+- where what stands in the name's place may be the password: without a password or token, or an exchange of ` + "`AUTH=LOGIN`" + ` that was broken off
+  before it; and in ` + "`AUTHENTICATE PLAIN`" + ` with an authorization identity that is another user or no name, as when the parts are in the wrong order;
+- where the name is a SASL message in base64, or a JSON Web Token.
 
-Of a mechanism that is not offered the name is there, where it can be one (RFC 4422); else ` + "`mechanism` is `AUTH=`" + `.
+` + "`claimed`" + ` is not there either where it contains the password or token that came with it, or a piece of that is all it is; where it has a colon, NUL or
+U+0001, ` + "`Bearer` or `auth=`" + `; nor where that is so once it is read as base64.
+
+Of a mechanism that is not offered the name is there where it is a known one; else ` + "`mechanism` is `AUTH=`" + `.
 
 ## The client's program
 
@@ -66,7 +71,7 @@ gateway stops. It has ` + "`count`" + `, and the other fields of the last of the
 **Probes.** The health checks of balancers come by the thousand a day. A connection from an address in ` + "`proxy_protocol.trusted`" + ` or
 ` + "`trusted_networks`" + ` of its listener that ends in good order without having said anything, or no more than PROXY LOCAL, a TLS handshake,
 CAPABILITY, STARTTLS or LOGOUT, is one. All those of an address have one ` + "`connection_refused`" + ` a minute, whatever
-` + "`audit.first_per_minute`" + ` is: the first at once, and another for those since, with ` + "`count`" + `. Of more than 256 addresses the rest is counted together.
+` + "`audit.first_per_minute`" + ` is: the first at once, and another for those since, with ` + "`count`" + ` and the ` + "`reason`" + ` of most of them. Of more than 256 addresses the rest is counted together.
 
 At most 600 such records a minute are single, from all addresses together. Of more than 512 addresses, reasons and users at a time the rest is
 counted by reason alone: such a record has ` + "`count`" + `, and neither ` + "`peer`" + ` nor anything else of a client.
