@@ -124,7 +124,8 @@ func (f *faults) explain(err error) error {
 	default:
 		return err
 	}
-	if strings.HasPrefix(said, "NOAUTH") {
+	// Before a password Redis reads short commands only.
+	if strings.HasPrefix(said, "NOAUTH") || strings.HasPrefix(said, "ERR Protocol error: unauthenticated ") {
 		return &fault{f.noPassword(), err}
 	}
 	for _, known := range meanings {

@@ -259,7 +259,9 @@ func schema(t *testing.T) []described {
 			func(l *Log) {
 				_ = l.Reloaded("audit log, certificates, secrets", errors.New("/etc/imapgate.yaml has changed, which needs a restart: limits.drain"))
 			},
-			func(l *Log) { _ = l.Reloaded("audit log, certificates, secrets", errors.New("mail.pem: no certificate in it")) }},
+			func(l *Log) {
+				_ = l.Reloaded("audit log, certificates, secrets", errors.New("mail.pem: no certificate in it"))
+			}},
 		{"operator_action", "Somebody in charge told the gateway to do something.",
 			[][]member{{
 				{"action", "word", always, "what; [below](#action)"},
