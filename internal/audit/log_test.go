@@ -223,7 +223,7 @@ func sessionsInOrder(t *testing.T, got []map[string]any, sent int) {
 // new file, and the chain goes on there.
 func TestFullFileThatIsRotatedIsContinuedInTheNewOne(t *testing.T) {
 	t.Parallel()
-	dir, _ := smallDisk(t)
+	dir, free := smallDisk(t)
 	path := filepath.Join(dir, "audit.log")
 	l := chained(t, path)
 	t.Cleanup(func() { _ = l.Close() })
@@ -239,6 +239,7 @@ func TestFullFileThatIsRotatedIsContinuedInTheNewOne(t *testing.T) {
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
+	free() // what waits may be more than the old one held
 	l.Reopen()
 	eventually(t, "ready again", func() bool { return l.Ready() == nil })
 	if err := l.Close(); err != nil {
