@@ -195,12 +195,12 @@ func (r *Reader) endsLine(n int) bool {
 }
 
 func (r *Reader) text(n int) (Segment, bool, error) {
-	if !r.endsLine(n) {
-		return Segment{}, false, ErrLineEnding
-	}
 	line := r.buf[r.r : r.r+n]
-	if !bytes.HasSuffix(line, []byte("\r\n")) { // which is rare: a copy of its own
-		line = append(line[:n-1:n-1], "\r\n"...)
+	if n < 2 || line[n-2] != '\r' { // which is rare
+		if !r.endsLine(n) {
+			return Segment{}, false, ErrLineEnding
+		}
+		line = append(line[:n-1:n-1], "\r\n"...) // a copy of its own
 	}
 	r.track(line)
 	s := Segment{Bytes: line, Kind: Text, Literal: none, End: true, Unclosed: r.quoted}
@@ -273,8 +273,9 @@ func (r *Reader) fill() error {
 		n, err := r.src.Read(r.buf[r.w:])
 		r.w += n
 		if n > 0 {
-			r.full = r.w == len(r.buf)
-			r.lookBehind()
+			if r.full = r.w == len(r.buf); r.full {
+				r.lookBehind()
+			}
 			return nil
 		}
 		if err != nil {
@@ -299,7 +300,7 @@ type Looker interface {
 func (r *Reader) lookBehind() {
 	src, ok := r.src.(Looker)
 	got := r.buf[r.r:r.w]
-	if !ok || !r.full || r.side != Commands || !bytes.HasSuffix(got, []byte("\n")) || bytes.HasSuffix(got, []byte("\r\n")) {
+	if !ok || r.side != Commands || !bytes.HasSuffix(got, []byte("\n")) || bytes.HasSuffix(got, []byte("\r\n")) {
 		return
 	}
 	var next [1]byte
