@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"imapgate/internal/audit"
+	"imapgate/internal/identity"
 )
 
 const (
@@ -46,7 +47,7 @@ func newFloodLines(log *zap.Logger, sum string) *floodLines { return &floodLines
 // write writes a line about a client at from, or counts it.
 func (f *floodLines) write(level zapcore.Level, line string, from netip.Addr, why audit.Reason, fields []zap.Field) {
 	switch {
-	case level == zapcore.DebugLevel || f.log.Core().Enabled(level) && !f.mayWrite(level, home(from), why):
+	case level == zapcore.DebugLevel || f.log.Core().Enabled(level) && !f.mayWrite(level, identity.Home(from), why):
 		f.log.Debug(line, fields...)
 	default:
 		f.log.Log(level, line, fields...)
@@ -93,15 +94,4 @@ func (f *floodLines) endMinute() {
 	if count > 0 {
 		f.log.Log(level, f.sum, zap.Uint64("count", count), zap.Any("reasons", more), zap.Int("addresses", addresses))
 	}
-}
-
-// home is what counts as one address: of IPv6 the network of 64 bits.
-func home(a netip.Addr) netip.Prefix {
-	a = a.Unmap().WithZone("")
-	bits := a.BitLen()
-	if a.Is6() {
-		bits = 64
-	}
-	net, _ := a.Prefix(bits) // the zero Prefix for the zero Addr
-	return net
 }

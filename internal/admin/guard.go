@@ -169,11 +169,5 @@ func network(remote string) netip.Prefix {
 	if err != nil {
 		return netip.Prefix{}
 	}
-	a := peer.Addr().Unmap()
-	bits := 32
-	if a.Is6() {
-		bits = 64
-	}
-	p, _ := a.WithZone("").Prefix(bits) // in range for its family
-	return p
+	return identity.Home(peer.Addr())
 }

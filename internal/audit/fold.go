@@ -64,12 +64,7 @@ func (c *Client) addr() netip.Addr {
 
 // key is what is counted together with an event of a client.
 func (c *Client) key(k kind, why Reason, u identity.User) foldKey {
-	addr, bits := c.addr(), 32
-	if addr.Is6() {
-		bits = 64
-	}
-	net, _ := addr.Prefix(bits) // the zero Prefix for the zero Addr
-	return foldKey{k, why, net, u}
+	return foldKey{k, why, identity.Home(c.addr()), u}
 }
 
 // add reports whether an event is folded; next is what its record would be made of.

@@ -91,7 +91,7 @@ func (p *probes) due(now time.Time) []probe {
 // one line in the ordinary log, which counts the others.
 func (l *Log) Probe(c *Client, kind string, why Reason, took time.Duration) {
 	next := fold{client: *c, took: took}
-	if l.probes.add(c.key(connectionRefused, why, identity.User{}).net, next, kind, why, time.Now()) {
+	if l.probes.add(identity.Home(c.addr()), next, kind, why, time.Now()) {
 		next.count = 1
 		l.writeProbe(&probe{next, map[Reason]uint64{why: 1}, map[string]uint64{kind: 1}})
 	}

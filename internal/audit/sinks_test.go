@@ -58,13 +58,16 @@ func (c *collector) all() []string {
 
 // frames reads messages with their lengths (RFC 6587 §3.4.1) from all who
 // connect, until the listener is closed.
-func (c *collector) frames(l net.Listener) {
+func (c *collector) frames(l net.Listener) { accept(l, c.read) }
+
+// accept has each connection read, until the listener is closed.
+func accept(l net.Listener, read func(net.Conn)) {
 	for {
 		conn, err := l.Accept()
 		if err != nil {
 			return
 		}
-		go c.read(conn)
+		go read(conn)
 	}
 }
 

@@ -22,15 +22,7 @@ import (
 var oldForm = regexp.MustCompile(`^<86>([A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d) (\S+ )?imapgate\[` + strconv.Itoa(os.Getpid()) + `\]: (\{.*\})$`)
 
 // lines reads messages of a line each from all who connect.
-func (c *collector) lines(l net.Listener) {
-	for {
-		conn, err := l.Accept()
-		if err != nil {
-			return
-		}
-		go c.readLines(conn)
-	}
-}
+func (c *collector) lines(l net.Listener) { accept(l, c.readLines) }
 
 // readLines ends with the connection.
 func (c *collector) readLines(conn net.Conn) {

@@ -50,9 +50,9 @@ func (k checker) audit() {
 	}
 	names := make(map[string]bool)
 	for i, s := range a.Sinks {
-		key := indexed("audit.sinks", i)
+		key := Indexed("audit.sinks", i)
 		if names[s.name()] {
-			k.add(below(key, "name"), "%s is the name of another sink already", quote(s.name()))
+			k.add(Below(key, "name"), "%s is the name of another sink already", quote(s.name()))
 		}
 		names[s.name()] = true
 		k.sink(key, s)
@@ -63,25 +63,25 @@ func (k checker) audit() {
 func (k checker) sink(key string, s AuditSink) {
 	switch {
 	case s.Type == "":
-		k.add(below(key, "type"), "is required")
+		k.add(Below(key, "type"), "is required")
 	case s.Type == "file" && s.Path == "":
-		k.add(below(key, "path"), "is required with type: file")
+		k.add(Below(key, "path"), "is required with type: file")
 	case s.Type == "syslog" && s.Address == "":
-		k.add(below(key, "address"), "is required with type: syslog")
+		k.add(Below(key, "address"), "is required with type: syslog")
 	case s.Type == "redis" && k.c.Redis == nil:
-		k.add(below(key, "type"), "is redis, but there is no redis block")
+		k.add(Below(key, "type"), "is redis, but there is no redis block")
 	}
 	for _, own := range []struct{ name, value, kind string }{
 		{"path", s.Path, "file"}, {"address", s.Address, "syslog"}, {"format", s.Format, "syslog"}, {"stream", s.Stream, "redis"},
 	} {
 		if own.value != "" && s.Type != own.kind && s.Type != "" {
-			k.add(below(key, own.name), "is for type: %s", own.kind)
+			k.add(Below(key, own.name), "is for type: %s", own.kind)
 		}
 	}
 	if (s.CA != "" || s.ServerName != "" || s.ClientCertificate != nil) && !strings.HasPrefix(s.Address, "tls://") {
 		k.add(key, "ca, server_name and client_certificate are used only with tls://")
 	}
-	k.pair(below(key, "client_certificate"), s.ClientCertificate)
+	k.pair(Below(key, "client_certificate"), s.ClientCertificate)
 }
 
 // syslogForm is for addresses of syslog servers.

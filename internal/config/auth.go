@@ -19,11 +19,11 @@ func (k checker) mechanisms() {
 	}
 	k.onceEach("auth.mechanisms", a.Mechanisms)
 	for i, l := range k.c.Listeners {
-		key := below(indexed("listeners", i), "mechanisms")
+		key := Below(Indexed("listeners", i), "mechanisms")
 		k.onceEach(key, l.Mechanisms)
 		for j, name := range l.Mechanisms {
 			if len(a.Mechanisms) > 0 && !slices.Contains(a.Mechanisms, name) {
-				k.add(indexed(key, j), "%s is not among auth.mechanisms", name)
+				k.add(Indexed(key, j), "%s is not among auth.mechanisms", name)
 			}
 		}
 	}
@@ -32,7 +32,7 @@ func (k checker) mechanisms() {
 func (k checker) onceEach(key string, names []string) {
 	for i, name := range names {
 		if name != "" && slices.Contains(names[:i], name) {
-			k.add(indexed(key, i), "%s is there twice", name)
+			k.add(Indexed(key, i), "%s is there twice", name)
 		}
 	}
 }

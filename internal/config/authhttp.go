@@ -30,7 +30,7 @@ func (k checker) authHTTP() {
 	for i, raw := range h.URLs {
 		u, err := authhttp.ParseURL(raw)
 		if err != nil {
-			k.add(indexed("auth.http.urls", i), "%s", err)
+			k.add(Indexed("auth.http.urls", i), "%s", err)
 			continue
 		}
 		secure = secure || u.Scheme == "https"
@@ -50,7 +50,7 @@ func (k checker) authHTTP() {
 	k.headers(h)
 	asked := slices.Index(k.c.Auth.Methods, "http")
 	if asked >= 0 && len(h.URLs) == 0 {
-		k.add(indexed("auth.methods", asked), "is http, but auth.http.urls names no auth server")
+		k.add(Indexed("auth.methods", asked), "is http, but auth.http.urls names no auth server")
 	}
 	if k.c.Routing.Source == "http" && asked < 0 {
 		k.add("routing.source", "is http, but http is not among auth.methods: only the auth server's answer to a login says where")
@@ -66,9 +66,9 @@ func (k checker) headers(h *AuthHTTP) {
 				value = ""
 			}
 			if err := authhttp.CheckHeader(name, value); err != nil {
-				k.add(below(block, name), "%s", err)
+				k.add(Below(block, name), "%s", err)
 			} else if seen[strings.ToLower(name)] {
-				k.add(below(block, name), "is there twice")
+				k.add(Below(block, name), "is there twice")
 			}
 			seen[strings.ToLower(name)] = true
 		}
@@ -78,7 +78,7 @@ func (k checker) headers(h *AuthHTTP) {
 // authHTTP reads the values of the headers that are in files.
 func (s secrets) authHTTP(h *AuthHTTP) {
 	for name, file := range h.HeaderFiles {
-		key := below("auth.http.header_files", name)
+		key := Below("auth.http.header_files", name)
 		if file == "" {
 			s.add(key, "is empty")
 			continue

@@ -20,15 +20,15 @@ func changed(a, b reflect.Value, key string) (keys []string) {
 	switch {
 	case a.Kind() == reflect.Struct && len(fields(a.Type())) > 0:
 		for _, f := range fields(a.Type()) {
-			keys = append(keys, changed(a.Field(f.index), b.Field(f.index), below(key, f.name))...)
+			keys = append(keys, changed(a.Field(f.index), b.Field(f.index), Below(key, f.name))...)
 		}
 	case a.Kind() == reflect.Map:
 		for _, name := range members(a, b) {
 			one, two := a.MapIndex(reflect.ValueOf(name)), b.MapIndex(reflect.ValueOf(name))
 			if !one.IsValid() || !two.IsValid() {
-				keys = append(keys, below(key, name))
+				keys = append(keys, Below(key, name))
 			} else {
-				keys = append(keys, changed(one, two, below(key, name))...)
+				keys = append(keys, changed(one, two, Below(key, name))...)
 			}
 		}
 	case !reflect.DeepEqual(a.Interface(), b.Interface()):

@@ -32,13 +32,13 @@ func (k checker) listeners() {
 	}
 	needsTLS := false
 	for i, l := range k.c.Listeners {
-		key := indexed("listeners", i)
+		key := Indexed("listeners", i)
 		needsTLS = needsTLS || l.TLS != "none"
 		for j, other := range k.c.Listeners[:i] {
 			if overlap(l.Address, other.Address) {
-				k.add(below(key, "address"), "%s cannot be listened on together with %s of listeners[%d]", quote(l.Address), quote(other.Address), j)
+				k.add(Below(key, "address"), "%s cannot be listened on together with %s of listeners[%d]", quote(l.Address), quote(other.Address), j)
 			} else if l.Name == other.Name {
-				k.add(below(key, "name"), "%s is the name of listeners[%d] already", quote(l.Name), j)
+				k.add(Below(key, "name"), "%s is the name of listeners[%d] already", quote(l.Name), j)
 			}
 		}
 		if overlap(l.Address, k.c.Admin.Address) {
@@ -52,7 +52,7 @@ func (k checker) listeners() {
 		k.add("tls.certificates", "a listener has TLS, so at least one certificate is needed, here or in certificate_dir")
 	}
 	for i, c := range k.c.TLS.Certificates {
-		k.pair(indexed("tls.certificates", i), &c)
+		k.pair(Indexed("tls.certificates", i), &c)
 	}
 }
 
@@ -63,7 +63,7 @@ func (k checker) pair(key string, c *Certificate) {
 	}
 	for name, file := range map[string]string{"cert": c.Cert, "key": c.Key} {
 		if file == "" {
-			k.add(below(key, name), "is required")
+			k.add(Below(key, name), "is required")
 		}
 	}
 }
@@ -75,7 +75,7 @@ func (k checker) auth() {
 	}
 	for i, m := range methods {
 		if m != "" && slices.Contains(methods[:i], m) {
-			k.add(indexed("auth.methods", i), "%s is there twice", m)
+			k.add(Indexed("auth.methods", i), "%s is there twice", m)
 		}
 	}
 }
@@ -109,7 +109,7 @@ func (k checker) routesOf(table string, routes map[string]string, canon func(str
 	slices.Sort(names)
 	seen := make(map[string]string)
 	for _, name := range names {
-		key := below("routing.static."+table, name)
+		key := Below("routing.static."+table, name)
 		same, ok := canon(name)
 		if other, twice := seen[same]; !ok {
 			k.add(key, "no account can have this name")
@@ -133,19 +133,19 @@ func (k checker) backends() {
 		k.add("backends", "at least one is needed")
 	}
 	for name, b := range k.c.Backends {
-		key := below("backends", name)
+		key := Below("backends", name)
 		if !nameForm(name) {
 			k.add(key, "is not a name of 1 to 63 of a-z, 0-9, - and _, beginning with a letter or digit")
 		}
 		if b.Address == "" {
-			k.add(below(key, "address"), "is required")
+			k.add(Below(key, "address"), "is required")
 		} else if i := k.ownListener(b.Address); i >= 0 {
-			k.add(below(key, "address"), "%s is listeners[%d], this gateway itself", quote(b.Address), i)
+			k.add(Below(key, "address"), "%s is listeners[%d], this gateway itself", quote(b.Address), i)
 		}
 		if b.TLS == "none" && (b.CA != "" || b.ServerName != "" || b.ClientCertificate != nil) {
 			k.add(key, "ca, server_name and client_certificate are used only with TLS")
 		}
-		k.pair(below(key, "client_certificate"), b.ClientCertificate)
+		k.pair(Below(key, "client_certificate"), b.ClientCertificate)
 		k.login(key, b)
 	}
 }
@@ -160,7 +160,7 @@ func (k checker) login(key string, b Backend) {
 	// The master's password opens every mailbox; somebody must have checked
 	// the client's own first.
 	if slices.Equal(k.c.Auth.Methods, []string{"passthrough"}) && k.c.Auth.External.SAN == "" {
-		k.add(below(key, "login"), "master needs an auth method that checks passwords here: with passthrough alone anybody could log in as anybody")
+		k.add(Below(key, "login"), "master needs an auth method that checks passwords here: with passthrough alone anybody could log in as anybody")
 	}
 }
 

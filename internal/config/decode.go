@@ -77,13 +77,13 @@ func (d decoder) members(n ast.Node, key string) []*ast.MappingValueNode {
 		case !ok:
 			d.addAt(place(pair.Key), key, "a key is a word here; anchors, aliases, merges and tags are not supported")
 		case seen[name]:
-			d.addAt(place(pair.Key), below(key, name), "is there twice")
+			d.addAt(place(pair.Key), Below(key, name), "is there twice")
 		}
 		if !ok || seen[name] {
 			return true
 		}
 		seen[name] = true
-		d.at[below(key, name)] = place(pair.Key)
+		d.at[Below(key, name)] = place(pair.Key)
 		return false
 	})
 }
@@ -95,10 +95,10 @@ func (d decoder) block(n ast.Node, v reflect.Value, key string) {
 		name, _ := keyText(pair.Key)
 		i := slices.IndexFunc(known, func(f field) bool { return f.name == name })
 		if i < 0 {
-			d.add(below(key, name), "unknown key; %s", suggest(name, known))
+			d.add(Below(key, name), "unknown key; %s", suggest(name, known))
 			continue
 		}
-		d.value(pair.Value, v.Field(known[i].index), known[i], below(key, name))
+		d.value(pair.Value, v.Field(known[i].index), known[i], Below(key, name))
 	}
 }
 
@@ -111,7 +111,7 @@ func (d decoder) table(n ast.Node, v reflect.Value, f field, key string) {
 		if one.Kind() == reflect.Struct {
 			setDefaults(one)
 		}
-		d.value(pair.Value, one, f, below(key, name))
+		d.value(pair.Value, one, f, Below(key, name))
 		v.SetMapIndex(reflect.ValueOf(name), one)
 	}
 }
@@ -128,7 +128,7 @@ func (d decoder) list(n ast.Node, v reflect.Value, f field, key string) {
 		if one.Kind() == reflect.Struct && one.Type() != reflect.TypeFor[netip.Prefix]() {
 			setDefaults(one)
 		}
-		d.value(item, one, f, indexed(key, i))
+		d.value(item, one, f, Indexed(key, i))
 	}
 }
 

@@ -156,7 +156,7 @@ func (k checker) limits() {
 		if on.Limits == nil {
 			continue
 		}
-		key := below(indexed("listeners", i), "limits")
+		key := Below(Indexed("listeners", i), "limits")
 		if f := l.Failures.On(on); f != l.Failures && f.Delay > f.MaxDelay {
 			k.add(key+".failures.delay", "is longer than max_delay")
 		}
@@ -172,7 +172,7 @@ func (k checker) limits() {
 func (k checker) budget(key string, b Budget) {
 	for name, rate := range map[string]int{"bytes_in_per_second": b.BytesInPerSecond, "bytes_out_per_second": b.BytesOutPerSecond} {
 		if rate > 0 && rate < leastRate {
-			k.add(below(key, name), "is less than 16384: a session would seem to have stalled")
+			k.add(Below(key, name), "is less than 16384: a session would seem to have stalled")
 		}
 	}
 }

@@ -33,7 +33,7 @@ func (k checker) names() {
 	}
 	for name, b := range k.c.Backends {
 		if _, err := a.Spelling.Canon("a" + b.Master.Separator + "b"); err == nil {
-			k.add(below("backends", name)+".master.separator", "%s may be part of a user name", quote(b.Master.Separator))
+			k.add(Below("backends", name)+".master.separator", "%s may be part of a user name", quote(b.Master.Separator))
 		}
 	}
 }

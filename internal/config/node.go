@@ -37,7 +37,8 @@ func keyText(n ast.Node) (string, bool) {
 	return "", false
 }
 
-func indexed(key string, i int) string { return fmt.Sprintf("%s[%d]", key, i) }
+// Indexed is the key of an item of a list, from 0.
+func Indexed(key string, i int) string { return fmt.Sprintf("%s[%d]", key, i) }
 
 // suggest names the known key nearest to name, or all of them.
 func suggest(name string, known []field) string {

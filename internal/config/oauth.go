@@ -35,7 +35,7 @@ const oauthSecretVariable = "IMAPGATE_OAUTH_CLIENT_SECRET"
 func (k checker) oauth() {
 	o := k.c.Auth.OAuth
 	if i := slices.Index(k.c.Auth.Methods, "oauth"); i >= 0 && o.Issuer == "" && o.IntrospectionURL == "" {
-		k.add(indexed("auth.methods", i), "is oauth, but there is neither auth.oauth.issuer nor auth.oauth.introspection_url")
+		k.add(Indexed("auth.methods", i), "is oauth, but there is neither auth.oauth.issuer nor auth.oauth.introspection_url")
 	}
 	k.pair("auth.oauth.client_certificate", o.ClientCertificate)
 	for key, address := range map[string]string{"issuer": o.Issuer, "introspection_url": o.IntrospectionURL} {
@@ -45,7 +45,7 @@ func (k checker) oauth() {
 	}
 	for key, values := range map[string][]string{"audience": o.Audience, "authorized_party": o.AuthorizedParty} {
 		if i := slices.Index(values, ""); i >= 0 {
-			k.add(indexed("auth.oauth."+key, i), "is empty")
+			k.add(Indexed("auth.oauth."+key, i), "is empty")
 		}
 	}
 	if o.SessionGrace > 0 && o.SessionGrace < oauth.Leeway {

@@ -21,12 +21,6 @@ func At(key string, err error) error {
 	return &keyed{key, err}
 }
 
-// Below is the key of a member of a block, as errors write it.
-func Below(key, member string) string { return below(key, member) }
-
-// Indexed is the key of an item of a list, from 0.
-func Indexed(key string, i int) string { return indexed(key, i) }
-
 // Place gives errors of At, joined or alone, the form of Load's: an *Invalid with the
 // place of each key in the file. A key that is left out stands at the nearest block
 // around it that is there; an error without a key has no place. nil stays nil.

@@ -112,9 +112,9 @@ func quote(s string) string {
 	return strconv.QuoteToGraphic(s)
 }
 
-// below is the key of a member. A member that does not look like a key of ours
+// Below is the key of a member of a block, as errors write it. A member that does not look like a key of ours
 // (a user name, say) is quoted.
-func below(key, member string) string {
+func Below(key, member string) string {
 	plain := member != "" && len(member) <= maxQuoted && strings.Trim(member, "abcdefghijklmnopqrstuvwxyz0123456789_-") == ""
 	switch {
 	case !plain:

@@ -14,7 +14,7 @@ func (k checker) redis() {
 			k.add("routing.source", "is redis, but there is no redis block")
 		}
 		if i := slices.Index(k.c.Auth.Methods, "redis"); i >= 0 {
-			k.add(indexed("auth.methods", i), "is redis, but there is no redis block")
+			k.add(Indexed("auth.methods", i), "is redis, but there is no redis block")
 		}
 		return
 	}
@@ -36,7 +36,7 @@ func (k checker) redis() {
 		k.add("redis.sentinel_password_file", "is used only with sentinel_master")
 	}
 	for i, address := range r.Addresses {
-		k.redisSocket(indexed("redis.addresses", i), address)
+		k.redisSocket(Indexed("redis.addresses", i), address)
 	}
 	for key, set := range map[string]bool{"ca": r.CA != "", "server_name": r.ServerName != "", "client_certificate": r.ClientCertificate != nil} {
 		if set && !r.TLS {

@@ -50,15 +50,15 @@ func (s secrets) all(c *Config) {
 
 func (s secrets) master(c *Config, b *Backend) {
 	variable := masterVariable(b.Name)
-	key := below(below("backends", b.Name), "master")
+	key := Below(Below("backends", b.Name), "master")
 	for other, o := range c.Backends {
 		if _, set := s.env(variable); set && other < b.Name && o.Login == "master" && masterVariable(other) == variable {
 			s.add(key, "%s would be the password of %s too; use password_file", variable, other)
 		}
 	}
-	b.Master.Password = s.read(below(key, "password_file"), b.Master.PasswordFile, variable)
+	b.Master.Password = s.read(Below(key, "password_file"), b.Master.PasswordFile, variable)
 	if b.Master.Password.IsZero() {
-		s.add(below(key, "password_file"), "login: master needs password_file or %s", variable)
+		s.add(Below(key, "password_file"), "login: master needs password_file or %s", variable)
 	}
 }
 

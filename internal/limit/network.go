@@ -3,6 +3,8 @@ package limit
 import (
 	"net/netip"
 	"slices"
+
+	"imapgate/internal/identity"
 )
 
 // tiers are how many networks around an address failures are counted for.
@@ -25,8 +27,7 @@ func around(a netip.Addr, bits4, bits6 int) netip.Prefix {
 	return p
 }
 
-// home is what counts as one address: an IPv6 customer has at least a /64.
-func home(a netip.Addr) netip.Prefix { return around(a, 32, 64) }
+func home(a netip.Addr) netip.Prefix { return identity.Home(a) }
 
 // near is the network in which a user is known. Wider than home for IPv4, because
 // people's addresses change within their provider's network.
