@@ -19,7 +19,7 @@ func TestABudgetThatHoldsASessionUpIsOnRecord(t *testing.T) {
 			within(t, name+" to be on record", func() bool {
 				for _, r := range bed.records() {
 					if r.field("event") == "limit_hit" && r.field("limit") == name {
-						return r.field("result") == "slowed" && r.field("subject") == "frank@example.org" && r.field("session") != "" && bed.metrics()["imapgate_limit_waits_total"] > 0
+						return r.field("result") == "slowed" && r.field("subject") == "frank@example.org" && r.field("session") != "" && bed.metrics()["imapgate_limit_throttled_total"] > 0
 					}
 				}
 				return false

@@ -255,5 +255,5 @@ func TestTheLogTellsAMissingRouteFromAWrongPassword(t *testing.T) {
 			record{"user": x.user + "@example.org", "reason": x.reason, "backend": x.backend})
 	}
 	store.Kill()
-	b.wantRefusalLine(b.greeted("none"), "LOGIN stranger wrong", unavailableReply, record{"user": "stranger@example.org", "reason": "routes_away"})
+	b.wantRefusalLine(b.greeted("none"), "LOGIN stranger wrong", unavailableReply, record{"user": "stranger@example.org", "reason": "routing_unavailable"})
 }

@@ -210,7 +210,7 @@ func (s *session) recoverFault() {
 	if fault == nil {
 		return
 	}
-	s.server.rooms.Log.Error("fault", zap.String("session", s.who.Session), zap.String("fault", fmt.Sprintf("%T", fault)),
+	s.server.rooms.Log.Error("panic recovered", zap.String("session", s.who.Session), zap.String("fault", fmt.Sprintf("%T", fault)),
 		zap.ByteString("stack", debug.Stack()))
 	s.goodbye(context.Background(), &ending{reason: audit.InternalMistake})
 }

@@ -177,7 +177,7 @@ func TestTheCommandServesClientsFromItsFileAndEndsInGoodOrder(t *testing.T) {
 	redis := testbed.StartRedis(t)
 	redis.CLI("HSET", "imapgate:user:alice@example.org", "backend", "east")
 	b := startBinary(t, backend.CA, east(backend.CA, backend.TLS),
-		fmt.Sprintf("redis: {addresses: [%q]}", redis.Address), "auth: {default_domain: example.org}", "limits: {drain: 20s}")
+		fmt.Sprintf("redis: {addresses: [%q]}", redis.Address), "auth: {default_domain: example.org}", "limits: {drain_timeout: 20s}")
 	for _, listener := range []string{"implicit", "starttls"} {
 		client := enter(t, b.endpoint(listener), "")
 		for _, step := range [][2]string{

@@ -14,7 +14,7 @@ func thrifty(t *testing.T, mode, budget string) *binary {
 	t.Helper()
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
 	return startBinary(t, backend.CA, fmt.Sprintf("backends:\n  east: {address: %q, server_name: %s, ca: %s, mode: %s}", backend.TLS, testbed.DovecotName, backend.CA.File, mode),
-		"routing: {source: static, static: {default: east}}\nlimits: {budget: {"+budget+"}}")
+		"routing: {source: static, static: {default: east}}\nlimits: {user_quota: {"+budget+"}}")
 }
 
 // spender is a client that is in.

@@ -189,7 +189,7 @@ func TestNoPasswordThatABackendRepeatsShows(t *testing.T) {
 		backend := startStubThat(t, nil, new(parrot).serve)
 		ca := testbed.NewCA(t)
 		b := startBinary(t, ca, fmt.Sprintf("backends:\n  east: {address: %q, tls: none, mode: %s}", backend.address(), mode), "log: {level: debug}",
-			"routing: {source: static, static: {default: east}}\nlimits: {exempt: [127.0.0.0/8]}\nauth: {default_domain: example.org}")
+			"routing: {source: static, static: {default: east}}\nlimits: {exempt_networks: [127.0.0.0/8]}\nauth: {default_domain: example.org}")
 		var clients []*RawClient
 		for form := range parroted {
 			for turn := range 4 { // every shape in some form, and every form in some shapes

@@ -164,7 +164,7 @@ func TestNestedParenthesesPassBothWaysAndHoldNoMemory(t *testing.T) {
 		if grown := allocated() - before; grown > 5*uint64(many) {
 			t.Errorf("%s: %d octets were allocated", mode, grown)
 		}
-		if n := g.metric("imapgate_mux_invariant_total"); n != 0 {
+		if n := g.metric("imapgate_backend_protocol_violations_total"); n != 0 {
 			t.Errorf("%s: %v broken promises", mode, n)
 		}
 	}

@@ -56,7 +56,7 @@ func TestACyrusThatHasNotAnnouncedAnExpungeIsStillResumed(t *testing.T) {
 		}
 		does(t, client, "NOOP")
 	}
-	if broken, pinned := g.metric("imapgate_mux_invariant_total"), g.metric("imapgate_mux_pins_total"); broken != 0 || pinned != 0 {
+	if broken, pinned := g.metric("imapgate_backend_protocol_violations_total"), g.metric("imapgate_mux_pins_total"); broken != 0 || pinned != 0 {
 		t.Errorf("%v promises are called broken, %v sessions are spliced", broken, pinned)
 	}
 	backend.Restart()

@@ -40,7 +40,7 @@ func TestFewDescriptorsRefuseStrangersAndCutNobody(t *testing.T) {
 	s := &scarcity{T: t, door: faultproxy.Start(t, backend.Plain)}
 	limit := []string{"/bin/sh", "-c", fmt.Sprintf(`ulimit -n %d && exec "$0" "$@"`, fewDescriptors)}
 	s.b = startUnder(t, limit, backend.CA, fmt.Sprintf(`backends:
-  east: {address: %q, tls: none, mode: resume, mux: {cred_cache: true, logout_reuse_ttl: 30m, hold_max: 4m}}
+  east: {address: %q, tls: none, mode: resume, mux: {credential_cache: true, pool_idle_timeout: 30m, command_hold_timeout: 4m}}
 routing: {source: static, static: {default: east}}`, s.door.Address()))
 	slots := int(descriptors.Slots(fewDescriptors))
 

@@ -102,8 +102,8 @@ func startProvince(t *testing.T) *province {
 		p.prepare(h)
 	}
 	redis := testbed.StartRedis(t)
-	sections := fmt.Sprintf("backends:\n  east: {address: %q, tls: none, mux: {cred_cache: true}}\n"+
-		"  west: {address: %q, tls: none, mux: {cred_cache: true}}\nredis: {addresses: [%q]}",
+	sections := fmt.Sprintf("backends:\n  east: {address: %q, tls: none, mux: {credential_cache: true}}\n"+
+		"  west: {address: %q, tls: none, mux: {credential_cache: true}}\nredis: {addresses: [%q]}",
 		p.hosts["east"].Plain, p.hosts["west"].Plain, redis.Address)
 	for range 2 {
 		b := startBinary(t, ca, sections)

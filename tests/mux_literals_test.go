@@ -375,7 +375,7 @@ func (p *prober) compare(executed map[string]bool, result string) {
 	if got, want := slices.Sorted(maps.Keys(executed)), slices.Sorted(maps.Keys(recorded)); !slices.Equal(got, want) {
 		p.Errorf("the backend has heard CREATE of %q, on record are %q", got, want)
 	}
-	for _, metric := range []string{"imapgate_mux_invariant_total", "imapgate_mux_backend_spliced"} {
+	for _, metric := range []string{"imapgate_backend_protocol_violations_total", "imapgate_mux_backend_spliced"} {
 		if n := p.g.metric(metric); n != 0 {
 			p.Errorf("%s is %v", metric, n)
 		}

@@ -44,7 +44,7 @@ const (
 	endsItself  = "itself"
 	endsPartial = "in the middle of a message"
 	endsInDoubt = "with an outcome nobody knows"
-	endsWaiting = "with a command that has waited for hold_max"
+	endsWaiting = "with a command that has waited for command_hold_timeout"
 	endsForNone = "for nothing"
 )
 
@@ -226,7 +226,7 @@ func (o *outage) judge(c *pastimer, err error) string {
 	return endsForNone
 }
 
-// hasWaited says whether the last command waited for hold_max while the backend was
+// hasWaited says whether the last command waited for command_hold_timeout while the backend was
 // away.
 func (o *outage) hasWaited(c *pastimer) bool {
 	back := o.backAt.Load()

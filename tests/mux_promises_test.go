@@ -180,7 +180,7 @@ func TestABackendThatBreaksItsPromisesIsSpliced(t *testing.T) {
 	if pins := reasons(g.records("session_pinned", "")); pins["violation"] != 6 || len(pins) != 1 {
 		t.Errorf("pins: %v; want 6 for a violation", pins)
 	}
-	if n := g.metric("imapgate_mux_invariant_total"); n != 6 {
+	if n := g.metric("imapgate_backend_protocol_violations_total"); n != 6 {
 		t.Errorf("%v broken promises are counted, want 6", n)
 	}
 	testbed.Within(t, testbed.Patience, "the metric of users", func() bool { return g.metric("imapgate_mux_spliced_users") == 1 })

@@ -160,7 +160,7 @@ func TestSessionsEndWithTheirTokenWhereThatIsWanted(t *testing.T) {
 		s.goesOn(t)
 	}
 	testbed.Within(t, testbed.Patience, "the ends to be on record", func() bool { return strict.endedFor(t, "token_expired") == len(ending) })
-	if n := strict.metric(t, `imapgate_mux_byes_total`); n != 4 {
+	if n := strict.metric(t, `imapgate_mux_sessions_terminated_total`); n != 4 {
 		t.Errorf("%v BYEs are counted\n%s", n, strict.scrape(t))
 	}
 	if n := lenient.endedFor(t, "token_expired"); n != 0 {
@@ -204,7 +204,7 @@ func TestASessionDoesNotComeBackWithATokenThatHasEnded(t *testing.T) {
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{CA: ca, Tokens: p.Dovecot(t, openid.Mail, "oauthbearer")})
 	door := faultproxy.Start(t, d.TLS)
 	b := startBinary(t, ca, fmt.Sprintf(`backends:
-  east: {address: %q, server_name: %s, ca: %s, login: oauth, mode: resume, mux: {hold_max: 2m, lost_max: 5m}}
+  east: {address: %q, server_name: %s, ca: %s, login: oauth, mode: resume, mux: {command_hold_timeout: 2m, idle_reattach_timeout: 5m}}
 auth: {%s}
 routing: {source: static, static: {default: east}}`, door.Address(), testbed.DovecotName, ca.File, verified(p)))
 	p.Lifetime(life)

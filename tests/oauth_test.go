@@ -149,7 +149,7 @@ func TestATokenIsPassedThrough(t *testing.T) {
 func TestASessionComesBackWithItsTokenWhileThatIsGood(t *testing.T) {
 	t.Parallel()
 	p := openid.Start(t, tokenUser)
-	b, restart := tokenGateway(t, p, verified(p), "login: oauth, mode: resume, mux: {hold_max: 30s}")
+	b, restart := tokenGateway(t, p, verified(p), "login: oauth, mode: resume, mux: {command_hold_timeout: 30s}")
 	token := p.Login(t, openid.Mail, tokenUser).Access
 	c := entersWith(t, b, bringing("OAUTHBEARER", tokenUser, token))
 	restart()

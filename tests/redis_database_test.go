@@ -28,7 +28,7 @@ func TestEverythingInRedisIsInItsDatabase(t *testing.T) {
 	gate := startBinary(t, ca,
 		fmt.Sprintf("redis: {addresses: [\"unix://%s\"], database: 3, username: imapgate, password_file: %s}", socket, secret),
 		fmt.Sprintf("backends:\n  east: {address: %q, tls: none}", backend.address()),
-		"limits: {exempt: []}",
+		"limits: {exempt_networks: []}",
 		"audit: {sinks: [{type: redis, on_failure: drop}]}")
 	testbed.Within(t, testbed.Patience, "limits to be shared", func() bool {
 		return strings.Contains(gate.process.Output(), "limits are shared")

@@ -88,7 +88,7 @@ func (p *patient) open(redis string) {
 		dir := p.t.TempDir()
 		p.gates[i] = startBinary(p.t, ca, redis,
 			fmt.Sprintf("backends:\n  east: {address: %q, tls: none}", backend.address()),
-			fmt.Sprintf("limits: {exempt: [], connections: {per_user: %d, per_user_address: 0, per_address: 0, "+
+			fmt.Sprintf("limits: {exempt_networks: [], connections: {per_user: %d, per_user_address: 0, per_address: 0, "+
 				"preauth_per_address: 0, new_per_minute: 0}}", sessionsMax),
 			fmt.Sprintf("audit:\n  sinks:\n    - {type: file, path: %s/audit}\n    - {type: redis, on_failure: drop}", dir))
 	}
@@ -179,14 +179,14 @@ func (p *patient) wantApart() {
 		if err := p.visit(p.gates[1], p.regular(2)); err != nil {
 			p.t.Error(err)
 		}
-		return p.gates[1].metric(p.t, "imapgate_limits_shared") == 0
+		return p.gates[1].metric(p.t, "imapgate_limits_cluster_connected") == 0
 	})
 }
 
 func (p *patient) wantTogether() {
 	p.t.Helper()
 	testbed.Within(p.t, healLimit, "the gateways to count together", func() bool {
-		return p.gates[0].metric(p.t, "imapgate_limits_shared") == 1 && p.gates[1].metric(p.t, "imapgate_limits_shared") == 1
+		return p.gates[0].metric(p.t, "imapgate_limits_cluster_connected") == 1 && p.gates[1].metric(p.t, "imapgate_limits_cluster_connected") == 1
 	})
 }
 

@@ -27,7 +27,7 @@ type office interface {
 	ban(ctx context.Context, o admin.Order) (banLine, error)
 	unban(ctx context.Context, who string) (lifted, error)
 	show(ctx context.Context, who string) (standing, error)
-	forgive(ctx context.Context, who string) (forgiven, error)
+	resetLimits(ctx context.Context, who string) (limitsReset, error)
 }
 
 // counter is a running gateway as an office, through its admin address.
@@ -54,7 +54,7 @@ func (c counter) show(ctx context.Context, who string) (s standing, err error) {
 	return s, c.ask(ctx, question{http.MethodGet, limitsPath, url.Values{"who": {who}}, nil}, &s)
 }
 
-func (c counter) forgive(ctx context.Context, who string) (done forgiven, err error) {
+func (c counter) resetLimits(ctx context.Context, who string) (done limitsReset, err error) {
 	return done, c.ask(ctx, question{http.MethodDelete, limitsPath, url.Values{"who": {who}}, nil}, &done)
 }
 
@@ -225,20 +225,20 @@ logins behind it, so that the next wrong password does not ban it again.`,
 func newLimits() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "limits", Args: noCommand, RunE: showHelp,
-		Short: "See what is counted of users and addresses, and forgive users",
+		Short: "Show rate-limit counters, and reset them for a user",
 	}
 	var o limitOptions
 	o.flags(cmd)
-	cmd.AddCommand(newLimitsShow(&o), newLimitsForgive(&o))
+	cmd.AddCommand(newLimitsShow(&o), newLimitsReset(&o))
 	return cmd
 }
 
-func newLimitsForgive(o *limitOptions) *cobra.Command {
+func newLimitsReset(o *limitOptions) *cobra.Command {
 	return &cobra.Command{
-		Use: "forgive USER", Short: "Forget the failed logins of a user",
-		Long: `Forget the failed logins of a user, so that it may log in at once from networks where it
-is not known. Bans of addresses stay: see imapgate ban del.`,
-		Example: "  imapgate limits forgive alice@example.org",
+		Use: "reset USER", Short: "Forget the failed logins of a user",
+		Long: `Forget the failed logins of a user, so that they can log in again immediately from networks
+where they are not known. Bans of addresses stay: see imapgate ban del.`,
+		Example: "  imapgate limits reset alice@example.org",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return fmt.Errorf("one user is needed: %s", cmd.UseLine())
@@ -247,9 +247,9 @@ is not known. Bans of addresses stay: see imapgate ban del.`,
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return o.run(cmd, func(ctx context.Context, f office) error {
-				done, err := f.forgive(ctx, args[0])
+				done, err := f.resetLimits(ctx, args[0])
 				if err != nil {
-					return fmt.Errorf("forgive %s: %w", plain(args[0]), err)
+					return fmt.Errorf("reset the limits of %s: %w", plain(args[0]), err)
 				}
 				return o.done(cmd.OutOrStdout(), done, "failed logins are forgotten: "+plain(done.User))
 			})

@@ -19,7 +19,7 @@ import (
 const unlimitedNowhere = `
 auth: {default_domain: example.org}
 routing: {source: static, static: {default: east}}
-limits: {exempt: [], connections: {new_per_minute: 0}, budget: {append_bytes_per_day: 1000}}
+limits: {exempt_networks: [], connections: {new_per_minute: 0}, user_quota: {append_bytes_per_day: 1000}}
 `
 
 // firstWords is what a gateway says to a new client.
@@ -74,7 +74,7 @@ func TestABanFromTheCommandLineHoldsAtEveryGateway(t *testing.T) {
 		{"limits show 127.0.0.1", "operator ticket-4711"},
 		{"limits show alice", "alice@example.org"},
 		{"limits show alice", "0 of 1000 bytes (UTC)"},
-		{"limits forgive Alice", "failed logins are forgotten: alice@example.org"},
+		{"limits reset Alice", "failed logins are forgotten: alice@example.org"},
 		{"ban del 127.0.0.0/24", "no longer banned: 127.0.0.1/32"},
 		{"ban del 127.0.0.1", "was not banned"},
 	})
@@ -128,7 +128,7 @@ func TestWithoutRedisTheRunningGatewayIsAsked(t *testing.T) {
 	knows := at(fmt.Sprintf("admin: {address: %q, token_file: %q}", s.admin, token))
 	orders(t, knows, [][2]string{
 		{"ban list", "nobody is banned"},
-		{"limits forgive alice --json", `"user":"alice@example.org"`},
+		{"limits reset alice --json", `"user":"alice@example.org"`},
 		{"ban add 127.0.0.1", "127.0.0.1/32 is banned for 24h0m0s"},
 		{"ban list", "127.0.0.1/32"},
 		{"limits show 127.0.0.1", "banned"},

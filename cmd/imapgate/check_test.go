@@ -40,12 +40,12 @@ func TestAValidConfigurationPasses(t *testing.T) {
 }
 
 func TestEveryProblemIsPrintedWithItsPlace(t *testing.T) {
-	file := write(t, "bad.yaml", "listeners:\n  - {address: nowhere, tls: maybe}\nbackends: {east: {}}\nlimits: {drain: soon}\n")
+	file := write(t, "bad.yaml", "listeners:\n  - {address: nowhere, tls: maybe}\nbackends: {east: {}}\nlimits: {drain_timeout: soon}\n")
 	got := imapgate(t, "", "check", "--config", file)
 	if got.status != 1 || got.out != "" {
 		t.Errorf("%+v", got)
 	}
-	for _, want := range []string{file + ":2:", "listeners[0].address", "listeners[0].tls", "backends.east.address", "limits.drain"} {
+	for _, want := range []string{file + ":2:", "listeners[0].address", "listeners[0].tls", "backends.east.address", "limits.drain_timeout"} {
 		if !strings.Contains(got.err, want) {
 			t.Errorf("no %s in:\n%s", want, got.err)
 		}
@@ -143,8 +143,8 @@ func TestModeReuseThatReusesNothingIsAWarning(t *testing.T) {
 		{"methods: [passthrough], " + tokens, "mode: reuse", "or passwords and tokens that the gateway can check"},
 		{"methods: [file, passthrough], " + file + ", " + tokens, "mode: reuse", "needs tokens that the gateway can check"},
 		{"methods: [passthrough], mechanisms: [XOAUTH2]", "mode: reuse, login: oauth", "needs tokens that the gateway can check"},
-		{"methods: [passthrough], " + tokens, "mode: reuse, mux: {cred_cache: true}", "needs tokens that the gateway can check"},
-		{"methods: [passthrough]", "mode: reuse, mux: {cred_cache: true}", ""},
+		{"methods: [passthrough], " + tokens, "mode: reuse, mux: {credential_cache: true}", "needs tokens that the gateway can check"},
+		{"methods: [passthrough]", "mode: reuse, mux: {credential_cache: true}", ""},
 		{"methods: [file], " + file, "mode: reuse", ""},
 		{"methods: [passthrough], " + tokens, "mode: splice", ""},
 	} {

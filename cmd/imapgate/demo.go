@@ -220,9 +220,9 @@ redis: {addresses: ["%[4]s"]}
 auth: {methods: [passthrough], default_domain: example.org}
 routing: {source: redis, cache: {ttl: 1s, negative: 1s}}
 backends:
-  east: {address: "%[5]s", tls: none, forward: none, mux: {cred_cache: true}}
+  east: {address: "%[5]s", tls: none, forward: none, mux: {credential_cache: true}}
   west: {address: "%[6]s", tls: none, forward: none}
-limits: {drain: 1s}
+limits: {drain_timeout: 1s}
 audit: {path: "%[1]s/audit.log"}
 log: {level: error, format: console}
 admin: {address: "%[7]s"}

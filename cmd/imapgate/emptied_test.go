@@ -58,7 +58,7 @@ func TestAFlushedRedisIsAFaultUntilAnOperatorSaysOtherwise(t *testing.T) {
 			file, trail := servedConfig(t, fmt.Sprintf(`
 redis: {addresses: [%q]}
 auth: {methods: [%s], default_domain: example.org}
-limits: {exempt: []}
+limits: {exempt_networks: []}
 `, r.Address, method))
 			for _, u := range []string{"alice", "bob"} {
 				r.CLI("HSET", "imapgate:user:"+u+"@example.org", "backend", "east", "password", "{PLAIN}demo")

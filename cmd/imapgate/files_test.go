@@ -223,7 +223,7 @@ auth: {default_domain: example.org}
 routing: {source: static, static: {default: east}}
 backends:
   east: {address: %q, server_name: %q, ca: %q, client_certificate: {cert: %q, key: %q}}
-limits: {drain: 0s}
+limits: {drain_timeout: 0s}
 audit: {path: %q}
 admin: {address: "127.0.0.1:0", token_file: %q}
 `, live, d.TLS, testbed.DovecotName, at("ca.pem"), at("client.pem"), at("client.key"), at("audit.log"), token))

@@ -98,7 +98,7 @@ func (g *gateway) close() {
 	}
 	g.judges.close()
 	if err := errors.Join(errs...); err != nil {
-		g.log.Warn("not everything was closed well", zap.Error(err))
+		g.log.Warn("shutdown: close failed", zap.Error(err))
 	}
 }
 

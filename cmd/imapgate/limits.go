@@ -134,8 +134,8 @@ func (g *gateway) adminLimits() admin.Limits {
 	return admin.Limits{
 		Show: func(ctx context.Context, who string) (any, error) { return d.show(ctx, who) },
 		Forgive: func(ctx context.Context, who string) (any, error) {
-			done, err := d.forgive(ctx, who)
-			g.asked(audit.ActForgive, who, err)
+			done, err := d.resetLimits(ctx, who)
+			g.asked(audit.ActLimitsReset, who, err)
 			return done, err
 		},
 		Bans: func(ctx context.Context) (any, error) { return d.bans(ctx) },
@@ -291,17 +291,17 @@ func (d *desk) user(who string) (user, error) {
 	return u, nil
 }
 
-// forgiven is whose failed logins were forgotten.
-type forgiven struct {
+// limitsReset answers a reset: whose failed logins were forgotten.
+type limitsReset struct {
 	User string `json:"user"`
 }
 
-func (d *desk) forgive(ctx context.Context, who string) (forgiven, error) {
+func (d *desk) resetLimits(ctx context.Context, who string) (limitsReset, error) {
 	u, err := d.user(who)
 	if err != nil {
-		return forgiven{}, err
+		return limitsReset{}, err
 	}
-	return forgiven{u.String()}, d.gate.Forgive(ctx, u)
+	return limitsReset{u.String()}, d.gate.Forgive(ctx, u)
 }
 
 func (d *desk) showAddress(ctx context.Context, a netip.Addr) (standing, error) {

@@ -19,7 +19,7 @@ func TestWhatAListenerSaysReachesTheGate(t *testing.T) {
 	file, _ := servedConfig(t, `
 auth: {default_domain: example.org}
 routing: {source: static, static: {default: east}}
-limits: {preauth_timeout: 20s, budget: {commands_per_second: 50}, failures: {per_minute: 7, ban: 1m}}
+limits: {preauth_timeout: 20s, user_quota: {commands_per_second: 50}, failures: {per_minute: 7, ban_duration: 1m}}
 `)
 	cfg, err := config.Load(file)
 	if err != nil {

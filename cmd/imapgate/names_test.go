@@ -72,7 +72,7 @@ func TestEveryCommandTakesTheNamesOfTheConfiguration(t *testing.T) {
 			{"", []string{"route", "get", said, "-c", file}, kept},
 			{"", []string{"route", "explain", said, "-c", file}, "* imapgate:user:" + kept},
 			{"", []string{"limits", "show", said, "-c", file}, kept},
-			{"", []string{"limits", "forgive", said, "-c", file}, kept},
+			{"", []string{"limits", "reset", said, "-c", file}, kept},
 			{"right horse\n", []string{"passwd", "--user", said, "-c", file}, kept + ":{"},
 			{"", []string{"audit", "grep", "--user", kept, path}, kept},
 			{"", []string{"audit", "grep", "--user", said + "|", path}, "bad_name"},
@@ -93,7 +93,7 @@ func TestNamesThatNoConfigurationAllowsAreRefused(t *testing.T) {
 	t.Parallel()
 	file, _ := widest(t)
 	for _, said := range []string{`OTHER\alice`, "a*b", "a:b", "a/b", "..", "{a}", "a\u202eb"} {
-		for _, args := range [][]string{{"route", "get"}, {"route", "del"}, {"limits", "show"}, {"limits", "forgive"}} {
+		for _, args := range [][]string{{"route", "get"}, {"route", "del"}, {"limits", "show"}, {"limits", "reset"}} {
 			if got := imapgate(t, "", append(args, said, "-c", file)...); got.status == 0 {
 				t.Errorf("%q %q: %+v", args, said, got)
 			}

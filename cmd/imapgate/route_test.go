@@ -235,7 +235,7 @@ admin: {address: ""}
 		if want == "" && got.status != 0 || want != "" && (got.status != 1 || !strings.Contains(got.err, want)) || strings.Contains(got.err, "unreachable") {
 			t.Errorf("%s: %+v, want %q", redis, got, want)
 		}
-		for _, order := range []string{"ban list", "ban add 203.0.113.9", "ban del 203.0.113.9", "limits forgive alice@example.org", "limits show alice@example.org"} {
+		for _, order := range []string{"ban list", "ban add 203.0.113.9", "ban del 203.0.113.9", "limits reset alice@example.org", "limits show alice@example.org"} {
 			got := imapgate(t, "", append(strings.Fields(order), "--config", file)...)
 			if want != "" && (got.status != 1 || !strings.Contains(got.err, want)) {
 				t.Errorf("%s: %s: %+v, want %q", redis, order, got, want)

@@ -39,7 +39,7 @@ func newServe() *cobra.Command {
 		Long: `Run the gateway until SIGTERM or SIGINT.
 
   SIGTERM, SIGINT  accept no more clients, say BYE to those before login, end sessions one
-                   after the other over limits.drain, exit 0; a second one ends at once
+                   after the other over limits.drain_timeout, exit 0; a second one ends at once
   SIGHUP           open the audit log anew, read certificates, CAs and secrets again, and
                    say whether the configuration has changed, which needs a restart
 

@@ -50,7 +50,7 @@ admin: {address: "127.0.0.1:0"}
 const staticEast = `
 auth: {default_domain: example.org}
 routing: {source: static, static: {default: east}}
-limits: {drain: 10m}
+limits: {drain_timeout: 10m}
 `
 
 // served is a gateway in a process of its own.
@@ -267,8 +267,8 @@ func TestSIGHUPTellsABrokenOrChangedConfiguration(t *testing.T) {
 	records := 0
 	for _, c := range []struct{ file, text, event, told, healthy string }{
 		{config, "listeners: [", "config_rejected", config + ":1:", "0"},
-		{config, strings.Replace(string(good), "drain: 10m", "drain: soon, no_such_key: 1", 1), "config_rejected", "(and 1 more)", "0"},
-		{config, strings.Replace(string(good), "drain: 10m", "drain: 9m", 1), "config_rejected", "which needs a restart: limits.drain", "0"},
+		{config, strings.Replace(string(good), "drain_timeout: 10m", "drain_timeout: soon, no_such_key: 1", 1), "config_rejected", "(and 1 more)", "0"},
+		{config, strings.Replace(string(good), "drain_timeout: 10m", "drain_timeout: 9m", 1), "config_rejected", "which needs a restart: limits.drain_timeout", "0"},
 		{config, string(good), "config_reloaded", `"accepted","reread":"audit log, certificates, secrets"`, "1"},
 		{cert, "no certificate", "config_rejected", "it holds no PEM certificate", "0"},
 		{cert, string(pair), "config_reloaded", "accepted", "1"},
@@ -451,7 +451,7 @@ func TestAUserWithoutAHashInRedisIsAskedOfTheNextMethod(t *testing.T) {
 	config, _ := servedConfig(t, fmt.Sprintf(`
 redis: {addresses: [%q]}
 auth: {methods: [redis, passthrough], default_domain: example.org}
-limits: {drain: 0s}
+limits: {drain_timeout: 0s}
 `, r.Address))
 	s := startServe(t, config)
 	for user, want := range map[string]string{

@@ -85,7 +85,7 @@ func warnProofs(cfg *config.Config) (said []error) {
 func warnReuse(cfg *config.Config) (said []error) {
 	for _, name := range slices.Sorted(maps.Keys(cfg.Backends)) {
 		b := cfg.Backends[name]
-		kinds, cache := leftToBackend(cfg.Auth, b.Login), "mux.cred_cache, or "
+		kinds, cache := leftToBackend(cfg.Auth, b.Login), "mux.credential_cache, or "
 		if b.Mux.CredCache { // which is for passwords
 			kinds = slices.DeleteFunc(kinds, func(kind string) bool { return kind == "passwords" })
 		}

@@ -26,7 +26,7 @@ const (
 	CommandOK  CommandResult = "ok"
 	CommandNo  CommandResult = "no"
 	CommandBad CommandResult = "bad"
-	CommandCut CommandResult = "cut" // not at all: a connection ended
+	CommandCut CommandResult = "aborted" // not at all: a connection ended
 )
 
 // commandResults is every CommandResult. Constant.

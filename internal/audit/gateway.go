@@ -8,15 +8,15 @@ type Action string
 
 // What an operator does.
 const (
-	ActReload  Action = "reload" // SIGHUP
-	ActDrain   Action = "drain"  // SIGTERM or SIGINT
-	ActBan     Action = "ban"
-	ActUnban   Action = "unban"
-	ActForgive Action = "forgive" // a user's failed logins are forgotten
+	ActReload      Action = "reload" // SIGHUP
+	ActDrain       Action = "drain"  // SIGTERM or SIGINT
+	ActBan         Action = "ban"
+	ActUnban       Action = "unban"
+	ActLimitsReset Action = "limits_reset" // a user's failed logins are forgotten
 )
 
 // actions is every Action. Constant.
-var actions = map[Action]bool{ActReload: true, ActDrain: true, ActBan: true, ActUnban: true, ActForgive: true}
+var actions = map[Action]bool{ActReload: true, ActDrain: true, ActBan: true, ActUnban: true, ActLimitsReset: true}
 
 // Known says whether a is one of the constants.
 func (a Action) Known() bool { return actions[a] }

@@ -24,7 +24,7 @@ What may be relied on:
   have is there as ` + "`claimed`" + `, unless it shows the password or looks like one; [below](#whose-login-it-was). A password that is typed as the name
   and as such looks like one is a name to the gateway, in ` + "`user` or `claimed`" + `: let few people read the file.
 - **With ` + "`audit.commands`" + ` each command has one record**, however often it was sent to a backend, with the answer that the client
-  got, or ` + "`cut`" + ` where nobody saw one. Its words are known verbs, mailbox names, counts, sizes and a response code; search terms, flags, and what
+  got, or ` + "`aborted`" + ` where none was seen. Its words are known verbs, mailbox names, counts, sizes and a response code; search terms, flags, and what
   literals contain are nowhere. ` + "`FETCH`" + ` is no write, though it may set \\Seen; ` + "`CLOSE`" + `, which expunges, is one. What is no command has
   no record. Behind ` + "`session_pinned`" + `, and in mode ` + "`splice`" + `, nobody reads commands, and there are none.
 - A line is at most 4,200 bytes long.
@@ -65,7 +65,7 @@ What somebody without an account can cause at will must not fill the log. Of one
 gateway stops. It has ` + "`count`" + `, and the other fields of the last of them. Sums are exact: a record without ` + "`count`" + ` is one. So are folded:
 
 - ` + "`connection_refused`" + `, for every reason but ` + "`internal`" + `;
-- ` + "`login_refused`" + ` where nobody has looked at the credentials, of one user: ` + "`cleartext`, `bad_mechanism`, `bad_exchange`, `client_went_away`" + ` and,
+- ` + "`login_refused`" + ` where nobody has looked at the credentials, of one user: ` + "`cleartext`, `bad_mechanism`, `bad_exchange`, `client_aborted`" + ` and,
   where no ` + "`method`" + ` has vouched for the user, ` + "`limit_reached`" + `. No ` + "`login_accepted`" + ` is, and no refusal that says whether a password was right.
 
 **Probes.** The health checks of balancers come by the thousand a day. A connection from an address in ` + "`proxy_protocol.trusted`" + ` or
@@ -89,7 +89,7 @@ result passes the second.
 | ` + "`redis`" + ` | a stream; the field ` + "`record`" + ` of an entry is the record; trimmed to about ` + "`max_records`" + ` | as that Redis does. After a broken connection an entry may be there twice |
 
 Each sink has a buffer of 10,000 records or 8 MB. While a sink with ` + "`on_failure: block`" + ` fails, or its buffer is three quarters
-full, nobody is let in, with the reason ` + "`audit_away`" + `; sessions go on, and what they have to say finds room in the
+full, nobody is let in, with the reason ` + "`audit_unavailable`" + `; sessions go on, and what they have to say finds room in the
 rest. What finds none is counted, and told by ` + "`records_lost`" + ` as soon as the sink works again. Records of commands, limits,
 lost connections and connections that never logged in (` + "`connection_refused`" + `) give way first, when half of the buffer is full: strangers
 must not be able to keep others out.

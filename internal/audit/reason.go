@@ -6,32 +6,32 @@ type Reason string
 
 // Reasons to refuse a login.
 const (
-	BadName          Reason = "bad_name"           // a name no account can have
-	BadCredentials   Reason = "bad_credentials"    // unknown user or wrong password: also here they are one
-	UserBlocked      Reason = "user_blocked"       // state blocked
-	UserPaused       Reason = "user_paused"        // state paused: to be tried again
-	NoRoute          Reason = "no_route"           // nowhere to go
-	Cleartext        Reason = "cleartext"          // before TLS
-	BadMechanism     Reason = "bad_mechanism"      // not offered
-	BadExchange      Reason = "bad_exchange"       // SASL data that cannot be right, or cancelled
-	ProvedAndLeft    Reason = "proved_and_left"    // the proof was right, and the client broke off when it was told
-	NotAuthorized    Reason = "not_authorized"     // authenticated, but not for the name asked for
-	NothingToShow    Reason = "no_password"        // authenticated without one, and the backend wants to see it
-	RoutesAway       Reason = "routes_away"        // Redis away, and no cached answer
-	AuthAway         Reason = "auth_away"          // the source of passwords is away
-	BackendDown      Reason = "backend_down"       // no connection
-	BackendTLS       Reason = "backend_tls"        // not verified, or no TLS where it must be
-	BackendTimeout   Reason = "backend_timeout"    // no answer in time
-	BackendProtocol  Reason = "backend_protocol"   // what it said is not IMAP, or not allowed there
-	BackendRefused   Reason = "backend_refused"    // it refused good credentials, with a code of its own
-	ForwardingLoop   Reason = "forwarding_loop"    // the hop limit
-	Overload         Reason = "overload"           // one of our bounds
-	LimitReached     Reason = "limit_reached"      // one of the user's or address's limits
-	AuditAway        Reason = "audit_away"         // this log cannot be written
-	ClientWentAway   Reason = "client_went_away"   // while we were at it
-	GatewayStopping  Reason = "shutdown"           // we are going down
-	InternalMistake  Reason = "internal"           // our own mistake
-	IdentityMismatch Reason = "identity_violation" // the upstream was not this user's: never to happen
+	BadName          Reason = "bad_name"                   // a name no account can have
+	BadCredentials   Reason = "bad_credentials"            // unknown user or wrong password: also here they are one
+	UserBlocked      Reason = "user_blocked"               // state blocked
+	UserPaused       Reason = "user_paused"                // state paused: to be tried again
+	NoRoute          Reason = "no_route"                   // nowhere to go
+	Cleartext        Reason = "cleartext"                  // before TLS
+	BadMechanism     Reason = "bad_mechanism"              // not offered
+	BadExchange      Reason = "bad_exchange"               // SASL data that cannot be right, or cancelled
+	ProvedAndLeft    Reason = "client_aborted_after_proof" // the proof was right, and the client broke off when it was told
+	NotAuthorized    Reason = "not_authorized"             // authenticated, but not for the name asked for
+	NothingToShow    Reason = "no_password"                // authenticated without one, and the backend wants to see it
+	RoutesAway       Reason = "routing_unavailable"        // Redis away, and no cached answer
+	AuthAway         Reason = "auth_unavailable"           // the source of passwords is away
+	BackendDown      Reason = "backend_down"               // no connection
+	BackendTLS       Reason = "backend_tls"                // not verified, or no TLS where it must be
+	BackendTimeout   Reason = "backend_timeout"            // no answer in time
+	BackendProtocol  Reason = "backend_protocol"           // what it said is not IMAP, or not allowed there
+	BackendRefused   Reason = "backend_refused"            // it refused good credentials, with a code of its own
+	ForwardingLoop   Reason = "forwarding_loop"            // the hop limit
+	Overload         Reason = "overload"                   // one of our bounds
+	LimitReached     Reason = "limit_reached"              // one of the user's or address's limits
+	AuditAway        Reason = "audit_unavailable"          // this log cannot be written
+	ClientWentAway   Reason = "client_aborted"             // while we were at it
+	GatewayStopping  Reason = "shutdown"                   // we are going down
+	InternalMistake  Reason = "internal"                   // our own mistake
+	IdentityMismatch Reason = "identity_violation"         // the upstream was not this user's: never to happen
 )
 
 // Reasons for the end of a connection, before or after the login. Shutdown,
@@ -40,7 +40,7 @@ const (
 const (
 	ClientLogout      Reason = "client_logout"
 	ClientClosed      Reason = "client_closed"
-	ClientLost        Reason = "client_lost"     // reset, time-out or TLS fault
+	ClientLost        Reason = "client_error"    // reset, time-out or TLS fault
 	ClientProtocol    Reason = "client_protocol" // after the login, where commands are framed
 	BackendClosed     Reason = "backend_closed"
 	BackendLost       Reason = "backend_lost"
@@ -68,13 +68,13 @@ const (
 
 // Reasons for the end of a session that could have outlived its upstream.
 const (
-	MailboxGone      Reason = "mailbox_gone"      // the selected mailbox was deleted, or is not this user's any more
-	MailboxChanged   Reason = "mailbox_changed"   // another has its name: UIDVALIDITY or MAILBOXID
-	MailboxTooLarge  Reason = "mailbox_too_large" // what changed is not known, and there is too much to tell all of it
-	ViewInconsistent Reason = "view_inconsistent" // it cannot have become what it is
-	UpstreamLost     Reason = "upstream_lost"     // amid a response, or with the outcome of a command unknown
-	UpstreamAway     Reason = "upstream_away"     // none to be had in time
-	LoginRevoked     Reason = "login_revoked"     // the backend does not accept the login any more
+	MailboxGone      Reason = "mailbox_gone"         // the selected mailbox was deleted, or is not this user's any more
+	MailboxChanged   Reason = "mailbox_changed"      // another has its name: UIDVALIDITY or MAILBOXID
+	MailboxTooLarge  Reason = "mailbox_too_large"    // what changed is not known, and there is too much to tell all of it
+	ViewInconsistent Reason = "view_inconsistent"    // it cannot have become what it is
+	UpstreamLost     Reason = "upstream_lost"        // amid a response, or with the outcome of a command unknown
+	UpstreamAway     Reason = "upstream_unavailable" // none to be had in time
+	LoginRevoked     Reason = "login_revoked"        // the backend does not accept the login any more
 )
 
 // reasons is every Reason with what the client of a refused login was told in

@@ -210,7 +210,7 @@ func schema(t *testing.T) []described {
 				{"literals", "numbers", "when it had some", "their sizes; of the first 16"},
 				{"literals_more", "number", "with more than 16", "how many more there were"},
 				{"literal_bytes", "number", "as above", "the sizes of all of them together"},
-				{"result", "word", always, "`ok`, `no`, `bad`, or `cut`: a connection ended before the answer, or the session was spliced"},
+				{"result", "word", always, "`ok`, `no`, `bad`, or `aborted`: a connection ended before the answer, or the session was spliced"},
 				{"code", "text", "when the answer had one", "its response code"},
 				{"duration_ms", "number", always, "from its first line to its answer, behind any wait for a budget; of `IDLE`, how long it lasted"}}},
 			func(l *Log) {
@@ -257,7 +257,7 @@ func schema(t *testing.T) []described {
 				{"reread", "text", always, "what was read again; where it cannot be used, the last good version stays"},
 				{"detail", "text", always, "why"}}},
 			func(l *Log) {
-				_ = l.Reloaded("audit log, certificates, secrets", errors.New("/etc/imapgate.yaml has changed, which needs a restart: limits.drain"))
+				_ = l.Reloaded("audit log, certificates, secrets", errors.New("/etc/imapgate.yaml has changed, which needs a restart: limits.drain_timeout"))
 			},
 			func(l *Log) {
 				_ = l.Reloaded("audit log, certificates, secrets", errors.New("mail.pem: no certificate in it"))

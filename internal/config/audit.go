@@ -31,7 +31,7 @@ type AuditSink struct {
 	Stream     string   `yaml:"stream" form:"label" doc:"For type: redis. The key of a stream in the Redis of the redis block, whose account must be allowed XADD on it. Default: redis.prefix and audit."`
 	MaxRecords int      `yaml:"max_records" default:"100000" min:"100" max:"100000000" doc:"For type: redis. About how many records the stream keeps."`
 	Events     []string `yaml:"events" oneof:"started stopped config_reloaded config_rejected operator_action login_accepted login_refused session_ended connection_refused limit_hit ban_added ban_removed spray_suspected routes_emptied routes_restored session_attached upstream_lost session_pinned command records_lost log_opened" example:"[login_refused, ban_added]" doc:"The only events it gets. Left out: all."`
-	Results    []string `yaml:"results" oneof:"accepted bad canceled changed cut delayed gone inconsistent limit lost no ok refused slowed timeout too_large unavailable" example:"[refused, unavailable]" doc:"Of records with a result, the only ones it gets. Left out: all."`
+	Results    []string `yaml:"results" oneof:"aborted accepted bad canceled changed delayed gone inconsistent limit lost no ok refused slowed timeout too_large unavailable" example:"[refused, unavailable]" doc:"Of records with a result, the only ones it gets. Left out: all."`
 	OnFailure  string   `yaml:"on_failure" oneof:"block drop" doc:"As above, for this sink. Default: audit.on_failure."`
 }
 

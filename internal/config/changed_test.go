@@ -27,7 +27,7 @@ backends:
 	}{
 		{before, nil},
 		{"# a comment\n" + before + "log: {level: info}\n", nil}, // the default, written down
-		{before + "log: {level: debug}\nlimits: {drain: 1s}\n", []string{"limits.drain", "log.level"}},
+		{before + "log: {level: debug}\nlimits: {drain_timeout: 1s}\n", []string{"limits.drain_timeout", "log.level"}},
 		{before + "redis: {}\n", []string{"redis"}},
 		{before + "  north: {address: \"mail3:993\"}\n", []string{"backends.north"}},
 		{before + "  # none\n" + "tls: {certificates: [{cert: a, key: b}]}\n", []string{"tls.certificates"}},

@@ -8,8 +8,8 @@ import (
 	"imapgate/tlsconf"
 )
 
-// Config is the whole file. The tags of its fields mean: default, the value of
-// a key left out; oneof, the words allowed; later, words of the contract that
+// Config is the whole file. The tags of its fields mean: was, the key's name in
+// earlier versions; default, the value of a key left out; oneof, the words allowed; later, words of the contract that
 // this version does not have; min and max, bounds; form, a check in forms.go;
 // file, what becomes of a change of the file that the value names (schema.go); doc, the
 // text of the reference.
@@ -172,21 +172,21 @@ type Limits struct {
 	TLSHandshakes          int           `yaml:"tls_handshakes" default:"0" min:"0" max:"10000" doc:"TLS handshakes computed at a time; sessions and logins that are further on go first. Who would wait longer for a turn than 80 ms (500 ms in the first half second of a crowd) is disconnected at once: so a flood leaves room for those whose turn it is. 0: two for each core."`
 	IdleTimeout            time.Duration `yaml:"idle_timeout" default:"32m" min:"30m" max:"24h" doc:"A session in which neither side says anything ends after this. RFC 9051 demands at least 30 minutes."`
 	WriteTimeout           time.Duration `yaml:"write_timeout" default:"5m" min:"1s" max:"1h" doc:"A session whose client or backend does not take the bytes for it ends after this."`
-	AuthAttempts           int           `yaml:"auth_attempts" default:"3" min:"1" max:"100" doc:"Failed logins on a connection before it is closed."`
-	BadCommands            int           `yaml:"bad_commands" default:"3" min:"1" max:"100" doc:"Commands before login that are not understood, before the connection is closed."`
+	AuthAttempts           int           `yaml:"max_auth_attempts" was:"auth_attempts" default:"3" min:"1" max:"100" doc:"Failed logins on a connection before it is closed."`
+	BadCommands            int           `yaml:"max_bad_commands" was:"bad_commands" default:"3" min:"1" max:"100" doc:"Commands before login that are not understood, before the connection is closed."`
 	MaxLineLength          int           `yaml:"max_line_length" default:"65536" min:"65536" max:"16777216" doc:"Bytes of a client's line after the login, literals not counted, in the modes reuse and resume; splice counts none. Longer ones are answered BAD. Set it to what the backends take (Dovecot: imap_max_line_length): webmails send long lists of UIDs. A client can have so much of the gateway's memory while it sends a line."`
 	UpstreamConnectTimeout time.Duration `yaml:"upstream_connect_timeout" default:"5s" min:"100ms" max:"1m" doc:"For a TCP connection to a backend."`
 	UpstreamLoginTimeout   time.Duration `yaml:"upstream_login_timeout" default:"30s" min:"1s" max:"5m" doc:"For the whole login at a backend, connecting included. For its answer to the password a backend has 20s at least: what is not waited for would be a guess that does not count."`
 	MaxUpstreamLogins      int           `yaml:"max_upstream_logins" default:"64" min:"1" max:"100000" doc:"Logins under way at one backend at a time; more wait. One counts for a second at most: a backend that delays its answer to a wrong password keeps nobody else waiting."`
 	ProxyTTL               int           `yaml:"proxy_ttl" default:"5" min:"1" max:"255" doc:"IMAP proxies a login may pass through, to end loops."`
-	Drain                  time.Duration `yaml:"drain" default:"30s" min:"0s" max:"24h" doc:"How long sessions may go on after SIGTERM. Quiet ones are ended one after the other in this time. Whoever stops the gateway must wait for longer: see OPERATIONS.md, Restart and replace."`
-	MaxUpstreamRate        int           `yaml:"max_upstream_rate" default:"0" min:"0" max:"1000000" doc:"New connections to one backend in a second, of all users together; more wait, within the time of their login. 0: as they come."`
-	Verifiers              int           `yaml:"verifiers" default:"0" min:"0" max:"1024" doc:"Password hashes computed at a time. 0: one for each core."`
+	Drain                  time.Duration `yaml:"drain_timeout" was:"drain" default:"30s" min:"0s" max:"24h" doc:"How long sessions may go on after SIGTERM. Quiet ones are ended one after the other in this time. Whoever stops the gateway must wait for longer: see OPERATIONS.md, Restart and replace."`
+	MaxUpstreamRate        int           `yaml:"max_upstream_connects_per_second" was:"max_upstream_rate" default:"0" min:"0" max:"1000000" doc:"New connections to one backend in a second, of all users together; more wait, within the time of their login. 0: as they come."`
+	Verifiers              int           `yaml:"max_password_hashes" was:"verifiers" default:"0" min:"0" max:"1024" doc:"Password hashes computed at a time. 0: one for each core."`
 
 	Connections Connections    `yaml:"connections" doc:"How many connections clients may have. What is full says so: before the login with BYE, behind a right password with NO [LIMIT]. With redis the counts are of all gateways together."`
 	Failures    Failures       `yaml:"failures" doc:"What failed logins cost. A wrong password that is only repeated, as a forgotten phone does, is counted once. With redis the counts, delays and bans are of all gateways together."`
-	Budget      Budget         `yaml:"budget" doc:"What the sessions of one user may use together. A user who uses more is slowed down, not cut off."`
-	Exempt      []netip.Prefix `yaml:"exempt" default:"127.0.0.0/8 ::1/128" example:"[127.0.0.0/8, 10.2.0.0/16]" doc:"Networks of which no address is counted, delayed or banned, such as a webmail's, which stands for many people; what bounds a user's sessions and budget holds there too, but failed logins from there are not counted. The client's own address decides, by a PROXY header or a trusted ID where there is one."`
+	Budget      Budget         `yaml:"user_quota" was:"budget" doc:"What the sessions of one user may use together. A user who uses more is slowed down, not cut off."`
+	Exempt      []netip.Prefix `yaml:"exempt_networks" was:"exempt" default:"127.0.0.0/8 ::1/128" example:"[127.0.0.0/8, 10.2.0.0/16]" doc:"Networks of which no address is counted, delayed or banned, such as a webmail's, which stands for many people; what bounds a user's sessions and budget holds there too, but failed logins from there are not counted. The client's own address decides, by a PROXY header or a trusted ID where there is one."`
 }
 
 // Log is the ordinary log.

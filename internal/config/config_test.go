@@ -171,7 +171,7 @@ backends:
   east:
     address: mail-east
     mode: park
-limits: {preauth_timeout: 10, bad_commands: 0}
+limits: {preauth_timeout: 10, max_bad_commands: 0}
 `), noEnv)
 	want := `/etc/imapgate.yaml:3:14: listeners[1].address: "0.0.0.0:993" cannot be listened on together with "0.0.0.0:993" of listeners[0]
 /etc/imapgate.yaml:4:10: listeners[1].tls: "tlss" is not one of implicit, starttls, none
@@ -181,7 +181,7 @@ limits: {preauth_timeout: 10, bad_commands: 0}
 /etc/imapgate.yaml:10:14: backends.east.address: "mail-east" is not host:port such as mail.example.org:993
 /etc/imapgate.yaml:11:11: backends.east.mode: park is not available in this version; it has splice, reuse, resume
 /etc/imapgate.yaml:12:27: limits.preauth_timeout: expected a duration such as 30s, 5m, 24h or 7d, got a number
-/etc/imapgate.yaml:12:45: limits.bad_commands: "0" is less than 1`
+/etc/imapgate.yaml:12:49: limits.max_bad_commands: "0" is less than 1`
 	var invalid *Invalid
 	if !errors.As(err, &invalid) {
 		t.Fatal(err)
@@ -319,9 +319,9 @@ func TestEachMistakeIsNamedWithItsPlace(t *testing.T) {
 		"backends: {east: {address: \"a:1\", tls: none, ca: /ca}}":                                                "backends.east: ca, server_name and client_certificate are used only with TLS",
 		"backends: {east: {address: \"a:1\", client_certificate: {cert: /c}}}":                                    "backends.east.client_certificate.key: is required",
 		"backends: {east: {address: \"a:1\", mode: reuses}}":                                                      `backends.east.mode: "reuses" is not one of splice, reuse, resume`,
-		"backends: {east: {mux: {hold_max: 0s}}}":                                                                 `backends.east.mux.hold_max: "0s" is less than 100ms`,
-		"backends: {east: {mux: {max_attaches: 0}}}":                                                              `backends.east.mux.max_attaches: "0" is less than 1`,
-		"backends: {east: {mux: {learn: never}}}":                                                                 `backends.east.mux.learn: "never" is not one of auto, eager, lazy`,
+		"backends: {east: {mux: {command_hold_timeout: 0s}}}":                                                     `backends.east.mux.command_hold_timeout: "0s" is less than 100ms`,
+		"backends: {east: {mux: {max_concurrent_reattaches: 0}}}":                                                 `backends.east.mux.max_concurrent_reattaches: "0" is less than 1`,
+		"backends: {east: {mux: {uid_prefetch: never}}}":                                                          `backends.east.mux.uid_prefetch: "never" is not one of auto, eager, lazy`,
 		"backends: {east: {mux: {park_delay: 30s}}}":                                                              "backends.east.mux.park_delay: unknown key",
 		"backends: {east: {mux: {hide_capabilities: [SORT, imap4rev1]}}}":                                         "backends.east.mux.hide_capabilities[1]: imap4rev1 cannot be hidden",
 		"backends: {east: {mux: {hide_capabilities: [\"A B\"]}}}":                                                 `hide_capabilities[0]: "A B" is not the name of a capability`,
@@ -467,9 +467,9 @@ func TestErrorsOfWhatWasOpenedAreGivenTheirPlace(t *testing.T) {
 	wrong := errors.New("wrong")
 	got := c.Place(errors.Join(
 		At("audit.sinks[1].path", wrong), At("audit.sinks[0].path", wrong), At("backends.east", At("backends.east.ca", wrong)),
-		At("tls", errors.Join(At("tls.certificates[0].key", wrong), errors.Join(wrong, errors.Join(wrong)))), At("limits.drain", fmt.Errorf("%w: %w", wrong, wrong)), wrong, At("x", nil)))
+		At("tls", errors.Join(At("tls.certificates[0].key", wrong), errors.Join(wrong, errors.Join(wrong)))), At("limits.drain_timeout", fmt.Errorf("%w: %w", wrong, wrong)), wrong, At("x", nil)))
 	want := `f.yaml: wrong
-f.yaml:1:1: limits.drain: wrong: wrong
+f.yaml:1:1: limits.drain_timeout: wrong: wrong
 f.yaml:2:1: tls: wrong
 f.yaml:2:1: tls: wrong
 f.yaml:2:42: tls.certificates[0].key: wrong
@@ -492,6 +492,21 @@ func TestPartsAreThoseOfJoinsWithinJoins(t *testing.T) {
 	} {
 		if got := Parts(c.err); !slices.Equal(got, c.want) {
 			t.Errorf("%v: %q", c.err, got)
+		}
+	}
+}
+
+func TestAKeyThatWasRenamedIsNamed(t *testing.T) {
+	for text, want := range map[string]string{
+		"limits: {drain: 30s}":                                 "limits.drain: was renamed to drain_timeout",
+		"limits: {failures: {ban: 10m}}":                       "limits.failures.ban: was renamed to ban_duration",
+		"limits: {exempt: []}":                                 "limits.exempt: was renamed to exempt_networks",
+		"listeners: [{limits: {budget: {}}}]":                  "listeners[0].limits.budget: was renamed to user_quota",
+		"backends: {east: {address: h:1, mux: {learn: lazy}}}": "backends.east.mux.learn: was renamed to uid_prefetch",
+	} {
+		_, err := parse("f.yaml", []byte(text), noEnv)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", text, err, want)
 		}
 	}
 }

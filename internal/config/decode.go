@@ -95,7 +95,7 @@ func (d decoder) block(n ast.Node, v reflect.Value, key string) {
 		name, _ := keyText(pair.Key)
 		i := slices.IndexFunc(known, func(f field) bool { return f.name == name })
 		if i < 0 {
-			d.add(Below(key, name), "unknown key; %s", suggest(name, known))
+			d.add(Below(key, name), "%s", unknownKey(name, known))
 			continue
 		}
 		d.value(pair.Value, v.Field(known[i].index), known[i], Below(key, name))

@@ -21,8 +21,8 @@ type Connections struct {
 type ListenerLimits struct {
 	Connections ListenerConnections `yaml:"connections" doc:"How many connections clients may have here. Numbers are counted over all listeners; what is compared with them is this listener's."`
 	Failures    ListenerFailures    `yaml:"failures" doc:"What failed logins cost here. They count wherever they were; what is compared with the counts is this listener's. The lengths of bans, ban_within and known_for are the same everywhere."`
-	Budget      ListenerBudget      `yaml:"budget" doc:"What the sessions of one user may use here together, those of listeners with the same budget included. Uploads of a day are counted over all listeners; what is compared with them is this listener's."`
-	Exempt      []netip.Prefix      `yaml:"exempt" example:"[10.2.0.0/16]" doc:"Instead of limits.exempt. An empty list exempts nobody."`
+	Budget      ListenerBudget      `yaml:"user_quota" was:"budget" doc:"What the sessions of one user may use here together, those of listeners with the same budget included. Uploads of a day are counted over all listeners; what is compared with them is this listener's."`
+	Exempt      []netip.Prefix      `yaml:"exempt_networks" was:"exempt" example:"[10.2.0.0/16]" doc:"Instead of limits.exempt_networks. An empty list exempts nobody."`
 }
 
 // ListenerConnections is Connections where -1 stands for what limits says.
@@ -43,7 +43,7 @@ type ListenerFailures struct {
 	Delay        time.Duration `yaml:"delay" default:"-1s" min:"-1s" max:"1m" doc:"As in limits.failures; -1s: what is said there."`
 	MaxDelay     time.Duration `yaml:"max_delay" default:"-1s" min:"-1s" max:"5m" doc:"As in limits.failures; -1s: what is said there."`
 	PerUserHour  int           `yaml:"per_user_hour" default:"-1" min:"-1" max:"1000000" doc:"As in limits.failures."`
-	PerUserTotal int           `yaml:"per_user_total" default:"-1" min:"-1" max:"10000000" doc:"As in limits.failures."`
+	PerUserTotal int           `yaml:"per_user_day" was:"per_user_total" default:"-1" min:"-1" max:"10000000" doc:"As in limits.failures."`
 	PerUserNet   int           `yaml:"per_user_network_hour" default:"-1" min:"-1" max:"1000000" doc:"As in limits.failures."`
 	BanAfter     int           `yaml:"ban_after" default:"-1" min:"-1" max:"1000000" doc:"As in limits.failures: a failed login here bans its address when it has failed as often within ban_within, here or elsewhere. Who is banned is at all listeners."`
 }
@@ -55,13 +55,13 @@ type Failures struct {
 	Delay        time.Duration `yaml:"delay" default:"2s" min:"0s" max:"1m" doc:"The answer to a wrong password takes this long, a fifth more or less. The next login from the address waits as long before it is tried, each one behind a further wrong password twice as long. 0s: nothing waits but the 200 ms of every denial."`
 	MaxDelay     time.Duration `yaml:"max_delay" default:"15s" min:"0s" max:"5m" doc:"The longest such delay, and never more than a quarter of limits.preauth_timeout."`
 	PerUserHour  int           `yaml:"per_user_hour" default:"10" min:"0" max:"1000000" doc:"Failed logins of one user in an hour, beyond which logins for it are delayed. Networks from which the user has logged in of late (known_for) are not."`
-	PerUserTotal int           `yaml:"per_user_total" default:"100" min:"0" max:"10000000" doc:"Failed logins of one user in a day from networks where it is not known, beyond which only networks where it is may log in. A user who is known in no network is delayed by max_delay instead. A right login from a new network starts again."`
+	PerUserTotal int           `yaml:"per_user_day" was:"per_user_total" default:"100" min:"0" max:"10000000" doc:"Failed logins of one user in a day from networks where it is not known, beyond which only networks where it is may log in. A user who is known in no network is delayed by max_delay instead. A right login from a new network starts again."`
 	PerUserNet   int           `yaml:"per_user_network_hour" default:"20" min:"0" max:"1000000" doc:"Failed logins of one user from one address (IPv6: network of 64 bits) in an hour, beyond which that user may not log in there for a while, also where it is known. As many from the network around it (24 bits) are enough where the user is not known in it; where it is they delay."`
 	KnownFor     time.Duration `yaml:"known_for" default:"720h" min:"1h" max:"8760h" doc:"A network is known for this long behind a right login of the user."`
 	BanAfter     int           `yaml:"ban_after" default:"10" min:"0" max:"1000000" doc:"An address with this many failed logins within ban_within is banned: its connections are refused. 0: nobody is banned but by hand."`
 	BanWithin    time.Duration `yaml:"ban_within" default:"10m" min:"1s" max:"24h" doc:"For ban_after."`
-	Ban          time.Duration `yaml:"ban" default:"10m" min:"1s" max:"24h" doc:"The length of the first ban. Each further one is twice as long."`
-	MaxBan       time.Duration `yaml:"max_ban" default:"24h" min:"1s" max:"8760h" doc:"The longest ban."`
+	Ban          time.Duration `yaml:"ban_duration" was:"ban" default:"10m" min:"1s" max:"24h" doc:"The length of the first ban. Each further one is twice as long."`
+	MaxBan       time.Duration `yaml:"max_ban_duration" was:"max_ban" default:"24h" min:"1s" max:"8760h" doc:"The longest ban."`
 }
 
 // Budget is what the sessions of one user may use together.
@@ -74,10 +74,10 @@ type Budget struct {
 
 // ListenerBudget is Budget where -1 stands for what limits says.
 type ListenerBudget struct {
-	CommandsPerSecond int `yaml:"commands_per_second" default:"-1" min:"-1" max:"1000000" doc:"As in limits.budget; -1: what is said there, here and below."`
-	BytesInPerSecond  int `yaml:"bytes_in_per_second" default:"-1" min:"-1" max:"1000000000000" doc:"As in limits.budget."`
-	BytesOutPerSecond int `yaml:"bytes_out_per_second" default:"-1" min:"-1" max:"1000000000000" doc:"As in limits.budget."`
-	AppendBytesPerDay int `yaml:"append_bytes_per_day" default:"-1" min:"-1" max:"1000000000000000" doc:"As in limits.budget. When any listener has a bound, what is uploaded at one without counts too."`
+	CommandsPerSecond int `yaml:"commands_per_second" default:"-1" min:"-1" max:"1000000" doc:"As in limits.user_quota; -1: what is said there, here and below."`
+	BytesInPerSecond  int `yaml:"bytes_in_per_second" default:"-1" min:"-1" max:"1000000000000" doc:"As in limits.user_quota."`
+	BytesOutPerSecond int `yaml:"bytes_out_per_second" default:"-1" min:"-1" max:"1000000000000" doc:"As in limits.user_quota."`
+	AppendBytesPerDay int `yaml:"append_bytes_per_day" default:"-1" min:"-1" max:"1000000000000000" doc:"As in limits.user_quota. When any listener has a bound, what is uploaded at one without counts too."`
 }
 
 // On is c as a listener has it.
@@ -148,7 +148,7 @@ func (k checker) limits() {
 	if l.TLSHandshakeTimeout > l.PreauthTimeout {
 		k.add("limits.tls_handshake_timeout", "is longer than preauth_timeout, which includes it")
 	}
-	k.budget("limits.budget", l.Budget)
+	k.budget("limits.user_quota", l.Budget)
 	if l.Failures.Delay > l.Failures.MaxDelay {
 		k.add("limits.failures.delay", "is longer than max_delay")
 	}
@@ -161,11 +161,11 @@ func (k checker) limits() {
 			k.add(key+".failures.delay", "is longer than max_delay")
 		}
 		if b := l.Budget.On(on); b != l.Budget {
-			k.budget(key+".budget", b)
+			k.budget(key+".user_quota", b)
 		}
 	}
 	if l.Failures.Ban > l.Failures.MaxBan {
-		k.add("limits.failures.ban", "is longer than max_ban")
+		k.add("limits.failures.ban_duration", "is longer than max_ban_duration")
 	}
 }
 

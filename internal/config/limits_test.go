@@ -13,9 +13,9 @@ func TestAListenerHasWhatItDoesNotChange(t *testing.T) {
 listeners:
   - address: 0.0.0.0:993
   - address: 0.0.0.0:1993
-    limits: {connections: {per_user: 7, preauth_per_address: 0}, exempt: []}
+    limits: {connections: {per_user: 7, preauth_per_address: 0}, exempt_networks: []}
   - address: 0.0.0.0:2993
-    limits: {exempt: [10.2.0.0/16]}
+    limits: {exempt_networks: [10.2.0.0/16]}
 `)
 	plain, busy, webmail := c.Listeners[0], c.Listeners[1], c.Listeners[2]
 	want := Connections{PerUserAddress: 10, PerUser: 50, PerAddress: 100, PreauthPerAddress: 20, PreauthNetwork: 25, NewPerMinute: 60, NewBurst: 30}
@@ -39,8 +39,8 @@ listeners:
 }
 
 func TestDelaysAndBansGrow(t *testing.T) {
-	_, err := parse("test.yaml", []byte(minimal+"limits: {failures: {delay: 20s, ban: 48h}}\n"), noEnv)
-	for _, want := range []string{"limits.failures.delay: is longer than max_delay", `limits.failures.ban: "48h" is more than 24h`} {
+	_, err := parse("test.yaml", []byte(minimal+"limits: {failures: {delay: 20s, ban_duration: 48h}}\n"), noEnv)
+	for _, want := range []string{"limits.failures.delay: is longer than max_delay", `limits.failures.ban_duration: "48h" is more than 24h`} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q is missing: %v", want, err)
 		}
@@ -49,13 +49,13 @@ func TestDelaysAndBansGrow(t *testing.T) {
 
 func TestAListenerHasItsOwnFailuresAndBudget(t *testing.T) {
 	c := mustParse(t, minimal+`
-limits: {budget: {commands_per_second: 50, append_bytes_per_day: 1000}}
+limits: {user_quota: {commands_per_second: 50, append_bytes_per_day: 1000}}
 listeners:
   - address: 0.0.0.0:993
   - address: 0.0.0.0:1993
     limits:
       failures: {per_minute: 3, per_day: 0, delay: 0s, max_delay: 5s, ban_after: 0}
-      budget: {append_bytes_per_day: 0, bytes_in_per_second: 65536}
+      user_quota: {append_bytes_per_day: 0, bytes_in_per_second: 65536}
 `)
 	plain, strict, f := c.Listeners[0], c.Listeners[1], c.Limits.Failures
 	if got := f.On(plain); got != f {
@@ -77,15 +77,15 @@ listeners:
 func TestWhatIsWrongWithAListenersLimitsIsSaidThere(t *testing.T) {
 	_, err := parse("test.yaml", []byte(minimal+`
 listeners:
-  - limits: {failures: {delay: 20s}, budget: {bytes_out_per_second: 10}}
-  - {address: "0.0.0.0:1993", limits: {failures: {ban: 1h, delay: -2s, per_day: -2}}}
+  - limits: {failures: {delay: 20s}, user_quota: {bytes_out_per_second: 10}}
+  - {address: "0.0.0.0:1993", limits: {failures: {ban_duration: 1h, delay: -2s, per_day: -2}}}
   - {address: "0.0.0.0:2993", limits: {failures: {max_delay: 1s}}}
 `), noEnv)
 	for _, want := range []string{
 		"listeners[0].limits.failures.delay: is longer than max_delay",
-		"listeners[0].limits.budget.bytes_out_per_second: is less than 16384",
+		"listeners[0].limits.user_quota.bytes_out_per_second: is less than 16384",
 		"listeners[2].limits.failures.delay: is longer than max_delay",
-		"listeners[1].limits.failures.ban: unknown key",
+		"listeners[1].limits.failures.ban_duration: unknown key",
 		`listeners[1].limits.failures.delay: "-2s" is less than -1s`,
 		`listeners[1].limits.failures.per_day: "-2" is less than -1`,
 	} {
@@ -97,13 +97,13 @@ listeners:
 
 func TestAMappedNetworkIsWrittenAsItsOwn(t *testing.T) {
 	_, err := parse("test.yaml", []byte(minimal+`
-limits: {exempt: ["::ffff:10.0.0.0/104", "::ffff:10.0.0.1"]}
-listeners: [{limits: {exempt: ["::ffff:0:0/96"]}}]
+limits: {exempt_networks: ["::ffff:10.0.0.0/104", "::ffff:10.0.0.1"]}
+listeners: [{limits: {exempt_networks: ["::ffff:0:0/96"]}}]
 `), noEnv)
 	for _, want := range []string{
-		`limits.exempt[0]: "::ffff:10.0.0.0/104": write the IPv4 network itself`,
-		`limits.exempt[1]: "::ffff:10.0.0.1": write the IPv4 network itself`,
-		`listeners[0].limits.exempt[0]: "::ffff:0:0/96": write the IPv4 network itself`,
+		`limits.exempt_networks[0]: "::ffff:10.0.0.0/104": write the IPv4 network itself`,
+		`limits.exempt_networks[1]: "::ffff:10.0.0.1": write the IPv4 network itself`,
+		`listeners[0].limits.exempt_networks[0]: "::ffff:0:0/96": write the IPv4 network itself`,
 	} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q is missing: %v", want, err)

@@ -20,9 +20,9 @@ func TestMuxDefaultsAreThoseOfTheRelay(t *testing.T) {
 
 func TestEachMuxKeyReachesTheRelay(t *testing.T) {
 	got := mustParse(t, strings.Replace(minimal, `993"}`, `993", mode: resume, mux: {
-  logout_reuse_ttl: 1s, max_age: 2m, cred_cache: true, cred_ttl: 3s, max_per_user: 4, max_total: 5,
-  hold_max: 6s, lost_max: 7s, learn: lazy, learn_max: 8, flags_full_max: 9, max_attaches: 10,
-  silence_max: 11s, verify_view: sample, consistent: false, hide_capabilities: [sort, X-GM-EXT-1]}}`, 1)).Backends["east"].Mux.Settings()
+  pool_idle_timeout: 1s, max_age: 2m, credential_cache: true, credential_cache_ttl: 3s, max_per_user: 4, max_total: 5,
+  command_hold_timeout: 6s, idle_reattach_timeout: 7s, uid_prefetch: lazy, uid_prefetch_max_messages: 8, flag_resync_max_messages: 9, max_concurrent_reattaches: 10,
+  silence_timeout: 11s, consistency_check: sample, read_after_write: false, hide_capabilities: [sort, X-GM-EXT-1]}}`, 1)).Backends["east"].Mux.Settings()
 	want := mux.Settings{
 		ReuseTTL: time.Second, MaxAge: 2 * time.Minute, CredCache: true, CredTTL: 3 * time.Second, MaxPerUser: 4, MaxTotal: 5,
 		HoldMax: 6 * time.Second, LostMax: 7 * time.Second, Learn: mux.Lazy, LearnMax: 8, FlagsFullMax: 9, MaxAttaches: 10, SilenceMax: 11 * time.Second,
@@ -42,9 +42,9 @@ func TestEachMuxKeyReachesTheRelay(t *testing.T) {
 func TestModesThatHaveWhatTheyNeedAreAccepted(t *testing.T) {
 	for _, more := range []string{
 		"mode: reuse",
-		"mode: reuse, mux: {cred_cache: true}",
+		"mode: reuse, mux: {credential_cache: true}",
 		"mode: resume",
-		"mode: resume, mux: {logout_reuse_ttl: 0s, max_per_user: 0}",
+		"mode: resume, mux: {pool_idle_timeout: 0s, max_per_user: 0}",
 	} {
 		b := mustParse(t, strings.Replace(minimal, `993"}`, `993", `+more+`}`, 1)).Backends["east"]
 		if !strings.HasPrefix(more, "mode: "+b.Mode) {

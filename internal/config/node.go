@@ -56,6 +56,16 @@ func suggest(name string, known []field) string {
 	return "the keys here are " + strings.Join(all, ", ")
 }
 
+// unknownKey explains a key that no field has.
+func unknownKey(name string, known []field) string {
+	for _, f := range known {
+		if f.was == name {
+			return "was renamed to " + f.name
+		}
+	}
+	return "unknown key; " + suggest(name, known)
+}
+
 // edits is the Levenshtein distance of two short words; long ones are far.
 func edits(a, b string) int {
 	if len(a) > maxQuoted {

@@ -15,6 +15,7 @@ import (
 type field struct {
 	index  int
 	name   string
+	was    string // its name in earlier versions
 	def    string // the default as text
 	hasDef bool
 	oneof  []string // allowed words
@@ -46,7 +47,7 @@ func fields(t reflect.Type) []field {
 		if name == "-" {
 			continue
 		}
-		f := field{index: i, name: name, form: tag.Get("form"), file: tag.Get("file"), doc: tag.Get("doc"), sample: tag.Get("example"),
+		f := field{index: i, name: name, was: tag.Get("was"), form: tag.Get("form"), file: tag.Get("file"), doc: tag.Get("doc"), sample: tag.Get("example"),
 			oneof: strings.Fields(tag.Get("oneof")), later: strings.Fields(tag.Get("later")),
 			min: tag.Get("min"), max: tag.Get("max")}
 		f.def, f.hasDef = tag.Lookup("default")

@@ -29,7 +29,7 @@ const healthTime = 20 * time.Second
 // watched is a gateway whose word on sharing is listened to.
 type watched struct {
 	*gateway
-	shared atomic.Int32 // imapgate_limits_shared; -1 before the first word
+	shared atomic.Int32 // imapgate_limits_cluster_connected; -1 before the first word
 	log    *observer.ObservedLogs
 }
 

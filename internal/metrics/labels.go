@@ -70,8 +70,8 @@ var (
 	reloadResults = []string{OK, Refused}
 	probeKinds    = []string{ProbeConnect, ProbeLocal, ProbeTLS, ProbeIMAP}
 	// As in the audit log, those with which a session can end.
-	endReasons = []string{"client_logout", "client_closed", "client_lost", "client_protocol", "client_stalled",
+	endReasons = []string{"client_logout", "client_closed", "client_error", "client_protocol", "client_stalled",
 		"backend_closed", "backend_lost", "backend_stalled", "idle", "drained", "shutdown", "kicked", "moved", "token_expired",
 		"overload", "identity_violation", "internal", "mailbox_gone", "mailbox_changed", "mailbox_too_large",
-		"view_inconsistent", "upstream_lost", "upstream_away", "login_revoked", "limit_reached", "backend_protocol"}
+		"view_inconsistent", "upstream_lost", "upstream_unavailable", "login_revoked", "limit_reached", "backend_protocol"}
 )

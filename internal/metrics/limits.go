@@ -32,11 +32,11 @@ type Limits struct {
 
 func newLimits(r register) *Limits {
 	return &Limits{
-		Shared: r.gauge("imapgate_limits_shared",
+		Shared: r.gauge("imapgate_limits_cluster_connected",
 			"1 while limits are counted together with the other gateways; at 0 this one counts alone."),
-		Sprays:   r.counter("imapgate_spray_suspected_total", "Times that a few passwords seemed to be tried for many users."),
+		Sprays:   r.counter("imapgate_password_spray_detections_total", "Times that a few passwords seemed to be tried for many users."),
 		refusals: r.counters("imapgate_limit_refusals_total", "Connections, logins and uploads that a limit turned away.", "limit", limitNames),
-		holds:    r.counters("imapgate_limit_waits_total", "Times that a limit made a session or a login wait.", "limit", holdNames),
+		holds:    r.counters("imapgate_limit_throttled_total", "Times that a limit made a session or a login wait.", "limit", holdNames),
 		delays:   r.histogram("imapgate_login_delay_seconds", "How long logins were made to wait because others had failed.", delayBuckets),
 	}
 }

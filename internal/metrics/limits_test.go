@@ -21,12 +21,12 @@ func TestWhatALimitDoesIsCountedUnderItsName(t *testing.T) {
 	for series, want := range map[string]string{
 		`imapgate_limit_refusals_total{limit="user_connections"}`: "1",
 		`imapgate_limit_refusals_total{limit="other"}`:            "1",
-		`imapgate_limit_waits_total{limit="bytes_out"}`:           "1",
-		`imapgate_limit_waits_total{limit="other"}`:               "1",
+		`imapgate_limit_throttled_total{limit="bytes_out"}`:       "1",
+		`imapgate_limit_throttled_total{limit="other"}`:           "1",
 		`imapgate_login_delay_seconds_bucket{le="2"}`:             "0",
 		`imapgate_login_delay_seconds_bucket{le="4"}`:             "1",
-		`imapgate_bans`:                  "2",
-		`imapgate_spray_suspected_total`: "1",
+		`imapgate_bans`: "2",
+		`imapgate_password_spray_detections_total`: "1",
 	} {
 		if got[series] != want {
 			t.Errorf("%s is %q, want %q", series, got[series], want)

@@ -57,7 +57,7 @@ func New(version string) *Metrics {
 	m.Parked = r.gauge("imapgate_parked_sessions", "Quiet sessions that hold no goroutine.")
 	m.IdentityViolations = r.counter("imapgate_identity_violations_total",
 		"Sessions ended because the upstream was not the user's own. Anything but 0 is an emergency.")
-	m.RouteChannelUp = r.gauge("imapgate_route_channel_up",
+	m.RouteChannelUp = r.gauge("imapgate_route_invalidation_connected",
 		"1 while changes of routes are pushed to this gateway; at 0 they are seen after the cache's ttl.")
 	m.RoutesEmptied = r.gauge("imapgate_routes_emptied",
 		"1 while most of the route records that Redis was seen to hold are gone, and nobody is taken for unknown.")

@@ -67,7 +67,7 @@ func TestEachEventIsCountedInItsSeries(t *testing.T) {
 		`imapgate_parked_sessions`:                                           "7",
 		`imapgate_bytes_total{direction="to_client"}`:                        "1.099511627776e+12",
 		`imapgate_bytes_total{direction="to_backend"}`:                       "5",
-		`imapgate_route_channel_up`:                                          "1",
+		`imapgate_route_invalidation_connected`:                              "1",
 		`imapgate_routes_emptied`:                                            "1",
 		`imapgate_sessions{mode="splice"}`:                                   "1",
 		`imapgate_session_ends_total{reason="client_closed"}`:                "1",

@@ -30,21 +30,21 @@ type attachKey struct{ reason, result string }
 
 func newMux(r register) *Mux {
 	return &Mux{
-		attachSeconds: r.histogram("imapgate_mux_attach_seconds", "From the wish for an upstream to a session that goes on there.", waitBuckets),
+		attachSeconds: r.histogram("imapgate_mux_reattach_seconds", "From the wish for an upstream to a session that goes on there.", waitBuckets),
 		leaseSeconds:  r.histogram("imapgate_mux_lease_wait_seconds", "How long a session waited for an upstream connection.", waitBuckets),
 		attaches:      r.attaches(),
-		ghosts: r.counter("imapgate_mux_ghost_attaches_total",
+		ghosts: r.counter("imapgate_mux_reattach_expunge_deferred_total",
 			"Attaches that found messages gone whose loss the client could not be told at once."),
 		expungeIssued: r.counter("imapgate_mux_expungeissued_total",
 			"Commands answered NO [EXPUNGEISSUED] by the gateway itself."),
 		retries: r.counters("imapgate_mux_retries_total", "Commands sent again after an upstream was lost.", "command", retried),
-		byes:    r.counters("imapgate_mux_byes_total", "Sessions the gateway ended with BYE.", "reason", byeReasons),
-		invariants: r.counters("imapgate_mux_invariant_total",
+		byes:    r.counters("imapgate_mux_sessions_terminated_total", "Sessions the gateway ended with BYE.", "reason", byeReasons),
+		invariants: r.counters("imapgate_backend_protocol_violations_total",
 			"What a backend said that cannot be, or a view that was not the backend's. Three in an hour switch the backend to splice.",
 			"kind", violations),
 		states:        r.gauges("imapgate_mux_sessions", "Sessions by what they hold.", "state", states),
 		pins:          r.counters("imapgate_mux_pins_total", "Sessions pinned to their upstream, by why.", "reason", pinReasons),
-		verifications: r.counters("imapgate_mux_verify_total", "Views compared with what the backend says.", "result", verifyResults),
+		verifications: r.counters("imapgate_mux_consistency_checks_total", "Views compared with what the backend says.", "result", verifyResults),
 		waiting:       r.gauge("imapgate_mux_pool_connections", "Upstream connections that wait for their account's next login."),
 		reused:        r.counter("imapgate_mux_pool_reused_total", "Waiting upstream connections that were used again."),
 		discards:      r.counters("imapgate_mux_pool_discarded_total", "Upstream connections closed instead of kept, by why.", "reason", discards),
@@ -53,7 +53,7 @@ func newMux(r register) *Mux {
 
 // attaches resolves the counters of all pairs of reason and result.
 func (r register) attaches() map[attachKey]prometheus.Counter {
-	vec := r.counterVec("imapgate_mux_attaches_total", "Sessions that were given an upstream anew.", "reason", "result")
+	vec := r.counterVec("imapgate_mux_reattaches_total", "Sessions that were given an upstream anew.", "reason", "result")
 	set := make(map[attachKey]prometheus.Counter)
 	for _, reason := range append([]string{Other}, attachReasons...) {
 		for _, result := range append([]string{Other}, attachResults...) {

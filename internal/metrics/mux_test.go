@@ -38,27 +38,27 @@ func TestEachEventOfAMuxIsCountedInItsSeries(t *testing.T) {
 	m.Mux.Discarded(metrics.DiscardUnread)
 	got := scrape(t, m)
 	for series, want := range map[string]string{
-		`imapgate_mux_attach_seconds_bucket{le="0.025"}`:           "0",
-		`imapgate_mux_attach_seconds_bucket{le="0.05"}`:            "1",
-		`imapgate_mux_attaches_total{reason="lost",result="ok"}`:   "1",
-		`imapgate_mux_attaches_total{reason="hold",result="gone"}`: "0",
-		`imapgate_mux_ghost_attaches_total`:                        "1",
-		`imapgate_mux_expungeissued_total`:                         "1",
-		`imapgate_mux_retries_total{command="UID FETCH"}`:          "1",
-		`imapgate_mux_byes_total{reason="mailbox_gone"}`:           "1",
-		`imapgate_mux_invariant_total{kind="exists_shrank"}`:       "1",
-		`imapgate_mux_backend_spliced{backend="east"}`:             "1",
-		`imapgate_mux_backend_spliced{backend="west"}`:             "0",
-		`imapgate_mux_spliced_users{backend="east"}`:               "2",
-		`imapgate_mux_lease_wait_seconds_count`:                    "1",
-		`imapgate_mux_sessions{state="unselected"}`:                "1",
-		`imapgate_mux_sessions{state="attached"}`:                  "1",
-		`imapgate_mux_sessions{state="pinned"}`:                    "0",
-		`imapgate_mux_pins_total{reason="notify"}`:                 "1",
-		`imapgate_mux_verify_total{result="same"}`:                 "1",
-		`imapgate_mux_pool_connections`:                            "1",
-		`imapgate_mux_pool_reused_total`:                           "1",
-		`imapgate_mux_pool_discarded_total{reason="unread"}`:       "1",
+		`imapgate_mux_reattach_seconds_bucket{le="0.025"}`:                 "0",
+		`imapgate_mux_reattach_seconds_bucket{le="0.05"}`:                  "1",
+		`imapgate_mux_reattaches_total{reason="lost",result="ok"}`:         "1",
+		`imapgate_mux_reattaches_total{reason="hold",result="gone"}`:       "0",
+		`imapgate_mux_reattach_expunge_deferred_total`:                     "1",
+		`imapgate_mux_expungeissued_total`:                                 "1",
+		`imapgate_mux_retries_total{command="UID FETCH"}`:                  "1",
+		`imapgate_mux_sessions_terminated_total{reason="mailbox_gone"}`:    "1",
+		`imapgate_backend_protocol_violations_total{kind="exists_shrank"}`: "1",
+		`imapgate_mux_backend_spliced{backend="east"}`:                     "1",
+		`imapgate_mux_backend_spliced{backend="west"}`:                     "0",
+		`imapgate_mux_spliced_users{backend="east"}`:                       "2",
+		`imapgate_mux_lease_wait_seconds_count`:                            "1",
+		`imapgate_mux_sessions{state="unselected"}`:                        "1",
+		`imapgate_mux_sessions{state="attached"}`:                          "1",
+		`imapgate_mux_sessions{state="pinned"}`:                            "0",
+		`imapgate_mux_pins_total{reason="notify"}`:                         "1",
+		`imapgate_mux_consistency_checks_total{result="same"}`:             "1",
+		`imapgate_mux_pool_connections`:                                    "1",
+		`imapgate_mux_pool_reused_total`:                                   "1",
+		`imapgate_mux_pool_discarded_total{reason="unread"}`:               "1",
 	} {
 		if got[series] != want {
 			t.Errorf("%s is %q, want %q", series, got[series], want)
@@ -87,7 +87,7 @@ func TestStrangeValuesMakeNoSeriesOfAMux(t *testing.T) {
 		t.Errorf("%d series became %d", before, len(got))
 	}
 	for _, labels := range []string{`reason="lost",result="other"`, `reason="other",result="ok"`, `reason="other",result="other"`} {
-		if n := got["imapgate_mux_attaches_total{"+labels+"}"]; n != "1000" {
+		if n := got["imapgate_mux_reattaches_total{"+labels+"}"]; n != "1000" {
 			t.Errorf("attaches with %s: %s", labels, n)
 		}
 	}
@@ -134,7 +134,7 @@ func TestAuditWordsOfAMuxAreInTheSets(t *testing.T) {
 			t.Errorf("%s is %s", series, n)
 		}
 		// The other way round: no word that the audit log would not write.
-		for _, name := range []string{"imapgate_mux_attaches_total{", "imapgate_mux_pins_total{"} {
+		for _, name := range []string{"imapgate_mux_reattaches_total{", "imapgate_mux_pins_total{"} {
 			if strings.HasPrefix(series, name) && !strings.Contains(series, `"other"`) && n != "1" {
 				t.Errorf("the audit log has no word for %s", series)
 			}

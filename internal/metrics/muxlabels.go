@@ -31,7 +31,7 @@ const (
 	ModseqShrank    = "modseq_shrank"    // though UIDVALIDITY is the same
 	TagUnknown      = "tag_unknown"      // an answer to a command nobody sent
 	ResponseSyntax  = "response_syntax"  // a response that could not be framed
-	ViewDifferent   = "view_different"   // found by verify_view
+	ViewDifferent   = "view_different"   // found by consistency_check
 	EnabledMismatch = "enabled_mismatch" // ENABLED says another set than was asked for
 )
 
@@ -51,7 +51,7 @@ var (
 		"select_bad", "violation", "syntax", "response"}
 	// As in the audit log, those of a session that is told BYE.
 	byeReasons = []string{"mailbox_gone", "mailbox_changed", "mailbox_too_large", "view_inconsistent", "upstream_lost", "backend_lost",
-		"upstream_away", "login_revoked", "limit_reached", "backend_protocol", "client_protocol", "backend_closed", "idle",
+		"upstream_unavailable", "login_revoked", "limit_reached", "backend_protocol", "client_protocol", "backend_closed", "idle",
 		"drained", "shutdown", "kicked", "moved", "token_expired", "overload", "identity_violation", "internal"}
 	// Commands whose repetition nobody can observe.
 	retried = []string{"NOOP", "CHECK", "CONVERT", "UID CONVERT", "XAPPLEPUSHSERVICE", "SELECT", "EXAMINE", "UNSELECT", "FETCH", "UID FETCH", "STORE",

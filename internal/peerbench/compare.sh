@@ -202,7 +202,7 @@ sed -e 's/31104/31107/; s/31143/31145/; s/audit}/audit3}/' "$bed/imapgate.yaml" 
 cat >>"$bed/limits.yaml" <<X
 redis: {addresses: ["127.0.0.1:31106"]}
 limits:
-  exempt: []
+  exempt_networks: []
   connections: {per_user_address: 1000, per_user: 1000, per_address: 100000, preauth_per_address: 10000, total: 100000,
     new_per_minute: 1000000, new_burst: 1000000}
 X

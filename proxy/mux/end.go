@@ -236,7 +236,7 @@ func (s *session) recoverFault() {
 	if fault == nil {
 		return
 	}
-	s.hub.rooms.Log.Error("fault", zap.String("session", s.who.Session), zap.String("fault", fmt.Sprintf("%T", fault)),
+	s.hub.rooms.Log.Error("panic recovered", zap.String("session", s.who.Session), zap.String("fault", fmt.Sprintf("%T", fault)),
 		zap.ByteString("stack", debug.Stack()))
 	defer func() {
 		if again := recover(); again != nil { // in the end itself: what is left of it is this session's alone

@@ -32,7 +32,7 @@ type Reason string
 const (
 	ClientClosed   Reason = "client_closed"   // the client hung up, or logged out and the backend followed
 	BackendClosed  Reason = "backend_closed"  // the backend hung up first
-	ClientLost     Reason = "client_lost"     // reset, time-out or TLS fault on the client's side
+	ClientLost     Reason = "client_error"    // reset, time-out or TLS fault on the client's side
 	BackendLost    Reason = "backend_lost"    // the same on the backend's side
 	Idle           Reason = "idle"            // no byte either way for Config.Idle
 	ClientStalled  Reason = "client_stalled"  // the client read nothing for Config.Write
