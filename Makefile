@@ -49,10 +49,10 @@ docker: ## the image
 	docker build --build-arg VERSION=$(VERSION) -t imapgate:$(VERSION) .
 
 soak: cuts ## the long runs of the tests: 9,000 idle sessions, 300 logins a second, 100,000 connections, a storm
-	IMAPGATE_SOAK=1 go test -timeout 60m -run 'Leaves|IdleSessions|LoginsAt|InAStorm|ReusedConnections|AScriptEnds|ReturningUsers|ARestartLoses|AnOutageEnds|BefallsRedis|IsOnRecord|SentNoLiteral|SixSessions' -v ./tests
+	IMAPGATE_SOAK=1 go test -timeout 60m -run 'Leaves|IdleSessions|LoginsAt|InAStorm|ReusedConnections|AScriptEnds|ReturningUsers|ARestartLoses|AnOutageEnds|DuringRedisFaults|IsOnRecord|SentNoLiteral|SixSessions' -v ./tests
 
 cuts: ## 20,000 exchanges of all mechanisms that are cut off anywhere: nothing is left behind
-	IMAPGATE_SOAK=1 go test -race -count=1 -timeout $(TIMEOUT) -run 'C7.*CutOff' -v ./proxy
+	IMAPGATE_SOAK=1 go test -race -count=1 -timeout $(TIMEOUT) -run 'TestAborted.*Exchanges' -v ./proxy
 
 overload: ## for a minute three times the logins that can be done; as root, because the gateway is given a part of a core
 	IMAPGATE_SOAK=1 go test -count=1 -timeout $(TIMEOUT) -run ThreeTimesTheLogins -v ./tests
@@ -61,14 +61,14 @@ tattoo: ## 100,000 sessions of 200 users, aborted anywhere, on connections that 
 	IMAPGATE_SOAK=1 go test -count=1 -timeout $(TIMEOUT) -run ReusedConnections ./tests
 
 model: ## SEEDS random scripts against a model of IMAP, with losses, and a tenth of clients that act at once: nothing may err
-	MODEL_MODE=resume MODEL_DETACH=1 MODEL_FAULTS=all MODEL_SEEDS=$(SEEDS) go test -count=1 -timeout 120m -run TestModelAsAsked -v ./tests/model
-	MODEL_SEEDS=$$((($(SEEDS) + 9) / 10)) go test -count=1 -timeout 120m -run TestModelWithAllClientsAtOnce -v ./tests/model
+	MODEL_MODE=resume MODEL_DETACH=1 MODEL_FAULTS=all MODEL_SEEDS=$(SEEDS) go test -count=1 -timeout 120m -run TestModelFromEnvironment -v ./tests/model
+	MODEL_SEEDS=$$((($(SEEDS) + 9) / 10)) go test -count=1 -timeout 120m -run TestModelWithConcurrentClients -v ./tests/model
 
 literals: ## PROBES lines made up at random, each with a literal: a real Dovecot executes what is on record and nothing else
-	LITERAL_PROBES=$(PROBES) go test -count=1 -timeout 60m -run ALineMadeUpIsOnRecord -v ./tests
+	LITERAL_PROBES=$(PROBES) go test -count=1 -timeout 60m -run ARandomLineIsOnRecord -v ./tests
 
 enumeration: ## the time of a denial must not tell whether the user exists: 2,000 pairs for each mechanism
-	IMAPGATE_ENUMERATION=2000 go test -count=1 -timeout 60m -run TheTimeOfADenial -v ./proxy
+	IMAPGATE_ENUMERATION=2000 go test -count=1 -timeout 60m -run DenialTimeDoesNotReveal -v ./proxy
 
 memory: ## what a million failed logins leave in memory
 	IMAPGATE_SOAK=1 go test -count=1 -timeout $(TIMEOUT) -run '^TestAMillionStrangersFit$$' -v ./internal/limit

@@ -24,9 +24,9 @@ var (
 	// ErrTooLong: the token, or the message with it, is longer than any that is taken.
 	// It was not looked at, and is no guess.
 	ErrTooLong = errors.New("token is too long")
-	// ErrUnanswered comes wrapped with ErrUnavailable where a service was shown the
+	// ErrNoResponse comes wrapped with ErrUnavailable where a service was shown the
 	// password and gave no usable answer: whether it was right is open.
-	ErrUnanswered = errors.New("asked, and no answer came")
+	ErrNoResponse = errors.New("asked, and no answer came")
 	// ErrUnknown is what a PasswordLookup returns, bare or wrapped, for a user who
 	// has no password there; the next method is asked. Whoever wires a lookup to
 	// auth translates the source's own word for it. Every other error of a lookup
@@ -37,41 +37,41 @@ var (
 const (
 	// maxPassword bounds a password in bytes, so that hashing one has a bound too.
 	maxPassword = 1024
-	// defaultQueue is how many verifications may wait for a core.
-	defaultQueue = 64
+	// defaultMaxQueued is how many verifications may wait for a core.
+	defaultMaxQueued = 64
 )
 
 // Config is what an operator decides.
 type Config struct {
-	Methods   []string       // asked in this order
-	Names     identity.Names // how user names are read
-	File      string         // the passwd-file, when Methods has File
-	Verifiers int            // passwords hashed at once; 0 means one for each core
-	Queue     int            // verifications that may wait for one; 0 means 64
+	Methods    []string       // asked in this order
+	Names      identity.Names // how user names are read
+	PasswdFile string         // the passwd-file, when Methods has File
+	Verifiers  int            // passwords hashed at once; 0 means one for each core
+	MaxQueued  int            // verifications that may wait for one; 0 means 64
 
-	Mechanisms  []string            // SASL mechanisms; none: those that defaults names
-	Listeners   map[string][]string // of them, those of a listener; a listener that is not there has all
-	SCRAMSecret identity.Secret     // what the salts of unknown users are made of; the same at all gateways
-	SCRAMRounds int                 // iterations that such users seem to have; the same at all gateways; 0: as Hash makes them
-	External    string              // the kind of name in a client's certificate that is the user: email, dns or uri
+	Mechanisms         []string            // SASL mechanisms; none: those that defaults names
+	ListenerMechanisms map[string][]string // of them, those of a listener; a listener that is not there has all
+	SCRAMSecret        identity.Secret     // what the salts of unknown users are made of; the same at all gateways
+	SCRAMIterations    int                 // iterations that such users seem to have; the same at all gateways; 0: as Hash makes them
+	CertificateName    string              // the kind of name in a client's certificate that is the user: email, dns or uri
 }
 
 // Authenticator turns a Login into an Identity.
 type Authenticator struct {
 	// Set once.
-	names      identity.Names
-	methods    []named
-	file       *passwdFile // also among methods; nil without
-	verifier   *verifier
-	mechanisms []string            // enabled, the preferred one first
-	listeners  map[string][]string // as in Config
-	secret     identity.Secret
-	rounds     int           // of PBKDF2, for users without keys for SCRAM
-	floor      time.Duration // of the time to a challenge of SCRAM
-	external   string
-	log        *zap.Logger
-	// otherRounds guards itself.
-	otherRounds rate.Sometimes
+	names              identity.Names
+	methods            []namedMethod
+	file               *passwdFile // also among methods; nil without
+	verifier           *verifier
+	mechanisms         []string            // enabled, the preferred one first
+	listenerMechanisms map[string][]string // as in Config
+	scramSecret        identity.Secret
+	scramIterations    int           // of PBKDF2, for users without keys for SCRAM
+	minChallengeTime   time.Duration // of the time to a challenge of SCRAM
+	certificateName    string
+	log                *zap.Logger
+	// iterationsWarning guards itself.
+	iterationsWarning rate.Sometimes
 }
 
 // SettingError is what is wrong with a setting: methods, mechanisms or file.path.
@@ -85,25 +85,25 @@ func (e *SettingError) Unwrap() error { return e.Err }
 
 // New makes an Authenticator. The passwd-file is read here: a gateway does not
 // start with a file that it would refuse while it runs.
-func New(cfg Config, from Sources, log *zap.Logger) (*Authenticator, error) {
-	if _, err := cfg.Names.Canon("a"); err != nil {
+func New(cfg Config, sources Sources, log *zap.Logger) (*Authenticator, error) {
+	if _, err := cfg.Names.Canonicalize("a"); err != nil {
 		return nil, errors.New("auth: the default domain has characters or a form that no domain has")
 	}
 	if len(cfg.Methods) == 0 {
 		return nil, errors.New("auth: no method")
 	}
-	if cfg.Verifiers < 0 || cfg.Queue < 0 {
+	if cfg.Verifiers < 0 || cfg.MaxQueued < 0 {
 		return nil, errors.New("auth: verifiers and queue cannot be negative")
 	}
-	a := &Authenticator{names: cfg.Names, verifier: newVerifier(cfg.Verifiers, cfg.Queue),
-		listeners: cfg.Listeners, secret: cfg.SCRAMSecret, rounds: cmp.Or(cfg.SCRAMRounds, scramIterations), floor: challengeFloor,
-		external: cfg.External, log: log, otherRounds: rate.Sometimes{Interval: time.Minute}}
+	a := &Authenticator{names: cfg.Names, verifier: newVerifier(cfg.Verifiers, cfg.MaxQueued),
+		listenerMechanisms: cfg.ListenerMechanisms, scramSecret: cfg.SCRAMSecret, scramIterations: cmp.Or(cfg.SCRAMIterations, defaultScramIterations), minChallengeTime: defaultMinChallengeTime,
+		certificateName: cfg.CertificateName, log: log, iterationsWarning: rate.Sometimes{Interval: time.Minute}}
 	for _, name := range cfg.Methods {
-		if err := a.add(name, cfg, from, log); err != nil {
+		if err := a.addMethod(name, cfg, sources, log); err != nil {
 			return nil, err
 		}
 	}
-	if err := a.offer(cfg.Mechanisms); err != nil {
+	if err := a.enableMechanisms(cfg.Mechanisms); err != nil {
 		return nil, &SettingError{"mechanisms", err}
 	}
 	return a, nil
@@ -116,14 +116,14 @@ func (a *Authenticator) Run(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
-	a.file.follow(ctx)
+	a.file.watch(ctx)
 	return nil
 }
 
-// Canon is the canonical name of what a client, or a tool, calls a user. The
+// Canonicalize is the canonical name of what a client, or a tool, calls a user. The
 // error is ErrDenied: a name that no account can have is not worth a word more.
-func (a *Authenticator) Canon(raw string) (identity.User, error) {
-	u, err := a.names.Canon(raw)
+func (a *Authenticator) Canonicalize(raw string) (identity.User, error) {
+	u, err := a.names.Canonicalize(raw)
 	if err != nil {
 		return identity.User{}, fmt.Errorf("%w: %w", ErrDenied, err)
 	}
@@ -136,17 +136,17 @@ func (a *Authenticator) Canon(raw string) (identity.User, error) {
 // interrupted, but its length is bounded by what parse accepts, and no more of
 // it runs at once than there are verifiers.
 func (a *Authenticator) Authenticate(ctx context.Context, l Login) (Identity, error) {
-	if err := l.check(); err != nil {
+	if err := l.validate(); err != nil {
 		return Identity{}, fmt.Errorf("%w: %w", ErrDenied, err)
 	}
 	if l.proof != nil {
-		return a.proven(ctx, l)
+		return a.acceptProof(ctx, l)
 	}
 	for _, m := range a.methods {
-		if !m.judges(l.credential()) {
+		if !m.canVerify(l.credentialType()) {
 			continue
 		}
-		id, err := m.vouch(ctx, l)
+		id, err := m.authenticate(ctx, l)
 		if errors.Is(err, ErrUnknown) {
 			continue
 		}
@@ -156,26 +156,26 @@ func (a *Authenticator) Authenticate(ctx context.Context, l Login) (Identity, er
 		id.method = m.name
 		return id, nil
 	}
-	if l.credential() == token {
+	if l.credentialType() == tokenCredential {
 		return Identity{}, fmt.Errorf("no method judges tokens: %w", ErrDenied)
 	}
-	return Identity{}, a.pretend(ctx, l.Password)
+	return Identity{}, a.verifyDecoy(ctx, l.Password)
 }
 
-// proven is the identity of a login with a proof. Of a certificate's user an
+// acceptProof is the identity of a login with a proof. Of a certificate's user an
 // authentication server is told, as by nginx: it may refuse, and says where the
 // mailbox is.
-func (a *Authenticator) proven(ctx context.Context, l Login) (Identity, error) {
-	id, err := Identity{user: l.User, method: l.proof.method}.unless(l.proof.err)
+func (a *Authenticator) acceptProof(ctx context.Context, l Login) (Identity, error) {
+	id, err := Identity{user: l.User, method: l.proof.method}.orError(l.proof.err)
 	if err != nil || l.Mechanism != SASLExternal {
 		return id, err
 	}
 	for _, m := range a.methods {
-		server, ok := m.method.(asked)
+		httpServer, ok := m.method.(authServerMethod)
 		if !ok {
 			continue
 		}
-		if id, err = server.vouch(ctx, l); err != nil {
+		if id, err = httpServer.authenticate(ctx, l); err != nil {
 			return Identity{}, fmt.Errorf("method %s of a certificate's user: %w", m.name, err)
 		}
 		id.method = l.proof.method
@@ -183,25 +183,25 @@ func (a *Authenticator) proven(ctx context.Context, l Login) (Identity, error) {
 	return id, nil
 }
 
-// pretend is a verification that nobody can pass. An unknown name has been
+// verifyDecoy is a verification that nobody can pass. An unknown name has been
 // looked up along the same way as a user of the last source, so it pays what
 // most users of the last source pay; where costs are mixed within one source,
 // users with a rarer cost can still be told from names that nobody has.
-func (a *Authenticator) pretend(ctx context.Context, password identity.Secret) error {
-	if _, err := a.verifier.verify(ctx, a.typical().decoy(), password); err != nil {
+func (a *Authenticator) verifyDecoy(ctx context.Context, password identity.Secret) error {
+	if _, err := a.verifier.verify(ctx, a.typicalParams().newDecoy(), password); err != nil {
 		return err
 	}
 	return fmt.Errorf("no method knows the user: %w", ErrDenied)
 }
 
-// typical is the kind of the last source that knows one.
-func (a *Authenticator) typical() kind {
+// typicalParams is the kind of the last source that knows one.
+func (a *Authenticator) typicalParams() hashParams {
 	for _, m := range slices.Backward(a.methods) {
 		if s, ok := m.method.(storedPasswords); ok {
-			if k := s.typical(); k.scheme != nil {
-				return k
+			if params := s.typicalParams(); params.scheme != nil {
+				return params
 			}
 		}
 	}
-	return fallbackKind()
+	return defaultHashParams()
 }

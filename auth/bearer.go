@@ -24,10 +24,10 @@ const (
 
 // Constant: what is wrong with a message, without a word of it.
 var (
-	errBearerForm   = errors.New("message has not the form of the mechanism")
-	errBearerScheme = errors.New("authorization is not a bearer token")
-	errBearerToken  = errors.New("token has characters that no token has")
-	errBearerUser   = fmt.Errorf("%w: user name is missing, or has characters that no name has", identity.ErrName)
+	errMalformedBearer = errors.New("message has not the form of the mechanism")
+	errBearerScheme    = errors.New("authorization is not a bearer token")
+	errMalformedToken  = errors.New("token has characters that no token has")
+	errBearerUser      = fmt.Errorf("%w: user name is missing, or has characters that no name has", identity.ErrName)
 )
 
 // bearerServer is OAUTHBEARER or XOAUTH2. go-sasl's own OAUTHBEARER is not
@@ -38,7 +38,7 @@ var (
 // later, by somebody who may have to ask; a refusal then is TokenRefusal's.
 type bearerServer struct {
 	// Set once.
-	read   func(message string) (user, token string, err error)
+	parse  func(message string) (user, token string, err error)
 	accept func(user, token string, wrong error) error
 }
 
@@ -46,12 +46,12 @@ type bearerServer struct {
 // authorization identity, "" when the client leaves it to the token, and with what is
 // wrong with the message, if anything is.
 func newOAuthBearerServer(accept func(user, token string, wrong error) error) sasl.Server {
-	return &bearerServer{readOAuthBearer, accept}
+	return &bearerServer{parseOAuthBearer, accept}
 }
 
 // newXOAuth2Server is Google's mechanism, in which the name is never left out.
 func newXOAuth2Server(accept func(user, token string, wrong error) error) sasl.Server {
-	return &bearerServer{readXOAuth2, accept}
+	return &bearerServer{parseXOAuth2, accept}
 }
 
 // Next implements sasl.Server. A client that sends no initial response is asked
@@ -60,53 +60,53 @@ func (s *bearerServer) Next(response []byte) ([]byte, bool, error) {
 	if response == nil {
 		return []byte{}, false, nil
 	}
-	if len(response) > maxBearer {
+	if len(response) > maxBearerMessage {
 		return nil, false, ErrTooLong
 	}
-	user, token, err := s.read(string(response))
+	user, token, err := s.parse(string(response))
 	if err := s.accept(user, token, err); err != nil {
 		return nil, false, err
 	}
 	return nil, true, nil
 }
 
-// readOAuthBearer reads "n,a=user,^Aauth=Bearer token^A^A" (RFC 7628 §3.1).
+// parseOAuthBearer reads "n,a=user,^Aauth=Bearer token^A^A" (RFC 7628 §3.1).
 // Channel bindings ("p=") are not for this mechanism, and "y" is a client that
 // thinks the server has none: it is right.
-func readOAuthBearer(message string) (user, token string, err error) {
+func parseOAuthBearer(message string) (user, token string, err error) {
 	header, rest, ok := strings.Cut(message, kvSeparator)
 	if !ok {
-		return "", "", errBearerForm
+		return "", "", errMalformedBearer
 	}
 	flag, name, _ := strings.Cut(header, ",")
 	name, ok = strings.CutSuffix(name, ",")
 	if !ok || flag != "n" && flag != "y" {
-		return "", "", errBearerForm
+		return "", "", errMalformedBearer
 	}
-	var wrong error
+	var nameErr error
 	if name != "" { // without one, the token says who it is
 		if name, ok = strings.CutPrefix(name, "a="); !ok || strings.Contains(name, ",") {
-			return "", "", errBearerForm
+			return "", "", errMalformedBearer
 		}
-		if user, wrong = gs2Name(name); wrong != nil {
+		if user, nameErr = parseSASLName(name); nameErr != nil {
 			user = name
 		}
 	}
-	pairs, err := readPairs(rest)
+	pairs, err := parsePairs(rest)
 	if err != nil {
 		return "", "", err
 	}
-	token, err = bearerToken(pairs["auth"])
-	return user, token, cmp.Or(wrong, err)
+	token, err = parseBearerToken(pairs["auth"])
+	return user, token, cmp.Or(nameErr, err)
 }
 
-// readXOAuth2 reads "user=name^Aauth=Bearer token^A^A".
-func readXOAuth2(message string) (user, token string, err error) {
-	pairs, err := readPairs(message)
+// parseXOAuth2 reads "user=name^Aauth=Bearer token^A^A".
+func parseXOAuth2(message string) (user, token string, err error) {
+	pairs, err := parsePairs(message)
 	if err != nil {
 		return "", "", err
 	}
-	token, err = bearerToken(pairs["auth"])
+	token, err = parseBearerToken(pairs["auth"])
 	if user = pairs["user"]; user == "" || hasControl(user) {
 		return user, token, errBearerUser
 	}
@@ -115,21 +115,21 @@ func readXOAuth2(message string) (user, token string, err error) {
 
 const kvSeparator = "\x01"
 
-// readPairs reads "key=value^Akey=value^A^A". Keys that nobody here needs (host,
+// parsePairs reads "key=value^Akey=value^A^A". Keys that nobody here needs (host,
 // port, mthd, path, post, qs and those to come) are allowed: RFC 7628 §3.1 has
 // servers ignore what they do not know. A key that stands there twice could be
 // read in two ways.
-func readPairs(text string) (map[string]string, error) {
+func parsePairs(text string) (map[string]string, error) {
 	text, ok := strings.CutSuffix(text, kvSeparator+kvSeparator)
 	if !ok {
-		return nil, errBearerForm
+		return nil, errMalformedBearer
 	}
 	pairs := make(map[string]string, 4)
 	for pair := range strings.SplitSeq(text, kvSeparator) {
 		key, value, ok := strings.Cut(pair, "=")
-		_, twice := pairs[key]
-		if !ok || twice || !isKey(key) {
-			return nil, errBearerForm
+		_, duplicate := pairs[key]
+		if !ok || duplicate || !isKey(key) {
+			return nil, errMalformedBearer
 		}
 		pairs[key] = value
 	}
@@ -141,9 +141,9 @@ func isKey(s string) bool {
 	return s != "" && !strings.ContainsFunc(s, func(r rune) bool { return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') })
 }
 
-// gs2Name is a saslname (RFC 5801 §4): comma and equals sign are escaped, and
+// parseSASLName is a saslname (RFC 5801 §4): comma and equals sign are escaped, and
 // nothing else may be.
-func gs2Name(escaped string) (string, error) {
+func parseSASLName(escaped string) (string, error) {
 	if strings.ContainsAny(strings.NewReplacer("=2C", "", "=3D", "").Replace(escaped), "=,") {
 		return "", errBearerUser
 	}
@@ -154,10 +154,10 @@ func gs2Name(escaped string) (string, error) {
 	return name, nil
 }
 
-// bearerToken is what follows "Bearer", whose case does not matter, if it is a
+// parseBearerToken is what follows "Bearer", whose case does not matter, if it is a
 // b64token (RFC 6750 §2.1). ErrTooLong is one of more than identity.MaxToken bytes. With
 // an error too, what was shown in the token's place is returned.
-func bearerToken(authorization string) (string, error) {
+func parseBearerToken(authorization string) (string, error) {
 	scheme, token, ok := strings.Cut(authorization, " ")
 	if !ok || !strings.EqualFold(scheme, "Bearer") {
 		return authorization, errBearerScheme
@@ -166,15 +166,15 @@ func bearerToken(authorization string) (string, error) {
 	switch {
 	case len(token) > identity.MaxToken:
 		return token, ErrTooLong
-	case !isToken(token):
-		return token, errBearerToken
+	case !isB64Token(token):
+		return token, errMalformedToken
 	}
 	return token, nil
 }
 
-// isToken says whether s is a b64token: what can stand in a header or a command
+// isB64Token says whether s is a b64token: what can stand in a header or a command
 // and end neither.
-func isToken(s string) bool {
+func isB64Token(s string) bool {
 	body := strings.TrimRight(s, "=")
 	for i := range len(body) {
 		switch c := body[i]; {
@@ -194,8 +194,8 @@ func hasControl(s string) bool {
 // TokenRefusal is what a client is told whose token was refused, so that it
 // knows where to get another. It says nothing about the user.
 type TokenRefusal struct {
-	Scope         string // that a token needs; "" says none
-	Configuration string // URL of the provider's discovery document; "" says none
+	Scope        string // that a token needs; "" says none
+	DiscoveryURL string // URL of the provider's discovery document; "" says none
 }
 
 // Challenge is the JSON that goes out, in base64, as a last challenge before
@@ -208,7 +208,7 @@ func (r TokenRefusal) Challenge(mechanism string) []byte {
 			Status        string `json:"status"`
 			Scope         string `json:"scope,omitempty"`
 			Configuration string `json:"openid-configuration,omitempty"`
-		}{"invalid_token", r.Scope, r.Configuration})
+		}{"invalid_token", r.Scope, r.DiscoveryURL})
 	case SASLXOAuth2: // the words are Google's; programs look for the 401
 		return mustJSON(struct {
 			Status  string `json:"status"`

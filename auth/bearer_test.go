@@ -12,19 +12,19 @@ import (
 	"imapgate/internal/identity"
 )
 
-// bearer is what a bearer mechanism made of one message.
-type bearer struct {
+// bearerResult is what a bearer mechanism made of one message.
+type bearerResult struct {
 	user, token string
 	accepted    bool
 }
 
-// sayBearer sends one message to a new server of a mechanism.
-func sayBearer(mechanism, message string) (got bearer, challenge []byte, done bool, err error) {
-	accept := func(user, token string, wrong error) error {
-		if wrong == nil {
-			got = bearer{user, token, true}
+// sendBearer sends one message to a new server of a mechanism.
+func sendBearer(mechanism, message string) (got bearerResult, challenge []byte, done bool, err error) {
+	accept := func(user, token string, parseErr error) error {
+		if parseErr == nil {
+			got = bearerResult{user, token, true}
 		}
-		return wrong
+		return parseErr
 	}
 	server := newOAuthBearerServer(accept)
 	if mechanism == XOAuth2 {
@@ -34,29 +34,29 @@ func sayBearer(mechanism, message string) (got bearer, challenge []byte, done bo
 	return got, challenge, done, err
 }
 
-func TestHonestBearersAreUnderstood(t *testing.T) {
-	for message, want := range map[string]bearer{
+func TestValidBearerMessagesAreAccepted(t *testing.T) {
+	for message, want := range map[string]bearerResult{
 		"n,a=user@example.com,\x01host=server.example.com\x01port=143\x01auth=Bearer vF9dft4qmTc2Nvb3RlckBhbHRhdmlzdGEuY29tCg==\x01\x01": {"user@example.com", "vF9dft4qmTc2Nvb3RlckBhbHRhdmlzdGEuY29tCg==", true}, // RFC 7628 §4.1
 		"y,a=alice,\x01auth=bearer t\x01\x01":                                      {"alice", "t", true},
 		"n,,\x01auth=BEARER   a.b-c_d~e+f/g=\x01\x01":                              {"", "a.b-c_d~e+f/g=", true},
 		"n,a=a=2Cb=3Dc=3D2C,\x01auth=Bearer t\x01\x01":                             {"a,b=c=2C", "t", true},
 		"n,a=a,\x01mthd=POST\x01path=/\x01qs=a=b\x01new=\x01auth=Bearer t\x01\x01": {"a", "t", true},
 	} {
-		if got, _, done, err := sayBearer(OAuthBearer, message); got != want || !done || err != nil {
+		if got, _, done, err := sendBearer(OAuthBearer, message); got != want || !done || err != nil {
 			t.Errorf("%q: %+v, %v, %v", message, got, done, err)
 		}
 	}
-	for message, want := range map[string]bearer{
+	for message, want := range map[string]bearerResult{
 		"user=someuser@example.com\x01auth=Bearer ya29.vF9dft4qmTc2Nvb3RlckBhdHRhdmlzdGEuY29tCg\x01\x01": {"someuser@example.com", "ya29.vF9dft4qmTc2Nvb3RlckBhdHRhdmlzdGEuY29tCg", true}, // Google's own example
 		"auth=bearer t\x01user=a\x01\x01": {"a", "t", true},
 	} {
-		if got, _, done, err := sayBearer(XOAuth2, message); got != want || !done || err != nil {
+		if got, _, done, err := sendBearer(XOAuth2, message); got != want || !done || err != nil {
 			t.Errorf("%q: %+v, %v, %v", message, got, done, err)
 		}
 	}
 }
 
-func TestBadBearersAreRefusedWithoutAPanic(t *testing.T) {
+func TestMalformedBearerMessagesAreRefused(t *testing.T) {
 	bad := map[string][]string{
 		OAuthBearer: {
 			"", "\x01", "\x01\x01", "n", "n,", "n,,", "n,,\x01", "n,,\x01\x01", "n,,\x01auth=Bearer t", "n,,\x01auth=Bearer t\x01",
@@ -86,14 +86,14 @@ func TestBadBearersAreRefusedWithoutAPanic(t *testing.T) {
 	}
 	for mechanism, messages := range bad {
 		for _, m := range messages {
-			if got, challenge, done, err := sayBearer(mechanism, m); got.accepted || done || err == nil || challenge != nil {
+			if got, challenge, done, err := sendBearer(mechanism, m); got.accepted || done || err == nil || challenge != nil {
 				t.Errorf("%s %.80q: %+v, %v, %v", mechanism, m, got, done, err)
 			}
 		}
 	}
 }
 
-func TestABearerIsAskedOnceAndItsRefusalCounts(t *testing.T) {
+func TestBearerRefusalEndsExchange(t *testing.T) {
 	no := errors.New("no")
 	for _, server := range []sasl.Server{
 		newOAuthBearerServer(func(string, string, error) error { return no }), newXOAuth2Server(func(string, string, error) error { return no }),
@@ -112,21 +112,21 @@ func TestABearerIsAskedOnceAndItsRefusalCounts(t *testing.T) {
 	}
 }
 
-func TestGoSaslsOAuthBearerClientIsUnderstood(t *testing.T) {
+func TestGoSASLOAuthBearerClientIsAccepted(t *testing.T) {
 	client := sasl.NewOAuthBearerClient(&sasl.OAuthBearerOptions{Username: "alice", Token: "t0ken", Host: "mail.example.org", Port: 993})
 	_, message, err := client.Start()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, _, done, err := sayBearer(OAuthBearer, string(message)); got != (bearer{"alice", "t0ken", true}) || !done || err != nil {
+	if got, _, done, err := sendBearer(OAuthBearer, string(message)); got != (bearerResult{"alice", "t0ken", true}) || !done || err != nil {
 		t.Errorf("%+v, %v, %v", got, done, err)
 	}
 }
 
 func TestARefusedTokenIsExplainedInJSON(t *testing.T) {
-	r := TokenRefusal{Scope: `mail "all"`, Configuration: "https://id.example.org/.well-known/openid-configuration"}
+	r := TokenRefusal{Scope: `mail "all"`, DiscoveryURL: "https://id.example.org/.well-known/openid-configuration"}
 	for mechanism, want := range map[string]map[string]string{
-		SASLOAuthBearer: {"status": "invalid_token", "scope": r.Scope, "openid-configuration": r.Configuration},
+		SASLOAuthBearer: {"status": "invalid_token", "scope": r.Scope, "openid-configuration": r.DiscoveryURL},
 		SASLXOAuth2:     {"status": "401", "schemes": "Bearer", "scope": r.Scope},
 	} {
 		var got map[string]string
@@ -160,9 +160,9 @@ func FuzzBearer(f *testing.F) {
 	keys := regexp.MustCompile(`\x01([a-zA-Z]+)=`)
 	f.Fuzz(func(t *testing.T, message string) {
 		for mechanism, form := range grammar {
-			got, _, done, err := sayBearer(mechanism, message)
+			got, _, done, err := sendBearer(mechanism, message)
 			shape, with := form.FindStringSubmatch(message), token.FindStringSubmatch("\x01"+message)
-			want, seen := len(message) <= maxBearer && shape != nil && with != nil, map[string]bool{}
+			want, seen := len(message) <= maxBearerMessage && shape != nil && with != nil, map[string]bool{}
 			for _, k := range keys.FindAllStringSubmatch("\x01"+message, -1) {
 				want, seen[k[1]] = want && !seen[k[1]], true
 			}

@@ -17,10 +17,10 @@ func verifiedClient(leaf *x509.Certificate) *Client {
 	return &Client{TLS: &tls.ConnectionState{PeerCertificates: []*x509.Certificate{leaf}, VerifiedChains: [][]*x509.Certificate{{leaf}}}}
 }
 
-// rewriting reads names as clients may write them.
-func rewriting(t testing.TB) identity.Names {
+// mappingNames reads names as clients may write them.
+func mappingNames(t testing.TB) identity.Names {
 	t.Helper()
-	names, err := identity.NewNames(identity.Spelling{
+	names, err := identity.NewNames(identity.NameRules{
 		Domain: "example.org", StripDetail: true, Prefixes: map[string]string{"corp": "example.org"},
 	})
 	if err != nil {
@@ -29,16 +29,16 @@ func rewriting(t testing.TB) identity.Names {
 	return names
 }
 
-func externalAuth(t testing.TB, san string) *Authenticator {
+func newExternalAuth(t testing.TB, san string) *Authenticator {
 	t.Helper()
-	a, err := New(Config{Methods: []string{Passthrough}, Names: rewriting(t), External: san}, Sources{}, zap.NewNop())
+	a, err := New(Config{Methods: []string{Passthrough}, Names: mappingNames(t), CertificateName: san}, Sources{}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
 	return a
 }
 
-func TestTheOneNameOfItsKindIsTheUser(t *testing.T) {
+func TestCertificateNameIsUser(t *testing.T) {
 	for what, c := range map[string]struct {
 		san               string
 		emails, dns, uris []string
@@ -68,8 +68,8 @@ func TestTheOneNameOfItsKindIsTheUser(t *testing.T) {
 		"two accounts":                        {"uri", nil, nil, []string{"acct:alice@example.org", "acct:bob@example.org"}, "", ""},
 		"an account and another URI":          {"uri", nil, nil, []string{"acct:alice@example.org", "https://example.org/"}, "", ""},
 	} {
-		leaf := selfSigned(t, ecdsaKey(x509.ECDSAWithSHA256), namedCert(c.emails, c.dns, c.uris)).Leaf
-		a := externalAuth(t, c.san)
+		leaf := selfSigned(t, ecdsaKey(x509.ECDSAWithSHA256), withNames(c.emails, c.dns, c.uris)).Leaf
+		a := newExternalAuth(t, c.san)
 		for _, first := range []bool{true, false} {
 			e, ok := a.Start("external", verifiedClient(leaf))
 			if !ok {
@@ -79,7 +79,7 @@ func TestTheOneNameOfItsKindIsTheUser(t *testing.T) {
 			if !first {
 				messages = append([][]byte{nil}, messages...)
 			}
-			_, done, err := exchange(e, messages...)
+			_, done, err := runExchange(e, messages...)
 			if c.user == "" {
 				if !errors.Is(err, ErrDenied) || done || e.Login() != (Login{}) {
 					t.Errorf("%s: %v, %v, %v", what, done, err, e.Login().User)
@@ -87,7 +87,7 @@ func TestTheOneNameOfItsKindIsTheUser(t *testing.T) {
 				continue
 			}
 			id, authErr := a.Authenticate(t.Context(), e.Login())
-			if err != nil || authErr != nil || id.User().String() != c.user || id.Method() != External || !id.Decided() || !id.Password().IsZero() {
+			if err != nil || authErr != nil || id.User().String() != c.user || id.Method() != External || !id.IsVerified() || !id.Password().IsZero() {
 				t.Errorf("%s: %v, %v, %v", what, id, err, authErr)
 			}
 		}
@@ -96,8 +96,8 @@ func TestTheOneNameOfItsKindIsTheUser(t *testing.T) {
 
 // The common name of the certificate is alice@example.org throughout.
 func TestExternalIsOfferedToVerifiedClientsOnly(t *testing.T) {
-	leaf := selfSigned(t, ecdsaKey(x509.ECDSAWithSHA256), namedCert([]string{"alice@example.org"}, nil, nil)).Leaf
-	a := externalAuth(t, "email")
+	leaf := selfSigned(t, ecdsaKey(x509.ECDSAWithSHA256), withNames([]string{"alice@example.org"}, nil, nil)).Leaf
+	a := newExternalAuth(t, "email")
 	for what, c := range map[string]*Client{
 		"in the clear":              {},
 		"without a certificate":     {TLS: &tls.ConnectionState{}},
@@ -113,14 +113,14 @@ func TestExternalIsOfferedToVerifiedClientsOnly(t *testing.T) {
 	if !slices.Contains(a.Mechanisms(verifiedClient(leaf)), "EXTERNAL") {
 		t.Error("not offered to a client with a certificate")
 	}
-	if _, ok := externalAuth(t, "").Start("EXTERNAL", verifiedClient(leaf)); ok {
+	if _, ok := newExternalAuth(t, "").Start("EXTERNAL", verifiedClient(leaf)); ok {
 		t.Error("accepted without anybody having said which name is the user")
 	}
 }
 
 func TestAListenerHasItsOwnMechanisms(t *testing.T) {
-	a := scramAuth(t, func(c *Config) {
-		c.Listeners = map[string][]string{"strict": {scramSHA256Plus, scramSHA256}, "old": {"PLAIN"}}
+	a := newScramAuth(t, func(c *Config) {
+		c.ListenerMechanisms = map[string][]string{"strict": {scramSHA256Plus, scramSHA256}, "old": {"PLAIN"}}
 	})
 	_, bound := handshake(t, selfSigned(t, ecdsaKey(x509.ECDSAWithSHA256), nil), tls.VersionTLS13)
 	for listener, c := range map[string]struct {
@@ -139,10 +139,10 @@ func TestAListenerHasItsOwnMechanisms(t *testing.T) {
 		if got := a.Mechanisms(&inTLS); !slices.Equal(got, c.tls) {
 			t.Errorf("%s in TLS: %q", listener, got)
 		}
-		if a.TakesPasswords(inTheClear) != c.passwords {
+		if a.AllowsPasswords(inTheClear) != c.passwords {
 			t.Errorf("%s: passwords: %v", listener, !c.passwords)
 		}
-		for _, name := range mechanisms {
+		for _, name := range allMechanisms {
 			if _, ok := a.Start(name, &inTLS); ok != slices.Contains(c.tls, name) {
 				t.Errorf("%s: %s is accepted: %v", listener, name, ok)
 			}
@@ -150,20 +150,20 @@ func TestAListenerHasItsOwnMechanisms(t *testing.T) {
 	}
 }
 
-func TestAMechanismThatNobodyCanServeIsAMistake(t *testing.T) {
+func TestUnservableMechanismIsRefused(t *testing.T) {
 	for what, cfg := range map[string]Config{
 		"SCRAM with passthrough":    {Methods: []string{Passthrough}, Mechanisms: []string{scramSHA256}, SCRAMSecret: secret(scramSecret)},
 		"SCRAM without a secret":    {Methods: []string{Redis}, Mechanisms: []string{scramSHA256}},
 		"tokens with passwords":     {Methods: []string{Redis}, Mechanisms: []string{OAuthBearer}},
 		"passwords with tokens":     {Methods: []string{OAuth}, Mechanisms: []string{"PLAIN"}},
 		"EXTERNAL without a name":   {Methods: []string{Redis}, Mechanisms: []string{"EXTERNAL"}},
-		"a kind of name not known":  {Methods: []string{Redis}, Mechanisms: []string{"EXTERNAL"}, External: "cn"},
+		"a kind of name not known":  {Methods: []string{Redis}, Mechanisms: []string{"EXTERNAL"}, CertificateName: "cn"},
 		"no mechanism of the kind":  {Methods: []string{Redis}, Mechanisms: []string{"CRAM-MD5"}},
-		"a listener's own, not all": {Methods: []string{Redis}, Mechanisms: []string{"PLAIN"}, Listeners: map[string][]string{"x": {"LOGIN"}}},
+		"a listener's own, not all": {Methods: []string{Redis}, Mechanisms: []string{"PLAIN"}, ListenerMechanisms: map[string][]string{"x": {"LOGIN"}}},
 		"what http hides":           {Methods: []string{HTTP, Redis}},
 		"what passthrough hides":    {Methods: []string{Passthrough, OAuth}},
 	} {
-		from := Sources{Redis: records(nil), HTTP: nobodyAnswers, OAuth: nobodyVerifies}
+		from := Sources{Redis: mapLookup(nil), HTTP: failLogin, OAuth: failToken}
 		if _, err := New(cfg, from, zap.NewNop()); err == nil {
 			t.Errorf("%s is taken", what)
 		}

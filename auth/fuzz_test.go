@@ -20,49 +20,49 @@ import (
 	"imapgate/internal/identity"
 )
 
-// oracle reads the messages of a whole exchange with nothing of this package:
+// parseReference reads the messages of a whole exchange with nothing of this package:
 // who would a plain reading of the mechanism's text say it is, and with what?
-func oracle(mechanism string, messages [][]byte) (user, credential string, ok bool) {
-	whole := string(messages[0])
+func parseReference(mechanism string, messages [][]byte) (user, credential string, ok bool) {
+	first := string(messages[0])
 	control := func(r rune) bool { return r < ' ' || r == 0x7f }
 	switch mechanism {
 	case "EXTERNAL": // of alice's certificate
-		return "alice@example.org", "", len(messages) == 1 && (whole == "" || strings.EqualFold(qualified(whole), "alice@example.org"))
+		return "alice@example.org", "", len(messages) == 1 && (first == "" || strings.EqualFold(addDomain(first), "alice@example.org"))
 	case OAuthBearer:
-		m := regexp.MustCompile(`(?s)^[ny],(?:a=([^,=]+))?,\x01(.*)$`).FindStringSubmatch(whole)
+		m := regexp.MustCompile(`(?s)^[ny],(?:a=([^,=]+))?,\x01(.*)$`).FindStringSubmatch(first)
 		if m == nil {
 			return "", "", false // an escaped name is none that Canon takes
 		}
-		user, credential, ok = m[1], bearerOf(m[2]), bearerOf(m[2]) != ""
+		user, credential, ok = m[1], findBearer(m[2]), findBearer(m[2]) != ""
 	case XOAuth2:
-		m := regexp.MustCompile(`(?:^|\x01)user=([^\x01]+)\x01`).FindStringSubmatch(whole)
+		m := regexp.MustCompile(`(?:^|\x01)user=([^\x01]+)\x01`).FindStringSubmatch(first)
 		if m == nil {
 			return "", "", false
 		}
-		user, credential, ok = m[1], bearerOf(whole), bearerOf(whole) != ""
+		user, credential, ok = m[1], findBearer(first), findBearer(first) != ""
 	case "LOGIN":
 		if len(messages) != 2 {
 			return "", "", false
 		}
-		user, credential = whole, string(messages[1])
+		user, credential = first, string(messages[1])
 		ok = credential != "" && len(credential) <= 1024
 	case "PLAIN":
 		if len(messages) != 1 || bytes.Count(messages[0], []byte{0}) != 2 {
 			return "", "", false
 		}
-		authzid, rest, _ := strings.Cut(whole, "\x00")
+		authzid, rest, _ := strings.Cut(first, "\x00")
 		user, credential, _ = strings.Cut(rest, "\x00")
-		ok = (authzid == "" || strings.EqualFold(qualified(authzid), qualified(user))) &&
+		ok = (authzid == "" || strings.EqualFold(addDomain(authzid), addDomain(user))) &&
 			credential != "" && len(credential) <= 1024
 	}
 	if user == "" && mechanism == OAuthBearer {
 		return "", credential, ok
 	}
-	return strings.ToLower(qualified(user)), credential, ok && !strings.ContainsFunc(user+credential, control)
+	return strings.ToLower(addDomain(user)), credential, ok && !strings.ContainsFunc(user+credential, control)
 }
 
-// bearerOf is the token among the pairs, or "".
-func bearerOf(pairs string) string {
+// findBearer is the token among the pairs, or "".
+func findBearer(pairs string) string {
 	if !regexp.MustCompile(`^(?:[A-Za-z]+=[^\x01]*\x01)+\x01$`).MatchString(pairs) || strings.Count("\x01"+pairs, "\x01auth=") != 1 {
 		return ""
 	}
@@ -73,20 +73,20 @@ func bearerOf(pairs string) string {
 	return m[1]
 }
 
-func qualified(user string) string {
+func addDomain(user string) string {
 	if strings.Contains(user, "@") {
 		return user
 	}
 	return user + "@example.org"
 }
 
-// everyMechanism offers all that one message, or two, decide.
-func everyMechanism(t testing.TB) *Authenticator {
+// newAuthWithAllMechanisms offers all that one message, or two, decide.
+func newAuthWithAllMechanisms(t testing.TB) *Authenticator {
 	t.Helper()
 	a, err := New(Config{
-		Methods: []string{OAuth, Passthrough}, Names: identity.InDomain("example.org"), External: "email",
+		Methods: []string{OAuth, Passthrough}, Names: identity.NamesInDomain("example.org"), CertificateName: "email",
 		Mechanisms: []string{"PLAIN", "LOGIN", "EXTERNAL", OAuthBearer, XOAuth2},
-	}, Sources{OAuth: nobodyVerifies}, zap.NewNop())
+	}, Sources{OAuth: failToken}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,8 +102,8 @@ func FuzzSASLExchange(f *testing.F) {
 	f.Add("alice", "Alice@example.org", "pässwörd", uint16(3), byte(0x20), false)
 	f.Add("bob", "alice", "x\x00y", uint16(1), byte(0x80), true)
 	f.Add("alice", "alice", "ya29.a-b_c~d+e/f==", uint16(40), byte(0), true)
-	a := everyMechanism(f)
-	c := verifiedClient(selfSigned(f, ecdsaKey(x509.ECDSAWithSHA256), namedCert([]string{"alice@example.org"}, nil, nil)).Leaf)
+	a := newAuthWithAllMechanisms(f)
+	c := verifiedClient(selfSigned(f, ecdsaKey(x509.ECDSAWithSHA256), withNames([]string{"alice@example.org"}, nil, nil)).Leaf)
 	f.Fuzz(func(t *testing.T, authzid, user, password string, at uint16, flip byte, first bool) {
 		for mechanism, messages := range map[string][][]byte{
 			"PLAIN":     {[]byte(authzid + "\x00" + user + "\x00" + password)},
@@ -120,24 +120,24 @@ func FuzzSASLExchange(f *testing.F) {
 			if !first {
 				send = append([][]byte{nil}, messages...)
 			}
-			_, done, err := exchange(e, send...)
-			judge(t, mechanism, messages, e.Login(), done && err == nil)
+			_, done, err := runExchange(e, send...)
+			checkOutcome(t, mechanism, messages, e.Login(), done && err == nil)
 		}
 	})
 }
 
-// judge compares the outcome of an exchange with the oracle's.
-func judge(t *testing.T, mechanism string, messages [][]byte, l Login, accepted bool) {
+// checkOutcome compares the outcome of an exchange with the oracle's.
+func checkOutcome(t *testing.T, mechanism string, messages [][]byte, l Login, accepted bool) {
 	t.Helper()
-	user, credential, ok := oracle(mechanism, messages)
-	said := l.Password.Reveal() + l.Token.Reveal()
-	if accepted && (!ok || l.User.String() != user || said != credential) {
-		t.Fatalf("%s %q: accepted as %q with %q, the oracle says %q with %q, %v", mechanism, messages, l.User, said, user, credential, ok)
+	user, credential, ok := parseReference(mechanism, messages)
+	got := l.Password.Reveal() + l.Token.Reveal()
+	if accepted && (!ok || l.User.String() != user || got != credential) {
+		t.Fatalf("%s %q: accepted as %q with %q, the oracle says %q with %q, %v", mechanism, messages, l.User, got, user, credential, ok)
 	}
 	if !accepted && l != (Login{}) {
 		t.Fatalf("%s %q: refused, but leaves a login", mechanism, messages)
 	}
-	if _, err := identity.Canon(user, ""); ok && err == nil && !accepted && (mechanism == "PLAIN" || mechanism == "LOGIN") {
+	if _, err := identity.Canonicalize(user, ""); ok && err == nil && !accepted && (mechanism == "PLAIN" || mechanism == "LOGIN") {
 		t.Fatalf("%s %q: refused", mechanism, messages)
 	}
 }
@@ -151,22 +151,22 @@ func FuzzSCRAM(f *testing.F) {
 	f.Add("Alice@example.org", "pencil", uint16(5), byte(0x20), true, true)
 	f.Add("nobody", "pencil", uint16(90), byte(1), true, false)
 	f.Add("a=2Cb,c", "p\u00adencil", uint16(0), byte(3), false, true)
-	a := scramAuth(f)
+	a := newScramAuth(f)
 	state, c := handshake(f, selfSigned(f, ecdsaKey(x509.ECDSAWithSHA256), nil), tls.VersionTLS13)
 	binding, err := scram.NewTLSExporterBinding(&state)
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Fuzz(func(t *testing.T, user, password string, at uint16, flip byte, final, plus bool) {
-		made, err := scram.SHA256.NewClient(user, password, "")
+		lib, err := scram.SHA256.NewClient(user, password, "")
 		if err != nil {
 			t.Skip("no password that a client would send")
 		}
-		client, mechanism := made.NewConversation(), scramSHA256
+		client, mechanism := lib.NewConversation(), scramSHA256
 		if plus {
-			client, mechanism = made.NewConversationWithChannelBinding(binding), scramSHA256Plus
+			client, mechanism = lib.NewConversationWithChannelBinding(binding), scramSHA256Plus
 		}
-		change := func(message string, now bool) []byte {
+		corrupt := func(message string, now bool) []byte {
 			if m := []byte(message); now && len(m) > 0 {
 				m[int(at)%len(m)] ^= flip
 				return m
@@ -174,28 +174,28 @@ func FuzzSCRAM(f *testing.F) {
 			return []byte(message)
 		}
 		e, _ := a.Start(mechanism, c)
-		said, err := client.Step("")
+		message, err := client.Step("")
 		if err != nil {
 			t.Skip("no name that a client would send")
 		}
-		first := change(said, !final)
+		first := corrupt(message, !final)
 		challenge, done, err := e.Next(context.Background(), first)
 		if err != nil || done {
-			mustBeDenied(t, a, e, err)
+			expectDenied(t, a, e, err)
 			return
 		}
-		if said, err = client.Step(string(challenge)); err != nil {
+		if message, err = client.Step(string(challenge)); err != nil {
 			return // the changed nonce is noticed
 		}
-		last := change(said, final)
-		ours, done, err := e.Next(context.Background(), last)
+		last := corrupt(message, final)
+		reply, done, err := e.Next(context.Background(), last)
 		if err != nil || !done {
 			t.Fatalf("the last message: %v, %v", done, err)
 		}
 		id, err := a.Authenticate(context.Background(), e.Login())
-		proven := proves(string(first), string(challenge), string(last), plus, binding.Data)
-		if (err == nil) != proven || (ours != nil) != proven {
-			t.Fatalf("%q %q %q: %v, and by the book %v", first, challenge, last, err, proven)
+		valid := isValidProof(string(first), string(challenge), string(last), plus, binding.Data)
+		if (err == nil) != valid || (reply != nil) != valid {
+			t.Fatalf("%q %q %q: %v, and by the book %v", first, challenge, last, err, valid)
 		}
 		if err == nil && id.User().String() != "alice@example.org" {
 			t.Fatalf("let in as %v", id)
@@ -206,7 +206,7 @@ func FuzzSCRAM(f *testing.F) {
 	})
 }
 
-func mustBeDenied(t *testing.T, a *Authenticator, e *Exchange, err error) {
+func expectDenied(t *testing.T, a *Authenticator, e *Exchange, err error) {
 	t.Helper()
 	if !errors.Is(err, ErrDenied) || e.Login() != (Login{}) {
 		t.Fatalf("%v, %+v", err, e.Login())
@@ -216,9 +216,9 @@ func mustBeDenied(t *testing.T, a *Authenticator, e *Exchange, err error) {
 	}
 }
 
-// proves reads the three messages as RFC 5802 §5 writes them: is it alice, and
+// isValidProof reads the three messages as RFC 5802 §5 writes them: is it alice, and
 // does she know "pencil"?
-func proves(first, challenge, final string, plus bool, binding []byte) bool {
+func isValidProof(first, challenge, final string, plus bool, binding []byte) bool {
 	flag := "n"
 	if plus {
 		flag = "p=tls-exporter"
@@ -227,14 +227,14 @@ func proves(first, challenge, final string, plus bool, binding []byte) bool {
 	m := regexp.MustCompile(`(?s)^c=([^,]*),r=([^,]*)(?:,.*)?,p=([^,]*)$`).FindStringSubmatch(final)
 	name := regexp.MustCompile(`^n=([^,]*),r=`).FindStringSubmatch(bare)
 	nonce := regexp.MustCompile(`^r=([^,]*),s=`).FindStringSubmatch(challenge)
-	if !ok || m == nil || name == nil || nonce == nil || !strings.EqualFold(qualified(name[1]), "alice@example.org") || nonce[1] != m[2] {
+	if !ok || m == nil || name == nil || nonce == nil || !strings.EqualFold(addDomain(name[1]), "alice@example.org") || nonce[1] != m[2] {
 		return false
 	}
-	bound := []byte(flag + ",,")
+	binds := []byte(flag + ",,")
 	if plus {
-		bound = append(bound, binding...)
+		binds = append(binds, binding...)
 	}
-	if got, err := base64.StdEncoding.DecodeString(m[1]); err != nil || !bytes.Equal(got, bound) {
+	if got, err := base64.StdEncoding.DecodeString(m[1]); err != nil || !bytes.Equal(got, binds) {
 		return false
 	}
 	proof, err := base64.StdEncoding.DecodeString(m[3])

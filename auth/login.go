@@ -27,20 +27,20 @@ const (
 // Client is what is known of the connection a login comes on; for the methods
 // and mechanisms that look at it.
 type Client struct {
-	Session  string
-	Listener string
-	Addr     netip.AddrPort       // the client's, by the PROXY header or a trusted ID where there is one
-	Peer     netip.AddrPort       // the TCP peer
-	Local    netip.AddrPort       // where it connected to
-	Balancer *Balancer            // nil without a PROXY header
-	Attempt  int                  // 1-based, of this connection
-	TLS      *tls.ConnectionState // nil in the clear
-	Served   *x509.Certificate    // the leaf that was served to it, for tls-server-end-point; nil in the clear
+	Session           string
+	Listener          string
+	Addr              netip.AddrPort       // the client's, by the PROXY header or a trusted ID where there is one
+	Peer              netip.AddrPort       // the TCP peer
+	Local             netip.AddrPort       // where it connected to
+	ProxyHeader       *ProxyHeader         // nil without a PROXY header
+	Attempt           int                  // 1-based, of this connection
+	TLS               *tls.ConnectionState // nil in the clear
+	ServedCertificate *x509.Certificate    // the leaf that was served to it, for tls-server-end-point; nil in the clear
 }
 
-// Balancer is what a PROXY header says: who connected to the balancer, and to
+// ProxyHeader is what a PROXY header says: who connected to the balancer, and to
 // which of its addresses.
-type Balancer struct{ Client, Local netip.AddrPort }
+type ProxyHeader struct{ Client, Local netip.AddrPort }
 
 // Login is what a client said, before anyone checked it: a name and a password,
 // or a token, or nothing but a proof that a mechanism has seen.
@@ -62,39 +62,39 @@ type proof struct {
 	err    error  // ErrDenied, wrapped, when the proof is wrong; nobody was told so far
 }
 
-// credential is what a method can judge.
-type credential int
+// credentialType is what a method can judge.
+type credentialType int
 
 const (
-	password credential = iota
-	token
+	passwordCredential credentialType = iota
+	tokenCredential
 )
 
-func (l *Login) credential() credential {
+func (l *Login) credentialType() credentialType {
 	if !l.Token.IsZero() {
-		return token
+		return tokenCredential
 	}
-	return password
+	return passwordCredential
 }
 
-// check refuses what nobody can have said in earnest. None of its refusals
+// validate refuses what nobody can have said in earnest. None of its refusals
 // tells whether an account exists, so they may be quick.
-func (l *Login) check() error {
+func (l *Login) validate() error {
 	switch {
 	case l.proof != nil:
 		if l.User.IsZero() || l.User != l.proof.user {
 			return identity.ErrName
 		}
 		return nil
-	case l.credential() == token:
-		if len(l.Token.Reveal()) > identity.MaxToken || !isToken(l.Token.Reveal()) {
-			return errBearerToken
+	case l.credentialType() == tokenCredential:
+		if len(l.Token.Reveal()) > identity.MaxToken || !isB64Token(l.Token.Reveal()) {
+			return errMalformedToken
 		}
 		return nil
 	case l.User.IsZero():
 		return identity.ErrName
 	}
-	return checkPassword(l.Password)
+	return validatePassword(l.Password)
 }
 
 // Identity is a Login that somebody vouches for, or, with passthrough, one that
@@ -102,21 +102,21 @@ func (l *Login) check() error {
 // Identity is nobody's and its User is zero.
 type Identity struct {
 	// Set once.
-	user     identity.User
-	login    string
-	password identity.Secret
-	token    identity.Secret
-	method   string
-	placed   netip.AddrPort
-	expires  time.Time
+	user        identity.User
+	loginName   string
+	password    identity.Secret
+	token       identity.Secret
+	method      string
+	backendAddr netip.AddrPort
+	expires     time.Time
 }
 
 // User is the canonical name.
 func (i Identity) User() identity.User { return i.user }
 
-// Login is the name for the login at the backend, where a method has given
+// LoginName is the name for the login at the backend, where a method has given
 // another than User; "" otherwise.
-func (i Identity) Login() string { return i.login }
+func (i Identity) LoginName() string { return i.loginName }
 
 // Password is for the login at the backend: what the client said, or what a
 // method has put in its place. It is zero when the client has shown none, with
@@ -129,20 +129,20 @@ func (i Identity) Token() identity.Secret { return i.token }
 // Method is the method that decided.
 func (i Identity) Method() string { return i.method }
 
-// Placed is where the method http said that the user's mail is; not valid when
+// BackendAddr is where the method http said that the user's mail is; not valid when
 // nobody said.
-func (i Identity) Placed() netip.AddrPort { return i.placed }
+func (i Identity) BackendAddr() netip.AddrPort { return i.backendAddr }
 
 // Expires is when the token ends; zero when nobody knows.
 func (i Identity) Expires() time.Time { return i.expires }
 
-// Decided says whether somebody has checked who it is. When it is false the
+// IsVerified says whether somebody has checked who it is. When it is false the
 // backend decides, so the backend must be shown this very password or token: a
 // login there with any other right (a master user) would let everybody in.
-func (i Identity) Decided() bool { return i.method != "" && i.method != Passthrough }
+func (i Identity) IsVerified() bool { return i.method != "" && i.method != Passthrough }
 
-// unless is i, or nobody when there is an error.
-func (i Identity) unless(err error) (Identity, error) {
+// orError is i, or nobody when there is an error.
+func (i Identity) orError(err error) (Identity, error) {
 	if err != nil {
 		return Identity{}, err
 	}
@@ -156,23 +156,23 @@ func (i Identity) String() string { return i.user.String() + " by " + i.method }
 // want to be printed, so without it %v would show the password.
 func (i Identity) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, i.String()) }
 
-// Wait is a refusal that asks for time: the client is to be answered no sooner
+// DelayedDenial is a refusal that asks for time: the client is to be answered no sooner
 // than For after it has spoken.
-type Wait struct {
-	For time.Duration
-	Err error
+type DelayedDenial struct {
+	Delay time.Duration
+	Err   error
 }
 
 // Error implements error.
-func (w *Wait) Error() string { return fmt.Sprintf("%v, to be told after %v", w.Err, w.For) }
+func (w *DelayedDenial) Error() string { return fmt.Sprintf("%v, to be told after %v", w.Err, w.Delay) }
 
 // Unwrap gives the refusal.
-func (w *Wait) Unwrap() error { return w.Err }
+func (w *DelayedDenial) Unwrap() error { return w.Err }
 
-// checkPassword refuses what could change the meaning of a command sent on to
+// validatePassword refuses what could change the meaning of a command sent on to
 // a backend (CR, LF, NUL), every other control, and what is empty or too long. Octets
 // from 128 on are for whoever judges the password.
-func checkPassword(password identity.Secret) error {
+func validatePassword(password identity.Secret) error {
 	p := password.Reveal()
 	if p == "" || len(p) > maxPassword {
 		return errors.New("password is empty or too long")

@@ -16,31 +16,31 @@ const (
 	scramSHA256Plus = "SCRAM-SHA-256-PLUS"
 )
 
-// mechanisms are all there are, the preferred one first: programs with a choice
+// allMechanisms are all there are, the preferred one first: programs with a choice
 // often take the first they know. Constant.
-var mechanisms = []string{scramSHA256Plus, scramSHA256, sasl.External, sasl.Plain, sasl.Login, OAuthBearer, XOAuth2}
+var allMechanisms = []string{scramSHA256Plus, scramSHA256, sasl.External, sasl.Plain, sasl.Login, OAuthBearer, XOAuth2}
 
 // Constant: what was said is never quoted.
 var (
-	errSomebodyElse = errors.New("authorization identity is another user")
+	errAuthzID = errors.New("authorization identity is another user")
 )
 
-func isOurs(err error) bool {
+func isAuthError(err error) bool {
 	return errors.Is(err, ErrDenied) || errors.Is(err, ErrUnavailable) || errors.Is(err, ErrTooLong)
 }
 
-// offer enables the mechanisms of the operator's list, each of which somebody
+// enableMechanisms enables the mechanisms of the operator's list, each of which somebody
 // must be able to serve; or, without a list, those that serve every user.
-func (a *Authenticator) offer(list []string) error {
+func (a *Authenticator) enableMechanisms(list []string) error {
 	if len(list) == 0 {
-		a.mechanisms = a.defaults()
+		a.mechanisms = a.defaultMechanisms()
 	}
 	for _, name := range list {
-		if err := a.servable(name); err != nil {
+		if err := a.checkMechanism(name); err != nil {
 			return err
 		}
 	}
-	for _, name := range mechanisms {
+	for _, name := range allMechanisms {
 		if slices.Contains(list, name) {
 			a.mechanisms = append(a.mechanisms, name)
 		}
@@ -48,7 +48,7 @@ func (a *Authenticator) offer(list []string) error {
 	if len(a.mechanisms) == 0 {
 		return errors.New("no mechanism is left")
 	}
-	for listener, names := range a.listeners {
+	for listener, names := range a.listenerMechanisms {
 		for _, name := range names {
 			if !slices.Contains(a.mechanisms, name) {
 				return fmt.Errorf("listener %s: mechanism %q is not among those of all listeners", listener, name)
@@ -58,15 +58,15 @@ func (a *Authenticator) offer(list []string) error {
 	return nil
 }
 
-// defaults has no SCRAM: only users whose passwords are stored for it can log in
+// defaultMechanisms has no SCRAM: only users whose passwords are stored for it can log in
 // with it, and a program that prefers it would tell all others that their
 // password is wrong.
-func (a *Authenticator) defaults() (list []string) {
-	for _, name := range mechanisms {
-		if strings.HasPrefix(name, "SCRAM") || a.servable(name) != nil {
+func (a *Authenticator) defaultMechanisms() (list []string) {
+	for _, name := range allMechanisms {
+		if strings.HasPrefix(name, "SCRAM") || a.checkMechanism(name) != nil {
 			continue
 		}
-		if (name == OAuthBearer || name == XOAuth2) && !a.has(OAuth) {
+		if (name == OAuthBearer || name == XOAuth2) && !a.hasMethod(OAuth) {
 			continue // passthrough may mean a backend that takes no tokens
 		}
 		list = append(list, name)
@@ -74,40 +74,40 @@ func (a *Authenticator) defaults() (list []string) {
 	return list
 }
 
-// servable says why nobody here could judge a login by this mechanism.
-func (a *Authenticator) servable(name string) error {
+// checkMechanism says why nobody here could judge a login by this mechanism.
+func (a *Authenticator) checkMechanism(name string) error {
 	switch name {
 	case sasl.Plain, sasl.Login:
-		if !a.judged(password) {
+		if !a.canVerify(passwordCredential) {
 			return fmt.Errorf("mechanism %s needs a method that judges passwords", name)
 		}
 	case OAuthBearer, XOAuth2:
-		if !a.judged(token) {
+		if !a.canVerify(tokenCredential) {
 			return fmt.Errorf("mechanism %s needs method oauth or passthrough", name)
 		}
 	case scramSHA256, scramSHA256Plus:
-		if !a.has(File) && !a.has(Redis) {
+		if !a.hasMethod(File) && !a.hasMethod(Redis) {
 			return fmt.Errorf("mechanism %s needs method file or redis", name)
 		}
-		if a.secret.IsZero() {
+		if a.scramSecret.IsZero() {
 			return fmt.Errorf("mechanism %s needs a secret for the salts of unknown users", name)
 		}
 	case sasl.External:
-		if !slices.Contains(sanKinds, a.external) {
+		if !slices.Contains(sanTypes, a.certificateName) {
 			return fmt.Errorf("mechanism %s needs to know which name in a certificate is the user", name)
 		}
 	default:
-		return fmt.Errorf("mechanism %q is not one of %s", name, strings.Join(mechanisms, ", "))
+		return fmt.Errorf("mechanism %q is not one of %s", name, strings.Join(allMechanisms, ", "))
 	}
 	return nil
 }
 
-func (a *Authenticator) judged(c credential) bool {
-	return slices.ContainsFunc(a.methods, func(m named) bool { return m.judges(c) })
+func (a *Authenticator) canVerify(c credentialType) bool {
+	return slices.ContainsFunc(a.methods, func(m namedMethod) bool { return m.canVerify(c) })
 }
 
-func (a *Authenticator) has(name string) bool {
-	return slices.ContainsFunc(a.methods, func(m named) bool { return m.name == name })
+func (a *Authenticator) hasMethod(name string) bool {
+	return slices.ContainsFunc(a.methods, func(m namedMethod) bool { return m.name == name })
 }
 
 // Mechanisms are the SASL mechanisms offered to a client, the preferred one
@@ -115,40 +115,40 @@ func (a *Authenticator) has(name string) bool {
 func (a *Authenticator) Mechanisms(c *Client) []string {
 	list := make([]string, 0, len(a.mechanisms))
 	for _, name := range a.mechanisms {
-		if a.serves(name, c) {
+		if a.isOffered(name, c) {
 			list = append(list, name)
 		}
 	}
 	return list
 }
 
-// TakesPasswords says whether a client may say a password as it is; without
+// AllowsPasswords says whether a client may say a password as it is; without
 // that there is no LOGIN command either.
-func (a *Authenticator) TakesPasswords(c *Client) bool {
-	return slices.Contains(a.mechanisms, sasl.Plain) && a.serves(sasl.Plain, c) ||
-		slices.Contains(a.mechanisms, sasl.Login) && a.serves(sasl.Login, c)
+func (a *Authenticator) AllowsPasswords(c *Client) bool {
+	return slices.Contains(a.mechanisms, sasl.Plain) && a.isOffered(sasl.Plain, c) ||
+		slices.Contains(a.mechanisms, sasl.Login) && a.isOffered(sasl.Login, c)
 }
 
-// serves says whether an enabled mechanism is for this client.
-func (a *Authenticator) serves(name string, c *Client) bool {
-	if only, narrow := a.listeners[c.Listener]; narrow && !slices.Contains(only, name) {
+// isOffered says whether an enabled mechanism is for this client.
+func (a *Authenticator) isOffered(name string, c *Client) bool {
+	if allowed, restricted := a.listenerMechanisms[c.Listener]; restricted && !slices.Contains(allowed, name) {
 		return false
 	}
 	switch name {
 	case scramSHA256Plus:
-		return c.bindable()
+		return c.canBind()
 	case sasl.External:
-		return c.certified()
+		return c.hasVerifiedCertificate()
 	}
 	return true
 }
 
-// offered finds a mechanism by the name a client gives it, which is not
+// findOffered finds a mechanism by the name a client gives it, which is not
 // case-sensitive (RFC 9051 §6.2.2: auth-type is an atom). Not by
 // strings.ToUpper, which makes an I of a dotless i.
-func (a *Authenticator) offered(said string, c *Client) (string, bool) {
-	i := slices.IndexFunc(a.mechanisms, func(name string) bool { return strings.EqualFold(said, name) && len(said) == len(name) })
-	if i < 0 || !a.serves(a.mechanisms[i], c) {
+func (a *Authenticator) findOffered(name string, c *Client) (string, bool) {
+	i := slices.IndexFunc(a.mechanisms, func(enabled string) bool { return strings.EqualFold(name, enabled) && len(name) == len(enabled) })
+	if i < 0 || !a.isOffered(a.mechanisms[i], c) {
 		return "", false
 	}
 	return a.mechanisms[i], true

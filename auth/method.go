@@ -29,7 +29,7 @@ const (
 // method is not asked for.
 type Sources struct {
 	Redis PasswordLookup
-	HTTP  Ask
+	HTTP  VerifyLogin
 	OAuth VerifyToken
 }
 
@@ -38,113 +38,113 @@ type Sources struct {
 // ErrDenied that whatever password is said will not do.
 type PasswordLookup func(ctx context.Context, u identity.User) (identity.Secret, error)
 
-// Ask puts a login with a password before an authentication server. The error
+// VerifyLogin puts a login with a password before an authentication server. The error
 // is ErrDenied, perhaps in a Wait, or else nobody could say.
-type Ask func(ctx context.Context, l Login) (Answer, error)
+type VerifyLogin func(ctx context.Context, l Login) (ServerResponse, error)
 
-// Answer is a server's word that a login is right, and what it wants of us.
-type Answer struct {
-	Server   netip.AddrPort  // where the user's mail is; not valid: not said
-	User     string          // the name to use there; "" is the client's
-	Password identity.Secret // the password to use there; zero is the client's
+// ServerResponse is a server's word that a login is right, and what it wants of us.
+type ServerResponse struct {
+	BackendAddr netip.AddrPort  // where the user's mail is; not valid: not said
+	LoginName   string          // the name to use there; "" is the client's
+	Password    identity.Secret // the password to use there; zero is the client's
 }
 
 // VerifyToken says whose a token is, and until when. The error is ErrDenied or
 // else nobody could say.
 type VerifyToken func(ctx context.Context, token identity.Secret) (name string, expires time.Time, err error)
 
-// source holds stored passwords: passwdFile and lookup.
-type source interface {
-	// password is the user's, or ErrUnknown, ErrDenied or ErrUnavailable.
-	password(ctx context.Context, u identity.User) (stored, error)
-	// typical is the kind that most passwords here are of; zero when not known.
-	typical() kind
+// passwordSource holds stored passwords: passwdFile and lookup.
+type passwordSource interface {
+	// lookUp is the user's, or ErrUnknown, ErrDenied or ErrUnavailable.
+	lookUp(ctx context.Context, u identity.User) (storedHash, error)
+	// typicalParams is the kind that most passwords here are of; zero when not known.
+	typicalParams() hashParams
 }
 
 // method vouches for logins: storedPasswords, backend, asked and verified.
 type method interface {
-	// judges says whether it is to be asked about such a credential.
-	judges(c credential) bool
-	// vouch is the identity of a login, without the method's name, or ErrDenied,
+	// canVerify says whether it is to be asked about such a credential.
+	canVerify(c credentialType) bool
+	// authenticate is the identity of a login, without the method's name, or ErrDenied,
 	// ErrUnavailable, or ErrUnknown to have the next method asked.
-	vouch(ctx context.Context, l Login) (Identity, error)
+	authenticate(ctx context.Context, l Login) (Identity, error)
 }
 
-// named is a method as the operator called for it.
-type named struct {
+// namedMethod is a method as the operator called for it.
+type namedMethod struct {
 	method
 	name string
 }
 
 // storedPasswords are those of one source.
 type storedPasswords struct {
-	source
+	passwordSource
 	verifier *verifier
 }
 
-func (storedPasswords) judges(c credential) bool { return c == password }
+func (storedPasswords) canVerify(c credentialType) bool { return c == passwordCredential }
 
-func (m storedPasswords) vouch(ctx context.Context, l Login) (Identity, error) {
-	hash, err := m.password(ctx, l.User)
+func (m storedPasswords) authenticate(ctx context.Context, l Login) (Identity, error) {
+	hash, err := m.lookUp(ctx, l.User)
 	if err != nil {
 		return Identity{}, err
 	}
-	right, err := m.verifier.verify(ctx, hash, l.Password)
+	ok, err := m.verifier.verify(ctx, hash, l.Password)
 	if err != nil {
 		return Identity{}, err
 	}
-	if !right {
+	if !ok {
 		return Identity{}, ErrDenied
 	}
 	return Identity{user: l.User, password: l.Password}, nil
 }
 
-// backend leaves the judgement to it: passthrough.
-type backend struct{}
+// passthroughMethod leaves the judgement to it: passthrough.
+type passthroughMethod struct{}
 
-func (backend) judges(credential) bool { return true }
+func (passthroughMethod) canVerify(credentialType) bool { return true }
 
-func (backend) vouch(_ context.Context, l Login) (Identity, error) {
+func (passthroughMethod) authenticate(_ context.Context, l Login) (Identity, error) {
 	if l.User.IsZero() {
 		return Identity{}, fmt.Errorf("token says for whom, but only to its verifier: %w", ErrDenied)
 	}
 	return Identity{user: l.User, password: l.Password, token: l.Token}, nil
 }
 
-// asked is an authentication server. It always decides: that it does not know
+// authServerMethod is an authentication server. It always decides: that it does not know
 // the user and that the password is wrong are one answer.
-type asked struct{ ask Ask }
+type authServerMethod struct{ verify VerifyLogin }
 
-func (asked) judges(c credential) bool { return c == password }
+func (authServerMethod) canVerify(c credentialType) bool { return c == passwordCredential }
 
-func (m asked) vouch(ctx context.Context, l Login) (Identity, error) {
-	answer, err := m.ask(ctx, l)
+func (m authServerMethod) authenticate(ctx context.Context, l Login) (Identity, error) {
+	resp, err := m.verify(ctx, l)
 	if err != nil {
-		return Identity{}, verdict(err)
+		return Identity{}, classifyError(err)
 	}
-	id := Identity{user: l.User, login: answer.User, password: l.Password, placed: answer.Server}
-	if !answer.Password.IsZero() {
-		id.password = answer.Password
+	id := Identity{user: l.User, loginName: resp.LoginName, password: l.Password, backendAddr: resp.BackendAddr}
+	if !resp.Password.IsZero() {
+		id.password = resp.Password
 	}
 	return id, nil
 }
 
-// verified believes a token that was verified here.
-type verified struct {
+// oauthMethod believes a token that was verified here.
+type oauthMethod struct {
 	verify VerifyToken
 	names  identity.Names // Asserted
 }
 
-func (verified) judges(c credential) bool { return c == token }
+func (oauthMethod) canVerify(c credentialType) bool { return c == tokenCredential }
 
-// vouch takes the name from the token. A client that names another in the
+// authenticate takes the name from the token. A client that names another in the
 // message wants to act for somebody else, which no user of a gateway may.
-func (m verified) vouch(ctx context.Context, l Login) (Identity, error) {
+func (m oauthMethod) authenticate(ctx context.Context, l Login) (Identity, error) {
 	name, expires, err := m.verify(ctx, l.Token)
 	if err != nil {
-		return Identity{}, verdict(err)
+		return Identity{}, classifyError(err)
 	}
-	user, err := m.names.Canon(name)
+	user, err := m.names.Canonicalize(name)
 	if err != nil {
 		return Identity{}, fmt.Errorf("name in the token: %w: %w", ErrDenied, err)
 	}
@@ -154,72 +154,72 @@ func (m verified) vouch(ctx context.Context, l Login) (Identity, error) {
 	return Identity{user: user, token: l.Token, expires: expires}, nil
 }
 
-// verdict makes a source's error one of ours: what is no denial is nobody's
+// classifyError makes a source's error one of ours: what is no denial is nobody's
 // word.
-func verdict(err error) error {
+func classifyError(err error) error {
 	if errors.Is(err, ErrDenied) || errors.Is(err, ErrUnavailable) {
 		return err
 	}
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }
 
-// add opens one method of the operator's list.
-func (a *Authenticator) add(name string, cfg Config, from Sources, log *zap.Logger) error {
-	if err := a.mayFollow(name); err != nil {
+// addMethod opens one method of the operator's list.
+func (a *Authenticator) addMethod(name string, cfg Config, sources Sources, log *zap.Logger) error {
+	if err := a.checkMethodOrder(name); err != nil {
 		return &SettingError{"methods", err}
 	}
-	made, err := a.open(name, cfg, from, log)
+	m, err := a.newMethod(name, cfg, sources, log)
 	switch {
 	case err != nil && name == File:
 		return &SettingError{"file.path", err}
 	case err != nil:
 		return &SettingError{"methods", err}
 	}
-	a.methods = append(a.methods, named{made, name})
+	a.methods = append(a.methods, namedMethod{m, name})
 	return nil
 }
 
-// mayFollow says why a method has no use behind those that are there.
-func (a *Authenticator) mayFollow(name string) error {
-	if slices.ContainsFunc(a.methods, func(m named) bool { return m.name == name }) {
+// checkMethodOrder says why a method has no use behind those that are there.
+func (a *Authenticator) checkMethodOrder(name string) error {
+	if slices.ContainsFunc(a.methods, func(m namedMethod) bool { return m.name == name }) {
 		return fmt.Errorf("method %q is named twice", name)
 	}
 	if n := len(a.methods); n > 0 && a.methods[n-1].name == Passthrough {
 		return fmt.Errorf("method %q would never be asked: passthrough has to be last", name)
 	}
-	if (name == File || name == Redis) && slices.ContainsFunc(a.methods, func(m named) bool { return m.name == HTTP }) {
+	if (name == File || name == Redis) && slices.ContainsFunc(a.methods, func(m namedMethod) bool { return m.name == HTTP }) {
 		return fmt.Errorf("method %q would never be asked: http decides about every password", name)
 	}
 	return nil
 }
 
-// open makes one method.
-func (a *Authenticator) open(name string, cfg Config, from Sources, log *zap.Logger) (method, error) {
+// newMethod makes one method.
+func (a *Authenticator) newMethod(name string, cfg Config, sources Sources, log *zap.Logger) (method, error) {
 	switch name {
 	case Passthrough:
-		return backend{}, nil
+		return passthroughMethod{}, nil
 	case File:
-		f, err := openPasswdFile(cfg.File, cfg.Names, log)
+		f, err := openPasswdFile(cfg.PasswdFile, cfg.Names, log)
 		if err != nil {
 			return nil, err
 		}
 		a.file = f
 		return storedPasswords{f, a.verifier}, nil
 	case Redis:
-		if from.Redis == nil {
+		if sources.Redis == nil {
 			return nil, errors.New("method redis needs Redis")
 		}
-		return storedPasswords{newLookup(from.Redis), a.verifier}, nil
+		return storedPasswords{newLookupSource(sources.Redis), a.verifier}, nil
 	case HTTP:
-		if from.HTTP == nil {
+		if sources.HTTP == nil {
 			return nil, errors.New("method http needs an authentication server")
 		}
-		return asked{from.HTTP}, nil
+		return authServerMethod{sources.HTTP}, nil
 	case OAuth:
-		if from.OAuth == nil {
+		if sources.OAuth == nil {
 			return nil, errors.New("method oauth needs a provider of tokens")
 		}
-		return verified{from.OAuth, cfg.Names.Asserted()}, nil
+		return oauthMethod{sources.OAuth, cfg.Names.Strict()}, nil
 	}
 	return nil, fmt.Errorf("method %q is not one of passthrough, file, redis, http, oauth", name)
 }

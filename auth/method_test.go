@@ -13,14 +13,16 @@ import (
 	"imapgate/internal/identity"
 )
 
-func nobodyAnswers(context.Context, Login) (Answer, error) { return Answer{}, errors.New("away") }
+func failLogin(context.Context, Login) (ServerResponse, error) {
+	return ServerResponse{}, errors.New("away")
+}
 
-func nobodyVerifies(context.Context, identity.Secret) (string, time.Time, error) {
+func failToken(context.Context, identity.Secret) (string, time.Time, error) {
 	return "", time.Time{}, errors.New("away")
 }
 
 // tokens verifies tokens that are names, and no other.
-func tokensOf(names map[string]string, until time.Time) VerifyToken {
+func mapTokens(names map[string]string, until time.Time) VerifyToken {
 	return func(_ context.Context, token identity.Secret) (string, time.Time, error) {
 		if name, ok := names[token.Reveal()]; ok {
 			return name, until, nil
@@ -29,20 +31,20 @@ func tokensOf(names map[string]string, until time.Time) VerifyToken {
 	}
 }
 
-func methodsAuth(t *testing.T, from Sources, methods ...string) *Authenticator {
+func newMethodsAuth(t *testing.T, from Sources, methods ...string) *Authenticator {
 	t.Helper()
-	a, err := New(Config{Methods: methods, Names: rewriting(t)}, from, zap.NewNop())
+	a, err := New(Config{Methods: methods, Names: mappingNames(t)}, from, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
 	return a
 }
 
-func TestATokenSaysWhoItsHolderIs(t *testing.T) {
+func TestTokenNamesUser(t *testing.T) {
 	until := time.Now().Add(time.Hour)
-	a := methodsAuth(t, Sources{Redis: records(nil), OAuth: tokensOf(map[string]string{"t1": "Alice", "t2": "not a name", "t4": "alice+x", "t5": `CORP\alice`}, until)}, Redis, OAuth, Passthrough)
-	alice, _ := a.Canon("alice")
-	bob, _ := a.Canon("bob")
+	a := newMethodsAuth(t, Sources{Redis: mapLookup(nil), OAuth: mapTokens(map[string]string{"t1": "Alice", "t2": "not a name", "t4": "alice+x", "t5": `CORP\alice`}, until)}, Redis, OAuth, Passthrough)
+	alice, _ := a.Canonicalize("alice")
+	bob, _ := a.Canonicalize("bob")
 	for what, c := range map[string]struct {
 		login Login
 		right bool
@@ -63,15 +65,15 @@ func TestATokenSaysWhoItsHolderIs(t *testing.T) {
 			}
 			continue
 		}
-		if err != nil || id.User() != alice || id.Token().Reveal() != "t1" || id.Method() != OAuth || !id.Decided() || !id.Expires().Equal(until) || !id.Password().IsZero() {
+		if err != nil || id.User() != alice || id.Token().Reveal() != "t1" || id.Method() != OAuth || !id.IsVerified() || !id.Expires().Equal(until) || !id.Password().IsZero() {
 			t.Errorf("%s: %v, %v", what, id, err)
 		}
 	}
 }
 
-func TestAVerifierThatIsAwayIsUnavailable(t *testing.T) {
-	a := methodsAuth(t, Sources{OAuth: nobodyVerifies, HTTP: nobodyAnswers}, OAuth, HTTP, Passthrough)
-	alice, _ := a.Canon("alice")
+func TestFailedVerifierIsUnavailable(t *testing.T) {
+	a := newMethodsAuth(t, Sources{OAuth: failToken, HTTP: failLogin}, OAuth, HTTP, Passthrough)
+	alice, _ := a.Canonicalize("alice")
 	for _, l := range []Login{{Token: secret("t")}, {User: alice, Password: secret("x")}} {
 		if _, err := a.Authenticate(t.Context(), l); !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrDenied) {
 			t.Errorf("%v", err)
@@ -80,10 +82,10 @@ func TestAVerifierThatIsAwayIsUnavailable(t *testing.T) {
 }
 
 func TestPassthroughLeavesTokensToTheBackend(t *testing.T) {
-	a := methodsAuth(t, Sources{}, Passthrough)
-	alice, _ := a.Canon("alice")
+	a := newMethodsAuth(t, Sources{}, Passthrough)
+	alice, _ := a.Canonicalize("alice")
 	id, err := a.Authenticate(t.Context(), Login{Token: secret("t"), User: alice})
-	if err != nil || id.User() != alice || id.Token().Reveal() != "t" || id.Decided() {
+	if err != nil || id.User() != alice || id.Token().Reveal() != "t" || id.IsVerified() {
 		t.Errorf("%v, %v", id, err)
 	}
 	if _, err := a.Authenticate(t.Context(), Login{Token: secret("t")}); !errors.Is(err, ErrDenied) {
@@ -91,40 +93,40 @@ func TestPassthroughLeavesTokensToTheBackend(t *testing.T) {
 	}
 }
 
-func TestATokenIsNoPassword(t *testing.T) {
-	a := methodsAuth(t, Sources{Redis: records(map[string]string{"alice@example.org": "{PLAIN}t"})}, Redis)
-	alice, _ := a.Canon("alice")
+func TestTokenIsNotAcceptedAsPassword(t *testing.T) {
+	a := newMethodsAuth(t, Sources{Redis: mapLookup(map[string]string{"alice@example.org": "{PLAIN}t"})}, Redis)
+	alice, _ := a.Canonicalize("alice")
 	if _, err := a.Authenticate(t.Context(), Login{Token: secret("t"), User: alice}); !errors.Is(err, ErrDenied) {
 		t.Errorf("a token opened what a password opens: %v", err)
 	}
 }
 
-func TestAnAuthServersAnswerIsUsedAtTheBackend(t *testing.T) {
+func TestHTTPResponseIsUsedAtBackend(t *testing.T) {
 	server := netip.MustParseAddrPort("192.0.2.1:143")
-	wait := &Wait{For: time.Second, Err: ErrDenied}
-	a := methodsAuth(t, Sources{HTTP: func(_ context.Context, l Login) (Answer, error) {
+	wait := &DelayedDenial{Delay: time.Second, Err: ErrDenied}
+	a := newMethodsAuth(t, Sources{HTTP: func(_ context.Context, l Login) (ServerResponse, error) {
 		switch l.Password.Reveal() {
 		case "plain":
-			return Answer{Server: server}, nil
+			return ServerResponse{BackendAddr: server}, nil
 		case "other":
-			return Answer{Server: server, User: "u123", Password: secret("changed")}, nil
+			return ServerResponse{BackendAddr: server, LoginName: "u123", Password: secret("changed")}, nil
 		case "later":
-			return Answer{}, wait
+			return ServerResponse{}, wait
 		}
-		return Answer{}, ErrDenied
+		return ServerResponse{}, ErrDenied
 	}}, HTTP)
-	alice, _ := a.Canon("alice")
+	alice, _ := a.Canonicalize("alice")
 	ask := func(password string) (Identity, error) {
 		return a.Authenticate(t.Context(), Login{User: alice, Password: secret(password), Mechanism: CommandLogin})
 	}
-	if id, err := ask("plain"); err != nil || id.User() != alice || id.Login() != "" || id.Password().Reveal() != "plain" || id.Placed() != server || id.Method() != HTTP {
+	if id, err := ask("plain"); err != nil || id.User() != alice || id.LoginName() != "" || id.Password().Reveal() != "plain" || id.BackendAddr() != server || id.Method() != HTTP {
 		t.Errorf("%v, %v", id, err)
 	}
-	if id, err := ask("other"); err != nil || id.User() != alice || id.Login() != "u123" || id.Password().Reveal() != "changed" {
+	if id, err := ask("other"); err != nil || id.User() != alice || id.LoginName() != "u123" || id.Password().Reveal() != "changed" {
 		t.Errorf("%v, %v", id, err)
 	}
 	_, err := ask("later")
-	if asked := (*Wait)(nil); !errors.As(err, &asked) || asked.For != time.Second || !errors.Is(err, ErrDenied) {
+	if asked := (*DelayedDenial)(nil); !errors.As(err, &asked) || asked.Delay != time.Second || !errors.Is(err, ErrDenied) {
 		t.Errorf("%v", err)
 	}
 	if _, err := ask("wrong"); !errors.Is(err, ErrDenied) {
@@ -133,24 +135,24 @@ func TestAnAuthServersAnswerIsUsedAtTheBackend(t *testing.T) {
 }
 
 func TestMechanismsFollowTheMethods(t *testing.T) {
-	from := Sources{Redis: records(nil), OAuth: nobodyVerifies}
+	from := Sources{Redis: mapLookup(nil), OAuth: failToken}
 	for _, c := range []struct{ methods, want []string }{
 		{[]string{Passthrough}, []string{"PLAIN", "LOGIN"}},
 		{[]string{OAuth}, []string{OAuthBearer, XOAuth2}},
 		{[]string{Redis, OAuth}, []string{"PLAIN", "LOGIN", OAuthBearer, XOAuth2}},
 	} {
-		a := methodsAuth(t, from, c.methods...)
+		a := newMethodsAuth(t, from, c.methods...)
 		if got := a.Mechanisms(&Client{}); !slices.Equal(got, c.want) {
 			t.Errorf("%q: %q", c.methods, got)
 		}
-		if a.TakesPasswords(&Client{}) != slices.Contains(c.want, "PLAIN") {
+		if a.AllowsPasswords(&Client{}) != slices.Contains(c.want, "PLAIN") {
 			t.Errorf("%q: passwords", c.methods)
 		}
 	}
 }
 
 func TestBearerMechanismsBringTokens(t *testing.T) {
-	a := methodsAuth(t, Sources{OAuth: tokensOf(map[string]string{"t1": "alice"}, time.Time{})}, OAuth)
+	a := newMethodsAuth(t, Sources{OAuth: mapTokens(map[string]string{"t1": "alice"}, time.Time{})}, OAuth)
 	for mechanism, message := range map[string]string{
 		OAuthBearer: "n,a=alice,\x01auth=Bearer t1\x01\x01", XOAuth2: "user=alice\x01auth=Bearer t1\x01\x01",
 	} {

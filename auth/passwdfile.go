@@ -18,12 +18,12 @@ import (
 )
 
 const (
-	// maxFile bounds the passwd-file in bytes: about half a million users.
-	maxFile = 64 << 20
+	// maxFileSize bounds the passwd-file in bytes: about half a million users.
+	maxFileSize = 64 << 20
 	// maxLine bounds one line of it in bytes.
 	maxLine = 8 << 10
-	// maxComplaints bounds how many bad lines are listed one by one.
-	maxComplaints = 50
+	// maxListedErrors bounds how many bad lines are listed one by one.
+	maxListedErrors = 50
 )
 
 // passwdFile is the method file. Password reads a snapshot; follow, and before
@@ -34,16 +34,16 @@ type passwdFile struct {
 	names identity.Names
 	log   *zap.Logger
 	// Replaced as a whole by the owner of follow.
-	users atomic.Pointer[users]
+	users atomic.Pointer[userTable]
 	// Owned by follow.
-	opened    os.FileInfo // the file as it was at the start; nil after the first look
-	complaint string      // what was last logged as wrong with it; "" when it was good
+	initialInfo os.FileInfo // the file as it was at the start; nil after the first look
+	lastError   string      // what was last logged as wrong with it; "" when it was good
 }
 
-// users is the content of one passwd-file; not changed once made.
-type users struct {
-	passwords map[identity.User]stored // bound: maxFile
-	kinds     census
+// userTable is the content of one passwd-file; not changed once made.
+type userTable struct {
+	passwords map[identity.User]storedHash // bound: maxFileSize
+	histogram histogram
 }
 
 func openPasswdFile(path string, names identity.Names, log *zap.Logger) (*passwdFile, error) {
@@ -51,11 +51,11 @@ func openPasswdFile(path string, names identity.Names, log *zap.Logger) (*passwd
 		return nil, errors.New("method file needs the path of a passwd-file")
 	}
 	f := &passwdFile{path: filepath.Clean(path), names: names, log: log}
-	u, info, err := f.read()
+	u, info, err := f.load()
 	if err != nil {
 		return nil, fmt.Errorf("read passwd-file %s: %w", f.path, err)
 	}
-	f.opened = info
+	f.initialInfo = info
 	f.users.Store(u)
 	if info.Mode().Perm()&0o004 != 0 {
 		log.Warn("passwd-file can be read by every user of this machine", zap.String("file", f.path))
@@ -63,29 +63,29 @@ func openPasswdFile(path string, names identity.Names, log *zap.Logger) (*passwd
 	return f, nil
 }
 
-// password implements source.
-func (f *passwdFile) password(_ context.Context, u identity.User) (stored, error) {
+// lookUp implements source.
+func (f *passwdFile) lookUp(_ context.Context, u identity.User) (storedHash, error) {
 	if s, ok := f.users.Load().passwords[u]; ok {
 		return s, nil
 	}
-	return stored{}, ErrUnknown
+	return storedHash{}, ErrUnknown
 }
 
-// typical implements source.
-func (f *passwdFile) typical() kind { return f.users.Load().kinds.typical() }
+// typicalParams implements source.
+func (f *passwdFile) typicalParams() hashParams { return f.users.Load().histogram.mostFrequent() }
 
-// read opens and parses the file. The FileInfo is that of the file that was
+// load opens and parses the file. The FileInfo is that of the file that was
 // read, also when it was bad; nil when there was none to read.
-func (f *passwdFile) read() (*users, os.FileInfo, error) {
+func (f *passwdFile) load() (*userTable, os.FileInfo, error) {
 	file, info, err := plainfile.Open(f.path)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer file.Close()
-	if info.Size() > maxFile {
-		return nil, info, fmt.Errorf("larger than %d MiB", maxFile>>20)
+	if info.Size() > maxFileSize {
+		return nil, info, fmt.Errorf("larger than %d MiB", maxFileSize>>20)
 	}
-	text, err := plainfile.TextReader(io.LimitReader(file, maxFile))
+	text, err := plainfile.NewTextReader(io.LimitReader(file, maxFileSize))
 	if err != nil {
 		return nil, info, err
 	}
@@ -104,9 +104,9 @@ func (f *passwdFile) read() (*users, os.FileInfo, error) {
 // Dovecot's passwd-file; what follows the hash may be missing. One bad line
 // makes the whole file bad: to take the rest would lock users out, or worse,
 // let a first entry stand where the second was meant.
-func parseUsers(r io.Reader, names identity.Names) (*users, error) {
-	u := &users{passwords: make(map[identity.User]stored)}
-	var bad badLines
+func parseUsers(r io.Reader, names identity.Names) (*userTable, error) {
+	u := &userTable{passwords: make(map[identity.User]storedHash)}
+	var errs lineErrors
 	lines := bufio.NewScanner(r)
 	lines.Buffer(make([]byte, 0, 4096), maxLine)
 	n := 0
@@ -116,17 +116,17 @@ func parseUsers(r io.Reader, names identity.Names) (*users, error) {
 		if line == "" || line[0] == '#' {
 			continue
 		}
-		if err := u.add(line, names); err != nil {
-			bad.note(n, err)
+		if err := u.addLine(line, names); err != nil {
+			errs.add(n, err)
 		}
 	}
 	if errors.Is(lines.Err(), bufio.ErrTooLong) {
-		bad.note(n+1, fmt.Errorf("longer than %d bytes; what follows was not read", maxLine))
+		errs.add(n+1, fmt.Errorf("longer than %d bytes; what follows was not read", maxLine))
 	} else if err := lines.Err(); err != nil {
 		return nil, err
 	}
-	if bad.count > 0 {
-		return nil, &bad
+	if errs.count > 0 {
+		return nil, &errs
 	}
 	// An empty file is what an editor or a full disk leaves for a moment.
 	if len(u.passwords) == 0 {
@@ -135,38 +135,38 @@ func parseUsers(r io.Reader, names identity.Names) (*users, error) {
 	return u, nil
 }
 
-// add takes one line. Errors quote nothing of it.
-func (u *users) add(line string, names identity.Names) error {
+// addLine takes one line. Errors quote nothing of it.
+func (u *userTable) addLine(line string, names identity.Names) error {
 	fields := strings.SplitN(line, ":", 8) // extra fields may have colons
 	if len(fields) < 2 {
 		return errors.New("no password: a line is user:{SCHEME}hash")
 	}
-	name, err := names.Canon(fields[0])
+	name, err := names.Canonicalize(fields[0])
 	if err != nil {
 		return err
 	}
-	if _, twice := u.passwords[name]; twice {
+	if _, duplicate := u.passwords[name]; duplicate {
 		return errors.New("user is named a second time")
 	}
 	if len(fields) == 8 {
-		if err := checkExtra(fields[7]); err != nil {
+		if err := checkExtraFields(fields[7]); err != nil {
 			return err
 		}
 	}
 	// A copy, or each hash would keep its whole line in memory.
-	s, err := parse(identity.NewSecret(strings.Clone(fields[1])))
+	s, err := parseStoredHash(identity.NewSecret(strings.Clone(fields[1])))
 	if err != nil {
 		return err
 	}
 	u.passwords[name] = s
-	u.kinds.count(s.kind)
+	u.histogram.add(s.params)
 	return nil
 }
 
-// checkExtra refuses extra fields by which Dovecot would keep a user out: to
+// checkExtraFields refuses extra fields by which Dovecot would keep a user out: to
 // ignore them would let in whom the operator has shut out. All others concern
 // the mailbox and are the backend's business.
-func checkExtra(extra string) error {
+func checkExtraFields(extra string) error {
 	for field := range strings.FieldsSeq(extra) {
 		switch name, _, _ := strings.Cut(field, "="); strings.ToLower(name) {
 		case "allow_nets", "allow_real_nets", "nologin", "noauthenticate":
@@ -176,15 +176,15 @@ func checkExtra(extra string) error {
 	return nil
 }
 
-// badLines is an error that lists every bad line, as far as that helps.
-type badLines struct {
+// lineErrors is an error that lists every bad line, as far as that helps.
+type lineErrors struct {
 	count int
-	text  strings.Builder // bound: maxComplaints entries
+	text  strings.Builder // bound: maxListedErrors entries
 }
 
-func (b *badLines) note(line int, err error) {
+func (b *lineErrors) add(line int, err error) {
 	b.count++
-	if b.count > maxComplaints {
+	if b.count > maxListedErrors {
 		return
 	}
 	if b.count > 1 {
@@ -194,8 +194,8 @@ func (b *badLines) note(line int, err error) {
 }
 
 // Error implements error.
-func (b *badLines) Error() string {
-	switch more := b.count - maxComplaints; {
+func (b *lineErrors) Error() string {
+	switch more := b.count - maxListedErrors; {
 	case more == 1:
 		return b.text.String() + "; and 1 more bad line"
 	case more > 1:

@@ -18,7 +18,7 @@ import (
 	"imapgate/internal/testbed"
 )
 
-func TestThePasswdFileIsReadAsDovecotReadsIt(t *testing.T) {
+func TestPasswdFileIsReadAsDovecotReadsIt(t *testing.T) {
 	u, err := parseUsers(strings.NewReader(strings.Join([]string{
 		"# a comment with user:{PLAIN}x",
 		"",
@@ -27,18 +27,18 @@ func TestThePasswdFileIsReadAsDovecotReadsIt(t *testing.T) {
 		"carol@example.net:{PLAIN}p a#s s::::::",
 		"dave@example.org:" + cheapBcrypt + ":",
 		"last:{PLAIN}no newline",
-	}, "\n")), identity.InDomain("example.org"))
+	}, "\n")), identity.NamesInDomain("example.org"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for name, password := range map[string]string{
 		"alice@example.org": "one", "bob@example.net": "x", "carol@example.net": "p a#s s", "dave@example.org": "pässwörd", "last@example.org": "no newline",
 	} {
-		c, err := identity.Canon(name, "")
+		c, err := identity.Canonicalize(name, "")
 		if err != nil {
 			t.Fatal(err)
 		}
-		if s, ok := u.passwords[c]; !ok || !s.match(secret(password)) {
+		if s, ok := u.passwords[c]; !ok || !s.matches(secret(password)) {
 			t.Errorf("%s is missing or has another password", name)
 		}
 	}
@@ -61,7 +61,7 @@ func TestOneBadLineRefusesTheFileAndAllAreListedWithoutContents(t *testing.T) {
 		"erin:$argon2id$v=19$m=4194304,t=3,p=1$AAAAAAAAAAAAAAAAAAAAAA$" + decoyKey,
 		"frank:{PLAIN}" + canary + "::::::allow_nets=10.0.0.0/8",
 		"grace:{PLAIN}" + canary + "::::::userdb_x=y NoLogin",
-	}, "\n")), identity.InDomain("example.org"))
+	}, "\n")), identity.NamesInDomain("example.org"))
 	if err == nil {
 		t.Fatal("a bad file is taken")
 	}
@@ -80,7 +80,7 @@ func TestOneBadLineRefusesTheFileAndAllAreListedWithoutContents(t *testing.T) {
 	}
 }
 
-func TestComplaintsAndLinesAreBounded(t *testing.T) {
+func TestErrorsAndLinesAreBounded(t *testing.T) {
 	_, err := parseUsers(strings.NewReader(strings.Repeat("bad line\n", 10_000)), identity.Names{})
 	if err == nil || !strings.Contains(err.Error(), "and 9950 more bad lines") || len(err.Error()) > 10_000 {
 		t.Errorf("%v", err)
@@ -96,9 +96,9 @@ func TestComplaintsAndLinesAreBounded(t *testing.T) {
 	}
 }
 
-func TestAFileThatIsTooLargeOrNoFileIsRefusedUnread(t *testing.T) {
+func TestTooLargeOrIrregularFileIsRefusedUnread(t *testing.T) {
 	path := writeFile(t, "alice:{PLAIN}x\n")
-	if err := os.Truncate(path, maxFile+1); err != nil { // sparse
+	if err := os.Truncate(path, maxFileSize+1); err != nil { // sparse
 		t.Fatal(err)
 	}
 	if _, err := openPasswdFile(path, identity.Names{}, zap.NewNop()); err == nil || !strings.Contains(err.Error(), "larger than 64 MiB") {
@@ -123,34 +123,34 @@ func TestManyUsersAreReadAndAllAreCounted(t *testing.T) {
 		}
 		fmt.Fprintf(&b, "user%d:%s\n", i, hash)
 	}
-	u, err := parseUsers(strings.NewReader(b.String()), identity.InDomain("example.org"))
+	u, err := parseUsers(strings.NewReader(b.String()), identity.NamesInDomain("example.org"))
 	if err != nil || len(u.passwords) != users {
 		t.Fatalf("%v", err)
 	}
-	if n := u.kinds.votes[u.kinds.typical()]; n != users/2 && n != users/2+1 {
+	if n := u.histogram.counts[u.histogram.mostFrequent()]; n != users/2 && n != users/2+1 {
 		t.Errorf("the census has %d", n)
 	}
 }
 
-// noticed is a log that hands every entry to the test, so that a test knows
+// channelCore is a log that hands every entry to the test, so that a test knows
 // when a file has been read instead of guessing.
-type noticed struct {
+type channelCore struct {
 	zapcore.Core
 	entries chan string // bound: 64 entries, more than a test causes
 }
 
-func newNoticed() (*zap.Logger, chan string) {
-	n := noticed{zapcore.NewNopCore(), make(chan string, 64)}
+func newChannelLog() (*zap.Logger, chan string) {
+	n := channelCore{zapcore.NewNopCore(), make(chan string, 64)}
 	return zap.New(n), n.entries
 }
 
-func (n noticed) Enabled(zapcore.Level) bool        { return true }
-func (n noticed) With([]zapcore.Field) zapcore.Core { return n }
-func (n noticed) Check(e zapcore.Entry, c *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+func (n channelCore) Enabled(zapcore.Level) bool        { return true }
+func (n channelCore) With([]zapcore.Field) zapcore.Core { return n }
+func (n channelCore) Check(e zapcore.Entry, c *zapcore.CheckedEntry) *zapcore.CheckedEntry {
 	return c.AddCore(e, n)
 }
 
-func (n noticed) Write(e zapcore.Entry, fields []zapcore.Field) error {
+func (n channelCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	enc := zapcore.NewMapObjectEncoder()
 	for _, f := range fields {
 		f.AddTo(enc)
@@ -159,17 +159,17 @@ func (n noticed) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	return nil
 }
 
-// followed is an Authenticator that follows its file while the test runs.
-type followed struct {
+// watchedAuth is an Authenticator that follows its file while the test runs.
+type watchedAuth struct {
 	*testing.T
 	a       *Authenticator
 	path    string
 	entries chan string
 }
 
-func followFile(t *testing.T, path string) *followed {
-	log, entries := newNoticed()
-	a, err := New(Config{Methods: []string{File}, File: path, Names: identity.InDomain("example.org")}, Sources{}, log)
+func watchFile(t *testing.T, path string) *watchedAuth {
+	log, entries := newChannelLog()
+	a, err := New(Config{Methods: []string{File}, PasswdFile: path, Names: identity.NamesInDomain("example.org")}, Sources{}, log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -182,14 +182,14 @@ func followFile(t *testing.T, path string) *followed {
 			t.Errorf("Run: %v", err)
 		}
 	})
-	return &followed{t, a, path, entries}
+	return &watchedAuth{t, a, path, entries}
 }
 
-// until waits for a log line that starts with text. Changes made before the
+// waitForLog waits for a log line that starts with text. Changes made before the
 // watch stands are found too: Run looks once more when it has begun.
-func (f *followed) until(text string) string {
+func (f *watchedAuth) waitForLog(text string) string {
 	f.Helper()
-	deadline := time.After(testbed.Patience)
+	deadline := time.After(testbed.Timeout)
 	for {
 		select {
 		case e := <-f.entries:
@@ -205,7 +205,7 @@ func (f *followed) until(text string) string {
 	}
 }
 
-func (f *followed) write(content string) {
+func (f *watchedAuth) write(content string) {
 	f.Helper()
 	if err := os.WriteFile(f.path, []byte(content), 0o600); err != nil {
 		f.Fatal(err)
@@ -213,7 +213,7 @@ func (f *followed) write(content string) {
 }
 
 // replace is write in one step: no reader sees the file empty in between.
-func (f *followed) replace(content string) {
+func (f *watchedAuth) replace(content string) {
 	f.Helper()
 	next := f.path + ".new"
 	if err := os.WriteFile(next, []byte(content), 0o600); err != nil {
@@ -224,73 +224,73 @@ func (f *followed) replace(content string) {
 	}
 }
 
-// expect logs in; an empty method means denied.
-func (f *followed) expect(user, password, method string) {
+// expectLogin logs in; an empty method means denied.
+func (f *watchedAuth) expectLogin(user, password, method string) {
 	f.Helper()
-	id, err := login(f.T, f.a, user, password)
+	id, err := logIn(f.T, f.a, user, password)
 	if method == "" && !errors.Is(err, ErrDenied) || id.Method() != method {
 		f.Errorf("%s: %v, %v", user, id, err)
 	}
 }
 
-func TestTheFileIsFollowedWrittenInPlaceReplacedDeletedAndRestored(t *testing.T) {
-	f := followFile(t, writeFile(t, "alice:{PLAIN}one\n"))
-	f.expect("alice", "one", File)
+func TestPasswdFileIsReloaded(t *testing.T) {
+	f := watchFile(t, writeFile(t, "alice:{PLAIN}one\n"))
+	f.expectLogin("alice", "one", File)
 
 	f.write("alice:{PLAIN}two\nbob:{PLAIN}x\n")
-	f.until("passwd-file read map[file:" + f.path + " users:2]")
-	f.expect("alice", "one", "")
-	f.expect("alice", "two", File)
+	f.waitForLog("passwd-file read map[file:" + f.path + " users:2]")
+	f.expectLogin("alice", "one", "")
+	f.expectLogin("alice", "two", File)
 
 	f.replace("carol:{PLAIN}x\n")
-	f.until("passwd-file read map[file:" + f.path + " users:1]")
-	f.expect("bob", "x", "")
-	f.expect("carol", "x", File)
+	f.waitForLog("passwd-file read map[file:" + f.path + " users:1]")
+	f.expectLogin("bob", "x", "")
+	f.expectLogin("carol", "x", File)
 
 	if err := os.Remove(f.path); err != nil {
 		t.Fatal(err)
 	}
-	f.until("passwd-file refused")
-	f.expect("carol", "x", File)
+	f.waitForLog("passwd-file refused")
+	f.expectLogin("carol", "x", File)
 
 	f.write("dave:{PLAIN}x\n")
-	f.until("passwd-file read")
-	f.expect("carol", "x", "")
-	f.expect("dave", "x", File)
+	f.waitForLog("passwd-file read")
+	f.expectLogin("carol", "x", "")
+	f.expectLogin("dave", "x", File)
 }
 
-func TestABadNewFileKeepsTheOldUsersAndSaysWhichLinesAreBad(t *testing.T) {
-	f := followFile(t, writeFile(t, "alice:{PLAIN}one\n"))
+func TestBadFileKeepsUsersAndListsBadLines(t *testing.T) {
+	f := watchFile(t, writeFile(t, "alice:{PLAIN}one\n"))
 	f.replace("alice:{PLAIN}two\nbob:hunter2\n\nhunter2\n")
-	e := f.until("passwd-file refused, the users before it stay")
+	e := f.waitForLog("passwd-file refused, the users before it stay")
 	if !strings.Contains(e, "line 2: ") || !strings.Contains(e, "line 4: ") {
 		t.Errorf("%s", e)
 	}
-	f.expect("alice", "one", File)
-	f.expect("alice", "two", "")
+	f.expectLogin("alice", "one", File)
+	f.expectLogin("alice", "two", "")
 
 	f.replace("")
-	f.until("passwd-file refused")
-	f.expect("alice", "one", File)
+	f.waitForLog("passwd-file refused")
+	f.expectLogin("alice", "one", File)
 
 	f.write("alice:{PLAIN}three\n")
-	f.until("passwd-file read")
-	f.expect("alice", "three", File)
+	f.waitForLog("passwd-file read")
+	f.expectLogin("alice", "three", File)
 
 	f.write("")
-	f.until("passwd-file refused") // the same complaint, but a new occasion
-	if err := os.Truncate(f.path, maxFile+1); err != nil {
+	f.waitForLog("passwd-file refused") // the same complaint, but a new occasion
+	if err := os.Truncate(f.path, maxFileSize+1); err != nil {
 		t.Fatal(err)
 	}
-	if e := f.until("passwd-file refused"); !strings.Contains(e, "larger than") {
+	if e := f.waitForLog("passwd-file refused"); !strings.Contains(e, "larger than") {
 		t.Errorf("%s", e)
 	}
-	f.expect("alice", "three", File)
+	f.expectLogin("alice", "three", File)
 }
 
 // A mounted Kubernetes secret: users -> ..data/users, ..data -> a directory of
 // its own, and an update is another ..data. Nothing happens to "users".
-func TestAFileBehindLinksIsFollowedWhenALinkMoves(t *testing.T) {
+func TestFileIsReloadedWhenSymlinkChanges(t *testing.T) {
 	dir := t.TempDir()
 	publish := func(version, content string) {
 		t.Helper()
@@ -311,15 +311,15 @@ func TestAFileBehindLinksIsFollowedWhenALinkMoves(t *testing.T) {
 	if err := os.Symlink("..data/users", filepath.Join(dir, "users")); err != nil {
 		t.Fatal(err)
 	}
-	f := followFile(t, filepath.Join(dir, "users"))
-	f.expect("alice", "one", File)
+	f := watchFile(t, filepath.Join(dir, "users"))
+	f.expectLogin("alice", "one", File)
 	publish("v2", "alice:{PLAIN}two\n")
-	f.until("passwd-file read")
-	f.expect("alice", "two", File)
+	f.waitForLog("passwd-file read")
+	f.expectLogin("alice", "two", File)
 }
 
 func TestRunWithoutAFileWaitsForTheEnd(t *testing.T) {
-	a := passthrough(t)
+	a := newPassthroughAuth(t)
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error)
 	go func() { ended <- a.Run(ctx) }()
@@ -340,7 +340,7 @@ func FuzzPasswdFile(f *testing.F) {
 	f.Add("a:$argon2id$v=19$m=65536,t=3,p=1$AAAAAAAAAAAAAAAAAAAAAA$"+decoyKey, "")
 	f.Add("a:{PBKDF2}$1$AAAA$1$0000000000000000000000000000000000000000\n", "")
 	f.Fuzz(func(t *testing.T, content, domain string) {
-		u, err := parseUsers(strings.NewReader(content), identity.InDomain(domain))
+		u, err := parseUsers(strings.NewReader(content), identity.NamesInDomain(domain))
 		if err != nil {
 			if u != nil {
 				t.Fatal("users beside an error")
@@ -348,19 +348,19 @@ func FuzzPasswdFile(f *testing.F) {
 			return
 		}
 		for name, s := range u.passwords {
-			if again, err := identity.Canon(name.String(), domain); err != nil || again != name {
+			if again, err := identity.Canonicalize(name.String(), domain); err != nil || again != name {
 				t.Fatalf("%q is not canonical", name)
 			}
-			if again, err := parse(secret("{" + s.kind.scheme.name + "}" + s.hash.Reveal())); err != nil || again != s {
+			if again, err := parseStoredHash(secret("{" + s.params.scheme.name + "}" + s.hash.Reveal())); err != nil || again != s {
 				t.Fatalf("%q of %s does not parse again: %v", s.hash.Reveal(), name, err)
 			}
-			for i, c := range s.kind.scheme.costs {
-				if n := s.kind.costs[i]; n < c.least || n > c.most {
+			for i, c := range s.params.scheme.costs {
+				if n := s.params.costs[i]; n < c.min || n > c.max {
 					t.Fatalf("%s is %d", c.name, n)
 				}
 			}
-			d := s.kind.decoy()
-			if again, err := parse(secret("{" + d.kind.scheme.name + "}" + d.hash.Reveal())); err != nil || again.kind != s.kind {
+			d := s.params.newDecoy()
+			if again, err := parseStoredHash(secret("{" + d.params.scheme.name + "}" + d.hash.Reveal())); err != nil || again.params != s.params {
 				t.Fatalf("decoy %q: %v", d.hash.Reveal(), err)
 			}
 		}
@@ -380,11 +380,11 @@ func TestAPasswdFileWrittenOnWindowsIsRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"alice", "bob"} {
-		u, err := identity.Canon(name, "")
+		u, err := identity.Canonicalize(name, "")
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := f.password(t.Context(), u); err != nil {
+		if _, err := f.lookUp(t.Context(), u); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -13,18 +13,18 @@ import (
 	"imapgate/internal/identity"
 )
 
-// passthrough is an Authenticator for exchanges.
-func passthrough(t testing.TB) *Authenticator {
+// newPassthroughAuth is an Authenticator for exchanges.
+func newPassthroughAuth(t testing.TB) *Authenticator {
 	t.Helper()
-	a, err := New(Config{Methods: []string{Passthrough}, Names: identity.InDomain("example.org")}, Sources{}, zap.NewNop())
+	a, err := New(Config{Methods: []string{Passthrough}, Names: identity.NamesInDomain("example.org")}, Sources{}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
 	return a
 }
 
-// exchange sends messages until the exchange ends or there are none left.
-func exchange(e *Exchange, messages ...[]byte) (challenges []string, done bool, err error) {
+// runExchange sends messages until the exchange ends or there are none left.
+func runExchange(e *Exchange, messages ...[]byte) (challenges []string, done bool, err error) {
 	for _, m := range messages {
 		var c []byte
 		if c, done, err = e.Next(context.Background(), m); err != nil || done {
@@ -36,7 +36,7 @@ func exchange(e *Exchange, messages ...[]byte) (challenges []string, done bool, 
 }
 
 func TestMechanismsAreExactlyWhatStartAccepts(t *testing.T) {
-	a := passthrough(t)
+	a := newPassthroughAuth(t)
 	if got := a.Mechanisms(&Client{}); !slices.Equal(got, []string{"PLAIN", "LOGIN"}) {
 		t.Errorf("Mechanisms() = %q", got)
 	}
@@ -52,7 +52,7 @@ func TestMechanismsAreExactlyWhatStartAccepts(t *testing.T) {
 	}
 }
 
-func TestHonestClientsAreUnderstood(t *testing.T) {
+func TestValidExchangesAreAccepted(t *testing.T) {
 	for what, c := range map[string]struct {
 		mechanism  string
 		messages   [][]byte
@@ -66,8 +66,8 @@ func TestHonestClientsAreUnderstood(t *testing.T) {
 		"LOGIN":                             {"LOGIN", [][]byte{nil, []byte("alice"), []byte("pä ss")}, []string{"Username:", "Password:"}, SASLLogin},
 		"LOGIN with an initial response":    {"LOGIN", [][]byte{[]byte("alice@EXAMPLE.org"), []byte("pä ss")}, []string{"Password:"}, SASLLogin},
 	} {
-		e, _ := passthrough(t).Start(c.mechanism, &Client{})
-		challenges, done, err := exchange(e, c.messages...)
+		e, _ := newPassthroughAuth(t).Start(c.mechanism, &Client{})
+		challenges, done, err := runExchange(e, c.messages...)
 		if err != nil || !done || !slices.Equal(challenges, c.challenges) {
 			t.Errorf("%s: %q, %v, %v", what, challenges, done, err)
 		}
@@ -81,8 +81,8 @@ func TestHonestClientsAreUnderstood(t *testing.T) {
 	}
 }
 
-func TestBadExchangesAreDeniedAndLeaveNothingBehind(t *testing.T) {
-	long := strings.Repeat("a", maxMessage+1)
+func TestBadExchangesAreDeniedAndKeepNoLogin(t *testing.T) {
+	long := strings.Repeat("a", maxSASLMessage+1)
 	for what, c := range map[string]struct {
 		mechanism string
 		messages  []string
@@ -114,27 +114,27 @@ func TestBadExchangesAreDeniedAndLeaveNothingBehind(t *testing.T) {
 		"LOGIN with a long user":      {"LOGIN", []string{long, "x"}},
 		"LOGIN with PLAIN's response": {"LOGIN", []string{"\x00alice\x00x", "x"}},
 	} {
-		e, _ := passthrough(t).Start(c.mechanism, &Client{})
+		e, _ := newPassthroughAuth(t).Start(c.mechanism, &Client{})
 		var messages [][]byte
 		for _, m := range c.messages {
 			messages = append(messages, []byte(m))
 		}
-		_, done, err := exchange(e, messages...)
+		_, done, err := runExchange(e, messages...)
 		if done || !errors.Is(err, ErrDenied) || e.Login() != (Login{}) {
 			t.Errorf("%s: %v, %v, %+v", what, done, err, e.Login())
 		}
 		if _, done, err := e.Next(context.Background(), []byte("\x00alice\x00x")); done || !errors.Is(err, ErrDenied) || e.Login() != (Login{}) {
 			t.Errorf("%s: a second message revives the exchange: %v", what, err)
 		}
-		if _, err := passthrough(t).Authenticate(t.Context(), e.Login()); !errors.Is(err, ErrDenied) {
+		if _, err := newPassthroughAuth(t).Authenticate(t.Context(), e.Login()); !errors.Is(err, ErrDenied) {
 			t.Errorf("%s: what is left can log in: %v", what, err)
 		}
 	}
 }
 
-func TestAnEmptyLineNeverMakesAnExchangeEndless(t *testing.T) {
-	for _, mechanism := range passthrough(t).Mechanisms(&Client{}) {
-		e, _ := passthrough(t).Start(mechanism, &Client{})
+func TestEmptyLinesEndExchange(t *testing.T) {
+	for _, mechanism := range newPassthroughAuth(t).Mechanisms(&Client{}) {
+		e, _ := newPassthroughAuth(t).Start(mechanism, &Client{})
 		steps := 0
 		for steps < 10 {
 			steps++
@@ -148,7 +148,7 @@ func TestAnEmptyLineNeverMakesAnExchangeEndless(t *testing.T) {
 	}
 }
 
-func TestGoSaslsOwnClientsAreAccepted(t *testing.T) {
+func TestGoSASLClientsAreAccepted(t *testing.T) {
 	for want, client := range map[string]sasl.Client{
 		SASLPlain: sasl.NewPlainClient("", "alice", "x"),
 		SASLLogin: sasl.NewLoginClient("alice", "x"),
@@ -157,7 +157,7 @@ func TestGoSaslsOwnClientsAreAccepted(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		e, ok := passthrough(t).Start(name, &Client{})
+		e, ok := newPassthroughAuth(t).Start(name, &Client{})
 		for done := false; ok && !done; {
 			var challenge []byte
 			if challenge, done, err = e.Next(context.Background(), message); err != nil {

@@ -21,39 +21,39 @@ import (
 	"imapgate/internal/identity"
 )
 
-// digest is a decoded hash: go-crypt's, scramDigest, pbkdf2Digest and plainDigest.
-type digest interface {
+// decodedHash is a decoded hash: go-crypt's, scramDigest, pbkdf2Digest and plainDigest.
+type decodedHash interface {
 	Match(password string) bool
 }
 
 // cost is one parameter of a scheme. The upper bounds keep one verification at
 // a few seconds of one core and 256 MiB on the hardware of today.
 type cost struct {
-	name        string
-	least, most int
-	omitted     int // what a hash without it means; 0: it cannot be left out
+	name         string
+	min, max     int
+	defaultValue int // what a hash without it means; 0: it cannot be left out
 }
 
 // scheme is one way to store a password, by the name Dovecot gives it.
 type scheme struct {
-	name   string
-	bare   []string       // how a hash may begin without {SCHEME}
-	form   *regexp.Regexp // the whole hash; group i is the number of costs[i]
-	costs  []cost
-	decoy  string // Printf format: a hash with these costs that nobody chose
-	decode func(hash string) (digest, error)
-	hash   func(password string) (string, error)
+	name          string
+	cryptPrefixes []string       // how a hash may begin without {SCHEME}
+	pattern       *regexp.Regexp // the whole hash; group i is the number of costs[i]
+	costs         []cost
+	decoyFormat   string // Printf format: a hash with these costs that nobody chose
+	decode        func(hash string) (decodedHash, error)
+	hash          func(password string) (string, error)
 }
 
 // Sizes of the numbers in a hash are bounded so that strconv.Atoi cannot
 // overflow where an int has 32 bits. Decoys are all A and all 0.
 const (
-	argonForm  = `\$v=19\$m=([0-9]{1,9}),t=([0-9]{1,9}),p=([0-9]{1,9})\$[A-Za-z0-9+/]{11,86}\$[A-Za-z0-9+/]{22,86}$`
-	argonDecoy = "$v=19$m=%d,t=%d,p=%d$AAAAAAAAAAAAAAAAAAAAAA$" + decoyKey
-	shaForm    = `(?:rounds=([0-9]{1,9})\$)?[./0-9A-Za-z]{1,16}\$[./0-9A-Za-z]`
-	shaDecoy   = "rounds=%d$AAAAAAAAAAAAAAAA$"
-	pbkdf2Key  = sha1.Size // Dovecot's PBKDF2 is PBKDF2-HMAC-SHA-1 with the whole of it
-	decoyKey   = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+	argonPattern     = `\$v=19\$m=([0-9]{1,9}),t=([0-9]{1,9}),p=([0-9]{1,9})\$[A-Za-z0-9+/]{11,86}\$[A-Za-z0-9+/]{22,86}$`
+	argonDecoyFormat = "$v=19$m=%d,t=%d,p=%d$AAAAAAAAAAAAAAAAAAAAAA$" + decoyKey
+	shaPattern       = `(?:rounds=([0-9]{1,9})\$)?[./0-9A-Za-z]{1,16}\$[./0-9A-Za-z]`
+	shaDecoyFormat   = "rounds=%d$AAAAAAAAAAAAAAAA$"
+	pbkdf2KeySize    = sha1.Size // Dovecot's PBKDF2 is PBKDF2-HMAC-SHA-1 with the whole of it
+	decoyKey         = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
 	// RFC 9106 §4, the second recommended option, but with one lane: the cores
 	// are shared out by the verifier.
 	argonMemory, argonPasses, argonLanes = 64 << 10, 3, 1
@@ -65,49 +65,49 @@ const (
 // schemes, the first one being what we recommend. Constant.
 var schemes = []scheme{
 	{
-		name: "ARGON2ID", bare: []string{"$argon2id$"}, costs: argonCosts(), decode: crypted(argon2.Decode),
-		form: regexp.MustCompile(`^\$argon2id` + argonForm), decoy: "$argon2id" + argonDecoy,
+		name: "ARGON2ID", cryptPrefixes: []string{"$argon2id$"}, costs: argonCosts(), decode: adaptDecoder(argon2.Decode),
+		pattern: regexp.MustCompile(`^\$argon2id` + argonPattern), decoyFormat: "$argon2id" + argonDecoyFormat,
 		hash: hashArgon2(argon2.VariantID),
 	},
 	{
-		name: "BLF-CRYPT", bare: []string{"$2a$", "$2b$", "$2y$"}, decode: crypted(bcrypt.Decode),
-		form:  regexp.MustCompile(`^\$2[aby]\$([0-9]{2})\$[./0-9A-Za-z]{53}$`),
-		costs: []cost{{name: "cost", least: 4, most: 14}},
-		decoy: "$2b$%02d$AAAAAAAAAAAAAAAAAAAAA." + decoyKey[:31],
-		hash:  hashBcrypt,
+		name: "BLF-CRYPT", cryptPrefixes: []string{"$2a$", "$2b$", "$2y$"}, decode: adaptDecoder(bcrypt.Decode),
+		pattern:     regexp.MustCompile(`^\$2[aby]\$([0-9]{2})\$[./0-9A-Za-z]{53}$`),
+		costs:       []cost{{name: "cost", min: 4, max: 14}},
+		decoyFormat: "$2b$%02d$AAAAAAAAAAAAAAAAAAAAA." + decoyKey[:31],
+		hash:        hashBcrypt,
 	},
 	{
-		name: "SHA512-CRYPT", bare: []string{"$6$"}, costs: shaCosts(), decode: crypted(shacrypt.Decode),
-		form: regexp.MustCompile(`^\$6\$` + shaForm + `{86}$`), decoy: "$6$" + shaDecoy + decoyKey + decoyKey,
+		name: "SHA512-CRYPT", cryptPrefixes: []string{"$6$"}, costs: shaCosts(), decode: adaptDecoder(shacrypt.Decode),
+		pattern: regexp.MustCompile(`^\$6\$` + shaPattern + `{86}$`), decoyFormat: "$6$" + shaDecoyFormat + decoyKey + decoyKey,
 		hash: hashSHA(shacrypt.VariantSHA512),
 	},
 	{
-		name: "SHA256-CRYPT", bare: []string{"$5$"}, costs: shaCosts(), decode: crypted(shacrypt.Decode),
-		form: regexp.MustCompile(`^\$5\$` + shaForm + `{43}$`), decoy: "$5$" + shaDecoy + decoyKey,
+		name: "SHA256-CRYPT", cryptPrefixes: []string{"$5$"}, costs: shaCosts(), decode: adaptDecoder(shacrypt.Decode),
+		pattern: regexp.MustCompile(`^\$5\$` + shaPattern + `{43}$`), decoyFormat: "$5$" + shaDecoyFormat + decoyKey,
 		hash: hashSHA(shacrypt.VariantSHA256),
 	},
 	{
-		name: scramSHA256, form: regexp.MustCompile(`^([0-9]{1,9}),[A-Za-z0-9+/]{22}==(?:,[A-Za-z0-9+/]{43}=){2}$`),
-		costs:  []cost{{name: "iterations", least: 4096, most: 1_000_000}}, // RFC 7677 §4 has the least
-		decoy:  "%d,AAAAAAAAAAAAAAAAAAAAAA==," + decoyKey + "=," + decoyKey + "=",
-		decode: func(hash string) (digest, error) { k, err := decodeScram(hash); return scramDigest(k), err },
-		hash:   hashScram,
+		name: scramSHA256, pattern: regexp.MustCompile(`^([0-9]{1,9}),[A-Za-z0-9+/]{22}==(?:,[A-Za-z0-9+/]{43}=){2}$`),
+		costs:       []cost{{name: "iterations", min: 4096, max: 1_000_000}}, // RFC 7677 §4 has the least
+		decoyFormat: "%d,AAAAAAAAAAAAAAAAAAAAAA==," + decoyKey + "=," + decoyKey + "=",
+		decode:      func(hash string) (decodedHash, error) { k, err := decodeScram(hash); return scramDigest(k), err },
+		hash:        hashScram,
 	},
 	{
 		// Not bare: $1$ alone is MD5-crypt.
-		name:  "PBKDF2",
-		form:  regexp.MustCompile(`^\$1\$[./0-9A-Za-z]{1,64}\$([0-9]{1,9})\$[0-9A-Fa-f]{40}$`),
-		costs: []cost{{name: "rounds", least: 1, most: 5_000_000}},
-		decoy: "$1$AAAAAAAAAAAAAAAA$%d$0000000000000000000000000000000000000000", decode: decodePBKDF2, hash: hashPBKDF2,
+		name:        "PBKDF2",
+		pattern:     regexp.MustCompile(`^\$1\$[./0-9A-Za-z]{1,64}\$([0-9]{1,9})\$[0-9A-Fa-f]{40}$`),
+		costs:       []cost{{name: "rounds", min: 1, max: 5_000_000}},
+		decoyFormat: "$1$AAAAAAAAAAAAAAAA$%d$0000000000000000000000000000000000000000", decode: decodePBKDF2, hash: hashPBKDF2,
 	},
 	{
-		name: "ARGON2I", bare: []string{"$argon2i$"}, costs: argonCosts(), decode: crypted(argon2.Decode),
-		form: regexp.MustCompile(`^\$argon2i` + argonForm), decoy: "$argon2i" + argonDecoy,
+		name: "ARGON2I", cryptPrefixes: []string{"$argon2i$"}, costs: argonCosts(), decode: adaptDecoder(argon2.Decode),
+		pattern: regexp.MustCompile(`^\$argon2i` + argonPattern), decoyFormat: "$argon2i" + argonDecoyFormat,
 		hash: hashArgon2(argon2.VariantI),
 	},
 	{
-		name: "PLAIN", form: regexp.MustCompile(`^[^\x00-\x1f\x7f]+$`), decoy: "A",
-		decode: func(hash string) (digest, error) { return plainDigest(hash), nil },
+		name: "PLAIN", pattern: regexp.MustCompile(`^[^\x00-\x1f\x7f]+$`), decoyFormat: "A",
+		decode: func(hash string) (decodedHash, error) { return plainDigest(hash), nil },
 		hash:   func(p string) (string, error) { return p, nil },
 	},
 }
@@ -123,7 +123,7 @@ func Schemes() []string {
 
 // Hash makes what an operator stores for password: {SCHEME} and the hash.
 func Hash(scheme string, password identity.Secret) (string, error) {
-	if err := checkPassword(password); err != nil {
+	if err := validatePassword(password); err != nil {
 		return "", err
 	}
 	for i := range schemes {
@@ -142,25 +142,25 @@ func Hash(scheme string, password identity.Secret) (string, error) {
 // let a handful of guesses take a machine's memory.
 func argonCosts() []cost {
 	return []cost{
-		{name: "memory", least: 8, most: 256 << 10},
-		{name: "passes", least: 1, most: 10},
-		{name: "lanes", least: 1, most: 16},
+		{name: "memory", min: 8, max: 256 << 10},
+		{name: "passes", min: 1, max: 10},
+		{name: "lanes", min: 1, max: 16},
 	}
 }
 
 // shaCosts: the scheme's authors bound rounds to 1000 from below and mean 5000
 // when it is left out.
 func shaCosts() []cost {
-	return []cost{{name: "rounds", least: 1000, most: 1_000_000, omitted: 5000}}
+	return []cost{{name: "rounds", min: 1000, max: 1_000_000, defaultValue: 5000}}
 }
 
-// crypted adapts a decoder of go-crypt.
-func crypted(decode func(string) (algorithm.Digest, error)) func(string) (digest, error) {
-	return func(hash string) (digest, error) { return decode(hash) }
+// adaptDecoder adapts a decoder of go-crypt.
+func adaptDecoder(decode func(string) (algorithm.Digest, error)) func(string) (decodedHash, error) {
+	return func(hash string) (decodedHash, error) { return decode(hash) }
 }
 
-// encode hashes with one of go-crypt's hashers.
-func encode(hasher algorithm.Hash, password string) (string, error) {
+// encodeHash hashes with one of go-crypt's hashers.
+func encodeHash(hasher algorithm.Hash, password string) (string, error) {
 	d, err := hasher.Hash(password)
 	if err != nil {
 		return "", err
@@ -174,7 +174,7 @@ func hashArgon2(v argon2.Variant) func(string) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		return encode(h, password)
+		return encodeHash(h, password)
 	}
 }
 
@@ -184,7 +184,7 @@ func hashSHA(v shacrypt.Variant) func(string) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		return encode(h, password)
+		return encodeHash(h, password)
 	}
 }
 
@@ -198,7 +198,7 @@ func hashBcrypt(password string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return encode(h, password)
+	return encodeHash(h, password)
 }
 
 // pbkdf2Digest is Dovecot's {PBKDF2}: $1$salt$rounds$hex.
@@ -210,29 +210,29 @@ type pbkdf2Digest struct {
 
 // Match implements digest.
 func (d pbkdf2Digest) Match(password string) bool {
-	key, err := pbkdf2.Key(sha1.New, password, d.salt, d.rounds, pbkdf2Key)
+	key, err := pbkdf2.Key(sha1.New, password, d.salt, d.rounds, pbkdf2KeySize)
 	return err == nil && subtle.ConstantTimeCompare(key, d.key) == 1
 }
 
-func decodePBKDF2(hash string) (digest, error) {
+func decodePBKDF2(hash string) (decodedHash, error) {
 	parts := strings.Split(hash, "$")
 	if len(parts) != 5 {
-		return nil, errMalformed
+		return nil, errMalformedHash
 	}
 	rounds, err := strconv.Atoi(parts[3])
 	if err != nil {
-		return nil, errMalformed
+		return nil, errMalformedHash
 	}
 	key, err := hex.DecodeString(parts[4])
-	if err != nil || len(key) != pbkdf2Key {
-		return nil, errMalformed
+	if err != nil || len(key) != pbkdf2KeySize {
+		return nil, errMalformedHash
 	}
 	return pbkdf2Digest{[]byte(parts[2]), rounds, key}, nil
 }
 
 func hashPBKDF2(password string) (string, error) {
 	salt := rand.Text()
-	key, err := pbkdf2.Key(sha1.New, password, []byte(salt), pbkdf2Rounds, pbkdf2Key)
+	key, err := pbkdf2.Key(sha1.New, password, []byte(salt), pbkdf2Rounds, pbkdf2KeySize)
 	if err != nil {
 		return "", err
 	}

@@ -13,7 +13,7 @@ import (
 func secret(s string) identity.Secret { return identity.NewSecret(s) }
 
 // Hashes made by doveadm pw (Dovecot 2.3.19) and by crypt(3).
-var foreign = []struct{ hash, password string }{
+var foreignHashes = []struct{ hash, password string }{
 	{"{PLAIN}pässwörd", "pässwörd"},
 	{"{SHA512-CRYPT}$6$GYS7YuFZYPnog.tg$S2nw/9rYBmOItz7fIieMznsI1r.eBKZJSyvDca6jbErJaqBpgJmSdQ3Bd2kwFFDZHiqOXm1tuCNLou8/Lcy7C0", "pässwörd"},
 	{"{SHA512-CRYPT}$6$rounds=1000$5adsPOrkuZo2sRqV$pm14dMERZa/fPV3v/m71woDoatMhNDnijHsBIVPXFWipz8SIB4Bh7prWSedHfNr3Eb13gqlmT.EisU6kDhqFH/", "x"},
@@ -28,27 +28,27 @@ var foreign = []struct{ hash, password string }{
 }
 
 func TestForeignHashesVerifyWithAndWithoutTheirScheme(t *testing.T) {
-	for _, f := range foreign {
+	for _, f := range foreignHashes {
 		forms := []string{f.hash}
 		if _, bare, _ := strings.Cut(f.hash, "}"); bare[0] == '$' && bare[:3] != "$1$" {
 			forms = append(forms, bare, "{crypt}"+bare)
 		}
 		for _, form := range forms {
-			s, err := parse(secret(form))
+			s, err := parseStoredHash(secret(form))
 			if err != nil {
 				t.Errorf("parse(%q): %v", form, err)
 				continue
 			}
-			if !s.match(secret(f.password)) {
+			if !s.matches(secret(f.password)) {
 				t.Errorf("%q does not verify", form)
 			}
 		}
-		s, err := parse(secret(f.hash))
+		s, err := parseStoredHash(secret(f.hash))
 		if err != nil {
 			continue
 		}
 		for _, wrong := range []string{f.password + "x", f.password[1:]} {
-			if s.match(secret(wrong)) {
+			if s.matches(secret(wrong)) {
 				t.Errorf("%q verifies %q", f.hash, wrong)
 			}
 		}
@@ -58,12 +58,12 @@ func TestForeignHashesVerifyWithAndWithoutTheirScheme(t *testing.T) {
 func TestBcryptOfEveryMinorVersionVerifies(t *testing.T) {
 	const rest = "$05$93zmq0Sridcr3J8KaxX/0.24XR2yNiEf9f7IwJsme1jFWwnVkV/iS"
 	for _, id := range []string{"$2a", "$2b", "$2y"} {
-		if s, err := parse(secret(id + rest)); err != nil || !s.match(secret("pässwörd")) {
+		if s, err := parseStoredHash(secret(id + rest)); err != nil || !s.matches(secret("pässwörd")) {
 			t.Errorf("%s: %v", id, err)
 		}
 	}
 	// $2x$ marks hashes of a broken implementation.
-	if _, err := parse(secret("$2x" + rest)); err == nil {
+	if _, err := parseStoredHash(secret("$2x" + rest)); err == nil {
 		t.Error("$2x$ was accepted")
 	}
 }
@@ -79,12 +79,12 @@ func TestAHashThatCannotBeTrustedIsRefused(t *testing.T) {
 		return strings.NewReplacer("M", m, "T", t, "P", p).Replace(argon)
 	}
 	for _, ok := range []string{rounds("1000"), rounds("1000000"), costs("262144", "10", "16"), costs("8", "1", "1")} {
-		if _, err := parse(secret(ok)); err != nil {
+		if _, err := parseStoredHash(secret(ok)); err != nil {
 			t.Errorf("%q is refused: %v", ok, err)
 		}
 	}
 	for _, bad := range []string{
-		"", "hunter2", "{}", "{", "{}x", "{PLAIN}", "{PLAIN", "{PLAIN}a\nb", "{PLAIN}" + strings.Repeat("a", maxStored),
+		"", "hunter2", "{}", "{", "{}x", "{PLAIN}", "{PLAIN", "{PLAIN}a\nb", "{PLAIN}" + strings.Repeat("a", maxStoredHash),
 		"{MD5}x", "{hunter2}x", "$1$abc$def", "*", "!", "!$6$", "x", "{CRYPT}ab1234567890.", "{CRYPT}{PLAIN}x",
 		"{SHA512-CRYPT}" + rounds("1000001"), rounds("999"), rounds("0"), rounds("-1"), rounds(""), rounds("99999999999999999999"), rounds("1000") + "A",
 		"{SHA256-CRYPT}" + rounds("1000"), "$6$$" + key43 + key43, "$5$AAAA$short", "$6$AAAAAAAAAAAAAAAAA$" + key43 + key43,
@@ -95,9 +95,9 @@ func TestAHashThatCannotBeTrustedIsRefused(t *testing.T) {
 		"$2b$03$AAAAAAAAAAAAAAAAAAAAA." + key43[:31], "$2b$15$AAAAAAAAAAAAAAAAAAAAA." + key43[:31], "$2b$31$AAAAAAAAAAAAAAAAAAAAA." + key43[:31], "$2b$5$AAAAAAAAAAAAAAAAAAAAA." + key43[:31], "$2b$05$AAAA",
 		"{PBKDF2}$1$AAAA$0$" + strings.Repeat("0", 40), "{PBKDF2}$1$AAAA$5000001$" + strings.Repeat("0", 40), "{PBKDF2}$1$AAAA$1000$" + strings.Repeat("0", 38), "{PBKDF2}$1$$1000$" + strings.Repeat("0", 40), "{PBKDF2}$2$AAAA$1000$" + strings.Repeat("0", 40),
 	} {
-		s, err := parse(secret(bad))
+		s, err := parseStoredHash(secret(bad))
 		if err == nil {
-			t.Errorf("parse(%q) is accepted as %s", bad, s.kind.scheme.name)
+			t.Errorf("parse(%q) is accepted as %s", bad, s.params.scheme.name)
 		} else if strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("the error quotes the hash: %v", err)
 		}
@@ -113,11 +113,11 @@ func TestEverySchemeHashesSaltsAndVerifies(t *testing.T) {
 		if two, err := Hash(name, secret("pässwörd")); err != nil || one == two && name != "PLAIN" {
 			t.Errorf("%s: the same salt twice: %v", name, err)
 		}
-		s, err := parse(secret(one))
+		s, err := parseStoredHash(secret(one))
 		if err != nil {
 			t.Fatalf("parse of our own %s: %v", name, err)
 		}
-		if !strings.HasPrefix(one, "{"+name+"}") || s.kind.scheme.name != name || !s.match(secret("pässwörd")) || s.match(secret("pässword")) {
+		if !strings.HasPrefix(one, "{"+name+"}") || s.params.scheme.name != name || !s.matches(secret("pässwörd")) || s.matches(secret("pässword")) {
 			t.Errorf("%s: our own hash does not verify as it should", name)
 		}
 	}
@@ -139,25 +139,25 @@ func TestHashRefusesWhatCouldNeverLogIn(t *testing.T) {
 
 // A decoy has to be the kind it stands for, or an unknown user costs another
 // time than a known one; and no password may open it.
-func TestADecoyIsOfItsKindAndOpensToNobody(t *testing.T) {
-	for _, f := range foreign {
-		s, err := parse(secret(f.hash))
+func TestDecoyHasSameParamsAndNeverMatches(t *testing.T) {
+	for _, f := range foreignHashes {
+		s, err := parseStoredHash(secret(f.hash))
 		if err != nil {
 			t.Fatal(err)
 		}
-		d := s.kind.decoy()
-		again, err := parse(secret("{" + d.kind.scheme.name + "}" + d.hash.Reveal()))
+		d := s.params.newDecoy()
+		again, err := parseStoredHash(secret("{" + d.params.scheme.name + "}" + d.hash.Reveal()))
 		if err != nil {
 			t.Fatalf("decoy %s: %v", d.hash.Reveal(), err)
 		}
-		if again.kind != s.kind {
-			t.Errorf("decoy of %+v is %+v", s.kind.costs, again.kind.costs)
+		if again.params != s.params {
+			t.Errorf("decoy of %+v is %+v", s.params.costs, again.params.costs)
 		}
-		if s.kind.scheme.name != "PLAIN" && d.match(secret(f.password)) {
+		if s.params.scheme.name != "PLAIN" && d.matches(secret(f.password)) {
 			t.Errorf("%s opens to the password itself", d.hash.Reveal())
 		}
 	}
-	if d := fallbackKind().decoy(); d.kind.scheme.name != Schemes()[0] || d.match(secret("x")) {
+	if d := defaultHashParams().newDecoy(); d.params.scheme.name != Schemes()[0] || d.matches(secret("x")) {
 		t.Error("the fallback is not the first scheme, or opens")
 	}
 }
@@ -169,7 +169,7 @@ func doveadm(t *testing.T, args ...string) (string, error) {
 	return strings.TrimSpace(string(out)), err
 }
 
-func TestDovecotVerifiesOurHashesAndWeVerifyDovecots(t *testing.T) {
+func TestHashesAreInterchangeableWithDovecot(t *testing.T) {
 	for _, name := range Schemes() {
 		passwords := []string{`pässwörd a"b\c {}$ %u`}
 		if name == "BLF-CRYPT" {
@@ -190,15 +190,15 @@ func TestDovecotVerifiesOurHashesAndWeVerifyDovecots(t *testing.T) {
 			if err != nil {
 				t.Fatalf("doveadm pw -s %s: %s", name, theirs)
 			}
-			s, err := parse(secret(theirs))
-			if err != nil || !s.match(secret(p)) || s.match(secret("x"+p)) {
+			s, err := parseStoredHash(secret(theirs))
+			if err != nil || !s.matches(secret(p)) || s.matches(secret("x"+p)) {
 				t.Errorf("Dovecot's %s of %.10q does not verify: %v", name, p, err)
 			}
 		}
 	}
 }
 
-func TestDovecotAndWeAgreeOnLongPasswords(t *testing.T) {
+func TestLongPasswordsMatchAsInDovecot(t *testing.T) {
 	// bcrypt looks at 72 bytes; both sides have to ignore the same rest.
 	long := strings.Repeat("0123456789", 10)
 	for _, name := range []string{"BLF-CRYPT", "SHA512-CRYPT", "PBKDF2"} {
@@ -206,42 +206,42 @@ func TestDovecotAndWeAgreeOnLongPasswords(t *testing.T) {
 		if err != nil {
 			t.Fatalf("doveadm pw -s %s: %s", name, theirs)
 		}
-		s, err := parse(secret(theirs))
-		if err != nil || !s.match(secret(long)) {
+		s, err := parseStoredHash(secret(theirs))
+		if err != nil || !s.matches(secret(long)) {
 			t.Errorf("%s of 100 bytes does not verify: %v", name, err)
 		}
-		cut := s.match(secret(long[:72]))
+		cut := s.matches(secret(long[:72]))
 		if out, err := doveadm(t, "-t", theirs, "-p", long[:72]); cut != (err == nil) {
 			t.Errorf("%s: we say %v to the first 72 bytes, Dovecot says %s", name, cut, out)
 		}
 	}
 }
 
-func TestCensusFollowsTheMajorityAndIsBounded(t *testing.T) {
-	at := func(rounds int) kind { return kind{&schemes[2], [maxCosts]int{rounds}} }
-	c := census{most: 64}
-	if c.typical().scheme != nil {
+func TestHistogramTracksMajorityAndIsBounded(t *testing.T) {
+	at := func(rounds int) hashParams { return hashParams{&schemes[2], [maxCosts]int{rounds}} }
+	c := histogram{halveAt: 64}
+	if c.mostFrequent().scheme != nil {
 		t.Error("an empty census knows a kind")
 	}
 	for range 1000 {
-		c.count(at(1000))
+		c.add(at(1000))
 	}
-	if n := c.votes[at(1000)]; n >= 64 {
+	if n := c.counts[at(1000)]; n >= 64 {
 		t.Errorf("%d votes are kept", n)
 	}
 	for range 64 {
-		c.count(at(2000))
+		c.add(at(2000))
 	}
-	if c.typical() != at(2000) {
+	if c.mostFrequent() != at(2000) {
 		t.Error("a new majority does not lead")
 	}
-	for i := range 10 * maxKinds {
-		c.count(at(3000 + i))
+	for i := range 10 * maxHistogramEntries {
+		c.add(at(3000 + i))
 	}
-	if len(c.votes) > maxKinds {
-		t.Errorf("%d kinds are kept", len(c.votes))
+	if len(c.counts) > maxHistogramEntries {
+		t.Errorf("%d kinds are kept", len(c.counts))
 	}
-	if !slices.Contains([]kind{at(1000), at(2000)}, c.typical()) {
+	if !slices.Contains([]hashParams{at(1000), at(2000)}, c.mostFrequent()) {
 		t.Error("rare kinds displaced the frequent ones")
 	}
 }
@@ -252,14 +252,14 @@ func BenchmarkVerify(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		known, err := parse(secret(h))
+		known, err := parseStoredHash(secret(h))
 		if err != nil {
 			b.Fatal(err)
 		}
-		for what, s := range map[string]stored{"known": known, "unknown": known.kind.decoy()} {
+		for what, s := range map[string]storedHash{"known": known, "unknown": known.params.newDecoy()} {
 			b.Run(name+"/"+what, func(b *testing.B) {
 				for b.Loop() {
-					s.match(secret("wrong"))
+					s.matches(secret("wrong"))
 				}
 			})
 		}

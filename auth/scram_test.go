@@ -17,37 +17,37 @@ import (
 
 // The password is pencil, the iterations are few, so that tests are quick; as
 // doveadm pw -s SCRAM-SHA-256 would have stored it.
-const pencil = "{SCRAM-SHA-256}4096,W22ZaJ0SNY7soEsUEjb6gQ==,WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=,wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU="
+const pencilHash = "{SCRAM-SHA-256}4096,W22ZaJ0SNY7soEsUEjb6gQ==,WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=,wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU="
 
 const scramSecret = "0123456789abcdef"
 
-// scramAuth knows alice (SCRAM), bob (another scheme) and nobody else.
-func scramAuth(t testing.TB, change ...func(*Config)) *Authenticator {
+// newScramAuth knows alice (SCRAM), bob (another scheme) and nobody else.
+func newScramAuth(t testing.TB, change ...func(*Config)) *Authenticator {
 	t.Helper()
-	return scramFrom(t, records(map[string]string{"alice@example.org": pencil, "bob@example.org": "{PLAIN}pencil"}), change...)
+	return newScramAuthFrom(t, mapLookup(map[string]string{"alice@example.org": pencilHash, "bob@example.org": "{PLAIN}pencil"}), change...)
 }
 
-// scramFrom takes what it knows from a lookup, and holds no challenge back.
-func scramFrom(t testing.TB, find PasswordLookup, change ...func(*Config)) *Authenticator {
+// newScramAuthFrom takes what it knows from a lookup, and holds no challenge back.
+func newScramAuthFrom(t testing.TB, lookUp PasswordLookup, change ...func(*Config)) *Authenticator {
 	t.Helper()
 	cfg := Config{
-		Methods: []string{Redis}, Names: identity.InDomain("example.org"), SCRAMSecret: secret(scramSecret), SCRAMRounds: 4096,
+		Methods: []string{Redis}, Names: identity.NamesInDomain("example.org"), SCRAMSecret: secret(scramSecret), SCRAMIterations: 4096,
 		Mechanisms: []string{"PLAIN", scramSHA256, scramSHA256Plus},
 	}
 	for _, c := range change {
 		c(&cfg)
 	}
-	a, err := New(cfg, Sources{Redis: find}, zap.NewNop())
+	a, err := New(cfg, Sources{Redis: lookUp}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.floor = 0
+	a.minChallengeTime = 0
 	return a
 }
 
-// talk lets a client of the library prove itself. The result is what the client
+// runScram lets a client of the library prove itself. The result is what the client
 // thinks, and what the Authenticator says.
-func talk(t testing.TB, a *Authenticator, c *Client, mechanism string, client *scram.ClientConversation) (believes bool, id Identity, err error) {
+func runScram(t testing.TB, a *Authenticator, c *Client, mechanism string, client *scram.ClientConversation) (clientOK bool, id Identity, err error) {
 	t.Helper()
 	e, ok := a.Start(mechanism, c)
 	if !ok {
@@ -75,7 +75,7 @@ func talk(t testing.TB, a *Authenticator, c *Client, mechanism string, client *s
 	return err == nil && client.Valid(), id, err
 }
 
-func scramClient(t testing.TB, user, password string) *scram.Client {
+func newScramClient(t testing.TB, user, password string) *scram.Client {
 	t.Helper()
 	c, err := scram.SHA256.NewClient(user, password, "")
 	if err != nil {
@@ -84,11 +84,11 @@ func scramClient(t testing.TB, user, password string) *scram.Client {
 	return c
 }
 
-func TestBothSidesProveThatTheyKnowThePassword(t *testing.T) {
-	a := scramAuth(t)
+func TestScramProvesPasswordBothWays(t *testing.T) {
+	a := newScramAuth(t)
 	for _, user := range []string{"alice", "Alice@Example.org"} {
-		believes, id, err := talk(t, a, &Client{}, scramSHA256, scramClient(t, user, "pencil").NewConversation())
-		if err != nil || !believes || id.User().String() != "alice@example.org" || id.Method() != Redis || !id.Decided() {
+		believes, id, err := runScram(t, a, &Client{}, scramSHA256, newScramClient(t, user, "pencil").NewConversation())
+		if err != nil || !believes || id.User().String() != "alice@example.org" || id.Method() != Redis || !id.IsVerified() {
 			t.Errorf("%s: %v, %v, %v", user, believes, id, err)
 		}
 		if !id.Password().IsZero() || !id.Token().IsZero() {
@@ -97,10 +97,10 @@ func TestBothSidesProveThatTheyKnowThePassword(t *testing.T) {
 	}
 }
 
-func TestAWrongProofIsDeniedAndHasAUser(t *testing.T) {
-	a := scramAuth(t)
+func TestWrongProofIsDeniedAndHasUser(t *testing.T) {
+	a := newScramAuth(t)
 	for _, user := range []string{"alice", "bob", "nobody"} {
-		client := scramClient(t, user, "wrong").NewConversation()
+		client := newScramClient(t, user, "wrong").NewConversation()
 		e, _ := a.Start(scramSHA256, &Client{})
 		first, _ := client.Step("")
 		challenge, done, err := e.Next(t.Context(), []byte(first))
@@ -130,24 +130,24 @@ func TestAWrongProofIsDeniedAndHasAUser(t *testing.T) {
 }
 
 // bob's password is right, but what is stored of it cannot prove it.
-func TestAnotherSchemeIsAsIfThereWereNoUser(t *testing.T) {
-	a := scramAuth(t)
-	if _, _, err := talk(t, a, &Client{}, scramSHA256, scramClient(t, "bob", "pencil").NewConversation()); !errors.Is(err, ErrDenied) {
+func TestOtherSchemeLooksLikeUnknownUser(t *testing.T) {
+	a := newScramAuth(t)
+	if _, _, err := runScram(t, a, &Client{}, scramSHA256, newScramClient(t, "bob", "pencil").NewConversation()); !errors.Is(err, ErrDenied) {
 		t.Error(err)
 	}
-	if _, err := login(t, a, "bob", "pencil"); err != nil {
+	if _, err := logIn(t, a, "bob", "pencil"); err != nil {
 		t.Errorf("with the password itself: %v", err)
 	}
-	if _, err := login(t, a, "alice", "pencil"); err != nil {
+	if _, err := logIn(t, a, "alice", "pencil"); err != nil {
 		t.Errorf("the password itself, against what is stored for SCRAM: %v", err)
 	}
-	if _, err := login(t, a, "alice", "pencils"); !errors.Is(err, ErrDenied) {
+	if _, err := logIn(t, a, "alice", "pencils"); !errors.Is(err, ErrDenied) {
 		t.Errorf("a wrong one, against what is stored for SCRAM: %v", err)
 	}
 }
 
-// firstOf is the answer to a first message.
-func firstOf(t testing.TB, a *Authenticator, user string) string {
+// firstChallenge is the answer to a first message.
+func firstChallenge(t testing.TB, a *Authenticator, user string) string {
 	t.Helper()
 	e, _ := a.Start(scramSHA256, &Client{})
 	challenge, _, err := e.Next(t.Context(), []byte("n,,n="+user+",r=nonce"))
@@ -157,43 +157,43 @@ func firstOf(t testing.TB, a *Authenticator, user string) string {
 	return string(challenge)
 }
 
-// shape is a first answer without its random nonce.
-func shape(challenge string) string { return challenge[strings.Index(challenge, ",s="):] }
+// withoutServerNonce is a first answer without its random nonce.
+func withoutServerNonce(challenge string) string { return challenge[strings.Index(challenge, ",s="):] }
 
-func TestUnknownUsersLookLikeOthersAndStayTheSame(t *testing.T) {
-	a, other := scramAuth(t), scramAuth(t)
-	known := firstOf(t, a, "alice")
-	_ = firstOf(t, other, "alice")
+func TestUnknownUserGetsStableMockChallenge(t *testing.T) {
+	a, other := newScramAuth(t), newScramAuth(t)
+	known := firstChallenge(t, a, "alice")
+	_ = firstChallenge(t, other, "alice")
 	seen := make(map[string]string)
 	for _, user := range []string{"bob", "nobody", "carol@example.net", "a b", "al*ce"} {
-		got := firstOf(t, a, user)
+		got := firstChallenge(t, a, user)
 		if len(got) != len(known) || !strings.HasSuffix(got, ",i=4096") {
 			t.Errorf("%s: %q beside %q", user, got, known)
 		}
-		if again := firstOf(t, a, user); shape(again) != shape(got) {
+		if again := firstChallenge(t, a, user); withoutServerNonce(again) != withoutServerNonce(got) {
 			t.Errorf("%s: %q, and then %q", user, got, again)
 		}
-		if elsewhere := firstOf(t, other, user); shape(elsewhere) != shape(got) {
+		if elsewhere := firstChallenge(t, other, user); withoutServerNonce(elsewhere) != withoutServerNonce(got) {
 			t.Errorf("%s: %q, and at another gateway %q", user, got, elsewhere)
 		}
-		if twin, twice := seen[shape(got)]; twice {
-			t.Errorf("%s has the salt of %s", user, twin)
+		if holder, twice := seen[withoutServerNonce(got)]; twice {
+			t.Errorf("%s has the salt of %s", user, holder)
 		}
-		seen[shape(got)] = user
+		seen[withoutServerNonce(got)] = user
 	}
-	if shape(firstOf(t, a, "NoBody@example.org")) != shape(firstOf(t, a, "nobody")) {
+	if withoutServerNonce(firstChallenge(t, a, "NoBody@example.org")) != withoutServerNonce(firstChallenge(t, a, "nobody")) {
 		t.Error("the spelling of an unknown name shows in its salt, as that of a known one does not")
 	}
-	foreign := scramAuth(t, func(c *Config) { c.SCRAMSecret = secret("another secret ...") })
-	if shape(firstOf(t, foreign, "nobody")) == shape(firstOf(t, a, "nobody")) {
+	foreign := newScramAuth(t, func(c *Config) { c.SCRAMSecret = secret("another secret ...") })
+	if withoutServerNonce(firstChallenge(t, foreign, "nobody")) == withoutServerNonce(firstChallenge(t, a, "nobody")) {
 		t.Error("the salt does not depend on the secret: anybody could compute it")
 	}
 }
 
-func TestASourceThatIsAwayIsUnavailableAndNotADenial(t *testing.T) {
-	away := errors.New("connection refused")
+func TestFailedSourceIsUnavailableWithScram(t *testing.T) {
+	refused := errors.New("connection refused")
 	a, err := New(Config{Methods: []string{Redis}, Mechanisms: []string{scramSHA256}, SCRAMSecret: secret(scramSecret)},
-		Sources{Redis: func(context.Context, identity.User) (identity.Secret, error) { return identity.Secret{}, away }}, zap.NewNop())
+		Sources{Redis: func(context.Context, identity.User) (identity.Secret, error) { return identity.Secret{}, refused }}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -203,7 +203,7 @@ func TestASourceThatIsAwayIsUnavailableAndNotADenial(t *testing.T) {
 	}
 }
 
-func TestTheLookupEndsWithTheClient(t *testing.T) {
+func TestLookupIsCancelledWithClient(t *testing.T) {
 	a, err := New(Config{Methods: []string{Redis}, Mechanisms: []string{scramSHA256}, SCRAMSecret: secret(scramSecret)},
 		Sources{Redis: func(ctx context.Context, _ identity.User) (identity.Secret, error) {
 			<-ctx.Done()
@@ -220,8 +220,8 @@ func TestTheLookupEndsWithTheClient(t *testing.T) {
 	}
 }
 
-func TestEveryBindingHoldsOnItsOwnConnectionOnly(t *testing.T) {
-	for what, kind := range map[string]signer{
+func TestChannelBindingIsPerConnection(t *testing.T) {
+	for what, kind := range map[string]keyMaker{
 		"ECDSA with SHA-256": ecdsaKey(x509.ECDSAWithSHA256), "ECDSA with SHA-384": ecdsaKey(x509.ECDSAWithSHA384),
 		"ECDSA with SHA-512": ecdsaKey(x509.ECDSAWithSHA512), "RSA with SHA-256": rsaKey(x509.SHA256WithRSA),
 		"RSA-PSS with SHA-384": rsaKey(x509.SHA384WithRSAPSS),
@@ -241,13 +241,13 @@ func TestEveryBindingHoldsOnItsOwnConnectionOnly(t *testing.T) {
 				if err != nil {
 					t.Fatalf("%s: %v", what, err)
 				}
-				a := scramAuth(t)
-				client := scramClient(t, "alice", "pencil")
-				believes, id, err := talk(t, a, c, scramSHA256Plus, client.NewConversationWithChannelBinding(right))
+				a := newScramAuth(t)
+				client := newScramClient(t, "alice", "pencil")
+				believes, id, err := runScram(t, a, c, scramSHA256Plus, client.NewConversationWithChannelBinding(right))
 				if err != nil || !believes || id.User().String() != "alice@example.org" {
 					t.Errorf("%s: %v, %v", what, believes, err)
 				}
-				_, _, err = talk(t, a, c, scramSHA256Plus, client.NewConversationWithChannelBinding(wrong))
+				_, _, err = runScram(t, a, c, scramSHA256Plus, client.NewConversationWithChannelBinding(wrong))
 				if !errors.Is(err, ErrDenied) {
 					t.Errorf("%s: the binding of another connection: %v", what, err)
 				}
@@ -258,21 +258,21 @@ func TestEveryBindingHoldsOnItsOwnConnectionOnly(t *testing.T) {
 
 func TestACertificateWithoutADefinedHashHasNoEndPoint(t *testing.T) {
 	_, c := handshake(t, selfSigned(t, ed25519Key, nil), tls.VersionTLS13)
-	if _, ok := c.endpoint(); ok {
+	if _, ok := c.endpointBinding(); ok {
 		t.Error("Ed25519 is bound to a hash of somebody's choice")
 	}
-	if _, ok := c.exporter(); !ok {
+	if _, ok := c.exporterBinding(); !ok {
 		t.Error("the exporter needs no certificate")
 	}
-	c.Served = nil
-	if _, ok := c.endpoint(); ok {
+	c.ServedCertificate = nil
+	if _, ok := c.endpointBinding(); ok {
 		t.Error("there is an end point without a certificate")
 	}
 }
 
-func TestADowngradeIsNoticed(t *testing.T) {
+func TestDowngradeIsDetected(t *testing.T) {
 	_, c := handshake(t, selfSigned(t, ecdsaKey(x509.ECDSAWithSHA256), nil), tls.VersionTLS13)
-	a := scramAuth(t)
+	a := newScramAuth(t)
 	for what, m := range map[string]struct{ mechanism, first string }{
 		"y, and -PLUS was offered":       {scramSHA256, "y,,n=alice,r=x"},
 		"p without -PLUS":                {scramSHA256, "p=tls-exporter,,n=alice,r=x"},
@@ -283,7 +283,7 @@ func TestADowngradeIsNoticed(t *testing.T) {
 		"no type":                        {scramSHA256Plus, "p=,,n=alice,r=x"},
 		"somebody else to act for":       {scramSHA256, "n,a=bob,n=alice,r=x"},
 		"a mandatory extension":          {scramSHA256, "n,,m=x,n=alice,r=x"},
-		"a nonce without end":            {scramSHA256, "n,,n=alice,r=" + strings.Repeat("x", maxScram)},
+		"a nonce without end":            {scramSHA256, "n,,n=alice,r=" + strings.Repeat("x", maxScramMessage)},
 		"nothing":                        {scramSHA256, ""},
 		"a name that is no UTF-8":        {scramSHA256, "n,,n=\xff,r=\xff"},
 		"somebody else, and he is there": {scramSHA256, "n,a=alice,n=nobody,r=x"},
@@ -298,7 +298,7 @@ func TestADowngradeIsNoticed(t *testing.T) {
 		}
 	}
 	// Where -PLUS is not offered, y is the truth, and p is not to be had.
-	plain := scramAuth(t, func(c *Config) { c.Mechanisms = []string{scramSHA256} })
+	plain := newScramAuth(t, func(c *Config) { c.Mechanisms = []string{scramSHA256} })
 	e, _ := plain.Start(scramSHA256, c)
 	if _, _, err := e.Next(t.Context(), []byte("y,,n=alice,r=x")); err != nil {
 		t.Errorf("y where nothing was offered: %v", err)
@@ -311,18 +311,18 @@ func TestADowngradeIsNoticed(t *testing.T) {
 	}
 }
 
-func TestErrorsSayNothingOfTheBinding(t *testing.T) {
+func TestErrorsDoNotQuoteBinding(t *testing.T) {
 	state, c := handshake(t, selfSigned(t, ecdsaKey(x509.ECDSAWithSHA256), nil), tls.VersionTLS13)
 	b, _ := scram.NewTLSExporterBinding(&state)
 	b.Data[0] ^= 1
-	_, _, err := talk(t, scramAuth(t), c, scramSHA256Plus, scramClient(t, "alice", "pencil").NewConversationWithChannelBinding(b))
+	_, _, err := runScram(t, newScramAuth(t), c, scramSHA256Plus, newScramClient(t, "alice", "pencil").NewConversationWithChannelBinding(b))
 	if err == nil || strings.Contains(err.Error(), fmt.Sprintf("%x", b.Data[1:5])) {
 		t.Error(err)
 	}
 }
 
 func TestVerifiersOutOfBoundsAreRefused(t *testing.T) {
-	rest := strings.TrimPrefix(pencil, "{SCRAM-SHA-256}4096")
+	rest := strings.TrimPrefix(pencilHash, "{SCRAM-SHA-256}4096")
 	for what, text := range map[string]string{
 		"few iterations":         "4095" + rest,
 		"iterations for ever":    "1000001" + rest,
@@ -333,7 +333,7 @@ func TestVerifiersOutOfBoundsAreRefused(t *testing.T) {
 		"PostgreSQL's own form":  "4096:W22ZaJ0SNY7soEsUEjb6gQ==$WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=",
 		"base64 with stray bits": strings.Replace("4096"+rest, "gQ==", "gR==", 1),
 	} {
-		if _, err := parse(secret("{SCRAM-SHA-256}" + text)); err == nil {
+		if _, err := parseStoredHash(secret("{SCRAM-SHA-256}" + text)); err == nil {
 			t.Errorf("%s is taken", what)
 		}
 	}

@@ -14,18 +14,18 @@ import (
 // passwords are to be checked.
 var ErrBusy = errors.New("too many logins are waiting")
 
-// queueTime is the longest wait in the queue. A full one is over sooner with hashes
+// queueTimeout is the longest wait in the queue. A full one is over sooner with hashes
 // as they should be, and people have not given up before.
-const queueTime = 10 * time.Second
+const queueTimeout = 10 * time.Second
 
 // verifier runs password hashing, at most cap(slots) at once. Hashing is pure
 // CPU work (a tenth of a second and more), so a flood of guesses without this
 // bound would take the machine from the sessions that are already relayed.
 type verifier struct {
 	// Set once.
-	slots chan struct{}                      // bound: one element for each verification that runs
-	queue chan struct{}                      // bound: one element for each that waits
-	match func(stored, identity.Secret) bool // stored.match; tests look over its shoulder
+	slots chan struct{}                          // bound: one element for each verification that runs
+	queue chan struct{}                          // bound: one element for each that waits
+	match func(storedHash, identity.Secret) bool // stored.matches; tests look over its shoulder
 }
 
 func newVerifier(running, waiting int) *verifier {
@@ -33,12 +33,12 @@ func newVerifier(running, waiting int) *verifier {
 		running = runtime.GOMAXPROCS(0)
 	}
 	if waiting == 0 {
-		waiting = defaultQueue
+		waiting = defaultMaxQueued
 	}
 	return &verifier{
 		slots: make(chan struct{}, running),
 		queue: make(chan struct{}, waiting),
-		match: stored.match,
+		match: storedHash.matches,
 	}
 }
 
@@ -46,16 +46,16 @@ func newVerifier(running, waiting int) *verifier {
 // goroutine, so it starts nothing that could outlive a session. Once hashing
 // has begun it cannot be interrupted; until then ctx ends the wait and gives
 // the place in the queue back.
-func (v *verifier) verify(ctx context.Context, s stored, password identity.Secret) (bool, error) {
-	if err := v.enter(ctx); err != nil {
+func (v *verifier) verify(ctx context.Context, s storedHash, password identity.Secret) (bool, error) {
+	if err := v.acquireSlot(ctx); err != nil {
 		return false, fmt.Errorf("wait for a verifier: %w: %w", ErrUnavailable, err)
 	}
 	defer func() { <-v.slots }()
 	return v.match(s, password), nil
 }
 
-// enter takes a slot; verify gives it back.
-func (v *verifier) enter(ctx context.Context) error {
+// acquireSlot takes a slot; verify gives it back.
+func (v *verifier) acquireSlot(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -70,14 +70,14 @@ func (v *verifier) enter(ctx context.Context) error {
 		return ErrBusy
 	}
 	defer func() { <-v.queue }()
-	late := time.NewTimer(queueTime)
-	defer late.Stop()
+	timer := time.NewTimer(queueTimeout)
+	defer timer.Stop()
 	// A freed slot goes to the one who has waited longest: channels serve
 	// blocked senders in order, and nobody can overtake while one is blocked.
 	select {
 	case v.slots <- struct{}{}:
 		return nil
-	case <-late.C:
+	case <-timer.C:
 		return ErrBusy
 	case <-ctx.Done():
 		return ctx.Err()

@@ -12,38 +12,38 @@ import (
 	"imapgate/internal/identity"
 )
 
-// slow is a verifier whose every verification takes a second of the test's
+// newSlowVerifier is a verifier whose every verification takes a second of the test's
 // clock and is right.
-func slow(running, waiting int) (*verifier, *atomic.Int64) {
-	v := newVerifier(running, waiting)
-	var now atomic.Int64
-	most := new(atomic.Int64)
-	v.match = func(stored, identity.Secret) bool {
-		n := now.Add(1)
-		defer now.Add(-1)
-		for old := most.Load(); n > old && !most.CompareAndSwap(old, n); old = most.Load() {
+func newSlowVerifier(slots, waiting int) (*verifier, *atomic.Int64) {
+	v := newVerifier(slots, waiting)
+	var running atomic.Int64
+	peak := new(atomic.Int64)
+	v.match = func(storedHash, identity.Secret) bool {
+		n := running.Add(1)
+		defer running.Add(-1)
+		for old := peak.Load(); n > old && !peak.CompareAndSwap(old, n); old = peak.Load() {
 		}
 		<-time.After(time.Second)
 		return true
 	}
-	return v, most
+	return v, peak
 }
 
 func TestNoMoreVerificationsRunAndWaitThanAllowed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v, most := slow(2, 3)
+		v, most := newSlowVerifier(2, 3)
 		start := time.Now()
 		var wg sync.WaitGroup
 		for range 5 {
 			wg.Go(func() {
-				if ok, err := v.verify(t.Context(), stored{}, identity.Secret{}); !ok || err != nil {
+				if ok, err := v.verify(t.Context(), storedHash{}, identity.Secret{}); !ok || err != nil {
 					t.Errorf("%v, %v", ok, err)
 				}
 			})
 		}
 		synctest.Wait() // two run, three wait
 		for range 100 {
-			ok, err := v.verify(t.Context(), stored{}, identity.Secret{})
+			ok, err := v.verify(t.Context(), storedHash{}, identity.Secret{})
 			if ok || !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrDenied) {
 				t.Errorf("over the bound: %v, %v", ok, err)
 			}
@@ -55,63 +55,63 @@ func TestNoMoreVerificationsRunAndWaitThanAllowed(t *testing.T) {
 		if most.Load() != 2 || time.Since(start) != 3*time.Second {
 			t.Errorf("%d ran at once, all took %v", most.Load(), time.Since(start))
 		}
-		if ok, err := v.verify(t.Context(), stored{}, identity.Secret{}); !ok || err != nil {
+		if ok, err := v.verify(t.Context(), storedHash{}, identity.Secret{}); !ok || err != nil {
 			t.Errorf("afterwards: %v, %v", ok, err)
 		}
 	})
 }
 
-func TestAClientThatLeavesGivesItsPlaceBack(t *testing.T) {
+func TestCancelledVerificationLeavesQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v, _ := slow(1, 1)
+		v, _ := newSlowVerifier(1, 1)
 		var wg sync.WaitGroup
-		wg.Go(func() { _, _ = v.verify(t.Context(), stored{}, identity.Secret{}) })
+		wg.Go(func() { _, _ = v.verify(t.Context(), storedHash{}, identity.Secret{}) })
 		synctest.Wait()
 		gone, leave := context.WithCancel(t.Context())
 		wg.Go(func() {
-			ok, err := v.verify(gone, stored{}, identity.Secret{})
+			ok, err := v.verify(gone, storedHash{}, identity.Secret{})
 			if ok || !errors.Is(err, context.Canceled) || !errors.Is(err, ErrUnavailable) {
 				t.Errorf("gone while waiting: %v, %v", ok, err)
 			}
 		})
 		synctest.Wait()
-		if _, err := v.verify(t.Context(), stored{}, identity.Secret{}); !errors.Is(err, ErrBusy) {
+		if _, err := v.verify(t.Context(), storedHash{}, identity.Secret{}); !errors.Is(err, ErrBusy) {
 			t.Errorf("the queue is not full: %v", err)
 		}
 		leave()
 		synctest.Wait()
-		if ok, err := v.verify(t.Context(), stored{}, identity.Secret{}); !ok || err != nil {
+		if ok, err := v.verify(t.Context(), storedHash{}, identity.Secret{}); !ok || err != nil {
 			t.Errorf("the place was not given back: %v, %v", ok, err)
 		}
-		if _, err := v.verify(gone, stored{}, identity.Secret{}); !errors.Is(err, context.Canceled) {
+		if _, err := v.verify(gone, storedHash{}, identity.Secret{}); !errors.Is(err, context.Canceled) {
 			t.Errorf("hashed for a client that had gone: %v", err)
 		}
 		wg.Wait()
 	})
 }
 
-func TestAVerificationThatPanicsGivesItsSlotBack(t *testing.T) {
+func TestPanickingVerificationReleasesSlot(t *testing.T) {
 	v := newVerifier(1, 1)
-	v.match = func(stored, identity.Secret) bool { panic("broken") }
+	v.match = func(storedHash, identity.Secret) bool { panic("broken") }
 	func() {
 		defer func() { _ = recover() }()
-		_, _ = v.verify(t.Context(), stored{}, identity.Secret{})
+		_, _ = v.verify(t.Context(), storedHash{}, identity.Secret{})
 	}()
-	v.match = func(stored, identity.Secret) bool { return true }
-	if ok, err := v.verify(t.Context(), stored{}, identity.Secret{}); !ok || err != nil {
+	v.match = func(storedHash, identity.Secret) bool { return true }
+	if ok, err := v.verify(t.Context(), storedHash{}, identity.Secret{}); !ok || err != nil {
 		t.Errorf("%v, %v", ok, err)
 	}
 }
 
-func TestThoseWhoWaitAreServedInOrder(t *testing.T) {
+func TestQueuedVerificationsRunInOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v, _ := slow(1, 8)
+		v, _ := newSlowVerifier(1, 8)
 		var mu sync.Mutex
 		var order []int
 		var wg sync.WaitGroup
 		for i := range 6 {
 			wg.Go(func() {
-				if _, err := v.verify(t.Context(), stored{}, identity.Secret{}); err != nil {
+				if _, err := v.verify(t.Context(), storedHash{}, identity.Secret{}); err != nil {
 					t.Error(err)
 				}
 				mu.Lock()
@@ -129,17 +129,17 @@ func TestThoseWhoWaitAreServedInOrder(t *testing.T) {
 	})
 }
 
-func TestNobodyWaitsForAVerifierForEver(t *testing.T) {
+func TestQueuedVerificationTimesOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v, _ := slow(1, 8)
+		v, _ := newSlowVerifier(1, 8)
 		v.slots <- struct{}{}
 		start := time.Now()
-		ok, err := v.verify(t.Context(), stored{}, identity.Secret{})
-		if ok || !errors.Is(err, ErrBusy) || !errors.Is(err, ErrUnavailable) || time.Since(start) != queueTime {
+		ok, err := v.verify(t.Context(), storedHash{}, identity.Secret{})
+		if ok || !errors.Is(err, ErrBusy) || !errors.Is(err, ErrUnavailable) || time.Since(start) != queueTimeout {
 			t.Errorf("%v, %v after %v", ok, err, time.Since(start))
 		}
 		<-v.slots
-		if ok, err := v.verify(t.Context(), stored{}, identity.Secret{}); !ok || err != nil {
+		if ok, err := v.verify(t.Context(), storedHash{}, identity.Secret{}); !ok || err != nil {
 			t.Errorf("afterwards: %v, %v", ok, err)
 		}
 	})

@@ -10,17 +10,17 @@ import (
 
 // What a backend says with ALERT before its answer to a login is for the user's eyes,
 // before our own answer. A denial has none: its bytes are always the same.
-func TestAnAlertComesBeforeTheAnswerInEveryMode(t *testing.T) {
+func TestAlertPrecedesTaggedResponseInEveryMode(t *testing.T) {
 	const alerts = "* NO [ALERT] Mailbox is \x1b nearly full.\r\n* OK [ALERT] Down at noon.\r\n"
-	v := openVerdicts(t, func(_, secret string) string {
+	v := openAnsweringBackend(t, func(_, secret string) string {
 		return alerts + map[string]string{
-			password: admits, "limit": "NO [LIMIT] Too many sessions.", "unavailable": "NO [UNAVAILABLE] Later.", "unknown": "NO [STRANGE] x",
-			"bad": "BAD what", "master-password": admits,
+			password: loginOK, "limit": "NO [LIMIT] Too many sessions.", "unavailable": "NO [UNAVAILABLE] Later.", "unknown": "NO [STRANGE] x",
+			"bad": "BAD what", "master-password": loginOK,
 		}[secret]
 	})
 	const first, second = "* NO [ALERT] Mailbox is ? nearly full.", "* OK [ALERT] Down at noon."
 	for _, mode := range []string{spliceMode, string(mux.Reuse), string(mux.Resume)} {
-		b := newBed(t, v.addr(), func(s *setup) {
+		b := newHarness(t, v.addr(), func(s *harnessConfig) {
 			s.cfg.Modes = map[string]Mode{"east": {Name: mode}, "mastered": {Name: mode}}
 		})
 		for _, listener := range []string{"none", "starttls", "implicit"} {
@@ -28,36 +28,36 @@ func TestAnAlertComesBeforeTheAnswerInEveryMode(t *testing.T) {
 				password: {first, second, "a OK …"}, "limit": {first, second, "a NO [LIMIT] Too many sessions."},
 				"unavailable": {"a " + unavailableReply}, "unknown": {"a " + unavailableReply}, "bad": {"a " + unavailableReply},
 			} {
-				c := b.greeted(listener)
-				c.say("a LOGIN alice " + secret + "\r\n")
+				c := b.dialGreeted(listener)
+				c.write("a LOGIN alice " + secret + "\r\n")
 				for _, line := range answer {
-					c.hear(line)
+					c.expectLine(line)
 				}
 				c.close()
 			}
-			c := b.greeted(listener)
-			c.say("a LOGIN carol right\r\n") // who is judged here
+			c := b.dialGreeted(listener)
+			c.write("a LOGIN carol right\r\n") // who is judged here
 			for _, line := range []string{first, second, "a OK …"} {
-				c.hear(line)
+				c.expectLine(line)
 			}
 			c.close()
 		}
-		b.end()
+		b.stopServer()
 	}
 }
 
-func TestADenialHasNoAlert(t *testing.T) {
-	v := openVerdicts(t, func(_, secret string) string { return "* NO [ALERT] " + secret + "\r\nNO [AUTHENTICATIONFAILED] no" })
-	b := newBed(t, v.addr(), func(s *setup) {
+func TestDenialCarriesNoAlert(t *testing.T) {
+	v := openAnsweringBackend(t, func(_, secret string) string { return "* NO [ALERT] " + secret + "\r\nNO [AUTHENTICATIONFAILED] no" })
+	b := newHarness(t, v.addr(), func(s *harnessConfig) {
 		s.backends["east"] = upstream.Config{Address: v.addr(), TLSMode: upstream.NoTLS, Login: upstream.MasterLogin,
 			Master: upstream.Master{User: "gateway", Password: identity.NewSecret("master-password")}}
 		s.backends["west"] = upstream.Config{Address: v.addr(), TLSMode: upstream.NoTLS}
 		s.routes.Static.Users["alice"] = "west"
 	})
-	c := b.greeted("none")
-	c.say("a LOGIN alice wrong\r\n")
-	c.hear("a " + deniedReply)
-	c.say("b LOGIN frank right\r\n") // the master's password is wrong
-	c.hear("b " + unavailableReply)
+	c := b.dialGreeted("none")
+	c.write("a LOGIN alice wrong\r\n")
+	c.expectLine("a " + authFailedReply)
+	c.write("b LOGIN frank right\r\n") // the master's password is wrong
+	c.expectLine("b " + unavailableReply)
 	c.close()
 }

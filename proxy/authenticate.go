@@ -17,107 +17,107 @@ import (
 )
 
 var (
-	// errCancelled is a client that did not end an exchange which had ended well:
+	// errProofCancelled is a client that did not end an exchange which had ended well:
 	// it knows now that the password is right.
-	errCancelled = errors.New("client broke the exchange off")
-	// errSilent is a client that could not be read from behind our proof.
-	errSilent = errors.New("client was not heard")
+	errProofCancelled = errors.New("client broke the exchange off")
+	// errProofUnanswered is a client that could not be read from behind our proof.
+	errProofUnanswered = errors.New("client was not heard")
 )
 
-// client is what the methods and mechanisms may know of this connection.
-func (s *session) client() *auth.Client {
-	c := &auth.Client{
-		Session: s.who.Session, Listener: s.listener.Name, Addr: s.origin(), Peer: s.who.Peer,
-		Local: addrPort(s.socket.LocalAddr()), Balancer: s.balancer, Attempt: s.tried, Served: s.served,
+// authClient is what the methods and mechanisms may know of this connection.
+func (c *connection) authClient() *auth.Client {
+	info := &auth.Client{
+		Session: c.client.Session, Listener: c.listener.Name, Addr: c.clientAddr(), Peer: c.client.Peer,
+		Local: addrPort(c.socket.LocalAddr()), ProxyHeader: c.proxyInfo, Attempt: c.attempts, ServedCertificate: c.serverCert,
 	}
-	if s.tls != nil {
-		state := s.tls.ConnectionState()
-		c.TLS = &state
+	if c.tls != nil {
+		state := c.tls.ConnectionState()
+		info.TLS = &state
 	}
-	return c
+	return info
 }
 
-func (s *session) newAttempt(tag string) *attempt {
-	s.tried++
-	return &attempt{tag: tag, began: time.Now(), login: auth.Login{Client: s.client()}}
+func (c *connection) newAttempt(tag string) *attempt {
+	c.attempts++
+	return &attempt{tag: tag, receivedAt: time.Now(), login: auth.Login{Client: c.authClient()}}
 }
 
-// login is LOGIN (RFC 9051 §6.2.3): two strings.
-func (s *session) login(cmd imap.Command) (*attempt, error) {
-	if s.inTheClear() {
-		return nil, s.needTLS(cmd)
+// parseLogin is LOGIN (RFC 9051 §6.2.3): two strings.
+func (c *connection) parseLogin(cmd imap.Command) (*attempt, error) {
+	if c.isCleartext() {
+		return nil, c.rejectCleartext(cmd)
 	}
 	if len(cmd.Args) != 2 || !cmd.Args[0].IsString() || !cmd.Args[1].IsString() {
-		return nil, s.badCommand(cmd.Tag, "BAD LOGIN takes a user name and a password.")
+		return nil, c.rejectCommand(cmd.Tag, "BAD LOGIN takes a user name and a password.")
 	}
-	a := s.newAttempt(cmd.Tag)
+	a := c.newAttempt(cmd.Tag)
 	a.login.Mechanism, a.login.Password = auth.CommandLogin, identity.NewSecret(cmd.Args[1].Text)
-	a.login.User, a.tried, a.err = s.server.rooms.Auth.Named(cmd.Args[0].Text, a.login.Password)
-	if !s.server.rooms.Auth.TakesPasswords(a.login.Client) {
-		return nil, s.notOffered(a, "NO LOGIN is disabled.")
+	a.login.User, a.rawLogin, a.earlyErr = c.server.deps.Auth.ReadPasswordLogin(cmd.Args[0].Text, a.login.Password)
+	if !c.server.deps.Auth.AllowsPasswords(a.login.Client) {
+		return nil, c.rejectMechanism(a, "NO LOGIN is disabled.")
 	}
 	return a, nil
 }
 
-// notOffered refuses a way to log in that was not in the capability list.
-func (s *session) notOffered(a *attempt, answer string) error {
-	s.recordRefusal(a, refusal{result: refused, reason: audit.BadMechanism}, nil)
-	return s.badCommand(a.tag, answer)
+// rejectMechanism refuses a way to log in that was not in the capability list.
+func (c *connection) rejectMechanism(a *attempt, answer string) error {
+	c.recordRefusal(a, refusal{result: resultRefused, reason: audit.BadMechanism}, nil)
+	return c.rejectCommand(a.tag, answer)
 }
 
 // authenticate is AUTHENTICATE (RFC 9051 §6.2.2) with an optional initial
 // response (RFC 4959).
-func (s *session) authenticate(ctx context.Context, cmd imap.Command) (*attempt, error) {
-	if s.inTheClear() {
-		return nil, s.needTLS(cmd)
+func (c *connection) authenticate(ctx context.Context, cmd imap.Command) (*attempt, error) {
+	if c.isCleartext() {
+		return nil, c.rejectCleartext(cmd)
 	}
 	if n := len(cmd.Args); n < 1 || n > 2 || cmd.Args[0].Kind != imap.Atom || cmd.Args[n-1].Kind != imap.Atom {
-		return nil, s.badCommand(cmd.Tag, "BAD AUTHENTICATE takes a mechanism and at most one response.")
+		return nil, c.rejectCommand(cmd.Tag, "BAD AUTHENTICATE takes a mechanism and at most one response.")
 	}
-	a := s.newAttempt(cmd.Tag)
+	a := c.newAttempt(cmd.Tag)
 	client := a.login.Client
-	exchange, ok := s.server.rooms.Auth.Start(cmd.Args[0].Text, client)
+	exchange, ok := c.server.deps.Auth.Start(cmd.Args[0].Text, client)
 	if !ok {
 		a.login.Mechanism = mechanismName(cmd.Args[0].Text)
-		return nil, s.notOffered(a, "NO Unsupported mechanism.")
+		return nil, c.rejectMechanism(a, "NO Unsupported mechanism.")
 	}
 	a.login.Mechanism = exchange.Mechanism()
 	var response []byte // nil: the client waits to be asked
 	if len(cmd.Args) == 2 {
 		var err error
-		if response, err = decode(cmd.Args[1].Text); err != nil {
-			return nil, s.badExchange(a, "BAD Invalid base64.")
+		if response, err = decodeResponse(cmd.Args[1].Text); err != nil {
+			return nil, c.rejectExchange(a, "BAD Invalid base64.")
 		}
 	}
 	for {
-		if a.err = s.mayAsk(ctx, a, response); a.err != nil {
+		if a.earlyErr = c.checkLookupLimits(ctx, a, response); a.earlyErr != nil {
 			return a, nil
 		}
 		challenge, done, err := exchange.Next(ctx, response)
-		a.tried = exchange.Tried()
+		a.rawLogin = exchange.PresentedLogin()
 		if err != nil || done {
-			a.tried.User = cmp.Or(a.tried.User, a.login.User)
-			a.login, a.err, a.last = exchange.Login(), err, challenge
+			a.rawLogin.User = cmp.Or(a.rawLogin.User, a.login.User)
+			a.login, a.earlyErr, a.finalChallenge = exchange.Login(), err, challenge
 			a.login.Client, a.login.Mechanism = client, exchange.Mechanism()
 			return a, nil
 		}
-		line, err := s.ask(challenge, responseLimits(a.login.Mechanism))
+		line, err := c.challengeClient(challenge, responseLimits(a.login.Mechanism))
 		if err != nil {
-			s.recordRefusal(a, halfway(ctx, err), nil)
-			return nil, s.faulty(cmd, err)
+			c.recordRefusal(a, exchangeFailure(ctx, err), nil)
+			return nil, c.answerMalformed(cmd, err)
 		}
 		if line == "*" {
-			return nil, s.badExchange(a, "BAD Cancelled.")
+			return nil, c.rejectExchange(a, "BAD Cancelled.")
 		}
-		if response, err = decode(line); err != nil || line == "=" {
-			return nil, s.badExchange(a, "BAD Invalid base64.")
+		if response, err = decodeResponse(line); err != nil || line == "=" {
+			return nil, c.rejectExchange(a, "BAD Invalid base64.")
 		}
 	}
 }
 
-// mechanisms are the names that clients may say of mechanisms (IANA's registry of SASL
+// knownMechanisms are the names that clients may say of mechanisms (IANA's registry of SASL
 // mechanisms, and what is in use beside it). Constant.
-var mechanisms = map[string]bool{
+var knownMechanisms = map[string]bool{
 	"ANONYMOUS": true, "CRAM-MD5": true, "DIGEST-MD5": true, "EXTERNAL": true, "LOGIN": true, "PLAIN": true,
 	"SCRAM-SHA-1": true, "SCRAM-SHA-1-PLUS": true, "SCRAM-SHA-256": true, "SCRAM-SHA-256-PLUS": true,
 	"SCRAM-SHA-512": true, "SCRAM-SHA-512-PLUS": true, "SCRAM-SHA3-512": true, "SCRAM-SHA3-512-PLUS": true,
@@ -128,16 +128,16 @@ var mechanisms = map[string]bool{
 
 // mechanismName is a mechanism that is not offered, as records have it. What is the name
 // of none is not repeated: it may be a password in the wrong place.
-func mechanismName(said string) string {
-	name := strings.ToUpper(said)
-	if !mechanisms[name] {
+func mechanismName(text string) string {
+	name := strings.ToUpper(text)
+	if !knownMechanisms[name] {
 		name = ""
 	}
 	return "AUTH=" + name
 }
 
-// scramName is the user in the first message of SCRAM (RFC 5802 §7).
-func scramName(message []byte) (string, bool) {
+// scramUser is the user in the first message of SCRAM (RFC 5802 §7).
+func scramUser(message []byte) (string, bool) {
 	fields := strings.SplitN(string(message), ",", 4) // binding, authzid, name, the rest
 	if len(fields) < 4 {
 		return "", false
@@ -146,73 +146,73 @@ func scramName(message []byte) (string, bool) {
 	return strings.NewReplacer("=2C", ",", "=3D", "=").Replace(name), ok
 }
 
-// prove shows the client that we know its password too, where the mechanism has
+// sendServerProof shows the client that we know its password too, where the mechanism has
 // it so. IMAP has no place for a mechanism's last word beside the OK, so it goes
 // out as a challenge, and the client's answer is empty (RFC 9051 §6.2.2). Not
 // before the login is accepted, here and at the backend: it tells whoever guesses
 // that the guess is right, also of a user who is blocked or lives nowhere.
-func (s *session) prove(a *attempt) error {
-	if a.last == nil {
+func (c *connection) sendServerProof(a *attempt) error {
+	if a.finalChallenge == nil {
 		return nil
 	}
-	s.visit.Settle() // the password is right: a client that stays silent must not hold up others
-	line, err := s.ask(a.last, imap.BeforeLogin)
+	c.limits.EndLogin() // the password is right: a client that stays silent must not hold up others
+	line, err := c.challengeClient(a.finalChallenge, imap.PreauthLimits)
 	if err != nil {
-		return fmt.Errorf("%w: %w", errSilent, err)
+		return fmt.Errorf("%w: %w", errProofUnanswered, err)
 	}
 	if line != "" {
-		return errCancelled
+		return errProofCancelled
 	}
 	return nil
 }
 
-// explain tells a client whose token was refused where to get another, and
+// sendTokenError tells a client whose token was refused where to get another, and
 // reads the line with which it says that it has understood (RFC 7628 §3.2.3).
-func (s *session) explain(a *attempt) error {
-	challenge := s.server.cfg.TokenRefusal.Challenge(a.login.Mechanism)
+func (c *connection) sendTokenError(a *attempt) error {
+	challenge := c.server.cfg.TokenRefusal.Challenge(a.login.Mechanism)
 	if challenge == nil {
 		return nil
 	}
-	_, err := s.ask(challenge, imap.BeforeLogin)
+	_, err := c.challengeClient(challenge, imap.PreauthLimits)
 	return err
 }
 
 // responseLimits are those of a response to a challenge: a token may be long.
 func responseLimits(mechanism string) imap.Limits {
 	if mechanism == auth.SASLOAuthBearer || mechanism == auth.SASLXOAuth2 {
-		return imap.LongResponse
+		return imap.AuthenticateLimits
 	}
-	return imap.BeforeLogin
+	return imap.PreauthLimits
 }
 
-// ask sends a challenge and reads the client's response line.
-func (s *session) ask(challenge []byte, lim imap.Limits) (string, error) {
-	if err := s.send("+ " + base64.StdEncoding.EncodeToString(challenge)); err != nil {
+// challengeClient sends a challenge and reads the client's response line.
+func (c *connection) challengeClient(challenge []byte, limits imap.Limits) (string, error) {
+	if err := c.sendLine("+ " + base64.StdEncoding.EncodeToString(challenge)); err != nil {
 		return "", err
 	}
-	line, err := s.conn.ReadOrSkipLine(lim.Line, lim.Skip)
+	line, err := c.conn.ReadOrSkipLine(limits.Line, limits.SkipBytes)
 	return string(line), err
 }
 
-// halfway says why an exchange went no further than a line that was not read.
-func halfway(ctx context.Context, err error) refusal {
+// exchangeFailure says why an exchange went no further than a line that was not read.
+func exchangeFailure(ctx context.Context, err error) refusal {
 	switch {
 	case errors.Is(err, imap.ErrLineEnding), errors.Is(err, imap.ErrLineTooLong), errors.Is(err, imap.ErrLineSkipped):
-		return refusal{result: refused, reason: audit.BadExchange}
+		return refusal{result: resultRefused, reason: audit.BadExchange}
 	case ctx.Err() != nil:
 		return refusal{result: metrics.Abandoned, reason: audit.GatewayStopping}
 	}
 	return refusal{result: metrics.Abandoned, reason: audit.ClientWentAway}
 }
 
-func (s *session) badExchange(a *attempt, answer string) error {
-	s.recordRefusal(a, refusal{result: refused, reason: audit.BadExchange}, nil)
-	return s.badCommand(a.tag, answer)
+func (c *connection) rejectExchange(a *attempt, answer string) error {
+	c.recordRefusal(a, refusal{result: resultRefused, reason: audit.BadExchange}, nil)
+	return c.rejectCommand(a.tag, answer)
 }
 
-// decode reads a response; "=" is the empty one (RFC 4959 §3). The result is
+// decodeResponse reads a response; "=" is the empty one (RFC 4959 §3). The result is
 // never nil.
-func decode(text string) ([]byte, error) {
+func decodeResponse(text string) ([]byte, error) {
 	if text == "" || text == "=" {
 		return []byte{}, nil
 	}

@@ -22,36 +22,36 @@ const afterLogin = "IMAP4rev1 IDLE UNSELECT STARTTLS AUTH=PLAIN LOGINDISABLED UN
 // slowDenial is how long the mailbox of slow takes to deny a login.
 const slowDenial = 800 * time.Millisecond
 
-// mailbox is a backend that takes any number of clients. Whose password is
+// testBackend is a backend that takes any number of clients. Whose password is
 // right gets in and has every command answered with OK; the names hang, refuse,
 // flood, echo, vanish and slow do as they say.
-type mailbox struct {
+type testBackend struct {
 	// Set once.
 	l        net.Listener
 	password string // of everybody
 	wg       sync.WaitGroup
 
-	mu    sync.Mutex
-	conns map[net.Conn]bool // Guarded by mu.
-	heard strings.Builder   // Guarded by mu. Every line of every client.
-	held  chan struct{}     // closed when a login hangs
-	once  sync.Once
+	mu       sync.Mutex
+	conns    map[net.Conn]bool // Guarded by mu.
+	received strings.Builder   // Guarded by mu. Every line of every client.
+	hanging  chan struct{}     // closed when a login hangs
+	once     sync.Once
 }
 
-func openMailbox(t testing.TB) *mailbox {
+func openTestBackend(t testing.TB) *testBackend {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
-	m := &mailbox{l: l, password: password, conns: map[net.Conn]bool{}, held: make(chan struct{})}
+	m := &testBackend{l: l, password: password, conns: map[net.Conn]bool{}, hanging: make(chan struct{})}
 	m.wg.Add(1)
 	go m.accept()
 	t.Cleanup(m.close)
 	return m
 }
 
-func (m *mailbox) addr() string { return m.l.Addr().String() }
+func (m *testBackend) addr() string { return m.l.Addr().String() }
 
-func (m *mailbox) close() {
+func (m *testBackend) close() {
 	_ = m.l.Close()
 	m.mu.Lock()
 	for nc := range m.conns {
@@ -61,21 +61,21 @@ func (m *mailbox) close() {
 	m.wg.Wait()
 }
 
-// open is the number of connections.
-func (m *mailbox) open() int {
+// connCount is the number of connections.
+func (m *testBackend) connCount() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return len(m.conns)
 }
 
-func (m *mailbox) text() string {
+func (m *testBackend) receivedText() string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.heard.String()
+	return m.received.String()
 }
 
 // accept ends with the listener.
-func (m *mailbox) accept() {
+func (m *testBackend) accept() {
 	defer m.wg.Done()
 	for {
 		nc, err := m.l.Accept()
@@ -91,7 +91,7 @@ func (m *mailbox) accept() {
 }
 
 // serve ends with the connection.
-func (m *mailbox) serve(nc net.Conn) {
+func (m *testBackend) serve(nc net.Conn) {
 	defer m.wg.Done()
 	defer func() {
 		_ = nc.Close()
@@ -99,88 +99,88 @@ func (m *mailbox) serve(nc net.Conn) {
 		delete(m.conns, nc)
 		m.mu.Unlock()
 	}()
-	s := newUpstreamSide(nc)
-	login, err := s.login()
+	s := newBackendConn(nc)
+	login, err := s.readLogin()
 	if err != nil {
 		return
 	}
 	switch name, _, _ := strings.Cut(login.user, "@"); {
 	case name == "hang":
-		m.once.Do(func() { close(m.held) })
+		m.once.Do(func() { close(m.hanging) })
 		_, _ = io.Copy(io.Discard, nc)
 		return
 	case name == "flood": // says more than anybody reads
-		_ = s.say(login.tag + " OK [CAPABILITY " + afterLogin + "] In.")
-		for line := strings.Repeat("x", 1000); s.say("* OK "+line) == nil; {
+		_ = s.write(login.tag + " OK [CAPABILITY " + afterLogin + "] In.")
+		for line := strings.Repeat("x", 1000); s.write("* OK "+line) == nil; {
 		}
 		return
 	case name == "echo":
 		coded := base64.StdEncoding.EncodeToString([]byte("\x00" + login.user + "\x00" + login.password))
-		_ = s.say(login.tag + " BAD I do not know AUTHENTICATE PLAIN " + coded + " or " + login.password)
+		_ = s.write(login.tag + " BAD I do not know AUTHENTICATE PLAIN " + coded + " or " + login.password)
 		return
 	case name == "vanish":
 		return
 	case name == "refuse":
-		_ = s.say(login.tag + " NO [OVERQUOTA] Too much mail.")
+		_ = s.write(login.tag + " NO [OVERQUOTA] Too much mail.")
 		return
 	case name == "slow":
 		<-time.After(slowDenial)
-		_ = s.say(login.tag + " NO [AUTHENTICATIONFAILED] At last.")
+		_ = s.write(login.tag + " NO [AUTHENTICATIONFAILED] At last.")
 		return
 	case login.password != m.password && login.authzid == "":
-		_ = s.say(login.tag + " NO [AUTHENTICATIONFAILED] Wrong for " + login.user)
+		_ = s.write(login.tag + " NO [AUTHENTICATIONFAILED] Wrong for " + login.user)
 		return
 	}
-	_ = s.say(login.tag + " OK [CAPABILITY " + afterLogin + "] In.")
+	_ = s.write(login.tag + " OK [CAPABILITY " + afterLogin + "] In.")
 	for {
-		line, err := s.line()
+		line, err := s.readLine()
 		if err != nil {
 			return
 		}
 		m.mu.Lock()
-		m.heard.WriteString(line + "\n")
+		m.received.WriteString(line + "\n")
 		m.mu.Unlock()
 		tag, name, _ := strings.Cut(line, " ")
-		if s.say(tag+" OK Done.") != nil || name == "LOGOUT" {
+		if s.write(tag+" OK Done.") != nil || name == "LOGOUT" {
 			return
 		}
 	}
 }
 
-// upstreamSide is a backend's end of one connection.
-type upstreamSide struct {
+// backendConn is a backend's end of one connection.
+type backendConn struct {
 	nc net.Conn
 	r  *bufio.Reader
 }
 
-func newUpstreamSide(nc net.Conn) *upstreamSide {
-	return &upstreamSide{nc: nc, r: bufio.NewReader(nc)}
+func newBackendConn(nc net.Conn) *backendConn {
+	return &backendConn{nc: nc, r: bufio.NewReader(nc)}
 }
 
-func (u *upstreamSide) say(line string) error {
+func (u *backendConn) write(line string) error {
 	_, err := io.WriteString(u.nc, line+"\r\n")
 	return err
 }
 
-func (u *upstreamSide) line() (string, error) {
+func (u *backendConn) readLine() (string, error) {
 	line, err := u.r.ReadString('\n')
 	return strings.TrimSuffix(line, "\r\n"), err
 }
 
-// upstreamLogin is a login as a backend sees it.
-type upstreamLogin struct {
+// receivedLogin is a login as a backend sees it.
+type receivedLogin struct {
 	tag, authzid, user, password string
 	id                           string // the arguments of ID
 }
 
-// login greets and goes on until the credentials are there.
-func (u *upstreamSide) login() (upstreamLogin, error) {
-	var got upstreamLogin
-	if err := u.say("* OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN ID] Hello."); err != nil {
+// readLogin greets and goes on until the credentials are there.
+func (u *backendConn) readLogin() (receivedLogin, error) {
+	var got receivedLogin
+	if err := u.write("* OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN ID] Hello."); err != nil {
 		return got, err
 	}
 	for {
-		line, err := u.line()
+		line, err := u.readLine()
 		if err != nil {
 			return got, err
 		}
@@ -189,7 +189,7 @@ func (u *upstreamSide) login() (upstreamLogin, error) {
 		switch name {
 		case "ID":
 			got.id = args
-			err = u.say(tag + " OK Who cares.")
+			err = u.write(tag + " OK Who cares.")
 		case "AUTHENTICATE":
 			raw, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(args, "PLAIN "))
 			parts := strings.Split(string(raw), "\x00")
@@ -207,37 +207,37 @@ func (u *upstreamSide) login() (upstreamLogin, error) {
 	}
 }
 
-// scripted is a backend whose every word a dialogue says, on one connection at
+// scriptedBackend is a backend whose every word a dialogue says, on one connection at
 // a time.
-type scripted struct {
-	t testing.TB
-	l *net.TCPListener
-	u *upstreamSide // nil before the first connection and behind the last
+type scriptedBackend struct {
+	t    testing.TB
+	l    *net.TCPListener
+	conn *backendConn // nil before the first connection and behind the last
 }
 
-func openScripted(t testing.TB) *scripted {
+func openScriptedBackend(t testing.TB) *scriptedBackend {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
 	t.Cleanup(func() { _ = l.Close() })
-	return &scripted{t: t, l: l.(*net.TCPListener)}
+	return &scriptedBackend{t: t, l: l.(*net.TCPListener)}
 }
 
-// side is the connection under way, or the next one.
-func (s *scripted) side() *upstreamSide {
+// backendConn is the connection under way, or the next one.
+func (s *scriptedBackend) backendConn() *backendConn {
 	s.t.Helper()
-	if s.u == nil {
-		must(s.t, s.l.SetDeadline(time.Now().Add(testbed.Patience)))
+	if s.conn == nil {
+		must(s.t, s.l.SetDeadline(time.Now().Add(testbed.Timeout)))
 		nc, err := s.l.Accept()
 		must(s.t, err)
-		must(s.t, nc.SetDeadline(time.Now().Add(2*testbed.Patience)))
+		must(s.t, nc.SetDeadline(time.Now().Add(2*testbed.Timeout)))
 		s.t.Cleanup(func() { _ = nc.Close() })
-		s.u = newUpstreamSide(nc)
+		s.conn = newBackendConn(nc)
 	}
-	return s.u
+	return s.conn
 }
 
-func (s *scripted) hangUp() {
-	_ = s.side().nc.Close()
-	s.u = nil
+func (s *scriptedBackend) closeConn() {
+	_ = s.backendConn().nc.Close()
+	s.conn = nil
 }

@@ -14,27 +14,27 @@ import (
 )
 
 // dial connects to a listener; TLS is the caller's.
-func (b *bed) dial(listener string) *client {
+func (b *harness) dial(listener string) *client {
 	b.t.Helper()
 	before := len(b.records())
 	nc, err := net.Dial("tcp", b.addr(listener))
 	must(b.t, err)
 	b.t.Cleanup(func() { _ = nc.Close() })
-	must(b.t, nc.SetDeadline(time.Now().Add(2*testbed.Patience)))
-	return &client{t: b.t, bed: b, nc: nc, r: bufio.NewReader(nc), before: before}
+	must(b.t, nc.SetDeadline(time.Now().Add(2*testbed.Timeout)))
+	return &client{t: b.t, harness: b, nc: nc, r: bufio.NewReader(nc), firstRecord: before}
 }
 
-// greeted connects, with TLS as the listener wants it, and hears the greeting.
-func (b *bed) greeted(listener string) *client {
+// dialGreeted connects, with TLS as the listener wants it, and hears the greeting.
+func (b *harness) dialGreeted(listener string) *client {
 	b.t.Helper()
 	c := b.dial(listener)
 	if strings.HasSuffix(listener, string(ImplicitTLS)) {
 		c.startTLS()
 	}
-	c.hear("* OK [CAPABILITY …] IMAP ready.")
+	c.expectLine("* OK [CAPABILITY …] IMAP ready.")
 	if strings.HasSuffix(listener, string(StartTLS)) {
-		c.say("tls STARTTLS\r\n")
-		c.hear("tls OK Begin TLS negotiation now.")
+		c.write("tls STARTTLS\r\n")
+		c.expectLine("tls OK Begin TLS negotiation now.")
 		c.startTLS()
 	}
 	return c
@@ -42,12 +42,12 @@ func (b *bed) greeted(listener string) *client {
 
 // client is the person's side of a connection.
 type client struct {
-	t   testing.TB
-	bed *bed
-	nc  net.Conn
-	r   *bufio.Reader
+	t       testing.TB
+	harness *harness
+	nc      net.Conn
+	r       *bufio.Reader
 
-	before int // audit records when it connected: its port may have been another's
+	firstRecord int // audit records when it connected: its port may have been another's
 }
 
 func (c *client) startTLS() {
@@ -56,7 +56,7 @@ func (c *client) startTLS() {
 }
 
 func (c *client) handshake(cfg *tls.Config) error {
-	cfg.RootCAs, cfg.ServerName = c.bed.trusts, "localhost"
+	cfg.RootCAs, cfg.ServerName = c.harness.rootCAs, "localhost"
 	secure := tls.Client(c.nc, cfg)
 	if err := secure.Handshake(); err != nil {
 		return err
@@ -65,35 +65,35 @@ func (c *client) handshake(cfg *tls.Config) error {
 	return nil
 }
 
-func (c *client) say(text string) {
+func (c *client) write(text string) {
 	c.t.Helper()
 	if _, err := io.WriteString(c.nc, text); err != nil {
 		c.t.Fatalf("say %.60q: %v", text, err)
 	}
 }
 
-// hear reads a line; … in what is wanted stands for anything.
-func (c *client) hear(want string) {
+// expectLine reads a line; … in what is wanted stands for anything.
+func (c *client) expectLine(want string) {
 	c.t.Helper()
 	line, err := c.r.ReadString('\n')
-	if err != nil || !matches(want+"\r\n", line) {
-		c.t.Fatalf("heard %.200q, %v; want %q\n%s", line, err, want, c.bed.logs)
+	if err != nil || !matchesPattern(want+"\r\n", line) {
+		c.t.Fatalf("heard %.200q, %v; want %q\n%s", line, err, want, c.harness.logs)
 	}
 }
 
-// end wants the connection closed, without another byte.
-func (c *client) end() {
+// expectEOF wants the connection closed, without another byte.
+func (c *client) expectEOF() {
 	c.t.Helper()
 	rest, err := io.ReadAll(c.r)
 	if len(rest) > 0 || os.IsTimeout(err) {
-		c.t.Fatalf("heard %.200q, %v; want the end\n%s", rest, err, c.bed.logs)
+		c.t.Fatalf("heard %.200q, %v; want the end\n%s", rest, err, c.harness.logs)
 	}
 }
 
 func (c *client) close() { _ = c.nc.Close() }
 
-// rest is whatever is still said before the connection ends, however it ends.
-func (c *client) rest() string {
+// readAll is whatever is still said before the connection ends, however it ends.
+func (c *client) readAll() string {
 	c.t.Helper()
 	rest, err := io.ReadAll(c.r)
 	if os.IsTimeout(err) {
@@ -102,10 +102,10 @@ func (c *client) rest() string {
 	return string(rest)
 }
 
-// hopeless reads on to the end and wants none of the words.
-func (c *client) hopeless(words ...string) {
+// expectNone reads on to the end and wants none of the words.
+func (c *client) expectNone(words ...string) {
 	c.t.Helper()
-	rest := c.rest()
+	rest := c.readAll()
 	for _, w := range words {
 		if strings.Contains(rest, w) {
 			c.t.Errorf("heard %q", rest)
@@ -113,8 +113,8 @@ func (c *client) hopeless(words ...string) {
 	}
 }
 
-// matches compares text with a pattern in which … stands for anything.
-func matches(pattern, text string) bool {
+// matchesPattern compares text with a pattern in which … stands for anything.
+func matchesPattern(pattern, text string) bool {
 	parts := strings.Split(pattern, "…")
 	if len(parts) == 1 {
 		return pattern == text
@@ -134,8 +134,8 @@ func matches(pattern, text string) bool {
 	return true
 }
 
-// vanish hangs up hard.
-func (c *client) vanish() {
+// reset hangs up hard.
+func (c *client) reset() {
 	nc := c.nc
 	if under, ok := nc.(interface{ NetConn() net.Conn }); ok {
 		nc = under.NetConn()

@@ -23,22 +23,22 @@ import (
 // fewDescriptors is the limit that the other process of this test sets itself.
 const fewDescriptors = 256
 
-// TestC11DescriptorsThatRunOutStopNobodyForLong has a gateway in a process of
+// TestDescriptorExhaustionRecovers has a gateway in a process of
 // its own, which does what it reads: "fill" takes every descriptor that is
 // left, "free" gives them back, and each answers with what it finds then.
-func TestC11DescriptorsThatRunOutStopNobodyForLong(t *testing.T) {
+func TestDescriptorExhaustionRecovers(t *testing.T) {
 	if os.Getenv("FEW_DESCRIPTORS") != "" {
 		serveWithFewDescriptors(t)
 		return
 	}
-	leavesNothing(t)
+	checkLeaks(t)
 	gateway := startGateway(t)
-	addr := gateway.order("")
+	addr := gateway.command("")
 	const slots = (fewDescriptors - descriptors.Reserved) / 2 / 2 // of those who have not logged in
 	var greeted, refused int
 	var conns []net.Conn
 	for range 1000 {
-		nc, line := hello(t, addr, testbed.Patience)
+		nc, line := dialGreeting(t, addr, testbed.Timeout)
 		conns = append(conns, nc)
 		switch {
 		case strings.HasPrefix(line, "* OK"):
@@ -52,17 +52,17 @@ func TestC11DescriptorsThatRunOutStopNobodyForLong(t *testing.T) {
 	if greeted != slots || greeted+refused != len(conns) {
 		t.Errorf("%d were greeted, want %d; %d were refused", greeted, slots, refused)
 	}
-	if can := gateway.order("try"); can != "can open a file" {
+	if can := gateway.command("try"); can != "can open a file" {
 		t.Error(can)
 	}
 	closeAll(conns)
-	nc, line := gateway.untilGreeted(addr)
+	nc, line := gateway.dialUntilGreeted(addr)
 	if line == "" {
 		t.Error("no place was given back")
 	}
 	_ = nc.Close()
 
-	if can := gateway.order("fill"); can != "can open no file" {
+	if can := gateway.command("fill"); can != "can open no file" {
 		t.Error(can)
 	}
 	conns = conns[:0]
@@ -71,10 +71,10 @@ func TestC11DescriptorsThatRunOutStopNobodyForLong(t *testing.T) {
 		must(t, err)
 		conns = append(conns, nc)
 	}
-	within(t, "the trouble to be logged", func() bool { return gateway.order("lines") != "0" })
-	gateway.order("free")
+	eventually(t, "the trouble to be logged", func() bool { return gateway.command("lines") != "0" })
+	gateway.command("free")
 	for _, nc := range conns {
-		if line := readLine(nc, testbed.Patience); !strings.HasPrefix(line, "* OK") {
+		if line := readLine(nc, testbed.Timeout); !strings.HasPrefix(line, "* OK") {
 			t.Errorf("heard %q", line)
 		}
 	}
@@ -88,11 +88,11 @@ func closeAll(conns []net.Conn) {
 }
 
 // What happens in a minute without descriptors.
-func TestC11FailuresToAcceptAreFewAndSeldomLogged(t *testing.T) {
+func TestAcceptFailuresBackOffAndLogRarely(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var trouble backoff
-		began, tries, lines := time.Now(), 0, 0
-		for ; time.Since(began) < time.Minute; tries++ {
+		start, tries, lines := time.Now(), 0, 0
+		for ; time.Since(start) < time.Minute; tries++ {
 			trouble.wait(t.Context(), func() { lines++ })
 		}
 		if tries > 70 || lines < 30 || lines > 60 {
@@ -101,7 +101,7 @@ func TestC11FailuresToAcceptAreFewAndSeldomLogged(t *testing.T) {
 	})
 }
 
-func hello(t *testing.T, addr string, limit time.Duration) (net.Conn, string) {
+func dialGreeting(t *testing.T, addr string, limit time.Duration) (net.Conn, string) {
 	t.Helper()
 	nc, err := net.Dial("tcp", addr)
 	must(t, err)
@@ -115,14 +115,14 @@ func readLine(nc net.Conn, limit time.Duration) string {
 	return line
 }
 
-// other is the other process.
-type other struct {
+// gatewayProcess is the other process.
+type gatewayProcess struct {
 	t   *testing.T
 	in  io.Writer
 	out *bufio.Reader
 }
 
-func startGateway(t *testing.T) *other {
+func startGateway(t *testing.T) *gatewayProcess {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$") // ourselves
 	cmd.Env = append(os.Environ(), "FEW_DESCRIPTORS=1")
@@ -132,7 +132,7 @@ func startGateway(t *testing.T) *other {
 	out, err := cmd.StdoutPipe()
 	must(t, err)
 	must(t, cmd.Start())
-	o := &other{t, in, bufio.NewReader(out)}
+	o := &gatewayProcess{t, in, bufio.NewReader(out)}
 	t.Cleanup(func() {
 		_ = in.Close()
 		rest, _ := io.ReadAll(o.out)
@@ -143,11 +143,11 @@ func startGateway(t *testing.T) *other {
 	return o
 }
 
-// order sends an order and returns the answer.
-func (o *other) order(order string) string {
+// command sends an order and returns the answer.
+func (o *gatewayProcess) command(cmd string) string {
 	o.t.Helper()
-	if order != "" {
-		_, err := io.WriteString(o.in, order+"\n")
+	if cmd != "" {
+		_, err := io.WriteString(o.in, cmd+"\n")
 		must(o.t, err)
 	}
 	line, err := o.out.ReadString('\n')
@@ -155,11 +155,11 @@ func (o *other) order(order string) string {
 	return strings.TrimSpace(line)
 }
 
-// untilGreeted connects until there is a place.
-func (o *other) untilGreeted(addr string) (nc net.Conn, line string) {
+// dialUntilGreeted connects until there is a place.
+func (o *gatewayProcess) dialUntilGreeted(addr string) (nc net.Conn, line string) {
 	o.t.Helper()
-	for end := time.Now().Add(testbed.Patience); time.Now().Before(end); <-time.After(10 * time.Millisecond) {
-		if nc, line = hello(o.t, addr, testbed.Patience); strings.HasPrefix(line, "* OK") {
+	for end := time.Now().Add(testbed.Timeout); time.Now().Before(end); <-time.After(10 * time.Millisecond) {
+		if nc, line = dialGreeting(o.t, addr, testbed.Timeout); strings.HasPrefix(line, "* OK") {
 			return nc, line
 		}
 	}
@@ -170,7 +170,7 @@ func (o *other) untilGreeted(addr string) (nc net.Conn, line string) {
 func serveWithFewDescriptors(t *testing.T) {
 	limit := unix.Rlimit{Cur: fewDescriptors, Max: fewDescriptors}
 	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit))
-	b := openBed(t, deadAddress, func(s *setup) { s.cfg.MaxConnections = 100_000 }) // more than there can be
+	b := openHarness(t, refusingAddress, func(s *harnessConfig) { s.cfg.MaxConnections = 100_000 }) // more than there can be
 	fmt.Println(b.addr("none"))
 	var taken []*os.File
 	orders := bufio.NewScanner(os.Stdin)

@@ -60,15 +60,15 @@ func readDialogues(t *testing.T, file string) []dialogue {
 	return all
 }
 
-// cuts are the ways to send what the client says.
-var cuts = map[string]func(rng *rand.Rand, left int) int{
+// splits are the ways to send what the client says.
+var splits = map[string]func(rng *rand.Rand, left int) int{
 	"whole":  func(_ *rand.Rand, left int) int { return left },
 	"bytes":  func(*rand.Rand, int) int { return 1 },
 	"random": func(rng *rand.Rand, left int) int { return 1 + rng.IntN(min(left, 40)) },
 }
 
 func TestDialogues(t *testing.T) {
-	leavesNothing(t)
+	checkLeaks(t)
 	files, err := filepath.Glob("testdata/*.txt")
 	must(t, err)
 	if len(files) == 0 {
@@ -80,11 +80,11 @@ func TestDialogues(t *testing.T) {
 	for _, file := range files {
 		for _, d := range readDialogues(t, file) {
 			for _, kind := range d.kinds {
-				for cut := range cuts {
+				for cut := range splits {
 					stages <- struct{}{}
 					playing.Go(func() {
 						t.Run(fmt.Sprintf("%s/%s/%s/%s", filepath.Base(file), d.title, kind, cut), func(t *testing.T) {
-							d.play(t, kind, cut, seed)
+							d.run(t, kind, cut, seed)
 						})
 						<-stages
 					})
@@ -95,47 +95,47 @@ func TestDialogues(t *testing.T) {
 	playing.Wait()
 }
 
-// actor plays the client and the backend of a dialogue.
-type actor struct {
+// dialogueRunner plays the client and the backend of a dialogue.
+type dialogueRunner struct {
 	*client
-	backend *scripted
-	cut     func(*rand.Rand, int) int
-	rng     *rand.Rand
-	pending string // to be said by the client
-	login   upstreamLogin
-	audit   []string // the records that are wanted
+	backend   *scriptedBackend
+	split     func(*rand.Rand, int) int
+	rng       *rand.Rand
+	pending   string // to be said by the client
+	login     receivedLogin
+	wantAudit []string // the records that are wanted
 }
 
-func (d dialogue) play(t *testing.T, kind, cut string, seed uint64) {
-	backend := openScripted(t)
-	b := openBed(t, backend.l.Addr().String())
-	a := &actor{backend: backend, cut: cuts[cut], rng: rand.New(rand.NewPCG(seed, 0))} // for splits
+func (d dialogue) run(t *testing.T, kind, splitName string, seed uint64) {
+	backend := openScriptedBackend(t)
+	b := openHarness(t, backend.l.Addr().String())
+	a := &dialogueRunner{backend: backend, split: splits[splitName], rng: rand.New(rand.NewPCG(seed, 0))} // for splits
 	switch {
 	case strings.HasPrefix(kind, "fresh-"):
 		a.client = b.dial(kind[len("fresh-"):])
 	case kind == "clear":
 		a.client = b.dial("starttls")
-		a.hear("* OK [CAPABILITY IMAP4rev1 LITERAL+ ID STARTTLS LOGINDISABLED] IMAP ready.")
+		a.expectLine("* OK [CAPABILITY IMAP4rev1 LITERAL+ ID STARTTLS LOGINDISABLED] IMAP ready.")
 	default:
-		a.client = b.greeted(kind)
+		a.client = b.dialGreeted(kind)
 	}
 	for i, line := range d.lines {
 		if err := a.step(line); err != nil {
 			t.Fatalf("line %d, %s: %v\n%s", i+1, line, err, b.logs)
 		}
 	}
-	a.speak()
+	a.flushClient()
 	a.close()
-	if a.backend.u != nil {
-		_, _ = io.Copy(io.Discard, a.backend.u.r) // our end is passed on
-		a.backend.hangUp()
+	if a.backend.conn != nil {
+		_, _ = io.Copy(io.Discard, a.backend.conn.r) // our end is passed on
+		a.backend.closeConn()
 	}
-	within(t, "the connection's end", func() bool { return b.server.open.Load() == 0 })
-	b.end()
+	eventually(t, "the connection's end", func() bool { return b.server.openConns.Load() == 0 })
+	b.stopServer()
 	a.compareAudit()
 }
 
-func (a *actor) step(line string) error {
+func (a *dialogueRunner) step(line string) error {
 	verb, text, _ := strings.Cut(line, " ")
 	switch verb {
 	case "C":
@@ -146,73 +146,73 @@ func (a *actor) step(line string) error {
 		a.pending += raw
 		return err
 	case "A":
-		a.audit = append(a.audit, text)
+		a.wantAudit = append(a.wantAudit, text)
 		return nil
 	}
-	a.speak()
+	a.flushClient()
 	switch verb {
 	case "C-TLS":
 		a.startTLS()
 	case "P":
-		a.hear(text)
+		a.expectLine(text)
 	case "END":
-		a.end()
+		a.expectEOF()
 	case "U-LOGIN":
-		return a.upstreamLogin(text)
+		return a.expectUpstreamLogin(text)
 	case "B-LOGIN":
-		return a.backend.side().say(a.login.tag + " " + text)
+		return a.backend.backendConn().write(a.login.tag + " " + text)
 	case "U":
-		if got, err := a.backend.side().line(); err != nil || !matches(text, got) {
+		if got, err := a.backend.backendConn().readLine(); err != nil || !matchesPattern(text, got) {
 			return fmt.Errorf("heard %q, %w", got, cmp.Or(err, io.ErrShortBuffer))
 		}
 	case "B":
-		return a.backend.side().say(text)
+		return a.backend.backendConn().write(text)
 	case "B-END":
-		a.backend.hangUp()
+		a.backend.closeConn()
 	case "U-END":
-		if rest, err := io.ReadAll(a.backend.side().r); err != nil || len(rest) > 0 {
+		if rest, err := io.ReadAll(a.backend.backendConn().r); err != nil || len(rest) > 0 {
 			return fmt.Errorf("heard %q, %w", rest, err)
 		}
-		a.backend.hangUp()
+		a.backend.closeConn()
 	default:
 		return fmt.Errorf("no such verb")
 	}
 	return nil
 }
 
-// speak sends what the client has to say, cut as the play wants it.
-func (a *actor) speak() {
+// flushClient sends what the client has to say, cut as the play wants it.
+func (a *dialogueRunner) flushClient() {
 	for len(a.pending) > 0 {
-		n := a.cut(a.rng, len(a.pending))
-		a.say(a.pending[:n])
+		n := a.split(a.rng, len(a.pending))
+		a.write(a.pending[:n])
 		a.pending = a.pending[n:]
 	}
 }
 
-func (a *actor) upstreamLogin(text string) (err error) {
-	if a.login, err = a.backend.side().login(); err != nil {
+func (a *dialogueRunner) expectUpstreamLogin(text string) (err error) {
+	if a.login, err = a.backend.backendConn().readLogin(); err != nil {
 		return err
 	}
 	got := fmt.Sprintf("%s %s %s", cmp.Or(a.login.authzid, "-"), a.login.user, a.login.password)
 	want, id, _ := strings.Cut(text, " ID ")
-	if got != want || id != "" && !matches(id, a.login.id) {
+	if got != want || id != "" && !matchesPattern(id, a.login.id) {
 		return fmt.Errorf("login %q with %s", got, a.login.id)
 	}
 	return nil
 }
 
 // compareAudit compares the audit log with what the dialogue says of it.
-func (a *actor) compareAudit() {
+func (a *dialogueRunner) compareAudit() {
 	a.t.Helper()
 	var got []string
-	records := a.bed.records()
+	records := a.harness.records()
 	for _, r := range records {
 		got = append(got, fmt.Sprint(r))
 	}
-	if len(records) != len(a.audit) {
-		a.t.Fatalf("%d audit records, want %q:\n%s", len(records), a.audit, strings.Join(got, "\n"))
+	if len(records) != len(a.wantAudit) {
+		a.t.Fatalf("%d audit records, want %q:\n%s", len(records), a.wantAudit, strings.Join(got, "\n"))
 	}
-	for i, want := range a.audit {
+	for i, want := range a.wantAudit {
 		event, fields, _ := strings.Cut(want, " ")
 		wrong := records[i].field("event") != event
 		for _, f := range strings.Fields(fields) {

@@ -12,50 +12,50 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// office is a gateway in front of a real Dovecot that lets each user in three times from
+// startOffice is a gateway in front of a real Dovecot that lets each user in three times from
 // one address. Whoever is called off may not log in. suspicions counts bans and
 // suspicions of spraying.
-func office(t *testing.T, mode string) (b *bed, suspicions *atomic.Int64) {
+func startOffice(t *testing.T, mode string) (b *harness, suspicions *atomic.Int64) {
 	t.Helper()
-	people := map[string]string{"off@example.org": "{PLAIN}" + password + "::::::nologin=y reason=AskCarol"}
+	users := map[string]string{"off@example.org": "{PLAIN}" + password + "::::::nologin=y reason=AskCarol"}
 	for i := range 10 {
-		people[fmt.Sprintf("user%d@example.org", i)] = "{PLAIN}" + password
+		users[fmt.Sprintf("user%d@example.org", i)] = "{PLAIN}" + password
 	}
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{
-		Users: people, Settings: "mail_max_userip_connections = 3\nprotocol imap {\n  mail_max_userip_connections = 3\n}\n",
+		Users: users, Settings: "mail_max_userip_connections = 3\nprotocol imap {\n  mail_max_userip_connections = 3\n}\n",
 	})
 	suspicions = new(atomic.Int64)
-	return openBed(t, d.Plain, func(s *setup) {
-		s.limits, s.auth.Methods = limit.Config{Failures: guesses()}, []string{auth.Passthrough}
+	return openHarness(t, d.Plain, func(s *harnessConfig) {
+		s.limits, s.auth.Methods = limit.Config{Failures: failureLimits()}, []string{auth.Passthrough}
 		s.hooks.OnSpray = func(limit.Spray) { suspicions.Add(1) }
 		s.hooks.OnBan = func(limit.Ban) { suspicions.Add(1) }
 		s.backends["east"] = upstream.Config{Address: d.Plain, TLSMode: upstream.NoTLS}
 		s.routes.Static.Default = "east"
 		s.cfg.Modes = map[string]Mode{"east": {Name: mode}}
-		s.server = func(srv *Server) { srv.floor, srv.jitter = 0, 1 }
+		s.changeServer = func(srv *Server) { srv.minDenialTime, srv.denialJitter = 0, 1 }
 	}), suspicions
 }
 
-func TestAnOfficeWithOneConnectionTooManyEachIsNotBanned(t *testing.T) {
+func TestExceedingBackendConnectionLimitDoesNotBanNetwork(t *testing.T) {
 	for mode, people := range map[string]int{spliceMode: 10, "resume": 2} {
-		b, suspicions := office(t, mode)
+		b, suspicions := startOffice(t, mode)
 		var clients []*client
 		for i := range people {
 			for range 3 {
-				c := b.in("203.0.113.7")
-				c.say(fmt.Sprintf("a LOGIN user%d %s\r\n", i, password))
-				c.hear("a OK …")
+				c := b.dialGreetedFrom("203.0.113.7")
+				c.write(fmt.Sprintf("a LOGIN user%d %s\r\n", i, password))
+				c.expectLine("a OK …")
 				clients = append(clients, c)
 			}
 		}
 		for n := range 20 { // each one's fourth, and again
-			got := b.guess("203.0.113.7", fmt.Sprint("user", n%people), password)
+			got := b.tryLogin("203.0.113.7", fmt.Sprint("user", n%people), password)
 			if !strings.HasPrefix(got, "NO [LIMIT] Maximum number of connections from user+IP exceeded") {
 				t.Fatalf("%s: user%d hears %s", mode, n%people, got)
 			}
 		}
 		for range 12 {
-			if got := b.guess("203.0.113.7", "off", password); got != "NO [CONTACTADMIN] AskCarol" {
+			if got := b.tryLogin("203.0.113.7", "off", password); got != "NO [CONTACTADMIN] AskCarol" {
 				t.Fatalf("%s: who is off hears %s", mode, got)
 			}
 		}
@@ -64,7 +64,7 @@ func TestAnOfficeWithOneConnectionTooManyEachIsNotBanned(t *testing.T) {
 		}
 		// A wrong password counts all the same, also of those who are over the limit or off.
 		for n := range 10 {
-			if got := b.guess("203.0.113.7", []string{"user1", "off"}[n%2], fmt.Sprint("guess", n)); got != deniedReply {
+			if got := b.tryLogin("203.0.113.7", []string{"user1", "off"}[n%2], fmt.Sprint("guess", n)); got != authFailedReply {
 				t.Fatalf("%s: guess %d: %s", mode, n, got)
 			}
 		}
@@ -74,6 +74,6 @@ func TestAnOfficeWithOneConnectionTooManyEachIsNotBanned(t *testing.T) {
 		for _, c := range clients {
 			c.close()
 		}
-		b.end()
+		b.stopServer()
 	}
 }

@@ -15,9 +15,9 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// steps are what a fuzzed client can do, by number; other bytes are said as
+// fuzzSteps are what a fuzzed client can do, by number; other bytes are said as
 // they are.
-var steps = []string{
+var fuzzSteps = []string{
 	"a NOOP\r\n", "b CAPABILITY\r\n", "c ID (\"name\" \"x\")\r\n", "d ID NIL\r\n", "e STARTTLS\r\n", "f LOGIN alice right\r\n",
 	"g LOGIN {5}\r\n", "h LOGIN {5+}\r\nalice {5+}\r\nright\r\n", "alice {5}\r\n", "right\r\n", "i AUTHENTICATE PLAIN AGFsaWNlAHJpZ2h0\r\n",
 	"j AUTHENTICATE PLAIN\r\n", "AGFsaWNlAHJpZ2h0\r\n", "*\r\n", "=\r\n", "\r\n", "k AUTHENTICATE LOGIN\r\n", "YWxpY2U=\r\n", "cmlnaHQ=\r\n",
@@ -54,13 +54,13 @@ func FuzzSession(f *testing.F) {
 		}
 	}
 	if fuzzing := flag.Lookup("test.fuzz"); fuzzing.Value.String() == "" {
-		leavesNothing(f) // the fuzzing engine has goroutines of its own
+		checkLeaks(f) // the fuzzing engine has goroutines of its own
 	}
-	m := openMailbox(f)
-	b := openBed(f, m.addr(), func(s *setup) {
-		s.cfg.Preauth, s.cfg.Handshake, s.cfg.AuthAttempts = 700*time.Millisecond, 300*time.Millisecond, 2
-		s.cfg.Write = time.Second
-		s.server = func(s *Server) { s.floor, s.jitter = 0, 1 } // or most of the time would be spent on waiting
+	m := openTestBackend(f)
+	b := openHarness(f, m.addr(), func(s *harnessConfig) {
+		s.cfg.PreauthTimeout, s.cfg.HandshakeTimeout, s.cfg.MaxAuthAttempts = 700*time.Millisecond, 300*time.Millisecond, 2
+		s.cfg.WriteTimeout = time.Second
+		s.changeServer = func(s *Server) { s.minDenialTime, s.denialJitter = 0, 1 } // or most of the time would be spent on waiting
 		s.auth.Mechanisms = []string{"SCRAM-SHA-256-PLUS", "SCRAM-SHA-256", "PLAIN", "LOGIN", "OAUTHBEARER", "XOAUTH2"}
 		s.auth.SCRAMSecret = identity.NewSecret("a secret of the whole cluster")
 		for _, name := range []string{"vanish", "refuse", "echo", "flood", "hang"} {
@@ -75,20 +75,20 @@ func FuzzSession(f *testing.F) {
 		name := names[int(listener)%len(names)]
 		nc, err := net.Dial("tcp", b.addr(name))
 		must(t, err)
-		must(t, nc.SetDeadline(time.Now().Add(testbed.Patience)))
-		c := &client{t: t, bed: b, nc: nc, r: bufio.NewReader(nc)}
+		must(t, nc.SetDeadline(time.Now().Add(testbed.Timeout)))
+		c := &client{t: t, harness: b, nc: nc, r: bufio.NewReader(nc)}
 		if strings.HasPrefix(name, "balanced") {
-			c.try("PROXY TCP4 192.0.2.1 192.0.2.2 4711 143\r\n")
+			c.tryWrite("PROXY TCP4 192.0.2.1 192.0.2.2 4711 143\r\n")
 		}
 		if name == "implicit" {
 			c.startTLS()
 		}
 		for _, step := range plot[:min(len(plot), 24)] {
-			c.act(step)
+			c.runStep(step)
 		}
 		c.close()
-		within(t, "the connection to be given back", func() bool {
-			return b.server.open.Load() == 0 && b.server.Sessions() == 0 && m.open() == 0
+		eventually(t, "the connection to be given back", func() bool {
+			return b.server.openConns.Load() == 0 && b.server.Sessions() == 0 && m.connCount() == 0
 		})
 		if n := strings.Count(b.logs.String(), `"msg":"fault"`); n > 0 {
 			t.Fatalf("a fault:\n%s", b.logs)
@@ -96,21 +96,21 @@ func FuzzSession(f *testing.F) {
 	})
 }
 
-func (c *client) try(text string) { _, _ = io.WriteString(c.nc, text) }
+func (c *client) tryWrite(text string) { _, _ = io.WriteString(c.nc, text) }
 
-// act does one step; that the other side is gone is no surprise.
-func (c *client) act(step byte) {
+// runStep does one step; that the other side is gone is no surprise.
+func (c *client) runStep(step byte) {
 	switch {
-	case int(step) < len(steps):
-		c.try(steps[step])
+	case int(step) < len(fuzzSteps):
+		c.tryWrite(fuzzSteps[step])
 	case step == hearOne:
 		_ = c.nc.SetReadDeadline(time.Now().Add(50 * time.Millisecond)) // there may be nothing to hear, or nobody
 		_, _ = c.r.ReadString('\n')
-		_ = c.nc.SetReadDeadline(time.Now().Add(testbed.Patience))
+		_ = c.nc.SetReadDeadline(time.Now().Add(testbed.Timeout))
 	case step == hangUp:
 		c.close()
 	case step == reset:
-		c.vanish()
+		c.reset()
 	case step == halfClose:
 		if half, ok := c.nc.(interface{ CloseWrite() error }); ok {
 			_ = half.CloseWrite()
@@ -122,6 +122,6 @@ func (c *client) act(step byte) {
 			_ = c.handshake(&tls.Config{})
 		}
 	default:
-		c.try(base64.StdEncoding.EncodeToString([]byte{step}) + string(rune(step)))
+		c.tryWrite(base64.StdEncoding.EncodeToString([]byte{step}) + string(rune(step)))
 	}
 }

@@ -10,27 +10,27 @@ import (
 
 // Bounds of ID: RFC 2971 §3.3, and what is passed on to a backend.
 const (
-	maxPairs    = 30
-	maxKey      = 30
-	maxValue    = 1024
-	maxClientID = 256 // bytes of all keys and values that are passed on
+	maxIDPairs     = 30
+	maxIDKey       = 30
+	maxIDValue     = 1024
+	maxForwardedID = 256 // bytes of all keys and values that are passed on
 )
 
-// id is ID (RFC 2971). The client's own words are kept for the backend's ID;
+// answerID is ID (RFC 2971). The client's own words are kept for the backend's ID;
 // what Dovecot's proxy says of a client (x-originating-ip and its kin) counts
 // only from a trusted peer. A hop limit is heeded from anybody: it can only end
 // a login sooner, and so ends circles of gateways that do not trust each other.
-func (s *session) id(cmd imap.Command) error {
+func (c *connection) answerID(cmd imap.Command) error {
 	pairs, ok := idPairs(cmd.Args)
 	if !ok {
-		return s.badCommand(cmd.Tag, "BAD ID takes a list of at most 30 pairs of strings, or NIL.")
+		return c.rejectCommand(cmd.Tag, "BAD ID takes a list of at most 30 pairs of strings, or NIL.")
 	}
-	if !s.said.asked {
-		s.said.asked = true
-		s.heard(pairs)
-		s.who.Identify(pairs)
+	if !c.preauth.idReceived {
+		c.preauth.idReceived = true
+		c.setClientID(pairs)
+		c.client.SetProgram(pairs)
 	}
-	return s.send("* ID (\"name\" \"imapgate\")\r\n" + cmd.Tag + " OK ID completed.")
+	return c.sendLine("* ID (\"name\" \"imapgate\")\r\n" + cmd.Tag + " OK ID completed.")
 }
 
 // idPairs reads "(" string SP nstring … ")" or NIL.
@@ -39,13 +39,13 @@ func idPairs(args []imap.Token) ([][2]string, bool) {
 		return nil, true
 	}
 	n := len(args)
-	if n < 2 || n%2 != 0 || n > 2+2*maxPairs || args[0].Kind != imap.Open || args[n-1].Kind != imap.Close {
+	if n < 2 || n%2 != 0 || n > 2+2*maxIDPairs || args[0].Kind != imap.OpenParen || args[n-1].Kind != imap.CloseParen {
 		return nil, false
 	}
 	var pairs [][2]string
 	for i := 1; i < n-1; i += 2 {
 		key, value := args[i], args[i+1]
-		if !key.IsString() || !value.IsString() || len(key.Text) > maxKey || len(value.Text) > maxValue {
+		if !key.IsString() || !value.IsString() || len(key.Text) > maxIDKey || len(value.Text) > maxIDValue {
 			return nil, false
 		}
 		if !isNil(value) {
@@ -57,57 +57,57 @@ func idPairs(args []imap.Token) ([][2]string, bool) {
 
 func isNil(t imap.Token) bool { return t.Kind == imap.Atom && strings.EqualFold(t.Text, "NIL") }
 
-// heard keeps what the client said of itself, and heeds the parameters of a
+// setClientID keeps what the client said of itself, and heeds the parameters of a
 // proxy in front.
-func (s *session) heard(pairs [][2]string) {
+func (c *connection) setClientID(pairs [][2]string) {
 	var ip, port string
 	size := 0
 	for _, p := range pairs {
 		switch key := strings.ToLower(p[0]); {
 		case key == "x-proxy-ttl":
-			s.said.ttl = hops(p[1])
+			c.preauth.proxyTTL = parseHopLimit(p[1])
 		case key == "x-session-id":
-			s.said.via = p[1]
+			c.preauth.parentSession = p[1]
 		case key == "x-originating-ip":
 			ip = p[1]
 		case key == "x-originating-port":
 			port = p[1]
 		case strings.HasPrefix(key, "x-"):
 		default:
-			if size += len(p[0]) + len(p[1]); size <= maxClientID {
-				s.said.id = append(s.said.id, p)
+			if size += len(p[0]) + len(p[1]); size <= maxForwardedID {
+				c.preauth.clientID = append(c.preauth.clientID, p)
 			}
 		}
 	}
-	if addr, err := netip.ParseAddr(ip); err == nil && s.speaksForOthers() {
-		s.claim(addr.Unmap().WithZone(""), port)
+	if addr, err := netip.ParseAddr(ip); err == nil && c.isTrustedProxy() {
+		c.setClientAddr(addr.Unmap().WithZone(""), port)
 	}
 }
 
-// speaksForOthers says whether the client is a trusted proxy. Behind a PROXY header
+// isTrustedProxy says whether the client is a trusted proxy. Behind a PROXY header
 // that is for the address in it: the peer is the balancer, and anybody may be behind
 // it. A header without an address makes nobody trusted.
-func (s *session) speaksForOthers() bool {
-	if trusts(s.listener.ProxyTrusted, s.who.Peer) {
-		return s.balanced.IsValid() && trusts(s.listener.Trusted, s.balanced)
+func (c *connection) isTrustedProxy() bool {
+	if containsPeer(c.listener.ProxyTrusted, c.client.Peer) {
+		return c.proxiedAddr.IsValid() && containsPeer(c.listener.Trusted, c.proxiedAddr)
 	}
-	return trusts(s.listener.Trusted, s.who.Peer)
+	return containsPeer(c.listener.Trusted, c.client.Peer)
 }
 
-// claim takes the client's address from a trusted proxy. Loopback is the proxy's
+// setClientAddr takes the client's address from a trusted proxy. Loopback is the proxy's
 // own machine: the client is who speaks, and is counted as that; taken for ours, it
 // would be exempt from limits here and trusted by the backend.
-func (s *session) claim(addr netip.Addr, port string) {
+func (c *connection) setClientAddr(addr netip.Addr, port string) {
 	if addr.IsLoopback() || addr.IsUnspecified() || addr.IsMulticast() {
-		s.said.itself = true
+		c.preauth.peerIsClient = true
 		return
 	}
 	n, _ := strconv.ParseUint(port, 10, 16) // 0 when it is not said
-	s.who.Claimed = netip.AddrPortFrom(addr, uint16(n))
+	c.client.Addr = netip.AddrPortFrom(addr, uint16(n))
 }
 
-// hops reads a hop limit; what is none, or 0, leaves no hop.
-func hops(text string) int {
+// parseHopLimit reads a hop limit; what is none, or 0, leaves no hop.
+func parseHopLimit(text string) int {
 	n, err := strconv.ParseUint(text, 10, 8)
 	if err != nil || n == 0 {
 		return 1

@@ -25,21 +25,21 @@ var hostileNames = []string{
 	strings.Repeat("a", 321), strings.Repeat("a", 7000),
 }
 
-func literal(text string) string { return fmt.Sprintf("{%d+}\r\n%s", len(text), text) }
+func encodeLiteral(text string) string { return fmt.Sprintf("{%d+}\r\n%s", len(text), text) }
 
-func TestD1E1HostileNamesAreRefusedBeforeAnybodyIsAsked(t *testing.T) {
-	m := openMailbox(t)
-	b := newBed(t, m.addr(), func(s *setup) {
-		s.cfg.AuthAttempts = 1 << 20
+func TestHostileNamesAreRefusedBeforeLookup(t *testing.T) {
+	m := openTestBackend(t)
+	b := newHarness(t, m.addr(), func(s *harnessConfig) {
+		s.cfg.MaxAuthAttempts = 1 << 20
 		s.routes.Static.Default = "east"
 	})
 	var clients []*client
 	for _, name := range hostileNames { // each on its own connection: a denial takes its time
-		c := b.greeted("none")
-		c.say("a LOGIN " + literal(name) + " right\r\n")
+		c := b.dialGreeted("none")
+		c.write("a LOGIN " + encodeLiteral(name) + " right\r\n")
 		clients = append(clients, c)
-		c = b.greeted("implicit")
-		c.say("a AUTHENTICATE PLAIN " + base64.StdEncoding.EncodeToString([]byte("\x00"+name+"\x00right")) + "\r\n")
+		c = b.dialGreeted("implicit")
+		c.write("a AUTHENTICATE PLAIN " + base64.StdEncoding.EncodeToString([]byte("\x00"+name+"\x00right")) + "\r\n")
 		if len(name) > 6000 {
 			c.close() // base64 makes the line too long
 			continue
@@ -47,12 +47,12 @@ func TestD1E1HostileNamesAreRefusedBeforeAnybodyIsAsked(t *testing.T) {
 		clients = append(clients, c)
 	}
 	for _, c := range clients {
-		c.hear("a " + deniedReply)
+		c.expectLine("a " + authFailedReply)
 	}
-	if m.open() > 0 || m.text() != "" || b.metrics()["imapgate_upstream_connects_total"] > 0 {
+	if m.connCount() > 0 || m.receivedText() != "" || b.metrics()["imapgate_upstream_connects_total"] > 0 {
 		t.Error("a backend was asked")
 	}
-	b.end()
+	b.stopServer()
 	for line := range strings.Lines(b.logs.String()) {
 		if !json.Valid([]byte(line)) {
 			t.Errorf("log line %q", line)
@@ -72,62 +72,62 @@ func TestD1E1HostileNamesAreRefusedBeforeAnybodyIsAsked(t *testing.T) {
 	}
 }
 
-func TestD1HostilePasswordsAreRefusedBeforeAnybodyIsAsked(t *testing.T) {
-	m := openMailbox(t)
-	b := newBed(t, m.addr())
+func TestHostilePasswordsAreRefusedBeforeLookup(t *testing.T) {
+	m := openTestBackend(t)
+	b := newHarness(t, m.addr())
 	var clients []*client
 	for _, secret := range []string{"pw\r\nX DELETE INBOX", "pw\n", "\rpw", "p\x00w", "pw\x1b", "pw\x7f", "\xe4\t", strings.Repeat("x", 1025), ""} {
-		c := b.greeted("none")
-		c.say("a LOGIN alice " + literal(secret) + "\r\n")
+		c := b.dialGreeted("none")
+		c.write("a LOGIN alice " + encodeLiteral(secret) + "\r\n")
 		clients = append(clients, c)
-		c = b.greeted("none")
-		c.say("a AUTHENTICATE LOGIN YWxpY2U=\r\n")
-		c.hear("+ …")
-		c.say(base64.StdEncoding.EncodeToString([]byte(secret)) + "\r\n")
+		c = b.dialGreeted("none")
+		c.write("a AUTHENTICATE LOGIN YWxpY2U=\r\n")
+		c.expectLine("+ …")
+		c.write(base64.StdEncoding.EncodeToString([]byte(secret)) + "\r\n")
 		clients = append(clients, c)
 	}
 	for _, c := range clients {
-		c.hear("a " + deniedReply)
+		c.expectLine("a " + authFailedReply)
 	}
-	if m.open() > 0 || b.metrics()["imapgate_upstream_connects_total"] > 0 {
+	if m.connCount() > 0 || b.metrics()["imapgate_upstream_connects_total"] > 0 {
 		t.Error("a backend was asked")
 	}
 }
 
-func TestD2BytesBehindTheLoginAreNobodysBusiness(t *testing.T) {
-	backend := openScripted(t)
-	b := newBed(t, backend.l.Addr().String())
+func TestBytesAfterLoginAreRelayedUnchanged(t *testing.T) {
+	backend := openScriptedBackend(t)
+	b := newHarness(t, backend.l.Addr().String())
 	odd := "b NOOP\nc\rd {5}\ne ~{5}\r\nf {5+}\r\n\x00\xff\"\\\r\ng \"…\\\r\n\r\n" + strings.Repeat("x", 20_000) + "\n"
 	for _, listener := range []string{"none", "starttls", "implicit"} {
-		c := b.greeted(listener)
-		c.say("a LOGIN alice right\r\n" + odd)
-		login, err := backend.side().login()
+		c := b.dialGreeted(listener)
+		c.write("a LOGIN alice right\r\n" + odd)
+		login, err := backend.backendConn().readLogin()
 		must(t, err)
-		must(t, backend.side().say(login.tag+" OK [CAPABILITY IMAP4rev1] In."))
-		c.hear("a OK …")
-		c.say(odd)
+		must(t, backend.backendConn().write(login.tag+" OK [CAPABILITY IMAP4rev1] In."))
+		c.expectLine("a OK …")
+		c.write(odd)
 		got := make([]byte, 2*len(odd))
 		for n := 0; n < len(got); {
-			k, err := backend.side().r.Read(got[n:])
+			k, err := backend.backendConn().r.Read(got[n:])
 			must(t, err)
 			n += k
 		}
 		if string(got) != odd+odd {
 			t.Errorf("%s: the backend got %.100q", listener, got)
 		}
-		must(t, backend.side().say(odd))
+		must(t, backend.backendConn().write(odd))
 		for n := 0; n < len(odd)+2; {
 			k, err := c.r.Read(got)
 			must(t, err)
 			n += k
 		}
 		c.close()
-		backend.hangUp()
+		backend.closeConn()
 	}
 }
 
-func TestD3WordsOfAClientInErrorsOfTLSForgeNoLine(t *testing.T) {
-	b := newBed(t, openMailbox(t).addr())
+func TestTLSErrorTextCannotForgeLogLines(t *testing.T) {
+	b := newHarness(t, openTestBackend(t).addr())
 	const forged = "\n{\"event\":\"login_accepted\"}\r\n\x1b[2J\u202e\u2028"
 	for range 3 {
 		c := b.dial("implicit")
@@ -139,7 +139,7 @@ func TestD3WordsOfAClientInErrorsOfTLSForgeNoLine(t *testing.T) {
 			t.Errorf("%q", r.field("detail"))
 		}
 	}
-	b.end()
+	b.stopServer()
 	for line := range strings.Lines(b.logs.String()) {
 		if !json.Valid([]byte(line)) || strings.ContainsAny(line, "\x1b\u202e\u2028") {
 			t.Errorf("log line %q", line)
@@ -147,7 +147,7 @@ func TestD3WordsOfAClientInErrorsOfTLSForgeNoLine(t *testing.T) {
 	}
 }
 
-func TestD4NoNameReachesAKeyOfRedisThatIsNotItsOwn(t *testing.T) {
+func TestUserNameCannotReachOtherRedisKeys(t *testing.T) {
 	store := testbed.StartRedis(t)
 	store.CLI("HSET", "imapgate:user:bob@example.org", "backend", "east")
 	store.CLI("HSET", "imapgate:user:blocked@example.org", "backend", "east", "state", "blocked")
@@ -157,11 +157,11 @@ func TestD4NoNameReachesAKeyOfRedisThatIsNotItsOwn(t *testing.T) {
 	rdb, err := routing.Dial(routing.RedisConfig{Addresses: []string{store.Address}})
 	must(t, err)
 	t.Cleanup(func() { _ = rdb.Close() })
-	m := openMailbox(t)
-	b := openBed(t, m.addr(), func(s *setup) { s.redis, s.routes.Source = rdb, routing.SourceRedis })
+	m := openTestBackend(t)
+	b := openHarness(t, m.addr(), func(s *harnessConfig) { s.redis, s.routes.Source = rdb, routing.SourceRedis })
 	try := func(name, secret string) *client {
-		c := b.greeted("none")
-		c.say("a LOGIN " + literal(name) + " " + secret + "\r\n")
+		c := b.dialGreeted("none")
+		c.write("a LOGIN " + encodeLiteral(name) + " " + secret + "\r\n")
 		return c
 	}
 	var denied []*client
@@ -171,11 +171,11 @@ func TestD4NoNameReachesAKeyOfRedisThatIsNotItsOwn(t *testing.T) {
 	wrong := try("bob", "wrong")
 	blocked, unknown := try("blocked", "right"), try("nobody", "right")
 	for _, c := range append(denied, wrong, blocked, unknown) {
-		c.hear("a " + deniedReply)
+		c.expectLine("a " + authFailedReply)
 	}
 	for name, why := range map[string]audit.Reason{"paused": audit.UserPaused, "mallory": audit.RoutesAway, "ssrf": audit.RoutesAway} {
 		c := try(name, "right")
-		c.hear("a " + unavailableReply)
+		c.expectLine("a " + unavailableReply)
 		if r := b.lastRecord("login_refused", c); r.field("reason") != string(why) {
 			t.Errorf("%s: %v", name, r)
 		}
@@ -185,7 +185,7 @@ func TestD4NoNameReachesAKeyOfRedisThatIsNotItsOwn(t *testing.T) {
 			t.Errorf("%v, want %s", r, why)
 		}
 	}
-	try("Bob", "right").hear("a OK …")
+	try("Bob", "right").expectLine("a OK …")
 	routes := 0
 	for _, key := range strings.Fields(store.CLI("KEYS", "*")) {
 		_, name, _ := strings.Cut(key, ":")
@@ -199,76 +199,76 @@ func TestD4NoNameReachesAKeyOfRedisThatIsNotItsOwn(t *testing.T) {
 	if routes != 5 {
 		t.Errorf("%d users have records", routes)
 	}
-	within(t, "the end of bob's session", func() bool { b.server.Close(); return b.server.Sessions() == 0 })
+	eventually(t, "the end of bob's session", func() bool { b.server.Close(); return b.server.Sessions() == 0 })
 }
 
-func TestD5ANameIsExpandedByNobody(t *testing.T) {
-	backend := openScripted(t)
-	b := newBed(t, backend.l.Addr().String(), func(s *setup) { s.routes.Static.Default = "east" })
-	c := b.greeted("none")
-	c.say("a LOGIN alice \"%u%{user}$(id){{.}}\\\\\"\r\n")
-	login, err := backend.side().login()
+func TestUserNameIsNeverExpanded(t *testing.T) {
+	backend := openScriptedBackend(t)
+	b := newHarness(t, backend.l.Addr().String(), func(s *harnessConfig) { s.routes.Static.Default = "east" })
+	c := b.dialGreeted("none")
+	c.write("a LOGIN alice \"%u%{user}$(id){{.}}\\\\\"\r\n")
+	login, err := backend.backendConn().readLogin()
 	must(t, err)
 	if login.password != `%u%{user}$(id){{.}}\` || login.user != "alice@example.org" {
 		t.Errorf("the backend got %+v", login)
 	}
-	must(t, backend.side().say(login.tag+" OK [CAPABILITY IMAP4rev1] In."))
-	c.hear("a OK …")
-	backend.hangUp()
+	must(t, backend.backendConn().write(login.tag+" OK [CAPABILITY IMAP4rev1] In."))
+	c.expectLine("a OK …")
+	backend.closeConn()
 }
 
-func TestD8NoClientMakesALabelOfAMetric(t *testing.T) {
-	b := newBed(t, openMailbox(t).addr(), func(s *setup) { s.cfg.BadCommands = 1000 })
+func TestClientInputNeverBecomesMetricLabel(t *testing.T) {
+	b := newHarness(t, openTestBackend(t).addr(), func(s *harnessConfig) { s.cfg.MaxBadCommands = 1000 })
 	before := len(b.metrics())
-	lines := strings.Count(b.scrape(), "\n")
-	c := b.greeted("none")
+	lines := strings.Count(b.metricsText(), "\n")
+	c := b.dialGreeted("none")
 	for i := range 100 {
-		c.say(fmt.Sprintf("a AUTHENTICATE M%d =\r\n", i))
-		c.hear("a NO Unsupported mechanism.")
+		c.write(fmt.Sprintf("a AUTHENTICATE M%d =\r\n", i))
+		c.expectLine("a NO Unsupported mechanism.")
 	}
 	for i := range 20 {
-		c := b.greeted("implicit")
-		c.say(fmt.Sprintf("a LOGIN user%d wrong\r\n", i))
+		c := b.dialGreeted("implicit")
+		c.write(fmt.Sprintf("a LOGIN user%d wrong\r\n", i))
 	}
-	c.say("b LOGIN alice right\r\n")
-	c.hear("b OK …")
-	within(t, "the logins to be counted", func() bool { return b.metrics()["imapgate_logins_total"] == 121 })
-	if now := strings.Count(b.scrape(), "\n"); now > lines+3 || len(b.metrics()) > before+1 { // a connect's result is new, once
+	c.write("b LOGIN alice right\r\n")
+	c.expectLine("b OK …")
+	eventually(t, "the logins to be counted", func() bool { return b.metrics()["imapgate_logins_total"] == 121 })
+	if now := strings.Count(b.metricsText(), "\n"); now > lines+3 || len(b.metrics()) > before+1 { // a connect's result is new, once
 		t.Errorf("%d lines of metrics became %d", lines, now)
 	}
 }
 
-func TestE1EverySpellingOfANameIsOneUserEverywhere(t *testing.T) {
-	backend := openScripted(t)
-	b := newBed(t, backend.l.Addr().String())
+func TestNameSpellingsAreOneUser(t *testing.T) {
+	backend := openScriptedBackend(t)
+	b := newHarness(t, backend.l.Addr().String())
 	for _, name := range []string{"alice", "ALICE", "Alice@Example.ORG", "alice@example.org", "aLiCe@EXAMPLE.org"} {
-		c := b.greeted("none")
-		c.say("a LOGIN " + name + " right\r\n")
-		login, err := backend.side().login()
+		c := b.dialGreeted("none")
+		c.write("a LOGIN " + name + " right\r\n")
+		login, err := backend.backendConn().readLogin()
 		must(t, err)
 		if login.user != "alice@example.org" {
 			t.Errorf("%s is %s upstream", name, login.user)
 		}
-		must(t, backend.side().say(login.tag+" OK [CAPABILITY IMAP4rev1] In."))
-		c.hear("a OK …")
+		must(t, backend.backendConn().write(login.tag+" OK [CAPABILITY IMAP4rev1] In."))
+		c.expectLine("a OK …")
 		if r := b.lastRecord("login_accepted", c); r.field("user") != "alice@example.org" || r.field("claimed") != "" {
 			t.Error(r)
 		}
-		backend.hangUp()
+		backend.closeConn()
 	}
 }
 
-func TestE2NobodyActsForSomebodyElse(t *testing.T) {
-	m := openMailbox(t)
-	b := newBed(t, m.addr())
+func TestClientCannotAuthorizeAsAnotherUser(t *testing.T) {
+	m := openTestBackend(t)
+	b := newHarness(t, m.addr())
 	var clients []*client
 	for _, message := range []string{"carol\x00alice\x00right", "carol@example.org\x00frank\x00right", "*\x00alice\x00right", "gateway\x00alice\x00right", "\xff\x00alice\x00right"} {
-		c := b.greeted("none")
-		c.say("a AUTHENTICATE PLAIN " + base64.StdEncoding.EncodeToString([]byte(message)) + "\r\n")
+		c := b.dialGreeted("none")
+		c.write("a AUTHENTICATE PLAIN " + base64.StdEncoding.EncodeToString([]byte(message)) + "\r\n")
 		clients = append(clients, c)
 	}
 	for _, c := range clients {
-		c.hear("a " + deniedReply)
+		c.expectLine("a " + authFailedReply)
 	}
 	if b.metrics()["imapgate_upstream_connects_total"] > 0 {
 		t.Error("a backend was asked")

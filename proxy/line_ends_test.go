@@ -9,16 +9,16 @@ import (
 
 	"imapgate/internal/audit"
 	"imapgate/internal/imap"
-	"imapgate/internal/quiet"
+	"imapgate/internal/parking"
 	"imapgate/internal/testbed"
 	"imapgate/proxy/mux/wire"
 )
 
 // An LF with bytes behind it is no line end, and what stands behind it no command:
 // another program may have taken all of it for one argument.
-func TestNothingBehindAnLFInsideALineIsACommand(t *testing.T) {
-	m := openMailbox(t)
-	b := newBed(t, m.addr(), func(s *setup) { s.cfg.BadCommands = 1 << 20 })
+func TestBareLFDoesNotSplitCommands(t *testing.T) {
+	m := openTestBackend(t)
+	b := newHarness(t, m.addr(), func(s *harnessConfig) { s.cfg.MaxBadCommands = 1 << 20 })
 	const refused, lost = "a BAD Lines end in CRLF.", "* BYE Literal refused."
 	for _, kind := range []string{"none", "starttls", "implicit"} {
 		for say, want := range map[string]string{
@@ -34,70 +34,70 @@ func TestNothingBehindAnLFInsideALineIsACommand(t *testing.T) {
 			"a LOGIN x\nb LOGIN {21+}\r\nx\r\nc LOGIN alice right\r\n":                          lost,
 			"a LOGIN " + strings.Repeat("x", 512-len("a LOGIN \n")) + "\nb LOGIN alice right\n": refused, // the first read ends with the LF
 		} {
-			c := b.greeted(kind)
-			c.say(say)
-			c.hear(want)
+			c := b.dialGreeted(kind)
+			c.write(say)
+			c.expectLine(want)
 			if want == lost {
-				c.end()
+				c.expectEOF()
 				continue
 			}
-			c.say("z NOOP\n")
-			c.hear("z OK Nothing done.")
+			c.write("z NOOP\n")
+			c.expectLine("z OK Nothing done.")
 			c.close()
 		}
 	}
-	if m.open() > 0 || m.text() != "" {
+	if m.connCount() > 0 || m.receivedText() != "" {
 		t.Error("a login that stood behind an LF was tried")
 	}
 }
 
-func TestAnExchangesLineWithAnLFInsideIsRefusedWhole(t *testing.T) {
-	m := openMailbox(t)
-	b := newBed(t, m.addr())
-	c := b.greeted("none")
-	c.say("a AUTHENTICATE PLAIN\n")
-	c.hear("+ ")
-	c.say("AGFsaWNl\nb LOGIN alice right\r\n")
-	c.hear("a BAD Lines end in CRLF.")
-	c.say("z NOOP\n")
-	c.hear("z OK Nothing done.")
+func TestSASLLineWithBareLFIsRefused(t *testing.T) {
+	m := openTestBackend(t)
+	b := newHarness(t, m.addr())
+	c := b.dialGreeted("none")
+	c.write("a AUTHENTICATE PLAIN\n")
+	c.expectLine("+ ")
+	c.write("AGFsaWNl\nb LOGIN alice right\r\n")
+	c.expectLine("a BAD Lines end in CRLF.")
+	c.write("z NOOP\n")
+	c.expectLine("z OK Nothing done.")
 	if r := b.lastRecord("login_refused", c); r.field("reason") != string(audit.BadExchange) {
 		t.Error(r)
 	}
-	if m.open() > 0 {
+	if m.connCount() > 0 {
 		t.Error("a login that stood behind an LF was tried")
 	}
 }
 
 // STARTTLS by LF alone is held to what STARTTLS by CRLF is: bytes that came with it
 // start nothing, and are not read under TLS.
-func TestBytesBehindSTARTTLSAndAnLFStartNothing(t *testing.T) {
-	b := newBed(t, openMailbox(t).addr(), func(s *setup) { s.cfg.BadCommands = 1 << 20 })
+func TestBytesAfterSTARTTLSWithBareLFAreRefused(t *testing.T) {
+	b := newHarness(t, openTestBackend(t).addr(), func(s *harnessConfig) { s.cfg.MaxBadCommands = 1 << 20 })
 	for _, extra := range []string{"b NOOP\r\n", "b LOGIN alice right\n", "\n", "\r\n", "b STARTTLS\n"} {
 		c := b.dial("starttls")
-		c.hear("* OK …")
-		c.say("a STARTTLS\n" + extra)
-		c.hear("a BAD Lines end in CRLF.")
-		c.say("z CAPABILITY\n")
-		c.hear("* CAPABILITY IMAP4rev1 LITERAL+ ID STARTTLS LOGINDISABLED") // in the clear, as before
-		c.hear("z OK Capabilities listed.")
+		c.expectLine("* OK …")
+		c.write("a STARTTLS\n" + extra)
+		c.expectLine("a BAD Lines end in CRLF.")
+		c.write("z CAPABILITY\n")
+		c.expectLine("* CAPABILITY IMAP4rev1 LITERAL+ ID STARTTLS LOGINDISABLED") // in the clear, as before
+		c.expectLine("z OK Capabilities listed.")
 		c.close()
 	}
 	c := b.dial("starttls")
-	c.hear("* OK …")
+	c.expectLine("* OK …")
 	_, _ = io.WriteString(c.nc, "a NOOP\r\nb STARTTLS\n\x16\x03\x01\x00\x05") // no line ends here
-	c.hear("a OK Nothing done.")
+	c.expectLine("a OK Nothing done.")
 	c.close()
 	b.lastRecord("connection_refused", c)
 }
 
 // A request of another protocol that comes line by line gets no word.
-func TestALineOfHTTPGetsNoAnswerByLFEither(t *testing.T) {
-	b := newBed(t, openMailbox(t).addr())
+func TestHTTPLineWithBareLFGetsNoAnswer(t *testing.T) {
+	b := newHarness(t, openTestBackend(t).addr())
 	for _, request := range []string{"GET / HTTP/1.0\n", "GET / HTTP/1.1\nHost: x\n\n", "POST / HTTP/1.1\r\nHost: x\n\n{}\n", "EHLO x\nQUIT {3}\n"} {
-		c := b.greeted("none")
-		c.say(request)
-		c.end()
+		c := b.dialGreeted("none")
+		c.write(request)
+		c.expectEOF()
 		if why := b.lastRecord("connection_refused", c).field("reason"); why != string(audit.WrongProtocol) {
 			t.Errorf("%q: %s", request, why)
 		}
@@ -106,60 +106,60 @@ func TestALineOfHTTPGetsNoAnswerByLFEither(t *testing.T) {
 
 // A line that fills the buffer to its last byte, of whatever size, is a line: nothing
 // has arrived behind its LF.
-func TestALineOfExactlyTheBufferMayEndInLF(t *testing.T) {
-	b := newBed(t, openMailbox(t).addr(), func(s *setup) { s.cfg.BadCommands = 1 << 20 })
+func TestBufferSizedLineMayEndInLF(t *testing.T) {
+	b := newHarness(t, openTestBackend(t).addr(), func(s *harnessConfig) { s.cfg.MaxBadCommands = 1 << 20 })
 	for _, kind := range []string{"none", "starttls", "implicit"} {
-		c := b.greeted(kind)
+		c := b.dialGreeted(kind)
 		for _, size := range []int{512, 1024, 2048, 4096, 8192} {
 			for _, n := range []int{size - 1, size, size + 1} {
-				c.say("a NOOP " + strings.Repeat("x", n-len("a NOOP \n")) + "\n")
+				c.write("a NOOP " + strings.Repeat("x", n-len("a NOOP \n")) + "\n")
 				want := "a BAD Unexpected argument, or unknown command."
 				if n > 8192 {
 					want = "* BYE Line too long."
 				}
-				c.hear(want)
+				c.expectLine(want)
 			}
 		}
-		c.end()
+		c.expectEOF()
 	}
 }
 
 // What was read too far at a login is cut where the client's bytes were, not where the
 // buffer ended: the session must know of all that has arrived behind an LF.
-func TestTheBufferOfALoginDoesNotCutWhatFollows(t *testing.T) {
+func TestLoginBufferKeepsFollowingBytes(t *testing.T) {
 	first := "a LOGIN u p\r\nb SELECT "
 	first += strings.Repeat("x", 512-len(first)-1) + "\n"
 	const behind = "c DELETE inbox\r\n"
 	near, far := testbed.TCPPair(t)
-	c := imap.NewConn(quiet.NewSocket(near.(*net.TCPConn)), imap.Commands, imap.LongLine)
-	c.Now = quiet.ReadArrived
+	c := imap.NewConn(parking.NewBufferedConn(near.(*net.TCPConn)), imap.Commands, imap.MaxLongLine)
+	c.TryReadFunc = parking.ReadAvailable
 	if _, err := io.WriteString(far, first+behind); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.ReadCommand(imap.BeforeLogin, nil); err != nil {
+	if _, err := c.ReadCommand(imap.PreauthLimits, nil); err != nil {
 		t.Fatal(err)
 	}
 	_, rest := c.Detach()
-	w := new(wire.Wire)
-	w.Open(near, rest, imap.Commands, &wire.Shared{Buffers: quiet.NewBuffers(), Clock: new(wire.Clock)})
+	w := new(wire.Conn)
+	w.Open(near, rest, imap.Commands, &wire.Resources{Buffers: parking.NewBufferPool(), Clock: new(wire.Clock)})
 	if s, err := w.Next(); !errors.Is(err, imap.ErrLineEnding) {
 		t.Errorf("%q, %v", s.Bytes, err)
 	}
 }
 
 // Nor does the buffer of a PROXY header.
-func TestTheBufferOfAPROXYHeaderDoesNotCutWhatFollows(t *testing.T) {
-	b := newBed(t, openMailbox(t).addr(), func(s *setup) { s.cfg.BadCommands = 1 << 20 })
+func TestProxyHeaderBufferKeepsFollowingBytes(t *testing.T) {
+	b := newHarness(t, openTestBackend(t).addr(), func(s *harnessConfig) { s.cfg.MaxBadCommands = 1 << 20 })
 	for _, behind := range []string{"", "b NOOP\r\n"} {
 		c := b.dial("balanced-none")
 		first := "PROXY TCP4 192.0.2.1 127.0.0.1 4711 143\r\na NOOP "
 		first += strings.Repeat("x", maxProxyHeader-len(first)-1) + "\n"
-		c.say(first + behind)
-		c.hear("* OK …")
+		c.write(first + behind)
+		c.expectLine("* OK …")
 		if behind == "" {
-			c.hear("a BAD Unexpected argument, or unknown command.")
+			c.expectLine("a BAD Unexpected argument, or unknown command.")
 		} else {
-			c.hear("a BAD Lines end in CRLF.")
+			c.expectLine("a BAD Lines end in CRLF.")
 		}
 		c.close()
 	}

@@ -28,31 +28,31 @@ import (
 	"imapgate/routing"
 )
 
-// withScram stores passwords for SCRAM: carol's, who lives behind a master login,
+// withSCRAM stores passwords for SCRAM: carol's, who lives behind a master login,
 // and frank's, whose backend wants to see one.
-func withScram(t testing.TB) func(*setup) {
+func withSCRAM(t testing.TB) func(*harnessConfig) {
 	t.Helper()
 	hash, err := auth.Hash("SCRAM-SHA-256", identity.NewSecret(password))
 	must(t, err)
-	return func(s *setup) {
+	return func(s *harnessConfig) {
 		s.users = "carol@example.org:" + hash + "\nfrank@example.org:" + hash + "\ngina@example.org:{PLAIN}" + password + "\n"
 		s.auth.Mechanisms = []string{"SCRAM-SHA-256-PLUS", "SCRAM-SHA-256", "PLAIN"}
 		s.auth.SCRAMSecret = identity.NewSecret("a secret of the whole cluster")
 	}
 }
 
-// exchange is a client of the library in the middle of AUTHENTICATE.
-type exchange struct {
+// scramExchange is a client of the library in the middle of AUTHENTICATE.
+type scramExchange struct {
 	*client
-	side *scram.ClientConversation
+	conversation *scram.ClientConversation
 }
 
-// scram begins AUTHENTICATE and goes as far as the client's proof.
-func (c *client) scram(mechanism, user, password, binding string) exchange {
+// startScram begins AUTHENTICATE and goes as far as the client's proof.
+func (c *client) startScram(mechanism, user, password, binding string) scramExchange {
 	c.t.Helper()
 	made, err := scram.SHA256.NewClient(user, password, "")
 	must(c.t, err)
-	e := exchange{c, made.NewConversation()}
+	e := scramExchange{c, made.NewConversation()}
 	if secure, ok := c.nc.(*tls.Conn); ok && binding != "" {
 		state := secure.ConnectionState()
 		bind := scram.NewTLSExporterBinding
@@ -61,63 +61,63 @@ func (c *client) scram(mechanism, user, password, binding string) exchange {
 		}
 		b, err := bind(&state)
 		must(c.t, err)
-		e.side = made.NewConversationWithChannelBinding(b)
+		e.conversation = made.NewConversationWithChannelBinding(b)
 	}
-	first, err := e.side.Step("")
+	first, err := e.conversation.Step("")
 	must(c.t, err)
-	c.say("a AUTHENTICATE " + mechanism + " " + base64.StdEncoding.EncodeToString([]byte(first)) + "\r\n")
-	final, err := e.side.Step(c.challenge())
+	c.write("a AUTHENTICATE " + mechanism + " " + base64.StdEncoding.EncodeToString([]byte(first)) + "\r\n")
+	final, err := e.conversation.Step(c.readChallenge())
 	must(c.t, err)
-	c.say(base64.StdEncoding.EncodeToString([]byte(final)) + "\r\n")
+	c.write(base64.StdEncoding.EncodeToString([]byte(final)) + "\r\n")
 	return e
 }
 
-// challenge reads one, decoded.
-func (c *client) challenge() string {
+// readChallenge reads one, decoded.
+func (c *client) readChallenge() string {
 	c.t.Helper()
 	line, err := c.r.ReadString('\n')
 	coded, ok := strings.CutPrefix(strings.TrimRight(line, "\r\n"), "+ ")
 	if err != nil || !ok {
-		c.t.Fatalf("heard %q, %v; want a challenge\n%s", line, err, c.bed.logs)
+		c.t.Fatalf("heard %q, %v; want a challenge\n%s", line, err, c.harness.logs)
 	}
 	text, err := base64.StdEncoding.DecodeString(coded)
 	must(c.t, err)
 	return string(text)
 }
 
-func TestAClientAndTheGatewayProveThemselvesOverEveryBinding(t *testing.T) {
-	m := openMailbox(t)
-	b := newBed(t, m.addr(), withScram(t))
+func TestMutualSCRAMProofWithEveryBinding(t *testing.T) {
+	m := openTestBackend(t)
+	b := newHarness(t, m.addr(), withSCRAM(t))
 	for _, way := range []struct{ listener, mechanism, binding string }{
 		{"implicit", "SCRAM-SHA-256-PLUS", "tls-exporter"}, {"implicit", "scram-sha-256-plus", "tls-server-end-point"},
 		{"starttls", "SCRAM-SHA-256-PLUS", "tls-server-end-point"}, {"starttls", "SCRAM-SHA-256", ""}, {"none", "SCRAM-SHA-256", ""},
 	} {
-		c := b.greeted(way.listener)
-		e := c.scram(way.mechanism, "Carol", password, way.binding)
-		if _, err := e.side.Step(c.challenge()); err != nil || !e.side.Valid() {
+		c := b.dialGreeted(way.listener)
+		e := c.startScram(way.mechanism, "Carol", password, way.binding)
+		if _, err := e.conversation.Step(c.readChallenge()); err != nil || !e.conversation.Valid() {
 			t.Fatalf("%v: the gateway does not know the password: %v", way, err)
 		}
-		c.say("\r\n")
-		c.hear("a OK [CAPABILITY …] Logged in.")
-		c.say("b NOOP\r\n")
-		c.hear("b OK Done.")
+		c.write("\r\n")
+		c.expectLine("a OK [CAPABILITY …] Logged in.")
+		c.write("b NOOP\r\n")
+		c.expectLine("b OK Done.")
 		r := b.lastRecord("login_accepted", c)
 		if r.field("mechanism") != "AUTH="+strings.ToUpper(way.mechanism) || r.field("method") != auth.File || r.field("user") != "carol@example.org" {
 			t.Errorf("%v: %v", way, r)
 		}
-		c.say("c LOGOUT\r\n")
-		c.hear("c OK Done.")
-		c.end()
+		c.write("c LOGOUT\r\n")
+		c.expectLine("c OK Done.")
+		c.expectEOF()
 	}
 }
 
-func TestNoProofOfOursIsGivenToWhoGuesses(t *testing.T) {
-	m := openMailbox(t)
-	b := newBed(t, m.addr(), withScram(t))
+func TestGuesserGetsNoServerProof(t *testing.T) {
+	m := openTestBackend(t)
+	b := newHarness(t, m.addr(), withSCRAM(t))
 	var heard []string
 	for _, user := range []string{"carol", "gina", "nobody"} {
-		c := b.greeted("implicit")
-		c.scram("SCRAM-SHA-256-PLUS", user, "wrong", "tls-exporter")
+		c := b.dialGreeted("implicit")
+		c.startScram("SCRAM-SHA-256-PLUS", user, "wrong", "tls-exporter")
 		line, err := c.r.ReadString('\n')
 		must(t, err)
 		heard = append(heard, line)
@@ -127,84 +127,84 @@ func TestNoProofOfOursIsGivenToWhoGuesses(t *testing.T) {
 		c.close()
 	}
 	for _, line := range heard {
-		if line != "a "+deniedReply+"\r\n" {
+		if line != "a "+authFailedReply+"\r\n" {
 			t.Errorf("heard %q", line)
 		}
 	}
 }
 
-func TestAProofIsNoPasswordForABackendThatWantsOne(t *testing.T) {
-	m := openMailbox(t)
-	b := newBed(t, m.addr(), withScram(t))
-	c := b.greeted("implicit")
-	c.scram("SCRAM-SHA-256", "frank", password, "")
-	c.hear("a " + unavailableReply)
+func TestSCRAMCannotLogInToPasswordBackend(t *testing.T) {
+	m := openTestBackend(t)
+	b := newHarness(t, m.addr(), withSCRAM(t))
+	c := b.dialGreeted("implicit")
+	c.startScram("SCRAM-SHA-256", "frank", password, "")
+	c.expectLine("a " + unavailableReply)
 	if r := b.lastRecord("login_refused", c); r.field("reason") != string(audit.NothingToShow) || r.field("result") != "unavailable" {
 		t.Errorf("%v", r)
 	}
-	if !strings.Contains(b.logs.String(), errNothingToShow.Error()) {
+	if !strings.Contains(b.logs.String(), errNoCredential.Error()) {
 		t.Errorf("the log does not say why:\n%s", b.logs)
 	}
-	c.say("b AUTHENTICATE PLAIN " + base64.StdEncoding.EncodeToString([]byte("\x00frank\x00"+password)) + "\r\n")
-	c.hear("b OK …")
+	c.write("b AUTHENTICATE PLAIN " + base64.StdEncoding.EncodeToString([]byte("\x00frank\x00"+password)) + "\r\n")
+	c.expectLine("b OK …")
 }
 
-func TestAClientMayNotLikeWhatTheGatewayProves(t *testing.T) {
-	m := openMailbox(t)
-	b := newBed(t, m.addr(), withScram(t))
-	c := b.greeted("implicit")
+func TestClientMayCancelAfterServerProof(t *testing.T) {
+	m := openTestBackend(t)
+	b := newHarness(t, m.addr(), withSCRAM(t))
+	c := b.dialGreeted("implicit")
 	for range 3 { // knows each time that the password is right
-		c.scram("SCRAM-SHA-256", "carol", password, "")
-		c.challenge()
-		c.say("*\r\n")
-		c.hear("a BAD Cancelled.")
+		c.startScram("SCRAM-SHA-256", "carol", password, "")
+		c.readChallenge()
+		c.write("*\r\n")
+		c.expectLine("a BAD Cancelled.")
 		if r := b.lastRecord("login_refused", c); r.field("reason") != string(audit.ProvedAndLeft) || r.field("user") != "carol@example.org" {
 			t.Errorf("%v", r)
 		}
 	}
-	c.hear("* BYE [UNAVAILABLE] Too many failed logins.")
-	c.end()
-	gone := b.greeted("implicit")
-	gone.scram("SCRAM-SHA-256", "carol", password, "")
-	gone.challenge()
+	c.expectLine("* BYE [UNAVAILABLE] Too many failed logins.")
+	c.expectEOF()
+	gone := b.dialGreeted("implicit")
+	gone.startScram("SCRAM-SHA-256", "carol", password, "")
+	gone.readChallenge()
 	gone.close()
 	if r := b.lastRecord("login_refused", gone); r.field("reason") != string(audit.ProvedAndLeft) {
 		t.Errorf("%v", r)
 	}
-	within(t, "the end at the backend", func() bool { return m.open() == 0 })
+	eventually(t, "the end at the backend", func() bool { return m.connCount() == 0 })
 }
 
-func TestNoProofOfOursIsGivenToWhoDoesNotGetIn(t *testing.T) {
-	b := newBed(t, openMailbox(t).addr(), withScram(t), func(s *setup) {
+func TestRefusedUserGetsNoServerProof(t *testing.T) {
+	b := newHarness(t, openTestBackend(t).addr(), withSCRAM(t), func(s *harnessConfig) {
 		hash := strings.TrimPrefix(strings.Split(s.users, "\n")[0], "carol@example.org")
 		s.users += "henry@example.org" + hash + "\nerin@example.org" + hash + "\n"
-		s.backends["away"] = upstream.Config{Address: deadAddress, TLSMode: upstream.NoTLS, Login: upstream.MasterLogin,
+		s.backends["away"] = upstream.Config{Address: refusingAddress, TLSMode: upstream.NoTLS, Login: upstream.MasterLogin,
 			Master: upstream.Master{User: "gateway", Password: identity.NewSecret("master-password")}, ConnectTimeout: time.Second}
 		s.routes.Static.Users["erin"] = "away"
 	})
 	for _, x := range []struct{ user, password, want string }{
-		{"henry", password, deniedReply}, // lives nowhere
-		{"henry", "wrong", deniedReply},
+		{"henry", password, authFailedReply}, // lives nowhere
+		{"henry", "wrong", authFailedReply},
 		{"erin", password, unavailableReply},
 	} {
-		c := b.greeted("implicit")
-		c.scram("SCRAM-SHA-256", x.user, x.password, "")
-		c.hear("a " + x.want)
+		c := b.dialGreeted("implicit")
+		c.startScram("SCRAM-SHA-256", x.user, x.password, "")
+		c.expectLine("a " + x.want)
 		c.close()
 	}
 }
 
-func TestNobodyIsLookedUpForWhoIsOverALimit(t *testing.T) {
-	b := newBed(t, openMailbox(t).addr(), withScram(t), limited(limit.Config{Failures: guesses()}))
-	waiting := map[string]*client{"carol": b.in("203.0.113.7"), "nobody": b.in("203.0.113.7")}
+func TestLimitedClientCausesNoLookup(t *testing.T) {
+	b := newHarness(t, openTestBackend(t).addr(), withSCRAM(t), withLimits(limit.Config{Failures: failureLimits()}))
+	waiting := map[string]*client{"carol": b.dialGreetedFrom("203.0.113.7"), "nobody": b.dialGreetedFrom("203.0.113.7")}
 	for i := range 10 {
-		if got := b.guess("203.0.113.7", "frank", fmt.Sprint("guess", i)); got != deniedReply {
+		if got := b.tryLogin("203.0.113.7", "frank", fmt.Sprint("guess", i)); got != authFailedReply {
 			t.Fatalf("guess %d: %s", i, got)
 		}
 	}
 	for user, c := range waiting {
-		c.say("a AUTHENTICATE SCRAM-SHA-256 " + coded("n,,n="+user+",r=fyko+d2lbbFgONRv9qkxdawL") + "\r\n")
-		c.hear("a " + unavailableReply)
+		c.write("a AUTHENTICATE SCRAM-SHA-256 " + encodeBase64("n,,n="+user+",r=fyko+d2lbbFgONRv9qkxdawL") + "\r\n")
+		c.expectLine("a " + unavailableReply)
 		if r := b.lastRecord("login_refused", c); r.field("reason") != string(audit.LimitReached) || r.field("user") != user+"@example.org" {
 			t.Errorf("%v", r)
 		}
@@ -212,14 +212,14 @@ func TestNobodyIsLookedUpForWhoIsOverALimit(t *testing.T) {
 	}
 }
 
-// authority signs clients' certificates.
-type authority struct {
+// testCA signs clients' certificates.
+type testCA struct {
 	t    testing.TB
 	key  *ecdsa.PrivateKey
 	cert *x509.Certificate
 }
 
-func newAuthority(t testing.TB) *authority {
+func newTestCA(t testing.TB) *testCA {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(t, err)
@@ -231,15 +231,15 @@ func newAuthority(t testing.TB) *authority {
 	must(t, err)
 	cert, err := x509.ParseCertificate(der)
 	must(t, err)
-	return &authority{t, key, cert}
+	return &testCA{t, key, cert}
 }
 
-func (a *authority) pem() string {
+func (a *testCA) pem() string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw}))
 }
 
 // issue is a client's certificate for these addresses, changed.
-func (a *authority) issue(emails []string, change func(*x509.Certificate)) tls.Certificate {
+func (a *testCA) issue(emails []string, change func(*x509.Certificate)) tls.Certificate {
 	a.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(a.t, err)
@@ -256,12 +256,12 @@ func (a *authority) issue(emails []string, change func(*x509.Certificate)) tls.C
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
-func TestACertificateIsALoginForTheOneItNames(t *testing.T) {
-	m := openMailbox(t)
-	ca, other := newAuthority(t), newAuthority(t)
+func TestCertificateLogsInItsOwnUser(t *testing.T) {
+	m := openTestBackend(t)
+	ca, other := newTestCA(t), newTestCA(t)
 	carol := []string{"carol@example.org"}
-	b := newBed(t, m.addr(), func(s *setup) {
-		s.clientCA, s.auth.External = ca.pem(), "email"
+	b := newHarness(t, m.addr(), func(s *harnessConfig) {
+		s.clientCA, s.auth.CertificateName = ca.pem(), "email"
 	})
 	const notOffered = "a NO Unsupported mechanism."
 	for what, c := range map[string]struct {
@@ -273,17 +273,17 @@ func TestACertificateIsALoginForTheOneItNames(t *testing.T) {
 		"hers, and as herself":    {ca.issue(carol, nil), "Y2Fyb2w=", "a OK [CAPABILITY …] Logged in."},
 		"none":                    {tls.Certificate{}, "=", notOffered},
 		"none, and a name":        {tls.Certificate{}, "Y2Fyb2w=", notOffered},
-		"hers, as somebody else":  {ca.issue(carol, nil), "ZnJhbms=", "a " + deniedReply},
+		"hers, as somebody else":  {ca.issue(carol, nil), "ZnJhbms=", "a " + authFailedReply},
 		"of another authority":    {other.issue(carol, nil), "=", ""},
-		"of nobody's":             {selfIssued(t, other), "=", ""},
+		"of nobody's":             {selfSignedLike(t, other), "=", ""},
 		"expired":                 {ca.issue(carol, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }), "=", ""},
 		"not yet valid":           {ca.issue(carol, func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Minute) }), "=", ""},
 		"for servers":             {ca.issue(carol, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} }), "=", ""},
-		"with two names":          {ca.issue([]string{"carol@example.org", "frank@example.org"}, nil), "=", "a " + deniedReply},
-		"two names, and a choice": {ca.issue([]string{"carol@example.org", "frank@example.org"}, nil), "Y2Fyb2w=", "a " + deniedReply},
-		"without a name":          {ca.issue(nil, nil), "=", "a " + deniedReply}, // the common name is no second choice
-		"without, and a choice":   {ca.issue(nil, nil), "Y2Fyb2w=", "a " + deniedReply},
-		"of another kind":         {ca.issue(nil, func(c *x509.Certificate) { c.DNSNames = carol }), "=", "a " + deniedReply},
+		"with two names":          {ca.issue([]string{"carol@example.org", "frank@example.org"}, nil), "=", "a " + authFailedReply},
+		"two names, and a choice": {ca.issue([]string{"carol@example.org", "frank@example.org"}, nil), "Y2Fyb2w=", "a " + authFailedReply},
+		"without a name":          {ca.issue(nil, nil), "=", "a " + authFailedReply}, // the common name is no second choice
+		"without, and a choice":   {ca.issue(nil, nil), "Y2Fyb2w=", "a " + authFailedReply},
+		"of another kind":         {ca.issue(nil, func(c *x509.Certificate) { c.DNSNames = carol }), "=", "a " + authFailedReply},
 		"for a backend's own":     {ca.issue([]string{"frank@example.org"}, nil), "=", "a " + unavailableReply},
 	} {
 		t.Run(what, func(t *testing.T) {
@@ -309,62 +309,62 @@ func TestACertificateIsALoginForTheOneItNames(t *testing.T) {
 			if offered := strings.Contains(greeting, "AUTH=EXTERNAL"); offered != (c.answer != notOffered) {
 				t.Errorf("offered: %v: %q", offered, greeting)
 			}
-			person.say("a AUTHENTICATE EXTERNAL " + c.authzid + "\r\n")
-			person.hear(c.answer)
+			person.write("a AUTHENTICATE EXTERNAL " + c.authzid + "\r\n")
+			person.expectLine(c.answer)
 			person.close()
 		})
 	}
 }
 
-// selfIssued is a certificate whose issuer is its own.
-func selfIssued(t testing.TB, like *authority) tls.Certificate {
+// selfSignedLike is a certificate whose issuer is its own.
+func selfSignedLike(t testing.TB, like *testCA) tls.Certificate {
 	t.Helper()
 	return tls.Certificate{Certificate: [][]byte{like.cert.Raw}, PrivateKey: like.key}
 }
 
-func TestWhatAListenerDoesNotOfferItDoesNotTake(t *testing.T) {
-	m := openMailbox(t)
-	b := newBed(t, m.addr(), withScram(t), func(s *setup) {
-		s.auth.Listeners = map[string][]string{"implicit": {"SCRAM-SHA-256-PLUS"}, "none": {"PLAIN"}}
-		s.cfg.BadCommands = 10
+func TestUnofferedMechanismIsRefused(t *testing.T) {
+	m := openTestBackend(t)
+	b := newHarness(t, m.addr(), withSCRAM(t), func(s *harnessConfig) {
+		s.auth.ListenerMechanisms = map[string][]string{"implicit": {"SCRAM-SHA-256-PLUS"}, "none": {"PLAIN"}}
+		s.cfg.MaxBadCommands = 10
 	})
 	plain := base64.StdEncoding.EncodeToString([]byte("\x00carol\x00" + password))
 	strict := b.dial("implicit")
 	strict.startTLS()
-	strict.hear("* OK [CAPABILITY IMAP4rev1 LITERAL+ SASL-IR ID LOGINDISABLED AUTH=SCRAM-SHA-256-PLUS] IMAP ready.")
-	strict.say("a LOGIN carol " + password + "\r\nb AUTHENTICATE PLAIN " + plain + "\r\nc AUTHENTICATE SCRAM-SHA-256 biwsbj1hLHI9eA==\r\nd AUTHENTICATE LOGIN\r\n")
-	strict.hear("a NO LOGIN is disabled.")
-	strict.hear("b NO Unsupported mechanism.")
-	strict.hear("c NO Unsupported mechanism.")
-	strict.hear("d NO Unsupported mechanism.")
+	strict.expectLine("* OK [CAPABILITY IMAP4rev1 LITERAL+ SASL-IR ID LOGINDISABLED AUTH=SCRAM-SHA-256-PLUS] IMAP ready.")
+	strict.write("a LOGIN carol " + password + "\r\nb AUTHENTICATE PLAIN " + plain + "\r\nc AUTHENTICATE SCRAM-SHA-256 biwsbj1hLHI9eA==\r\nd AUTHENTICATE LOGIN\r\n")
+	strict.expectLine("a NO LOGIN is disabled.")
+	strict.expectLine("b NO Unsupported mechanism.")
+	strict.expectLine("c NO Unsupported mechanism.")
+	strict.expectLine("d NO Unsupported mechanism.")
 	if r := b.lastRecord("login_refused", strict); r.field("reason") != string(audit.BadMechanism) {
 		t.Errorf("%v", r)
 	}
-	strict.scram("SCRAM-SHA-256-PLUS", "carol", password, "tls-exporter")
-	strict.challenge()
-	strict.say("\r\n")
-	strict.hear("a OK …")
+	strict.startScram("SCRAM-SHA-256-PLUS", "carol", password, "tls-exporter")
+	strict.readChallenge()
+	strict.write("\r\n")
+	strict.expectLine("a OK …")
 	strict.close()
 
 	old := b.dial("none")
-	old.hear("* OK [CAPABILITY IMAP4rev1 LITERAL+ SASL-IR ID AUTH=PLAIN] IMAP ready.")
-	old.say("a AUTHENTICATE SCRAM-SHA-256 biwsbj1hLHI9eA==\r\nb LOGIN carol " + password + "\r\n")
-	old.hear("a NO Unsupported mechanism.")
-	old.hear("b OK …")
+	old.expectLine("* OK [CAPABILITY IMAP4rev1 LITERAL+ SASL-IR ID AUTH=PLAIN] IMAP ready.")
+	old.write("a AUTHENTICATE SCRAM-SHA-256 biwsbj1hLHI9eA==\r\nb LOGIN carol " + password + "\r\n")
+	old.expectLine("a NO Unsupported mechanism.")
+	old.expectLine("b OK …")
 	old.close()
 
 	all := b.dial("trusting-implicit")
 	all.startTLS()
-	all.hear("* OK [CAPABILITY IMAP4rev1 LITERAL+ SASL-IR ID AUTH=SCRAM-SHA-256-PLUS AUTH=SCRAM-SHA-256 AUTH=PLAIN] IMAP ready.")
+	all.expectLine("* OK [CAPABILITY IMAP4rev1 LITERAL+ SASL-IR ID AUTH=SCRAM-SHA-256-PLUS AUTH=SCRAM-SHA-256 AUTH=PLAIN] IMAP ready.")
 	all.close()
 }
 
-func TestAClientIsToldWhereToGetAnotherToken(t *testing.T) {
-	m := openMailbox(t)
-	b := newBed(t, m.addr(), func(s *setup) {
+func TestTokenRefusalNamesProvider(t *testing.T) {
+	m := openTestBackend(t)
+	b := newHarness(t, m.addr(), func(s *harnessConfig) {
 		s.auth.Methods = []string{auth.OAuth}
-		s.cfg.TokenRefusal = auth.TokenRefusal{Scope: "imap", Configuration: "https://id.example.org/.well-known/openid-configuration"}
-		s.asked.OAuth = func(_ context.Context, token identity.Secret) (string, time.Time, error) {
+		s.cfg.TokenRefusal = auth.TokenRefusal{Scope: "imap", DiscoveryURL: "https://id.example.org/.well-known/openid-configuration"}
+		s.authSources.OAuth = func(_ context.Context, token identity.Secret) (string, time.Time, error) {
 			if token.Reveal() == "right" {
 				return "carol", time.Time{}, nil
 			}
@@ -375,23 +375,23 @@ func TestAClientIsToldWhereToGetAnotherToken(t *testing.T) {
 		"OAUTHBEARER": "n,,\x01auth=Bearer %\x01\x01", "XOAUTH2": "user=carol\x01auth=Bearer %\x01\x01",
 	} {
 		say := func(c *client, token string) {
-			c.say("a AUTHENTICATE " + mechanism + " " + base64.StdEncoding.EncodeToString([]byte(strings.Replace(message, "%", token, 1))) + "\r\n")
+			c.write("a AUTHENTICATE " + mechanism + " " + base64.StdEncoding.EncodeToString([]byte(strings.Replace(message, "%", token, 1))) + "\r\n")
 		}
-		c := b.greeted("implicit")
+		c := b.dialGreeted("implicit")
 		for _, answer := range []string{"", "AQ==", "*"} { // whatever it says, it has been told
 			say(c, "wrong")
 			var told map[string]any
-			if text := c.challenge(); json.Unmarshal([]byte(text), &told) != nil || told["scope"] != "imap" {
+			if text := c.readChallenge(); json.Unmarshal([]byte(text), &told) != nil || told["scope"] != "imap" {
 				t.Errorf("%s: told %q", mechanism, text)
 			}
-			c.say(answer + "\r\n")
-			c.hear("a " + deniedReply)
+			c.write(answer + "\r\n")
+			c.expectLine("a " + authFailedReply)
 			if answer == "AQ==" {
 				break // a third failure ends the connection
 			}
 		}
 		say(c, "right")
-		c.hear("a OK …")
+		c.expectLine("a OK …")
 		if r := b.lastRecord("login_accepted", c); r.field("method") != auth.OAuth || r.field("user") != "carol@example.org" {
 			t.Errorf("%v", r)
 		}
@@ -399,43 +399,43 @@ func TestAClientIsToldWhereToGetAnotherToken(t *testing.T) {
 	}
 }
 
-func TestAnAuthServerPlacesUsersAtConfiguredBackendsOnly(t *testing.T) {
-	m := openMailbox(t)
+func TestAuthServerRoutesToConfiguredBackendsOnly(t *testing.T) {
+	m := openTestBackend(t)
 	here := netip.MustParseAddrPort(m.addr())
-	b := newBed(t, m.addr(), func(s *setup) {
+	b := newHarness(t, m.addr(), func(s *harnessConfig) {
 		delete(s.backends, "mastered") // it has the address of east
-		s.auth.Methods, s.cfg.Placed = []string{auth.HTTP}, true
+		s.auth.Methods, s.cfg.RouteByAuth = []string{auth.HTTP}, true
 		s.routes = routing.Config{Source: routing.SourceHTTP}
-		s.asked.HTTP = func(_ context.Context, l auth.Login) (auth.Answer, error) {
+		s.authSources.HTTP = func(_ context.Context, l auth.Login) (auth.ServerResponse, error) {
 			switch l.User.String() {
 			case "alice@example.org":
-				return auth.Answer{Server: here}, nil
+				return auth.ServerResponse{BackendAddr: here}, nil
 			case "bob@example.org":
-				return auth.Answer{Server: here, User: "u17", Password: identity.NewSecret(password)}, nil
+				return auth.ServerResponse{BackendAddr: here, LoginName: "u17", Password: identity.NewSecret(password)}, nil
 			case "lost@example.org":
-				return auth.Answer{Server: netip.MustParseAddrPort("192.0.2.1:143")}, nil
+				return auth.ServerResponse{BackendAddr: netip.MustParseAddrPort("192.0.2.1:143")}, nil
 			case "late@example.org":
-				return auth.Answer{}, &auth.Wait{For: 600 * time.Millisecond, Err: auth.ErrDenied}
+				return auth.ServerResponse{}, &auth.DelayedDenial{Delay: 600 * time.Millisecond, Err: auth.ErrDenied}
 			}
-			return auth.Answer{}, nil
+			return auth.ServerResponse{}, nil
 		}
 	})
 	for _, c := range []struct{ login, answer string }{
 		{"alice " + password, "a OK …"}, {"bob whatever", "a OK …"}, {"alice wrong", "a " + unavailableReply},
 		{"lost " + password, "a " + unavailableReply}, {"unplaced " + password, "a " + unavailableReply},
 	} {
-		person := b.greeted("implicit")
-		person.say("a LOGIN " + c.login + "\r\n")
-		person.hear(c.answer)
+		person := b.dialGreeted("implicit")
+		person.write("a LOGIN " + c.login + "\r\n")
+		person.expectLine(c.answer)
 		person.close()
 	}
-	if r := b.wantRecord("login_accepted", ""); r.field("route") != string(routing.FromHTTP) {
+	if r := b.wantRecord("login_accepted", ""); r.field("route") != string(routing.OriginHTTP) {
 		t.Errorf("%v", r)
 	}
-	late, began := b.greeted("implicit"), time.Now()
-	late.say("a LOGIN late x\r\n")
-	late.hear("a " + deniedReply)
-	if took := time.Since(began); took < 600*time.Millisecond {
+	late, start := b.dialGreeted("implicit"), time.Now()
+	late.write("a LOGIN late x\r\n")
+	late.expectLine("a " + authFailedReply)
+	if took := time.Since(start); took < 600*time.Millisecond {
 		t.Errorf("the server asked for 600 ms, and the answer took %v", took)
 	}
 	late.close()
@@ -443,32 +443,32 @@ func TestAnAuthServerPlacesUsersAtConfiguredBackendsOnly(t *testing.T) {
 
 // An exchange that waits for its client verifies nothing: it keeps no place among the
 // logins that may yet fail, neither of the user nor of the address.
-func TestExchangesThatWaitForTheirClientsLockNobodyOut(t *testing.T) {
-	failures := guesses()
-	failures.PerMinute, failures.PerUserTotal, failures.PerPairHour = 3, 9, 3
-	b := newBed(t, openMailbox(t).addr(), withScram(t), limited(limit.Config{Failures: failures}))
-	home := b.in("198.51.100.1")
-	home.scram("SCRAM-SHA-256", "carol", password, "")
-	home.challenge()
-	home.say("\r\n")
-	home.hear("a OK …")
+func TestStalledExchangesDoNotLockOutUser(t *testing.T) {
+	failures := failureLimits()
+	failures.PerMinute, failures.PerUserDay, failures.PerUserNetworkHour = 3, 9, 3
+	b := newHarness(t, openTestBackend(t).addr(), withSCRAM(t), withLimits(limit.Config{Failures: failures}))
+	home := b.dialGreetedFrom("198.51.100.1")
+	home.startScram("SCRAM-SHA-256", "carol", password, "")
+	home.readChallenge()
+	home.write("\r\n")
+	home.expectLine("a OK …")
 	for address := range 3 {
 		for range 3 {
-			c := b.in(fmt.Sprintf("203.0.113.%d", 1+64*address))
-			c.say("a AUTHENTICATE SCRAM-SHA-256 " + coded("n,,n=carol,r=fyko+d2lbbFgONRv9qkxdawL") + "\r\n")
-			c.challenge() // and not a word more
+			c := b.dialGreetedFrom(fmt.Sprintf("203.0.113.%d", 1+64*address))
+			c.write("a AUTHENTICATE SCRAM-SHA-256 " + encodeBase64("n,,n=carol,r=fyko+d2lbbFgONRv9qkxdawL") + "\r\n")
+			c.readChallenge() // and not a word more
 		}
 	}
 	for range 3 { // right, and not a word more once the gateway has proven itself
-		c := b.in("198.51.100.200")
-		c.scram("SCRAM-SHA-256", "carol", password, "")
-		c.challenge()
+		c := b.dialGreetedFrom("198.51.100.200")
+		c.startScram("SCRAM-SHA-256", "carol", password, "")
+		c.readChallenge()
 	}
 	for user, addresses := range map[string][]string{"carol": {"192.0.2.1"}, "frank": {"203.0.113.1", "198.51.100.200"}} {
 		for _, address := range addresses {
-			c := b.in(address)
-			c.scram("SCRAM-SHA-256", user, "wrong", "")
-			c.hear("a " + deniedReply)
+			c := b.dialGreetedFrom(address)
+			c.startScram("SCRAM-SHA-256", user, "wrong", "")
+			c.expectLine("a " + authFailedReply)
 			c.close()
 		}
 	}

@@ -18,67 +18,67 @@ import (
 // spliceMode is the mode of sessions whose commands nobody reads.
 const spliceMode = "splice"
 
-// admitted is a login at a backend, in whichever mode: an upstream.Conn to be
+// backendLogin is a login at a backend, in whichever mode: an upstream.Conn to be
 // spliced, or an account of a pool.
-type admitted interface {
+type backendLogin interface {
 	User() identity.User
 	Caps() imap.Caps
 	OK() upstream.OK
 	Close() error
 }
 
-// account is a pool.Account as admitted.
-type account struct{ *pool.Account }
+// pooledLogin is a pool.Account as admitted.
+type pooledLogin struct{ *pool.Account }
 
-func (a account) Close() error {
+func (a pooledLogin) Close() error {
 	a.Account.Close()
 	return nil
 }
 
 // newHub makes the hub of the sessions that are more than spliced.
 func (s *Server) newHub() (*mux.Hub, error) {
-	backends := make(map[string]mux.Backend, len(s.rooms.Backends))
-	for name, b := range s.rooms.Backends {
+	backends := make(map[string]mux.Backend, len(s.deps.Backends))
+	for name, b := range s.deps.Backends {
 		backends[name] = mux.Backend{Upstream: b, Settings: s.cfg.Modes[name].Mux}
 	}
 	return mux.NewHub(mux.Config{
-		Quiet: silent, Idle: s.cfg.Idle, Write: s.cfg.Write, MaxLine: s.cfg.MaxLine, Bytes: s.rooms.relayed,
-		Home: s.home, Splice: s.takeOver,
-	}, mux.Rooms{Backends: backends, Audit: s.rooms.Audit, Metrics: s.rooms.Metrics, Log: s.rooms.Log})
+		ParkAfter: parkAfter, IdleTimeout: s.cfg.IdleTimeout, StallTimeout: s.cfg.WriteTimeout, MaxLine: s.cfg.MaxLine, OnBytes: s.deps.countBytes,
+		Locate: s.lookupLocation, Splice: s.splicePinned,
+	}, mux.Deps{Backends: backends, Audit: s.deps.Audit, Metrics: s.deps.Metrics, Log: s.deps.Log})
 }
 
-// home is what a user's route says now.
-func (s *Server) home(ctx context.Context, user identity.User) (mux.Home, error) {
-	route, err := s.rooms.Routes.Lookup(ctx, user)
-	return mux.Home{Backend: route.Backend, Login: route.Login}, err
+// lookupLocation is what a user's route says now.
+func (s *Server) lookupLocation(ctx context.Context, user identity.User) (mux.Location, error) {
+	route, err := s.deps.Routes.Lookup(ctx, user)
+	return mux.Location{Backend: route.Backend, Login: route.Login}, err
 }
 
-// home is where the session of an attempt belongs. A login name that an auth
+// location is where the session of an attempt belongs. A login name that an auth
 // server has given is not asked about again.
-func (a *attempt) home() mux.Home {
-	h := mux.Home{Backend: a.route.Backend}
-	if a.routed {
-		h.Login = a.route.Login
+func (a *attempt) location() mux.Location {
+	location := mux.Location{Backend: a.route.Backend}
+	if a.loginFromRoute {
+		location.Login = a.route.Login
 	}
-	return h
+	return location
 }
 
-// takeOver splices what is left of a session that the hub cannot account for.
-func (s *Server) takeOver(client, backend mux.End, until time.Time, ended func(mux.Result)) {
-	s.spliced.Start(splice.Side(client), splice.Side(backend), until, func(r splice.Result) {
-		ended(mux.Result{Reason: audit.Reason(r.Reason), Err: r.Err, Up: r.Up, Down: r.Down})
+// splicePinned splices what is left of a session that the hub cannot account for.
+func (s *Server) splicePinned(client, backend mux.SpliceSide, until time.Time, onEnd func(mux.Result)) {
+	s.spliceSet.Start(splice.Side(client), splice.Side(backend), until, func(r splice.Result) {
+		onEnd(mux.Result{Reason: audit.Reason(r.Reason), Err: r.Err, BytesIn: r.Up, BytesOut: r.Down})
 	})
 }
 
-// mode is how a session of a user on this route is relayed. A backend that breaks what
+// selectMode is how a session of a user on this route is relayed. A backend that breaks what
 // the other modes build on is spliced.
-func (s *Server) mode(user identity.User, r *routing.Route) string {
+func (s *Server) selectMode(user identity.User, r *routing.Route) string {
 	name := r.Mode
 	if name == "" {
 		name = s.cfg.Modes[r.Backend].Name
 	}
 	switch {
-	case s.mux.Spliced(r.Backend, user):
+	case s.hub.ShouldSplice(r.Backend, user):
 		return spliceMode
 	case name == string(mux.Reuse):
 		return name
@@ -88,32 +88,32 @@ func (s *Server) mode(user identity.User, r *routing.Route) string {
 	return spliceMode
 }
 
-// login proves the client's identity to its backend.
-func (s *Server) login(ctx context.Context, a *attempt, id auth.Identity, who upstream.Request) (admitted, error) {
+// loginUpstream proves the client's identity to its backend.
+func (s *Server) loginUpstream(ctx context.Context, a *attempt, id auth.Identity, request upstream.Request) (backendLogin, error) {
 	if a.mode == spliceMode {
-		conn, err := s.rooms.Backends[a.route.Backend].Login(ctx, who)
+		conn, err := s.deps.Backends[a.route.Backend].Login(ctx, request)
 		if err != nil {
 			return nil, err // not a nil *Conn in an interface
 		}
-		s.mux.Settle(who.User, a.home())
+		s.hub.EvictElsewhere(request.User, a.location())
 		return conn, nil
 	}
-	proof := pool.Asked
-	if id.Decided() {
-		proof = pool.Vouched
+	verification := pool.BackendDecides
+	if id.IsVerified() {
+		verification = pool.VerifiedHere
 	}
-	made, err := s.mux.Login(ctx, a.home(), who, proof)
+	account, err := s.hub.Login(ctx, a.location(), request, verification)
 	if err != nil {
 		return nil, err
 	}
-	made.TokenEnds(id.Expires())
-	return account{made}, nil
+	account.SetTokenEnd(id.Expires())
+	return pooledLogin{account}, nil
 }
 
-// offered is what the client may use of what the backend can do.
-func (s *Server) offered(a *attempt, caps imap.Caps) imap.Caps {
+// offeredCaps is what the client may use of what the backend can do.
+func (s *Server) offeredCaps(a *attempt, caps imap.Caps) imap.Caps {
 	if a.mode == spliceMode {
-		return caps.Without(notOffered)
+		return caps.Without(isGatewayCapability)
 	}
-	return s.mux.Offered(a.route.Backend, caps)
+	return s.hub.OfferedCaps(a.route.Backend, caps)
 }

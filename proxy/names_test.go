@@ -16,32 +16,34 @@ import (
 
 // withNames allows all names that can be allowed, for people with a password for
 // SCRAM.
-func withNames(t testing.TB, ca *authority, users ...string) func(*setup) {
-	names, err := identity.NewNames(identity.Spelling{
-		Domain: "example.org", Characters: identity.MoreCharacters, UTF8: true, Prefixes: map[string]string{"DOMAIN": "corp.example"},
+func withNames(t testing.TB, ca *testCA, users ...string) func(*harnessConfig) {
+	names, err := identity.NewNames(identity.NameRules{
+		Domain: "example.org", Characters: identity.OptionalCharacters, UTF8: true, Prefixes: map[string]string{"DOMAIN": "corp.example"},
 	})
 	must(t, err)
-	stored := storedQuickly()
-	return func(s *setup) {
-		withEveryMechanism(t, ca)(s)
-		s.auth.Names, s.routes.Names, s.limits.Names, s.auth.SCRAMRounds = names, names, names, 4096
+	stored := cheapSCRAMHash()
+	return func(s *harnessConfig) {
+		withAllMechanisms(t, ca)(s)
+		s.auth.Names, s.routes.Names, s.limits.Names, s.auth.SCRAMIterations = names, names, names, 4096
 		s.users = ""
 		for _, u := range users {
 			s.users += u + ":" + stored + "\n"
 		}
 		s.routes.Static.Users, s.routes.Static.Default = map[string]string{}, "mastered"
-		s.asked.OAuth = func(_ context.Context, token identity.Secret) (string, time.Time, error) {
+		s.authSources.OAuth = func(_ context.Context, token identity.Secret) (string, time.Time, error) {
 			name, err := base64.RawURLEncoding.DecodeString(token.Reveal())
 			return string(name), time.Time{}, err
 		}
 	}
 }
 
-// saslname escapes a name as RFC 5801 has it.
-func saslname(name string) string { return strings.NewReplacer("=", "=3D", ",", "=2C").Replace(name) }
+// encodeSASLName escapes a name as RFC 5801 has it.
+func encodeSASLName(name string) string {
+	return strings.NewReplacer("=", "=3D", ",", "=2C").Replace(name)
+}
 
-func TestNamesThatPeopleHaveComeByEveryMechanism(t *testing.T) {
-	ca := newAuthority(t)
+func TestRealisticNamesWorkWithEveryMechanism(t *testing.T) {
+	ca := newTestCA(t)
 	people := map[string]string{ // as it is said: as it is kept
 		"O'Brien": "o'brien@example.org", "user+detail@example.org": "user+detail@example.org", "R&D=x": "r&d=x@example.org",
 		"j\u00f6rg": "j\u00f6rg@example.org", `DOMAIN\alice`: "alice@corp.example", "\u5c71\u7530": "\u5c71\u7530@example.org",
@@ -50,42 +52,42 @@ func TestNamesThatPeopleHaveComeByEveryMechanism(t *testing.T) {
 	for _, u := range people {
 		users = append(users, u)
 	}
-	b := newBed(t, openMailbox(t).addr(), withNames(t, ca, users...))
+	b := newHarness(t, openTestBackend(t).addr(), withNames(t, ca, users...))
 	for said, kept := range people {
 		asserted := said
 		if strings.Contains(said, `\`) { // prefixes are for what clients say
 			asserted = kept
 		}
 		token := base64.RawURLEncoding.EncodeToString([]byte(asserted))
-		logins := map[string]phone{
-			"LOGIN":              line("", fmt.Sprintf("LOGIN {%d+}\r\n%s %s", len(said), said, password)),
-			"AUTH=PLAIN":         line("", "AUTHENTICATE PLAIN "+coded("\x00"+said+"\x00"+password)),
-			"AUTH=LOGIN":         line("", "AUTHENTICATE LOGIN\r\n"+coded(said)+"\r\n"+coded(password)),
-			auth.SASLXOAuth2:     line("", "AUTHENTICATE XOAUTH2 "+coded("user="+said+"\x01auth=Bearer "+token+"\x01\x01")),
-			auth.SASLOAuthBearer: line("", "AUTHENTICATE OAUTHBEARER "+coded("n,a="+saslname(said)+",\x01auth=Bearer "+token+"\x01\x01")),
+		logins := map[string]repeatingClient{
+			"LOGIN":              lineClient("", fmt.Sprintf("LOGIN {%d+}\r\n%s %s", len(said), said, password)),
+			"AUTH=PLAIN":         lineClient("", "AUTHENTICATE PLAIN "+encodeBase64("\x00"+said+"\x00"+password)),
+			"AUTH=LOGIN":         lineClient("", "AUTHENTICATE LOGIN\r\n"+encodeBase64(said)+"\r\n"+encodeBase64(password)),
+			auth.SASLXOAuth2:     lineClient("", "AUTHENTICATE XOAUTH2 "+encodeBase64("user="+said+"\x01auth=Bearer "+token+"\x01\x01")),
+			auth.SASLOAuthBearer: lineClient("", "AUTHENTICATE OAUTHBEARER "+encodeBase64("n,a="+encodeSASLName(said)+",\x01auth=Bearer "+token+"\x01\x01")),
 		}
 		if strings.IndexFunc(said, func(r rune) bool { return r > '~' || r == '\\' }) < 0 { // an address in a certificate is ASCII
 			cert := ca.issue([]string{kept}, nil)
-			logins["AUTH=EXTERNAL"] = phone{cert: &cert, logs: line("", "AUTHENTICATE EXTERNAL =").logs}
+			logins["AUTH=EXTERNAL"] = repeatingClient{cert: &cert, login: lineClient("", "AUTHENTICATE EXTERNAL =").login}
 		}
 		for mechanism, p := range logins {
-			c := b.comes("192.0.2.7", p.cert)
-			answer, err := p.logs(c)
-			b.wantNamed(c, answer, err, mechanism, kept)
+			c := b.dialAs("192.0.2.7", p.cert)
+			answer, err := p.login(c)
+			b.expectNamedRecord(c, answer, err, mechanism, kept)
 		}
-		c := b.shows(tls.Certificate{})
-		e := c.scram("SCRAM-SHA-256", said, password, "")
-		if _, err := e.side.Step(c.challenge()); err != nil {
+		c := b.dialWithCert(tls.Certificate{})
+		e := c.startScram("SCRAM-SHA-256", said, password, "")
+		if _, err := e.conversation.Step(c.readChallenge()); err != nil {
 			t.Errorf("SCRAM of %q: %v", said, err)
 		}
-		c.say("\r\n")
-		answer, err := c.verdict()
-		b.wantNamed(c, answer, err, "AUTH=SCRAM-SHA-256", kept)
+		c.write("\r\n")
+		answer, err := c.readResult()
+		b.expectNamedRecord(c, answer, err, "AUTH=SCRAM-SHA-256", kept)
 	}
 }
 
-// wantNamed wants a login accepted, and on record under the canonical name.
-func (b *bed) wantNamed(c *client, answer string, err error, mechanism, kept string) {
+// expectNamedRecord wants a login accepted, and on record under the canonical name.
+func (b *harness) expectNamedRecord(c *client, answer string, err error, mechanism, kept string) {
 	b.t.Helper()
 	defer c.close()
 	if err != nil || !strings.HasPrefix(answer, "OK ") {

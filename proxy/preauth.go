@@ -10,64 +10,64 @@ import (
 	"imapgate/internal/imap"
 )
 
-// said is what a client has told us before its login. What was said in the
+// preauthState is what a client has told us before its login. What was said in the
 // clear is forgotten when TLS starts.
-type said struct {
-	askedCaps bool        // CAPABILITY: it is told again, untagged, with the login
-	asked     bool        // ID was heard; only the first counts
-	id        [][2]string // its own name, version and so on
-	via       string      // x-session-id
-	ttl       int         // x-proxy-ttl
-	itself    bool        // x-originating-ip of a trusted peer: that it speaks for itself
+type preauthState struct {
+	repeatCaps    bool        // CAPABILITY: it is told again, untagged, with the login
+	idReceived    bool        // ID was heard; only the first counts
+	clientID      [][2]string // its own name, version and so on
+	parentSession string      // x-session-id
+	proxyTTL      int         // x-proxy-ttl
+	peerIsClient  bool        // x-originating-ip of a trusted peer: that it speaks for itself
 }
 
-// offer is the capability list before the login: what the gateway does itself.
-func (s *session) offer() string {
-	if s.listener.TLS == StartTLS && s.tls == nil {
+// capabilities is the capability list before the login: what the gateway does itself.
+func (c *connection) capabilities() string {
+	if c.listener.TLS == StartTLS && c.tls == nil {
 		return "IMAP4rev1 LITERAL+ ID STARTTLS LOGINDISABLED"
 	}
-	client := s.client()
+	client := c.authClient()
 	list := "IMAP4rev1 LITERAL+ SASL-IR ID"
-	if !s.server.rooms.Auth.TakesPasswords(client) {
+	if !c.server.deps.Auth.AllowsPasswords(client) {
 		list += " LOGINDISABLED"
 	}
-	for _, m := range s.server.rooms.Auth.Mechanisms(client) {
+	for _, m := range c.server.deps.Auth.Mechanisms(client) {
 		list += " AUTH=" + m
 	}
 	return list
 }
 
-// inTheClear says whether TLS must come before anything secret.
-func (s *session) inTheClear() bool { return s.listener.TLS != NoTLS && s.tls == nil }
+// isCleartext says whether TLS must come before anything secret.
+func (c *connection) isCleartext() bool { return c.listener.TLS != NoTLS && c.tls == nil }
 
-func (s *session) greet() error {
-	return s.send("* OK [CAPABILITY " + s.offer() + "] IMAP ready.")
+func (c *connection) sendGreeting() error {
+	return c.sendLine("* OK [CAPABILITY " + c.capabilities() + "] IMAP ready.")
 }
 
-// send writes one line, or several joined by CRLF.
-func (s *session) send(line string) error {
-	s.out = append(append(s.out[:0], line...), '\r', '\n')
-	_, err := s.conn.Write(s.out)
+// sendLine writes one line, or several joined by CRLF.
+func (c *connection) sendLine(line string) error {
+	c.outBuf = append(append(c.outBuf[:0], line...), '\r', '\n')
+	_, err := c.conn.Write(c.outBuf)
 	return err
 }
 
-// say answers the command of tag.
-func (s *session) say(tag, answer string) error { return s.send(tag + " " + answer) }
+// respond answers the command of tag.
+func (c *connection) respond(tag, answer string) error { return c.sendLine(tag + " " + answer) }
 
 // readLogin answers commands until one is an attempt to log in.
-func (s *session) readLogin(ctx context.Context) (*attempt, error) {
+func (c *connection) readLogin(ctx context.Context) (*attempt, error) {
 	for {
-		cmd, err := s.conn.ReadCommand(imap.BeforeLogin, s.proceed)
+		cmd, err := c.conn.ReadCommand(imap.PreauthLimits, c.requestLiteral)
 		if err == nil {
 			var login *attempt
-			login, err = s.command(ctx, cmd)
+			login, err = c.answerCommand(ctx, cmd)
 			if login != nil {
-				login.began = time.Now() // its last byte: a denial's time is ours, not the client's
+				login.receivedAt = time.Now() // its last byte: a denial's time is ours, not the client's
 				return login, nil
 			}
 		} else {
-			s.spoke = s.spoke || cmd.Tag != "" // cut off behind its first line
-			err = s.faulty(cmd, err)
+			c.sentOtherCommand = c.sentOtherCommand || cmd.Tag != "" // cut off behind its first line
+			err = c.answerMalformed(cmd, err)
 		}
 		if err != nil {
 			return nil, err
@@ -77,152 +77,152 @@ func (s *session) readLogin(ctx context.Context) (*attempt, error) {
 
 var errCleartext = errors.New("literal before TLS")
 
-// proceed asks for a literal's octets, except in the clear: there the next
+// requestLiteral asks for a literal's octets, except in the clear: there the next
 // literal is a password.
-func (s *session) proceed() error {
-	if s.inTheClear() {
+func (c *connection) requestLiteral() error {
+	if c.isCleartext() {
 		return errCleartext
 	}
-	s.spoke = true
-	return s.send("+ OK")
+	c.sentOtherCommand = true
+	return c.sendLine("+ OK")
 }
 
-// faulty answers what is no command. The connection goes on where the stream is
+// answerMalformed answers what is no command. The connection goes on where the stream is
 // still in step.
-func (s *session) faulty(cmd imap.Command, err error) error {
+func (c *connection) answerMalformed(cmd imap.Command, err error) error {
 	var syntax *imap.SyntaxError
 	switch {
-	case strangers[cmd.Tag]:
-		return &ending{audit.WrongProtocol, "", nil}
-	case errors.Is(err, imap.ErrLost):
-		return &ending{audit.LiteralTooBig, "Literal refused.", nil}
+	case foreignProtocols[cmd.Tag]:
+		return &closeError{audit.WrongProtocol, "", nil}
+	case errors.Is(err, imap.ErrDesynced):
+		return &closeError{audit.LiteralTooBig, "Literal refused.", nil}
 	case errors.Is(err, imap.ErrLineTooLong):
-		return &ending{audit.LineTooLong, "Line too long.", nil}
+		return &closeError{audit.LineTooLong, "Line too long.", nil}
 	case errors.Is(err, imap.ErrLineSkipped):
-		return s.tooLong(cmd)
+		return c.answerLongLine(cmd)
 	case errors.Is(err, imap.ErrLineEnding):
-		return s.badCommand(cmd.Tag, "BAD Lines end in CRLF.")
+		return c.rejectCommand(cmd.Tag, "BAD Lines end in CRLF.")
 	case errors.Is(err, errCleartext):
-		return s.needTLS(cmd)
-	case errors.Is(err, imap.ErrTooBig):
-		return s.badCommand(cmd.Tag, "NO [TOOBIG] Literal too large.")
+		return c.rejectCleartext(cmd)
+	case errors.Is(err, imap.ErrLiteralTooBig):
+		return c.rejectCommand(cmd.Tag, "NO [TOOBIG] Literal too large.")
 	case errors.As(err, &syntax) && syntax.Tag == "":
-		return s.badCommand("*", "BAD "+syntax.Text)
+		return c.rejectCommand("*", "BAD "+syntax.Text)
 	case errors.As(err, &syntax):
-		return s.badCommand(syntax.Tag, "BAD "+syntax.Text)
+		return c.rejectCommand(syntax.Tag, "BAD "+syntax.Text)
 	}
 	return err
 }
 
-// tooLong answers a command whose line was read past. A token that is too long is
+// answerLongLine answers a command whose line was read past. A token that is too long is
 // no guess, and was not looked at.
-func (s *session) tooLong(cmd imap.Command) error {
+func (c *connection) answerLongLine(cmd imap.Command) error {
 	switch {
 	case cmd.Name != "AUTHENTICATE":
-		return s.badCommand(cmd.Tag, "BAD Line too long.")
-	case s.inTheClear():
-		return s.needTLS(cmd)
+		return c.rejectCommand(cmd.Tag, "BAD Line too long.")
+	case c.isCleartext():
+		return c.rejectCleartext(cmd)
 	}
-	return s.badCommand(cmd.Tag, tooLongReply)
+	return c.rejectCommand(cmd.Tag, tooLongReply)
 }
 
-// strangers are the first words of other protocols: a browser made to talk to
+// foreignProtocols are the first words of other protocols: a browser made to talk to
 // us gets not one word back.
-var strangers = map[string]bool{
+var foreignProtocols = map[string]bool{
 	"GET": true, "POST": true, "PUT": true, "HEAD": true, "OPTIONS": true, "CONNECT": true, "DELETE": true,
 	"PATCH": true, "TRACE": true, "PRI": true, "EHLO": true, "HELO": true,
 }
 
-// badCommand answers and counts a command that is none, or has no place here.
-func (s *session) badCommand(tag, answer string) error {
-	if err := s.say(tag, answer); err != nil {
+// rejectCommand answers and counts a command that is none, or has no place here.
+func (c *connection) rejectCommand(tag, answer string) error {
+	if err := c.respond(tag, answer); err != nil {
 		return err
 	}
-	if s.bad++; s.bad >= s.server.cfg.BadCommands {
-		return &ending{audit.BadCommands, "Too many bad commands.", nil}
+	if c.badCommands++; c.badCommands >= c.server.cfg.MaxBadCommands {
+		return &closeError{audit.BadCommands, "Too many bad commands.", nil}
 	}
 	return nil
 }
 
-// command answers one command; a login attempt is returned instead.
-func (s *session) command(ctx context.Context, cmd imap.Command) (*attempt, error) {
-	if strangers[cmd.Tag] {
-		return nil, &ending{audit.WrongProtocol, "", nil}
+// answerCommand answers one command; a login attempt is returned instead.
+func (c *connection) answerCommand(ctx context.Context, cmd imap.Command) (*attempt, error) {
+	if foreignProtocols[cmd.Tag] {
+		return nil, &closeError{audit.WrongProtocol, "", nil}
 	}
 	switch cmd.Name {
 	case "CAPABILITY", "STARTTLS", "LOGOUT":
-		s.looked = true
+		c.sentProbeCommand = true
 	default:
-		s.spoke = true
+		c.sentOtherCommand = true
 	}
 	switch cmd.Name {
 	case "LOGIN":
-		return s.login(cmd)
+		return c.parseLogin(cmd)
 	case "AUTHENTICATE":
-		return s.authenticate(ctx, cmd)
+		return c.authenticate(ctx, cmd)
 	case "ID":
-		if err := s.id(cmd); err != nil {
+		if err := c.answerID(cmd); err != nil {
 			return nil, err
 		}
-		return nil, s.visitMoves()
+		return nil, c.updateLimitAddr()
 	}
 	if len(cmd.Args) > 0 {
-		return nil, s.badCommand(cmd.Tag, "BAD Unexpected argument, or unknown command.")
+		return nil, c.rejectCommand(cmd.Tag, "BAD Unexpected argument, or unknown command.")
 	}
 	switch cmd.Name {
 	case "CAPABILITY":
-		s.said.askedCaps = true
-		return nil, s.send("* CAPABILITY " + s.offer() + "\r\n" + cmd.Tag + " OK Capabilities listed.")
+		c.preauth.repeatCaps = true
+		return nil, c.sendLine("* CAPABILITY " + c.capabilities() + "\r\n" + cmd.Tag + " OK Capabilities listed.")
 	case "NOOP":
-		return nil, s.say(cmd.Tag, "OK Nothing done.")
+		return nil, c.respond(cmd.Tag, "OK Nothing done.")
 	case "LOGOUT":
-		return nil, s.logout(cmd.Tag)
+		return nil, c.answerLogout(cmd.Tag)
 	case "STARTTLS":
-		return nil, s.startTLS(cmd.Tag)
+		return nil, c.startTLS(cmd.Tag)
 	}
-	return nil, s.badCommand(cmd.Tag, "BAD Unknown command, or not before the login.")
+	return nil, c.rejectCommand(cmd.Tag, "BAD Unknown command, or not before the login.")
 }
 
-func (s *session) logout(tag string) error {
-	if err := s.send("* BYE Logging out.\r\n" + tag + " OK Logged out."); err != nil {
+func (c *connection) answerLogout(tag string) error {
+	if err := c.sendLine("* BYE Logging out.\r\n" + tag + " OK Logged out."); err != nil {
 		return err
 	}
-	return &ending{audit.ClientLogout, "", nil}
+	return &closeError{audit.ClientLogout, "", nil}
 }
 
 // startTLS begins TLS, and forgets what was said in the clear. Bytes behind the
 // command were put there by somebody in between: the connection ends.
-func (s *session) startTLS(tag string) error {
-	if s.listener.TLS != StartTLS || s.tls != nil {
-		return s.badCommand(tag, "BAD TLS is not to be started here.")
+func (c *connection) startTLS(tag string) error {
+	if c.listener.TLS != StartTLS || c.tls != nil {
+		return c.rejectCommand(tag, "BAD TLS is not to be started here.")
 	}
-	if s.conn.Buffered() > 0 || s.socket.Buffered() > 0 {
-		return &ending{audit.StartTLSInjection, "", imap.ErrInjected}
+	if c.conn.Buffered() > 0 || c.socket.Buffered() > 0 {
+		return &closeError{audit.StartTLSInjection, "", imap.ErrInjected}
 	}
-	if err := s.say(tag, "OK Begin TLS negotiation now."); err != nil {
+	if err := c.respond(tag, "OK Begin TLS negotiation now."); err != nil {
 		return err
 	}
-	s.said, s.who.Claimed = said{}, s.balanced
-	s.who.Program, s.who.Version = "", ""
-	if err := s.visitMoves(); err != nil {
+	c.preauth, c.client.Addr = preauthState{}, c.proxiedAddr
+	c.client.Program, c.client.Version = "", ""
+	if err := c.updateLimitAddr(); err != nil {
 		return err
 	}
-	return s.handshake()
+	return c.upgradeTLS()
 }
 
-// needTLS refuses a login in the clear. It says nothing about the user, and
+// rejectCleartext refuses a login in the clear. It says nothing about the user, and
 // counts against the connection: a password may have gone over the wire.
-func (s *session) needTLS(cmd imap.Command) error {
+func (c *connection) rejectCleartext(cmd imap.Command) error {
 	if cmd.Name != "LOGIN" && cmd.Name != "AUTHENTICATE" {
-		return s.badCommand(cmd.Tag, "BAD No literals before TLS.")
+		return c.rejectCommand(cmd.Tag, "BAD No literals before TLS.")
 	}
-	a := &attempt{tag: cmd.Tag, began: time.Now(), login: auth.Login{Mechanism: auth.CommandLogin}}
+	a := &attempt{tag: cmd.Tag, receivedAt: time.Now(), login: auth.Login{Mechanism: auth.CommandLogin}}
 	if cmd.Name == "AUTHENTICATE" {
 		a.login.Mechanism = mechanismName("")
 		if len(cmd.Args) > 0 {
 			a.login.Mechanism = mechanismName(cmd.Args[0].Text)
 		}
 	}
-	s.recordRefusal(a, refusal{result: refused, reason: audit.Cleartext}, nil)
-	return s.badCommand(cmd.Tag, "NO [PRIVACYREQUIRED] STARTTLS must come first.")
+	c.recordRefusal(a, refusal{result: resultRefused, reason: audit.Cleartext}, nil)
+	return c.rejectCommand(cmd.Tag, "NO [PRIVACYREQUIRED] STARTTLS must come first.")
 }

@@ -14,65 +14,65 @@ import (
 	"imapgate/internal/identity"
 	"imapgate/internal/limit"
 	"imapgate/internal/metrics"
-	"imapgate/internal/quiet"
+	"imapgate/internal/parking"
 	"imapgate/proxy/mux"
 	"imapgate/proxy/splice"
 )
 
-// lastWords bounds the writing of a BYE to a client that may not read.
-const lastWords = time.Second
+// byeTimeout bounds the writing of a BYE to a client that may not read.
+const byeTimeout = time.Second
 
-// record is the attempt as the audit log writes it down.
-func (a *attempt) record() *audit.Login {
+// auditLogin is the attempt as the audit log writes it down.
+func (a *attempt) auditLogin() *audit.Login {
 	r := &audit.Login{
-		User: cmp.Or(a.login.User, a.tried.User), Mechanism: a.login.Mechanism, Method: a.method,
-		Backend: a.route.Backend, Route: string(a.route.From), RouteAge: a.route.Age,
-		Connect: a.upstream, Connected: a.asked - a.queued, Delay: a.waited + a.queued, Took: time.Since(a.began),
+		User: cmp.Or(a.login.User, a.rawLogin.User), Mechanism: a.login.Mechanism, Method: a.authMethod,
+		Backend: a.route.Backend, RouteSource: string(a.route.Origin), RouteAge: a.route.Age,
+		ConnectResult: a.upstreamResult, ConnectTime: a.upstreamTime - a.queueTime, Delay: a.delay + a.queueTime, Duration: time.Since(a.receivedAt),
 	}
 	if a.login.Client != nil {
 		r.Attempt = a.login.Client.Attempt
 	}
 	if a.route.Login != a.login.User.String() {
-		r.Upstream = a.route.Login
+		r.UpstreamUser = a.route.Login
 	}
 	return r
 }
 
-// claimed is the name of a login that was refused for it, as the client gave it. With
+// claimedName is the name of a login that was refused for it, as the client gave it. With
 // another mistake the password may stand where the name belongs.
-func (a *attempt) claimed(why audit.Reason) string {
-	if why != audit.BadName {
+func (a *attempt) claimedName(reason audit.Reason) string {
+	if reason != audit.BadName {
 		return ""
 	}
-	return a.tried.Claimed
+	return a.rawLogin.ClaimedName
 }
 
 // recordRefusal writes a failed login down: audit, metrics and the log, there as a warning
 // what is the gateway's or a backend's trouble. A name that no account can have is in
 // the audit log alone: it may be a password.
-func (s *session) recordRefusal(a *attempt, r refusal, why error) {
-	rooms := &s.server.rooms
-	entry := a.record()
-	entry.Claimed = a.claimed(r.reason)
-	if a.tried.Hidden && !a.decided {
+func (c *connection) recordRefusal(a *attempt, r refusal, cause error) {
+	deps := &c.server.deps
+	entry := a.auditLogin()
+	entry.ClaimedName = a.claimedName(r.reason)
+	if a.rawLogin.NameIsSecret && !a.verifiedHere {
 		entry.User = identity.User{}
 	}
 	// Without room for the record the next login is blocked; this one is over.
-	_ = rooms.Audit.LoginRefused(&s.who, entry, r.reason)
-	rooms.Metrics.LoginDone(r.result, a.login.Mechanism, time.Since(a.began))
-	from := s.origin().Addr()
-	level, lines, fields := zap.InfoLevel, s.server.refused, []zap.Field{
-		zap.String("session", s.who.Session), zap.String("listener", s.listener.Name), zap.Stringer("address", from),
+	_ = deps.Audit.LoginRefused(&c.client, entry, r.reason)
+	deps.Metrics.CountLogin(r.result, a.login.Mechanism, time.Since(a.receivedAt))
+	addr := c.clientAddr().Addr()
+	level, lines, fields := zap.InfoLevel, c.server.refusedLog, []zap.Field{
+		zap.String("session", c.client.Session), zap.String("listener", c.listener.Name), zap.Stringer("address", addr),
 		zap.Stringer("user", entry.User), zap.String("mechanism", a.login.Mechanism), zap.String("backend", a.route.Backend),
 		zap.String("reason", string(r.reason)),
 	}
-	if over := (*limit.Refusal)(nil); errors.As(why, &over) {
-		fields = append(fields, zap.String("limit", string(over.Reason)))
+	if limitErr := (*limit.Refusal)(nil); errors.As(cause, &limitErr) {
+		fields = append(fields, zap.String("limit", string(limitErr.Reason)))
 	}
 	if r.result == metrics.Unavailable || r.reason == audit.BackendRefused {
-		level, lines, fields = zap.WarnLevel, s.server.unavailable, append(fields, zap.Error(why))
+		level, lines, fields = zap.WarnLevel, c.server.unavailableLog, append(fields, zap.Error(cause))
 	}
-	lines.write(level, "login refused", from, r.reason, fields)
+	lines.write(level, "login refused", addr, r.reason, fields)
 }
 
 func loginResult(err error) string {
@@ -82,174 +82,176 @@ func loginResult(err error) string {
 	return metrics.Accepted
 }
 
-// goodbye ends a connection that did not log in: a BYE where there is one to
+// close ends a connection that did not log in: a BYE where there is one to
 // say, the socket, the records.
-func (s *session) goodbye(ctx context.Context, err error) {
-	e := s.endOf(ctx, err)
-	s.hangUp(e)
-	s.leaveLobby()
-	if s.visit != nil {
-		s.visit.Leave()
+func (c *connection) close(ctx context.Context, err error) {
+	e := c.closeErrorOf(ctx, err)
+	c.closeWithBye(e)
+	c.releasePreauthSlot()
+	if c.limits != nil {
+		c.limits.Close()
 	}
-	s.server.removeConnection()
-	if s.refused {
-		s.refused = false
-		<-s.server.refusals
+	c.server.removeConnection()
+	if c.overLimit {
+		c.overLimit = false
+		<-c.server.refusalSlots
 	}
-	s.recordEnd(e)
+	c.recordEnd(e)
 }
 
-// hangUp closes the connection within lastWords, whatever the client does.
-func (s *session) hangUp(e *ending) {
-	cut := time.AfterFunc(lastWords, func() { _ = s.socket.Close() }) // TLS gives its own last word five seconds
-	defer cut.Stop()
-	if e.bye != "" && (s.tls != nil || s.listener.TLS != ImplicitTLS) { // before TLS there is nobody to hear it
-		s.conn.LastWords(lastWords, "* BYE "+e.bye+"\r\n")
+// closeWithBye closes the connection within byeTimeout, whatever the client does.
+func (c *connection) closeWithBye(e *closeError) {
+	timer := time.AfterFunc(byeTimeout, func() { _ = c.socket.Close() }) // TLS gives its own last word five seconds
+	defer timer.Stop()
+	if e.bye != "" && (c.tls != nil || c.listener.TLS != ImplicitTLS) { // before TLS there is nobody to hear it
+		c.conn.WriteFinal(byeTimeout, "* BYE "+e.bye+"\r\n")
 	}
 	if e.bye != "" && e.reason != audit.TooMany && e.reason != audit.Overload || e.reason == audit.ClientLogout {
-		quiet.Linger(s.conn.NetConn())
+		parking.Linger(c.conn.NetConn())
 	}
-	_ = s.conn.Close()
+	_ = c.conn.Close()
 }
 
 // recordEnd writes the end of a connection down that did not log in.
-func (s *session) recordEnd(e *ending) {
-	took, from := time.Since(s.began), s.origin().Addr()
-	if kind := s.probe(e); kind != "" {
-		s.listener.probes[kind].Inc()
-		if trusts(s.listener.ProxyTrusted, s.origin()) || trusts(s.listener.Trusted, s.origin()) {
-			s.server.rooms.Audit.Probe(&s.who, kind, e.reason, took)
+func (c *connection) recordEnd(e *closeError) {
+	took, addr := time.Since(c.acceptedAt), c.clientAddr().Addr()
+	if probe := c.probeType(e); probe != "" {
+		c.listener.probeCounters[probe].Inc()
+		if containsPeer(c.listener.ProxyTrusted, c.clientAddr()) || containsPeer(c.listener.Trusted, c.clientAddr()) {
+			c.server.deps.Audit.ProbeEnded(&c.client, probe, e.reason, took)
 			return
 		}
 	}
 	detail := ""
 	level, fields := zap.InfoLevel, []zap.Field{
-		zap.String("session", s.who.Session), zap.String("listener", s.listener.Name), zap.Stringer("address", from),
+		zap.String("session", c.client.Session), zap.String("listener", c.listener.Name), zap.Stringer("address", addr),
 		zap.String("reason", string(e.reason)), zap.Duration("dur", took),
 	}
 	if e.err != nil {
 		detail = e.err.Error()
 		fields = append(fields, zap.Error(e.err))
 	}
-	_ = s.server.rooms.Audit.ConnectionRefused(&s.who, e.reason, detail, took) // else it counts as lost
-	if s.isTold(e) {
+	_ = c.server.deps.Audit.ConnectionRefused(&c.client, e.reason, detail, took) // else it counts as lost
+	if c.isAlreadyLogged(e) {
 		level = zap.DebugLevel
 	}
-	s.server.ended.write(level, "connection refused", from, e.reason, fields)
+	c.server.endedLog.write(level, "connection refused", addr, e.reason, fields)
 }
 
-// isTold reports whether other lines of the log say already why a connection ended
+// isAlreadyLogged reports whether other lines of the log say already why a connection ended
 // without a login: that a limit was hit, or that its logins were refused.
-func (s *session) isTold(e *ending) bool {
-	var over *limit.Refusal
+func (c *connection) isAlreadyLogged(e *closeError) bool {
+	var limitErr *limit.Refusal
 	switch e.reason {
 	case audit.ClientClosed, audit.ClientLogout, audit.LoginAttempts:
-		return s.tried > 0
+		return c.attempts > 0
 	}
-	return errors.As(e.err, &over)
+	return errors.As(e.err, &limitErr)
 }
 
-// probe is the kind of a connection that ended in good order without an attempt to log
+// probeType is the kind of a connection that ended in good order without an attempt to log
 // in, as those of a balancer's health checks; "" of every other.
-func (s *session) probe(e *ending) string {
-	unheard := errors.Is(e.err, errNoProxyHeader) || e.reason == audit.HandshakeFailed && s.served == nil
+func (c *connection) probeType(e *closeError) string {
+	sentNothing := errors.Is(e.err, errNoProxyHeader) || e.reason == audit.HandshakeFailed && c.serverCert == nil
 	switch {
-	case s.spoke || s.tried > 0 || s.bad > 0 || s.conn.Buffered() > 0:
+	case c.sentOtherCommand || c.attempts > 0 || c.badCommands > 0 || c.conn.Buffered() > 0:
 		return ""
-	case e.reason != audit.ClientClosed && e.reason != audit.ClientLogout && !(unheard && isClosed(e.err)):
+	case e.reason != audit.ClientClosed && e.reason != audit.ClientLogout && !(sentNothing && isClosed(e.err)):
 		return ""
-	case s.local:
+	case c.proxyLocal:
 		return metrics.ProbeLocal
-	case s.looked:
+	case c.sentProbeCommand:
 		return metrics.ProbeIMAP
-	case s.who.TLSVersion != 0:
+	case c.client.TLSVersion != 0:
 		return metrics.ProbeTLS
 	}
 	return metrics.ProbeConnect
 }
 
-// errorOf is the last key of a session's line, which is there without an error too.
-func errorOf(err error) zap.Field {
+// errorField is the last key of a session's line, which is there without an error too.
+func errorField(err error) zap.Field {
 	if err == nil {
 		return zap.String("err", "")
 	}
 	return zap.String("err", err.Error())
 }
 
-// tookTooLong is the BYE of a connection whose deadline before the login is over.
-const tookTooLong = "Login took too long."
+// loginTimeoutText is the BYE of a connection whose deadline before the login is over.
+const loginTimeoutText = "Login took too long."
 
-// endOf says why a connection ended.
-func (s *session) endOf(ctx context.Context, err error) *ending {
-	var e *ending
+// closeErrorOf says why a connection ended.
+func (c *connection) closeErrorOf(ctx context.Context, err error) *closeError {
+	var e *closeError
 	switch {
 	case ctx.Err() != nil:
-		return &ending{reason: audit.GatewayStopping, bye: "[UNAVAILABLE] Server is going down."}
+		return &closeError{reason: audit.GatewayStopping, bye: "[UNAVAILABLE] Server is going down."}
 	case errors.As(err, &e):
 		return e
 	case isTimeout(err):
-		return &ending{reason: audit.PreauthTimeout, bye: tookTooLong}
+		return &closeError{reason: audit.PreauthTimeout, bye: loginTimeoutText}
 	case isClosed(err):
-		return &ending{reason: audit.ClientClosed}
+		return &closeError{reason: audit.ClientClosed}
 	}
-	return &ending{reason: audit.ClientLost, err: err}
+	return &closeError{reason: audit.ClientLost, err: err}
 }
 
-// recordFault writes the login down in which we broke down.
-func (s *session) recordFault(a *attempt) {
-	if fault := recover(); fault != nil {
-		s.recordRefusal(a, unavailable(audit.InternalMistake), nil)
-		panic(fault) // for recoverFault, with the stack as it was
+// recordPanic writes the login down in which we broke down.
+func (c *connection) recordPanic(a *attempt) {
+	if value := recover(); value != nil {
+		c.recordRefusal(a, unavailableRefusal(audit.InternalMistake), nil)
+		panic(value) // for recoverPanic, with the stack as it was
 	}
 }
 
-// recoverFault ends a client in whose service we broke down, and nobody else.
+// recoverPanic ends a client in whose service we broke down, and nobody else.
 // The stack has no secret: Secrets print as nothing.
-func (s *session) recoverFault() {
-	fault := recover()
-	if fault == nil {
+func (c *connection) recoverPanic() {
+	value := recover()
+	if value == nil {
 		return
 	}
-	s.server.rooms.Log.Error("panic recovered", zap.String("session", s.who.Session), zap.String("fault", fmt.Sprintf("%T", fault)),
+	c.server.deps.Log.Error("panic recovered", zap.String("session", c.client.Session), zap.String("fault", fmt.Sprintf("%T", value)),
 		zap.ByteString("stack", debug.Stack()))
-	s.goodbye(context.Background(), &ending{reason: audit.InternalMistake})
+	c.close(context.Background(), &closeError{reason: audit.InternalMistake})
 }
 
-// loggedIn is what is kept of a client while it is relayed: what its end will
+// session is what is kept of a client while it is relayed: what its end will
 // be recorded with.
-type loggedIn struct {
-	server  *Server
-	visit   *limit.Visit
-	who     audit.Client
-	session audit.Session
-	began   time.Time
-	login   string // at the backend, by the route
+type session struct {
+	server    *Server
+	limits    *limit.Conn
+	client    audit.Client
+	record    audit.Session
+	startedAt time.Time
+	loginName string // at the backend, by the route
 }
 
-func (l *loggedIn) place() Place { return Place{l.session.Backend, l.login, l.session.Mode} }
-
-// spliced and multiplexed are ended for those who relay.
-func (l *loggedIn) spliced(r splice.Result) {
-	l.server.rooms.Sockets.RemoveBackend() // both are closed
-	l.ended(audit.Reason(r.Reason), r.Err, r.Up, r.Down)
+func (s *session) route() SessionRoute {
+	return SessionRoute{s.record.Backend, s.loginName, s.record.Mode}
 }
 
-func (l *loggedIn) multiplexed(r mux.Result) {
-	l.session.Commands = r.Commands
-	l.ended(r.Reason, r.Err, r.Up, r.Down)
+// endSpliced and multiplexed are ended for those who relay.
+func (s *session) endSpliced(r splice.Result) {
+	s.server.deps.Sockets.RemoveBackend() // both are closed
+	s.end(audit.Reason(r.Reason), r.Err, r.Up, r.Down)
 }
 
-// ended is the one end of a session, called once from wherever it is seen.
-func (l *loggedIn) ended(why audit.Reason, err error, up, down int64) {
-	srv := l.server
-	l.session.In, l.session.Out = uint64(up), uint64(down) // counts
-	l.session.Took = time.Since(l.began)
-	l.visit.Leave()
-	srv.registry.remove(l.session.User, l.place())
+func (s *session) endMux(r mux.Result) {
+	s.record.Commands = r.Commands
+	s.end(r.Reason, r.Err, r.BytesIn, r.BytesOut)
+}
+
+// end is the one end of a session, called once from wherever it is seen.
+func (s *session) end(reason audit.Reason, err error, up, down int64) {
+	srv := s.server
+	s.record.BytesIn, s.record.BytesOut = uint64(up), uint64(down) // counts
+	s.record.Duration = time.Since(s.startedAt)
+	s.limits.Close()
+	srv.sessions.remove(s.record.User, s.route())
 	srv.removeConnection()
-	_ = srv.rooms.Audit.SessionEnded(&l.who, &l.session, why)
-	srv.rooms.Metrics.SessionEnded(l.session.Mode, string(why))
-	srv.rooms.Log.Info("session", zap.String("session", l.who.Session), zap.Stringer("user", l.session.User),
-		zap.String("backend", l.session.Backend), zap.String("mode", l.session.Mode), zap.String("stage", string(why)),
-		zap.Int64("bytes", up+down), zap.Duration("dur", l.session.Took), errorOf(err))
+	_ = srv.deps.Audit.SessionEnded(&s.client, &s.record, reason)
+	srv.deps.Metrics.EndSession(s.record.Mode, string(reason))
+	srv.deps.Log.Info("session", zap.String("session", s.client.Session), zap.Stringer("user", s.record.User),
+		zap.String("backend", s.record.Backend), zap.String("mode", s.record.Mode), zap.String("stage", string(reason)),
+		zap.Int64("bytes", up+down), zap.Duration("dur", s.record.Duration), errorField(err))
 }

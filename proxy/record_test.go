@@ -6,14 +6,14 @@ import (
 	"imapgate/internal/audit"
 )
 
-func TestRecordOfALoginSaysHowTheBackendAnsweredAndWhichAttemptItWas(t *testing.T) {
-	m := openMailbox(t)
-	b := newBed(t, m.addr())
-	c := b.greeted("none")
-	c.say("a LOGIN alice wrong\r\n")
-	c.hear("a " + deniedReply)
-	c.say("b LOGIN alice right\r\n")
-	c.hear("b OK …")
+func TestLoginRecordHasUpstreamResultAndAttempt(t *testing.T) {
+	m := openTestBackend(t)
+	b := newHarness(t, m.addr())
+	c := b.dialGreeted("none")
+	c.write("a LOGIN alice wrong\r\n")
+	c.expectLine("a " + authFailedReply)
+	c.write("b LOGIN alice right\r\n")
+	c.expectLine("b OK …")
 	for event, want := range map[string]map[string]string{
 		"login_refused":  {"attempt": "1", "upstream": "denied", "result": "refused", "reason": string(audit.BadCredentials)},
 		"login_accepted": {"attempt": "2", "upstream": "ok", "result": "accepted", "backend": "east", "method": "passthrough"},
@@ -29,9 +29,9 @@ func TestRecordOfALoginSaysHowTheBackendAnsweredAndWhichAttemptItWas(t *testing.
 		}
 	}
 	m.close()
-	d := b.greeted("none")
-	d.say("a LOGIN alice right\r\n")
-	d.hear("a " + unavailableReply)
+	d := b.dialGreeted("none")
+	d.write("a LOGIN alice right\r\n")
+	d.expectLine("a " + unavailableReply)
 	if r := b.lastRecord("login_refused", d); r.field("upstream") != "unreachable" || r.field("result") != "unavailable" {
 		t.Error(r)
 	}

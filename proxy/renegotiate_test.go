@@ -15,13 +15,13 @@ import (
 
 // openssl talks TLS to a listener by a program that can do what Go's client
 // cannot: a line "K" updates its keys, a line "R" renegotiates.
-func (b *bed) openssl(input string, args ...string) string {
+func (b *harness) openssl(input string, args ...string) string {
 	b.t.Helper()
 	args = append([]string{"s_client", "-connect", b.addr("implicit"), "-servername", "localhost", "-crlf"}, args...)
 	cmd := exec.Command("openssl", args...)
 	in, err := cmd.StdinPipe()
 	must(b.t, err)
-	out := &transcript{answered: make(chan struct{})}
+	out := &opensslOutput{done: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = out, out
 	must(b.t, cmd.Start())
 	written, ended := make(chan struct{}), make(chan struct{})
@@ -38,9 +38,9 @@ func (b *bed) openssl(input string, args ...string) string {
 	}()
 	<-written
 	select { // s_client ends with its input
-	case <-out.answered:
+	case <-out.done:
 	case <-ended:
-	case <-time.After(testbed.Patience):
+	case <-time.After(testbed.Timeout):
 		b.t.Error("openssl neither shows an answer nor ends")
 	}
 	_ = in.Close()
@@ -48,54 +48,54 @@ func (b *bed) openssl(input string, args ...string) string {
 	return string(out.text)
 }
 
-// transcript is what openssl shows. It is read when openssl has ended.
-type transcript struct {
-	answered chan struct{} // closed when the last command is answered
-	text     []byte
+// opensslOutput is what openssl shows. It is read when openssl has ended.
+type opensslOutput struct {
+	done chan struct{} // closed when the last command is answered
+	text []byte
 }
 
-var commandAnswered = regexp.MustCompile(`(?m)^[ab] (OK|NO|BAD) |^\* BYE `)
+var answerPattern = regexp.MustCompile(`(?m)^[ab] (OK|NO|BAD) |^\* BYE `)
 
-func (o *transcript) Write(p []byte) (int, error) {
-	before := commandAnswered.Match(o.text)
+func (o *opensslOutput) Write(p []byte) (int, error) {
+	before := answerPattern.Match(o.text)
 	o.text = append(o.text, p...)
-	if !before && commandAnswered.Match(o.text) {
-		close(o.answered)
+	if !before && answerPattern.Match(o.text) {
+		close(o.done)
 	}
 	return len(p), nil
 }
 
-func TestA7KeyUpdatesChangeNothingForOthers(t *testing.T) {
-	b := newBed(t, openMailbox(t).addr())
+func TestKeyUpdatesDoNotAffectOtherClients(t *testing.T) {
+	b := newHarness(t, openTestBackend(t).addr())
 	out := b.openssl(strings.Repeat("K\n", 300)+"a LOGIN alice right\n", "-tls1_3")
 	if !strings.Contains(out, "KEYUPDATE") || !strings.Contains(out, "a OK ") && !strings.Contains(out, "closed") && !strings.Contains(out, "alert") {
 		t.Errorf("%.2000s", out)
 	}
-	c := b.greeted("implicit")
-	c.say("a LOGIN alice right\r\n")
-	c.hear("a OK …")
+	c := b.dialGreeted("implicit")
+	c.write("a LOGIN alice right\r\n")
+	c.expectLine("a OK …")
 }
 
-func TestA7RenegotiationIsRefused(t *testing.T) {
-	b := newBed(t, openMailbox(t).addr())
+func TestRenegotiationIsRefused(t *testing.T) {
+	b := newHarness(t, openTestBackend(t).addr())
 	out := b.openssl("R\nb NOOP\n", "-tls1_2")
 	if !strings.Contains(out, "RENEGOTIATING") || strings.Contains(out, "b OK") && !strings.Contains(out, "no renegotiation") {
 		t.Errorf("%.2000s", out)
 	}
-	c := b.greeted("implicit")
-	c.say("a LOGIN alice right\r\n")
-	c.hear("a OK …")
+	c := b.dialGreeted("implicit")
+	c.write("a LOGIN alice right\r\n")
+	c.expectLine("a OK …")
 }
 
 // A ClientHello as long as a handshake message can say, and thousands of names,
 // leave nothing behind.
-func TestA7HellosOfEverySizeAndNameLeaveNoMemory(t *testing.T) {
-	b := newBed(t, openMailbox(t).addr())
+func TestClientHellosLeakNoMemory(t *testing.T) {
+	b := newHarness(t, openTestBackend(t).addr())
 	hello := func(i int) {
 		nc, err := net.Dial("tcp", b.addr("implicit"))
 		must(t, err)
 		defer nc.Close()
-		must(t, nc.SetDeadline(time.Now().Add(testbed.Patience)))
+		must(t, nc.SetDeadline(time.Now().Add(testbed.Timeout)))
 		size := 0xff00
 		message := append([]byte{1, 0, byte(size >> 8), byte(size)}, strings.Repeat(fmt.Sprintf("name%d.example", i), size/8)[:size]...)
 		for len(message) > 0 {
@@ -109,9 +109,9 @@ func TestA7HellosOfEverySizeAndNameLeaveNoMemory(t *testing.T) {
 		_, _ = io.Copy(io.Discard, nc)
 	}
 	hello(0)
-	before := heap()
+	before := heapSize()
 	for i := range 300 { // 20 MB of hellos
 		hello(i)
 	}
-	within(t, "the memory to come back", func() bool { return heap() < before+4<<20 })
+	eventually(t, "the memory to come back", func() bool { return heapSize() < before+4<<20 })
 }

@@ -19,109 +19,109 @@ import (
 
 // What a client is told. Constant: nothing that failed inside shows.
 const (
-	deniedReply      = "NO [AUTHENTICATIONFAILED] Authentication failed."
-	unavailableReply = "NO [UNAVAILABLE] Account is temporarily unavailable."
-	fullReply        = "NO [LIMIT] Too many connections." // behind a right login only
-	tooLongReply     = "NO [LIMIT] Credentials are longer than the server takes."
+	authFailedReply      = "NO [AUTHENTICATIONFAILED] Authentication failed."
+	unavailableReply     = "NO [UNAVAILABLE] Account is temporarily unavailable."
+	tooManySessionsReply = "NO [LIMIT] Too many connections." // behind a right login only
+	tooLongReply         = "NO [LIMIT] Credentials are longer than the server takes."
 )
 
-const refused = metrics.Refused
+const resultRefused = metrics.Refused
 
 // Our own reasons to refuse a login.
 var (
 	// A backend with a master login lets everybody in whom we name, so somebody
 	// else must have checked the password.
-	errNobodyDecides    = errors.New("nobody checked the password of a user whose backend takes the gateway's word")
+	errUnverified       = errors.New("nobody checked the password of a user whose backend takes the gateway's word")
 	errBackendDisagrees = errors.New("backend denied a user whose password was right here")
-	errUnchecked        = errors.New("backend could not check the credentials")
-	errForeign          = errors.New("upstream belongs to another user")
+	errNoVerdict        = errors.New("backend could not check the credentials")
+	errWrongUser        = errors.New("upstream belongs to another user")
 	// A login that was not tried, because too many have failed.
-	errTooOften = errors.New("too many failed logins")
+	errTooManyFailures = errors.New("too many failed logins")
 	// A login that was right, of somebody who has too many sessions.
-	errFull = errors.New("too many sessions")
+	errTooManySessions = errors.New("too many sessions")
 	// A login that had its place when the audit log did not take it.
-	errTurnedBack = errors.New("turned back at the door")
+	errNotRecorded = errors.New("turned back at the door")
 )
 
-// ending ends a connection before its login: why, and the words of the BYE, ""
+// closeError ends a connection before its login: why, and the words of the BYE, ""
 // for none.
-type ending struct {
+type closeError struct {
 	reason audit.Reason
 	bye    string
 	err    error
 }
 
-func (e *ending) Error() string {
+func (e *closeError) Error() string {
 	if e.err != nil {
 		return string(e.reason) + ": " + e.err.Error()
 	}
 	return string(e.reason)
 }
 
-func (e *ending) Unwrap() error { return e.err }
+func (e *closeError) Unwrap() error { return e.err }
 
 // refusal is the answer to a failed login.
 type refusal struct {
-	before string // untagged responses with their CRLF, "" for none
-	reply  string // behind the tag
-	result string // for the metrics
-	reason audit.Reason
-	denied bool // the client's fault
+	untagged string // untagged responses with their CRLF, "" for none
+	reply    string // behind the tag
+	result   string // for the metrics
+	reason   audit.Reason
+	isDenial bool // the client's fault
 }
 
 // refusalOf is the one place where an error becomes an answer. Whatever is not
 // plainly the client's fault is UNAVAILABLE, because clients throw a password
 // away that is called wrong.
 func refusalOf(err error) refusal {
-	var own *upstream.Refused
-	denied := refusal{reply: deniedReply, result: refused, denied: true}
+	var backendRefusal *upstream.RefusedError
+	denial := refusal{reply: authFailedReply, result: resultRefused, isDenial: true}
 	switch {
-	case errors.Is(err, errSilent):
+	case errors.Is(err, errProofUnanswered):
 		return refusal{result: metrics.Abandoned, reason: audit.ProvedAndLeft}
-	case errors.Is(err, errCancelled):
-		return refusal{reply: "BAD Cancelled.", result: refused, reason: audit.ProvedAndLeft}
-	case errors.Is(err, errAsOthers):
-		return refusal{reply: unavailableReply, result: refused, reason: asOthersReason(err)}
-	case errors.Is(err, errBackendDisagrees), errors.Is(err, errUnchecked):
-		return unavailable(audit.BackendRefused)
+	case errors.Is(err, errProofCancelled):
+		return refusal{reply: "BAD Cancelled.", result: resultRefused, reason: audit.ProvedAndLeft}
+	case errors.Is(err, errMasked):
+		return refusal{reply: unavailableReply, result: resultRefused, reason: maskedReason(err)}
+	case errors.Is(err, errBackendDisagrees), errors.Is(err, errNoVerdict):
+		return unavailableRefusal(audit.BackendRefused)
 	case errors.Is(err, auth.ErrTooLong):
-		return refusal{reply: tooLongReply, result: refused, reason: audit.BadExchange}
-	case errors.Is(err, errFull):
-		return refusal{reply: fullReply, result: metrics.Limited, reason: audit.LimitReached}
-	case errors.Is(err, errTooOften):
+		return refusal{reply: tooLongReply, result: resultRefused, reason: audit.BadExchange}
+	case errors.Is(err, errTooManySessions):
+		return refusal{reply: tooManySessionsReply, result: metrics.Limited, reason: audit.LimitReached}
+	case errors.Is(err, errTooManyFailures):
 		return refusal{reply: unavailableReply, result: metrics.Limited, reason: audit.LimitReached}
 	case errors.Is(err, identity.ErrName):
-		denied.reason = audit.BadName
-		return denied
+		denial.reason = audit.BadName
+		return denial
 	case errors.Is(err, routing.ErrBlocked): // also where auth denies for that reason
-		denied.reason = audit.UserBlocked
-		return denied
+		denial.reason = audit.UserBlocked
+		return denial
 	case errors.Is(err, auth.ErrDenied), errors.Is(err, upstream.ErrDenied):
-		denied.reason = audit.BadCredentials
-		return denied
+		denial.reason = audit.BadCredentials
+		return denial
 	case errors.Is(err, routing.ErrNoUser):
-		denied.reason = audit.NoRoute
-		return denied
-	case errors.As(err, &own):
+		denial.reason = audit.NoRoute
+		return denial
+	case errors.As(err, &backendRefusal):
 		return refusal{
-			before: string(upstream.AppendAlerts(nil, own.Alerts)), reply: "NO [" + own.Code + "] " + own.Text,
-			result: refused, reason: audit.BackendRefused,
+			untagged: string(upstream.AppendAlerts(nil, backendRefusal.Alerts)), reply: "NO [" + backendRefusal.Code + "] " + backendRefusal.Text,
+			result: resultRefused, reason: audit.BackendRefused,
 		}
 	}
-	return unavailable(unavailableReason(err))
+	return unavailableRefusal(unavailableReason(err))
 }
 
-// asOthersReason is what the operator is told of a user whom the client cannot tell
+// maskedReason is what the operator is told of a user whom the client cannot tell
 // from one with an unavailable account.
-func asOthersReason(err error) audit.Reason {
+func maskedReason(err error) audit.Reason {
 	if errors.Is(err, routing.ErrBlocked) {
 		return audit.UserBlocked
 	}
 	return audit.NoRoute
 }
 
-func unavailable(why audit.Reason) refusal {
-	return refusal{reply: unavailableReply, result: metrics.Unavailable, reason: why}
+func unavailableRefusal(reason audit.Reason) refusal {
+	return refusal{reply: unavailableReply, result: metrics.Unavailable, reason: reason}
 }
 
 func unavailableReason(err error) audit.Reason {
@@ -140,11 +140,11 @@ func unavailableReason(err error) audit.Reason {
 		return audit.Moved
 	case errors.Is(err, routing.ErrUnavailable):
 		return audit.RoutesAway
-	case errors.Is(err, errForeign):
+	case errors.Is(err, errWrongUser):
 		return audit.IdentityMismatch
-	case errors.Is(err, errNobodyDecides):
+	case errors.Is(err, errUnverified):
 		return audit.NotAuthorized
-	case errors.Is(err, errNothingToShow):
+	case errors.Is(err, errNoCredential):
 		return audit.NothingToShow
 	}
 	switch upstream.ResultOf(err) {
@@ -158,7 +158,7 @@ func unavailableReason(err error) audit.Reason {
 		return audit.BackendProtocol
 	case upstream.ResultBusy:
 		return audit.Overload
-	case upstream.ResultDenied, upstream.ResultRefused, upstream.ResultNotTaken:
+	case upstream.ResultDenied, upstream.ResultRefused, upstream.ResultNotAccepted:
 		return audit.BackendRefused
 	}
 	return audit.BackendDown
@@ -167,26 +167,26 @@ func unavailableReason(err error) audit.Reason {
 // welcome is the tagged OK of the login, which goes out last: with what the
 // backend can do in the session's mode, as a code, and untagged too for a client that has asked
 // before and may not look at codes.
-func (s *session) welcome(a *attempt, up admitted, offered imap.Caps) error {
+func (c *connection) welcome(a *attempt, up backendLogin, offered imap.Caps) error {
 	caps := offered.String()
-	s.out = s.out[:0]
-	if s.said.askedCaps && caps != "" {
-		s.out = append(append(append(s.out, "* CAPABILITY "...), caps...), "\r\n"...)
+	c.outBuf = c.outBuf[:0]
+	if c.preauth.repeatCaps && caps != "" {
+		c.outBuf = append(append(append(c.outBuf, "* CAPABILITY "...), caps...), "\r\n"...)
 	}
-	s.out = up.OK().AppendUntagged(s.out)
-	s.out = append(append(s.out, a.tag...), " OK "...)
+	c.outBuf = up.OK().AppendUntagged(c.outBuf)
+	c.outBuf = append(append(c.outBuf, a.tag...), " OK "...)
 	if caps != "" {
-		s.out = append(append(append(s.out, "[CAPABILITY "...), caps...), "] "...)
+		c.outBuf = append(append(append(c.outBuf, "[CAPABILITY "...), caps...), "] "...)
 	}
-	s.out = append(s.out, "Logged in.\r\n"...)
-	_, err := s.conn.Write(s.out)
+	c.outBuf = append(c.outBuf, "Logged in.\r\n"...)
+	_, err := c.conn.Write(c.outBuf)
 	return err
 }
 
-// notOffered names what a backend may list and a client behind a gateway must
+// isGatewayCapability names what a backend may list and a client behind a gateway must
 // not use: TLS and logins are the gateway's, and UNAUTHENTICATE (RFC 8437)
 // would let a client log in again past it.
-func notOffered(capability string) bool {
+func isGatewayCapability(capability string) bool {
 	return capability == "STARTTLS" || capability == "LOGINDISABLED" || capability == "UNAUTHENTICATE" ||
 		strings.HasPrefix(capability, "AUTH=")
 }

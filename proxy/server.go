@@ -62,23 +62,23 @@ type Listener struct {
 
 // Config is what an operator decides about the front door.
 type Config struct {
-	Listeners      []Listener
-	MaxConnections int             // at a time, as far as descriptors allow; 0: as many as they do
-	Preauth        time.Duration   // from accept to the login, all together
-	Handshake      time.Duration   // of TLS
-	Handshakes     int             // of TLS that compute at a time; 0: by the number of cores
-	Idle           time.Duration   // of a session
-	Write          time.Duration   // of one write in a session
-	Drain          time.Duration   // what sessions get when the gateway stops
-	AuthAttempts   int             // failed logins on a connection
-	BadCommands    int             // before the login, on a connection
-	MaxLine        int             // bytes of a client's line after the login, where lines are read; at least 64 KB
-	Instance       string          // begins every session id; NewInstance
-	Secret         identity.Secret // shared by all gateways, so that they answer alike about unknown users; zero: a random one
-	TokenRefusal   auth.TokenRefusal
-	TokenGrace     time.Duration // how long a session outlives the token that opened it; 0: as long as it likes
-	Placed         bool          // mailboxes live where auth's method http says, not where routing does
-	PlaceTTL       time.Duration // with Placed: how long the addresses of backends' names are used
+	Listeners        []Listener
+	MaxConnections   int             // at a time, as far as descriptors allow; 0: as many as they do
+	PreauthTimeout   time.Duration   // from accept to the login, all together
+	HandshakeTimeout time.Duration   // of TLS
+	MaxHandshakes    int             // of TLS that compute at a time; 0: by the number of cores
+	IdleTimeout      time.Duration   // of a session
+	WriteTimeout     time.Duration   // of one write in a session
+	DrainTimeout     time.Duration   // what sessions get when the gateway stops
+	MaxAuthAttempts  int             // failed logins on a connection
+	MaxBadCommands   int             // before the login, on a connection
+	MaxLine          int             // bytes of a client's line after the login, where lines are read; at least 64 KB
+	Instance         string          // begins every session id; NewInstance
+	FleetSecret      identity.Secret // shared by all gateways, so that they answer alike about unknown users; zero: a random one
+	TokenRefusal     auth.TokenRefusal
+	TokenGrace       time.Duration // how long a session outlives the token that opened it; 0: as long as it likes
+	RouteByAuth      bool          // mailboxes live where auth's method http says, not where routing does
+	ResolveTTL       time.Duration // with Placed: how long the addresses of backends' names are used
 	// Modes are the backends' own; one that is not there is spliced.
 	Modes map[string]Mode
 }
@@ -90,27 +90,27 @@ type Mode struct {
 	Mux  mux.Settings
 }
 
-// halfClosed is how long a session may be silent when one side has hung up.
-const halfClosed = time.Minute
+// halfClosedTimeout is how long a session may be silent when one side has hung up.
+const halfClosedTimeout = time.Minute
 
-// silent is how long a session must say nothing to give up its goroutines.
-const silent = 200 * time.Millisecond
+// parkAfter is how long a session must say nothing to give up its goroutines.
+const parkAfter = 200 * time.Millisecond
 
-// Rooms are the other rooms, as the front door asks them.
-type Rooms struct {
+// Deps are the other rooms, as the front door asks them.
+type Deps struct {
 	TLS      *tlsconf.Server // nil when no listener has TLS
 	Auth     *auth.Authenticator
 	Routes   *routing.Router
 	Backends map[string]*upstream.Backend
-	Limits   *limit.Gate
+	Limits   *limit.Limiter
 	Sockets  *descriptors.Counter // also of Backends; nil: nobody counts
 	Audit    *audit.Log
 	Metrics  *metrics.Metrics
 	Log      *zap.Logger
 }
 
-// relayed counts bytes.
-func (r *Rooms) relayed(up, down int64) {
+// countBytes counts bytes.
+func (r *Deps) countBytes(up, down int64) {
 	r.Metrics.BytesToBackend.Add(float64(up))
 	r.Metrics.BytesToClient.Add(float64(down))
 }
@@ -118,66 +118,66 @@ func (r *Rooms) relayed(up, down int64) {
 // Server is the front door.
 type Server struct {
 	// Set once.
-	cfg       Config
-	rooms     Rooms
-	listeners []*listener
-	spliced   *splice.Set
-	mux       *mux.Hub
-	registry  *registry
-	slots     int64  // connections at a time
-	turns     *turns // of TLS handshakes
-	places    *places
-	denials   denials
+	cfg         Config
+	deps        Deps
+	listeners   []*listener
+	spliceSet   *splice.Set
+	hub         *mux.Hub
+	sessions    *sessionTable
+	maxConns    int64             // connections at a time
+	handshakes  *handshakeLimiter // of TLS handshakes
+	backends    *backendIndex
+	denialTimes denialTimes
 	// Each has lines of its own: wrong passwords must not hide what is wrong with a backend.
-	refused     *floodLines // logins
-	unavailable *floodLines // logins, by the gateway's or a backend's trouble
-	ended       *floodLines // connections, without a login
-	sample      *sample
-	floor       time.Duration  // denialFloor
-	jitter      time.Duration  // denialJitter
-	judging     func(*session) // called when a login is judged next; nil outside tests
+	refusedLog     *logAggregator // logins
+	unavailableLog *logAggregator // logins, by the gateway's or a backend's trouble
+	endedLog       *logAggregator // connections, without a login
+	outages        *outageSample
+	minDenialTime  time.Duration     // minDenialTime
+	denialJitter   time.Duration     // denialJitter
+	beforeVerify   func(*connection) // called when a login is judged next; nil outside tests
 
-	wg       sync.WaitGroup // accept loops and sessions before their relay
-	open     atomic.Int64   // connections, relayed ones included
-	waiting  atomic.Int64   // those of them that have not logged in
-	refusals chan struct{}  // a token for each that is being refused; maxRefusals of them
-	serial   atomic.Uint64  // of session ids
-	draining atomic.Bool
+	wg            sync.WaitGroup // accept loops and sessions before their relay
+	openConns     atomic.Int64   // connections, relayed ones included
+	preauthConns  atomic.Int64   // those of them that have not logged in
+	refusalSlots  chan struct{}  // a token for each that is being refused; maxRefusals of them
+	lastSessionID atomic.Uint64  // of session ids
+	draining      atomic.Bool
 }
 
 // NewInstance is a random prefix for the session ids of one gateway process.
 func NewInstance() string { return rand.Text()[:8] }
 
 // New makes a Server that does not listen yet.
-func New(cfg Config, rooms Rooms) (*Server, error) {
+func New(cfg Config, deps Deps) (*Server, error) {
 	s := &Server{
-		cfg: cfg, rooms: rooms, registry: newRegistry(), slots: slots(cfg.MaxConnections), turns: newTurns(cfg.Handshakes),
-		places: newPlaces(rooms.Backends, cfg.PlaceTTL), floor: denialFloor, jitter: denialJitter,
-		sample: newSample(cfg.Secret), refusals: make(chan struct{}, maxRefusals),
-		refused: newFloodLines(rooms.Log, "logins refused"), unavailable: newFloodLines(rooms.Log, "logins unavailable"), ended: newFloodLines(rooms.Log, "connections refused"),
+		cfg: cfg, deps: deps, sessions: newSessionTable(), maxConns: connectionLimit(cfg.MaxConnections), handshakes: newHandshakeLimiter(cfg.MaxHandshakes),
+		backends: newBackendIndex(deps.Backends, cfg.ResolveTTL), minDenialTime: minDenialTime, denialJitter: denialJitter,
+		outages: newOutageSample(cfg.FleetSecret), refusalSlots: make(chan struct{}, maxRefusals),
+		refusedLog: newLogAggregator(deps.Log, "logins refused"), unavailableLog: newLogAggregator(deps.Log, "logins unavailable"), endedLog: newLogAggregator(deps.Log, "connections refused"),
 	}
 	for _, l := range cfg.Listeners {
-		if l.TLS != NoTLS && rooms.TLS == nil {
+		if l.TLS != NoTLS && deps.TLS == nil {
 			return nil, fmt.Errorf("listener %s: TLS needs a certificate", l.Name)
 		}
 		s.listeners = append(s.listeners, &listener{
-			Listener: l, server: s, accepted: rooms.Metrics.Connections(l.Name), probes: rooms.Metrics.Probes(l.Name),
+			Listener: l, server: s, acceptCounter: deps.Metrics.Connections(l.Name), probeCounters: deps.Metrics.Probes(l.Name),
 		})
 	}
-	spliced, err := splice.NewSet(splice.Config{
-		Quiet: silent, Idle: cfg.Idle, HalfClosed: halfClosed, Write: cfg.Write,
-		Bytes:  rooms.relayed,
-		Parked: func(n int) { rooms.Metrics.Parked.Set(float64(n) / 2) },
+	set, err := splice.NewSet(splice.Config{
+		ParkAfter: parkAfter, IdleTimeout: cfg.IdleTimeout, HalfClosedTimeout: halfClosedTimeout, WriteTimeout: cfg.WriteTimeout,
+		OnBytes:  deps.countBytes,
+		OnParked: func(n int) { deps.Metrics.ParkedSessions.Set(float64(n) / 2) },
 	})
 	if err != nil {
 		return nil, err
 	}
-	s.spliced = spliced
-	if s.mux, err = s.newHub(); err != nil {
-		spliced.Close()
+	s.spliceSet = set
+	if s.hub, err = s.newHub(); err != nil {
+		set.Close()
 		return nil, err
 	}
-	rooms.Sockets.Spare(s.mux.Spare)
+	deps.Sockets.SetEvict(s.hub.CloseIdleConn)
 	return s, nil
 }
 
@@ -213,13 +213,13 @@ func (s *Server) Addrs() map[string]net.Addr {
 }
 
 // Sessions is the number of logged-in sessions.
-func (s *Server) Sessions() int { return s.spliced.Len() + s.mux.Len() }
+func (s *Server) Sessions() int { return s.spliceSet.Len() + s.hub.Len() }
 
-// Draining says whether the Server has stopped taking clients.
-func (s *Server) Draining() bool { return s.draining.Load() }
+// IsDraining says whether the Server has stopped taking clients.
+func (s *Server) IsDraining() bool { return s.draining.Load() }
 
 // Serve takes clients until ctx is done. Then those before the login get a BYE,
-// sessions go on for at most Config.Drain, and it returns when all are gone.
+// sessions go on for at most Config.DrainTimeout, and it returns when all are gone.
 func (s *Server) Serve(ctx context.Context) error {
 	for _, l := range s.listeners {
 		s.wg.Add(1)
@@ -229,59 +229,59 @@ func (s *Server) Serve(ctx context.Context) error {
 	s.draining.Store(true)
 	s.closeListeners()
 	s.wg.Wait() // the accept loops, and every login that was under way
-	s.refused.endMinute()
-	s.unavailable.endMinute()
-	s.ended.endMinute()
+	s.refusedLog.flush()
+	s.unavailableLog.flush()
+	s.endedLog.flush()
 	s.drain()
-	s.mux.Close() // what it has handed over ends with the rest
-	s.spliced.Close()
+	s.hub.Close() // what it has handed over ends with the rest
+	s.spliceSet.Close()
 	return nil
 }
 
-// drain waits for the sessions to end, and ends them over Config.Drain, so that
+// drain waits for the sessions to end, and ends them over Config.DrainTimeout, so that
 // their clients come to the next gateway one after the other. Those in which commands are
 // followed can be ended between two, and wait for nothing but their turn; a
 // spliced one that is not quiet has all of the time.
 func (s *Server) drain() {
-	began := time.Now()
-	spliced, followed := s.spliced.Len(), s.mux.Len()
-	look := time.NewTicker(drainTick)
-	defer look.Stop()
+	start := time.Now()
+	spliced, muxed := s.spliceSet.Len(), s.hub.Len()
+	ticker := time.NewTicker(drainInterval)
+	defer ticker.Stop()
 	for {
-		past := time.Since(began)
-		s.mux.Drain(keepFollowed(followed, past, s.cfg.Drain), audit.GatewayStopping)
-		if s.Sessions() == 0 || past >= s.cfg.Drain {
+		elapsed := time.Since(start)
+		s.hub.Drain(muxedToKeep(muxed, elapsed, s.cfg.DrainTimeout), audit.GatewayStopping)
+		if s.Sessions() == 0 || elapsed >= s.cfg.DrainTimeout {
 			return
 		}
-		s.spliced.EndQuiet(keepSpliced(spliced, past, s.cfg.Drain), splice.Drained)
-		<-look.C
+		s.spliceSet.EndIdle(splicedToKeep(spliced, elapsed, s.cfg.DrainTimeout), splice.Drained)
+		<-ticker.C
 	}
 }
 
-// keepSpliced is how many of n spliced sessions go on when some of the drain is past.
-func keepSpliced(n int, past, drain time.Duration) int {
-	if past >= drain {
+// splicedToKeep is how many of n spliced sessions go on when some of the drain is past.
+func splicedToKeep(n int, elapsed, drain time.Duration) int {
+	if elapsed >= drain {
 		return 0
 	}
-	return int(math.Ceil(float64(n) * float64(drain-past) / float64(drain)))
+	return int(math.Ceil(float64(n) * float64(drain-elapsed) / float64(drain)))
 }
 
-// keepFollowed is keepSpliced for those that have no reason to wait but the others; the
+// muxedToKeep is splicedToKeep for those that have no reason to wait but the others; the
 // last have time for a BYE.
-func keepFollowed(n int, past, drain time.Duration) int {
-	evenly := keepSpliced(n, past, drain*9/10)
-	return max(0, min(evenly, n-noHerd-int(noHerd*past.Seconds())))
+func muxedToKeep(n int, elapsed, drain time.Duration) int {
+	linear := splicedToKeep(n, elapsed, drain*9/10)
+	return max(0, min(linear, n-drainRate-int(drainRate*elapsed.Seconds())))
 }
 
 const (
-	drainTick = 100 * time.Millisecond
-	noHerd    = 100 // sessions a second whose clients come to the next gateway and are no burden to it
+	drainInterval = 100 * time.Millisecond
+	drainRate     = 100 // sessions a second whose clients come to the next gateway and are no burden to it
 )
 
 // Close ends every session now; Serve then returns without waiting for them.
 func (s *Server) Close() {
-	s.mux.EndAll(audit.Drained)
-	s.spliced.EndAll(splice.Drained)
+	s.hub.AbortAll(audit.Drained)
+	s.spliceSet.EndAll(splice.Drained)
 }
 
 func (s *Server) closeListeners() {
@@ -292,57 +292,57 @@ func (s *Server) closeListeners() {
 	}
 }
 
-// fewSlots are not worth dividing.
-const fewSlots = 16
+// minSharedSlots are not worth dividing.
+const minSharedSlots = 16
 
-// full says whether there is no place for one more connection, which has been
+// isFull says whether there is no place for one more connection, which has been
 // counted. Those before the login have half of the places, so that strangers who
 // never log in leave room for the sessions of those who do.
-func (s *Server) full() bool {
-	return s.open.Load() > s.slots || s.waiting.Load() > preauthRoom(s.slots) || s.rooms.Sockets.Full()
+func (s *Server) isFull() bool {
+	return s.openConns.Load() > s.maxConns || s.preauthConns.Load() > preauthLimit(s.maxConns) || s.deps.Sockets.IsFull()
 }
 
 // addConnection counts a connection, and decides whether it is to be refused. One that is needs a
 // descriptor until it is closed, to which it has no claim. So maxRefusals are open at a
 // time: accept waits for the others.
-func (s *Server) addConnection(c *session) {
-	s.open.Add(1)
-	s.waiting.Add(1)
-	s.rooms.Sockets.AddClient()
-	if c.refused = s.full(); c.refused {
-		s.refusals <- struct{}{}
+func (s *Server) addConnection(c *connection) {
+	s.openConns.Add(1)
+	s.preauthConns.Add(1)
+	s.deps.Sockets.AddClient()
+	if c.overLimit = s.isFull(); c.overLimit {
+		s.refusalSlots <- struct{}{}
 		return
 	}
-	s.rooms.Sockets.MakeRoom()
+	s.deps.Sockets.EvictIdle()
 }
 
 // removeConnection is for one that is closed.
 func (s *Server) removeConnection() {
-	s.open.Add(-1)
-	s.rooms.Sockets.RemoveClient()
+	s.openConns.Add(-1)
+	s.deps.Sockets.RemoveClient()
 }
 
 // maxRefusals bounds the connections that are open only to be refused. Descriptors for
 // them are among those reserved.
 const maxRefusals = 8
 
-// slots is how many connections there may be at a time; maxConnections is as in Config.
-func slots(maxConnections int) int64 {
-	most := descriptors.Slots(descriptors.Limit())
+// connectionLimit is how many connections there may be at a time; maxConnections is as in Config.
+func connectionLimit(maxConnections int) int64 {
+	available := descriptors.MaxClients(descriptors.Limit())
 	if maxConnections == 0 {
-		return most
+		return available
 	}
-	return min(most, int64(maxConnections))
+	return min(available, int64(maxConnections))
 }
 
-func preauthRoom(slots int64) int64 { return max(slots/2, min(slots, fewSlots)) }
+func preauthLimit(total int64) int64 { return max(total/2, min(total, minSharedSlots)) }
 
-// PreauthRoom is how many connections a Server has room for that have not logged in,
+// PreauthLimit is how many connections a Server has room for that have not logged in,
 // with that Config.MaxConnections.
-func PreauthRoom(maxConnections int) int { return int(preauthRoom(slots(maxConnections))) }
+func PreauthLimit(maxConnections int) int { return int(preauthLimit(connectionLimit(maxConnections))) }
 
-func (s *Server) sessionID() string {
-	return s.cfg.Instance + "-" + strconv.FormatUint(s.serial.Add(1), 36)
+func (s *Server) newSessionID() string {
+	return s.cfg.Instance + "-" + strconv.FormatUint(s.lastSessionID.Add(1), 36)
 }
 
 // listener accepts on one address.
@@ -350,10 +350,10 @@ type listener struct {
 	Listener
 
 	// Set once.
-	server   *Server
-	tcp      *net.TCPListener // by listen
-	accepted prometheus.Counter
-	probes   map[string]prometheus.Counter // by kind
+	server        *Server
+	tcp           *net.TCPListener // by listen
+	acceptCounter prometheus.Counter
+	probeCounters map[string]prometheus.Counter // by kind
 }
 
 func (l *listener) listen() error {
@@ -367,19 +367,19 @@ func (l *listener) listen() error {
 func (l *listener) accept(ctx context.Context) {
 	s := l.server
 	defer s.wg.Done()
-	var trouble backoff
+	var retry backoff
 	for {
 		tcp, err := l.tcp.AcceptTCP()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
 		if err != nil {
-			trouble.wait(ctx, func() { s.rooms.Log.Error("accept", zap.String("listener", l.Name), zap.Error(err)) })
+			retry.wait(ctx, func() { s.deps.Log.Error("accept", zap.String("listener", l.Name), zap.Error(err)) })
 			continue
 		}
-		trouble = backoff{said: trouble.said}
-		l.accepted.Inc()
-		c := l.newSession(tcp)
+		retry = backoff{lastLogged: retry.lastLogged}
+		l.acceptCounter.Inc()
+		c := l.newConnection(tcp)
 		s.addConnection(c)
 		s.wg.Add(1)
 		go c.run(ctx)
@@ -388,21 +388,21 @@ func (l *listener) accept(ctx context.Context) {
 
 // backoff paces a loop that fails: 5 ms doubling to 1 s, one word a second.
 type backoff struct {
-	next time.Duration
-	said time.Time
+	delay      time.Duration
+	lastLogged time.Time
 }
 
-func (b *backoff) wait(ctx context.Context, say func()) {
-	if time.Since(b.said) > time.Second {
-		b.said = time.Now()
-		say()
+func (b *backoff) wait(ctx context.Context, logError func()) {
+	if time.Since(b.lastLogged) > time.Second {
+		b.lastLogged = time.Now()
+		logError()
 	}
-	b.next = min(max(2*b.next, 5*time.Millisecond), time.Second)
-	pause(ctx, b.next)
+	b.delay = min(max(2*b.delay, 5*time.Millisecond), time.Second)
+	sleep(ctx, b.delay)
 }
 
-// pause waits for d, or until ctx is done.
-func pause(ctx context.Context, d time.Duration) {
+// sleep waits for d, or until ctx is done.
+func sleep(ctx context.Context, d time.Duration) {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {

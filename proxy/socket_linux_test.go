@@ -9,7 +9,7 @@ import (
 
 // A peer that is gone without a word is noticed by probes while nothing is sent,
 // and by the want of acknowledgements while something is.
-func TestClientsThatAreGoneAreNoticedByTheKernel(t *testing.T) {
+func TestKeepaliveIsSetOnClientSockets(t *testing.T) {
 	l := &listener{Listener: Listener{Address: "127.0.0.1:0"}}
 	must(t, l.listen())
 	defer l.tcp.Close() // nothing is left to be said

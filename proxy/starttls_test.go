@@ -14,17 +14,17 @@ import (
 
 // The rows of the catalogue "STARTTLS, front side".
 
-func TestA1CommandsBehindSTARTTLSAreNeverRead(t *testing.T) {
-	m := openMailbox(t)
-	b := newBed(t, m.addr())
+func TestCommandsPipelinedAfterSTARTTLSAreNotRead(t *testing.T) {
+	m := openTestBackend(t)
+	b := newHarness(t, m.addr())
 	for _, extra := range []string{
 		"b NOOP\r\n", "b LOGIN alice right\r\n", "b CAPABILITY\r\n", "b", "\r\n", "b LOGOUT\r\n",
 		"\x16\x03\x01\x00\x05", strings.Repeat("b NOOP\r\n", 200),
 	} {
 		c := b.dial("starttls")
-		c.hear("* OK …")
-		c.say("a STARTTLS\r\n" + extra)
-		if rest := c.rest(); rest != "" {
+		c.expectLine("* OK …")
+		c.write("a STARTTLS\r\n" + extra)
+		if rest := c.readAll(); rest != "" {
 			t.Errorf("%.20q behind STARTTLS: heard %q", extra, rest)
 		}
 		r := b.lastRecord("connection_refused", c)
@@ -32,21 +32,21 @@ func TestA1CommandsBehindSTARTTLSAreNeverRead(t *testing.T) {
 			t.Errorf("%.20q behind STARTTLS: %v", extra, r)
 		}
 	}
-	if m.open() != 0 || strings.Contains(b.logs.String(), "login") {
+	if m.connCount() != 0 || strings.Contains(b.logs.String(), "login") {
 		t.Error("an injected login was tried")
 	}
 }
 
-func TestA1BytesThatComeLaterBreakTheHandshake(t *testing.T) {
-	b := newBed(t, openMailbox(t).addr())
+func TestLatePlaintextBreaksHandshake(t *testing.T) {
+	b := newHarness(t, openTestBackend(t).addr())
 	for _, wait := range []time.Duration{0, time.Millisecond, 5 * time.Millisecond, 50 * time.Millisecond} {
 		c := b.dial("starttls")
-		c.hear("* OK …")
-		c.say("a STARTTLS\r\n")
+		c.expectLine("* OK …")
+		c.write("a STARTTLS\r\n")
 		<-time.After(wait)
-		c.say("b NOOP\r\n")
+		c.write("b NOOP\r\n")
 		_ = c.handshake(&tls.Config{})
-		c.hopeless("b OK", "b BAD")
+		c.expectNone("b OK", "b BAD")
 		switch why := audit.Reason(b.lastRecord("connection_refused", c).field("reason")); why {
 		case audit.StartTLSInjection, audit.HandshakeFailed:
 		default:
@@ -56,14 +56,14 @@ func TestA1BytesThatComeLaterBreakTheHandshake(t *testing.T) {
 }
 
 // The reader takes 512 bytes first: what stands behind them is in the kernel.
-func TestA1BytesBehindAFullBufferGoToTLS(t *testing.T) {
-	b := newBed(t, openMailbox(t).addr())
+func TestBytesBeyondBufferGoToTLS(t *testing.T) {
+	b := newHarness(t, openTestBackend(t).addr())
 	c := b.dial("starttls")
-	c.hear("* OK …")
+	c.expectLine("* OK …")
 	const last = "a STARTTLS\r\n"
-	c.say("x NOOP " + strings.Repeat("y", 512-len("x NOOP \r\n")-len(last)) + "\r\n" + last + "b NOOP\r\n")
-	c.hear("x BAD …")
-	c.hopeless("b OK", "b BAD")
+	c.write("x NOOP " + strings.Repeat("y", 512-len("x NOOP \r\n")-len(last)) + "\r\n" + last + "b NOOP\r\n")
+	c.expectLine("x BAD …")
+	c.expectNone("b OK", "b BAD")
 	switch why := audit.Reason(b.lastRecord("connection_refused", c).field("reason")); why {
 	case audit.StartTLSInjection, audit.HandshakeFailed:
 	default:
@@ -71,30 +71,30 @@ func TestA1BytesBehindAFullBufferGoToTLS(t *testing.T) {
 	}
 }
 
-func TestA2OnlyTheCountOfBadCommandsSurvivesSTARTTLS(t *testing.T) {
-	b := newBed(t, openMailbox(t).addr())
+func TestSTARTTLSResetsAllButBadCommands(t *testing.T) {
+	b := newHarness(t, openTestBackend(t).addr())
 	c := b.dial("starttls")
-	c.hear("* OK …")
-	c.say("a ID (\"name\" \"x\")\r\n")
-	c.hear("* ID …")
-	c.hear("a OK …")
-	c.say("b FOO\r\n")
-	c.hear("b BAD …")
-	c.say("c LOGIN {5}\r\n") // half a command
-	c.hear("c NO [PRIVACYREQUIRED] …")
-	c.say("d STARTTLS\r\n")
-	c.hear("d OK …")
+	c.expectLine("* OK …")
+	c.write("a ID (\"name\" \"x\")\r\n")
+	c.expectLine("* ID …")
+	c.expectLine("a OK …")
+	c.write("b FOO\r\n")
+	c.expectLine("b BAD …")
+	c.write("c LOGIN {5}\r\n") // half a command
+	c.expectLine("c NO [PRIVACYREQUIRED] …")
+	c.write("d STARTTLS\r\n")
+	c.expectLine("d OK …")
 	c.startTLS()
-	c.say("alice NOOP\r\n") // a command, not the literal
-	c.hear("alice OK Nothing done.")
-	c.say("e FOO\r\n")
-	c.hear("e BAD …")
-	c.hear("* BYE Too many bad commands.")
-	c.end()
+	c.write("alice NOOP\r\n") // a command, not the literal
+	c.expectLine("alice OK Nothing done.")
+	c.write("e FOO\r\n")
+	c.expectLine("e BAD …")
+	c.expectLine("* BYE Too many bad commands.")
+	c.expectEOF()
 }
 
-func TestA3STARTTLSInsideOtherSyntaxStartsNothing(t *testing.T) {
-	b := newBed(t, openMailbox(t).addr())
+func TestSTARTTLSInsideArgumentsIsIgnored(t *testing.T) {
+	b := newHarness(t, openTestBackend(t).addr())
 	for _, try := range []struct{ listener, say, hear string }{
 		{"starttls", "a LOGIN {8+}\r\nSTARTTLS x\r\n", "a NO [PRIVACYREQUIRED] …"},
 		{"starttls", "a STARTTLS x\r\n", "a BAD …"},
@@ -108,74 +108,74 @@ func TestA3STARTTLSInsideOtherSyntaxStartsNothing(t *testing.T) {
 		if try.listener == "implicit" {
 			c.startTLS()
 		}
-		c.hear("* OK …")
-		c.say(try.say)
-		c.hear(try.hear)
+		c.expectLine("* OK …")
+		c.write(try.say)
+		c.expectLine(try.hear)
 		if try.hear == "+ " {
-			c.hear("a BAD Invalid base64.")
+			c.expectLine("a BAD Invalid base64.")
 		}
-		c.say("z NOOP\r\n")
-		c.hear("z OK Nothing done.") // in the same layer as before
+		c.write("z NOOP\r\n")
+		c.expectLine("z OK Nothing done.") // in the same layer as before
 		c.close()
 	}
 }
 
-func TestA4STARTTLSComesOnceAndOnlyBeforeTheLogin(t *testing.T) {
-	m := openMailbox(t)
-	b := newBed(t, m.addr())
+func TestSTARTTLSOnlyOnceAndBeforeLogin(t *testing.T) {
+	m := openTestBackend(t)
+	b := newHarness(t, m.addr())
 	for _, listener := range []string{"none", "implicit", "starttls"} {
-		c := b.greeted(listener)
-		c.say("a STARTTLS\r\nb CAPABILITY\r\n")
-		c.hear("a BAD TLS is not to be started here.")
-		c.hear("* CAPABILITY IMAP4rev1 LITERAL+ SASL-IR ID AUTH=PLAIN AUTH=LOGIN")
-		c.hear("b OK …")
-		c.say("c LOGIN alice right\r\n")
-		c.hear("* CAPABILITY IMAP4rev1 IDLE UNSELECT")
-		c.hear("c OK [CAPABILITY IMAP4rev1 IDLE UNSELECT] Logged in.")
-		c.say("d STARTTLS\r\n") // the backend's affair, as everything from here on
-		c.hear("d OK Done.")
+		c := b.dialGreeted(listener)
+		c.write("a STARTTLS\r\nb CAPABILITY\r\n")
+		c.expectLine("a BAD TLS is not to be started here.")
+		c.expectLine("* CAPABILITY IMAP4rev1 LITERAL+ SASL-IR ID AUTH=PLAIN AUTH=LOGIN")
+		c.expectLine("b OK …")
+		c.write("c LOGIN alice right\r\n")
+		c.expectLine("* CAPABILITY IMAP4rev1 IDLE UNSELECT")
+		c.expectLine("c OK [CAPABILITY IMAP4rev1 IDLE UNSELECT] Logged in.")
+		c.write("d STARTTLS\r\n") // the backend's affair, as everything from here on
+		c.expectLine("d OK Done.")
 		c.close()
 	}
-	if n := strings.Count(m.text(), "d STARTTLS\n"); n != 3 {
+	if n := strings.Count(m.receivedText(), "d STARTTLS\n"); n != 3 {
 		t.Errorf("%d backends were asked", n)
 	}
 }
 
-func TestA5ALoginInTheClearIsRefusedAndForgotten(t *testing.T) {
+func TestCleartextLoginIsRefused(t *testing.T) {
 	const canary = "CANARY-in-the-clear"
-	m := openMailbox(t)
-	b := newBed(t, m.addr())
+	m := openTestBackend(t)
+	b := newHarness(t, m.addr())
 	for _, command := range []string{
 		"a LOGIN alice " + canary, "a LOGIN alice \"" + canary + "\"", "a LOGIN alice {19+}\r\n" + canary,
 		"a AUTHENTICATE PLAIN AENBTkFSWQ==", "a AUTHENTICATE SCRAM-SHA-256 " + canary, "a AUTHENTICATE EXTERNAL =", "a LOGIN " + canary,
 	} {
 		c := b.dial("starttls")
-		c.hear("* OK [CAPABILITY IMAP4rev1 LITERAL+ ID STARTTLS LOGINDISABLED] IMAP ready.")
-		c.say(command + "\r\nb NOOP\r\n")
-		c.hear("a NO [PRIVACYREQUIRED] STARTTLS must come first.")
-		c.hear("b OK Nothing done.")
+		c.expectLine("* OK [CAPABILITY IMAP4rev1 LITERAL+ ID STARTTLS LOGINDISABLED] IMAP ready.")
+		c.write(command + "\r\nb NOOP\r\n")
+		c.expectLine("a NO [PRIVACYREQUIRED] STARTTLS must come first.")
+		c.expectLine("b OK Nothing done.")
 		c.close()
 		if r := b.lastRecord("login_refused", c); r.field("user")+r.field("claimed") != "" || r.field("reason") != string(audit.Cleartext) {
 			t.Errorf("%s: %v", command, r)
 		}
 	}
-	b.end()
+	b.stopServer()
 	text, err := os.ReadFile(b.path("audit"))
 	must(t, err)
-	if strings.Contains(string(text)+b.logs.String(), canary) || m.open() != 0 {
+	if strings.Contains(string(text)+b.logs.String(), canary) || m.connCount() != 0 {
 		t.Error("the password went further")
 	}
 }
 
-func TestA6OtherProtocolsAreTurnedAwayInTheHandshake(t *testing.T) {
-	b := newBed(t, openMailbox(t).addr())
+func TestWrongALPNIsRefusedInHandshake(t *testing.T) {
+	b := newHarness(t, openTestBackend(t).addr())
 	for _, listener := range []string{"implicit", "starttls"} {
 		for protocols, ok := range map[string]bool{"http/1.1": false, "h2": false, "smtp": false, "h2 http/1.1": false, "imap": true, "h2 imap": true, "": true} {
 			c := b.dial(listener)
 			if listener == "starttls" {
-				c.hear("* OK …")
-				c.say("a STARTTLS\r\n")
-				c.hear("a OK …")
+				c.expectLine("* OK …")
+				c.write("a STARTTLS\r\n")
+				c.expectLine("a OK …")
 			}
 			err := c.handshake(&tls.Config{NextProtos: strings.Fields(protocols)})
 			if ok != (err == nil) || !ok && !strings.Contains(err.Error(), "no application protocol") {
@@ -189,33 +189,33 @@ func TestA6OtherProtocolsAreTurnedAwayInTheHandshake(t *testing.T) {
 	}
 }
 
-func TestA6HTTPInsideTLSGetsNoWord(t *testing.T) {
-	m := openMailbox(t)
-	b := newBed(t, m.addr())
+func TestHTTPInsideTLSGetsNoAnswer(t *testing.T) {
+	m := openTestBackend(t)
+	b := newHarness(t, m.addr())
 	for _, request := range []string{
 		"POST / HTTP/1.1\r\nHost: h\r\n\r\na LOGIN alice right\r\n", "GET /\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "OPTIONS NOOP\r\n",
 	} {
-		c := b.greeted("implicit")
-		c.say(request)
-		if rest := c.rest(); rest != "" {
+		c := b.dialGreeted("implicit")
+		c.write(request)
+		if rest := c.readAll(); rest != "" {
 			t.Errorf("%q: heard %q", request, rest)
 		}
 		if why := b.lastRecord("connection_refused", c).field("reason"); why != string(audit.WrongProtocol) {
 			t.Errorf("%q: %s", request, why)
 		}
 	}
-	if m.open() != 0 {
+	if m.connCount() != 0 {
 		t.Error("the login in a request's body was tried")
 	}
 }
 
-func TestA7HandshakesHaveOneDeadline(t *testing.T) {
-	b := newBed(t, openMailbox(t).addr(), func(s *setup) { s.cfg.Handshake = 300 * time.Millisecond })
+func TestHandshakeHasOneDeadline(t *testing.T) {
+	b := newHarness(t, openTestBackend(t).addr(), func(s *harnessConfig) { s.cfg.HandshakeTimeout = 300 * time.Millisecond })
 	silent, slow := b.dial("implicit"), b.dial("implicit")
 	later := b.dial("starttls")
-	later.hear("* OK …")
-	later.say("a STARTTLS\r\n")
-	later.hear("a OK …")
+	later.expectLine("* OK …")
+	later.write("a STARTTLS\r\n")
+	later.expectLine("a OK …")
 	for range 40 { // a byte at a time moves no deadline
 		if _, err := slow.nc.Write([]byte{22}); err != nil {
 			break
@@ -223,7 +223,7 @@ func TestA7HandshakesHaveOneDeadline(t *testing.T) {
 		<-time.After(10 * time.Millisecond)
 	}
 	for _, c := range []*client{silent, slow, later} {
-		c.hopeless()
+		c.expectNone()
 		why := audit.Reason(b.lastRecord("connection_refused", c).field("reason"))
 		if why != audit.HandshakeTimeout && (c != slow || why != audit.HandshakeFailed) {
 			t.Error(why)
@@ -231,15 +231,15 @@ func TestA7HandshakesHaveOneDeadline(t *testing.T) {
 	}
 }
 
-func TestA7AHandshakeFloodLeavesLoginsAlone(t *testing.T) {
-	b := newBed(t, openMailbox(t).addr())
+func TestHandshakeFloodDoesNotBlockLogins(t *testing.T) {
+	b := newHarness(t, openTestBackend(t).addr())
 	stop := make(chan struct{})
 	done := make(chan struct{})
 	go b.abortHandshakes(stop, done)
 	for range 10 {
-		c := b.greeted("implicit")
-		c.say("a LOGIN alice right\r\n")
-		c.hear("a OK …")
+		c := b.dialGreeted("implicit")
+		c.write("a LOGIN alice right\r\n")
+		c.expectLine("a OK …")
 		c.close()
 	}
 	close(stop)
@@ -248,7 +248,7 @@ func TestA7AHandshakeFloodLeavesLoginsAlone(t *testing.T) {
 
 // abortHandshakes sends hellos of every name and size and hangs up; it ends
 // with stop.
-func (b *bed) abortHandshakes(stop, done chan struct{}) {
+func (b *harness) abortHandshakes(stop, done chan struct{}) {
 	defer close(done)
 	hello := append([]byte{22, 3, 1, 0x40, 0}, make([]byte, 0x4000)...) // as large as a record may be
 	for i := 0; ; i++ {
@@ -272,13 +272,13 @@ func (b *bed) abortHandshakes(stop, done chan struct{}) {
 	}
 }
 
-func TestA8NothingIsResumedAcrossAChangeOfCertificates(t *testing.T) {
-	b := newBed(t, openMailbox(t).addr())
+func TestTLSResumptionEndsWithCertificateChange(t *testing.T) {
+	b := newHarness(t, openTestBackend(t).addr())
 	cache := tls.NewLRUClientSessionCache(4)
 	resumed := func() bool {
 		c := b.dial("implicit")
 		must(t, c.handshake(&tls.Config{ClientSessionCache: cache}))
-		c.hear("* OK …") // and the ticket before it
+		c.expectLine("* OK …") // and the ticket before it
 		defer c.close()
 		return c.nc.(*tls.Conn).ConnectionState().DidResume
 	}
@@ -287,10 +287,10 @@ func TestA8NothingIsResumedAcrossAChangeOfCertificates(t *testing.T) {
 	}
 	cert, key, err := tlsconf.SelfSignedPEM("localhost")
 	must(t, err)
-	b.write("cert.pem", string(cert))
-	b.write("key.pem", string(key))
-	b.trusts.AppendCertsFromPEM(cert)
-	if changed, err := b.rooms.TLS.Reload(); err != nil || !changed {
+	b.writeFile("cert.pem", string(cert))
+	b.writeFile("key.pem", string(key))
+	b.rootCAs.AppendCertsFromPEM(cert)
+	if changed, err := b.deps.TLS.Reload(); err != nil || !changed {
 		t.Fatal(changed, err)
 	}
 	if resumed() {

@@ -18,28 +18,28 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// verdicts is a backend that takes every way to log in, and answers what a test says.
-type verdicts struct {
+// answeringBackend is a backend that takes every way to log in, and answers what a test says.
+type answeringBackend struct {
 	// Set once.
 	l      net.Listener
 	answer func(user, secret string) string // behind the tag; "": the connection ends without one; "nothing": it waits
 	wg     sync.WaitGroup
 }
 
-func openVerdicts(t testing.TB, answer func(user, secret string) string) *verdicts {
+func openAnsweringBackend(t testing.TB, answer func(user, secret string) string) *answeringBackend {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
-	v := &verdicts{l: l, answer: answer}
+	v := &answeringBackend{l: l, answer: answer}
 	v.wg.Go(v.accept)
 	t.Cleanup(func() { _ = l.Close(); v.wg.Wait() })
 	return v
 }
 
-func (v *verdicts) addr() string { return v.l.Addr().String() }
+func (v *answeringBackend) addr() string { return v.l.Addr().String() }
 
 // accept ends with the listener.
-func (v *verdicts) accept() {
+func (v *answeringBackend) accept() {
 	for {
 		nc, err := v.l.Accept()
 		if err != nil {
@@ -50,20 +50,20 @@ func (v *verdicts) accept() {
 }
 
 // serve ends with the connection.
-func (v *verdicts) serve(nc net.Conn) {
+func (v *answeringBackend) serve(nc net.Conn) {
 	defer nc.Close()
-	u := newUpstreamSide(nc)
-	_ = u.say("* OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN AUTH=OAUTHBEARER AUTH=XOAUTH2] Hello.")
+	u := newBackendConn(nc)
+	_ = u.write("* OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN AUTH=OAUTHBEARER AUTH=XOAUTH2] Hello.")
 	for {
-		line, err := u.line()
+		line, err := u.readLine()
 		if err != nil {
 			return
 		}
 		words := strings.Split(line, " ")
 		answer := "OK Done."
 		if len(words) == 3 && words[1] == "AUTHENTICATE" {
-			_ = u.say("+ ")
-			response, _ := u.line()
+			_ = u.write("+ ")
+			response, _ := u.readLine()
 			words = append(words, response)
 		}
 		if len(words) == 4 && words[1] == "AUTHENTICATE" {
@@ -82,46 +82,46 @@ func (v *verdicts) serve(nc net.Conn) {
 		if i := strings.LastIndex(answer, "\r\n"); i >= 0 { // untagged responses come first
 			before, tagged = answer[:i+2], answer[i+2:]
 		}
-		if u.say(before+words[0]+" "+tagged) != nil {
+		if u.write(before+words[0]+" "+tagged) != nil {
 			return
 		}
 	}
 }
 
-// admits is the answer to a right password.
-const admits = "OK [CAPABILITY IMAP4rev1] In."
+// loginOK is the answer to a right password.
+const loginOK = "OK [CAPABILITY IMAP4rev1] In."
 
-// counting is a setup with the limits of the defaults in which users a to z live at the
+// withCountedUsers is a setup with the limits of the defaults in which users a to z live at the
 // backend, and no denial takes long.
-func counting(s *setup) {
-	s.limits = limit.Config{Failures: guesses()}
-	s.server = func(srv *Server) { srv.floor, srv.jitter = 0, 1 }
-	s.cfg.AuthAttempts = 100
+func withCountedUsers(s *harnessConfig) {
+	s.limits = limit.Config{Failures: failureLimits()}
+	s.changeServer = func(srv *Server) { srv.minDenialTime, srv.denialJitter = 0, 1 }
+	s.cfg.MaxAuthAttempts = 100
 	for user := 'a'; user <= 'z'; user++ {
 		s.routes.Static.Users[string(user)] = "east"
 	}
 }
 
-// tries has an address try n different passwords on a user and gives the answers
+// countTries has an address try n different passwords on a user and gives the answers
 // after which it is banned: n when it is not.
-func (b *bed) tries(address, user string, n int) int {
+func (b *harness) countTries(address, user string, n int) int {
 	for i := range n {
-		if got := b.guess(address, user, fmt.Sprint("guess", i)); strings.HasPrefix(got, "* BYE [UNAVAILABLE] Too many connections.") {
+		if got := b.tryLogin(address, user, fmt.Sprint("guess", i)); strings.HasPrefix(got, "* BYE [UNAVAILABLE] Too many connections.") {
 			return i
 		}
 	}
 	return n
 }
 
-// counts is what the answers of a backend count as.
-var counts = []struct {
+// answerCounts is what the answers of a backend count as.
+var answerCounts = []struct {
 	answer string
 	banned int // after so many guesses of 12
 	heard  string
 }{
-	{"NO [AUTHENTICATIONFAILED] no", 10, deniedReply},
-	{"NO no", 10, deniedReply},
-	{"NO [ALERT] Invalid credentials (Failure)", 10, deniedReply},
+	{"NO [AUTHENTICATIONFAILED] no", 10, authFailedReply},
+	{"NO no", 10, authFailedReply},
+	{"NO [ALERT] Invalid credentials (Failure)", 10, authFailedReply},
 	{"NO [LIMIT] Maximum number of connections from user+IP exceeded", 12, "NO [LIMIT] Maximum number of connections from user+IP exceeded"},
 	{"NO [INUSE] locked", 12, "NO [INUSE] locked"},
 	{"NO [OVERQUOTA] Too much mail.", 12, "NO [OVERQUOTA] Too much mail."},
@@ -140,18 +140,18 @@ var counts = []struct {
 	{"", 11, unavailableReply}, // the backend hangs up
 }
 
-func TestARefusalCountsAsWhatItsCodeMeans(t *testing.T) {
-	v := openVerdicts(t, func(user, _ string) string { return counts[user[0]-'a'].answer })
-	b := newBed(t, v.addr(), counting)
-	crowd(len(counts), 4, func(i int) {
-		c, user, address := counts[i], string(rune('a'+i)), fmt.Sprintf("203.%d.113.7", i)
-		if got := b.guess(address, user, "guess0"); got != c.heard {
+func TestRefusalCountsByResponseCode(t *testing.T) {
+	v := openAnsweringBackend(t, func(user, _ string) string { return answerCounts[user[0]-'a'].answer })
+	b := newHarness(t, v.addr(), withCountedUsers)
+	runParallel(len(answerCounts), 4, func(i int) {
+		c, user, address := answerCounts[i], string(rune('a'+i)), fmt.Sprintf("203.%d.113.7", i)
+		if got := b.tryLogin(address, user, "guess0"); got != c.heard {
 			t.Errorf("%s: the client hears %s", c.answer, got)
 		}
-		if n := b.tries(address, user, 12); n != c.banned {
+		if n := b.countTries(address, user, 12); n != c.banned {
 			t.Errorf("%s: the address is banned after %d guesses, not %d", c.answer, n, c.banned)
 		}
-		if got := b.guess(fmt.Sprintf("203.%d.114.7", i), user, "guess0"); got != c.heard {
+		if got := b.tryLogin(fmt.Sprintf("203.%d.114.7", i), user, "guess0"); got != c.heard {
 			t.Errorf("%s: from elsewhere the client hears %s", c.answer, got)
 		}
 	})
@@ -159,12 +159,12 @@ func TestARefusalCountsAsWhatItsCodeMeans(t *testing.T) {
 
 // An unclear answer to the one password that a user's devices have is no guess,
 // however many they are.
-func TestAnUnclearAnswerToOnePasswordIsNoGuess(t *testing.T) {
-	v := openVerdicts(t, func(user, _ string) string { return "NO [ALERT] Be careful, " + user })
-	b := newBed(t, v.addr(), counting)
+func TestUnclearAnswerToOnePasswordIsNoGuess(t *testing.T) {
+	v := openAnsweringBackend(t, func(user, _ string) string { return "NO [ALERT] Be careful, " + user })
+	b := newHarness(t, v.addr(), withCountedUsers)
 	for range 3 {
 		for user := 'a'; user <= 'l'; user++ {
-			if got := b.guess("203.0.113.7", string(user), "own-"+string(user)); !strings.HasPrefix(got, "NO [ALERT]") {
+			if got := b.tryLogin("203.0.113.7", string(user), "own-"+string(user)); !strings.HasPrefix(got, "NO [ALERT]") {
 				t.Fatalf("%c: %s", user, got)
 			}
 		}
@@ -172,18 +172,18 @@ func TestAnUnclearAnswerToOnePasswordIsNoGuess(t *testing.T) {
 }
 
 // What a backend says is about no guess where the gateway has judged the password.
-func TestARefusalIsNoGuessWhereTheGatewayHasJudged(t *testing.T) {
+func TestRefusalIsNoGuessAfterGatewayVerification(t *testing.T) {
 	for _, answer := range []string{"NO [LIMIT] no", "NO [AUTHENTICATIONFAILED] no", "NO no", "NO [ALERT] Be careful.", "BAD what", ""} {
-		v := openVerdicts(t, func(string, string) string { return answer })
+		v := openAnsweringBackend(t, func(string, string) string { return answer })
 		for user, backend := range map[string]string{"frank": "a passthrough backend", "carol": "a master login"} {
 			t.Run(answer+" of "+backend, func(t *testing.T) {
-				b := newBed(t, v.addr(), counting)
+				b := newHarness(t, v.addr(), withCountedUsers)
 				for range 12 {
-					if got := b.guess("203.0.113.7", user, password); got != unavailableReply && !strings.Contains(answer, strings.TrimPrefix(got, "NO ")) {
+					if got := b.tryLogin("203.0.113.7", user, password); got != unavailableReply && !strings.Contains(answer, strings.TrimPrefix(got, "NO ")) {
 						t.Fatal(got)
 					}
 				}
-				if n := b.tries("203.0.113.7", user, 12); n != 10 {
+				if n := b.countTries("203.0.113.7", user, 12); n != 10 {
 					t.Errorf("wrong ones: banned after %d", n)
 				}
 			})
@@ -193,25 +193,25 @@ func TestARefusalIsNoGuessWhereTheGatewayHasJudged(t *testing.T) {
 
 // A blocked user with the right password, and one who lives nowhere, hear that it is
 // wrong; an office of them is not banned.
-func TestARightPasswordThatIsDeniedIsNoGuess(t *testing.T) {
-	v := openVerdicts(t, func(string, string) string { return admits })
-	b := newBed(t, v.addr(), counting, func(s *setup) {
+func TestDeniedRightPasswordIsNoGuess(t *testing.T) {
+	v := openAnsweringBackend(t, func(string, string) string { return loginOK })
+	b := newHarness(t, v.addr(), withCountedUsers, func(s *harnessConfig) {
 		for i := range 12 {
 			s.users += fmt.Sprintf("homeless%d@example.org:{PLAIN}%s\n", i, password)
 		}
 	})
 	for i := range 12 {
-		if got := b.guess("203.0.113.7", fmt.Sprint("homeless", i), password); got != deniedReply {
+		if got := b.tryLogin("203.0.113.7", fmt.Sprint("homeless", i), password); got != authFailedReply {
 			t.Fatal(got)
 		}
 	}
-	if n := b.tries("203.0.113.7", "homeless0", 12); n != 10 {
+	if n := b.countTries("203.0.113.7", "homeless0", 12); n != 10 {
 		t.Errorf("wrong ones: banned after %d", n)
 	}
 }
 
-// token tries a token and gives the answer.
-func (b *bed) token(address, mechanism, user, token string) string {
+// tryToken tries a token and gives the answer.
+func (b *harness) tryToken(address, mechanism, user, token string) string {
 	nc, err := net.Dial("tcp", b.addr("balanced-none"))
 	if err != nil {
 		return err.Error()
@@ -224,7 +224,7 @@ func (b *bed) token(address, mechanism, user, token string) string {
 		return strings.TrimSpace(line)
 	}
 	form := map[string]string{"XOAUTH2": "user=%s\x01auth=Bearer %s\x01\x01", "OAUTHBEARER": "n,a=%s,\x01auth=Bearer %s\x01\x01"}[mechanism]
-	_, _ = fmt.Fprintf(nc, "a AUTHENTICATE %s %s\r\n", mechanism, coded(fmt.Sprintf(form, user, token)))
+	_, _ = fmt.Fprintf(nc, "a AUTHENTICATE %s %s\r\n", mechanism, encodeBase64(fmt.Sprintf(form, user, token)))
 	line, _ := r.ReadString('\n')
 	if strings.HasPrefix(line, "+ ") { // why the token was refused
 		_, _ = io.WriteString(nc, "AQ==\r\n")
@@ -234,9 +234,9 @@ func (b *bed) token(address, mechanism, user, token string) string {
 }
 
 // Tokens are renewed, so a client in trouble brings one after the other.
-func TestOnlyATokenThatTheBackendCallsWrongIsAGuess(t *testing.T) {
+func TestOnlyDeniedTokenIsGuess(t *testing.T) {
 	for i, mechanism := range []string{"XOAUTH2", "OAUTHBEARER"} {
-		v := openVerdicts(t, func(user, _ string) string {
+		v := openAnsweringBackend(t, func(user, _ string) string {
 			for name, answer := range map[string]string{"wrong": "NO [AUTHENTICATIONFAILED] no", "limit": "NO [LIMIT] no", "alert": "NO [ALERT] Be careful.", "bad": "BAD what"} {
 				if strings.Contains(user, name) {
 					return answer
@@ -244,7 +244,7 @@ func TestOnlyATokenThatTheBackendCallsWrongIsAGuess(t *testing.T) {
 			}
 			return ""
 		})
-		b := newBed(t, v.addr(), counting, func(s *setup) {
+		b := newHarness(t, v.addr(), withCountedUsers, func(s *harnessConfig) {
 			s.auth.Mechanisms = []string{"XOAUTH2", "OAUTHBEARER"}
 			for _, user := range []string{"wrong", "limit", "alert", "bad", "silent"} {
 				s.routes.Static.Users[user] = "east"
@@ -253,7 +253,7 @@ func TestOnlyATokenThatTheBackendCallsWrongIsAGuess(t *testing.T) {
 		for j, user := range []string{"wrong", "limit", "alert", "bad", "silent"} {
 			banned, address := 12, fmt.Sprintf("203.%d.%d.7", i, 10*j)
 			for n := range 12 {
-				if got := b.token(address, mechanism, user, fmt.Sprint("token", n)); strings.HasPrefix(got, "* BYE") {
+				if got := b.tryToken(address, mechanism, user, fmt.Sprint("token", n)); strings.HasPrefix(got, "* BYE") {
 					banned = n
 					break
 				}
@@ -265,81 +265,81 @@ func TestOnlyATokenThatTheBackendCallsWrongIsAGuess(t *testing.T) {
 	}
 }
 
-// expired has the connection's own deadline end when a login was read and is judged
+// withExpiredDeadline has the connection's own deadline end when a login was read and is judged
 // next, however long the machine took so far. What failures add to the time of a denial
 // ends with that deadline, so it is next to nothing.
-func expired(s *setup) {
+func withExpiredDeadline(s *harnessConfig) {
 	s.limits.Failures.Delay = time.Nanosecond
-	before := s.server
-	s.server = func(srv *Server) {
+	before := s.changeServer
+	s.changeServer = func(srv *Server) {
 		if before != nil {
 			before(srv)
 		}
-		srv.judging = func(s *session) {
+		srv.beforeVerify = func(s *connection) {
 			s.deadline = time.Now()
-			s.conn.Limit(s.deadline)
+			s.conn.SetDeadline(s.deadline)
 		}
 	}
 }
 
 // The backend answers a wrong password when the client's own deadline is over, as
 // Dovecot's penalty has it for those who guess at the last moment.
-func TestAGuessShortlyBeforeTheDeadlineCounts(t *testing.T) {
+func TestGuessBeforeDeadlineCounts(t *testing.T) {
 	for _, mode := range []string{spliceMode, string(mux.Reuse)} {
-		v := openVerdicts(t, func(_, secret string) string {
+		v := openAnsweringBackend(t, func(_, secret string) string {
 			if secret == password {
-				return admits
+				return loginOK
 			}
 			return "NO [AUTHENTICATIONFAILED] at last"
 		})
-		b := newBed(t, v.addr(), counting, expired, func(s *setup) {
+		b := newHarness(t, v.addr(), withCountedUsers, withExpiredDeadline, func(s *harnessConfig) {
 			s.cfg.Modes = map[string]Mode{"east": {Name: mode}}
 		})
-		crowd(10, 10, func(i int) {
-			if got := b.guess("203.0.113.7", "a", fmt.Sprint("guess", i)); got != deniedReply {
+		runParallel(10, 10, func(i int) {
+			if got := b.tryLogin("203.0.113.7", "a", fmt.Sprint("guess", i)); got != authFailedReply {
 				t.Errorf("%s: guess %d: %q", mode, i, got)
 			}
 		})
-		b.refused("203.0.113.7")
+		b.expectRefusedFrom("203.0.113.7")
 	}
 }
 
-func TestARightPasswordAfterTheDeadlineLogsIn(t *testing.T) {
-	v := openVerdicts(t, func(string, string) string { return admits })
-	b := newBed(t, v.addr(), counting, expired)
+func TestRightPasswordAfterDeadlineLogsIn(t *testing.T) {
+	v := openAnsweringBackend(t, func(string, string) string { return loginOK })
+	b := newHarness(t, v.addr(), withCountedUsers, withExpiredDeadline)
 	for _, listener := range []string{"none", "implicit"} {
-		c := b.greeted(listener)
-		c.say("a LOGIN a right\r\n")
-		c.hear("a OK …")
-		c.say("b NOOP\r\n")
-		c.hear("b OK Done.")
+		c := b.dialGreeted(listener)
+		c.write("a LOGIN a right\r\n")
+		c.expectLine("a OK …")
+		c.write("b NOOP\r\n")
+		c.expectLine("b OK Done.")
 		c.close()
 	}
 }
 
 // The backend answers when all clients are gone.
-func TestAClientThatHangsUpBeforeTheVerdictIsCounted(t *testing.T) {
+func TestClientClosingBeforeVerdictIsCounted(t *testing.T) {
 	gone := make(chan struct{})
 	heard := make(chan struct{}, 10)
-	v := openVerdicts(t, func(string, string) string {
+	v := openAnsweringBackend(t, func(string, string) string {
 		heard <- struct{}{}
 		<-gone
 		return "NO [AUTHENTICATIONFAILED] no"
 	})
-	b := newBed(t, v.addr(), counting)
+	b := newHarness(t, v.addr(), withCountedUsers)
 	for i := range 10 {
-		c := b.in("203.0.113.7")
-		c.say(fmt.Sprintf("a LOGIN a guess%d\r\n", i))
+		c := b.dialGreetedFrom("203.0.113.7")
+		c.write(fmt.Sprintf("a LOGIN a guess%d\r\n", i))
 		<-heard
 		if i%2 == 0 {
-			c.vanish()
+			c.reset()
 		} else {
 			c.close()
 		}
 	}
 	close(gone)
-	within(t, "the guesses to be counted", func() bool {
-		c := b.from("203.0.113.7")
+	eventually(t, "the guesses to be counted", func() bool {
+		c := b.dialFrom("203.0.113.7")
 		defer c.close()
 		line, _ := c.r.ReadString('\n')
 		return strings.HasPrefix(line, "* BYE")
@@ -348,77 +348,77 @@ func TestAClientThatHangsUpBeforeTheVerdictIsCounted(t *testing.T) {
 
 // A gateway whose time for logins is shorter than the backend's for wrong passwords
 // waits for the verdict all the same.
-func TestAShortTimeForLoginsMakesNoGuessFree(t *testing.T) {
+func TestShortLoginTimeoutMakesNoGuessFree(t *testing.T) {
 	const short = 2 * time.Second
-	late := openVerdicts(t, func(string, string) string {
+	late := openAnsweringBackend(t, func(string, string) string {
 		<-time.After(short) // the gateway's time began before
 		return "NO [AUTHENTICATIONFAILED] at last"
 	})
-	b := newBed(t, late.addr(), counting, func(s *setup) {
+	b := newHarness(t, late.addr(), withCountedUsers, func(s *harnessConfig) {
 		s.backends["east"] = upstream.Config{Address: late.addr(), TLSMode: upstream.NoTLS, LoginTimeout: short, AnswerTimeout: 20 * time.Second}
 	})
-	crowd(10, 10, func(i int) {
-		if got := b.guess("203.0.113.7", "a", fmt.Sprint("guess", i)); got != deniedReply {
+	runParallel(10, 10, func(i int) {
+		if got := b.tryLogin("203.0.113.7", "a", fmt.Sprint("guess", i)); got != authFailedReply {
 			t.Errorf("guess %d: %q", i, got)
 		}
 	})
-	b.refused("203.0.113.7")
+	b.expectRefusedFrom("203.0.113.7")
 }
 
 // Where no verdict comes at all, one password of a user may be right, and the next
 // ones are guesses.
-func TestALoginWithoutAVerdictIsAGuessFromTheSecondPasswordOn(t *testing.T) {
-	v := openVerdicts(t, func(string, string) string { return "" })
-	b := newBed(t, v.addr(), counting)
+func TestSecondPasswordWithoutVerdictIsGuess(t *testing.T) {
+	v := openAnsweringBackend(t, func(string, string) string { return "" })
+	b := newHarness(t, v.addr(), withCountedUsers)
 	for range 2 { // an office whose backend breaks off
 		for user := 'b'; user <= 'm'; user++ {
-			if got := b.guess("198.51.100.7", string(user), "own"); got != unavailableReply {
+			if got := b.tryLogin("198.51.100.7", string(user), "own"); got != unavailableReply {
 				t.Fatalf("%c: %s", user, got)
 			}
 		}
 	}
-	if n := b.tries("203.0.113.7", "a", 13); n != 11 {
+	if n := b.countTries("203.0.113.7", "a", 13); n != 11 {
 		t.Errorf("banned after %d guesses", n)
 	}
 }
 
 // The same of an auth server, which may answer as late.
-func TestAnAuthServersLateOrMissingAnswerIsCounted(t *testing.T) {
+func TestLateOrMissingAuthAnswerIsCounted(t *testing.T) {
 	for name, tc := range map[string]struct {
 		err    error
 		late   bool
 		banned int
 	}{
 		"a late denial": {auth.ErrDenied, true, 10},
-		"no answer":     {fmt.Errorf("%w: %w", auth.ErrUnavailable, auth.ErrUnanswered), false, 11},
+		"no answer":     {fmt.Errorf("%w: %w", auth.ErrUnavailable, auth.ErrNoResponse), false, 11},
 		"nobody asked":  {auth.ErrUnavailable, false, 12},
 	} {
 		t.Run(name, func(t *testing.T) {
-			changes := []func(*setup){counting, func(s *setup) {
+			changes := []func(*harnessConfig){withCountedUsers, func(s *harnessConfig) {
 				s.auth.Methods = []string{auth.HTTP}
-				s.asked.HTTP = func(ctx context.Context, _ auth.Login) (auth.Answer, error) {
+				s.authSources.HTTP = func(ctx context.Context, _ auth.Login) (auth.ServerResponse, error) {
 					if err := ctx.Err(); err != nil { // the question has no time of its own
-						return auth.Answer{}, fmt.Errorf("%w: %w", auth.ErrUnavailable, err)
+						return auth.ServerResponse{}, fmt.Errorf("%w: %w", auth.ErrUnavailable, err)
 					}
-					return auth.Answer{}, tc.err
+					return auth.ServerResponse{}, tc.err
 				}
 			}}
 			if !tc.late {
-				b := newBed(t, openMailbox(t).addr(), changes...)
-				if n := b.tries("203.0.113.7", "a", 12); n != tc.banned {
+				b := newHarness(t, openTestBackend(t).addr(), changes...)
+				if n := b.countTries("203.0.113.7", "a", 12); n != tc.banned {
 					t.Errorf("banned after %d guesses", n)
 				}
 				return
 			}
-			b := newBed(t, openMailbox(t).addr(), append(changes, expired)...)
-			crowd(10, 10, func(i int) {
-				c := b.in("203.0.113.7")
-				c.say(fmt.Sprintf("a LOGIN a guess%d\r\n", i))
-				c.hear("a " + deniedReply)
-				c.hear("* BYE Login took too long.")
+			b := newHarness(t, openTestBackend(t).addr(), append(changes, withExpiredDeadline)...)
+			runParallel(10, 10, func(i int) {
+				c := b.dialGreetedFrom("203.0.113.7")
+				c.write(fmt.Sprintf("a LOGIN a guess%d\r\n", i))
+				c.expectLine("a " + authFailedReply)
+				c.expectLine("* BYE Login took too long.")
 				c.close()
 			})
-			b.refused("203.0.113.7")
+			b.expectRefusedFrom("203.0.113.7")
 		})
 	}
 }

@@ -17,331 +17,331 @@ import (
 )
 
 const (
-	maxOwned   = 100_000 // users with a record of their own
-	maxDerived = 50_000  // users known by their domain, the default or not at all
-	maxScopes  = 10_000  // domains
-	maxFlights = 1_024   // questions to Redis at a time, each for one user
+	maxUserEntries   = 100_000 // users with a record of their own
+	maxSharedEntries = 50_000  // users known by their domain, the default or not at all
+	maxDomains       = 10_000  // domains
+	maxQueries       = 1_024   // questions to Redis at a time, each for one user
 
-	// askTime bounds one question, so that a client whose route is unknown hears
+	// queryTimeout bounds one question, so that a client whose route is unknown hears
 	// so within a second.
-	askTime = 800 * time.Millisecond
-	// graceTime is how long a client whose last good answer may well be right
+	queryTimeout = 800 * time.Millisecond
+	// staleGrace is how long a client whose last good answer may well be right
 	// waits for a newer one.
-	graceTime = 40 * time.Millisecond
-	// confirmTime lies between the two looks that make a record's disappearance
+	staleGrace = 40 * time.Millisecond
+	// confirmDelay lies between the two looks that make a record's disappearance
 	// believed when Redis did not name the record.
-	confirmTime = 5 * time.Second
-	// doubtRate bounds the questions per second that only confirm an answer whose
+	confirmDelay = 5 * time.Second
+	// revalidationRate bounds the questions per second that only confirm an answer whose
 	// time is not over, so that Redis is not overrun when it comes back.
-	doubtRate = 200
+	revalidationRate = 200
 )
 
-// errBusy is the answer beyond maxFlights.
+// errBusy is the answer beyond maxQueries.
 var errBusy = errors.New("too many questions to Redis at a time")
 
-// errBroken is the answer while the breaker is open.
-var errBroken = errors.New("no answer from Redis lately, so it is left alone")
+// errBreakerOpen is the answer while the breaker is open.
+var errBreakerOpen = errors.New("no answer from Redis lately, so it is left alone")
 
 // cache remembers answers, and asks for them when it must.
 type cache struct {
 	// Set once.
-	cfg        Config
-	keys       keys
-	source     source
-	log        *zap.Logger
-	alerted    chan struct{} // watch has to look
-	confirm    *rate.Limiter
-	maxOwned   int
-	maxDerived int
+	cfg              Config
+	keys             keys
+	reader           recordReader
+	log              *zap.Logger
+	inspectNow       chan struct{} // watch has to look
+	revalidations    *rate.Limiter
+	maxUserEntries   int
+	maxSharedEntries int
 
 	// Guarded by mu.
-	mu      sync.Mutex
-	entries map[identity.User]*entry
-	owned   list.List // at most maxOwned
-	derived list.List // at most maxDerived
-	flights map[identity.User]*flight
-	scopes  map[string]*scope // at most maxScopes
-	deflt   scope
-	doubt   uint64
-	breaker breaker.Breaker
-	probe   *flight   // the question that is tried while Redis is left alone, until it is decided
-	beside  int       // lookups that wait for that; at most breaker.MaxBeside
-	unsaved bool      // something the snapshot should have
-	warned  time.Time // when a record was last complained about
+	mu             sync.Mutex
+	entries        map[identity.User]*entry
+	userEntries    list.List // at most maxUserEntries
+	sharedEntries  list.List // at most maxSharedEntries
+	queries        map[identity.User]*query
+	domains        map[string]*changeCounter // at most maxDomains
+	defaultChanges changeCounter
+	epoch          uint64
+	breaker        breaker.Breaker
+	trial          *query    // the question that is tried while Redis is left alone, until it is decided
+	waiting        int       // lookups that wait for that; at most breaker.MaxWaiting
+	snapshotDirty  bool      // something the snapshot should have
+	lastWarning    time.Time // when a record was last complained about
 
 	// Guarded by mu: whether Redis has the records it had.
-	sample   sample
-	inUse    bool       // somebody has asked for a record
-	accepted acceptance // the operator's last word
-	heard    time.Time  // when it came; zero: it is older than this process
-	listened bool       // Redis has been asked for it
-	believed time.Time  // of what was learned before, the absence is believed
-	ended    string     // whose word ended the last loss
+	sample           sample
+	hasLookups       bool       // somebody has asked for a record
+	acceptance       acceptance // the operator's last word
+	acceptedAt       time.Time  // when it came; zero: it is older than this process
+	acceptanceRead   bool       // Redis has been asked for it
+	absenceTrustedAt time.Time  // of what was learned before, the absence is believed
+	lossAcceptedBy   string     // whose word ended the last loss
 }
 
-// flight is one question to Redis, shared by all who ask about one user
+// query is one question to Redis, shared by all who ask about one user
 // meanwhile, and by nobody who asks about another.
-type flight struct {
+type query struct {
 	// Set once.
-	user  identity.User
-	sight sight
-	named bool // Redis had named the deciding record before the question
-	done  chan struct{}
+	user              identity.User
+	versions          versions
+	invalidatedBefore bool // Redis had named the deciding record before the question
+	done              chan struct{}
 
 	// Guarded by the cache's mu.
-	changed bool // Redis named the user's key while the question was open
+	invalidatedDuring bool // Redis named the user's key while the question was open
 
 	// Owned by fetch until done is closed.
-	got got
-	err error
+	resolution resolution
+	err        error
 }
 
-func newCache(cfg Config, source source, log *zap.Logger) *cache {
+func newCache(cfg Config, reader recordReader, log *zap.Logger) *cache {
 	return &cache{
-		cfg: cfg, keys: keys{cfg.Prefix}, source: source, log: log, alerted: make(chan struct{}, 1), sample: newSample(),
-		confirm:    rate.NewLimiter(doubtRate, doubtRate),
-		maxOwned:   maxOwned,
-		maxDerived: maxDerived,
-		entries:    make(map[identity.User]*entry),
-		flights:    make(map[identity.User]*flight),
-		scopes:     make(map[string]*scope),
+		cfg: cfg, keys: keys{cfg.Prefix}, reader: reader, log: log, inspectNow: make(chan struct{}, 1), sample: newSample(),
+		revalidations:    rate.NewLimiter(revalidationRate, revalidationRate),
+		maxUserEntries:   maxUserEntries,
+		maxSharedEntries: maxSharedEntries,
+		entries:          make(map[identity.User]*entry),
+		queries:          make(map[identity.User]*query),
+		domains:          make(map[string]*changeCounter),
 	}
 }
 
 // get gives the answer for u: the one remembered while it is fresh, else what
 // Redis says, else the last good one, else ErrUnavailable. Without any it waits
 // beside the question by which Redis is tried, within the time of one.
-func (c *cache) get(ctx context.Context, u identity.User) (got, error) {
-	probe, g, err := c.find(ctx, u)
-	if probe == nil {
-		return g, err
+func (c *cache) get(ctx context.Context, u identity.User) (resolution, error) {
+	trial, res, err := c.tryGet(ctx, u)
+	if trial == nil {
+		return res, err
 	}
-	soon, cancel := context.WithTimeout(ctx, askTime)
+	waitCtx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
-	for probe != nil {
+	for trial != nil {
 		select {
-		case <-probe.done:
+		case <-trial.done:
 			err = nil
-		case <-soon.Done():
-			err = unavailable(errBroken)
+		case <-waitCtx.Done():
+			err = unavailable(errBreakerOpen)
 		}
 		c.mu.Lock()
-		c.beside--
+		c.waiting--
 		c.mu.Unlock()
 		if err != nil {
-			return got{}, err
+			return resolution{}, err
 		}
-		probe, g, err = c.find(ctx, u)
+		trial, res, err = c.tryGet(ctx, u)
 	}
-	return g, err
+	return res, err
 }
 
-// find is get, but for the wait beside a probe: one to wait for is returned.
-func (c *cache) find(ctx context.Context, u identity.User) (probe *flight, g got, err error) {
+// tryGet is get, but for the wait beside a probe: one to wait for is returned.
+func (c *cache) tryGet(ctx context.Context, u identity.User) (trial *query, res resolution, err error) {
 	now := time.Now()
 	c.mu.Lock()
 	e := c.entries[u]
-	is := c.standing(e, now)
-	if is == fresh {
-		e.within.MoveToFront(e.place)
-		g := e.got(FromCache, now)
+	level := c.freshnessOf(e, now)
+	if level == entryFresh {
+		e.list.MoveToFront(e.elem)
+		res := e.toResolution(OriginCache, now)
 		c.mu.Unlock()
-		return nil, g, nil
+		return nil, res, nil
 	}
-	f, err := c.join(u, e, is)
+	q, err := c.joinQuery(u, e, level)
 	last, ok := c.lastGood(e, now)
-	if !ok && errors.Is(err, errBroken) && c.probe != nil && c.beside < breaker.MaxBeside {
-		c.beside++
-		probe = c.probe
+	if !ok && errors.Is(err, errBreakerOpen) && c.trial != nil && c.waiting < breaker.MaxWaiting {
+		c.waiting++
+		trial = c.trial
 	}
 	c.mu.Unlock()
 	switch {
-	case probe != nil:
+	case trial != nil:
 	case err != nil && ok:
 		return nil, last, nil
 	case err != nil:
 		err = unavailable(err)
-	case ok && is != changed:
-		g, err = f.waitBriefly(ctx, last)
+	case ok && level != entryInvalidated:
+		res, err = q.awaitOrStale(ctx, last)
 	default:
-		g, err = f.wait(ctx)
+		res, err = q.await(ctx)
 	}
-	return probe, g, err
+	return trial, res, err
 }
 
-// join finds the open question about u or opens one; an error says why not.
-func (c *cache) join(u identity.User, e *entry, is standing) (*flight, error) {
-	if f := c.flights[u]; f != nil {
-		return f, nil
+// joinQuery finds the open question about u or opens one; an error says why not.
+func (c *cache) joinQuery(u identity.User, e *entry, level freshness) (*query, error) {
+	if q := c.queries[u]; q != nil {
+		return q, nil
 	}
 	now := time.Now()
-	if is == doubtful && !c.confirm.AllowN(now, 1) || len(c.flights) >= maxFlights {
+	if level == entrySuspect && !c.revalidations.AllowN(now, 1) || len(c.queries) >= maxQueries {
 		return nil, errBusy
 	}
-	left := c.breaker.Open()
+	wasOpen := c.breaker.IsOpen()
 	if !c.breaker.Allow(now) {
-		return nil, errBroken
+		return nil, errBreakerOpen
 	}
-	f := &flight{user: u, sight: c.look(u), done: make(chan struct{})}
-	f.named = e != nil && c.named(e)
-	c.flights[u] = f
-	if left {
-		c.probe = f
+	q := &query{user: u, versions: c.currentVersions(u), done: make(chan struct{})}
+	q.invalidatedBefore = e != nil && c.recordInvalidated(e)
+	c.queries[u] = q
+	if wasOpen {
+		c.trial = q
 	}
-	go c.fetch(f)
-	return f, nil
+	go c.runQuery(q)
+	return q, nil
 }
 
-// fetch asks Redis one question. It ends within askTime. It does not end with a
+// runQuery asks Redis one question. It ends within queryTimeout. It does not end with a
 // caller's ctx: others may wait for the same answer, and a command cut short
 // costs its connection.
-func (c *cache) fetch(f *flight) {
-	ctx, cancel := context.WithTimeout(context.Background(), askTime)
-	q := c.prepare(ctx, f.user)
-	r, err := c.source.ask(ctx, f.user, q.probes)
+func (c *cache) runQuery(q *query) {
+	ctx, cancel := context.WithTimeout(context.Background(), queryTimeout)
+	plan := c.planRead(ctx, q.user)
+	r, err := c.reader.read(ctx, q.user, plan.samples)
 	if err == nil {
-		for _, node := range c.due(q, r) {
-			c.inspect(ctx, node)
+		for _, node := range c.claimInspections(plan, r) {
+			c.inspectNode(ctx, node)
 		}
 	}
 	cancel()
 	c.mu.Lock()
-	f.got, f.err = c.learn(f, q, r, err)
-	delete(c.flights, f.user)
-	if c.probe == f {
-		c.probe = nil
+	q.resolution, q.err = c.recordReply(q, plan, r, err)
+	delete(c.queries, q.user)
+	if c.trial == q {
+		c.trial = nil
 	}
 	c.mu.Unlock()
-	close(f.done)
+	close(q.done)
 }
 
-// wait waits for the answer; when ctx ends first, the others go on waiting.
-func (f *flight) wait(ctx context.Context) (got, error) {
+// await waits for the answer; when ctx ends first, the others go on waiting.
+func (q *query) await(ctx context.Context) (resolution, error) {
 	select {
-	case <-f.done:
-		return f.got, f.err
+	case <-q.done:
+		return q.resolution, q.err
 	case <-ctx.Done():
-		return got{}, unavailable(ctx.Err())
+		return resolution{}, unavailable(ctx.Err())
 	}
 }
 
-// waitBriefly prefers a new answer to last, but not for long.
-func (f *flight) waitBriefly(ctx context.Context, last got) (got, error) {
-	grace := time.NewTimer(graceTime)
+// awaitOrStale prefers a new answer to last, but not for long.
+func (q *query) awaitOrStale(ctx context.Context, last resolution) (resolution, error) {
+	grace := time.NewTimer(staleGrace)
 	defer grace.Stop()
 	select {
-	case <-f.done:
-		return f.got, f.err
+	case <-q.done:
+		return q.resolution, q.err
 	case <-grace.C:
 		return last, nil
 	case <-ctx.Done():
-		return got{}, unavailable(ctx.Err())
+		return resolution{}, unavailable(ctx.Err())
 	}
 }
 
-// learn takes in what Redis said and gives what the waiting lookups hear.
-func (c *cache) learn(f *flight, q question, r reading, err error) (got, error) {
+// recordReply takes in what Redis said and gives what the waiting lookups hear.
+func (c *cache) recordReply(q *query, plan readPlan, r userRecords, err error) (resolution, error) {
 	now := time.Now()
-	e, a := c.entries[f.user], r.answer
+	e, d := c.entries[q.user], r.decision
 	if err != nil {
-		return c.learnTrouble(f, e, err)
+		return c.recordError(q, e, err)
 	}
-	c.breaker.Answered()
-	c.remember(q, r)
-	if !c.believes(q, r) {
-		return c.learnLoss(f, e)
+	c.breaker.RecordSuccess()
+	c.sampleRecords(plan, r)
+	if !c.trustsAbsence(plan, r) {
+		return c.recordUntrustedAbsence(q, e)
 	}
-	if c.servable(e, now) && a.rank() < e.answer.rank() && !f.named && !e.learned.Before(c.believed) && !c.confirmed(e, now) {
-		c.hold(f, e, e.missing.Add(confirmTime))
+	if c.canServe(e, now) && d.rank() < e.decision.rank() && !q.invalidatedBefore && !e.learnedAt.Before(c.absenceTrustedAt) && !c.confirmAbsence(e, now) {
+		c.retain(q, e, e.missingSince.Add(confirmDelay))
 		c.warn("route record is gone and Redis did not name it; kept until that is confirmed",
-			zap.Stringer("user", f.user), zap.String("key", e.answer.key))
-		return e.got(FromStale, now), nil
+			zap.Stringer("user", q.user), zap.String("key", e.decision.key))
+		return e.toResolution(OriginStale, now), nil
 	}
 	if e == nil {
-		e = &entry{user: f.user}
+		e = &entry{user: q.user}
 	}
-	if e.answer != a || e.fromDisk || now.Sub(e.learned) > c.cfg.Stale/100 {
-		c.unsaved = true
+	if e.decision != d || e.fromDisk || now.Sub(e.learnedAt) > c.cfg.Stale/100 {
+		c.snapshotDirty = true
 	}
 	*e = entry{
-		user: f.user, answer: a, within: e.within, place: e.place,
-		learned: now, expires: now.Add(c.lifetime(a)), changed: f.changed, seen: f.sight,
+		user: q.user, decision: d, list: e.list, elem: e.elem,
+		learnedAt: now, expiresAt: now.Add(c.freshFor(d)), invalidated: q.invalidatedDuring, versions: q.versions,
 	}
-	c.keep(e)
-	return e.got(FromRedis, now), nil
+	c.insert(e)
+	return e.toResolution(OriginRedis, now), nil
 }
 
-// hold keeps e against what Redis says, until it is time to ask again.
-func (c *cache) hold(f *flight, e *entry, until time.Time) {
-	e.held, e.seen, e.changed, e.expires = true, f.sight, f.changed, until
+// retain keeps e against what Redis says, until it is time to ask again.
+func (c *cache) retain(q *query, e *entry, until time.Time) {
+	e.retained, e.versions, e.invalidated, e.expiresAt = true, q.versions, q.invalidatedDuring, until
 }
 
-// confirmed notes that e's record was seen missing and says whether that was
-// twice now, confirmTime apart.
-func (c *cache) confirmed(e *entry, now time.Time) bool {
-	if e.missing.IsZero() {
-		e.missing = now
+// confirmAbsence notes that e's record was seen missing and says whether that was
+// twice now, confirmDelay apart.
+func (c *cache) confirmAbsence(e *entry, now time.Time) bool {
+	if e.missingSince.IsZero() {
+		e.missingSince = now
 	}
-	return now.Sub(e.missing) >= confirmTime
+	return now.Sub(e.missingSince) >= confirmDelay
 }
 
-// learnTrouble falls back to the last good answer.
-func (c *cache) learnTrouble(f *flight, e *entry, err error) (got, error) {
+// recordError falls back to the last good answer.
+func (c *cache) recordError(q *query, e *entry, err error) (resolution, error) {
 	now := time.Now()
 	last, ok := c.lastGood(e, now)
 	var reply redis.Error // anybody can ask for the key that gets one
 	switch {
-	case !errors.Is(err, errRefused) && errors.As(err, &reply):
-		c.breaker.Answered()
-	case !errors.Is(err, errRefused):
-		c.breaker.Failed(now)
+	case !errors.Is(err, errInvalidRecord) && errors.As(err, &reply):
+		c.breaker.RecordSuccess()
+	case !errors.Is(err, errInvalidRecord):
+		c.breaker.RecordFailure(now)
 	default:
-		c.breaker.Answered()
-		c.warn("route record refused", zap.Stringer("user", f.user), zap.Error(err))
+		c.breaker.RecordSuccess()
+		c.warn("route record refused", zap.Stringer("user", q.user), zap.Error(err))
 		if ok {
-			c.hold(f, e, now.Add(c.cfg.Negative))
+			c.retain(q, e, now.Add(c.cfg.Negative))
 		}
 	}
 	if ok {
 		return last, nil
 	}
-	return got{}, unavailable(err)
+	return resolution{}, unavailable(err)
 }
 
 // warn tells the operator about a record, at most once a second: a client can ask
 // as often as it likes.
-func (c *cache) warn(what string, fields ...zap.Field) {
-	if now := time.Now(); now.Sub(c.warned) >= time.Second {
-		c.warned = now
-		c.log.Warn(what, fields...)
+func (c *cache) warn(msg string, fields ...zap.Field) {
+	if now := time.Now(); now.Sub(c.lastWarning) >= time.Second {
+		c.lastWarning = now
+		c.log.Warn(msg, fields...)
 	}
 }
 
 // lastGood is the answer that stands in while Redis gives none.
-func (c *cache) lastGood(e *entry, now time.Time) (got, bool) {
-	if !c.servable(e, now) {
-		return got{}, false
+func (c *cache) lastGood(e *entry, now time.Time) (resolution, bool) {
+	if !c.canServe(e, now) {
+		return resolution{}, false
 	}
-	return e.got(FromStale, now), true
+	return e.toResolution(OriginStale, now), true
 }
 
-// got copies the answer of e for a caller.
-func (e *entry) got(from From, now time.Time) got {
+// toResolution copies the answer of e for a caller.
+func (e *entry) toResolution(origin Origin, now time.Time) resolution {
 	switch {
 	case e.fromDisk:
-		from = FromSnapshot
-	case e.held:
-		from = FromStale
+		origin = OriginSnapshot
+	case e.retained:
+		origin = OriginStale
 	}
-	return got{answer: e.answer, from: from, age: now.Sub(e.learned), fromDisk: e.fromDisk}
+	return resolution{decision: e.decision, origin: origin, age: now.Sub(e.learnedAt), fromDisk: e.fromDisk}
 }
 
-// wait returns when no question is open.
-func (c *cache) wait() {
+// awaitQueries returns when no question is open.
+func (c *cache) awaitQueries() {
 	for {
-		var open *flight
+		var open *query
 		c.mu.Lock()
-		for _, open = range c.flights {
+		for _, open = range c.queries {
 			break
 		}
 		c.mu.Unlock()

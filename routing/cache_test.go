@@ -16,92 +16,92 @@ import (
 	"imapgate/internal/identity"
 )
 
-var errAway = errors.New("connection refused")
+var errUnreachable = errors.New("connection refused")
 
-// oracle is a Redis in a test's hand.
-type oracle struct {
+// fakeStore is a Redis in a test's hand.
+type fakeStore struct {
 	// Guarded by mu.
-	mu    sync.Mutex
-	says  map[identity.User]answer
-	err   error
-	slow  time.Duration
-	asked map[identity.User]int
-	total int
+	mu           sync.Mutex
+	records      map[identity.User]decision
+	err          error
+	delay        time.Duration
+	queries      map[identity.User]int
+	totalQueries int
 
-	inspected int
-	accepted  acceptance
-	nodes     func(key string) string // of a cluster; nil: there is none
+	inspections int
+	acceptance  acceptance
+	nodes       func(key string) string // of a cluster; nil: there is none
 
-	behindHeld func() // done between the reading of records and the reply
+	afterInspect func() // done between the reading of records and the reply
 }
 
-func newOracle() *oracle {
-	return &oracle{says: make(map[identity.User]answer), asked: make(map[identity.User]int)}
+func newFakeStore() *fakeStore {
+	return &fakeStore{records: make(map[identity.User]decision), queries: make(map[identity.User]int)}
 }
 
-func (o *oracle) ask(ctx context.Context, u identity.User, probes []string) (reading, error) {
+func (o *fakeStore) read(ctx context.Context, u identity.User, samples []string) (userRecords, error) {
 	o.mu.Lock()
-	o.asked[u]++
-	o.total++
-	r, err, slow := reading{answer: o.says[u]}, o.err, o.slow
-	records := o.records()
-	for _, key := range (keys{DefaultPrefix}).all(u) {
+	o.queries[u]++
+	o.totalQueries++
+	r, err, delay := userRecords{decision: o.records[u]}, o.err, o.delay
+	records := o.keysPresent()
+	for _, key := range (keys{DefaultPrefix}).candidates(u) {
 		if records[key] {
-			r.held = append(r.held, key)
-		} else if len(r.held) == 0 {
+			r.present = append(r.present, key)
+		} else if len(r.present) == 0 {
 			r.absent = append(r.absent, key)
 		}
 	}
-	for _, key := range probes {
+	for _, key := range samples {
 		if !records[key] {
-			r.gone = append(r.gone, key)
+			r.missingSamples = append(r.missingSamples, key)
 		}
 	}
 	o.mu.Unlock()
-	if slow > 0 {
+	if delay > 0 {
 		select {
-		case <-time.After(slow):
+		case <-time.After(delay):
 		case <-ctx.Done():
-			return reading{}, ctx.Err()
+			return userRecords{}, ctx.Err()
 		}
 	}
 	return r, err
 }
 
-// records are the keys that there are. mu is held.
-func (o *oracle) records() map[string]bool {
+// keysPresent are the keys that there are. mu is held.
+func (o *fakeStore) keysPresent() map[string]bool {
 	k, all := keys{DefaultPrefix}, map[string]bool{}
-	for u, a := range o.says {
-		switch a.source {
-		case User:
+	for u, a := range o.records {
+		switch a.match {
+		case MatchUser:
 			all[k.user(u)] = true
-		case Domain:
+		case MatchDomain:
 			all[k.domain(u.Domain())] = true
-		case Default:
+		case MatchDefault:
 			all[k.deflt()] = true
 		}
 	}
 	return all
 }
 
-func (o *oracle) held(_ context.Context, keys []string) (holdings, error) {
+func (o *fakeStore) inspect(_ context.Context, keys []string) (inspection, error) {
 	o.mu.Lock()
-	then := o.behindHeld
-	if then != nil {
-		defer then()
+	after := o.afterInspect
+	if after != nil {
+		defer after()
 	}
 	defer o.mu.Unlock()
-	o.inspected++
-	records, h := o.records(), holdings{there: map[string]bool{}, accepted: o.accepted}
+	o.inspections++
+	records, found := o.keysPresent(), inspection{present: map[string]bool{}, acceptance: o.acceptance}
 	for _, key := range keys {
-		h.there[key] = records[key]
+		found.present[key] = records[key]
 	}
-	return h, o.err
+	return found, o.err
 }
 
-// node is the part of a cluster that has a key: by its last letter, where there
+// nodeOf is the part of a cluster that has a key: by its last letter, where there
 // are several.
-func (o *oracle) node(_ context.Context, key string) (string, error) {
+func (o *fakeStore) nodeOf(_ context.Context, key string) (string, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.nodes == nil {
@@ -110,41 +110,43 @@ func (o *oracle) node(_ context.Context, key string) (string, error) {
 	return o.nodes(key), nil
 }
 
-func (o *oracle) source() source { return source{ask: o.ask, held: o.held, node: o.node} }
+func (o *fakeStore) reader() recordReader {
+	return recordReader{read: o.read, inspect: o.inspect, nodeOf: o.nodeOf}
+}
 
 // set makes u's own record name a backend; "" removes the record.
-func (o *oracle) set(u identity.User, source Source, backend string) {
+func (o *fakeStore) set(u identity.User, source Match, backend string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.says[u] = answer{source: source, backend: backend, state: stateActive, own: source == User}
+	o.records[u] = decision{match: source, backend: backend, state: stateActive, hasRecord: source == MatchUser}
 }
 
-func (o *oracle) fail(err error, slow time.Duration) {
+func (o *fakeStore) fail(err error, delay time.Duration) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.err, o.slow = err, slow
+	o.err, o.delay = err, delay
 }
 
-func (o *oracle) questions(u identity.User) int {
+func (o *fakeStore) queryCount(u identity.User) int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.asked[u]
+	return o.queries[u]
 }
 
-// bubble runs a test of the cache on a clock that only moves when all wait.
-func bubble(t *testing.T, f func(t *testing.T, c *cache, o *oracle)) {
+// runWithCache runs a test of the cache on a clock that only moves when all wait.
+func runWithCache(t *testing.T, f func(t *testing.T, c *cache, o *fakeStore)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		o := newOracle()
+		o := newFakeStore()
 		cfg := Config{Backends: []string{"east", "west"}}
 		cfg.setDefaults()
-		f(t, newCache(cfg, o.source(), quiet(t)), o)
+		f(t, newCache(cfg, o.reader(), testLogger(t)), o)
 		synctest.Wait()
 	})
 }
 
-// crowd is n users.
-func crowd(t testing.TB, n int) (all []identity.User) {
+// makeUsers is n users.
+func makeUsers(t testing.TB, n int) (all []identity.User) {
 	t.Helper()
 	for i := range n {
 		all = append(all, user(t, fmt.Sprintf("user%d@example.org", i)))
@@ -152,104 +154,104 @@ func crowd(t testing.TB, n int) (all []identity.User) {
 	return all
 }
 
-// pass lets time go by, which in a bubble happens when everybody waits.
-func pass(d time.Duration) { <-time.After(d) }
+// advance lets time go by, which in a bubble happens when everybody waits.
+func advance(d time.Duration) { <-time.After(d) }
 
-// wants checks one answer; backend "" stands for "no such user".
-func wants(t *testing.T, c *cache, u identity.User, backend string, from From) {
+// checkBackend checks one answer; backend "" stands for "no such user".
+func checkBackend(t *testing.T, c *cache, u identity.User, backend string, origin Origin) {
 	t.Helper()
 	got, err := c.get(t.Context(), u)
-	if err != nil || got.backend != backend || got.from != from {
-		t.Errorf("%s: %q from %s, %v; want %q from %s", u, got.backend, got.from, err, backend, from)
+	if err != nil || got.backend != backend || got.origin != origin {
+		t.Errorf("%s: %q from %s, %v; want %q from %s", u, got.backend, got.origin, err, backend, origin)
 	}
 }
 
-func wantsUnavailable(t *testing.T, c *cache, u identity.User) {
+func checkUnavailable(t *testing.T, c *cache, u identity.User) {
 	t.Helper()
 	if got, err := c.get(t.Context(), u); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("%s: %+v, %v; want ErrUnavailable", u, got, err)
 	}
 }
 
-func TestAnAnswerIsAskedAgainWhenItsTimeIsOver(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cache, o *oracle) {
+func TestAnExpiredRouteIsReadAgain(t *testing.T) {
+	runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) {
 		alice, nobody := user(t, "alice"), user(t, "nobody")
-		o.set(alice, User, "east")
-		wants(t, c, alice, "east", FromRedis)
-		wants(t, c, nobody, "", FromRedis)
-		pass(4 * time.Second)
-		wants(t, c, nobody, "", FromCache)
-		pass(time.Second)
-		wants(t, c, nobody, "", FromRedis)
-		wants(t, c, alice, "east", FromCache)
-		o.set(alice, User, "west")
-		pass(48 * time.Second) // 53 s: before ttl less a tenth
-		wants(t, c, alice, "east", FromCache)
-		pass(7 * time.Second)
-		wants(t, c, alice, "west", FromRedis)
+		o.set(alice, MatchUser, "east")
+		checkBackend(t, c, alice, "east", OriginRedis)
+		checkBackend(t, c, nobody, "", OriginRedis)
+		advance(4 * time.Second)
+		checkBackend(t, c, nobody, "", OriginCache)
+		advance(time.Second)
+		checkBackend(t, c, nobody, "", OriginRedis)
+		checkBackend(t, c, alice, "east", OriginCache)
+		o.set(alice, MatchUser, "west")
+		advance(48 * time.Second) // 53 s: before ttl less a tenth
+		checkBackend(t, c, alice, "east", OriginCache)
+		advance(7 * time.Second)
+		checkBackend(t, c, alice, "west", OriginRedis)
 	})
 }
 
-func TestTheLastGoodAnswerServesWhileRedisIsAwayAndNotForever(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cache, o *oracle) {
+func TestAStaleRouteServesWhileRedisIsDownUntilItExpires(t *testing.T) {
+	runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) {
 		alice, nobody := user(t, "alice"), user(t, "nobody")
-		o.set(alice, User, "east")
-		wants(t, c, alice, "east", FromRedis)
-		wants(t, c, nobody, "", FromRedis)
-		o.fail(errAway, 0)
-		pass(2 * time.Minute)
-		wants(t, c, alice, "east", FromStale)
-		wantsUnavailable(t, c, nobody) // trouble is not "no such user"
-		pass(23*time.Hour + 57*time.Minute)
-		wants(t, c, alice, "east", FromStale)
-		pass(2 * time.Minute)
-		wantsUnavailable(t, c, alice)
+		o.set(alice, MatchUser, "east")
+		checkBackend(t, c, alice, "east", OriginRedis)
+		checkBackend(t, c, nobody, "", OriginRedis)
+		o.fail(errUnreachable, 0)
+		advance(2 * time.Minute)
+		checkBackend(t, c, alice, "east", OriginStale)
+		checkUnavailable(t, c, nobody) // trouble is not "no such user"
+		advance(23*time.Hour + 57*time.Minute)
+		checkBackend(t, c, alice, "east", OriginStale)
+		advance(2 * time.Minute)
+		checkUnavailable(t, c, alice)
 		o.fail(nil, 0)
-		pass(2 * time.Second)
-		wants(t, c, alice, "east", FromRedis)
+		advance(2 * time.Second)
+		checkBackend(t, c, alice, "east", OriginRedis)
 	})
 }
 
-func TestARedisThatFailsIsLeftAlone(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cache, o *oracle) {
-		o.fail(errAway, 0)
+func TestTheBreakerOpensWhenRedisFails(t *testing.T) {
+	runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) {
+		o.fail(errUnreachable, 0)
 		for i := range 100 {
-			wantsUnavailable(t, c, user(t, fmt.Sprint("u", i)))
+			checkUnavailable(t, c, user(t, fmt.Sprint("u", i)))
 		}
-		if o.total != breaker.After {
-			t.Fatalf("asked %d times, want %d", o.total, breaker.After)
+		if o.totalQueries != breaker.Threshold {
+			t.Fatalf("asked %d times, want %d", o.totalQueries, breaker.Threshold)
 		}
-		pass(breaker.For * 5 / 4)
+		advance(breaker.TrialInterval * 5 / 4)
 		for i := range 100 {
-			wantsUnavailable(t, c, user(t, fmt.Sprint("u", i)))
+			checkUnavailable(t, c, user(t, fmt.Sprint("u", i)))
 		}
-		if o.total != breaker.After+1 {
-			t.Fatalf("asked %d times with one probe, want %d", o.total, breaker.After+1)
+		if o.totalQueries != breaker.Threshold+1 {
+			t.Fatalf("asked %d times with one probe, want %d", o.totalQueries, breaker.Threshold+1)
 		}
 		o.fail(nil, 0)
-		pass(breaker.For * 5 / 4)
+		advance(breaker.TrialInterval * 5 / 4)
 		for i := range 100 {
-			wants(t, c, user(t, fmt.Sprint("u", i)), "", FromRedis)
+			checkBackend(t, c, user(t, fmt.Sprint("u", i)), "", OriginRedis)
 		}
 	})
 }
 
-func TestLookupsBesideTheProbeShareItsOutcome(t *testing.T) {
-	for _, trouble := range []error{nil, errAway} {
-		bubble(t, func(t *testing.T, c *cache, o *oracle) {
+func TestWaitingLookupsShareTheOutcomeOfATrial(t *testing.T) {
+	for _, fault := range []error{nil, errUnreachable} {
+		runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) {
 			alice := user(t, "alice@example.org")
-			o.set(alice, User, "east")
-			wants(t, c, alice, "east", FromRedis)
-			o.fail(errAway, 0)
-			for i := range breaker.After {
-				wantsUnavailable(t, c, user(t, fmt.Sprint("u", i)))
+			o.set(alice, MatchUser, "east")
+			checkBackend(t, c, alice, "east", OriginRedis)
+			o.fail(errUnreachable, 0)
+			for i := range breaker.Threshold {
+				checkUnavailable(t, c, user(t, fmt.Sprint("u", i)))
 			}
 			began := time.Now()
-			if wantsUnavailable(t, c, user(t, "late")); time.Since(began) != 0 {
+			if checkUnavailable(t, c, user(t, "late")); time.Since(began) != 0 {
 				t.Errorf("waited %v while nobody probes", time.Since(began))
 			}
-			pass(2 * time.Minute) // beyond what alice's answer is fresh for
-			o.fail(trouble, askTime/2)
+			advance(2 * time.Minute) // beyond what alice's answer is fresh for
+			o.fail(fault, queryTimeout/2)
 			var in, out, atOnce atomic.Int32
 			var lookups sync.WaitGroup
 			lookup := func(name string) {
@@ -265,20 +267,20 @@ func TestLookupsBesideTheProbeShareItsOutcome(t *testing.T) {
 			}
 			lookups.Go(func() { lookup("probe") })
 			synctest.Wait()
-			for i := range breaker.MaxBeside + 3 {
+			for i := range breaker.MaxWaiting + 3 {
 				lookups.Go(func() { lookup(fmt.Sprint("v", i)) })
 			}
 			synctest.Wait()
-			if c.beside != breaker.MaxBeside || atOnce.Load() != 3 {
-				t.Errorf("%d wait, %d do not", c.beside, atOnce.Load())
+			if c.waiting != breaker.MaxWaiting || atOnce.Load() != 3 {
+				t.Errorf("%d wait, %d do not", c.waiting, atOnce.Load())
 			}
 			began = time.Now()
-			if wants(t, c, alice, "east", FromStale); time.Since(began) != 0 {
+			if checkBackend(t, c, alice, "east", OriginStale); time.Since(began) != 0 {
 				t.Errorf("a user with a last good answer waited %v", time.Since(began))
 			}
 			lookups.Wait()
-			if want := map[bool]int32{true: 1 + breaker.MaxBeside}[trouble == nil]; in.Load() != want || c.beside != 0 || c.probe != nil {
-				t.Errorf("%v: %d go on, %d are refused, %d wait", trouble, in.Load(), out.Load(), c.beside)
+			if want := map[bool]int32{true: 1 + breaker.MaxWaiting}[fault == nil]; in.Load() != want || c.waiting != 0 || c.trial != nil {
+				t.Errorf("%v: %d go on, %d are refused, %d wait", fault, in.Load(), out.Load(), c.waiting)
 			}
 		})
 	}
@@ -290,208 +292,208 @@ type errorReply string
 func (e errorReply) Error() string { return string(e) }
 func (e errorReply) RedisError()   {}
 
-func TestAnErrorReplyAboutOneKeyKeepsNobodyElseOut(t *testing.T) {
+func TestAnErrorReplyForOneKeyDoesNotOpenTheBreaker(t *testing.T) {
 	var _ redis.Error = errorReply("")
 	for _, reply := range []errorReply{
 		"WRONGTYPE Operation against a key holding the wrong kind of value", "NOPERM No permissions to access a key",
 		"CLUSTERDOWN Hash slot not served",
 	} {
-		bubble(t, func(t *testing.T, c *cache, o *oracle) {
+		runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) {
 			alice := user(t, "alice")
-			o.set(alice, User, "east")
+			o.set(alice, MatchUser, "east")
 			o.fail(readError("imapgate:user:x", reply), 0)
-			for i := range 10 * breaker.After {
-				wantsUnavailable(t, c, user(t, fmt.Sprint("u", i)))
+			for i := range 10 * breaker.Threshold {
+				checkUnavailable(t, c, user(t, fmt.Sprint("u", i)))
 			}
 			o.fail(nil, 0)
-			wants(t, c, alice, "east", FromRedis)
+			checkBackend(t, c, alice, "east", OriginRedis)
 		})
 	}
 }
 
-func TestAKnownUserDoesNotWaitForASlowRedis(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cache, o *oracle) {
+func TestACachedRouteServesWhileRedisIsSlow(t *testing.T) {
+	runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) {
 		alice := user(t, "alice")
-		o.set(alice, User, "east")
-		wants(t, c, alice, "east", FromRedis)
-		o.set(alice, User, "west")
+		o.set(alice, MatchUser, "east")
+		checkBackend(t, c, alice, "east", OriginRedis)
+		o.set(alice, MatchUser, "west")
 		o.fail(nil, 300*time.Millisecond)
-		pass(2 * time.Minute)
+		advance(2 * time.Minute)
 		began := time.Now()
-		wants(t, c, alice, "east", FromStale)
-		if took := time.Since(began); took != graceTime {
+		checkBackend(t, c, alice, "east", OriginStale)
+		if took := time.Since(began); took != staleGrace {
 			t.Errorf("it took %v", took)
 		}
-		pass(300 * time.Millisecond)
-		wants(t, c, alice, "west", FromCache) // the question was not given up
+		advance(300 * time.Millisecond)
+		checkBackend(t, c, alice, "west", OriginCache) // the question was not given up
 	})
 }
 
-func TestAUserRedisNamedWaitsForTheNewAnswer(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cache, o *oracle) {
+func TestAnInvalidatedRouteWaitsForRedis(t *testing.T) {
+	runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) {
 		alice := user(t, "alice")
-		o.set(alice, User, "east")
-		wants(t, c, alice, "east", FromRedis)
-		o.set(alice, User, "west")
+		o.set(alice, MatchUser, "east")
+		checkBackend(t, c, alice, "east", OriginRedis)
+		o.set(alice, MatchUser, "west")
 		o.fail(nil, 300*time.Millisecond)
-		c.changedKeys(keys{DefaultPrefix}, []string{"imapgate:user:alice"})
-		wants(t, c, alice, "west", FromRedis)
-		c.changedKeys(keys{DefaultPrefix}, []string{"imapgate:user:alice"})
-		o.fail(errAway, 0)
-		wants(t, c, alice, "west", FromStale)
+		c.invalidateKeys(keys{DefaultPrefix}, []string{"imapgate:user:alice"})
+		checkBackend(t, c, alice, "west", OriginRedis)
+		c.invalidateKeys(keys{DefaultPrefix}, []string{"imapgate:user:alice"})
+		o.fail(errUnreachable, 0)
+		checkBackend(t, c, alice, "west", OriginStale)
 		o.fail(nil, 0)
-		wants(t, c, alice, "west", FromRedis) // the change is still owed
+		checkBackend(t, c, alice, "west", OriginRedis) // the change is still owed
 	})
 }
 
-func TestAChangeDuringTheQuestionIsNotLost(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cache, o *oracle) {
+func TestAnInvalidationDuringAQueryIsNotLost(t *testing.T) {
+	runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) {
 		for name, change := range map[string]func(){
-			"alice":           func() { c.changedKeys(keys{DefaultPrefix}, []string{"imapgate:user:alice"}) },
-			"bob@example.org": func() { c.changedKeys(keys{DefaultPrefix}, []string{"imapgate:domain:example.org"}) },
-			"carol":           func() { c.changedKeys(keys{DefaultPrefix}, []string{"imapgate:default"}) },
-			"dora":            c.doubtAll,
+			"alice":           func() { c.invalidateKeys(keys{DefaultPrefix}, []string{"imapgate:user:alice"}) },
+			"bob@example.org": func() { c.invalidateKeys(keys{DefaultPrefix}, []string{"imapgate:domain:example.org"}) },
+			"carol":           func() { c.invalidateKeys(keys{DefaultPrefix}, []string{"imapgate:default"}) },
+			"dora":            c.suspectAll,
 		} {
-			u, source := user(t, name), Source(Default)
+			u, source := user(t, name), Match(MatchDefault)
 			if name == "alice" {
-				source = User
+				source = MatchUser
 			} else if u.Domain() != "" {
-				source = Domain
+				source = MatchDomain
 			}
 			o.set(u, source, "east")
 			o.fail(nil, 100*time.Millisecond)
 			go func() {
-				pass(50 * time.Millisecond)
+				advance(50 * time.Millisecond)
 				o.set(u, source, "west")
 				change()
 			}()
-			wants(t, c, u, "east", FromRedis) // read before the change
+			checkBackend(t, c, u, "east", OriginRedis) // read before the change
 			o.fail(nil, 0)
-			wants(t, c, u, "west", FromRedis)
-			wants(t, c, u, "west", FromCache)
+			checkBackend(t, c, u, "west", OriginRedis)
+			checkBackend(t, c, u, "west", OriginCache)
 		}
 	})
 }
 
-func TestAChangedDomainConcernsItsUsersOnly(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cache, o *oracle) {
+func TestADomainInvalidationAffectsOnlyItsUsers(t *testing.T) {
+	runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) {
 		own, org, net := user(t, "own@example.org"), user(t, "a@example.org"), user(t, "a@example.net")
-		o.set(own, User, "east")
-		o.set(org, Domain, "east")
-		o.set(net, Domain, "east")
+		o.set(own, MatchUser, "east")
+		o.set(org, MatchDomain, "east")
+		o.set(net, MatchDomain, "east")
 		for _, u := range []identity.User{own, org, net} {
-			wants(t, c, u, "east", FromRedis)
+			checkBackend(t, c, u, "east", OriginRedis)
 		}
-		c.changedKeys(keys{DefaultPrefix}, []string{"imapgate:domain:example.org"})
-		wants(t, c, own, "east", FromCache)
-		wants(t, c, org, "east", FromRedis)
-		wants(t, c, net, "east", FromCache)
-		c.changedKeys(keys{DefaultPrefix}, []string{"imapgate:default", "imapgate:domain:", "imapgate:user:", "x", ""})
-		wants(t, c, own, "east", FromCache)
-		wants(t, c, net, "east", FromRedis)
+		c.invalidateKeys(keys{DefaultPrefix}, []string{"imapgate:domain:example.org"})
+		checkBackend(t, c, own, "east", OriginCache)
+		checkBackend(t, c, org, "east", OriginRedis)
+		checkBackend(t, c, net, "east", OriginCache)
+		c.invalidateKeys(keys{DefaultPrefix}, []string{"imapgate:default", "imapgate:domain:", "imapgate:user:", "x", ""})
+		checkBackend(t, c, own, "east", OriginCache)
+		checkBackend(t, c, net, "east", OriginRedis)
 	})
 }
 
-func TestADisappearedRecordIsBelievedWhenNamedOrSeenTwice(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cache, o *oracle) {
+func TestADeletedRecordIsTrustedWhenInvalidatedOrMissingTwice(t *testing.T) {
+	runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) {
 		alice, bob := user(t, "alice"), user(t, "bob")
-		for _, u := range append(crowd(t, 4), alice, bob) {
-			o.set(u, User, "east")
-			wants(t, c, u, "east", FromRedis)
+		for _, u := range append(makeUsers(t, 4), alice, bob) {
+			o.set(u, MatchUser, "east")
+			checkBackend(t, c, u, "east", OriginRedis)
 		}
-		o.set(alice, Default, "west")
-		o.set(bob, Nobody, "")
-		c.doubtAll()
-		wants(t, c, alice, "east", FromStale)
-		wants(t, c, bob, "east", FromStale)
-		pass(confirmTime - time.Millisecond)
-		c.doubtAll() // asking more often does not confirm it sooner
-		wants(t, c, alice, "east", FromStale)
-		c.changedKeys(keys{DefaultPrefix}, []string{"imapgate:user:bob"})
-		wants(t, c, bob, "", FromRedis)
-		pass(time.Millisecond)
-		wants(t, c, alice, "west", FromRedis)
+		o.set(alice, MatchDefault, "west")
+		o.set(bob, MatchNone, "")
+		c.suspectAll()
+		checkBackend(t, c, alice, "east", OriginStale)
+		checkBackend(t, c, bob, "east", OriginStale)
+		advance(confirmDelay - time.Millisecond)
+		c.suspectAll() // asking more often does not confirm it sooner
+		checkBackend(t, c, alice, "east", OriginStale)
+		c.invalidateKeys(keys{DefaultPrefix}, []string{"imapgate:user:bob"})
+		checkBackend(t, c, bob, "", OriginRedis)
+		advance(time.Millisecond)
+		checkBackend(t, c, alice, "west", OriginRedis)
 	})
 }
 
-func TestARecordThatReturnsIsNotCountedAsMissing(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cache, o *oracle) {
+func TestARestoredRecordIsNotCountedAsMissing(t *testing.T) {
+	runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) {
 		alice := user(t, "alice")
 		for range 3 {
-			o.set(alice, User, "east")
-			c.doubtAll()
-			wants(t, c, alice, "east", FromRedis)
-			o.set(alice, Nobody, "")
-			c.doubtAll()
-			wants(t, c, alice, "east", FromStale)
-			pass(confirmTime)
+			o.set(alice, MatchUser, "east")
+			c.suspectAll()
+			checkBackend(t, c, alice, "east", OriginRedis)
+			o.set(alice, MatchNone, "")
+			c.suspectAll()
+			checkBackend(t, c, alice, "east", OriginStale)
+			advance(confirmDelay)
 		}
 	})
 }
 
-func TestARefusedRecordKeepsTheLastGoodAnswerAndIsNeverNoSuchUser(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cache, o *oracle) {
+func TestAnInvalidRecordKeepsTheCachedRoute(t *testing.T) {
+	runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) {
 		alice, nobody := user(t, "alice"), user(t, "nobody")
-		o.set(alice, User, "east")
-		wants(t, c, alice, "east", FromRedis)
-		wants(t, c, nobody, "", FromRedis)
-		o.fail(refuse(fieldBackend, "is odd"), 0)
-		c.changedKeys(keys{DefaultPrefix}, []string{"imapgate:user:alice", "imapgate:user:nobody"})
-		asked := o.questions(alice)
+		o.set(alice, MatchUser, "east")
+		checkBackend(t, c, alice, "east", OriginRedis)
+		checkBackend(t, c, nobody, "", OriginRedis)
+		o.fail(fieldError(fieldBackend, "is odd"), 0)
+		c.invalidateKeys(keys{DefaultPrefix}, []string{"imapgate:user:alice", "imapgate:user:nobody"})
+		asked := o.queryCount(alice)
 		for range 20 {
-			wants(t, c, alice, "east", FromStale)
-			wantsUnavailable(t, c, nobody)
+			checkBackend(t, c, alice, "east", OriginStale)
+			checkUnavailable(t, c, nobody)
 		}
-		if n := o.questions(alice) - asked; n != 1 {
+		if n := o.queryCount(alice) - asked; n != 1 {
 			t.Errorf("a refused record was read %d times", n)
 		}
-		if c.leftAlone() {
+		if c.breakerOpen() {
 			t.Error("a refused record counts as Redis being away")
 		}
 		o.fail(nil, 0)
-		o.set(alice, User, "west")
-		c.changedKeys(keys{DefaultPrefix}, []string{"imapgate:user:alice"})
-		wants(t, c, alice, "west", FromRedis)
+		o.set(alice, MatchUser, "west")
+		c.invalidateKeys(keys{DefaultPrefix}, []string{"imapgate:user:alice"})
+		checkBackend(t, c, alice, "west", OriginRedis)
 	})
 }
 
-func TestLookupsOfOneUserShareAQuestionAndNotTheirFate(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cache, o *oracle) {
+func TestConcurrentLookupsOfAUserShareAQuery(t *testing.T) {
+	runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) {
 		alice := user(t, "alice")
-		o.set(alice, User, "east")
+		o.set(alice, MatchUser, "east")
 		o.fail(nil, 200*time.Millisecond)
-		impatient, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		short, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 		defer cancel()
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			if _, err := c.get(impatient, alice); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, ErrUnavailable) {
+			if _, err := c.get(short, alice); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, ErrUnavailable) {
 				t.Errorf("the one who left: %v", err)
 			}
 		})
 		for range 50 {
-			wg.Go(func() { wants(t, c, alice, "east", FromRedis) })
+			wg.Go(func() { checkBackend(t, c, alice, "east", OriginRedis) })
 		}
 		wg.Wait()
-		if n := o.questions(alice); n != 1 {
+		if n := o.queryCount(alice); n != 1 {
 			t.Errorf("Redis was asked %d times", n)
 		}
 	})
 }
 
-func TestLookupsOfManyUsersNeverCross(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cache, o *oracle) {
+func TestConcurrentLookupsDoNotMixUsers(t *testing.T) {
+	runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) {
 		o.fail(nil, time.Millisecond)
 		var wg sync.WaitGroup
 		for i := range 500 {
 			u, backend := user(t, fmt.Sprint("u", i)), fmt.Sprint("b", i)
-			o.set(u, User, backend)
+			o.set(u, MatchUser, backend)
 			for range 4 {
 				wg.Go(func() {
 					for range 20 {
 						if got, err := c.get(t.Context(), u); err != nil || got.backend != backend {
 							t.Errorf("%s got %q, %v", u, got.backend, err)
 						}
-						c.doubtAll()
+						c.suspectAll()
 					}
 				})
 			}
@@ -500,93 +502,93 @@ func TestLookupsOfManyUsersNeverCross(t *testing.T) {
 	})
 }
 
-func TestStrangersDoNotPushOutKnownUsers(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cache, o *oracle) {
-		c.maxOwned, c.maxDerived = 10, 5
+func TestUnknownUsersDoNotEvictUsersWithRecords(t *testing.T) {
+	runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) {
+		c.maxUserEntries, c.maxSharedEntries = 10, 5
 		for i := range 10 {
-			o.set(user(t, fmt.Sprint("known", i)), User, "east")
-			wants(t, c, user(t, fmt.Sprint("known", i)), "east", FromRedis)
+			o.set(user(t, fmt.Sprint("known", i)), MatchUser, "east")
+			checkBackend(t, c, user(t, fmt.Sprint("known", i)), "east", OriginRedis)
 		}
 		for i := range 1000 {
-			wants(t, c, user(t, fmt.Sprint("stranger", i)), "", FromRedis)
+			checkBackend(t, c, user(t, fmt.Sprint("stranger", i)), "", OriginRedis)
 		}
-		if len(c.entries) != 15 || c.owned.Len() != 10 || c.derived.Len() != 5 {
-			t.Errorf("%d entries, %d and %d", len(c.entries), c.owned.Len(), c.derived.Len())
+		if len(c.entries) != 15 || c.userEntries.Len() != 10 || c.sharedEntries.Len() != 5 {
+			t.Errorf("%d entries, %d and %d", len(c.entries), c.userEntries.Len(), c.sharedEntries.Len())
 		}
-		o.fail(errAway, 0)
-		c.doubtAll()
+		o.fail(errUnreachable, 0)
+		c.suspectAll()
 		for i := range 10 {
-			wants(t, c, user(t, fmt.Sprint("known", i)), "east", FromStale)
+			checkBackend(t, c, user(t, fmt.Sprint("known", i)), "east", OriginStale)
 		}
 		o.fail(nil, 0)
-		pass(2 * time.Second)
-		o.set(user(t, "eleventh"), User, "east")
-		wants(t, c, user(t, "eleventh"), "east", FromRedis)
-		if c.entries[user(t, "known0")] != nil || c.owned.Len() != 10 {
+		advance(2 * time.Second)
+		o.set(user(t, "eleventh"), MatchUser, "east")
+		checkBackend(t, c, user(t, "eleventh"), "east", OriginRedis)
+		if c.entries[user(t, "known0")] != nil || c.userEntries.Len() != 10 {
 			t.Error("the one used longest ago was not dropped")
 		}
 	})
 }
 
-func TestTooManyDomainsAreLetGoWithoutLosingAChange(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cache, o *oracle) {
+func TestTheDomainLimitLosesNoInvalidation(t *testing.T) {
+	runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) {
 		first := user(t, "a@first.example")
-		o.set(first, Domain, "east")
-		wants(t, c, first, "east", FromRedis)
-		for i := range maxScopes + 1 {
-			wants(t, c, user(t, fmt.Sprint("a@d", i)), "", FromRedis)
+		o.set(first, MatchDomain, "east")
+		checkBackend(t, c, first, "east", OriginRedis)
+		for i := range maxDomains + 1 {
+			checkBackend(t, c, user(t, fmt.Sprint("a@d", i)), "", OriginRedis)
 		}
-		if len(c.scopes) > maxScopes {
-			t.Errorf("%d domains are kept", len(c.scopes))
+		if len(c.domains) > maxDomains {
+			t.Errorf("%d domains are kept", len(c.domains))
 		}
-		o.set(first, Domain, "west")
-		c.changedKeys(keys{DefaultPrefix}, []string{"imapgate:domain:first.example"})
-		wants(t, c, first, "west", FromRedis)
+		o.set(first, MatchDomain, "west")
+		c.invalidateKeys(keys{DefaultPrefix}, []string{"imapgate:domain:first.example"})
+		checkBackend(t, c, first, "west", OriginRedis)
 	})
 }
 
-func TestARedisThatComesBackIsNotOverrun(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cache, o *oracle) {
+func TestRevalidationIsRateLimitedAfterAnOutage(t *testing.T) {
+	runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) {
 		for i := range 2000 {
-			o.set(user(t, fmt.Sprint("u", i)), User, "east")
-			wants(t, c, user(t, fmt.Sprint("u", i)), "east", FromRedis)
+			o.set(user(t, fmt.Sprint("u", i)), MatchUser, "east")
+			checkBackend(t, c, user(t, fmt.Sprint("u", i)), "east", OriginRedis)
 		}
-		before := o.total
-		c.doubtAll()
+		before := o.totalQueries
+		c.suspectAll()
 		for i := range 2000 {
 			if got, err := c.get(t.Context(), user(t, fmt.Sprint("u", i))); err != nil || got.backend != "east" {
 				t.Fatalf("%+v, %v", got, err)
 			}
 		}
-		if n := o.total - before; n > doubtRate {
+		if n := o.totalQueries - before; n > revalidationRate {
 			t.Errorf("asked %d times at once", n)
 		}
 	})
 }
 
-func TestForgetAsksAgainAndForgetsNothing(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cache, o *oracle) {
+func TestRevalidateKeepsTheCachedRoute(t *testing.T) {
+	runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) {
 		alice := user(t, "alice")
-		o.set(alice, User, "east")
-		wants(t, c, alice, "east", FromRedis)
-		c.doubtUser(alice)
-		wants(t, c, alice, "east", FromRedis)
-		c.doubtUser(alice)
-		o.fail(errAway, 0)
-		wants(t, c, alice, "east", FromStale)
+		o.set(alice, MatchUser, "east")
+		checkBackend(t, c, alice, "east", OriginRedis)
+		c.suspectUser(alice)
+		checkBackend(t, c, alice, "east", OriginRedis)
+		c.suspectUser(alice)
+		o.fail(errUnreachable, 0)
+		checkBackend(t, c, alice, "east", OriginStale)
 	})
 }
 
 // On the login path: a known user costs less than a system call.
 func BenchmarkCachedLookup(b *testing.B) {
-	o := newOracle()
+	o := newFakeStore()
 	cfg := Config{Source: SourceRedis, Backends: []string{"east"}}
 	cfg.setDefaults()
-	r := &Router{cfg: cfg, cache: newCache(cfg, o.source(), quiet(b))}
+	r := &Router{cfg: cfg, cache: newCache(cfg, o.reader(), testLogger(b))}
 	users := make([]identity.User, 1000)
 	for i := range users {
 		users[i] = user(b, fmt.Sprintf("user%d@example.org", i))
-		o.set(users[i], User, "east")
+		o.set(users[i], MatchUser, "east")
 		if _, err := r.Lookup(b.Context(), users[i]); err != nil {
 			b.Fatal(err)
 		}

@@ -10,146 +10,146 @@ import (
 
 // entry is what is known of one user. The cache's lock guards it.
 type entry struct {
-	user   identity.User
-	answer answer
-	place  *list.Element // in the list whose bound it counts against
-	within *list.List
+	user     identity.User
+	decision decision
+	elem     *list.Element // in the list whose bound it counts against
+	list     *list.List
 
-	learned  time.Time // when Redis last gave or confirmed the answer
-	expires  time.Time // when it is asked again
-	missing  time.Time // when Redis first said the deciding record is gone; or zero
-	changed  bool      // Redis has named the user's key since
-	fromDisk bool      // learned by an earlier process
-	held     bool      // kept against what Redis says now
-	seen     sight     // what was known of other changes when it was learned
+	learnedAt    time.Time // when Redis last gave or confirmed the answer
+	expiresAt    time.Time // when it is asked again
+	missingSince time.Time // when Redis first said the deciding record is gone; or zero
+	invalidated  bool      // Redis has named the user's key since
+	fromDisk     bool      // learned by an earlier process
+	retained     bool      // kept against what Redis says now
+	versions     versions  // what was known of other changes when it was learned
 }
 
-// sight is the state of everything but the user's own key that an answer hangs
+// versions is the state of everything but the user's own key that an answer hangs
 // on. When it no longer is the current one, the answer is asked again.
-type sight struct {
-	doubt  uint64 // counts the moments at which any change may have been missed
-	domain *scope
-	dom    uint64 // of the domain's record
-	deflt  uint64 // of the default record
+type versions struct {
+	epoch          uint64 // counts the moments at which any change may have been missed
+	domain         *changeCounter
+	domainVersion  uint64 // of the domain's record
+	defaultVersion uint64 // of the default record
 }
 
-// scope counts the changes Redis named to one domain's record.
-type scope struct{ changes uint64 }
+// changeCounter counts the changes Redis named to one domain's record.
+type changeCounter struct{ n uint64 }
 
-// standing is how far an entry may be believed.
-type standing int
+// freshness is how far an entry may be believed.
+type freshness int
 
 const (
-	unknown  standing = iota // nothing that could serve
-	changed                  // Redis said that a record behind it changed
-	expired                  // its time is over
-	doubtful                 // a change may have been missed, or is being confirmed
-	fresh
+	entryMissing     freshness = iota // nothing that could serve
+	entryInvalidated                  // Redis said that a record behind it changed
+	entryExpired                      // its time is over
+	entrySuspect                      // a change may have been missed, or is being confirmed
+	entryFresh
 )
 
-// standing judges e; the order is that of how urgent a question to Redis is.
-func (c *cache) standing(e *entry, now time.Time) standing {
+// freshnessOf judges e; the order is that of how urgent a question to Redis is.
+func (c *cache) freshnessOf(e *entry, now time.Time) freshness {
 	switch {
 	case e == nil:
-		return unknown
-	case !c.servable(e, now) && !now.Before(e.expires):
-		return unknown
-	case e.changed || c.scopesChanged(e):
-		return changed
-	case !now.Before(e.expires):
-		return expired
-	case e.seen.doubt == c.doubt:
-		return fresh
-	case !c.servable(e, now):
-		return expired
+		return entryMissing
+	case !c.canServe(e, now) && !now.Before(e.expiresAt):
+		return entryMissing
+	case e.invalidated || c.sharedChanged(e):
+		return entryInvalidated
+	case !now.Before(e.expiresAt):
+		return entryExpired
+	case e.versions.epoch == c.epoch:
+		return entryFresh
+	case !c.canServe(e, now):
+		return entryExpired
 	}
-	return doubtful
+	return entrySuspect
 }
 
-// servable says whether e may stand in while Redis gives no answer. "No such
+// canServe says whether e may stand in while Redis gives no answer. "No such
 // user" never may: Redis being away does not make users disappear.
-func (c *cache) servable(e *entry, now time.Time) bool {
-	return e != nil && e.answer.source != Nobody && now.Sub(e.learned) < c.cfg.Stale
+func (c *cache) canServe(e *entry, now time.Time) bool {
+	return e != nil && e.decision.match != MatchNone && now.Sub(e.learnedAt) < c.cfg.Stale
 }
 
-// scopesChanged is about the records behind the user's own; they matter only to
+// sharedChanged is about the records behind the user's own; they matter only to
 // an answer the user's own record did not give.
-func (c *cache) scopesChanged(e *entry) bool {
-	if e.answer.source == User || e.seen.domain == nil {
+func (c *cache) sharedChanged(e *entry) bool {
+	if e.decision.match == MatchUser || e.versions.domain == nil {
 		return false
 	}
-	return e.seen.dom != e.seen.domain.changes || e.seen.deflt != c.deflt.changes
+	return e.versions.domainVersion != e.versions.domain.n || e.versions.defaultVersion != c.defaultChanges.n
 }
 
-// named says whether Redis has named the very record that gave e its answer.
-func (c *cache) named(e *entry) bool {
-	switch e.answer.source {
-	case User:
-		return e.changed
-	case Domain:
-		return e.seen.domain != nil && e.seen.dom != e.seen.domain.changes
-	case Default:
-		return e.seen.domain != nil && e.seen.deflt != c.deflt.changes
+// recordInvalidated says whether Redis has named the very record that gave e its answer.
+func (c *cache) recordInvalidated(e *entry) bool {
+	switch e.decision.match {
+	case MatchUser:
+		return e.invalidated
+	case MatchDomain:
+		return e.versions.domain != nil && e.versions.domainVersion != e.versions.domain.n
+	case MatchDefault:
+		return e.versions.domain != nil && e.versions.defaultVersion != c.defaultChanges.n
 	}
 	return true
 }
 
-// look notes the current state for an answer about to be asked for.
-func (c *cache) look(u identity.User) sight {
-	d := c.scope(u.Domain())
-	return sight{doubt: c.doubt, domain: d, dom: d.changes, deflt: c.deflt.changes}
+// currentVersions notes the current state for an answer about to be asked for.
+func (c *cache) currentVersions(u identity.User) versions {
+	d := c.domainChanges(u.Domain())
+	return versions{epoch: c.epoch, domain: d, domainVersion: d.n, defaultVersion: c.defaultChanges.n}
 }
 
-// scope finds or makes the counter of a domain. When there are too many, all are
+// domainChanges finds or makes the counter of a domain. When there are too many, all are
 // let go and every entry is doubted, because it holds a counter nobody advances.
-func (c *cache) scope(domain string) *scope {
-	s := c.scopes[domain]
-	if s == nil {
-		if len(c.scopes) >= maxScopes {
-			clear(c.scopes)
-			c.doubt++
+func (c *cache) domainChanges(domain string) *changeCounter {
+	counter := c.domains[domain]
+	if counter == nil {
+		if len(c.domains) >= maxDomains {
+			clear(c.domains)
+			c.epoch++
 		}
-		s = &scope{}
-		c.scopes[domain] = s
+		counter = &changeCounter{}
+		c.domains[domain] = counter
 	}
-	return s
+	return counter
 }
 
-// keep stores e in the list it belongs to, newest first, and drops the oldest
+// insert stores e in the list it belongs to, newest first, and drops the oldest
 // over the bound. Users with a record of their own have a list for themselves:
 // nobody can push them out by trying names.
-func (c *cache) keep(e *entry) {
-	into, bound := &c.derived, c.maxDerived
-	if e.answer.own {
-		into, bound = &c.owned, c.maxOwned
+func (c *cache) insert(e *entry) {
+	target, bound := &c.sharedEntries, c.maxSharedEntries
+	if e.decision.hasRecord {
+		target, bound = &c.userEntries, c.maxUserEntries
 	}
-	if e.within == into {
-		into.MoveToFront(e.place)
+	if e.list == target {
+		target.MoveToFront(e.elem)
 		return
 	}
-	c.drop(e)
-	e.within, e.place = into, into.PushFront(e)
+	c.evict(e)
+	e.list, e.elem = target, target.PushFront(e)
 	c.entries[e.user] = e
-	for into.Len() > bound {
-		c.drop(into.Back().Value.(*entry))
+	for target.Len() > bound {
+		c.evict(target.Back().Value.(*entry))
 	}
 }
 
-// drop forgets e, if it was kept.
-func (c *cache) drop(e *entry) {
-	if e.within == nil {
+// evict forgets e, if it was kept.
+func (c *cache) evict(e *entry) {
+	if e.list == nil {
 		return
 	}
-	e.within.Remove(e.place)
-	e.within, e.place = nil, nil
+	e.list.Remove(e.elem)
+	e.list, e.elem = nil, nil
 	delete(c.entries, e.user)
 }
 
-// lifetime is how long a is fresh from now on. It varies by a tenth, so that
+// freshFor is how long a is fresh from now on. It varies by a tenth, so that
 // what was learned together is not asked again together.
-func (c *cache) lifetime(a answer) time.Duration {
+func (c *cache) freshFor(d decision) time.Duration {
 	ttl := c.cfg.TTL
-	if a.source == Nobody {
+	if d.match == MatchNone {
 		ttl = min(c.cfg.Negative, ttl)
 	}
 	return ttl - rand.N(ttl/10+1)

@@ -25,20 +25,20 @@ type Explanation struct {
 	Backend string        `json:"backend,omitempty"`
 	Login   string        `json:"login,omitempty"`
 	Mode    string        `json:"mode,omitempty"`
-	Source  Source        `json:"source,omitempty"`
+	Match   Match         `json:"source,omitempty"`
 	Key     string        `json:"key,omitempty"`
-	From    From          `json:"from,omitempty"`
+	Origin  Origin        `json:"from,omitempty"`
 	Age     time.Duration `json:"age_ns"`
 	Error   string        `json:"error,omitempty"` // why there is no route
 	Outcome string        `json:"outcome"`         // as Metrics.Lookup would be told
 	// Next is what the records say now, where the gateway has not noticed it yet.
 	Next *Decision `json:"next,omitempty"`
 
-	Channel Channel `json:"channel"`
-	// RedisLeftAlone is true while Redis is not asked because it did not answer.
-	RedisLeftAlone bool `json:"redis_left_alone,omitempty"`
+	Invalidation InvalidationStatus `json:"channel"`
+	// BreakerOpen is true while Redis is not asked because it did not answer.
+	BreakerOpen bool `json:"redis_left_alone,omitempty"`
 	// Store is whether Redis has the records it was seen to have.
-	Store Store `json:"store,omitzero"`
+	Store StoreStatus `json:"store,omitzero"`
 }
 
 // Decision is what records come to for one user.
@@ -50,7 +50,7 @@ type Decision struct {
 	Error   string `json:"error,omitempty"` // why there is no route
 }
 
-func decision(route Route, err error) Decision {
+func newDecision(route Route, err error) Decision {
 	if err != nil {
 		return Decision{Error: err.Error()}
 	}
@@ -59,9 +59,9 @@ func decision(route Route, err error) Decision {
 
 // Step is one record and what it says.
 type Step struct {
-	Key  string `json:"key"`
-	Says string `json:"says"`           // its fields, "no record", or what is wrong
-	Used bool   `json:"used,omitempty"` // the decision rests on it
+	Key     string `json:"key"`
+	Content string `json:"says"`           // its fields, "no record", or what is wrong
+	Used    bool   `json:"used,omitempty"` // the decision rests on it
 }
 
 // Explain says where u would go and why. The records are read anew, beside the
@@ -69,8 +69,8 @@ type Step struct {
 func (r *Router) Explain(ctx context.Context, u identity.User) Explanation {
 	route, err := r.lookup(ctx, u)
 	x := Explanation{
-		User: u.String(), Backend: route.Backend, Login: route.Login, Mode: route.Mode, Source: route.Source,
-		Key: route.Key, From: route.From, Age: route.Age, Outcome: outcome(route, err), Channel: Channel{State: ChannelOff},
+		User: u.String(), Backend: route.Backend, Login: route.Login, Mode: route.Mode, Match: route.Match,
+		Key: route.Key, Origin: route.Origin, Age: route.Age, Outcome: outcome(route, err), Invalidation: InvalidationStatus{State: InvalidationOff},
 	}
 	if err != nil {
 		x.Error = err.Error()
@@ -79,18 +79,18 @@ func (r *Router) Explain(ctx context.Context, u identity.User) Explanation {
 	case r.static != nil:
 		x.Steps = r.static.steps(u)
 	case r.cfg.Source == SourceHTTP:
-		x.Steps = []Step{{Key: "routing.source", Says: "http: the auth server says with each login"}}
+		x.Steps = []Step{{Key: "routing.source", Content: "http: the auth server says with each login"}}
 	default:
 		var next *Decision
 		x.Steps, next = r.store.steps(ctx, u)
-		x.RedisLeftAlone = r.cache.leftAlone()
-		x.Store = r.cache.store()
-		if next != nil && *next != decision(route, err) && x.Outcome != OutcomeUnavailable && x.Store.State != StoreSuspect && x.Store.State != StoreEmptied {
+		x.BreakerOpen = r.cache.breakerOpen()
+		x.Store = r.cache.storeStatus()
+		if next != nil && *next != newDecision(route, err) && x.Outcome != OutcomeUnavailable && x.Store.State != StoreSuspect && x.Store.State != StoreEmptied {
 			x.Next = next
 		}
 	}
-	if r.channels != nil {
-		x.Channel = r.channels.status()
+	if r.invalidator != nil {
+		x.Invalidation = r.invalidator.status()
 	}
 	for i := range x.Steps {
 		x.Steps[i].Used = x.Steps[i].Key == x.Key
@@ -98,56 +98,56 @@ func (r *Router) Explain(ctx context.Context, u identity.User) Explanation {
 	return x
 }
 
-// leftAlone says whether the breaker is open.
-func (c *cache) leftAlone() bool {
+// breakerOpen says whether the breaker is open.
+func (c *cache) breakerOpen() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.breaker.Open()
+	return c.breaker.IsOpen()
 }
 
 // steps reads and checks the three records of u for a person to read. It also gives
 // what they come to; nil when that cannot be said.
 func (s *store) steps(ctx context.Context, u identity.User) ([]Step, *Decision) {
-	ctx, cancel := context.WithTimeout(ctx, askTime)
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	r, err := s.fetch(ctx, u, nil)
-	steps := []Step{s.step(s.keys.user(u), r.user, func() error { _, err := s.userRecord(u, r.user); return err })}
+	steps := []Step{s.describeRecord(s.keys.user(u), r.user, func() error { _, err := s.userRecord(u, r.user); return err })}
 	if r.domain != nil {
 		key := s.keys.domain(u.Domain())
-		steps = append(steps, s.step(key, r.domain, func() error { _, err := s.sharedRecord(key, r.domain); return err }))
+		steps = append(steps, s.describeRecord(key, r.domain, func() error { _, err := s.sharedRecord(key, r.domain); return err }))
 	}
 	key := s.keys.deflt()
-	steps = append(steps, s.step(key, r.deflt, func() error { _, err := s.sharedRecord(key, r.deflt); return err }))
-	if errors.Is(err, errConfused) {
+	steps = append(steps, s.describeRecord(key, r.deflt, func() error { _, err := s.sharedRecord(key, r.deflt); return err }))
+	if errors.Is(err, errReplyMismatch) {
 		for i := range steps {
-			steps[i].Says = err.Error()
+			steps[i].Content = err.Error()
 		}
 	}
-	a, wrong := s.read(u, r)
-	if err != nil || wrong != nil {
+	a, parseErr := s.parseReplies(u, r)
+	if err != nil || parseErr != nil {
 		return steps, nil
 	}
-	d := decision(got{answer: a}.route(u))
+	d := newDecision(resolution{decision: a}.toRoute(u))
 	return steps, &d
 }
 
-func (s *store) step(key string, cmd *redis.MapStringStringCmd, check func() error) Step {
+func (s *store) describeRecord(key string, cmd *redis.MapStringStringCmd, check func() error) Step {
 	fields := cmd.Val()
 	if err := check(); err != nil {
-		return Step{Key: key, Says: err.Error()}
+		return Step{Key: key, Content: err.Error()}
 	}
 	if len(fields) == 0 {
-		return Step{Key: key, Says: noRecord}
+		return Step{Key: key, Content: noRecord}
 	}
-	var says []string
+	var parts []string
 	for _, name := range []string{fieldBackend, fieldLogin, fieldMode, fieldState, fieldUser} {
 		if v, ok := fields[name]; ok {
-			says = append(says, fmt.Sprintf("%s=%.*q", name, identity.MaxUser, v))
+			parts = append(parts, fmt.Sprintf("%s=%.*q", name, identity.MaxUser, v))
 		}
 	}
 	if _, ok := fields[fieldPassword]; ok {
-		says = append(says, "password=[secret]")
+		parts = append(parts, "password=[secret]")
 	}
-	slices.Sort(says)
-	return Step{Key: key, Says: strings.Join(says, " ")}
+	slices.Sort(parts)
+	return Step{Key: key, Content: strings.Join(parts, " ")}
 }

@@ -7,60 +7,60 @@ import (
 	"imapgate/internal/identity"
 )
 
-// changedKeys takes in the names of records that Redis says have changed.
-func (c *cache) changedKeys(k keys, names []string) {
+// invalidateKeys takes in the names of records that Redis says have changed.
+func (c *cache) invalidateKeys(k keys, names []string) {
 	userPrefix, domainPrefix := k.prefixes()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, name := range names {
-		if c.sample.changed(name) {
-			c.wake()
+		if c.sample.markInvalidated(name) {
+			c.requestInspection()
 		}
 		if user, ok := strings.CutPrefix(name, userPrefix); ok {
-			c.changedUser(user)
+			c.invalidateUser(user)
 		} else if domain, ok := strings.CutPrefix(name, domainPrefix); ok {
 			// A domain no entry hangs on has no counter and needs none.
-			if s := c.scopes[domain]; s != nil {
-				s.changes++
+			if s := c.domains[domain]; s != nil {
+				s.n++
 			}
 		} else if name == k.deflt() {
-			c.deflt.changes++
+			c.defaultChanges.n++
 		}
 	}
 }
 
-func (c *cache) changedUser(name string) {
-	u, err := c.cfg.Names.Canon(name)
+func (c *cache) invalidateUser(name string) {
+	u, err := c.cfg.Names.Canonicalize(name)
 	if err != nil || u.String() != name {
 		return // nobody is ever looked up by this key
 	}
 	if e := c.entries[u]; e != nil {
-		e.changed = true
+		e.invalidated = true
 	}
 	// The open question may have been answered before the change.
-	if f := c.flights[u]; f != nil {
-		f.changed = true
+	if f := c.queries[u]; f != nil {
+		f.invalidatedDuring = true
 	}
 }
 
-// doubtAll makes every entry be asked again before it is believed, because a
+// suspectAll makes every entry be asked again before it is believed, because a
 // change may have been missed or everything was flushed. Nothing is forgotten.
-func (c *cache) doubtAll() {
+func (c *cache) suspectAll() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.doubt++
-	c.sample.unname()
+	c.epoch++
+	c.sample.clearInvalidated()
 	for _, n := range c.sample.nodes {
-		n.inspected = time.Time{}
+		n.inspectedAt = time.Time{}
 	}
-	c.wake()
+	c.requestInspection()
 }
 
-// doubtUser does the same for one user.
-func (c *cache) doubtUser(u identity.User) {
+// suspectUser does the same for one user.
+func (c *cache) suspectUser(u identity.User) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if e := c.entries[u]; e != nil {
-		e.seen.doubt = c.doubt - 1
+		e.versions.epoch = c.epoch - 1
 	}
 }

@@ -11,11 +11,11 @@ import (
 // errNoRedis is for what only a Redis can do.
 var errNoRedis = fmt.Errorf("%w: no Redis is configured", ErrUnavailable)
 
-// errUnread is for a record of a domain or the default where routes come from elsewhere.
-var errUnread = errors.New("routing.source is not redis, so no gateway would read this record")
+// errNotRedisSource is for a record of a domain or the default where routes come from elsewhere.
+var errNotRedisSource = errors.New("routing.source is not redis, so no gateway would read this record")
 
-// errNoHash is for a user whose password only Redis could tell, and it is away.
-var errNoHash = fmt.Errorf("%w: the password hash is not known here", ErrUnavailable)
+// errHashUnknown is for a user whose password only Redis could tell, and it is away.
+var errHashUnknown = fmt.Errorf("%w: the password hash is not known here", ErrUnavailable)
 
 // Record reads a record as it stands, unchecked, with the password hash replaced; nil
 // when there is none.
@@ -44,7 +44,7 @@ func (r *Router) SetRecord(ctx context.Context, t Target, fields map[string]stri
 		return errNoRedis
 	}
 	if t.User().IsZero() && r.cfg.Source != SourceRedis {
-		return errUnread
+		return errNotRedisSource
 	}
 	return r.store.write(ctx, t, fields)
 }
@@ -64,5 +64,5 @@ func (r *Router) AcceptEmpty(ctx context.Context, by string) error {
 	if r.store == nil {
 		return errNoRedis
 	}
-	return r.store.accept(ctx, by)
+	return r.store.writeAcceptance(ctx, by)
 }

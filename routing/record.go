@@ -42,8 +42,8 @@ const (
 	stateBlocked = "blocked"
 )
 
-// errRefused is wrapped by every error about the contents of a record.
-var errRefused = errors.New("record refused")
+// errInvalidRecord is wrapped by every error about the contents of a record.
+var errInvalidRecord = errors.New("record refused")
 
 // keys makes the names of records. The alphabet of identity.User has neither a
 // colon nor a brace, so two users never share a key, none can name a domain's
@@ -53,25 +53,25 @@ type keys struct{ prefix string }
 func (k keys) user(u identity.User) string  { return k.prefix + "user:" + u.String() }
 func (k keys) domain(domain string) string  { return k.prefix + "domain:" + domain }
 func (k keys) deflt() string                { return k.prefix + "default" }
-func (k keys) accepted() string             { return k.prefix + "accepted" }
+func (k keys) acceptance() string           { return k.prefix + "accepted" }
 func (k keys) prefixes() (user, dom string) { return k.prefix + "user:", k.prefix + "domain:" }
 
 // isRecord says whether key is that of a record some user may have.
 func (k keys) isRecord(key string, names identity.Names) bool {
 	user, domain := k.prefixes()
 	if name, ok := strings.CutPrefix(key, user); ok {
-		u, err := names.Canon(name)
+		u, err := names.Canonicalize(name)
 		return err == nil && u.String() == name
 	}
 	if name, ok := strings.CutPrefix(key, domain); ok {
-		canonical, err := names.Domain(name)
+		canonical, err := names.CanonicalizeDomain(name)
 		return err == nil && canonical == name
 	}
 	return key == k.deflt()
 }
 
-// all are the keys of the records that may decide about u.
-func (k keys) all(u identity.User) []string {
+// candidates are the keys of the records that may decide about u.
+func (k keys) candidates(u identity.User) []string {
 	if u.Domain() == "" {
 		return []string{k.user(u), k.deflt()}
 	}
@@ -93,27 +93,27 @@ type rules struct {
 	backends map[string]bool
 	// With routes from elsewhere a record is only about the password: it needs no
 	// backend, and the one it has is not used.
-	unrouted bool
-	names    identity.Names
+	passwordOnly bool
+	names        identity.Names
 }
 
 func newRules(c Config) rules {
-	r := rules{backends: make(map[string]bool, len(c.Backends)), unrouted: c.Source == SourceStatic || c.Source == SourceHTTP, names: c.Names}
+	r := rules{backends: make(map[string]bool, len(c.Backends)), passwordOnly: c.Source == SourceStatic || c.Source == SourceHTTP, names: c.Names}
 	for _, b := range c.Backends {
 		r.backends[b] = true
 	}
 	return r
 }
 
-// user reads the fields of u's own record.
-func (r rules) user(u identity.User, fields map[string]string) (record, error) {
-	rec, err := r.shared(fields)
+// parseUser reads the fields of u's own record.
+func (r rules) parseUser(u identity.User, fields map[string]string) (record, error) {
+	rec, err := r.parseShared(fields)
 	if err != nil || !rec.present {
 		return rec, err
 	}
 	// A reply that belongs to another question would be another user's route.
 	if owner, ok := fields[fieldUser]; ok && owner != u.String() {
-		return record{}, refuse(fieldUser, "names somebody else")
+		return record{}, fieldError(fieldUser, "names somebody else")
 	}
 	if login, ok := fields[fieldLogin]; ok {
 		if err := r.checkLogin(login); err != nil {
@@ -122,16 +122,16 @@ func (r rules) user(u identity.User, fields map[string]string) (record, error) {
 		rec.login = login
 	}
 	if hash, ok := fields[fieldPassword]; ok {
-		if len(hash) == 0 || len(hash) > maxPassword || strings.ContainsFunc(hash, notPrintable) {
-			return record{}, refuse(fieldPassword, "is empty, too long or not printable")
+		if len(hash) == 0 || len(hash) > maxPassword || strings.ContainsFunc(hash, isUnprintable) {
+			return record{}, fieldError(fieldPassword, "is empty, too long or not printable")
 		}
 		rec.password = identity.NewSecret(hash)
 	}
 	return rec, nil
 }
 
-// shared reads the fields that every kind of record has.
-func (r rules) shared(fields map[string]string) (record, error) {
+// parseShared reads the fields that every kind of record has.
+func (r rules) parseShared(fields map[string]string) (record, error) {
 	if len(fields) == 0 {
 		return record{}, nil
 	}
@@ -140,28 +140,28 @@ func (r rules) shared(fields map[string]string) (record, error) {
 	}
 	rec := record{present: true, state: stateActive}
 	if state, ok := fields[fieldState]; ok {
-		if !knownState(state) {
-			return record{}, refuse(fieldState, "is not active, paused or blocked")
+		if !isKnownState(state) {
+			return record{}, fieldError(fieldState, "is not active, paused or blocked")
 		}
 		rec.state = state
 	}
 	if mode, ok := fields[fieldMode]; ok {
-		if !knownMode(mode) {
-			return record{}, refuse(fieldMode, "is not splice, reuse, resume or park")
+		if !isKnownMode(mode) {
+			return record{}, fieldError(fieldMode, "is not splice, reuse, resume or park")
 		}
 		rec.mode = mode
 	}
-	if r.unrouted {
+	if r.passwordOnly {
 		return rec, nil
 	}
 	backend, ok := fields[fieldBackend]
 	if ok && !r.backends[backend] {
-		return record{}, refuse(fieldBackend, "is not a configured backend")
+		return record{}, fieldError(fieldBackend, "is not a configured backend")
 	}
 	// A user can be blocked without being moved. Otherwise a record without a
 	// backend is one half of a write, and the domain's backend is not the other.
 	if !ok && rec.state == stateActive {
-		return record{}, refuse(fieldBackend, "is missing")
+		return record{}, fieldError(fieldBackend, "is missing")
 	}
 	rec.backend = backend
 	return rec, nil
@@ -169,28 +169,28 @@ func (r rules) shared(fields map[string]string) (record, error) {
 
 func checkSize(fields map[string]string) error {
 	if len(fields) > maxFields {
-		return fmt.Errorf("%w: more than %d fields", errRefused, maxFields)
+		return fmt.Errorf("%w: more than %d fields", errInvalidRecord, maxFields)
 	}
 	size := 0
 	for name, value := range fields {
 		size += len(name) + len(value)
 	}
 	if size > maxRecord {
-		return fmt.Errorf("%w: more than %d bytes", errRefused, maxRecord)
+		return fmt.Errorf("%w: more than %d bytes", errInvalidRecord, maxRecord)
 	}
 	return nil
 }
 
-// refuse never repeats the value: it is not ours, and may be a secret.
-func refuse(field, why string) error {
-	return fmt.Errorf("%w: field %q %s", errRefused, field, why)
+// fieldError never repeats the value: it is not ours, and may be a secret.
+func fieldError(field, problem string) error {
+	return fmt.Errorf("%w: field %q %s", errInvalidRecord, field, problem)
 }
 
-func knownMode(mode string) bool {
+func isKnownMode(mode string) bool {
 	return slices.Contains([]string{"splice", "reuse", "resume", "park"}, mode)
 }
 
-func knownState(state string) bool {
+func isKnownState(state string) bool {
 	return slices.Contains([]string{stateActive, statePaused, stateBlocked}, state)
 }
 
@@ -201,21 +201,21 @@ func knownState(state string) bool {
 // so may logins.
 func (r rules) checkLogin(login string) error {
 	if len(login) == 0 || len(login) > identity.MaxUser {
-		return refuse(fieldLogin, "is empty or too long")
+		return fieldError(fieldLogin, "is empty or too long")
 	}
-	wrong := notPrintable
+	isForbidden := isUnprintable
 	if r.names.UTF8() {
-		wrong = notNameable
+		isForbidden = isNotNameRune
 	}
-	if !utf8.ValidString(login) || strings.ContainsFunc(login, wrong) || strings.ContainsAny(login, " (){}[]%*\"`\\") {
-		return refuse(fieldLogin, "has a character no login may have")
+	if !utf8.ValidString(login) || strings.ContainsFunc(login, isForbidden) || strings.ContainsAny(login, " (){}[]%*\"`\\") {
+		return fieldError(fieldLogin, "has a character no login may have")
 	}
 	return nil
 }
 
-func notPrintable(c rune) bool { return c < ' ' || c > '~' }
+func isUnprintable(c rune) bool { return c < ' ' || c > '~' }
 
-// notNameable is notPrintable but for letters, marks and digits that are not ASCII.
-func notNameable(c rune) bool {
-	return notPrintable(c) && (c < utf8.RuneSelf || !unicode.In(c, unicode.Letter, unicode.Mark, unicode.Digit))
+// isNotNameRune is isUnprintable but for letters, marks and digits that are not ASCII.
+func isNotNameRune(c rune) bool {
+	return isUnprintable(c) && (c < utf8.RuneSelf || !unicode.In(c, unicode.Letter, unicode.Mark, unicode.Digit))
 }

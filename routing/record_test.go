@@ -14,9 +14,9 @@ var testConfig = Config{Source: SourceRedis, Backends: []string{"east", "west"}}
 
 type fields = map[string]string
 
-// poisoned are records of alice that must be refused, with a domain's record and
+// invalidRecords are records of alice that must be refused, with a domain's record and
 // a default behind them that must not be used instead.
-func poisoned() map[string]fields {
+func invalidRecords() map[string]fields {
 	many := fields{"backend": "east"}
 	for i := range maxFields {
 		many[fmt.Sprint("f", i)] = ""
@@ -66,13 +66,13 @@ func poisoned() map[string]fields {
 	return p
 }
 
-func TestAPoisonedRecordIsRefused(t *testing.T) {
-	if n := len(poisoned()); n < 40 {
+func TestInvalidRecordsAreRejected(t *testing.T) {
+	if n := len(invalidRecords()); n < 40 {
 		t.Errorf("only %d poisoned records", n)
 	}
 	alice := user(t, "alice")
-	for name, f := range poisoned() {
-		if rec, err := newRules(testConfig).user(alice, f); !errors.Is(err, errRefused) || rec.present {
+	for name, f := range invalidRecords() {
+		if rec, err := newRules(testConfig).parseUser(alice, f); !errors.Is(err, errInvalidRecord) || rec.present {
 			t.Errorf("%s: %+v, %v", name, rec, err)
 		} else if v := f["backend"]; len(v) > 5 && strings.Contains(err.Error(), v) {
 			t.Errorf("%s: the error repeats the value: %v", name, err)
@@ -80,7 +80,7 @@ func TestAPoisonedRecordIsRefused(t *testing.T) {
 	}
 }
 
-func TestAGoodRecordSaysWhatItSays(t *testing.T) {
+func TestValidRecordsAreParsed(t *testing.T) {
 	alice, r := user(t, "alice"), newRules(testConfig)
 	for _, c := range []struct {
 		fields fields
@@ -96,7 +96,7 @@ func TestAGoodRecordSaysWhatItSays(t *testing.T) {
 		{fields{"backend": "east", "password": "{SHA512-CRYPT}$6$x$y/."},
 			record{present: true, backend: "east", state: "active", password: identity.NewSecret("{SHA512-CRYPT}$6$x$y/.")}},
 	} {
-		if got, err := r.user(alice, c.fields); err != nil || got != c.want {
+		if got, err := r.parseUser(alice, c.fields); err != nil || got != c.want {
 			t.Errorf("%v: %+v, %v", c.fields, got, err)
 		}
 	}
@@ -104,11 +104,11 @@ func TestAGoodRecordSaysWhatItSays(t *testing.T) {
 
 // Against a real Redis, from redis-cli to Lookup: a poisoned record keeps the last
 // good route, and without one the user waits; the domain is never used instead.
-func TestAPoisonedRecordNeverFallsThrough(t *testing.T) {
+func TestAnInvalidRecordNeverFallsThrough(t *testing.T) {
 	s := testbed.StartRedis(t)
 	s.CLI("hset", "imapgate:domain:example.org", "backend", "west")
 	s.CLI("hset", "imapgate:default", "backend", "west")
-	rdb := dial(t, RedisConfig{Addresses: []string{s.Address}})
+	rdb := dialRedis(t, RedisConfig{Addresses: []string{s.Address}})
 	known, fresh := user(t, "known@example.org"), user(t, "fresh@example.org")
 	key := "imapgate:user:"
 	poison := map[string]func(key string) error{
@@ -119,13 +119,13 @@ func TestAPoisonedRecordNeverFallsThrough(t *testing.T) {
 			return rdb.Do(t.Context(), "xadd", k, "*", "backend", "east").Err()
 		},
 	}
-	for name, f := range poisoned() {
+	for name, f := range invalidRecords() {
 		poison[name] = func(k string) error { return rdb.HSet(t.Context(), k, f).Err() }
 	}
 	for name, write := range poison {
 		rdb.Del(t.Context(), key+known.String(), key+fresh.String())
 		rdb.HSet(t.Context(), key+known.String(), "backend", "east")
-		r := open(t, rdb)
+		r := newRouter(t, rdb)
 		if got, err := r.Lookup(t.Context(), known); err != nil || got.Backend != "east" {
 			t.Fatalf("%s: before: %+v, %v", name, got, err)
 		}
@@ -135,8 +135,8 @@ func TestAPoisonedRecordNeverFallsThrough(t *testing.T) {
 				t.Fatalf("%s: %v", name, err)
 			}
 		}
-		r.cache.changedKeys(r.keys, []string{key + known.String()})
-		if got, err := r.Lookup(t.Context(), known); err != nil || got.Backend != "east" || got.From != FromStale {
+		r.cache.invalidateKeys(r.keys, []string{key + known.String()})
+		if got, err := r.Lookup(t.Context(), known); err != nil || got.Backend != "east" || got.Origin != OriginStale {
 			t.Errorf("%s: a known user goes %+v, %v", name, got, err)
 		}
 		if got, err := r.Lookup(t.Context(), fresh); !errors.Is(err, ErrUnavailable) {
@@ -145,21 +145,21 @@ func TestAPoisonedRecordNeverFallsThrough(t *testing.T) {
 		if _, err := r.Password(t.Context(), fresh); !errors.Is(err, ErrUnavailable) {
 			t.Errorf("%s: a new user's password: %v", name, err)
 		}
-		if x := r.Explain(t.Context(), fresh); !strings.Contains(x.Steps[0].Says, "refused") {
-			t.Errorf("%s: explained as %q", name, x.Steps[0].Says)
+		if x := r.Explain(t.Context(), fresh); !strings.Contains(x.Steps[0].Content, "refused") {
+			t.Errorf("%s: explained as %q", name, x.Steps[0].Content)
 		}
 	}
 }
 
-func TestStatesDecideWhoMayGo(t *testing.T) {
+func TestBlockedAndPausedUsersAreRejected(t *testing.T) {
 	s := testbed.StartRedis(t)
 	s.CLI("hset", "imapgate:user:blocked", "state", "blocked")
 	s.CLI("hset", "imapgate:user:paused", "state", "paused", "backend", "east", "password", "{PLAIN}x")
 	s.CLI("hset", "imapgate:domain:closed.example", "state", "blocked")
 	s.CLI("hset", "imapgate:user:own@closed.example", "backend", "east")
-	var told []string
-	r, err := New(testConfig, dial(t, RedisConfig{Addresses: []string{s.Address}}),
-		Metrics{Lookup: func(result string) { told = append(told, result) }}, quiet(t))
+	var results []string
+	r, err := New(testConfig, dialRedis(t, RedisConfig{Addresses: []string{s.Address}}),
+		Metrics{Lookup: func(result string) { results = append(results, result) }}, testLogger(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -176,7 +176,7 @@ func TestStatesDecideWhoMayGo(t *testing.T) {
 	if _, err := r.Lookup(t.Context(), identity.User{}); !errors.Is(err, ErrNoUser) {
 		t.Errorf("nobody at all: %v", err)
 	}
-	if got := strings.Join(told, " "); got != "blocked paused blocked redis no_user no_user" {
+	if got := strings.Join(results, " "); got != "blocked paused blocked redis no_user no_user" {
 		t.Errorf("metrics were told %q", got)
 	}
 	for name, want := range map[string]error{"paused": nil, "blocked": ErrNoUser, "nobody": ErrNoUser, "own@closed.example": ErrNoUser} {
@@ -193,7 +193,7 @@ func FuzzRouteValue(f *testing.F) {
 	alice, rules := user(f, "alice"), newRules(testConfig)
 	f.Fuzz(func(t *testing.T, k1, v1, k2, v2, k3, v3 string) {
 		in := fields{k1: v1, k2: v2, k3: v3}
-		rec, err := rules.user(alice, in)
+		rec, err := rules.parseUser(alice, in)
 		if err != nil {
 			if rec.present {
 				t.Fatalf("refused and used: %+v", rec)
@@ -201,14 +201,14 @@ func FuzzRouteValue(f *testing.F) {
 			return
 		}
 		a := keys{DefaultPrefix}.decide(alice, rec, record{present: true, backend: "west"}, record{})
-		route, err := got{answer: a}.route(alice)
+		route, err := resolution{decision: a}.toRoute(alice)
 		if err != nil {
 			if !errors.Is(err, ErrBlocked) && !errors.Is(err, ErrPaused) {
 				t.Fatalf("%v: %v", in, err)
 			}
 			return
 		}
-		if owner, ok := in["user"]; ok && owner != "alice" || !rules.backends[route.Backend] || route.Source != User ||
+		if owner, ok := in["user"]; ok && owner != "alice" || !rules.backends[route.Backend] || route.Match != MatchUser ||
 			route.User != alice || route.Backend != in["backend"] || rules.checkLogin(route.Login) != nil {
 			t.Fatalf("%v gave %+v", in, route)
 		}
@@ -223,8 +223,8 @@ func FuzzRedisKey(f *testing.F) {
 	f.Add("a\uff1ab", "a\uff5bb\uff5d", "imapgate:")
 	f.Fuzz(func(t *testing.T, a, b, prefix string) {
 		k := keys{prefix}
-		ua, errA := widest(t).Canon(a)
-		ub, errB := widest(t).Canon(b)
+		ua, errA := widestNames(t).Canonicalize(a)
+		ub, errB := widestNames(t).Canonicalize(b)
 		if errA != nil || errB != nil {
 			return
 		}

@@ -17,8 +17,8 @@ import (
 // Time limits of one exchange with Redis. A route is a few bytes from a server
 // nearby: what takes longer is trouble, and a client is waiting.
 const (
-	dialTime = time.Second
-	ioTime   = 250 * time.Millisecond
+	dialTimeout = time.Second
+	ioTimeout   = 250 * time.Millisecond
 )
 
 // RedisConfig says how to reach Redis.
@@ -49,7 +49,7 @@ func (c RedisConfig) dialer() func(context.Context, string, string) (net.Conn, e
 	if c.TLS == nil {
 		return nil
 	}
-	d := &net.Dialer{Timeout: dialTime, KeepAlive: 5 * time.Minute}
+	d := &net.Dialer{Timeout: dialTimeout, KeepAlive: 5 * time.Minute}
 	return func(ctx context.Context, _, address string) (net.Conn, error) {
 		return tlsconf.Dial(ctx, d, address, c.TLS)
 	}
@@ -75,26 +75,26 @@ func Dial(c RedisConfig) (redis.UniversalClient, error) {
 	if c.Cluster && c.Database != 0 {
 		return nil, errors.New("redis: a cluster has database 0 only")
 	}
-	f := newFaults(c)
-	made := newClient(c, f)
-	made.AddHook(asking{f})
-	return made, nil
+	f := newErrorExplainer(c)
+	client := newClient(c, f)
+	client.AddHook(commandHook{f})
+	return client, nil
 }
 
-func newClient(c RedisConfig, f *faults) redis.UniversalClient {
+func newClient(c RedisConfig, f *errorExplainer) redis.UniversalClient {
 	options := options(c)
 	if c.Cluster {
 		nodes := options.Cluster()
 		nodes.NewClient = func(node *redis.Options) *redis.Client {
-			made := redis.NewClient(node)
-			made.AddHook(connecting{f})
-			return made
+			client := redis.NewClient(node)
+			client.AddHook(connectHook{f})
+			return client
 		}
 		return redis.NewClusterClient(nodes)
 	}
-	made := redis.NewUniversalClient(options)
-	made.AddHook(connecting{f})
-	return made
+	client := redis.NewUniversalClient(options)
+	client.AddHook(connectHook{f})
+	return client
 }
 
 func options(c RedisConfig) *redis.UniversalOptions {
@@ -102,9 +102,9 @@ func options(c RedisConfig) *redis.UniversalOptions {
 	for i, address := range c.Addresses {
 		addresses[i] = strings.TrimPrefix(address, "unix://") // go-redis knows a path by its slash
 	}
-	var secured *tls.Config
+	var tlsConfig *tls.Config
 	if c.TLS != nil {
-		secured = c.TLS()
+		tlsConfig = c.TLS()
 	}
 	return &redis.UniversalOptions{
 		Addrs:            addresses,
@@ -113,7 +113,7 @@ func options(c RedisConfig) *redis.UniversalOptions {
 		SentinelUsername: c.SentinelUsername,
 		SentinelPassword: c.SentinelPassword.Reveal(),
 		Dialer:           c.dialer(),
-		TLSConfig:        secured, // says that there is TLS; connections have what the Dialer makes
+		TLSConfig:        tlsConfig, // says that there is TLS; connections have what the Dialer makes
 
 		CredentialsProvider: c.credentials,
 
@@ -123,10 +123,10 @@ func options(c RedisConfig) *redis.UniversalOptions {
 		Protocol:        2,
 		DisableIdentity: true,
 
-		DialTimeout:           dialTime,
-		ReadTimeout:           ioTime,
-		WriteTimeout:          ioTime,
-		PoolTimeout:           ioTime,
+		DialTimeout:           dialTimeout,
+		ReadTimeout:           ioTimeout,
+		WriteTimeout:          ioTimeout,
+		PoolTimeout:           ioTimeout,
 		ContextTimeoutEnabled: true,
 		// One more try, because a pooled connection may be one the server has
 		// closed; the breaker and the cache do the rest.

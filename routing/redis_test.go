@@ -22,19 +22,19 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 )
 
-// aSecond is the promise to operators, counted from the end of redis-cli.
-const aSecond = time.Second
+// moveDeadline is the promise to operators, counted from the end of redis-cli.
+const moveDeadline = time.Second
 
 func user(t testing.TB, name string) identity.User {
 	t.Helper()
-	u, err := identity.Canon(name, "")
+	u, err := identity.Canonicalize(name, "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	return u
 }
 
-func dial(t testing.TB, c RedisConfig) redis.UniversalClient {
+func dialRedis(t testing.TB, c RedisConfig) redis.UniversalClient {
 	t.Helper()
 	rdb, err := Dial(c)
 	if err != nil {
@@ -44,43 +44,43 @@ func dial(t testing.TB, c RedisConfig) redis.UniversalClient {
 	return rdb
 }
 
-// open makes a Router with two backends; change may set more.
-func open(t testing.TB, rdb redis.UniversalClient, change ...func(*Config)) *Router {
+// newRouter makes a Router with two backends; change may set more.
+func newRouter(t testing.TB, rdb redis.UniversalClient, change ...func(*Config)) *Router {
 	t.Helper()
 	cfg := Config{Source: SourceRedis, Backends: []string{"east", "west"}}
 	for _, f := range change {
 		f(&cfg)
 	}
-	r, err := New(cfg, rdb, Metrics{}, quiet(t))
+	r, err := New(cfg, rdb, Metrics{}, testLogger(t))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return r
 }
 
-// quiet logs to the test when it is verbose.
-func quiet(t testing.TB) *zap.Logger {
+// testLogger logs to the test when it is verbose.
+func testLogger(t testing.TB) *zap.Logger {
 	if testing.Verbose() {
 		return zaptest.NewLogger(t)
 	}
 	return zap.NewNop()
 }
 
-// follow runs r until the test ends and waits until it sees changes.
-func follow(t testing.TB, r *Router) {
+// startAndAwaitUp runs r until the test ends and waits until it sees changes.
+func startAndAwaitUp(t testing.TB, r *Router) {
 	t.Helper()
-	start(t, r)
-	testbed.Within(t, testbed.Patience, "the change channel to be up", func() bool { return r.channels.status().State == ChannelUp })
+	startRouter(t, r)
+	testbed.Eventually(t, testbed.Timeout, "the change channel to be up", func() bool { return r.invalidator.status().State == InvalidationUp })
 }
 
-// start runs r until the test ends.
-func start(t testing.TB, r *Router) (stop func()) {
+// startRouter runs r until the test ends.
+func startRouter(t testing.TB, r *Router) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx) }()
 	var saving sync.WaitGroup
-	saving.Go(func() { r.KeepSnapshot(ctx) })
+	saving.Go(func() { r.SaveSnapshots(ctx) })
 	stop = func() {
 		cancel()
 		saving.Wait()
@@ -93,110 +93,110 @@ func start(t testing.TB, r *Router) (stop func()) {
 	return stop
 }
 
-// goes waits until a lookup gives the backend.
-func goes(t testing.TB, r *Router, u identity.User, backend string) Route {
+// awaitBackend waits until a lookup gives the backend.
+func awaitBackend(t testing.TB, r *Router, u identity.User, backend string) Route {
 	t.Helper()
 	var got Route
 	var err error
-	testbed.Within(t, testbed.Patience, u.String()+" to go "+backend, func() bool {
+	testbed.Eventually(t, testbed.Timeout, u.String()+" to go "+backend, func() bool {
 		got, err = r.Lookup(t.Context(), u)
 		return err == nil && got.Backend == backend
 	})
 	return got
 }
 
-// moves is the promise: a user, a domain and the default are moved by redis-cli
+// checkMoves is the promise: a user, a domain and the default are moved by redis-cli
 // alone and seen in time.
-func moves(t *testing.T, r *Router, cli func(...string) string) {
+func checkMoves(t *testing.T, r *Router, cli func(...string) string) {
 	t.Helper()
 	alice, bob, carol := user(t, "alice@example.org"), user(t, "bob@example.net"), user(t, "carol")
 	for _, to := range []string{"east", "west", "east"} {
 		cli("hset", "imapgate:user:alice@example.org", "backend", to)
 		cli("hset", "imapgate:domain:example.net", "backend", to)
 		cli("hset", "imapgate:default", "backend", to)
-		for u, source := range map[identity.User]Source{alice: User, bob: Domain, carol: Default} {
-			if got := goes(t, r, u, to); got.Source != source || got.User != u || got.Login != u.String() {
+		for u, source := range map[identity.User]Match{alice: MatchUser, bob: MatchDomain, carol: MatchDefault} {
+			if got := awaitBackend(t, r, u, to); got.Match != source || got.User != u || got.Login != u.String() {
 				t.Errorf("%s: %+v", u, got)
 			}
 			// The word of a change may come behind the change itself, once.
-			testbed.Within(t, aSecond, u.String()+" to be remembered", func() bool {
+			testbed.Eventually(t, moveDeadline, u.String()+" to be remembered", func() bool {
 				again, err := r.Lookup(t.Context(), u)
-				return err == nil && again.From == FromCache
+				return err == nil && again.Origin == OriginCache
 			})
 		}
 	}
 }
 
-func TestAUserMovedByRedisCLIIsSeenWithinASecond(t *testing.T) {
+func TestAMoveTakesEffectWithinASecond(t *testing.T) {
 	t.Run("single", func(t *testing.T) {
 		s := testbed.StartRedis(t)
-		r := open(t, dial(t, RedisConfig{Addresses: []string{s.Address}}))
-		follow(t, r)
-		moves(t, r, s.CLI)
+		r := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{s.Address}}))
+		startAndAwaitUp(t, r)
+		checkMoves(t, r, s.CLI)
 	})
 	t.Run("with a password", func(t *testing.T) {
 		s := testbed.StartRedis(t, "--user", "gate", "on", ">pw", "~imapgate:*", "+hgetall", "+echo", "+ping", "+hello", "+client|tracking")
-		r := open(t, dial(t, RedisConfig{Addresses: []string{s.Address}, Username: "gate", Password: identity.NewSecret("pw")}))
-		follow(t, r)
-		moves(t, r, s.CLI)
+		r := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{s.Address}, Username: "gate", Password: identity.NewSecret("pw")}))
+		startAndAwaitUp(t, r)
+		checkMoves(t, r, s.CLI)
 	})
 	t.Run("TLS", func(t *testing.T) {
 		ca := testbed.NewCA(t)
 		s, address := testbed.StartRedisTLS(t, ca)
-		r := open(t, dial(t, RedisConfig{Addresses: []string{address}, TLS: ca.Client("localhost")}))
-		follow(t, r)
-		moves(t, r, s.CLI)
-		stranger := open(t, dial(t, RedisConfig{Addresses: []string{address}, TLS: testbed.NewCA(t).Client("localhost")}))
+		r := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{address}, TLS: ca.ClientTLSFunc("localhost")}))
+		startAndAwaitUp(t, r)
+		checkMoves(t, r, s.CLI)
+		stranger := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{address}, TLS: testbed.NewCA(t).ClientTLSFunc("localhost")}))
 		if _, err := stranger.Lookup(t.Context(), user(t, "alice")); !errors.Is(err, ErrUnavailable) {
 			t.Errorf("a server with a certificate nobody trusts: %v", err)
 		}
 	})
 	t.Run("sentinel", func(t *testing.T) {
 		s := testbed.StartRedisSentinel(t)
-		r := open(t, dial(t, RedisConfig{Addresses: s.Addresses, SentinelMaster: testbed.SentinelName}))
-		follow(t, r)
-		moves(t, r, s.Primary().CLI)
+		r := newRouter(t, dialRedis(t, RedisConfig{Addresses: s.Addresses, SentinelMaster: testbed.SentinelName}))
+		startAndAwaitUp(t, r)
+		checkMoves(t, r, s.Primary().CLI)
 		s.Failover()
 		// The promise begins again when go-redis has heard of the failover.
-		testbed.Within(t, testbed.Patience, "the channel to move to the new primary", func() bool {
+		testbed.Eventually(t, testbed.Timeout, "the channel to move to the new primary", func() bool {
 			s.Primary().CLI("hset", "imapgate:user:alice@example.org", "backend", "west")
 			got, err := r.Lookup(t.Context(), user(t, "alice@example.org"))
 			return err == nil && got.Backend == "west"
 		})
-		moves(t, r, s.Primary().CLI)
+		checkMoves(t, r, s.Primary().CLI)
 	})
 	t.Run("cluster", func(t *testing.T) {
 		c := testbed.StartRedisCluster(t)
-		r := open(t, dial(t, RedisConfig{Addresses: c.Addresses[:2], Cluster: true}))
-		follow(t, r)
-		if n := r.channels.status().Nodes; n != 3 {
+		r := newRouter(t, dialRedis(t, RedisConfig{Addresses: c.Addresses[:2], Cluster: true}))
+		startAndAwaitUp(t, r)
+		if n := r.invalidator.status().Nodes; n != 3 {
 			t.Errorf("%d nodes are followed, there are 3", n)
 		}
-		moves(t, r, c.CLI)
+		checkMoves(t, r, c.CLI)
 		c.Failover()
-		testbed.Within(t, testbed.Patience, "the promoted node to be followed", func() bool {
-			r.channels.mu.Lock()
-			defer r.channels.mu.Unlock()
-			return slices.Contains(slices.Collect(maps.Keys(r.channels.nodes)), c.Nodes[3].Address)
+		testbed.Eventually(t, testbed.Timeout, "the promoted node to be followed", func() bool {
+			r.invalidator.mu.Lock()
+			defer r.invalidator.mu.Unlock()
+			return slices.Contains(slices.Collect(maps.Keys(r.invalidator.conns)), c.Nodes[3].Address)
 		})
-		testbed.Within(t, testbed.Patience, "all channels to be up", func() bool { return r.channels.status().State == ChannelUp })
-		moves(t, r, c.CLI)
+		testbed.Eventually(t, testbed.Timeout, "all channels to be up", func() bool { return r.invalidator.status().State == InvalidationUp })
+		checkMoves(t, r, c.CLI)
 	})
 }
 
-func TestKnownUsersAreAnsweredWhileRedisIsAway(t *testing.T) {
-	for name, away := range map[string]func(*testbed.Redis){"killed": (*testbed.Redis).Kill, "frozen": (*testbed.Redis).Freeze} {
+func TestCachedRoutesServeWhileRedisIsDown(t *testing.T) {
+	for name, stop := range map[string]func(*testbed.Redis){"killed": (*testbed.Redis).Kill, "frozen": (*testbed.Redis).Freeze} {
 		t.Run(name, func(t *testing.T) {
 			s := testbed.StartRedis(t)
 			s.CLI("hset", "imapgate:user:alice", "backend", "east")
 			s.CLI("hset", "imapgate:default", "backend", "west")
-			r := open(t, dial(t, RedisConfig{Addresses: []string{s.Address}}), func(c *Config) { c.TTL = 10 * time.Millisecond })
+			r := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{s.Address}}), func(c *Config) { c.TTL = 10 * time.Millisecond })
 			var up atomic.Bool
-			r.channels.told = up.Store
-			follow(t, r)
+			r.invalidator.onState = up.Store
+			startAndAwaitUp(t, r)
 			alice := user(t, "alice")
-			goes(t, r, alice, "east")
-			away(s)
+			awaitBackend(t, r, alice, "east")
+			stop(s)
 			for range 40 {
 				if got, err := r.Lookup(t.Context(), alice); err != nil || got.Backend != "east" {
 					t.Fatalf("%+v, %v", got, err)
@@ -205,90 +205,90 @@ func TestKnownUsersAreAnsweredWhileRedisIsAway(t *testing.T) {
 					t.Fatalf("an unknown user: %+v, %v", got, err)
 				}
 			}
-			testbed.Within(t, testbed.Patience, "the channel to be known as down", func() bool { return r.channels.status().State == ChannelDown })
-			testbed.Within(t, testbed.Patience, "the metric to say so", func() bool { return !up.Load() })
+			testbed.Eventually(t, testbed.Timeout, "the channel to be known as down", func() bool { return r.invalidator.status().State == InvalidationDown })
+			testbed.Eventually(t, testbed.Timeout, "the metric to say so", func() bool { return !up.Load() })
 			s.Restart()
 			s.CLI("hset", "imapgate:user:alice", "backend", "west")
-			goes(t, r, alice, "west") // the breaker and the channel recover first
-			testbed.Within(t, testbed.Patience, "the channel to be up again", func() bool { return r.channels.status().State == ChannelUp && up.Load() })
+			awaitBackend(t, r, alice, "west") // the breaker and the channel recover first
+			testbed.Eventually(t, testbed.Timeout, "the channel to be up again", func() bool { return r.invalidator.status().State == InvalidationUp && up.Load() })
 		})
 	}
 }
 
-func TestAFlushIsNotBelievedAtOnceButADeletionIs(t *testing.T) {
+func TestADeletionIsTrustedAtOnceAndAFlushIsNot(t *testing.T) {
 	s := testbed.StartRedis(t)
 	alice, bob := user(t, "alice@example.org"), user(t, "bob@example.org")
-	r := open(t, dial(t, RedisConfig{Addresses: []string{s.Address}}))
-	follow(t, r)
+	r := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{s.Address}}))
+	startAndAwaitUp(t, r)
 	write := func() {
 		s.CLI("hset", "imapgate:user:alice@example.org", "backend", "east")
 		s.CLI("hset", "imapgate:domain:example.org", "backend", "west")
 	}
 	write()
-	goes(t, r, alice, "east")
-	goes(t, r, bob, "west")
+	awaitBackend(t, r, alice, "east")
+	awaitBackend(t, r, bob, "west")
 	s.CLI("del", "imapgate:user:alice@example.org")
-	goes(t, r, alice, "west")
+	awaitBackend(t, r, alice, "west")
 	write()
-	goes(t, r, alice, "east")
+	awaitBackend(t, r, alice, "east")
 
 	flushed := time.Now()
 	s.CLI("flushall")
 	// Only the domain comes back: alice must not fall to it.
 	s.CLI("hset", "imapgate:domain:example.org", "backend", "west")
-	for time.Since(flushed) < confirmTime-500*time.Millisecond {
+	for time.Since(flushed) < confirmDelay-500*time.Millisecond {
 		for u, backend := range map[identity.User]string{alice: "east", bob: "west"} {
 			got, err := r.Lookup(t.Context(), u)
-			if (err != nil || got.Backend != backend) && time.Since(flushed) < confirmTime {
+			if (err != nil || got.Backend != backend) && time.Since(flushed) < confirmDelay {
 				t.Fatalf("%v after the flush %s goes: %+v, %v", time.Since(flushed), u, got, err)
 			}
 		}
 	}
-	goes(t, r, alice, "west") // it was confirmed
+	awaitBackend(t, r, alice, "west") // it was confirmed
 }
 
-func TestWithoutTheChannelAChangeTakesEffectAfterTheTTL(t *testing.T) {
+func TestWithoutInvalidationsAChangeTakesEffectAfterTheTTL(t *testing.T) {
 	s := testbed.StartRedis(t)
 	s.CLI("acl", "setuser", "default", "-client|tracking")
-	r := open(t, dial(t, RedisConfig{Addresses: []string{s.Address}}), func(c *Config) { c.TTL = 2 * time.Second })
-	start(t, r)
-	testbed.Within(t, testbed.Patience, "the server to be known as one that cannot notify", func() bool {
-		return r.channels.status().State == ChannelUnsupported
+	r := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{s.Address}}), func(c *Config) { c.TTL = 2 * time.Second })
+	startRouter(t, r)
+	testbed.Eventually(t, testbed.Timeout, "the server to be known as one that cannot notify", func() bool {
+		return r.invalidator.status().State == InvalidationUnsupported
 	})
 	alice := user(t, "alice")
 	s.CLI("hset", "imapgate:user:alice", "backend", "east")
 	began := time.Now()
-	goes(t, r, alice, "east")
+	awaitBackend(t, r, alice, "east")
 	s.CLI("hset", "imapgate:user:alice", "backend", "west")
-	goes(t, r, alice, "west")
+	awaitBackend(t, r, alice, "west")
 	if took := time.Since(began); took < 1500*time.Millisecond {
 		t.Errorf("the change was seen after %v, so this test does not test the ttl", took)
 	}
-	if x := r.Explain(t.Context(), alice); x.Channel.State != ChannelUnsupported || !strings.Contains(x.Channel.Why, "NOPERM") {
-		t.Errorf("explained as %+v", x.Channel)
+	if x := r.Explain(t.Context(), alice); x.Invalidation.State != InvalidationUnsupported || !strings.Contains(x.Invalidation.Error, "NOPERM") {
+		t.Errorf("explained as %+v", x.Invalidation)
 	}
 }
 
 // The demo's Redis is of this kind.
-func TestAServerThatCannotNotifyIsNoticed(t *testing.T) {
+func TestAServerWithoutTrackingIsReported(t *testing.T) {
 	s := miniredis.RunT(t)
 	s.HSet("imapgate:user:alice", "backend", "east")
 	core, logged := observer.New(zap.WarnLevel)
 	cfg := testConfig
 	cfg.TTL = 100 * time.Millisecond
-	r, err := New(cfg, dial(t, RedisConfig{Addresses: []string{s.Addr()}}), Metrics{}, zap.New(core))
+	r, err := New(cfg, dialRedis(t, RedisConfig{Addresses: []string{s.Addr()}}), Metrics{}, zap.New(core))
 	if err != nil {
 		t.Fatal(err)
 	}
-	start(t, r)
-	testbed.Within(t, testbed.Patience, "that to be known", func() bool { return r.channels.status().State == ChannelUnsupported })
-	goes(t, r, user(t, "alice"), "east")
+	startRouter(t, r)
+	testbed.Eventually(t, testbed.Timeout, "that to be known", func() bool { return r.invalidator.status().State == InvalidationUnsupported })
+	awaitBackend(t, r, user(t, "alice"), "east")
 	s.HSet("imapgate:user:alice", "backend", "west")
-	goes(t, r, user(t, "alice"), "west")
-	testbed.Within(t, testbed.Patience, "a word to the operator", func() bool { return logged.Len() == 1 })
+	awaitBackend(t, r, user(t, "alice"), "west")
+	testbed.Eventually(t, testbed.Timeout, "a word to the operator", func() bool { return logged.Len() == 1 })
 }
 
-func TestARestartWithoutRedisKnowsTheUsersOfBefore(t *testing.T) {
+func TestTheSnapshotServesAfterARestartWithoutRedis(t *testing.T) {
 	s := testbed.StartRedis(t)
 	s.CLI("hset", "imapgate:user:alice", "backend", "east", "login", "a.smith", "password", "{PLAIN}canary-hash")
 	s.CLI("hset", "imapgate:user:mallory", "backend", "east", "state", "blocked")
@@ -296,9 +296,9 @@ func TestARestartWithoutRedisKnowsTheUsersOfBefore(t *testing.T) {
 	keep := func(c *Config) { c.Snapshot = file }
 	alice := user(t, "alice")
 
-	first := open(t, dial(t, RedisConfig{Addresses: []string{s.Address}}), keep)
-	stop := start(t, first)
-	goes(t, first, alice, "east")
+	first := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{s.Address}}), keep)
+	stop := startRouter(t, first)
+	awaitBackend(t, first, alice, "east")
 	if _, err := first.Lookup(t.Context(), user(t, "mallory")); !errors.Is(err, ErrBlocked) {
 		t.Fatalf("a blocked user: %v", err)
 	}
@@ -307,12 +307,12 @@ func TestARestartWithoutRedisKnowsTheUsersOfBefore(t *testing.T) {
 	}
 	stop()
 	s.Kill()
-	checkFile(t, file, "alice", "canary")
+	checkSnapshotFile(t, file, "alice", "canary")
 
-	second := open(t, dial(t, RedisConfig{Addresses: []string{s.Address}}), keep)
-	start(t, second)
+	second := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{s.Address}}), keep)
+	startRouter(t, second)
 	got, err := second.Lookup(t.Context(), alice)
-	if err != nil || got.Backend != "east" || got.Login != "a.smith" || got.From != FromSnapshot || got.Key != "imapgate:user:alice" {
+	if err != nil || got.Backend != "east" || got.Login != "a.smith" || got.Origin != OriginSnapshot || got.Key != "imapgate:user:alice" {
 		t.Fatalf("after the restart: %+v, %v", got, err)
 	}
 	for _, name := range []string{"mallory", "nobody"} {
@@ -325,13 +325,13 @@ func TestARestartWithoutRedisKnowsTheUsersOfBefore(t *testing.T) {
 	}
 	s.Restart()
 	s.CLI("hset", "imapgate:user:alice", "backend", "west")
-	goes(t, second, alice, "west")
+	awaitBackend(t, second, alice, "west")
 }
 
-func TestOperatorsWritesAreCheckedAndSeen(t *testing.T) {
+func TestOperatorWritesAreCheckedAndTakeEffect(t *testing.T) {
 	s := testbed.StartRedis(t)
-	r := open(t, dial(t, RedisConfig{Addresses: []string{s.Address}}))
-	follow(t, r)
+	r := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{s.Address}}))
+	startAndAwaitUp(t, r)
 	alice, ctx := user(t, "alice"), t.Context()
 	if err := r.SetRecord(ctx, ForUser(alice), map[string]string{"backend": "nowhere"}); err == nil {
 		t.Error("a record with an unknown backend was written")
@@ -345,11 +345,11 @@ func TestOperatorsWritesAreCheckedAndSeen(t *testing.T) {
 	if err := r.SetRecord(ctx, ForUser(alice), map[string]string{"backend": "east", "mode": "park", "password": "{PLAIN}x"}); err != nil {
 		t.Fatal(err)
 	}
-	goes(t, r, alice, "east")
+	awaitBackend(t, r, alice, "east")
 	if err := r.SetRecord(ctx, ForUser(alice), map[string]string{"backend": "west", "mode": ""}); err != nil {
 		t.Fatal(err)
 	}
-	if got := goes(t, r, alice, "west"); got.Mode != "" {
+	if got := awaitBackend(t, r, alice, "west"); got.Mode != "" {
 		t.Errorf("the mode was not removed: %+v", got)
 	}
 	rec, err := r.Record(ctx, ForUser(alice))
@@ -360,7 +360,7 @@ func TestOperatorsWritesAreCheckedAndSeen(t *testing.T) {
 	if was, err := r.DeleteRecord(ctx, ForUser(alice)); err != nil || !was {
 		t.Errorf("deletion: %v, %v", was, err)
 	}
-	testbed.Within(t, aSecond, "the user to be gone", func() bool {
+	testbed.Eventually(t, moveDeadline, "the user to be gone", func() bool {
 		_, err := r.Lookup(ctx, alice)
 		return errors.Is(err, ErrNoUser)
 	})
@@ -369,11 +369,11 @@ func TestOperatorsWritesAreCheckedAndSeen(t *testing.T) {
 	}
 }
 
-func TestTheRecordsOfADomainAndTheDefaultAreWrittenAndSeen(t *testing.T) {
+func TestDomainAndDefaultRecordsCanBeWritten(t *testing.T) {
 	s := testbed.StartRedis(t)
-	rdb := dial(t, RedisConfig{Addresses: []string{s.Address}})
-	r, other := open(t, rdb), open(t, dial(t, RedisConfig{Addresses: []string{s.Address}}))
-	follow(t, other) // as another gateway does
+	rdb := dialRedis(t, RedisConfig{Addresses: []string{s.Address}})
+	r, other := newRouter(t, rdb), newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{s.Address}}))
+	startAndAwaitUp(t, other) // as another gateway does
 	alice, ctx := user(t, "alice@example.org"), t.Context()
 	for _, step := range []struct {
 		of      Target
@@ -399,7 +399,7 @@ func TestTheRecordsOfADomainAndTheDefaultAreWrittenAndSeen(t *testing.T) {
 			t.Errorf("%s %v: %v", step.of, step.fields, err)
 		}
 		if step.backend != "" {
-			goes(t, other, alice, step.backend)
+			awaitBackend(t, other, alice, step.backend)
 		} else if after, err := r.Record(ctx, step.of); err != nil || !maps.Equal(before, after) {
 			t.Errorf("%s %v was refused and made %v of %v, %v", step.of, step.fields, after, before, err)
 		}
@@ -409,18 +409,18 @@ func TestTheRecordsOfADomainAndTheDefaultAreWrittenAndSeen(t *testing.T) {
 			t.Errorf("deletion of %s: %v, %v", of, was, err)
 		}
 	}
-	testbed.Within(t, testbed.Patience, "the user to be gone", func() bool {
+	testbed.Eventually(t, testbed.Timeout, "the user to be gone", func() bool {
 		_, err := other.Lookup(ctx, alice)
 		return errors.Is(err, ErrNoUser)
 	})
-	static := open(t, rdb, func(c *Config) { c.Source, c.Static = SourceStatic, Static{Default: "east"} })
+	static := newRouter(t, rdb, func(c *Config) { c.Source, c.Static = SourceStatic, Static{Default: "east"} })
 	if err := static.SetRecord(ctx, ForDefault(), map[string]string{"backend": "east"}); err == nil {
 		t.Error("a default was written that no gateway reads")
 	}
 }
 
 // A write that an ACL refuses half way is not begun.
-func TestARefusedWriteHasChangedNothing(t *testing.T) {
+func TestARefusedWriteChangesNothing(t *testing.T) {
 	s := testbed.StartRedis(t)
 	alice, ctx := user(t, "alice"), t.Context()
 	writes := map[string]func(*Router) error{
@@ -452,7 +452,7 @@ func TestARefusedWriteHasChangedNothing(t *testing.T) {
 				return s.CLI("hgetall", "imapgate:user:alice") + s.CLI("hgetall", "imapgate:domain:example.org") + s.CLI("hgetall", "imapgate:accepted")
 			}
 			before := state()
-			r := open(t, dial(t, RedisConfig{Addresses: []string{s.Address}, Username: "op", Password: identity.NewSecret("pw")}))
+			r := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{s.Address}, Username: "op", Password: identity.NewSecret("pw")}))
 			err := write(r)
 			if err == nil {
 				if before == state() {
@@ -474,40 +474,40 @@ func TestARefusedWriteHasChangedNothing(t *testing.T) {
 	}
 }
 
-func TestAWriteWithoutAnAnswerMayHaveBeenDone(t *testing.T) {
+func TestAWriteWithoutAReplyIsReportedAsUncertain(t *testing.T) {
 	s := testbed.StartRedis(t)
-	r := open(t, dial(t, RedisConfig{Addresses: []string{s.Address}}))
+	r := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{s.Address}}))
 	s.Freeze()
 	if _, err := r.DeleteRecord(t.Context(), ForDefault()); err == nil || !strings.Contains(err.Error(), "may have been changed") {
 		t.Errorf("%v", err)
 	}
 }
 
-func TestExplainSaysWhatEveryRecordSaid(t *testing.T) {
+func TestExplainShowsEveryRecord(t *testing.T) {
 	s := testbed.StartRedis(t)
 	s.CLI("hset", "imapgate:domain:example.org", "backend", "nowhere")
 	s.CLI("hset", "imapgate:default", "backend", "west")
-	r := open(t, dial(t, RedisConfig{Addresses: []string{s.Address}}))
-	follow(t, r)
+	r := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{s.Address}}))
+	startAndAwaitUp(t, r)
 	alice := user(t, "alice@example.org")
 	x := r.Explain(t.Context(), alice)
-	if x.Outcome != OutcomeUnavailable || x.Error == "" || len(x.Steps) != 3 || x.Steps[0].Says != noRecord ||
-		!strings.Contains(x.Steps[1].Says, "not a configured backend") || x.Steps[2].Says != `backend="west"` {
+	if x.Outcome != OutcomeUnavailable || x.Error == "" || len(x.Steps) != 3 || x.Steps[0].Content != noRecord ||
+		!strings.Contains(x.Steps[1].Content, "not a configured backend") || x.Steps[2].Content != `backend="west"` {
 		t.Errorf("%+v", x)
 	}
 	s.CLI("hset", "imapgate:user:alice@example.org", "backend", "east", "password", "canary")
-	goes(t, r, alice, "east")
+	awaitBackend(t, r, alice, "east")
 	x = r.Explain(t.Context(), alice)
-	if x.Backend != "east" || x.Source != User || !x.Steps[0].Used || x.Steps[1].Used || x.Channel.State != ChannelUp ||
-		x.Steps[0].Says != `backend="east" password=[secret]` {
+	if x.Backend != "east" || x.Match != MatchUser || !x.Steps[0].Used || x.Steps[1].Used || x.Invalidation.State != InvalidationUp ||
+		x.Steps[0].Content != `backend="east" password=[secret]` {
 		t.Errorf("%+v", x)
 	}
 }
 
-func TestExplainSaysWhatHasChangedUnnoticed(t *testing.T) {
+func TestExplainShowsChangesNotYetApplied(t *testing.T) {
 	s := testbed.StartRedis(t)
 	s.CLI("hset", "imapgate:user:alice", "backend", "east")
-	r := open(t, dial(t, RedisConfig{Addresses: []string{s.Address}})) // it follows no changes
+	r := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{s.Address}})) // it follows no changes
 	alice := user(t, "alice")
 	if x := r.Explain(t.Context(), alice); x.Backend != "east" || x.Next != nil {
 		t.Errorf("%+v", x)
@@ -524,14 +524,14 @@ func TestExplainSaysWhatHasChangedUnnoticed(t *testing.T) {
 	if x := r.Explain(t.Context(), alice); x.Next != nil {
 		t.Errorf("a record that is refused changes nothing: %+v, %+v", x, x.Next)
 	}
-	r.Forget(alice)
+	r.Revalidate(alice)
 	s.CLI("hset", "imapgate:user:alice", "backend", "west")
 	if x := r.Explain(t.Context(), alice); x.Backend != "west" || x.Next != nil {
 		t.Errorf("noticed: %+v, %+v", x, x.Next)
 	}
 }
 
-func TestRunLeavesNothingBehind(t *testing.T) {
+func TestRunEndsItsGoroutinesAndConnections(t *testing.T) {
 	s := testbed.StartRedis(t)
 	s.CLI("hset", "imapgate:default", "backend", "west")
 	before := runtime.NumGoroutine()
@@ -540,24 +540,24 @@ func TestRunLeavesNothingBehind(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r := open(t, rdb)
-		stop := start(t, r)
-		goes(t, r, user(t, "alice"), "west")
-		testbed.Within(t, testbed.Patience, "the channel to be up", func() bool { return r.channels.status().State == ChannelUp })
+		r := newRouter(t, rdb)
+		stop := startRouter(t, r)
+		awaitBackend(t, r, user(t, "alice"), "west")
+		testbed.Eventually(t, testbed.Timeout, "the channel to be up", func() bool { return r.invalidator.status().State == InvalidationUp })
 		stop()
 		if err := rdb.Close(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	testbed.Within(t, testbed.Patience, "all goroutines to end", func() bool { return runtime.NumGoroutine() <= before })
-	testbed.Within(t, testbed.Patience, "all connections to be closed", func() bool {
+	testbed.Eventually(t, testbed.Timeout, "all goroutines to end", func() bool { return runtime.NumGoroutine() <= before })
+	testbed.Eventually(t, testbed.Timeout, "all connections to be closed", func() bool {
 		return strings.Count(s.CLI("client", "list"), "id=") == 1 // redis-cli's own
 	})
 }
 
 // A cluster has no echo to guard the replies, so this shows that a question that
 // was never sent is not taken for "no record" there either.
-func TestAClusterThatIsAwayIsNotAnAbsentRecord(t *testing.T) {
+func TestAnUnreachableClusterIsNotAMissingRecord(t *testing.T) {
 	s := testbed.StartRedis(t, "--requirepass", "right")
 	for name, c := range map[string]RedisConfig{
 		"cluster, wrong password":  {Addresses: []string{s.Address}, Cluster: true, Password: identity.NewSecret("x")},
@@ -567,16 +567,16 @@ func TestAClusterThatIsAwayIsNotAnAbsentRecord(t *testing.T) {
 		"single, wrong password":   {Addresses: []string{s.Address}, Password: identity.NewSecret("x")},
 		"single, no password":      {Addresses: []string{s.Address}},
 	} {
-		st := &store{rdb: dial(t, c), keys: keys{DefaultPrefix}, rules: newRules(testConfig)}
-		if a, err := st.ask(t.Context(), user(t, "alice"), nil); err == nil || errors.Is(err, errRefused) {
+		st := &store{rdb: dialRedis(t, c), keys: keys{DefaultPrefix}, rules: newRules(testConfig)}
+		if a, err := st.readUser(t.Context(), user(t, "alice"), nil); err == nil || errors.Is(err, errInvalidRecord) {
 			t.Errorf("%s: %+v, %v", name, a, err)
 		}
 	}
-	whole := testbed.StartRedisCluster(t)
-	r := open(t, dial(t, RedisConfig{Addresses: whole.Addresses, Cluster: true}))
-	whole.CLI("hset", "imapgate:default", "backend", "east")
-	goes(t, r, user(t, "alice"), "east")
-	for _, n := range whole.Nodes {
+	cluster := testbed.StartRedisCluster(t)
+	r := newRouter(t, dialRedis(t, RedisConfig{Addresses: cluster.Addresses, Cluster: true}))
+	cluster.CLI("hset", "imapgate:default", "backend", "east")
+	awaitBackend(t, r, user(t, "alice"), "east")
+	for _, n := range cluster.Nodes {
 		n.Kill()
 	}
 	for i := range 8 {

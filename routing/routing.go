@@ -29,29 +29,29 @@ const (
 	SourceHTTP   = "http" // an auth server says it with each login; a Router then knows nobody
 )
 
-// Source says whose record decided.
-type Source string
+// Match says whose record decided.
+type Match string
 
 // The sources of a decision, most specific first.
 const (
-	User    Source = "user"
-	Domain  Source = "domain"
-	Default Source = "default"
-	Nobody  Source = "" // no record at all: no such user
+	MatchUser    Match = "user"
+	MatchDomain  Match = "domain"
+	MatchDefault Match = "default"
+	MatchNone    Match = "" // no record at all: no such user
 )
 
-// From says how an answer was obtained.
-type From string
+// Origin says how an answer was obtained.
+type Origin string
 
 // How an answer was obtained. These and the outcomes below are the closed set
 // of labels Metrics.Lookup is called with.
 const (
-	FromCache    From = "cache"    // a fresh answer that was remembered
-	FromRedis    From = "redis"    // Redis was asked for it now
-	FromStale    From = "stale"    // the last good answer, because Redis gave none
-	FromStatic   From = "static"   // the configuration
-	FromSnapshot From = "snapshot" // the last good answer of an earlier process
-	FromHTTP     From = "http"     // what an auth server said with its yes; never a Router's
+	OriginCache    Origin = "cache"    // a fresh answer that was remembered
+	OriginRedis    Origin = "redis"    // Redis was asked for it now
+	OriginStale    Origin = "stale"    // the last good answer, because Redis gave none
+	OriginStatic   Origin = "static"   // the configuration
+	OriginSnapshot Origin = "snapshot" // the last good answer of an earlier process
+	OriginHTTP     Origin = "http"     // what an auth server said with its yes; never a Router's
 )
 
 // Outcomes that are not a route.
@@ -62,8 +62,8 @@ const (
 	OutcomeUnavailable = "unavailable"
 )
 
-// errAtLogin keeps a session where it is: nobody knows better.
-var errAtLogin = fmt.Errorf("%w: where users live is said with their login", ErrUnavailable)
+// errRouteAtLogin keeps a session where it is: nobody knows better.
+var errRouteAtLogin = fmt.Errorf("%w: where users live is said with their login", ErrUnavailable)
 
 // Static are the routes of the configuration. Values name backends.
 type Static struct {
@@ -91,11 +91,11 @@ type Metrics struct {
 	// Lookup is told how the route was obtained (a From) or why there is none
 	// (an Outcome).
 	Lookup func(result string)
-	// Channel is told whether changes are seen as they happen, when that changes.
-	Channel func(up bool)
+	// Invalidation is told whether changes are seen as they happen, when that changes.
+	Invalidation func(up bool)
 	// Store is told when Redis has lost the records it held (StoreEmptied), and when
 	// it has them again or the loss was accepted.
-	Store func(Store)
+	Store func(StoreStatus)
 }
 
 // Route is where a user goes.
@@ -104,31 +104,31 @@ type Route struct {
 	Backend string
 	Login   string // the name to use there
 	Mode    string // relay mode; "" for the backend's own
-	Source  Source
+	Match   Match
 	Key     string // the record that decided, or the configuration key
 	Age     time.Duration
-	From    From
+	Origin  Origin
 }
 
 // Router answers where users live. Its methods may be called from any goroutine.
 type Router struct {
 	// Set once.
-	cfg      Config
-	metrics  Metrics
-	log      *zap.Logger
-	keys     keys
-	rules    rules
-	static   *static // nil unless the source is static
-	store    *store  // nil without Redis
-	cache    *cache  // nil without Redis
-	channels *channels
+	cfg         Config
+	metrics     Metrics
+	log         *zap.Logger
+	keys        keys
+	rules       rules
+	static      *static // nil unless the source is static
+	store       *store  // nil without Redis
+	cache       *cache  // nil without Redis
+	invalidator *invalidator
 }
 
 // New makes a Router; rdb is nil when nothing is asked of Redis. Nothing is
 // dialed before the first Lookup or Run.
 func New(cfg Config, rdb redis.UniversalClient, m Metrics, log *zap.Logger) (*Router, error) {
 	cfg.setDefaults()
-	if strings.ContainsFunc(cfg.Prefix, notPrintable) {
+	if strings.ContainsFunc(cfg.Prefix, isUnprintable) {
 		return nil, errors.New("the prefix of Redis keys must be printable ASCII")
 	}
 	r := &Router{cfg: cfg, metrics: m, log: log, keys: keys{cfg.Prefix}, rules: newRules(cfg)}
@@ -151,10 +151,10 @@ func New(cfg Config, rdb redis.UniversalClient, m Metrics, log *zap.Logger) (*Ro
 		return r, nil
 	}
 	r.store = &store{rdb: rdb, keys: r.keys, rules: r.rules}
-	r.cache = newCache(cfg, source{ask: r.store.ask, held: r.store.held, node: r.store.node}, log)
-	r.cache.inUse = cfg.Source == SourceRedis
-	r.channels = newChannels(rdb, r.keys, r.cache, log)
-	r.channels.told = m.Channel
+	r.cache = newCache(cfg, recordReader{read: r.store.readUser, inspect: r.store.inspect, nodeOf: r.store.nodeOf}, log)
+	r.cache.hasLookups = cfg.Source == SourceRedis
+	r.invalidator = newInvalidator(rdb, r.keys, r.cache, log)
+	r.invalidator.onState = m.Invalidation
 	r.loadSnapshot()
 	return r, nil
 }
@@ -180,10 +180,10 @@ func (r *Router) Run(ctx context.Context) error {
 		return nil
 	}
 	done := make(chan struct{})
-	go r.channels.run(ctx, done)
-	r.cache.watch(ctx, r.metrics.Store)
+	go r.invalidator.run(ctx, done)
+	r.cache.runInspections(ctx, r.metrics.Store)
 	<-done
-	r.cache.wait()
+	r.cache.awaitQueries()
 	return nil
 }
 
@@ -205,13 +205,13 @@ func (r *Router) lookup(ctx context.Context, u identity.User) (Route, error) {
 		return r.static.lookup(u)
 	}
 	if r.cfg.Source == SourceHTTP {
-		return Route{}, errAtLogin
+		return Route{}, errRouteAtLogin
 	}
-	got, err := r.cache.get(ctx, u)
+	res, err := r.cache.get(ctx, u)
 	if err != nil {
 		return Route{}, err
 	}
-	return got.route(u)
+	return res.toRoute(u)
 }
 
 // Password is the hash in the user's own record, which Lookup caches with the
@@ -225,28 +225,28 @@ func (r *Router) Password(ctx context.Context, u identity.User) (identity.Secret
 	if r.cache == nil {
 		return identity.Secret{}, errNoRedis
 	}
-	got, err := r.cache.get(ctx, u)
-	if err == nil && r.rules.unrouted && got.own {
-		_, err = got.route(u) // nobody else asks whether the record says blocked
+	res, err := r.cache.get(ctx, u)
+	if err == nil && r.rules.passwordOnly && res.hasRecord {
+		_, err = res.toRoute(u) // nobody else asks whether the record says blocked
 	}
 	switch {
 	case err != nil:
 		return identity.Secret{}, err
-	case got.fromDisk:
-		return identity.Secret{}, errNoHash
-	case got.password.IsZero() && got.from == FromStale:
-		return identity.Secret{}, errNoHash
-	case got.password.IsZero():
+	case res.fromDisk:
+		return identity.Secret{}, errHashUnknown
+	case res.password.IsZero() && res.origin == OriginStale:
+		return identity.Secret{}, errHashUnknown
+	case res.password.IsZero():
 		return identity.Secret{}, ErrNoUser
 	}
-	return got.password, nil
+	return res.password, nil
 }
 
-// Forget makes the next Lookup of u ask Redis, after a backend said that the
+// Revalidate makes the next Lookup of u ask Redis, after a backend said that the
 // user does not live there. The last good answer is kept for when Redis is away.
-func (r *Router) Forget(u identity.User) {
+func (r *Router) Revalidate(u identity.User) {
 	if r.cache != nil {
-		r.cache.doubtUser(u)
+		r.cache.suspectUser(u)
 	}
 }
 
@@ -254,7 +254,7 @@ func (r *Router) Forget(u identity.User) {
 func outcome(route Route, err error) string {
 	switch {
 	case err == nil:
-		return string(route.From)
+		return string(route.Origin)
 	case errors.Is(err, ErrUnavailable):
 		return OutcomeUnavailable
 	case errors.Is(err, ErrBlocked):

@@ -21,29 +21,29 @@ import (
 
 const (
 	snapshotVersion = 1
-	maxSnapshot     = 128 << 20 // bytes of the file; maxOwned + maxDerived routes fit
-	saveEvery       = 5 * time.Second
+	maxSnapshot     = 128 << 20 // bytes of the file; maxUserEntries + maxSharedEntries routes fit
+	saveInterval    = 5 * time.Second
 )
 
 // snapshot is the file with the routes for the next process. It has no password
 // hashes: whoever reads a disk must not get them.
 type snapshot struct {
-	Version int     `json:"version"`
-	Routes  []saved `json:"routes"` // the latest used first, of users with own records and of others
+	Version int          `json:"version"`
+	Routes  []savedRoute `json:"routes"` // the latest used first, of users with own records and of others
 	// Records are some that Redis was seen to have, without the prefix of keys. An
 	// earlier version has none, and its routes stand for them.
 	Records  []string   `json:"records"`
 	Accepted acceptance `json:"accepted,omitzero"`
 }
 
-// saved is one route of the snapshot.
-type saved struct {
-	User    string    `json:"user"`
-	Backend string    `json:"backend"`
-	Login   string    `json:"login,omitempty"`
-	Mode    string    `json:"mode,omitempty"`
-	Source  Source    `json:"source"`
-	Learned time.Time `json:"learned"`
+// savedRoute is one route of the snapshot.
+type savedRoute struct {
+	User      string    `json:"user"`
+	Backend   string    `json:"backend"`
+	Login     string    `json:"login,omitempty"`
+	Mode      string    `json:"mode,omitempty"`
+	Match     Match     `json:"source"`
+	LearnedAt time.Time `json:"learned"`
 }
 
 // loadSnapshot takes in what an earlier process knew. A file that is missing or
@@ -60,10 +60,10 @@ func (r *Router) loadSnapshot() {
 		r.log.Error("route snapshot ignored", zap.String("file", r.cfg.Snapshot), zap.Error(err))
 		return
 	}
-	taken := r.cache.restore(r.keys, r.rules, s.Routes)
+	restored := r.cache.restoreRoutes(r.keys, r.rules, s.Routes)
 	r.cache.restoreSample(s)
 	r.log.Info("route snapshot loaded", zap.String("file", r.cfg.Snapshot),
-		zap.Int("routes", taken), zap.Int("dropped", len(s.Routes)-taken))
+		zap.Int("routes", restored), zap.Int("dropped", len(s.Routes)-restored))
 }
 
 // CheckSnapshot says what is wrong with a snapshot file; one that is missing is
@@ -79,7 +79,7 @@ func CheckSnapshot(path string) error {
 // readSnapshot reads a file that decides where users' mail is: it must be this
 // program's own.
 func readSnapshot(path string) (snapshot, error) {
-	f, info, err := plainfile.OpenOwn(path)
+	f, info, err := plainfile.OpenOwned(path)
 	if err != nil {
 		return snapshot{}, err
 	}
@@ -97,89 +97,89 @@ func readSnapshot(path string) (snapshot, error) {
 	return s, nil
 }
 
-// restore puts saved routes into the cache, to be asked again when Redis answers,
+// restoreRoutes puts saved routes into the cache, to be asked again when Redis answers,
 // and says how many were still good.
-func (c *cache) restore(k keys, rules rules, routes []saved) int {
+func (c *cache) restoreRoutes(k keys, rules rules, routes []savedRoute) int {
 	now := time.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	taken := 0
+	restored := 0
 	for i := len(routes) - 1; i >= 0; i-- { // oldest first, so that the newest stay
-		e, ok := routes[i].entry(k, rules)
+		e, ok := routes[i].toEntry(k, rules)
 		if !ok || c.entries[e.user] != nil {
 			continue
 		}
 		// A time in the future is a clock that was wrong, then or now. Ages are
 		// measured by the monotonic clock from here on.
-		age := max(0, now.Round(0).Sub(routes[i].Learned))
-		e.learned = now.Add(-age)
+		age := max(0, now.Round(0).Sub(routes[i].LearnedAt))
+		e.learnedAt = now.Add(-age)
 		if age >= c.cfg.Stale {
 			continue
 		}
-		c.keep(e)
-		taken++
+		c.insert(e)
+		restored++
 	}
-	return taken
+	return restored
 }
 
 // restoreSample takes in which records an earlier process has seen.
 func (c *cache) restoreSample(s snapshot) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.accepted = s.Accepted
+	c.acceptance = s.Accepted
 	keys := make([]string, 0, len(s.Records))
 	for _, name := range s.Records {
 		keys = append(keys, c.keys.prefix+name)
 	}
 	if s.Records == nil {
-		for _, list := range []*list.List{&c.owned, &c.derived} {
+		for _, list := range []*list.List{&c.userEntries, &c.sharedEntries} {
 			for at := list.Front(); at != nil && len(keys) < maxSample; at = at.Next() {
-				keys = append(keys, at.Value.(*entry).answer.key)
+				keys = append(keys, at.Value.(*entry).decision.key)
 			}
 		}
 	}
-	n := c.sample.at("") // in a cluster they are filed before the first question
+	n := c.sample.nodeAt("") // in a cluster they are filed before the first question
 	for _, key := range keys[:min(len(keys), maxRestored)] {
-		if c.sample.where[key] == nil && c.keys.isRecord(key, c.cfg.Names) {
+		if c.sample.nodeByKey[key] == nil && c.keys.isRecord(key, c.cfg.Names) {
 			n.keys = append(n.keys, key)
-			c.sample.where[key] = n
+			c.sample.nodeByKey[key] = n
 		}
 	}
 }
 
-// entry checks a saved route as it would be checked had Redis said it.
-func (s saved) entry(k keys, rules rules) (*entry, bool) {
-	u, err := rules.names.Canon(s.User)
+// toEntry checks a saved route as it would be checked had Redis said it.
+func (s savedRoute) toEntry(k keys, rules rules) (*entry, bool) {
+	u, err := rules.names.Canonicalize(s.User)
 	if err != nil || u.String() != s.User || !rules.backends[s.Backend] {
 		return nil, false
 	}
-	if s.Login != "" && rules.checkLogin(s.Login) != nil || s.Mode != "" && !knownMode(s.Mode) {
+	if s.Login != "" && rules.checkLogin(s.Login) != nil || s.Mode != "" && !isKnownMode(s.Mode) {
 		return nil, false
 	}
-	a := answer{source: s.Source, backend: s.Backend, login: s.Login, mode: s.Mode, state: stateActive}
-	switch s.Source {
-	case User:
-		a.key, a.own = k.user(u), true
-	case Domain:
+	a := decision{match: s.Match, backend: s.Backend, login: s.Login, mode: s.Mode, state: stateActive}
+	switch s.Match {
+	case MatchUser:
+		a.key, a.hasRecord = k.user(u), true
+	case MatchDomain:
 		a.key = k.domain(u.Domain())
-	case Default:
+	case MatchDefault:
 		a.key = k.deflt()
 	default:
 		return nil, false
 	}
-	return &entry{user: u, answer: a, fromDisk: true}, true
+	return &entry{user: u, decision: a, fromDisk: true}, true
 }
 
-// KeepSnapshot writes the snapshot when something changed, and once more when ctx
+// SaveSnapshots writes the snapshot when something changed, and once more when ctx
 // ends, which is before another gateway that uses the same file takes our place.
-func (r *Router) KeepSnapshot(ctx context.Context) {
+func (r *Router) SaveSnapshots(ctx context.Context) {
 	if r.store == nil || r.cfg.Snapshot == "" {
 		return
 	}
-	every := saveEvery
+	interval := saveInterval
 	for ctx.Err() == nil {
 		select {
-		case <-time.After(every):
+		case <-time.After(interval):
 		case <-ctx.Done():
 		}
 		began := time.Now()
@@ -187,33 +187,33 @@ func (r *Router) KeepSnapshot(ctx context.Context) {
 			r.log.Error("route snapshot not written", zap.Error(err))
 		}
 		// A large snapshot on a slow disk must not be all this process does.
-		every = max(saveEvery, 20*time.Since(began))
+		interval = max(saveInterval, 20*time.Since(began))
 	}
 }
 
 // saveSnapshot writes the file if something changed since it last did.
 func (r *Router) saveSnapshot() error {
-	s, changed := r.cache.snapshot()
+	s, changed := r.cache.takeSnapshot()
 	if !changed {
 		return nil
 	}
 	if err := writeSnapshot(r.cfg.Snapshot, s); err != nil {
-		r.cache.saveAgain()
+		r.cache.markDirty()
 		return fmt.Errorf("write route snapshot: %w", err)
 	}
 	return nil
 }
 
-// snapshot copies what the file should have, if that has changed. Users who may
+// takeSnapshot copies what the file should have, if that has changed. Users who may
 // not log in are left out: after a restart without Redis they get ErrUnavailable.
-func (c *cache) snapshot() (s snapshot, changed bool) {
+func (c *cache) takeSnapshot() (s snapshot, changed bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.unsaved {
+	if !c.snapshotDirty {
 		return s, false
 	}
-	c.unsaved = false
-	s = snapshot{Version: snapshotVersion, Routes: c.routes(), Records: make([]string, 0, len(c.sample.where)), Accepted: c.accepted}
+	c.snapshotDirty = false
+	s = snapshot{Version: snapshotVersion, Routes: c.savedRoutes(), Records: make([]string, 0, len(c.sample.nodeByKey)), Accepted: c.acceptance}
 	for _, n := range c.sample.nodes {
 		for _, key := range n.keys {
 			s.Records = append(s.Records, strings.TrimPrefix(key, c.keys.prefix))
@@ -223,17 +223,17 @@ func (c *cache) snapshot() (s snapshot, changed bool) {
 	return s, true
 }
 
-// routes copies the routes. mu is held.
-func (c *cache) routes() []saved {
-	wall := time.Now()
-	routes := make([]saved, 0, len(c.entries))
-	for _, list := range []*list.List{&c.owned, &c.derived} {
+// savedRoutes copies the routes. mu is held.
+func (c *cache) savedRoutes() []savedRoute {
+	now := time.Now()
+	routes := make([]savedRoute, 0, len(c.entries))
+	for _, list := range []*list.List{&c.userEntries, &c.sharedEntries} {
 		for at := list.Front(); at != nil; at = at.Next() {
 			e := at.Value.(*entry)
-			if a := e.answer; a.state == stateActive && c.servable(e, wall) {
-				routes = append(routes, saved{
-					User: e.user.String(), Backend: a.backend, Login: a.login, Mode: a.mode, Source: a.source,
-					Learned: wall.Add(-wall.Sub(e.learned)).UTC().Round(time.Second),
+			if a := e.decision; a.state == stateActive && c.canServe(e, now) {
+				routes = append(routes, savedRoute{
+					User: e.user.String(), Backend: a.backend, Login: a.login, Mode: a.mode, Match: a.match,
+					LearnedAt: now.Add(-now.Sub(e.learnedAt)).UTC().Round(time.Second),
 				})
 			}
 		}
@@ -241,11 +241,11 @@ func (c *cache) routes() []saved {
 	return routes
 }
 
-// saveAgain is for a snapshot that could not be written.
-func (c *cache) saveAgain() {
+// markDirty is for a snapshot that could not be written.
+func (c *cache) markDirty() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.unsaved = true
+	c.snapshotDirty = true
 }
 
 // writeSnapshot replaces the file in one step, so that a crash leaves the old one

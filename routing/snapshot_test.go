@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// checkFile checks what a snapshot file must and must not have.
-func checkFile(t *testing.T, path, has, hasNot string) {
+// checkSnapshotFile checks what a snapshot file must and must not have.
+func checkSnapshotFile(t *testing.T, path, has, hasNot string) {
 	t.Helper()
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -32,12 +32,12 @@ func checkFile(t *testing.T, path, has, hasNot string) {
 	}
 }
 
-// withSnapshot makes a Router whose Redis is away and whose snapshot is text.
-func withSnapshot(t *testing.T, text string) *Router {
+// routerWithSnapshot makes a Router whose Redis is away and whose snapshot is text.
+func routerWithSnapshot(t *testing.T, text string) *Router {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "routes.json")
 	writeFile(t, file, text)
-	return routerOn(t, file, newOracle())
+	return routerWithFile(t, file, newFakeStore())
 }
 
 func writeFile(t *testing.T, file, text string) {
@@ -47,18 +47,18 @@ func writeFile(t *testing.T, file, text string) {
 	}
 }
 
-func routerOn(t *testing.T, file string, o *oracle) *Router {
+func routerWithFile(t *testing.T, file string, o *fakeStore) *Router {
 	t.Helper()
 	cfg := testConfig
 	cfg.Snapshot = file
 	cfg.setDefaults()
-	r := &Router{cfg: cfg, log: quiet(t), keys: keys{cfg.Prefix}, rules: newRules(cfg), cache: newCache(cfg, o.source(), quiet(t))}
-	o.fail(errAway, 0)
+	r := &Router{cfg: cfg, log: testLogger(t), keys: keys{cfg.Prefix}, rules: newRules(cfg), cache: newCache(cfg, o.reader(), testLogger(t))}
+	o.fail(errUnreachable, 0)
 	r.loadSnapshot()
 	return r
 }
 
-func TestABadSnapshotCostsItsRoutesAndNothingElse(t *testing.T) {
+func TestAnInvalidSnapshotIsIgnored(t *testing.T) {
 	for name, text := range map[string]string{
 		"empty":           "",
 		"not JSON":        "\x00\x01\x02",
@@ -67,7 +67,7 @@ func TestABadSnapshotCostsItsRoutesAndNothingElse(t *testing.T) {
 		"another type":    `{"version":1,"routes":{"user":"alice"}}`,
 		"an array":        `[]`,
 	} {
-		r := withSnapshot(t, text)
+		r := routerWithSnapshot(t, text)
 		if len(r.cache.entries) != 0 {
 			t.Errorf("%s: %d routes were taken", name, len(r.cache.entries))
 		}
@@ -77,7 +77,7 @@ func TestABadSnapshotCostsItsRoutesAndNothingElse(t *testing.T) {
 	}
 }
 
-func TestASnapshotIsCheckedLikeRedis(t *testing.T) {
+func TestSnapshotRoutesAreCheckedLikeRecords(t *testing.T) {
 	now := time.Now().UTC()
 	line := func(user, backend, source string, learned time.Time, more string) string {
 		return fmt.Sprintf(`{"user":%q,"backend":%q,"source":%q,"learned":%q%s}`, user, backend, source, learned.Format(time.RFC3339), more)
@@ -94,64 +94,64 @@ func TestASnapshotIsCheckedLikeRedis(t *testing.T) {
 		line("alice", "east", "user", now.Add(-25*time.Hour), ""),
 		line("alice", "east", "user", time.Time{}, ""),
 	} {
-		r := withSnapshot(t, `{"version":1,"routes":[`+bad+`]}`)
+		r := routerWithSnapshot(t, `{"version":1,"routes":[`+bad+`]}`)
 		if got, err := r.Lookup(t.Context(), user(t, "alice")); !errors.Is(err, ErrUnavailable) {
 			t.Errorf("%s gave %+v, %v", bad, got, err)
 		}
 	}
-	r := withSnapshot(t, `{"version":1,"routes":[`+line("alice", "east", "user", now.Add(1000*time.Hour), "")+","+
+	r := routerWithSnapshot(t, `{"version":1,"routes":[`+line("alice", "east", "user", now.Add(1000*time.Hour), "")+","+
 		line("bob@x", "west", "domain", now.Add(-time.Hour), `,"mode":"park"`)+`]}`)
 	if got, err := r.Lookup(t.Context(), user(t, "alice")); err != nil || got.Backend != "east" || got.Age > time.Minute {
 		t.Errorf("learned in the future: %+v, %v", got, err)
 	}
 	got, err := r.Lookup(t.Context(), user(t, "bob@x"))
 	if err != nil || got.Backend != "west" || got.Mode != "park" || got.Key != "imapgate:domain:x" ||
-		got.From != FromSnapshot || got.Age < time.Hour-time.Second || got.Age > time.Hour+time.Minute {
+		got.Origin != OriginSnapshot || got.Age < time.Hour-time.Second || got.Age > time.Hour+time.Minute {
 		t.Errorf("learned an hour ago: %+v, %v", got, err)
 	}
 }
 
-func TestASnapshotKeepsAgesOverARestart(t *testing.T) {
+func TestASnapshotPreservesAges(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "routes.json")
 	synctest.Test(t, func(t *testing.T) {
-		o := newOracle()
-		r := routerOn(t, file, o)
+		o := newFakeStore()
+		r := routerWithFile(t, file, o)
 		o.fail(nil, 0)
 		alice := user(t, "alice")
-		o.set(alice, User, "east")
+		o.set(alice, MatchUser, "east")
 		for range 3 { // each life learns nothing new
 			if _, err := r.Lookup(t.Context(), alice); err != nil {
 				t.Fatal(err)
 			}
-			pass(6 * time.Hour)
+			advance(6 * time.Hour)
 			if err := r.saveSnapshot(); err != nil {
 				t.Fatal(err)
 			}
-			o = newOracle()
-			r = routerOn(t, file, o)
+			o = newFakeStore()
+			r = routerWithFile(t, file, o)
 		}
 		got, err := r.Lookup(t.Context(), alice)
 		if err != nil || got.Age != 18*time.Hour {
 			t.Errorf("after 18 hours: %+v, %v", got, err)
 		}
-		pass(6 * time.Hour)
+		advance(6 * time.Hour)
 		if _, err := r.Lookup(t.Context(), alice); !errors.Is(err, ErrUnavailable) {
 			t.Errorf("after a day: %v", err)
 		}
-		checkFile(t, file, "alice", "password")
+		checkSnapshotFile(t, file, "alice", "password")
 	})
 }
 
 func TestASnapshotIsWrittenOnlyWhenSomethingChanged(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "routes.json")
-	o := newOracle()
-	r := routerOn(t, file, o)
+	o := newFakeStore()
+	r := routerWithFile(t, file, o)
 	o.fail(nil, 0)
 	alice := user(t, "alice")
-	look := func(backend string) {
+	lookupAndSave := func(backend string) {
 		t.Helper()
-		o.set(alice, User, backend)
-		r.cache.changedUser(alice.String())
+		o.set(alice, MatchUser, backend)
+		r.cache.invalidateUser(alice.String())
 		if _, err := r.Lookup(t.Context(), alice); err != nil {
 			t.Fatal(err)
 		}
@@ -159,19 +159,19 @@ func TestASnapshotIsWrittenOnlyWhenSomethingChanged(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	look("east")
+	lookupAndSave("east")
 	if err := os.Remove(file); err != nil {
 		t.Fatal(err)
 	}
-	look("east")
+	lookupAndSave("east")
 	if _, err := os.Stat(file); !errors.Is(err, os.ErrNotExist) {
 		t.Error("nothing changed, and it was written")
 	}
-	look("west")
-	checkFile(t, file, "west", "east")
+	lookupAndSave("west")
+	checkSnapshotFile(t, file, "west", "east")
 	r.cfg.Snapshot = filepath.Join(t.TempDir(), "missing", "routes.json")
-	o.set(alice, User, "east")
-	r.cache.changedUser(alice.String())
+	o.set(alice, MatchUser, "east")
+	r.cache.invalidateUser(alice.String())
 	if _, err := r.Lookup(t.Context(), alice); err != nil {
 		t.Fatal(err)
 	}
@@ -182,14 +182,14 @@ func TestASnapshotIsWrittenOnlyWhenSomethingChanged(t *testing.T) {
 	if err := r.saveSnapshot(); err != nil {
 		t.Fatal(err)
 	}
-	checkFile(t, file, "east", "west") // what could not be written was not forgotten
+	checkSnapshotFile(t, file, "east", "west") // what could not be written was not forgotten
 }
 
 // A file that somebody else may have written says where nobody's mail is, and a
 // FIFO keeps no gateway from starting.
-func TestASnapshotOfSomebodyElseIsNotBelieved(t *testing.T) {
+func TestAnUntrustedSnapshotFileIsIgnored(t *testing.T) {
 	good := `{"version":1,"routes":[{"user":"alice","backend":"east","source":"user","learned":"` + time.Now().UTC().Format(time.RFC3339) + `"}]}`
-	for name, spoil := range map[string]func(file string) error{
+	for name, change := range map[string]func(file string) error{
 		"a FIFO":            func(file string) error { return errors.Join(os.Remove(file), syscall.Mkfifo(file, 0o600)) },
 		"a folder":          func(file string) error { return errors.Join(os.Remove(file), os.Mkdir(file, 0o700)) },
 		"a symbolic link":   func(file string) error { return errors.Join(os.Rename(file, file+"2"), os.Symlink(file+"2", file)) },
@@ -202,13 +202,13 @@ func TestASnapshotOfSomebodyElseIsNotBelieved(t *testing.T) {
 		if err := CheckSnapshot(file); err != nil {
 			t.Fatal(err)
 		}
-		if err := spoil(file); err != nil {
+		if err := change(file); err != nil {
 			t.Fatal(err)
 		}
 		if CheckSnapshot(file) == nil {
 			t.Errorf("%s: nothing is wrong with it", name)
 		}
-		r := routerOn(t, file, newOracle())
+		r := routerWithFile(t, file, newFakeStore())
 		if got, err := r.Lookup(t.Context(), user(t, "alice")); !errors.Is(err, ErrUnavailable) {
 			t.Errorf("%s: alice goes %+v, %v", name, got, err)
 		}
@@ -227,7 +227,7 @@ func TestASnapshotOfSomebodyElseIsNotBelieved(t *testing.T) {
 	if err := CheckSnapshot(file); err != nil {
 		t.Errorf("the gateway's, seen by root: %v", err)
 	}
-	if got, err := routerOn(t, file, newOracle()).Lookup(t.Context(), user(t, "alice")); !errors.Is(err, ErrUnavailable) {
+	if got, err := routerWithFile(t, file, newFakeStore()).Lookup(t.Context(), user(t, "alice")); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("another user's: alice goes %+v, %v", got, err)
 	}
 }

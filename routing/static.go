@@ -17,32 +17,32 @@ type static struct {
 // name one that somebody can log in with.
 func newStatic(c Config) (*static, error) {
 	s := &static{users: make(map[identity.User]string), domains: make(map[string]string), deflt: c.Static.Default}
-	known := newRules(c).backends
-	if s.deflt != "" && !known[s.deflt] {
+	backends := newRules(c).backends
+	if s.deflt != "" && !backends[s.deflt] {
 		return nil, fmt.Errorf("static default route: no backend is named %q", s.deflt)
 	}
 	for name, backend := range c.Static.Users {
-		u, err := c.Names.Canon(name)
+		u, err := c.Names.Canonicalize(name)
 		if err != nil {
 			return nil, fmt.Errorf("static route of user %q: %w", name, err)
 		}
-		if _, twice := s.users[u]; twice {
+		if _, duplicate := s.users[u]; duplicate {
 			return nil, fmt.Errorf("static route of user %q: the user is there twice", name)
 		}
-		if !known[backend] {
+		if !backends[backend] {
 			return nil, fmt.Errorf("static route of user %q: no backend is named %q", name, backend)
 		}
 		s.users[u] = backend
 	}
 	for name, backend := range c.Static.Domains {
-		domain, err := c.Names.Domain(name)
+		domain, err := c.Names.CanonicalizeDomain(name)
 		if err != nil {
 			return nil, fmt.Errorf("static route of domain %q: no user can have it", name)
 		}
-		if _, twice := s.domains[domain]; twice {
+		if _, duplicate := s.domains[domain]; duplicate {
 			return nil, fmt.Errorf("static route of domain %q: the domain is there twice", name)
 		}
-		if !known[backend] {
+		if !backends[backend] {
 			return nil, fmt.Errorf("static route of domain %q: no backend is named %q", name, backend)
 		}
 		s.domains[domain] = backend
@@ -51,13 +51,13 @@ func newStatic(c Config) (*static, error) {
 }
 
 func (s *static) lookup(u identity.User) (Route, error) {
-	r := Route{User: u, Login: u.String(), From: FromStatic}
+	r := Route{User: u, Login: u.String(), Origin: OriginStatic}
 	if b, ok := s.users[u]; ok {
-		r.Backend, r.Source, r.Key = b, User, "routing.static.users"
+		r.Backend, r.Match, r.Key = b, MatchUser, "routing.static.users"
 	} else if b, ok := s.domains[u.Domain()]; ok {
-		r.Backend, r.Source, r.Key = b, Domain, "routing.static.domains"
+		r.Backend, r.Match, r.Key = b, MatchDomain, "routing.static.domains"
 	} else if s.deflt != "" {
-		r.Backend, r.Source, r.Key = s.deflt, Default, "routing.static.default"
+		r.Backend, r.Match, r.Key = s.deflt, MatchDefault, "routing.static.default"
 	} else {
 		return Route{}, ErrNoUser
 	}
@@ -66,16 +66,16 @@ func (s *static) lookup(u identity.User) (Route, error) {
 
 // steps are what Explain shows of the configuration.
 func (s *static) steps(u identity.User) []Step {
-	say := func(backend string) string {
+	content := func(backend string) string {
 		if backend == "" {
 			return noRecord
 		}
 		return "backend=" + backend
 	}
 	steps := []Step{
-		{Key: "routing.static.users", Says: say(s.users[u])},
-		{Key: "routing.static.domains", Says: say(s.domains[u.Domain()])},
-		{Key: "routing.static.default", Says: say(s.deflt)},
+		{Key: "routing.static.users", Content: content(s.users[u])},
+		{Key: "routing.static.domains", Content: content(s.domains[u.Domain()])},
+		{Key: "routing.static.default", Content: content(s.deflt)},
 	}
 	return steps
 }

@@ -9,37 +9,37 @@ import (
 	"imapgate/internal/identity"
 )
 
-func TestStaticRoutesGoFromUserToDomainToDefault(t *testing.T) {
+func TestStaticRoutesPreferUserThenDomainThenDefault(t *testing.T) {
 	r, err := New(Config{
-		Source: SourceStatic, Backends: []string{"east", "west", "last"}, Names: identity.InDomain("example.org"),
+		Source: SourceStatic, Backends: []string{"east", "west", "last"}, Names: identity.NamesInDomain("example.org"),
 		Static: Static{Users: map[string]string{"Alice": "east"}, Domains: map[string]string{"Example.ORG": "west"}, Default: "last"},
-	}, nil, Metrics{}, quiet(t))
+	}, nil, Metrics{}, testLogger(t))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]Route{
-		"alice@example.org": {Backend: "east", Source: User, Key: "routing.static.users"},
-		"bob@example.org":   {Backend: "west", Source: Domain, Key: "routing.static.domains"},
-		"bob@example.net":   {Backend: "last", Source: Default, Key: "routing.static.default"},
-		"alice":             {Backend: "last", Source: Default, Key: "routing.static.default"},
+		"alice@example.org": {Backend: "east", Match: MatchUser, Key: "routing.static.users"},
+		"bob@example.org":   {Backend: "west", Match: MatchDomain, Key: "routing.static.domains"},
+		"bob@example.net":   {Backend: "last", Match: MatchDefault, Key: "routing.static.default"},
+		"alice":             {Backend: "last", Match: MatchDefault, Key: "routing.static.default"},
 	} {
 		u := user(t, name)
-		want.User, want.Login, want.From = u, name, FromStatic
+		want.User, want.Login, want.Origin = u, name, OriginStatic
 		if got, err := r.Lookup(t.Context(), u); err != nil || got != want {
 			t.Errorf("%s: %+v, %v", name, got, err)
 		}
-		if x := r.Explain(t.Context(), u); x.Backend != want.Backend || len(x.Steps) != 3 || x.Channel.State != ChannelOff {
+		if x := r.Explain(t.Context(), u); x.Backend != want.Backend || len(x.Steps) != 3 || x.Invalidation.State != InvalidationOff {
 			t.Errorf("%s is explained as %+v", name, x)
 		}
 	}
 	if _, err := r.Password(t.Context(), user(t, "alice@example.org")); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("a password without Redis: %v", err)
 	}
-	start(t, r)
+	startRouter(t, r)
 }
 
-func TestStaticRoutesWithoutADefaultEndWithNoSuchUser(t *testing.T) {
-	r, err := New(Config{Source: SourceStatic, Backends: []string{"east"}}, nil, Metrics{}, quiet(t))
+func TestStaticRoutesWithoutADefaultDenyUnknownUsers(t *testing.T) {
+	r, err := New(Config{Source: SourceStatic, Backends: []string{"east"}}, nil, Metrics{}, testLogger(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +64,7 @@ func TestBadConfigurationIsRefused(t *testing.T) {
 		"a user twice":            static(Static{Users: map[string]string{"a": "east", "A": "east"}}),
 		"a domain twice":          static(Static{Domains: map[string]string{"x": "east", "X": "east"}}),
 	} {
-		if _, err := New(c, nil, Metrics{}, quiet(t)); err == nil {
+		if _, err := New(c, nil, Metrics{}, testLogger(t)); err == nil {
 			t.Errorf("%s was accepted", name)
 		}
 	}
@@ -75,7 +75,7 @@ func TestPasswordsComeFromRedisWhileRoutesAreStatic(t *testing.T) {
 	s.CLI("hset", "imapgate:user:alice", "password", "{PLAIN}x")
 	s.CLI("hset", "imapgate:user:bob", "password", "{PLAIN}x", "state", "blocked")
 	r, err := New(Config{Source: SourceStatic, Backends: []string{"east"}, Static: Static{Default: "east"}},
-		dial(t, RedisConfig{Addresses: []string{s.Address}}), Metrics{}, quiet(t))
+		dialRedis(t, RedisConfig{Addresses: []string{s.Address}}), Metrics{}, testLogger(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,8 +89,8 @@ func TestPasswordsComeFromRedisWhileRoutesAreStatic(t *testing.T) {
 	}
 }
 
-func TestRoutesThatAnAuthServerGivesAreNotKnownHere(t *testing.T) {
-	r, err := New(Config{Source: SourceHTTP, Backends: []string{"east"}}, nil, Metrics{}, quiet(t))
+func TestRoutesOfAnAuthServerAreUnavailableToLookup(t *testing.T) {
+	r, err := New(Config{Source: SourceHTTP, Backends: []string{"east"}}, nil, Metrics{}, testLogger(t))
 	if err != nil {
 		t.Fatal(err)
 	}

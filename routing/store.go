@@ -14,8 +14,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// errConfused is a Redis whose replies do not belong to our questions.
-var errConfused = errors.New("a reply belongs to another question")
+// errReplyMismatch is a Redis whose replies do not belong to our questions.
+var errReplyMismatch = errors.New("a reply belongs to another question")
 
 // errNoReply is a question that got no reply and no error either.
 var errNoReply = errors.New("no reply")
@@ -31,14 +31,14 @@ type store struct {
 // replies are the three records of one user as they came, and those of the probes.
 type replies struct {
 	user, domain, deflt *redis.MapStringStringCmd
-	probes              []*redis.MapStringStringCmd
+	samples             []*redis.MapStringStringCmd
 }
 
 // fetch asks for all three records in one round trip, and after them for the
 // probes: a record that is missing although a later probe is there was missing in
 // a store that still had its records. In a cluster each goes to its node at the
 // same time, and the order holds at each.
-func (s *store) fetch(ctx context.Context, u identity.User, probes []string) (replies, error) {
+func (s *store) fetch(ctx context.Context, u identity.User, samples []string) (replies, error) {
 	pipe := s.rdb.Pipeline()
 	var r replies
 	r.user = pipe.HGetAll(ctx, s.keys.user(u))
@@ -46,8 +46,8 @@ func (s *store) fetch(ctx context.Context, u identity.User, probes []string) (re
 		r.domain = pipe.HGetAll(ctx, s.keys.domain(u.Domain()))
 	}
 	r.deflt = pipe.HGetAll(ctx, s.keys.deflt())
-	for _, key := range probes {
-		r.probes = append(r.probes, pipe.HGetAll(ctx, key))
+	for _, key := range samples {
+		r.samples = append(r.samples, pipe.HGetAll(ctx, key))
 	}
 	check := s.echo(ctx, pipe)
 	_, err := pipe.Exec(ctx)
@@ -73,21 +73,21 @@ func (s *store) echo(ctx context.Context, pipe redis.Pipeliner) func() error {
 			return err
 		}
 		if reply.Val() != nonce {
-			return errConfused
+			return errReplyMismatch
 		}
 		return nil
 	}
 }
 
-// ask is read, with what it says of the store.
-func (s *store) ask(ctx context.Context, u identity.User, probes []string) (reading, error) {
-	r, err := s.fetch(ctx, u, probes)
+// readUser is read, with what it says of the store.
+func (s *store) readUser(ctx context.Context, u identity.User, samples []string) (userRecords, error) {
+	r, err := s.fetch(ctx, u, samples)
 	if err != nil {
-		return reading{}, err
+		return userRecords{}, err
 	}
-	var made reading
-	if made.answer, err = s.read(u, r); err != nil {
-		return reading{}, err
+	var recs userRecords
+	if recs.decision, err = s.parseReplies(u, r); err != nil {
+		return userRecords{}, err
 	}
 	for i, cmd := range []*redis.MapStringStringCmd{r.user, r.domain, r.deflt} {
 		if cmd == nil || cmd.Err() != nil {
@@ -96,22 +96,22 @@ func (s *store) ask(ctx context.Context, u identity.User, probes []string) (read
 		key := [...]string{s.keys.user(u), s.keys.domain(u.Domain()), s.keys.deflt()}[i]
 		switch {
 		case len(cmd.Val()) > 0:
-			made.held = append(made.held, key)
-		case len(made.held) == 0: // it would have decided
-			made.absent = append(made.absent, key)
+			recs.present = append(recs.present, key)
+		case len(recs.present) == 0: // it would have decided
+			recs.absent = append(recs.absent, key)
 		}
 	}
-	for i, cmd := range r.probes {
+	for i, cmd := range r.samples {
 		if cmd.Err() == nil && len(cmd.Val()) == 0 {
-			made.gone = append(made.gone, probes[i])
+			recs.missingSamples = append(recs.missingSamples, samples[i])
 		}
 	}
-	return made, nil
+	return recs, nil
 }
 
-// read gives the answer for u, an error that wraps errRefused when a record that
+// parseReplies gives the answer for u, an error that wraps errInvalidRecord when a record that
 // matters is malformed, or another error when Redis gave no answer.
-func (s *store) read(u identity.User, r replies) (answer, error) {
+func (s *store) parseReplies(u identity.User, r replies) (decision, error) {
 	// A record only matters when those before it are known to be absent.
 	user, err := s.userRecord(u, r.user)
 	if err != nil || user.present {
@@ -128,30 +128,30 @@ func (s *store) read(u identity.User, r replies) (answer, error) {
 	return s.keys.decide(u, user, domain, deflt), err
 }
 
-// held says which records there are, and what the operator has accepted. An error
+// inspect says which records there are, and what the operator has accepted. An error
 // is a Redis that did not answer.
-func (s *store) held(ctx context.Context, keys []string) (holdings, error) {
+func (s *store) inspect(ctx context.Context, keys []string) (inspection, error) {
 	pipe := s.rdb.Pipeline()
 	cmds := make([]*redis.MapStringStringCmd, len(keys))
 	for i, key := range keys {
 		cmds[i] = pipe.HGetAll(ctx, key)
 	}
-	word := pipe.HGetAll(ctx, s.keys.accepted())
+	reply := pipe.HGetAll(ctx, s.keys.acceptance())
 	check := s.echo(ctx, pipe)
 	_, _ = pipe.Exec(ctx) // each command has its own error
-	h := holdings{there: make(map[string]bool, len(keys)), accepted: acceptanceOf(word.Val())}
+	found := inspection{present: make(map[string]bool, len(keys)), acceptance: parseAcceptance(reply.Val())}
 	for i, cmd := range cmds {
-		fields, err := value(keys[i], cmd)
-		if err != nil && !errors.Is(err, errRefused) {
-			return holdings{}, err
+		fields, err := replyFields(keys[i], cmd)
+		if err != nil && !errors.Is(err, errInvalidRecord) {
+			return inspection{}, err
 		}
-		h.there[keys[i]] = err != nil || len(fields) > 0 // one of the wrong type is there
+		found.present[keys[i]] = err != nil || len(fields) > 0 // one of the wrong type is there
 	}
-	return h, check()
+	return found, check()
 }
 
-// acceptanceOf reads the operator's word; what cannot be read is none.
-func acceptanceOf(fields map[string]string) acceptance {
+// parseAcceptance reads the operator's word; what cannot be read is none.
+func parseAcceptance(fields map[string]string) acceptance {
 	at, err := strconv.ParseInt(fields[fieldAt], 10, 64)
 	if err != nil {
 		return acceptance{}
@@ -160,22 +160,22 @@ func acceptanceOf(fields map[string]string) acceptance {
 	return acceptance{At: at, By: by[:min(len(by), identity.MaxUser)]}
 }
 
-// accept writes the operator's word, later than any before it.
-func (s *store) accept(ctx context.Context, by string) error {
-	key := s.keys.accepted()
+// writeAcceptance writes the operator's word, later than any before it.
+func (s *store) writeAcceptance(ctx context.Context, by string) error {
+	key := s.keys.acceptance()
 	fields, err := s.rdb.HGetAll(ctx, key).Result()
 	if err != nil {
 		return readError(key, err)
 	}
-	at := max(time.Now().UnixMilli(), acceptanceOf(fields).At+1)
+	at := max(time.Now().UnixMilli(), parseAcceptance(fields).At+1)
 	if err := s.rdb.HSet(ctx, key, fieldAt, at, fieldBy, by).Err(); err != nil {
 		return writeError("write", key, err)
 	}
 	return nil
 }
 
-// node is the address of the primary that has a key; "" without a cluster.
-func (s *store) node(ctx context.Context, key string) (string, error) {
+// nodeOf is the address of the primary that has a key; "" without a cluster.
+func (s *store) nodeOf(ctx context.Context, key string) (string, error) {
 	cluster, ok := s.rdb.(*redis.ClusterClient)
 	if !ok {
 		return "", nil
@@ -187,9 +187,9 @@ func (s *store) node(ctx context.Context, key string) (string, error) {
 	return node.Options().Addr, nil
 }
 
-// value is what a reply says. A reply that never came has no map at all, while an
+// replyFields is what a reply says. A reply that never came has no map at all, while an
 // absent record is an empty one; and only one of them is "no record".
-func value(key string, cmd *redis.MapStringStringCmd) (map[string]string, error) {
+func replyFields(key string, cmd *redis.MapStringStringCmd) (map[string]string, error) {
 	if err := cmd.Err(); err != nil {
 		return nil, readError(key, err)
 	}
@@ -201,11 +201,11 @@ func value(key string, cmd *redis.MapStringStringCmd) (map[string]string, error)
 
 func (s *store) userRecord(u identity.User, cmd *redis.MapStringStringCmd) (record, error) {
 	key := s.keys.user(u)
-	fields, err := value(key, cmd)
+	fields, err := replyFields(key, cmd)
 	if err != nil {
 		return record{}, err
 	}
-	rec, err := s.rules.user(u, fields)
+	rec, err := s.rules.parseUser(u, fields)
 	if err != nil {
 		return record{}, fmt.Errorf("%s: %w", key, err)
 	}
@@ -213,11 +213,11 @@ func (s *store) userRecord(u identity.User, cmd *redis.MapStringStringCmd) (reco
 }
 
 func (s *store) sharedRecord(key string, cmd *redis.MapStringStringCmd) (record, error) {
-	fields, err := value(key, cmd)
+	fields, err := replyFields(key, cmd)
 	if err != nil {
 		return record{}, err
 	}
-	rec, err := s.rules.shared(fields)
+	rec, err := s.rules.parseShared(fields)
 	if err != nil {
 		return record{}, fmt.Errorf("%s: %w", key, err)
 	}
@@ -228,7 +228,7 @@ func (s *store) sharedRecord(key string, cmd *redis.MapStringStringCmd) (record,
 // all other errors, which are Redis's.
 func readError(key string, err error) error {
 	if strings.HasPrefix(err.Error(), "WRONGTYPE") {
-		return fmt.Errorf("%s: %w: not a hash", key, errRefused)
+		return fmt.Errorf("%s: %w: not a hash", key, errInvalidRecord)
 	}
 	return fmt.Errorf("read %s: %w", key, err)
 }
@@ -253,11 +253,11 @@ func (s *store) write(ctx context.Context, t Target, change map[string]string) e
 	if err != nil {
 		return readError(key, err)
 	}
-	e, err := s.rules.edit(t, fields, change)
+	e, err := s.rules.planEdit(t, fields, change)
 	if err != nil {
 		return fmt.Errorf("%s: %w", key, err)
 	}
-	if err := redis.NewScript(writeScript).Run(ctx, s.rdb, []string{key}, e.args()...).Err(); err != nil {
+	if err := redis.NewScript(writeScript).Run(ctx, s.rdb, []string{key}, e.scriptArgs()...).Err(); err != nil {
 		return writeError("write", key, err)
 	}
 	return nil

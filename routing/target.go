@@ -63,26 +63,26 @@ func (k keys) key(t Target) string {
 	return k.deflt()
 }
 
-// check reads a record as a lookup does.
-func (r rules) check(t Target, fields map[string]string) error {
+// checkRecord reads a record as a lookup does.
+func (r rules) checkRecord(t Target, fields map[string]string) error {
 	var err error
 	if t.user.IsZero() {
-		_, err = r.shared(fields)
+		_, err = r.parseShared(fields)
 	} else {
-		_, err = r.user(t.user, fields)
+		_, err = r.parseUser(t.user, fields)
 	}
 	return err
 }
 
 // edit is a change of one record.
 type edit struct {
-	set  map[string]string
-	gone []string // fields that are removed
+	set   map[string]string
+	unset []string // fields that are removed
 }
 
-// edit makes of a record and the fields that change what is to be written; an empty
+// planEdit makes of a record and the fields that change what is to be written; an empty
 // value removes a field. What a gateway would refuse is an error.
-func (r rules) edit(t Target, fields, change map[string]string) (edit, error) {
+func (r rules) planEdit(t Target, fields, change map[string]string) (edit, error) {
 	e, result := edit{set: make(map[string]string)}, maps.Clone(fields)
 	if result == nil {
 		result = make(map[string]string)
@@ -100,7 +100,7 @@ func (r rules) edit(t Target, fields, change map[string]string) (edit, error) {
 		}
 		if value == "" {
 			delete(result, name)
-			e.gone = append(e.gone, name)
+			e.unset = append(e.unset, name)
 			continue
 		}
 		result[name], e.set[name] = value, value
@@ -108,17 +108,17 @@ func (r rules) edit(t Target, fields, change map[string]string) (edit, error) {
 	if len(result) == 0 {
 		return edit{}, errors.New("no field would be left; a record that is to go is deleted")
 	}
-	slices.Sort(e.gone)
-	if err := r.check(t, result); err != nil {
+	slices.Sort(e.unset)
+	if err := r.checkRecord(t, result); err != nil {
 		return edit{}, fmt.Errorf("would be refused: %w", err)
 	}
 	return e, nil
 }
 
-// args are those of writeScript.
-func (e edit) args() []any {
-	args := []any{len(e.gone)}
-	for _, name := range e.gone {
+// scriptArgs are those of writeScript.
+func (e edit) scriptArgs() []any {
+	args := []any{len(e.unset)}
+	for _, name := range e.unset {
 		args = append(args, name)
 	}
 	for _, name := range slices.Sorted(maps.Keys(e.set)) {

@@ -14,8 +14,8 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// fullDisk mounts a file system of 64 KB and fills it. free empties it.
-func fullDisk(t *testing.T) (dir string, free func()) {
+// mountFullDisk mounts a file system of 64 KB and fills it. free empties it.
+func mountFullDisk(t *testing.T) (dir string, free func()) {
 	t.Helper()
 	dir = t.TempDir()
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"); err != nil {
@@ -33,13 +33,13 @@ func fullDisk(t *testing.T) (dir string, free func()) {
 	}
 }
 
-func TestAFullDiskKeepsNewcomersOutAndHurtsNoSession(t *testing.T) {
+func TestFullDiskRefusesNewSessionsAndKeepsOthers(t *testing.T) {
 	t.Parallel()
-	dir, free := fullDisk(t)
+	dir, free := mountFullDisk(t)
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
-	b := startBinary(t, backend.CA, east(backend.CA, backend.TLS), "routing: {source: static, static: {default: east}}")
-	staying := enter(t, b.endpoint("implicit"), "")
-	if got, err := staying.Do("LOGIN alice@example.org " + password); err != nil || !strings.Contains(shown(got), " OK ") {
+	b := startProcess(t, backend.CA, eastBackendConf(backend.CA, backend.TLS), "routing: {source: static, static: {default: east}}")
+	staying := mustDial(t, b.endpoint("implicit"), "")
+	if got, err := staying.Do("LOGIN alice@example.org " + password); err != nil || !strings.Contains(formatResponses(got), " OK ") {
 		t.Fatal(got, err)
 	}
 	log, small := filepath.Join(b.dir, "audit"), filepath.Join(dir, "audit")
@@ -48,32 +48,32 @@ func TestAFullDiskKeepsNewcomersOutAndHurtsNoSession(t *testing.T) {
 			t.Fatal(step)
 		}
 	}
-	testbed.Within(t, testbed.Patience, "the disk to be full", func() bool {
-		if c, err := net.Dial("tcp", b.at["starttls"]); err == nil {
+	testbed.Eventually(t, testbed.Timeout, "the disk to be full", func() bool {
+		if c, err := net.Dial("tcp", b.addresses["starttls"]); err == nil {
 			_ = c.Close() // the end of a connection is a record
 		}
-		return b.metric(t, "imapgate_audit_ready") == 0
+		return b.sumMetric(t, "imapgate_audit_ready") == 0
 	})
-	if r, err := http.Get("http://" + b.at["admin"] + "/readyz"); err != nil || r.StatusCode != http.StatusServiceUnavailable {
+	if r, err := http.Get("http://" + b.addresses["admin"] + "/readyz"); err != nil || r.StatusCode != http.StatusServiceUnavailable {
 		t.Errorf("readyz: %v, %v", r, err)
 	}
-	newcomer := enter(t, b.endpoint("implicit"), "")
-	if got, err := newcomer.Do("LOGIN alice@example.org " + password); err != nil || !strings.Contains(shown(got), " NO [UNAVAILABLE] ") {
+	newClient := mustDial(t, b.endpoint("implicit"), "")
+	if got, err := newClient.Do("LOGIN alice@example.org " + password); err != nil || !strings.Contains(formatResponses(got), " NO [UNAVAILABLE] ") {
 		t.Errorf("a newcomer is told %v, %v", got, err)
 	}
 	for range 20 {
-		if got, err := staying.Do("NOOP"); err != nil || !strings.Contains(shown(got), " OK ") {
+		if got, err := staying.Do("NOOP"); err != nil || !strings.Contains(formatResponses(got), " OK ") {
 			t.Fatalf("a session is told %v, %v", got, err)
 		}
 	}
 	free()
-	testbed.Within(t, testbed.Patience, "the log to be written again", func() bool { return b.metric(t, "imapgate_audit_ready") == 1 })
-	if got, err := newcomer.Do("LOGIN alice@example.org " + password); err != nil || !strings.Contains(shown(got), " OK ") {
+	testbed.Eventually(t, testbed.Timeout, "the log to be written again", func() bool { return b.sumMetric(t, "imapgate_audit_ready") == 1 })
+	if got, err := newClient.Do("LOGIN alice@example.org " + password); err != nil || !strings.Contains(formatResponses(got), " OK ") {
 		t.Errorf("once there is room again, the newcomer is told %v, %v", got, err)
 	}
 	_ = staying.Close()
-	_ = newcomer.Close()
-	testbed.Within(t, testbed.Patience, "both sessions to end", func() bool { return b.metric(t, "imapgate_sessions") == 0 })
+	_ = newClient.Close()
+	testbed.Eventually(t, testbed.Timeout, "both sessions to end", func() bool { return b.sumMetric(t, "imapgate_sessions") == 0 })
 	b.process.Stop()
 	text, err := os.ReadFile(small)
 	if err != nil {

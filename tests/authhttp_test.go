@@ -13,15 +13,15 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// authScript is an auth server as people wrote them for nginx: who logs in with
+// nginxAuthServer is an auth server as people wrote them for nginx: who logs in with
 // which password is told where to go, and as whom.
-type authScript struct {
+type nginxAuthServer struct {
 	east, west string // addresses
 	waits      atomic.Int32
 }
 
 // ServeHTTP finds the headers by name, as every language's server does.
-func (a *authScript) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (a *nginxAuthServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	say := func(pairs ...string) {
 		for i := 0; i < len(pairs); i += 2 {
 			w.Header().Set(pairs[i], pairs[i+1])
@@ -56,19 +56,19 @@ func (a *authScript) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func TestAnAuthServerOfNginxKeepsWorking(t *testing.T) {
+func TestNginxAuthServerWorksUnchanged(t *testing.T) {
 	t.Parallel()
 	ca := testbed.NewCA(t)
 	east := testbed.StartDovecot(t, testbed.DovecotConfig{CA: ca, Users: map[string]string{"alice": "hers"}})
 	west := testbed.StartDovecot(t, testbed.DovecotConfig{CA: ca, Users: map[string]string{"bobby": "store"}})
-	script := &authScript{east: east.Plain, west: west.Plain}
+	script := &nginxAuthServer{east: east.Plain, west: west.Plain}
 	server := httptest.NewServer(script)
 	t.Cleanup(server.Close)
 
 	nginx := testbed.StartNginx(t, 1, func(a []string) string {
 		return fmt.Sprintf("auth_http %s/auth; auth_http_header X-Auth-Key s3cret; imap_auth plain;\nserver { listen %s; protocol imap; }", server.URL, a[0])
 	})
-	b := startBinary(t, ca, fmt.Sprintf(`backends:
+	b := startProcess(t, ca, fmt.Sprintf(`backends:
   east: {address: %q, tls: none}
   west: {address: %q, tls: none}
 auth: {methods: [http], http: {urls: ["http://127.0.0.1:1/auth", %q], headers: {X-Auth-Key: s3cret}}}
@@ -89,8 +89,8 @@ routing: {source: http}`, east.Plain, west.Plain, server.URL+"/auth"))
 	} {
 		command := fmt.Sprintf("LOGIN %s %q", c.user, c.password)
 		began := time.Now()
-		got, err := enter(t, b.endpoint("implicit"), "").Do(command)
-		if err != nil || !strings.Contains(shown(got), c.says) || strings.Contains(shown(got), "script") {
+		got, err := mustDial(t, b.endpoint("implicit"), "").Do(command)
+		if err != nil || !strings.Contains(formatResponses(got), c.says) || strings.Contains(formatResponses(got), "script") {
 			t.Errorf("%s: %v, %v", command, got, err)
 		}
 		if took := time.Since(began); c.password == "wrong" && took < time.Second {
@@ -108,7 +108,7 @@ routing: {source: http}`, east.Plain, west.Plain, server.URL+"/auth"))
 			t.Fatal(err)
 		}
 		got, err = client.Do(command)
-		if !strings.Contains(shown(got), c.nginx) {
+		if !strings.Contains(formatResponses(got), c.nginx) {
 			t.Errorf("nginx: %s: %v, %v", command, got, err)
 		}
 	}

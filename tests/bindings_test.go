@@ -23,30 +23,30 @@ import (
 
 const tls12 = "NORMAL:-VERS-TLS1.3"
 
-// boundGateway stores alice's password for proofs, and offers nothing else.
-func boundGateway(t *testing.T) (*binary, *testbed.CA) {
+// startBindingGateway stores alice's password for proofs, and offers nothing else.
+func startBindingGateway(t *testing.T) (*gatewayProcess, *testbed.CA) {
 	t.Helper()
 	people := filepath.Join(t.TempDir(), "people")
-	if err := os.WriteFile(people, []byte("alice@example.org:"+forProofs(t, password)), 0o600); err != nil {
+	if err := os.WriteFile(people, []byte("alice@example.org:"+hashForSCRAM(t, password)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return proofGateway(t, fmt.Sprintf("methods: [file], file: {path: %s}, mechanisms: [SCRAM-SHA-256-PLUS, SCRAM-SHA-256], scram_secret_file: %s",
-		people, secretFile(t, "a secret of all gateways")), "")
+	return startProofGateway(t, fmt.Sprintf("methods: [file], file: {path: %s}, mechanisms: [SCRAM-SHA-256-PLUS, SCRAM-SHA-256], scram_secret_file: %s",
+		people, writeSecretFile(t, "a secret of all gateways")), "")
 }
 
-// gsasl logs alice in behind STARTTLS, and out again.
-func gsasl(t *testing.T, ca *testbed.CA, address, mechanism, password string, more ...string) (string, error) {
+// runGsasl logs alice in behind STARTTLS, and out again.
+func runGsasl(t *testing.T, ca *testbed.CA, address, mechanism, password string, more ...string) (string, error) {
 	t.Helper()
-	_, port := split(t, address)
+	_, port := splitAddress(t, address)
 	args := append(more, "--imap", "--starttls", "--verbose", "--x509-ca-file="+ca.File, "--connect=localhost:"+port,
 		"--mechanism="+mechanism, "--authentication-id=alice@example.org", "--password="+password)
-	out, err := exec.CommandContext(t.Context(), testbed.Program(t, "gsasl", "gsasl"), args...).CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), testbed.FindProgram(t, "gsasl", "gsasl"), args...).CombinedOutput()
 	return string(out), err
 }
 
-func TestGsaslBindsItsProofToTheConnection(t *testing.T) {
+func TestGsaslChannelBindingIsAccepted(t *testing.T) {
 	t.Parallel()
-	b, ca := boundGateway(t)
+	b, ca := startBindingGateway(t)
 	address := b.endpoint("starttls").address
 	const bound, unbound = "SCRAM-SHA-256-PLUS", "SCRAM-SHA-256"
 	for _, c := range []struct {
@@ -60,7 +60,7 @@ func TestGsaslBindsItsProofToTheConnection(t *testing.T) {
 		{"told of a binding and using none", unbound, password, nil, false}, // as if somebody had taken PLUS off the list
 		{"unable to bind", unbound, password, []string{"--no-cb"}, true},
 	} {
-		out, err := gsasl(t, ca, address, c.mechanism, c.password, c.more...)
+		out, err := runGsasl(t, ca, address, c.mechanism, c.password, c.more...)
 		if trusted := strings.Contains(out, "server trusted"); (err == nil) != c.right || trusted != c.right {
 			t.Errorf("%s: %v\n%s", c.name, err, out)
 		}
@@ -73,28 +73,28 @@ func TestGsaslBindsItsProofToTheConnection(t *testing.T) {
 
 // Who ends the client's TLS with a certificate it believes, and goes on to the
 // gateway in TLS of his own, can pass a proof on only if it is bound to nothing.
-func TestNobodyInBetweenCanPassABoundProofOn(t *testing.T) {
+func TestIntermediaryCannotForwardAChannelBoundProof(t *testing.T) {
 	t.Parallel()
-	b, ca := boundGateway(t)
-	middle := standBetween(t, ca, b.endpoint("implicit"))
-	if out, err := gsasl(t, ca, middle, "SCRAM-SHA-256", password, "--no-cb"); err != nil {
+	b, ca := startBindingGateway(t)
+	middle := startInterceptor(t, ca, b.endpoint("implicit"))
+	if out, err := runGsasl(t, ca, middle, "SCRAM-SHA-256", password, "--no-cb"); err != nil {
 		t.Fatalf("what is bound to nothing goes through, or this proves nothing: %v\n%s", err, out)
 	}
-	if out, err := gsasl(t, ca, middle, "SCRAM-SHA-256-PLUS", password); err == nil || !strings.Contains(out, "AUTHENTICATIONFAILED") {
+	if out, err := runGsasl(t, ca, middle, "SCRAM-SHA-256-PLUS", password); err == nil || !strings.Contains(out, "AUTHENTICATIONFAILED") {
 		t.Errorf("%v\n%s", err, out)
 	}
 }
 
-// between is somebody who reads along, with a certificate of the same name.
-type between struct {
+// tlsInterceptor is somebody who reads along, with a certificate of the same name.
+type tlsInterceptor struct {
 	// Set once.
-	shows  *tls.Config
-	beyond endpoint
-	door   net.Listener
-	work   sync.WaitGroup
+	cert     *tls.Config
+	target   endpoint
+	listener net.Listener
+	wg       sync.WaitGroup
 }
 
-func standBetween(t *testing.T, ca *testbed.CA, beyond endpoint) (address string) {
+func startInterceptor(t *testing.T, ca *testbed.CA, target endpoint) (address string) {
 	t.Helper()
 	pair, err := tls.LoadX509KeyPair(ca.Issue(t, "localhost"))
 	if err != nil {
@@ -104,29 +104,29 @@ func standBetween(t *testing.T, ca *testbed.CA, beyond endpoint) (address string
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &between{shows: &tls.Config{Certificates: []tls.Certificate{pair}}, beyond: beyond, door: door}
-	m.work.Go(m.accept)
+	m := &tlsInterceptor{cert: &tls.Config{Certificates: []tls.Certificate{pair}}, target: target, listener: door}
+	m.wg.Go(m.accept)
 	t.Cleanup(func() {
 		_ = door.Close()
-		m.work.Wait()
+		m.wg.Wait()
 	})
 	return door.Addr().String()
 }
 
 // accept ends when the door is closed.
-func (m *between) accept() {
+func (m *tlsInterceptor) accept() {
 	for {
-		nc, err := m.door.Accept()
+		nc, err := m.listener.Accept()
 		if err != nil {
 			return
 		}
-		m.work.Go(func() { m.relay(nc) })
+		m.wg.Go(func() { m.relay(nc) })
 	}
 }
 
 // relay begins TLS with the client and has the rest said by the gateway. It ends
 // with either of them.
-func (m *between) relay(nc net.Conn) {
+func (m *tlsInterceptor) relay(nc net.Conn) {
 	defer nc.Close()
 	_, _ = io.WriteString(nc, "* OK [CAPABILITY IMAP4rev1 STARTTLS LOGINDISABLED] ready\r\n") // what fails ends below
 	line, err := bufio.NewReader(nc).ReadString('\n')
@@ -134,8 +134,8 @@ func (m *between) relay(nc net.Conn) {
 		return
 	}
 	_, _ = io.WriteString(nc, ". OK begin\r\n")
-	client := tls.Server(nc, m.shows)
-	gateway, err := tls.Dial("tcp", m.beyond.address, m.beyond.tls)
+	client := tls.Server(nc, m.cert)
+	gateway, err := tls.Dial("tcp", m.target.address, m.target.tls)
 	if err != nil {
 		return
 	}

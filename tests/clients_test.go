@@ -23,22 +23,22 @@ import (
 
 // Mail clients that people use, through the gateway.
 
-// runs bounds one run of a program.
-const runs = 90 * time.Second
+// programTimeout bounds one run of a program.
+const programTimeout = 90 * time.Second
 
 func TestMbsyncPullsTheSameThousandMessages(t *testing.T) {
 	t.Parallel()
-	mbsync := testbed.Program(t, "mbsync", "isync")
+	mbsync := testbed.FindProgram(t, "mbsync", "isync")
 	const user, n = "collector", 1000
 	backend := startMail(t, user)
-	sent := fill(t, directly(backend), user, n)
+	sent := storeNumbered(t, directEndpoint(backend), user, n)
 
-	direct := pull(t, mbsync, directly(backend)(t, user), user)
+	direct := pullWithMbsync(t, mbsync, directEndpoint(backend)(t, user), user)
 	if !maps.Equal(sent, direct) {
 		t.Fatalf("%d messages pulled directly are not the %d stored", len(direct), n)
 	}
-	for _, mode := range modes[:3] {
-		if pulled := pull(t, mbsync, through(t, backend, mode)(t, user), user); !maps.Equal(direct, pulled) {
+	for _, mode := range testedModes[:3] {
+		if pulled := pullWithMbsync(t, mbsync, modeEndpoint(t, backend, mode)(t, user), user); !maps.Equal(direct, pulled) {
 			t.Errorf("%d messages pulled directly and %d in mode %s are not the same", len(direct), len(pulled), mode)
 		}
 	}
@@ -47,9 +47,9 @@ func TestMbsyncPullsTheSameThousandMessages(t *testing.T) {
 // mailHash is the SHA-256 of a message.
 type mailHash [sha256.Size]byte
 
-// fill stores n messages of many sizes and gives the hash of each by its
+// storeNumbered stores n messages of many sizes and gives the hash of each by its
 // subject, as it will be in a Maildir.
-func fill(t *testing.T, through entrance, user string, n int) map[string]mailHash {
+func storeNumbered(t *testing.T, through endpointFunc, user string, n int) map[string]mailHash {
 	t.Helper()
 	e := through(t, user)
 	c, err := Connect(e.address, e.tls)
@@ -64,7 +64,7 @@ func fill(t *testing.T, through entrance, user string, n int) map[string]mailHas
 	var literals [][]byte
 	for i := range n {
 		subject := fmt.Sprint("number ", i)
-		m := mailOf(200+i*i%40_000, subject)
+		m := messageOfSize(200+i*i%40_000, subject)
 		literals = append(literals, m)
 		command.WriteString(" {+}")
 		hashes[subject] = sha256.Sum256(bytes.ReplaceAll(m, []byte("\r\n"), []byte("\n")))
@@ -85,18 +85,18 @@ func fill(t *testing.T, through entrance, user string, n int) map[string]mailHas
 }
 
 var (
-	// subjectOf finds the subject of a message.
-	subjectOf = regexp.MustCompile(`(?m)^Subject: (.*)$`)
+	// subjectHeader finds the subject of a message.
+	subjectHeader = regexp.MustCompile(`(?m)^Subject: (.*)$`)
 	// mbsyncMark is a header line with a random word which mbsync adds itself.
 	mbsyncMark = regexp.MustCompile(`(?m)^X-TUID: .{12}\n`)
 )
 
-// pull makes mbsync copy INBOX into an empty Maildir and gives the hash of each
+// pullWithMbsync makes mbsync copy INBOX into an empty Maildir and gives the hash of each
 // message by its subject.
-func pull(t *testing.T, mbsync string, e endpoint, user string) map[string]mailHash {
+func pullWithMbsync(t *testing.T, mbsync string, e endpoint, user string) map[string]mailHash {
 	t.Helper()
-	path := mbsyncrc(t, e, account{user, password, "LOGIN"})
-	run(t, mbsync, "-c", path, "all")
+	path := mbsyncrc(t, e, mbsyncAccount{user, password, "LOGIN"})
+	runProgram(t, mbsync, "-c", path, "all")
 	dir := filepath.Dir(path)
 
 	files, err := filepath.Glob(filepath.Join(dir, "inbox", "[cn][ue][rw]", "*")) // cur and new
@@ -111,7 +111,7 @@ func pull(t *testing.T, mbsync string, e endpoint, user string) map[string]mailH
 		}
 		end := bytes.Index(content, []byte("\n\n")) + 1
 		header, text := content[:end], content[end:]
-		m := subjectOf.FindSubmatch(header)
+		m := subjectHeader.FindSubmatch(header)
 		if m == nil {
 			t.Fatalf("%s has no subject", file)
 		}
@@ -123,16 +123,16 @@ func pull(t *testing.T, mbsync string, e endpoint, user string) map[string]mailH
 	return hashes
 }
 
-// account is whom mbsync logs in as, and how.
-type account struct{ user, password, mechanism string }
+// mbsyncAccount is whom mbsync logs in as, and how.
+type mbsyncAccount struct{ user, password, mechanism string }
 
 // mbsyncrc writes a configuration with which mbsync pulls INBOX into a Maildir
 // "inbox" beside it. mbsync compares names only, so the certificate must be for
 // localhost.
-func mbsyncrc(t *testing.T, e endpoint, a account) (path string) {
+func mbsyncrc(t *testing.T, e endpoint, a mbsyncAccount) (path string) {
 	t.Helper()
 	dir := t.TempDir()
-	_, port := split(t, e.address)
+	_, port := splitAddress(t, e.address)
 	conf := fmt.Sprintf(`
 FSync no
 
@@ -168,8 +168,8 @@ SyncState *
 	return path
 }
 
-// run runs a program to its end and wants success.
-func run(t *testing.T, path string, args ...string) {
+// runProgram runs a program to its end and wants success.
+func runProgram(t *testing.T, path string, args ...string) {
 	t.Helper()
 	p, err := testbed.Start(t, path, args...)
 	if err != nil {
@@ -177,15 +177,15 @@ func run(t *testing.T, path string, args ...string) {
 	}
 	select {
 	case <-p.Done():
-	case <-time.After(runs):
-		t.Fatalf("%s did not end within %v:\n%s", path, runs, p.Output())
+	case <-time.After(programTimeout):
+		t.Fatalf("%s did not end within %v:\n%s", path, programTimeout, p.Output())
 	}
 	if err := p.Err(); err != nil {
 		t.Fatalf("%s: %v\n%s", path, err, p.Output())
 	}
 }
 
-func split(t *testing.T, address string) (host, port string) {
+func splitAddress(t *testing.T, address string) (host, port string) {
 	t.Helper()
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
@@ -196,20 +196,20 @@ func split(t *testing.T, address string) (host, port string) {
 
 func TestAGoProgramIdlesAndReadsNewMail(t *testing.T) {
 	t.Parallel()
-	backend := startMail(t, inEveryMode("gopher")...)
-	for _, mode := range modes[:3] {
+	backend := startMail(t, userPerMode("gopher")...)
+	for _, mode := range testedModes[:3] {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
-			idlesAndReads(t, backend, through(t, backend, mode), mode+".gopher")
+			runGoIdle(t, backend, modeEndpoint(t, backend, mode), mode+".gopher")
 		})
 	}
 }
 
-// idlesAndReads is the Go program.
-func idlesAndReads(t *testing.T, backend mailServer, through entrance, user string) {
+// runGoIdle is the Go program.
+func runGoIdle(t *testing.T, backend mailServer, through endpointFunc, user string) {
 	e := through(t, user)
 	exists := make(chan uint32, 16) // more than this test makes
-	c := gopher(t, e, &imapclient.Options{
+	c := dialGoIMAP(t, e, &imapclient.Options{
 		UnilateralDataHandler: &imapclient.UnilateralDataHandler{Mailbox: func(d *imapclient.UnilateralDataMailbox) {
 			if d.NumMessages != nil {
 				exists <- *d.NumMessages
@@ -229,13 +229,13 @@ func idlesAndReads(t *testing.T, backend mailServer, through entrance, user stri
 	if err != nil {
 		t.Fatal(err)
 	}
-	deliver(t, backend, user, mail("burrows"))
+	deliverDirect(t, backend, user, newMessage("burrows"))
 	select {
 	case n := <-exists:
 		if n != 1 {
 			t.Errorf("%d messages, want 1", n)
 		}
-	case <-time.After(Patience):
+	case <-time.After(Timeout):
 		t.Fatal("no news of the mail while idle")
 	}
 	if err := idle.Close(); err != nil {
@@ -244,14 +244,14 @@ func idlesAndReads(t *testing.T, backend mailServer, through entrance, user stri
 	if err := idle.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	readOne(t, c, mail("burrows"))
+	checkOnlyMessage(t, c, newMessage("burrows"))
 	if err := c.Logout().Wait(); err != nil {
 		t.Error(err)
 	}
 }
 
-// readOne wants the only message to be this one.
-func readOne(t *testing.T, c *imapclient.Client, want []byte) {
+// checkOnlyMessage wants the only message to be this one.
+func checkOnlyMessage(t *testing.T, c *imapclient.Client, want []byte) {
 	t.Helper()
 	body := &imap.FetchItemBodySection{Peek: true}
 	got, err := c.Fetch(imap.SeqSetNum(1), &imap.FetchOptions{
@@ -269,10 +269,10 @@ func readOne(t *testing.T, c *imapclient.Client, want []byte) {
 	}
 }
 
-// deliver stores a message in a user's INBOX directly at the backend.
-func deliver(t *testing.T, backend mailServer, user string, message []byte) {
+// deliverDirect stores a message in a user's INBOX directly at the backend.
+func deliverDirect(t *testing.T, backend mailServer, user string, message []byte) {
 	t.Helper()
-	e := directly(backend)(t, user)
+	e := directEndpoint(backend)(t, user)
 	c, err := Connect(e.address, e.tls)
 	if err != nil {
 		t.Fatal(err)
@@ -294,27 +294,27 @@ func deliver(t *testing.T, backend mailServer, user string, message []byte) {
 
 func TestANodeProgramIdlesAndReceivesNewMail(t *testing.T) {
 	t.Parallel()
-	node := nodeClients(t)
-	backend := startMail(t, inEveryMode("flow")...)
-	for _, mode := range modes[:3] {
+	node := installNodeClients(t)
+	backend := startMail(t, userPerMode("flow")...)
+	for _, mode := range testedModes[:3] {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
-			idlesAndReceives(t, node, backend, through(t, backend, mode), mode+".flow")
+			runNodeIdle(t, node, backend, modeEndpoint(t, backend, mode), mode+".flow")
 		})
 	}
 }
 
-// idlesAndReceives is the Node program.
-func idlesAndReceives(t *testing.T, node string, backend mailServer, through entrance, user string) {
+// runNodeIdle is the Node program.
+func runNodeIdle(t *testing.T, node string, backend mailServer, through endpointFunc, user string) {
 	e := through(t, user)
-	host, port := split(t, e.address)
-	p, err := testbed.Start(t, testbed.Program(t, "env", "coreutils"),
+	host, port := splitAddress(t, e.address)
+	p, err := testbed.Start(t, testbed.FindProgram(t, "env", "coreutils"),
 		"IMAP_HOST="+host, "IMAP_PORT="+port, "IMAP_USER="+user, "IMAP_PASSWORD="+password,
 		"IMAP_CA="+e.caFile, "IMAP_SERVER_NAME="+e.tls.ServerName, node, "node/idle.js")
 	if err != nil {
 		t.Fatal(err)
 	}
-	message := mail("a letter")
+	message := newMessage("a letter")
 	await := func(word string) {
 		t.Helper()
 		if err := p.WaitUntil("say "+word, func() bool { return strings.Contains(p.Output(), word+"\n") }); err != nil {
@@ -322,17 +322,17 @@ func idlesAndReceives(t *testing.T, node string, backend mailServer, through ent
 		}
 	}
 	await("idling")
-	deliver(t, backend, user, message)
+	deliverDirect(t, backend, user, message)
 	await("subject a letter")
 	await(fmt.Sprint("bytes ", len(message)))
 	await("goodbye")
 }
 
-// nodeClients gives the path of node, after installing the packages its scripts
+// installNodeClients gives the path of node, after installing the packages its scripts
 // need.
-func nodeClients(t *testing.T) string {
+func installNodeClients(t *testing.T) string {
 	t.Helper()
-	node, npm := testbed.Program(t, "node", "nodejs"), testbed.Program(t, "npm", "npm")
+	node, npm := testbed.FindProgram(t, "node", "nodejs"), testbed.FindProgram(t, "npm", "npm")
 	wanted, err := os.Stat("node/package-lock.json")
 	if err != nil {
 		t.Fatal(err)

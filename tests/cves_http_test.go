@@ -28,8 +28,8 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// certified is a connection whose client has shown a certificate with this name in it.
-func certified(t *testing.T, name string) *tls.ConnectionState {
+// clientCertState is a connection whose client has shown a certificate with this name in it.
+func clientCertState(t *testing.T, name string) *tls.ConnectionState {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -52,7 +52,7 @@ func certified(t *testing.T, name string) *tls.ConnectionState {
 // server became headers of its own there.
 func TestNoHeaderToAnAuthServerHasLineEndsOrNULs(t *testing.T) {
 	questions := make(chan []byte, 1)
-	server := startStubThat(t, nil, func(conn net.Conn) {
+	server := startStubWith(t, nil, func(conn net.Conn) {
 		for r := bufio.NewReader(conn); ; {
 			var question []byte
 			for !bytes.HasSuffix(question, []byte("\r\n\r\n")) {
@@ -66,7 +66,7 @@ func TestNoHeaderToAnAuthServerHasLineEndsOrNULs(t *testing.T) {
 			_, _ = conn.Write([]byte("HTTP/1.1 200 OK\r\nAuth-Status: OK\r\nAuth-Server: 127.0.0.1\r\nAuth-Port: 143\r\nContent-Length: 0\r\n\r\n"))
 		}
 	})
-	config := authhttp.Config{URLs: []string{"http://" + server.address() + "/auth"}, ClientCerts: true, PassCert: true}
+	config := authhttp.Config{URLs: []string{"http://" + server.address() + "/auth"}, ClientCerts: true, PassClientCert: true}
 	asker, err := authhttp.New(config, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
@@ -75,17 +75,17 @@ func TestNoHeaderToAnAuthServerHasLineEndsOrNULs(t *testing.T) {
 	for _, end := range []string{"\r\n", "\n", "\r", "\x00", "\r\n\r\n", "\n\n", "\x00\r\n", "\v\f\u0085\u2028"} {
 		evil := "a" + end + "Auth-Status: OK" + end + "X-Evil: 1"
 		at := netip.AddrPortFrom(netip.MustParseAddr("fe80::1").WithZone(evil), 993)
-		good := authhttp.Question{Method: authhttp.Plain, User: "alice", Password: identity.NewSecret(password), Attempt: 1, Client: at.Addr()}
-		for part, change := range map[string]func(*authhttp.Question){
-			"user":        func(q *authhttp.Question) { q.User = evil },
-			"password":    func(q *authhttp.Question) { q.Password = identity.NewSecret(evil) },
-			"address":     func(*authhttp.Question) {},
-			"proxy":       func(q *authhttp.Question) { q.Proxy = &authhttp.Proxy{Source: at, Server: at} },
-			"certificate": func(q *authhttp.Question) { q.TLS = certified(t, evil) },
+		good := authhttp.Request{Method: authhttp.MethodPlain, User: "alice", Password: identity.NewSecret(password), Attempt: 1, ClientAddr: at.Addr()}
+		for part, change := range map[string]func(*authhttp.Request){
+			"user":        func(q *authhttp.Request) { q.User = evil },
+			"password":    func(q *authhttp.Request) { q.Password = identity.NewSecret(evil) },
+			"address":     func(*authhttp.Request) {},
+			"proxy":       func(q *authhttp.Request) { q.ProxyHeader = &authhttp.ProxyHeader{Source: at, Server: at} },
+			"certificate": func(q *authhttp.Request) { q.TLS = clientCertState(t, evil) },
 		} {
 			q := good
 			change(&q)
-			if _, err := asker.Ask(context.Background(), q); err != nil {
+			if _, err := asker.Authenticate(context.Background(), q); err != nil {
 				t.Errorf("%s with %q: %v", part, end, err) // what can be written can be asked
 				continue
 			}
@@ -109,18 +109,18 @@ func TestNoHeaderToAnAuthServerHasLineEndsOrNULs(t *testing.T) {
 	}
 }
 
-// asked is what an auth server is told of one attempt.
-type asked struct{ user, password, attempt string }
+// authRequest is what an auth server is told of one attempt.
+type authRequest struct{ user, password, attempt string }
 
 // nginx CVE-2026-27651: the state of an attempt that the auth server had delayed was
 // used, or freed, by the next one, of whatever mechanism.
-func TestAttemptsBehindADelayedRefusalStandOnTheirOwn(t *testing.T) {
+func TestAttemptsAfterADelayedRefusalAreIndependent(t *testing.T) {
 	ca := testbed.NewCA(t)
-	host, port := split(t, startStub(t, nil).address())
+	host, port := splitAddress(t, startStub(t, nil).address())
 	var mu sync.Mutex
-	all := map[string][]asked{} // guarded by mu
+	all := map[string][]authRequest{} // guarded by mu
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		a := asked{r.Header.Get("Auth-User"), r.Header.Get("Auth-Pass"), r.Header.Get("Auth-Login-Attempt")}
+		a := authRequest{r.Header.Get("Auth-User"), r.Header.Get("Auth-Pass"), r.Header.Get("Auth-Login-Attempt")}
 		session, _, _ := strings.Cut(a.user, ".")
 		mu.Lock()
 		all[session] = append(all[session], a)
@@ -134,7 +134,7 @@ func TestAttemptsBehindADelayedRefusalStandOnTheirOwn(t *testing.T) {
 		}
 	}))
 	t.Cleanup(server.Close)
-	b := startBinary(t, ca, fmt.Sprintf(`backends:
+	b := startProcess(t, ca, fmt.Sprintf(`backends:
   east: {address: %q, tls: none}
 auth: {methods: [http], http: {urls: [%q]}}
 routing: {source: http}`, net.JoinHostPort(host, port), server.URL+"/auth"))
@@ -156,7 +156,7 @@ routing: {source: http}`, net.JoinHostPort(host, port), server.URL+"/auth"))
 		for second, end := range ways {
 			attempts.Go(func() {
 				session := strings.ToLower(strings.NewReplacer(" ", "", ",", "").Replace(first + "-" + second))
-				c, err := reach(b.endpoint("implicit"), "")
+				c, err := dialIMAP(b.endpoint("implicit"), "")
 				if err != nil {
 					t.Error(err)
 					return
@@ -166,7 +166,7 @@ routing: {source: http}`, net.JoinHostPort(host, port), server.URL+"/auth"))
 					_, err := c.Write([]byte(text))
 					got := []Response(nil)
 					if err == nil {
-						got, err = c.Until("t")
+						got, err = c.ReadUntil("t")
 					}
 					want := [...]string{"t NO [AUTHENTICATIONFAILED] ", "t OK [CAPABILITY ", "t OK "}[i]
 					if err != nil || !strings.HasPrefix(got[len(got)-1].Text, want) {

@@ -13,14 +13,14 @@ import (
 
 // Servers of many kinds have ended, or spun, when accept found no descriptor free
 // (EMFILE): connections that wait at the kernel are served once there is one.
-func TestAcceptOutlivesDescriptorsThatRunOut(t *testing.T) {
+func TestAcceptSurvivesDescriptorExhaustion(t *testing.T) {
 	ca := testbed.NewCA(t)
-	b := startBinary(t, ca, fmt.Sprintf(`backends:
+	b := startProcess(t, ca, fmt.Sprintf(`backends:
   east: {address: %q, tls: none}
 routing: {source: static, static: {default: east}}`, startStub(t, nil).address()))
 	pid := b.process.PID()
-	first := enter(t, b.endpoint("implicit"), "")
-	mustSay(t, first, "LOGIN alice "+password)
+	first := mustDial(t, b.endpoint("implicit"), "")
+	mustExec(t, first, "LOGIN alice "+password)
 
 	open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
 	if err != nil {
@@ -37,15 +37,15 @@ routing: {source: static, static: {default: east}}`, startStub(t, nil).address()
 	exhausted := func() bool { return strings.Contains(b.process.Output(), "too many open files") }
 	var waiting []*RawClient
 	for !exhausted() && len(waiting) < 64 { // numbers that are free go first
-		c, err := Connect(b.at["starttls"], nil)
+		c, err := Connect(b.addresses["starttls"], nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer c.Close()
 		waiting = append(waiting, c)
 	}
-	testbed.Within(t, Patience, "accept to fail", exhausted)
-	mustSay(t, first, "NOOP") // who is in stays in
+	testbed.Eventually(t, Timeout, "accept to fail", exhausted)
+	mustExec(t, first, "NOOP") // who is in stays in
 	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &limit, nil); err != nil {
 		t.Fatal(err)
 	}
@@ -54,5 +54,5 @@ routing: {source: static, static: {default: east}}`, startStub(t, nil).address()
 			t.Fatalf("connection %d: %q, %v", i, got.Text, err)
 		}
 	}
-	mustSay(t, first, "NOOP")
+	mustExec(t, first, "NOOP")
 }

@@ -28,15 +28,15 @@ import (
 // those of the login, in cves_mux_test.go those of a session, in cves_http_test.go
 // those of auth servers, and in cves_linux_test.go one of the kernel's limits.
 
-// allocated is what the process has allocated so far: no more can be held of it.
-func allocated() uint64 {
+// totalAlloc is what the process has allocated so far: no more can be held of it.
+func totalAlloc() uint64 {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return m.TotalAlloc
 }
 
-// inUse is what is in use once the garbage is gone.
-func inUse() uint64 {
+// heapInUse is what is in use once the garbage is gone.
+func heapInUse() uint64 {
 	runtime.GC()
 	runtime.GC() // what pools held
 	var m runtime.MemStats
@@ -44,20 +44,20 @@ func inUse() uint64 {
 	return m.HeapAlloc
 }
 
-// lazyGateway has a backend that lets everybody in.
-func lazyGateway(t *testing.T, change ...func(*options)) *running {
+// startStubGateway has a backend that lets everybody in.
+func startStubGateway(t *testing.T, configure ...func(*gatewayOptions)) *gateway {
 	t.Helper()
-	o := options{ca: testbed.NewCA(t), backends: map[string]upstream.Config{
-		only: {Address: startStub(t, nil).address(), TLSMode: upstream.NoTLS},
+	o := gatewayOptions{ca: testbed.NewCA(t), backends: map[string]upstream.Config{
+		onlyBackend: {Address: startStub(t, nil).address(), TLSMode: upstream.NoTLS},
 	}}
-	for _, f := range change {
+	for _, f := range configure {
 		f(&o)
 	}
 	return startGateway(t, o)
 }
 
-// tell sends bytes and wants the next response to begin so.
-func tell(t *testing.T, c *RawClient, text, want string) {
+// sendExpect sends bytes and wants the next response to begin so.
+func sendExpect(t *testing.T, c *RawClient, text, want string) {
 	t.Helper()
 	if _, err := io.WriteString(c, text); err != nil {
 		t.Fatalf("%.60q: %v", text, err)
@@ -67,49 +67,49 @@ func tell(t *testing.T, c *RawClient, text, want string) {
 	}
 }
 
-// refused says whether a response refuses a command, or the connection, for its form.
-func refused(r Response) bool {
+// isRejected says whether a response refuses a command, or the connection, for its form.
+func isRejected(r Response) bool {
 	return strings.Contains(r.Text, "BAD ") || strings.Contains(r.Text, "[TOOBIG]") || strings.HasPrefix(r.Text, "* BYE ")
 }
 
 // Dovecot CVE-2026-27857: 4,000 opening parentheses before the login held a megabyte.
 func TestNestedParenthesesBeforeTheLoginHoldNoMemory(t *testing.T) {
-	g := lazyGateway(t)
+	g := startStubGateway(t)
 	var conns []*RawClient
 	for range 50 {
-		conns = append(conns, enter(t, g.at(proxy.NoTLS), ""))
+		conns = append(conns, mustDial(t, g.endpoint(proxy.NoTLS), ""))
 	}
-	before := allocated()
+	before := totalAlloc()
 	for _, c := range conns {
 		for _, command := range []string{"a NOOP ", "a ID ", "a LOGIN ", "a FROB ("} {
 			got := command + strings.Repeat("(", 4000)
 			if _, err := io.WriteString(c, got); err != nil {
 				t.Fatal(err)
 			}
-			tell(t, c, "\r\n", "a BAD ")
+			sendExpect(t, c, "\r\n", "a BAD ")
 			if command == "a LOGIN " { // the third bad command is the last on a connection
 				break
 			}
 		}
 	}
 	// For 50 connections of 12,000 octets each, and of the test's own for as much.
-	if grown := allocated() - before; grown > 16<<20 {
+	if grown := totalAlloc() - before; grown > 16<<20 {
 		t.Errorf("%d octets were allocated", grown)
 	}
 }
 
 // Dovecot CVE-2025-59028: base64 that was none ended the logins of others.
-func TestBadBase64EndsNobodyElsesLogin(t *testing.T) {
-	g := lazyGateway(t)
+func TestBadBase64LeavesOtherLoginsIntact(t *testing.T) {
+	g := startStubGateway(t)
 	var waiting []*RawClient
 	for _, mechanism := range []string{"PLAIN", "LOGIN"} {
-		c := enter(t, g.at(proxy.NoTLS), "")
-		tell(t, c, "a AUTHENTICATE "+mechanism+"\r\n", "+ ")
+		c := mustDial(t, g.endpoint(proxy.NoTLS), "")
+		sendExpect(t, c, "a AUTHENTICATE "+mechanism+"\r\n", "+ ")
 		waiting = append(waiting, c)
 	}
 	for _, bad := range []string{"!", "=", "====", "YQ", "YQ=", "Y Q==", "YQ==YQ==", "\xff\xfe", "AA\x00A", strings.Repeat("A", 8001), strings.Repeat("!", 8001)} {
 		for _, how := range []string{"a AUTHENTICATE PLAIN %s\r\n", "a AUTHENTICATE LOGIN %s\r\n", "a AUTHENTICATE PLAIN\r\n%s\r\n", "a AUTHENTICATE LOGIN\r\n%s\r\n"} {
-			c := enter(t, g.at(proxy.NoTLS), "")
+			c := mustDial(t, g.endpoint(proxy.NoTLS), "")
 			if _, err := fmt.Fprintf(c, how+"!\r\n!\r\n", bad); err != nil { // "=" is an empty name, and a password follows
 				t.Fatal(err)
 			}
@@ -126,14 +126,14 @@ func TestBadBase64EndsNobodyElsesLogin(t *testing.T) {
 		}
 	}
 	coded := func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) + "\r\n" }
-	tell(t, waiting[0], coded("\x00alice\x00"+password), "a OK ")
-	tell(t, waiting[1], coded("bob"), "+ ")
-	tell(t, waiting[1], coded(password), "a OK ")
+	sendExpect(t, waiting[0], coded("\x00alice\x00"+password), "a OK ")
+	sendExpect(t, waiting[1], coded("bob"), "+ ")
+	sendExpect(t, waiting[1], coded(password), "a OK ")
 }
 
-// scram says what a client of SCRAM-SHA-256 says whose first message begins with
+// runSCRAM says what a client of SCRAM-SHA-256 says whose first message begins with
 // header, and who claims this channel binding; it gives the answer.
-func scram(t *testing.T, c *RawClient, mechanism, header, binding string) string {
+func runSCRAM(t *testing.T, c *RawClient, mechanism, header, binding string) string {
 	t.Helper()
 	code := base64.StdEncoding.EncodeToString
 	bare := "n=alice@example.org,r=fyko+d2lbbFgONRv9qkxdawL"
@@ -198,7 +198,7 @@ func scram(t *testing.T, c *RawClient, mechanism, header, binding string) string
 
 // cyrus-sasl CVE-2026-132138, Dovecot CVE-2026-33603: what a client says of a channel
 // binding was not compared where its header promises none.
-func TestChannelBindingIsExactlyWhatTheHeaderPromises(t *testing.T) {
+func TestChannelBindingMatchesTheGS2Header(t *testing.T) {
 	hash, err := auth.Hash("SCRAM-SHA-256", identity.NewSecret(password))
 	if err != nil {
 		t.Fatal(err)
@@ -207,12 +207,12 @@ func TestChannelBindingIsExactlyWhatTheHeaderPromises(t *testing.T) {
 	if err := os.WriteFile(people, []byte("alice@example.org:"+hash+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	offering := func(mechanisms ...string) *running {
-		return lazyGateway(t, func(o *options) {
-			o.methods, o.people, o.sasl = []string{auth.File}, people, mechanisms
-			b := o.backends[only]
+	offering := func(mechanisms ...string) *gateway {
+		return startStubGateway(t, func(o *gatewayOptions) {
+			o.methods, o.passwdFile, o.sasl = []string{auth.File}, people, mechanisms
+			b := o.backends[onlyBackend]
 			b.Login, b.Master = upstream.MasterLogin, upstream.Master{User: "gateway", Password: identity.NewSecret(password)}
-			o.backends[only] = b
+			o.backends[onlyBackend] = b
 		})
 	}
 	const unbound, bound = "SCRAM-SHA-256", "SCRAM-SHA-256-PLUS"
@@ -220,7 +220,7 @@ func TestChannelBindingIsExactlyWhatTheHeaderPromises(t *testing.T) {
 	code := func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
 	huge := strings.Repeat("x", 1<<10)
 	for _, c := range []struct {
-		g                          *running
+		g                          *gateway
 		mechanism, header, binding string
 		right                      bool
 	}{
@@ -250,7 +250,7 @@ func TestChannelBindingIsExactlyWhatTheHeaderPromises(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%s %s %.20s", c.mechanism, c.header, c.binding), func(t *testing.T) {
 			t.Parallel() // a refusal takes its time
-			got := scram(t, enter(t, c.g.at(proxy.ImplicitTLS), ""), c.mechanism, c.header, c.binding)
+			got := runSCRAM(t, mustDial(t, c.g.endpoint(proxy.ImplicitTLS), ""), c.mechanism, c.header, c.binding)
 			if strings.HasPrefix(got, "a OK ") != c.right || !c.right && !strings.HasPrefix(got, "a NO ") && !strings.HasPrefix(got, "a BAD ") {
 				t.Errorf("binding %.60q: %.100q", c.binding, got)
 			}
@@ -260,40 +260,40 @@ func TestChannelBindingIsExactlyWhatTheHeaderPromises(t *testing.T) {
 
 // Cyrus CVE-2024-34055: literals without number in one command, all of them held.
 func TestManyLiteralsBeforeTheLoginAreRefused(t *testing.T) {
-	g := lazyGateway(t)
-	before := allocated()
+	g := startStubGateway(t)
+	before := totalAlloc()
 	for _, command := range []string{"a LOGIN", "a ID", "a NOOP", "a FROB"} {
-		c := enter(t, g.at(proxy.NoTLS), "")
+		c := mustDial(t, g.endpoint(proxy.NoTLS), "")
 		_, _ = io.WriteString(c, command+strings.Repeat(" {1+}\r\nx", 10_000)+"\r\n") // it may be cut off before
-		if got, err := c.Read(); err == nil && !refused(got) {
+		if got, err := c.Read(); err == nil && !isRejected(got) {
 			t.Errorf("%s: %q", command, got.Text)
 		}
 		_ = c.Close()
 	}
-	if grown := allocated() - before; grown > 8<<20 {
+	if grown := totalAlloc() - before; grown > 8<<20 {
 		t.Errorf("%d octets were allocated", grown)
 	}
 }
 
 // nginx's mail proxy, and others: lengths that overflow, and octets behind a literal.
 func TestLiteralLengthsAreNumbersInEveryState(t *testing.T) {
-	g := startFramed(t, mux.Resume, options{ca: testbed.NewCA(t), backends: map[string]upstream.Config{
-		only: {Address: startStub(t, nil).address(), TLSMode: upstream.NoTLS},
+	g := startMuxGateway(t, mux.Resume, gatewayOptions{ca: testbed.NewCA(t), backends: map[string]upstream.Config{
+		onlyBackend: {Address: startStub(t, nil).address(), TLSMode: upstream.NoTLS},
 	}})
 	for _, size := range []string{"4294967296", "4294967299", "9223372036854775808", "18446744073709551616", "18446744073709551619",
 		"99999999999999999999999999", "-1", "+", "", "0x3", "03", " 3", "3 ", "3-", "++", "1e3"} {
 		for _, mark := range []string{"", "+"} {
 			for _, login := range []string{"", "l LOGIN alice " + password + "\r\n"} {
-				c := enter(t, g.at(proxy.NoTLS), "")
+				c := mustDial(t, g.endpoint(proxy.NoTLS), "")
 				if login != "" {
-					tell(t, c, login, "l OK ")
+					sendExpect(t, c, login, "l OK ")
 				}
 				text := "a LOGIN {" + size + mark + "}\r\n"
 				if login != "" {
 					text = "a CREATE {" + size + mark + "}\r\n"
 				}
 				_, _ = io.WriteString(c, text+"abc\r\n")
-				if got, err := c.Read(); err == nil && !refused(got) {
+				if got, err := c.Read(); err == nil && !isRejected(got) {
 					t.Errorf("%q: %q", text, got.Text)
 				}
 				_ = c.Close()
@@ -303,22 +303,22 @@ func TestLiteralLengthsAreNumbersInEveryState(t *testing.T) {
 	// The octets of a literal end where they do: what follows is no part of it, nor a
 	// name of its own.
 	for _, text := range []string{"a LOGIN {3+}\r\nabcX " + password + "\r\n", "a LOGIN {3+}\r\nabc{2+}\r\npw\r\n", "a LOGIN {3+}\r\nabcpw\r\n", "a LOGIN abc {2+}\r\npwX\r\n"} {
-		c := enter(t, g.at(proxy.NoTLS), "")
+		c := mustDial(t, g.endpoint(proxy.NoTLS), "")
 		_, _ = io.WriteString(c, text)
-		if got, err := c.Read(); err == nil && !refused(got) {
+		if got, err := c.Read(); err == nil && !isRejected(got) {
 			t.Errorf("%q: %q", text, got.Text)
 		}
 		_ = c.Close()
 	}
-	c := enter(t, g.at(proxy.NoTLS), "")
-	tell(t, c, "a LOGIN {3}\r\n", "+ ")
-	tell(t, c, "abcX "+password+"\r\n", "a BAD ")
-	tell(t, c, "b LOGIN {5+}\r\nalice {2+}\r\npw\r\n", "b OK ")
-	tell(t, c, "c CREATE {3}\r\n", "+ ")
+	c := mustDial(t, g.endpoint(proxy.NoTLS), "")
+	sendExpect(t, c, "a LOGIN {3}\r\n", "+ ")
+	sendExpect(t, c, "abcX "+password+"\r\n", "a BAD ")
+	sendExpect(t, c, "b LOGIN {5+}\r\nalice {2+}\r\npw\r\n", "b OK ")
+	sendExpect(t, c, "c CREATE {3}\r\n", "+ ")
 	if _, err := io.WriteString(c, "abcX\r\n"); err != nil {
 		t.Fatal(err)
 	}
-	tell(t, c, "d NOOP\r\n", "c ") // what the backend says of it
+	sendExpect(t, c, "d NOOP\r\n", "c ") // what the backend says of it
 	if got, err := c.Read(); err != nil || !strings.HasPrefix(got.Text, "d OK ") {
 		t.Errorf("the command behind it: %q, %v", got.Text, err)
 	}
@@ -339,7 +339,7 @@ func TestAHostileBackendsChallengesEndTheLogin(t *testing.T) {
 		"a literal of 4 GB":              "* ID (\"name\" {4294967295}\r\n" + flood,
 		"parentheses":                    "* LIST " + strings.Repeat("(", 1<<20) + "\r\n",
 	} {
-		b := startStubThat(t, nil, func(conn net.Conn) {
+		b := startStubWith(t, nil, func(conn net.Conn) {
 			if _, err := io.WriteString(conn, greeting); err == nil {
 				_, _ = bufio.NewReader(conn).ReadString('\n')
 				_, _ = io.WriteString(conn, says)
@@ -347,11 +347,11 @@ func TestAHostileBackendsChallengesEndTheLogin(t *testing.T) {
 				_, _ = io.Copy(io.Discard, conn) // until the gateway hangs up
 			}
 		})
-		g := startGateway(t, options{ca: testbed.NewCA(t), backends: map[string]upstream.Config{only: {Address: b.address(), TLSMode: upstream.NoTLS}}})
-		before := allocated()
-		c := enter(t, g.at(proxy.NoTLS), "")
-		tell(t, c, "a LOGIN alice "+password+"\r\n", "a NO [UNAVAILABLE] ")
-		if grown := allocated() - before; grown > 8<<20 { // the backend's own copies included
+		g := startGateway(t, gatewayOptions{ca: testbed.NewCA(t), backends: map[string]upstream.Config{onlyBackend: {Address: b.address(), TLSMode: upstream.NoTLS}}})
+		before := totalAlloc()
+		c := mustDial(t, g.endpoint(proxy.NoTLS), "")
+		sendExpect(t, c, "a LOGIN alice "+password+"\r\n", "a NO [UNAVAILABLE] ")
+		if grown := totalAlloc() - before; grown > 8<<20 { // the backend's own copies included
 			t.Errorf("%s: %d octets were allocated", name, grown)
 		}
 		_ = c.Close()

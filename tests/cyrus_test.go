@@ -14,31 +14,31 @@ import (
 // Cyrus leaves out of a search what another session has expunged, and announces that
 // later. Its sessions are neither spliced nor ended for it, and after a restart their
 // numbers still mean what they meant.
-func TestACyrusThatHasNotAnnouncedAnExpungeIsStillResumed(t *testing.T) {
+func TestCyrusSessionReattachesAfterUnannouncedExpunge(t *testing.T) {
 	t.Parallel()
 	users := []string{"ann", "ben", "cat"}
 	backend := testbed.StartCyrus(t, testbed.CyrusConfig{Users: withPasswords(users)})
 	settings := muxSettings()
-	settings.Learn = mux.Auto // which learns two seconds after SELECT, or when IDLE begins
-	g := startGateway(t, options{
-		ca: backend.CA, backends: map[string]upstream.Config{only: to(backend, upstream.ImplicitTLS)},
-		modes: map[string]proxy.Mode{only: {Name: string(mux.Resume), Mux: settings}},
+	settings.UIDPrefetch = mux.PrefetchAuto // which learns two seconds after SELECT, or when IDLE begins
+	g := startGateway(t, gatewayOptions{
+		ca: backend.CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS)},
+		modes: map[string]proxy.Mode{onlyBackend: {Name: string(mux.Resume), Mux: settings}},
 	})
 	var clients []*RawClient
 	for _, user := range users {
-		own, client := enter(t, directly(backend)(t, user), ""), enter(t, g.at(proxy.ImplicitTLS), "")
+		own, client := mustDial(t, directEndpoint(backend)(t, user), ""), mustDial(t, g.endpoint(proxy.ImplicitTLS), "")
 		clients = append(clients, client)
 		for _, c := range []*RawClient{own, client} {
-			does(t, c, "LOGIN "+user+" "+password)
+			requireOK(t, c, "LOGIN "+user+" "+password)
 		}
 		for i := range 4 {
-			if err := okay(own.Do("APPEND INBOX {+}", mail(fmt.Sprint(i+1)))); err != nil {
+			if err := checkOK(own.Do("APPEND INBOX {+}", newMessage(fmt.Sprint(i+1)))); err != nil {
 				t.Fatal(err)
 			}
 		}
-		does(t, client, "SELECT INBOX")
+		requireOK(t, client, "SELECT INBOX")
 		for _, command := range []string{"SELECT INBOX", "STORE 2 +FLAGS.SILENT (\\Deleted)", "EXPUNGE"} {
-			does(t, own, command)
+			requireOK(t, own, command)
 		}
 		for _, line := range []string{"i IDLE", "DONE"} { // UIDs are learned in between
 			if _, err := client.Write([]byte(line + "\r\n")); err != nil {
@@ -54,14 +54,14 @@ func TestACyrusThatHasNotAnnouncedAnExpungeIsStillResumed(t *testing.T) {
 				}
 			}
 		}
-		does(t, client, "NOOP")
+		requireOK(t, client, "NOOP")
 	}
-	if broken, pinned := g.metric("imapgate_backend_protocol_violations_total"), g.metric("imapgate_mux_pins_total"); broken != 0 || pinned != 0 {
+	if broken, pinned := g.sumMetric("imapgate_backend_protocol_violations_total"), g.sumMetric("imapgate_mux_pins_total"); broken != 0 || pinned != 0 {
 		t.Errorf("%v promises are called broken, %v sessions are spliced", broken, pinned)
 	}
 	backend.Restart()
 	for _, client := range clients {
-		if got, err := client.Do("FETCH 2 (UID)"); err != nil || !strings.Contains(shown(got), "* 2 FETCH (UID 3)") {
+		if got, err := client.Do("FETCH 2 (UID)"); err != nil || !strings.Contains(formatResponses(got), "* 2 FETCH (UID 3)") {
 			t.Errorf("behind a restart message 2 is %v, %v; want UID 3", got, err)
 		}
 	}

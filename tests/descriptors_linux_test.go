@@ -17,16 +17,16 @@ import (
 )
 
 const (
-	fewDescriptors = 300
-	fewUsers       = 60
+	descriptorLimit = 300
+	idleUserCount   = 60
 )
 
-// scarcity is a gateway with few descriptors, in mode resume, before a Dovecot that can
+// descriptorTest is a gateway with few descriptors, in mode resume, before a Dovecot that can
 // be away, and its sessions.
-type scarcity struct {
+type descriptorTest struct {
 	*testing.T
-	b    *binary
-	door *faultproxy.Proxy
+	b          *gatewayProcess
+	faultProxy *faultproxy.Proxy
 
 	mu       sync.Mutex
 	sessions []*RawClient // Guarded by mu.
@@ -35,72 +35,72 @@ type scarcity struct {
 // Sixty people have two sessions each, as far as there is room; before that each has left
 // a connection that only waits, and the gateway has asked questions of its own. Then all
 // connections to the backend end at once, while strangers come without end.
-func TestFewDescriptorsRefuseStrangersAndCutNobody(t *testing.T) {
+func TestDescriptorShortageRefusesNewClientsAndKeepsSessions(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
-	s := &scarcity{T: t, door: faultproxy.Start(t, backend.Plain)}
-	limit := []string{"/bin/sh", "-c", fmt.Sprintf(`ulimit -n %d && exec "$0" "$@"`, fewDescriptors)}
-	s.b = startUnder(t, limit, backend.CA, fmt.Sprintf(`backends:
+	s := &descriptorTest{T: t, faultProxy: faultproxy.Start(t, backend.Plain)}
+	limit := []string{"/bin/sh", "-c", fmt.Sprintf(`ulimit -n %d && exec "$0" "$@"`, descriptorLimit)}
+	s.b = startProcessUnder(t, limit, backend.CA, fmt.Sprintf(`backends:
   east: {address: %q, tls: none, mode: resume, mux: {credential_cache: true, pool_idle_timeout: 30m, command_hold_timeout: 4m}}
-routing: {source: static, static: {default: east}}`, s.door.Address()))
-	slots := int(descriptors.Slots(fewDescriptors))
+routing: {source: static, static: {default: east}}`, s.faultProxy.Address()))
+	slots := int(descriptors.MaxClients(descriptorLimit))
 
-	s.each(fewUsers, func(user string) error { // leaves a connection behind
+	s.forEachUser(idleUserCount, func(user string) error { // leaves a connection behind
 		c, err := s.logIn(user)
 		if err != nil {
 			return err
 		}
-		return errors.Join(okay(c.Do("LOGOUT")), c.Close())
+		return errors.Join(checkOK(c.Do("LOGOUT")), c.Close())
 	})
-	s.each(fewUsers, func(user string) error { // has the gateway ask something aside
+	s.forEachUser(idleUserCount, func(user string) error { // has the gateway ask something aside
 		c, err := s.logIn(user)
 		if err != nil {
 			return err
 		}
-		s.keep(c)
+		s.addSession(c)
 		tag, err := c.Send("IDLE")
 		if err == nil {
-			err = c.goAhead()
+			err = c.awaitContinuation()
 		}
 		if err == nil {
 			_, err = io.WriteString(c, "DONE\r\n")
 		}
-		return errors.Join(err, okay(c.Until(tag)))
+		return errors.Join(err, checkOK(c.ReadUntil(tag)))
 	})
-	s.fits()
-	s.each(slots-fewUsers, func(user string) error {
+	s.checkDescriptors()
+	s.forEachUser(slots-idleUserCount, func(user string) error {
 		c, err := s.logIn(user)
 		if err == nil {
-			s.keep(c)
+			s.addSession(c)
 		}
 		return err
 	})
-	s.fits()
-	if n := s.b.metric(t, "imapgate_sessions"); int(n) != slots {
+	s.checkDescriptors()
+	if n := s.b.sumMetric(t, "imapgate_sessions"); int(n) != slots {
 		t.Fatalf("%v sessions, want %d", n, slots)
 	}
-	s.refused()
+	s.expectRefusal()
 
-	stop, strangers := make(chan struct{}), new(sync.WaitGroup)
+	stop, newClients := make(chan struct{}), new(sync.WaitGroup)
 	for range 4 {
-		strangers.Go(func() {
+		newClients.Go(func() {
 			for {
 				select {
 				case <-stop:
 					return
 				default:
-					s.refused()
+					s.expectRefusal()
 				}
 			}
 		})
 	}
 	for range 2 {
-		s.door.Reset()
-		s.all(func(c *RawClient) error { return okay(c.Do("UID SEARCH ALL")) })
-		s.fits()
+		s.faultProxy.ResetConns()
+		s.forEachSession(func(c *RawClient) error { return checkOK(c.Do("UID SEARCH ALL")) })
+		s.checkDescriptors()
 	}
 	close(stop)
-	strangers.Wait()
-	if n := s.b.metric(t, "imapgate_sessions"); int(n) != slots {
+	newClients.Wait()
+	if n := s.b.sumMetric(t, "imapgate_sessions"); int(n) != slots {
 		t.Errorf("%v sessions, want %d", n, slots)
 	}
 	if out := s.b.process.Output(); strings.Contains(out, "too many open files") {
@@ -108,8 +108,8 @@ routing: {source: static, static: {default: east}}`, s.door.Address()))
 	}
 }
 
-// each calls do for so many users, some at a time.
-func (s *scarcity) each(n int, do func(user string) error) {
+// forEachUser calls do for so many users, some at a time.
+func (s *descriptorTest) forEachUser(n int, do func(user string) error) {
 	s.Helper()
 	var all errgroup.Group
 	all.SetLimit(8)
@@ -121,8 +121,8 @@ func (s *scarcity) each(n int, do func(user string) error) {
 	}
 }
 
-// all calls do for all sessions at once.
-func (s *scarcity) all(do func(*RawClient) error) {
+// forEachSession calls do for all sessions at once.
+func (s *descriptorTest) forEachSession(do func(*RawClient) error) {
 	s.Helper()
 	var all errgroup.Group
 	for _, c := range s.sessions {
@@ -134,24 +134,24 @@ func (s *scarcity) all(do func(*RawClient) error) {
 }
 
 // logIn is a session with a mailbox.
-func (s *scarcity) logIn(user string) (*RawClient, error) {
-	c, err := reach(s.b.endpoint("implicit"), "")
+func (s *descriptorTest) logIn(user string) (*RawClient, error) {
+	c, err := dialIMAP(s.b.endpoint("implicit"), "")
 	if err != nil {
 		return nil, err
 	}
 	s.Cleanup(func() { _ = c.Close() })
-	return c, errors.Join(okay(c.Do("LOGIN "+user+" "+password)), okay(c.Do("SELECT INBOX")))
+	return c, errors.Join(checkOK(c.Do("LOGIN "+user+" "+password)), checkOK(c.Do("SELECT INBOX")))
 }
 
-func (s *scarcity) keep(c *RawClient) {
+func (s *descriptorTest) addSession(c *RawClient) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sessions = append(s.sessions, c)
 }
 
-// refused wants a stranger to be told that there is no room.
-func (s *scarcity) refused() {
-	c, err := Connect(s.b.at["starttls"], nil)
+// expectRefusal wants a stranger to be told that there is no room.
+func (s *descriptorTest) expectRefusal() {
+	c, err := Connect(s.b.addresses["starttls"], nil)
 	if err != nil {
 		s.Error(err)
 		return
@@ -162,15 +162,15 @@ func (s *scarcity) refused() {
 	}
 }
 
-// fits wants some descriptors to be left.
-func (s *scarcity) fits() {
+// checkDescriptors wants some descriptors to be left.
+func (s *descriptorTest) checkDescriptors() {
 	s.Helper()
 	open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", s.b.process.PID()))
 	if err != nil {
 		s.Fatal(err)
 	}
 	s.Logf("%d descriptors", len(open))
-	if len(open) > fewDescriptors-descriptors.Reserved/4 {
-		s.Errorf("%d descriptors are open of %d", len(open), fewDescriptors)
+	if len(open) > descriptorLimit-descriptors.Reserved/4 {
+		s.Errorf("%d descriptors are open of %d", len(open), descriptorLimit)
 	}
 }

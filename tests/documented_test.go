@@ -15,8 +15,8 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// documented are the indented blocks under a heading of docs/OPERATIONS.md.
-func documented(t *testing.T, heading string) (blocks []string) {
+// documentedBlocks are the indented blocks under a heading of docs/OPERATIONS.md.
+func documentedBlocks(t *testing.T, heading string) (blocks []string) {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join("..", "docs", "OPERATIONS.md"))
 	if err != nil {
@@ -36,33 +36,33 @@ func documented(t *testing.T, heading string) (blocks []string) {
 	return blocks
 }
 
-// series is the part of the running Dovecot's version that its settings go by.
-func series(t *testing.T) string {
+// dovecotSeries is the part of the running Dovecot's version that its settings go by.
+func dovecotSeries(t *testing.T) string {
 	t.Helper()
 	return strings.Join(strings.Split(testbed.DovecotVersion(t), ".")[:2], ".")
 }
 
-// here is a block with the names of this test bed in the place of an operator's.
-func here(d *testbed.Dovecot, block string) string {
+// substituteNames is a block with the names of this test bed in the place of an operator's.
+func substituteNames(d *testbed.Dovecot, block string) string {
 	return strings.NewReplacer(
-		"192.0.2.10", "127.0.0.1", "/etc/dovecot/master-users", d.Inside(filepath.Join(d.Dir, "masters")),
+		"192.0.2.10", "127.0.0.1", "/etc/dovecot/master-users", d.InnerPath(filepath.Join(d.Dir, "masters")),
 		"gid=vmail", "gid=nogroup", "gid = vmail", "gid = nogroup",
-		"/var/vmail", d.Inside(filepath.Join(d.Dir, "mail")), "vmail", "nobody",
+		"/var/vmail", d.InnerPath(filepath.Join(d.Dir, "mail")), "vmail", "nobody",
 	).Replace(block)
 }
 
-// users is a passdb of everybody, as a site would have its own.
-func users(t *testing.T) string {
-	if series(t) == "2.3" {
+// writePassdb is a passdb of everybody, as a site would have its own.
+func writePassdb(t *testing.T) string {
+	if dovecotSeries(t) == "2.3" {
 		return "passdb {\n  driver = static\n  args = password=" + password + "\n}\n"
 	}
 	return "passdb static {\n  password = " + password + "\n}\n"
 }
 
-// wantNoComplaint wants Dovecot to have nothing to say about its settings.
-func wantNoComplaint(t *testing.T, d *testbed.Dovecot) {
+// checkNoWarnings wants Dovecot to have nothing to say about its settings.
+func checkNoWarnings(t *testing.T, d *testbed.Dovecot) {
 	t.Helper()
-	conf := d.Inside(filepath.Join(d.Dir, "dovecot.conf"))
+	conf := d.InnerPath(filepath.Join(d.Dir, "dovecot.conf"))
 	out, err := testbed.Command(t, "doveconf", "dovecot-core", "-n", "-c", conf).CombinedOutput()
 	if err != nil || regexp.MustCompile(`(?i)obsolete|warning:|unknown`).Match(out) {
 		t.Errorf("doveconf -n: %v\n%s", err, out)
@@ -74,44 +74,46 @@ func wantNoComplaint(t *testing.T, d *testbed.Dovecot) {
 
 // With the settings of the handbook a gateway logs in by the user's password and as
 // a master, in both styles; the master sees INBOX, and Dovecot sees the client.
-func TestTheDocumentedSettingsOfDovecotWork(t *testing.T) {
+func TestDocumentedDovecotSettingsWork(t *testing.T) {
 	t.Parallel()
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{
 		Master: master, MasterPassword: "{PLAIN}" + masterPassword,
-		Site: func(d *testbed.Dovecot) string { return here(d, documented(t, "Dovecot "+series(t))[0]) + users(t) },
+		GatewaySettings: func(d *testbed.Dovecot) string {
+			return substituteNames(d, documentedBlocks(t, "Dovecot "+dovecotSeries(t))[0]) + writePassdb(t)
+		},
 	})
 	backends := map[string]upstream.Config{}
-	for _, w := range ways() {
+	for _, w := range upstreamVariants() {
 		if w.tls != upstream.NoTLS {
-			backends[w.String()] = w.config(d)
+			backends[w.String()] = w.upstreamConfig(d)
 		}
 	}
-	s := stores["single"](t)
-	g := startGateway(t, options{ca: d.CA, backends: backends, redis: &s.config, methods: []string{auth.Redis, auth.Passthrough}})
+	s := redisStores["single"](t)
+	g := startGateway(t, gatewayOptions{ca: d.CA, backends: backends, redis: &s.config, methods: []string{auth.Redis, auth.Passthrough}})
 	i := 0
 	for name, way := range backends {
 		i++
-		c := combination{g: g, backend: d, listener: proxy.ImplicitTLS, user: fmt.Sprintf("user%d", i), ip: fmt.Sprintf("127.9.0.%d", i)}
+		c := endToEndCase{g: g, backend: d, listener: proxy.ImplicitTLS, user: fmt.Sprintf("user%d", i), ip: fmt.Sprintf("127.9.0.%d", i)}
 		t.Run(name, func(t *testing.T) {
 			if way.Login == upstream.MasterLogin { // somebody must check the password
-				s.route(t, c.user, name, "password", "{PLAIN}"+password)
+				s.setRoute(t, c.user, name, "password", "{PLAIN}"+password)
 			} else {
-				s.route(t, c.user, name)
+				s.setRoute(t, c.user, name)
 			}
-			c.works(t)
+			c.run(t)
 		})
 	}
-	wantNoComplaint(t, d)
+	checkNoWarnings(t, d)
 }
 
 // With the settings of the handbook Dovecot takes tokens, and no bad ones.
-func TestTheDocumentedTokenSettingsOfDovecotWork(t *testing.T) {
+func TestDocumentedDovecotTokenSettingsWork(t *testing.T) {
 	t.Parallel()
 	p := openid.Start(t, tokenUser)
-	check := p.Dovecot(t, openid.Mail, "")
+	check := p.DovecotTokenCheck(t, openid.JWTClient, "")
 	provider := strings.NewReplacer("https://CLIENT:SECRET@id.example.org/introspect", check.Introspection)
-	d := testbed.StartDovecot(t, testbed.DovecotConfig{Site: func(d *testbed.Dovecot) string {
-		blocks := documented(t, "Tokens at Dovecot "+series(t))
+	d := testbed.StartDovecot(t, testbed.DovecotConfig{GatewaySettings: func(d *testbed.Dovecot) string {
+		blocks := documentedBlocks(t, "Tokens at Dovecot "+dovecotSeries(t))
 		const separate = "/etc/dovecot/dovecot-oauth2.conf.ext"
 		file := filepath.Join(d.Dir, "dovecot-oauth2.conf.ext")
 		if strings.Contains(blocks[0], separate) {
@@ -119,36 +121,36 @@ func TestTheDocumentedTokenSettingsOfDovecotWork(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		own := strings.Replace(provider.Replace(blocks[0]), separate, d.Inside(file), 1)
-		return here(d, documented(t, "Dovecot "+series(t))[0]) + users(t) + own
+		own := strings.Replace(provider.Replace(blocks[0]), separate, d.InnerPath(file), 1)
+		return substituteNames(d, documentedBlocks(t, "Dovecot "+dovecotSeries(t))[0]) + writePassdb(t) + own
 	}})
 	for _, login := range []string{upstream.OAuthLogin, upstream.Passthrough} {
-		b := startBinary(t, d.CA, fmt.Sprintf(`backends:
+		b := startProcess(t, d.CA, fmt.Sprintf(`backends:
   east: {address: %q, server_name: %s, ca: %s, login: %s}
 auth: {methods: [passthrough], mechanisms: [OAUTHBEARER, XOAUTH2, PLAIN, LOGIN]}
 routing: {source: static, static: {default: east}}`, d.TLS, testbed.DovecotName, d.CA.File, login))
-		token := p.Login(t, openid.Mail, tokenUser).Access
+		token := p.Login(t, openid.JWTClient, tokenUser).Access
 		for _, mechanism := range []string{"OAUTHBEARER", "XOAUTH2"} {
-			entersWith(t, b, bringing(mechanism, tokenUser, token))
-			_, end := refusedWith(t, b, bringing(mechanism, tokenUser, token+"x"), "AQ==")
+			loginWithToken(t, b, tokenCommand(mechanism, tokenUser, token))
+			_, end := checkTokenRefused(t, b, tokenCommand(mechanism, tokenUser, token+"x"), "AQ==")
 			if !strings.Contains(end, " NO [AUTHENTICATIONFAILED] ") {
 				t.Errorf("%s, %s: a bad token: %s", login, mechanism, end)
 			}
 		}
 	}
-	wantNoComplaint(t, d)
+	checkNoWarnings(t, d)
 }
 
 // Without TLS the documented settings let passwords in from the gateway's address
 // alone.
-func TestTheDocumentedSettingsLetNoStrangerInWithoutTLS(t *testing.T) {
+func TestDocumentedSettingsRefuseUntrustedClientsWithoutTLS(t *testing.T) {
 	t.Parallel()
 	for trusted, want := range map[string]string{"127.0.0.2": " OK ", "127.0.0.3": "PRIVACYREQUIRED"} {
-		d := testbed.StartDovecot(t, testbed.DovecotConfig{Master: master, MasterPassword: masterPassword, Site: func(d *testbed.Dovecot) string {
-			return strings.ReplaceAll(here(d, documented(t, "Dovecot "+series(t))[0]), "networks = 127.0.0.1", "networks = "+trusted) + users(t)
+		d := testbed.StartDovecot(t, testbed.DovecotConfig{Master: master, MasterPassword: masterPassword, GatewaySettings: func(d *testbed.Dovecot) string {
+			return strings.ReplaceAll(substituteNames(d, documentedBlocks(t, "Dovecot "+dovecotSeries(t))[0]), "networks = 127.0.0.1", "networks = "+trusted) + writePassdb(t)
 		}})
-		client := enter(t, endpoint{address: d.Plain}, "127.0.0.2")
-		if got, err := client.Do("LOGIN amy " + password); err != nil || !strings.Contains(shown(got), want) {
+		client := mustDial(t, endpoint{address: d.Plain}, "127.0.0.2")
+		if got, err := client.Do("LOGIN amy " + password); err != nil || !strings.Contains(formatResponses(got), want) {
 			t.Errorf("%s is trusted: %v, %v; want %q", trusted, got, err, want)
 		}
 	}

@@ -23,20 +23,20 @@ import (
 
 // Three thousand strangers who say a byte now and then keep nobody waiting, and
 // are gone when their time is over, however often they say one.
-func TestStrangersWhoDawdleKeepNobodyWaiting(t *testing.T) {
-	const strangers, dawdle = 3_000, 8 * time.Second
+func TestSlowClientsDelayNoLogin(t *testing.T) {
+	const slowClients, preauthTimeout = 3_000, 8 * time.Second
 	ca := testbed.NewCA(t)
-	b := startBinary(t, ca, fmt.Sprintf("backends:\n  east: {address: %q, tls: none}", startStub(t, nil).address()),
+	b := startProcess(t, ca, fmt.Sprintf("backends:\n  east: {address: %q, tls: none}", startStub(t, nil).address()),
 		"routing: {source: static, static: {default: east}}",
-		fmt.Sprintf("limits: {preauth_timeout: %v, tls_handshake_timeout: %v, tls_handshakes: 1}", dawdle, dawdle))
-	conns := make([]net.Conn, strangers)
+		fmt.Sprintf("limits: {preauth_timeout: %v, tls_handshake_timeout: %v, tls_handshakes: 1}", preauthTimeout, preauthTimeout))
+	conns := make([]net.Conn, slowClients)
 	began := time.Now()
 	for i := range conns {
-		door, first := "implicit", "\x16\x03\x01\x02\x00\x01\x00" // a hello that is promised
+		listener, first := "implicit", "\x16\x03\x01\x02\x00\x01\x00" // a hello that is promised
 		if i%2 == 0 {
-			door, first = "starttls", "a LOG"
+			listener, first = "starttls", "a LOG"
 		}
-		conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 8, 1, byte(1+i%250))}}).Dial("tcp", b.at[door])
+		conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 8, 1, byte(1+i%250))}}).Dial("tcp", b.addresses[listener])
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -49,54 +49,54 @@ func TestStrangersWhoDawdleKeepNobodyWaiting(t *testing.T) {
 	all := time.Now()
 	var took []time.Duration
 	for i := range 10 {
-		d, err := timedVisit(b.endpoint("implicit"), fmt.Sprint("user", i))
+		d, err := timedSession(b.endpoint("implicit"), fmt.Sprint("user", i))
 		if err != nil {
-			t.Errorf("a login beside %d strangers: %v", strangers, err)
+			t.Errorf("a login beside %d strangers: %v", slowClients, err)
 		}
 		took = append(took, d)
 		for _, conn := range conns {
 			_, _ = io.WriteString(conn, "\x00") // those who are gone already are gone
 		}
 	}
-	t.Logf("%d strangers after %v; logins beside them, %s; %s", strangers, all.Sub(began), spread(took), b.held(t))
-	testbed.Within(t, dawdle+10*time.Second, "the strangers to be gone", func() bool {
+	t.Logf("%d strangers after %v; logins beside them, %s; %s", slowClients, all.Sub(began), formatLatencies(took), b.formatUsage(t))
+	testbed.Eventually(t, preauthTimeout+10*time.Second, "the strangers to be gone", func() bool {
 		for i := range 100 {
 			_, _ = io.WriteString(conns[i], "\x00")
 		}
-		return b.metric(t, "imapgate_preauth_connections") == 0
+		return b.sumMetric(t, "imapgate_preauth_connections") == 0
 	})
 }
 
 // Five hundred guesses at once at a password whose hash takes 64 MB and a tenth
 // of a second: most are told to come again at once, the others are checked, and
 // neither memory nor sessions suffer.
-func TestGuessesAtADearHashCostTheOthersNothing(t *testing.T) {
+func TestGuessesAtAnExpensiveHashDisturbNoSession(t *testing.T) {
 	const guesses, memory = 500, 768 << 20
 	ca := testbed.NewCA(t)
 	hash, err := auth.Hash("ARGON2ID", identity.NewSecret(password))
 	if err != nil {
 		t.Fatal(err)
 	}
-	people := filepath.Join(t.TempDir(), "people")
-	if err := os.WriteFile(people, []byte("alice:"+hash+"\n"), 0o600); err != nil {
+	passwdFile := filepath.Join(t.TempDir(), "people")
+	if err := os.WriteFile(passwdFile, []byte("alice:"+hash+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	exempt := limit.Settings{Exempt: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}} // the limits would stop most of it
-	g := startGateway(t, options{ca: ca, methods: []string{auth.File}, people: people, backends: map[string]upstream.Config{
-		only: {Address: startStub(t, nil).address(), TLSMode: upstream.NoTLS},
+	g := startGateway(t, gatewayOptions{ca: ca, methods: []string{auth.File}, passwdFile: passwdFile, backends: map[string]upstream.Config{
+		onlyBackend: {Address: startStub(t, nil).address(), TLSMode: upstream.NoTLS},
 	}, limits: limit.Config{Settings: exempt}})
-	door := g.at(proxy.NoTLS)
-	alive, err := call(door, "")
+	target := g.endpoint(proxy.NoTLS)
+	session, err := dialLight(target, "")
 	if err == nil {
-		err = alive.ask("LOGIN alice " + password)
+		err = session.exec("LOGIN alice " + password)
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer alive.conn.Close()
-	phones := make([]*phone, guesses)
-	if err := forAll(phones, func(i int) (err error) {
-		phones[i], err = call(door, "")
+	defer session.conn.Close()
+	clients := make([]*lightClient, guesses)
+	if err := forEachClient(clients, func(i int) (err error) {
+		clients[i], err = dialLight(target, "")
 		return err
 	}); err != nil {
 		t.Fatal(err)
@@ -105,11 +105,11 @@ func TestGuessesAtADearHashCostTheOthersNothing(t *testing.T) {
 	var mu sync.Mutex
 	answers, quick := map[string]int{}, []time.Duration{}
 	var all sync.WaitGroup
-	for i, p := range phones {
+	for i, p := range clients {
 		all.Go(func() {
 			defer p.conn.Close()
 			began := time.Now()
-			err := p.ask(fmt.Sprintf("LOGIN alice guess%d", i))
+			err := p.exec(fmt.Sprintf("LOGIN alice guess%d", i))
 			took := time.Since(began)
 			mu.Lock()
 			defer mu.Unlock()
@@ -126,10 +126,10 @@ func TestGuessesAtADearHashCostTheOthersNothing(t *testing.T) {
 			}
 		})
 	}
-	over := make(chan struct{})
-	go func() { all.Wait(); close(over) }()
-	slowest, most := alive.watch(t, over)
-	t.Logf("%v; come again: %s; NOOP meanwhile, slowest %v; %d MB at most", answers, spread(quick), slowest, most>>20)
+	done := make(chan struct{})
+	go func() { all.Wait(); close(done) }()
+	slowest, most := session.measureUntil(t, done)
+	t.Logf("%v; come again: %s; NOOP meanwhile, slowest %v; %d MB at most", answers, formatLatencies(quick), slowest, most>>20)
 	if answers["denied"] == 0 || answers["told to come again"] < guesses/2 || len(answers) != 2 {
 		t.Errorf("the guesses were answered so: %v", answers)
 	}
@@ -138,25 +138,25 @@ func TestGuessesAtADearHashCostTheOthersNothing(t *testing.T) {
 	}
 }
 
-// watch asks NOOP all the time until over is closed; it gives the slowest answer
+// measureUntil asks NOOP all the time until over is closed; it gives the slowest answer
 // and the most memory that was in use.
-func (p *phone) watch(t *testing.T, over <-chan struct{}) (slowest time.Duration, most uint64) {
+func (p *lightClient) measureUntil(t *testing.T, stop <-chan struct{}) (slowest time.Duration, maxHeap uint64) {
 	t.Helper()
-	look := time.NewTicker(20 * time.Millisecond)
-	defer look.Stop()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
 	for {
 		began := time.Now()
-		if err := p.ask("NOOP"); err != nil {
+		if err := p.exec("NOOP"); err != nil {
 			t.Fatal(err)
 		}
 		slowest = max(slowest, time.Since(began))
 		var m runtime.MemStats
 		runtime.ReadMemStats(&m)
-		most = max(most, m.HeapInuse)
+		maxHeap = max(maxHeap, m.HeapInuse)
 		select {
-		case <-look.C:
-		case <-over:
-			return slowest, most
+		case <-tick.C:
+		case <-stop:
+			return slowest, maxHeap
 		}
 	}
 }

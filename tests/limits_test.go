@@ -13,10 +13,10 @@ import (
 	"imapgate/routing"
 )
 
-// attempt logs in over TLS on a connection of its own and gives it with the answer.
-func attempt(t *testing.T, g *running, user, password string) (*RawClient, string) {
+// loginAnswer logs in over TLS on a connection of its own and gives it with the answer.
+func loginAnswer(t *testing.T, g *gateway, user, password string) (*RawClient, string) {
 	t.Helper()
-	e := g.at(proxy.ImplicitTLS)
+	e := g.endpoint(proxy.ImplicitTLS)
 	c, err := Connect(e.address, e.tls)
 	if err != nil {
 		t.Fatal(err)
@@ -33,31 +33,31 @@ func attempt(t *testing.T, g *running, user, password string) (*RawClient, strin
 	return c, answer
 }
 
-func TestAUsersLimitHoldsInEveryModeAndLetsGo(t *testing.T) {
+func TestUserLimitHoldsInEveryModeAndIsReleased(t *testing.T) {
 	backend, store := testbed.StartDovecot(t, testbed.DovecotConfig{}), testbed.StartRedis(t)
-	store.CLI("HSET", "imapgate:default", "backend", only)
+	store.CLI("HSET", "imapgate:default", "backend", onlyBackend)
 	for _, mode := range []string{"splice", string(mux.Reuse), string(mux.Resume)} {
 		t.Run(mode, func(t *testing.T) {
-			g := startGateway(t, options{
-				ca: backend.CA, backends: map[string]upstream.Config{only: to(backend, upstream.ImplicitTLS)},
+			g := startGateway(t, gatewayOptions{
+				ca: backend.CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS)},
 				redis:  &routing.RedisConfig{Addresses: []string{store.Address}},
-				modes:  map[string]proxy.Mode{only: {Name: mode, Mux: muxSettings()}},
+				modes:  map[string]proxy.Mode{onlyBackend: {Name: mode, Mux: muxSettings()}},
 				limits: limit.Config{Settings: limit.Settings{PerUser: 2}},
 			})
 			user := "user-" + mode + "@example.org"
-			first, answer := attempt(t, g, user, "pw")
+			first, answer := loginAnswer(t, g, user, "pw")
 			if !strings.HasPrefix(answer, "OK") {
 				t.Fatal(answer)
 			}
-			second, _ := attempt(t, g, user, "pw")
+			second, _ := loginAnswer(t, g, user, "pw")
 			for range 3 {
-				if _, answer := attempt(t, g, user, "pw"); answer != "NO [LIMIT] Too many connections." {
+				if _, answer := loginAnswer(t, g, user, "pw"); answer != "NO [LIMIT] Too many connections." {
 					t.Fatal(answer)
 				}
 			}
 			_ = first.conn.Close() // without a word
-			testbed.Within(t, patienceForEnds, "a free place", func() bool {
-				c, answer := attempt(t, g, user, "pw")
+			testbed.Eventually(t, sessionEndTimeout, "a free place", func() bool {
+				c, answer := loginAnswer(t, g, user, "pw")
 				_ = c.Close()
 				return strings.HasPrefix(answer, "OK")
 			})
@@ -69,23 +69,23 @@ func TestAUsersLimitHoldsInEveryModeAndLetsGo(t *testing.T) {
 	}
 }
 
-// patienceForEnds is how long a session may take to notice that its client is gone.
-const patienceForEnds = Patience / 3
+// sessionEndTimeout is how long a session may take to notice that its client is gone.
+const sessionEndTimeout = Timeout / 3
 
-func TestWhomTheBackendDeniesIsBannedHere(t *testing.T) {
+func TestBackendDenialsCauseABan(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{})
-	g := startGateway(t, options{
-		ca: backend.CA, backends: map[string]upstream.Config{only: to(backend, upstream.ImplicitTLS)},
+	g := startGateway(t, gatewayOptions{
+		ca: backend.CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS)},
 		limits: limit.Config{
-			Failures: limit.Failures{BanAfter: 5}, Bans: limit.Bans{Within: Patience, First: Patience, Longest: Patience},
+			Failures: limit.Failures{BanAfter: 5}, Bans: limit.Bans{Window: Timeout, Duration: Timeout, MaxDuration: Timeout},
 		},
 	})
 	for i := range 5 {
-		if _, answer := attempt(t, g, "alice@example.org", fmt.Sprint("guess", i)); answer != "NO [AUTHENTICATIONFAILED] Authentication failed." {
+		if _, answer := loginAnswer(t, g, "alice@example.org", fmt.Sprint("guess", i)); answer != "NO [AUTHENTICATIONFAILED] Authentication failed." {
 			t.Fatal(answer)
 		}
 	}
-	e := g.at(proxy.NoTLS)
+	e := g.endpoint(proxy.NoTLS)
 	c, err := Connect(e.address, e.tls)
 	if err != nil {
 		t.Fatal(err)

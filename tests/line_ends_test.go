@@ -19,17 +19,17 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// terminal is a person with `openssl s_client`, who presses the return key: a line
+// opensslClient is a person with `openssl s_client`, who presses the return key: a line
 // ends in LF.
-type terminal struct {
+type opensslClient struct {
 	in  io.WriteCloser
 	out *bufio.Reader
 }
 
-// openTerminal ends with the test.
-func openTerminal(t *testing.T, e endpoint) *terminal {
+// startOpenSSL ends with the test.
+func startOpenSSL(t *testing.T, e endpoint) *opensslClient {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*testbed.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*testbed.Timeout)
 	args := []string{"s_client", "-quiet", "-CAfile", e.caFile, "-verify_return_error", "-servername", "localhost", "-connect", e.address}
 	if e.starttls {
 		args = append(args, "-starttls", "imap")
@@ -50,11 +50,11 @@ func openTerminal(t *testing.T, e endpoint) *terminal {
 		cancel()
 		_ = cmd.Wait() // its status says nothing
 	})
-	return &terminal{in, bufio.NewReader(out)}
+	return &opensslClient{in, bufio.NewReader(out)}
 }
 
-// types a text and waits for an answer that begins so; it returns what came before it.
-func (c *terminal) types(t *testing.T, text, answer string) (before string) {
+// typeLine a text and waits for an answer that begins so; it returns what came before it.
+func (c *opensslClient) typeLine(t *testing.T, text, answer string) (before string) {
 	t.Helper()
 	if _, err := io.WriteString(c.in, text); err != nil {
 		t.Fatal(err)
@@ -73,41 +73,41 @@ func (c *terminal) types(t *testing.T, text, answer string) (before string) {
 
 // A person types a whole session without -crlf: before the login the gateway takes LF,
 // and after it Dovecot, or the gateway, which sends it CRLF.
-func TestASessionIsTypedIntoOpenSSL(t *testing.T) {
+func TestSessionTypedIntoOpenSSLWorks(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{})
 	for _, mode := range []string{"splice", string(mux.Reuse), string(mux.Resume)} {
-		o := options{ca: backend.CA, backends: map[string]upstream.Config{only: {Address: backend.Plain, TLSMode: upstream.NoTLS}}}
-		var g *running
+		o := gatewayOptions{ca: backend.CA, backends: map[string]upstream.Config{onlyBackend: {Address: backend.Plain, TLSMode: upstream.NoTLS}}}
+		var g *gateway
 		if mode == "splice" {
 			g = startGateway(t, o)
 		} else {
-			g = startFramed(t, mux.Mode(mode), o)
+			g = startMuxGateway(t, mux.Mode(mode), o)
 		}
 		for _, kind := range []proxy.TLSMode{proxy.ImplicitTLS, proxy.StartTLS} {
 			t.Run(mode+"/"+string(kind), func(t *testing.T) {
 				user := fmt.Sprintf("typist-%s-%s", mode, kind)
-				c := openTerminal(t, g.at(kind))
-				c.types(t, "a capability\n", "a OK ")
-				c.types(t, "b login "+user+" pw\n", "b OK ")
-				c.types(t, "c append INBOX {16}\n", "+ ")
-				c.types(t, "Subject: x\n\nhey\n\n", "c OK ")
-				if got := c.types(t, "d select INBOX\n", "d OK "); !strings.Contains(got, "* 1 EXISTS") {
+				c := startOpenSSL(t, g.endpoint(kind))
+				c.typeLine(t, "a capability\n", "a OK ")
+				c.typeLine(t, "b login "+user+" pw\n", "b OK ")
+				c.typeLine(t, "c append INBOX {16}\n", "+ ")
+				c.typeLine(t, "Subject: x\n\nhey\n\n", "c OK ")
+				if got := c.typeLine(t, "d select INBOX\n", "d OK "); !strings.Contains(got, "* 1 EXISTS") {
 					t.Errorf("in INBOX there is\n%s", got)
 				}
-				if got := c.types(t, "e fetch 1 body.peek[text]\n", "e OK "); !strings.Contains(got, "hey") {
+				if got := c.typeLine(t, "e fetch 1 body.peek[text]\n", "e OK "); !strings.Contains(got, "hey") {
 					t.Errorf("the message is\n%s", got)
 				}
-				c.types(t, "f search charset utf-8 subject {1}\n", "+ ")
-				c.types(t, "x\n", "f OK ")
+				c.typeLine(t, "f search charset utf-8 subject {1}\n", "+ ")
+				c.typeLine(t, "x\n", "f OK ")
 				words := "f search subject "
-				c.types(t, words+strings.Repeat("x", 4096-len(words)-1)+"\n", "f OK ") // it fills a buffer
-				c.types(t, "g idle\n", "+ ")
-				c.types(t, "done\n", "g OK ")
-				c.types(t, "h noop\n", "h OK ")
-				if got := c.types(t, "i logout\n", "i OK "); !strings.Contains(got, "* BYE ") {
+				c.typeLine(t, words+strings.Repeat("x", 4096-len(words)-1)+"\n", "f OK ") // it fills a buffer
+				c.typeLine(t, "g idle\n", "+ ")
+				c.typeLine(t, "done\n", "g OK ")
+				c.typeLine(t, "h noop\n", "h OK ")
+				if got := c.typeLine(t, "i logout\n", "i OK "); !strings.Contains(got, "* BYE ") {
 					t.Errorf("the goodbye is\n%s", got)
 				}
-				testbed.Within(t, testbed.Patience, "the end to be on record", func() bool { return len(g.records("session_ended", user)) == 1 })
+				testbed.Eventually(t, testbed.Timeout, "the end to be on record", func() bool { return len(g.records("session_ended", user)) == 1 })
 				if r := g.records("session_ended", user)[0]; r.Reason != "client_logout" && mode != "splice" {
 					t.Errorf("ended for %s", r.Reason)
 				}
@@ -120,14 +120,14 @@ func TestASessionIsTypedIntoOpenSSL(t *testing.T) {
 // lines in LF and waits for a line that matches.
 func TestTheBlackboxExportersExampleSucceeds(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{})
-	g := startGateway(t, options{ca: backend.CA, backends: map[string]upstream.Config{only: {Address: backend.Plain, TLSMode: upstream.NoTLS}}})
-	e := g.at(proxy.StartTLS)
-	conn, err := net.DialTimeout("tcp", e.address, testbed.Patience)
+	g := startGateway(t, gatewayOptions{ca: backend.CA, backends: map[string]upstream.Config{onlyBackend: {Address: backend.Plain, TLSMode: upstream.NoTLS}}})
+	e := g.endpoint(proxy.StartTLS)
+	conn, err := net.DialTimeout("tcp", e.address, testbed.Timeout)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = conn.Close() }()
-	if err := conn.SetDeadline(time.Now().Add(testbed.Patience)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(testbed.Timeout)); err != nil {
 		t.Fatal(err)
 	}
 	lines := bufio.NewScanner(conn)

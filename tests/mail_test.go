@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// mail is a small message; more are further header lines.
-func mail(subject string, more ...string) []byte {
+// newMessage is a small message; more are further header lines.
+func newMessage(subject string, more ...string) []byte {
 	header := append([]string{
 		"From: Ann <ann@example.org>",
 		"To: list@example.net",
@@ -19,9 +19,9 @@ func mail(subject string, more ...string) []byte {
 	return []byte(strings.Join(header, "\r\n") + "\r\n\r\nThis is about " + subject + ".\r\n")
 }
 
-// mailOf is a message of exactly size bytes, the same each time.
-func mailOf(size int, subject string) []byte {
-	m := bytes.NewBuffer(mail(subject))
+// messageOfSize is a message of exactly size bytes, the same each time.
+func messageOfSize(size int, subject string) []byte {
+	m := bytes.NewBuffer(newMessage(subject))
 	line := "All work and no play makes Jack a dull boy. 0123456789\r\n"
 	for m.Len() < size {
 		m.WriteString(line)
@@ -38,7 +38,7 @@ func mailOf(size int, subject string) []byte {
 func attachment(size int) []byte {
 	var m bytes.Buffer
 	m.Grow(size + size/30 + 1<<12)
-	m.Write(bytes.TrimSuffix(mail("the film",
+	m.Write(bytes.TrimSuffix(newMessage("the film",
 		"MIME-Version: 1.0", `Content-Type: multipart/mixed; boundary="=-cut"`), []byte("This is about the film.\r\n")))
 	m.WriteString("--=-cut\r\nContent-Type: text/plain; charset=utf-8\r\n\r\nHere is the film.\r\n")
 	m.WriteString("--=-cut\r\nContent-Type: application/octet-stream; name=film.bin\r\n" +
@@ -55,12 +55,12 @@ func attachment(size int) []byte {
 	return m.Bytes()
 }
 
-// thread is a message that answers others.
-func thread(n int, subject string, references ...string) []byte {
+// threadMessage is a message that answers others.
+func threadMessage(n int, subject string, references ...string) []byte {
 	more := []string{fmt.Sprintf("Message-ID: <%d@example.org>", n)}
 	if len(references) > 0 {
 		more = append(more, "References: "+strings.Join(references, " "), "In-Reply-To: "+references[len(references)-1])
 	}
-	m := mail(subject, more...)
+	m := newMessage(subject, more...)
 	return bytes.Replace(m, []byte("17 Jul 2024 02"), fmt.Appendf(nil, "17 Jul 2024 %02d", 10+n), 1)
 }

@@ -13,29 +13,29 @@ import (
 // line for every connection that a test refuses. Started by a test as a stub
 // backend or as a crowd of clients, the program is only that.
 func TestMain(m *testing.M) {
-	if files := os.Getenv(stubFiles); files != "" {
-		if err := stubProcess(files); err != nil {
+	if files := os.Getenv(stubEnv); files != "" {
+		if err := stubMain(files); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
 		return
 	}
-	if orders := os.Getenv(crowdOrders); orders != "" {
-		if err := crowdProcess(orders); err != nil {
+	if orders := os.Getenv(loadSpecEnv); orders != "" {
+		if err := loadgenMain(orders); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
 		return
 	}
-	redis.SetLogger(silence{})
+	redis.SetLogger(discardLogger{})
 	status := m.Run()
-	if dir := builtIn.Load(); dir != nil {
+	if dir := buildDir.Load(); dir != nil {
 		_ = os.RemoveAll(*dir)
 	}
 	os.Exit(status)
 }
 
-type silence struct{}
+type discardLogger struct{}
 
 // Printf implements the interface of redis.SetLogger.
-func (silence) Printf(context.Context, string, ...any) {}
+func (discardLogger) Printf(context.Context, string, ...any) {}

@@ -20,15 +20,15 @@ import (
 // The recipe of docs/OPERATIONS.md, "Moving a user", is read from there and run
 // command by command, while clients of the user write all the time.
 
-// recipe is the blocks of commands of the section, by the heading above them.
-type recipe map[string][]block
+// procedure is the blocks of commands of the section, by the heading above them.
+type procedure map[string][]commandBlock
 
-// block is commands, and where they are to be run: the comment that is its first
+// commandBlock is commands, and where they are to be run: the comment that is its first
 // line.
-type block struct{ where, commands string }
+type commandBlock struct{ host, commands string }
 
-// readRecipe finds the blocks: lines that are indented by four spaces.
-func readRecipe(t *testing.T) recipe {
+// readProcedure finds the blocks: lines that are indented by four spaces.
+func readProcedure(t *testing.T) procedure {
 	t.Helper()
 	text, err := os.ReadFile("../docs/OPERATIONS.md")
 	if err != nil {
@@ -39,7 +39,7 @@ func readRecipe(t *testing.T) recipe {
 		t.Fatal("docs/OPERATIONS.md has no section on moving a user")
 	}
 	section, _, _ = strings.Cut(section, "\n## ")
-	found, heading, within := recipe{}, "", false
+	found, heading, within := procedure{}, "", false
 	for line := range strings.Lines(section) {
 		code, indented := strings.CutPrefix(line, "    ")
 		switch {
@@ -49,67 +49,67 @@ func readRecipe(t *testing.T) recipe {
 			last := &found[heading][len(found[heading])-1]
 			last.commands += code
 		case indented:
-			found[heading] = append(found[heading], block{strings.TrimSpace(strings.TrimPrefix(code, "# ")), ""})
+			found[heading] = append(found[heading], commandBlock{strings.TrimSpace(strings.TrimPrefix(code, "# ")), ""})
 		}
 		within = indented
 	}
 	return found
 }
 
-// in gives the blocks below a heading with other words in the place of those in
+// section gives the blocks below a heading with other words in the place of those in
 // the text.
-func (r recipe) in(t *testing.T, heading string, words *strings.Replacer) (all []block) {
+func (r procedure) section(t *testing.T, heading string, substitute *strings.Replacer) (all []commandBlock) {
 	t.Helper()
 	if len(r[heading]) == 0 {
 		t.Fatalf("docs/OPERATIONS.md has no commands below %q", heading)
 	}
 	for _, b := range r[heading] {
-		all = append(all, block{words.Replace(b.where), words.Replace(b.commands)})
+		all = append(all, commandBlock{substitute.Replace(b.host), substitute.Replace(b.commands)})
 	}
 	return all
 }
 
-// host is a mail server of the recipe: a Dovecot, and what the recipe calls its
+// mailHost is a mail server of the recipe: a Dovecot, and what the recipe calls its
 // addresses.
-type host struct {
+type mailHost struct {
 	*testbed.Dovecot
 	name          string // east or west
 	doveadm, lmtp string // host:port
-	bin           string // has a doveadm of this host
+	commandDir    string // has a doveadm of this host
 }
 
-// province is two mail servers, two gateways, Redis and an MTA.
-type province struct {
-	t         *testing.T
-	docs      recipe
-	hosts     map[string]*host
-	gateways  []*binary
-	bins      []string // for each gateway: has an imapgate that asks it
-	transport string   // the MTA's table; the last line of a user holds
-	mta       string   // has postmap and postqueue
+// moveCluster is two mail servers, two gateways, Redis and an MTA.
+type moveCluster struct {
+	t           *testing.T
+	procedure   procedure
+	hosts       map[string]*mailHost
+	gateways    []*gatewayProcess
+	commandDirs []string // for each gateway: has an imapgate that asks it
+	transport   string   // the MTA's table; the last line of a user holds
+	mta         string   // has postmap and postqueue
 }
 
-func startProvince(t *testing.T) *province {
+func startMoveCluster(t *testing.T) *moveCluster {
 	t.Helper()
-	p := &province{t: t, docs: readRecipe(t), hosts: map[string]*host{}, mta: t.TempDir()}
+	p := &moveCluster{t: t, procedure: readProcedure(t), hosts: map[string]*mailHost{}, mta: t.TempDir()}
 	ca := testbed.NewCA(t)
 	// An address for each: nobody else asks the kernel for a port there.
 	for name, ip := range map[string]string{"east": "127.0.83.1", "west": "127.0.83.2"} {
-		p.hosts[name] = &host{name: name, doveadm: freeAt(t, ip), lmtp: freeAt(t, ip), bin: t.TempDir()}
+		p.hosts[name] = &mailHost{name: name, doveadm: freeAddress(t, ip), lmtp: freeAddress(t, ip), commandDir: t.TempDir()}
 	}
 	for _, h := range p.hosts {
-		h.Dovecot = testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, CA: ca, Settings: lmtpAt(h.lmtp), Settings24: lmtp24At(h.lmtp)})
-		p.prepare(h)
+		h.Dovecot = testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, CA: ca, Settings: lmtpConf(h.lmtp), Settings24: lmtpConf24(h.lmtp)})
+		p.prepareHost(h)
 	}
 	redis := testbed.StartRedis(t)
 	sections := fmt.Sprintf("backends:\n  east: {address: %q, tls: none, mux: {credential_cache: true}}\n"+
 		"  west: {address: %q, tls: none, mux: {credential_cache: true}}\nredis: {addresses: [%q]}",
 		p.hosts["east"].Plain, p.hosts["west"].Plain, redis.Address)
 	for range 2 {
-		b := startBinary(t, ca, sections)
+		b := startProcess(t, ca, sections)
 		bin := t.TempDir()
-		writeScript(t, bin, "imapgate", fmt.Sprintf(`exec %s "$@" --config %s`, b.path, b.operatorFile(t)))
-		p.gateways, p.bins = append(p.gateways, b), append(p.bins, bin)
+		writeScript(t, bin, "imapgate", fmt.Sprintf(`exec %s "$@" --config %s`, b.path, b.writeOperatorConfig(t)))
+		p.gateways, p.commandDirs = append(p.gateways, b), append(p.commandDirs, bin)
 	}
 	p.transport = filepath.Join(p.mta, "transport")
 	writeScript(t, p.mta, "postmap", "cat >>"+p.transport)
@@ -117,8 +117,8 @@ func startProvince(t *testing.T) *province {
 	return p
 }
 
-// freeAt asks the kernel for a port at an address of this machine.
-func freeAt(t *testing.T, ip string) string {
+// freeAddress asks the kernel for a port at an address of this machine.
+func freeAddress(t *testing.T, ip string) string {
 	t.Helper()
 	l, err := net.Listen("tcp", ip+":0")
 	if err != nil {
@@ -128,19 +128,19 @@ func freeAt(t *testing.T, ip string) string {
 	return l.Addr().String()
 }
 
-// lmtpAt is the settings of a Dovecot that takes deliveries at an address.
-func lmtpAt(address string) string {
-	return fmt.Sprintf("protocols = imap lmtp\nservice lmtp {\n  inet_listener lmtp {\n%s  }\n}\n", listenAt(address))
+// lmtpConf is the settings of a Dovecot that takes deliveries at an address.
+func lmtpConf(address string) string {
+	return fmt.Sprintf("protocols = imap lmtp\nservice lmtp {\n  inet_listener lmtp {\n%s  }\n}\n", listenConf(address))
 }
 
-// lmtp24At is lmtpAt in the terms of Dovecot 2.4.
-func lmtp24At(address string) string {
+// lmtpConf24 is lmtpConf in the terms of Dovecot 2.4.
+func lmtpConf24(address string) string {
 	return fmt.Sprintf("protocols {\n  lmtp = yes\n}\nservice lmtp {\n  inet_listener lmtp {\n%s  }\n}\n",
-		strings.Replace(listenAt(address), "address =", "listen =", 1))
+		strings.Replace(listenConf(address), "address =", "listen =", 1))
 }
 
-// listenAt is where a listener of Dovecot's listens.
-func listenAt(address string) string {
+// listenConf is where a listener of Dovecot's listens.
+func listenConf(address string) string {
 	ip, port, _ := strings.Cut(address, ":")
 	return fmt.Sprintf("    address = %s\n    port = %s\n", ip, port)
 }
@@ -153,42 +153,42 @@ func writeScript(t *testing.T, dir, name, commands string) {
 	}
 }
 
-// prepare sets a Dovecot up as "Before the first move" says.
-func (p *province) prepare(h *host) {
+// prepareHost sets a Dovecot up as "Before the first move" says.
+func (p *moveCluster) prepareHost(h *mailHost) {
 	p.t.Helper()
-	words := p.words(h.name, "nobody@example.org", "")
-	blocks := p.docs.in(p.t, "Before the first move", words)
+	words := p.substitutions(h.name, "nobody@example.org", "")
+	blocks := p.procedure.section(p.t, "Before the first move", words)
 	file := filepath.Join(h.Dir, "dovecot.conf")
 	conf, err := os.ReadFile(file)
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	i := slices.IndexFunc(blocks, func(b block) bool { return b.where == "dovecot.conf of Dovecot "+series(p.t) })
+	i := slices.IndexFunc(blocks, func(b commandBlock) bool { return b.host == "dovecot.conf of Dovecot "+dovecotSeries(p.t) })
 	if i < 0 {
-		p.t.Fatalf("there are no settings for Dovecot %s in %v", series(p.t), blocks)
+		p.t.Fatalf("there are no settings for Dovecot %s in %v", dovecotSeries(p.t), blocks)
 	}
-	listen, userdb := listenAt(h.doveadm), "\nuserdb {"
-	if series(p.t) != "2.3" {
+	listen, userdb := listenConf(h.doveadm), "\nuserdb {"
+	if dovecotSeries(p.t) != "2.3" {
 		listen, userdb = strings.Replace(listen, "address =", "listen =", 1), "\nuserdb static {"
 	}
 	settings := strings.Replace(blocks[i].commands, "    port = 12345\n", listen, 1)
-	settings = strings.ReplaceAll(settings, "$MOVING", h.Inside(filepath.Join(h.Dir, "moving")))
+	settings = strings.ReplaceAll(settings, "$MOVING", h.InnerPath(filepath.Join(h.Dir, "moving")))
 	conf = bytes.Replace(conf, []byte(userdb), []byte("\n"+settings+userdb), 1)
 	if err := os.WriteFile(file, conf, 0o644); err != nil {
 		p.t.Fatal(err)
 	}
-	writeScript(p.t, h.bin, "doveadm", fmt.Sprintf(`exec %s "$@"`, h.Doveadm()))
+	writeScript(p.t, h.commandDir, "doveadm", fmt.Sprintf(`exec %s "$@"`, h.DoveadmCommand()))
 	h.Restart() // listeners of its own are new
-	for _, b := range slices.DeleteFunc(blocks, func(b block) bool { return strings.HasPrefix(b.where, "dovecot.conf") }) {
-		if err := p.shell(h.bin, h.Dir, b.commands); err != nil {
+	for _, b := range slices.DeleteFunc(blocks, func(b commandBlock) bool { return strings.HasPrefix(b.host, "dovecot.conf") }) {
+		if err := p.runShell(h.commandDir, h.Dir, b.commands); err != nil {
 			p.t.Fatal(err)
 		}
 	}
 }
 
-// words puts the addresses of this test in the place of those in the docs, for a
+// substitutions puts the addresses of this test in the place of those in the docs, for a
 // move that begins at a host. "" as the working folder is none.
-func (p *province) words(from, user, dir string) *strings.Replacer {
+func (p *moveCluster) substitutions(from, user, dir string) *strings.Replacer {
 	other := map[string]string{"east": "west", "west": "east"}
 	source, target := p.hosts[from], p.hosts[other[from]]
 	if target == nil {
@@ -202,160 +202,160 @@ func (p *province) words(from, user, dir string) *strings.Replacer {
 	)
 }
 
-// shell runs commands as an operator does who stops when one fails.
-func (p *province) shell(bin, moving, commands string) error {
+// runShell runs commands as an operator does who stops when one fails.
+func (p *moveCluster) runShell(bin, moving, commands string) error {
 	dir, err := os.MkdirTemp("", "move")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir) // it is empty, or was looked at
-	return p.shellIn(dir, bin, moving, commands)
+	return p.runShellIn(dir, bin, moving, commands)
 }
 
-func (p *province) shellIn(dir, bin, moving, commands string) error {
+func (p *moveCluster) runShellIn(dir, bin, moving, commands string) error {
 	cmd := exec.Command("sh", "-e", "-u", "-c", commands)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"), "MOVING="+filepath.Join(moving, "moving"))
-	said := new(bytes.Buffer)
-	cmd.Stdout, cmd.Stderr = said, said
+	output := new(bytes.Buffer)
+	cmd.Stdout, cmd.Stderr = output, output
 	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("%w from\n%s\nwhich printed\n%s", err, commands, said)
+		return fmt.Errorf("%w from\n%s\nwhich printed\n%s", err, commands, output)
 	}
 	return nil
 }
 
-// run does one block where it says.
-func (p *province) run(dir string, b block) error {
-	switch where := b.where; {
+// runBlock does one block where it says.
+func (p *moveCluster) runBlock(dir string, b commandBlock) error {
+	switch where := b.host; {
 	case where == "on every gateway":
-		for _, bin := range p.bins {
-			if err := p.shellIn(dir, bin, "", b.commands); err != nil {
+		for _, bin := range p.commandDirs {
+			if err := p.runShellIn(dir, bin, "", b.commands); err != nil {
 				return err
 			}
 		}
 		return nil
 	case where == "on one gateway":
-		return p.shellIn(dir, p.bins[0], "", b.commands)
+		return p.runShellIn(dir, p.commandDirs[0], "", b.commands)
 	case where == "on the MTA":
-		return p.shellIn(dir, p.mta, "", strings.ReplaceAll(b.commands, "/etc/postfix/transport", p.transport))
+		return p.runShellIn(dir, p.mta, "", strings.ReplaceAll(b.commands, "/etc/postfix/transport", p.transport))
 	case strings.HasPrefix(where, "on mail-"):
 		h := p.hosts[strings.TrimPrefix(where, "on mail-")]
 		if h != nil {
-			return p.shellIn(dir, h.bin, h.Dir, b.commands)
+			return p.runShellIn(dir, h.commandDir, h.Dir, b.commands)
 		}
 	}
-	return fmt.Errorf("the docs say to run this %q, and this test knows no such place:\n%s", b.where, b.commands)
+	return fmt.Errorf("the docs say to run this %q, and this test knows no such place:\n%s", b.host, b.commands)
 }
 
-// migrant is one user and everybody who writes to their mailbox.
-type migrant struct {
-	*province
+// movedUser is one user and everybody who writes to their mailbox.
+type movedUser struct {
+	*moveCluster
 	name string
 
 	// Owned by whoever moves the user.
-	err         error
-	home, other string // where the mailbox is at last, and where it was
+	err                       error
+	currentHost, previousHost string // where the mailbox is at last, and where it was
 
 	mu sync.Mutex
 	// Guarded by mu.
-	acked   map[string]bool // a client or the MTA was told that it is stored
-	unknown map[string]bool // the connection ended before the answer
-	written map[string]int  // acked, by who wrote
+	acked      map[string]bool // a client or the MTA was told that it is stored
+	unanswered map[string]bool // the connection ended before the answer
+	written    map[string]int  // acked, by who wrote
 }
 
-func (p *province) settle(name, mode string) *migrant {
+func (p *moveCluster) addUser(name, mode string) *movedUser {
 	p.t.Helper()
-	m := &migrant{province: p, name: name, acked: map[string]bool{}, unknown: map[string]bool{}, written: map[string]int{}}
-	p.gateways[0].command(p.t, "route", "set", name, "backend=east", "mode="+mode)
+	m := &movedUser{moveCluster: p, name: name, acked: map[string]bool{}, unanswered: map[string]bool{}, written: map[string]int{}}
+	p.gateways[0].runCommand(p.t, "route", "set", name, "backend=east", "mode="+mode)
 	entry := fmt.Sprintf("echo '%s lmtp:inet:%s' | postmap", name, p.hosts["east"].lmtp)
-	if err := p.shell(p.mta, "", entry); err != nil {
+	if err := p.runShell(p.mta, "", entry); err != nil {
 		p.t.Fatal(err)
 	}
 	return m
 }
 
-// stored notes that a message is stored, by somebody's word.
-func (m *migrant) stored(writer, token string) {
+// recordStored notes that a message is stored, by somebody's word.
+func (m *movedUser) recordStored(writer, token string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.acked[token] = true
 	m.written[writer]++
 }
 
-func (m *migrant) doubtful(token string) {
+func (m *movedUser) recordUnanswered(token string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.unknown[token] = true
+	m.unanswered[token] = true
 }
 
-// progress is how many messages each of the writers has stored.
-func (m *migrant) progress() map[string]int {
+// storedCounts is how many messages each of the writers has stored.
+func (m *movedUser) storedCounts() map[string]int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return maps.Clone(m.written)
 }
 
 const (
-	writers = 4                      // of each user: two clients, one that logs out between, the MTA
-	pace    = 200 * time.Millisecond // between two messages of one
+	writerCount   = 4                      // of each user: two clients, one that logs out between, the MTA
+	writeInterval = 200 * time.Millisecond // between two messages of one
 )
 
 // awaitProgress waits until each of the writers has stored some more messages.
-func (m *migrant) awaitProgress(n int) error {
-	before := m.progress()
-	tick := time.NewTicker(pace)
+func (m *movedUser) awaitProgress(n int) error {
+	before := m.storedCounts()
+	tick := time.NewTicker(writeInterval)
 	defer tick.Stop()
-	for late := time.After(2 * Patience); ; {
-		now, behind := m.progress(), writers
+	for timeout := time.After(2 * Timeout); ; {
+		now, lagging := m.storedCounts(), writerCount
 		for writer, count := range now {
 			if count >= before[writer]+n {
-				behind--
+				lagging--
 			}
 		}
-		if behind == 0 {
+		if lagging == 0 {
 			return nil
 		}
 		select {
 		case <-tick.C:
-		case <-late:
-			return fmt.Errorf("%s: %d of %d writers store no more: %v, before %v", m.name, behind, writers, now, before)
+		case <-timeout:
+			return fmt.Errorf("%s: %d of %d writers store no more: %v, before %v", m.name, lagging, writerCount, now, before)
 		}
 	}
 }
 
-// move walks the recipe, and waits until everybody writes again.
-func (m *migrant) move(from string) error {
+// moveFrom walks the recipe, and waits until everybody writes again.
+func (m *movedUser) moveFrom(from string) error {
 	dir, err := os.MkdirTemp("", "move")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir) // what is there was compared
-	for _, b := range m.docs.in(m.t, "The recipe", m.words(from, m.name, dir)) {
-		if err := m.run(dir, b); err != nil {
+	for _, b := range m.procedure.section(m.t, "The recipe", m.substitutions(from, m.name, dir)) {
+		if err := m.runBlock(dir, b); err != nil {
 			return fmt.Errorf("%s: %w", m.name, err)
 		}
 	}
 	return m.awaitProgress(3)
 }
 
-// hesitate begins to move, up to the copy, and takes the way back.
-func (m *migrant) hesitate(from string) error {
-	dir := m.hosts[from].bin
-	blocks := m.docs.in(m.t, "The recipe", m.words(from, m.name, dir))
-	before := slices.IndexFunc(blocks, func(b block) bool { return strings.Contains(b.commands, "rm -f") })
-	for _, b := range append(blocks[:before:before], m.docs.in(m.t, "The way back", m.words(from, m.name, dir))...) {
-		if err := m.run(dir, b); err != nil {
+// moveAndRevert begins to move, up to the copy, and takes the way back.
+func (m *movedUser) moveAndRevert(from string) error {
+	dir := m.hosts[from].commandDir
+	blocks := m.procedure.section(m.t, "The recipe", m.substitutions(from, m.name, dir))
+	before := slices.IndexFunc(blocks, func(b commandBlock) bool { return strings.Contains(b.commands, "rm -f") })
+	for _, b := range append(blocks[:before:before], m.procedure.section(m.t, "The way back", m.substitutions(from, m.name, dir))...) {
+		if err := m.runBlock(dir, b); err != nil {
 			return fmt.Errorf("%s: %w", m.name, err)
 		}
 	}
 	return m.awaitProgress(3)
 }
 
-// copies counts the messages of the user at a host, by their subject.
-func (m *migrant) copies(at string) map[string]int {
+// countCopies counts the messages of the user at a host, by their subject.
+func (m *movedUser) countCopies(at string) map[string]int {
 	m.t.Helper()
 	h := m.hosts[at]
-	out, err := exec.Command(filepath.Join(h.bin, "doveadm"), "-f", "tab", "fetch", "-u", m.name, "hdr.subject", "mailbox", "INBOX").Output()
+	out, err := exec.Command(filepath.Join(h.commandDir, "doveadm"), "-f", "tab", "fetch", "-u", m.name, "hdr.subject", "mailbox", "INBOX").Output()
 	if err != nil {
 		m.t.Fatalf("read the mail of %s in the %s: %v", m.name, at, err)
 	}
@@ -366,45 +366,45 @@ func (m *migrant) copies(at string) map[string]int {
 	return found
 }
 
-// wantAll compares what was stored, by the word of a server, with what is there.
-func (m *migrant) wantAll() {
+// checkStored compares what was stored, by the word of a server, with what is there.
+func (m *movedUser) checkStored() {
 	m.t.Helper()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	there, left := m.copies(m.home), m.copies(m.other)
-	lost, doubled := 0, 0
+	there, left := m.countCopies(m.currentHost), m.countCopies(m.previousHost)
+	lost, duplicated := 0, 0
 	for token := range m.acked {
 		if there[token] == 0 {
 			lost++
-			m.t.Errorf("%s: %s is lost; %d of it in the %s", m.name, token, left[token], m.other)
+			m.t.Errorf("%s: %s is lost; %d of it in the %s", m.name, token, left[token], m.previousHost)
 		}
 	}
 	for token, n := range there {
 		if n > 1 {
-			doubled++
+			duplicated++
 			m.t.Errorf("%s: %s is there %d times", m.name, token, n)
 		}
-		if token != "hdr.subject" && !m.acked[token] && !m.unknown[token] {
+		if token != "hdr.subject" && !m.acked[token] && !m.unanswered[token] {
 			m.t.Errorf("%s: %s is there, and was refused", m.name, token)
 		}
 	}
-	m.t.Logf("%s: %d messages stored, %d without an answer, %d lost, %d doubled", m.name, len(m.acked), len(m.unknown), lost, doubled)
+	m.t.Logf("%s: %d messages stored, %d without an answer, %d lost, %d doubled", m.name, len(m.acked), len(m.unanswered), lost, duplicated)
 }
 
-func TestTheRecipeForMovingAUserLosesNoMail(t *testing.T) {
+func TestMoveProcedureLosesNoMail(t *testing.T) {
 	t.Parallel()
-	p := startProvince(t)
-	var movers, waverers []*migrant
-	for _, mode := range modes[:3] {
-		movers = append(movers, p.settle("mover@"+mode+".example", mode))
-		waverers = append(waverers, p.settle("waverer@"+mode+".example", mode))
+	p := startMoveCluster(t)
+	var movers, reverters []*movedUser
+	for _, mode := range testedModes[:3] {
+		movers = append(movers, p.addUser("mover@"+mode+".example", mode))
+		reverters = append(reverters, p.addUser("waverer@"+mode+".example", mode))
 	}
-	over := make(chan struct{})
+	stop := make(chan struct{})
 	var writing, moving sync.WaitGroup
-	for _, m := range append(movers, waverers...) {
-		m.write(&writing, over)
+	for _, m := range append(movers, reverters...) {
+		m.startWriters(&writing, stop)
 	}
-	walk := func(m *migrant, home, other string, steps ...func() error) {
+	startMove := func(m *movedUser, home, other string, steps ...func() error) {
 		moving.Go(func() {
 			m.err = m.awaitProgress(3)
 			for _, step := range steps {
@@ -412,22 +412,22 @@ func TestTheRecipeForMovingAUserLosesNoMail(t *testing.T) {
 					m.err = step()
 				}
 			}
-			m.home, m.other = home, other
+			m.currentHost, m.previousHost = home, other
 		})
 	}
 	for i := range movers {
-		there, wavers := movers[i], waverers[i]
-		walk(there, "east", "west", func() error { return there.move("east") }, func() error { return there.move("west") })
-		walk(wavers, "west", "east", func() error { return wavers.hesitate("east") }, func() error { return wavers.move("east") })
+		there, wavers := movers[i], reverters[i]
+		startMove(there, "east", "west", func() error { return there.moveFrom("east") }, func() error { return there.moveFrom("west") })
+		startMove(wavers, "west", "east", func() error { return wavers.moveAndRevert("east") }, func() error { return wavers.moveFrom("east") })
 	}
 	moving.Wait()
-	close(over)
+	close(stop)
 	writing.Wait()
-	for _, m := range append(movers, waverers...) {
+	for _, m := range append(movers, reverters...) {
 		if m.err != nil { // and nobody knows where the mailbox is
 			t.Error(m.err)
 			continue
 		}
-		m.wantAll()
+		m.checkStored()
 	}
 }

@@ -12,22 +12,22 @@ import (
 	"time"
 )
 
-// write starts everybody who writes to the user's mailbox, until over is closed.
-func (m *migrant) write(wg *sync.WaitGroup, over <-chan struct{}) {
-	for i, lives := range []int{-1, -1, 5} { // messages until a client logs out; -1: it never does
-		w := &writer{migrant: m, name: fmt.Sprint("client", i), e: m.gateways[i%2].endpoint("implicit"), lives: lives, selects: i != 1, over: over}
+// startWriters starts everybody who writes to the user's mailbox, until over is closed.
+func (m *movedUser) startWriters(wg *sync.WaitGroup, stop <-chan struct{}) {
+	for i, perSession := range []int{-1, -1, 5} { // messages until a client logs out; -1: it never does
+		w := &writer{movedUser: m, name: fmt.Sprint("client", i), e: m.gateways[i%2].endpoint("implicit"), perSession: perSession, selects: i != 1, stop: stop}
 		wg.Go(w.run)
 	}
-	wg.Go(func() { m.idle(over) })
-	wg.Go(func() { m.deliver(over) })
+	wg.Go(func() { m.idleUntil(stop) })
+	wg.Go(func() { m.runMTA(stop) })
 }
 
-// isOver waits a little, and says whether it is all over.
-func isOver(over <-chan struct{}) bool {
+// waitOrStopped waits a little, and says whether it is all over.
+func waitOrStopped(stop <-chan struct{}) bool {
 	select {
-	case <-over:
+	case <-stop:
 		return true
-	case <-time.After(pace):
+	case <-time.After(writeInterval):
 		return false
 	}
 }
@@ -35,33 +35,33 @@ func isOver(over <-chan struct{}) bool {
 // writer is a client that stores one message after the other, and connects again
 // whenever it has to.
 type writer struct {
-	*migrant
-	name    string
-	e       endpoint
-	lives   int
-	selects bool
-	over    <-chan struct{}
+	*movedUser
+	name       string
+	e          endpoint
+	perSession int
+	selects    bool
+	stop       <-chan struct{}
 
 	n     int
-	again bool // the last message was refused: it is tried again
+	retry bool // the last message was refused: it is tried again
 }
 
 func (w *writer) run() {
-	for !isOver(w.over) {
-		if c, err := enterAt(w.e, w.migrant.name); err == nil {
-			w.session(c)
+	for !waitOrStopped(w.stop) {
+		if c, err := loginAt(w.e, w.movedUser.name); err == nil {
+			w.storeMessages(c)
 			_ = c.Close()
 		}
 	}
 }
 
-// enterAt logs in.
-func enterAt(e endpoint, user string) (*RawClient, error) {
-	c, err := reach(e, "")
+// loginAt logs in.
+func loginAt(e endpoint, user string) (*RawClient, error) {
+	c, err := dialIMAP(e, "")
 	if err != nil {
 		return nil, err
 	}
-	if err := okay(c.Do("LOGIN " + user + " " + password)); err != nil {
+	if err := checkOK(c.Do("LOGIN " + user + " " + password)); err != nil {
 		_ = c.Close()
 		return nil, err
 	}
@@ -77,42 +77,42 @@ func (w *writer) literal() string {
 	return syncLiteral
 }
 
-func (w *writer) session(c *RawClient) {
-	if w.selects && okay(c.Do("SELECT INBOX")) != nil {
+func (w *writer) storeMessages(c *RawClient) {
+	if w.selects && checkOK(c.Do("SELECT INBOX")) != nil {
 		return
 	}
-	for i := 0; i != w.lives && !isOver(w.over); i++ {
-		if !w.again {
+	for i := 0; i != w.perSession && !waitOrStopped(w.stop); i++ {
+		if !w.retry {
 			w.n++
 		}
-		token := fmt.Sprintf("%s-%s-%d", w.migrant.name, w.name, w.n)
-		got, err := c.Do("APPEND INBOX "+w.literal(), mail(token))
-		refused := (*Refused)(nil)
-		w.again = errors.As(err, &refused) && !strings.HasPrefix(refused.Response.Text, "* ") ||
+		token := fmt.Sprintf("%s-%s-%d", w.movedUser.name, w.name, w.n)
+		got, err := c.Do("APPEND INBOX "+w.literal(), newMessage(token))
+		refused := (*RefusedError)(nil)
+		w.retry = errors.As(err, &refused) && !strings.HasPrefix(refused.Response.Text, "* ") ||
 			err == nil && !strings.Contains(got[len(got)-1].Text, " OK ")
 		switch {
-		case w.again: // as mail clients do
+		case w.retry: // as mail clients do
 		case err != nil:
-			w.doubtful(token)
+			w.recordUnanswered(token)
 			return
 		default:
-			w.stored(w.name, token)
+			w.recordStored(w.name, token)
 		}
 	}
 	_, _ = c.Do("LOGOUT") // it is over
 }
 
-// idle is a client that waits for news.
-func (m *migrant) idle(over <-chan struct{}) {
-	for !isOver(over) {
-		c, err := enterAt(m.gateways[1].endpoint("implicit"), m.name)
+// idleUntil is a client that waits for news.
+func (m *movedUser) idleUntil(stop <-chan struct{}) {
+	for !waitOrStopped(stop) {
+		c, err := loginAt(m.gateways[1].endpoint("implicit"), m.name)
 		if err != nil {
 			continue
 		}
 		done := make(chan struct{})
 		go func() { // until the connection ends
 			defer close(done)
-			if okay(c.Do("SELECT INBOX")) != nil {
+			if checkOK(c.Do("SELECT INBOX")) != nil {
 				return
 			}
 			if _, err := c.Send("IDLE"); err == nil {
@@ -123,45 +123,45 @@ func (m *migrant) idle(over <-chan struct{}) {
 		}()
 		select {
 		case <-done:
-		case <-over:
+		case <-stop:
 		}
 		_ = c.Close()
 		<-done
 	}
 }
 
-// deliver is the MTA: it hands one message after the other to where its table says,
+// runMTA is the MTA: it hands one message after the other to where its table says,
 // and keeps those that are not taken.
-func (m *migrant) deliver(over <-chan struct{}) {
-	for n := 0; !isOver(over); n++ {
+func (m *movedUser) runMTA(stop <-chan struct{}) {
+	for n := 0; !waitOrStopped(stop); n++ {
 		token := fmt.Sprintf("%s-mta-%d", m.name, n)
 		for {
-			err := m.hand(token)
+			err := m.deliverLMTP(token)
 			if err == nil {
-				m.stored("mta", token)
+				m.recordStored("mta", token)
 				break
 			}
-			m.doubtful(token) // as far as the MTA knows; it tries again all the same
-			if isOver(over) {
+			m.recordUnanswered(token) // as far as the MTA knows; it tries again all the same
+			if waitOrStopped(stop) {
 				return
 			}
 		}
 	}
 }
 
-// hand delivers one message by LMTP (RFC 2033).
-func (m *migrant) hand(token string) error {
-	conn, err := net.DialTimeout("tcp", m.leadsTo(), Patience)
+// deliverLMTP delivers one message by LMTP (RFC 2033).
+func (m *movedUser) deliverLMTP(token string) error {
+	conn, err := net.DialTimeout("tcp", m.transportAddress(), Timeout)
 	if err != nil {
 		return err
 	}
 	defer conn.Close() // all answers were read
-	if err := conn.SetDeadline(time.Now().Add(Patience)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(Timeout)); err != nil {
 		return err
 	}
 	r := bufio.NewReader(conn)
 	for _, line := range []string{
-		"", "LHLO mta.test", "MAIL FROM:<ann@example.org>", "RCPT TO:<" + m.name + ">", "DATA", string(mail(token)) + ".", "QUIT",
+		"", "LHLO mta.test", "MAIL FROM:<ann@example.org>", "RCPT TO:<" + m.name + ">", "DATA", string(newMessage(token)) + ".", "QUIT",
 	} {
 		if line != "" {
 			if _, err := io.WriteString(conn, line+"\r\n"); err != nil {
@@ -185,8 +185,8 @@ func (m *migrant) hand(token string) error {
 	return nil
 }
 
-// leadsTo is the last that the MTA's table says of the user.
-func (m *migrant) leadsTo() (address string) {
+// transportAddress is the last that the MTA's table says of the user.
+func (m *movedUser) transportAddress() (address string) {
 	table, err := os.ReadFile(m.transport)
 	if err != nil {
 		return err.Error()

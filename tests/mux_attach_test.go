@@ -20,16 +20,16 @@ func BenchmarkAttachToTenThousandMessages(b *testing.B) {
 	backend := testbed.StartDovecot(b, testbed.DovecotConfig{Password: password})
 	settings := muxSettings()
 	settings.AlwaysDetach = true // every NOOP attaches
-	g := startGateway(b, options{
-		ca: backend.CA, backends: map[string]upstream.Config{only: to(backend, upstream.ImplicitTLS)},
-		modes: map[string]proxy.Mode{only: {Name: string(mux.Resume), Mux: settings}},
+	g := startGateway(b, gatewayOptions{
+		ca: backend.CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS)},
+		modes: map[string]proxy.Mode{onlyBackend: {Name: string(mux.Resume), Mux: settings}},
 	})
-	own, through := large(b, directly(backend)(b, "")), large(b, g.at(proxy.ImplicitTLS))
-	stock(b, own, 10_000)
+	own, through := openLarge(b, directEndpoint(backend)(b, "")), openLarge(b, g.endpoint(proxy.ImplicitTLS))
+	storeMessages(b, own, 10_000)
 	mustDo(b, through, "SELECT INBOX")
 	var selects, attaches []time.Duration
 	for b.Loop() {
-		stock(b, own, 1)
+		storeMessages(b, own, 1)
 		began := time.Now()
 		mustDo(b, own, "SELECT INBOX")
 		selects = append(selects, time.Since(began))
@@ -49,7 +49,7 @@ func median(all []time.Duration) time.Duration {
 	return all[len(all)/2]
 }
 
-func large(b *testing.B, e endpoint) *RawClient {
+func openLarge(b *testing.B, e endpoint) *RawClient {
 	b.Helper()
 	c, err := Connect(e.address, e.tls)
 	if err != nil {
@@ -63,12 +63,12 @@ func large(b *testing.B, e endpoint) *RawClient {
 	return c
 }
 
-// stock stores n messages with one APPEND (RFC 3502).
-func stock(b *testing.B, c *RawClient, n int) {
+// storeMessages stores n messages with one APPEND (RFC 3502).
+func storeMessages(b *testing.B, c *RawClient, n int) {
 	b.Helper()
 	var literals [][]byte
 	for i := range n {
-		literals = append(literals, mailOf(300, fmt.Sprint("number ", i)))
+		literals = append(literals, messageOfSize(300, fmt.Sprint("number ", i)))
 	}
 	mustDo(b, c, "APPEND INBOX"+strings.Repeat(" {+}", n), literals...)
 }

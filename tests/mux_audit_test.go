@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// record is one line of the audit log, as an operator's programs read it.
-type record struct {
+// auditRecord is one line of the audit log, as an operator's programs read it.
+type auditRecord struct {
 	Event, Session, User, Backend, Mailbox, Mode, Mechanism, Reason, Result string
 
 	Expunged, Arrived int
@@ -22,10 +22,10 @@ type record struct {
 }
 
 // records are the audit log's so far that are of an event and a user; "" is any.
-func (g *running) records(event, user string) (all []record) {
+func (g *gateway) records(event, user string) (all []auditRecord) {
 	g.t.Helper()
-	for line := range strings.Lines(g.read("audit")) {
-		var r record
+	for line := range strings.Lines(g.readFile("audit")) {
+		var r auditRecord
 		if !strings.HasSuffix(line, "\n") {
 			break // it is being written
 		}
@@ -39,8 +39,8 @@ func (g *running) records(event, user string) (all []record) {
 	return all
 }
 
-// reasons counts records by their reason.
-func reasons(all []record) map[string]int {
+// countReasons counts records by their reason.
+func countReasons(all []auditRecord) map[string]int {
 	counts := map[string]int{}
 	for _, r := range all {
 		counts[r.Reason]++
@@ -48,8 +48,8 @@ func reasons(all []record) map[string]int {
 	return counts
 }
 
-// metric is the sum of the series whose name, with labels or without, begins so.
-func (g *running) metric(series string) (sum float64) {
+// sumMetric is the sum of the series whose name, with labels or without, begins so.
+func (g *gateway) sumMetric(series string) (sum float64) {
 	g.t.Helper()
 	answer := httptest.NewRecorder()
 	g.metrics.Handler().ServeHTTP(answer, httptest.NewRequest("GET", "/metrics", nil))

@@ -15,34 +15,34 @@ import (
 
 // What a client does at a real Dovecot is on record once, behind losses too, and
 // nothing of what it says besides the names of mailboxes.
-func TestWhatAClientDoesIsOnRecord(t *testing.T) {
+func TestEachClientCommandIsOnRecord(t *testing.T) {
 	const canary = "c4n4ry"
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: canary})
 	line := faultproxy.Start(t, backend.Plain)
-	g := startFramed(t, mux.Resume, options{ca: backend.CA, commands: audit.AllCommands, backends: map[string]upstream.Config{
-		only: {Address: line.Address(), TLSMode: upstream.NoTLS},
+	g := startMuxGateway(t, mux.Resume, gatewayOptions{ca: backend.CA, commands: audit.AllCommands, backends: map[string]upstream.Config{
+		onlyBackend: {Address: line.Address(), TLSMode: upstream.NoTLS},
 	}})
-	c := enter(t, g.at(proxy.ImplicitTLS), "")
-	mustSay(t, c, "LOGIN zoe "+canary)
-	mustSay(t, c, "CREATE Box")
+	c := mustDial(t, g.endpoint(proxy.ImplicitTLS), "")
+	mustExec(t, c, "LOGIN zoe "+canary)
+	mustExec(t, c, "CREATE Box")
 	for range 3 {
-		if err := okay(c.Do("APPEND Box ("+canary+") {}", []byte("Subject: "+canary+"\r\n\r\n"+canary+"\r\n"))); err != nil {
+		if err := checkOK(c.Do("APPEND Box ("+canary+") {}", []byte("Subject: "+canary+"\r\n\r\n"+canary+"\r\n"))); err != nil {
 			t.Fatal(err)
 		}
 	}
-	mustSay(t, c, "SELECT Box")
-	line.Reset()
-	mustSay(t, c, "STORE 1:2 +FLAGS (\\Deleted "+canary+")")
-	mustSay(t, c, "UID SEARCH SUBJECT "+canary)
-	line.Reset()
-	mustSay(t, c, "FETCH 2:* (BODY.PEEK[HEADER.FIELDS ("+canary+")])")
-	mustSay(t, c, "COPY 3 INBOX")
-	if got, err := c.Do("COPY 3 Nowhere"); err != nil || !strings.Contains(shown(got), " NO [TRYCREATE]") {
+	mustExec(t, c, "SELECT Box")
+	line.ResetConns()
+	mustExec(t, c, "STORE 1:2 +FLAGS (\\Deleted "+canary+")")
+	mustExec(t, c, "UID SEARCH SUBJECT "+canary)
+	line.ResetConns()
+	mustExec(t, c, "FETCH 2:* (BODY.PEEK[HEADER.FIELDS ("+canary+")])")
+	mustExec(t, c, "COPY 3 INBOX")
+	if got, err := c.Do("COPY 3 Nowhere"); err != nil || !strings.Contains(formatResponses(got), " NO [TRYCREATE]") {
 		t.Errorf("a COPY to nowhere: %v, %v", got, err)
 	}
-	mustSay(t, c, "EXPUNGE")
-	mustSay(t, c, "RENAME Box \"New box\"")
-	mustSay(t, c, "LOGOUT")
+	mustExec(t, c, "EXPUNGE")
+	mustExec(t, c, "RENAME Box \"New box\"")
+	mustExec(t, c, "LOGOUT")
 	want := `CREATE Box>  0 [] ok
 APPEND Box>  0 [27] ok APPENDUID
 APPEND Box>  0 [27] ok APPENDUID
@@ -57,7 +57,7 @@ EXPUNGE Box>  0 [] ok
 RENAME Box> New box 0 [] ok
 LOGOUT >  0 [] ok
 `
-	testbed.Within(t, testbed.Patience, "the end to be on record", func() bool { return len(g.records("session_ended", "zoe")) == 1 })
+	testbed.Eventually(t, testbed.Timeout, "the end to be on record", func() bool { return len(g.records("session_ended", "zoe")) == 1 })
 	var got strings.Builder
 	for _, r := range g.records("command", "zoe") {
 		fmt.Fprintln(&got, strings.TrimSpace(fmt.Sprintf("%s %s> %s %d %v %s %s", r.Command, r.Mailbox, r.To, r.Messages, r.Literals, r.Result, r.Code)))
@@ -71,7 +71,7 @@ LOGOUT >  0 [] ok
 	if lost := len(g.records("upstream_lost", "zoe")); lost != 2 {
 		t.Errorf("%d losses", lost)
 	}
-	if strings.Contains(strings.ToLower(g.read("audit")), canary) {
-		t.Errorf("what nobody is to know is on record:\n%s", g.read("audit"))
+	if strings.Contains(strings.ToLower(g.readFile("audit")), canary) {
+		t.Errorf("what nobody is to know is on record:\n%s", g.readFile("audit"))
 	}
 }

@@ -66,33 +66,33 @@ func TestEveryCommandThatIsExecutedIsOnRecord(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{})
 	for _, mode := range []mux.Mode{mux.Reuse, mux.Resume} {
 		t.Run(string(mode), func(t *testing.T) {
-			g := startFramed(t, mode, options{ca: backend.CA, commands: audit.AllCommands, backends: map[string]upstream.Config{
-				only: {Address: backend.Plain, TLSMode: upstream.NoTLS},
+			g := startMuxGateway(t, mode, gatewayOptions{ca: backend.CA, commands: audit.AllCommands, backends: map[string]upstream.Config{
+				onlyBackend: {Address: backend.Plain, TLSMode: upstream.NoTLS},
 			}})
-			p := &prober{T: t, g: g, user: "lit." + string(mode)}
+			p := &literalProber{T: t, g: g, user: "lit." + string(mode)}
 			p.open()
-			if err := okay(p.c.Do("APPEND INBOX {}", []byte("Subject: x\r\n\r\nx\r\n"))); err != nil {
+			if err := checkOK(p.c.Do("APPEND INBOX {}", []byte("Subject: x\r\n\r\nx\r\n"))); err != nil {
 				t.Fatal(err)
 			}
 			p.probeAll()
-			p.compare(mailboxesAt(t, backend, p.user), "ok")
+			p.compare(listMailboxes(t, backend, p.user), "ok")
 		})
 	}
 }
 
-// probesAtRandom is how many lines are made up; with literalProbes in the environment,
+// defaultProbes is how many lines are made up; with probesEnv in the environment,
 // as many as it says.
 const (
-	probesAtRandom = 60
-	literalProbes  = "LITERAL_PROBES"
+	defaultProbes = 60
+	probesEnv     = "LITERAL_PROBES"
 )
 
 // Lines that nobody has thought of are no different: made up of the forms, cut anywhere,
 // put together, and with characters that mean something put in or left out.
-func TestEveryCommandBehindALineMadeUpIsOnRecord(t *testing.T) {
+func TestEveryCommandAfterARandomLineIsOnRecord(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{})
-	probes := probesAtRandom
-	if text := os.Getenv(literalProbes); text != "" {
+	probes := defaultProbes
+	if text := os.Getenv(probesEnv); text != "" {
 		var err error
 		if probes, err = strconv.Atoi(text); err != nil {
 			t.Fatal(err)
@@ -102,28 +102,28 @@ func TestEveryCommandBehindALineMadeUpIsOnRecord(t *testing.T) {
 		t.Run(string(mode), func(t *testing.T) {
 			seed := testbed.Seed(t)
 			rnd := rand.New(rand.NewPCG(seed, 0))
-			g := startFramed(t, mode, options{ca: backend.CA, commands: audit.AllCommands, backends: map[string]upstream.Config{
-				only: {Address: backend.Plain, TLSMode: upstream.NoTLS},
+			g := startMuxGateway(t, mode, gatewayOptions{ca: backend.CA, commands: audit.AllCommands, backends: map[string]upstream.Config{
+				onlyBackend: {Address: backend.Plain, TLSMode: upstream.NoTLS},
 			}})
-			p := &prober{T: t, g: g, user: "rnd." + string(mode)}
+			p := &literalProber{T: t, g: g, user: "rnd." + string(mode)}
 			p.open()
-			if err := okay(p.c.Do("APPEND INBOX {}", []byte("Subject: x\r\n\r\nx\r\n"))); err != nil {
+			if err := checkOK(p.c.Do("APPEND INBOX {}", []byte("Subject: x\r\n\r\nx\r\n"))); err != nil {
 				t.Fatal(err)
 			}
 			for i := range probes {
-				before, after := madeUp(rnd)
+				before, after := randomLine(rnd)
 				size := [...]string{"{%d}", "{%d+}"}[rnd.IntN(2)]
 				p.probeBetween(before, size, after, fmt.Sprint("push", i))
 			}
 			p.close()
-			p.compare(mailboxesAt(t, backend, p.user), "ok")
+			p.compare(listMailboxes(t, backend, p.user), "ok")
 		})
 	}
 }
 
-// madeUp is a line with a literal, in two parts. A line end in it would make two of it,
+// randomLine is a line with a literal, in two parts. A line end in it would make two of it,
 // and behind the first the session may be spliced.
-func madeUp(rnd *rand.Rand) (before, after string) {
+func randomLine(rnd *rand.Rand) (before, after string) {
 	const meaning = " ()[]{}\"\\*%~+,:<>.$"
 	form := func() (before, after string) {
 		for {
@@ -157,28 +157,28 @@ func madeUp(rnd *rand.Rand) (before, after string) {
 func TestABackendThatRefusesEverythingIsSentNoLiteral(t *testing.T) {
 	for _, mode := range []mux.Mode{mux.Reuse, mux.Resume} {
 		t.Run(string(mode), func(t *testing.T) {
-			b := &refusing{heard: map[string]bool{}}
-			g := startFramed(t, mode, options{ca: testbed.NewCA(t), commands: audit.AllCommands, backends: map[string]upstream.Config{
-				only: {Address: startStubThat(t, nil, b.talk).address(), TLSMode: upstream.NoTLS},
+			b := &refusingBackend{commands: map[string]bool{}}
+			g := startMuxGateway(t, mode, gatewayOptions{ca: testbed.NewCA(t), commands: audit.AllCommands, backends: map[string]upstream.Config{
+				onlyBackend: {Address: startStubWith(t, nil, b.serve).address(), TLSMode: upstream.NoTLS},
 			}})
-			p := &prober{T: t, g: g, user: "lit." + string(mode)}
+			p := &literalProber{T: t, g: g, user: "lit." + string(mode)}
 			p.open()
 			p.probeAll()
 			b.mu.Lock()
 			defer b.mu.Unlock()
-			p.compare(b.heard, "bad")
+			p.compare(b.commands, "bad")
 		})
 	}
 }
 
-// refusing is such a backend. It lets a client select INBOX, do nothing, and append
+// refusingBackend is such a backend. It lets a client select INBOX, do nothing, and append
 // what RFC 7888 does not let it refuse early.
-type refusing struct {
-	mu    sync.Mutex
-	heard map[string]bool // Guarded by mu. The mailboxes of CREATE.
+type refusingBackend struct {
+	mu       sync.Mutex
+	commands map[string]bool // Guarded by mu. The mailboxes of CREATE.
 }
 
-func (b *refusing) talk(conn net.Conn) {
+func (b *refusingBackend) serve(conn net.Conn) {
 	r, w := bufio.NewReader(conn), bufio.NewWriter(conn)
 	_, _ = w.WriteString("* OK [CAPABILITY IMAP4rev1 SASL-IR LITERAL+ AUTH=PLAIN] ready\r\n") // Flush has the error
 	for w.Flush() == nil {
@@ -202,7 +202,7 @@ func (b *refusing) talk(conn net.Conn) {
 			status = "OK done"
 		case name == "CREATE":
 			b.mu.Lock()
-			b.heard[args] = true
+			b.commands[args] = true
 			b.mu.Unlock()
 		case name == "APPEND":
 			if size, ok := literalSize(strings.Replace(rest, "+}", "}", 1)); ok && strings.HasSuffix(rest, "+}") {
@@ -215,11 +215,11 @@ func (b *refusing) talk(conn net.Conn) {
 	}
 }
 
-// mailboxesAt are a user's mailboxes at Dovecot itself.
-func mailboxesAt(t *testing.T, backend *testbed.Dovecot, user string) map[string]bool {
+// listMailboxes are a user's mailboxes at Dovecot itself.
+func listMailboxes(t *testing.T, backend *testbed.Dovecot, user string) map[string]bool {
 	t.Helper()
-	c := enter(t, directly(backend)(t, user), "")
-	mustSay(t, c, "LOGIN "+user+" "+password)
+	c := mustDial(t, directEndpoint(backend)(t, user), "")
+	mustExec(t, c, "LOGIN "+user+" "+password)
 	got, err := c.Do(`LIST "" *`)
 	if err != nil {
 		t.Fatal(err)
@@ -235,36 +235,36 @@ func mailboxesAt(t *testing.T, backend *testbed.Dovecot, user string) map[string
 	return all
 }
 
-// prober sends forms, in one session after another.
-type prober struct {
+// literalProber sends forms, in one session after another.
+type literalProber struct {
 	*testing.T
 
 	// Set once.
-	g    *running
+	g    *gateway
 	user string
 
 	// Owned by the test.
-	c        *RawClient // nil: the last session has ended, or is pinned
-	sessions int
-	said     []string // since the form was sent
+	c         *RawClient // nil: the last session has ended, or is pinned
+	sessions  int
+	responses []string // since the form was sent
 }
 
-func (p *prober) open() {
+func (p *literalProber) open() {
 	p.Helper()
-	p.c = enter(p.T, p.g.at(proxy.NoTLS), "")
+	p.c = mustDial(p.T, p.g.endpoint(proxy.NoTLS), "")
 	p.sessions++
-	mustSay(p.T, p.c, "LOGIN "+p.user+" "+password)
+	mustExec(p.T, p.c, "LOGIN "+p.user+" "+password)
 }
 
-// sampled says that one form of so many is sent, unless all are asked for: all of them
+// sampleInterval says that one form of so many is sent, unless all are asked for: all of them
 // take minutes.
-const sampled = 5
+const sampleInterval = 5
 
 // probeAll sends each form twice: with a literal that waits, and one that does not.
-func (p *prober) probeAll() {
-	all := os.Getenv(soak) != ""
+func (p *literalProber) probeAll() {
+	all := os.Getenv(soakEnv) != ""
 	for i, form := range literalForms {
-		if i%sampled != 0 && !all {
+		if i%sampleInterval != 0 && !all {
 			continue
 		}
 		p.probe(form, "{%d}", fmt.Sprintf("wait%d", i))
@@ -274,33 +274,33 @@ func (p *prober) probeAll() {
 }
 
 // close ends the last session, and waits until all ends are on record.
-func (p *prober) close() {
+func (p *literalProber) close() {
 	p.Helper()
 	if p.c != nil {
 		_ = p.c.Close()
 	}
-	testbed.Within(p, testbed.Patience, "all ends to be on record", func() bool {
+	testbed.Eventually(p, testbed.Timeout, "all ends to be on record", func() bool {
 		return len(p.g.records("session_ended", p.user)) == p.sessions
 	})
 }
 
 // probe sends a form whose literal holds a command that makes a mailbox.
-func (p *prober) probe(form, size, mailbox string) {
+func (p *literalProber) probe(form, size, mailbox string) {
 	p.Helper()
 	before, after := cutForm(form)
 	p.probeBetween(before, size, after, mailbox)
 }
 
 // probeBetween is probe with what comes before the literal, and behind it.
-func (p *prober) probeBetween(before, size, after, mailbox string) {
+func (p *literalProber) probeBetween(before, size, after, mailbox string) {
 	p.Helper()
 	if p.c == nil {
 		p.open()
 	}
-	mustSay(p.T, p.c, "SELECT INBOX")
-	pins := p.g.metric("imapgate_mux_pins_total")
+	mustExec(p.T, p.c, "SELECT INBOX")
+	pins := p.g.sumMetric("imapgate_mux_pins_total")
 	payload := fmt.Sprintf("x1 CREATE %s\r\nx2 NOOP\r\n", mailbox)
-	p.said = nil
+	p.responses = nil
 	p.write("f " + before + fmt.Sprintf(size, len(payload)) + "\r\n")
 	if strings.Contains(size, "+") || p.until("f ", "* BAD") == "+" {
 		p.write(payload + after + "\r\n")
@@ -309,8 +309,8 @@ func (p *prober) probeBetween(before, size, after, mailbox string) {
 		p.write("DONE\r\nz NOOP\r\n")
 		p.until("z ")
 	}
-	p.Logf("%q %s %q: %q", before, size, after, p.said)
-	if p.c != nil && p.g.metric("imapgate_mux_pins_total") > pins { // nothing in it is on record any more
+	p.Logf("%q %s %q: %q", before, size, after, p.responses)
+	if p.c != nil && p.g.sumMetric("imapgate_mux_pins_total") > pins { // nothing in it is on record any more
 		_ = p.c.Close()
 		p.c = nil
 	}
@@ -327,26 +327,26 @@ func cutForm(form string) (before, after string) {
 	return form, ""
 }
 
-func (p *prober) write(text string) {
+func (p *literalProber) write(text string) {
 	if _, err := io.WriteString(p.c, text); err != nil {
-		p.Errorf("%q after %q: %v", text, p.said, err)
+		p.Errorf("%q after %q: %v", text, p.responses, err)
 	}
 }
 
 // until reads up to a response that begins with one of these, or that asks for a
 // literal, and gives how it begins; "" is the end of the session.
-func (p *prober) until(prefixes ...string) string {
+func (p *literalProber) until(prefixes ...string) string {
 	p.Helper()
 	for {
 		r, err := p.c.Read()
 		if err != nil {
 			if !errors.Is(err, io.EOF) {
-				p.Errorf("after %q: %v", p.said, err)
+				p.Errorf("after %q: %v", p.responses, err)
 			}
 			p.c = nil
 			return ""
 		}
-		p.said = append(p.said, r.Text)
+		p.responses = append(p.responses, r.Text)
 		for _, prefix := range append(prefixes, "+") {
 			if strings.HasPrefix(r.Text, prefix) && (prefix != "+" || prefixes[0] != "z ") {
 				return prefix
@@ -357,7 +357,7 @@ func (p *prober) until(prefixes ...string) string {
 
 // compare wants on record, with its result, every CREATE of a probe that the backend
 // has heard, and nothing else, and no complaint.
-func (p *prober) compare(executed map[string]bool, result string) {
+func (p *literalProber) compare(executed map[string]bool, result string) {
 	p.Helper()
 	ofProbe := func(mailbox string) bool {
 		return strings.HasPrefix(mailbox, "wait") || strings.HasPrefix(mailbox, "push")
@@ -376,7 +376,7 @@ func (p *prober) compare(executed map[string]bool, result string) {
 		p.Errorf("the backend has heard CREATE of %q, on record are %q", got, want)
 	}
 	for _, metric := range []string{"imapgate_backend_protocol_violations_total", "imapgate_mux_backend_spliced"} {
-		if n := p.g.metric(metric); n != 0 {
+		if n := p.g.sumMetric(metric); n != 0 {
 			p.Errorf("%s is %v", metric, n)
 		}
 	}

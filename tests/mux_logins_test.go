@@ -20,32 +20,32 @@ import (
 
 // What a login at the backend costs, twenty returning users are spared.
 const (
-	fasterBy = 8    // times the logins a second of going direct
-	cpuShare = 0.05 // of the backend's CPU for a login
+	minSpeedup  = 8    // times the logins a second of going direct
+	maxCPUShare = 0.05 // of the backend's CPU for a login
 )
 
 // Twenty users log in, open INBOX and log out, over and over: directly, by a
 // gateway that keeps their connections, and by it without TLS in front, as
 // webmail on the same machine does. At full size the bars hold; in the
 // small only the numbers are shown, since others may need the machine.
-func TestReturningUsersSpareTheBackendTheirLogins(t *testing.T) {
+func TestReturningUsersReuseBackendLogins(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
-	g := startFramed(t, mux.Reuse, options{
-		ca: backend.CA, backends: map[string]upstream.Config{only: to(backend, upstream.ImplicitTLS)},
+	g := startMuxGateway(t, mux.Reuse, gatewayOptions{
+		ca: backend.CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS)},
 	})
-	ways := []endpoint{directly(backend)(t, ""), g.at(proxy.ImplicitTLS), g.at(proxy.NoTLS)}
+	ways := []endpoint{directEndpoint(backend)(t, ""), g.endpoint(proxy.ImplicitTLS), g.endpoint(proxy.NoTLS)}
 	rates, costs := make([]float64, len(ways)), make([]time.Duration, len(ways))
-	n := soaked(100, 2_000)
+	n := testSize(100, 2_000)
 	for i, e := range ways {
 		if e.tls != nil { // those who return resume (RFC 8446 §2.2)
 			e.tls = e.tls.Clone()
 			e.tls.ClientSessionCache = tls.NewLRUClientSessionCache(0)
 		}
-		if err := comeAndGo(e, 20); err != nil { // INBOX is made; connections wait
+		if err := runReturningSessions(e, 20); err != nil { // INBOX is made; connections wait
 			t.Fatal(err)
 		}
 		before, began := groupCPU(t, backend), time.Now()
-		if err := comeAndGo(e, n); err != nil {
+		if err := runReturningSessions(e, n); err != nil {
 			t.Fatal(err)
 		}
 		took := time.Since(began)
@@ -54,30 +54,30 @@ func TestReturningUsersSpareTheBackendTheirLogins(t *testing.T) {
 		faster, share := rates[i]/rates[0], float64(costs[i])/float64(costs[0])
 		t.Logf("%s: %d logins, %.0f a second (%.1f times), %v of the backend's CPU each (%.1f %%)",
 			[]string{"directly", "by the gateway", "by the gateway, beside it"}[i], n, rates[i], faster, costs[i], 100*share)
-		if os.Getenv(soak) != "1" || i == 0 {
+		if os.Getenv(soakEnv) != "1" || i == 0 {
 			continue
 		}
 		// Where there is TLS in front, most of a login is its handshake, and half of
 		// that is this process's own: what it says is how fast clients are.
-		if share > cpuShare || e.tls == nil && faster < fasterBy {
-			t.Errorf("want %d times, %.0f %%", fasterBy, 100*cpuShare)
+		if share > maxCPUShare || e.tls == nil && faster < minSpeedup {
+			t.Errorf("want %d times, %.0f %%", minSpeedup, 100*maxCPUShare)
 		}
 	}
 }
 
-// comeAndGo makes n sessions of twenty users, four at a time.
-func comeAndGo(e endpoint, n int) error {
+// runReturningSessions makes n sessions of twenty users, four at a time.
+func runReturningSessions(e endpoint, n int) error {
 	var all errgroup.Group
 	all.SetLimit(4)
 	for i := range n {
 		all.Go(func() error {
-			p, err := call(e, fmt.Sprintf("127.6.0.%d", 1+i%250))
+			p, err := dialLight(e, fmt.Sprintf("127.6.0.%d", 1+i%250))
 			if err != nil {
 				return err
 			}
 			defer p.conn.Close() // it has logged out
 			for _, command := range []string{fmt.Sprintf("LOGIN user%d %s", i%20, password), "SELECT INBOX", "LOGOUT"} {
-				if err := p.ask(command); err != nil {
+				if err := p.exec(command); err != nil {
 					return err
 				}
 			}
@@ -87,8 +87,8 @@ func comeAndGo(e endpoint, n int) error {
 	return all.Wait()
 }
 
-// tick is the unit of times in /proc: a hundredth of a second wherever Linux runs.
-const tick = 10 * time.Millisecond
+// clockTick is the unit of times in /proc: a hundredth of a second wherever Linux runs.
+const clockTick = 10 * time.Millisecond
 
 // groupCPU is the CPU time of all processes of a backend, those that have ended
 // included: their parent has waited for them.
@@ -114,7 +114,7 @@ func groupCPU(t *testing.T, backend *testbed.Dovecot) (sum time.Duration) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			sum += time.Duration(ticks) * tick
+			sum += time.Duration(ticks) * clockTick
 		}
 	}
 	return sum

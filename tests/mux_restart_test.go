@@ -20,72 +20,72 @@ import (
 	"imapgate/routing"
 )
 
-// inn is a gateway before a Dovecot that can be away, and its guests.
-type inn struct {
+// restartTest is a gateway before a Dovecot that can be away, and its guests.
+type restartTest struct {
 	// Set once.
 	*testing.T
-	backend mailServer
-	door    *faultproxy.Proxy // on the gateway's way to the backend
-	muted   *faultproxy.Proxy // another way, for users in deaf
-	g       *running
-	film    []byte
+	backend      mailServer
+	faultProxy   *faultproxy.Proxy // on the gateway's way to the backend
+	mutedProxy   *faultproxy.Proxy // another way, for users in deaf
+	g            *gateway
+	largeMessage []byte
 
-	mu     sync.Mutex
-	guests []*guest // Guarded by mu.
+	mu       sync.Mutex
+	sessions []*restingSession // Guarded by mu.
 }
 
-// guest is a client that is in the middle of something when the backend ends.
-type guest struct {
+// restingSession is a client that is in the middle of something when the backend ends.
+type restingSession struct {
 	// Set once.
 	*RawClient
-	user string
-	wake func(*guest) error // what it does when the backend is back
-	tag  string             // of the command it is in
+	user   string
+	resume func(*restingSession) error // what it does when the backend is back
+	tag    string                      // of the command it is in
 }
 
 const (
-	families = 20        // users who have guests at rest
-	slept    = 3         // messages each of them has
-	deaf     = "deaf"    // users whose answers are withheld
-	famous   = "famous"  // has a large message
-	part     = 512 << 10 // of a message that is being stored
+	restingUserCount = 20        // users who have guests at rest
+	initialMessages  = 3         // messages each of them has
+	mutedUser        = "deaf"    // users whose answers are withheld
+	largeMailUser    = "famous"  // has a large message
+	halfSize         = 512 << 10 // of a message that is being stored
 )
 
-// innUsers are all who may come.
-func innUsers() []string {
-	all := []string{famous}
-	for i := range families {
-		for _, who := range []string{"family", "patient", "hasty", deaf} {
-			all = append(all, fmt.Sprint(who, i))
+// restartUsers are all who may come.
+func restartUsers() []string {
+	all := []string{largeMailUser}
+	for i := range restingUserCount {
+		for _, prefix := range []string{"family", "patient", "hasty", mutedUser} {
+			all = append(all, fmt.Sprint(prefix, i))
 		}
 	}
 	return all
 }
 
-// openInn starts all and fills the mailboxes.
-func openInn(t *testing.T) *inn {
+// startRestartTest starts all and fills the mailboxes.
+func startRestartTest(t *testing.T) *restartTest {
 	t.Helper()
-	h := &inn{T: t, film: attachment(40 << 20)}
-	h.backend = startMail(t, innUsers()...)
-	h.door, h.muted = faultproxy.Start(t, h.backend.Where().TLS), faultproxy.Start(t, h.backend.Where().TLS)
-	open, muted := to(h.backend, upstream.ImplicitTLS), to(h.backend, upstream.ImplicitTLS)
-	open.Address, muted.Address = h.door.Address(), h.muted.Address()
+	h := &restartTest{T: t, largeMessage: attachment(40 << 20)}
+	h.backend = startMail(t, restartUsers()...)
+	h.faultProxy, h.mutedProxy = faultproxy.Start(t, h.backend.Endpoints().TLS), faultproxy.Start(t, h.backend.Endpoints().TLS)
+	open, muted := upstreamConfig(h.backend, upstream.ImplicitTLS), upstreamConfig(h.backend, upstream.ImplicitTLS)
+	open.Address, muted.Address = h.faultProxy.Address(), h.mutedProxy.Address()
 	users := map[string]string{}
-	for i := range families {
-		users[fmt.Sprint(deaf, i)] = "muted"
+	for i := range restingUserCount {
+		users[fmt.Sprint(mutedUser, i)] = "muted"
 	}
 	settings := muxSettings()
-	settings.HoldMax = 4 * testbed.Patience // all come back at once, to processes that have yet to start
+	settings.CommandHoldTimeout = 4 * testbed.Timeout // all come back at once, to processes that have yet to start
 	mode := proxy.Mode{Name: string(mux.Resume), Mux: settings}
-	h.g = startGateway(t, options{
-		ca: h.backend.Where().CA, backends: map[string]upstream.Config{only: open, "muted": muted},
-		modes:   map[string]proxy.Mode{only: mode, "muted": mode},
+	h.g = startGateway(t, gatewayOptions{
+		ca: h.backend.Endpoints().CA, backends: map[string]upstream.Config{onlyBackend: open, "muted": muted},
+		modes:   map[string]proxy.Mode{onlyBackend: mode, "muted": mode},
 		routing: routing.Config{Static: routing.Static{Users: users}},
 	})
-	h.each(func(user string) error {
-		return h.directly(user, func(c *RawClient) error {
-			for i := range slept {
-				if err := okay(c.Do("APPEND INBOX {+}", mail(fmt.Sprint("before ", i+1)))); err != nil {
+	h.forEachUser(func(user string) error {
+		return h.runDirectSession(user, func(c *RawClient) error {
+			for i := range initialMessages {
+				if err := checkOK(c.Do("APPEND INBOX {+}", newMessage(fmt.Sprint("before ", i+1)))); err != nil {
 					return err
 				}
 			}
@@ -95,11 +95,11 @@ func openInn(t *testing.T) *inn {
 	return h
 }
 
-// each calls do for every family at once.
-func (h *inn) each(do func(user string) error) {
+// forEachUser calls do for every family at once.
+func (h *restartTest) forEachUser(do func(user string) error) {
 	h.Helper()
 	var all errgroup.Group
-	for i := range families {
+	for i := range restingUserCount {
 		all.Go(func() error { return do(fmt.Sprint("family", i)) })
 	}
 	if err := all.Wait(); err != nil {
@@ -107,24 +107,24 @@ func (h *inn) each(do func(user string) error) {
 	}
 }
 
-// directly is a session at the backend itself.
-func (h *inn) directly(user string, do func(*RawClient) error) error {
-	c, err := reach(directly(h.backend)(h, user), "")
+// runDirectSession is a session at the backend itself.
+func (h *restartTest) runDirectSession(user string, do func(*RawClient) error) error {
+	c, err := dialIMAP(directEndpoint(h.backend)(h, user), "")
 	if err != nil {
 		return err
 	}
 	defer c.Close() // it has logged out
-	if err := okay(c.Do("LOGIN " + user + " " + password)); err != nil {
+	if err := checkOK(c.Do("LOGIN " + user + " " + password)); err != nil {
 		return err
 	}
 	if err := do(c); err != nil {
 		return fmt.Errorf("%s: %w", user, err)
 	}
-	return okay(c.Do("LOGOUT"))
+	return checkOK(c.Do("LOGOUT"))
 }
 
-// okay wants a command to be answered OK.
-func okay(got []Response, err error) error {
+// checkOK wants a command to be answered OK.
+func checkOK(got []Response, err error) error {
 	if err != nil {
 		return err
 	}
@@ -134,69 +134,71 @@ func okay(got []Response, err error) error {
 	return nil
 }
 
-// admit logs a guest in and lets it begin; wake is what it does later.
-func (h *inn) admit(user string, begin func(*guest) error, wake func(*guest) error) error {
-	c, err := reach(h.g.at(proxy.ImplicitTLS), "")
+// openSession logs a guest in and lets it begin; wake is what it does later.
+func (h *restartTest) openSession(user string, begin func(*restingSession) error, resume func(*restingSession) error) error {
+	c, err := dialIMAP(h.g.endpoint(proxy.ImplicitTLS), "")
 	if err != nil {
 		return err
 	}
-	g := &guest{RawClient: c, user: user, wake: wake}
+	g := &restingSession{RawClient: c, user: user, resume: resume}
 	h.mu.Lock()
-	h.guests = append(h.guests, g)
+	h.sessions = append(h.sessions, g)
 	h.mu.Unlock()
-	if err := okay(c.Do("LOGIN " + user + " " + password)); err != nil {
+	if err := checkOK(c.Do("LOGIN " + user + " " + password)); err != nil {
 		return err
 	}
 	return begin(g)
 }
 
-// fill admits n guests at rest, in each of the ways.
-func (h *inn) fill(n int) {
+// openResting admits n guests at rest, in each of the ways.
+func (h *restartTest) openResting(n int) {
 	h.Helper()
 	var all errgroup.Group
 	all.SetLimit(16)
 	for i := range n {
-		way := rests[i%len(rests)]
-		all.Go(func() error { return h.admit(fmt.Sprint("family", i/len(rests)%families), way.begin, way.wake) })
+		way := restingStates[i%len(restingStates)]
+		all.Go(func() error {
+			return h.openSession(fmt.Sprint("family", i/len(restingStates)%restingUserCount), way.begin, way.wake)
+		})
 	}
 	if err := all.Wait(); err != nil {
 		h.Fatalf("let guests in: %v", err)
 	}
 }
 
-// restart ends the backend and brings it back. Before the gateway sees it again,
+// restartBackend ends the backend and brings it back. Before the gateway sees it again,
 // every family gets a letter, flags one and loses one.
-func (h *inn) restart(end func(mailServer)) {
+func (h *restartTest) restartBackend(end func(mailServer)) {
 	h.Helper()
-	for _, door := range []*faultproxy.Proxy{h.door, h.muted} {
-		door.SetDoor(faultproxy.Closed)
+	for _, p := range []*faultproxy.Proxy{h.faultProxy, h.mutedProxy} {
+		p.SetAcceptMode(faultproxy.Refuse)
 	}
 	end(h.backend)
 	h.backend.Restart()
-	h.each(func(user string) error {
-		return h.directly(user, func(c *RawClient) error {
+	h.forEachUser(func(user string) error {
+		return h.runDirectSession(user, func(c *RawClient) error {
 			return errors.Join(
-				okay(c.Do("SELECT INBOX")),
-				okay(c.Do(`STORE 1 +FLAGS.SILENT (\Deleted)`)), okay(c.Do("EXPUNGE")),
-				okay(c.Do(`STORE 1 +FLAGS.SILENT (\Flagged)`)),
-				okay(c.Do("APPEND INBOX {+}", mail("meanwhile"))),
+				checkOK(c.Do("SELECT INBOX")),
+				checkOK(c.Do(`STORE 1 +FLAGS.SILENT (\Deleted)`)), checkOK(c.Do("EXPUNGE")),
+				checkOK(c.Do(`STORE 1 +FLAGS.SILENT (\Flagged)`)),
+				checkOK(c.Do("APPEND INBOX {+}", newMessage("meanwhile"))),
 			)
 		})
 	})
-	for _, door := range []*faultproxy.Proxy{h.door, h.muted} {
-		door.Reset()
-		door.SetDoor(faultproxy.Open)
+	for _, p := range []*faultproxy.Proxy{h.faultProxy, h.mutedProxy} {
+		p.ResetConns()
+		p.SetAcceptMode(faultproxy.Accept)
 	}
 }
 
-// wake lets every guest go on.
-func (h *inn) wake() {
+// resumeAll lets every guest go on.
+func (h *restartTest) resumeAll() {
 	h.Helper()
 	var all errgroup.Group
-	for _, g := range h.guests {
+	for _, g := range h.sessions {
 		all.Go(func() error {
 			defer g.Close() // it has logged out, or was left
-			if err := g.wake(g); err != nil {
+			if err := g.resume(g); err != nil {
 				return fmt.Errorf("%s: %w", g.user, err)
 			}
 			return nil
@@ -207,23 +209,23 @@ func (h *inn) wake() {
 	}
 }
 
-// rests are the ways of having no command in flight.
-var rests = []struct {
-	begin, wake func(*guest) error
+// restingStates are the ways of having no command in flight.
+var restingStates = []struct {
+	begin, wake func(*restingSession) error
 }{
 	{ // in IDLE
-		func(g *guest) (err error) {
-			if err := okay(g.Do("SELECT INBOX")); err != nil {
+		func(g *restingSession) (err error) {
+			if err := checkOK(g.Do("SELECT INBOX")); err != nil {
 				return err
 			}
 			if g.tag, err = g.Send("IDLE"); err != nil {
 				return err
 			}
-			return g.goAhead()
+			return g.awaitContinuation()
 		},
-		func(g *guest) error {
+		func(g *restingSession) error {
 			var heard []Response
-			for !missed(heard, `* 1 EXPUNGE`) {
+			for !containsChanges(heard, `* 1 EXPUNGE`) {
 				r, err := g.Read()
 				if err != nil {
 					return fmt.Errorf("in IDLE, after %v: %w", heard, err)
@@ -231,65 +233,67 @@ var rests = []struct {
 				heard = append(heard, r)
 			}
 			_, err := io.WriteString(g, "DONE\r\n")
-			return errors.Join(err, okay(g.Until(g.tag)), okay(g.Do("LOGOUT")))
+			return errors.Join(err, checkOK(g.ReadUntil(g.tag)), checkOK(g.Do("LOGOUT")))
 		},
 	},
 	{ // with a mailbox
-		(*guest).opens,
-		func(g *guest) error { return g.hears("NOOP", `* 1 EXPUNGE`) },
+		(*restingSession).selectInbox,
+		func(g *restingSession) error { return g.checkChanges("NOOP", `* 1 EXPUNGE`) },
 	},
 	{ // with a mailbox, and extensions
-		func(g *guest) error { return errors.Join(okay(g.Do("ENABLE QRESYNC")), okay(g.Do("SELECT INBOX"))) },
-		func(g *guest) error { return g.hears("NOOP", `* VANISHED 1`) },
+		func(g *restingSession) error {
+			return errors.Join(checkOK(g.Do("ENABLE QRESYNC")), checkOK(g.Do("SELECT INBOX")))
+		},
+		func(g *restingSession) error { return g.checkChanges("NOOP", `* VANISHED 1`) },
 	},
 	{ // without a mailbox
-		func(*guest) error { return nil },
-		func(g *guest) error {
-			return errors.Join(okay(g.Do("NOOP")), okay(g.Do("STATUS INBOX (MESSAGES)")), okay(g.Do("LOGOUT")))
+		func(*restingSession) error { return nil },
+		func(g *restingSession) error {
+			return errors.Join(checkOK(g.Do("NOOP")), checkOK(g.Do("STATUS INBOX (MESSAGES)")), checkOK(g.Do("LOGOUT")))
 		},
 	},
 }
 
-// hears sends a command whose answer must bring what was missed.
-func (g *guest) hears(command, gone string) error {
+// checkChanges sends a command whose answer must bring what was missed.
+func (g *restingSession) checkChanges(command, gone string) error {
 	got, err := g.Do(command)
-	if err := okay(got, err); err != nil {
+	if err := checkOK(got, err); err != nil {
 		return fmt.Errorf("%s, after %v: %w", command, got, err)
 	}
-	if !missed(got, gone) {
+	if !containsChanges(got, gone) {
 		return fmt.Errorf("%s brought only %v", command, got)
 	}
-	return okay(g.Do("LOGOUT"))
+	return checkOK(g.Do("LOGOUT"))
 }
 
-// missed says whether responses tell all that happened while the backend was not
+// containsChanges says whether responses tell all that happened while the backend was not
 // to be seen.
-func missed(heard []Response, gone string) bool {
-	all := shown(heard)
+func containsChanges(responses []Response, gone string) bool {
+	all := formatResponses(responses)
 	return strings.Contains(all, gone+"\n") && strings.Contains(all, "* 3 EXISTS\n") && strings.Contains(all, `\Flagged)`)
 }
 
-// endings are the ways in which a backend ends.
-var endings = []struct {
+// stopMethods are the ways in which a backend ends.
+var stopMethods = []struct {
 	name string
 	end  func(mailServer)
 }{{"by TERM", mailServer.Stop}, {"by KILL", mailServer.Kill}}
 
 // Two hundred clients rest, in every way, when their backend ends. Nobody is
 // disconnected, and each hears of all that it has missed.
-func TestNobodyAtRestIsDisconnectedByARestart(t *testing.T) {
+func TestSessionsAtRestSurviveABackendRestart(t *testing.T) {
 	n := 200
 	if testbed.HasCyrus() {
 		n = 40 // each connection takes a process there, which needs much longer to start
 	}
-	for _, way := range endings {
-		t.Run(way.name, func(t *testing.T) {
+	for _, method := range stopMethods {
+		t.Run(method.name, func(t *testing.T) {
 			t.Parallel()
-			h := openInn(t)
-			h.fill(n)
-			h.restart(way.end)
-			h.wake()
-			h.leftBy(map[string]int{"client_logout": n})
+			h := startRestartTest(t)
+			h.openResting(n)
+			h.restartBackend(method.end)
+			h.resumeAll()
+			h.checkEndReasons(map[string]int{"client_logout": n})
 			if lost := len(h.g.records("upstream_lost", "")); lost < n*3/4 {
 				t.Errorf("%d upstreams were lost, of those of %d sessions", lost, n)
 			}
@@ -297,19 +301,19 @@ func TestNobodyAtRestIsDisconnectedByARestart(t *testing.T) {
 	}
 }
 
-// leftBy wants the guests' sessions to have ended so.
-func (h *inn) leftBy(want map[string]int) {
+// checkEndReasons wants the guests' sessions to have ended so.
+func (h *restartTest) checkEndReasons(want map[string]int) {
 	h.Helper()
 	total := 0
 	for _, n := range want {
 		total += n
 	}
-	var got []record
-	testbed.Within(h, testbed.Patience, "every session's end to be on record", func() bool {
+	var got []auditRecord
+	testbed.Eventually(h, testbed.Timeout, "every session's end to be on record", func() bool {
 		got = h.g.records("session_ended", "")
 		return len(got) >= total
 	})
-	if counts := reasons(got); fmt.Sprint(counts) != fmt.Sprint(want) {
+	if counts := countReasons(got); fmt.Sprint(counts) != fmt.Sprint(want) {
 		h.Errorf("sessions ended by %v; want %v", counts, want)
 	}
 }
@@ -317,43 +321,43 @@ func (h *inn) leftBy(want map[string]int) {
 // A backend ends while some clients rest, some read, some store. Everybody gets
 // what can be promised, and every message is there once.
 func TestARestartLosesAndDoublesNoMessage(t *testing.T) {
-	resting, busy := soaked(20, 160), soaked(4, 15)
-	for _, way := range endings {
-		t.Run(way.name, func(t *testing.T) {
+	resting, busy := testSize(20, 160), testSize(4, 15)
+	for _, method := range stopMethods {
+		t.Run(method.name, func(t *testing.T) {
 			t.Parallel()
-			h := openInn(t)
-			if err := h.directly(famous, func(c *RawClient) error { return okay(c.Do("APPEND INBOX {+}", h.film)) }); err != nil {
+			h := startRestartTest(t)
+			if err := h.runDirectSession(largeMailUser, func(c *RawClient) error { return checkOK(c.Do("APPEND INBOX {+}", h.largeMessage)) }); err != nil {
 				t.Fatal(err)
 			}
-			h.fill(resting)
+			h.openResting(resting)
 			for i := range busy {
 				for _, err := range []error{
-					h.admit(famous, (*guest).startReading, h.readsToTheBreak),
-					h.admit(fmt.Sprint("patient", i), beginStoring("{%d}"), storesAgain),
-					h.admit(fmt.Sprint("hasty", i), beginStoring("{%d+}"), storesAgain),
-					h.admit(fmt.Sprint(deaf, i), (*guest).opens, isLeftInDoubt),
+					h.openSession(largeMailUser, (*restingSession).startFetch, h.checkTruncatedFetch),
+					h.openSession(fmt.Sprint("patient", i), beginAppend("{%d}"), retryAppend),
+					h.openSession(fmt.Sprint("hasty", i), beginAppend("{%d+}"), retryAppend),
+					h.openSession(fmt.Sprint(mutedUser, i), (*restingSession).selectInbox, checkUnavailableBye),
 				} {
 					if err != nil {
 						t.Fatal(err)
 					}
 				}
 			}
-			h.storeUnanswered()
-			h.restart(way.end)
-			h.wake()
-			h.leftBy(map[string]int{"client_logout": resting + 2*busy, "upstream_lost": 2 * busy})
+			h.appendUnanswered()
+			h.restartBackend(method.end)
+			h.resumeAll()
+			h.checkEndReasons(map[string]int{"client_logout": resting + 2*busy, "upstream_lost": 2 * busy})
 			for i := range busy {
-				for _, who := range []string{"patient", "hasty", deaf} {
-					h.hasOne(fmt.Sprint(who, i))
+				for _, who := range []string{"patient", "hasty", mutedUser} {
+					h.checkStoredOnce(fmt.Sprint(who, i))
 				}
 			}
 		})
 	}
 }
 
-// startReading asks for the film and reads its beginning.
-func (g *guest) startReading() error {
-	if err := g.opens(); err != nil {
+// startFetch asks for the film and reads its beginning.
+func (g *restingSession) startFetch() error {
+	if err := g.selectInbox(); err != nil {
 		return err
 	}
 	if _, err := g.Send("FETCH 1 BODY.PEEK[]"); err != nil {
@@ -363,83 +367,83 @@ func (g *guest) startReading() error {
 	return err
 }
 
-// readsToTheBreak wants nothing but the film, up to a break.
-func (h *inn) readsToTheBreak(g *guest) error {
-	if err := g.conn.SetReadDeadline(time.Now().Add(Patience)); err != nil {
+// checkTruncatedFetch wants nothing but the film, up to a break.
+func (h *restartTest) checkTruncatedFetch(g *restingSession) error {
+	if err := g.conn.SetReadDeadline(time.Now().Add(Timeout)); err != nil {
 		return err
 	}
 	got, err := io.ReadAll(g.r)
-	if err != nil && !isEnd(err) {
+	if err != nil && !isConnEnd(err) {
 		return err
 	}
-	whole := append(fmt.Appendf(nil, "* 1 FETCH (BODY[] {%d}\r\n", len(h.film)), h.film...)
-	if len(got) >= len(whole) || !bytes.HasPrefix(whole, got) {
-		return fmt.Errorf("%d bytes of %d, which end in %q", len(got), len(whole), got[max(0, len(got)-80):])
+	complete := append(fmt.Appendf(nil, "* 1 FETCH (BODY[] {%d}\r\n", len(h.largeMessage)), h.largeMessage...)
+	if len(got) >= len(complete) || !bytes.HasPrefix(complete, got) {
+		return fmt.Errorf("%d bytes of %d, which end in %q", len(got), len(complete), got[max(0, len(got)-80):])
 	}
 	return nil
 }
 
-// beginStoring sends the first half of a message, whose literal is announced so.
-func beginStoring(literal string) func(*guest) error {
-	return func(g *guest) error {
-		if err := okay(g.Do("SELECT INBOX")); err != nil {
+// beginAppend sends the first half of a message, whose literal is announced so.
+func beginAppend(literal string) func(*restingSession) error {
+	return func(g *restingSession) error {
+		if err := checkOK(g.Do("SELECT INBOX")); err != nil {
 			return err
 		}
-		if _, err := fmt.Fprintf(g, "x APPEND INBOX "+literal+"\r\n", 2*part); err != nil {
+		if _, err := fmt.Fprintf(g, "x APPEND INBOX "+literal+"\r\n", 2*halfSize); err != nil {
 			return err
 		}
 		if !strings.Contains(literal, "+") {
-			if err := g.goAhead(); err != nil {
+			if err := g.awaitContinuation(); err != nil {
 				return err
 			}
 		}
-		_, err := g.Write(mailOf(2*part, g.user)[:part])
+		_, err := g.Write(messageOfSize(2*halfSize, g.user)[:halfSize])
 		return err
 	}
 }
 
-// storesAgain sends the rest, hears that nothing was stored, and does it again.
-func storesAgain(g *guest) error {
-	if _, err := g.Write(append(mailOf(2*part, g.user)[part:], "\r\n"...)); err != nil {
+// retryAppend sends the rest, hears that nothing was stored, and does it again.
+func retryAppend(g *restingSession) error {
+	if _, err := g.Write(append(messageOfSize(2*halfSize, g.user)[halfSize:], "\r\n"...)); err != nil {
 		return err
 	}
-	got, err := g.Until("x")
+	got, err := g.ReadUntil("x")
 	if err != nil || !strings.HasPrefix(got[len(got)-1].Text, "x NO [UNAVAILABLE] ") {
 		return fmt.Errorf("half of an APPEND was answered %v, %w", got, err)
 	}
-	return errors.Join(okay(g.Do("APPEND INBOX {}", mailOf(2*part, g.user))), okay(g.Do("LOGOUT")))
+	return errors.Join(checkOK(g.Do("APPEND INBOX {}", messageOfSize(2*halfSize, g.user))), checkOK(g.Do("LOGOUT")))
 }
 
-// storeUnanswered lets the deaf store messages whose OK does not arrive.
-func (h *inn) storeUnanswered() {
+// appendUnanswered lets the deaf store messages whose OK does not arrive.
+func (h *restartTest) appendUnanswered() {
 	h.Helper()
-	h.muted.Set(faultproxy.ToClient, faultproxy.Rules{Faults: []faultproxy.Fault{{Do: faultproxy.Blackhole}}})
-	for _, g := range h.guests {
-		if !strings.HasPrefix(g.user, deaf) {
+	h.mutedProxy.SetRules(faultproxy.ToClient, faultproxy.Rules{Faults: []faultproxy.Fault{{Action: faultproxy.Blackhole}}})
+	for _, g := range h.sessions {
+		if !strings.HasPrefix(g.user, mutedUser) {
 			continue
 		}
-		if _, err := g.Send("APPEND INBOX {+}", mail(g.user)); err != nil {
+		if _, err := g.Send("APPEND INBOX {+}", newMessage(g.user)); err != nil {
 			h.Fatal(err)
 		}
-		testbed.Within(h, Patience, "a message to be stored", func() bool { return h.count(g.user) == 1 })
+		testbed.Eventually(h, Timeout, "a message to be stored", func() bool { return h.countMessages(g.user) == 1 })
 	}
 }
 
-func (g *guest) opens() error { return okay(g.Do("SELECT INBOX")) }
+func (g *restingSession) selectInbox() error { return checkOK(g.Do("SELECT INBOX")) }
 
-// isLeftInDoubt wants a goodbye that claims nothing.
-func isLeftInDoubt(g *guest) error {
+// checkUnavailableBye wants a goodbye that claims nothing.
+func checkUnavailableBye(g *restingSession) error {
 	const bye = "* BYE [UNAVAILABLE] Connection to mail store lost."
 	if r, err := g.Read(); err != nil || r.Text != bye {
 		return fmt.Errorf("an APPEND whose outcome nobody knows was answered %v, %w", r, err)
 	}
-	return untilEnd(g.RawClient)
+	return readToEnd(g.RawClient)
 }
 
-// count is how many messages in INBOX have the user's name as their subject.
-func (h *inn) count(user string) (n int) {
-	err := h.directly(user, func(c *RawClient) error {
-		if err := okay(c.Do("EXAMINE INBOX")); err != nil {
+// countMessages is how many messages in INBOX have the user's name as their subject.
+func (h *restartTest) countMessages(user string) (n int) {
+	err := h.runDirectSession(user, func(c *RawClient) error {
+		if err := checkOK(c.Do("EXAMINE INBOX")); err != nil {
 			return err
 		}
 		got, err := c.Do("FETCH 1:* BODY.PEEK[HEADER.FIELDS (SUBJECT)]")
@@ -458,9 +462,9 @@ func (h *inn) count(user string) (n int) {
 	return n
 }
 
-func (h *inn) hasOne(user string) {
+func (h *restartTest) checkStoredOnce(user string) {
 	h.Helper()
-	if n := h.count(user); n != 1 {
+	if n := h.countMessages(user); n != 1 {
 		h.Errorf("%s has %d messages, of 1", user, n)
 	}
 }

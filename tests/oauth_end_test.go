@@ -23,45 +23,45 @@ import (
 // lives.
 var allModes = []string{"splice", "reuse", "resume"}
 
-func userOf(mode string) string { return mode + "@example.org" }
+func userForMode(mode string) string { return mode + "@example.org" }
 
-// takesWord is a Dovecot that takes a gateway's word for who the user is.
-func takesWord(t *testing.T) (*testbed.CA, *testbed.Dovecot) {
+// startMasterDovecot is a Dovecot that takes a gateway's word for who the user is.
+func startMasterDovecot(t *testing.T) (*testbed.CA, *testbed.Dovecot) {
 	t.Helper()
 	ca := testbed.NewCA(t)
 	return ca, testbed.StartDovecot(t, testbed.DovecotConfig{CA: ca, Password: "another one", Master: master, MasterPassword: masterPassword})
 }
 
-// inEachMode is a gateway before it that verifies tokens; auth is as it stands in
+// startAllModes is a gateway before it that verifies tokens; auth is as it stands in
 // the file.
-func inEachMode(t *testing.T, ca *testbed.CA, d *testbed.Dovecot, auth string) *binary {
+func startAllModes(t *testing.T, ca *testbed.CA, d *testbed.Dovecot, auth string) *gatewayProcess {
 	t.Helper()
 	backends, users := "backends:\n", []string(nil)
 	for _, mode := range allModes {
 		backends += fmt.Sprintf("  %s: {mode: %s, address: %q, server_name: %s, ca: %s, login: master, master: {user: %s, password_file: %s}}\n",
-			mode, mode, d.TLS, testbed.DovecotName, ca.File, master, secretFile(t, masterPassword))
-		users = append(users, fmt.Sprintf("%q: %s", userOf(mode), mode))
+			mode, mode, d.TLS, testbed.DovecotName, ca.File, master, writeSecretFile(t, masterPassword))
+		users = append(users, fmt.Sprintf("%q: %s", userForMode(mode), mode))
 	}
-	return startBinary(t, ca, fmt.Sprintf("%sauth: {%s}\nrouting: {source: static, static: {users: {%s}}}",
+	return startProcess(t, ca, fmt.Sprintf("%sauth: {%s}\nrouting: {source: static, static: {users: {%s}}}",
 		backends, auth, strings.Join(users, ", ")))
 }
 
-// staying is a session that does nothing any more, and what its client hears
+// idleSession is a session that does nothing any more, and what its client hears
 // when it ends.
-type staying struct {
+type idleSession struct {
 	*RawClient
-	what string
-	bye  bool // not where bytes are spliced
+	label      string
+	expectsBye bool // not where bytes are spliced
 }
 
-// stay opens a session in each mode that is at rest in a mailbox, one in IDLE, and
+// openIdleSessions opens a session in each mode that is at rest in a mailbox, one in IDLE, and
 // one that is pinned.
-func stay(t *testing.T, b *binary, token func(mode string) string) (all []staying) {
+func openIdleSessions(t *testing.T, b *gatewayProcess, token func(mode string) string) (all []idleSession) {
 	t.Helper()
 	for _, mode := range allModes {
-		for _, doing := range []string{"rests", "idles", "is pinned"} {
-			c := entersWith(t, b, bringing("OAUTHBEARER", userOf(mode), token(mode)))
-			switch doing {
+		for _, state := range []string{"rests", "idles", "is pinned"} {
+			c := loginWithToken(t, b, tokenCommand("OAUTHBEARER", userForMode(mode), token(mode)))
+			switch state {
 			case "idles":
 				if _, err := c.Send("IDLE"); err != nil {
 					t.Fatal(err)
@@ -70,49 +70,49 @@ func stay(t *testing.T, b *binary, token func(mode string) string) (all []stayin
 					t.Fatalf("%v, %v", got, err)
 				}
 			case "is pinned": // for what is no command in any table
-				if got, err := c.Do("XNOTHING"); err != nil || !strings.Contains(shown(got), " BAD ") {
+				if got, err := c.Do("XNOTHING"); err != nil || !strings.Contains(formatResponses(got), " BAD ") {
 					t.Fatalf("%v, %v", got, err)
 				}
 			}
-			all = append(all, staying{c, mode + " " + doing, mode != "splice" && doing != "is pinned"})
+			all = append(all, idleSession{c, mode + " " + state, mode != "splice" && state != "is pinned"})
 		}
 	}
 	return all
 }
 
-// goesOn wants the session alive.
-func (s staying) goesOn(t *testing.T) {
+// checkAlive wants the session alive.
+func (s idleSession) checkAlive(t *testing.T) {
 	t.Helper()
 	command := "NOOP"
-	if strings.Contains(s.what, "idles") {
+	if strings.Contains(s.label, "idles") {
 		if _, err := s.Write([]byte("DONE\r\n")); err != nil {
-			t.Fatalf("%s: %v", s.what, err)
+			t.Fatalf("%s: %v", s.label, err)
 		}
 	}
-	if got, err := s.Do(command); err != nil || !strings.Contains(shown(got), " OK ") {
-		t.Errorf("%s: %v, %v", s.what, got, err)
+	if got, err := s.Do(command); err != nil || !strings.Contains(formatResponses(got), " OK ") {
+		t.Errorf("%s: %v, %v", s.label, got, err)
 	}
 }
 
-// ends wants the session ended by the gateway, because of its token.
-func (s staying) ends(t *testing.T) {
+// checkEnded wants the session ended by the gateway, because of its token.
+func (s idleSession) checkEnded(t *testing.T) {
 	t.Helper()
 	got, err := s.Read()
 	for err == nil && got.Text == "* OK Still here" { // Dovecot to a client that idles for two minutes
 		got, err = s.Read()
 	}
-	if s.bye && err == nil && strings.HasPrefix(got.Text, "* BYE [EXPIRED] ") {
+	if s.expectsBye && err == nil && strings.HasPrefix(got.Text, "* BYE [EXPIRED] ") {
 		got, err = s.Read()
-	} else if s.bye {
-		t.Errorf("%s: no BYE but %v, %v", s.what, got, err)
+	} else if s.expectsBye {
+		t.Errorf("%s: no BYE but %v, %v", s.label, got, err)
 	}
-	if err == nil || !isEnd(err) {
-		t.Errorf("%s: instead of an end %v, %v", s.what, got, err)
+	if err == nil || !isConnEnd(err) {
+		t.Errorf("%s: instead of an end %v, %v", s.label, got, err)
 	}
 }
 
-// endedFor is how many sessions ended for a reason, as the audit log says.
-func (b *binary) endedFor(t *testing.T, reason string) (n int) {
+// countSessionEnds is how many sessions ended for a reason, as the audit log says.
+func (b *gatewayProcess) countSessionEnds(t *testing.T, reason string) (n int) {
 	t.Helper()
 	record, err := os.ReadFile(filepath.Join(b.dir, "audit"))
 	if err != nil {
@@ -129,107 +129,107 @@ func (b *binary) endedFor(t *testing.T, reason string) (n int) {
 
 // The shortest grace is for as long as a token is accepted behind its end, so
 // what is accepted has ended for most of it already.
-func TestSessionsEndWithTheirTokenWhereThatIsWanted(t *testing.T) {
+func TestSessionsEndWithTheirTokenIfConfigured(t *testing.T) {
 	t.Parallel()
 	const left = 25 * time.Second
-	p := openid.Start(t, userOf("splice"), userOf("reuse"), userOf("resume"))
-	ca, d := takesWord(t)
-	auth := fmt.Sprintf("methods: [oauth], oauth: {issuer: %q, audience: [%s]", p.Issuer, openid.Mail)
-	strict, lenient := inEachMode(t, ca, d, auth+", session_grace: 30s}"), inEachMode(t, ca, d, auth+"}")
+	p := openid.Start(t, userForMode("splice"), userForMode("reuse"), userForMode("resume"))
+	ca, d := startMasterDovecot(t)
+	auth := fmt.Sprintf("methods: [oauth], oauth: {issuer: %q, audience: [%s]", p.Issuer, openid.JWTClient)
+	strict, lenient := startAllModes(t, ca, d, auth+", session_grace: 30s}"), startAllModes(t, ca, d, auth+"}")
 	fresh := map[string]string{}
 	for _, mode := range allModes {
-		fresh[mode] = p.Login(t, openid.Mail, userOf(mode)).Access
+		fresh[mode] = p.Login(t, openid.JWTClient, userForMode(mode)).Access
 	}
-	p.Lifetime(left - oauth.Leeway)
+	p.SetLifetime(left - oauth.Leeway)
 	over := time.Now().Add(left - time.Second) // exp is in seconds
 	old := map[string]string{}
 	for _, mode := range allModes {
-		old[mode] = p.Login(t, openid.Mail, userOf(mode)).Access
+		old[mode] = p.Login(t, openid.JWTClient, userForMode(mode)).Access
 	}
 	ofOld, ofFresh := func(mode string) string { return old[mode] }, func(mode string) string { return fresh[mode] }
-	ending := stay(t, strict, ofOld)
-	staying := stay(t, lenient, ofOld) // first, as these too must be in before the tokens are over
-	staying = append(staying, stay(t, strict, ofFresh)...)
+	ending := openIdleSessions(t, strict, ofOld)
+	staying := openIdleSessions(t, lenient, ofOld) // first, as these too must be in before the tokens are over
+	staying = append(staying, openIdleSessions(t, strict, ofFresh)...)
 	for _, s := range ending {
-		s.ends(t)
+		s.checkEnded(t)
 	}
 	if time.Now().Before(over) {
 		t.Error("they have ended before their tokens")
 	}
 	for _, s := range staying {
-		s.goesOn(t)
+		s.checkAlive(t)
 	}
-	testbed.Within(t, testbed.Patience, "the ends to be on record", func() bool { return strict.endedFor(t, "token_expired") == len(ending) })
-	if n := strict.metric(t, `imapgate_mux_sessions_terminated_total`); n != 4 {
-		t.Errorf("%v BYEs are counted\n%s", n, strict.scrape(t))
+	testbed.Eventually(t, testbed.Timeout, "the ends to be on record", func() bool { return strict.countSessionEnds(t, "token_expired") == len(ending) })
+	if n := strict.sumMetric(t, `imapgate_mux_sessions_terminated_total`); n != 4 {
+		t.Errorf("%v BYEs are counted\n%s", n, strict.scrapeMetrics(t))
 	}
-	if n := lenient.endedFor(t, "token_expired"); n != 0 {
+	if n := lenient.countSessionEnds(t, "token_expired"); n != 0 {
 		t.Errorf("%d sessions have ended though nobody wants that", n)
 	}
 }
 
-func TestATokenOfWhichNobodySaysWhenItEndsEndsNoSession(t *testing.T) {
+func TestTokenWithoutExpiryEndsNoSession(t *testing.T) {
 	t.Parallel()
 	const left = 8 * time.Second
 	var ends sync.Map // of each token, from when it is first asked about
 	provider := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		token := r.FormValue("token")
 		mode, timed := strings.CutSuffix(token, "-timed")
-		said := map[string]any{"active": true, "email": userOf(mode), "scope": "mail"}
+		said := map[string]any{"active": true, "email": userForMode(mode), "scope": "mail"}
 		if timed {
 			said["exp"], _ = ends.LoadOrStore(token, time.Now().Add(left-oauth.Leeway).Unix())
 		}
 		_ = json.NewEncoder(w).Encode(said) // who has gone needs no answer
 	}))
 	t.Cleanup(provider.Close)
-	ca, d := takesWord(t)
-	b := inEachMode(t, ca, d, fmt.Sprintf("methods: [oauth], oauth: {introspection_url: %q, scope: mail, session_grace: 30s}", provider.URL))
-	ending := stay(t, b, func(mode string) string { return mode + "-timed" })
-	staying := stay(t, b, func(mode string) string { return mode })
+	ca, d := startMasterDovecot(t)
+	b := startAllModes(t, ca, d, fmt.Sprintf("methods: [oauth], oauth: {introspection_url: %q, scope: mail, session_grace: 30s}", provider.URL))
+	ending := openIdleSessions(t, b, func(mode string) string { return mode + "-timed" })
+	staying := openIdleSessions(t, b, func(mode string) string { return mode })
 	for _, s := range ending {
-		s.ends(t)
+		s.checkEnded(t)
 	}
 	for _, s := range staying {
-		s.goesOn(t)
+		s.checkAlive(t)
 	}
 }
 
 // What resume makes connections with is the client's token. Once that has ended
 // there is no other to wait for: not the client's command, and not a client in IDLE.
-func TestASessionDoesNotComeBackWithATokenThatHasEnded(t *testing.T) {
+func TestSessionDoesNotReattachWithAnExpiredToken(t *testing.T) {
 	t.Parallel()
 	const life = 10 * time.Second
 	p := openid.Start(t, tokenUser)
 	ca := testbed.NewCA(t)
-	d := testbed.StartDovecot(t, testbed.DovecotConfig{CA: ca, Tokens: p.Dovecot(t, openid.Mail, "oauthbearer")})
+	d := testbed.StartDovecot(t, testbed.DovecotConfig{CA: ca, Tokens: p.DovecotTokenCheck(t, openid.JWTClient, "oauthbearer")})
 	door := faultproxy.Start(t, d.TLS)
-	b := startBinary(t, ca, fmt.Sprintf(`backends:
+	b := startProcess(t, ca, fmt.Sprintf(`backends:
   east: {address: %q, server_name: %s, ca: %s, login: oauth, mode: resume, mux: {command_hold_timeout: 2m, idle_reattach_timeout: 5m}}
 auth: {%s}
-routing: {source: static, static: {default: east}}`, door.Address(), testbed.DovecotName, ca.File, verified(p)))
-	p.Lifetime(life)
-	token := p.Login(t, openid.Mail, tokenUser).Access
+routing: {source: static, static: {default: east}}`, door.Address(), testbed.DovecotName, ca.File, oauthConf(p)))
+	p.SetLifetime(life)
+	token := p.Login(t, openid.JWTClient, tokenUser).Access
 	ended := time.Now().Add(life)
-	resting := entersWith(t, b, bringing("OAUTHBEARER", tokenUser, token))
-	idling := entersWith(t, b, bringing("OAUTHBEARER", tokenUser, token))
+	resting := loginWithToken(t, b, tokenCommand("OAUTHBEARER", tokenUser, token))
+	idling := loginWithToken(t, b, tokenCommand("OAUTHBEARER", tokenUser, token))
 	if _, err := idling.Send("IDLE"); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := idling.Read(); err != nil || !strings.HasPrefix(got.Text, "+ ") {
 		t.Fatalf("%v, %v", got, err)
 	}
-	testbed.Within(t, 2*life, "the token to end", func() bool { return time.Now().After(ended) })
-	does(t, resting, "NOOP") // it has a connection of its own
-	asked := p.Asked()
-	door.SetDoor(faultproxy.Closed)
-	door.Reset()
-	staying{idling, "in IDLE", true}.ends(t)
+	testbed.Eventually(t, 2*life, "the token to end", func() bool { return time.Now().After(ended) })
+	requireOK(t, resting, "NOOP") // it has a connection of its own
+	asked := p.RequestCount()
+	door.SetAcceptMode(faultproxy.Refuse)
+	door.ResetConns()
+	idleSession{idling, "in IDLE", true}.checkEnded(t)
 	if _, err := resting.Send("NOOP"); err != nil {
 		t.Fatal(err)
 	}
-	staying{resting, "with a command", true}.ends(t)
-	if n := p.Asked() - asked; n != 0 {
+	idleSession{resting, "with a command", true}.checkEnded(t)
+	if n := p.RequestCount() - asked; n != 0 {
 		t.Errorf("the provider was asked %d times", n)
 	}
-	testbed.Within(t, testbed.Patience, "the ends to be on record", func() bool { return b.endedFor(t, "token_expired") == 2 })
+	testbed.Eventually(t, testbed.Timeout, "the ends to be on record", func() bool { return b.countSessionEnds(t, "token_expired") == 2 })
 }

@@ -19,8 +19,8 @@ import (
 
 const tokenUser = "alice@example.org"
 
-// bringing is the command with which a client brings a token.
-func bringing(mechanism, user, token string) string {
+// tokenCommand is the command with which a client brings a token.
+func tokenCommand(mechanism, user, token string) string {
 	message := "n,a=" + user + ",\x01host=mail.example.org\x01port=993\x01auth=Bearer " + token + "\x01\x01"
 	if mechanism == "XOAUTH2" {
 		message = "user=" + user + "\x01auth=Bearer " + token + "\x01\x01"
@@ -28,42 +28,42 @@ func bringing(mechanism, user, token string) string {
 	return "AUTHENTICATE " + mechanism + " " + base64.StdEncoding.EncodeToString([]byte(message))
 }
 
-// tokenGateway is a gateway before a Dovecot that asks the provider, and that can
+// startTokenGateway is a gateway before a Dovecot that asks the provider, and that can
 // be started again; auth and login are as they stand in the file.
-func tokenGateway(t *testing.T, p *openid.Provider, auth, login string) (b *binary, restart func()) {
+func startTokenGateway(t *testing.T, p *openid.Provider, auth, login string) (b *gatewayProcess, restart func()) {
 	t.Helper()
 	ca := testbed.NewCA(t)
-	d := testbed.StartDovecot(t, testbed.DovecotConfig{CA: ca, Tokens: p.Dovecot(t, openid.Mail, "oauthbearer")})
+	d := testbed.StartDovecot(t, testbed.DovecotConfig{CA: ca, Tokens: p.DovecotTokenCheck(t, openid.JWTClient, "oauthbearer")})
 	door := faultproxy.Start(t, d.TLS)
-	b = startBinary(t, ca, fmt.Sprintf(`backends:
+	b = startProcess(t, ca, fmt.Sprintf(`backends:
   east: {address: %q, server_name: %s, ca: %s, %s}
 auth: {%s}
 routing: {source: static, static: {default: east}}`, door.Address(), testbed.DovecotName, ca.File, login, auth))
 	return b, func() {
-		door.SetDoor(faultproxy.Closed) // or the gateway's attempts could take a port of Dovecot's
+		door.SetAcceptMode(faultproxy.Refuse) // or the gateway's attempts could take a port of Dovecot's
 		d.Restart()
-		door.SetDoor(faultproxy.Open)
+		door.SetAcceptMode(faultproxy.Accept)
 	}
 }
 
-// verified is the auth block of a gateway that checks tokens itself.
-func verified(p *openid.Provider) string {
-	return fmt.Sprintf("methods: [oauth], oauth: {issuer: %q, audience: [%s], authorized_party: [%[2]s]}", p.Issuer, openid.Mail)
+// oauthConf is the auth block of a gateway that checks tokens itself.
+func oauthConf(p *openid.Provider) string {
+	return fmt.Sprintf("methods: [oauth], oauth: {issuer: %q, audience: [%s], authorized_party: [%[2]s]}", p.Issuer, openid.JWTClient)
 }
 
-// entersWith logs in with a token.
-func entersWith(t *testing.T, b *binary, command string) *RawClient {
+// loginWithToken logs in with a token.
+func loginWithToken(t *testing.T, b *gatewayProcess, command string) *RawClient {
 	t.Helper()
-	c := enter(t, b.endpoint("implicit"), "")
+	c := mustDial(t, b.endpoint("implicit"), "")
 	got, err := c.Do(command)
-	if err != nil || !strings.Contains(shown(got), " OK [CAPABILITY ") {
+	if err != nil || !strings.Contains(formatResponses(got), " OK [CAPABILITY ") {
 		t.Fatalf("log in with a token: %v, %v", got[:max(0, len(got)-1)], err)
 	}
-	does(t, c, "SELECT INBOX")
+	requireOK(t, c, "SELECT INBOX")
 	return c
 }
 
-func does(t *testing.T, c *RawClient, command string) {
+func requireOK(t *testing.T, c *RawClient, command string) {
 	t.Helper()
 	got, err := c.Do(command)
 	if err != nil || !strings.Contains(got[len(got)-1].Text, " OK") {
@@ -71,10 +71,10 @@ func does(t *testing.T, c *RawClient, command string) {
 	}
 }
 
-// refusedWith is a login whose token is refused: the reasons and the end.
-func refusedWith(t *testing.T, b *binary, command, dismissal string) (why map[string]string, end string) {
+// checkTokenRefused is a login whose token is refused: the reasons and the end.
+func checkTokenRefused(t *testing.T, b *gatewayProcess, command, dismissal string) (reasons map[string]string, end string) {
 	t.Helper()
-	c := enter(t, b.endpoint("implicit"), "")
+	c := mustDial(t, b.endpoint("implicit"), "")
 	tag, err := c.Send(command)
 	if err != nil {
 		t.Fatal(err)
@@ -84,34 +84,34 @@ func refusedWith(t *testing.T, b *binary, command, dismissal string) (why map[st
 		t.Fatalf("%v, %v", challenge, err)
 	}
 	text, err := base64.StdEncoding.DecodeString(challenge.Text[len("+ "):])
-	if err != nil || json.Unmarshal(text, &why) != nil {
+	if err != nil || json.Unmarshal(text, &reasons) != nil {
 		t.Fatalf("%s: %q, %v", challenge.Text, text, err)
 	}
 	if _, err := c.Write([]byte(dismissal + "\r\n")); err != nil {
 		t.Fatal(err)
 	}
-	got, err := c.Until(tag)
+	got, err := c.ReadUntil(tag)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return why, got[len(got)-1].Text
+	return reasons, got[len(got)-1].Text
 }
 
-func TestATokenOpensTheMailboxOfItsUserAndNoOther(t *testing.T) {
+func TestTokenOpensOnlyItsUsersMailbox(t *testing.T) {
 	t.Parallel()
 	const mallory = "mallory@example.org"
 	p := openid.Start(t, tokenUser, mallory)
-	b, _ := tokenGateway(t, p, verified(p), "login: oauth")
-	good, hers := p.Login(t, openid.Mail, tokenUser).Access, p.Login(t, openid.Mail, mallory).Access
+	b, _ := startTokenGateway(t, p, oauthConf(p), "login: oauth")
+	good, hers := p.Login(t, openid.JWTClient, tokenUser).Access, p.Login(t, openid.JWTClient, mallory).Access
 	for _, mechanism := range []string{"OAUTHBEARER", "XOAUTH2"} {
-		entersWith(t, b, bringing(mechanism, tokenUser, good))
+		loginWithToken(t, b, tokenCommand(mechanism, tokenUser, good))
 		for what, command := range map[string]string{
-			"another's token":  bringing(mechanism, tokenUser, hers),
-			"a changed token":  bringing(mechanism, tokenUser, good[:len(good)-8]+"AAAAAAAA"),
-			"another client's": bringing(mechanism, tokenUser, p.Login(t, openid.Opaque, tokenUser).ID),
-			"no token":         bringing(mechanism, tokenUser, ""),
+			"another's token":  tokenCommand(mechanism, tokenUser, hers),
+			"a changed token":  tokenCommand(mechanism, tokenUser, good[:len(good)-8]+"AAAAAAAA"),
+			"another client's": tokenCommand(mechanism, tokenUser, p.Login(t, openid.OpaqueClient, tokenUser).ID),
+			"no token":         tokenCommand(mechanism, tokenUser, ""),
 		} {
-			why, end := refusedWith(t, b, command, "AQ==")
+			why, end := checkTokenRefused(t, b, command, "AQ==")
 			if !strings.Contains(end, " NO [AUTHENTICATIONFAILED] ") {
 				t.Errorf("%s, %s: %q, %s", mechanism, what, why, end)
 			}
@@ -121,50 +121,50 @@ func TestATokenOpensTheMailboxOfItsUserAndNoOther(t *testing.T) {
 			}
 		}
 	}
-	entersWith(t, b, anonymous(good))
-	p.Fault(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) })
-	c := enter(t, b.endpoint("implicit"), "")
-	if got, err := c.Do(bringing("OAUTHBEARER", tokenUser, good)); err != nil || !strings.Contains(shown(got), " NO [UNAVAILABLE] ") {
+	loginWithToken(t, b, anonymousToken(good))
+	p.SetFault(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) })
+	c := mustDial(t, b.endpoint("implicit"), "")
+	if got, err := c.Do(tokenCommand("OAUTHBEARER", tokenUser, good)); err != nil || !strings.Contains(formatResponses(got), " NO [UNAVAILABLE] ") {
 		t.Errorf("while Dovecot cannot ask the provider: %v, %v", got, err)
 	}
 }
 
-// anonymous leaves it to the token who the user is (RFC 7628 §3.1).
-func anonymous(token string) string {
+// anonymousToken leaves it to the token who the user is (RFC 7628 §3.1).
+func anonymousToken(token string) string {
 	return "AUTHENTICATE OAUTHBEARER " + base64.StdEncoding.EncodeToString([]byte("n,,\x01auth=Bearer "+token+"\x01\x01"))
 }
 
-func TestATokenIsPassedThrough(t *testing.T) {
+func TestTokenIsPassedThrough(t *testing.T) {
 	t.Parallel()
 	p := openid.Start(t, tokenUser)
-	b, _ := tokenGateway(t, p, "methods: [passthrough], mechanisms: [OAUTHBEARER, XOAUTH2, PLAIN]", "mode: reuse")
-	token := p.Login(t, openid.Mail, tokenUser).Access
-	entersWith(t, b, bringing("XOAUTH2", tokenUser, token)) // Dovecot has the other one only
-	entersWith(t, b, "LOGIN "+tokenUser+" pw")
-	if why, end := refusedWith(t, b, bringing("OAUTHBEARER", tokenUser, token+"x"), "AQ=="); why["status"] != "invalid_token" || !strings.Contains(end, " NO [AUTHENTICATIONFAILED] ") {
+	b, _ := startTokenGateway(t, p, "methods: [passthrough], mechanisms: [OAUTHBEARER, XOAUTH2, PLAIN]", "mode: reuse")
+	token := p.Login(t, openid.JWTClient, tokenUser).Access
+	loginWithToken(t, b, tokenCommand("XOAUTH2", tokenUser, token)) // Dovecot has the other one only
+	loginWithToken(t, b, "LOGIN "+tokenUser+" pw")
+	if why, end := checkTokenRefused(t, b, tokenCommand("OAUTHBEARER", tokenUser, token+"x"), "AQ=="); why["status"] != "invalid_token" || !strings.Contains(end, " NO [AUTHENTICATIONFAILED] ") {
 		t.Errorf("%q, %s", why, end)
 	}
 }
 
-func TestASessionComesBackWithItsTokenWhileThatIsGood(t *testing.T) {
+func TestSessionReattachesWithAValidToken(t *testing.T) {
 	t.Parallel()
 	p := openid.Start(t, tokenUser)
-	b, restart := tokenGateway(t, p, verified(p), "login: oauth, mode: resume, mux: {command_hold_timeout: 30s}")
-	token := p.Login(t, openid.Mail, tokenUser).Access
-	c := entersWith(t, b, bringing("OAUTHBEARER", tokenUser, token))
+	b, restart := startTokenGateway(t, p, oauthConf(p), "login: oauth, mode: resume, mux: {command_hold_timeout: 30s}")
+	token := p.Login(t, openid.JWTClient, tokenUser).Access
+	c := loginWithToken(t, b, tokenCommand("OAUTHBEARER", tokenUser, token))
 	restart()
-	does(t, c, "NOOP")
-	does(t, c, "STATUS INBOX (UIDNEXT)")
-	p.Revoke(t, openid.Mail, token)
+	requireOK(t, c, "NOOP")
+	requireOK(t, c, "STATUS INBOX (UIDNEXT)")
+	p.Revoke(t, openid.JWTClient, token)
 	restart()
 	got, err := c.Do("NOOP")
-	if err == nil && !strings.Contains(shown(got), "BYE") {
-		err = untilEnd(c)
+	if err == nil && !strings.Contains(formatResponses(got), "BYE") {
+		err = readToEnd(c)
 	}
-	if err != nil && !isEnd(err) {
+	if err != nil && !isConnEnd(err) {
 		t.Errorf("%v, %v", got, err)
 	}
-	testbed.Within(t, testbed.Patience, "the end to be on record", func() bool {
+	testbed.Eventually(t, testbed.Timeout, "the end to be on record", func() bool {
 		record, err := os.ReadFile(filepath.Join(b.dir, "audit"))
 		return err == nil && bytes.Contains(record, []byte(`"login_revoked"`))
 	})
@@ -173,14 +173,14 @@ func TestASessionComesBackWithItsTokenWhileThatIsGood(t *testing.T) {
 	}
 }
 
-func TestCurlBringsAToken(t *testing.T) {
+func TestCurlLogsInWithAToken(t *testing.T) {
 	t.Parallel()
-	curl := testbed.Program(t, "curl", "curl")
+	curl := testbed.FindProgram(t, "curl", "curl")
 	p := openid.Start(t, tokenUser)
-	b, _ := tokenGateway(t, p, verified(p), "login: oauth")
-	token := p.Login(t, openid.Mail, tokenUser).Access
+	b, _ := startTokenGateway(t, p, oauthConf(p), "login: oauth")
+	token := p.Login(t, openid.JWTClient, tokenUser).Access
 	e := b.endpoint("implicit")
-	_, port := split(t, e.address)
+	_, port := splitAddress(t, e.address)
 	for _, mechanism := range []string{"OAUTHBEARER", "XOAUTH2"} {
 		for _, ir := range []string{"--sasl-ir", "--no-sasl-ir"} {
 			ask := func(token string) ([]byte, error) {

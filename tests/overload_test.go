@@ -18,41 +18,41 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// livers are sessions that live while others crowd the door.
-const livers = 200
+// liveSessionCount are sessions that live while others crowd the door.
+const liveSessionCount = 200
 
 // Three times the logins that the gateway can do are offered. It does nearly as
 // many as before, turns the others away at once, and those who were in stay in.
 //
 // The TLS of a crowd costs it nearly what it costs the gateway, so the gateway
 // gets a part of a core, and the crowd and the stub what they need of the rest.
-func TestThreeTimesTheLoginsThatCanBeDoneCostTheOthersNothing(t *testing.T) {
-	if os.Getenv(soak) != "1" {
+func TestThreeTimesTheLoginsDisturbNoSession(t *testing.T) {
+	if os.Getenv(soakEnv) != "1" {
 		t.Skip("a measurement, for a quiet machine: make overload")
 	}
 	ca := testbed.NewCA(t)
 	t.Setenv("GOMAXPROCS", "1") // of the gateway and the crowds
-	b := startBinary(t, ca, fmt.Sprintf("backends:\n  east: {address: %q, tls: none}", startStub(t, nil).address()),
+	b := startProcess(t, ca, fmt.Sprintf("backends:\n  east: {address: %q, tls: none}", startStub(t, nil).address()),
 		"routing: {source: static, static: {default: east}}")
-	t.Logf("the gateway has %s", confine(t, b.process.PID()))
-	phones := b.phones(t, livers)
-	visit := orders{Address: b.at["implicit"], CA: ca.File, Workers: 16, Long: 10 * time.Second}
-	sendCrowd(t, visit) // until caches are filled
-	peak := b.closedLoop(t, visit)
-	lives := live(t.Context(), phones)
-	crowded := visit
-	crowded.Rate, crowded.Long = 3*peak, time.Minute
-	seen := sendCrowd(t, crowded)
-	lives.stop()
-	peak = max(peak, b.closedLoop(t, visit)) // other work on the machine comes and goes
+	t.Logf("the gateway has %s", limitCPU(t, b.process.PID()))
+	clients := b.openClients(t, liveSessionCount)
+	spec := loadSpec{Address: b.addresses["implicit"], CA: ca.File, Workers: 16, Duration: 10 * time.Second}
+	runLoad(t, spec) // until caches are filled
+	peak := b.measureCapacity(t, spec)
+	sessions := startLiveSessions(t.Context(), clients)
+	overload := spec
+	overload.Rate, overload.Duration = 3*peak, time.Minute
+	result := runLoad(t, overload)
+	sessions.stop()
+	peak = max(peak, b.measureCapacity(t, spec)) // other work on the machine comes and goes
 
-	share := float64(seen.Served) / crowded.Long.Seconds() / peak
-	refused := b.refusals(t)
-	t.Logf("%.0f logins/s offered, %.0f %% of the peak done: %v", crowded.Rate, 100*share, seen)
-	t.Logf("refused, from accept to the end: %s", spread(refused))
-	t.Logf("live sessions: %d of %d lost; NOOP, %s; %s", lives.lost, livers, spread(lives.took), b.held(t))
-	if lives.lost > 0 {
-		t.Errorf("%d live sessions were lost: %v", lives.lost, lives.why)
+	share := float64(result.Served) / overload.Duration.Seconds() / peak
+	refused := b.refusalTimes(t)
+	t.Logf("%.0f logins/s offered, %.0f %% of the peak done: %v", overload.Rate, 100*share, result)
+	t.Logf("refused, from accept to the end: %s", formatLatencies(refused))
+	t.Logf("live sessions: %d of %d lost; NOOP, %s; %s", sessions.lost, liveSessionCount, formatLatencies(sessions.latencies), b.formatUsage(t))
+	if sessions.lost > 0 {
+		t.Errorf("%d live sessions were lost: %v", sessions.lost, sessions.lastErr)
 	}
 	if share < 0.8 {
 		t.Errorf("%.0f %% of the peak was done", 100*share)
@@ -62,36 +62,36 @@ func TestThreeTimesTheLoginsThatCanBeDoneCostTheOthersNothing(t *testing.T) {
 	}
 }
 
-// phones are n sessions that have logged in, one after the other.
-func (b *binary) phones(t *testing.T, n int) []*phone {
+// openClients are n sessions that have logged in, one after the other.
+func (b *gatewayProcess) openClients(t *testing.T, n int) []*lightClient {
 	t.Helper()
-	phones := make([]*phone, n)
-	for i := range phones {
-		p, err := call(b.endpoint("implicit"), fmt.Sprintf("127.8.0.%d", 1+i%250))
+	clients := make([]*lightClient, n)
+	for i := range clients {
+		p, err := dialLight(b.endpoint("implicit"), fmt.Sprintf("127.8.0.%d", 1+i%250))
 		if err == nil {
 			t.Cleanup(func() { _ = p.conn.Close() })
-			err = p.ask(fmt.Sprintf("LOGIN liver%d %s", i, password))
+			err = p.exec(fmt.Sprintf("LOGIN liver%d %s", i, password))
 		}
 		if err != nil {
 			t.Fatalf("log in: %v", err)
 		}
-		phones[i] = p
+		clients[i] = p
 	}
-	return phones
+	return clients
 }
 
-// closedLoop is how many logins a second a crowd makes that waits for each.
-func (b *binary) closedLoop(t *testing.T, o orders) float64 {
+// measureCapacity is how many logins a second a crowd makes that waits for each.
+func (b *gatewayProcess) measureCapacity(t *testing.T, o loadSpec) float64 {
 	t.Helper()
-	seen := sendCrowd(t, o)
-	rate := float64(seen.Served) / o.Long.Seconds()
-	t.Logf("%d at a time: %.0f logins/s; %v", o.Workers, rate, seen)
+	result := runLoad(t, o)
+	rate := float64(result.Served) / o.Duration.Seconds()
+	t.Logf("%d at a time: %.0f logins/s; %v", o.Workers, rate, result)
 	return rate
 }
 
-// refusals are how long the gateway had the connections that it refused because
+// refusalTimes are how long the gateway had the connections that it refused because
 // it was busy.
-func (b *binary) refusals(t *testing.T) (took []time.Duration) {
+func (b *gatewayProcess) refusalTimes(t *testing.T) (took []time.Duration) {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(b.dir, "audit"))
 	if err != nil {
@@ -109,9 +109,9 @@ func (b *binary) refusals(t *testing.T) (took []time.Duration) {
 	return took
 }
 
-// confine gives a process four tenths of a core, and those whatever else the
+// limitCPU gives a process four tenths of a core, and those whatever else the
 // machine does, where control groups can be made; it says what came of it.
-func confine(t *testing.T, pid int) string {
+func limitCPU(t *testing.T, pid int) string {
 	t.Helper()
 	name := fmt.Sprintf("imapgate-%d", pid)
 	for dir, files := range map[string][][2]string{
@@ -127,7 +127,7 @@ func confine(t *testing.T, pid int) string {
 		}
 		t.Cleanup(func() {
 			_ = os.WriteFile(filepath.Join(filepath.Dir(dir), "cgroup.procs"), []byte(fmt.Sprint(pid)), 0o644) // or it is gone
-			testbed.Within(t, testbed.Patience, "a control group to be removed", func() bool { return os.Remove(dir) == nil })
+			testbed.Eventually(t, testbed.Timeout, "a control group to be removed", func() bool { return os.Remove(dir) == nil })
 		})
 		var err error
 		for _, f := range append(files, [2]string{"cgroup.procs", fmt.Sprint(pid)}) {
@@ -140,37 +140,37 @@ func confine(t *testing.T, pid int) string {
 	return "one core at most, and shares it"
 }
 
-// lives are sessions that say NOOP every second.
-type lives struct {
+// liveSessions are sessions that say NOOP every second.
+type liveSessions struct {
 	// Set once.
 	cancel  context.CancelFunc
 	workers errgroup.Group
 
 	mu sync.Mutex
 	// Guarded by mu.
-	took []time.Duration
-	lost int
-	why  error
+	latencies []time.Duration
+	lost      int
+	lastErr   error
 }
 
-// live starts them; stop waits for them.
-func live(ctx context.Context, phones []*phone) *lives {
-	l := &lives{}
+// startLiveSessions starts them; stop waits for them.
+func startLiveSessions(ctx context.Context, clients []*lightClient) *liveSessions {
+	l := &liveSessions{}
 	ctx, l.cancel = context.WithCancel(ctx)
-	for _, p := range phones {
-		l.workers.Go(func() error { return l.one(ctx, p) })
+	for _, p := range clients {
+		l.workers.Go(func() error { return l.poll(ctx, p) })
 	}
 	return l
 }
 
-// one ends with its session or when it is told to.
-func (l *lives) one(ctx context.Context, p *phone) error {
+// poll ends with its session or when it is told to.
+func (l *liveSessions) poll(ctx context.Context, p *lightClient) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
 		began := time.Now()
-		err := p.ask("NOOP")
-		l.note(time.Since(began), err)
+		err := p.exec("NOOP")
+		l.recordPoll(time.Since(began), err)
 		if err != nil {
 			return err
 		}
@@ -182,17 +182,17 @@ func (l *lives) one(ctx context.Context, p *phone) error {
 	}
 }
 
-func (l *lives) note(took time.Duration, err error) {
+func (l *liveSessions) recordPoll(took time.Duration, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.took = append(l.took, took)
+	l.latencies = append(l.latencies, took)
 	if err != nil {
 		l.lost++
-		l.why = err
+		l.lastErr = err
 	}
 }
 
-func (l *lives) stop() {
+func (l *liveSessions) stop() {
 	l.cancel()
 	_ = l.workers.Wait() // noted
 }

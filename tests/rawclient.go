@@ -20,13 +20,13 @@ import (
 )
 
 const (
-	// Patience is how long a client waits for one read or write.
-	Patience = 30 * time.Second
+	// Timeout is how long a client waits for one read or write.
+	Timeout = 30 * time.Second
 	// maxLine and maxLiteral bound what a client takes from a server.
 	maxLine    = 4 << 20
 	maxLiteral = 80 << 20
-	// shownLiteral is the longest literal that String shows as it is.
-	shownLiteral = 400
+	// maxShownLiteral is the longest literal that String shows as it is.
+	maxShownLiteral = 400
 )
 
 // Literal markers in a command given to Do or Send: {} is sent as a
@@ -39,9 +39,9 @@ const (
 // RawClient is one IMAP connection.
 type RawClient struct {
 	// Owned by the caller.
-	conn net.Conn
-	r    *bufio.Reader
-	tags int
+	conn     net.Conn
+	r        *bufio.Reader
+	tagCount int
 }
 
 // Response is one response of a server: a line, with its literals taken out.
@@ -60,23 +60,23 @@ func Connect(address string, conf *tls.Config) (*RawClient, error) {
 // the loopback network has them all.
 func ConnectFrom(ip, address string, conf *tls.Config) (*RawClient, error) {
 	from := &net.TCPAddr{IP: net.ParseIP(ip)} // nil: the system chooses
-	conn, err := (&net.Dialer{Timeout: Patience, LocalAddr: from}).Dial("tcp", address)
+	conn, err := (&net.Dialer{Timeout: Timeout, LocalAddr: from}).Dial("tcp", address)
 	if err != nil {
 		return nil, err
 	}
 	c := &RawClient{conn: conn, r: bufio.NewReaderSize(conn, 64<<10)}
 	if conf != nil {
-		if err := c.secure(conf); err != nil {
+		if err := c.handshakeTLS(conf); err != nil {
 			return nil, errors.Join(err, conn.Close())
 		}
 	}
 	return c, nil
 }
 
-// secure continues over TLS.
-func (c *RawClient) secure(conf *tls.Config) error {
+// handshakeTLS continues over TLS.
+func (c *RawClient) handshakeTLS(conf *tls.Config) error {
 	conn := tls.Client(c.conn, conf)
-	if err := conn.SetDeadline(time.Now().Add(Patience)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(Timeout)); err != nil {
 		return err
 	}
 	if err := conn.Handshake(); err != nil {
@@ -99,7 +99,7 @@ func (c *RawClient) StartTLS(conf *tls.Config) error {
 	if n := c.r.Buffered(); n > 0 {
 		return fmt.Errorf("the server sent %d bytes between its OK and TLS", n)
 	}
-	return c.secure(conf)
+	return c.handshakeTLS(conf)
 }
 
 // Close ends the connection without a word.
@@ -107,7 +107,7 @@ func (c *RawClient) Close() error { return c.conn.Close() }
 
 // Write sends bytes as they are.
 func (c *RawClient) Write(b []byte) (int, error) {
-	if err := c.conn.SetWriteDeadline(time.Now().Add(Patience)); err != nil {
+	if err := c.conn.SetWriteDeadline(time.Now().Add(Timeout)); err != nil {
 		return 0, err
 	}
 	return c.conn.Write(b)
@@ -138,7 +138,7 @@ func (c *RawClient) Read() (Response, error) {
 			return r, fmt.Errorf("literal of %d bytes", size)
 		}
 		literal := make([]byte, size)
-		if err := c.extend(); err != nil {
+		if err := c.extendDeadline(); err != nil {
 			return r, err
 		}
 		if _, err := io.ReadFull(c.r, literal); err != nil {
@@ -150,7 +150,7 @@ func (c *RawClient) Read() (Response, error) {
 
 // readLine reads up to CRLF and gives what stands before it.
 func (c *RawClient) readLine() (string, error) {
-	if err := c.extend(); err != nil {
+	if err := c.extendDeadline(); err != nil {
 		return "", err
 	}
 	var line []byte
@@ -171,8 +171,8 @@ func (c *RawClient) readLine() (string, error) {
 	}
 }
 
-// extend gives the next read its time.
-func (c *RawClient) extend() error { return c.conn.SetReadDeadline(time.Now().Add(Patience)) }
+// extendDeadline gives the next read its time.
+func (c *RawClient) extendDeadline() error { return c.conn.SetReadDeadline(time.Now().Add(Timeout)) }
 
 // literalSize is the n of a line that ends in {n}.
 func literalSize(line string) (int, bool) {
@@ -188,11 +188,11 @@ func literalSize(line string) (int, bool) {
 // {} or {+} in it stands for the next literal; for {} the continuation is
 // waited for, and any other response before it is an error.
 func (c *RawClient) Send(command string, literals ...[]byte) (string, error) {
-	c.tags++
-	tag := "a" + strconv.Itoa(c.tags)
+	c.tagCount++
+	tag := "a" + strconv.Itoa(c.tagCount)
 	rest := tag + " " + command
 	for _, literal := range literals {
-		at, marker := nextMarker(rest)
+		at, marker := nextLiteralMarker(rest)
 		if at < 0 {
 			return tag, fmt.Errorf("%q has no place for a literal", command)
 		}
@@ -201,7 +201,7 @@ func (c *RawClient) Send(command string, literals ...[]byte) (string, error) {
 			return tag, err
 		}
 		if marker == syncLiteral {
-			if err := c.goAhead(); err != nil {
+			if err := c.awaitContinuation(); err != nil {
 				return tag, err
 			}
 		}
@@ -214,33 +214,33 @@ func (c *RawClient) Send(command string, literals ...[]byte) (string, error) {
 	return tag, err
 }
 
-// nextMarker finds the first literal marker.
-func nextMarker(s string) (int, string) {
-	wait, push := strings.Index(s, syncLiteral), strings.Index(s, nonSyncLiteral)
-	if wait < 0 || push >= 0 && push < wait {
-		return push, nonSyncLiteral
+// nextLiteralMarker finds the first literal marker.
+func nextLiteralMarker(s string) (int, string) {
+	syncAt, nonSyncAt := strings.Index(s, syncLiteral), strings.Index(s, nonSyncLiteral)
+	if syncAt < 0 || nonSyncAt >= 0 && nonSyncAt < syncAt {
+		return nonSyncAt, nonSyncLiteral
 	}
-	return wait, syncLiteral
+	return syncAt, syncLiteral
 }
 
-// Refused is the error of Send when the server answered a literal with
+// RefusedError is the error of Send when the server answered a literal with
 // something else than a continuation.
-type Refused struct{ Response Response }
+type RefusedError struct{ Response Response }
 
 // Error implements error.
-func (r *Refused) Error() string { return "literal refused: " + r.Response.Text }
+func (r *RefusedError) Error() string { return "literal refused: " + r.Response.Text }
 
-// goAhead waits for the continuation of a literal.
-func (c *RawClient) goAhead() error {
+// awaitContinuation waits for the continuation of a literal.
+func (c *RawClient) awaitContinuation() error {
 	r, err := c.Read()
 	if err == nil && !strings.HasPrefix(r.Text, "+") {
-		return &Refused{r}
+		return &RefusedError{r}
 	}
 	return err
 }
 
-// Until reads responses up to the tagged one, which is the last it gives.
-func (c *RawClient) Until(tag string) ([]Response, error) {
+// ReadUntil reads responses up to the tagged one, which is the last it gives.
+func (c *RawClient) ReadUntil(tag string) ([]Response, error) {
 	var all []Response
 	for {
 		r, err := c.Read()
@@ -258,14 +258,14 @@ func (c *RawClient) Until(tag string) ([]Response, error) {
 // in the place of a continuation is an answer, not an error.
 func (c *RawClient) Do(command string, literals ...[]byte) ([]Response, error) {
 	tag, err := c.Send(command, literals...)
-	var refused *Refused
+	var refused *RefusedError
 	if errors.As(err, &refused) && strings.HasPrefix(refused.Response.Text, tag+" ") {
 		return []Response{refused.Response}, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("send %s: %w", command, err)
 	}
-	all, err := c.Until(tag)
+	all, err := c.ReadUntil(tag)
 	if err != nil {
 		return all, fmt.Errorf("answer to %s: %w", command, err)
 	}
@@ -281,7 +281,7 @@ func (r Response) String() string {
 		marker := fmt.Sprintf("{%d}", len(literal))
 		before, after, _ := strings.Cut(rest, marker)
 		b.WriteString(before + marker)
-		if len(literal) <= shownLiteral {
+		if len(literal) <= maxShownLiteral {
 			fmt.Fprintf(&b, "%q", literal)
 		} else {
 			fmt.Fprintf(&b, "sha256:%x", sha256.Sum256(literal))

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// scripted gives a client whose server says and hears what the function does.
-func scripted(t *testing.T, server func(r *bufio.Reader, w io.Writer)) *RawClient {
+// startScriptedServer gives a client whose server says and hears what the function does.
+func startScriptedServer(t *testing.T, server func(r *bufio.Reader, w io.Writer)) *RawClient {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -41,7 +41,7 @@ func scripted(t *testing.T, server func(r *bufio.Reader, w io.Writer)) *RawClien
 
 func TestRawClientReadsLinesLongerThanItsBufferAndLiterals(t *testing.T) {
 	long := strings.Repeat("x", 100)
-	c := scripted(t, func(_ *bufio.Reader, w io.Writer) {
+	c := startScriptedServer(t, func(_ *bufio.Reader, w io.Writer) {
 		_, _ = io.WriteString(w, "* "+long+"\r\n* 1 FETCH (A {3}\r\n\r\n) B {0}\r\n C {two})\r\n* cut {9}\r\nshort")
 	})
 	if r, err := c.Read(); err != nil || r.Text != "* "+long {
@@ -61,7 +61,7 @@ func TestRawClientReadsLinesLongerThanItsBufferAndLiterals(t *testing.T) {
 
 func TestRawClientSendsLiteralsOfBothKinds(t *testing.T) {
 	heard := make(chan string, 1)
-	c := scripted(t, func(r *bufio.Reader, w io.Writer) {
+	c := startScriptedServer(t, func(r *bufio.Reader, w io.Writer) {
 		got, _ := r.ReadString('\n')
 		_, _ = io.WriteString(w, "+ OK\r\n")
 		for !strings.HasSuffix(got, "end\r\n") {

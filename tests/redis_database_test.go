@@ -12,7 +12,7 @@ import (
 
 // Routes, limits, bans and the audit stream are all in the database of the
 // configuration, over a unix socket and with the rights that OPERATIONS.md gives.
-func TestEverythingInRedisIsInItsDatabase(t *testing.T) {
+func TestAllRedisKeysAreInTheConfiguredDatabase(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "redis.sock")
 	redis := testbed.StartRedis(t, "--unixsocket", socket)
 	rights := "+hello +auth +ping +echo +hgetall +client|tracking +select " +
@@ -25,22 +25,22 @@ func TestEverythingInRedisIsInItsDatabase(t *testing.T) {
 	if err := os.WriteFile(secret, []byte("\xef\xbb\xbfpw\r\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	gate := startBinary(t, ca,
+	gate := startProcess(t, ca,
 		fmt.Sprintf("redis: {addresses: [\"unix://%s\"], database: 3, username: imapgate, password_file: %s}", socket, secret),
 		fmt.Sprintf("backends:\n  east: {address: %q, tls: none}", backend.address()),
 		"limits: {exempt_networks: []}",
 		"audit: {sinks: [{type: redis, on_failure: drop}]}")
-	testbed.Within(t, testbed.Patience, "limits to be shared", func() bool {
+	testbed.Eventually(t, testbed.Timeout, "limits to be shared", func() bool {
 		return strings.Contains(gate.process.Output(), "limits are shared")
 	})
-	phone, err := enterAs(gate, "alice@example.org")
+	phone, err := loginLight(gate, "alice@example.org")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer phone.conn.Close() // the gateway ends before it
 	keys := ""
 	for _, want := range []string{"imapgate:limit:gateways", "imapgate:limit:sessions:user:alice@example.org", "imapgate:limit:rate:", "imapgate:audit"} {
-		testbed.Within(t, testbed.Patience, want+" to be written", func() bool {
+		testbed.Eventually(t, testbed.Timeout, want+" to be written", func() bool {
 			keys = redis.CLI("-n", "3", "keys", "*")
 			return strings.Contains(keys, want)
 		})
@@ -55,16 +55,16 @@ func TestEverythingInRedisIsInItsDatabase(t *testing.T) {
 
 // The log says what keeps a gateway from its Redis, at the start, and goes on when
 // it was mended.
-func TestTheLogSaysWhatIsWrongWithRedis(t *testing.T) {
+func TestLogReportsRedisErrors(t *testing.T) {
 	redis := testbed.StartRedis(t)
 	redis.CLI("hset", "imapgate:user:alice@example.org", "backend", "east")
 	redis.CLI("config", "set", "requirepass", "pw")
 	ca, backend := testbed.NewCA(t), startStub(t, nil)
-	gate := startBinary(t, ca, fmt.Sprintf("redis: {addresses: [%q]}", redis.Address),
+	gate := startProcess(t, ca, fmt.Sprintf("redis: {addresses: [%q]}", redis.Address),
 		fmt.Sprintf("backends:\n  east: {address: %q, tls: none}", backend.address()))
 	const want = "Redis wants a password: set redis.password_file"
 	for _, line := range []string{"route changes are not seen as they happen", "limits are local"} {
-		testbed.Within(t, testbed.Patience, line+": "+want, func() bool {
+		testbed.Eventually(t, testbed.Timeout, line+": "+want, func() bool {
 			for said := range strings.Lines(gate.process.Output()) {
 				if strings.Contains(said, line) && strings.Contains(said, want) {
 					return true
@@ -73,12 +73,12 @@ func TestTheLogSaysWhatIsWrongWithRedis(t *testing.T) {
 			return false
 		})
 	}
-	if _, err := enterAs(gate, "alice@example.org"); err == nil || !strings.Contains(err.Error(), "UNAVAILABLE") {
+	if _, err := loginLight(gate, "alice@example.org"); err == nil || !strings.Contains(err.Error(), "UNAVAILABLE") {
 		t.Errorf("%v", err)
 	}
 	redis.CLI("-a", "pw", "--no-auth-warning", "config", "set", "requirepass", "")
-	testbed.Within(t, testbed.Patience, "a user to get in", func() bool {
-		phone, err := enterAs(gate, "alice@example.org")
+	testbed.Eventually(t, testbed.Timeout, "a user to get in", func() bool {
+		phone, err := loginLight(gate, "alice@example.org")
 		if err != nil {
 			return false
 		}

@@ -17,124 +17,124 @@ import (
 )
 
 const (
-	regulars    = 34               // users whom the gateways know
-	sessionsMax = 10               // of a user, at both gateways together; a place is given back a moment after it is left
-	comings     = 50               // of each visitor during a fault
-	healLimit   = 20 * time.Second // until limits are common again
+	knownUserCount       = 34               // users whom the gateways know
+	maxSessions          = 10               // of a user, at both gateways together; a place is given back a moment after it is left
+	loginsPerWorker      = 50               // of each visitor during a fault
+	redisRecoveryTimeout = 20 * time.Second // until limits are common again
 )
 
-// ailment is something that befalls a Redis: begin it, and end it.
-type ailment struct {
+// redisFault is something that befalls a Redis: begin it, and end it.
+type redisFault struct {
 	name       string
-	begin, end func(*patient)
+	begin, end func(*redisFaultTest)
 }
 
-// patient is a Redis that two gateways use, through a proxy, for routes, limits
+// redisFaultTest is a Redis that two gateways use, through a proxy, for routes, limits
 // and the audit log.
-type patient struct {
-	t     *testing.T
-	redis *testbed.Redis
-	proxy *faultproxy.Proxy
-	gates [2]*binary
-	name  string // of the ailment, as user names have it
+type redisFaultTest struct {
+	t         *testing.T
+	redis     *testbed.Redis
+	proxy     *faultproxy.Proxy
+	gateways  [2]*gatewayProcess
+	faultName string // of the ailment, as user names have it
 }
 
-// ailments are what real servers do: each error is said by Redis itself. The
+// redisFaults are what real servers do: each error is said by Redis itself. The
 // first of them befall it every day, the others in soaks.
-var ailments = []ailment{
-	{"killed", func(p *patient) { p.redis.Kill() }, func(p *patient) { p.redis.Restart() }},
-	{"frozen", func(p *patient) { p.redis.Freeze() }, func(p *patient) { p.redis.Thaw() }},
-	{"readonly", func(p *patient) { p.redis.CLI("REPLICAOF", "127.0.0.1", "1") }, func(p *patient) { p.redis.CLI("REPLICAOF", "NO", "ONE") }},
-	{"swallowed", func(p *patient) { p.swallow(faultproxy.Fault{Do: faultproxy.Blackhole}) }, func(p *patient) { p.swallow() }},
-	{"refused", func(p *patient) { p.proxy.SetDoor(faultproxy.Closed); p.proxy.Reset() },
-		func(p *patient) { p.proxy.SetDoor(faultproxy.Open) }},
-	{"loading", (*patient).load, (*patient).loaded},
-	{"oom", func(p *patient) { p.redis.CLI("CONFIG", "SET", "maxmemory", "1") }, func(p *patient) { p.redis.CLI("CONFIG", "SET", "maxmemory", "0") }},
-	{"misconf", (*patient).breakSaves, (*patient).mendSaves},
-	{"noauth", (*patient).lock, (*patient).unlock},
+var redisFaults = []redisFault{
+	{"killed", func(p *redisFaultTest) { p.redis.Kill() }, func(p *redisFaultTest) { p.redis.Restart() }},
+	{"frozen", func(p *redisFaultTest) { p.redis.Freeze() }, func(p *redisFaultTest) { p.redis.Thaw() }},
+	{"readonly", func(p *redisFaultTest) { p.redis.CLI("REPLICAOF", "127.0.0.1", "1") }, func(p *redisFaultTest) { p.redis.CLI("REPLICAOF", "NO", "ONE") }},
+	{"swallowed", func(p *redisFaultTest) { p.setFaults(faultproxy.Fault{Action: faultproxy.Blackhole}) }, func(p *redisFaultTest) { p.setFaults() }},
+	{"refused", func(p *redisFaultTest) { p.proxy.SetAcceptMode(faultproxy.Refuse); p.proxy.ResetConns() },
+		func(p *redisFaultTest) { p.proxy.SetAcceptMode(faultproxy.Accept) }},
+	{"loading", (*redisFaultTest).beginLoading, (*redisFaultTest).endLoading},
+	{"oom", func(p *redisFaultTest) { p.redis.CLI("CONFIG", "SET", "maxmemory", "1") }, func(p *redisFaultTest) { p.redis.CLI("CONFIG", "SET", "maxmemory", "0") }},
+	{"misconf", (*redisFaultTest).failSaves, (*redisFaultTest).restoreSaves},
+	{"noauth", (*redisFaultTest).requirePassword, (*redisFaultTest).dropPassword},
 }
 
 // While Redis ails, those whom a gateway knows log in, and
 // the limits hold at each gateway; behind it they hold for both together again.
 // The audit log's stream in the same Redis keeps nobody waiting.
-func TestWhateverBefallsRedisKnownUsersLogInAndLimitsHold(t *testing.T) {
+func TestKnownUsersLogInDuringRedisFaults(t *testing.T) {
 	redis := testbed.StartRedis(t, "--enable-debug-command", "yes", "--loading-process-events-interval-bytes", "1024")
-	p := &patient{t: t, redis: redis, proxy: faultproxy.Start(t, redis.Address)}
-	p.open(fmt.Sprintf("redis: {addresses: [%q]}", p.proxy.Address()))
-	for _, a := range ailments[:soaked(3, len(ailments))] {
+	p := &redisFaultTest{t: t, redis: redis, proxy: faultproxy.Start(t, redis.Address)}
+	p.startGateways(fmt.Sprintf("redis: {addresses: [%q]}", p.proxy.Address()))
+	for _, a := range redisFaults[:testSize(3, len(redisFaults))] {
 		t.Run(a.name, func(t *testing.T) {
-			p.t, p.name = t, a.name
-			p.suffer(func() { a.begin(p) }, func() { a.end(p) }, (*patient).wantApart)
+			p.t, p.faultName = t, a.name
+			p.run(func() { a.begin(p) }, func() { a.end(p) }, (*redisFaultTest).awaitLocalLimits)
 		})
 	}
 }
 
 // A failover is over before limits are counted apart for long, so that is not
 // waited for.
-func TestWhileSentinelsFailOverKnownUsersLogInAndLimitsHold(t *testing.T) {
+func TestKnownUsersLogInDuringSentinelFailover(t *testing.T) {
 	s := testbed.StartRedisSentinel(t)
-	p := &patient{t: t, redis: s.Primary(), name: "failover"}
+	p := &redisFaultTest{t: t, redis: s.Primary(), faultName: "failover"}
 	addresses := `"` + strings.Join(s.Addresses, `", "`) + `"`
-	p.open(fmt.Sprintf("redis: {addresses: [%s], sentinel_master: %s}", addresses, testbed.SentinelName))
-	p.suffer(s.Failover, func() { p.redis = s.Primary() }, func(*patient) {})
+	p.startGateways(fmt.Sprintf("redis: {addresses: [%s], sentinel_master: %s}", addresses, testbed.SentinelName))
+	p.run(s.Failover, func() { p.redis = s.Primary() }, func(*redisFaultTest) {})
 }
 
-// open starts the gateways.
-func (p *patient) open(redis string) {
+// startGateways starts the gateways.
+func (p *redisFaultTest) startGateways(redis string) {
 	p.t.Helper()
 	ca := testbed.NewCA(p.t)
 	backend := startStub(p.t, nil)
-	for i := range p.gates {
+	for i := range p.gateways {
 		dir := p.t.TempDir()
-		p.gates[i] = startBinary(p.t, ca, redis,
+		p.gateways[i] = startProcess(p.t, ca, redis,
 			fmt.Sprintf("backends:\n  east: {address: %q, tls: none}", backend.address()),
 			fmt.Sprintf("limits: {exempt_networks: [], connections: {per_user: %d, per_user_address: 0, per_address: 0, "+
-				"preauth_per_address: 0, new_per_minute: 0}}", sessionsMax),
+				"preauth_per_address: 0, new_per_minute: 0}}", maxSessions),
 			fmt.Sprintf("audit:\n  sinks:\n    - {type: file, path: %s/audit}\n    - {type: redis, on_failure: drop}", dir))
 	}
 }
 
-// suffer is one ailment from beginning to end.
-func (p *patient) suffer(begin, end func(), apart func(*patient)) {
+// run is one ailment from beginning to end.
+func (p *redisFaultTest) run(begin, end func(), awaitLocal func(*redisFaultTest)) {
 	p.t.Helper()
-	for i := range regulars {
-		p.redis.CLI("HSET", "imapgate:user:"+p.regular(i), "backend", "east")
+	for i := range knownUserCount {
+		p.redis.CLI("HSET", "imapgate:user:"+p.knownUser(i), "backend", "east")
 	}
-	stay, greedy := p.regular(0), p.regular(1)
-	for _, gate := range p.gates {
-		for i := range regulars {
-			if err := p.visit(gate, p.regular(i)); err != nil {
+	fullUser, otherUser := p.knownUser(0), p.knownUser(1)
+	for _, gate := range p.gateways {
+		for i := range knownUserCount {
+			if err := p.runSession(gate, p.knownUser(i)); err != nil {
 				p.t.Fatal(err)
 			}
 		}
 	}
-	p.wantTogether()
-	p.fill(p.gates[0], stay)
-	p.wantFull(p.gates[1], stay)
+	p.awaitSharedLimits()
+	p.fillSessions(p.gateways[0], fullUser)
+	p.expectLimit(p.gateways[1], fullUser)
 
 	begin()
-	apart(p)
-	p.crowd()
-	p.fill(p.gates[1], greedy)
-	p.wantFull(p.gates[1], greedy)
-	p.wantFull(p.gates[0], stay)
+	awaitLocal(p)
+	p.runLogins()
+	p.fillSessions(p.gateways[1], otherUser)
+	p.expectLimit(p.gateways[1], otherUser)
+	p.expectLimit(p.gateways[0], fullUser)
 	end()
 
-	p.wantTogether()
-	testbed.Within(p.t, healLimit, "a limit to be that of both gateways again", func() bool {
-		return isFull(p.visit(p.gates[0], greedy)) && isFull(p.visit(p.gates[1], stay))
+	p.awaitSharedLimits()
+	testbed.Eventually(p.t, redisRecoveryTimeout, "a limit to be that of both gateways again", func() bool {
+		return isLimitReached(p.runSession(p.gateways[0], otherUser)) && isLimitReached(p.runSession(p.gateways[1], fullUser))
 	})
-	p.crowd()
-	p.wantStream()
+	p.runLogins()
+	p.expectAuditStream()
 }
 
-func (p *patient) regular(i int) string { return fmt.Sprintf("%s%d", p.name, i) }
+func (p *redisFaultTest) knownUser(i int) string { return fmt.Sprintf("%s%d", p.faultName, i) }
 
-// fill takes all sessions that a user may have; they end with the test.
-func (p *patient) fill(gate *binary, user string) {
+// fillSessions takes all sessions that a user may have; they end with the test.
+func (p *redisFaultTest) fillSessions(gate *gatewayProcess, user string) {
 	p.t.Helper()
-	for range sessionsMax {
-		phone, err := enterAs(gate, user)
+	for range maxSessions {
+		phone, err := loginLight(gate, user)
 		if err != nil {
 			p.t.Fatalf("one of the sessions that %s may have: %v", user, err)
 		}
@@ -142,73 +142,75 @@ func (p *patient) fill(gate *binary, user string) {
 	}
 }
 
-// enterAs logs in.
-func enterAs(gate *binary, user string) (*phone, error) {
-	phone, err := call(gate.endpoint("implicit"), "")
+// loginLight logs in.
+func loginLight(gate *gatewayProcess, user string) (*lightClient, error) {
+	phone, err := dialLight(gate.endpoint("implicit"), "")
 	if err != nil {
 		return nil, err
 	}
-	if err := phone.ask("LOGIN " + user + " " + password); err != nil {
+	if err := phone.exec("LOGIN " + user + " " + password); err != nil {
 		return nil, errors.Join(err, phone.conn.Close())
 	}
 	return phone, nil
 }
 
-func (p *patient) visit(gate *binary, user string) error {
-	phone, err := enterAs(gate, user)
+func (p *redisFaultTest) runSession(gate *gatewayProcess, user string) error {
+	phone, err := loginLight(gate, user)
 	if err != nil {
 		return err
 	}
 	defer phone.conn.Close() // it has logged out
-	return phone.ask("LOGOUT")
+	return phone.exec("LOGOUT")
 }
 
-func isFull(err error) bool { return err != nil && strings.Contains(err.Error(), " NO [LIMIT] ") }
+func isLimitReached(err error) bool {
+	return err != nil && strings.Contains(err.Error(), " NO [LIMIT] ")
+}
 
-func (p *patient) wantFull(gate *binary, user string) {
+func (p *redisFaultTest) expectLimit(gate *gatewayProcess, user string) {
 	p.t.Helper()
-	if err := p.visit(gate, user); !isFull(err) {
+	if err := p.runSession(gate, user); !isLimitReached(err) {
 		p.t.Errorf("one session of %s more than it may have: %v", user, err)
 	}
 }
 
-// wantApart waits until a gateway has noticed, and logins go well meanwhile.
-func (p *patient) wantApart() {
+// awaitLocalLimits waits until a gateway has noticed, and logins go well meanwhile.
+func (p *redisFaultTest) awaitLocalLimits() {
 	p.t.Helper()
-	testbed.Within(p.t, healLimit, "a gateway to count alone", func() bool {
-		if err := p.visit(p.gates[1], p.regular(2)); err != nil {
+	testbed.Eventually(p.t, redisRecoveryTimeout, "a gateway to count alone", func() bool {
+		if err := p.runSession(p.gateways[1], p.knownUser(2)); err != nil {
 			p.t.Error(err)
 		}
-		return p.gates[1].metric(p.t, "imapgate_limits_cluster_connected") == 0
+		return p.gateways[1].sumMetric(p.t, "imapgate_limits_cluster_connected") == 0
 	})
 }
 
-func (p *patient) wantTogether() {
+func (p *redisFaultTest) awaitSharedLimits() {
 	p.t.Helper()
-	testbed.Within(p.t, healLimit, "the gateways to count together", func() bool {
-		return p.gates[0].metric(p.t, "imapgate_limits_cluster_connected") == 1 && p.gates[1].metric(p.t, "imapgate_limits_cluster_connected") == 1
+	testbed.Eventually(p.t, redisRecoveryTimeout, "the gateways to count together", func() bool {
+		return p.gateways[0].sumMetric(p.t, "imapgate_limits_cluster_connected") == 1 && p.gateways[1].sumMetric(p.t, "imapgate_limits_cluster_connected") == 1
 	})
 }
 
-// crowd lets regulars come and go at both gateways: at least 99.9 of a hundred get
+// runLogins lets regulars come and go at both gateways: at least 99.9 of a hundred get
 // in.
-func (p *patient) crowd() {
+func (p *redisFaultTest) runLogins() {
 	p.t.Helper()
 	seed := testbed.Seed(p.t)
 	var mu sync.Mutex
-	var visits, failed int
+	var logins, failed int
 	var first error
-	var visitors sync.WaitGroup
+	var workers sync.WaitGroup
 	for w := range uint64(4) {
-		visitors.Go(func() {
+		workers.Go(func() {
 			random := rand.New(rand.NewPCG(seed, w))
-			for range comings {
+			for range loginsPerWorker {
 				// Each visitor has users of its own: more sessions than a user may
 				// have would be refused.
-				user := p.regular(2 + int(w) + 4*random.IntN((regulars-2)/4))
-				err := p.visit(p.gates[random.IntN(2)], user)
+				user := p.knownUser(2 + int(w) + 4*random.IntN((knownUserCount-2)/4))
+				err := p.runSession(p.gateways[random.IntN(2)], user)
 				mu.Lock()
-				visits++
+				logins++
 				if err != nil {
 					failed++
 					first = errors.Join(first, err)
@@ -217,15 +219,15 @@ func (p *patient) crowd() {
 			}
 		})
 	}
-	visitors.Wait()
-	p.t.Logf("%d logins, %d failed", visits, failed)
-	if failed*1000 > visits || visits == 0 {
-		p.t.Errorf("%d of %d logins failed: %v", failed, visits, first)
+	workers.Wait()
+	p.t.Logf("%d logins, %d failed", logins, failed)
+	if failed*1000 > logins || logins == 0 {
+		p.t.Errorf("%d of %d logins failed: %v", failed, logins, first)
 	}
 }
 
-// wantStream wants records to arrive in Redis again.
-func (p *patient) wantStream() {
+// expectAuditStream wants records to arrive in Redis again.
+func (p *redisFaultTest) expectAuditStream() {
 	p.t.Helper()
 	length := func() int {
 		n, err := strconv.Atoi(p.redis.CLI("XLEN", "imapgate:audit"))
@@ -235,76 +237,76 @@ func (p *patient) wantStream() {
 		return n
 	}
 	before := length()
-	testbed.Within(p.t, healLimit, "audit records to reach Redis again", func() bool {
-		return p.visit(p.gates[0], p.regular(2)) == nil && length() > before
+	testbed.Eventually(p.t, redisRecoveryTimeout, "audit records to reach Redis again", func() bool {
+		return p.runSession(p.gateways[0], p.knownUser(2)) == nil && length() > before
 	})
 }
 
-func (p *patient) swallow(faults ...faultproxy.Fault) {
+func (p *redisFaultTest) setFaults(faults ...faultproxy.Fault) {
 	for _, d := range []faultproxy.Direction{faultproxy.ToTarget, faultproxy.ToClient} {
-		p.proxy.Set(d, faultproxy.Rules{Faults: faults})
+		p.proxy.SetRules(d, faultproxy.Rules{Faults: faults})
 	}
 }
 
-// load has the server read its keys again, so slowly that it answers -LOADING
+// beginLoading has the server read its keys again, so slowly that it answers -LOADING
 // until loaded.
-func (p *patient) load() {
+func (p *redisFaultTest) beginLoading() {
 	for i := range 400 {
 		p.redis.CLI("SET", fmt.Sprintf("ballast%d", i), strings.Repeat("x", 1000))
 	}
 	p.redis.CLI("CONFIG", "SET", "key-load-delay", "20000")
 	var reading sync.WaitGroup
-	reading.Go(func() { _, _ = p.redis.Try("DEBUG", "RELOAD") }) // answers when it is over
+	reading.Go(func() { _, _ = p.redis.TryCLI("DEBUG", "RELOAD") }) // answers when it is over
 	p.t.Cleanup(reading.Wait)
-	testbed.Within(p.t, healLimit, "Redis to load", func() bool {
-		_, err := p.redis.Try("GET", "ballast0")
+	testbed.Eventually(p.t, redisRecoveryTimeout, "Redis to load", func() bool {
+		_, err := p.redis.TryCLI("GET", "ballast0")
 		return err != nil && strings.Contains(err.Error(), "LOADING")
 	})
 }
 
-func (p *patient) loaded() {
-	testbed.Within(p.t, healLimit, "Redis to have loaded", func() bool {
-		_, _ = p.redis.Try("CONFIG", "SET", "key-load-delay", "0") // it answers now and then
-		return ran(p.redis.Try("GET", "ballast0")) == nil
+func (p *redisFaultTest) endLoading() {
+	testbed.Eventually(p.t, redisRecoveryTimeout, "Redis to have loaded", func() bool {
+		_, _ = p.redis.TryCLI("CONFIG", "SET", "key-load-delay", "0") // it answers now and then
+		return outcomeOf(p.redis.TryCLI("GET", "ballast0")) == nil
 	})
 }
 
-// breakSaves makes a save fail, behind which Redis takes no writes: where the file
+// failSaves makes a save fail, behind which Redis takes no writes: where the file
 // should go there is a folder.
-func (p *patient) breakSaves() {
-	p.dump(func(path string) error {
+func (p *redisFaultTest) failSaves() {
+	p.editDumpFile(func(path string) error {
 		return errors.Join(os.RemoveAll(path), os.MkdirAll(filepath.Join(path, "full"), 0o755))
 	})
 	p.redis.CLI("CONFIG", "SET", "save", "3600 1")
 	p.redis.CLI("BGSAVE")
-	testbed.Within(p.t, healLimit, "a save to fail", func() bool {
+	testbed.Eventually(p.t, redisRecoveryTimeout, "a save to fail", func() bool {
 		return strings.Contains(p.redis.CLI("INFO", "persistence"), "rdb_last_bgsave_status:err")
 	})
 }
 
-func (p *patient) mendSaves() {
-	p.dump(os.RemoveAll)
+func (p *redisFaultTest) restoreSaves() {
+	p.editDumpFile(os.RemoveAll)
 	p.redis.CLI("BGSAVE")
-	testbed.Within(p.t, healLimit, "a save to succeed", func() bool {
+	testbed.Eventually(p.t, redisRecoveryTimeout, "a save to succeed", func() bool {
 		return strings.Contains(p.redis.CLI("INFO", "persistence"), "rdb_last_bgsave_status:ok")
 	})
 	p.redis.CLI("CONFIG", "SET", "save", "")
 }
 
-// dump does something to the file that saves are written to.
-func (p *patient) dump(do func(path string) error) {
+// editDumpFile does something to the file that saves are written to.
+func (p *redisFaultTest) editDumpFile(do func(path string) error) {
 	p.t.Helper()
 	if err := do(filepath.Join(p.redis.Dir(), "dump.rdb")); err != nil {
 		p.t.Fatal(err)
 	}
 }
 
-// lock sets a password that the gateways do not have.
-func (p *patient) lock() {
+// requirePassword sets a password that the gateways do not have.
+func (p *redisFaultTest) requirePassword() {
 	p.redis.CLI("CONFIG", "SET", "requirepass", "another")
-	p.proxy.Reset()
+	p.proxy.ResetConns()
 }
 
-func (p *patient) unlock() {
+func (p *redisFaultTest) dropPassword() {
 	p.redis.CLI("-a", "another", "--no-auth-warning", "CONFIG", "SET", "requirepass", "")
 }

@@ -17,15 +17,15 @@ import (
 // while Redis is away those who are known log in and nobody is sent astray. The
 // limits leave room for the login itself on a busy machine.
 const (
-	moves    = 6
-	recovery = 30 * time.Second
+	moveCount       = 6
+	recoveryTimeout = 30 * time.Second
 )
 
-// scene is two backends behind one Redis.
-type scene struct {
+// cluster is two backends behind one Redis.
+type cluster struct {
 	t          *testing.T
 	east, west *testbed.Dovecot
-	s          store
+	store      redisStore
 	name       string // part of the user names
 }
 
@@ -35,61 +35,61 @@ func TestRoutesFollowRedis(t *testing.T) {
 	ca := testbed.NewCA(t)
 	east := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, CA: ca})
 	west := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, CA: ca})
-	for kind, start := range stores {
+	for kind, start := range redisStores {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			s := start(t)
-			for i, promise := range scenes {
+			for i, promise := range routingTests {
 				t.Run(promise.name, func(t *testing.T) {
-					promise.keep(&scene{t, east, west, s, fmt.Sprint(kind, i)})
+					promise.keep(&cluster{t, east, west, s, fmt.Sprint(kind, i)})
 				})
 			}
 		})
 	}
 }
 
-var scenes = []struct {
+var routingTests = []struct {
 	name string
-	keep func(*scene)
+	keep func(*cluster)
 }{
-	{"a moved user logs in at the other backend within a second", (*scene).moved},
-	{"known users log in while it is killed", func(c *scene) { c.away(store.kill, store.restart) }},
-	{"known users log in while it hangs", func(c *scene) { c.away(store.freeze, store.thaw) }},
-	{"a gateway restarted while it is away knows its users", (*scene).restarted},
+	{"a moved user logs in at the other backend within a second", (*cluster).testMovedUser},
+	{"known users log in while it is killed", func(c *cluster) { c.testOutage(redisStore.kill, redisStore.restart) }},
+	{"known users log in while it hangs", func(c *cluster) { c.testOutage(redisStore.pause, redisStore.resume) }},
+	{"a gateway restarted while it is away knows its users", (*cluster).testRestart},
 }
 
-// gateway starts one in front of both backends.
-func (c *scene) gateway(snapshot string, ttl time.Duration) *running {
+// startGateway starts one in front of both backends.
+func (c *cluster) startGateway(snapshot string, ttl time.Duration) *gateway {
 	c.t.Helper()
-	return startGateway(c.t, options{
-		ca: c.east.CA, redis: &c.s.config, routing: routing.Config{TTL: ttl, Snapshot: snapshot},
+	return startGateway(c.t, gatewayOptions{
+		ca: c.east.CA, redis: &c.store.config, routing: routing.Config{TTL: ttl, Snapshot: snapshot},
 		backends: map[string]upstream.Config{
-			"east": to(c.east, upstream.ImplicitTLS), "west": to(c.west, upstream.ImplicitTLS),
+			"east": upstreamConfig(c.east, upstream.ImplicitTLS), "west": upstreamConfig(c.west, upstream.ImplicitTLS),
 		},
 	})
 }
 
-// person is a user of this scene who lives in the east. At each backend there
+// addUser is a user of this scene who lives in the east. At each backend there
 // is a mailbox named after it, by which a client can tell where it is.
-func (c *scene) person(who string) string {
+func (c *cluster) addUser(prefix string) string {
 	c.t.Helper()
-	user := who + "." + c.name
+	user := prefix + "." + c.name
 	for name, backend := range map[string]*testbed.Dovecot{"east": c.east, "west": c.west} {
-		client := enter(c.t, directly(backend)(c.t, user), "")
+		client := mustDial(c.t, directEndpoint(backend)(c.t, user), "")
 		for _, command := range []string{"LOGIN " + user + " " + password, "CREATE " + name, "LOGOUT"} {
 			if got, err := client.Do(command); err != nil || !strings.Contains(got[len(got)-1].Text, " OK ") {
 				c.t.Fatalf("%s: %v, %v", command, got, err)
 			}
 		}
 	}
-	c.s.route(c.t, user, "east")
+	c.store.setRoute(c.t, user, "east")
 	return user
 }
 
-// try logs in and says at which backend, or what the answer was.
-func try(t *testing.T, g *running, user string) (where string) {
+// loginBackend logs in and says at which backend, or what the answer was.
+func loginBackend(t *testing.T, g *gateway, user string) (backend string) {
 	t.Helper()
-	client := enter(t, g.at(proxy.ImplicitTLS), "")
+	client := mustDial(t, g.endpoint(proxy.ImplicitTLS), "")
 	defer client.Close() // nothing is left to be said
 	got, err := client.Do("LOGIN " + user + " " + password)
 	if err != nil {
@@ -103,105 +103,105 @@ func try(t *testing.T, g *running, user string) (where string) {
 		return err.Error()
 	}
 	for _, name := range []string{"east", "west"} {
-		if strings.Contains(shown(got), "/ "+name) || strings.Contains(shown(got), `"/" `+name) {
+		if strings.Contains(formatResponses(got), "/ "+name) || strings.Contains(formatResponses(got), `"/" `+name) {
 			return name
 		}
 	}
-	return shown(got)
+	return formatResponses(got)
 }
 
-func (c *scene) moved() {
-	g := c.gateway("", time.Minute)
-	mover, neighbour := c.person("mover"), c.person("neighbour")
-	c.wantAt(g, mover, "east")
-	c.wantAt(g, neighbour, "east")
-	for i := range moves {
-		home := []string{"west", "east"}[i%2]
-		c.s.route(c.t, mover, home)
-		c.eventuallyAt(g, mover, home)
-		c.wantAt(g, neighbour, "east")
+func (c *cluster) testMovedUser() {
+	g := c.startGateway("", time.Minute)
+	mover, otherUser := c.addUser("mover"), c.addUser("neighbour")
+	c.checkBackend(g, mover, "east")
+	c.checkBackend(g, otherUser, "east")
+	for i := range moveCount {
+		backend := []string{"west", "east"}[i%2]
+		c.store.setRoute(c.t, mover, backend)
+		c.awaitBackend(g, mover, backend)
+		c.checkBackend(g, otherUser, "east")
 	}
 }
 
-// wantAt wants a login to end at this backend.
-func (c *scene) wantAt(g *running, user, home string) {
+// checkBackend wants a login to end at this backend.
+func (c *cluster) checkBackend(g *gateway, user, backend string) {
 	c.t.Helper()
-	if where := try(c.t, g, user); where != home {
-		c.t.Fatalf("%s is at %s; want %s", user, where, home)
+	if where := loginBackend(c.t, g, user); where != backend {
+		c.t.Fatalf("%s is at %s; want %s", user, where, backend)
 	}
 }
 
-// eventuallyAt wants that after a while.
-func (c *scene) eventuallyAt(g *running, user, home string) {
+// awaitBackend wants that after a while.
+func (c *cluster) awaitBackend(g *gateway, user, backend string) {
 	c.t.Helper()
-	testbed.Within(c.t, recovery, user+" to log in at "+home, func() bool {
-		where := try(c.t, g, user)
-		return where == home
+	testbed.Eventually(c.t, recoveryTimeout, user+" to log in at "+backend, func() bool {
+		where := loginBackend(c.t, g, user)
+		return where == backend
 	})
 }
 
-// away takes Redis away and gives it back. The routes are fresh for a second
+// testOutage takes Redis away and gives it back. The routes are fresh for a second
 // only, so that what is told meanwhile is not just fresh.
-func (c *scene) away(take, giveBack func(store)) {
-	g := c.gateway("", time.Second)
+func (c *cluster) testOutage(stop, start func(redisStore)) {
+	g := c.startGateway("", time.Second)
 	var known []string
 	for i := range 5 {
-		known = append(known, c.person(fmt.Sprintf("known%d", i)))
-		c.wantAt(g, known[i], "east")
+		known = append(known, c.addUser(fmt.Sprintf("known%d", i)))
+		c.checkBackend(g, known[i], "east")
 	}
-	stranger := c.person("stranger")
+	unknown := c.addUser("stranger")
 
-	take(c.s)
-	c.knownLogIn(g, known)
-	testbed.Within(c.t, recovery, "an answer older than its ttl to be used", func() bool {
-		c.wantAt(g, known[0], "east")
-		return strings.Contains(g.read("audit"), `"route":"stale"`)
+	stop(c.store)
+	c.checkKnownLogins(g, known)
+	testbed.Eventually(c.t, recoveryTimeout, "an answer older than its ttl to be used", func() bool {
+		c.checkBackend(g, known[0], "east")
+		return strings.Contains(g.readFile("audit"), `"route":"stale"`)
 	})
-	c.knownLogIn(g, known)
-	c.strangerWaits(g, stranger)
+	c.checkKnownLogins(g, known)
+	c.checkUnknownRefused(g, unknown)
 
-	giveBack(c.s)
-	c.eventuallyAt(g, stranger, "east")
-	testbed.Within(c.t, recovery, "redis-cli to write again", func() bool {
-		return c.s.try(known[0], "west") == nil
+	start(c.store)
+	c.awaitBackend(g, unknown, "east")
+	testbed.Eventually(c.t, recoveryTimeout, "redis-cli to write again", func() bool {
+		return c.store.trySetRoute(known[0], "west") == nil
 	})
-	c.eventuallyAt(g, known[0], "west")
+	c.awaitBackend(g, known[0], "west")
 }
 
-// knownLogIn wants a hundred logins to go well.
-func (c *scene) knownLogIn(g *running, known []string) {
+// checkKnownLogins wants a hundred logins to go well.
+func (c *cluster) checkKnownLogins(g *gateway, known []string) {
 	c.t.Helper()
 	for i := range 100 {
-		if where := try(c.t, g, known[i%len(known)]); where != "east" {
+		if where := loginBackend(c.t, g, known[i%len(known)]); where != "east" {
 			c.t.Fatalf("login %d of a known user: %s", i, where)
 		}
 	}
 }
 
-// strangerWaits wants a user whose route nobody knows to be told so.
-func (c *scene) strangerWaits(g *running, stranger string) {
+// checkUnknownRefused wants a user whose route nobody knows to be told so.
+func (c *cluster) checkUnknownRefused(g *gateway, unknown string) {
 	c.t.Helper()
 	for range 3 {
-		where := try(c.t, g, stranger)
+		where := loginBackend(c.t, g, unknown)
 		if !strings.Contains(where, "NO [UNAVAILABLE] ") {
 			c.t.Fatalf("a user without a known route got %s", where)
 		}
 	}
 }
 
-func (c *scene) restarted() {
+func (c *cluster) testRestart() {
 	snapshot := filepath.Join(c.t.TempDir(), "routes")
-	g := c.gateway(snapshot, time.Second)
-	known, stranger := c.person("known"), c.person("stranger")
-	c.wantAt(g, known, "east")
-	c.s.kill()
+	g := c.startGateway(snapshot, time.Second)
+	known, unknown := c.addUser("known"), c.addUser("stranger")
+	c.checkBackend(g, known, "east")
+	c.store.kill()
 	g.stop()
-	g = c.gateway(snapshot, time.Second)
-	c.knownLogIn(g, []string{known})
-	testbed.Within(c.t, recovery, "a login routed by the snapshot to be on record", func() bool {
-		return strings.Contains(g.read("audit"), `"route":"snapshot"`)
+	g = c.startGateway(snapshot, time.Second)
+	c.checkKnownLogins(g, []string{known})
+	testbed.Eventually(c.t, recoveryTimeout, "a login routed by the snapshot to be on record", func() bool {
+		return strings.Contains(g.readFile("audit"), `"route":"snapshot"`)
 	})
-	c.strangerWaits(g, stranger)
-	c.s.restart()
-	c.eventuallyAt(g, stranger, "east")
+	c.checkUnknownRefused(g, unknown)
+	c.store.restart()
+	c.awaitBackend(g, unknown, "east")
 }

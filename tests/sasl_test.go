@@ -24,12 +24,12 @@ import (
 
 func TestCurlLogsInByPlainAndByLogin(t *testing.T) {
 	t.Parallel()
-	curl := testbed.Program(t, "curl", "curl")
+	curl := testbed.FindProgram(t, "curl", "curl")
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
-	g := startGateway(t, options{ca: backend.CA, backends: map[string]upstream.Config{only: to(backend, upstream.ImplicitTLS)}})
+	g := startGateway(t, gatewayOptions{ca: backend.CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS)}})
 	for _, kind := range []proxy.TLSMode{proxy.ImplicitTLS, proxy.StartTLS} {
-		e := g.at(kind)
-		_, port := split(t, e.address)
+		e := g.endpoint(kind)
+		_, port := splitAddress(t, e.address)
 		url := "imaps://localhost:" + port
 		if e.starttls {
 			url = "imap://localhost:" + port
@@ -44,7 +44,7 @@ func TestCurlLogsInByPlainAndByLogin(t *testing.T) {
 				if out, err := ask(password); err != nil || !strings.Contains(string(out), "* STATUS INBOX (MESSAGES 0)") {
 					t.Errorf("%s %s %s: %v: %s", kind, mechanism, ir, err, out)
 				}
-				testbed.Within(t, recovery, "a login by AUTH="+mechanism+" to be on record", func() bool {
+				testbed.Eventually(t, recoveryTimeout, "a login by AUTH="+mechanism+" to be on record", func() bool {
 					all := g.records("login_accepted", user)
 					return len(all) == 1 && all[0].Mechanism == "AUTH="+mechanism
 				})
@@ -56,9 +56,9 @@ func TestCurlLogsInByPlainAndByLogin(t *testing.T) {
 	}
 }
 
-// gopher is a client of the Go library, greeted. It waits for no answer longer than
+// dialGoIMAP is a client of the Go library, greeted. It waits for no answer longer than
 // runs.
-func gopher(t *testing.T, e endpoint, options *imapclient.Options) *imapclient.Client {
+func dialGoIMAP(t *testing.T, e endpoint, options *imapclient.Options) *imapclient.Client {
 	t.Helper()
 	if options.TLSConfig == nil {
 		options.TLSConfig = e.tls
@@ -67,7 +67,7 @@ func gopher(t *testing.T, e endpoint, options *imapclient.Options) *imapclient.C
 	if err != nil {
 		t.Fatal(err)
 	}
-	watchdog := time.AfterFunc(runs, func() { _ = c.Close() })
+	watchdog := time.AfterFunc(programTimeout, func() { _ = c.Close() })
 	t.Cleanup(func() {
 		watchdog.Stop()
 		_ = c.Close() // it has logged out
@@ -78,8 +78,8 @@ func gopher(t *testing.T, e endpoint, options *imapclient.Options) *imapclient.C
 	return c
 }
 
-// reads wants the client to be logged in.
-func reads(t *testing.T, c *imapclient.Client) {
+// checkLoggedIn wants the client to be logged in.
+func checkLoggedIn(t *testing.T, c *imapclient.Client) {
 	t.Helper()
 	if _, err := c.Select("INBOX", nil).Wait(); err != nil {
 		t.Error(err)
@@ -89,13 +89,13 @@ func reads(t *testing.T, c *imapclient.Client) {
 	}
 }
 
-func TestAGoProgramBringsAToken(t *testing.T) {
+func TestGoProgramLogsInWithAToken(t *testing.T) {
 	t.Parallel()
 	p := openid.Start(t, tokenUser)
-	b, _ := tokenGateway(t, p, verified(p), "login: oauth")
-	token := p.Login(t, openid.Mail, tokenUser).Access
+	b, _ := startTokenGateway(t, p, oauthConf(p), "login: oauth")
+	token := p.Login(t, openid.JWTClient, tokenUser).Access
 	e := b.endpoint("implicit")
-	host, port := split(t, e.address)
+	host, port := splitAddress(t, e.address)
 	number, err := strconv.Atoi(port)
 	if err != nil {
 		t.Fatal(err)
@@ -103,37 +103,37 @@ func TestAGoProgramBringsAToken(t *testing.T) {
 	bring := func(c *imapclient.Client, token string) error {
 		return c.Authenticate(sasl.NewOAuthBearerClient(&sasl.OAuthBearerOptions{Username: tokenUser, Token: token, Host: host, Port: number}))
 	}
-	c := gopher(t, e, &imapclient.Options{})
+	c := dialGoIMAP(t, e, &imapclient.Options{})
 	if err := bring(c, token); err != nil {
 		t.Fatal(err)
 	}
-	reads(t, c)
-	if err := bring(gopher(t, e, &imapclient.Options{}), token+"x"); err == nil {
+	checkLoggedIn(t, c)
+	if err := bring(dialGoIMAP(t, e, &imapclient.Options{}), token+"x"); err == nil {
 		t.Error("a changed token is as good")
 	}
 }
 
-func TestAGoProgramComesInWithACertificate(t *testing.T) {
+func TestGoProgramLogsInWithACertificate(t *testing.T) {
 	t.Parallel()
 	people, clients := filepath.Join(t.TempDir(), "people"), testbed.NewCA(t)
 	if err := os.WriteFile(people, []byte("alice@example.org:{PLAIN}x\nbob@example.org:{PLAIN}x\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	b, _ := proofGateway(t, fmt.Sprintf("methods: [file], file: {path: %s}, default_domain: example.org, external: {san: dns}", people), "  client_ca: "+clients.File)
+	b, _ := startProofGateway(t, fmt.Sprintf("methods: [file], file: {path: %s}, default_domain: example.org, external: {san: dns}", people), "  client_ca: "+clients.File)
 	e := b.endpoint("implicit")
 	pair, err := tls.LoadX509KeyPair(clients.Issue(t, "alice"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	shows := e.tls.Clone()
-	shows.Certificates = []tls.Certificate{pair}
+	certificate := e.tls.Clone()
+	certificate.Certificates = []tls.Certificate{pair}
 	for as, right := range map[string]bool{"": true, "alice@example.org": true, "bob@example.org": false} {
-		c := gopher(t, e, &imapclient.Options{TLSConfig: shows})
+		c := dialGoIMAP(t, e, &imapclient.Options{TLSConfig: certificate})
 		if err := c.Authenticate(sasl.NewExternalClient(as)); (err == nil) != right {
 			t.Errorf("as %q: %v", as, err)
 		}
 		if right {
-			reads(t, c)
+			checkLoggedIn(t, c)
 		}
 	}
 }

@@ -25,31 +25,31 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// soak in the environment, set to 1, runs the long tests at full size:
+// soakEnv in the environment, set to 1, runs the long tests at full size:
 //
 //	IMAPGATE_SOAK=1 go test -timeout 40m -run 'Leaves|IdleSessions|LoginsAt|InAStorm' -v ./tests
 //
 // They want two cores for themselves and 20,000 descriptors a process.
-const soak = "IMAPGATE_SOAK"
+const soakEnv = "IMAPGATE_SOAK"
 
-// soaked is the size of a test: the one for every day, or the full one.
-func soaked(everyDay, full int) int {
-	if os.Getenv(soak) == "1" {
+// testSize is the size of a test: the one for every day, or the full one.
+func testSize(short, full int) int {
+	if os.Getenv(soakEnv) == "1" {
 		return full
 	}
-	return everyDay
+	return short
 }
 
-// phone is a small client: thousands of them fit into a test.
-type phone struct {
+// lightClient is a small client: thousands of them fit into a test.
+type lightClient struct {
 	// Owned by one goroutine at a time.
 	conn net.Conn
 	r    *bufio.Reader
 }
 
-// call connects and reads the greeting.
-func call(e endpoint, from string) (*phone, error) {
-	d := net.Dialer{Timeout: Patience, LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+// dialLight connects and reads the greeting.
+func dialLight(e endpoint, from string) (*lightClient, error) {
+	d := net.Dialer{Timeout: Timeout, LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
 	conn, err := d.Dial("tcp", e.address)
 	if err != nil {
 		return nil, err
@@ -57,34 +57,34 @@ func call(e endpoint, from string) (*phone, error) {
 	if e.tls != nil {
 		conn = tls.Client(conn, e.tls)
 	}
-	p := &phone{conn: conn, r: bufio.NewReaderSize(conn, 512)}
-	if greeting, err := p.line(); err != nil || !strings.HasPrefix(greeting, "* OK ") {
+	p := &lightClient{conn: conn, r: bufio.NewReaderSize(conn, 512)}
+	if greeting, err := p.readLine(); err != nil || !strings.HasPrefix(greeting, "* OK ") {
 		return nil, errors.Join(fmt.Errorf("greeting %q: %w", greeting, err), conn.Close())
 	}
 	return p, nil
 }
 
-func (p *phone) line() (string, error) {
-	if err := p.extend(); err != nil {
+func (p *lightClient) readLine() (string, error) {
+	if err := p.extendDeadline(); err != nil {
 		return "", err
 	}
 	return p.r.ReadString('\n')
 }
 
-// extend gives the next write and read their time. After a write that came too
+// extendDeadline gives the next write and read their time. After a write that came too
 // late, TLS would be of no more use.
-func (p *phone) extend() error { return p.conn.SetDeadline(time.Now().Add(Patience)) }
+func (p *lightClient) extendDeadline() error { return p.conn.SetDeadline(time.Now().Add(Timeout)) }
 
-// ask sends a command and wants its OK.
-func (p *phone) ask(command string) error {
-	if err := p.extend(); err != nil {
+// exec sends a command and wants its OK.
+func (p *lightClient) exec(command string) error {
+	if err := p.extendDeadline(); err != nil {
 		return err
 	}
 	if _, err := io.WriteString(p.conn, "t "+command+"\r\n"); err != nil {
 		return err
 	}
 	for {
-		line, err := p.line()
+		line, err := p.readLine()
 		if err != nil {
 			return fmt.Errorf("%s: %w", command, err)
 		}
@@ -97,8 +97,8 @@ func (p *phone) ask(command string) error {
 	}
 }
 
-// hangUp ends the connection as a lost network would, by RST.
-func (p *phone) hangUp() {
+// abort ends the connection as a lost network would, by RST.
+func (p *lightClient) abort() {
 	conn := p.conn
 	if over, ok := conn.(*tls.Conn); ok {
 		conn = over.NetConn()
@@ -107,27 +107,29 @@ func (p *phone) hangUp() {
 	_ = conn.Close()
 }
 
-// visits are the ways in which clients come and go.
-var visits = []func(e endpoint, from, user string) error{
-	visitor(func(p *phone, login string) error { return errors.Join(p.ask(login), p.ask("NOOP"), p.ask("LOGOUT")) }),
-	visitor(func(p *phone, login string) error { return p.ask(login) }), // then away without a word
-	visitor(func(p *phone, login string) error {
-		err := p.ask(login)
-		p.hangUp()
+// sessionKinds are the ways in which clients come and go.
+var sessionKinds = []func(e endpoint, from, user string) error{
+	newSessionKind(func(p *lightClient, login string) error {
+		return errors.Join(p.exec(login), p.exec("NOOP"), p.exec("LOGOUT"))
+	}),
+	newSessionKind(func(p *lightClient, login string) error { return p.exec(login) }), // then away without a word
+	newSessionKind(func(p *lightClient, login string) error {
+		err := p.exec(login)
+		p.abort()
 		return err
 	}),
-	visitor(func(p *phone, login string) error { // away while the gateway is at it
+	newSessionKind(func(p *lightClient, login string) error { // away while the gateway is at it
 		_, err := io.WriteString(p.conn, "t "+login+"\r\n")
-		p.hangUp()
+		p.abort()
 		return err
 	}),
-	visitor(func(p *phone, login string) error {
+	newSessionKind(func(p *lightClient, login string) error {
 		_, err := io.WriteString(p.conn, login[:len(login)/2])
 		return err
 	}),
-	visitor(func(p *phone, _ string) error { return p.ask("LOGOUT") }),
+	newSessionKind(func(p *lightClient, _ string) error { return p.exec("LOGOUT") }),
 	func(e endpoint, from, _ string) error { // not even TLS
-		conn, err := (&net.Dialer{Timeout: Patience, LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}).Dial("tcp", e.address)
+		conn, err := (&net.Dialer{Timeout: Timeout, LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}).Dial("tcp", e.address)
 		if err != nil {
 			return err
 		}
@@ -136,51 +138,51 @@ var visits = []func(e endpoint, from, user string) error{
 	},
 }
 
-func visitor(stay func(p *phone, login string) error) func(e endpoint, from, user string) error {
+func newSessionKind(run func(p *lightClient, login string) error) func(e endpoint, from, user string) error {
 	return func(e endpoint, from, user string) error {
-		p, err := call(e, from)
+		p, err := dialLight(e, from)
 		if err != nil {
 			return err
 		}
 		defer p.conn.Close() // however it was left
-		return stay(p, "LOGIN "+user+" "+password)
+		return run(p, "LOGIN "+user+" "+password)
 	}
 }
 
 // Clients come and go in every way, and nothing of them stays: not a goroutine,
 // not a descriptor.
-func TestAGatewayLeavesNothingBehind(t *testing.T) {
-	n := soaked(5_000, 100_000)
+func TestGatewayLeavesNoGoroutinesOrDescriptors(t *testing.T) {
+	n := testSize(5_000, 100_000)
 	ca := testbed.NewCA(t)
-	secured, plain := startStubOver(t, ca, upstream.ImplicitTLS), startStubOver(t, ca, upstream.NoTLS)
-	var doors []endpoint
+	secured, plain := startStubConfig(t, ca, upstream.ImplicitTLS), startStubConfig(t, ca, upstream.NoTLS)
+	var endpoints []endpoint
 	for _, way := range []struct {
 		backend  upstream.Config
 		listener proxy.TLSMode
 	}{{secured, proxy.ImplicitTLS}, {plain, proxy.NoTLS}, {plain, proxy.NoTLS}, {secured, proxy.NoTLS}} {
-		g := startGateway(t, options{ca: ca, backends: map[string]upstream.Config{only: way.backend}})
-		doors = append(doors, g.at(way.listener))
+		g := startGateway(t, gatewayOptions{ca: ca, backends: map[string]upstream.Config{onlyBackend: way.backend}})
+		endpoints = append(endpoints, g.endpoint(way.listener))
 	}
 	seed := testbed.Seed(t)
-	if err := visit(doors, 200, seed); err != nil { // pools and caches are filled
+	if err := runMixedSessions(endpoints, 200, seed); err != nil { // pools and caches are filled
 		t.Fatal(err)
 	}
-	before := settled(t, func() bool { return true })
+	before := awaitStableUse(t, func() bool { return true })
 
-	if err := visit(doors, n, seed+1); err != nil {
+	if err := runMixedSessions(endpoints, n, seed+1); err != nil {
 		t.Error(err)
 	}
-	after := settled(t, func() bool { return leftovers().atMost(before) })
+	after := awaitStableUse(t, func() bool { return measureUse().isAtMost(before) })
 	t.Logf("%d connections; before: %v; after: %v", n, before, after)
-	if !after.atMost(before) {
+	if !after.isAtMost(before) {
 		stacks := make([]byte, 1<<20)
 		t.Errorf("something is left of %d connections; before: %v; after: %v\n%s", n, before, after,
 			stacks[:runtime.Stack(stacks, true)])
 	}
 }
 
-// startStubOver starts a stub and gives the way to it.
-func startStubOver(t testing.TB, ca *testbed.CA, mode upstream.TLSMode) upstream.Config {
+// startStubConfig starts a stub and gives the way to it.
+func startStubConfig(t testing.TB, ca *testbed.CA, mode upstream.TLSMode) upstream.Config {
 	t.Helper()
 	if mode == upstream.NoTLS {
 		return upstream.Config{Address: startStub(t, nil).address(), TLSMode: mode}
@@ -191,11 +193,11 @@ func startStubOver(t testing.TB, ca *testbed.CA, mode upstream.TLSMode) upstream
 		t.Fatal(err)
 	}
 	s := startStub(t, &tls.Config{Certificates: []tls.Certificate{pair}})
-	return upstream.Config{Address: s.address(), TLSMode: mode, TLS: ca.Client(testbed.DovecotName)}
+	return upstream.Config{Address: s.address(), TLSMode: mode, TLS: ca.ClientTLSFunc(testbed.DovecotName)}
 }
 
-// visit makes n connections, sixteen at a time, from many addresses.
-func visit(doors []endpoint, n int, seed uint64) error {
+// runMixedSessions makes n connections, sixteen at a time, from many addresses.
+func runMixedSessions(endpoints []endpoint, n int, seed uint64) error {
 	var next atomic.Int64
 	var workers errgroup.Group
 	for range 16 {
@@ -207,9 +209,9 @@ func visit(doors []endpoint, n int, seed uint64) error {
 				}
 				random := rand.New(rand.NewPCG(seed, uint64(i)))
 				from := fmt.Sprintf("127.7.%d.%d", i>>8&0xff, 1+i%250)
-				how := random.IntN(len(visits))
-				if err := visits[how](doors[random.IntN(len(doors))], from, fmt.Sprint("user", i)); err != nil {
-					return fmt.Errorf("connection %d, of kind %d: %w", i, how, err)
+				kind := random.IntN(len(sessionKinds))
+				if err := sessionKinds[kind](endpoints[random.IntN(len(endpoints))], from, fmt.Sprint("user", i)); err != nil {
+					return fmt.Errorf("connection %d, of kind %d: %w", i, kind, err)
 				}
 			}
 		})
@@ -217,131 +219,133 @@ func visit(doors []endpoint, n int, seed uint64) error {
 	return workers.Wait()
 }
 
-// left is what a process holds.
-type left struct{ goroutines, descriptors int }
+// resourceUse is what a process holds.
+type resourceUse struct{ goroutines, descriptors int }
 
-func (l left) String() string {
+func (l resourceUse) String() string {
 	return fmt.Sprintf("%d goroutines, %d descriptors", l.goroutines, l.descriptors)
 }
 
-func (l left) atMost(o left) bool {
+func (l resourceUse) isAtMost(o resourceUse) bool {
 	return l.goroutines <= o.goroutines && l.descriptors <= o.descriptors
 }
 
-func leftovers() left {
+func measureUse() resourceUse {
 	runtime.GC() // the runtime keeps pipes for splice(2) until then
 	names, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
 		names = nil // not Linux: goroutines alone are counted
 	}
-	return left{runtime.NumGoroutine(), len(names)}
+	return resourceUse{runtime.NumGoroutine(), len(names)}
 }
 
-// settled waits until what is held has not changed for a while and is good, or
+// awaitStableUse waits until what is held has not changed for a while and is good, or
 // until that is not to be expected any more.
-func settled(t *testing.T, good func() bool) left {
+func awaitStableUse(t *testing.T, accepted func() bool) resourceUse {
 	t.Helper()
-	var last left
+	var last resourceUse
 	since := time.Now()
 	deadline := since.Add(20 * time.Second)
-	testbed.Within(t, time.Minute, "the gateway to come to rest", func() bool {
-		if now := leftovers(); now != last {
+	testbed.Eventually(t, time.Minute, "the gateway to come to rest", func() bool {
+		if now := measureUse(); now != last {
 			last, since = now, time.Now()
 		}
-		return since.Add(time.Second).Before(time.Now()) && (good() || time.Now().After(deadline))
+		return since.Add(time.Second).Before(time.Now()) && (accepted() || time.Now().After(deadline))
 	})
 	return last
 }
 
-// spread is what latencies come to.
-func spread(took []time.Duration) string {
-	slices.Sort(took)
-	if len(took) == 0 {
+// formatLatencies is what latencies come to.
+func formatLatencies(latencies []time.Duration) string {
+	slices.Sort(latencies)
+	if len(latencies) == 0 {
 		return "none"
 	}
-	at := func(share float64) time.Duration { return took[min(len(took)-1, int(share*float64(len(took))))] }
-	return fmt.Sprintf("%d: p50 %v, p99 %v, slowest %v", len(took), at(0.5), at(0.99), took[len(took)-1])
+	at := func(share float64) time.Duration {
+		return latencies[min(len(latencies)-1, int(share*float64(len(latencies))))]
+	}
+	return fmt.Sprintf("%d: p50 %v, p99 %v, slowest %v", len(latencies), at(0.5), at(0.99), latencies[len(latencies)-1])
 }
 
 // Thousands of phones idle on one gateway process, one in a hundred asks now and
 // then, and at the end everybody is still there.
 func TestIdleSessionsStay(t *testing.T) {
-	n := soaked(300, 9_000)
-	idle := time.Duration(soaked(5, 600)) * time.Second
+	n := testSize(300, 9_000)
+	idle := time.Duration(testSize(5, 600)) * time.Second
 	ca := testbed.NewCA(t)
-	b := startBinary(t, ca, east(ca, startStubProcess(t, ca)), "routing: {source: static, static: {default: east}}")
-	phones := make([]*phone, n)
+	b := startProcess(t, ca, eastBackendConf(ca, startStubProcess(t, ca)), "routing: {source: static, static: {default: east}}")
+	clients := make([]*lightClient, n)
 	defer func() {
-		for _, p := range phones {
+		for _, p := range clients {
 			if p != nil {
 				_ = p.conn.Close()
 			}
 		}
 	}()
 	began := time.Now()
-	if err := forAll(phones, func(i int) (err error) {
+	if err := forEachClient(clients, func(i int) (err error) {
 		// From many addresses: the ports of 127.0.0.1 are for the others.
-		if phones[i], err = call(b.endpoint("implicit"), fmt.Sprintf("127.8.0.%d", 1+i%250)); err != nil {
+		if clients[i], err = dialLight(b.endpoint("implicit"), fmt.Sprintf("127.8.0.%d", 1+i%250)); err != nil {
 			return err
 		}
-		return phones[i].ask(fmt.Sprintf("LOGIN user%d %s", i, password))
+		return clients[i].exec(fmt.Sprintf("LOGIN user%d %s", i, password))
 	}); err != nil {
 		t.Fatalf("log in: %v", err)
 	}
-	t.Logf("%d sessions after %v; %s", n, time.Since(began), b.held(t))
+	t.Logf("%d sessions after %v; %s", n, time.Since(began), b.formatUsage(t))
 
-	took := activeFor(t, phones[:n/100], idle)
-	t.Logf("NOOP while %d idle, %s", n, spread(took))
-	t.Logf("after %v: %s", idle, b.held(t))
-	if sessions := b.metric(t, "imapgate_sessions"); int(sessions) != n {
+	took := pollClients(t, clients[:n/100], idle)
+	t.Logf("NOOP while %d idle, %s", n, formatLatencies(took))
+	t.Logf("after %v: %s", idle, b.formatUsage(t))
+	if sessions := b.sumMetric(t, "imapgate_sessions"); int(sessions) != n {
 		t.Errorf("%v sessions, of %d", sessions, n)
 	}
 	var dropped atomic.Int64
-	if err := forAll(phones, func(i int) error {
-		if err := phones[i].ask("NOOP"); err != nil {
+	if err := forEachClient(clients, func(i int) error {
+		if err := clients[i].exec("NOOP"); err != nil {
 			dropped.Add(1)
 		}
 		return nil
 	}); err != nil || dropped.Load() > 0 {
 		t.Errorf("%d of %d sessions were dropped", dropped.Load(), n)
 	}
-	t.Logf("dropped: %d; after everybody's NOOP: %s", dropped.Load(), b.held(t))
+	t.Logf("dropped: %d; after everybody's NOOP: %s", dropped.Load(), b.formatUsage(t))
 }
 
-// held says what the gateway process holds.
-func (b *binary) held(t *testing.T) string {
+// formatUsage says what the gateway process holds.
+func (b *gatewayProcess) formatUsage(t *testing.T) string {
 	t.Helper()
 	return fmt.Sprintf("the gateway has %.0f MB, %.0f goroutines, %.0f descriptors, %.1f s of CPU",
-		b.metric(t, "process_resident_memory_bytes")/1e6, b.metric(t, "go_goroutines"),
-		b.metric(t, "process_open_fds"), b.metric(t, "process_cpu_seconds_total"))
+		b.sumMetric(t, "process_resident_memory_bytes")/1e6, b.sumMetric(t, "go_goroutines"),
+		b.sumMetric(t, "process_open_fds"), b.sumMetric(t, "process_cpu_seconds_total"))
 }
 
-// forAll calls do for every phone, 32 at a time.
-func forAll(phones []*phone, do func(i int) error) error {
+// forEachClient calls do for every phone, 32 at a time.
+func forEachClient(clients []*lightClient, do func(i int) error) error {
 	var workers errgroup.Group
 	workers.SetLimit(32)
-	for i := range phones {
+	for i := range clients {
 		workers.Go(func() error { return do(i) })
 	}
 	return workers.Wait()
 }
 
-// activeFor lets every phone ask once a second, and gives how long the answers
+// pollClients lets every phone ask once a second, and gives how long the answers
 // took.
-func activeFor(t *testing.T, phones []*phone, long time.Duration) []time.Duration {
+func pollClients(t *testing.T, clients []*lightClient, duration time.Duration) []time.Duration {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), long)
+	ctx, cancel := context.WithTimeout(t.Context(), duration)
 	defer cancel()
 	var mu sync.Mutex
 	var all []time.Duration
 	var workers errgroup.Group
-	for _, p := range phones {
+	for _, p := range clients {
 		workers.Go(func() error {
 			tick := time.NewTicker(time.Second)
 			defer tick.Stop()
 			for {
 				began := time.Now()
-				if err := p.ask("NOOP"); err != nil {
+				if err := p.exec("NOOP"); err != nil {
 					return err
 				}
 				mu.Lock()
@@ -363,12 +367,12 @@ func activeFor(t *testing.T, phones []*phone, long time.Duration) []time.Duratio
 
 // Logins arrive at a fixed rate, whether or not earlier ones are done, and all of
 // them go well; routes are Redis's.
-func TestLoginsAtAFixedRateAllGoWell(t *testing.T) {
-	rate, long := soaked(50, 300), soaked(3, 60)
+func TestLoginsAtAFixedRateSucceed(t *testing.T) {
+	rate, long := testSize(50, 300), testSize(3, 60)
 	ca := testbed.NewCA(t)
 	redis := testbed.StartRedis(t)
 	redis.CLI("HSET", "imapgate:default", "backend", "east")
-	b := startBinary(t, ca, east(ca, startStubProcess(t, ca)), fmt.Sprintf("redis: {addresses: [%q]}", redis.Address))
+	b := startProcess(t, ca, eastBackendConf(ca, startStubProcess(t, ca)), fmt.Sprintf("redis: {addresses: [%q]}", redis.Address))
 	var mu sync.Mutex
 	var took []time.Duration
 	var failures []error
@@ -377,7 +381,7 @@ func TestLoginsAtAFixedRateAllGoWell(t *testing.T) {
 	for i := range rate * long {
 		<-time.After(time.Until(began.Add(time.Duration(i) * time.Second / time.Duration(rate))))
 		all.Go(func() {
-			d, err := timedVisit(b.endpoint("implicit"), fmt.Sprint("user", i))
+			d, err := timedSession(b.endpoint("implicit"), fmt.Sprint("user", i))
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil {
@@ -388,21 +392,21 @@ func TestLoginsAtAFixedRateAllGoWell(t *testing.T) {
 	}
 	d := time.Since(began)
 	all.Wait()
-	t.Logf("%.1f logins/s for %v, connect to welcome, %s; %s", float64(len(took))/d.Seconds(), d, spread(took), b.held(t))
+	t.Logf("%.1f logins/s for %v, connect to welcome, %s; %s", float64(len(took))/d.Seconds(), d, formatLatencies(took), b.formatUsage(t))
 	if len(failures) > 0 {
 		t.Errorf("%d of %d logins failed, the first: %v", len(failures), len(took), failures[0])
 	}
 }
 
-// timedVisit is a whole session; the time is that from connecting to the OK.
-func timedVisit(e endpoint, user string) (time.Duration, error) {
+// timedSession is a whole session; the time is that from connecting to the OK.
+func timedSession(e endpoint, user string) (time.Duration, error) {
 	began := time.Now()
-	p, err := call(e, "")
+	p, err := dialLight(e, "")
 	if err != nil {
 		return time.Since(began), err
 	}
 	defer p.conn.Close() // it has logged out
-	err = p.ask("LOGIN " + user + " " + password)
-	took := time.Since(began)
-	return took, errors.Join(err, p.ask("LOGOUT"))
+	err = p.exec("LOGIN " + user + " " + password)
+	elapsed := time.Since(began)
+	return elapsed, errors.Join(err, p.exec("LOGOUT"))
 }

@@ -14,17 +14,17 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// stubFiles in the environment turns the test program into a stub backend: the
+// stubEnv in the environment turns the test program into a stub backend: the
 // files of its certificate and its key, joined by a comma.
-const stubFiles = "IMAPGATE_TESTS_STUB"
+const stubEnv = "IMAPGATE_TESTS_STUB"
 
-// stub is a backend that lets everybody in and does as little as IMAP allows, so
+// stubBackend is a backend that lets everybody in and does as little as IMAP allows, so
 // that thousands of sessions cost a test nothing but the gateway's share. What a
 // real backend does with a session is the other tests' matter.
-type stub struct {
+type stubBackend struct {
 	// Set once.
 	listener net.Listener
-	talk     func(net.Conn) // one connection, until it ends
+	serve    func(net.Conn) // one connection, until it ends
 	wg       sync.WaitGroup // accept and every connection
 
 	mu    sync.Mutex
@@ -32,15 +32,15 @@ type stub struct {
 }
 
 // startStub starts one in this process.
-func startStub(t testing.TB, conf *tls.Config) *stub {
+func startStub(t testing.TB, conf *tls.Config) *stubBackend {
 	t.Helper()
-	return startStubThat(t, conf, serveLittle)
+	return startStubWith(t, conf, serveMinimal)
 }
 
-// startStubThat starts one that has its own way to talk.
-func startStubThat(t testing.TB, conf *tls.Config, talk func(net.Conn)) *stub {
+// startStubWith starts one that has its own way to talk.
+func startStubWith(t testing.TB, conf *tls.Config, serve func(net.Conn)) *stubBackend {
 	t.Helper()
-	s, err := listenStub(conf, talk)
+	s, err := listenStub(conf, serve)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +48,7 @@ func startStubThat(t testing.TB, conf *tls.Config, talk func(net.Conn)) *stub {
 	return s
 }
 
-func listenStub(conf *tls.Config, talk func(net.Conn)) (*stub, error) {
+func listenStub(conf *tls.Config, serve func(net.Conn)) (*stubBackend, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
@@ -56,15 +56,15 @@ func listenStub(conf *tls.Config, talk func(net.Conn)) (*stub, error) {
 	if conf != nil {
 		l = tls.NewListener(l, conf)
 	}
-	s := &stub{listener: l, talk: talk, conns: map[net.Conn]struct{}{}}
+	s := &stubBackend{listener: l, serve: serve, conns: map[net.Conn]struct{}{}}
 	s.wg.Go(s.accept)
 	return s, nil
 }
 
-func (s *stub) address() string { return s.listener.Addr().String() }
+func (s *stubBackend) address() string { return s.listener.Addr().String() }
 
 // accept ends when the listener closes.
-func (s *stub) accept() {
+func (s *stubBackend) accept() {
 	for {
 		conn, err := s.listener.Accept()
 		if err != nil {
@@ -74,7 +74,7 @@ func (s *stub) accept() {
 		s.conns[conn] = struct{}{}
 		s.mu.Unlock()
 		s.wg.Go(func() {
-			s.talk(conn)
+			s.serve(conn)
 			_ = conn.Close()
 			s.mu.Lock()
 			delete(s.conns, conn)
@@ -83,8 +83,8 @@ func (s *stub) accept() {
 	}
 }
 
-// serveLittle answers one connection until it ends.
-func serveLittle(conn net.Conn) {
+// serveMinimal answers one connection until it ends.
+func serveMinimal(conn net.Conn) {
 	const capabilities = "CAPABILITY IMAP4rev1 SASL-IR LITERAL+ ID AUTH=PLAIN"
 	if _, err := io.WriteString(conn, "* OK ["+capabilities+"] ready\r\n"); err != nil {
 		return
@@ -111,7 +111,7 @@ func serveLittle(conn net.Conn) {
 }
 
 // close ends it and waits.
-func (s *stub) close() {
+func (s *stubBackend) close() {
 	_ = s.listener.Close()
 	s.mu.Lock()
 	for conn := range s.conns {
@@ -121,14 +121,14 @@ func (s *stub) close() {
 	s.wg.Wait()
 }
 
-// stubProcess is what the test program does as a stub backend, until it is ended.
-func stubProcess(files string) error {
+// stubMain is what the test program does as a stub backend, until it is ended.
+func stubMain(files string) error {
 	cert, key, _ := strings.Cut(files, ",")
 	pair, err := tls.LoadX509KeyPair(cert, key)
 	if err != nil {
 		return err
 	}
-	s, err := listenStub(&tls.Config{Certificates: []tls.Certificate{pair}}, serveLittle)
+	s, err := listenStub(&tls.Config{Certificates: []tls.Certificate{pair}}, serveMinimal)
 	if err != nil {
 		return err
 	}
@@ -142,16 +142,16 @@ func stubProcess(files string) error {
 func startStubProcess(t testing.TB, ca *testbed.CA) string {
 	t.Helper()
 	cert, key := ca.Issue(t, testbed.DovecotName)
-	p, err := testbed.Start(t, testbed.Program(t, "env", "coreutils"), stubFiles+"="+cert+","+key, os.Args[0])
+	p, err := testbed.Start(t, testbed.FindProgram(t, "env", "coreutils"), stubEnv+"="+cert+","+key, os.Args[0])
 	if err != nil {
 		t.Fatal(err)
 	}
 	address := ""
 	err = p.WaitUntil("say where it listens", func() bool {
-		_, rest, found := strings.Cut(p.Output(), "listening on ")
-		line, _, whole := strings.Cut(rest, "\n")
+		_, rest, listening := strings.Cut(p.Output(), "listening on ")
+		line, _, complete := strings.Cut(rest, "\n")
 		address = line
-		return found && whole
+		return listening && complete
 	})
 	if err != nil {
 		t.Fatal(err)

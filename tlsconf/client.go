@@ -11,17 +11,17 @@ import (
 	"go.uber.org/zap"
 )
 
-// clientSessions bounds the resumption cache of one client. crypto/tls keeps
+// maxClientSessions bounds the resumption cache of one client. crypto/tls keeps
 // one session per server name, so a handful is plenty.
-const clientSessions = 8
+const maxClientSessions = 8
 
 // ClientConfig says whom to trust as a server, and what to show it.
 type ClientConfig struct {
-	CA          string  // PEM file of roots; "" is the system's roots
-	ServerName  string  // the name the certificate must have; "": whoever connects sets it, or the handshake fails
-	MinVersion  string  // "1.2" (also "") or "1.3"
-	Certificate KeyPair // shown to a server that asks for one; zero: none
-	ALPN        string  // the protocol offered; "" offers none
+	CA          string    // PEM file of roots; "" is the system's roots
+	ServerName  string    // the name the certificate must have; "": whoever connects sets it, or the handshake fails
+	MinVersion  string    // "1.2" (also "") or "1.3"
+	Certificate CertFiles // shown to a server that asks for one; zero: none
+	ALPN        string    // the protocol offered; "" offers none
 }
 
 // Client is the gateway's side of TLS towards one server, or several with one
@@ -29,39 +29,39 @@ type ClientConfig struct {
 // there is no switch to turn that off.
 type Client struct {
 	// Set once.
-	cfg     ClientConfig
-	version uint16
-	log     *zap.Logger
+	cfg        ClientConfig
+	minVersion uint16
+	log        *zap.Logger
 
 	current atomic.Pointer[tls.Config]
 
 	mu sync.Mutex
 	// Guarded by mu.
-	pair   *pair // as last good; nil without a certificate
-	trust  trust // as last good; pool is nil for the system's roots
-	warned expiry
+	pair   *keyPair // as last good; nil without a certificate
+	cas    caPool   // as last good; pool is nil for the system's roots
+	expiry expiryWarner
 }
 
 // NewClient loads the files. An error names the file and the reason.
 func NewClient(cfg ClientConfig, log *zap.Logger) (*Client, error) {
-	min, err := version(cfg.MinVersion)
+	minVersion, err := parseVersion(cfg.MinVersion)
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{cfg: cfg, version: min, log: log, warned: make(expiry)}
+	c := &Client{cfg: cfg, minVersion: minVersion, log: log, expiry: make(expiryWarner)}
 	var errs []error
-	if c.trust, err = loadTrust(cfg.CA); err != nil {
+	if c.cas, err = loadCAs(cfg.CA); err != nil {
 		errs = append(errs, err)
 	}
-	if cfg.Certificate != (KeyPair{}) {
-		if c.pair, err = loadPair(cfg.Certificate); err != nil {
+	if cfg.Certificate != (CertFiles{}) {
+		if c.pair, err = loadKeyPair(cfg.Certificate); err != nil {
 			errs = append(errs, err)
 		}
 	}
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)
 	}
-	c.publish()
+	c.rebuildConfig()
 	return c, nil
 }
 
@@ -87,11 +87,11 @@ func (c *Client) Files() (files []string) {
 func (c *Client) Certificates() []Certificate {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return listed(c.pairs())
+	return describeCertificates(c.pairs())
 }
 
-func (c *Client) pairs() []*pair {
-	return slices.DeleteFunc([]*pair{c.pair}, func(p *pair) bool { return p == nil })
+func (c *Client) pairs() []*keyPair {
+	return slices.DeleteFunc([]*keyPair{c.pair}, func(p *keyPair) bool { return p == nil })
 }
 
 // Reload reads the files again. What cannot be used is named in the error and
@@ -101,33 +101,33 @@ func (c *Client) Reload() (changed bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var errs []error
-	if trust, err := loadTrust(c.cfg.CA); err != nil {
+	if cas, err := loadCAs(c.cfg.CA); err != nil {
 		errs = append(errs, err)
-	} else if trust.sum != c.trust.sum {
-		c.trust, changed = trust, true
+	} else if cas.checksum != c.cas.checksum {
+		c.cas, changed = cas, true
 	}
 	if c.pair != nil {
 		p, err := c.pair.reload()
 		if err != nil {
 			errs = append(errs, err)
-		} else if p.sum != c.pair.sum {
+		} else if p.checksum != c.pair.checksum {
 			c.pair, changed = p, true
 		}
 	}
 	if changed {
-		c.publish()
+		c.rebuildConfig()
 	}
-	c.warned.warn(c.log, c.pairs(), time.Now())
+	c.expiry.warnExpiring(c.log, c.pairs(), time.Now())
 	return changed, errors.Join(errs...)
 }
 
-// publish makes the next generation from what was loaded; mu is held.
-func (c *Client) publish() {
+// rebuildConfig makes the next generation from what was loaded; mu is held.
+func (c *Client) rebuildConfig() {
 	cfg := &tls.Config{
-		MinVersion:                  c.version,
-		RootCAs:                     c.trust.pool,
+		MinVersion:                  c.minVersion,
+		RootCAs:                     c.cas.pool,
 		ServerName:                  c.cfg.ServerName,
-		ClientSessionCache:          tls.NewLRUClientSessionCache(clientSessions),
+		ClientSessionCache:          tls.NewLRUClientSessionCache(maxClientSessions),
 		DynamicRecordSizingDisabled: true,
 	}
 	if c.cfg.ALPN != "" {

@@ -24,7 +24,7 @@ func newClient(t testing.TB, cfg ClientConfig) *Client {
 	return c
 }
 
-func pairOf(t testing.TB, ca *authority, names ...string) tls.Certificate {
+func issueKeyPair(t testing.TB, ca *authority, names ...string) tls.Certificate {
 	t.Helper()
 	cert, key := ca.issue(t, time.Now().Add(240*time.Hour), names...)
 	pair, err := tls.X509KeyPair(cert, key)
@@ -34,25 +34,25 @@ func pairOf(t testing.TB, ca *authority, names ...string) tls.Certificate {
 	return pair
 }
 
-func TestAClientFollowsItsCAAlsoWhereItWouldResume(t *testing.T) {
+func TestClientReloadsCAAndDoesNotResume(t *testing.T) {
 	old, renewed := newAuthority(t, "old"), newAuthority(t, "renewed")
 	file := write(t, filepath.Join(t.TempDir(), "ca"), old.pem())
 	c := newClient(t, ClientConfig{CA: file, ServerName: "east.internal"})
-	run(t, c, c.log)
-	server := &tls.Config{Certificates: []tls.Certificate{pairOf(t, old, "east.internal")}}
+	watchFiles(t, c, c.log)
+	server := &tls.Config{Certificates: []tls.Certificate{issueKeyPair(t, old, "east.internal")}}
 	for i, resumes := range []bool{false, true} {
-		if state, err := shake(t, server, c.Config()); err != nil || state.DidResume != resumes {
+		if state, err := runHandshake(t, server, c.Config()); err != nil || state.DidResume != resumes {
 			t.Fatalf("connection %d: resumed %v, %v", i, state.DidResume, err)
 		}
 	}
 
 	write(t, file, renewed.pem())
 	eventually(t, "the new authority is trusted", func() bool {
-		_, err := shake(t, &tls.Config{Certificates: []tls.Certificate{pairOf(t, renewed, "east.internal")}}, c.Config())
+		_, err := runHandshake(t, &tls.Config{Certificates: []tls.Certificate{issueKeyPair(t, renewed, "east.internal")}}, c.Config())
 		return err == nil
 	})
 	var unknown x509.UnknownAuthorityError
-	if state, err := shake(t, server, c.Config()); !errors.As(err, &unknown) {
+	if state, err := runHandshake(t, server, c.Config()); !errors.As(err, &unknown) {
 		t.Errorf("a server of the old authority: resumed %v, %v", state.DidResume, err)
 	}
 
@@ -60,18 +60,18 @@ func TestAClientFollowsItsCAAlsoWhereItWouldResume(t *testing.T) {
 	if changed, err := c.Reload(); changed || err == nil || !strings.Contains(err.Error(), file) {
 		t.Errorf("a broken file: %v, %v", changed, err)
 	}
-	if _, err := shake(t, &tls.Config{Certificates: []tls.Certificate{pairOf(t, renewed, "east.internal")}}, c.Config()); err != nil {
+	if _, err := runHandshake(t, &tls.Config{Certificates: []tls.Certificate{issueKeyPair(t, renewed, "east.internal")}}, c.Config()); err != nil {
 		t.Errorf("with the last good file: %v", err)
 	}
 }
 
-func TestAClientShowsItsRenewedCertificate(t *testing.T) {
+func TestClientSendsRenewedCertificate(t *testing.T) {
 	ca, clients, dir, later := newAuthority(t, "ca"), newAuthority(t, "clients"), t.TempDir(), time.Now().Add(240*time.Hour)
 	cert, key := clients.issue(t, later, "one")
 	files := writePair(t, filepath.Join(dir, "client"), cert, key)
 	c := newClient(t, ClientConfig{CA: write(t, filepath.Join(dir, "ca"), ca.pem()), ServerName: "east.internal", Certificate: files})
 	var shown string
-	server := &tls.Config{Certificates: []tls.Certificate{pairOf(t, ca, "east.internal")}, ClientCAs: clients.pool(),
+	server := &tls.Config{Certificates: []tls.Certificate{issueKeyPair(t, ca, "east.internal")}, ClientCAs: clients.pool(),
 		ClientAuth: tls.RequireAndVerifyClientCert, VerifyConnection: func(s tls.ConnectionState) error {
 			shown = s.PeerCertificates[0].Subject.CommonName
 			return nil
@@ -86,7 +86,7 @@ func TestAClientShowsItsRenewedCertificate(t *testing.T) {
 			if changed, err := c.Reload(); changed || err == nil {
 				t.Errorf("half of a pair: %v, %v", changed, err)
 			}
-			if _, err := shake(t, server, c.Config()); err != nil || shown != "one" {
+			if _, err := runHandshake(t, server, c.Config()); err != nil || shown != "one" {
 				t.Errorf("half of a pair: %s is shown, %v", shown, err)
 			}
 			write(t, files.Key, key)
@@ -94,7 +94,7 @@ func TestAClientShowsItsRenewedCertificate(t *testing.T) {
 				t.Fatal(changed, err)
 			}
 		}
-		state, err := shake(t, server, c.Config())
+		state, err := runHandshake(t, server, c.Config())
 		if err != nil || shown != want.name || state.DidResume != want.resumes {
 			t.Errorf("%s is shown, resumed %v, %v", shown, state.DidResume, err)
 		}
@@ -104,15 +104,15 @@ func TestAClientShowsItsRenewedCertificate(t *testing.T) {
 	}
 }
 
-func TestAServerThatDemandsACertificateIsExplained(t *testing.T) {
-	ca, clients, strangers, dir, later := newAuthority(t, "ca"), newAuthority(t, "clients"), newAuthority(t, "strangers"), t.TempDir(), time.Now().Add(240*time.Hour)
-	cert, key := strangers.issue(t, later, "stranger")
+func TestClientCertificateRefusalIsExplained(t *testing.T) {
+	ca, clients, foreign, dir, later := newAuthority(t, "ca"), newAuthority(t, "clients"), newAuthority(t, "strangers"), t.TempDir(), time.Now().Add(240*time.Hour)
+	cert, key := foreign.issue(t, later, "stranger")
 	wrong := writePair(t, filepath.Join(dir, "wrong"), cert, key)
 	caFile := write(t, filepath.Join(dir, "ca"), ca.pem())
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
-		server := &tls.Config{Certificates: []tls.Certificate{pairOf(t, ca, "127.0.0.1", "east.internal")}, MaxVersion: version,
+		server := &tls.Config{Certificates: []tls.Certificate{issueKeyPair(t, ca, "127.0.0.1", "east.internal")}, MaxVersion: version,
 			ClientCAs: clients.pool(), ClientAuth: tls.RequireAndVerifyClientCert}
-		for want, files := range map[string]KeyPair{"none is configured": {}, "does not accept the client certificate": wrong} {
+		for want, files := range map[string]CertFiles{"none is configured": {}, "does not accept the client certificate": wrong} {
 			c := newClient(t, ClientConfig{CA: caFile, ServerName: "east.internal", Certificate: files})
 			l, err := tls.Listen("tcp", "127.0.0.1:0", server)
 			if err != nil {
@@ -143,32 +143,32 @@ func TestAServerThatDemandsACertificateIsExplained(t *testing.T) {
 		}
 	}
 	other := errors.New("other")
-	if got := Explain(other, nil); got != other {
+	if got := ExplainError(other, nil); got != other {
 		t.Errorf("an error of another kind became %v", got)
 	}
 }
 
-func TestWithoutANameThereIsNoHandshake(t *testing.T) {
+func TestHandshakeNeedsServerName(t *testing.T) {
 	ca := newAuthority(t, "ca")
 	c := newClient(t, ClientConfig{CA: write(t, filepath.Join(t.TempDir(), "ca"), ca.pem())})
-	if _, err := shake(t, &tls.Config{Certificates: []tls.Certificate{pairOf(t, ca, "east.internal")}}, c.Config()); err == nil {
+	if _, err := runHandshake(t, &tls.Config{Certificates: []tls.Certificate{issueKeyPair(t, ca, "east.internal")}}, c.Config()); err == nil {
 		t.Error("a server is accepted whatever its name")
 	}
 }
 
-func TestHTTPConnectionsOfAnOldGenerationAreNotUsedAgain(t *testing.T) {
+func TestHTTPConnectionsOfOldGenerationAreNotReused(t *testing.T) {
 	ca, dir := newAuthority(t, "ca"), t.TempDir()
 	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = w.Write([]byte(r.RemoteAddr))
 	}))
-	s.TLS = &tls.Config{Certificates: []tls.Certificate{pairOf(t, ca, "example.com")}}
+	s.TLS = &tls.Config{Certificates: []tls.Certificate{issueKeyPair(t, ca, "example.com")}}
 	s.StartTLS()
 	defer s.Close()
 	file := write(t, filepath.Join(dir, "ca"), ca.pem())
 	c := newClient(t, ClientConfig{CA: file, ServerName: "example.com"})
 	transport := NewTransport(c.Config, func(cfg *tls.Config) *http.Transport { return &http.Transport{TLSClientConfig: cfg} })
 	defer transport.CloseIdleConnections()
-	ask := func() (string, error) {
+	get := func() (string, error) {
 		res, err := (&http.Client{Transport: transport}).Get(s.URL)
 		if err != nil {
 			return "", err
@@ -178,18 +178,18 @@ func TestHTTPConnectionsOfAnOldGenerationAreNotUsedAgain(t *testing.T) {
 		n, _ := res.Body.Read(from[:])
 		return string(from[:n]), nil
 	}
-	one, err := ask()
+	one, err := get()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if again, err := ask(); err != nil || again != one {
+	if again, err := get(); err != nil || again != one {
 		t.Errorf("%s, then %s: the connection is not kept; %v", one, again, err)
 	}
 	write(t, file, newAuthority(t, "other").pem())
 	if changed, err := c.Reload(); !changed || err != nil {
 		t.Fatal(changed, err)
 	}
-	if _, err := ask(); err == nil {
+	if _, err := get(); err == nil {
 		t.Error("a connection that was trusted under another authority is used")
 	}
 }

@@ -25,87 +25,87 @@ type directory struct {
 	path string
 
 	// Owned by the Server, under its mu.
-	mayEmpty bool     // the server has other certificates
-	pairs    []*pair  // as last good, in the order in which they are served
-	problem  error    // what was wrong when it was last read
-	advice   []error  // on what keeps nothing from being served
-	told     []error  // of advice, in the log
-	entries  []string // files and folders that were there, sorted
+	canBeEmpty     bool       // the server has other certificates
+	pairs          []*keyPair // as last good, in the order in which they are served
+	lastErr        error      // what was wrong when it was last read
+	warnings       []error    // on what keeps nothing from being served
+	loggedWarnings []error    // of advice, in the log
+	entries        []string   // files and folders that were there, sorted
 }
 
 // reload reads the directory again. It reports whether pairs are others now. Its error
 // has everything that is wrong, by name; a pair of which a part is wrong stays as it was.
 func (d *directory) reload(now time.Time) (changed bool, err error) {
-	defer func() { d.problem = err }()
+	defer func() { d.lastErr = err }()
 	entries, err := listPEM(d.path)
 	if err != nil {
 		return false, err
 	}
 	d.entries = entries
-	s := readPEM(entries)
-	s.old = d.pairs
-	next := s.merge(d.pairs, s.pairs())
-	d.advice = s.advice
-	order(next, now)
-	if len(next) == 0 && !d.mayEmpty && len(d.pairs) > 0 {
+	s := scanFiles(entries)
+	s.previous = d.pairs
+	next := s.mergeKeyPairs(d.pairs, s.matchKeys())
+	d.warnings = s.warnings
+	sortKeyPairs(next, now)
+	if len(next) == 0 && !d.canBeEmpty && len(d.pairs) > 0 {
 		return false, errors.Join(append(s.problems, &FileError{d.path, errors.New("no certificate with its key is left")})...)
 	}
-	if !slices.EqualFunc(d.pairs, next, func(a, b *pair) bool { return a.sum == b.sum && a.files == b.files }) {
+	if !slices.EqualFunc(d.pairs, next, func(a, b *keyPair) bool { return a.checksum == b.checksum && a.files == b.files }) {
 		d.pairs, changed = next, true
 	}
 	return changed, errors.Join(s.problems...)
 }
 
-// order puts pairs in the order in which they are served: what is valid first, by the
+// sortKeyPairs puts pairs in the order in which they are served: what is valid first, by the
 // names of the files. Those that share a name stand together where the first of them
 // does, the newest before the others, so that a renewal changes no default but its own.
-func order(pairs []*pair, now time.Time) {
-	slices.SortFunc(pairs, func(a, b *pair) int {
-		return cmp.Or(after(a.valid(now), b.valid(now)), strings.Compare(a.files.Cert, b.files.Cert),
-			strings.Compare(string(a.sum[:]), string(b.sum[:])))
+func sortKeyPairs(pairs []*keyPair, now time.Time) {
+	slices.SortFunc(pairs, func(a, b *keyPair) int {
+		return cmp.Or(compareValidity(a.isValid(now), b.isValid(now)), strings.Compare(a.files.Cert, b.files.Cert),
+			strings.Compare(string(a.checksum[:]), string(b.checksum[:])))
 	})
-	up := make([]int, len(pairs)) // a tree for all that share names; its root is the first of them
+	parent := make([]int, len(pairs)) // a tree for all that share names; its root is the first of them
 	root := func(i int) int {
-		for up[i] != i {
-			i = up[i]
+		for parent[i] != i {
+			i = parent[i]
 		}
 		return i
 	}
-	named, place := make(map[string]int), make(map[*pair]int)
+	lastWithName, group := make(map[string]int), make(map[*keyPair]int)
 	for i, p := range pairs {
-		up[i] = i
+		parent[i] = i
 		for _, name := range certificateNames(p.cert) {
-			if j, shared := named[name]; shared {
+			if j, ok := lastWithName[name]; ok {
 				a, b := root(i), root(j)
-				up[max(a, b)] = min(a, b)
+				parent[max(a, b)] = min(a, b)
 			}
-			named[name] = i
+			lastWithName[name] = i
 		}
 	}
 	for i, p := range pairs {
-		place[p] = root(i)
+		group[p] = root(i)
 	}
-	slices.SortStableFunc(pairs, func(a, b *pair) int {
-		return cmp.Or(after(a.valid(now), b.valid(now)), cmp.Compare(place[a], place[b]),
+	slices.SortStableFunc(pairs, func(a, b *keyPair) int {
+		return cmp.Or(compareValidity(a.isValid(now), b.isValid(now)), cmp.Compare(group[a], group[b]),
 			b.cert.Leaf.NotBefore.Compare(a.cert.Leaf.NotBefore))
 	})
 }
 
-// advise logs what of the advice is new.
-func (d *directory) advise(log *zap.Logger) {
-	said := func(err error) bool {
-		return slices.ContainsFunc(d.told, func(old error) bool { return old.Error() == err.Error() })
+// logWarnings logs what of the advice is new.
+func (d *directory) logWarnings(log *zap.Logger) {
+	isLogged := func(err error) bool {
+		return slices.ContainsFunc(d.loggedWarnings, func(old error) bool { return old.Error() == err.Error() })
 	}
-	for _, err := range d.advice {
-		if !said(err) {
+	for _, err := range d.warnings {
+		if !isLogged(err) {
 			log.Warn("a key should not be among the certificates", zap.Error(err))
 		}
 	}
-	d.told = d.advice
+	d.loggedWarnings = d.warnings
 }
 
-// after orders what is valid before what is not.
-func after(a, b bool) int {
+// compareValidity orders what is valid before what is not.
+func compareValidity(a, b bool) int {
 	switch {
 	case a == b:
 		return 0
@@ -134,8 +134,8 @@ func listPEM(path string) (entries []string, err error) {
 			continue
 		}
 		entries = append(entries, name)
-		below, _ := os.ReadDir(name) // an error is told of when the entry is read
-		for _, e := range below {
+		sub, _ := os.ReadDir(name) // an error is told of when the entry is read
+		for _, e := range sub {
 			if file := filepath.Join(name, e.Name()); isPEM(file) && !e.IsDir() && !strings.HasPrefix(e.Name(), ".") {
 				entries = append(entries, file)
 			}
@@ -157,43 +157,43 @@ func isPEM(name string) bool {
 	return false
 }
 
-// merge puts together what is served next: the new pairs, and the old ones of which a
+// mergeKeyPairs puts together what is served next: the new pairs, and the old ones of which a
 // part is in trouble, or which the new files are worse than.
-func (s *scan) merge(old, found []*pair) (next []*pair) {
+func (s *pemScan) mergeKeyPairs(old, found []*keyPair) (next []*keyPair) {
 	next = found
-	at, byFile := make(map[string]int), make(map[string]int)
+	byLeaf, byFile := make(map[string]int), make(map[string]int)
 	for i, n := range next {
-		at[n.leaf()] = i
+		byLeaf[n.leafDER()] = i
 	}
-	known := make(map[string]bool)
+	oldLeaves := make(map[string]bool)
 	for _, p := range old {
-		known[p.leaf()] = true
+		oldLeaves[p.leafDER()] = true
 	}
 	for i, n := range next {
-		if !known[n.leaf()] { // else it is no other's successor
+		if !oldLeaves[n.leafDER()] { // else it is no other's successor
 			byFile[n.files.Cert], byFile[n.files.Key] = i, i
 		}
 	}
 	for _, p := range old {
-		if i, same := at[p.leaf()]; same {
+		if i, ok := byLeaf[p.leafDER()]; ok {
 			// The leaf alone beside a chain that is being written.
-			if len(next[i].cert.Certificate) < len(p.cert.Certificate) && s.troubled(p) {
+			if len(next[i].cert.Certificate) < len(p.cert.Certificate) && s.hasProblem(p) {
 				next[i] = p
 			}
 			continue
 		}
-		i, renewed := byFile[p.files.Cert]
-		if !renewed {
-			i, renewed = byFile[p.files.Key]
+		i, ok := byFile[p.files.Cert]
+		if !ok {
+			i, ok = byFile[p.files.Key]
 		}
 		switch {
-		case !renewed && s.troubled(p):
+		case !ok && s.hasProblem(p):
 			next = append(next, p)
-		case !renewed: // it was removed
-		case s.bad[p.files.Cert] && len(next[i].cert.Certificate) < len(p.cert.Certificate):
+		case !ok: // it was removed
+		case s.unusable[p.files.Cert] && len(next[i].cert.Certificate) < len(p.cert.Certificate):
 			next[i] = p // its chain is yet to be renewed
 		default:
-			if err := worse(p, next[i]); err != nil {
+			if err := checkReplacement(p, next[i]); err != nil {
 				s.problems = append(s.problems, err)
 				next[i] = p
 			}
@@ -202,16 +202,16 @@ func (s *scan) merge(old, found []*pair) (next []*pair) {
 	return next
 }
 
-// troubled says whether a file of p is there and cannot be used as it is.
-func (s *scan) troubled(p *pair) bool {
-	return s.bad[p.files.Cert] || s.bad[p.files.Key] || s.bad[filepath.Dir(p.files.Cert)] || s.bad[filepath.Dir(p.files.Key)]
+// hasProblem says whether a file of p is there and cannot be used as it is.
+func (s *pemScan) hasProblem(p *keyPair) bool {
+	return s.unusable[p.files.Cert] || s.unusable[p.files.Key] || s.unusable[filepath.Dir(p.files.Cert)] || s.unusable[filepath.Dir(p.files.Key)]
 }
 
-// makePair is the pair of a certificate and its key.
-func makePair(cert tls.Certificate, files KeyPair) *pair {
+// newKeyPair is the pair of a certificate and its key.
+func newKeyPair(cert tls.Certificate, files CertFiles) *keyPair {
 	h := sha256.New()
 	for _, der := range cert.Certificate {
 		h.Write(der)
 	}
-	return &pair{files: files, cert: &cert, sum: digest(h.Sum(nil))}
+	return &keyPair{files: files, cert: &cert, checksum: checksum(h.Sum(nil))}
 }

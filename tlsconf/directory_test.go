@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// names are the common names of what is served, the default first.
-func names(s *Server) (list []string) {
+// servedNames are the common names of what is served, the default first.
+func servedNames(s *Server) (list []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, p := range s.pairs() {
@@ -24,7 +24,7 @@ func names(s *Server) (list []string) {
 	return list
 }
 
-func chainLength(t *testing.T, s *Server, name string) int {
+func servedChainLength(t *testing.T, s *Server, name string) int {
 	t.Helper()
 	cert, err := s.Config().GetCertificate(&tls.ClientHelloInfo{ServerName: name})
 	if err != nil {
@@ -52,18 +52,18 @@ func link(t testing.TB, target, name string) {
 	}
 }
 
-// certbot is a folder as certbot keeps it.
-type certbot struct {
-	root string
-	ca   *authority
-	n    string // of the last version
+// certbotDir is a folder as certbot keeps it.
+type certbotDir struct {
+	root    string
+	ca      *authority
+	version string // of the last version
 }
 
 // renew writes the next version into archive, and has the links in live lead to it, in
 // certbot's order; up to the given number of them.
-func (c *certbot) renew(t testing.TB, version, commonName string, links int) {
+func (c *certbotDir) renew(t testing.TB, version, commonName string, links int) {
 	t.Helper()
-	c.n = version
+	c.version = version
 	cert, key := c.ca.issue(t, time.Now().Add(240*time.Hour), commonName, "mail.example.org")
 	archive, live := mkdir(t, c.root, "archive", "mail.example.org"), mkdir(t, c.root, "live", "mail.example.org")
 	write(t, filepath.Join(c.root, "live", "README"), []byte("This directory contains your keys and certificates."))
@@ -71,22 +71,22 @@ func (c *certbot) renew(t testing.TB, version, commonName string, links int) {
 	for name, text := range map[string][]byte{"cert": cert, "privkey": key, "chain": c.ca.pem(), "fullchain": slices.Concat(cert, c.ca.pem())} {
 		write(t, filepath.Join(archive, name+version+".pem"), text)
 	}
-	c.follow(t, links)
+	c.updateLinks(t, links)
 }
 
-func (c *certbot) follow(t testing.TB, links int) {
+func (c *certbotDir) updateLinks(t testing.TB, links int) {
 	t.Helper()
 	for _, name := range []string{"cert", "privkey", "chain", "fullchain"}[:links] {
-		link(t, "../../archive/mail.example.org/"+name+c.n+".pem", filepath.Join(c.root, "live", "mail.example.org", name+".pem"))
+		link(t, "../../archive/mail.example.org/"+name+c.version+".pem", filepath.Join(c.root, "live", "mail.example.org", name+".pem"))
 	}
 }
 
-func TestCertbotsLiveFolderIsFollowedThroughARenewal(t *testing.T) {
-	c := &certbot{root: t.TempDir(), ca: newAuthority(t, "ca")}
+func TestCertbotRenewalIsReloaded(t *testing.T) {
+	c := &certbotDir{root: t.TempDir(), ca: newAuthority(t, "ca")}
 	c.renew(t, "1", "one", 4)
 	s, _ := newServer(t, ServerConfig{Directory: filepath.Join(c.root, "live")})
-	if got := names(s); !slices.Equal(got, []string{"one"}) || chainLength(t, s, "mail.example.org") != 2 {
-		t.Fatalf("served: %v, a chain of %d", got, chainLength(t, s, "mail.example.org"))
+	if got := servedNames(s); !slices.Equal(got, []string{"one"}) || servedChainLength(t, s, "mail.example.org") != 2 {
+		t.Fatalf("served: %v, a chain of %d", got, servedChainLength(t, s, "mail.example.org"))
 	}
 	if _, err := s.Reload(); err != nil {
 		t.Errorf("a whole folder: %v", err)
@@ -94,19 +94,21 @@ func TestCertbotsLiveFolderIsFollowedThroughARenewal(t *testing.T) {
 	for links := 1; links < 4; links++ { // however far certbot has come
 		c.renew(t, "2", "two", links)
 		_, _ = s.Reload()
-		if got := names(s); !slices.Equal(got, []string{"one"}) || chainLength(t, s, "mail.example.org") != 2 {
-			t.Errorf("after %d links: %v, a chain of %d", links, got, chainLength(t, s, "mail.example.org"))
+		if got := servedNames(s); !slices.Equal(got, []string{"one"}) || servedChainLength(t, s, "mail.example.org") != 2 {
+			t.Errorf("after %d links: %v, a chain of %d", links, got, servedChainLength(t, s, "mail.example.org"))
 		}
 		c.renew(t, "1", "one", 4)
 		if _, err := s.Reload(); err != nil {
 			t.Error(err)
 		}
 	}
-	run(t, s, s.log)
+	watchFiles(t, s, s.log)
 	c.renew(t, "3", "three", 4)
-	eventually(t, "the renewal", func() bool { return slices.Equal(names(s), []string{"three"}) && chainLength(t, s, "") == 2 })
+	eventually(t, "the renewal", func() bool {
+		return slices.Equal(servedNames(s), []string{"three"}) && servedChainLength(t, s, "") == 2
+	})
 
-	other := &certbot{root: t.TempDir(), ca: c.ca}
+	other := &certbotDir{root: t.TempDir(), ca: c.ca}
 	other.renew(t, "1", "four", 4)
 	if err := os.Rename(filepath.Join(other.root, "live", "mail.example.org"), filepath.Join(other.root, "live", "new")); err != nil {
 		t.Fatal(err)
@@ -114,12 +116,12 @@ func TestCertbotsLiveFolderIsFollowedThroughARenewal(t *testing.T) {
 	link(t, filepath.Join(other.root, "live", "new"), filepath.Join(c.root, "live", "new.example.org"))
 	link(t, filepath.Join(other.root, "live", "new"), filepath.Join(other.root, "live", "mail.example.org"))
 	eventually(t, "another folder", func() bool { // the newest first, where they are not of one second
-		return slices.Equal(slices.Sorted(slices.Values(names(s))), []string{"four", "three"})
+		return slices.Equal(slices.Sorted(slices.Values(servedNames(s))), []string{"four", "three"})
 	})
 	if err := os.Remove(filepath.Join(c.root, "live", "new.example.org")); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "its removal", func() bool { return slices.Equal(names(s), []string{"three"}) })
+	eventually(t, "its removal", func() bool { return slices.Equal(servedNames(s), []string{"three"}) })
 }
 
 func TestAnyMixOfFilesIsMatchedByPublicKey(t *testing.T) {
@@ -145,12 +147,12 @@ func TestAnyMixOfFilesIsMatchedByPublicKey(t *testing.T) {
 	write(t, filepath.Join(dir, "a.pem~"), []byte("garbage"))
 	write(t, filepath.Join(mkdir(t, dir, "..2026"), "x.pem"), []byte("garbage"))
 	write(t, filepath.Join(mkdir(t, dir, "c.example.org", "deeper"), "x.pem"), []byte("garbage"))
-	s, _ := newServer(t, ServerConfig{Certificates: []KeyPair{writePair(t, filepath.Join(root, "own"), own, ownKey)}, Directory: dir})
-	if got := names(s); !slices.Equal(got, []string{"own", "a", "b", "c", "expired"}) {
+	s, _ := newServer(t, ServerConfig{Certificates: []CertFiles{writePair(t, filepath.Join(root, "own"), own, ownKey)}, Directory: dir})
+	if got := servedNames(s); !slices.Equal(got, []string{"own", "a", "b", "c", "expired"}) {
 		t.Errorf("served: %v", got)
 	}
 	for name, want := range map[string]int{"a": 2, "b": 1, "c": 2} {
-		state, err := shake(t, s.Config(), &tls.Config{RootCAs: ca.pool(), ServerName: name})
+		state, err := runHandshake(t, s.Config(), &tls.Config{RootCAs: ca.pool(), ServerName: name})
 		if err != nil || state.PeerCertificates[0].Subject.CommonName != name || len(state.PeerCertificates) != want {
 			t.Errorf("%s: %v, a chain of %d", name, err, len(state.PeerCertificates))
 		}
@@ -175,16 +177,16 @@ func TestACAWhoseKeyIsInTheDirectoryIsNotServed(t *testing.T) {
 	writePair(t, filepath.Join(dir, "mail"), slices.Concat(cert, ca.pem()), key)
 	theCA := writePair(t, filepath.Join(dir, "ca"), ca.pem(), caKey)
 	s, logged := newServer(t, ServerConfig{Directory: dir})
-	if got := names(s); !slices.Equal(got, []string{"mail.example.org"}) || chainLength(t, s, "") != 2 {
-		t.Errorf("served: %v, a chain of %d", got, chainLength(t, s, ""))
+	if got := servedNames(s); !slices.Equal(got, []string{"mail.example.org"}) || servedChainLength(t, s, "") != 2 {
+		t.Errorf("served: %v, a chain of %d", got, servedChainLength(t, s, ""))
 	}
 	want := theCA.Key + ": it has the key of the CA \"CN=MyCA\", which names no server"
-	if err := s.Examine(time.Now()); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "not in the file") {
+	if err := s.Diagnose(time.Now()); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "not in the file") {
 		t.Errorf("doubts: %v", err)
 	}
 	for range 2 {
-		if changed, err := s.Reload(); changed || err != nil || s.Unused() != nil {
-			t.Errorf("%v, %v, %v", changed, err, s.Unused())
+		if changed, err := s.Reload(); changed || err != nil || s.DirectoryError() != nil {
+			t.Errorf("%v, %v, %v", changed, err, s.DirectoryError())
 		}
 	}
 	if n := logged.FilterMessage("a key should not be among the certificates").Len(); n != 1 {
@@ -210,8 +212,8 @@ func TestASelfSignedCertificateIsServedUntilItHasSignedAnother(t *testing.T) {
 	dir := t.TempDir()
 	writePair(t, filepath.Join(dir, "alone"), cert, key)
 	s, _ := newServer(t, ServerConfig{Directory: dir})
-	if got := names(s); !slices.Equal(got, []string{"alone.example.org"}) || s.Examine(time.Now()) != nil {
-		t.Errorf("served: %v, %v", got, s.Examine(time.Now()))
+	if got := servedNames(s); !slices.Equal(got, []string{"alone.example.org"}) || s.Diagnose(time.Now()) != nil {
+		t.Errorf("served: %v, %v", got, s.Diagnose(time.Now()))
 	}
 	ca := &authority{both.Leaf, both.PrivateKey.(*ecdsa.PrivateKey)}
 	leaf, leafKey := ca.issue(t, time.Now().Add(240*time.Hour), "mail.example.org")
@@ -219,13 +221,13 @@ func TestASelfSignedCertificateIsServedUntilItHasSignedAnother(t *testing.T) {
 	if _, err := s.Reload(); err != nil {
 		t.Error(err)
 	}
-	err = s.Examine(time.Now())
-	if got := names(s); !slices.Equal(got, []string{"mail.example.org"}) || err == nil || !strings.Contains(err.Error(), "which has signed a certificate in "+filepath.Join(dir, "mail.pem")) {
+	err = s.Diagnose(time.Now())
+	if got := servedNames(s); !slices.Equal(got, []string{"mail.example.org"}) || err == nil || !strings.Contains(err.Error(), "which has signed a certificate in "+filepath.Join(dir, "mail.pem")) {
 		t.Errorf("served: %v, %v", got, err)
 	}
 	write(t, filepath.Join(dir, "mail.pem"), leaf[:len(leaf)/2])
-	if changed, err := s.Reload(); changed || err == nil || !slices.Equal(names(s), []string{"mail.example.org"}) {
-		t.Errorf("while that is written: %v, %v, served %v", changed, err, names(s))
+	if changed, err := s.Reload(); changed || err == nil || !slices.Equal(servedNames(s), []string{"mail.example.org"}) {
+		t.Errorf("while that is written: %v, %v, served %v", changed, err, servedNames(s))
 	}
 }
 
@@ -243,7 +245,7 @@ func TestOfCertificatesForOneNameTheNewestIsServed(t *testing.T) {
 	put("another.pem", -day, "another")
 	s, _ := newServer(t, ServerConfig{Directory: dir})
 	// That another was renewed later does not make it the default.
-	if got := names(s); !slices.Equal(got, []string{"new", "older", "old", "another", "to come"}) {
+	if got := servedNames(s); !slices.Equal(got, []string{"new", "older", "old", "another", "to come"}) {
 		t.Errorf("served: %v", got)
 	}
 	for _, name := range []string{"mail.example.org", "imap.example.org", ""} {
@@ -254,7 +256,7 @@ func TestOfCertificatesForOneNameTheNewestIsServed(t *testing.T) {
 	}
 }
 
-func TestWhatIsWrongInADirectoryIsToldByName(t *testing.T) {
+func TestDirectoryProblemsNameFiles(t *testing.T) {
 	ca, later := newAuthority(t, "ca"), time.Now().Add(240*time.Hour)
 	good, goodKey := ca.issue(t, later, "good")
 	lone, loneKey := ca.issue(t, later, "lone")
@@ -274,7 +276,7 @@ func TestWhatIsWrongInADirectoryIsToldByName(t *testing.T) {
 		"broken":           {"x.pem", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte{1}}), "x.pem: a certificate in it cannot be read"},
 		"OpenSSH":          {"x.key", pem.EncodeToMemory(&pem.Block{Type: "OPENSSH PRIVATE KEY", Bytes: []byte{1}}), "x.key: it holds a key of OpenSSH, which is none for TLS"},
 		"DER":              {"x.crt", ca.cert.Raw, "x.crt: it is DER; PEM is needed: openssl x509 -inform DER -in "},
-		"too large":        {"x.pem", make([]byte, maxFile+1), "x.pem: it is larger"},
+		"too large":        {"x.pem", make([]byte, maxFileSize+1), "x.pem: it is larger"},
 		"leads to nothing": {"x.pem", nil, "x.pem: no such file"},
 	} {
 		dir := t.TempDir()
@@ -288,7 +290,7 @@ func TestWhatIsWrongInADirectoryIsToldByName(t *testing.T) {
 		if _, err := s.Reload(); err == nil || !strings.Contains(err.Error(), filepath.Join(dir, c.want)) || strings.Contains(err.Error(), "PRIVATE") {
 			t.Errorf("%s: %v", name, err)
 		}
-		if got := names(s); !slices.Equal(got, []string{"good"}) {
+		if got := servedNames(s); !slices.Equal(got, []string{"good"}) {
 			t.Errorf("%s: served %v", name, got)
 		}
 		if err := os.Remove(filepath.Join(dir, "good.pem")); err != nil {
@@ -303,7 +305,7 @@ func TestWhatIsWrongInADirectoryIsToldByName(t *testing.T) {
 	}
 }
 
-func TestAKeyThatMayNotBeReadIsToldByName(t *testing.T) {
+func TestUnreadableKeyIsNamed(t *testing.T) {
 	if os.Geteuid() == 0 {
 		t.Skip("root may read every file")
 	}
@@ -348,7 +350,7 @@ func TestHalfWrittenPairsKeepTheLastGoodOne(t *testing.T) {
 		if changed, err := s.Reload(); changed || err == nil {
 			t.Errorf("%s: %v, %v", name, changed, err)
 		}
-		if got := names(s); !slices.Equal(got, []string{"one"}) || chainLength(t, s, "one") != 2 {
+		if got := servedNames(s); !slices.Equal(got, []string{"one"}) || servedChainLength(t, s, "one") != 2 {
 			t.Errorf("%s: served %v", name, got)
 		}
 		_ = os.Remove(filepath.Join(dir, "leaf.pem"))
@@ -359,20 +361,20 @@ func TestHalfWrittenPairsKeepTheLastGoodOne(t *testing.T) {
 	}
 	write(t, cert, two)
 	write(t, key, twoKey)
-	if changed, err := s.Reload(); !changed || err != nil || names(s)[0] != "two" {
-		t.Errorf("renewed: %v, %v, %v", changed, err, names(s))
+	if changed, err := s.Reload(); !changed || err != nil || servedNames(s)[0] != "two" {
+		t.Errorf("renewed: %v, %v, %v", changed, err, servedNames(s))
 	}
 }
 
-func TestPairsOfADirectoryComeAndGo(t *testing.T) {
+func TestDirectoryKeyPairsAreAddedAndRemoved(t *testing.T) {
 	ca, dir, later := newAuthority(t, "ca"), t.TempDir(), time.Now().Add(240*time.Hour)
 	cert, key := ca.issue(t, later, "a")
 	write(t, filepath.Join(dir, "a.pem"), slices.Concat(cert, key))
 	s, _ := newServer(t, ServerConfig{Directory: dir})
-	run(t, s, s.log)
+	watchFiles(t, s, s.log)
 	served := func(want ...string) {
 		t.Helper()
-		eventually(t, strings.Join(want, ", "), func() bool { return slices.Equal(names(s), want) })
+		eventually(t, strings.Join(want, ", "), func() bool { return slices.Equal(servedNames(s), want) })
 	}
 	cert, key = ca.issue(t, later, "b")
 	write(t, filepath.Join(dir, "b.pem"), slices.Concat(cert, key))

@@ -21,9 +21,9 @@ import (
 // a client that offers none is served.
 const IMAP = "imap"
 
-// version turns the configuration's word into crypto/tls's number. There is no
+// parseVersion turns the configuration's word into crypto/tls's number. There is no
 // word for 1.0 and 1.1 (RFC 8996).
-func version(word string) (uint16, error) {
+func parseVersion(word string) (uint16, error) {
 	switch word {
 	case "", "1.2":
 		return tls.VersionTLS12, nil

@@ -17,7 +17,7 @@ type nameTable struct {
 	fallback []*tls.Certificate            // the first certificate, and all others for one of its names
 }
 
-func newNameTable(pairs []*pair) *nameTable {
+func newNameTable(pairs []*keyPair) *nameTable {
 	t := &nameTable{
 		exact:    make(map[string][]*tls.Certificate),
 		wildcard: make(map[string][]*tls.Certificate),
@@ -33,7 +33,7 @@ func newNameTable(pairs []*pair) *nameTable {
 	}
 	t.fallback = []*tls.Certificate{pairs[0].cert}
 	for _, name := range certificateNames(pairs[0].cert) {
-		for _, c := range t.named(name) {
+		for _, c := range t.lookUp(name) {
 			if !slices.Contains(t.fallback, c) {
 				t.fallback = append(t.fallback, c)
 			}
@@ -42,9 +42,9 @@ func newNameTable(pairs []*pair) *nameTable {
 	return t
 }
 
-// named are the certificates for a name in lower case: those for itself, then the
+// lookUp are the certificates for a name in lower case: those for itself, then the
 // wildcards over its first label (RFC 6125 §6.4.3), which may be the name itself.
-func (t *nameTable) named(name string) []*tls.Certificate {
+func (t *nameTable) lookUp(name string) []*tls.Certificate {
 	label, parent, ok := strings.Cut(name, ".")
 	if !ok || len(t.wildcard[parent]) == 0 {
 		return t.exact[name]
@@ -74,80 +74,80 @@ func certificateNames(cert *tls.Certificate) []string {
 	return lower
 }
 
-// choose finds the certificate: of those for the name, and for any other name, and
+// selectCertificate finds the certificate: of those for the name, and for any other name, and
 // without one, of those for the names of the first, the first that the client can
 // use. A client that can use none gets the first of them, and its handshake fails.
-func (t *nameTable) choose(hello *tls.ClientHelloInfo) *tls.Certificate {
-	found := t.named(strings.ToLower(hello.ServerName)) // allocates only when there is a capital
-	if len(found) == 0 {
-		found = t.fallback
+func (t *nameTable) selectCertificate(hello *tls.ClientHelloInfo) *tls.Certificate {
+	certs := t.lookUp(strings.ToLower(hello.ServerName)) // allocates only when there is a capital
+	if len(certs) == 0 {
+		certs = t.fallback
 	}
-	return usable(found, hello)
+	return firstSupported(certs, hello)
 }
 
-// usable is the first certificate that the client can use, or else the first: a
+// firstSupported is the first certificate that the client can use, or else the first: a
 // name may have one with an ECDSA key and one with an RSA key.
-func usable(certs []*tls.Certificate, hello *tls.ClientHelloInfo) *tls.Certificate {
+func firstSupported(certs []*tls.Certificate, hello *tls.ClientHelloInfo) *tls.Certificate {
 	if len(certs) == 1 {
 		return certs[0]
 	}
-	able := *hello
-	able.ServerName = "" // the name is looked at already, and may be none of theirs
+	unnamed := *hello
+	unnamed.ServerName = "" // the name is looked at already, and may be none of theirs
 	for _, c := range certs {
-		if able.SupportsCertificate(c) == nil {
+		if unnamed.SupportsCertificate(c) == nil {
 			return c
 		}
 	}
 	return certs[0]
 }
 
-// noting is the context key under which Noting puts where to write.
-type noting struct{}
+// servedKey is the context key under which Noting puts where to write.
+type servedKey struct{}
 
-// Noting is a context for one server handshake; when that has succeeded, leaf
+// WithServedCertificate is a context for one server handshake; when that has succeeded, leaf
 // is the certificate the client knows the server by. It is never done.
-func Noting(leaf **x509.Certificate) context.Context {
-	return context.WithValue(context.Background(), noting{}, leaf)
+func WithServedCertificate(leaf **x509.Certificate) context.Context {
+	return context.WithValue(context.Background(), servedKey{}, leaf)
 }
 
-// admitting is the context key under which Admitting puts whom to ask.
-type admitting struct{}
+// helloHookKey is the context key under which Admitting puts whom to ask.
+type helloHookKey struct{}
 
-// Admitting adds to the context of a server handshake who lets it go on. That is
+// WithHelloHook adds to the context of a server handshake who lets it go on. That is
 // asked when the client's hello has come whole and nothing dear was computed yet,
 // and may wait; an error ends the handshake, which returns it. It is asked again
 // before a signature, where the client had to say hello twice in between.
-func Admitting(ctx context.Context, admit func() error) context.Context {
-	return context.WithValue(ctx, admitting{}, admit)
+func WithHelloHook(ctx context.Context, hook func() error) context.Context {
+	return context.WithValue(ctx, helloHookKey{}, hook)
 }
 
-func admitted(hello *tls.ClientHelloInfo) error {
+func runHelloHook(hello *tls.ClientHelloInfo) error {
 	ctx := hello.Context()
 	if ctx == nil { // a question outside of a handshake
 		return nil
 	}
-	if admit, ok := ctx.Value(admitting{}).(func() error); ok {
-		return admit()
+	if hook, ok := ctx.Value(helloHookKey{}).(func() error); ok {
+		return hook()
 	}
 	return nil
 }
 
-// certificate is tls.Config.GetCertificate.
-func (t *nameTable) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-	if err := admitted(hello); err != nil {
+// getCertificate is tls.Config.GetCertificate.
+func (t *nameTable) getCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	if err := runHelloHook(hello); err != nil {
 		return nil, err
 	}
-	return t.choose(hello), nil
+	return t.selectCertificate(hello), nil
 }
 
-// note is tls.Config.GetConfigForClient: it changes nothing. What choose answers
+// recordServed is tls.Config.GetConfigForClient: it changes nothing. What choose answers
 // to this hello, it answers to the same hello later.
-func (t *nameTable) note(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-	if err := admitted(hello); err != nil {
+func (t *nameTable) recordServed(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+	if err := runHelloHook(hello); err != nil {
 		return nil, err
 	}
-	if leaf, ok := hello.Context().Value(noting{}).(**x509.Certificate); ok {
-		*leaf = t.choose(hello).Leaf
+	if leaf, ok := hello.Context().Value(servedKey{}).(**x509.Certificate); ok {
+		*leaf = t.selectCertificate(hello).Leaf
 	}
 	return nil, nil
 }

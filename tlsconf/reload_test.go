@@ -13,15 +13,15 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
-	"imapgate/internal/follow"
+	"imapgate/internal/filewatch"
 	"imapgate/internal/testbed"
 )
 
-// run has the files of s followed for the length of the test.
-func run(t *testing.T, s follow.Source, log *zap.Logger) {
+// watchFiles has the files of s followed for the length of the test.
+func watchFiles(t *testing.T, s filewatch.Source, log *zap.Logger) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	set := follow.NewSet(log)
+	set := filewatch.NewReloader(log)
 	set.Add("tls", s)
 	var running sync.WaitGroup
 	running.Go(func() {
@@ -32,8 +32,8 @@ func run(t *testing.T, s follow.Source, log *zap.Logger) {
 	t.Cleanup(func() { cancel(); running.Wait() })
 }
 
-// served is the common name of the certificate in service.
-func served(t *testing.T, s *Server) string {
+// servedName is the common name of the certificate in service.
+func servedName(t *testing.T, s *Server) string {
 	t.Helper()
 	cert, err := s.Config().GetCertificate(&tls.ClientHelloInfo{})
 	if err != nil {
@@ -46,15 +46,15 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	poll := time.NewTicker(5 * time.Millisecond)
 	defer poll.Stop()
-	for end := time.Now().Add(testbed.Patience); time.Now().Before(end); <-poll.C {
+	for end := time.Now().Add(testbed.Timeout); time.Now().Before(end); <-poll.C {
 		if ok() {
 			return
 		}
 	}
-	t.Fatalf("not within %v: %s", testbed.Patience, what)
+	t.Fatalf("not within %v: %s", testbed.Timeout, what)
 }
 
-func says(logs *observer.ObservedLogs, message string) bool {
+func hasLogged(logs *observer.ObservedLogs, message string) bool {
 	return logs.FilterMessage(message).Len() > 0
 }
 
@@ -68,13 +68,13 @@ func TestNewFilesAreServedWithoutRestart(t *testing.T) {
 	base := filepath.Join(dir, "c")
 	cert, key := ca.issue(t, later, "one")
 	pair := writePair(t, base, cert, key)
-	s, said := newServer(t, ServerConfig{Certificates: []KeyPair{pair}})
+	s, logs := newServer(t, ServerConfig{Certificates: []CertFiles{pair}})
 	first := s.Config()
-	run(t, s, s.log)
+	watchFiles(t, s, s.log)
 
 	cert, key = ca.issue(t, later, "two")
 	writePair(t, base, cert, key)
-	eventually(t, "written in place", func() bool { return served(t, s) == "two" })
+	eventually(t, "written in place", func() bool { return servedName(t, s) == "two" })
 	if s.Config() == first {
 		t.Error("the first generation was changed")
 	}
@@ -84,18 +84,18 @@ func TestNewFilesAreServedWithoutRestart(t *testing.T) {
 	if err := os.Rename(fresh.Cert, pair.Cert); err != nil { // for a moment the pair does not match
 		t.Fatal(err)
 	}
-	eventually(t, "the mismatch is reported", func() bool { return says(said, msgBad) })
-	if got := served(t, s); got != "two" {
+	eventually(t, "the mismatch is reported", func() bool { return hasLogged(logs, msgBad) })
+	if got := servedName(t, s); got != "two" {
 		t.Errorf("a mismatched pair is served: %s", got)
 	}
 	if err := os.Rename(fresh.Key, pair.Key); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "renamed over", func() bool { return served(t, s) == "three" })
-	eventually(t, "the recovery is reported", func() bool { return says(said, msgGood) })
+	eventually(t, "renamed over", func() bool { return servedName(t, s) == "three" })
+	eventually(t, "the recovery is reported", func() bool { return hasLogged(logs, msgGood) })
 }
 
-func TestSymlinkSwapOfAMountedSecretIsFollowed(t *testing.T) {
+func TestSymlinkSwapOfMountedSecretIsReloaded(t *testing.T) {
 	ca, dir, later := newAuthority(t, "ca"), t.TempDir(), time.Now().Add(240*time.Hour)
 	version := func(name string) {
 		t.Helper()
@@ -112,21 +112,21 @@ func TestSymlinkSwapOfAMountedSecretIsFollowed(t *testing.T) {
 		}
 	}
 	version("v1")
-	pair := KeyPair{Cert: filepath.Join(dir, "tls.pem"), Key: filepath.Join(dir, "tls.key")}
+	pair := CertFiles{Cert: filepath.Join(dir, "tls.pem"), Key: filepath.Join(dir, "tls.key")}
 	for _, link := range []string{pair.Cert, pair.Key} {
 		if err := os.Symlink(filepath.Join("..data", filepath.Base(link)), link); err != nil {
 			t.Fatal(err)
 		}
 	}
-	s, _ := newServer(t, ServerConfig{Certificates: []KeyPair{pair}})
-	run(t, s, s.log)
+	s, _ := newServer(t, ServerConfig{Certificates: []CertFiles{pair}})
+	watchFiles(t, s, s.log)
 	version("v2")
-	eventually(t, "v2", func() bool { return served(t, s) == "v2" })
+	eventually(t, "v2", func() bool { return servedName(t, s) == "v2" })
 	if err := os.RemoveAll(filepath.Join(dir, "v1")); err != nil {
 		t.Fatal(err)
 	}
 	version("v3")
-	eventually(t, "v3", func() bool { return served(t, s) == "v3" })
+	eventually(t, "v3", func() bool { return servedName(t, s) == "v3" })
 }
 
 func TestBadNewFileKeepsTheOldOneAndIsReportedOnce(t *testing.T) {
@@ -135,7 +135,7 @@ func TestBadNewFileKeepsTheOldOneAndIsReportedOnce(t *testing.T) {
 	twoCert, twoKey := ca.issue(t, later, "two")
 	one := writePair(t, filepath.Join(dir, "one"), oneCert, oneKey)
 	two := writePair(t, filepath.Join(dir, "two"), twoCert, twoKey)
-	s, said := newServer(t, ServerConfig{Certificates: []KeyPair{one, two}})
+	s, logs := newServer(t, ServerConfig{Certificates: []CertFiles{one, two}})
 	expired, expiredKey := ca.issue(t, time.Now().Add(-time.Hour), "expired")
 	for name, breakIt := range map[string]func(){
 		"garbage": func() { write(t, one.Cert, []byte("garbage")) },
@@ -151,7 +151,7 @@ func TestBadNewFileKeepsTheOldOneAndIsReportedOnce(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), one.Cert) {
 			t.Errorf("%s: %v", name, err)
 		}
-		if !changed || served(t, s) != "one" {
+		if !changed || servedName(t, s) != "one" {
 			t.Errorf("%s: the other pair was not taken over, or the bad one was", name)
 		}
 		write(t, one.Cert, oneCert)
@@ -161,14 +161,14 @@ func TestBadNewFileKeepsTheOldOneAndIsReportedOnce(t *testing.T) {
 		}
 	}
 	write(t, one.Cert, nil)
-	set := follow.NewSet(s.log)
+	set := filewatch.NewReloader(s.log)
 	set.Add("tls", s)
 	for range 2 {
 		if _, err := set.Reload(); err == nil {
 			t.Error("an empty certificate is no error")
 		}
 	}
-	if said.FilterMessage(msgBad).Len() != 1 {
+	if logs.FilterMessage(msgBad).Len() != 1 {
 		t.Error("the same complaint is not logged exactly once")
 	}
 }
@@ -178,7 +178,7 @@ func TestSessionOfARemovedClientCAIsNotResumed(t *testing.T) {
 	later := time.Now().Add(240 * time.Hour)
 	cert, key := ca.issue(t, later, "mail")
 	caFile := write(t, filepath.Join(dir, "ca"), clients.pem())
-	s, _ := newServer(t, ServerConfig{Certificates: []KeyPair{writePair(t, filepath.Join(dir, "c"), cert, key)}, ClientCA: caFile})
+	s, _ := newServer(t, ServerConfig{Certificates: []CertFiles{writePair(t, filepath.Join(dir, "c"), cert, key)}, ClientCA: caFile})
 	cert, key = clients.issue(t, later, "alice")
 	own, err := tls.X509KeyPair(cert, key)
 	if err != nil {
@@ -187,7 +187,7 @@ func TestSessionOfARemovedClientCAIsNotResumed(t *testing.T) {
 	client := &tls.Config{ServerName: "mail", RootCAs: ca.pool(), Certificates: []tls.Certificate{own},
 		ClientSessionCache: tls.NewLRUClientSessionCache(1)}
 	for i, want := range []bool{false, true} {
-		state, err := shake(t, s.Config(), client)
+		state, err := runHandshake(t, s.Config(), client)
 		if err != nil || state.DidResume != want {
 			t.Fatalf("connection %d: resumed %v, %v", i, state.DidResume, err)
 		}
@@ -196,7 +196,7 @@ func TestSessionOfARemovedClientCAIsNotResumed(t *testing.T) {
 	if changed, err := s.Reload(); !changed || err != nil {
 		t.Fatal(changed, err)
 	}
-	state, err := shake(t, s.Config(), client)
+	state, err := runHandshake(t, s.Config(), client)
 	if state.DidResume {
 		t.Error("a session of the removed CA was resumed")
 	}
@@ -208,22 +208,22 @@ func TestSessionOfARemovedClientCAIsNotResumed(t *testing.T) {
 	forced := client.Clone()
 	forced.ClientSessionCache = nil
 	forced.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &own, nil }
-	if _, err := shake(t, s.Config(), forced); err == nil {
+	if _, err := runHandshake(t, s.Config(), forced); err == nil {
 		t.Error("a certificate of the removed CA is accepted")
 	}
 	anonymous := &tls.Config{ServerName: "mail", RootCAs: ca.pool()}
-	if _, err := shake(t, s.Config(), anonymous); err != nil {
+	if _, err := runHandshake(t, s.Config(), anonymous); err != nil {
 		t.Errorf("a client without a certificate: %v", err)
 	}
 }
 
-func TestOperatorHearsOfExpiryOnceAtEachStage(t *testing.T) {
+func TestExpiryIsLoggedOncePerThreshold(t *testing.T) {
 	ca, now := newAuthority(t, "ca"), time.Now()
 	end := now.Add(30 * 24 * time.Hour).Truncate(time.Second)
 	cert, key := ca.issue(t, end, "mail")
 	base := filepath.Join(t.TempDir(), "c")
 	pair := writePair(t, base, cert, key)
-	s, said := newServer(t, ServerConfig{Certificates: []KeyPair{pair}})
+	s, logs := newServer(t, ServerConfig{Certificates: []CertFiles{pair}})
 	if list := s.Certificates(); len(list) != 1 || list[0].File != pair.Cert || !list[0].NotAfter.Equal(end) {
 		t.Errorf("%+v", list)
 	}
@@ -234,12 +234,12 @@ func TestOperatorHearsOfExpiryOnceAtEachStage(t *testing.T) {
 		more int
 	}{{30 * day, 0}, {22 * day, 0}, {21 * day, 1}, {20 * day, 0}, {7*day + time.Hour, 0}, {6 * day, 1}, {day, 1}, {time.Hour, 0}, {-time.Hour, 1}, {-30 * day, 0}} {
 		total += c.more
-		s.warned.warn(s.log, s.pairs(), end.Add(-c.left))
-		if said.Len() != total {
-			t.Errorf("%v before the end: %d lines, want %d", c.left, said.Len(), total)
+		s.expiry.warnExpiring(s.log, s.pairs(), end.Add(-c.left))
+		if logs.Len() != total {
+			t.Errorf("%v before the end: %d lines, want %d", c.left, logs.Len(), total)
 		}
 	}
-	if !says(said, "certificate has expired") || served(t, s) != "mail" {
+	if !hasLogged(logs, "certificate has expired") || servedName(t, s) != "mail" {
 		t.Error("an expired certificate must be reported and stay in service")
 	}
 	cert, key = ca.issue(t, end.Add(day), "mail") // renewed: counted anew
@@ -247,8 +247,8 @@ func TestOperatorHearsOfExpiryOnceAtEachStage(t *testing.T) {
 	if changed, err := s.Reload(); !changed || err != nil {
 		t.Fatal(err)
 	}
-	s.warned.warn(s.log, s.pairs(), end.Add(-12*time.Hour))
-	if said.Len() != total+1 {
+	s.expiry.warnExpiring(s.log, s.pairs(), end.Add(-12*time.Hour))
+	if logs.Len() != total+1 {
 		t.Error("the renewed certificate's own end is not reported")
 	}
 }
@@ -256,10 +256,10 @@ func TestOperatorHearsOfExpiryOnceAtEachStage(t *testing.T) {
 func TestExpiredCertificateMayBeReplacedByAnyOther(t *testing.T) {
 	ca, base := newAuthority(t, "ca"), filepath.Join(t.TempDir(), "c")
 	cert, key := ca.issue(t, time.Now().Add(-2*time.Hour), "one")
-	s, _ := newServer(t, ServerConfig{Certificates: []KeyPair{writePair(t, base, cert, key)}})
+	s, _ := newServer(t, ServerConfig{Certificates: []CertFiles{writePair(t, base, cert, key)}})
 	cert, key = ca.issue(t, time.Now().Add(-time.Hour), "two")
 	writePair(t, base, cert, key)
-	if changed, err := s.Reload(); !changed || err != nil || served(t, s) != "two" {
+	if changed, err := s.Reload(); !changed || err != nil || servedName(t, s) != "two" {
 		t.Error(changed, err)
 	}
 }

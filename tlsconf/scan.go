@@ -12,14 +12,14 @@ import (
 	"strings"
 )
 
-// scan is what the files of a directory hold.
-type scan struct {
-	old      []*pair // as last good, of which a file may be half written now
+// pemScan is what the files of a directory hold.
+type pemScan struct {
+	previous []*keyPair // as last good, of which a file may be half written now
 	chains   []pemChain
 	keys     map[string]pemKey // by public key
 	problems []error
-	bad      map[string]bool // files and folders that have a problem
-	advice   []error         // on what keeps nothing from being served
+	unusable map[string]bool // files and folders that have a problem
+	warnings []error         // on what keeps nothing from being served
 }
 
 type pemChain struct {
@@ -28,48 +28,48 @@ type pemChain struct {
 }
 
 type pemKey struct {
-	file string
-	key  crypto.Signer
-	used bool
+	file   string
+	key    crypto.Signer
+	isUsed bool
 }
 
-// readPEM reads the files among entries.
-func readPEM(entries []string) *scan {
-	s := &scan{keys: make(map[string]pemKey), bad: make(map[string]bool)}
+// scanFiles reads the files among entries.
+func scanFiles(entries []string) *pemScan {
+	s := &pemScan{keys: make(map[string]pemKey), unusable: make(map[string]bool)}
 	for _, name := range entries {
 		if info, err := os.Stat(name); err == nil && info.IsDir() {
 			if _, err := os.ReadDir(name); err != nil {
-				s.add(name, fileError(name, err))
+				s.addProblem(name, newFileError(name, err))
 			}
 			continue
 		}
 		text, err := readFile(name)
 		if err == nil {
-			text, err = pemText(name, text)
+			text, err = stripByteOrderMarks(name, text)
 		}
 		if err != nil {
-			s.add(name, err)
+			s.addProblem(name, err)
 			continue
 		}
-		if err := s.read(name, text); err != nil {
-			s.add(name, &FileError{name, err})
+		if err := s.parseFile(name, text); err != nil {
+			s.addProblem(name, &FileError{name, err})
 		}
 	}
 	return s
 }
 
-func (s *scan) add(name string, err error) {
-	s.bad[name] = true
+func (s *pemScan) addProblem(name string, err error) {
+	s.unusable[name] = true
 	s.problems = append(s.problems, err)
 }
 
-// read takes the certificates and keys of one file, whatever their order. Other blocks,
+// parseFile takes the certificates and keys of one file, whatever their order. Other blocks,
 // such as parameters and requests, are passed over.
-func (s *scan) read(name string, text []byte) error {
+func (s *pemScan) parseFile(name string, text []byte) error {
 	chain := pemChain{file: name}
-	list := blocks(text)
+	list := decodePEM(text)
 	if len(list) == 0 {
-		return errors.New(notPEM(name, text, "there is no PEM in it"))
+		return errors.New(describeNotPEM(name, text, "there is no PEM in it"))
 	}
 	for _, block := range list {
 		switch {
@@ -80,14 +80,14 @@ func (s *scan) read(name string, text []byte) error {
 			}
 			chain.certs = append(chain.certs, cert)
 		case isKey(block):
-			if wrong := wrongKeyBlock(name, block); wrong != "" {
-				return errors.New(wrong)
+			if problem := describeKeyBlock(name, block); problem != "" {
+				return errors.New(problem)
 			}
 			key, public, err := parseKey(block.Bytes)
 			if err != nil {
 				return err
 			}
-			if _, twice := s.keys[public]; !twice { // the first by name
+			if _, duplicate := s.keys[public]; !duplicate { // the first by name
 				s.keys[public] = pemKey{file: name, key: key}
 			}
 		}
@@ -99,7 +99,7 @@ func (s *scan) read(name string, text []byte) error {
 }
 
 // parseKey reads a key in any of the forms that tls.X509KeyPair does. public is its
-// public key, as publicOf gives that of a certificate.
+// public key, as encodePublicKey gives that of a certificate.
 func parseKey(der []byte) (key crypto.Signer, public string, err error) {
 	parsed, err := x509.ParsePKCS8PrivateKey(der)
 	if err != nil {
@@ -119,26 +119,26 @@ func parseKey(der []byte) (key crypto.Signer, public string, err error) {
 	return key, string(spki), nil
 }
 
-func publicOf(cert *x509.Certificate) string {
+func encodePublicKey(cert *x509.Certificate) string {
 	spki, _ := x509.MarshalPKIXPublicKey(cert.PublicKey) // of an unknown kind: no key has it
 	return string(spki)
 }
 
-// pairs matches the certificates to the keys. Of several chains for a certificate the
+// matchKeys matches the certificates to the keys. Of several chains for a certificate the
 // longest is taken. A file of which nothing is served, and whose first is a CA, is one
 // of intermediates, and ignored.
-func (s *scan) pairs() (found []*pair) {
-	at := make(map[string]int) // leaf → its place in found
+func (s *pemScan) matchKeys() (found []*keyPair) {
+	byLeaf := make(map[string]int) // leaf → its place in found
 	for _, chain := range s.chains {
-		own := s.paired(chain)
-		if len(own) == 0 && !chain.certs[0].IsCA {
-			s.add(chain.file, &FileError{chain.file, errors.New("no key for the certificate in it")})
+		matched := s.matchChain(chain)
+		if len(matched) == 0 && !chain.certs[0].IsCA {
+			s.addProblem(chain.file, &FileError{chain.file, errors.New("no key for the certificate in it")})
 		}
-		for _, p := range own {
-			i, twice := at[p.leaf()]
+		for _, p := range matched {
+			i, duplicate := byLeaf[p.leafDER()]
 			switch {
-			case !twice:
-				at[p.leaf()] = len(found)
+			case !duplicate:
+				byLeaf[p.leafDER()] = len(found)
 				found = append(found, p)
 			case len(p.cert.Certificate) > len(found[i].cert.Certificate):
 				found[i] = p
@@ -146,69 +146,69 @@ func (s *scan) pairs() (found []*pair) {
 		}
 	}
 	for _, key := range s.keys {
-		if !key.used {
-			s.add(key.file, &FileError{key.file, errors.New("no certificate for the key in it")})
+		if !key.isUsed {
+			s.addProblem(key.file, &FileError{key.file, errors.New("no certificate for the key in it")})
 		}
 	}
-	for _, list := range [][]error{s.problems, s.advice} {
+	for _, list := range [][]error{s.problems, s.warnings} {
 		slices.SortFunc(list, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
 	}
 	return found
 }
 
-// paired makes a pair of each certificate of a file that has a key and is for servers.
+// matchChain makes a pair of each certificate of a file that has a key and is for servers.
 // The CAs in the file are its intermediates, whether their keys are there or not.
-func (s *scan) paired(chain pemChain) (own []*pair) {
+func (s *pemScan) matchChain(chain pemChain) (matched []*keyPair) {
 	var leaves []*x509.Certificate
-	var rest [][]byte
+	var cas [][]byte
 	for _, cert := range chain.certs {
-		key, ok := s.keys[publicOf(cert)]
-		why := ""
+		key, ok := s.keys[encodePublicKey(cert)]
+		reason := ""
 		if ok {
-			why = s.authority(cert)
+			reason = s.unservableCA(cert)
 		}
 		switch {
-		case ok && why == "":
+		case ok && reason == "":
 			leaves = append(leaves, cert)
 		case cert.IsCA:
-			rest = append(rest, cert.Raw)
+			cas = append(cas, cert.Raw)
 		}
 		if !ok {
 			continue
 		}
-		if why != "" && !key.used { // told once
-			s.advice = append(s.advice, &FileError{key.file, fmt.Errorf("it has the key of the CA %q, %s: a CA that is not served, whose key is safer elsewhere", cert.Subject, why)})
+		if reason != "" && !key.isUsed { // told once
+			s.warnings = append(s.warnings, &FileError{key.file, fmt.Errorf("it has the key of the CA %q, %s: a CA that is not served, whose key is safer elsewhere", cert.Subject, reason)})
 		}
-		key.used = true
-		s.keys[publicOf(cert)] = key
+		key.isUsed = true
+		s.keys[encodePublicKey(cert)] = key
 	}
 	for _, leaf := range leaves {
-		key := s.keys[publicOf(leaf)]
-		cert := tls.Certificate{Certificate: append([][]byte{leaf.Raw}, rest...), PrivateKey: key.key, Leaf: leaf}
-		own = append(own, makePair(cert, KeyPair{Cert: chain.file, Key: key.file}))
+		key := s.keys[encodePublicKey(leaf)]
+		cert := tls.Certificate{Certificate: append([][]byte{leaf.Raw}, cas...), PrivateKey: key.key, Leaf: leaf}
+		matched = append(matched, newKeyPair(cert, CertFiles{Cert: chain.file, Key: key.file}))
 	}
-	return own
+	return matched
 }
 
-// authority says why a CA is none that identifies a server, or "". One that is nobody
+// unservableCA says why a CA is none that identifies a server, or "". One that is nobody
 // else's CA, and names a server, is a self-signed certificate as openssl makes them.
-func (s *scan) authority(ca *x509.Certificate) (why string) {
+func (s *pemScan) unservableCA(ca *x509.Certificate) (reason string) {
 	if !ca.IsCA {
 		return ""
 	}
 	if len(ca.DNSNames)+len(ca.IPAddresses) == 0 {
 		return "which names no server (subjectAltName)"
 	}
-	signed := func(cert *x509.Certificate) bool {
-		return bytes.Equal(cert.RawIssuer, ca.RawSubject) && publicOf(cert) != publicOf(ca) && cert.CheckSignatureFrom(ca) == nil
+	isSigned := func(cert *x509.Certificate) bool {
+		return bytes.Equal(cert.RawIssuer, ca.RawSubject) && encodePublicKey(cert) != encodePublicKey(ca) && cert.CheckSignatureFrom(ca) == nil
 	}
 	for _, chain := range s.chains {
-		if slices.ContainsFunc(chain.certs, signed) {
+		if slices.ContainsFunc(chain.certs, isSigned) {
 			return "which has signed a certificate in " + chain.file
 		}
 	}
-	for _, p := range s.old {
-		if signed(p.cert.Leaf) {
+	for _, p := range s.previous {
+		if isSigned(p.cert.Leaf) {
 			return "which has signed a certificate in " + p.files.Cert
 		}
 	}

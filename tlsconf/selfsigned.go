@@ -15,9 +15,9 @@ import (
 	"time"
 )
 
-// selfSignedLife is how long a certificate of SelfSigned is valid: it serves a
+// selfSignedValidity is how long a certificate of SelfSigned is valid: it serves a
 // demonstration, not a year in production.
-const selfSignedLife = 30 * 24 * time.Hour
+const selfSignedValidity = 30 * 24 * time.Hour
 
 // SelfSigned makes a P-256 certificate for names (host names or IP addresses)
 // that is its own authority.
@@ -48,7 +48,7 @@ func SelfSignedPEM(names ...string) (cert, key []byte, err error) {
 		SerialNumber:          serial,
 		Subject:               pkix.Name{CommonName: names[0]},
 		NotBefore:             now.Add(-time.Hour), // clocks differ
-		NotAfter:              now.Add(selfSignedLife),
+		NotAfter:              now.Add(selfSignedValidity),
 		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 		BasicConstraintsValid: true,

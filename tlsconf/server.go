@@ -14,30 +14,30 @@ import (
 
 // ServerConfig is the `tls` block of the configuration.
 type ServerConfig struct {
-	MinVersion   string    // "1.2" (also "") or "1.3"
-	Certificates []KeyPair // chosen by SNI; the first is the default
-	Directory    string    // whose pairs come behind Certificates; "" is none
-	ClientCA     string    // PEM file; set: client certificates are asked for and verified
+	MinVersion   string      // "1.2" (also "") or "1.3"
+	Certificates []CertFiles // chosen by SNI; the first is the default
+	Directory    string      // whose pairs come behind Certificates; "" is none
+	ClientCA     string      // PEM file; set: client certificates are asked for and verified
 }
 
-// KeyPair names the files of a certificate chain and its key.
-type KeyPair struct{ Cert, Key string }
+// CertFiles names the files of a certificate chain and its key.
+type CertFiles struct{ Cert, Key string }
 
 // Server is the listeners' side of TLS.
 type Server struct {
 	// Set once.
-	cfg     ServerConfig
-	version uint16
-	log     *zap.Logger
+	cfg        ServerConfig
+	minVersion uint16
+	log        *zap.Logger
 
 	current atomic.Pointer[tls.Config]
 
 	mu sync.Mutex
 	// Guarded by mu.
-	own    []*pair    // of Certificates, as last good, in their order
-	dir    *directory // nil without one
-	trust  trust      // as last good
-	warned expiry
+	configured []*keyPair // of Certificates, as last good, in their order
+	dir        *directory // nil without one
+	cas        caPool     // as last good
+	expiry     expiryWarner
 }
 
 // Certificate is what an operator wants to know of a served certificate.
@@ -50,24 +50,24 @@ type Certificate struct {
 // errors are reported at once. Of a directory only its pairs are needed: what else is
 // wrong there, Unused and Reload say.
 func NewServer(cfg ServerConfig, log *zap.Logger) (*Server, error) {
-	min, err := version(cfg.MinVersion)
+	minVersion, err := parseVersion(cfg.MinVersion)
 	if err != nil {
 		return nil, err
 	}
 	if len(cfg.Certificates) == 0 && cfg.Directory == "" {
 		return nil, errors.New("no certificate is configured")
 	}
-	s := &Server{cfg: cfg, version: min, log: log, warned: make(expiry)}
+	s := &Server{cfg: cfg, minVersion: minVersion, log: log, expiry: make(expiryWarner)}
 	var errs []error
 	for _, files := range cfg.Certificates {
-		p, err := loadPair(files)
+		p, err := loadKeyPair(files)
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		s.own = append(s.own, p)
+		s.configured = append(s.configured, p)
 	}
-	if s.trust, err = loadTrust(cfg.ClientCA); err != nil {
+	if s.cas, err = loadCAs(cfg.ClientCA); err != nil {
 		errs = append(errs, err)
 	}
 	if cfg.Directory != "" {
@@ -76,7 +76,7 @@ func NewServer(cfg ServerConfig, log *zap.Logger) (*Server, error) {
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
-	s.publish()
+	s.rebuildConfig()
 	return s, nil
 }
 
@@ -88,20 +88,20 @@ func (s *Server) openDirectory() (errs []error) {
 	case s.dir.entries == nil && err != nil: // it cannot be listed
 		return []error{err}
 	case len(s.cfg.Certificates)+len(s.dir.pairs) == 0:
-		return append([]error{&FileError{s.cfg.Directory, errors.New("no certificate with its key")}, err}, s.dir.advice...)
+		return append([]error{&FileError{s.cfg.Directory, errors.New("no certificate with its key")}, err}, s.dir.warnings...)
 	}
 	return nil
 }
 
-// Unused says what in the directory could not be used when it was last read; nil when
+// DirectoryError says what in the directory could not be used when it was last read; nil when
 // all was well.
-func (s *Server) Unused() error {
+func (s *Server) DirectoryError() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.dir == nil {
 		return nil
 	}
-	return s.dir.problem
+	return s.dir.lastErr
 }
 
 // Config is the configuration for a connection that begins now. All
@@ -112,10 +112,10 @@ func (s *Server) Config() *tls.Config { return s.current.Load() }
 func (s *Server) Certificates() []Certificate {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return listed(s.pairs())
+	return describeCertificates(s.pairs())
 }
 
-func listed(pairs []*pair) []Certificate {
+func describeCertificates(pairs []*keyPair) []Certificate {
 	list := make([]Certificate, len(pairs))
 	for i, p := range pairs {
 		list[i] = Certificate{File: p.files.Cert, NotAfter: p.cert.Leaf.NotAfter}
@@ -141,13 +141,13 @@ func (s *Server) Files() (files []string) {
 
 // pairs is everything that is served, the default first. A certificate that is
 // configured by itself is not there again out of the directory.
-func (s *Server) pairs() []*pair {
-	all := slices.Clone(s.own)
+func (s *Server) pairs() []*keyPair {
+	all := slices.Clone(s.configured)
 	if s.dir == nil {
 		return all
 	}
 	for _, p := range s.dir.pairs {
-		if !slices.ContainsFunc(s.own, p.sameLeaf) {
+		if !slices.ContainsFunc(s.configured, p.hasSameLeaf) {
 			all = append(all, p)
 		}
 	}
@@ -161,76 +161,76 @@ func (s *Server) Reload() (changed bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var errs []error
-	for i, old := range s.own {
+	for i, old := range s.configured {
 		p, err := old.reload()
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		if p.sum != old.sum {
-			s.own[i], changed = p, true
+		if p.checksum != old.checksum {
+			s.configured[i], changed = p, true
 		}
 	}
-	trust, err := loadTrust(s.cfg.ClientCA)
+	cas, err := loadCAs(s.cfg.ClientCA)
 	if err != nil {
 		errs = append(errs, err)
-	} else if trust.sum != s.trust.sum {
-		s.trust, changed = trust, true
+	} else if cas.checksum != s.cas.checksum {
+		s.cas, changed = cas, true
 	}
 	if s.dir != nil {
-		s.dir.mayEmpty = len(s.own) > 0
-		renewed, err := s.dir.reload(time.Now())
-		changed = changed || renewed
+		s.dir.canBeEmpty = len(s.configured) > 0
+		dirChanged, err := s.dir.reload(time.Now())
+		changed = changed || dirChanged
 		errs = append(errs, err)
-		s.dir.advise(s.log)
+		s.dir.logWarnings(s.log)
 	}
 	if changed {
-		s.publish()
+		s.rebuildConfig()
 	}
-	s.warned.warn(s.log, s.pairs(), time.Now())
+	s.expiry.warnExpiring(s.log, s.pairs(), time.Now())
 	return changed, errors.Join(errs...)
 }
 
-// worse refuses a new certificate that nobody would accept in place of one
+// checkReplacement refuses a new certificate that nobody would accept in place of one
 // that is still good. One expired certificate may replace another.
-func worse(old, p *pair) error {
+func checkReplacement(old, p *keyPair) error {
 	now := time.Now()
-	if p.sum == old.sum || p.valid(now) || !old.valid(now) {
+	if p.checksum == old.checksum || p.isValid(now) || !old.isValid(now) {
 		return nil
 	}
 	return fmt.Errorf("certificate %s is valid only from %s to %s", p.files.Cert,
 		p.cert.Leaf.NotBefore.UTC().Format(time.RFC3339), p.cert.Leaf.NotAfter.UTC().Format(time.RFC3339))
 }
 
-// publish makes the next generation from what was loaded; mu is held. A new
+// rebuildConfig makes the next generation from what was loaded; mu is held. A new
 // tls.Config has new ticket keys, so a session that was accepted under other
 // client CAs cannot be resumed into this generation.
-func (s *Server) publish() {
+func (s *Server) rebuildConfig() {
 	names := newNameTable(s.pairs())
 	cfg := &tls.Config{
-		MinVersion:     s.version,
-		GetCertificate: names.certificate,
+		MinVersion:     s.minVersion,
+		GetCertificate: names.getCertificate,
 		// Asked in every handshake, also in one that resumes and serves nothing: the
 		// session is of this generation, because the ticket keys are.
-		GetConfigForClient: names.note,
+		GetConfigForClient: names.recordServed,
 		NextProtos:         []string{IMAP},
 		// Small first records help web pages, not mail: bulk goes out in full ones.
 		DynamicRecordSizingDisabled: true,
 	}
-	if s.trust.pool != nil {
-		cfg.ClientCAs = s.trust.pool
+	if s.cas.pool != nil {
+		cfg.ClientCAs = s.cas.pool
 		cfg.ClientAuth = tls.VerifyClientCertIfGiven
 	}
 	s.current.Store(cfg)
 }
 
-func loadTrust(name string) (trust, error) {
+func loadCAs(name string) (caPool, error) {
 	if name == "" {
-		return trust{}, nil
+		return caPool{}, nil
 	}
-	pool, sum, err := loadPool(name)
+	pool, sum, err := readCAFile(name)
 	if err != nil {
-		return trust{}, err
+		return caPool{}, err
 	}
-	return trust{pool: pool, sum: sum}, nil
+	return caPool{pool: pool, checksum: sum}, nil
 }

@@ -111,22 +111,22 @@ func write(t testing.TB, path string, text []byte) string {
 }
 
 // writePair writes base.pem and base.key.
-func writePair(t testing.TB, base string, cert, key []byte) KeyPair {
+func writePair(t testing.TB, base string, cert, key []byte) CertFiles {
 	t.Helper()
-	return KeyPair{Cert: write(t, base+".pem", cert), Key: write(t, base+".key", key)}
+	return CertFiles{Cert: write(t, base+".pem", cert), Key: write(t, base+".key", key)}
 }
 
-// shake does a handshake over loopback, reads one byte from the server so that
+// runHandshake does a handshake over loopback, reads one byte from the server so that
 // a ticket arrives, and gives the client's view.
-func shake(t testing.TB, server, client *tls.Config) (tls.ConnectionState, error) {
+func runHandshake(t testing.TB, server, client *tls.Config) (tls.ConnectionState, error) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	served := make(chan error, 1)
-	go serveOne(l, server, served)
+	done := make(chan error, 1)
+	go serveOne(l, server, done)
 	conn, err := net.Dial("tcp", l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
@@ -137,7 +137,7 @@ func shake(t testing.TB, server, client *tls.Config) (tls.ConnectionState, error
 	_, err = io.ReadFull(c, make([]byte, 1)) // TLS 1.3: a refused certificate shows here
 	state := c.ConnectionState()
 	_ = c.Close()
-	return state, errors.Join(err, <-served)
+	return state, errors.Join(err, <-done)
 }
 
 // serveOne ends after one connection.
@@ -158,23 +158,23 @@ func serveOne(l net.Listener, cfg *tls.Config, done chan<- error) {
 
 func newServer(t testing.TB, cfg ServerConfig) (*Server, *observer.ObservedLogs) {
 	t.Helper()
-	core, said := observer.New(zap.InfoLevel)
+	core, logs := observer.New(zap.InfoLevel)
 	s, err := NewServer(cfg, zap.New(core))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return s, said
+	return s, logs
 }
 
 func TestCertificateIsChosenByName(t *testing.T) {
 	ca, dir, later := newAuthority(t, "ca"), t.TempDir(), time.Now().Add(240*time.Hour)
-	var pairs []KeyPair
+	var pairs []CertFiles
 	for i, names := range [][]string{{"first.example.org"}, {"mail.example.org"}, {"*.example.org", "Example.NET"}, {"*.deep.example.org"}} {
 		cert, key := ca.issue(t, later, names...)
 		pairs = append(pairs, writePair(t, filepath.Join(dir, string(rune('a'+i))), cert, key))
 	}
 	s, _ := newServer(t, ServerConfig{Certificates: pairs})
-	for asked, want := range map[string]string{
+	for serverName, want := range map[string]string{
 		"mail.example.org":    "mail.example.org",
 		"MAIL.Example.ORG":    "mail.example.org",
 		"imap.example.org":    "*.example.org",
@@ -187,13 +187,13 @@ func TestCertificateIsChosenByName(t *testing.T) {
 		"unknown.example.com": "first.example.org",
 		"":                    "first.example.org",
 	} {
-		state, err := shake(t, s.Config(), &tls.Config{ServerName: asked, InsecureSkipVerify: true})
+		state, err := runHandshake(t, s.Config(), &tls.Config{ServerName: serverName, InsecureSkipVerify: true})
 		if err != nil {
-			t.Errorf("%q: %v", asked, err)
+			t.Errorf("%q: %v", serverName, err)
 			continue
 		}
 		if got := state.PeerCertificates[0].Subject.CommonName; got != want {
-			t.Errorf("%q got %s, want %s", asked, got, want)
+			t.Errorf("%q got %s, want %s", serverName, got, want)
 		}
 	}
 }
@@ -206,11 +206,11 @@ func TestClientGetsTheKeyTypeItCanUse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ecPair := func(file string, names ...string) KeyPair {
+	ecPair := func(file string, names ...string) CertFiles {
 		cert, key := ca.issue(t, later, names...)
 		return writePair(t, filepath.Join(dir, file), cert, key)
 	}
-	rsaPair := func(file string, names ...string) KeyPair {
+	rsaPair := func(file string, names ...string) CertFiles {
 		cert, key := ca.sign(t, rsaKey, rsaKey.Public(), later, names)
 		return writePair(t, filepath.Join(dir, file), cert, key)
 	}
@@ -223,26 +223,26 @@ func TestClientGetsTheKeyTypeItCanUse(t *testing.T) {
 		onlyECDSA: {MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256}},
 	}
 	for _, c := range []struct {
-		pairs  []KeyPair
+		pairs  []CertFiles
 		client string
 		names  []string
 		want   x509.PublicKeyAlgorithm // 0: the handshake fails
 	}{
-		{[]KeyPair{ec, rs}, both, []string{"", "mail.example.org", "unknown.example.com"}, x509.ECDSA},
-		{[]KeyPair{ec, rs}, onlyRSA, []string{"", "mail.example.org", "unknown.example.com", "old.example.org"}, x509.RSA},
-		{[]KeyPair{ec, rs}, onlyECDSA, []string{"", "mail.example.org", "unknown.example.com"}, x509.ECDSA},
-		{[]KeyPair{rs, ec}, both, []string{"", "mail.example.org", "unknown.example.com"}, x509.RSA}, // the first is the default
-		{[]KeyPair{rs, ec}, onlyRSA, []string{"", "mail.example.org", "unknown.example.com"}, x509.RSA},
-		{[]KeyPair{rs, ec}, onlyECDSA, []string{"", "mail.example.org", "unknown.example.com"}, x509.ECDSA},
-		{[]KeyPair{ec, wild}, onlyRSA, []string{"", "mail.example.org", "unknown.example.com"}, x509.RSA}, // a wildcard is for the name too
-		{[]KeyPair{ec, other}, both, []string{"", "unknown.example.com"}, x509.ECDSA},
-		{[]KeyPair{ec, other}, onlyRSA, []string{"", "mail.example.org", "unknown.example.com"}, 0}, // it is for another name
+		{[]CertFiles{ec, rs}, both, []string{"", "mail.example.org", "unknown.example.com"}, x509.ECDSA},
+		{[]CertFiles{ec, rs}, onlyRSA, []string{"", "mail.example.org", "unknown.example.com", "old.example.org"}, x509.RSA},
+		{[]CertFiles{ec, rs}, onlyECDSA, []string{"", "mail.example.org", "unknown.example.com"}, x509.ECDSA},
+		{[]CertFiles{rs, ec}, both, []string{"", "mail.example.org", "unknown.example.com"}, x509.RSA}, // the first is the default
+		{[]CertFiles{rs, ec}, onlyRSA, []string{"", "mail.example.org", "unknown.example.com"}, x509.RSA},
+		{[]CertFiles{rs, ec}, onlyECDSA, []string{"", "mail.example.org", "unknown.example.com"}, x509.ECDSA},
+		{[]CertFiles{ec, wild}, onlyRSA, []string{"", "mail.example.org", "unknown.example.com"}, x509.RSA}, // a wildcard is for the name too
+		{[]CertFiles{ec, other}, both, []string{"", "unknown.example.com"}, x509.ECDSA},
+		{[]CertFiles{ec, other}, onlyRSA, []string{"", "mail.example.org", "unknown.example.com"}, 0}, // it is for another name
 	} {
 		s, _ := newServer(t, ServerConfig{Certificates: c.pairs})
 		for _, name := range c.names {
 			client := clients[c.client].Clone()
 			client.ServerName, client.InsecureSkipVerify = name, true
-			state, err := shake(t, s.Config(), client)
+			state, err := runHandshake(t, s.Config(), client)
 			switch {
 			case c.want == 0 && err == nil:
 				t.Errorf("%v, %s, %q: served another name's certificate", c.pairs, c.client, name)
@@ -266,7 +266,7 @@ func TestSignatureAlgorithmsChooseTheCertificate(t *testing.T) {
 	}
 	ecCert, ecKey := ca.issue(t, later, "mail.example.org")
 	rsaCert, rsaPEM := ca.sign(t, rsaKey, rsaKey.Public(), later, []string{"mail.example.org"})
-	s, _ := newServer(t, ServerConfig{Certificates: []KeyPair{
+	s, _ := newServer(t, ServerConfig{Certificates: []CertFiles{
 		writePair(t, filepath.Join(dir, "ec"), ecCert, ecKey), writePair(t, filepath.Join(dir, "rsa"), rsaCert, rsaPEM)}})
 	for _, name := range []string{"", "mail.example.org", "unknown.example.com"} {
 		for scheme, want := range map[tls.SignatureScheme]x509.PublicKeyAlgorithm{
@@ -311,10 +311,10 @@ func TestOnlyTheRightProtocolAndVersionAreServed(t *testing.T) {
 		"1.2 where 1.3 must": {"1.3", &tls.Config{MaxVersion: tls.VersionTLS12}, "", false},
 		"1.3 where 1.3 must": {"1.3", &tls.Config{}, "", true},
 	} {
-		s, _ := newServer(t, ServerConfig{MinVersion: c.min, Certificates: []KeyPair{pair}})
+		s, _ := newServer(t, ServerConfig{MinVersion: c.min, Certificates: []CertFiles{pair}})
 		client := c.client.Clone()
 		client.ServerName, client.RootCAs = "mail.example.org", roots
-		state, err := shake(t, s.Config(), client)
+		state, err := runHandshake(t, s.Config(), client)
 		if (err == nil) != c.ok || c.ok && state.NegotiatedProtocol != c.want {
 			t.Errorf("%s: %q, %v", name, state.NegotiatedProtocol, err)
 		}
@@ -331,14 +331,14 @@ func TestBadFilesAreNamedAllAtOnce(t *testing.T) {
 		want []string
 	}{
 		"none":       {ServerConfig{}, []string{"no certificate is configured"}},
-		"version":    {ServerConfig{MinVersion: "1.1", Certificates: []KeyPair{good}}, []string{`"1.1"`}},
-		"missing":    {ServerConfig{Certificates: []KeyPair{{"/no/c", "/no/k"}, good, {good.Cert, "/no/k2"}}}, []string{"/no/c: no such file", "/no/k2: no such file"}},
-		"mismatch":   {ServerConfig{Certificates: []KeyPair{writePair(t, filepath.Join(dir, "mix"), cert, otherKey)}}, []string{"mix.key: this key does not match the certificate in", "mix.pem"}},
-		"empty":      {ServerConfig{Certificates: []KeyPair{writePair(t, filepath.Join(dir, "empty"), nil, key)}}, []string{"empty.pem", "holds no PEM certificate"}},
-		"swapped":    {ServerConfig{Certificates: []KeyPair{{good.Key, good.Cert}}}, []string{"good.key: it holds a key and no certificate: are cert and key swapped?"}},
-		"CA":         {ServerConfig{Certificates: []KeyPair{good}, ClientCA: good.Key}, []string{"good.key: it holds no PEM certificate"}},
-		"missing CA": {ServerConfig{Certificates: []KeyPair{good}, ClientCA: "/no/ca"}, []string{"/no/ca"}},
-		"huge":       {ServerConfig{Certificates: []KeyPair{{write(t, filepath.Join(dir, "huge"), make([]byte, maxFile+1)), good.Key}}}, []string{"huge: it is larger"}},
+		"version":    {ServerConfig{MinVersion: "1.1", Certificates: []CertFiles{good}}, []string{`"1.1"`}},
+		"missing":    {ServerConfig{Certificates: []CertFiles{{"/no/c", "/no/k"}, good, {good.Cert, "/no/k2"}}}, []string{"/no/c: no such file", "/no/k2: no such file"}},
+		"mismatch":   {ServerConfig{Certificates: []CertFiles{writePair(t, filepath.Join(dir, "mix"), cert, otherKey)}}, []string{"mix.key: this key does not match the certificate in", "mix.pem"}},
+		"empty":      {ServerConfig{Certificates: []CertFiles{writePair(t, filepath.Join(dir, "empty"), nil, key)}}, []string{"empty.pem", "holds no PEM certificate"}},
+		"swapped":    {ServerConfig{Certificates: []CertFiles{{good.Key, good.Cert}}}, []string{"good.key: it holds a key and no certificate: are cert and key swapped?"}},
+		"CA":         {ServerConfig{Certificates: []CertFiles{good}, ClientCA: good.Key}, []string{"good.key: it holds no PEM certificate"}},
+		"missing CA": {ServerConfig{Certificates: []CertFiles{good}, ClientCA: "/no/ca"}, []string{"/no/ca"}},
+		"huge":       {ServerConfig{Certificates: []CertFiles{{write(t, filepath.Join(dir, "huge"), make([]byte, maxFileSize+1)), good.Key}}}, []string{"huge: it is larger"}},
 	} {
 		_, err := NewServer(c.cfg, zap.NewNop())
 		for _, want := range c.want {
@@ -354,7 +354,7 @@ func TestBadFilesAreNamedAllAtOnce(t *testing.T) {
 
 func TestOneConfigServesAllConnectionsOfAGeneration(t *testing.T) {
 	cert, key, _ := SelfSignedPEM("a")
-	s, _ := newServer(t, ServerConfig{Certificates: []KeyPair{writePair(t, filepath.Join(t.TempDir(), "c"), cert, key)}})
+	s, _ := newServer(t, ServerConfig{Certificates: []CertFiles{writePair(t, filepath.Join(t.TempDir(), "c"), cert, key)}})
 	first := s.Config()
 	if n := testing.AllocsPerRun(100, func() { _ = s.Config() }); n != 0 || s.Config() != first {
 		t.Errorf("%v allocations", n)
@@ -383,7 +383,7 @@ func TestBackendIsAlwaysVerified(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		state, err := shake(t, &tls.Config{Certificates: []tls.Certificate{pair}, NextProtos: []string{"imap"}},
+		state, err := runHandshake(t, &tls.Config{Certificates: []tls.Certificate{pair}, NextProtos: []string{"imap"}},
 			newClient(t, ClientConfig{CA: caFile, ServerName: "east.internal", ALPN: IMAP}).Config())
 		if c.want == "" && (err != nil || state.NegotiatedProtocol != "imap") || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 			t.Errorf("%s: %v", name, err)
@@ -408,7 +408,7 @@ func TestSecondConnectionToABackendResumes(t *testing.T) {
 	cfg := newClient(t, ClientConfig{CA: write(t, filepath.Join(t.TempDir(), "ca"), ca.pem()), ServerName: "east.internal"}).Config()
 	var resumed []bool
 	for range 3 {
-		state, err := shake(t, server, cfg)
+		state, err := runHandshake(t, server, cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -419,11 +419,11 @@ func TestSecondConnectionToABackendResumes(t *testing.T) {
 	}
 }
 
-func TestTheCertificateThatWasServedIsNoted(t *testing.T) {
+func TestServedCertificateIsRecorded(t *testing.T) {
 	dir := t.TempDir()
 	ca := newAuthority(t, "ca")
 	far := time.Now().Add(time.Hour)
-	var pairs []KeyPair
+	var pairs []CertFiles
 	for _, name := range []string{"a.example.org", "b.example.org"} {
 		cert, key := ca.issue(t, far, name)
 		pairs = append(pairs, writePair(t, filepath.Join(dir, name), cert, key))
@@ -434,9 +434,9 @@ func TestTheCertificateThatWasServedIsNoted(t *testing.T) {
 		for i, name := range []string{"a.example.org", "b.example.org", "a.example.org", "b.example.org"} {
 			client := client.Clone()
 			client.ServerName = name
-			noted, seen, resumed := noted(t, s.Config(), client)
-			if noted == nil || !noted.Equal(seen) || resumed != (i > 1) {
-				t.Errorf("%s, %s, resumed: %v: noted %v, served %v", tls.VersionName(version), name, resumed, noted, seen.DNSNames)
+			recorded, presented, resumed := observeHandshake(t, s.Config(), client)
+			if recorded == nil || !recorded.Equal(presented) || resumed != (i > 1) {
+				t.Errorf("%s, %s, resumed: %v: noted %v, served %v", tls.VersionName(version), name, resumed, recorded, presented.DNSNames)
 			}
 		}
 	}
@@ -448,16 +448,16 @@ func TestTheCertificateThatWasServedIsNoted(t *testing.T) {
 		t.Fatal(changed, err)
 	}
 	for what, cfg := range map[string]*tls.Config{"old": before, "new": s.Config()} {
-		noted, seen, _ := noted(t, cfg, &tls.Config{RootCAs: ca.pool(), ServerName: "a.example.org"})
-		if noted == nil || !noted.Equal(seen) {
-			t.Errorf("%s: noted %v, served %v", what, noted, seen)
+		recorded, presented, _ := observeHandshake(t, cfg, &tls.Config{RootCAs: ca.pool(), ServerName: "a.example.org"})
+		if recorded == nil || !recorded.Equal(presented) {
+			t.Errorf("%s: noted %v, served %v", what, recorded, presented)
 		}
 	}
 }
 
-// noted is what a handshake has noted, beside what the client has seen. The client
+// observeHandshake is what a handshake has noted, beside what the client has seen. The client
 // reads a byte, so that it has its ticket.
-func noted(t *testing.T, server, client *tls.Config) (noted, seen *x509.Certificate, resumed bool) {
+func observeHandshake(t *testing.T, server, client *tls.Config) (recorded, presented *x509.Certificate, resumed bool) {
 	t.Helper()
 	a, b := net.Pipe()
 	defer a.Close()
@@ -465,7 +465,7 @@ func noted(t *testing.T, server, client *tls.Config) (noted, seen *x509.Certific
 	done := make(chan error, 1)
 	go func() {
 		c := tls.Server(a, server)
-		err := c.HandshakeContext(Noting(&noted))
+		err := c.HandshakeContext(WithServedCertificate(&recorded))
 		if err == nil {
 			_, err = c.Write([]byte("x"))
 		}
@@ -479,5 +479,5 @@ func noted(t *testing.T, server, client *tls.Config) (noted, seen *x509.Certific
 		t.Fatal(err)
 	}
 	state := c.ConnectionState()
-	return noted, state.PeerCertificates[0], state.DidResume
+	return recorded, state.PeerCertificates[0], state.DidResume
 }

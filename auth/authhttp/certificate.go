@@ -16,11 +16,11 @@ import (
 // addTLS says how the client's connection is protected and, where clients are
 // asked for certificates, whose it showed. A certificate that does not verify
 // ends the handshake, so nginx's FAILED never happens.
-func (a *Asker) addTLS(h http.Header, state *tls.ConnectionState) {
+func (a *Client) addTLS(h http.Header, state *tls.ConnectionState) {
 	h["Auth-SSL"] = []string{"on"}
-	h["Auth-SSL-Protocol"] = []string{versionName(state.Version)}
-	h["Auth-SSL-Cipher"] = []string{cipherName(state.CipherSuite)}
-	if !a.verify {
+	h["Auth-SSL-Protocol"] = []string{formatVersion(state.Version)}
+	h["Auth-SSL-Cipher"] = []string{formatCipher(state.CipherSuite)}
+	if !a.reportCertificates {
 		return
 	}
 	if len(state.VerifiedChains) == 0 || len(state.PeerCertificates) == 0 {
@@ -29,21 +29,21 @@ func (a *Asker) addTLS(h http.Header, state *tls.ConnectionState) {
 	}
 	cert := state.PeerCertificates[0]
 	h["Auth-SSL-Verify"] = []string{"SUCCESS"}
-	h["Auth-SSL-Subject"] = []string{dn(cert.RawSubject)}
-	h["Auth-SSL-Issuer"] = []string{dn(cert.RawIssuer)}
+	h["Auth-SSL-Subject"] = []string{formatDN(cert.RawSubject)}
+	h["Auth-SSL-Issuer"] = []string{formatDN(cert.RawIssuer)}
 	h["Auth-SSL-Serial"] = []string{fmt.Sprintf("%X", cert.SerialNumber.Bytes())}
 	h["Auth-SSL-Fingerprint"] = []string{fmt.Sprintf("%x", sha1.Sum(cert.Raw))}
-	if a.passCert {
-		h["Auth-SSL-Cert"] = []string{escape(certPEM(cert))}
+	if a.passClientCert {
+		h["Auth-SSL-Cert"] = []string{escapeHeader(encodePEM(cert))}
 	}
 }
 
-func certPEM(cert *x509.Certificate) string {
+func encodePEM(cert *x509.Certificate) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}))
 }
 
-// versionName is OpenSSL's.
-func versionName(version uint16) string {
+// formatVersion is OpenSSL's.
+func formatVersion(version uint16) string {
 	return strings.Replace(strings.Replace(tls.VersionName(version), "TLS ", "TLSv", 1), "v1.0", "v1", 1)
 }
 
@@ -74,7 +74,7 @@ var cipherNames = map[uint16]string{
 	tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256: "ECDHE-ECDSA-CHACHA20-POLY1305",
 }
 
-func cipherName(id uint16) string {
+func formatCipher(id uint16) string {
 	if name, ok := cipherNames[id]; ok {
 		return name
 	}
@@ -99,27 +99,27 @@ type attributeSET []struct {
 	Value asn1.RawValue
 }
 
-// dn writes a distinguished name as nginx does, which is OpenSSL's form of RFC
+// formatDN writes a distinguished name as nginx does, which is OpenSSL's form of RFC
 // 2253: the last part first, everything beyond ASCII as \XX.
-func dn(raw []byte) string {
+func formatDN(raw []byte) string {
 	var name []attributeSET
 	if rest, err := asn1.Unmarshal(raw, &name); err != nil || len(rest) > 0 {
 		return "" // crypto/x509 has parsed it, so this cannot happen
 	}
 	var parts []string
 	for _, set := range slices.Backward(name) {
-		var same []string
+		var attrs []string
 		for _, a := range slices.Backward(set) {
-			same = append(same, attribute(a.Type.String(), a.Value))
+			attrs = append(attrs, formatAttribute(a.Type.String(), a.Value))
 		}
-		parts = append(parts, strings.Join(same, "+"))
+		parts = append(parts, strings.Join(attrs, "+"))
 	}
 	return strings.Join(parts, ",")
 }
 
-func attribute(oid string, value asn1.RawValue) string {
+func formatAttribute(oid string, value asn1.RawValue) string {
 	name, known := attributeNames[oid]
-	text, isText := plainText(value)
+	text, isText := decodeString(value)
 	switch {
 	case !known:
 		return fmt.Sprintf("%s=#%X", oid, value.FullBytes)
@@ -129,8 +129,8 @@ func attribute(oid string, value asn1.RawValue) string {
 	return name + "=" + escapeDN(text)
 }
 
-// plainText is a string of a certificate in UTF-8.
-func plainText(v asn1.RawValue) (text string, ok bool) {
+// decodeString is a string of a certificate in UTF-8.
+func decodeString(v asn1.RawValue) (text string, ok bool) {
 	switch v.Tag {
 	case asn1.TagUTF8String, asn1.TagPrintableString, asn1.TagIA5String, asn1.TagNumericString:
 		return string(v.Bytes), true

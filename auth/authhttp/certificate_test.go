@@ -23,7 +23,7 @@ import (
 
 func openssl(t *testing.T, args ...string) string {
 	t.Helper()
-	out, err := exec.Command(testbed.Program(t, "openssl", "openssl"), args...).CombinedOutput()
+	out, err := exec.Command(testbed.FindProgram(t, "openssl", "openssl"), args...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("openssl %v: %v: %s", args, err, out)
 	}
@@ -36,8 +36,8 @@ func TestCiphersHaveOpenSSLsNames(t *testing.T) {
 	for _, suite := range append(tls.CipherSuites(), tls.InsecureCipherSuites()...) {
 		for line := range strings.Lines(known) {
 			if words := strings.Fields(line); words[0] == fmt.Sprintf("0x%02X,0x%02X", suite.ID>>8, suite.ID&0xff) {
-				if found++; words[2] != cipherName(suite.ID) {
-					t.Errorf("%s is %s, not %s", suite.Name, words[2], cipherName(suite.ID))
+				if found++; words[2] != formatCipher(suite.ID) {
+					t.Errorf("%s is %s, not %s", suite.Name, words[2], formatCipher(suite.ID))
 				}
 			}
 		}
@@ -46,7 +46,7 @@ func TestCiphersHaveOpenSSLsNames(t *testing.T) {
 		t.Errorf("openssl knows only %d of them", found)
 	}
 	for version, want := range map[uint16]string{tls.VersionTLS10: "TLSv1", tls.VersionTLS12: "TLSv1.2", tls.VersionTLS13: "TLSv1.3"} {
-		if got := versionName(version); got != want {
+		if got := formatVersion(version); got != want {
 			t.Errorf("%s, not %s", got, want)
 		}
 	}
@@ -87,29 +87,29 @@ func TestNamesInCertificatesAreWrittenAsOpenSSLDoes(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			want := openssl(t, "x509", "-noout", "-subject", "-nameopt", "RFC2253", "-in", certificateOf(t, raw))
+			want := openssl(t, "x509", "-noout", "-subject", "-nameopt", "RFC2253", "-in", writeCertificate(t, raw))
 			want = strings.TrimSuffix(strings.TrimPrefix(want, "subject="), "\n")
-			if got := dn(raw); got != want {
+			if got := formatDN(raw); got != want {
 				t.Errorf("%s\nopenssl: %s", got, want)
 			}
 		})
 	}
 }
 
-// certificateOf is a PEM file with a certificate for a name as it is.
-func certificateOf(t *testing.T, subject []byte) string {
+// writeCertificate is a PEM file with a certificate for a name as it is.
+func writeCertificate(t *testing.T, subject []byte) string {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	made := &x509.Certificate{SerialNumber: big.NewInt(1), RawSubject: subject, NotAfter: time.Now().Add(time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, made, made, &key.PublicKey, key)
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), RawSubject: subject, NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	if err != nil {
 		t.Fatal(err)
 	}
 	path := filepath.Join(t.TempDir(), "cert.pem")
-	if err := os.WriteFile(path, []byte(certPEM(&x509.Certificate{Raw: der})), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte(encodePEM(&x509.Certificate{Raw: der})), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return path

@@ -14,11 +14,11 @@ import (
 	"imapgate/internal/identity"
 )
 
-const testTime = 20 * time.Second // for everything that a busy machine may do slowly
+const testTimeout = 20 * time.Second // for everything that a busy machine may do slowly
 
-// asked is a question as it came: net/http's server would refuse some of the
+// receivedRequest is a question as it came: net/http's server would refuse some of the
 // bytes that nginx sends.
-type asked struct {
+type receivedRequest struct {
 	line   string
 	names  []string // in order
 	header map[string]string
@@ -32,20 +32,20 @@ type authServer struct {
 	serving  sync.WaitGroup
 
 	// Guarded by mu.
-	mu     sync.Mutex
-	answer func(asked) string // "" is silence
-	asked  []asked
-	conns  []net.Conn
+	mu       sync.Mutex
+	respond  func(receivedRequest) string // "" is silence
+	received []receivedRequest
+	conns    []net.Conn
 }
 
 // startAuthServer serves until the test ends.
-func startAuthServer(t *testing.T, answer func(asked) string) *authServer {
+func startAuthServer(t *testing.T, answer func(receivedRequest) string) *authServer {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &authServer{address: l.Addr().String(), listener: l, answer: answer}
+	s := &authServer{address: l.Addr().String(), listener: l, respond: answer}
 	s.serving.Add(1)
 	go s.accept()
 	t.Cleanup(s.stop)
@@ -83,13 +83,13 @@ func (s *authServer) serve(c net.Conn) {
 	defer s.serving.Done()
 	defer c.Close()
 	for r := bufio.NewReader(c); ; {
-		q, ok := readQuestion(r)
+		q, ok := readRequest(r)
 		if !ok {
 			return
 		}
 		s.mu.Lock()
-		s.asked = append(s.asked, q)
-		text := s.answer(q)
+		s.received = append(s.received, q)
+		text := s.respond(q)
 		s.mu.Unlock()
 		if _, err := c.Write([]byte(text)); err != nil {
 			return
@@ -101,60 +101,62 @@ func (s *authServer) serve(c net.Conn) {
 	}
 }
 
-func readQuestion(r *bufio.Reader) (q asked, ok bool) {
-	q.header = make(map[string]string)
+func readRequest(r *bufio.Reader) (req receivedRequest, ok bool) {
+	req.header = make(map[string]string)
 	for {
 		line, err := r.ReadString('\n')
 		if err != nil {
-			return q, false
+			return req, false
 		}
 		line = strings.TrimSuffix(line, "\r\n")
 		name, value, pair := strings.Cut(line, ": ")
 		switch {
 		case line == "":
-			return q, true
-		case q.line == "":
-			q.line = line
+			return req, true
+		case req.line == "":
+			req.line = line
 		case !pair:
 			name, value = strings.TrimSuffix(line, ":"), ""
 			fallthrough
 		default:
-			q.names = append(q.names, name)
-			q.header[name] = value
+			req.names = append(req.names, name)
+			req.header[name] = value
 		}
 	}
 }
 
-// questions takes what was asked since the last call.
-func (s *authServer) questions() []asked {
+// takeRequests takes what was asked since the last call.
+func (s *authServer) takeRequests() []receivedRequest {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	list := s.asked
-	s.asked = nil
+	list := s.received
+	s.received = nil
 	return list
 }
 
-// says changes the answer to bytes that are always the same.
-func (s *authServer) says(answer string) {
+// setResponse changes the answer to bytes that are always the same.
+func (s *authServer) setResponse(answer string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.answer = always(answer)
+	s.respond = respondAlways(answer)
 }
 
-func (s *authServer) connections() int {
+func (s *authServer) countConns() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.conns)
 }
 
-func always(answer string) func(asked) string { return func(asked) string { return answer } }
+func respondAlways(answer string) func(receivedRequest) string {
+	return func(receivedRequest) string { return answer }
+}
 
-// response is one that keeps the connection.
-func response(lines ...string) string {
+// formatResponse is one that keeps the connection.
+func formatResponse(lines ...string) string {
 	return "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n" + strings.Join(lines, "\r\n") + "\r\n\r\n"
 }
 
-func newAsker(t *testing.T, cfg Config) *Asker {
+func newClient(t *testing.T, cfg Config) *Client {
 	t.Helper()
 	a, err := New(cfg, zap.NewNop())
 	if err != nil {
@@ -164,7 +166,7 @@ func newAsker(t *testing.T, cfg Config) *Asker {
 	return a
 }
 
-func to(servers ...*authServer) Config {
+func configFor(servers ...*authServer) Config {
 	var cfg Config
 	for _, s := range servers {
 		cfg.URLs = append(cfg.URLs, (&url.URL{Scheme: "http", Host: s.address, Path: "/auth"}).String())
@@ -174,7 +176,7 @@ func to(servers ...*authServer) Config {
 
 func secret(s string) identity.Secret { return identity.NewSecret(s) }
 
-// header is one of an operator's own.
-func header(name, value string) map[string]identity.Secret {
+// operatorHeader is one of an operator's own.
+func operatorHeader(name, value string) map[string]identity.Secret {
 	return map[string]identity.Secret{name: secret(value)}
 }

@@ -12,8 +12,8 @@ import (
 // encoding/json would take EXP for exp.
 type claims map[string]json.RawMessage
 
-// text is a claim that is a string; "" when it is missing or none.
-func (c claims) text(name string) string {
+// stringClaim is a claim that is a string; "" when it is missing or none.
+func (c claims) stringClaim(name string) string {
 	var s string
 	if json.Unmarshal(c[name], &s) != nil {
 		return ""
@@ -21,23 +21,23 @@ func (c claims) text(name string) string {
 	return s
 }
 
-// list is a claim that is a string or an array of strings, as aud may be.
-func (c claims) list(name string) []string {
-	if s := c.text(name); s != "" {
+// stringsClaim is a claim that is a string or an array of strings, as aud may be.
+func (c claims) stringsClaim(name string) []string {
+	if s := c.stringClaim(name); s != "" {
 		return []string{s}
 	}
-	var several []string
-	if json.Unmarshal(c[name], &several) != nil {
+	var list []string
+	if json.Unmarshal(c[name], &list) != nil {
 		return nil
 	}
-	return several
+	return list
 }
 
-// flag is a claim that is true or false; some providers write it as a string.
-func (c claims) flag(name string) bool {
+// boolClaim is a claim that is true or false; some providers write it as a string.
+func (c claims) boolClaim(name string) bool {
 	var b bool
 	if json.Unmarshal(c[name], &b) != nil {
-		return c.text(name) == "true"
+		return c.stringClaim(name) == "true"
 	}
 	return b
 }
@@ -45,8 +45,8 @@ func (c claims) flag(name string) bool {
 // maxDate bounds a NumericDate: the year 9999.
 const maxDate = 253402300799
 
-// date is a NumericDate (RFC 7519 §2). There and wrong is not ok.
-func (c claims) date(name string) (at time.Time, ok bool) {
+// dateClaim is a NumericDate (RFC 7519 §2). There and wrong is not ok.
+func (c claims) dateClaim(name string) (at time.Time, ok bool) {
 	if !c.has(name) {
 		return time.Time{}, true
 	}
@@ -62,80 +62,82 @@ func (c claims) has(name string) bool {
 	return there && string(v) != "null"
 }
 
-// rules are what a token's claims must satisfy.
-type rules struct {
+// claimRules are what a token's claims must satisfy.
+type claimRules struct {
 	// Set once.
-	issuer   string // "": the claims come from the provider itself
-	audience []string
-	parties  []string
-	claim    string
-	scope    string
+	issuer            string // "": the claims come from the provider itself
+	audience          []string
+	authorizedParties []string
+	usernameClaim     string
+	scope             string
 }
 
-func (c Config) rules() rules {
-	return rules{
-		issuer: c.Issuer, audience: slices.Clone(c.Audience), parties: slices.Clone(c.Parties),
-		claim: cmp.Or(c.Claim, DefaultClaim), scope: c.Scope,
+func (c Config) newRules() claimRules {
+	return claimRules{
+		issuer: c.Issuer, audience: slices.Clone(c.Audience), authorizedParties: slices.Clone(c.AuthorizedParties),
+		usernameClaim: cmp.Or(c.UsernameClaim, DefaultClaim), scope: c.Scope,
 	}
 }
 
-// subject is whom the claims name, if they satisfy the rules.
-func (r rules) subject(c claims, now time.Time) (Subject, error) {
-	who, err := lifetime(c, now)
+// checkClaims is whom the claims name, if they satisfy the rules.
+func (r claimRules) checkClaims(c claims, now time.Time) (Subject, error) {
+	subject, err := checkLifetime(c, now)
 	switch {
 	case err != nil:
 		return Subject{}, err
-	case r.issuer != "" && c.text("iss") != r.issuer:
-		return Subject{}, invalid("issued by another provider")
-	case r.issuer != "" && who.Expires.IsZero():
-		return Subject{}, invalid("no exp")
-	case len(r.audience) > 0 && !meet(r.audience, c.list("aud")):
-		return Subject{}, invalid("not for this audience")
-	case len(r.parties) > 0 && !slices.Contains(r.parties, c.party()):
-		return Subject{}, invalid("given to another client")
+	case r.issuer != "" && c.stringClaim("iss") != r.issuer:
+		return Subject{}, invalidToken("issued by another provider")
+	case r.issuer != "" && subject.Expires.IsZero():
+		return Subject{}, invalidToken("no exp")
+	case len(r.audience) > 0 && !intersect(r.audience, c.stringsClaim("aud")):
+		return Subject{}, invalidToken("not for this audience")
+	case len(r.authorizedParties) > 0 && !slices.Contains(r.authorizedParties, c.authorizedParty()):
+		return Subject{}, invalidToken("given to another client")
 	case r.scope != "" && !slices.Contains(c.scopes(), r.scope):
-		return Subject{}, invalid("without the scope")
+		return Subject{}, invalidToken("without the scope")
 	case c.has("cnf"): // RFC 7800: whoever brings it must prove that it is theirs, and nobody can here
-		return Subject{}, invalid("bound to a key")
+		return Subject{}, invalidToken("bound to a key")
 	}
-	if who.Name = c.text(r.claim); who.Name == "" {
-		return Subject{}, invalid("without the user's name")
+	if subject.Name = c.stringClaim(r.usernameClaim); subject.Name == "" {
+		return Subject{}, invalidToken("without the user's name")
 	}
 	// Where users may change their address themselves, an unverified one is
 	// whatever they like: somebody else's.
-	if r.claim == "email" && c.has("email_verified") && !c.flag("email_verified") {
-		return Subject{}, invalid("the address is not verified")
+	if r.usernameClaim == "email" && c.has("email_verified") && !c.boolClaim("email_verified") {
+		return Subject{}, invalidToken("the address is not verified")
 	}
-	return who, nil
+	return subject, nil
 }
 
-// lifetime is the part of the rules that every source of claims has to satisfy.
-func lifetime(c claims, now time.Time) (Subject, error) {
-	expires, ok := c.date("exp")
+// checkLifetime is the part of the rules that every source of claims has to satisfy.
+func checkLifetime(c claims, now time.Time) (Subject, error) {
+	expires, ok := c.dateClaim("exp")
 	if !ok || !expires.IsZero() && !now.Before(expires.Add(Leeway)) {
-		return Subject{}, invalid("expired")
+		return Subject{}, invalidToken("expired")
 	}
-	begins, ok := c.date("nbf")
-	if !ok || now.Before(begins.Add(-Leeway)) {
-		return Subject{}, invalid("not valid yet")
+	notBefore, ok := c.dateClaim("nbf")
+	if !ok || now.Before(notBefore.Add(-Leeway)) {
+		return Subject{}, invalidToken("not valid yet")
 	}
 	return Subject{Expires: expires}, nil
 }
 
-// party is the client that the token was given to: azp in OpenID Connect,
+// authorizedParty is the client that the token was given to: azp in OpenID Connect,
 // client_id in RFC 9068 and RFC 7662.
-func (c claims) party() string { return cmp.Or(c.text("azp"), c.text("client_id")) }
+func (c claims) authorizedParty() string {
+	return cmp.Or(c.stringClaim("azp"), c.stringClaim("client_id"))
+}
 
 // scopes are separated by spaces in scope (RFC 6749 §3.3); two big providers
 // call them scp, and one of those has an array.
 func (c claims) scopes() []string {
 	var all []string
-	for _, s := range append(c.list("scope"), c.list("scp")...) {
+	for _, s := range append(c.stringsClaim("scope"), c.stringsClaim("scp")...) {
 		all = append(all, strings.Fields(s)...)
 	}
 	return all
 }
 
-func meet(a, b []string) bool {
+func intersect(a, b []string) bool {
 	return slices.ContainsFunc(a, func(s string) bool { return slices.Contains(b, s) })
 }

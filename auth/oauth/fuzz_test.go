@@ -24,11 +24,11 @@ import (
 // shares no code with the Verifier.
 func FuzzOAuthToken(f *testing.F) {
 	p := openid.Start(f)
-	v, key := open(f, p, func(c *Config) { c.Parties = []string{"phone"} }), p.Key()
+	v, key := newVerifier(f, p, func(c *Config) { c.AuthorizedParties = []string{"phone"} }), p.SigningKey()
 	private := key.Key.(jose.JSONWebKey).Key.(*rsa.PrivateKey)
 	now := time.Now().Unix()
 	head := `{"alg":"RS256","kid":"key-1","typ":"JWT"}`
-	body, err := json.Marshal(with(good(p), "azp", "phone"))
+	body, err := json.Marshal(withClaim(validClaims(p), "azp", "phone"))
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -53,15 +53,15 @@ func FuzzOAuthToken(f *testing.F) {
 		if errors.Is(err, ErrUnavailable) {
 			t.Fatalf("the provider is there: %v", err)
 		}
-		if err == nil && !deserved(&private.PublicKey, string(raw), who, p.Issuer) {
+		if err == nil && !isAcceptable(&private.PublicKey, string(raw), who, p.Issuer) {
 			t.Fatalf("accepted as %+v: %s %s", who, head, body)
 		}
 	})
 }
 
-// deserved says whether a token may be accepted, by RFC 7515, RFC 7519 and the
+// isAcceptable says whether a token may be accepted, by RFC 7515, RFC 7519 and the
 // configuration of FuzzOAuthToken alone.
-func deserved(public *rsa.PublicKey, token string, who Subject, issuer string) bool {
+func isAcceptable(public *rsa.PublicKey, token string, subject Subject, issuer string) bool {
 	parts := strings.Split(token, ".")
 	if len(parts) != 3 {
 		return false
@@ -93,5 +93,5 @@ func deserved(public *rsa.PublicKey, token string, who Subject, issuer string) b
 	return head["alg"] == "RS256" && (head["kid"] == "key-1" || head["kid"] == nil || head["kid"] == "") &&
 		body["iss"] == issuer && slices.Contains(audience, any("mail")) && party == "phone" &&
 		exp > now-31 && nbf < now+32 && (!bound || body["cnf"] == nil) &&
-		who.Name != "" && body["email"] == who.Name && who.Expires.Unix() == int64(exp)
+		subject.Name != "" && body["email"] == subject.Name && subject.Expires.Unix() == int64(exp)
 }

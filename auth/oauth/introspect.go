@@ -19,57 +19,57 @@ import (
 )
 
 const (
-	// maxKept bounds the answers that are kept; of about 200 bytes each.
-	maxKept = 50_000
-	// maxBusy bounds the tokens about which the provider wants not to be asked for
+	// maxCached bounds the answers that are kept; of about 200 bytes each.
+	maxCached = 50_000
+	// maxBackoffs bounds the tokens about which the provider wants not to be asked for
 	// a while, and maxRetryAfter that while.
-	maxBusy       = 4_096
+	maxBackoffs   = 4_096
 	maxRetryAfter = 30 * time.Second
 )
 
-// asker asks the provider about tokens (RFC 7662).
-type asker struct {
+// introspector asks the provider about tokens (RFC 7662).
+type introspector struct {
 	// Set once.
-	url    string
-	id     string
-	secret identity.Secret
-	web    *http.Client
-	ttl    time.Duration
-	read   func(claims, time.Time) (Subject, error)
-	mac    [sha256.Size]byte // key under which answers are found
+	url          string
+	clientID     string
+	clientSecret identity.Secret
+	client       *http.Client
+	ttl          time.Duration
+	checkClaims  func(claims, time.Time) (Subject, error)
+	macKey       [sha256.Size]byte // key under which answers are found
 
-	// good guards itself. A no is never kept: a token may become good, and
+	// cache guards itself. A no is never kept: a token may become good, and
 	// nobody gets in by a mistake that is asked about again.
-	good *lru.Cache[[sha256.Size]byte, answer] // at most maxKept
-	// busy guards itself. It keeps until when the provider wants not to be asked
+	cache *lru.Cache[[sha256.Size]byte, cachedSubject] // at most maxCached
+	// backoffs guards itself. It keeps until when the provider wants not to be asked
 	// about a token again.
-	busy    *lru.Cache[[sha256.Size]byte, time.Time] // at most maxBusy
-	breaker *breaker.Probed
+	backoffs *lru.Cache[[sha256.Size]byte, time.Time] // at most maxBackoffs
+	breaker  *breaker.Monitor
 }
 
 var (
-	errAway     = errors.New("the provider has given no answer for a while")
-	errNoObject = errors.New("the answer is no object")
-	errBusy     = errors.New("the provider asks for a pause before this token is asked about again")
+	errBreakerOpen = errors.New("the provider has given no answer for a while")
+	errNotObject   = errors.New("the answer is no object")
+	errBackoff     = errors.New("the provider asks for a pause before this token is asked about again")
 )
 
-// answer is a yes of the provider's, and how long it is believed.
-type answer struct {
-	who   Subject
-	until time.Time
+// cachedSubject is a yes of the provider's, and how long it is believed.
+type cachedSubject struct {
+	subject Subject
+	until   time.Time
 }
 
-func newAsker(cfg Config, web bounded, read func(claims, time.Time) (Subject, error), log *zap.Logger) *asker {
-	a := &asker{
-		url: cfg.IntrospectionURL, id: cfg.ClientID, secret: cfg.ClientSecret, ttl: cfg.CacheTTL, read: read,
-		web: &http.Client{Transport: web, CheckRedirect: stay, Timeout: askTime},
+func newIntrospector(cfg Config, transport boundedTransport, checkClaims func(claims, time.Time) (Subject, error), log *zap.Logger) *introspector {
+	a := &introspector{
+		url: cfg.IntrospectionURL, clientID: cfg.ClientID, clientSecret: cfg.ClientSecret, ttl: cfg.CacheTTL, checkClaims: checkClaims,
+		client: &http.Client{Transport: transport, CheckRedirect: refuseRedirect, Timeout: requestTimeout},
 	}
-	_, _ = rand.Read(a.mac[:])                              // never fails (crypto/rand)
-	a.good, _ = lru.New[[sha256.Size]byte, answer](maxKept) // fails only on a size of 0
-	a.busy, _ = lru.New[[sha256.Size]byte, time.Time](maxBusy)
-	a.breaker = breaker.NewProbed(a.probe, askTime, func(open bool, why error) {
+	_, _ = rand.Read(a.macKey[:])                                     // never fails (crypto/rand)
+	a.cache, _ = lru.New[[sha256.Size]byte, cachedSubject](maxCached) // fails only on a size of 0
+	a.backoffs, _ = lru.New[[sha256.Size]byte, time.Time](maxBackoffs)
+	a.breaker = breaker.NewMonitor(a.probeProvider, requestTimeout, func(open bool, lastErr error) {
 		if open {
-			log.Warn("token provider gives no answers", zap.String("url", a.url), zap.Error(why))
+			log.Warn("token provider gives no answers", zap.String("url", a.url), zap.Error(lastErr))
 		} else {
 			log.Info("token provider answers again", zap.String("url", a.url))
 		}
@@ -77,102 +77,102 @@ func newAsker(cfg Config, web bounded, read func(claims, time.Time) (Subject, er
 	return a
 }
 
-// ask says whose a token is, from memory where it was asked lately.
-func (a *asker) ask(ctx context.Context, token string) (Subject, error) {
-	key := a.key(token)
-	if kept, ok := a.good.Get(key); ok && time.Now().Before(kept.until) {
-		return kept.who, nil
+// verify says whose a token is, from memory where it was asked lately.
+func (a *introspector) verify(ctx context.Context, token string) (Subject, error) {
+	key := a.cacheKey(token)
+	if cached, ok := a.cache.Get(key); ok && time.Now().Before(cached.until) {
+		return cached.subject, nil
 	}
-	said, err := a.question(ctx, key, token)
+	c, err := a.introspect(ctx, key, token)
 	if err != nil {
 		return Subject{}, err
 	}
-	if !said.flag("active") {
-		return Subject{}, invalid("the provider says that it is not active")
+	if !c.boolClaim("active") {
+		return Subject{}, invalidToken("the provider says that it is not active")
 	}
 	now := time.Now()
-	who, err := a.read(said, now)
+	subject, err := a.checkClaims(c, now)
 	if err != nil {
 		return Subject{}, err
 	}
 	until := now.Add(a.ttl)
-	if !who.Expires.IsZero() && who.Expires.Before(until) {
-		until = who.Expires
+	if !subject.Expires.IsZero() && subject.Expires.Before(until) {
+		until = subject.Expires
 	}
 	if until.After(now) {
-		a.good.Add(key, answer{who, until})
+		a.cache.Add(key, cachedSubject{subject, until})
 	}
-	return who, nil
+	return subject, nil
 }
 
-// key finds a token's answer. The token itself is not kept.
-func (a *asker) key(token string) (sum [sha256.Size]byte) {
-	h := hmac.New(sha256.New, a.mac[:])
+// cacheKey finds a token's answer. The token itself is not kept.
+func (a *introspector) cacheKey(token string) (sum [sha256.Size]byte) {
+	h := hmac.New(sha256.New, a.macKey[:])
 	h.Write([]byte(token))
 	h.Sum(sum[:0])
 	return sum
 }
 
-// question asks, unless the provider is left alone. Every HTTP response is an
+// introspect asks, unless the provider is left alone. Every HTTP response is an
 // answer: anybody can send a token to which the provider answers 400, 429 or
 // 500, and the next token is another's.
-func (a *asker) question(ctx context.Context, key [sha256.Size]byte, token string) (claims, error) {
-	if until, ok := a.busy.Get(key); ok && time.Now().Before(until) {
-		return nil, away(ctx, errBusy)
+func (a *introspector) introspect(ctx context.Context, key [sha256.Size]byte, token string) (claims, error) {
+	if until, ok := a.backoffs.Get(key); ok && time.Now().Before(until) {
+		return nil, unavailable(ctx, errBackoff)
 	}
-	if !a.breaker.Allow(ctx) && !a.breaker.Await(ctx) {
-		return nil, away(ctx, errAway)
+	if !a.breaker.Allow(ctx) && !a.breaker.AwaitTrial(ctx) {
+		return nil, unavailable(ctx, errBreakerOpen)
 	}
-	ask, err := a.request(ctx, token)
+	req, err := a.newRequest(ctx, token)
 	if err != nil {
-		return nil, away(ctx, err)
+		return nil, unavailable(ctx, err)
 	}
-	var said claims
-	err = exchange(a.web, ask, &said, maxAnswer)
-	if err == nil && said == nil {
-		err = away(ctx, errNoObject)
+	var c claims
+	err = doJSON(a.client, req, &c, maxResponse)
+	if err == nil && c == nil {
+		err = unavailable(ctx, errNotObject)
 	}
-	var no silence
+	var noResp noResponse
 	switch {
-	case !errors.As(err, &no):
-		a.breaker.Answered()
+	case !errors.As(err, &noResp):
+		a.breaker.RecordSuccess()
 	case ctx.Err() == nil: // or the caller's haste says nothing about the provider
-		a.breaker.Failed()
+		a.breaker.RecordFailure()
 	}
-	if again := retryAfter(err); again > 0 {
-		a.busy.Add(key, time.Now().Add(again))
+	if delay := retryDelay(err); delay > 0 {
+		a.backoffs.Add(key, time.Now().Add(delay))
 	}
-	return said, err
+	return c, err
 }
 
-// probe is the gateway's own question: about a token of which nothing is known
+// probeProvider is the gateway's own question: about a token of which nothing is known
 // but that no client has sent it.
-func (a *asker) probe(ctx context.Context) error {
-	ask, err := a.request(ctx, rand.Text())
+func (a *introspector) probeProvider(ctx context.Context) error {
+	req, err := a.newRequest(ctx, rand.Text())
 	if err != nil {
 		return err
 	}
 	var (
-		said claims
-		no   silence
+		c      claims
+		noResp noResponse
 	)
-	if err := exchange(a.web, ask, &said, maxAnswer); errors.As(err, &no) {
-		return no
+	if err := doJSON(a.client, req, &c, maxResponse); errors.As(err, &noResp) {
+		return noResp
 	}
 	return nil
 }
 
-// request is the question (RFC 7662 §2.1), with the gateway's own credentials
+// newRequest is the question (RFC 7662 §2.1), with the gateway's own credentials
 // as RFC 6749 §2.3.1 encodes them.
-func (a *asker) request(ctx context.Context, token string) (*http.Request, error) {
+func (a *introspector) newRequest(ctx context.Context, token string) (*http.Request, error) {
 	form := url.Values{"token": {token}, "token_type_hint": {"access_token"}}
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, a.url, strings.NewReader(form.Encode()))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, a.url, strings.NewReader(form.Encode()))
 	if err != nil {
 		return nil, err
 	}
-	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	if a.id != "" {
-		r.SetBasicAuth(url.QueryEscape(a.id), url.QueryEscape(a.secret.Reveal()))
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	if a.clientID != "" {
+		req.SetBasicAuth(url.QueryEscape(a.clientID), url.QueryEscape(a.clientSecret.Reveal()))
 	}
-	return r, nil
+	return req, nil
 }

@@ -17,18 +17,18 @@ import (
 )
 
 const (
-	// freshFor is how long keys are believed before they are read again, so that
+	// freshTTL is how long keys are believed before they are read again, so that
 	// one which the provider has withdrawn is not good for ever.
-	freshFor = 15 * time.Minute
-	// staleFor is how long they serve while the provider cannot be read.
-	staleFor = 24 * time.Hour
-	// askAgain is the least time between two readings for the sake of a key that
+	freshTTL = 15 * time.Minute
+	// staleTTL is how long they serve while the provider cannot be read.
+	staleTTL = 24 * time.Hour
+	// unknownKeyInterval is the least time between two readings for the sake of a key that
 	// nobody knows: anybody can make one up.
-	askAgain = 10 * time.Second
-	// retry is the least time between two readings when the first has failed;
-	// staleRetry, when the keys still serve: one login waits each time.
-	retry      = time.Second
-	staleRetry = time.Minute
+	unknownKeyInterval = 10 * time.Second
+	// retryInterval is the least time between two readings when the first has failed;
+	// staleRetryInterval, when the keys still serve: one login waits each time.
+	retryInterval      = time.Second
+	staleRetryInterval = time.Minute
 	// maxKeys bounds the keys that are kept, and what a token without a key's
 	// name costs.
 	maxKeys = 64
@@ -47,75 +47,75 @@ var algorithms = []string{
 // away.
 type keyring struct {
 	// Set once.
-	issuer string
-	web    *http.Client
-	log    *zap.Logger
-	turn   chan struct{} // whoever is in it reads, one at a time
+	issuer      string
+	client      *http.Client
+	log         *zap.Logger
+	refreshLock chan struct{} // whoever is in it reads, one at a time
 
 	// Guarded by mu.
-	mu     sync.Mutex
-	set    *keySet   // nil: the provider was never heard
-	failed time.Time // when the last reading failed; zero when it did not
-	why    error
+	mu       sync.Mutex
+	set      *keySet   // nil: the provider was never heard
+	failedAt time.Time // when the last reading failed; zero when it did not
+	lastErr  error
 }
 
 // keySet is the keys of one reading. It never changes.
 type keySet struct {
-	keys []jose.JSONWebKey // at most maxKeys
-	read time.Time
+	keys      []jose.JSONWebKey // at most maxKeys
+	fetchedAt time.Time
 }
 
-func newKeyring(issuer string, web bounded, log *zap.Logger) *keyring {
+func newKeyring(issuer string, transport boundedTransport, log *zap.Logger) *keyring {
 	return &keyring{
-		issuer: issuer, log: log, turn: make(chan struct{}, 1),
-		web: &http.Client{Transport: web, CheckRedirect: sameHost, Timeout: askTime},
+		issuer: issuer, log: log, refreshLock: make(chan struct{}, 1),
+		client: &http.Client{Transport: transport, CheckRedirect: redirectToSameHost, Timeout: requestTimeout},
 	}
 }
 
-// claims are those of a token that the provider has signed.
-func (k *keyring) claims(ctx context.Context, token string) (claims, error) {
-	look := &trial{ring: k}
-	verifier := oidc.NewVerifier(k.issuer, look, &oidc.Config{
+// verifyClaims are those of a token that the provider has signed.
+func (k *keyring) verifyClaims(ctx context.Context, token string) (claims, error) {
+	adapter := &oidcKeySet{keyring: k}
+	verifier := oidc.NewVerifier(k.issuer, adapter, &oidc.Config{
 		SupportedSigningAlgs: algorithms,
 		SkipClientIDCheck:    true, // there may be several: rules
 		Now:                  func() time.Time { return time.Now().Add(-Leeway) },
 	})
-	signed, err := verifier.Verify(ctx, token)
+	idToken, err := verifier.Verify(ctx, token)
 	switch {
-	case look.err != nil:
-		return nil, look.err
+	case adapter.err != nil:
+		return nil, adapter.err
 	case err != nil: // the text of go-oidc would repeat the claims
-		return nil, invalid("not a JWT of this issuer, or expired")
+		return nil, invalidToken("not a JWT of this issuer, or expired")
 	}
-	var said claims
-	if err := signed.Claims(&said); err != nil {
-		return nil, invalid("claims are no object")
+	var c claims
+	if err := idToken.Claims(&c); err != nil {
+		return nil, invalidToken("claims are no object")
 	}
-	return said, nil
+	return c, nil
 }
 
-// trial is one token before the keyring. It keeps the error that go-oidc makes
+// oidcKeySet is one token before the keyring. It keeps the error that go-oidc makes
 // into text, and with which it could not be told who is to blame.
-type trial struct {
+type oidcKeySet struct {
 	// Set once.
-	ring *keyring
+	keyring *keyring
 	// Owned by the caller of claims.
 	err error
 }
 
 // VerifySignature implements oidc.KeySet.
-func (t *trial) VerifySignature(ctx context.Context, token string) ([]byte, error) {
+func (t *oidcKeySet) VerifySignature(ctx context.Context, token string) ([]byte, error) {
 	jws, err := jose.ParseSignedCompact(token, joseAlgorithms())
 	if err != nil || len(jws.Signatures) != 1 {
-		t.err = invalid("not a JWT with one signature")
+		t.err = invalidToken("not a JWT with one signature")
 		return nil, t.err
 	}
-	if !accessible(jws.Signatures[0].Protected.ExtraHeaders[jose.HeaderType]) {
-		t.err = invalid("a JWT for another purpose")
+	if !isAccessTokenType(jws.Signatures[0].Protected.ExtraHeaders[jose.HeaderType]) {
+		t.err = invalidToken("a JWT for another purpose")
 		return nil, t.err
 	}
 	var payload []byte
-	payload, t.err = t.ring.open(ctx, jws)
+	payload, t.err = t.keyring.verifySignature(ctx, jws)
 	return payload, t.err
 }
 
@@ -127,132 +127,132 @@ func joseAlgorithms() []jose.SignatureAlgorithm {
 	return all
 }
 
-// accessible says whether typ is that of a token that gives access, or of any:
+// isAccessTokenType says whether typ is that of a token that gives access, or of any:
 // what else a provider signs (logout+jwt, dpop+jwt, secevent+jwt) must not be
 // taken for one (RFC 8725 §3.11).
-func accessible(typ any) bool {
+func isAccessTokenType(typ any) bool {
 	name, ok := typ.(string)
 	name = strings.TrimPrefix(strings.ToLower(name), "application/")
 	return typ == nil || ok && (name == "jwt" || name == "at+jwt")
 }
 
-// open is the payload of a token that one of the keys has signed. Keys are read
+// verifySignature is the payload of a token that one of the keys has signed. Keys are read
 // when they have grown old, or when none fits: the provider may have a new one.
-func (k *keyring) open(ctx context.Context, jws *jose.JSONWebSignature) ([]byte, error) {
-	seen, due := k.known()
-	payload, fits := seen.open(jws)
-	if fits && !due {
+func (k *keyring) verifySignature(ctx context.Context, jws *jose.JSONWebSignature) ([]byte, error) {
+	set, due := k.current()
+	payload, ok := set.verify(jws)
+	if ok && !due {
 		return payload, nil
 	}
-	if !fits && seen != nil && time.Since(seen.read) < askAgain {
-		return nil, invalid("signed with no key of the provider's")
+	if !ok && set != nil && time.Since(set.fetchedAt) < unknownKeyInterval {
+		return nil, invalidToken("signed with no key of the provider's")
 	}
-	newer, err := k.renew(ctx, seen)
+	newer, err := k.refresh(ctx, set)
 	switch {
-	case err != nil && fits && time.Since(seen.read) < staleFor:
+	case err != nil && ok && time.Since(set.fetchedAt) < staleTTL:
 		return payload, nil
 	case err != nil:
 		return nil, err
 	}
-	if payload, fits = newer.open(jws); !fits {
-		return nil, invalid("signed with no key of the provider's")
+	if payload, ok = newer.verify(jws); !ok {
+		return nil, invalidToken("signed with no key of the provider's")
 	}
 	return payload, nil
 }
 
-// known is the last reading, and whether it is time for another: keys have
+// current is the last reading, and whether it is time for another: keys have
 // grown old, the provider is not known to be away, and nobody is at it.
-func (k *keyring) known() (set *keySet, due bool) {
+func (k *keyring) current() (set *keySet, due bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.set == nil {
 		return nil, true
 	}
-	age := time.Since(k.set.read)
-	return k.set, age >= staleFor || age >= freshFor && len(k.turn) == 0 && time.Since(k.failed) >= staleRetry
+	age := time.Since(k.set.fetchedAt)
+	return k.set, age >= staleTTL || age >= freshTTL && len(k.refreshLock) == 0 && time.Since(k.failedAt) >= staleRetryInterval
 }
 
-// renew reads the keys, unless somebody has done so since seen, or has just
+// refresh reads the keys, unless somebody has done so since seen, or has just
 // tried. Who comes meanwhile waits for the one who reads.
-func (k *keyring) renew(ctx context.Context, seen *keySet) (*keySet, error) {
+func (k *keyring) refresh(ctx context.Context, old *keySet) (*keySet, error) {
 	select {
-	case k.turn <- struct{}{}:
-		defer func() { <-k.turn }()
+	case k.refreshLock <- struct{}{}:
+		defer func() { <-k.refreshLock }()
 	case <-ctx.Done():
-		return nil, away(ctx, context.Cause(ctx))
+		return nil, unavailable(ctx, context.Cause(ctx))
 	}
 	k.mu.Lock()
-	set, failed, why := k.set, k.failed, k.why
+	set, failedAt, lastErr := k.set, k.failedAt, k.lastErr
 	k.mu.Unlock()
-	if set != seen {
+	if set != old {
 		return set, nil
 	}
-	if time.Since(failed) < retry {
-		return nil, why
+	if time.Since(failedAt) < retryInterval {
+		return nil, lastErr
 	}
-	keys, err := k.read(ctx)
+	keys, err := k.fetch(ctx)
 	if err != nil && ctx.Err() != nil { // the caller's haste says nothing about the provider
 		return nil, err
 	}
-	return k.learn(keys, err)
+	return k.store(keys, err)
 }
 
-// learn keeps the outcome of a reading.
-func (k *keyring) learn(keys []jose.JSONWebKey, err error) (*keySet, error) {
+// store keeps the outcome of a reading.
+func (k *keyring) store(keys []jose.JSONWebKey, err error) (*keySet, error) {
 	now := time.Now()
 	k.mu.Lock()
-	back := !k.failed.IsZero()
-	k.failed, k.why = time.Time{}, nil
+	wasFailing := !k.failedAt.IsZero()
+	k.failedAt, k.lastErr = time.Time{}, nil
 	if err != nil {
-		k.failed, k.why = now, err
+		k.failedAt, k.lastErr = now, err
 	} else {
-		k.set = &keySet{keys: keys, read: now}
+		k.set = &keySet{keys: keys, fetchedAt: now}
 	}
 	set := k.set
 	k.mu.Unlock()
 	switch {
-	case err != nil && !back:
+	case err != nil && !wasFailing:
 		k.log.Warn("keys of the token issuer cannot be read", zap.String("issuer", k.issuer), zap.Error(err))
-	case err == nil && back:
+	case err == nil && wasFailing:
 		k.log.Info("keys of the token issuer are read again", zap.String("issuer", k.issuer), zap.Int("keys", len(keys)))
 	}
 	return set, err
 }
 
-// read asks for the discovery document, which go-oidc compares with the issuer,
+// fetch asks for the discovery document, which go-oidc compares with the issuer,
 // and for the keys that it points to.
-func (k *keyring) read(ctx context.Context) ([]jose.JSONWebKey, error) {
-	ctx, cancel := context.WithTimeout(ctx, askTime)
+func (k *keyring) fetch(ctx context.Context) ([]jose.JSONWebKey, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	provider, err := oidc.NewProvider(oidc.ClientContext(ctx, k.web), k.issuer)
+	provider, err := oidc.NewProvider(oidc.ClientContext(ctx, k.client), k.issuer)
 	if err != nil {
-		return nil, fmt.Errorf("discovery: %w", away(ctx, err))
+		return nil, fmt.Errorf("discovery: %w", unavailable(ctx, err))
 	}
 	var document struct {
 		Keys string `json:"jwks_uri"`
 	}
 	if err := provider.Claims(&document); err != nil {
-		return nil, fmt.Errorf("discovery: %w", away(ctx, err))
+		return nil, fmt.Errorf("discovery: %w", unavailable(ctx, err))
 	}
 	if err := CheckURL(document.Keys); err != nil {
 		return nil, fmt.Errorf("%w: jwks_uri %w", ErrUnavailable, err)
 	}
-	question, err := http.NewRequestWithContext(ctx, http.MethodGet, document.Keys, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, document.Keys, nil)
 	if err != nil {
-		return nil, away(ctx, err)
+		return nil, unavailable(ctx, err)
 	}
 	var published struct {
 		Keys []json.RawMessage `json:"keys"`
 	}
-	if err := exchange(k.web, question, &published, maxDocument); err != nil {
+	if err := doJSON(k.client, req, &published, maxDocument); err != nil {
 		return nil, fmt.Errorf("keys: %w", err)
 	}
-	return usable(published.Keys)
+	return parseSigningKeys(published.Keys)
 }
 
-// usable are the keys that may sign. One of a kind that is not known here does
+// parseSigningKeys are the keys that may sign. One of a kind that is not known here does
 // not spoil the others (RFC 7517 §5).
-func usable(published []json.RawMessage) ([]jose.JSONWebKey, error) {
+func parseSigningKeys(published []json.RawMessage) ([]jose.JSONWebKey, error) {
 	var keys []jose.JSONWebKey
 	for _, text := range published {
 		var key jose.JSONWebKey
@@ -271,9 +271,9 @@ func usable(published []json.RawMessage) ([]jose.JSONWebKey, error) {
 
 var errNoKeys = errors.New("the provider publishes no key that could sign")
 
-// open is the payload, if one of the keys has signed it. A key is found by
+// verify is the payload, if one of the keys has signed it. A key is found by
 // comparing its name; it is never the path to anything.
-func (s *keySet) open(jws *jose.JSONWebSignature) (payload []byte, ok bool) {
+func (s *keySet) verify(jws *jose.JSONWebSignature) (payload []byte, ok bool) {
 	if s == nil {
 		return nil, false
 	}
@@ -289,7 +289,7 @@ func (s *keySet) open(jws *jose.JSONWebSignature) (payload []byte, ok bool) {
 	return payload, i >= 0
 }
 
-// wellKnown is where OpenID Connect Discovery §4 has the document.
-func wellKnown(issuer string) string {
+// discoveryURL is where OpenID Connect Discovery §4 has the document.
+func discoveryURL(issuer string) string {
 	return strings.TrimSuffix(issuer, "/") + "/.well-known/openid-configuration"
 }

@@ -29,11 +29,11 @@ const (
 
 // Config is one provider. Issuer or IntrospectionURL is needed.
 type Config struct {
-	Issuer   string   // as in the tokens' iss, to the letter; keys are found by discovery
-	Audience []string // one of them must be in aud
-	Parties  []string // one of them must be azp (or client_id); none: any
-	Claim    string   // whose value is the user's name; "" is DefaultClaim
-	Scope    string   // that a token must have; "" is none
+	Issuer            string   // as in the tokens' iss, to the letter; keys are found by discovery
+	Audience          []string // one of them must be in aud
+	AuthorizedParties []string // one of them must be azp (or client_id); none: any
+	UsernameClaim     string   // whose value is the user's name; "" is DefaultClaim
+	Scope             string   // that a token must have; "" is none
 
 	IntrospectionURL string
 	ClientID         string // for the introspection; "" does without
@@ -52,35 +52,35 @@ type Subject struct {
 // Verifier checks tokens of one provider.
 type Verifier struct {
 	// Set once.
-	rules rules
-	keys  *keyring // nil: tokens are not looked into
-	asker *asker   // nil: the provider is not asked
-	log   *zap.Logger
+	rules        claimRules
+	keyring      *keyring      // nil: tokens are not looked into
+	introspector *introspector // nil: the provider is not asked
+	log          *zap.Logger
 }
 
 // New makes a Verifier, and asks nobody anything yet.
 func New(cfg Config, log *zap.Logger) (*Verifier, error) {
-	if err := cfg.check(); err != nil {
+	if err := cfg.validate(); err != nil {
 		return nil, fmt.Errorf("oauth: %w", err)
 	}
-	v := &Verifier{rules: cfg.rules(), log: log}
-	web := newTransport(cfg.TLS)
+	v := &Verifier{rules: cfg.newRules(), log: log}
+	transport := newTransport(cfg.TLS)
 	if cfg.Issuer != "" {
-		v.keys = newKeyring(cfg.Issuer, web, log)
+		v.keyring = newKeyring(cfg.Issuer, transport, log)
 	}
 	if cfg.IntrospectionURL != "" {
-		read := v.rules.subject
-		if v.keys != nil {
-			read = lifetime // the signed claims have said the rest
+		checkClaims := v.rules.checkClaims
+		if v.keyring != nil {
+			checkClaims = checkLifetime // the signed claims have said the rest
 		}
-		v.asker = newAsker(cfg, web, read, log)
+		v.introspector = newIntrospector(cfg, transport, checkClaims, log)
 	}
 	return v, nil
 }
 
-// check refuses a configuration that would let in whoever has any token at all:
+// validate refuses a configuration that would let in whoever has any token at all:
 // one that the same provider gave to another service is no key to a mailbox.
-func (c Config) check() error {
+func (c Config) validate() error {
 	if c.Issuer == "" && c.IntrospectionURL == "" {
 		return errors.New("neither issuer nor introspection_url")
 	}
@@ -93,7 +93,7 @@ func (c Config) check() error {
 	if c.Issuer != "" && len(c.Audience) == 0 {
 		return errors.New("issuer needs an audience")
 	}
-	if len(c.Audience) == 0 && len(c.Parties) == 0 && c.Scope == "" {
+	if len(c.Audience) == 0 && len(c.AuthorizedParties) == 0 && c.Scope == "" {
 		return errors.New("introspection_url needs an audience, an authorized party or a scope")
 	}
 	if c.CacheTTL < 0 {
@@ -106,48 +106,48 @@ func (c Config) check() error {
 // wrapped; its text has nothing of the token. Why a token is refused is logged
 // for whoever sets up a provider, because clients are never told.
 func (v *Verifier) Verify(ctx context.Context, token identity.Secret) (Subject, error) {
-	who, err := v.verify(ctx, token.Reveal())
+	subject, err := v.verify(ctx, token.Reveal())
 	if err != nil {
 		v.log.Debug("token refused", zap.Error(err))
 	}
-	return who, err
+	return subject, err
 }
 
 func (v *Verifier) verify(ctx context.Context, raw string) (Subject, error) {
 	if raw == "" || len(raw) > identity.MaxToken {
-		return Subject{}, invalid("no token has this length")
+		return Subject{}, invalidToken("no token has this length")
 	}
-	if v.keys == nil {
-		return v.asker.ask(ctx, raw)
+	if v.keyring == nil {
+		return v.introspector.verify(ctx, raw)
 	}
-	said, err := v.keys.claims(ctx, raw)
+	c, err := v.keyring.verifyClaims(ctx, raw)
 	if err != nil {
 		return Subject{}, err
 	}
-	who, err := v.rules.subject(said, time.Now())
-	if err != nil || v.asker == nil {
-		return who, err
+	subject, err := v.rules.checkClaims(c, time.Now())
+	if err != nil || v.introspector == nil {
+		return subject, err
 	}
-	live, err := v.asker.ask(ctx, raw)
+	introspected, err := v.introspector.verify(ctx, raw)
 	if err != nil {
 		return Subject{}, err
 	}
-	if !live.Expires.IsZero() && live.Expires.Before(who.Expires) {
-		who.Expires = live.Expires
+	if !introspected.Expires.IsZero() && introspected.Expires.Before(subject.Expires) {
+		subject.Expires = introspected.Expires
 	}
-	return who, nil
+	return subject, nil
 }
 
-// Configuration is the address of the provider's discovery document, for
+// DiscoveryURL is the address of the provider's discovery document, for
 // clients that ask where to get a token; "" without an issuer.
-func (v *Verifier) Configuration() string {
-	if v.keys == nil {
+func (v *Verifier) DiscoveryURL() string {
+	if v.keyring == nil {
 		return ""
 	}
-	return wellKnown(v.keys.issuer)
+	return discoveryURL(v.keyring.issuer)
 }
 
 // Scope is what a token must have; "" is none.
 func (v *Verifier) Scope() string { return v.rules.scope }
 
-func invalid(why string) error { return fmt.Errorf("%w: %s", ErrInvalid, why) }
+func invalidToken(reason string) error { return fmt.Errorf("%w: %s", ErrInvalid, reason) }

@@ -32,13 +32,13 @@ import (
 
 const alice = "alice@example.org"
 
-// open makes a Verifier for a provider's client Mail; change edits its
+// newVerifier makes a Verifier for a provider's client Mail; change edits its
 // configuration.
-func open(t testing.TB, p *openid.Provider, change func(*Config)) *Verifier {
+func newVerifier(t testing.TB, p *openid.Provider, edit func(*Config)) *Verifier {
 	t.Helper()
-	cfg := Config{Issuer: p.Issuer, Audience: []string{openid.Mail}}
-	if change != nil {
-		change(&cfg)
+	cfg := Config{Issuer: p.Issuer, Audience: []string{openid.JWTClient}}
+	if edit != nil {
+		edit(&cfg)
 	}
 	v, err := New(cfg, zap.NewNop())
 	if err != nil {
@@ -47,57 +47,57 @@ func open(t testing.TB, p *openid.Provider, change func(*Config)) *Verifier {
 	return v
 }
 
-// introspects is a configuration that only asks.
-func introspects(p *openid.Provider, ttl time.Duration) func(*Config) {
+// introspectionOnly is a configuration that only asks.
+func introspectionOnly(p *openid.Provider, ttl time.Duration) func(*Config) {
 	return func(c *Config) {
 		*c = Config{
-			IntrospectionURL: p.Introspection(), ClientID: openid.Opaque, ClientSecret: identity.NewSecret(openid.Secret),
+			IntrospectionURL: p.IntrospectionURL(), ClientID: openid.OpaqueClient, ClientSecret: identity.NewSecret(openid.ClientSecret),
 			Scope: "email", CacheTTL: ttl,
 		}
 	}
 }
 
-func verify(t testing.TB, v *Verifier, token string) (Subject, error) {
+func verifyToken(t testing.TB, v *Verifier, token string) (Subject, error) {
 	t.Helper()
-	who, err := v.Verify(t.Context(), identity.NewSecret(token))
+	subject, err := v.Verify(t.Context(), identity.NewSecret(token))
 	if (err != nil) != (errors.Is(err, ErrInvalid) != errors.Is(err, ErrUnavailable)) {
 		t.Fatalf("an error is one of two things: %v", err)
 	}
-	if err != nil && who != (Subject{}) {
-		t.Fatalf("refused, and yet %v", who)
+	if err != nil && subject != (Subject{}) {
+		t.Fatalf("refused, and yet %v", subject)
 	}
 	if err != nil && len(token) > 20 && strings.Contains(err.Error(), token[:20]) {
 		t.Fatalf("the token shows in %v", err)
 	}
-	return who, err
+	return subject, err
 }
 
-func accepts(t testing.TB, v *Verifier, token string) Subject {
+func expectAccepted(t testing.TB, v *Verifier, token string) Subject {
 	t.Helper()
-	who, err := verify(t, v, token)
-	if err != nil || who.Name != alice {
-		t.Fatalf("%v, %v", who, err)
+	subject, err := verifyToken(t, v, token)
+	if err != nil || subject.Name != alice {
+		t.Fatalf("%v, %v", subject, err)
 	}
-	return who
+	return subject
 }
 
-func refuses(t testing.TB, v *Verifier, token string, want error) {
+func expectRefused(t testing.TB, v *Verifier, token string, want error) {
 	t.Helper()
-	if who, err := verify(t, v, token); !errors.Is(err, want) {
-		t.Fatalf("%v, %v; want %v", who, err, want)
+	if subject, err := verifyToken(t, v, token); !errors.Is(err, want) {
+		t.Fatalf("%v, %v; want %v", subject, err, want)
 	}
 }
 
-// good are claims that the rules of open are satisfied with.
-func good(p *openid.Provider) map[string]any {
+// validClaims are claims that the rules of open are satisfied with.
+func validClaims(p *openid.Provider) map[string]any {
 	now := time.Now()
 	return map[string]any{
-		"iss": p.Issuer, "aud": []string{openid.Mail}, "email": alice, "exp": now.Add(time.Minute).Unix(), "iat": now.Unix(),
+		"iss": p.Issuer, "aud": []string{openid.JWTClient}, "email": alice, "exp": now.Add(time.Minute).Unix(), "iat": now.Unix(),
 	}
 }
 
-// with changes one claim; a nil value takes it away.
-func with(all map[string]any, name string, value any) map[string]any {
+// withClaim changes one claim; a nil value takes it away.
+func withClaim(all map[string]any, name string, value any) map[string]any {
 	changed := maps.Clone(all)
 	if changed[name] = value; value == nil {
 		delete(changed, name)
@@ -105,8 +105,8 @@ func with(all map[string]any, name string, value any) map[string]any {
 	return changed
 }
 
-// sign makes a JWT of claims and further headers.
-func sign(t testing.TB, key jose.SigningKey, said map[string]any, headers map[string]any) string {
+// signToken makes a JWT of claims and further headers.
+func signToken(t testing.TB, key jose.SigningKey, c map[string]any, headers map[string]any) string {
 	t.Helper()
 	options := (&jose.SignerOptions{}).WithType("JWT")
 	for name, value := range headers {
@@ -116,7 +116,7 @@ func sign(t testing.TB, key jose.SigningKey, said map[string]any, headers map[st
 	if err != nil {
 		t.Fatal(err)
 	}
-	text, err := json.Marshal(said)
+	text, err := json.Marshal(c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,105 +135,105 @@ func TestTokensOfARealProviderAreAccepted(t *testing.T) {
 	p := openid.Start(t, alice)
 	for what, change := range map[string]func(*Config){
 		"by signature":        nil,
-		"by a signed party":   func(c *Config) { c.Parties = []string{"other", openid.Mail} },
-		"by both":             func(c *Config) { both(p, c) },
-		"with another claim":  func(c *Config) { c.Claim = "sub" },
-		"with many audiences": func(c *Config) { c.Audience = []string{"x", openid.Mail} },
+		"by a signed party":   func(c *Config) { c.AuthorizedParties = []string{"other", openid.JWTClient} },
+		"by both":             func(c *Config) { withIntrospection(p, c) },
+		"with another claim":  func(c *Config) { c.UsernameClaim = "sub" },
+		"with many audiences": func(c *Config) { c.Audience = []string{"x", openid.JWTClient} },
 	} {
 		t.Run(what, func(t *testing.T) {
-			v, got := open(t, p, change), p.Login(t, openid.Mail, alice)
+			v, got := newVerifier(t, p, change), p.Login(t, openid.JWTClient, alice)
 			for _, token := range []string{got.Access, got.ID} {
 				if what == "by both" && token == got.ID {
 					continue // an ID token cannot be introspected
 				}
-				if who := accepts(t, v, token); time.Until(who.Expires) < time.Minute || time.Until(who.Expires) > 2*time.Hour {
-					t.Errorf("expires %v", who.Expires)
+				if subject := expectAccepted(t, v, token); time.Until(subject.Expires) < time.Minute || time.Until(subject.Expires) > 2*time.Hour {
+					t.Errorf("expires %v", subject.Expires)
 				}
 			}
 		})
 	}
 	t.Run("by introspection", func(t *testing.T) {
-		v := open(t, p, introspects(p, 0))
-		who := accepts(t, v, p.Login(t, openid.Opaque, alice).Access)
-		if time.Until(who.Expires) < time.Minute || time.Until(who.Expires) > time.Hour {
-			t.Errorf("expires %v", who.Expires)
+		v := newVerifier(t, p, introspectionOnly(p, 0))
+		subject := expectAccepted(t, v, p.Login(t, openid.OpaqueClient, alice).Access)
+		if time.Until(subject.Expires) < time.Minute || time.Until(subject.Expires) > time.Hour {
+			t.Errorf("expires %v", subject.Expires)
 		}
 	})
 }
 
-func both(p *openid.Provider, c *Config) {
-	c.IntrospectionURL, c.ClientID, c.ClientSecret = p.Introspection(), openid.Mail, identity.NewSecret(openid.Secret)
+func withIntrospection(p *openid.Provider, c *Config) {
+	c.IntrospectionURL, c.ClientID, c.ClientSecret = p.IntrospectionURL(), openid.JWTClient, identity.NewSecret(openid.ClientSecret)
 }
 
-func TestTokensForSomebodyElseAreRefused(t *testing.T) {
+func TestTokensForOthersAreRefused(t *testing.T) {
 	p, other := openid.Start(t, alice), openid.Start(t, alice)
-	mine, opaque := p.Login(t, openid.Mail, alice), p.Login(t, openid.Opaque, alice)
-	refuses(t, open(t, p, nil), opaque.ID, ErrInvalid)                                                 // another client's
-	refuses(t, open(t, p, nil), opaque.Access, ErrInvalid)                                             // no JWT
-	refuses(t, open(t, p, nil), other.Login(t, openid.Mail, alice).Access, ErrInvalid)                 // another provider's
-	refuses(t, open(t, p, func(c *Config) { c.Parties = []string{"x"} }), mine.Access, ErrInvalid)     // another party's
-	refuses(t, open(t, p, func(c *Config) { c.Scope = "imap" }), mine.Access, ErrInvalid)              // not for mail
-	refuses(t, open(t, p, func(c *Config) { c.Claim = "upn" }), mine.Access, ErrInvalid)               // nobody's
-	refuses(t, open(t, p, introspects(p, 0)), mine.Access, ErrInvalid)                                 // not for who asks
-	refuses(t, open(t, p, introspects(p, 0)), other.Login(t, openid.Opaque, alice).Access, ErrInvalid) // not this provider's
+	own, opaque := p.Login(t, openid.JWTClient, alice), p.Login(t, openid.OpaqueClient, alice)
+	expectRefused(t, newVerifier(t, p, nil), opaque.ID, ErrInvalid)                                                             // another client's
+	expectRefused(t, newVerifier(t, p, nil), opaque.Access, ErrInvalid)                                                         // no JWT
+	expectRefused(t, newVerifier(t, p, nil), other.Login(t, openid.JWTClient, alice).Access, ErrInvalid)                        // another provider's
+	expectRefused(t, newVerifier(t, p, func(c *Config) { c.AuthorizedParties = []string{"x"} }), own.Access, ErrInvalid)        // another party's
+	expectRefused(t, newVerifier(t, p, func(c *Config) { c.Scope = "imap" }), own.Access, ErrInvalid)                           // not for mail
+	expectRefused(t, newVerifier(t, p, func(c *Config) { c.UsernameClaim = "upn" }), own.Access, ErrInvalid)                    // nobody's
+	expectRefused(t, newVerifier(t, p, introspectionOnly(p, 0)), own.Access, ErrInvalid)                                        // not for who asks
+	expectRefused(t, newVerifier(t, p, introspectionOnly(p, 0)), other.Login(t, openid.OpaqueClient, alice).Access, ErrInvalid) // not this provider's
 	for _, token := range []string{"", "x", "a.b.c", "..", strings.Repeat("a", identity.MaxToken+1)} {
-		refuses(t, open(t, p, nil), token, ErrInvalid)
+		expectRefused(t, newVerifier(t, p, nil), token, ErrInvalid)
 	}
 }
 
-func TestForgedAndSpoiltTokensAreRefused(t *testing.T) {
+func TestForgedTokensAreRefused(t *testing.T) {
 	p := openid.Start(t)
-	v, key, now := open(t, p, nil), p.Key(), time.Now()
-	accepts(t, v, sign(t, key, good(p), nil))
-	accepts(t, v, sign(t, key, with(good(p), "exp", now.Add(-Leeway/2).Unix()), nil))
-	accepts(t, v, sign(t, key, with(good(p), "nbf", now.Add(Leeway/2).Unix()), nil))
-	accepts(t, v, sign(t, key, with(good(p), "email_verified", "true"), nil))
-	for what, said := range map[string]map[string]any{
-		"no audience":             with(good(p), "aud", nil),
-		"an empty audience":       with(good(p), "aud", []string{}),
-		"another audience":        with(good(p), "aud", "mail2"),
-		"audience in other case":  with(good(p), "aud", "MAIL"),
-		"no issuer":               with(good(p), "iss", nil),
-		"another issuer":          with(good(p), "iss", p.Issuer+"/"),
-		"issuer in other letters": with(with(good(p), "iss", nil), "ISS", p.Issuer),
-		"no expiry":               with(good(p), "exp", nil),
-		"expiry null":             with(with(good(p), "exp", nil), "EXP", now.Add(time.Hour).Unix()),
-		"expiry in words":         with(good(p), "exp", "tomorrow"),
-		"expired":                 with(good(p), "exp", now.Add(-Leeway-time.Second).Unix()),
-		"expired long ago":        with(good(p), "exp", 1),
-		"expiry beyond time":      with(good(p), "exp", 1e300),
-		"not valid yet":           with(good(p), "nbf", now.Add(Leeway+5*time.Second).Unix()),
-		"nbf in words":            with(good(p), "nbf", "now"),
-		"no name":                 with(good(p), "email", nil),
-		"an empty name":           with(good(p), "email", ""),
-		"a name that is a number": with(good(p), "email", 7),
-		"several names":           with(good(p), "email", []string{alice}),
-		"unverified":              with(good(p), "email_verified", false),
-		"unverified in words":     with(good(p), "email_verified", "false"),
-		"bound to a key":          with(good(p), "cnf", map[string]string{"jkt": "x"}),
+	v, key, now := newVerifier(t, p, nil), p.SigningKey(), time.Now()
+	expectAccepted(t, v, signToken(t, key, validClaims(p), nil))
+	expectAccepted(t, v, signToken(t, key, withClaim(validClaims(p), "exp", now.Add(-Leeway/2).Unix()), nil))
+	expectAccepted(t, v, signToken(t, key, withClaim(validClaims(p), "nbf", now.Add(Leeway/2).Unix()), nil))
+	expectAccepted(t, v, signToken(t, key, withClaim(validClaims(p), "email_verified", "true"), nil))
+	for what, c := range map[string]map[string]any{
+		"no audience":             withClaim(validClaims(p), "aud", nil),
+		"an empty audience":       withClaim(validClaims(p), "aud", []string{}),
+		"another audience":        withClaim(validClaims(p), "aud", "mail2"),
+		"audience in other case":  withClaim(validClaims(p), "aud", "MAIL"),
+		"no issuer":               withClaim(validClaims(p), "iss", nil),
+		"another issuer":          withClaim(validClaims(p), "iss", p.Issuer+"/"),
+		"issuer in other letters": withClaim(withClaim(validClaims(p), "iss", nil), "ISS", p.Issuer),
+		"no expiry":               withClaim(validClaims(p), "exp", nil),
+		"expiry null":             withClaim(withClaim(validClaims(p), "exp", nil), "EXP", now.Add(time.Hour).Unix()),
+		"expiry in words":         withClaim(validClaims(p), "exp", "tomorrow"),
+		"expired":                 withClaim(validClaims(p), "exp", now.Add(-Leeway-time.Second).Unix()),
+		"expired long ago":        withClaim(validClaims(p), "exp", 1),
+		"expiry beyond time":      withClaim(validClaims(p), "exp", 1e300),
+		"not valid yet":           withClaim(validClaims(p), "nbf", now.Add(Leeway+5*time.Second).Unix()),
+		"nbf in words":            withClaim(validClaims(p), "nbf", "now"),
+		"no name":                 withClaim(validClaims(p), "email", nil),
+		"an empty name":           withClaim(validClaims(p), "email", ""),
+		"a name that is a number": withClaim(validClaims(p), "email", 7),
+		"several names":           withClaim(validClaims(p), "email", []string{alice}),
+		"unverified":              withClaim(validClaims(p), "email_verified", false),
+		"unverified in words":     withClaim(validClaims(p), "email_verified", "false"),
+		"bound to a key":          withClaim(validClaims(p), "cnf", map[string]string{"jkt": "x"}),
 	} {
-		t.Run(what, func(t *testing.T) { refuses(t, v, sign(t, key, said, nil), ErrInvalid) })
+		t.Run(what, func(t *testing.T) { expectRefused(t, v, signToken(t, key, c, nil), ErrInvalid) })
 	}
 	for _, typ := range []string{"logout+jwt", "dpop+jwt", "secevent+jwt", "application/x"} {
-		refuses(t, v, sign(t, key, good(p), map[string]any{"typ": typ}), ErrInvalid)
+		expectRefused(t, v, signToken(t, key, validClaims(p), map[string]any{"typ": typ}), ErrInvalid)
 	}
 	for _, typ := range []string{"at+jwt", "application/at+jwt", "JWT"} {
-		accepts(t, v, sign(t, key, good(p), map[string]any{"typ": typ}))
+		expectAccepted(t, v, signToken(t, key, validClaims(p), map[string]any{"typ": typ}))
 	}
 }
 
-func TestAlgorithmsThatProveNothingAreRefused(t *testing.T) {
+func TestWeakAlgorithmsAreRefused(t *testing.T) {
 	p := openid.Start(t)
-	v, key := open(t, p, nil), p.Key()
-	honest := sign(t, key, good(p), nil)
-	accepts(t, v, honest)
-	_, body, _ := strings.Cut(honest, ".")
+	v, key := newVerifier(t, p, nil), p.SigningKey()
+	valid := signToken(t, key, validClaims(p), nil)
+	expectAccepted(t, v, valid)
+	_, body, _ := strings.Cut(valid, ".")
 	payload, signature, _ := strings.Cut(body, ".")
 	encode := base64.RawURLEncoding.EncodeToString
 	for _, alg := range []string{"none", "None", "NONE", "", "HS256", "RS1", "RSA1_5"} {
 		head := encode(fmt.Appendf(nil, `{"alg":%q,"kid":"key-1","typ":"JWT"}`, alg))
-		refuses(t, v, head+"."+payload+".", ErrInvalid)
-		refuses(t, v, head+"."+payload+"."+signature, ErrInvalid)
+		expectRefused(t, v, head+"."+payload+".", ErrInvalid)
+		expectRefused(t, v, head+"."+payload+"."+signature, ErrInvalid)
 	}
 	// The public key, in the forms in which somebody might take it for a secret.
 	public := &key.Key.(jose.JSONWebKey).Key.(*rsa.PrivateKey).PublicKey
@@ -243,34 +243,34 @@ func TestAlgorithmsThatProveNothingAreRefused(t *testing.T) {
 	}
 	for _, secret := range [][]byte{der, []byte(base64.StdEncoding.EncodeToString(der)), public.N.Bytes()} {
 		for _, alg := range []jose.SignatureAlgorithm{jose.HS256, jose.HS384, jose.HS512} {
-			forged := sign(t, jose.SigningKey{Algorithm: alg, Key: jose.JSONWebKey{Key: secret, KeyID: "key-1"}}, good(p), nil)
-			refuses(t, v, forged, ErrInvalid)
+			forged := signToken(t, jose.SigningKey{Algorithm: alg, Key: jose.JSONWebKey{Key: secret, KeyID: "key-1"}}, validClaims(p), nil)
+			expectRefused(t, v, forged, ErrInvalid)
 		}
 	}
-	stranger, err := rsa.GenerateKey(rand.Reader, 2048)
+	foreign, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, kid := range []string{"key-1", "", "../../etc/passwd", "http://127.0.0.1:1/", "/dev/zero", "key-1\x00", strings.Repeat("k", 4000)} {
-		forged := sign(t, jose.SigningKey{Algorithm: jose.RS256, Key: jose.JSONWebKey{Key: stranger, KeyID: kid}}, good(p), nil)
-		refuses(t, v, forged, ErrInvalid)
+		forged := signToken(t, jose.SigningKey{Algorithm: jose.RS256, Key: jose.JSONWebKey{Key: foreign, KeyID: kid}}, validClaims(p), nil)
+		expectRefused(t, v, forged, ErrInvalid)
 		// Its own key in the token's head, as RFC 7515 §4.1.3 has it.
-		forged = sign(t, jose.SigningKey{Algorithm: jose.RS256, Key: stranger}, good(p), map[string]any{
-			"kid": kid, "jwk": jose.JSONWebKey{Key: &stranger.PublicKey}, "jku": p.Issuer + "/keys",
+		forged = signToken(t, jose.SigningKey{Algorithm: jose.RS256, Key: foreign}, validClaims(p), map[string]any{
+			"kid": kid, "jwk": jose.JSONWebKey{Key: &foreign.PublicKey}, "jku": p.Issuer + "/keys",
 		})
-		refuses(t, v, forged, ErrInvalid)
+		expectRefused(t, v, forged, ErrInvalid)
 	}
-	accepts(t, v, honest)
-	if asked := p.Asked(); asked != 2 {
-		t.Errorf("the provider was asked %d times: forged keys cost it something", asked)
+	expectAccepted(t, v, valid)
+	if requests := p.RequestCount(); requests != 2 {
+		t.Errorf("the provider was asked %d times: forged keys cost it something", requests)
 	}
 }
 
-func TestNothingIsBelievedOfAChangedToken(t *testing.T) {
+func TestChangedTokenIsRefused(t *testing.T) {
 	p := openid.Start(t)
-	v := open(t, p, nil)
-	honest := sign(t, p.Key(), good(p), nil)
-	accepts(t, v, honest)
+	v := newVerifier(t, p, nil)
+	valid := signToken(t, p.SigningKey(), validClaims(p), nil)
+	expectAccepted(t, v, valid)
 	decoded := func(token string) (all string) {
 		for part := range strings.SplitSeq(token, ".") {
 			text, err := base64.RawURLEncoding.DecodeString(part)
@@ -278,52 +278,52 @@ func TestNothingIsBelievedOfAChangedToken(t *testing.T) {
 		}
 		return all
 	}
-	for i := range honest {
-		changed := []byte(honest)
+	for i := range valid {
+		changed := []byte(valid)
 		changed[i]++
-		if decoded(string(changed)) != decoded(honest) { // the last bits of a part may stand for nothing
-			refuses(t, v, string(changed), ErrInvalid)
+		if decoded(string(changed)) != decoded(valid) { // the last bits of a part may stand for nothing
+			expectRefused(t, v, string(changed), ErrInvalid)
 		}
 	}
 }
 
 func TestKeysRotate(t *testing.T) {
 	p := openid.Start(t, alice)
-	v := open(t, p, nil)
-	first := p.Login(t, openid.Mail, alice).Access
-	accepts(t, v, first)
+	v := newVerifier(t, p, nil)
+	first := p.Login(t, openid.JWTClient, alice).Access
+	expectAccepted(t, v, first)
 	for range 3 { // RSA and an elliptic curve in turn
-		p.Rotate(t)
-		age(v, askAgain)
-		accepts(t, v, p.Login(t, openid.Mail, alice).Access)
+		p.RotateKey(t)
+		ageKeys(v, unknownKeyInterval)
+		expectAccepted(t, v, p.Login(t, openid.JWTClient, alice).Access)
 	}
-	refuses(t, v, first, ErrInvalid)
+	expectRefused(t, v, first, ErrInvalid)
 }
 
-// age makes the keys that v knows older.
-func age(v *Verifier, by time.Duration) {
-	v.keys.mu.Lock()
-	defer v.keys.mu.Unlock()
-	older := *v.keys.set
-	older.read = older.read.Add(-by)
-	v.keys.set = &older
-	if !v.keys.failed.IsZero() {
-		v.keys.failed = v.keys.failed.Add(-by)
+// ageKeys makes the keys that v knows older.
+func ageKeys(v *Verifier, by time.Duration) {
+	v.keyring.mu.Lock()
+	defer v.keyring.mu.Unlock()
+	older := *v.keyring.set
+	older.fetchedAt = older.fetchedAt.Add(-by)
+	v.keyring.set = &older
+	if !v.keyring.failedAt.IsZero() {
+		v.keyring.failedAt = v.keyring.failedAt.Add(-by)
 	}
 }
 
-func TestAWithdrawnKeyIsForgottenInTime(t *testing.T) {
+func TestWithdrawnKeyExpires(t *testing.T) {
 	p := openid.Start(t, alice)
-	v := open(t, p, nil)
-	token := p.Login(t, openid.Mail, alice).Access
-	accepts(t, v, token)
-	p.Rotate(t)
-	accepts(t, v, token)
-	age(v, freshFor)
-	refuses(t, v, token, ErrInvalid)
+	v := newVerifier(t, p, nil)
+	token := p.Login(t, openid.JWTClient, alice).Access
+	expectAccepted(t, v, token)
+	p.RotateKey(t)
+	expectAccepted(t, v, token)
+	ageKeys(v, freshTTL)
+	expectRefused(t, v, token, ErrInvalid)
 }
 
-func TestAProviderThatIsAwayNeverMakesATokenLookWrong(t *testing.T) {
+func TestUnavailableProviderNeverInvalidatesTokens(t *testing.T) {
 	faults := map[string]http.HandlerFunc{
 		"500":      func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) },
 		"401":      func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(401) },
@@ -336,40 +336,40 @@ func TestAProviderThatIsAwayNeverMakesATokenLookWrong(t *testing.T) {
 		},
 		"a circle":  func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, http.StatusFound) },
 		"a hang-up": func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
-		"1 GiB":     flood,
+		"1 GiB":     respondEndlessly,
 	}
 	p := openid.Start(t, alice)
-	jwt, opaque := p.Login(t, openid.Mail, alice).Access, p.Login(t, openid.Opaque, alice).Access
+	jwt, opaque := p.Login(t, openid.JWTClient, alice).Access, p.Login(t, openid.OpaqueClient, alice).Access
 	for what, fault := range faults {
 		t.Run(what, func(t *testing.T) {
-			asks, looks, two := open(t, p, introspects(p, 0)), open(t, p, nil), open(t, p, func(c *Config) { both(p, c) })
-			p.Fault(fault)
-			refuses(t, asks, opaque, ErrUnavailable)
-			refuses(t, looks, jwt, ErrUnavailable)
-			refuses(t, two, jwt, ErrUnavailable)
-			refuses(t, looks, jwt, ErrUnavailable) // at once: it was tried a moment ago
-			p.Fault(nil)
-			accepts(t, asks, opaque)
-			looks.keys.failed = time.Time{} // the moment is over
-			accepts(t, looks, jwt)
-			p.Fault(fault)
-			accepts(t, looks, jwt) // known keys are enough
-			age(looks, freshFor)
-			accepts(t, looks, jwt) // old ones too, while there are no newer
-			asked := p.Asked()
-			accepts(t, looks, jwt)
-			if p.Asked() != asked {
+			introspecting, keyed, combined := newVerifier(t, p, introspectionOnly(p, 0)), newVerifier(t, p, nil), newVerifier(t, p, func(c *Config) { withIntrospection(p, c) })
+			p.SetFault(fault)
+			expectRefused(t, introspecting, opaque, ErrUnavailable)
+			expectRefused(t, keyed, jwt, ErrUnavailable)
+			expectRefused(t, combined, jwt, ErrUnavailable)
+			expectRefused(t, keyed, jwt, ErrUnavailable) // at once: it was tried a moment ago
+			p.SetFault(nil)
+			expectAccepted(t, introspecting, opaque)
+			keyed.keyring.failedAt = time.Time{} // the moment is over
+			expectAccepted(t, keyed, jwt)
+			p.SetFault(fault)
+			expectAccepted(t, keyed, jwt) // known keys are enough
+			ageKeys(keyed, freshTTL)
+			expectAccepted(t, keyed, jwt) // old ones too, while there are no newer
+			requests := p.RequestCount()
+			expectAccepted(t, keyed, jwt)
+			if p.RequestCount() != requests {
 				t.Error("everybody who logs in waits for a provider that is away")
 			}
-			age(looks, staleFor)
-			refuses(t, looks, jwt, ErrUnavailable)
-			p.Fault(nil)
+			ageKeys(keyed, staleTTL)
+			expectRefused(t, keyed, jwt, ErrUnavailable)
+			p.SetFault(nil)
 		})
 	}
 }
 
-// flood answers without end.
-func flood(w http.ResponseWriter, _ *http.Request) {
+// respondEndlessly answers without end.
+func respondEndlessly(w http.ResponseWriter, _ *http.Request) {
 	_, _ = w.Write([]byte(`{"active":true,"issuer":"`))
 	block := []byte(strings.Repeat("a", 1<<20))
 	for range 1 << 10 {
@@ -379,13 +379,13 @@ func flood(w http.ResponseWriter, _ *http.Request) {
 	}
 }
 
-func TestAProviderThatHangsHoldsNobodyForLong(t *testing.T) {
+func TestHangingProviderTimesOut(t *testing.T) {
 	p := openid.Start(t, alice)
 	release := make(chan struct{})
 	defer close(release)
-	jwt, opaque := p.Login(t, openid.Mail, alice).Access, p.Login(t, openid.Opaque, alice).Access
-	asks, looks := open(t, p, introspects(p, 0)), open(t, p, nil)
-	p.Fault(func(_ http.ResponseWriter, r *http.Request) {
+	jwt, opaque := p.Login(t, openid.JWTClient, alice).Access, p.Login(t, openid.OpaqueClient, alice).Access
+	introspecting, keyed := newVerifier(t, p, introspectionOnly(p, 0)), newVerifier(t, p, nil)
+	p.SetFault(func(_ http.ResponseWriter, r *http.Request) {
 		select {
 		case <-release:
 		case <-r.Context().Done():
@@ -393,11 +393,11 @@ func TestAProviderThatHangsHoldsNobodyForLong(t *testing.T) {
 	})
 	done := make(chan error, 22)
 	for range 10 {
-		go func() { _, err := looks.Verify(t.Context(), identity.NewSecret(jwt)); done <- err }()
-		go func() { _, err := asks.Verify(t.Context(), identity.NewSecret(opaque)); done <- err }()
+		go func() { _, err := keyed.Verify(t.Context(), identity.NewSecret(jwt)); done <- err }()
+		go func() { _, err := introspecting.Verify(t.Context(), identity.NewSecret(opaque)); done <- err }()
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	for _, v := range []*Verifier{looks, asks} {
+	for _, v := range []*Verifier{keyed, introspecting} {
 		go func() { _, err := v.Verify(ctx, identity.NewSecret(jwt)); done <- err }()
 	}
 	cancel()
@@ -410,66 +410,66 @@ func TestAProviderThatHangsHoldsNobodyForLong(t *testing.T) {
 	}
 }
 
-func TestAProviderThatIsAwayIsLeftAlone(t *testing.T) {
+func TestUnavailableProviderIsProbedRarely(t *testing.T) {
 	p := openid.Start(t, alice)
-	v := open(t, p, introspects(p, time.Minute))
-	known, other := p.Login(t, openid.Opaque, alice).Access, p.Login(t, openid.Opaque, alice).Access
-	accepts(t, v, known)
-	p.Fault(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
-	asked := p.Asked()
+	v := newVerifier(t, p, introspectionOnly(p, time.Minute))
+	known, other := p.Login(t, openid.OpaqueClient, alice).Access, p.Login(t, openid.OpaqueClient, alice).Access
+	expectAccepted(t, v, known)
+	p.SetFault(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
+	requests := p.RequestCount()
 	for range 500 {
-		refuses(t, v, other, ErrUnavailable)
-		accepts(t, v, known)
+		expectRefused(t, v, other, ErrUnavailable)
+		expectAccepted(t, v, known)
 	}
 	// One question more is the gateway's own, and one a second after it.
-	if n := p.Asked() - asked; n < breaker.After+1 || n > 50 {
+	if n := p.RequestCount() - requests; n < breaker.Threshold+1 || n > 50 {
 		t.Errorf("asked %d times", n)
 	}
 }
 
-func TestAYesIsKeptAndANoIsNot(t *testing.T) {
+func TestOnlyActiveTokensAreCached(t *testing.T) {
 	p := openid.Start(t, alice)
-	v := open(t, p, introspects(p, time.Hour))
-	token := p.Login(t, openid.Opaque, alice).Access
-	first := accepts(t, v, token)
-	asked := p.Asked()
+	v := newVerifier(t, p, introspectionOnly(p, time.Hour))
+	token := p.Login(t, openid.OpaqueClient, alice).Access
+	first := expectAccepted(t, v, token)
+	requests := p.RequestCount()
 	for range 5 {
-		if again := accepts(t, v, token); again != first {
+		if again := expectAccepted(t, v, token); again != first {
 			t.Errorf("%v, and then %v", first, again)
 		}
 	}
-	if p.Asked() != asked {
-		t.Errorf("asked %d times more", p.Asked()-asked)
+	if p.RequestCount() != requests {
+		t.Errorf("asked %d times more", p.RequestCount()-requests)
 	}
-	for _, key := range v.asker.good.Keys() {
-		kept, _ := v.asker.good.Peek(key)
-		if !kept.until.Equal(first.Expires) {
-			t.Errorf("kept until %v, beyond the token's %v", kept.until, first.Expires)
+	for _, key := range v.introspector.cache.Keys() {
+		cached, _ := v.introspector.cache.Peek(key)
+		if !cached.until.Equal(first.Expires) {
+			t.Errorf("kept until %v, beyond the token's %v", cached.until, first.Expires)
 		}
-		if strings.Contains(fmt.Sprintf("%s%v%+v", key, key, kept), token[:10]) {
+		if strings.Contains(fmt.Sprintf("%s%v%+v", key, key, cached), token[:10]) {
 			t.Error("the token itself is kept")
 		}
-		v.asker.good.Add(key, answer{kept.who, time.Now()}) // its time is over
+		v.introspector.cache.Add(key, cachedSubject{cached.subject, time.Now()}) // its time is over
 	}
-	p.Revoke(t, openid.Opaque, token)
+	p.Revoke(t, openid.OpaqueClient, token)
 	for range 3 {
-		asked = p.Asked()
-		refuses(t, v, token, ErrInvalid)
-		if p.Asked() != asked+1 {
+		requests = p.RequestCount()
+		expectRefused(t, v, token, ErrInvalid)
+		if p.RequestCount() != requests+1 {
 			t.Error("a no was kept")
 		}
 	}
 }
 
-func TestAnAnswerIsHeldToTheSameRules(t *testing.T) {
+func TestIntrospectionResponseIsChecked(t *testing.T) {
 	now := time.Now().Unix()
 	p := openid.Start(t)
-	say := func(text string) {
-		p.Fault(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(text)) })
+	respond := func(text string) {
+		p.SetFault(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(text)) })
 	}
-	v := open(t, p, func(c *Config) {
-		introspects(p, time.Hour)(c)
-		c.Audience, c.Parties = []string{"imap"}, []string{"phone"}
+	v := newVerifier(t, p, func(c *Config) {
+		introspectionOnly(p, time.Hour)(c)
+		c.Audience, c.AuthorizedParties = []string{"imap"}, []string{"phone"}
 	})
 	rest := fmt.Sprintf(`"scope":"a email b","aud":"imap","client_id":"phone","email":%q`, alice)
 	for text, want := range map[string]error{
@@ -482,30 +482,30 @@ func TestAnAnswerIsHeldToTheSameRules(t *testing.T) {
 		`{"active":"yes",` + rest + `}`:                                ErrInvalid,
 		`{` + rest + `}`:                                               ErrInvalid,
 		`{}`:                                                           ErrInvalid,
-		`{"active":true,` + rest + fmt.Sprintf(`,"exp":%d}`, now-60):                ErrInvalid,
-		`{"active":true,` + rest + fmt.Sprintf(`,"nbf":%d}`, now+60):                ErrInvalid,
-		`{"active":true,` + strings.Replace(rest, "imap", "web", 1) + `}`:           ErrInvalid,
-		`{"active":true,` + strings.Replace(rest, `"aud":"imap",`, "", 1) + `}`:     ErrInvalid,
-		`{"active":true,` + strings.Replace(rest, "phone", "tv", 1) + `}`:           ErrInvalid,
-		`{"active":true,` + strings.Replace(rest, "a email b", "emails", 1) + `}`:   ErrInvalid,
-		`{"active":true,` + rest + `,"cnf":{}}`:                                     ErrInvalid,
-		`{"active":true,` + rest + `,"email_verified":false}`:                       ErrInvalid,
-		`{"active":true,` + rest:                                                    ErrUnavailable,
-		`{"active":true,` + rest + `,"x":"` + strings.Repeat("x", maxAnswer) + `"}`: ErrUnavailable,
+		`{"active":true,` + rest + fmt.Sprintf(`,"exp":%d}`, now-60):                  ErrInvalid,
+		`{"active":true,` + rest + fmt.Sprintf(`,"nbf":%d}`, now+60):                  ErrInvalid,
+		`{"active":true,` + strings.Replace(rest, "imap", "web", 1) + `}`:             ErrInvalid,
+		`{"active":true,` + strings.Replace(rest, `"aud":"imap",`, "", 1) + `}`:       ErrInvalid,
+		`{"active":true,` + strings.Replace(rest, "phone", "tv", 1) + `}`:             ErrInvalid,
+		`{"active":true,` + strings.Replace(rest, "a email b", "emails", 1) + `}`:     ErrInvalid,
+		`{"active":true,` + rest + `,"cnf":{}}`:                                       ErrInvalid,
+		`{"active":true,` + rest + `,"email_verified":false}`:                         ErrInvalid,
+		`{"active":true,` + rest:                                                      ErrUnavailable,
+		`{"active":true,` + rest + `,"x":"` + strings.Repeat("x", maxResponse) + `"}`: ErrUnavailable,
 	} {
-		say(text)
-		v.asker.good.Purge()
-		if _, err := verify(t, v, "token"); !errors.Is(err, want) {
+		respond(text)
+		v.introspector.cache.Purge()
+		if _, err := verifyToken(t, v, "token"); !errors.Is(err, want) {
 			t.Errorf("%.200s: %v", text, err)
 		}
 	}
 }
 
-func TestAProviderThatSendsTheQuestionBackIsNotQuoted(t *testing.T) {
+func TestEchoedRequestIsNotQuoted(t *testing.T) {
 	p := openid.Start(t)
 	const token = "t0ken-that-must-not-be-seen"
 	echo := func(w http.ResponseWriter, r *http.Request) {
-		question, err := io.ReadAll(r.Body)
+		body, err := io.ReadAll(r.Body)
 		if err != nil {
 			panic(err)
 		}
@@ -514,17 +514,17 @@ func TestAProviderThatSendsTheQuestionBackIsNotQuoted(t *testing.T) {
 			panic(err)
 		}
 		defer c.Close()
-		_, _ = c.Write(append(question, "\r\n\r\n"...)) // whatever becomes of it
+		_, _ = c.Write(append(body, "\r\n\r\n"...)) // whatever becomes of it
 	}
-	seen, records := observer.New(zap.DebugLevel)
+	core, records := observer.New(zap.DebugLevel)
 	cfg := Config{}
-	introspects(p, 0)(&cfg)
-	v, err := New(cfg, zap.New(seen))
+	introspectionOnly(p, 0)(&cfg)
+	v, err := New(cfg, zap.New(core))
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.Fault(echo)
-	refuses(t, v, token, ErrUnavailable)
+	p.SetFault(echo)
+	expectRefused(t, v, token, ErrUnavailable)
 	for _, r := range records.All() {
 		if text := fmt.Sprint(r.Message, r.ContextMap()); strings.Contains(text, token) {
 			t.Errorf("it shows in %s", text)
@@ -535,10 +535,10 @@ func TestAProviderThatSendsTheQuestionBackIsNotQuoted(t *testing.T) {
 	}
 }
 
-func TestAHerdAsksForTheKeysOnce(t *testing.T) {
+func TestConcurrentLoginsFetchKeysOnce(t *testing.T) {
 	p := openid.Start(t, alice)
-	v, token := open(t, p, nil), p.Login(t, openid.Mail, alice).Access
-	asked, done := p.Asked(), make(chan error, 100)
+	v, token := newVerifier(t, p, nil), p.Login(t, openid.JWTClient, alice).Access
+	requests, done := p.RequestCount(), make(chan error, 100)
 	for range cap(done) {
 		go func() { _, err := v.Verify(t.Context(), identity.NewSecret(token)); done <- err }()
 	}
@@ -547,7 +547,7 @@ func TestAHerdAsksForTheKeysOnce(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if n := p.Asked() - asked; n != 2 {
+	if n := p.RequestCount() - requests; n != 2 {
 		t.Errorf("asked %d times: for the document and the keys, once each", n)
 	}
 }
@@ -569,17 +569,17 @@ func TestAProviderIsVerifiedByItsCertificate(t *testing.T) {
 		{nil, server.URL, ErrUnavailable},
 		{&tls.Config{RootCAs: roots}, strings.Replace(server.URL, "127.0.0.1", "localhost", 1), ErrUnavailable}, // another name
 	} {
-		v, err := New(Config{IntrospectionURL: c.url, Scope: "email", TLS: testbed.Fixed(c.tls)}, zap.NewNop())
+		v, err := New(Config{IntrospectionURL: c.url, Scope: "email", TLS: testbed.StaticTLS(c.tls)}, zap.NewNop())
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := verify(t, v, "token"); !errors.Is(err, c.want) {
+		if _, err := verifyToken(t, v, "token"); !errors.Is(err, c.want) {
 			t.Errorf("%s: %v", c.url, err)
 		}
 	}
 }
 
-func TestAProviderThatDemandsACertificateIsShownOne(t *testing.T) {
+func TestClientCertificateIsSent(t *testing.T) {
 	ca := testbed.NewCA(t)
 	pair, err := tls.LoadX509KeyPair(ca.Issue(t, "127.0.0.1"))
 	if err != nil {
@@ -593,7 +593,7 @@ func TestAProviderThatDemandsACertificateIsShownOne(t *testing.T) {
 	server.StartTLS()
 	defer server.Close()
 	cert, key := ca.Issue(t, "gateway")
-	for want, files := range map[error]tlsconf.KeyPair{nil: {Cert: cert, Key: key}, ErrUnavailable: {}} {
+	for want, files := range map[error]tlsconf.CertFiles{nil: {Cert: cert, Key: key}, ErrUnavailable: {}} {
 		c, err := tlsconf.NewClient(tlsconf.ClientConfig{CA: ca.File, Certificate: files}, zap.NewNop())
 		if err != nil {
 			t.Fatal(err)
@@ -602,55 +602,55 @@ func TestAProviderThatDemandsACertificateIsShownOne(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := verify(t, v, "token"); !errors.Is(err, want) {
+		if _, err := verifyToken(t, v, "token"); !errors.Is(err, want) {
 			t.Errorf("with %v: %v", files, err)
 		}
 	}
 }
 
-func TestARevokedTokenIsRefusedWhereTheProviderIsAsked(t *testing.T) {
+func TestRevokedTokenIsRefusedByIntrospection(t *testing.T) {
 	p := openid.Start(t, alice)
-	token := p.Login(t, openid.Mail, alice).Access
-	looks, two := open(t, p, nil), open(t, p, func(c *Config) { both(p, c) })
-	accepts(t, looks, token)
-	accepts(t, two, token)
-	p.Revoke(t, openid.Mail, token)
-	accepts(t, looks, token) // its signature is as good as before
-	refuses(t, two, token, ErrInvalid)
+	token := p.Login(t, openid.JWTClient, alice).Access
+	keyed, combined := newVerifier(t, p, nil), newVerifier(t, p, func(c *Config) { withIntrospection(p, c) })
+	expectAccepted(t, keyed, token)
+	expectAccepted(t, combined, token)
+	p.Revoke(t, openid.JWTClient, token)
+	expectAccepted(t, keyed, token) // its signature is as good as before
+	expectRefused(t, combined, token, ErrInvalid)
 }
 
-func TestWrongCredentialsOfOurOwnAreNotTheUsersFault(t *testing.T) {
+func TestWrongClientCredentialsAreUnavailable(t *testing.T) {
 	p := openid.Start(t, alice)
-	v := open(t, p, func(c *Config) {
-		introspects(p, 0)(c)
+	v := newVerifier(t, p, func(c *Config) {
+		introspectionOnly(p, 0)(c)
 		c.ClientSecret = identity.NewSecret("wrong")
 	})
-	refuses(t, v, p.Login(t, openid.Opaque, alice).Access, ErrUnavailable)
+	expectRefused(t, v, p.Login(t, openid.OpaqueClient, alice).Access, ErrUnavailable)
 }
 
-func TestAnotherIssuersDiscoveryIsNotBelieved(t *testing.T) {
+func TestForeignDiscoveryIsRefused(t *testing.T) {
 	p, other := openid.Start(t, alice), openid.Start(t, alice)
-	p.Fault(func(w http.ResponseWriter, r *http.Request) {
+	p.SetFault(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = fmt.Fprintf(w, `{"issuer":%q,"jwks_uri":%q}`, other.Issuer, other.Issuer+"/keys")
 	})
-	refuses(t, open(t, p, nil), other.Login(t, openid.Mail, alice).Access, ErrUnavailable)
-	p.Fault(func(w http.ResponseWriter, r *http.Request) {
+	expectRefused(t, newVerifier(t, p, nil), other.Login(t, openid.JWTClient, alice).Access, ErrUnavailable)
+	p.SetFault(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = fmt.Fprintf(w, `{"issuer":%q,"jwks_uri":"http://192.0.2.1/keys"}`, p.Issuer)
 	})
-	refuses(t, open(t, p, nil), "a.b.c", ErrInvalid) // no token: nobody is asked
-	refuses(t, open(t, p, nil), sign(t, p.Key(), good(p), nil), ErrUnavailable)
+	expectRefused(t, newVerifier(t, p, nil), "a.b.c", ErrInvalid) // no token: nobody is asked
+	expectRefused(t, newVerifier(t, p, nil), signToken(t, p.SigningKey(), validClaims(p), nil), ErrUnavailable)
 }
 
-func TestAGatewayStartsWhileItsProviderIsAway(t *testing.T) {
+func TestNewSucceedsWhileProviderIsDown(t *testing.T) {
 	p := openid.Start(t, alice)
-	token := p.Login(t, openid.Mail, alice).Access
+	token := p.Login(t, openid.JWTClient, alice).Access
 	p.Stop()
-	v := open(t, p, nil)
-	refuses(t, v, token, ErrUnavailable)
-	refuses(t, open(t, p, introspects(p, 0)), token, ErrUnavailable)
+	v := newVerifier(t, p, nil)
+	expectRefused(t, v, token, ErrUnavailable)
+	expectRefused(t, newVerifier(t, p, introspectionOnly(p, 0)), token, ErrUnavailable)
 }
 
-func TestNewRefusesAConfigurationThatLetsAnybodyIn(t *testing.T) {
+func TestNewRefusesUnboundConfiguration(t *testing.T) {
 	const url = "https://id.example.org/x"
 	for what, cfg := range map[string]Config{
 		"nothing":                        {},
@@ -670,7 +670,7 @@ func TestNewRefusesAConfigurationThatLetsAnybodyIn(t *testing.T) {
 		}
 	}
 	for _, cfg := range []Config{
-		{Issuer: url, Audience: []string{"a"}}, {IntrospectionURL: url, Scope: "mail"}, {IntrospectionURL: "http://[::1]:8080/", Parties: []string{"p"}},
+		{Issuer: url, Audience: []string{"a"}}, {IntrospectionURL: url, Scope: "mail"}, {IntrospectionURL: "http://[::1]:8080/", AuthorizedParties: []string{"p"}},
 	} {
 		if _, err := New(cfg, zap.NewNop()); err != nil {
 			t.Errorf("%+v: %v", cfg, err)

@@ -22,15 +22,15 @@ import (
 
 func newAudit() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "audit", Args: noCommand, RunE: showHelp,
+		Use: "audit", Args: refuseArguments, RunE: showHelp,
 		Short: "Read the audit log, and check that it is whole",
 	}
 	cmd.AddCommand(newAuditGrep(), newAuditVerify())
 	return cmd
 }
 
-// search is what audit grep looks for. Zero fields match everything.
-type search struct {
+// auditQuery is what audit grep looks for. Zero fields match everything.
+type auditQuery struct {
 	User    string
 	Session string
 	Address string
@@ -42,7 +42,7 @@ type search struct {
 }
 
 func newAuditGrep() *cobra.Command {
-	var s search
+	var s auditQuery
 	cmd := &cobra.Command{
 		Use:   "grep [FILE...]",
 		Short: "Find records of the audit log",
@@ -71,8 +71,8 @@ The exit status is 1 when nothing was found.`,
 	return cmd
 }
 
-func auditGrep(cmd *cobra.Command, s search, names []string) error {
-	m, err := s.matcher(time.Now())
+func auditGrep(cmd *cobra.Command, s auditQuery, names []string) error {
+	m, err := s.newMatcher(time.Now())
 	if err != nil {
 		return err
 	}
@@ -82,79 +82,79 @@ func auditGrep(cmd *cobra.Command, s search, names []string) error {
 		}
 		names = []string{"-"}
 	}
-	files, err := openAudits(names, cmd.InOrStdin())
+	files, err := openAuditFiles(names, cmd.InOrStdin())
 	if err != nil {
 		return err
 	}
-	defer closeAudits(files)
-	found := &findings{matcher: m, out: bufio.NewWriter(cmd.OutOrStdout()),
-		paint: paint{stamp: time.DateTime, colour: colours(cmd.OutOrStdout())}}
+	defer closeAuditFiles(files)
+	printer := &matchPrinter{matcher: m, out: bufio.NewWriter(cmd.OutOrStdout()),
+		format: recordFormat{timeLayout: time.DateTime, useColour: supportsColour(cmd.OutOrStdout())}}
 	for _, f := range files {
-		if err := f.lines(found.take); err != nil {
-			return errors.Join(err, found.out.Flush())
+		if err := f.eachLine(printer.printMatch); err != nil {
+			return errors.Join(err, printer.out.Flush())
 		}
 	}
-	if err := found.out.Flush(); err != nil {
+	if err := printer.out.Flush(); err != nil {
 		return err
 	}
-	if found.strange > 0 {
-		fmt.Fprintf(cmd.ErrOrStderr(), "%s %s without a record\n", counted(found.strange, "line"), are(found.strange))
+	if printer.malformed > 0 {
+		fmt.Fprintf(cmd.ErrOrStderr(), "%s %s without a record\n", pluralize(printer.malformed, "line"), isOrAre(printer.malformed))
 	}
-	if found.count == 0 {
-		return errSaid
+	if printer.matched == 0 {
+		return errReported
 	}
 	return nil
 }
 
-// findings prints the records that match.
-type findings struct {
-	matcher *matcher
-	paint   paint
-	out     *bufio.Writer
-	count   int
-	strange int // lines that are no records
+// matchPrinter prints the records that match.
+type matchPrinter struct {
+	matcher   *matcher
+	format    recordFormat
+	out       *bufio.Writer
+	matched   int
+	malformed int // lines that are no records
 }
 
-// streamed says whether this is what redis-cli --raw prints of a stream around each
+// isStreamMarker says whether this is what redis-cli --raw prints of a stream around each
 // record: its place, and the name of the field.
-func streamed(text []byte) bool {
+func isStreamMarker(text []byte) bool {
 	ms, n, _ := strings.Cut(string(text), "-")
 	_, err1 := strconv.ParseUint(ms, 10, 64)
 	_, err2 := strconv.ParseUint(n, 10, 64)
 	return string(text) == "record" || err1 == nil && err2 == nil
 }
 
-// take looks at one line.
-func (f *findings) take(text []byte) error {
-	if streamed(text) {
+// printMatch looks at one line.
+func (f *matchPrinter) printMatch(text []byte) error {
+	if isStreamMarker(text) {
 		return nil
 	}
-	var l auditLine
-	if json.Unmarshal(text, &l) != nil || l.Event == "" {
-		f.strange++
+	var r auditRecord
+	if json.Unmarshal(text, &r) != nil || r.Event == "" {
+		f.malformed++
 		return nil
 	}
-	if !f.matcher.matches(&l) {
+	if !f.matcher.matches(&r) {
 		return nil
 	}
-	f.count++
+	f.matched++
 	if f.matcher.JSON {
 		_, err := fmt.Fprintf(f.out, "%s\n", text)
 		return err
 	}
-	_, err := fmt.Fprintln(f.out, f.paint.line(&l))
+	_, err := fmt.Fprintln(f.out, f.format.format(&r))
 	return err
 }
 
 // matcher is a search whose words were understood.
 type matcher struct {
-	search
+	auditQuery
 	network      netip.Prefix // invalid: any
 	since, until time.Time    // zero: any
 }
 
-func (s search) matcher(now time.Time) (*matcher, error) {
-	m := &matcher{search: s}
+func (s auditQuery) newMatcher(now time.Time) (*matcher, error) {
+	m := &matcher{auditQuery: s}
 	for _, e := range s.Events {
 		if !slices.Contains(audit.Events(), e) {
 			return nil, fmt.Errorf("--event %q is not one of %s", e, strings.Join(audit.Events(), ", "))
@@ -166,21 +166,21 @@ func (s search) matcher(now time.Time) (*matcher, error) {
 		}
 	}
 	var ok bool
-	if m.network, ok = network(s.Address); s.Address != "" && !ok {
+	if m.network, ok = parseNetwork(s.Address); s.Address != "" && !ok {
 		return nil, fmt.Errorf("--address %q is neither an address nor a network", s.Address)
 	}
 	var err error
-	if m.since, err = moment(s.Since, now); err != nil {
+	if m.since, err = parseTime(s.Since, now); err != nil {
 		return nil, fmt.Errorf("--since: %w", err)
 	}
-	if m.until, err = moment(s.Until, now); err != nil {
+	if m.until, err = parseTime(s.Until, now); err != nil {
 		return nil, fmt.Errorf("--until: %w", err)
 	}
 	return m, nil
 }
 
-// network takes an address for the network of one.
-func network(s string) (netip.Prefix, bool) {
+// parseNetwork takes an address for the network of one.
+func parseNetwork(s string) (netip.Prefix, bool) {
 	if a, err := netip.ParseAddr(s); err == nil {
 		a = a.Unmap().WithZone("")
 		return netip.PrefixFrom(a, a.BitLen()), true
@@ -189,8 +189,8 @@ func network(s string) (netip.Prefix, bool) {
 	return p, err == nil
 }
 
-// moment understands a time on the command line; "" is none.
-func moment(s string, now time.Time) (time.Time, error) {
+// parseTime understands a time on the command line; "" is none.
+func parseTime(s string, now time.Time) (time.Time, error) {
 	if s == "" {
 		return time.Time{}, nil
 	}
@@ -200,32 +200,32 @@ func moment(s string, now time.Time) (time.Time, error) {
 	if t, err := time.Parse(time.RFC3339, s); err == nil {
 		return t, nil
 	}
-	for _, form := range []string{"2006-01-02T15:04:05", time.DateTime, "2006-01-02 15:04", time.DateOnly} {
-		if t, err := time.ParseInLocation(form, s, time.Local); err == nil {
+	for _, layout := range []string{"2006-01-02T15:04:05", time.DateTime, "2006-01-02 15:04", time.DateOnly} {
+		if t, err := time.ParseInLocation(layout, s, time.Local); err == nil {
 			return t, nil
 		}
 	}
 	return time.Time{}, fmt.Errorf("%q is not a time such as 24h, 7d, 2026-05-01 or 2026-05-01T12:00:00Z", s)
 }
 
-func (m *matcher) matches(l *auditLine) bool {
-	return (m.User == "" || strings.EqualFold(l.User, m.User) || strings.EqualFold(l.Claimed, m.User) || l.Subject == m.User) &&
+func (m *matcher) matches(l *auditRecord) bool {
+	return (m.User == "" || strings.EqualFold(l.User, m.User) || strings.EqualFold(l.ClaimedName, m.User) || l.Subject == m.User) &&
 		(m.Session == "" || l.Session == m.Session) &&
 		(len(m.Events) == 0 || slices.Contains(m.Events, l.Event)) &&
 		(len(m.Results) == 0 || slices.Contains(m.Results, l.Result)) &&
 		(m.since.IsZero() || !l.Time.Before(m.since)) &&
 		(m.until.IsZero() || l.Time.Before(m.until)) &&
-		(!m.network.IsValid() || m.touches(l))
+		(!m.network.IsValid() || m.concernsNetwork(l))
 }
 
-// touches says whether the record is about somebody in the network.
-func (m *matcher) touches(l *auditLine) bool {
-	for _, at := range []string{l.Client, l.Peer} {
-		if a, err := netip.ParseAddrPort(at); err == nil && m.network.Contains(a.Addr()) {
+// concernsNetwork says whether the record is about somebody in the network.
+func (m *matcher) concernsNetwork(l *auditRecord) bool {
+	for _, addr := range []string{l.Client, l.Peer} {
+		if a, err := netip.ParseAddrPort(addr); err == nil && m.network.Contains(a.Addr()) {
 			return true
 		}
 	}
-	subject, ok := network(l.Subject)
+	subject, ok := parseNetwork(l.Subject)
 	return ok && m.network.Overlaps(subject)
 }
 
@@ -249,37 +249,37 @@ func auditVerify(cmd *cobra.Command, names []string) error {
 	if len(names) == 0 {
 		return fmt.Errorf("at least one file is needed: %s", cmd.UseLine())
 	}
-	files, err := openAudits(names, cmd.InOrStdin())
+	files, err := openAuditFiles(names, cmd.InOrStdin())
 	if err != nil {
 		return err
 	}
-	defer closeAudits(files)
-	chainOrder(files)
+	defer closeAuditFiles(files)
+	sortByChain(files)
 	out := cmd.OutOrStdout()
 	var v audit.Verifier
 	for _, f := range files {
-		var broken *audit.Broken
-		if err := v.File(f.in); errors.As(err, &broken) {
-			fmt.Fprintf(out, "%s:%d: %s\n", f.name, broken.Line, broken.Why)
-			return errSaid
+		var broken *audit.ChainError
+		if err := v.VerifyFile(f.r); errors.As(err, &broken) {
+			fmt.Fprintf(out, "%s:%d: %s\n", f.name, broken.Line, broken.Reason)
+			return errReported
 		} else if err != nil {
 			return fmt.Errorf("%s: %w", f.name, err)
 		}
 	}
-	return sayVerdict(out, &v)
+	return printVerification(out, &v)
 }
 
-func sayVerdict(out io.Writer, v *audit.Verifier) error {
+func printVerification(out io.Writer, v *audit.Verifier) error {
 	if v.Records == 0 {
 		fmt.Fprintln(out, "there are no chained records")
-		return errSaid
+		return errReported
 	}
-	if v.Torn > 0 {
-		fmt.Fprintf(out, "passed over: %s\n", counted(v.Torn, "unfinished line"))
+	if v.PartialLines > 0 {
+		fmt.Fprintf(out, "passed over: %s\n", pluralize(v.PartialLines, "unfinished line"))
 	}
 	last, hash := v.Last()
-	records := fmt.Sprintf("records %d to %d; the last", v.First, last)
-	if v.First == last {
+	records := fmt.Sprintf("records %d to %d; the last", v.FirstSeq, last)
+	if v.FirstSeq == last {
 		records = fmt.Sprintf("record %d, which", last)
 	}
 	_, err := fmt.Fprintf(out, "OK: %s has the hash %s\n", records, hash)

@@ -14,94 +14,94 @@ import (
 	"time"
 )
 
-// maxAuditLine bounds a line; the gateway's are much shorter.
-const maxAuditLine = 64 << 10
+// maxAuditLineBytes bounds a line; the gateway's are much shorter.
+const maxAuditLineBytes = 64 << 10
 
 // auditFile is a file of the audit log, compressed or not.
 type auditFile struct {
-	name string
-	from time.Time // of its first record
-	seq  uint64    // of that record in its chain; 0 without one
-	in   *bufio.Reader
-	file io.Closer
+	name      string
+	firstTime time.Time // of its first record
+	firstSeq  uint64    // of that record in its chain; 0 without one
+	r         *bufio.Reader
+	closer    io.Closer
 }
 
-func (f *auditFile) Close() error { return f.file.Close() }
+func (f *auditFile) Close() error { return f.closer.Close() }
 
-// openAudits opens files and puts them in the order of their first records:
+// openAuditFiles opens files and puts them in the order of their first records:
 // a shell names the newest first.
-func openAudits(names []string, stdin io.Reader) ([]*auditFile, error) {
+func openAuditFiles(names []string, stdin io.Reader) ([]*auditFile, error) {
 	var files []*auditFile
 	for _, name := range names {
-		f, err := openOneAudit(name, stdin)
+		f, err := openAuditFile(name, stdin)
 		if err != nil {
-			closeAudits(files)
+			closeAuditFiles(files)
 			return nil, err
 		}
 		files = append(files, f)
 	}
-	slices.SortStableFunc(files, func(a, b *auditFile) int { return a.from.Compare(b.from) })
+	slices.SortStableFunc(files, func(a, b *auditFile) int { return a.firstTime.Compare(b.firstTime) })
 	return files, nil
 }
 
-// chainOrder puts files in the order of their chain, which no step of the clock
+// sortByChain puts files in the order of their chain, which no step of the clock
 // changes.
-func chainOrder(files []*auditFile) {
-	slices.SortStableFunc(files, func(a, b *auditFile) int { return cmp.Compare(a.seq, b.seq) })
+func sortByChain(files []*auditFile) {
+	slices.SortStableFunc(files, func(a, b *auditFile) int { return cmp.Compare(a.firstSeq, b.firstSeq) })
 }
 
-func closeAudits(files []*auditFile) {
+func closeAuditFiles(files []*auditFile) {
 	for _, f := range files {
 		_ = f.Close() // was read only
 	}
 }
 
-// openOneAudit opens a file; "-" is standard input.
-func openOneAudit(name string, stdin io.Reader) (*auditFile, error) {
-	f := &auditFile{name: name, in: bufio.NewReaderSize(stdin, maxAuditLine), file: io.NopCloser(stdin)}
+// openAuditFile opens a file; "-" is standard input.
+func openAuditFile(name string, stdin io.Reader) (*auditFile, error) {
+	f := &auditFile{name: name, r: bufio.NewReaderSize(stdin, maxAuditLineBytes), closer: io.NopCloser(stdin)}
 	if name != "-" {
 		file, err := os.Open(name)
 		if err != nil {
 			return nil, err
 		}
-		f.in, f.file = bufio.NewReaderSize(file, maxAuditLine), file
+		f.r, f.closer = bufio.NewReaderSize(file, maxAuditLineBytes), file
 	}
-	if magic, _ := f.in.Peek(2); bytes.Equal(magic, []byte{0x1f, 0x8b}) { // RFC 1952
-		plain, err := gzip.NewReader(f.in)
+	if magic, _ := f.r.Peek(2); bytes.Equal(magic, []byte{0x1f, 0x8b}) { // RFC 1952
+		unzipped, err := gzip.NewReader(f.r)
 		if err != nil {
 			_ = f.Close()
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
-		f.in = bufio.NewReaderSize(plain, maxAuditLine)
+		f.r = bufio.NewReaderSize(unzipped, maxAuditLineBytes)
 	}
-	first := firstRecord(f.in)
-	f.from, f.seq = first.Time, first.Seq
+	first := peekFirstRecord(f.r)
+	f.firstTime, f.firstSeq = first.Time, first.Seq
 	return f, nil
 }
 
-// firstLine is when the first record was made, and its number.
-type firstLine struct {
+// recordOrder is when the first record was made, and its number.
+type recordOrder struct {
 	Time time.Time `json:"time"`
 	Seq  uint64    `json:"seq"`
 }
 
-// firstRecord is the first record, or zero, read without taking it.
-func firstRecord(in *bufio.Reader) firstLine {
+// peekFirstRecord is the first record, or zero, read without taking it.
+func peekFirstRecord(in *bufio.Reader) recordOrder {
 	_, _ = in.Peek(1) // fills the buffer
-	ahead, _ := in.Peek(in.Buffered())
-	for text := range bytes.Lines(ahead) {
-		var l firstLine
+	buffered, _ := in.Peek(in.Buffered())
+	for text := range bytes.Lines(buffered) {
+		var l recordOrder
 		if json.Unmarshal(text, &l) == nil && !l.Time.IsZero() {
 			return l
 		}
 	}
-	return firstLine{}
+	return recordOrder{}
 }
 
-// lines gives each line to take, without its end, until take fails.
-func (f *auditFile) lines(take func([]byte) error) error {
+// eachLine gives each line to take, without its end, until take fails.
+func (f *auditFile) eachLine(visit func([]byte) error) error {
 	for {
-		text, err := f.in.ReadSlice('\n')
+		text, err := f.r.ReadSlice('\n')
 		if errors.Is(err, bufio.ErrBufferFull) {
 			text, err = nil, f.skipLine() // as no record
 		}
@@ -109,8 +109,8 @@ func (f *auditFile) lines(take func([]byte) error) error {
 			return fmt.Errorf("%s: %w", f.name, err)
 		}
 		if err == nil || len(text) > 0 {
-			if taken := take(bytes.TrimSuffix(text, []byte{'\n'})); taken != nil {
-				return taken
+			if visitErr := visit(bytes.TrimSuffix(text, []byte{'\n'})); visitErr != nil {
+				return visitErr
 			}
 		}
 		if err != nil {
@@ -122,7 +122,7 @@ func (f *auditFile) lines(take func([]byte) error) error {
 // skipLine reads to the end of a line that is too long.
 func (f *auditFile) skipLine() error {
 	for {
-		if _, err := f.in.ReadSlice('\n'); !errors.Is(err, bufio.ErrBufferFull) {
+		if _, err := f.r.ReadSlice('\n'); !errors.Is(err, bufio.ErrBufferFull) {
 			return err
 		}
 	}

@@ -16,13 +16,13 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-func TestWordsOfTheLimitsAreThoseOfTheAuditLog(t *testing.T) {
+func TestLimitWordsMatchTheAuditLog(t *testing.T) {
 	for _, r := range limit.Reasons() {
 		if !audit.Limit(r).Known() {
 			t.Errorf("the audit log has no limit %s", r)
 		}
 	}
-	for _, w := range []limit.Why{limit.ManyFailures, limit.ManyBans, limit.ByOperator, limit.Merged} {
+	for _, w := range []limit.BanReason{limit.ManyFailures, limit.ManyBans, limit.ByOperator, limit.Merged} {
 		if !audit.Cause(w).Known() {
 			t.Errorf("the audit log has no cause %s of a ban", w)
 		}
@@ -30,9 +30,9 @@ func TestWordsOfTheLimitsAreThoseOfTheAuditLog(t *testing.T) {
 	for _, result := range []string{
 		upstream.ResultOK, upstream.ResultDenied, upstream.ResultRefused, upstream.ResultUnreachable, upstream.ResultTLS, upstream.ResultTimeout,
 		upstream.ResultClosed, upstream.ResultProtocol, upstream.ResultDown, upstream.ResultBusy, upstream.ResultCanceled, upstream.ResultLoop,
-		upstream.ResultNotTaken,
+		upstream.ResultNotAccepted,
 	} {
-		if !audit.Connects(result) {
+		if !audit.IsConnectResult(result) {
 			t.Errorf("the audit log has no end %s of a login at a backend", result)
 		}
 	}
@@ -55,7 +55,7 @@ func loadAudit(t *testing.T, block string) *config.Config {
 
 func TestPathIsShortForOneSink(t *testing.T) {
 	cfg := loadAudit(t, "audit: {path: /var/log/a, on_failure: drop}")
-	got := auditConfig(cfg, &files{})
+	got := auditConfig(cfg, &watchedFiles{})
 	if got.Path != "/var/log/a" || got.OnFailure != "drop" || got.Commands != audit.NoCommands || len(got.Sinks) > 0 {
 		t.Errorf("%+v", got)
 	}
@@ -73,13 +73,13 @@ func TestSinksReplaceThePathAndHaveTheirFiles(t *testing.T) {
 `)
 	f, err := openFiles(cfg, zap.NewNop())
 	got := auditConfig(cfg, f)
-	if err != nil || got.Path != "" || !got.Chain || got.Sinks[1].Stream != "imapgate:audit" || got.Sinks[1].Max != 100_000 {
+	if err != nil || got.Path != "" || !got.Chain || got.Sinks[1].Stream != "imapgate:audit" || got.Sinks[1].MaxRecords != 100_000 {
 		t.Fatalf("%+v, %v", got, err)
 	}
 	if s := got.Sinks[2].TLS(); s == nil || s.ServerName != "logs.internal" || s.RootCAs == nil || len(s.NextProtos) > 0 {
 		t.Errorf("%+v", s)
 	}
-	g, err := open(cfg, zap.NewNop())
+	g, err := openGateway(cfg, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,8 +16,8 @@ import (
 	"imapgate/internal/identity"
 )
 
-// saying runs a command and gives what it says and its status.
-func saying(t *testing.T, stdin string, args ...string) (out, errs string, status int) {
+// runCommand runs a command and gives what it says and its status.
+func runCommand(t *testing.T, stdin string, args ...string) (out, errs string, status int) {
 	t.Helper()
 	root := newRoot()
 	var stdout, stderr bytes.Buffer
@@ -29,26 +29,26 @@ func saying(t *testing.T, stdin string, args ...string) (out, errs string, statu
 	return stdout.String(), stderr.String(), status
 }
 
-// trail is a chained audit log of some events in three files, newest first. The
+// writeAuditLog is a chained audit log of some events in three files, newest first. The
 // oldest is compressed.
-func trail(t *testing.T) []string {
+func writeAuditLog(t *testing.T) []string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "audit.log")
 	l, err := audit.Open(audit.Config{Path: path, Chain: true}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
-	alice, err := identity.Canon("alice@example.org", "")
+	alice, err := identity.Canonicalize("alice@example.org", "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &audit.Client{Session: "s1", Peer: netip.MustParseAddrPort("10.0.0.9:4711"), Claimed: netip.MustParseAddrPort("[2001:db8::7]:500")}
-	_ = l.LoginRefused(c, &audit.Login{Claimed: "Al ice"}, audit.BadName)
+	c := &audit.Client{Session: "s1", Peer: netip.MustParseAddrPort("10.0.0.9:4711"), Addr: netip.MustParseAddrPort("[2001:db8::7]:500")}
+	_ = l.LoginRefused(c, &audit.Login{ClaimedName: "Al ice"}, audit.BadName)
 	rotate(t, l, path, path+".2")
-	_ = l.LoginAccepted(c, &audit.Login{User: alice, Backend: "east", Route: "cache", Mechanism: "LOGIN"})
+	_ = l.LoginAccepted(c, &audit.Login{User: alice, Backend: "east", RouteSource: "cache", Mechanism: "LOGIN"})
 	rotate(t, l, path, path+".1")
-	_ = l.SessionEnded(c, &audit.Session{User: alice, Backend: "east", In: 1, Out: 2}, audit.ClientLogout)
-	_ = l.BanAdded(&audit.Ban{Subject: "192.0.2.0/24", Why: audit.CauseOperator, By: "carol"})
+	_ = l.SessionEnded(c, &audit.Session{User: alice, Backend: "east", BytesIn: 1, BytesOut: 2}, audit.ClientLogout)
+	_ = l.BanAdded(&audit.Ban{Subject: "192.0.2.0/24", Reason: audit.CauseOperator, Operator: "carol"})
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -59,13 +59,16 @@ func trail(t *testing.T) []string {
 // rotate moves a file away once the log has written all, as logrotate does.
 func rotate(t *testing.T, l *audit.Log, path, to string) {
 	t.Helper()
-	before := l.Sinks()[0].Written
-	poll(t, func() bool { s := l.Sinks()[0]; return s.Written > 0 && s.Written >= before && fileHas(path) })
+	before := l.Sinks()[0].WrittenRecords
+	waitFor(t, func() bool {
+		s := l.Sinks()[0]
+		return s.WrittenRecords > 0 && s.WrittenRecords >= before && fileHas(path)
+	})
 	if err := os.Rename(path, to); err != nil {
 		t.Fatal(err)
 	}
 	l.Reopen()
-	poll(t, func() bool { _, err := os.Stat(path); return err == nil })
+	waitFor(t, func() bool { _, err := os.Stat(path); return err == nil })
 }
 
 func fileHas(path string) bool {
@@ -73,13 +76,13 @@ func fileHas(path string) bool {
 	return err == nil && s.Size() > 0
 }
 
-func poll(t *testing.T, ok func() bool) {
+func waitFor(t *testing.T, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
-	for end := time.Now().Add(patience); !ok(); <-tick.C {
+	for end := time.Now().Add(testTimeout); !ok(); <-tick.C {
 		if time.Now().After(end) {
-			t.Fatal("not within ", patience)
+			t.Fatal("not within ", testTimeout)
 		}
 	}
 }
@@ -105,7 +108,7 @@ func compress(t *testing.T, path string) {
 }
 
 func TestAuditGrepFindsWhatIsAskedFor(t *testing.T) {
-	files := trail(t)
+	files := writeAuditLog(t)
 	for asked, want := range map[string][]string{
 		"":                         {"log opened", "login refused", "log opened", "login accepted", "log opened", "session ended", "ban added"},
 		"--user alice@example.org": {"login accepted", "session ended"},
@@ -126,7 +129,7 @@ func TestAuditGrepFindsWhatIsAskedFor(t *testing.T) {
 		} else {
 			args = append(args, strings.Fields(asked)...)
 		}
-		out, errs, status := saying(t, "", args...)
+		out, errs, status := runCommand(t, "", args...)
 		got := strings.Split(strings.TrimSuffix(out, "\n"), "\n")
 		if want == nil {
 			if out != "" || status != 1 {
@@ -149,11 +152,11 @@ func TestAuditGrepFindsWhatIsAskedFor(t *testing.T) {
 func TestAuditGrepReadsStandardInputAndPrintsRecordsAsTheyAre(t *testing.T) {
 	record := `{"v":1,"time":"2026-05-01T12:00:00.000Z","event":"login_refused","claimed":"a\u001b[2Jb","result":"refused","reason":"bad_name","new":1}`
 	in := "not a record\n" + strings.Repeat("x", 100_000) + "\n" + record + "\n" + record[:40]
-	out, errs, status := saying(t, in, "audit", "grep", "--json")
+	out, errs, status := runCommand(t, in, "audit", "grep", "--json")
 	if status != 0 || out != record+"\n" || errs != "3 lines are without a record\n" {
 		t.Errorf("%d, %q, %q", status, out, errs)
 	}
-	out, _, _ = saying(t, in, "audit", "grep", "-")
+	out, _, _ = runCommand(t, in, "audit", "grep", "-")
 	if strings.Contains(out, "\x1b") || !strings.Contains(out, `"a\x1b[2Jb"`) {
 		t.Errorf("a terminal would get %q", out)
 	}
@@ -162,28 +165,28 @@ func TestAuditGrepReadsStandardInputAndPrintsRecordsAsTheyAre(t *testing.T) {
 func TestAuditGrepReadsAStreamOfRedis(t *testing.T) {
 	record := `{"v":1,"time":"2026-05-01T12:00:00.000Z","event":"ban_added","subject":"192.0.2.1/32"}`
 	in := strings.Repeat("1777636800000-0\nrecord\n"+record+"\n", 3)
-	if out, errs, status := saying(t, in+"1777636800000\n", "audit", "grep", "--json"); status != 0 || out != strings.Repeat(record+"\n", 3) || errs != "1 line is without a record\n" {
+	if out, errs, status := runCommand(t, in+"1777636800000\n", "audit", "grep", "--json"); status != 0 || out != strings.Repeat(record+"\n", 3) || errs != "1 line is without a record\n" {
 		t.Errorf("%d, %q, %q", status, out, errs)
 	}
 }
 
-func TestAuditGrepSaysWhatItDoesNotUnderstand(t *testing.T) {
+func TestAuditGrepReportsBadFlags(t *testing.T) {
 	for _, args := range [][]string{
 		{"--event", "login"}, {"--result", "fine"}, {"--address", "example.org"}, {"--since", "yesterday"}, {"/nonexistent/audit.log"},
 	} {
-		if _, errs, status := saying(t, "", append([]string{"audit", "grep"}, args...)...); status != 1 || !strings.Contains(errs, args[len(args)-1]) {
+		if _, errs, status := runCommand(t, "", append([]string{"audit", "grep"}, args...)...); status != 1 || !strings.Contains(errs, args[len(args)-1]) {
 			t.Errorf("%q: %d, %q", args, status, errs)
 		}
 	}
 }
 
 func TestAuditVerifyNamesTheFirstLineThatIsWrong(t *testing.T) {
-	files := trail(t)
-	out, errs, status := saying(t, "", append([]string{"audit", "verify"}, files...)...)
+	files := writeAuditLog(t)
+	out, errs, status := runCommand(t, "", append([]string{"audit", "verify"}, files...)...)
 	if status != 0 || errs != "" || !strings.HasPrefix(out, "OK: records 1 to 7; the last has the hash ") {
 		t.Fatalf("%d, %q, %q", status, out, errs)
 	}
-	if out, _, status := saying(t, "", "audit", "verify", files[0], files[2]); status != 1 || !strings.HasPrefix(out, files[0]+":1: ") {
+	if out, _, status := runCommand(t, "", "audit", "verify", files[0], files[2]); status != 1 || !strings.HasPrefix(out, files[0]+":1: ") {
 		t.Errorf("a file is missing: %d, %q", status, out)
 	}
 	text, err := os.ReadFile(files[0])
@@ -193,21 +196,21 @@ func TestAuditVerifyNamesTheFirstLineThatIsWrong(t *testing.T) {
 	if err := os.WriteFile(files[0], bytes.Replace(text, []byte(`"bytes_in":1`), []byte(`"bytes_in":2`), 1), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if out, _, status := saying(t, "", append([]string{"audit", "verify"}, files...)...); status != 1 || !strings.HasPrefix(out, files[0]+":2: does not have its hash") {
+	if out, _, status := runCommand(t, "", append([]string{"audit", "verify"}, files...)...); status != 1 || !strings.HasPrefix(out, files[0]+":2: does not have its hash") {
 		t.Errorf("%d, %q", status, out)
 	}
-	if _, errs, status := saying(t, "", "audit", "verify"); status != 1 || !strings.Contains(errs, "at least one file is needed: imapgate audit verify FILE...") {
+	if _, errs, status := runCommand(t, "", "audit", "verify"); status != 1 || !strings.Contains(errs, "at least one file is needed: imapgate audit verify FILE...") {
 		t.Errorf("without a file: %d, %q", status, errs)
 	}
-	if out, _, status := saying(t, "torn", "audit", "verify", "-"); status != 1 || out != "there are no chained records\n" {
+	if out, _, status := runCommand(t, "torn", "audit", "verify", "-"); status != 1 || out != "there are no chained records\n" {
 		t.Errorf("%d, %q", status, out)
 	}
 }
 
 func TestColumnsStandBelowEachOtherInColoursToo(t *testing.T) {
-	l := &auditLine{Time: time.Now(), Event: "login_accepted", User: "alice@example.org", Peer: "192.0.2.1:5", Backend: "east", Result: "accepted"}
-	plain, coloured := paint{stamp: time.TimeOnly}.line(l), paint{stamp: time.TimeOnly, colour: true}.line(l)
-	for _, code := range []string{dim, green, normal} {
+	l := &auditRecord{Time: time.Now(), Event: "login_accepted", User: "alice@example.org", Peer: "192.0.2.1:5", Backend: "east", Result: "accepted"}
+	plain, coloured := recordFormat{timeLayout: time.TimeOnly}.format(l), recordFormat{timeLayout: time.TimeOnly, useColour: true}.format(l)
+	for _, code := range []string{dim, green, resetColour} {
 		if !strings.Contains(coloured, code) {
 			t.Errorf("no %q in %q", code, coloured)
 		}
@@ -218,26 +221,26 @@ func TestColumnsStandBelowEachOtherInColoursToo(t *testing.T) {
 	}
 	long := *l
 	long.User = "a.very.long.name@example.org"
-	if got := (paint{}).line(&long); !strings.Contains(got, long.User+"  192.0.2.1:5") {
+	if got := (recordFormat{}).format(&long); !strings.Contains(got, long.User+"  192.0.2.1:5") {
 		t.Errorf("%q", got)
 	}
-	if colours(&bytes.Buffer{}) {
+	if supportsColour(&bytes.Buffer{}) {
 		t.Error("a buffer is a terminal")
 	}
 }
 
-func TestAStepOfTheClockDoesNotChangeTheOrderOfAChain(t *testing.T) {
+func TestClockStepDoesNotReorderAChain(t *testing.T) {
 	older := write(t, "audit.log.1", `{"v":1,"time":"2026-05-01T12:00:00.000Z","event":"started","seq":1}`+"\n")
 	newer := write(t, "audit.log", `{"v":1,"time":"2026-05-01T11:00:00.000Z","event":"log_opened","seq":2}`+"\n")
-	files, err := openAudits([]string{newer, older}, nil)
+	files, err := openAuditFiles([]string{newer, older}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer closeAudits(files)
+	defer closeAuditFiles(files)
 	if files[0].name != newer {
 		t.Errorf("%s is read first: records are shown by their time", files[0].name)
 	}
-	if chainOrder(files); files[0].name != older {
+	if sortByChain(files); files[0].name != older {
 		t.Errorf("%s begins the chain", files[0].name)
 	}
 }

@@ -15,99 +15,99 @@ import (
 )
 
 func authConfig(cfg *config.Config) auth.Config {
-	made := auth.Config{
-		Methods:     cfg.Auth.Methods,
-		Names:       cfg.Auth.Spelling,
-		File:        cfg.Auth.File.Path,
-		Verifiers:   cfg.Limits.Verifiers,
-		Mechanisms:  cfg.Auth.Mechanisms,
-		Listeners:   make(map[string][]string),
-		SCRAMSecret: cfg.Auth.SCRAMSecret,
-		SCRAMRounds: cfg.Auth.SCRAMIterations,
-		External:    cfg.Auth.External.SAN,
+	out := auth.Config{
+		Methods:            cfg.Auth.Methods,
+		Names:              cfg.Auth.NameRules,
+		PasswdFile:         cfg.Auth.File.Path,
+		Verifiers:          cfg.Limits.MaxPasswordHashes,
+		Mechanisms:         cfg.Auth.Mechanisms,
+		ListenerMechanisms: make(map[string][]string),
+		SCRAMSecret:        cfg.Auth.SCRAMSecret,
+		SCRAMIterations:    cfg.Auth.SCRAMIterations,
+		CertificateName:    cfg.Auth.External.SAN,
 	}
 	for _, l := range cfg.Listeners {
 		if len(l.Mechanisms) > 0 {
-			made.Listeners[l.Name] = l.Mechanisms
+			out.ListenerMechanisms[l.Name] = l.Mechanisms
 		}
 	}
-	return made
+	return out
 }
 
-// judges are those whom auth's methods ask, besides Redis.
-type judges struct {
-	servers *authServers    // nil without the method http
-	tokens  *oauth.Verifier // nil without the method oauth
+// authSources are those whom auth's methods ask, besides Redis.
+type authSources struct {
+	authHTTP *authHTTPServers // nil without the method http
+	tokens   *oauth.Verifier  // nil without the method oauth
 }
 
-// openJudges connects to nobody.
-func openJudges(cfg *config.Config, f *files, log *zap.Logger) (j judges, err error) {
-	servers, wrong := openAuthServers(cfg, f, log)
-	j.servers = servers
+// openAuthSources connects to nobody.
+func openAuthSources(cfg *config.Config, f *watchedFiles, log *zap.Logger) (s authSources, err error) {
+	servers, serversErr := openAuthHTTPServers(cfg, f, log)
+	s.authHTTP = servers
 	if slices.Contains(cfg.Auth.Methods, auth.OAuth) {
-		made := cfg.Auth.OAuth.Config()
-		made.TLS = f.client(oauthKey) // each server of the provider is verified by the name in its URL
-		j.tokens, err = oauth.New(made, log)
+		oauthCfg := cfg.Auth.OAuth.Config()
+		oauthCfg.TLS = f.clientTLS(oauthKey) // each server of the provider is verified by the name in its URL
+		s.tokens, err = oauth.New(oauthCfg, log)
 	}
-	return j, errors.Join(wrong, err)
+	return s, errors.Join(serversErr, err)
 }
 
-func (j judges) close() {
-	if j.servers != nil {
-		j.servers.asker.Close()
+func (s authSources) close() {
+	if s.authHTTP != nil {
+		s.authHTTP.client.Close()
 	}
 }
 
-// sources are the judges in auth's words.
-func (j judges) sources(redis auth.PasswordLookup) auth.Sources {
-	from := auth.Sources{Redis: redis}
-	if j.servers != nil {
-		from.HTTP = j.servers.ask
+// toAuth are the judges in auth's words.
+func (s authSources) toAuth(redis auth.PasswordLookup) auth.Sources {
+	out := auth.Sources{Redis: redis}
+	if s.authHTTP != nil {
+		out.HTTP = s.authHTTP.verifyLogin
 	}
-	if j.tokens != nil {
-		from.OAuth = j.verify
+	if s.tokens != nil {
+		out.OAuth = s.verifyToken
 	}
-	return from
+	return out
 }
 
-// verify is auth.VerifyToken.
-func (j judges) verify(ctx context.Context, token secret) (string, time.Time, error) {
-	who, err := j.tokens.Verify(ctx, token)
+// verifyToken is auth.VerifyToken.
+func (s authSources) verifyToken(ctx context.Context, token secret) (string, time.Time, error) {
+	identity, err := s.tokens.Verify(ctx, token)
 	switch {
 	case errors.Is(err, oauth.ErrInvalid):
 		err = fmt.Errorf("%w: %w", auth.ErrDenied, err)
 	case err != nil:
 		err = fmt.Errorf("%w: %w", auth.ErrUnavailable, err)
 	}
-	return who.Name, who.Expires, err
+	return identity.Name, identity.Expires, err
 }
 
-// refusal is what clients are told whose token is refused.
-func (j judges) refusal() auth.TokenRefusal {
-	if j.tokens == nil {
+// tokenRefusal is what clients are told whose token is refused.
+func (s authSources) tokenRefusal() auth.TokenRefusal {
+	if s.tokens == nil {
 		return auth.TokenRefusal{}
 	}
-	return auth.TokenRefusal{Scope: j.tokens.Scope(), Configuration: j.tokens.Configuration()}
+	return auth.TokenRefusal{Scope: s.tokens.Scope(), DiscoveryURL: s.tokens.DiscoveryURL()}
 }
 
 func (g *gateway) openAuth() error {
 	var err error
-	if g.judges, err = openJudges(g.cfg, g.files, g.log); err != nil {
+	if g.authSources, err = openAuthSources(g.cfg, g.files, g.log); err != nil {
 		return err
 	}
 	var passwords auth.PasswordLookup
 	if g.redis != nil {
-		passwords = g.password
+		passwords = g.lookupPassword
 	}
-	g.auth, err = auth.New(authConfig(g.cfg), g.judges.sources(passwords), g.log)
-	return atSetting(err)
+	g.auth, err = auth.New(authConfig(g.cfg), g.authSources.toAuth(passwords), g.log)
+	return withSettingKey(err)
 }
 
-// atSetting gives an error of auth.New its key.
-func atSetting(err error) error {
-	var of *auth.SettingError
-	if errors.As(err, &of) {
-		return config.At("auth."+of.Setting, of.Err)
+// withSettingKey gives an error of auth.New its key.
+func withSettingKey(err error) error {
+	var settingErr *auth.SettingError
+	if errors.As(err, &settingErr) {
+		return config.WithKey("auth."+settingErr.Setting, settingErr.Err)
 	}
-	return config.At("auth", err)
+	return config.WithKey("auth", err)
 }

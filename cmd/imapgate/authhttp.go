@@ -13,51 +13,51 @@ import (
 	"imapgate/internal/config"
 )
 
-// authServers are asked for auth's method http. The two rooms do not know each
+// authHTTPServers are asked for auth's method http. The two rooms do not know each
 // other, so what one says is put into the other's words here.
-type authServers struct{ asker *authhttp.Asker }
+type authHTTPServers struct{ client *authhttp.Client }
 
-// openAuthServers is nil when no method asks them.
-func openAuthServers(cfg *config.Config, f *files, log *zap.Logger) (*authServers, error) {
+// openAuthHTTPServers is nil when no method asks them.
+func openAuthHTTPServers(cfg *config.Config, f *watchedFiles, log *zap.Logger) (*authHTTPServers, error) {
 	if !slices.Contains(cfg.Auth.Methods, auth.HTTP) {
 		return nil, nil
 	}
-	made := cfg.Auth.HTTP.Config()
-	made.ClientCerts = cfg.TLS.ClientCA != ""
-	made.TLS = f.client(authHTTPKey) // each server is verified by the name in its URL
-	asker, err := authhttp.New(made, log)
+	clientCfg := cfg.Auth.HTTP.Config()
+	clientCfg.ClientCerts = cfg.TLS.ClientCA != ""
+	clientCfg.TLS = f.clientTLS(authHTTPKey) // each server is verified by the name in its URL
+	client, err := authhttp.New(clientCfg, log)
 	if err != nil {
-		return nil, config.At("auth.http", err)
+		return nil, config.WithKey("auth.http", err)
 	}
-	return &authServers{asker}, nil
+	return &authHTTPServers{client}, nil
 }
 
-// ask is auth.Ask.
-func (s *authServers) ask(ctx context.Context, l auth.Login) (auth.Answer, error) {
-	answer, err := s.asker.Ask(ctx, questionOf(l))
+// verifyLogin is auth.VerifyLogin.
+func (s *authHTTPServers) verifyLogin(ctx context.Context, l auth.Login) (auth.ServerResponse, error) {
+	answer, err := s.client.Authenticate(ctx, newAuthHTTPRequest(l))
 	var denial *authhttp.Denial
 	switch {
-	case errors.As(err, &denial) && denial.Wait > 0:
-		return auth.Answer{}, &auth.Wait{For: denial.Wait, Err: fmt.Errorf("%w: %w", auth.ErrDenied, err)}
+	case errors.As(err, &denial) && denial.Delay > 0:
+		return auth.ServerResponse{}, &auth.DelayedDenial{Delay: denial.Delay, Err: fmt.Errorf("%w: %w", auth.ErrDenied, err)}
 	case errors.Is(err, authhttp.ErrDenied):
-		return auth.Answer{}, fmt.Errorf("%w: %w", auth.ErrDenied, err)
-	case errors.Is(err, authhttp.ErrUnanswered):
-		return auth.Answer{}, fmt.Errorf("%w: %w: %w", auth.ErrUnavailable, auth.ErrUnanswered, err)
+		return auth.ServerResponse{}, fmt.Errorf("%w: %w", auth.ErrDenied, err)
+	case errors.Is(err, authhttp.ErrNoResponse):
+		return auth.ServerResponse{}, fmt.Errorf("%w: %w: %w", auth.ErrUnavailable, auth.ErrNoResponse, err)
 	case err != nil:
-		return auth.Answer{}, fmt.Errorf("%w: %w", auth.ErrUnavailable, err)
+		return auth.ServerResponse{}, fmt.Errorf("%w: %w", auth.ErrUnavailable, err)
 	}
-	return auth.Answer{Server: answer.Server, User: answer.User, Password: answer.Password}, nil
+	return auth.ServerResponse{BackendAddr: answer.BackendAddr, LoginName: answer.LoginName, Password: answer.Password}, nil
 }
 
-func questionOf(l auth.Login) authhttp.Question {
-	q := authhttp.Question{Method: authhttp.Plain, User: l.User.String(), Password: l.Password, Attempt: 1}
+func newAuthHTTPRequest(l auth.Login) authhttp.Request {
+	q := authhttp.Request{Method: authhttp.MethodPlain, User: l.User.String(), Password: l.Password, Attempt: 1}
 	if l.Mechanism == auth.SASLExternal {
-		q.Method = authhttp.External
+		q.Method = authhttp.MethodExternal
 	}
 	if c := l.Client; c != nil {
-		q.Attempt, q.Client, q.TLS = c.Attempt, c.Addr.Addr(), c.TLS
-		if c.Balancer != nil {
-			q.Proxy = &authhttp.Proxy{Source: c.Balancer.Client, Server: c.Balancer.Local}
+		q.Attempt, q.ClientAddr, q.TLS = c.Attempt, c.Addr.Addr(), c.TLS
+		if c.ProxyHeader != nil {
+			q.ProxyHeader = &authhttp.ProxyHeader{Source: c.ProxyHeader.Client, Server: c.ProxyHeader.Local}
 		}
 	}
 	return q

@@ -25,21 +25,21 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// authPage is an auth server of HTTP; it keeps what it was asked.
-type authPage struct {
+// fakeAuthServer is an auth server of HTTP; it keeps what it was asked.
+type fakeAuthServer struct {
 	*httptest.Server
 
 	// Guarded by mu.
-	mu    sync.Mutex
-	asked []http.Header
+	mu       sync.Mutex
+	requests []http.Header
 }
 
-func startAuthPage(t *testing.T, answer map[string]string) *authPage {
+func startFakeAuthServer(t *testing.T, answer map[string]string) *fakeAuthServer {
 	t.Helper()
-	p := &authPage{}
+	p := &fakeAuthServer{}
 	p.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p.mu.Lock()
-		p.asked = append(p.asked, r.Header)
+		p.requests = append(p.requests, r.Header)
 		p.mu.Unlock()
 		for name, value := range answer {
 			w.Header().Set(name, value)
@@ -49,42 +49,42 @@ func startAuthPage(t *testing.T, answer map[string]string) *authPage {
 	return p
 }
 
-// last is the latest question.
-func (p *authPage) last(t *testing.T) http.Header {
+// lastRequest is the latest question.
+func (p *fakeAuthServer) lastRequest(t *testing.T) http.Header {
 	t.Helper()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.asked) == 0 {
+	if len(p.requests) == 0 {
 		t.Fatal("it was not asked")
 	}
-	return p.asked[len(p.asked)-1]
+	return p.requests[len(p.requests)-1]
 }
 
-// talkOver is connect over a connection that is there, on which something may
+// connectOver is connect over a connection that is there, on which something may
 // have to be said first.
-func talkOver(t *testing.T, nc net.Conn, first ...string) *talk {
+func connectOver(t *testing.T, nc net.Conn, first ...string) *testClient {
 	t.Helper()
 	t.Cleanup(func() { _ = nc.Close() })
-	if err := nc.SetDeadline(time.Now().Add(patience)); err != nil {
+	if err := nc.SetDeadline(time.Now().Add(testTimeout)); err != nil {
 		t.Fatal(err)
 	}
-	k := &talk{nc, bufio.NewReader(nc)}
+	k := &testClient{nc, bufio.NewReader(nc)}
 	for _, line := range first {
-		k.say(t, line)
+		k.writeLine(t, line)
 	}
-	k.hear(t, `^\* OK `)
+	k.readMatch(t, `^\* OK `)
 	return k
 }
 
-func TestAnAuthServerDecidesAndSaysWhere(t *testing.T) {
+func TestAuthServerDecidesLoginAndRoute(t *testing.T) {
 	t.Parallel()
 	b, err := startBackend("east", "demo")
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = b.close() })
+	t.Cleanup(func() { _ = b.stop() })
 	where := netip.MustParseAddrPort(b.address())
-	page := startAuthPage(t, map[string]string{
+	page := startFakeAuthServer(t, map[string]string{
 		"Auth-Status": "OK", "Auth-Server": where.Addr().String(), "Auth-Port": fmt.Sprint(where.Port()),
 		"Auth-User": "bob@example.org", "Auth-Pass": "demo",
 	})
@@ -103,35 +103,35 @@ audit: {path: ""}
 admin: {address: "127.0.0.1:0"}
 `, cert, key, ca.File, page.URL+"/auth?a=b", fmt.Sprintf("localhost:%d", where.Port()))))
 
-	balanced := s.await(t, `"listener":"balanced","address":"([^"]+)"`)[1]
+	balanced := s.awaitMatch(t, `"listener":"balanced","address":"([^"]+)"`)[1]
 	nc, err := net.Dial("tcp", balanced)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := talkOver(t, nc, "PROXY TCP4 192.0.2.7 198.51.100.1 4711 143")
-	c.say(t, "a LOGIN Alice \"pa ss%\"")
-	c.hear(t, "^a OK ")
-	c.say(t, "b LIST \"\" *")
-	c.hear(t, "^b OK ")
+	c := connectOver(t, nc, "PROXY TCP4 192.0.2.7 198.51.100.1 4711 143")
+	c.writeLine(t, "a LOGIN Alice \"pa ss%\"")
+	c.readMatch(t, "^a OK ")
+	c.writeLine(t, "b LIST \"\" *")
+	c.readMatch(t, "^b OK ")
 	for name, want := range map[string]string{
 		"Auth-Method": "plain", "Auth-User": "alice@example.org", "Auth-Pass": "pa%20ss%25", "Auth-Protocol": "imap", "Auth-Login-Attempt": "1",
 		"Client-Ip": "192.0.2.7", "Proxy-Protocol-Addr": "192.0.2.7", "Proxy-Protocol-Port": "4711",
 		"Proxy-Protocol-Server-Addr": "198.51.100.1", "Proxy-Protocol-Server-Port": "143", "X-Realm": "mail", "Auth-Ssl": "",
 	} {
-		if got := page.last(t).Get(name); got != want {
+		if got := page.lastRequest(t).Get(name); got != want {
 			t.Errorf("%s is %q, not %q", name, got, want)
 		}
 	}
 
-	imaps := s.await(t, `"listener":"imaps","address":"([^"]+)"`)[1]
+	imaps := s.awaitMatch(t, `"listener":"imaps","address":"([^"]+)"`)[1]
 	conf := &tls.Config{InsecureSkipVerify: true} // it is our own, on loopback
 	if nc, err = tls.Dial("tcp", imaps, conf); err != nil {
 		t.Fatal(err)
 	}
-	c = talkOver(t, nc)
-	c.say(t, "a LOGIN alice x")
-	c.hear(t, "^a OK ")
-	h := page.last(t)
+	c = connectOver(t, nc)
+	c.writeLine(t, "a LOGIN alice x")
+	c.readMatch(t, "^a OK ")
+	h := page.lastRequest(t)
 	if h.Get("Auth-SSL") != "on" || h.Get("Auth-SSL-Protocol") != "TLSv1.3" || h.Get("Auth-SSL-Verify") != "NONE" || h.Get("Client-IP") != "127.0.0.1" || h.Get("Proxy-Protocol-Addr") != "" {
 		t.Errorf("with TLS: %v", h)
 	}
@@ -144,18 +144,18 @@ admin: {address: "127.0.0.1:0"}
 	if nc, err = tls.Dial("tcp", imaps, conf); err != nil {
 		t.Fatal(err)
 	}
-	c = talkOver(t, nc)
-	c.say(t, "a AUTHENTICATE EXTERNAL =")
-	c.hear(t, "^a OK ")
-	h = page.last(t)
+	c = connectOver(t, nc)
+	c.writeLine(t, "a AUTHENTICATE EXTERNAL =")
+	c.readMatch(t, "^a OK ")
+	h = page.lastRequest(t)
 	if h.Get("Auth-Method") != "external" || h.Get("Auth-User") != "carol@example.org" || h.Get("Auth-Pass") != "" ||
 		h.Get("Auth-SSL-Verify") != "SUCCESS" || h.Get("Auth-SSL-Subject") != "CN=carol" || h.Get("Auth-SSL-Issuer") != "CN=Test authority" {
 		t.Errorf("with a certificate: %v", h)
 	}
 }
 
-func TestAnAuthServersWordsBecomeAuths(t *testing.T) {
-	u, err := identity.Canon("alice", "")
+func TestAuthHTTPErrorsBecomeAuthErrors(t *testing.T) {
+	u, err := identity.Canonicalize("alice", "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,18 +170,18 @@ func TestAnAuthServersWordsBecomeAuths(t *testing.T) {
 		"wrong, with a wait": {map[string]string{"Auth-Status": "no", "Auth-Wait": "4"}, auth.ErrDenied, 4 * time.Second},
 		"nothing":            {nil, auth.ErrUnavailable, 0},
 	} {
-		page := startAuthPage(t, c.answer)
+		page := startFakeAuthServer(t, c.answer)
 		cfg := &config.Config{Auth: config.Auth{Methods: []string{auth.HTTP}, HTTP: config.AuthHTTP{URLs: []string{page.URL}}}}
-		s, err := openAuthServers(cfg, &files{}, zap.NewNop())
+		s, err := openAuthHTTPServers(cfg, &watchedFiles{}, zap.NewNop())
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, err = s.ask(t.Context(), login)
+		_, err = s.verifyLogin(t.Context(), login)
 		if !errors.Is(err, c.want) || errors.Is(err, auth.ErrDenied) && errors.Is(err, auth.ErrUnavailable) {
 			t.Errorf("%s: %v", name, err)
 		}
-		var wait *auth.Wait
-		if errors.As(err, &wait) != (c.wait > 0) || wait != nil && wait.For != c.wait {
+		var wait *auth.DelayedDenial
+		if errors.As(err, &wait) != (c.wait > 0) || wait != nil && wait.Delay != c.wait {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -208,12 +208,12 @@ func TestARenewedCertificateIsShownToTheAuthServer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := openAuthServers(cfg, f, zap.NewNop())
+	s, err := openAuthHTTPServers(cfg, f, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{"old", "new"} {
-		if _, err := s.ask(t.Context(), auth.Login{}); err != nil {
+		if _, err := s.verifyLogin(t.Context(), auth.Login{}); err != nil {
 			t.Fatal(err)
 		}
 		if got := <-shown; got != want {

@@ -19,13 +19,13 @@ import (
 
 const backendsPath = "/v1/backends"
 
-// backendStates is what a gateway answers about its backends.
-type backendStates struct {
+// backendList is what a gateway answers about its backends.
+type backendList struct {
 	Backends []proxy.BackendState `json:"backends"`
 }
 
-// backendStates is the admin address's view of all backends.
-func (g *gateway) backendStates() any { return backendStates{g.proxy.Backends()} }
+// listBackends is the admin address's view of all backends.
+func (g *gateway) listBackends() any { return backendList{g.proxy.Backends()} }
 
 func newBackends() *cobra.Command {
 	var file string
@@ -48,14 +48,14 @@ The gateway is asked through its admin address.`,
 			if err != nil {
 				return err
 			}
-			var got backendStates
-			if err := (question{http.MethodGet, backendsPath, nil, nil}).ask(cmd.Context(), cfg.Admin, &got); err != nil {
+			var list backendList
+			if err := (adminRequest{http.MethodGet, backendsPath, nil, nil}).do(cmd.Context(), cfg.Admin, &list); err != nil {
 				return err
 			}
 			if asJSON {
-				return json.NewEncoder(cmd.OutOrStdout()).Encode(got)
+				return json.NewEncoder(cmd.OutOrStdout()).Encode(list)
 			}
-			return got.print(cmd.OutOrStdout())
+			return list.print(cmd.OutOrStdout())
 		},
 	}
 	configFlag(cmd, &file)
@@ -63,24 +63,24 @@ The gateway is asked through its admin address.`,
 	return cmd
 }
 
-func (s backendStates) print(to io.Writer) error {
+func (s backendList) print(to io.Writer) error {
 	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "BACKEND\tMODE\tSESSIONS\tFOLLOWED") // Flush has the error
 	for _, b := range s.Backends {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", plain(b.Name), plain(b.Mode), sessionsText(b), followedText(b))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", quoteUnsafe(b.Name), quoteUnsafe(b.Mode), formatSessions(b), formatFollowed(b))
 	}
 	return w.Flush()
 }
 
-// sessionsText is "7", or "7 (2 in splice)" where they are not all in the backend's own
+// formatSessions is "7", or "7 (2 in splice)" where they are not all in the backend's own
 // mode.
-func sessionsText(b proxy.BackendState) string {
+func formatSessions(b proxy.BackendState) string {
 	total := 0
 	var other []string
 	for _, mode := range slices.Sorted(maps.Keys(b.Sessions)) {
 		total += b.Sessions[mode]
 		if mode != b.Mode {
-			other = append(other, fmt.Sprintf("%d in %s", b.Sessions[mode], plain(mode)))
+			other = append(other, fmt.Sprintf("%d in %s", b.Sessions[mode], quoteUnsafe(mode)))
 		}
 	}
 	if len(other) == 0 {
@@ -89,17 +89,17 @@ func sessionsText(b proxy.BackendState) string {
 	return fmt.Sprintf("%d (%s)", total, strings.Join(other, ", "))
 }
 
-// followedText says whether commands of new sessions are read.
-func followedText(b proxy.BackendState) string {
-	users := counted(b.Users, "user")
+// formatFollowed says whether commands of new sessions are read.
+func formatFollowed(b proxy.BackendState) string {
+	users := pluralize(b.AffectedUsers, "user")
 	switch {
 	case b.Spliced:
-		return "no, spliced until " + b.Until.Format(time.RFC3339) + ": it broke promises of IMAP"
-	case b.SplicedUsers > 0 && b.SplicedUsers == b.Users:
+		return "no, spliced until " + b.SplicedUntil.Format(time.RFC3339) + ": it broke promises of IMAP"
+	case b.SplicedUsers > 0 && b.SplicedUsers == b.AffectedUsers:
 		return fmt.Sprintf("yes, but for the %s to whom it broke promises of IMAP in the last hour", users)
 	case b.SplicedUsers > 0:
 		return fmt.Sprintf("yes, but for %d of the %s to whom it broke promises of IMAP in the last hour", b.SplicedUsers, users)
-	case b.Users > 0:
+	case b.AffectedUsers > 0:
 		return fmt.Sprintf("yes; it broke promises of IMAP to %s in the last hour", users)
 	case b.Mode == "splice":
 		return "no"

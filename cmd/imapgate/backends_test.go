@@ -16,27 +16,27 @@ import (
 
 func TestTheBackendsOfTheRunningGatewayAreShown(t *testing.T) {
 	t.Parallel()
-	file, _ := servedConfig(t, unlimitedNowhere)
+	file, _ := gatewayConfig(t, noExemptNetworks)
 	s := startServe(t, file)
 	text, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
 	there := write(t, "there.yaml", strings.Replace(string(text), `admin: {address: "127.0.0.1:0"}`, fmt.Sprintf("admin: {address: %q}", s.admin), 1))
-	orders(t, there, [][2]string{
+	runSteps(t, there, [][2]string{
 		{"backends", "BACKEND  MODE"},
 		{"backends", "east"},
 		{"backends --json", `{"backends":[{"name":"east","mode":"splice","sessions":{},"spliced":false,"broken_to_users":0,"spliced_users":0}]}`},
 	})
 }
 
-func TestWhatBackendsBrokeIsSaidInWords(t *testing.T) {
+func TestProtocolViolationsAreDescribed(t *testing.T) {
 	noon := time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
-	states := backendStates{[]proxy.BackendState{
-		{Name: "east", Mode: "resume", Sessions: map[string]int{"resume": 7, "splice": 2}, Trust: mux.Trust{Users: 3, SplicedUsers: 1}},
+	states := backendList{[]proxy.BackendState{
+		{Name: "east", Mode: "resume", Sessions: map[string]int{"resume": 7, "splice": 2}, ViolationStatus: mux.ViolationStatus{AffectedUsers: 3, SplicedUsers: 1}},
 		{Name: "north", Mode: "splice", Sessions: map[string]int{"splice": 4}},
-		{Name: "south", Mode: "reuse", Trust: mux.Trust{Users: 1}},
-		{Name: "west", Mode: "resume", Trust: mux.Trust{Spliced: true, Until: noon, Users: 5}},
+		{Name: "south", Mode: "reuse", ViolationStatus: mux.ViolationStatus{AffectedUsers: 1}},
+		{Name: "west", Mode: "resume", ViolationStatus: mux.ViolationStatus{Spliced: true, SplicedUntil: noon, AffectedUsers: 5}},
 	}}
 	var b strings.Builder
 	if err := states.print(&b); err != nil {

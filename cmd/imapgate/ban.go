@@ -21,51 +21,51 @@ import (
 	"imapgate/internal/limit"
 )
 
-// office is where an operator's orders go: the desk of Redis, or a running gateway.
-type office interface {
-	bans(ctx context.Context) ([]banLine, error)
-	ban(ctx context.Context, o admin.Order) (banLine, error)
-	unban(ctx context.Context, who string) (lifted, error)
-	show(ctx context.Context, who string) (standing, error)
+// limitAdmin is where an operator's orders go: the desk of Redis, or a running gateway.
+type limitAdmin interface {
+	listBans(ctx context.Context) ([]banEntry, error)
+	addBan(ctx context.Context, o admin.BanRequest) (banEntry, error)
+	removeBans(ctx context.Context, who string) (removedBans, error)
+	showLimits(ctx context.Context, who string) (limitStatus, error)
 	resetLimits(ctx context.Context, who string) (limitsReset, error)
 }
 
-// counter is a running gateway as an office, through its admin address.
-type counter struct{ admin config.Admin }
+// remoteAdmin is a running gateway as an office, through its admin address.
+type remoteAdmin struct{ cfg config.Admin }
 
 const (
 	bansPath   = "/v1/bans"
 	limitsPath = "/v1/limits"
 )
 
-func (c counter) bans(ctx context.Context) (all []banLine, err error) {
-	return all, c.ask(ctx, question{http.MethodGet, bansPath, nil, nil}, &all)
+func (a remoteAdmin) listBans(ctx context.Context) (all []banEntry, err error) {
+	return all, a.do(ctx, adminRequest{http.MethodGet, bansPath, nil, nil}, &all)
 }
 
-func (c counter) ban(ctx context.Context, o admin.Order) (done banLine, err error) {
-	return done, c.ask(ctx, question{http.MethodPost, bansPath, nil, o}, &done)
+func (a remoteAdmin) addBan(ctx context.Context, o admin.BanRequest) (done banEntry, err error) {
+	return done, a.do(ctx, adminRequest{http.MethodPost, bansPath, nil, o}, &done)
 }
 
-func (c counter) unban(ctx context.Context, who string) (done lifted, err error) {
-	return done, c.ask(ctx, question{http.MethodDelete, bansPath, url.Values{"who": {who}}, nil}, &done)
+func (a remoteAdmin) removeBans(ctx context.Context, subject string) (done removedBans, err error) {
+	return done, a.do(ctx, adminRequest{http.MethodDelete, bansPath, url.Values{"who": {subject}}, nil}, &done)
 }
 
-func (c counter) show(ctx context.Context, who string) (s standing, err error) {
-	return s, c.ask(ctx, question{http.MethodGet, limitsPath, url.Values{"who": {who}}, nil}, &s)
+func (a remoteAdmin) showLimits(ctx context.Context, subject string) (s limitStatus, err error) {
+	return s, a.do(ctx, adminRequest{http.MethodGet, limitsPath, url.Values{"who": {subject}}, nil}, &s)
 }
 
-func (c counter) resetLimits(ctx context.Context, who string) (done limitsReset, err error) {
-	return done, c.ask(ctx, question{http.MethodDelete, limitsPath, url.Values{"who": {who}}, nil}, &done)
+func (a remoteAdmin) resetLimits(ctx context.Context, subject string) (done limitsReset, err error) {
+	return done, a.do(ctx, adminRequest{http.MethodDelete, limitsPath, url.Values{"who": {subject}}, nil}, &done)
 }
 
-func (c counter) ask(ctx context.Context, q question, into any) error {
-	err := q.ask(ctx, c.admin, into)
+func (a remoteAdmin) do(ctx context.Context, r adminRequest, into any) error {
+	err := r.do(ctx, a.cfg, into)
 	if errors.Is(err, errNoAdmin) {
 		return errors.New("without redis in the configuration the running gateway must be asked, and it has no admin address: set admin.address")
 	}
-	const cure = "changes need a token: set admin.token_file"
-	if err != nil && q.method != http.MethodGet && c.admin.Token.IsZero() && !strings.Contains(err.Error(), cure) {
-		return fmt.Errorf("%w (%s)", err, cure)
+	const hint = "changes need a token: set admin.token_file"
+	if err != nil && r.method != http.MethodGet && a.cfg.Token.IsZero() && !strings.Contains(err.Error(), hint) {
+		return fmt.Errorf("%w (%s)", err, hint)
 	}
 	return err
 }
@@ -84,17 +84,17 @@ func (o *limitOptions) flags(cmd *cobra.Command) {
 
 // run opens the office for one call: that of Redis, which all gateways heed, or
 // without Redis the running gateway.
-func (o *limitOptions) run(cmd *cobra.Command, call func(context.Context, office) error) error {
+func (o *limitOptions) run(cmd *cobra.Command, call func(context.Context, limitAdmin) error) error {
 	cfg, err := config.Load(o.file)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(cmd.Context(), routeTime)
+	ctx, cancel := context.WithTimeout(cmd.Context(), commandTimeout)
 	defer cancel()
 	if cfg.Redis == nil {
-		return call(ctx, counter{cfg.Admin})
+		return call(ctx, remoteAdmin{cfg.Admin})
 	}
-	quietRedis(zap.NewNop())
+	setRedisLogger(zap.NewNop())
 	rdb, err := dialRedisOnce(cfg)
 	if err != nil {
 		return err
@@ -104,13 +104,13 @@ func (o *limitOptions) run(cmd *cobra.Command, call func(context.Context, office
 	if err != nil {
 		return fmt.Errorf("limits: %w", err)
 	}
-	return call(ctx, newDesk(cfg, gate))
+	return call(ctx, newLocalAdmin(cfg, gate))
 }
 
-// done prints what was done, or as JSON what came of it.
-func (o *limitOptions) done(to io.Writer, what any, text string) error {
+// printResult prints what was done, or as JSON what came of it.
+func (o *limitOptions) printResult(to io.Writer, result any, text string) error {
 	if o.asJSON {
-		return json.NewEncoder(to).Encode(what)
+		return json.NewEncoder(to).Encode(result)
 	}
 	_, err := fmt.Fprintln(to, text)
 	return err
@@ -118,7 +118,7 @@ func (o *limitOptions) done(to io.Writer, what any, text string) error {
 
 func newBan() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "ban", Args: noCommand, RunE: showHelp,
+		Use: "ban", Args: refuseArguments, RunE: showHelp,
 		Short: "See and change which addresses are banned",
 		Long: `See and change which addresses and networks are banned. With redis in the configuration
 a change takes effect in every running gateway within a second; without it the running
@@ -133,8 +133,8 @@ logged in from there of late still may, unless the ban is an operator's.`,
 	return cmd
 }
 
-// oneAddress is what add and del take.
-func oneAddress(cmd *cobra.Command, args []string) error {
+// requireAddress is what add and del take.
+func requireAddress(cmd *cobra.Command, args []string) error {
 	if len(args) != 1 {
 		return fmt.Errorf("one address or network is needed: %s", cmd.UseLine())
 	}
@@ -145,8 +145,8 @@ func newBanList(o *limitOptions) *cobra.Command {
 	return &cobra.Command{
 		Use: "list", Short: "Show the bans, those that end soonest first", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return o.run(cmd, func(ctx context.Context, f office) error {
-				all, err := f.bans(ctx)
+			return o.run(cmd, func(ctx context.Context, a limitAdmin) error {
+				all, err := a.listBans(ctx)
 				if err != nil {
 					return fmt.Errorf("list bans: %w", err)
 				}
@@ -159,64 +159,64 @@ func newBanList(o *limitOptions) *cobra.Command {
 	}
 }
 
-func printBans(to io.Writer, all []banLine) error {
-	if len(all) == 0 {
+func printBans(to io.Writer, bans []banEntry) error {
+	if len(bans) == 0 {
 		_, err := fmt.Fprintln(to, "nobody is banned")
 		return err
 	}
 	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "NETWORK\tENDS IN\tWHY\tTIMES\tNOTE")
-	for _, b := range all {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", plain(b.Network), left(b.Until), plain(b.Why), b.Count, plain(b.Note))
+	for _, b := range bans {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", quoteUnsafe(b.Network), timeLeft(b.Until), quoteUnsafe(b.Reason), b.Count, quoteUnsafe(b.Note))
 	}
 	return w.Flush()
 }
 
-// left is how long until then, to the second.
-func left(until time.Time) time.Duration { return max(0, time.Until(until)).Round(time.Second) }
+// timeLeft is how long until then, to the second.
+func timeLeft(until time.Time) time.Duration { return max(0, time.Until(until)).Round(time.Second) }
 
 func newBanAdd(o *limitOptions) *cobra.Command {
-	var order admin.Order
+	var request admin.BanRequest
 	cmd := &cobra.Command{
-		Use: "add ADDRESS|NETWORK", Short: "Ban an address or a network", Args: oneAddress,
+		Use: "add ADDRESS|NETWORK", Short: "Ban an address or a network", Args: requireAddress,
 		Long: `Ban an address or a network. An IPv6 address stands for its network of 64 bits. A ban that
 is under way gets the new end.`,
 		Example: `  imapgate ban add 192.0.2.7
   imapgate ban add 2001:db8::/32 --for 7d --why "ticket 4711"`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			order.Who = args[0]
-			return o.run(cmd, func(ctx context.Context, f office) error {
-				b, err := f.ban(ctx, order)
+			request.Subject = args[0]
+			return o.run(cmd, func(ctx context.Context, a limitAdmin) error {
+				b, err := a.addBan(ctx, request)
 				if err != nil {
-					return fmt.Errorf("ban %s: %w", plain(order.Who), err)
+					return fmt.Errorf("ban %s: %w", quoteUnsafe(request.Subject), err)
 				}
-				return o.done(cmd.OutOrStdout(), b, fmt.Sprintf("%s is banned for %v", plain(b.Network), order.For))
+				return o.printResult(cmd.OutOrStdout(), b, fmt.Sprintf("%s is banned for %v", quoteUnsafe(b.Network), request.Duration))
 			})
 		},
 	}
-	order.For = 24 * time.Hour
-	cmd.Flags().Var((*durationFlag)(&order.For), "for", "how long, as 90m, 24h, 7d or 2w")
-	cmd.Flags().StringVar(&order.Why, "why", "", "a note for whoever lists the bans")
+	request.Duration = 24 * time.Hour
+	cmd.Flags().Var((*durationFlag)(&request.Duration), "for", "how long, as 90m, 24h, 7d or 2w")
+	cmd.Flags().StringVar(&request.Note, "why", "", "a note for whoever lists the bans")
 	return cmd
 }
 
 func newBanDel(o *limitOptions) *cobra.Command {
 	return &cobra.Command{
-		Use: "del ADDRESS|NETWORK", Short: "End bans, and forget the failures behind them", Args: oneAddress,
+		Use: "del ADDRESS|NETWORK", Short: "End bans, and forget the failures behind them", Args: requireAddress,
 		Long: `End every ban that covers the address or something of the network, and forget the failed
 logins behind it, so that the next wrong password does not ban it again.`,
 		Example: "  imapgate ban del 192.0.2.7",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return o.run(cmd, func(ctx context.Context, f office) error {
-				l, err := f.unban(ctx, args[0])
+			return o.run(cmd, func(ctx context.Context, a limitAdmin) error {
+				l, err := a.removeBans(ctx, args[0])
 				if err != nil {
-					return fmt.Errorf("end the ban of %s: %w", plain(args[0]), err)
+					return fmt.Errorf("end the ban of %s: %w", quoteUnsafe(args[0]), err)
 				}
-				text := plain(args[0]) + " was not banned; its failed logins are forgotten"
+				text := quoteUnsafe(args[0]) + " was not banned; its failed logins are forgotten"
 				if len(l.Networks) > 0 {
-					text = "no longer banned: " + plain(strings.Join(l.Networks, ", "))
+					text = "no longer banned: " + quoteUnsafe(strings.Join(l.Networks, ", "))
 				}
-				return o.done(cmd.OutOrStdout(), l, text)
+				return o.printResult(cmd.OutOrStdout(), l, text)
 			})
 		},
 	}
@@ -224,7 +224,7 @@ logins behind it, so that the next wrong password does not ban it again.`,
 
 func newLimits() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "limits", Args: noCommand, RunE: showHelp,
+		Use: "limits", Args: refuseArguments, RunE: showHelp,
 		Short: "Show rate-limit counters, and reset them for a user",
 	}
 	var o limitOptions
@@ -246,12 +246,12 @@ where they are not known. Bans of addresses stay: see imapgate ban del.`,
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return o.run(cmd, func(ctx context.Context, f office) error {
-				done, err := f.resetLimits(ctx, args[0])
+			return o.run(cmd, func(ctx context.Context, a limitAdmin) error {
+				done, err := a.resetLimits(ctx, args[0])
 				if err != nil {
-					return fmt.Errorf("reset the limits of %s: %w", plain(args[0]), err)
+					return fmt.Errorf("reset the limits of %s: %w", quoteUnsafe(args[0]), err)
 				}
-				return o.done(cmd.OutOrStdout(), done, "failed logins are forgotten: "+plain(done.User))
+				return o.printResult(cmd.OutOrStdout(), done, "failed logins are forgotten: "+quoteUnsafe(done.User))
 			})
 		},
 	}
@@ -271,10 +271,10 @@ configuration those of all gateways together, without it those of the running ga
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return o.run(cmd, func(ctx context.Context, f office) error {
-				s, err := f.show(ctx, args[0])
+			return o.run(cmd, func(ctx context.Context, a limitAdmin) error {
+				s, err := a.showLimits(ctx, args[0])
 				if err != nil {
-					return fmt.Errorf("show %s: %w", plain(args[0]), err)
+					return fmt.Errorf("show %s: %w", quoteUnsafe(args[0]), err)
 				}
 				if o.asJSON {
 					return json.NewEncoder(cmd.OutOrStdout()).Encode(s)
@@ -286,37 +286,37 @@ configuration those of all gateways together, without it those of the running ga
 }
 
 // print prints it as a table.
-func (s standing) print(to io.Writer) error {
+func (s limitStatus) print(to io.Writer) error {
 	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
 	row := func(name, form string, args ...any) { fmt.Fprintf(w, name+"\t"+form+"\n", args...) }
-	row("limits of", "%s", plain(s.Subject))
+	row("limits of", "%s", quoteUnsafe(s.Subject))
 	if s.Exempt {
 		row("exempt", "its address is not counted, delayed or banned")
 	}
 	row("sessions", "%d", s.Sessions)
-	if s.Banned != nil {
-		row("banned", "for %v: %s %s", left(s.Banned.Until), plain(s.Banned.Why), plain(s.Banned.Note))
+	if s.Ban != nil {
+		row("banned", "for %v: %s %s", timeLeft(s.Ban.Until), quoteUnsafe(s.Ban.Reason), quoteUnsafe(s.Ban.Note))
 	}
-	for _, f := range s.Failed {
-		most := "no limit"
-		if f.Most > 0 {
-			most = "of " + strconv.Itoa(f.Most)
+	for _, f := range s.Failures {
+		bound := "no limit"
+		if f.Limit > 0 {
+			bound = "of " + strconv.Itoa(f.Limit)
 		}
-		row("failed logins", "%d in %s, %s, %s", f.Count, aSpan(plain(f.In)), most, plain(f.Of))
+		row("failed logins", "%d in %s, %s, %s", f.Count, withArticle(quoteUnsafe(f.Window)), bound, quoteUnsafe(f.Subject))
 	}
 	row("next login waits", "%v", s.Delay)
-	if s.Closed {
+	if s.KnownNetworksOnly {
 		row("may log in from", "known networks only")
 	}
 	if s.Uploads != nil {
-		bytes := counted(s.Uploads.Today, "byte")
-		if s.Uploads.Most > 0 {
-			bytes = fmt.Sprintf("%d of %s", s.Uploads.Today, counted(s.Uploads.Most, "byte"))
+		bytes := pluralize(s.Uploads.Today, "byte")
+		if s.Uploads.Limit > 0 {
+			bytes = fmt.Sprintf("%d of %s", s.Uploads.Today, pluralize(s.Uploads.Limit, "byte"))
 		}
 		row("uploaded today", "%s (UTC)", bytes)
 	}
-	for _, k := range s.Known {
-		row("known network", "%s, last login %s, %d failed in an hour", plain(k.Network), k.Last.Format(time.RFC3339), k.Failed)
+	for _, k := range s.KnownNetworks {
+		row("known network", "%s, last login %s, %d failed in an hour", quoteUnsafe(k.Network), k.Last.Format(time.RFC3339), k.Failures)
 	}
 	return w.Flush()
 }

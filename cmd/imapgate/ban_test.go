@@ -16,35 +16,35 @@ import (
 	"imapgate/internal/testbed"
 )
 
-const unlimitedNowhere = `
+const noExemptNetworks = `
 auth: {default_domain: example.org}
 routing: {source: static, static: {default: east}}
 limits: {exempt_networks: [], connections: {new_per_minute: 0}, user_quota: {append_bytes_per_day: 1000}}
 `
 
-// firstWords is what a gateway says to a new client.
-func firstWords(t testing.TB, address string) string {
+// readGreeting is what a gateway says to a new client.
+func readGreeting(t testing.TB, address string) string {
 	t.Helper()
 	c, err := net.Dial("tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(patience)) // of a new connection
+	_ = c.SetDeadline(time.Now().Add(testTimeout)) // of a new connection
 	line, _ := bufio.NewReader(c).ReadString('\n')
 	return line
 }
 
-// eventuallySays waits until every gateway greets so.
-func eventuallySays(t testing.TB, words string, gateways ...*served) {
+// awaitGreeting waits until every gateway greets so.
+func awaitGreeting(t testing.TB, words string, gateways ...*gatewayProcess) {
 	t.Helper()
 	for _, g := range gateways {
-		eventually(t, func() bool { return strings.HasPrefix(firstWords(t, g.plain), words) }, func() string { return "no " + words })
+		eventually(t, func() bool { return strings.HasPrefix(readGreeting(t, g.plain), words) }, func() string { return "no " + words })
 	}
 }
 
-// orders runs commands and looks for words in what they print.
-func orders(t testing.TB, config string, steps [][2]string) {
+// runSteps runs commands and looks for words in what they print.
+func runSteps(t testing.TB, config string, steps [][2]string) {
 	t.Helper()
 	for _, step := range steps {
 		got := imapgate(t, "", append(strings.Fields(step[0]), "--config", config)...)
@@ -54,22 +54,22 @@ func orders(t testing.TB, config string, steps [][2]string) {
 	}
 }
 
-func TestABanFromTheCommandLineHoldsAtEveryGateway(t *testing.T) {
+func TestCommandLineBanReachesEveryGateway(t *testing.T) {
 	t.Parallel()
-	more := fmt.Sprintf("redis: {addresses: [%q]}", testbed.StartRedis(t).Address) + unlimitedNowhere
-	oneFile, oneAudit := servedConfig(t, more)
-	twoFile, twoAudit := servedConfig(t, more)
+	more := fmt.Sprintf("redis: {addresses: [%q]}", testbed.StartRedis(t).Address) + noExemptNetworks
+	oneFile, oneAudit := gatewayConfig(t, more)
+	twoFile, twoAudit := gatewayConfig(t, more)
 	one, two := startServe(t, oneFile), startServe(t, twoFile)
-	eventuallySays(t, "* OK", one, two)
+	awaitGreeting(t, "* OK", one, two)
 	live := connect(t, two.plain)
-	orders(t, oneFile, [][2]string{
+	runSteps(t, oneFile, [][2]string{
 		{"ban list", "nobody is banned"},
 		{"ban add 127.0.0.1 --for 1h --why ticket-4711", "127.0.0.1/32 is banned for 1h0m0s"},
 	})
-	eventuallySays(t, "* BYE [UNAVAILABLE] Too many connections.", one, two)
-	live.say(t, "a NOOP")
-	live.hear(t, "^a OK") // a ban ends no connection
-	orders(t, twoFile, [][2]string{
+	awaitGreeting(t, "* BYE [UNAVAILABLE] Too many connections.", one, two)
+	live.writeLine(t, "a NOOP")
+	live.readMatch(t, "^a OK") // a ban ends no connection
+	runSteps(t, twoFile, [][2]string{
 		{"ban list", "operator  1      ticket-4711"},
 		{"limits show 127.0.0.1", "operator ticket-4711"},
 		{"limits show alice", "alice@example.org"},
@@ -78,7 +78,7 @@ func TestABanFromTheCommandLineHoldsAtEveryGateway(t *testing.T) {
 		{"ban del 127.0.0.0/24", "no longer banned: 127.0.0.1/32"},
 		{"ban del 127.0.0.1", "was not banned"},
 	})
-	eventuallySays(t, "* OK", one, two)
+	awaitGreeting(t, "* OK", one, two)
 	for _, file := range []string{oneAudit, twoAudit} {
 		var text string
 		eventually(t, func() bool {
@@ -94,16 +94,16 @@ func TestABanFromTheCommandLineHoldsAtEveryGateway(t *testing.T) {
 
 func TestBansArePrintedAsJSON(t *testing.T) {
 	t.Parallel()
-	file, _ := servedConfig(t, fmt.Sprintf("redis: {addresses: [%q]}", testbed.StartRedis(t).Address)+unlimitedNowhere)
-	orders(t, file, [][2]string{{"ban add 2001:db8::7 --json", `"network":"2001:db8::/64"`}})
-	var all []banLine
+	file, _ := gatewayConfig(t, fmt.Sprintf("redis: {addresses: [%q]}", testbed.StartRedis(t).Address)+noExemptNetworks)
+	runSteps(t, file, [][2]string{{"ban add 2001:db8::7 --json", `"network":"2001:db8::/64"`}})
+	var all []banEntry
 	got := imapgate(t, "", "ban", "list", "--json", "-c", file)
-	if err := json.Unmarshal([]byte(got.out), &all); err != nil || len(all) != 1 || all[0].Why != "operator" || left(all[0].Until) < 23*time.Hour {
+	if err := json.Unmarshal([]byte(got.out), &all); err != nil || len(all) != 1 || all[0].Reason != "operator" || timeLeft(all[0].Until) < 23*time.Hour {
 		t.Errorf("%+v: %v", got, err)
 	}
-	var s standing
+	var s limitStatus
 	got = imapgate(t, "", "limits", "show", "2001:db8::1", "--json", "-c", file)
-	if err := json.Unmarshal([]byte(got.out), &s); err != nil || s.Banned == nil || len(s.Failed) != 6 {
+	if err := json.Unmarshal([]byte(got.out), &s); err != nil || s.Ban == nil || len(s.Failures) != 6 {
 		t.Errorf("%+v: %v", got, err)
 	}
 }
@@ -114,7 +114,7 @@ func TestWithoutRedisTheRunningGatewayIsAsked(t *testing.T) {
 	if err := os.WriteFile(token, []byte("a-token-of-thirty-two-characters"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	file, audit := servedConfig(t, unlimitedNowhere)
+	file, audit := gatewayConfig(t, noExemptNetworks)
 	text, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
@@ -126,14 +126,14 @@ func TestWithoutRedisTheRunningGatewayIsAsked(t *testing.T) {
 		return write(t, "there.yaml", strings.Replace(string(text), `admin: {address: "127.0.0.1:0"}`, admin, 1))
 	}
 	knows := at(fmt.Sprintf("admin: {address: %q, token_file: %q}", s.admin, token))
-	orders(t, knows, [][2]string{
+	runSteps(t, knows, [][2]string{
 		{"ban list", "nobody is banned"},
 		{"limits reset alice --json", `"user":"alice@example.org"`},
 		{"ban add 127.0.0.1", "127.0.0.1/32 is banned for 24h0m0s"},
 		{"ban list", "127.0.0.1/32"},
 		{"limits show 127.0.0.1", "banned"},
 	})
-	eventuallySays(t, "* BYE [UNAVAILABLE] Too many connections.", s)
+	awaitGreeting(t, "* BYE [UNAVAILABLE] Too many connections.", s)
 	for args, config := range map[string]string{
 		"ban del 127.0.0.1":          at(fmt.Sprintf("admin: {address: %q}", s.admin)),
 		"ban list":                   at(`admin: {address: ""}`),
@@ -153,8 +153,8 @@ func TestWithoutRedisTheRunningGatewayIsAsked(t *testing.T) {
 			t.Errorf("%s: %+v, want %q once", args, got, want)
 		}
 	}
-	orders(t, knows, [][2]string{{"ban del 127.0.0.1", "no longer banned: 127.0.0.1/32"}})
-	eventuallySays(t, "* OK", s)
+	runSteps(t, knows, [][2]string{{"ban del 127.0.0.1", "no longer banned: 127.0.0.1/32"}})
+	awaitGreeting(t, "* OK", s)
 	for _, want := range []string{`"event":"operator_action"`, `"action":"ban"`, `"action":"unban"`} {
 		var done []byte
 		eventually(t, func() bool {

@@ -16,8 +16,8 @@ import (
 	"imapgate/routing"
 )
 
-// finding is one thing wrong with a configuration or a file it names.
-type finding struct {
+// problem is one thing wrong with a configuration or a file it names.
+type problem struct {
 	File   string `json:"file"`
 	Line   int    `json:"line,omitempty"`
 	Column int    `json:"column,omitempty"`
@@ -27,7 +27,7 @@ type finding struct {
 
 // String is file:line:column: key: text, as compilers write it and editors
 // read it.
-func (f finding) String() string {
+func (f problem) String() string {
 	s := f.File
 	if f.Line > 0 {
 		s += fmt.Sprintf(":%d:%d", f.Line, f.Column)
@@ -56,27 +56,27 @@ its intermediate, but clients may refuse it.
 root may read what the gateway's user may not. --user checks with the rights of that user.`,
 		Example: "  imapgate check /etc/imapgate.yaml\n  imapgate check --config new.yaml --json\n  sudo imapgate check --user imapgw",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := becomeUser(user); err != nil {
+			if err := dropToUser(user); err != nil {
 				return err
 			}
-			found, doubts := check(file)
+			problems, warnings := checkConfig(file)
 			if user == "" {
-				doubts = append(doubts, doubtUser("/")...)
+				warnings = append(warnings, warnUserMismatch("/")...)
 			}
 			if asJSON {
-				if err := sayJSON(cmd.OutOrStdout(), found, doubts); err != nil {
+				if err := printJSON(cmd.OutOrStdout(), problems, warnings); err != nil {
 					return err
 				}
 			} else {
-				for _, f := range found {
+				for _, f := range problems {
 					fmt.Fprintln(cmd.ErrOrStderr(), f)
 				}
-				for _, doubt := range doubts {
-					fmt.Fprintln(cmd.ErrOrStderr(), "warning: "+doubt.String())
+				for _, w := range warnings {
+					fmt.Fprintln(cmd.ErrOrStderr(), "warning: "+w.String())
 				}
 			}
-			if len(found) > 0 {
-				return errSaid
+			if len(problems) > 0 {
+				return errReported
 			}
 			if !asJSON {
 				fmt.Fprintf(cmd.OutOrStdout(), "%s is valid\n", file)
@@ -90,58 +90,58 @@ root may read what the gateway's user may not. --user checks with the rights of 
 	return cmd
 }
 
-func sayJSON(to io.Writer, found, doubts []finding) error {
-	said := make([]string, len(doubts))
-	for i, doubt := range doubts {
-		said[i] = doubt.String()
+func printJSON(to io.Writer, problems, warnings []problem) error {
+	texts := make([]string, len(warnings))
+	for i, w := range warnings {
+		texts[i] = w.String()
 	}
 	return json.NewEncoder(to).Encode(struct {
 		Valid    bool      `json:"valid"`
-		Problems []finding `json:"problems"`
+		Problems []problem `json:"problems"`
 		Warnings []string  `json:"warnings,omitempty"`
-	}{len(found) == 0, append([]finding{}, found...), said})
+	}{len(problems) == 0, append([]problem{}, problems...), texts})
 }
 
-// check finds everything wrong with a configuration and the files it names, and
+// checkConfig finds everything wrong with a configuration and the files it names, and
 // what could be meant so but seldom is.
-func check(file string) (found, doubts []finding) {
+func checkConfig(file string) (problems, warnings []problem) {
 	cfg, err := config.Load(file)
 	if err != nil {
-		return placed(file, err), nil
+		return toProblems(file, err), nil
 	}
-	opened, err := openFiles(cfg, zap.NewNop())
-	wrong := []error{err}
-	note := func(err error) { wrong = append(wrong, err) }
-	judges, err := openJudges(cfg, opened, zap.NewNop())
-	note(err)
+	watched, err := openFiles(cfg, zap.NewNop())
+	errs := []error{err}
+	addErr := func(err error) { errs = append(errs, err) }
+	sources, err := openAuthSources(cfg, watched, zap.NewNop())
+	addErr(err)
 	if err == nil {
-		_, err = auth.New(authConfig(cfg), judges.sources(noPasswords), zap.NewNop())
-		note(atSetting(err))
+		_, err = auth.New(authConfig(cfg), sources.toAuth(lookupNoPassword), zap.NewNop())
+		addErr(withSettingKey(err))
 	}
 	if cfg.Routing.Source != routing.SourceRedis {
 		_, err := routing.New(routingConfig(cfg), nil, routing.Metrics{}, zap.NewNop())
-		note(config.At("routing", err))
+		addErr(config.WithKey("routing", err))
 	}
-	note(examineAudit(cfg))
-	doubtful := errors.Join(warnings(cfg), opened.doubts(time.Now()))
-	return placed(file, cfg.Place(errors.Join(wrong...))), placed(file, cfg.Place(doubtful))
+	addErr(checkAuditFiles(cfg))
+	warned := errors.Join(configWarnings(cfg), watched.warnings(time.Now()))
+	return toProblems(file, cfg.Locate(errors.Join(errs...))), toProblems(file, cfg.Locate(warned))
 }
 
-// placed is what an error of the configuration has to say, with its places; none of nil.
-func placed(file string, err error) []finding {
-	invalid := new(config.Invalid)
+// toProblems is what an error of the configuration has to say, with its places; none of nil.
+func toProblems(file string, err error) []problem {
+	invalid := new(config.InvalidError)
 	switch {
 	case err == nil:
 		return nil
 	case !errors.As(err, &invalid):
-		return []finding{{File: file, Text: err.Error()}}
+		return []problem{{File: file, Text: err.Error()}}
 	}
-	found := make([]finding, len(invalid.Problems))
+	problems := make([]problem, len(invalid.Problems))
 	for i, p := range invalid.Problems {
-		found[i] = finding{File: invalid.File, Line: p.Line, Column: p.Column, Key: p.Key, Text: p.Text}
+		problems[i] = problem{File: invalid.File, Line: p.Line, Column: p.Column, Key: p.Key, Text: p.Text}
 	}
-	return found
+	return problems
 }
 
-// noPasswords stands in for Redis where nobody logs in.
-func noPasswords(context.Context, user) (secret, error) { return secret{}, auth.ErrUnknown }
+// lookupNoPassword stands in for Redis where nobody logs in.
+func lookupNoPassword(context.Context, user) (secret, error) { return secret{}, auth.ErrUnknown }

@@ -25,21 +25,21 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// issued is a certificate with its key.
-type issued struct {
+// testCert is a certificate with its key.
+type testCert struct {
 	cert    *x509.Certificate
 	private *ecdsa.PrivateKey
 }
 
-// issue makes a certificate that is valid for two days around at, by another or,
+// issueCert makes a certificate that is valid for two days around at, by another or,
 // without one, by itself.
-func issue(t testing.TB, name string, at time.Time, by *issued) *issued {
+func issueCert(t testing.TB, name string, at time.Time, by *testCert) *testCert {
 	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	made := &issued{private: private, cert: &x509.Certificate{
+	made := &testCert{private: private, cert: &x509.Certificate{
 		SerialNumber: big.NewInt(int64(len(name))), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name},
 		NotBefore: at.Add(-24 * time.Hour), NotAfter: at.Add(24 * time.Hour), BasicConstraintsValid: true,
 		IsCA: strings.HasSuffix(name, "CA"), KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
@@ -58,11 +58,11 @@ func issue(t testing.TB, name string, at time.Time, by *issued) *issued {
 	return made
 }
 
-func (i *issued) pem() string {
+func (i *testCert) pem() string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: i.cert.Raw}))
 }
 
-func (i *issued) key(t testing.TB) string {
+func (i *testCert) key(t testing.TB) string {
 	t.Helper()
 	der, err := x509.MarshalPKCS8PrivateKey(i.private)
 	if err != nil {
@@ -71,9 +71,9 @@ func (i *issued) key(t testing.TB) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 }
 
-// checked is what check says of a certificate and its key in a process of its own, where
+// checkCert is what check says of a certificate and its key in a process of its own, where
 // roots are the CAs that the system trusts.
-func checked(t testing.TB, cert, key, roots string) (result, string) {
+func checkCert(t testing.TB, cert, key, roots string) (commandResult, string) {
 	t.Helper()
 	file := write(t, "imapgate.yaml", fmt.Sprintf(`
 listeners: [{address: "127.0.0.1:0"}]
@@ -87,31 +87,31 @@ backends: {east: {address: "127.0.0.1:143", tls: none}}
 	return runCheck(t, roots, "--config", file), file
 }
 
-func runCheck(t testing.TB, roots string, args ...string) result {
+func runCheck(t testing.TB, roots string, args ...string) commandResult {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], append([]string{"check"}, args...)...)
-	cmd.Env = append(os.Environ(), asMain+"=1", "SSL_CERT_FILE="+roots, "SSL_CERT_DIR="+t.TempDir())
+	cmd.Env = append(os.Environ(), runMainVariable+"=1", "SSL_CERT_FILE="+roots, "SSL_CERT_DIR="+t.TempDir())
 	var out, errs strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); err != nil && !errors.As(err, new(*exec.ExitError)) {
 		t.Fatal(err)
 	}
-	return result{cmd.ProcessState.ExitCode(), out.String(), errs.String()}
+	return commandResult{cmd.ProcessState.ExitCode(), out.String(), errs.String()}
 }
 
 func TestCertificatesThatClientsRefuseAreWarnedOf(t *testing.T) {
 	now := time.Now()
-	root := issue(t, "root CA", now, nil)
-	between := issue(t, "between CA", now, root)
-	leaf := issue(t, "mail.example.org", now, between)
-	old := issue(t, "mail.example.org", now.Add(-48*time.Hour), between)
-	young := issue(t, "young CA", now, nil)
-	before := issue(t, "mail.example.org", now.Add(-96*time.Hour), young)
-	private := issue(t, "private CA", now, nil)
-	inside := issue(t, "mail.internal", now, private)
+	root := issueCert(t, "root CA", now, nil)
+	between := issueCert(t, "between CA", now, root)
+	leaf := issueCert(t, "mail.example.org", now, between)
+	old := issueCert(t, "mail.example.org", now.Add(-48*time.Hour), between)
+	young := issueCert(t, "young CA", now, nil)
+	before := issueCert(t, "mail.example.org", now.Add(-96*time.Hour), young)
+	private := issueCert(t, "private CA", now, nil)
+	inside := issueCert(t, "mail.internal", now, private)
 	trusted := write(t, "roots.pem", root.pem())
 	for name, c := range map[string]struct {
-		holder *issued
+		holder *testCert
 		chain  string
 		want   string
 	}{
@@ -120,13 +120,13 @@ func TestCertificatesThatClientsRefuseAreWarnedOf(t *testing.T) {
 		"another intermediate": {leaf, private.pem(), `the chain ends with "CN=between CA"`},
 		"private CA":           {inside, "", `the chain ends with "CN=private CA"`},
 		"private CA, in there": {inside, private.pem(), ""},
-		"its own CA":           {issue(t, "alone.example.org", now, nil), "", ""},
+		"its own CA":           {issueCert(t, "alone.example.org", now, nil), "", ""},
 		"expired":              {old, between.pem(), "the certificate expired at " + old.cert.NotAfter.UTC().Format(time.RFC3339)},
-		"not yet valid":        {issue(t, "mail.example.org", now.Add(48*time.Hour), nil), "", "the certificate is not valid before "},
+		"not yet valid":        {issueCert(t, "mail.example.org", now.Add(48*time.Hour), nil), "", "the certificate is not valid before "},
 		"expired, and alone":   {old, "", "the chain ends with"},
 		"older than its CA":    {before, young.pem(), "the certificate expired at "},
 	} {
-		got, file := checked(t, c.holder.pem()+c.chain, c.holder.key(t), trusted)
+		got, file := checkCert(t, c.holder.pem()+c.chain, c.holder.key(t), trusted)
 		if name == "older than its CA" && strings.Count(got.err, "warning: ") != 1 {
 			t.Errorf("%s: one fault told twice: %s", name, got.err)
 		}
@@ -137,17 +137,17 @@ func TestCertificatesThatClientsRefuseAreWarnedOf(t *testing.T) {
 			t.Errorf("%s: without its place: %s", name, got.err)
 		}
 	}
-	if got, _ := checked(t, leaf.pem(), leaf.key(t), write(t, "none", "")); got.err != "" {
+	if got, _ := checkCert(t, leaf.pem(), leaf.key(t), write(t, "none", "")); got.err != "" {
 		t.Errorf("a system without CAs: %+v", got)
 	}
 }
 
-func TestFilesThatAreNoPairAreToldInWords(t *testing.T) {
+func TestMismatchedKeyPairIsExplained(t *testing.T) {
 	now := time.Now()
-	ca := issue(t, "CA", now, nil)
-	leaf, other := issue(t, "mail.example.org", now, nil), issue(t, "mail.example.net", now, nil)
+	ca := issueCert(t, "CA", now, nil)
+	leaf, other := issueCert(t, "mail.example.org", now, nil), issueCert(t, "mail.example.net", now, nil)
 	openssl := func(args ...string) string {
-		out, err := exec.Command(testbed.Program(t, "openssl", "openssl"), args...).Output()
+		out, err := exec.Command(testbed.FindProgram(t, "openssl", "openssl"), args...).Output()
 		if err != nil {
 			t.Fatalf("openssl %v: %v", args, err)
 		}
@@ -172,7 +172,7 @@ func TestFilesThatAreNoPairAreToldInWords(t *testing.T) {
 		"empty":               {"", leaf.key(t), ":5:13: tls.certificates[0].cert: ", "it holds no PEM certificate"},
 		"an empty key":        {leaf.pem(), "", ":6:12: tls.certificates[0].key: ", "it holds no PEM key"},
 	} {
-		got, file := checked(t, c.cert, c.key, "")
+		got, file := checkCert(t, c.cert, c.key, "")
 		if c.want == "" && (got.status != 0 || got.err != "") {
 			t.Errorf("%s: %+v", name, got)
 		}
@@ -186,7 +186,7 @@ func TestFilesThatAreNoPairAreToldInWords(t *testing.T) {
 }
 
 func TestExpiredCAsAreWarnedOf(t *testing.T) {
-	old := issue(t, "old CA", time.Now().Add(-48*time.Hour), nil)
+	old := issueCert(t, "old CA", time.Now().Add(-48*time.Hour), nil)
 	config := func(text string) string {
 		return write(t, "imapgate.yaml", fmt.Sprintf(`
 listeners: [{address: "127.0.0.1:0", tls: none}]
@@ -198,7 +198,7 @@ backends: {east: {address: "127.0.0.1:993", ca: %s}}
 	if got := imapgate(t, "", "check", "--config", file); got.status != 0 || !regexp.MustCompile("^warning: "+file+`:4:49: backends\.east\.ca: /[^ ]*/ca\.pem: the certificate expired at `).MatchString(got.err) {
 		t.Errorf("%+v", got)
 	}
-	if got := imapgate(t, "", "check", "--config", config(old.pem()+issue(t, "new CA", time.Now(), nil).pem())); got.status != 0 || got.err != "" {
+	if got := imapgate(t, "", "check", "--config", config(old.pem()+issueCert(t, "new CA", time.Now(), nil).pem())); got.status != 0 || got.err != "" {
 		t.Errorf("one that has a successor: %+v", got)
 	}
 }
@@ -213,7 +213,7 @@ backends: {east: {address: "127.0.0.1:143", tls: none}}
 `+more)
 }
 
-func TestAnAuditLogThatCannotBeWrittenIsFoundWithoutATrace(t *testing.T) {
+func TestUnwritableAuditLogIsFoundWithoutWriting(t *testing.T) {
 	dir := t.TempDir()
 	for more, want := range map[string]string{
 		"audit: {path: " + dir + "/audit.log}":      "",
@@ -232,7 +232,7 @@ func TestAnAuditLogThatCannotBeWrittenIsFoundWithoutATrace(t *testing.T) {
 	}
 }
 
-func TestARunningGatewaysAuditLogIsFoundGoodAndLeftAlone(t *testing.T) {
+func TestCheckLeavesARunningAuditLogAlone(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
 	file := plainConfig(t, "admin: {address: \"127.0.0.1:0\"}\naudit: {path: "+path+", chain: true}\n")
 	text, err := os.ReadFile(file)
@@ -251,7 +251,7 @@ func TestARunningGatewaysAuditLogIsFoundGoodAndLeftAlone(t *testing.T) {
 	}
 }
 
-func TestTheSnapshotsFolderIsLookedAt(t *testing.T) {
+func TestSnapshotDirectoryIsChecked(t *testing.T) {
 	file := write(t, "imapgate.yaml", `
 listeners: [{address: "127.0.0.1:0", tls: none}]
 redis: {addresses: ["127.0.0.1:1"]}
@@ -264,7 +264,7 @@ backends: {east: {address: "127.0.0.1:143", tls: none}}
 	}
 }
 
-func TestACommandThatCannotOpenRedisSaysWhere(t *testing.T) {
+func TestRedisErrorNamesItsConfigKey(t *testing.T) {
 	file := plainConfig(t, "redis: {addresses: [\"127.0.0.1:1\"], tls: true, ca: /none}\n")
 	for _, args := range [][]string{{"ban", "list"}, {"limits", "show", "192.0.2.7"}, {"route", "explain", "alice"}} {
 		got := imapgate(t, "", append(args, "--config", file)...)
@@ -274,7 +274,7 @@ func TestACommandThatCannotOpenRedisSaysWhere(t *testing.T) {
 	}
 }
 
-func TestAStartThatFailsSaysWhere(t *testing.T) {
+func TestStartErrorNamesItsConfigKey(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -332,7 +332,7 @@ func TestCheckHasTheRightsOfTheServicesUser(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	at := func(name string) string { return filepath.Join(dir, name) }
-	leaf := issue(t, "mail.example.org", time.Now(), nil)
+	leaf := issueCert(t, "mail.example.org", time.Now(), nil)
 	err = errors.Join(os.Chmod(dir, 0o755), os.WriteFile(at("imapgate"), program, 0o755), os.WriteFile(at("cert.pem"), []byte(leaf.pem()), 0o644),
 		os.WriteFile(at("key.pem"), []byte(leaf.key(t)), 0o600), os.WriteFile(at("audit.log"), nil, 0o600), os.WriteFile(at("secret"), []byte("s\n"), 0o600),
 		os.WriteFile(at("imapgate.yaml"), fmt.Appendf(nil, `
@@ -347,7 +347,7 @@ audit: {path: %[1]s/audit.log}
 	}
 	run := func(args ...string) string {
 		cmd := exec.Command(at("imapgate"), append([]string{"check", "--config", at("imapgate.yaml")}, args...)...)
-		cmd.Env, cmd.Dir = []string{asMain + "=1"}, "/"
+		cmd.Env, cmd.Dir = []string{runMainVariable + "=1"}, "/"
 		out, _ := cmd.CombinedOutput()
 		return string(out)
 	}
@@ -373,14 +373,14 @@ audit: {path: %[1]s/audit.log}
 		t.Errorf("%s", got)
 	}
 	cmd := exec.Command(at("imapgate"), "check", "--user", "daemon")
-	cmd.Env, cmd.Dir = []string{asMain + "=1"}, "/"
+	cmd.Env, cmd.Dir = []string{runMainVariable + "=1"}, "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	if out, _ := cmd.CombinedOutput(); !strings.Contains(string(out), "only root can check as another user") {
 		t.Errorf("%s", out)
 	}
 }
 
-func TestRootIsToldWhomTheServiceRunsAs(t *testing.T) {
+func TestCheckAsRootNamesTheServiceUser(t *testing.T) {
 	root := t.TempDir()
 	put := func(name, text string) {
 		path := filepath.Join(root, name)
@@ -390,7 +390,7 @@ func TestRootIsToldWhomTheServiceRunsAs(t *testing.T) {
 	}
 	expect := func(want string) {
 		t.Helper()
-		if _, user := unitUser(root); user != want {
+		if _, user := findUnitUser(root); user != want {
 			t.Errorf("%q, want %q", user, want)
 		}
 	}
@@ -402,7 +402,7 @@ func TestRootIsToldWhomTheServiceRunsAs(t *testing.T) {
 	put("etc/systemd/system/imapgate.service.d/user.conf", "[Service]\nUser=other\n")
 	expect("other")
 	if os.Geteuid() == 0 {
-		if got := doubtUser(root); len(got) != 1 || !strings.HasSuffix(got[0].Text, "imapgate check --user other") {
+		if got := warnUserMismatch(root); len(got) != 1 || !strings.HasSuffix(got[0].Text, "imapgate check --user other") {
 			t.Errorf("%v", got)
 		}
 	}

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// valid is a configuration with every kind of file.
-func valid(t testing.TB) (config string, files map[string]string) {
+// validConfig is a configuration with every kind of file.
+func validConfig(t testing.TB) (config string, files map[string]string) {
 	t.Helper()
 	cert, key := certificate(t)
 	users := write(t, "users", "alice@example.org:{PLAIN}pw\n")
@@ -25,13 +25,13 @@ backends: {east: {address: "127.0.0.1:993", ca: %[1]q}}
 }
 
 func TestAValidConfigurationPasses(t *testing.T) {
-	file, _ := valid(t)
+	file, _ := validConfig(t)
 	if got := imapgate(t, "", "check", "--config", file); got.status != 0 || got.out != file+" is valid\n" || got.err != "" {
 		t.Errorf("%+v", got)
 	}
 	var says struct {
 		Valid    bool
-		Problems []finding
+		Problems []problem
 	}
 	got := imapgate(t, "", "check", "--json", "-c", file)
 	if json.Unmarshal([]byte(got.out), &says) != nil || !says.Valid || says.Problems == nil {
@@ -50,7 +50,7 @@ func TestEveryProblemIsPrintedWithItsPlace(t *testing.T) {
 			t.Errorf("no %s in:\n%s", want, got.err)
 		}
 	}
-	var says struct{ Problems []finding }
+	var says struct{ Problems []problem }
 	got = imapgate(t, "", "check", "--json", "--config", file)
 	if err := json.Unmarshal([]byte(got.out), &says); err != nil || got.status != 1 || len(says.Problems) < 4 || says.Problems[0].Line == 0 {
 		t.Errorf("%+v: %v", got, err)
@@ -58,7 +58,7 @@ func TestEveryProblemIsPrintedWithItsPlace(t *testing.T) {
 }
 
 func TestBadFilesAreFoundTogether(t *testing.T) {
-	file, files := valid(t)
+	file, files := validConfig(t)
 	for name, path := range files {
 		if name == "key" {
 			continue
@@ -78,7 +78,7 @@ func TestBadFilesAreFoundTogether(t *testing.T) {
 	}
 }
 
-func TestAMasterLoginNeedsSomebodyWhoChecksPasswords(t *testing.T) {
+func TestMasterLoginNeedsAVerifyingMethod(t *testing.T) {
 	secret := write(t, "master", "m\n")
 	file := write(t, "imapgate.yaml", fmt.Sprintf(`
 listeners: [{address: "127.0.0.1:0", tls: none}]
@@ -91,7 +91,7 @@ backends: {east: {address: "127.0.0.1:143", tls: none, login: master, master: {u
 	}
 }
 
-func TestWhatCannotWorkTogetherIsAWarning(t *testing.T) {
+func TestConflictingSettingsAreWarnedOf(t *testing.T) {
 	users, secret := write(t, "users", "alice:{PLAIN}x\n"), write(t, "scram", "0123456789abcdef\n")
 	config := func(mechanisms, login string) string {
 		return write(t, "imapgate.yaml", fmt.Sprintf(`
@@ -118,8 +118,8 @@ backends: {east: {address: "127.0.0.1:143", tls: none, login: %s, master: {user:
 	}
 }
 
-// warned is what check warns of in a valid configuration.
-func warned(t *testing.T, auth, backend string) string {
+// checkWarnings is what check warns of in a valid configuration.
+func checkWarnings(t *testing.T, auth, backend string) string {
 	t.Helper()
 	file := write(t, "imapgate.yaml", fmt.Sprintf(`
 listeners: [{address: "127.0.0.1:0", tls: none}]
@@ -148,7 +148,7 @@ func TestModeReuseThatReusesNothingIsAWarning(t *testing.T) {
 		{"methods: [file], " + file, "mode: reuse", ""},
 		{"methods: [passthrough], " + tokens, "mode: splice", ""},
 	} {
-		got := warned(t, c.auth, c.backend)
+		got := checkWarnings(t, c.auth, c.backend)
 		if c.want == "" && got != "" || !strings.Contains(got, c.want) || c.want != "" && !strings.HasPrefix(got, ":5:12: backends.east: mode reuse needs") {
 			t.Errorf("%s, %s: %q, want %q", c.auth, c.backend, got, c.want)
 		}
@@ -160,12 +160,12 @@ func TestAPasswordSentInTheClearIsAWarning(t *testing.T) {
 		"http://auth.internal/auth": true, "http://192.0.2.7:9000/auth": true, "http://[2001:db8::1]/": true, "http://127.example/": true,
 		"https://auth.internal/auth": false, "http://127.0.0.1:9000/auth": false, "http://[::1]:9000/auth": false, "http://localhost/auth": false,
 	} {
-		got := warned(t, fmt.Sprintf("methods: [http], http: {urls: [https://auth.internal/auth, %q]}", url), "mode: splice")
+		got := checkWarnings(t, fmt.Sprintf("methods: [http], http: {urls: [https://auth.internal/auth, %q]}", url), "mode: splice")
 		if strings.Contains(got, "auth.http.urls[1]: http to ") != clear || !clear && got != "" {
 			t.Errorf("%s: %q", url, got)
 		}
 	}
-	if got := warned(t, `methods: [passthrough], http: {urls: ["http://auth.internal/auth"]}`, "mode: splice"); got != "" {
+	if got := checkWarnings(t, `methods: [passthrough], http: {urls: ["http://auth.internal/auth"]}`, "mode: splice"); got != "" {
 		t.Errorf("a server that nobody asks: %q", got)
 	}
 }

@@ -75,15 +75,15 @@ type console struct {
 
 // runDemo runs the demo until ctx is done or a signal ends it.
 func runDemo(ctx context.Context, ports demoPorts, c console) (err error) {
-	signals := hearSignals()
+	signals := notifySignals()
 	defer signal.Stop(signals)
 	allowBackground()
 	d, err := startDemo(ports)
 	if err != nil {
 		return fmt.Errorf("demo: %w", err)
 	}
-	defer func() { err = errors.Join(err, d.close()) }()
-	cfg, err := config.Load(d.file("imapgate.yaml"))
+	defer func() { err = errors.Join(err, d.stop()) }()
+	cfg, err := config.Load(d.filePath("imapgate.yaml"))
 	if err != nil {
 		return fmt.Errorf("demo: %w", err)
 	}
@@ -91,40 +91,40 @@ func runDemo(ctx context.Context, ports demoPorts, c console) (err error) {
 	if err != nil {
 		return err
 	}
-	quietRedis(log)
-	g, err := open(cfg, log)
+	setRedisLogger(log)
+	g, err := openGateway(cfg, log)
 	if err != nil {
 		return err
 	}
-	var shown *tail
+	var auditTail *auditTailer
 	defer func() {
 		g.close()
-		if shown != nil { // after the log has its last line
-			shown.stop()
+		if auditTail != nil { // after the log has its last line
+			auditTail.stop()
 		}
 	}()
 	if err := g.listen(); err != nil {
 		return err
 	}
-	if err := d.introduce(c.out); err != nil {
+	if err := d.printIntroduction(c.out); err != nil {
 		return err
 	}
-	shown = startTail(d.file("audit.log"), c.out)
-	showing, stop := context.WithCancel(ctx)
-	var shows sync.WaitGroup
-	defer shows.Wait()
+	auditTail = startAuditTailer(d.filePath("audit.log"), c.out)
+	showCtx, stop := context.WithCancel(ctx)
+	var showGroup sync.WaitGroup
+	defer showGroup.Wait()
 	defer stop()
-	shows.Go(func() { d.showOnEnter(showing, c.in, c.out) })
-	return g.obey(ctx, signals)
+	showGroup.Go(func() { d.showOnEnter(showCtx, c.in, c.out) })
+	return g.runUntilSignal(ctx, signals)
 }
 
 // startDemo starts what the gateway needs around it.
 func startDemo(wanted demoPorts) (_ *demo, err error) {
 	d := &demo{Password: "demo", redis: miniredis.NewMiniRedis()}
-	d.Command, d.Folder = thisCommand()
+	d.Command, d.Folder = ownCommand()
 	defer func() {
 		if err != nil {
-			_ = d.close()
+			_ = d.stop()
 		}
 	}()
 	if d.Dir, err = os.MkdirTemp("", "imapgate-demo-"); err != nil {
@@ -139,19 +139,19 @@ func startDemo(wanted demoPorts) (_ *demo, err error) {
 	if err := d.choosePorts(wanted); err != nil {
 		return nil, err
 	}
-	if err := d.redis.StartAddr(at(d.Ports.Redis)); err != nil {
+	if err := d.redis.StartAddr(loopbackAddress(d.Ports.Redis)); err != nil {
 		return nil, fmt.Errorf("redis: %w", err)
 	}
 	d.writeRoutes()
 	return d, errors.Join(d.writeCertificate(), d.writeConfig())
 }
 
-// close ends what startDemo started; it may be called on a half-started demo.
-func (d *demo) close() error {
+// stop ends what startDemo started; it may be called on a half-started demo.
+func (d *demo) stop() error {
 	var errs []error
 	for _, b := range []*demoBackend{d.East, d.West} {
 		if b != nil {
-			errs = append(errs, b.close())
+			errs = append(errs, b.stop())
 		}
 	}
 	d.redis.Close()
@@ -161,30 +161,30 @@ func (d *demo) close() error {
 	return errors.Join(errs...)
 }
 
-func (d *demo) file(name string) string { return filepath.Join(d.Dir, name) }
+func (d *demo) filePath(name string) string { return filepath.Join(d.Dir, name) }
 
 // choosePorts takes the wanted ports where they are free. A port is let go again
 // before it is used; that somebody takes it in between is an error, not a danger.
 func (d *demo) choosePorts(wanted demoPorts) error {
-	var held []net.Listener
+	var listeners []net.Listener
 	defer func() {
-		for _, l := range held {
+		for _, l := range listeners {
 			_ = l.Close()
 		}
 	}()
-	take := func(port int, into *int) error {
-		l, err := net.Listen("tcp", at(port))
+	reserve := func(port int, into *int) error {
+		l, err := net.Listen("tcp", loopbackAddress(port))
 		if err != nil {
-			if l, err = net.Listen("tcp", at(0)); err != nil {
+			if l, err = net.Listen("tcp", loopbackAddress(0)); err != nil {
 				return err
 			}
 		}
-		held = append(held, l)
+		listeners = append(listeners, l)
 		*into = l.Addr().(*net.TCPAddr).Port
 		return nil
 	}
-	return errors.Join(take(wanted.IMAPS, &d.Ports.IMAPS), take(wanted.IMAP, &d.Ports.IMAP),
-		take(wanted.Admin, &d.Ports.Admin), take(wanted.Redis, &d.Ports.Redis))
+	return errors.Join(reserve(wanted.IMAPS, &d.Ports.IMAPS), reserve(wanted.IMAP, &d.Ports.IMAP),
+		reserve(wanted.Admin, &d.Ports.Admin), reserve(wanted.Redis, &d.Ports.Redis))
 }
 
 // writeRoutes puts into Redis what an operator would.
@@ -203,7 +203,7 @@ func (d *demo) writeCertificate() error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(os.WriteFile(d.file("cert.pem"), cert, 0o600), os.WriteFile(d.file("key.pem"), key, 0o600))
+	return errors.Join(os.WriteFile(d.filePath("cert.pem"), cert, 0o600), os.WriteFile(d.filePath("key.pem"), key, 0o600))
 }
 
 // writeConfig writes the file a gateway would be run by. The in-memory Redis
@@ -226,38 +226,38 @@ limits: {drain_timeout: 1s}
 audit: {path: "%[1]s/audit.log"}
 log: {level: error, format: console}
 admin: {address: "%[7]s"}
-`, d.Dir, at(d.Ports.IMAPS), at(d.Ports.IMAP), at(d.Ports.Redis), d.East.address(), d.West.address(), at(d.Ports.Admin))
-	return os.WriteFile(d.file("imapgate.yaml"), []byte(text), 0o600)
+`, d.Dir, loopbackAddress(d.Ports.IMAPS), loopbackAddress(d.Ports.IMAP), loopbackAddress(d.Ports.Redis), d.East.address(), d.West.address(), loopbackAddress(d.Ports.Admin))
+	return os.WriteFile(d.filePath("imapgate.yaml"), []byte(text), 0o600)
 }
 
-// at is a port on loopback.
-func at(port int) string { return net.JoinHostPort(loopback, strconv.Itoa(port)) }
+// loopbackAddress is a port on loopback.
+func loopbackAddress(port int) string { return net.JoinHostPort(loopback, strconv.Itoa(port)) }
 
-// thisCommand is what a user types to run this very program, and in which folder; "" for
+// ownCommand is what a user types to run this very program, and in which folder; "" for
 // any.
-func thisCommand() (command, folder string) {
+func ownCommand() (command, folder string) {
 	path, err := os.Executable()
-	here, lost := os.Getwd()
-	if err != nil || lost != nil {
+	workDir, workDirErr := os.Getwd()
+	if err != nil || workDirErr != nil {
 		return "imapgate", ""
 	}
-	return commandOf(path, os.Args[0], here)
+	return resolveCommand(path, os.Args[0], workDir)
 }
 
-// commandOf is thisCommand for a program that was started as typed in the folder here.
+// resolveCommand is ownCommand for a program that was started as typed in the folder here.
 // What go run has made is deleted when it ends, so it is made again.
-func commandOf(path, typed, here string) (command, folder string) {
+func resolveCommand(path, typed, workDir string) (command, folder string) {
 	switch {
 	case strings.Contains(filepath.ToSlash(path), "/go-build"):
-		return "go run ./cmd/imapgate", module(here)
+		return "go run ./cmd/imapgate", moduleRoot(workDir)
 	case filepath.Base(typed) == typed, filepath.IsAbs(typed): // the former is found in PATH
-		return shellWord(typed), ""
+		return quoteShellWord(typed), ""
 	}
-	return shellWord(filepath.Join(here, typed)), ""
+	return quoteShellWord(filepath.Join(workDir, typed)), ""
 }
 
-// shellWord quotes what a POSIX shell would not take for one plain word.
-func shellWord(s string) string {
+// quoteShellWord quotes what a POSIX shell would not take for one plain word.
+func quoteShellWord(s string) string {
 	special := func(r rune) bool {
 		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-+,:@%=", r))
 	}
@@ -267,13 +267,13 @@ func shellWord(s string) string {
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
-// module is the folder of the Go module that a folder is in, or that folder.
-func module(folder string) string {
-	for at := folder; ; at = filepath.Dir(at) {
-		if _, err := os.Stat(filepath.Join(at, "go.mod")); err == nil {
-			return at
+// moduleRoot is the folder of the Go module that a folder is in, or that folder.
+func moduleRoot(folder string) string {
+	for dir := folder; ; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir
 		}
-		if at == filepath.Dir(at) {
+		if dir == filepath.Dir(dir) {
 			return folder
 		}
 	}

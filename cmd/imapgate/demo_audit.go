@@ -9,11 +9,11 @@ import (
 	"time"
 )
 
-// tailPause is how often the audit log is looked at: soon enough for a person.
-const tailPause = 100 * time.Millisecond
+// tailInterval is how often the audit log is looked at: soon enough for a person.
+const tailInterval = 100 * time.Millisecond
 
-// tail shows the lines of the audit log as they are written.
-type tail struct {
+// auditTailer shows the lines of the audit log as they are written.
+type auditTailer struct {
 	// Set once.
 	path string
 	to   io.Writer
@@ -21,23 +21,23 @@ type tail struct {
 	done chan struct{}
 }
 
-// startTail starts a tail of a file that may not exist yet.
-func startTail(path string, to io.Writer) *tail {
-	t := &tail{path: path, to: to, quit: make(chan struct{}), done: make(chan struct{})}
+// startAuditTailer starts a tail of a file that may not exist yet.
+func startAuditTailer(path string, to io.Writer) *auditTailer {
+	t := &auditTailer{path: path, to: to, quit: make(chan struct{}), done: make(chan struct{})}
 	go t.run()
 	return t
 }
 
 // stop shows what is still unread and ends the tail. The log is closed before.
-func (t *tail) stop() {
+func (t *auditTailer) stop() {
 	close(t.quit)
 	<-t.done
 }
 
 // run is a goroutine's; it ends when stop is called.
-func (t *tail) run() {
+func (t *auditTailer) run() {
 	defer close(t.done)
-	ticker := time.NewTicker(tailPause)
+	ticker := time.NewTicker(tailInterval)
 	defer ticker.Stop()
 	f, err := os.Open(t.path)
 	if err != nil {
@@ -46,13 +46,13 @@ func (t *tail) run() {
 	}
 	defer f.Close()
 	in := bufio.NewReader(f)
-	var begun string // of a line whose end is not there yet
+	var partial string // of a line whose end is not there yet
 	for last := false; ; {
-		piece, err := in.ReadString('\n')
-		begun += piece
+		chunk, err := in.ReadString('\n')
+		partial += chunk
 		if err == nil {
-			t.show(begun)
-			begun = ""
+			t.printRecord(partial)
+			partial = ""
 			continue
 		}
 		if last {
@@ -66,9 +66,9 @@ func (t *tail) run() {
 	}
 }
 
-func (t *tail) show(text string) {
-	var l auditLine
+func (t *auditTailer) printRecord(text string) {
+	var l auditRecord
 	if json.Unmarshal([]byte(text), &l) == nil {
-		fmt.Fprintln(t.to, paint{stamp: time.TimeOnly, colour: colours(t.to)}.line(&l))
+		fmt.Fprintln(t.to, recordFormat{timeLayout: time.TimeOnly, useColour: supportsColour(t.to)}.format(&l))
 	}
 }

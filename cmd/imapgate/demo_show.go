@@ -14,16 +14,16 @@ import (
 )
 
 const (
-	// showTime bounds one conversation of the demo with its own gateway.
-	showTime = 30 * time.Second
-	// downTime is how long the backend is gone: long enough to be seen by a person.
-	downTime = time.Second
+	// showTimeout bounds one conversation of the demo with its own gateway.
+	showTimeout = 30 * time.Second
+	// outageDuration is how long the backend is gone: long enough to be seen by a person.
+	outageDuration = time.Second
 )
 
-// readLines passes on lines until the input ends. It is run as a goroutine that is not
+// signalLines passes on lines until the input ends. It is run as a goroutine that is not
 // waited for, because a read of a terminal cannot be interrupted: it ends with its input
 // or with the process.
-func readLines(in io.Reader, lines chan<- struct{}, quit <-chan struct{}) {
+func signalLines(in io.Reader, lines chan<- struct{}, quit <-chan struct{}) {
 	for read := bufio.NewReaderSize(in, 16); ; {
 		if _, err := read.ReadSlice('\n'); errors.Is(err, bufio.ErrBufferFull) {
 			continue
@@ -42,7 +42,7 @@ func readLines(in io.Reader, lines chan<- struct{}, quit <-chan struct{}) {
 // ends.
 func (d *demo) showOnEnter(ctx context.Context, in io.Reader, out io.Writer) {
 	lines := make(chan struct{})
-	go readLines(in, lines, ctx.Done())
+	go signalLines(in, lines, ctx.Done())
 	for {
 		select {
 		case <-ctx.Done():
@@ -58,7 +58,7 @@ func (d *demo) showOnEnter(ctx context.Context, in io.Reader, out io.Writer) {
 // showResume restarts west while bob idles, who is told of the mail that came meanwhile.
 func (d *demo) showResume(ctx context.Context, out io.Writer) (err error) {
 	fmt.Fprint(out, "\nMode resume: bob's client idles while his backend, west, is restarted.\n")
-	c, err := d.client(ctx, out)
+	c, err := d.dialClient(ctx, out)
 	if err != nil {
 		return err
 	}
@@ -66,28 +66,28 @@ func (d *demo) showResume(ctx context.Context, out io.Writer) (err error) {
 	c.command("a", "LOGIN bob "+d.Password)
 	c.command("b", "SELECT INBOX")
 	c.send("c IDLE")
-	c.await("+ ")
+	c.readUntil("+ ")
 	if c.err != nil {
 		return c.err
 	}
-	c.narrate("west is stopped: its connections are cut and its port is closed; a mail arrives there")
-	if err := d.West.close(); err != nil {
+	c.printNote("west is stopped: its connections are cut and its port is closed; a mail arrives there")
+	if err := d.West.stop(); err != nil {
 		return err
 	}
 	if err := d.West.deliver("bob", "Came while west was down"); err != nil {
 		return err
 	}
 	select {
-	case <-time.After(downTime):
+	case <-time.After(outageDuration):
 	case <-ctx.Done():
 	}
 	if err := d.West.start(); err != nil {
 		return err
 	}
-	c.narrate("west is started again; the client has not noticed, and hears of the mail:")
-	c.await("* ", " EXISTS")
+	c.printNote("west is started again; the client has not noticed, and hears of the mail:")
+	c.readUntil("* ", " EXISTS")
 	c.send("DONE")
-	c.await("c ")
+	c.readUntil("c ")
 	c.command("d", "FETCH * BODY.PEEK[HEADER.FIELDS (SUBJECT)]")
 	c.command("e", "LOGOUT")
 	return c.err
@@ -97,9 +97,9 @@ func (d *demo) showResume(ctx context.Context, out io.Writer) (err error) {
 func (d *demo) showReuse(ctx context.Context, out io.Writer) error {
 	const logins = 3
 	fmt.Fprintf(out, "\nMode reuse: carol's webmail logs in and out %d times.\n", logins)
-	before := d.East.seen.Load() + d.West.seen.Load()
+	before := d.East.connections.Load() + d.West.connections.Load()
 	for range logins {
-		c, err := d.client(ctx, io.Discard)
+		c, err := d.dialClient(ctx, io.Discard)
 		if err != nil {
 			return err
 		}
@@ -110,8 +110,8 @@ func (d *demo) showReuse(ctx context.Context, out io.Writer) error {
 			return c.err
 		}
 	}
-	seen := d.East.seen.Load() + d.West.seen.Load() - before
-	_, err := fmt.Fprintf(out, "     OK %d times; her backend has seen %s.\n\n", logins, counted(seen, "new connection"))
+	connections := d.East.connections.Load() + d.West.connections.Load() - before
+	_, err := fmt.Fprintf(out, "     OK %d times; her backend has seen %s.\n\n", logins, pluralize(connections, "new connection"))
 	return err
 }
 
@@ -124,31 +124,31 @@ type demoClient struct {
 	err error
 }
 
-func (d *demo) client(ctx context.Context, out io.Writer) (*demoClient, error) {
-	pem, err := os.ReadFile(d.file("cert.pem"))
+func (d *demo) dialClient(ctx context.Context, out io.Writer) (*demoClient, error) {
+	pem, err := os.ReadFile(d.filePath("cert.pem"))
 	if err != nil {
 		return nil, err
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(pem)
-	ctx, cancel := context.WithTimeout(ctx, showTime)
+	ctx, cancel := context.WithTimeout(ctx, showTimeout)
 	defer cancel()
 	dialer := &tls.Dialer{Config: &tls.Config{RootCAs: roots, ServerName: loopback}}
-	conn, err := dialer.DialContext(ctx, "tcp", at(d.Ports.IMAPS))
+	conn, err := dialer.DialContext(ctx, "tcp", loopbackAddress(d.Ports.IMAPS))
 	if err != nil {
 		return nil, err
 	}
 	c := &demoClient{Conn: conn.(*tls.Conn), in: bufio.NewReader(conn), out: out}
-	c.err = c.SetDeadline(time.Now().Add(showTime))
-	c.await("* OK")
+	c.err = c.SetDeadline(time.Now().Add(showTimeout))
+	c.readUntil("* OK")
 	return c, nil
 }
 
-func (c *demoClient) narrate(text string) { fmt.Fprintln(c.out, "    ", text) }
+func (c *demoClient) printNote(text string) { fmt.Fprintln(c.out, "    ", text) }
 
 func (c *demoClient) command(tag, text string) {
 	c.send(tag + " " + text)
-	c.await(tag + " ")
+	c.readUntil(tag + " ")
 }
 
 func (c *demoClient) send(line string) {
@@ -158,8 +158,8 @@ func (c *demoClient) send(line string) {
 	}
 }
 
-// await reads and shows lines until one begins, and ends, so.
-func (c *demoClient) await(begin string, end ...string) {
+// readUntil reads and shows lines until one begins, and ends, so.
+func (c *demoClient) readUntil(prefix string, suffix ...string) {
 	for c.err == nil {
 		var line string
 		if line, c.err = c.in.ReadString('\n'); c.err != nil {
@@ -167,10 +167,10 @@ func (c *demoClient) await(begin string, end ...string) {
 		}
 		line = strings.TrimRight(line, "\r\n")
 		fmt.Fprintln(c.out, "  S:", line)
-		if !strings.HasPrefix(line, begin) || !strings.HasSuffix(line, strings.Join(end, "")) {
+		if !strings.HasPrefix(line, prefix) || !strings.HasSuffix(line, strings.Join(suffix, "")) {
 			continue
 		}
-		if strings.HasPrefix(line, begin+"NO ") || strings.HasPrefix(line, begin+"BAD ") {
+		if strings.HasPrefix(line, prefix+"NO ") || strings.HasPrefix(line, prefix+"BAD ") {
 			c.err = errors.New(line)
 		}
 		return

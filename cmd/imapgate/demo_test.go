@@ -19,19 +19,19 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// startedDemo is a demo and what its introduction says.
-type startedDemo struct {
-	screen
-	keys                           io.Writer // of the person who watches
+// demoProcess is a demo and what its introduction says.
+type demoProcess struct {
+	outputBuffer
+	stdin                          io.Writer // of the person who watches
 	imaps, imap, admin, redis, dir string
 }
 
 // start runs a demo on free ports until the test ends.
-func (d *startedDemo) start(t testing.TB) {
+func (d *demoProcess) start(t testing.TB) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	in, keys := io.Pipe()
-	d.keys = keys
+	d.stdin = keys
 	ended := make(chan error, 1)
 	go func() { ended <- runDemo(ctx, demoPorts{}, console{in, d, d}) }()
 	t.Cleanup(func() {
@@ -41,16 +41,16 @@ func (d *startedDemo) start(t testing.TB) {
 			t.Errorf("demo: %v", err)
 		}
 	})
-	d.await(t, "Ctrl-C ends it")
-	d.imaps = d.await(t, `IMAP over TLS +(\S+)`)[1]
-	d.imap = d.await(t, `IMAP, STARTTLS +(\S+)`)[1]
-	d.admin = d.await(t, `admin +(http://[^/]+)`)[1]
-	d.redis = d.await(t, `Redis +(127\S+)`)[1]
-	d.dir = d.await(t, `files +(\S+) `)[1]
+	d.awaitMatch(t, "Ctrl-C ends it")
+	d.imaps = d.awaitMatch(t, `IMAP over TLS +(\S+)`)[1]
+	d.imap = d.awaitMatch(t, `IMAP, STARTTLS +(\S+)`)[1]
+	d.admin = d.awaitMatch(t, `admin +(http://[^/]+)`)[1]
+	d.redis = d.awaitMatch(t, `Redis +(127\S+)`)[1]
+	d.dir = d.awaitMatch(t, `files +(\S+) `)[1]
 }
 
-// trust is a TLS configuration that believes a self-signed certificate.
-func trust(t testing.TB, file string) *tls.Config {
+// loadRoots is a TLS configuration that believes a self-signed certificate.
+func loadRoots(t testing.TB, file string) *tls.Config {
 	t.Helper()
 	pem, err := os.ReadFile(file)
 	if err != nil {
@@ -92,24 +92,24 @@ func inbox(t testing.TB, c *imapclient.Client) []string {
 	return all
 }
 
-func (d *startedDemo) dial(t testing.TB) *imapclient.Client {
+func (d *demoProcess) dial(t testing.TB) *imapclient.Client {
 	t.Helper()
-	c, err := imapclient.DialTLS(d.imaps, &imapclient.Options{TLSConfig: trust(t, d.dir+"/cert.pem")})
+	c, err := imapclient.DialTLS(d.imaps, &imapclient.Options{TLSConfig: loadRoots(t, d.dir+"/cert.pem")})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return c
 }
 
-func (d *startedDemo) read(t testing.TB, user string) string {
+func (d *demoProcess) read(t testing.TB, user string) string {
 	t.Helper()
 	c := d.dial(t)
 	defer c.Close()
 	return strings.Join(subjects(t, c, user), "; ")
 }
 
-func TestTheDemoMovesAliceWhenRedisSaysSo(t *testing.T) {
-	var d startedDemo
+func TestDemoFollowsARouteChange(t *testing.T) {
+	var d demoProcess
 	d.start(t)
 	for user, backend := range map[string]string{"alice@example.org": "east", "bob": "west", "carol": "east"} {
 		if got := d.read(t, user); !strings.Contains(got, "Hello from "+backend) {
@@ -132,19 +132,19 @@ func TestTheDemoMovesAliceWhenRedisSaysSo(t *testing.T) {
 		got = strings.Join(inbox(t, c), "; ")
 		return strings.Contains(got, "Hello from west")
 	}, func() string { return "alice still reads " + got })
-	d.await(t, `login accepted +alice@example\.org .* at east`)
-	d.await(t, `login accepted +alice@example\.org .* at west`)
-	d.await(t, `session ended +alice@example\.org .* at west`)
+	d.awaitMatch(t, `login accepted +alice@example\.org .* at east`)
+	d.awaitMatch(t, `login accepted +alice@example\.org .* at west`)
+	d.awaitMatch(t, `session ended +alice@example\.org .* at west`)
 }
 
 // Whoever presses Enter sees a backend restart under an idling client, and so does
 // every other client of it.
 func TestTheDemoRestartsABackendUnderAnIdlingClient(t *testing.T) {
-	var d startedDemo
+	var d demoProcess
 	d.start(t)
 	mail := make(chan uint32, 16)
 	c, err := imapclient.DialTLS(d.imaps, &imapclient.Options{
-		TLSConfig: trust(t, d.dir+"/cert.pem"),
+		TLSConfig: loadRoots(t, d.dir+"/cert.pem"),
 		UnilateralDataHandler: &imapclient.UnilateralDataHandler{Mailbox: func(m *imapclient.UnilateralDataMailbox) {
 			if m.NumMessages != nil {
 				mail <- *m.NumMessages
@@ -166,10 +166,10 @@ func TestTheDemoRestartsABackendUnderAnIdlingClient(t *testing.T) {
 		t.Fatal(err)
 	}
 	for n := uint32(4); n < 6; n++ { // it can be seen again
-		if _, err := io.WriteString(d.keys, "\n"); err != nil {
+		if _, err := io.WriteString(d.stdin, "\n"); err != nil {
 			t.Fatal(err)
 		}
-		testbed.Within(t, testbed.Patience, "the idling client to hear of the mail", func() bool {
+		testbed.Eventually(t, testbed.Timeout, "the idling client to hear of the mail", func() bool {
 			select {
 			case got := <-mail:
 				return got == n
@@ -177,7 +177,7 @@ func TestTheDemoRestartsABackendUnderAnIdlingClient(t *testing.T) {
 				return false
 			}
 		})
-		d.await(t, fmt.Sprintf(`(?s)west is stopped.*west is started again.*S: \* %d EXISTS.*C: DONE\n.*S: c OK .*Subject: Came while west was down.*her backend has seen`, n))
+		d.awaitMatch(t, fmt.Sprintf(`(?s)west is stopped.*west is started again.*S: \* %d EXISTS.*C: DONE\n.*S: c OK .*Subject: Came while west was down.*her backend has seen`, n))
 	}
 	if err := idle.Close(); err != nil {
 		t.Error(err)
@@ -185,17 +185,17 @@ func TestTheDemoRestartsABackendUnderAnIdlingClient(t *testing.T) {
 	if err := c.Logout().Wait(); err != nil {
 		t.Error(err)
 	}
-	d.await(t, `OK 3 times; her backend has seen 1 new connection\.`)
-	d.await(t, `her backend has seen 0 new connections\.`) // the second time it was there
+	d.awaitMatch(t, `OK 3 times; her backend has seen 1 new connection\.`)
+	d.awaitMatch(t, `her backend has seen 0 new connections\.`) // the second time it was there
 	if said := d.String(); strings.Contains(said, "did not work") {
 		t.Error(said)
 	}
 }
 
 func TestTheDemoSpeaksSTARTTLS(t *testing.T) {
-	var d startedDemo
+	var d demoProcess
 	d.start(t)
-	c, err := imapclient.DialStartTLS(d.imap, &imapclient.Options{TLSConfig: trust(t, d.dir+"/cert.pem")})
+	c, err := imapclient.DialStartTLS(d.imap, &imapclient.Options{TLSConfig: loadRoots(t, d.dir+"/cert.pem")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -206,7 +206,7 @@ func TestTheDemoSpeaksSTARTTLS(t *testing.T) {
 }
 
 func TestTheDemoExplainsItselfThroughItsAdminAddress(t *testing.T) {
-	var d startedDemo
+	var d demoProcess
 	d.start(t)
 	conf := d.dir + "/imapgate.yaml"
 	got := imapgate(t, "", "route", "explain", "alice", "--config", conf)
@@ -221,7 +221,7 @@ func TestTheDemoExplainsItselfThroughItsAdminAddress(t *testing.T) {
 	}
 }
 
-func TestTheDemoPrintsWhatCanBeTyped(t *testing.T) {
+func TestDemoPrintsCommandsThatWork(t *testing.T) {
 	root, err := filepath.Abs("../..")
 	if err != nil {
 		t.Fatal(err)
@@ -238,13 +238,13 @@ func TestTheDemoPrintsWhatCanBeTyped(t *testing.T) {
 		{here + "/dist/imapgate", "./dist/imapgate", here + "/dist/imapgate", ""},
 		{"/opt/my mail/it's", "/opt/my mail/it's", `'/opt/my mail/it'\''s'`, ""},
 	} {
-		if command, folder := commandOf(c.path, c.typed, here); command != c.command || folder != c.folder {
+		if command, folder := resolveCommand(c.path, c.typed, here); command != c.command || folder != c.folder {
 			t.Errorf("%s, typed as %s: %q in %q", c.path, c.typed, command, folder)
 		}
 	}
 	var text strings.Builder
 	d := &demo{Dir: "/tmp/a $HOME"}
-	if err := d.introduce(&text); err != nil {
+	if err := d.printIntroduction(&text); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{"--cacert '/tmp/a $HOME/cert.pem' ", "-c '/tmp/a $HOME/imapgate.yaml'\n"} {
@@ -255,7 +255,7 @@ func TestTheDemoPrintsWhatCanBeTyped(t *testing.T) {
 }
 
 func TestAPortThatIsTakenBecomesAnother(t *testing.T) {
-	taken, err := net.Listen("tcp", at(0))
+	taken, err := net.Listen("tcp", loopbackAddress(0))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -272,7 +272,7 @@ func TestAPortThatIsTakenBecomesAnother(t *testing.T) {
 
 func TestTheSameMailboxHasAnotherUIDValidityElsewhere(t *testing.T) {
 	validity := func(backend string) uint32 {
-		u, err := mailbox("alice@example.org", backend, "demo")
+		u, err := newMailAccount("alice@example.org", backend, "demo")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -7,8 +7,8 @@ import (
 	"text/template"
 )
 
-// introduction is what the demo prints first.
-const introduction = `imapgate demo: a gateway, two mail servers (east and west), Redis and a certificate.
+// introductionText is what the demo prints first.
+const introductionText = `imapgate demo: a gateway, two mail servers (east and west), Redis and a certificate.
 
   IMAP over TLS   {{.IMAPS}}
   IMAP, STARTTLS  {{.IMAP}}
@@ -52,9 +52,9 @@ Enter shows the modes, Ctrl-C ends it. What the audit log ({{.Dir}}/audit.log) s
 
 `
 
-// introduce prints what there is and what to try.
-func (d *demo) introduce(to io.Writer) error {
-	t, err := template.New("introduction").Parse(introduction)
+// printIntroduction prints what there is and what to try.
+func (d *demo) printIntroduction(to io.Writer) error {
+	t, err := template.New("introduction").Parse(introductionText)
 	if err != nil {
 		return fmt.Errorf("introduction: %w", err)
 	}
@@ -62,6 +62,6 @@ func (d *demo) introduce(to io.Writer) error {
 		*demo
 		Host, IMAPS, IMAP, Admin, Redis string
 		Cert, Config                    string // as words of a shell
-	}{d, loopback, at(d.Ports.IMAPS), at(d.Ports.IMAP), at(d.Ports.Admin), at(d.Ports.Redis),
-		shellWord(filepath.Join(d.Dir, "cert.pem")), shellWord(filepath.Join(d.Dir, "imapgate.yaml"))})
+	}{d, loopback, loopbackAddress(d.Ports.IMAPS), loopbackAddress(d.Ports.IMAP), loopbackAddress(d.Ports.Admin), loopbackAddress(d.Ports.Redis),
+		quoteShellWord(filepath.Join(d.Dir, "cert.pem")), quoteShellWord(filepath.Join(d.Dir, "imapgate.yaml"))})
 }

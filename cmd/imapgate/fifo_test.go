@@ -15,9 +15,9 @@ import (
 // Whatever waits for a writer must not keep a gateway from starting.
 func TestAFIFOInThePlaceOfAFileIsAnErrorAtOnce(t *testing.T) {
 	t.Parallel()
-	_, files := valid(t)
+	_, files := validConfig(t)
 	for name := range files {
-		file, files := valid(t)
+		file, files := validConfig(t)
 		if err := errors.Join(os.Remove(files[name]), syscall.Mkfifo(files[name], 0o600)); err != nil {
 			t.Fatal(err)
 		}

@@ -6,7 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestOtherProcessesMayNotLookInside(t *testing.T) {
+func TestProcessIsNotDumpable(t *testing.T) {
 	if err := hardenProcess(); err != nil {
 		t.Fatal(err)
 	}

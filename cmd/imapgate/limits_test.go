@@ -15,8 +15,8 @@ import (
 	"imapgate/internal/limit"
 )
 
-func TestWhatAListenerSaysReachesTheGate(t *testing.T) {
-	file, _ := servedConfig(t, `
+func TestListenerLimitsReachTheLimiter(t *testing.T) {
+	file, _ := gatewayConfig(t, `
 auth: {default_domain: example.org}
 routing: {source: static, static: {default: east}}
 limits: {preauth_timeout: 20s, user_quota: {commands_per_second: 50}, failures: {per_minute: 7, ban_duration: 1m}}
@@ -28,33 +28,33 @@ limits: {preauth_timeout: 20s, user_quota: {commands_per_second: 50}, failures: 
 	on := &cfg.Listeners[0]
 	on.Limits = &config.ListenerLimits{
 		Connections: config.ListenerConnections{PerUser: 3, PerAddress: -1},
-		Failures:    config.ListenerFailures{PerMinute: -1, MaxDelay: time.Minute, PerUserNet: 0, BanAfter: 4, Delay: -time.Second},
-		Budget:      config.ListenerBudget{CommandsPerSecond: -1, AppendBytesPerDay: 1000},
+		Failures:    config.ListenerFailures{PerMinute: -1, MaxDelay: time.Minute, PerUserNetworkHour: 0, BanAfter: 4, Delay: -time.Second},
+		UserQuota:   config.ListenerQuota{CommandsPerSecond: -1, AppendBytesPerDay: 1000},
 	}
 	made := limitConfig(cfg)
 	got := made.Listeners[on.Name]
 	if got.PerUser != 3 || got.PerAddress != made.PerAddress {
 		t.Errorf("connections: %+v", got.Settings)
 	}
-	if f := got.Failures; f.PerMinute != 7 || f.MaxDelay != 5*time.Second || f.PerPairHour != math.MaxInt || f.BanAfter != 4 || f.Delay != 2*time.Second {
+	if f := got.Failures; f.PerMinute != 7 || f.MaxDelay != 5*time.Second || f.PerUserNetworkHour != math.MaxInt || f.BanAfter != 4 || f.Delay != 2*time.Second {
 		t.Errorf("failures: %+v", f)
 	}
-	if got.Budgets != (limit.Budgets{Commands: 50, Upload: 1000}) {
-		t.Errorf("budget: %+v", got.Budgets)
+	if got.Quotas != (limit.Quotas{Commands: 50, Upload: 1000}) {
+		t.Errorf("budget: %+v", got.Quotas)
 	}
-	if made.Failures.BanAfter != 10 || made.Budgets != (limit.Budgets{Commands: 50}) || made.Bans.First != time.Minute {
+	if made.Failures.BanAfter != 10 || made.Quotas != (limit.Quotas{Commands: 50}) || made.Bans.Duration != time.Minute {
 		t.Errorf("of the others: %+v", made)
 	}
 }
 
-func TestABanBeyondAllTimeIsTheOperatorsMistake(t *testing.T) {
+func TestTooLongABanIsABadRequest(t *testing.T) {
 	gate, err := limit.New(limit.Config{}, nil, limit.Hooks{}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := newDesk(&config.Config{}, gate)
+	d := newLocalAdmin(&config.Config{}, gate)
 	for _, length := range []time.Duration{0, -time.Hour, 11 * 365 * 24 * time.Hour} {
-		if _, err := d.ban(t.Context(), admin.Order{Who: "192.0.2.7", For: length}); !errors.Is(err, admin.ErrOrder) || !errors.Is(err, limit.ErrLength) {
+		if _, err := d.addBan(t.Context(), admin.BanRequest{Subject: "192.0.2.7", Duration: length}); !errors.Is(err, admin.ErrBadRequest) || !errors.Is(err, limit.ErrBanDuration) {
 			t.Errorf("a ban for %v: %v", length, err)
 		}
 	}

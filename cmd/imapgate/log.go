@@ -33,18 +33,18 @@ func newLog(cfg config.Log, to io.Writer) (*zap.Logger, error) {
 	return zap.New(core, zap.AddStacktrace(zapcore.DPanicLevel)), nil
 }
 
-// redisLog is where go-redis's own messages go. They are details of a pool;
+// redisLogger is where go-redis's own messages go. They are details of a pool;
 // what they mean for routes is said by routing, so they show at debug only.
-type redisLog struct{ log *zap.Logger }
+type redisLogger struct{ log *zap.Logger }
 
 // Printf implements the interface of redis.SetLogger.
-func (l redisLog) Printf(_ context.Context, format string, v ...any) {
+func (l redisLogger) Printf(_ context.Context, format string, v ...any) {
 	if l.log.Core().Enabled(zapcore.DebugLevel) {
 		l.log.Debug("go-redis", zap.String("says", fmt.Sprintf(format, v...)))
 	}
 }
 
-// quietRedis points go-redis's global logger, which prints to standard error,
+// setRedisLogger points go-redis's global logger, which prints to standard error,
 // at ours. The library has one for the process, so it is set where the process
 // is owned.
-func quietRedis(log *zap.Logger) { redis.SetLogger(redisLog{log}) }
+func setRedisLogger(log *zap.Logger) { redis.SetLogger(redisLogger{log}) }

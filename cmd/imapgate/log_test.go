@@ -20,7 +20,7 @@ func TestLogTimesHaveMilliseconds(t *testing.T) {
 		"json":    `"time":"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}(Z|[+-]\d\d:\d\d)"`,
 		"console": `^\d\d:\d\d:\d\d\.\d{3}\s`,
 	} {
-		var to screen
+		var to outputBuffer
 		log, err := newLog(config.Log{Level: "info", Format: format}, &to)
 		if err != nil {
 			t.Fatal(err)
@@ -34,12 +34,12 @@ func TestLogTimesHaveMilliseconds(t *testing.T) {
 
 // What keeps a gateway from starting is in the format that the log has.
 func TestAnErrorOfTheStartIsALineOfTheLog(t *testing.T) {
-	taken, err := net.Listen("tcp", at(0))
+	taken, err := net.Listen("tcp", loopbackAddress(0))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer taken.Close()
-	file, _ := servedConfig(t, staticEast)
+	file, _ := gatewayConfig(t, staticEast)
 	text, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)

@@ -19,8 +19,8 @@ import (
 // defaultConfig is where the packaged unit file expects the configuration.
 const defaultConfig = "/etc/imapgate.yaml"
 
-// errSaid ends a command that has already told the user what is wrong.
-var errSaid = errors.New("said already")
+// errReported ends a command that has already told the user what is wrong.
+var errReported = errors.New("said already")
 
 func main() {
 	os.Exit(run(context.Background(), newRoot()))
@@ -32,7 +32,7 @@ func run(ctx context.Context, root *cobra.Command) int {
 	switch {
 	case err == nil:
 		return 0
-	case !errors.Is(err, errSaid):
+	case !errors.Is(err, errReported):
 		fmt.Fprintln(root.ErrOrStderr(), "imapgate:", err)
 	}
 	return 1
@@ -46,7 +46,7 @@ func newRoot() *cobra.Command {
 in Redis, logs in there on the user's behalf and relays.
 
 Start with:  imapgate demo`,
-		Version:       thisBuild().String(),
+		Version:       readBuildInfo().String(),
 		SilenceUsage:  true, // a wrong password file is no reason to print all flags
 		SilenceErrors: true, // run prints them
 	}
@@ -55,9 +55,9 @@ Start with:  imapgate demo`,
 	return root
 }
 
-// noCommand refuses what a group of commands does not have: printing help for a
+// refuseArguments refuses what a group of commands does not have: printing help for a
 // typing error would look like success to a script.
-func noCommand(cmd *cobra.Command, args []string) error {
+func refuseArguments(cmd *cobra.Command, args []string) error {
 	if len(args) > 0 {
 		return fmt.Errorf("unknown command %+q for %q: see %s --help", args[0], cmd.CommandPath(), cmd.CommandPath())
 	}

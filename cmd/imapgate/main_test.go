@@ -15,40 +15,40 @@ import (
 	"imapgate/tlsconf"
 )
 
-// asMain in the environment makes the test program be imapgate, so that tests
+// runMainVariable in the environment makes the test program be imapgate, so that tests
 // can send signals to a process of its own.
-const asMain = "IMAPGATE_TEST_AS_MAIN"
+const runMainVariable = "IMAPGATE_TEST_AS_MAIN"
 
 func TestMain(m *testing.M) {
-	if os.Getenv(asMain) != "" {
+	if os.Getenv(runMainVariable) != "" {
 		main()
 	}
 	os.Exit(m.Run())
 }
 
-// patience bounds the wait for something a process does; race builds are slow.
-const patience = 30 * time.Second
+// testTimeout bounds the wait for something a process does; race builds are slow.
+const testTimeout = 30 * time.Second
 
-// screen is where a command prints while a test looks on.
-type screen struct {
+// outputBuffer is where a command prints while a test looks on.
+type outputBuffer struct {
 	mu   sync.Mutex
 	text bytes.Buffer // Guarded by mu.
 }
 
-func (s *screen) Write(p []byte) (int, error) {
+func (s *outputBuffer) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.text.Write(p)
 }
 
-func (s *screen) String() string {
+func (s *outputBuffer) String() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.text.String()
 }
 
-// await gives the groups of the first match of a pattern that appears.
-func (s *screen) await(t testing.TB, pattern string) []string {
+// awaitMatch gives the groups of the first match of a pattern that appears.
+func (s *outputBuffer) awaitMatch(t testing.TB, pattern string) []string {
 	t.Helper()
 	re := regexp.MustCompile(pattern)
 	var found []string
@@ -62,21 +62,21 @@ func (s *screen) await(t testing.TB, pattern string) []string {
 // eventually polls until ok, or fails with what why says.
 func eventually(t testing.TB, ok func() bool, why func() string) {
 	t.Helper()
-	for end := time.Now().Add(patience); !ok(); <-time.After(5 * time.Millisecond) {
+	for end := time.Now().Add(testTimeout); !ok(); <-time.After(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal(why())
 		}
 	}
 }
 
-// result is what a command did.
-type result struct {
+// commandResult is what a command did.
+type commandResult struct {
 	status   int
 	out, err string
 }
 
 // imapgate runs a command in this process.
-func imapgate(t testing.TB, stdin string, args ...string) result {
+func imapgate(t testing.TB, stdin string, args ...string) commandResult {
 	t.Helper()
 	root := newRoot()
 	var out, errs bytes.Buffer
@@ -84,7 +84,7 @@ func imapgate(t testing.TB, stdin string, args ...string) result {
 	root.SetIn(strings.NewReader(stdin))
 	root.SetOut(&out)
 	root.SetErr(&errs)
-	return result{run(t.Context(), root), out.String(), errs.String()}
+	return commandResult{run(t.Context(), root), out.String(), errs.String()}
 }
 
 // write makes a file in a folder of the test's own.
@@ -115,7 +115,7 @@ func TestVersionSaysWhatIsRunning(t *testing.T) {
 	if version != flag {
 		t.Errorf("%+v, and --version says %+v", version, flag)
 	}
-	var b build
+	var b buildInfo
 	if got := imapgate(t, "", "version", "--json"); json.Unmarshal([]byte(got.out), &b) != nil || b.Version == "" || b.Go == "" {
 		t.Errorf("%+v", got)
 	}
@@ -167,7 +167,7 @@ backends: {east: {address: "127.0.0.1:1", tls: none}}
 	}
 }
 
-func TestAGroupOfCommandsRefusesWhatItHasNot(t *testing.T) {
+func TestCommandGroupRefusesUnknownCommands(t *testing.T) {
 	for _, group := range []string{"ban", "limits", "route", "audit"} {
 		if got := imapgate(t, "", group, "remove", "192.0.2.1"); got.status != 1 || got.out != "" || !strings.Contains(got.err, `unknown command "remove" for "imapgate `+group) {
 			t.Errorf("%s: %+v", group, got)
@@ -189,14 +189,14 @@ func TestShellsCanCompleteCommands(t *testing.T) {
 	}
 }
 
-func TestARunningCommandObeysItsContext(t *testing.T) {
+func TestRunningCommandEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	var out screen
+	var out outputBuffer
 	if err := runDemo(ctx, demoPorts{}, console{strings.NewReader(""), &out, &out}); err != nil {
 		t.Error(err)
 	}
-	dir := out.await(t, `files +(\S+) `)[1]
+	dir := out.awaitMatch(t, `files +(\S+) `)[1]
 	if _, err := os.Stat(dir); !os.IsNotExist(err) {
 		t.Errorf("%s is still there: %v", dir, err)
 	}

@@ -42,14 +42,14 @@ func controlGroup(t *testing.T, limit int64) string {
 	return inner
 }
 
-// logged is what serve logs of its memory limit, "" for nothing. The shell is told
+// startAndReadLog is what serve logs of its memory limit, "" for nothing. The shell is told
 // what to do first.
-func logged(t *testing.T, first string, env ...string) string {
+func startAndReadLog(t *testing.T, first string, env ...string) string {
 	t.Helper()
-	config, _ := servedConfig(t, staticEast)
+	config, _ := gatewayConfig(t, staticEast)
 	cmd := exec.Command("/bin/sh", "-c", first+` && exec "$0" "$@"`, os.Args[0], "serve", "--config", config)
-	cmd.Env = append(append(os.Environ(), asMain+"=1"), env...)
-	s := startServed(t, cmd)
+	cmd.Env = append(append(os.Environ(), runMainVariable+"=1"), env...)
+	s := startProcess(t, cmd)
 	if err := s.cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -65,10 +65,10 @@ func logged(t *testing.T, first string, env ...string) string {
 
 func TestTheLimitOfAControlGroupAboveIsRespected(t *testing.T) {
 	enter := fmt.Sprintf("echo $$ >%s/cgroup.procs", controlGroup(t, 1<<30))
-	if got := logged(t, enter); got != `"memory limit","bytes":858993459}` {
+	if got := startAndReadLog(t, enter); got != `"memory limit","bytes":858993459}` {
 		t.Errorf("logged %s", got)
 	}
-	if got := logged(t, enter, "GOMEMLIMIT=300MiB"); got != `"memory limit","bytes":314572800}` {
+	if got := startAndReadLog(t, enter, "GOMEMLIMIT=300MiB"); got != `"memory limit","bytes":314572800}` {
 		t.Errorf("with GOMEMLIMIT: logged %s", got)
 	}
 	// ProcSubset=pid, ProtectProc=invisible and ProtectControlGroups=yes, as in deploy/imapgate.service
@@ -77,19 +77,19 @@ func TestTheLimitOfAControlGroupAboveIsRespected(t *testing.T) {
 	if err := exec.Command("/bin/sh", "-c", "true"+hide+"'").Run(); err != nil {
 		t.Skip("no mount can be made: ", err)
 	}
-	if got := logged(t, enter+hide+` && exec "$0" "$@"' "$0" "$@"`); got != `"memory limit","bytes":858993459}` {
+	if got := startAndReadLog(t, enter+hide+` && exec "$0" "$@"' "$0" "$@"`); got != `"memory limit","bytes":858993459}` {
 		t.Errorf("in the unit's file systems: logged %s", got)
 	}
 }
 
-func TestNoLimitIsNoLine(t *testing.T) {
+func TestNoMemoryLimitLogsNothing(t *testing.T) {
 	if _, err := memlimit.FromCgroup(); !errors.Is(err, memlimit.ErrNoLimit) {
 		t.Skip("there is one: ", err)
 	}
-	if got := logged(t, "true", "GOMEMLIMIT=off"); got != "" {
+	if got := startAndReadLog(t, "true", "GOMEMLIMIT=off"); got != "" {
 		t.Errorf("logged %s", got)
 	}
-	if got := logged(t, "unset GOMEMLIMIT"); got != "" {
+	if got := startAndReadLog(t, "unset GOMEMLIMIT"); got != "" {
 		t.Errorf("logged %s", got)
 	}
 }

@@ -18,8 +18,8 @@ import (
 	"imapgate/internal/plainfile"
 )
 
-// maxPasswordLine bounds a password read from standard input.
-const maxPasswordLine = 4 << 10
+// maxPasswordBytes bounds a password read from standard input.
+const maxPasswordBytes = 4 << 10
 
 var errMismatch = errors.New("the two passwords are not the same")
 
@@ -36,7 +36,7 @@ first line is the password.`,
 		Example: `  imapgate passwd --user alice@example.org >> /etc/imapgate/users
   redis-cli HSET imapgate:user:alice@example.org password "$(imapgate passwd)"`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return passwd(cmd, scheme, name, file) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return printHash(cmd, scheme, name, file) },
 	}
 	cmd.Flags().StringVar(&scheme, "scheme", auth.Schemes()[0], "one of "+strings.Join(auth.Schemes(), ", "))
 	cmd.Flags().StringVar(&name, "user", "", "print a passwd-file line for this user")
@@ -46,9 +46,9 @@ first line is the password.`,
 	return cmd
 }
 
-// spelling is how user names are read: as the configuration has it, or without one
+// loadNameRules is how user names are read: as the configuration has it, or without one
 // in the default alphabet.
-func spelling(file string) (identity.Names, error) {
+func loadNameRules(file string) (identity.Names, error) {
 	if file == "" {
 		return identity.Names{}, nil
 	}
@@ -56,20 +56,20 @@ func spelling(file string) (identity.Names, error) {
 	if err != nil {
 		return identity.Names{}, err
 	}
-	return cfg.Auth.Spelling, nil
+	return cfg.Auth.NameRules, nil
 }
 
-func passwd(cmd *cobra.Command, scheme, name, file string) error {
+func printHash(cmd *cobra.Command, scheme, name, file string) error {
 	scheme = strings.ToUpper(scheme)
 	if !slices.Contains(auth.Schemes(), scheme) {
 		return fmt.Errorf("scheme %q is not one of %s", scheme, strings.Join(auth.Schemes(), ", "))
 	}
 	if name != "" {
-		names, err := spelling(file)
+		names, err := loadNameRules(file)
 		if err != nil {
 			return err
 		}
-		u, err := names.Canon(name)
+		u, err := names.Canonicalize(name)
 		if err != nil {
 			return fmt.Errorf("user %q: %w", name, err)
 		}
@@ -90,24 +90,24 @@ func passwd(cmd *cobra.Command, scheme, name, file string) error {
 // readPassword asks a terminal twice, or takes a line of anything else.
 func readPassword(cmd *cobra.Command) (identity.Secret, error) {
 	if f, ok := cmd.InOrStdin().(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-		return askPassword(f, cmd.ErrOrStderr())
+		return promptPassword(f, cmd.ErrOrStderr())
 	}
-	in := bufio.NewReader(io.LimitReader(cmd.InOrStdin(), maxPasswordLine))
+	in := bufio.NewReader(io.LimitReader(cmd.InOrStdin(), maxPasswordBytes))
 	line, err := in.ReadString('\n')
 	if err != nil && !errors.Is(err, io.EOF) {
 		return identity.Secret{}, fmt.Errorf("read the password: %w", err)
 	}
-	if len(line) == maxPasswordLine {
+	if len(line) == maxPasswordBytes {
 		return identity.Secret{}, errors.New("the password is too long")
 	}
-	text, err := plainfile.Text([]byte(line))
+	text, err := plainfile.DecodeText([]byte(line))
 	if err != nil {
 		return identity.Secret{}, fmt.Errorf("read the password: %w", err)
 	}
 	return identity.NewSecret(strings.TrimSuffix(strings.TrimSuffix(string(text), "\n"), "\r")), nil
 }
 
-func askPassword(from *os.File, prompts io.Writer) (identity.Secret, error) {
+func promptPassword(from *os.File, prompts io.Writer) (identity.Secret, error) {
 	var typed [2][]byte
 	for i, prompt := range []string{"Password: ", "Again: "} {
 		fmt.Fprint(prompts, prompt)

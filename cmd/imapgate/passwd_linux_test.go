@@ -10,27 +10,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// terminal gives both ends of a pseudo terminal.
-func terminal(t testing.TB) (person, program *os.File) {
+// openTerminal gives both ends of a pseudo terminal.
+func openTerminal(t testing.TB) (ptmx, tty *os.File) {
 	t.Helper()
-	person, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	ptmx, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
 		t.Skip("no pseudo terminals here: ", err)
 	}
-	t.Cleanup(func() { person.Close() })
-	if err := unix.IoctlSetPointerInt(int(person.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+	t.Cleanup(func() { ptmx.Close() })
+	if err := unix.IoctlSetPointerInt(int(ptmx.Fd()), unix.TIOCSPTLCK, 0); err != nil {
 		t.Skip("no pseudo terminals here: ", err)
 	}
-	n, err := unix.IoctlGetInt(int(person.Fd()), unix.TIOCGPTN)
+	n, err := unix.IoctlGetInt(int(ptmx.Fd()), unix.TIOCGPTN)
 	if err != nil {
 		t.Fatal(err)
 	}
-	program, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	tty, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { program.Close() })
-	return person, program
+	t.Cleanup(func() { tty.Close() })
+	return ptmx, tty
 }
 
 func TestATerminalIsAskedTwiceWithoutEcho(t *testing.T) {
@@ -42,11 +42,11 @@ func TestATerminalIsAskedTwiceWithoutEcho(t *testing.T) {
 		"different": {"right horse\nright hearse\n", 1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			person, program := terminal(t)
+			ptmx, tty := openTerminal(t)
 			root := newRoot()
-			var out, prompts screen
+			var out, prompts outputBuffer
 			root.SetArgs([]string{"passwd", "--scheme", "plain"})
-			root.SetIn(program)
+			root.SetIn(tty)
 			root.SetOut(&out)
 			root.SetErr(&prompts)
 			ended := make(chan int, 1)
@@ -54,14 +54,14 @@ func TestATerminalIsAskedTwiceWithoutEcho(t *testing.T) {
 
 			// Typed only after the prompt: the echo is off by then.
 			first, second, _ := strings.Cut(test.typed, "\n")
-			prompts.await(t, "Password: ")
-			awaitNoEcho(t, program)
-			if _, err := io.WriteString(person, first+"\n"); err != nil {
+			prompts.awaitMatch(t, "Password: ")
+			awaitNoEcho(t, tty)
+			if _, err := io.WriteString(ptmx, first+"\n"); err != nil {
 				t.Fatal(err)
 			}
-			prompts.await(t, "Again: ")
-			awaitNoEcho(t, program)
-			if _, err := io.WriteString(person, second); err != nil {
+			prompts.awaitMatch(t, "Again: ")
+			awaitNoEcho(t, tty)
+			if _, err := io.WriteString(ptmx, second); err != nil {
 				t.Fatal(err)
 			}
 			if got := <-ended; got != test.status {
@@ -75,10 +75,10 @@ func TestATerminalIsAskedTwiceWithoutEcho(t *testing.T) {
 }
 
 // awaitNoEcho waits until what is typed is not shown.
-func awaitNoEcho(t testing.TB, program *os.File) {
+func awaitNoEcho(t testing.TB, tty *os.File) {
 	t.Helper()
 	eventually(t, func() bool {
-		state, err := unix.IoctlGetTermios(int(program.Fd()), unix.TCGETS)
+		state, err := unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS)
 		return err == nil && state.Lflag&unix.ECHO == 0
 	}, func() string { return "the terminal still echoes" })
 }

@@ -10,14 +10,14 @@ import (
 	"imapgate/internal/identity"
 )
 
-// letsIn says whether a passwd-file lets alice in with a password.
-func letsIn(t testing.TB, line, password string) bool {
+// verifiesPassword says whether a passwd-file lets alice in with a password.
+func verifiesPassword(t testing.TB, line, password string) bool {
 	t.Helper()
-	a, err := auth.New(auth.Config{Methods: []string{auth.File}, File: write(t, "users", line)}, auth.Sources{}, zap.NewNop())
+	a, err := auth.New(auth.Config{Methods: []string{auth.File}, PasswdFile: write(t, "users", line)}, auth.Sources{}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
-	u, err := a.Canon("alice@example.org")
+	u, err := a.Canonicalize("alice@example.org")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -25,17 +25,17 @@ func letsIn(t testing.TB, line, password string) bool {
 	return err == nil
 }
 
-func TestAHashedPasswordLetsItsUserIn(t *testing.T) {
+func TestHashedPasswordVerifies(t *testing.T) {
 	t.Parallel()
 	for _, scheme := range auth.Schemes() {
 		got := imapgate(t, "right horse\n", "passwd", "--user", "Alice@Example.org", "--scheme", scheme)
 		if got.status != 0 || !strings.HasPrefix(got.out, "alice@example.org:{"+scheme+"}") {
 			t.Fatalf("%s: %+v", scheme, got)
 		}
-		if !letsIn(t, got.out, "right horse") {
+		if !verifiesPassword(t, got.out, "right horse") {
 			t.Errorf("%s: the right password is refused", scheme)
 		}
-		if letsIn(t, got.out, "wrong horse") {
+		if verifiesPassword(t, got.out, "wrong horse") {
 			t.Errorf("%s: a wrong password is accepted", scheme)
 		}
 	}
@@ -44,7 +44,7 @@ func TestAHashedPasswordLetsItsUserIn(t *testing.T) {
 func TestAPasswordFromWindowsHasNoByteOrderMark(t *testing.T) {
 	t.Parallel()
 	got := imapgate(t, "\xef\xbb\xbfright horse\r\n", "passwd", "--user", "alice@example.org")
-	if got.status != 0 || !letsIn(t, got.out, "right horse") {
+	if got.status != 0 || !verifiesPassword(t, got.out, "right horse") {
 		t.Errorf("%+v", got)
 	}
 	if got := imapgate(t, "\xff\xfex\x00", "passwd"); got.status != 1 || !strings.Contains(got.err, "UTF-16") {
@@ -54,7 +54,7 @@ func TestAPasswordFromWindowsHasNoByteOrderMark(t *testing.T) {
 
 func TestPasswordsThatCannotBeSentAreRefused(t *testing.T) {
 	for name, password := range map[string]string{
-		"empty": "", "empty line": "\n", "control": "a\tb\n", "too long": strings.Repeat("x", maxPasswordLine+10),
+		"empty": "", "empty line": "\n", "control": "a\tb\n", "too long": strings.Repeat("x", maxPasswordBytes+10),
 	} {
 		if got := imapgate(t, password, "passwd", "--scheme", "plain"); got.status != 1 || got.out != "" {
 			t.Errorf("%s: %+v", name, got)

@@ -24,8 +24,8 @@ import (
 	"imapgate/routing"
 )
 
-// routeTime bounds one command.
-const routeTime = 10 * time.Second
+// commandTimeout bounds one command.
+const commandTimeout = 10 * time.Second
 
 // routeOptions are the flags that get, set, del and explain share.
 type routeOptions struct {
@@ -33,13 +33,13 @@ type routeOptions struct {
 	asJSON bool
 
 	// Of get, set and del: which record, where it is not a user's.
-	domain string
-	deflt  bool
+	domain    string
+	isDefault bool
 }
 
 func newRoute() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "route", Args: noCommand, RunE: showHelp,
+		Use: "route", Args: refuseArguments, RunE: showHelp,
 		Short: "See and change where users go",
 		Long: `Read and write the records in Redis that say on which backend a user's mail is: a user's
 own, that of a domain (--domain) for its users without one, and the default (--default) for
@@ -57,8 +57,8 @@ redis-cli does as well; this command also refuses a record that no gateway would
 	return cmd
 }
 
-// oneUser is what explain takes.
-func oneUser(cmd *cobra.Command, args []string) error {
+// requireUser is what explain takes.
+func requireUser(cmd *cobra.Command, args []string) error {
 	if len(args) != 1 {
 		return fmt.Errorf("one user name is needed: %s", cmd.UseLine())
 	}
@@ -67,12 +67,12 @@ func oneUser(cmd *cobra.Command, args []string) error {
 
 func newRouteGet(o *routeOptions) *cobra.Command {
 	return o.targetFlags(&cobra.Command{
-		Use: "get USER | --domain DOMAIN | --default", Short: "Show the record of a user, a domain or all others", Args: o.oneRecord,
+		Use: "get USER | --domain DOMAIN | --default", Short: "Show the record of a user, a domain or all others", Args: o.requireRecord,
 		Example: `  imapgate route get alice@example.org
   imapgate route get --domain example.org
   imapgate route get --default`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return o.run(cmd, args, func(ctx context.Context, t *routes) error {
+			return o.runWithTarget(cmd, args, func(ctx context.Context, t *routeCommand) error {
 				record, err := t.router.Record(ctx, t.target)
 				if err != nil {
 					return err
@@ -81,7 +81,7 @@ func newRouteGet(o *routeOptions) *cobra.Command {
 					return json.NewEncoder(t.out).Encode(struct {
 						recordName
 						Record map[string]string `json:"record"`
-					}{nameOf(t.target), record})
+					}{recordNameOf(t.target), record})
 				}
 				if record == nil && t.target.User().IsZero() {
 					_, err := fmt.Fprintf(t.out, "%s has no record\n", t.target)
@@ -91,7 +91,7 @@ func newRouteGet(o *routeOptions) *cobra.Command {
 					_, err := fmt.Fprintf(t.out, "%s has no record; see: imapgate route explain %[1]s\n", t.target)
 					return err
 				}
-				return table(t.out, record)
+				return printFields(t.out, record)
 			})
 		},
 	})
@@ -99,7 +99,7 @@ func newRouteGet(o *routeOptions) *cobra.Command {
 
 func newRouteSet(o *routeOptions) *cobra.Command {
 	return o.targetFlags(&cobra.Command{
-		Use: "set {USER | --domain DOMAIN | --default} FIELD=VALUE...", Short: "Change fields of a record", Args: o.recordAndFields,
+		Use: "set {USER | --domain DOMAIN | --default} FIELD=VALUE...", Short: "Change fields of a record", Args: o.requireRecordAndFields,
 		Long: `Change fields of a record: of a user backend, login, mode, state (active, paused or
 blocked) and password (a hash, see imapgate passwd), of a domain backend, mode and state, of
 the default backend and mode. An empty value removes a field. Fields that are not named stay
@@ -114,18 +114,18 @@ gateway on this machine has of the user, and how many of them are elsewhere, is 
   imapgate route set --default backend=east`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			fields := args
-			if !o.isShared(cmd) {
+			if !o.isGroupRecord(cmd) {
 				fields = args[1:]
 			}
-			change, err := assignments(fields)
+			change, err := parseAssignments(fields)
 			if err != nil {
 				return err
 			}
-			return o.run(cmd, args, func(ctx context.Context, t *routes) error {
+			return o.runWithTarget(cmd, args, func(ctx context.Context, t *routeCommand) error {
 				if err := t.router.SetRecord(ctx, t.target, change); err != nil {
 					return err
 				}
-				return o.done(ctx, t, "changed")
+				return o.printResult(ctx, t, "changed")
 			})
 		},
 	})
@@ -133,21 +133,21 @@ gateway on this machine has of the user, and how many of them are elsewhere, is 
 
 func newRouteDel(o *routeOptions) *cobra.Command {
 	return o.targetFlags(&cobra.Command{
-		Use: "del USER | --domain DOMAIN | --default", Short: "Remove the record of a user, a domain or all others", Args: o.oneRecord,
+		Use: "del USER | --domain DOMAIN | --default", Short: "Remove the record of a user, a domain or all others", Args: o.requireRecord,
 		Long: `Remove a record, so that the next one decides: after a user's own that of the domain, and
 then the default. Users for whom there is none left are denied.`,
 		Example: `  imapgate route del alice@example.org
   imapgate route del --domain example.org`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return o.run(cmd, args, func(ctx context.Context, t *routes) error {
+			return o.runWithTarget(cmd, args, func(ctx context.Context, t *routeCommand) error {
 				removed, err := t.router.DeleteRecord(ctx, t.target)
 				if err != nil {
 					return err
 				}
 				if !removed {
-					return o.done(ctx, t, "had no record")
+					return o.printResult(ctx, t, "had no record")
 				}
-				return o.done(ctx, t, "removed")
+				return o.printResult(ctx, t, "removed")
 			})
 		},
 	})
@@ -169,7 +169,7 @@ record. Restore the records first, where they are not meant to be gone.`,
 			if err != nil {
 				return err
 			}
-			return withRouter(cmd, cfg, func(ctx context.Context, t *routes) error {
+			return withRouter(cmd, cfg, func(ctx context.Context, t *routeCommand) error {
 				if err := t.router.AcceptEmpty(ctx, operatorName()); err != nil {
 					return err
 				}
@@ -191,8 +191,8 @@ func operatorName() string {
 	return "operator"
 }
 
-// routes is one open router and the record it is asked about.
-type routes struct {
+// routeCommand is one open router and the record it is asked about.
+type routeCommand struct {
 	cfg    *config.Config
 	router *routing.Router
 	target routing.Target
@@ -200,25 +200,25 @@ type routes struct {
 	out    io.Writer
 }
 
-// run opens a router for one call about the record that the arguments name.
-func (o *routeOptions) run(cmd *cobra.Command, args []string, call func(context.Context, *routes) error) error {
+// runWithTarget opens a router for one call about the record that the arguments name.
+func (o *routeOptions) runWithTarget(cmd *cobra.Command, args []string, call func(context.Context, *routeCommand) error) error {
 	cfg, err := config.Load(o.file)
 	if err != nil {
 		return err
 	}
-	target, err := o.target(cmd, cfg, args)
+	target, err := o.parseTarget(cmd, cfg, args)
 	if err != nil {
 		return err
 	}
-	return withRouter(cmd, cfg, func(ctx context.Context, t *routes) error {
+	return withRouter(cmd, cfg, func(ctx context.Context, t *routeCommand) error {
 		t.target, t.user = target, target.User()
 		return call(ctx, t)
 	})
 }
 
 // withRouter opens a router for one call that is about no user.
-func withRouter(cmd *cobra.Command, cfg *config.Config, call func(context.Context, *routes) error) error {
-	quietRedis(zap.NewNop())
+func withRouter(cmd *cobra.Command, cfg *config.Config, call func(context.Context, *routeCommand) error) error {
+	setRedisLogger(zap.NewNop())
 	rdb, err := dialRedisOnce(cfg)
 	if err != nil {
 		return err
@@ -226,11 +226,11 @@ func withRouter(cmd *cobra.Command, cfg *config.Config, call func(context.Contex
 	defer closeRedis(rdb)
 	router, err := routing.New(routingConfig(cfg), rdb, routing.Metrics{}, zap.NewNop())
 	if err != nil {
-		return cfg.Place(config.At("routing", err))
+		return cfg.Locate(config.WithKey("routing", err))
 	}
-	ctx, cancel := context.WithTimeout(cmd.Context(), routeTime)
+	ctx, cancel := context.WithTimeout(cmd.Context(), commandTimeout)
 	defer cancel()
-	return call(ctx, &routes{cfg: cfg, router: router, out: cmd.OutOrStdout()})
+	return call(ctx, &routeCommand{cfg: cfg, router: router, out: cmd.OutOrStdout()})
 }
 
 func closeRedis(rdb redis.UniversalClient) {
@@ -239,43 +239,43 @@ func closeRedis(rdb redis.UniversalClient) {
 	}
 }
 
-// done reports what was done, and which live sessions go on as before.
-func (o *routeOptions) done(ctx context.Context, t *routes, what string) error {
+// printResult reports what was done, and which live sessions go on as before.
+func (o *routeOptions) printResult(ctx context.Context, t *routeCommand, result string) error {
 	if t.user.IsZero() {
 		if o.asJSON {
 			return json.NewEncoder(t.out).Encode(struct {
 				recordName
 				Result string `json:"result"`
-			}{nameOf(t.target), what})
+			}{recordNameOf(t.target), result})
 		}
-		_, err := fmt.Fprintf(t.out, "%s: %s\nlive sessions stay where they are until they end\n", t.target, what)
+		_, err := fmt.Fprintf(t.out, "%s: %s\nlive sessions stay where they are until they end\n", t.target, result)
 		return err
 	}
-	p := askPresence(ctx, t, t.router.Explain(ctx, t.user))
+	p := fetchSessionReport(ctx, t, t.router.Explain(ctx, t.user))
 	if o.asJSON {
 		return json.NewEncoder(t.out).Encode(struct {
-			User     string   `json:"user"`
-			Result   string   `json:"result"`
-			Sessions presence `json:"sessions"`
-		}{t.user.String(), what, p})
+			User     string        `json:"user"`
+			Result   string        `json:"result"`
+			Sessions sessionReport `json:"sessions"`
+		}{t.user.String(), result, p})
 	}
-	if _, err := fmt.Fprintf(t.out, "%s: %s\n", t.user, what); err != nil {
+	if _, err := fmt.Fprintf(t.out, "%s: %s\n", t.user, result); err != nil {
 		return err
 	}
 	return p.print(t.out)
 }
 
-// assignments reads FIELD=VALUE arguments. Which fields and values are allowed is for
+// parseAssignments reads FIELD=VALUE arguments. Which fields and values are allowed is for
 // routing to say: Redis may hold others, for other programs, but here one is a slip of
 // the pen.
-func assignments(args []string) (map[string]string, error) {
+func parseAssignments(args []string) (map[string]string, error) {
 	fields := make(map[string]string, len(args))
 	for _, arg := range args {
 		name, value, ok := strings.Cut(arg, "=")
 		if !ok || name == "" {
 			return nil, fmt.Errorf("%q is not FIELD=VALUE, such as backend=west", arg)
 		}
-		if _, twice := fields[name]; twice {
+		if _, duplicate := fields[name]; duplicate {
 			return nil, errors.New(name + " is there twice")
 		}
 		fields[name] = value
@@ -283,23 +283,23 @@ func assignments(args []string) (map[string]string, error) {
 	return fields, nil
 }
 
-// table prints fields in two columns. Values are quoted where they could play
+// printFields prints fields in two columns. Values are quoted where they could play
 // tricks on a terminal: anybody with access to Redis may have written them.
-func table(to io.Writer, fields map[string]string) error {
+func printFields(to io.Writer, fields map[string]string) error {
 	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
 	for _, name := range slices.Sorted(maps.Keys(fields)) {
-		fmt.Fprintf(w, "%s\t%s\n", plain(name), plain(fields[name]))
+		fmt.Fprintf(w, "%s\t%s\n", quoteUnsafe(name), quoteUnsafe(fields[name]))
 	}
 	return w.Flush()
 }
 
-// plain is s when it is visible ASCII and letters of other scripts, and quoted
+// quoteUnsafe is s when it is visible ASCII and letters of other scripts, and quoted
 // otherwise.
-func plain(s string) string {
-	hides := func(r rune) bool {
+func quoteUnsafe(s string) string {
+	isUnsafe := func(r rune) bool {
 		return r < ' ' || r > '~' && !unicode.In(r, unicode.L, unicode.Mn, unicode.Mc, unicode.Nd) || r == utf8.RuneError
 	}
-	if !utf8.ValidString(s) || strings.ContainsFunc(s, hides) {
+	if !utf8.ValidString(s) || strings.ContainsFunc(s, isUnsafe) {
 		return fmt.Sprintf("%+q", s)
 	}
 	return s

@@ -12,8 +12,8 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// routed is a configuration with a real Redis and two backends.
-func routed(t testing.TB) (config string, r *testbed.Redis) {
+// routeConfig is a configuration with a real Redis and two backends.
+func routeConfig(t testing.TB) (config string, r *testbed.Redis) {
 	t.Helper()
 	r = testbed.StartRedis(t)
 	return write(t, "imapgate.yaml", fmt.Sprintf(`
@@ -27,7 +27,7 @@ admin: {address: "127.0.0.1:1"}
 
 func TestARouteIsSetShownExplainedAndRemoved(t *testing.T) {
 	t.Parallel()
-	file, _ := routed(t)
+	file, _ := routeConfig(t)
 	steps := []struct {
 		args   string
 		status int
@@ -67,7 +67,7 @@ func TestARouteIsSetShownExplainedAndRemoved(t *testing.T) {
 
 func TestRecordsOfADomainAndTheDefaultAreSetShownAndRemoved(t *testing.T) {
 	t.Parallel()
-	file, r := routed(t)
+	file, r := routeConfig(t)
 	steps := []struct {
 		args   string
 		status int
@@ -121,7 +121,7 @@ func TestRecordsOfADomainAndTheDefaultAreSetShownAndRemoved(t *testing.T) {
 // written.
 func TestARouteThatIsRefusedByRedisIsNotWritten(t *testing.T) {
 	t.Parallel()
-	file, r := routed(t)
+	file, r := routeConfig(t)
 	password := write(t, "password", "pw")
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -142,7 +142,7 @@ func TestARouteThatIsRefusedByRedisIsNotWritten(t *testing.T) {
 
 func TestRoutesArePrintedAsJSON(t *testing.T) {
 	t.Parallel()
-	file, r := routed(t)
+	file, r := routeConfig(t)
 	r.CLI("HSET", "imapgate:user:bob@example.org", "backend", "east", "password", "{PLAIN}canary")
 	var record struct {
 		User   string
@@ -162,9 +162,9 @@ func TestRoutesArePrintedAsJSON(t *testing.T) {
 	}
 }
 
-func TestAHostileRecordCannotPlayTricksOnATerminal(t *testing.T) {
+func TestTerminalEscapesInRecordsAreQuoted(t *testing.T) {
 	t.Parallel()
-	file, r := routed(t)
+	file, r := routeConfig(t)
 	r.CLI("HSET", "imapgate:user:eve@example.org", "backend", "east\x1b[2J\nwest")
 	for _, verb := range []string{"get", "explain"} {
 		if got := imapgate(t, "", "route", verb, "eve", "-c", file); strings.ContainsAny(got.out+got.err, "\x1b") {
@@ -175,7 +175,7 @@ func TestAHostileRecordCannotPlayTricksOnATerminal(t *testing.T) {
 
 func TestWithoutRedisARouteIsAnError(t *testing.T) {
 	t.Parallel()
-	file, r := routed(t)
+	file, r := routeConfig(t)
 	r.Kill()
 	for _, args := range []string{"get alice", "set alice backend=east", "del alice"} {
 		if got := imapgate(t, "", append([]string{"route", "--config", file}, strings.Fields(args)...)...); got.status != 1 || got.err == "" {
@@ -208,13 +208,13 @@ func TestTheGatewayOnAllAddressesIsAskedOnLoopback(t *testing.T) {
 	for address, want := range map[string]string{
 		"0.0.0.0:9143": "127.0.0.1:9143", "[::]:9143": "[::1]:9143", ":9143": "127.0.0.1:9143", "10.0.0.1:9143": "10.0.0.1:9143",
 	} {
-		if got := reachable(address); got != want {
+		if got := dialableAddress(address); got != want {
 			t.Errorf("%s: %s, want %s", address, got, want)
 		}
 	}
 }
 
-func TestACommandSaysWhatKeepsItFromRedis(t *testing.T) {
+func TestRedisConnectErrorIsExplained(t *testing.T) {
 	t.Parallel()
 	s := testbed.StartRedis(t, "--requirepass", "pw", "--user", "reader", "on", ">pw", "~imapgate:*", "+hgetall", "+echo", "+select")
 	for redis, want := range map[string]string{

@@ -28,7 +28,7 @@ const gcPercent = 200
 const rootWarning = "running as root, and a gateway that faces the internet needs no right but its ports: " +
 	"use the systemd unit in deploy/, or setcap cap_net_bind_service=+ep and an ordinary user (--allow-root silences this)"
 
-var errAtOnce = errors.New("ended at once by a second signal; sessions were cut")
+var errForcedExit = errors.New("ended at once by a second signal; sessions were cut")
 
 func newServe() *cobra.Command {
 	var file string
@@ -76,7 +76,7 @@ func prepareProcess() error {
 // first line of the log. What goes wrong once the configuration is read is the last
 // line of the log, in its format.
 func serve(ctx context.Context, file, warning string, logTo io.Writer) error {
-	signals := hearSignals()
+	signals := notifySignals()
 	defer signal.Stop(signals)
 	cfg, err := config.Load(file)
 	if err != nil {
@@ -87,43 +87,43 @@ func serve(ctx context.Context, file, warning string, logTo io.Writer) error {
 		return err
 	}
 	defer func() { _ = log.Sync() }() // a terminal cannot be synced
-	quietRedis(log)
+	setRedisLogger(log)
 	if warning != "" {
 		log.Warn(warning)
 	}
-	for _, said := range placed(file, cfg.Place(warnings(cfg))) {
-		log.Warn(said.String())
+	for _, w := range toProblems(file, cfg.Locate(configWarnings(cfg))) {
+		log.Warn(w.String())
 	}
 	limitMemory(log)
 
-	g, err := start(cfg, file, log)
+	g, err := startGateway(cfg, file, log)
 	if err != nil {
 		log.Error("the gateway does not start", zap.Error(err))
-		return errSaid
+		return errReported
 	}
-	err = g.obey(ctx, signals)
+	err = g.runUntilSignal(ctx, signals)
 	g.close()
 	if err != nil {
 		log.Error("the gateway ended with an error", zap.Error(err))
-		return errSaid
+		return errReported
 	}
 	return nil
 }
 
-// start opens a gateway and has it listen.
-func start(cfg *config.Config, file string, log *zap.Logger) (*gateway, error) {
-	g, err := open(cfg, log)
+// startGateway opens a gateway and has it listen.
+func startGateway(cfg *config.Config, file string, log *zap.Logger) (*gateway, error) {
+	g, err := openGateway(cfg, log)
 	if err != nil {
-		return nil, cfg.Place(err)
+		return nil, cfg.Locate(err)
 	}
 	g.file = file
 	if err := g.listen(); err != nil {
 		g.close()
-		return nil, cfg.Place(err)
+		return nil, cfg.Locate(err)
 	}
 	for name, addr := range g.proxy.Addrs() {
 		log.Info("listening", zap.String("listener", name), zap.Stringer("address", addr))
-		if others, err := listen.Shared(addr); err == nil && others {
+		if others, err := listen.IsShared(addr); err == nil && others {
 			log.Warn("another process listens there too, and gets a part of the clients until it ends",
 				zap.String("listener", name), zap.Stringer("address", addr))
 		}
@@ -134,56 +134,56 @@ func start(cfg *config.Config, file string, log *zap.Logger) (*gateway, error) {
 	return g, nil
 }
 
-// hearSignals begins to collect signals. It comes first of all: a SIGHUP that
+// notifySignals begins to collect signals. It comes first of all: a SIGHUP that
 // nobody collects kills, and one may be sent as soon as the process is there.
 // Those that come before obey wait; more than four say nothing new.
-func hearSignals() chan os.Signal {
+func notifySignals() chan os.Signal {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	return signals
 }
 
-// obey runs the gateway and does what signals say, until it has ended.
-func (g *gateway) obey(ctx context.Context, signals <-chan os.Signal) error {
+// runUntilSignal runs the gateway and does what signals say, until it has ended.
+func (g *gateway) runUntilSignal(ctx context.Context, signals <-chan os.Signal) error {
 	ctx, drain := context.WithCancel(ctx)
 	defer drain()
-	ended := make(chan error, 1)
-	go g.runInto(ctx, ended)
+	done := make(chan error, 1)
+	go g.runAndReport(ctx, done)
 
 	for {
 		select {
-		case err := <-ended:
+		case err := <-done:
 			return err
 		case s := <-signals:
 			switch {
 			case s == syscall.SIGHUP:
-				g.refresh()
+				g.reload()
 			case ctx.Err() != nil:
-				return errAtOnce // the process ends, and with it what is left
+				return errForcedExit // the process ends, and with it what is left
 			default:
-				g.noteSignal(audit.ActDrain, nil)
-				g.log.Info("draining", zap.Stringer("signal", s), zap.Duration("sessions_may_take", g.cfg.Limits.Drain))
+				g.recordSignal(audit.ActDrain, nil)
+				g.log.Info("draining", zap.Stringer("signal", s), zap.Duration("sessions_may_take", g.cfg.Limits.DrainTimeout))
 				drain()
 			}
 		}
 	}
 }
 
-// runInto is run as a goroutine; it ends when the gateway has, and says how.
-func (g *gateway) runInto(ctx context.Context, ended chan<- error) { ended <- g.run(ctx) }
+// runAndReport is run as a goroutine; it ends when the gateway has, and says how.
+func (g *gateway) runAndReport(ctx context.Context, done chan<- error) { done <- g.run(ctx) }
 
-// refresh is SIGHUP: it reads again what can be while sessions go on, and says of the
+// reload is SIGHUP: it reads again what can be while sessions go on, and says of the
 // configuration whether it is still the one in use. No other file needs the signal: all
 // are followed.
-func (g *gateway) refresh() {
+func (g *gateway) reload() {
 	const reread = "audit log, certificates, secrets"
 	g.audit.Reopen()
-	changed, unusable := g.files.Reload()
-	err := oneLine(errors.Join(g.compareConfig(), unusable))
-	g.noteSignal(audit.ActReload, err)
-	g.metrics.ConfigReloaded(err)
-	if noted := g.audit.Reloaded(reread, err); noted != nil {
-		g.log.Warn("the reload is not in the audit log", zap.Error(noted))
+	changed, filesErr := g.files.Reload()
+	err := joinLines(errors.Join(g.checkConfigUnchanged(), filesErr))
+	g.recordSignal(audit.ActReload, err)
+	g.metrics.CountReload(err)
+	if recordErr := g.audit.ConfigReloaded(reread, err); recordErr != nil {
+		g.log.Warn("the reload is not in the audit log", zap.Error(recordErr))
 	}
 	if err != nil {
 		g.log.Warn("read again; not all that is in the files is in use", zap.String("reread", reread), zap.Error(err))
@@ -192,36 +192,36 @@ func (g *gateway) refresh() {
 	g.log.Info("read again; the configuration is the one in use", zap.String("reread", reread), zap.Strings("changed", changed))
 }
 
-// oneLine is an error that says everything in one line; nil stays nil.
-func oneLine(err error) error {
+// joinLines is an error that says everything in one line; nil stays nil.
+func joinLines(err error) error {
 	if err == nil {
 		return nil
 	}
 	return errors.New(strings.ReplaceAll(err.Error(), "\n", "; "))
 }
 
-// compareConfig says why the configuration that is in the file now is not in use.
-func (g *gateway) compareConfig() error {
+// checkConfigUnchanged says why the configuration that is in the file now is not in use.
+func (g *gateway) checkConfigUnchanged() error {
 	if info, err := os.Stat(g.file); err == nil && !info.Mode().IsRegular() {
 		return nil // a pipe is read once
 	}
 	now, err := config.Load(g.file)
 	if err != nil {
 		g.log.Error("the configuration is broken and the one in use stays; a restart would fail", zap.Error(err))
-		return firstProblem(err)
+		return shortenError(err)
 	}
-	if keys := g.cfg.Changed(now); len(keys) > 0 {
+	if keys := g.cfg.ChangedKeys(now); len(keys) > 0 {
 		return fmt.Errorf("%s has changed, which needs a restart: %s", g.file, strings.Join(keys, ", "))
 	}
 	return nil
 }
 
-// firstProblem is an error of config.Load, short.
-func firstProblem(err error) error {
-	var invalid *config.Invalid
+// shortenError is an error of config.Load, short.
+func shortenError(err error) error {
+	var invalid *config.InvalidError
 	if !errors.As(err, &invalid) || len(invalid.Problems) == 1 {
 		return err
 	}
 	all := len(invalid.Problems)
-	return fmt.Errorf("%w (and %d more)", &config.Invalid{File: invalid.File, Problems: invalid.Problems[:1]}, all-1)
+	return fmt.Errorf("%w (and %d more)", &config.InvalidError{File: invalid.File, Problems: invalid.Problems[:1]}, all-1)
 }

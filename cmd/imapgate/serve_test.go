@@ -22,15 +22,15 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// servedConfig is a gateway in front of an in-memory backend. more is appended.
-func servedConfig(t testing.TB, more string) (config, audit string) {
+// gatewayConfig is a gateway in front of an in-memory backend. more is appended.
+func gatewayConfig(t testing.TB, more string) (config, audit string) {
 	t.Helper()
 	b, err := startBackend("east", "demo")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := b.close(); err != nil {
+		if err := b.stop(); err != nil {
 			t.Error(err)
 		}
 	})
@@ -53,25 +53,25 @@ routing: {source: static, static: {default: east}}
 limits: {drain_timeout: 10m}
 `
 
-// served is a gateway in a process of its own.
-type served struct {
-	screen
+// gatewayProcess is a gateway in a process of its own.
+type gatewayProcess struct {
+	outputBuffer
 	cmd          *exec.Cmd
 	plain, admin string
 }
 
 // startServe runs `imapgate serve` until the test ends.
-func startServe(t testing.TB, config string) *served {
+func startServe(t testing.TB, config string) *gatewayProcess {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], "serve", "--config", config)
-	cmd.Env = append(os.Environ(), asMain+"=1")
-	return startServed(t, cmd)
+	cmd.Env = append(os.Environ(), runMainVariable+"=1")
+	return startProcess(t, cmd)
 }
 
-// startServed runs cmd, which becomes `imapgate serve`, until the test ends.
-func startServed(t testing.TB, cmd *exec.Cmd) *served {
+// startProcess runs cmd, which becomes `imapgate serve`, until the test ends.
+func startProcess(t testing.TB, cmd *exec.Cmd) *gatewayProcess {
 	t.Helper()
-	s := &served{cmd: cmd}
+	s := &gatewayProcess{cmd: cmd}
 	s.cmd.Stdout, s.cmd.Stderr = s, s
 	if err := s.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -85,59 +85,59 @@ func startServed(t testing.TB, cmd *exec.Cmd) *served {
 			t.Log(s.String())
 		}
 	})
-	s.plain = s.await(t, `"listener":"plain","address":"([^"]+)"`)[1]
-	s.admin = s.await(t, `"listener":"admin","address":"([^"]+)"`)[1]
+	s.plain = s.awaitMatch(t, `"listener":"plain","address":"([^"]+)"`)[1]
+	s.admin = s.awaitMatch(t, `"listener":"admin","address":"([^"]+)"`)[1]
 	return s
 }
 
-func (s *served) signal(t testing.TB, sig syscall.Signal) {
+func (s *gatewayProcess) signal(t testing.TB, sig syscall.Signal) {
 	t.Helper()
 	if err := s.cmd.Process.Signal(sig); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// status waits for the end of the process.
-func (s *served) status(t testing.TB) int {
+// waitExit waits for the end of the process.
+func (s *gatewayProcess) waitExit(t testing.TB) int {
 	t.Helper()
-	late := time.AfterFunc(patience, func() { _ = s.cmd.Process.Kill() })
-	defer late.Stop()
+	killTimer := time.AfterFunc(testTimeout, func() { _ = s.cmd.Process.Kill() })
+	defer killTimer.Stop()
 	_ = s.cmd.Wait() // its state says it better
 	return s.cmd.ProcessState.ExitCode()
 }
 
-// talk is a client that says lines and reads lines.
-type talk struct {
+// testClient is a client that says lines and reads lines.
+type testClient struct {
 	net.Conn
 	in *bufio.Reader
 }
 
 // connect reads the greeting too.
-func connect(t testing.TB, address string) *talk {
+func connect(t testing.TB, address string) *testClient {
 	t.Helper()
 	c, err := net.Dial("tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(testTimeout)); err != nil {
 		t.Fatal(err)
 	}
-	k := &talk{c, bufio.NewReader(c)}
-	k.hear(t, `^\* OK `)
+	k := &testClient{c, bufio.NewReader(c)}
+	k.readMatch(t, `^\* OK `)
 	return k
 }
 
-// say sends a line.
-func (k *talk) say(t testing.TB, line string) {
+// writeLine sends a line.
+func (k *testClient) writeLine(t testing.TB, line string) {
 	t.Helper()
 	if _, err := io.WriteString(k, line+"\r\n"); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// hear reads lines until one matches.
-func (k *talk) hear(t testing.TB, pattern string) {
+// readMatch reads lines until one matches.
+func (k *testClient) readMatch(t testing.TB, pattern string) {
 	t.Helper()
 	var heard strings.Builder
 	for re := regexp.MustCompile(pattern); ; {
@@ -154,30 +154,30 @@ func (k *talk) hear(t testing.TB, pattern string) {
 
 func TestSIGTERMDrainsAndExitsZero(t *testing.T) {
 	t.Parallel()
-	config, audit := servedConfig(t, staticEast)
+	config, audit := gatewayConfig(t, staticEast)
 	s := startServe(t, config)
 	session := connect(t, s.plain)
-	session.say(t, "a LOGIN alice demo")
-	session.hear(t, "^a OK ")
+	session.writeLine(t, "a LOGIN alice demo")
+	session.readMatch(t, "^a OK ")
 	stranger := connect(t, s.plain)
 	if got := ready(t, s.admin); got != 200 {
 		t.Errorf("ready: %d", got)
 	}
 
 	s.signal(t, syscall.SIGTERM)
-	stranger.hear(t, `^\* BYE `)
+	stranger.readMatch(t, `^\* BYE `)
 	if got := ready(t, s.admin); got != 503 {
 		t.Errorf("ready during the drain: %d", got)
 	}
 	if _, err := net.Dial("tcp", s.plain); err == nil {
 		t.Error("a new client is accepted during the drain")
 	}
-	session.say(t, "b SELECT INBOX") // a session goes on
-	session.hear(t, "^b OK ")
-	session.say(t, "c LOGOUT")
-	session.hear(t, "^c OK ")
+	session.writeLine(t, "b SELECT INBOX") // a session goes on
+	session.readMatch(t, "^b OK ")
+	session.writeLine(t, "c LOGOUT")
+	session.readMatch(t, "^c OK ")
 	session.Close()
-	if got := s.status(t); got != 0 { // long before the drain time is over
+	if got := s.waitExit(t); got != 0 { // long before the drain time is over
 		t.Errorf("exit status %d", got)
 	}
 	text, err := os.ReadFile(audit)
@@ -205,45 +205,45 @@ func ready(t testing.TB, admin string) int {
 	return got.StatusCode
 }
 
-func TestServingAsRootIsWarnedOf(t *testing.T) {
+func TestServeWarnsWhenRunAsRoot(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, to be warned")
 	}
 	t.Parallel()
-	config, _ := servedConfig(t, staticEast)
+	config, _ := gatewayConfig(t, staticEast)
 	s := startServe(t, config)
-	s.await(t, `"level":"warn".*(setcap)`)
+	s.awaitMatch(t, `"level":"warn".*(setcap)`)
 }
 
-func TestASecondSignalEndsAtOnce(t *testing.T) {
+func TestSecondSignalExitsImmediately(t *testing.T) {
 	t.Parallel()
-	config, _ := servedConfig(t, staticEast)
+	config, _ := gatewayConfig(t, staticEast)
 	s := startServe(t, config)
 	session := connect(t, s.plain)
-	session.say(t, "a LOGIN alice demo")
-	session.hear(t, "^a OK ")
+	session.writeLine(t, "a LOGIN alice demo")
+	session.readMatch(t, "^a OK ")
 	s.signal(t, syscall.SIGTERM)
-	s.await(t, `"draining"`)
+	s.awaitMatch(t, `"draining"`)
 	s.signal(t, syscall.SIGINT)
-	if got := s.status(t); got != 1 {
+	if got := s.waitExit(t); got != 1 {
 		t.Errorf("exit status %d", got)
 	}
-	s.await(t, "second signal")
+	s.awaitMatch(t, "second signal")
 }
 
 func TestSIGHUPOpensTheAuditLogAnew(t *testing.T) {
 	t.Parallel()
-	config, audit := servedConfig(t, staticEast)
+	config, audit := gatewayConfig(t, staticEast)
 	s := startServe(t, config)
 	s.signal(t, syscall.SIGHUP)
-	s.await(t, `read again; the configuration is the one in use","reread":"audit log, certificates, secrets"`)
+	s.awaitMatch(t, `read again; the configuration is the one in use","reread":"audit log, certificates, secrets"`)
 	if err := os.Rename(audit, audit+".1"); err != nil {
 		t.Fatal(err)
 	}
 	s.signal(t, syscall.SIGHUP)
 	client := connect(t, s.plain)
-	client.say(t, "a LOGIN alice wrong")
-	client.hear(t, `^a NO \[AUTHENTICATIONFAILED\]`)
+	client.writeLine(t, "a LOGIN alice wrong")
+	client.readMatch(t, `^a NO \[AUTHENTICATIONFAILED\]`)
 	eventually(t, func() bool {
 		text, err := os.ReadFile(audit)
 		return err == nil && strings.Contains(string(text), "login_refused")
@@ -251,9 +251,9 @@ func TestSIGHUPOpensTheAuditLogAnew(t *testing.T) {
 }
 
 // What was not done is not claimed.
-func TestSIGHUPTellsABrokenOrChangedConfiguration(t *testing.T) {
+func TestSIGHUPReportsABrokenOrChangedConfiguration(t *testing.T) {
 	t.Parallel()
-	config, audit := servedConfig(t, staticEast)
+	config, audit := gatewayConfig(t, staticEast)
 	good, err := os.ReadFile(config)
 	if err != nil {
 		t.Fatal(err)
@@ -291,7 +291,7 @@ func TestSIGHUPTellsABrokenOrChangedConfiguration(t *testing.T) {
 		if !strings.Contains(record, `"event":"`+c.event+`"`) || !strings.Contains(record, c.told) {
 			t.Errorf("%s, want %s, %s", record, c.event, c.told)
 		}
-		if got := page(t, s.admin, "/metrics"); !strings.Contains(got, "imapgate_config_reload_success "+c.healthy+"\n") {
+		if got := fetchPage(t, s.admin, "/metrics"); !strings.Contains(got, "imapgate_config_reload_success "+c.healthy+"\n") {
 			t.Errorf("%s: the metric is not %s", c.told, c.healthy)
 		}
 	}
@@ -300,8 +300,8 @@ func TestSIGHUPTellsABrokenOrChangedConfiguration(t *testing.T) {
 		t.Errorf("%d of 4 signals are told to be refused, %v", n, err)
 	}
 	client := connect(t, s.plain) // what was in use stays
-	client.say(t, "a LOGIN alice demo")
-	client.hear(t, `^a OK `)
+	client.writeLine(t, "a LOGIN alice demo")
+	client.readMatch(t, `^a OK `)
 }
 
 // The configuration of both is the same file, as a restart has it.
@@ -310,7 +310,7 @@ func TestAGatewayStartsBesideOneThatDrains(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("on Linux")
 	}
-	config, audit := servedConfig(t, staticEast)
+	config, audit := gatewayConfig(t, staticEast)
 	text, err := os.ReadFile(config)
 	if err != nil {
 		t.Fatal(err)
@@ -321,9 +321,9 @@ func TestAGatewayStartsBesideOneThatDrains(t *testing.T) {
 	}
 	old := startServe(t, config)
 	session := connect(t, old.plain)
-	session.say(t, "a LOGIN alice demo")
-	session.hear(t, "^a OK ")
-	imaps := old.await(t, `"listener":"imaps","address":"([^"]+)"`)[1]
+	session.writeLine(t, "a LOGIN alice demo")
+	session.readMatch(t, "^a OK ")
+	imaps := old.awaitMatch(t, `"listener":"imaps","address":"([^"]+)"`)[1]
 	for _, address := range []string{imaps, old.plain, old.admin} { // as they stand in the file
 		chained = strings.Replace(chained, `"127.0.0.1:0"`, `"`+address+`"`, 1)
 	}
@@ -332,14 +332,14 @@ func TestAGatewayStartsBesideOneThatDrains(t *testing.T) {
 	}
 
 	early := startServe(t, config) // beside one that does not drain yet
-	early.await(t, `another process listens there too.*"listener":"plain"`)
+	early.awaitMatch(t, `another process listens there too.*"listener":"plain"`)
 	early.signal(t, syscall.SIGTERM)
-	if got := early.status(t); got != 0 {
+	if got := early.waitExit(t); got != 0 {
 		t.Errorf("exit status %d", got)
 	}
 
 	old.signal(t, syscall.SIGTERM)
-	old.await(t, `"draining"`)
+	old.awaitMatch(t, `"draining"`)
 	eventually(t, func() bool {
 		c, err := net.Dial("tcp", old.plain)
 		if err == nil {
@@ -351,29 +351,29 @@ func TestAGatewayStartsBesideOneThatDrains(t *testing.T) {
 		t.Errorf("ready during the drain: %d", got)
 	}
 	next := startServe(t, config)
-	old.await(t, `admin address given up`)
+	old.awaitMatch(t, `admin address given up`)
 	if got := ready(t, next.admin); got != 200 {
 		t.Errorf("ready: %d", got)
 	}
 	for range 20 { // none comes to the old one
 		client := connect(t, next.plain)
-		client.say(t, "a LOGIN alice demo")
-		client.hear(t, "^a OK ")
+		client.writeLine(t, "a LOGIN alice demo")
+		client.readMatch(t, "^a OK ")
 		client.Close()
 	}
 	if strings.Contains(next.String(), "listens there too") {
 		t.Error("a drained listener is taken for another process")
 	}
-	session.say(t, "b SELECT INBOX")
-	session.hear(t, "^b OK ")
-	session.say(t, "c LOGOUT")
-	session.hear(t, "^c OK ")
+	session.writeLine(t, "b SELECT INBOX")
+	session.readMatch(t, "^b OK ")
+	session.writeLine(t, "c LOGOUT")
+	session.readMatch(t, "^c OK ")
 	session.Close()
-	if got := old.status(t); got != 0 {
+	if got := old.waitExit(t); got != 0 {
 		t.Errorf("exit status %d", got)
 	}
 	next.signal(t, syscall.SIGTERM)
-	if got := next.status(t); got != 0 {
+	if got := next.waitExit(t); got != 0 {
 		t.Errorf("exit status %d", got)
 	}
 	if got := imapgate(t, "", "audit", "verify", audit); got.status != 0 {
@@ -393,7 +393,7 @@ func TestNoCoreIsDumped(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("on Linux")
 	}
-	config, _ := servedConfig(t, staticEast)
+	config, _ := gatewayConfig(t, staticEast)
 	s := startServe(t, config)
 	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", s.cmd.Process.Pid))
 	if err != nil {
@@ -406,12 +406,12 @@ func TestNoCoreIsDumped(t *testing.T) {
 
 func TestAPortInUseIsNamed(t *testing.T) {
 	t.Parallel()
-	taken, err := net.Listen("tcp", at(0))
+	taken, err := net.Listen("tcp", loopbackAddress(0))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer taken.Close()
-	config, _ := servedConfig(t, staticEast)
+	config, _ := gatewayConfig(t, staticEast)
 	text, err := os.ReadFile(config)
 	if err != nil {
 		t.Fatal(err)
@@ -419,7 +419,7 @@ func TestAPortInUseIsNamed(t *testing.T) {
 	for _, block := range []string{`plain, address: "127.0.0.1:0"`, `admin: {address: "127.0.0.1:0"`} {
 		inUse := strings.Replace(block, "127.0.0.1:0", taken.Addr().String(), 1)
 		changed := write(t, "imapgate.yaml", strings.Replace(string(text), block, inUse, 1))
-		var log screen
+		var log outputBuffer
 		err := serve(t.Context(), changed, "", &log)
 		if err == nil || !strings.Contains(log.String(), taken.Addr().String()) || !strings.Contains(log.String(), "in use") {
 			t.Errorf("%s: %v, %s", block, err, log.String())
@@ -429,12 +429,12 @@ func TestAPortInUseIsNamed(t *testing.T) {
 
 func TestServingEndsWithTheContext(t *testing.T) {
 	t.Parallel()
-	config, _ := servedConfig(t, staticEast)
+	config, _ := gatewayConfig(t, staticEast)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	var log screen
+	var log outputBuffer
 	go func() { ended <- serve(ctx, config, "", &log) }()
-	log.await(t, `"listener":"admin"`)
+	log.awaitMatch(t, `"listener":"admin"`)
 	cancel()
 	if err := <-ended; err != nil {
 		t.Error(err)
@@ -448,7 +448,7 @@ func TestAUserWithoutAHashInRedisIsAskedOfTheNextMethod(t *testing.T) {
 	// alice's hash here is of another password than the backend's "demo".
 	r.CLI("HSET", "imapgate:user:alice@example.org", "backend", "east", "password", "{PLAIN}other")
 	r.CLI("HSET", "imapgate:user:bob@example.org", "backend", "east")
-	config, _ := servedConfig(t, fmt.Sprintf(`
+	config, _ := gatewayConfig(t, fmt.Sprintf(`
 redis: {addresses: [%q]}
 auth: {methods: [redis, passthrough], default_domain: example.org}
 limits: {drain_timeout: 0s}
@@ -461,7 +461,7 @@ limits: {drain_timeout: 0s}
 		"carol wrong": `^a NO \[AUTHENTICATIONFAILED\]`, // the backend decides
 	} {
 		client := connect(t, s.plain)
-		client.say(t, "a LOGIN "+user)
-		client.hear(t, want)
+		client.writeLine(t, "a LOGIN "+user)
+		client.readMatch(t, want)
 	}
 }

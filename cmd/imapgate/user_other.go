@@ -4,13 +4,13 @@ package main
 
 import "errors"
 
-// becomeUser is for Unix only.
-func becomeUser(name string) error {
+// dropToUser is for Unix only.
+func dropToUser(name string) error {
 	if name != "" {
 		return errors.New("--user is for Unix only")
 	}
 	return nil
 }
 
-// doubtUser knows of no service.
-func doubtUser(string) []finding { return nil }
+// warnUserMismatch knows of no service.
+func warnUserMismatch(string) []problem { return nil }

@@ -13,17 +13,17 @@ import (
 // the linker can set nothing else; nothing in the program writes to it.
 var version string
 
-// build says what is running.
-type build struct {
+// buildInfo says what is running.
+type buildInfo struct {
 	Version string `json:"version"`
 	Commit  string `json:"commit,omitempty"`
 	Go      string `json:"go"`
 	System  string `json:"system"`
 }
 
-// thisBuild is what the linker said, else what the Go tool recorded.
-func thisBuild() build {
-	b := build{Version: version, Go: runtime.Version(), System: runtime.GOOS + "/" + runtime.GOARCH}
+// readBuildInfo is what the linker said, else what the Go tool recorded.
+func readBuildInfo() buildInfo {
+	b := buildInfo{Version: version, Go: runtime.Version(), System: runtime.GOOS + "/" + runtime.GOARCH}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		info = &debug.BuildInfo{}
@@ -43,7 +43,9 @@ func thisBuild() build {
 }
 
 // String is the build in one line.
-func (b build) String() string { return fmt.Sprintf("imapgate %s (%s, %s)", b.Version, b.Go, b.System) }
+func (b buildInfo) String() string {
+	return fmt.Sprintf("imapgate %s (%s, %s)", b.Version, b.Go, b.System)
+}
 
 func newVersion() *cobra.Command {
 	var asJSON bool
@@ -53,7 +55,7 @@ func newVersion() *cobra.Command {
 		Example: "  imapgate version\n  imapgate version --json",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			b := thisBuild()
+			b := readBuildInfo()
 			if asJSON {
 				return json.NewEncoder(cmd.OutOrStdout()).Encode(b)
 			}

@@ -15,34 +15,34 @@ import (
 	"imapgate/routing"
 )
 
-// warnings are what can be meant, and is more likely a mistake: errors of config.At, joined.
-func warnings(cfg *config.Config) error {
-	return errors.Join(slices.Concat(warnReuse(cfg), warnProofs(cfg), warnClear(cfg), warnSnapshot(cfg))...)
+// configWarnings are what can be meant, and is more likely a mistake: errors of config.WithKey, joined.
+func configWarnings(cfg *config.Config) error {
+	return errors.Join(slices.Concat(warnReuse(cfg), warnPasswordless(cfg), warnCleartext(cfg), warnSnapshot(cfg))...)
 }
 
-// warning is what there is to say of a key.
-func warning(key, format string, args ...any) error {
-	return config.At(key, fmt.Errorf(format, args...))
+// newWarning is what there is to say of a key.
+func newWarning(key, format string, args ...any) error {
+	return config.WithKey(key, fmt.Errorf(format, args...))
 }
 
 // warnSnapshot says why a snapshot of routes would not be believed. The gateway
 // starts without it.
-func warnSnapshot(cfg *config.Config) (said []error) {
+func warnSnapshot(cfg *config.Config) (warnings []error) {
 	if cfg.Routing.Snapshot == "" {
 		return nil
 	}
 	if err := routing.CheckSnapshot(cfg.Routing.Snapshot); err != nil {
-		said = append(said, warning("routing.snapshot", "%w; the gateway starts without it", err))
+		warnings = append(warnings, newWarning("routing.snapshot", "%w; the gateway starts without it", err))
 	}
-	if err := plainfile.Replaceable(cfg.Routing.Snapshot); err != nil {
-		said = append(said, warning("routing.snapshot", "no snapshot will be kept: %w", err))
+	if err := plainfile.CheckReplace(cfg.Routing.Snapshot); err != nil {
+		warnings = append(warnings, newWarning("routing.snapshot", "no snapshot will be kept: %w", err))
 	}
-	return said
+	return warnings
 }
 
-// warnClear says which auth servers are told passwords, and the secrets in headers,
+// warnCleartext says which auth servers are told passwords, and the secrets in headers,
 // over a network without TLS.
-func warnClear(cfg *config.Config) (said []error) {
+func warnCleartext(cfg *config.Config) (warnings []error) {
 	if !slices.Contains(cfg.Auth.Methods, auth.HTTP) {
 		return nil
 	}
@@ -54,64 +54,64 @@ func warnClear(cfg *config.Config) (said []error) {
 		if addr, err := netip.ParseAddr(u.Hostname()); err == nil && addr.Unmap().IsLoopback() {
 			continue
 		}
-		said = append(said, warning(config.Indexed("auth.http.urls", i), "http to %s: passwords travel in the clear, and whoever is in between lets in whom they like. https does not", u.Host))
+		warnings = append(warnings, newWarning(config.ItemKey("auth.http.urls", i), "http to %s: passwords travel in the clear, and whoever is in between lets in whom they like. https does not", u.Host))
 	}
-	return said
+	return warnings
 }
 
-// warnProofs says where a client that shows no password cannot be taken on:
+// warnPasswordless says where a client that shows no password cannot be taken on:
 // with SCRAM and EXTERNAL, there is none to log in at the backend with.
-func warnProofs(cfg *config.Config) (said []error) {
-	proofs := slices.DeleteFunc(slices.Clone(cfg.Auth.Mechanisms), func(name string) bool {
+func warnPasswordless(cfg *config.Config) (warnings []error) {
+	passwordless := slices.DeleteFunc(slices.Clone(cfg.Auth.Mechanisms), func(name string) bool {
 		return name != "EXTERNAL" && !strings.HasPrefix(name, "SCRAM")
 	})
 	if len(cfg.Auth.Mechanisms) == 0 && cfg.Auth.External.SAN != "" {
-		proofs = []string{"EXTERNAL"}
+		passwordless = []string{"EXTERNAL"}
 	}
 	if slices.Contains(cfg.Auth.Methods, auth.HTTP) { // which can give a password to log in with
-		proofs = slices.DeleteFunc(proofs, func(name string) bool { return name == "EXTERNAL" })
+		passwordless = slices.DeleteFunc(passwordless, func(name string) bool { return name == "EXTERNAL" })
 	}
 	for _, name := range slices.Sorted(maps.Keys(cfg.Backends)) {
-		if b := cfg.Backends[name]; len(proofs) > 0 && b.Login != "master" {
-			said = append(said, warning(config.Below("backends", name), "login: %s cannot be used for clients that log in with %s, who show no password or token: they get UNAVAILABLE. login: master can",
-				b.Login, strings.Join(proofs, ", ")))
+		if b := cfg.Backends[name]; len(passwordless) > 0 && b.Login != "master" {
+			warnings = append(warnings, newWarning(config.MemberKey("backends", name), "login: %s cannot be used for clients that log in with %s, who show no password or token: they get UNAVAILABLE. login: master can",
+				b.Login, strings.Join(passwordless, ", ")))
 		}
 	}
-	return said
+	return warnings
 }
 
 // warnReuse says which backends' mode is of no use: where only they can judge what
 // clients show, each login asks them, on a connection of its own.
-func warnReuse(cfg *config.Config) (said []error) {
+func warnReuse(cfg *config.Config) (warnings []error) {
 	for _, name := range slices.Sorted(maps.Keys(cfg.Backends)) {
 		b := cfg.Backends[name]
-		kinds, cache := leftToBackend(cfg.Auth, b.Login), "mux.credential_cache, or "
-		if b.Mux.CredCache { // which is for passwords
+		kinds, cache := backendVerified(cfg.Auth, b.Login), "mux.credential_cache, or "
+		if b.Mux.CredentialCache { // which is for passwords
 			kinds = slices.DeleteFunc(kinds, func(kind string) bool { return kind == "passwords" })
 		}
 		if !slices.Contains(kinds, "passwords") {
 			cache = ""
 		}
-		if asked := strings.Join(kinds, " and "); asked != "" && b.Mode == "reuse" {
-			said = append(said, warning(config.Below("backends", name), "mode reuse needs %s%s that the gateway can check: nothing will be reused for clients with %[2]s",
-				cache, asked))
+		if unverified := strings.Join(kinds, " and "); unverified != "" && b.Mode == "reuse" {
+			warnings = append(warnings, newWarning(config.MemberKey("backends", name), "mode reuse needs %s%s that the gateway can check: nothing will be reused for clients with %[2]s",
+				cache, unverified))
 		}
 	}
-	return said
+	return warnings
 }
 
-// leftToBackend is what clients show that passthrough alone judges.
-func leftToBackend(a config.Auth, login string) (kinds []string) {
+// backendVerified is what clients show that passthrough alone judges.
+func backendVerified(a config.Auth, login string) (kinds []string) {
 	if !slices.Contains(a.Methods, auth.Passthrough) || login == "master" {
 		return nil
 	}
-	has := func(list []string, names ...string) bool {
+	containsAny := func(list []string, names ...string) bool {
 		return slices.ContainsFunc(names, func(name string) bool { return slices.Contains(list, name) })
 	}
-	if login != "oauth" && !has(a.Methods, auth.File, auth.Redis, auth.HTTP) && (len(a.Mechanisms) == 0 || has(a.Mechanisms, "PLAIN", "LOGIN")) {
+	if login != "oauth" && !containsAny(a.Methods, auth.File, auth.Redis, auth.HTTP) && (len(a.Mechanisms) == 0 || containsAny(a.Mechanisms, "PLAIN", "LOGIN")) {
 		kinds = append(kinds, "passwords")
 	}
-	if !has(a.Methods, auth.OAuth) && has(a.Mechanisms, auth.OAuthBearer, auth.XOAuth2) {
+	if !containsAny(a.Methods, auth.OAuth) && containsAny(a.Mechanisms, auth.OAuthBearer, auth.XOAuth2) {
 		kinds = append(kinds, "tokens")
 	}
 	return kinds

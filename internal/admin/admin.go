@@ -27,17 +27,17 @@ import (
 
 // Bounds of one request, and of all at once.
 const (
-	headTime    = 5 * time.Second  // for the head of a request
-	requestTime = 10 * time.Second // for all of a request
-	answerTime  = 30 * time.Second // for its answer
-	idleTime    = 2 * time.Minute  // of a connection between requests
-	maxHead     = 16 << 10         // bytes
-	maxBody     = 4 << 10          // bytes
-	maxConns    = 64               // connections at a time; a new one replaces one without a request
-	maxRequests = 48               // requests at a time, but for health and readiness; more get 503
-	goodbyeTime = 2 * time.Second  // for answers under way when the server ends
+	headerTimeout   = 5 * time.Second  // for the head of a request
+	readTimeout     = 10 * time.Second // for all of a request
+	writeTimeout    = 30 * time.Second // for its answer
+	idleTimeout     = 2 * time.Minute  // of a connection between requests
+	maxHeader       = 16 << 10         // bytes
+	maxBody         = 4 << 10          // bytes
+	maxConns        = 64               // connections at a time; a new one replaces one without a request
+	maxRequests     = 48               // requests at a time, but for health and readiness; more get 503
+	shutdownTimeout = 2 * time.Second  // for answers under way when the server ends
 
-	lookForOthers = 200 * time.Millisecond // how often GiveWay looks
+	sharedPollInterval = 200 * time.Millisecond // how often ReleaseAddress looks
 )
 
 // Config is the `admin` block of the configuration.
@@ -46,44 +46,44 @@ type Config struct {
 	Token   identity.Secret // zero: no token is asked for
 }
 
-// Shows is what there is to see.
-type Shows struct {
+// Deps is what there is to see.
+type Deps struct {
 	Metrics http.Handler
 	Ready   func() error // nil while new clients can be let in
-	// Explain says where a user would go, as something JSON can hold. Its error
+	// ExplainRoute says where a user would go, as something JSON can hold. Its error
 	// means that the name is none.
-	Explain func(ctx context.Context, user string) (any, error)
-	// Sessions says which live sessions of a user this gateway has, as Explain.
-	Sessions func(ctx context.Context, user string) (any, error)
-	// Backends says what this gateway thinks of all backends.
-	Backends func() any
-	Limits   Limits
+	ExplainRoute func(ctx context.Context, user string) (any, error)
+	// ListSessions says which live sessions of a user this gateway has, as Explain.
+	ListSessions func(ctx context.Context, user string) (any, error)
+	// ListBackends says what this gateway thinks of all backends.
+	ListBackends func() any
+	Limits       Limits
 }
 
 // Server is the admin address.
 type Server struct {
 	// Set once.
-	cfg      Config
-	log      *zap.Logger
-	guard    *guard
-	http     *http.Server
-	tcp      *net.TCPListener // by Listen
-	listener net.Listener     // tcp, bounded
-	givenUp  atomic.Bool      // by GiveWay
+	cfg         Config
+	log         *zap.Logger
+	filter      *accessFilter
+	http        *http.Server
+	tcpListener *net.TCPListener // by Listen
+	listener    net.Listener     // tcp, bounded
+	released    atomic.Bool      // by ReleaseAddress
 }
 
 // New makes a Server.
-func New(cfg Config, shows Shows, log *zap.Logger) *Server {
-	s := &Server{cfg: cfg, log: log, guard: newGuard(cfg, pages(shows))}
+func New(cfg Config, deps Deps, log *zap.Logger) *Server {
+	s := &Server{cfg: cfg, log: log, filter: newAccessFilter(cfg, newEndpoints(deps))}
 	s.http = &http.Server{
-		Handler:           s.guard,
-		ReadHeaderTimeout: headTime,
-		ReadTimeout:       requestTime,
-		WriteTimeout:      answerTime,
-		IdleTimeout:       idleTime,
-		MaxHeaderBytes:    maxHead,
-		ConnContext:       withConnection,
-		ConnState:         watchState,
+		Handler:           s.filter,
+		ReadHeaderTimeout: headerTimeout,
+		ReadTimeout:       readTimeout,
+		WriteTimeout:      writeTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeader,
+		ConnContext:       withConn,
+		ConnState:         onStateChange,
 		// What net/http has to say is about clients that break the protocol.
 		ErrorLog:  zap.NewStdLog(log.WithOptions(zap.IncreaseLevel(zap.ErrorLevel))),
 		Protocols: new(http.Protocols),
@@ -95,34 +95,34 @@ func New(cfg Config, shows Shows, log *zap.Logger) *Server {
 // Listen opens the address.
 func (s *Server) Listen() error {
 	var err error
-	if s.tcp, err = listen.TCP(s.cfg.Address); err != nil {
+	if s.tcpListener, err = listen.TCP(s.cfg.Address); err != nil {
 		return fmt.Errorf("listen for admin: %w", err)
 	}
-	s.listener = newBounded(s.tcp)
+	s.listener = newBoundedListener(s.tcpListener)
 	return nil
 }
 
 // Addr is where it listens, after Listen.
-func (s *Server) Addr() net.Addr { return s.tcp.Addr() }
+func (s *Server) Addr() net.Addr { return s.tcpListener.Addr() }
 
-// GiveWay gives the address up as soon as another process listens there, or at once
+// ReleaseAddress gives the address up as soon as another process listens there, or at once
 // where that cannot be told: it is for a process that is about to end, and returns
 // with ctx or when the address is given up.
-func (s *Server) GiveWay(ctx context.Context) {
-	look := time.NewTicker(lookForOthers)
-	defer look.Stop()
+func (s *Server) ReleaseAddress(ctx context.Context) {
+	ticker := time.NewTicker(sharedPollInterval)
+	defer ticker.Stop()
 	for {
-		others, err := listen.Shared(s.Addr())
-		if others || err != nil {
+		shared, err := listen.IsShared(s.Addr())
+		if shared || err != nil {
 			break
 		}
 		select {
-		case <-look.C:
+		case <-ticker.C:
 		case <-ctx.Done():
 			return
 		}
 	}
-	s.givenUp.Store(true)
+	s.released.Store(true)
 	s.http.SetKeepAlivesEnabled(false) // those who have asked us ask the other one next
 	_ = s.listener.Close()             // Serve notices
 	s.log.Info("admin address given up", zap.Stringer("address", s.Addr()))
@@ -130,28 +130,28 @@ func (s *Server) GiveWay(ctx context.Context) {
 
 // Serve answers until ctx is done, which is no error. Listen comes first.
 func (s *Server) Serve(ctx context.Context) error {
-	ended := make(chan error, 1)
-	go s.serveInto(ended)
+	served := make(chan error, 1)
+	go s.runServer(served)
 	select {
-	case err := <-ended:
-		if !s.givenUp.Load() {
+	case err := <-served:
+		if !s.released.Load() {
 			return fmt.Errorf("admin: %w", err) // the listener broke; nothing else ends it
 		}
 		<-ctx.Done()
 	case <-ctx.Done():
 	}
-	soon, cancel := context.WithTimeout(context.WithoutCancel(ctx), goodbyeTime)
+	shutdownCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 	defer cancel()
-	if s.http.Shutdown(soon) != nil {
+	if s.http.Shutdown(shutdownCtx) != nil {
 		_ = s.http.Close() // answers that nobody reads
 	}
-	<-ended
+	<-served
 	return nil
 }
 
-// serveInto is run as a goroutine; it ends when the server is shut down or its
+// runServer is run as a goroutine; it ends when the server is shut down or its
 // listener is closed or breaks.
-func (s *Server) serveInto(ended chan<- error) {
-	ended <- s.http.Serve(s.listener)
-	close(ended)
+func (s *Server) runServer(served chan<- error) {
+	served <- s.http.Serve(s.listener)
+	close(served)
 }

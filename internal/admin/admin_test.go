@@ -24,98 +24,98 @@ import (
 
 const token = "a-token-of-thirty-two-characters"
 
-// shown is a Shows whose readiness a test can take away.
-func shown(away *atomic.Bool) Shows {
-	return Shows{
+// testDeps is a Shows whose readiness a test can take away.
+func testDeps(notReady *atomic.Bool) Deps {
+	return Deps{
 		Metrics: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "imapgate_sessions 3") }),
 		Ready: func() error {
-			if away.Load() {
+			if notReady.Load() {
 				return errors.New("draining")
 			}
 			return nil
 		},
-		Explain: func(_ context.Context, user string) (any, error) {
-			u, err := identity.Canon(user, "")
+		ExplainRoute: func(_ context.Context, user string) (any, error) {
+			u, err := identity.Canonicalize(user, "")
 			return map[string]string{"user": u.String()}, err
 		},
-		Sessions: func(_ context.Context, user string) (any, error) {
-			u, err := identity.Canon(user, "")
+		ListSessions: func(_ context.Context, user string) (any, error) {
+			u, err := identity.Canonicalize(user, "")
 			return map[string]string{"user": u.String()}, err
 		},
-		Backends: func() any { return map[string]any{"backends": []string{}} },
+		ListBackends: func() any { return map[string]any{"backends": []string{}} },
 	}
 }
 
-// request is one request as a test writes it down.
-type request struct {
+// testRequest is one request as a test writes it down.
+type testRequest struct {
 	method, target, host, token, body string
 }
 
-// ask gives the answer of a server to a request.
-func ask(g http.Handler, q request) *http.Response {
-	if q.method == "" {
-		q.method = http.MethodGet
+// do gives the answer of a server to a request.
+func do(h http.Handler, req testRequest) *http.Response {
+	if req.method == "" {
+		req.method = http.MethodGet
 	}
-	if q.host == "" {
-		q.host = "127.0.0.1:9143"
+	if req.host == "" {
+		req.host = "127.0.0.1:9143"
 	}
-	r := httptest.NewRequest(q.method, "http://x", strings.NewReader(q.body))
-	r.URL.Path, r.URL.RawQuery, _ = strings.Cut(q.target, "?")
-	r.Host = q.host
+	r := httptest.NewRequest(req.method, "http://x", strings.NewReader(req.body))
+	r.URL.Path, r.URL.RawQuery, _ = strings.Cut(req.target, "?")
+	r.Host = req.host
 	r.RemoteAddr = "192.0.2.7:4711"
-	if q.token != "" {
-		r.Header.Set("Authorization", "Bearer "+q.token)
+	if req.token != "" {
+		r.Header.Set("Authorization", "Bearer "+req.token)
 	}
 	w := httptest.NewRecorder()
-	g.ServeHTTP(w, r)
+	h.ServeHTTP(w, r)
 	return w.Result()
 }
 
 func withToken(t testing.TB) http.Handler {
 	t.Helper()
 	cfg := Config{Address: "127.0.0.1:9143", Token: identity.NewSecret(token)}
-	return New(cfg, shown(new(atomic.Bool)), zap.NewNop()).guard
+	return New(cfg, testDeps(new(atomic.Bool)), zap.NewNop()).filter
 }
 
-func TestRequestsThatMayNotBeAnsweredAreRefused(t *testing.T) {
+func TestForbiddenRequestsAreRefused(t *testing.T) {
 	tests := map[string]struct {
-		request
+		testRequest
 		want int
 	}{
-		"metrics":                    {request{target: "/metrics", token: token}, 200},
-		"sessions, no token":         {request{target: "/v1/sessions?user=alice"}, 401},
-		"backends, no token":         {request{target: "/v1/backends"}, 401},
-		"backends":                   {request{target: "/v1/backends", token: token}, 200},
-		"head":                       {request{method: "HEAD", target: "/metrics", token: token}, 200},
-		"health without a token":     {request{target: "/healthz"}, 200},
-		"ready without a token":      {request{target: "/readyz"}, 200},
-		"no token":                   {request{target: "/metrics"}, 401},
-		"wrong token":                {request{target: "/metrics", token: "wrong"}, 401},
-		"a prefix of the token":      {request{target: "/metrics", token: token[:8]}, 401},
-		"unknown path, no token":     {request{target: "/nothing"}, 401},
-		"unknown path":               {request{target: "/nothing", token: token}, 404},
-		"root":                       {request{target: "/", token: token}, 404},
-		"trailing slash":             {request{target: "/metrics/", token: token}, 404},
-		"double slash":               {request{target: "//metrics", token: token}, 404},
-		"dot dot":                    {request{target: "/v1/../metrics", token: token}, 404},
-		"upper case":                 {request{target: "/Metrics", token: token}, 404},
-		"open paths are exact":       {request{target: "/healthz/"}, 401},
-		"profiler":                   {request{target: "/debug/pprof/", token: token}, 404},
-		"post":                       {request{method: "POST", target: "/metrics", token: token}, 405},
-		"delete":                     {request{method: "DELETE", target: "/v1/routes/explain", token: token}, 405},
-		"options":                    {request{method: "OPTIONS", target: "/metrics"}, 405},
-		"a body":                     {request{target: "/metrics", token: token, body: "x"}, 413},
-		"foreign host":               {request{target: "/metrics", token: token, host: "evil.example"}, 421},
-		"foreign host with our port": {request{target: "/metrics", token: token, host: "evil.example:9143"}, 421},
-		"foreign host for health":    {request{target: "/healthz", host: "evil.example"}, 421},
-		"our address as a subdomain": {request{target: "/metrics", token: token, host: "127.0.0.1.evil.example"}, 421},
-		"localhost":                  {request{target: "/metrics", token: token, host: "localhost:9143"}, 200},
-		"IPv6 address":               {request{target: "/metrics", token: token, host: "[::1]:9143"}, 200},
-		"IPv6 address, no port":      {request{target: "/metrics", token: token, host: "[::1]"}, 200},
+		"metrics":                    {testRequest{target: "/metrics", token: token}, 200},
+		"sessions, no token":         {testRequest{target: "/v1/sessions?user=alice"}, 401},
+		"backends, no token":         {testRequest{target: "/v1/backends"}, 401},
+		"backends":                   {testRequest{target: "/v1/backends", token: token}, 200},
+		"head":                       {testRequest{method: "HEAD", target: "/metrics", token: token}, 200},
+		"health without a token":     {testRequest{target: "/healthz"}, 200},
+		"ready without a token":      {testRequest{target: "/readyz"}, 200},
+		"no token":                   {testRequest{target: "/metrics"}, 401},
+		"wrong token":                {testRequest{target: "/metrics", token: "wrong"}, 401},
+		"a prefix of the token":      {testRequest{target: "/metrics", token: token[:8]}, 401},
+		"unknown path, no token":     {testRequest{target: "/nothing"}, 401},
+		"unknown path":               {testRequest{target: "/nothing", token: token}, 404},
+		"root":                       {testRequest{target: "/", token: token}, 404},
+		"trailing slash":             {testRequest{target: "/metrics/", token: token}, 404},
+		"double slash":               {testRequest{target: "//metrics", token: token}, 404},
+		"dot dot":                    {testRequest{target: "/v1/../metrics", token: token}, 404},
+		"upper case":                 {testRequest{target: "/Metrics", token: token}, 404},
+		"open paths are exact":       {testRequest{target: "/healthz/"}, 401},
+		"profiler":                   {testRequest{target: "/debug/pprof/", token: token}, 404},
+		"post":                       {testRequest{method: "POST", target: "/metrics", token: token}, 405},
+		"delete":                     {testRequest{method: "DELETE", target: "/v1/routes/explain", token: token}, 405},
+		"options":                    {testRequest{method: "OPTIONS", target: "/metrics"}, 405},
+		"a body":                     {testRequest{target: "/metrics", token: token, body: "x"}, 413},
+		"foreign host":               {testRequest{target: "/metrics", token: token, host: "evil.example"}, 421},
+		"foreign host with our port": {testRequest{target: "/metrics", token: token, host: "evil.example:9143"}, 421},
+		"foreign host for health":    {testRequest{target: "/healthz", host: "evil.example"}, 421},
+		"our address as a subdomain": {testRequest{target: "/metrics", token: token, host: "127.0.0.1.evil.example"}, 421},
+		"localhost":                  {testRequest{target: "/metrics", token: token, host: "localhost:9143"}, 200},
+		"IPv6 address":               {testRequest{target: "/metrics", token: token, host: "[::1]:9143"}, 200},
+		"IPv6 address, no port":      {testRequest{target: "/metrics", token: token, host: "[::1]"}, 200},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			got := ask(withToken(t), test.request)
+			got := do(withToken(t), test.testRequest)
 			if got.StatusCode != test.want {
 				t.Errorf("status %d, want %d", got.StatusCode, test.want)
 			}
@@ -128,24 +128,24 @@ func TestRequestsThatMayNotBeAnsweredAreRefused(t *testing.T) {
 
 func TestARenewedTokenReplacesTheOldOne(t *testing.T) {
 	live := identity.NewLiveSecret(token)
-	h := New(Config{Address: "127.0.0.1:9143", Token: live.Secret()}, shown(new(atomic.Bool)), zap.NewNop()).guard
-	if got := ask(h, request{target: "/v1/backends", token: token}); got.StatusCode != http.StatusOK {
+	h := New(Config{Address: "127.0.0.1:9143", Token: live.Secret()}, testDeps(new(atomic.Bool)), zap.NewNop()).filter
+	if got := do(h, testRequest{target: "/v1/backends", token: token}); got.StatusCode != http.StatusOK {
 		t.Errorf("%d", got.StatusCode)
 	}
 	live.Replace("another token of 16")
 	for given, want := range map[string]int{token: http.StatusUnauthorized, "another token of 16": http.StatusOK} {
-		if got := ask(h, request{target: "/v1/backends", token: given}); got.StatusCode != want {
+		if got := do(h, testRequest{target: "/v1/backends", token: given}); got.StatusCode != want {
 			t.Errorf("%q: %d", given, got.StatusCode)
 		}
 	}
 }
 
-func TestWithoutATokenEverybodyOnTheAddressMayAsk(t *testing.T) {
-	g := New(Config{Address: "127.0.0.1:9143"}, shown(new(atomic.Bool)), zap.NewNop()).guard
-	if got := ask(g, request{target: "/metrics"}); got.StatusCode != 200 {
+func TestWithoutATokenEveryClientMayRead(t *testing.T) {
+	g := New(Config{Address: "127.0.0.1:9143"}, testDeps(new(atomic.Bool)), zap.NewNop()).filter
+	if got := do(g, testRequest{target: "/metrics"}); got.StatusCode != 200 {
 		t.Errorf("status %d", got.StatusCode)
 	}
-	if got := ask(g, request{target: "/metrics", host: "evil.example"}); got.StatusCode != 421 {
+	if got := do(g, testRequest{target: "/metrics", host: "evil.example"}); got.StatusCode != 421 {
 		t.Errorf("status %d under a foreign name", got.StatusCode)
 	}
 }
@@ -153,51 +153,51 @@ func TestWithoutATokenEverybodyOnTheAddressMayAsk(t *testing.T) {
 func TestTheEleventhGuessInAMinuteIsTooMany(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := withToken(t)
-		for range guesses {
-			if got := ask(g, request{target: "/metrics", token: "guess"}); got.StatusCode != 401 {
+		for range maxGuesses {
+			if got := do(g, testRequest{target: "/metrics", token: "guess"}); got.StatusCode != 401 {
 				t.Fatalf("status %d", got.StatusCode)
 			}
 		}
-		if got := ask(g, request{target: "/metrics", token: "guess"}); got.StatusCode != 429 {
+		if got := do(g, testRequest{target: "/metrics", token: "guess"}); got.StatusCode != 429 {
 			t.Errorf("status %d for a guess too many", got.StatusCode)
 		}
-		if got := ask(g, request{target: "/metrics", token: token}); got.StatusCode != 200 {
+		if got := do(g, testRequest{target: "/metrics", token: token}); got.StatusCode != 200 {
 			t.Errorf("status %d for the operator beside somebody who guesses", got.StatusCode)
 		}
-		if got := ask(g, request{target: "/metrics"}); got.StatusCode != 401 {
+		if got := do(g, testRequest{target: "/metrics"}); got.StatusCode != 401 {
 			t.Errorf("status %d without a token, which is no guess", got.StatusCode)
 		}
-		<-time.After(window) // fake time
-		if got := ask(g, request{target: "/metrics", token: "guess"}); got.StatusCode != 401 {
+		<-time.After(guessWindow) // fake time
+		if got := do(g, testRequest{target: "/metrics", token: "guess"}); got.StatusCode != 401 {
 			t.Errorf("status %d for a guess a minute later", got.StatusCode)
 		}
 	})
 }
 
-func TestManyAddressesBuyNoMoreGuessesThanOne(t *testing.T) {
-	g := withToken(t).(*guard)
+func TestUntrackedAddressesShareOneGuessCount(t *testing.T) {
+	g := withToken(t).(*accessFilter)
 	r := httptest.NewRequest("GET", "http://127.0.0.1/metrics", nil)
 	r.Header.Set("Authorization", "Bearer guess")
 	refused := 0
 	for i := range maxGuessers + 200 {
 		r.RemoteAddr = netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}), 1).String()
-		if g.admit(r) == http.StatusTooManyRequests {
+		if g.authenticate(r) == http.StatusTooManyRequests {
 			refused++
 		}
 	}
-	if refused != 200-guesses {
-		t.Errorf("%d of the 200 addresses too many were refused, want %d", refused, 200-guesses)
+	if refused != 200-maxGuesses {
+		t.Errorf("%d of the 200 addresses too many were refused, want %d", refused, 200-maxGuesses)
 	}
-	if len(g.wrong) > maxGuessers+1 {
-		t.Errorf("%d addresses are remembered", len(g.wrong))
+	if len(g.guesses) > maxGuessers+1 {
+		t.Errorf("%d addresses are remembered", len(g.guesses))
 	}
 }
 
-func TestIPv6NeighboursCountAsOne(t *testing.T) {
-	if a, b := network("[2001:db8::1]:1"), network("[2001:db8::ffff:2]:9"); a != b {
+func TestIPv6NetworkCountsAsOneClient(t *testing.T) {
+	if a, b := clientNet("[2001:db8::1]:1"), clientNet("[2001:db8::ffff:2]:9"); a != b {
 		t.Errorf("%v is not %v", a, b)
 	}
-	if a, b := network("[::ffff:192.0.2.1]:1"), network("192.0.2.1:9"); a != b {
+	if a, b := clientNet("[::ffff:192.0.2.1]:1"), clientNet("192.0.2.1:9"); a != b {
 		t.Errorf("%v is not %v", a, b)
 	}
 }
@@ -214,7 +214,7 @@ func TestExplainAndSessionsTakeOneUser(t *testing.T) {
 		"/v1/sessions?user=a&user=b":                400,
 		"/v1/sessions?user=%0d%0a":                  400,
 	} {
-		got := ask(withToken(t), request{target: target, token: token})
+		got := do(withToken(t), testRequest{target: target, token: token})
 		body, err := io.ReadAll(got.Body)
 		if err != nil {
 			t.Fatal(err)
@@ -231,7 +231,7 @@ func TestExplainAndSessionsTakeOneUser(t *testing.T) {
 
 func TestServingEndsWithItsContext(t *testing.T) {
 	var away atomic.Bool
-	s := New(Config{Address: "127.0.0.1:0"}, shown(&away), zap.NewNop())
+	s := New(Config{Address: "127.0.0.1:0"}, testDeps(&away), zap.NewNop())
 	if err := s.Listen(); err != nil {
 		t.Fatal(err)
 	}
@@ -268,8 +268,8 @@ func status(t *testing.T, url string) int {
 	return got.StatusCode
 }
 
-// serving lets a server serve until the test ends.
-func serving(t *testing.T, s *Server) {
+// startServing lets a server serve until the test ends.
+func startServing(t *testing.T, s *Server) {
 	t.Helper()
 	if err := s.Listen(); err != nil {
 		t.Fatal(err)
@@ -281,8 +281,8 @@ func serving(t *testing.T, s *Server) {
 }
 
 func TestConnectionsAreBounded(t *testing.T) {
-	s := New(Config{Address: "127.0.0.1:0"}, shown(new(atomic.Bool)), zap.NewNop())
-	serving(t, s)
+	s := New(Config{Address: "127.0.0.1:0"}, testDeps(new(atomic.Bool)), zap.NewNop())
+	startServing(t, s)
 
 	held := make([]net.Conn, 3*maxConns)
 	for i := range held {

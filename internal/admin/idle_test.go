@@ -16,19 +16,19 @@ import (
 	"imapgate/internal/identity"
 )
 
-// answerWithin bounds the wait for an answer, and is longer than a busy machine needs.
-const answerWithin = 20 * time.Second
+// answerTimeout bounds the wait for an answer, and is longer than a busy machine needs.
+const answerTimeout = 20 * time.Second
 
 // dialFrom connects to the server from an address of this machine.
 func dialFrom(t *testing.T, s *Server, ip string) net.Conn {
 	t.Helper()
-	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(ip)}, Timeout: answerWithin}
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(ip)}, Timeout: answerTimeout}
 	c, err := d.Dial("tcp", s.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = c.Close() })
-	if err := c.SetDeadline(time.Now().Add(answerWithin)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(answerTimeout)); err != nil {
 		t.Fatal(err)
 	}
 	return c
@@ -50,9 +50,9 @@ func getOn(t *testing.T, c net.Conn, path string) int {
 	return answer.StatusCode
 }
 
-var probed = []string{pathReady, pathHealth, pathMetrics}
+var openPaths = []string{pathReady, pathHealth, pathMetrics}
 
-func TestConnectionsWithoutARequestKeepNobodyOut(t *testing.T) {
+func TestIdleConnectionsDoNotBlockOthers(t *testing.T) {
 	t.Parallel()
 	says := func(text string) func(*testing.T, net.Conn) {
 		return func(t *testing.T, c net.Conn) {
@@ -72,14 +72,14 @@ func TestConnectionsWithoutARequestKeepNobodyOut(t *testing.T) {
 		for _, from := range []string{"127.0.0.1", "127.0.0.2"} {
 			t.Run(name+", asked from "+from, func(t *testing.T) {
 				t.Parallel()
-				s := New(Config{Address: "127.0.0.1:0", Token: identity.NewSecret(token)}, shown(new(atomic.Bool)), zap.NewNop())
+				s := New(Config{Address: "127.0.0.1:0", Token: identity.NewSecret(token)}, testDeps(new(atomic.Bool)), zap.NewNop())
 				// Longer than the test waits: nothing but the new connection ends another.
 				s.http.ReadHeaderTimeout, s.http.ReadTimeout, s.http.IdleTimeout = time.Hour, time.Hour, time.Hour
-				serving(t, s)
+				startServing(t, s)
 				for range 2 * maxConns {
 					occupied(t, dialFrom(t, s, "127.0.0.1"))
 				}
-				for _, path := range probed {
+				for _, path := range openPaths {
 					if status := getOn(t, dialFrom(t, s, from), path); status != http.StatusOK {
 						t.Errorf("%s: %d", path, status)
 					}
@@ -91,10 +91,10 @@ func TestConnectionsWithoutARequestKeepNobodyOut(t *testing.T) {
 
 // A monitor that keeps its connection is not the one to go while somebody else has
 // more of them.
-func TestManyConnectionsOfOneAddressCloseTheirOwn(t *testing.T) {
+func TestBusiestNetworkLosesItsIdleConnections(t *testing.T) {
 	t.Parallel()
-	s := New(Config{Address: "127.0.0.1:0", Token: identity.NewSecret(token)}, shown(new(atomic.Bool)), zap.NewNop())
-	serving(t, s)
+	s := New(Config{Address: "127.0.0.1:0", Token: identity.NewSecret(token)}, testDeps(new(atomic.Bool)), zap.NewNop())
+	startServing(t, s)
 	monitor := dialFrom(t, s, "127.0.0.2")
 	getOn(t, monitor, pathReady)
 	for range 3 * maxConns {
@@ -105,9 +105,9 @@ func TestManyConnectionsOfOneAddressCloseTheirOwn(t *testing.T) {
 	}
 }
 
-func TestARequestUnderWayKeepsItsPlaceAndHealthIsAnsweredBesideAll(t *testing.T) {
+func TestActiveRequestKeepsItsSlotAndHealthIsAlwaysServed(t *testing.T) {
 	t.Parallel()
-	shows := shown(new(atomic.Bool))
+	shows := testDeps(new(atomic.Bool))
 	begun, end := make(chan struct{}), make(chan struct{})
 	shows.Metrics = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		begun <- struct{}{}
@@ -115,7 +115,7 @@ func TestARequestUnderWayKeepsItsPlaceAndHealthIsAnsweredBesideAll(t *testing.T)
 		_, _ = io.WriteString(w, "measured\n") // the test looks
 	})
 	s := New(Config{Address: "127.0.0.1:0", Token: identity.NewSecret(token)}, shows, zap.NewNop())
-	serving(t, s)
+	startServing(t, s)
 	slow := make([]net.Conn, maxRequests)
 	for i := range slow {
 		slow[i] = dialFrom(t, s, "127.0.0.1")

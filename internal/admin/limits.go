@@ -12,80 +12,82 @@ import (
 	"imapgate/internal/duration"
 )
 
-// ErrOrder is an order that no gateway can carry out, or a question nobody can
+// ErrBadRequest is an order that no gateway can carry out, or a question nobody can
 // answer: the operator's mistake, which its text explains.
-var ErrOrder = errors.New("cannot be done")
+var ErrBadRequest = errors.New("cannot be done")
 
-// Order is a ban as an operator asks for it.
-type Order struct {
-	Who string        `json:"who"` // an address or a network
-	For time.Duration `json:"for"` // nanoseconds, or a text such as "10m" or "7d"
-	Why string        `json:"why"`
+// BanRequest is a ban as an operator asks for it.
+type BanRequest struct {
+	Subject  string        `json:"who"` // an address or a network
+	Duration time.Duration `json:"for"` // nanoseconds, or a text such as "10m" or "7d"
+	Note     string        `json:"why"`
 }
 
 // Limits is what there is to see and to change of limits and bans. Errors that are
-// no ErrOrder mean that it cannot be done now.
+// no ErrBadRequest mean that it cannot be done now.
 type Limits struct {
-	Show    func(ctx context.Context, who string) (any, error) // of a user or an address
-	Forgive func(ctx context.Context, who string) (any, error) // a user's failed logins
-	Bans    func(ctx context.Context) (any, error)
-	Ban     func(ctx context.Context, o Order) (any, error)
-	Unban   func(ctx context.Context, who string) (any, error)
+	ShowLimits  func(ctx context.Context, who string) (any, error) // of a user or an address
+	ResetLimits func(ctx context.Context, who string) (any, error) // a user's failed logins
+	ListBans    func(ctx context.Context) (any, error)
+	AddBan      func(ctx context.Context, o BanRequest) (any, error)
+	RemoveBans  func(ctx context.Context, who string) (any, error)
 }
 
-// show answers ?who=NAME with what is counted of a user or an address.
-func (l Limits) show(w http.ResponseWriter, r *http.Request) { asked(w, r, l.Show) }
+// serveLimits answers ?who=NAME with what is counted of a user or an address.
+func (l Limits) serveLimits(w http.ResponseWriter, r *http.Request) { serveQuery(w, r, l.ShowLimits) }
 
-// forgive forgets the failed logins of ?who=USER.
-func (l Limits) forgive(w http.ResponseWriter, r *http.Request) { asked(w, r, l.Forgive) }
+// serveReset forgets the failed logins of ?who=USER.
+func (l Limits) serveReset(w http.ResponseWriter, r *http.Request) { serveQuery(w, r, l.ResetLimits) }
 
-// remove ends the ban of ?who=ADDRESS.
-func (l Limits) remove(w http.ResponseWriter, r *http.Request) { asked(w, r, l.Unban) }
+// serveBanRemoval ends the ban of ?who=ADDRESS.
+func (l Limits) serveBanRemoval(w http.ResponseWriter, r *http.Request) {
+	serveQuery(w, r, l.RemoveBans)
+}
 
-func asked(w http.ResponseWriter, r *http.Request, call func(context.Context, string) (any, error)) {
-	who := r.URL.Query()["who"]
-	if len(who) != 1 || who[0] == "" {
-		say(w, http.StatusBadRequest, "one address or user is needed: ?who=192.0.2.7")
+func serveQuery(w http.ResponseWriter, r *http.Request, call func(context.Context, string) (any, error)) {
+	subjects := r.URL.Query()["who"]
+	if len(subjects) != 1 || subjects[0] == "" {
+		writeText(w, http.StatusBadRequest, "one address or user is needed: ?who=192.0.2.7")
 		return
 	}
-	result, err := call(r.Context(), who[0])
-	conclude(w, result, err)
+	result, err := call(r.Context(), subjects[0])
+	writeResult(w, result, err)
 }
 
-func (l Limits) list(w http.ResponseWriter, r *http.Request) {
-	result, err := l.Bans(r.Context())
-	conclude(w, result, err)
+func (l Limits) serveBanList(w http.ResponseWriter, r *http.Request) {
+	result, err := l.ListBans(r.Context())
+	writeResult(w, result, err)
 }
 
-// add bans whom the body names.
-func (l Limits) add(w http.ResponseWriter, r *http.Request) {
-	var o Order
-	asked := struct {
-		*Order
+// serveBanAddition bans whom the body names.
+func (l Limits) serveBanAddition(w http.ResponseWriter, r *http.Request) {
+	var ban BanRequest
+	body := struct {
+		*BanRequest
 		For json.RawMessage `json:"for"`
-	}{Order: &o}
+	}{BanRequest: &ban}
 	d := json.NewDecoder(r.Body)
 	d.DisallowUnknownFields()
-	var large *http.MaxBytesError
-	switch err := d.Decode(&asked); {
-	case errors.As(err, &large):
-		say(w, http.StatusRequestEntityTooLarge, "the body is too large")
+	var tooLarge *http.MaxBytesError
+	switch err := d.Decode(&body); {
+	case errors.As(err, &tooLarge):
+		writeText(w, http.StatusRequestEntityTooLarge, "the body is too large")
 		return
 	case err != nil || d.More():
-		say(w, http.StatusBadRequest, `the body is not {"who": ADDRESS, "for": DURATION, "why": TEXT}`)
+		writeText(w, http.StatusBadRequest, `the body is not {"who": ADDRESS, "for": DURATION, "why": TEXT}`)
 		return
 	}
 	var err error
-	if o.For, err = lengthOf(asked.For); err != nil {
-		say(w, http.StatusBadRequest, err.Error())
+	if ban.Duration, err = parseDuration(body.For); err != nil {
+		writeText(w, http.StatusBadRequest, err.Error())
 		return
 	}
-	result, err := l.Ban(r.Context(), o)
-	conclude(w, result, err)
+	result, err := l.AddBan(r.Context(), ban)
+	writeResult(w, result, err)
 }
 
-// lengthOf reads a time as people write it, or nanoseconds as programs do.
-func lengthOf(value json.RawMessage) (d time.Duration, err error) {
+// parseDuration reads a time as people write it, or nanoseconds as programs do.
+func parseDuration(value json.RawMessage) (d time.Duration, err error) {
 	var text string
 	if json.Unmarshal(value, &text) == nil {
 		d, err = duration.Parse(text)
@@ -98,13 +100,13 @@ func lengthOf(value json.RawMessage) (d time.Duration, err error) {
 	return d, nil
 }
 
-func conclude(w http.ResponseWriter, result any, err error) {
+func writeResult(w http.ResponseWriter, result any, err error) {
 	switch {
-	case errors.Is(err, ErrOrder):
-		say(w, http.StatusBadRequest, err.Error())
+	case errors.Is(err, ErrBadRequest):
+		writeText(w, http.StatusBadRequest, err.Error())
 	case err != nil:
-		say(w, http.StatusServiceUnavailable, err.Error())
+		writeText(w, http.StatusServiceUnavailable, err.Error())
 	default:
-		answer(w, result)
+		writeJSON(w, result)
 	}
 }

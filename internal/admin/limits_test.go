@@ -16,118 +16,118 @@ import (
 	"imapgate/internal/identity"
 )
 
-// ledger is bans as a test keeps them.
-type ledger map[string]Order
+// fakeBans is bans as a test keeps them.
+type fakeBans map[string]BanRequest
 
-func (l ledger) limits() Limits {
+func (l fakeBans) limits() Limits {
 	return Limits{
-		Show: func(_ context.Context, who string) (any, error) { return map[string]string{"who": who}, nil },
-		Bans: func(context.Context) (any, error) { return l, nil },
-		Ban: func(_ context.Context, o Order) (any, error) {
-			switch o.Who {
+		ShowLimits: func(_ context.Context, who string) (any, error) { return map[string]string{"who": who}, nil },
+		ListBans:   func(context.Context) (any, error) { return l, nil },
+		AddBan: func(_ context.Context, o BanRequest) (any, error) {
+			switch o.Subject {
 			case "nobody":
-				return nil, fmt.Errorf("%w: that is no address", ErrOrder)
+				return nil, fmt.Errorf("%w: that is no address", ErrBadRequest)
 			case "192.0.2.99":
 				return nil, errors.New("redis is away")
 			}
-			l[o.Who] = o
+			l[o.Subject] = o
 			return o, nil
 		},
-		Unban: func(_ context.Context, who string) (any, error) {
+		RemoveBans: func(_ context.Context, who string) (any, error) {
 			delete(l, who)
 			return map[string]string{"who": who}, nil
 		},
 	}
 }
 
-// order is a request that changes something, as a program of the operator's
+// sendChange is a request that changes something, as a program of the operator's
 // would make it; change spoils it.
-func order(g http.Handler, method, body string, change func(*http.Request)) *httptest.ResponseRecorder {
+func sendChange(h http.Handler, method, body string, modify func(*http.Request)) *httptest.ResponseRecorder {
 	r := httptest.NewRequest(method, "http://127.0.0.1:9143/v1/bans", strings.NewReader(body))
 	r.RemoteAddr = "127.0.0.1:4711"
 	r.Header.Set("Authorization", "Bearer "+token)
 	if method == http.MethodPost {
 		r.Header.Set("Content-Type", "application/json")
 	}
-	change(r)
+	modify(r)
 	w := httptest.NewRecorder()
-	g.ServeHTTP(w, r)
+	h.ServeHTTP(w, r)
 	return w
 }
 
-const oneBan = `{"who":"192.0.2.7","for":3600000000000,"why":"by hand"}`
+const banBody = `{"who":"192.0.2.7","for":3600000000000,"why":"by hand"}`
 
 func TestABanIsAddedListedAndRemoved(t *testing.T) {
-	l := ledger{}
-	shows := Shows{Limits: l.limits()}
-	g := New(Config{Address: "127.0.0.1:9143", Token: identity.NewSecret(token)}, withMetrics(shows), zap.NewNop()).guard
-	if w := order(g, "POST", oneBan, func(*http.Request) {}); w.Code != 200 || l["192.0.2.7"].For != time.Hour {
+	l := fakeBans{}
+	shows := Deps{Limits: l.limits()}
+	g := New(Config{Address: "127.0.0.1:9143", Token: identity.NewSecret(token)}, withMetrics(shows), zap.NewNop()).filter
+	if w := sendChange(g, "POST", banBody, func(*http.Request) {}); w.Code != 200 || l["192.0.2.7"].Duration != time.Hour {
 		t.Fatalf("%d %s, %v", w.Code, w.Body, l)
 	}
-	var listed map[string]Order
-	w := order(g, "GET", "", func(*http.Request) {})
-	if err := json.Unmarshal(w.Body.Bytes(), &listed); err != nil || listed["192.0.2.7"].Why != "by hand" {
+	var listed map[string]BanRequest
+	w := sendChange(g, "GET", "", func(*http.Request) {})
+	if err := json.Unmarshal(w.Body.Bytes(), &listed); err != nil || listed["192.0.2.7"].Note != "by hand" {
 		t.Fatalf("%v: %s", err, w.Body)
 	}
-	if w := order(g, "DELETE", "", func(r *http.Request) { r.URL.RawQuery = "who=192.0.2.7" }); w.Code != 200 || len(l) != 0 {
+	if w := sendChange(g, "DELETE", "", func(r *http.Request) { r.URL.RawQuery = "who=192.0.2.7" }); w.Code != 200 || len(l) != 0 {
 		t.Fatalf("%d %s, %v", w.Code, w.Body, l)
 	}
 }
 
-func TestALengthIsWrittenAsPeopleDo(t *testing.T) {
+func TestBanDurationTakesTextOrNanoseconds(t *testing.T) {
 	for text, want := range map[string]time.Duration{
 		`"10m"`: 10 * time.Minute, `"72h"`: 72 * time.Hour, `"7d"`: 168 * time.Hour, `600000000000`: 10 * time.Minute, `"-1h"`: -time.Hour, // which the gate refuses
 		`"10"`: 0, `""`: 0, `null`: 0, `1.5`: 0, `1e30`: 0, `true`: 0, `[1]`: 0, `"10 minutes"`: 0,
 	} {
-		l := ledger{}
-		g := New(Config{Address: "127.0.0.1:9143", Token: identity.NewSecret(token)}, withMetrics(Shows{Limits: l.limits()}), zap.NewNop()).guard
-		w := order(g, "POST", `{"who":"192.0.2.7","why":"by hand","for":`+text+`}`, func(*http.Request) {})
+		l := fakeBans{}
+		g := New(Config{Address: "127.0.0.1:9143", Token: identity.NewSecret(token)}, withMetrics(Deps{Limits: l.limits()}), zap.NewNop()).filter
+		w := sendChange(g, "POST", `{"who":"192.0.2.7","why":"by hand","for":`+text+`}`, func(*http.Request) {})
 		if want == 0 {
 			if w.Code != 400 || len(l) != 0 || !strings.Contains(w.Body.String(), "is not a duration") {
 				t.Errorf("%s: %d %s", text, w.Code, w.Body)
 			}
-		} else if w.Code != 200 || l["192.0.2.7"] != (Order{"192.0.2.7", want, "by hand"}) {
+		} else if w.Code != 200 || l["192.0.2.7"] != (BanRequest{"192.0.2.7", want, "by hand"}) {
 			t.Errorf("%s: %d %s, %+v", text, w.Code, w.Body, l)
 		}
 	}
 }
 
 // withMetrics gives what every Shows has.
-func withMetrics(s Shows) Shows {
+func withMetrics(s Deps) Deps {
 	s.Metrics = http.NotFoundHandler()
 	return s
 }
 
-func TestChangesThatAreNotTheOperatorsAreRefused(t *testing.T) {
+func TestForgedChangesAreRefused(t *testing.T) {
 	tests := map[string]struct {
 		method, body string
 		change       func(*http.Request)
 		want         int
 	}{
-		"no token":            {"POST", oneBan, func(r *http.Request) { r.Header.Del("Authorization") }, 401},
-		"a wrong token":       {"POST", oneBan, func(r *http.Request) { r.Header.Set("Authorization", "Bearer x") }, 401},
-		"a foreign host":      {"POST", oneBan, func(r *http.Request) { r.Host = "evil.example" }, 421},
-		"a foreign origin":    {"POST", oneBan, func(r *http.Request) { r.Header.Set("Origin", "http://evil.example") }, 403},
-		"another site":        {"POST", oneBan, func(r *http.Request) { r.Header.Set("Sec-Fetch-Site", "cross-site") }, 403},
+		"no token":            {"POST", banBody, func(r *http.Request) { r.Header.Del("Authorization") }, 401},
+		"a wrong token":       {"POST", banBody, func(r *http.Request) { r.Header.Set("Authorization", "Bearer x") }, 401},
+		"a foreign host":      {"POST", banBody, func(r *http.Request) { r.Host = "evil.example" }, 421},
+		"a foreign origin":    {"POST", banBody, func(r *http.Request) { r.Header.Set("Origin", "http://evil.example") }, 403},
+		"another site":        {"POST", banBody, func(r *http.Request) { r.Header.Set("Sec-Fetch-Site", "cross-site") }, 403},
 		"another site's end":  {"DELETE", "", func(r *http.Request) { r.Header.Set("Sec-Fetch-Site", "cross-site") }, 403},
-		"a form":              {"POST", oneBan, func(r *http.Request) { r.Header.Set("Content-Type", "text/plain") }, 415},
-		"a long body":         {"POST", strings.Repeat(" ", maxBody) + oneBan, func(*http.Request) {}, 413},
-		"a long chunked body": {"POST", strings.Repeat(" ", maxBody) + oneBan, func(r *http.Request) { r.ContentLength = -1 }, 413},
+		"a form":              {"POST", banBody, func(r *http.Request) { r.Header.Set("Content-Type", "text/plain") }, 415},
+		"a long body":         {"POST", strings.Repeat(" ", maxBody) + banBody, func(*http.Request) {}, 413},
+		"a long chunked body": {"POST", strings.Repeat(" ", maxBody) + banBody, func(r *http.Request) { r.ContentLength = -1 }, 413},
 		"no JSON":             {"POST", "who=x", func(*http.Request) {}, 400},
-		"two bodies":          {"POST", oneBan + oneBan, func(*http.Request) {}, 400},
+		"two bodies":          {"POST", banBody + banBody, func(*http.Request) {}, 400},
 		"an unknown key":      {"POST", `{"whom":"192.0.2.7"}`, func(*http.Request) {}, 400},
 		"nobody":              {"POST", `{"who":"nobody","for":"1h"}`, func(*http.Request) {}, 400},
 		"nobody's end":        {"DELETE", "", func(*http.Request) {}, 400},
 		"a body at the end":   {"DELETE", "x", func(r *http.Request) { r.URL.RawQuery = "who=192.0.2.7" }, 413},
 		"not now":             {"POST", `{"who":"192.0.2.99","for":"1h"}`, func(*http.Request) {}, 503},
-		"another method":      {"PUT", oneBan, func(*http.Request) {}, 405},
-		"another page":        {"POST", oneBan, func(r *http.Request) { r.URL.Path = "/v1/limits" }, 405},
+		"another method":      {"PUT", banBody, func(*http.Request) {}, 405},
+		"another page":        {"POST", banBody, func(r *http.Request) { r.URL.Path = "/v1/limits" }, 405},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			l := ledger{}
-			g := New(Config{Address: "127.0.0.1:9143", Token: identity.NewSecret(token)}, withMetrics(Shows{Limits: l.limits()}), zap.NewNop()).guard
-			if w := order(g, test.method, test.body, test.change); w.Code != test.want {
+			l := fakeBans{}
+			g := New(Config{Address: "127.0.0.1:9143", Token: identity.NewSecret(token)}, withMetrics(Deps{Limits: l.limits()}), zap.NewNop()).filter
+			if w := sendChange(g, test.method, test.body, test.change); w.Code != test.want {
 				t.Errorf("status %d, want %d: %s", w.Code, test.want, w.Body)
 			}
 			if len(l) != 0 {
@@ -137,13 +137,13 @@ func TestChangesThatAreNotTheOperatorsAreRefused(t *testing.T) {
 	}
 }
 
-func TestWithoutATokenNobodyChangesAnything(t *testing.T) {
-	l := ledger{}
-	g := New(Config{Address: "127.0.0.1:9143"}, withMetrics(Shows{Limits: l.limits()}), zap.NewNop()).guard
-	if w := order(g, "POST", oneBan, func(*http.Request) {}); w.Code != 403 || len(l) != 0 {
+func TestChangesNeedAToken(t *testing.T) {
+	l := fakeBans{}
+	g := New(Config{Address: "127.0.0.1:9143"}, withMetrics(Deps{Limits: l.limits()}), zap.NewNop()).filter
+	if w := sendChange(g, "POST", banBody, func(*http.Request) {}); w.Code != 403 || len(l) != 0 {
 		t.Errorf("status %d, %v", w.Code, l)
 	}
-	if w := order(g, "GET", "", func(*http.Request) {}); w.Code != 200 {
+	if w := sendChange(g, "GET", "", func(*http.Request) {}); w.Code != 200 {
 		t.Errorf("status %d for a look", w.Code)
 	}
 }

@@ -15,11 +15,11 @@ import (
 // Both requests say all but their last byte, and wait.
 func TestASlowRequestIsEnded(t *testing.T) {
 	t.Parallel()
-	s := New(Config{Address: "127.0.0.1:0", Token: identity.NewSecret(token)}, shown(new(atomic.Bool)), zap.NewNop())
-	serving(t, s)
+	s := New(Config{Address: "127.0.0.1:0", Token: identity.NewSecret(token)}, testDeps(new(atomic.Bool)), zap.NewNop())
+	startServing(t, s)
 	slow := map[time.Duration]string{
-		headTime: "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r",
-		requestTime: "POST /v1/bans HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer " + token +
+		headerTimeout: "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r",
+		readTimeout: "POST /v1/bans HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer " + token +
 			"\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{\"who\":\"",
 	}
 	began, waits := time.Now(), map[time.Duration]net.Conn{}
@@ -35,7 +35,7 @@ func TestASlowRequestIsEnded(t *testing.T) {
 		waits[limit] = c
 	}
 	for limit, c := range waits {
-		if err := c.SetDeadline(began.Add(requestTime + time.Minute)); err != nil {
+		if err := c.SetDeadline(began.Add(readTimeout + time.Minute)); err != nil {
 			t.Fatal(err)
 		}
 		said, err := io.ReadAll(c)

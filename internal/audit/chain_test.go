@@ -16,8 +16,8 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// chained opens a log with a chain at path.
-func chained(t testing.TB, path string) *Log {
+// openChained opens a log with a chain at path.
+func openChained(t testing.TB, path string) *Log {
 	t.Helper()
 	l, err := Open(Config{Path: path, Chain: true}, zap.NewNop())
 	if err != nil {
@@ -26,12 +26,12 @@ func chained(t testing.TB, path string) *Log {
 	return l
 }
 
-// written makes a chained file of some records and gives its text.
-func written(t testing.TB, path string, records int) []byte {
+// writeChained makes a chained file of some records and gives its text.
+func writeChained(t testing.TB, path string, records int) []byte {
 	t.Helper()
-	l := chained(t, path)
+	l := openChained(t, path)
 	for i := range records {
-		refuse(l, fmt.Sprint(i))
+		recordRefusal(l, fmt.Sprint(i))
 	}
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
@@ -47,7 +47,7 @@ func written(t testing.TB, path string, records int) []byte {
 func verify(texts ...[]byte) (*Verifier, error) {
 	var v Verifier
 	for _, text := range texts {
-		if err := v.File(bytes.NewReader(text)); err != nil {
+		if err := v.VerifyFile(bytes.NewReader(text)); err != nil {
 			return &v, err
 		}
 	}
@@ -56,27 +56,27 @@ func verify(texts ...[]byte) (*Verifier, error) {
 
 func TestChainHoldsOverRestartsAndRotation(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
-	written(t, path, 20)
-	written(t, path, 20) // a gateway started again
-	l := chained(t, path)
-	refuse(l, "before")
+	writeChained(t, path, 20)
+	writeChained(t, path, 20) // a gateway started again
+	l := openChained(t, path)
+	recordRefusal(l, "before")
 	eventually(t, "written", func() bool { return len(lines(t, path)) == 42 })
 	if err := os.Rename(path, path+".1"); err != nil {
 		t.Fatal(err)
 	}
 	l.Reopen()
 	eventually(t, "a new file", func() bool { _, err := os.Stat(path); return err == nil })
-	refuse(l, "after")
+	recordRefusal(l, "after")
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
 	old, now := readAll(t, path+".1"), readAll(t, path)
 	v, err := verify(old, now)
-	if seq, _ := v.Last(); err != nil || v.Records != 44 || v.First != 1 || seq != 44 {
-		t.Errorf("%v: %d records from %d to %d", err, v.Records, v.First, seq)
+	if seq, _ := v.Last(); err != nil || v.Records != 44 || v.FirstSeq != 1 || seq != 44 {
+		t.Errorf("%v: %d records from %d to %d", err, v.Records, v.FirstSeq, seq)
 	}
-	if v, err := verify(now); err != nil || v.First != 43 {
-		t.Errorf("the new file alone: %v, from %d", err, v.First)
+	if v, err := verify(now); err != nil || v.FirstSeq != 43 {
+		t.Errorf("the new file alone: %v, from %d", err, v.FirstSeq)
 	}
 	if _, err := verify(now, old); err == nil {
 		t.Error("files in the wrong order are fine")
@@ -96,9 +96,9 @@ func readAll(t testing.TB, path string) []byte {
 }
 
 // A SIGKILL may leave a piece of a record behind.
-func TestChainGoesOnBehindATornLine(t *testing.T) {
+func TestChainContinuesAfterAPartialLine(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
-	text := written(t, path, 5)
+	text := writeChained(t, path, 5)
 	for cut := 1; cut < 200; cut++ {
 		torn := text[:len(text)-cut]
 		if err := os.WriteFile(path, torn, 0o600); err != nil {
@@ -107,14 +107,14 @@ func TestChainGoesOnBehindATornLine(t *testing.T) {
 		if _, err := verify(torn); err != nil {
 			t.Fatalf("torn by %d bytes: %v", cut, err)
 		}
-		if _, err := verify(written(t, path, 1)); err != nil {
+		if _, err := verify(writeChained(t, path, 1)); err != nil {
 			t.Fatalf("continued behind a line torn by %d bytes: %v", cut, err)
 		}
 	}
 }
 
 func TestEveryChangeOfAChainIsFound(t *testing.T) {
-	text := written(t, filepath.Join(t.TempDir(), "audit.log"), 8)
+	text := writeChained(t, filepath.Join(t.TempDir(), "audit.log"), 8)
 	all := bytes.SplitAfter(bytes.TrimSuffix(text, []byte{'\n'}), []byte{'\n'})
 	join := func(parts ...[][]byte) []byte {
 		var b []byte
@@ -137,7 +137,7 @@ func TestEveryChangeOfAChainIsFound(t *testing.T) {
 		"number changed":        {bytes.Replace(text, []byte(`"seq":4,`), []byte(`"seq":5,`), 1), 4},
 		"a long line":           {append(append([]byte(nil), text...), strings.Repeat("x", 1<<20)...), 10},
 	} {
-		var broken *Broken
+		var broken *ChainError
 		if _, err := verify(c.text); !errors.As(err, &broken) || broken.Line != c.line {
 			t.Errorf("%s: %v, want line %d", name, err, c.line)
 		}
@@ -145,7 +145,7 @@ func TestEveryChangeOfAChainIsFound(t *testing.T) {
 	for i, b := range text { // any byte
 		forged := bytes.Clone(text)
 		forged[i] = b ^ 1
-		if v, err := verify(forged); err == nil && v.Torn == 0 {
+		if v, err := verify(forged); err == nil && v.PartialLines == 0 {
 			t.Fatalf("byte %d changed from %q to %q, and all is fine", i, b, b^1)
 		}
 	}
@@ -156,8 +156,8 @@ func TestChainBeginsInAFileThatHadNone(t *testing.T) {
 	if err := os.WriteFile(path, []byte("{\"event\":\"started\"}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	written(t, path, 1)
-	var broken *Broken
+	writeChained(t, path, 1)
+	var broken *ChainError
 	if _, err := verify(readAll(t, path)); !errors.As(err, &broken) || broken.Line != 1 {
 		t.Errorf("records without a link are fine: %v", err)
 	}
@@ -170,36 +170,36 @@ func TestChainBeginsInAFileThatHadNone(t *testing.T) {
 // it accepts has every number from the first to the last.
 func FuzzVerify(f *testing.F) {
 	var c chain
-	text := c.link(nil, []byte("{\"v\":1,\"event\":\"log_opened\"}\n{\"event\":\"started\"}\n{\"event\":\"stopped\"}\n"))
+	text := c.appendRecords(nil, []byte("{\"v\":1,\"event\":\"log_opened\"}\n{\"event\":\"started\"}\n{\"event\":\"stopped\"}\n"))
 	f.Add(text)
 	f.Add(text[:len(text)-30])
 	f.Fuzz(func(t *testing.T, text []byte) {
 		v, err := verify(text)
-		if seq, _ := v.Last(); err == nil && v.Records > 0 && seq != v.First+uint64(v.Records)-1 {
-			t.Fatalf("%d records from %d to %d", v.Records, v.First, seq)
+		if seq, _ := v.Last(); err == nil && v.Records > 0 && seq != v.FirstSeq+uint64(v.Records)-1 {
+			t.Fatalf("%d records from %d to %d", v.Records, v.FirstSeq, seq)
 		}
 	})
 }
 
 // A gateway is started beside one that drains: both write, and the file is rotated
 // under them.
-func TestAChainMayHaveSeveralWriters(t *testing.T) {
+func TestChainMayHaveSeveralWriters(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
-	writers := []*Log{chained(t, path), chained(t, path)}
+	writers := []*Log{openChained(t, path), openChained(t, path)}
 	for file := range 4 {
 		var all sync.WaitGroup
 		for _, l := range writers {
 			all.Go(func() {
 				for i := range 50 {
-					refuse(l, fmt.Sprint(i))
+					recordRefusal(l, fmt.Sprint(i))
 					if i%10 == 0 {
-						testbed.Within(t, testbed.Patience, "some to be written", func() bool { return l.Sinks()[0].Written >= uint64(50*file+i) })
+						testbed.Eventually(t, testbed.Timeout, "some to be written", func() bool { return l.Sinks()[0].WrittenRecords >= uint64(50*file+i) })
 					}
 				}
 			})
 		}
 		if file < 3 {
-			testbed.Within(t, testbed.Patience, "a file", func() bool { _, err := os.Stat(path); return err == nil })
+			testbed.Eventually(t, testbed.Timeout, "a file", func() bool { _, err := os.Stat(path); return err == nil })
 			if err := os.Rename(path, fmt.Sprintf("%s.%d", path, file)); err != nil {
 				t.Fatal(err)
 			}
@@ -219,12 +219,12 @@ func TestAChainMayHaveSeveralWriters(t *testing.T) {
 	texts = append(texts, readAll(t, path))
 	v, err := verify(texts...)
 	refused := bytes.Count(bytes.Join(texts, nil), []byte(`"event":"login_refused"`))
-	if err != nil || v.Torn > 0 || refused != 400 {
-		t.Errorf("%v: %d torn, %d refusals", err, v.Torn, refused)
+	if err != nil || v.PartialLines > 0 || refused != 400 {
+		t.Errorf("%v: %d torn, %d refusals", err, v.PartialLines, refused)
 	}
 }
 
-func TestWhatIsDoneToAChainWhileItIsWrittenIsFound(t *testing.T) {
+func TestTamperingDuringWritesIsFound(t *testing.T) {
 	for name, change := range map[string]func(text []byte) []byte{
 		"the last removed": func(text []byte) []byte { return text[:bytes.LastIndexByte(text[:len(text)-1], '\n')+1] },
 		"cut off":          func([]byte) []byte { return nil },
@@ -235,24 +235,24 @@ func TestWhatIsDoneToAChainWhileItIsWrittenIsFound(t *testing.T) {
 		"as long, and another": func(text []byte) []byte {
 			return bytes.Replace(text, []byte(`"session":"3"`), []byte(`"session":"4"`), 1)
 		},
-		"a forged one":       func(text []byte) []byte { return forged(t, text) },
-		"a chain of its own": func([]byte) []byte { return written(t, filepath.Join(t.TempDir(), "other.log"), 60) },
+		"a forged one":       func(text []byte) []byte { return forgeRecord(t, text) },
+		"a chain of its own": func([]byte) []byte { return writeChained(t, filepath.Join(t.TempDir(), "other.log"), 60) },
 		"the last made another": func(text []byte) []byte {
 			return bytes.Replace(text, []byte(`"session":"4"`), []byte(`"session":"44"`), 1)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "audit.log")
-			l := chained(t, path)
+			l := openChained(t, path)
 			for i := range 5 {
-				refuse(l, fmt.Sprint(i))
+				recordRefusal(l, fmt.Sprint(i))
 			}
-			eventually(t, "written", func() bool { return l.Sinks()[0].Written == 5 })
+			eventually(t, "written", func() bool { return l.Sinks()[0].WrittenRecords == 5 })
 			before := readAll(t, path)
 			if err := os.WriteFile(path, change(bytes.Clone(before)), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			refuse(l, "behind it")
+			recordRefusal(l, "behind it")
 			if err := l.Close(); err != nil {
 				t.Fatal(err)
 			}
@@ -263,22 +263,22 @@ func TestWhatIsDoneToAChainWhileItIsWrittenIsFound(t *testing.T) {
 	}
 }
 
-// forged is a chain with one more record, which follows from the last one.
-func forged(t testing.TB, text []byte) []byte {
+// forgeRecord is a chain with one more record, which follows from the last one.
+func forgeRecord(t testing.TB, text []byte) []byte {
 	t.Helper()
 	var c chain
-	if !c.follow(bytes.TrimSuffix(text, []byte{'\n'})) {
+	if !c.restoreFrom(bytes.TrimSuffix(text, []byte{'\n'})) {
 		t.Fatal("no chain")
 	}
-	return c.link(text, []byte("{\"v\":1,\"event\":\"login_accepted\"}\n"))
+	return c.appendRecords(text, []byte("{\"v\":1,\"event\":\"login_accepted\"}\n"))
 }
 
 // A process that was killed in the middle of a record leaves a piece of it to the others.
-func TestAWriterEndsTheLineThatAnotherHasLeft(t *testing.T) {
+func TestWriterEndsThePartialLineOfAnother(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
-	l := chained(t, path)
-	refuse(l, "one")
-	eventually(t, "written", func() bool { return l.Sinks()[0].Written == 1 })
+	l := openChained(t, path)
+	recordRefusal(l, "one")
+	eventually(t, "written", func() bool { return l.Sinks()[0].WrittenRecords == 1 })
 	f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -287,36 +287,36 @@ func TestAWriterEndsTheLineThatAnotherHasLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.Close()
-	refuse(l, "two")
+	recordRefusal(l, "two")
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if v, err := verify(readAll(t, path)); err != nil || v.Records != 3 || v.Torn != 1 {
-		t.Errorf("%v: %d records, %d torn", err, v.Records, v.Torn)
+	if v, err := verify(readAll(t, path)); err != nil || v.Records != 3 || v.PartialLines != 1 {
+		t.Errorf("%v: %d records, %d torn", err, v.Records, v.PartialLines)
 	}
 }
 
 // A process that has stopped with the lock keeps nobody from logging in.
-func TestALockedChainIsWrittenAllTheSame(t *testing.T) {
+func TestLockedChainIsStillWritten(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "audit.log")
-	l := chained(t, path)
-	stopped, err := openGuard(path)
+	l := openChained(t, path)
+	stopped, err := openChainLock(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer stopped.f.Close()
-	if !stopped.lock(testbed.Patience) {
+	defer stopped.file.Close()
+	if !stopped.acquire(testbed.Timeout) {
 		t.Fatal("not locked")
 	}
 	for range 3 {
-		refuse(l, "one")
+		recordRefusal(l, "one")
 	}
-	eventually(t, "written", func() bool { return l.Sinks()[0].Written == 3 })
-	refuse(l, "two")
-	eventually(t, "written", func() bool { return l.Sinks()[0].Written == 4 })
-	stopped.unlock()
-	refuse(l, "three")
+	eventually(t, "written", func() bool { return l.Sinks()[0].WrittenRecords == 3 })
+	recordRefusal(l, "two")
+	eventually(t, "written", func() bool { return l.Sinks()[0].WrittenRecords == 4 })
+	stopped.release()
+	recordRefusal(l, "three")
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -326,9 +326,9 @@ func TestALockedChainIsWrittenAllTheSame(t *testing.T) {
 }
 
 // The lock of the log itself is nobody's business: all who may read it can take it.
-func TestWhoeverMayReadTheLogKeepsNobodyWaiting(t *testing.T) {
+func TestReadersOfTheLogCannotBlockWriters(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
-	written(t, path, 1)
+	writeChained(t, path, 1)
 	f, err := os.Open(path)
 	if err != nil {
 		t.Fatal(err)
@@ -337,33 +337,33 @@ func TestWhoeverMayReadTheLogKeepsNobodyWaiting(t *testing.T) {
 	if err := flock(f, syscall.LOCK_EX); err != nil {
 		t.Fatal(err)
 	}
-	l := chained(t, path)
-	refuse(l, "one")
-	eventually(t, "written", func() bool { return l.Sinks()[0].Written == 1 })
-	if l.outlets[0].sink.(*file).guard == nil {
+	l := openChained(t, path)
+	recordRefusal(l, "one")
+	eventually(t, "written", func() bool { return l.Sinks()[0].WrittenRecords == 1 })
+	if l.writers[0].sink.(*file).chainLock == nil {
 		t.Error("there is no guard")
 	}
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if info, err := os.Stat(guardPath(path)); err != nil || info.Mode().Perm() != 0o600 {
+	if info, err := os.Stat(chainLockPath(path)); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the guard: %v, %v", info, err)
 	}
 }
 
 // A gateway goes on in the new file behind what the other has written to the old one.
-func TestAChainGoesOnWhenTheFileWasMovedBeforeAnotherWriterCame(t *testing.T) {
+func TestChainContinuesWhenTheFileMovesBeforeASecondWriterOpens(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
-	old := chained(t, path)
-	refuse(old, "one")
-	eventually(t, "written", func() bool { return old.Sinks()[0].Written == 1 })
+	old := openChained(t, path)
+	recordRefusal(old, "one")
+	eventually(t, "written", func() bool { return old.Sinks()[0].WrittenRecords == 1 })
 	if err := os.Rename(path, path+".1"); err != nil {
 		t.Fatal(err)
 	}
-	next := chained(t, path)
-	refuse(next, "two")
-	eventually(t, "written", func() bool { return next.Sinks()[0].Written == 1 })
-	refuse(old, "three")
+	next := openChained(t, path)
+	recordRefusal(next, "two")
+	eventually(t, "written", func() bool { return next.Sinks()[0].WrittenRecords == 1 })
+	recordRefusal(old, "three")
 	for _, l := range []*Log{old, next} {
 		if err := l.Close(); err != nil {
 			t.Fatal(err)

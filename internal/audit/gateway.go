@@ -21,75 +21,75 @@ var actions = map[Action]bool{ActReload: true, ActDrain: true, ActBan: true, Act
 // Known says whether a is one of the constants.
 func (a Action) Known() bool { return actions[a] }
 
-// Operator is what somebody in charge told the gateway to do.
-type Operator struct {
-	Action  Action
-	By      string // who, or by what way: a name, an address, "signal"
-	Subject string // what it was done to: a user, an address, a network
-	Err     error  // why it could not be done
+// OperatorAction is what somebody in charge told the gateway to do.
+type OperatorAction struct {
+	Action   Action
+	Operator string // who, or by what way: a name, an address, "signal"
+	Subject  string // what it was done to: a user, an address, a network
+	Err      error  // why it could not be done
 }
 
-// Started records that a gateway began to serve.
-func (l *Log) Started(release string) error {
-	return l.add(note{kind: started, weight: stays}, func(b []byte) []byte {
-		return appendText(b, "version", release, maxName)
+// GatewayStarted records that a gateway began to serve.
+func (l *Log) GatewayStarted(version string) error {
+	return l.appendRecord(recordMeta{eventType: started, priority: priorityNormal}, func(b []byte) []byte {
+		return appendText(b, "version", version, maxNameBytes)
 	})
 }
 
-// Stopped records that a gateway ended in good order, and why.
-func (l *Log) Stopped(why Reason) error {
-	return l.add(note{kind: stopped, weight: stays}, func(b []byte) []byte {
-		return appendReason(b, why)
+// GatewayStopped records that a gateway ended in good order, and why.
+func (l *Log) GatewayStopped(reason Reason) error {
+	return l.appendRecord(recordMeta{eventType: stopped, priority: priorityNormal}, func(b []byte) []byte {
+		return appendReason(b, reason)
 	})
 }
 
-// Reloaded records that the gateway was told to read its files again: what it has
+// ConfigReloaded records that the gateway was told to read its files again: what it has
 // read, and err for what it has not, or has and does not use.
-func (l *Log) Reloaded(reread string, err error) error {
-	event := configReloaded
+func (l *Log) ConfigReloaded(reread string, err error) error {
+	t := configReloaded
 	if err != nil {
-		event = configRejected
+		t = configRejected
 	}
-	result, detail := outcome(err)
-	return l.add(note{event, stays, result}, func(b []byte) []byte {
-		b = appendText(b, "result", result, maxName)
-		b = appendText(b, "reread", reread, maxText)
-		return appendText(b, "detail", detail, maxText)
+	result, detail := resultOf(err)
+	return l.appendRecord(recordMeta{t, priorityNormal, result}, func(b []byte) []byte {
+		b = appendText(b, "result", result, maxNameBytes)
+		b = appendText(b, "reread", reread, maxTextBytes)
+		return appendText(b, "detail", detail, maxTextBytes)
 	})
 }
 
 // OperatorAction records what an operator did.
-func (l *Log) OperatorAction(o *Operator) error {
-	result, detail := outcome(o.Err)
-	action := string(o.Action)
-	if !o.Action.Known() {
+func (l *Log) OperatorAction(a *OperatorAction) error {
+	result, detail := resultOf(a.Err)
+	action := string(a.Action)
+	if !a.Action.Known() {
 		action = other
 	}
-	return l.add(note{operatorAction, stays, result}, func(b []byte) []byte {
-		b = appendText(b, "action", action, maxName)
-		b = appendText(b, "by", o.By, maxName)
-		b = appendText(b, "subject", o.Subject, maxUser)
-		b = appendText(b, "result", result, maxName)
-		return appendText(b, "detail", detail, maxText)
+	return l.appendRecord(recordMeta{operatorAction, priorityNormal, result}, func(b []byte) []byte {
+		b = appendText(b, "action", action, maxNameBytes)
+		b = appendText(b, "by", a.Operator, maxNameBytes)
+		b = appendText(b, "subject", a.Subject, maxUserBytes)
+		b = appendText(b, "result", result, maxNameBytes)
+		return appendText(b, "detail", detail, maxTextBytes)
 	})
 }
 
-// outcome is an error as a record has it.
-func outcome(err error) (result, detail string) {
+// resultOf is an error as a record has it.
+func resultOf(err error) (result, detail string) {
 	if err == nil {
 		return accepted, ""
 	}
 	return refused, err.Error()
 }
 
-// appendMoment appends a time, and nothing for none.
-func appendMoment(b []byte, key string, t time.Time) []byte {
+// appendTime appends a time, and nothing for none.
+func appendTime(b []byte, key string, t time.Time) []byte {
 	if t.IsZero() {
 		return b
 	}
 	b = append(b, ',', '"')
 	b = append(b, key...)
 	b = append(b, '"', ':', '"')
-	b = t.UTC().AppendFormat(b, timeForm)
+	b = t.UTC().AppendFormat(b, timeLayout)
 	return append(b, '"')
 }

@@ -75,20 +75,20 @@ func (m Measure) Known() bool { return measures[m] }
 // Known says whether c is one of the constants.
 func (c Cause) Known() bool { return causes[c] }
 
-// Hit is a limit that did something.
-type Hit struct {
+// LimitHit is a limit that did something.
+type LimitHit struct {
 	Limit   Limit
 	Subject string // whose limit: a user, an address, a network, a backend
-	Measure Measure
+	Result  Measure
 }
 
 // Ban is somebody kept out.
 type Ban struct {
-	Subject string // a user, an address or a network
-	Why     Cause
-	Until   time.Time // zero: for good, or of a ban that is over
-	By      string    // the operator; "" for the gateway itself
-	Note    string    // the operator's words
+	Subject  string // a user, an address or a network
+	Reason   Cause
+	Until    time.Time // zero: for good, or of a ban that is over
+	Operator string    // the operator; "" for the gateway itself
+	Note     string    // the operator's words
 }
 
 // Spray is what looks like a few passwords tried for many users.
@@ -96,70 +96,70 @@ type Spray struct {
 	Users     int    // that were tried
 	Addresses int    // that they came from; 0 is left out
 	Subject   string // the network they came from, when it is one
-	Within    time.Duration
+	Window    time.Duration
 }
 
 // LimitHit records that a limit did something to a client. In a flood there is
 // one record a minute for each limit and subject, which counts the others. The ordinary
 // log has a line with each.
-func (l *Log) LimitHit(c *Client, h *Hit) error {
-	count := l.hits.count(hitKey{h.Limit, h.Measure, h.Subject}, time.Now())
+func (l *Log) LimitHit(c *Client, h *LimitHit) error {
+	count := l.limitHits.add(limitHitKey{h.Limit, h.Result, h.Subject}, time.Now())
 	if count == 0 {
 		return nil
 	}
-	return l.limitHit(c, h, count)
+	return l.writeLimitHit(c, h, count)
 }
 
-func (l *Log) limitHit(c *Client, h *Hit, count uint64) error {
-	measure, limit := string(h.Measure), string(h.Limit)
-	if !h.Measure.Known() {
-		measure = other
+func (l *Log) writeLimitHit(c *Client, h *LimitHit, count uint64) error {
+	result, limit := string(h.Result), string(h.Limit)
+	if !h.Result.Known() {
+		result = other
 	}
 	if !h.Limit.Known() {
 		limit = other
 	}
 	fields := []zap.Field{
-		zap.String("limit", limit), zap.String("subject", h.Subject), zap.String("result", measure), zap.Uint64("count", count),
+		zap.String("limit", limit), zap.String("subject", h.Subject), zap.String("result", result), zap.Uint64("count", count),
 	}
 	if c.Session != "" {
-		fields = append(fields, zap.String("session", c.Session), zap.String("listener", c.Listener), zap.Stringer("address", c.addr()))
+		fields = append(fields, zap.String("session", c.Session), zap.String("listener", c.Listener), zap.Stringer("address", c.effectiveAddr()))
 	}
 	l.log.Info("limit hit", fields...)
-	return l.add(note{kind: limitHit, result: measure}, func(b []byte) []byte {
-		b = appendText(c.append(b), "limit", limit, maxName)
-		b = appendText(b, "subject", h.Subject, maxUser)
-		b = appendText(b, "result", measure, maxName)
+	return l.appendRecord(recordMeta{eventType: limitHit, result: result}, func(b []byte) []byte {
+		b = appendText(c.appendTo(b), "limit", limit, maxNameBytes)
+		b = appendText(b, "subject", h.Subject, maxUserBytes)
+		b = appendText(b, "result", result, maxNameBytes)
 		return appendCount(b, "count", count)
 	})
 }
 
 // BanAdded records a ban.
-func (l *Log) BanAdded(ban *Ban) error { return l.ban(banAdded, ban) }
+func (l *Log) BanAdded(ban *Ban) error { return l.writeBan(banAdded, ban) }
 
 // BanRemoved records the end of a ban before its time.
-func (l *Log) BanRemoved(ban *Ban) error { return l.ban(banRemoved, ban) }
+func (l *Log) BanRemoved(ban *Ban) error { return l.writeBan(banRemoved, ban) }
 
-func (l *Log) ban(k kind, ban *Ban) error {
-	why := string(ban.Why)
-	if !ban.Why.Known() {
-		why = other
+func (l *Log) writeBan(t eventType, ban *Ban) error {
+	reason := string(ban.Reason)
+	if !ban.Reason.Known() {
+		reason = other
 	}
-	return l.add(note{kind: k, weight: stays}, func(b []byte) []byte {
-		b = appendText(b, "subject", ban.Subject, maxUser)
-		b = appendText(b, "reason", why, maxName)
-		b = appendMoment(b, "until", ban.Until)
-		b = appendText(b, "by", ban.By, maxName)
-		return appendText(b, "detail", ban.Note, maxText)
+	return l.appendRecord(recordMeta{eventType: t, priority: priorityNormal}, func(b []byte) []byte {
+		b = appendText(b, "subject", ban.Subject, maxUserBytes)
+		b = appendText(b, "reason", reason, maxNameBytes)
+		b = appendTime(b, "until", ban.Until)
+		b = appendText(b, "by", ban.Operator, maxNameBytes)
+		return appendText(b, "detail", ban.Note, maxTextBytes)
 	})
 }
 
 // SpraySuspected records that somebody seems to try a few passwords for many
 // users.
 func (l *Log) SpraySuspected(s *Spray) error {
-	return l.add(note{kind: spraySuspected, weight: stays}, func(b []byte) []byte {
-		b = appendText(b, "subject", s.Subject, maxUser)
+	return l.appendRecord(recordMeta{eventType: spraySuspected, priority: priorityNormal}, func(b []byte) []byte {
+		b = appendText(b, "subject", s.Subject, maxUserBytes)
 		b = appendCount(b, "users", uint64(max(s.Users, 0)))
-		b = appendSome(b, "addresses", uint64(max(s.Addresses, 0)))
-		return appendSome(b, "window_ms", millis(s.Within))
+		b = appendNonZero(b, "addresses", uint64(max(s.Addresses, 0)))
+		return appendNonZero(b, "window_ms", milliseconds(s.Window))
 	})
 }

@@ -37,12 +37,12 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	poll := time.NewTicker(2 * time.Millisecond)
 	defer poll.Stop()
-	for end := time.Now().Add(testbed.Patience); time.Now().Before(end); <-poll.C {
+	for end := time.Now().Add(testbed.Timeout); time.Now().Before(end); <-poll.C {
 		if ok() {
 			return
 		}
 	}
-	t.Fatalf("not within %v: %s", testbed.Patience, what)
+	t.Fatalf("not within %v: %s", testbed.Timeout, what)
 }
 
 // lines decodes a file, each line of which must be a whole record.
@@ -64,7 +64,7 @@ func lines(t *testing.T, path string) []map[string]any {
 	return all
 }
 
-func refuse(l *Log, session string) {
+func recordRefusal(l *Log, session string) {
 	c := testClient()
 	c.Session = session
 	_ = l.LoginRefused(c, &Login{}, BadCredentials)
@@ -77,7 +77,7 @@ func TestEveryRecordOfManyWritersReachesTheFileOnce(t *testing.T) {
 	for w := range 8 {
 		writers.Go(func() {
 			for i := range 500 {
-				refuse(l, fmt.Sprintf("%d-%d", w, i))
+				recordRefusal(l, fmt.Sprintf("%d-%d", w, i))
 			}
 		})
 	}
@@ -104,11 +104,11 @@ func TestEveryRecordOfManyWritersReachesTheFileOnce(t *testing.T) {
 func TestRecordReachesTheFileWithoutClose(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
 	l, _ := open(t, path, "")
-	refuse(l, "one")
+	recordRefusal(l, "one")
 	eventually(t, "one record", func() bool { return len(lines(t, path)) == 1 })
 }
 
-func TestFailingSinkBlocksLoginsAndSaysSoOnce(t *testing.T) {
+func TestFailingSinkBlocksLoginsAndLogsOnce(t *testing.T) {
 	t.Parallel()
 	l, said := open(t, "/dev/full", "block")
 	if err := l.LoginAccepted(testClient(), testLogin(t)); err != nil {
@@ -118,9 +118,9 @@ func TestFailingSinkBlocksLoginsAndSaysSoOnce(t *testing.T) {
 	if err := l.LoginAccepted(testClient(), testLogin(t)); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("a login was let in: %v", err)
 	}
-	refuse(l, "still noted")
-	if l.Lost() != 0 {
-		t.Errorf("%d lost while there was room", l.Lost())
+	recordRefusal(l, "still noted")
+	if l.LostRecords() != 0 {
+		t.Errorf("%d lost while there was room", l.LostRecords())
 	}
 	if err := l.Close(); err == nil {
 		t.Error("Close says all is written")
@@ -130,10 +130,10 @@ func TestFailingSinkBlocksLoginsAndSaysSoOnce(t *testing.T) {
 	}
 }
 
-func TestFailingSinkLetsLoginsInWhenTheOperatorWantsThat(t *testing.T) {
+func TestFailingSinkDropsRecordsWhenConfigured(t *testing.T) {
 	t.Parallel()
 	l, said := open(t, "/dev/full", "drop")
-	for range maxWaiting + 7 {
+	for range maxBufferedRecords + 7 {
 		if err := l.LoginAccepted(testClient(), testLogin(t)); err != nil {
 			t.Fatal(err)
 		}
@@ -142,14 +142,14 @@ func TestFailingSinkLetsLoginsInWhenTheOperatorWantsThat(t *testing.T) {
 	if err := l.Ready(); err != nil {
 		t.Error(err)
 	}
-	if l.Lost() != 7 {
-		t.Errorf("%d lost, want 7", l.Lost())
+	if l.LostRecords() != 7 {
+		t.Errorf("%d lost, want 7", l.LostRecords())
 	}
 }
 
-// smallDisk mounts a file system of 64 KB, half of which is taken. free gives
+// mountSmallDisk mounts a file system of 64 KB, half of which is taken. free gives
 // that half back.
-func smallDisk(t *testing.T) (dir string, free func()) {
+func mountSmallDisk(t *testing.T) (dir string, free func()) {
 	t.Helper()
 	dir = t.TempDir()
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"); err != nil {
@@ -171,7 +171,7 @@ func TestFullDiskIsContinuedWhereItStopped(t *testing.T) {
 	t.Parallel()
 	for name, chain := range map[string]bool{"plain": false, "chained": true} {
 		t.Run(name, func(t *testing.T) {
-			dir, free := smallDisk(t)
+			dir, free := mountSmallDisk(t)
 			path := filepath.Join(dir, "audit.log")
 			core, said := observer.New(zap.InfoLevel)
 			l, err := Open(Config{Path: path, Chain: chain}, zap.New(core))
@@ -182,7 +182,7 @@ func TestFullDiskIsContinuedWhereItStopped(t *testing.T) {
 			sent := 0
 			eventually(t, "the disk is full", func() bool {
 				for range 10 {
-					refuse(l, fmt.Sprint(sent))
+					recordRefusal(l, fmt.Sprint(sent))
 					sent++
 				}
 				return l.Ready() != nil
@@ -223,14 +223,14 @@ func sessionsInOrder(t *testing.T, got []map[string]any, sent int) {
 // new file, and the chain goes on there.
 func TestFullFileThatIsRotatedIsContinuedInTheNewOne(t *testing.T) {
 	t.Parallel()
-	dir, free := smallDisk(t)
+	dir, free := mountSmallDisk(t)
 	path := filepath.Join(dir, "audit.log")
-	l := chained(t, path)
+	l := openChained(t, path)
 	t.Cleanup(func() { _ = l.Close() })
 	sent := 0
 	eventually(t, "the disk is full", func() bool {
 		for range 10 {
-			refuse(l, fmt.Sprint(sent))
+			recordRefusal(l, fmt.Sprint(sent))
 			sent++
 		}
 		return l.Ready() != nil
@@ -253,18 +253,18 @@ func TestFullFileThatIsRotatedIsContinuedInTheNewOne(t *testing.T) {
 
 func TestLossByAFullDiskIsReportedOnceItCanBe(t *testing.T) {
 	t.Parallel()
-	dir, free := smallDisk(t)
+	dir, free := mountSmallDisk(t)
 	path := filepath.Join(dir, "audit.log")
 	l, _ := open(t, path, "drop")
 	sent := 0
-	for l.Lost() < 3 {
-		refuse(l, fmt.Sprint(sent))
+	for l.LostRecords() < 3 {
+		recordRefusal(l, fmt.Sprint(sent))
 		sent++
 		if err := l.Ready(); err != nil {
 			t.Fatalf("with drop logins are blocked: %v", err)
 		}
 	}
-	lost := l.Lost()
+	lost := l.LostRecords()
 	big := filepath.Join(t.TempDir(), "big") // the small disk does not hold 10,000 records
 	if err := os.Symlink(big, path+".new"); err != nil {
 		t.Fatal(err)
@@ -291,7 +291,7 @@ func TestMain(m *testing.M) {
 	if path := os.Getenv("AUDIT_TEST_WRITE"); path != "" {
 		l, err := Open(Config{Path: path, Chain: true}, zap.NewNop())
 		for err == nil {
-			refuse(l, "again and again")
+			recordRefusal(l, "again and again")
 			for l.Ready() != nil { // the file is slower than we are
 				runtime.Gosched()
 			}
@@ -301,7 +301,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func TestKilledProcessLeavesAtMostOneTornLine(t *testing.T) {
+func TestKilledProcessLeavesAtMostOnePartialLine(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "audit.log")
 	for round := range 5 {
@@ -318,8 +318,8 @@ func TestKilledProcessLeavesAtMostOneTornLine(t *testing.T) {
 		_ = writer.Process.Kill() // SIGKILL
 		_ = writer.Wait()
 		v, err := verify(readAll(t, path))
-		if err != nil || v.Torn > round+1 || v.Records < 100 {
-			t.Fatalf("after %d kills: %v, %d records, %d torn lines", round+1, err, v.Records, v.Torn)
+		if err != nil || v.PartialLines > round+1 || v.Records < 100 {
+			t.Fatalf("after %d kills: %v, %d records, %d torn lines", round+1, err, v.Records, v.PartialLines)
 		}
 	}
 }
@@ -342,21 +342,21 @@ func TestStoppedReaderBlocksLoginsAndLossIsReported(t *testing.T) {
 		l, err = Open(Config{Path: fifo}, zap.NewNop())
 		return err == nil
 	})
-	refuse(l, "first")
+	recordRefusal(l, "first")
 	eventually(t, "the reader reads", func() bool { s, err := os.Stat(out); return err == nil && s.Size() > 0 })
 	if err := reader.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
 	sent := 1
 	for l.Ready() == nil {
-		refuse(l, "filling")
+		recordRefusal(l, "filling")
 		sent++
 	}
-	if sent > maxWaiting {
+	if sent > maxBufferedRecords {
 		t.Errorf("logins stop after %d records only", sent)
 	}
-	for l.Lost() < 5 {
-		refuse(l, "over")
+	for l.LostRecords() < 5 {
+		recordRefusal(l, "over")
 		sent++
 	}
 	if err := reader.Process.Signal(syscall.SIGCONT); err != nil {
@@ -378,7 +378,7 @@ func TestStoppedReaderBlocksLoginsAndLossIsReported(t *testing.T) {
 	}
 }
 
-func TestStoppedReaderDoesNotHoldUpTheEnd(t *testing.T) {
+func TestStoppedReaderDoesNotBlockClose(t *testing.T) {
 	t.Parallel()
 	fifo := filepath.Join(t.TempDir(), "fifo")
 	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
@@ -394,7 +394,7 @@ func TestStoppedReaderDoesNotHoldUpTheEnd(t *testing.T) {
 	defer reader.Close()
 	l, _ := open(t, fifo, "block")
 	for range 1000 {
-		refuse(l, "unread")
+		recordRefusal(l, "unread")
 	}
 	if err := l.Close(); err == nil { // it ends, although nobody reads
 		t.Error("Close says all is written")
@@ -407,14 +407,14 @@ func TestRotatedFileIsLeftForTheNewOne(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "audit.log")
 			l, _ := open(t, path, "")
-			refuse(l, "before")
+			recordRefusal(l, "before")
 			eventually(t, "written", func() bool { return len(lines(t, path)) == 1 })
 			if err := os.Rename(path, path+".1"); err != nil {
 				t.Fatal(err)
 			}
 			ask(l)
 			eventually(t, "a new file", func() bool { _, err := os.Stat(path); return err == nil })
-			refuse(l, "after")
+			recordRefusal(l, "after")
 			if err := l.Close(); err != nil {
 				t.Fatal(err)
 			}
@@ -429,13 +429,13 @@ func TestDeletedFileIsFollowedByANewOne(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "audit.log")
 	l, _ := open(t, path, "")
-	refuse(l, "before")
+	recordRefusal(l, "before")
 	eventually(t, "written", func() bool { return len(lines(t, path)) == 1 })
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "a new file", func() bool { _, err := os.Stat(path); return err == nil })
-	refuse(l, "after")
+	recordRefusal(l, "after")
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -444,9 +444,9 @@ func TestDeletedFileIsFollowedByANewOne(t *testing.T) {
 	}
 }
 
-func TestFIFOThatWasMadeAnewIsUsed(t *testing.T) {
+func TestRecreatedFIFOIsUsed(t *testing.T) {
 	t.Parallel()
-	fifo := stuckFIFO(t)
+	fifo := makeStuckFIFO(t)
 	l, said := open(t, fifo, "")
 	for name, step := range map[string]error{"remove": os.Remove(fifo), "make": syscall.Mkfifo(fifo, 0o600)} {
 		if step != nil {
@@ -459,9 +459,9 @@ func TestFIFOThatWasMadeAnewIsUsed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer reader.Close()
-	got := make([]byte, maxRecord)
+	got := make([]byte, maxRecordBytes)
 	eventually(t, "a record in the new one", func() bool {
-		refuse(l, "new")
+		recordRefusal(l, "new")
 		n, err := reader.Read(got)
 		return err == nil && n > 0
 	})
@@ -473,7 +473,7 @@ func TestUnfinishedLineOfAKilledProcessIsEnded(t *testing.T) {
 		t.Fatal(err)
 	}
 	l, _ := open(t, path, "")
-	refuse(l, "new")
+	recordRefusal(l, "new")
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -491,14 +491,14 @@ func TestUnfinishedLineOfAKilledProcessIsEnded(t *testing.T) {
 	}
 }
 
-func TestNoPathKeepsNoLogAndNeverBlocks(t *testing.T) {
+func TestEmptyPathDisablesTheLog(t *testing.T) {
 	l, _ := open(t, "", "block")
-	for range 2 * maxWaiting {
+	for range 2 * maxBufferedRecords {
 		if err := l.LoginAccepted(testClient(), testLogin(t)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if l.Lost() != 0 || len(l.outlets) != 0 {
+	if l.LostRecords() != 0 || len(l.writers) != 0 {
 		t.Error("something was kept")
 	}
 }

@@ -6,16 +6,16 @@ import (
 	"imapgate/internal/identity"
 )
 
-// Mux is what happened to a session that may outlive its upstream.
-type Mux struct {
+// MuxEvent is what happened to a session that may outlive its upstream.
+type MuxEvent struct {
 	User     identity.User
 	Backend  string
 	Mailbox  string // the selected one; the client's bytes
-	Why      Why
+	Reason   Why
 	Result   Result // of an attach
 	Expunged uint32 // by an attach: messages the client did not know to be gone
 	Arrived  uint32 // by an attach: messages the client did not know to be there
-	Took     time.Duration
+	Duration time.Duration
 }
 
 // Why says what an attach, a loss or a pin came from. The constants below are
@@ -92,40 +92,40 @@ func (w Why) Known() bool { return whys[w] }
 // Known says whether r is one of the constants.
 func (r Result) Known() bool { return results[r] }
 
-// Attached records that a session was given an upstream anew, or in vain.
-func (l *Log) Attached(c *Client, m *Mux) error {
+// SessionReattached records that a session was given an upstream anew, or in vain.
+func (l *Log) SessionReattached(c *Client, m *MuxEvent) error {
 	result := string(m.Result)
 	if !m.Result.Known() {
 		result = other
 	}
-	return l.add(note{kind: sessionAttached, result: result}, func(b []byte) []byte {
-		b = appendText(m.append(c.append(b)), "result", result, maxName)
+	return l.appendRecord(recordMeta{eventType: sessionAttached, result: result}, func(b []byte) []byte {
+		b = appendText(m.appendTo(c.appendTo(b)), "result", result, maxNameBytes)
 		b = appendCount(b, "expunged", uint64(m.Expunged))
 		b = appendCount(b, "arrived", uint64(m.Arrived))
-		return appendDuration(b, m.Took)
+		return appendDuration(b, m.Duration)
 	})
 }
 
 // UpstreamLost records that a session lost its upstream and goes on. Took is
 // how long it had it.
-func (l *Log) UpstreamLost(c *Client, m *Mux) error {
-	return l.add(note{kind: upstreamLost}, func(b []byte) []byte {
-		return appendDuration(m.append(c.append(b)), m.Took)
+func (l *Log) UpstreamLost(c *Client, m *MuxEvent) error {
+	return l.appendRecord(recordMeta{eventType: upstreamLost}, func(b []byte) []byte {
+		return appendDuration(m.appendTo(c.appendTo(b)), m.Duration)
 	})
 }
 
-// Pinned records that a session will not outlive its upstream, and why.
-func (l *Log) Pinned(c *Client, m *Mux) error {
-	return l.add(note{kind: sessionPinned}, func(b []byte) []byte { return m.append(c.append(b)) })
+// SessionPinned records that a session will not outlive its upstream, and why.
+func (l *Log) SessionPinned(c *Client, m *MuxEvent) error {
+	return l.appendRecord(recordMeta{eventType: sessionPinned}, func(b []byte) []byte { return m.appendTo(c.appendTo(b)) })
 }
 
-func (m *Mux) append(b []byte) []byte {
-	b = appendText(b, "user", m.User.String(), maxUser)
-	b = appendText(b, "backend", m.Backend, maxName)
-	b = appendText(b, "mailbox", m.Mailbox, maxText)
-	why := string(m.Why)
-	if !m.Why.Known() {
-		why = other
+func (m *MuxEvent) appendTo(b []byte) []byte {
+	b = appendText(b, "user", m.User.String(), maxUserBytes)
+	b = appendText(b, "backend", m.Backend, maxNameBytes)
+	b = appendText(b, "mailbox", m.Mailbox, maxTextBytes)
+	reason := string(m.Reason)
+	if !m.Reason.Known() {
+		reason = other
 	}
-	return appendText(b, "reason", why, maxName)
+	return appendText(b, "reason", reason, maxNameBytes)
 }

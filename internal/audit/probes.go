@@ -14,92 +14,92 @@ import (
 )
 
 const (
-	// probeEvery is how often the probes of one address are written down.
-	probeEvery = time.Minute
-	// maxProbing bounds the addresses that are told apart; those beyond are counted
+	// probeInterval is how often the probes of one address are written down.
+	probeInterval = time.Minute
+	// maxProbeNets bounds the addresses that are told apart; those beyond are counted
 	// together, without one.
-	maxProbing = 256
+	maxProbeNets = 256
 )
 
-// probe is one or several probes of an address since the last record of them.
-type probe struct {
-	fold
+// probeAggregate is one or several probes of an address since the last record of them.
+type probeAggregate struct {
+	aggregate
 	reasons map[Reason]uint64 // how many ended for each
 	kinds   map[string]uint64 // how many were of each
 }
 
-// reason is that of most of them; of equally many, the first in the alphabet.
-func (p *probe) reason() Reason {
+// mainReason is that of most of them; of equally many, the first in the alphabet.
+func (p *probeAggregate) mainReason() Reason {
 	reasons := slices.Sorted(maps.Keys(p.reasons))
 	return slices.MaxFunc(reasons, func(a, b Reason) int { return cmp.Compare(p.reasons[a], p.reasons[b]) })
 }
 
-// probes counts what the health checks of balancers do, so that they are a record a
+// probeAggregator counts what the health checks of balancers do, so that they are a record a
 // minute and not one each.
-type probes struct {
-	mu     sync.Mutex
-	counts map[netip.Prefix]*probe // Guarded by mu. At most maxProbing, and one more.
+type probeAggregator struct {
+	mu         sync.Mutex
+	aggregates map[netip.Prefix]*probeAggregate // Guarded by mu. At most maxProbeNets, and one more.
 }
 
 // add reports whether a probe is written down now; else it is counted.
-func (p *probes) add(from netip.Prefix, next fold, kind string, why Reason, now time.Time) bool {
+func (p *probeAggregator) add(net netip.Prefix, next aggregate, kind string, reason Reason, now time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.counts == nil {
-		p.counts = make(map[netip.Prefix]*probe)
+	if p.aggregates == nil {
+		p.aggregates = make(map[netip.Prefix]*probeAggregate)
 	}
-	e := p.counts[from]
-	if e == nil && len(p.counts) >= maxProbing {
-		from, next.client = netip.Prefix{}, Client{}
-		e = p.counts[from]
+	a := p.aggregates[net]
+	if a == nil && len(p.aggregates) >= maxProbeNets {
+		net, next.client = netip.Prefix{}, Client{}
+		a = p.aggregates[net]
 	}
-	if e == nil {
-		p.counts[from] = &probe{fold: fold{since: now}}
+	if a == nil {
+		p.aggregates[net] = &probeAggregate{aggregate: aggregate{start: now}}
 		return true
 	}
-	if e.count == 0 {
-		e.reasons, e.kinds = map[Reason]uint64{}, map[string]uint64{}
+	if a.count == 0 {
+		a.reasons, a.kinds = map[Reason]uint64{}, map[string]uint64{}
 	}
-	e.reasons[why]++
-	e.kinds[kind]++
-	next.since, next.count = e.since, e.count+1
-	e.fold = next
+	a.reasons[reason]++
+	a.kinds[kind]++
+	next.start, next.count = a.start, a.count+1
+	a.aggregate = next
 	return false
 }
 
-// due takes what is to be written by now. An address that has not come since its last
+// takeDue takes what is to be written by now. An address that has not come since its last
 // record is forgotten.
-func (p *probes) due(now time.Time) []probe {
+func (p *probeAggregator) takeDue(now time.Time) []probeAggregate {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var ready []probe
-	for from, e := range p.counts {
+	var due []probeAggregate
+	for net, a := range p.aggregates {
 		switch {
-		case now.Sub(e.since) < probeEvery:
-		case e.count == 0:
-			delete(p.counts, from)
+		case now.Sub(a.start) < probeInterval:
+		case a.count == 0:
+			delete(p.aggregates, net)
 		default:
-			ready = append(ready, *e)
-			e.since, e.count = now, 0
+			due = append(due, *a)
+			a.start, a.count = now, 0
 		}
 	}
-	return ready
+	return due
 }
 
-// Probe records the end of a connection from a trusted address that was no more than a
+// ProbeEnded records the end of a connection from a trusted address that was no more than a
 // health check: kind says what it did. Of an address there is one record a minute, and
 // one line in the ordinary log, which counts the others.
-func (l *Log) Probe(c *Client, kind string, why Reason, took time.Duration) {
-	next := fold{client: *c, took: took}
-	if l.probes.add(identity.Home(c.addr()), next, kind, why, time.Now()) {
+func (l *Log) ProbeEnded(c *Client, kind string, reason Reason, duration time.Duration) {
+	next := aggregate{client: *c, duration: duration}
+	if l.probes.add(identity.AddrPrefix(c.effectiveAddr()), next, kind, reason, time.Now()) {
 		next.count = 1
-		l.writeProbe(&probe{next, map[Reason]uint64{why: 1}, map[string]uint64{kind: 1}})
+		l.writeProbe(&probeAggregate{next, map[Reason]uint64{reason: 1}, map[string]uint64{kind: 1}})
 	}
 }
 
-func (l *Log) writeProbe(p *probe) {
-	why := p.reason()
-	_ = l.connectionRefused(&p.client, why, &p.fold) // else it counts as lost
-	l.log.Info("probe", zap.String("listener", p.client.Listener), zap.Stringer("address", p.client.addr()),
-		zap.Any("kinds", p.kinds), zap.String("reason", string(why)), zap.Uint64("count", p.count))
+func (l *Log) writeProbe(p *probeAggregate) {
+	reason := p.mainReason()
+	_ = l.writeConnectionRefused(&p.client, reason, &p.aggregate) // else it counts as lost
+	l.log.Info("probe", zap.String("listener", p.client.Listener), zap.Stringer("address", p.client.effectiveAddr()),
+		zap.Any("kinds", p.kinds), zap.String("reason", string(reason)), zap.Uint64("count", p.count))
 }

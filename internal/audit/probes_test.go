@@ -10,21 +10,21 @@ import (
 
 // A balancer that looks every two seconds, in several ways, is a record and a line a
 // minute; the sums are exact.
-func TestProbesOfAnAddressAreARecordAMinute(t *testing.T) {
+func TestProbesOfAnAddressMakeOneRecordAMinute(t *testing.T) {
 	const minutes, every = 10, 2 * time.Second
 	var probed int
-	records, said := folding(t, 0, func(l *Log) {
+	records, said := runAggregating(t, 0, func(l *Log) {
 		for range minutes * int(time.Minute/every) {
 			probed++
 			kind, why := "connect", ClientClosed
 			if probed%2 == 0 {
 				kind, why = "tls", HandshakeFailed
 			}
-			l.Probe(&Client{Session: fmt.Sprint(probed), Listener: "imaps", Peer: netip.MustParseAddrPort("10.0.0.9:4711")}, kind, why, 0)
+			l.ProbeEnded(&Client{Session: fmt.Sprint(probed), Listener: "imaps", Peer: netip.MustParseAddrPort("10.0.0.9:4711")}, kind, why, 0)
 			<-time.After(every) // of the bubble's clock
 		}
 	})
-	if events, _ := stood(records); events != probed || len(records) > minutes+1 {
+	if events, _ := countEvents(records); events != probed || len(records) > minutes+1 {
 		t.Errorf("%d probes are %d events in %d records", probed, events, len(records))
 	}
 	var last time.Time
@@ -40,17 +40,17 @@ func TestProbesOfAnAddressAreARecordAMinute(t *testing.T) {
 	}
 }
 
-func TestProbesThatAreCountedHaveTheReasonOfMost(t *testing.T) {
+func TestAggregatedProbesHaveTheMostFrequentReason(t *testing.T) {
 	c := &Client{Peer: netip.MustParseAddrPort("10.0.0.9:4711")}
-	records, said := folding(t, 0, func(l *Log) {
-		l.Probe(c, "connect", ClientClosed, 0)
-		l.Probe(c, "tls", HandshakeFailed, 0)
-		l.Probe(c, "connect", HandshakeFailed, 0)
-		l.Probe(c, "connect", ClientClosed, 0)
-		l.Probe(c, "connect", HandshakeFailed, 0)
-		l.Probe(c, "imap", ClientClosed, 0)
-		l.Probe(c, "tls", HandshakeFailed, 0)
-		l.Probe(c, "imap", ClientLogout, 0)
+	records, said := runAggregating(t, 0, func(l *Log) {
+		l.ProbeEnded(c, "connect", ClientClosed, 0)
+		l.ProbeEnded(c, "tls", HandshakeFailed, 0)
+		l.ProbeEnded(c, "connect", HandshakeFailed, 0)
+		l.ProbeEnded(c, "connect", ClientClosed, 0)
+		l.ProbeEnded(c, "connect", HandshakeFailed, 0)
+		l.ProbeEnded(c, "imap", ClientClosed, 0)
+		l.ProbeEnded(c, "tls", HandshakeFailed, 0)
+		l.ProbeEnded(c, "imap", ClientLogout, 0)
 	})
 	lines := said.FilterMessage("probe").All()
 	if len(records) != 2 || len(lines) != 2 || records[1]["reason"] != string(HandshakeFailed) || lines[1].ContextMap()["reason"] != string(HandshakeFailed) {
@@ -62,24 +62,24 @@ func TestProbesThatAreCountedHaveTheReasonOfMost(t *testing.T) {
 	}
 }
 
-func TestProbesFromEverywhereAreBounded(t *testing.T) {
+func TestProbesFromManyAddressesAreBounded(t *testing.T) {
 	const flood = 20_000
-	records, said := folding(t, 0, func(l *Log) {
+	records, said := runAggregating(t, 0, func(l *Log) {
 		for i := range flood {
 			addr := netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})
-			l.Probe(&Client{Peer: netip.AddrPortFrom(addr, 1)}, "connect", ClientClosed, 0)
+			l.ProbeEnded(&Client{Peer: netip.AddrPortFrom(addr, 1)}, "connect", ClientClosed, 0)
 		}
 	})
-	if events, _ := stood(records); events != flood || len(records) > maxProbing+2 || said.Len() > maxProbing+2 {
+	if events, _ := countEvents(records); events != flood || len(records) > maxProbeNets+2 || said.Len() > maxProbeNets+2 {
 		t.Errorf("%d events in %d records and %d lines", events, len(records), said.Len())
 	}
 }
 
-func TestALimitThatIsHitIsALineAMinute(t *testing.T) {
+func TestLimitHitLogsOneLineAMinute(t *testing.T) {
 	c := &Client{Session: "s", Listener: "imaps", Peer: netip.MustParseAddrPort("192.0.2.7:4711")}
-	_, said := folding(t, 0, func(l *Log) {
+	_, said := runAggregating(t, 0, func(l *Log) {
 		for range 120 {
-			_ = l.LimitHit(c, &Hit{Limit: LimitBanned, Subject: "192.0.2.7/32", Measure: Refused})
+			_ = l.LimitHit(c, &LimitHit{Limit: LimitBanned, Subject: "192.0.2.7/32", Result: Refused})
 			<-time.After(time.Second) // of the same
 		}
 	})

@@ -22,24 +22,24 @@ import (
 // encode gives the one record that event makes, as the log would write it.
 func encode(t testing.TB, event func(*Log)) []byte {
 	t.Helper()
-	l, o := unwritten()
+	l, o := newBufferedLog()
 	event(l)
 	return o.pending
 }
 
-// unwritten is a log whose records stay in the buffer of its one outlet.
-func unwritten() (*Log, *outlet) {
+// newBufferedLog is a log whose records stay in the buffer of its one outlet.
+func newBufferedLog() (*Log, *sinkWriter) {
 	l := &Log{cfg: Config{Commands: AllCommands}, log: zap.NewNop()}
-	o := &outlet{of: l, block: true, wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1)}
-	o.only, _ = newFilter(nil, nil) // wants all
-	l.outlets = []*outlet{o}
-	return l, o
+	w := &sinkWriter{auditLog: l, blocksLogins: true, wake: make(chan struct{}, 1), wakeNow: make(chan struct{}, 1)}
+	w.filter, _ = newFilter(nil, nil) // wants all
+	l.writers = []*sinkWriter{w}
+	return l, w
 }
 
 // decode checks what every record promises and gives its members.
 func decode(t testing.TB, record []byte) map[string]any {
 	t.Helper()
-	if len(record) > maxRecord {
+	if len(record) > maxRecordBytes {
 		t.Fatalf("record of %d bytes: %s", len(record), record)
 	}
 	if bytes.Count(record, []byte{'\n'}) != 1 || record[len(record)-1] != '\n' {
@@ -63,20 +63,20 @@ func decode(t testing.TB, record []byte) map[string]any {
 func testClient() *Client {
 	return &Client{
 		Session: "0123456789abcdef", Listener: "0.0.0.0:993",
-		Peer: netip.MustParseAddrPort("10.0.0.9:4711"), Claimed: netip.MustParseAddrPort("[2001:db8::7]:50000"),
+		Peer: netip.MustParseAddrPort("10.0.0.9:4711"), Addr: netip.MustParseAddrPort("[2001:db8::7]:50000"),
 		TLSVersion: tls.VersionTLS13, Cipher: tls.TLS_AES_128_GCM_SHA256, ServerName: "mail.example.org", ALPN: "imap",
 	}
 }
 
 func testLogin(t testing.TB) *Login {
-	u, err := identity.Canon("alice@example.org", "")
+	u, err := identity.Canonicalize("alice@example.org", "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &Login{User: u, Mechanism: "PLAIN", Method: "passthrough", Backend: "east", Route: "redis", Took: 12 * time.Millisecond}
+	return &Login{User: u, Mechanism: "PLAIN", Method: "passthrough", Backend: "east", RouteSource: "redis", Duration: 12 * time.Millisecond}
 }
 
-func TestRecordsHoldWhatAnOperatorMustProve(t *testing.T) {
+func TestRecordsHaveTheRequiredFields(t *testing.T) {
 	login := testLogin(t)
 	common := map[string]any{
 		"session": "0123456789abcdef", "listener": "0.0.0.0:993", "peer": "10.0.0.9:4711", "client": "[2001:db8::7]:50000",
@@ -94,11 +94,11 @@ func TestRecordsHoldWhatAnOperatorMustProve(t *testing.T) {
 		"backend down": {func(l *Log) { _ = l.LoginRefused(testClient(), login, BackendDown) },
 			[]map[string]any{common, attempt, {"event": "login_refused", "user": "alice@example.org", "result": "unavailable", "reason": "backend_down"}}},
 		"bad name": {func(l *Log) {
-			_ = l.LoginRefused(testClient(), &Login{Claimed: "al\x1bice", Mechanism: "LOGIN"}, BadName)
+			_ = l.LoginRefused(testClient(), &Login{ClaimedName: "al\x1bice", Mechanism: "LOGIN"}, BadName)
 		},
 			[]map[string]any{common, {"event": "login_refused", "claimed": `al\x1bice`, "mechanism": "LOGIN", "result": "refused", "reason": "bad_name", "duration_ms": 0.0}}},
 		"session": {func(l *Log) {
-			_ = l.SessionEnded(testClient(), &Session{User: login.User, Backend: "east", Mode: "splice", In: 7, Out: 1 << 40, Took: time.Hour}, ClientLogout)
+			_ = l.SessionEnded(testClient(), &Session{User: login.User, Backend: "east", Mode: "splice", BytesIn: 7, BytesOut: 1 << 40, Duration: time.Hour}, ClientLogout)
 		}, []map[string]any{common, {"event": "session_ended", "user": "alice@example.org", "backend": "east", "mode": "splice",
 			"reason": "client_logout", "bytes_in": 7.0, "bytes_out": float64(1 << 40), "duration_ms": 3600000.0}}},
 		"connection": {func(l *Log) { _ = l.ConnectionRefused(testClient(), StartTLSInjection, "", time.Second) },
@@ -109,24 +109,24 @@ func TestRecordsHoldWhatAnOperatorMustProve(t *testing.T) {
 		"unknown reason": {func(l *Log) { _ = l.ConnectionRefused(&Client{}, "made up", "", 0) },
 			[]map[string]any{{"event": "connection_refused", "reason": "internal", "duration_ms": 0.0}}},
 		"attached": {func(l *Log) {
-			_ = l.Attached(testClient(), &Mux{User: login.User, Backend: "east", Mailbox: "Sent\r\n\"", Why: AfterLoss, Result: AttachOK,
-				Expunged: 3, Arrived: 1, Took: 40 * time.Millisecond})
+			_ = l.SessionReattached(testClient(), &MuxEvent{User: login.User, Backend: "east", Mailbox: "Sent\r\n\"", Reason: AfterLoss, Result: AttachOK,
+				Expunged: 3, Arrived: 1, Duration: 40 * time.Millisecond})
 		}, []map[string]any{common, {"event": "session_attached", "user": "alice@example.org", "backend": "east",
 			"mailbox": `Sent\x0d\x0a"`, "reason": "lost", "result": "ok", "expunged": 3.0, "arrived": 1.0, "duration_ms": 40.0}}},
 		"upstream lost": {func(l *Log) {
-			_ = l.UpstreamLost(testClient(), &Mux{User: login.User, Backend: "east", Why: LostBye, Took: time.Minute})
+			_ = l.UpstreamLost(testClient(), &MuxEvent{User: login.User, Backend: "east", Reason: LostBye, Duration: time.Minute})
 		}, []map[string]any{common, {"event": "upstream_lost", "user": "alice@example.org", "backend": "east", "reason": "bye", "duration_ms": 60000.0}}},
 		"pinned": {func(l *Log) {
-			_ = l.Pinned(testClient(), &Mux{User: login.User, Backend: "east", Mailbox: "INBOX", Why: PinNotify})
+			_ = l.SessionPinned(testClient(), &MuxEvent{User: login.User, Backend: "east", Mailbox: "INBOX", Reason: PinNotify})
 		}, []map[string]any{common, {"event": "session_pinned", "user": "alice@example.org", "backend": "east", "mailbox": "INBOX", "reason": "notify"}}},
 		"strange words": {func(l *Log) {
-			_ = l.Attached(&Client{}, &Mux{User: login.User, Why: `x","reason":"y`, Result: "made up"})
+			_ = l.SessionReattached(&Client{}, &MuxEvent{User: login.User, Reason: `x","reason":"y`, Result: "made up"})
 		}, []map[string]any{{"event": "session_attached", "user": "alice@example.org", "reason": "other", "result": "other",
 			"expunged": 0.0, "arrived": 0.0, "duration_ms": 0.0}}},
-		"started": {func(l *Log) { _ = l.Started("v1") }, []map[string]any{{"event": "started", "version": "v1"}}},
-		"stopped": {func(l *Log) { _ = l.Stopped(GatewayStopping) }, []map[string]any{{"event": "stopped", "reason": "shutdown"}}},
-		"reload":  {func(l *Log) { _ = l.Reloaded("audit log", nil) }, []map[string]any{{"event": "config_reloaded", "result": "accepted", "reread": "audit log"}}},
-		"bad reload": {func(l *Log) { _ = l.Reloaded("", errors.New("a\nb")) },
+		"started": {func(l *Log) { _ = l.GatewayStarted("v1") }, []map[string]any{{"event": "started", "version": "v1"}}},
+		"stopped": {func(l *Log) { _ = l.GatewayStopped(GatewayStopping) }, []map[string]any{{"event": "stopped", "reason": "shutdown"}}},
+		"reload":  {func(l *Log) { _ = l.ConfigReloaded("audit log", nil) }, []map[string]any{{"event": "config_reloaded", "result": "accepted", "reread": "audit log"}}},
+		"bad reload": {func(l *Log) { _ = l.ConfigReloaded("", errors.New("a\nb")) },
 			[]map[string]any{{"event": "config_rejected", "result": "refused", "detail": `a\x0ab`}}},
 	} {
 		before := time.Now().Truncate(time.Millisecond)
@@ -154,7 +154,7 @@ func TestRecordsHoldWhatAnOperatorMustProve(t *testing.T) {
 	}
 }
 
-func TestHostileTextBecomesVisible(t *testing.T) {
+func TestUnsafeTextIsEscaped(t *testing.T) {
 	for in, want := range map[string]string{
 		`x"} {"event":"login_accepted","user":"admin`: `x"} {"event":"login_accepted","user":"admin`,
 		"a\r\nb":                       `a\x0d\x0ab`,
@@ -175,7 +175,7 @@ func TestHostileTextBecomesVisible(t *testing.T) {
 		strings.Repeat("ü", 200):       strings.Repeat("ü", 126) + "…",
 		strings.Repeat("\x00", 64<<10): strings.Repeat(`\x00`, 50) + "…",
 	} {
-		record := encode(t, func(l *Log) { _ = l.LoginRefused(&Client{}, &Login{Claimed: in}, BadName) })
+		record := encode(t, func(l *Log) { _ = l.LoginRefused(&Client{}, &Login{ClaimedName: in}, BadName) })
 		if got := decode(t, record)["claimed"]; got != want {
 			t.Errorf("%.40q became %q, want %q", in, got, want)
 		}
@@ -188,41 +188,41 @@ func TestLargestRecordStaysWithinItsBound(t *testing.T) {
 		c := testClient()
 		c.Session, c.Listener, c.ServerName, c.ALPN = long, long, long, long
 		c.TLSVersion, c.Cipher = 0xffff, 0xffff
-		login := &Login{Claimed: long, Mechanism: long, Method: long, Backend: long, Upstream: long, Route: long, Took: 1 << 62}
+		login := &Login{ClaimedName: long, Mechanism: long, Method: long, Backend: long, UpstreamUser: long, RouteSource: long, Duration: 1 << 62}
 		decode(t, encode(t, func(l *Log) { _ = l.LoginRefused(c, login, IdentityMismatch) }))
 		decode(t, encode(t, func(l *Log) { _ = l.ConnectionRefused(c, StartTLSInjection, long, 1<<62) }))
-		change := &Mux{User: testLogin(t).User, Backend: long, Mailbox: long, Why: Why(long), Result: Result(long), Expunged: 1<<32 - 1,
-			Arrived: 1<<32 - 1, Took: 1 << 62}
-		decode(t, encode(t, func(l *Log) { _ = l.Attached(c, change) }))
+		change := &MuxEvent{User: testLogin(t).User, Backend: long, Mailbox: long, Reason: Why(long), Result: Result(long), Expunged: 1<<32 - 1,
+			Arrived: 1<<32 - 1, Duration: 1 << 62}
+		decode(t, encode(t, func(l *Log) { _ = l.SessionReattached(c, change) }))
 		decode(t, encode(t, func(l *Log) { _ = l.UpstreamLost(c, change) }))
-		decode(t, encode(t, func(l *Log) { _ = l.Pinned(c, change) }))
+		decode(t, encode(t, func(l *Log) { _ = l.SessionPinned(c, change) }))
 		sizes := make([]int64, 100)
 		for i := range sizes {
 			sizes[i] = 1<<62 - 1
 		}
 		decode(t, encode(t, func(l *Log) {
-			_ = l.Command(c, &Command{User: change.User, Backend: long, Verb: long, Mailbox: long, To: long, Messages: 1<<32 - 1,
-				Literals: sizes, More: Literals{1<<32 - 1, 1<<62 - 1}, Result: CommandResult(long), Code: long, Took: 1 << 62})
+			_ = l.Command(c, &Command{User: change.User, Backend: long, Name: long, Mailbox: long, Destination: long, Messages: 1<<32 - 1,
+				LiteralSizes: sizes, OtherLiterals: LiteralTotal{1<<32 - 1, 1<<62 - 1}, Result: CommandResult(long), ResponseCode: long, Duration: 1 << 62})
 		}))
-		decode(t, encode(t, func(l *Log) { _ = l.LimitHit(c, &Hit{Limit: Limit(long), Subject: long, Measure: Measure(long)}) }))
+		decode(t, encode(t, func(l *Log) { _ = l.LimitHit(c, &LimitHit{Limit: Limit(long), Subject: long, Result: Measure(long)}) }))
 		decode(t, encode(t, func(l *Log) {
-			_ = l.BanAdded(&Ban{Subject: long, Why: Cause(long), Until: time.Unix(1<<40, 0), By: long, Note: long})
+			_ = l.BanAdded(&Ban{Subject: long, Reason: Cause(long), Until: time.Unix(1<<40, 0), Operator: long, Note: long})
 		}))
 		decode(t, encode(t, func(l *Log) {
-			_ = l.OperatorAction(&Operator{Action: Action(long), By: long, Subject: long, Err: errors.New(long)})
+			_ = l.OperatorAction(&OperatorAction{Action: Action(long), Operator: long, Subject: long, Err: errors.New(long)})
 		}))
 	}
 }
 
 func TestRecordCostsNoAllocation(t *testing.T) {
-	l, o := unwritten()
+	l, o := newBufferedLog()
 	c, login := testClient(), testLogin(t)
-	change := &Mux{User: login.User, Backend: "east", Mailbox: "Entw&APw-rfe", Why: AfterLoss, Result: AttachOK}
+	change := &MuxEvent{User: login.User, Backend: "east", Mailbox: "Entw&APw-rfe", Reason: AfterLoss, Result: AttachOK}
 	done := testCommand(login)
 	if n := testing.AllocsPerRun(100, func() {
-		o.pending, o.waiting = o.pending[:0], 0
+		o.pending, o.bufferedRecords = o.pending[:0], 0
 		_ = l.LoginAccepted(c, login)
-		_ = l.Attached(c, change)
+		_ = l.SessionReattached(c, change)
 		_ = l.Command(c, done)
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
@@ -230,29 +230,29 @@ func TestRecordCostsNoAllocation(t *testing.T) {
 }
 
 func testCommand(login *Login) *Command {
-	return &Command{User: login.User, Backend: "east", Verb: "UID STORE", Writes: true, Mailbox: "INBOX", Messages: 3,
-		Literals: []int64{310}, Result: CommandOK, Took: 3 * time.Millisecond}
+	return &Command{User: login.User, Backend: "east", Name: "UID STORE", IsWrite: true, Mailbox: "INBOX", Messages: 3,
+		LiteralSizes: []int64{310}, Result: CommandOK, Duration: 3 * time.Millisecond}
 }
 
 // BenchmarkLoginAccepted is what a caller pays: the record in the buffer.
 func BenchmarkLoginAccepted(b *testing.B) {
-	l, o := unwritten()
+	l, o := newBufferedLog()
 	c, login := testClient(), testLogin(b)
 	b.ReportAllocs()
 	for b.Loop() {
-		o.pending, o.waiting = o.pending[:0], 0
+		o.pending, o.bufferedRecords = o.pending[:0], 0
 		_ = l.LoginAccepted(c, login)
 	}
 }
 
 // BenchmarkCommand is what a session pays for each command with commands: all.
 func BenchmarkCommand(b *testing.B) {
-	l, o := unwritten()
+	l, o := newBufferedLog()
 	c := testClient()
 	cmd := testCommand(testLogin(b))
 	b.ReportAllocs()
 	for b.Loop() {
-		o.pending, o.waiting = o.pending[:0], 0
+		o.pending, o.bufferedRecords = o.pending[:0], 0
 		_ = l.Command(c, cmd)
 	}
 }
@@ -263,63 +263,63 @@ func FuzzAuditRecord(f *testing.F) {
 	f.Fuzz(func(t *testing.T, user, server, detail string) {
 		c := testClient()
 		c.ServerName = server
-		c.Identify([][2]string{{"VERSION", server}, {"Name", detail}})
-		got := decode(t, encode(t, func(l *Log) { _ = l.LoginRefused(c, &Login{Claimed: user, Mechanism: detail}, BadName) }))
-		same(t, got["claimed"], user, maxText)
-		same(t, got["mechanism"], detail, maxName)
-		same(t, got["server_name"], server, maxText)
-		same(t, got["program"], detail, maxName)
-		same(t, got["program_version"], server, maxName)
+		c.SetProgram([][2]string{{"VERSION", server}, {"Name", detail}})
+		got := decode(t, encode(t, func(l *Log) { _ = l.LoginRefused(c, &Login{ClaimedName: user, Mechanism: detail}, BadName) }))
+		checkField(t, got["claimed"], user, maxTextBytes)
+		checkField(t, got["mechanism"], detail, maxNameBytes)
+		checkField(t, got["server_name"], server, maxTextBytes)
+		checkField(t, got["program"], detail, maxNameBytes)
+		checkField(t, got["program_version"], server, maxNameBytes)
 		got = decode(t, encode(t, func(l *Log) { _ = l.ConnectionRefused(c, BadProxyHeader, detail, 0) }))
-		same(t, got["detail"], detail, maxText)
-		got = decode(t, encode(t, func(l *Log) { _ = l.Pinned(c, &Mux{Mailbox: detail, Why: Why(user)}) }))
-		same(t, got["mailbox"], detail, maxText)
-		fuzzRest(t, user, server, detail)
+		checkField(t, got["detail"], detail, maxTextBytes)
+		got = decode(t, encode(t, func(l *Log) { _ = l.SessionPinned(c, &MuxEvent{Mailbox: detail, Reason: Why(user)}) }))
+		checkField(t, got["mailbox"], detail, maxTextBytes)
+		fuzzOtherEvents(t, user, server, detail)
 	})
 }
 
-// fuzzRest puts text from outside into the events of limits, operators and
+// fuzzOtherEvents puts text from outside into the events of limits, operators and
 // commands, and into those that a chain is over.
-func fuzzRest(t *testing.T, who, words, more string) {
-	ban := &Ban{Subject: who, Why: Cause(words), By: words, Note: more}
-	action := &Operator{Action: Action(words), By: words, Subject: who, Err: errors.New(more)}
-	cmd := &Command{Verb: words, Mailbox: who, To: who, Code: more, Result: CommandResult(more), Literals: []int64{int64(len(more))}}
-	hit := &Hit{Limit: Limit(words), Subject: who, Measure: Measure(more)}
+func fuzzOtherEvents(t *testing.T, user, words, more string) {
+	ban := &Ban{Subject: user, Reason: Cause(words), Operator: words, Note: more}
+	action := &OperatorAction{Action: Action(words), Operator: words, Subject: user, Err: errors.New(more)}
+	cmd := &Command{Name: words, Mailbox: user, Destination: user, ResponseCode: more, Result: CommandResult(more), LiteralSizes: []int64{int64(len(more))}}
+	hit := &LimitHit{Limit: Limit(words), Subject: user, Result: Measure(more)}
 	var chained chain
 	for _, event := range []struct {
 		write  func(*Log)
 		fields map[string]string
 		bounds map[string]int
 	}{
-		{func(l *Log) { _ = l.BanAdded(ban) }, map[string]string{"subject": who, "by": words, "detail": more},
-			map[string]int{"subject": maxUser, "by": maxName, "detail": maxText}},
-		{func(l *Log) { _ = l.OperatorAction(action) }, map[string]string{"subject": who, "by": words, "detail": more},
-			map[string]int{"subject": maxUser, "by": maxName, "detail": maxText}},
+		{func(l *Log) { _ = l.BanAdded(ban) }, map[string]string{"subject": user, "by": words, "detail": more},
+			map[string]int{"subject": maxUserBytes, "by": maxNameBytes, "detail": maxTextBytes}},
+		{func(l *Log) { _ = l.OperatorAction(action) }, map[string]string{"subject": user, "by": words, "detail": more},
+			map[string]int{"subject": maxUserBytes, "by": maxNameBytes, "detail": maxTextBytes}},
 		{func(l *Log) { _ = l.Command(&Client{Session: more}, cmd) },
-			map[string]string{"session": more, "command": words, "mailbox": who, "to": who, "code": more},
-			map[string]int{"session": maxName, "command": maxName, "mailbox": maxText, "to": maxText, "code": maxName}},
-		{func(l *Log) { _ = l.LimitHit(&Client{}, hit) }, map[string]string{"subject": who}, map[string]int{"subject": maxUser}},
-		{func(l *Log) { _ = l.SpraySuspected(&Spray{Subject: who}) }, map[string]string{"subject": who}, map[string]int{"subject": maxUser}},
-		{func(l *Log) { _ = l.RoutesRestored(&Store{Node: who, By: words}) }, map[string]string{"subject": who, "by": words},
-			map[string]int{"subject": maxUser, "by": maxName}},
-		{func(l *Log) { _ = l.Reloaded("", errors.New(more)) }, map[string]string{"detail": more}, map[string]int{"detail": maxText}},
+			map[string]string{"session": more, "command": words, "mailbox": user, "to": user, "code": more},
+			map[string]int{"session": maxNameBytes, "command": maxNameBytes, "mailbox": maxTextBytes, "to": maxTextBytes, "code": maxNameBytes}},
+		{func(l *Log) { _ = l.LimitHit(&Client{}, hit) }, map[string]string{"subject": user}, map[string]int{"subject": maxUserBytes}},
+		{func(l *Log) { _ = l.SpraySuspected(&Spray{Subject: user}) }, map[string]string{"subject": user}, map[string]int{"subject": maxUserBytes}},
+		{func(l *Log) { _ = l.RoutesRestored(&RouteStore{Node: user, Operator: words}) }, map[string]string{"subject": user, "by": words},
+			map[string]int{"subject": maxUserBytes, "by": maxNameBytes}},
+		{func(l *Log) { _ = l.ConfigReloaded("", errors.New(more)) }, map[string]string{"detail": more}, map[string]int{"detail": maxTextBytes}},
 	} {
 		record := encode(t, event.write)
 		got := decode(t, record)
 		for key, in := range event.fields {
-			same(t, got[key], in, event.bounds[key])
+			checkField(t, got[key], in, event.bounds[key])
 		}
 		before := chained
-		line := chained.add(nil, record)
-		if l, ok := linkOf(line[:len(line)-1]); !ok || before.over(l.text) != l.hash || l.hash != chained.hash {
+		line := chained.appendRecord(nil, record)
+		if l, ok := parseChained(line[:len(line)-1]); !ok || before.sum(l.hashed) != l.hash || l.hash != chained.hash {
 			t.Fatalf("the link of %s is not found again", line)
 		}
 	}
 }
 
-// same checks that got is the cleaned form of in, made here a second way: as a
+// checkField checks that got is the cleaned form of in, made here a second way: as a
 // list of pieces, each with its length inside JSON.
-func same(t *testing.T, got any, in string, bound int) {
+func checkField(t *testing.T, got any, in string, bound int) {
 	t.Helper()
 	if in == "" {
 		if got != nil {
@@ -338,7 +338,7 @@ func same(t *testing.T, got any, in string, bound int) {
 				b = byte(r)
 			}
 			piece, size = fmt.Sprintf(`\x%02x`, b), 5
-		case hostile(r):
+		case isUnsafe(r):
 			piece = fmt.Sprintf(`\u{%x}`, r)
 			size = len(piece) + 1
 		case r == '"', r == '\\':
@@ -348,11 +348,11 @@ func same(t *testing.T, got any, in string, bound int) {
 		}
 		length += size
 		whole += piece
-		if length <= bound-len(cut) {
+		if length <= bound-len(ellipsis) {
 			short = whole
 		}
 		if length > bound {
-			whole = short + cut
+			whole = short + ellipsis
 			break
 		}
 	}
@@ -362,18 +362,18 @@ func same(t *testing.T, got any, in string, bound int) {
 }
 
 func TestEveryWordOfTheClosedSetsIsKnown(t *testing.T) {
-	everyConstantIsKnown(t, "reason.go", "Reason", len(reasons))
-	everyConstantIsKnown(t, "mux.go", "Why", len(whys))
-	everyConstantIsKnown(t, "mux.go", "Result", len(results))
-	everyConstantIsKnown(t, "command.go", "CommandResult", len(commandResults))
-	everyConstantIsKnown(t, "gateway.go", "Action", len(actions))
-	everyConstantIsKnown(t, "limits.go", "Limit", len(limits))
-	everyConstantIsKnown(t, "limits.go", "Cause", len(causes))
+	checkConstants(t, "reason.go", "Reason", len(reasons))
+	checkConstants(t, "mux.go", "Why", len(whys))
+	checkConstants(t, "mux.go", "Result", len(results))
+	checkConstants(t, "command.go", "CommandResult", len(commandResults))
+	checkConstants(t, "gateway.go", "Action", len(actions))
+	checkConstants(t, "limits.go", "Limit", len(limits))
+	checkConstants(t, "limits.go", "Cause", len(causes))
 }
 
-// everyConstantIsKnown reads the constants of one type from the source: the
+// checkConstants reads the constants of one type from the source: the
 // language itself cannot list them.
-func everyConstantIsKnown(t *testing.T, file, kind string, want int) {
+func checkConstants(t *testing.T, file, kind string, want int) {
 	t.Helper()
 	source, err := os.ReadFile(file)
 	if err != nil {

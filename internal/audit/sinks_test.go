@@ -115,8 +115,8 @@ func listen(t *testing.T, network, address string) net.Listener {
 	return l
 }
 
-// syslogForm is RFC 5424 §6 with a record as its message.
-var syslogForm = regexp.MustCompile(`^<86>1 (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z) \S+ imapgate ` + strconv.Itoa(os.Getpid()) + ` (\w+) - (\{.*\})$`)
+// rfc5424Form is RFC 5424 §6 with a record as its message.
+var rfc5424Form = regexp.MustCompile(`^<86>1 (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z) \S+ imapgate ` + strconv.Itoa(os.Getpid()) + ` (\w+) - (\{.*\})$`)
 
 func TestSyslogServersOfEveryKindGetEveryRecord(t *testing.T) {
 	ca := testbed.NewCA(t)
@@ -152,21 +152,21 @@ func TestSyslogServersOfEveryKindGetEveryRecord(t *testing.T) {
 		"TLS": func(t *testing.T, c *collector) SinkConfig {
 			l := tls.NewListener(listen(t, "tcp", "127.0.0.1:0"), &tls.Config{Certificates: []tls.Certificate{pair}})
 			go c.frames(l)
-			return SinkConfig{Type: Syslog, Address: "tls://" + l.Addr().String(), TLS: testbed.Fixed(&tls.Config{RootCAs: roots})}
+			return SinkConfig{Type: Syslog, Address: "tls://" + l.Addr().String(), TLS: testbed.StaticTLS(&tls.Config{RootCAs: roots})}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var c collector
 			l := openSinks(t, Config{Sinks: []SinkConfig{start(t, &c)}})
 			for i := range 500 {
-				refuse(l, fmt.Sprint(i))
+				recordRefusal(l, fmt.Sprint(i))
 			}
 			if err := l.Close(); err != nil {
 				t.Fatal(err)
 			}
 			eventually(t, "500 messages", func() bool { return len(c.all()) >= 500 })
 			for i, m := range c.all() {
-				parts := syslogForm.FindStringSubmatch(m)
+				parts := rfc5424Form.FindStringSubmatch(m)
 				var record map[string]any
 				if parts == nil || json.Unmarshal([]byte(parts[3]), &record) != nil {
 					t.Fatalf("not a message with a record: %s", m)
@@ -189,16 +189,16 @@ func TestSyslogServerWithAWrongCertificateGetsNothing(t *testing.T) {
 	var c collector
 	server := tls.NewListener(listen(t, "tcp", "127.0.0.1:0"), &tls.Config{Certificates: []tls.Certificate{pair}})
 	go c.frames(server)
-	l := openSinks(t, Config{Sinks: []SinkConfig{{Type: Syslog, Address: "tls://" + server.Addr().String(), TLS: testbed.Fixed(&tls.Config{})}}})
-	refuse(l, "secret")
-	eventually(t, "the sink fails", func() bool { return l.Sinks()[0].Failed })
+	l := openSinks(t, Config{Sinks: []SinkConfig{{Type: Syslog, Address: "tls://" + server.Addr().String(), TLS: testbed.StaticTLS(&tls.Config{})}}})
+	recordRefusal(l, "secret")
+	eventually(t, "the sink fails", func() bool { return l.Sinks()[0].Failing })
 	if err := l.Ready(); !errors.Is(err, ErrUnavailable) || len(c.all()) > 0 {
 		t.Errorf("%v, %q", err, c.all())
 	}
 }
 
 // With TLS 1.3 the refusal comes when records could be under way already.
-func TestASyslogServerThatDemandsACertificateLosesNoRecord(t *testing.T) {
+func TestSyslogServerThatRequiresACertificateLosesNoRecord(t *testing.T) {
 	t.Parallel()
 	ca := testbed.NewCA(t)
 	pair, err := tls.LoadX509KeyPair(ca.Issue(t, "127.0.0.1"))
@@ -218,8 +218,8 @@ func TestASyslogServerThatDemandsACertificateLosesNoRecord(t *testing.T) {
 		var current atomic.Pointer[tls.Config]
 		current.Store(&tls.Config{RootCAs: ca.Pool})
 		l := openSinks(t, Config{Sinks: []SinkConfig{{Type: Syslog, Address: "tls://" + server.Addr().String(), TLS: current.Load}}})
-		refuse(l, "0")
-		eventually(t, "the sink fails", func() bool { return l.Sinks()[0].Failed })
+		recordRefusal(l, "0")
+		eventually(t, "the sink fails", func() bool { return l.Sinks()[0].Failing })
 		if err := l.Ready(); err == nil || len(c.all()) > 0 {
 			t.Errorf("%s: %v, %q", tls.VersionName(version), err, c.all())
 		}
@@ -237,7 +237,7 @@ func TestSyslogServerThatWasRestartedIsFoundAgain(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
 	first := listen(t, "unix", path)
 	l := openSinks(t, Config{Sinks: []SinkConfig{{Type: Syslog, Address: "unix://" + path, Format: RFC5424}}})
-	refuse(l, "0")
+	recordRefusal(l, "0")
 	conn, err := first.Accept()
 	if err != nil {
 		t.Fatal(err)
@@ -248,7 +248,7 @@ func TestSyslogServerThatWasRestartedIsFoundAgain(t *testing.T) {
 	_ = conn.Close()
 	go c.frames(listen(t, "unix", path))
 	for i := range 100 {
-		refuse(l, fmt.Sprint(i+1))
+		recordRefusal(l, fmt.Sprint(i+1))
 	}
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
@@ -261,9 +261,9 @@ func TestRedisStreamGetsEveryRecordAndKeepsItsBound(t *testing.T) {
 	server := testbed.StartRedis(t)
 	client := redis.NewClient(&redis.Options{Addr: server.Address})
 	defer client.Close()
-	l := openSinks(t, Config{Redis: client, Sinks: []SinkConfig{{Type: Redis, Stream: "imapgate:audit", Max: 1000}}})
+	l := openSinks(t, Config{Redis: client, Sinks: []SinkConfig{{Type: Redis, Stream: "imapgate:audit", MaxRecords: 1000}}})
 	for i := range 3000 {
-		refuse(l, fmt.Sprint(i))
+		recordRefusal(l, fmt.Sprint(i))
 	}
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
@@ -286,15 +286,15 @@ func TestRedisStreamGetsEveryRecordAndKeepsItsBound(t *testing.T) {
 	}
 }
 
-func TestRedisThatIsAwayLosesNothingThatFitsTheBuffer(t *testing.T) {
+func TestRedisOutageLosesNoBufferedRecord(t *testing.T) {
 	t.Parallel()
 	server := testbed.StartRedis(t)
 	client := redis.NewClient(&redis.Options{Addr: server.Address, MaxRetries: -1, DialTimeout: time.Second})
 	defer client.Close()
-	l := openSinks(t, Config{Redis: client, Sinks: []SinkConfig{{Type: Redis, Stream: "a", Max: 100_000}}})
+	l := openSinks(t, Config{Redis: client, Sinks: []SinkConfig{{Type: Redis, Stream: "a", MaxRecords: 100_000}}})
 	server.Kill()
 	for i := range 500 {
-		refuse(l, fmt.Sprint(i))
+		recordRefusal(l, fmt.Sprint(i))
 	}
 	eventually(t, "the sink fails", func() bool { return l.Ready() != nil })
 	server.Restart()
@@ -302,13 +302,13 @@ func TestRedisThatIsAwayLosesNothingThatFitsTheBuffer(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := client.XLen(context.Background(), "a").Result(); err != nil || n != 500 || l.Lost() != 0 {
-		t.Errorf("%d entries, %v, %d lost", n, err, l.Lost())
+	if n, err := client.XLen(context.Background(), "a").Result(); err != nil || n != 500 || l.LostRecords() != 0 {
+		t.Errorf("%d entries, %v, %d lost", n, err, l.LostRecords())
 	}
 }
 
-// stuckFIFO is a FIFO that somebody has open and does not read.
-func stuckFIFO(t *testing.T) string {
+// makeStuckFIFO is a FIFO that somebody has open and does not read.
+func makeStuckFIFO(t *testing.T) string {
 	t.Helper()
 	fifo := filepath.Join(t.TempDir(), "fifo")
 	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
@@ -322,29 +322,29 @@ func stuckFIFO(t *testing.T) string {
 	return fifo
 }
 
-func TestStuckSinkHoldsUpNoOther(t *testing.T) {
+func TestStuckSinkDoesNotBlockOthers(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "audit.log")
 	l := openSinks(t, Config{Sinks: []SinkConfig{
-		{Type: File, Name: "stuck", Path: stuckFIFO(t), OnFailure: "drop"},
+		{Type: File, Name: "stuck", Path: makeStuckFIFO(t), OnFailure: "drop"},
 		{Type: File, Path: path},
 	}})
-	sent := maxWaiting + 2000
+	sent := maxBufferedRecords + 2000
 	for i := range sent {
 		if err := l.LoginAccepted(testClient(), testLogin(t)); err != nil {
 			t.Fatal(err)
 		}
 		if i%1000 == 0 { // else the writer of the file may be the one that is behind
-			eventually(t, "the file has them", func() bool { return l.Sinks()[1].Written == uint64(i+1) })
+			eventually(t, "the file has them", func() bool { return l.Sinks()[1].WrittenRecords == uint64(i+1) })
 		}
 	}
-	eventually(t, "the file has all", func() bool { return l.Sinks()[1].Written == uint64(sent) })
-	if s := l.Sinks(); s[0].Name != "stuck" || s[0].Lost < 2000-1000 || s[1].Lost != 0 {
+	eventually(t, "the file has all", func() bool { return l.Sinks()[1].WrittenRecords == uint64(sent) })
+	if s := l.Sinks(); s[0].Name != "stuck" || s[0].LostRecords < 2000-1000 || s[1].LostRecords != 0 {
 		t.Errorf("%+v", s)
 	}
 }
 
-func TestSinkGetsWhatItsFilterLetsThrough(t *testing.T) {
+func TestSinkGetsOnlyRecordsThatMatchItsFilter(t *testing.T) {
 	dir := t.TempDir()
 	all, some := filepath.Join(dir, "all"), filepath.Join(dir, "some")
 	l := openSinks(t, Config{Sinks: []SinkConfig{
@@ -354,8 +354,8 @@ func TestSinkGetsWhatItsFilterLetsThrough(t *testing.T) {
 	_ = l.LoginAccepted(testClient(), testLogin(t))
 	_ = l.LoginRefused(testClient(), testLogin(t), BadCredentials)
 	_ = l.LoginRefused(testClient(), testLogin(t), AuthAway)
-	_ = l.BanAdded(&Ban{Subject: "192.0.2.0/24", Why: CauseFailures})
-	_ = l.Started("v1")
+	_ = l.BanAdded(&Ban{Subject: "192.0.2.0/24", Reason: CauseFailures})
+	_ = l.GatewayStarted("v1")
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -389,13 +389,13 @@ func TestOpenNamesWhatIsWrongWithASink(t *testing.T) {
 	}
 }
 
-func TestFloodOfHitsIsARecordAMinuteThatCountsThem(t *testing.T) {
+func TestLimitHitFloodMakesOneRecordAMinute(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
 	synctest.Test(t, func(t *testing.T) {
-		l, o := unwritten()
+		l, o := newBufferedLog()
 		ctx, enough := context.WithCancel(t.Context())
-		l.counting.Go(func() { l.tellCounts(ctx) })
-		c, hit := testClient(), &Hit{Limit: LimitRate, Subject: "192.0.2.1", Measure: Refused}
+		l.aggregatesDone.Go(func() { l.runAggregates(ctx) })
+		c, hit := testClient(), &LimitHit{Limit: LimitRate, Subject: "192.0.2.1", Result: Refused}
 		for range 1000 {
 			_ = l.LimitHit(c, hit)
 			time.Sleep(100 * time.Millisecond) // of the bubble's clock
@@ -403,7 +403,7 @@ func TestFloodOfHitsIsARecordAMinuteThatCountsThem(t *testing.T) {
 		time.Sleep(10 * time.Minute)
 		_ = l.LimitHit(c, hit)
 		enough()
-		l.counting.Wait()
+		l.aggregatesDone.Wait()
 		if err := os.WriteFile(path, o.pending, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -417,24 +417,24 @@ func TestFloodOfHitsIsARecordAMinuteThatCountsThem(t *testing.T) {
 	}
 }
 
-func TestHitsFromEverywhereAreBounded(t *testing.T) {
-	var h hits
+func TestLimitHitsOfManySubjectsAreBounded(t *testing.T) {
+	var h limitHitAggregator
 	now := time.Now()
 	told := uint64(0)
 	for i := range 100_000 {
-		told += h.count(hitKey{LimitRate, Refused, fmt.Sprint(i)}, now)
+		told += h.add(limitHitKey{LimitRate, Refused, fmt.Sprint(i)}, now)
 	}
-	if len(h.counts) > maxHits+1 {
+	if len(h.counts) > maxLimitHits+1 {
 		t.Errorf("%d subjects are remembered", len(h.counts))
 	}
-	for _, count := range h.due(now.Add(hitEvery)) {
+	for _, count := range h.takeDue(now.Add(limitHitInterval)) {
 		told += count
 	}
 	if told != 100_000 {
 		t.Errorf("%d of 100000 hits are told of", told)
 	}
-	h.due(now.Add(2 * hitEvery))
-	if h.due(now.Add(4 * hitEvery)); len(h.counts) != 0 {
+	h.takeDue(now.Add(2 * limitHitInterval))
+	if h.takeDue(now.Add(4 * limitHitInterval)); len(h.counts) != 0 {
 		t.Errorf("%d subjects are still remembered", len(h.counts))
 	}
 }
@@ -453,13 +453,13 @@ func BenchmarkCommandsToAFile(b *testing.B) {
 			before := cpuTime()
 			for n := uint64(1); b.Loop(); n++ {
 				_ = l.Command(c, cmd)
-				for n%1000 == 0 && l.Sinks()[0].Written+2000 < n {
+				for n%1000 == 0 && l.Sinks()[0].WrittenRecords+2000 < n {
 					<-time.After(time.Millisecond) // idle: what it would burn is no cost of the records
 				}
 			}
 			b.ReportMetric(float64(cpuTime()-before)/float64(b.N), "cpu-ns/op")
-			if l.Lost() > 0 {
-				b.Errorf("%d lost", l.Lost())
+			if l.LostRecords() > 0 {
+				b.Errorf("%d lost", l.LostRecords())
 			}
 		})
 	}

@@ -18,11 +18,11 @@ import (
 	"imapgate/tlsconf"
 )
 
-// maxFrames bounds what goes to a syslog server in one write.
-const maxFrames = 64 << 10
+// maxFrameBytes bounds what goes to a syslog server in one write.
+const maxFrameBytes = 64 << 10
 
-// refusalWait is how long a new TLS connection is listened to before it is used.
-const refusalWait = time.Second
+// refusalTimeout is how long a new TLS connection is listened to before it is used.
+const refusalTimeout = time.Second
 
 // facilities of RFC 5424 §6.2.1, by their usual names. Constant.
 var facilities = []string{"kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp",
@@ -34,30 +34,30 @@ const (
 	RFC5424 = "rfc5424"
 )
 
-// maxLocal is how much of a message is sent where a local socket takes no more
+// maxLocalMessage is how much of a message is sent where a local socket takes no more
 // (RFC 3164 §4.1). Linux takes a whole record.
-const maxLocal = 1024
+const maxLocalMessage = 1024
 
-// syslog is a sink: a server that speaks RFC 3164 or RFC 5424, over a local socket, TCP
+// syslogSink is a sink: a server that speaks RFC 3164 or RFC 5424, over a local socket, TCP
 // (RFC 6587) or TLS (RFC 5425). None of these has an answer:
 // what the kernel had taken when a connection broke is lost without notice.
-type syslog struct {
+type syslogSink struct {
 	// Set once.
-	network string // unix, tcp, tls
-	address string
-	format  string // RFC3164 or RFC5424
-	tls     func() *tls.Config
-	begin   []byte // of a header: <PRI>, in RFC 5424 with VERSION SP
-	middle  []byte // of a header, between the time and MSGID, in RFC 3164 the message
+	network   string // unix, tcp, tls
+	address   string
+	format    string // RFC3164 or RFC5424
+	tls       func() *tls.Config
+	prefix    []byte // of a header: <PRI>, in RFC 5424 with VERSION SP
+	afterTime []byte // of a header, between the time and MSGID, in RFC 3164 the message
 
 	// Owned by the outlet's run.
-	conn    net.Conn // nil: to be dialed
-	framed  bool     // conn is a stream
-	frames  []byte
-	hearing sync.WaitGroup
+	conn     net.Conn // nil: to be dialed
+	isStream bool     // conn is a stream
+	frames   []byte
+	reader   sync.WaitGroup
 }
 
-func newSyslog(cfg SinkConfig) (*syslog, error) {
+func newSyslog(cfg SinkConfig) (*syslogSink, error) {
 	network, address, _ := strings.Cut(cfg.Address, "://")
 	if !slices.Contains([]string{"unix", "tcp", "tls"}, network) || address == "" {
 		return nil, fmt.Errorf("syslog address %q is not unix:///path, tcp://host:port or tls://host:port", cfg.Address)
@@ -77,9 +77,9 @@ func newSyslog(cfg SinkConfig) (*syslog, error) {
 	if err != nil || host == "" {
 		host = "-" // NILVALUE
 	}
-	s := &syslog{network: network, address: address, format: cfg.Format, tls: cfg.TLS}
+	s := &syslogSink{network: network, address: address, format: cfg.Format, tls: cfg.TLS}
 	if s.format == "" {
-		s.format = formatFor(network)
+		s.format = defaultFormat(network)
 	}
 	const informational = 6
 	switch s.format {
@@ -89,125 +89,125 @@ func newSyslog(cfg SinkConfig) (*syslog, error) {
 			host, _, _ = strings.Cut(host, ".") // RFC 3164 §4.1.2: without the domain
 			from = " " + host
 		}
-		s.begin = fmt.Appendf(nil, "<%d>", facility*8+informational)
-		s.middle = fmt.Appendf(nil, "%s imapgate[%d]: ", from, os.Getpid())
+		s.prefix = fmt.Appendf(nil, "<%d>", facility*8+informational)
+		s.afterTime = fmt.Appendf(nil, "%s imapgate[%d]: ", from, os.Getpid())
 	case RFC5424:
-		s.begin = fmt.Appendf(nil, "<%d>1 ", facility*8+informational)
-		s.middle = fmt.Appendf(nil, " %s imapgate %d ", host, os.Getpid())
+		s.prefix = fmt.Appendf(nil, "<%d>1 ", facility*8+informational)
+		s.afterTime = fmt.Appendf(nil, " %s imapgate %d ", host, os.Getpid())
 	default:
 		return nil, fmt.Errorf("syslog format %q is not one of %s, %s", cfg.Format, RFC3164, RFC5424)
 	}
 	return s, nil
 }
 
-// formatFor is what the server at the end of such a network expects.
-func formatFor(network string) string {
+// defaultFormat is what the server at the end of such a network expects.
+func defaultFormat(network string) string {
 	if network == "unix" {
 		return RFC3164
 	}
 	return RFC5424
 }
 
-// message appends a record as a syslog message. Its time and its event, the
+// appendMessage appends a record as a syslog message. Its time and its event, the
 // MSGID, stand at its beginning. There is no BOM, which would make it no JSON:
 // RFC 5424 §6.4 calls that MSG-ANY. The time of RFC 3164 is local.
-func (s *syslog) message(dst, record []byte) []byte {
+func (s *syslogSink) appendMessage(dst, record []byte) []byte {
 	_, rest, _ := bytes.Cut(record, []byte(`"time":"`))
-	stamp, rest, _ := bytes.Cut(rest, []byte(`","event":"`))
+	timestamp, rest, _ := bytes.Cut(rest, []byte(`","event":"`))
 	event, _, _ := bytes.Cut(rest, []byte{'"'})
-	dst = append(dst, s.begin...)
+	dst = append(dst, s.prefix...)
 	if s.format == RFC3164 {
-		at, _ := time.Parse(timeForm, string(stamp)) // our own
-		dst = append(at.Local().AppendFormat(dst, time.Stamp), s.middle...)
+		t, _ := time.Parse(timeLayout, string(timestamp)) // our own
+		dst = append(t.Local().AppendFormat(dst, time.Stamp), s.afterTime...)
 		return append(dst, record...)
 	}
-	dst = append(append(dst, stamp...), s.middle...)
+	dst = append(append(dst, timestamp...), s.afterTime...)
 	dst = append(append(dst, event...), " - "...)
 	return append(dst, record...)
 }
 
 // write tries a second time when a connection turns out to be over: servers are
 // started anew.
-func (s *syslog) write(lines []byte) (int, error) {
-	fresh := s.conn == nil
-	taken, err := s.try(lines)
-	if err == nil || fresh {
-		return taken, err
+func (s *syslogSink) write(lines []byte) (int, error) {
+	isNew := s.conn == nil
+	written, err := s.writeOnce(lines)
+	if err == nil || isNew {
+		return written, err
 	}
-	more, err := s.try(lines[taken:])
-	return taken + more, err
+	more, err := s.writeOnce(lines[written:])
+	return written + more, err
 }
 
-func (s *syslog) try(lines []byte) (int, error) {
+func (s *syslogSink) writeOnce(lines []byte) (int, error) {
 	if err := s.connect(); err != nil {
 		return 0, err
 	}
-	if s.framed {
+	if s.isStream {
 		return s.writeFrames(lines)
 	}
-	taken := 0
-	for taken < len(lines) {
-		end := bytes.IndexByte(lines[taken:], '\n')
-		s.frames = s.message(s.frames[:0], lines[taken:taken+end])
-		_ = s.conn.SetWriteDeadline(time.Now().Add(sinkWait))
+	written := 0
+	for written < len(lines) {
+		end := bytes.IndexByte(lines[written:], '\n')
+		s.frames = s.appendMessage(s.frames[:0], lines[written:written+end])
+		_ = s.conn.SetWriteDeadline(time.Now().Add(sinkTimeout))
 		_, err := s.conn.Write(s.frames)
-		if errors.Is(err, syscall.EMSGSIZE) && len(s.frames) > maxLocal { // it would hold up all that follow
-			_, err = s.conn.Write(append(s.frames[:maxLocal-len(cut)], cut...))
+		if errors.Is(err, syscall.EMSGSIZE) && len(s.frames) > maxLocalMessage { // it would hold up all that follow
+			_, err = s.conn.Write(append(s.frames[:maxLocalMessage-len(ellipsis)], ellipsis...))
 		}
 		if err != nil {
-			s.drop()
-			return taken, err
+			s.disconnect()
+			return written, err
 		}
-		taken += end + 1
+		written += end + 1
 	}
-	return taken, nil
+	return written, nil
 }
 
 // writeFrames writes some of the lines to a stream: in RFC 5424 with their lengths, in
 // RFC 3164 a line each (RFC 6587 §3.4.1, §3.4.2). After a failure the record that was
 // cut begins anew, on a new connection.
-func (s *syslog) writeFrames(lines []byte) (int, error) {
+func (s *syslogSink) writeFrames(lines []byte) (int, error) {
 	s.frames = s.frames[:0]
 	var ends []int // of the frames
-	var one []byte
-	for rest := lines; len(rest) > 0 && len(s.frames) < maxFrames; {
+	var msg []byte
+	for rest := lines; len(rest) > 0 && len(s.frames) < maxFrameBytes; {
 		end := bytes.IndexByte(rest, '\n')
-		one = s.message(one[:0], rest[:end])
+		msg = s.appendMessage(msg[:0], rest[:end])
 		if s.format == RFC3164 {
-			s.frames = append(append(s.frames, one...), '\n')
+			s.frames = append(append(s.frames, msg...), '\n')
 		} else {
-			s.frames = append(strconv.AppendInt(s.frames, int64(len(one)), 10), ' ')
-			s.frames = append(s.frames, one...)
+			s.frames = append(strconv.AppendInt(s.frames, int64(len(msg)), 10), ' ')
+			s.frames = append(s.frames, msg...)
 		}
 		ends = append(ends, len(s.frames))
 		rest = rest[end+1:]
 	}
-	_ = s.conn.SetWriteDeadline(time.Now().Add(sinkWait))
+	_ = s.conn.SetWriteDeadline(time.Now().Add(sinkTimeout))
 	n, err := s.conn.Write(s.frames)
-	whole := 0
-	for whole < len(ends) && ends[whole] <= n {
-		whole++
+	complete := 0
+	for complete < len(ends) && ends[complete] <= n {
+		complete++
 	}
 	if err != nil {
-		s.drop()
+		s.disconnect()
 	}
-	return firstLines(lines, whole), err
+	return lengthOfLines(lines, complete), err
 }
 
 // connect dials the server when there is no connection. A local socket is one of
 // datagrams or, failing that, a stream.
-func (s *syslog) connect() error {
+func (s *syslogSink) connect() error {
 	if s.conn != nil {
 		return nil
 	}
-	d := &net.Dialer{Timeout: sinkWait}
+	d := &net.Dialer{Timeout: sinkTimeout}
 	var conn net.Conn
 	var err error
-	s.framed = true
+	s.isStream = true
 	switch s.network {
 	case "unix":
 		conn, err = d.Dial("unixgram", s.address)
-		if s.framed = err != nil; s.framed {
+		if s.isStream = err != nil; s.isStream {
 			conn, err = d.Dial("unix", s.address)
 		}
 	case "tls":
@@ -221,8 +221,8 @@ func (s *syslog) connect() error {
 		return err
 	}
 	s.conn = conn
-	if s.framed {
-		s.hearing.Go(func() { hear(conn) })
+	if s.isStream {
+		s.reader.Go(func() { closeOnEOF(conn) })
 	}
 	return nil
 }
@@ -231,7 +231,7 @@ func (s *syslog) connect() error {
 // TLS 1.3 it does so behind the handshake, when what is written is lost already. One that
 // accepts us says nothing. After an error conn is closed.
 func awaitRefusal(conn net.Conn) error {
-	_ = conn.SetReadDeadline(time.Now().Add(refusalWait))
+	_ = conn.SetReadDeadline(time.Now().Add(refusalTimeout))
 	_, err := conn.Read(make([]byte, 1))
 	if err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		return conn.SetReadDeadline(time.Time{})
@@ -240,30 +240,30 @@ func awaitRefusal(conn net.Conn) error {
 	return err
 }
 
-// hear is a goroutine that ends with its connection. A server says nothing; when
+// closeOnEOF is a goroutine that ends with its connection. A server says nothing; when
 // it hangs up, the next write must fail instead of going to nobody.
-func hear(conn net.Conn) {
-	var nothing [64]byte
+func closeOnEOF(conn net.Conn) {
+	var buf [64]byte
 	for {
-		if _, err := conn.Read(nothing[:]); err != nil {
+		if _, err := conn.Read(buf[:]); err != nil {
 			_ = conn.Close()
 			return
 		}
 	}
 }
 
-// drop closes the connection; the next write makes another.
-func (s *syslog) drop() {
+// disconnect closes the connection; the next write makes another.
+func (s *syslogSink) disconnect() {
 	_ = s.conn.Close()
-	s.hearing.Wait()
+	s.reader.Wait()
 	s.conn = nil
 }
 
-func (s *syslog) tend() error { return nil }
+func (s *syslogSink) maintain() error { return nil }
 
-func (s *syslog) close() error {
+func (s *syslogSink) close() error {
 	if s.conn != nil {
-		s.drop()
+		s.disconnect()
 	}
 	return nil
 }

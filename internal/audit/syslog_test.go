@@ -17,9 +17,9 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// oldForm is what syslog(3) writes, with a record as its message; a HOSTNAME only behind
+// rfc3164Form is what syslog(3) writes, with a record as its message; a HOSTNAME only behind
 // a network.
-var oldForm = regexp.MustCompile(`^<86>([A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d) (\S+ )?imapgate\[` + strconv.Itoa(os.Getpid()) + `\]: (\{.*\})$`)
+var rfc3164Form = regexp.MustCompile(`^<86>([A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d) (\S+ )?imapgate\[` + strconv.Itoa(os.Getpid()) + `\]: (\{.*\})$`)
 
 // lines reads messages of a line each from all who connect.
 func (c *collector) lines(l net.Listener) { accept(l, c.readLines) }
@@ -59,14 +59,14 @@ func TestLocalSyslogServersGetTheirOwnFormat(t *testing.T) {
 			var c collector
 			l := openSinks(t, Config{Sinks: []SinkConfig{start(t, &c)}})
 			for i := range 500 {
-				refuse(l, fmt.Sprint(i))
+				recordRefusal(l, fmt.Sprint(i))
 			}
 			if err := l.Close(); err != nil {
 				t.Fatal(err)
 			}
 			eventually(t, "500 messages", func() bool { return len(c.all()) >= 500 })
 			for i, m := range c.all() {
-				parts := oldForm.FindStringSubmatch(m)
+				parts := rfc3164Form.FindStringSubmatch(m)
 				var record struct {
 					Session string
 					Time    time.Time
@@ -110,13 +110,13 @@ func TestRsyslogKnowsProgramAndProcess(t *testing.T) {
 	}
 }
 
-// short is a local socket that takes no long datagrams, as those of macOS.
-type short struct {
+// shortConn is a local socket that takes no long datagrams, as those of macOS.
+type shortConn struct {
 	net.Conn
 	got []string
 }
 
-func (s *short) Write(b []byte) (int, error) {
+func (s *shortConn) Write(b []byte) (int, error) {
 	if len(b) > 2048 {
 		return 0, &net.OpError{Op: "write", Err: os.NewSyscallError("write", syscall.EMSGSIZE)}
 	}
@@ -124,21 +124,21 @@ func (s *short) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-func (s *short) SetWriteDeadline(time.Time) error { return nil }
+func (s *shortConn) SetWriteDeadline(time.Time) error { return nil }
 
-func TestAMessageThatIsTooLongHoldsUpNoOther(t *testing.T) {
+func TestOversizedMessageDoesNotBlockOthers(t *testing.T) {
 	s, err := newSyslog(SinkConfig{Type: Syslog, Address: "unix:///dev/log"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn := &short{}
+	conn := &shortConn{}
 	s.conn = conn
 	record := `{"v":1,"time":"2026-05-01T12:00:00.000Z","event":"started","version":"` + strings.Repeat("x", 3000) + "\"}\n"
 	lines := []byte(record + `{"v":1,"time":"2026-05-01T12:00:00.000Z","event":"stopped"}` + "\n")
 	if n, err := s.write(lines); err != nil || n != len(lines) {
 		t.Fatalf("%d of %d bytes are taken: %v", n, len(lines), err)
 	}
-	if len(conn.got) != 2 || len(conn.got[0]) != maxLocal || !strings.HasSuffix(conn.got[0], "x…") || !oldForm.MatchString(conn.got[1]) {
+	if len(conn.got) != 2 || len(conn.got[0]) != maxLocalMessage || !strings.HasSuffix(conn.got[0], "x…") || !rfc3164Form.MatchString(conn.got[1]) {
 		t.Errorf("sent: %q", conn.got)
 	}
 }

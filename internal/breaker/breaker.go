@@ -12,55 +12,55 @@ import (
 
 // When a service is left alone, and for how long.
 const (
-	After = 5           // failures in a row
-	For   = time.Second // until one question is let through again
+	Threshold     = 5           // failures in a row
+	TrialInterval = time.Second // until one question is let through again
 
-	// MaxBeside bounds the callers that wait for the outcome of such a question, at one
+	// MaxWaiting bounds the callers that wait for the outcome of such a question, at one
 	// service.
-	MaxBeside = 256
+	MaxWaiting = 256
 )
 
 // Breaker stops asking a service that is away. The zero Breaker lets everybody
 // ask. It is not safe for concurrent use.
 type Breaker struct {
-	failures int       // in a row
-	next     time.Time // no question before this; zero while closed
+	failures  int       // in a row
+	nextTrial time.Time // no question before this; zero while closed
 }
 
 // Allow says whether the service may be asked now. While open, one caller per
 // period is let through as a probe.
 func (b *Breaker) Allow(now time.Time) bool {
-	if b.failures < After {
+	if b.failures < Threshold {
 		return true
 	}
-	if now.Before(b.next) {
+	if now.Before(b.nextTrial) {
 		return false
 	}
-	b.pause(now)
+	b.scheduleTrial(now)
 	return true
 }
 
-// Failed notes that the service gave no answer.
-func (b *Breaker) Failed(now time.Time) {
+// RecordFailure notes that the service gave no answer.
+func (b *Breaker) RecordFailure(now time.Time) {
 	b.failures++
-	if b.failures >= After {
-		b.pause(now)
+	if b.failures >= Threshold {
+		b.scheduleTrial(now)
 	}
 }
 
-// open has the service left alone at once.
-func (b *Breaker) open(now time.Time) {
-	b.failures = After
-	b.pause(now)
+// trip has the service left alone at once.
+func (b *Breaker) trip(now time.Time) {
+	b.failures = Threshold
+	b.scheduleTrial(now)
 }
 
-// Answered notes that the service spoke sense, whatever it said.
-func (b *Breaker) Answered() { *b = Breaker{} }
+// RecordSuccess notes that the service spoke sense, whatever it said.
+func (b *Breaker) RecordSuccess() { *b = Breaker{} }
 
-// Open says whether the service is being left alone.
-func (b *Breaker) Open() bool { return b.failures >= After }
+// IsOpen says whether the service is being left alone.
+func (b *Breaker) IsOpen() bool { return b.failures >= Threshold }
 
-// pause sets the next probe, at a time of its own in each gateway.
-func (b *Breaker) pause(now time.Time) {
-	b.next = now.Add(For*4/5 + rand.N(For*2/5))
+// scheduleTrial sets the next probe, at a time of its own in each gateway.
+func (b *Breaker) scheduleTrial(now time.Time) {
+	b.nextTrial = now.Add(TrialInterval*4/5 + rand.N(TrialInterval*2/5))
 }

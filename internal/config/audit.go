@@ -7,12 +7,12 @@ import (
 
 // Audit is the audit log.
 type Audit struct {
-	Path      string      `yaml:"path" default:"-" file:"own" form:"audit" doc:"A file or FIFO; - is standard output; empty keeps no audit log. A file that was renamed is followed by a new one. Short for one entry of sinks, and left out where there are some."`
-	OnFailure string      `yaml:"on_failure" default:"block" oneof:"block drop" doc:"When records cannot be written. block: no new logins, live sessions go on. drop: go on, count what is lost."`
-	Commands  string      `yaml:"commands" default:"none" oneof:"none writes all" doc:"Which commands of clients get a record, in the modes that read commands: none, those that may change something, or all. What messages contain is never written. Where a session is spliced there are none."`
-	First     int         `yaml:"first_per_minute" default:"10" min:"0" max:"1000000" doc:"How many connections that end without a login, and logins that are refused without a look at the password, have a record of their own: from one address for one reason in a minute. The others are counted in one record at the end of the minute. 0: each has its own."`
-	Chain     bool        `yaml:"chain" default:"false" doc:"Number the records of regular files and chain them by hashes, so that imapgate audit verify finds what was changed or removed."`
-	Sinks     []AuditSink `yaml:"sinks" doc:"Where records go, when that is more than one place or not a file. Each has a buffer of 10,000 records of its own; one that is slow or away holds up no other."`
+	Path           string      `yaml:"path" default:"-" file:"own" form:"audit" doc:"A file or FIFO; - is standard output; empty keeps no audit log. A file that was renamed is followed by a new one. Short for one entry of sinks, and left out where there are some."`
+	OnFailure      string      `yaml:"on_failure" default:"block" oneof:"block drop" doc:"When records cannot be written. block: no new logins, live sessions go on. drop: go on, count what is lost."`
+	Commands       string      `yaml:"commands" default:"none" oneof:"none writes all" doc:"Which commands of clients get a record, in the modes that read commands: none, those that may change something, or all. What messages contain is never written. Where a session is spliced there are none."`
+	FirstPerMinute int         `yaml:"first_per_minute" default:"10" min:"0" max:"1000000" doc:"How many connections that end without a login, and logins that are refused without a look at the password, have a record of their own: from one address for one reason in a minute. The others are counted in one record at the end of the minute. 0: each has its own."`
+	Chain          bool        `yaml:"chain" default:"false" doc:"Number the records of regular files and chain them by hashes, so that imapgate audit verify finds what was changed or removed."`
+	Sinks          []AuditSink `yaml:"sinks" doc:"Where records go, when that is more than one place or not a file. Each has a buffer of 10,000 records of its own; one that is slow or away holds up no other."`
 }
 
 // AuditSink is one place where records go.
@@ -35,57 +35,57 @@ type AuditSink struct {
 	OnFailure  string   `yaml:"on_failure" oneof:"block drop" doc:"As above, for this sink. Default: audit.on_failure."`
 }
 
-// name is what the sink is called.
-func (s AuditSink) name() string {
+// displayName is what the sink is called.
+func (s AuditSink) displayName() string {
 	if s.Name == "" {
 		return s.Type
 	}
 	return s.Name
 }
 
-func (k checker) audit() {
-	a := &k.c.Audit
+func (k checker) checkAudit() {
+	a := &k.cfg.Audit
 	if len(a.Sinks) > 0 && a.Path != "" && a.Path != "-" {
 		k.add("audit.path", "is short for one sink: leave it out, and make it one of the sinks")
 	}
 	names := make(map[string]bool)
 	for i, s := range a.Sinks {
-		key := Indexed("audit.sinks", i)
-		if names[s.name()] {
-			k.add(Below(key, "name"), "%s is the name of another sink already", quote(s.name()))
+		key := ItemKey("audit.sinks", i)
+		if names[s.displayName()] {
+			k.add(MemberKey(key, "name"), "%s is the name of another sink already", quote(s.displayName()))
 		}
-		names[s.name()] = true
-		k.sink(key, s)
+		names[s.displayName()] = true
+		k.checkSink(key, s)
 	}
 }
 
-// sink checks that a sink has what its type needs, and nothing that it ignores.
-func (k checker) sink(key string, s AuditSink) {
+// checkSink checks that a sink has what its type needs, and nothing that it ignores.
+func (k checker) checkSink(key string, s AuditSink) {
 	switch {
 	case s.Type == "":
-		k.add(Below(key, "type"), "is required")
+		k.add(MemberKey(key, "type"), "is required")
 	case s.Type == "file" && s.Path == "":
-		k.add(Below(key, "path"), "is required with type: file")
+		k.add(MemberKey(key, "path"), "is required with type: file")
 	case s.Type == "syslog" && s.Address == "":
-		k.add(Below(key, "address"), "is required with type: syslog")
-	case s.Type == "redis" && k.c.Redis == nil:
-		k.add(Below(key, "type"), "is redis, but there is no redis block")
+		k.add(MemberKey(key, "address"), "is required with type: syslog")
+	case s.Type == "redis" && k.cfg.Redis == nil:
+		k.add(MemberKey(key, "type"), "is redis, but there is no redis block")
 	}
-	for _, own := range []struct{ name, value, kind string }{
+	for _, setting := range []struct{ name, value, kind string }{
 		{"path", s.Path, "file"}, {"address", s.Address, "syslog"}, {"format", s.Format, "syslog"}, {"stream", s.Stream, "redis"},
 	} {
-		if own.value != "" && s.Type != own.kind && s.Type != "" {
-			k.add(Below(key, own.name), "is for type: %s", own.kind)
+		if setting.value != "" && s.Type != setting.kind && s.Type != "" {
+			k.add(MemberKey(key, setting.name), "is for type: %s", setting.kind)
 		}
 	}
 	if (s.CA != "" || s.ServerName != "" || s.ClientCertificate != nil) && !strings.HasPrefix(s.Address, "tls://") {
 		k.add(key, "ca, server_name and client_certificate are used only with tls://")
 	}
-	k.pair(Below(key, "client_certificate"), s.ClientCertificate)
+	k.checkKeyPair(MemberKey(key, "client_certificate"), s.ClientCertificate)
 }
 
-// syslogForm is for addresses of syslog servers.
-func syslogForm(s string) string {
+// checkSyslogAddress is for addresses of syslog servers.
+func checkSyslogAddress(s string) string {
 	network, address, _ := strings.Cut(s, "://")
 	switch {
 	case network == "unix" && strings.HasPrefix(address, "/"):
@@ -93,5 +93,5 @@ func syslogForm(s string) string {
 	case !slices.Contains([]string{"tcp", "tls"}, network):
 		return quote(s) + " is not unix:///path, tcp://host:port or tls://host:port"
 	}
-	return checkForm("dial", address)
+	return checkFormat("dial", address)
 }

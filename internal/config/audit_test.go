@@ -34,7 +34,7 @@ audit:
 	}
 }
 
-func TestMistakesInSinksAreNamed(t *testing.T) {
+func TestSinkProblemsAreReported(t *testing.T) {
 	_, err := parse("x", []byte(minimal+`
 audit:
   path: /var/log/audit.log
@@ -64,8 +64,8 @@ audit:
 	}
 }
 
-func TestWordsOfFiltersAreThoseOfTheAuditLog(t *testing.T) {
-	for _, f := range fields(reflect.TypeFor[AuditSink]()) {
+func TestFilterWordsMatchTheAuditLog(t *testing.T) {
+	for _, f := range fieldsOf(reflect.TypeFor[AuditSink]()) {
 		want := map[string][]string{"events": audit.Events(), "results": audit.Results()}[f.name]
 		if want != nil && !slices.Equal(f.oneof, want) {
 			t.Errorf("%s: %q, the log has %q", f.name, f.oneof, want)

@@ -10,45 +10,45 @@ type AuthExternal struct {
 	SAN string `yaml:"san" oneof:"email dns uri" doc:"The kind of subject alternative name that is the user. email: alice@example.org. dns: as it stands. uri: acct:alice@example.org (RFC 7565). A certificate must have exactly one of the kind; nothing else in it stands in for one. Left out: no EXTERNAL."`
 }
 
-// mechanisms checks what belongs to the mechanisms; whether the methods can
+// checkMechanisms checks what belongs to the mechanisms; whether the methods can
 // serve them is auth's to say.
-func (k checker) mechanisms() {
-	a := &k.c.Auth
-	if a.External.SAN != "" && k.c.TLS.ClientCA == "" {
+func (k checker) checkMechanisms() {
+	a := &k.cfg.Auth
+	if a.External.SAN != "" && k.cfg.TLS.ClientCA == "" {
 		k.add("auth.external.san", "needs tls.client_ca: without it no client is asked for a certificate")
 	}
-	k.onceEach("auth.mechanisms", a.Mechanisms)
-	for i, l := range k.c.Listeners {
-		key := Below(Indexed("listeners", i), "mechanisms")
-		k.onceEach(key, l.Mechanisms)
+	k.checkUnique("auth.mechanisms", a.Mechanisms)
+	for i, l := range k.cfg.Listeners {
+		key := MemberKey(ItemKey("listeners", i), "mechanisms")
+		k.checkUnique(key, l.Mechanisms)
 		for j, name := range l.Mechanisms {
 			if len(a.Mechanisms) > 0 && !slices.Contains(a.Mechanisms, name) {
-				k.add(Indexed(key, j), "%s is not among auth.mechanisms", name)
+				k.add(ItemKey(key, j), "%s is not among auth.mechanisms", name)
 			}
 		}
 	}
 }
 
-func (k checker) onceEach(key string, names []string) {
+func (k checker) checkUnique(key string, names []string) {
 	for i, name := range names {
 		if name != "" && slices.Contains(names[:i], name) {
-			k.add(Indexed(key, i), "%s is there twice", name)
+			k.add(ItemKey(key, i), "%s is there twice", name)
 		}
 	}
 }
 
 const scramSecretKey = "auth.scram_secret_file"
 
-// scram reads the secret of the SCRAM mechanisms, and misses it where they are
+// readSCRAM reads the secret of the SCRAM mechanisms, and misses it where they are
 // called for.
-func (s secrets) scram(a *Auth) {
+func (s secrets) readSCRAM(a *Auth) {
 	const key, variable = scramSecretKey, "IMAPGATE_SCRAM_SECRET"
-	a.SCRAMSecret = s.read(key, a.SCRAMSecretFile, variable)
-	wanted := slices.ContainsFunc(a.Mechanisms, func(name string) bool { return strings.HasPrefix(name, "SCRAM") })
+	a.SCRAMSecret = s.readSecret(key, a.SCRAMSecretFile, variable)
+	needed := slices.ContainsFunc(a.Mechanisms, func(name string) bool { return strings.HasPrefix(name, "SCRAM") })
 	switch n := len(a.SCRAMSecret.Reveal()); {
-	case n == 0 && wanted:
+	case n == 0 && needed:
 		s.add(key, "SCRAM needs scram_secret_file or %s", variable)
-	case n > 0 && n < minToken:
-		s.add(key, "the secret has fewer than %d characters", minToken)
+	case n > 0 && n < minTokenLength:
+		s.add(key, "the secret has fewer than %d characters", minTokenLength)
 	}
 }

@@ -23,14 +23,14 @@ type AuthHTTP struct {
 	Secrets map[string]identity.Secret `yaml:"-"` // what is in HeaderFiles
 }
 
-// authHTTP checks the auth servers, whether or not a method asks them yet.
-func (k checker) authHTTP() {
-	h := &k.c.Auth.HTTP
+// checkAuthHTTP checks the auth servers, whether or not a method asks them yet.
+func (k checker) checkAuthHTTP() {
+	h := &k.cfg.Auth.HTTP
 	secure := false
 	for i, raw := range h.URLs {
 		u, err := authhttp.ParseURL(raw)
 		if err != nil {
-			k.add(Indexed("auth.http.urls", i), "%s", err)
+			k.add(ItemKey("auth.http.urls", i), "%s", err)
 			continue
 		}
 		secure = secure || u.Scheme == "https"
@@ -44,21 +44,21 @@ func (k checker) authHTTP() {
 	if (h.Cert == "") != (h.Key == "") {
 		k.add("auth.http.cert", "needs key, and key needs cert")
 	}
-	if h.PassClientCert && k.c.TLS.ClientCA == "" {
+	if h.PassClientCert && k.cfg.TLS.ClientCA == "" {
 		k.add("auth.http.pass_client_cert", "needs tls.client_ca: without it no client is asked for a certificate")
 	}
-	k.headers(h)
-	asked := slices.Index(k.c.Auth.Methods, "http")
-	if asked >= 0 && len(h.URLs) == 0 {
-		k.add(Indexed("auth.methods", asked), "is http, but auth.http.urls names no auth server")
+	k.checkHeaders(h)
+	method := slices.Index(k.cfg.Auth.Methods, "http")
+	if method >= 0 && len(h.URLs) == 0 {
+		k.add(ItemKey("auth.methods", method), "is http, but auth.http.urls names no auth server")
 	}
-	if k.c.Routing.Source == "http" && asked < 0 {
+	if k.cfg.Routing.Source == "http" && method < 0 {
 		k.add("routing.source", "is http, but http is not among auth.methods: only the auth server's answer to a login says where")
 	}
 }
 
-// headers checks the names, which are one whatever the case of their letters.
-func (k checker) headers(h *AuthHTTP) {
+// checkHeaders checks the names, which are one whatever the case of their letters.
+func (k checker) checkHeaders(h *AuthHTTP) {
 	seen := make(map[string]bool)
 	for block, values := range map[string]map[string]string{"auth.http.headers": h.Headers, "auth.http.header_files": h.HeaderFiles} {
 		for name, value := range values {
@@ -66,30 +66,30 @@ func (k checker) headers(h *AuthHTTP) {
 				value = ""
 			}
 			if err := authhttp.CheckHeader(name, value); err != nil {
-				k.add(Below(block, name), "%s", err)
+				k.add(MemberKey(block, name), "%s", err)
 			} else if seen[strings.ToLower(name)] {
-				k.add(Below(block, name), "is there twice")
+				k.add(MemberKey(block, name), "is there twice")
 			}
 			seen[strings.ToLower(name)] = true
 		}
 	}
 }
 
-// authHTTP reads the values of the headers that are in files.
-func (s secrets) authHTTP(h *AuthHTTP) {
+// readAuthHTTP reads the values of the headers that are in files.
+func (s secrets) readAuthHTTP(h *AuthHTTP) {
 	for name, file := range h.HeaderFiles {
-		key := Below("auth.http.header_files", name)
+		key := MemberKey("auth.http.header_files", name)
 		if file == "" {
 			s.add(key, "is empty")
 			continue
 		}
 		// A variable of no name is not set.
-		value := s.read(key, file, "")
+		value := s.readSecret(key, file, "")
 		if value.IsZero() {
 			continue
 		}
-		read := (*s.files)[len(*s.files)-1]
-		read.valid = func(text string) error { return authhttp.CheckHeader(name, text) }
+		f := (*s.files)[len(*s.files)-1]
+		f.validate = func(text string) error { return authhttp.CheckHeader(name, text) }
 		if h.Secrets == nil {
 			h.Secrets = make(map[string]identity.Secret)
 		}
@@ -99,7 +99,7 @@ func (s secrets) authHTTP(h *AuthHTTP) {
 
 // Config is the part the Asker takes, but for TLS.
 func (h *AuthHTTP) Config() authhttp.Config {
-	cfg := authhttp.Config{URLs: h.URLs, Timeout: h.Timeout, PassCert: h.PassClientCert, Headers: make(map[string]identity.Secret)}
+	cfg := authhttp.Config{URLs: h.URLs, Timeout: h.Timeout, PassClientCert: h.PassClientCert, Headers: make(map[string]identity.Secret)}
 	for name, value := range h.Headers {
 		cfg.Headers[name] = identity.NewSecret(value)
 	}

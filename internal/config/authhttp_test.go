@@ -10,7 +10,7 @@ import (
 )
 
 func TestAuthServersAreReadWithTheirSecrets(t *testing.T) {
-	file := secretFileOf(t, "s3cret\n")
+	file := writeSecretFile(t, "s3cret\n")
 	c := mustParse(t, minimal+`
 auth:
   http:
@@ -19,10 +19,10 @@ auth:
     header_files: {X-Auth-Key: `+file+`}
 `)
 	cfg := c.Auth.HTTP.Config()
-	if cfg.Timeout != 5*time.Second || len(cfg.URLs) != 2 || cfg.PassCert {
+	if cfg.Timeout != 5*time.Second || len(cfg.URLs) != 2 || cfg.PassClientCert {
 		t.Errorf("%+v", cfg)
 	}
-	if len(cfg.Headers) != 2 || cfg.Headers["X-Realm"] != identity.NewSecret("mail") || cfg.Headers["X-Auth-Key"].Now() != identity.NewSecret("s3cret") {
+	if len(cfg.Headers) != 2 || cfg.Headers["X-Realm"] != identity.NewSecret("mail") || cfg.Headers["X-Auth-Key"].Current() != identity.NewSecret("s3cret") {
 		t.Errorf("headers %v", cfg.Headers)
 	}
 	for text, taken := range map[string]bool{"a\x7fb\n": false, "renewed\n": true} {
@@ -35,7 +35,7 @@ auth:
 	}
 }
 
-func TestMistakesAboutAuthServersAreNamed(t *testing.T) {
+func TestAuthHTTPProblemsAreReported(t *testing.T) {
 	for text, want := range map[string]string{
 		"urls: [\"127.0.0.1:9000\"]":                                 "auth.http.urls[0]: a URL such as",
 		"urls: [\"http://u:hunter2@a/\"]":                            "auth.http.urls[0]: the URL may have neither",

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-func TestWhatHasChangedIsNamed(t *testing.T) {
+func TestChangedKeysAreListed(t *testing.T) {
 	const before = `
 listeners: [{address: "127.0.0.1:143", tls: none}]
 auth: {default_domain: example.org}
@@ -32,10 +32,10 @@ backends:
 		{before + "  north: {address: \"mail3:993\"}\n", []string{"backends.north"}},
 		{before + "  # none\n" + "tls: {certificates: [{cert: a, key: b}]}\n", []string{"tls.certificates"}},
 	} {
-		if got := load(before).Changed(load(c.text)); !slices.Equal(got, c.want) {
+		if got := load(before).ChangedKeys(load(c.text)); !slices.Equal(got, c.want) {
 			t.Errorf("%s: %q, want %q", c.text, got, c.want)
 		}
-		if got := load(c.text).Changed(load(before)); !slices.Equal(got, c.want) {
+		if got := load(c.text).ChangedKeys(load(before)); !slices.Equal(got, c.want) {
 			t.Errorf("the other way, %s: %q, want %q", c.text, got, c.want)
 		}
 	}
@@ -43,7 +43,7 @@ backends:
 	east := inside.Backends["east"]
 	east.Mode, east.Address = "reuse", "mail9:993"
 	inside.Backends["east"] = east
-	if got, want := load(before).Changed(inside), []string{"backends.east.address", "backends.east.mode"}; !slices.Equal(got, want) {
+	if got, want := load(before).ChangedKeys(inside), []string{"backends.east.address", "backends.east.mode"}; !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}
 }

@@ -27,8 +27,8 @@ type Config struct {
 
 	SecretFiles []*SecretFile `yaml:"-"` // those that secrets were read from
 
-	file string              `yaml:"-"`
-	at   map[string]position `yaml:"-"` // where in the file each key is
+	file      string              `yaml:"-"`
+	positions map[string]position `yaml:"-"` // where in the file each key is
 }
 
 // Listener is one address clients connect to.
@@ -49,10 +49,10 @@ type ProxyProtocol struct {
 
 // TLS is the listeners' side.
 type TLS struct {
-	MinVersion   string        `yaml:"min_version" default:"1.2" oneof:"1.2 1.3" doc:"The oldest TLS version spoken, in quotes. There is no word for 1.0 and 1.1."`
-	Certificates []Certificate `yaml:"certificates" doc:"Chosen by the name the client asks for (SNI): an exact match, then a wildcard, then the first. Of several for a name, say with an ECDSA and an RSA key, a client gets the first that it can use; so it does of those for the names of the first. The files are followed: a new version is used for new connections, a bad one is reported and the last good one stays."`
-	Directory    string        `yaml:"certificate_dir" file:"tls" form:"path" example:"/etc/letsencrypt/live" doc:"A directory of more pairs, which come behind certificates, in the order of their files' names; those that are not valid now come last, and of those for one name the newest first. Read are *.pem, *.crt, *.cer and *.key in it and in the directories in it, as certbot's live/ has them, and no deeper, in any mix: chains and keys in files of their own, or in one. A key is for the certificates with its public key, whatever the files are called; of several chains for a certificate the longest is served; files of CAs alone are intermediates, and a CA is not served, though its key be there. Followed: pairs that are added, renewed or removed are so for new connections. Of a pair that is half written the last good version stays, and what cannot be used is told by name."`
-	ClientCA     string        `yaml:"client_ca" file:"tls" example:"/etc/imapgate/tls/clients.pem" doc:"PEM file of the CAs of client certificates. When set, clients are asked for one; a client without one is served, and one whose certificate is not good is refused in the handshake. Followed when it changes: nobody resumes a session that was trusted under another. For auth.external and auth.http."`
+	MinVersion     string        `yaml:"min_version" default:"1.2" oneof:"1.2 1.3" doc:"The oldest TLS version spoken, in quotes. There is no word for 1.0 and 1.1."`
+	Certificates   []Certificate `yaml:"certificates" doc:"Chosen by the name the client asks for (SNI): an exact match, then a wildcard, then the first. Of several for a name, say with an ECDSA and an RSA key, a client gets the first that it can use; so it does of those for the names of the first. The files are followed: a new version is used for new connections, a bad one is reported and the last good one stays."`
+	CertificateDir string        `yaml:"certificate_dir" file:"tls" form:"path" example:"/etc/letsencrypt/live" doc:"A directory of more pairs, which come behind certificates, in the order of their files' names; those that are not valid now come last, and of those for one name the newest first. Read are *.pem, *.crt, *.cer and *.key in it and in the directories in it, as certbot's live/ has them, and no deeper, in any mix: chains and keys in files of their own, or in one. A key is for the certificates with its public key, whatever the files are called; of several chains for a certificate the longest is served; files of CAs alone are intermediates, and a CA is not served, though its key be there. Followed: pairs that are added, renewed or removed are so for new connections. Of a pair that is half written the last good version stays, and what cannot be used is told by name."`
+	ClientCA       string        `yaml:"client_ca" file:"tls" example:"/etc/imapgate/tls/clients.pem" doc:"PEM file of the CAs of client certificates. When set, clients are asked for one; a client without one is served, and one whose certificate is not good is refused in the handshake. Followed when it changes: nobody resumes a session that was trusted under another. For auth.external and auth.http."`
 }
 
 // Certificate names two PEM files.
@@ -61,12 +61,12 @@ type Certificate struct {
 	Key  string `yaml:"key" file:"tls" form:"required" example:"/etc/imapgate/tls/mail.key" doc:"PEM file of its key."`
 }
 
-// Pair is the part tlsconf takes of a certificate that may not be there.
-func (c *Certificate) Pair() tlsconf.KeyPair {
+// KeyPair is the part tlsconf takes of a certificate that may not be there.
+func (c *Certificate) KeyPair() tlsconf.CertFiles {
 	if c == nil {
-		return tlsconf.KeyPair{}
+		return tlsconf.CertFiles{}
 	}
-	return tlsconf.KeyPair{Cert: c.Cert, Key: c.Key}
+	return tlsconf.CertFiles{Cert: c.Cert, Key: c.Key}
 }
 
 // Redis is the connection to Redis.
@@ -107,7 +107,7 @@ type Auth struct {
 	OAuth           AuthOAuth    `yaml:"oauth" doc:"For the method oauth: who gives out the bearer tokens that OAUTHBEARER and XOAUTH2 bring."`
 
 	SCRAMSecret identity.Secret `yaml:"-"` // of SCRAMSecretFile or the environment
-	Spelling    identity.Names  `yaml:"-"` // of DefaultDomain and Names
+	NameRules   identity.Names  `yaml:"-"` // of DefaultDomain and Names
 }
 
 // AuthFile is a passwd-file.
@@ -166,27 +166,27 @@ type Master struct {
 
 // Limits are time-outs and bounds.
 type Limits struct {
-	MaxConnections         int           `yaml:"max_connections" default:"0" min:"0" max:"10000000" doc:"Client connections at a time. 0: as many as the process's descriptor limit allows, at two each, with 64 kept back."`
-	PreauthTimeout         time.Duration `yaml:"preauth_timeout" default:"60s" min:"1s" max:"10m" doc:"From accept to the last byte of a login, all together. The auth method has as long again to judge it, and the backend limits.upstream_login_timeout."`
-	TLSHandshakeTimeout    time.Duration `yaml:"tls_handshake_timeout" default:"10s" min:"1s" max:"1m" doc:"For the TLS handshake, from accept or from the OK to STARTTLS."`
-	TLSHandshakes          int           `yaml:"tls_handshakes" default:"0" min:"0" max:"10000" doc:"TLS handshakes computed at a time; sessions and logins that are further on go first. Who would wait longer for a turn than 80 ms (500 ms in the first half second of a crowd) is disconnected at once: so a flood leaves room for those whose turn it is. 0: two for each core."`
-	IdleTimeout            time.Duration `yaml:"idle_timeout" default:"32m" min:"30m" max:"24h" doc:"A session in which neither side says anything ends after this. RFC 9051 demands at least 30 minutes."`
-	WriteTimeout           time.Duration `yaml:"write_timeout" default:"5m" min:"1s" max:"1h" doc:"A session whose client or backend does not take the bytes for it ends after this."`
-	AuthAttempts           int           `yaml:"max_auth_attempts" was:"auth_attempts" default:"3" min:"1" max:"100" doc:"Failed logins on a connection before it is closed."`
-	BadCommands            int           `yaml:"max_bad_commands" was:"bad_commands" default:"3" min:"1" max:"100" doc:"Commands before login that are not understood, before the connection is closed."`
-	MaxLineLength          int           `yaml:"max_line_length" default:"65536" min:"65536" max:"16777216" doc:"Bytes of a client's line after the login, literals not counted, in the modes reuse and resume; splice counts none. Longer ones are answered BAD. Set it to what the backends take (Dovecot: imap_max_line_length): webmails send long lists of UIDs. A client can have so much of the gateway's memory while it sends a line."`
-	UpstreamConnectTimeout time.Duration `yaml:"upstream_connect_timeout" default:"5s" min:"100ms" max:"1m" doc:"For a TCP connection to a backend."`
-	UpstreamLoginTimeout   time.Duration `yaml:"upstream_login_timeout" default:"30s" min:"1s" max:"5m" doc:"For the whole login at a backend, connecting included. For its answer to the password a backend has 20s at least: what is not waited for would be a guess that does not count."`
-	MaxUpstreamLogins      int           `yaml:"max_upstream_logins" default:"64" min:"1" max:"100000" doc:"Logins under way at one backend at a time; more wait. One counts for a second at most: a backend that delays its answer to a wrong password keeps nobody else waiting."`
-	ProxyTTL               int           `yaml:"proxy_ttl" default:"5" min:"1" max:"255" doc:"IMAP proxies a login may pass through, to end loops."`
-	Drain                  time.Duration `yaml:"drain_timeout" was:"drain" default:"30s" min:"0s" max:"24h" doc:"How long sessions may go on after SIGTERM. Quiet ones are ended one after the other in this time. Whoever stops the gateway must wait for longer: see OPERATIONS.md, Restart and replace."`
-	MaxUpstreamRate        int           `yaml:"max_upstream_connects_per_second" was:"max_upstream_rate" default:"0" min:"0" max:"1000000" doc:"New connections to one backend in a second, of all users together; more wait, within the time of their login. 0: as they come."`
-	Verifiers              int           `yaml:"max_password_hashes" was:"verifiers" default:"0" min:"0" max:"1024" doc:"Password hashes computed at a time. 0: one for each core."`
+	MaxConnections               int           `yaml:"max_connections" default:"0" min:"0" max:"10000000" doc:"Client connections at a time. 0: as many as the process's descriptor limit allows, at two each, with 64 kept back."`
+	PreauthTimeout               time.Duration `yaml:"preauth_timeout" default:"60s" min:"1s" max:"10m" doc:"From accept to the last byte of a login, all together. The auth method has as long again to judge it, and the backend limits.upstream_login_timeout."`
+	TLSHandshakeTimeout          time.Duration `yaml:"tls_handshake_timeout" default:"10s" min:"1s" max:"1m" doc:"For the TLS handshake, from accept or from the OK to STARTTLS."`
+	TLSHandshakes                int           `yaml:"tls_handshakes" default:"0" min:"0" max:"10000" doc:"TLS handshakes computed at a time; sessions and logins that are further on go first. Who would wait longer for a turn than 80 ms (500 ms in the first half second of a crowd) is disconnected at once: so a flood leaves room for those whose turn it is. 0: two for each core."`
+	IdleTimeout                  time.Duration `yaml:"idle_timeout" default:"32m" min:"30m" max:"24h" doc:"A session in which neither side says anything ends after this. RFC 9051 demands at least 30 minutes."`
+	WriteTimeout                 time.Duration `yaml:"write_timeout" default:"5m" min:"1s" max:"1h" doc:"A session whose client or backend does not take the bytes for it ends after this."`
+	MaxAuthAttempts              int           `yaml:"max_auth_attempts" was:"auth_attempts" default:"3" min:"1" max:"100" doc:"Failed logins on a connection before it is closed."`
+	MaxBadCommands               int           `yaml:"max_bad_commands" was:"bad_commands" default:"3" min:"1" max:"100" doc:"Commands before login that are not understood, before the connection is closed."`
+	MaxLineLength                int           `yaml:"max_line_length" default:"65536" min:"65536" max:"16777216" doc:"Bytes of a client's line after the login, literals not counted, in the modes reuse and resume; splice counts none. Longer ones are answered BAD. Set it to what the backends take (Dovecot: imap_max_line_length): webmails send long lists of UIDs. A client can have so much of the gateway's memory while it sends a line."`
+	UpstreamConnectTimeout       time.Duration `yaml:"upstream_connect_timeout" default:"5s" min:"100ms" max:"1m" doc:"For a TCP connection to a backend."`
+	UpstreamLoginTimeout         time.Duration `yaml:"upstream_login_timeout" default:"30s" min:"1s" max:"5m" doc:"For the whole login at a backend, connecting included. For its answer to the password a backend has 20s at least: what is not waited for would be a guess that does not count."`
+	MaxUpstreamLogins            int           `yaml:"max_upstream_logins" default:"64" min:"1" max:"100000" doc:"Logins under way at one backend at a time; more wait. One counts for a second at most: a backend that delays its answer to a wrong password keeps nobody else waiting."`
+	ProxyTTL                     int           `yaml:"proxy_ttl" default:"5" min:"1" max:"255" doc:"IMAP proxies a login may pass through, to end loops."`
+	DrainTimeout                 time.Duration `yaml:"drain_timeout" was:"drain" default:"30s" min:"0s" max:"24h" doc:"How long sessions may go on after SIGTERM. Quiet ones are ended one after the other in this time. Whoever stops the gateway must wait for longer: see OPERATIONS.md, Restart and replace."`
+	MaxUpstreamConnectsPerSecond int           `yaml:"max_upstream_connects_per_second" was:"max_upstream_rate" default:"0" min:"0" max:"1000000" doc:"New connections to one backend in a second, of all users together; more wait, within the time of their login. 0: as they come."`
+	MaxPasswordHashes            int           `yaml:"max_password_hashes" was:"verifiers" default:"0" min:"0" max:"1024" doc:"Password hashes computed at a time. 0: one for each core."`
 
-	Connections Connections    `yaml:"connections" doc:"How many connections clients may have. What is full says so: before the login with BYE, behind a right password with NO [LIMIT]. With redis the counts are of all gateways together."`
-	Failures    Failures       `yaml:"failures" doc:"What failed logins cost. A wrong password that is only repeated, as a forgotten phone does, is counted once. With redis the counts, delays and bans are of all gateways together."`
-	Budget      Budget         `yaml:"user_quota" was:"budget" doc:"What the sessions of one user may use together. A user who uses more is slowed down, not cut off."`
-	Exempt      []netip.Prefix `yaml:"exempt_networks" was:"exempt" default:"127.0.0.0/8 ::1/128" example:"[127.0.0.0/8, 10.2.0.0/16]" doc:"Networks of which no address is counted, delayed or banned, such as a webmail's, which stands for many people; what bounds a user's sessions and budget holds there too, but failed logins from there are not counted. The client's own address decides, by a PROXY header or a trusted ID where there is one."`
+	Connections    Connections    `yaml:"connections" doc:"How many connections clients may have. What is full says so: before the login with BYE, behind a right password with NO [LIMIT]. With redis the counts are of all gateways together."`
+	Failures       Failures       `yaml:"failures" doc:"What failed logins cost. A wrong password that is only repeated, as a forgotten phone does, is counted once. With redis the counts, delays and bans are of all gateways together."`
+	UserQuota      Quota          `yaml:"user_quota" was:"budget" doc:"What the sessions of one user may use together. A user who uses more is slowed down, not cut off."`
+	ExemptNetworks []netip.Prefix `yaml:"exempt_networks" was:"exempt" default:"127.0.0.0/8 ::1/128" example:"[127.0.0.0/8, 10.2.0.0/16]" doc:"Networks of which no address is counted, delayed or banned, such as a webmail's, which stands for many people; what bounds a user's sessions and budget holds there too, but failed logins from there are not counted. The client's own address decides, by a PROXY header or a trusted ID where there is one."`
 }
 
 // Log is the ordinary log.
@@ -203,11 +203,11 @@ type Admin struct {
 	Token identity.Secret `yaml:"-"` // of TokenFile or the environment
 }
 
-// Server is the part tlsconf takes.
-func (t TLS) Server() tlsconf.ServerConfig {
-	cfg := tlsconf.ServerConfig{MinVersion: t.MinVersion, Directory: t.Directory, ClientCA: t.ClientCA}
+// ServerConfig is the part tlsconf takes.
+func (t TLS) ServerConfig() tlsconf.ServerConfig {
+	cfg := tlsconf.ServerConfig{MinVersion: t.MinVersion, Directory: t.CertificateDir, ClientCA: t.ClientCA}
 	for _, c := range t.Certificates {
-		cfg.Certificates = append(cfg.Certificates, tlsconf.KeyPair{Cert: c.Cert, Key: c.Key})
+		cfg.Certificates = append(cfg.Certificates, tlsconf.CertFiles{Cert: c.Cert, Key: c.Key})
 	}
 	return cfg
 }

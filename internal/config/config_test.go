@@ -32,8 +32,8 @@ func mustParse(t *testing.T, text string) *Config {
 	return c
 }
 
-// secretFileOf writes a file as only its owner may read it.
-func secretFileOf(t *testing.T, text string) string {
+// writeSecretFile writes a file as only its owner may read it.
+func writeSecretFile(t *testing.T, text string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "secret")
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
@@ -62,13 +62,13 @@ func TestKeysLeftOutHaveTheirDefaults(t *testing.T) {
 	if c.Routing.Cache != (Cache{TTL: time.Minute, Stale: 24 * time.Hour, Negative: 5 * time.Second}) {
 		t.Errorf("cache: %+v", c.Routing.Cache)
 	}
-	if !reflect.DeepEqual(c.Audit, Audit{Path: "-", OnFailure: "block", Commands: "none", First: 10}) || c.Log != (Log{Level: "info", Format: "json"}) || c.Admin.Address != "127.0.0.1:9143" {
+	if !reflect.DeepEqual(c.Audit, Audit{Path: "-", OnFailure: "block", Commands: "none", FirstPerMinute: 10}) || c.Log != (Log{Level: "info", Format: "json"}) || c.Admin.Address != "127.0.0.1:9143" {
 		t.Errorf("%+v %+v %+v", c.Audit, c.Log, c.Admin)
 	}
 }
 
-// contract is the example that describes the file's form.
-func contract(redisPassword, master string) string {
+// contractConfig is the example that describes the file's form.
+func contractConfig(redisPassword, master string) string {
 	return `
 listeners:
   - address: 0.0.0.0:993
@@ -120,8 +120,8 @@ admin: {address: 127.0.0.1:9143, token_file: ""}
 `
 }
 
-func TestContractIsRead(t *testing.T) {
-	c := mustParse(t, contract(secretFileOf(t, "redis-pw\n"), secretFileOf(t, "master-pw\r\n")))
+func TestContractConfigIsRead(t *testing.T) {
+	c := mustParse(t, contractConfig(writeSecretFile(t, "redis-pw\n"), writeSecretFile(t, "master-pw\r\n")))
 	if got := c.Redis.Password.Reveal(); got != "redis-pw" {
 		t.Errorf("Redis password %q", got)
 	}
@@ -134,7 +134,7 @@ func TestContractIsRead(t *testing.T) {
 	if edge.Name != "edge" || !slices.Equal(edge.ProxyProtocol.Trusted, wantTrusted) || !slices.Equal(edge.TrustedNetworks, wantNetworks) {
 		t.Errorf("%+v", edge)
 	}
-	if s := c.TLS.Server(); len(s.Certificates) != 1 || s.Certificates[0].Key != "/etc/imapgate/tls/mail.key" {
+	if s := c.TLS.ServerConfig(); len(s.Certificates) != 1 || s.Certificates[0].Key != "/etc/imapgate/tls/mail.key" {
 		t.Errorf("%+v", s)
 	}
 	if printed := fmt.Sprintf("%+v %+v", c.Redis, c.Backends); strings.Contains(printed, "-pw") {
@@ -182,7 +182,7 @@ limits: {preauth_timeout: 10, max_bad_commands: 0}
 /etc/imapgate.yaml:11:11: backends.east.mode: park is not available in this version; it has splice, reuse, resume
 /etc/imapgate.yaml:12:27: limits.preauth_timeout: expected a duration such as 30s, 5m, 24h or 7d, got a number
 /etc/imapgate.yaml:12:49: limits.max_bad_commands: "0" is less than 1`
-	var invalid *Invalid
+	var invalid *InvalidError
 	if !errors.As(err, &invalid) {
 		t.Fatal(err)
 	}
@@ -204,9 +204,9 @@ limits: {preauth_timeout: 10, max_bad_commands: 0}
 	}
 }
 
-func TestEachMistakeIsNamedWithItsPlace(t *testing.T) {
-	password := secretFileOf(t, "pw")
-	open := secretFileOf(t, "pw")
+func TestEachProblemHasItsPosition(t *testing.T) {
+	password := writeSecretFile(t, "pw")
+	open := writeSecretFile(t, "pw")
 	if err := os.Chmod(open, 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -259,25 +259,25 @@ func TestEachMistakeIsNamedWithItsPlace(t *testing.T) {
 		"auth: {mechanisms: [PLAIN, SCRAM-SHA-256]}":                      "auth.scram_secret_file: SCRAM needs scram_secret_file or IMAPGATE_SCRAM_SECRET",
 		"auth: {mechanisms: [PLAIN]}\nlisteners: [{mechanisms: [LOGIN]}]": "listeners[0].mechanisms[0]: LOGIN is not among auth.mechanisms",
 		// Redis.
-		"redis: {addresses: []}":                                                     "redis.addresses: is empty",
-		"redis: {addresses: [a:1, b:2]}":                                             "several addresses need cluster: true or sentinel_master",
-		"redis: {cluster: true, sentinel_master: m}":                                 "redis.sentinel_master: is for servers under sentinels",
-		"redis: {cluster: \"yes\"}":                                                  "redis.cluster: expected true or false, got a string",
-		"redis: {addresses: [\"127.1:6379\"]}":                                       "redis.addresses[0]: \"127.1:6379\": the host is neither",
-		"redis: {ca: /ca}":                                                           "redis.ca: is used only with tls: true",
-		"redis: {server_name: r}":                                                    "redis.server_name: is used only with tls: true",
-		"redis: {client_certificate: {cert: /c, key: /k}}":                           "redis.client_certificate: is used only with tls: true",
-		"redis: {tls: true, client_certificate: {cert: /c}}":                         "redis.client_certificate.key: is required",
-		"tls: {certificate_dir: live}":                                               "tls.certificate_dir: \"live\" is not an absolute path",
-		"auth: {oauth: {client_certificate: {key: /k}}}":                             "auth.oauth.client_certificate.cert: is required",
-		"redis: {prefix: \"a{b}\"}":                                                  "redis.prefix: \"a{b}\" is not 1 to 64",
-		"redis: {prefix: \"\"}":                                                      "redis.prefix: \"\" is not 1 to 64",
-		"redis: {password_file: /nonexistent}":                                       "redis.password_file: no such file or directory",
-		"redis: {password_file: " + open + "}":                                       "redis.password_file: the file may be used by everybody",
-		"redis: {password_file: /dev/zero}":                                          "redis.password_file: is not a regular file",
-		"redis: {password_file: " + secretFileOf(t, "\n") + "}":                      "redis.password_file: the secret is empty",
-		"redis: {password_file: " + secretFileOf(t, "a\nb\n") + "}":                  "redis.password_file: the secret has more than one line",
-		"redis: {password_file: " + secretFileOf(t, strings.Repeat("x", 5000)) + "}": "redis.password_file: the file is too long",
+		"redis: {addresses: []}":                                                        "redis.addresses: is empty",
+		"redis: {addresses: [a:1, b:2]}":                                                "several addresses need cluster: true or sentinel_master",
+		"redis: {cluster: true, sentinel_master: m}":                                    "redis.sentinel_master: is for servers under sentinels",
+		"redis: {cluster: \"yes\"}":                                                     "redis.cluster: expected true or false, got a string",
+		"redis: {addresses: [\"127.1:6379\"]}":                                          "redis.addresses[0]: \"127.1:6379\": the host is neither",
+		"redis: {ca: /ca}":                                                              "redis.ca: is used only with tls: true",
+		"redis: {server_name: r}":                                                       "redis.server_name: is used only with tls: true",
+		"redis: {client_certificate: {cert: /c, key: /k}}":                              "redis.client_certificate: is used only with tls: true",
+		"redis: {tls: true, client_certificate: {cert: /c}}":                            "redis.client_certificate.key: is required",
+		"tls: {certificate_dir: live}":                                                  "tls.certificate_dir: \"live\" is not an absolute path",
+		"auth: {oauth: {client_certificate: {key: /k}}}":                                "auth.oauth.client_certificate.cert: is required",
+		"redis: {prefix: \"a{b}\"}":                                                     "redis.prefix: \"a{b}\" is not 1 to 64",
+		"redis: {prefix: \"\"}":                                                         "redis.prefix: \"\" is not 1 to 64",
+		"redis: {password_file: /nonexistent}":                                          "redis.password_file: no such file or directory",
+		"redis: {password_file: " + open + "}":                                          "redis.password_file: the file may be used by everybody",
+		"redis: {password_file: /dev/zero}":                                             "redis.password_file: is not a regular file",
+		"redis: {password_file: " + writeSecretFile(t, "\n") + "}":                      "redis.password_file: the secret is empty",
+		"redis: {password_file: " + writeSecretFile(t, "a\nb\n") + "}":                  "redis.password_file: the secret has more than one line",
+		"redis: {password_file: " + writeSecretFile(t, strings.Repeat("x", 5000)) + "}": "redis.password_file: the file is too long",
 		// Auth.
 		"auth: {methods: []}":                               "auth.methods: is empty",
 		"auth: {methods: [file, oauth]}":                    "auth.methods[1]: is oauth, but there is neither auth.oauth.issuer nor auth.oauth.introspection_url",
@@ -353,7 +353,7 @@ func TestEachMistakeIsNamedWithItsPlace(t *testing.T) {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%s\n got %v\nwant %s", text, err, want)
 		}
-		var invalid *Invalid
+		var invalid *InvalidError
 		if !errors.As(err, &invalid) {
 			t.Fatalf("%s: %T", text, err)
 		}
@@ -367,7 +367,7 @@ func TestEachMistakeIsNamedWithItsPlace(t *testing.T) {
 
 // A file may hold blocks that wait for their day: static routes beside Redis, a
 // master user beside passthrough.
-func TestBlocksNotInUseAreNoMistakes(t *testing.T) {
+func TestUnusedBlocksAreAccepted(t *testing.T) {
 	cfg := mustParse(t, `
 listeners: [{address: "0.0.0.0:993", tls: implicit}]
 tls: {min_version: "1.2", certificates: [{cert: /c, key: /k}], client_ca: ""}
@@ -389,7 +389,7 @@ limits: {}
 }
 
 func TestRedisHasADatabaseASocketAndSentinelsWithAPassword(t *testing.T) {
-	file := secretFileOf(t, "s3cret\n")
+	file := writeSecretFile(t, "s3cret\n")
 	c := mustParse(t, minimal+`redis: {addresses: ["unix:///run/redis.sock"], database: 7}`)
 	if c.Redis.Database != 7 || c.Redis.Addresses[0] != "unix:///run/redis.sock" {
 		t.Errorf("%+v", c.Redis)
@@ -421,7 +421,7 @@ func TestRedisHasADatabaseASocketAndSentinelsWithAPassword(t *testing.T) {
 }
 
 func TestFilesWrittenOnWindowsAreRead(t *testing.T) {
-	file := secretFileOf(t, "\xef\xbb\xbfs3cret\r\n")
+	file := writeSecretFile(t, "\xef\xbb\xbfs3cret\r\n")
 	c := mustParse(t, "\xef\xbb\xbf"+strings.ReplaceAll(minimal+"redis: {password_file: "+file+"}\n", "\n", "\r\n"))
 	if c.Redis.Password.Reveal() != "s3cret" {
 		t.Errorf("%q", c.Redis.Password.Reveal())
@@ -429,13 +429,13 @@ func TestFilesWrittenOnWindowsAreRead(t *testing.T) {
 	if _, err := parse("f.yaml", []byte("\xff\xfer\x00"), noEnv); err == nil || err.Error() != "f.yaml:1:1: it is written in UTF-16; save it as UTF-8" {
 		t.Errorf("%v", err)
 	}
-	wide := secretFileOf(t, "\xff\xfes\x00")
+	wide := writeSecretFile(t, "\xff\xfes\x00")
 	if _, err := parse("f.yaml", []byte(minimal+"redis: {password_file: "+wide+"}"), noEnv); err == nil || !strings.Contains(err.Error(), "UTF-16") {
 		t.Errorf("%v", err)
 	}
 }
 
-func TestATabInTheIndentationIsToldInWords(t *testing.T) {
+func TestTabIndentationIsExplained(t *testing.T) {
 	for text, at := range map[string]string{
 		"redis:\n\tprefix: x\n":                     "2:1",
 		"redis:\n  cluster: true\n  \tprefix: x\n":  "3:3",
@@ -456,18 +456,18 @@ func TestATabInTheIndentationIsToldInWords(t *testing.T) {
 	}
 }
 
-func TestErrorsOfWhatWasOpenedAreGivenTheirPlace(t *testing.T) {
+func TestLocateGivesErrorsTheirPosition(t *testing.T) {
 	c, err := parse("f.yaml", []byte(minimal+"audit: {sinks: [{type: stdout}, {type: file, path: /x}]}\n"), noEnv)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := c.Place(nil); got != nil {
+	if got := c.Locate(nil); got != nil {
 		t.Errorf("%v", got)
 	}
 	wrong := errors.New("wrong")
-	got := c.Place(errors.Join(
-		At("audit.sinks[1].path", wrong), At("audit.sinks[0].path", wrong), At("backends.east", At("backends.east.ca", wrong)),
-		At("tls", errors.Join(At("tls.certificates[0].key", wrong), errors.Join(wrong, errors.Join(wrong)))), At("limits.drain_timeout", fmt.Errorf("%w: %w", wrong, wrong)), wrong, At("x", nil)))
+	got := c.Locate(errors.Join(
+		WithKey("audit.sinks[1].path", wrong), WithKey("audit.sinks[0].path", wrong), WithKey("backends.east", WithKey("backends.east.ca", wrong)),
+		WithKey("tls", errors.Join(WithKey("tls.certificates[0].key", wrong), errors.Join(wrong, errors.Join(wrong)))), WithKey("limits.drain_timeout", fmt.Errorf("%w: %w", wrong, wrong)), wrong, WithKey("x", nil)))
 	want := `f.yaml: wrong
 f.yaml:1:1: limits.drain_timeout: wrong: wrong
 f.yaml:2:1: tls: wrong
@@ -481,7 +481,7 @@ f.yaml:5:52: audit.sinks[1].path: wrong`
 	}
 }
 
-func TestPartsAreThoseOfJoinsWithinJoins(t *testing.T) {
+func TestSplitErrorsFlattensNestedJoins(t *testing.T) {
 	a, b, both := errors.New("a"), errors.New("b"), fmt.Errorf("%w and %w", io.EOF, io.ErrNoProgress)
 	for _, c := range []struct {
 		err  error
@@ -490,7 +490,7 @@ func TestPartsAreThoseOfJoinsWithinJoins(t *testing.T) {
 		{nil, nil}, {a, []error{a}}, {both, []error{both}}, {errors.Join(a), []error{a}},
 		{errors.Join(a, errors.Join(b, errors.Join(both)), a), []error{a, b, both, a}},
 	} {
-		if got := Parts(c.err); !slices.Equal(got, c.want) {
+		if got := SplitErrors(c.err); !slices.Equal(got, c.want) {
 			t.Errorf("%v: %q", c.err, got)
 		}
 	}

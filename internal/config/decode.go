@@ -17,49 +17,49 @@ import (
 // that all are found in one run.
 type decoder struct{ *problems }
 
-// value decodes n into v. f describes the key, or the key of the list or map
+// decodeValue decodes n into v. f describes the key, or the key of the list or map
 // that n is in.
-func (d decoder) value(n ast.Node, v reflect.Value, f field, key string) {
-	if d.at[key] == (position{}) { // a block's place is that of its key, noted before
-		d.at[key] = place(n)
+func (d decoder) decodeValue(n ast.Node, v reflect.Value, f field, key string) {
+	if d.positions[key] == (position{}) { // a block's place is that of its key, noted before
+		d.positions[key] = positionOf(n)
 	}
 	switch v.Interface().(type) {
 	case time.Duration:
-		d.duration(n, v, f, key)
+		d.decodeDuration(n, v, f, key)
 		return
 	case netip.Prefix:
-		d.prefix(n, v, key)
+		d.decodePrefix(n, v, key)
 		return
 	}
 	switch v.Kind() {
 	case reflect.Struct:
-		d.block(n, v, key)
+		d.decodeStruct(n, v, key)
 	case reflect.Pointer:
 		v.Set(reflect.New(v.Type().Elem()))
 		setDefaults(v.Elem())
-		d.block(n, v.Elem(), key)
+		d.decodeStruct(n, v.Elem(), key)
 	case reflect.Map:
-		d.table(n, v, f, key)
+		d.decodeMap(n, v, f, key)
 	case reflect.Slice:
-		d.list(n, v, f, key)
+		d.decodeList(n, v, f, key)
 	case reflect.String:
-		d.text(n, v, f, key)
+		d.decodeString(n, v, f, key)
 	case reflect.Bool:
 		if b, ok := n.(*ast.BoolNode); ok {
 			v.SetBool(b.Value)
 		} else {
-			d.mismatch(n, key, "true or false")
+			d.addTypeProblem(n, key, "true or false")
 		}
 	case reflect.Int:
-		d.number(n, v, f, key)
+		d.decodeInt(n, v, f, key)
 	default:
 		panic("config: no decoding for " + v.Type().String())
 	}
 }
 
-// members gives the pairs of a mapping. Keys given twice and keys that are not
+// mappingPairs gives the pairs of a mapping. Keys given twice and keys that are not
 // plain words are problems.
-func (d decoder) members(n ast.Node, key string) []*ast.MappingValueNode {
+func (d decoder) mappingPairs(n ast.Node, key string) []*ast.MappingValueNode {
 	var pairs []*ast.MappingValueNode
 	switch n := n.(type) {
 	case *ast.MappingNode:
@@ -67,72 +67,72 @@ func (d decoder) members(n ast.Node, key string) []*ast.MappingValueNode {
 	case *ast.MappingValueNode:
 		pairs = []*ast.MappingValueNode{n}
 	default:
-		d.mismatch(n, key, "a mapping")
+		d.addTypeProblem(n, key, "a mapping")
 		return nil
 	}
 	seen := make(map[string]bool)
 	return slices.DeleteFunc(slices.Clone(pairs), func(pair *ast.MappingValueNode) bool {
-		name, ok := keyText(pair.Key)
+		name, ok := parseKey(pair.Key)
 		switch {
 		case !ok:
-			d.addAt(place(pair.Key), key, "a key is a word here; anchors, aliases, merges and tags are not supported")
+			d.addAt(positionOf(pair.Key), key, "a key is a word here; anchors, aliases, merges and tags are not supported")
 		case seen[name]:
-			d.addAt(place(pair.Key), Below(key, name), "is there twice")
+			d.addAt(positionOf(pair.Key), MemberKey(key, name), "is there twice")
 		}
 		if !ok || seen[name] {
 			return true
 		}
 		seen[name] = true
-		d.at[Below(key, name)] = place(pair.Key)
+		d.positions[MemberKey(key, name)] = positionOf(pair.Key)
 		return false
 	})
 }
 
-// block decodes a mapping with fixed keys.
-func (d decoder) block(n ast.Node, v reflect.Value, key string) {
-	known := fields(v.Type())
-	for _, pair := range d.members(n, key) {
-		name, _ := keyText(pair.Key)
+// decodeStruct decodes a mapping with fixed keys.
+func (d decoder) decodeStruct(n ast.Node, v reflect.Value, key string) {
+	known := fieldsOf(v.Type())
+	for _, pair := range d.mappingPairs(n, key) {
+		name, _ := parseKey(pair.Key)
 		i := slices.IndexFunc(known, func(f field) bool { return f.name == name })
 		if i < 0 {
-			d.add(Below(key, name), "%s", unknownKey(name, known))
+			d.add(MemberKey(key, name), "%s", explainUnknownKey(name, known))
 			continue
 		}
-		d.value(pair.Value, v.Field(known[i].index), known[i], Below(key, name))
+		d.decodeValue(pair.Value, v.Field(known[i].index), known[i], MemberKey(key, name))
 	}
 }
 
-// table decodes a mapping whose keys are names of the operator's.
-func (d decoder) table(n ast.Node, v reflect.Value, f field, key string) {
+// decodeMap decodes a mapping whose keys are names of the operator's.
+func (d decoder) decodeMap(n ast.Node, v reflect.Value, f field, key string) {
 	v.Set(reflect.MakeMap(v.Type()))
-	for _, pair := range d.members(n, key) {
-		name, _ := keyText(pair.Key)
-		one := reflect.New(v.Type().Elem()).Elem()
-		if one.Kind() == reflect.Struct {
-			setDefaults(one)
+	for _, pair := range d.mappingPairs(n, key) {
+		name, _ := parseKey(pair.Key)
+		value := reflect.New(v.Type().Elem()).Elem()
+		if value.Kind() == reflect.Struct {
+			setDefaults(value)
 		}
-		d.value(pair.Value, one, f, Below(key, name))
-		v.SetMapIndex(reflect.ValueOf(name), one)
+		d.decodeValue(pair.Value, value, f, MemberKey(key, name))
+		v.SetMapIndex(reflect.ValueOf(name), value)
 	}
 }
 
-func (d decoder) list(n ast.Node, v reflect.Value, f field, key string) {
+func (d decoder) decodeList(n ast.Node, v reflect.Value, f field, key string) {
 	seq, ok := n.(*ast.SequenceNode)
 	if !ok {
-		d.mismatch(n, key, "a list")
+		d.addTypeProblem(n, key, "a list")
 		return
 	}
 	v.Set(reflect.MakeSlice(v.Type(), len(seq.Values), len(seq.Values)))
 	for i, item := range seq.Values {
-		one := v.Index(i)
-		if one.Kind() == reflect.Struct && one.Type() != reflect.TypeFor[netip.Prefix]() {
-			setDefaults(one)
+		value := v.Index(i)
+		if value.Kind() == reflect.Struct && value.Type() != reflect.TypeFor[netip.Prefix]() {
+			setDefaults(value)
 		}
-		d.value(item, one, f, Indexed(key, i))
+		d.decodeValue(item, value, f, ItemKey(key, i))
 	}
 }
 
-func (d decoder) text(n ast.Node, v reflect.Value, f field, key string) {
+func (d decoder) decodeString(n ast.Node, v reflect.Value, f field, key string) {
 	var s string
 	switch n := n.(type) {
 	case *ast.StringNode:
@@ -140,73 +140,73 @@ func (d decoder) text(n ast.Node, v reflect.Value, f field, key string) {
 	case *ast.LiteralNode:
 		s = n.Value.Value
 	case *ast.IntegerNode, *ast.FloatNode, *ast.BoolNode, *ast.InfinityNode, *ast.NanNode:
-		d.mismatch(n, key, `a string; put it in "quotes"`)
+		d.addTypeProblem(n, key, `a string; put it in "quotes"`)
 		return
 	default:
-		d.mismatch(n, key, "a string")
+		d.addTypeProblem(n, key, "a string")
 		return
 	}
-	d.at[key] = place(n)
+	d.positions[key] = positionOf(n)
 	switch {
-	case slices.Contains(f.later, s):
+	case slices.Contains(f.unsupported, s):
 		d.add(key, "%s is not available in this version; it has %s", s, strings.Join(f.oneof, ", "))
 	case len(f.oneof) > 0 && !slices.Contains(f.oneof, s):
 		d.add(key, "%s is not one of %s", quote(s), strings.Join(f.oneof, ", "))
 	default:
-		if wrong := checkForm(f.form, s); wrong != "" {
-			d.add(key, "%s", wrong)
+		if problem := checkFormat(f.format, s); problem != "" {
+			d.add(key, "%s", problem)
 			return
 		}
 		v.SetString(s)
 	}
 }
 
-func (d decoder) number(n ast.Node, v reflect.Value, f field, key string) {
-	whole, ok := n.(*ast.IntegerNode)
+func (d decoder) decodeInt(n ast.Node, v reflect.Value, f field, key string) {
+	node, ok := n.(*ast.IntegerNode)
 	if !ok {
-		d.mismatch(n, key, "a whole number")
+		d.addTypeProblem(n, key, "a whole number")
 		return
 	}
-	d.at[key] = place(n)
-	switch value := whole.Value.(type) {
+	d.positions[key] = positionOf(n)
+	switch value := node.Value.(type) {
 	case int64:
 		v.SetInt(value)
 	case uint64:
 		v.SetInt(int64(min(value, math.MaxInt64)))
 	}
-	if wrong := f.outside(v); wrong != "" {
-		d.add(key, "%s %s", quote(whole.Token.Value), wrong)
+	if problem := f.checkBounds(v); problem != "" {
+		d.add(key, "%s %s", quote(node.Token.Value), problem)
 	}
 }
 
-func (d decoder) duration(n ast.Node, v reflect.Value, f field, key string) {
+func (d decoder) decodeDuration(n ast.Node, v reflect.Value, f field, key string) {
 	s, ok := n.(*ast.StringNode)
 	if !ok {
-		d.mismatch(n, key, "a duration such as 30s, 5m, 24h or 7d")
+		d.addTypeProblem(n, key, "a duration such as 30s, 5m, 24h or 7d")
 		return
 	}
-	d.at[key] = place(n)
-	length, err := duration.Parse(s.Value)
+	d.positions[key] = positionOf(n)
+	value, err := duration.Parse(s.Value)
 	if err != nil {
 		d.add(key, "%s is not a duration such as 30s, 5m, 24h or 7d", quote(s.Value))
 		return
 	}
-	v.SetInt(int64(length))
-	if wrong := f.outside(v); wrong != "" {
-		d.add(key, "%s %s", quote(s.Value), wrong)
+	v.SetInt(int64(value))
+	if problem := f.checkBounds(v); problem != "" {
+		d.add(key, "%s %s", quote(s.Value), problem)
 	}
 }
 
-// prefix takes a network, or an address as the network of one.
-func (d decoder) prefix(n ast.Node, v reflect.Value, key string) {
+// decodePrefix takes a network, or an address as the network of one.
+func (d decoder) decodePrefix(n ast.Node, v reflect.Value, key string) {
 	s, ok := n.(*ast.StringNode)
 	if !ok {
-		d.mismatch(n, key, "a network such as 10.0.0.0/8 or 2001:db8::/32")
+		d.addTypeProblem(n, key, "a network such as 10.0.0.0/8 or 2001:db8::/32")
 		return
 	}
-	d.at[key] = place(n)
+	d.positions[key] = positionOf(n)
 	net, err := netip.ParsePrefix(s.Value)
-	if addr, single := netip.ParseAddr(s.Value); single == nil && addr.Zone() == "" {
+	if addr, addrErr := netip.ParseAddr(s.Value); addrErr == nil && addr.Zone() == "" {
 		net, err = netip.PrefixFrom(addr, addr.BitLen()), nil
 	}
 	switch {
@@ -221,9 +221,9 @@ func (d decoder) prefix(n ast.Node, v reflect.Value, key string) {
 	}
 }
 
-// mismatch says what was expected and what kind of thing stands there instead,
+// addTypeProblem says what was expected and what kind of thing stands there instead,
 // never its text: it may be a secret in the wrong place.
-func (d decoder) mismatch(n ast.Node, key, want string) {
+func (d decoder) addTypeProblem(n ast.Node, key, want string) {
 	got := "something else"
 	switch n.(type) {
 	case nil, *ast.NullNode:
@@ -241,9 +241,9 @@ func (d decoder) mismatch(n ast.Node, key, want string) {
 	case *ast.AnchorNode, *ast.AliasNode, *ast.TagNode, *ast.MergeKeyNode:
 		got = "an anchor, an alias or a tag, which are not supported"
 	}
-	where := place(n)
-	if where == (position{}) {
-		where = d.at[key]
+	pos := positionOf(n)
+	if pos == (position{}) {
+		pos = d.positions[key]
 	}
-	d.addAt(where, key, "expected %s, got %s", want, got)
+	d.addAt(pos, key, "expected %s, got %s", want, got)
 }

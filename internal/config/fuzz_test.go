@@ -11,7 +11,7 @@ import (
 const canary = "CANARY-8f3a"
 
 func TestSecretsAreNeverInErrors(t *testing.T) {
-	long := secretFileOf(t, canary+"\n"+canary)
+	long := writeSecretFile(t, canary+"\n"+canary)
 	for name, text := range map[string]string{
 		"a secret as an unknown key's value": "redis: {password: " + canary + "}",
 		"a secret for a block":               "redis: " + canary,
@@ -19,7 +19,7 @@ func TestSecretsAreNeverInErrors(t *testing.T) {
 		"a secret of two lines":              "redis: {password_file: " + long + "}",
 		"a secret where YAML ends":           "redis: {password: [" + canary,
 		"a secret beside a syntax error":     "redis:\n  password: " + canary + "\n bad: indentation: " + canary,
-		"a short token":                      "admin: {token_file: " + secretFileOf(t, canary) + "}",
+		"a short token":                      "admin: {token_file: " + writeSecretFile(t, canary) + "}",
 		"a secret of a list":                 "redis: {password_file: [" + canary + "]}",
 	} {
 		_, err := parse("f", []byte(text), func(string) (string, bool) { return "", false })
@@ -33,9 +33,9 @@ func TestSecretsAreNeverInErrors(t *testing.T) {
 	}
 }
 
-func TestLoadSaysWhyAFileCannotBeRead(t *testing.T) {
+func TestLoadExplainsUnreadableFiles(t *testing.T) {
 	big := filepath.Join(t.TempDir(), "big.yaml")
-	if err := os.WriteFile(big, make([]byte, maxFile+1), 0o600); err != nil {
+	if err := os.WriteFile(big, make([]byte, maxFileBytes+1), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for path, want := range map[string]string{"/nonexistent.yaml": "no such file", big: "is larger than", t.TempDir(): "directory"} {
@@ -54,7 +54,7 @@ func FuzzConfig(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(minimal)
-	f.Add(contract(secret, secret))
+	f.Add(contractConfig(secret, secret))
 	f.Add("listeners: [{proxy_protocol: {trusted: [::/0]}}]")
 	f.Add("a: &a [*a]\n? b\n: - c\n<<: *a\n--- !!x |\n  d")
 	f.Fuzz(func(t *testing.T, text string) {
@@ -63,7 +63,7 @@ func FuzzConfig(f *testing.F) {
 		}
 		c, err := parse("f", []byte(text), noEnv)
 		if err != nil {
-			var invalid *Invalid
+			var invalid *InvalidError
 			if !errors.As(err, &invalid) || len(invalid.Problems) == 0 || strings.Contains(err.Error(), canary) {
 				t.Fatalf("%v", err)
 			}
@@ -73,7 +73,7 @@ func FuzzConfig(f *testing.F) {
 			t.Fatalf("accepted, but not complete: %+v", c)
 		}
 		for name, b := range c.Backends {
-			if b.Name != name || !nameForm(name) || b.Address == "" || b.Mode != "splice" || b.Login == "master" && b.Master.Password.IsZero() {
+			if b.Name != name || !isBackendName(name) || b.Address == "" || b.Mode != "splice" || b.Login == "master" && b.Master.Password.IsZero() {
 				t.Fatalf("accepted: %+v", b)
 			}
 		}

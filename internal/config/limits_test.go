@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-func TestAListenerHasWhatItDoesNotChange(t *testing.T) {
+func TestListenerInheritsLimits(t *testing.T) {
 	c := mustParse(t, minimal+`
 listeners:
   - address: 0.0.0.0:993
@@ -18,22 +18,22 @@ listeners:
     limits: {exempt_networks: [10.2.0.0/16]}
 `)
 	plain, busy, webmail := c.Listeners[0], c.Listeners[1], c.Listeners[2]
-	want := Connections{PerUserAddress: 10, PerUser: 50, PerAddress: 100, PreauthPerAddress: 20, PreauthNetwork: 25, NewPerMinute: 60, NewBurst: 30}
-	if got := c.Limits.Connections.On(plain); got != want {
+	want := Connections{PerUserAddress: 10, PerUser: 50, PerAddress: 100, PreauthPerAddress: 20, PreauthNetworkPercent: 25, NewPerMinute: 60, NewBurst: 30}
+	if got := c.Limits.Connections.ForListener(plain); got != want {
 		t.Errorf("defaults: %+v", got)
 	}
 	want.PerUser, want.PreauthPerAddress = 7, 0
-	if got := c.Limits.Connections.On(busy); got != want {
+	if got := c.Limits.Connections.ForListener(busy); got != want {
 		t.Errorf("changed: %+v", got)
 	}
 	loopback := []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
-	if got := c.Limits.ExemptOn(plain); !slices.Equal(got, loopback) {
+	if got := c.Limits.ExemptNetworksFor(plain); !slices.Equal(got, loopback) {
 		t.Errorf("exempt by default: %v", got)
 	}
-	if got := c.Limits.ExemptOn(busy); len(got) != 0 {
+	if got := c.Limits.ExemptNetworksFor(busy); len(got) != 0 {
 		t.Errorf("exempt on a listener that exempts nobody: %v", got)
 	}
-	if got := c.Limits.ExemptOn(webmail); len(got) != 1 || got[0].String() != "10.2.0.0/16" {
+	if got := c.Limits.ExemptNetworksFor(webmail); len(got) != 1 || got[0].String() != "10.2.0.0/16" {
 		t.Errorf("exempt on the webmail's listener: %v", got)
 	}
 }
@@ -58,23 +58,23 @@ listeners:
       user_quota: {append_bytes_per_day: 0, bytes_in_per_second: 65536}
 `)
 	plain, strict, f := c.Listeners[0], c.Listeners[1], c.Limits.Failures
-	if got := f.On(plain); got != f {
+	if got := f.ForListener(plain); got != f {
 		t.Errorf("a listener without limits has %+v", got)
 	}
-	if got := c.Limits.Budget.On(plain); got != c.Limits.Budget {
+	if got := c.Limits.UserQuota.ForListener(plain); got != c.Limits.UserQuota {
 		t.Errorf("a listener without limits has the budget %+v", got)
 	}
 	want := f
 	want.PerMinute, want.PerDay, want.Delay, want.MaxDelay, want.BanAfter = 3, 0, 0, 5*time.Second, 0
-	if got := f.On(strict); got != want {
+	if got := f.ForListener(strict); got != want {
 		t.Errorf("failures: %+v, not %+v", got, want)
 	}
-	if got := c.Limits.Budget.On(strict); got != (Budget{CommandsPerSecond: 50, BytesInPerSecond: 65536}) {
+	if got := c.Limits.UserQuota.ForListener(strict); got != (Quota{CommandsPerSecond: 50, BytesInPerSecond: 65536}) {
 		t.Errorf("budget: %+v", got)
 	}
 }
 
-func TestWhatIsWrongWithAListenersLimitsIsSaidThere(t *testing.T) {
+func TestProblemsOfListenerLimitsNameTheListener(t *testing.T) {
 	_, err := parse("test.yaml", []byte(minimal+`
 listeners:
   - limits: {failures: {delay: 20s}, user_quota: {bytes_out_per_second: 10}}
@@ -95,7 +95,7 @@ listeners:
 	}
 }
 
-func TestAMappedNetworkIsWrittenAsItsOwn(t *testing.T) {
+func TestMappedIPv4NetworkIsRefused(t *testing.T) {
 	_, err := parse("test.yaml", []byte(minimal+`
 limits: {exempt_networks: ["::ffff:10.0.0.0/104", "::ffff:10.0.0.1"]}
 listeners: [{limits: {exempt_networks: ["::ffff:0:0/96"]}}]

@@ -19,14 +19,14 @@ import (
 )
 
 const (
-	// maxFile bounds the file: some ten thousand static routes.
-	maxFile = 1 << 20
+	// maxFileBytes bounds the file: some ten thousand static routes.
+	maxFileBytes = 1 << 20
 	// maxDepth bounds its nesting, before a recursive parser sees it.
 	maxDepth = 200
-	// pipeTime bounds the wait for a configuration that comes through a pipe.
-	pipeTime = 10 * time.Second
-	// mostConnections is the largest limits.max_connections.
-	mostConnections = 10_000_000
+	// pipeTimeout bounds the wait for a configuration that comes through a pipe.
+	pipeTimeout = 10 * time.Second
+	// maxConnectionsBound is the largest limits.max_connections.
+	maxConnectionsBound = 10_000_000
 )
 
 // Load reads the file. What it returns is complete and valid; an error of type
@@ -38,29 +38,29 @@ func Load(path string) (*Config, error) {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
 	defer f.Close()
-	_ = f.SetReadDeadline(time.Now().Add(pipeTime)) // a regular file has none
-	text, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	_ = f.SetReadDeadline(time.Now().Add(pipeTimeout)) // a regular file has none
+	text, err := io.ReadAll(io.LimitReader(f, maxFileBytes+1))
 	if err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
-	if len(text) > maxFile {
-		return nil, fmt.Errorf("configuration: %s is larger than %d bytes", path, maxFile)
+	if len(text) > maxFileBytes {
+		return nil, fmt.Errorf("configuration: %s is larger than %d bytes", path, maxFileBytes)
 	}
 	return parse(path, text, os.LookupEnv)
 }
 
 // parse is Load for a text that was read; env is os.LookupEnv.
 func parse(file string, text []byte, env func(string) (string, bool)) (*Config, error) {
-	p := &problems{at: map[string]position{"": {1, 1}}, bad: make(map[string]bool)}
-	cfg := &Config{file: file, at: p.at}
+	p := &problems{positions: map[string]position{"": {1, 1}}, badKeys: make(map[string]bool)}
+	cfg := &Config{file: file, positions: p.positions}
 	setDefaults(reflect.ValueOf(cfg).Elem())
-	if root := p.tree(text); root != nil {
-		decoder{p}.block(root, reflect.ValueOf(cfg).Elem(), "")
+	if root := p.parseTree(text); root != nil {
+		decoder{p}.decodeStruct(root, reflect.ValueOf(cfg).Elem(), "")
 	}
-	if len(p.list) == 0 || len(p.at) > 1 { // else it is not YAML, and all keys would seem to be missing
-		cfg.complete()
-		checker{p, cfg}.all()
-		secrets{p, env, &cfg.SecretFiles}.all(cfg)
+	if len(p.list) == 0 || len(p.positions) > 1 { // else it is not YAML, and all keys would seem to be missing
+		cfg.setDerived()
+		checker{p, cfg}.checkAll()
+		secrets{p, env, &cfg.SecretFiles}.readAll(cfg)
 	}
 	if err := p.err(file); err != nil {
 		return nil, err
@@ -68,14 +68,14 @@ func parse(file string, text []byte, env func(string) (string, bool)) (*Config, 
 	return cfg, nil
 }
 
-// tree parses the text; nil when it is empty or not YAML.
-func (p *problems) tree(text []byte) (root ast.Node) {
-	text, err := plainfile.Text(text)
+// parseTree parses the text; nil when it is empty or not YAML.
+func (p *problems) parseTree(text []byte) (root ast.Node) {
+	text, err := plainfile.DecodeText(text)
 	if err != nil {
 		p.add("", "%s", err)
 		return nil
 	}
-	if deep(text) {
+	if isTooDeep(text) {
 		p.add("", "is nested more than %d deep", maxDepth)
 		return nil
 	}
@@ -87,7 +87,7 @@ func (p *problems) tree(text []byte) (root ast.Node) {
 	}()
 	file, err := parser.ParseBytes(text, 0, parser.AllowDuplicateMapKey())
 	if err != nil {
-		p.syntax(text, err)
+		p.addSyntaxError(text, err)
 		return nil
 	}
 	for _, doc := range file.Docs {
@@ -95,7 +95,7 @@ func (p *problems) tree(text []byte) (root ast.Node) {
 			continue
 		}
 		if root != nil {
-			p.addAt(place(doc.Body), "", "is a second document; there can be one only")
+			p.addAt(positionOf(doc.Body), "", "is a second document; there can be one only")
 			break
 		}
 		root = doc.Body
@@ -103,28 +103,28 @@ func (p *problems) tree(text []byte) (root ast.Node) {
 	return root
 }
 
-// syntax notes the parser's complaint, without the piece of the file it would
+// addSyntaxError notes the parser's complaint, without the piece of the file it would
 // show with it.
-func (p *problems) syntax(text []byte, err error) {
-	var complaint yaml.Error
-	if !errors.As(err, &complaint) {
+func (p *problems) addSyntaxError(text []byte, err error) {
+	var yamlErr yaml.Error
+	if !errors.As(err, &yamlErr) {
 		p.add("", "is not YAML")
 		return
 	}
-	where := position{1, 1}
-	if t := complaint.GetToken(); t != nil && t.Position != nil {
-		where = position{t.Position.Line, t.Position.Column}
+	pos := position{1, 1}
+	if t := yamlErr.GetToken(); t != nil && t.Position != nil {
+		pos = position{t.Position.Line, t.Position.Column}
 	}
-	if column := indentTab(text, where.line); column > 0 {
-		p.addAt(position{where.line, column}, "", "this line is indented with a tab; YAML takes only spaces there")
+	if column := findIndentTab(text, pos.line); column > 0 {
+		p.addAt(position{pos.line, column}, "", "this line is indented with a tab; YAML takes only spaces there")
 		return
 	}
-	p.addAt(where, "", "is not YAML: %s", quote(complaint.GetMessage()))
+	p.addAt(pos, "", "is not YAML: %s", quote(yamlErr.GetMessage()))
 }
 
-// indentTab is the column of the first tab before the first word of a line, or 0.
+// findIndentTab is the column of the first tab before the first word of a line, or 0.
 // Most editors show no difference, and the parser's complaints do not name it.
-func indentTab(text []byte, line int) int {
+func findIndentTab(text []byte, line int) int {
 	for range line - 1 {
 		_, text, _ = bytes.Cut(text, []byte("\n"))
 	}
@@ -132,10 +132,10 @@ func indentTab(text []byte, line int) int {
 	return bytes.IndexByte(text, '\t') + 1
 }
 
-// deep says whether text could be nested too deep by brackets, or by the
+// isTooDeep says whether text could be nested too deep by brackets, or by the
 // dashes or question marks of one line: the parser's time and stack grow with
 // both. Brackets in comments and strings count too, hence the wide bound.
-func deep(text []byte) bool {
+func isTooDeep(text []byte) bool {
 	open, marks := 0, 0
 	for i, c := range text {
 		switch c {
@@ -158,12 +158,12 @@ func deep(text []byte) bool {
 	return false
 }
 
-// complete fills in what follows from other keys.
-func (c *Config) complete() {
+// setDerived fills in what follows from other keys.
+func (c *Config) setDerived() {
 	if c.Listeners == nil {
-		var one Listener
-		setDefaults(reflect.ValueOf(&one).Elem())
-		c.Listeners = []Listener{one}
+		var listener Listener
+		setDefaults(reflect.ValueOf(&listener).Elem())
+		c.Listeners = []Listener{listener}
 	}
 	for i := range c.Listeners {
 		if c.Listeners[i].Name == "" {
@@ -175,6 +175,6 @@ func (c *Config) complete() {
 		c.Backends[name] = b
 	}
 	if c.Limits.MaxConnections == 0 {
-		c.Limits.MaxConnections = int(min(descriptors.Slots(descriptors.Limit()), mostConnections))
+		c.Limits.MaxConnections = int(min(descriptors.MaxClients(descriptors.Limit()), maxConnectionsBound))
 	}
 }

@@ -11,7 +11,7 @@ import (
 
 // The words and numbers of the file's defaults are also those of the relay.
 func TestMuxDefaultsAreThoseOfTheRelay(t *testing.T) {
-	want := mux.Settings{ReuseTTL: time.Minute, MaxPerUser: 64, SilenceMax: time.Minute, Consistent: true}.WithDefaults()
+	want := mux.Settings{PoolIdleTimeout: time.Minute, MaxPerUser: 64, SilenceTimeout: time.Minute, ReadAfterWrite: true}.WithDefaults()
 	got := mustParse(t, minimal).Backends["east"].Mux.Settings()
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("\n got %+v\nwant %+v", got, want)
@@ -24,22 +24,22 @@ func TestEachMuxKeyReachesTheRelay(t *testing.T) {
   command_hold_timeout: 6s, idle_reattach_timeout: 7s, uid_prefetch: lazy, uid_prefetch_max_messages: 8, flag_resync_max_messages: 9, max_concurrent_reattaches: 10,
   silence_timeout: 11s, consistency_check: sample, read_after_write: false, hide_capabilities: [sort, X-GM-EXT-1]}}`, 1)).Backends["east"].Mux.Settings()
 	want := mux.Settings{
-		ReuseTTL: time.Second, MaxAge: 2 * time.Minute, CredCache: true, CredTTL: 3 * time.Second, MaxPerUser: 4, MaxTotal: 5,
-		HoldMax: 6 * time.Second, LostMax: 7 * time.Second, Learn: mux.Lazy, LearnMax: 8, FlagsFullMax: 9, MaxAttaches: 10, SilenceMax: 11 * time.Second,
-		VerifyView: mux.Sample, Hide: []string{"SORT", "X-GM-EXT-1"},
+		PoolIdleTimeout: time.Second, MaxAge: 2 * time.Minute, CredentialCache: true, CredentialCacheTTL: 3 * time.Second, MaxPerUser: 4, MaxTotal: 5,
+		CommandHoldTimeout: 6 * time.Second, IdleReattachTimeout: 7 * time.Second, UIDPrefetch: mux.PrefetchLazy, UIDPrefetchMaxMessages: 8, FlagResyncMaxMessages: 9, MaxConcurrentReattaches: 10, SilenceTimeout: 11 * time.Second,
+		ConsistencyCheck: mux.CheckSample, HideCapabilities: []string{"SORT", "X-GM-EXT-1"},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("\n got %+v\nwant %+v", got, want)
 	}
 	// Whoever adds a setting adds it above, too; only tests detach always.
 	for v, i := reflect.ValueOf(got), 0; i < v.NumField(); i++ {
-		if name := v.Type().Field(i).Name; v.Field(i).IsZero() && name != "AlwaysDetach" && name != "Consistent" {
+		if name := v.Type().Field(i).Name; v.Field(i).IsZero() && name != "AlwaysDetach" && name != "ReadAfterWrite" {
 			t.Errorf("%s cannot be set in the file", name)
 		}
 	}
 }
 
-func TestModesThatHaveWhatTheyNeedAreAccepted(t *testing.T) {
+func TestModesWithTheirSettingsAreAccepted(t *testing.T) {
 	for _, more := range []string{
 		"mode: reuse",
 		"mode: reuse, mux: {credential_cache: true}",

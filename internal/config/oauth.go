@@ -31,13 +31,13 @@ type AuthOAuth struct {
 
 const oauthSecretVariable = "IMAPGATE_OAUTH_CLIENT_SECRET"
 
-// oauth checks the provider, whether or not a method asks for it yet.
-func (k checker) oauth() {
-	o := k.c.Auth.OAuth
-	if i := slices.Index(k.c.Auth.Methods, "oauth"); i >= 0 && o.Issuer == "" && o.IntrospectionURL == "" {
-		k.add(Indexed("auth.methods", i), "is oauth, but there is neither auth.oauth.issuer nor auth.oauth.introspection_url")
+// checkOAuth checks the provider, whether or not a method asks for it yet.
+func (k checker) checkOAuth() {
+	o := k.cfg.Auth.OAuth
+	if i := slices.Index(k.cfg.Auth.Methods, "oauth"); i >= 0 && o.Issuer == "" && o.IntrospectionURL == "" {
+		k.add(ItemKey("auth.methods", i), "is oauth, but there is neither auth.oauth.issuer nor auth.oauth.introspection_url")
 	}
-	k.pair("auth.oauth.client_certificate", o.ClientCertificate)
+	k.checkKeyPair("auth.oauth.client_certificate", o.ClientCertificate)
 	for key, address := range map[string]string{"issuer": o.Issuer, "introspection_url": o.IntrospectionURL} {
 		if err := oauth.CheckURL(address); address != "" && err != nil {
 			k.add("auth.oauth."+key, "%s", err)
@@ -45,25 +45,25 @@ func (k checker) oauth() {
 	}
 	for key, values := range map[string][]string{"audience": o.Audience, "authorized_party": o.AuthorizedParty} {
 		if i := slices.Index(values, ""); i >= 0 {
-			k.add(Indexed("auth.oauth."+key, i), "is empty")
+			k.add(ItemKey("auth.oauth."+key, i), "is empty")
 		}
 	}
 	if o.SessionGrace > 0 && o.SessionGrace < oauth.Leeway {
 		k.add("auth.oauth.session_grace", "is less than %s, for which a token is accepted behind its end", oauth.Leeway)
 	}
-	const stray = "a token that the provider gave to another service would open a mailbox"
+	const risk = "a token that the provider gave to another service would open a mailbox"
 	switch {
 	case o.Issuer != "" && len(o.Audience) == 0:
-		k.add("auth.oauth.audience", "is required with issuer: without it "+stray)
+		k.add("auth.oauth.audience", "is required with issuer: without it "+risk)
 	case o.IntrospectionURL != "" && len(o.Audience) == 0 && len(o.AuthorizedParty) == 0 && o.Scope == "":
-		k.add("auth.oauth.introspection_url", "needs audience, authorized_party or scope: without them "+stray)
+		k.add("auth.oauth.introspection_url", "needs audience, authorized_party or scope: without them "+risk)
 	case o.IntrospectionURL == "" && o.ClientID != "":
 		k.add("auth.oauth.client_id", "is used only with introspection_url")
 	}
 }
 
-func (s secrets) oauth(o *AuthOAuth) {
-	o.ClientSecret = s.read("auth.oauth.client_secret_file", o.ClientSecretFile, oauthSecretVariable)
+func (s secrets) readOAuth(o *AuthOAuth) {
+	o.ClientSecret = s.readSecret("auth.oauth.client_secret_file", o.ClientSecretFile, oauthSecretVariable)
 	if o.ClientID == "" && !o.ClientSecret.IsZero() {
 		s.add("auth.oauth.client_id", "is required with a client secret")
 	}
@@ -72,7 +72,7 @@ func (s secrets) oauth(o *AuthOAuth) {
 // Config is the part the Verifier takes, but for TLS.
 func (o *AuthOAuth) Config() oauth.Config {
 	return oauth.Config{
-		Issuer: o.Issuer, Audience: o.Audience, Parties: o.AuthorizedParty, Claim: o.UsernameClaim, Scope: o.Scope,
+		Issuer: o.Issuer, Audience: o.Audience, AuthorizedParties: o.AuthorizedParty, UsernameClaim: o.UsernameClaim, Scope: o.Scope,
 		IntrospectionURL: o.IntrospectionURL, ClientID: o.ClientID, ClientSecret: o.ClientSecret, CacheTTL: o.CacheTTL,
 	}
 }

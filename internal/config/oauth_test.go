@@ -8,7 +8,7 @@ import (
 	"imapgate/internal/identity"
 )
 
-func TestAProviderIsReadWithItsSecret(t *testing.T) {
+func TestOAuthProviderIsReadWithItsSecret(t *testing.T) {
 	text := minimal + `
 auth:
   oauth:
@@ -18,10 +18,10 @@ auth:
     introspection_url: https://id.example.org/introspect
     client_id: imapgate
 `
-	file := "    client_secret_file: " + secretFileOf(t, "s3cret\n") + "\n"
+	file := "    client_secret_file: " + writeSecretFile(t, "s3cret\n") + "\n"
 	cfg := mustParse(t, text+file).Auth.OAuth.Config()
-	if cfg.ClientSecret.Now() != identity.NewSecret("s3cret") || cfg.Claim != "email" || cfg.CacheTTL != time.Minute || len(cfg.Audience) != 2 ||
-		cfg.Parties[0] != "thunderbird" || cfg.Issuer != "https://id.example.org/realms/mail" || cfg.ClientID != "imapgate" {
+	if cfg.ClientSecret.Current() != identity.NewSecret("s3cret") || cfg.UsernameClaim != "email" || cfg.CacheTTL != time.Minute || len(cfg.Audience) != 2 ||
+		cfg.AuthorizedParties[0] != "thunderbird" || cfg.Issuer != "https://id.example.org/realms/mail" || cfg.ClientID != "imapgate" {
 		t.Errorf("%+v", cfg)
 	}
 	env := func(name string) (string, bool) {
@@ -36,7 +36,7 @@ auth:
 	}
 }
 
-func TestMistakesAboutAProviderAreNamed(t *testing.T) {
+func TestOAuthProblemsAreReported(t *testing.T) {
 	for text, want := range map[string]string{
 		"issuer: https://a":                                    "auth.oauth.audience: is required",
 		"{issuer: http://a, audience: [b]}":                    "auth.oauth.issuer: is neither https nor on this machine",

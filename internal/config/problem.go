@@ -24,14 +24,14 @@ type Problem struct {
 	Text         string
 }
 
-// Invalid is everything wrong with a file.
-type Invalid struct {
+// InvalidError is everything wrong with a file.
+type InvalidError struct {
 	File     string
 	Problems []Problem // in the order of the file
 }
 
 // Error has a line for each problem: file:line:column: key: text.
-func (e *Invalid) Error() string {
+func (e *InvalidError) Error() string {
 	var b strings.Builder
 	for i, p := range e.Problems {
 		if i == maxProblems {
@@ -55,39 +55,39 @@ type position struct{ line, column int }
 
 // problems collects what is wrong, and knows where in the file each key is.
 type problems struct {
-	list []Problem
-	at   map[string]position // key → where it stands
-	bad  map[string]bool     // keys that have a problem
+	list      []Problem
+	positions map[string]position // key → where it stands
+	badKeys   map[string]bool     // keys that have a problem
 }
 
 // addAt notes a problem at a known place.
-func (p *problems) addAt(where position, key, format string, args ...any) {
-	p.bad[key] = true
-	p.list = append(p.list, Problem{Line: where.line, Column: where.column, Key: key, Text: fmt.Sprintf(format, args...)})
+func (p *problems) addAt(pos position, key, format string, args ...any) {
+	p.badKeys[key] = true
+	p.list = append(p.list, Problem{Line: pos.line, Column: pos.column, Key: key, Text: fmt.Sprintf(format, args...)})
 }
 
 // add notes a problem with a key. One that is not in the file stands at the
 // nearest block around it that is. A key in trouble already, or in a block that
 // could not be read, has no second problem: it would be the first one's.
 func (p *problems) add(key, format string, args ...any) {
-	for near := key; near != ""; near = around(near) {
-		if p.bad[near] {
+	for block := key; block != ""; block = parentKey(block) {
+		if p.badKeys[block] {
 			return
 		}
 	}
-	p.addAt(p.near(key), key, format, args...)
+	p.addAt(p.nearestPosition(key), key, format, args...)
 }
 
-// near is where a key stands, or the nearest block around it that is in the file.
-func (p *problems) near(key string) position {
-	for key != "" && p.at[key] == (position{}) {
-		key = around(key)
+// nearestPosition is where a key stands, or the nearest block around it that is in the file.
+func (p *problems) nearestPosition(key string) position {
+	for key != "" && p.positions[key] == (position{}) {
+		key = parentKey(key)
 	}
-	return p.at[key]
+	return p.positions[key]
 }
 
-// around is the key of the block that key is in.
-func around(key string) string { return key[:max(0, strings.LastIndexAny(key, ".["))] }
+// parentKey is the key of the block that key is in.
+func parentKey(key string) string { return key[:max(0, strings.LastIndexAny(key, ".["))] }
 
 // err is nil, or everything that was found.
 func (p *problems) err(file string) error {
@@ -97,7 +97,7 @@ func (p *problems) err(file string) error {
 	slices.SortStableFunc(p.list, func(a, b Problem) int {
 		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
 	})
-	return &Invalid{File: file, Problems: p.list}
+	return &InvalidError{File: file, Problems: p.list}
 }
 
 // quote shows a piece of the file in a problem.
@@ -112,12 +112,12 @@ func quote(s string) string {
 	return strconv.QuoteToGraphic(s)
 }
 
-// Below is the key of a member of a block, as errors write it. A member that does not look like a key of ours
+// MemberKey is the key of a member of a block, as errors write it. A member that does not look like a key of ours
 // (a user name, say) is quoted.
-func Below(key, member string) string {
-	plain := member != "" && len(member) <= maxQuoted && strings.Trim(member, "abcdefghijklmnopqrstuvwxyz0123456789_-") == ""
+func MemberKey(key, member string) string {
+	isKey := member != "" && len(member) <= maxQuoted && strings.Trim(member, "abcdefghijklmnopqrstuvwxyz0123456789_-") == ""
 	switch {
-	case !plain:
+	case !isKey:
 		return key + "[" + quote(member) + "]"
 	case key == "":
 		return member

@@ -7,14 +7,14 @@ import (
 
 const sentinelPasswordKey = "redis.sentinel_password_file"
 
-func (k checker) redis() {
-	r := k.c.Redis
+func (k checker) checkRedis() {
+	r := k.cfg.Redis
 	if r == nil {
-		if k.c.Routing.Source == "redis" {
+		if k.cfg.Routing.Source == "redis" {
 			k.add("routing.source", "is redis, but there is no redis block")
 		}
-		if i := slices.Index(k.c.Auth.Methods, "redis"); i >= 0 {
-			k.add(Indexed("auth.methods", i), "is redis, but there is no redis block")
+		if i := slices.Index(k.cfg.Auth.Methods, "redis"); i >= 0 {
+			k.add(ItemKey("auth.methods", i), "is redis, but there is no redis block")
 		}
 		return
 	}
@@ -36,22 +36,22 @@ func (k checker) redis() {
 		k.add("redis.sentinel_password_file", "is used only with sentinel_master")
 	}
 	for i, address := range r.Addresses {
-		k.redisSocket(Indexed("redis.addresses", i), address)
+		k.checkRedisSocket(ItemKey("redis.addresses", i), address)
 	}
 	for key, set := range map[string]bool{"ca": r.CA != "", "server_name": r.ServerName != "", "client_certificate": r.ClientCertificate != nil} {
 		if set && !r.TLS {
 			k.add("redis."+key, "is used only with tls: true")
 		}
 	}
-	k.pair("redis.client_certificate", r.ClientCertificate)
+	k.checkKeyPair("redis.client_certificate", r.ClientCertificate)
 }
 
-// redisSocket refuses a unix socket where Redis has none.
-func (k checker) redisSocket(key, address string) {
+// checkRedisSocket refuses a unix socket where Redis has none.
+func (k checker) checkRedisSocket(key, address string) {
 	if !strings.HasPrefix(address, unixScheme) {
 		return
 	}
-	switch r := k.c.Redis; {
+	switch r := k.cfg.Redis; {
 	case r.Cluster || r.SentinelMaster != "":
 		k.add(key, "a unix socket leads to one server: the nodes of a cluster and sentinels are host:port")
 	case r.TLS:
@@ -59,14 +59,14 @@ func (k checker) redisSocket(key, address string) {
 	}
 }
 
-// redis reads the passwords of the servers and of the sentinels.
-func (s secrets) redis(r *Redis) {
+// readRedis reads the passwords of the servers and of the sentinels.
+func (s secrets) readRedis(r *Redis) {
 	const server, sentinel = "IMAPGATE_REDIS_PASSWORD", "IMAPGATE_REDIS_SENTINEL_PASSWORD"
-	r.Password = s.read("redis.password_file", r.PasswordFile, server)
+	r.Password = s.readSecret("redis.password_file", r.PasswordFile, server)
 	if r.SentinelMaster == "" {
 		return // what the environment has is for another configuration
 	}
-	r.SentinelPassword = s.read(sentinelPasswordKey, r.SentinelPasswordFile, sentinel)
+	r.SentinelPassword = s.readSecret(sentinelPasswordKey, r.SentinelPasswordFile, sentinel)
 	if r.SentinelUsername != "" && r.SentinelPassword.IsZero() {
 		s.add("redis.sentinel_username", "needs sentinel_password_file or %s", sentinel)
 	}

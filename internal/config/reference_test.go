@@ -19,7 +19,7 @@ var update = flag.Bool("update", false, "write docs/CONFIG.md")
 
 // TestReferenceIsCurrent keeps docs/CONFIG.md what the struct tags say.
 func TestReferenceIsCurrent(t *testing.T) {
-	want := reference(t)
+	want := renderReference(t)
 	if *update {
 		if err := os.WriteFile(referencePath, []byte(want), 0o644); err != nil {
 			t.Fatal(err)
@@ -39,7 +39,7 @@ func TestTheReferenceNamesEveryVariable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	text, found := reference(t), 0
+	text, found := renderReference(t), 0
 	for _, file := range files {
 		source, err := os.ReadFile(file)
 		if err != nil {
@@ -60,8 +60,8 @@ func TestTheReferenceNamesEveryVariable(t *testing.T) {
 	}
 }
 
-// reference is the text of docs/CONFIG.md.
-func reference(t *testing.T) string {
+// renderReference is the text of docs/CONFIG.md.
+func renderReference(t *testing.T) string {
 	sample, err := os.ReadFile(samplePath)
 	if err != nil {
 		t.Fatal(err)
@@ -100,26 +100,26 @@ content stays in service. Only the system's own CAs are read once, at the start.
 
 | key | when its file changes |
 |---|---|
-` + fileTable() + `
+` + renderFileTable() + `
 A file to begin with:
 
 ` + "```yaml\n" + string(sample) + "```\n")
-	describe(&b, reflect.TypeFor[Config](), "")
+	writeBlock(&b, reflect.TypeFor[Config](), "")
 	return b.String()
 }
 
-// fileTable says of each key that names a file what happens when that changes.
-func fileTable() string {
+// renderFileTable says of each key that names a file what happens when that changes.
+func renderFileTable() string {
 	var b strings.Builder
 	for _, f := range fileKeys(reflect.TypeFor[Config](), "") {
-		fmt.Fprintf(&b, "| `%s` | %s |\n", f.name, fileChanges[f.file])
+		fmt.Fprintf(&b, "| `%s` | %s |\n", f.name, reloadEffects[f.reloadEffect])
 	}
 	return b.String()
 }
 
 // fileKeys are the keys that have a file tag, under their full names.
 func fileKeys(block reflect.Type, key string) (list []field) {
-	for _, f := range fields(block) {
+	for _, f := range fieldsOf(block) {
 		f.name = strings.TrimPrefix(key+"."+f.name, ".")
 		inner, suffix := block.Field(f.index).Type, ""
 		switch inner.Kind() {
@@ -130,7 +130,7 @@ func fileKeys(block reflect.Type, key string) (list []field) {
 		case reflect.Slice:
 			inner, suffix = inner.Elem(), "[]"
 		}
-		if f.file != "" {
+		if f.reloadEffect != "" {
 			f.name += suffix
 			list = append(list, f)
 		}
@@ -141,14 +141,14 @@ func fileKeys(block reflect.Type, key string) (list []field) {
 	return list
 }
 
-// TestEveryKeyOfAFileSaysWhatAChangeDoes finds keys of files by their names and texts.
-func TestEveryKeyOfAFileSaysWhatAChangeDoes(t *testing.T) {
+// TestEveryFileKeyHasAReloadEffect finds keys of files by their names and texts.
+func TestEveryFileKeyHasAReloadEffect(t *testing.T) {
 	named := regexp.MustCompile(`(^|_)(file|files|ca|cert|key|dir|path|snapshot)$`)
 	told := regexp.MustCompile(`^(For https\. )?(A file|File|PEM file|A directory)`)
 	var walk func(reflect.Type, string)
 	found := 0
 	walk = func(block reflect.Type, key string) {
-		for _, f := range fields(block) {
+		for _, f := range fieldsOf(block) {
 			inner := block.Field(f.index).Type
 			for inner.Kind() == reflect.Pointer || inner.Kind() == reflect.Map || inner.Kind() == reflect.Slice {
 				inner = inner.Elem()
@@ -159,9 +159,9 @@ func TestEveryKeyOfAFileSaysWhatAChangeDoes(t *testing.T) {
 			}
 			isFile := inner.Kind() == reflect.String && (named.MatchString(f.name) || told.MatchString(f.doc))
 			switch {
-			case isFile && fileChanges[f.file] == "":
+			case isFile && reloadEffects[f.reloadEffect] == "":
 				t.Errorf("%s.%s names a file and has no file tag that says what a change does", key, f.name)
-			case !isFile && f.file != "":
+			case !isFile && f.reloadEffect != "":
 				t.Errorf("%s.%s has a file tag, and neither a name nor a text as that of a file", key, f.name)
 			case isFile:
 				found++
@@ -174,18 +174,18 @@ func TestEveryKeyOfAFileSaysWhatAChangeDoes(t *testing.T) {
 	}
 }
 
-// describe writes the table of one block, then those of the blocks in it.
-func describe(b *strings.Builder, t reflect.Type, key string) {
+// writeBlock writes the table of one block, then those of the blocks in it.
+func writeBlock(b *strings.Builder, t reflect.Type, key string) {
 	if key == "" {
 		b.WriteString("\n## The blocks\n\n")
 	} else {
 		fmt.Fprintf(b, "\n## `%s`\n\n", key)
 	}
 	b.WriteString("| key | default | meaning |\n|---|---|---|\n")
-	for _, f := range fields(t) {
-		fmt.Fprintf(b, "| `%s` | %s | %s%s |\n", f.name, shownDefault(f, t.Field(f.index).Type), f.doc, shownRange(f))
+	for _, f := range fieldsOf(t) {
+		fmt.Fprintf(b, "| `%s` | %s | %s%s |\n", f.name, defaultColumn(f, t.Field(f.index).Type), f.doc, rangeColumn(f))
 	}
-	for _, f := range fields(t) {
+	for _, f := range fieldsOf(t) {
 		inner, path := t.Field(f.index).Type, f.name
 		if key != "" {
 			path = key + "." + f.name
@@ -199,38 +199,38 @@ func describe(b *strings.Builder, t reflect.Type, key string) {
 			inner, path = inner.Elem(), path+"[]"
 		}
 		if inner.Kind() == reflect.Struct && inner.PkgPath() == t.PkgPath() {
-			describe(b, inner, path)
+			writeBlock(b, inner, path)
 		}
 	}
 }
 
-func shownDefault(f field, t reflect.Type) string {
+func defaultColumn(f field, t reflect.Type) string {
 	switch {
-	case f.form == "required" && f.def == "" || f.form == "backend":
+	case f.format == "required" && f.defaultText == "" || f.format == "backend":
 		return "required"
-	case t.Kind() == reflect.Slice && f.hasDef:
-		return "`[" + strings.Join(strings.Fields(f.def), ", ") + "]`"
-	case f.hasDef:
-		return "`" + f.def + "`"
+	case t.Kind() == reflect.Slice && f.hasDefault:
+		return "`[" + strings.Join(strings.Fields(f.defaultText), ", ") + "]`"
+	case f.hasDefault:
+		return "`" + f.defaultText + "`"
 	case t.Kind() == reflect.String:
 		return "empty"
 	}
 	return ""
 }
 
-func shownRange(f field) string {
+func rangeColumn(f field) string {
 	var s string
 	if len(f.oneof) > 0 {
 		s += " One of `" + strings.Join(f.oneof, "`, `") + "`."
 	}
-	if len(f.later) > 0 {
-		s += " Not available in this version: `" + strings.Join(f.later, "`, `") + "`."
+	if len(f.unsupported) > 0 {
+		s += " Not available in this version: `" + strings.Join(f.unsupported, "`, `") + "`."
 	}
 	if f.max != "" {
 		s += " From " + f.min + " to " + f.max + "."
 	}
-	if f.sample != "" {
-		s += " Example: `" + f.sample + "`."
+	if f.example != "" {
+		s += " Example: `" + f.example + "`."
 	}
 	return s
 }
@@ -240,17 +240,17 @@ func shownRange(f field) string {
 func TestEveryKeyIsDocumentedAndDecodable(t *testing.T) {
 	var walk func(reflect.Type, string)
 	walk = func(block reflect.Type, key string) {
-		for _, f := range fields(block) {
+		for _, f := range fieldsOf(block) {
 			at := key + "." + f.name
 			if f.name == "" || !strings.HasSuffix(f.doc, ".") {
 				t.Errorf("%s: name %q, doc %q", at, f.name, f.doc)
 			}
-			if len(f.oneof) > 0 && f.hasDef && !slices.Contains(f.oneof, f.def) {
-				t.Errorf("%s: default %q is not allowed", at, f.def)
+			if len(f.oneof) > 0 && f.hasDefault && !slices.Contains(f.oneof, f.defaultText) {
+				t.Errorf("%s: default %q is not allowed", at, f.defaultText)
 			}
 			inner := block.Field(f.index).Type
 			number := inner.Kind() == reflect.Int || inner == reflect.TypeFor[time.Duration]()
-			if number && (f.max == "" || f.min == "" || !f.hasDef) {
+			if number && (f.max == "" || f.min == "" || !f.hasDefault) {
 				t.Errorf("%s has no bounds or no default", at)
 			}
 			for inner.Kind() == reflect.Pointer || inner.Kind() == reflect.Map || inner.Kind() == reflect.Slice {

@@ -13,24 +13,24 @@ import (
 
 // field is one key as its struct tag describes it.
 type field struct {
-	index  int
-	name   string
-	was    string // its name in earlier versions
-	def    string // the default as text
-	hasDef bool
-	oneof  []string // allowed words
-	later  []string // words of the contract that this version does not have
-	min    string
-	max    string
-	form   string // a check in forms.go
-	file   string // a word of fileChanges: the value names a file
-	doc    string
-	sample string
+	index        int
+	name         string
+	formerName   string // its name in earlier versions
+	defaultText  string // the default as text
+	hasDefault   bool
+	oneof        []string // allowed words
+	unsupported  []string // words of the contract that this version does not have
+	min          string
+	max          string
+	format       string // a check in forms.go
+	reloadEffect string // a word of reloadEffects: the value names a file
+	doc          string
+	example      string
 }
 
-// fileChanges is what happens when a file that a key names has changed, by the word in
+// reloadEffects is what happens when a file that a key names has changed, by the word in
 // the key's tag. Constant.
-var fileChanges = map[string]string{
+var reloadEffects = map[string]string{
 	"tls":     "it is read again; connections that begin then use it",
 	"secret":  "it is read again, and used from then on",
 	"users":   "it is read again; logins from then on are checked with it",
@@ -38,8 +38,8 @@ var fileChanges = map[string]string{
 	"own":     "it is the gateway's own, which writes it",
 }
 
-// fields lists the keys of a struct type, in the order of the reference.
-func fields(t reflect.Type) []field {
+// fieldsOf lists the keys of a struct type, in the order of the reference.
+func fieldsOf(t reflect.Type) []field {
 	var list []field
 	for i := range t.NumField() {
 		tag := t.Field(i).Tag
@@ -47,10 +47,10 @@ func fields(t reflect.Type) []field {
 		if name == "-" {
 			continue
 		}
-		f := field{index: i, name: name, was: tag.Get("was"), form: tag.Get("form"), file: tag.Get("file"), doc: tag.Get("doc"), sample: tag.Get("example"),
-			oneof: strings.Fields(tag.Get("oneof")), later: strings.Fields(tag.Get("later")),
+		f := field{index: i, name: name, formerName: tag.Get("was"), format: tag.Get("form"), reloadEffect: tag.Get("file"), doc: tag.Get("doc"), example: tag.Get("example"),
+			oneof: strings.Fields(tag.Get("oneof")), unsupported: strings.Fields(tag.Get("later")),
 			min: tag.Get("min"), max: tag.Get("max")}
-		f.def, f.hasDef = tag.Lookup("default")
+		f.defaultText, f.hasDefault = tag.Lookup("default")
 		list = append(list, f)
 	}
 	return list
@@ -59,13 +59,13 @@ func fields(t reflect.Type) []field {
 // setDefaults gives every key of v the value it has when it is left out.
 // Pointers, maps and lists without a default stay nil.
 func setDefaults(v reflect.Value) {
-	for _, f := range fields(v.Type()) {
+	for _, f := range fieldsOf(v.Type()) {
 		part := v.Field(f.index)
 		switch {
 		case part.Kind() == reflect.Struct:
 			setDefaults(part)
-		case f.hasDef:
-			if err := setText(part, f.def); err != nil {
+		case f.hasDefault:
+			if err := setText(part, f.defaultText); err != nil {
 				panic(fmt.Sprintf("config: default of %s: %v", f.name, err))
 			}
 		}
@@ -87,8 +87,8 @@ func setText(v reflect.Value, text string) error {
 		return nil
 	case []netip.Prefix:
 		var networks []netip.Prefix
-		for _, one := range strings.Fields(text) {
-			network, err := netip.ParsePrefix(one)
+		for _, prefix := range strings.Fields(text) {
+			network, err := netip.ParsePrefix(prefix)
 			if err != nil {
 				return err
 			}
@@ -108,8 +108,8 @@ func setText(v reflect.Value, text string) error {
 	return fmt.Errorf("%s has no text form", v.Type())
 }
 
-// outside says how v is beyond the field's bounds, or "".
-func (f field) outside(v reflect.Value) string {
+// checkBounds says how v is beyond the field's bounds, or "".
+func (f field) checkBounds(v reflect.Value) string {
 	low, high := reflect.New(v.Type()).Elem(), reflect.New(v.Type()).Elem()
 	if f.min != "" && setText(low, f.min) == nil && v.Int() < low.Int() {
 		return "is less than " + f.min

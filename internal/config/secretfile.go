@@ -11,18 +11,18 @@ import (
 // read for has the new content from then on.
 type SecretFile struct {
 	// Set once.
-	Key   string // that names the file
-	Path  string
-	least int                // characters that it must have
-	valid func(string) error // nil: whatever a secret may be
-	fixed bool               // a new content needs a restart
-	live  *identity.LiveSecret
+	Key          string // that names the file
+	Path         string
+	minLength    int                // characters that it must have
+	validate     func(string) error // nil: whatever a secret may be
+	needsRestart bool               // a new content needs a restart
+	secret       *identity.LiveSecret
 }
 
-// leastOf is how many characters the secret of a key must have.
-func leastOf(key string) int {
+// minSecretLength is how many characters the secret of a key must have.
+func minSecretLength(key string) int {
 	if key == adminTokenKey || key == scramSecretKey {
-		return minToken
+		return minTokenLength
 	}
 	return 1
 }
@@ -32,23 +32,23 @@ func (f *SecretFile) Files() []string { return []string{f.Path} }
 
 // Reload implements follow.Source. Its error has nothing of what is in the file.
 func (f *SecretFile) Reload() (changed bool, err error) {
-	text, wrong := secretFile(f.Path)
-	if wrong == "" {
-		wrong = secretForm(text)
+	text, problem := readSecretFile(f.Path)
+	if problem == "" {
+		problem = checkSecret(text)
 	}
-	if wrong == "" && len(text) < f.least {
-		wrong = fmt.Sprintf("the secret has fewer than %d characters", f.least)
+	if problem == "" && len(text) < f.minLength {
+		problem = fmt.Sprintf("the secret has fewer than %d characters", f.minLength)
 	}
 	switch {
-	case wrong != "":
-		return false, errors.New(wrong)
-	case f.valid != nil && f.valid(text) != nil:
-		return false, f.valid(text)
-	case text == f.live.Secret().Reveal():
+	case problem != "":
+		return false, errors.New(problem)
+	case f.validate != nil && f.validate(text) != nil:
+		return false, f.validate(text)
+	case text == f.secret.Secret().Reveal():
 		return false, nil
-	case f.fixed:
+	case f.needsRestart:
 		return false, errors.New("the secret has changed, which needs a restart")
 	}
-	f.live.Replace(text)
+	f.secret.Replace(text)
 	return true, nil
 }

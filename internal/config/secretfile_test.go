@@ -9,7 +9,7 @@ import (
 )
 
 func TestASecretIsReadAgain(t *testing.T) {
-	master, scram := secretFileOf(t, "first\n"), secretFileOf(t, "0123456789abcdef\n")
+	master, scram := writeSecretFile(t, "first\n"), writeSecretFile(t, "0123456789abcdef\n")
 	c := mustParse(t, `
 listeners: [{tls: none}]
 routing: {source: static, static: {default: east}}
@@ -43,7 +43,7 @@ redis: {}
 		if changed != step.changed || (err == nil) != (step.wrong == "") || err != nil && !strings.Contains(err.Error(), step.wrong) {
 			t.Errorf("%q: %v, %v", step.text, changed, err)
 		}
-		if got := password.Now(); got != identity.NewSecret(step.holds) {
+		if got := password.Current(); got != identity.NewSecret(step.holds) {
 			t.Errorf("%q: it holds %q", step.text, got.Reveal())
 		}
 	}
@@ -61,7 +61,7 @@ redis: {}
 	if changed, err := fixed.Reload(); changed || err == nil || !strings.Contains(err.Error(), "restart") || strings.Contains(err.Error(), "another") {
 		t.Errorf("%v, %v", changed, err)
 	}
-	if got := c.Auth.SCRAMSecret.Now(); got != identity.NewSecret("0123456789abcdef") {
+	if got := c.Auth.SCRAMSecret.Current(); got != identity.NewSecret("0123456789abcdef") {
 		t.Error("the secret of SCRAM has changed")
 	}
 	if err := os.WriteFile(scram, []byte("short\n"), 0o600); err != nil {

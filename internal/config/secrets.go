@@ -11,8 +11,8 @@ import (
 )
 
 const (
-	maxSecret = 4 << 10 // bytes of a secret's file
-	minToken  = 16      // of an admin token and of SCRAM's secret
+	maxSecretBytes = 4 << 10 // bytes of a secret's file
+	minTokenLength = 16      // of an admin token and of SCRAM's secret
 )
 
 const adminTokenKey = "admin.token_file"
@@ -26,108 +26,108 @@ type secrets struct {
 	files *[]*SecretFile // grows by those that are read
 }
 
-func (s secrets) all(c *Config) {
+func (s secrets) readAll(c *Config) {
 	if c.Redis != nil {
-		s.redis(c.Redis)
+		s.readRedis(c.Redis)
 	}
-	s.authHTTP(&c.Auth.HTTP)
-	s.oauth(&c.Auth.OAuth)
-	s.scram(&c.Auth)
+	s.readAuthHTTP(&c.Auth.HTTP)
+	s.readOAuth(&c.Auth.OAuth)
+	s.readSCRAM(&c.Auth)
 	for name, b := range c.Backends {
 		if b.Login == "master" {
-			s.master(c, &b)
+			s.readMaster(c, &b)
 			c.Backends[name] = b
 		}
 	}
-	c.Admin.Token = s.read(adminTokenKey, c.Admin.TokenFile, "IMAPGATE_ADMIN_TOKEN")
-	if n := len(c.Admin.Token.Reveal()); n > 0 && n < minToken {
-		s.add(adminTokenKey, "the token has fewer than %d characters", minToken)
+	c.Admin.Token = s.readSecret(adminTokenKey, c.Admin.TokenFile, "IMAPGATE_ADMIN_TOKEN")
+	if n := len(c.Admin.Token.Reveal()); n > 0 && n < minTokenLength {
+		s.add(adminTokenKey, "the token has fewer than %d characters", minTokenLength)
 	}
-	if c.Admin.Token.IsZero() && !loopback(c.Admin.Address) {
+	if c.Admin.Token.IsZero() && !isLoopback(c.Admin.Address) {
 		s.add("admin.address", "%s is not on loopback, so a token is needed: token_file or IMAPGATE_ADMIN_TOKEN", quote(c.Admin.Address))
 	}
 }
 
-func (s secrets) master(c *Config, b *Backend) {
-	variable := masterVariable(b.Name)
-	key := Below(Below("backends", b.Name), "master")
+func (s secrets) readMaster(c *Config, b *Backend) {
+	variable := masterPasswordVariable(b.Name)
+	key := MemberKey(MemberKey("backends", b.Name), "master")
 	for other, o := range c.Backends {
-		if _, set := s.env(variable); set && other < b.Name && o.Login == "master" && masterVariable(other) == variable {
+		if _, set := s.env(variable); set && other < b.Name && o.Login == "master" && masterPasswordVariable(other) == variable {
 			s.add(key, "%s would be the password of %s too; use password_file", variable, other)
 		}
 	}
-	b.Master.Password = s.read(Below(key, "password_file"), b.Master.PasswordFile, variable)
+	b.Master.Password = s.readSecret(MemberKey(key, "password_file"), b.Master.PasswordFile, variable)
 	if b.Master.Password.IsZero() {
-		s.add(Below(key, "password_file"), "login: master needs password_file or %s", variable)
+		s.add(MemberKey(key, "password_file"), "login: master needs password_file or %s", variable)
 	}
 }
 
-func masterVariable(backend string) string {
+func masterPasswordVariable(backend string) string {
 	return "IMAPGATE_MASTER_PASSWORD_" + strings.ToUpper(strings.ReplaceAll(backend, "-", "_"))
 }
 
-// read gives the secret of a key, or none.
-func (s secrets) read(key, file, variable string) identity.Secret {
+// readSecret gives the secret of a key, or none.
+func (s secrets) readSecret(key, file, variable string) identity.Secret {
 	text, set := s.env(variable)
-	var wrong string
+	var problem string
 	switch {
 	case file != "" && set:
-		wrong = "is set, and so is " + variable + "; only one may be"
+		problem = "is set, and so is " + variable + "; only one may be"
 	case file != "":
-		text, wrong = secretFile(file)
+		text, problem = readSecretFile(file)
 	case !set:
 		return identity.Secret{}
 	}
-	if wrong == "" {
-		wrong = secretForm(text)
+	if problem == "" {
+		problem = checkSecret(text)
 	}
 	switch {
-	case wrong != "":
-		s.add(key, "%s", wrong)
+	case problem != "":
+		s.add(key, "%s", problem)
 		return identity.Secret{}
 	case file == "":
 		return identity.NewSecret(text)
 	}
-	f := &SecretFile{Key: key, Path: file, least: leastOf(key), fixed: key == scramSecretKey || key == sentinelPasswordKey, live: identity.NewLiveSecret(text)}
+	f := &SecretFile{Key: key, Path: file, minLength: minSecretLength(key), needsRestart: key == scramSecretKey || key == sentinelPasswordKey, secret: identity.NewLiveSecret(text)}
 	*s.files = append(*s.files, f)
-	return f.live.Secret()
+	return f.secret.Secret()
 }
 
-// secretForm says what is wrong with a secret, or "".
-func secretForm(text string) string {
+// checkSecret says what is wrong with a secret, or "".
+func checkSecret(text string) string {
 	switch {
 	case text == "":
 		return "the secret is empty"
-	case len(text) > maxSecret:
-		return fmt.Sprintf("the secret is longer than %d bytes", maxSecret)
+	case len(text) > maxSecretBytes:
+		return fmt.Sprintf("the secret is longer than %d bytes", maxSecretBytes)
 	case strings.ContainsAny(text, "\x00\r\n"):
 		return "the secret has more than one line"
 	}
 	return ""
 }
 
-// secretFile reads a file that only its owner and group may read, without the
+// readSecretFile reads a file that only its owner and group may read, without the
 // newline editors put at its end.
-func secretFile(file string) (text, wrong string) {
+func readSecretFile(file string) (text, problem string) {
 	f, info, err := plainfile.Open(file)
 	switch {
 	case errors.Is(err, plainfile.ErrNotRegular):
 		return "", "is not a regular file"
 	case err != nil:
-		return "", plainfile.Bare(err).Error()
+		return "", plainfile.WithoutPath(err).Error()
 	}
 	defer f.Close() // it was only read
 	switch {
 	case info.Mode().Perm()&0o007 != 0:
 		return "", "the file may be used by everybody; chmod o= it"
-	case info.Size() > maxSecret:
+	case info.Size() > maxSecretBytes:
 		return "", "the file is too long for a secret"
 	}
-	b, err := io.ReadAll(io.LimitReader(f, maxSecret+2)) // one too long by then is noticed
+	b, err := io.ReadAll(io.LimitReader(f, maxSecretBytes+2)) // one too long by then is noticed
 	if err != nil {
-		return "", plainfile.Bare(err).Error()
+		return "", plainfile.WithoutPath(err).Error()
 	}
-	if b, err = plainfile.Text(b); err != nil {
+	if b, err = plainfile.DecodeText(b); err != nil {
 		return "", err.Error()
 	}
 	return strings.TrimSuffix(strings.TrimSuffix(string(b), "\n"), "\r"), ""

@@ -15,9 +15,9 @@ const (
 	unlimited = 1 << 30
 )
 
-// Slots is how many clients there can be with a limit: a client has a connection of its
+// MaxClients is how many clients there can be with a limit: a client has a connection of its
 // own and one to its backend.
-func Slots(limit int64) int64 { return max(limit-Reserved, 2) / 2 }
+func MaxClients(limit int64) int64 { return max(limit-Reserved, 2) / 2 }
 
 // Counter counts sockets. Each client has a claim to two descriptors, whether or not it
 // uses both, so that a session that has lost its backend gets another connection before
@@ -25,8 +25,8 @@ func Slots(limit int64) int64 { return max(limit-Reserved, 2) / 2 }
 // waits for a later use claims nothing, and is closed when room is needed.
 type Counter struct {
 	// Set once.
-	room  int64       // for sockets
-	spare func() bool // by Spare
+	limit     int64       // for sockets
+	evictIdle func() bool // by Spare
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -36,55 +36,55 @@ type Counter struct {
 }
 
 // New makes a Counter for a process that may have so many descriptors.
-func New(limit int64) *Counter { return &Counter{room: max(limit-Reserved, 2)} }
+func New(limit int64) *Counter { return &Counter{limit: max(limit-Reserved, 2)} }
 
-// Spare has f called whenever room is needed: it closes a connection to a backend that
+// SetEvict has f called whenever room is needed: it closes a connection to a backend that
 // only waits, and returns false when there is none. It is set before anything is counted.
-func (c *Counter) Spare(f func() bool) {
+func (c *Counter) SetEvict(evict func() bool) {
 	if c != nil {
-		c.spare = f
+		c.evictIdle = evict
 	}
 }
 
 // AddClient counts the connection of a client, which is open already. One that is not
-// refused needs room: MakeRoom.
+// refused needs room: EvictIdle.
 func (c *Counter) AddClient() {
 	if c != nil {
-		c.count(&c.clients, 1)
+		c.addTo(&c.clients, 1)
 	}
 }
 
 // RemoveClient is for one that is closed.
 func (c *Counter) RemoveClient() {
 	if c != nil {
-		c.count(&c.clients, -1)
+		c.addTo(&c.clients, -1)
 	}
 }
 
-// Full reports whether the clients and the extras claim more than there is: the client that
+// IsFull reports whether the clients and the extras claim more than there is: the client that
 // was counted last has to be refused.
-func (c *Counter) Full() bool {
+func (c *Counter) IsFull() bool {
 	if c == nil {
 		return false
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.claimed() > c.room
+	return c.claims() > c.limit
 }
 
 // AddBackend counts a connection to a backend that is about to be made, and makes room
 // for it. It has a claim already: a client's, or that of an extra.
 func (c *Counter) AddBackend() {
 	if c != nil {
-		c.count(&c.backends, 1)
-		c.MakeRoom()
+		c.addTo(&c.backends, 1)
+		c.EvictIdle()
 	}
 }
 
 // RemoveBackend is for one that is closed, or was not made.
 func (c *Counter) RemoveBackend() {
 	if c != nil {
-		c.count(&c.backends, -1)
+		c.addTo(&c.backends, -1)
 	}
 }
 
@@ -96,7 +96,7 @@ func (c *Counter) AddExtra() bool {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.claimed() >= c.room {
+	if c.claims() >= c.limit {
 		return false
 	}
 	c.extras++
@@ -106,33 +106,33 @@ func (c *Counter) AddExtra() bool {
 // RemoveExtra ends such a claim.
 func (c *Counter) RemoveExtra() {
 	if c != nil {
-		c.count(&c.extras, -1)
+		c.addTo(&c.extras, -1)
 	}
 }
 
-// claimed is what may be needed at once. mu is held.
-func (c *Counter) claimed() int64 { return 2*c.clients + c.extras }
+// claims is what may be needed at once. mu is held.
+func (c *Counter) claims() int64 { return 2*c.clients + c.extras }
 
-func (c *Counter) count(what *int64, n int64) {
+func (c *Counter) addTo(counter *int64, n int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	*what += n
+	*counter += n
 }
 
-// MakeRoom closes what only waits, until all that is open fits.
-func (c *Counter) MakeRoom() {
-	if c == nil || c.spare == nil {
+// EvictIdle closes what only waits, until all that is open fits.
+func (c *Counter) EvictIdle() {
+	if c == nil || c.evictIdle == nil {
 		return
 	}
-	for c.scarce() && c.spare() { // which counts what it has closed
+	for c.isOverLimit() && c.evictIdle() { // which counts what it has closed
 	}
 }
 
-// scarce reports whether more is open than there is room for.
-func (c *Counter) scarce() bool {
+// isOverLimit reports whether more is open than there is room for.
+func (c *Counter) isOverLimit() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.clients+c.backends > c.room
+	return c.clients+c.backends > c.limit
 }
 
 // Open is the number of sockets that are counted.

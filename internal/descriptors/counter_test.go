@@ -5,35 +5,35 @@ import (
 	"testing"
 )
 
-// crowd is what a Counter counts, kept a second time: sessions, what waits, and extras.
-type crowd struct {
+// model is what a Counter counts, kept a second time: sessions, what waits, and extras.
+type model struct {
 	*Counter
-	clients, backends, extras, waiting int64
+	clients, backends, extras, idle int64
 }
 
-func newCrowd(limit int64) *crowd {
-	w := &crowd{Counter: New(limit)}
-	w.Spare(func() bool {
-		if w.waiting == 0 {
+func newModel(limit int64) *model {
+	w := &model{Counter: New(limit)}
+	w.SetEvict(func() bool {
+		if w.idle == 0 {
 			return false
 		}
-		w.waiting--
+		w.idle--
 		w.RemoveBackend()
 		return true
 	})
 	return w
 }
 
-// act does one thing at random, if it can be done.
-func (w *crowd) act(what int) {
+// step does one thing at random, if it can be done.
+func (w *model) step(what int) {
 	switch {
 	case what == 0: // a client comes
 		w.AddClient()
-		if w.Full() {
+		if w.IsFull() {
 			w.RemoveClient()
 			return
 		}
-		w.MakeRoom()
+		w.EvictIdle()
 		w.clients++
 	case what == 1 && w.clients > w.backends: // … and goes
 		w.RemoveClient()
@@ -46,27 +46,27 @@ func (w *crowd) act(what int) {
 		w.backends--
 	case what == 4 && w.backends > 0: // gives it back
 		w.backends--
-		w.waiting++
+		w.idle++
 	case what == 5 && w.AddExtra():
 		w.AddBackend()
 		w.extras++
 	case what == 6 && w.extras > 0: // an extra that waits from now on
 		w.RemoveExtra()
 		w.extras--
-		w.waiting++
+		w.idle++
 	}
 }
 
 // Whatever comes and goes, no more is open than there may be, and each client can have
 // a connection to its backend.
-func TestWhatIsOpenFitsAndEachClientHasItsSecond(t *testing.T) {
+func TestOpenSocketsFitAndClientsKeepSecond(t *testing.T) {
 	const limit = Reserved + 20
 	rng := rand.New(rand.NewPCG(1, 0))
 	for range 200 {
-		w := newCrowd(limit)
+		w := newModel(limit)
 		for range 500 {
-			w.act(rng.IntN(7))
-			switch open := w.clients + w.backends + w.extras + w.waiting; {
+			w.step(rng.IntN(7))
+			switch open := w.clients + w.backends + w.extras + w.idle; {
 			case open != w.Open():
 				t.Fatalf("%d are open, and %d are counted", open, w.Open())
 			case open > limit-Reserved:
@@ -78,9 +78,9 @@ func TestWhatIsOpenFitsAndEachClientHasItsSecond(t *testing.T) {
 	}
 }
 
-func TestASlotIsTwoDescriptors(t *testing.T) {
+func TestClientNeedsTwoDescriptors(t *testing.T) {
 	for limit, want := range map[int64]int64{0: 1, 64: 1, 66: 1, 67: 1, 68: 2, 300: 118, 1 << 20: (1<<20 - 64) / 2} {
-		if got := Slots(limit); got != want {
+		if got := MaxClients(limit); got != want {
 			t.Errorf("a limit of %d has %d slots, want %d", limit, got, want)
 		}
 	}
@@ -90,13 +90,13 @@ func TestASlotIsTwoDescriptors(t *testing.T) {
 }
 
 // A gateway without a Counter refuses nobody.
-func TestNoCounterCountsNothing(t *testing.T) {
+func TestNilCounterCountsNothing(t *testing.T) {
 	var c *Counter
-	c.Spare(func() bool { t.Error("asked for room"); return false })
+	c.SetEvict(func() bool { t.Error("asked for room"); return false })
 	c.AddClient()
 	c.AddBackend()
-	c.MakeRoom()
-	if c.Full() || !c.AddExtra() || c.Open() != 0 {
+	c.EvictIdle()
+	if c.IsFull() || !c.AddExtra() || c.Open() != 0 {
 		t.Error("it counts")
 	}
 	c.RemoveExtra()

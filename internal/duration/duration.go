@@ -25,7 +25,7 @@ func Parse(s string) (time.Duration, error) {
 	for first := true; first || rest != ""; first = false {
 		number := len(rest) - len(strings.TrimLeft(rest, "0123456789."))
 		unit := strings.IndexAny(rest[number:]+"0", "0123456789.")
-		one, err := term(rest[:number], rest[number:number+unit])
+		one, err := parseTerm(rest[:number], rest[number:number+unit])
 		if err != nil || number == 0 || total > math.MaxInt64-one {
 			return 0, fmt.Errorf("%q is not a duration such as 90s, 10m, 24h or 7d", s)
 		}
@@ -35,18 +35,18 @@ func Parse(s string) (time.Duration, error) {
 	return sign * total, nil
 }
 
-// term is one number, which has no sign, with its unit.
-func term(number, unit string) (time.Duration, error) {
+// parseTerm is one number, which has no sign, with its unit.
+func parseTerm(number, unit string) (time.Duration, error) {
 	switch unit {
 	case "d":
-		return times(number, day)
+		return multiply(number, day)
 	case "w":
-		return times(number, 7*day)
+		return multiply(number, 7*day)
 	}
 	return time.ParseDuration(number + unit)
 }
 
-func times(number string, unit time.Duration) (time.Duration, error) {
+func multiply(number string, unit time.Duration) (time.Duration, error) {
 	hours, err := time.ParseDuration(number + "h")
 	per := unit / time.Hour
 	if err == nil && hours > math.MaxInt64/per {

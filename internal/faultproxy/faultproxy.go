@@ -18,12 +18,12 @@ import (
 )
 
 const (
-	// dialTime bounds the connection to the target.
-	dialTime = 10 * time.Second
-	// listenTries and listenPause: a port given up may for a moment be the local
+	// dialTimeout bounds the connection to the target.
+	dialTimeout = 10 * time.Second
+	// maxListenAttempts and listenPause: a port given up may for a moment be the local
 	// end of somebody else's connection.
-	listenTries = 100
-	listenPause = 20 * time.Millisecond
+	maxListenAttempts = 100
+	listenPause       = 20 * time.Millisecond
 )
 
 // Direction is one of the two ways through the proxy.
@@ -35,14 +35,14 @@ const (
 	ToClient
 )
 
-// Door is what the proxy does with a client that connects.
-type Door int
+// AcceptMode is what the proxy does with a client that connects.
+type AcceptMode int
 
 // The states of the door.
 const (
-	Open   Door = iota // connect it to the target
-	Mute               // accept it, never read, never say anything
-	Closed             // refuse it: nobody listens
+	Accept AcceptMode = iota // connect it to the target
+	Hang                     // accept it, never read, never say anything
+	Refuse                   // refuse it: nobody listens
 )
 
 // Proxy is a running fault proxy.
@@ -51,17 +51,17 @@ type Proxy struct {
 	t       testing.TB
 	target  string
 	address string
-	port    testbed.KeptPorts
-	running sync.WaitGroup // accept loops and links
+	port    testbed.ReservedPorts
+	wg      sync.WaitGroup // accept loops and links
 
 	// Guarded by mu.
-	mu       sync.Mutex
-	door     Door
-	listener net.Listener // nil while closed
-	rules    [2]*Rules    // by Direction; never changed in place
-	changed  chan struct{}
-	links    map[*link]struct{} // as many as the test opens
-	ended    bool
+	mu           sync.Mutex
+	acceptMode   AcceptMode
+	listener     net.Listener // nil while closed
+	rules        [2]*Rules    // by Direction; never changed in place
+	rulesChanged chan struct{}
+	pairs        map[*connPair]struct{} // as many as the test opens
+	closed       bool
 }
 
 // Start listens on a loopback port the kernel chose and passes everything to
@@ -69,15 +69,15 @@ type Proxy struct {
 func Start(t testing.TB, target string) *Proxy {
 	t.Helper()
 	p := &Proxy{
-		t: t, target: target, links: map[*link]struct{}{},
-		rules: [2]*Rules{{}, {}}, changed: make(chan struct{}),
+		t: t, target: target, pairs: map[*connPair]struct{}{},
+		rules: [2]*Rules{{}, {}}, rulesChanged: make(chan struct{}),
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatalf("start a fault proxy: %v", err)
 	}
 	p.address, p.port.Numbers = l.Addr().String(), []int{l.Addr().(*net.TCPAddr).Port}
-	p.listen(l)
+	p.startAccepting(l)
 	t.Cleanup(p.Close)
 	return p
 }
@@ -85,81 +85,81 @@ func Start(t testing.TB, target string) *Proxy {
 // Address is where clients connect, as host:port.
 func (p *Proxy) Address() string { return p.address }
 
-// Set replaces the rules of a direction, for new connections and for those that
+// SetRules replaces the rules of a direction, for new connections and for those that
 // exist. A fault whose byte has passed already happens at once.
-func (p *Proxy) Set(d Direction, r Rules) {
+func (p *Proxy) SetRules(d Direction, r Rules) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.rules[d] = &r
-	close(p.changed)
-	p.changed = make(chan struct{})
-	for l := range p.links {
-		l.wake()
+	close(p.rulesChanged)
+	p.rulesChanged = make(chan struct{})
+	for l := range p.pairs {
+		l.interruptReads()
 	}
 }
 
-// SetDoor opens, mutes or closes the door. Connections that exist stay.
-func (p *Proxy) SetDoor(d Door) {
+// SetAcceptMode opens, mutes or closes the door. Connections that exist stay.
+func (p *Proxy) SetAcceptMode(m AcceptMode) {
 	p.t.Helper()
 	p.mu.Lock()
-	p.door = d
+	p.acceptMode = m
 	listener := p.listener
-	if d == Closed {
+	if m == Refuse {
 		p.listener = nil
 	}
 	p.mu.Unlock()
 	switch {
-	case d == Closed && listener != nil:
+	case m == Refuse && listener != nil:
 		_ = listener.Close()
-		p.port.Hold(p.t)
-	case d != Closed && listener == nil:
-		p.reopen()
+		p.port.Reserve(p.t)
+	case m != Refuse && listener == nil:
+		p.listenAgain()
 	}
 }
 
-// Reset ends every connection with a RST on both sides.
-func (p *Proxy) Reset() {
+// ResetConns ends every connection with a RST on both sides.
+func (p *Proxy) ResetConns() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for l := range p.links {
+	for l := range p.pairs {
 		l.reset()
 	}
 }
 
-// Links is how many connections exist.
-func (p *Proxy) Links() int {
+// ConnCount is how many connections exist.
+func (p *Proxy) ConnCount() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return len(p.links)
+	return len(p.pairs)
 }
 
 // Close ends the proxy and all connections and waits for them. It may be called
 // again.
 func (p *Proxy) Close() {
 	p.mu.Lock()
-	p.ended = true
+	p.closed = true
 	if p.listener != nil {
 		_ = p.listener.Close()
 		p.listener = nil
 	}
-	for l := range p.links {
+	for l := range p.pairs {
 		l.reset()
 	}
 	p.mu.Unlock()
-	p.running.Wait()
+	p.wg.Wait()
 }
 
-// reopen listens on the old port again.
-func (p *Proxy) reopen() {
+// listenAgain listens on the old port again.
+func (p *Proxy) listenAgain() {
 	p.t.Helper()
 	defer p.port.Release()
 	pause := time.NewTicker(listenPause)
 	defer pause.Stop()
 	var err error
-	for range listenTries {
+	for range maxListenAttempts {
 		var l net.Listener
 		if l, err = net.Listen("tcp", p.address); err == nil {
-			p.listen(l)
+			p.startAccepting(l)
 			return
 		}
 		<-pause.C
@@ -167,16 +167,16 @@ func (p *Proxy) reopen() {
 	p.t.Fatalf("open the door of a fault proxy again: %v", err)
 }
 
-// listen starts to accept from l.
-func (p *Proxy) listen(l net.Listener) {
+// startAccepting starts to accept from l.
+func (p *Proxy) startAccepting(l net.Listener) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.listener = l
-	p.running.Go(func() { p.accept(l) })
+	p.wg.Go(func() { p.acceptLoop(l) })
 }
 
-// accept takes clients; it ends when the listener is closed.
-func (p *Proxy) accept(listener net.Listener) {
+// acceptLoop takes clients; it ends when the listener is closed.
+func (p *Proxy) acceptLoop(listener net.Listener) {
 	for {
 		conn, err := listener.Accept()
 		if errors.Is(err, net.ErrClosed) {
@@ -185,36 +185,36 @@ func (p *Proxy) accept(listener net.Listener) {
 		if err != nil {
 			continue // the client left before it was accepted
 		}
-		if l := p.admit(conn.(*net.TCPConn)); l != nil {
-			p.running.Go(l.serve)
+		if l := p.addPair(conn.(*net.TCPConn)); l != nil {
+			p.wg.Go(l.serve)
 		}
 	}
 }
 
-// admit makes the link of a client, or nil when the proxy has ended.
-func (p *Proxy) admit(client *net.TCPConn) *link {
+// addPair makes the link of a client, or nil when the proxy has ended.
+func (p *Proxy) addPair(client *net.TCPConn) *connPair {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	l := &link{proxy: p, mute: p.door == Mute, client: client, gone: make(chan struct{})}
-	if p.ended {
+	l := &connPair{proxy: p, hang: p.acceptMode == Hang, client: client, done: make(chan struct{})}
+	if p.closed {
 		l.reset()
 		return nil
 	}
-	p.links[l] = struct{}{}
+	p.pairs[l] = struct{}{}
 	return l
 }
 
-// forget takes an ended link off the list.
-func (p *Proxy) forget(l *link) {
+// removePair takes an ended link off the list.
+func (p *Proxy) removePair(l *connPair) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	delete(p.links, l)
+	delete(p.pairs, l)
 }
 
-// current is the rules of a direction and a channel that is closed when any
+// currentRules is the rules of a direction and a channel that is closed when any
 // rules change.
-func (p *Proxy) current(d Direction) (*Rules, <-chan struct{}) {
+func (p *Proxy) currentRules(d Direction) (*Rules, <-chan struct{}) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.rules[d], p.changed
+	return p.rules[d], p.rulesChanged
 }

@@ -10,11 +10,11 @@ import (
 	"time"
 )
 
-// patience bounds every wait of these tests.
-const patience = 20 * time.Second
+// testTimeout bounds every wait of these tests.
+const testTimeout = 20 * time.Second
 
-// quiet is how long nothing must arrive to be believed lost.
-const quiet = 50 * time.Millisecond
+// silenceTime is how long nothing must arrive to be believed lost.
+const silenceTime = 50 * time.Millisecond
 
 // listen is a target whose accepted connections the test takes one by one.
 func listen(t *testing.T) (address string, accept func() *net.TCPConn) {
@@ -26,20 +26,20 @@ func listen(t *testing.T) (address string, accept func() *net.TCPConn) {
 	t.Cleanup(func() { _ = l.Close() })
 	return l.Addr().String(), func() *net.TCPConn {
 		t.Helper()
-		_ = l.(*net.TCPListener).SetDeadline(time.Now().Add(patience))
+		_ = l.(*net.TCPListener).SetDeadline(time.Now().Add(testTimeout))
 		conn, err := l.Accept()
 		if err != nil {
 			t.Fatal(err)
 		}
-		return bounded(t, conn)
+		return setDeadline(t, conn)
 	}
 }
 
-// bounded gives a connection an end, in time and with the test.
-func bounded(t *testing.T, conn net.Conn) *net.TCPConn {
+// setDeadline gives a connection an end, in time and with the test.
+func setDeadline(t *testing.T, conn net.Conn) *net.TCPConn {
 	t.Helper()
 	t.Cleanup(func() { _ = conn.Close() })
-	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(testTimeout)); err != nil {
 		t.Fatal(err)
 	}
 	return conn.(*net.TCPConn)
@@ -51,11 +51,11 @@ func dial(t *testing.T, p *Proxy) *net.TCPConn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return bounded(t, conn)
+	return setDeadline(t, conn)
 }
 
-// through starts a proxy and gives both ends of one connection through it.
-func through(t *testing.T) (p *Proxy, client, target *net.TCPConn) {
+// startProxied starts a proxy and gives both ends of one connection through it.
+func startProxied(t *testing.T) (p *Proxy, client, target *net.TCPConn) {
 	t.Helper()
 	address, accept := listen(t)
 	p = Start(t, address)
@@ -82,16 +82,16 @@ func expect(t *testing.T, conn net.Conn, s string) {
 // expectSilence reads nothing for a while.
 func expectSilence(t *testing.T, conn net.Conn) {
 	t.Helper()
-	_ = conn.SetReadDeadline(time.Now().Add(quiet))
+	_ = conn.SetReadDeadline(time.Now().Add(silenceTime))
 	b := make([]byte, 100)
 	var timeout net.Error
 	if n, err := conn.Read(b); !errors.As(err, &timeout) || !timeout.Timeout() {
 		t.Fatalf("read %q, %v; want silence", b[:n], err)
 	}
-	_ = conn.SetReadDeadline(time.Now().Add(patience))
+	_ = conn.SetReadDeadline(time.Now().Add(testTimeout))
 }
 
-func expectEnd(t *testing.T, conn net.Conn, want error) {
+func expectReadError(t *testing.T, conn net.Conn, want error) {
 	t.Helper()
 	b := make([]byte, 100)
 	if n, err := conn.Read(b); !errors.Is(err, want) {
@@ -99,9 +99,9 @@ func expectEnd(t *testing.T, conn net.Conn, want error) {
 	}
 }
 
-func TestWithoutRulesEverythingPassesBothWays(t *testing.T) {
+func TestWithoutRulesBytesPassBothWays(t *testing.T) {
 	t.Parallel()
-	_, client, target := through(t)
+	_, client, target := startProxied(t)
 	big := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
 	for _, way := range [][2]*net.TCPConn{{client, target}, {target, client}} {
 		sent := make(chan error, 1)
@@ -121,24 +121,24 @@ func TestWithoutRulesEverythingPassesBothWays(t *testing.T) {
 
 func TestAHalfCloseAndAResetPassThrough(t *testing.T) {
 	t.Parallel()
-	_, client, target := through(t)
+	_, client, target := startProxied(t)
 	if err := client.CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
-	expectEnd(t, target, io.EOF)
+	expectReadError(t, target, io.EOF)
 	send(t, target, "still here")
 	expect(t, client, "still here")
 	_ = target.SetLinger(0)
 	_ = target.Close()
-	expectEnd(t, client, syscall.ECONNRESET)
+	expectReadError(t, client, syscall.ECONNRESET)
 }
 
-func TestFaultsHappenAtTheirByte(t *testing.T) {
+func TestFaultsHappenAtTheirOffset(t *testing.T) {
 	t.Parallel()
 	t.Run("corrupt and inject", func(t *testing.T) {
-		p, client, target := through(t)
-		p.Set(ToTarget, Rules{Faults: []Fault{
-			{At: 2, Do: Corrupt}, {At: 4, Do: Inject, Bytes: []byte("<>")}, {At: 4, Do: Corrupt},
+		p, client, target := startProxied(t)
+		p.SetRules(ToTarget, Rules{Faults: []Fault{
+			{Offset: 2, Action: Corrupt}, {Offset: 4, Action: Inject, Bytes: []byte("<>")}, {Offset: 4, Action: Corrupt},
 		}})
 		send(t, client, "abcdef")
 		expect(t, target, "ab"+string([]byte{'c' ^ 0xff})+"d<>"+string([]byte{'e' ^ 0xff})+"f")
@@ -146,39 +146,39 @@ func TestFaultsHappenAtTheirByte(t *testing.T) {
 		expect(t, client, "untouched")
 	})
 	t.Run("blackhole until the rules change", func(t *testing.T) {
-		p, client, target := through(t)
-		p.Set(ToClient, Rules{Faults: []Fault{{At: 3, Do: Blackhole}}})
+		p, client, target := startProxied(t)
+		p.SetRules(ToClient, Rules{Faults: []Fault{{Offset: 3, Action: Blackhole}}})
 		send(t, target, "abcdef")
 		expect(t, client, "abc")
 		expectSilence(t, client)
-		p.Set(ToClient, Rules{})
+		p.SetRules(ToClient, Rules{})
 		send(t, target, "ghi")
 		expect(t, client, "ghi")
 	})
 	t.Run("half-close", func(t *testing.T) {
-		p, client, target := through(t)
-		p.Set(ToClient, Rules{Faults: []Fault{{At: 3, Do: HalfClose}}})
+		p, client, target := startProxied(t)
+		p.SetRules(ToClient, Rules{Faults: []Fault{{Offset: 3, Action: HalfClose}}})
 		send(t, target, "abcdef")
 		expect(t, client, "abc")
-		expectEnd(t, client, io.EOF)
+		expectReadError(t, client, io.EOF)
 		send(t, client, "other way")
 		expect(t, target, "other way")
 		send(t, target, "is read, not reset")
 	})
 	t.Run("reset", func(t *testing.T) {
-		p, client, target := through(t)
-		p.Set(ToTarget, Rules{Faults: []Fault{{At: 3, Do: Reset}}})
+		p, client, target := startProxied(t)
+		p.SetRules(ToTarget, Rules{Faults: []Fault{{Offset: 3, Action: Reset}}})
 		send(t, client, "abcdef")
 		expect(t, target, "abc")
-		expectEnd(t, target, syscall.ECONNRESET)
-		expectEnd(t, client, syscall.ECONNRESET)
+		expectReadError(t, target, syscall.ECONNRESET)
+		expectReadError(t, client, syscall.ECONNRESET)
 	})
 }
 
-func TestAStalledSenderMeetsAClosedWindowUntilTheRulesChange(t *testing.T) {
+func TestStalledSenderSeesAClosedWindowUntilTheRulesChange(t *testing.T) {
 	t.Parallel()
-	p, client, target := through(t)
-	p.Set(ToTarget, Rules{Faults: []Fault{{At: 2, Do: Stall}}})
+	p, client, target := startProxied(t)
+	p.SetRules(ToTarget, Rules{Faults: []Fault{{Offset: 2, Action: Stall}}})
 	send(t, client, "ab")
 	expect(t, target, "ab")
 	// More than all the socket buffers on the way can hold.
@@ -190,71 +190,71 @@ func TestAStalledSenderMeetsAClosedWindowUntilTheRulesChange(t *testing.T) {
 		t.Fatalf("wrote %d bytes, %v; want a time-out", n, err)
 	}
 	expectSilence(t, target)
-	p.Set(ToTarget, Rules{})
+	p.SetRules(ToTarget, Rules{})
 	if got, err := io.CopyN(io.Discard, target, int64(n)); err != nil {
 		t.Fatalf("%d of %d bytes arrived: %v", got, n, err)
 	}
 }
 
-func TestARuleReachesAConnectionThatIsQuiet(t *testing.T) {
+func TestRuleReachesAnIdleConnection(t *testing.T) {
 	t.Parallel()
-	p, client, target := through(t)
+	p, client, target := startProxied(t)
 	send(t, client, "so")
 	expect(t, target, "so")
-	p.Set(ToClient, Rules{Faults: []Fault{{Do: Inject, Bytes: []byte("* BYE\r\n")}}})
+	p.SetRules(ToClient, Rules{Faults: []Fault{{Action: Inject, Bytes: []byte("* BYE\r\n")}}})
 	expect(t, client, "* BYE\r\n")
-	p.Set(ToTarget, Rules{Faults: []Fault{{Do: HalfClose}}})
-	expectEnd(t, target, io.EOF)
-	p.Reset()
-	expectEnd(t, client, syscall.ECONNRESET)
+	p.SetRules(ToTarget, Rules{Faults: []Fault{{Action: HalfClose}}})
+	expectReadError(t, target, io.EOF)
+	p.ResetConns()
+	expectReadError(t, client, syscall.ECONNRESET)
 }
 
 func TestLatencyBandwidthAndSliceSlowOneDirection(t *testing.T) {
 	t.Parallel()
-	p, client, target := through(t)
-	p.Set(ToTarget, Rules{Latency: 30 * time.Millisecond, Slice: 2})
-	began := time.Now()
+	p, client, target := startProxied(t)
+	p.SetRules(ToTarget, Rules{Latency: 30 * time.Millisecond, Slice: 2})
+	start := time.Now()
 	send(t, client, "abcdef")
 	expect(t, target, "abcdef")
-	if took := time.Since(began); took < 90*time.Millisecond {
-		t.Errorf("three slices took %v", took)
+	if elapsed := time.Since(start); elapsed < 90*time.Millisecond {
+		t.Errorf("three slices took %v", elapsed)
 	}
-	p.Set(ToTarget, Rules{Bandwidth: 10_000})
-	began = time.Now()
+	p.SetRules(ToTarget, Rules{Bandwidth: 10_000})
+	start = time.Now()
 	send(t, client, string(make([]byte, 1000)))
 	expect(t, target, string(make([]byte, 1000)))
 	// The last piece, of 500 bytes, is not waited for.
-	if took := time.Since(began); took < 50*time.Millisecond {
-		t.Errorf("1,000 bytes at 10,000 a second took %v", took)
+	if elapsed := time.Since(start); elapsed < 50*time.Millisecond {
+		t.Errorf("1,000 bytes at 10,000 a second took %v", elapsed)
 	}
 	send(t, target, "fast")
 	expect(t, client, "fast")
 }
 
-func TestTheDoorCanBeMuteClosedAndOpenedAgain(t *testing.T) {
+func TestAcceptModeCanChange(t *testing.T) {
 	t.Parallel()
 	address, accept := listen(t)
 	p := Start(t, address)
 	first := dial(t, p)
 	firstTarget := accept()
 
-	p.SetDoor(Mute)
-	muted := dial(t, p)
-	send(t, muted, "anybody?")
-	expectSilence(t, muted)
+	p.SetAcceptMode(Hang)
+	hung := dial(t, p)
+	send(t, hung, "anybody?")
+	expectSilence(t, hung)
 
-	p.SetDoor(Closed)
+	p.SetAcceptMode(Refuse)
 	if conn, err := net.Dial("tcp", p.Address()); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Fatalf("dial a closed door: %v, %v", conn, err)
 	}
 	send(t, first, "older connections stay")
 	expect(t, firstTarget, "older connections stay")
 
-	p.SetDoor(Open)
-	again := dial(t, p)
-	send(t, again, "hello")
+	p.SetAcceptMode(Accept)
+	reopened := dial(t, p)
+	send(t, reopened, "hello")
 	expect(t, accept(), "hello")
-	if n := p.Links(); n != 3 {
+	if n := p.ConnCount(); n != 3 {
 		t.Errorf("%d links, want 3", n)
 	}
 }
@@ -268,7 +268,7 @@ func TestAClientOfAnUnreachableTargetIsReset(t *testing.T) {
 	_ = l.Close()
 	conn, err := net.Dial("tcp", Start(t, l.Addr().String()).Address())
 	if err == nil {
-		expectEnd(t, bounded(t, conn), syscall.ECONNRESET)
+		expectReadError(t, setDeadline(t, conn), syscall.ECONNRESET)
 	} else if !errors.Is(err, syscall.ECONNRESET) { // it may come before Dial returns
 		t.Fatal(err)
 	}
@@ -276,14 +276,14 @@ func TestAClientOfAnUnreachableTargetIsReset(t *testing.T) {
 
 func TestCloseEndsEveryConnectionAndWaits(t *testing.T) {
 	t.Parallel()
-	p, client, target := through(t)
-	p.Set(ToTarget, Rules{Faults: []Fault{{Do: Stall}}, Latency: time.Hour})
-	p.Set(ToClient, Rules{Latency: time.Hour})
+	p, client, target := startProxied(t)
+	p.SetRules(ToTarget, Rules{Faults: []Fault{{Action: Stall}}, Latency: time.Hour})
+	p.SetRules(ToClient, Rules{Latency: time.Hour})
 	send(t, target, "late")
 	p.Close()
 	p.Close()
-	if n := p.Links(); n != 0 {
+	if n := p.ConnCount(); n != 0 {
 		t.Errorf("%d links are left", n)
 	}
-	expectEnd(t, client, syscall.ECONNRESET)
+	expectReadError(t, client, syscall.ECONNRESET)
 }

@@ -15,9 +15,9 @@ type Rules struct {
 // passed since the connection began (0: at once, and for Corrupt: to the first
 // byte).
 type Fault struct {
-	At    int64
-	Do    Action
-	Bytes []byte // for Inject
+	Offset int64
+	Action Action
+	Bytes  []byte // for Inject
 }
 
 // Action is what a fault does. Blackhole, HalfClose and Stall last until the
@@ -34,8 +34,8 @@ const (
 	Reset                   // RST to both sides
 )
 
-// chunk is how many bytes are passed at once.
-func (r *Rules) chunk() int {
+// chunkSize is how many bytes are passed at once.
+func (r *Rules) chunkSize() int {
 	n := maxChunk
 	if r.Slice > 0 {
 		n = min(n, r.Slice)

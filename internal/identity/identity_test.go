@@ -7,14 +7,14 @@ import (
 	"testing"
 )
 
-func TestCanonGivesOneNameToEverySpelling(t *testing.T) {
+func TestCanonicalizeUnifiesSpellings(t *testing.T) {
 	for raw, want := range map[string]string{
 		"alice":                "alice@example.org",
 		"ALICE":                "alice@example.org",
 		"Alice@EXAMPLE.org":    "alice@example.org",
 		"a.b-c_d9@example.net": "a.b-c_d9@example.net",
 	} {
-		u, err := Canon(raw, "example.org")
+		u, err := Canonicalize(raw, "example.org")
 		if err != nil || u.String() != want {
 			t.Errorf("Canon(%q) = %q, %v; want %q", raw, u, err, want)
 		}
@@ -24,17 +24,17 @@ func TestCanonGivesOneNameToEverySpelling(t *testing.T) {
 	}
 }
 
-func TestCanonRefusesWhatNoAccountHas(t *testing.T) {
+func TestCanonicalizeRefusesInvalidNames(t *testing.T) {
 	for _, raw := range []string{
 		"", " alice", "alice ", "a b", "a\x00", "a\r\nX LOGOUT", "\u212A", "\u0130", "\u0131", "ａｌｉｃｅ", "stra\u00dfe", "e\u0301",
 		"a\u200db", "\u202ea", "alice%40ex.com", "alice@ex.com@evil", "alice@ex.com.", `"alice"@ex`, "alice+x@ex", "a/b", "@", "@ex", "alice@",
 		"*", "a:b", "{x}", "}{", "../", "victim*master", "\xff", strings.Repeat("a", MaxUser+1), "%{user}%u$(id){{.}}", "a\\b", "a'b", "a\"b",
 	} {
-		if u, err := Canon(raw, ""); err == nil || !u.IsZero() {
+		if u, err := Canonicalize(raw, ""); err == nil || !u.IsZero() {
 			t.Errorf("Canon(%q) = %q, want a refusal", raw, u)
 		}
 	}
-	if _, err := Canon(strings.Repeat("a", MaxUser-2), "example.org"); err == nil {
+	if _, err := Canonicalize(strings.Repeat("a", MaxUser-2), "example.org"); err == nil {
 		t.Error("a name made too long by the default domain was accepted")
 	}
 }

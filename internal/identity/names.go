@@ -10,17 +10,17 @@ import (
 	"golang.org/x/text/secure/precis"
 )
 
-// MoreCharacters are the characters that may be allowed in the part before the @
+// OptionalCharacters are the characters that may be allowed in the part before the @
 // besides a-z, 0-9 and . - _. The set is closed. What is not in it means something
 // where a name goes: * and : separate (a master login, a passwd-file, a key), / and
 // ~ are paths, % and $ are variables, { and } choose a slot of a Redis Cluster, *, ?,
 // [, ] and ^ are patterns, the others quote, comment or begin a command.
-const MoreCharacters = "+'&="
+const OptionalCharacters = "+'&="
 
-// Spelling is how an operator has user names read.
-type Spelling struct {
+// NameRules is how an operator has user names read.
+type NameRules struct {
 	Domain      string            // appended to a name without an @; "" appends none
-	Characters  string            // allowed besides the default alphabet, of MoreCharacters
+	Characters  string            // allowed besides the default alphabet, of OptionalCharacters
 	UTF8        bool              // names of RFC 6531, by the rules of RFC 8265
 	StripDetail bool              // user+detail is user
 	Prefixes    map[string]string // PREFIX\user is user at this domain; "" is without the prefix
@@ -28,97 +28,97 @@ type Spelling struct {
 
 // Names makes canonical names by one Spelling. The zero Names has the default
 // alphabet and no domain. It never changes.
-type Names struct{ rules *Spelling }
+type Names struct{ rules *NameRules }
 
-// SpellingError is what is wrong with one field of a Spelling.
-type SpellingError struct{ Field, Why string }
+// NameRulesError is what is wrong with one field of a Spelling.
+type NameRulesError struct{ Field, Reason string }
 
 // Error implements error.
-func (e *SpellingError) Error() string { return e.Field + ": " + e.Why }
+func (e *NameRulesError) Error() string { return e.Field + ": " + e.Reason }
 
-// NewNames checks a Spelling. The error is a *SpellingError.
-func NewNames(s Spelling) (Names, error) {
-	if rest := strings.Trim(s.Characters, MoreCharacters); rest != "" {
-		return Names{}, &SpellingError{"characters", "only " + MoreCharacters + " can be allowed"}
+// NewNames checks a Spelling. The error is a *NameRulesError.
+func NewNames(s NameRules) (Names, error) {
+	if rest := strings.Trim(s.Characters, OptionalCharacters); rest != "" {
+		return Names{}, &NameRulesError{"characters", "only " + OptionalCharacters + " can be allowed"}
 	}
-	if s.StripDetail && strings.Contains(s.Characters, detail) {
-		return Names{}, &SpellingError{"characters", "+ begins a detail, which is stripped"}
+	if s.StripDetail && strings.Contains(s.Characters, detailSeparator) {
+		return Names{}, &NameRulesError{"characters", "+ begins a detail, which is stripped"}
 	}
 	n := Names{&s}
-	if _, err := n.Domain(s.Domain); s.Domain != "" && err != nil {
-		return Names{}, &SpellingError{"domain", "has characters or a form that no domain has"}
+	if _, err := n.CanonicalizeDomain(s.Domain); s.Domain != "" && err != nil {
+		return Names{}, &NameRulesError{"domain", "has characters or a form that no domain has"}
 	}
 	prefixes := make(map[string]string, len(s.Prefixes))
-	for prefix, to := range s.Prefixes {
+	for prefix, domain := range s.Prefixes {
 		key := strings.ToLower(prefix)
-		if _, twice := prefixes[key]; twice {
-			return Names{}, &SpellingError{"prefixes", fmt.Sprintf("%.64q is there twice", prefix)}
+		if _, duplicate := prefixes[key]; duplicate {
+			return Names{}, &NameRulesError{"prefixes", fmt.Sprintf("%.64q is there twice", prefix)}
 		}
 		if !isASCIIName(key) {
-			return Names{}, &SpellingError{"prefixes", fmt.Sprintf("%.64q has other characters than letters, digits and . - _", prefix)}
+			return Names{}, &NameRulesError{"prefixes", fmt.Sprintf("%.64q has other characters than letters, digits and . - _", prefix)}
 		}
-		if to != "" {
+		if domain != "" {
 			var err error
-			if to, err = n.Domain(to); err != nil {
-				return Names{}, &SpellingError{"prefixes", fmt.Sprintf("%.64q leads to what is no domain", prefix)}
+			if domain, err = n.CanonicalizeDomain(domain); err != nil {
+				return Names{}, &NameRulesError{"prefixes", fmt.Sprintf("%.64q leads to what is no domain", prefix)}
 			}
 		}
-		prefixes[key] = to
+		prefixes[key] = domain
 	}
 	s.Prefixes = prefixes
 	return n, nil
 }
 
-// InDomain has the default alphabet and appends a domain; "" appends none.
-func InDomain(domain string) Names { return Names{&Spelling{Domain: domain}} }
+// NamesInDomain has the default alphabet and appends a domain; "" appends none.
+func NamesInDomain(domain string) Names { return Names{&NameRules{Domain: domain}} }
 
-// Spelling is a copy of what n was made of.
-func (n Names) Spelling() Spelling {
+// Rules is a copy of what n was made of.
+func (n Names) Rules() NameRules {
 	if n.rules == nil {
-		return Spelling{}
+		return NameRules{}
 	}
 	s := *n.rules
 	s.Prefixes = maps.Clone(s.Prefixes)
 	return s
 }
 
-// noSpelling is that of the zero Names. It never changes.
-var noSpelling Spelling
+// defaultRules is that of the zero Names. It never changes.
+var defaultRules NameRules
 
-func (n Names) spelling() *Spelling {
+func (n Names) rulesOrDefault() *NameRules {
 	if n.rules == nil {
-		return &noSpelling
+		return &defaultRules
 	}
 	return n.rules
 }
 
-// Asserted is for names that somebody else vouches for, as in a token or a
+// Strict is for names that somebody else vouches for, as in a token or a
 // certificate: what n would map or strip is refused, because two names of theirs would
 // be one of ours.
-func (n Names) Asserted() Names {
-	s := *n.spelling()
+func (n Names) Strict() Names {
+	s := *n.rulesOrDefault()
 	s.StripDetail, s.Prefixes = false, nil
 	return Names{&s}
 }
 
 // UTF8 reports whether names may have other characters than ASCII.
-func (n Names) UTF8() bool { return n.spelling().UTF8 }
+func (n Names) UTF8() bool { return n.rulesOrDefault().UTF8 }
 
 const (
-	detail    = "+"
-	backslash = `\`
+	detailSeparator = "+"
+	backslash       = `\`
 )
 
-// Canon makes the canonical name of raw: the prefix mapped, the domain appended,
+// Canonicalize makes the canonical name of raw: the prefix mapped, the domain appended,
 // letters in lower case, the detail stripped, and what is not ASCII as RFC 8265
 // (UsernameCaseMapped) and RFC 5891 have it; a domain is in its ASCII form.
 // Canon(Canon(x)) == Canon(x). Every other name is refused with ErrName.
-func (n Names) Canon(raw string) (User, error) {
+func (n Names) Canonicalize(raw string) (User, error) {
 	if len(raw) == 0 || len(raw) > MaxUser {
 		return User{}, ErrName
 	}
-	s := n.spelling()
-	name, prefixed, err := s.unprefix(raw)
+	s := n.rulesOrDefault()
+	name, prefixed, err := s.splitPrefix(raw)
 	if err != nil {
 		return User{}, err
 	}
@@ -130,20 +130,20 @@ func (n Names) Canon(raw string) (User, error) {
 				domain = prefixed
 			}
 		}
-		if domain, err = n.Domain(domain); err != nil || hasDomain && prefixed != "" && prefixed != domain {
+		if domain, err = n.CanonicalizeDomain(domain); err != nil || hasDomain && prefixed != "" && prefixed != domain {
 			return User{}, ErrName
 		}
 		domain = "@" + domain
 	}
-	if local, err = s.local(local); err != nil || len(local)+len(domain) > MaxUser {
+	if local, err = s.canonicalizeLocal(local); err != nil || len(local)+len(domain) > MaxUser {
 		return User{}, ErrName
 	}
 	return User{local + domain}, nil
 }
 
-// unprefix takes what stands before a backslash from raw, and gives the domain it
+// splitPrefix takes what stands before a backslash from raw, and gives the domain it
 // stands for, "" for none.
-func (s *Spelling) unprefix(raw string) (name, domain string, err error) {
+func (s *NameRules) splitPrefix(raw string) (name, domain string, err error) {
 	prefix, name, found := strings.Cut(raw, backslash)
 	if !found {
 		return raw, "", nil
@@ -155,19 +155,19 @@ func (s *Spelling) unprefix(raw string) (name, domain string, err error) {
 	return name, domain, nil
 }
 
-// local is the canonical part before the @, or all of a name without one.
-func (s *Spelling) local(part string) (string, error) {
+// canonicalizeLocal is the canonical part before the @, or all of a name without one.
+func (s *NameRules) canonicalizeLocal(part string) (string, error) {
 	if !isASCII(part) {
 		if !s.UTF8 {
 			return "", ErrName
 		}
 		var err error
-		if part, err = caseMapped(part); err != nil {
+		if part, err = mapCase(part); err != nil {
 			return "", err
 		}
 	}
 	if s.StripDetail {
-		part, _, _ = strings.Cut(part, detail)
+		part, _, _ = strings.Cut(part, detailSeparator)
 	}
 	part = lowerASCII(part)
 	for i := range len(part) {
@@ -181,9 +181,9 @@ func (s *Spelling) local(part string) (string, error) {
 	return part, nil
 }
 
-// caseMapped applies UsernameCaseMapped (RFC 8265 §3.3), which is not idempotent for
+// mapCase applies UsernameCaseMapped (RFC 8265 §3.3), which is not idempotent for
 // every text: one that changes a second time has no canonical form.
-func caseMapped(text string) (string, error) {
+func mapCase(text string) (string, error) {
 	once, err := precis.UsernameCaseMapped.String(text)
 	if err != nil {
 		return "", ErrName
@@ -194,11 +194,11 @@ func caseMapped(text string) (string, error) {
 	return once, nil
 }
 
-// Domain is the canonical form of a domain: ASCII, as in the DNS.
-func (n Names) Domain(raw string) (string, error) {
+// CanonicalizeDomain is the canonical form of a domain: ASCII, as in the DNS.
+func (n Names) CanonicalizeDomain(raw string) (string, error) {
 	domain := raw
 	if !isASCII(raw) {
-		if !n.spelling().UTF8 || !utf8.ValidString(raw) { // idna takes what is not UTF-8 for U+FFFD
+		if !n.rulesOrDefault().UTF8 || !utf8.ValidString(raw) { // idna takes what is not UTF-8 for U+FFFD
 			return "", ErrName
 		}
 		var err error
@@ -239,7 +239,7 @@ func isASCII(s string) bool {
 	return true
 }
 
-// lowerASCII leaves alone what is not ASCII: its case is caseMapped's.
+// lowerASCII leaves alone what is not ASCII: its case is mapCase's.
 func lowerASCII(s string) string {
 	for i := range len(s) {
 		if s[i] >= 'A' && s[i] <= 'Z' {

@@ -8,15 +8,15 @@ import (
 	"unicode/utf8"
 )
 
-// widest allows all that can be allowed.
-func widest(t testing.TB) Names {
+// newWidestNames allows all that can be allowed.
+func newWidestNames(t testing.TB) Names {
 	t.Helper()
-	return made(t, Spelling{Domain: "example.org", Characters: MoreCharacters, UTF8: true, Prefixes: map[string]string{
+	return mustNames(t, NameRules{Domain: "example.org", Characters: OptionalCharacters, UTF8: true, Prefixes: map[string]string{
 		"DOMAIN": "corp.example", "strip-me": "",
 	}})
 }
 
-func made(t testing.TB, s Spelling) Names {
+func mustNames(t testing.TB, s NameRules) Names {
 	t.Helper()
 	n, err := NewNames(s)
 	if err != nil {
@@ -25,9 +25,9 @@ func made(t testing.TB, s Spelling) Names {
 	return n
 }
 
-func TestEverySpellingOfAnAccountIsOneName(t *testing.T) {
-	n := widest(t)
-	strips := made(t, Spelling{Domain: "example.org", StripDetail: true, UTF8: true})
+func TestRulesUnifySpellings(t *testing.T) {
+	n := newWidestNames(t)
+	strips := mustNames(t, NameRules{Domain: "example.org", StripDetail: true, UTF8: true})
 	for _, row := range []struct {
 		names Names
 		want  string
@@ -51,15 +51,15 @@ func TestEverySpellingOfAnAccountIsOneName(t *testing.T) {
 		{strips, "alice@example.org", []string{"alice+lists", "alice+a+b@example.org", "ALICE+\u00f6", "alice+", "alice\uff0blists"}},
 	} {
 		for _, raw := range row.raw {
-			if u, err := row.names.Canon(raw); err != nil || u.String() != row.want {
+			if u, err := row.names.Canonicalize(raw); err != nil || u.String() != row.want {
 				t.Errorf("Canon(%q) = %q, %v; want %q", raw, u, err, row.want)
 			}
 		}
 	}
 }
 
-// dangerous are names that mean something else wherever a name goes.
-var dangerous = []string{
+// dangerousNames are names that mean something else wherever a name goes.
+var dangerousNames = []string{
 	"", " alice", "alice ", "a b", "a\tb", "a\x00", "a\x7f", "a\r\nX LOGOUT", "a\x85b", "\u202ea", "a\u2066b", "a\u200bb", "\ufeffa", "a\u2028b", "\xff", "a\xc3",
 	"alice%40ex.com", "%u", "alice@ex.com@evil", "alice\uff20evil@ex.com", "alice@ex\uff20evil", "a@", "@ex", "@", "a@ex.", "a@.ex", "a@e..x", "a@..",
 	".", "..", "...", "..@ex", ".@ex", "../x", "a/b", "\uff0e\uff0e@ex", "a\uff0fb", "~root", "a\uff5eb",
@@ -68,34 +68,34 @@ var dangerous = []string{
 	"a@e'x", "a@e+x", "a@e=x", "a@e&x", "a\u0300\u0301@ex ample", "\U0001f600", "\u2460", "\u00bd", "\u2764", "a\u200db", "\u0640", strings.Repeat("\u00f6", MaxUser/2+1),
 }
 
-func TestTheWidestSettingRefusesWhatMeansSomethingElsewhere(t *testing.T) {
-	n := widest(t)
-	for _, raw := range dangerous {
-		if u, err := n.Canon(raw); !errors.Is(err, ErrName) || !u.IsZero() {
+func TestWidestRulesRefuseDangerousNames(t *testing.T) {
+	n := newWidestNames(t)
+	for _, raw := range dangerousNames {
+		if u, err := n.Canonicalize(raw); !errors.Is(err, ErrName) || !u.IsZero() {
 			t.Errorf("Canon(%q) = %q, %v; want a refusal", raw, u, err)
 		}
 	}
-	if _, err := InDomain("").Canon("."); err == nil {
+	if _, err := NamesInDomain("").Canonicalize("."); err == nil {
 		t.Error("a path is a name")
 	}
 }
 
-func TestWhatIsNotAllowedIsRefused(t *testing.T) {
-	for raw, s := range map[string]Spelling{
+func TestDisallowedNamesAreRefused(t *testing.T) {
+	for raw, s := range map[string]NameRules{
 		"o'brien":     {Characters: "+&="},
 		"a+b":         {UTF8: true},
-		"j\u00f6rg":   {Characters: MoreCharacters},
+		"j\u00f6rg":   {Characters: OptionalCharacters},
 		`DOMAIN\a`:    {Prefixes: map[string]string{"OTHER": ""}},
 		"a@b\u00fc.x": {},
 	} {
-		if u, err := made(t, s).Canon(raw); err == nil {
+		if u, err := mustNames(t, s).Canonicalize(raw); err == nil {
 			t.Errorf("Canon(%q) = %q with %+v", raw, u, s)
 		}
 	}
 }
 
-func TestASpellingThatIsNotSafeIsRefused(t *testing.T) {
-	for field, spellings := range map[string][]Spelling{
+func TestUnsafeRulesAreRefused(t *testing.T) {
+	for field, spellings := range map[string][]NameRules{
 		"characters": {{Characters: "*"}, {Characters: "+:"}, {Characters: " "}, {Characters: "{"}, {Characters: "\u00f6"}, {Characters: "/"}, {Characters: "+", StripDetail: true}},
 		"domain":     {{Domain: "a@b"}, {Domain: "a b"}, {Domain: ".a"}, {Domain: "b\u00fc.x"}},
 		"prefixes": {
@@ -105,7 +105,7 @@ func TestASpellingThatIsNotSafeIsRefused(t *testing.T) {
 	} {
 		for _, s := range spellings {
 			_, err := NewNames(s)
-			var wrong *SpellingError
+			var wrong *NameRulesError
 			if !errors.As(err, &wrong) || wrong.Field != field {
 				t.Errorf("%+v: %v, want %s", s, err, field)
 			}
@@ -115,10 +115,10 @@ func TestASpellingThatIsNotSafeIsRefused(t *testing.T) {
 
 func TestNamesDoNotChange(t *testing.T) {
 	prefixes := map[string]string{"DOMAIN": "corp.example"}
-	n := made(t, Spelling{Prefixes: prefixes})
+	n := mustNames(t, NameRules{Prefixes: prefixes})
 	prefixes["OTHER"] = "evil.example"
-	n.Spelling().Prefixes["other"] = "evil.example"
-	if u, err := n.Canon(`OTHER\a`); err == nil {
+	n.Rules().Prefixes["other"] = "evil.example"
+	if u, err := n.Canonicalize(`OTHER\a`); err == nil {
 		t.Errorf("%q", u)
 	}
 }
@@ -133,21 +133,21 @@ func FuzzCanonUser(f *testing.F) {
 	f.Add("\u0130\u0131\u0345\u03a3", "")
 	f.Add("\u05d3\u05d5\u05d31", "")
 	f.Add("a+\uff20b", "")
-	for _, raw := range dangerous {
+	for _, raw := range dangerousNames {
 		f.Add(raw, "example.org")
 	}
 	f.Fuzz(func(t *testing.T, raw, domain string) {
-		if _, err := InDomain("").Domain(domain); err != nil {
+		if _, err := NamesInDomain("").CanonicalizeDomain(domain); err != nil {
 			domain = ""
 		}
 		prefixes := map[string]string{"DOMAIN": "corp.example", "strip-me": ""}
-		for _, s := range []Spelling{
-			{Domain: domain}, {Domain: domain, Characters: MoreCharacters, UTF8: true, Prefixes: prefixes},
+		for _, s := range []NameRules{
+			{Domain: domain}, {Domain: domain, Characters: OptionalCharacters, UTF8: true, Prefixes: prefixes},
 			{Domain: domain, Characters: "'&=", UTF8: true, StripDetail: true, Prefixes: prefixes},
 		} {
-			n := made(t, s)
-			if u, err := n.Canon(raw); err == nil {
-				n.wants(t, raw, u)
+			n := mustNames(t, s)
+			if u, err := n.Canonicalize(raw); err == nil {
+				n.checkCanonical(t, raw, u)
 			} else if !errors.Is(err, ErrName) || !u.IsZero() {
 				t.Fatalf("%q: %q, %v", raw, u, err)
 			}
@@ -155,13 +155,13 @@ func FuzzCanonUser(f *testing.F) {
 	})
 }
 
-// wants is what holds for every canonical name, whatever it was made of.
-func (n Names) wants(t *testing.T, raw string, u User) {
+// checkCanonical is what holds for every canonical name, whatever it was made of.
+func (n Names) checkCanonical(t *testing.T, raw string, u User) {
 	t.Helper()
-	name, s := u.String(), n.Spelling()
-	for _, same := range []string{name, upperASCII(name), lowerASCII(raw), upperASCII(raw)} {
-		if again, err := n.Canon(same); err != nil || again != u {
-			t.Fatalf("%q is %q, but %q is %q, %v", raw, u, same, again, err)
+	name, s := u.String(), n.Rules()
+	for _, variant := range []string{name, upperASCII(name), lowerASCII(raw), upperASCII(raw)} {
+		if again, err := n.Canonicalize(variant); err != nil || again != u {
+			t.Fatalf("%q is %q, but %q is %q, %v", raw, u, variant, again, err)
 		}
 	}
 	if len(name) > MaxUser || !utf8.ValidString(name) {
@@ -176,16 +176,16 @@ func (n Names) wants(t *testing.T, raw string, u User) {
 	}
 	for _, r := range local {
 		ok := r < utf8.RuneSelf && inAlphabet(byte(r)) || strings.ContainsRune(s.Characters, r) ||
-			s.UTF8 && r >= utf8.RuneSelf && (unicode.In(r, unicode.L, unicode.M, unicode.N) || contextual(r))
+			s.UTF8 && r >= utf8.RuneSelf && (unicode.In(r, unicode.L, unicode.M, unicode.N) || isContextualRune(r))
 		if !ok || strings.ContainsRune("*:/\\%{}?[]^~$|\"`<>(),;@ \r\n\x00", r) {
 			t.Fatalf("%q has %q", name, r)
 		}
 	}
 }
 
-// contextual are the characters that RFC 5892 allows as exceptions (§2.6), some of
+// isContextualRune are the characters that RFC 5892 allows as exceptions (§2.6), some of
 // them only where they are part of a word (appendix A).
-func contextual(r rune) bool {
+func isContextualRune(r rune) bool {
 	return strings.ContainsRune("\u00b7\u0375\u05f3\u05f4\u06fd\u06fe\u0f0b\u30fb\u200c\u200d", r)
 }
 

@@ -23,15 +23,17 @@ const MaxToken = 16 << 10
 var ErrName = errors.New("user name has characters or a form that no account has")
 
 // User is the canonical name of an account: lower case, default domain
-// applied, alphabet checked. Only Names.Canon makes one, so routes, pools, limits,
+// applied, alphabet checked. Only Names.Canonicalize makes one, so routes, pools, limits,
 // the audit log and the backend all see the same bytes. The zero User is
 // nobody. Users are comparable and may be map keys.
 type User struct{ name string }
 
-// Canon makes the canonical name of raw in the default alphabet, which is that of
+// Canonicalize makes the canonical name of raw in the default alphabet, which is that of
 // Dovecot's auth_username_chars (a-z 0-9 . - _ @). What an operator may have set
 // otherwise is in Names.
-func Canon(raw, defaultDomain string) (User, error) { return InDomain(defaultDomain).Canon(raw) }
+func Canonicalize(raw, defaultDomain string) (User, error) {
+	return NamesInDomain(defaultDomain).Canonicalize(raw)
+}
 
 // String is the canonical name; "" for nobody.
 func (u User) String() string { return u.name }

@@ -25,7 +25,7 @@ func ParseCaps(words string) Caps {
 	c := &capList{set: make(map[string]struct{}, len(fields))}
 	kept := fields[:0]
 	for _, f := range fields {
-		if !capability(f) {
+		if !isCapability(f) {
 			continue
 		}
 		kept = append(kept, f)
@@ -35,10 +35,10 @@ func ParseCaps(words string) Caps {
 	return Caps{c}
 }
 
-// capability is RFC 9051's: "AUTH=" or an atom; without resp-specials.
-func capability(word string) bool {
+// isCapability is RFC 9051's: "AUTH=" or an atom; without resp-specials.
+func isCapability(word string) bool {
 	for i := 0; i < len(word); i++ {
-		if !atomChar(word[i]) || word[i] == '\\' || word[i] == '*' || word[i] == '%' || word[i] == ']' {
+		if !isAtomChar(word[i]) || word[i] == '\\' || word[i] == '*' || word[i] == '%' || word[i] == ']' {
 			return false
 		}
 	}
@@ -54,8 +54,8 @@ func (c Caps) Has(name string) bool {
 	return ok
 }
 
-// Known says whether there was a list at all.
-func (c Caps) Known() bool { return c.String() != "" }
+// IsKnown says whether there was a list at all.
+func (c Caps) IsKnown() bool { return c.String() != "" }
 
 // String is the list as it was written, single-spaced.
 func (c Caps) String() string {

@@ -12,11 +12,11 @@ import (
 	"testing/iotest"
 )
 
-func read(stream string) (cmd Command, asked int, rest string, err error) {
-	r := NewReader(iotest.OneByteReader(strings.NewReader(stream)), Commands, LongLine)
-	cmd, err = r.ReadCommand(BeforeLogin, func() error { asked++; return nil })
+func readCommand(stream string) (cmd Command, continuations int, rest string, err error) {
+	r := NewReader(iotest.OneByteReader(strings.NewReader(stream)), Commands, MaxLongLine)
+	cmd, err = r.ReadCommand(PreauthLimits, func() error { continuations++; return nil })
 	b, _ := io.ReadAll(r.src)
-	return cmd, asked, string(r.Rest()) + string(b), err
+	return cmd, continuations, string(r.TakeBuffered()) + string(b), err
 }
 
 func TestReadCommandReadsEveryKindOfString(t *testing.T) {
@@ -40,14 +40,14 @@ func TestReadCommandReadsEveryKindOfString(t *testing.T) {
 		{". noop\n", "{. NOOP []}", 0},
 		{"a LOGIN {3}\njoe {2+}\n\n\n\n", "{a LOGIN [{2 joe} {2 \n\n}]}", 1}, // each byte is a read
 	} {
-		cmd, asked, rest, err := read(tc.stream + "next")
+		cmd, asked, rest, err := readCommand(tc.stream + "next")
 		if got := fmt.Sprint(cmd); err != nil || got != tc.want || asked != tc.asked || rest != "next" {
 			t.Errorf("%q: %s, asked %d, rest %q, %v", tc.stream, got, asked, rest, err)
 		}
 	}
 }
 
-func TestReadCommandStaysInStepAfterAFault(t *testing.T) {
+func TestReadCommandResyncsAfterSyntaxError(t *testing.T) {
 	for _, line := range []string{
 		"", " ", "a", "a ", " a", "a  NOOP", "a NOOP ", "a\tNOOP", "+ NOOP", "* NOOP", "a%n\x00 NOOP", "a+ NOOP", "a( NOOP",
 		strings.Repeat("t", 127) + " NOOP", "a N\xffOP", "a LOGIN joe  pw", "a LOGIN \"joe pw", "a LOGIN \"jo\\e\" pw",
@@ -56,9 +56,9 @@ func TestReadCommandStaysInStepAfterAFault(t *testing.T) {
 		"a LOGIN {18446744073709551616}", "a LOGIN \"\x00\" pw", "a LOGIN \"a\rb\" pw", "a LOGIN jo\re pw", "a LOGIN j\x7f pw", "a LOGIN \xc3\xa9 pw",
 		"a LOGIN \"x {5}", "a ID (\"a\" \"b\"", "a LOGIN {\"5\"}", "a LOGIN ~ {5", "a LOGIN ~{x}",
 	} {
-		cmd, asked, rest, err := read(line + "\r\nnext")
+		cmd, asked, rest, err := readCommand(line + "\r\nnext")
 		var syntax *SyntaxError
-		if !errors.As(err, &syntax) || errors.Is(err, ErrLost) || asked != 0 || rest != "next" {
+		if !errors.As(err, &syntax) || errors.Is(err, ErrDesynced) || asked != 0 || rest != "next" {
 			t.Errorf("%q: %v, asked %d, rest %q, %v", line, cmd, asked, rest, err)
 			continue
 		}
@@ -68,25 +68,25 @@ func TestReadCommandStaysInStepAfterAFault(t *testing.T) {
 	}
 }
 
-func TestALineWithAnLFInsideIsRefusedWhole(t *testing.T) {
+func TestLineWithBareLFInsideIsRejected(t *testing.T) {
 	for stream, want := range map[string]error{
 		"a NOOP\nb NOOP\r\nz NOOP\r\n":                              nil,
 		"a NOOP\nb NOOP\n":                                          nil,
 		"a LOGIN \"joe\nb NOOP\nc NOOP\" pw\r\nz NOOP\r\n":          nil,
 		"a LOGIN {3+}\r\njoe x\nb NOOP\r\nz NOOP\r\n":               nil,
 		"a STARTTLS\nb NOOP\r\nz NOOP\r\n":                          nil,
-		"a LOGIN {8}\nb NOOP\r\n pw\r\nz NOOP\r\n":                  ErrLost,
-		"a LOGIN {8+}\nb NOOP\r\n pw\r\nz NOOP\r\n":                 ErrLost,
-		"a NOOP\nb LOGIN {8}\r\nc NOOP\r\n pw\r\nz NOOP\r\n":        ErrLost,
-		"a X {3+}\r\njoe {8+}\nb NOOP\r\n pw\r\nz NOOP\r\n":         ErrLost,
+		"a LOGIN {8}\nb NOOP\r\n pw\r\nz NOOP\r\n":                  ErrDesynced,
+		"a LOGIN {8+}\nb NOOP\r\n pw\r\nz NOOP\r\n":                 ErrDesynced,
+		"a NOOP\nb LOGIN {8}\r\nc NOOP\r\n pw\r\nz NOOP\r\n":        ErrDesynced,
+		"a X {3+}\r\njoe {8+}\nb NOOP\r\n pw\r\nz NOOP\r\n":         ErrDesynced,
 		"a LOGIN joe " + strings.Repeat("x", 9000) + "\nz NOOP\r\n": ErrLineTooLong,
-		"a ID " + strings.Repeat("x", LongLine) + "\nb NOOP\r\n":    ErrLineTooLong,
+		"a ID " + strings.Repeat("x", MaxLongLine) + "\nb NOOP\r\n": ErrLineTooLong,
 	} {
-		r := NewReader(strings.NewReader(stream), Commands, LongLine)
-		r.buf = make([]byte, BeforeLogin.Line) // all in one read
-		_, err := r.ReadCommand(BeforeLogin, func() error { return errors.New("asked") })
+		r := NewReader(strings.NewReader(stream), Commands, MaxLongLine)
+		r.buf = make([]byte, PreauthLimits.Line) // all in one read
+		_, err := r.ReadCommand(PreauthLimits, func() error { return errors.New("asked") })
 		var syntax *SyntaxError
-		if want != nil && !errors.Is(err, want) || want == nil && (!errors.As(err, &syntax) || errors.Is(err, ErrLost)) {
+		if want != nil && !errors.Is(err, want) || want == nil && (!errors.As(err, &syntax) || errors.Is(err, ErrDesynced)) {
 			t.Errorf("%.40q: %v", stream, err)
 		}
 		if rest := string(r.Peek()); want == nil && rest != "" && rest != "z NOOP\r\n" {
@@ -95,7 +95,7 @@ func TestALineWithAnLFInsideIsRefusedWhole(t *testing.T) {
 	}
 }
 
-func TestReadCommandNeverAsksForTooMuch(t *testing.T) {
+func TestReadCommandRejectsOversizedLiterals(t *testing.T) {
 	for line, asks := range map[string]int{
 		"a LOGIN {8193}\r\n":                                   0,
 		"a LOGIN {4294967295}\r\n":                             0,
@@ -104,41 +104,41 @@ func TestReadCommandNeverAsksForTooMuch(t *testing.T) {
 		"a X {1}\r\nx {1}\r\nx {1}\r\nx {1}\r\nx {1}\r\n":      4,
 		"a X {1+}\r\nx {1+}\r\nx {1+}\r\nx {1+}\r\nx {1}\r\nx": 0,
 	} {
-		cmd, asked, _, err := read(line)
-		if !errors.Is(err, ErrTooBig) && !errors.Is(err, ErrLineSkipped) || errors.Is(err, ErrLost) || asked != asks || cmd.Tag != "a" {
+		cmd, asked, _, err := readCommand(line)
+		if !errors.Is(err, ErrLiteralTooBig) && !errors.Is(err, ErrLineSkipped) || errors.Is(err, ErrDesynced) || asked != asks || cmd.Tag != "a" {
 			t.Errorf("%q: asked %d, %v", line, asked, err)
 		}
 	}
 }
 
-func TestReadCommandGivesUpWhereOctetsComeUnasked(t *testing.T) {
+func TestReadCommandFailsOnUnwantedNonSyncLiteral(t *testing.T) {
 	for _, line := range []string{"a LOGIN {8193+}\r\n", "a LOGIN {05+}\r\n", "a LOGIN {+}\r\n", "a LOGIN \"x {5+}\r\n", "* LOGIN {5+}\r\n",
 		"a X {1+}\r\nx {1+}\r\nx {1+}\r\nx {1+}\r\nx {1+}\r\n", "a LOGIN joe {99999999999999999999+}\r\n", "a LOGIN {05+}\n", "a ID (({3+}\r\n"} {
-		if _, asked, _, err := read(line + "b NOOP\r\n"); !errors.Is(err, ErrLost) || asked != 0 {
+		if _, asked, _, err := readCommand(line + "b NOOP\r\n"); !errors.Is(err, ErrDesynced) || asked != 0 {
 			t.Errorf("%q: asked %d, %v", line, asked, err)
 		}
 	}
-	if _, _, _, err := read("a " + strings.Repeat("x", 9000)); !errors.Is(err, ErrLineTooLong) {
+	if _, _, _, err := readCommand("a " + strings.Repeat("x", 9000)); !errors.Is(err, ErrLineTooLong) {
 		t.Errorf("%v", err)
 	}
-	cmd, _, rest, err := read("a LOGIN {3}\r\njoex\r\nnext")
+	cmd, _, rest, err := readCommand("a LOGIN {3}\r\njoex\r\nnext")
 	var syntax *SyntaxError
 	if !errors.As(err, &syntax) || rest != "next" {
 		t.Errorf("behind a literal: %v %q %v", cmd, rest, err)
 	}
 }
 
-func TestOnlyTokensAndIDMayBeLongBeforeTheLogin(t *testing.T) {
-	text := strings.Repeat("x", LongLine+1)
+func TestOnlyAuthenticateAndIDMayBeLongPreauth(t *testing.T) {
+	text := strings.Repeat("x", MaxLongLine+1)
 	fits := func(head string, limit int) string { return head + text[:limit-len(head)-2] + "\r\n" }
 	for what, c := range map[string]struct {
 		stream string
 		want   error
 	}{
-		"AUTHENTICATE as long as may be": {fits("a authenticate X ", LongLine), nil},
-		"one byte longer":                {fits("a AUTHENTICATE X ", LongLine+1), ErrLineSkipped},
-		"as long as is read past":        {"a AUTHENTICATE X " + strings.Repeat("x", LongLine+skipped-19) + "\r\n", ErrLineSkipped},
-		"longer than that":               {"a AUTHENTICATE X " + strings.Repeat("x", LongLine+skipped-18) + "\r\n", ErrLineTooLong},
+		"AUTHENTICATE as long as may be": {fits("a authenticate X ", MaxLongLine), nil},
+		"one byte longer":                {fits("a AUTHENTICATE X ", MaxLongLine+1), ErrLineSkipped},
+		"as long as is read past":        {"a AUTHENTICATE X " + strings.Repeat("x", MaxLongLine+maxSkip-19) + "\r\n", ErrLineSkipped},
+		"longer than that":               {"a AUTHENTICATE X " + strings.Repeat("x", MaxLongLine+maxSkip-18) + "\r\n", ErrLineTooLong},
 		"without an end":                 {"a AUTHENTICATE X " + strings.Repeat("x", 1<<20), ErrLineTooLong},
 		"LOGIN as long as may be":        {fits("a LOGIN x ", 8192), nil},
 		"LOGIN":                          {fits("a LOGIN x ", 8193), ErrLineTooLong},
@@ -147,13 +147,13 @@ func TestOnlyTokensAndIDMayBeLongBeforeTheLogin(t *testing.T) {
 		"a long tag":                     {fits(text[:200]+" AUTHENTICATE ", 8193), ErrLineTooLong},
 		"ID in one line":                 {"a ID (" + strings.Repeat(`"`+text[:30]+`" "`+text[:1024]+`" `, 29) + "x y)\r\n", nil},
 		"ID in literals":                 {"a ID (" + strings.Repeat("{30+}\r\n"+text[:30]+" {1024+}\r\n"+text[:1024]+" ", 29) + "x y)\r\n", nil},
-		"ID in too many literals":        {"a ID (" + strings.Repeat("{1+}\r\nx ", 60) + "{1}\r\nx)\r\n", ErrTooBig},
-		"ID in too large literals":       {"a ID (" + strings.Repeat("{1024+}\r\n"+text[:1024]+" ", 31) + "{1024}\r\n", ErrTooBig},
-		"lines and a literal of ID":      {"a ID (" + text[:20<<10] + " {13000}\r\n", ErrTooBig},
+		"ID in too many literals":        {"a ID (" + strings.Repeat("{1+}\r\nx ", 60) + "{1}\r\nx)\r\n", ErrLiteralTooBig},
+		"ID in too large literals":       {"a ID (" + strings.Repeat("{1024+}\r\n"+text[:1024]+" ", 31) + "{1024}\r\n", ErrLiteralTooBig},
+		"lines and a literal of ID":      {"a ID (" + text[:20<<10] + " {13000}\r\n", ErrLiteralTooBig},
 		"lines of LOGIN together":        {"a LOGIN " + strings.Repeat("{1+}\r\nx "+text[:5<<10]+" ", 4) + "\r\n", ErrLineTooLong},
-		"what is skipped and goes on":    {"a ID " + text + "{5+}\r\n", ErrLost},
+		"what is skipped and goes on":    {"a ID " + text + "{5+}\r\n", ErrDesynced},
 	} {
-		cmd, _, _, err := read(c.stream)
+		cmd, _, _, err := readCommand(c.stream)
 		if !errors.Is(err, c.want) || c.want == nil && err != nil {
 			t.Errorf("%s: %v", what, err)
 		}
@@ -163,17 +163,17 @@ func TestOnlyTokensAndIDMayBeLongBeforeTheLogin(t *testing.T) {
 	}
 }
 
-func TestTheBufferOfALongCommandIsGivenBack(t *testing.T) {
-	stream := "a NOOP\r\nb ID (x " + strings.Repeat("x", LongLine/2) + ")\r\n"
-	r := NewReader(iotest.OneByteReader(strings.NewReader(stream+"c NOOP\r\n")), Commands, LongLine)
+func TestBufferOfLongCommandIsReleased(t *testing.T) {
+	stream := "a NOOP\r\nb ID (x " + strings.Repeat("x", MaxLongLine/2) + ")\r\n"
+	r := NewReader(iotest.OneByteReader(strings.NewReader(stream+"c NOOP\r\n")), Commands, MaxLongLine)
 	sizes := ""
 	for range 3 {
-		if _, err := r.ReadCommand(BeforeLogin, nil); err != nil {
+		if _, err := r.ReadCommand(PreauthLimits, nil); err != nil {
 			t.Fatal(err)
 		}
-		sizes += fmt.Sprint(r.Size(), " ")
+		sizes += fmt.Sprint(r.BufferSize(), " ")
 	}
-	if sizes != fmt.Sprintf("%d %d %d ", minBuffer, LongLine, minBuffer) {
+	if sizes != fmt.Sprintf("%d %d %d ", minBuffer, MaxLongLine, minBuffer) {
 		t.Errorf("buffers of %s", sizes)
 	}
 }
@@ -190,35 +190,35 @@ func FuzzClientCommand(f *testing.F) {
 			Asked int
 		}
 		run := func(src io.Reader) (all []result) {
-			r, long := NewReader(src, Commands, LongLine), false
+			r, long := NewReader(src, Commands, MaxLongLine), false
 			for {
 				var res result
 				var err error
-				res.Cmd, err = r.ReadCommand(BeforeLogin, func() error { res.Asked++; return nil })
+				res.Cmd, err = r.ReadCommand(PreauthLimits, func() error { res.Asked++; return nil })
 				if err != nil {
 					res.Err = err.Error()
 				}
 				all = append(all, res)
 				var syntax *SyntaxError
-				if err != nil && (!errors.As(err, &syntax) && !errors.Is(err, ErrTooBig) && !errors.Is(err, ErrLineSkipped) || errors.Is(err, ErrLost)) {
+				if err != nil && (!errors.As(err, &syntax) && !errors.Is(err, ErrLiteralTooBig) && !errors.Is(err, ErrLineSkipped) || errors.Is(err, ErrDesynced)) {
 					return all
 				}
 				long = long || res.Cmd.Name == "ID" || res.Cmd.Name == "AUTHENTICATE" // whose buffer what came with it is in, too
-				if len(r.buf) > LongLine || len(r.buf) > BeforeLogin.Line && !long {
+				if len(r.buf) > MaxLongLine || len(r.buf) > PreauthLimits.Line && !long {
 					t.Fatalf("the buffer grew to %d", len(r.buf))
 				}
-				roundTrip(t, res.Cmd, err)
+				checkRoundTrip(t, res.Cmd, err)
 			}
 		}
 		whole := run(bytes.NewReader(stream))
-		split := run(&chunked{b: stream, sizes: sizes})
+		split := run(&chunkReader{b: stream, sizes: sizes})
 		switch {
 		case bytes.Count(stream, []byte("\n")) == bytes.Count(stream, []byte("\r\n")):
 			if !reflect.DeepEqual(whole, split) {
 				t.Fatalf("chunking changed the commands:\n%v\n%v", whole, split)
 			}
 		case len(stream) < minBuffer: // no read of lines fills the buffer
-			lines := run(&byLine{stream})
+			lines := run(&lineReader{stream})
 			for _, some := range [][]result{whole, split} {
 				left := lines
 				for _, c := range some {
@@ -233,10 +233,10 @@ func FuzzClientCommand(f *testing.F) {
 	})
 }
 
-// byLine brings a line with each read.
-type byLine struct{ b []byte }
+// lineReader brings a line with each read.
+type lineReader struct{ b []byte }
 
-func (l *byLine) Read(p []byte) (int, error) {
+func (l *lineReader) Read(p []byte) (int, error) {
 	if len(l.b) == 0 {
 		return 0, io.EOF
 	}
@@ -249,15 +249,15 @@ func (l *byLine) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// roundTrip checks that a command that was read, written again and read again
+// checkRoundTrip checks that a command that was read, written again and read again
 // is the same.
-func roundTrip(t *testing.T, cmd Command, err error) {
+func checkRoundTrip(t *testing.T, cmd Command, err error) {
 	if err != nil {
 		return
 	}
-	wide := Limits{Line: 1 << 20, Tag: 126, Literals: 1 << 20, Size: 1 << 20, Count: 1 << 10, Parens: 10}
+	limits := Limits{Line: 1 << 20, Tag: 126, LiteralBytes: 1 << 20, Size: 1 << 20, LiteralCount: 1 << 10, Parens: 10}
 	r := NewReader(bytes.NewReader(AppendCommand(nil, cmd)), Commands, 1<<20)
-	again, err := r.ReadCommand(wide, func() error { return errors.New("asked") })
+	again, err := r.ReadCommand(limits, func() error { return errors.New("asked") })
 	if err != nil || again.Tag != cmd.Tag || again.Name != cmd.Name || len(again.Args) != len(cmd.Args) {
 		t.Fatalf("%v became %v, %v", cmd, again, err)
 	}
@@ -270,7 +270,7 @@ func roundTrip(t *testing.T, cmd Command, err error) {
 
 // A stranger's arguments are few, so that what is held of a command is no more than a
 // few times its octets.
-func TestACommandHasSoManyArguments(t *testing.T) {
+func TestArgumentCountIsLimited(t *testing.T) {
 	for in, want := range map[string]string{
 		"a LOGIN" + strings.Repeat(" x", 16) + "\r\n":                               "",
 		"a LOGIN" + strings.Repeat(" x", 17) + "\r\n":                               "Too many arguments.",
@@ -281,8 +281,8 @@ func TestACommandHasSoManyArguments(t *testing.T) {
 		"a LOGIN" + strings.Repeat(" x", 15) + " {3}\r\nabc\r\n":                    "",
 		"a ID (" + strings.Repeat(`"x" "y" `, 30) + strings.Repeat(`"x" `, 4) + ")": "",
 	} {
-		r := NewReader(strings.NewReader(in+"\r\n"), Commands, LongLine)
-		_, err := r.ReadCommand(BeforeLogin, func() error { return nil })
+		r := NewReader(strings.NewReader(in+"\r\n"), Commands, MaxLongLine)
+		_, err := r.ReadCommand(PreauthLimits, func() error { return nil })
 		var syntax *SyntaxError
 		if got := ""; errors.As(err, &syntax) {
 			got = syntax.Text

@@ -12,8 +12,8 @@ import (
 // the clear and would be read as if TLS had protected them.
 var ErrInjected = errors.New("bytes behind STARTTLS")
 
-// past is a deadline that is over.
-var past = time.Unix(1, 0)
+// expiredDeadline is a deadline that is over.
+var expiredDeadline = time.Unix(1, 0)
 
 // Conn is a connection until its login is done: a socket, the Reader in front
 // of it and the one deadline for both directions. It alone sets deadlines, and
@@ -21,14 +21,14 @@ var past = time.Unix(1, 0)
 type Conn struct {
 	*Reader
 
-	// Now, set before the first read, is the connection's Looker.ReadNow; nil: it cannot be told.
-	Now func(nc net.Conn, p []byte) (int, error)
+	// TryReadFunc, set before the first read, is the connection's Looker.TryRead; nil: it cannot be told.
+	TryReadFunc func(nc net.Conn, p []byte) (int, error)
 
 	// Owned by the goroutine of the dialogue.
 	nc net.Conn
 
-	mu      sync.Mutex
-	stopped bool // Guarded by mu. A bound context has ended.
+	mu       sync.Mutex
+	canceled bool // Guarded by mu. A bound context has ended.
 }
 
 // NewConn begins a dialogue on nc, of which this end reads side with a buffer
@@ -45,12 +45,12 @@ func (c *Conn) NetConn() net.Conn { return c.nc }
 // Read is the Reader's source.
 func (c *Conn) Read(p []byte) (int, error) { return c.nc.Read(p) }
 
-// ReadNow is the Reader's look for more.
-func (c *Conn) ReadNow(p []byte) (int, error) {
-	if c.Now == nil {
+// TryRead is the Reader's look for more.
+func (c *Conn) TryRead(p []byte) (int, error) {
+	if c.TryReadFunc == nil {
 		return 0, nil
 	}
-	return c.Now(c.nc, p)
+	return c.TryReadFunc(c.nc, p)
 }
 
 // Write sends p whole.
@@ -59,37 +59,37 @@ func (c *Conn) Write(p []byte) (int, error) { return c.nc.Write(p) }
 // Close closes the connection.
 func (c *Conn) Close() error { return c.nc.Close() }
 
-// Limit makes every read and write fail at t, instead of the limit before.
-func (c *Conn) Limit(t time.Time) {
+// SetDeadline makes every read and write fail at t, instead of the limit before.
+func (c *Conn) SetDeadline(t time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.stopped {
+	if !c.canceled {
 		_ = c.nc.SetDeadline(t) // fails on a closed socket only
 	}
 }
 
-// Bind makes every read and write fail once ctx is done, until release is
+// BindContext makes every read and write fail once ctx is done, until release is
 // called.
-func (c *Conn) Bind(ctx context.Context) (release func() bool) {
-	return context.AfterFunc(ctx, c.stop)
+func (c *Conn) BindContext(ctx context.Context) (release func() bool) {
+	return context.AfterFunc(ctx, c.cancel)
 }
 
-func (c *Conn) stop() {
+func (c *Conn) cancel() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.stopped { // the last words are being said
+	if c.canceled { // the last words are being said
 		return
 	}
-	c.stopped = true
-	_ = c.nc.SetDeadline(past)
+	c.canceled = true
+	_ = c.nc.SetDeadline(expiredDeadline)
 }
 
-// LastWords writes text within d, even when the context has ended, as the last
+// WriteFinal writes text within d, even when the context has ended, as the last
 // thing before Close.
-func (c *Conn) LastWords(d time.Duration, text string) {
+func (c *Conn) WriteFinal(timeout time.Duration, text string) {
 	c.mu.Lock()
-	c.stopped = true // no later Limit counts
-	_ = c.nc.SetDeadline(time.Now().Add(d))
+	c.canceled = true // no later Limit counts
+	_ = c.nc.SetDeadline(time.Now().Add(timeout))
 	c.mu.Unlock()
 	_, _ = c.nc.Write([]byte(text)) // the peer may be gone
 }
@@ -104,7 +104,7 @@ func (c *Conn) Upgrade(wrap func(net.Conn) net.Conn) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.nc = nc
-	c.Reader = NewReader(c, c.side, c.size)
+	c.Reader = NewReader(c, c.side, c.maxSize)
 	return nil
 }
 
@@ -112,6 +112,6 @@ func (c *Conn) Upgrade(wrap func(net.Conn) net.Conn) error {
 // that were read too far, are the caller's. A Conn whose context has ended
 // keeps its deadline.
 func (c *Conn) Detach() (net.Conn, []byte) {
-	c.Limit(time.Time{})
-	return c.nc, c.Rest()
+	c.SetDeadline(time.Time{})
+	return c.nc, c.TakeBuffered()
 }

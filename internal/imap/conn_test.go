@@ -7,33 +7,33 @@ import (
 	"time"
 )
 
-// interrupted is a connection whose writes are met by the end of a context.
-type interrupted struct {
+// cancelingConn is a connection whose writes are met by the end of a context.
+type cancelingConn struct {
 	net.Conn
-	cancel  func()
-	stopped chan struct{}
-	limit   time.Time
+	cancel   func()
+	canceled chan struct{}
+	deadline time.Time
 }
 
-func (c *interrupted) SetDeadline(t time.Time) error { c.limit = t; return nil }
+func (c *cancelingConn) SetDeadline(t time.Time) error { c.deadline = t; return nil }
 
-func (c *interrupted) Write(p []byte) (int, error) {
+func (c *cancelingConn) Write(p []byte) (int, error) {
 	c.cancel()
-	<-c.stopped
+	<-c.canceled
 	return len(p), nil
 }
 
 // A context that ends is noticed in two places at once, in no order.
-func TestLastWordsAreSaidThoughTheContextEndsMeanwhile(t *testing.T) {
+func TestFinalWriteSurvivesContextCancellation(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
-	nc := &interrupted{cancel: cancel, stopped: make(chan struct{})}
+	nc := &cancelingConn{cancel: cancel, canceled: make(chan struct{})}
 	c := NewConn(nc, Commands, 512)
 	context.AfterFunc(ctx, func() {
-		c.stop()
-		close(nc.stopped)
+		c.cancel()
+		close(nc.canceled)
 	})
-	c.LastWords(time.Minute, "* BYE\r\n")
-	if time.Until(nc.limit) <= 0 {
+	c.WriteFinal(time.Minute, "* BYE\r\n")
+	if time.Until(nc.deadline) <= 0 {
 		t.Error("the time for the last words was taken away")
 	}
 }

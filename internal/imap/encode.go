@@ -5,18 +5,18 @@ import (
 	"strconv"
 )
 
-// ErrUnsafe is returned for a string that has no encoding in one line: NUL, CR
+// ErrUnquotable is returned for a string that has no encoding in one line: NUL, CR
 // and LF can't be quoted (RFC 9051 §4.3).
-var ErrUnsafe = errors.New("string has NUL, CR or LF")
+var ErrUnquotable = errors.New("string has NUL, CR or LF")
 
 // AppendQuoted appends s as a quoted string. Only printable ASCII is quoted, so
-// that no server's view of the line can differ; else ErrUnsafe.
+// that no server's view of the line can differ; else ErrUnquotable.
 func AppendQuoted(dst []byte, s string) ([]byte, error) {
 	dst = append(dst, '"')
 	for i := 0; i < len(s); i++ {
 		c := s[i]
 		if c < 0x20 || c > 0x7e {
-			return nil, ErrUnsafe
+			return nil, ErrUnquotable
 		}
 		if c == '"' || c == '\\' {
 			dst = append(dst, '\\')
@@ -47,22 +47,22 @@ func AppendCommand(dst []byte, c Command) []byte {
 	dst = append(append(append(dst, c.Tag...), ' '), c.Name...)
 	space := true
 	for _, t := range c.Args {
-		if space && t.Kind != Close {
+		if space && t.Kind != CloseParen {
 			dst = append(dst, ' ')
 		}
-		space = t.Kind != Open
+		space = t.Kind != OpenParen
 		dst = t.append(dst)
 	}
 	return append(dst, '\r', '\n')
 }
 
 func (t Token) append(dst []byte) []byte {
-	if t.Kind == Quoted {
+	if t.Kind == QuotedString {
 		if quoted, err := AppendQuoted(dst, t.Text); err == nil {
 			return quoted
 		}
 	}
-	if t.Kind == Quoted || t.Kind == LiteralString {
+	if t.Kind == QuotedString || t.Kind == LiteralString {
 		dst = AppendLiteral(dst, t.Text, Literal{NonSync: true})
 	}
 	return append(dst, t.Text...)

@@ -13,35 +13,35 @@ type Literal struct {
 	Binary  bool  // ~{n}: they may hold NUL
 }
 
-var none = Literal{Size: -1}
+var noLiteral = Literal{Size: -1}
 
-// announced reads the literal at the end of a line without its CRLF. A line
+// parseAnnouncement reads the literal at the end of a line without its CRLF. A line
 // that ends in } behind an opening brace but in no literal is an error: what
 // follows might be octets or might be commands, and nobody can tell.
-func announced(line []byte) (Literal, error) {
+func parseAnnouncement(line []byte) (Literal, error) {
 	if len(line) == 0 || line[len(line)-1] != '}' {
-		return none, nil
+		return noLiteral, nil
 	}
 	open := bytes.LastIndexByte(line, '{')
 	if open < 0 {
-		return none, nil
+		return noLiteral, nil
 	}
 	digits := line[open+1 : len(line)-1]
 	lit := Literal{Binary: open > 0 && line[open-1] == '~'}
 	if n := len(digits); n > 0 && digits[n-1] == '+' {
 		lit.NonSync, digits = true, digits[:n-1]
 	}
-	size, ok := number(digits)
+	size, ok := parseNumber(digits)
 	if !ok {
-		return none, ErrLiteral
+		return noLiteral, ErrLiteral
 	}
 	lit.Size = size
 	return lit, nil
 }
 
-// number reads decimal digits without a sign, a leading zero or an overflow of
+// parseNumber reads decimal digits without a sign, a leading zero or an overflow of
 // 63 bits (RFC 9051 §9, number64).
-func number(digits []byte) (int64, bool) {
+func parseNumber(digits []byte) (int64, bool) {
 	if len(digits) == 0 || len(digits) > 1 && digits[0] == '0' {
 		return 0, false
 	}

@@ -32,21 +32,21 @@ const (
 	Responses
 )
 
-// Kind says what a Segment holds.
-type Kind uint8
+// SegmentKind says what a Segment holds.
+type SegmentKind uint8
 
 // The kinds of a Segment.
 const (
-	Text Kind = iota // a line, or the rest of one, with CRLF whatever ended it
-	Part             // the beginning or middle of a line longer than the buffer
-	Data             // octets of a literal
+	LineEnd     SegmentKind = iota // a line, or the rest of one, with CRLF whatever ended it
+	LinePart                       // the beginning or middle of a line longer than the buffer
+	LiteralData                    // octets of a literal
 )
 
 // Segment is a run of bytes of one command or response. Bytes are valid until
 // the next call.
 type Segment struct {
 	Bytes   []byte
-	Kind    Kind
+	Kind    SegmentKind
 	Literal Literal // what a Text announces; Size -1: nothing
 	End     bool    // the command or response ends with this segment
 
@@ -56,8 +56,8 @@ type Segment struct {
 }
 
 const (
-	minBuffer = 512
-	tail      = 32 // longest literal announcement "~{18446744073709551615+}\r\n", and some
+	minBuffer       = 512
+	maxAnnouncement = 32 // longest literal announcement "~{18446744073709551615+}\r\n", and some
 )
 
 // Reader splits a byte stream into lines and literals. How the stream was cut
@@ -71,28 +71,28 @@ const (
 // it ends.
 type Reader struct {
 	// Set once.
-	src  io.Reader
-	size int // the buffer's limit in bytes
-	side Side
+	src     io.Reader
+	maxSize int // the buffer's limit in bytes
+	side    Side
 
 	// Owned by the reading goroutine.
-	fresh   bool // a command or response begins
-	inLine  bool // a Part of the line went before
-	status  bool // the response is a status or a continuation request
-	quoted  bool // the line so far ends inside a quoted string
-	escaped bool // … and behind a backslash
-	braced  bool // … and behind an opening brace
-	buf     []byte
-	r, w    int   // buf[r:w] is unread
-	full    bool  // the last read left no room, and may have been cut short: more may have arrived
-	seen    int   // unread bytes that are known to have no line end
-	left    int64 // octets of the open literal still to come
+	atBoundary     bool // a command or response begins
+	midLine        bool // a Part of the line went before
+	inStatus       bool // the response is a status or a continuation request
+	inQuoted       bool // the line so far ends inside a quoted string
+	afterBackslash bool // … and behind a backslash
+	afterBrace     bool // … and behind an opening brace
+	buf            []byte
+	r, w           int   // buf[r:w] is unread
+	lastReadFull   bool  // the last read left no room, and may have been cut short: more may have arrived
+	scanned        int   // unread bytes that are known to have no line end
+	literalLeft    int64 // octets of the open literal still to come
 }
 
 // NewReader reads one side of a dialogue from src with a buffer that grows to
 // at most size bytes (never below 512).
 func NewReader(src io.Reader, side Side, size int) *Reader {
-	return &Reader{src: src, side: side, size: max(size, minBuffer), fresh: true}
+	return &Reader{src: src, side: side, maxSize: max(size, minBuffer), atBoundary: true}
 }
 
 // Buffered is the number of bytes read and not yet handed out.
@@ -101,14 +101,14 @@ func (r *Reader) Buffered() int { return r.w - r.r }
 // Peek is the bytes read and not yet handed out, valid until the next call.
 func (r *Reader) Peek() []byte { return r.buf[r.r:r.w] }
 
-// Rest takes the bytes that were read too far, which are the caller's now; nil when
+// TakeBuffered takes the bytes that were read too far, which are the caller's now; nil when
 // there are none. The Reader begins with a new buffer.
-func (r *Reader) Rest() []byte {
+func (r *Reader) TakeBuffered() []byte {
 	var rest []byte
 	if r.r < r.w { // or the caller would keep an empty buffer
 		rest = r.buf[r.r:r.w:r.w]
 	}
-	r.buf, r.r, r.w, r.seen = nil, 0, 0, 0
+	r.buf, r.r, r.w, r.scanned = nil, 0, 0, 0
 	return rest
 }
 
@@ -117,7 +117,7 @@ func (r *Reader) Rest() []byte {
 // buffer has grown. Errors: ErrLineEnding, ErrLiteral, or those of the source.
 func (r *Reader) Next() (Segment, error) {
 	for {
-		s, ok, err := r.Ready()
+		s, ok, err := r.NextBuffered()
 		if ok || err != nil {
 			return s, err
 		}
@@ -127,35 +127,35 @@ func (r *Reader) Next() (Segment, error) {
 	}
 }
 
-// Ready is Next without reading: ok is false when what was read holds no whole
+// NextBuffered is Next without reading: ok is false when what was read holds no whole
 // segment. Until the next Fill, segments of responses lie side by side in memory, and stay.
-func (r *Reader) Ready() (s Segment, ok bool, err error) {
-	if r.left > 0 {
-		return r.data()
+func (r *Reader) NextBuffered() (s Segment, ok bool, err error) {
+	if r.literalLeft > 0 {
+		return r.emitLiteral()
 	}
-	if !r.inLine {
-		r.quoted, r.escaped, r.braced = false, false, false // no quoted string spans lines
+	if !r.midLine {
+		r.inQuoted, r.afterBackslash, r.afterBrace = false, false, false // no quoted string spans lines
 	}
-	if i := bytes.IndexByte(r.buf[r.r+r.seen:r.w], '\n'); i >= 0 {
-		return r.text(r.seen + i + 1)
+	if i := bytes.IndexByte(r.buf[r.r+r.scanned:r.w], '\n'); i >= 0 {
+		return r.emitLine(r.scanned + i + 1)
 	}
-	if r.w-r.r >= r.size {
-		return r.part(r.w - r.r - tail), true, nil
+	if r.w-r.r >= r.maxSize {
+		return r.emitPart(r.w - r.r - maxAnnouncement), true, nil
 	}
-	r.seen = r.w - r.r
+	r.scanned = r.w - r.r
 	return Segment{}, false, nil
 }
 
-// Between says whether the last segment ended a command or response.
-func (r *Reader) Between() bool { return r.fresh }
+// AtBoundary says whether the last segment ended a command or response.
+func (r *Reader) AtBoundary() bool { return r.atBoundary }
 
-// Refuse forgets the literal that was announced last: its sender has been told
+// CancelLiteral forgets the literal that was announced last: its sender has been told
 // not to send it, and a new command begins.
-func (r *Reader) Refuse() { r.left, r.fresh = 0, true }
+func (r *Reader) CancelLiteral() { r.literalLeft, r.atBoundary = 0, true }
 
-// Swap gives the Reader another buffer, which must hold what is unread, and
+// SwapBuffer gives the Reader another buffer, which must hold what is unread, and
 // returns the one it had: so buffers can be shared, and idle Readers have none.
-func (r *Reader) Swap(buf []byte) []byte {
+func (r *Reader) SwapBuffer(buf []byte) []byte {
 	if len(buf) < r.w-r.r {
 		panic("imap: buffer too small for what is unread")
 	}
@@ -173,17 +173,17 @@ func (r *Reader) Preload(b []byte) {
 	r.w = len(b)
 }
 
-// Size is the length of the buffer the Reader has now.
-func (r *Reader) Size() int { return len(r.buf) }
+// BufferSize is the length of the buffer the Reader has now.
+func (r *Reader) BufferSize() int { return len(r.buf) }
 
-func (r *Reader) data() (Segment, bool, error) {
-	n := min(int64(r.w-r.r), r.left)
+func (r *Reader) emitLiteral() (Segment, bool, error) {
+	n := min(int64(r.w-r.r), r.literalLeft)
 	if n == 0 {
 		return Segment{}, false, nil
 	}
-	s := Segment{Bytes: r.buf[r.r : r.r+int(n)], Kind: Data, Literal: none}
+	s := Segment{Bytes: r.buf[r.r : r.r+int(n)], Kind: LiteralData, Literal: noLiteral}
 	r.r += int(n)
-	r.left -= n
+	r.literalLeft -= n
 	return s, true, nil
 }
 
@@ -191,10 +191,10 @@ func (r *Reader) data() (Segment, bool, error) {
 // a read that was cut short by the buffer, bytes may stand behind it.
 func (r *Reader) endsLine(n int) bool {
 	end := r.r + n
-	return n > 1 && r.buf[end-2] == '\r' || r.side == Commands && end == r.w && !r.full
+	return n > 1 && r.buf[end-2] == '\r' || r.side == Commands && end == r.w && !r.lastReadFull
 }
 
-func (r *Reader) text(n int) (Segment, bool, error) {
+func (r *Reader) emitLine(n int) (Segment, bool, error) {
 	line := r.buf[r.r : r.r+n]
 	if n < 2 || line[n-2] != '\r' { // which is rare
 		if !r.endsLine(n) {
@@ -202,49 +202,49 @@ func (r *Reader) text(n int) (Segment, bool, error) {
 		}
 		line = append(line[:n-1:n-1], "\r\n"...) // a copy of its own
 	}
-	r.track(line)
-	s := Segment{Bytes: line, Kind: Text, Literal: none, End: true, Unclosed: r.quoted}
-	if !r.quoted && !r.status {
+	r.trackLineState(line)
+	s := Segment{Bytes: line, Kind: LineEnd, Literal: noLiteral, End: true, Unclosed: r.inQuoted}
+	if !r.inQuoted && !r.inStatus {
 		text := line[:len(line)-len("\r\n")]
-		lit, err := announced(text)
-		if err != nil || r.braced && lit.Size < 0 && text[len(text)-1] == '}' {
+		lit, err := parseAnnouncement(text)
+		if err != nil || r.afterBrace && lit.Size < 0 && text[len(text)-1] == '}' {
 			return Segment{}, false, ErrLiteral // the brace may be in a Part that went before
 		}
 		s.Literal, s.End = lit, lit.Size < 0
-		r.left = max(lit.Size, 0)
+		r.literalLeft = max(lit.Size, 0)
 	}
 	r.r += n
-	r.seen = 0
-	r.fresh, r.inLine = s.End, false
+	r.scanned = 0
+	r.atBoundary, r.midLine = s.End, false
 	return s, true, nil
 }
 
-func (r *Reader) part(n int) Segment {
-	s := Segment{Bytes: r.buf[r.r : r.r+n], Kind: Part, Literal: none}
-	r.track(s.Bytes)
-	r.braced = r.braced || bytes.IndexByte(s.Bytes, '{') >= 0
+func (r *Reader) emitPart(n int) Segment {
+	s := Segment{Bytes: r.buf[r.r : r.r+n], Kind: LinePart, Literal: noLiteral}
+	r.trackLineState(s.Bytes)
+	r.afterBrace = r.afterBrace || bytes.IndexByte(s.Bytes, '{') >= 0
 	r.r += n
-	r.seen = 0
-	r.fresh, r.inLine = false, true
+	r.scanned = 0
+	r.atBoundary, r.midLine = false, true
 	return s
 }
 
-// track notes what the end of a line must know of its beginning.
-func (r *Reader) track(b []byte) {
-	if r.fresh {
-		r.status = r.side == Responses && isStatus(b)
+// trackLineState notes what the end of a line must know of its beginning.
+func (r *Reader) trackLineState(b []byte) {
+	if r.atBoundary {
+		r.inStatus = r.side == Responses && isStatus(b)
 	}
-	if r.status || !r.quoted && bytes.IndexByte(b, '"') < 0 {
+	if r.inStatus || !r.inQuoted && bytes.IndexByte(b, '"') < 0 {
 		return
 	}
 	for _, c := range b {
 		switch {
-		case r.escaped:
-			r.escaped = false
-		case c == '\\' && r.quoted:
-			r.escaped = true
+		case r.afterBackslash:
+			r.afterBackslash = false
+		case c == '\\' && r.inQuoted:
+			r.afterBackslash = true
 		case c == '"':
-			r.quoted = !r.quoted
+			r.inQuoted = !r.inQuoted
 		}
 	}
 }
@@ -253,10 +253,10 @@ func (r *Reader) track(b []byte) {
 // stream inside a command or response is io.ErrUnexpectedEOF.
 func (r *Reader) Fill() error {
 	err := r.fill()
-	if err != nil && (r.left > 0 || !r.fresh) {
-		return unexpected(err)
+	if err != nil && (r.literalLeft > 0 || !r.atBoundary) {
+		return unexpectedEOF(err)
 	}
-	return r.atEOF(err)
+	return r.eofError(err)
 }
 
 func (r *Reader) fill() error {
@@ -267,14 +267,14 @@ func (r *Reader) fill() error {
 		r.r, r.w = 0, copy(r.buf, r.buf[r.r:r.w])
 	}
 	if r.w == len(r.buf) {
-		r.room()
+		r.growBuffer()
 	}
 	for range 100 { // as bufio: a source may return 0, nil, but not for ever
 		n, err := r.src.Read(r.buf[r.w:])
 		r.w += n
 		if n > 0 {
-			if r.full = r.w == len(r.buf); r.full {
-				r.lookBehind()
+			if r.lastReadFull = r.w == len(r.buf); r.lastReadFull {
+				r.probeAfterLF()
 			}
 			return nil
 		}
@@ -285,50 +285,50 @@ func (r *Reader) fill() error {
 	return io.ErrNoProgress
 }
 
-// Looker is a source that can tell whether more has arrived.
-type Looker interface {
+// TryReader is a source that can tell whether more has arrived.
+type TryReader interface {
 	io.Reader
 
-	// ReadNow is a Read that does not wait. Its error says that nothing has arrived,
+	// TryRead is a Read that does not wait. Its error says that nothing has arrived,
 	// or that nothing will come any more, which the next Read says again; 0 and nil say
 	// that it cannot be told.
-	ReadNow(p []byte) (int, error)
+	TryRead(p []byte) (int, error)
 }
 
-// lookBehind finds out whether anything stands behind an LF alone that fills the buffer.
+// probeAfterLF finds out whether anything stands behind an LF alone that fills the buffer.
 // Other reads cost no look.
-func (r *Reader) lookBehind() {
-	src, ok := r.src.(Looker)
-	got := r.buf[r.r:r.w]
-	if !ok || r.side != Commands || !bytes.HasSuffix(got, []byte("\n")) || bytes.HasSuffix(got, []byte("\r\n")) {
+func (r *Reader) probeAfterLF() {
+	src, ok := r.src.(TryReader)
+	unread := r.buf[r.r:r.w]
+	if !ok || r.side != Commands || !bytes.HasSuffix(unread, []byte("\n")) || bytes.HasSuffix(unread, []byte("\r\n")) {
 		return
 	}
 	var next [1]byte
-	n, err := src.ReadNow(next[:])
+	n, err := src.TryRead(next[:])
 	r.buf = append(r.buf[:r.w:r.w], next[:n]...) // beyond the limit at most by this byte
 	r.w += n
-	r.full = n > 0 || err == nil
+	r.lastReadFull = n > 0 || err == nil
 }
 
-func (r *Reader) room() {
+func (r *Reader) growBuffer() {
 	if r.r > 0 {
 		copy(r.buf, r.buf[r.r:r.w])
 		r.r, r.w = 0, r.w-r.r
 		return
 	}
-	grown := make([]byte, min(max(2*len(r.buf), minBuffer), r.size))
+	grown := make([]byte, min(max(2*len(r.buf), minBuffer), r.maxSize))
 	copy(grown, r.buf[:r.w])
 	r.buf = grown
 }
 
-func (r *Reader) atEOF(err error) error {
-	if err != nil && (r.w > r.r || r.inLine) {
-		return unexpected(err)
+func (r *Reader) eofError(err error) error {
+	if err != nil && (r.w > r.r || r.midLine) {
+		return unexpectedEOF(err)
 	}
 	return err
 }
 
-func unexpected(err error) error {
+func unexpectedEOF(err error) error {
 	if err == io.EOF {
 		return io.ErrUnexpectedEOF
 	}
@@ -340,29 +340,29 @@ func unexpected(err error) error {
 // inside is read to its end, so that nothing behind the LF is taken for a line.
 // Errors: ErrLineTooLong, ErrLineEnding (with the line), or those of the source.
 func (r *Reader) ReadLine(limit int) ([]byte, error) {
-	limit = min(limit, r.size)
-	var inside error
-	for from := 0; ; {
-		if i := bytes.IndexByte(r.buf[r.r+from:r.w], '\n'); i >= 0 {
-			n := from + i + 1
+	limit = min(limit, r.maxSize)
+	var endingErr error
+	for scanned := 0; ; {
+		if i := bytes.IndexByte(r.buf[r.r+scanned:r.w], '\n'); i >= 0 {
+			n := scanned + i + 1
 			if n > limit {
 				return nil, ErrLineTooLong
 			}
 			if !r.endsLine(n) {
-				from, inside = n, ErrLineEnding
+				scanned, endingErr = n, ErrLineEnding
 				continue
 			}
 			line := r.buf[r.r : r.r+n-1]
 			r.r += n
-			r.seen = 0
-			return bytes.TrimSuffix(line, []byte("\r")), inside
+			r.scanned = 0
+			return bytes.TrimSuffix(line, []byte("\r")), endingErr
 		}
-		from = r.w - r.r
-		if from >= limit {
+		scanned = r.w - r.r
+		if scanned >= limit {
 			return nil, ErrLineTooLong
 		}
 		if err := r.fill(); err != nil {
-			return nil, r.atEOF(err)
+			return nil, r.eofError(err)
 		}
 	}
 }
@@ -375,20 +375,20 @@ func (r *Reader) ReadOrSkipLine(limit, skip int) ([]byte, error) {
 	if !errors.Is(err, ErrLineTooLong) || skip == 0 {
 		return line, err
 	}
-	most := min(limit, r.size) + skip
-	for past := 0; past <= most; {
-		if i := bytes.IndexByte(r.buf[r.r:r.w], '\n'); i >= 0 && past+i < most && r.endsLine(i+1) {
+	maxSkipped := min(limit, r.maxSize) + skip
+	for skipped := 0; skipped <= maxSkipped; {
+		if i := bytes.IndexByte(r.buf[r.r:r.w], '\n'); i >= 0 && skipped+i < maxSkipped && r.endsLine(i+1) {
 			line = r.buf[r.r : r.r+i+1]
-			r.r, r.seen = r.r+i+1, 0
+			r.r, r.scanned = r.r+i+1, 0
 			return bytes.TrimRight(line, "\r\n"), ErrLineSkipped
 		} else if i >= 0 {
 			break
 		}
-		more := max(0, r.w-r.r-tail) // an announcement of a literal is kept
-		r.r, r.seen = r.r+more, 0
-		past += more
+		drop := max(0, r.w-r.r-maxAnnouncement) // an announcement of a literal is kept
+		r.r, r.scanned = r.r+drop, 0
+		skipped += drop
 		if err := r.fill(); err != nil {
-			return nil, r.atEOF(err)
+			return nil, r.eofError(err)
 		}
 	}
 	return nil, ErrLineTooLong
@@ -399,12 +399,12 @@ func (r *Reader) ReadFull(p []byte) error {
 	for len(p) > 0 {
 		if r.r == r.w {
 			if err := r.fill(); err != nil {
-				return unexpected(err)
+				return unexpectedEOF(err)
 			}
 		}
 		n := copy(p, r.buf[r.r:r.w])
 		r.r += n
-		r.seen = 0
+		r.scanned = 0
 		p = p[n:]
 	}
 	return nil

@@ -11,16 +11,16 @@ import (
 	"testing/iotest"
 )
 
-// frames reads a stream to its end and writes down where each command or
+// readFrames reads a stream to its end and writes down where each command or
 // response ends. A line has no CR and no LF but those of its CRLF.
-func frames(r *Reader) (all []byte, ends []int, err error) {
+func readFrames(r *Reader) (all []byte, ends []int, err error) {
 	for {
 		s, err := r.Next()
 		if err != nil {
 			return all, ends, err
 		}
-		if lf := bytes.IndexByte(s.Bytes, '\n'); s.Kind == Text && lf != len(s.Bytes)-1 || s.Kind == Part && lf >= 0 ||
-			s.Kind == Text && !bytes.HasSuffix(s.Bytes, []byte("\r\n")) {
+		if lf := bytes.IndexByte(s.Bytes, '\n'); s.Kind == LineEnd && lf != len(s.Bytes)-1 || s.Kind == LinePart && lf >= 0 ||
+			s.Kind == LineEnd && !bytes.HasSuffix(s.Bytes, []byte("\r\n")) {
 			return all, ends, fmt.Errorf("%q is no line", s.Bytes)
 		}
 		all = append(all, s.Bytes...)
@@ -43,48 +43,48 @@ func TestNextFindsWhereResponsesEnd(t *testing.T) {
 		{"* X \"\\\"{3}\r\n* BYE\r\n", "[12 19]"},
 		{"* X \"\\\\\" {1}\r\nx\r\n", "[17]"},
 	} {
-		all, ends, err := frames(NewReader(strings.NewReader(tc.stream), Responses, 512))
+		all, ends, err := readFrames(NewReader(strings.NewReader(tc.stream), Responses, 512))
 		if err != io.EOF || string(all) != tc.stream || fmt.Sprint(ends) != tc.ends {
 			t.Errorf("%q: ends %v, want %v; %v", tc.stream, ends, tc.ends, err)
 		}
 	}
 }
 
-func TestACommandIsNeverTakenForAStatus(t *testing.T) {
-	_, ends, err := frames(NewReader(strings.NewReader("a OK {3}\r\nabc\r\n"), Commands, 512))
+func TestCommandIsNotParsedAsStatus(t *testing.T) {
+	_, ends, err := readFrames(NewReader(strings.NewReader("a OK {3}\r\nabc\r\n"), Commands, 512))
 	if err != io.EOF || fmt.Sprint(ends) != "[15]" {
 		t.Errorf("ends %v, %v", ends, err)
 	}
 }
 
-func TestALongLineComesInParts(t *testing.T) {
+func TestLongLineIsReturnedInParts(t *testing.T) {
 	for _, pad := range []int{400, 470, 480, 490, 500, 512, 600, 5000} {
 		line := "* X \"" + strings.Repeat("\\\"", pad/2) + "\" {3}\r\n"
 		stream := line + "a\r\n\r\n* 1 EXISTS\r\n"
-		all, ends, err := frames(NewReader(strings.NewReader(stream), Responses, 512))
+		all, ends, err := readFrames(NewReader(strings.NewReader(stream), Responses, 512))
 		if err != io.EOF || string(all) != stream || len(ends) != 2 || ends[0] != len(line)+5 {
 			t.Errorf("%d: ends %v, %v", pad, ends, err)
 		}
 	}
 }
 
-func TestNextRefusesWhatCannotBeFramed(t *testing.T) {
+func TestNextRejectsMalformedFraming(t *testing.T) {
 	for _, s := range []string{"a\n", "\n", "a X {5}\n", "* OK\n"} {
-		if _, _, err := frames(NewReader(strings.NewReader(s), Responses, 512)); !errors.Is(err, ErrLineEnding) {
+		if _, _, err := readFrames(NewReader(strings.NewReader(s), Responses, 512)); !errors.Is(err, ErrLineEnding) {
 			t.Errorf("%q: %v", s, err)
 		}
 	}
 	for _, n := range []string{"", "-1", "+", "5 ", "0x5", "05", "18446744073709551616", "9223372036854775808", "5++", "+5"} {
-		if _, _, err := frames(NewReader(strings.NewReader("a X {"+n+"}\r\n"), Commands, 512)); !errors.Is(err, ErrLiteral) {
+		if _, _, err := readFrames(NewReader(strings.NewReader("a X {"+n+"}\r\n"), Commands, 512)); !errors.Is(err, ErrLiteral) {
 			t.Errorf("{%s}: %v", n, err)
 		}
 	}
-	if _, _, err := frames(NewReader(strings.NewReader("a X {5}\r\nabc"), Commands, 512)); err != io.ErrUnexpectedEOF {
+	if _, _, err := readFrames(NewReader(strings.NewReader("a X {5}\r\nabc"), Commands, 512)); err != io.ErrUnexpectedEOF {
 		t.Errorf("cut literal: %v", err)
 	}
 }
 
-func TestReadLineKeepsItsLimit(t *testing.T) {
+func TestReadLineEnforcesItsLimit(t *testing.T) {
 	r := NewReader(iotest.OneByteReader(strings.NewReader(strings.Repeat("x", 9000))), Commands, 8192)
 	if _, err := r.ReadLine(8192); !errors.Is(err, ErrLineTooLong) {
 		t.Errorf("%v", err)
@@ -96,14 +96,14 @@ func TestReadLineKeepsItsLimit(t *testing.T) {
 	one, _ := r.ReadLine(100)
 	first := string(one)
 	two, err := r.ReadLine(100)
-	if first != "a" || string(two) != "bc" || err != nil || string(r.Rest()) != "rest" || r.Buffered() != 0 {
+	if first != "a" || string(two) != "bc" || err != nil || string(r.TakeBuffered()) != "rest" || r.Buffered() != 0 {
 		t.Errorf("%q %q %v", first, two, err)
 	}
 }
 
 func BenchmarkRelayLine(b *testing.B) {
 	line := []byte("* 4711 FETCH (UID 12345 FLAGS (\\Seen \\Answered $Forwarded))\r\n")
-	r := NewReader(&repeat{b: line}, Responses, 16<<10)
+	r := NewReader(&repeatReader{b: line}, Responses, 16<<10)
 	b.SetBytes(int64(len(line)))
 	b.ReportAllocs()
 	for b.Loop() {
@@ -115,7 +115,7 @@ func BenchmarkRelayLine(b *testing.B) {
 
 func BenchmarkRelayLiteral(b *testing.B) {
 	res := []byte("* 1 FETCH (BODY[] {65536}\r\n" + strings.Repeat("x", 65536) + ")\r\n")
-	r := NewReader(&repeat{b: res}, Responses, 32<<10)
+	r := NewReader(&repeatReader{b: res}, Responses, 32<<10)
 	b.SetBytes(int64(len(res)))
 	b.ReportAllocs()
 	for b.Loop() {
@@ -130,7 +130,7 @@ func BenchmarkRelayLiteral(b *testing.B) {
 }
 
 func TestRelayingAllocatesNothing(t *testing.T) {
-	r := NewReader(&repeat{b: []byte("* 1 FETCH (BODY[] {100}\r\n" + strings.Repeat("x", 100) + " FLAGS ())\r\n")}, Responses, 4<<10)
+	r := NewReader(&repeatReader{b: []byte("* 1 FETCH (BODY[] {100}\r\n" + strings.Repeat("x", 100) + " FLAGS ())\r\n")}, Responses, 4<<10)
 	read := func() {
 		for end := false; !end; {
 			s, err := r.Next()
@@ -148,26 +148,26 @@ func TestRelayingAllocatesNothing(t *testing.T) {
 	}
 }
 
-// repeat reads as the same bytes for ever.
-type repeat struct {
-	b  []byte
-	at int
+// repeatReader reads as the same bytes for ever.
+type repeatReader struct {
+	b   []byte
+	pos int
 }
 
-func (r *repeat) Read(p []byte) (int, error) {
-	n := copy(p, r.b[r.at:])
-	r.at = (r.at + n) % len(r.b)
+func (r *repeatReader) Read(p []byte) (int, error) {
+	n := copy(p, r.b[r.pos:])
+	r.pos = (r.pos + n) % len(r.b)
 	return n, nil
 }
 
-// chunked cuts a stream into reads of the sizes it is given, in turn.
-type chunked struct {
+// chunkReader cuts a stream into reads of the sizes it is given, in turn.
+type chunkReader struct {
 	b     []byte
 	sizes []byte
 	i     int
 }
 
-func (c *chunked) Read(p []byte) (int, error) {
+func (c *chunkReader) Read(p []byte) (int, error) {
 	if len(c.b) == 0 {
 		return 0, io.EOF
 	}
@@ -181,21 +181,21 @@ func (c *chunked) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// reference frames commands in another way: it holds the whole stream, and every LF
+// referenceFrames frames commands in another way: it holds the whole stream, and every LF
 // outside of literals ends a line. All is the stream with CRLF there; alone says how
 // many of them were alone.
-func reference(stream []byte) (all []byte, ends []int, alone int) {
-	for at := 0; ; {
-		i := bytes.IndexByte(stream[at:], '\n')
+func referenceFrames(stream []byte) (all []byte, ends []int, bareLFs int) {
+	for pos := 0; ; {
+		i := bytes.IndexByte(stream[pos:], '\n')
 		if i < 0 {
-			return all, ends, alone
+			return all, ends, bareLFs
 		}
-		line, isCRLF := strings.CutSuffix(string(stream[at:at+i]), "\r")
+		line, isCRLF := strings.CutSuffix(string(stream[pos:pos+i]), "\r")
 		if !isCRLF {
-			alone++
+			bareLFs++
 		}
 		all = append(append(all, line...), "\r\n"...)
-		at += i + 1
+		pos += i + 1
 		var n int64
 		open := false
 		for j := 0; j < len(line); j++ {
@@ -206,12 +206,12 @@ func reference(stream []byte) (all []byte, ends []int, alone int) {
 			}
 		}
 		if b := strings.LastIndexByte(line, '{'); b >= 0 && strings.HasSuffix(line, "}") && !open {
-			size, ok := number([]byte(strings.TrimSuffix(line[b+1:len(line)-1], "+")))
-			if n = size; !ok || n > int64(len(stream)-at) {
-				return all, ends, alone
+			size, ok := parseNumber([]byte(strings.TrimSuffix(line[b+1:len(line)-1], "+")))
+			if n = size; !ok || n > int64(len(stream)-pos) {
+				return all, ends, bareLFs
 			}
-			all = append(all, stream[at:at+int(n)]...)
-			at += int(n)
+			all = append(all, stream[pos:pos+int(n)]...)
+			pos += int(n)
 			continue
 		}
 		ends = append(ends, len(all))
@@ -228,9 +228,9 @@ func FuzzLiteralFraming(f *testing.F) {
 	f.Add([]byte("a {"+strings.Repeat("0", 600)+"}\r\nb NOOP\r\n"), []byte{63})
 	f.Add([]byte(strings.Repeat("x", 478)+"{"+strings.Repeat("0", 400)+"+}\r\nb NOOP\r\n"), []byte{63})
 	f.Fuzz(func(t *testing.T, stream, sizes []byte) {
-		want, wantEnds, alone := reference(stream)
-		for _, src := range []io.Reader{bytes.NewReader(stream), &chunked{b: stream, sizes: sizes}} {
-			all, ends, err := frames(NewReader(src, Commands, 512))
+		want, wantEnds, bareLFs := referenceFrames(stream)
+		for _, src := range []io.Reader{bytes.NewReader(stream), &chunkReader{b: stream, sizes: sizes}} {
+			all, ends, err := readFrames(NewReader(src, Commands, 512))
 			last := 0
 			if n := len(ends); n > 0 {
 				last = ends[n-1]
@@ -238,7 +238,7 @@ func FuzzLiteralFraming(f *testing.F) {
 			switch {
 			case len(ends) > len(wantEnds) || !slices.Equal(ends, wantEnds[:len(ends)]) || !bytes.Equal(all[:last], want[:last]):
 				t.Fatalf("%q with ends at %v, the reference says %q, %v", all, ends, want, wantEnds)
-			case len(ends) < len(wantEnds) && (alone == 0 || !errors.Is(err, ErrLineEnding)):
+			case len(ends) < len(wantEnds) && (bareLFs == 0 || !errors.Is(err, ErrLineEnding)):
 				t.Fatalf("ends %v, the reference says %v: %v", ends, wantEnds, err)
 			}
 		}
@@ -247,7 +247,7 @@ func FuzzLiteralFraming(f *testing.F) {
 
 // An LF alone ends a line of commands where nothing behind it was read, and else no
 // line at all.
-func TestAnLFAloneEndsALineAtTheEndOfARead(t *testing.T) {
+func TestBareLFEndsALineAtTheEndOfARead(t *testing.T) {
 	const limit = 1000
 	full := "a " + strings.Repeat("x", minBuffer-len("a \n")) + "\n" // as much as the first read takes
 	for _, tc := range []struct {
@@ -268,7 +268,7 @@ func TestAnLFAloneEndsALineAtTheEndOfARead(t *testing.T) {
 		{"a\n\r|\nb\n", "!a\n|b"},
 		{full + "|b\r\n|c\n", "!" + full + "b|c"},
 	} {
-		r := NewReader(reads(tc.reads), Commands, 8192)
+		r := NewReader(newChunkSource(tc.reads), Commands, 8192)
 		var lines []string
 		for {
 			line, err := r.ReadLine(limit)
@@ -286,7 +286,7 @@ func TestAnLFAloneEndsALineAtTheEndOfARead(t *testing.T) {
 		if got := strings.Join(lines, "|"); got != tc.lines {
 			t.Errorf("%.40q: lines %q, want %q", tc.reads, got, tc.lines)
 		}
-		all, _, err := frames(NewReader(reads(tc.reads), Commands, 8192))
+		all, _, err := readFrames(NewReader(newChunkSource(tc.reads), Commands, 8192))
 		taken, refused := tc.lines, strings.Contains(tc.lines, "!")
 		if refused {
 			taken = taken[:strings.IndexByte(taken, '!')]
@@ -301,10 +301,10 @@ func TestAnLFAloneEndsALineAtTheEndOfARead(t *testing.T) {
 
 // An LF alone counts as one byte of its line, and is looked for behind a Part and past a
 // line that is too long too.
-func TestALongLineMayEndInLFAlone(t *testing.T) {
+func TestLongLineMayEndInBareLF(t *testing.T) {
 	long := strings.Repeat("x", 2000)
 	r := NewReader(strings.NewReader(long+"\n"), Commands, 512)
-	if all, ends, err := frames(r); err != io.EOF || string(all) != long+"\r\n" || fmt.Sprint(ends) != "[2002]" {
+	if all, ends, err := readFrames(r); err != io.EOF || string(all) != long+"\r\n" || fmt.Sprint(ends) != "[2002]" {
 		t.Errorf("%d bytes, ends %v, %v", len(all), ends, err)
 	}
 	for limit, want := range map[int]error{2001: nil, 2000: ErrLineTooLong} {
@@ -319,56 +319,56 @@ func TestALongLineMayEndInLFAlone(t *testing.T) {
 	}
 }
 
-// arrived is a source of which all has arrived, up to the cut, and a Looker.
-type arrived struct {
-	pieces []string
-	looks  int
+// chunkedTryReader is a source of which all has arrived, up to the cut, and a Looker.
+type chunkedTryReader struct {
+	chunks   []string
+	tryReads int
 }
 
-func (a *arrived) Read(p []byte) (int, error) {
-	if len(a.pieces) == 0 {
+func (a *chunkedTryReader) Read(p []byte) (int, error) {
+	if len(a.chunks) == 0 {
 		return 0, io.EOF
 	}
-	n := copy(p, a.pieces[0])
-	if a.pieces[0] = a.pieces[0][n:]; a.pieces[0] == "" {
-		a.pieces[0] = "|" // the cut
+	n := copy(p, a.chunks[0])
+	if a.chunks[0] = a.chunks[0][n:]; a.chunks[0] == "" {
+		a.chunks[0] = "|" // the cut
 	}
 	if n == 0 || p[0] == '|' {
-		a.pieces = a.pieces[1:]
+		a.chunks = a.chunks[1:]
 		return a.Read(p)
 	}
 	return n, nil
 }
 
-func (a *arrived) ReadNow(p []byte) (int, error) {
-	a.looks++
-	if len(a.pieces) == 0 || a.pieces[0] == "|" {
+func (a *chunkedTryReader) TryRead(p []byte) (int, error) {
+	a.tryReads++
+	if len(a.chunks) == 0 || a.chunks[0] == "|" {
 		return 0, errors.New("nothing")
 	}
 	return a.Read(p)
 }
 
 // No length of a line makes a difference: the buffer's end is no cut.
-func TestALineThatFillsTheBufferMayEndInLF(t *testing.T) {
+func TestLineThatFillsTheBufferMayEndInBareLF(t *testing.T) {
 	for _, size := range []int{minBuffer, 1024, 2048, 4096} {
 		for n := size - 1; n <= min(size+1, 4096); n++ {
 			line := strings.Repeat("x", n-1)
-			for behind, want := range map[string]error{"": io.EOF, "b\r\n": ErrLineEnding, "\n": ErrLineEnding, "\r\n": ErrLineEnding} {
-				src := &arrived{pieces: []string{line + "\n" + behind, "c\r\n"}}
-				all, _, err := frames(NewReader(src, Commands, 4096))
+			for following, want := range map[string]error{"": io.EOF, "b\r\n": ErrLineEnding, "\n": ErrLineEnding, "\r\n": ErrLineEnding} {
+				src := &chunkedTryReader{chunks: []string{line + "\n" + following, "c\r\n"}}
+				all, _, err := readFrames(NewReader(src, Commands, 4096))
 				taken := line + "\r\nc\r\n"
 				if want != io.EOF {
 					taken = ""
 				}
-				if string(all) != taken || !errors.Is(err, want) || src.looks > 1 {
-					t.Errorf("%d bytes and %q: %d bytes are framed, %d looks, %v", n, behind, len(all), src.looks, err)
+				if string(all) != taken || !errors.Is(err, want) || src.tryReads > 1 {
+					t.Errorf("%d bytes and %q: %d bytes are framed, %d looks, %v", n, following, len(all), src.tryReads, err)
 				}
 			}
-			src := &arrived{pieces: []string{line[1:] + "\r\n", "c\r\n"}}
-			if all, _, err := frames(NewReader(src, Commands, 4096)); len(all) != n+len("\nc\r\n")-1 || err != io.EOF || src.looks > 0 {
-				t.Errorf("%d bytes and CRLF: %d bytes are framed, %d looks, %v", n, len(all), src.looks, err)
+			src := &chunkedTryReader{chunks: []string{line[1:] + "\r\n", "c\r\n"}}
+			if all, _, err := readFrames(NewReader(src, Commands, 4096)); len(all) != n+len("\nc\r\n")-1 || err != io.EOF || src.tryReads > 0 {
+				t.Errorf("%d bytes and CRLF: %d bytes are framed, %d looks, %v", n, len(all), src.tryReads, err)
 			}
-			r := NewReader(&arrived{pieces: []string{line + "\n"}}, Commands, 4096)
+			r := NewReader(&chunkedTryReader{chunks: []string{line + "\n"}}, Commands, 4096)
 			if got, err := r.ReadLine(4096); string(got) != line || err != nil {
 				t.Errorf("%d bytes: a line of %d, %v", n, len(got), err)
 			}
@@ -376,8 +376,8 @@ func TestALineThatFillsTheBufferMayEndInLF(t *testing.T) {
 	}
 }
 
-// reads is a source whose reads bring what stands between the bars.
-func reads(text string) io.Reader {
+// newChunkSource is a source whose reads bring what stands between the bars.
+func newChunkSource(text string) io.Reader {
 	var all []io.Reader
 	for piece := range strings.SplitSeq(text, "|") {
 		all = append(all, strings.NewReader(piece))
@@ -385,10 +385,10 @@ func reads(text string) io.Reader {
 	return io.MultiReader(all...)
 }
 
-func TestReadySegmentsLieSideBySideUntilTheNextFill(t *testing.T) {
+func TestBufferedSegmentsAreContiguousUntilFill(t *testing.T) {
 	const stream = "* 1 FETCH (BODY[] {5}\r\nhello)\r\n* 2 EXISTS\r\na OK\r\n* 3 EX"
 	r := NewReader(strings.NewReader(stream), Responses, 512)
-	if _, ok, err := r.Ready(); ok || err != nil {
+	if _, ok, err := r.NextBuffered(); ok || err != nil {
 		t.Fatalf("ready before anything was read: %v, %v", ok, err)
 	}
 	if err := r.Fill(); err != nil {
@@ -396,7 +396,7 @@ func TestReadySegmentsLieSideBySideUntilTheNextFill(t *testing.T) {
 	}
 	var run []byte
 	for {
-		s, ok, err := r.Ready()
+		s, ok, err := r.NextBuffered()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -409,10 +409,10 @@ func TestReadySegmentsLieSideBySideUntilTheNextFill(t *testing.T) {
 		}
 		run = run[:len(run)+len(s.Bytes)]
 	}
-	if want := stream[:len(stream)-len("* 3 EX")]; string(run) != want || !r.Between() {
-		t.Errorf("%q, between %v", run, r.Between())
+	if want := stream[:len(stream)-len("* 3 EX")]; string(run) != want || !r.AtBoundary() {
+		t.Errorf("%q, between %v", run, r.AtBoundary())
 	}
-	old := r.Swap(make([]byte, 6))
+	old := r.SwapBuffer(make([]byte, 6))
 	if len(old) != 512 || string(r.Peek()) != "* 3 EX" {
 		t.Errorf("%d bytes of buffer came back, %q is unread", len(old), r.Peek())
 	}

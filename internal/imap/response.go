@@ -21,14 +21,14 @@ const (
 
 // Response is one line of a server. Strings are copies; Line is the caller's.
 type Response struct {
-	Kind   ResponseKind
-	Tag    string // Tagged only
-	Name   string // upper case: OK NO BAD BYE PREAUTH, or CAPABILITY, ID …; a number's second word
-	Code   string // the response code's name, upper case: CAPABILITY, UNAVAILABLE …; "" without one
-	Arg    string // what follows the code's name, inside the brackets
-	Text   string // human text of a status, or the data behind Name
-	Status bool   // Name is one of OK NO BAD BYE PREAUTH
-	Line   []byte // the line without its CRLF
+	Kind     ResponseKind
+	Tag      string // Tagged only
+	Name     string // upper case: OK NO BAD BYE PREAUTH, or CAPABILITY, ID …; a number's second word
+	Code     string // the response code's name, upper case: CAPABILITY, UNAVAILABLE …; "" without one
+	Arg      string // what follows the code's name, inside the brackets
+	Text     string // human text of a status, or the data behind Name
+	IsStatus bool   // Name is one of OK NO BAD BYE PREAUTH
+	Line     []byte // the line without its CRLF
 }
 
 // ParseResponse reads one response line without its CRLF.
@@ -44,34 +44,34 @@ func ParseResponse(line []byte) (Response, error) {
 		return res, ErrResponse
 	}
 	if string(first) != "*" {
-		if !validTag(first) {
+		if !isValidTag(first) {
 			return res, ErrResponse
 		}
 		res.Kind, res.Tag = Tagged, string(first)
 	}
 	name, data, _ := bytes.Cut(rest, []byte(" "))
-	_, isNumber := number(name)
+	_, isNumber := parseNumber(name)
 	if isNumber && res.Kind == Untagged {
 		name, data, _ = bytes.Cut(data, []byte(" "))
 	}
 	res.Name = strings.ToUpper(string(name))
-	res.Status = statusWord(name)
-	if isNumber && res.Status { // "* 5 OK" is nothing, least of all a greeting
+	res.IsStatus = isStatusWord(name)
+	if isNumber && res.IsStatus { // "* 5 OK" is nothing, least of all a greeting
 		return res, ErrResponse
 	}
-	if res.Name == "" || res.Kind == Tagged && !res.Status {
+	if res.Name == "" || res.Kind == Tagged && !res.IsStatus {
 		return res, ErrResponse
 	}
 	res.Text = string(data)
-	if res.Status && strings.HasPrefix(res.Text, "[") {
-		return res.code()
+	if res.IsStatus && strings.HasPrefix(res.Text, "[") {
+		return res.parseCode()
 	}
 	return res, nil
 }
 
-// code splits "[NAME arg] text".
-func (res Response) code() (Response, error) {
-	end := codeEnd(res.Text)
+// parseCode splits "[NAME arg] text".
+func (res Response) parseCode() (Response, error) {
+	end := findCodeEnd(res.Text)
 	if end < 0 {
 		return res, ErrResponse
 	}
@@ -82,10 +82,10 @@ func (res Response) code() (Response, error) {
 	return res, nil
 }
 
-// codeEnd is where the bracket closes that text opens with. A quoted string
+// findCodeEnd is where the bracket closes that text opens with. A quoted string
 // inside, as in [BADCHARSET ("x]y")], may hold a bracket; an unpaired quote is
 // text.
-func codeEnd(text string) int {
+func findCodeEnd(text string) int {
 	quoted := false
 	for i := 1; i < len(text); i++ {
 		switch {
@@ -114,12 +114,12 @@ func isStatus(line []byte) bool {
 	if j := bytes.IndexAny(word, " \r"); j >= 0 {
 		word = word[:j]
 	}
-	return statusWord(word)
+	return isStatusWord(word)
 }
 
-func statusWord(w []byte) bool {
+func isStatusWord(w []byte) bool {
 	for _, s := range [...]string{"OK", "NO", "BAD", "BYE", "PREAUTH"} {
-		if equalFold(w, s) {
+		if equalFoldASCII(w, s) {
 			return true
 		}
 	}
@@ -130,17 +130,17 @@ func statusWord(w []byte) bool {
 // they are doing (RFC 9051 §7.1).
 func IsAlert(response []byte) bool {
 	rest, untagged := bytes.CutPrefix(response, []byte("* "))
-	if !untagged || !HasWord(rest, "OK") && !HasWord(rest, "NO") {
+	if !untagged || !HasWordPrefix(rest, "OK") && !HasWordPrefix(rest, "NO") {
 		return false
 	}
 	code, ok := bytes.CutPrefix(rest[len("OK"):], []byte(" ["))
-	return ok && HasWord(code, "ALERT")
+	return ok && HasWordPrefix(code, "ALERT")
 }
 
-// HasWord says whether b begins with the word, given in upper case, and nothing
+// HasWordPrefix says whether b begins with the word, given in upper case, and nothing
 // of a longer one. It allocates nothing.
-func HasWord(b []byte, word string) bool {
-	if len(b) < len(word) || !equalFold(b[:len(word)], word) {
+func HasWordPrefix(b []byte, word string) bool {
+	if len(b) < len(word) || !equalFoldASCII(b[:len(word)], word) {
 		return false
 	}
 	if len(b) == len(word) {
@@ -153,9 +153,9 @@ func HasWord(b []byte, word string) bool {
 	return false
 }
 
-// equalFold compares with an upper-case ASCII word; it does not fold Unicode,
+// equalFoldASCII compares with an upper-case ASCII word; it does not fold Unicode,
 // and it does not allocate.
-func equalFold(b []byte, upper string) bool {
+func equalFoldASCII(b []byte, upper string) bool {
 	if len(b) != len(upper) {
 		return false
 	}

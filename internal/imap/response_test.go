@@ -40,28 +40,28 @@ func TestParseResponse(t *testing.T) {
 func FuzzBackendResponse(f *testing.F) {
 	f.Add([]byte("a NO [BADCHARSET (\"x]\")] no\r\n* 1 FETCH (X {2}\r\nab)\r\n"), []byte{1})
 	f.Fuzz(func(t *testing.T, stream, sizes []byte) {
-		_, ends, _ := frames(NewReader(&chunked{b: stream}, Responses, 512))
-		_, cut, _ := frames(NewReader(&chunked{b: stream, sizes: sizes}, Responses, 512))
+		_, ends, _ := readFrames(NewReader(&chunkReader{b: stream}, Responses, 512))
+		_, cut, _ := readFrames(NewReader(&chunkReader{b: stream, sizes: sizes}, Responses, 512))
 		if fmt.Sprint(ends) != fmt.Sprint(cut) {
 			t.Fatalf("chunking changed the ends: %v, %v", ends, cut)
 		}
 		line, _, _ := strings.Cut(string(stream), "\r\n")
 		res, err := ParseResponse([]byte(line))
-		if err == nil && res.Kind == Untagged && isStatus([]byte(line)) != res.Status && res.Status {
+		if err == nil && res.Kind == Untagged && isStatus([]byte(line)) != res.IsStatus && res.IsStatus {
 			t.Fatalf("framing and parsing disagree on %q", line)
 		}
 	})
 }
 
-func TestCapsKeepTheServersWords(t *testing.T) {
+func TestCapsKeepTheServersSpelling(t *testing.T) {
 	c := ParseCaps("IMAP4rev1  auth=plain X]Y Id\x01 SASL-IR")
-	if c.String() != "IMAP4rev1 auth=plain SASL-IR" || !c.Has("AUTH=PLAIN") || c.Has("ID") || !c.Known() {
+	if c.String() != "IMAP4rev1 auth=plain SASL-IR" || !c.Has("AUTH=PLAIN") || c.Has("ID") || !c.IsKnown() {
 		t.Errorf("%q", c.String())
 	}
 	if got := c.Without(func(s string) bool { return strings.HasPrefix(s, "AUTH=") }); got.String() != "IMAP4rev1 SASL-IR" || got.Has("AUTH=PLAIN") {
 		t.Errorf("%q", got.String())
 	}
-	if ParseCaps("").Known() || (Caps{}).Has("X") {
+	if ParseCaps("").IsKnown() || (Caps{}).Has("X") {
 		t.Error("no list is a list")
 	}
 }
@@ -99,9 +99,9 @@ func FuzzParseSet(f *testing.F) {
 	})
 }
 
-func TestQuotedRefusesWhatEndsALine(t *testing.T) {
+func TestAppendQuotedRejectsControlCharacters(t *testing.T) {
 	for _, s := range []string{"a\r", "a\n", "a\x00", "\x7f", "é"} {
-		if b, err := AppendQuoted(nil, s); !errors.Is(err, ErrUnsafe) {
+		if b, err := AppendQuoted(nil, s); !errors.Is(err, ErrUnquotable) {
 			t.Errorf("%q became %q", s, b)
 		}
 	}
@@ -110,18 +110,18 @@ func TestQuotedRefusesWhatEndsALine(t *testing.T) {
 	}
 }
 
-func TestCancellationBeatsALaterLimit(t *testing.T) {
+func TestCancellationOverridesALaterDeadline(t *testing.T) {
 	client, server := net.Pipe()
 	defer client.Close()
 	c := NewConn(server, Commands, 512)
 	ctx, cancel := context.WithCancel(context.Background())
-	release := c.Bind(ctx)
-	c.Limit(time.Now().Add(time.Hour))
+	release := c.BindContext(ctx)
+	c.SetDeadline(time.Now().Add(time.Hour))
 	cancel()
 	if _, err := c.ReadLine(100); err == nil {
 		t.Fatal("read on after the cancellation")
 	}
-	c.Limit(time.Now().Add(time.Hour))
+	c.SetDeadline(time.Now().Add(time.Hour))
 	if _, err := c.ReadLine(100); err == nil {
 		t.Fatal("a later limit revived the connection")
 	}
@@ -130,7 +130,7 @@ func TestCancellationBeatsALaterLimit(t *testing.T) {
 	}
 }
 
-func TestUpgradeRefusesBytesReadTooFar(t *testing.T) {
+func TestUpgradeRejectsBufferedBytes(t *testing.T) {
 	client, server := net.Pipe()
 	defer client.Close()
 	c := NewConn(server, Commands, 512)
@@ -147,7 +147,7 @@ func TestUpgradeRefusesBytesReadTooFar(t *testing.T) {
 	}
 }
 
-func TestPeekLeavesTheBytesWhereTheyAre(t *testing.T) {
+func TestPeekDoesNotConsume(t *testing.T) {
 	r := NewReader(strings.NewReader("a\r\n* b\r\n"), Responses, 512)
 	if got := r.Peek(); len(got) != 0 {
 		t.Errorf("before the first read: %q", got)
@@ -155,7 +155,7 @@ func TestPeekLeavesTheBytesWhereTheyAre(t *testing.T) {
 	if _, err := r.ReadLine(100); err != nil {
 		t.Fatal(err)
 	}
-	if got := string(r.Peek()); got != "* b\r\n" || r.Buffered() != len(got) || string(r.Rest()) != got {
+	if got := string(r.Peek()); got != "* b\r\n" || r.Buffered() != len(got) || string(r.TakeBuffered()) != got {
 		t.Errorf("%q", got)
 	}
 }

@@ -32,10 +32,10 @@ func ParseSet(s string) (Set, error) {
 	var set Set
 	for item := range strings.SplitSeq(s, ",") {
 		a, b, isRange := strings.Cut(item, ":")
-		first, err := setNumber(a)
+		first, err := parseSetNumber(a)
 		last := first
 		if err == nil && isRange {
-			last, err = setNumber(b)
+			last, err = parseSetNumber(b)
 		}
 		if err != nil {
 			return nil, err
@@ -45,11 +45,11 @@ func ParseSet(s string) (Set, error) {
 	return set, nil
 }
 
-func setNumber(s string) (uint32, error) {
+func parseSetNumber(s string) (uint32, error) {
 	if s == "*" {
 		return Star, nil
 	}
-	n, ok := number([]byte(s))
+	n, ok := parseNumber([]byte(s))
 	if !ok || n == 0 || n >= Star {
 		return 0, ErrSet
 	}

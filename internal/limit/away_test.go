@@ -24,10 +24,10 @@ func TestARedisThatLostEverythingIsToldAgain(t *testing.T) {
 	if err := one.Ban(t.Context(), banned, time.Hour, ""); err != nil {
 		t.Fatal(err)
 	}
-	testbed.Within(t, patienceOf, "the other to know the ban", func() bool { _, ok := two.bans.covers(at("203.0.113.1"), two.now()); return ok })
+	testbed.Eventually(t, patienceOf, "the other to know the ban", func() bool { _, ok := two.bans.covers(at("203.0.113.1"), two.now()); return ok })
 	r.CLI("flushall")
-	testbed.Within(t, patienceOf, "Redis to know all sessions again", func() bool { return sessionsOf(t, one, alice) == 10 })
-	testbed.Within(t, patienceOf, "Redis to know the ban again", func() bool { all, err := one.Bans(t.Context()); return err == nil && len(all) == 1 })
+	testbed.Eventually(t, patienceOf, "Redis to know all sessions again", func() bool { return sessionsOf(t, one, alice) == 10 })
+	testbed.Eventually(t, patienceOf, "Redis to know the ban again", func() bool { all, err := one.Bans(t.Context()); return err == nil && len(all) == 1 })
 	if _, err := enter(t, two, at("10.9.9.9"), alice); reason(err) != UserConnections {
 		t.Fatalf("an eleventh session: %v", err)
 	}
@@ -53,7 +53,7 @@ func TestSessionsBegunWithoutRedisAreCountedWhenItIsBack(t *testing.T) {
 		t.Fatalf("without Redis %d of 4 came in", len(during))
 	}
 	r.Restart()
-	testbed.Within(t, patienceOf, "Redis to know of 7", func() bool { return sessionsOf(t, two, alice) == 7 })
+	testbed.Eventually(t, patienceOf, "Redis to know of 7", func() bool { return sessionsOf(t, two, alice) == 7 })
 	in := hammer(t, 20, alice, two)
 	if len(in) != 3 {
 		t.Fatalf("%d more came in, there was room for 3", len(in))
@@ -81,9 +81,9 @@ func TestWithoutRedisTheLocalLimitsHold(t *testing.T) {
 			harm(r)
 			entered, began := 0, time.Now()
 			for i := range 20 {
-				v := arrive(t, g.Gate, netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}))
+				v := arrive(t, g.Limiter, netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}))
 				before := late.n.Load()
-				err := v.Enter(late.of(t.Context()), user(t, "alice"))
+				err := v.BeginSession(late.of(t.Context()), user(t, "alice"))
 				if n := late.n.Load() - before; n > 1 {
 					t.Errorf("login %d waited %d times", i, n)
 				}
@@ -91,7 +91,7 @@ func TestWithoutRedisTheLocalLimitsHold(t *testing.T) {
 					entered++
 					continue
 				}
-				v.Leave()
+				v.Close()
 				if reason(err) != UserConnections {
 					t.Errorf("login %d: %v", i, err)
 				}
@@ -100,18 +100,18 @@ func TestWithoutRedisTheLocalLimitsHold(t *testing.T) {
 				t.Errorf("%d of 20 came in, the limit is 10", entered)
 			}
 			if name != "wrong type" {
-				testbed.Within(t, patienceOf, "Redis to be told as away", down.Load)
+				testbed.Eventually(t, patienceOf, "Redis to be told as away", down.Load)
 			}
-			v := arrive(t, g.Gate, at("192.0.2.1"))
+			v := arrive(t, g.Limiter, at("192.0.2.1"))
 			for i := range 10 {
-				v.Failed(late.of(t.Context()), user(t, "bob"), secret("%d", i))
+				v.LoginFailed(late.of(t.Context()), user(t, "bob"), secret("%d", i))
 			}
-			v.Leave()
-			if _, err := g.Arrive("imaps", at("192.0.2.1")); reason(err) != Banned {
+			v.Close()
+			if _, err := g.Open("imaps", at("192.0.2.1")); reason(err) != Banned {
 				t.Errorf("ten failures without Redis: %v", err)
 			}
 			// Those who find out, and one each time that Redis is tried again.
-			if n, most := late.n.Load(), int64(breaker.After+time.Since(began)/breaker.For+1); n > most {
+			if n, most := late.n.Load(), int64(breaker.Threshold+time.Since(began)/breaker.TrialInterval+1); n > most {
 				t.Errorf("logins have waited %d times, want %d at most", n, most)
 			}
 		})
@@ -130,7 +130,7 @@ func apart(t *testing.T, cfg Config, before func(one, two *gateway)) (one, two *
 	}}
 	one, two = runHooked(t, cfg, dial(t, r.Address), hooks), runHooked(t, cfg, dial(t, r.Address), hooks)
 	for _, g := range []*gateway{one, two} {
-		testbed.Within(t, patienceOf, "them to know of each other", func() bool {
+		testbed.Eventually(t, patienceOf, "them to know of each other", func() bool {
 			g.shared.mu.Lock()
 			defer g.shared.mu.Unlock()
 			return g.shared.alive == 2
@@ -138,14 +138,14 @@ func apart(t *testing.T, cfg Config, before func(one, two *gateway)) (one, two *
 	}
 	before(one, two)
 	r.Kill()
-	testbed.Within(t, patienceOf, "both to miss Redis", func() bool { return down.Load() == 2 })
+	testbed.Eventually(t, patienceOf, "both to miss Redis", func() bool { return down.Load() == 2 })
 	return one, two
 }
 
 func TestWithoutRedisGatewaysShareWhatEverybodyHas(t *testing.T) {
 	cfg := quick()
 	cfg.Settings.Total, cfg.Settings.PerUser = 11, 5
-	var here []*Visit
+	var here []*Conn
 	come := func(g *gateway, n byte) error {
 		addr := netip.AddrFrom4([4]byte{10, 0, 0, n})
 		v, err := enter(t, g, addr, user(t, "user"+addr.String()))
@@ -181,15 +181,15 @@ func TestWithoutRedisGatewaysShareWhatEverybodyHas(t *testing.T) {
 
 func TestWithoutRedisOnlyTheRestOfALimitIsDivided(t *testing.T) {
 	cfg := quick()
-	cfg.Failures = Failures{PerUserTotal: 10}
+	cfg.Failures = Failures{PerUserDay: 10}
 	victim := user(t, "victim")
 	try := func(g *gateway, n byte) error {
-		_, err := guess(t, g.Gate, netip.AddrFrom4([4]byte{10, n, 0, 1}), victim, secret("%d", n))
+		_, err := guess(t, g.Limiter, netip.AddrFrom4([4]byte{10, n, 0, 1}), victim, secret("%d", n))
 		return err
 	}
 	one, two := apart(t, cfg, func(one, two *gateway) {
 		for _, g := range []*gateway{one, two} { // or it would not be refused anywhere
-			if _, err := logIn(t, g.Gate, at("198.51.100.7"), victim); err != nil {
+			if _, err := logIn(t, g.Limiter, at("198.51.100.7"), victim); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -216,11 +216,11 @@ func TestWithoutRedisOnlyTheRestOfALimitIsDivided(t *testing.T) {
 
 func TestWithoutRedisAnAttackerHasNoMoreGuessesAtAUser(t *testing.T) {
 	cfg := quick()
-	cfg.Failures = Failures{PerUserTotal: 10}
+	cfg.Failures = Failures{PerUserDay: 10}
 	victim, home := user(t, "victim"), at("198.51.100.7")
 	one, two := apart(t, cfg, func(one, two *gateway) {
 		for _, g := range []*gateway{one, two} {
-			if _, err := logIn(t, g.Gate, home, victim); err != nil {
+			if _, err := logIn(t, g.Limiter, home, victim); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -228,7 +228,7 @@ func TestWithoutRedisAnAttackerHasNoMoreGuessesAtAUser(t *testing.T) {
 	guesses := 0
 	for i := range byte(50) {
 		for _, g := range []*gateway{one, two} {
-			if _, err := guess(t, g.Gate, netip.AddrFrom4([4]byte{10, i, 0, 1}), victim, secret("%d", i)); err == nil {
+			if _, err := guess(t, g.Limiter, netip.AddrFrom4([4]byte{10, i, 0, 1}), victim, secret("%d", i)); err == nil {
 				guesses++
 			} else if reason(err) != UserFailures {
 				t.Fatal(err)
@@ -239,7 +239,7 @@ func TestWithoutRedisAnAttackerHasNoMoreGuessesAtAUser(t *testing.T) {
 		t.Errorf("two gateways looked at %d guesses, the limit is 10", guesses)
 	}
 	for _, g := range []*gateway{one, two} {
-		if _, err := logIn(t, g.Gate, home, victim); err != nil {
+		if _, err := logIn(t, g.Limiter, home, victim); err != nil {
 			t.Errorf("the victim at home: %v", err)
 		}
 	}

@@ -32,7 +32,7 @@ var errNoRoom = errors.New("limit: the table of bans is full of those made by ha
 type entry struct {
 	until time.Duration // of the gate
 	count int
-	why   Why
+	why   BanReason
 	lived bool
 	note  string
 }
@@ -71,15 +71,15 @@ func (b *banTable) covers(a netip.Addr, t time.Duration) (Ban, bool) {
 			continue
 		}
 		net, _ := a.Prefix(w % 1000)
-		if e, ok := b.nets[net]; ok && e.until-t > longest.For {
+		if e, ok := b.nets[net]; ok && e.until-t > longest.Remaining {
 			longest = e.ban(net, t)
 		}
 	}
-	return longest, longest.For > 0
+	return longest, longest.Remaining > 0
 }
 
 func (e entry) ban(net netip.Prefix, t time.Duration) Ban {
-	return Ban{Net: net, Why: e.why, For: e.until - t, Count: e.count, Lived: e.lived, Note: e.note}
+	return Ban{Net: net, Reason: e.why, Remaining: e.until - t, Count: e.count, Active: e.lived, Note: e.note}
 }
 
 // impose bans a network for first, or for twice as long for each ban before. A
@@ -104,13 +104,13 @@ func (b *banTable) impose(net netip.Prefix, e entry, lengths Bans, t time.Durati
 
 // length is that of a ban; count says which of its network it is, from 1.
 func (b Bans) length(count int) time.Duration {
-	d := b.First
+	d := b.Duration
 	for range min(count, 32) - 1 {
-		if d *= 2; d >= b.Longest {
+		if d *= 2; d >= b.MaxDuration {
 			break
 		}
 	}
-	return min(d, b.Longest)
+	return min(d, b.MaxDuration)
 }
 
 // put sets a ban as somebody else has decided it.
@@ -305,6 +305,6 @@ func (b *banTable) active(t time.Duration) (all []Ban) {
 // sortBans puts those first that end soonest.
 func sortBans(all []Ban) {
 	slices.SortFunc(all, func(a, b Ban) int {
-		return cmp.Or(cmp.Compare(a.For, b.For), a.Net.Addr().Compare(b.Net.Addr()))
+		return cmp.Or(cmp.Compare(a.Remaining, b.Remaining), a.Net.Addr().Compare(b.Net.Addr()))
 	})
 }

@@ -79,8 +79,8 @@ func TestOnlyABanThatWasThereIsRemoved(t *testing.T) {
 	r := testbed.StartRedis(t)
 	for name, client := range map[string]redis.UniversalClient{"alone": nil, "with Redis": dial(t, r.Address)} {
 		t.Run(name, func(t *testing.T) {
-			orders := make(chan Order, 16) // more than there are
-			g := runHooked(t, quick(), client, Hooks{OnOrder: func(o Order) { orders <- o }}).Gate
+			orders := make(chan BanRequest, 16) // more than there are
+			g := runHooked(t, quick(), client, Hooks{OnBanRequest: func(o BanRequest) { orders <- o }}).Limiter
 			operator := g
 			if client != nil {
 				operator = newGate(t, quick(), client) // which runs nowhere
@@ -91,25 +91,25 @@ func TestOnlyABanThatWasThereIsRemoved(t *testing.T) {
 				if err := operator.Ban(t.Context(), net, time.Hour, "by hand"); err != nil {
 					t.Fatal(err)
 				}
-				told(t, orders, Order{Net: net, For: time.Hour, Note: "by hand"})
+				told(t, orders, BanRequest{Net: net, Duration: time.Hour, Note: "by hand"})
 			}
 			for range 2 {
 				if _, err := operator.Unban(t.Context(), netip.MustParsePrefix("192.0.2.0/24")); err != nil {
 					t.Fatal(err)
 				}
 			}
-			told(t, orders, Order{Net: one})
+			told(t, orders, BanRequest{Net: one})
 			if _, err := g.Unban(t.Context(), other); err != nil {
 				t.Fatal(err)
 			}
-			told(t, orders, Order{Net: other}) // and nothing between them
+			told(t, orders, BanRequest{Net: other}) // and nothing between them
 		})
 	}
 }
 
 // told waits for the next order that is not of the probe of following, about the
 // one wanted.
-func told(t *testing.T, orders <-chan Order, want Order) {
+func told(t *testing.T, orders <-chan BanRequest, want BanRequest) {
 	t.Helper()
 	for {
 		select {
@@ -117,7 +117,7 @@ func told(t *testing.T, orders <-chan Order, want Order) {
 			if o.Net == probe {
 				continue
 			}
-			if o.Net != want.Net || o.Note != want.Note || !within(o.For, want.For) {
+			if o.Net != want.Net || o.Note != want.Note || !within(o.Duration, want.Duration) {
 				t.Fatalf("told %+v, not %+v", o, want)
 			}
 			return
@@ -143,12 +143,12 @@ func TestAMillionStrangersFit(t *testing.T) {
 	alloc, sys := memory()
 	for i := range 1_000_000 {
 		addr := netip.AddrFrom16([16]byte{0x20, 1, byte(i >> 16), byte(i >> 8), byte(i), 0, 0, byte(i), 15: 1})
-		v, err := g.Arrive("imaps", addr)
+		v, err := g.Open("imaps", addr)
 		if err != nil {
 			t.Fatal(err)
 		}
-		v.Failed(t.Context(), user(t, "user"+digits(i)), identity.NewSecret("Summer2024"))
-		v.Leave()
+		v.LoginFailed(t.Context(), user(t, "user"+digits(i)), identity.NewSecret("Summer2024"))
+		v.Close()
 	}
 	alloc2, sys2 := memory()
 	grown, process := (alloc2-alloc)>>20, (sys2-sys)>>20

@@ -20,7 +20,7 @@ import (
 )
 
 // patienceOf is how long anything between gateways may take here.
-const patienceOf = testbed.Patience
+const patienceOf = testbed.Timeout
 
 // dial makes a client as the gateway does: RESP2. It waits for as long as Config.wait.
 func dial(t testing.TB, addresses ...string) redis.UniversalClient {
@@ -67,13 +67,13 @@ func (w *waits) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Proces
 // quick are limits whose leases are short enough to wait for.
 func quick() Config {
 	c := wide()
-	c.Lease = 2 * time.Second
+	c.HeartbeatTTL = 2 * time.Second
 	return c
 }
 
 // gateway is a Gate that runs, until the test ends or kill.
 type gateway struct {
-	*Gate
+	*Limiter
 	kill func() // at once, as a power cut: nothing is given back
 }
 
@@ -106,14 +106,14 @@ func runHooked(t testing.TB, cfg Config, client redis.UniversalClient, hooks Hoo
 }
 
 // enter brings a user in, or says why not. A visit that was refused is left.
-func enter(t testing.TB, g *gateway, addr netip.Addr, u identity.User) (*Visit, error) {
+func enter(t testing.TB, g *gateway, addr netip.Addr, u identity.User) (*Conn, error) {
 	t.Helper()
-	v, err := g.Arrive("imaps", addr)
+	v, err := g.Open("imaps", addr)
 	if err != nil {
 		return nil, err
 	}
-	if err := v.Enter(t.Context(), u); err != nil {
-		v.Leave()
+	if err := v.BeginSession(t.Context(), u); err != nil {
+		v.Close()
 		return nil, err
 	}
 	return v, nil
@@ -121,10 +121,10 @@ func enter(t testing.TB, g *gateway, addr netip.Addr, u identity.User) (*Visit, 
 
 // hammer has many at once try to come in through all gateways, and gives those
 // who did.
-func hammer(t testing.TB, tries int, u identity.User, gates ...*gateway) []*Visit {
+func hammer(t testing.TB, tries int, u identity.User, gates ...*gateway) []*Conn {
 	t.Helper()
 	var mu sync.Mutex
-	var in []*Visit
+	var in []*Conn
 	var all sync.WaitGroup
 	turn := make(chan struct{}, 24) // more would wait for each other, not for Redis
 	for i := range tries {
@@ -145,15 +145,15 @@ func hammer(t testing.TB, tries int, u identity.User, gates ...*gateway) []*Visi
 	return in
 }
 
-func leaveAll(in []*Visit) {
+func leaveAll(in []*Conn) {
 	for _, v := range in {
-		v.Leave()
+		v.Close()
 	}
 }
 
 func sessionsOf(t testing.TB, g *gateway, u identity.User) int {
 	t.Helper()
-	a, err := g.ShowUser(t.Context(), u)
+	a, err := g.InspectUser(t.Context(), u)
 	if err != nil {
 		t.Logf("show: %v", err)
 		return -1
@@ -166,8 +166,8 @@ func sessionsOf(t testing.TB, g *gateway, u identity.User) int {
 var probe = netip.MustParsePrefix("198.18.0.1/32")
 
 // countOrders is a hook that counts all orders but those about probe.
-func countOrders(n *atomic.Int32) func(Order) {
-	return func(o Order) {
+func countOrders(n *atomic.Int32) func(BanRequest) {
+	return func(o BanRequest) {
 		if o.Net != probe {
 			n.Add(1)
 		}
@@ -184,13 +184,13 @@ func following(t *testing.T, gates ...*gateway) {
 		t.Fatal(err)
 	}
 	for _, g := range gates {
-		testbed.Within(t, patienceOf, "a ban to be followed", func() bool { _, ok := g.bans.covers(probe.Addr(), g.now()); return ok })
+		testbed.Eventually(t, patienceOf, "a ban to be followed", func() bool { _, ok := g.bans.covers(probe.Addr(), g.now()); return ok })
 	}
 	if _, err := operator.Unban(t.Context(), probe); err != nil {
 		t.Fatal(err)
 	}
 	for _, g := range gates {
-		testbed.Within(t, patienceOf, "its end to be followed", func() bool { _, ok := g.bans.covers(probe.Addr(), g.now()); return !ok })
+		testbed.Eventually(t, patienceOf, "its end to be followed", func() bool { _, ok := g.bans.covers(probe.Addr(), g.now()); return !ok })
 	}
 }
 

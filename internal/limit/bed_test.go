@@ -19,13 +19,13 @@ func usual() Config {
 	return Config{
 		Prefix: "imapgate:",
 		Settings: Settings{
-			PerUserAddress: 10, PerUser: 50, PerAddress: 100, Strangers: 20, NewPerMinute: 60, NewBurst: 30,
+			PerUserAddress: 10, PerUser: 50, PerAddress: 100, PreauthPerAddress: 20, NewPerMinute: 60, NewBurst: 30,
 		},
 		Failures: Failures{
-			PerMinute: 10, PerDay: 50, Delay: 2 * time.Second, MaxDelay: 15 * time.Second, PerUserHour: 10, PerUserTotal: 100,
+			PerMinute: 10, PerDay: 50, Delay: 2 * time.Second, MaxDelay: 15 * time.Second, PerUserHour: 10, PerUserDay: 100,
 			BanAfter: 10,
 		},
-		wait: testbed.Patience,
+		wait: testbed.Timeout,
 	}
 }
 
@@ -36,7 +36,7 @@ func wide() Config {
 	return c
 }
 
-func newGate(t testing.TB, cfg Config, client redis.UniversalClient) *Gate {
+func newGate(t testing.TB, cfg Config, client redis.UniversalClient) *Limiter {
 	t.Helper()
 	g, err := New(cfg, client, Hooks{}, zaptest.NewLogger(t))
 	if err != nil {
@@ -47,7 +47,7 @@ func newGate(t testing.TB, cfg Config, client redis.UniversalClient) *Gate {
 
 func user(t testing.TB, name string) identity.User {
 	t.Helper()
-	u, err := identity.Canon(name, "example.org")
+	u, err := identity.Canonicalize(name, "example.org")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,9 +61,9 @@ func secret(format string, args ...any) identity.Secret {
 func at(text string) netip.Addr { return netip.MustParseAddr(text) }
 
 // arrive lets somebody in who must be let in, and out again with the test.
-func arrive(t testing.TB, g *Gate, addr netip.Addr) *Visit {
+func arrive(t testing.TB, g *Limiter, addr netip.Addr) *Conn {
 	t.Helper()
-	v, err := g.Arrive("imaps", addr)
+	v, err := g.Open("imaps", addr)
 	if err != nil {
 		t.Fatalf("%v may not arrive: %v", addr, err)
 	}
@@ -71,31 +71,31 @@ func arrive(t testing.TB, g *Gate, addr netip.Addr) *Visit {
 }
 
 // logIn is a whole login that is right, and how long it had to wait.
-func logIn(t testing.TB, g *Gate, addr netip.Addr, u identity.User) (waited time.Duration, err error) {
+func logIn(t testing.TB, g *Limiter, addr netip.Addr, u identity.User) (waited time.Duration, err error) {
 	t.Helper()
-	return attempt(t, g, addr, u, func(v *Visit) error { return v.Enter(t.Context(), u) })
+	return attempt(t, g, addr, u, func(v *Conn) error { return v.BeginSession(t.Context(), u) })
 }
 
 // guess is a login that is wrong. It says what refused it before it was checked.
-func guess(t testing.TB, g *Gate, addr netip.Addr, u identity.User, password identity.Secret) (waited time.Duration, err error) {
+func guess(t testing.TB, g *Limiter, addr netip.Addr, u identity.User, password identity.Secret) (waited time.Duration, err error) {
 	t.Helper()
-	return attempt(t, g, addr, u, func(v *Visit) error {
-		v.Failed(t.Context(), u, password)
+	return attempt(t, g, addr, u, func(v *Conn) error {
+		v.LoginFailed(t.Context(), u, password)
 		return nil
 	})
 }
 
 // attempt is a visit with one login, of which checked is told if nothing refuses it
 // before.
-func attempt(t testing.TB, g *Gate, addr netip.Addr, u identity.User, checked func(*Visit) error) (waited time.Duration, err error) {
+func attempt(t testing.TB, g *Limiter, addr netip.Addr, u identity.User, checked func(*Conn) error) (waited time.Duration, err error) {
 	t.Helper()
-	v, err := g.Arrive("imaps", addr)
+	v, err := g.Open("imaps", addr)
 	if err != nil {
 		return 0, err
 	}
-	defer v.Leave()
+	defer v.Close()
 	began := time.Now()
-	err = v.Attempt(t.Context(), u)
+	err = v.BeginLogin(t.Context(), u)
 	waited = time.Since(began)
 	if err != nil {
 		return waited, err

@@ -23,7 +23,7 @@ func BenchmarkLogin(b *testing.B) {
 	}{{"local", false}, {"shared", true}} {
 		b.Run(c.name, func(b *testing.B) {
 			cfg := usual()
-			cfg.Settings = Settings{PerUserAddress: 1 << 20, PerUser: 1 << 20, PerAddress: 1 << 20, Strangers: 1 << 20, Total: 1 << 20, NewPerMinute: 1 << 20, NewBurst: 1 << 20}
+			cfg.Settings = Settings{PerUserAddress: 1 << 20, PerUser: 1 << 20, PerAddress: 1 << 20, PreauthPerAddress: 1 << 20, Total: 1 << 20, NewPerMinute: 1 << 20, NewBurst: 1 << 20}
 			var client redis.UniversalClient
 			if c.shared {
 				client = dial(b, testbed.StartRedis(b).Address)
@@ -34,18 +34,18 @@ func BenchmarkLogin(b *testing.B) {
 			}
 			began := cpu(b)
 			for i := 0; b.Loop(); i++ {
-				v, err := g.Arrive("imaps", at(fmt.Sprintf("192.0.2.%d", i%200)))
+				v, err := g.Open("imaps", at(fmt.Sprintf("192.0.2.%d", i%200)))
 				if err != nil {
 					b.Fatal(err)
 				}
 				u := user(b, fmt.Sprintf("user%d", i%1000))
-				if err := v.Attempt(b.Context(), u); err != nil {
+				if err := v.BeginLogin(b.Context(), u); err != nil {
 					b.Fatal(err)
 				}
-				if err := v.Enter(b.Context(), u); err != nil {
+				if err := v.BeginSession(b.Context(), u); err != nil {
 					b.Fatal(err)
 				}
-				v.Leave()
+				v.Close()
 			}
 			b.ReportMetric(float64(cpu(b)-began)/float64(b.N), "cpu-ns/op")
 		})

@@ -12,9 +12,9 @@ import (
 	"imapgate/internal/identity"
 )
 
-// Budgets are what one user's sessions may use together: commands and bytes in a
+// Quotas are what one user's sessions may use together: commands and bytes in a
 // second at each gateway, uploads in a day at all of them. 0 is no bound.
-type Budgets struct {
+type Quotas struct {
 	Commands int   // in a second
 	In       int64 // bytes from the clients, in a second
 	Out      int64 // bytes to the clients, in a second
@@ -32,11 +32,11 @@ const (
 	uploadKept = 48 * time.Hour
 )
 
-// Budget is what one user may still use. All of the user's sessions here share
+// Quota is what one user may still use. All of the user's sessions here share
 // it; its methods may be called by any goroutine.
-type Budget struct {
+type Quota struct {
 	// Set once.
-	gate              *Gate
+	gate              *Limiter
 	user              identity.User
 	upload            int64         // Budgets.Upload
 	commands, in, out *rate.Limiter // nil: no bound
@@ -45,15 +45,15 @@ type Budget struct {
 }
 
 // Command counts a command, and says how long it has to wait.
-func (b *Budget) Command() time.Duration { return spend(b.commands, 1) }
+func (b *Quota) Command() time.Duration { return spend(b.commands, 1) }
 
 // Read counts n bytes from a client, and says how long to leave the next ones
 // unread.
-func (b *Budget) Read(n int) time.Duration { return spend(b.in, n) }
+func (b *Quota) Read(n int) time.Duration { return spend(b.in, n) }
 
 // Written counts n bytes to a client, and says how long the next ones have to
 // wait.
-func (b *Budget) Written(n int) time.Duration { return spend(b.out, n) }
+func (b *Quota) Written(n int) time.Duration { return spend(b.out, n) }
 
 // spend takes n tokens, also those that are yet to come, and says when they will
 // all have.
@@ -70,7 +70,7 @@ func spend(l *rate.Limiter, n int) (wait time.Duration) {
 
 // Upload counts a message of n bytes, and says whether the day has room for it. It
 // asks Redis once, for no longer than ioTime.
-func (b *Budget) Upload(ctx context.Context, n int64) bool {
+func (b *Quota) Upload(ctx context.Context, n int64) bool {
 	g, most := b.gate, b.upload
 	if !g.uploads {
 		return true
@@ -103,8 +103,8 @@ func (b *Budget) Upload(ctx context.Context, n int64) bool {
 	return fits
 }
 
-// Overdraw counts bytes of messages that are on their way already.
-func (b *Budget) Overdraw(n int64) {
+// ForceUpload counts bytes of messages that are on their way already.
+func (b *Quota) ForceUpload(n int64) {
 	if !b.gate.uploads {
 		return
 	}
@@ -129,7 +129,7 @@ return {1, sum + n}
 `
 
 // uploadedToday is what a user has uploaded, at all gateways or without Redis here.
-func (g *Gate) uploadedToday(ctx context.Context, u identity.User) (int64, error) {
+func (g *Limiter) uploadedToday(ctx context.Context, u identity.User) (int64, error) {
 	today := time.Now().UTC().Format(time.DateOnly)
 	s := g.shared
 	if s == nil {
@@ -159,14 +159,14 @@ func (k keys) uploads(u identity.User, day string) string {
 type budgets struct {
 	// Guarded by mu.
 	mu   sync.Mutex
-	of   map[holder]*Budget // bound: the sessions there are
+	of   map[holder]*Quota // bound: the sessions there are
 	sums *simplelru.LRU[identity.User, uploads]
 }
 
 // holder is whose a budget is. A user has one for all listeners that say the same.
 type holder struct {
 	user identity.User
-	Budgets
+	Quotas
 }
 
 // uploads is what a user has uploaded on a day.
@@ -180,7 +180,7 @@ func newBudgets() *budgets {
 	if err != nil {
 		panic(err) // only of a size below 1
 	}
-	return &budgets{of: make(map[holder]*Budget), sums: sums}
+	return &budgets{of: make(map[holder]*Quota), sums: sums}
 }
 
 // upload adds n to the user's sum of the day, unless that would be too much.
@@ -224,11 +224,11 @@ func (b *budgets) uploaded(u identity.User, day string, sum int64) {
 	}
 }
 
-// Budget is what the user of a visit that has entered may use; nil when there is no
+// Quota is what the user of a visit that has entered may use; nil when there is no
 // bound. It is the visit's until Leave.
-func (v *Visit) Budget() *Budget {
-	g, at := v.gate, holder{v.user, v.limits.Budgets}
-	if v.stage != inHouse || at.Budgets == (Budgets{}) && !g.uploads {
+func (v *Conn) Quota() *Quota {
+	g, at := v.gate, holder{v.user, v.limits.Quotas}
+	if v.stage != inHouse || at.Quotas == (Quotas{}) && !g.uploads {
 		return nil
 	}
 	b := g.budgets
@@ -244,8 +244,8 @@ func (v *Visit) Budget() *Budget {
 	return v.budget
 }
 
-func (g *Gate) newBudget(at holder) *Budget {
-	return &Budget{
+func (g *Limiter) newBudget(at holder) *Quota {
+	return &Quota{
 		gate: g, user: at.user, upload: at.Upload, commands: bucket(int64(at.Commands)), in: bucket(at.In), out: bucket(at.Out),
 	}
 }
@@ -259,14 +259,14 @@ func bucket(perSecond int64) *rate.Limiter {
 
 // release lets go of a visit's budget. A user who comes back at once has a full
 // one: it is full after burst seconds anyway.
-func (b *budgets) release(v *Visit) {
+func (b *budgets) release(v *Conn) {
 	if v.budget == nil {
 		return
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if v.budget.sessions--; v.budget.sessions == 0 {
-		delete(b.of, holder{v.user, v.limits.Budgets})
+		delete(b.of, holder{v.user, v.limits.Quotas})
 	}
 	v.budget = nil
 }

@@ -20,7 +20,7 @@ const (
 
 // ban bans a network here and everywhere, and the network around it when it has
 // too many banned ones.
-func (g *Gate) ban(ctx context.Context, net netip.Prefix, why Why) {
+func (g *Limiter) ban(ctx context.Context, net netip.Prefix, why BanReason) {
 	around := near(net.Addr()) // of a wider one nobody knows who lives in it
 	lived := net.Bits() < around.Bits() || g.good.lived(around, g.now()) || g.livedElsewhere(ctx, around)
 	e := entry{why: why, lived: lived}
@@ -30,7 +30,7 @@ func (g *Gate) ban(ctx context.Context, net netip.Prefix, why Why) {
 	}
 	if longer, ok := g.banEverywhere(ctx, b); ok {
 		b = longer
-		e.until, e.count = g.now()+b.For, b.Count
+		e.until, e.count = g.now()+b.Remaining, b.Count
 		_ = g.bans.put(net, e, g.now()) // it has its place already
 	} else if g.shared != nil {
 		g.bans.owe(net)
@@ -43,7 +43,7 @@ func (g *Gate) ban(ctx context.Context, net netip.Prefix, why Why) {
 
 // livedElsewhere asks whether anybody has logged in from a network of late, at any
 // gateway.
-func (g *Gate) livedElsewhere(ctx context.Context, net netip.Prefix) bool {
+func (g *Limiter) livedElsewhere(ctx context.Context, net netip.Prefix) bool {
 	s := g.shared
 	if s == nil {
 		return false
@@ -59,12 +59,12 @@ func (g *Gate) livedElsewhere(ctx context.Context, net netip.Prefix) bool {
 
 // banEverywhere tells the other gateways of a ban. They may know of earlier ones of
 // that network, which make it longer.
-func (g *Gate) banEverywhere(ctx context.Context, b Ban) (Ban, bool) {
+func (g *Limiter) banEverywhere(ctx context.Context, b Ban) (Ban, bool) {
 	s := g.shared
 	if s == nil {
 		return b, false
 	}
-	r, err := s.ask(ctx, s.banCall(b, asMany, g.cfg.Bans.First, g.cfg.Bans.Longest))
+	r, err := s.ask(ctx, s.banCall(b, asMany, g.cfg.Bans.Duration, g.cfg.Bans.MaxDuration))
 	if err != nil {
 		return b, false
 	}
@@ -77,7 +77,7 @@ func (g *Gate) banEverywhere(ctx context.Context, b Ban) (Ban, bool) {
 	if !ok1 || !ok2 {
 		return b, false
 	}
-	b.For, b.Count = clamped(left), int(count)
+	b.Remaining, b.Count = clamped(left), int(count)
 	return b, true
 }
 
@@ -91,11 +91,11 @@ const (
 // banCall is one ban for Redis.
 func (s *shared) banCall(b Ban, how string, first, longest time.Duration) call {
 	lived := "0"
-	if b.Lived {
+	if b.Active {
 		lived = "1"
 	}
 	return call{s.scripts.ban, s.keys.bans(), []any{
-		b.Net.String(), first.Milliseconds(), longest.Milliseconds(), string(b.Why), lived, b.Note, how, maxBans,
+		b.Net.String(), first.Milliseconds(), longest.Milliseconds(), string(b.Reason), lived, b.Note, how, maxBans,
 	}}
 }
 
@@ -119,7 +119,7 @@ type cursor struct {
 
 // follow takes over what the other gateways and operators ban and lift; it ends
 // with ctx.
-func (g *Gate) follow(ctx context.Context) {
+func (g *Limiter) follow(ctx context.Context) {
 	var at cursor
 	for ctx.Err() == nil {
 		if next, err := g.catchUp(ctx, at); err == nil {
@@ -133,7 +133,7 @@ func (g *Gate) follow(ctx context.Context) {
 // catchUp applies the changes behind a cursor. When some are missing, everything
 // is read again. When Redis has lost what it knew, it is told too: it has fewer
 // changes than it had, or as many and others, or none behind those it had.
-func (g *Gate) catchUp(ctx context.Context, at cursor) (cursor, error) {
+func (g *Limiter) catchUp(ctx context.Context, at cursor) (cursor, error) {
 	s := g.shared
 	r, err := s.ask(ctx, call{s.scripts.changes, s.keys.bans(), []any{at.place}})
 	if err != nil {
@@ -183,9 +183,9 @@ func number(x any) int64 { n, _ := x.(int64); return n }
 func text(x any) string  { s, _ := x.(string); return s }
 
 // apply takes one change over. What cannot be read is not for this version.
-func (g *Gate) apply(c change) {
+func (g *Limiter) apply(c change) {
 	if c.kind == "forgive" {
-		if u, err := g.cfg.Names.Canon(c.who); err == nil && u.String() == c.who {
+		if u, err := g.cfg.Names.Canonicalize(c.who); err == nil && u.String() == c.who {
 			g.past.forgiveUser(u)
 		}
 		return
@@ -201,14 +201,14 @@ func (g *Gate) apply(c change) {
 		g.takeOver(net, c.left, c.record) // the order is on record already
 	case "ban":
 		if e, ok := parseEntry(c.record); ok && e.why == ByOperator {
-			g.hooks.OnOrder(Order{Net: net, For: clamped(c.left), Note: e.note})
+			g.hooks.OnBanRequest(BanRequest{Net: net, Duration: clamped(c.left), Note: e.note})
 		}
 		g.takeOver(net, c.left, c.record)
 	}
 }
 
 // takeOver enters a ban of somebody else's.
-func (g *Gate) takeOver(net netip.Prefix, left int64, record string) {
+func (g *Limiter) takeOver(net netip.Prefix, left int64, record string) {
 	if e, ok := parseEntry(record); ok && left > -remembered.Milliseconds() {
 		e.until = g.now() + time.Duration(min(left, longestBan.Milliseconds()))*time.Millisecond
 		_ = g.bans.put(net, e, g.now()) // without room: the operator's own bans fill the table
@@ -222,11 +222,11 @@ func parseEntry(record string) (e entry, ok bool) {
 		return e, false
 	}
 	n, err := strconv.Atoi(f[0])
-	return entry{count: min(max(n, 0), 64), lived: f[1] == "1", why: Why(f[2]), note: oneLine(f[3])}, err == nil
+	return entry{count: min(max(n, 0), 64), lived: f[1] == "1", why: BanReason(f[2]), note: oneLine(f[3])}, err == nil
 }
 
 // readAll enters all bans that Redis has; and settles what it has not.
-func (g *Gate) readAll(ctx context.Context, settle func(there map[netip.Prefix]bool)) error {
+func (g *Limiter) readAll(ctx context.Context, settle func(there map[netip.Prefix]bool)) error {
 	there := make(map[netip.Prefix]bool)
 	err := g.shared.eachBan(ctx, func(net netip.Prefix, left int64, record string) {
 		there[net] = true
@@ -264,7 +264,7 @@ func (s *shared) eachBan(ctx context.Context, each func(net netip.Prefix, left i
 // sayOwed tells Redis of bans that it could not be told of when they were imposed,
 // or has lost. Of several gateways that do so the first is believed, and the others
 // change nothing.
-func (g *Gate) sayOwed(ctx context.Context) {
+func (g *Limiter) sayOwed(ctx context.Context) {
 	s, owed := g.shared, g.bans.owed(g.now())
 	if len(owed) == 0 {
 		return
@@ -272,10 +272,10 @@ func (g *Gate) sayOwed(ctx context.Context) {
 	calls := make([]call, len(owed))
 	for i, b := range owed {
 		how := asMany
-		if b.Why == ByOperator {
+		if b.Reason == ByOperator {
 			how = asBefore
 		}
-		calls[i] = s.banCall(b, how, b.For, b.For)
+		calls[i] = s.banCall(b, how, b.Remaining, b.Remaining)
 	}
 	replies, err := s.ask(ctx, calls...)
 	for i, b := range owed {

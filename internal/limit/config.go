@@ -15,16 +15,16 @@ type Config struct {
 	Prefix    string // of the keys in Redis, such as "imapgate:"
 	Settings         // these three of every listener that Listeners does not name
 	Failures  Failures
-	Budgets   Budgets
+	Quotas    Quotas
 	Listeners map[string]Listener // by name
 	Preauth   int                 // connections before the login that this gateway has room for; 0: unknown
 
 	Bans     Bans
 	KnownFor time.Duration // how long a network is known behind a right login; default 30 days
 
-	// Lease is how long the sessions of a gateway that has died count at the
+	// HeartbeatTTL is how long the sessions of a gateway that has died count at the
 	// others. Default 45 s, so that they are gone within 60.
-	Lease time.Duration
+	HeartbeatTTL time.Duration
 
 	wait time.Duration // for Redis; default ioTime. Tests on busy machines have more
 
@@ -36,19 +36,19 @@ type Config struct {
 type Listener struct {
 	Settings
 	Failures Failures
-	Budgets  Budgets
+	Quotas   Quotas
 }
 
 // Settings say how many connections there may be.
 type Settings struct {
-	PerUserAddress int // sessions of a user from one address (IPv6: /64)
-	PerUser        int // sessions of a user
-	PerAddress     int // connections of an address, before the login or after
-	Strangers      int // connections of an address before the login, at this gateway
-	NetworkShare   int // percent of Config.Preauth that an IPv4 /24 or IPv6 /48 may have; a /56 half as much
-	Total          int // sessions of everybody
-	NewPerMinute   int // new connections of an address
-	NewBurst       int // how many of them may come at once
+	PerUserAddress        int // sessions of a user from one address (IPv6: /64)
+	PerUser               int // sessions of a user
+	PerAddress            int // connections of an address, before the login or after
+	PreauthPerAddress     int // connections of an address before the login, at this gateway
+	PreauthNetworkPercent int // percent of Config.PreauthTimeout that an IPv4 /24 or IPv6 /48 may have; a /56 half as much
+	Total                 int // sessions of everybody
+	NewPerMinute          int // new connections of an address
+	NewBurst              int // how many of them may come at once
 
 	// Exempt are networks no address of which is counted, delayed or banned; nor do
 	// failed logins from there count for users.
@@ -58,21 +58,21 @@ type Settings struct {
 
 // Failures says what failed logins cost.
 type Failures struct {
-	PerMinute    int           // of one address; the networks around it have 3 and 9 times as many
-	PerDay       int           // the same
-	Delay        time.Duration // the least time of a denial, and the first delay of the next login
-	MaxDelay     time.Duration // where doubling ends
-	PerUserHour  int           // of one user; then logins from networks the user is not known in are delayed
-	PerUserTotal int           // of one user in a day; then such logins are refused, of a user who is known anywhere
-	PerPairHour  int           // of one user in one network, known there or not; default 20
-	BanAfter     int           // of one address within Bans.Within
+	PerMinute          int           // of one address; the networks around it have 3 and 9 times as many
+	PerDay             int           // the same
+	Delay              time.Duration // the least time of a denial, and the first delay of the next login
+	MaxDelay           time.Duration // where doubling ends
+	PerUserHour        int           // of one user; then logins from networks the user is not known in are delayed
+	PerUserDay         int           // of one user in a day; then such logins are refused, of a user who is known anywhere
+	PerUserNetworkHour int           // of one user in one network, known there or not; default 20
+	BanAfter           int           // of one address within Bans.Window
 }
 
 // Bans are everywhere the same, whichever listener somebody has failed at.
 type Bans struct {
-	Within  time.Duration // default 10 minutes
-	First   time.Duration // each further one is twice as long; default 10 minutes
-	Longest time.Duration // default a day
+	Window      time.Duration // default 10 minutes
+	Duration    time.Duration // each further one is twice as long; default 10 minutes
+	MaxDuration time.Duration // default a day
 }
 
 const (
@@ -83,53 +83,53 @@ const (
 )
 
 func (c *Config) complete() error {
-	c.Lease, c.wait = cmp.Or(c.Lease, defaultLease), cmp.Or(c.wait, ioTime)
-	c.Failures.PerPairHour = cmp.Or(c.Failures.PerPairHour, defaultPairHour)
+	c.HeartbeatTTL, c.wait = cmp.Or(c.HeartbeatTTL, defaultLease), cmp.Or(c.wait, ioTime)
+	c.Failures.PerUserNetworkHour = cmp.Or(c.Failures.PerUserNetworkHour, defaultPairHour)
 	b := &c.Bans
-	b.Within, b.First = cmp.Or(b.Within, defaultBan), cmp.Or(b.First, defaultBan)
-	b.Longest = cmp.Or(b.Longest, max(day, b.First))
+	b.Window, b.Duration = cmp.Or(b.Window, defaultBan), cmp.Or(b.Duration, defaultBan)
+	b.MaxDuration = cmp.Or(b.MaxDuration, max(day, b.Duration))
 	c.KnownFor = cmp.Or(c.KnownFor, defaultKnown)
-	if b.Within < 0 || b.First < 0 || b.Longest < b.First || c.KnownFor < 0 {
+	if b.Window < 0 || b.Duration < 0 || b.MaxDuration < b.Duration || c.KnownFor < 0 {
 		return errors.New("limit: no time of bans may be below 0, nor the longest ban be shorter than the first")
 	}
 	return nil
 }
 
 // usual are the limits of listeners that have none of their own.
-func (c *Config) usual() *Listener { return &Listener{c.Settings, c.Failures, c.Budgets} }
+func (c *Config) usual() *Listener { return &Listener{c.Settings, c.Failures, c.Quotas} }
 
 // Reason says why somebody is refused. The set is closed.
 type Reason string
 
 // The reasons. They are stable names: metrics and the audit log show them.
 const (
-	Banned             Reason = "banned"               // the address is
-	AddressConnections Reason = "address_connections"  // Settings.PerAddress
-	StrangerPlaces     Reason = "address_before_login" // Settings.Strangers
-	NetworkPlaces      Reason = "network_before_login" // Settings.NetworkShare
-	ConnectionRate     Reason = "connection_rate"      // Settings.NewPerMinute
-	UserConnections    Reason = "user_connections"     // Settings.PerUser
-	UserAddress        Reason = "user_address"         // Settings.PerUserAddress
-	TotalSessions      Reason = "total"                // Settings.Total
-	AddressFailures    Reason = "address_failures"     // Failures.PerMinute, PerDay
-	UserFailures       Reason = "user_failures"        // Failures.PerUserTotal
-	PairFailures       Reason = "pair_failures"        // Failures.PerPairHour
+	Banned              Reason = "banned"               // the address is
+	AddressConnections  Reason = "address_connections"  // Settings.PerAddress
+	AddressPreauth      Reason = "address_before_login" // Settings.PreauthPerAddress
+	NetworkPreauth      Reason = "network_before_login" // Settings.PreauthNetworkPercent
+	ConnectionRate      Reason = "connection_rate"      // Settings.NewPerMinute
+	UserConnections     Reason = "user_connections"     // Settings.PerUser
+	UserAddress         Reason = "user_address"         // Settings.PerUserAddress
+	TotalSessions       Reason = "total"                // Settings.Total
+	AddressFailures     Reason = "address_failures"     // Failures.PerMinute, PerDay
+	UserFailures        Reason = "user_failures"        // Failures.PerUserDay
+	UserNetworkFailures Reason = "pair_failures"        // Failures.PerUserNetworkHour
 )
 
 // Reasons are all of them, for tables of metrics.
 func Reasons() []Reason {
 	return []Reason{
-		Banned, AddressConnections, StrangerPlaces, NetworkPlaces, ConnectionRate, UserConnections, UserAddress, TotalSessions,
-		AddressFailures, UserFailures, PairFailures,
+		Banned, AddressConnections, AddressPreauth, NetworkPreauth, ConnectionRate, UserConnections, UserAddress, TotalSessions,
+		AddressFailures, UserFailures, UserNetworkFailures,
 	}
 }
 
 // Refusal is the error of whoever may not come in.
 type Refusal struct {
-	Reason Reason
-	Net    netip.Prefix  // the network it is about, if one
-	Wait   time.Duration // until it is worth trying again; 0: when something ends
-	Shared bool          // it was the count of all gateways together
+	Reason     Reason
+	Net        netip.Prefix  // the network it is about, if one
+	RetryAfter time.Duration // until it is worth trying again; 0: when something ends
+	Shared     bool          // it was the count of all gateways together
 }
 
 func (r *Refusal) Error() string {
@@ -143,11 +143,11 @@ func (r *Refusal) Error() string {
 // Hooks are told what happens, for metrics and the audit log. Any may be nil.
 // They are called without a lock, by whoever noticed, and must not block.
 type Hooks struct {
-	OnRefused func(Reason)
-	OnBan     func(Ban)   // a ban imposed here, not those followed from others
-	OnOrder   func(Order) // an operator's, wherever it was given: once at each gateway
-	OnSpray   func(Spray) // password spraying is suspected, or no longer
-	OnRedis   func(up bool)
+	OnRefused    func(Reason)
+	OnBan        func(Ban)        // a ban imposed here, not those followed from others
+	OnBanRequest func(BanRequest) // an operator's, wherever it was given: once at each gateway
+	OnSpray      func(Spray)      // password spraying is suspected, or no longer
+	OnRedis      func(up bool)
 }
 
 func (h *Hooks) complete() {
@@ -157,8 +157,8 @@ func (h *Hooks) complete() {
 	if h.OnBan == nil {
 		h.OnBan = func(Ban) {}
 	}
-	if h.OnOrder == nil {
-		h.OnOrder = func(Order) {}
+	if h.OnBanRequest == nil {
+		h.OnBanRequest = func(BanRequest) {}
 	}
 	if h.OnSpray == nil {
 		h.OnSpray = func(Spray) {}
@@ -168,32 +168,32 @@ func (h *Hooks) complete() {
 	}
 }
 
-// Why is the cause of a ban.
-type Why string
+// BanReason is the cause of a ban.
+type BanReason string
 
 // The causes. Stable names.
 const (
-	ManyFailures Why = "failures"  // Failures.BanAfter
-	ManyBans     Why = "neighbors" // so many networks of 64 bits in one of 48
-	ByOperator   Why = "operator"
-	Merged       Why = "merged" // the table was full: a network around several banned ones
+	ManyFailures BanReason = "failures"  // Failures.BanAfter
+	ManyBans     BanReason = "neighbors" // so many networks of 64 bits in one of 48
+	ByOperator   BanReason = "operator"
+	Merged       BanReason = "merged" // the table was full: a network around several banned ones
 )
 
 // Ban is one banned network.
 type Ban struct {
-	Net   netip.Prefix
-	Why   Why
-	For   time.Duration // what is left of it
-	Count int           // which ban of this network it is, from 1
-	Lived bool          // somebody has logged in from there of late: not refused before it is known who comes
-	Note  string        // an operator's words
+	Net       netip.Prefix
+	Reason    BanReason
+	Remaining time.Duration // what is left of it
+	Count     int           // which ban of this network it is, from 1
+	Active    bool          // somebody has logged in from there of late: not refused before it is known who comes
+	Note      string        // an operator's words
 }
 
-// Order is a change of bans by an operator.
-type Order struct {
-	Net  netip.Prefix
-	For  time.Duration // of the ban; 0: it is lifted
-	Note string
+// BanRequest is a change of bans by an operator.
+type BanRequest struct {
+	Net      netip.Prefix
+	Duration time.Duration // of the ban; 0: it is lifted
+	Note     string
 }
 
 // Spray is a suspicion of many users being tried with few guesses each.

@@ -1,7 +1,7 @@
 package limit
 
-// Banned is how many networks are banned, as far as this gateway knows.
-func (g *Gate) Banned() (n int) {
+// BanCount is how many networks are banned, as far as this gateway knows.
+func (g *Limiter) BanCount() (n int) {
 	t := g.now()
 	g.bans.mu.RLock()
 	defer g.bans.mu.RUnlock()
@@ -13,8 +13,8 @@ func (g *Gate) Banned() (n int) {
 	return n
 }
 
-// Taken is how many places are taken at this gateway; none while nobody is in.
-func (g *Gate) Taken() (n int) {
+// CountersInUse is how many places are taken at this gateway; none while nobody is in.
+func (g *Limiter) CountersInUse() (n int) {
 	g.places.mu.Lock()
 	defer g.places.mu.Unlock()
 	for _, h := range g.places.held {

@@ -29,13 +29,13 @@ const (
 	// when one has to fall out.
 	sparedUsers = 8
 
-	// manyUsers tried from one address within Bans.Within are spraying.
+	// manyUsers tried from one address within Bans.Window are spraying.
 	manyUsers = 10
 
 	lastWrong = 10 // wrong passwords that are recognised, per user in a network
 	// maxUnnamed bounds the failed logins of nobody that are recognised.
 	maxUnnamed = 16 << 10
-	// unlikeOnes of a user in a network within Bans.Within count for the network: of
+	// unlikeOnes of a user in a network within Bans.Window count for the network: of
 	// failures without a password nobody can say whether they are one guess or many.
 	unlikeOnes = 3
 	hour       = time.Hour
@@ -61,7 +61,7 @@ type pastPair struct {
 	wrong   [lastWrong]uint32 // digests of passwords, newest first
 	unclear uint32            // digest of the one password that may have been right; 0: none
 	shown   time.Duration     // when that was shown last
-	unlike  window            // failures without a password, in Bans.Within
+	unlike  window            // failures without a password, in Bans.Window
 }
 
 // weight is what a failed login counts for.
@@ -77,7 +77,7 @@ const (
 // goodList.
 type failures struct {
 	// Set once.
-	within time.Duration // Bans.Within
+	within time.Duration // Bans.Window
 	siege  int           // failures of a day from which on a user is under attack
 	seed   maphash.Seed
 	secret [sha256.Size]byte // of the digests; they mean nothing outside this process
@@ -94,7 +94,7 @@ type failures struct {
 
 func newFailures(cfg *Config) *failures {
 	f := &failures{
-		within: cfg.Bans.Within, siege: max(cfg.Failures.PerUserHour, 2), seed: maphash.MakeSeed(),
+		within: cfg.Bans.Window, siege: max(cfg.Failures.PerUserHour, 2), seed: maphash.MakeSeed(),
 		nets: newTable[pastNet](maxPastNets), users: newTable[pastUser](maxPastUsers), pairs: newTable[pastPair](maxPastPairs),
 		exact: newTable[window](maxPastPairs), again: newTable[window](maxUnnamed), open: make(map[uint64]int32),
 	}
@@ -171,7 +171,7 @@ func (f *failures) weighUnnamed(net netip.Prefix, shown identity.Secret, t time.
 
 // mayBeRight reports whether a password can be the user's that a service has seen and
 // not judged: at most one can, so it is the first of the user in the network. It is
-// remembered until the user logs in there, or another password comes Bans.Within after
+// remembered until the user logs in there, or another password comes Bans.Window after
 // it was shown last: passwords change. repeats says how often it came in an hour, 0 for
 // the first time.
 func (f *failures) mayBeRight(at pair, password identity.Secret, t time.Duration) (repeats int, ok bool) {

@@ -17,7 +17,7 @@ const (
 // untold, they would count at the other gateways for a lease, to which everybody
 // comes back at once. The others hear of it when the last visit has left, and then
 // that this gateway is gone.
-func (g *Gate) farewell() {
+func (g *Limiter) farewell() {
 	s := g.shared
 	ctx, cancel := context.WithTimeout(context.Background(), farewellTime)
 	defer cancel()
@@ -34,7 +34,7 @@ func (g *Gate) farewell() {
 
 // settled writes what there is to write, and says whether nothing can follow: who
 // is still in has a place among all.
-func (g *Gate) settled(ctx context.Context) bool {
+func (g *Limiter) settled(ctx context.Context) bool {
 	for notes := g.places.batch(); len(notes) > 0; notes = g.places.batch() {
 		if !g.write(ctx, notes) {
 			return false

@@ -11,7 +11,7 @@ import (
 )
 
 // runToEnd runs a gate until stop, which waits for Run.
-func runToEnd(t *testing.T, g *Gate) (stop func()) {
+func runToEnd(t *testing.T, g *Limiter) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(cancel)
@@ -29,11 +29,11 @@ func TestAGatewayThatStopsMakesRoomAtTheOthersAtOnce(t *testing.T) {
 	r := testbed.StartRedis(t)
 	cfg := wide() // with leases of the real length
 	cfg.Settings.PerUserAddress = 3
-	one := &gateway{Gate: newGate(t, cfg, dial(t, r.Address))}
-	stop := runToEnd(t, one.Gate)
+	one := &gateway{Limiter: newGate(t, cfg, dial(t, r.Address))}
+	stop := runToEnd(t, one.Limiter)
 	two := runGate(t, cfg, dial(t, r.Address))
 	alice, phone := user(t, "alice"), at("192.0.2.1")
-	var in []*Visit
+	var in []*Conn
 	for range 3 {
 		v, err := enter(t, one, phone, alice)
 		if err != nil {
@@ -46,13 +46,13 @@ func TestAGatewayThatStopsMakesRoomAtTheOthersAtOnce(t *testing.T) {
 	}
 	leaveAll(in[:2])
 	// The last one leaves when the stop is under way.
-	go func() { in[2].Leave() }() // ends at once; Run waits for it
+	go func() { in[2].Close() }() // ends at once; Run waits for it
 	stop()
 	again, err := enter(t, two, phone, alice)
 	if err != nil {
 		t.Fatalf("behind the stop: %v", err)
 	}
-	again.Leave()
+	again.Close()
 	if alive := r.CLI("zcard", "imapgate:limit:gateways"); alive != "1" {
 		t.Errorf("%s gateways are thought to live", alive)
 	}
@@ -63,8 +63,8 @@ func TestAGatewayStopsAlsoWhenRedisIsAwayOrAVisitStays(t *testing.T) {
 	for name, trouble := range map[string]func(){"a visit stays": func() {}, "Redis is frozen": r.Freeze} {
 		cfg := wide()
 		cfg.wait = ioTime
-		g := &gateway{Gate: newGate(t, cfg, dial(t, r.Address))}
-		stop := runToEnd(t, g.Gate)
+		g := &gateway{Limiter: newGate(t, cfg, dial(t, r.Address))}
+		stop := runToEnd(t, g.Limiter)
 		v, err := enter(t, g, at("192.0.2.1"), user(t, "alice"))
 		if err != nil {
 			t.Fatal(err)
@@ -75,7 +75,7 @@ func TestAGatewayStopsAlsoWhenRedisIsAwayOrAVisitStays(t *testing.T) {
 		if took := time.Since(began); took < farewellTime {
 			t.Errorf("%s: stopped after %v", name, took)
 		}
-		v.Leave()
+		v.Close()
 	}
 }
 
@@ -90,7 +90,7 @@ func TestWhoLeavesAtTheLimitMayComeBackAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range 20 {
-		v.Leave()
+		v.Close()
 		if v, err = enter(t, one, at("192.0.2.1"), alice); err != nil {
 			t.Fatalf("time %d: %v", i, err)
 		}
@@ -99,9 +99,9 @@ func TestWhoLeavesAtTheLimitMayComeBackAtOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v.Leave()
+	v.Close()
 	third, err := enter(t, two, at("192.0.2.1"), alice)
-	testbed.Within(t, patienceOf, "the other gateway to hear of it", func() bool {
+	testbed.Eventually(t, patienceOf, "the other gateway to hear of it", func() bool {
 		if err != nil {
 			third, err = enter(t, two, at("192.0.2.1"), alice)
 		}
@@ -110,9 +110,9 @@ func TestWhoLeavesAtTheLimitMayComeBackAtOnce(t *testing.T) {
 	if _, err := enter(t, one, at("192.0.2.3"), alice); reason(err) != UserConnections {
 		t.Fatalf("one more than the limit: %v", err)
 	}
-	other.Leave()
-	third.Leave()
-	testbed.Within(t, patienceOf, "nobody to be there", func() bool { return sessionsOf(t, two, alice) == 0 })
+	other.Close()
+	third.Close()
+	testbed.Eventually(t, patienceOf, "nobody to be there", func() bool { return sessionsOf(t, two, alice) == 0 })
 }
 
 func TestALoginWaitsForAFrozenRedisOnce(t *testing.T) {
@@ -122,28 +122,28 @@ func TestALoginWaitsForAFrozenRedisOnce(t *testing.T) {
 	cfg.wait = ioTime
 	client, late := dial(t, r.Address), &waits{}
 	client.AddHook(late)
-	g := &gateway{Gate: newGate(t, cfg, client)}
+	g := &gateway{Limiter: newGate(t, cfg, client)}
 	alice, phone, thief := user(t, "alice"), at("192.0.2.1"), at("203.0.113.9")
 	for i := range cfg.Failures.BanAfter - 1 { // the next is a ban, and all that goes with it
-		if _, err := guess(t, g.Gate, thief, alice, secret("wrong %d", i)); err != nil && reason(err) == "" {
+		if _, err := guess(t, g.Limiter, thief, alice, secret("wrong %d", i)); err != nil && reason(err) == "" {
 			t.Fatal(err)
 		}
 	}
-	if _, err := guess(t, g.Gate, phone, alice, secret("a slip")); err != nil { // so that Attempt asks
+	if _, err := guess(t, g.Limiter, phone, alice, secret("a slip")); err != nil { // so that Attempt asks
 		t.Fatal(err)
 	}
 	r.Freeze()
-	for name, login := range map[string]func(*Visit) error{
-		"right": func(v *Visit) error { return v.Enter(late.of(t.Context()), alice) },
-		"wrong": func(v *Visit) error { v.Failed(late.of(t.Context()), alice, secret("again")); return nil },
+	for name, login := range map[string]func(*Conn) error{
+		"right": func(v *Conn) error { return v.BeginSession(late.of(t.Context()), alice) },
+		"wrong": func(v *Conn) error { v.LoginFailed(late.of(t.Context()), alice, secret("again")); return nil },
 	} {
 		from := phone
 		if name == "wrong" {
 			from = thief
 		}
-		v := arrive(t, g.Gate, from)
+		v := arrive(t, g.Limiter, from)
 		late.n.Store(0)
-		if err := v.Attempt(late.of(t.Context()), alice); err != nil {
+		if err := v.BeginLogin(late.of(t.Context()), alice); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
 		if err := login(v); err != nil {
@@ -152,6 +152,6 @@ func TestALoginWaitsForAFrozenRedisOnce(t *testing.T) {
 		if n := late.n.Load(); n != 1 {
 			t.Errorf("%s: waited %d times for a frozen Redis", name, n)
 		}
-		v.Leave()
+		v.Close()
 	}
 }

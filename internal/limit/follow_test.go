@@ -20,13 +20,13 @@ func TestABanWithoutRedisIsToldWhenItIsBack(t *testing.T) {
 		t.Fatal("it was not told, once, that Redis is there")
 	}
 	r.Kill()
-	v := arrive(t, one.Gate, at("192.0.2.1"))
+	v := arrive(t, one.Limiter, at("192.0.2.1"))
 	for i := range 10 {
-		v.Failed(t.Context(), user(t, "alice"), secret("%d", i))
+		v.LoginFailed(t.Context(), user(t, "alice"), secret("%d", i))
 	}
-	v.Leave()
+	v.Close()
 	r.Restart()
-	testbed.Within(t, patienceOf, "the other to know the ban", func() bool { _, ok := two.bans.covers(at("192.0.2.1"), two.now()); return ok })
+	testbed.Eventually(t, patienceOf, "the other to know the ban", func() bool { _, ok := two.bans.covers(at("192.0.2.1"), two.now()); return ok })
 }
 
 func TestABanHoldsEverywhereWithinASecond(t *testing.T) {
@@ -36,31 +36,31 @@ func TestABanHoldsEverywhereWithinASecond(t *testing.T) {
 	following(t, one, two)
 	for i := range 5 { // five here and five there
 		for _, g := range []*gateway{one, two} {
-			if v, err := g.Arrive("imaps", addr); err == nil {
-				v.Failed(t.Context(), user(t, "alice"), secret("%d %p", i, g))
-				v.Leave()
+			if v, err := g.Open("imaps", addr); err == nil {
+				v.LoginFailed(t.Context(), user(t, "alice"), secret("%d %p", i, g))
+				v.Close()
 			}
 		}
 	}
-	testbed.Within(t, testbed.Patience, "the ban to hold at both", func() bool {
-		_, err1 := one.Arrive("imaps", addr)
-		_, err2 := two.Arrive("imaps", addr)
+	testbed.Eventually(t, testbed.Timeout, "the ban to hold at both", func() bool {
+		_, err1 := one.Open("imaps", addr)
+		_, err2 := two.Open("imaps", addr)
 		return reason(err1) == Banned && reason(err2) == Banned
 	})
 	late := runGate(t, quick(), dial(t, r.Address))
-	testbed.Within(t, testbed.Patience, "a gateway that starts to know it", func() bool {
-		_, err := late.Arrive("imaps", addr)
+	testbed.Eventually(t, testbed.Timeout, "a gateway that starts to know it", func() bool {
+		_, err := late.Open("imaps", addr)
 		return reason(err) == Banned
 	})
 	operator := newGate(t, quick(), dial(t, r.Address)) // which runs nowhere
 	all, err := operator.Bans(t.Context())
-	if err != nil || len(all) != 1 || all[0].Net != home(addr) || all[0].Why != ManyFailures || !within(all[0].For, 10*time.Minute) {
+	if err != nil || len(all) != 1 || all[0].Net != home(addr) || all[0].Reason != ManyFailures || !within(all[0].Remaining, 10*time.Minute) {
 		t.Fatalf("the operator sees %+v: %v", all, err)
 	}
 	if lifted, err := operator.Unban(t.Context(), home(addr)); err != nil || len(lifted) != 1 {
 		t.Fatalf("lifted %v: %v", lifted, err)
 	}
-	testbed.Within(t, testbed.Patience, "the ban to be lifted everywhere", func() bool {
+	testbed.Eventually(t, testbed.Timeout, "the ban to be lifted everywhere", func() bool {
 		for _, g := range []*gateway{one, two, late} {
 			if _, ok := g.bans.covers(addr, g.now()); ok {
 				return false
@@ -68,10 +68,10 @@ func TestABanHoldsEverywhereWithinASecond(t *testing.T) {
 		}
 		return true
 	})
-	if _, err := guess(t, one.Gate, addr, user(t, "alice"), secret("once more")); err != nil {
+	if _, err := guess(t, one.Limiter, addr, user(t, "alice"), secret("once more")); err != nil {
 		t.Fatalf("behind the pardon: %v", err)
 	}
-	if _, err := one.Arrive("imaps", addr); err != nil {
+	if _, err := one.Open("imaps", addr); err != nil {
 		t.Fatalf("one failure behind the pardon: %v", err)
 	}
 }
@@ -86,5 +86,5 @@ func TestBansSurviveMoreChangesThanAreKept(t *testing.T) {
 	if err := newGate(t, quick(), client).Ban(t.Context(), netip.MustParsePrefix("192.0.2.0/24"), time.Hour, "a gap"); err != nil {
 		t.Fatal(err)
 	}
-	testbed.Within(t, patienceOf, "the ban behind the gap", func() bool { _, ok := one.bans.covers(at("192.0.2.9"), one.now()); return ok })
+	testbed.Eventually(t, patienceOf, "the ban behind the gap", func() bool { _, ok := one.bans.covers(at("192.0.2.9"), one.now()); return ok })
 }

@@ -24,8 +24,8 @@ const (
 	maxDirty = 64 << 10
 )
 
-// Gate is where everybody comes in.
-type Gate struct {
+// Limiter is where everybody comes in.
+type Limiter struct {
 	// Set once.
 	cfg       Config
 	usual     *Listener            // of listeners that have none of their own
@@ -46,18 +46,18 @@ type Gate struct {
 }
 
 // New makes a gate. Without a client of Redis it counts for itself.
-func New(cfg Config, client redis.UniversalClient, hooks Hooks, log *zap.Logger) (*Gate, error) {
+func New(cfg Config, client redis.UniversalClient, hooks Hooks, log *zap.Logger) (*Limiter, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
 	hooks.complete()
-	g := &Gate{cfg: cfg, hooks: hooks, log: log, began: time.Now(), lines: rate.Sometimes{First: 20, Interval: 10 * time.Second}}
+	g := &Limiter{cfg: cfg, hooks: hooks, log: log, began: time.Now(), lines: rate.Sometimes{First: 20, Interval: 10 * time.Second}}
 	g.usual, g.listeners = cfg.usual(), make(map[string]*Listener, len(cfg.Listeners))
-	g.uploads = cfg.Budgets.Upload > 0
+	g.uploads = cfg.Quotas.Upload > 0
 	for name, l := range cfg.Listeners {
-		l.Failures.PerPairHour = cmp.Or(l.Failures.PerPairHour, defaultPairHour)
+		l.Failures.PerUserNetworkHour = cmp.Or(l.Failures.PerUserNetworkHour, defaultPairHour)
 		g.listeners[name] = &l
-		g.uploads = g.uploads || l.Budgets.Upload > 0
+		g.uploads = g.uploads || l.Quotas.Upload > 0
 	}
 	g.places = &places{held: make(map[place]*held), dirty: make(map[place]*held)}
 	g.rates = newRates()
@@ -75,7 +75,7 @@ func New(cfg Config, client redis.UniversalClient, hooks Hooks, log *zap.Logger)
 // Run renews the leases of this gateway and follows the bans of the others,
 // until ctx is done, and all visits have left or farewellTime is over; then it
 // returns nil. Without Redis it only waits for ctx.
-func (g *Gate) Run(ctx context.Context) error {
+func (g *Limiter) Run(ctx context.Context) error {
 	err := g.keepUp(ctx)
 	if g.shared != nil {
 		g.farewell()
@@ -84,7 +84,7 @@ func (g *Gate) Run(ctx context.Context) error {
 }
 
 // keepUp is Run as long as it is not to end.
-func (g *Gate) keepUp(ctx context.Context) error {
+func (g *Limiter) keepUp(ctx context.Context) error {
 	if g.shared == nil {
 		<-ctx.Done()
 		return nil
@@ -99,7 +99,7 @@ func (g *Gate) keepUp(ctx context.Context) error {
 
 // redisIs says that limits are shared, or no longer and why. Of a Redis that comes and
 // goes it is not said every time.
-func (g *Gate) redisIs(up bool, why error) {
+func (g *Limiter) redisIs(up bool, why error) {
 	g.hooks.OnRedis(up)
 	g.lines.Do(func() {
 		var t *trouble
@@ -115,7 +115,7 @@ func (g *Gate) redisIs(up bool, why error) {
 }
 
 // limits are those of a listener.
-func (g *Gate) limits(listener string) *Listener {
+func (g *Limiter) limits(listener string) *Listener {
 	if l := g.listeners[listener]; l != nil {
 		return l
 	}
@@ -124,17 +124,17 @@ func (g *Gate) limits(listener string) *Listener {
 
 // now is the time of the gate. Monotonic: no step of the clock lifts a ban or
 // forgets a failure.
-func (g *Gate) now() time.Duration { return time.Since(g.began) }
+func (g *Limiter) now() time.Duration { return time.Since(g.began) }
 
 // sprayed passes on what there is to tell of spraying.
-func (g *Gate) sprayed(n news) {
+func (g *Limiter) sprayed(n news) {
 	if n.fresh {
 		g.hooks.OnSpray(n.Spray)
 	}
 }
 
 // refused counts a refusal and gives it on.
-func (g *Gate) refused(r *Refusal) error {
+func (g *Limiter) refused(r *Refusal) error {
 	g.hooks.OnRefused(r.Reason)
 	return r
 }

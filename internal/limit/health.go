@@ -82,7 +82,7 @@ func (t *trouble) orNil() error {
 }
 
 // down reports whether limits are not shared.
-func (h *health) down() bool { return h.reads.Open() || h.closed() }
+func (h *health) down() bool { return h.reads.IsOpen() || h.closed() }
 
 // news is what there is to tell.
 func (h *health) news() sharing {
@@ -96,14 +96,14 @@ func (h *health) news() sharing {
 }
 
 // closed reports whether nothing is to be written, but by a probe.
-func (h *health) closed() bool { return h.refused || h.writes.Open() || h.missed >= missedProbes }
+func (h *health) closed() bool { return h.refused || h.writes.IsOpen() || h.missed >= missedProbes }
 
 // answered notes a trip that has succeeded. One that wrote shows that missing answers
 // were not the end, which they are five times in a row.
 func (h *health) answered(wrote bool) {
-	h.reads.Answered()
+	h.reads.RecordSuccess()
 	if wrote && !h.closed() {
-		h.writes.Answered()
+		h.writes.RecordSuccess()
 		h.proven = true
 	}
 }
@@ -114,13 +114,13 @@ func (h *health) failed(t *trouble, writes bool, now time.Time, probe func(key s
 	h.noted++
 	switch {
 	case !t.refused:
-		h.reads.Failed(now)
-		h.writes.Failed(now)
+		h.reads.RecordFailure(now)
+		h.writes.RecordFailure(now)
 	case writes:
-		h.reads.Answered()
+		h.reads.RecordSuccess()
 		h.refused = true
 	default:
-		h.reads.Failed(now)
+		h.reads.RecordFailure(now)
 		h.refused = true
 	}
 	for _, key := range t.keys {
@@ -142,7 +142,7 @@ func (h *health) probeFailed(t *trouble, now time.Time) {
 // healed notes a probe of keys, each with when it had failed, that has succeeded. What
 // has failed again since stays as it is.
 func (h *health) healed(keys map[string]uint64) {
-	h.reads.Answered()
+	h.reads.RecordSuccess()
 	h.missed = 0
 	for key, when := range keys {
 		if h.ailing[key] == when {
@@ -150,14 +150,14 @@ func (h *health) healed(keys map[string]uint64) {
 		}
 	}
 	if len(h.ailing) == 0 {
-		h.writes.Answered()
+		h.writes.RecordSuccess()
 		h.refused, h.proven = false, true
 	}
 }
 
 // heal probes what has failed until it works again, and then tells Redis what it has
 // missed; it ends with ctx.
-func (g *Gate) heal(ctx context.Context) {
+func (g *Limiter) heal(ctx context.Context) {
 	for ctx.Err() == nil {
 		if g.shared.probe(ctx) {
 			g.beatOnce(ctx)

@@ -65,7 +65,7 @@ func runWatched(t *testing.T, cfg Config, client redis.UniversalClient) *watched
 func want(t *testing.T, shared int32, gates ...*watched) {
 	t.Helper()
 	for i, g := range gates {
-		testbed.Within(t, healthTime, fmt.Sprintf("gateway %d to say %d", i, shared), func() bool { return g.shared.Load() == shared })
+		testbed.Eventually(t, healthTime, fmt.Sprintf("gateway %d to say %d", i, shared), func() bool { return g.shared.Load() == shared })
 	}
 }
 
@@ -93,8 +93,8 @@ func set(args ...string) func(*testing.T, *testbed.Redis) {
 // saves has the server save what it knows, and waits until that has ended in a way.
 func saves(t *testing.T, r *testbed.Redis, how string) {
 	t.Helper()
-	testbed.Within(t, patienceOf, "a save to begin", func() bool { _, err := r.Try("bgsave"); return err == nil })
-	testbed.Within(t, patienceOf, "the save to be "+how, func() bool {
+	testbed.Eventually(t, patienceOf, "a save to begin", func() bool { _, err := r.TryCLI("bgsave"); return err == nil })
+	testbed.Eventually(t, patienceOf, "the save to be "+how, func() bool {
 		info := r.CLI("info", "persistence")
 		return strings.Contains(info, "rdb_bgsave_in_progress:0") && strings.Contains(info, "rdb_last_bgsave_status:"+how)
 	})
@@ -136,7 +136,7 @@ func TestARedisThatRefusesWritesIsNotShared(t *testing.T) {
 			one, two := runWatched(t, cfg, dial(t, r.Address)), runWatched(t, cfg, dial(t, r.Address))
 			want(t, 1, one, two)
 			for _, g := range []*watched{one, two} {
-				testbed.Within(t, patienceOf, "them to know of each other", func() bool { return g.alive() == 2 })
+				testbed.Eventually(t, patienceOf, "them to know of each other", func() bool { return g.alive() == 2 })
 			}
 			s.harm(t, r)
 			for i, g := range []*watched{one, two} {
@@ -145,7 +145,7 @@ func TestARedisThatRefusesWritesIsNotShared(t *testing.T) {
 				} else if v, err := enter(t, g.gateway, at("192.0.2.1"), user(t, fmt.Sprint("first", i))); err != nil {
 					t.Fatal(err)
 				} else {
-					v.Leave()
+					v.Close()
 				}
 			}
 			want(t, 0, one, two)
@@ -154,14 +154,14 @@ func TestARedisThatRefusesWritesIsNotShared(t *testing.T) {
 					t.Errorf("the log does not say %s: %v", s.words, g.log.All())
 				}
 			}
-			var in []*Visit
+			var in []*Conn
 			for i, g := range []*watched{one, two} {
 				in = append(in, g.fill(t, byte(i), 2)...)
 			}
 			s.cure(t, r)
 			want(t, 1, one, two)
-			testbed.Within(t, healthTime, "all sessions to be counted together", func() bool {
-				n, err := one.Gate.shared.sessions(t.Context(), place{kind: allSessions})
+			testbed.Eventually(t, healthTime, "all sessions to be counted together", func() bool {
+				n, err := one.Limiter.shared.sessions(t.Context(), place{kind: allSessions})
 				return err == nil && n == 4
 			})
 			for i, g := range []*watched{one, two} {
@@ -174,14 +174,14 @@ func TestARedisThatRefusesWritesIsNotShared(t *testing.T) {
 
 // alive is how many gateways there are, as this one knows.
 func (w *watched) alive() int {
-	s := w.Gate.shared
+	s := w.Limiter.shared
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.alive
 }
 
 // fill has users come in until one is refused, who must be the one behind n.
-func (w *watched) fill(t *testing.T, net byte, n int) (in []*Visit) {
+func (w *watched) fill(t *testing.T, net byte, n int) (in []*Conn) {
 	t.Helper()
 	for i := range byte(10) {
 		v, err := enter(t, w.gateway, netip.AddrFrom4([4]byte{10, 0, net, i}), user(t, fmt.Sprintf("user-%d-%d", net, i)))
@@ -209,7 +209,7 @@ func TestAClusterOfWhichAPartIsDownIsNotShared(t *testing.T) {
 	want(t, 1, one, two)
 	alice := user(t, "alice")
 	key := keys{"imapgate:"}.sessions(place{kind: userSessions, user: alice})
-	slot, node := c.Nodes[1].CLI("cluster", "keyslot", key), c.NodeOf(key)
+	slot, node := c.Nodes[1].CLI("cluster", "keyslot", key), c.PrimaryOf(key)
 	for _, n := range c.Nodes[:3] {
 		n.CLI("cluster", "delslots", slot)
 	}
@@ -233,7 +233,7 @@ func TestAClusterOfWhichAPartIsDownIsNotShared(t *testing.T) {
 	}
 	node.CLI("cluster", "addslots", slot)
 	want(t, 1, one, two)
-	testbed.Within(t, healthTime, "the user's sessions to be counted together", func() bool { return sessionsOf(t, one.gateway, alice) == 2 })
+	testbed.Eventually(t, healthTime, "the user's sessions to be counted together", func() bool { return sessionsOf(t, one.gateway, alice) == 2 })
 }
 
 // An answer to a read says nothing of writes, and one failure is not the end.

@@ -23,7 +23,7 @@ const (
 	freeRepeats = 10
 )
 
-// Attempt comes before a login is checked. It waits for what is owed for earlier
+// BeginLogin comes before a login is checked. It waits for what is owed for earlier
 // failures, and refuses with a *Refusal whoever is banned or over a limit. It
 // ends with ctx, whose error it then gives. Until Failed, Enter, the next Attempt or
 // Leave the login counts as one that may yet fail.
@@ -31,11 +31,11 @@ const (
 // A user who has logged in from this very address is neither delayed nor refused
 // there for what others do: it pays for the failures of the user there alone, and
 // a little sooner when others there fail by the hundred.
-func (v *Visit) Attempt(ctx context.Context, u identity.User) error {
+func (v *Conn) BeginLogin(ctx context.Context, u identity.User) error {
 	if v.exempt {
 		return nil
 	}
-	v.Settle()
+	v.EndLogin()
 	g, at := v.gate, pair{u, near(v.addr)}
 	wait, no := v.owes(ctx, at)
 	if no == nil && wait > 0 {
@@ -55,10 +55,10 @@ func (v *Visit) Attempt(ctx context.Context, u identity.User) error {
 	return nil
 }
 
-// Check says with a *Refusal that Attempt would refuse the login as things are. It does
+// CheckLogin says with a *Refusal that Attempt would refuse the login as things are. It does
 // not wait, and leaves nothing behind: it is for a step of an exchange in which nothing
 // is verified yet, and for which a client may take its time.
-func (v *Visit) Check(ctx context.Context, u identity.User) error {
+func (v *Conn) CheckLogin(ctx context.Context, u identity.User) error {
 	if v.exempt {
 		return nil
 	}
@@ -70,7 +70,7 @@ func (v *Visit) Check(ctx context.Context, u identity.User) error {
 
 // owes judges a login by the failures that are known here and, where they matter, by
 // what the other gateways know of the user.
-func (v *Visit) owes(ctx context.Context, at pair) (wait time.Duration, no *Refusal) {
+func (v *Conn) owes(ctx context.Context, at pair) (wait time.Duration, no *Refusal) {
 	g := v.gate
 	who, past := g.good.standing(at.user, v.addr, g.now()), g.past.look(at, v.addr, g.now())
 	wait, no = v.judge(who, past)
@@ -83,24 +83,24 @@ func (v *Visit) owes(ctx context.Context, at pair) (wait time.Duration, no *Refu
 
 // besieged reports whether so many guesses at the user have failed in a day that only
 // networks in which the user is known may log in.
-func (v *Visit) besieged(past tally) bool {
-	return over(past.user.day, v.gate.share(v.limits.Failures.PerUserTotal, past.user.all))
+func (v *Conn) besieged(past tally) bool {
+	return over(past.user.day, v.gate.share(v.limits.Failures.PerUserDay, past.user.all))
 }
 
-// Failed counts a wrong login and gives the least time that the denial must take,
+// LoginFailed counts a wrong login and gives the least time that the denial must take,
 // from the login on. A password that was wrong before is not counted again, so
 // that a phone which was not told of the new one does no harm; but each repetition
 // costs a check, and many are denied ever slower. For nobody (the zero User) the
 // password is all that was shown, with the name. Without a password (the zero
 // Secret) each failure counts for the user, and a few for the networks. It may
 // take what Attempt has left of ioTime, for Redis.
-func (v *Visit) Failed(ctx context.Context, u identity.User, password identity.Secret) time.Duration {
+func (v *Conn) LoginFailed(ctx context.Context, u identity.User, password identity.Secret) time.Duration {
 	if v.exempt {
 		return 0
 	}
 	g := v.gate
 	at := pair{u, near(v.addr)}
-	defer v.Settle()
+	defer v.EndLogin()
 	f := &v.limits.Failures
 	w, repeats := g.past.weigh(at, password, g.now())
 	if w != repeated {
@@ -112,12 +112,12 @@ func (v *Visit) Failed(ctx context.Context, u identity.User, password identity.S
 	return jitter(max(f.Delay, f.step(repeats-freeRepeats)))
 }
 
-// Unclear counts a login of which nobody knows whether the password was right: a
+// LoginUnclear counts a login of which nobody knows whether the password was right: a
 // service has seen it, and its answer fits both, or there was none. One password of
 // the user in the network may be right; it counts for the user, not for the address,
 // so that an office whose backend is in trouble is not banned. A second one of the same
 // time cannot be right too, and is Failed. It may take as long as Failed.
-func (v *Visit) Unclear(ctx context.Context, u identity.User, password identity.Secret) time.Duration {
+func (v *Conn) LoginUnclear(ctx context.Context, u identity.User, password identity.Secret) time.Duration {
 	if v.exempt {
 		return 0
 	}
@@ -125,9 +125,9 @@ func (v *Visit) Unclear(ctx context.Context, u identity.User, password identity.
 	at := pair{u, near(v.addr)}
 	repeats, ok := g.past.mayBeRight(at, password, g.now())
 	if !ok {
-		return v.Failed(ctx, u, password)
+		return v.LoginFailed(ctx, u, password)
 	}
-	defer v.Settle()
+	defer v.EndLogin()
 	if repeats == 0 && !g.good.knows(at, g.now()) {
 		g.past.failedUser(u, g.now())
 		asking, done := v.asking(ctx)
@@ -141,19 +141,19 @@ func (v *Visit) Unclear(ctx context.Context, u identity.User, password identity.
 	return jitter(max(f.Delay, f.step(repeats-freeRepeats)))
 }
 
-// Uncounted ends a login that is denied although its password was right. It gives the
+// LoginDenied ends a login that is denied although its password was right. It gives the
 // least time of the denial, which is that of any other.
-func (v *Visit) Uncounted() time.Duration {
+func (v *Conn) LoginDenied() time.Duration {
 	if v.exempt {
 		return 0
 	}
-	v.Settle()
+	v.EndLogin()
 	return jitter(v.limits.Failures.Delay)
 }
 
 // count counts a failure here and at all gateways, and bans whoever has had
 // enough of them.
-func (v *Visit) count(ctx context.Context, at pair, w weight) {
+func (v *Conn) count(ctx context.Context, at pair, w weight) {
 	g := v.gate
 	known := !at.user.IsZero() && g.good.knows(at, g.now())
 	if w == whole {
@@ -175,20 +175,20 @@ func (v *Visit) count(ctx context.Context, at pair, w weight) {
 }
 
 // judge says what a login owes, or why it is refused.
-func (v *Visit) judge(who standing, past tally) (wait time.Duration, no *Refusal) {
+func (v *Conn) judge(who standing, past tally) (wait time.Duration, no *Refusal) {
 	f, addr := &v.limits.Failures, v.addr
 	ban, banned := v.gate.bans.covers(addr, v.gate.now())
 	switch {
-	case banned && (who < neighbor || ban.Why == ByOperator):
-		return 0, &Refusal{Reason: Banned, Net: ban.Net, Wait: ban.For}
-	case past.exact.hour >= f.PerPairHour:
-		return 0, &Refusal{Reason: PairFailures, Net: home(addr), Wait: hour / time.Duration(f.PerPairHour)}
+	case banned && (who < neighbor || ban.Reason == ByOperator):
+		return 0, &Refusal{Reason: Banned, Net: ban.Net, RetryAfter: ban.Remaining}
+	case past.exact.hour >= f.PerUserNetworkHour:
+		return 0, &Refusal{Reason: UserNetworkFailures, Net: home(addr), RetryAfter: hour / time.Duration(f.PerUserNetworkHour)}
 	case who == resident:
 		return f.resident(addr, past)
 	case who == neighbor:
 		return f.neighbor(addr, past)
-	case past.pair.hour >= f.PerPairHour:
-		return 0, &Refusal{Reason: PairFailures, Net: near(addr), Wait: hour / time.Duration(f.PerPairHour)}
+	case past.pair.hour >= f.PerUserNetworkHour:
+		return 0, &Refusal{Reason: UserNetworkFailures, Net: near(addr), RetryAfter: hour / time.Duration(f.PerUserNetworkHour)}
 	}
 	return v.stranger(who, past)
 }
@@ -198,7 +198,7 @@ func (v *Visit) judge(who standing, past tally) (wait time.Duration, no *Refusal
 func (f *Failures) resident(addr netip.Addr, past tally) (wait time.Duration, no *Refusal) {
 	n := past.net[0]
 	if until := f.beyond(n, muchMore*muchMore); until > 0 && past.exact.hour >= patience {
-		return 0, &Refusal{Reason: AddressFailures, Net: home(addr), Wait: until}
+		return 0, &Refusal{Reason: AddressFailures, Net: home(addr), RetryAfter: until}
 	}
 	if past.exact.hour > 0 && f.beyond(n, muchMore) > 0 {
 		return f.MaxDelay, nil
@@ -211,13 +211,13 @@ func (f *Failures) resident(addr netip.Addr, past tally) (wait time.Duration, no
 func (f *Failures) neighbor(addr netip.Addr, past tally) (wait time.Duration, no *Refusal) {
 	n := past.net[0]
 	if until := f.beyond(n, muchMore); until > 0 {
-		return 0, &Refusal{Reason: AddressFailures, Net: home(addr), Wait: until}
+		return 0, &Refusal{Reason: AddressFailures, Net: home(addr), RetryAfter: until}
 	}
-	if past.pair.hour/muchMore >= f.PerPairHour {
-		return 0, &Refusal{Reason: PairFailures, Net: near(addr), Wait: hour / time.Duration(f.PerPairHour)}
+	if past.pair.hour/muchMore >= f.PerUserNetworkHour {
+		return 0, &Refusal{Reason: UserNetworkFailures, Net: near(addr), RetryAfter: hour / time.Duration(f.PerUserNetworkHour)}
 	}
 	wait = f.step(past.pair.hour - patience)
-	if past.pair.hour >= f.PerPairHour {
+	if past.pair.hour >= f.PerUserNetworkHour {
 		wait = f.MaxDelay
 	}
 	if f.beyond(n, 1) > 0 {
@@ -228,15 +228,15 @@ func (f *Failures) neighbor(addr netip.Addr, past tally) (wait time.Duration, no
 
 // stranger judges a login from where the user is not known. A user who is known nowhere,
 // as all are when a gateway is new or Redis has lost what it knew, would be locked out
-// altogether by PerUserTotal: it is delayed instead.
-func (v *Visit) stranger(who standing, past tally) (wait time.Duration, no *Refusal) {
+// altogether by PerUserDay: it is delayed instead.
+func (v *Conn) stranger(who standing, past tally) (wait time.Duration, no *Refusal) {
 	g, f, addr := v.gate, &v.limits.Failures, v.addr
 	besieged := v.besieged(past)
 	if besieged && who > newcomer {
-		return 0, &Refusal{Reason: UserFailures, Wait: hour}
+		return 0, &Refusal{Reason: UserFailures, RetryAfter: hour}
 	}
 	if until := f.beyond(past.net[0], 1); until > 0 {
-		return 0, &Refusal{Reason: AddressFailures, Net: home(addr), Wait: until}
+		return 0, &Refusal{Reason: AddressFailures, Net: home(addr), RetryAfter: until}
 	}
 	wait = f.step(past.net[0].ban)
 	for i := 1; i < tiers; i++ {
@@ -262,7 +262,7 @@ func (v *Visit) stranger(who standing, past tally) (wait time.Duration, no *Refu
 // many times those of an address. Where people live, one with a few addresses must
 // not shut out the customers of a whole carrier: they are delayed, and the carrier's
 // own, who are known somewhere in it, but a little.
-func (v *Visit) vicinity(who standing, net netip.Prefix, n netTally, times int) (wait time.Duration, no *Refusal) {
+func (v *Conn) vicinity(who standing, net netip.Prefix, n netTally, times int) (wait time.Duration, no *Refusal) {
 	g, f := v.gate, &v.limits.Failures
 	until := f.beyond(n, times)
 	switch {
@@ -271,7 +271,7 @@ func (v *Visit) vicinity(who standing, net netip.Prefix, n netTally, times int) 
 	case who == customer:
 		return 0, nil
 	case until > 0 && (!g.good.lived(net, g.now()) || f.beyond(n, muchMore*times) > 0):
-		return 0, &Refusal{Reason: AddressFailures, Net: net, Wait: until}
+		return 0, &Refusal{Reason: AddressFailures, Net: net, RetryAfter: until}
 	case until > 0:
 		return f.MaxDelay, nil
 	}
@@ -327,7 +327,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 
 // succeeded notes a right login. From a network where the user was not known it
 // proves the person, not its phone, and clears the user of what was tried on it.
-func (g *Gate) succeeded(u identity.User, addr netip.Addr) {
+func (g *Limiter) succeeded(u identity.User, addr netip.Addr) {
 	at := pair{u, near(addr)}
 	if !g.good.knows(at, g.now()) {
 		g.past.forgiveUser(u)

@@ -22,14 +22,14 @@ func TestDelaysGrowAndTheAddressIsBanned(t *testing.T) {
 				t.Fatalf("guess %d waited %v, want %v s: %v", i, waited, want, err)
 			}
 		}
-		if _, err := g.Arrive("imaps", addr); reason(err) != Banned {
+		if _, err := g.Open("imaps", addr); reason(err) != Banned {
 			t.Fatalf("behind 10 failures: %v", err)
 		}
 		if _, err := logIn(t, g, at("192.0.2.2"), user(t, "bob")); err != nil {
 			t.Fatalf("another address: %v", err)
 		}
 		time.Sleep(10*time.Minute + time.Second)
-		if _, err := g.Arrive("imaps", addr); err != nil {
+		if _, err := g.Open("imaps", addr); err != nil {
 			t.Fatalf("behind the ban: %v", err)
 		}
 	})
@@ -39,10 +39,10 @@ func TestADenialTakesTwoSeconds(t *testing.T) {
 	g := newGate(t, wide(), nil)
 	for i := range 100 {
 		v := arrive(t, g, at(fmt.Sprintf("192.0.2.%d", i)))
-		if d := v.Failed(t.Context(), user(t, "alice"), secret("%d", i)); !within(d, 2*time.Second) {
+		if d := v.LoginFailed(t.Context(), user(t, "alice"), secret("%d", i)); !within(d, 2*time.Second) {
 			t.Fatalf("failure %d takes %v", i, d)
 		}
-		v.Leave()
+		v.Close()
 	}
 }
 
@@ -56,10 +56,10 @@ func TestAWaitEndsWithItsContext(t *testing.T) {
 			}
 		}
 		v := arrive(t, g, addr)
-		defer v.Leave()
+		defer v.Close()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if err := v.Attempt(ctx, alice); !errors.Is(err, context.DeadlineExceeded) {
+		if err := v.BeginLogin(ctx, alice); !errors.Is(err, context.DeadlineExceeded) {
 			t.Fatalf("got %v", err)
 		}
 	})
@@ -96,16 +96,16 @@ func TestBansDoubleUpToADay(t *testing.T) {
 		for i := range 10 {
 			g.ban(t.Context(), net, ManyFailures)
 			b, ok := g.bans.covers(net.Addr(), g.now())
-			if !ok || b.For != want || b.Count != i+1 {
+			if !ok || b.Remaining != want || b.Count != i+1 {
 				t.Fatalf("ban %d: %+v, want %v", i, b, want)
 			}
 			g.ban(t.Context(), net, ManyFailures) // a ban under way is no new one
-			time.Sleep(b.For + time.Minute)
+			time.Sleep(b.Remaining + time.Minute)
 			want = min(2*want, day)
 		}
 		time.Sleep(2 * day)
 		g.ban(t.Context(), net, ManyFailures)
-		if b, _ := g.bans.covers(net.Addr(), g.now()); b.For != 10*time.Minute {
+		if b, _ := g.bans.covers(net.Addr(), g.now()); b.Remaining != 10*time.Minute {
 			t.Fatalf("behind two good days: %+v", b)
 		}
 	})
@@ -120,7 +120,7 @@ func TestEightBannedNeighborsAreOneNetwork(t *testing.T) {
 		g.ban(t.Context(), netip.MustParsePrefix(fmt.Sprintf("2001:db8:1:%x::/64", i)), ManyFailures)
 	}
 	b, ok := g.bans.covers(at("2001:db8:1:ffff::1"), g.now())
-	if !ok || b.Net.Bits() != 48 || b.Why != ManyBans {
+	if !ok || b.Net.Bits() != 48 || b.Reason != ManyBans {
 		t.Fatalf("behind %d banned networks: %+v", manyBans, b)
 	}
 	if _, ok := g.bans.covers(at("2001:db8:2::1"), g.now()); ok {
@@ -234,7 +234,7 @@ func TestAThiefBehindTheSameAddressCannotGuessForEver(t *testing.T) {
 
 // siege fails so many guesses at a user, each from a network of its own, and gives the
 // least wait of the last ten and how many were refused.
-func siege(t *testing.T, g *Gate, victim identity.User, guesses int) (least time.Duration, refused int) {
+func siege(t *testing.T, g *Limiter, victim identity.User, guesses int) (least time.Duration, refused int) {
 	t.Helper()
 	least = time.Hour
 	for i := range guesses {
@@ -338,8 +338,8 @@ func TestANetworkThatTriesManyUsersIsNamed(t *testing.T) {
 	}
 	for i := range 60 { // five from each address, none of which is banned
 		v := arrive(t, g, netip.AddrFrom4([4]byte{192, 0, 2, byte(1 + i/5)}))
-		v.Failed(t.Context(), user(t, fmt.Sprintf("user%d", i)), secret("Summer2024"))
-		v.Leave()
+		v.LoginFailed(t.Context(), user(t, fmt.Sprintf("user%d", i)), secret("Summer2024"))
+		v.Close()
 	}
 	if len(told) == 0 || told[0].Net != netip.MustParsePrefix("192.0.2.0/26") || told[0].Users < 30 || told[0].Users > 40 {
 		t.Fatalf("told %+v", told)
@@ -404,20 +404,20 @@ func TestANetworkWithPeopleIsHeardBeforeItIsRefused(t *testing.T) {
 	}
 	g.ban(t.Context(), home(addr), ManyFailures)
 	v := arrive(t, g, addr)
-	defer v.Leave()
-	if err := v.Attempt(t.Context(), user(t, "stranger")); reason(err) != Banned {
+	defer v.Close()
+	if err := v.BeginLogin(t.Context(), user(t, "stranger")); reason(err) != Banned {
 		t.Fatalf("a stranger: %v", err)
 	}
-	if err := v.Attempt(t.Context(), alice); err != nil {
+	if err := v.BeginLogin(t.Context(), alice); err != nil {
 		t.Fatalf("who lives there: %v", err)
 	}
 }
 
 // unclear is a login that nobody has judged.
-func unclear(t testing.TB, g *Gate, addr netip.Addr, u identity.User, password identity.Secret) (least time.Duration, err error) {
+func unclear(t testing.TB, g *Limiter, addr netip.Addr, u identity.User, password identity.Secret) (least time.Duration, err error) {
 	t.Helper()
-	_, err = attempt(t, g, addr, u, func(v *Visit) error {
-		least = v.Unclear(t.Context(), u, password)
+	_, err = attempt(t, g, addr, u, func(v *Conn) error {
+		least = v.LoginUnclear(t.Context(), u, password)
 		return nil
 	})
 	return least, err
@@ -460,7 +460,7 @@ func TestUnclearPasswordsFromManyAddressesCountForTheUser(t *testing.T) {
 				checked++
 			}
 		}
-		if most := g.cfg.Failures.PerUserTotal; checked > most {
+		if most := g.cfg.Failures.PerUserDay; checked > most {
 			t.Errorf("%d guesses were checked, %d may be", checked, most)
 		}
 	})
@@ -489,8 +489,8 @@ func TestADenialThatCountsForNobodyTakesAsLongAsAnyOther(t *testing.T) {
 		g := newGate(t, wide(), nil)
 		u, addr := user(t, "blocked"), at("203.0.113.7")
 		for range 30 {
-			_, err := attempt(t, g, addr, u, func(v *Visit) error {
-				if least := v.Uncounted(); !within(least, g.cfg.Failures.Delay) {
+			_, err := attempt(t, g, addr, u, func(v *Conn) error {
+				if least := v.LoginDenied(); !within(least, g.cfg.Failures.Delay) {
 					t.Errorf("%v", least)
 				}
 				return nil

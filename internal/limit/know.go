@@ -11,7 +11,7 @@ import (
 )
 
 // goodCalls tell everybody where a user is, if they do not know.
-func (g *Gate) goodCalls(u identity.User, addr netip.Addr) (calls []call) {
+func (g *Limiter) goodCalls(u identity.User, addr netip.Addr) (calls []call) {
 	t, s := g.now(), g.shared
 	mine, lived := g.good.stale(u, addr, t)
 	keep := g.cfg.KnownFor.Milliseconds()
@@ -28,7 +28,7 @@ func (g *Gate) goodCalls(u identity.User, addr netip.Addr) (calls []call) {
 }
 
 // inquire is that of the gate, with what this login may still wait.
-func (v *Visit) inquire(ctx context.Context, u identity.User) bool {
+func (v *Conn) inquire(ctx context.Context, u identity.User) bool {
 	asking, done := v.asking(ctx)
 	defer done()
 	return v.gate.inquire(asking, u, v.addr)
@@ -36,7 +36,7 @@ func (v *Visit) inquire(ctx context.Context, u identity.User) bool {
 
 // inquire asks where a user is known around an address and whether anywhere, and where
 // anybody is, and remembers it. It says whether there was an answer.
-func (g *Gate) inquire(ctx context.Context, u identity.User, addr netip.Addr) bool {
+func (g *Limiter) inquire(ctx context.Context, u identity.User, addr netip.Addr) bool {
 	s := g.shared
 	if s == nil {
 		return false
@@ -80,7 +80,7 @@ func (g *Gate) inquire(ctx context.Context, u identity.User, addr netip.Addr) bo
 type counts struct{ networks, user, pairs bool }
 
 // failedEverywhere counts a failure at all gateways, and gives what there is.
-func (g *Gate) failedEverywhere(ctx context.Context, at pair, addr netip.Addr, c counts) (all tally, ok bool) {
+func (g *Limiter) failedEverywhere(ctx context.Context, at pair, addr netip.Addr, c counts) (all tally, ok bool) {
 	s := g.shared
 	if s == nil {
 		return all, false
@@ -100,9 +100,9 @@ func (g *Gate) failedEverywhere(ctx context.Context, at pair, addr netip.Addr, c
 
 // failedCalls are the calls that add to what is known of failures: the tiers, and
 // of somebody the user and the pairs.
-func (g *Gate) failedCalls(at pair, addr netip.Addr, add int) []call {
+func (g *Limiter) failedCalls(at pair, addr netip.Addr, add int) []call {
 	s := g.shared
-	minute, ban := time.Minute.Milliseconds(), g.cfg.Bans.Within.Milliseconds()
+	minute, ban := time.Minute.Milliseconds(), g.cfg.Bans.Window.Milliseconds()
 	calls, script := make([]call, 0, tiers+2), s.scripts.failed
 	if add == 0 {
 		script = s.scripts.failures

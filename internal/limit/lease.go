@@ -161,7 +161,7 @@ func (s *shared) outcomes(n int, replies []*redis.Cmd) []outcome {
 // lease takes the places of a session from all gateways together, remembers
 // where the user is, and asks whether the address comes too often: in one trip.
 // When there is no answer the local limits, which have been asked, are all.
-func (g *Gate) lease(ctx context.Context, v *Visit, u identity.User, want []bounded) *Refusal {
+func (g *Limiter) lease(ctx context.Context, v *Conn, u identity.User, want []bounded) *Refusal {
 	s := g.shared
 	if s == nil {
 		g.places.landed(want)
@@ -178,7 +178,7 @@ func (g *Gate) lease(ctx context.Context, v *Visit, u identity.User, want []boun
 	if i := slices.Index(said, denied); i >= 0 {
 		no = want[i].refusal()
 	} else if rated != nil && rated.Allowed == 0 {
-		no = &Refusal{Reason: ConnectionRate, Net: home(v.addr), Wait: rated.RetryAfter}
+		no = &Refusal{Reason: ConnectionRate, Net: home(v.addr), RetryAfter: rated.RetryAfter}
 	}
 	if no != nil {
 		no.Shared = true
@@ -194,7 +194,7 @@ func (g *Gate) lease(ctx context.Context, v *Visit, u identity.User, want []boun
 }
 
 // askRated asks, and with it whether the address comes too often.
-func (s *shared) askRated(ctx context.Context, v *Visit, calls []call) ([]*redis.Cmd, *redis_rate.Result) {
+func (s *shared) askRated(ctx context.Context, v *Conn, calls []call) ([]*redis.Cmd, *redis_rate.Result) {
 	if v.exempt || v.limits.NewPerMinute == 0 {
 		replies, _ := s.ask(ctx, calls...) // each has its own error
 		return replies, nil
@@ -258,14 +258,14 @@ func own(keys []string) []string {
 // beat says every now and then that this gateway is alive, and learns who else is;
 // it ends with ctx. When Redis had forgotten this gateway it is told everything
 // again.
-func (g *Gate) beat(ctx context.Context) {
+func (g *Limiter) beat(ctx context.Context) {
 	for ctx.Err() == nil {
 		g.beatOnce(ctx)
 		_ = sleep(ctx, jitter(g.shared.lease/beatsPerLease))
 	}
 }
 
-func (g *Gate) beatOnce(ctx context.Context) {
+func (g *Limiter) beatOnce(ctx context.Context) {
 	s := g.shared
 	r, err := s.ask(ctx, call{s.scripts.beat, []string{s.keys.gateways()}, []any{s.self, s.lease.Milliseconds()}})
 	if err == nil {
@@ -274,7 +274,7 @@ func (g *Gate) beatOnce(ctx context.Context) {
 }
 
 // hear takes the answer to a beat in.
-func (g *Gate) hear(reply *redis.Cmd) {
+func (g *Limiter) hear(reply *redis.Cmd) {
 	s := g.shared
 	words, err := reply.Slice()
 	if err != nil || len(words) == 0 {
@@ -294,7 +294,7 @@ func (g *Gate) hear(reply *redis.Cmd) {
 
 // flush writes what there is to write as soon as there is; it ends with ctx. What
 // cannot be written waits for the next beat.
-func (g *Gate) flush(ctx context.Context) {
+func (g *Limiter) flush(ctx context.Context) {
 	s := g.shared
 	for ctx.Err() == nil {
 		select {
@@ -316,7 +316,7 @@ func (g *Gate) flush(ctx context.Context) {
 
 // write writes notes down, and says whether any of them was heard: what was not is
 // written again. Refused are whole numbers that were overtaken.
-func (g *Gate) write(ctx context.Context, notes []note) bool {
+func (g *Limiter) write(ctx context.Context, notes []note) bool {
 	if len(notes) == 0 {
 		return true
 	}

@@ -21,7 +21,7 @@ func TestARefusalElsewhereTakesNothingAndIsOneTrip(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer v.Leave()
+	defer v.Close()
 	again := func() {
 		if _, err := enter(t, two, at("192.0.2.2"), user(t, "alice")); reason(err) != UserConnections {
 			t.Fatalf("a second session: %v", err)

@@ -7,7 +7,7 @@ import (
 )
 
 // twoDoors is a gate whose listener "strict" has limits of its own.
-func twoDoors(t testing.TB, usual Config, strict func(*Listener)) *Gate {
+func twoDoors(t testing.TB, usual Config, strict func(*Listener)) *Limiter {
 	t.Helper()
 	own := usual.usual()
 	strict(own)
@@ -16,13 +16,13 @@ func twoDoors(t testing.TB, usual Config, strict func(*Listener)) *Gate {
 }
 
 // through is a visit at a listener that must be let in, and out again with the test.
-func through(t testing.TB, g *Gate, listener, addr string) *Visit {
+func through(t testing.TB, g *Limiter, listener, addr string) *Conn {
 	t.Helper()
-	v, err := g.Arrive(listener, at(addr))
+	v, err := g.Open(listener, at(addr))
 	if err != nil {
 		t.Fatalf("%s may not arrive at %s: %v", addr, listener, err)
 	}
-	t.Cleanup(v.Leave)
+	t.Cleanup(v.Close)
 	return v
 }
 
@@ -33,24 +33,24 @@ func TestFailuresCountEverywhereAndCostWhatTheListenerSays(t *testing.T) {
 		})
 		usual, strict := through(t, g, "imaps", "192.0.2.1"), through(t, g, "strict", "192.0.2.1")
 		for i := range 3 {
-			usual.Failed(t.Context(), user(t, "alice"), secret("%d", i))
+			usual.LoginFailed(t.Context(), user(t, "alice"), secret("%d", i))
 		}
-		if err := strict.Attempt(t.Context(), user(t, "bob")); reason(err) != AddressFailures {
+		if err := strict.BeginLogin(t.Context(), user(t, "bob")); reason(err) != AddressFailures {
 			t.Errorf("where three are too many: %v", err)
 		}
-		if err := usual.Attempt(t.Context(), user(t, "bob")); err != nil {
+		if err := usual.BeginLogin(t.Context(), user(t, "bob")); err != nil {
 			t.Errorf("where ten are: %v", err)
 		}
 		for i := range 20 {
-			if d := strict.Failed(t.Context(), user(t, "carol"), secret("%d", i)); d != 0 {
+			if d := strict.LoginFailed(t.Context(), user(t, "carol"), secret("%d", i)); d != 0 {
 				t.Errorf("where nothing waits a denial takes %v", d)
 			}
 		}
-		if n := g.Banned(); n != 0 {
+		if n := g.BanCount(); n != 0 {
 			t.Error("a listener that bans nobody has banned somebody")
 		}
-		usual.Failed(t.Context(), user(t, "alice"), secret("once more"))
-		if _, err := g.Arrive("strict", at("192.0.2.1")); reason(err) != Banned {
+		usual.LoginFailed(t.Context(), user(t, "alice"), secret("once more"))
+		if _, err := g.Open("strict", at("192.0.2.1")); reason(err) != Banned {
 			t.Errorf("who is banned at one listener comes by the other: %v", err)
 		}
 	})
@@ -59,24 +59,24 @@ func TestFailuresCountEverywhereAndCostWhatTheListenerSays(t *testing.T) {
 func TestListenersOfOneBudgetShareIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := wide()
-		cfg.Budgets = Budgets{Commands: 10}
+		cfg.Quotas = Quotas{Commands: 10}
 		cfg.Listeners = map[string]Listener{"same": *cfg.usual(), "free": {}}
 		g := newGate(t, cfg, nil)
-		in := func(listener string) *Visit {
+		in := func(listener string) *Conn {
 			v := through(t, g, listener, "192.0.2.1")
-			if err := v.Enter(t.Context(), user(t, "alice")); err != nil {
+			if err := v.BeginSession(t.Context(), user(t, "alice")); err != nil {
 				t.Fatal(err)
 			}
 			return v
 		}
 		usual, same, free := in("imaps"), in("same"), in("free")
 		for range 20 {
-			usual.Budget().Command()
+			usual.Quota().Command()
 		}
-		if w := same.Budget().Command(); w != 100*time.Millisecond {
+		if w := same.Quota().Command(); w != 100*time.Millisecond {
 			t.Errorf("at a listener with the same budget the next command waits %v", w)
 		}
-		if b := free.Budget(); b != nil {
+		if b := free.Quota(); b != nil {
 			t.Errorf("a listener without a budget has %+v", b)
 		}
 	})
@@ -85,15 +85,15 @@ func TestListenersOfOneBudgetShareIt(t *testing.T) {
 func TestUploadsOfTheDayAreComparedWithTheListeners(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := wide()
-		cfg.Listeners = map[string]Listener{"little": {Budgets: Budgets{Upload: 1000}}, "much": {Budgets: Budgets{Upload: 3000}}}
+		cfg.Listeners = map[string]Listener{"little": {Quotas: Quotas{Upload: 1000}}, "much": {Quotas: Quotas{Upload: 3000}}}
 		g := newGate(t, cfg, nil)
 		alice := user(t, "alice")
 		upload := func(listener string, n int64) bool {
 			v := through(t, g, listener, "192.0.2.1")
-			if err := v.Enter(t.Context(), alice); err != nil {
+			if err := v.BeginSession(t.Context(), alice); err != nil {
 				t.Fatal(err)
 			}
-			return v.Budget().Upload(t.Context(), n)
+			return v.Quota().Upload(t.Context(), n)
 		}
 		for i, step := range []struct {
 			listener string
@@ -104,7 +104,7 @@ func TestUploadsOfTheDayAreComparedWithTheListeners(t *testing.T) {
 				t.Errorf("step %d: %d bytes at %s: %v", i, step.n, step.listener, fits)
 			}
 		}
-		if a, err := g.ShowUser(t.Context(), alice); err != nil || a.Uploaded != 3001 || !a.Counted || a.Upload != 0 {
+		if a, err := g.InspectUser(t.Context(), alice); err != nil || a.Uploaded != 3001 || !a.UploadsCounted || a.UploadLimit != 0 {
 			t.Errorf("an operator sees %+v: %v", a, err)
 		}
 	})

@@ -14,7 +14,7 @@ import (
 )
 
 // people are so many users who have logged in from an address.
-func people(t *testing.T, g *Gate, n int, addr netip.Addr) []identity.User {
+func people(t *testing.T, g *Limiter, n int, addr netip.Addr) []identity.User {
 	t.Helper()
 	all := make([]identity.User, n)
 	for i := range all {
@@ -167,13 +167,13 @@ func TestABurstIsCountedBeforeItFails(t *testing.T) {
 				for i := range 1000 {
 					all.Go(func() {
 						u, v := user(t, c.who(i)), arrive(t, g, c.from(i))
-						defer v.Leave()
-						if v.Attempt(t.Context(), u) != nil {
+						defer v.Close()
+						if v.BeginLogin(t.Context(), u) != nil {
 							return
 						}
 						checked.Add(1)
 						time.Sleep(2 * time.Second) // the backend's time for a NO
-						v.Failed(t.Context(), u, secret("%d", i))
+						v.LoginFailed(t.Context(), u, secret("%d", i))
 					})
 				}
 				all.Wait()
@@ -196,13 +196,13 @@ func TestABurstOfRightLoginsIsLetIn(t *testing.T) {
 		for i := range 100 {
 			all.Go(func() {
 				u, v := user(t, fmt.Sprint("user", i)), arrive(t, g, at("192.0.2.1"))
-				defer v.Leave()
-				if err := v.Attempt(t.Context(), u); err != nil {
+				defer v.Close()
+				if err := v.BeginLogin(t.Context(), u); err != nil {
 					t.Errorf("login %d: %v", i, err)
 					return
 				}
 				time.Sleep(100 * time.Millisecond) // the backend's time for an OK
-				if err := v.Enter(t.Context(), u); err != nil {
+				if err := v.BeginSession(t.Context(), u); err != nil {
 					t.Error(err)
 				}
 			})
@@ -215,17 +215,17 @@ func TestACheckIsNoLoginUnderWay(t *testing.T) {
 	g := newGate(t, wide(), nil)
 	victim := user(t, "victim")
 	v := arrive(t, g, at("192.0.2.1"))
-	defer v.Leave()
-	if err := v.Check(t.Context(), victim); err != nil {
+	defer v.Close()
+	if err := v.CheckLogin(t.Context(), victim); err != nil {
 		t.Fatal(err)
 	}
 	if n := len(g.past.open); n != 0 {
 		t.Errorf("%d claims are held", n)
 	}
 	for i := range g.cfg.Failures.PerMinute {
-		v.Failed(t.Context(), victim, secret("%d", i))
+		v.LoginFailed(t.Context(), victim, secret("%d", i))
 	}
-	if err := v.Check(t.Context(), victim); reason(err) != Banned {
+	if err := v.CheckLogin(t.Context(), victim); reason(err) != Banned {
 		t.Errorf("an address with too many failures: %v", err)
 	}
 }
@@ -235,11 +235,11 @@ func TestWhoVanishesAmidALoginLeavesNothing(t *testing.T) {
 	for i := range 1000 {
 		v := arrive(t, g, netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 1}))
 		for range 3 { // a backend that is away, twice
-			if err := v.Attempt(t.Context(), user(t, fmt.Sprint("user", i%7))); err != nil {
+			if err := v.BeginLogin(t.Context(), user(t, fmt.Sprint("user", i%7))); err != nil {
 				t.Fatal(err)
 			}
 		}
-		v.Leave()
+		v.Close()
 	}
 	if n := len(g.past.open); n != 0 {
 		t.Fatalf("%d claims are left behind", n)
@@ -255,10 +255,10 @@ func TestAWrongPasswordThatIsRepeatedForEverIsDeniedEverSlower(t *testing.T) {
 		if i > 20 {
 			want = 15 * time.Second
 		}
-		if d := v.Failed(t.Context(), alice, secret("old")); (i <= 10 || i > 20) && !within(d, want) {
+		if d := v.LoginFailed(t.Context(), alice, secret("old")); (i <= 10 || i > 20) && !within(d, want) {
 			t.Fatalf("repetition %d takes %v, want %v", i, d, want)
 		}
-		v.Leave()
+		v.Close()
 	}
 	if waited, err := logIn(t, g, at("192.0.2.1"), alice); err != nil || waited > 3*time.Second {
 		t.Fatalf("the right one waited %v: %v", waited, err)
@@ -290,14 +290,14 @@ func TestAnOperatorsBanHoldsForWhoIsKnown(t *testing.T) {
 		t.Fatal(err)
 	}
 	v := arrive(t, g, addr) // before the ban
-	defer v.Leave()
+	defer v.Close()
 	if err := g.Ban(t.Context(), home(addr), time.Hour, ""); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := g.Arrive("imaps", addr); reason(err) != Banned {
+	if _, err := g.Open("imaps", addr); reason(err) != Banned {
 		t.Errorf("it may arrive: %v", err)
 	}
-	if err := v.Attempt(t.Context(), alice); reason(err) != Banned {
+	if err := v.BeginLogin(t.Context(), alice); reason(err) != Banned {
 		t.Errorf("it may log in: %v", err)
 	}
 }
@@ -307,8 +307,8 @@ func TestANameThatIsNobodysCountsOnceUntilItChanges(t *testing.T) {
 	nobody := identity.User{}
 	fail := func(addr string, shown identity.Secret) time.Duration {
 		v := arrive(t, g, at(addr))
-		defer v.Leave()
-		return v.Failed(t.Context(), nobody, shown)
+		defer v.Close()
+		return v.LoginFailed(t.Context(), nobody, shown)
 	}
 	for i := range 50 {
 		want := 2 * time.Second
@@ -325,13 +325,13 @@ func TestANameThatIsNobodysCountsOnceUntilItChanges(t *testing.T) {
 	for i := range 10 {
 		fail("192.0.2.2", secret("%d", i)) // in the same network
 	}
-	if _, err := g.Arrive("imaps", at("192.0.2.2")); reason(err) != Banned {
+	if _, err := g.Open("imaps", at("192.0.2.2")); reason(err) != Banned {
 		t.Fatalf("10 others: %v", err)
 	}
 	for range 10 {
 		fail("203.0.113.1", identity.Secret{}) // of which nothing is known
 	}
-	if _, err := g.Arrive("imaps", at("203.0.113.1")); reason(err) != Banned {
+	if _, err := g.Open("imaps", at("203.0.113.1")); reason(err) != Banned {
 		t.Fatalf("10 of which nothing is known: %v", err)
 	}
 	for i := range 2 * maxUnnamed {
@@ -345,29 +345,29 @@ func TestANameThatIsNobodysCountsOnceUntilItChanges(t *testing.T) {
 // A proof of SCRAM says that the password was wrong, not which one it was.
 func TestFailuresWithoutAPasswordCountForTheUserAndAFewForTheNetwork(t *testing.T) {
 	c := wide()
-	c.Failures.PerPairHour = 20
+	c.Failures.PerUserNetworkHour = 20
 	g := newGate(t, c, nil)
 	alice := user(t, "alice")
 	for range 20 {
 		v := arrive(t, g, at("192.0.2.1"))
-		v.Failed(t.Context(), alice, identity.Secret{})
-		v.Leave()
+		v.LoginFailed(t.Context(), alice, identity.Secret{})
+		v.Close()
 	}
 	past := g.past.look(pair{alice, near(at("192.0.2.1"))}, at("192.0.2.1"), g.now())
 	if past.net[0].ban != unlikeOnes || past.pair.hour != 20 || past.exact.hour != 20 || past.user.day != 20 {
 		t.Errorf("20 of them count as %+v", past)
 	}
-	if _, err := logIn(t, g, at("192.0.2.1"), alice); reason(err) != PairFailures {
+	if _, err := logIn(t, g, at("192.0.2.1"), alice); reason(err) != UserNetworkFailures {
 		t.Errorf("the user may go on there: %v", err)
 	}
 	for i := range 3 {
 		v := arrive(t, g, at("192.0.2.1"))
 		for range 5 {
-			v.Failed(t.Context(), user(t, fmt.Sprint("user", i)), identity.Secret{})
+			v.LoginFailed(t.Context(), user(t, fmt.Sprint("user", i)), identity.Secret{})
 		}
-		v.Leave()
+		v.Close()
 	}
-	if _, err := g.Arrive("imaps", at("192.0.2.1")); reason(err) != Banned {
+	if _, err := g.Open("imaps", at("192.0.2.1")); reason(err) != Banned {
 		t.Errorf("who tries several users is not banned: %v", err)
 	}
 }
@@ -381,7 +381,7 @@ func TestABanHasTheFormOfItsClients(t *testing.T) {
 	if err := g.Ban(t.Context(), net, time.Hour, ""); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := g.Arrive("imaps", at("192.0.2.7")); reason(err) != Banned {
+	if _, err := g.Open("imaps", at("192.0.2.7")); reason(err) != Banned {
 		t.Fatalf("the client gets %v", err)
 	}
 	for _, text := range []string{"0.0.0.0/0", "10.0.0.0/7", "::/0", "2000::/3"} {

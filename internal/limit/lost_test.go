@@ -17,13 +17,13 @@ import (
 func TestWhatAFailoverHasLostIsToldAgain(t *testing.T) {
 	r := testbed.StartRedis(t)
 	var orders atomic.Int32
-	g := runHooked(t, quick(), dial(t, r.Address), Hooks{OnOrder: countOrders(&orders)})
+	g := runHooked(t, quick(), dial(t, r.Address), Hooks{OnBanRequest: countOrders(&orders)})
 	following(t, g)
 	kept, unheard := netip.MustParsePrefix("203.0.113.0/24"), at("198.51.100.9")
 	if err := g.Ban(t.Context(), kept, time.Hour, ""); err != nil {
 		t.Fatal(err)
 	}
-	testbed.Within(t, patienceOf, "the gateway to have heard of its own ban", func() bool { return orders.Load() == 1 })
+	testbed.Eventually(t, patienceOf, "the gateway to have heard of its own ban", func() bool { return orders.Load() == 1 })
 	r.CLI("eval", `local p = 'imapgate:ban:{all}:'
 		local last = redis.call('XREVRANGE', p .. 'changes', '+', '-', 'COUNT', 1)[1]
 		redis.call('XDEL', p .. 'changes', last[1])
@@ -32,8 +32,8 @@ func TestWhatAFailoverHasLostIsToldAgain(t *testing.T) {
 		local till = redis.call('TIME')[1] * 1000 + 3600000
 		redis.call('HSET', p .. 'nets', '198.51.100.9/32', till .. ' 1 0 operator ')
 		return redis.call('ZADD', p .. 'ends', till, '198.51.100.9/32')`, "0")
-	testbed.Within(t, patienceOf, "the gateway to know the new ban", func() bool { _, ok := g.bans.covers(unheard, g.now()); return ok })
-	testbed.Within(t, patienceOf, "Redis to know the old one again", func() bool {
+	testbed.Eventually(t, patienceOf, "the gateway to know the new ban", func() bool { _, ok := g.bans.covers(unheard, g.now()); return ok })
+	testbed.Eventually(t, patienceOf, "Redis to know the old one again", func() bool {
 		all, err := g.Bans(t.Context())
 		return err == nil && len(all) == 2
 	})
@@ -45,7 +45,7 @@ func TestWhatAFailoverHasLostIsToldAgain(t *testing.T) {
 func TestALossIsToldAgainOnceAndIsNoNewOrder(t *testing.T) {
 	r := testbed.StartRedis(t)
 	var orders atomic.Int32
-	hooks := Hooks{OnOrder: countOrders(&orders)}
+	hooks := Hooks{OnBanRequest: countOrders(&orders)}
 	var gates []*gateway
 	for range 3 {
 		gates = append(gates, runHooked(t, quick(), dial(t, r.Address), hooks))
@@ -57,9 +57,9 @@ func TestALossIsToldAgainOnceAndIsNoNewOrder(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	testbed.Within(t, patienceOf, "all to have them on record", func() bool { return orders.Load() == int32(bans*len(gates)) })
+	testbed.Eventually(t, patienceOf, "all to have them on record", func() bool { return orders.Load() == int32(bans*len(gates)) })
 	r.CLI("flushall")
-	testbed.Within(t, patienceOf, "Redis to know them again", func() bool { all, err := gates[1].Bans(t.Context()); return err == nil && len(all) == bans })
+	testbed.Eventually(t, patienceOf, "Redis to know them again", func() bool { all, err := gates[1].Bans(t.Context()); return err == nil && len(all) == bans })
 	pass(t, 4*followEvery) // everybody has been there
 	if n := r.CLI("get", "imapgate:ban:{all}:count"); n != fmt.Sprint(bans) {
 		t.Errorf("%d bans were announced %s times", bans, n)
@@ -77,7 +77,7 @@ func TestAKeyThatIsNotOursSpoilsNothingElse(t *testing.T) {
 	cfg.Settings.PerUser = 2
 	one, two := runHooked(t, cfg, dial(t, r.Address), hooks), runHooked(t, cfg, dial(t, r.Address), hooks)
 	r.CLI("set", "imapgate:limit:sessions:user:victim@example.org", "x")
-	var in []*Visit
+	var in []*Conn
 	for i := range 30 {
 		for range 2 {
 			v, err := enter(t, one, netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}), user(t, fmt.Sprintf("user%d", i)))
@@ -101,12 +101,12 @@ func TestAKeyThatIsNotOursSpoilsNothingElse(t *testing.T) {
 		t.Errorf("where the number is lost the gateway's own does not hold: %v", err)
 	}
 	leaveAll(in)
-	testbed.Within(t, patienceOf, "all other numbers to be written", func() bool {
+	testbed.Eventually(t, patienceOf, "all other numbers to be written", func() bool {
 		return r.CLI("keys", "imapgate:limit:sessions:*") == "imapgate:limit:sessions:user:victim@example.org"
 	})
 	if away.Load() {
 		t.Error("Redis was thought to be away")
 	}
 	r.CLI("del", "imapgate:limit:sessions:user:victim@example.org")
-	testbed.Within(t, patienceOf, "nothing to be left to tell", func() bool { return one.places.quiet() })
+	testbed.Eventually(t, patienceOf, "nothing to be left to tell", func() bool { return one.places.quiet() })
 }

@@ -27,7 +27,7 @@ func around(a netip.Addr, bits4, bits6 int) netip.Prefix {
 	return p
 }
 
-func home(a netip.Addr) netip.Prefix { return identity.Home(a) }
+func home(a netip.Addr) netip.Prefix { return identity.AddrPrefix(a) }
 
 // near is the network in which a user is known. Wider than home for IPv4, because
 // people's addresses change within their provider's network.

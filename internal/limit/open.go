@@ -64,7 +64,7 @@ func (f *failures) end(claims []uint64) {
 
 // turn lets a login begin that is not refused, also if all that are under way fail.
 // It waits a while for them to be right.
-func (v *Visit) turn(ctx context.Context, at pair) (*Refusal, error) {
+func (v *Conn) turn(ctx context.Context, at pair) (*Refusal, error) {
 	g, inquired := v.gate, false
 	for began := g.now(); ; {
 		who := g.good.standing(at.user, v.addr, g.now())
@@ -91,9 +91,9 @@ func (v *Visit) turn(ctx context.Context, at pair) (*Refusal, error) {
 	}
 }
 
-// Settle ends the login under way, if there is one, with no word on whether it was
+// EndLogin ends the login under way, if there is one, with no word on whether it was
 // right. Failed, Enter and Leave do so too.
-func (v *Visit) Settle() {
+func (v *Conn) EndLogin() {
 	if v.claims != nil {
 		v.gate.past.end(v.claims)
 		v.claims = nil

@@ -23,42 +23,42 @@ const (
 	widest4, widest6 = 8, 16
 )
 
-// ErrTooWide is the answer to a ban of half the internet.
-var ErrTooWide = fmt.Errorf("no network wider than %d bits, of IPv6 %d, is banned", widest4, widest6)
+// ErrNetworkTooWide is the answer to a ban of half the internet.
+var ErrNetworkTooWide = fmt.Errorf("no network wider than %d bits, of IPv6 %d, is banned", widest4, widest6)
 
-// ErrLength is the answer to a ban that never was, or has no end.
-var ErrLength = fmt.Errorf("a ban lasts more than nothing and at most %v", longestBan)
+// ErrBanDuration is the answer to a ban that never was, or has no end.
+var ErrBanDuration = fmt.Errorf("a ban lasts more than nothing and at most %v", longestBan)
 
-// AboutAddress is what is known of an address.
-type AboutAddress struct {
-	Home     netip.Prefix // what counts as one address
-	Near     netip.Prefix // in which users are known
-	Exempt   bool         // by the default settings
-	Sessions int          // logged in, at all gateways
-	Lived    bool         // somebody has logged in from Near of late
-	Tiers    []AboutNet   // from the address to the widest network
+// AddressStatus is what is known of an address.
+type AddressStatus struct {
+	AddrNet  netip.Prefix    // what counts as one address
+	UserNet  netip.Prefix    // in which users are known
+	Exempt   bool            // by the default settings
+	Sessions int             // logged in, at all gateways
+	Active   bool            // somebody has logged in from Near of late
+	Tiers    []NetworkStatus // from the address to the widest network
 	Delay    time.Duration
 	Ban      *Ban // nil for none
 }
 
-// AboutNet is how often logins from a network have failed.
-type AboutNet struct {
+// NetworkStatus is how often logins from a network have failed.
+type NetworkStatus struct {
 	Net               netip.Prefix
-	Minute, Ban, Day  int // in the last minute, in Bans.Within, in a day
+	Minute, Ban, Day  int // in the last minute, in Bans.Window, in a day
 	PerMinute, PerDay int // the limits
 }
 
-// AboutUser is what is known of a user.
-type AboutUser struct {
-	User      identity.User
-	Sessions  int           // logged in, at all gateways
-	Hour, Day int           // failures from networks the user is not known in
-	Delay     time.Duration // of a login from such a network
-	KnownOnly bool          // no login from such a network
-	Known     []KnownNet    // from the latest
-	Uploaded  int64         // bytes of messages today (UTC)
-	Counted   bool          // they are: some listener bounds them
-	Upload    int64         // how many there may be; 0 is no bound
+// UserStatus is what is known of a user.
+type UserStatus struct {
+	User           identity.User
+	Sessions       int           // logged in, at all gateways
+	Hour, Day      int           // failures from networks the user is not known in
+	Delay          time.Duration // of a login from such a network
+	KnownOnly      bool          // no login from such a network
+	Known          []KnownNet    // from the latest
+	Uploaded       int64         // bytes of messages today (UTC)
+	UploadsCounted bool          // they are: some listener bounds them
+	UploadLimit    int64         // how many there may be; 0 is no bound
 }
 
 // KnownNet is a network from which a user has logged in of late.
@@ -86,7 +86,7 @@ func ParseNet(text string) (netip.Prefix, error) {
 
 // Bans are the bans under way, those that end soonest first: as Redis has them,
 // or without Redis as this gateway does.
-func (g *Gate) Bans(ctx context.Context) ([]Ban, error) {
+func (g *Limiter) Bans(ctx context.Context) ([]Ban, error) {
 	if g.shared == nil {
 		return g.bans.active(g.now()), nil
 	}
@@ -104,14 +104,14 @@ func (g *Gate) Bans(ctx context.Context) ([]Ban, error) {
 // Ban bans a network for a while. It holds at every gateway within a second; a
 // ban under way gets the new time. A network wider than widest4 or widest6 is the
 // slip of a finger.
-func (g *Gate) Ban(ctx context.Context, net netip.Prefix, d time.Duration, note string) error {
+func (g *Limiter) Ban(ctx context.Context, net netip.Prefix, d time.Duration, note string) error {
 	if d <= 0 || d > longestBan {
-		return fmt.Errorf("ban %v for %v: %w", net, d, ErrLength)
+		return fmt.Errorf("ban %v for %v: %w", net, d, ErrBanDuration)
 	}
 	if net.Bits() < around(net.Addr(), widest4, widest6).Bits() {
-		return fmt.Errorf("ban %v: %w", net, ErrTooWide)
+		return fmt.Errorf("ban %v: %w", net, ErrNetworkTooWide)
 	}
-	b := Ban{Net: net.Masked(), Why: ByOperator, For: d, Count: 1, Note: oneLine(note)}
+	b := Ban{Net: net.Masked(), Reason: ByOperator, Remaining: d, Count: 1, Note: oneLine(note)}
 	if s := g.shared; s != nil {
 		k := s.keys.bans()
 		err := s.checkRights(ctx, "HSET", k[0], "HDEL", k[0], "ZADD", k[1], "ZREM", k[1], "XADD", k[2], "INCR", k[3])
@@ -126,7 +126,7 @@ func (g *Gate) Ban(ctx context.Context, net netip.Prefix, d time.Duration, note 
 		return fmt.Errorf("ban %v: %w", net, err)
 	}
 	if g.shared == nil { // or it is told when it comes back from Redis
-		g.hooks.OnOrder(Order{Net: b.Net, For: d, Note: b.Note})
+		g.hooks.OnBanRequest(BanRequest{Net: b.Net, Duration: d, Note: b.Note})
 	}
 	return nil
 }
@@ -145,7 +145,7 @@ func oneLine(note string) string {
 
 // Unban lifts every ban that has something of net in it, and forgets that there
 // were any; at every gateway within a second. It gives those that were under way.
-func (g *Gate) Unban(ctx context.Context, net netip.Prefix) ([]netip.Prefix, error) {
+func (g *Limiter) Unban(ctx context.Context, net netip.Prefix) ([]netip.Prefix, error) {
 	s, net := g.shared, net.Masked()
 	if s != nil {
 		k := s.keys.bans()
@@ -187,18 +187,18 @@ func (g *Gate) Unban(ctx context.Context, net netip.Prefix) ([]netip.Prefix, err
 
 // lift ends bans and forgets failures here, and tells of the bans that were under
 // way. Who gave the order hears of it again from Redis, when there is nothing left.
-func (g *Gate) lift(net netip.Prefix) []netip.Prefix {
+func (g *Limiter) lift(net netip.Prefix) []netip.Prefix {
 	lifted := g.bans.lift(net, g.now())
 	g.past.forgiveNet(net)
 	for _, n := range lifted {
-		g.hooks.OnOrder(Order{Net: n})
+		g.hooks.OnBanRequest(BanRequest{Net: n})
 	}
 	return lifted
 }
 
-// Forgive forgets what was tried on a user, so that it may log in from networks
+// ResetUser forgets what was tried on a user, so that it may log in from networks
 // where it is not known; at every gateway within a second.
-func (g *Gate) Forgive(ctx context.Context, u identity.User) error {
+func (g *Limiter) ResetUser(ctx context.Context, u identity.User) error {
 	s := g.shared
 	if s != nil {
 		k := s.keys.bans()
@@ -246,33 +246,33 @@ func (s *shared) forget(ctx context.Context, key string) error {
 	return s.order(ctx, call{s.scripts.forget, []string{key}, nil})
 }
 
-// ShowAddress is what is known of an address, as Redis has it, or without Redis
+// InspectAddress is what is known of an address, as Redis has it, or without Redis
 // as this gateway does.
-func (g *Gate) ShowAddress(ctx context.Context, addr netip.Addr) (AboutAddress, error) {
+func (g *Limiter) InspectAddress(ctx context.Context, addr netip.Addr) (AddressStatus, error) {
 	addr = plain(addr)
-	a := AboutAddress{Home: home(addr), Near: near(addr), Exempt: contains(g.cfg.Exempt, addr)}
-	past, t := g.past.look(pair{net: a.Near}, addr, g.now()), g.now()
-	a.Sessions = g.places.count(place{kind: addressSessions, net: a.Home})
-	a.Lived = g.good.lived(a.Near, t)
+	a := AddressStatus{AddrNet: home(addr), UserNet: near(addr), Exempt: contains(g.cfg.Exempt, addr)}
+	past, t := g.past.look(pair{net: a.UserNet}, addr, g.now()), g.now()
+	a.Sessions = g.places.count(place{kind: addressSessions, net: a.AddrNet})
+	a.Active = g.good.lived(a.UserNet, t)
 	if b, ok := g.bans.covers(addr, t); ok {
 		a.Ban = &b
 	}
 	if s := g.shared; s != nil {
 		var err error
-		if past, err = g.pastOf(ctx, pair{net: a.Near}, addr); err != nil {
+		if past, err = g.pastOf(ctx, pair{net: a.UserNet}, addr); err != nil {
 			return a, fmt.Errorf("show %v: %w", addr, err)
 		}
-		if a.Sessions, err = s.sessions(ctx, place{kind: addressSessions, net: a.Home}); err != nil {
+		if a.Sessions, err = s.sessions(ctx, place{kind: addressSessions, net: a.AddrNet}); err != nil {
 			return a, fmt.Errorf("show %v: %w", addr, err)
 		}
-		a.Lived = g.livedElsewhere(ctx, a.Near)
+		a.Active = g.livedElsewhere(ctx, a.UserNet)
 		if a.Ban, err = g.banOf(ctx, addr); err != nil {
 			return a, fmt.Errorf("show %v: %w", addr, err)
 		}
 	}
 	f := &g.cfg.Failures
 	for i, n := range past.net {
-		a.Tiers = append(a.Tiers, AboutNet{
+		a.Tiers = append(a.Tiers, NetworkStatus{
 			Net: tier(addr, i), Minute: n.minute, Ban: n.ban, Day: n.day,
 			PerMinute: f.PerMinute * tierScale[i], PerDay: f.PerDay * tierScale[i],
 		})
@@ -282,7 +282,7 @@ func (g *Gate) ShowAddress(ctx context.Context, addr netip.Addr) (AboutAddress, 
 }
 
 // pastOf reads what Redis knows of failures.
-func (g *Gate) pastOf(ctx context.Context, at pair, addr netip.Addr) (tally, error) {
+func (g *Limiter) pastOf(ctx context.Context, at pair, addr netip.Addr) (tally, error) {
 	r, err := g.shared.ask(ctx, g.failedCalls(at, addr, 0)...)
 	for _, reply := range r {
 		err = cmp.Or(err, reply.Err())
@@ -291,7 +291,7 @@ func (g *Gate) pastOf(ctx context.Context, at pair, addr netip.Addr) (tally, err
 }
 
 // banOf is the longest ban in Redis that covers an address, or nil.
-func (g *Gate) banOf(ctx context.Context, addr netip.Addr) (*Ban, error) {
+func (g *Limiter) banOf(ctx context.Context, addr netip.Addr) (*Ban, error) {
 	all, err := g.Bans(ctx)
 	for _, b := range slices.Backward(all) { // the last ends last
 		if b.Net.Contains(addr) {
@@ -318,10 +318,10 @@ func (s *shared) sessions(ctx context.Context, at place) (int, error) {
 	return r[0].Int()
 }
 
-// ShowUser is what is known of a user, as Redis has it. Without Redis this
+// InspectUser is what is known of a user, as Redis has it. Without Redis this
 // gateway does not know in which networks: it keeps hashes of them.
-func (g *Gate) ShowUser(ctx context.Context, u identity.User) (AboutUser, error) {
-	a := AboutUser{User: u}
+func (g *Limiter) InspectUser(ctx context.Context, u identity.User) (UserStatus, error) {
+	a := UserStatus{User: u}
 	past := g.past.look(pair{user: u}, netip.IPv4Unspecified(), g.now())
 	a.Sessions = g.places.count(place{kind: userSessions, user: u})
 	if s := g.shared; s != nil {
@@ -336,8 +336,8 @@ func (g *Gate) ShowUser(ctx context.Context, u identity.User) (AboutUser, error)
 			return a, fmt.Errorf("show %v: %w", u, err)
 		}
 	}
-	a.Upload, a.Counted = g.cfg.Budgets.Upload, g.uploads
-	if a.Counted {
+	a.UploadLimit, a.UploadsCounted = g.cfg.Quotas.Upload, g.uploads
+	if a.UploadsCounted {
 		var err error
 		if a.Uploaded, err = g.uploadedToday(ctx, u); err != nil {
 			return a, fmt.Errorf("show %v: %w", u, err)
@@ -349,7 +349,7 @@ func (g *Gate) ShowUser(ctx context.Context, u identity.User) (AboutUser, error)
 		a.Delay = f.step(a.Hour - f.PerUserHour)
 	}
 	switch known := len(a.Known) > 0 || g.good.anywhere(u, g.now()); {
-	case !over(a.Day, f.PerUserTotal):
+	case !over(a.Day, f.PerUserDay):
 	case known:
 		a.KnownOnly = true
 	default:
@@ -360,7 +360,7 @@ func (g *Gate) ShowUser(ctx context.Context, u identity.User) (AboutUser, error)
 
 // knownNets are where a user has logged in of late, with what was tried on it
 // there.
-func (g *Gate) knownNets(ctx context.Context, u identity.User) (known []KnownNet, err error) {
+func (g *Limiter) knownNets(ctx context.Context, u identity.User) (known []KnownNet, err error) {
 	s := g.shared
 	r, err := s.ask(ctx, call{s.scripts.where, []string{s.keys.good(u)}, []any{g.cfg.KnownFor.Milliseconds()}})
 	if err != nil {

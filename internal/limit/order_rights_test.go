@@ -25,7 +25,7 @@ func TestAnOrderThatIsRefusedHasChangedNothing(t *testing.T) {
 		t.Cleanup(func() { _ = c.Close() })
 		return c
 	}
-	gate := func() *Gate {
+	gate := func() *Limiter {
 		g, err := New(usual(), dial(), Hooks{}, zap.NewNop())
 		if err != nil {
 			t.Fatal(err)
@@ -39,10 +39,10 @@ for _, k in ipairs(redis.call('KEYS', '*')) do s[#s+1] = k .. '=' .. redis.sha1h
 table.sort(s)
 return table.concat(s, '\n')`, "0")
 	}
-	orders := map[string]func(*Gate) error{
-		"ban":     func(g *Gate) error { return g.Ban(t.Context(), home(at("192.0.2.9")), time.Hour, "") },
-		"unban":   func(g *Gate) error { _, err := g.Unban(t.Context(), net); return err },
-		"forgive": func(g *Gate) error { return g.Forgive(t.Context(), user(t, "alice")) },
+	orders := map[string]func(*Limiter) error{
+		"ban":     func(g *Limiter) error { return g.Ban(t.Context(), home(at("192.0.2.9")), time.Hour, "") },
+		"unban":   func(g *Limiter) error { _, err := g.Unban(t.Context(), net); return err },
+		"forgive": func(g *Limiter) error { return g.ResetUser(t.Context(), user(t, "alice")) },
 	}
 	needed := 0
 	for name, order := range orders {

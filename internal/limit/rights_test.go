@@ -37,7 +37,7 @@ func everything(t *testing.T, c redis.UniversalClient) {
 	t.Helper()
 	var away atomic.Int64
 	cfg := usual()
-	cfg.Lease = quick().Lease
+	cfg.HeartbeatTTL = quick().HeartbeatTTL
 	g := runHooked(t, cfg, c, Hooks{OnRedis: func(up bool) {
 		if !up {
 			away.Add(1)
@@ -52,21 +52,21 @@ func everything(t *testing.T, c redis.UniversalClient) {
 	if n := sessionsOf(t, g, alice); n != 1 {
 		t.Fatalf("%d sessions", n)
 	}
-	stranger := arrive(t, g.Gate, addr)
+	stranger := arrive(t, g.Limiter, addr)
 	for i := range 12 {
-		stranger.Failed(t.Context(), user(t, "bob"), secret("%d", i))
+		stranger.LoginFailed(t.Context(), user(t, "bob"), secret("%d", i))
 	}
-	if err := stranger.Attempt(t.Context(), user(t, "bob")); reason(err) != Banned {
+	if err := stranger.BeginLogin(t.Context(), user(t, "bob")); reason(err) != Banned {
 		t.Fatalf("behind 12 failures: %v", err)
 	}
-	stranger.Leave()
-	if _, err := g.ShowAddress(t.Context(), addr); err != nil {
+	stranger.Close()
+	if _, err := g.InspectAddress(t.Context(), addr); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := g.Unban(t.Context(), home(addr)); err != nil {
 		t.Fatal(err)
 	}
-	if err := g.Forgive(t.Context(), alice); err != nil {
+	if err := g.ResetUser(t.Context(), alice); err != nil {
 		t.Fatal(err)
 	}
 	for _, key := range []string{g.shared.keys.gateways(), g.shared.keys.bans()[0]} { // as behind a failure
@@ -74,7 +74,7 @@ func everything(t *testing.T, c redis.UniversalClient) {
 			t.Fatalf("probe beside %s: %v", key, err)
 		}
 	}
-	v.Leave()
+	v.Close()
 	if away.Load() != 0 {
 		t.Fatal("Redis was thought to be away")
 	}

@@ -35,7 +35,7 @@ type shared struct {
 	keys    keys
 	scripts *scripts
 	self    string        // this gateway, for as long as it runs
-	lease   time.Duration // Config.Lease
+	lease   time.Duration // Config.HeartbeatTTL
 	wait    time.Duration // for one trip
 	tell    func(up bool, why error)
 	work    chan struct{} // there are dirty places
@@ -55,7 +55,7 @@ func newShared(cfg *Config, client redis.UniversalClient, tell func(bool, error)
 	var id [8]byte
 	_, _ = rand.Read(id[:]) // never fails
 	s := &shared{
-		client: client, keys: keys{cfg.Prefix}, scripts: newScripts(), self: hex.EncodeToString(id[:]), lease: cfg.Lease, wait: cfg.wait, tell: tell,
+		client: client, keys: keys{cfg.Prefix}, scripts: newScripts(), self: hex.EncodeToString(id[:]), lease: cfg.HeartbeatTTL, wait: cfg.wait, tell: tell,
 		work: make(chan struct{}, 1), together: 1, health: health{ailing: make(map[string]uint64)},
 	}
 	if _, one := client.(*redis.Client); one {
@@ -74,7 +74,7 @@ func (s *shared) leaseOf(live ...any) []any {
 // they last counted together: the whole of it while they do, and while they cannot,
 // that and a part of the rest, by how many there were. A limit never becomes 0, which
 // would be none.
-func (g *Gate) share(limit, used int) int {
+func (g *Limiter) share(limit, used int) int {
 	s := g.shared
 	if s == nil || limit == 0 {
 		return limit

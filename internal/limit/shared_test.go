@@ -24,9 +24,9 @@ func TestTwoGatewaysAdmitExactlyTheLimit(t *testing.T) {
 			t.Fatalf("round %d: %d of 200 came in, the limit is 50", round, len(in))
 		}
 		leaveAll(in)
-		testbed.Within(t, patienceOf, "the places to be free everywhere", func() bool { return sessionsOf(t, one, alice) == 0 })
+		testbed.Eventually(t, patienceOf, "the places to be free everywhere", func() bool { return sessionsOf(t, one, alice) == 0 })
 	}
-	testbed.Within(t, patienceOf, "Redis to forget that anybody was there", func() bool { return r.CLI("keys", "imapgate:limit:sessions:*") == "" })
+	testbed.Eventually(t, patienceOf, "Redis to forget that anybody was there", func() bool { return r.CLI("keys", "imapgate:limit:sessions:*") == "" })
 }
 
 func TestWhoLeavesMakesRoomAtTheOtherGateway(t *testing.T) {
@@ -41,13 +41,13 @@ func TestWhoLeavesMakesRoomAtTheOtherGateway(t *testing.T) {
 	if _, err := enter(t, two, at("192.0.2.1"), user(t, "alice")); reason(err) != UserAddress {
 		t.Fatalf("at the other gateway: %v", err)
 	}
-	v.Leave()
-	testbed.Within(t, patienceOf, "room at the other gateway", func() bool {
+	v.Close()
+	testbed.Eventually(t, patienceOf, "room at the other gateway", func() bool {
 		v, err := enter(t, two, at("192.0.2.1"), user(t, "alice"))
 		if err != nil {
 			return false
 		}
-		v.Leave()
+		v.Close()
 		return true
 	})
 }
@@ -63,24 +63,24 @@ func TestTheSessionsOfAKilledGatewayVanish(t *testing.T) {
 	}
 	// They stay for as long as their gateway says that it is alive, although
 	// nothing is written at any of them.
-	until := time.Now().Add(2 * cfg.Lease)
-	testbed.Within(t, patienceOf, "two leases to pass", func() bool {
+	until := time.Now().Add(2 * cfg.HeartbeatTTL)
+	testbed.Eventually(t, patienceOf, "two leases to pass", func() bool {
 		if v, err := enter(t, two, at("10.9.9.9"), alice); err == nil {
-			v.Leave()
+			v.Close()
 			t.Fatal("an eleventh session came in")
 		}
 		return time.Now().After(until)
 	})
 	one.kill()
-	testbed.Within(t, patienceOf, "the dead gateway's sessions to be forgotten", func() bool {
+	testbed.Eventually(t, patienceOf, "the dead gateway's sessions to be forgotten", func() bool {
 		v, err := enter(t, two, at("10.9.9.9"), alice)
 		if err == nil {
-			v.Leave()
+			v.Close()
 		}
 		return err == nil
 	})
 	again := runGate(t, cfg, dial(t, r.Address))
-	testbed.Within(t, patienceOf, "the one who tried to be gone", func() bool { return sessionsOf(t, again, alice) == 0 })
+	testbed.Eventually(t, patienceOf, "the one who tried to be gone", func() bool { return sessionsOf(t, again, alice) == 0 })
 	in := hammer(t, 60, alice, again, two)
 	if len(in) != 10 {
 		t.Fatalf("with a new gateway in its place %d came in, the limit is 10", len(in))
@@ -91,26 +91,26 @@ func TestTheSessionsOfAKilledGatewayVanish(t *testing.T) {
 func TestAnOperatorForgivesAUserEverywhere(t *testing.T) {
 	r := testbed.StartRedis(t)
 	cfg := quick()
-	cfg.Failures.PerUserTotal, cfg.Failures.PerUserHour = 5, 0
+	cfg.Failures.PerUserDay, cfg.Failures.PerUserHour = 5, 0
 	one, two := runGate(t, cfg, dial(t, r.Address)), runGate(t, cfg, dial(t, r.Address))
 	following(t, one, two)
 	victim := user(t, "victim")
-	if _, err := logIn(t, one.Gate, at("198.51.100.1"), victim); err != nil {
+	if _, err := logIn(t, one.Limiter, at("198.51.100.1"), victim); err != nil {
 		t.Fatal(err)
 	}
 	for i := range 6 {
-		v := arrive(t, one.Gate, netip.AddrFrom4([4]byte{10, byte(i), 0, 1}))
-		v.Failed(t.Context(), victim, secret("%d", i))
-		v.Leave()
+		v := arrive(t, one.Limiter, netip.AddrFrom4([4]byte{10, byte(i), 0, 1}))
+		v.LoginFailed(t.Context(), victim, secret("%d", i))
+		v.Close()
 	}
-	if _, err := logIn(t, one.Gate, at("192.0.2.1"), victim); reason(err) != UserFailures {
+	if _, err := logIn(t, one.Limiter, at("192.0.2.1"), victim); reason(err) != UserFailures {
 		t.Fatalf("from somewhere new: %v", err)
 	}
-	if err := newGate(t, cfg, dial(t, r.Address)).Forgive(t.Context(), victim); err != nil {
+	if err := newGate(t, cfg, dial(t, r.Address)).ResetUser(t.Context(), victim); err != nil {
 		t.Fatal(err)
 	}
-	testbed.Within(t, testbed.Patience, "the user to be forgiven", func() bool {
-		_, err := logIn(t, one.Gate, at("192.0.2.1"), victim)
+	testbed.Eventually(t, testbed.Timeout, "the user to be forgiven", func() bool {
+		_, err := logIn(t, one.Limiter, at("192.0.2.1"), victim)
 		return err == nil
 	})
 }
@@ -125,7 +125,7 @@ func TestTheRateOfLoginsIsShared(t *testing.T) {
 		v, err := enter(t, []*gateway{one, two}[i%2], at("192.0.2.1"), user(t, fmt.Sprintf("user%d", i)))
 		if err == nil {
 			in++
-			v.Leave()
+			v.Close()
 		} else if reason(err) != ConnectionRate {
 			t.Fatal(err)
 		}
@@ -148,23 +148,23 @@ func TestALoginCostsOneTrip(t *testing.T) {
 	if v, err := enter(t, g, at("192.0.2.1"), user(t, "first")); err != nil { // scripts are sent to Redis
 		t.Fatal(err)
 	} else {
-		v.Leave()
+		v.Close()
 	}
 	client.AddHook(&trips)
-	v := arrive(t, g.Gate, at("192.0.2.2"))
-	if err := v.Attempt(t.Context(), user(t, "alice")); err != nil {
+	v := arrive(t, g.Limiter, at("192.0.2.2"))
+	if err := v.BeginLogin(t.Context(), user(t, "alice")); err != nil {
 		t.Fatal(err)
 	}
 	if n := trips.n.Load(); n != 0 {
 		t.Fatalf("before the login Redis was asked %d times", n)
 	}
-	if err := v.Enter(t.Context(), user(t, "alice")); err != nil {
+	if err := v.BeginSession(t.Context(), user(t, "alice")); err != nil {
 		t.Fatal(err)
 	}
 	if n := trips.n.Load(); n != 1 {
 		t.Fatalf("a login asked Redis %d times", n)
 	}
-	v.Leave()
+	v.Close()
 }
 
 func TestAClusterIsAskedSlotBySlot(t *testing.T) {
@@ -187,10 +187,10 @@ func TestAClusterIsAskedSlotBySlot(t *testing.T) {
 		leaveAll(in)
 	}
 	following(t, one, two)
-	v := arrive(t, one.Gate, at("192.0.2.1"))
-	v.Failed(t.Context(), user(t, "alice"), secret("x"))
-	v.Leave()
-	if a, err := two.ShowAddress(t.Context(), at("192.0.2.1")); err != nil || a.Tiers[2].Day != 1 {
+	v := arrive(t, one.Limiter, at("192.0.2.1"))
+	v.LoginFailed(t.Context(), user(t, "alice"), secret("x"))
+	v.Close()
+	if a, err := two.InspectAddress(t.Context(), at("192.0.2.1")); err != nil || a.Tiers[2].Day != 1 {
 		t.Fatalf("a failure is seen as %+v: %v", a, err)
 	}
 	if away.Load() != 0 {

@@ -30,9 +30,9 @@ func TestWhatWasGrantedIsGivenBackWhenSomethingElseIsFull(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	testbed.Within(t, patienceOf, "the user to have one session", func() bool { return sessionsOf(t, two, alice) == 1 })
-	v.Leave()
-	testbed.Within(t, patienceOf, "the user to have none", func() bool { return sessionsOf(t, two, alice) == 0 })
+	testbed.Eventually(t, patienceOf, "the user to have one session", func() bool { return sessionsOf(t, two, alice) == 1 })
+	v.Close()
+	testbed.Eventually(t, patienceOf, "the user to have none", func() bool { return sessionsOf(t, two, alice) == 0 })
 }
 
 // Clients come and go at two gateways while Redis hangs, dies and comes back. When
@@ -46,7 +46,7 @@ func TestAfterAStormTheNumbersAreRight(t *testing.T) {
 	const workers, people = 8, 5
 	var all sync.WaitGroup
 	stop := make(chan struct{})
-	here := make([][people][]*Visit, workers)
+	here := make([][people][]*Conn, workers)
 	for w := range workers {
 		rnd := rand.New(rand.NewPCG(seed, uint64(w)))
 		all.Go(func() {
@@ -59,7 +59,7 @@ func TestAfterAStormTheNumbersAreRight(t *testing.T) {
 				who := rnd.IntN(people)
 				mine := &here[w][who]
 				if len(*mine) > 3 || len(*mine) > 0 && rnd.IntN(2) == 0 {
-					(*mine)[0].Leave()
+					(*mine)[0].Close()
 					*mine = (*mine)[1:]
 					continue
 				}
@@ -79,7 +79,7 @@ func TestAfterAStormTheNumbersAreRight(t *testing.T) {
 			want += len(here[w][who])
 		}
 		u, seen := user(t, fmt.Sprintf("user%d", who)), 0
-		testbed.Within(t, patienceOf, fmt.Sprintf("%v to have %d sessions in Redis", u, want), func() bool {
+		testbed.Eventually(t, patienceOf, fmt.Sprintf("%v to have %d sessions in Redis", u, want), func() bool {
 			seen = sessionsOf(t, gates[0], u)
 			return seen == want
 		})
@@ -89,9 +89,9 @@ func TestAfterAStormTheNumbersAreRight(t *testing.T) {
 			leaveAll(here[w][who])
 		}
 	}
-	testbed.Within(t, patienceOf, "Redis to forget everybody", func() bool { return r.CLI("keys", "imapgate:limit:sessions:*") == "" })
+	testbed.Eventually(t, patienceOf, "Redis to forget everybody", func() bool { return r.CLI("keys", "imapgate:limit:sessions:*") == "" })
 	for _, g := range gates {
-		testbed.Within(t, patienceOf, "the gateway to forget everybody", func() bool { return g.Taken() == 0 && len(g.places.held) == 0 })
+		testbed.Eventually(t, patienceOf, "the gateway to forget everybody", func() bool { return g.CountersInUse() == 0 && len(g.places.held) == 0 })
 	}
 }
 
@@ -109,11 +109,11 @@ func TestAFailoverKeepsTheLimit(t *testing.T) {
 	cfg.Settings.PerUser, cfg.wait = 10, ioTime
 	one, two := runGate(t, cfg, sentinel()), runGate(t, cfg, sentinel())
 	alice := user(t, "alice")
-	testbed.Within(t, patienceOf, "Redis to be asked", func() bool { return sessionsOf(t, two, alice) == 0 })
+	testbed.Eventually(t, patienceOf, "Redis to be asked", func() bool { return sessionsOf(t, two, alice) == 0 })
 	in := hammer(t, 6, alice, one)
 	c.Failover()
-	c.Settle()
-	testbed.Within(t, 2*patienceOf, "the new primary to know of 6", func() bool { return sessionsOf(t, two, alice) == 6 })
+	c.AwaitDemotion()
+	testbed.Eventually(t, 2*patienceOf, "the new primary to know of 6", func() bool { return sessionsOf(t, two, alice) == 6 })
 	for i := range 20 { // one by one: each connection to the new primary is still to be made
 		if v, err := enter(t, two, netip.AddrFrom4([4]byte{10, 1, 0, byte(i)}), alice); err == nil {
 			in = append(in, v)
@@ -139,5 +139,5 @@ func storm(t *testing.T, r *testbed.Redis) {
 func pass(t *testing.T, d time.Duration) {
 	t.Helper()
 	until := time.Now().Add(d)
-	testbed.Within(t, 10*d, "time to pass", func() bool { return time.Now().After(until) })
+	testbed.Eventually(t, 10*d, "time to pass", func() bool { return time.Now().After(until) })
 }

@@ -10,15 +10,15 @@ import (
 // An office changes its passwords after its backend has hung up on the old ones. The
 // backend hangs up on the new ones too, which are right.
 func TestAPasswordThatMayBeRightGivesWayToTheNextOne(t *testing.T) {
-	for name, between := range map[string]func(testing.TB, *Gate, int){
-		"the users log in": func(t testing.TB, g *Gate, i int) {
+	for name, between := range map[string]func(testing.TB, *Limiter, int){
+		"the users log in": func(t testing.TB, g *Limiter, i int) {
 			if _, err := logIn(t, g, at("203.0.113.7"), user(t, fmt.Sprint("user", i))); err != nil {
 				t.Fatal(err)
 			}
 		},
-		"time passes": func(_ testing.TB, g *Gate, i int) {
+		"time passes": func(_ testing.TB, g *Limiter, i int) {
 			if i == 0 {
-				time.Sleep(g.cfg.Bans.Within)
+				time.Sleep(g.cfg.Bans.Window)
 			}
 		},
 	} {
@@ -51,7 +51,7 @@ func TestAPasswordThatMayBeRightKeepsItsPlaceWhileItIsShown(t *testing.T) {
 		u, nat := user(t, "someone"), at("203.0.113.7")
 		for i := range 100 {
 			if i > 0 {
-				time.Sleep(g.cfg.Bans.Within - time.Minute)
+				time.Sleep(g.cfg.Bans.Window - time.Minute)
 			}
 			if _, err := unclear(t, g, nat, u, secret("own")); err != nil {
 				t.Fatal(err)

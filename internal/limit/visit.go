@@ -19,10 +19,10 @@ const (
 	gone
 )
 
-// Visit is one connection. It is used by one goroutine at a time.
-type Visit struct {
+// Conn is one connection. It is used by one goroutine at a time.
+type Conn struct {
 	// Set once.
-	gate   *Gate
+	gate   *Limiter
 	limits *Listener // of where it has arrived
 
 	// Owned by whoever serves the connection.
@@ -30,14 +30,14 @@ type Visit struct {
 	exempt bool       // also while nobody knows
 	stage  stage
 	user   identity.User // who is in the house
-	budget *Budget       // nil until somebody has asked for it
+	budget *Quota        // nil until somebody has asked for it
 	claims []uint64      // of the login under way, which may yet fail; nil for none
 	asked  time.Duration // how long the login under way has waited for Redis
 }
 
 // asking bounds what a login asks of Redis: however many questions there are, and
 // also when none is answered, they take ioTime in all. Its second result ends it.
-func (v *Visit) asking(ctx context.Context) (context.Context, func()) {
+func (v *Conn) asking(ctx context.Context) (context.Context, func()) {
 	began := time.Now()
 	ctx, cancel := context.WithTimeoutCause(ctx, v.gate.cfg.wait-v.asked, errSpent)
 	return ctx, func() {
@@ -46,25 +46,25 @@ func (v *Visit) asking(ctx context.Context) (context.Context, func()) {
 	}
 }
 
-// Arrive lets a new connection in, or refuses it with a *Refusal. Where somebody
+// Open lets a new connection in, or refuses it with a *Refusal. Where somebody
 // in front has yet to say whose connection it is (a PROXY header), addr is the
 // zero Addr: nothing is counted until Move.
-func (g *Gate) Arrive(listener string, addr netip.Addr) (*Visit, error) {
-	v := &Visit{gate: g, limits: g.limits(listener)}
+func (g *Limiter) Open(listener string, addr netip.Addr) (*Conn, error) {
+	v := &Conn{gate: g, limits: g.limits(listener)}
 	if err := v.come(addr); err != nil {
 		return nil, err
 	}
 	return v, nil
 }
 
-// Move says, before the login, that the client is at another address than was
+// SetAddr says, before the login, that the client is at another address than was
 // thought. When that one is refused nothing is taken any more, and all that may
 // follow is Leave.
-func (v *Visit) Move(addr netip.Addr) error {
+func (v *Conn) SetAddr(addr netip.Addr) error {
 	if plain(addr) == v.addr {
 		return nil
 	}
-	v.Settle()
+	v.EndLogin()
 	v.giveLobby()
 	return v.come(addr)
 }
@@ -73,15 +73,15 @@ func (v *Visit) Move(addr netip.Addr) error {
 func plain(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
 
 // come takes the places of a stranger.
-func (v *Visit) come(addr netip.Addr) error {
+func (v *Conn) come(addr netip.Addr) error {
 	g, s := v.gate, &v.limits.Settings
 	v.addr = plain(addr)
 	v.exempt = !v.addr.IsValid() || contains(s.Exempt, v.addr)
 	if v.exempt {
 		return nil
 	}
-	if b, ok := g.bans.covers(v.addr, g.now()); ok && (b.Why == ByOperator || !b.Lived && !g.good.lived(near(v.addr), g.now())) {
-		return g.refused(&Refusal{Reason: Banned, Net: b.Net, Wait: b.For})
+	if b, ok := g.bans.covers(v.addr, g.now()); ok && (b.Reason == ByOperator || !b.Active && !g.good.lived(near(v.addr), g.now())) {
+		return g.refused(&Refusal{Reason: Banned, Net: b.Net, RetryAfter: b.Remaining})
 	}
 	want := v.lobby()
 	if no := g.places.take(want, g.now()); no != nil {
@@ -89,57 +89,57 @@ func (v *Visit) come(addr netip.Addr) error {
 	}
 	if net := home(v.addr); !g.rates.allow(net, s) {
 		g.places.give(want, false)
-		return g.refused(&Refusal{Reason: ConnectionRate, Net: net, Wait: time.Minute / time.Duration(s.NewPerMinute)})
+		return g.refused(&Refusal{Reason: ConnectionRate, Net: net, RetryAfter: time.Minute / time.Duration(s.NewPerMinute)})
 	}
 	v.stage = inLobby
 	return nil
 }
 
 // lobby are the places of a stranger, conn last.
-func (v *Visit) lobby() []bounded { return append(v.strangers(), v.conn()) }
+func (v *Conn) lobby() []bounded { return append(v.strangers(), v.conn()) }
 
 // strangers are the places of which the login makes others.
-func (v *Visit) strangers() []bounded {
+func (v *Conn) strangers() []bounded {
 	net, s := home(v.addr), v.limits
-	want := []bounded{{place{kind: addressLobby, net: net}, s.Strangers, StrangerPlaces}}
+	want := []bounded{{place{kind: addressLobby, net: net}, s.PreauthPerAddress, AddressPreauth}}
 	share := v.gate.networkShare(&s.Settings)
 	if share == 0 {
 		return want
 	}
 	if site := site(v.addr); site != net {
-		want = append(want, bounded{place{kind: siteLobby, net: site}, max(s.Strangers, share/2), NetworkPlaces})
+		want = append(want, bounded{place{kind: siteLobby, net: site}, max(s.PreauthPerAddress, share/2), NetworkPreauth})
 	}
-	return append(want, bounded{place{kind: blockLobby, net: block(v.addr)}, share, NetworkPlaces})
+	return append(want, bounded{place{kind: blockLobby, net: block(v.addr)}, share, NetworkPreauth})
 }
 
 // conn is the place of a connection, before its login and after.
-func (v *Visit) conn() bounded {
+func (v *Conn) conn() bounded {
 	return bounded{place{kind: addressConns, net: home(v.addr)}, v.limits.PerAddress, AddressConnections}
 }
 
 // networkShare is how many connections before the login a network may have, that of one
 // address at least; 0: there is no bound.
-func (g *Gate) networkShare(s *Settings) int {
-	if g.cfg.Preauth == 0 || s.NetworkShare == 0 || s.Strangers == 0 {
+func (g *Limiter) networkShare(s *Settings) int {
+	if g.cfg.Preauth == 0 || s.PreauthNetworkPercent == 0 || s.PreauthPerAddress == 0 {
 		return 0
 	}
-	return max(s.Strangers, g.cfg.Preauth*s.NetworkShare/100)
+	return max(s.PreauthPerAddress, g.cfg.Preauth*s.PreauthNetworkPercent/100)
 }
 
-func (v *Visit) giveLobby() {
+func (v *Conn) giveLobby() {
 	if v.stage == inLobby {
 		v.gate.places.give(v.lobby(), false)
 		v.stage = outside
 	}
 }
 
-// Enter lets a user in whose login was right. It asks Redis, for no longer than
+// BeginSession lets a user in whose login was right. It asks Redis, for no longer than
 // ioTime together with Attempt. After a *Refusal the visit is where it was before.
-func (v *Visit) Enter(ctx context.Context, u identity.User) error {
+func (v *Conn) BeginSession(ctx context.Context, u identity.User) error {
 	if v.stage >= inHouse {
 		panic("limit: a visit entered twice")
 	}
-	v.Settle()
+	v.EndLogin()
 	g, want := v.gate, v.house(u)
 	if no := g.places.take(g.shares(want), g.now()); no != nil {
 		return g.refused(no)
@@ -159,7 +159,7 @@ func (v *Visit) Enter(ctx context.Context, u identity.User) error {
 }
 
 // house are the places of a session.
-func (v *Visit) house(u identity.User) []bounded {
+func (v *Conn) house(u identity.User) []bounded {
 	s := v.limits
 	want := []bounded{
 		{place{kind: userSessions, user: u}, s.PerUser, UserConnections},
@@ -176,7 +176,7 @@ func (v *Visit) house(u identity.User) []bounded {
 }
 
 // shares is what is compared with the numbers of this gateway alone.
-func (g *Gate) shares(want []bounded) []bounded {
+func (g *Limiter) shares(want []bounded) []bounded {
 	here := slices.Clone(want)
 	for i := range here {
 		if here[i].kind == allSessions {
@@ -186,9 +186,9 @@ func (g *Gate) shares(want []bounded) []bounded {
 	return here
 }
 
-// Leave gives back all that the visit has taken. It is called once, last.
-func (v *Visit) Leave() {
-	v.Settle()
+// Close gives back all that the visit has taken. It is called once, last.
+func (v *Conn) Close() {
+	v.EndLogin()
 	switch v.stage {
 	case gone:
 		panic("limit: a visit left twice")
@@ -205,7 +205,7 @@ func (v *Visit) Leave() {
 }
 
 // give gives the places of a session back, and has Redis told.
-func (g *Gate) give(back []bounded) {
+func (g *Limiter) give(back []bounded) {
 	if g.places.give(back, g.shared != nil) {
 		g.shared.wake()
 	}

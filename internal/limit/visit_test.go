@@ -16,7 +16,7 @@ func TestAnAddressHasSoManyConnections(t *testing.T) {
 		other       string
 		want        Reason
 	}{
-		{"before the login", Settings{Strangers: 3}, "192.0.2.1", "192.0.2.1", "192.0.2.2", StrangerPlaces},
+		{"before the login", Settings{PreauthPerAddress: 3}, "192.0.2.1", "192.0.2.1", "192.0.2.2", AddressPreauth},
 		{"altogether", Settings{PerAddress: 3}, "192.0.2.1", "::ffff:192.0.2.1", "192.0.2.2", AddressConnections},
 		{"in a /64", Settings{PerAddress: 3}, "2001:db8::1", "2001:db8::ffff:1", "2001:db8:0:1::1", AddressConnections},
 		{"in a minute", Settings{NewPerMinute: 60, NewBurst: 3}, "192.0.2.1", "192.0.2.1", "192.0.2.2", ConnectionRate},
@@ -25,19 +25,19 @@ func TestAnAddressHasSoManyConnections(t *testing.T) {
 			cfg := usual()
 			cfg.Settings = c.cfg
 			g := newGate(t, cfg, nil)
-			var in []*Visit
+			var in []*Conn
 			for range 3 {
 				in = append(in, arrive(t, g, at(c.first)))
 			}
-			if _, err := g.Arrive("imaps", at(c.same)); reason(err) != c.want {
+			if _, err := g.Open("imaps", at(c.same)); reason(err) != c.want {
 				t.Fatalf("the fourth gets %v, want %s", err, c.want)
 			}
-			arrive(t, g, at(c.other)).Leave()
+			arrive(t, g, at(c.other)).Close()
 			for _, v := range in {
-				v.Leave()
+				v.Close()
 			}
 			if c.want != ConnectionRate {
-				arrive(t, g, at(c.same)).Leave()
+				arrive(t, g, at(c.same)).Close()
 			}
 			if n := len(g.places.held); n != 0 {
 				t.Fatalf("%d places are held by nobody", n)
@@ -50,9 +50,9 @@ func TestTheRateOfConnectionsRecovers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGate(t, usual(), nil)
 		come := func() error {
-			v, err := g.Arrive("imaps", at("192.0.2.1"))
+			v, err := g.Open("imaps", at("192.0.2.1"))
 			if err == nil {
-				v.Leave()
+				v.Close()
 			}
 			return err
 		}
@@ -87,11 +87,11 @@ func TestAUserHasSoManySessions(t *testing.T) {
 		cfg := usual()
 		cfg.Settings = c.cfg
 		g, alice := newGate(t, cfg, nil), user(t, "alice")
-		var in []*Visit
+		var in []*Conn
 		for i := range 4 {
 			v := arrive(t, g, c.addr(i))
 			in = append(in, v)
-			err := v.Enter(t.Context(), alice)
+			err := v.BeginSession(t.Context(), alice)
 			if i < 3 && err != nil {
 				t.Fatalf("%s: session %d: %v", c.want, i, err)
 			}
@@ -100,12 +100,12 @@ func TestAUserHasSoManySessions(t *testing.T) {
 			}
 		}
 		if c.want != TotalSessions {
-			if err := in[3].Enter(t.Context(), user(t, "bob")); err != nil {
+			if err := in[3].BeginSession(t.Context(), user(t, "bob")); err != nil {
 				t.Fatalf("another login on the connection that was refused: %v", err)
 			}
 		}
 		for _, v := range in {
-			v.Leave()
+			v.Close()
 		}
 		if n := len(g.places.held); n != 0 {
 			t.Fatalf("%d places are held by nobody", n)
@@ -115,40 +115,40 @@ func TestAUserHasSoManySessions(t *testing.T) {
 
 func TestWhoHasLoggedInLeavesTheLobby(t *testing.T) {
 	cfg := usual()
-	cfg.Settings = Settings{Strangers: 1, PerAddress: 2}
+	cfg.Settings = Settings{PreauthPerAddress: 1, PerAddress: 2}
 	g := newGate(t, cfg, nil)
 	first := arrive(t, g, at("192.0.2.1"))
-	if err := first.Enter(t.Context(), user(t, "alice")); err != nil {
+	if err := first.BeginSession(t.Context(), user(t, "alice")); err != nil {
 		t.Fatal(err)
 	}
 	second := arrive(t, g, at("192.0.2.1"))
-	if _, err := g.Arrive("imaps", at("192.0.2.1")); err == nil {
+	if _, err := g.Open("imaps", at("192.0.2.1")); err == nil {
 		t.Fatal("a third connection came in")
 	}
-	second.Leave()
-	first.Leave()
+	second.Close()
+	first.Close()
 }
 
 func TestABalancersConnectionsAreTheirClients(t *testing.T) {
 	cfg := usual()
-	cfg.Settings = Settings{Strangers: 1}
+	cfg.Settings = Settings{PreauthPerAddress: 1}
 	g := newGate(t, cfg, nil)
-	var in []*Visit
+	var in []*Conn
 	for i := range 5 {
 		v := arrive(t, g, netip.Addr{}) // the header is still to come
-		if err := v.Move(at(fmt.Sprintf("192.0.2.%d", i))); err != nil {
+		if err := v.SetAddr(at(fmt.Sprintf("192.0.2.%d", i))); err != nil {
 			t.Fatal(err)
 		}
 		in = append(in, v)
 	}
 	v := arrive(t, g, at("198.51.100.1"))
-	if err := v.Move(at("192.0.2.1")); reason(err) != StrangerPlaces {
+	if err := v.SetAddr(at("192.0.2.1")); reason(err) != AddressPreauth {
 		t.Fatalf("a second connection of an address: %v", err)
 	}
-	v.Leave()
-	arrive(t, g, at("198.51.100.1")).Leave() // its place there is free again
+	v.Close()
+	arrive(t, g, at("198.51.100.1")).Close() // its place there is free again
 	for _, v := range in {
-		v.Leave()
+		v.Close()
 	}
 	if n := len(g.places.held); n != 0 {
 		t.Fatalf("%d places are held by nobody", n)
@@ -162,21 +162,21 @@ func TestEachListenerHasItsOwnLimits(t *testing.T) {
 	cfg.Listeners = map[string]Listener{"webmail": {Settings: inside, Failures: cfg.Failures}}
 	g := newGate(t, cfg, nil)
 	for i := range 200 { // far beyond every limit of an address
-		v, err := g.Arrive("webmail", at("192.0.2.1"))
+		v, err := g.Open("webmail", at("192.0.2.1"))
 		if err != nil {
 			t.Fatalf("connection %d of an exempt network: %v", i, err)
 		}
-		if d := v.Failed(t.Context(), user(t, "bob"), secret("%d", i)); d != 0 {
+		if d := v.LoginFailed(t.Context(), user(t, "bob"), secret("%d", i)); d != 0 {
 			t.Fatalf("an exempt network is delayed by %v", d)
 		}
-		if err := v.Attempt(t.Context(), user(t, "bob")); err != nil {
+		if err := v.BeginLogin(t.Context(), user(t, "bob")); err != nil {
 			t.Fatalf("attempt %d: %v", i, err)
 		}
-		err = v.Enter(t.Context(), user(t, "alice"))
+		err = v.BeginSession(t.Context(), user(t, "alice"))
 		if i < 2 != (err == nil) {
 			t.Fatalf("session %d of a user with 2: %v", i, err)
 		}
-		defer v.Leave()
+		defer v.Close()
 	}
 	if len(g.bans.active(g.now())) != 0 {
 		t.Fatal("an exempt network was banned")
@@ -187,19 +187,19 @@ func TestEachListenerHasItsOwnLimits(t *testing.T) {
 // before the login.
 func preauth() Config {
 	c := usual()
-	c.Preauth, c.NetworkShare, c.NewPerMinute = 484, 25, 0
+	c.Preauth, c.PreauthNetworkPercent, c.NewPerMinute = 484, 25, 0
 	return c
 }
 
 // crowdIn has so many connections arrive from each address, and gives those that may.
-func crowdIn(t *testing.T, g *Gate, each int, addresses ...netip.Addr) (in []*Visit) {
+func crowdIn(t *testing.T, g *Limiter, each int, addresses ...netip.Addr) (in []*Conn) {
 	t.Helper()
 	for _, addr := range addresses {
 		for range each {
-			v, err := g.Arrive("imaps", addr)
+			v, err := g.Open("imaps", addr)
 			if err == nil {
 				in = append(in, v)
-			} else if r := reason(err); r != NetworkPlaces && r != StrangerPlaces {
+			} else if r := reason(err); r != NetworkPreauth && r != AddressPreauth {
 				t.Fatalf("from %v: %v", addr, err)
 			}
 		}
@@ -235,9 +235,9 @@ func TestOneNetworkDoesNotTakeEveryPlaceBeforeTheLogin(t *testing.T) {
 			}
 			for _, stranger := range []netip.Addr{at("2001:db8:2::1"), at("198.51.100.1")} {
 				v := arrive(t, g, stranger)
-				v.Leave()
+				v.Close()
 			}
-			if err := in[0].Enter(t.Context(), user(t, "alice")); err != nil {
+			if err := in[0].BeginSession(t.Context(), user(t, "alice")); err != nil {
 				t.Fatal(err)
 			}
 			if again := crowdIn(t, g, 1, test.from[0]); len(again) != 1 {
@@ -246,7 +246,7 @@ func TestOneNetworkDoesNotTakeEveryPlaceBeforeTheLogin(t *testing.T) {
 				leaveAll(again)
 			}
 			leaveAll(in)
-			if n := g.Taken(); n != 0 {
+			if n := g.CountersInUse(); n != 0 {
 				t.Errorf("%d places are still taken", n)
 			}
 		})
@@ -260,7 +260,7 @@ func TestANetworkMayHaveWhatAnAddressMay(t *testing.T) {
 		{300, 25, 300}, {0, 25, 1000}, {20, 0, 640}, {20, 100, 242},
 	} {
 		cfg := preauth()
-		cfg.Strangers, cfg.NetworkShare, cfg.PerAddress = test.strangers, test.share, 0
+		cfg.PreauthPerAddress, cfg.PreauthNetworkPercent, cfg.PerAddress = test.strangers, test.share, 0
 		from, each := nets(1), 1000
 		if test.strangers == 20 {
 			from, each = nets(32), 30

@@ -8,12 +8,12 @@ import (
 	"context"
 	"net"
 
-	"imapgate/internal/deadpeer"
+	"imapgate/internal/keepalive"
 )
 
 // TCP listens on host:port. What it accepts notices a dead peer (deadpeer).
 func TCP(address string) (*net.TCPListener, error) {
-	config := net.ListenConfig{Control: control, KeepAliveConfig: deadpeer.KeepAlive()}
+	config := net.ListenConfig{Control: control, KeepAliveConfig: keepalive.Config()}
 	l, err := config.Listen(context.Background(), "tcp", address)
 	if err != nil {
 		return nil, err

@@ -17,29 +17,29 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"imapgate/internal/deadpeer"
+	"imapgate/internal/keepalive"
 )
 
 // control lets others listen beside us, and is deadpeer's for what is accepted.
 func control(network, address string, raw syscall.RawConn) error {
-	var failed error
+	var sockErr error
 	err := raw.Control(func(fd uintptr) {
-		failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+		sockErr = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
 	})
-	return errors.Join(err, failed, deadpeer.Control(network, address, raw))
+	return errors.Join(err, sockErr, keepalive.Control(network, address, raw))
 }
 
-// Shared says whether more than one socket of this network namespace listens on
+// IsShared says whether more than one socket of this network namespace listens on
 // an address. An error means that it cannot be told.
-func Shared(addr net.Addr) (bool, error) {
+func IsShared(addr net.Addr) (bool, error) {
 	tcp, ok := addr.(*net.TCPAddr)
 	if !ok {
 		return false, fmt.Errorf("%v is no TCP address", addr)
 	}
 	// Not /proc/net: where only processes are shown (ProcSubset=pid) it is not there.
 	table := "/proc/self/net/tcp6"
-	at := netip.AddrPortFrom(tcp.AddrPort().Addr().Unmap().WithZone(""), tcp.AddrPort().Port())
-	if at.Addr().Is4() {
+	addrPort := netip.AddrPortFrom(tcp.AddrPort().Addr().Unmap().WithZone(""), tcp.AddrPort().Port())
+	if addrPort.Addr().Is4() {
 		table = "/proc/self/net/tcp"
 	}
 	f, err := os.Open(table)
@@ -47,36 +47,36 @@ func Shared(addr net.Addr) (bool, error) {
 		return false, err
 	}
 	defer f.Close() // it was only read
-	n, err := listening(f, at)
+	n, err := countListeners(f, addrPort)
 	return n > 1, err
 }
 
-// listening counts the sockets that listen on an address in a table as of proc(5),
+// countListeners counts the sockets that listen on an address in a table as of proc(5),
 // /proc/net/tcp. Those that listen come first in it, before all connections.
-func listening(table io.Reader, at netip.AddrPort) (n int, err error) {
-	const listen = "0A" // the state, of include/net/tcp_states.h
+func countListeners(table io.Reader, addr netip.AddrPort) (n int, err error) {
+	const stateListen = "0A" // the state, of include/net/tcp_states.h
 	lines := bufio.NewScanner(table)
 	lines.Scan() // the heading
 	for lines.Scan() {
 		fields := strings.Fields(lines.Text())
-		if len(fields) < 4 || fields[3] != listen {
+		if len(fields) < 4 || fields[3] != stateListen {
 			break
 		}
-		if is, err := address(fields[1]); err != nil {
+		if local, err := parseAddress(fields[1]); err != nil {
 			return 0, err
-		} else if is == at {
+		} else if local == addr {
 			n++
 		}
 	}
 	return n, lines.Err()
 }
 
-// address reads 0100007F:03E1: 32-bit words as this machine has them, and a port.
-func address(text string) (netip.AddrPort, error) {
+// parseAddress reads 0100007F:03E1: 32-bit words as this machine has them, and a port.
+func parseAddress(text string) (netip.AddrPort, error) {
 	host, port, _ := strings.Cut(text, ":")
 	b, err := hex.DecodeString(host)
-	n, bad := strconv.ParseUint(port, 16, 16)
-	if err = errors.Join(err, bad); err == nil && len(b)%4 != 0 {
+	n, portErr := strconv.ParseUint(port, 16, 16)
+	if err = errors.Join(err, portErr); err == nil && len(b)%4 != 0 {
 		err = errors.New("not of whole words")
 	}
 	if err != nil {

@@ -6,12 +6,12 @@ import (
 	"errors"
 	"net"
 
-	"imapgate/internal/deadpeer"
+	"imapgate/internal/keepalive"
 )
 
 // control is not Linux's: elsewhere SO_REUSEPORT may give all clients to the
 // process that came last, or to the first.
-var control = deadpeer.Control
+var control = keepalive.Control
 
-// Shared cannot be told here.
-func Shared(net.Addr) (bool, error) { return false, errors.ErrUnsupported }
+// IsShared cannot be told here.
+func IsShared(net.Addr) (bool, error) { return false, errors.ErrUnsupported }

@@ -8,9 +8,9 @@ import (
 
 func TestEverySinkOfTheAuditLogIsShown(t *testing.T) {
 	m := metrics.New("v")
-	m.ObserveAuditSinks(func(report func(metrics.AuditSink)) {
-		report(metrics.AuditSink{Name: "file", Written: 7})
-		report(metrics.AuditSink{Name: "far", Written: 5, Lost: 2, Failed: true})
+	m.ObserveAuditSinks(func(report func(metrics.AuditSinkStatus)) {
+		report(metrics.AuditSinkStatus{Name: "file", WrittenRecords: 7})
+		report(metrics.AuditSinkStatus{Name: "far", WrittenRecords: 5, LostRecords: 2, Failing: true})
 	})
 	got := scrape(t, m)
 	for series, want := range map[string]string{

@@ -22,22 +22,22 @@ var delayBuckets = []float64{.25, .5, 1, 2, 4, 8, 15, 30, 60}
 // are safe for concurrent use.
 type Limits struct {
 	// Set once.
-	Shared prometheus.Gauge   // 1 while limits are counted together with other gateways
-	Sprays prometheus.Counter // suspicions that a few passwords are tried for many users
+	ClusterConnected prometheus.Gauge   // 1 while limits are counted together with other gateways
+	SprayDetections  prometheus.Counter // suspicions that a few passwords are tried for many users
 
-	refusals map[string]prometheus.Counter
-	holds    map[string]prometheus.Counter
-	delays   prometheus.Histogram
+	refusals  map[string]prometheus.Counter
+	throttles map[string]prometheus.Counter
+	delays    prometheus.Histogram
 }
 
-func newLimits(r register) *Limits {
+func newLimits(r registrar) *Limits {
 	return &Limits{
-		Shared: r.gauge("imapgate_limits_cluster_connected",
+		ClusterConnected: r.gauge("imapgate_limits_cluster_connected",
 			"1 while limits are counted together with the other gateways; at 0 this one counts alone."),
-		Sprays:   r.counter("imapgate_password_spray_detections_total", "Times that a few passwords seemed to be tried for many users."),
-		refusals: r.counters("imapgate_limit_refusals_total", "Connections, logins and uploads that a limit turned away.", "limit", limitNames),
-		holds:    r.counters("imapgate_limit_throttled_total", "Times that a limit made a session or a login wait.", "limit", holdNames),
-		delays:   r.histogram("imapgate_login_delay_seconds", "How long logins were made to wait because others had failed.", delayBuckets),
+		SprayDetections: r.counter("imapgate_password_spray_detections_total", "Times that a few passwords seemed to be tried for many users."),
+		refusals:        r.countersByLabel("imapgate_limit_refusals_total", "Connections, logins and uploads that a limit turned away.", "limit", limitNames),
+		throttles:       r.countersByLabel("imapgate_limit_throttled_total", "Times that a limit made a session or a login wait.", "limit", holdNames),
+		delays:          r.histogram("imapgate_login_delay_seconds", "How long logins were made to wait because others had failed.", delayBuckets),
 	}
 }
 
@@ -48,11 +48,11 @@ func (m *Metrics) ObserveBans(count func() int) {
 	}, func() float64 { return float64(count()) }))
 }
 
-// Refused counts a connection, login or upload that a limit turned away.
-func (l *Limits) Refused(limit string) { member(l.refusals, limit).Inc() }
+// CountRefusal counts a connection, login or upload that a limit turned away.
+func (l *Limits) CountRefusal(limit string) { instrumentFor(l.refusals, limit).Inc() }
 
-// HeldUp counts a wait of a session or login, for a limit.
-func (l *Limits) HeldUp(limit string) { member(l.holds, limit).Inc() }
+// CountThrottle counts a wait of a session or login, for a limit.
+func (l *Limits) CountThrottle(limit string) { instrumentFor(l.throttles, limit).Inc() }
 
-// Delayed counts a login that was made to wait because others had failed, and how long.
-func (l *Limits) Delayed(by time.Duration) { l.delays.Observe(by.Seconds()) }
+// ObserveDelay counts a login that was made to wait because others had failed, and how long.
+func (l *Limits) ObserveDelay(delay time.Duration) { l.delays.Observe(delay.Seconds()) }

@@ -8,15 +8,15 @@ import (
 	"imapgate/internal/metrics"
 )
 
-func TestWhatALimitDoesIsCountedUnderItsName(t *testing.T) {
+func TestEachLimitIsCountedUnderItsName(t *testing.T) {
 	m := metrics.New("v")
 	m.ObserveBans(func() int { return 2 })
-	m.Limits.Refused("user_connections")
-	m.Limits.Refused("made up")
-	m.Limits.Delayed(3 * time.Second)
-	m.Limits.HeldUp("bytes_out")
-	m.Limits.HeldUp("total")
-	m.Limits.Sprays.Inc()
+	m.Limits.CountRefusal("user_connections")
+	m.Limits.CountRefusal("made up")
+	m.Limits.ObserveDelay(3 * time.Second)
+	m.Limits.CountThrottle("bytes_out")
+	m.Limits.CountThrottle("total")
+	m.Limits.SprayDetections.Inc()
 	got := scrape(t, m)
 	for series, want := range map[string]string{
 		`imapgate_limit_refusals_total{limit="user_connections"}`: "1",

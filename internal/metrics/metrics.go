@@ -10,41 +10,41 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// scrapes bounds the scrapes served at once: a stuck scraper must not pile up.
-const scrapes = 4
+// maxScrapes bounds the scrapes served at once: a stuck scraper must not pile up.
+const maxScrapes = 4
 
-// waitBuckets reach from a cached route and a near backend to the limit of an
+// latencyBuckets reach from a cached route and a near backend to the limit of an
 // upstream login.
-var waitBuckets = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}
+var latencyBuckets = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}
 
 // Metrics is every instrument of a gateway.
 type Metrics struct {
 	// Set once. All instruments are safe for concurrent use.
-	PreAuth            prometheus.Gauge   // connections that have not logged in yet
-	Parked             prometheus.Gauge   // sessions that hold no goroutine
-	BytesToClient      prometheus.Counter // relayed after the login
-	BytesToBackend     prometheus.Counter
-	IdentityViolations prometheus.Counter // must stay 0: a session met another user's upstream
-	RouteChannelUp     prometheus.Gauge   // 1 while changes of routes are pushed to us
-	RoutesEmptied      prometheus.Gauge   // 1 while Redis lacks the records it held
-	Mux                *Mux               // of the modes reuse and resume
-	Limits             *Limits            // of connections and failed logins
+	PreauthConnections         prometheus.Gauge   // connections that have not logged in yet
+	ParkedSessions             prometheus.Gauge   // sessions that hold no goroutine
+	BytesToClient              prometheus.Counter // relayed after the login
+	BytesToBackend             prometheus.Counter
+	IdentityViolations         prometheus.Counter // must stay 0: a session met another user's upstream
+	RouteInvalidationConnected prometheus.Gauge   // 1 while changes of routes are pushed to us
+	RoutesEmptied              prometheus.Gauge   // 1 while Redis lacks the records it held
+	Mux                        *Mux               // of the modes reuse and resume
+	Limits                     *Limits            // of connections and failed logins
 
-	registry     *prometheus.Registry
-	connections  *prometheus.CounterVec
-	probes       *prometheus.CounterVec
-	upstream     *prometheus.CounterVec
-	spliced      *prometheus.GaugeVec
-	splicedUsers *prometheus.GaugeVec
-	sessions     map[string]prometheus.Gauge
-	logins       map[loginKey]prometheus.Counter
-	loginSeconds map[string]prometheus.Observer
-	routes       map[string]prometheus.Counter
-	ends         map[string]prometheus.Counter
-	handshakes   map[string]prometheus.Counter
-	reloads      map[string]prometheus.Counter
-	reloadOK     prometheus.Gauge
-	reloadTime   prometheus.Gauge
+	registry         *prometheus.Registry
+	connections      *prometheus.CounterVec
+	probes           *prometheus.CounterVec
+	upstreamConnects *prometheus.CounterVec
+	splicedBackends  *prometheus.GaugeVec
+	splicedUsers     *prometheus.GaugeVec
+	sessions         map[string]prometheus.Gauge
+	logins           map[loginKey]prometheus.Counter
+	loginSeconds     map[string]prometheus.Observer
+	routes           map[string]prometheus.Counter
+	sessionEnds      map[string]prometheus.Counter
+	handshakes       map[string]prometheus.Counter
+	reloads          map[string]prometheus.Counter
+	reloadSuccess    prometheus.Gauge
+	reloadTime       prometheus.Gauge
 }
 
 type loginKey struct{ result, mechanism string }
@@ -52,29 +52,29 @@ type loginKey struct{ result, mechanism string }
 // New makes the instruments, in a registry of their own.
 func New(version string) *Metrics {
 	m := &Metrics{registry: prometheus.NewRegistry()}
-	r := register{m.registry}
-	m.PreAuth = r.gauge("imapgate_preauth_connections", "Connections that have not logged in yet.")
-	m.Parked = r.gauge("imapgate_parked_sessions", "Quiet sessions that hold no goroutine.")
+	r := registrar{m.registry}
+	m.PreauthConnections = r.gauge("imapgate_preauth_connections", "Connections that have not logged in yet.")
+	m.ParkedSessions = r.gauge("imapgate_parked_sessions", "Quiet sessions that hold no goroutine.")
 	m.IdentityViolations = r.counter("imapgate_identity_violations_total",
 		"Sessions ended because the upstream was not the user's own. Anything but 0 is an emergency.")
-	m.RouteChannelUp = r.gauge("imapgate_route_invalidation_connected",
+	m.RouteInvalidationConnected = r.gauge("imapgate_route_invalidation_connected",
 		"1 while changes of routes are pushed to this gateway; at 0 they are seen after the cache's ttl.")
 	m.RoutesEmptied = r.gauge("imapgate_routes_emptied",
 		"1 while most of the route records that Redis was seen to hold are gone, and nobody is taken for unknown.")
-	m.reloadOK = r.gauge("imapgate_config_reload_success", "1 when the last reload was taken over, 0 when it was refused.")
+	m.reloadSuccess = r.gauge("imapgate_config_reload_success", "1 when the last reload was taken over, 0 when it was refused.")
 	m.reloadTime = r.gauge("imapgate_config_reload_timestamp_seconds", "When the configuration in use was loaded.")
 
-	bytes := r.counters("imapgate_bytes_total", "Bytes relayed after the login.", "direction", []string{toClient, toBackend})
+	bytes := r.countersByLabel("imapgate_bytes_total", "Bytes relayed after the login.", "direction", []string{toClient, toBackend})
 	m.BytesToClient, m.BytesToBackend = bytes[toClient], bytes[toBackend]
-	m.routes = r.counters("imapgate_route_lookups_total", "Lookups of users by where the answer came from.", "source", routeSources)
-	m.ends = r.counters("imapgate_session_ends_total", "Ended sessions by reason.", "reason", endReasons)
-	m.handshakes = r.counters("imapgate_tls_handshakes_total", "TLS handshakes with clients.", "result", handshakeResults)
-	m.reloads = r.counters("imapgate_config_reloads_total", "Reloads of the configuration.", "result", reloadResults)
+	m.routes = r.countersByLabel("imapgate_route_lookups_total", "Lookups of users by where the answer came from.", "source", routeSources)
+	m.sessionEnds = r.countersByLabel("imapgate_session_ends_total", "Ended sessions by reason.", "reason", endReasons)
+	m.handshakes = r.countersByLabel("imapgate_tls_handshakes_total", "TLS handshakes with clients.", "result", handshakeResults)
+	m.reloads = r.countersByLabel("imapgate_config_reloads_total", "Reloads of the configuration.", "result", reloadResults)
 
 	m.connections = r.counterVec("imapgate_connections_total", "Accepted connections.", "listener")
 	m.probes = r.counterVec("imapgate_probes_total", "Connections that ended in good order without an attempt to log in, by what they did.", "listener", "kind")
-	m.upstream = r.counterVec("imapgate_upstream_connects_total", "Connections and logins at backends.", "backend", "result")
-	m.spliced = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+	m.upstreamConnects = r.counterVec("imapgate_upstream_connects_total", "Connections and logins at backends.", "backend", "result")
+	m.splicedBackends = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "imapgate_mux_backend_spliced",
 		Help: "1 while a backend's sessions are spliced because it broke what reuse and resume build on.",
 	}, []string{"backend"})
@@ -82,19 +82,19 @@ func New(version string) *Metrics {
 		Name: "imapgate_mux_spliced_users",
 		Help: "Users whose new sessions are spliced because the backend broke what reuse and resume build on to them.",
 	}, []string{"backend"})
-	r.MustRegister(m.spliced, m.splicedUsers)
-	m.sessions = r.gauges("imapgate_sessions", "Logged-in sessions.", "mode", modes)
+	r.MustRegister(m.splicedBackends, m.splicedUsers)
+	m.sessions = r.gaugesByLabel("imapgate_sessions", "Logged-in sessions.", "mode", modes)
 	m.Mux = newMux(r)
 	m.Limits = newLimits(r)
-	m.makeLogins(r)
-	m.makeProcess(version)
+	m.registerLogins(r)
+	m.registerProcess(version)
 	return m
 }
 
-func (m *Metrics) makeLogins(r register) {
+func (m *Metrics) registerLogins(r registrar) {
 	counts := r.counterVec("imapgate_logins_total", "Login attempts.", "result", "mechanism")
 	seconds := prometheus.NewHistogramVec(prometheus.HistogramOpts{
-		Name: "imapgate_login_seconds", Help: "From the complete login command to its answer.", Buckets: waitBuckets,
+		Name: "imapgate_login_seconds", Help: "From the complete login command to its answer.", Buckets: latencyBuckets,
 	}, []string{"result"})
 	r.MustRegister(seconds)
 	m.logins = make(map[loginKey]prometheus.Counter)
@@ -107,7 +107,7 @@ func (m *Metrics) makeLogins(r register) {
 	}
 }
 
-func (m *Metrics) makeProcess(version string) {
+func (m *Metrics) registerProcess(version string) {
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "imapgate_build_info", Help: "Always 1; the labels say what is running.",
 		ConstLabels: prometheus.Labels{"version": version, "go": runtime.Version()},
@@ -119,7 +119,7 @@ func (m *Metrics) makeProcess(version string) {
 
 // Handler serves the instruments in Prometheus's text format.
 func (m *Metrics) Handler() http.Handler {
-	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: scrapes})
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: maxScrapes})
 }
 
 // Connections is the counter of a configured listener, to be resolved once.
@@ -136,17 +136,17 @@ func (m *Metrics) Probes(listener string) map[string]prometheus.Counter {
 	return counters
 }
 
-// SessionBegan counts a session in. Each one ends with one SessionEnded.
-func (m *Metrics) SessionBegan(mode string) { member(m.sessions, mode).Inc() }
+// BeginSession counts a session in. Each one ends with one EndSession.
+func (m *Metrics) BeginSession(mode string) { instrumentFor(m.sessions, mode).Inc() }
 
-// SessionEnded counts a session out, with the audit log's reason.
-func (m *Metrics) SessionEnded(mode, reason string) {
-	member(m.sessions, mode).Dec()
-	member(m.ends, reason).Inc()
+// EndSession counts a session out, with the audit log's reason.
+func (m *Metrics) EndSession(mode, reason string) {
+	instrumentFor(m.sessions, mode).Dec()
+	instrumentFor(m.sessionEnds, reason).Inc()
 }
 
-// LoginDone counts a login attempt and how long the client waited for the answer.
-func (m *Metrics) LoginDone(result, mechanism string, took time.Duration) {
+// CountLogin counts a login attempt and how long the client waited for the answer.
+func (m *Metrics) CountLogin(result, mechanism string, duration time.Duration) {
 	key := loginKey{result, mechanism}
 	if _, known := m.loginSeconds[result]; !known {
 		key.result = Other
@@ -155,23 +155,23 @@ func (m *Metrics) LoginDone(result, mechanism string, took time.Duration) {
 		key.mechanism = Other
 	}
 	m.logins[key].Inc()
-	m.loginSeconds[key.result].Observe(took.Seconds())
+	m.loginSeconds[key.result].Observe(duration.Seconds())
 }
 
-// RouteLookup counts where the answer for a user came from.
-func (m *Metrics) RouteLookup(source string) { member(m.routes, source).Inc() }
+// CountRouteLookup counts where the answer for a user came from.
+func (m *Metrics) CountRouteLookup(source string) { instrumentFor(m.routes, source).Inc() }
 
-// HandshakeDone counts a client's TLS handshake.
-func (m *Metrics) HandshakeDone(result string) { member(m.handshakes, result).Inc() }
+// CountHandshake counts a client's TLS handshake.
+func (m *Metrics) CountHandshake(result string) { instrumentFor(m.handshakes, result).Inc() }
 
-// ConfigReloaded records a reload; err is why it was refused, or nil.
-func (m *Metrics) ConfigReloaded(err error) {
+// CountReload records a reload; err is why it was refused, or nil.
+func (m *Metrics) CountReload(err error) {
 	if err != nil {
 		m.reloads[Refused].Inc()
-		m.reloadOK.Set(0)
+		m.reloadSuccess.Set(0)
 		return
 	}
 	m.reloads[OK].Inc()
-	m.reloadOK.Set(1)
+	m.reloadSuccess.Set(1)
 	m.reloadTime.SetToCurrentTime()
 }

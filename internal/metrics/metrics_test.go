@@ -39,21 +39,21 @@ func scrape(t *testing.T, m *metrics.Metrics) map[string]string {
 func TestEachEventIsCountedInItsSeries(t *testing.T) {
 	m := metrics.New("v1.2.3")
 	m.Connections("0.0.0.0:993").Add(3)
-	m.PreAuth.Inc()
-	m.Parked.Set(7)
+	m.PreauthConnections.Inc()
+	m.ParkedSessions.Set(7)
 	m.BytesToClient.Add(1 << 40)
 	m.BytesToBackend.Add(5)
-	m.RouteChannelUp.Set(1)
+	m.RouteInvalidationConnected.Set(1)
 	m.RoutesEmptied.Set(1)
-	m.SessionBegan("splice")
-	m.SessionBegan("splice")
-	m.SessionEnded("splice", "client_closed")
-	m.LoginDone(metrics.Accepted, "AUTH=PLAIN", 30*time.Millisecond)
-	m.Backend("east").ConnectDone("ok")
-	m.RouteLookup("redis")
-	m.HandshakeDone(metrics.Resumed)
-	m.ConfigReloaded(nil)
-	m.ConfigReloaded(errors.New("no"))
+	m.BeginSession("splice")
+	m.BeginSession("splice")
+	m.EndSession("splice", "client_closed")
+	m.CountLogin(metrics.Accepted, "AUTH=PLAIN", 30*time.Millisecond)
+	m.Backend("east").CountConnect("ok")
+	m.CountRouteLookup("redis")
+	m.CountHandshake(metrics.Resumed)
+	m.CountReload(nil)
+	m.CountReload(errors.New("no"))
 	m.ObserveCertificates(func(report func(string, time.Time)) {
 		report("/mail.pem", time.Unix(1e9, 0))
 		report("/mail.pem", time.Unix(2e9, 0)) // named twice: must not break the scrape
@@ -101,19 +101,19 @@ func TestEachEventIsCountedInItsSeries(t *testing.T) {
 	}
 }
 
-func TestStrangeValuesMakeNoSeries(t *testing.T) {
+func TestUnknownValuesCountAsOther(t *testing.T) {
 	m := metrics.New("v")
 	b := m.Backend("east")
 	before := len(scrape(t, m))
 	for i := range 1000 {
-		strange := fmt.Sprintf("made up %d", i)
-		m.SessionBegan(strange)
-		m.SessionEnded(strange, strange)
-		m.LoginDone(strange, strange, 0)
-		m.LoginDone(metrics.Refused, strange, 0)
-		m.RouteLookup(strange)
-		m.HandshakeDone(strange)
-		b.ConnectDone(strange)
+		unknown := fmt.Sprintf("made up %d", i)
+		m.BeginSession(unknown)
+		m.EndSession(unknown, unknown)
+		m.CountLogin(unknown, unknown, 0)
+		m.CountLogin(metrics.Refused, unknown, 0)
+		m.CountRouteLookup(unknown)
+		m.CountHandshake(unknown)
+		b.CountConnect(unknown)
 	}
 	got := scrape(t, m)
 	if len(got) != before {
@@ -131,25 +131,25 @@ func TestCountingAllocatesNothing(t *testing.T) {
 	m := metrics.New("v")
 	b := m.Backend("east")
 	if n := testing.AllocsPerRun(100, func() {
-		m.SessionBegan("splice")
-		m.LoginDone(metrics.Accepted, "LOGIN", time.Millisecond)
-		m.RouteLookup("cache")
-		m.HandshakeDone(metrics.OK)
-		b.ConnectDone("ok")
+		m.BeginSession("splice")
+		m.CountLogin(metrics.Accepted, "LOGIN", time.Millisecond)
+		m.CountRouteLookup("cache")
+		m.CountHandshake(metrics.OK)
+		b.CountConnect("ok")
 		m.BytesToClient.Add(100)
-		m.SessionEnded("splice", "idle")
+		m.EndSession("splice", "idle")
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
 }
 
-func TestScrapesAndCountsMayCoincide(t *testing.T) {
+func TestScrapesMayRunDuringCounting(t *testing.T) {
 	m := metrics.New("v")
 	var both sync.WaitGroup
 	both.Go(func() {
 		for range 1000 {
-			m.SessionBegan("park")
-			m.SessionEnded("park", "kicked")
+			m.BeginSession("park")
+			m.EndSession("park", "kicked")
 		}
 	})
 	both.Go(func() {
@@ -164,23 +164,23 @@ func TestScrapesAndCountsMayCoincide(t *testing.T) {
 }
 
 // The rooms that are counted have words of their own; those must be in the sets.
-func TestWordsOfTheOtherRoomsAreInTheSets(t *testing.T) {
+func TestLabelsOfOtherPackagesAreInTheSets(t *testing.T) {
 	m := metrics.New("v")
 	b := m.Backend("east")
 	for _, r := range []string{upstream.ResultOK, upstream.ResultDenied, upstream.ResultRefused, upstream.ResultUnreachable,
 		upstream.ResultTLS, upstream.ResultTimeout, upstream.ResultClosed, upstream.ResultProtocol, upstream.ResultDown,
-		upstream.ResultBusy, upstream.ResultCanceled, upstream.ResultLoop, upstream.ResultNotTaken} {
-		b.ConnectDone(r)
+		upstream.ResultBusy, upstream.ResultCanceled, upstream.ResultLoop, upstream.ResultNotAccepted} {
+		b.CountConnect(r)
 	}
-	for _, r := range []routing.From{routing.FromCache, routing.FromRedis, routing.FromStale, routing.FromStatic, routing.FromSnapshot} {
-		m.RouteLookup(string(r))
+	for _, r := range []routing.Origin{routing.OriginCache, routing.OriginRedis, routing.OriginStale, routing.OriginStatic, routing.OriginSnapshot} {
+		m.CountRouteLookup(string(r))
 	}
 	for _, r := range []string{routing.OutcomeNoUser, routing.OutcomeBlocked, routing.OutcomePaused, routing.OutcomeUnavailable} {
-		m.RouteLookup(r)
+		m.CountRouteLookup(r)
 	}
 	for _, r := range []splice.Reason{splice.ClientClosed, splice.BackendClosed, splice.ClientLost, splice.BackendLost,
-		splice.Idle, splice.ClientStalled, splice.BackendStalled, splice.Drained, splice.Expired} {
-		m.SessionEnded("splice", string(r))
+		splice.Idle, splice.ClientStalled, splice.BackendStalled, splice.Drained, splice.TokenExpired} {
+		m.EndSession("splice", string(r))
 		if !audit.Reason(r).Known() {
 			t.Errorf("the audit log does not know %s", r)
 		}
@@ -188,15 +188,15 @@ func TestWordsOfTheOtherRoomsAreInTheSets(t *testing.T) {
 	for _, r := range []audit.Reason{audit.ClientLogout, audit.ClientClosed, audit.ClientLost, audit.ClientProtocol,
 		audit.ClientStalled, audit.BackendClosed, audit.BackendLost, audit.BackendStalled, audit.Idle, audit.Drained,
 		audit.GatewayStopping, audit.Kicked, audit.Moved, audit.Overload, audit.IdentityMismatch, audit.InternalMistake} {
-		m.SessionEnded("splice", string(r))
+		m.EndSession("splice", string(r))
 	}
 	for _, r := range []audit.Reason{audit.MailboxGone, audit.MailboxChanged, audit.MailboxTooLarge, audit.ViewInconsistent,
 		audit.UpstreamLost, audit.UpstreamAway, audit.LoginRevoked, audit.TokenExpired, audit.LimitReached, audit.BackendProtocol} {
-		m.SessionEnded("resume", string(r))
-		m.Mux.ByeSaid(string(r))
+		m.EndSession("resume", string(r))
+		m.Mux.CountTermination(string(r))
 	}
 	for _, mechanism := range []string{auth.CommandLogin, auth.SASLPlain, auth.SASLLogin} {
-		m.LoginDone(metrics.Accepted, mechanism, 0)
+		m.CountLogin(metrics.Accepted, mechanism, 0)
 	}
 	for series, n := range scrape(t, m) {
 		if strings.Contains(series, `"other"`) && n != "0" {

@@ -10,32 +10,32 @@ import (
 	"imapgate/internal/metrics"
 )
 
-func TestEachEventOfAMuxIsCountedInItsSeries(t *testing.T) {
+func TestEachMuxEventIsCountedInItsSeries(t *testing.T) {
 	m := metrics.New("v")
 	b := m.Backend("east")
-	m.Mux.AttachDone("lost", "ok", 30*time.Millisecond)
-	m.Mux.GhostAttach()
-	m.Mux.ExpungeIssued()
-	m.Mux.Retried("UID FETCH")
-	m.Mux.ByeSaid("mailbox_gone")
-	m.Mux.InvariantBroken(metrics.ExistsShrank)
-	b.Spliced(true)
-	b.SplicedUsers(2)
-	m.Backend("west").Spliced(true)
-	m.Backend("west").Spliced(false)
-	m.Mux.LeaseWaited(2 * time.Millisecond)
-	m.Mux.Moved("", metrics.Unselected)
-	m.Mux.Moved("", metrics.Unselected)
-	m.Mux.Moved(metrics.Unselected, metrics.Attached)
-	m.Mux.Moved("", metrics.Pinned)
-	m.Mux.Moved(metrics.Pinned, "")
-	m.Mux.Pinned("notify")
-	m.Mux.Verified(metrics.Same)
-	m.Mux.PoolChanged(1)
-	m.Mux.PoolChanged(1)
-	m.Mux.PoolChanged(-1)
-	m.Mux.Reused()
-	m.Mux.Discarded(metrics.DiscardUnread)
+	m.Mux.CountReattach("lost", "ok", 30*time.Millisecond)
+	m.Mux.CountDeferredExpunge()
+	m.Mux.CountExpungeIssued()
+	m.Mux.CountRetry("UID FETCH")
+	m.Mux.CountTermination("mailbox_gone")
+	m.Mux.CountViolation(metrics.ExistsShrank)
+	b.SetSpliced(true)
+	b.SetSplicedUsers(2)
+	m.Backend("west").SetSpliced(true)
+	m.Backend("west").SetSpliced(false)
+	m.Mux.ObserveLeaseWait(2 * time.Millisecond)
+	m.Mux.ChangeState("", metrics.Unselected)
+	m.Mux.ChangeState("", metrics.Unselected)
+	m.Mux.ChangeState(metrics.Unselected, metrics.Attached)
+	m.Mux.ChangeState("", metrics.Pinned)
+	m.Mux.ChangeState(metrics.Pinned, "")
+	m.Mux.CountPin("notify")
+	m.Mux.CountConsistencyCheck(metrics.Same)
+	m.Mux.AddPoolConnections(1)
+	m.Mux.AddPoolConnections(1)
+	m.Mux.AddPoolConnections(-1)
+	m.Mux.CountPoolReuse()
+	m.Mux.CountPoolDiscard(metrics.DiscardUnread)
 	got := scrape(t, m)
 	for series, want := range map[string]string{
 		`imapgate_mux_reattach_seconds_bucket{le="0.025"}`:                 "0",
@@ -66,21 +66,21 @@ func TestEachEventOfAMuxIsCountedInItsSeries(t *testing.T) {
 	}
 }
 
-func TestStrangeValuesMakeNoSeriesOfAMux(t *testing.T) {
+func TestUnknownMuxValuesCountAsOther(t *testing.T) {
 	m := metrics.New("v")
 	before := len(scrape(t, m))
 	for i := range 1000 {
-		strange := fmt.Sprintf("made up %d", i)
-		m.Mux.AttachDone(strange, strange, 0)
-		m.Mux.AttachDone("lost", strange, 0)
-		m.Mux.AttachDone(strange, "ok", 0)
-		m.Mux.Retried(strange)
-		m.Mux.ByeSaid(strange)
-		m.Mux.InvariantBroken(strange)
-		m.Mux.Moved(strange, strange)
-		m.Mux.Pinned(strange)
-		m.Mux.Verified(strange)
-		m.Mux.Discarded(strange)
+		unknown := fmt.Sprintf("made up %d", i)
+		m.Mux.CountReattach(unknown, unknown, 0)
+		m.Mux.CountReattach("lost", unknown, 0)
+		m.Mux.CountReattach(unknown, "ok", 0)
+		m.Mux.CountRetry(unknown)
+		m.Mux.CountTermination(unknown)
+		m.Mux.CountViolation(unknown)
+		m.Mux.ChangeState(unknown, unknown)
+		m.Mux.CountPin(unknown)
+		m.Mux.CountConsistencyCheck(unknown)
+		m.Mux.CountPoolDiscard(unknown)
 	}
 	got := scrape(t, m)
 	if len(got) != before {
@@ -93,40 +93,40 @@ func TestStrangeValuesMakeNoSeriesOfAMux(t *testing.T) {
 	}
 }
 
-func TestCountingForAMuxAllocatesNothing(t *testing.T) {
+func TestMuxCountingAllocatesNothing(t *testing.T) {
 	m := metrics.New("v")
 	b := m.Backend("east")
 	if n := testing.AllocsPerRun(100, func() {
-		m.Mux.AttachDone("detach", "ok", time.Millisecond)
-		m.Mux.GhostAttach()
-		m.Mux.ExpungeIssued()
-		m.Mux.Retried("FETCH")
-		m.Mux.LeaseWaited(time.Millisecond)
-		m.Mux.Moved(metrics.Attached, metrics.Idle)
-		m.Mux.Verified(metrics.Same)
-		m.Mux.PoolChanged(1)
-		m.Mux.PoolChanged(-1)
-		m.Mux.Reused()
-		m.Mux.Discarded(metrics.DiscardTTL)
-		b.Spliced(false)
+		m.Mux.CountReattach("detach", "ok", time.Millisecond)
+		m.Mux.CountDeferredExpunge()
+		m.Mux.CountExpungeIssued()
+		m.Mux.CountRetry("FETCH")
+		m.Mux.ObserveLeaseWait(time.Millisecond)
+		m.Mux.ChangeState(metrics.Attached, metrics.Idle)
+		m.Mux.CountConsistencyCheck(metrics.Same)
+		m.Mux.AddPoolConnections(1)
+		m.Mux.AddPoolConnections(-1)
+		m.Mux.CountPoolReuse()
+		m.Mux.CountPoolDiscard(metrics.DiscardTTL)
+		b.SetSpliced(false)
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
 }
 
 // The two logs of one event use the same words.
-func TestAuditWordsOfAMuxAreInTheSets(t *testing.T) {
+func TestMuxLabelsOfTheAuditLogAreInTheSets(t *testing.T) {
 	m := metrics.New("v")
 	for _, why := range []audit.Why{audit.AfterLoss, audit.AfterHold, audit.AfterDetach} {
 		for _, result := range []audit.Result{audit.AttachOK, audit.AttachInconsistent, audit.AttachGone, audit.AttachChanged,
 			audit.AttachTooLarge, audit.AttachRefused, audit.AttachLimit, audit.AttachTimeout, audit.AttachUnavailable,
 			audit.AttachLost, audit.AttachCanceled} {
-			m.Mux.AttachDone(string(why), string(result), 0)
+			m.Mux.CountReattach(string(why), string(result), 0)
 		}
 	}
 	for _, why := range []audit.Why{audit.PinNotify, audit.PinContext, audit.PinSavedSearch, audit.PinLanguage, audit.PinAnnotate,
 		audit.PinUnknown, audit.PinUIDNotSticky, audit.PinSelectBad, audit.PinViolation, audit.PinSyntax, audit.PinResponse} {
-		m.Mux.Pinned(string(why))
+		m.Mux.CountPin(string(why))
 	}
 	got := scrape(t, m)
 	for series, n := range got {

@@ -8,10 +8,10 @@ type Mutant string
 
 // The mutants there are.
 const (
-	BufferCheck    Mutant = "buffer_check"    // a pooled connection may hold unread bytes
-	DeferredEnable Mutant = "deferred_enable" // a connection may have more enabled than its session
-	GhostsHold     Mutant = "ghosts_hold"     // commands with message numbers pass while expunges are pending
-	AttachFlags    Mutant = "attach_flags"    // no flag changes are told on attach
-	MapThenFlush   Mutant = "map_then_flush"  // numbers are mapped to UIDs behind the flush
-	MFromAux       Mutant = "m_from_aux"      // the mod-sequence is the auxiliary connection's, not the lease's
+	BufferCheck         Mutant = "buffer_check"    // a pooled connection may hold unread bytes
+	DeferredEnable      Mutant = "deferred_enable" // a connection may have more enabled than its session
+	PendingExpungeHold  Mutant = "ghosts_hold"     // commands with message numbers pass while expunges are pending
+	ReattachFlags       Mutant = "attach_flags"    // no flag changes are told on attach
+	TranslateAfterFlush Mutant = "map_then_flush"  // numbers are mapped to UIDs behind the flush
+	ModseqFromAux       Mutant = "m_from_aux"      // the mod-sequence is the auxiliary connection's, not the lease's
 )

@@ -31,19 +31,19 @@ import (
 )
 
 var (
-	addr     = flag.String("addr", "127.0.0.1:31000", "address")
-	useTLS   = flag.Bool("tls", false, "implicit TLS (certificate not verified)")
-	resume   = flag.Bool("resume", false, "allow TLS session resumption")
-	conc     = flag.Int("c", 8, "concurrent sessions")
-	dur      = flag.Duration("d", 5*time.Second, "duration")
-	count    = flag.Int("n", 1000, "sessions for idle")
-	pids     = flag.String("pids", "", "comma-separated pids of the proxy")
-	user     = flag.String("user", "user%04d", "user name format")
-	users    = flag.Int("users", 1000, "number of users")
-	pass     = flag.String("pass", "pw", "password")
-	size     = flag.Int("size", 10<<20, "message size")
-	settle   = flag.Duration("settle", 5*time.Second, "wait before reading memory")
-	noSelect = flag.Bool("noselect", false, "idle: do not SELECT first")
+	addr         = flag.String("addr", "127.0.0.1:31000", "address")
+	useTLS       = flag.Bool("tls", false, "implicit TLS (certificate not verified)")
+	resumeTLS    = flag.Bool("resume", false, "allow TLS session resumption")
+	concurrency  = flag.Int("c", 8, "concurrent sessions")
+	duration     = flag.Duration("d", 5*time.Second, "duration")
+	sessionCount = flag.Int("n", 1000, "sessions for idle")
+	proxyPIDs    = flag.String("pids", "", "comma-separated pids of the proxy")
+	userFormat   = flag.String("user", "user%04d", "user name format")
+	userCount    = flag.Int("users", 1000, "number of users")
+	password     = flag.String("pass", "pw", "password")
+	messageSize  = flag.Int("size", 10<<20, "message size")
+	settleTime   = flag.Duration("settle", 5*time.Second, "wait before reading memory")
+	noSelect     = flag.Bool("noselect", false, "idle: do not SELECT first")
 )
 
 func main() {
@@ -56,20 +56,20 @@ func main() {
 	var err error
 	switch mode {
 	case "stub":
-		err = stub()
+		err = serveStub()
 	case "login":
-		err = load(loginOp, false)
+		err = runLoad(loginOp, false)
 	case "noop":
-		err = load(noopOp, true)
+		err = runLoad(noopOp, true)
 	case "fetch":
-		err = load(fetchOp, true)
+		err = runLoad(fetchOp, true)
 	case "append":
-		err = load(appendOp, true)
+		err = runLoad(appendOp, true)
 	case "ping":
-		*conc = 1
-		err = load(noopOp, true)
+		*concurrency = 1
+		err = runLoad(noopOp, true)
 	case "idle":
-		err = idle()
+		err = runIdle()
 	default:
 		err = fmt.Errorf("unknown mode %q", mode)
 	}
@@ -81,12 +81,12 @@ func main() {
 
 // session is one client connection.
 type session struct {
-	c net.Conn
-	r *bufio.Reader
-	n int
+	conn     net.Conn
+	r        *bufio.Reader
+	tagCount int
 }
 
-var sessCache = tls.NewLRUClientSessionCache(4096)
+var sessionCache = tls.NewLRUClientSessionCache(4096)
 
 func dial() (*session, error) {
 	d := net.Dialer{Timeout: 10 * time.Second}
@@ -96,8 +96,8 @@ func dial() (*session, error) {
 	}
 	if *useTLS {
 		cfg := &tls.Config{InsecureSkipVerify: true, ServerName: "localhost"}
-		if *resume {
-			cfg.ClientSessionCache = sessCache
+		if *resumeTLS {
+			cfg.ClientSessionCache = sessionCache
 		}
 		tc := tls.Client(c, cfg)
 		if err := tc.Handshake(); err != nil {
@@ -106,7 +106,7 @@ func dial() (*session, error) {
 		}
 		c = tc
 	}
-	s := &session{c: c, r: bufio.NewReaderSize(c, 4096)}
+	s := &session{conn: c, r: bufio.NewReaderSize(c, 4096)}
 	c.SetDeadline(time.Now().Add(60 * time.Second))
 	line, err := s.r.ReadString('\n')
 	if err != nil {
@@ -120,25 +120,25 @@ func dial() (*session, error) {
 	return s, nil
 }
 
-// cmd sends one command and reads to its tagged response; literal bytes are
+// exec sends one command and reads to its tagged response; literal bytes are
 // discarded and counted.
-func (s *session) cmd(text string) (bytes int, err error) {
-	s.n++
-	tag := "a" + strconv.Itoa(s.n)
-	s.c.SetDeadline(time.Now().Add(60 * time.Second))
-	if _, err := io.WriteString(s.c, tag+" "+text+"\r\n"); err != nil {
+func (s *session) exec(text string) (bytes int, err error) {
+	s.tagCount++
+	tag := "a" + strconv.Itoa(s.tagCount)
+	s.conn.SetDeadline(time.Now().Add(60 * time.Second))
+	if _, err := io.WriteString(s.conn, tag+" "+text+"\r\n"); err != nil {
 		return 0, err
 	}
-	return s.wait(tag)
+	return s.readTagged(tag)
 }
 
-func (s *session) wait(tag string) (bytes int, err error) {
+func (s *session) readTagged(tag string) (bytes int, err error) {
 	for {
 		line, err := s.r.ReadSlice('\n')
 		if err != nil {
 			return bytes, err
 		}
-		if n := literal(line); n >= 0 {
+		if n := literalSize(line); n >= 0 {
 			m, err := io.CopyN(io.Discard, s.r, int64(n))
 			bytes += int(m)
 			if err != nil {
@@ -156,7 +156,7 @@ func (s *session) wait(tag string) (bytes int, err error) {
 	}
 }
 
-func literal(line []byte) int {
+func literalSize(line []byte) int {
 	t := strings.TrimRight(string(line), "\r\n")
 	if !strings.HasSuffix(t, "}") {
 		return -1
@@ -172,46 +172,46 @@ func literal(line []byte) int {
 	return n
 }
 
-var userN atomic.Int64
+var nextUser atomic.Int64
 
 func login() (*session, error) {
 	s, err := dial()
 	if err != nil {
 		return nil, err
 	}
-	u := fmt.Sprintf(*user, userN.Add(1)%int64(*users)+1)
-	if _, err := s.cmd("LOGIN " + u + " " + *pass); err != nil {
-		s.c.Close()
+	u := fmt.Sprintf(*userFormat, nextUser.Add(1)%int64(*userCount)+1)
+	if _, err := s.exec("LOGIN " + u + " " + *password); err != nil {
+		s.conn.Close()
 		return nil, fmt.Errorf("login: %w", err)
 	}
 	return s, nil
 }
 
-type op func(s *session) (int, error)
+type operation func(s *session) (int, error)
 
 func loginOp(*session) (int, error) {
 	s, err := login()
 	if err != nil {
 		return 0, err
 	}
-	_, err = s.cmd("LOGOUT")
-	s.c.Close()
+	_, err = s.exec("LOGOUT")
+	s.conn.Close()
 	return 0, err
 }
-func noopOp(s *session) (int, error)  { return s.cmd("NOOP") }
-func fetchOp(s *session) (int, error) { return s.cmd("UID FETCH 1 (BODY.PEEK[])") }
+func noopOp(s *session) (int, error)  { return s.exec("NOOP") }
+func fetchOp(s *session) (int, error) { return s.exec("UID FETCH 1 (BODY.PEEK[])") }
 
-var body = sync.OnceValue(func() []byte {
+var message = sync.OnceValue(func() []byte {
 	line := strings.Repeat("0123456789abcdef", 4) + "\r\n"
-	b := []byte("Subject: bench\r\n\r\n" + strings.Repeat(line, *size/len(line)+1))
-	return b[:*size]
+	b := []byte("Subject: bench\r\n\r\n" + strings.Repeat(line, *messageSize/len(line)+1))
+	return b[:*messageSize]
 })
 
 func appendOp(s *session) (int, error) {
-	s.n++
-	tag := "a" + strconv.Itoa(s.n)
-	s.c.SetDeadline(time.Now().Add(60 * time.Second))
-	fmt.Fprintf(s.c, "%s APPEND Drafts {%d}\r\n", tag, *size)
+	s.tagCount++
+	tag := "a" + strconv.Itoa(s.tagCount)
+	s.conn.SetDeadline(time.Now().Add(60 * time.Second))
+	fmt.Fprintf(s.conn, "%s APPEND Drafts {%d}\r\n", tag, *messageSize)
 	l, err := s.r.ReadString('\n')
 	if err != nil {
 		return 0, err
@@ -219,56 +219,56 @@ func appendOp(s *session) (int, error) {
 	if !strings.HasPrefix(l, "+") {
 		return 0, fmt.Errorf("append: %q", l)
 	}
-	if _, err := s.c.Write(body()); err != nil {
+	if _, err := s.conn.Write(message()); err != nil {
 		return 0, err
 	}
-	io.WriteString(s.c, "\r\n")
-	_, err = s.wait(tag)
-	return *size, err
+	io.WriteString(s.conn, "\r\n")
+	_, err = s.readTagged(tag)
+	return *messageSize, err
 }
 
-func load(do op, sessions bool) error {
+func runLoad(do operation, keepOpen bool) error {
 	var (
-		wg       sync.WaitGroup
-		mu       sync.Mutex
-		lat      []time.Duration
-		bytes    int64
-		errs     int
-		firstErr error
-		ss       = make([]*session, *conc)
-		cpu0     float64
-		start    time.Time
+		wg        sync.WaitGroup
+		mu        sync.Mutex
+		latencies []time.Duration
+		bytes     int64
+		errs      int
+		firstErr  error
+		open      = make([]*session, *concurrency)
+		cpuBefore float64
+		start     time.Time
 	)
-	if sessions {
-		for i := range ss {
+	if keepOpen {
+		for i := range open {
 			s, err := login()
 			if err != nil {
 				return err
 			}
-			if _, err := s.cmd("SELECT INBOX"); err != nil {
+			if _, err := s.exec("SELECT INBOX"); err != nil {
 				return err
 			}
-			ss[i] = s
+			open[i] = s
 		}
 	}
-	cpu0 = cpuTime()
+	cpuBefore = cpuTime()
 	start = time.Now()
-	deadline := start.Add(*dur)
-	for i := range *conc {
+	deadline := start.Add(*duration)
+	for i := range *concurrency {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
 			var l []time.Duration
 			var b int64
 			var e int
-			var ferr error
+			var lastErr error
 			for time.Now().Before(deadline) {
 				t := time.Now()
-				n, err := do(ss[i])
+				n, err := do(open[i])
 				if err != nil {
 					e++
-					ferr = err
-					if sessions {
+					lastErr = err
+					if keepOpen {
 						break
 					}
 					continue
@@ -277,45 +277,45 @@ func load(do op, sessions bool) error {
 				b += int64(n)
 			}
 			mu.Lock()
-			lat = append(lat, l...)
+			latencies = append(latencies, l...)
 			bytes += b
 			errs += e
-			if ferr != nil {
-				firstErr = ferr
+			if lastErr != nil {
+				firstErr = lastErr
 			}
 			mu.Unlock()
 		}()
 	}
 	wg.Wait()
-	took := time.Since(start).Seconds()
-	return report(results{lat, bytes, errs, firstErr, took, cpuTime() - cpu0})
+	elapsed := time.Since(start).Seconds()
+	return report(results{latencies, bytes, errs, firstErr, elapsed, cpuTime() - cpuBefore})
 }
 
 // results are what a load came to.
 type results struct {
-	lat      []time.Duration
-	bytes    int64
-	errs     int
-	firstErr error
-	took     float64 // seconds
-	cpu      float64 // seconds of the proxy
+	latencies []time.Duration
+	bytes     int64
+	errs      int
+	firstErr  error
+	elapsed   float64 // seconds
+	cpu       float64 // seconds of the proxy
 }
 
 // report prints one line of name=value pairs.
 func report(r results) error {
-	if len(r.lat) == 0 {
+	if len(r.latencies) == 0 {
 		return fmt.Errorf("no operation succeeded: %w", r.firstErr)
 	}
-	sort.Slice(r.lat, func(i, j int) bool { return r.lat[i] < r.lat[j] })
-	n := float64(len(r.lat))
+	sort.Slice(r.latencies, func(i, j int) bool { return r.latencies[i] < r.latencies[j] })
+	n := float64(len(r.latencies))
 	q := func(p float64) float64 {
-		return float64(r.lat[min(len(r.lat)-1, int(p*n))].Microseconds()) / 1000
+		return float64(r.latencies[min(len(r.latencies)-1, int(p*n))].Microseconds()) / 1000
 	}
-	fmt.Printf("ops=%d errors=%d ops_s=%.0f p50_ms=%.3f p99_ms=%.3f", len(r.lat), r.errs, n/r.took, q(.5), q(.99))
+	fmt.Printf("ops=%d errors=%d ops_s=%.0f p50_ms=%.3f p99_ms=%.3f", len(r.latencies), r.errs, n/r.elapsed, q(.5), q(.99))
 	if r.bytes > 0 {
-		fmt.Printf(" MB_s=%.0f", float64(r.bytes)/r.took/1e6)
+		fmt.Printf(" MB_s=%.0f", float64(r.bytes)/r.elapsed/1e6)
 	}
-	if *pids != "" {
+	if *proxyPIDs != "" {
 		fmt.Printf(" cpu_us_op=%.1f", r.cpu*1e6/n)
 		if r.bytes > 0 {
 			fmt.Printf(" cpu_ms_MB=%.4f", r.cpu*1e3/(float64(r.bytes)/1e6))
@@ -328,81 +328,81 @@ func report(r results) error {
 	return nil
 }
 
-func idle() error {
-	before := pss()
-	var ss []*session
-	for i := range *count {
+func runIdle() error {
+	before := readPSS()
+	var sessions []*session
+	for i := range *sessionCount {
 		s, err := login()
 		if err != nil {
 			return fmt.Errorf("session %d: %w", i, err)
 		}
 		if !*noSelect {
-			if _, err := s.cmd("SELECT INBOX"); err != nil {
+			if _, err := s.exec("SELECT INBOX"); err != nil {
 				return err
 			}
 		}
-		s.n++
-		fmt.Fprintf(s.c, "a%d IDLE\r\n", s.n)
+		s.tagCount++
+		fmt.Fprintf(s.conn, "a%d IDLE\r\n", s.tagCount)
 		if l, err := s.r.ReadString('\n'); err != nil || !strings.HasPrefix(l, "+") {
 			return fmt.Errorf("idle: %q %v", l, err)
 		}
-		ss = append(ss, s)
+		sessions = append(sessions, s)
 	}
-	time.Sleep(*settle)
-	cpu0 := cpuTime()
+	time.Sleep(*settleTime)
+	cpuBefore := cpuTime()
 	time.Sleep(2 * time.Second)
-	cpu := cpuTime() - cpu0
-	after := pss()
-	fmt.Printf("sessions=%d kb_before=%d kb_after=%d kb_session=%.1f idle_cpu_ms_s=%.2f\n", len(ss), before, after,
-		float64(after-before)/float64(len(ss)), cpu*1e3/2)
-	for _, s := range ss {
-		s.c.Close()
+	cpu := cpuTime() - cpuBefore
+	after := readPSS()
+	fmt.Printf("sessions=%d kb_before=%d kb_after=%d kb_session=%.1f idle_cpu_ms_s=%.2f\n", len(sessions), before, after,
+		float64(after-before)/float64(len(sessions)), cpu*1e3/2)
+	for _, s := range sessions {
+		s.conn.Close()
 	}
 	return nil
 }
 
-// stub serves a minimal IMAP backend: any login, one mailbox, one message.
-func stub() error {
+// serveStub serves a minimal IMAP backend: any login, one mailbox, one message.
+func serveStub() error {
 	ln, err := net.Listen("tcp", *addr)
 	if err != nil {
 		return err
 	}
-	msg := body()
+	msg := message()
 	for {
 		c, err := ln.Accept()
 		if err != nil {
 			return err
 		}
-		go serve(c, msg)
+		go serveConn(c, msg)
 	}
 }
 
-// swallow reads the literals of a command, of which there may be any number.
-func swallow(r *bufio.Reader, last string, say func(string, ...any) bool) error {
+// discardLiterals reads the literals of a command, of which there may be any number.
+func discardLiterals(r *bufio.Reader, line string, writeLine func(string, ...any) bool) error {
 	for {
-		n := literal([]byte(last))
+		n := literalSize([]byte(line))
 		if n < 0 {
 			return nil
 		}
-		if !strings.HasSuffix(strings.TrimSpace(last), "+}") {
-			say("+ go")
+		if !strings.HasSuffix(strings.TrimSpace(line), "+}") {
+			writeLine("+ go")
 		}
 		if _, err := io.CopyN(io.Discard, r, int64(n)); err != nil {
 			return err
 		}
 		var err error
-		if last, err = r.ReadString('\n'); err != nil {
+		if line, err = r.ReadString('\n'); err != nil {
 			return err
 		}
 	}
 }
 
-func serve(c net.Conn, msg []byte) {
+func serveConn(c net.Conn, msg []byte) {
 	defer c.Close()
 	const caps = "IMAP4rev1 LITERAL+ SASL-IR ID ENABLE IDLE UIDPLUS MOVE UNSELECT NAMESPACE"
 	r := bufio.NewReaderSize(c, 512)
-	say := func(f string, a ...any) bool { _, err := fmt.Fprintf(c, f+"\r\n", a...); return err == nil }
-	say("* OK [CAPABILITY %s AUTH=PLAIN] ready", caps)
+	writeLine := func(f string, a ...any) bool { _, err := fmt.Fprintf(c, f+"\r\n", a...); return err == nil }
+	writeLine("* OK [CAPABILITY %s AUTH=PLAIN] ready", caps)
 	for {
 		line, err := r.ReadString('\n')
 		if err != nil {
@@ -410,50 +410,50 @@ func serve(c net.Conn, msg []byte) {
 		}
 		f := strings.Fields(line)
 		if len(f) < 2 {
-			say("* BAD empty")
+			writeLine("* BAD empty")
 			continue
 		}
 		tag, name := f[0], strings.ToUpper(f[1])
-		if err := swallow(r, line, say); err != nil {
+		if err := discardLiterals(r, line, writeLine); err != nil {
 			return
 		}
 		switch name {
 		case "CAPABILITY":
-			say("* CAPABILITY %s\r\n%s OK done", caps, tag)
+			writeLine("* CAPABILITY %s\r\n%s OK done", caps, tag)
 		case "AUTHENTICATE":
 			if len(f) < 4 {
-				say("+ ")
+				writeLine("+ ")
 				r.ReadString('\n')
 			}
-			say("%s OK [CAPABILITY %s] in", tag, caps)
+			writeLine("%s OK [CAPABILITY %s] in", tag, caps)
 		case "LOGIN":
-			say("%s OK [CAPABILITY %s] in", tag, caps)
+			writeLine("%s OK [CAPABILITY %s] in", tag, caps)
 		case "SELECT", "EXAMINE":
-			say("* FLAGS (\\Seen \\Deleted)\r\n* 1 EXISTS\r\n* 0 RECENT\r\n* OK [UIDVALIDITY 1] ok\r\n* OK [UIDNEXT 2] ok\r\n%s OK [READ-WRITE] selected", tag)
+			writeLine("* FLAGS (\\Seen \\Deleted)\r\n* 1 EXISTS\r\n* 0 RECENT\r\n* OK [UIDVALIDITY 1] ok\r\n* OK [UIDNEXT 2] ok\r\n%s OK [READ-WRITE] selected", tag)
 		case "UID", "FETCH":
 			switch {
 			case strings.Contains(line, "BODY.PEEK[]"):
-				say("* 1 FETCH (UID 1 BODY[] {%d}", len(msg))
+				writeLine("* 1 FETCH (UID 1 BODY[] {%d}", len(msg))
 				c.Write(msg)
-				say(")\r\n%s OK fetched", tag)
+				writeLine(")\r\n%s OK fetched", tag)
 			case strings.Contains(line, "SEARCH"):
-				say("* SEARCH 1\r\n%s OK found", tag)
+				writeLine("* SEARCH 1\r\n%s OK found", tag)
 			default:
-				say("* 1 FETCH (UID 1 FLAGS (\\Seen))\r\n%s OK fetched", tag)
+				writeLine("* 1 FETCH (UID 1 FLAGS (\\Seen))\r\n%s OK fetched", tag)
 			}
 		case "APPEND":
-			say("%s OK [APPENDUID 1 2] appended", tag)
+			writeLine("%s OK [APPENDUID 1 2] appended", tag)
 		case "IDLE":
-			say("+ idling")
+			writeLine("+ idling")
 			if _, err := r.ReadString('\n'); err != nil {
 				return
 			}
-			say("%s OK idle done", tag)
+			writeLine("%s OK idle done", tag)
 		case "LOGOUT":
-			say("* BYE bye\r\n%s OK out", tag)
+			writeLine("* BYE bye\r\n%s OK out", tag)
 			return
 		default:
-			say("%s OK done", tag)
+			writeLine("%s OK done", tag)
 		}
 	}
 }

@@ -8,4 +8,4 @@ const noFollow = 0
 
 func isLink(error) bool { return false }
 
-func owner(fs.FileInfo) (uid int, known bool) { return 0, false }
+func fileOwner(fs.FileInfo) (uid int, known bool) { return 0, false }

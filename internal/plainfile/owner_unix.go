@@ -14,8 +14,8 @@ const noFollow = syscall.O_NOFOLLOW
 // isLink says whether err came of noFollow. FreeBSD calls it EMLINK.
 func isLink(err error) bool { return errors.Is(err, syscall.ELOOP) || errors.Is(err, syscall.EMLINK) }
 
-// owner is whose the file is.
-func owner(info fs.FileInfo) (uid int, known bool) {
+// fileOwner is whose the file is.
+func fileOwner(info fs.FileInfo) (uid int, known bool) {
 	s, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {
 		return 0, false

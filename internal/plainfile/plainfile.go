@@ -22,11 +22,11 @@ func Open(path string) (*os.File, fs.FileInfo, error) {
 	return open(path, 0, func(fs.FileInfo) error { return nil })
 }
 
-// OpenOwn is Open for a file that this program has written: no symbolic link, which
+// OpenOwned is Open for a file that this program has written: no symbolic link, which
 // belongs to the program's user or to root, and to which nobody else may write.
-func OpenOwn(path string) (*os.File, fs.FileInfo, error) {
+func OpenOwned(path string) (*os.File, fs.FileInfo, error) {
 	return open(path, noFollow, func(info fs.FileInfo) error {
-		uid, known := owner(info)
+		uid, known := fileOwner(info)
 		switch {
 		case known && uid != 0 && uid != os.Geteuid():
 			return ErrOwner
@@ -37,8 +37,8 @@ func OpenOwn(path string) (*os.File, fs.FileInfo, error) {
 	})
 }
 
-// Bare is an error of package os without the path, for a text that has it already.
-func Bare(err error) error {
+// WithoutPath is an error of package os without the path, for a text that has it already.
+func WithoutPath(err error) error {
 	var path *fs.PathError
 	if errors.As(err, &path) {
 		return path.Err

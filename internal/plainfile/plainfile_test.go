@@ -13,8 +13,8 @@ import (
 	"testing"
 )
 
-// zoo makes one of each kind of file and gives their paths.
-func zoo(t *testing.T) map[string]string {
+// makeFiles makes one of each kind of file and gives their paths.
+func makeFiles(t *testing.T) map[string]string {
 	t.Helper()
 	dir := t.TempDir()
 	all := map[string]string{}
@@ -46,11 +46,11 @@ func TestOnlyRegularFilesAreOpened(t *testing.T) {
 		"socket":      {syscall.ENXIO, syscall.ENXIO},
 		"missing":     {fs.ErrNotExist, fs.ErrNotExist},
 	} {
-		path := zoo(t)[name]
+		path := makeFiles(t)[name]
 		for _, way := range []struct {
 			open func(string) (*os.File, fs.FileInfo, error)
 			want error
-		}{{Open, c.open}, {OpenOwn, c.own}} {
+		}{{Open, c.open}, {OpenOwned, c.own}} {
 			f, info, err := way.open(path)
 			if !errors.Is(err, way.want) || (err == nil) != (way.want == nil) {
 				t.Errorf("%s: %v, want %v", name, err, way.want)
@@ -69,15 +69,15 @@ func TestOnlyRegularFilesAreOpened(t *testing.T) {
 	}
 }
 
-func TestAFileOfAnotherUserIsNotOurOwn(t *testing.T) {
+func TestOpenOwnedRefusesOtherUsersFile(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: files are given away")
 	}
-	path := zoo(t)["plain"]
+	path := makeFiles(t)["plain"]
 	if err := os.Chown(path, 65532, 65532); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := OpenOwn(path); !errors.Is(err, ErrOwner) {
+	if _, _, err := OpenOwned(path); !errors.Is(err, ErrOwner) {
 		t.Errorf("%v", err)
 	}
 }

@@ -10,23 +10,23 @@ import (
 // ErrUTF16 is a text that Windows has written in UTF-16.
 var ErrUTF16 = errors.New("it is written in UTF-16; save it as UTF-8")
 
-// mark is U+FEFF in UTF-8, with which Windows programs begin a text.
-var mark = []byte("\xef\xbb\xbf")
+// byteOrderMark is U+FEFF in UTF-8, with which Windows programs begin a text.
+var byteOrderMark = []byte("\xef\xbb\xbf")
 
-// Text is what an operator wrote, without the byte order mark that an editor may
+// DecodeText is what an operator wrote, without the byte order mark that an editor may
 // have put before it. UTF-16 is ErrUTF16: it always begins with a mark of its own.
-func Text(b []byte) ([]byte, error) {
+func DecodeText(b []byte) ([]byte, error) {
 	if bytes.HasPrefix(b, []byte("\xff\xfe")) || bytes.HasPrefix(b, []byte("\xfe\xff")) {
 		return nil, ErrUTF16
 	}
-	return bytes.TrimPrefix(b, mark), nil
+	return bytes.TrimPrefix(b, byteOrderMark), nil
 }
 
-// TextReader is Text for a file that is read piece by piece.
-func TextReader(r io.Reader) (io.Reader, error) {
+// NewTextReader is Text for a file that is read piece by piece.
+func NewTextReader(r io.Reader) (io.Reader, error) {
 	buffered := bufio.NewReader(r)
-	start, _ := buffered.Peek(len(mark)) // a shorter file has none, and an error comes again
-	rest, err := Text(start)
+	start, _ := buffered.Peek(len(byteOrderMark)) // a shorter file has none, and an error comes again
+	rest, err := DecodeText(start)
 	if err != nil {
 		return nil, err
 	}

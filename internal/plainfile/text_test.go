@@ -8,7 +8,7 @@ import (
 	"testing/iotest"
 )
 
-func TestTextsOfWindowsAreRead(t *testing.T) {
+func TestWindowsTextIsDecoded(t *testing.T) {
 	for text, c := range map[string]struct {
 		want string
 		err  error
@@ -24,11 +24,11 @@ func TestTextsOfWindowsAreRead(t *testing.T) {
 		"\xff\xfe":               {"", ErrUTF16},
 		"\xfelatin in this case": {"\xfelatin in this case", nil},
 	} {
-		got, err := Text([]byte(text))
+		got, err := DecodeText([]byte(text))
 		if string(got) != c.want || !errors.Is(err, c.err) {
 			t.Errorf("%q: %q, %v", text, got, err)
 		}
-		r, err := TextReader(iotest.OneByteReader(strings.NewReader(text)))
+		r, err := NewTextReader(iotest.OneByteReader(strings.NewReader(text)))
 		if !errors.Is(err, c.err) {
 			t.Errorf("%q: %v", text, err)
 		}

@@ -16,30 +16,30 @@ import (
 	"time"
 )
 
-// courierd is where Debian has Courier's listener; its package is courier-imap.
-const courierd = "/usr/sbin/couriertcpd"
+// couriertcpdPath is where Debian has Courier's listener; its package is courier-imap.
+const couriertcpdPath = "/usr/sbin/couriertcpd"
 
-// courierID is the user and group id that owns all mail.
-const courierID = 1000
+// courierUID is the user and group id that owns all mail.
+const courierUID = 1000
 
 // Courier is a running mail backend without TLS.
 type Courier struct {
 	// Set once.
-	Plain string // host:port
-	dir   string
-	place place
+	Plain   string // host:port
+	dir     string
+	sysroot sysroot
 }
 
 // StartCourier starts a mail backend with these users, each with a password, and ends
 // it with the test, which is skipped where the environment names no root with Courier.
 func StartCourier(t testing.TB, users map[string]string) *Courier {
 	t.Helper()
-	root := os.Getenv(RootVariable)
-	if _, err := os.Stat(filepath.Join(root, courierd)); root == "" || err != nil {
-		t.Skipf("this test needs a root with Courier, which .ci/root makes, in %s", RootVariable)
+	root := os.Getenv(RootEnv)
+	if _, err := os.Stat(filepath.Join(root, couriertcpdPath)); root == "" || err != nil {
+		t.Skipf("this test needs a root with Courier, which .ci/root makes, in %s", RootEnv)
 	}
-	c := &Courier{place: place{root}}
-	c.dir = c.place.folder(t, "courier")
+	c := &Courier{sysroot: sysroot{root}}
+	c.dir = c.sysroot.makeDir(t, "courier")
 	if err := c.writeUsers(users); err != nil {
 		t.Fatalf("make the users of Courier: %v", err)
 	}
@@ -57,9 +57,9 @@ func (c *Courier) writeUsers(users map[string]string) error {
 	}
 	var table strings.Builder
 	for name, password := range users {
-		hash := c.place.command("/usr/sbin/userdbpw", "-md5")
-		hash.Stdin = strings.NewReader(password + "\n")
-		hashed, err := hash.Output()
+		hashCmd := c.sysroot.command("/usr/sbin/userdbpw", "-md5")
+		hashCmd.Stdin = strings.NewReader(password + "\n")
+		digest, err := hashCmd.Output()
 		if err != nil {
 			return fmt.Errorf("userdbpw: %w", err)
 		}
@@ -67,14 +67,14 @@ func (c *Courier) writeUsers(users map[string]string) error {
 		if err := os.Mkdir(home, 0o755); err != nil {
 			return err
 		}
-		inside := c.place.inside(home)
-		if out, err := c.place.command("/usr/bin/maildirmake.courier", inside+"/Maildir").CombinedOutput(); err != nil {
+		innerHome := c.sysroot.innerPath(home)
+		if out, err := c.sysroot.command("/usr/bin/maildirmake.courier", innerHome+"/Maildir").CombinedOutput(); err != nil {
 			return fmt.Errorf("maildirmake: %w: %s", err, out)
 		}
 		fmt.Fprintf(&table, "%s\tuid=%d|gid=%d|home=%s|mail=%s/Maildir|systempw=%s\n",
-			name, courierID, courierID, inside, inside, strings.TrimSpace(string(hashed)))
+			name, courierUID, courierUID, innerHome, innerHome, strings.TrimSpace(string(digest)))
 		err = filepath.WalkDir(home, func(path string, _ os.DirEntry, err error) error {
-			return errors.Join(err, os.Chown(path, courierID, courierID))
+			return errors.Join(err, os.Chown(path, courierUID, courierUID))
 		})
 		if err != nil {
 			return err
@@ -90,28 +90,28 @@ func (c *Courier) start(t testing.TB, port int) error {
 	values := struct {
 		Dir  string
 		Port int
-	}{c.place.inside(c.dir), port}
+	}{c.sysroot.innerPath(c.dir), port}
 	var script strings.Builder
 	if err := courierScript.Execute(&script, values); err != nil {
 		return err
 	}
-	p, err := startCommand(t, exec.Command("unshare", "--mount", "--pid", "--fork", "--kill-child", "chroot", c.place.root, "/bin/sh", "-euc", script.String()))
+	p, err := startCommand(t, exec.Command("unshare", "--mount", "--pid", "--fork", "--kill-child", "chroot", c.sysroot.root, "/bin/sh", "-euc", script.String()))
 	if err != nil {
 		return err
 	}
-	if err = p.WaitUntil("greet", c.greets); err != nil {
+	if err = p.WaitUntil("greet", c.isReady); err != nil {
 		p.Kill()
 	}
 	return err
 }
 
-func (c *Courier) greets() bool {
+func (c *Courier) isReady() bool {
 	conn, err := net.DialTimeout("tcp", c.Plain, time.Second)
 	if err != nil {
 		return false
 	}
-	defer conn.Close()                                  // nothing was written
-	_ = conn.SetReadDeadline(time.Now().Add(startTime)) // else the read fails
+	defer conn.Close()                                     // nothing was written
+	_ = conn.SetReadDeadline(time.Now().Add(startTimeout)) // else the read fails
 	line, err := bufio.NewReader(conn).ReadString('\n')
 	return err == nil && strings.HasPrefix(line, "* OK ")
 }

@@ -20,8 +20,8 @@ import (
 	"time"
 )
 
-// cyrusMaster is where Debian has Cyrus; its package is cyrus-imapd.
-const cyrusMaster = "/usr/lib/cyrus/bin/master"
+// cyrusMasterPath is where Debian has Cyrus; its package is cyrus-imapd.
+const cyrusMasterPath = "/usr/lib/cyrus/bin/master"
 
 // CyrusConfig is what a test may choose.
 type CyrusConfig struct {
@@ -41,15 +41,15 @@ type CyrusConfig struct {
 // Cyrus is a running mail backend. Its mail survives a Kill and a Restart.
 type Cyrus struct {
 	// Set once.
-	Plain string // host:port: no TLS, or STARTTLS
-	TLS   string // host:port: implicit TLS
-	CA    *CA
-	Dir   string // its folder: imapd.conf, cyrus.conf, conf/, mail/
-	t     testing.TB
-	place place
-	ports KeptPorts
-	uid   int
-	gid   int
+	Plain   string // host:port: no TLS, or STARTTLS
+	TLS     string // host:port: implicit TLS
+	CA      *CA
+	Dir     string // its folder: imapd.conf, cyrus.conf, conf/, mail/
+	t       testing.TB
+	sysroot sysroot
+	ports   ReservedPorts
+	uid     int
+	gid     int
 
 	// Guarded by mu.
 	mu      sync.Mutex
@@ -60,11 +60,11 @@ type Cyrus struct {
 // there is none. Cyrus is never looked for on the machine: its package and
 // Dovecot's exclude each other.
 func cyrusRoot() string {
-	root := os.Getenv(RootVariable)
+	root := os.Getenv(RootEnv)
 	if root == "" {
 		return ""
 	}
-	if _, err := os.Stat(filepath.Join(root, cyrusMaster)); err != nil {
+	if _, err := os.Stat(filepath.Join(root, cyrusMasterPath)); err != nil {
 		return ""
 	}
 	return root
@@ -79,10 +79,10 @@ func HasCyrus() bool { return cyrusRoot() != "" }
 func StartCyrus(t testing.TB, c CyrusConfig) *Cyrus {
 	t.Helper()
 	if !HasCyrus() {
-		t.Skipf("this test needs a root with Cyrus, which .ci/root makes, in %s", RootVariable)
+		t.Skipf("this test needs a root with Cyrus, which .ci/root makes, in %s", RootEnv)
 	}
-	d := &Cyrus{t: t, CA: c.CA, place: place{cyrusRoot()}}
-	d.Dir = d.place.folder(t, "cy")
+	d := &Cyrus{t: t, CA: c.CA, sysroot: sysroot{cyrusRoot()}}
+	d.Dir = d.sysroot.makeDir(t, "cy")
 	if d.CA == nil {
 		d.CA = NewCA(t)
 	}
@@ -110,7 +110,7 @@ func StartCyrus(t testing.TB, c CyrusConfig) *Cyrus {
 	if c.Unchecked { // nor is the administrator's
 		return d
 	}
-	if err := d.makeInboxes(c.Users); err != nil {
+	if err := d.createInboxes(c.Users); err != nil {
 		t.Fatalf("make mailboxes in Cyrus: %v", err)
 	}
 	return d
@@ -122,7 +122,7 @@ const cyrusAdmin = "cyrus"
 // findAccount finds the ids that Cyrus runs as, in the root's own table: the names
 // and numbers of the machine are others.
 func (d *Cyrus) findAccount() error {
-	table, err := os.ReadFile(filepath.Join(d.place.root, "etc/passwd"))
+	table, err := os.ReadFile(filepath.Join(d.sysroot.root, "etc/passwd"))
 	if err != nil {
 		return err
 	}
@@ -151,8 +151,8 @@ func (d *Cyrus) writeFiles(accounts map[string]string) error {
 		}
 	}
 	cert, key := d.CA.Issue(d.t, DovecotName, "localhost", "127.0.0.1")
-	d.place.bring(d.t, cert, d.Dir, "cert.pem")
-	d.place.bring(d.t, key, d.Dir, "key.pem")
+	d.sysroot.copyIn(d.t, cert, d.Dir, "cert.pem")
+	d.sysroot.copyIn(d.t, key, d.Dir, "key.pem")
 	for name, password := range accounts {
 		if err := d.setPassword(name, password); err != nil {
 			return err
@@ -169,7 +169,7 @@ func (d *Cyrus) setPassword(name, password string) error {
 	if !found {
 		realm = DovecotName // Cyrus looks for those without a domain there
 	}
-	set := d.place.command("/usr/sbin/saslpasswd2", "-p", "-c", "-f", d.place.inside(filepath.Join(d.Dir, "sasldb2")), "-u", realm, local)
+	set := d.sysroot.command("/usr/sbin/saslpasswd2", "-p", "-c", "-f", d.sysroot.innerPath(filepath.Join(d.Dir, "sasldb2")), "-u", realm, local)
 	set.Stdin = strings.NewReader(password)
 	if out, err := set.CombinedOutput(); err != nil {
 		return fmt.Errorf("saslpasswd2 for %s: %w: %s", name, err, out)
@@ -177,8 +177,8 @@ func (d *Cyrus) setPassword(name, password string) error {
 	return nil
 }
 
-// Join makes users while Cyrus runs, each with this password and an INBOX.
-func (d *Cyrus) Join(password string, names ...string) error {
+// AddUsers makes users while Cyrus runs, each with this password and an INBOX.
+func (d *Cyrus) AddUsers(password string, names ...string) error {
 	users := map[string]string{}
 	for _, name := range names {
 		users[name] = password
@@ -186,7 +186,7 @@ func (d *Cyrus) Join(password string, names ...string) error {
 			return err
 		}
 	}
-	return d.makeInboxes(users)
+	return d.createInboxes(users)
 }
 
 // writeConf writes the two files of settings.
@@ -194,7 +194,7 @@ func (d *Cyrus) writeConf(c CyrusConfig) error {
 	values := struct {
 		CyrusConfig
 		Dir, Name, Admin, Plain, TLS string
-	}{c, d.place.inside(d.Dir), DovecotName, cyrusAdmin, d.Plain, d.TLS}
+	}{c, d.sysroot.innerPath(d.Dir), DovecotName, cyrusAdmin, d.Plain, d.TLS}
 	for name, text := range map[string]*template.Template{"imapd.conf": imapdConf, "cyrus.conf": cyrusConf} {
 		var conf strings.Builder
 		if err := text.Execute(&conf, values); err != nil {
@@ -209,12 +209,12 @@ func (d *Cyrus) writeConf(c CyrusConfig) error {
 
 // start runs Cyrus and returns when it serves.
 func (d *Cyrus) start() error {
-	inside := d.place.inside(d.Dir)
-	p, err := d.place.start(d.t, cyrusMaster, "-D", "-C", inside+"/imapd.conf", "-M", inside+"/cyrus.conf", "-p", inside+"/pid")
+	inside := d.sysroot.innerPath(d.Dir)
+	p, err := d.sysroot.start(d.t, cyrusMasterPath, "-D", "-C", inside+"/imapd.conf", "-M", inside+"/cyrus.conf", "-p", inside+"/pid")
 	if err != nil {
 		return err
 	}
-	if err = p.WaitUntil("greet", d.greets); err != nil {
+	if err = p.WaitUntil("greet", d.isReady); err != nil {
 		p.Kill()
 		return err
 	}
@@ -224,9 +224,9 @@ func (d *Cyrus) start() error {
 	return nil
 }
 
-// greets says whether both ports are served. Cyrus listens before it has recovered
+// isReady says whether both ports are served. Cyrus listens before it has recovered
 // its databases, and the first of its processes may still end.
-func (d *Cyrus) greets() bool {
+func (d *Cyrus) isReady() bool {
 	dialer := &net.Dialer{Timeout: time.Second}
 	plain, err := dialer.Dial("tcp", d.Plain)
 	if err != nil {
@@ -239,7 +239,7 @@ func (d *Cyrus) greets() bool {
 	}
 	defer secured.Close() // nothing was written
 	for _, conn := range []net.Conn{plain, secured} {
-		_ = conn.SetReadDeadline(time.Now().Add(startTime)) // else the read fails
+		_ = conn.SetReadDeadline(time.Now().Add(startTimeout)) // else the read fails
 		if line, err := bufio.NewReader(conn).ReadString('\n'); err != nil || !strings.HasPrefix(line, "* OK ") {
 			return false
 		}
@@ -247,15 +247,15 @@ func (d *Cyrus) greets() bool {
 	return true
 }
 
-// makeInboxes makes an INBOX for each user, as the administrator.
-func (d *Cyrus) makeInboxes(users map[string]string) error {
-	dialer := &net.Dialer{Timeout: startTime}
+// createInboxes makes an INBOX for each user, as the administrator.
+func (d *Cyrus) createInboxes(users map[string]string) error {
+	dialer := &net.Dialer{Timeout: startTimeout}
 	conn, err := tls.DialWithDialer(dialer, "tcp", d.TLS, d.CA.ClientTLS(DovecotName))
 	if err != nil {
 		return err
 	}
 	defer conn.Close() // all was answered
-	if err := conn.SetDeadline(time.Now().Add(startTime)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(startTimeout)); err != nil {
 		return err
 	}
 	r := bufio.NewReader(conn)
@@ -287,15 +287,15 @@ func (d *Cyrus) makeInboxes(users map[string]string) error {
 // Stop ends Cyrus as an operator would. Its mail stays.
 func (d *Cyrus) Stop() {
 	d.t.Helper()
-	d.current().Stop()
-	d.ports.Hold(d.t)
+	d.currentProcess().Stop()
+	d.ports.Reserve(d.t)
 }
 
 // Kill ends all processes at once, as a power cut would.
 func (d *Cyrus) Kill() {
 	d.t.Helper()
-	d.current().Kill()
-	d.ports.Hold(d.t)
+	d.currentProcess().Kill()
+	d.ports.Reserve(d.t)
 }
 
 // Restart stops Cyrus if it runs and starts it on the same ports with the same
@@ -312,12 +312,12 @@ func (d *Cyrus) Restart() {
 // Version is what its greeting says: "3.6.1-…".
 func (d *Cyrus) Version() string {
 	d.t.Helper()
-	conn, err := net.DialTimeout("tcp", d.Plain, startTime)
+	conn, err := net.DialTimeout("tcp", d.Plain, startTimeout)
 	if err != nil {
 		d.t.Fatalf("ask Cyrus for its version: %v", err)
 	}
-	defer conn.Close()                                  // nothing was written
-	_ = conn.SetReadDeadline(time.Now().Add(startTime)) // else the read fails
+	defer conn.Close()                                     // nothing was written
+	_ = conn.SetReadDeadline(time.Now().Add(startTimeout)) // else the read fails
 	greeting, err := bufio.NewReader(conn).ReadString('\n')
 	_, version, ok := strings.Cut(greeting, "Cyrus IMAP ")
 	if err != nil || !ok {
@@ -327,10 +327,10 @@ func (d *Cyrus) Version() string {
 	return version
 }
 
-// Where is how to reach it.
-func (d *Cyrus) Where() Where { return Where{d.Plain, d.TLS, d.CA} }
+// Endpoints is how to reach it.
+func (d *Cyrus) Endpoints() Endpoints { return Endpoints{d.Plain, d.TLS, d.CA} }
 
-func (d *Cyrus) current() *Process {
+func (d *Cyrus) currentProcess() *Process {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.process

@@ -18,8 +18,8 @@ import (
 // DovecotName is in the certificate of every test backend, beside 127.0.0.1.
 const DovecotName = "mail.test"
 
-// Where is how to reach a mail backend.
-type Where struct {
+// Endpoints is how to reach a mail backend.
+type Endpoints struct {
 	Plain string // host:port: no TLS, or STARTTLS
 	TLS   string // host:port: implicit TLS
 	CA    *CA    // has issued its certificate, for DovecotName
@@ -49,10 +49,10 @@ type DovecotConfig struct {
 
 	Tokens *TokenCheck // set: OAUTHBEARER and XOAUTH2, as its provider answers
 
-	// Site, when set, makes what is written in the place of all that concerns
+	// GatewaySettings, when set, makes what is written in the place of all that concerns
 	// gateways: the trusted networks, the limits of the services, passdbs and userdb.
 	// Master, MasterPassword and Tokens are then of no account but for their files.
-	Site func(*Dovecot) string
+	GatewaySettings func(*Dovecot) string
 
 	// Settings are more lines for the end of dovecot.conf, in the terms of 2.3 and
 	// those of 2.4. A test that has them for the other one alone is skipped.
@@ -80,9 +80,9 @@ type Dovecot struct {
 	CA         *CA
 	Dir        string // its folder: dovecot.conf, log, mail/
 	t          testing.TB
-	place      place
+	sysroot    sysroot
 	program    string
-	ports      KeptPorts
+	ports      ReservedPorts
 
 	// Guarded by mu.
 	mu      sync.Mutex
@@ -92,7 +92,7 @@ type Dovecot struct {
 // confValues is what the template of dovecot.conf is filled with.
 type confValues struct {
 	DovecotConfig
-	folder                                          string // as the machine sees it
+	hostDir                                         string // as the machine sees it
 	Version, Dir, Cert, Key, ClientRoots            string // as Dovecot sees them
 	Own                                             string // of Site
 	PlainPort, TLSPort, ProxiedPort, ProxiedTLSPort int
@@ -109,24 +109,24 @@ func StartDovecot(t testing.TB, c DovecotConfig) *Dovecot {
 		t.Skip("this test needs Dovecot, and Cyrus is the mail server of this run")
 	}
 	d := &Dovecot{t: t, CA: c.CA}
-	d.place, d.program = locate(t, "dovecot", "dovecot-imapd")
-	d.Dir = d.place.folder(t, "dc")
+	d.sysroot, d.program = locateProgram(t, "dovecot", "dovecot-imapd")
+	d.Dir = d.sysroot.makeDir(t, "dc")
 	if d.CA == nil {
 		d.CA = NewCA(t)
 	}
-	v := confValues{DovecotConfig: c, folder: d.Dir, Dir: d.place.inside(d.Dir), Version: DovecotVersion(t)}
-	if c.Site != nil {
-		v.Own = c.Site(d)
+	v := confValues{DovecotConfig: c, hostDir: d.Dir, Dir: d.sysroot.innerPath(d.Dir), Version: DovecotVersion(t)}
+	if c.GatewaySettings != nil {
+		v.Own = c.GatewaySettings(d)
 	}
-	if own := map[bool]string{true: c.Settings, false: c.Settings24}[v.is23()]; own == "" && c.Settings+c.Settings24 != "" {
+	if extra := map[bool]string{true: c.Settings, false: c.Settings24}[v.isVersion23()]; extra == "" && c.Settings+c.Settings24 != "" {
 		t.Skipf("this test has no settings for Dovecot %s", v.Version)
 	}
 	v.setDefaults()
 	cert, key := d.CA.Issue(t, DovecotName, "localhost", "127.0.0.1")
 	if c.ClientCA != nil {
-		v.ClientRoots = d.place.bring(t, c.ClientCA.File, d.Dir, "clients.pem")
+		v.ClientRoots = d.sysroot.copyIn(t, c.ClientCA.File, d.Dir, "clients.pem")
 	}
-	v.Cert, v.Key = d.place.bring(t, cert, d.Dir, "cert.pem"), d.place.bring(t, key, d.Dir, "key.pem")
+	v.Cert, v.Key = d.sysroot.copyIn(t, cert, d.Dir, "cert.pem"), d.sysroot.copyIn(t, key, d.Dir, "key.pem")
 	if err := v.setAccounts(); err != nil {
 		t.Fatalf("find a user for Dovecot: %v", err)
 	}
@@ -196,10 +196,10 @@ func (v *confValues) setAccounts() error {
 // writeFiles writes everything that does not depend on the ports.
 func (v *confValues) writeFiles() error {
 	// The mail user must be able to walk through.
-	if err := os.Chmod(v.folder, 0o755); err != nil {
+	if err := os.Chmod(v.hostDir, 0o755); err != nil {
 		return err
 	}
-	mail := filepath.Join(v.folder, "mail")
+	mail := filepath.Join(v.hostDir, "mail")
 	if err := os.Mkdir(mail, 0o700); err != nil {
 		return err
 	}
@@ -219,55 +219,55 @@ func (v *confValues) writeFiles() error {
 		fmt.Fprintf(&users, "%s:%s\n", name, password)
 	}
 	// Dovecot's auth process reads both as its own unprivileged user.
-	if err := os.WriteFile(filepath.Join(v.folder, "users"), []byte(users.String()), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(v.hostDir, "users"), []byte(users.String()), 0o644); err != nil {
 		return err
 	}
 	if v.Tokens != nil {
 		text := fmt.Sprintf("introspection_mode = post\nintrospection_url = %s\nusername_attribute = email\nactive_attribute = active\nactive_value = true\n", v.Tokens.Introspection)
-		if err := os.WriteFile(filepath.Join(v.folder, "oauth2"), []byte(text), 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(v.hostDir, "oauth2"), []byte(text), 0o644); err != nil {
 			return err
 		}
 	}
 	masters := v.Master + ":" + v.MasterPassword + "\n"
-	return os.WriteFile(filepath.Join(v.folder, "masters"), []byte(masters), 0o644)
+	return os.WriteFile(filepath.Join(v.hostDir, "masters"), []byte(masters), 0o644)
 }
 
 func (v *confValues) writeConf() error {
 	template := dovecot23
-	if !v.is23() {
+	if !v.isVersion23() {
 		template = dovecot24
 	}
 	var conf bytes.Buffer
 	if err := template.Execute(&conf, v); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(v.folder, "dovecot.conf"), conf.Bytes(), 0o644)
+	return os.WriteFile(filepath.Join(v.hostDir, "dovecot.conf"), conf.Bytes(), 0o644)
 }
 
-// is23 says whether the server reads the settings of Dovecot 2.3, which has none of
+// isVersion23 says whether the server reads the settings of Dovecot 2.3, which has none of
 // 2.4's names.
-func (v *confValues) is23() bool { return strings.HasPrefix(v.Version, "2.3.") }
+func (v *confValues) isVersion23() bool { return strings.HasPrefix(v.Version, "2.3.") }
 
 // start runs Dovecot and returns when it serves.
 func (d *Dovecot) start() error {
-	before := len(d.Log())
-	p, err := d.place.start(d.t, d.program, "-F", "-c", filepath.Join(d.place.inside(d.Dir), "dovecot.conf"))
+	logStart := len(d.Log())
+	p, err := d.sysroot.start(d.t, d.program, "-F", "-c", filepath.Join(d.sysroot.innerPath(d.Dir), "dovecot.conf"))
 	if err != nil {
 		return err
 	}
 	// Dovecot says so after it has all its ports. Asking one of them instead
 	// could reach a stranger who took it in between.
-	err = p.WaitUntil("start up", func() bool { return strings.Contains(d.Log()[before:], "starting up for imap") })
+	err = p.WaitUntil("start up", func() bool { return strings.Contains(d.Log()[logStart:], "starting up for imap") })
 	if err != nil {
 		p.Kill()
-		said := d.Log()[before:]
-		for _, place := range []string{"Address already in use", "Socket already exists"} {
-			if strings.Contains(said+p.Output(), place) {
+		logged := d.Log()[logStart:]
+		for _, message := range []string{"Address already in use", "Socket already exists"} {
+			if strings.Contains(logged+p.Output(), message) {
 				return ErrPortTaken
 			}
 		}
-		if said != "" {
-			return fmt.Errorf("%w\n%s", err, said)
+		if logged != "" {
+			return fmt.Errorf("%w\n%s", err, logged)
 		}
 		return err
 	}
@@ -305,15 +305,15 @@ func (d *Dovecot) Log() string {
 // Stop ends Dovecot as an operator would. Its mail stays, and its ports are kept for it.
 func (d *Dovecot) Stop() {
 	d.t.Helper()
-	d.current().Stop()
-	d.ports.Hold(d.t)
+	d.currentProcess().Stop()
+	d.ports.Reserve(d.t)
 }
 
 // Kill ends all of Dovecot's processes at once, as a power cut would.
 func (d *Dovecot) Kill() {
 	d.t.Helper()
-	d.current().Kill()
-	d.ports.Hold(d.t)
+	d.currentProcess().Kill()
+	d.ports.Reserve(d.t)
 }
 
 // Restart stops Dovecot if it runs and starts it on the same ports with the same
@@ -323,7 +323,7 @@ func (d *Dovecot) Restart() {
 	d.Stop()
 	defer d.ports.Release()
 	var err error
-	Within(d.t, startTime, "Dovecot to get its ports again", func() bool {
+	Eventually(d.t, startTimeout, "Dovecot to get its ports again", func() bool {
 		err = d.start()
 		return !errors.Is(err, ErrPortTaken)
 	})
@@ -335,31 +335,31 @@ func (d *Dovecot) Restart() {
 // DovecotVersion is the version that StartDovecot starts: "2.3.19.1".
 func DovecotVersion(t testing.TB) string {
 	t.Helper()
-	p, program := locate(t, "dovecot", "dovecot-imapd")
-	version, _, _ := strings.Cut(p.version(t, program), "-")
+	p, program := locateProgram(t, "dovecot", "dovecot-imapd")
+	version, _, _ := strings.Cut(p.readVersion(t, program), "-")
 	return version
 }
 
-// Doveadm is the shell's command for its doveadm, but for the arguments.
-func (d *Dovecot) Doveadm() string {
-	_, program := locate(d.t, "doveadm", "dovecot-core")
-	command := program + " -c " + d.Inside(filepath.Join(d.Dir, "dovecot.conf"))
-	if d.place.root != "" {
-		command = "chroot " + d.place.root + " " + command
+// DoveadmCommand is the shell's command for its doveadm, but for the arguments.
+func (d *Dovecot) DoveadmCommand() string {
+	_, program := locateProgram(d.t, "doveadm", "dovecot-core")
+	command := program + " -c " + d.InnerPath(filepath.Join(d.Dir, "dovecot.conf"))
+	if d.sysroot.root != "" {
+		command = "chroot " + d.sysroot.root + " " + command
 	}
 	return command
 }
 
-// Inside is a path as Dovecot sees it.
-func (d *Dovecot) Inside(path string) string { return d.place.inside(path) }
+// InnerPath is a path as Dovecot sees it.
+func (d *Dovecot) InnerPath(path string) string { return d.sysroot.innerPath(path) }
 
-// Where is how to reach it.
-func (d *Dovecot) Where() Where { return Where{d.Plain, d.TLS, d.CA} }
+// Endpoints is how to reach it.
+func (d *Dovecot) Endpoints() Endpoints { return Endpoints{d.Plain, d.TLS, d.CA} }
 
 // PID is the id of Dovecot's main process and of the group of all of them.
-func (d *Dovecot) PID() int { return d.current().PID() }
+func (d *Dovecot) PID() int { return d.currentProcess().PID() }
 
-func (d *Dovecot) current() *Process {
+func (d *Dovecot) currentProcess() *Process {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.process

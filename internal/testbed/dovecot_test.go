@@ -15,35 +15,35 @@ import (
 	"github.com/pires/go-proxyproto"
 )
 
-// line is one connection to a backend, spoken to in whole lines.
-type line struct {
+// lineConn is one connection to a backend, spoken to in whole lines.
+type lineConn struct {
 	t    *testing.T
 	conn net.Conn
 	r    *bufio.Reader
 }
 
-// connect dials a backend and reads its greeting; over wraps the connection
+// dialBackend dials a backend and reads its greeting; over wraps the connection
 // first, for TLS or a PROXY header.
-func connect(t *testing.T, address string, over ...func(net.Conn) net.Conn) *line {
+func dialBackend(t *testing.T, address string, wrappers ...func(net.Conn) net.Conn) *lineConn {
 	t.Helper()
-	conn, err := net.DialTimeout("tcp", address, startTime)
+	conn, err := net.DialTimeout("tcp", address, startTimeout)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	for _, wrap := range over {
+	for _, wrap := range wrappers {
 		conn = wrap(conn)
 	}
-	l := &line{t, conn, bufio.NewReader(conn)}
-	if greeting := l.read(); !strings.HasPrefix(greeting, "* OK ") {
+	l := &lineConn{t, conn, bufio.NewReader(conn)}
+	if greeting := l.readLine(); !strings.HasPrefix(greeting, "* OK ") {
 		t.Fatalf("greeting %q", greeting)
 	}
 	return l
 }
 
-func (l *line) read() string {
+func (l *lineConn) readLine() string {
 	l.t.Helper()
-	_ = l.conn.SetDeadline(time.Now().Add(startTime))
+	_ = l.conn.SetDeadline(time.Now().Add(startTimeout))
 	s, err := l.r.ReadString('\n')
 	if err != nil {
 		l.t.Fatalf("read a line: %v", err)
@@ -51,15 +51,15 @@ func (l *line) read() string {
 	return s
 }
 
-// ask sends a command and gives all lines up to its tagged one.
-func (l *line) ask(format string, args ...any) string {
+// exec sends a command and gives all lines up to its tagged one.
+func (l *lineConn) exec(format string, args ...any) string {
 	l.t.Helper()
 	if _, err := fmt.Fprintf(l.conn, "a "+format+"\r\n", args...); err != nil {
 		l.t.Fatal(err)
 	}
 	var all strings.Builder
 	for {
-		s := l.read()
+		s := l.readLine()
 		all.WriteString(s)
 		if strings.HasPrefix(s, "a ") {
 			return all.String()
@@ -67,10 +67,10 @@ func (l *line) ask(format string, args ...any) string {
 	}
 }
 
-// want asks and fails the test unless the answer has the text.
-func (l *line) want(text, format string, args ...any) {
+// expect asks and fails the test unless the answer has the text.
+func (l *lineConn) expect(text, format string, args ...any) {
 	l.t.Helper()
-	if got := l.ask(format, args...); !strings.Contains(got, text) {
+	if got := l.exec(format, args...); !strings.Contains(got, text) {
 		l.t.Errorf(format+" gave %q; want %q in it", append(args, got, text)...)
 	}
 }
@@ -86,63 +86,63 @@ func TestDovecotServesEveryKindOfListener(t *testing.T) {
 		}
 		return conn
 	}
-	connect(t, d.Plain).want("a OK", "LOGIN plain pw")
-	connect(t, d.TLS, overTLS).want("a OK", "LOGIN tls pw")
-	connect(t, d.Proxied, proxied).want("a OK", "LOGIN proxied pw")
-	connect(t, d.ProxiedTLS, proxied, overTLS).want("a OK", "LOGIN proxiedtls pw")
+	dialBackend(t, d.Plain).expect("a OK", "LOGIN plain pw")
+	dialBackend(t, d.TLS, overTLS).expect("a OK", "LOGIN tls pw")
+	dialBackend(t, d.Proxied, proxied).expect("a OK", "LOGIN proxied pw")
+	dialBackend(t, d.ProxiedTLS, proxied, overTLS).expect("a OK", "LOGIN proxiedtls pw")
 
-	l := connect(t, d.Plain)
-	l.want("a OK", "STARTTLS")
+	l := dialBackend(t, d.Plain)
+	l.expect("a OK", "STARTTLS")
 	l.conn = overTLS(l.conn)
 	l.r = bufio.NewReader(l.conn)
-	l.want("a NO [AUTHENTICATIONFAILED]", "LOGIN starttls wrong")
-	l.want("a OK", "LOGIN starttls pw")
+	l.expect("a NO [AUTHENTICATIONFAILED]", "LOGIN starttls wrong")
+	l.expect("a OK", "LOGIN starttls pw")
 
 	for _, user := range []string{"proxied", "proxiedtls"} {
-		Within(t, startTime, "the log to show the address in the PROXY header", func() bool {
+		Eventually(t, startTimeout, "the log to show the address in the PROXY header", func() bool {
 			return strings.Contains(strings.Join(d.Logins(user), ""), "rip=203.0.113.9,")
 		})
 	}
 }
 
-func TestDovecotBelievesAnAddressFromTrustedNetworksOnly(t *testing.T) {
+func TestDovecotTrustsAddressesFromTrustedNetworksOnly(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ trusted, rip string }{{"", "203.0.113.7"}, {"none", "127.0.0.1"}} {
 		d := StartDovecot(t, DovecotConfig{TrustedNetworks: c.trusted})
-		l := connect(t, d.Plain)
-		l.want("a OK", `ID ("x-originating-ip" "203.0.113.7" "x-originating-port" "999")`)
-		l.want("a OK", "LOGIN alice pw")
-		Within(t, startTime, "the log to show "+c.rip, func() bool {
+		l := dialBackend(t, d.Plain)
+		l.expect("a OK", `ID ("x-originating-ip" "203.0.113.7" "x-originating-port" "999")`)
+		l.expect("a OK", "LOGIN alice pw")
+		Eventually(t, startTimeout, "the log to show "+c.rip, func() bool {
 			return strings.Contains(strings.Join(d.Logins("alice"), ""), "rip="+c.rip+",")
 		})
 	}
 }
 
-func TestDovecotKnowsTheUsersAndTheMasterItWasGiven(t *testing.T) {
+func TestDovecotAcceptsConfiguredUsersAndMaster(t *testing.T) {
 	t.Parallel()
 	d := StartDovecot(t, DovecotConfig{
 		Users: map[string]string{"alice@example.org": "one", "bob": "two"}, Master: "gateway", MasterPassword: "three",
 	})
-	l := connect(t, d.Plain)
-	l.want("a NO [AUTHENTICATIONFAILED]", "LOGIN carol one")
-	l.want("a NO [AUTHENTICATIONFAILED]", "LOGIN bob one")
-	l.want("a OK", "LOGIN alice@example.org one")
-	l.want("a OK", "SELECT INBOX")
-	connect(t, d.Plain).want("a OK", "LOGIN bob*gateway three")
-	l = connect(t, d.Plain)
+	l := dialBackend(t, d.Plain)
+	l.expect("a NO [AUTHENTICATIONFAILED]", "LOGIN carol one")
+	l.expect("a NO [AUTHENTICATIONFAILED]", "LOGIN bob one")
+	l.expect("a OK", "LOGIN alice@example.org one")
+	l.expect("a OK", "SELECT INBOX")
+	dialBackend(t, d.Plain).expect("a OK", "LOGIN bob*gateway three")
+	l = dialBackend(t, d.Plain)
 	// alice@example.org NUL gateway NUL three
-	l.want("a OK", "AUTHENTICATE PLAIN YWxpY2VAZXhhbXBsZS5vcmcAZ2F0ZXdheQB0aHJlZQ==")
-	l.want("a OK", "SELECT INBOX")
+	l.expect("a OK", "AUTHENTICATE PLAIN YWxpY2VAZXhhbXBsZS5vcmcAZ2F0ZXdheQB0aHJlZQ==")
+	l.expect("a OK", "SELECT INBOX")
 }
 
-func TestDovecotHasWhatTheScenariosNeed(t *testing.T) {
+func TestDovecotSupportsTheScenarios(t *testing.T) {
 	t.Parallel()
 	for _, format := range []string{"sdbox", "mdbox", "maildir"} {
 		d := StartDovecot(t, DovecotConfig{Format: format, Quota: "7M"})
-		alice, bob := connect(t, d.Plain), connect(t, d.Plain)
-		alice.want("a OK", "LOGIN alice pw")
-		bob.want("a OK", "LOGIN bob pw")
-		got := alice.ask("CAPABILITY") + alice.ask("GETQUOTAROOT INBOX")
+		alice, bob := dialBackend(t, d.Plain), dialBackend(t, d.Plain)
+		alice.expect("a OK", "LOGIN alice pw")
+		bob.expect("a OK", "LOGIN bob pw")
+		got := alice.exec("CAPABILITY") + alice.exec("GETQUOTAROOT INBOX")
 		for _, want := range []string{
 			" SORT ", " THREAD=REFS ", " CONDSTORE ", " QRESYNC ", " NAMESPACE ", " ACL ", " QUOTA", " IDLE ", " METADATA ",
 			" COMPRESS=DEFLATE", "(STORAGE 0 7168)",
@@ -151,30 +151,30 @@ func TestDovecotHasWhatTheScenariosNeed(t *testing.T) {
 				t.Errorf("%s: no %q in %s", format, want, got)
 			}
 		}
-		alice.want("a OK", "CREATE Team")
-		alice.want("a OK", "SETACL Team bob lrs")
-		bob.want("shared/alice/Team", `LIST "" shared/*`)
-		bob.want("a OK", "SELECT shared/alice/Team")
-		carol := connect(t, d.Plain)
-		carol.want("a OK", "LOGIN carol pw")
-		carol.want("a NO", "SELECT shared/alice/Team")
+		alice.expect("a OK", "CREATE Team")
+		alice.expect("a OK", "SETACL Team bob lrs")
+		bob.expect("shared/alice/Team", `LIST "" shared/*`)
+		bob.expect("a OK", "SELECT shared/alice/Team")
+		carol := dialBackend(t, d.Plain)
+		carol.expect("a OK", "LOGIN carol pw")
+		carol.expect("a NO", "SELECT shared/alice/Team")
 	}
 }
 
-func TestDovecotKeepsItsMailAndPortsOverARestart(t *testing.T) {
+func TestDovecotKeepsMailAndPortsAcrossARestart(t *testing.T) {
 	t.Parallel()
 	d := StartDovecot(t, DovecotConfig{})
 	for i, end := range []func(){d.Stop, d.Kill, func() {}} {
-		l := connect(t, d.Plain)
-		l.want("a OK", "LOGIN alice pw")
-		l.want("a OK", "CREATE box%d", i)
+		l := dialBackend(t, d.Plain)
+		l.expect("a OK", "LOGIN alice pw")
+		l.expect("a OK", "CREATE box%d", i)
 		end()
 		d.Restart()
 		if _, err := io.ReadAll(l.conn); err != nil && !strings.Contains(err.Error(), "reset") {
 			t.Errorf("the old connection: %v", err)
 		}
-		l = connect(t, d.Plain)
-		l.want("a OK", "LOGIN alice pw")
-		l.want("a OK", "SELECT box%d", i)
+		l = dialBackend(t, d.Plain)
+		l.expect("a OK", "LOGIN alice pw")
+		l.expect("a OK", "SELECT box%d", i)
 	}
 }

@@ -31,9 +31,9 @@ type CA struct {
 // NewCA makes an authority whose files live until the test ends.
 func NewCA(t testing.TB) *CA {
 	t.Helper()
-	ca := &CA{Pool: x509.NewCertPool(), dir: folder(t, "ca"), key: newKey(t)}
+	ca := &CA{Pool: x509.NewCertPool(), dir: makeDir(t, "ca"), key: newKey(t)}
 	ca.File = filepath.Join(ca.dir, "ca.pem")
-	der := sign(t, &x509.Certificate{
+	der := signCert(t, &x509.Certificate{
 		Subject:               pkix.Name{CommonName: "Test authority"},
 		IsCA:                  true,
 		BasicConstraintsValid: true,
@@ -75,7 +75,7 @@ func (ca *CA) Issue(t testing.TB, names ...string) (certFile, keyFile string) {
 		t.Fatalf("make a folder: %v", err)
 	}
 	certFile, keyFile = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
-	writePEM(t, certFile, "CERTIFICATE", sign(t, leaf, ca.cert, key, ca.key))
+	writePEM(t, certFile, "CERTIFICATE", signCert(t, leaf, ca.cert, key, ca.key))
 	writePEM(t, keyFile, "PRIVATE KEY", keyDER)
 	return certFile, keyFile
 }
@@ -85,14 +85,14 @@ func (ca *CA) ClientTLS(name string) *tls.Config {
 	return &tls.Config{RootCAs: ca.Pool, ServerName: name, MinVersion: tls.VersionTLS12}
 }
 
-// Client is ClientTLS for who asks anew for each connection.
-func (ca *CA) Client(name string) func() *tls.Config { return Fixed(ca.ClientTLS(name)) }
+// ClientTLSFunc is ClientTLS for who asks anew for each connection.
+func (ca *CA) ClientTLSFunc(name string) func() *tls.Config { return StaticTLS(ca.ClientTLS(name)) }
 
-// Fixed gives one configuration to each connection.
-func Fixed(cfg *tls.Config) func() *tls.Config { return func() *tls.Config { return cfg } }
+// StaticTLS gives one configuration to each connection.
+func StaticTLS(cfg *tls.Config) func() *tls.Config { return func() *tls.Config { return cfg } }
 
-// sign gives the DER of a certificate; without a parent it signs itself.
-func sign(t testing.TB, cert, parent *x509.Certificate, key, signer *ecdsa.PrivateKey) []byte {
+// signCert gives the DER of a certificate; without a parent it signs itself.
+func signCert(t testing.TB, cert, parent *x509.Certificate, key, signer *ecdsa.PrivateKey) []byte {
 	t.Helper()
 	if parent == nil {
 		parent = cert

@@ -10,18 +10,18 @@ import (
 	"testing"
 )
 
-// nginxMail is where Debian has the module; its package is libnginx-mod-mail.
-const nginxMail = "/usr/lib/nginx/modules/ngx_mail_module.so"
+// nginxMailModule is where Debian has the module; its package is libnginx-mod-mail.
+const nginxMailModule = "/usr/lib/nginx/modules/ngx_mail_module.so"
 
 // StartNginx starts nginx as a mail proxy, with the mail block that the test
 // makes of n free addresses, and ends it with the test.
-func StartNginx(t testing.TB, n int, mail func(addresses []string) string) (addresses []string) {
+func StartNginx(t testing.TB, n int, mailBlock func(addresses []string) string) (addresses []string) {
 	t.Helper()
-	program := Program(t, "nginx", "nginx")
-	if _, err := os.Stat(nginxMail); err != nil {
+	program := FindProgram(t, "nginx", "nginx")
+	if _, err := os.Stat(nginxMailModule); err != nil {
 		t.Fatalf("this test needs nginx's mail module: install it with apt-get install libnginx-mod-mail (%v)", err)
 	}
-	dir := folder(t, "ng")
+	dir := makeDir(t, "ng")
 	conf := filepath.Join(dir, "nginx.conf")
 	OnFreePorts(t, n, func(ports []int) error {
 		addresses = nil
@@ -29,7 +29,7 @@ func StartNginx(t testing.TB, n int, mail func(addresses []string) string) (addr
 			addresses = append(addresses, Loopback(p))
 		}
 		text := fmt.Sprintf("load_module %s;\ndaemon off;\nmaster_process off;\npid %s/pid;\nerror_log stderr info;\nevents { worker_connections 256; }\nmail {\n%s\n}\n",
-			nginxMail, dir, mail(addresses))
+			nginxMailModule, dir, mailBlock(addresses))
 		if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 			return fmt.Errorf("write nginx's configuration: %w", err)
 		}

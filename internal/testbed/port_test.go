@@ -7,10 +7,10 @@ import (
 	"testing"
 )
 
-func TestAHeldPortRefusesClientsAndWaitsForItsServer(t *testing.T) {
+func TestReservedPortRefusesClientsAndAdmitsItsServer(t *testing.T) {
 	t.Parallel()
 	port := freePorts(t, 1)[0]
-	h := holdPort(t, port)
+	h := reservePort(t, port)
 	defer h.release()
 	if conn, err := net.Dial("tcp", Loopback(port)); err == nil {
 		_ = conn.Close()

@@ -25,21 +25,21 @@ import (
 	"time"
 )
 
-// Patience is the least limit of a wait in tests. It is reached only where what is
+// Timeout is the least limit of a wait in tests. It is reached only where what is
 // waited for never comes: a race build on a busy machine is slow.
-const Patience = 30 * time.Second
+const Timeout = 30 * time.Second
 
 const (
-	// startTime is how long a server may take until it answers.
-	startTime = 2 * Patience
-	// stopTime is how long a server may take to obey SIGTERM.
-	stopTime = 5 * time.Second
-	// pollTime is the pause between two looks at something a server does.
-	pollTime = 5 * time.Millisecond
+	// startTimeout is how long a server may take until it answers.
+	startTimeout = 2 * Timeout
+	// stopTimeout is how long a server may take to obey SIGTERM.
+	stopTimeout = 5 * time.Second
+	// pollInterval is the pause between two looks at something a server does.
+	pollInterval = 5 * time.Millisecond
 	// maxOutput bounds what is shown of a process's output; the newest is shown.
 	maxOutput = 256 << 10
-	// portTries is how often a server is started again after losing its port.
-	portTries = 8
+	// maxPortAttempts is how often a server is started again after losing its port.
+	maxPortAttempts = 8
 )
 
 // ErrPortTaken is returned by a start function when somebody else got a port
@@ -58,8 +58,8 @@ type Process struct {
 	err error
 }
 
-// Program finds an executable or fails the test with the package to install.
-func Program(t testing.TB, name, debianPackage string) string {
+// FindProgram finds an executable or fails the test with the package to install.
+func FindProgram(t testing.TB, name, debianPackage string) string {
 	t.Helper()
 	// Daemons are in /usr/sbin, which an ordinary user's PATH may lack.
 	for _, candidate := range []string{name, "/usr/sbin/" + name, "/usr/local/sbin/" + name} {
@@ -82,13 +82,13 @@ func Start(t testing.TB, path string, args ...string) (*Process, error) {
 func startCommand(t testing.TB, cmd *exec.Cmd) (*Process, error) {
 	t.Helper()
 	path := cmd.Path
-	out, err := os.Create(filepath.Join(folder(t, "out"), "output"))
+	out, err := os.Create(filepath.Join(makeDir(t, "out"), "output"))
 	if err != nil {
 		return nil, fmt.Errorf("make a file for the output of %s: %w", path, err)
 	}
 	p := &Process{cmd: cmd, done: make(chan struct{}), out: out}
 	p.cmd.Stdout, p.cmd.Stderr = out, out
-	ownGroup(p.cmd)
+	setProcessGroup(p.cmd)
 	if err := p.cmd.Start(); err != nil {
 		return nil, errors.Join(fmt.Errorf("start %s: %w", path, err), out.Close())
 	}
@@ -147,7 +147,7 @@ func (p *Process) Stop() {
 		_ = p.Signal(syscall.SIGTERM)
 		select {
 		case <-p.done:
-		case <-time.After(stopTime):
+		case <-time.After(stopTimeout):
 		}
 	}
 	p.Kill()
@@ -179,23 +179,23 @@ func (p *Process) WaitPort(address string) error {
 // WaitUntil waits until ready says yes; what completes the sentence "the process
 // did not …". It gives up when the process ends first or the time is over.
 func (p *Process) WaitUntil(what string, ready func() bool) error {
-	tick := time.NewTicker(pollTime)
+	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
-	late := time.After(startTime)
+	timeout := time.After(startTimeout)
 	for !ready() {
 		select {
 		case <-tick.C:
 		case <-p.done:
-			return fmt.Errorf("%s ended (%w) and did not %s:\n%s", p.cmd.Path, exitError(p.err), what, p.Output())
-		case <-late:
-			return fmt.Errorf("%s did not %s within %v:\n%s", p.cmd.Path, what, startTime, p.Output())
+			return fmt.Errorf("%s ended (%w) and did not %s:\n%s", p.cmd.Path, describeExit(p.err), what, p.Output())
+		case <-timeout:
+			return fmt.Errorf("%s did not %s within %v:\n%s", p.cmd.Path, what, startTimeout, p.Output())
 		}
 	}
 	return nil
 }
 
-// exitError gives an exit with status 0 a text too.
-func exitError(err error) error {
+// describeExit gives an exit with status 0 a text too.
+func describeExit(err error) error {
 	if err == nil {
 		return errors.New("exit status 0")
 	}
@@ -207,7 +207,7 @@ func exitError(err error) error {
 func OnFreePorts(t testing.TB, n int, start func(ports []int) error) {
 	t.Helper()
 	var err error
-	for range portTries {
+	for range maxPortAttempts {
 		if err = start(freePorts(t, n)); !errors.Is(err, ErrPortTaken) {
 			break
 		}
@@ -236,33 +236,33 @@ func freePorts(t testing.TB, n int) []int {
 // Loopback is the address of a port on this machine.
 func Loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
 
-// Within polls ok until it returns true, and fails the test after the limit, which is
+// Eventually polls ok until it returns true, and fails the test after the limit, which is
 // Patience at least; what says what was waited for. It must be called by the test's
 // own goroutine.
-func Within(t testing.TB, limit time.Duration, what string, ok func() bool) {
+func Eventually(t testing.TB, limit time.Duration, what string, condition func() bool) {
 	t.Helper()
-	limit = max(limit, Patience)
-	tick := time.NewTicker(pollTime)
+	limit = max(limit, Timeout)
+	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
-	late := time.After(limit)
-	for !ok() {
+	timeout := time.After(limit)
+	for !condition() {
 		select {
 		case <-tick.C:
-		case <-late:
+		case <-timeout:
 			t.Fatalf("waited %v for this, in vain: %s", limit, what)
 		}
 	}
 }
 
-// folder makes a folder with a short name: the path of a unix socket has at most
+// makeDir makes a folder with a short name: the path of a unix socket has at most
 // 107 bytes, and t.TempDir spells out the whole name of the test.
-func folder(t testing.TB, prefix string) string {
+func makeDir(t testing.TB, prefix string) string {
 	t.Helper()
-	return folderIn(t, "", prefix)
+	return makeDirIn(t, "", prefix)
 }
 
-// folderIn is folder within another folder than the system's for temporary files.
-func folderIn(t testing.TB, parent, prefix string) string {
+// makeDirIn is folder within another folder than the system's for temporary files.
+func makeDirIn(t testing.TB, parent, prefix string) string {
 	t.Helper()
 	dir, err := os.MkdirTemp(parent, prefix)
 	if err != nil {
@@ -270,7 +270,7 @@ func folderIn(t testing.TB, parent, prefix string) string {
 	}
 	t.Cleanup(func() {
 		// A child killed a moment ago may still be writing its last file.
-		Within(t, stopTime, "a server's folder to be removed", func() bool { return os.RemoveAll(dir) == nil })
+		Eventually(t, stopTimeout, "a server's folder to be removed", func() bool { return os.RemoveAll(dir) == nil })
 	})
 	return dir
 }

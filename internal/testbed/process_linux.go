@@ -5,9 +5,9 @@ import (
 	"syscall"
 )
 
-// ownGroup puts a command into a group of its own, so that all its children can
+// setProcessGroup puts a command into a group of its own, so that all its children can
 // be ended with it, and ends it when the test's process is killed.
-func ownGroup(cmd *exec.Cmd) {
+func setProcessGroup(cmd *exec.Cmd) {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}

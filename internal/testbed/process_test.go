@@ -12,10 +12,10 @@ import (
 )
 
 // The shell's child ignores TERM, so only the kill of the group ends it.
-const stubborn = `trap '' TERM; sleep 600 & echo child $!; wait`
+const ignoreTermScript = `trap '' TERM; sleep 600 & echo child $!; wait`
 
-func TestStopEndsTheChildrenOfAProcessToo(t *testing.T) {
-	p, err := Start(t, Program(t, "sh", "dash"), "-c", `sh -c "`+strings.ReplaceAll(stubborn, "$", `\$`)+`"`)
+func TestStopEndsChildProcesses(t *testing.T) {
+	p, err := Start(t, FindProgram(t, "sh", "dash"), "-c", `sh -c "`+strings.ReplaceAll(ignoreTermScript, "$", `\$`)+`"`)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -28,13 +28,13 @@ func TestStopEndsTheChildrenOfAProcessToo(t *testing.T) {
 	}
 	p.Kill()
 	p.Stop() // a second end is harmless
-	Within(t, Patience, "the child to be gone", func() bool {
+	Eventually(t, Timeout, "the child to be gone", func() bool {
 		return errors.Is(syscall.Kill(child, 0), syscall.ESRCH)
 	})
 }
 
-func TestWaitPortSaysWhatAProcessPrintedBeforeItEnded(t *testing.T) {
-	p, err := Start(t, Program(t, "sh", "dash"), "-c", "echo no such setting; exit 3")
+func TestWaitPortReportsTheOutputOfAnEndedProcess(t *testing.T) {
+	p, err := Start(t, FindProgram(t, "sh", "dash"), "-c", "echo no such setting; exit 3")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,8 +44,8 @@ func TestWaitPortSaysWhatAProcessPrintedBeforeItEnded(t *testing.T) {
 	}
 }
 
-func TestAServerThatLosesItsPortIsStartedOnAnother(t *testing.T) {
-	var held net.Listener
+func TestServerThatLosesItsPortStartsOnAnother(t *testing.T) {
+	var listener net.Listener
 	tries := 0
 	OnFreePorts(t, 2, func(ports []int) error {
 		tries++
@@ -56,11 +56,11 @@ func TestAServerThatLosesItsPortIsStartedOnAnother(t *testing.T) {
 			return ErrPortTaken
 		}
 		var err error
-		held, err = net.Listen("tcp", Loopback(ports[1]))
+		listener, err = net.Listen("tcp", Loopback(ports[1]))
 		return err
 	})
-	if tries != 3 || held == nil {
-		t.Fatalf("%d tries, listener %v", tries, held)
+	if tries != 3 || listener == nil {
+		t.Fatalf("%d tries, listener %v", tries, listener)
 	}
-	_ = held.Close()
+	_ = listener.Close()
 }

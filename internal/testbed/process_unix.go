@@ -7,9 +7,9 @@ import (
 	"syscall"
 )
 
-// ownGroup puts a command into a group of its own, so that all its children can
+// setProcessGroup puts a command into a group of its own, so that all its children can
 // be ended with it.
-func ownGroup(cmd *exec.Cmd) {
+func setProcessGroup(cmd *exec.Cmd) {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}

@@ -19,16 +19,16 @@ type Redis struct {
 	// Set once.
 	Address string
 	t       testing.TB
-	place   place
+	sysroot sysroot
 	program string
 	dir     string
 	args    []string // but the port and the folder
 	port    int
 
 	// Guarded by mu.
-	mu      sync.Mutex
-	process *Process
-	held    *heldPort // its port, from Kill to the end of Restart; else nil
+	mu       sync.Mutex
+	process  *Process
+	reserved *reservedPort // its port, from Kill to the end of Restart; else nil
 }
 
 // StartRedis starts a server with further settings, each as redis-server takes
@@ -47,13 +47,13 @@ func StartRedisTLS(t testing.TB, ca *CA, settings ...string) (r *Redis, address 
 	t.Helper()
 	cert, key := ca.Issue(t, "localhost", "127.0.0.1")
 	r = newRedis(t)
-	cert, key = r.place.bring(t, cert, r.dir, "cert.pem"), r.place.bring(t, key, r.dir, "key.pem")
-	authority := r.place.bring(t, ca.File, r.dir, "ca.pem")
+	cert, key = r.sysroot.copyIn(t, cert, r.dir, "cert.pem"), r.sysroot.copyIn(t, key, r.dir, "key.pem")
+	caFile := r.sysroot.copyIn(t, ca.File, r.dir, "ca.pem")
 	OnFreePorts(t, 2, func(ports []int) error {
 		address = Loopback(ports[1])
 		r.args = append([]string{
 			"--tls-port", strconv.Itoa(ports[1]), "--tls-auth-clients", "no",
-			"--tls-cert-file", cert, "--tls-key-file", key, "--tls-ca-cert-file", authority,
+			"--tls-cert-file", cert, "--tls-key-file", key, "--tls-ca-cert-file", caFile,
 		}, settings...)
 		return r.listen(ports[0])
 	})
@@ -62,8 +62,8 @@ func StartRedisTLS(t testing.TB, ca *CA, settings ...string) (r *Redis, address 
 
 func newRedis(t testing.TB, settings ...string) *Redis {
 	t.Helper()
-	p, program := locate(t, "redis-server", "redis-server")
-	return &Redis{t: t, place: p, program: program, dir: p.folder(t, "rd"), args: settings}
+	p, program := locateProgram(t, "redis-server", "redis-server")
+	return &Redis{t: t, sysroot: p, program: program, dir: p.makeDir(t, "rd"), args: settings}
 }
 
 // listen starts the server on a port it keeps from then on.
@@ -75,12 +75,12 @@ func (r *Redis) listen(port int) error {
 // start runs the server and returns when it serves.
 func (r *Redis) start() error {
 	args := append([]string{
-		"--bind", "127.0.0.1", "--port", strconv.Itoa(r.port), "--dir", r.place.inside(r.dir),
+		"--bind", "127.0.0.1", "--port", strconv.Itoa(r.port), "--dir", r.sysroot.innerPath(r.dir),
 		// Without a sync of its own: while one is under way on a busy disk, Redis
 		// keeps what is written to itself, and a Kill would lose it.
 		"--save", "", "--appendonly", "yes", "--appendfsync", "no",
 	}, r.args...)
-	p, err := r.place.start(r.t, r.program, args...)
+	p, err := r.sysroot.start(r.t, r.program, args...)
 	if err != nil {
 		return err
 	}
@@ -102,9 +102,9 @@ func (r *Redis) start() error {
 // Dir is the folder that the server writes to.
 func (r *Redis) Dir() string { return r.dir }
 
-// Try runs redis-cli against this server and gives what it printed. A reply that
+// TryCLI runs redis-cli against this server and gives what it printed. A reply that
 // is an error is an error.
-func (r *Redis) Try(args ...string) (string, error) {
+func (r *Redis) TryCLI(args ...string) (string, error) {
 	cmd := Command(r.t, "redis-cli", "redis-tools", append([]string{"-e", "-h", "127.0.0.1", "-p", strconv.Itoa(r.port)}, args...)...)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
@@ -116,7 +116,7 @@ func (r *Redis) Try(args ...string) (string, error) {
 // CLI is Try that fails the test.
 func (r *Redis) CLI(args ...string) string {
 	r.t.Helper()
-	out, err := r.Try(args...)
+	out, err := r.TryCLI(args...)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -127,39 +127,39 @@ func (r *Redis) CLI(args ...string) string {
 // nothing answers, as when a host hangs. The end of the test thaws it.
 func (r *Redis) Freeze() {
 	r.t.Helper()
-	if err := r.current().Signal(syscall.SIGSTOP); err != nil {
+	if err := r.currentProcess().Signal(syscall.SIGSTOP); err != nil {
 		r.t.Fatalf("freeze Redis: %v", err)
 	}
 	r.t.Cleanup(r.Thaw) // SIGTERM does not reach what is stopped
 }
 
 // Thaw lets a frozen server go on.
-func (r *Redis) Thaw() { _ = r.current().Signal(syscall.SIGCONT) }
+func (r *Redis) Thaw() { _ = r.currentProcess().Signal(syscall.SIGCONT) }
 
 // Kill ends the server at once, as a power cut would. Its port is kept for it.
 func (r *Redis) Kill() {
 	r.t.Helper()
-	r.current().Kill()
-	r.hold()
+	r.currentProcess().Kill()
+	r.reservePort()
 }
 
-// hold keeps the port of the server that has ended, until release or the end of
+// reservePort keeps the port of the server that has ended, until release or the end of
 // the test.
-func (r *Redis) hold() {
+func (r *Redis) reservePort() {
 	r.t.Helper()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.held == nil {
-		r.held = holdPort(r.t, r.port)
-		r.t.Cleanup(r.release)
+	if r.reserved == nil {
+		r.reserved = reservePort(r.t, r.port)
+		r.t.Cleanup(r.releasePort)
 	}
 }
 
-func (r *Redis) release() {
+func (r *Redis) releasePort() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.held.release()
-	r.held = nil
+	r.reserved.release()
+	r.reserved = nil
 }
 
 // Restart stops the server if it runs and starts it on the same port with the
@@ -167,11 +167,11 @@ func (r *Redis) release() {
 func (r *Redis) Restart() {
 	r.t.Helper()
 	r.Thaw()
-	r.current().Stop()
-	r.hold()
-	defer r.release()
+	r.currentProcess().Stop()
+	r.reservePort()
+	defer r.releasePort()
 	var err error
-	Within(r.t, startTime, "Redis to get its port again", func() bool {
+	Eventually(r.t, startTimeout, "Redis to get its port again", func() bool {
 		err = r.start()
 		return err != ErrPortTaken
 	})
@@ -180,16 +180,16 @@ func (r *Redis) Restart() {
 	}
 }
 
-// LoseKeys ends the server at once and starts it on the same port without its
+// RestartEmpty ends the server at once and starts it on the same port without its
 // keys, as when its volume is lost.
-func (r *Redis) LoseKeys() {
+func (r *Redis) RestartEmpty() {
 	r.t.Helper()
 	r.Kill()
-	left, err := os.ReadDir(r.dir)
+	entries, err := os.ReadDir(r.dir)
 	if err != nil {
 		r.t.Fatalf("lose the keys of Redis: %v", err)
 	}
-	for _, f := range left {
+	for _, f := range entries {
 		if err := os.RemoveAll(filepath.Join(r.dir, f.Name())); err != nil {
 			r.t.Fatalf("lose the keys of Redis: %v", err)
 		}
@@ -197,7 +197,7 @@ func (r *Redis) LoseKeys() {
 	r.Restart()
 }
 
-func (r *Redis) current() *Process {
+func (r *Redis) currentProcess() *Process {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.process

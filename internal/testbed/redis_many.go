@@ -30,23 +30,23 @@ func StartRedisSentinel(t testing.TB) *RedisSentinel {
 	s := &RedisSentinel{t: t}
 	s.servers[0] = StartRedis(t)
 	s.servers[1] = StartRedis(t, "--replicaof", "127.0.0.1", strconv.Itoa(s.servers[0].port), "--repl-diskless-sync-delay", "0")
-	Within(t, startTime, "the replica to be in step", func() bool {
+	Eventually(t, startTimeout, "the replica to be in step", func() bool {
 		return strings.Contains(s.servers[1].CLI("info", "replication"), "master_link_status:up")
 	})
 	for range 3 {
 		s.startSentinel()
 	}
-	Within(t, startTime, "the sentinels to know each other", func() bool {
+	Eventually(t, startTimeout, "the sentinels to know each other", func() bool {
 		return !slices.ContainsFunc(s.sentinels, func(r *Redis) bool {
 			fields := strings.Fields(r.CLI("sentinel", "master", SentinelName))
-			return after(fields, "num-slaves") != "1" || after(fields, "num-other-sentinels") != "2"
+			return fieldAfter(fields, "num-slaves") != "1" || fieldAfter(fields, "num-other-sentinels") != "2"
 		})
 	})
 	return s
 }
 
-// after is the field that follows name.
-func after(fields []string, name string) string {
+// fieldAfter is the field that follows name.
+func fieldAfter(fields []string, name string) string {
 	if i := slices.Index(fields, name); i >= 0 && i+1 < len(fields) {
 		return fields[i+1]
 	}
@@ -59,15 +59,15 @@ func (s *RedisSentinel) startSentinel() {
 	conf := filepath.Join(r.dir, "sentinel.conf")
 	OnFreePorts(s.t, 1, func(ports []int) error {
 		r.port, r.Address = ports[0], Loopback(ports[0])
-		text := "bind 127.0.0.1\nport " + strconv.Itoa(r.port) + "\ndir " + r.place.inside(r.dir) +
+		text := "bind 127.0.0.1\nport " + strconv.Itoa(r.port) + "\ndir " + r.sysroot.innerPath(r.dir) +
 			"\nsentinel monitor " + SentinelName + " 127.0.0.1 " + strconv.Itoa(s.servers[0].port) + " 2" +
 			"\nsentinel down-after-milliseconds " + SentinelName + " 1000" +
 			"\nsentinel failover-timeout " + SentinelName + " 5000\n"
 		if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 			return err
 		}
-		sentinel, program := locate(s.t, "redis-sentinel", "redis-sentinel")
-		p, err := sentinel.start(s.t, program, sentinel.inside(conf))
+		sentinel, program := locateProgram(s.t, "redis-sentinel", "redis-sentinel")
+		p, err := sentinel.start(s.t, program, sentinel.innerPath(conf))
 		if err != nil {
 			return err
 		}
@@ -86,10 +86,10 @@ func (s *RedisSentinel) startSentinel() {
 // Primary is the server the sentinels name now.
 func (s *RedisSentinel) Primary() *Redis {
 	s.t.Helper()
-	at := strings.Fields(s.sentinels[0].CLI("sentinel", "get-master-addr-by-name", SentinelName))
-	i := slices.IndexFunc(s.servers[:], func(r *Redis) bool { return len(at) == 2 && strconv.Itoa(r.port) == at[1] })
+	addr := strings.Fields(s.sentinels[0].CLI("sentinel", "get-master-addr-by-name", SentinelName))
+	i := slices.IndexFunc(s.servers[:], func(r *Redis) bool { return len(addr) == 2 && strconv.Itoa(r.port) == addr[1] })
 	if i < 0 {
-		s.t.Fatalf("the sentinels name %q as primary, which is none of ours", at)
+		s.t.Fatalf("the sentinels name %q as primary, which is none of ours", addr)
 	}
 	return s.servers[i]
 }
@@ -104,22 +104,22 @@ func (s *RedisSentinel) Sentinels() []*Redis { return s.sentinels }
 // Failover asks for one and returns when the other server is the primary.
 func (s *RedisSentinel) Failover() {
 	s.t.Helper()
-	before := s.Primary()
-	Within(s.t, startTime, "a sentinel to begin a failover", func() bool {
-		_, err := s.sentinels[0].Try("sentinel", "failover", SentinelName)
+	oldPrimary := s.Primary()
+	Eventually(s.t, startTimeout, "a sentinel to begin a failover", func() bool {
+		_, err := s.sentinels[0].TryCLI("sentinel", "failover", SentinelName)
 		return err == nil
 	})
-	Within(s.t, startTime, "the failover to name another primary", func() bool { return s.Primary() != before })
+	Eventually(s.t, startTimeout, "the failover to name another primary", func() bool { return s.Primary() != oldPrimary })
 }
 
-// Settle waits until the old primary has heard of a failover. Until then it takes
+// AwaitDemotion waits until the old primary has heard of a failover. Until then it takes
 // writes, which are lost.
-func (s *RedisSentinel) Settle() {
+func (s *RedisSentinel) AwaitDemotion() {
 	s.t.Helper()
 	primary := s.Primary()
 	for _, r := range s.servers {
-		Within(s.t, Patience, "the old primary to have heard of the failover", func() bool {
-			role, err := r.Try("role") // its connections are cut meanwhile
+		Eventually(s.t, Timeout, "the old primary to have heard of the failover", func() bool {
+			role, err := r.TryCLI("role") // its connections are cut meanwhile
 			return r == primary || err == nil && strings.Contains(role, "slave")
 		})
 	}
@@ -160,15 +160,15 @@ func StartRedisCluster(t testing.TB) *RedisCluster {
 		bus := n.args[slices.Index(n.args, "--cluster-port")+1]
 		c.Nodes[0].CLI("cluster", "meet", "127.0.0.1", strconv.Itoa(n.port), bus)
 	}
-	c.waitWhole()
+	c.awaitClusterOK()
 	first, replica := c.Nodes[0], c.Nodes[3]
 	id := first.CLI("cluster", "myid")
 	replica.CLI("cluster", "replicate", id)
-	Within(t, startTime, "the replica to be in step", func() bool {
+	Eventually(t, startTimeout, "the replica to be in step", func() bool {
 		return strings.Contains(replica.CLI("info", "replication"), "master_link_status:up")
 	})
 	// A failover needs the votes of nodes that know whose replica it is.
-	Within(t, startTime, "every node to know the replica", func() bool {
+	Eventually(t, startTimeout, "every node to know the replica", func() bool {
 		return !slices.ContainsFunc(c.Nodes, func(n *Redis) bool {
 			return !strings.Contains(n.CLI("cluster", "nodes"), "slave "+id)
 		})
@@ -176,10 +176,10 @@ func StartRedisCluster(t testing.TB) *RedisCluster {
 	return c
 }
 
-// waitWhole waits until every node knows all others and has all slots.
-func (c *RedisCluster) waitWhole() {
+// awaitClusterOK waits until every node knows all others and has all slots.
+func (c *RedisCluster) awaitClusterOK() {
 	c.t.Helper()
-	Within(c.t, startTime, "the cluster to be whole", func() bool {
+	Eventually(c.t, startTimeout, "the cluster to be whole", func() bool {
 		return !slices.ContainsFunc(c.Nodes, func(n *Redis) bool {
 			info := n.CLI("cluster", "info")
 			return !strings.Contains(info, "cluster_state:ok") || !strings.Contains(info, "cluster_known_nodes:4")
@@ -193,8 +193,8 @@ func (c *RedisCluster) CLI(args ...string) string {
 	return c.Nodes[1].CLI(append([]string{"-c"}, args...)...)
 }
 
-// NodeOf is the primary that holds a key.
-func (c *RedisCluster) NodeOf(key string) *Redis {
+// PrimaryOf is the primary that holds a key.
+func (c *RedisCluster) PrimaryOf(key string) *Redis {
 	c.t.Helper()
 	slot, err := strconv.Atoi(c.Nodes[1].CLI("cluster", "keyslot", key))
 	if err != nil {
@@ -207,10 +207,10 @@ func (c *RedisCluster) NodeOf(key string) *Redis {
 func (c *RedisCluster) Failover() {
 	c.t.Helper()
 	c.Nodes[3].CLI("cluster", "failover")
-	Within(c.t, startTime, "the replica to be a primary", func() bool {
+	Eventually(c.t, startTimeout, "the replica to be a primary", func() bool {
 		return strings.Contains(c.Nodes[3].CLI("role"), "master")
 	})
-	Within(c.t, startTime, "the old primary to have heard of it", func() bool { // until then it answers
+	Eventually(c.t, startTimeout, "the old primary to have heard of it", func() bool { // until then it answers
 		return strings.Contains(c.Nodes[0].CLI("role"), "slave")
 	})
 }

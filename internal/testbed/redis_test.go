@@ -7,18 +7,18 @@ import (
 	"testing"
 )
 
-func TestRedisKeepsItsKeysOverAKill(t *testing.T) {
+func TestRedisKeepsKeysAcrossAKill(t *testing.T) {
 	r := StartRedis(t)
 	r.CLI("hset", "k", "f", "v")
 	r.Kill()
-	if _, err := r.Try("ping"); err == nil {
+	if _, err := r.TryCLI("ping"); err == nil {
 		t.Fatal("a killed server answers")
 	}
 	r.Restart()
 	if got := r.CLI("hget", "k", "f"); got != "v" {
 		t.Fatalf("after the restart the field is %q", got)
 	}
-	if _, err := r.Try("hget", "k"); err == nil {
+	if _, err := r.TryCLI("hget", "k"); err == nil {
 		t.Fatal("an error reply is not an error")
 	}
 }
@@ -38,7 +38,7 @@ func TestClusterServesEveryKeyFromTheNodeThatOwnsIt(t *testing.T) {
 	c := StartRedisCluster(t)
 	for _, key := range []string{"a", "b", "c", "d", "e", "f"} {
 		c.CLI("set", key, "v")
-		if got := c.NodeOf(key).CLI("get", key); got != "v" {
+		if got := c.PrimaryOf(key).CLI("get", key); got != "v" {
 			t.Errorf("the owner of %s answers %q", key, got)
 		}
 	}

@@ -14,7 +14,7 @@ import (
 // into which each message goes as a line by template, and ends it with the test.
 func StartRsyslog(t testing.TB, template string) (socket, file string) {
 	t.Helper()
-	dir := folder(t, "rs")
+	dir := makeDir(t, "rs")
 	socket, file = filepath.Join(dir, "log"), filepath.Join(dir, "messages")
 	conf := filepath.Join(dir, "rsyslog.conf")
 	text := fmt.Sprintf(`module(load="imuxsock" SysSock.Name="%s")
@@ -24,10 +24,10 @@ action(type="omfile" file="%s" template="line")
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Start(t, Program(t, "rsyslogd", "rsyslog"), "-n", "-f", conf, "-i", filepath.Join(dir, "pid")); err != nil {
+	if _, err := Start(t, FindProgram(t, "rsyslogd", "rsyslog"), "-n", "-f", conf, "-i", filepath.Join(dir, "pid")); err != nil {
 		t.Fatal(err)
 	}
-	Within(t, Patience, "rsyslog to listen", func() bool {
+	Eventually(t, Timeout, "rsyslog to listen", func() bool {
 		conn, err := net.Dial("unixgram", socket)
 		if err != nil {
 			return false

@@ -7,10 +7,10 @@ import (
 	"testing"
 )
 
-// seedVariable holds another seed than the fixed one, or randomSeed.
+// seedEnv holds another seed than the fixed one, or randomSeed.
 const (
-	seedVariable = "IMAPGATE_SEED"
-	randomSeed   = "random"
+	seedEnv    = "IMAPGATE_SEED"
+	randomSeed = "random"
 )
 
 // Seed returns the seed of what a test makes up, and logs it. It is the same in
@@ -19,16 +19,16 @@ const (
 func Seed(t testing.TB) uint64 {
 	t.Helper()
 	seed := uint64(1)
-	switch text := os.Getenv(seedVariable); text {
+	switch text := os.Getenv(seedEnv); text {
 	case "":
 	case randomSeed:
 		seed = 1 + rand.Uint64N(1<<40)
 	default:
 		var err error
 		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
-			t.Fatalf("%s: %v", seedVariable, err)
+			t.Fatalf("%s: %v", seedEnv, err)
 		}
 	}
-	t.Logf("%s=%d", seedVariable, seed)
+	t.Logf("%s=%d", seedEnv, seed)
 	return seed
 }

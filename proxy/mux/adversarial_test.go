@@ -2,16 +2,16 @@ package mux
 
 import "testing"
 
-// item is one thing that clients, backends or the time between them do to a
+// adversarialCase is one thing that clients, backends or the time between them do to a
 // proxy that means well, and the dialogues or tests that show what comes of it.
-type item struct {
-	what  string
-	shown []string // titles of dialogues
+type adversarialCase struct {
+	attack    string
+	dialogues []string // titles of dialogues
 }
 
-// adversities is the list. What concerns mailboxes that nobody watches, and users
+// adversarialCases is the list. What concerns mailboxes that nobody watches, and users
 // who move while they are logged in, is not on it. Constant.
-var adversities = []item{
+var adversarialCases = []adversarialCase{
 	{"tag equal to a tag of ours", []string{"A client whose tag begins as ours do is served under another"}},
 	{"tag used again while outstanding", []string{"A tag that is used again waits for the first"}},
 	{"LOGOUT inside a literal or a quoted string", []string{"LOGOUT inside a quoted string is none", "LOGOUT inside a literal is none",
@@ -48,11 +48,11 @@ var adversities = []item{
 	{"STORE (UNCHANGEDSINCE) and a loss", []string{"STORE UNCHANGEDSINCE is not repeated"}},
 	{"MESSAGELIMIT below the mailbox's size", []string{"A limit on messages keeps the view from being learned"}},
 	// 100,000 EXPUNGEs at once: TestAHundredThousandExpunges…
-	// A client that does not read: TestAClientThatDoesNotReadIsCutOff, TestASlowClientGetsAllOfIt
+	// A client that does not read: TestAClientThatDoesNotReadIsDisconnected, TestASlowClientReceivesTheWholeResponse
 	// Two sessions that wake at the limit: TestTwoSessionsThatWakeAtTheLimitWaitForEachOther
 }
 
-func TestEveryAdversityHasADialogue(t *testing.T) {
+func TestEveryAdversarialCaseHasADialogue(t *testing.T) {
 	titles := map[string]bool{}
 	for _, d := range readDialogues(t) {
 		if titles[d.title] {
@@ -60,10 +60,10 @@ func TestEveryAdversityHasADialogue(t *testing.T) {
 		}
 		titles[d.title] = true
 	}
-	for _, a := range adversities {
-		for _, title := range a.shown {
+	for _, a := range adversarialCases {
+		for _, title := range a.dialogues {
 			if !titles[title] {
-				t.Errorf("%s: no dialogue is called %q", a.what, title)
+				t.Errorf("%s: no dialogue is called %q", a.attack, title)
 			}
 		}
 	}

@@ -90,64 +90,64 @@ func readDialogues(t testing.TB) (all []dialogue) {
 	return all
 }
 
-// ways are the kinds of connection and the cuts with which a dialogue is played.
+// combinations are the kinds of connection and the cuts with which a dialogue is played.
 // In the last one the session gives up its goroutine before each line.
-var ways = [][2]string{{"plain", "whole"}, {"plain", "bytes"}, {"tls", "random"}, {"plain", "asleep"}}
+var combinations = [][2]string{{"plain", "whole"}, {"plain", "bytes"}, {"tls", "random"}, {"plain", "asleep"}}
 
 func TestDialogues(t *testing.T) {
-	leavesNothing(t)
+	checkGoroutineLeaks(t)
 	certs := newCertificates(t)
 	var playing sync.WaitGroup
-	stages := make(chan struct{}, 16) // most of a dialogue is waiting
+	slots := make(chan struct{}, 16) // most of a dialogue is waiting
 	for _, d := range readDialogues(t) {
-		for _, way := range ways {
-			stages <- struct{}{}
+		for _, combination := range combinations {
+			slots <- struct{}{}
 			playing.Go(func() {
-				t.Run(d.title+"/"+way[0]+"/"+way[1], func(t *testing.T) { d.play(t, certs, way[0], way[1]) })
-				<-stages
+				t.Run(d.title+"/"+combination[0]+"/"+combination[1], func(t *testing.T) { d.play(t, certs, combination[0], combination[1]) })
+				<-slots
 			})
 		}
 	}
 	playing.Wait()
 }
 
-// performance is one dialogue under way.
-type performance struct {
-	*stage
-	*actor
-	way     string
-	tags    map[string]string // ours, by their names in the dialogue
-	over    bool              // the client's connection has ended
-	left    bool              // by the client
-	heard   int               // answers to commands that the client heard
-	records []string          // of REC
-	hidden  string            // of HIDES
-	reason  string
-	spliced string
+// dialogueRun is one dialogue under way.
+type dialogueRun struct {
+	*harness
+	*testClient
+	splitMode    string
+	tags         map[string]string // ours, by their names in the dialogue
+	closed       bool              // the client's connection has ended
+	clientLeft   bool              // by the client
+	answerCount  int               // answers to commands that the client heard
+	wantRecords  []string          // of REC
+	hiddenText   string            // of HIDES
+	reason       string
+	spliceReason string
 }
 
-func (d dialogue) play(t *testing.T, certs *certificates, kind, way string) {
+func (d dialogue) play(t *testing.T, certs *certificates, transport, splitMode string) {
 	if d.skip != "" {
 		t.Skip(d.skip)
 	}
-	if d.skipSplit != "" && (way == "bytes" || way == "random") {
+	if d.skipSplit != "" && (splitMode == "bytes" || splitMode == "random") {
 		t.Skip(d.skipSplit)
 	}
-	p := &performance{way: way, tags: map[string]string{}}
-	s := setup{kind: kind, cut: way}
-	if way == "asleep" {
-		s.cut = "whole"
+	p := &dialogueRun{splitMode: splitMode, tags: map[string]string{}}
+	s := setup{transport: transport, split: splitMode}
+	if splitMode == "asleep" {
+		s.split = "whole"
 	}
 	lines := s.read(t, d.lines)
-	p.stage = newStage(t, s, certs)
+	p.harness = newHarness(t, s, certs)
 	defer p.stub.close()
-	p.actor = p.join()
+	p.testClient = p.logIn()
 	for i, line := range lines {
-		if err := p.act(line); err != nil {
+		if err := p.step(line); err != nil {
 			t.Errorf("line %d, %q: %v", i+1, line, err)
 			t.Logf("at line %d:\n%s", i+1, stacks())
-			p.hub.EndAll(audit.Kicked)
-			p.party.hangUp()
+			p.hub.AbortAll(audit.Kicked)
+			p.scriptedConn.queueClose()
 			p.hub.Close()
 			t.Fatalf("log:\n%s", p.logs)
 		}
@@ -155,10 +155,10 @@ func (d dialogue) play(t *testing.T, certs *certificates, kind, way string) {
 	if err := p.finish(); err != nil {
 		t.Error(err)
 	}
-	p.stage.close(p.actor)
-	p.nothingElse()
-	p.onRecord()
-	p.hides()
+	p.harness.close(p.testClient)
+	p.checkNoMoreOutput()
+	p.checkRecords()
+	p.checkHidden()
 }
 
 // read takes the lines about the setup off a dialogue.
@@ -187,132 +187,132 @@ func (s *setup) set(name, value string) (err error) {
 	case "mode":
 		s.mode = Mode(value)
 	case "learn":
-		s.settings.Learn = value
+		s.settings.UIDPrefetch = value
 	case "learnmax":
-		s.settings.LearnMax = number()
+		s.settings.UIDPrefetchMaxMessages = number()
 	case "hold":
-		s.settings.HoldMax = duration()
+		s.settings.CommandHoldTimeout = duration()
 	case "silence":
-		s.settings.SilenceMax = duration()
+		s.settings.SilenceTimeout = duration()
 	case "lost":
-		s.settings.LostMax = duration()
+		s.settings.IdleReattachTimeout = duration()
 	case "flagsmax":
-		s.settings.FlagsFullMax = number()
+		s.settings.FlagResyncMaxMessages = number()
 	case "verify":
-		s.settings.VerifyView = value
+		s.settings.ConsistencyCheck = value
 	case "max":
 		s.settings.MaxPerUser = number()
 	case "ttl":
-		s.settings.ReuseTTL = duration()
+		s.settings.PoolIdleTimeout = duration()
 	case "consistent":
-		s.settings.Consistent = true
+		s.settings.ReadAfterWrite = true
 	case "detach":
 		s.settings.AlwaysDetach = true
 	case "token":
-		s.tokenEnded = true
+		s.tokenExpired = true
 	case "id":
 		s.id = value
 	case "unrouted":
-		s.unrouted = true
+		s.loginNotFromRoute = true
 	default:
 		err = fmt.Errorf("no such setting: %s", name)
 	}
 	return err
 }
 
-// act does one line.
-func (p *performance) act(line string) error {
+// step does one line.
+func (p *dialogueRun) step(line string) error {
 	verb, rest, _ := strings.Cut(line, " ")
-	if p.way == "asleep" && strings.ContainsAny(verb[:1], "CB") {
-		p.rest()
+	if p.splitMode == "asleep" && strings.ContainsAny(verb[:1], "CB") {
+		p.awaitParked()
 	}
 	if n, err := strconv.Atoi(strings.TrimRight(verb[1:], "!-ENDRST")); err == nil && strings.ContainsAny(verb[:1], "UB") {
-		return p.upstreamActs(n, verb, rest)
+		return p.upstreamStep(n, verb, rest)
 	}
 	switch verb {
 	case "C":
-		p.party.say(p.ours(rest) + "\r\n")
+		p.scriptedConn.send(p.expandTags(rest) + "\r\n")
 	case "C!":
-		return p.quoted(rest, p.party.say)
+		return p.doQuoted(rest, p.scriptedConn.send)
 	case "C-END", "C-FIN", "C-RST":
-		p.clientLeaves(verb)
+		p.disconnectClient(verb)
 	case "P":
-		got, err := p.party.line()
-		p.heard += answers(got)
-		return p.matches(got, err, rest)
+		got, err := p.scriptedConn.readLine()
+		p.answerCount += countAnswers(got)
+		return p.matchLine(got, err, rest)
 	case "P!":
-		return p.quotedErr(rest, p.party.exactly)
+		return p.doQuotedErr(rest, p.scriptedConn.expect)
 	case "END", "CUT":
-		return p.ends(verb)
+		return p.expectClientEnd(verb)
 	case "OPEN":
-		return p.opens(rest)
+		return p.openInbox(rest)
 	case "REOPEN":
-		return p.reopens(rest)
+		return p.reopenInbox(rest)
 	default:
-		return p.around(verb, rest)
+		return p.control(verb, rest)
 	}
 	return nil
 }
 
-// ends wants the client's connection closed by the gateway, and closes it then.
-func (p *performance) ends(verb string) error {
-	p.over = true
-	defer p.party.hangUp()
+// expectClientEnd wants the client's connection closed by the gateway, and closes it then.
+func (p *dialogueRun) expectClientEnd(verb string) error {
+	p.closed = true
+	defer p.scriptedConn.queueClose()
 	if verb == "END" {
-		return p.party.ends(clean)
+		return p.scriptedConn.expectEnd(cleanEnd)
 	}
-	return p.party.ends(anyhow)
+	return p.scriptedConn.expectEnd(anyEnd)
 }
 
-func (p *performance) clientLeaves(verb string) {
-	p.over, p.left = true, true
+func (p *dialogueRun) disconnectClient(verb string) {
+	p.closed, p.clientLeft = true, true
 	switch verb {
 	case "C-END":
-		p.party.hangUp()
+		p.scriptedConn.queueClose()
 	case "C-FIN":
-		p.party.halfClose()
+		p.scriptedConn.queueCloseWrite()
 	default:
-		p.party.reset()
+		p.scriptedConn.queueReset()
 	}
 }
 
-// around is what neither the client nor an upstream connection does.
-func (p *performance) around(verb, rest string) error {
+// control is what neither the client nor an upstream connection does.
+func (p *dialogueRun) control(verb, rest string) error {
 	switch verb {
 	case "LOGINS":
-		p.stub.set(func() { p.stub.refusal = rest })
+		p.stub.set(func() { p.stub.loginRefusal = rest })
 	case "DOWN":
 		p.stub.set(func() { p.stub.down = true })
 	case "UP":
 		p.stub.set(func() { p.stub.down = false })
 	case "MOVED":
 		p.mu.Lock()
-		p.moved.Backend = rest
+		p.location.Backend = rest
 		p.mu.Unlock()
 	case "RENAMED":
 		p.mu.Lock()
-		p.moved.Login = rest
+		p.location.Login = rest
 		p.mu.Unlock()
 	case "ARRIVED":
-		return p.arrived(rest)
+		return p.awaitArrival(rest)
 	case "ORDER":
 		p.hub.Drain(0, audit.Reason(rest))
 	case "OVERDUE":
-		return p.overdue(rest)
+		return p.expireSession(rest)
 	case "PINNED":
-		p.spliced = rest
-		return p.soon("pins_total{reason=\""+rest+"\"}", "1")
+		p.spliceReason = rest
+		return p.awaitMetric("pins_total{reason=\""+rest+"\"}", "1")
 	case "M":
 		name, value, _ := strings.Cut(rest, "} ")
 		if value == "" {
 			name, value, _ = strings.Cut(rest, " ")
-			return p.soon(name, value)
+			return p.awaitMetric(name, value)
 		}
-		return p.soon(name+"}", value)
+		return p.awaitMetric(name+"}", value)
 	case "REC":
-		p.records = append(p.records, rest)
+		p.wantRecords = append(p.wantRecords, rest)
 	case "HIDES":
-		p.hidden = rest
+		p.hiddenText = rest
 	case "ENDED":
 		p.reason = rest
 	default:
@@ -321,23 +321,23 @@ func (p *performance) around(verb, rest string) error {
 	return nil
 }
 
-// overdue makes the session one that should have ended a while ago.
-func (p *performance) overdue(late string) error {
-	d, err := time.ParseDuration(late)
+// expireSession makes the session one that should have ended a while ago.
+func (p *dialogueRun) expireSession(ago string) error {
+	d, err := time.ParseDuration(ago)
 	if err != nil {
 		return err
 	}
 	now := time.Now()
 	p.hub.mu.Lock()
-	p.hub.until[p.session] = now.Add(-d)
+	p.hub.expiries[p.session] = now.Add(-d)
 	p.hub.mu.Unlock()
-	p.hub.expire(now)
+	p.hub.endExpired(now)
 	return nil
 }
 
-// arrived waits until the gateway could have heard what the upstream connection
+// awaitArrival waits until the gateway could have heard what the upstream connection
 // has said, or has.
-func (p *performance) arrived(number string) error {
+func (p *dialogueRun) awaitArrival(number string) error {
 	n, err := strconv.Atoi(number)
 	if err != nil {
 		return err
@@ -346,16 +346,16 @@ func (p *performance) arrived(number string) error {
 	if err != nil {
 		return err
 	}
-	peer.said()
-	eventually(p.stage.t, "what was said to arrive", func() bool {
-		up := p.session.upstream.Load()
-		return up == nil || up.Stirs()
+	peer.awaitWritten()
+	eventually(p.harness.t, "what was said to arrive", func() bool {
+		up := p.session.upstreamWire.Load()
+		return up == nil || up.IsReadable()
 	})
 	return nil
 }
 
-func (p *performance) soon(series, value string) error {
-	for end := time.Now().Add(patience / 2); p.metric(series) != value; <-time.After(2 * time.Millisecond) {
+func (p *dialogueRun) awaitMetric(series, value string) error {
+	for end := time.Now().Add(testTimeout / 2); p.metric(series) != value; <-time.After(2 * time.Millisecond) {
 		if time.Now().After(end) {
 			return fmt.Errorf("%s is %q", series, p.metric(series))
 		}
@@ -363,74 +363,74 @@ func (p *performance) soon(series, value string) error {
 	return nil
 }
 
-// upstreamActs is a line of the n-th upstream connection.
-func (p *performance) upstreamActs(n int, verb, rest string) error {
+// upstreamStep is a line of the n-th upstream connection.
+func (p *dialogueRun) upstreamStep(n int, verb, rest string) error {
 	peer, err := p.stub.peer(n)
 	if err != nil {
 		return err
 	}
 	switch verb[:1] + strings.TrimLeft(verb[1:], "0123456789") {
 	case "U":
-		got, err := peer.line()
-		return p.matches(got, err, rest)
+		got, err := peer.readLine()
+		return p.matchLine(got, err, rest)
 	case "U!":
-		return p.quotedErr(rest, peer.exactly)
+		return p.doQuotedErr(rest, peer.expect)
 	case "U-END":
-		return peer.ends(anyhow)
+		return peer.expectEnd(anyEnd)
 	case "B":
-		peer.say(p.ours(rest) + "\r\n")
+		peer.send(p.expandTags(rest) + "\r\n")
 	case "B!":
-		return p.quoted(rest, peer.say)
+		return p.doQuoted(rest, peer.send)
 	case "B-END":
-		peer.hangUp()
+		peer.queueClose()
 	case "B-RST":
-		peer.reset()
+		peer.queueReset()
 	default:
 		return fmt.Errorf("no such verb")
 	}
 	return nil
 }
 
-func (p *performance) quoted(text string, do func(string)) error {
+func (p *dialogueRun) doQuoted(text string, do func(string)) error {
 	text, err := strconv.Unquote(text)
 	if err == nil {
-		do(p.ours(text))
+		do(p.expandTags(text))
 	}
 	return err
 }
 
-func (p *performance) quotedErr(text string, do func(string) error) error {
+func (p *dialogueRun) doQuotedErr(text string, do func(string) error) error {
 	text, err := strconv.Unquote(text)
 	if err != nil {
 		return err
 	}
-	return do(p.ours(text))
+	return do(p.expandTags(text))
 }
 
-// ours puts our tags where their names stand.
-func (p *performance) ours(text string) string {
-	return ourTag.ReplaceAllStringFunc(text, func(name string) string { return cmp.Or(p.tags[name], name) })
+// expandTags puts our tags where their names stand.
+func (p *dialogueRun) expandTags(text string) string {
+	return tagPattern.ReplaceAllStringFunc(text, func(name string) string { return cmp.Or(p.tags[name], name) })
 }
 
-var ourTag = regexp.MustCompile("~[a-z]+[0-9]*")
+var tagPattern = regexp.MustCompile("~[a-z]+[0-9]*")
 
-// matches compares a line with a pattern, and takes a tag of ours from it.
-func (p *performance) matches(got string, err error, want string) error {
+// matchLine compares a line with a pattern, and takes a tag of ours from it.
+func (p *dialogueRun) matchLine(got string, err error, want string) error {
 	if err != nil {
 		return fmt.Errorf("heard %.200q, %w", got, err)
 	}
 	text, ok := strings.CutSuffix(got, "\r\n")
-	if name := ourTag.FindString(want); ok && strings.HasPrefix(want, "~") && p.tags[name] == "" {
+	if name := tagPattern.FindString(want); ok && strings.HasPrefix(want, "~") && p.tags[name] == "" {
 		p.tags[name], _, _ = strings.Cut(text, " ")
 	}
-	if !ok || !wild(text, p.ours(want)) {
+	if !ok || !matchPattern(text, p.expandTags(want)) {
 		return fmt.Errorf("heard %.400q", got)
 	}
 	return nil
 }
 
-// wild says whether text is what pattern says, in which … stands for anything.
-func wild(text, pattern string) bool {
+// matchPattern says whether text is what pattern says, in which … stands for anything.
+func matchPattern(text, pattern string) bool {
 	parts := strings.Split(pattern, "…")
 	text, ok := strings.CutPrefix(text, parts[0])
 	if !ok || len(parts) == 1 {
@@ -447,7 +447,7 @@ func wild(text, pattern string) bool {
 }
 
 // told is what a backend says of a mailbox.
-func mailboxLines(messages, next, modseq string) []string {
+func selectLines(messages, next, modseq string) []string {
 	lines := []string{
 		`* FLAGS (\Seen \Deleted)`, `* OK [PERMANENTFLAGS (\Seen \Deleted \*)] Limited`, "* " + messages + " EXISTS",
 		"* 0 RECENT", "* OK [UIDVALIDITY 100] UIDs valid", "* OK [UIDNEXT " + next + "] Predicted",
@@ -458,32 +458,32 @@ func mailboxLines(messages, next, modseq string) []string {
 	return lines
 }
 
-func (p *performance) opens(args string) error {
+func (p *dialogueRun) openInbox(args string) error {
 	f := strings.Fields(args)
 	steps := []string{"C s SELECT INBOX", "U1 s SELECT INBOX"}
-	lines := append(mailboxLines(f[0], f[1], f[2]), "s OK [READ-WRITE] Select completed.")
+	lines := append(selectLines(f[0], f[1], f[2]), "s OK [READ-WRITE] Select completed.")
 	for _, line := range lines {
 		steps = append(steps, "B1 "+line)
 	}
 	for _, line := range lines {
 		steps = append(steps, "P "+line)
 	}
-	return p.all(steps)
+	return p.runSteps(steps)
 }
 
-func (p *performance) reopens(args string) error {
+func (p *dialogueRun) reopenInbox(args string) error {
 	f := strings.Fields(args)
 	tag := "~open" + f[0]
 	steps := []string{"U" + f[0] + " " + tag + " SELECT \"INBOX\""}
-	for _, line := range append(mailboxLines(f[1], f[2], f[3]), tag+" OK [READ-WRITE] Select completed.") {
+	for _, line := range append(selectLines(f[1], f[2], f[3]), tag+" OK [READ-WRITE] Select completed.") {
 		steps = append(steps, "B"+f[0]+" "+line)
 	}
-	return p.all(steps)
+	return p.runSteps(steps)
 }
 
-func (p *performance) all(steps []string) error {
+func (p *dialogueRun) runSteps(steps []string) error {
 	for _, step := range steps {
-		if err := p.act(step); err != nil {
+		if err := p.step(step); err != nil {
 			return fmt.Errorf("%q: %w", step, err)
 		}
 	}
@@ -491,40 +491,40 @@ func (p *performance) all(steps []string) error {
 }
 
 // finish ends the dialogue.
-func (p *performance) finish() error {
+func (p *dialogueRun) finish() error {
 	switch {
-	case p.spliced != "":
-		p.party.hangUp()
-	case !p.over:
-		if err := p.all([]string{"C zz LOGOUT", "P * BYE Logging out", "P zz OK Logout completed.", "END"}); err != nil {
+	case p.spliceReason != "":
+		p.scriptedConn.queueClose()
+	case !p.closed:
+		if err := p.runSteps([]string{"C zz LOGOUT", "P * BYE Logging out", "P zz OK Logout completed.", "END"}); err != nil {
 			return err
 		}
 		p.reason = cmp.Or(p.reason, string(audit.ClientLogout))
 	}
-	r := p.leave(p.actor)
+	r := p.awaitEnd(p.testClient)
 	if p.reason == string(audit.ClientClosed) && r.Reason == audit.ClientLost { // it hung up over bytes it had not read
 		r.Reason = audit.ClientClosed
 	}
 	if p.reason != "" && string(r.Reason) != p.reason || r.Reason == audit.InternalMistake {
 		return fmt.Errorf("ended for %q (%w), want %q", r.Reason, r.Err, p.reason)
 	}
-	if p.handedOn() != (p.spliced != "") {
-		return fmt.Errorf("handed on: %v", p.handedOn())
+	if p.wasHandedOver() != (p.spliceReason != "") {
+		return fmt.Errorf("handed on: %v", p.wasHandedOver())
 	}
 	return nil
 }
 
-// nothingElse wants nothing to have been said that the dialogue does not have.
-func (p *performance) nothingElse() {
+// checkNoMoreOutput wants nothing to have been said that the dialogue does not have.
+func (p *dialogueRun) checkNoMoreOutput() {
 	p.stub.mu.Lock()
 	peers := p.stub.peers
 	p.stub.mu.Unlock()
 	for i, peer := range peers {
-		if p.spliced != "" {
+		if p.spliceReason != "" {
 			break
 		}
-		if text, _ := peer.rest(); text != "" {
-			p.stage.t.Errorf("upstream connection %d was also told %.200q", i+1, text)
+		if text, _ := peer.readAll(); text != "" {
+			p.harness.t.Errorf("upstream connection %d was also told %.200q", i+1, text)
 		}
 	}
 }

@@ -18,32 +18,32 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// babble is a backend that logs everybody in and then says what it was given,
+// chunkBackend is a backend that logs everybody in and then says what it was given,
 // piece by piece: the pieces are cut at 0xff, and ~ in them is the tag it was told
 // last. What it has left it says to the connections that follow.
-type babble struct {
+type chunkBackend struct {
 	mu     sync.Mutex
-	pieces [][]byte // Guarded by mu.
+	chunks [][]byte // Guarded by mu.
 }
 
-func (b *babble) next() []byte {
+func (b *chunkBackend) nextChunk() []byte {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if len(b.pieces) == 0 {
+	if len(b.chunks) == 0 {
 		return nil
 	}
-	piece := b.pieces[0]
-	b.pieces = b.pieces[1:]
+	piece := b.chunks[0]
+	b.chunks = b.chunks[1:]
 	return piece
 }
 
-// talk ends when b has nothing more to say, or nobody listens.
-func (b *babble) talk(p *party) {
+// serve ends when b has nothing more to say, or nobody listens.
+func (b *chunkBackend) serve(p *scriptedConn) {
 	defer p.close()
 	buf := make([]byte, 4<<10)
 	tag := []byte("~")
-	for piece := b.next(); piece != nil; piece = b.next() {
-		p.say(string(bytes.ReplaceAll(piece, []byte("~"), tag)))
+	for piece := b.nextChunk(); piece != nil; piece = b.nextChunk() {
+		p.send(string(bytes.ReplaceAll(piece, []byte("~"), tag)))
 		_ = p.conn.SetReadDeadline(time.Now().Add(time.Millisecond))
 		n, err := p.r.Read(buf)
 		if n > 0 {
@@ -56,29 +56,29 @@ func (b *babble) talk(p *party) {
 			return
 		}
 	}
-	p.said()
+	p.awaitWritten()
 }
 
-// fuzzed is one run of a session between a client and a backend that say anything.
-type fuzzed struct {
-	*stage
-	talk    func(*party) // a connection of the backend's; closes it
-	talking sync.WaitGroup
+// fuzzRun is one run of a session between a client and a backend that say anything.
+type fuzzRun struct {
+	*harness
+	serve   func(*scriptedConn) // a connection of the backend's; closes it
+	serving sync.WaitGroup
 	stop    chan struct{}
-	met     int // peers that talk, or did
+	served  int // peers that talk, or did
 }
 
-// listen has every connection of the stub talk. It ends when stop is closed.
-func (f *fuzzed) listen() {
-	defer f.talking.Done()
+// serveAll has every connection of the stub talk. It ends when stop is closed.
+func (f *fuzzRun) serveAll() {
+	defer f.serving.Done()
 	for {
 		f.stub.mu.Lock()
 		peers := f.stub.peers
 		f.stub.mu.Unlock()
-		if len(peers) > f.met {
-			p := peers[f.met]
-			f.talking.Go(func() { f.talk(p) })
-			f.met++
+		if len(peers) > f.served {
+			p := peers[f.served]
+			f.serving.Go(func() { f.serve(p) })
+			f.served++
 			continue
 		}
 		select {
@@ -90,25 +90,25 @@ func (f *fuzzed) listen() {
 }
 
 // run plays it, and returns what the client has heard.
-func (f *fuzzed) run(client []byte) []byte {
-	who, err := identity.Canon(user, "")
+func (f *fuzzRun) run(client []byte) []byte {
+	name, err := identity.Canonicalize(user, "")
 	must(f.t, err)
-	account, err := f.hub.Login(context.Background(), Home{Backend: "stub"}, upstream.Request{User: who, Password: identity.NewSecret("right")}, pool.Vouched)
+	account, err := f.hub.Login(context.Background(), Location{Backend: "stub"}, upstream.Request{User: name, Password: identity.NewSecret("right")}, pool.VerifiedHere)
 	must(f.t, err)
-	f.talking.Add(1)
-	go f.listen()
-	near, far := f.connect()
+	f.serving.Add(1)
+	go f.serveAll()
+	gatewayEnd, clientEnd := f.socketPair()
 	ended := make(chan Result, 2)
-	f.hub.Start(Client{Conn: near, Who: &audit.Client{Session: "s-1"}, Mode: f.setup.mode, Caps: account.Caps()}, "stub", account,
+	f.hub.Start(Client{Conn: gatewayEnd, AuditClient: &audit.Client{Session: "s-1"}, Mode: f.setup.mode, Caps: account.Caps()}, "stub", account,
 		func(r Result) { ended <- r })
-	_, _ = far.Write(client)
-	_ = far.(*net.TCPConn).CloseWrite()
-	_ = far.SetReadDeadline(time.Now().Add(patience))
-	heard, err := io.ReadAll(far)
+	_, _ = clientEnd.Write(client)
+	_ = clientEnd.(*net.TCPConn).CloseWrite()
+	_ = clientEnd.SetReadDeadline(time.Now().Add(testTimeout))
+	received, err := io.ReadAll(clientEnd)
 	if timeout, ok := err.(net.Error); ok && timeout.Timeout() {
 		f.t.Fatalf("the session does not end\n%s", stacks())
 	}
-	_ = far.Close()
+	_ = clientEnd.Close()
 	if r := <-ended; r.Reason == audit.InternalMistake {
 		f.t.Errorf("ended for %v (%v)", r.Reason, r.Err)
 	}
@@ -116,26 +116,26 @@ func (f *fuzzed) run(client []byte) []byte {
 		f.t.Error("ended twice")
 	}
 	close(f.stop)
-	f.talking.Wait()
-	return heard
+	f.serving.Wait()
+	return received
 }
 
-// answersOnly wants every tag that the client was told to be one of its own.
-func answersOnly(t *testing.T, client, heard []byte) {
+// checkTags wants every tag that the client was told to be one of its own.
+func checkTags(t *testing.T, client, received []byte) {
 	own := map[string]bool{"*": true, "+": true}
 	for line := range bytes.SplitSeq(client, []byte("\n")) {
 		tag, _, _ := bytes.Cut(bytes.TrimRight(line, "\r"), []byte(" "))
 		own[string(tag)] = true
 	}
-	r := imap.NewReader(bytes.NewReader(heard), imap.Responses, 64<<10)
+	r := imap.NewReader(bytes.NewReader(received), imap.Responses, 64<<10)
 	for {
-		fresh := r.Between()
+		isFirst := r.AtBoundary()
 		seg, err := r.Next()
 		if err != nil {
 			return
 		}
 		tag, _, _ := bytes.Cut(bytes.TrimRight(seg.Bytes, "\r\n"), []byte(" "))
-		if fresh && !own[string(tag)] {
+		if isFirst && !own[string(tag)] {
 			t.Errorf("the client is told %.80q, which answers nothing that it said", seg.Bytes)
 		}
 	}
@@ -149,17 +149,17 @@ func (d dialogue) seed() (client, backend string) {
 		if err != nil {
 			text = rest + "\r\n"
 		}
-		text = ourTag.ReplaceAllString(text, "~")
+		text = tagPattern.ReplaceAllString(text, "~")
 		switch {
 		case verb == "C", verb == "C!":
 			client += text
 		case verb == "OPEN":
 			f := strings.Fields(rest)
 			client += "s SELECT INBOX\r\n"
-			backend += strings.Join(mailboxLines(f[0], f[1], f[2]), "\r\n") + "\r\n~ OK [READ-WRITE] done\r\n"
+			backend += strings.Join(selectLines(f[0], f[1], f[2]), "\r\n") + "\r\n~ OK [READ-WRITE] done\r\n"
 		case verb == "REOPEN":
 			f := strings.Fields(rest)
-			backend += "\xff" + strings.Join(mailboxLines(f[1], f[2], f[3]), "\r\n") + "\r\n~ OK [READ-WRITE] done\r\n"
+			backend += "\xff" + strings.Join(selectLines(f[1], f[2], f[3]), "\r\n") + "\r\n~ OK [READ-WRITE] done\r\n"
 		case verb[0] == 'U':
 			backend += "\xff"
 		case verb[0] == 'B' && !strings.Contains(verb, "-"):
@@ -181,27 +181,27 @@ func FuzzSession(f *testing.F) {
 		if len(client) > 8<<10 || len(backend) > 8<<10 {
 			return
 		}
-		leavesNothing(t)
-		settings := Settings{HoldMax: 20 * time.Millisecond, Learn: Lazy, Consistent: how&2 != 0, AlwaysDetach: how&8 != 0}
+		checkGoroutineLeaks(t)
+		settings := Settings{CommandHoldTimeout: 20 * time.Millisecond, UIDPrefetch: PrefetchLazy, ReadAfterWrite: how&2 != 0, AlwaysDetach: how&8 != 0}
 		mode := Resume
 		if how&1 != 0 {
 			mode = Reuse
 		}
 		if how&4 != 0 {
-			settings.Learn = Eager
+			settings.UIDPrefetch = PrefetchEager
 		}
-		y := newStage(t, setup{mode: mode, settings: settings, write: time.Second}, nil)
-		b := &babble{pieces: bytes.Split(backend, []byte{0xff})}
-		z := &fuzzed{stage: y, talk: b.talk, stop: make(chan struct{})}
-		heard := z.run(client)
-		pinned := y.handedOn()
-		y.close()
-		y.stub.shut()
-		for _, p := range y.stub.peers[z.met:] { // that came too late
+		h := newHarness(t, setup{mode: mode, settings: settings, stallTimeout: time.Second}, nil)
+		b := &chunkBackend{chunks: bytes.Split(backend, []byte{0xff})}
+		run := &fuzzRun{harness: h, serve: b.serve, stop: make(chan struct{})}
+		received := run.run(client)
+		pinned := h.wasHandedOver()
+		h.close()
+		h.stub.closeListener()
+		for _, p := range h.stub.peers[run.served:] { // that came too late
 			p.close()
 		}
 		if !pinned { // spliced, it hears anything
-			answersOnly(t, client, heard)
+			checkTags(t, client, received)
 		}
 	})
 }

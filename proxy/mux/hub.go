@@ -36,7 +36,7 @@ import (
 	"imapgate/internal/identity"
 	"imapgate/internal/imap"
 	"imapgate/internal/metrics"
-	"imapgate/internal/quiet"
+	"imapgate/internal/parking"
 	"imapgate/proxy/mux/pool"
 	"imapgate/proxy/mux/wire"
 	"imapgate/proxy/upstream"
@@ -53,46 +53,46 @@ const (
 
 // Config is what all backends share.
 type Config struct {
-	Quiet time.Duration // a session in which nothing is said for this long gives up its goroutine
-	Idle  time.Duration // … and for this long ends
-	Write time.Duration // a peer that takes or gives nothing in the middle of something for this long is cut off
+	ParkAfter    time.Duration // a session in which nothing is said for this long gives up its goroutine
+	IdleTimeout  time.Duration // … and for this long ends
+	StallTimeout time.Duration // a peer that takes or gives nothing in the middle of something for this long is cut off
 	// MaxLine bounds a client's line in bytes, with its CRLF and without literals; at
 	// least 64 KB.
 	MaxLine int
-	Bytes   func(up, down int64)
-	// Home is where a user's mailbox lives now, for sessions that need another
+	OnBytes func(up, down int64)
+	// Locate is where a user's mailbox lives now, for sessions that need another
 	// connection to it.
-	Home func(context.Context, identity.User) (Home, error)
+	Locate func(context.Context, identity.User) (Location, error)
 	// Splice takes a session over whose state cannot be accounted for. ended is
-	// called once, with what was relayed since. until is Client.Until.
-	Splice func(client, backend End, until time.Time, ended func(Result))
+	// called once, with what was relayed since. until is Client.ExpiresAt.
+	Splice func(client, backend SpliceSide, until time.Time, ended func(Result))
 }
 
-// Home is all of a route that decides whose mail a session sees.
-type Home struct {
+// Location is all of a route that decides whose mail a session sees.
+type Location struct {
 	Backend string
 	Login   string // the name to use there; "" where no route says it
 }
 
-// End is one connection of a session that is handed on, what goes to it before
+// SpliceSide is one connection of a session that is handed on, what goes to it before
 // anything else, and how fast it may be read (splice.Side).
-type End struct {
-	Conn  net.Conn
-	First []byte
-	Pace  func(n int) time.Duration
+type SpliceSide struct {
+	Conn     net.Conn
+	Buffered []byte
+	Throttle func(n int) time.Duration
 }
 
 // Result is how a session ended.
 type Result struct {
-	Reason   audit.Reason
-	Err      error
-	Up, Down int64 // bytes from the client, to the client
+	Reason            audit.Reason
+	Err               error
+	BytesIn, BytesOut int64 // bytes from the client, to the client
 	// Commands of the client, until nobody read them any more.
 	Commands uint64
 }
 
-// Rooms are the other rooms, as sessions ask them.
-type Rooms struct {
+// Deps are the other rooms, as sessions ask them.
+type Deps struct {
 	Backends map[string]Backend
 	Audit    *audit.Log
 	Metrics  *metrics.Metrics
@@ -109,120 +109,122 @@ type Backend struct {
 // pools, and the epoll set in which they are quiet.
 type Hub struct {
 	// Set once.
-	cfg      Config
-	rooms    Rooms
-	shared   wire.Shared
-	asleep   *quiet.Set
-	backends map[string]*backend
-	ctx      context.Context // ends when the Hub closes; for what sessions wait for
-	cancel   context.CancelFunc
-	began    time.Time
-	wg       sync.WaitGroup // the clock, every session, and every goroutine of one
-	watching sync.WaitGroup // the epoll set
-	rested   atomic.Uint64  // connections that have begun to be quiet, each counted once
+	cfg         Config
+	deps        Deps
+	shared      wire.Resources
+	poller      *parking.Poller
+	backends    map[string]*backend
+	ctx         context.Context // ends when the Hub closes; for what sessions wait for
+	cancel      context.CancelFunc
+	startedAt   time.Time
+	wg          sync.WaitGroup // the clock, every session, and every goroutine of one
+	pollerDone  sync.WaitGroup // the epoll set
+	parkedConns atomic.Uint64  // connections that have begun to be quiet, each counted once
 
 	mu       sync.Mutex
 	sessions map[*session]struct{}  // Guarded by mu.
-	awake    map[*session]struct{}  // Guarded by mu. Those with a goroutine.
-	until    map[*session]time.Time // Guarded by mu. When those end that have a Client.Until.
+	active   map[*session]struct{}  // Guarded by mu. Those with a goroutine.
+	expiries map[*session]time.Time // Guarded by mu. When those end that have a Client.ExpiresAt.
 }
 
 // NewHub starts the clock. Close ends it.
-func NewHub(cfg Config, rooms Rooms) (*Hub, error) {
-	asleep, err := quiet.NewSet()
+func NewHub(cfg Config, deps Deps) (*Hub, error) {
+	poller, err := parking.NewPoller()
 	if err != nil {
 		return nil, err
 	}
 	h := &Hub{
-		cfg: cfg, rooms: rooms, asleep: asleep, began: time.Now(),
-		shared:   wire.Shared{Buffers: quiet.NewBuffers(), Clock: new(wire.Clock), MaxLine: cfg.MaxLine},
-		backends: make(map[string]*backend, len(rooms.Backends)),
-		sessions: map[*session]struct{}{}, awake: map[*session]struct{}{}, until: map[*session]time.Time{},
+		cfg: cfg, deps: deps, poller: poller, startedAt: time.Now(),
+		shared:   wire.Resources{Buffers: parking.NewBufferPool(), Clock: new(wire.Clock), MaxLine: cfg.MaxLine},
+		backends: make(map[string]*backend, len(deps.Backends)),
+		sessions: map[*session]struct{}{}, active: map[*session]struct{}{}, expiries: map[*session]time.Time{},
 	}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
-	for name, b := range rooms.Backends {
+	for name, b := range deps.Backends {
 		h.backends[name] = newBackend(h, name, b)
 	}
 	h.wg.Add(1)
-	go h.clock()
-	h.watching.Add(1)
-	go h.watch()
+	go h.runClock()
+	h.pollerDone.Add(1)
+	go h.runPoller()
 	return h, nil
 }
 
-// watch runs the epoll set. It ends when the Hub closes.
-func (h *Hub) watch() {
-	defer h.watching.Done()
-	h.asleep.Run()
+// runPoller runs the epoll set. It ends when the Hub closes.
+func (h *Hub) runPoller() {
+	defer h.pollerDone.Done()
+	h.poller.Run()
 }
 
 // Login proves who to the backend of home, or finds that it is proven: what comes
 // out is the session's right to connections there. Once it is proven, nothing
 // waits for the user anywhere else. Errors are upstream's.
-func (h *Hub) Login(ctx context.Context, home Home, who upstream.Request, proof pool.Proof) (*pool.Account, error) {
-	account, err := h.backends[home.Backend].pool.Login(ctx, who, proof)
+func (h *Hub) Login(ctx context.Context, location Location, req upstream.Request, proof pool.Verification) (*pool.Account, error) {
+	account, err := h.backends[location.Backend].pool.Login(ctx, req, proof)
 	if err == nil {
-		h.Settle(who.User, home)
+		h.EvictElsewhere(req.User, location)
 	}
 	return account, err
 }
 
-// Settle closes what waits for a user at any other backend than the one where
+// EvictElsewhere closes what waits for a user at any other backend than the one where
 // their mailbox is, and there under any other login name than the route's.
-func (h *Hub) Settle(user identity.User, home Home) {
+func (h *Hub) EvictElsewhere(user identity.User, location Location) {
 	for name, b := range h.backends {
-		if name != home.Backend {
-			b.pool.Leave(user, metrics.DiscardMoved)
-		} else if home.Login != "" {
-			b.pool.LeaveOthers(user, home.Login, metrics.DiscardMoved)
+		if name != location.Backend {
+			b.pool.EvictUser(user, metrics.DiscardMoved)
+		} else if location.Login != "" {
+			b.pool.EvictOtherLogins(user, location.Login, metrics.DiscardMoved)
 		}
 	}
 }
 
-// Spare closes a connection that only waits, at any backend, because its descriptor is
+// CloseIdleConn closes a connection that only waits, at any backend, because its descriptor is
 // needed. It returns false where none does.
-func (h *Hub) Spare() bool {
+func (h *Hub) CloseIdleConn() bool {
 	for _, b := range h.backends {
-		if b.pool.Spare() {
+		if b.pool.EvictOldest() {
 			return true
 		}
 	}
 	return false
 }
 
-// evict closes what waits for a user whom the routes do not let in any more.
-func (h *Hub) evict(user identity.User) {
+// evictUser closes what waits for a user whom the routes do not let in any more.
+func (h *Hub) evictUser(user identity.User) {
 	for _, b := range h.backends {
-		b.pool.Leave(user, metrics.DiscardCredentials)
+		b.pool.EvictUser(user, metrics.DiscardCredentials)
 	}
 }
 
-// Spliced says whether a session of the user at the backend is to be spliced, because
+// ShouldSplice says whether a session of the user at the backend is to be spliced, because
 // the backend has broken its promises too often of late.
-func (h *Hub) Spliced(backend string, user identity.User) bool {
-	return h.backends[backend].promises.spliced(user, time.Now())
+func (h *Hub) ShouldSplice(backend string, user identity.User) bool {
+	return h.backends[backend].violations.shouldSplice(user, time.Now())
 }
 
-// Trust is what is thought of a backend.
-func (h *Hub) Trust(backend string) Trust { return h.backends[backend].trust() }
+// ViolationStatus is what is thought of a backend.
+func (h *Hub) ViolationStatus(backend string) ViolationStatus {
+	return h.backends[backend].violationStatus()
+}
 
-// Offered is what a client may be told that a backend with these capabilities
+// OfferedCaps is what a client may be told that a backend with these capabilities
 // can do.
-func (h *Hub) Offered(backend string, caps imap.Caps) imap.Caps {
+func (h *Hub) OfferedCaps(backend string, caps imap.Caps) imap.Caps {
 	b := h.backends[backend]
-	if last := b.offered.Load(); last != nil && last.from == caps.String() {
+	if last := b.lastOffer.Load(); last != nil && last.backendCaps == caps.String() {
 		return last.caps
 	}
-	hidden := b.settings.Hide
-	offered := caps.Without(func(name string) bool { return notOffered(name) || slices.Contains(hidden, name) })
-	b.offered.Store(&offer{caps.String(), offered})
+	hidden := b.settings.HideCapabilities
+	offered := caps.Without(func(name string) bool { return isNeverOffered(name) || slices.Contains(hidden, name) })
+	b.lastOffer.Store(&cachedOffer{caps.String(), offered})
 	return offered
 }
 
-// notOffered names what would change the bytes or the user of a connection, lead
+// isNeverOffered names what would change the bytes or the user of a connection, lead
 // the client around the gateway, or give the connection a state that no other
 // can be given.
-func notOffered(name string) bool {
+func isNeverOffered(name string) bool {
 	switch name {
 	case "UNAUTHENTICATE", "STARTTLS", "LOGINDISABLED", "MAILBOX-REFERRALS", "LOGIN-REFERRALS", "LANGUAGE", "UIDONLY":
 		return true
@@ -242,11 +244,11 @@ func (h *Hub) Len() int {
 	return len(h.sessions)
 }
 
-// age is the time since the Hub began: how sessions remember when something was,
+// uptime is the time since the Hub began: how sessions remember when something was,
 // in a third of what a time.Time takes.
-func (h *Hub) age() time.Duration { return time.Since(h.began) }
+func (h *Hub) uptime() time.Duration { return time.Since(h.startedAt) }
 
-func (h *Hub) all() []*session {
+func (h *Hub) allSessions() []*session {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return slices.Collect(maps.Keys(h.sessions))
@@ -254,33 +256,33 @@ func (h *Hub) all() []*session {
 
 // Drain ends sessions with a BYE, each as soon as it has no command outstanding, until
 // no more than keep are left that have not been told to end.
-func (h *Hub) Drain(keep int, why audit.Reason) {
-	for _, s := range h.all() {
-		if s.order.Load() != nil {
+func (h *Hub) Drain(keep int, reason audit.Reason) {
+	for _, s := range h.allSessions() {
+		if s.stopReason.Load() != nil {
 			continue
 		}
 		if keep > 0 {
 			keep--
 			continue
 		}
-		s.leave(why)
+		s.requestStop(reason)
 	}
 }
 
-// EndAll cuts every session off that is still there.
-func (h *Hub) EndAll(why audit.Reason) {
-	for _, s := range h.all() {
-		s.cut(why)
+// AbortAll cuts every session off that is still there.
+func (h *Hub) AbortAll(reason audit.Reason) {
+	for _, s := range h.allSessions() {
+		s.abort(reason)
 	}
 }
 
 // Close ends every session and waits for every goroutine.
 func (h *Hub) Close() {
 	h.cancel()
-	h.EndAll(audit.Drained)
+	h.AbortAll(audit.Drained)
 	h.wg.Wait()
-	h.asleep.Close() // which nobody asks any more
-	h.watching.Wait()
+	h.poller.Close() // which nobody asks any more
+	h.pollerDone.Wait()
 	for _, b := range h.backends {
 		b.pool.Close()
 	}
@@ -288,19 +290,19 @@ func (h *Hub) Close() {
 
 // The clock's pace.
 const (
-	tick  = 50 * time.Millisecond
-	sweep = 20 // ticks: 1 s
+	tick        = 50 * time.Millisecond
+	secondTicks = 20 // ticks: 1 s
 )
 
-func ticks(d time.Duration) uint32 { return uint32((d + tick - 1) / tick) }
+func toTicks(d time.Duration) uint32 { return uint32((d + tick - 1) / tick) }
 
-// clock is the one timer of all sessions. It ends when the Hub closes.
-func (h *Hub) clock() {
+// runClock is the one timer of all sessions. It ends when the Hub closes.
+func (h *Hub) runClock() {
 	defer h.wg.Done()
 	t := time.NewTicker(tick)
 	defer t.Stop()
-	patience, limit := ticks(h.cfg.Quiet), ticks(h.cfg.Write)
-	var logins quiet.Burst
+	parkAfter, stallAfter := toTicks(h.cfg.ParkAfter), toTicks(h.cfg.StallTimeout)
+	var parkBurst parking.BurstDetector
 	for {
 		select {
 		case <-h.ctx.Done():
@@ -308,53 +310,53 @@ func (h *Hub) clock() {
 		case <-t.C:
 		}
 		now := h.shared.Clock.Tick()
-		for _, s := range h.busy() {
-			s.look(patience, limit)
+		for _, s := range h.activeSessions() {
+			s.onTick(parkAfter, stallAfter)
 		}
-		if now%sweep == 0 {
-			for _, s := range h.all() {
-				s.sweep(now)
+		if now%secondTicks == 0 {
+			for _, s := range h.allSessions() {
+				s.onSecond(now)
 			}
-			h.expire(time.Now())
+			h.endExpired(time.Now())
 			for _, b := range h.backends {
-				b.show(b.trust())
+				b.updateGauges(b.violationStatus())
 			}
-			if logins.Over(h.rested.Load(), h.Len()) {
+			if parkBurst.CheckOver(h.parkedConns.Load(), h.Len()) {
 				h.wg.Go(debug.FreeOSMemory) // it takes a collection's time
 			}
 		}
 	}
 }
 
-func (h *Hub) busy() []*session {
+func (h *Hub) activeSessions() []*session {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return slices.Collect(maps.Keys(h.awake))
+	return slices.Collect(maps.Keys(h.active))
 }
 
-// expire ends the sessions whose time is over: between two commands, or a
-// leaveTime later wherever they are.
-func (h *Hub) expire(now time.Time) {
-	for s, until := range h.timed() {
+// endExpired ends the sessions whose time is over: between two commands, or a
+// finishTimeout later wherever they are.
+func (h *Hub) endExpired(now time.Time) {
+	for s, expiresAt := range h.copyExpiries() {
 		switch {
-		case now.Before(until):
-		case now.Before(until.Add(leaveTime)):
-			s.leave(audit.TokenExpired)
+		case now.Before(expiresAt):
+		case now.Before(expiresAt.Add(finishTimeout)):
+			s.requestStop(audit.TokenExpired)
 		default:
-			s.cut(audit.TokenExpired)
+			s.abort(audit.TokenExpired)
 		}
 	}
 }
 
-func (h *Hub) timed() map[*session]time.Time {
+func (h *Hub) copyExpiries() map[*session]time.Time {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return maps.Clone(h.until)
+	return maps.Clone(h.expiries)
 }
 
-// limits is when s has to end; zero: whenever it likes.
-func (h *Hub) limits(s *session) time.Time {
+// expiryOf is when s has to end; zero: whenever it likes.
+func (h *Hub) expiryOf(s *session) time.Time {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.until[s]
+	return h.expiries[s]
 }

@@ -14,66 +14,66 @@ import (
 	"time"
 )
 
-// strict is a backend that does what it is asked and holds every line to ending in
+// strictBackend is a backend that does what it is asked and holds every line to ending in
 // CRLF, with no other CR or LF in it.
-type strict struct {
-	mu     sync.Mutex
-	heard  []string // Guarded by mu. Commands of clients, whole, as they would wait for their literals.
-	faults []string // Guarded by mu. Lines that are none.
+type strictBackend struct {
+	mu       sync.Mutex
+	commands []string // Guarded by mu. Commands of clients, whole, as they would wait for their literals.
+	badLines []string // Guarded by mu. Lines that are none.
 }
 
 var (
-	announces   = regexp.MustCompile(`\{([0-9]+)(\+?)\}\r\n$`)
-	quotes      = regexp.MustCompile(`^([^"]|"([^"\\]|\\.)*")*"([^"\\]|\\.)*$`) // a string that does not end
-	waitsForYou = regexp.MustCompile(`\{[0-9]+\}\r?\n`)
-	gatewaysOwn = regexp.MustCompile(`^[A-Z2-7]{13}[0-9a-z]+$`) // a tag
+	literalSuffix        = regexp.MustCompile(`\{([0-9]+)(\+?)\}\r\n$`)
+	openQuote            = regexp.MustCompile(`^([^"]|"([^"\\]|\\.)*")*"([^"\\]|\\.)*$`) // a string that does not end
+	synchronizingLiteral = regexp.MustCompile(`\{[0-9]+\}\r?\n`)
+	gatewayTag           = regexp.MustCompile(`^[A-Z2-7]{13}[0-9a-z]+$`) // a tag
 )
 
-// talk ends with the connection.
-func (b *strict) talk(p *party) {
+// serve ends with the connection.
+func (b *strictBackend) serve(p *scriptedConn) {
 	defer p.close()
 	for {
-		command, err := b.command(p)
+		command, err := b.readCommand(p)
 		if err != nil {
 			return
 		}
 		tag, rest, _ := strings.Cut(command, " ")
 		name, _, _ := strings.Cut(strings.ToUpper(strings.TrimSpace(rest)), " ")
-		if !gatewaysOwn.MatchString(tag) {
+		if !gatewayTag.MatchString(tag) {
 			b.mu.Lock()
-			b.heard = append(b.heard, command)
+			b.commands = append(b.commands, command)
 			b.mu.Unlock()
 		}
 		switch name {
 		case "SELECT", "EXAMINE":
-			p.say(strings.Join(mailboxLines("0", "1", "7"), "\r\n") + "\r\n")
+			p.send(strings.Join(selectLines("0", "1", "7"), "\r\n") + "\r\n")
 		case "IDLE":
-			p.say("+ go on\r\n")
-			if _, err := b.line(p); err != nil {
+			p.send("+ go on\r\n")
+			if _, err := b.readLine(p); err != nil {
 				return
 			}
 		}
-		p.say(tag + " OK done\r\n")
+		p.send(tag + " OK done\r\n")
 	}
 }
 
-// command reads one, and asks for the literals that wait.
-func (b *strict) command(p *party) (string, error) {
-	var whole strings.Builder
+// readCommand reads one, and asks for the literals that wait.
+func (b *strictBackend) readCommand(p *scriptedConn) (string, error) {
+	var command strings.Builder
 	for {
-		line, err := b.line(p)
+		line, err := b.readLine(p)
 		if err != nil {
 			return "", err
 		}
-		found := announces.FindStringSubmatch(line)
+		found := literalSuffix.FindStringSubmatch(line)
 		if found == nil {
-			whole.WriteString(line)
-			return whole.String(), nil
+			command.WriteString(line)
+			return command.String(), nil
 		}
 		if found[2] == "" {
-			p.say("+ go on\r\n")
+			p.send("+ go on\r\n")
 		}
-		whole.WriteString(strings.TrimSuffix(line, found[0]) + "{" + found[1] + "}\r\n")
+		command.WriteString(strings.TrimSuffix(line, found[0]) + "{" + found[1] + "}\r\n")
 		size, err := strconv.Atoi(found[1])
 		if err != nil {
 			return "", err
@@ -83,28 +83,28 @@ func (b *strict) command(p *party) (string, error) {
 			if err != nil {
 				return "", err
 			}
-			whole.WriteByte(c)
+			command.WriteByte(c)
 		}
 	}
 }
 
-func (b *strict) line(p *party) (string, error) {
-	line, err := p.line()
+func (b *strictBackend) readLine(p *scriptedConn) (string, error) {
+	line, err := p.readLine()
 	if err != nil {
 		return "", err
 	}
 	if text, ok := strings.CutSuffix(line, "\r\n"); !ok || strings.Contains(text, "\r") {
 		b.mu.Lock()
-		b.faults = append(b.faults, line)
+		b.badLines = append(b.badLines, line)
 		b.mu.Unlock()
 	}
 	return line, nil
 }
 
-// byEveryLF are the commands in a client's words, of which every LF outside literals
+// splitAtEveryLF are the commands in a client's words, of which every LF outside literals
 // ends a line, as strict hears them.
-func byEveryLF(client []byte) (all []string) {
-	whole := ""
+func splitAtEveryLF(client []byte) (all []string) {
+	command := ""
 	for {
 		line, rest, ok := bytes.Cut(client, []byte("\n"))
 		if !ok {
@@ -112,24 +112,24 @@ func byEveryLF(client []byte) (all []string) {
 		}
 		text := string(bytes.TrimSuffix(line, []byte("\r"))) + "\r\n"
 		client = rest
-		found := announces.FindStringSubmatch(text)
-		if found == nil || quotes.MatchString(text) {
-			all = append(all, whole+text)
-			whole = ""
+		found := literalSuffix.FindStringSubmatch(text)
+		if found == nil || openQuote.MatchString(text) {
+			all = append(all, command+text)
+			command = ""
 			continue
 		}
 		size, err := strconv.Atoi(found[1])
 		if err != nil || size > len(client) {
 			return all
 		}
-		whole += strings.TrimSuffix(text, found[0]) + "{" + found[1] + "}\r\n" + string(client[:size])
+		command += strings.TrimSuffix(text, found[0]) + "{" + found[1] + "}\r\n" + string(client[:size])
 		client = client[size:]
 	}
 }
 
-// isOf says whether a command is one of all, or the beginning of one that the gateway
+// takeCommand says whether a command is one of all, or the beginning of one that the gateway
 // has broken off, and takes it out.
-func isOf(all []string, command string) ([]string, bool) {
+func takeCommand(all []string, command string) ([]string, bool) {
 	begun, broken := strings.CutSuffix(command, " (\r\n")
 	i := slices.IndexFunc(all, func(c string) bool { return c == command || broken && strings.HasPrefix(c, begun) })
 	if i < 0 {
@@ -161,72 +161,72 @@ func FuzzLineEnds(f *testing.F) {
 		if len(client) > 2<<10 || len(sizes) == 0 || len(sizes) > 64 {
 			return
 		}
-		leavesNothing(t)
+		checkGoroutineLeaks(t)
 		mode := Resume
 		if how&1 != 0 {
 			mode = Reuse
 		}
-		y := newStage(t, setup{mode: mode, settings: Settings{HoldMax: 20 * time.Millisecond}, write: time.Second}, nil)
-		b := &strict{}
-		z := &fuzzed{stage: y, talk: b.talk, stop: make(chan struct{})}
-		z.talking.Add(1)
-		go z.listen()
-		a := y.join()
-		a.sayInPieces(client, sizes)
-		a.halfClose()
-		_, _ = a.party.rest() // however it ends
-		a.party.hangUp()
-		y.leave(a)
-		pinned := y.handedOn()
-		y.close(a)
-		close(z.stop)
-		z.talking.Wait()
-		y.stub.shut()
-		for _, p := range y.stub.peers[z.met:] { // that came too late
+		h := newHarness(t, setup{mode: mode, settings: Settings{CommandHoldTimeout: 20 * time.Millisecond}, stallTimeout: time.Second}, nil)
+		b := &strictBackend{}
+		run := &fuzzRun{harness: h, serve: b.serve, stop: make(chan struct{})}
+		run.serving.Add(1)
+		go run.serveAll()
+		a := h.logIn()
+		a.sendInPieces(client, sizes)
+		a.queueCloseWrite()
+		_, _ = a.scriptedConn.readAll() // however it ends
+		a.scriptedConn.queueClose()
+		h.awaitEnd(a)
+		pinned := h.wasHandedOver()
+		h.close(a)
+		close(run.stop)
+		run.serving.Wait()
+		h.stub.closeListener()
+		for _, p := range h.stub.peers[run.served:] { // that came too late
 			p.close()
 		}
 		if pinned { // spliced, it says anything
 			return
 		}
-		if err := b.judge(client); err != nil {
+		if err := b.check(client); err != nil {
 			t.Error(err)
 		}
 	})
 }
 
-// judge compares what was heard with what the client said.
-func (b *strict) judge(client []byte) error {
+// check compares what was heard with what the client said.
+func (b *strictBackend) check(client []byte) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if len(b.faults) > 0 {
-		return fmt.Errorf("the backend hears %q", b.faults)
+	if len(b.badLines) > 0 {
+		return fmt.Errorf("the backend hears %q", b.badLines)
 	}
-	if waitsForYou.Match(client) { // it did not wait: what was a literal to it may be a command
+	if synchronizingLiteral.Match(client) { // it did not wait: what was a literal to it may be a command
 		return nil
 	}
 	var wrong error
-	left := byEveryLF(client)
-	for _, command := range b.heard {
+	left := splitAtEveryLF(client)
+	for _, command := range b.commands {
 		var ok bool
-		if left, ok = isOf(left, command); !ok {
+		if left, ok = takeCommand(left, command); !ok {
 			wrong = errors.Join(wrong, fmt.Errorf("the backend hears %q", command))
 		}
 	}
 	return wrong
 }
 
-// sayInPieces gives the gateway time to read each of them by itself; not for long,
+// sendInPieces gives the gateway time to read each of them by itself; not for long,
 // because it may be waiting for an answer.
-func (a *actor) sayInPieces(text, sizes []byte) {
-	for i, said := 0, int64(0); len(text) > 0; i++ {
+func (c *testClient) sendInPieces(text, sizes []byte) {
+	for i, sent := 0, int64(0); len(text) > 0; i++ {
 		n := min(int(sizes[i%len(sizes)])%64+1, len(text))
 		if sizes[0] == 0 {
 			n = len(text)
 		}
-		a.party.say(string(text[:n]))
-		said += int64(n)
+		c.scriptedConn.send(string(text[:n]))
+		sent += int64(n)
 		for range 2000 {
-			if in, _ := a.session.client.Counts(); in >= said {
+			if in, _ := c.session.client.ByteCounts(); in >= sent {
 				break
 			}
 			runtime.Gosched()

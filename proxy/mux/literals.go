@@ -16,144 +16,144 @@ import (
 
 // Refusals of what no command can have.
 const (
-	lineTooLong        = " BAD [TOOBIG] Line is too long."
-	literalMisplaced   = " BAD Command takes no literal."
-	stringEndless      = " BAD Quoted string does not end."
-	argumentsMalformed = " BAD Arguments are malformed."
-	crMisplaced        = " BAD Lines have no CR but the one of CRLF."
+	refusalLineTooLong        = " BAD [TOOBIG] Line is too long."
+	refusalNoLiteral          = " BAD Command takes no literal."
+	refusalUnterminatedString = " BAD Quoted string does not end."
+	refusalMalformedArguments = " BAD Arguments are malformed."
+	refusalStrayCR            = " BAD Lines have no CR but the one of CRLF."
 )
 
-// misplaced says why a command cannot be one with this first line, or cannot have the
+// checkFirstLine says why a command cannot be one with this first line, or cannot have the
 // literal that it announces, as the answer without the tag; "" if it can.
-func misplaced(spec *command.Spec, seg imap.Segment) string {
+func checkFirstLine(spec *command.Spec, seg imap.Segment) string {
 	switch {
-	case seg.Kind == imap.Part:
-		return lineTooLong
-	case strayCR(seg):
-		return crMisplaced
-	case endless(seg):
-		return stringEndless
+	case seg.Kind == imap.LinePart:
+		return refusalLineTooLong
+	case hasStrayCR(seg):
+		return refusalStrayCR
+	case hasUnterminatedString(seg):
+		return refusalUnterminatedString
 	case spec.NoLiteral && !seg.End:
-		return literalMisplaced
+		return refusalNoLiteral
 	}
 	return ""
 }
 
-// endless says whether a line announces a literal inside a quoted string that does
+// hasUnterminatedString says whether a line announces a literal inside a quoted string that does
 // not end. A server that sees no string there sees a literal.
-func endless(seg imap.Segment) bool {
-	return seg.Kind == imap.Text && seg.End && bytes.HasSuffix(seg.Bytes, []byte("}\r\n")) && bytes.IndexByte(seg.Bytes, '{') >= 0
+func hasUnterminatedString(seg imap.Segment) bool {
+	return seg.Kind == imap.LineEnd && seg.End && bytes.HasSuffix(seg.Bytes, []byte("}\r\n")) && bytes.IndexByte(seg.Bytes, '{') >= 0
 }
 
-// strayCR says whether a line has a CR inside, which some servers may take for its end.
+// hasStrayCR says whether a line has a CR inside, which some servers may take for its end.
 // In a Part there is no other: it never reaches to the end of its line.
-func strayCR(seg imap.Segment) bool {
-	if seg.Kind == imap.Data {
+func hasStrayCR(seg imap.Segment) bool {
+	if seg.Kind == imap.LiteralData {
 		return false
 	}
 	return bytes.IndexByte(bytes.TrimSuffix(seg.Bytes, []byte("\r\n")), '\r') >= 0
 }
 
-// reject answers the command in hand, which no backend is shown, and passes over what
+// rejectCommand answers the command in hand, which no backend is shown, and passes over what
 // its client still sends of it. seg is its last segment so far.
-func (s *session) reject(refusal string, seg imap.Segment) error {
+func (s *session) rejectCommand(refusal string, seg imap.Segment) error {
 	tag := string(s.request.tag)
-	s.apart = true
-	if err := s.settle(); err != nil {
+	s.discardingInput = true
+	if err := s.awaitReplies(); err != nil {
 		return err
 	}
-	if err := s.say(tag, refusal); err != nil {
+	if err := s.reply(tag, refusal); err != nil {
 		return err
 	}
-	return s.skip(seg, s.request.most())
+	return s.skipCommand(seg, s.request.maxSkip())
 }
 
-// skip reads the rest of a command whose first line is answered. A synchronising
+// skipCommand reads the rest of a command whose first line is answered. A synchronising
 // literal does not come. A client that sends or announces more than limit octets is
 // ended.
-func (s *session) skip(seg imap.Segment, limit int64) error {
+func (s *session) skipCommand(seg imap.Segment, limit int64) error {
 	for !seg.End {
-		if seg.Kind == imap.Part {
+		if seg.Kind == imap.LinePart {
 			if limit -= int64(len(seg.Bytes)); limit < 0 {
-				return s.garbage()
+				return s.endInvalidClient()
 			}
 		}
 		if size := seg.Literal.Size; size >= 0 {
 			if !seg.Literal.NonSync {
-				s.client.Refuse()
+				s.client.CancelLiteral()
 				return nil
 			}
 			if limit -= min(size, math.MaxInt64/2) + int64(len(seg.Bytes)); limit < 0 {
-				return s.garbage()
+				return s.endInvalidClient()
 			}
 		}
 		var err error
-		if seg, err = s.nextOfClient(); err != nil {
+		if seg, err = s.readClientSegment(); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// send writes a command to the lease; with literals, as the backend takes them.
+// sendCommand writes a command to the lease; with literals, as the backend takes them.
 // The command is outstanding already.
-func (s *session) send(whole []byte) error {
-	if hasLiteral(whole) {
-		return s.sendLiterals(whole)
+func (s *session) sendCommand(raw []byte) error {
+	if hasLiteral(raw) {
+		return s.sendLiterals(raw)
 	}
-	_, err := s.up.Write(whole)
-	return s.upstreamLost(err)
+	_, err := s.upstream.Write(raw)
+	return s.wrapUpstreamError(err)
 }
 
 // hasLiteral says whether a whole command has a line end before its last.
-func hasLiteral(whole []byte) bool { return bytes.IndexByte(whole, '\n') < len(whole)-1 }
+func hasLiteral(raw []byte) bool { return bytes.IndexByte(raw, '\n') < len(raw)-1 }
 
 // sendLiterals sends a command piece by piece, as the backend asks for its literals:
 // that the gateway can follow the arguments does not mean that every server takes
 // them. Nothing else is outstanding.
-func (s *session) sendLiterals(whole []byte) error {
-	r := imap.NewReader(bytes.NewReader(whole), imap.Commands, len(whole))
-	s.cutShort = true
+func (s *session) sendLiterals(raw []byte) error {
+	r := imap.NewReader(bytes.NewReader(raw), imap.Commands, len(raw))
+	s.commandPartial = true
 	for {
 		seg, err := r.Next()
 		if err != nil {
-			return s.upstreamLost(err)
+			return s.wrapUpstreamError(err)
 		}
-		asks := seg.Kind == imap.Text && !seg.End
-		if asks {
-			seg.Bytes = synchronising(seg)
-			s.plus = true
+		awaits := seg.Kind == imap.LineEnd && !seg.End
+		if awaits {
+			seg.Bytes = synchronizingLine(seg)
+			s.awaitingContinuation = true
 		}
-		if seg.Kind == imap.Data && bytes.ContainsAny(seg.Bytes, "\r\n") {
-			s.doubtful = true // an answer that repeats it has lines of the client's
+		if seg.Kind == imap.LiteralData && bytes.ContainsAny(seg.Bytes, "\r\n") {
+			s.tainted = true // an answer that repeats it has lines of the client's
 		}
-		if _, err := s.up.Write(seg.Bytes); err != nil {
-			return s.upstreamLost(err)
+		if _, err := s.upstream.Write(seg.Bytes); err != nil {
+			return s.wrapUpstreamError(err)
 		}
-		if asks {
-			if wanted, err := s.asked(); err != nil || !wanted {
-				s.cutShort = err != nil
+		if awaits {
+			if accepted, err := s.awaitContinuation(); err != nil || !accepted {
+				s.commandPartial = err != nil
 				return err
 			}
 		}
 		if seg.End {
-			s.cutShort = false
+			s.commandPartial = false
 			return nil
 		}
 	}
 }
 
-// unasked says whether the message that the first line of APPEND announces goes out
+// canSendNonSync says whether the message that the first line of APPEND announces goes out
 // without being asked for: it came so, the backend takes it so (RFC 7888), and does
 // not refuse the line.
-func (s *session) unasked(seg imap.Segment) bool {
-	caps := s.up.Caps()
+func (s *session) canSendNonSync(seg imap.Segment) bool {
+	caps := s.upstream.Caps()
 	return seg.Literal.NonSync && (caps.Has("LITERAL+") || caps.Has("LITERAL-") && seg.Literal.Size <= 4096) &&
-		command.PlainAppend(seg.Bytes)
+		command.IsPlainAppend(seg.Bytes)
 }
 
-// synchronising is the line with its literal's announcement as one that waits.
-func synchronising(seg imap.Segment) []byte {
+// synchronizingLine is the line with its literal's announcement as one that waits.
+func synchronizingLine(seg imap.Segment) []byte {
 	if !seg.Literal.NonSync {
 		return seg.Bytes
 	}
@@ -161,32 +161,32 @@ func synchronising(seg imap.Segment) []byte {
 	return append(line, "}\r\n"...)
 }
 
-// asked waits for the backend to ask for a literal. It says no when the command
+// awaitContinuation waits for the backend to ask for a literal. It says no when the command
 // has been answered instead. A loss may come behind that answer: nothing is
 // outstanding then, and nothing may be sent again.
-func (s *session) asked() (bool, error) {
+func (s *session) awaitContinuation() (bool, error) {
 	for {
 		if err := s.relay(); err != nil {
 			return false, err
 		}
-		if !s.plus {
-			return !s.sent.empty(), nil
+		if !s.awaitingContinuation {
+			return !s.outstanding.isEmpty(), nil
 		}
-		if err := s.hearAnswer(); err != nil {
+		if err := s.readReply(); err != nil {
 			return false, err
 		}
 	}
 }
 
-// rejectCollected refuses a command that is not collected to its end.
-func (s *session) rejectCollected(refusal string, seg imap.Segment) error {
-	tag := string(s.collected[:len(s.request.tag)])
-	s.request.whole, s.apart = nil, true
-	if err := s.settle(); err != nil {
+// rejectBuffered refuses a command that is not collected to its end.
+func (s *session) rejectBuffered(refusal string, seg imap.Segment) error {
+	tag := string(s.commandBuf[:len(s.request.tag)])
+	s.request.raw, s.discardingInput = nil, true
+	if err := s.awaitReplies(); err != nil {
 		return err
 	}
-	if err := s.say(tag, refusal); err != nil {
+	if err := s.reply(tag, refusal); err != nil {
 		return err
 	}
-	return s.skip(seg, maxPassed)
+	return s.skipCommand(seg, maxSkipped)
 }

@@ -7,46 +7,46 @@ import (
 
 // pin hands over a session whose connection has a state that no other can be
 // given. Nothing is left unanswered; first is what the backend hears next.
-func (s *session) pin(first []byte) error {
-	if err := s.settle(); err != nil {
+func (s *session) pin(unread []byte) error {
+	if err := s.awaitReplies(); err != nil {
 		return err
 	}
-	if !s.inStep() {
-		if err := s.attachIn(moment{anywhere: true}, s.backend.settings.HoldMax); err != nil {
-			return &ending{audit.UpstreamAway, byeAway, err}
+	if !s.isInSync() {
+		if err := s.attachWithin(attachOptions{withoutMailbox: true}, s.backend.settings.CommandHoldTimeout); err != nil {
+			return &closeError{audit.UpstreamAway, byeUnavailable, err}
 		}
 	}
-	return s.handOver(s.pinning, first)
+	return s.handOver(s.pinReason, unread)
 }
 
-// handOver makes the session one whose bytes are spliced: errHandedOn. first is
+// handOver makes the session one whose bytes are spliced: errHandedOver. first is
 // what the client has said last and the backend has not heard yet.
-func (s *session) handOver(why audit.Why, first []byte) error {
+func (s *session) handOver(reason audit.Why, unread []byte) error {
 	h := s.hub
-	rec := audit.Mux{User: s.account.User(), Backend: s.backend.name, Why: why}
-	if s.box != nil {
-		rec.Mailbox = s.box.name
+	rec := audit.MuxEvent{User: s.account.User(), Backend: s.backend.name, Reason: reason}
+	if s.mailbox != nil {
+		rec.Mailbox = s.mailbox.name
 	}
-	_ = h.rooms.Audit.Pinned(s.who, &rec) // without room it is counted as lost
-	h.rooms.Metrics.Mux.Pinned(string(why))
-	s.cutsAll() // nobody sees the answers
-	s.journal = nil
-	until := h.limits(s)
-	up := s.give()
-	h.asleep.Forget(&s.client.Sleeper)
+	_ = h.deps.Audit.SessionPinned(s.auditClient, &rec) // without room it is counted as lost
+	h.deps.Metrics.Mux.CountPin(string(reason))
+	s.abortRecords() // nobody sees the answers
+	s.commandLog = nil
+	expiresAt := h.expiryOf(s)
+	conn := s.unbindUpstream()
+	h.poller.Disarm(&s.client.ParkWaiter)
 	client, fromClient := s.client.Detach()
-	backend, fromBackend := up.Detach()
-	s.forgotten()
-	s.move(metrics.Pinned)
-	in, out := s.client.Counts()
-	in -= int64(len(first) + len(fromClient))
-	paceClient, paceBackend := s.paces()
-	h.cfg.Splice(End{client, fromBackend, paceClient}, End{backend, append(first, fromClient...), paceBackend}, until, func(r Result) {
-		s.account.Destroy(up, metrics.DiscardPinned)
+	backend, fromBackend := conn.Detach()
+	s.unregister()
+	s.setStateMetric(metrics.Pinned)
+	in, out := s.client.ByteCounts()
+	in -= int64(len(unread) + len(fromClient))
+	throttleClient, throttleBackend := s.readThrottles()
+	h.cfg.Splice(SpliceSide{client, fromBackend, throttleClient}, SpliceSide{backend, append(unread, fromClient...), throttleBackend}, expiresAt, func(r Result) {
+		s.account.Discard(conn, metrics.DiscardPinned)
 		s.account.Close()
-		s.move("")
-		r.Up, r.Down, r.Commands = r.Up+in, r.Down+out, uint64(s.spoken)
-		s.ended(r)
+		s.setStateMetric("")
+		r.BytesIn, r.BytesOut, r.Commands = r.BytesIn+in, r.BytesOut+out, uint64(s.commandCount)
+		s.onEnd(r)
 	})
-	return errHandedOn
+	return errHandedOver
 }

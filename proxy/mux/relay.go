@@ -19,14 +19,14 @@ import (
 // errProtocol is what a backend cannot have meant. Nothing of it goes any further.
 var errProtocol = errors.New("backend broke the protocol")
 
-// verdict is what becomes of a response.
-type verdict uint8
+// disposition is what becomes of a response.
+type disposition uint8
 
 const (
-	pass       verdict = iota // on to the client as it is
-	drop                      // it is for us
-	swap                      // s.out goes on instead
-	unfollowed                // on to the client, and then nothing is followed any more
+	relayAsIs     disposition = iota // on to the client as it is
+	discard                          // it is for us
+	replace                          // s.out goes on instead
+	relayUnparsed                    // on to the client, and then nothing is followed any more
 )
 
 // relay passes on what the backend has said, as far as it has been read; what it
@@ -34,290 +34,290 @@ const (
 func (s *session) relay() error {
 	var run []byte // of the reader's buffer, to be passed on
 	for {
-		fresh := s.up.Between()
-		seg, ok, err := s.up.Ready()
+		isFirst := s.upstream.AtBoundary()
+		seg, ok, err := s.upstream.NextBuffered()
 		if err != nil {
-			return errors.Join(s.pass(run), s.odd(err))
+			return errors.Join(s.writeRun(run), s.onUnparsable(err))
 		}
 		if !ok {
-			if err := s.pass(run); err != nil {
+			if err := s.writeRun(run); err != nil {
 				return err
 			}
 			run = nil
-			if s.up.Between() {
+			if s.upstream.AtBoundary() {
 				return nil
 			}
-			s.pace()
-			if err := s.up.More(); err != nil {
-				return s.upstreamLost(err)
+			s.throttleBytes()
+			if err := s.upstream.ReadMore(); err != nil {
+				return s.wrapUpstreamError(err)
 			}
 			continue
 		}
-		if fresh {
+		if isFirst {
 			var err error
-			if s.answering, err = s.judge(seg); err != nil {
-				return errors.Join(s.pass(run), err)
+			if s.disposition, err = s.classify(seg); err != nil {
+				return errors.Join(s.writeRun(run), err)
 			}
 		}
-		if fresh && s.answering == pass && seg.End && s.learnsFirst(seg.Bytes) {
-			if err := s.learnFirst(run, seg.Bytes); err != nil {
+		if isFirst && s.disposition == relayAsIs && seg.End && s.mustFetchUIDsFirst(seg.Bytes) {
+			if err := s.flushAfterUIDs(run, seg.Bytes); err != nil {
 				return err
 			}
 			run = nil
 			continue
 		}
-		if s.answering == unfollowed || seg.Unclosed && s.answering == pass {
-			if err := s.passOdd(run, seg); err != nil {
+		if s.disposition == relayUnparsed || seg.Unclosed && s.disposition == relayAsIs {
+			if err := s.writeUnparsable(run, seg); err != nil {
 				return err
 			}
-			run, s.answering = nil, pass
+			run, s.disposition = nil, relayAsIs
 			continue
 		}
-		if s.answering == pass {
-			run = extend(run, seg.Bytes)
+		if s.disposition == relayAsIs {
+			run = extendRun(run, seg.Bytes)
 			continue
 		}
-		if err := s.pass(run); err != nil {
+		if err := s.writeRun(run); err != nil {
 			return err
 		}
 		run = nil
-		if s.answering == swap && seg.End {
-			if _, err := s.client.Write(s.out); err != nil {
-				return s.clientLost(err)
+		if s.disposition == replace && seg.End {
+			if _, err := s.client.Write(s.outBuf); err != nil {
+				return s.wrapClientError(err)
 			}
 		}
 	}
 }
 
-// learnsFirst says whether an answer is to wait for the UIDs of what has come.
-func (s *session) learnsFirst(line []byte) bool {
-	return line[0] != '*' && s.sent.empty() && s.idling == nil && s.resumes && s.box != nil && s.attached &&
-		s.box.grown && s.box.view.Unknown() > 0 && s.pinning == "" && s.enabled.Has(lease.Qresync)
+// mustFetchUIDsFirst says whether an answer is to wait for the UIDs of what has come.
+func (s *session) mustFetchUIDsFirst(line []byte) bool {
+	return line[0] != '*' && s.outstanding.isEmpty() && s.idleState == nil && s.canResume && s.mailbox != nil && s.attached &&
+		s.mailbox.hasArrivals && s.mailbox.view.UnknownCount() > 0 && s.pinReason == "" && s.enabled.Has(lease.Qresync)
 }
 
-// extend lengthens a run by the segment behind it, which lies beside it.
-func extend(run, next []byte) []byte {
+// extendRun lengthens a run by the segment behind it, which lies beside it.
+func extendRun(run, next []byte) []byte {
 	if run == nil {
 		return next
 	}
 	return run[:len(run)+len(next)]
 }
 
-// pass writes a run to the client.
-func (s *session) pass(run []byte) error {
+// writeRun writes a run to the client.
+func (s *session) writeRun(run []byte) error {
 	if len(run) == 0 {
 		return nil
 	}
-	s.partial = !s.up.Between() && s.answering == pass
+	s.responsePartial = !s.upstream.AtBoundary() && s.disposition == relayAsIs
 	_, err := s.client.Write(run)
-	return s.clientLost(err)
+	return s.wrapClientError(err)
 }
 
-// passOdd passes on a run, and the line behind it, which cannot be followed.
-func (s *session) passOdd(run []byte, seg imap.Segment) error {
-	if lease.Ambiguous(seg) && !s.mayHandOver() {
-		return errors.Join(s.pass(run), s.odd(errUnclosed))
+// writeUnparsable passes on a run, and the line behind it, which cannot be followed.
+func (s *session) writeUnparsable(run []byte, seg imap.Segment) error {
+	if lease.IsAmbiguous(seg) && !s.canHandOver() {
+		return errors.Join(s.writeRun(run), s.onUnparsable(errUnterminatedString))
 	}
-	if err := s.pass(extend(run, seg.Bytes)); err != nil {
+	if err := s.writeRun(extendRun(run, seg.Bytes)); err != nil {
 		return err
 	}
-	return s.odd(errNoResponse)
+	return s.onUnparsable(errNotResponse)
 }
 
-// judge decides about a response by its first line, and takes from it what it
+// classify decides about a response by its first line, and takes from it what it
 // says of the mailbox. An error is the loss of the upstream, or the session's end.
-func (s *session) judge(seg imap.Segment) (verdict, error) {
+func (s *session) classify(seg imap.Segment) (disposition, error) {
 	line := seg.Bytes
 	switch {
 	case len(line) > 2 && line[0] == '*' && line[1] == ' ':
-		return s.untagged(seg)
-	case len(line) > 0 && line[0] == '+' && s.plus:
-		s.plus = false
-		return drop, nil // whoever waits for it sees that it has come
-	case len(line) > 0 && line[0] == '+' && s.declined: // it would take commands for the literal
-		return drop, s.upstreamLost(fmt.Errorf("%w: a literal is asked for behind the answer", errProtocol))
+		return s.classifyUntagged(seg)
+	case len(line) > 0 && line[0] == '+' && s.awaitingContinuation:
+		s.awaitingContinuation = false
+		return discard, nil // whoever waits for it sees that it has come
+	case len(line) > 0 && line[0] == '+' && s.literalDeclined: // it would take commands for the literal
+		return discard, s.wrapUpstreamError(fmt.Errorf("%w: a literal is asked for behind the answer", errProtocol))
 	}
-	if s.idling != nil && s.idling.answered(line) {
-		s.plus = false
-		return drop, nil
+	if s.idleState != nil && s.idleState.takeReply(line) {
+		s.awaitingContinuation = false
+		return discard, nil
 	}
-	e, ok := s.sent.answered(line)
+	e, ok := s.outstanding.takeAnswered(line)
 	switch {
 	case ok:
-	case s.up.RefusesDone(line):
-		return drop, nil
-	case isAnswer(line) && !s.doubtful:
-		return drop, s.stray()
+	case s.upstream.IsDoneRejection(line):
+		return discard, nil
+	case isTaggedResponse(line) && !s.tainted:
+		return discard, s.reportStrayAnswer()
 	default: // or the answer to what the client's own octets were taken for
-		return unfollowed, nil
+		return relayUnparsed, nil
 	}
-	s.up.Answered()
-	s.declined = s.plus
-	s.closes(line)
-	s.tries = 0
-	s.plus = false
-	if !imap.HasWord(line[e.tag+1:], "OK") {
-		s.doubtful = s.doubtful || e.unasked || e.spec.Streams && s.request.upload.Names
+	s.upstream.ClearDone()
+	s.literalDeclined = s.awaitingContinuation
+	s.finishRecord(line)
+	s.retries = 0
+	s.awaitingContinuation = false
+	if !imap.HasWordPrefix(line[e.tagLen+1:], "OK") {
+		s.tainted = s.tainted || e.nonSync || e.spec.Streams && s.request.upload.HasNameLiteral
 	}
-	if e.closes && imap.HasWord(line[e.tag+1:], "OK") {
-		s.closed()
+	if e.closesMailbox && imap.HasWordPrefix(line[e.tagLen+1:], "OK") {
+		s.applyClose()
 	}
-	if e.selects {
-		s.unselected(line[e.tag+1:])
+	if e.selectsMailbox {
+		s.applyUnselected(line[e.tagLen+1:])
 	}
-	if e.pin == audit.PinSelectBad || e.pin != "" && !imap.HasWord(line[e.tag+1:], "BAD") {
-		s.pinning = e.pin
+	if e.pinReason == audit.PinSelectBad || e.pinReason != "" && !imap.HasWordPrefix(line[e.tagLen+1:], "BAD") {
+		s.pinReason = e.pinReason
 	}
-	if e.expunge == command.ExpSync && s.box != nil {
-		s.box.deferred = false // it has had its chance to announce what is gone
+	if e.expungePolicy == command.FlushExpunges && s.mailbox != nil {
+		s.mailbox.uidsDeferred = false // it has had its chance to announce what is gone
 	}
-	if e.syncs && s.box != nil && s.box.next > 0 {
-		s.box.modseq, s.box.next = s.box.next, 0
+	if e.isSyncPoint && s.mailbox != nil && s.mailbox.pendingModseq > 0 {
+		s.mailbox.modseq, s.mailbox.pendingModseq = s.mailbox.pendingModseq, 0
 	}
-	return s.withoutCode(line), nil
+	return s.stripCode(line), nil
 }
 
-// withoutCode takes response codes out of a tagged answer that would lead the
+// stripCode takes response codes out of a tagged answer that would lead the
 // client around the gateway or tell it of another's capabilities.
-func (s *session) withoutCode(line []byte) verdict {
+func (s *session) stripCode(line []byte) disposition {
 	open := bytes.IndexByte(line, '[')
 	if open < 0 || bytes.Count(line[:open], []byte(" ")) != 2 {
-		return pass
+		return relayAsIs
 	}
 	code := line[open+1:]
-	if !imap.HasWord(code, "CAPABILITY") && !imap.HasWord(code, "REFERRAL") {
-		return pass
+	if !imap.HasWordPrefix(code, "CAPABILITY") && !imap.HasWordPrefix(code, "REFERRAL") {
+		return relayAsIs
 	}
-	s.out = append(s.out[:0], line[:open]...)
+	s.outBuf = append(s.outBuf[:0], line[:open]...)
 	if i := bytes.Index(code, []byte("] ")); i >= 0 {
-		s.out = append(s.out, code[i+2:]...)
+		s.outBuf = append(s.outBuf, code[i+2:]...)
 	} else {
-		s.out = append(s.out, "Done.\r\n"...)
+		s.outBuf = append(s.outBuf, "Done.\r\n"...)
 	}
-	return swap
+	return replace
 }
 
-// untagged decides about "* …".
-func (s *session) untagged(seg imap.Segment) (verdict, error) {
+// classifyUntagged decides about "* …".
+func (s *session) classifyUntagged(seg imap.Segment) (disposition, error) {
 	line := seg.Bytes[2:]
-	if n, rest, ok := leadingNumber(line); ok {
-		return s.numbered(n, rest)
+	if n, rest, ok := parseLeadingNumber(line); ok {
+		return s.classifyNumbered(n, rest)
 	}
 	switch {
-	case s.up.RefusesDone(seg.Bytes):
-		return drop, nil
-	case imap.HasWord(line, "OK"), imap.HasWord(line, "NO"), imap.HasWord(line, "BAD"):
-		return s.status(line)
-	case imap.HasWord(line, "BYE"):
-		return drop, s.goodbye(seg.Bytes)
-	case imap.HasWord(line, "VANISHED"):
-		return s.vanished(seg)
-	case imap.HasWord(line, "ENABLED"):
-		s.hasEnabled(line[len("ENABLED"):])
-	case imap.HasWord(line, "CAPABILITY"):
-		return drop, nil // the client's list does not change
-	case imap.HasWord(line, "PREAUTH"):
-		return drop, s.violated(metrics.ResponseSyntax, fmt.Errorf("%w: PREAUTH", errProtocol))
-	case imap.HasWord(line, "FLAGS") && s.box != nil && seg.End:
-		s.box.flags.keep(line)
+	case s.upstream.IsDoneRejection(seg.Bytes):
+		return discard, nil
+	case imap.HasWordPrefix(line, "OK"), imap.HasWordPrefix(line, "NO"), imap.HasWordPrefix(line, "BAD"):
+		return s.classifyStatus(line)
+	case imap.HasWordPrefix(line, "BYE"):
+		return discard, s.byeError(seg.Bytes)
+	case imap.HasWordPrefix(line, "VANISHED"):
+		return s.classifyVanished(seg)
+	case imap.HasWordPrefix(line, "ENABLED"):
+		s.addEnabled(line[len("ENABLED"):])
+	case imap.HasWordPrefix(line, "CAPABILITY"):
+		return discard, nil // the client's list does not change
+	case imap.HasWordPrefix(line, "PREAUTH"):
+		return discard, s.reportViolation(metrics.ResponseSyntax, fmt.Errorf("%w: PREAUTH", errProtocol))
+	case imap.HasWordPrefix(line, "FLAGS") && s.mailbox != nil && seg.End:
+		s.mailbox.flags.set(line)
 	}
-	return pass, nil
+	return relayAsIs, nil
 }
 
-// numbered decides about "* n …" and keeps the view in step.
-func (s *session) numbered(n uint32, rest []byte) (verdict, error) {
-	if s.box == nil {
-		return pass, nil
+// classifyNumbered decides about "* n …" and keeps the view in step.
+func (s *session) classifyNumbered(n uint32, rest []byte) (disposition, error) {
+	if s.mailbox == nil {
+		return relayAsIs, nil
 	}
 	var err error
-	kind := ""
+	violation := ""
 	switch {
-	case imap.HasWord(rest, "EXISTS"):
-		s.box.grown = s.box.grown || n > s.box.view.Exists()
-		err, kind = s.box.view.Grow(n), metrics.ExistsShrank
-	case imap.HasWord(rest, "EXPUNGE"):
-		s.box.deferred = false
-		err, kind = s.box.view.Expunge(n), metrics.ExpungeRange
-	case imap.HasWord(rest, "RECENT"):
-		s.box.recent = n
-	case imap.HasWord(rest, "FETCH") && s.box.view.Unknown() > 0 && n == s.box.view.Known()+1:
-		if uid, ok := uidIn(rest); ok {
-			s.box.view.LearnOne(n, uid)
+	case imap.HasWordPrefix(rest, "EXISTS"):
+		s.mailbox.hasArrivals = s.mailbox.hasArrivals || n > s.mailbox.view.Exists()
+		err, violation = s.mailbox.view.SetExists(n), metrics.ExistsShrank
+	case imap.HasWordPrefix(rest, "EXPUNGE"):
+		s.mailbox.uidsDeferred = false
+		err, violation = s.mailbox.view.Expunge(n), metrics.ExpungeRange
+	case imap.HasWordPrefix(rest, "RECENT"):
+		s.mailbox.recent = n
+	case imap.HasWordPrefix(rest, "FETCH") && s.mailbox.view.UnknownCount() > 0 && n == s.mailbox.view.KnownCount()+1:
+		if uid, ok := findUID(rest); ok {
+			s.mailbox.view.AddUID(n, uid)
 		}
 	}
 	if err != nil {
-		return s.untold(kind, err)
+		return s.desyncView(violation, err)
 	}
-	return pass, nil
+	return relayAsIs, nil
 }
 
-// untold is the verdict on a response that the view cannot follow: the client
+// desyncView is the verdict on a response that the view cannot follow: the client
 // gets it, as it would if nobody listened, and the session stays with this
 // upstream from now on.
-func (s *session) untold(kind string, err error) (verdict, error) {
-	if s.box.spoiled {
-		return pass, nil
+func (s *session) desyncView(violation string, err error) (disposition, error) {
+	if s.mailbox.desynced {
+		return relayAsIs, nil
 	}
-	s.box.spoiled = true
-	s.blame(kind)
-	if s.pinning == "" {
-		s.pinning = audit.PinViolation
+	s.mailbox.desynced = true
+	s.countViolation(violation)
+	if s.pinReason == "" {
+		s.pinReason = audit.PinViolation
 	}
-	s.hub.rooms.Log.Warn("view is lost", zap.String("session", s.who.Session), zap.Error(err))
-	return pass, nil
+	s.hub.deps.Log.Warn("view is lost", zap.String("session", s.auditClient.Session), zap.Error(err))
+	return relayAsIs, nil
 }
 
-// vanished is "* VANISHED …" (RFC 7162 §3.2.10).
-func (s *session) vanished(seg imap.Segment) (verdict, error) {
-	if s.box == nil {
-		return pass, nil
+// classifyVanished is "* VANISHED …" (RFC 7162 §3.2.10).
+func (s *session) classifyVanished(seg imap.Segment) (disposition, error) {
+	if s.mailbox == nil {
+		return relayAsIs, nil
 	}
 	set := bytes.TrimSuffix(seg.Bytes[len("* VANISHED "):], []byte("\r\n"))
 	if len(set) > 0 && set[0] == '(' {
-		return pass, nil // EARLIER: nothing that the view has
+		return relayAsIs, nil // EARLIER: nothing that the view has
 	}
 	if !seg.End {
-		return s.untold(metrics.ExpungeRange, view.ErrRange) // longer than any line we hold
+		return s.desyncView(metrics.ExpungeRange, view.ErrRange) // longer than any line we hold
 	}
-	s.box.deferred = false
-	if _, err := s.box.view.Vanish(set); err != nil {
-		return s.untold(metrics.ExpungeRange, err)
+	s.mailbox.uidsDeferred = false
+	if _, err := s.mailbox.view.Vanish(set); err != nil {
+		return s.desyncView(metrics.ExpungeRange, err)
 	}
-	return pass, nil
+	return relayAsIs, nil
 }
 
-// status decides about "* OK …" by its response code.
-func (s *session) status(line []byte) (verdict, error) {
+// classifyStatus decides about "* OK …" by its response code.
+func (s *session) classifyStatus(line []byte) (disposition, error) {
 	i := bytes.IndexByte(line, ' ')
 	if i < 0 || i+1 >= len(line) || line[i+1] != '[' {
-		return pass, nil
+		return relayAsIs, nil
 	}
 	code := line[i+2:]
 	switch {
-	case imap.HasWord(code, "CAPABILITY"), imap.HasWord(code, "REFERRAL"):
-		return drop, nil
-	case imap.HasWord(code, "INPROGRESS") && bytes.Contains(code, []byte(s.up.Prefix())): // of a command of ours (RFC 9585)
-		return drop, nil
-	case s.box == nil:
-		return pass, nil
-	case imap.HasWord(code, "UIDVALIDITY"):
-		if n, _, ok := leadingNumber(bytes.TrimLeft(code[len("UIDVALIDITY"):], " ")); ok && n != s.box.validity {
-			return drop, &ending{audit.MailboxChanged, byeChanged, nil}
+	case imap.HasWordPrefix(code, "CAPABILITY"), imap.HasWordPrefix(code, "REFERRAL"):
+		return discard, nil
+	case imap.HasWordPrefix(code, "INPROGRESS") && bytes.Contains(code, []byte(s.upstream.TagPrefix())): // of a command of ours (RFC 9585)
+		return discard, nil
+	case s.mailbox == nil:
+		return relayAsIs, nil
+	case imap.HasWordPrefix(code, "UIDVALIDITY"):
+		if n, _, ok := parseLeadingNumber(bytes.TrimLeft(code[len("UIDVALIDITY"):], " ")); ok && n != s.mailbox.uidValidity {
+			return discard, &closeError{audit.MailboxChanged, byeChanged, nil}
 		}
-	case imap.HasWord(code, "UIDNOTSTICKY"):
-		s.pinning = audit.PinUIDNotSticky
-	case imap.HasWord(code, "PERMANENTFLAGS"):
-		s.box.permanent.keep(line)
-	case imap.HasWord(code, "READ-ONLY"), imap.HasWord(code, "READ-WRITE"):
+	case imap.HasWordPrefix(code, "UIDNOTSTICKY"):
+		s.pinReason = audit.PinUIDNotSticky
+	case imap.HasWordPrefix(code, "PERMANENTFLAGS"):
+		s.mailbox.permanentFlags.set(line)
+	case imap.HasWordPrefix(code, "READ-ONLY"), imap.HasWordPrefix(code, "READ-WRITE"):
 		if word, _, ok := bytes.Cut(code, []byte("]")); ok {
-			s.box.access = strings.ToUpper(string(word))
+			s.mailbox.access = strings.ToUpper(string(word))
 		}
 	}
-	return pass, nil
+	return relayAsIs, nil
 }
 
-// leadingNumber reads "n " off b.
-func leadingNumber(b []byte) (n uint32, rest []byte, ok bool) {
+// parseLeadingNumber reads "n " off b.
+func parseLeadingNumber(b []byte) (n uint32, rest []byte, ok bool) {
 	i := 0
 	for ; i < len(b) && b[i] >= '0' && b[i] <= '9'; i++ {
 		if n > (1<<32-1-9)/10 {
@@ -334,9 +334,9 @@ func leadingNumber(b []byte) (n uint32, rest []byte, ok bool) {
 	return n, b[i:], true
 }
 
-// uidIn finds "UID u" in "FETCH (…", before any string and outside of lists: a
+// findUID finds "UID u" in "FETCH (…", before any string and outside of lists: a
 // keyword may be called UID.
-func uidIn(line []byte) (uint32, bool) {
+func findUID(line []byte) (uint32, bool) {
 	depth := 0
 	for i, c := range line {
 		switch {
@@ -346,30 +346,30 @@ func uidIn(line []byte) (uint32, bool) {
 			depth++
 		case c == ')':
 			depth--
-		case depth == 1 && c == 'U' && (line[i-1] == ' ' || line[i-1] == '(') && imap.HasWord(line[i:], "UID"):
-			uid, _, ok := leadingNumber(line[min(i+len("UID "), len(line)):])
+		case depth == 1 && c == 'U' && (line[i-1] == ' ' || line[i-1] == '(') && imap.HasWordPrefix(line[i:], "UID"):
+			uid, _, ok := parseLeadingNumber(line[min(i+len("UID "), len(line)):])
 			return uid, ok
 		}
 	}
 	return 0, false
 }
 
-// stray is an answer to no command: whatever it answers, it is not for this client.
-func (s *session) stray() error {
-	return s.violated(metrics.TagUnknown, fmt.Errorf("%w: an answer to nothing", errProtocol))
+// reportStrayAnswer is an answer to no command: whatever it answers, it is not for this client.
+func (s *session) reportStrayAnswer() error {
+	return s.reportViolation(metrics.TagUnknown, fmt.Errorf("%w: an answer to nothing", errProtocol))
 }
 
-// violated counts a promise the backend has broken, and is the loss of the
+// reportViolation counts a promise the backend has broken, and is the loss of the
 // connection on which it did.
-func (s *session) violated(kind string, err error) error {
-	s.blame(kind)
-	return s.upstreamLost(fmt.Errorf("%w: %w", errProtocol, err))
+func (s *session) reportViolation(violation string, err error) error {
+	s.countViolation(violation)
+	return s.wrapUpstreamError(fmt.Errorf("%w: %w", errProtocol, err))
 }
 
-// blame counts a promise that the backend has broken to the session's user. On a
+// countViolation counts a promise that the backend has broken to the session's user. On a
 // connection that was sent what the backend may have taken for commands, or may have
 // repeated in an answer, it is the client that may have broken it.
-func (s *session) blame(kind string) {
-	s.backend.violated(kind, s.account.User(), !s.doubtful && !s.blamed)
-	s.blamed = s.blamed || !s.doubtful
+func (s *session) countViolation(violation string) {
+	s.backend.recordViolation(violation, s.account.User(), !s.tainted && !s.violationCounted)
+	s.violationCounted = s.violationCounted || !s.tainted
 }

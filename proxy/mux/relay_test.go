@@ -11,67 +11,67 @@ import (
 
 	"imapgate/internal/identity"
 	"imapgate/internal/imap"
-	"imapgate/internal/quiet"
+	"imapgate/internal/parking"
 	"imapgate/proxy/mux/command"
 	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/mux/wire"
 	"imapgate/proxy/upstream"
 )
 
-// relayed is a session of which nothing runs but relay, between two sockets.
-type relayed struct {
+// relayTest is a session of which nothing runs but relay, between two sockets.
+type relayTest struct {
 	*session
 	backend net.Conn
-	taken   chan struct{} // closed when the client's connection has ended
+	drained chan struct{} // closed when the client's connection has ended
 }
 
-func newRelayed(t testing.TB) *relayed {
+func newRelayTest(t testing.TB) *relayTest {
 	t.Helper()
-	s, err := newStub(nil, cuts["whole"])
+	s, err := newStub(nil, splitters["whole"])
 	must(t, err)
 	t.Cleanup(s.close)
 	up := upstream.New(upstream.Config{Name: "stub", Address: s.l.Addr().String(), TLSMode: upstream.NoTLS}, upstream.Hooks{}, zap.NewNop())
-	who, err := identity.Canon(user, "")
+	name, err := identity.Canonicalize(user, "")
 	must(t, err)
-	login, err := up.Login(context.Background(), upstream.Request{User: who, Password: identity.NewSecret("right")})
+	login, err := up.Login(context.Background(), upstream.Request{User: name, Password: identity.NewSecret("right")})
 	must(t, err)
 	peer, err := s.peer(1)
 	must(t, err)
-	y := stage{t: t}
-	near, far := y.connect()
-	shared := &wire.Shared{Buffers: quiet.NewBuffers(), Clock: new(wire.Clock)}
-	r := &relayed{backend: peer.conn, taken: make(chan struct{})}
-	r.session = &session{work: new(work), up: new(lease.Conn), box: &mailbox{}}
-	r.session.client.Open(near, nil, imap.Commands, shared)
-	r.up.Open(login, shared)
-	r.box.view.Reset(9)
-	go r.take(far)
+	y := harness{t: t}
+	gatewayEnd, clientEnd := y.socketPair()
+	shared := &wire.Resources{Buffers: parking.NewBufferPool(), Clock: new(wire.Clock)}
+	r := &relayTest{backend: peer.conn, drained: make(chan struct{})}
+	r.session = &session{commandState: new(commandState), upstream: new(lease.Conn), mailbox: &mailbox{}}
+	r.session.client.Open(gatewayEnd, nil, imap.Commands, shared)
+	r.upstream.Open(login, shared)
+	r.mailbox.view.Reset(9)
+	go r.drain(clientEnd)
 	t.Cleanup(func() {
-		_, _ = r.up.Close(), near.Close()
-		<-r.taken
+		_, _ = r.upstream.Close(), gatewayEnd.Close()
+		<-r.drained
 	})
 	return r
 }
 
-// take reads what the client is told. It ends with the connection.
-func (r *relayed) take(far net.Conn) {
-	defer close(r.taken)
-	defer func() { _ = far.Close() }()
+// drain reads what the client is told. It ends with the connection.
+func (r *relayTest) drain(clientEnd net.Conn) {
+	defer close(r.drained)
+	defer func() { _ = clientEnd.Close() }()
 	for buf := make([]byte, 64<<10); ; {
-		if _, err := far.Read(buf); err != nil {
+		if _, err := clientEnd.Read(buf); err != nil {
 			return
 		}
 	}
 }
 
-// pass has said passed on, to the last byte.
-func (r *relayed) pass(t testing.TB, said []byte) {
-	if _, err := r.backend.Write(said); err != nil {
+// relayAll has said passed on, to the last byte.
+func (r *relayTest) relayAll(t testing.TB, data []byte) {
+	if _, err := r.backend.Write(data); err != nil {
 		t.Fatal(err)
 	}
-	_, before := r.client.Counts()
-	for out := before; out < before+int64(len(said)); _, out = r.client.Counts() {
-		if err := r.up.Wait(); err != nil {
+	_, before := r.client.ByteCounts()
+	for out := before; out < before+int64(len(data)); _, out = r.client.ByteCounts() {
+		if err := r.upstream.AwaitInput(); err != nil {
 			t.Fatal(err)
 		}
 		if err := r.relay(); err != nil {
@@ -80,8 +80,8 @@ func (r *relayed) pass(t testing.TB, said []byte) {
 	}
 }
 
-// flows are what a backend says most.
-func flows() map[string][]byte {
+// responseSamples are what a backend says most.
+func responseSamples() map[string][]byte {
 	return map[string][]byte{
 		"line":    []byte("* 3 FETCH (FLAGS (\\Seen) UID 7)\r\n"),
 		"lines":   []byte(strings.Repeat("* 3 FETCH (FLAGS (\\Seen) UID 7)\r\n", 100)),
@@ -90,25 +90,25 @@ func flows() map[string][]byte {
 	}
 }
 
-func TestARelayedLineOrLiteralCostsNoMemory(t *testing.T) {
-	for name, said := range flows() {
-		r := newRelayed(t)
+func TestRelayingALineOrLiteralAllocatesNothing(t *testing.T) {
+	for name, data := range responseSamples() {
+		r := newRelayTest(t)
 		for range 3 { // the buffer that suits
-			r.pass(t, said)
+			r.relayAll(t, data)
 		}
-		if n := testing.AllocsPerRun(200, func() { r.pass(t, said) }); n > 0 {
+		if n := testing.AllocsPerRun(200, func() { r.relayAll(t, data) }); n > 0 {
 			t.Errorf("%s: %v allocations", name, n)
 		}
 	}
 }
 
-func TestARelayedAnswerCostsNoMemory(t *testing.T) {
-	r := newRelayed(t)
+func TestRelayingAnAnswerAllocatesNothing(t *testing.T) {
+	r := newRelayTest(t)
 	spec := &command.Spec{Name: "NOOP"}
-	sent, said := []byte("a1 NOOP\r\n"), []byte("* 9 EXISTS\r\na1 OK done\r\n")
+	sent, data := []byte("a1 NOOP\r\n"), []byte("* 9 EXISTS\r\na1 OK done\r\n")
 	answer := func() {
-		r.sent.add(entry{spec: spec, tag: len("a1")}, sent)
-		r.pass(t, said)
+		r.outstanding.add(outstandingCommand{spec: spec, tagLen: len("a1")}, sent)
+		r.relayAll(t, data)
 	}
 	answer()
 	if n := testing.AllocsPerRun(200, answer); n > 0 {
@@ -117,13 +117,13 @@ func TestARelayedAnswerCostsNoMemory(t *testing.T) {
 }
 
 func BenchmarkRelay(b *testing.B) {
-	for name, said := range flows() {
+	for name, data := range responseSamples() {
 		b.Run(name, func(b *testing.B) {
-			r := newRelayed(b)
-			b.SetBytes(int64(len(said)))
+			r := newRelayTest(b)
+			b.SetBytes(int64(len(data)))
 			b.ReportAllocs()
 			for b.Loop() {
-				r.pass(b, said)
+				r.relayAll(b, data)
 			}
 		})
 	}

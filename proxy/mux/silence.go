@@ -13,73 +13,73 @@ import (
 // one of the same user is.
 var errSilent = errors.New("backend is silent on this connection alone")
 
-// doubt finds out whether a backend that has not said an octet for SilenceMax is
+// checkSilence finds out whether a backend that has not said an octet for SilenceTimeout is
 // slow, or the process behind the connection hangs: nothing else tells, because the
 // kernel goes on acknowledging. A second connection is asked. If it is answered, the
 // first is given up: a loss.
 //
 // A connection is never given up over a command that changes something, because a
 // process that hangs may still do it later; and only once over any other.
-func (s *session) doubt() error {
-	most := s.backend.settings.SilenceMax
-	if most == 0 || !s.resumes || s.pinning != "" || !s.canGiveUp() || s.silentFor() < most || s.hub.age()-s.doubted < most {
+func (s *session) checkSilence() error {
+	timeout := s.backend.settings.SilenceTimeout
+	if timeout == 0 || !s.canResume || s.pinReason != "" || !s.canDropUpstream() || s.silenceDuration() < timeout || s.hub.uptime()-s.silenceCheckedAt < timeout {
 		return nil
 	}
-	answered := s.isAnsweredElsewhere()
-	s.doubted = s.hub.age()
-	if !answered || s.silentFor() < most || s.up.Stirs() {
+	answered := s.auxResponds()
+	s.silenceCheckedAt = s.hub.uptime()
+	if !answered || s.silenceDuration() < timeout || s.upstream.IsReadable() {
 		return nil
 	}
-	s.request.givenUp = true // if it is sent again, it is another entry
-	for i := range s.sent.all() {
-		s.sent.all()[i].givenUp = true
+	s.request.upstreamDropped = true // if it is sent again, it is another entry
+	for i := range s.outstanding.all() {
+		s.outstanding.all()[i].upstreamDropped = true
 	}
-	return s.upstreamLost(errSilent)
+	return s.wrapUpstreamError(errSilent)
 }
 
-// doubtLater has the clock wake a session that rests while an answer is due.
-func (s *session) doubtLater() {
-	most := s.backend.settings.SilenceMax
-	if most == 0 || !s.resumes || s.pinning != "" || !s.canGiveUp() {
+// scheduleSilenceCheck has the clock wake a session that rests while an answer is due.
+func (s *session) scheduleSilenceCheck() {
+	timeout := s.backend.settings.SilenceTimeout
+	if timeout == 0 || !s.canResume || s.pinReason != "" || !s.canDropUpstream() {
 		return
 	}
-	last := max(s.hub.age()-s.silentFor(), s.doubted)
-	s.wakeIn(max(last+most-s.hub.age(), 0) + rand.N(most/8+1)) // not all of a backend's at once
+	last := max(s.hub.uptime()-s.silenceDuration(), s.silenceCheckedAt)
+	s.scheduleWake(max(last+timeout-s.hub.uptime(), 0) + rand.N(timeout/8+1)) // not all of a backend's at once
 }
 
-// silentFor is the time since the last octet on the lease, either way.
-func (s *session) silentFor() time.Duration {
-	return time.Duration(s.hub.shared.Clock.Now()-s.up.Since()) * tick
+// silenceDuration is the time since the last octet on the lease, either way.
+func (s *session) silenceDuration() time.Duration {
+	return time.Duration(s.hub.shared.Clock.Now()-s.upstream.LastByteTick()) * tick
 }
 
-// canGiveUp says whether everything that the backend owes may be asked for again
+// canDropUpstream says whether everything that the backend owes may be asked for again
 // elsewhere, and has not been already. That is so of a command of which it has not
 // had the whole, too.
-func (s *session) canGiveUp() bool {
-	all := s.sent.all()
+func (s *session) canDropUpstream() bool {
+	all := s.outstanding.all()
 	for i, e := range all {
-		begun := s.cutShort && i == len(all)-1
-		if e.givenUp || (!e.retry || e.spec.Writes) && !begun {
+		partial := s.commandPartial && i == len(all)-1
+		if e.upstreamDropped || (!e.retryable || e.spec.Writes) && !partial {
 			return false
 		}
 	}
-	return len(all) > 0 || s.idling != nil && s.idling.ours != ""
+	return len(all) > 0 || s.idleState != nil && s.idleState.upstreamTag != ""
 }
 
-// isAnsweredElsewhere asks on an auxiliary connection. That says nothing of the
+// auxResponds asks on an auxiliary connection. That says nothing of the
 // mailbox, so it is done at backends that are not Consistent too.
-func (s *session) isAnsweredElsewhere() bool {
-	ctx, cancel := context.WithTimeout(s.hub.ctx, auxLogin)
+func (s *session) auxResponds() bool {
+	ctx, cancel := context.WithTimeout(s.hub.ctx, auxLoginTimeout)
 	defer cancel()
-	aux, err := s.aux(ctx)
+	aux, err := s.acquireAux(ctx)
 	if err != nil {
 		return false
 	}
-	_ = s.relate(aux.Alerts()) // a client that is gone is missed by the next write
-	if res, err := aux.Run(time.Now().Add(auxAnswer), "NOOP", s.alert); err != nil || res.Name != "OK" {
-		s.account.Destroy(aux, metrics.DiscardError)
+	_ = s.forwardResponses(aux.TakeAlerts()) // a client that is gone is missed by the next write
+	if res, err := aux.Run(time.Now().Add(auxReplyTimeout), "NOOP", s.forwardAlert); err != nil || res.Name != "OK" {
+		s.account.Discard(aux, metrics.DiscardError)
 		return false
 	}
-	s.account.ReturnAux(aux)
+	s.account.ReleaseAux(aux)
 	return true
 }

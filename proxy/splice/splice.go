@@ -22,7 +22,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"imapgate/internal/quiet"
+	"imapgate/internal/parking"
 )
 
 // Reason says why a session ended. The set is closed: it is a metric's label.
@@ -34,21 +34,21 @@ const (
 	BackendClosed  Reason = "backend_closed"  // the backend hung up first
 	ClientLost     Reason = "client_error"    // reset, time-out or TLS fault on the client's side
 	BackendLost    Reason = "backend_lost"    // the same on the backend's side
-	Idle           Reason = "idle"            // no byte either way for Config.Idle
-	ClientStalled  Reason = "client_stalled"  // the client read nothing for Config.Write
-	BackendStalled Reason = "backend_stalled" // the backend read nothing for Config.Write
+	Idle           Reason = "idle"            // no byte either way for Config.IdleTimeout
+	ClientStalled  Reason = "client_stalled"  // the client read nothing for Config.WriteTimeout
+	BackendStalled Reason = "backend_stalled" // the backend read nothing for Config.WriteTimeout
 	Drained        Reason = "drained"         // the gateway is going away
-	Expired        Reason = "token_expired"   // its time was over, whatever it did
+	TokenExpired   Reason = "token_expired"   // its time was over, whatever it did
 )
 
 // Config bounds the sessions of a Set.
 type Config struct {
-	Quiet      time.Duration        // a pump without bytes for this long parks
-	Idle       time.Duration        // a session without bytes for this long ends
-	HalfClosed time.Duration        // the same, once one side has hung up
-	Write      time.Duration        // a write that takes longer ends the session
-	Bytes      func(up, down int64) // told about relayed bytes, every second
-	Parked     func(directions int) // told how many directions hold no goroutine
+	ParkAfter         time.Duration        // a pump without bytes for this long parks
+	IdleTimeout       time.Duration        // a session without bytes for this long ends
+	HalfClosedTimeout time.Duration        // the same, once one side has hung up
+	WriteTimeout      time.Duration        // a write that takes longer ends the session
+	OnBytes           func(up, down int64) // told about relayed bytes, every second
+	OnParked          func(directions int) // told how many directions hold no goroutine
 }
 
 // Result is how a session ended.
@@ -63,42 +63,42 @@ type Result struct {
 // many bytes have just come from this side, and says how long to leave the next
 // ones unread.
 type Side struct {
-	Conn  net.Conn
-	First []byte
-	Pace  func(n int) time.Duration
+	Conn     net.Conn
+	Buffered []byte
+	Throttle func(n int) time.Duration
 }
 
 // Set is all spliced sessions of a gateway, with the clock and, on Linux, the
 // epoll set they share.
 type Set struct {
 	// Set once.
-	cfg      Config
-	idle     *quiet.Set // the sockets of parked pumps
-	free     *quiet.Buffers
-	stop     chan struct{}
-	wg       sync.WaitGroup // the clock, the idle set and every pump
-	tick     atomic.Uint32  // ticks since the start, the clock's coarse time
-	parkings atomic.Uint64  // of pumps that had not parked before
+	cfg        Config
+	poller     *parking.Poller // the sockets of parked pumps
+	buffers    *parking.BufferPool
+	stop       chan struct{}
+	wg         sync.WaitGroup // the clock, the idle set and every pump
+	ticks      atomic.Uint32  // ticks since the start, the clock's coarse time
+	firstParks atomic.Uint64  // of pumps that had not parked before
 
-	mu     sync.Mutex
-	relays map[*Relay]struct{}  // Guarded by mu.
-	until  map[*Relay]time.Time // Guarded by mu. When those of them end that have a time.
-	pumps  map[*pump]struct{}   // Guarded by mu. Those with a goroutine.
+	mu        sync.Mutex
+	relays    map[*Relay]struct{}  // Guarded by mu.
+	deadlines map[*Relay]time.Time // Guarded by mu. When those of them end that have a time.
+	pumps     map[*pump]struct{}   // Guarded by mu. Those with a goroutine.
 }
 
 // NewSet starts the clock. Close ends it.
 func NewSet(cfg Config) (*Set, error) {
-	idle, err := quiet.NewSet()
+	poller, err := parking.NewPoller()
 	if err != nil {
 		return nil, err
 	}
 	s := &Set{
-		cfg: cfg, idle: idle, free: quiet.NewBuffers(), stop: make(chan struct{}),
-		relays: map[*Relay]struct{}{}, until: map[*Relay]time.Time{}, pumps: map[*pump]struct{}{},
+		cfg: cfg, poller: poller, buffers: parking.NewBufferPool(), stop: make(chan struct{}),
+		relays: map[*Relay]struct{}{}, deadlines: map[*Relay]time.Time{}, pumps: map[*pump]struct{}{},
 	}
 	s.wg.Add(1)
-	go s.clock()
-	s.wg.Go(idle.Run)
+	go s.runClock()
+	s.wg.Go(poller.Run)
 	return s, nil
 }
 
@@ -109,44 +109,44 @@ func (s *Set) Len() int {
 	return len(s.relays)
 }
 
-// all are the sessions there are now.
-func (s *Set) all() []*Relay {
+// listRelays are the sessions there are now.
+func (s *Set) listRelays() []*Relay {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Collect(maps.Keys(s.relays))
 }
 
 // EndAll ends every session, and returns when the sockets are closed.
-func (s *Set) EndAll(why Reason) {
+func (s *Set) EndAll(reason Reason) {
 	var wg sync.WaitGroup
-	for _, r := range s.all() {
-		wg.Go(func() { r.End(why) })
+	for _, r := range s.listRelays() {
+		wg.Go(func() { r.End(reason) })
 	}
 	wg.Wait()
 }
 
-// EndQuiet ends sessions until no more than keep are left: of those in which no byte has
-// moved for Config.Quiet, the ones that have been silent for longest. It does not
+// EndIdle ends sessions until no more than keep are left: of those in which no byte has
+// moved for Config.ParkAfter, the ones that have been silent for longest. It does not
 // wait for sockets.
-func (s *Set) EndQuiet(keep int, why Reason) {
-	now := s.tick.Load()
-	silent := make(map[*Relay]time.Duration)
-	live := 0
-	for _, r := range s.all() {
-		if r.ending() {
+func (s *Set) EndIdle(keep int, reason Reason) {
+	now := s.ticks.Load()
+	idle := make(map[*Relay]time.Duration)
+	open := 0
+	for _, r := range s.listRelays() {
+		if r.isClosed() {
 			continue
 		}
-		live++
-		if d := min(r.up.silence(now), r.down.silence(now)); d >= s.cfg.Quiet {
-			silent[r] = d
+		open++
+		if d := min(r.up.idleTime(now), r.down.idleTime(now)); d >= s.cfg.ParkAfter {
+			idle[r] = d
 		}
 	}
-	if live <= keep {
+	if open <= keep {
 		return
 	}
-	longest := slices.SortedFunc(maps.Keys(silent), func(a, b *Relay) int { return cmp.Compare(silent[b], silent[a]) })
-	for _, r := range longest[:min(live-keep, len(longest))] {
-		s.wg.Go(func() { r.End(why) }) // as in expire
+	longest := slices.SortedFunc(maps.Keys(idle), func(a, b *Relay) int { return cmp.Compare(idle[b], idle[a]) })
+	for _, r := range longest[:min(open-keep, len(longest))] {
+		s.wg.Go(func() { r.End(reason) }) // as in expire
 	}
 }
 
@@ -154,7 +154,7 @@ func (s *Set) EndQuiet(keep int, why Reason) {
 func (s *Set) Close() {
 	s.EndAll(Drained)
 	close(s.stop)
-	s.idle.Close()
+	s.poller.Close()
 	s.wg.Wait()
 }
 
@@ -162,31 +162,31 @@ func (s *Set) Close() {
 type Relay struct {
 	// Set once.
 	set   *Set
-	ended func(Result)
+	onEnd func(Result)
 	up    pump // client to backend
 	down  pump // backend to client
 
-	mu      sync.Mutex
-	running int    // Guarded by mu. Pumps with a goroutine.
-	open    int    // Guarded by mu. Directions whose source has not hung up.
-	over    bool   // Guarded by mu. The sockets are closed, or about to be.
-	told    bool   // Guarded by mu. ended was called.
-	result  Result // Guarded by mu.
+	mu             sync.Mutex
+	runningPumps   int    // Guarded by mu. Pumps with a goroutine.
+	openDirections int    // Guarded by mu. Directions whose source has not hung up.
+	closed         bool   // Guarded by mu. The sockets are closed, or about to be.
+	endReported    bool   // Guarded by mu. ended was called.
+	result         Result // Guarded by mu.
 }
 
 // Start relays between the two sides until they are done, or until a time that
 // is not zero, and then calls ended, once, with both closed. It returns at once;
 // the sockets are the Relay's now.
-func (s *Set) Start(client, upstream Side, until time.Time, ended func(Result)) *Relay {
-	r := &Relay{set: s, ended: ended, open: 2}
-	r.up = pump{relay: r, src: client.Conn, dst: upstream.Conn, first: kept(upstream.First), pace: client.Pace}
-	r.down = pump{relay: r, src: upstream.Conn, dst: client.Conn, first: kept(client.First), pace: upstream.Pace}
-	r.up.progress() // or the clock could find a session that has been silent since the Set began
-	r.down.progress()
+func (s *Set) Start(client, upstream Side, deadline time.Time, onEnd func(Result)) *Relay {
+	r := &Relay{set: s, onEnd: onEnd, openDirections: 2}
+	r.up = pump{relay: r, src: client.Conn, dst: upstream.Conn, prefix: nilIfEmpty(upstream.Buffered), throttle: client.Throttle}
+	r.down = pump{relay: r, src: upstream.Conn, dst: client.Conn, prefix: nilIfEmpty(client.Buffered), throttle: upstream.Throttle}
+	r.up.markProgress() // or the clock could find a session that has been silent since the Set began
+	r.down.markProgress()
 	s.mu.Lock()
 	s.relays[r] = struct{}{}
-	if !until.IsZero() {
-		s.until[r] = until
+	if !deadline.IsZero() {
+		s.deadlines[r] = deadline
 	}
 	s.mu.Unlock()
 	r.up.Wake()
@@ -194,8 +194,8 @@ func (s *Set) Start(client, upstream Side, until time.Time, ended func(Result)) 
 	return r
 }
 
-// kept is b without what else its array holds; nothing, mostly.
-func kept(b []byte) []byte {
+// nilIfEmpty is b without what else its array holds; nothing, mostly.
+func nilIfEmpty(b []byte) []byte {
 	if len(b) == 0 {
 		return nil
 	}
@@ -203,101 +203,101 @@ func kept(b []byte) []byte {
 }
 
 // End ends the session from outside, politely: TLS says goodbye.
-func (r *Relay) End(why Reason) {
-	if r.begin(why, nil) {
+func (r *Relay) End(reason Reason) {
+	if r.beginEnd(reason, nil) {
 		_ = r.up.src.Close()
 		_ = r.up.dst.Close()
-		r.settle()
+		r.finish()
 	}
 }
 
-// cut ends the session hard: no TLS goodbye, so that a peer that was in the
+// abort ends the session hard: no TLS goodbye, so that a peer that was in the
 // middle of a literal can tell that it did not get all of it.
-func (r *Relay) cut(why Reason, err error) {
-	if r.begin(why, err) {
-		_ = quiet.TCP(r.up.src).Close()
-		_ = quiet.TCP(r.up.dst).Close()
-		r.settle()
+func (r *Relay) abort(reason Reason, err error) {
+	if r.beginEnd(reason, err) {
+		_ = parking.TCP(r.up.src).Close()
+		_ = parking.TCP(r.up.dst).Close()
+		r.finish()
 	}
 }
 
-// begin is where every end is decided, once.
-func (r *Relay) begin(why Reason, err error) bool {
+// beginEnd is where every end is decided, once.
+func (r *Relay) beginEnd(reason Reason, err error) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.over {
+	if r.closed {
 		return false
 	}
-	r.over = true
-	r.result.Reason, r.result.Err = why, err
+	r.closed = true
+	r.result.Reason, r.result.Err = reason, err
 	return true
 }
 
-// settle tells about the end when no pump runs any more; the last one to leave
+// finish tells about the end when no pump runs any more; the last one to leave
 // calls it again.
-func (r *Relay) settle() {
+func (r *Relay) finish() {
 	r.mu.Lock()
-	done := r.over && r.running == 0 && !r.told
-	r.told = r.told || done
+	done := r.closed && r.runningPumps == 0 && !r.endReported
+	r.endReported = r.endReported || done
 	result := r.result
 	r.mu.Unlock()
 	if !done {
 		return
 	}
-	r.set.idle.Forget(&r.up.waiter)
-	r.set.idle.Forget(&r.down.waiter)
+	r.set.poller.Disarm(&r.up.waiter)
+	r.set.poller.Disarm(&r.down.waiter)
 	r.set.mu.Lock()
 	delete(r.set.relays, r)
-	delete(r.set.until, r)
+	delete(r.set.deadlines, r)
 	r.set.mu.Unlock()
-	r.report()
-	result.Up, result.Down = r.up.bytes.Load(), r.down.bytes.Load()
-	r.ended(result)
+	r.reportBytes()
+	result.Up, result.Down = r.up.copiedBytes.Load(), r.down.copiedBytes.Load()
+	r.onEnd(result)
 }
 
-// report passes on the bytes relayed since it was last called.
-func (r *Relay) report() {
+// reportBytes passes on the bytes relayed since it was last called.
+func (r *Relay) reportBytes() {
 	r.mu.Lock()
-	up, down := r.up.unreported(), r.down.unreported()
+	up, down := r.up.takeUnreported(), r.down.takeUnreported()
 	r.mu.Unlock()
-	if r.set.cfg.Bytes != nil && (up > 0 || down > 0) {
-		r.set.cfg.Bytes(up, down)
+	if r.set.cfg.OnBytes != nil && (up > 0 || down > 0) {
+		r.set.cfg.OnBytes(up, down)
 	}
 }
 
-// ending says whether the end has been decided.
-func (r *Relay) ending() bool {
+// isClosed says whether the end has been decided.
+func (r *Relay) isClosed() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.over
+	return r.closed
 }
 
-// note keeps the first reason for an end that is beginning.
-func (r *Relay) note(why Reason, err error) {
+// setReason keeps the first reason for an end that is beginning.
+func (r *Relay) setReason(reason Reason, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.result.Reason == "" {
-		r.result.Reason, r.result.Err = why, err
+		r.result.Reason, r.result.Err = reason, err
 	}
 }
 
-// shut counts a direction that is done. The other one goes on: a client may
+// closeDirection counts a direction that is done. The other one goes on: a client may
 // half-close behind LOGOUT and still wait for the BYE.
-func (r *Relay) shut() {
+func (r *Relay) closeDirection() {
 	r.mu.Lock()
-	r.open--
-	last, why, err := r.open == 0, r.result.Reason, r.result.Err
+	r.openDirections--
+	last, reason, err := r.openDirections == 0, r.result.Reason, r.result.Err
 	r.mu.Unlock()
 	if last {
-		r.cut(why, err) // both have said goodbye already
+		r.abort(reason, err) // both have said goodbye already
 	}
 }
 
-// lost ends the session on a fault of one side.
-func (r *Relay) lost(conn net.Conn, err error) {
-	why := BackendLost
+// abortLost ends the session on a fault of one side.
+func (r *Relay) abortLost(conn net.Conn, err error) {
+	reason := BackendLost
 	if conn == r.up.src {
-		why = ClientLost
+		reason = ClientLost
 	}
-	r.cut(why, err)
+	r.abort(reason, err)
 }

@@ -13,28 +13,28 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// unwatched is a socket that the kernel has no room to watch.
-type unwatched struct{ *net.TCPConn }
+// unpollableConn is a socket that the kernel has no room to watch.
+type unpollableConn struct{ *net.TCPConn }
 
-func (unwatched) SyscallConn() (syscall.RawConn, error) { return nil, syscall.ENOSPC }
+func (unpollableConn) SyscallConn() (syscall.RawConn, error) { return nil, syscall.ENOSPC }
 
-func TestASessionThatCannotParkGoesOn(t *testing.T) {
+func TestSessionContinuesWhenParkingFails(t *testing.T) {
 	s := newSet(t, testConfig())
 	client, front := testbed.TCPPair(t)
 	back, backend := testbed.TCPPair(t)
 	result := make(chan Result, 1)
-	r := s.Start(Side{Conn: unwatched{front.(*net.TCPConn)}}, Side{Conn: back}, time.Time{}, func(r Result) { result <- r })
+	r := s.Start(Side{Conn: unpollableConn{front.(*net.TCPConn)}}, Side{Conn: back}, time.Time{}, func(r Result) { result <- r })
 	// The other direction parks, and this one has had the time to try.
-	tried := func() bool { return s.idle.Len() == 1 && r.up.state.Load() == still }
+	tried := func() bool { return s.poller.Len() == 1 && r.up.state.Load() == stateStopped }
 	for range 2 {
 		eventually(t, "the session to try", tried)
-		say(t, client, "a NOOP\r\n")
-		hear(t, backend, "a NOOP\r\n")
-		say(t, backend, "a OK\r\n")
-		hear(t, client, "a OK\r\n")
+		write(t, client, "a NOOP\r\n")
+		expectRead(t, backend, "a NOOP\r\n")
+		write(t, backend, "a OK\r\n")
+		expectRead(t, client, "a OK\r\n")
 	}
 	eventually(t, "the session to try", tried) // what comes late would count from the new time
-	s.tick.Add(ticks(2 * time.Hour))
+	s.ticks.Add(toTicks(2 * time.Hour))
 	eventually(t, "the end", func() bool { return len(result) == 1 })
 	if got := <-result; got.Reason != Idle {
 		t.Errorf("ended by %s (%v)", got.Reason, got.Err)
@@ -42,9 +42,9 @@ func TestASessionThatCannotParkGoesOn(t *testing.T) {
 }
 
 // The number of connections is bounded by the descriptors they need: two each.
-func TestAChattingSessionHoldsNoDescriptorButItsSockets(t *testing.T) {
+func TestActiveSessionUsesOnlyItsSockets(t *testing.T) {
 	cfg := testConfig()
-	cfg.Quiet = time.Hour
+	cfg.ParkAfter = time.Hour
 	s := newSet(t, cfg)
 	open := func() int {
 		list, err := os.ReadDir("/proc/self/fd")
@@ -55,11 +55,11 @@ func TestAChattingSessionHoldsNoDescriptorButItsSockets(t *testing.T) {
 	}
 	before, sessions := open(), 50
 	for range sessions {
-		b := newBed(t, s, "plain-plain")
-		say(t, b.client, "a NOOP\r\n")
-		hear(t, b.backend, "a NOOP\r\n")
-		say(t, b.backend, "a OK\r\n")
-		hear(t, b.client, "a OK\r\n")
+		b := newHarness(t, s, "plain-plain")
+		write(t, b.client, "a NOOP\r\n")
+		expectRead(t, b.backend, "a NOOP\r\n")
+		write(t, b.backend, "a OK\r\n")
+		expectRead(t, b.client, "a OK\r\n")
 	}
 	if n := open() - before; n > 4*sessions+10 { // both ends are ours
 		t.Errorf("%d sessions over %d sockets hold %d descriptors", sessions, 4*sessions, n)
@@ -68,19 +68,19 @@ func TestAChattingSessionHoldsNoDescriptorButItsSockets(t *testing.T) {
 
 // Between plain sockets the kernel moves mail, through a pipe that the runtime
 // opens for splice(2); over TLS there is none.
-func TestMailBetweenPlainSocketsPassesThroughThePipesOfTheKernel(t *testing.T) {
+func TestPlainSocketsUseKernelSplice(t *testing.T) {
 	const sessions = 8
 	cfg := testConfig()
-	cfg.Quiet = time.Hour
+	cfg.ParkAfter = time.Hour
 	for _, kind := range []string{"plain-plain", "tls-plain"} {
 		t.Run(kind, func(t *testing.T) {
 			eventually(t, "the pipes of other tests to be closed", func() bool {
 				runtime.GC() // closes what the runtime has kept
-				return pipes(t) < sessions
+				return countPipes(t) < sessions
 			})
 			s := newSet(t, cfg)
 			for range sessions {
-				b := newBed(t, s, kind)
+				b := newHarness(t, s, kind)
 				_ = b.backend.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
 				for mail := make([]byte, 1<<20); ; {
 					if _, err := b.backend.Write(mail); err != nil {
@@ -88,15 +88,15 @@ func TestMailBetweenPlainSocketsPassesThroughThePipesOfTheKernel(t *testing.T) {
 					}
 				}
 			}
-			if n := pipes(t); (n >= 2*sessions) != (kind == "plain-plain") {
+			if n := countPipes(t); (n >= 2*sessions) != (kind == "plain-plain") {
 				t.Errorf("%d sessions in the middle of mail hold %d ends of pipes", sessions, n)
 			}
 		})
 	}
 }
 
-// pipes is how many ends of pipes this process holds.
-func pipes(t *testing.T) (n int) {
+// countPipes is how many ends of pipes this process holds.
+func countPipes(t *testing.T) (n int) {
 	t.Helper()
 	links, err := filepath.Glob("/proc/self/fd/*")
 	if err != nil {

@@ -16,24 +16,24 @@ import (
 	"testing"
 	"time"
 
-	"imapgate/internal/quiet"
+	"imapgate/internal/parking"
 	"imapgate/internal/testbed"
 	"imapgate/tlsconf"
 )
 
-// bed is a session between a client and a backend that the test plays, over
+// harness is a session between a client and a backend that the test plays, over
 // real sockets: client <-> front, back <-> backend.
-type bed struct {
+type harness struct {
 	client, backend net.Conn
 	relay           *Relay
-	until           time.Time
+	deadline        time.Time
 	result          chan Result
 }
 
-var kinds = []string{"plain-plain", "tls-plain", "plain-tls", "tls-tls"}
+var transports = []string{"plain-plain", "tls-plain", "plain-tls", "tls-tls"}
 
 func testConfig() Config {
-	return Config{Quiet: 50 * time.Millisecond, Idle: time.Hour, HalfClosed: time.Hour, Write: time.Hour}
+	return Config{ParkAfter: 50 * time.Millisecond, IdleTimeout: time.Hour, HalfClosedTimeout: time.Hour, WriteTimeout: time.Hour}
 }
 
 func newSet(t testing.TB, cfg Config) *Set {
@@ -52,7 +52,7 @@ func newSet(t testing.TB, cfg Config) *Set {
 
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(testbed.Patience); !ok(); runtime.Gosched() {
+	for end := time.Now().Add(testbed.Timeout); !ok(); runtime.Gosched() {
 		if time.Now().After(end) {
 			buf := make([]byte, 1<<16)
 			t.Fatalf("waited in vain for %s\n%s", what, buf[:runtime.Stack(buf, true)])
@@ -76,52 +76,52 @@ func tlsPair(t testing.TB, client, server net.Conn) (c, s net.Conn) {
 	return tc, ts
 }
 
-func newBed(t testing.TB, s *Set, kind string, first ...string) *bed {
+func newHarness(t testing.TB, s *Set, kind string, first ...string) *harness {
 	t.Helper()
 	var client, backend Side
 	if len(first) == 2 {
-		client.First, backend.First = []byte(first[0]), []byte(first[1])
+		client.Buffered, backend.Buffered = []byte(first[0]), []byte(first[1])
 	}
-	return startBed(t, s, kind, client, backend)
+	return startHarness(t, s, kind, client, backend)
 }
 
-// startBed fills in the connections of the two sides.
-func startBed(t testing.TB, s *Set, kind string, client, backend Side) *bed {
+// startHarness fills in the connections of the two sides.
+func startHarness(t testing.TB, s *Set, kind string, client, backend Side) *harness {
 	t.Helper()
-	return (&bed{result: make(chan Result, 2)}).start(t, s, kind, client, backend)
+	return (&harness{result: make(chan Result, 2)}).start(t, s, kind, client, backend)
 }
 
-func (b *bed) start(t testing.TB, s *Set, kind string, client, backend Side) *bed {
+func (b *harness) start(t testing.TB, s *Set, kind string, client, backend Side) *harness {
 	t.Helper()
 	b.client, client.Conn = testbed.TCPPair(t)
 	backend.Conn, b.backend = testbed.TCPPair(t)
 	if strings.HasPrefix(kind, "tls-") {
-		b.client, client.Conn = tlsPair(t, b.client, quiet.NewSocket(client.Conn.(*net.TCPConn)))
+		b.client, client.Conn = tlsPair(t, b.client, parking.NewBufferedConn(client.Conn.(*net.TCPConn)))
 	}
 	if strings.HasSuffix(kind, "-tls") {
-		backend.Conn, b.backend = tlsPair(t, quiet.NewSocket(backend.Conn.(*net.TCPConn)), b.backend)
+		backend.Conn, b.backend = tlsPair(t, parking.NewBufferedConn(backend.Conn.(*net.TCPConn)), b.backend)
 	}
-	b.relay = s.Start(client, backend, b.until, func(r Result) { b.result <- r })
+	b.relay = s.Start(client, backend, b.deadline, func(r Result) { b.result <- r })
 	return b
 }
 
-func say(t testing.TB, c net.Conn, text string) {
+func write(t testing.TB, c net.Conn, text string) {
 	t.Helper()
 	if _, err := io.WriteString(c, text); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func hear(t testing.TB, c net.Conn, want string) {
+func expectRead(t testing.TB, c net.Conn, want string) {
 	t.Helper()
-	_ = c.SetReadDeadline(time.Now().Add(testbed.Patience))
+	_ = c.SetReadDeadline(time.Now().Add(testbed.Timeout))
 	got := make([]byte, len(want))
 	if _, err := io.ReadFull(c, got); err != nil || string(got) != want {
 		t.Fatalf("heard %q, %v; want %q", got, err, want)
 	}
 }
 
-func (b *bed) ends(t testing.TB, want Reason) Result {
+func (b *harness) expectEnd(t testing.TB, want Reason) Result {
 	t.Helper()
 	select {
 	case r := <-b.result:
@@ -129,46 +129,46 @@ func (b *bed) ends(t testing.TB, want Reason) Result {
 			t.Fatalf("ended by %s (%v), want %s", r.Reason, r.Err, want)
 		}
 		return r
-	case <-time.After(testbed.Patience):
+	case <-time.After(testbed.Timeout):
 		t.Fatalf("the session did not end; want %s", want)
 		return Result{}
 	}
 }
 
-func each(t *testing.T, cfg Config, do func(t *testing.T, s *Set, kind string)) {
-	for _, kind := range kinds {
+func forEachTransport(t *testing.T, cfg Config, do func(t *testing.T, s *Set, kind string)) {
+	for _, kind := range transports {
 		t.Run(kind, func(t *testing.T) { do(t, newSet(t, cfg), kind) })
 	}
 }
 
-func TestBytesReadTooFarGoFirst(t *testing.T) {
-	each(t, testConfig(), func(t *testing.T, s *Set, kind string) {
-		b := newBed(t, s, kind, "* 1 EXISTS\r\n", "b SELECT INBOX\r\n")
-		say(t, b.client, "c NOOP\r\n")
-		say(t, b.backend, "b OK\r\n")
-		hear(t, b.backend, "b SELECT INBOX\r\nc NOOP\r\n")
-		hear(t, b.client, "* 1 EXISTS\r\nb OK\r\n")
+func TestBufferedBytesAreSentFirst(t *testing.T) {
+	forEachTransport(t, testConfig(), func(t *testing.T, s *Set, kind string) {
+		b := newHarness(t, s, kind, "* 1 EXISTS\r\n", "b SELECT INBOX\r\n")
+		write(t, b.client, "c NOOP\r\n")
+		write(t, b.backend, "b OK\r\n")
+		expectRead(t, b.backend, "b SELECT INBOX\r\nc NOOP\r\n")
+		expectRead(t, b.client, "* 1 EXISTS\r\nb OK\r\n")
 	})
 }
 
-func TestAQuietSessionHoldsNoGoroutineAndWakes(t *testing.T) {
-	if !quiet.CanPark {
+func TestIdleSessionParksAndWakes(t *testing.T) {
+	if !parking.CanPark {
 		t.Skip("only Linux parks")
 	}
-	each(t, testConfig(), func(t *testing.T, s *Set, kind string) {
+	forEachTransport(t, testConfig(), func(t *testing.T, s *Set, kind string) {
 		before := runtime.NumGoroutine()
-		var beds []*bed
+		var beds []*harness
 		for range 20 {
-			beds = append(beds, newBed(t, s, kind))
+			beds = append(beds, newHarness(t, s, kind))
 		}
 		for round := range 5 {
-			eventually(t, "the sessions to park", func() bool { return s.idle.Len() == 40 && runtime.NumGoroutine() <= before })
+			eventually(t, "the sessions to park", func() bool { return s.poller.Len() == 40 && runtime.NumGoroutine() <= before })
 			for i, b := range beds {
 				line := fmt.Sprintf("%d.%d NOOP\r\n", round, i)
-				say(t, b.client, line)
-				hear(t, b.backend, line)
-				say(t, b.backend, line)
-				hear(t, b.client, line)
+				write(t, b.client, line)
+				expectRead(t, b.backend, line)
+				write(t, b.backend, line)
+				expectRead(t, b.client, line)
 			}
 		}
 		for _, b := range beds {
@@ -182,10 +182,10 @@ func TestAQuietSessionHoldsNoGoroutineAndWakes(t *testing.T) {
 	})
 }
 
-func TestBothWaysAtOnceNothingIsLost(t *testing.T) {
+func TestConcurrentDirectionsLoseNothing(t *testing.T) {
 	const size = 8 << 20
-	each(t, testConfig(), func(t *testing.T, s *Set, kind string) {
-		b := newBed(t, s, kind)
+	forEachTransport(t, testConfig(), func(t *testing.T, s *Set, kind string) {
+		b := newHarness(t, s, kind)
 		mail := make([]byte, size)
 		rnd := rand.NewChaCha8([32]byte{1})
 		_, _ = rnd.Read(mail)
@@ -227,57 +227,57 @@ func TestBothWaysAtOnceNothingIsLost(t *testing.T) {
 			if r.Up != size || r.Down != size {
 				t.Errorf("counted %d up, %d down", r.Up, r.Down)
 			}
-		case <-time.After(testbed.Patience):
+		case <-time.After(testbed.Timeout):
 			t.Fatal("the session did not end")
 		}
 	})
 }
 
-func TestAHalfClosedSessionGoesOnTheOtherWay(t *testing.T) {
-	each(t, testConfig(), func(t *testing.T, s *Set, kind string) {
-		b := newBed(t, s, kind)
-		say(t, b.client, "a LOGOUT\r\n")
-		if err := quiet.HangUp(b.client); err != nil {
+func TestHalfClosedSessionKeepsOtherDirection(t *testing.T) {
+	forEachTransport(t, testConfig(), func(t *testing.T, s *Set, kind string) {
+		b := newHarness(t, s, kind)
+		write(t, b.client, "a LOGOUT\r\n")
+		if err := parking.CloseWrite(b.client); err != nil {
 			t.Fatal(err)
 		}
-		hear(t, b.backend, "a LOGOUT\r\n")
+		expectRead(t, b.backend, "a LOGOUT\r\n")
 		if n, err := b.backend.Read(make([]byte, 1)); err != io.EOF {
 			t.Fatalf("the backend read %d, %v; want the end", n, err)
 		}
-		say(t, b.backend, "* BYE\r\na OK\r\n")
-		hear(t, b.client, "* BYE\r\na OK\r\n")
+		write(t, b.backend, "* BYE\r\na OK\r\n")
+		expectRead(t, b.client, "* BYE\r\na OK\r\n")
 		_ = b.backend.Close()
 		if _, err := b.client.Read(make([]byte, 1)); err != io.EOF {
 			t.Fatalf("the client read %v; want the end", err)
 		}
-		b.ends(t, ClientClosed)
+		b.expectEnd(t, ClientClosed)
 	})
 }
 
-func TestADeadBackendIsSeenAtOnce(t *testing.T) {
-	each(t, testConfig(), func(t *testing.T, s *Set, kind string) {
+func TestBackendResetEndsSessionAtOnce(t *testing.T) {
+	forEachTransport(t, testConfig(), func(t *testing.T, s *Set, kind string) {
 		for _, parked := range []bool{false, true} {
-			b := newBed(t, s, kind)
-			if parked && quiet.CanPark {
-				eventually(t, "the session to park", func() bool { return s.idle.Len() == 2 })
+			b := newHarness(t, s, kind)
+			if parked && parking.CanPark {
+				eventually(t, "the session to park", func() bool { return s.poller.Len() == 2 })
 			}
-			say(t, b.backend, "* 1 FETCH (BODY[] {100}\r\nabc")
-			hear(t, b.client, "* 1 FETCH (BODY[] {100}\r\nabc")
-			tcp := quiet.TCP(b.backend).(*net.TCPConn)
+			write(t, b.backend, "* 1 FETCH (BODY[] {100}\r\nabc")
+			expectRead(t, b.client, "* 1 FETCH (BODY[] {100}\r\nabc")
+			tcp := parking.TCP(b.backend).(*net.TCPConn)
 			_ = tcp.SetLinger(0) // RST
 			_ = tcp.Close()
-			_ = b.client.SetReadDeadline(time.Now().Add(testbed.Patience))
+			_ = b.client.SetReadDeadline(time.Now().Add(testbed.Timeout))
 			if n, err := b.client.Read(make([]byte, 1)); n != 0 || err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 				t.Errorf("the client read %d bytes, %v", n, err)
 			}
-			b.ends(t, BackendLost)
+			b.expectEnd(t, BackendLost)
 		}
 	})
 }
 
-func TestASlowReaderHoldsTheSenderBack(t *testing.T) {
-	each(t, testConfig(), func(t *testing.T, s *Set, kind string) {
-		b := newBed(t, s, kind)
+func TestSlowReaderBlocksSender(t *testing.T) {
+	forEachTransport(t, testConfig(), func(t *testing.T, s *Set, kind string) {
+		b := newHarness(t, s, kind)
 		var sent int
 		_ = b.backend.SetWriteDeadline(time.Now().Add(500 * time.Millisecond))
 		for buf := make([]byte, 1<<16); ; {
@@ -291,14 +291,14 @@ func TestASlowReaderHoldsTheSenderBack(t *testing.T) {
 			t.Errorf("%d bytes went into a session whose client reads nothing", sent)
 		}
 		b.relay.End(Drained)
-		b.ends(t, Drained)
+		b.expectEnd(t, Drained)
 	})
 }
 
-func TestAPacedSessionIsSlowedAndNotCut(t *testing.T) {
+func TestThrottledSessionIsNotAborted(t *testing.T) {
 	cfg := testConfig()
-	cfg.Write = 200 * time.Millisecond // a pace is no stall
-	each(t, cfg, func(t *testing.T, s *Set, kind string) {
+	cfg.WriteTimeout = 200 * time.Millisecond // a pace is no stall
+	forEachTransport(t, cfg, func(t *testing.T, s *Set, kind string) {
 		var up, down atomic.Int64
 		pace := func(told *atomic.Int64) func(int) time.Duration {
 			return func(n int) time.Duration {
@@ -306,70 +306,70 @@ func TestAPacedSessionIsSlowedAndNotCut(t *testing.T) {
 				return time.Second
 			}
 		}
-		b := startBed(t, s, kind, Side{Pace: pace(&up)}, Side{Pace: pace(&down)})
-		began := time.Now()
+		b := startHarness(t, s, kind, Side{Throttle: pace(&up)}, Side{Throttle: pace(&down)})
+		start := time.Now()
 		for _, line := range []string{"a NOOP\r\n", "b NOOP\r\n"} {
-			say(t, b.client, line)
-			hear(t, b.backend, line)
+			write(t, b.client, line)
+			expectRead(t, b.backend, line)
 		}
-		say(t, b.backend, "* BYE\r\n")
-		hear(t, b.client, "* BYE\r\n")
-		if took := time.Since(began); took < time.Second {
+		write(t, b.backend, "* BYE\r\n")
+		expectRead(t, b.client, "* BYE\r\n")
+		if took := time.Since(start); took < time.Second {
 			t.Errorf("two commands passed in %v, with a second to rest behind the first", took)
 		}
 		// A pace is asked once its bytes are out.
 		eventually(t, "the paces to be told of 16 and 7 bytes", func() bool { return up.Load() == 16 && down.Load() == 7 })
 		b.relay.End(Drained)
-		b.ends(t, Drained)
+		b.expectEnd(t, Drained)
 	})
 }
 
-func TestASessionEndsWhileItIsSlowed(t *testing.T) {
+func TestThrottledSessionCanEnd(t *testing.T) {
 	s := newSet(t, testConfig())
-	b := startBed(t, s, "plain-plain", Side{Pace: func(int) time.Duration { return time.Hour }}, Side{})
-	say(t, b.client, "a NOOP\r\n")
-	hear(t, b.backend, "a NOOP\r\n")
+	b := startHarness(t, s, "plain-plain", Side{Throttle: func(int) time.Duration { return time.Hour }}, Side{})
+	write(t, b.client, "a NOOP\r\n")
+	expectRead(t, b.backend, "a NOOP\r\n")
 	b.relay.End(Drained)
-	b.ends(t, Drained)
+	b.expectEnd(t, Drained)
 }
 
-func TestTimeOutsEndSessions(t *testing.T) {
+func TestTimeoutsEndSessions(t *testing.T) {
 	cfg := testConfig()
-	cfg.Idle = 100 * time.Millisecond
-	each(t, cfg, func(t *testing.T, s *Set, kind string) {
-		b := newBed(t, s, kind)
-		b.ends(t, Idle)
+	cfg.IdleTimeout = 100 * time.Millisecond
+	forEachTransport(t, cfg, func(t *testing.T, s *Set, kind string) {
+		b := newHarness(t, s, kind)
+		b.expectEnd(t, Idle)
 		if _, err := b.client.Read(make([]byte, 1)); err != io.EOF {
 			t.Errorf("the client read %v", err)
 		}
 	})
 	cfg = testConfig()
-	cfg.Write = 100 * time.Millisecond
-	each(t, cfg, func(t *testing.T, s *Set, kind string) {
-		b := newBed(t, s, kind)
-		go func() { _, _ = io.Copy(b.backend, zeros{}) }()
-		b.ends(t, ClientStalled)
+	cfg.WriteTimeout = 100 * time.Millisecond
+	forEachTransport(t, cfg, func(t *testing.T, s *Set, kind string) {
+		b := newHarness(t, s, kind)
+		go func() { _, _ = io.Copy(b.backend, zeroReader{}) }()
+		b.expectEnd(t, ClientStalled)
 	})
 	cfg = testConfig()
-	cfg.HalfClosed = 100 * time.Millisecond
-	each(t, cfg, func(t *testing.T, s *Set, kind string) {
-		b := newBed(t, s, kind)
-		_ = quiet.HangUp(b.backend)
-		b.ends(t, BackendClosed)
+	cfg.HalfClosedTimeout = 100 * time.Millisecond
+	forEachTransport(t, cfg, func(t *testing.T, s *Set, kind string) {
+		b := newHarness(t, s, kind)
+		_ = parking.CloseWrite(b.backend)
+		b.expectEnd(t, BackendClosed)
 	})
 }
 
-func TestASessionEndsWhenItsTimeIsOver(t *testing.T) {
-	each(t, testConfig(), func(t *testing.T, s *Set, kind string) {
+func TestSessionEndsAtDeadline(t *testing.T) {
+	forEachTransport(t, testConfig(), func(t *testing.T, s *Set, kind string) {
 		until := time.Now().Add(1200 * time.Millisecond)
-		timed := func() *bed {
-			return (&bed{result: make(chan Result, 2), until: until}).start(t, s, kind, Side{}, Side{})
+		timed := func() *harness {
+			return (&harness{result: make(chan Result, 2), deadline: until}).start(t, s, kind, Side{}, Side{})
 		}
-		timeless, quiet, busy := newBed(t, s, kind), timed(), timed()
+		timeless, quiet, busy := newHarness(t, s, kind), timed(), timed()
 		go func() { _, _ = io.Copy(io.Discard, busy.client) }()
-		go func() { _, _ = io.Copy(busy.backend, zeros{}) }()
-		for _, b := range []*bed{quiet, busy} {
-			b.ends(t, Expired)
+		go func() { _, _ = io.Copy(busy.backend, zeroReader{}) }()
+		for _, b := range []*harness{quiet, busy} {
+			b.expectEnd(t, TokenExpired)
 		}
 		if time.Now().Before(until) {
 			t.Error("too soon")
@@ -377,20 +377,20 @@ func TestASessionEndsWhenItsTimeIsOver(t *testing.T) {
 		if _, err := quiet.client.Read(make([]byte, 1)); err != io.EOF {
 			t.Errorf("the client read %v", err)
 		}
-		say(t, timeless.client, "a NOOP\r\n")
-		hear(t, timeless.backend, "a NOOP\r\n")
-		if len(s.until) != 0 {
+		write(t, timeless.client, "a NOOP\r\n")
+		expectRead(t, timeless.backend, "a NOOP\r\n")
+		if len(s.deadlines) != 0 {
 			t.Error("it is remembered for good when a session should have ended")
 		}
 	})
 }
 
 // The clock may look at any moment, also when a session is not yet under way.
-func TestASessionIsNotIdleBeforeItBegins(t *testing.T) {
+func TestNewSessionIsNotIdle(t *testing.T) {
 	cfg := testConfig()
-	cfg.Idle = time.Minute
+	cfg.IdleTimeout = time.Minute
 	s := newSet(t, cfg)
-	s.tick.Store(ticks(time.Hour))
+	s.ticks.Store(toTicks(time.Hour))
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(stopped)
@@ -399,7 +399,7 @@ func TestASessionIsNotIdleBeforeItBegins(t *testing.T) {
 			case <-stop:
 				return
 			default:
-				s.sweep(s.tick.Load())
+				s.sweepRelays(s.ticks.Load())
 			}
 		}
 	}()
@@ -408,65 +408,65 @@ func TestASessionIsNotIdleBeforeItBegins(t *testing.T) {
 		<-stopped
 	})
 	for range 500 {
-		b := newBed(t, s, "plain-plain")
+		b := newHarness(t, s, "plain-plain")
 		b.relay.End(Drained)
-		b.ends(t, Drained)
+		b.expectEnd(t, Drained)
 	}
 }
 
 // The clock asks the pumps of a list that it made before.
-func TestAPumpThatParksBeforeItIsAskedIsNotStuck(t *testing.T) {
-	if !quiet.CanPark {
+func TestPumpParkingBeforeRequestIsNotStalled(t *testing.T) {
+	if !parking.CanPark {
 		t.Skip("only Linux parks")
 	}
 	cfg := testConfig()
-	cfg.Write = 100 * time.Millisecond
-	each(t, cfg, func(t *testing.T, s *Set, kind string) {
-		b := newBed(t, s, kind)
-		eventually(t, "the session to park", func() bool { return s.idle.Len() == 2 })
-		b.relay.up.ask()
-		b.relay.down.ask()
-		b.relay.expire(s.tick.Load() + ticks(cfg.Write) + 1)
-		say(t, b.client, "a NOOP\r\n")
-		hear(t, b.backend, "a NOOP\r\n")
+	cfg.WriteTimeout = 100 * time.Millisecond
+	forEachTransport(t, cfg, func(t *testing.T, s *Set, kind string) {
+		b := newHarness(t, s, kind)
+		eventually(t, "the session to park", func() bool { return s.poller.Len() == 2 })
+		b.relay.up.requestPark()
+		b.relay.down.requestPark()
+		b.relay.checkTimeouts(s.ticks.Load() + toTicks(cfg.WriteTimeout) + 1)
+		write(t, b.client, "a NOOP\r\n")
+		expectRead(t, b.backend, "a NOOP\r\n")
 	})
 }
 
-type zeros struct{}
+type zeroReader struct{}
 
-func (zeros) Read(p []byte) (int, error) { return len(p), nil }
+func (zeroReader) Read(p []byte) (int, error) { return len(p), nil }
 
-func TestClosingTheSetEndsEverySession(t *testing.T) {
+func TestSetCloseEndsEverySession(t *testing.T) {
 	s := newSet(t, testConfig())
-	var beds []*bed
+	var beds []*harness
 	for i := range 40 {
-		beds = append(beds, newBed(t, s, kinds[i%len(kinds)]))
+		beds = append(beds, newHarness(t, s, transports[i%len(transports)]))
 	}
 	s.EndAll(Drained)
 	for _, b := range beds {
-		b.ends(t, Drained)
+		b.expectEnd(t, Drained)
 		if _, err := b.client.Read(make([]byte, 1)); err != io.EOF {
 			t.Errorf("the client read %v", err)
 		}
 	}
-	if s.Len() != 0 || s.idle.Len() != 0 {
-		t.Errorf("%d sessions, %d parked are left", s.Len(), s.idle.Len())
+	if s.Len() != 0 || s.poller.Len() != 0 {
+		t.Errorf("%d sessions, %d parked are left", s.Len(), s.poller.Len())
 	}
 }
 
-func TestBytesAreReportedOnceEach(t *testing.T) {
+func TestBytesAreReportedOnce(t *testing.T) {
 	cfg := testConfig()
 	var up, down atomic.Int64
-	cfg.Bytes = func(u, d int64) {
+	cfg.OnBytes = func(u, d int64) {
 		up.Add(u)
 		down.Add(d)
 	}
 	s := newSet(t, cfg)
-	b := newBed(t, s, "plain-plain")
+	b := newHarness(t, s, "plain-plain")
 	for range 3 {
-		say(t, b.client, "a NOOP\r\n")
-		hear(t, b.backend, "a NOOP\r\n")
-		b.relay.report()
+		write(t, b.client, "a NOOP\r\n")
+		expectRead(t, b.backend, "a NOOP\r\n")
+		b.relay.reportBytes()
 	}
 	_, _ = b.client.Close(), b.backend.Close()
 	r := <-b.result
@@ -478,14 +478,14 @@ func TestBytesAreReportedOnceEach(t *testing.T) {
 }
 
 func TestIdleTLSKeepsNoBuffers(t *testing.T) {
-	if !quiet.CanPark {
+	if !parking.CanPark {
 		t.Skip("only Linux parks")
 	}
 	s := newSet(t, testConfig())
-	b := newBed(t, s, "tls-tls")
-	say(t, b.client, strings.Repeat("x", 1<<20))
-	hear(t, b.backend, strings.Repeat("x", 1<<20))
-	eventually(t, "the session to park", func() bool { return s.idle.Len() == 2 })
+	b := newHarness(t, s, "tls-tls")
+	write(t, b.client, strings.Repeat("x", 1<<20))
+	expectRead(t, b.backend, strings.Repeat("x", 1<<20))
+	eventually(t, "the session to park", func() bool { return s.poller.Len() == 2 })
 	for _, p := range []*pump{&b.relay.up, &b.relay.down} {
 		conn := reflect.ValueOf(p.src).Elem()
 		for _, name := range []string{"rawInput", "hand"} {
@@ -495,8 +495,8 @@ func TestIdleTLSKeepsNoBuffers(t *testing.T) {
 			}
 		}
 	}
-	say(t, b.client, "still here")
-	hear(t, b.backend, "still here")
-	say(t, b.backend, "so am I")
-	hear(t, b.client, "so am I")
+	write(t, b.client, "still here")
+	expectRead(t, b.backend, "still here")
+	write(t, b.backend, "so am I")
+	expectRead(t, b.client, "so am I")
 }

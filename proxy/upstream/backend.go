@@ -27,12 +27,12 @@ type Backend struct {
 	dialer *net.Dialer
 	addr   netip.AddrPort // Address where it has no name
 
-	slots  chan struct{} // a token for each login under way; MaxLogins of them
-	pace   *rate.Limiter // of new connections; nil: as they come
-	health health
+	slots    chan struct{} // a token for each login under way; MaxLogins of them
+	connRate *rate.Limiter // of new connections; nil: as they come
+	health   health
 	// What was seen of the forms of a login.
-	passwords, tokens habit
-	caps              atomic.Pointer[imap.Caps] // as of the last login: most are equal, and share one
+	passwordForms, tokenForms formPreference
+	lastCaps                  atomic.Pointer[imap.Caps] // as of the last login: most are equal, and share one
 }
 
 // New makes a Backend. The configuration is taken as valid; zero fields get
@@ -41,18 +41,18 @@ func New(cfg Config, hooks Hooks, log *zap.Logger) *Backend {
 	cfg = cfg.withDefaults()
 	addr, _ := netip.ParseAddrPort(cfg.Address) // an error: it has a name
 	return &Backend{
-		cfg:    cfg,
-		hooks:  hooks,
-		log:    log.With(zap.String("backend", cfg.Name)),
-		dialer: newDialer(),
-		addr:   addr,
-		slots:  make(chan struct{}, cfg.MaxLogins),
-		pace:   newPace(cfg.LoginRate),
+		cfg:      cfg,
+		hooks:    hooks,
+		log:      log.With(zap.String("backend", cfg.Name)),
+		dialer:   newDialer(),
+		addr:     addr,
+		slots:    make(chan struct{}, cfg.MaxLogins),
+		connRate: newConnRate(cfg.LoginRate),
 	}
 }
 
-// newPace lets a tenth of a second's connections come at once.
-func newPace(perSecond int) *rate.Limiter {
+// newConnRate lets a tenth of a second's connections come at once.
+func newConnRate(perSecond int) *rate.Limiter {
 	if perSecond == 0 {
 		return nil
 	}
@@ -62,15 +62,15 @@ func newPace(perSecond int) *rate.Limiter {
 // Name is what routes and logs call the backend.
 func (b *Backend) Name() string { return b.cfg.Name }
 
-// Master says whether logins are the gateway's own: the backend then takes our
+// UsesMasterLogin says whether logins are the gateway's own: the backend then takes our
 // word for who the user is.
-func (b *Backend) Master() bool { return b.cfg.Login == MasterLogin }
+func (b *Backend) UsesMasterLogin() bool { return b.cfg.Login == MasterLogin }
 
 // Address is where it is, as configured.
 func (b *Backend) Address() string { return b.cfg.Address }
 
-// LoginLimit is the longest that a Login can take.
-func (b *Backend) LoginLimit() time.Duration { return b.cfg.LoginTimeout + b.cfg.AnswerTimeout }
+// MaxLoginTime is the longest that a Login can take.
+func (b *Backend) MaxLoginTime() time.Duration { return b.cfg.LoginTimeout + b.cfg.AnswerTimeout }
 
 // Login connects and logs who in, within LoginTimeout and ctx. Once the credentials
 // are sent the backend has AnswerTimeout at least: a login that is given up before
@@ -78,62 +78,62 @@ func (b *Backend) LoginLimit() time.Duration { return b.cfg.LoginTimeout + b.cfg
 //
 // Errors: ErrDenied, *Refused, ErrLoop, and ErrUnavailable for everything else.
 // Credentials are sent once: what goes wrong behind them is not tried again.
-func (b *Backend) Login(ctx context.Context, who Request) (*Conn, error) {
-	creds, err := b.credentials(who)
+func (b *Backend) Login(ctx context.Context, req Request) (*Conn, error) {
+	creds, err := b.buildCredentials(req)
 	if err != nil {
 		return nil, fmt.Errorf("log in at %s: %w", b.cfg.Name, err)
 	}
-	conn, err := b.tryLogin(ctx, request{who, creds})
+	conn, err := b.tryLogin(ctx, request{req, creds})
 	if err != nil {
-		return nil, fmt.Errorf("log in at %s: %w", b.cfg.Name, public(err))
+		return nil, fmt.Errorf("log in at %s: %w", b.cfg.Name, publicError(err))
 	}
 	return conn, nil
 }
 
 // tryLogin is one login, if the backend is worth a try, and what it teaches.
-func (b *Backend) tryLogin(ctx context.Context, who request) (conn *Conn, err error) {
-	if b.looping(who.Client) {
-		b.learn(ctx, nil, ErrLoop)
+func (b *Backend) tryLogin(ctx context.Context, req request) (conn *Conn, err error) {
+	if b.isLoop(req.Client) {
+		b.recordResult(ctx, nil, ErrLoop)
 		return nil, ErrLoop
 	}
-	asked := time.Now()
-	deadline := asked.Add(b.cfg.LoginTimeout)
-	p, err := b.health.admit(ctx, deadline)
-	if p != nil {
-		defer b.health.end(p)
+	began := time.Now()
+	deadline := began.Add(b.cfg.LoginTimeout)
+	t, err := b.health.allow(ctx, deadline)
+	if t != nil {
+		defer b.health.endTrial(t)
 	}
 	if err == nil {
-		err = b.enter(ctx, deadline)
+		err = b.awaitSlot(ctx, deadline)
 	}
-	who.waited(time.Since(asked))
+	req.addWaitTime(time.Since(began))
 	if err == nil {
-		conn, err = b.login(ctx, who, deadline)
+		conn, err = b.login(ctx, req, deadline)
 	}
-	b.learn(ctx, p, err)
+	b.recordResult(ctx, t, err)
 	return conn, err
 }
 
-// public sorts an error into what callers branch on.
-func public(err error) error {
-	var refused *Refused
+// publicError sorts an error into what callers branch on.
+func publicError(err error) error {
+	var refused *RefusedError
 	if errors.Is(err, ErrDenied) || errors.Is(err, ErrLoop) || errors.As(err, &refused) {
 		return err
 	}
-	return fmt.Errorf("%w: %w", ErrUnavailable, told{err})
+	return fmt.Errorf("%w: %w", ErrUnavailable, sanitizedError{err})
 }
 
 // login is one login that has its turn, to the tagged OK.
-func (b *Backend) login(ctx context.Context, who request, deadline time.Time) (*Conn, error) {
-	leave := sync.OnceFunc(b.leave)
-	defer leave()
-	defer time.AfterFunc(turn, leave).Stop()
+func (b *Backend) login(ctx context.Context, req request, deadline time.Time) (*Conn, error) {
+	release := sync.OnceFunc(b.releaseSlot)
+	defer release()
+	defer time.AfterFunc(maxSlotTime, release).Stop()
 	b.cfg.Sockets.AddBackend()
 	nc, err := b.connect(ctx, deadline)
 	if err != nil {
 		b.cfg.Sockets.RemoveBackend()
 		return nil, err
 	}
-	conn, err := b.over(ctx, nc, deadline, who)
+	conn, err := b.loginOn(ctx, nc, deadline, req)
 	if err != nil {
 		b.cfg.Sockets.RemoveBackend() // it is closed
 		return nil, err
@@ -150,71 +150,71 @@ type request struct {
 	creds credentials
 }
 
-// over logs in over nc, which is the Conn's then, or closed.
-func (b *Backend) over(ctx context.Context, nc net.Conn, deadline time.Time, who request) (*Conn, error) {
-	if tcp, ok := nc.(*net.TCPConn); ok && b.cfg.Socket != nil && b.cfg.TLSMode != NoTLS {
-		nc = b.cfg.Socket(tcp)
+// loginOn logs in over nc, which is the Conn's then, or closed.
+func (b *Backend) loginOn(ctx context.Context, nc net.Conn, deadline time.Time, req request) (*Conn, error) {
+	if tcp, ok := nc.(*net.TCPConn); ok && b.cfg.WrapConn != nil && b.cfg.TLSMode != NoTLS {
+		nc = b.cfg.WrapConn(tcp)
 	}
-	d := newDialogue(nc)
-	release := d.bind(ctx, deadline)
-	conn, err := b.converse(d, who)
-	err = d.refusedBy(err)
+	lc := newLoginConn(nc)
+	release := lc.bind(ctx, deadline)
+	conn, err := b.runLogin(lc, req)
+	err = lc.certificateError(err)
 	if !release() && err == nil {
 		err = context.Cause(ctx)
 	}
 	if err != nil {
-		_ = d.conn.Close() // nothing of a failed login is used again
+		_ = lc.conn.Close() // nothing of a failed login is used again
 		return nil, err
 	}
 	return conn, nil
 }
 
-// converse is the dialogue on a new connection.
-func (b *Backend) converse(d *dialogue, who request) (*Conn, error) {
-	if err := b.open(d, who.Client); err != nil {
+// runLogin is the dialogue on a new connection.
+func (b *Backend) runLogin(lc *loginConn, req request) (*Conn, error) {
+	if err := b.prepareLogin(lc, req.Client); err != nil {
 		return nil, err
 	}
-	ok, err := b.authenticate(d, who.creds, who.Client)
+	ok, err := b.authenticate(lc, req.creds, req.Client)
 	if err != nil {
 		return nil, err
 	}
-	if err := b.verdict(ok); err != nil {
-		var forwarded *Refused
+	if err := b.loginError(ok); err != nil {
+		var forwarded *RefusedError
 		if errors.As(err, &forwarded) {
-			forwarded.Alerts = d.alerts
+			forwarded.Alerts = lc.alerts
 		}
 		return nil, err
 	}
-	alerts := d.alerts // before the OK: what comes after it is kept as it is
-	kept, err := d.after(ok)
+	alerts := lc.alerts // before the OK: what comes after it is kept as it is
+	untagged, err := lc.refreshCaps(ok)
 	if err != nil {
 		return nil, err
 	}
-	nc, rest := d.conn.Detach()
-	if !onlyUntagged(rest) {
-		return nil, errBehind
+	nc, buffered := lc.conn.Detach()
+	if !isOnlyUntagged(buffered) {
+		return nil, errAfterLogin
 	}
-	conn := &Conn{user: who.User, caps: b.shared(d.caps), ok: OK{alerts, "", clean(ok.Text)}, id: d.id, sockets: b.cfg.Sockets, nc: nc, rest: append(kept, rest...)}
-	if forwardable(ok.Code) && conn.ok.Text != "" {
+	conn := &Conn{user: req.User, caps: b.internCaps(lc.caps), ok: OK{alerts, "", sanitize(ok.Text)}, id: lc.id, sockets: b.cfg.Sockets, nc: nc, buffered: append(untagged, buffered...)}
+	if isForwardable(ok.Code) && conn.ok.Text != "" {
 		conn.ok.Code = ok.Code
 	}
 	return conn, nil
 }
 
-// shared is caps, or what another login was told in the same words: for as long as
+// internCaps is caps, or what another login was told in the same words: for as long as
 // its session lasts, somebody may keep it.
-func (b *Backend) shared(caps imap.Caps) imap.Caps {
-	if last := b.caps.Load(); last != nil && last.String() == caps.String() {
+func (b *Backend) internCaps(caps imap.Caps) imap.Caps {
+	if last := b.lastCaps.Load(); last != nil && last.String() == caps.String() {
 		return *last
 	}
-	b.caps.Store(&caps)
+	b.lastCaps.Store(&caps)
 	return caps
 }
 
-// looping says whether the login has come round. A session id of ours can only
+// isLoop says whether the login has come round. A session id of ours can only
 // have been said by us.
-func (b *Backend) looping(c Client) bool {
-	return b.hops(c) <= 1 || b.cfg.Instance != "" && strings.HasPrefix(c.Via, b.cfg.Instance)
+func (b *Backend) isLoop(c Client) bool {
+	return b.hops(c) <= 1 || b.cfg.SessionPrefix != "" && strings.HasPrefix(c.PeerSession, b.cfg.SessionPrefix)
 }
 
 // hops is how many gateways the login may pass, this one included.
@@ -225,51 +225,51 @@ func (b *Backend) hops(c Client) int {
 	return b.cfg.TTL
 }
 
-// turn is how long a login counts as one of MaxLogins. The work of one is done
+// maxSlotTime is how long a login counts as one of MaxLogins. The work of one is done
 // long before; what takes longer is a backend that lets a wrong password wait,
 // and a few of those must not keep everybody else out.
-const turn = time.Second
+const maxSlotTime = time.Second
 
-// noticed is the shortest wait that was one: to be asked takes microseconds.
-const noticed = time.Millisecond
+// minReportedWait is the shortest wait that was one: to be asked takes microseconds.
+const minReportedWait = time.Millisecond
 
-// enter waits for a turn, so that a herd of clients does not fall upon a
+// awaitSlot waits for a turn, so that a herd of clients does not fall upon a
 // backend that has just come back. The wait for the pace comes first: it must
 // not use up another's turn.
-func (b *Backend) enter(ctx context.Context, deadline time.Time) error {
-	if err := b.keepPace(ctx, deadline); err != nil {
+func (b *Backend) awaitSlot(ctx context.Context, deadline time.Time) error {
+	if err := b.awaitConnRate(ctx, deadline); err != nil {
 		return err
 	}
-	return b.takeTurn(ctx, deadline)
+	return b.acquireSlot(ctx, deadline)
 }
 
-// waited notes the wait for a turn.
-func (r *Request) waited(took time.Duration) {
-	if r.Waited != nil && took >= noticed {
-		*r.Waited += took
+// addWaitTime notes the wait for a turn.
+func (r *Request) addWaitTime(took time.Duration) {
+	if r.WaitTime != nil && took >= minReportedWait {
+		*r.WaitTime += took
 	}
 }
 
-// keepPace waits until there may be a new connection.
-func (b *Backend) keepPace(ctx context.Context, deadline time.Time) error {
-	if b.pace == nil {
+// awaitConnRate waits until there may be a new connection.
+func (b *Backend) awaitConnRate(ctx context.Context, deadline time.Time) error {
+	if b.connRate == nil {
 		return nil
 	}
-	soon, cancel := context.WithDeadline(ctx, deadline)
+	waitCtx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	began := time.Now()
-	if err := b.pace.Wait(soon); err != nil { // at once when its time would come too late
-		b.heldUp(LimitRate, ctx.Err() == nil)
+	if err := b.connRate.Wait(waitCtx); err != nil { // at once when its time would come too late
+		b.reportWait(LimitRate, ctx.Err() == nil)
 		return fmt.Errorf("%w: %w", errBusy, err)
 	}
-	if time.Since(began) >= noticed {
-		b.heldUp(LimitRate, false)
+	if time.Since(began) >= minReportedWait {
+		b.reportWait(LimitRate, false)
 	}
 	return nil
 }
 
-// takeTurn waits until there are fewer than MaxLogins.
-func (b *Backend) takeTurn(ctx context.Context, deadline time.Time) error {
+// acquireSlot waits until there are fewer than MaxLogins.
+func (b *Backend) acquireSlot(ctx context.Context, deadline time.Time) error {
 	select {
 	case b.slots <- struct{}{}:
 		return nil
@@ -279,47 +279,47 @@ func (b *Backend) takeTurn(ctx context.Context, deadline time.Time) error {
 	defer t.Stop()
 	select {
 	case b.slots <- struct{}{}:
-		b.heldUp(LimitLogins, false)
+		b.reportWait(LimitLogins, false)
 		return nil
 	case <-t.C:
-		b.heldUp(LimitLogins, true)
+		b.reportWait(LimitLogins, true)
 		return errBusy
 	case <-ctx.Done():
-		b.heldUp(LimitLogins, errors.Is(ctx.Err(), context.DeadlineExceeded))
+		b.reportWait(LimitLogins, errors.Is(ctx.Err(), context.DeadlineExceeded))
 		return fmt.Errorf("%w: %w", errBusy, context.Cause(ctx))
 	}
 }
 
-// heldUp tells that a limit made a login wait, or refused it.
-func (b *Backend) heldUp(by string, inVain bool) {
+// reportWait tells that a limit made a login wait, or refused it.
+func (b *Backend) reportWait(limit string, timedOut bool) {
 	if b.hooks.OnWait != nil {
-		b.hooks.OnWait(Wait{by, inVain})
+		b.hooks.OnWait(Wait{limit, timedOut})
 	}
 }
 
-func (b *Backend) leave() { <-b.slots }
+func (b *Backend) releaseSlot() { <-b.slots }
 
-// learn tells the metrics and the health of the backend how a login ended, which was a
+// recordResult tells the metrics and the health of the backend how a login ended, which was a
 // probe where p is one. A BAD
 // and a token that is not taken say nothing of its health: a stranger can bring
 // both about, and must be able neither to mark it down nor to keep it up.
-func (b *Backend) learn(ctx context.Context, p *probe, err error) {
-	res := result(ctx, err)
+func (b *Backend) recordResult(ctx context.Context, t *trial, err error) {
+	res := classifyError(ctx, err)
 	if b.hooks.OnConnect != nil {
 		b.hooks.OnConnect(res)
 	}
 	switch res {
 	case ResultOK, ResultDenied, ResultRefused:
-		if b.health.succeeded(time.Now()) {
+		if b.health.recordSuccess(time.Now()) {
 			b.log.Info("backend is back")
 		}
 	case ResultUnreachable, ResultTLS, ResultTimeout, ResultClosed, ResultProtocol:
 		if ctx.Err() == nil { // or it was the caller's time that ran out
-			b.health.failed(time.Now())
+			b.health.recordFailure(time.Now())
 			return
 		}
-		b.health.unknown(p)
+		b.health.recordUnknown(t)
 	default:
-		b.health.unknown(p)
+		b.health.recordUnknown(t)
 	}
 }

@@ -40,12 +40,12 @@ func fullBacklog(t *testing.T) string {
 	return ""
 }
 
-func TestM1ABackendThatDropsSYNsIsGivenUpInTime(t *testing.T) {
+func TestConnectTimesOutWhenSYNsAreDropped(t *testing.T) {
 	results := make(chan string, 1)
 	b := New(Config{Address: fullBacklog(t), TLSMode: NoTLS, ConnectTimeout: 500 * time.Millisecond},
 		Hooks{OnConnect: func(r string) { results <- r }}, zap.NewNop())
 	began := time.Now()
-	conn, err := b.Login(context.Background(), request1(t))
+	conn, err := b.Login(context.Background(), testRequest(t))
 	if took := time.Since(began); conn != nil || !errors.Is(err, ErrUnavailable) || took < 400*time.Millisecond {
 		t.Errorf("%v, %v after %v", conn, err, took)
 	}
@@ -55,7 +55,7 @@ func TestM1ABackendThatDropsSYNsIsGivenUpInTime(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 	defer cancel()
 	b = New(Config{Address: b.cfg.Address, TLSMode: NoTLS, ConnectTimeout: time.Hour}, Hooks{}, zap.NewNop())
-	if _, err := b.Login(ctx, request1(t)); err == nil { // and not after an hour
+	if _, err := b.Login(ctx, testRequest(t)); err == nil { // and not after an hour
 		t.Error("the client's own time does not count")
 	}
 }

@@ -12,21 +12,21 @@ import (
 	"imapgate/internal/imap"
 )
 
-// LongToken is the length in bytes above which a token, in base64 and with the name
+// LongTokenSize is the length in bytes above which a token, in base64 and with the name
 // in front, may not fit the 8 KiB that servers take for a line. Dovecot has the same
 // bound for a response, and ends the connection beyond it.
-const LongToken = 5 << 10
+const LongTokenSize = 5 << 10
 
 var (
-	errNoToken  = errors.New("the client brought no token, and the backend takes nothing else")
-	errTokenEnd = fmt.Errorf("%w with a token of this length: it ends the connection", errMechanism)
-	errRepented = fmt.Errorf("%w: it accepts a token that it has just refused", errProtocol)
+	errNoToken       = errors.New("the client brought no token, and the backend takes nothing else")
+	errTokenTooLong  = fmt.Errorf("%w with a token of this length: it ends the connection", errMechanism)
+	errContradiction = fmt.Errorf("%w: it accepts a token that it has just refused", errProtocol)
 )
 
-// Shows says whether something that a client brought can be shown to the
+// AcceptsCredentials says whether something that a client brought can be shown to the
 // backend, as its login needs. Who has proven itself without giving anything
 // away (SCRAM, EXTERNAL) brings neither.
-func (b *Backend) Shows(password, token identity.Secret) bool {
+func (b *Backend) AcceptsCredentials(password, token identity.Secret) bool {
 	switch b.cfg.Login {
 	case MasterLogin:
 		return true
@@ -40,15 +40,15 @@ func (b *Backend) Shows(password, token identity.Secret) bool {
 // refusal are. A backend that refuses a token says why in a challenge, and waits
 // for an answer before it says NO.
 type bearer struct {
-	mechanism string
-	message   string
-	dismissal string
+	mechanism     string
+	message       string
+	finalResponse string
 }
 
-// bearer chooses the mechanism: the standard's, or what came before it. The
+// bearerMessage chooses the mechanism: the standard's, or what came before it. The
 // host and the port of RFC 7628 are left out, as they may be: what the backend
 // is called here is not what the client called us.
-func (c credentials) bearer(caps imap.Caps) (bearer, error) {
+func (c credentials) bearerMessage(caps imap.Caps) (bearer, error) {
 	token := c.token.Reveal()
 	switch {
 	case caps.Has(auth.SASLOAuthBearer):
@@ -57,69 +57,69 @@ func (c credentials) bearer(caps imap.Caps) (bearer, error) {
 	case caps.Has(auth.SASLXOAuth2):
 		return bearer{auth.XOAuth2, "user=" + c.user + "\x01auth=Bearer " + token + "\x01\x01", "\r\n"}, nil
 	}
-	return bearer{}, errTokenless
+	return bearer{}, errNoTokenMechanism
 }
 
 // appendBearer appends AUTHENTICATE with the token.
-func (c credentials) appendBearer(s *script, f form, d *dialogue) error {
-	b, err := c.bearer(d.caps)
+func (c credentials) appendBearer(cmd *loginCommand, f loginForm, lc *loginConn) error {
+	b, err := c.bearerMessage(lc.caps)
 	if err != nil {
 		return err
 	}
-	s.appendSASL(d.last+" AUTHENTICATE "+b.mechanism, []byte(b.message), f)
-	s.dismissal = b.dismissal
+	cmd.appendSASL(lc.loginTag+" AUTHENTICATE "+b.mechanism, []byte(b.message), f)
+	cmd.finalResponse = b.finalResponse
 	return nil
 }
 
-// isLong reports whether there is a token that some servers do not read to its end.
-func (c credentials) isLong() bool { return len(c.token.Reveal()) > LongToken }
+// hasLongToken reports whether there is a token that some servers do not read to its end.
+func (c credentials) hasLongToken() bool { return len(c.token.Reveal()) > LongTokenSize }
 
-// dismiss answers a challenge that explains a refusal, and reads the NO that
+// finishRefusal answers a challenge that explains a refusal, and reads the NO that
 // must follow (RFC 7628 §3.2.3). Of the challenge only one thing matters: whether
 // the backend could verify the token at all. Dovecot 2.4 says there alone that its
 // provider did not answer, and AUTHENTICATIONFAILED behind it.
-func (d *dialogue) dismiss(challenge, dismissal string) (imap.Response, error) {
-	if dismissal == "" {
-		return imap.Response{}, errContinue
+func (c *loginConn) finishRefusal(challenge, response string) (imap.Response, error) {
+	if response == "" {
+		return imap.Response{}, errContinuation
 	}
-	if _, err := d.conn.Write([]byte(dismissal)); err != nil {
+	if _, err := c.conn.Write([]byte(response)); err != nil {
 		return imap.Response{}, err
 	}
-	res, err := d.tagged(d.last)
+	res, err := c.readTagged(c.loginTag)
 	if err == nil && res.Name == "OK" {
-		err = errRepented
+		err = errContradiction
 	}
-	if res.Name == "NO" && unverified(challenge) {
+	if res.Name == "NO" && isVerificationFailure(challenge) {
 		res.Code, res.Text = "UNAVAILABLE", "Tokens cannot be verified now."
 	}
 	return res, err
 }
 
-// unverified says whether a challenge tells of a failure of the backend or of its
+// isVerificationFailure says whether a challenge tells of a failure of the backend or of its
 // provider, not of a bad token: by the word that Dovecot uses, those of RFC 6749
 // §4.1.2.1, or an HTTP status of 5xx.
-func unverified(challenge string) bool {
+func isVerificationFailure(challenge string) bool {
 	text, err := base64.StdEncoding.DecodeString(challenge)
 	if err != nil {
 		return false
 	}
-	var said struct {
+	var reason struct {
 		Status string `json:"status"`
 	}
-	if json.Unmarshal(text, &said) != nil {
+	if json.Unmarshal(text, &reason) != nil {
 		return false
 	}
-	switch said.Status {
+	switch reason.Status {
 	case "internal_failure", "server_error", "temporarily_unavailable":
 		return true
 	}
-	return len(said.Status) == 3 && said.Status[0] == '5'
+	return len(reason.Status) == 3 && reason.Status[0] == '5'
 }
 
-// bearing are the credentials of who comes with a token. It must be read as one
+// tokenCredentials are the credentials of who comes with a token. It must be read as one
 // word wherever it is sent.
-func bearing(name string, token identity.Secret) (credentials, error) {
-	if t := token.Reveal(); !sendable(t, identity.MaxToken) || strings.Contains(t, " ") {
+func tokenCredentials(name string, token identity.Secret) (credentials, error) {
+	if t := token.Reveal(); !isSendable(t, identity.MaxToken) || strings.Contains(t, " ") {
 		return credentials{}, errUnsendable
 	}
 	return credentials{user: name, token: token}, nil

@@ -13,63 +13,63 @@ import (
 	"imapgate/internal/imap"
 )
 
-// withToken is request1 of a client that brought a token.
-func withToken(t testing.TB) Request {
+// tokenRequest is request1 of a client that brought a token.
+func tokenRequest(t testing.TB) Request {
 	t.Helper()
-	who := request1(t)
-	who.Password, who.Token = identity.Secret{}, identity.NewSecret(canary)
-	return who
+	req := testRequest(t)
+	req.Password, req.Token = identity.Secret{}, identity.NewSecret(canary)
+	return req
 }
 
-func coded(message string) string { return base64.StdEncoding.EncodeToString([]byte(message)) }
+func encodeBase64(message string) string { return base64.StdEncoding.EncodeToString([]byte(message)) }
 
 const (
-	sayBearer  = "n,a=joe@example.org,\x01auth=Bearer " + canary + "\x01\x01"
-	sayXOAuth2 = "user=joe@example.org\x01auth=Bearer " + canary + "\x01\x01"
-	greetOAuth = "> * OK [CAPABILITY IMAP4rev1 ID SASL-IR AUTH=PLAIN AUTH=XOAUTH2 AUTH=OAUTHBEARER] hi"
+	bearerPayload  = "n,a=joe@example.org,\x01auth=Bearer " + canary + "\x01\x01"
+	xoauth2Payload = "user=joe@example.org\x01auth=Bearer " + canary + "\x01\x01"
+	greetingOAuth  = "> * OK [CAPABILITY IMAP4rev1 ID SASL-IR AUTH=PLAIN AUTH=XOAUTH2 AUTH=OAUTHBEARER] hi"
 )
 
-func TestATokenGoesByTheMechanismThatTheBackendHas(t *testing.T) {
+func TestATokenIsSentByTheMechanismOfTheBackend(t *testing.T) {
 	for what, steps := range map[string][]string{
-		"both":             {greetOAuth, "< ID", "< AUTHENTICATE OAUTHBEARER " + coded(sayBearer) + "\r\n", "> {I} OK", loginOK},
-		"the old one":      {"> * OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN AUTH=XOAUTH2] hi", "< AUTHENTICATE XOAUTH2 " + coded(sayXOAuth2) + "\r\n", loginOK},
-		"when asked":       {"> * OK [CAPABILITY IMAP4rev1 AUTH=OAUTHBEARER] hi", "< AUTHENTICATE OAUTHBEARER\r\n", "> + ", "< " + coded(sayBearer) + "\r\n", loginOK},
-		"old, when asked":  {"> * OK [CAPABILITY IMAP4rev1 AUTH=XOAUTH2 LOGINDISABLED] hi", "< AUTHENTICATE XOAUTH2\r\n", "> + ", "< " + coded(sayXOAuth2) + "\r\n", loginOK},
-		"a list and no AS": {"> * OK hi", "< CAPABILITY", "> * CAPABILITY IMAP4rev1 AUTH=oauthbearer SASL-IR\r\n{C} OK", "< AUTHENTICATE OAUTHBEARER " + coded(sayBearer), loginOK},
+		"both":             {greetingOAuth, "< ID", "< AUTHENTICATE OAUTHBEARER " + encodeBase64(bearerPayload) + "\r\n", "> {I} OK", loginOK},
+		"the old one":      {"> * OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN AUTH=XOAUTH2] hi", "< AUTHENTICATE XOAUTH2 " + encodeBase64(xoauth2Payload) + "\r\n", loginOK},
+		"when asked":       {"> * OK [CAPABILITY IMAP4rev1 AUTH=OAUTHBEARER] hi", "< AUTHENTICATE OAUTHBEARER\r\n", "> + ", "< " + encodeBase64(bearerPayload) + "\r\n", loginOK},
+		"old, when asked":  {"> * OK [CAPABILITY IMAP4rev1 AUTH=XOAUTH2 LOGINDISABLED] hi", "< AUTHENTICATE XOAUTH2\r\n", "> + ", "< " + encodeBase64(xoauth2Payload) + "\r\n", loginOK},
+		"a list and no AS": {"> * OK hi", "< CAPABILITY", "> * CAPABILITY IMAP4rev1 AUTH=oauthbearer SASL-IR\r\n{C} OK", "< AUTHENTICATE OAUTHBEARER " + encodeBase64(bearerPayload), loginOK},
 	} {
 		for _, login := range []string{Passthrough, OAuthLogin} {
-			a := perform(t, Config{TLSMode: NoTLS, Login: login}, withToken(t), steps...)
+			a := logIn(t, Config{TLSMode: NoTLS, Login: login}, tokenRequest(t), steps...)
 			a.finish()
-			if a.err != nil || a.play.err != nil || a.result != ResultOK {
-				t.Errorf("%s, %s: %v, %v, %s", what, login, a.err, a.play.err, a.result)
+			if a.err != nil || a.scriptedBackend.err != nil || a.result != ResultOK {
+				t.Errorf("%s, %s: %v, %v, %s", what, login, a.err, a.scriptedBackend.err, a.result)
 			}
 		}
 	}
 }
 
-func TestARefusedTokenIsDenied(t *testing.T) {
-	why := "> + " + coded(`{"status":"invalid_token","scope":"mail"}`)
+func TestARejectedTokenIsDenied(t *testing.T) {
+	why := "> + " + encodeBase64(`{"status":"invalid_token","scope":"mail"}`)
 	for what, c := range map[string]struct {
 		greeting string
 		steps    []string
 	}{
-		"with reasons":       {greetOAuth, []string{why, "< AQ==\r\n", "> {L} NO [AUTHENTICATIONFAILED] no"}},
+		"with reasons":       {greetingOAuth, []string{why, "< AQ==\r\n", "> {L} NO [AUTHENTICATIONFAILED] no"}},
 		"old, with reasons":  {"> * OK [CAPABILITY IMAP4rev1 ID SASL-IR AUTH=XOAUTH2] hi", []string{why, "< \r\n", "> {L} NO no"}},
-		"without":            {greetOAuth, []string{"> {L} NO [AUTHENTICATIONFAILED] no"}},
-		"with empty reasons": {greetOAuth, []string{"> + ", "< AQ==\r\n", "> * OK x\r\n{L} NO no"}},
+		"without":            {greetingOAuth, []string{"> {L} NO [AUTHENTICATIONFAILED] no"}},
+		"with empty reasons": {greetingOAuth, []string{"> + ", "< AQ==\r\n", "> * OK x\r\n{L} NO no"}},
 	} {
 		steps := append([]string{c.greeting, "< ID", "< AUTHENTICATE", "> {I} OK"}, c.steps...)
-		a := perform(t, Config{TLSMode: NoTLS}, withToken(t), steps...)
+		a := logIn(t, Config{TLSMode: NoTLS}, tokenRequest(t), steps...)
 		a.finish()
-		if !errors.Is(a.err, ErrDenied) || a.play.err != nil || a.result != ResultDenied {
-			t.Errorf("%s: %v, %v, %s", what, a.err, a.play.err, a.result)
+		if !errors.Is(a.err, ErrDenied) || a.scriptedBackend.err != nil || a.result != ResultDenied {
+			t.Errorf("%s: %v, %v, %s", what, a.err, a.scriptedBackend.err, a.result)
 		}
 	}
 }
 
 // A token that could not be verified is not refused, wherever the backend says so:
 // in the code, or, as Dovecot 2.4, in the challenge alone.
-func TestATokenThatCannotBeVerifiedIsNotDenied(t *testing.T) {
+func TestAnUnverifiableTokenIsNotDenied(t *testing.T) {
 	for what, c := range map[string]struct {
 		challenge, end string
 		unavailable    bool
@@ -85,10 +85,10 @@ func TestATokenThatCannotBeVerifiedIsNotDenied(t *testing.T) {
 		"no object":            {`["internal_failure"]`, "NO no", false},
 		"half an object":       {`{"status":"internal_failure"`, "NO no", false},
 	} {
-		a := perform(t, Config{TLSMode: NoTLS}, withToken(t), greetOAuth, "< ID", "< AUTHENTICATE", "> {I} OK",
-			"> + "+coded(c.challenge), "< AQ==", "> {L} "+c.end)
+		a := logIn(t, Config{TLSMode: NoTLS}, tokenRequest(t), greetingOAuth, "< ID", "< AUTHENTICATE", "> {I} OK",
+			"> + "+encodeBase64(c.challenge), "< AQ==", "> {L} "+c.end)
 		a.finish()
-		var refused *Refused
+		var refused *RefusedError
 		if errors.As(a.err, &refused) != c.unavailable || errors.Is(a.err, ErrDenied) == c.unavailable || (VerdictOf(a.err) == VerdictWrong) == c.unavailable {
 			t.Errorf("%s: %v", what, a.err)
 		} else if c.unavailable && (refused.Code != "UNAVAILABLE" || a.result != ResultRefused) {
@@ -97,8 +97,8 @@ func TestATokenThatCannotBeVerifiedIsNotDenied(t *testing.T) {
 	}
 }
 
-func TestABackendCannotMisuseTheChallengeOfARefusal(t *testing.T) {
-	front := []string{greetOAuth, "< ID", "< AUTHENTICATE", "> {I} OK"}
+func TestTheChallengeOfARefusalCannotBeMisused(t *testing.T) {
+	front := []string{greetingOAuth, "< ID", "< AUTHENTICATE", "> {I} OK"}
 	for what, c := range map[string]struct {
 		steps  []string
 		result string
@@ -108,55 +108,55 @@ func TestABackendCannotMisuseTheChallengeOfARefusal(t *testing.T) {
 		"BYE behind it":           {[]string{"> + ", "< AQ==", "> * BYE"}, ResultClosed},
 		"PREAUTH behind it":       {[]string{"> + ", "< AQ==", "> * PREAUTH"}, ResultProtocol},
 		"an end":                  {[]string{"> + ", "< AQ==", "fin"}, ResultClosed},
-		"BAD behind it":           {[]string{"> + ", "< AQ==", "> {L} BAD no"}, ResultNotTaken},
+		"BAD behind it":           {[]string{"> + ", "< AQ==", "> {L} BAD no"}, ResultNotAccepted},
 		"another tag":             {[]string{"> + ", "< AQ==", "> a1 NO"}, ResultProtocol},
-		"BAD":                     {[]string{"> {L} BAD what", "fin"}, ResultNotTaken},
-		"its words in an error":   {[]string{"> {L} BAD AUTHENTICATE " + canary, "fin"}, ResultNotTaken},
-		"them coded":              {[]string{"> {L} BAD " + coded(sayBearer), "fin"}, ResultNotTaken},
+		"BAD":                     {[]string{"> {L} BAD what", "fin"}, ResultNotAccepted},
+		"its words in an error":   {[]string{"> {L} BAD AUTHENTICATE " + canary, "fin"}, ResultNotAccepted},
+		"them coded":              {[]string{"> {L} BAD " + encodeBase64(bearerPayload), "fin"}, ResultNotAccepted},
 		"a challenge without end": {[]string{">> + " + strings.Repeat("e", 1<<17)}, ResultProtocol},
 	} {
-		a := perform(t, Config{TLSMode: NoTLS}, withToken(t), append(front, c.steps...)...)
+		a := logIn(t, Config{TLSMode: NoTLS}, tokenRequest(t), append(front, c.steps...)...)
 		a.finish()
-		if !errors.Is(a.err, ErrUnavailable) || errors.Is(a.err, ErrDenied) || a.result != c.result || leaks(a.err.Error()) && what != "BAD" {
+		if !errors.Is(a.err, ErrUnavailable) || errors.Is(a.err, ErrDenied) || a.result != c.result || leaksCredentials(a.err.Error()) && what != "BAD" {
 			t.Errorf("%s: %v, %s", what, a.err, a.result)
 		}
 	}
 	// PLAIN has no such challenge, whatever the backend offers besides.
-	a := perform(t, Config{TLSMode: NoTLS}, request1(t), append(front, "> + ")...)
-	if a.finish(); !errors.Is(a.err, errContinue) {
+	a := logIn(t, Config{TLSMode: NoTLS}, testRequest(t), append(front, "> + ")...)
+	if a.finish(); !errors.Is(a.err, errContinuation) {
 		t.Errorf("a password: %v", a.err)
 	}
 }
 
-func TestTheFiftyAttacksOnSTARTTLSGetNoToken(t *testing.T) {
-	cases := append(append(buffering(), negotiation()...), append(tampering(), spoofing()...)...)
+func TestStartTLSAttacksGetNoToken(t *testing.T) {
+	cases := append(append(bufferingAttacks(), negotiationAttacks()...), append(tamperingAttacks(), spoofingAttacks()...)...)
 	for _, h := range cases {
 		for i, step := range h.steps {
 			h.steps[i] = strings.ReplaceAll(step, "AUTH=PLAIN", "AUTH=OAUTHBEARER AUTH=XOAUTH2")
 		}
-		h.against(t, Config{}, withToken(t))
+		h.runWith(t, Config{}, tokenRequest(t))
 	}
 }
 
-func TestATokenIsNotSentWhereItIsNotTaken(t *testing.T) {
+func TestATokenIsNotSentWithoutAMechanism(t *testing.T) {
 	for _, caps := range []string{"IMAP4rev1", "IMAP4rev1 AUTH=PLAIN SASL-IR", "IMAP4rev1 AUTH=OAUTHBEARERS"} {
-		a := perform(t, Config{TLSMode: NoTLS}, withToken(t), "> * OK [CAPABILITY "+caps+"] hi")
+		a := logIn(t, Config{TLSMode: NoTLS}, tokenRequest(t), "> * OK [CAPABILITY "+caps+"] hi")
 		a.finish()
-		if !errors.Is(a.err, errMechanism) || !errors.Is(a.err, ErrUnavailable) || leaks(a.clear.String()) {
-			t.Errorf("%s: %v, %q", caps, a.err, a.clear.String())
+		if !errors.Is(a.err, errMechanism) || !errors.Is(a.err, ErrUnavailable) || leaksCredentials(a.plaintext.String()) {
+			t.Errorf("%s: %v, %q", caps, a.err, a.plaintext.String())
 		}
 	}
-	a := perform(t, Config{TLSMode: NoTLS, Login: MasterLogin, Master: master("authzid")}, withToken(t), greetOAuth, "< ID",
-		"< AUTHENTICATE PLAIN "+coded("joe@example.org\x00boss\x00m-pw"), "> {I} OK", loginOK)
-	if a.finish(); a.err != nil || a.play.err != nil {
-		t.Errorf("a master's login: %v, %v", a.err, a.play.err)
+	a := logIn(t, Config{TLSMode: NoTLS, Login: MasterLogin, Master: testMaster("authzid")}, tokenRequest(t), greetingOAuth, "< ID",
+		"< AUTHENTICATE PLAIN "+encodeBase64("joe@example.org\x00boss\x00m-pw"), "> {I} OK", loginOK)
+	if a.finish(); a.err != nil || a.scriptedBackend.err != nil {
+		t.Errorf("a master's login: %v, %v", a.err, a.scriptedBackend.err)
 	}
 	b := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS, Login: OAuthLogin}, Hooks{}, zap.NewNop())
-	if _, err := b.Login(t.Context(), request1(t)); !errors.Is(err, errNoToken) || !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrDenied) {
+	if _, err := b.Login(t.Context(), testRequest(t)); !errors.Is(err, errNoToken) || !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrDenied) {
 		t.Errorf("a password where only tokens are taken: %v", err)
 	}
 	for _, bad := range []string{"a b", "a\x01b", "a\r\nb", "a\x00", strings.Repeat("t", identity.MaxToken+1)} {
-		who := withToken(t)
+		who := tokenRequest(t)
 		who.Token = identity.NewSecret(bad)
 		if _, err := b.Login(t.Context(), who); !errors.Is(err, ErrDenied) {
 			t.Errorf("%.10q: %v", bad, err)
@@ -166,53 +166,53 @@ func TestATokenIsNotSentWhereItIsNotTaken(t *testing.T) {
 
 // A token that does not fit a command's line goes when it is asked for. A backend that
 // does not read it to its end says nothing of the token, nor of its own health.
-func TestALongTokenGoesOutWhole(t *testing.T) {
-	who := withToken(t)
-	who.Token = identity.NewSecret(canary + strings.Repeat("t", identity.MaxToken-len(canary)))
-	message := coded("n,a=joe@example.org,\x01auth=Bearer " + who.Token.Reveal() + "\x01\x01")
-	a := perform(t, Config{TLSMode: NoTLS}, who, greetOAuth, "< ID", "< AUTHENTICATE OAUTHBEARER\r\n", "> {I} OK\r\n+ ", "< "+message+"\r\n", loginOK)
-	if a.finish(); a.err != nil || a.play.err != nil {
-		t.Fatalf("%v, %.200v", a.err, a.play.err)
+func TestALongTokenIsSentAfterAContinuation(t *testing.T) {
+	req := tokenRequest(t)
+	req.Token = identity.NewSecret(canary + strings.Repeat("t", identity.MaxToken-len(canary)))
+	message := encodeBase64("n,a=joe@example.org,\x01auth=Bearer " + req.Token.Reveal() + "\x01\x01")
+	a := logIn(t, Config{TLSMode: NoTLS}, req, greetingOAuth, "< ID", "< AUTHENTICATE OAUTHBEARER\r\n", "> {I} OK\r\n+ ", "< "+message+"\r\n", loginOK)
+	if a.finish(); a.err != nil || a.scriptedBackend.err != nil {
+		t.Fatalf("%v, %.200v", a.err, a.scriptedBackend.err)
 	}
 	for what, end := range map[string][]string{
 		"closed": {"fin"}, "reset": {"rst"}, "BYE": {"> * BYE Authentication response too large", "fin"},
 	} {
-		steps := append([]string{greetOAuth, "< ID", "< AUTHENTICATE OAUTHBEARER\r\n", "> {I} OK\r\n+ ", "< "}, end...)
-		a := perform(t, Config{TLSMode: NoTLS}, who, steps...)
+		steps := append([]string{greetingOAuth, "< ID", "< AUTHENTICATE OAUTHBEARER\r\n", "> {I} OK\r\n+ ", "< "}, end...)
+		a := logIn(t, Config{TLSMode: NoTLS}, req, steps...)
 		a.finish()
-		if !errors.Is(a.err, ErrUnavailable) || a.result != ResultNotTaken || VerdictOf(a.err) != VerdictNone {
+		if !errors.Is(a.err, ErrUnavailable) || a.result != ResultNotAccepted || VerdictOf(a.err) != VerdictNone {
 			t.Errorf("%s: %v, %s, verdict %d", what, a.err, a.result, VerdictOf(a.err))
 		}
 	}
 }
 
-func TestWhatAStrangerCanBringAboutSaysNothingOfTheBackendsHealth(t *testing.T) {
+func TestFailuresCausedByClientsDoNotAffectHealth(t *testing.T) {
 	for what, c := range map[string]struct {
 		who   Request
 		steps []string
 	}{
-		"a token where none is taken": {withToken(t), []string{"> * OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] hi"}},
-		"a BAD to a token":            {withToken(t), []string{"> * OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=XOAUTH2] hi", "< AUTHENTICATE", "> {L} BAD what", "fin"}},
-		"a BAD to a password":         {request1(t), []string{"> * OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] hi", "< AUTHENTICATE", "> {L} BAD what", "fin"}},
+		"a token where none is taken": {tokenRequest(t), []string{"> * OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] hi"}},
+		"a BAD to a token":            {tokenRequest(t), []string{"> * OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=XOAUTH2] hi", "< AUTHENTICATE", "> {L} BAD what", "fin"}},
+		"a BAD to a password":         {testRequest(t), []string{"> * OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] hi", "< AUTHENTICATE", "> {L} BAD what", "fin"}},
 	} {
 		for _, since := range []time.Time{{}, time.Now().Add(-time.Second)} {
 			result := ""
-			b := New(Config{Address: stage(t, &play{steps: c.steps}), TLSMode: NoTLS}, Hooks{OnConnect: func(r string) { result = r }}, zap.NewNop())
-			b.health.since = since
-			if _, err := b.Login(t.Context(), c.who); !errors.Is(err, ErrUnavailable) || result != ResultNotTaken || !b.health.since.Equal(since) {
-				t.Errorf("%s: %v, %s; it has failed since %v, and had since %v", what, err, result, b.health.since, since)
+			b := New(Config{Address: startScripted(t, &scriptedBackend{steps: c.steps}), TLSMode: NoTLS}, Hooks{OnConnect: func(r string) { result = r }}, zap.NewNop())
+			b.health.failingSince = since
+			if _, err := b.Login(t.Context(), c.who); !errors.Is(err, ErrUnavailable) || result != ResultNotAccepted || !b.health.failingSince.Equal(since) {
+				t.Errorf("%s: %v, %s; it has failed since %v, and had since %v", what, err, result, b.health.failingSince, since)
 			}
 		}
 	}
 }
 
-func TestABackendIsShownWhatItsLoginNeeds(t *testing.T) {
+func TestAcceptsCredentialsDependsOnTheLogin(t *testing.T) {
 	none, some := identity.Secret{}, identity.NewSecret("x")
 	for login, want := range map[string][4]bool{ // nothing, a password, a token, both
 		Passthrough: {false, true, true, true}, OAuthLogin: {false, false, true, true}, MasterLogin: {true, true, true, true},
 	} {
 		b := New(Config{Login: login}, Hooks{}, zap.NewNop())
-		if got := [4]bool{b.Shows(none, none), b.Shows(some, none), b.Shows(none, some), b.Shows(some, some)}; got != want {
+		if got := [4]bool{b.AcceptsCredentials(none, none), b.AcceptsCredentials(some, none), b.AcceptsCredentials(none, some), b.AcceptsCredentials(some, some)}; got != want {
 			t.Errorf("%s: %v", login, got)
 		}
 	}
@@ -220,19 +220,19 @@ func TestABackendIsShownWhatItsLoginNeeds(t *testing.T) {
 
 func TestANameIsEscapedForOAuthBearer(t *testing.T) {
 	b := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS}, Hooks{}, zap.NewNop())
-	who := withToken(t)
-	who.Login = "joe,a=x=2C"
-	creds, err := b.credentials(who)
+	req := tokenRequest(t)
+	req.Login = "joe,a=x=2C"
+	creds, err := b.buildCredentials(req)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var s script
-	d := &dialogue{last: "L1", caps: imap.ParseCaps("IMAP4rev1 SASL-IR AUTH=OAUTHBEARER")}
-	if err := creds.appendLogin(&s, formAtOnce, d); err != nil {
+	var cmd loginCommand
+	lc := &loginConn{loginTag: "L1", caps: imap.ParseCaps("IMAP4rev1 SASL-IR AUTH=OAUTHBEARER")}
+	if err := creds.appendLogin(&cmd, formInitialResponse, lc); err != nil {
 		t.Fatal(err)
 	}
-	want := "L1 AUTHENTICATE OAUTHBEARER " + coded("n,a=joe=2Ca=3Dx=3D2C,\x01auth=Bearer "+canary+"\x01\x01") + "\r\n"
-	if string(s.bytes) != want {
-		t.Errorf("%q, want %q", s.bytes, want)
+	want := "L1 AUTHENTICATE OAUTHBEARER " + encodeBase64("n,a=joe=2Ca=3Dx=3D2C,\x01auth=Bearer "+canary+"\x01\x01") + "\r\n"
+	if string(cmd.bytes) != want {
+		t.Errorf("%q, want %q", cmd.bytes, want)
 	}
 }

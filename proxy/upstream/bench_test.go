@@ -10,27 +10,27 @@ import (
 	"go.uber.org/zap"
 )
 
-// quick is a backend that answers every login at once, as a measure of our own
+// instantBackend is a backend that answers every login at once, as a measure of our own
 // side.
-type quick struct {
+type instantBackend struct {
 	l    net.Listener
 	done chan struct{}
 }
 
-func startQuick(t testing.TB) *quick {
+func startInstantBackend(t testing.TB) *instantBackend {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	q := &quick{l, make(chan struct{})}
+	q := &instantBackend{l, make(chan struct{})}
 	go q.accept()
 	t.Cleanup(func() { _ = l.Close(); <-q.done })
 	return q
 }
 
 // accept ends when the listener is closed; it serves one login at a time.
-func (q *quick) accept() {
+func (q *instantBackend) accept() {
 	defer close(q.done)
 	r := bufio.NewReaderSize(nil, 4096)
 	for {
@@ -44,7 +44,7 @@ func (q *quick) accept() {
 	}
 }
 
-func (q *quick) serve(nc net.Conn, r *bufio.Reader) {
+func (q *instantBackend) serve(nc net.Conn, r *bufio.Reader) {
 	const caps = "IMAP4rev1 LITERAL+ SASL-IR ID ENABLE IDLE UIDPLUS MOVE UNSELECT NAMESPACE"
 	_, _ = nc.Write([]byte("* OK [CAPABILITY " + caps + " AUTH=PLAIN] ready\r\n"))
 	id, _ := r.ReadString('\n')
@@ -56,26 +56,26 @@ func (q *quick) serve(nc net.Conn, r *bufio.Reader) {
 }
 
 func BenchmarkLogin(b *testing.B) {
-	q := startQuick(b)
+	q := startInstantBackend(b)
 	backend := New(Config{Address: q.l.Addr().String(), TLSMode: NoTLS}, Hooks{}, zap.NewNop())
-	who := request1(b)
+	req := testRequest(b)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	b.ReportAllocs()
 	for b.Loop() {
-		conn, err := backend.Login(ctx, who)
+		conn, err := backend.Login(ctx, req)
 		if err != nil {
 			b.Fatal(err)
 		}
 		nc, _ := conn.Detach()
-		hangUp(nc)
+		resetConn(nc)
 	}
 }
 
 // BenchmarkDial is what the operating system and the net package alone take of
 // BenchmarkLogin: connect, read once, write once, read once.
 func BenchmarkDial(b *testing.B) {
-	q := startQuick(b)
+	q := startInstantBackend(b)
 	buf := make([]byte, 4096)
 	id := []byte("I ID NIL\r\nL AUTHENTICATE PLAIN AGpvZUBleGFtcGxlLm9yZwBDQU5BUlk=\r\n")
 	b.ReportAllocs()
@@ -87,12 +87,12 @@ func BenchmarkDial(b *testing.B) {
 		_, _ = nc.Read(buf)
 		_, _ = nc.Write(id)
 		_, _ = nc.Read(buf)
-		hangUp(nc)
+		resetConn(nc)
 	}
 }
 
-// hangUp resets the connection, so that a long run does not use up the ports.
-func hangUp(nc net.Conn) {
+// resetConn resets the connection, so that a long run does not use up the ports.
+func resetConn(nc net.Conn) {
 	_ = nc.(*net.TCPConn).SetLinger(0)
 	_ = nc.Close()
 }

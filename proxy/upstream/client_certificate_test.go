@@ -13,11 +13,11 @@ import (
 	"imapgate/tlsconf"
 )
 
-// showing is TLS towards a server of ca, with the certificate of these files.
-func showing(t testing.TB, ca *testbed.CA, name string, cert, key string) func() *tls.Config {
+// tlsWithCertificate is TLS towards a server of ca, with the certificate of these files.
+func tlsWithCertificate(t testing.TB, ca *testbed.CA, name string, cert, key string) func() *tls.Config {
 	t.Helper()
 	c, err := tlsconf.NewClient(tlsconf.ClientConfig{CA: ca.File, ServerName: name, ALPN: tlsconf.IMAP,
-		Certificate: tlsconf.KeyPair{Cert: cert, Key: key}}, zap.NewNop())
+		Certificate: tlsconf.CertFiles{Cert: cert, Key: key}}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -26,7 +26,7 @@ func showing(t testing.TB, ca *testbed.CA, name string, cert, key string) func()
 
 // A backend that demands a certificate ends a TLS 1.3 connection behind the handshake,
 // when its greeting is read or the next command is written already.
-func TestABackendThatDemandsACertificateIsShownOneOrFailsAsTLS(t *testing.T) {
+func TestAClientCertificateIsPresentedOrTheLoginFailsAsTLS(t *testing.T) {
 	ca, strangers := testbed.NewCA(t), testbed.NewCA(t)
 	pair, err := tls.LoadX509KeyPair(ca.Issue(t, "127.0.0.1"))
 	if err != nil {
@@ -36,7 +36,7 @@ func TestABackendThatDemandsACertificateIsShownOneOrFailsAsTLS(t *testing.T) {
 	wrong, wrongKey := strangers.Issue(t, "gateway")
 	begin := map[TLSMode][]string{
 		ImplicitTLS: {"tls", "> * OK [CAPABILITY IMAP4rev1 ID SASL-IR AUTH=PLAIN] hi"},
-		StartTLS:    {greetClear, "< STARTTLS", "> {S} OK", "tls", "< CAPABILITY", capsTLS},
+		StartTLS:    {greetingStartTLS, "< STARTTLS", "> {S} OK", "tls", "< CAPABILITY", capsTLS},
 	}
 	rest := []string{"< ID", "< AUTHENTICATE", "> * ID NIL\r\n{I} OK", "> {L} OK [CAPABILITY IMAP4rev1] in"}
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
@@ -45,15 +45,15 @@ func TestABackendThatDemandsACertificateIsShownOneOrFailsAsTLS(t *testing.T) {
 				tls  func() *tls.Config
 				want string // in the error; "": none
 			}{
-				"the right one": {showing(t, ca, "127.0.0.1", good, goodKey), ""},
-				"none":          {showing(t, ca, "127.0.0.1", "", ""), "demands a client certificate, and none is configured"},
-				"another's":     {showing(t, ca, "127.0.0.1", wrong, wrongKey), "does not accept the client certificate"},
+				"the right one": {tlsWithCertificate(t, ca, "127.0.0.1", good, goodKey), ""},
+				"none":          {tlsWithCertificate(t, ca, "127.0.0.1", "", ""), "demands a client certificate, and none is configured"},
+				"another's":     {tlsWithCertificate(t, ca, "127.0.0.1", wrong, wrongKey), "does not accept the client certificate"},
 			} {
-				p := &play{steps: append(steps[:len(steps):len(steps)], rest...), tls: &tls.Config{Certificates: []tls.Certificate{pair},
+				p := &scriptedBackend{steps: append(steps[:len(steps):len(steps)], rest...), tls: &tls.Config{Certificates: []tls.Certificate{pair},
 					ClientCAs: ca.Pool, ClientAuth: tls.RequireAndVerifyClientCert, MaxVersion: version}}
-				a := act{play: p}
-				b := New(Config{Name: "east", Address: stage(t, p), TLSMode: mode, TLS: c.tls}, Hooks{OnConnect: func(r string) { a.result = r }}, zap.NewNop())
-				a.conn, a.err = b.Login(context.Background(), request1(t))
+				a := loginAttempt{scriptedBackend: p}
+				b := New(Config{Name: "east", Address: startScripted(t, p), TLSMode: mode, TLS: c.tls}, Hooks{OnConnect: func(r string) { a.result = r }}, zap.NewNop())
+				a.conn, a.err = b.Login(context.Background(), testRequest(t))
 				a.finish()
 				switch {
 				case c.want == "" && a.err != nil:
@@ -61,7 +61,7 @@ func TestABackendThatDemandsACertificateIsShownOneOrFailsAsTLS(t *testing.T) {
 				case c.want == "":
 				case a.result != ResultTLS || !errors.Is(a.err, ErrUnavailable) || !strings.Contains(a.err.Error(), c.want):
 					t.Errorf("%s, %s, %s: %s, %v", tls.VersionName(version), mode, name, a.result, a.err)
-				case leaks(p.secret.String() + p.clear.String()):
+				case leaksCredentials(p.encrypted.String() + p.plaintext.String()):
 					t.Errorf("%s, %s, %s: a password went out", tls.VersionName(version), mode, name)
 				}
 			}
@@ -69,7 +69,7 @@ func TestABackendThatDemandsACertificateIsShownOneOrFailsAsTLS(t *testing.T) {
 	}
 }
 
-func TestADovecotThatDemandsACertificateIsShownOne(t *testing.T) {
+func TestDovecotAcceptsTheClientCertificate(t *testing.T) {
 	ca, strangers := testbed.NewCA(t), testbed.NewCA(t)
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{Password: "pw", CA: ca, ClientCA: ca})
 	good, goodKey := ca.Issue(t, "gateway")
@@ -79,13 +79,13 @@ func TestADovecotThatDemandsACertificateIsShownOne(t *testing.T) {
 			tls    func() *tls.Config
 			result string
 		}{
-			"the right one": {showing(t, ca, testbed.DovecotName, good, goodKey), ResultOK},
-			"none":          {showing(t, ca, testbed.DovecotName, "", ""), ResultTLS},
-			"another's":     {showing(t, ca, testbed.DovecotName, wrong, wrongKey), ResultTLS},
+			"the right one": {tlsWithCertificate(t, ca, testbed.DovecotName, good, goodKey), ResultOK},
+			"none":          {tlsWithCertificate(t, ca, testbed.DovecotName, "", ""), ResultTLS},
+			"another's":     {tlsWithCertificate(t, ca, testbed.DovecotName, wrong, wrongKey), ResultTLS},
 		} {
 			var got string
 			b := New(Config{Name: "east", Address: address, TLSMode: mode, TLS: c.tls}, Hooks{OnConnect: func(r string) { got = r }}, zap.NewNop())
-			conn, err := b.Login(context.Background(), Request{User: user(t, "joe"), Password: secret("pw")})
+			conn, err := b.Login(context.Background(), Request{User: user(t, "joe"), Password: testSecret("pw")})
 			if conn != nil {
 				_ = conn.Close()
 			}

@@ -11,19 +11,19 @@ import (
 // 30 octets for a field, Dovecot takes 256 bytes of a client's ID together before the
 // login.
 const (
-	maxIDPairs  = 30
-	maxOwnPairs = maxIDPairs - 6 // with a login, where six are the gateway's
-	maxIDField  = 30
-	maxIDBytes  = 256
-	maxOwnID    = 1024 // bytes of fields and values behind the login: a session remembers them
-	maxSession  = 64   // bytes of a session id, as Dovecot
+	maxIDPairs       = 30
+	maxClientPairs   = maxIDPairs - 6 // with a login, where six are the gateway's
+	maxIDField       = 30
+	maxIDBytes       = 256
+	maxClientIDBytes = 1024 // bytes of fields and values behind the login: a session remembers them
+	maxSessionID     = 64   // bytes of a session id, as Dovecot
 )
 
 // appendID appends the command tag that tells the backend who the client is and
 // how many gateways the login may still pass.
 func (b *Backend) appendID(dst []byte, tag string, c Client, hops int) []byte {
 	dst = append(append(dst, tag...), " ID ("...)
-	dst = appendOwnID(dst, c.ID, maxOwnPairs, maxIDBytes)
+	dst = appendClientID(dst, c.ID, maxClientPairs, maxIDBytes)
 	if b.cfg.Forward == ForwardID {
 		if c.Addr.IsValid() {
 			dst = appendField(dst, "x-originating-ip", tcpAddr(c.Addr).IP.String())
@@ -34,7 +34,7 @@ func (b *Backend) appendID(dst []byte, tag string, c Client, hops int) []byte {
 			dst = appendField(dst, "x-connected-port", strconv.Itoa(int(c.Local.Port())))
 		}
 	}
-	if len(c.Session) <= maxSession {
+	if len(c.Session) <= maxSessionID {
 		dst = appendField(dst, "x-session-id", c.Session)
 	}
 	dst = appendField(dst, "x-proxy-ttl", strconv.Itoa(hops))
@@ -42,13 +42,13 @@ func (b *Backend) appendID(dst []byte, tag string, c Client, hops int) []byte {
 	return append(dst, '\r', '\n')
 }
 
-// OwnID returns the argument of ID with which a client that has logged in is
+// FormatID returns the argument of ID with which a client that has logged in is
 // introduced: a list of what it said of itself, as far as it may be passed on, or NIL.
-func OwnID(pairs [][2]string) string { return ownID(pairs, maxIDPairs, maxOwnID) }
+func FormatID(pairs [][2]string) string { return formatID(pairs, maxIDPairs, maxClientIDBytes) }
 
-// ownID is OwnID within a bound in pairs and in bytes.
-func ownID(pairs [][2]string, most, size int) string {
-	list := appendOwnID([]byte("("), pairs, most, size)
+// formatID is OwnID within a bound in pairs and in bytes.
+func formatID(pairs [][2]string, maxPairs, maxBytes int) string {
+	list := appendClientID([]byte("("), pairs, maxPairs, maxBytes)
 	if len(list) == 1 {
 		return "NIL"
 	}
@@ -56,21 +56,21 @@ func ownID(pairs [][2]string, most, size int) string {
 	return string(list)
 }
 
-// OwnID is what the ID of a login says that the client said of itself, as the function
+// ForwardedID is what the ID of a login says that the client said of itself, as the function
 // OwnID returns it; "" where the client said nothing that goes on.
-func (c Client) OwnID() string {
-	if own := ownID(c.ID, maxOwnPairs, maxIDBytes); own != "NIL" {
-		return own
+func (c Client) ForwardedID() string {
+	if id := formatID(c.ID, maxClientPairs, maxIDBytes); id != "NIL" {
+		return id
 	}
 	return ""
 }
 
-// appendOwnID appends what the client said of itself, as far as it fits. What
+// appendClientID appends what the client said of itself, as far as it fits. What
 // begins with x- is for gateways to say.
-func appendOwnID(dst []byte, pairs [][2]string, most, left int) []byte {
+func appendClientID(dst []byte, pairs [][2]string, maxPairs, maxBytes int) []byte {
 	for i, p := range pairs {
-		left -= len(p[0]) + len(p[1])
-		if i == most || left < 0 {
+		maxBytes -= len(p[0]) + len(p[1])
+		if i == maxPairs || maxBytes < 0 {
 			break
 		}
 		if len(p[0]) > maxIDField || len(p[0]) > 1 && strings.EqualFold(p[0][:2], "x-") {
@@ -87,12 +87,12 @@ func appendField(dst []byte, field, value string) []byte {
 	if field == "" || value == "" {
 		return dst
 	}
-	long, err := imap.AppendQuoted(dst, field)
+	out, err := imap.AppendQuoted(dst, field)
 	if err != nil {
 		return dst
 	}
-	if long, err = imap.AppendQuoted(append(long, ' '), value); err != nil {
+	if out, err = imap.AppendQuoted(append(out, ' '), value); err != nil {
 		return dst
 	}
-	return append(long, ' ')
+	return append(out, ' ')
 }

@@ -64,8 +64,8 @@ type Config struct {
 	Address string // host:port; a name is resolved at every connect
 	TLSMode TLSMode
 	TLS     func() *tls.Config // for a connection that begins now; shared, so that sessions resume; unused with NoTLS
-	// Socket makes what TLS runs over of a connection; nil: the connection itself.
-	Socket func(*net.TCPConn) net.Conn
+	// WrapConn makes what TLS runs over of a connection; nil: the connection itself.
+	WrapConn func(*net.TCPConn) net.Conn
 	// Sockets counts the connections; nil: nobody does.
 	Sockets *descriptors.Counter
 
@@ -79,8 +79,8 @@ type Config struct {
 	MaxLogins      int           // logins at a time; more wait
 	LoginRate      int           // new connections in a second; more wait; 0: as they come
 
-	TTL      int    // gateways a login may pass, this one included
-	Instance string // prefix of this gateway's session ids; "" does not look
+	TTL           int    // gateways a login may pass, this one included
+	SessionPrefix string // prefix of this gateway's session ids; "" does not look
 }
 
 // Master is the account that may log in as any user.
@@ -93,12 +93,12 @@ type Master struct {
 
 // Client is who the login is for, as the backend is told.
 type Client struct {
-	Addr    netip.AddrPort // the client's own
-	Local   netip.AddrPort // where it connected to
-	Session string         // our id of the session
-	Via     string         // x-session-id as a trusted peer said it, "" if none did
-	TTL     int            // hops left as a trusted peer said it; 0: not said
-	ID      [][2]string    // the client's own ID; it is passed on, bounded
+	Addr        netip.AddrPort // the client's own
+	Local       netip.AddrPort // where it connected to
+	Session     string         // our id of the session
+	PeerSession string         // x-session-id as a trusted peer said it, "" if none did
+	TTL         int            // hops left as a trusted peer said it; 0: not said
+	ID          [][2]string    // the client's own ID; it is passed on, bounded
 }
 
 // Request is one login.
@@ -108,13 +108,13 @@ type Request struct {
 	Password identity.Secret // the client's; unused by MasterLogin
 	Token    identity.Secret // the client's, in place of a password; unused by MasterLogin
 	Client   Client
-	Waited   *time.Duration // grows by how long the backend's limits made the login wait; nil: nobody asks
+	WaitTime *time.Duration // grows by how long the backend's limits made the login wait; nil: nobody asks
 }
 
 // Wait is a login that a limit of its backend held up.
 type Wait struct {
-	Limit  string // LimitLogins or LimitRate
-	InVain bool   // its turn would have come too late
+	Limit    string // LimitLogins or LimitRate
+	TimedOut bool   // its turn would have come too late
 }
 
 // What holds logins up: a closed set, as in the audit log.
@@ -138,7 +138,7 @@ const (
 	ResultOK          = "ok"
 	ResultDenied      = "denied"      // wrong credentials
 	ResultRefused     = "refused"     // NO with another response code
-	ResultNotTaken    = "not_taken"   // BAD to the login, or no way to bring a token
+	ResultNotAccepted = "not_taken"   // BAD to the login, or no way to bring a token
 	ResultUnreachable = "unreachable" // no connection
 	ResultTLS         = "tls"         // handshake, certificate or STARTTLS
 	ResultTimeout     = "timeout"
@@ -168,14 +168,14 @@ func (c Config) withDefaults() Config {
 // clientTLS is the configuration for a connection that begins now. It raises what was
 // given to what is safe, and never lowers anything.
 func (c Config) clientTLS() *tls.Config {
-	safe := &tls.Config{}
+	cfg := &tls.Config{}
 	if c.TLS != nil {
-		safe = c.TLS().Clone()
+		cfg = c.TLS().Clone()
 	}
-	safe.MinVersion = max(safe.MinVersion, tls.VersionTLS12)
-	safe.InsecureSkipVerify = false
-	if safe.ServerName == "" {
-		safe.ServerName, _, _ = net.SplitHostPort(c.Address)
+	cfg.MinVersion = max(cfg.MinVersion, tls.VersionTLS12)
+	cfg.InsecureSkipVerify = false
+	if cfg.ServerName == "" {
+		cfg.ServerName, _, _ = net.SplitHostPort(c.Address)
 	}
-	return safe
+	return cfg
 }

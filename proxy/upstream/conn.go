@@ -22,8 +22,8 @@ type Conn struct {
 	sockets *descriptors.Counter // of Backend.Sockets
 
 	// Owned by the caller of Login.
-	nc   net.Conn // nil once detached or closed
-	rest []byte
+	nc       net.Conn // nil once detached or closed
+	buffered []byte
 }
 
 // User is whose connection this is, for the relay to compare with its client's.
@@ -69,7 +69,7 @@ func AppendAlerts(dst []byte, alerts []Alert) []byte {
 	return dst
 }
 
-// ID is what the backend was told with the login of the client, as Client.OwnID; ""
+// ID is what the backend was told with the login of the client, as Client.ForwardedID; ""
 // where it was told nothing.
 func (c *Conn) ID() string { return c.id }
 
@@ -77,10 +77,10 @@ func (c *Conn) ID() string { return c.id }
 // said behind its OK: whole or begun untagged responses, which are this user's
 // and go to the client behind its own OK, before anything read from the
 // connection. Close does nothing afterwards: whoever closes nc tells Backend.Sockets.
-func (c *Conn) Detach() (nc net.Conn, rest []byte) {
-	nc, rest = c.nc, c.rest
-	c.nc, c.rest = nil, nil
-	return nc, rest
+func (c *Conn) Detach() (nc net.Conn, buffered []byte) {
+	nc, buffered = c.nc, c.buffered
+	c.nc, c.buffered = nil, nil
+	return nc, buffered
 }
 
 // Close ends the connection, unless it was detached.
@@ -89,23 +89,23 @@ func (c *Conn) Close() error {
 		return nil
 	}
 	nc := c.nc
-	c.nc, c.rest = nil, nil
+	c.nc, c.buffered = nil, nil
 	err := nc.Close()
 	c.sockets.RemoveBackend()
 	return err
 }
 
-// onlyUntagged says whether every line of rest, the last of which may be
+// isOnlyUntagged says whether every line of rest, the last of which may be
 // unfinished, is an untagged response. Before the client's first command a
 // backend has nothing else to say: a tagged line would be taken for the answer
 // to a command that is yet to come.
-func onlyUntagged(rest []byte) bool {
+func isOnlyUntagged(rest []byte) bool {
 	for len(rest) > 0 {
-		line, more, _ := bytes.Cut(rest, []byte("\n"))
+		line, next, _ := bytes.Cut(rest, []byte("\n"))
 		if !bytes.HasPrefix(line, []byte("* ")) && string(line) != "*" {
 			return false
 		}
-		rest = more
+		rest = next
 	}
 	return true
 }

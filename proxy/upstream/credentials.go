@@ -23,24 +23,24 @@ type credentials struct {
 	token    identity.Secret // when there is one it goes, and no password
 }
 
-// credentials decides what to send, or refuses: a name or a password with
+// buildCredentials decides what to send, or refuses: a name or a password with
 // control characters could end a line and begin a command (or a log line) of
 // its own choosing, on this server or on one behind it.
-func (b *Backend) credentials(who Request) (credentials, error) {
-	name := who.Login
+func (b *Backend) buildCredentials(req Request) (credentials, error) {
+	name := req.Login
 	if name == "" {
-		name = who.User.String()
+		name = req.User.String()
 	}
-	if who.User.IsZero() || !sendable(name, identity.MaxUser) {
+	if req.User.IsZero() || !isSendable(name, identity.MaxUser) {
 		return credentials{}, errUnsendable
 	}
-	if b.cfg.Login != MasterLogin && !who.Token.IsZero() {
-		return bearing(name, who.Token)
+	if b.cfg.Login != MasterLogin && !req.Token.IsZero() {
+		return tokenCredentials(name, req.Token)
 	}
 	if b.cfg.Login == OAuthLogin {
 		return credentials{}, fmt.Errorf("%w: %w", ErrUnavailable, errNoToken)
 	}
-	c := credentials{user: name, password: who.Password}
+	c := credentials{user: name, password: req.Password}
 	if b.cfg.Login == MasterLogin {
 		m := b.cfg.Master
 		// The backend splits at the first separator it sees: a name that holds
@@ -48,25 +48,25 @@ func (b *Backend) credentials(who Request) (credentials, error) {
 		if strings.Contains(name, m.Separator) {
 			return credentials{}, errUnsendable
 		}
-		password := m.Password.Now()
+		password := m.Password.Current()
 		c = credentials{authzid: name, user: m.User, password: password}
 		if m.Style == SeparatorStyle {
 			c = credentials{user: name + m.Separator + m.User, password: password}
 		}
-		if !sendable(c.user, 2*identity.MaxUser) || !sendable(c.password.Reveal(), maxPassword) {
+		if !isSendable(c.user, 2*identity.MaxUser) || !isSendable(c.password.Reveal(), maxPassword) {
 			return credentials{}, fmt.Errorf("%w: master user or password cannot be sent", ErrUnavailable)
 		}
 	}
-	if !sendable(c.password.Reveal(), maxPassword) { // otherwise it goes out as the client sent it, in whatever charset
+	if !isSendable(c.password.Reveal(), maxPassword) { // otherwise it goes out as the client sent it, in whatever charset
 		return credentials{}, errUnsendable
 	}
 	return c, nil
 }
 
-// sendable says whether s is neither empty nor too long and free of control
+// isSendable says whether s is neither empty nor too long and free of control
 // characters.
-func sendable(s string, most int) bool {
-	if s == "" || len(s) > most {
+func isSendable(s string, maxLen int) bool {
+	if s == "" || len(s) > maxLen {
 		return false
 	}
 	for i := 0; i < len(s); i++ {
@@ -77,70 +77,72 @@ func sendable(s string, most int) bool {
 	return true
 }
 
-// script is a command in the parts in which it is sent: behind each part but
+// loginCommand is a command in the parts in which it is sent: behind each part but
 // the last, the backend asks for the next one.
-type script struct {
-	id        string // tag of the ID command in front; "": there is none
-	bytes     []byte
-	ends      []int  // of each part in bytes; at most three
-	dismissal string // answers a challenge behind the last part; "": there must be none
-	judged    bool   // there was one, so the credentials were understood
+type loginCommand struct {
+	idTag         string // tag of the ID command in front; "": there is none
+	bytes         []byte
+	partEnds      []int  // of each part in bytes; at most three
+	finalResponse string // answers a challenge behind the last part; "": there must be none
+	challenged    bool   // there was one, so the credentials were understood
 }
 
-func newScript() *script { return &script{bytes: make([]byte, 0, 512), ends: make([]int, 0, 3)} }
+func newLoginCommand() *loginCommand {
+	return &loginCommand{bytes: make([]byte, 0, 512), partEnds: make([]int, 0, 3)}
+}
 
-func (s *script) wait() { s.ends = append(s.ends, len(s.bytes)) }
+func (cmd *loginCommand) endPart() { cmd.partEnds = append(cmd.partEnds, len(cmd.bytes)) }
 
 // appendLogin appends the login in one of its forms, as the last command of d: base64
 // in one line, base64 when asked for, or literals. Nothing of the credentials is ever
 // quoted.
-func (c credentials) appendLogin(s *script, f form, d *dialogue) error {
+func (c credentials) appendLogin(cmd *loginCommand, f loginForm, lc *loginConn) error {
 	switch {
 	case f == formLogin:
-		c.appendLiterals(s, d)
+		c.appendLiterals(cmd, lc)
 		return nil
 	case !c.token.IsZero():
-		return c.appendBearer(s, f, d)
+		return c.appendBearer(cmd, f, lc)
 	}
 	mechanism, response, err := sasl.NewPlainClient(c.authzid, c.user, c.password.Reveal()).Start()
 	if err != nil {
 		return err
 	}
-	s.appendSASL(d.last+" AUTHENTICATE "+mechanism, response, f)
+	cmd.appendSASL(lc.loginTag+" AUTHENTICATE "+mechanism, response, f)
 	return nil
 }
 
 // appendLiterals appends LOGIN.
-func (c credentials) appendLiterals(s *script, d *dialogue) {
+func (c credentials) appendLiterals(cmd *loginCommand, lc *loginConn) {
 	password := c.password.Reveal()
 	// RFC 7888 §5: LITERAL- is for up to 4096 octets.
-	lit := imap.Literal{NonSync: d.caps.Has("LITERAL+") || d.caps.Has("LITERAL-") && max(len(c.user), len(password)) <= 4096}
-	s.bytes = append(append(s.bytes, d.last...), " LOGIN "...)
-	s.bytes = imap.AppendLiteral(s.bytes, c.user, lit)
+	lit := imap.Literal{NonSync: lc.caps.Has("LITERAL+") || lc.caps.Has("LITERAL-") && max(len(c.user), len(password)) <= 4096}
+	cmd.bytes = append(append(cmd.bytes, lc.loginTag...), " LOGIN "...)
+	cmd.bytes = imap.AppendLiteral(cmd.bytes, c.user, lit)
 	if !lit.NonSync {
-		s.wait()
+		cmd.endPart()
 	}
-	s.bytes = append(append(s.bytes, c.user...), ' ')
-	s.bytes = imap.AppendLiteral(s.bytes, password, lit)
+	cmd.bytes = append(append(cmd.bytes, c.user...), ' ')
+	cmd.bytes = imap.AppendLiteral(cmd.bytes, password, lit)
 	if !lit.NonSync {
-		s.wait()
+		cmd.endPart()
 	}
-	s.bytes = append(append(s.bytes, password...), '\r', '\n')
-	s.wait()
+	cmd.bytes = append(append(cmd.bytes, password...), '\r', '\n')
+	cmd.endPart()
 }
 
 // appendSASL appends an AUTHENTICATE command with a mechanism of one message, of
 // which no copy is left.
-func (s *script) appendSASL(command string, response []byte, f form) {
-	s.bytes = append(s.bytes, command...)
-	if f == formAtOnce {
-		s.bytes = append(s.bytes, ' ')
+func (cmd *loginCommand) appendSASL(command string, response []byte, f loginForm) {
+	cmd.bytes = append(cmd.bytes, command...)
+	if f == formInitialResponse {
+		cmd.bytes = append(cmd.bytes, ' ')
 	} else {
-		s.bytes = append(s.bytes, '\r', '\n')
-		s.wait()
+		cmd.bytes = append(cmd.bytes, '\r', '\n')
+		cmd.endPart()
 	}
-	s.bytes = base64.StdEncoding.AppendEncode(s.bytes, response)
-	s.bytes = append(s.bytes, '\r', '\n')
-	s.wait()
+	cmd.bytes = base64.StdEncoding.AppendEncode(cmd.bytes, response)
+	cmd.bytes = append(cmd.bytes, '\r', '\n')
+	cmd.endPart()
 	clear(response)
 }

@@ -9,19 +9,19 @@ import (
 
 	"github.com/pires/go-proxyproto"
 
-	"imapgate/internal/deadpeer"
+	"imapgate/internal/keepalive"
 )
 
 const (
-	maxConnects  = 3           // attempts to connect for one login
-	connectPause = time.Second // between them
+	maxConnectAttempts = 3           // attempts to connect for one login
+	connectRetryDelay  = time.Second // between them
 )
 
 // newDialer makes connections that notice a dead peer.
 func newDialer() *net.Dialer {
 	return &net.Dialer{
-		KeepAliveConfig: deadpeer.KeepAlive(),
-		Control:         deadpeer.Control,
+		KeepAliveConfig: keepalive.Config(),
+		Control:         keepalive.Control,
 	}
 }
 
@@ -38,14 +38,14 @@ func (b *Backend) connect(ctx context.Context, deadline time.Time) (net.Conn, er
 			return nc, nil
 		}
 		left := time.Until(deadline)
-		if attempt == maxConnects || left <= connectPause || b.health.down() || !pause(ctx, connectPause) {
+		if attempt == maxConnectAttempts || left <= connectRetryDelay || b.health.isDown() || !sleep(ctx, connectRetryDelay) {
 			return nil, fmt.Errorf("%w: %w", errConnect, err)
 		}
 	}
 }
 
-// pause waits for d, unless ctx ends first.
-func pause(ctx context.Context, d time.Duration) bool {
+// sleep waits for d, unless ctx ends first.
+func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {

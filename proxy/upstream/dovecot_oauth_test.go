@@ -16,22 +16,22 @@ import (
 	"imapgate/internal/testbed/openid"
 )
 
-func TestDovecotTakesTheClientsToken(t *testing.T) {
+func TestDovecotAcceptsTheClientsToken(t *testing.T) {
 	p := openid.Start(t, "alice@example.org", "bob@example.org")
-	alice, bob := p.Login(t, openid.Opaque, "alice@example.org").Access, p.Login(t, openid.Opaque, "bob@example.org").Access
+	alice, bob := p.Login(t, openid.OpaqueClient, "alice@example.org").Access, p.Login(t, openid.OpaqueClient, "bob@example.org").Access
 	for _, mechanisms := range []string{"oauthbearer xoauth2", "xoauth2"} {
 		t.Run(mechanisms, func(t *testing.T) {
-			d := testbed.StartDovecot(t, testbed.DovecotConfig{Tokens: p.Dovecot(t, openid.Opaque, mechanisms)})
+			d := testbed.StartDovecot(t, testbed.DovecotConfig{Tokens: p.DovecotTokenCheck(t, openid.OpaqueClient, mechanisms)})
 			for _, cfg := range []Config{
 				{Address: d.Plain, TLSMode: StartTLS, Login: OAuthLogin}, {Address: d.TLS, TLSMode: ImplicitTLS, Login: Passthrough},
 			} {
-				cfg.Name, cfg.TLS = "east", d.CA.Client(testbed.DovecotName)
+				cfg.Name, cfg.TLS = "east", d.CA.ClientTLSFunc(testbed.DovecotName)
 				b := New(cfg, Hooks{}, zap.NewNop())
 				for name, token := range map[string]string{"alice@example.org": alice, "bob@example.org": bob} {
-					goesIn(t, b, name, token)
+					checkTokenLogin(t, b, name, token)
 				}
 				for what, token := range map[string]string{"a forged": "forged", "somebody else's": bob, "a spoilt": alice + "x"} {
-					if err := tries(t, b, "alice@example.org", token); !errors.Is(err, ErrDenied) {
+					if err := tryToken(t, b, "alice@example.org", token); !errors.Is(err, ErrDenied) {
 						t.Errorf("%s token: %v", what, err)
 					}
 				}
@@ -40,38 +40,38 @@ func TestDovecotTakesTheClientsToken(t *testing.T) {
 	}
 }
 
-func TestADovecotWhoseProviderIsAwayDeniesNobody(t *testing.T) {
+func TestDovecotWithAnUnavailableProviderDeniesNoUser(t *testing.T) {
 	p := openid.Start(t, "alice@example.org")
-	token := p.Login(t, openid.Opaque, "alice@example.org").Access
-	d := testbed.StartDovecot(t, testbed.DovecotConfig{Tokens: p.Dovecot(t, openid.Opaque, "oauthbearer")})
-	b := New(Config{Name: "east", Address: d.TLS, TLS: d.CA.Client(testbed.DovecotName), Login: OAuthLogin}, Hooks{}, zap.NewNop())
-	p.Fault(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) })
-	var refused *Refused
-	if err := tries(t, b, "alice@example.org", token); errors.Is(err, ErrDenied) || !errors.As(err, &refused) || refused.Code != "UNAVAILABLE" {
+	token := p.Login(t, openid.OpaqueClient, "alice@example.org").Access
+	d := testbed.StartDovecot(t, testbed.DovecotConfig{Tokens: p.DovecotTokenCheck(t, openid.OpaqueClient, "oauthbearer")})
+	b := New(Config{Name: "east", Address: d.TLS, TLS: d.CA.ClientTLSFunc(testbed.DovecotName), Login: OAuthLogin}, Hooks{}, zap.NewNop())
+	p.SetFault(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) })
+	var refused *RefusedError
+	if err := tryToken(t, b, "alice@example.org", token); errors.Is(err, ErrDenied) || !errors.As(err, &refused) || refused.Code != "UNAVAILABLE" {
 		t.Errorf("%v", err)
 	}
-	p.Fault(nil)
-	goesIn(t, b, "alice@example.org", token)
+	p.SetFault(nil)
+	checkTokenLogin(t, b, "alice@example.org", token)
 }
 
 // Dovecot ends a connection on which a response of more than 8 KB comes.
-func TestATokenThatDovecotDoesNotReadIsNotDenied(t *testing.T) {
+func TestATokenTooLongForDovecotIsNotDenied(t *testing.T) {
 	p := openid.Start(t, "alice@example.org")
-	d := testbed.StartDovecot(t, testbed.DovecotConfig{Tokens: p.Dovecot(t, openid.Opaque, "oauthbearer xoauth2")})
+	d := testbed.StartDovecot(t, testbed.DovecotConfig{Tokens: p.DovecotTokenCheck(t, openid.OpaqueClient, "oauthbearer xoauth2")})
 	result := ""
-	b := New(Config{Name: "east", Address: d.TLS, TLS: d.CA.Client(testbed.DovecotName), Login: OAuthLogin},
+	b := New(Config{Name: "east", Address: d.TLS, TLS: d.CA.ClientTLSFunc(testbed.DovecotName), Login: OAuthLogin},
 		Hooks{OnConnect: func(r string) { result = r }}, zap.NewNop())
-	for _, n := range []int{LongToken + 1, 8 << 10, identity.MaxToken} {
-		if err := tries(t, b, "alice@example.org", strings.Repeat("t", n)); n > 6<<10 && (!errors.Is(err, ErrUnavailable) || result != ResultNotTaken) {
+	for _, n := range []int{LongTokenSize + 1, 8 << 10, identity.MaxToken} {
+		if err := tryToken(t, b, "alice@example.org", strings.Repeat("t", n)); n > 6<<10 && (!errors.Is(err, ErrUnavailable) || result != ResultNotAccepted) {
 			t.Errorf("%d bytes: %v, %s", n, err, result)
 		} else if n < 6<<10 && !errors.Is(err, ErrDenied) {
 			t.Errorf("%d bytes, which it reads: %v", n, err)
 		}
 	}
-	goesIn(t, b, "alice@example.org", p.Login(t, openid.Opaque, "alice@example.org").Access)
+	checkTokenLogin(t, b, "alice@example.org", p.Login(t, openid.OpaqueClient, "alice@example.org").Access)
 }
 
-func tries(t *testing.T, b *Backend, name, token string) error {
+func tryToken(t *testing.T, b *Backend, name, token string) error {
 	t.Helper()
 	conn, err := b.Login(context.Background(), Request{User: user(t, name), Token: identity.NewSecret(token)})
 	if err == nil {
@@ -80,9 +80,9 @@ func tries(t *testing.T, b *Backend, name, token string) error {
 	return err
 }
 
-func goesIn(t *testing.T, b *Backend, name, token string) {
+func checkTokenLogin(t *testing.T, b *Backend, name, token string) {
 	t.Helper()
-	if err := tries(t, b, name, token); err != nil {
+	if err := tryToken(t, b, name, token); err != nil {
 		t.Errorf("%s: %v", name, err)
 	}
 }

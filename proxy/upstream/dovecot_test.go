@@ -20,24 +20,24 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// wayIn is one way to reach and log in at a real backend.
-type wayIn struct {
+// loginVariant is one way to reach and log in at a real backend.
+type loginVariant struct {
 	mode           TLSMode
 	login, forward string
 	style          string
 }
 
-func waysIn() (all []wayIn) {
+func loginVariants() (all []loginVariant) {
 	for _, mode := range []TLSMode{NoTLS, StartTLS, ImplicitTLS} {
 		for _, forward := range []string{ForwardID, ForwardProxy} {
-			all = append(all, wayIn{mode, Passthrough, forward, ""},
-				wayIn{mode, MasterLogin, forward, AuthzidStyle}, wayIn{mode, MasterLogin, forward, SeparatorStyle})
+			all = append(all, loginVariant{mode, Passthrough, forward, ""},
+				loginVariant{mode, MasterLogin, forward, AuthzidStyle}, loginVariant{mode, MasterLogin, forward, SeparatorStyle})
 		}
 	}
 	return all
 }
 
-func (w wayIn) backend(d *testbed.Dovecot) *Backend {
+func (w loginVariant) backend(d *testbed.Dovecot) *Backend {
 	cfg := Config{Name: "east", TLSMode: w.mode, Login: w.login, Forward: w.forward,
 		Master: Master{User: "gateway", Password: identity.NewSecret("m-pw"), Style: w.style, Separator: "*"}}
 	switch {
@@ -51,15 +51,15 @@ func (w wayIn) backend(d *testbed.Dovecot) *Backend {
 		cfg.Address = d.Plain
 	}
 	if w.mode != NoTLS {
-		cfg.TLS = d.CA.Client(testbed.DovecotName)
+		cfg.TLS = d.CA.ClientTLSFunc(testbed.DovecotName)
 	}
 	return New(cfg, Hooks{}, zap.NewNop())
 }
 
-func TestDovecotIsLoggedInAtInEveryWayAndLogsTheClientsAddress(t *testing.T) {
+func TestDovecotAcceptsEveryLoginVariantAndLogsTheClientAddress(t *testing.T) {
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{Password: "pw", Master: "gateway", MasterPassword: "m-pw"})
-	for i, w := range waysIn() {
-		who := Request{
+	for i, w := range loginVariants() {
+		req := Request{
 			User:     user(t, fmt.Sprintf("user%d", i)),
 			Password: identity.NewSecret("pw"),
 			Client: Client{
@@ -70,17 +70,17 @@ func TestDovecotIsLoggedInAtInEveryWayAndLogsTheClientsAddress(t *testing.T) {
 			},
 		}
 		if w.login == MasterLogin {
-			who.Password = identity.Secret{}
+			req.Password = identity.Secret{}
 		}
-		conn, err := w.backend(d).Login(context.Background(), who)
+		conn, err := w.backend(d).Login(context.Background(), req)
 		if err != nil {
 			t.Errorf("%v: %v", w, err)
 			continue
 		}
 		checkSession(t, conn, w)
-		address, session := "rip="+who.Client.Addr.Addr().String()+",", "session=<"+who.Client.Session+">"
-		testbed.Within(t, testbed.Patience, "Dovecot to log "+address, func() bool {
-			for _, line := range d.Logins(who.User.String()) {
+		address, session := "rip="+req.Client.Addr.Addr().String()+",", "session=<"+req.Client.Session+">"
+		testbed.Eventually(t, testbed.Timeout, "Dovecot to log "+address, func() bool {
+			for _, line := range d.Logins(req.User.String()) {
 				if strings.Contains(line, address) &&
 					(w.forward == ForwardProxy || strings.Contains(line, session)) {
 					return true
@@ -92,7 +92,7 @@ func TestDovecotIsLoggedInAtInEveryWayAndLogsTheClientsAddress(t *testing.T) {
 }
 
 // checkSession uses a new connection for what it is there for.
-func checkSession(t *testing.T, conn *Conn, w wayIn) {
+func checkSession(t *testing.T, conn *Conn, w loginVariant) {
 	t.Helper()
 	if !conn.Caps().Has("IDLE") || !conn.Caps().Has("NAMESPACE") {
 		t.Errorf("%v: capabilities %q are not those behind a login", w, conn.Caps())
@@ -114,26 +114,26 @@ func checkSession(t *testing.T, conn *Conn, w wayIn) {
 	}
 }
 
-func TestDovecotsRefusalsAreTold(t *testing.T) {
+func TestDovecotRefusalsAreReported(t *testing.T) {
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{Users: map[string]string{"joe": "right"}, Master: "gateway", MasterPassword: "other"})
 	var wg sync.WaitGroup
-	for _, w := range waysIn() {
+	for _, w := range loginVariants() {
 		wg.Go(func() { checkRefusal(t, d, w) }) // Dovecot takes its time over each
 	}
 	wg.Wait()
-	b := wayIn{mode: ImplicitTLS}.backend(d)
-	b.cfg.TLS = d.CA.Client("another.test")
-	if _, err := b.Login(context.Background(), Request{User: user(t, "joe"), Password: identity.NewSecret("right")}); !errors.Is(err, errHandshake) {
+	b := loginVariant{mode: ImplicitTLS}.backend(d)
+	b.cfg.TLS = d.CA.ClientTLSFunc("another.test")
+	if _, err := b.Login(context.Background(), Request{User: user(t, "joe"), Password: identity.NewSecret("right")}); !errors.Is(err, errTLS) {
 		t.Errorf("%v", err)
 	}
 }
 
-func checkRefusal(t *testing.T, d *testbed.Dovecot, w wayIn) {
+func checkRefusal(t *testing.T, d *testbed.Dovecot, w loginVariant) {
 	_, err := w.backend(d).Login(context.Background(), Request{User: user(t, "joe"), Password: identity.NewSecret("wrong")})
 	if w.login == Passthrough && !errors.Is(err, ErrDenied) {
 		t.Errorf("%v: %v", w, err)
 	}
-	if w.login == MasterLogin && (!errors.Is(err, ErrUnavailable) || !errors.Is(err, errMaster)) {
+	if w.login == MasterLogin && (!errors.Is(err, ErrUnavailable) || !errors.Is(err, errMasterDenied)) {
 		t.Errorf("%v: %v", w, err)
 	}
 	if err != nil && (strings.Contains(err.Error(), "wrong") || strings.Contains(err.Error(), "m-pw")) {
@@ -141,9 +141,9 @@ func checkRefusal(t *testing.T, d *testbed.Dovecot, w wayIn) {
 	}
 }
 
-func TestManyLoginsAtOnceStayApart(t *testing.T) {
+func TestConcurrentLoginsDoNotMixUsers(t *testing.T) {
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{Password: "pw"})
-	b := wayIn{mode: ImplicitTLS, forward: ForwardID}.backend(d)
+	b := loginVariant{mode: ImplicitTLS, forward: ForwardID}.backend(d)
 	var wg sync.WaitGroup
 	for i := range 20 {
 		name := fmt.Sprintf("user%d", i)
@@ -163,10 +163,10 @@ func TestManyLoginsAtOnceStayApart(t *testing.T) {
 }
 
 // Dovecot compares the octets of a password.
-func TestDovecotJudgesAPasswordInLatin1(t *testing.T) {
+func TestDovecotVerifiesAPasswordInLatin1(t *testing.T) {
 	const latin1 = "p\xe4ssw\xf6rd"
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{Users: map[string]string{"alice@example.org": latin1}})
-	b := New(Config{Name: "east", Address: d.TLS, TLS: d.CA.Client(testbed.DovecotName)}, Hooks{}, zap.NewNop())
+	b := New(Config{Name: "east", Address: d.TLS, TLS: d.CA.ClientTLSFunc(testbed.DovecotName)}, Hooks{}, zap.NewNop())
 	for password, want := range map[string]error{latin1: nil, "p\u00e4ssw\u00f6rd": ErrDenied, latin1 + "\xff": ErrDenied} {
 		conn, err := b.Login(t.Context(), Request{User: user(t, "alice@example.org"), Password: identity.NewSecret(password)})
 		if !errors.Is(err, want) {

@@ -30,50 +30,50 @@ var (
 // errUnsendable is a login that no backend was asked about.
 var errUnsendable = fmt.Errorf("%w: it cannot be sent", ErrDenied)
 
-// errUnanswered is a login whose credentials went out and got no answer.
-var errUnanswered = errors.New("no answer to the credentials")
+// errNoLoginAnswer is a login whose credentials went out and got no answer.
+var errNoLoginAnswer = errors.New("no answer to the credentials")
 
 // maxText bounds a text of a backend in an answer, and that of an error, in bytes.
 const maxText = 256
 
 // Causes of ErrUnavailable that are the backend's doing.
 var (
-	errProtocol   = errors.New("backend broke the protocol")
-	errGreeting   = fmt.Errorf("%w: no greeting", errProtocol)
-	errPreauth    = fmt.Errorf("%w: it greets with a session of nobody's", errProtocol)
-	errEarly      = fmt.Errorf("%w: it spoke before it was asked", errProtocol)
-	errTag        = fmt.Errorf("%w: tagged answer to no command of ours", errProtocol)
-	errContinue   = fmt.Errorf("%w: continuation request out of place", errProtocol)
-	errBudget     = fmt.Errorf("%w: more before the login than is read", errProtocol)
-	errBehind     = fmt.Errorf("%w: answers behind the login's", errProtocol)
-	errCapability = fmt.Errorf("%w: no capability list", errProtocol)
-	errVerdict    = fmt.Errorf("%w: neither OK nor NO nor BAD", errProtocol)
+	errProtocol     = errors.New("backend broke the protocol")
+	errGreeting     = fmt.Errorf("%w: no greeting", errProtocol)
+	errPreauth      = fmt.Errorf("%w: it greets with a session of nobody's", errProtocol)
+	errUnsolicited  = fmt.Errorf("%w: it spoke before it was asked", errProtocol)
+	errWrongTag     = fmt.Errorf("%w: tagged answer to no command of ours", errProtocol)
+	errContinuation = fmt.Errorf("%w: continuation request out of place", errProtocol)
+	errBudget       = fmt.Errorf("%w: more before the login than is read", errProtocol)
+	errAfterLogin   = fmt.Errorf("%w: answers behind the login's", errProtocol)
+	errCapability   = fmt.Errorf("%w: no capability list", errProtocol)
+	errNoStatus     = fmt.Errorf("%w: neither OK nor NO nor BAD", errProtocol)
 
-	errGoodbye     = errors.New("backend said goodbye")
-	errNoStartTLS  = errors.New("backend does not offer STARTTLS")
-	errStartTLS    = errors.New("backend refused STARTTLS")
-	errHandshake   = errors.New("TLS")
-	errCertificate = fmt.Errorf("%w: the backend demands a client certificate that it trusts (see client_certificate)", errHandshake)
-	errMechanism   = errors.New("backend offers no way to log in")
-	errTokenless   = fmt.Errorf("%w with a token: neither AUTH=OAUTHBEARER nor AUTH=XOAUTH2", errMechanism)
-	errBad         = errors.New("backend did not understand the login")
-	errMaster      = errors.New("backend denied the master login")
-	errCode        = errors.New("backend refused the login with an answer that is not forwarded")
-	errDown        = errors.New("backend is marked down")
-	errBusy        = errors.New("too many logins at a time")
-	errConnect     = errors.New("connect")
+	errBye               = errors.New("backend said goodbye")
+	errNoStartTLS        = errors.New("backend does not offer STARTTLS")
+	errStartTLS          = errors.New("backend refused STARTTLS")
+	errTLS               = errors.New("TLS")
+	errClientCertificate = fmt.Errorf("%w: the backend demands a client certificate that it trusts (see client_certificate)", errTLS)
+	errMechanism         = errors.New("backend offers no way to log in")
+	errNoTokenMechanism  = fmt.Errorf("%w with a token: neither AUTH=OAUTHBEARER nor AUTH=XOAUTH2", errMechanism)
+	errLoginBad          = errors.New("backend did not understand the login")
+	errMasterDenied      = errors.New("backend denied the master login")
+	errOpaqueCode        = errors.New("backend refused the login with an answer that is not forwarded")
+	errDown              = errors.New("backend is marked down")
+	errBusy              = errors.New("too many logins at a time")
+	errConnect           = errors.New("connect")
 )
 
-// told is an error whose text is cut and sanitised. The error itself can still be
+// sanitizedError is an error whose text is cut and sanitised. The error itself can still be
 // asked for.
-type told struct{ err error }
+type sanitizedError struct{ err error }
 
-func (t told) Error() string { return clean(t.err.Error()) }
-func (t told) Unwrap() error { return t.err }
+func (e sanitizedError) Error() string { return sanitize(e.err.Error()) }
+func (e sanitizedError) Unwrap() error { return e.err }
 
-// clean makes a backend's words fit to be shown: printable ASCII, without
+// sanitize makes a backend's words fit to be shown: printable ASCII, without
 // braces (which could be read as a literal), at most maxText bytes.
-func clean(text string) string {
+func sanitize(text string) string {
 	if len(text) > maxText {
 		text = text[:maxText]
 	}
@@ -91,21 +91,21 @@ func clean(text string) string {
 }
 
 // ResultOf names the error of a Login.
-func ResultOf(err error) string { return result(context.Background(), err) }
+func ResultOf(err error) string { return classifyError(context.Background(), err) }
 
-// result names an error for the metrics.
-func result(ctx context.Context, err error) string {
+// classifyError names an error for the metrics.
+func classifyError(ctx context.Context, err error) string {
 	if err == nil {
 		return ResultOK
 	}
-	var refused *Refused
+	var refused *RefusedError
 	switch {
-	case errors.Is(err, ErrDenied), errors.Is(err, errMaster):
+	case errors.Is(err, ErrDenied), errors.Is(err, errMasterDenied):
 		return ResultDenied
-	case errors.As(err, &refused), errors.Is(err, errCode):
+	case errors.As(err, &refused), errors.Is(err, errOpaqueCode):
 		return ResultRefused
-	case errors.Is(err, errBad), errors.Is(err, errTokenless), errors.Is(err, errTokenEnd):
-		return ResultNotTaken
+	case errors.Is(err, errLoginBad), errors.Is(err, errNoTokenMechanism), errors.Is(err, errTokenTooLong):
+		return ResultNotAccepted
 	case errors.Is(err, ErrLoop):
 		return ResultLoop
 	case errors.Is(err, errDown):
@@ -135,11 +135,11 @@ func isTLS(err error) bool {
 	var record tls.RecordHeaderError
 	var cert *tls.CertificateVerificationError
 	var unknown x509.UnknownAuthorityError
-	return errors.Is(err, errHandshake) || tlsconf.IsAlert(err) || errors.Is(err, errNoStartTLS) || errors.Is(err, errStartTLS) ||
+	return errors.Is(err, errTLS) || tlsconf.IsAlert(err) || errors.Is(err, errNoStartTLS) || errors.Is(err, errStartTLS) ||
 		errors.Is(err, imap.ErrInjected) || errors.As(err, &record) || errors.As(err, &cert) || errors.As(err, &unknown)
 }
 
 func isClosed(err error) bool {
-	return errors.Is(err, errGoodbye) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+	return errors.Is(err, errBye) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
 		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }

@@ -19,10 +19,10 @@ import (
 	"imapgate/internal/imap"
 )
 
-// serverReads is what a server that knows the grammar and nothing of this
+// parseAsServer is what a server that knows the grammar and nothing of this
 // package reads: every command of stream as tag, name and strings, where reads
 // says after how many bytes it had to ask.
-func serverReads(stream string) (commands [][]string, asks []int, ok bool) {
+func parseAsServer(stream string) (commands [][]string, continuations []int, ok bool) {
 	total := len(stream)
 	next := func() (string, bool) {
 		line, rest, ok := strings.Cut(stream, "\r\n")
@@ -40,7 +40,7 @@ func serverReads(stream string) (commands [][]string, asks []int, ok bool) {
 		case len(words) == 4 && words[1] == "AUTHENTICATE" && words[2] == "PLAIN":
 			cmd = append(words[:2:2], words[3])
 		case len(words) == 3 && words[1] == "AUTHENTICATE" && words[2] == "PLAIN":
-			asks = append(asks, total-len(stream))
+			continuations = append(continuations, total-len(stream))
 			response, ok := next()
 			if !ok {
 				return nil, nil, false
@@ -57,7 +57,7 @@ func serverReads(stream string) (commands [][]string, asks []int, ok bool) {
 					return nil, nil, false
 				}
 				if !nonSync {
-					asks = append(asks, total-len(stream))
+					continuations = append(continuations, total-len(stream))
 				}
 				cmd = append(cmd, stream[:n])
 				stream = stream[n:]
@@ -77,7 +77,7 @@ func serverReads(stream string) (commands [][]string, asks []int, ok bool) {
 		}
 		commands = append(commands, cmd)
 	}
-	return commands, asks, true
+	return commands, continuations, true
 }
 
 // FuzzUpstreamLogin: a server reads exactly one command with exactly the name
@@ -87,36 +87,36 @@ func FuzzUpstreamLogin(f *testing.F) {
 	f.Add("joe*x", "p\r\nw", uint8(0x13))
 	f.Add("j\xc3\xa9 {5}", "\"\\ {3+}", uint8(0x0a))
 	f.Add("x", strings.Repeat("p", 4097), uint8(0x04))
-	f.Fuzz(func(t *testing.T, name, password string, way uint8) {
+	f.Fuzz(func(t *testing.T, name, password string, flags uint8) {
 		caps := "IMAP4rev1"
 		for i, c := range []string{" AUTH=PLAIN", " SASL-IR", " LITERAL-", " LITERAL+"} {
-			if way>>i&1 == 1 {
+			if flags>>i&1 == 1 {
 				caps += c
 			}
 		}
 		cfg := Config{Address: "127.0.0.1:1", TLSMode: NoTLS}
-		who := Request{User: user(t, "joe"), Login: name, Password: identity.NewSecret(password)}
+		req := Request{User: user(t, "joe"), Login: name, Password: identity.NewSecret(password)}
 		if name == "" {
 			name = "joe"
 		}
 		wantUser, wantPassword, wantAuthzid := name, password, ""
-		if way&0x10 != 0 {
+		if flags&0x10 != 0 {
 			cfg.Login, cfg.Master = MasterLogin, Master{User: "boss", Password: identity.NewSecret(password), Style: SeparatorStyle}
 			wantUser = name + "*boss"
-			if way&0x20 != 0 {
+			if flags&0x20 != 0 {
 				cfg.Master.Style, wantUser, wantAuthzid = AuthzidStyle, "boss", name
 			}
 		}
 		b := New(cfg, Hooks{}, zap.NewNop())
-		creds, err := b.credentials(who)
+		creds, err := b.buildCredentials(req)
 		if err != nil {
 			return
 		}
 		if strings.ContainsAny(name+password, "\r\n\x00") {
 			t.Fatalf("%q %q was not refused", name, password)
 		}
-		d := &dialogue{last: "L1", caps: imap.ParseCaps(caps)}
-		forms, err := creds.forms(d.caps)
+		lc := &loginConn{loginTag: "L1", caps: imap.ParseCaps(caps)}
+		forms, err := creds.listForms(lc.caps)
 		if err != nil {
 			if wantAuthzid == "" {
 				t.Fatal(err)
@@ -124,22 +124,22 @@ func FuzzUpstreamLogin(f *testing.F) {
 			return
 		}
 		for _, form := range forms {
-			var s script
-			if err := creds.appendLogin(&s, form, d); err != nil {
+			var cmd loginCommand
+			if err := creds.appendLogin(&cmd, form, lc); err != nil {
 				t.Fatal(err)
 			}
-			readsAs(t, &s, []string{wantAuthzid, wantUser, wantPassword})
+			checkServerReads(t, &cmd, []string{wantAuthzid, wantUser, wantPassword})
 		}
 	})
 }
 
-// readsAs fails unless a server reads one login in s, as want, and asks for the parts
+// checkServerReads fails unless a server reads one login in s, as want, and asks for the parts
 // in which it is sent.
-func readsAs(t *testing.T, s *script, want []string) {
-	commands, asks, ok := serverReads(string(s.bytes))
+func checkServerReads(t *testing.T, s *loginCommand, want []string) {
+	commands, continuations, ok := parseAsServer(string(s.bytes))
 	if command, response, found := strings.Cut(string(s.bytes), "AUTHENTICATE PLAIN\r\n"); found { // the response is asked for
-		commands, asks, ok = serverReads(command + "AUTHENTICATE PLAIN " + response)
-		asks = append(asks, len(command+"AUTHENTICATE PLAIN\r\n"))
+		commands, continuations, ok = parseAsServer(command + "AUTHENTICATE PLAIN " + response)
+		continuations = append(continuations, len(command+"AUTHENTICATE PLAIN\r\n"))
 	}
 	if !ok || len(commands) != 1 || commands[0][0] != "L1" {
 		t.Fatalf("%q is read as %q", s.bytes, commands)
@@ -157,33 +157,33 @@ func readsAs(t *testing.T, s *script, want []string) {
 	if !slices.Equal(got, want) {
 		t.Fatalf("%q, want %q", got, want)
 	}
-	if !strings.Contains(want[1], "{") && len(asks) != len(s.ends)-1 {
-		t.Fatalf("asks at %v, waits at %v", asks, s.ends)
+	if !strings.Contains(want[1], "{") && len(continuations) != len(s.partEnds)-1 {
+		t.Fatalf("asks at %v, waits at %v", continuations, s.partEnds)
 	}
-	for i, at := range asks {
-		if s.ends[i] != at {
-			t.Fatalf("asks at %v, waits at %v", asks, s.ends)
+	for i, at := range continuations {
+		if s.partEnds[i] != at {
+			t.Fatalf("asks at %v, waits at %v", continuations, s.partEnds)
 		}
 	}
 }
 
-// recital is a connection on which a backend says a text whatever it hears;
+// scriptedConn is a connection on which a backend says a text whatever it hears;
 // {I}, {C}, {A} and {L} in it are the tags of commands it has heard by then.
-type recital struct {
-	net.Conn // nil: nothing else is called
-	text     []byte
-	heard    bytes.Buffer
-	said     int
-	ready    []byte
-	closed   bool
-	login    bool // a tagged line with the login's tag and OK was said
+type scriptedConn struct {
+	net.Conn  // nil: nothing else is called
+	text      []byte
+	written   bytes.Buffer
+	bytesRead int
+	ready     []byte
+	closed    bool
+	loginOK   bool // a tagged line with the login's tag and OK was said
 }
 
-func (r *recital) Write(p []byte) (int, error) { return r.heard.Write(p) }
-func (r *recital) SetDeadline(time.Time) error { return nil }
-func (r *recital) Close() error                { r.closed = true; return nil }
+func (r *scriptedConn) Write(p []byte) (int, error) { return r.written.Write(p) }
+func (r *scriptedConn) SetDeadline(time.Time) error { return nil }
+func (r *scriptedConn) Close() error                { r.closed = true; return nil }
 
-func (r *recital) Read(p []byte) (int, error) {
+func (r *scriptedConn) Read(p []byte) (int, error) {
 	if len(r.ready) == 0 {
 		if len(r.text) == 0 {
 			return 0, io.EOF
@@ -203,18 +203,18 @@ func (r *recital) Read(p []byte) (int, error) {
 	}
 	n := copy(p, r.ready)
 	r.ready = r.ready[n:]
-	r.said += n
+	r.bytesRead += n
 	return n, nil
 }
 
 // tag is the last tag heard that begins with letter.
-func (r *recital) tag(letter byte) (tag []byte) {
-	for line := range bytes.Lines(r.heard.Bytes()) {
+func (r *scriptedConn) tag(letter byte) (tag []byte) {
+	for line := range bytes.Lines(r.written.Bytes()) {
 		if word, _, _ := bytes.Cut(line, []byte(" ")); word[0] == letter && len(word) == 14 {
 			tag = word
 		}
 	}
-	r.login = r.login || letter == 'L' && tag != nil && bytes.HasPrefix(bytes.ToUpper(r.text[3:]), []byte(" OK"))
+	r.loginOK = r.loginOK || letter == 'L' && tag != nil && bytes.HasPrefix(bytes.ToUpper(r.text[3:]), []byte(" OK"))
 	return tag
 }
 
@@ -233,23 +233,23 @@ func FuzzBackendLogin(f *testing.F) {
 	}
 	b := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS}, Hooks{}, zap.NewNop())
 	f.Fuzz(func(t *testing.T, text []byte) {
-		for _, who := range []Request{request1(t), withToken(t)} {
-			loginIs(t, b, who, text)
+		for _, req := range []Request{testRequest(t), tokenRequest(t)} {
+			checkLogin(t, b, req, text)
 		}
 	})
 }
 
-// loginIs is one login at a backend that says text.
-func loginIs(t *testing.T, b *Backend, who Request, text []byte) {
+// checkLogin is one login at a backend that says text.
+func checkLogin(t *testing.T, b *Backend, req Request, text []byte) {
 	t.Helper()
-	creds, err := b.credentials(who)
+	creds, err := b.buildCredentials(req)
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &recital{text: text}
-	conn, err := b.over(context.Background(), r, time.Now().Add(time.Minute), request{who, creds})
-	if r.said > maxTotal+maxLine {
-		t.Fatalf("%d bytes were read", r.said)
+	r := &scriptedConn{text: text}
+	conn, err := b.loginOn(context.Background(), r, time.Now().Add(time.Minute), request{req, creds})
+	if r.bytesRead > maxTotal+maxLine {
+		t.Fatalf("%d bytes were read", r.bytesRead)
 	}
 	if (conn == nil) == (err == nil) {
 		t.Fatalf("%v, %v", conn, err)
@@ -258,23 +258,23 @@ func loginIs(t *testing.T, b *Backend, who Request, text []byte) {
 		t.Fatalf("closed %v, %v", r.closed, err)
 	}
 	if err != nil {
-		var refused *Refused
-		if errors.As(public(err), &refused) && (!forwardable(refused.Code) || clean(refused.Text) != refused.Text || !showable(refused.Alerts)) {
+		var refused *RefusedError
+		if errors.As(publicError(err), &refused) && (!isForwardable(refused.Code) || sanitize(refused.Text) != refused.Text || !areSanitized(refused.Alerts)) {
 			t.Fatalf("not fit to forward: %q", refused)
 		}
 		return
 	}
-	if !r.login {
+	if !r.loginOK {
 		t.Fatalf("%q was taken for a login", text)
 	}
-	if !conn.Caps().Known() || !onlyUntagged(conn.rest) || clean(conn.ok.Text) != conn.ok.Text || !showable(conn.ok.Alerts) {
-		t.Fatalf("%q %q %q", conn.Caps(), conn.rest, conn.ok)
+	if !conn.Caps().IsKnown() || !isOnlyUntagged(conn.buffered) || sanitize(conn.ok.Text) != conn.ok.Text || !areSanitized(conn.ok.Alerts) {
+		t.Fatalf("%q %q %q", conn.Caps(), conn.buffered, conn.ok)
 	}
 }
 
-// showable reports whether alerts may reach a client.
-func showable(alerts []Alert) bool {
+// areSanitized reports whether alerts may reach a client.
+func areSanitized(alerts []Alert) bool {
 	return len(alerts) <= maxAlerts && !slices.ContainsFunc(alerts, func(a Alert) bool {
-		return a.Name != "OK" && a.Name != "NO" && a.Name != "BAD" || a.Text == "" || clean(a.Text) != a.Text
+		return a.Name != "OK" && a.Name != "NO" && a.Name != "BAD" || a.Text == "" || sanitize(a.Text) != a.Text
 	})
 }

@@ -6,113 +6,113 @@ import (
 	"imapgate/internal/imap"
 )
 
-// open brings the dialogue to where a login may be sent: who we speak for where
+// prepareLogin brings the dialogue to where a login may be sent: who we speak for where
 // that comes first, TLS, the greeting, and a capability list that can be relied
 // on.
-func (b *Backend) open(d *dialogue, c Client) error {
+func (b *Backend) prepareLogin(lc *loginConn, c Client) error {
 	if b.cfg.Forward == ForwardProxy {
 		header, err := proxyHeader(c)
 		if err != nil {
 			return err
 		}
-		if _, err := d.conn.Write(header); err != nil {
+		if _, err := lc.conn.Write(header); err != nil {
 			return err
 		}
 	}
 	if b.cfg.TLSMode == ImplicitTLS {
-		if err := d.handshake(b.cfg.clientTLS()); err != nil {
+		if err := lc.handshakeTLS(b.cfg.clientTLS()); err != nil {
 			return err
 		}
 	}
-	if err := d.greeting(); err != nil {
+	if err := lc.readGreeting(); err != nil {
 		return err
 	}
 	if b.cfg.TLSMode == StartTLS {
-		if err := d.startTLS(b.cfg.clientTLS()); err != nil {
+		if err := lc.startTLS(b.cfg.clientTLS()); err != nil {
 			return err
 		}
 	}
-	return d.capability()
+	return lc.requireCaps()
 }
 
-// perform sends a script and reads the tagged answer to it. sent says whether the
+// sendLogin sends a script and reads the tagged answer to it. sent says whether the
 // credentials, which are in the last part, went out: also where there is an error.
-func (d *dialogue) perform(s *script, least time.Duration) (res imap.Response, sent bool, err error) {
-	defer func() { clear(s.bytes) }()
-	if !onlyUntagged(d.conn.Peek()) {
-		return res, false, errEarly
+func (c *loginConn) sendLogin(cmd *loginCommand, minWait time.Duration) (res imap.Response, sent bool, err error) {
+	defer func() { clear(cmd.bytes) }()
+	if !isOnlyUntagged(c.conn.Peek()) {
+		return res, false, errUnsolicited
 	}
-	from, id := 0, s.id
-	last := len(s.ends) - 1
-	for _, end := range s.ends[:last] {
-		res, err := d.part(s.bytes[from:end], id)
+	from, idTag := 0, cmd.idTag
+	last := len(cmd.partEnds) - 1
+	for _, end := range cmd.partEnds[:last] {
+		res, err := c.sendPart(cmd.bytes[from:end], idTag)
 		switch {
 		case err != nil:
 			return res, false, err
 		case res.Kind == imap.Tagged && res.Name == "OK":
-			return res, false, errEarly
+			return res, false, errUnsolicited
 		case res.Kind == imap.Tagged:
 			return res, false, nil
 		}
-		from, id = end, ""
+		from, idTag = end, ""
 	}
-	d.await(least)
-	res, err = d.part(s.bytes[from:], id)
+	c.extendDeadline(minWait)
+	res, err = c.sendPart(cmd.bytes[from:], idTag)
 	if err == nil && res.Kind != imap.Tagged {
-		s.judged = true
-		res, err = d.dismiss(res.Text, s.dismissal)
+		cmd.challenged = true
+		res, err = c.finishRefusal(res.Text, cmd.finalResponse)
 	}
 	return res, true, err
 }
 
-// part sends a part of the login and reads the answer to it, which may ask for the
+// sendPart sends a part of the login and reads the answer to it, which may ask for the
 // next. The answer to the command id, where there is one in front, changes nothing.
-func (d *dialogue) part(bytes []byte, id string) (imap.Response, error) {
-	if _, err := d.conn.Write(bytes); err != nil {
+func (c *loginConn) sendPart(bytes []byte, idTag string) (imap.Response, error) {
+	if _, err := c.conn.Write(bytes); err != nil {
 		return imap.Response{}, err
 	}
-	if id != "" {
-		if _, err := d.tagged(id); err != nil {
+	if idTag != "" {
+		if _, err := c.readTagged(idTag); err != nil {
 			return imap.Response{}, err
 		}
 	}
-	return d.answer(d.last)
+	return c.readAnswer(c.loginTag)
 }
 
-// after makes sure of the capability list behind the login, which is another
+// refreshCaps makes sure of the capability list behind the login, which is another
 // than before it. What else the backend says meanwhile is the client's.
-func (d *dialogue) after(ok imap.Response) (kept []byte, err error) {
-	d.caps = imap.Caps{}
-	if d.note(ok); d.caps.Known() {
+func (c *loginConn) refreshCaps(ok imap.Response) (untagged []byte, err error) {
+	c.caps = imap.Caps{}
+	if c.recordCaps(ok); c.caps.IsKnown() {
 		return nil, nil
 	}
-	tag := tagAfter + d.tag
-	if _, err := d.conn.Write([]byte(tag + " CAPABILITY\r\n")); err != nil {
+	tag := tagCapsAfterLogin + c.tagSuffix
+	if _, err := c.conn.Write([]byte(tag + " CAPABILITY\r\n")); err != nil {
 		return nil, err
 	}
 	for {
-		res, err := d.response()
+		res, err := c.readResponse()
 		switch {
 		case err != nil:
 			return nil, err
 		case res.Kind == imap.Continuation:
-			return nil, errContinue
+			return nil, errContinuation
 		case res.Kind == imap.Tagged && res.Tag != tag:
-			return nil, errTag
+			return nil, errWrongTag
 		case res.Kind == imap.Tagged:
-			d.note(res)
-			if !d.caps.Known() {
+			c.recordCaps(res)
+			if !c.caps.IsKnown() {
 				return nil, errCapability
 			}
-			return kept, nil
+			return untagged, nil
 		case res.Name == "CAPABILITY":
-			d.note(res)
+			c.recordCaps(res)
 		case res.Line == nil: // it had a literal
-			return nil, errBehind
+			return nil, errAfterLogin
 		default:
-			kept = append(append(kept, res.Line...), '\r', '\n')
+			untagged = append(append(untagged, res.Line...), '\r', '\n')
 		}
-		if err := farewell(res); err != nil {
+		if err := untaggedError(res); err != nil {
 			return nil, err
 		}
 	}

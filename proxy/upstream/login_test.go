@@ -16,12 +16,12 @@ import (
 )
 
 const (
-	greetFull = "> * OK [CAPABILITY IMAP4rev1 SASL-IR ID AUTH=PLAIN LITERAL+] hi"
-	loginOK   = "> {L} OK [CAPABILITY IMAP4rev1 IDLE] in"
+	greetingFull = "> * OK [CAPABILITY IMAP4rev1 SASL-IR ID AUTH=PLAIN LITERAL+] hi"
+	loginOK      = "> {L} OK [CAPABILITY IMAP4rev1 IDLE] in"
 )
 
 func TestALoginIsOneWriteWhereTheBackendAllowsIt(t *testing.T) {
-	a := perform(t, Config{TLSMode: NoTLS}, request1(t), greetFull, "< ID", "< AUTHENTICATE", "> * ID NIL\r\n{I} OK", loginOK)
+	a := logIn(t, Config{TLSMode: NoTLS}, testRequest(t), greetingFull, "< ID", "< AUTHENTICATE", "> * ID NIL\r\n{I} OK", loginOK)
 	if a.err != nil {
 		t.Fatal(a.err)
 	}
@@ -40,12 +40,12 @@ func TestALoginIsOneWriteWhereTheBackendAllowsIt(t *testing.T) {
 	want := `^I[A-Z2-7]{13} ID \("x-originating-ip" "192\.0\.2\.7" "x-originating-port" "4711" "x-connected-ip" "198\.51\.100\.1" ` +
 		`"x-connected-port" "993" "x-session-id" "s-1" "x-proxy-ttl" "4"\)\r\n` +
 		`L[A-Z2-7]{13} AUTHENTICATE PLAIN ` + base64.StdEncoding.EncodeToString([]byte("\x00joe@example.org\x00"+canary)) + `\r\n$`
-	if !regexp.MustCompile(want).Match(a.clear.Bytes()) {
-		t.Errorf("%q", a.clear.String())
+	if !regexp.MustCompile(want).Match(a.plaintext.Bytes()) {
+		t.Errorf("%q", a.plaintext.String())
 	}
 }
 
-func TestEveryWayToLogInIsTaken(t *testing.T) {
+func TestEveryLoginFormSucceeds(t *testing.T) {
 	for name, tc := range map[string]struct {
 		cfg   Config
 		steps []string
@@ -58,71 +58,71 @@ func TestEveryWayToLogInIsTaken(t *testing.T) {
 		"literals, LITERAL-":          {Config{}, []string{"> * OK [CAPABILITY IMAP4rev2 LITERAL-] hi", "< LOGIN {15+}\r\n", "< joe@example.org {14+}\r\n", "< " + canary + "\r\n", loginOK}},
 		"a bare banner":               {Config{}, []string{"> * OK hi", "< CAPABILITY", "> * CAPABILITY IMAP4rev1 ID SASL-IR AUTH=PLAIN\r\n{C} OK", "< ID (\"x-originating-ip\"", "< AUTHENTICATE PLAIN A", "> {I} OK", loginOK}},
 		"the list in the OK":          {Config{}, []string{"> * OK hi", "< CAPABILITY", "> {C} OK [CAPABILITY IMAP4rev1 LITERAL+] done", "< LOGIN {15+}\r\n", "< joe", "< CANARY", loginOK}},
-		"an untagged list":            {Config{}, []string{greetFull, "< ID", "> {I} OK", "< AUTHENTICATE", "> * CAPABILITY IMAP4rev1 X\r\n{L} OK in", "< CAPABILITY", "> * CAPABILITY IMAP4rev1 IDLE\r\n{A} OK"}},
-		"untagged lines and literals": {Config{}, []string{greetFull, "< ID", "> * ID (\"name\" {5}\r\n\r\nX\r\n)\r\n* OK still here {99}\r\n{I} OK", "< AUTHENTICATE", "> * OK [ALERT] x\r\n" + loginOK[2:]}},
-		"master by authzid":           {Config{Login: MasterLogin, Master: master("authzid")}, []string{greetFull, "< ID", "< AUTHENTICATE PLAIN " + base64.StdEncoding.EncodeToString([]byte("joe@example.org\x00boss\x00m-pw")), "> {I} OK", loginOK}},
-		"master by separator":         {Config{Login: MasterLogin, Master: master("separator")}, []string{greetFull, "< ID", "< AUTHENTICATE PLAIN " + base64.StdEncoding.EncodeToString([]byte("\x00joe@example.org*boss\x00m-pw")), "> {I} OK", loginOK}},
-		"master by separator, LOGIN":  {Config{Login: MasterLogin, Master: master("separator")}, []string{"> * OK [CAPABILITY IMAP4rev1 LITERAL+] hi", "< LOGIN {20+}", "< joe@example.org*boss {4+}", "< m-pw", loginOK}},
-		"no address by ID":            {Config{Forward: ForwardNone}, []string{greetFull, "< ID (\"x-session-id\" \"s-1\" \"x-proxy-ttl\" \"4\")\r\n", "< AUTHENTICATE", "> {I} OK", loginOK}},
+		"an untagged list":            {Config{}, []string{greetingFull, "< ID", "> {I} OK", "< AUTHENTICATE", "> * CAPABILITY IMAP4rev1 X\r\n{L} OK in", "< CAPABILITY", "> * CAPABILITY IMAP4rev1 IDLE\r\n{A} OK"}},
+		"untagged lines and literals": {Config{}, []string{greetingFull, "< ID", "> * ID (\"name\" {5}\r\n\r\nX\r\n)\r\n* OK still here {99}\r\n{I} OK", "< AUTHENTICATE", "> * OK [ALERT] x\r\n" + loginOK[2:]}},
+		"master by authzid":           {Config{Login: MasterLogin, Master: testMaster("authzid")}, []string{greetingFull, "< ID", "< AUTHENTICATE PLAIN " + base64.StdEncoding.EncodeToString([]byte("joe@example.org\x00boss\x00m-pw")), "> {I} OK", loginOK}},
+		"master by separator":         {Config{Login: MasterLogin, Master: testMaster("separator")}, []string{greetingFull, "< ID", "< AUTHENTICATE PLAIN " + base64.StdEncoding.EncodeToString([]byte("\x00joe@example.org*boss\x00m-pw")), "> {I} OK", loginOK}},
+		"master by separator, LOGIN":  {Config{Login: MasterLogin, Master: testMaster("separator")}, []string{"> * OK [CAPABILITY IMAP4rev1 LITERAL+] hi", "< LOGIN {20+}", "< joe@example.org*boss {4+}", "< m-pw", loginOK}},
+		"no address by ID":            {Config{Forward: ForwardNone}, []string{greetingFull, "< ID (\"x-session-id\" \"s-1\" \"x-proxy-ttl\" \"4\")\r\n", "< AUTHENTICATE", "> {I} OK", loginOK}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tc.cfg.TLSMode = NoTLS
-			a := perform(t, tc.cfg, request1(t), tc.steps...)
+			a := logIn(t, tc.cfg, testRequest(t), tc.steps...)
 			if a.err != nil {
 				a.finish()
-				t.Fatal(a.err, a.play.err)
+				t.Fatal(a.err, a.scriptedBackend.err)
 			}
 			if got := a.conn.Caps().String(); got != "IMAP4rev1 IDLE" {
 				t.Errorf("caps %q", got)
 			}
-			if _, rest := a.conn.nc, a.conn.rest; rest != nil {
+			if _, rest := a.conn.nc, a.conn.buffered; rest != nil {
 				t.Errorf("passed on: %q", rest)
 			}
 			a.finish()
-			if a.play.err != nil {
-				t.Error(a.play.err)
+			if a.scriptedBackend.err != nil {
+				t.Error(a.scriptedBackend.err)
 			}
-			if tc.cfg.Login == MasterLogin && strings.Contains(a.clear.String(), canary) {
+			if tc.cfg.Login == MasterLogin && strings.Contains(a.plaintext.String(), canary) {
 				t.Error("the client's password was sent with a master login")
 			}
 		})
 	}
 }
 
-func TestAPROXYHeaderComesBeforeAllElse(t *testing.T) {
+func TestThePROXYHeaderIsSentFirst(t *testing.T) {
 	header := "\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c\xc0\x00\x02\x07\xc6\x33\x64\x01\x12\x67\x03\xe1"
 	local := "\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00"
 	for _, mode := range []TLSMode{NoTLS, ImplicitTLS} {
-		for want, client := range map[string]Client{header: request1(t).Client, local: {Session: "s-1"}} {
-			who := request1(t)
-			who.Client = client
-			a := perform(t, Config{TLSMode: mode, Forward: ForwardProxy}, who, "< \r\n", "< \r\n", "< \x00\r\n", "< QUIT\n", greetFull, "fin")
+		for want, client := range map[string]Client{header: testRequest(t).Client, local: {Session: "s-1"}} {
+			req := testRequest(t)
+			req.Client = client
+			a := logIn(t, Config{TLSMode: mode, Forward: ForwardProxy}, req, "< \r\n", "< \r\n", "< \x00\r\n", "< QUIT\n", greetingFull, "fin")
 			a.finish()
-			if got := a.clear.String(); !strings.HasPrefix(got, want) || mode == NoTLS && !strings.HasPrefix(got[len(want):], "I") {
+			if got := a.plaintext.String(); !strings.HasPrefix(got, want) || mode == NoTLS && !strings.HasPrefix(got[len(want):], "I") {
 				t.Errorf("%s: %q", mode, got)
 			}
-			if mode == NoTLS && !strings.Contains(a.clear.String(), ` ID ("x-session-id" "s-1" "x-proxy-ttl" "4")`) {
-				t.Errorf("%q", a.clear.String())
+			if mode == NoTLS && !strings.Contains(a.plaintext.String(), ` ID ("x-session-id" "s-1" "x-proxy-ttl" "4")`) {
+				t.Errorf("%q", a.plaintext.String())
 			}
 		}
 	}
 }
 
-func master(style string) Master {
+func testMaster(style string) Master {
 	return Master{User: "boss", Password: identity.NewSecret("m-pw"), Style: style}
 }
 
 // The client's password was right when a master login is tried, and clients
 // forget a password that is called wrong.
-func TestAMasterLoginThatFailsIsNeverTheClientsFault(t *testing.T) {
-	a := perform(t, Config{TLSMode: NoTLS, Login: MasterLogin, Master: master("authzid")}, request1(t),
+func TestAFailedMasterLoginIsUnavailable(t *testing.T) {
+	a := logIn(t, Config{TLSMode: NoTLS, Login: MasterLogin, Master: testMaster("authzid")}, testRequest(t),
 		"> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] hi", "< AUTHENTICATE", "> {L} NO [AUTHENTICATIONFAILED] wrong")
 	if !errors.Is(a.err, ErrUnavailable) || errors.Is(a.err, ErrDenied) || a.result != "denied" {
 		t.Errorf("%v %s", a.err, a.result)
 	}
 }
 
-func TestAnAlertBeforeTheAnswerReachesTheUser(t *testing.T) {
+func TestAlertsBeforeTheAnswerAreForwarded(t *testing.T) {
 	const cleartext = "> * OK [ALERT] in the clear"
 	long := strings.Repeat("x", 2*maxText)
 	for what, c := range map[string]struct {
@@ -130,43 +130,43 @@ func TestAnAlertBeforeTheAnswerReachesTheUser(t *testing.T) {
 		steps []string
 		want  string
 	}{
-		"with the login":    {NoTLS, []string{greetFull, "< ID", "> {I} OK", "< AUTHENTICATE", "> * NO [ALERT] Nearly full.\r\n* OK [ALERT] Down at noon."}, "* NO [ALERT] Nearly full.\r\n* OK [ALERT] Down at noon.\r\n"},
-		"with ID":           {NoTLS, []string{greetFull, "< ID", "> * bad [alert] One.\r\n{I} OK", "< AUTHENTICATE"}, "* BAD [ALERT] One.\r\n"},
+		"with the login":    {NoTLS, []string{greetingFull, "< ID", "> {I} OK", "< AUTHENTICATE", "> * NO [ALERT] Nearly full.\r\n* OK [ALERT] Down at noon."}, "* NO [ALERT] Nearly full.\r\n* OK [ALERT] Down at noon.\r\n"},
+		"with ID":           {NoTLS, []string{greetingFull, "< ID", "> * bad [alert] One.\r\n{I} OK", "< AUTHENTICATE"}, "* BAD [ALERT] One.\r\n"},
 		"in the greeting":   {ImplicitTLS, []string{"tls", "> * OK [ALERT] Down at noon.", "< CAPABILITY", "> * CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR\r\n{C} OK", "< AUTHENTICATE"}, "* OK [ALERT] Down at noon.\r\n"},
-		"not before TLS":    {StartTLS, fullTLS(greetClear, "< STARTTLS", cleartext+"\r\n{S} OK begin"), ""},
-		"as others' texts":  {NoTLS, []string{greetFull, "< ID", "> {I} OK", "< AUTHENTICATE", "> * OK [ALERT] \x1b[2Jcall {5}\r\n* NO [ALERT] " + long}, "* OK [ALERT] ?[2Jcall (5)\r\n* NO [ALERT] " + long[:maxText] + "\r\n"},
-		"within bounds":     {NoTLS, []string{greetFull, "< ID", "> {I} OK", "< AUTHENTICATE", "> " + strings.Repeat("* OK [ALERT] x\r\n", 9) + "* OK x"}, strings.Repeat("* OK [ALERT] x\r\n", maxAlerts)},
-		"with another code": {NoTLS, []string{greetFull, "< ID", "> {I} OK", "< AUTHENTICATE", "> * OK [ALERTS] x\r\n* OK [WEBALERT x] x\r\n* ALERT x\r\n* OK [ALERT]"}, ""},
+		"not before TLS":    {StartTLS, completeLogin(greetingStartTLS, "< STARTTLS", cleartext+"\r\n{S} OK begin"), ""},
+		"as others' texts":  {NoTLS, []string{greetingFull, "< ID", "> {I} OK", "< AUTHENTICATE", "> * OK [ALERT] \x1b[2Jcall {5}\r\n* NO [ALERT] " + long}, "* OK [ALERT] ?[2Jcall (5)\r\n* NO [ALERT] " + long[:maxText] + "\r\n"},
+		"within bounds":     {NoTLS, []string{greetingFull, "< ID", "> {I} OK", "< AUTHENTICATE", "> " + strings.Repeat("* OK [ALERT] x\r\n", 9) + "* OK x"}, strings.Repeat("* OK [ALERT] x\r\n", maxAlerts)},
+		"with another code": {NoTLS, []string{greetingFull, "< ID", "> {I} OK", "< AUTHENTICATE", "> * OK [ALERTS] x\r\n* OK [WEBALERT x] x\r\n* ALERT x\r\n* OK [ALERT]"}, ""},
 	} {
 		for answer, refused := range map[string]bool{"OK [CAPABILITY IMAP4rev1] in": false, "NO [LIMIT] no": true} {
 			steps := append(append([]string{}, c.steps...), "> {L} "+answer)
 			if c.steps[len(c.steps)-1] == loginOK { // the play ends with a login of its own
 				steps = append(append([]string{}, c.steps[:len(c.steps)-1]...), "> {L} "+answer)
 			}
-			a := perform(t, Config{TLSMode: c.mode}, request1(t), steps...)
+			a := logIn(t, Config{TLSMode: c.mode}, testRequest(t), steps...)
 			var got []Alert
-			var no *Refused
+			var refusal *RefusedError
 			switch {
-			case refused && errors.As(a.err, &no):
-				got = no.Alerts
+			case refused && errors.As(a.err, &refusal):
+				got = refusal.Alerts
 			case !refused && a.err == nil:
 				got = a.conn.OK().Alerts
 			default:
 				t.Errorf("%s, %s: %v", what, answer, a.err)
 			}
 			a.finish()
-			if text := string(AppendAlerts(nil, got)); text != c.want || a.play.err != nil {
-				t.Errorf("%s, %s: %q, %v", what, answer, text, a.play.err)
+			if text := string(AppendAlerts(nil, got)); text != c.want || a.scriptedBackend.err != nil {
+				t.Errorf("%s, %s: %q, %v", what, answer, text, a.scriptedBackend.err)
 			}
 		}
 	}
-	a := perform(t, Config{TLSMode: NoTLS}, request1(t), greetFull, "< ID", "> {I} OK", "< AUTHENTICATE", "> * NO [ALERT] Wrong.\r\n{L} NO [AUTHENTICATIONFAILED] no")
-	if a.finish(); !errors.Is(a.err, ErrDenied) || errors.As(a.err, new(*Refused)) {
+	a := logIn(t, Config{TLSMode: NoTLS}, testRequest(t), greetingFull, "< ID", "> {I} OK", "< AUTHENTICATE", "> * NO [ALERT] Wrong.\r\n{L} NO [AUTHENTICATIONFAILED] no")
+	if a.finish(); !errors.Is(a.err, ErrDenied) || errors.As(a.err, new(*RefusedError)) {
 		t.Errorf("a denial with an alert: %v", a.err)
 	}
 }
 
-func TestWhatTheBackendSaysBehindItsOKIsTheClients(t *testing.T) {
+func TestUntaggedResponsesAfterTheOKAreForwarded(t *testing.T) {
 	for name, tc := range map[string]struct {
 		steps []string
 		rest  string
@@ -178,7 +178,7 @@ func TestWhatTheBackendSaysBehindItsOKIsTheClients(t *testing.T) {
 		"without a list": {[]string{"> * OK before\r\n{L} OK in\r\n* OK [ALERT] one", "< CAPABILITY", "> * OK two\r\n* CAPABILITY IMAP4rev1\r\n{A} OK done\r\n* OK three"}, "* OK [ALERT] one\r\n* OK two\r\n* OK three\r\n"},
 	} {
 		steps := append([]string{"> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] hi", "< AUTHENTICATE"}, tc.steps...)
-		a := perform(t, Config{TLSMode: NoTLS}, request1(t), steps...)
+		a := logIn(t, Config{TLSMode: NoTLS}, testRequest(t), steps...)
 		if a.err != nil {
 			t.Errorf("%s: %v", name, a.err)
 			continue
@@ -191,26 +191,26 @@ func TestWhatTheBackendSaysBehindItsOKIsTheClients(t *testing.T) {
 
 // A literal is framed and skipped up to the login, so that a response which has
 // one can't be passed on.
-func TestWhatCannotBePassedOnWholeIsNotPassedOnInPart(t *testing.T) {
-	a := perform(t, Config{TLSMode: NoTLS}, request1(t), "> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] hi", "< AUTHENTICATE",
+func TestAResponseWithALiteralAfterTheOKFailsTheLogin(t *testing.T) {
+	a := logIn(t, Config{TLSMode: NoTLS}, testRequest(t), "> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] hi", "< AUTHENTICATE",
 		"> {L} OK in\r\n* 1 FETCH (X {3}\r\nabc)", "< CAPABILITY", "> * CAPABILITY IMAP4rev1\r\n{A} OK done")
-	if !errors.Is(a.err, ErrUnavailable) || !errors.Is(a.err, errBehind) {
+	if !errors.Is(a.err, ErrUnavailable) || !errors.Is(a.err, errAfterLogin) {
 		t.Errorf("%v", a.err)
 	}
 }
 
-func TestBehindTheOKTheBackendMayNotAnswerCommandsThatAreYetToCome(t *testing.T) {
-	for _, behind := range []string{"a1 OK done\r\n", "+ go\r\n", "\r\n", "\n", "*x\r\n", "* OK\r\nb OK\r\n", "* 1 FETCH (X {3}\r\nab)\r\n", "x"} {
-		a := perform(t, Config{TLSMode: NoTLS}, request1(t),
-			"> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] hi", "< AUTHENTICATE", ">> {L} OK [CAPABILITY IMAP4rev1] in\r\n"+behind)
-		if !errors.Is(a.err, ErrUnavailable) || !errors.Is(a.err, errBehind) {
-			t.Errorf("%q: %v", behind, a.err)
+func TestTaggedResponsesAfterTheOKFailTheLogin(t *testing.T) {
+	for _, after := range []string{"a1 OK done\r\n", "+ go\r\n", "\r\n", "\n", "*x\r\n", "* OK\r\nb OK\r\n", "* 1 FETCH (X {3}\r\nab)\r\n", "x"} {
+		a := logIn(t, Config{TLSMode: NoTLS}, testRequest(t),
+			"> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] hi", "< AUTHENTICATE", ">> {L} OK [CAPABILITY IMAP4rev1] in\r\n"+after)
+		if !errors.Is(a.err, ErrUnavailable) || !errors.Is(a.err, errAfterLogin) {
+			t.Errorf("%q: %v", after, a.err)
 		}
 	}
 }
 
 func TestADetachedConnectionHasNoDeadlineAndIsNotClosed(t *testing.T) {
-	a := perform(t, Config{TLSMode: NoTLS}, request1(t), greetFull, "< ID", "< AUTH", "> {I} OK\r\n"+loginOK[2:], "< NOOP", "> a OK", "fin")
+	a := logIn(t, Config{TLSMode: NoTLS}, testRequest(t), greetingFull, "< ID", "< AUTH", "> {I} OK\r\n"+loginOK[2:], "< NOOP", "> a OK", "fin")
 	if a.err != nil {
 		t.Fatal(a.err)
 	}
@@ -227,7 +227,7 @@ func TestADetachedConnectionHasNoDeadlineAndIsNotClosed(t *testing.T) {
 	_ = nc.Close()
 }
 
-func TestALoginThatGoesInACircleEnds(t *testing.T) {
+func TestAForwardingLoopIsDetected(t *testing.T) {
 	for name, tc := range map[string]struct {
 		client Client
 		cfg    Config
@@ -236,26 +236,26 @@ func TestALoginThatGoesInACircleEnds(t *testing.T) {
 		"the last hop":         {client: Client{TTL: 1}, loop: true},
 		"less than that":       {client: Client{TTL: -3}, loop: true},
 		"no hop said":          {client: Client{}},
-		"a session of ours":    {client: Client{Via: "gw1-77"}, cfg: Config{Instance: "gw1-"}, loop: true},
-		"a session of another": {client: Client{Via: "gw2-77", TTL: 2}, cfg: Config{Instance: "gw1-"}},
+		"a session of ours":    {client: Client{PeerSession: "gw1-77"}, cfg: Config{SessionPrefix: "gw1-"}, loop: true},
+		"a session of another": {client: Client{PeerSession: "gw2-77", TTL: 2}, cfg: Config{SessionPrefix: "gw1-"}},
 	} {
-		who := request1(t)
-		who.Client = tc.client
+		req := testRequest(t)
+		req.Client = tc.client
 		tc.cfg.TLSMode = NoTLS
-		a := perform(t, tc.cfg, who, greetFull, "< ID", "< AUTH", "> {I} OK\r\n"+loginOK[2:])
+		a := logIn(t, tc.cfg, req, greetingFull, "< ID", "< AUTH", "> {I} OK\r\n"+loginOK[2:])
 		if errors.Is(a.err, ErrLoop) != tc.loop || (a.err == nil) == tc.loop {
 			t.Errorf("%s: %v", name, a.err)
 		}
 		if tc.client.TTL == 2 {
 			a.finish()
-			if !strings.Contains(a.clear.String(), `"x-proxy-ttl" "1")`) {
-				t.Errorf("%q", a.clear.String())
+			if !strings.Contains(a.plaintext.String(), `"x-proxy-ttl" "1")`) {
+				t.Errorf("%q", a.plaintext.String())
 			}
 		}
 	}
 }
 
-func TestTheClientsOwnIDIsPassedOnWithinBounds(t *testing.T) {
+func TestTheClientIDIsForwardedWithinBounds(t *testing.T) {
 	b := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS}, Hooks{}, zap.NewNop())
 	long := strings.Repeat("v", 250)
 	c := Client{
@@ -270,7 +270,7 @@ func TestTheClientsOwnIDIsPassedOnWithinBounds(t *testing.T) {
 }
 
 // RFC 2971 §3.3 allows 30 pairs, and a gateway behind this one takes no more.
-func TestAnIDHasNoMorePairsThanAreAllowed(t *testing.T) {
+func TestTheNumberOfIDPairsIsBounded(t *testing.T) {
 	b := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS}, Hooks{}, zap.NewNop())
 	c := Client{Addr: netip.MustParseAddrPort("192.0.2.7:1"), Local: netip.MustParseAddrPort("192.0.2.8:2"), Session: "s-1"}
 	for i := range 30 {
@@ -280,7 +280,7 @@ func TestAnIDHasNoMorePairsThanAreAllowed(t *testing.T) {
 	if n := strings.Count(got, `"`) / 4; n > 30 || !strings.Contains(got, `"x-originating-ip" "192.0.2.7"`) || !strings.Contains(got, `"x-proxy-ttl" "3"`) {
 		t.Errorf("%d pairs: %s", n, got)
 	}
-	if n := strings.Count(OwnID(c.ID), `"`) / 4; n != 30 {
+	if n := strings.Count(FormatID(c.ID), `"`) / 4; n != 30 {
 		t.Errorf("behind the login: %d pairs", n)
 	}
 }

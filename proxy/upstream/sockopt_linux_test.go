@@ -9,7 +9,7 @@ import (
 
 // A backend that is gone without a word is noticed by probes while nothing is
 // sent, and by the want of acknowledgements while something is.
-func TestBackendsThatAreGoneAreNoticedByTheKernel(t *testing.T) {
+func TestDeadBackendsAreDetectedByTheKernel(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

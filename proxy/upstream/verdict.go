@@ -25,53 +25,53 @@ func VerdictOf(err error) Verdict {
 	if err == nil {
 		return VerdictRight
 	}
-	var forwarded *Refused
+	var forwarded *RefusedError
 	if errors.As(err, &forwarded) {
 		return forwarded.verdict
 	}
-	var withheld *refusal
-	if errors.As(err, &withheld) {
-		return withheld.verdict
+	var opaque *opaqueError
+	if errors.As(err, &opaque) {
+		return opaque.verdict
 	}
-	if errors.Is(err, errUnanswered) {
+	if errors.Is(err, errNoLoginAnswer) {
 		return VerdictUnclear
 	}
 	return VerdictNone
 }
 
-// Revokes reports whether an error of Login says that the backend no longer
+// RevokesCredentials reports whether an error of Login says that the backend no longer
 // takes the credentials. What else refuses them may pass.
-func Revokes(err error) bool {
-	var forwarded *Refused
+func RevokesCredentials(err error) bool {
+	var forwarded *RefusedError
 	if errors.As(err, &forwarded) {
 		return forwarded.Code == "EXPIRED" || forwarded.Code == "AUTHORIZATIONFAILED"
 	}
 	return errors.Is(err, ErrDenied)
 }
 
-// codeMeaning is what a response code of a NO to a login means.
-type codeMeaning struct {
+// replyClass is what a response code of a NO to a login means.
+type replyClass struct {
 	verdict Verdict
-	reply   reply
+	reply   clientReply
 }
 
-// reply is what the client is told.
-type reply uint8
+// clientReply is what the client is told.
+type clientReply uint8
 
 const (
-	replyUnavailable reply = iota // a constant: the code is for the gateway's operator, or for nobody
-	replyForwarded                // the backend's code and text
-	replyDenied                   // a constant: wrong credentials
+	replyUnavailable clientReply = iota // a constant: the code is for the gateway's operator, or for nobody
+	replyForwarded                      // the backend's code and text
+	replyDenied                         // a constant: wrong credentials
 )
 
-// codes are the response codes that servers are known to refuse a login with.
+// responseCodes are the response codes that servers are known to refuse a login with.
 // Whatever is not here is VerdictUnclear and not forwarded: no client may be made
 // to act on a code that the gateway does not know.
 //
 // A code counts as VerdictRight where its definition, or the server that sends it,
 // has it follow a successful check of the credentials, or come instead of one:
 // neither tells an attacker that a guess was wrong.
-var codes = map[string]codeMeaning{
+var responseCodes = map[string]replyClass{
 	// RFC 5530 section 3. All of Dovecot's are among them, and ALERT and REFERRAL.
 	"AUTHENTICATIONFAILED": {VerdictWrong, replyDenied},
 	"AUTHORIZATIONFAILED":  {VerdictRight, replyForwarded}, // "authentication succeeded", but not for this identity
@@ -104,12 +104,12 @@ type phrase struct {
 	verdict Verdict
 }
 
-// noCertificate is how Dovecot refuses a login on a connection without a client
+// noCertificateText is how Dovecot refuses a login on a connection without a client
 // certificate that it trusts (auth_ssl_require_client_cert). It does not end TLS.
-const noCertificate = "client didn't present valid ssl certificate"
+const noCertificateText = "client didn't present valid ssl certificate"
 
-// phrases is the closed list of those texts.
-var phrases = []phrase{
+// knownPhrases is the closed list of those texts.
+var knownPhrases = []phrase{
 	{"invalid credentials", VerdictWrong},                                   // Gmail, with ALERT
 	{"too many simultaneous connections", VerdictRight},                     // Gmail, with ALERT
 	{"application-specific password required", VerdictRight},                // Gmail, with ALERT
@@ -122,7 +122,7 @@ var phrases = []phrase{
 	{"maximum number of connections", VerdictRight},                         // Dovecot before it had codes
 	{"login only available under a layer", VerdictNone},                     // Cyrus: a misconfiguration
 	{"plaintext authentication disallowed on non-secure", VerdictNone},      // Dovecot: a misconfiguration
-	{noCertificate, VerdictNone},                                            // Dovecot, with ALERT: a misconfiguration
+	{noCertificateText, VerdictNone},                                        // Dovecot, with ALERT: a misconfiguration
 	{"generic failure", VerdictNone},                                        // Cyrus SASL: the password check is down
 	{"login failed: generic failure", VerdictNone},                          // the same, to LOGIN
 	{"remote authentication server unavailable", VerdictNone},               // Cyrus SASL
@@ -137,9 +137,9 @@ var phrases = []phrase{
 	{"authentication failed", VerdictWrong}, {"login failed", VerdictWrong}, // most of them
 }
 
-// phraseOf is the known phrase that a text begins with; the zero phrase is none.
-func phraseOf(text string) phrase {
-	for _, p := range phrases {
+// findPhrase is the known phrase that a text begins with; the zero phrase is none.
+func findPhrase(text string) phrase {
+	for _, p := range knownPhrases {
 		if len(text) >= len(p.text) && strings.EqualFold(text[:len(p.text)], p.text) {
 			return p
 		}
@@ -147,40 +147,40 @@ func phraseOf(text string) phrase {
 	return phrase{}
 }
 
-// Describe is what a log may show of a status response: its condition, its code
+// DescribeResponse is what a log may show of a status response: its condition, its code
 // where that is one of a closed list, and at most a known phrase. A backend has
 // seen passwords, and could repeat one in any form.
-func Describe(res imap.Response) string {
+func DescribeResponse(res imap.Response) string {
 	text := ""
 	switch res.Name {
 	case "OK", "NO", "BAD", "BYE", "PREAUTH":
 		text = res.Name
 	}
 	if res.Code != "" {
-		text += " " + knownCode(res.Code)
+		text += " " + describeCode(res.Code)
 	}
-	if p := phraseOf(res.Text); p.text != "" {
+	if p := findPhrase(res.Text); p.text != "" {
 		text += " " + p.text
 	}
 	return strings.TrimSpace(text)
 }
 
-// laterCodes are codes that refuse no login, but commands after it.
-var laterCodes = []string{"ALREADYEXISTS", "BADCHARSET", "CLOSED", "MESSAGELIMIT", "NONEXISTENT", "PARSE", "TRYCREATE"}
+// commandCodes are codes that refuse no login, but commands after it.
+var commandCodes = []string{"ALREADYEXISTS", "BADCHARSET", "CLOSED", "MESSAGELIMIT", "NONEXISTENT", "PARSE", "TRYCREATE"}
 
-// knownCode is a response code in brackets, or a constant for one that is not in
+// describeCode is a response code in brackets, or a constant for one that is not in
 // the tables.
-func knownCode(code string) string {
-	if _, ok := codes[code]; ok || slices.Contains(laterCodes, code) {
+func describeCode(code string) string {
+	if _, ok := responseCodes[code]; ok || slices.Contains(commandCodes, code) {
 		return "[" + code + "]"
 	}
 	return "[unknown code]"
 }
 
-// Refused is a backend's NO with a response code that is meant for the user
+// RefusedError is a backend's NO with a response code that is meant for the user
 // (RFC 5530). Code and Text are fit to be forwarded. The error's text has none of
 // the backend's words but the code.
-type Refused struct {
+type RefusedError struct {
 	Code   string  // upper case, one of a closed list
 	Text   string  // printable ASCII, 1 to maxText bytes
 	Alerts []Alert // that came before the NO
@@ -188,68 +188,68 @@ type Refused struct {
 	verdict Verdict
 }
 
-func (r *Refused) Error() string { return "login refused: [" + r.Code + "]" }
+func (r *RefusedError) Error() string { return "login refused: [" + r.Code + "]" }
 
-// refusal is a backend's NO or BAD of which the client is told nothing but a
+// opaqueError is a backend's NO or BAD of which the client is told nothing but a
 // constant.
-type refusal struct {
-	kind    error // ErrDenied, or a cause of ErrUnavailable
-	verdict Verdict
-	answer  string // by Describe
+type opaqueError struct {
+	class       error // ErrDenied, or a cause of ErrUnavailable
+	verdict     Verdict
+	description string // by Describe
 }
 
-func (r *refusal) Error() string { return r.kind.Error() + ": " + r.answer }
-func (r *refusal) Unwrap() error { return r.kind }
+func (r *opaqueError) Error() string { return r.class.Error() + ": " + r.description }
+func (r *opaqueError) Unwrap() error { return r.class }
 
-// verdict is the error in the answer to a login.
-func (b *Backend) verdict(res imap.Response) error {
+// loginError is the error in the answer to a login.
+func (b *Backend) loginError(res imap.Response) error {
 	switch res.Name {
 	case "OK":
 		return nil
 	case "BAD":
-		return &refusal{errBad, meaningOf(res).verdict, Describe(res)}
+		return &opaqueError{errLoginBad, classifyReply(res).verdict, DescribeResponse(res)}
 	case "NO":
-		return b.refused(res)
+		return b.refusalError(res)
 	}
-	return errVerdict
+	return errNoStatus
 }
 
-// refused is the error in a NO.
-func (b *Backend) refused(res imap.Response) error {
-	m := meaningOf(res)
+// refusalError is the error in a NO.
+func (b *Backend) refusalError(res imap.Response) error {
+	m := classifyReply(res)
 	master := b.cfg.Login == MasterLogin
 	switch {
-	case phraseOf(res.Text).text == noCertificate:
-		return &refusal{errCertificate, VerdictNone, Describe(res)}
+	case findPhrase(res.Text).text == noCertificateText:
+		return &opaqueError{errClientCertificate, VerdictNone, DescribeResponse(res)}
 	case master && (m.reply == replyDenied || res.Code == "AUTHORIZATIONFAILED"):
 		// The client's own password was right: it must not be told that it was
 		// wrong, and forget it, because the gateway's is.
-		return &refusal{errMaster, VerdictNone, Describe(res)}
+		return &opaqueError{errMasterDenied, VerdictNone, DescribeResponse(res)}
 	case m.reply == replyDenied:
-		return &refusal{ErrDenied, m.verdict, Describe(res)}
+		return &opaqueError{ErrDenied, m.verdict, DescribeResponse(res)}
 	case m.reply == replyForwarded:
-		text := clean(res.Text)
+		text := sanitize(res.Text)
 		if text == "" { // the grammar wants one
 			text = "Login refused."
 		}
-		return &Refused{Code: res.Code, Text: text, verdict: m.verdict}
+		return &RefusedError{Code: res.Code, Text: text, verdict: m.verdict}
 	}
-	return &refusal{errCode, m.verdict, Describe(res)}
+	return &opaqueError{errOpaqueCode, m.verdict, DescribeResponse(res)}
 }
 
-// meaningOf is what a NO or BAD to a login means. The text counts where there is
+// classifyReply is what a NO or BAD to a login means. The text counts where there is
 // no code, and with ALERT, which says nothing about why.
-func meaningOf(res imap.Response) codeMeaning {
-	known := phraseOf(res.Text)
-	m, ok := codes[res.Code]
+func classifyReply(res imap.Response) replyClass {
+	known := findPhrase(res.Text)
+	m, ok := responseCodes[res.Code]
 	switch {
 	case res.Code != "" && res.Code != "ALERT":
 		if !ok {
-			return codeMeaning{VerdictUnclear, replyUnavailable}
+			return replyClass{VerdictUnclear, replyUnavailable}
 		}
 		return m
 	case known.verdict == VerdictWrong && res.Name == "NO":
-		return codeMeaning{VerdictWrong, replyDenied}
+		return replyClass{VerdictWrong, replyDenied}
 	case known.text != "":
 		m.verdict = known.verdict
 		return m
@@ -257,10 +257,10 @@ func meaningOf(res imap.Response) codeMeaning {
 		m.verdict = VerdictUnclear
 		return m
 	}
-	return codeMeaning{VerdictWrong, replyDenied}
+	return replyClass{VerdictWrong, replyDenied}
 }
 
-// forwardable reports whether a response code may be shown to the client: one that
+// isForwardable reports whether a response code may be shown to the client: one that
 // tells its user something and that no client acts upon by connecting or sending
 // anything elsewhere, as on REFERRAL.
-func forwardable(code string) bool { return codes[code].reply == replyForwarded }
+func isForwardable(code string) bool { return responseCodes[code].reply == replyForwarded }

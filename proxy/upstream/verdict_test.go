@@ -17,16 +17,16 @@ import (
 	"imapgate/internal/imap"
 )
 
-// answered is a backend's answer to a login and what comes of it.
-type answered struct {
+// answerCase is a backend's answer to a login and what comes of it.
+type answerCase struct {
 	sentinel error  // of the error, where the client hears a constant
 	refused  string // what the client hears otherwise
 	result   string
 	verdict  Verdict
 }
 
-// answers are answers to the credentials.
-var answers = map[string]answered{
+// answerCases are answers to the credentials.
+var answerCases = map[string]answerCase{
 	// Wrong credentials, with a code, or in the words of most servers without one.
 	"NO wrong":                        {ErrDenied, "", "denied", VerdictWrong},
 	"NO":                              {ErrDenied, "", "denied", VerdictWrong},
@@ -78,22 +78,22 @@ var answers = map[string]answered{
 	"PREAUTH in":                             {ErrUnavailable, "", "protocol", VerdictNone},
 }
 
-func TestTheBackendsAnswerDecidesWhatTheClientIsToldAndWhatItCountsAs(t *testing.T) {
-	for name, who := range map[string]Request{"AUTH=PLAIN": request1(t), "AUTH=OAUTHBEARER": withToken(t), "AUTH=XOAUTH2": withToken(t)} {
-		for answer, tc := range answers {
-			a := perform(t, Config{TLSMode: NoTLS}, who, "> * OK [CAPABILITY IMAP4rev1 SASL-IR "+name+"] hi", "< AUTHENTICATE", "> {L} "+answer, "fin")
+func TestAnswersAreClassified(t *testing.T) {
+	for name, req := range map[string]Request{"AUTH=PLAIN": testRequest(t), "AUTH=OAUTHBEARER": tokenRequest(t), "AUTH=XOAUTH2": tokenRequest(t)} {
+		for answer, tc := range answerCases {
+			a := logIn(t, Config{TLSMode: NoTLS}, req, "> * OK [CAPABILITY IMAP4rev1 SASL-IR "+name+"] hi", "< AUTHENTICATE", "> {L} "+answer, "fin")
 			tc.check(t, name+" "+answer, a)
 		}
 	}
-	for answer, tc := range answers {
-		a := perform(t, Config{TLSMode: NoTLS}, request1(t), "> * OK [CAPABILITY IMAP4rev1 LITERAL+] hi", "< LOGIN", "< ", "< ", "> {L} "+answer)
+	for answer, tc := range answerCases {
+		a := logIn(t, Config{TLSMode: NoTLS}, testRequest(t), "> * OK [CAPABILITY IMAP4rev1 LITERAL+] hi", "< LOGIN", "< ", "< ", "> {L} "+answer)
 		tc.check(t, "LOGIN "+answer, a)
 	}
 }
 
-func (tc answered) check(t *testing.T, what string, a act) {
+func (tc answerCase) check(t *testing.T, what string, a loginAttempt) {
 	t.Helper()
-	var refused *Refused
+	var refused *RefusedError
 	switch {
 	case tc.sentinel != nil && (!errors.Is(a.err, tc.sentinel) || errors.As(a.err, &refused)):
 		t.Errorf("%.60q: %v", what, a.err)
@@ -108,18 +108,18 @@ func (tc answered) check(t *testing.T, what string, a act) {
 	}
 }
 
-func TestEveryCodeAndPhraseOfTheTablesIsTried(t *testing.T) {
-	tried := ""
-	for answer := range answers {
-		tried += strings.ToUpper(answer) + "\n"
+func TestEveryCodeAndPhraseIsCovered(t *testing.T) {
+	covered := ""
+	for answer := range answerCases {
+		covered += strings.ToUpper(answer) + "\n"
 	}
-	for code := range codes {
-		if !strings.Contains(tried, "["+code) && code != "CANNOT" { // as CLIENTBUG
+	for code := range responseCodes {
+		if !strings.Contains(covered, "["+code) && code != "CANNOT" { // as CLIENTBUG
 			t.Errorf("no answer has the code %s", code)
 		}
 	}
-	for i, p := range phrases {
-		if p.text != strings.ToLower(p.text) || phraseOf(strings.ToUpper(p.text)+" and more") != p || clean(p.text) != p.text {
+	for i, p := range knownPhrases {
+		if p.text != strings.ToLower(p.text) || findPhrase(strings.ToUpper(p.text)+" and more") != p || sanitize(p.text) != p.text {
 			t.Errorf("phrase %d, %q, is not found", i, p.text)
 		}
 	}
@@ -127,7 +127,7 @@ func TestEveryCodeAndPhraseOfTheTablesIsTried(t *testing.T) {
 
 // A login that is cut off after the credentials went out may have been wrong: the
 // client can bring that about where the backend takes its time over wrong ones.
-func TestALoginWithoutAnAnswerIsUnclearOnceTheCredentialsAreSent(t *testing.T) {
+func TestALoginWithoutAnAnswerIsUnclearAfterTheCredentialsAreSent(t *testing.T) {
 	for name, tc := range map[string]struct {
 		steps []string
 		want  Verdict
@@ -136,14 +136,14 @@ func TestALoginWithoutAnAnswerIsUnclearOnceTheCredentialsAreSent(t *testing.T) {
 		"silence before the greeting": {[]string{"hang"}, VerdictNone},
 		"at AUTHENTICATE":             {[]string{"> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN] hi", "< AUTHENTICATE", "fin"}, VerdictNone},
 		"refused before the secret":   {[]string{"> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN] hi", "< AUTHENTICATE", "> {L} NO [PRIVACYREQUIRED] no"}, VerdictNone},
-		"at the credentials":          {[]string{greetFull, "< ID", "< AUTHENTICATE", "> {I} OK", "fin"}, VerdictUnclear},
-		"BYE at the credentials":      {[]string{greetFull, "< ID", "< AUTHENTICATE", "> {I} OK\r\n* BYE no"}, VerdictUnclear},
+		"at the credentials":          {[]string{greetingFull, "< ID", "< AUTHENTICATE", "> {I} OK", "fin"}, VerdictUnclear},
+		"BYE at the credentials":      {[]string{greetingFull, "< ID", "< AUTHENTICATE", "> {I} OK\r\n* BYE no"}, VerdictUnclear},
 		"at the last literal":         {[]string{"> * OK [CAPABILITY IMAP4rev1] hi", "< LOGIN", "> + ", "< ", "> + ", "< ", "fin"}, VerdictUnclear},
 	} {
-		h := hostile{name: "silence", mode: NoTLS} // has short limits
+		h := attack{name: "silence", mode: NoTLS} // has short limits
 		cfg := Config{TLSMode: NoTLS}
-		h.hasten(&cfg)
-		a := perform(t, cfg, request1(t), tc.steps...)
+		h.shortenTimeouts(&cfg)
+		a := logIn(t, cfg, testRequest(t), tc.steps...)
 		if got := VerdictOf(a.err); got != tc.want || !errors.Is(a.err, ErrUnavailable) {
 			t.Errorf("%s: verdict %v, %v", name, got, a.err)
 		}
@@ -153,7 +153,7 @@ func TestALoginWithoutAnAnswerIsUnclearOnceTheCredentialsAreSent(t *testing.T) {
 
 // However little of the time for a login is left when the credentials go out, the
 // backend has AnswerTimeout for its answer: Dovecot takes 17 s over a wrong password.
-func TestABackendHasItsTimeForTheAnswerToTheCredentials(t *testing.T) {
+func TestTheAnswerTimeoutExtendsTheLoginTimeout(t *testing.T) {
 	for _, tc := range []struct {
 		greets, answers, took time.Duration
 		want                  Verdict
@@ -165,13 +165,13 @@ func TestABackendHasItsTimeForTheAnswerToTheCredentials(t *testing.T) {
 		{time.Hour, 0, DefaultLoginTimeout, VerdictNone},
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			took, err := overPipe(t, context.Background(), func(nc net.Conn) {
-				wait(tc.greets)
-				write(nc, "* OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] hi\r\n")
+			took, err := loginOverPipe(t, context.Background(), func(nc net.Conn) {
+				advance(tc.greets)
+				writeString(nc, "* OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] hi\r\n")
 				line, _ := bufio.NewReader(nc).ReadString('\n')
-				wait(tc.answers)
+				advance(tc.answers)
 				tag, _, _ := strings.Cut(line, " ")
-				write(nc, tag+" NO [AUTHENTICATIONFAILED] no\r\n")
+				writeString(nc, tag+" NO [AUTHENTICATIONFAILED] no\r\n")
 			})
 			if took != tc.took || VerdictOf(err) != tc.want {
 				t.Errorf("greeting after %v, answer after %v: verdict %v after %v", tc.greets, tc.answers, VerdictOf(err), took)
@@ -180,8 +180,8 @@ func TestABackendHasItsTimeForTheAnswerToTheCredentials(t *testing.T) {
 	}
 }
 
-// forms are the ways in which a backend can repeat a secret so that it is known.
-func forms(secret string) []string {
+// encodings are the ways in which a backend can repeat a secret so that it is known.
+func encodings(secret string) []string {
 	reversed := []byte(secret)
 	slices.Reverse(reversed)
 	wide := make([]byte, 0, 2*len(secret))
@@ -196,43 +196,43 @@ func forms(secret string) []string {
 	}
 }
 
-// wordless fails when an error has a word of a backend.
-func wordless(t *testing.T, what string, err error, word string) {
+// checkNoLeak fails when an error has a word of a backend.
+func checkNoLeak(t *testing.T, what string, err error, word string) {
 	t.Helper()
 	if err == nil || strings.Contains(strings.ToLower(err.Error()), strings.ToLower(word)) {
 		t.Errorf("%s: %v", what, err)
 	}
 }
 
-func TestNoErrorHasAWordOfTheBackends(t *testing.T) {
-	front := []string{greetFull, "< ID", "< AUTHENTICATE", "> {I} OK"}
-	for _, word := range forms(canary) {
+func TestErrorsDoNotRepeatTheBackend(t *testing.T) {
+	front := []string{greetingFull, "< ID", "< AUTHENTICATE", "> {I} OK"}
+	for _, word := range encodings(canary) {
 		for _, answer := range []string{
 			"{L} BAD Unknown: %", "{L} NO %", "{L} NO [%] no", "{L} NO [LIMIT %] no", "{L} NO [AUTHENTICATIONFAILED] %", "{L} NO [ALERT] %", "{L} NO [UNAVAILABLE] %",
 			"{L} NO [REFERRAL %] %", "* BYE %", "* BYE [%] %", "* BYE [ALERT] %", "% OK in", "{L} %", "{L} OK% in", "+ %", "% %", "%",
 		} {
-			a := perform(t, Config{TLSMode: NoTLS}, request1(t), append(front, "> "+strings.ReplaceAll(answer, "%", word), "fin")...)
-			wordless(t, answer, a.err, word)
+			a := logIn(t, Config{TLSMode: NoTLS}, testRequest(t), append(front, "> "+strings.ReplaceAll(answer, "%", word), "fin")...)
+			checkNoLeak(t, answer, a.err, word)
 			a.finish()
 		}
 		for _, steps := range [][]string{
 			{"> * BYE " + word}, {"> * BYE [" + word + "] x"}, {"> " + word}, {"> * NO " + word}, {"> * PREAUTH " + word},
 			{"> * OK [CAPABILITY " + word + "] " + word + "\r\n* BYE " + word}, {"> * OK hi", "< CAPABILITY", "> {C} NO " + word},
 		} {
-			a := perform(t, Config{TLSMode: NoTLS}, request1(t), steps...)
-			wordless(t, steps[len(steps)-1], a.err, word)
+			a := logIn(t, Config{TLSMode: NoTLS}, testRequest(t), steps...)
+			checkNoLeak(t, steps[len(steps)-1], a.err, word)
 			a.finish()
 		}
-		a := perform(t, Config{TLSMode: StartTLS}, request1(t), greetClear, "< STARTTLS", "> {S} NO ["+word+"] "+word)
-		wordless(t, "STARTTLS", a.err, word)
+		a := logIn(t, Config{TLSMode: StartTLS}, testRequest(t), greetingStartTLS, "< STARTTLS", "> {S} NO ["+word+"] "+word)
+		checkNoLeak(t, "STARTTLS", a.err, word)
 		a.finish()
-		a = perform(t, Config{TLSMode: NoTLS, Login: MasterLogin, Master: master(AuthzidStyle)}, request1(t), append(front, "> {L} NO "+word)...)
-		wordless(t, "master", a.err, word)
+		a = logIn(t, Config{TLSMode: NoTLS, Login: MasterLogin, Master: testMaster(AuthzidStyle)}, testRequest(t), append(front, "> {L} NO "+word)...)
+		checkNoLeak(t, "master", a.err, word)
 		a.finish()
 	}
 }
 
-func TestALogMayShowACodeAndAKnownPhrase(t *testing.T) {
+func TestDescribeResponseShowsOnlyKnownCodesAndPhrases(t *testing.T) {
 	for line, want := range map[string]string{
 		"* BYE [UNAVAILABLE] Temporary problem, see " + canary: "BYE [UNAVAILABLE] temporary problem",
 		"a NO [LIMIT x] Maximum number of connections from":    "NO [LIMIT] maximum number of connections",
@@ -241,7 +241,7 @@ func TestALogMayShowACodeAndAKnownPhrase(t *testing.T) {
 		"* " + canary + " x":                                   "",
 	} {
 		res, err := imap.ParseResponse([]byte(line))
-		if got := Describe(res); err != nil || got != want {
+		if got := DescribeResponse(res); err != nil || got != want {
 			t.Errorf("%s: %q, %v", line, got, err)
 		}
 	}

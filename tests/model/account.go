@@ -7,13 +7,13 @@ import (
 	"sync"
 )
 
-// violation is a *Violation in an error.
-func violation(format string, args ...any) error {
-	return &Violation{What: fmt.Sprintf(format, args...)}
+// newViolation is a *Violation in an error.
+func newViolation(format string, args ...any) error {
+	return &Violation{Text: fmt.Sprintf(format, args...)}
 }
 
-// tattoo begins the subject of every message; the user's name and a dash follow.
-const tattoo = "zz-"
+// markPrefix begins the subject of every message; the user's name and a dash follow.
+const markPrefix = "zz-"
 
 // Account is what is known for certain of one user's mail: what was appended
 // with which answer, and which content each UID of INBOX has. All sessions of
@@ -23,95 +23,95 @@ type Account struct {
 	user string
 
 	// Guarded by mu.
-	mu          sync.Mutex
-	uidValidity uint32
-	contents    map[uint32]string // subjects in INBOX, by UID, of all time
-	uids        map[string]uint32 // and the other way round
-	markers     int               // subjects handed out
-	appended    int               // answered OK
-	doubtful    int               // not answered
+	mu           sync.Mutex
+	uidValidity  uint32
+	subjects     map[uint32]string // subjects in INBOX, by UID, of all time
+	uids         map[string]uint32 // and the other way round
+	subjectCount int               // subjects handed out
+	appended     int               // answered OK
+	unanswered   int               // not answered
 }
 
 func newAccount(user string) *Account {
-	return &Account{user: user, contents: map[uint32]string{}, uids: map[string]uint32{}}
+	return &Account{user: user, subjects: map[uint32]string{}, uids: map[string]uint32{}}
 }
 
-// marker is a subject that no other message has.
-func (a *Account) marker() string {
+// nextSubject is a subject that no other message has.
+func (a *Account) nextSubject() string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.markers++
-	return fmt.Sprintf("%s%s-%d", tattoo, a.user, a.markers)
+	a.subjectCount++
+	return fmt.Sprintf("%s%s-%d", markPrefix, a.user, a.subjectCount)
 }
 
-// content notes which message a UID of INBOX is. A UID never changes its
+// recordContent notes which message a UID of INBOX is. A UID never changes its
 // content, and no message is in the mailbox twice.
-func (a *Account) content(uid uint32, subject string) error {
+func (a *Account) recordContent(uid uint32, subject string) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if was, ok := a.contents[uid]; ok && was != subject {
-		return violation("UID %d is %q, and was %q", uid, subject, was)
+	if previous, ok := a.subjects[uid]; ok && previous != subject {
+		return newViolation("UID %d is %q, and was %q", uid, subject, previous)
 	}
-	if twin, ok := a.uids[subject]; ok && twin != uid {
-		return violation("%q is there twice, as UID %d and %d", subject, twin, uid)
+	if otherUID, ok := a.uids[subject]; ok && otherUID != uid {
+		return newViolation("%q is there twice, as UID %d and %d", subject, otherUID, uid)
 	}
-	a.contents[uid], a.uids[subject] = subject, uid
+	a.subjects[uid], a.uids[subject] = subject, uid
 	return nil
 }
 
-// validity notes the UIDVALIDITY of INBOX, which never changes here.
-func (a *Account) validity(v uint32) error {
+// recordUIDValidity notes the UIDVALIDITY of INBOX, which never changes here.
+func (a *Account) recordUIDValidity(v uint32) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.uidValidity != 0 && a.uidValidity != v {
-		return violation("UIDVALIDITY is %d, and was %d", v, a.uidValidity)
+		return newViolation("UIDVALIDITY is %d, and was %d", v, a.uidValidity)
 	}
 	a.uidValidity = v
 	return nil
 }
 
-// appendDone counts an answer to APPEND; "" is none. NO means it did not happen.
-func (a *Account) appendDone(status string) {
+// countAppend counts an answer to APPEND; "" is none. NO means it did not happen.
+func (a *Account) countAppend(status string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	switch status {
 	case "OK":
 		a.appended++
 	case "":
-		a.doubtful++
+		a.unanswered++
 	}
 }
 
-// arrivals compares the number of messages that ever came to INBOX with the
+// checkArrivals compares the number of messages that ever came to INBOX with the
 // answers: each OK is one message, each missing answer at most one.
-func (a *Account) arrivals(n int) error {
+func (a *Account) checkArrivals(n int) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if n < a.appended || n > a.appended+a.doubtful {
-		return violation("%d messages arrived where %d were answered OK and %d not at all", n, a.appended, a.doubtful)
+	if n < a.appended || n > a.appended+a.unanswered {
+		return newViolation("%d messages arrived where %d were answered OK and %d not at all", n, a.appended, a.unanswered)
 	}
 	return nil
 }
 
-// foreign finds content of somebody else in what a session of the user got.
-func (a *Account) foreign(s string) error {
-	for at := strings.Index(s, tattoo); at >= 0; {
-		rest := s[at+len(tattoo):]
+// checkForeign finds content of somebody else in what a session of the user got.
+func (a *Account) checkForeign(s string) error {
+	for at := strings.Index(s, markPrefix); at >= 0; {
+		rest := s[at+len(markPrefix):]
 		if name, _, ok := strings.Cut(rest, "-"); ok && name != a.user && len(name) <= 16 {
-			return violation("content of %s in a session of %s", name, a.user)
+			return newViolation("content of %s in a session of %s", name, a.user)
 		}
-		next := strings.Index(rest, tattoo)
+		next := strings.Index(rest, markPrefix)
 		if next < 0 {
 			return nil
 		}
-		at += len(tattoo) + next
+		at += len(markPrefix) + next
 	}
 	return nil
 }
 
-// message is the one message with a subject. Its body says things that a parser
+// makeMessage is the one message with a subject. Its body says things that a parser
 // must not believe.
-func message(subject string) string {
+func makeMessage(subject string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "From: a@example.org\r\nSubject: %s\r\n\r\n%s\r\n", subject, subject)
 	h := fnv.New32a()
@@ -126,8 +126,8 @@ func message(subject string) string {
 	return b.String()
 }
 
-// subjectOf reads the subject of a message or of its header.
-func subjectOf(header string) (string, bool) {
+// parseSubject reads the subject of a message or of its header.
+func parseSubject(header string) (string, bool) {
 	_, rest, ok := strings.Cut("\r\n"+header, "\r\nSubject: ")
 	if !ok {
 		return "", false
@@ -136,18 +136,18 @@ func subjectOf(header string) (string, bool) {
 	return subject, ok
 }
 
-// appendedAs takes the answer to an APPEND of a subject.
-func (a *Account) appendedAs(subject string, r Result) error {
-	a.appendDone(r.Status)
-	if !r.ok() {
+// recordAppend takes the answer to an APPEND of a subject.
+func (a *Account) recordAppend(subject string, r Result) error {
+	a.countAppend(r.Status)
+	if !r.isOK() {
 		return nil
 	}
 	var validity, uid uint32
 	if n, err := fmt.Sscanf(r.Arg, "%d %d", &validity, &uid); r.Code != "APPENDUID" || n != 2 {
-		return violation("APPEND is answered %q: %v", r.Line, err)
+		return newViolation("APPEND is answered %q: %v", r.Line, err)
 	}
-	if err := a.validity(validity); err != nil {
+	if err := a.recordUIDValidity(validity); err != nil {
 		return err
 	}
-	return a.content(uid, subject)
+	return a.recordContent(uid, subject)
 }

@@ -2,52 +2,52 @@ package model
 
 import "strings"
 
-// when says whether EXPUNGE may be sent while a command is in progress.
-type when int
+// expungeRule says whether EXPUNGE may be sent while a command is in progress.
+type expungeRule int
 
 const (
-	never  when = iota // FETCH, STORE, SEARCH, and UID SEARCH with message numbers
-	always             // everything else (RFC 3501 §7.4.1, RFC 7162 §3.2.10)
+	expungeNever  expungeRule = iota // FETCH, STORE, SEARCH, and UID SEARCH with message numbers
+	expungeAlways                    // everything else (RFC 3501 §7.4.1, RFC 7162 §3.2.10)
 )
 
 // Command is what a client says, and what the model has to know of it.
 type Command struct {
 	// Set once.
-	verb     string // the first word, two with UID, upper case
-	args     string // the rest, without CRLF and without the literal
-	literal  string // of APPEND
-	waits    bool   // the literal is sent when the server said +
-	expunge  when
-	onlyOnce bool // doing it twice can be seen: it is never sent again
+	verb          string // the first word, two with UID, upper case
+	args          string // the rest, without CRLF and without the literal
+	literal       string // of APPEND
+	syncLiteral   bool   // the literal is sent when the server said +
+	expunge       expungeRule
+	nonIdempotent bool // doing it twice can be seen: it is never sent again
 
-	selects string // SELECT, EXAMINE: the mailbox
-	resync  *cache // and what the client kept of it
-	targets []uint32
-	// ended is called with the answer, or with none when the session ended first.
-	ended func(Result) error
+	mailbox    string      // SELECT, EXAMINE: the mailbox
+	resyncFrom *savedState // and what the client kept of it
+	targets    []uint32
+	// onEnd is called with the answer, or with none when the session ended first.
+	onEnd func(Result) error
 
 	// Owned by the Mirror.
-	tag      string
-	copyUID  string              // of an untagged COPYUID
-	complete bool                // all of it was sent
-	seen     map[uint32]struct{} // UIDs, of which FETCH FLAGS came meanwhile
-	answered map[uint32]struct{} // UIDs, of which content came meanwhile
+	tag         string
+	copyUID     string              // of an untagged COPYUID
+	complete    bool                // all of it was sent
+	flagsSeen   map[uint32]struct{} // UIDs, of which FETCH FLAGS came meanwhile
+	contentSeen map[uint32]struct{} // UIDs, of which content came meanwhile
 }
 
-// command makes one that needs no more than the defaults.
-func command(verb, args string) *Command {
-	c := &Command{verb: verb, args: args, expunge: always}
-	c.onlyOnce = onlyOnce(c)
+// newCommand makes one that needs no more than the defaults.
+func newCommand(verb, args string) *Command {
+	c := &Command{verb: verb, args: args, expunge: expungeAlways}
+	c.nonIdempotent = isNonIdempotent(c)
 	switch verb {
 	case "FETCH", "STORE", "SEARCH":
-		c.expunge = never
+		c.expunge = expungeNever
 	}
 	return c
 }
 
-// onlyOnce says of a command that doing it again can be observed, so that a
+// isNonIdempotent says of a command that doing it again can be observed, so that a
 // gateway must not.
-func onlyOnce(c *Command) bool {
+func isNonIdempotent(c *Command) bool {
 	switch c.verb {
 	case "APPEND", "COPY", "MOVE", "UID COPY", "UID MOVE", "EXPUNGE", "CLOSE", "CREATE":
 		return true
@@ -57,20 +57,20 @@ func onlyOnce(c *Command) bool {
 	return false
 }
 
-// numbered marks a UID SEARCH whose criteria have message numbers.
-func (c *Command) numbered() *Command {
-	c.expunge = never
+// markNumbered marks a UID SEARCH whose criteria have message numbers.
+func (c *Command) markNumbered() *Command {
+	c.expunge = expungeNever
 	return c
 }
 
-// then sets what is to be done with the answer.
-func (c *Command) then(ended func(Result) error) *Command {
-	c.ended = ended
+// setOnEnd sets what is to be done with the answer.
+func (c *Command) setOnEnd(onEnd func(Result) error) *Command {
+	c.onEnd = onEnd
 	return c
 }
 
-// text is the command up to its literal.
-func (c *Command) text() string {
+// firstLine is the command up to its literal.
+func (c *Command) firstLine() string {
 	s := c.tag + " " + c.verb
 	if c.args != "" {
 		s += " " + c.args
@@ -78,16 +78,16 @@ func (c *Command) text() string {
 	return s
 }
 
-// end gives the answer to who waits for it.
-func (c *Command) end(r Result) error {
-	if c.ended == nil {
+// finish gives the answer to who waits for it.
+func (c *Command) finish(r Result) error {
+	if c.onEnd == nil {
 		return nil
 	}
-	return c.ended(r)
+	return c.onEnd(r)
 }
 
-// note adds a UID to one of the sets of a command.
-func (c *Command) note(set *map[uint32]struct{}, uid uint32) {
+// addUID adds a UID to one of the sets of a command.
+func (c *Command) addUID(set *map[uint32]struct{}, uid uint32) {
 	if *set == nil {
 		*set = map[uint32]struct{}{}
 	}

@@ -10,12 +10,12 @@ import (
 // What a run is compared with: the backend itself, asked by a connection of its
 // own that nothing stands before.
 
-// probe is such a connection.
-type probe struct {
-	wire *wire
-	said *transcript
-	tags int
-	got  []Response // to the last question
+// directConn is such a connection.
+type directConn struct {
+	conn       *imapConn
+	transcript *transcript
+	tagCount   int
+	untagged   []Response // to the last question
 }
 
 // counter numbers the lines of a probe, which nobody sees.
@@ -23,14 +23,14 @@ type counter struct{ n int64 }
 
 func (c *counter) Add(d int64) int64 { c.n += d; return c.n }
 
-func openProbe(address, user string) (*probe, error) {
-	p := &probe{said: &transcript{clock: &counter{}, keep: 1}}
+func dialDirect(address, user string) (*directConn, error) {
+	p := &directConn{transcript: &transcript{lineCounter: &counter{}, limit: 1}}
 	var err error
-	if p.wire, err = dial(address, p.said); err != nil {
+	if p.conn, err = dial(address, p.transcript); err != nil {
 		return nil, err
 	}
-	if _, err = p.wire.read(); err == nil {
-		_, err = p.ask("LOGIN " + user + " " + password)
+	if _, err = p.conn.readResponse(); err == nil {
+		_, err = p.exec("LOGIN " + user + " " + password)
 	}
 	if err != nil {
 		p.close()
@@ -39,17 +39,17 @@ func openProbe(address, user string) (*probe, error) {
 	return p, nil
 }
 
-func (p *probe) close() { p.wire.close() }
+func (p *directConn) close() { p.conn.close() }
 
-// ask wants OK, gives it, and keeps what came before it.
-func (p *probe) ask(command string) (string, error) {
-	p.tags++
-	tag := fmt.Sprintf("t%d ", p.tags)
-	if err := p.wire.send(tag + command + "\r\n"); err != nil {
+// exec wants OK, gives it, and keeps what came before it.
+func (p *directConn) exec(command string) (string, error) {
+	p.tagCount++
+	tag := fmt.Sprintf("t%d ", p.tagCount)
+	if err := p.conn.sendBytes(tag + command + "\r\n"); err != nil {
 		return "", err
 	}
-	for p.got = nil; ; {
-		r, err := p.wire.read()
+	for p.untagged = nil; ; {
+		r, err := p.conn.readResponse()
 		if err != nil {
 			return "", err
 		}
@@ -59,22 +59,22 @@ func (p *probe) ask(command string) (string, error) {
 			}
 			return rest, nil
 		}
-		p.got = append(p.got, r)
+		p.untagged = append(p.untagged, r)
 	}
 }
 
-// messages is what a mailbox has.
-func (p *probe) messages(box string) ([]fetched, error) {
-	if _, err := p.ask("EXAMINE " + box); err != nil {
+// fetchMessages is what a mailbox has.
+func (p *directConn) fetchMessages(mailbox string) ([]fetchResponse, error) {
+	if _, err := p.exec("EXAMINE " + mailbox); err != nil {
 		return nil, err
 	}
-	if _, err := p.ask("UID FETCH 1:* (UID FLAGS " + subjectItem + ")"); err != nil {
+	if _, err := p.exec("UID FETCH 1:* (UID FLAGS " + subjectItem + ")"); err != nil {
 		return nil, err
 	}
-	var all []fetched
-	for _, r := range p.got {
+	var all []fetchResponse
+	for _, r := range p.untagged {
 		number, rest, _ := strings.Cut(strings.TrimPrefix(r.Text, "* "), " FETCH ")
-		n, ok := number32(number)
+		n, ok := parseNumber(number)
 		if !ok || rest == "" {
 			continue
 		}
@@ -87,15 +87,15 @@ func (p *probe) messages(box string) ([]fetched, error) {
 	return all, nil
 }
 
-// attempts is how often a comparison is made where a command that was cut off
+// compareRetries is how often a comparison is made where a command that was cut off
 // may still be on its way.
-const attempts = 3
+const compareRetries = 3
 
 // compare lets every client say NOOP twice; then it must know what is so.
-func (w *World) compare() (err error) {
+func (w *Simulation) compare() (err error) {
 	n := 1
-	if w.Faults == AllFaults || w.Racing {
-		n = attempts
+	if w.Faults == AllFaults || w.Concurrent {
+		n = compareRetries
 	}
 	for range n {
 		if err = w.compareOnce(); err == nil {
@@ -105,168 +105,168 @@ func (w *World) compare() (err error) {
 	return err
 }
 
-func (w *World) compareOnce() error {
+func (w *Simulation) compareOnce() error {
 	for range 2 {
-		for _, a := range w.actors {
-			if err := a.catchUp(); err != nil {
-				return fmt.Errorf("%s (%s): %w", a.name, a.kind, err)
+		for _, a := range w.clients {
+			if err := a.syncView(); err != nil {
+				return fmt.Errorf("%s (%s): %w", a.name, a.level, err)
 			}
 		}
 	}
-	for _, account := range []*Account{w.account, w.actors[len(w.actors)-1].account} {
-		if err := w.compareWith(account); err != nil {
+	for _, account := range []*Account{w.account, w.clients[len(w.clients)-1].account} {
+		if err := w.compareAccount(account); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (w *World) compareWith(account *Account) error {
-	p, err := openProbe(w.Backend, account.user)
+func (w *Simulation) compareAccount(account *Account) error {
+	p, err := dialDirect(w.BackendAddress, account.user)
 	if err != nil {
 		return err
 	}
 	defer p.close()
-	truth, err := p.messages("INBOX")
+	stored, err := p.fetchMessages("INBOX")
 	if err != nil {
 		return err
 	}
-	for _, a := range w.actors {
-		if a.account != account || a.wire == nil || a.mirror.box == "" {
+	for _, a := range w.clients {
+		if a.account != account || a.conn == nil || a.view.mailbox == "" {
 			continue
 		}
-		if err := a.knows(truth); err != nil {
-			return fmt.Errorf("%s (%s) after two NOOPs: %w", a.name, a.kind, err)
+		if err := a.compareView(stored); err != nil {
+			return fmt.Errorf("%s (%s) after two NOOPs: %w", a.name, a.level, err)
 		}
-		w.stats.add(func(s *Stats) { s.Checks++ })
+		w.stats.update(func(s *Stats) { s.Checks++ })
 	}
 	return nil
 }
 
-// catchUp is one NOOP, with IDLE ended before it.
-func (a *Actor) catchUp() error {
-	if err := a.stopIdle(); err != nil || a.wire == nil {
+// syncView is one NOOP, with IDLE ended before it.
+func (a *Client) syncView() error {
+	if err := a.stopIdle(); err != nil || a.conn == nil {
 		return err
 	}
-	return a.do(command("NOOP", ""))
+	return a.exec(newCommand("NOOP", ""))
 }
 
-// knows compares what a client was told with what is so. Where all act at once
+// compareView compares what a client was told with what is so. Where all act at once
 // flags are left out: of changes that two make at the same moment a third has been
 // told of one alone, in mode splice too, where what Dovecot says is not touched.
-func (a *Actor) knows(truth []fetched) error {
-	if len(truth) != len(a.mirror.entries) {
-		return violation("the client knows of %d messages, and there are %d", len(a.mirror.entries), len(truth))
+func (a *Client) compareView(stored []fetchResponse) error {
+	if len(stored) != len(a.view.entries) {
+		return newViolation("the client knows of %d messages, and there are %d", len(a.view.entries), len(stored))
 	}
-	for i, e := range a.mirror.entries {
-		f := truth[i]
+	for i, e := range a.view.entries {
+		f := stored[i]
 		if e.uid != 0 && e.uid != f.uid {
-			return violation("message %d is UID %d, and the client knows UID %d", i+1, f.uid, e.uid)
+			return newViolation("message %d is UID %d, and the client knows UID %d", i+1, f.uid, e.uid)
 		}
 		if e.subject != "" && !strings.Contains(f.header, "Subject: "+e.subject+"\r\n") {
-			return violation("message %d is %q, and the client knows %q", i+1, f.header, e.subject)
+			return newViolation("message %d is %q, and the client knows %q", i+1, f.header, e.subject)
 		}
-		is := map[string]struct{}{}
+		actual := map[string]struct{}{}
 		for _, flag := range f.flags {
 			if flag != `\Recent` {
-				is[flag] = struct{}{}
+				actual[flag] = struct{}{}
 			}
 		}
-		knows := maps.Clone(e.flags)
-		for flag := range e.unsure {
-			delete(is, flag)
-			delete(knows, flag)
+		believed := maps.Clone(e.flags)
+		for flag := range e.uncertain {
+			delete(actual, flag)
+			delete(believed, flag)
 		}
-		if !a.world.Racing && e.flags != nil && !maps.Equal(is, knows) {
-			return violation("message %d (UID %d) has the flags %v, and the client knows %v", i+1, f.uid,
-				slices.Sorted(maps.Keys(is)), slices.Sorted(maps.Keys(knows)))
+		if !a.sim.Concurrent && e.flags != nil && !maps.Equal(actual, believed) {
+			return newViolation("message %d (UID %d) has the flags %v, and the client knows %v", i+1, f.uid,
+				slices.Sorted(maps.Keys(actual)), slices.Sorted(maps.Keys(believed)))
 		}
 	}
 	return nil
 }
 
-// verify compares what was written with what was answered.
-func (a *Account) verify(w *World) error {
-	p, err := openProbe(w.Backend, a.user)
+// verifyStored compares what was written with what was answered.
+func (a *Account) verifyStored(w *Simulation) error {
+	p, err := dialDirect(w.BackendAddress, a.user)
 	if err != nil {
 		return err
 	}
 	defer p.close()
-	if _, err := p.ask("STATUS INBOX (UIDNEXT)"); err != nil {
+	if _, err := p.exec("STATUS INBOX (UIDNEXT)"); err != nil {
 		return err
 	}
 	var next int
-	if _, err := fmt.Sscanf(p.got[0].Text, "* STATUS INBOX (UIDNEXT %d)", &next); err != nil {
-		return fmt.Errorf("%q: %w", p.got[0].Text, err)
+	if _, err := fmt.Sscanf(p.untagged[0].Text, "* STATUS INBOX (UIDNEXT %d)", &next); err != nil {
+		return fmt.Errorf("%q: %w", p.untagged[0].Text, err)
 	}
-	if err := a.arrivals(next - 1); err != nil {
+	if err := a.checkArrivals(next - 1); err != nil {
 		return err
 	}
-	for _, c := range w.actors {
+	for _, c := range w.clients {
 		if c.account != a {
 			continue
 		}
-		there, err := p.messages(c.private)
+		stored, err := p.fetchMessages(c.privateMailbox)
 		if err != nil {
 			return err
 		}
-		if err := c.copiesAre(there); err != nil {
+		if err := c.checkCopies(stored); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// copiesAre says whether the private mailbox has what the client meant, in that
+// checkCopies says whether the private mailbox has what the client meant, in that
 // order: all of each answered command, all or nothing of each unanswered one,
 // which may also come late.
-func (a *Actor) copiesAre(there []fetched) error {
+func (a *Client) checkCopies(stored []fetchResponse) error {
 	var got []string
-	for _, f := range there {
-		subject, _ := subjectOf(f.header)
+	for _, f := range stored {
+		subject, _ := parseSubject(f.header)
 		got = append(got, subject)
 	}
-	var sure, doubtful [][]string
+	var answered, unanswered [][]string
 	for _, b := range a.batches {
-		if b.doubtful {
-			doubtful = append(doubtful, b.subjects)
+		if b.unanswered {
+			unanswered = append(unanswered, b.subjects)
 		} else {
-			sure = append(sure, b.subjects)
+			answered = append(answered, b.subjects)
 		}
 	}
-	if at := explain(got, sure, doubtful); at != "" {
-		return violation("%s of %s has not what was copied: %s\nthere: %q\nmeant: %q\nunanswered: %q", a.private, a.name, at, got, sure, doubtful)
+	if problem := explainCopies(got, answered, unanswered); problem != "" {
+		return newViolation("%s of %s has not what was copied: %s\nthere: %q\nmeant: %q\nunanswered: %q", a.privateMailbox, a.name, problem, got, answered, unanswered)
 	}
 	return nil
 }
 
-// explain lays got out as all of sure in order, with any of doubtful between; ""
+// explainCopies lays got out as all of sure in order, with any of doubtful between; ""
 // means it can be done. The first message of a copy decides which it is, except
 // where two begin alike: then both ways are tried.
-func explain(got []string, sure, doubtful [][]string) string {
+func explainCopies(got []string, answered, unanswered [][]string) string {
 	if len(got) == 0 {
-		if len(sure) == 0 {
+		if len(answered) == 0 {
 			return ""
 		}
-		return fmt.Sprintf("%q is missing", sure[0])
+		return fmt.Sprintf("%q is missing", answered[0])
 	}
-	why := fmt.Sprintf("%q is not expected there", got[0])
-	if len(sure) > 0 && startsWith(got, sure[0]) {
-		if why = explain(got[len(sure[0]):], sure[1:], doubtful); why == "" {
+	problem := fmt.Sprintf("%q is not expected there", got[0])
+	if len(answered) > 0 && hasPrefix(got, answered[0]) {
+		if problem = explainCopies(got[len(answered[0]):], answered[1:], unanswered); problem == "" {
 			return ""
 		}
 	}
-	for i, d := range doubtful {
-		if startsWith(got, d) {
-			rest := slices.Delete(slices.Clone(doubtful), i, i+1)
-			if explain(got[len(d):], sure, rest) == "" {
+	for i, d := range unanswered {
+		if hasPrefix(got, d) {
+			rest := slices.Delete(slices.Clone(unanswered), i, i+1)
+			if explainCopies(got[len(d):], answered, rest) == "" {
 				return ""
 			}
 		}
 	}
-	return why
+	return problem
 }
 
-func startsWith(s, prefix []string) bool {
+func hasPrefix(s, prefix []string) bool {
 	return len(s) >= len(prefix) && slices.Equal(s[:len(prefix)], prefix)
 }

@@ -21,7 +21,7 @@ import (
 	"imapgate/internal/identity"
 	"imapgate/internal/limit"
 	"imapgate/internal/metrics"
-	"imapgate/internal/quiet"
+	"imapgate/internal/parking"
 	"imapgate/internal/testbed"
 	"imapgate/proxy"
 	"imapgate/proxy/mux"
@@ -29,14 +29,14 @@ import (
 	"imapgate/routing"
 )
 
-// only is the one backend.
-const only = "only"
+// onlyBackend is the one backend.
+const onlyBackend = "only"
 
 // backend is the mail server of a test. join makes accounts there.
 type backend struct {
-	address string
-	join    func(users ...string) error
-	odd     Oddities
+	address  string
+	addUsers func(users ...string) error
+	quirks   Quirks
 }
 
 // startBackend starts the mail server of all runs of a test: Dovecot, or the Cyrus of
@@ -46,17 +46,17 @@ func startBackend(t testing.TB) *backend {
 	t.Helper()
 	if testbed.HasCyrus() {
 		d := testbed.StartCyrus(t, testbed.CyrusConfig{})
-		join := func(users ...string) error { return d.Join(password, users...) }
-		return &backend{d.Plain, join, Oddities{CopiesGone: true, SilentHides: strings.HasPrefix(d.Version(), "3.1")}}
+		addUsers := func(users ...string) error { return d.AddUsers(password, users...) }
+		return &backend{d.Plain, addUsers, Quirks{CopiesExpunged: true, SilentHidesChanges: strings.HasPrefix(d.Version(), "3.1")}}
 	}
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, LoginsPerProcess: 1000, Processes: 4})
-	return &backend{d.Plain, func(...string) error { return nil }, Oddities{}} // everybody has an account
+	return &backend{d.Plain, func(...string) error { return nil }, Quirks{}} // everybody has an account
 }
 
-// startBreaker starts what stands before the backend.
-func startBreaker(t testing.TB, target string) *Breaker {
+// startFaultProxy starts what stands before the backend.
+func startFaultProxy(t testing.TB, target string) *FaultProxy {
 	t.Helper()
-	b, err := StartBreaker(target)
+	b, err := StartFaultProxy(target)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,29 +67,29 @@ func startBreaker(t testing.TB, target string) *Breaker {
 // gateway is one in this process.
 type gateway struct {
 	// Set once.
-	server *proxy.Server
-	dir    string // has its log
-	cancel context.CancelFunc
-	wg     sync.WaitGroup // all that runs
-	closes []func() error
+	server  *proxy.Server
+	dir     string // has its log
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup // all that runs
+	closers []func() error
 }
 
 // startGateway starts a gateway whose one backend is at address. Nothing has
 // TLS: the breaker has to see what is said.
 func startGateway(c Config, address, dir string) (*gateway, error) {
 	g := &gateway{dir: dir}
-	rooms, err := g.open(address)
+	deps, err := g.buildDeps(address)
 	if err != nil {
 		return nil, err
 	}
 	g.server, err = proxy.New(proxy.Config{
-		Preauth: time.Minute, Handshake: 10 * time.Second, Idle: 32 * time.Minute, Write: 5 * time.Minute,
-		Modes: map[string]proxy.Mode{only: {Name: string(c.Mode), Mux: mux.Settings{
-			ReuseTTL: time.Minute, MaxPerUser: 50, Consistent: true, Learn: cmp.Or(c.Learn, mux.Eager), VerifyView: c.Verify, AlwaysDetach: c.Detach,
+		PreauthTimeout: time.Minute, HandshakeTimeout: 10 * time.Second, IdleTimeout: 32 * time.Minute, WriteTimeout: 5 * time.Minute,
+		Modes: map[string]proxy.Mode{onlyBackend: {Name: string(c.Mode), Mux: mux.Settings{
+			PoolIdleTimeout: time.Minute, MaxPerUser: 50, ReadAfterWrite: true, UIDPrefetch: cmp.Or(c.UIDPrefetch, mux.PrefetchEager), ConsistencyCheck: c.Verify, AlwaysDetach: c.Detach,
 		}.WithDefaults()}},
-		AuthAttempts: 3, BadCommands: 3, Instance: proxy.NewInstance(),
+		MaxAuthAttempts: 3, MaxBadCommands: 3, Instance: proxy.NewInstance(),
 		Listeners: []proxy.Listener{{Name: "clients", Address: "127.0.0.1:0", TLS: proxy.NoTLS}},
-	}, rooms)
+	}, deps)
 	if err == nil {
 		err = g.server.Listen()
 	}
@@ -98,44 +98,44 @@ func startGateway(c Config, address, dir string) (*gateway, error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	g.cancel = cancel
-	for _, run := range []func(context.Context) error{rooms.Routes.Run, rooms.Auth.Run, g.server.Serve} {
+	for _, run := range []func(context.Context) error{deps.Routes.Run, deps.Auth.Run, g.server.Serve} {
 		g.wg.Go(func() { _ = run(ctx) }) // these return nil
 	}
 	return g, nil
 }
 
-// open makes the rooms.
-func (g *gateway) open(address string) (proxy.Rooms, error) {
+// buildDeps makes the rooms.
+func (g *gateway) buildDeps(address string) (proxy.Deps, error) {
 	file, err := os.Create(filepath.Join(g.dir, "log"))
 	if err != nil {
-		return proxy.Rooms{}, err
+		return proxy.Deps{}, err
 	}
 	log := zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), zapcore.Lock(file), zapcore.InfoLevel))
-	rooms := proxy.Rooms{Log: log, Metrics: metrics.New("test")}
-	rooms.Routes, err = routing.New(routing.Config{
-		Source: routing.SourceStatic, Backends: []string{only}, Static: routing.Static{Default: only},
-	}, nil, routing.Metrics{Lookup: rooms.Metrics.RouteLookup}, log)
+	deps := proxy.Deps{Log: log, Metrics: metrics.New("test")}
+	deps.Routes, err = routing.New(routing.Config{
+		Source: routing.SourceStatic, Backends: []string{onlyBackend}, Static: routing.Static{Default: onlyBackend},
+	}, nil, routing.Metrics{Lookup: deps.Metrics.CountRouteLookup}, log)
 	if err != nil {
-		return rooms, err
+		return deps, err
 	}
-	nobody := func(context.Context, identity.User) (identity.Secret, error) {
+	noPassword := func(context.Context, identity.User) (identity.Secret, error) {
 		return identity.Secret{}, auth.ErrUnknown
 	}
-	if rooms.Auth, err = auth.New(auth.Config{Methods: []string{auth.Passthrough}}, auth.Sources{Redis: nobody}, log); err != nil {
-		return rooms, err
+	if deps.Auth, err = auth.New(auth.Config{Methods: []string{auth.Passthrough}}, auth.Sources{Redis: noPassword}, log); err != nil {
+		return deps, err
 	}
-	rooms.Backends = map[string]*upstream.Backend{only: upstream.New(upstream.Config{
-		Name: only, Address: address, TLSMode: upstream.NoTLS,
-		Socket: func(tcp *net.TCPConn) net.Conn { return quiet.NewSocket(tcp) },
-	}, upstream.Hooks{OnConnect: rooms.Metrics.Backend(only).ConnectDone}, log)}
-	if rooms.Limits, err = limit.New(limit.Config{}, nil, limit.Hooks{}, log); err != nil {
-		return rooms, err
+	deps.Backends = map[string]*upstream.Backend{onlyBackend: upstream.New(upstream.Config{
+		Name: onlyBackend, Address: address, TLSMode: upstream.NoTLS,
+		WrapConn: func(tcp *net.TCPConn) net.Conn { return parking.NewBufferedConn(tcp) },
+	}, upstream.Hooks{OnConnect: deps.Metrics.Backend(onlyBackend).CountConnect}, log)}
+	if deps.Limits, err = limit.New(limit.Config{}, nil, limit.Hooks{}, log); err != nil {
+		return deps, err
 	}
-	rooms.Audit, err = audit.Open(audit.Config{Path: filepath.Join(g.dir, "audit"), Commands: audit.AllCommands}, log)
+	deps.Audit, err = audit.Open(audit.Config{Path: filepath.Join(g.dir, "audit"), Commands: audit.AllCommands}, log)
 	if err == nil {
-		g.closes = []func() error{rooms.Audit.Close, file.Close}
+		g.closers = []func() error{deps.Audit.Close, file.Close}
 	}
-	return rooms, err
+	return deps, err
 }
 
 // address is where clients connect.
@@ -146,12 +146,12 @@ func (g *gateway) close() (log string, err error) {
 	g.cancel()
 	g.server.Close()
 	g.wg.Wait()
-	for _, c := range g.closes {
+	for _, c := range g.closers {
 		err = errors.Join(err, c())
 	}
 	text, readErr := os.ReadFile(filepath.Join(g.dir, "log"))
 	if bytes.Contains(text, []byte("broke a promise of IMAP")) {
-		err = errors.Join(err, violation("the gateway blames a backend that has kept its promises"))
+		err = errors.Join(err, newViolation("the gateway blames a backend that has kept its promises"))
 	}
 	return string(text[max(0, len(text)-8<<10):]), errors.Join(err, readErr)
 }

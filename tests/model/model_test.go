@@ -22,20 +22,20 @@ import (
 // MODEL_LINES, MODEL_WORKERS and MODEL_GO_ON in the environment change it.
 type plan struct {
 	Config
-	seed    uint64 // of the first run; 0: testbed.Seed
-	seeds   int    // how many
-	workers int    // runs at a time, each with a gateway of its own
-	goOn    bool   // after a run that failed
+	seed      uint64 // of the first run; 0: testbed.Seed
+	seeds     int    // how many
+	workers   int    // runs at a time, each with a gateway of its own
+	keepGoing bool   // after a run that failed
 }
 
-// slice is what a test does when nobody asks for more.
-func slice(c Config) plan {
+// defaultPlan is what a test does when nobody asks for more.
+func defaultPlan(c Config) plan {
 	c.Turns = 200
 	return plan{Config: c, seeds: 6, workers: 2}
 }
 
-// asked is the plan as the environment changes it.
-func (p plan) asked(t *testing.T) plan {
+// applyEnv is the plan as the environment changes it.
+func (p plan) applyEnv(t *testing.T) plan {
 	t.Helper()
 	number := func(name string, set func(uint64)) {
 		if text := os.Getenv(name); text != "" {
@@ -47,11 +47,11 @@ func (p plan) asked(t *testing.T) plan {
 		}
 	}
 	number("MODEL_TURNS", func(n uint64) { p.Turns = int(n) })
-	number("MODEL_LINES", func(n uint64) { p.Lines = int(n) })
+	number("MODEL_LINES", func(n uint64) { p.TranscriptLines = int(n) })
 	number("MODEL_WORKERS", func(n uint64) { p.workers = int(n) })
 	number("MODEL_SEEDS", func(n uint64) { p.seeds = int(n) })
 	number("MODEL_SEED", func(n uint64) { p.seed, p.seeds, p.workers = n, 1, 1 })
-	p.goOn = os.Getenv("MODEL_GO_ON") != ""
+	p.keepGoing = os.Getenv("MODEL_GO_ON") != ""
 	if p.seed == 0 {
 		p.seed = testbed.Seed(t) + uint64(crc32.ChecksumIEEE([]byte(t.Name()))) // no two tests play the same
 	}
@@ -69,7 +69,7 @@ func (p plan) users() (all []string) {
 // run makes the runs of a plan until one fails.
 func (p plan) run(t *testing.T, backend *backend) {
 	t.Helper()
-	p = p.asked(t)
+	p = p.applyEnv(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	var (
@@ -78,14 +78,14 @@ func (p plan) run(t *testing.T, backend *backend) {
 		sum  Stats
 		wg   sync.WaitGroup
 	)
-	if err := backend.join(p.users()...); err != nil { // before anybody logs in: a Cyrus would deny those who do meanwhile
+	if err := backend.addUsers(p.users()...); err != nil { // before anybody logs in: a Cyrus would deny those who do meanwhile
 		t.Fatalf("make users: %v", err)
 	}
-	began := time.Now()
+	start := time.Now()
 	for range p.workers {
-		breaker := startBreaker(t, backend.address)
+		breaker := startFaultProxy(t, backend.address)
 		c, dir := p.Config, t.TempDir()
-		c.Backend, c.Odd = backend.address, backend.odd
+		c.BackendAddress, c.Quirks = backend.address, backend.quirks
 		wg.Go(func() {
 			for ctx.Err() == nil {
 				n := next.Add(1)
@@ -94,28 +94,28 @@ func (p plan) run(t *testing.T, backend *backend) {
 					return
 				}
 				c.Seed, c.Serial = p.seed+n-1, n
-				s, err := once(ctx, c, breaker, dir)
+				s, err := runSeed(ctx, c, breaker, dir)
 				mu.Lock()
-				sum = sum.plus(s)
+				sum = sum.add(s)
 				mu.Unlock()
 				if err != nil && ctx.Err() == nil {
-					if !p.goOn {
+					if !p.keepGoing {
 						cancel()
 					}
-					t.Errorf("%v\nreplay: %s", err, replay(c))
+					t.Errorf("%v\nreplay: %s", err, replayCommand(c))
 				}
 			}
 		})
 	}
 	wg.Wait()
-	t.Logf("%d seeds from %d, %.1f a second: %+v", next.Load(), p.seed, float64(next.Load())/time.Since(began).Seconds(), sum)
+	t.Logf("%d seeds from %d, %.1f a second: %+v", next.Load(), p.seed, float64(next.Load())/time.Since(start).Seconds(), sum)
 }
 
-// replay is how to make a run again.
-func replay(c Config) string {
+// replayCommand is how to make a run again.
+func replayCommand(c Config) string {
 	s := fmt.Sprintf("MODEL_SEED=%d MODEL_MODE=%s MODEL_FAULTS=%s", c.Seed, c.Mode, c.Faults)
-	if c.Learn != "" {
-		s += " MODEL_LEARN=" + c.Learn
+	if c.UIDPrefetch != "" {
+		s += " MODEL_LEARN=" + c.UIDPrefetch
 	}
 	if c.Verify != "" {
 		s += " MODEL_VERIFY=" + c.Verify
@@ -123,21 +123,21 @@ func replay(c Config) string {
 	if c.Detach {
 		s += " MODEL_DETACH=1"
 	}
-	if c.Racing {
+	if c.Concurrent {
 		s += " MODEL_RACING=1"
 	}
-	return s + " go test -count=1 -run TestModelAsAsked ./tests/model"
+	return s + " go test -count=1 -run TestModelFromEnvironment ./tests/model"
 }
 
-// once is one seed, with a gateway of its own.
-func once(ctx context.Context, c Config, breaker *Breaker, dir string) (s Stats, err error) {
-	c.Proxied = breaker.Address()
+// runSeed is one seed, with a gateway of its own.
+func runSeed(ctx context.Context, c Config, breaker *FaultProxy, dir string) (s Stats, err error) {
+	c.TestedAddress = breaker.Address()
 	if c.Mode != Direct {
-		g, failed := startGateway(c, breaker.Address(), dir)
-		if failed != nil {
-			return s, fmt.Errorf("start a gateway: %w", failed)
+		g, startErr := startGateway(c, breaker.Address(), dir)
+		if startErr != nil {
+			return s, fmt.Errorf("start a gateway: %w", startErr)
 		}
-		c.Proxied = g.address()
+		c.TestedAddress = g.address()
 		defer func() {
 			log, closeErr := g.close()
 			if err = errors.Join(err, closeErr); err != nil {
@@ -145,60 +145,60 @@ func once(ctx context.Context, c Config, breaker *Breaker, dir string) (s Stats,
 			}
 		}()
 	}
-	w, err := NewWorld(c, breaker)
+	w, err := NewSimulation(c, breaker)
 	if err != nil {
 		return s, fmt.Errorf("seed %d: %w", c.Seed, err)
 	}
 	return w.Run(ctx)
 }
 
-// plus adds up what happened.
-func (s Stats) plus(o Stats) Stats {
+// add adds up what happened.
+func (s Stats) add(o Stats) Stats {
 	s.Turns += o.Turns
-	s.Ended += o.Ended
+	s.SessionsEnded += o.SessionsEnded
 	s.ExpungeIssued += o.ExpungeIssued
 	s.Copies += o.Copies
 	s.Checks += o.Checks
-	s.Broken.Between += o.Broken.Between
-	s.Broken.Flight += o.Broken.Flight
-	s.Broken.Inside += o.Broken.Inside
-	s.Broken.Stalled += o.Broken.Stalled
-	s.Broken.Refused += o.Broken.Refused
+	s.Faults.BetweenCommands += o.Faults.BetweenCommands
+	s.Faults.InFlight += o.Faults.InFlight
+	s.Faults.InsideResponse += o.Faults.InsideResponse
+	s.Faults.Stalled += o.Faults.Stalled
+	s.Faults.Refused += o.Faults.Refused
 	return s
 }
 
 // The long runs: MODEL_MODE says through what, MODEL_FAULTS what is broken (all
 // by default), MODEL_LEARN and MODEL_VERIFY are settings of the gateway, MODEL_DETACH
 // and MODEL_RACING on or off.
-func TestModelAsAsked(t *testing.T) {
+func TestModelFromEnvironment(t *testing.T) {
 	c := Config{
-		Mode: Mode(os.Getenv("MODEL_MODE")), Faults: Faults(cmp.Or(os.Getenv("MODEL_FAULTS"), string(AllFaults))),
-		Learn: os.Getenv("MODEL_LEARN"), Verify: os.Getenv("MODEL_VERIFY"), Detach: os.Getenv("MODEL_DETACH") != "", Racing: os.Getenv("MODEL_RACING") != "",
+		Mode: Mode(os.Getenv("MODEL_MODE")), Faults: FaultLevel(cmp.Or(os.Getenv("MODEL_FAULTS"), string(AllFaults))),
+		UIDPrefetch: os.Getenv("MODEL_LEARN"), Verify: os.Getenv("MODEL_VERIFY"), Detach: os.Getenv("MODEL_DETACH") != "", Concurrent: os.Getenv("MODEL_RACING") != "",
 	}
 	if c.Mode == "" {
 		t.Skip("MODEL_MODE asks for nothing")
 	}
 	if !slices.Contains([]Mode{Direct, Splice, Reuse, Resume}, c.Mode) ||
-		!slices.Contains([]Faults{NoFaults, BetweenFaults, AllFaults}, c.Faults) {
+		!slices.Contains([]FaultLevel{NoFaults, BetweenFaults, AllFaults}, c.Faults) {
 		t.Fatalf("MODEL_MODE is %s, MODEL_FAULTS is %s", c.Mode, c.Faults)
 	}
-	slice(c).run(t, startBackend(t))
+	defaultPlan(c).run(t, startBackend(t))
 }
 
 func TestModelOfTheBackendItself(t *testing.T) {
 	backend := startBackend(t)
-	for _, faults := range []Faults{NoFaults, BetweenFaults, AllFaults} {
+	for _, faults := range []FaultLevel{NoFaults, BetweenFaults, AllFaults} {
 		t.Run(string(faults), func(t *testing.T) {
-			slice(Config{Mode: Direct, Faults: faults}).run(t, backend)
+			defaultPlan(Config{Mode: Direct, Faults: faults}).run(t, backend)
 		})
 	}
 }
 
 func TestModelOfSplice(t *testing.T) {
 	backend := startBackend(t)
-	for _, faults := range []Faults{NoFaults, AllFaults} {
+	for _, faults := range []FaultLevel{NoFaults, AllFaults} {
 		t.Run(string(faults), func(t *testing.T) {
-			slice(Config{Mode: Splice, Faults: faults}).run(t, backend)
+			defaultPlan(Config{Mode: Splice, Faults: faults}).run(t, backend)
 		})
 	}
 }
@@ -207,7 +207,7 @@ func TestModelOfSplice(t *testing.T) {
 // what may become of a command depends on what others have done meanwhile, and the
 // model cannot tell. What meets what is another thing in every run of one seed, so
 // this is for exploring: MODEL_SEEDS asks for it.
-func TestModelWithAllClientsAtOnce(t *testing.T) {
+func TestModelWithConcurrentClients(t *testing.T) {
 	if os.Getenv("MODEL_SEEDS") == "" {
 		t.Skip("MODEL_SEEDS asks for nothing")
 	}
@@ -217,17 +217,17 @@ func TestModelWithAllClientsAtOnce(t *testing.T) {
 		{Mode: Reuse, Faults: NoFaults}, {Mode: Resume, Faults: NoFaults},
 	} {
 		t.Run(string(c.Mode)+"/"+string(c.Faults), func(t *testing.T) {
-			c.Racing = true
-			slice(c).run(t, backend)
+			c.Concurrent = true
+			defaultPlan(c).run(t, backend)
 		})
 	}
 }
 
 func TestModelOfReuse(t *testing.T) {
 	backend := startBackend(t)
-	for _, faults := range []Faults{NoFaults, AllFaults} {
+	for _, faults := range []FaultLevel{NoFaults, AllFaults} {
 		t.Run(string(faults), func(t *testing.T) {
-			slice(Config{Mode: Reuse, Faults: faults}).run(t, backend)
+			defaultPlan(Config{Mode: Reuse, Faults: faults}).run(t, backend)
 		})
 	}
 }
@@ -235,14 +235,14 @@ func TestModelOfReuse(t *testing.T) {
 func TestModelOfResume(t *testing.T) {
 	backend := startBackend(t)
 	t.Run("learning late", func(t *testing.T) {
-		slice(Config{Mode: Resume, Faults: NoFaults, Learn: mux.Auto, Verify: mux.Always}).run(t, backend)
+		defaultPlan(Config{Mode: Resume, Faults: NoFaults, UIDPrefetch: mux.PrefetchAuto, Verify: mux.CheckAlways}).run(t, backend)
 	})
-	for _, faults := range []Faults{NoFaults, BetweenFaults, AllFaults} {
+	for _, faults := range []FaultLevel{NoFaults, BetweenFaults, AllFaults} {
 		t.Run(string(faults), func(t *testing.T) {
-			slice(Config{Mode: Resume, Faults: faults}).run(t, backend)
+			defaultPlan(Config{Mode: Resume, Faults: faults}).run(t, backend)
 		})
 		t.Run("detach/"+string(faults), func(t *testing.T) {
-			slice(Config{Mode: Resume, Faults: faults, Detach: true}).run(t, backend)
+			defaultPlan(Config{Mode: Resume, Faults: faults, Detach: true}).run(t, backend)
 		})
 	}
 }

@@ -7,8 +7,8 @@ import (
 )
 
 const (
-	// fewest and most are the sizes between which the mailbox is kept.
-	fewest, most = 6, 45
+	// minMessages and most are the sizes between which the mailbox is kept.
+	minMessages, maxMessages = 6, 45
 	// maxTargets is how many messages one command is about.
 	maxTargets = 5
 )
@@ -16,77 +16,77 @@ const (
 // operation is something a client does with a mailbox, and how often.
 type operation struct {
 	weight int
-	do     func(*Actor) error
+	do     func(*Client) error
 }
 
 // operations are all that a client with a mailbox does. Constant.
 func operations() []operation {
 	return []operation{
-		{14, (*Actor).learn}, {6, (*Actor).fetchSubject}, {5, (*Actor).fetchBody}, {4, (*Actor).fetchUIDs},
-		{16, (*Actor).store}, {9, (*Actor).copy}, {3, (*Actor).move}, {5, (*Actor).remove}, {3, (*Actor).expunge},
-		{9, (*Actor).append}, {5, (*Actor).search}, {9, (*Actor).noop}, {6, (*Actor).startIdle}, {9, (*Actor).group},
-		{2, (*Actor).other}, {2, (*Actor).again}, {2, (*Actor).deselect}, {1, (*Actor).logout}, {2, (*Actor).storeUnchanged},
+		{14, (*Client).fetchUnknown}, {6, (*Client).fetchSubject}, {5, (*Client).fetchBody}, {4, (*Client).fetchUIDs},
+		{16, (*Client).store}, {9, (*Client).copy}, {3, (*Client).move}, {5, (*Client).deleteMessages}, {3, (*Client).expunge},
+		{9, (*Client).append}, {5, (*Client).search}, {9, (*Client).noop}, {6, (*Client).startIdle}, {9, (*Client).pipeline},
+		{2, (*Client).queryMailboxes}, {2, (*Client).reselect}, {2, (*Client).deselect}, {1, (*Client).logout}, {2, (*Client).storeUnchanged},
 	}
 }
 
-// turn does one thing.
-func (a *Actor) turn() error {
-	if a.wire == nil {
-		if err := a.enter(); err != nil {
+// takeTurn does one thing.
+func (a *Client) takeTurn() error {
+	if a.conn == nil {
+		if err := a.openSession(); err != nil {
 			return err
 		}
 	}
 	switch {
-	case a.wire == nil:
+	case a.conn == nil:
 		return nil
-	case a.idle != nil:
-		return a.goOnIdle()
-	case a.mirror.box == "":
-		return a.withoutMailbox()
+	case a.idleCommand != nil:
+		return a.continueIdle()
+	case a.view.mailbox == "":
+		return a.actUnselected()
 	}
-	return a.world.choose(a)(a)
+	return a.sim.chooseOperation(a)(a)
 }
 
-// withoutMailbox is what a client does before it selects one.
-func (a *Actor) withoutMailbox() error {
+// actUnselected is what a client does before it selects one.
+func (a *Client) actUnselected() error {
 	switch a.rng.IntN(10) {
 	case 0:
-		return a.other()
+		return a.queryMailboxes()
 	case 1:
 		return a.append()
 	case 2, 3:
-		return a.do(command("NOOP", ""))
+		return a.exec(newCommand("NOOP", ""))
 	case 4, 5, 6: // others go on meanwhile
 		return nil
 	}
-	return a.open()
+	return a.selectInbox()
 }
 
-// open selects INBOX, by QRESYNC where there is something to go on from.
-func (a *Actor) open() error {
-	c := command("SELECT", "INBOX")
+// selectInbox selects INBOX, by QRESYNC where there is something to go on from.
+func (a *Client) selectInbox() error {
+	c := newCommand("SELECT", "INBOX")
 	if a.chance(8) {
-		c = command("EXAMINE", "INBOX")
+		c = newCommand("EXAMINE", "INBOX")
 	}
-	c.selects = "INBOX"
-	kept := a.mirror.kept
-	if a.mirror.box != "" && a.kind == Qresync { // what SELECT will leave behind
-		a.mirror.keep()
-		kept = a.mirror.kept
+	c.mailbox = "INBOX"
+	saved := a.view.saved
+	if a.view.mailbox != "" && a.level == Qresync { // what SELECT will leave behind
+		a.view.saveState()
+		saved = a.view.saved
 	}
 	switch {
-	case kept != nil && a.chance(80):
-		c.resync = kept
-		c.args += fmt.Sprintf(" (QRESYNC (%d %d))", kept.uidValidity, kept.modseq)
-	case a.kind == Condstore && a.chance(50):
+	case saved != nil && a.chance(80):
+		c.resyncFrom = saved
+		c.args += fmt.Sprintf(" (QRESYNC (%d %d))", saved.uidValidity, saved.modseq)
+	case a.level == Condstore && a.chance(50):
 		c.args += " (CONDSTORE)"
 	}
-	return a.do(c)
+	return a.exec(c)
 }
 
-// numbered gives all message numbers for which ok says yes.
-func (a *Actor) numbered(ok func(entry) bool) (all []uint32) {
-	for i, e := range a.mirror.entries {
+// matchingNumbers gives all message numbers for which ok says yes.
+func (a *Client) matchingNumbers(ok func(viewEntry) bool) (all []uint32) {
+	for i, e := range a.view.entries {
 		if ok(e) {
 			all = append(all, uint32(i+1))
 		}
@@ -94,31 +94,31 @@ func (a *Actor) numbered(ok func(entry) bool) (all []uint32) {
 	return all
 }
 
-// numbers gives one of them, or up to most.
-func (a *Actor) numbers(most int, ok func(entry) bool) []uint32 {
-	all := a.numbered(ok)
+// pickNumbers gives one of them, or up to most.
+func (a *Client) pickNumbers(most int, ok func(viewEntry) bool) []uint32 {
+	all := a.matchingNumbers(ok)
 	a.rng.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 	all = all[:min(len(all), 1+a.rng.IntN(most))]
 	slices.Sort(all)
 	return all
 }
 
-func anything(entry) bool  { return true }
-func known(e entry) bool   { return e.uid != 0 }
-func unknown(e entry) bool { return e.uid == 0 || e.flags == nil }
+func isAny(viewEntry) bool          { return true }
+func hasUID(e viewEntry) bool       { return e.uid != 0 }
+func isIncomplete(e viewEntry) bool { return e.uid == 0 || e.flags == nil }
 
 // address makes a command about messages, by number or by UID. Without messages
 // there is none.
-func (a *Actor) about(verb string, numbers []uint32, rest string) *Command {
+func (a *Client) messageCommand(verb string, numbers []uint32, rest string) *Command {
 	var uids []uint32
 	for _, n := range numbers {
-		uids = append(uids, a.mirror.entries[n-1].uid)
+		uids = append(uids, a.view.entries[n-1].uid)
 	}
 	var c *Command
 	if slices.Contains(uids, 0) || a.chance(50) {
-		c = command(verb, formatSet(numbers)+" "+rest)
+		c = newCommand(verb, formatSet(numbers)+" "+rest)
 	} else {
-		c = command("UID "+verb, formatSet(uids)+" "+rest)
+		c = newCommand("UID "+verb, formatSet(uids)+" "+rest)
 	}
 	c.targets = uids
 	return c
@@ -126,179 +126,179 @@ func (a *Actor) about(verb string, numbers []uint32, rest string) *Command {
 
 const subjectItem = "BODY.PEEK[HEADER.FIELDS (SUBJECT)]"
 
-// learn fetches what was never fetched, and only that: flags that are fetched
+// fetchUnknown fetches what was never fetched, and only that: flags that are fetched
 // again would hide that they were not told.
-func (a *Actor) learn() error {
-	numbers := a.numbered(unknown)
+func (a *Client) fetchUnknown() error {
+	numbers := a.matchingNumbers(isIncomplete)
 	if len(numbers) == 0 {
 		return a.noop()
 	}
-	return a.do(command("FETCH", formatSet(numbers)+" (UID FLAGS "+subjectItem+")"))
+	return a.exec(newCommand("FETCH", formatSet(numbers)+" (UID FLAGS "+subjectItem+")"))
 }
 
-func (a *Actor) fetchSubject() error {
+func (a *Client) fetchSubject() error {
 	return a.fetch(maxTargets, "("+subjectItem+" UID)")
 }
-func (a *Actor) fetchBody() error {
-	return a.fetch(2, a.pick("(UID BODY[])", "(BODY.PEEK[])"))
+func (a *Client) fetchBody() error {
+	return a.fetch(2, a.pickWord("(UID BODY[])", "(BODY.PEEK[])"))
 }
 
 // fetch wants the content of every message it asks for, unless the server says
 // that some are gone.
-func (a *Actor) fetch(max int, items string) error {
-	numbers := a.numbers(max, anything)
+func (a *Client) fetch(max int, items string) error {
+	numbers := a.pickNumbers(max, isAny)
 	if len(numbers) == 0 {
 		return a.append()
 	}
-	c := a.about("FETCH", numbers, items)
-	return a.do(c.then(func(r Result) error {
-		if !r.ok() || r.Code != "" {
+	c := a.messageCommand("FETCH", numbers, items)
+	return a.exec(c.setOnEnd(func(r Result) error {
+		if !r.isOK() || r.Code != "" {
 			return nil
 		}
 		for _, uid := range c.targets {
-			_, answered := c.answered[uid]
-			there := slices.ContainsFunc(a.mirror.entries, func(e entry) bool { return e.uid == uid })
+			_, answered := c.contentSeen[uid]
+			there := slices.ContainsFunc(a.view.entries, func(e viewEntry) bool { return e.uid == uid })
 			if uid != 0 && there && !answered {
-				return violation("%s is answered OK without UID %d", c.text(), uid)
+				return newViolation("%s is answered OK without UID %d", c.firstLine(), uid)
 			}
 		}
 		return nil
 	}))
 }
 
-func (a *Actor) fetchUIDs() error {
-	if len(a.mirror.entries) == 0 {
+func (a *Client) fetchUIDs() error {
+	if len(a.view.entries) == 0 {
 		return a.append()
 	}
-	if a.kind != Plain && a.chance(50) {
-		return a.do(command(a.pick("FETCH", "UID FETCH"), fmt.Sprintf("1:* (UID) (CHANGEDSINCE %d)", max(1, a.mirror.modseq))))
+	if a.level != Plain && a.chance(50) {
+		return a.exec(newCommand(a.pickWord("FETCH", "UID FETCH"), fmt.Sprintf("1:* (UID) (CHANGEDSINCE %d)", max(1, a.view.highestModseq))))
 	}
-	return a.do(a.about("FETCH", a.numbers(maxTargets, anything), "(UID)"))
+	return a.exec(a.messageCommand("FETCH", a.pickNumbers(maxTargets, isAny), "(UID)"))
 }
 
 // noop is a sync point.
-func (a *Actor) noop() error { return a.do(command(a.pick("NOOP", "NOOP", "CHECK"), "")) }
+func (a *Client) noop() error { return a.exec(newCommand(a.pickWord("NOOP", "NOOP", "CHECK"), "")) }
 
 // append adds a message that nobody has had yet.
-func (a *Actor) append() error {
-	subject := a.account.marker()
-	c := command("APPEND", a.pick("INBOX", `INBOX (\Flagged)`, `INBOX (\Seen $Label1)`))
-	c.literal, c.waits = message(subject), a.chance(50)
-	return a.do(c.then(func(r Result) error { return a.account.appendedAs(subject, r) }))
+func (a *Client) append() error {
+	subject := a.account.nextSubject()
+	c := newCommand("APPEND", a.pickWord("INBOX", `INBOX (\Flagged)`, `INBOX (\Seen $Label1)`))
+	c.literal, c.syncLiteral = makeMessage(subject), a.chance(50)
+	return a.exec(c.setOnEnd(func(r Result) error { return a.account.recordAppend(subject, r) }))
 }
 
 // search looks for something, by numbers too.
-func (a *Actor) search() error {
-	n := len(a.mirror.entries)
+func (a *Client) search() error {
+	n := len(a.view.entries)
 	if n == 0 {
 		return a.append()
 	}
 	first := 1 + a.rng.IntN(n)
 	set := fmt.Sprintf("%d:%d", first, first+a.rng.IntN(n-first+1))
-	criteria := a.pick("ALL", "UNSEEN", `DELETED`, "KEYWORD $Label1", `HEADER SUBJECT "-1"`)
-	with := a.pick("", "", "RETURN (ALL) ", "RETURN (COUNT MIN) ")
+	criteria := a.pickWord("ALL", "UNSEEN", `DELETED`, "KEYWORD $Label1", `HEADER SUBJECT "-1"`)
+	with := a.pickWord("", "", "RETURN (ALL) ", "RETURN (COUNT MIN) ")
 	switch a.rng.IntN(4) {
 	case 0:
-		return a.do(command("SEARCH", with+criteria))
+		return a.exec(newCommand("SEARCH", with+criteria))
 	case 1:
-		return a.do(command("SEARCH", with+set+" "+criteria))
+		return a.exec(newCommand("SEARCH", with+set+" "+criteria))
 	case 2:
-		return a.do(command("UID SEARCH", with+set+" "+criteria).numbered())
+		return a.exec(newCommand("UID SEARCH", with+set+" "+criteria).markNumbered())
 	}
-	return a.do(command("UID SEARCH", with+criteria))
+	return a.exec(newCommand("UID SEARCH", with+criteria))
 }
 
 // startIdle begins IDLE, which goes on while others take their turns.
-func (a *Actor) startIdle() error { return a.do(command("IDLE", "")) }
+func (a *Client) startIdle() error { return a.exec(newCommand("IDLE", "")) }
 
-// goOnIdle hears what came, and may end IDLE.
-func (a *Actor) goOnIdle() error {
-	a.trouble()
-	err := a.hear()
+// continueIdle hears what came, and may end IDLE.
+func (a *Client) continueIdle() error {
+	a.injectFaults()
+	err := a.readPending()
 	if err == nil && a.chance(40) {
-		err = a.done(a.chance(30))
+		err = a.sendDone(a.chance(30))
 	}
-	return a.survive(err)
+	return a.handleEnd(err)
 }
 
 // stopIdle ends IDLE if it is in progress.
-func (a *Actor) stopIdle() error {
-	if a.wire == nil || a.idle == nil {
+func (a *Client) stopIdle() error {
+	if a.conn == nil || a.idleCommand == nil {
 		return nil
 	}
-	a.trouble()
-	return a.survive(a.done(false))
+	a.injectFaults()
+	return a.handleEnd(a.sendDone(false))
 }
 
-// survive is the end of what do does.
-func (a *Actor) survive(err error) error {
-	if a.faulty {
-		a.world.breaker.Disarm()
+// handleEnd is the end of what do does.
+func (a *Client) handleEnd(err error) error {
+	if a.behindFaults {
+		a.sim.faultProxy.Disarm()
 	}
-	if e, ok := asEnded(err); ok {
-		return a.lost(e)
+	if e, ok := asEndError(err); ok {
+		return a.recordEnd(e)
 	}
 	return err
 }
 
-// done ends IDLE; quickly: with another command in the same write.
-func (a *Actor) done(quickly bool) error {
-	a.idle = nil
+// sendDone ends IDLE; quickly: with another command in the same write.
+func (a *Client) sendDone(quickly bool) error {
+	a.idleCommand = nil
 	var text strings.Builder
 	text.WriteString("DONE\r\n")
 	if quickly {
-		a.say(&text, command("NOOP", ""))
+		a.queueCommand(&text, newCommand("NOOP", ""))
 	}
-	if err := a.wire.send(text.String()); err != nil {
+	if err := a.conn.sendBytes(text.String()); err != nil {
 		return err
 	}
-	return a.answers()
+	return a.awaitReplies()
 }
 
-// other is about other mailboxes.
-func (a *Actor) other() error {
+// queryMailboxes is about other mailboxes.
+func (a *Client) queryMailboxes() error {
 	items := "MESSAGES UIDNEXT UNSEEN"
-	if a.kind != Plain {
+	if a.level != Plain {
 		items += " HIGHESTMODSEQ"
 	}
 	switch a.rng.IntN(3) {
 	case 0:
-		return a.do(command("STATUS", a.private+" ("+items+")"))
+		return a.exec(newCommand("STATUS", a.privateMailbox+" ("+items+")"))
 	case 1:
-		return a.do(command("LIST", `"" *`))
+		return a.exec(newCommand("LIST", `"" *`))
 	}
-	return a.do(command("CAPABILITY", ""))
+	return a.exec(newCommand("CAPABILITY", ""))
 }
 
-// again selects the mailbox once more, from within it or from outside.
-func (a *Actor) again() error {
+// reselect selects the mailbox once more, from within it or from outside.
+func (a *Client) reselect() error {
 	if a.chance(50) {
-		if err := a.deselect(); err != nil || a.wire == nil {
+		if err := a.deselect(); err != nil || a.conn == nil {
 			return err
 		}
 	}
-	return a.open()
+	return a.selectInbox()
 }
 
 // deselect leaves the mailbox. A QRESYNC client that does not know all of it
 // could not go on from there later.
-func (a *Actor) deselect() error {
-	if a.kind == Qresync {
-		if err := a.learn(); err != nil || a.wire == nil || a.mirror.box == "" {
+func (a *Client) deselect() error {
+	if a.level == Qresync {
+		if err := a.fetchUnknown(); err != nil || a.conn == nil || a.view.mailbox == "" {
 			return err
 		}
 	}
-	return a.do(command(a.pick("CLOSE", "UNSELECT"), ""))
+	return a.exec(newCommand(a.pickWord("CLOSE", "UNSELECT"), ""))
 }
 
 // logout ends the session and begins another.
-func (a *Actor) logout() error {
-	if err := a.do(command("LOGOUT", "")); err != nil || a.wire == nil {
+func (a *Client) logout() error {
+	if err := a.exec(newCommand("LOGOUT", "")); err != nil || a.conn == nil {
 		return err
 	}
-	if a.mirror.said == "" {
-		return violation("LOGOUT without BYE")
+	if a.view.bye == "" {
+		return newViolation("LOGOUT without BYE")
 	}
-	a.leave()
+	a.closeSession()
 	return nil
 }

@@ -7,27 +7,27 @@ import (
 )
 
 // Violation is a promise of IMAP that was broken.
-type Violation struct{ What string }
+type Violation struct{ Text string }
 
 // Error implements error.
-func (v *Violation) Error() string { return v.What }
+func (v *Violation) Error() string { return v.Text }
 
-// parts reads the words, lists and strings of a response one after the other.
+// fetchParser reads the words, lists and strings of a response one after the other.
 // Literals are taken from their own list.
-type parts struct {
+type fetchParser struct {
 	rest     string
 	literals []string
 }
 
-// space passes one space; there must be one.
-func (p *parts) space() bool {
+// skipSpace passes one space; there must be one.
+func (p *fetchParser) skipSpace() bool {
 	rest, ok := strings.CutPrefix(p.rest, " ")
 	p.rest = rest
 	return ok
 }
 
-// name reads the name of a FETCH item: up to a space that no bracket holds.
-func (p *parts) name() (string, bool) {
+// readName reads the name of a FETCH item: up to a space that no bracket holds.
+func (p *fetchParser) readName() (string, bool) {
 	depth := 0
 	for i := 0; i < len(p.rest); i++ {
 		switch c := p.rest[i]; {
@@ -44,17 +44,17 @@ func (p *parts) name() (string, bool) {
 	return "", false
 }
 
-// value reads what follows: a list with its parentheses, a string without its
+// readValue reads what follows: a list with its parentheses, a string without its
 // quotes, or an atom.
-func (p *parts) value() (string, bool) {
+func (p *fetchParser) readValue() (string, bool) {
 	if p.rest == "" {
 		return "", false
 	}
 	switch p.rest[0] {
 	case '(':
-		return p.list()
+		return p.readList()
 	case '"':
-		return p.quoted()
+		return p.readQuoted()
 	case '{':
 		_, rest, ok := strings.Cut(p.rest, "}")
 		if !ok || len(p.literals) == 0 {
@@ -73,7 +73,7 @@ func (p *parts) value() (string, bool) {
 	return atom, atom != ""
 }
 
-func (p *parts) quoted() (string, bool) {
+func (p *fetchParser) readQuoted() (string, bool) {
 	var b strings.Builder
 	for i := 1; i < len(p.rest); i++ {
 		switch p.rest[i] {
@@ -93,7 +93,7 @@ func (p *parts) quoted() (string, bool) {
 	return "", false
 }
 
-func (p *parts) list() (string, bool) {
+func (p *fetchParser) readList() (string, bool) {
 	depth := 0
 	for i := 0; i < len(p.rest); i++ {
 		switch p.rest[i] {
@@ -111,8 +111,8 @@ func (p *parts) list() (string, bool) {
 	return "", false
 }
 
-// fetched is what one FETCH response says.
-type fetched struct {
+// fetchResponse is what one FETCH response says.
+type fetchResponse struct {
 	number   uint32
 	uid      uint32 // 0: not said
 	flags    []string
@@ -120,57 +120,57 @@ type fetched struct {
 	modseq   uint64 // 0: not said
 	header   string // "" not said
 	body     string // "" not said
-	parsed   []string
+	items    []string
 }
 
 // parseFetch reads the items behind "* n FETCH ".
-func parseFetch(number uint32, items string, literals []string) (f fetched, err error) {
+func parseFetch(number uint32, items string, literals []string) (f fetchResponse, err error) {
 	f.number = number
-	broken := violation("a broken FETCH response: %q", items)
-	p := parts{rest: items, literals: literals}
+	malformed := newViolation("a broken FETCH response: %q", items)
+	p := fetchParser{rest: items, literals: literals}
 	if !strings.HasPrefix(p.rest, "(") {
-		return f, broken
+		return f, malformed
 	}
 	for p.rest = p.rest[1:]; ; {
-		name, ok := p.name()
-		if !ok || !p.space() {
-			return f, broken
+		name, ok := p.readName()
+		if !ok || !p.skipSpace() {
+			return f, malformed
 		}
-		value, ok := p.value()
-		if !ok || !f.item(name, value) {
-			return f, broken
+		value, ok := p.readValue()
+		if !ok || !f.setItem(name, value) {
+			return f, malformed
 		}
 		if p.rest == ")" {
 			break
 		}
-		if !p.space() {
-			return f, broken
+		if !p.skipSpace() {
+			return f, malformed
 		}
 	}
 	if len(p.literals) > 0 {
-		return f, broken
+		return f, malformed
 	}
 	return f, nil
 }
 
-// item takes one item; it says no when it is malformed or nobody asked for it.
-func (f *fetched) item(name, value string) bool {
-	f.parsed = append(f.parsed, name)
+// setItem takes one item; it says no when it is malformed or nobody asked for it.
+func (f *fetchResponse) setItem(name, value string) bool {
+	f.items = append(f.items, name)
 	switch name {
 	case "UID":
-		n, ok := number32(value)
+		n, ok := parseNumber(value)
 		f.uid = n
 		return ok
 	case "FLAGS":
-		flags, ok := listOf(value)
+		flags, ok := parseList(value)
 		f.flags, f.hasFlags = flags, true
 		return ok
 	case "MODSEQ":
-		in, ok := listOf(value)
-		if !ok || len(in) != 1 {
+		values, ok := parseList(value)
+		if !ok || len(values) != 1 {
 			return false
 		}
-		n, err := strconv.ParseUint(in[0], 10, 63)
+		n, err := strconv.ParseUint(values[0], 10, 63)
 		f.modseq = n
 		return err == nil && n > 0
 	case "BODY[HEADER.FIELDS (SUBJECT)]", "BODY[]":
@@ -187,15 +187,15 @@ func (f *fetched) item(name, value string) bool {
 	return false
 }
 
-// listOf reads "(a b c)".
-func listOf(s string) ([]string, bool) {
-	s, opened := strings.CutPrefix(s, "(")
-	s, closed := strings.CutSuffix(s, ")")
-	return strings.Fields(s), opened && closed
+// parseList reads "(a b c)".
+func parseList(s string) ([]string, bool) {
+	s, hasOpen := strings.CutPrefix(s, "(")
+	s, hasClose := strings.CutSuffix(s, ")")
+	return strings.Fields(s), hasOpen && hasClose
 }
 
-// number32 reads a message number or UID, which is never 0.
-func number32(s string) (uint32, bool) {
+// parseNumber reads a message number or UID, which is never 0.
+func parseNumber(s string) (uint32, bool) {
 	n, err := strconv.ParseUint(s, 10, 32)
 	return uint32(n), err == nil && n > 0 && s[0] != '+'
 }
@@ -209,13 +209,13 @@ func parseSet(s string) ([]uint32, bool) {
 	var all []uint32
 	for item := range strings.SplitSeq(s, ",") {
 		a, b, isRange := strings.Cut(item, ":")
-		first, ok := number32(a)
+		first, ok := parseNumber(a)
 		if !ok {
 			return nil, false
 		}
 		last := first
 		if isRange {
-			if last, ok = number32(b); !ok {
+			if last, ok = parseNumber(b); !ok {
 				return nil, false
 			}
 		}
@@ -262,8 +262,8 @@ type Result struct {
 	Line   string
 }
 
-// ok says whether the command was done.
-func (r Result) ok() bool { return r.Status == "OK" }
+// isOK says whether the command was done.
+func (r Result) isOK() bool { return r.Status == "OK" }
 
 // parseStatus reads "OK [CODE arg] text".
 func parseStatus(s string) (Result, bool) {

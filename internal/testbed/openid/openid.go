@@ -23,21 +23,21 @@ import (
 
 // The two clients, and the secret of both.
 const (
-	Mail   = "mail"   // is given access tokens that are JWTs
-	Opaque = "opaque" // is given access tokens that say nothing
-	Secret = "client secret: with %, + and \u00e9"
+	JWTClient    = "mail"   // is given access tokens that are JWTs
+	OpaqueClient = "opaque" // is given access tokens that say nothing
+	ClientSecret = "client secret: with %, + and \u00e9"
 
-	redirect = "http://127.0.0.1/done" // nobody listens there
+	redirectURL = "http://127.0.0.1/done" // nobody listens there
 )
 
 // Provider is a running provider.
 type Provider struct {
 	// Set once.
-	Issuer string
-	server *httptest.Server
-	store  *store
-	fault  atomic.Pointer[http.HandlerFunc]
-	asked  atomic.Int64
+	Issuer   string
+	server   *httptest.Server
+	store    *store
+	fault    atomic.Pointer[http.HandlerFunc]
+	requests atomic.Int64
 }
 
 // Tokens are what one login of a user at the provider yields.
@@ -59,25 +59,25 @@ func Start(t testing.TB, users ...string) *Provider {
 	if err != nil {
 		t.Fatalf("make a provider: %v", err)
 	}
-	pages := http.NewServeMux()
-	pages.Handle("/", provider)
-	back := op.AuthCallbackURL(provider)
-	enter := op.NewIssuerInterceptor(provider.IssuerFromRequest).HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	mux := http.NewServeMux()
+	mux.Handle("/", provider)
+	callbackURL := op.AuthCallbackURL(provider)
+	login := op.NewIssuerInterceptor(provider.IssuerFromRequest).HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		id := r.FormValue("authRequestID")
 		if err := p.store.CheckUsernamePassword(r.FormValue("user"), password, id); err != nil {
 			http.Error(w, err.Error(), http.StatusForbidden)
 			return
 		}
-		http.Redirect(w, r, back(r.Context(), id), http.StatusFound)
+		http.Redirect(w, r, callbackURL(r.Context(), id), http.StatusFound)
 	})
-	pages.HandleFunc("/login/username", enter)
+	mux.HandleFunc("/login/username", login)
 	p.server.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		p.asked.Add(1)
+		p.requests.Add(1)
 		if fault := p.fault.Load(); fault != nil {
 			(*fault)(w, r)
 			return
 		}
-		pages.ServeHTTP(w, r)
+		mux.ServeHTTP(w, r)
 	})
 	p.server.Start()
 	t.Cleanup(p.Stop)
@@ -90,8 +90,8 @@ func (p *Provider) Stop() {
 	p.server.Close()
 }
 
-// Fault answers all questions in the provider's place; nil ends that.
-func (p *Provider) Fault(fault http.HandlerFunc) {
+// SetFault answers all questions in the provider's place; nil ends that.
+func (p *Provider) SetFault(fault http.HandlerFunc) {
 	if fault == nil {
 		p.fault.Store(nil)
 		return
@@ -99,18 +99,18 @@ func (p *Provider) Fault(fault http.HandlerFunc) {
 	p.fault.Store(&fault)
 }
 
-// Asked is how many requests have come.
-func (p *Provider) Asked() int { return int(p.asked.Load()) }
+// RequestCount is how many requests have come.
+func (p *Provider) RequestCount() int { return int(p.requests.Load()) }
 
-// Introspection is the address of RFC 7662's endpoint.
-func (p *Provider) Introspection() string { return p.Issuer + "/oauth/introspect" }
+// IntrospectionURL is the address of RFC 7662's endpoint.
+func (p *Provider) IntrospectionURL() string { return p.Issuer + "/oauth/introspect" }
 
 // Login is the authorization code flow of a user with a client.
 func (p *Provider) Login(t testing.TB, client, user string) Tokens {
 	t.Helper()
 	browser := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	next := p.Issuer + "/authorize?" + url.Values{
-		"client_id": {client}, "redirect_uri": {redirect}, "response_type": {"code"}, "scope": {"openid email profile"}, "state": {"s"},
+		"client_id": {client}, "redirect_uri": {redirectURL}, "response_type": {"code"}, "scope": {"openid email profile"}, "state": {"s"},
 	}.Encode()
 	for range 5 {
 		res, err := browser.Get(next)
@@ -118,14 +118,14 @@ func (p *Provider) Login(t testing.TB, client, user string) Tokens {
 			t.Fatalf("log in at the provider: %v", err)
 		}
 		_ = res.Body.Close() // only where it leads to is of interest
-		to, err := res.Location()
+		location, err := res.Location()
 		if err != nil {
 			t.Fatalf("log in at the provider: %s: %s", next, res.Status)
 		}
-		if strings.HasPrefix(to.String(), redirect) {
-			return p.redeem(t, client, to.Query().Get("code"))
+		if strings.HasPrefix(location.String(), redirectURL) {
+			return p.redeem(t, client, location.Query().Get("code"))
 		}
-		if next = to.String(); to.Path == "/login/username" {
+		if next = location.String(); location.Path == "/login/username" {
 			next += "&user=" + url.QueryEscape(user)
 		}
 	}
@@ -136,25 +136,25 @@ func (p *Provider) Login(t testing.TB, client, user string) Tokens {
 // redeem changes a code into tokens.
 func (p *Provider) redeem(t testing.TB, client, code string) (got Tokens) {
 	t.Helper()
-	p.post(t, "/oauth/token", client, url.Values{"grant_type": {"authorization_code"}, "code": {code}, "redirect_uri": {redirect}}, &got)
+	p.postForm(t, "/oauth/token", client, url.Values{"grant_type": {"authorization_code"}, "code": {code}, "redirect_uri": {redirectURL}}, &got)
 	return got
 }
 
 // Revoke makes a token of a client worthless (RFC 7009).
 func (p *Provider) Revoke(t testing.TB, client, token string) {
 	t.Helper()
-	p.post(t, "/revoke", client, url.Values{"token": {token}}, nil)
+	p.postForm(t, "/revoke", client, url.Values{"token": {token}}, nil)
 }
 
-// post sends a form as a client, and decodes the JSON of the answer.
-func (p *Provider) post(t testing.TB, path, client string, form url.Values, answer any) {
+// postForm sends a form as a client, and decodes the JSON of the answer.
+func (p *Provider) postForm(t testing.TB, path, client string, form url.Values, answer any) {
 	t.Helper()
 	r, err := http.NewRequest(http.MethodPost, p.Issuer+path, strings.NewReader(form.Encode()))
 	if err != nil {
 		t.Fatal(err)
 	}
 	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	r.SetBasicAuth(url.QueryEscape(client), url.QueryEscape(Secret))
+	r.SetBasicAuth(url.QueryEscape(client), url.QueryEscape(ClientSecret))
 	res, err := http.DefaultClient.Do(r)
 	if err != nil {
 		t.Fatal(err)
@@ -169,19 +169,19 @@ func (p *Provider) post(t testing.TB, path, client string, form url.Values, answ
 	}
 }
 
-// Lifetime is that of the access tokens of Mail that are made from now on. It may
+// SetLifetime is that of the access tokens of Mail that are made from now on. It may
 // be over when they are made.
-func (p *Provider) Lifetime(d time.Duration) { p.store.lifetime.Store(int64(d)) }
+func (p *Provider) SetLifetime(d time.Duration) { p.store.lifetime.Store(int64(d)) }
 
-// Rotate makes a new signing key the provider's only one: of RSA and of an
+// RotateKey makes a new signing key the provider's only one: of RSA and of an
 // elliptic curve in turn.
-func (p *Provider) Rotate(t testing.TB) {
+func (p *Provider) RotateKey(t testing.TB) {
 	t.Helper()
-	p.store.rotate(t)
+	p.store.rotateKey(t)
 }
 
-// Key is the signing key, for tokens that the provider would not make.
-func (p *Provider) Key() jose.SigningKey {
-	k := p.store.current()
+// SigningKey is the signing key, for tokens that the provider would not make.
+func (p *Provider) SigningKey() jose.SigningKey {
+	k := p.store.currentKey()
 	return jose.SigningKey{Algorithm: k.algorithm, Key: jose.JSONWebKey{Key: k.private, KeyID: k.id}}
 }

@@ -43,31 +43,31 @@ type store struct {
 	*storage.Storage
 
 	// Guarded by mu.
-	mu  sync.Mutex
-	key *signingKey
-	n   int // of rotations
+	mu        sync.Mutex
+	key       *signingKey
+	rotations int // of rotations
 
 	lifetime atomic.Int64 // of access tokens; 0: the example's
 }
 
 func newStore(t testing.TB, all users) *store {
 	s := &store{Storage: storage.NewStorageWithClients(all, map[string]*storage.Client{
-		Mail:   storage.WebClient(Mail, Secret, redirect),
-		Opaque: storage.WebClient(Opaque, Secret, redirect),
+		JWTClient:    storage.WebClient(JWTClient, ClientSecret, redirectURL),
+		OpaqueClient: storage.WebClient(OpaqueClient, ClientSecret, redirectURL),
 	})}
-	s.rotate(t)
+	s.rotateKey(t)
 	return s
 }
 
-// rotate replaces the key.
-func (s *store) rotate(t testing.TB) {
+// rotateKey replaces the key.
+func (s *store) rotateKey(t testing.TB) {
 	t.Helper()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.n++
-	k := &signingKey{id: fmt.Sprint("key-", s.n), algorithm: jose.RS256}
+	s.rotations++
+	k := &signingKey{id: fmt.Sprint("key-", s.rotations), algorithm: jose.RS256}
 	var err error
-	if s.n%2 == 1 {
+	if s.rotations%2 == 1 {
 		k.private, err = rsa.GenerateKey(rand.Reader, 2048)
 	} else {
 		k.algorithm = jose.ES256
@@ -79,23 +79,23 @@ func (s *store) rotate(t testing.TB) {
 	s.key = k
 }
 
-func (s *store) current() *signingKey {
+func (s *store) currentKey() *signingKey {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.key
 }
 
 // SigningKey implements op.Storage.
-func (s *store) SigningKey(context.Context) (op.SigningKey, error) { return s.current(), nil }
+func (s *store) SigningKey(context.Context) (op.SigningKey, error) { return s.currentKey(), nil }
 
 // SignatureAlgorithms implements op.Storage.
 func (s *store) SignatureAlgorithms(context.Context) ([]jose.SignatureAlgorithm, error) {
-	return []jose.SignatureAlgorithm{s.current().algorithm}, nil
+	return []jose.SignatureAlgorithm{s.currentKey().algorithm}, nil
 }
 
 // KeySet implements op.Storage.
 func (s *store) KeySet(context.Context) ([]op.Key, error) {
-	return []op.Key{publicKey{s.current()}}, nil
+	return []op.Key{publicKey{s.currentKey()}}, nil
 }
 
 // CreateAccessToken implements op.Storage. The end counts that stands in the
@@ -116,20 +116,20 @@ func (s *store) GetPrivateClaimsFromScopes(_ context.Context, user, _ string, _ 
 // GetClientByClientID implements op.Storage.
 func (s *store) GetClientByClientID(ctx context.Context, id string) (op.Client, error) {
 	c, err := s.Storage.GetClientByClientID(ctx, id)
-	if err == nil && id == Mail {
-		c = mailClient{c}
+	if err == nil && id == JWTClient {
+		c = jwtClient{c}
 	}
 	return c, err
 }
 
-// mailClient is a client whose access tokens are JWTs.
-type mailClient struct{ op.Client }
+// jwtClient is a client whose access tokens are JWTs.
+type jwtClient struct{ op.Client }
 
 // AccessTokenType implements op.Client.
-func (mailClient) AccessTokenType() op.AccessTokenType { return op.AccessTokenTypeJWT }
+func (jwtClient) AccessTokenType() op.AccessTokenType { return op.AccessTokenTypeJWT }
 
 // IDTokenUserinfoClaimsAssertion implements op.Client.
-func (mailClient) IDTokenUserinfoClaimsAssertion() bool { return true }
+func (jwtClient) IDTokenUserinfoClaimsAssertion() bool { return true }
 
 // signingKey is op.SigningKey.
 type signingKey struct {

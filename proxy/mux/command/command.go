@@ -29,51 +29,51 @@ var (
 	ErrCommand = errors.New("command has no valid name") // answered with Head.Tag
 )
 
-// Route says on which connection a command runs.
-type Route uint8
+// Upstream says on which connection a command runs.
+type Upstream uint8
 
 // The routes.
 const (
-	Local    Route = iota // none: the session answers
-	Any                   // any connection of the account with the session's extensions enabled
-	Selected              // the one that has the session's mailbox; without a mailbox as Any
+	NoUpstream       Upstream = iota // none: the session answers
+	AnyUpstream                      // any connection of the account with the session's extensions enabled
+	SelectedUpstream                 // the one that has the session's mailbox; without a mailbox as Any
 )
 
-// Expunge says what may be told of vanished messages while a command runs
+// ExpungePolicy says what may be told of vanished messages while a command runs
 // (RFC 3501 §7.4.1, RFC 9051 §7.5.1).
-type Expunge uint8
+type ExpungePolicy uint8
 
 // What becomes of pending expunges.
 const (
-	ExpSync      Expunge = iota // they are told, then the command is sent
-	ExpNone                     // none may be told: with any pending, the command is not sent
-	ExpTranslate                // the numbers become UIDs, the expunges are told, UIDs are sent
-	ExpDrop                     // the mailbox is left: they need no longer be told
+	FlushExpunges    ExpungePolicy = iota // they are told, then the command is sent
+	ForbidExpunges                        // none may be told: with any pending, the command is not sent
+	TranslateNumbers                      // the numbers become UIDs, the expunges are told, UIDs are sent
+	DropExpunges                          // the mailbox is left: they need no longer be told
 )
 
 // Spec is a row of the table. Nobody writes to it.
 type Spec struct {
-	Name      string // upper case; "UID FETCH" is one name; "" for a command not in the table
-	Route     Route
-	Expunge   Expunge
-	Barrier   bool // runs alone: nothing outstanding before, nothing sent until it is done
-	Retry     bool // harmless to repeat when its outcome is unknown
-	Pin       bool // changes a state of the connection that nobody can give another one
-	Streams   bool // carries messages: never collected whole
-	Refused   bool // answered BAD by the session: it would change what both sides rest on
-	Writes    bool // may change something; FETCH, which may set \Seen, does not count
-	InMailbox bool // legal with a mailbox selected only
-	NoLiteral bool // none of its arguments can be a literal
-	args      args
+	Name          string // upper case; "UID FETCH" is one name; "" for a command not in the table
+	Upstream      Upstream
+	ExpungePolicy ExpungePolicy
+	Barrier       bool // runs alone: nothing outstanding before, nothing sent until it is done
+	Retryable     bool // harmless to repeat when its outcome is unknown
+	Pins          bool // changes a state of the connection that nobody can give another one
+	Streams       bool // carries messages: never collected whole
+	Forbidden     bool // answered BAD by the session: it would change what both sides rest on
+	Writes        bool // may change something; FETCH, which may set \Seen, does not count
+	NeedsMailbox  bool // legal with a mailbox selected only
+	NoLiteral     bool // none of its arguments can be a literal
+	argSyntax     argSyntax
 }
 
 // Head is the beginning of a command. It points into the line.
 type Head struct {
-	Tag  []byte // empty when the line has none that may be echoed
-	Spec *Spec
-	Args []byte // what follows the name in the first line, without its CRLF
-	name int    // where the name begins
-	args int    // where Args begin
+	Tag     []byte // empty when the line has none that may be echoed
+	Spec    *Spec
+	Args    []byte // what follows the name in the first line, without its CRLF
+	namePos int    // where the name begins
+	argsPos int    // where Args begin
 }
 
 // Lookup reads the first line of a command, or as much of it as there is, with
@@ -84,55 +84,55 @@ func Lookup(line []byte) (Head, error) {
 	if tag < 0 {
 		tag = len(line)
 	}
-	if !validTag(line[:tag]) {
+	if !isValidTag(line[:tag]) {
 		return Head{}, ErrTag
 	}
-	h := Head{Tag: line[:tag], name: min(tag+1, len(line))}
-	end, err := name(line, h.name)
+	h := Head{Tag: line[:tag], namePos: min(tag+1, len(line))}
+	end, err := findNameEnd(line, h.namePos)
 	if err != nil {
 		return h, err
 	}
-	h.Spec = find(line[h.name:end])
-	h.args = min(end+1, len(line))
-	h.Args = line[h.args:]
+	h.Spec = findSpec(line[h.namePos:end])
+	h.argsPos = min(end+1, len(line))
+	h.Args = line[h.argsPos:]
 	return h, nil
 }
 
-// name finds the end of the name that begins at from: one word, two when the
+// findNameEnd finds the end of the name that begins at from: one word, two when the
 // first is UID.
-func name(line []byte, from int) (int, error) {
-	end := word(line, from)
-	if end-from == 3 && bytes.EqualFold(line[from:end], []byte("UID")) {
-		from = min(end+1, len(line))
-		end = word(line, from)
+func findNameEnd(line []byte, start int) (int, error) {
+	end := findWordEnd(line, start)
+	if end-start == 3 && bytes.EqualFold(line[start:end], []byte("UID")) {
+		start = min(end+1, len(line))
+		end = findWordEnd(line, start)
 	}
-	if end == from || end < len(line) && line[end] != ' ' {
+	if end == start || end < len(line) && line[end] != ' ' {
 		return 0, ErrCommand
 	}
 	return end, nil
 }
 
-// word finds the end of the run of characters that a name can have (RFC 9051
+// findWordEnd finds the end of the run of characters that a name can have (RFC 9051
 // §9, atom) which begins at i.
-func word(line []byte, i int) int {
-	for i < len(line) && astringChar(line[i]) && line[i] != ']' {
+func findWordEnd(line []byte, i int) int {
+	for i < len(line) && isAstringChar(line[i]) && line[i] != ']' {
 		i++
 	}
 	return i
 }
 
-// find is the name's row.
-func find(name []byte) *Spec {
+// findSpec is the name's row.
+func findSpec(name []byte) *Spec {
 	var buf [maxName]byte
-	if s, ok := rows[string(upper(&buf, name))]; ok {
+	if s, ok := specByName[string(toUpper(&buf, name))]; ok {
 		return s
 	}
-	return &unknown
+	return &unknownSpec
 }
 
-// upper is b in upper case, in buf; nothing when it does not fit, which no word
+// toUpper is b in upper case, in buf; nothing when it does not fit, which no word
 // that anybody looks for does.
-func upper(buf *[maxName]byte, b []byte) []byte {
+func toUpper(buf *[maxName]byte, b []byte) []byte {
 	if len(b) > len(buf) {
 		return nil
 	}
@@ -145,18 +145,18 @@ func upper(buf *[maxName]byte, b []byte) []byte {
 	return buf[:len(b)]
 }
 
-// validTag is RFC 9051's tag: ASTRING-CHAR except "+".
-func validTag(tag []byte) bool {
+// isValidTag is RFC 9051's tag: ASTRING-CHAR except "+".
+func isValidTag(tag []byte) bool {
 	for _, c := range tag {
-		if !astringChar(c) || c == '+' {
+		if !isAstringChar(c) || c == '+' {
 			return false
 		}
 	}
 	return 0 < len(tag) && len(tag) <= MaxTag
 }
 
-// astringChar is RFC 9051's ASTRING-CHAR.
-func astringChar(c byte) bool {
+// isAstringChar is RFC 9051's ASTRING-CHAR.
+func isAstringChar(c byte) bool {
 	switch c {
 	case '(', ')', '{', '%', '*', '"', '\\':
 		return false

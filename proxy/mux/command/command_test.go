@@ -7,14 +7,14 @@ import (
 	"testing"
 )
 
-// row is what a line of the table says, in short: route, expunge, and B barrier,
+// summary is what a line of the table says, in short: route, expunge, and B barrier,
 // Y retry, P pin, S streams, R refused, M mailbox.
-func (s *Spec) row() string {
-	b := []byte{"LAS"[s.Route], "ENT-"[s.Expunge]}
+func (s *Spec) summary() string {
+	b := []byte{"LAS"[s.Upstream], "ENT-"[s.ExpungePolicy]}
 	for _, f := range []struct {
 		on   bool
 		mark byte
-	}{{s.Barrier, 'B'}, {s.Retry, 'Y'}, {s.Pin, 'P'}, {s.Streams, 'S'}, {s.Refused, 'R'}, {s.InMailbox, 'M'}} {
+	}{{s.Barrier, 'B'}, {s.Retryable, 'Y'}, {s.Pins, 'P'}, {s.Streams, 'S'}, {s.Forbidden, 'R'}, {s.NeedsMailbox, 'M'}} {
 		if f.on {
 			b = append(b, f.mark)
 		}
@@ -22,7 +22,7 @@ func (s *Spec) row() string {
 	return string(b)
 }
 
-func TestEveryCommandHasItsRow(t *testing.T) {
+func TestEveryCommandHasASpec(t *testing.T) {
 	seen := 0
 	for row, names := range map[string]string{
 		"LE":    "CAPABILITY,ID",
@@ -52,18 +52,18 @@ func TestEveryCommandHasItsRow(t *testing.T) {
 			seen++
 			for _, line := range []string{"a " + name, "a " + strings.ToLower(name) + "\r\n", "a " + name + " 1 x\r\n"} {
 				h, err := Lookup([]byte(line))
-				if err != nil || h.Spec.Name != name || h.Spec.row() != row || string(h.Tag) != "a" {
+				if err != nil || h.Spec.Name != name || h.Spec.summary() != row || string(h.Tag) != "a" {
 					t.Errorf("%q: %+v, %v, want %s", line, h, err, row)
 				}
 			}
 		}
 	}
-	if seen != len(table) || seen != len(rows) {
-		t.Errorf("%d commands looked at, %d in the table, %d names", seen, len(table), len(rows))
+	if seen != len(table) || seen != len(specByName) {
+		t.Errorf("%d commands looked at, %d in the table, %d names", seen, len(table), len(specByName))
 	}
 }
 
-func TestACommandWithoutARowPins(t *testing.T) {
+func TestUnknownCommandPins(t *testing.T) {
 	for _, name := range []string{"X", "XFER", "SYNCAPPLY", "RECONSTRUCT", "UID", "UIDX FETCH", "FETCHX", "UID UID", "UID NOOP", "UID UID FETCH",
 		"LOCALAPPEND", "NO.OP", strings.Repeat("X", 33), strings.Repeat("X", 9000), "UID " + strings.Repeat("X", 40), "DONE"} {
 		line := []byte("a " + name + " 1:3\r\n")
@@ -72,11 +72,11 @@ func TestACommandWithoutARowPins(t *testing.T) {
 			line = []byte("a UID 1-3\r\n")
 			h, err = Lookup(line)
 		}
-		if err != nil || h.Spec.Name != "" || h.Spec.row() != "SNBP" {
+		if err != nil || h.Spec.Name != "" || h.Spec.summary() != "SNBP" {
 			t.Errorf("%q: %+v, %v", name, h, err)
 			continue
 		}
-		if f, err := Read(line); err != nil || !f.Pin || !f.Numbers || f.Retry || f.Expunge != ExpNone {
+		if f, err := Parse(line); err != nil || !f.Pins || !f.UsesNumbers || f.Retryable || f.ExpungePolicy != ForbidExpunges {
 			t.Errorf("%q: %+v, %v", name, f, err)
 		}
 	}
@@ -129,13 +129,13 @@ func TestOnlyAValidTagIsEchoed(t *testing.T) {
 		if !errors.Is(err, want.err) || string(h.Tag) != want.tag || (h.Spec == nil) != (err != nil) {
 			t.Errorf("%q: tag %q, %v", line, h.Tag, err)
 		}
-		if _, err := Read([]byte(line)); !errors.Is(err, want.err) {
+		if _, err := Parse([]byte(line)); !errors.Is(err, want.err) {
 			t.Errorf("%q: Read says %v", line, err)
 		}
 	}
 }
 
-func TestArgumentsBeginBehindTheName(t *testing.T) {
+func TestArgumentsBeginAfterTheName(t *testing.T) {
 	for line, want := range map[string]string{
 		"a NOOP":                    "",
 		"a NOOP \r\n":               "",
@@ -155,12 +155,12 @@ func TestArgumentsBeginBehindTheName(t *testing.T) {
 }
 
 func TestEnableNamesAreInUpperCase(t *testing.T) {
-	f, err := Read([]byte("a enable condstore QResync UTF8=ACCEPT X-é\r\n"))
-	if err != nil || !slices.Equal(f.Names, []string{"CONDSTORE", "QRESYNC", "UTF8=ACCEPT", "X-É"}) || f.Pin {
+	f, err := Parse([]byte("a enable condstore QResync UTF8=ACCEPT X-é\r\n"))
+	if err != nil || !slices.Equal(f.EnableNames, []string{"CONDSTORE", "QRESYNC", "UTF8=ACCEPT", "X-É"}) || f.Pins {
 		t.Errorf("%+v, %v", f, err)
 	}
-	for _, args := range []string{"", " ", " \"CONDSTORE\"", " {9}\r\nCONDSTORE", " (CONDSTORE)", " A  B", strings.Repeat(" A", maxNames+1)} {
-		if f, err := Read([]byte("a ENABLE" + args + "\r\n")); !errors.Is(err, ErrSyntax) || f.Names != nil || f.Pin {
+	for _, args := range []string{"", " ", " \"CONDSTORE\"", " {9}\r\nCONDSTORE", " (CONDSTORE)", " A  B", strings.Repeat(" A", maxEnableNames+1)} {
+		if f, err := Parse([]byte("a ENABLE" + args + "\r\n")); !errors.Is(err, ErrSyntax) || f.EnableNames != nil || f.Pins {
 			t.Errorf("%q: %+v, %v", args, f, err)
 		}
 	}
@@ -169,10 +169,10 @@ func TestEnableNamesAreInUpperCase(t *testing.T) {
 func BenchmarkLookup(b *testing.B) {
 	for _, line := range []string{"a1 NOOP\r\n", "a1 UID FETCH 1:* (FLAGS)\r\n", "a1 XUNKNOWN\r\n"} {
 		b.Run(line[:len(line)-2], func(b *testing.B) {
-			whole := []byte(line)
+			raw := []byte(line)
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := Lookup(whole); err != nil {
+				if _, err := Lookup(raw); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -9,7 +9,7 @@ import (
 	"imapgate/internal/imap"
 )
 
-func FuzzRead(f *testing.F) {
+func FuzzParse(f *testing.F) {
 	for _, s := range []string{"a NOOP", "a FETCH 1:* (BODY[HEADER.FIELDS (A)] MODSEQ)", "a COPY 1,3:4 {5}\r\nINBOX", "a MOVE * \"a\\\"\"", "a REPLACE 4 x {3}",
 		"a UID SEARCH RETURN (SAVE) OR NOT (1:3) MODSEQ \"/f\" all 5", "a SELECT {5+}\r\nInbox (QRESYNC (1 2 (3 4)))", "a STORE 1 (UNCHANGEDSINCE 5) FLAGS x",
 		"a LIST \"\" * RETURN (STATUS (HIGHESTMODSEQ))", "a ENABLE A B", "a APPEND {5}", "a UID COPY 1 x", "a SORT (DATE) utf-8 $", "a STATUS x (HIGHESTMODSEQ)",
@@ -17,11 +17,11 @@ func FuzzRead(f *testing.F) {
 		"a SETACL x y z", "a RENAME \"\\\"\" {1+}\r\nb", "a RESETKEY", "a COPY 1 \"\\"} {
 		f.Add([]byte(s + "\r\n"))
 	}
-	f.Fuzz(func(t *testing.T, whole []byte) {
-		before := bytes.Clone(whole)
-		head, headErr := Lookup(firstLine(whole))
-		facts, err := Read(whole)
-		if !bytes.Equal(before, whole) {
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		before := bytes.Clone(raw)
+		head, headErr := Lookup(firstLine(raw))
+		props, err := Parse(raw)
+		if !bytes.Equal(before, raw) {
 			t.Fatal("the command was written to")
 		}
 		switch {
@@ -32,85 +32,85 @@ func FuzzRead(f *testing.F) {
 			return
 		case err != nil && !errors.Is(err, ErrSyntax):
 			t.Fatal(err)
-		case err != nil && (facts.Set != nil || facts.Mailbox != "" || facts.Condstore || facts.Retry || facts.Pin == (head.Spec.Route == Local)):
-			t.Fatalf("misread, and yet %+v", facts)
+		case err != nil && (props.Set != nil || props.Mailbox != "" || props.EnablesCondstore || props.Retryable || props.Pins == (head.Spec.Upstream == NoUpstream)):
+			t.Fatalf("misread, and yet %+v", props)
 		}
 		if err == nil {
-			framed(t, whole, head.Spec)
+			checkFraming(t, raw, head.Spec)
 		}
-		inside(t, whole, facts)
-		rewritten(t, whole, facts)
-		about, to := facts.Mailboxes(head.Spec, whole)
-		if len(about) > len(whole) || len(to) > len(whole) || strings.Contains(about+to, "\x00") {
-			t.Fatalf("mailboxes %q and %q", about, to)
+		checkSetPos(t, raw, props)
+		checkRewrite(t, raw, props)
+		mailbox, destination := props.Mailboxes(head.Spec, raw)
+		if len(mailbox) > len(raw) || len(destination) > len(raw) || strings.Contains(mailbox+destination, "\x00") {
+			t.Fatalf("mailboxes %q and %q", mailbox, destination)
 		}
 	})
 }
 
-// framed checks that a command which was understood to its end is one command
+// checkFraming checks that a command which was understood to its end is one command
 // to the reader that cut it out of the stream: both see the same literals.
-func framed(t *testing.T, whole []byte, s *Spec) {
-	switch s.args {
-	case opaque, namedArgs, mailboxArgs, notifyArgs, setArgs, appendArgs, replaceArgs: // not looked at to the end
+func checkFraming(t *testing.T, raw []byte, spec *Spec) {
+	switch spec.argSyntax {
+	case anyArgs, mailboxFirstArgs, mailboxArgs, notifyArgs, setArgs, appendArgs, replaceArgs: // not looked at to the end
 		return
 	}
-	if !bytes.HasSuffix(whole, []byte("\r\n")) {
+	if !bytes.HasSuffix(raw, []byte("\r\n")) {
 		return
 	}
-	r := imap.NewReader(bytes.NewReader(whole), imap.Commands, 1<<20)
+	r := imap.NewReader(bytes.NewReader(raw), imap.Commands, 1<<20)
 	for n := 0; ; {
 		seg, err := r.Next()
 		if err != nil {
-			t.Fatalf("%q: %v behind %d bytes", whole, err, n)
+			t.Fatalf("%q: %v behind %d bytes", raw, err, n)
 		}
-		if n += len(seg.Bytes); seg.End && n == len(whole) {
+		if n += len(seg.Bytes); seg.End && n == len(raw) {
 			return
 		}
 		if seg.End {
-			t.Fatalf("%q is a command of %d bytes", whole, n)
+			t.Fatalf("%q is a command of %d bytes", raw, n)
 		}
 	}
 }
 
-// inside checks that the set is where it is said to be, and is one.
-func inside(t *testing.T, whole []byte, f Facts) {
+// checkSetPos checks that the set is where it is said to be, and is one.
+func checkSetPos(t *testing.T, raw []byte, f Properties) {
 	if f.Set == nil {
 		return
 	}
-	if &whole[f.SetAt] != &f.Set[0] || f.SetAt+len(f.Set) > len(whole) || f.SetAt <= f.name {
-		t.Fatalf("the set %q is not at %d", f.Set, f.SetAt)
+	if &raw[f.SetPos] != &f.Set[0] || f.SetPos+len(f.Set) > len(raw) || f.SetPos <= f.namePos {
+		t.Fatalf("the set %q is not at %d", f.Set, f.SetPos)
 	}
 	if _, err := imap.ParseSet(string(f.Set)); err != nil && !bytes.Contains(f.Set, []byte("4294967295")) {
 		t.Fatalf("the set %q: %v", f.Set, err)
 	}
 }
 
-// rewritten checks that nothing but the name and the set changes, and that the
+// checkRewrite checks that nothing but the name and the set changes, and that the
 // UIDs' command is the same one.
-func rewritten(t *testing.T, whole []byte, f Facts) {
+func checkRewrite(t *testing.T, raw []byte, f Properties) {
 	const uids = "7,9:*"
-	out, ok := RewriteUID([]byte("!"), whole, f, uids)
-	if ok != (f.Expunge == ExpTranslate) || out[0] != '!' {
+	out, ok := RewriteAsUID([]byte("!"), raw, f, uids)
+	if ok != (f.ExpungePolicy == TranslateNumbers) || out[0] != '!' {
 		t.Fatalf("%q, %v", out, ok)
 	}
 	if !ok {
 		return
 	}
-	if !f.Numbers || f.Set == nil || f.Retry {
+	if !f.UsesNumbers || f.Set == nil || f.Retryable {
 		t.Fatalf("rewritten, and yet %+v", f)
 	}
 	out = out[1:]
-	tail := len(whole) - f.SetAt - len(f.Set)
-	if len(out) != len(whole)+len("UID ")+len(uids)-len(f.Set) || !bytes.Equal(out[:f.name], whole[:f.name]) ||
-		!bytes.Equal(out[len(out)-tail:], whole[len(whole)-tail:]) || !bytes.Equal(out[f.name+4:f.SetAt+4], whole[f.name:f.SetAt]) {
-		t.Fatalf("%q became %q", whole, out)
+	tail := len(raw) - f.SetPos - len(f.Set)
+	if len(out) != len(raw)+len("UID ")+len(uids)-len(f.Set) || !bytes.Equal(out[:f.namePos], raw[:f.namePos]) ||
+		!bytes.Equal(out[len(out)-tail:], raw[len(raw)-tail:]) || !bytes.Equal(out[f.namePos+4:f.SetPos+4], raw[f.namePos:f.SetPos]) {
+		t.Fatalf("%q became %q", raw, out)
 	}
 	if bytes.Equal(f.Set, []byte("*")) || !bytes.ContainsAny(f.Set, ",:") {
-		uid, _ := RewriteUID(nil, whole, f, "7") // REPLACE has one message
+		uid, _ := RewriteAsUID(nil, raw, f, "7") // REPLACE has one message
 		out = uid
 	}
-	again, err := Read(out)
-	if err != nil || again.Numbers || again.Expunge != ExpSync || again.Mailbox != f.Mailbox {
-		t.Fatalf("%q became %q: %+v, %v", whole, out, again, err)
+	again, err := Parse(out)
+	if err != nil || again.UsesNumbers || again.ExpungePolicy != FlushExpunges || again.Mailbox != f.Mailbox {
+		t.Fatalf("%q became %q: %+v, %v", raw, out, again, err)
 	}
 }

@@ -12,41 +12,41 @@ const (
 	maxIDValue = 1024
 )
 
-// ID reads the pairs of a whole ID command, literals inline: fields and values in
+// ParseID reads the pairs of a whole ID command, literals inline: fields and values in
 // order, without those whose value is NIL. It returns false where the arguments are
 // neither NIL nor a list within the bounds.
-func ID(whole []byte) (pairs [][2]string, ok bool) {
-	h, err := Lookup(firstLine(whole))
+func ParseID(raw []byte) (pairs [][2]string, ok bool) {
+	h, err := Lookup(firstLine(raw))
 	if err != nil {
 		return nil, false
 	}
-	s := scanner{b: bytes.TrimSuffix(whole, []byte("\r\n")), at: h.args}
+	s := scanner{input: bytes.TrimSuffix(raw, []byte("\r\n")), pos: h.argsPos}
 	first := s.next()
-	if first.is("NIL") {
-		return nil, s.next().kind == end
+	if first.isWord("NIL") {
+		return nil, s.next().kind == endToken
 	}
-	if first.kind != open {
+	if first.kind != openParen {
 		return nil, false
 	}
 	for range maxIDPairs {
 		field := s.next()
-		if field.kind == shut {
-			return pairs, s.next().kind == end
+		if field.kind == closeParen {
+			return pairs, s.next().kind == endToken
 		}
 		value := s.next()
-		if !validAstring(field) || !validAstring(value) || len(field.text) > maxIDField || len(value.text) > maxIDValue {
+		if !isValidAstring(field) || !isValidAstring(value) || len(field.text) > maxIDField || len(value.text) > maxIDValue {
 			return nil, false
 		}
-		if !value.is("NIL") {
-			pairs = append(pairs, [2]string{field.string(), value.string()})
+		if !value.isWord("NIL") {
+			pairs = append(pairs, [2]string{field.decode(), value.decode()})
 		}
 	}
-	return pairs, s.next().kind == shut && s.next().kind == end
+	return pairs, s.next().kind == closeParen && s.next().kind == endToken
 }
 
-// string is what a string or an atom stands for.
-func (t token) string() string {
-	if t.kind != quoted || bytes.IndexByte(t.text, '\\') < 0 {
+// decode is what a string or an atom stands for.
+func (t token) decode() string {
+	if t.kind != quotedToken || bytes.IndexByte(t.text, '\\') < 0 {
 		return string(t.text)
 	}
 	var text strings.Builder

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-func TestIDIsReadWithinItsBounds(t *testing.T) {
+func TestParseIDEnforcesItsLimits(t *testing.T) {
 	many := func(n int) string { return "ID (" + strings.TrimSpace(strings.Repeat(`"k" "v" `, n)) + ")" }
 	for said, want := range map[string]string{
 		`ID NIL`:                            "[]",
@@ -24,7 +24,7 @@ func TestIDIsReadWithinItsBounds(t *testing.T) {
 		many(31): "no", `ID ("` + strings.Repeat("k", 31) + `" "v")`: "no", `ID ("k" "` + strings.Repeat("v", 1025) + `")`: "no",
 	} {
 		got := "no"
-		if pairs, ok := ID([]byte("a1 " + said + "\r\n")); ok {
+		if pairs, ok := ParseID([]byte("a1 " + said + "\r\n")); ok {
 			got = fmt.Sprint(pairs)
 		}
 		if got != want {

@@ -8,134 +8,136 @@ import (
 // ErrSyntax is returned by Read for arguments it cannot follow.
 var ErrSyntax = errors.New("arguments cannot be understood")
 
-// errCut is a literal whose octets are not there.
-var errCut = errors.New("literal is not there")
+// errMissingLiteral is a literal whose octets are not there.
+var errMissingLiteral = errors.New("literal is not there")
 
 // Bounds of what is followed.
 const (
-	maxDepth  = 64 // of parentheses
-	maxDigits = 9  // of a literal's size
+	maxDepth         = 64 // of parentheses
+	maxLiteralDigits = 9  // of a literal's size
 )
 
-// kind says what a token is.
-type kind uint8
+// tokenKind says what a token is.
+type tokenKind uint8
 
 const (
-	end     kind = iota // there are no more
-	fault               // the scanner's err says why
-	atom                // whatever is neither of the others: sets, numbers, flags, sections, patterns
-	quoted              // text is what stands between the quotes, escapes and all
-	literal             // text is the octets
-	open
-	shut
+	endToken     tokenKind = iota // there are no more
+	errorToken                    // the scanner's err says why
+	atomToken                     // whatever is neither of the others: sets, numbers, flags, sections, patterns
+	quotedToken                   // text is what stands between the quotes, escapes and all
+	literalToken                  // text is the octets
+	openParen
+	closeParen
 )
 
 // token is one argument of a command, or a parenthesis.
 type token struct {
-	kind kind
+	kind tokenKind
 	text []byte
-	at   int // where text begins in the command
+	pos  int // where text begins in the command
 }
 
 // isString says whether the token may stand for an astring.
-func (t token) isString() bool { return t.kind == atom || t.kind == quoted || t.kind == literal }
+func (t token) isString() bool {
+	return t.kind == atomToken || t.kind == quotedToken || t.kind == literalToken
+}
 
 // scanner reads the tokens of a command whose literals are inline. It is
 // strict: where it is lenient and a backend is not, or the other way around, the
 // two would not mean the same message.
 type scanner struct {
-	b     []byte // the command without its last CRLF
-	at    int
-	depth int  // parentheses open
-	last  kind // of the token before; end at the beginning
-	err   error
+	input    []byte // the command without its last CRLF
+	pos      int
+	depth    int       // parentheses open
+	lastKind tokenKind // of the token before; end at the beginning
+	err      error
 }
 
 // next is the next token. Once it is a fault, it is for ever.
 func (s *scanner) next() token {
 	if s.err != nil {
-		return token{kind: fault}
+		return token{kind: errorToken}
 	}
-	t := s.scan()
-	s.last = t.kind
+	t := s.scanToken()
+	s.lastKind = t.kind
 	return t
 }
 
-func (s *scanner) scan() token {
-	if s.at == len(s.b) {
-		return s.finish()
+func (s *scanner) scanToken() token {
+	if s.pos == len(s.input) {
+		return s.scanEnd()
 	}
-	if s.b[s.at] == ')' {
-		return s.shut()
+	if s.input[s.pos] == ')' {
+		return s.scanCloseParen()
 	}
-	if !s.separated() {
+	if !s.skipSeparator() {
 		return s.fail(ErrSyntax)
 	}
-	switch c := s.b[s.at]; {
+	switch c := s.input[s.pos]; {
 	case c == '(':
-		return s.open()
+		return s.scanOpenParen()
 	case c == '"':
-		return s.quoted()
+		return s.scanQuoted()
 	case c == '{':
-		return s.literal(s.at + 1)
-	case c == '~' && s.at+1 < len(s.b) && s.b[s.at+1] == '{':
-		return s.literal(s.at + 2)
+		return s.scanLiteral(s.pos + 1)
+	case c == '~' && s.pos+1 < len(s.input) && s.input[s.pos+1] == '{':
+		return s.scanLiteral(s.pos + 2)
 	}
-	return s.atom()
+	return s.scanAtom()
 }
 
-// separated steps over the one space between two arguments, and says whether an
+// skipSeparator steps over the one space between two arguments, and says whether an
 // argument follows.
-func (s *scanner) separated() bool {
+func (s *scanner) skipSeparator() bool {
 	switch {
-	case s.last == end || s.last == open: // no space here
-	case s.last == shut && s.b[s.at] == ']': // BODY[HEADER.FIELDS (DATE)]
-	case s.b[s.at] != ' ':
+	case s.lastKind == endToken || s.lastKind == openParen: // no space here
+	case s.lastKind == closeParen && s.input[s.pos] == ']': // BODY[HEADER.FIELDS (DATE)]
+	case s.input[s.pos] != ' ':
 		return false
 	default:
-		s.at++
+		s.pos++
 	}
-	return s.at < len(s.b) && s.b[s.at] != ' ' && s.b[s.at] != ')'
+	return s.pos < len(s.input) && s.input[s.pos] != ' ' && s.input[s.pos] != ')'
 }
 
 func (s *scanner) fail(err error) token {
 	s.err = err
-	return token{kind: fault}
+	return token{kind: errorToken}
 }
 
-func (s *scanner) finish() token {
+func (s *scanner) scanEnd() token {
 	if s.depth > 0 {
 		return s.fail(ErrSyntax)
 	}
-	return token{kind: end, at: s.at}
+	return token{kind: endToken, pos: s.pos}
 }
 
-func (s *scanner) open() token {
+func (s *scanner) scanOpenParen() token {
 	if s.depth++; s.depth > maxDepth {
 		return s.fail(ErrSyntax)
 	}
-	s.at++
-	return token{kind: open, at: s.at - 1}
+	s.pos++
+	return token{kind: openParen, pos: s.pos - 1}
 }
 
-func (s *scanner) shut() token {
+func (s *scanner) scanCloseParen() token {
 	if s.depth--; s.depth < 0 {
 		return s.fail(ErrSyntax)
 	}
-	s.at++
-	return token{kind: shut, at: s.at - 1}
+	s.pos++
+	return token{kind: closeParen, pos: s.pos - 1}
 }
 
-// quoted reads a quoted string; only quoted-specials may be escaped (RFC 9051 §9).
-func (s *scanner) quoted() token {
-	from := s.at + 1
-	for i := from; i < len(s.b); i++ {
-		switch s.b[i] {
+// scanQuoted reads a quoted string; only quoted-specials may be escaped (RFC 9051 §9).
+func (s *scanner) scanQuoted() token {
+	start := s.pos + 1
+	for i := start; i < len(s.input); i++ {
+		switch s.input[i] {
 		case '"':
-			s.at = i + 1
-			return token{kind: quoted, text: s.b[from:i], at: from}
+			s.pos = i + 1
+			return token{kind: quotedToken, text: s.input[start:i], pos: start}
 		case '\\':
-			if i++; i == len(s.b) || s.b[i] != '"' && s.b[i] != '\\' {
+			if i++; i == len(s.input) || s.input[i] != '"' && s.input[i] != '\\' {
 				return s.fail(ErrSyntax)
 			}
 		case 0, '\r', '\n':
@@ -145,48 +147,48 @@ func (s *scanner) quoted() token {
 	return s.fail(ErrSyntax)
 }
 
-// literal reads a literal whose size begins at i.
-func (s *scanner) literal(i int) token {
+// scanLiteral reads a literal whose size begins at i.
+func (s *scanner) scanLiteral(i int) token {
 	size, digits := 0, i
-	for ; i < len(s.b) && '0' <= s.b[i] && s.b[i] <= '9'; i++ {
-		if i-digits == maxDigits {
+	for ; i < len(s.input) && '0' <= s.input[i] && s.input[i] <= '9'; i++ {
+		if i-digits == maxLiteralDigits {
 			return s.fail(ErrSyntax)
 		}
-		size = size*10 + int(s.b[i]-'0')
+		size = size*10 + int(s.input[i]-'0')
 	}
-	if i == digits || s.b[digits] == '0' && i > digits+1 {
+	if i == digits || s.input[digits] == '0' && i > digits+1 {
 		return s.fail(ErrSyntax)
 	}
-	if i < len(s.b) && s.b[i] == '+' {
+	if i < len(s.input) && s.input[i] == '+' {
 		i++
 	}
-	switch rest := s.b[i:]; {
+	switch rest := s.input[i:]; {
 	case bytes.Equal(rest, []byte("}")): // its CRLF was taken for the command's
-		return s.fail(errCut)
+		return s.fail(errMissingLiteral)
 	case !bytes.HasPrefix(rest, []byte("}\r\n")):
 		return s.fail(ErrSyntax)
 	}
 	i += len("}\r\n")
-	if size > len(s.b)-i {
-		return s.fail(errCut)
+	if size > len(s.input)-i {
+		return s.fail(errMissingLiteral)
 	}
-	s.at = i + size
-	return token{kind: literal, text: s.b[i:s.at], at: i}
+	s.pos = i + size
+	return token{kind: literalToken, text: s.input[i:s.pos], pos: i}
 }
 
-func (s *scanner) atom() token {
-	from := s.at
-	for s.at < len(s.b) && atomic(s.b[s.at]) {
-		s.at++
+func (s *scanner) scanAtom() token {
+	start := s.pos
+	for s.pos < len(s.input) && isUnquotedChar(s.input[s.pos]) {
+		s.pos++
 	}
-	if s.at == from {
+	if s.pos == start {
 		return s.fail(ErrSyntax)
 	}
-	return token{kind: atom, text: s.b[from:s.at], at: from}
+	return token{kind: atomToken, text: s.input[start:s.pos], pos: start}
 }
 
-// atomic is every character an unquoted argument can have: more than RFC 9051's
+// isUnquotedChar is every character an unquoted argument can have: more than RFC 9051's
 // ATOM-CHAR, for flags, patterns, sections and what searches make of 8 bits.
-func atomic(c byte) bool {
+func isUnquotedChar(c byte) bool {
 	return c > 0x20 && c != 0x7f && c != '(' && c != ')' && c != '{' && c != '"'
 }

@@ -1,237 +1,237 @@
 package command
 
-// operand says what follows a search key.
-type operand uint8
+// operands says what follows a search key.
+type operands uint8
 
 const (
-	keys     operand = iota + 1 // another key, or nothing: ALL, NOT, OR
-	one                         // so many strings or numbers
-	two                         // …
-	three                       // …
-	uids                        // a set of UIDs
-	modified                    // what MODSEQ has
+	noOperand     operands = iota + 1 // another key, or nothing: ALL, NOT, OR
+	oneOperand                        // so many strings or numbers
+	twoOperands                       // …
+	threeOperands                     // …
+	uidSetOperand                     // a set of UIDs
+	modseqOperand                     // what MODSEQ has
 )
 
-// criteria are the search keys there are, with what follows each: RFC 9051
+// searchKeys are the search keys there are, with what follows each: RFC 9051
 // §6.4.4, and those named. Prefix notation needs no tree: behind any key and its
 // operand there is another key, or the end. Constant.
-var criteria = map[string]operand{
-	"ALL": keys, "ANSWERED": keys, "DELETED": keys, "DRAFT": keys, "FLAGGED": keys, "NEW": keys, "OLD": keys,
-	"RECENT": keys, "SEEN": keys, "UNANSWERED": keys, "UNDELETED": keys, "UNDRAFT": keys, "UNFLAGGED": keys,
-	"UNSEEN": keys, "NOT": keys, "OR": keys,
-	"FUZZY": keys, "SAVEDATESUPPORTED": keys, // RFC 6203, RFC 8514
-	"CHARSET": one, "BCC": one, "BEFORE": one, "BODY": one, "CC": one, "FROM": one, "KEYWORD": one, "LARGER": one,
-	"ON": one, "SENTBEFORE": one, "SENTON": one, "SENTSINCE": one, "SINCE": one, "SMALLER": one, "SUBJECT": one,
-	"TEXT": one, "TO": one, "UNKEYWORD": one,
-	"OLDER": one, "YOUNGER": one, "FILTER": one, // RFC 5032, RFC 5466
-	"SAVEDBEFORE": one, "SAVEDON": one, "SAVEDSINCE": one, "EMAILID": one, "THREADID": one, // RFC 8514, RFC 8474
-	"X-GM-RAW": one, "X-GM-MSGID": one, "X-GM-THRID": one, "X-GM-LABELS": one, // Gmail
-	"HEADER":     two,
-	"ANNOTATION": three, // RFC 5257
-	"UID":        uids,
-	"MODSEQ":     modified, // RFC 7162
+var searchKeys = map[string]operands{
+	"ALL": noOperand, "ANSWERED": noOperand, "DELETED": noOperand, "DRAFT": noOperand, "FLAGGED": noOperand, "NEW": noOperand, "OLD": noOperand,
+	"RECENT": noOperand, "SEEN": noOperand, "UNANSWERED": noOperand, "UNDELETED": noOperand, "UNDRAFT": noOperand, "UNFLAGGED": noOperand,
+	"UNSEEN": noOperand, "NOT": noOperand, "OR": noOperand,
+	"FUZZY": noOperand, "SAVEDATESUPPORTED": noOperand, // RFC 6203, RFC 8514
+	"CHARSET": oneOperand, "BCC": oneOperand, "BEFORE": oneOperand, "BODY": oneOperand, "CC": oneOperand, "FROM": oneOperand, "KEYWORD": oneOperand, "LARGER": oneOperand,
+	"ON": oneOperand, "SENTBEFORE": oneOperand, "SENTON": oneOperand, "SENTSINCE": oneOperand, "SINCE": oneOperand, "SMALLER": oneOperand, "SUBJECT": oneOperand,
+	"TEXT": oneOperand, "TO": oneOperand, "UNKEYWORD": oneOperand,
+	"OLDER": oneOperand, "YOUNGER": oneOperand, "FILTER": oneOperand, // RFC 5032, RFC 5466
+	"SAVEDBEFORE": oneOperand, "SAVEDON": oneOperand, "SAVEDSINCE": oneOperand, "EMAILID": oneOperand, "THREADID": oneOperand, // RFC 8514, RFC 8474
+	"X-GM-RAW": oneOperand, "X-GM-MSGID": oneOperand, "X-GM-THRID": oneOperand, "X-GM-LABELS": oneOperand, // Gmail
+	"HEADER":     twoOperands,
+	"ANNOTATION": threeOperands, // RFC 5257
+	"UID":        uidSetOperand,
+	"MODSEQ":     modseqOperand, // RFC 7162
 }
 
-// searches reads SEARCH, SORT, THREAD and ESEARCH.
-func (r *reader) searches() error {
-	t := r.s.next()
-	if r.spec.args == esearchArgs && t.is("IN") { // RFC 7377 §2.2
-		if t = r.s.next(); t.kind != open {
-			return r.syntax()
+// parseSearch reads SEARCH, SORT, THREAD and ESEARCH.
+func (p *parser) parseSearch() error {
+	t := p.scanner.next()
+	if p.spec.argSyntax == esearchArgs && t.isWord("IN") { // RFC 7377 §2.2
+		if t = p.scanner.next(); t.kind != openParen {
+			return p.syntaxError()
 		}
-		if err := r.skipList(); err != nil {
+		if err := p.skipList(); err != nil {
 			return err
 		}
-		t = r.s.next()
+		t = p.scanner.next()
 	}
-	if t.is("RETURN") {
-		if err := r.returns(); err != nil {
+	if t.isWord("RETURN") {
+		if err := p.parseReturnOptions(); err != nil {
 			return err
 		}
-		t = r.s.next()
+		t = p.scanner.next()
 	}
 	var err error
-	switch r.spec.args {
+	switch p.spec.argSyntax {
 	case sortArgs:
-		t, err = r.sorting(t)
+		t, err = p.parseSortOrder(t)
 	case threadArgs:
-		t, err = r.threading(t)
+		t, err = p.parseThreadAlgorithm(t)
 	}
 	if err != nil {
 		return err
 	}
-	if t.kind == end { // there must be a key
+	if t.kind == endToken { // there must be a key
 		return ErrSyntax
 	}
-	return r.program(t)
+	return p.parseCriteria(t)
 }
 
-// returns reads the result options of RFC 4731, RFC 5182, RFC 5267 and RFC 9394.
-func (r *reader) returns() error {
-	if t := r.s.next(); t.kind != open {
-		return r.syntax()
+// parseReturnOptions reads the result options of RFC 4731, RFC 5182, RFC 5267 and RFC 9394.
+func (p *parser) parseReturnOptions() error {
+	if t := p.scanner.next(); t.kind != openParen {
+		return p.syntaxError()
 	}
-	t := r.s.next()
-	for ; t.kind == atom; t = r.s.next() {
+	t := p.scanner.next()
+	for ; t.kind == atomToken; t = p.scanner.next() {
 		switch {
-		case t.is("SAVE"):
-			r.f.Saves = true
-		case t.is("UPDATE"):
-			r.f.Updates = true
-		case t.is("PARTIAL"):
-			if err := r.skip(1); err != nil {
+		case t.isWord("SAVE"):
+			p.props.SavesResult = true
+		case t.isWord("UPDATE"):
+			p.props.RequestsUpdates = true
+		case t.isWord("PARTIAL"):
+			if err := p.skipStrings(1); err != nil {
 				return err
 			}
-		case t.is("MIN"), t.is("MAX"), t.is("ALL"), t.is("COUNT"), t.is("RELEVANCY"), t.is("CONTEXT"):
+		case t.isWord("MIN"), t.isWord("MAX"), t.isWord("ALL"), t.isWord("COUNT"), t.isWord("RELEVANCY"), t.isWord("CONTEXT"):
 		default: // nobody knows what it leaves with the connection
-			r.pin = true
+			p.pins = true
 		}
 	}
-	if t.kind != shut {
-		return r.syntax()
+	if t.kind != closeParen {
+		return p.syntaxError()
 	}
 	return nil
 }
 
-// sorting reads SORT's order and charset (RFC 5256 §3).
-func (r *reader) sorting(t token) (token, error) {
-	if t.kind != open {
-		return t, r.syntax()
+// parseSortOrder reads SORT's order and charset (RFC 5256 §3).
+func (p *parser) parseSortOrder(t token) (token, error) {
+	if t.kind != openParen {
+		return t, p.syntaxError()
 	}
-	if err := r.skipList(); err != nil {
+	if err := p.skipList(); err != nil {
 		return t, err
 	}
-	if err := r.skip(1); err != nil {
+	if err := p.skipStrings(1); err != nil {
 		return t, err
 	}
-	return r.s.next(), nil
+	return p.scanner.next(), nil
 }
 
-// threading reads THREAD's algorithm and charset.
-func (r *reader) threading(t token) (token, error) {
-	if t.kind != atom {
-		return t, r.syntax()
+// parseThreadAlgorithm reads THREAD's algorithm and charset.
+func (p *parser) parseThreadAlgorithm(t token) (token, error) {
+	if t.kind != atomToken {
+		return t, p.syntaxError()
 	}
-	if err := r.skip(1); err != nil {
+	if err := p.skipStrings(1); err != nil {
 		return t, err
 	}
-	return r.s.next(), nil
+	return p.scanner.next(), nil
 }
 
-// skip steps over n strings, atoms or numbers.
-func (r *reader) skip(n int) error {
+// skipStrings steps over n strings, atoms or numbers.
+func (p *parser) skipStrings(n int) error {
 	for range n {
-		if t := r.s.next(); !t.isString() {
-			return r.syntax()
+		if t := p.scanner.next(); !t.isString() {
+			return p.syntaxError()
 		}
 	}
 	return nil
 }
 
-// program reads search keys, of which t is the first, to the end.
-func (r *reader) program(t token) error {
-	for ; t.kind != end; t = r.s.next() {
-		if t.kind == open || t.kind == shut {
+// parseCriteria reads search keys, of which t is the first, to the end.
+func (p *parser) parseCriteria(t token) error {
+	for ; t.kind != endToken; t = p.scanner.next() {
+		if t.kind == openParen || t.kind == closeParen {
 			continue
 		}
-		if t.kind != atom { // some servers take a quoted key for a key
-			return r.syntax()
+		if t.kind != atomToken { // some servers take a quoted key for a key
+			return p.syntaxError()
 		}
-		known, err := r.key(t)
+		known, err := p.parseSearchKey(t)
 		if err != nil {
 			return err
 		}
 		if !known {
-			return r.guess(t)
+			return p.parseUnknownCriteria(t)
 		}
 	}
 	return nil
 }
 
-// key reads a search key with its operand, and says whether it is a known one.
-func (r *reader) key(t token) (bool, error) {
-	if isSet, err := r.messages(t); isSet || err != nil {
+// parseSearchKey reads a search key with its operand, and says whether it is a known one.
+func (p *parser) parseSearchKey(t token) (bool, error) {
+	if isSet, err := p.parseMessageSet(t); isSet || err != nil {
 		return isSet, err
 	}
 	var buf [maxName]byte
-	switch criteria[string(upper(&buf, t.text))] {
-	case keys:
+	switch searchKeys[string(toUpper(&buf, t.text))] {
+	case noOperand:
 		return true, nil
-	case one:
-		return true, r.skip(1)
-	case two:
-		return true, r.skip(2)
-	case three:
-		return true, r.skip(3)
-	case uids:
-		return true, r.uids()
-	case modified:
-		return true, r.modified()
+	case oneOperand:
+		return true, p.skipStrings(1)
+	case twoOperands:
+		return true, p.skipStrings(2)
+	case threeOperands:
+		return true, p.skipStrings(3)
+	case uidSetOperand:
+		return true, p.parseUIDSet()
+	case modseqOperand:
+		return true, p.parseModseq()
 	}
 	return false, nil
 }
 
-// messages says whether a key is a sequence set or "$".
-func (r *reader) messages(t token) (bool, error) {
+// parseMessageSet says whether a key is a sequence set or "$".
+func (p *parser) parseMessageSet(t token) (bool, error) {
 	switch c := t.text[0]; {
-	case t.is("$"):
-		r.f.UsesSaved = true
+	case t.isWord("$"):
+		p.props.UsesSavedResult = true
 		return true, nil
 	case c != '*' && (c < '0' || c > '9'):
 		return false, nil
-	case !validSet(t.text):
+	case !isValidSet(t.text):
 		return false, ErrSyntax
 	}
-	r.f.Numbers = true
+	p.props.UsesNumbers = true
 	return true, nil
 }
 
-func (r *reader) uids() error {
-	t := r.s.next()
-	if t.is("$") {
-		r.f.UsesSaved = true
+func (p *parser) parseUIDSet() error {
+	t := p.scanner.next()
+	if t.isWord("$") {
+		p.props.UsesSavedResult = true
 		return nil
 	}
-	if t.kind != atom || !validSet(t.text) {
-		return r.syntax()
+	if t.kind != atomToken || !isValidSet(t.text) {
+		return p.syntaxError()
 	}
 	return nil
 }
 
-// modified reads MODSEQ's [entry type] value (RFC 7162 §3.1.5).
-func (r *reader) modified() error {
-	r.f.Condstore = true
-	t := r.s.next()
-	if t.kind == atom && '0' <= t.text[0] && t.text[0] <= '9' {
+// parseModseq reads MODSEQ's [entry type] value (RFC 7162 §3.1.5).
+func (p *parser) parseModseq() error {
+	p.props.EnablesCondstore = true
+	t := p.scanner.next()
+	if t.kind == atomToken && '0' <= t.text[0] && t.text[0] <= '9' {
 		return nil
 	}
 	if !t.isString() {
-		return r.syntax()
+		return p.syntaxError()
 	}
-	return r.skip(2)
+	return p.skipStrings(2)
 }
 
-// guess reads on from a key nobody knows: how many operands it has is open, so
+// parseUnknownCriteria reads on from a key nobody knows: how many operands it has is open, so
 // any number may be a message's. Where it is open what the search leaves with
 // the connection, the command was not understood.
-func (r *reader) guess(t token) error {
-	r.f.Numbers = true
-	for ; t.kind != end; t = r.s.next() {
+func (p *parser) parseUnknownCriteria(t token) error {
+	p.props.UsesNumbers = true
+	for ; t.kind != endToken; t = p.scanner.next() {
 		switch {
-		case t.kind == fault:
-			return r.syntax()
-		case leaves(t):
+		case t.kind == errorToken:
+			return p.syntaxError()
+		case mayAffectConnection(t):
 			return ErrSyntax
-		case t.is("$"):
-			r.f.UsesSaved = true
+		case t.isWord("$"):
+			p.props.UsesSavedResult = true
 		}
 	}
 	return nil
 }
 
-// leaves says whether a backend might take t for the key MODSEQ, or for RETURN.
-func leaves(t token) bool {
+// mayAffectConnection says whether a backend might take t for the key MODSEQ, or for RETURN.
+func mayAffectConnection(t token) bool {
 	var buf [maxName]byte
-	word := upper(&buf, t.text)
-	return criteria[string(word)] == modified || string(word) == "RETURN"
+	word := toUpper(&buf, t.text)
+	return searchKeys[string(word)] == modseqOperand || string(word) == "RETURN"
 }

@@ -22,25 +22,25 @@ func TestOnlyBareSetsAreMessageNumbers(t *testing.T) {
 		"XUNHEARD 5": "1", "XUNHEARD": "1", "SEEN XUNHEARD \"x\" (ALL)": "1", "X-GUID 5": "1", "MAILBOX x": "1", "XUNHEARD $": "1$", "INTHREAD REFS ALL": "1",
 	} {
 		for _, name := range []string{"UID SEARCH ", "uid search RETURN () ", "UID SORT (REVERSE DATE) UTF-8 ", "UID THREAD REFERENCES {5}\r\nUTF-8 ", "UID SORT RETURN (MIN) (DATE) 1 "} {
-			f, err := Read([]byte("a " + name + program + "\r\n"))
+			f, err := Parse([]byte("a " + name + program + "\r\n"))
 			numbers, aware, saved := strings.Contains(want, "1"), strings.Contains(want, "c"), strings.Contains(want, "$")
-			if err != nil || f.Numbers != numbers || f.Condstore != aware || f.UsesSaved != saved || f.Pin != saved || !f.Retry || f.Set != nil {
-				t.Errorf("%q: %s, %v", name+program, brief(f), err)
+			if err != nil || f.UsesNumbers != numbers || f.EnablesCondstore != aware || f.UsesSavedResult != saved || f.Pins != saved || !f.Retryable || f.Set != nil {
+				t.Errorf("%q: %s, %v", name+program, formatProperties(f), err)
 			}
-			if f.Expunge == ExpNone != numbers || f.Expunge == ExpSync == numbers {
-				t.Errorf("%q: %s", name+program, brief(f))
+			if f.ExpungePolicy == ForbidExpunges != numbers || f.ExpungePolicy == FlushExpunges == numbers {
+				t.Errorf("%q: %s", name+program, formatProperties(f))
 			}
 		}
 		for _, name := range []string{"SEARCH ", "SORT (DATE) UTF-8 ", "THREAD REFS utf-8 ", "ESEARCH ", "ESEARCH IN (mailboxes (\"a\" {1}\r\n1) subtree x) RETURN (COUNT) "} {
-			if f, err := Read([]byte("a " + name + program + "\r\n")); err != nil || f.Expunge != ExpNone || f.Condstore != strings.Contains(want, "c") {
-				t.Errorf("%q: %s, %v", name+program, brief(f), err)
+			if f, err := Parse([]byte("a " + name + program + "\r\n")); err != nil || f.ExpungePolicy != ForbidExpunges || f.EnablesCondstore != strings.Contains(want, "c") {
+				t.Errorf("%q: %s, %v", name+program, formatProperties(f), err)
 			}
 		}
 	}
 }
 
-func TestSearchesThatStayWithTheConnectionPin(t *testing.T) {
-	check(t, map[string]string{
+func TestSearchesWithConnectionStatePin(t *testing.T) {
+	checkProperties(t, map[string]string{
 		"SEARCH RETURN (MIN MAX) ALL":                         "none retry",
 		"UID SEARCH RETURN (ALL COUNT relevancy CONTEXT) ALL": "sync retry",
 		"UID SEARCH RETURN (PARTIAL 1:500) ALL":               "sync retry",
@@ -56,16 +56,16 @@ func TestSearchesThatStayWithTheConnectionPin(t *testing.T) {
 	})
 }
 
-func TestASearchThatCannotBeFollowedMayNameNumbers(t *testing.T) {
+func TestUnparsableSearchMayUseNumbers(t *testing.T) {
 	for _, args := range []string{"", " ", " RETURN", " RETURN ALL", " RETURN (ALL", " RETURN (ALL)", " RETURN (\"SAVE\") ALL", " RETURN (SAVE (X)) ALL",
 		" RETURN (PARTIAL) ALL", " \"ALL\"", " \"1:3\"", " {3}\r\nALL", " SEEN \"MODSEQ\" 5", " 0", " 1:", " 5x", " 1,$", " UID", " UID ALL", " UID \"5\"", " UID 0",
 		" UID (5)", " SUBJECT", " SUBJECT (x)", " HEADER x", " (ALL", " ALL)", " ALL  SEEN", " ALL ", "  ALL", " MODSEQ", " MODSEQ (5)", " MODSEQ \"x\" all",
 		" XUNHEARD MODSEQ 5", " XUNHEARD \"modseq\" 5", " CHARSET UTF-8 RETURN (SAVE) ALL", " XUNHEARD RETURN (SAVE)", " XUNHEARD (", " MODSEQ 5 \"x",
 		" " + strings.Repeat("(", maxDepth+1) + "ALL" + strings.Repeat(")", maxDepth+1)} {
-		wrong(t, "none pin numbers", "UID SEARCH"+args, "SEARCH"+args)
+		checkSyntaxError(t, "none pin numbers", "UID SEARCH"+args, "SEARCH"+args)
 	}
-	wrong(t, "none pin numbers", "UID SORT", "UID SORT ALL", "UID SORT (DATE)", "UID SORT (DATE) UTF-8", "UID SORT (DATE) (x) ALL", "UID SORT DATE UTF-8 ALL",
+	checkSyntaxError(t, "none pin numbers", "UID SORT", "UID SORT ALL", "UID SORT (DATE)", "UID SORT (DATE) UTF-8", "UID SORT (DATE) (x) ALL", "UID SORT DATE UTF-8 ALL",
 		"UID THREAD", "UID THREAD REFS", "UID THREAD REFS utf-8", "UID THREAD (REFS) utf-8 ALL", "UID THREAD REFS (x) ALL", "ESEARCH IN x ALL", "ESEARCH IN (x")
-	check(t, map[string]string{"UID SEARCH " + strings.Repeat("(", maxDepth) + "ALL" + strings.Repeat(")", maxDepth): "sync retry",
+	checkProperties(t, map[string]string{"UID SEARCH " + strings.Repeat("(", maxDepth) + "ALL" + strings.Repeat(")", maxDepth): "sync retry",
 		"UID SEARCH " + strings.Repeat("NOT ", 20000) + "1": "none retry numbers"})
 }

@@ -1,13 +1,13 @@
 package command
 
-// args says how the arguments of a command are read.
-type args uint8
+// argSyntax says how the arguments of a command are read.
+type argSyntax uint8
 
 const (
-	opaque      args = iota // nothing in them matters
-	namedArgs               // nor in these; a mailbox is the first, for the record
-	bare                    // there are none
-	mailboxArgs             // a mailbox, and what does not matter
+	anyArgs          argSyntax = iota // nothing in them matters
+	mailboxFirstArgs                  // nor in these; a mailbox is the first, for the record
+	noArgs                            // there are none
+	mailboxArgs                       // a mailbox, and what does not matter
 	selectArgs
 	statusArgs
 	listArgs
@@ -25,100 +25,100 @@ const (
 	esearchArgs
 )
 
-// unknown is the row of every command that has none: what it does to its
+// unknownSpec is the row of every command that has none: what it does to its
 // connection cannot be known, nor which messages it names. Constant.
-var unknown = Spec{Route: Selected, Writes: true, Expunge: ExpNone, Barrier: true, Pin: true}
+var unknownSpec = Spec{Upstream: SelectedUpstream, Writes: true, ExpungePolicy: ForbidExpunges, Barrier: true, Pins: true}
 
 // table has a row for each command. Constant.
 var table = [...]Spec{
 	// Any state.
-	{Name: "CAPABILITY", NoLiteral: true, Route: Local},
-	{Name: "NOOP", NoLiteral: true, Route: Selected, Retry: true},
-	{Name: "LOGOUT", NoLiteral: true, Route: Local, Expunge: ExpDrop, Barrier: true, args: bare},
-	{Name: "ID", Route: Local},
-	{Name: "LANGUAGE", Route: Selected, Barrier: true, Pin: true},
-	{Name: "COMPARATOR", Route: Selected, Barrier: true, Pin: true},
+	{Name: "CAPABILITY", NoLiteral: true, Upstream: NoUpstream},
+	{Name: "NOOP", NoLiteral: true, Upstream: SelectedUpstream, Retryable: true},
+	{Name: "LOGOUT", NoLiteral: true, Upstream: NoUpstream, ExpungePolicy: DropExpunges, Barrier: true, argSyntax: noArgs},
+	{Name: "ID", Upstream: NoUpstream},
+	{Name: "LANGUAGE", Upstream: SelectedUpstream, Barrier: true, Pins: true},
+	{Name: "COMPARATOR", Upstream: SelectedUpstream, Barrier: true, Pins: true},
 
 	// Over when a session begins, or kept from clients: with COMPRESS the bytes
 	// would be no longer IMAP, with UNAUTHENTICATE (RFC 8437) somebody else's.
-	{Name: "STARTTLS", NoLiteral: true, Route: Local, Barrier: true, Refused: true},
-	{Name: "LOGIN", Route: Local, Barrier: true, Refused: true},
-	{Name: "AUTHENTICATE", NoLiteral: true, Route: Local, Barrier: true, Refused: true},
-	{Name: "COMPRESS", NoLiteral: true, Route: Local, Barrier: true, Refused: true},
-	{Name: "UNAUTHENTICATE", NoLiteral: true, Route: Local, Barrier: true, Refused: true},
+	{Name: "STARTTLS", NoLiteral: true, Upstream: NoUpstream, Barrier: true, Forbidden: true},
+	{Name: "LOGIN", Upstream: NoUpstream, Barrier: true, Forbidden: true},
+	{Name: "AUTHENTICATE", NoLiteral: true, Upstream: NoUpstream, Barrier: true, Forbidden: true},
+	{Name: "COMPRESS", NoLiteral: true, Upstream: NoUpstream, Barrier: true, Forbidden: true},
+	{Name: "UNAUTHENTICATE", NoLiteral: true, Upstream: NoUpstream, Barrier: true, Forbidden: true},
 
 	// Logged in. ENABLE is a barrier because it decides which connection runs
 	// what follows.
-	{Name: "ENABLE", NoLiteral: true, Route: Local, Barrier: true, Retry: true, args: enableArgs},
-	{Name: "IDLE", NoLiteral: true, Route: Local, Barrier: true, Retry: true, args: bare},
-	{Name: "SELECT", Route: Selected, Expunge: ExpDrop, Barrier: true, Retry: true, args: selectArgs},
-	{Name: "EXAMINE", Route: Selected, Expunge: ExpDrop, Barrier: true, Retry: true, args: selectArgs},
-	{Name: "CREATE", Writes: true, Route: Any, args: mailboxArgs},
-	{Name: "DELETE", Writes: true, Route: Any, Barrier: true, args: mailboxArgs},
-	{Name: "RENAME", Writes: true, Route: Any, Barrier: true, args: mailboxArgs},
-	{Name: "SUBSCRIBE", Writes: true, Route: Any, Retry: true, args: namedArgs},
-	{Name: "UNSUBSCRIBE", Writes: true, Route: Any, Retry: true, args: namedArgs},
-	{Name: "LIST", Route: Any, Retry: true, args: listArgs},
-	{Name: "LSUB", Route: Any, Retry: true},
-	{Name: "XLIST", Route: Any, Retry: true},
-	{Name: "RLIST", Route: Any, Retry: true},
-	{Name: "RLSUB", Route: Any, Retry: true},
-	{Name: "NAMESPACE", NoLiteral: true, Route: Any, Retry: true},
-	{Name: "STATUS", Route: Any, Retry: true, args: statusArgs},
-	{Name: "APPEND", Writes: true, Route: Selected, Barrier: true, Streams: true, args: appendArgs}, // CATENATE's URLs may be relative to the mailbox
-	{Name: "GETACL", Route: Any, Retry: true, args: namedArgs},
-	{Name: "SETACL", Writes: true, Route: Any, Retry: true, args: namedArgs},
-	{Name: "DELETEACL", Writes: true, Route: Any, Retry: true, args: namedArgs},
-	{Name: "LISTRIGHTS", Route: Any, Retry: true, args: namedArgs},
-	{Name: "MYRIGHTS", Route: Any, Retry: true, args: namedArgs},
-	{Name: "GETQUOTA", Route: Any, Retry: true},
-	{Name: "GETQUOTAROOT", Route: Any, Retry: true, args: namedArgs},
-	{Name: "SETQUOTA", Writes: true, Route: Any, Retry: true},
-	{Name: "GETMETADATA", Route: Any, Retry: true, args: namedArgs},
-	{Name: "SETMETADATA", Writes: true, Route: Any, Retry: true, args: namedArgs},
-	{Name: "GETANNOTATION", Route: Any, Retry: true, args: namedArgs},
-	{Name: "SETANNOTATION", Writes: true, Route: Any, args: namedArgs},
-	{Name: "GENURLAUTH", Route: Any, Retry: true},
-	{Name: "URLFETCH", Route: Any, Retry: true},
-	{Name: "RESETKEY", Writes: true, Route: Any, Retry: true, args: namedArgs},
-	{Name: "GETJMAPACCESS", NoLiteral: true, Route: Any, Retry: true},
-	{Name: "XAPPLEPUSHSERVICE", Route: Any, Retry: true},
-	{Name: "CONVERSIONS", Route: Any, Retry: true},
-	{Name: "NOTIFY", Route: Selected, Barrier: true, args: notifyArgs},
-	{Name: "CANCELUPDATE", NoLiteral: true, Route: Selected, Expunge: ExpNone},
-	{Name: "ESEARCH", Route: Selected, Expunge: ExpNone, Retry: true, args: esearchArgs}, // searches the selected mailbox unless told otherwise (RFC 7377 §2)
+	{Name: "ENABLE", NoLiteral: true, Upstream: NoUpstream, Barrier: true, Retryable: true, argSyntax: enableArgs},
+	{Name: "IDLE", NoLiteral: true, Upstream: NoUpstream, Barrier: true, Retryable: true, argSyntax: noArgs},
+	{Name: "SELECT", Upstream: SelectedUpstream, ExpungePolicy: DropExpunges, Barrier: true, Retryable: true, argSyntax: selectArgs},
+	{Name: "EXAMINE", Upstream: SelectedUpstream, ExpungePolicy: DropExpunges, Barrier: true, Retryable: true, argSyntax: selectArgs},
+	{Name: "CREATE", Writes: true, Upstream: AnyUpstream, argSyntax: mailboxArgs},
+	{Name: "DELETE", Writes: true, Upstream: AnyUpstream, Barrier: true, argSyntax: mailboxArgs},
+	{Name: "RENAME", Writes: true, Upstream: AnyUpstream, Barrier: true, argSyntax: mailboxArgs},
+	{Name: "SUBSCRIBE", Writes: true, Upstream: AnyUpstream, Retryable: true, argSyntax: mailboxFirstArgs},
+	{Name: "UNSUBSCRIBE", Writes: true, Upstream: AnyUpstream, Retryable: true, argSyntax: mailboxFirstArgs},
+	{Name: "LIST", Upstream: AnyUpstream, Retryable: true, argSyntax: listArgs},
+	{Name: "LSUB", Upstream: AnyUpstream, Retryable: true},
+	{Name: "XLIST", Upstream: AnyUpstream, Retryable: true},
+	{Name: "RLIST", Upstream: AnyUpstream, Retryable: true},
+	{Name: "RLSUB", Upstream: AnyUpstream, Retryable: true},
+	{Name: "NAMESPACE", NoLiteral: true, Upstream: AnyUpstream, Retryable: true},
+	{Name: "STATUS", Upstream: AnyUpstream, Retryable: true, argSyntax: statusArgs},
+	{Name: "APPEND", Writes: true, Upstream: SelectedUpstream, Barrier: true, Streams: true, argSyntax: appendArgs}, // CATENATE's URLs may be relative to the mailbox
+	{Name: "GETACL", Upstream: AnyUpstream, Retryable: true, argSyntax: mailboxFirstArgs},
+	{Name: "SETACL", Writes: true, Upstream: AnyUpstream, Retryable: true, argSyntax: mailboxFirstArgs},
+	{Name: "DELETEACL", Writes: true, Upstream: AnyUpstream, Retryable: true, argSyntax: mailboxFirstArgs},
+	{Name: "LISTRIGHTS", Upstream: AnyUpstream, Retryable: true, argSyntax: mailboxFirstArgs},
+	{Name: "MYRIGHTS", Upstream: AnyUpstream, Retryable: true, argSyntax: mailboxFirstArgs},
+	{Name: "GETQUOTA", Upstream: AnyUpstream, Retryable: true},
+	{Name: "GETQUOTAROOT", Upstream: AnyUpstream, Retryable: true, argSyntax: mailboxFirstArgs},
+	{Name: "SETQUOTA", Writes: true, Upstream: AnyUpstream, Retryable: true},
+	{Name: "GETMETADATA", Upstream: AnyUpstream, Retryable: true, argSyntax: mailboxFirstArgs},
+	{Name: "SETMETADATA", Writes: true, Upstream: AnyUpstream, Retryable: true, argSyntax: mailboxFirstArgs},
+	{Name: "GETANNOTATION", Upstream: AnyUpstream, Retryable: true, argSyntax: mailboxFirstArgs},
+	{Name: "SETANNOTATION", Writes: true, Upstream: AnyUpstream, argSyntax: mailboxFirstArgs},
+	{Name: "GENURLAUTH", Upstream: AnyUpstream, Retryable: true},
+	{Name: "URLFETCH", Upstream: AnyUpstream, Retryable: true},
+	{Name: "RESETKEY", Writes: true, Upstream: AnyUpstream, Retryable: true, argSyntax: mailboxFirstArgs},
+	{Name: "GETJMAPACCESS", NoLiteral: true, Upstream: AnyUpstream, Retryable: true},
+	{Name: "XAPPLEPUSHSERVICE", Upstream: AnyUpstream, Retryable: true},
+	{Name: "CONVERSIONS", Upstream: AnyUpstream, Retryable: true},
+	{Name: "NOTIFY", Upstream: SelectedUpstream, Barrier: true, argSyntax: notifyArgs},
+	{Name: "CANCELUPDATE", NoLiteral: true, Upstream: SelectedUpstream, ExpungePolicy: ForbidExpunges},
+	{Name: "ESEARCH", Upstream: SelectedUpstream, ExpungePolicy: ForbidExpunges, Retryable: true, argSyntax: esearchArgs}, // searches the selected mailbox unless told otherwise (RFC 7377 §2)
 
 	// In a mailbox. UNSELECT is a barrier as CLOSE is: both change what follows.
-	{Name: "CHECK", NoLiteral: true, Route: Selected, Retry: true, InMailbox: true},
-	{Name: "CLOSE", Writes: true, NoLiteral: true, Route: Selected, Expunge: ExpDrop, Barrier: true, InMailbox: true, args: bare},
-	{Name: "UNSELECT", NoLiteral: true, Route: Selected, Expunge: ExpDrop, Barrier: true, Retry: true, InMailbox: true, args: bare},
-	{Name: "EXPUNGE", Writes: true, NoLiteral: true, Route: Selected, InMailbox: true},
-	{Name: "UID EXPUNGE", Writes: true, NoLiteral: true, Route: Selected, Retry: true, InMailbox: true, args: setArgs},
-	{Name: "FETCH", Route: Selected, Expunge: ExpNone, Retry: true, InMailbox: true, args: fetchArgs},
-	{Name: "UID FETCH", Route: Selected, Retry: true, InMailbox: true, args: fetchArgs},
-	{Name: "STORE", Writes: true, Route: Selected, Expunge: ExpNone, Retry: true, InMailbox: true, args: storeArgs},
-	{Name: "UID STORE", Writes: true, Route: Selected, Retry: true, InMailbox: true, args: storeArgs},
-	{Name: "COPY", Writes: true, Route: Selected, Expunge: ExpTranslate, InMailbox: true, args: copyArgs},
-	{Name: "UID COPY", Writes: true, Route: Selected, InMailbox: true, args: copyArgs},
-	{Name: "MOVE", Writes: true, Route: Selected, Expunge: ExpTranslate, InMailbox: true, args: copyArgs},
-	{Name: "UID MOVE", Writes: true, Route: Selected, InMailbox: true, args: copyArgs},
-	{Name: "REPLACE", Writes: true, Route: Selected, Expunge: ExpTranslate, Barrier: true, Streams: true, InMailbox: true, args: replaceArgs},
-	{Name: "UID REPLACE", Writes: true, Route: Selected, Barrier: true, Streams: true, InMailbox: true, args: replaceArgs},
-	{Name: "SEARCH", Route: Selected, Expunge: ExpNone, Retry: true, InMailbox: true, args: searchArgs},
-	{Name: "UID SEARCH", Route: Selected, Retry: true, InMailbox: true, args: searchArgs},
-	{Name: "SORT", Route: Selected, Expunge: ExpNone, Retry: true, InMailbox: true, args: sortArgs},
-	{Name: "UID SORT", Route: Selected, Retry: true, InMailbox: true, args: sortArgs},
-	{Name: "THREAD", Route: Selected, Expunge: ExpNone, Retry: true, InMailbox: true, args: threadArgs},
-	{Name: "UID THREAD", Route: Selected, Retry: true, InMailbox: true, args: threadArgs},
-	{Name: "CONVERT", Route: Selected, Expunge: ExpNone, Retry: true, InMailbox: true, args: setArgs},
-	{Name: "UID CONVERT", Route: Selected, Retry: true, InMailbox: true, args: setArgs},
-	{Name: "UIDBATCHES", NoLiteral: true, Route: Selected, Retry: true, InMailbox: true},
+	{Name: "CHECK", NoLiteral: true, Upstream: SelectedUpstream, Retryable: true, NeedsMailbox: true},
+	{Name: "CLOSE", Writes: true, NoLiteral: true, Upstream: SelectedUpstream, ExpungePolicy: DropExpunges, Barrier: true, NeedsMailbox: true, argSyntax: noArgs},
+	{Name: "UNSELECT", NoLiteral: true, Upstream: SelectedUpstream, ExpungePolicy: DropExpunges, Barrier: true, Retryable: true, NeedsMailbox: true, argSyntax: noArgs},
+	{Name: "EXPUNGE", Writes: true, NoLiteral: true, Upstream: SelectedUpstream, NeedsMailbox: true},
+	{Name: "UID EXPUNGE", Writes: true, NoLiteral: true, Upstream: SelectedUpstream, Retryable: true, NeedsMailbox: true, argSyntax: setArgs},
+	{Name: "FETCH", Upstream: SelectedUpstream, ExpungePolicy: ForbidExpunges, Retryable: true, NeedsMailbox: true, argSyntax: fetchArgs},
+	{Name: "UID FETCH", Upstream: SelectedUpstream, Retryable: true, NeedsMailbox: true, argSyntax: fetchArgs},
+	{Name: "STORE", Writes: true, Upstream: SelectedUpstream, ExpungePolicy: ForbidExpunges, Retryable: true, NeedsMailbox: true, argSyntax: storeArgs},
+	{Name: "UID STORE", Writes: true, Upstream: SelectedUpstream, Retryable: true, NeedsMailbox: true, argSyntax: storeArgs},
+	{Name: "COPY", Writes: true, Upstream: SelectedUpstream, ExpungePolicy: TranslateNumbers, NeedsMailbox: true, argSyntax: copyArgs},
+	{Name: "UID COPY", Writes: true, Upstream: SelectedUpstream, NeedsMailbox: true, argSyntax: copyArgs},
+	{Name: "MOVE", Writes: true, Upstream: SelectedUpstream, ExpungePolicy: TranslateNumbers, NeedsMailbox: true, argSyntax: copyArgs},
+	{Name: "UID MOVE", Writes: true, Upstream: SelectedUpstream, NeedsMailbox: true, argSyntax: copyArgs},
+	{Name: "REPLACE", Writes: true, Upstream: SelectedUpstream, ExpungePolicy: TranslateNumbers, Barrier: true, Streams: true, NeedsMailbox: true, argSyntax: replaceArgs},
+	{Name: "UID REPLACE", Writes: true, Upstream: SelectedUpstream, Barrier: true, Streams: true, NeedsMailbox: true, argSyntax: replaceArgs},
+	{Name: "SEARCH", Upstream: SelectedUpstream, ExpungePolicy: ForbidExpunges, Retryable: true, NeedsMailbox: true, argSyntax: searchArgs},
+	{Name: "UID SEARCH", Upstream: SelectedUpstream, Retryable: true, NeedsMailbox: true, argSyntax: searchArgs},
+	{Name: "SORT", Upstream: SelectedUpstream, ExpungePolicy: ForbidExpunges, Retryable: true, NeedsMailbox: true, argSyntax: sortArgs},
+	{Name: "UID SORT", Upstream: SelectedUpstream, Retryable: true, NeedsMailbox: true, argSyntax: sortArgs},
+	{Name: "THREAD", Upstream: SelectedUpstream, ExpungePolicy: ForbidExpunges, Retryable: true, NeedsMailbox: true, argSyntax: threadArgs},
+	{Name: "UID THREAD", Upstream: SelectedUpstream, Retryable: true, NeedsMailbox: true, argSyntax: threadArgs},
+	{Name: "CONVERT", Upstream: SelectedUpstream, ExpungePolicy: ForbidExpunges, Retryable: true, NeedsMailbox: true, argSyntax: setArgs},
+	{Name: "UID CONVERT", Upstream: SelectedUpstream, Retryable: true, NeedsMailbox: true, argSyntax: setArgs},
+	{Name: "UIDBATCHES", NoLiteral: true, Upstream: SelectedUpstream, Retryable: true, NeedsMailbox: true},
 }
 
-// rows finds a row by its name. Constant.
-var rows = byName(table[:])
+// specByName finds a row by its name. Constant.
+var specByName = indexByName(table[:])
 
-func byName(table []Spec) map[string]*Spec {
+func indexByName(table []Spec) map[string]*Spec {
 	m := make(map[string]*Spec, len(table))
 	for i := range table {
 		m[table[i].Name] = &table[i]

@@ -14,14 +14,14 @@ import (
 	"go.uber.org/zap"
 
 	"imapgate/internal/identity"
-	"imapgate/internal/quiet"
+	"imapgate/internal/parking"
 	"imapgate/proxy/mux/wire"
 	"imapgate/proxy/upstream"
 )
 
-// backend accepts one login and then gives each command the answer of script;
+// newTestConn accepts one login and then gives each command the answer of script;
 // {T} in it is the command's tag. It ends when the connection does.
-func backend(t *testing.T, script func(command string) string) *Conn {
+func newTestConn(t *testing.T, script func(command string) string) *Conn {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -49,7 +49,7 @@ func backend(t *testing.T, script func(command string) string) *Conn {
 			_, _ = nc.Write([]byte(strings.ReplaceAll(answer, "{T}", tag)))
 		}
 	}()
-	user, err := identity.Canon("alice", "")
+	user, err := identity.Canonicalize("alice", "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +59,7 @@ func backend(t *testing.T, script func(command string) string) *Conn {
 		t.Fatal(err)
 	}
 	c := new(Conn)
-	c.Open(up, &wire.Shared{Buffers: quiet.NewBuffers(), Clock: new(wire.Clock)})
+	c.Open(up, &wire.Resources{Buffers: parking.NewBufferPool(), Clock: new(wire.Clock)})
 	t.Cleanup(func() { _ = c.Close(); _ = l.Close(); <-done })
 	if c.User() != user || !c.Caps().Has("UNSELECT") || c.Age() > time.Minute {
 		t.Errorf("%v %v %v", c.User(), c.Caps(), c.Age())
@@ -67,12 +67,12 @@ func backend(t *testing.T, script func(command string) string) *Conn {
 	return c
 }
 
-func soon() time.Time { return time.Now().Add(10 * time.Second) }
+func testDeadline() time.Time { return time.Now().Add(10 * time.Second) }
 
-func TestRunGivesWholeResponsesAndItsAnswer(t *testing.T) {
-	big := strings.Repeat("x", 3*quiet.LargeBuffer)
+func TestRunReturnsWholeResponses(t *testing.T) {
+	big := strings.Repeat("x", 3*parking.LargeBuffer)
 	fetch := fmt.Sprintf("* 1 FETCH (BODY[] {%d}\r\n%s FLAGS (\\Seen))\r\n", len(big), big)
-	c := backend(t, func(command string) string {
+	c := newTestConn(t, func(command string) string {
 		switch command {
 		case "FETCH":
 			return "* 2 EXISTS\r\n" + fetch + "* OK {5}\r\n* LIST () NIL {0}\r\n\r\n* byebye 1\r\n{T} OK [X y] fetched\r\n"
@@ -83,26 +83,26 @@ func TestRunGivesWholeResponsesAndItsAnswer(t *testing.T) {
 	})
 	var got []string
 	keep := func(b []byte) error { got = append(got, string(b)); return nil }
-	res, err := c.Run(soon(), "FETCH", keep)
+	res, err := c.Run(testDeadline(), "FETCH", keep)
 	want := []string{"* 2 EXISTS\r\n", fetch, "* OK {5}\r\n", "* LIST () NIL {0}\r\n\r\n", "* byebye 1\r\n"}
 	if err != nil || res.Name != "OK" || res.Code != "X" || res.Text != "fetched" || strings.Join(got, "|") != strings.Join(want, "|") {
 		t.Errorf("%v %v, %d responses", res, err, len(got))
 	}
 	got = nil
-	res, err = c.Run(soon(), "LONG", keep)
+	res, err = c.Run(testDeadline(), "LONG", keep)
 	if err != nil || res.Name != "NO" || len(got) != 1 || got[0] != "* SEARCH "+big+"\r\n" {
 		t.Errorf("%v %v, %d responses", res, err, len(got))
 	}
-	if res, err = c.Run(soon(), "X", keep); err != nil || res.Name != "BAD" {
+	if res, err = c.Run(testDeadline(), "X", keep); err != nil || res.Name != "BAD" {
 		t.Error(res, err)
 	}
-	if c.Relax(); c.Size() != 0 || c.answer != nil {
+	if c.ReleaseBuffers(); c.BufferSize() != 0 || c.responseBuf != nil {
 		t.Error("a connection at rest has buffers")
 	}
 }
 
-func TestRunKnowsWhatEndsAConnection(t *testing.T) {
-	for said, want := range map[string]error{
+func TestRunReportsFatalResponses(t *testing.T) {
+	for reply, want := range map[string]error{
 		"* BYE going\r\n": ErrBye,
 		"* bye\r\n":       ErrBye,
 		"* 1 EXISTS\r\n* BYE [UNAVAILABLE] x\r\n": ErrBye,
@@ -114,21 +114,21 @@ func TestRunKnowsWhatEndsAConnection(t *testing.T) {
 		"{T} FETCH 1\r\n":                         ErrProtocol,
 		"* OK bare\n":                             ErrProtocol,
 		"* X {99999999999999999999}\r\n":          ErrProtocol,
-		"* X {16777217}\r\n":                      ErrTooMuch,
-		"* X {9223372036854775807}\r\n":           ErrTooMuch,
-		"* X {16777100}\r\n":                      ErrTooMuch, // with what comes behind it
+		"* X {16777217}\r\n":                      ErrResponseTooLarge,
+		"* X {9223372036854775807}\r\n":           ErrResponseTooLarge,
+		"* X {16777100}\r\n":                      ErrResponseTooLarge, // with what comes behind it
 		"* stop\r\n":                              errStop,
 		"* X {10}\r\nhalf":                        os.ErrDeadlineExceeded,
 		"":                                        os.ErrDeadlineExceeded,
 		"* OK " + strings.Repeat("y", 9000) + "\r\n* BYE": os.ErrDeadlineExceeded,
 	} {
-		c := backend(t, func(string) string {
-			if strings.HasPrefix(said, "* X {16777100}") {
-				return said + strings.Repeat("z", 16777100) + strings.Repeat("y", 200) + "\r\n"
+		c := newTestConn(t, func(string) string {
+			if strings.HasPrefix(reply, "* X {16777100}") {
+				return reply + strings.Repeat("z", 16777100) + strings.Repeat("y", 200) + "\r\n"
 			}
-			return said
+			return reply
 		})
-		deadline := soon()
+		deadline := testDeadline()
 		if want == os.ErrDeadlineExceeded {
 			deadline = time.Now().Add(20 * time.Millisecond)
 		}
@@ -139,34 +139,34 @@ func TestRunKnowsWhatEndsAConnection(t *testing.T) {
 			return nil
 		})
 		if !errors.Is(err, want) {
-			t.Errorf("%.40q: %v, want %v", said, err, want)
+			t.Errorf("%.40q: %v, want %v", reply, err, want)
 		}
 	}
 }
 
 // A budget for many responses is none for one.
-func TestOneResponseIsBoundedWhateverIsLeft(t *testing.T) {
-	for _, said := range []string{
+func TestResponseSizeIsLimitedWhateverTheBudget(t *testing.T) {
+	for _, reply := range []string{
 		"* 1 FETCH (BODY[] {16777217}\r\n",
 		"* 1 FETCH (BODY[] {900000000}\r\n",
 		strings.Repeat("* 1 FETCH (BODY[] {8388608}\r\n"+strings.Repeat("z", 8388608), 2),
 		"* VANISHED (EARLIER) " + strings.Repeat("1,", 8<<20) + "1\r\n",
 	} {
-		c := backend(t, func(string) string { return said })
+		c := newTestConn(t, func(string) string { return reply })
 		if _, err := c.Write([]byte("a SELECT x\r\n")); err != nil {
 			t.Fatal(err)
 		}
-		left := 1 << 30
-		if _, err := c.Response(&left); !errors.Is(err, ErrTooMuch) {
-			t.Errorf("%.40q: %v", said, err)
+		budget := 1 << 30
+		if _, err := c.ReadResponse(&budget); !errors.Is(err, ErrResponseTooLarge) {
+			t.Errorf("%.40q: %v", reply, err)
 		}
 	}
 }
 
 var errStop = errors.New("stop")
 
-func TestNoDeadlineRemains(t *testing.T) {
-	c := backend(t, func(command string) string {
+func TestRunClearsItsDeadline(t *testing.T) {
+	c := newTestConn(t, func(command string) string {
 		if command == "HANG" {
 			return ""
 		}
@@ -178,56 +178,56 @@ func TestNoDeadlineRemains(t *testing.T) {
 	if _, err := c.Write([]byte("x GO\r\n")); err != nil {
 		t.Fatal(err)
 	}
-	if b, err := c.Untagged(); err != nil || string(b) != "* OK heard\r\n" {
+	if b, err := c.ReadUntagged(); err != nil || string(b) != "* OK heard\r\n" {
 		t.Error(string(b), err)
 	}
 }
 
-func TestUntaggedTakesNothingElse(t *testing.T) {
-	for said, want := range map[string]error{
+func TestReadUntaggedRejectsOtherResponses(t *testing.T) {
+	for reply, want := range map[string]error{
 		"* OK still here\r\n": nil, "* LIST () NIL {1}\r\nx\r\n": nil,
 		"A1 OK\r\n": ErrProtocol, "+ x\r\n": ErrProtocol, "*x\r\n": ErrProtocol, "* BYE\r\n": ErrBye,
 	} {
-		c := backend(t, func(string) string { return said })
+		c := newTestConn(t, func(string) string { return reply })
 		if _, err := c.Write([]byte("x y\r\n")); err != nil {
 			t.Fatal(err)
 		}
-		c.Limit(soon())
-		b, err := c.Untagged()
-		if !errors.Is(err, want) || want == nil && string(b) != said {
-			t.Errorf("%q: %q %v", said, b, err)
+		c.SetDeadline(testDeadline())
+		b, err := c.ReadUntagged()
+		if !errors.Is(err, want) || want == nil && string(b) != reply {
+			t.Errorf("%q: %q %v", reply, b, err)
 		}
 	}
 }
 
-func TestTagsAreNeverUsedTwiceAndBeginWithThePrefix(t *testing.T) {
-	a, b := &Conn{prefix: "P"}, map[string]bool{}
+func TestTagsAreUniqueAndHaveThePrefix(t *testing.T) {
+	a, b := &Conn{tagPrefix: "P"}, map[string]bool{}
 	for range 2000 {
-		tag := a.Tag()
-		if b[tag] || !strings.HasPrefix(tag, a.Prefix()) {
+		tag := a.NextTag()
+		if b[tag] || !strings.HasPrefix(tag, a.TagPrefix()) {
 			t.Fatalf("tag %q", tag)
 		}
 		b[tag] = true
 	}
-	one, other := backend(t, nil), backend(t, nil)
-	if one.Prefix() == other.Prefix() || len(one.Prefix()) != 13 {
-		t.Errorf("prefixes %q %q", one.Prefix(), other.Prefix())
+	one, other := newTestConn(t, nil), newTestConn(t, nil)
+	if one.TagPrefix() == other.TagPrefix() || len(one.TagPrefix()) != 13 {
+		t.Errorf("prefixes %q %q", one.TagPrefix(), other.TagPrefix())
 	}
 }
 
-func TestASetOfExtensionsIsTheSameHoweverItCameAbout(t *testing.T) {
-	a := Enabled("").With("utf8=accept", "Condstore", "CONDSTORE")
-	b := Enabled("").With("CONDSTORE").With("UTF8=ACCEPT")
+func TestExtensionSetsAreCanonical(t *testing.T) {
+	a := Extensions("").With("utf8=accept", "Condstore", "CONDSTORE")
+	b := Extensions("").With("CONDSTORE").With("UTF8=ACCEPT")
 	if a != b || a != "CONDSTORE UTF8=ACCEPT" || !a.Has("UTF8=ACCEPT") || a.Has("UTF8") {
 		t.Errorf("%q and %q", a, b)
 	}
-	if q := Enabled("").With(Qresync); q != "CONDSTORE QRESYNC" || len(Enabled(Condstore).Less(q)) != 0 || len(q.Less(a)) == 0 {
+	if q := Extensions("").With(Qresync); q != "CONDSTORE QRESYNC" || len(Extensions(Condstore).Without(q)) != 0 || len(q.Without(a)) == 0 {
 		t.Errorf("QRESYNC is %q", q)
 	}
-	if less := a.With(Qresync).Less(a); len(less) != 1 || less[0] != Qresync {
+	if less := a.With(Qresync).Without(a); len(less) != 1 || less[0] != Qresync {
 		t.Errorf("less is %q", less)
 	}
-	if e := Enabled("").With(); e != "" || len(e.Less("")) != 0 {
+	if e := Extensions("").With(); e != "" || len(e.Without("")) != 0 {
 		t.Errorf("nothing is %q", e)
 	}
 }

@@ -14,19 +14,19 @@ import (
 
 	"imapgate/internal/identity"
 	"imapgate/internal/metrics"
-	"imapgate/internal/quiet"
+	"imapgate/internal/parking"
 	"imapgate/internal/testbed"
 	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/upstream"
 )
 
-// at is a backend at a Dovecot, with TLS or without.
-func at(d *testbed.Dovecot, mode upstream.TLSMode, login string) *upstream.Backend {
+// newDovecotBackend is a backend at a Dovecot, with TLS or without.
+func newDovecotBackend(d *testbed.Dovecot, mode upstream.TLSMode, login string) *upstream.Backend {
 	cfg := upstream.Config{Name: "dovecot", Address: d.Plain, TLSMode: mode, Login: login,
-		Socket: func(c *net.TCPConn) net.Conn { return quiet.NewSocket(c) },
-		Master: upstream.Master{User: "gateway", Password: identity.NewSecret("m-pw")}}
+		WrapConn: func(c *net.TCPConn) net.Conn { return parking.NewBufferedConn(c) },
+		Master:   upstream.Master{User: "gateway", Password: identity.NewSecret("m-pw")}}
 	if mode != upstream.NoTLS {
-		cfg.TLS = d.CA.Client(testbed.DovecotName)
+		cfg.TLS = d.CA.ClientTLSFunc(testbed.DovecotName)
 	}
 	if mode == upstream.ImplicitTLS {
 		cfg.Address = d.TLS
@@ -34,7 +34,7 @@ func at(d *testbed.Dovecot, mode upstream.TLSMode, login string) *upstream.Backe
 	return upstream.New(cfg, upstream.Hooks{}, nopLog())
 }
 
-func ways() map[string][2]string {
+func loginModes() map[string][2]string {
 	return map[string][2]string{
 		"plain":    {string(upstream.NoTLS), upstream.Passthrough},
 		"tls":      {string(upstream.ImplicitTLS), upstream.Passthrough},
@@ -43,159 +43,159 @@ func ways() map[string][2]string {
 	}
 }
 
-// run runs a command that has to succeed, and gives its untagged answers.
-func run(t testing.TB, c *lease.Conn, command string) (said []string) {
+// runCommand runs a command that has to succeed, and gives its untagged answers.
+func runCommand(t testing.TB, c *lease.Conn, command string) (responses []string) {
 	t.Helper()
 	res, err := c.Run(time.Now().Add(10*time.Second), command, func(b []byte) error {
-		said = append(said, string(b))
+		responses = append(responses, string(b))
 		return nil
 	})
 	if err != nil || res.Name != "OK" {
 		t.Fatalf("%s: %v %s %s", command, err, res.Name, res.Text)
 	}
-	return said
+	return responses
 }
 
-// logins counts the logins of a user, or of all with "", once as many as wanted are
+// countLogins counts the logins of a user, or of all with "", once as many as wanted are
 // in the log: Dovecot writes it in its own time.
-func logins(t testing.TB, d *testbed.Dovecot, user string, wanted int) int {
+func countLogins(t testing.TB, d *testbed.Dovecot, user string, wanted int) int {
 	t.Helper()
-	testbed.Within(t, testbed.Patience, "logins in Dovecot's log", func() bool { return len(d.Logins(user)) >= wanted })
+	testbed.Eventually(t, testbed.Timeout, "logins in Dovecot's log", func() bool { return len(d.Logins(user)) >= wanted })
 	return len(d.Logins(user))
 }
 
-func TestDovecotIsAskedOnceForManySessions(t *testing.T) {
+func TestDovecotLoginIsReusedByManySessions(t *testing.T) {
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{Master: "gateway", MasterPassword: "m-pw"})
-	for name, way := range ways() {
+	for name, mode := range loginModes() {
 		t.Run(name, func(t *testing.T) {
-			y := Config{ReuseTTL: time.Minute}.pool(t, at(d, upstream.TLSMode(way[0]), way[1]))
+			tp := Config{IdleTimeout: time.Minute}.newTestPool(t, newDovecotBackend(d, upstream.TLSMode(mode[0]), mode[1]))
 			for range 5 {
-				a := y.login(name, "pw", Vouched)
-				c := leased(t, a, "QRESYNC", "CONDSTORE")
-				run(t, c, "SELECT INBOX")
+				a := tp.mustLogIn(name, "pw", VerifiedHere)
+				c := acquireLease(t, a, "QRESYNC", "CONDSTORE")
+				runCommand(t, c, "SELECT INBOX")
 				c.Selected = true
-				a.Return(c)
+				a.Release(c)
 				a.Close()
 			}
-			if n := logins(t, d, name, 1); n != 1 || y.reused != 4 {
-				t.Errorf("%d logins, %d reused, closed for %v", n, y.reused, y.discarded)
+			if n := countLogins(t, d, name, 1); n != 1 || tp.reused != 4 {
+				t.Errorf("%d logins, %d reused, closed for %v", n, tp.reused, tp.discarded)
 			}
-			a := y.login(name, "pw", Vouched)
-			c := leased(t, a)
-			run(t, c, "SELECT INBOX")
-			run(t, c, "APPEND INBOX {1+}\r\nx")
-			if said := strings.Join(run(t, c, "FETCH 1:* (FLAGS)"), ""); strings.Contains(said, "MODSEQ") {
-				t.Errorf("a session that enabled nothing is told %q", said)
+			a := tp.mustLogIn(name, "pw", VerifiedHere)
+			c := acquireLease(t, a)
+			runCommand(t, c, "SELECT INBOX")
+			runCommand(t, c, "APPEND INBOX {1+}\r\nx")
+			if responses := strings.Join(runCommand(t, c, "FETCH 1:* (FLAGS)"), ""); strings.Contains(responses, "MODSEQ") {
+				t.Errorf("a session that enabled nothing is told %q", responses)
 			}
 			c.Selected = true
-			a.Return(c)
-			y.silent(c, time.Hour) // asked by NOOP
-			if leased(t, a) != c || y.number() != 1 {
-				t.Errorf("not used again: closed for %v", y.discarded)
+			a.Release(c)
+			tp.ageAnswer(c, time.Hour) // asked by NOOP
+			if acquireLease(t, a) != c || tp.idleCount() != 1 {
+				t.Errorf("not used again: closed for %v", tp.discarded)
 			}
 		})
 	}
 }
 
-func TestDovecotsOwnNamesAreEnabled(t *testing.T) {
+func TestDovecotExtensionsAreEnabled(t *testing.T) {
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{})
-	y := Config{ReuseTTL: time.Minute}.pool(t, at(d, upstream.NoTLS, upstream.Passthrough))
-	a := y.login("alice", "pw", Vouched)
+	tp := Config{IdleTimeout: time.Minute}.newTestPool(t, newDovecotBackend(d, upstream.NoTLS, upstream.Passthrough))
+	a := tp.mustLogIn("alice", "pw", VerifiedHere)
 	for _, names := range [][]string{{"QRESYNC", "X-UNKNOWN"}, {"CONDSTORE"}, {"CONDSTORE", "QRESYNC", "SORT"}} {
-		enabled, err := a.Enable(context.Background(), names)
+		enabled, err := a.ProbeExtensions(context.Background(), names)
 		if err != nil || len(enabled) == 0 {
 			t.Fatalf("%q: %q %v", names, enabled, err)
 		}
-		set := lease.Enabled("").With(enabled...)
-		c, err := a.Lease(context.Background(), set)
+		set := lease.Extensions("").With(enabled...)
+		c, err := a.Acquire(context.Background(), set)
 		if err != nil || c.Enabled != set || set.Has("SORT") {
 			t.Fatalf("%q: %v", set, err)
 		}
-		a.Return(c)
+		a.Release(c)
 	}
 }
 
-func TestDovecotsWordDecidesWhereNobodyVouches(t *testing.T) {
+func TestDovecotVerifiesUnverifiedLogins(t *testing.T) {
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{Users: map[string]string{"alice": "right"}})
-	y := Config{ReuseTTL: time.Minute, CredCache: true}.pool(t, at(d, upstream.ImplicitTLS, upstream.Passthrough))
-	y.login("alice", "right", Asked).Close()
-	if _, err := y.Login(context.Background(), request(t, "alice", "wrong"), Asked); !errors.Is(err, upstream.ErrDenied) {
+	tp := Config{IdleTimeout: time.Minute, CacheCredentials: true}.newTestPool(t, newDovecotBackend(d, upstream.ImplicitTLS, upstream.Passthrough))
+	tp.mustLogIn("alice", "right", BackendDecides).Close()
+	if _, err := tp.Login(context.Background(), newRequest(t, "alice", "wrong"), BackendDecides); !errors.Is(err, upstream.ErrDenied) {
 		t.Fatal(err)
 	}
-	y.login("alice", "right", Asked).Close()
-	if n := logins(t, d, "", 1); n != 1 || y.number() != 1 {
-		t.Errorf("%d logins, %d wait", n, y.number())
+	tp.mustLogIn("alice", "right", BackendDecides).Close()
+	if n := countLogins(t, d, "", 1); n != 1 || tp.idleCount() != 1 {
+		t.Errorf("%d logins, %d wait", n, tp.idleCount())
 	}
 }
 
-func TestAMailboxThatIsGoneLeavesTheConnectionClean(t *testing.T) {
+func TestUnselectOfEmptiedMailboxLeavesConnectionClean(t *testing.T) {
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{})
-	y := Config{ReuseTTL: time.Minute}.pool(t, at(d, upstream.NoTLS, upstream.Passthrough))
-	a := y.login("alice", "pw", Vouched)
-	c, other := leased(t, a), leased(t, a)
-	run(t, c, "CREATE box")
-	run(t, c, "SELECT box")
-	run(t, other, "SELECT box")
+	tp := Config{IdleTimeout: time.Minute}.newTestPool(t, newDovecotBackend(d, upstream.NoTLS, upstream.Passthrough))
+	a := tp.mustLogIn("alice", "pw", VerifiedHere)
+	c, other := acquireLease(t, a), acquireLease(t, a)
+	runCommand(t, c, "CREATE box")
+	runCommand(t, c, "SELECT box")
+	runCommand(t, other, "SELECT box")
 	c.Selected, other.Selected = true, true
 	for _, command := range []string{"APPEND box {1+}\r\nx", "APPEND box {1+}\r\ny", "STORE 1:* +FLAGS (\\Deleted)", "EXPUNGE"} {
-		run(t, other, command)
+		runCommand(t, other, command)
 	}
-	a.Return(c) // has not heard of any of it
-	if y.number() != 1 {
-		t.Fatalf("closed for %v", y.discarded)
+	a.Release(c) // has not heard of any of it
+	if tp.idleCount() != 1 {
+		t.Fatalf("closed for %v", tp.discarded)
 	}
-	if again := leased(t, a); again != c || len(run(t, again, "NOOP")) != 0 {
+	if again := acquireLease(t, a); again != c || len(runCommand(t, again, "NOOP")) != 0 {
 		t.Error("something was left on the connection")
 	}
 }
 
-func TestConnectionsEndWithTheirDovecot(t *testing.T) {
+func TestRestartedDovecotLosesIdleConnections(t *testing.T) {
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{})
-	y := Config{ReuseTTL: time.Minute}.pool(t, at(d, upstream.ImplicitTLS, upstream.Passthrough))
+	tp := Config{IdleTimeout: time.Minute}.newTestPool(t, newDovecotBackend(d, upstream.ImplicitTLS, upstream.Passthrough))
 	for _, u := range []string{"alice", "bob"} {
-		a := y.login(u, "pw", Vouched)
-		a.Return(leased(t, a))
+		a := tp.mustLogIn(u, "pw", VerifiedHere)
+		a.Release(acquireLease(t, a))
 		a.Close()
 	}
 	d.Kill()
-	settled(t, "the janitor", func() bool { return y.number() == 0 && y.places() == 0 })
-	if y.closedFor(metrics.DiscardTTL) > 0 {
-		t.Errorf("closed for %v", y.discarded)
+	eventually(t, "the janitor", func() bool { return tp.idleCount() == 0 && tp.slotCount() == 0 })
+	if tp.discardedFor(metrics.DiscardTTL) > 0 {
+		t.Errorf("closed for %v", tp.discarded)
 	}
 	d.Restart()
-	a := y.login("alice", "pw", Vouched)
-	run(t, leased(t, a), "SELECT INBOX")
+	a := tp.mustLogIn("alice", "pw", VerifiedHere)
+	runCommand(t, acquireLease(t, a), "SELECT INBOX")
 }
 
-func TestAPasswordChangedAtDovecotIsRefusedOnceTheNewOneWasUsed(t *testing.T) {
+func TestOldPasswordIsRefusedAfterDovecotPasswordChange(t *testing.T) {
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{Users: map[string]string{"alice": "old", "bob": "bob's"}})
-	y := Config{ReuseTTL: time.Minute, CredCache: true}.pool(t, at(d, upstream.ImplicitTLS, upstream.Passthrough))
+	tp := Config{IdleTimeout: time.Minute, CacheCredentials: true}.newTestPool(t, newDovecotBackend(d, upstream.ImplicitTLS, upstream.Passthrough))
 	for range 2 { // the second is believed
-		y.login("alice", "old", Asked).Close()
-		y.login("bob", "bob's", Asked).Close()
+		tp.mustLogIn("alice", "old", BackendDecides).Close()
+		tp.mustLogIn("bob", "bob's", BackendDecides).Close()
 	}
-	people := filepath.Join(d.Dir, "users")
-	if err := os.WriteFile(people+".new", []byte("alice:another\nbob:bob's\n"), 0o644); err != nil {
+	usersFile := filepath.Join(d.Dir, "users")
+	if err := os.WriteFile(usersFile+".new", []byte("alice:another\nbob:bob's\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Rename(people+".new", people); err != nil {
+	if err := os.Rename(usersFile+".new", usersFile); err != nil {
 		t.Fatal(err)
 	}
-	settled(t, "the new password to be taken", func() bool {
-		a, err := y.Login(context.Background(), request(t, "alice", "another"), Asked)
+	eventually(t, "the new password to be taken", func() bool {
+		a, err := tp.Login(context.Background(), newRequest(t, "alice", "another"), BackendDecides)
 		if err == nil {
 			a.Close()
 		}
 		return err == nil
 	})
-	settled(t, "Dovecot to see its connection end", func() bool { return strings.Count(d.Log(), "imap(alice)") == 1 })
-	if _, err := y.Login(context.Background(), request(t, "alice", "old"), Asked); !errors.Is(err, upstream.ErrDenied) {
+	eventually(t, "Dovecot to see its connection end", func() bool { return strings.Count(d.Log(), "imap(alice)") == 1 })
+	if _, err := tp.Login(context.Background(), newRequest(t, "alice", "old"), BackendDecides); !errors.Is(err, upstream.ErrDenied) {
 		t.Errorf("the old password: %v", err)
 	}
-	y.login("bob", "bob's", Asked).Close()
-	y.login("alice", "another", Asked).Close()
-	if n := logins(t, d, "", 3); n != 3 || y.number() != 2 || y.closedFor(metrics.DiscardCredentials) != 1 {
-		t.Errorf("%d logins, %d wait, closed for %v", n, y.number(), y.discarded)
+	tp.mustLogIn("bob", "bob's", BackendDecides).Close()
+	tp.mustLogIn("alice", "another", BackendDecides).Close()
+	if n := countLogins(t, d, "", 3); n != 3 || tp.idleCount() != 2 || tp.discardedFor(metrics.DiscardCredentials) != 1 {
+		t.Errorf("%d logins, %d wait, closed for %v", n, tp.idleCount(), tp.discarded)
 	}
 	if log := d.Log(); strings.Contains(log, "imap(bob)") {
 		t.Errorf("bob's connection has ended:\n%s", log)

@@ -11,50 +11,50 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// maxKnown bounds the names whose effect in ENABLE is remembered. Only listed
+// maxEnableEffects bounds the names whose effect in ENABLE is remembered. Only listed
 // capabilities are tried, so that a backend reaches it, not a client.
-const maxKnown = 512
+const maxEnableEffects = 512
 
-// Enable says which of names this backend enables, as it spells them. What is
+// ProbeExtensions says which of names this backend enables, as it spells them. What is
 // not known is tried, on a connection that the next Lease takes if it suits: so
 // no mailbox need be closed for it (RFC 5161 §3.1). A session that has a lease
 // gives it back before, lest it wait for itself at the limit.
 //
 // Errors as Lease's.
-func (a *Account) Enable(ctx context.Context, names []string) ([]string, error) {
+func (a *Account) ProbeExtensions(ctx context.Context, names []string) ([]string, error) {
 	p := a.pool
-	listed := enableable(names, a.caps)
-	if enabled, ok := p.lookUp(listed); ok {
+	listed := filterListed(names, a.caps)
+	if enabled, ok := p.lookUpEffects(listed); ok {
 		return enabled, nil
 	}
-	h, err := a.lease(ctx, "")
+	pc, err := a.acquireConn(ctx, "")
 	if err != nil {
 		return nil, err
 	}
-	for _, name := range p.unknown(listed) {
-		before := h.Enabled
-		enabled, err := p.enable(h, []string{name}) // alone, because it may bring others along
+	for _, name := range p.untriedNames(listed) {
+		before := pc.Enabled
+		enabled, err := p.sendEnable(pc, []string{name}) // alone, because it may bring others along
 		if err != nil {
-			p.discard(h, reasonOf(err))
+			p.discard(pc, discardReason(err))
 			return nil, fmt.Errorf("enable at %s: %w: %w", p.backend.Name(), upstream.ErrUnavailable, err)
 		}
 		if before.Has(name) && !slices.Contains(enabled, name) { // one before it has, and it is not told twice
 			enabled = append(enabled, name)
 		}
-		p.learn(name, enabled)
+		p.recordEffect(name, enabled)
 	}
-	a.first = h
-	enabled, _ := p.lookUp(listed)
+	a.loginConn = pc
+	enabled, _ := p.lookUpEffects(listed)
 	return enabled, nil
 }
 
-// enableable are those of names that a backend with caps may know, once each, in
+// filterListed are those of names that a backend with caps may know, once each, in
 // upper case. QRESYNC alone stands for CONDSTORE, too (RFC 7162 §3.2).
-func enableable(names []string, caps imap.Caps) []string {
+func filterListed(names []string, caps imap.Caps) []string {
 	if !caps.Has("ENABLE") && !caps.Has(lease.Rev2) {
 		return nil
 	}
-	var set lease.Enabled
+	var set lease.Extensions
 	for _, name := range names {
 		upper := strings.ToUpper(name)
 		if caps.Has(upper) || upper == lease.Condstore && caps.Has(lease.Qresync) {
@@ -64,12 +64,12 @@ func enableable(names []string, caps imap.Caps) []string {
 	return strings.Fields(string(set))
 }
 
-// lookUp answers from memory, if all is known.
-func (p *Pool) lookUp(names []string) (enabled []string, ok bool) {
+// lookUpEffects answers from memory, if all is known.
+func (p *Pool) lookUpEffects(names []string) (enabled []string, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, name := range names {
-		effect, known := p.known[name]
+		effect, known := p.enableEffects[name]
 		if !known {
 			return nil, false
 		}
@@ -82,18 +82,18 @@ func (p *Pool) lookUp(names []string) (enabled []string, ok bool) {
 	return enabled, true
 }
 
-// unknown are those of names that have not been tried.
-func (p *Pool) unknown(names []string) []string {
+// untriedNames are those of names that have not been tried.
+func (p *Pool) untriedNames(names []string) []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return slices.DeleteFunc(slices.Clone(names), func(name string) bool { _, known := p.known[name]; return known })
+	return slices.DeleteFunc(slices.Clone(names), func(name string) bool { _, known := p.enableEffects[name]; return known })
 }
 
-// learn remembers what ENABLE has done with a name.
-func (p *Pool) learn(name string, enabled []string) {
+// recordEffect remembers what ENABLE has done with a name.
+func (p *Pool) recordEffect(name string, enabled []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.known) < maxKnown {
-		p.known[name] = enabled
+	if len(p.enableEffects) < maxEnableEffects {
+		p.enableEffects[name] = enabled
 	}
 }

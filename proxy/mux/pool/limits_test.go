@@ -14,34 +14,34 @@ import (
 
 func nopLog() *zap.Logger { return zap.NewNop() }
 
-// queued starts a Lease and returns when it is the n-th in the queue.
-func (y *tally) queued(a *Account, n int) <-chan *lease.Conn {
-	y.t.Helper()
+// startAcquire starts a Lease and returns when it is the n-th in the queue.
+func (tp *testPool) startAcquire(a *Account, n int) <-chan *lease.Conn {
+	tp.t.Helper()
 	got := make(chan *lease.Conn, 1)
 	go func() {
-		c, err := a.Lease(context.Background(), "")
+		c, err := a.Acquire(context.Background(), "")
 		if err != nil {
-			y.t.Error(err)
+			tp.t.Error(err)
 		}
 		got <- c
 	}()
-	settled(y.t, "the queue", func() bool {
-		y.Pool.mu.Lock()
-		defer y.Pool.mu.Unlock()
-		return len(y.queue) == n
+	eventually(tp.t, "the queue", func() bool {
+		tp.Pool.mu.Lock()
+		defer tp.Pool.mu.Unlock()
+		return len(tp.queue) == n
 	})
 	return got
 }
 
-func TestWhoComesFirstIsServedFirst(t *testing.T) {
+func TestQueueIsFirstComeFirstServed(t *testing.T) {
 	s := startStub(t, stubCaps)
-	y := s.pool(Config{MaxPerUser: 3}) // two, and one for the gateway
-	a := y.login("alice", "pw", Vouched)
-	c1, c2 := leased(t, a), leased(t, a)
-	b, d := another(a), another(a)
-	first := y.queued(b, 1)
-	second := y.queued(d, 2)
-	a.Return(c1)
+	tp := s.newPool(Config{MaxPerUser: 3}) // two, and one for the gateway
+	a := tp.mustLogIn("alice", "pw", VerifiedHere)
+	c1, c2 := acquireLease(t, a), acquireLease(t, a)
+	b, d := newAccount(a), newAccount(a)
+	first := tp.startAcquire(b, 1)
+	second := tp.startAcquire(d, 2)
+	a.Release(c1)
 	if got := <-first; got != c1 {
 		t.Error("the first in the queue did not get what came back")
 	}
@@ -50,123 +50,123 @@ func TestWhoComesFirstIsServedFirst(t *testing.T) {
 		t.Fatal("the second was served as well")
 	default:
 	}
-	a.Destroy(c2, metrics.DiscardPinned)
+	a.Discard(c2, metrics.DiscardPinned)
 	if got := <-second; got == c2 || got == c1 {
 		t.Error("the second did not get a new connection")
 	}
-	if y.places() != 2 {
-		t.Errorf("%d places", y.places())
+	if tp.slotCount() != 2 {
+		t.Errorf("%d places", tp.slotCount())
 	}
 }
 
-// another is one more Account of the same login, without a connection.
-func another(a *Account) *Account {
-	return &Account{pool: a.pool, owner: a.pool.enrol(a.who()), secret: a.secret, proof: a.proof, caps: a.caps}
+// newAccount is one more Account of the same login, without a connection.
+func newAccount(a *Account) *Account {
+	return &Account{pool: a.pool, cred: a.pool.addAccount(a.loginRequest()), secret: a.secret, verification: a.verification, caps: a.caps}
 }
 
 func TestAWaitEndsWithItsContext(t *testing.T) {
 	s := startStub(t, stubCaps)
-	y := s.pool(Config{MaxTotal: 1})
-	a := y.login("alice", "pw", Vouched)
-	c := leased(t, a)
+	tp := s.newPool(Config{MaxTotal: 1})
+	a := tp.mustLogIn("alice", "pw", VerifiedHere)
+	c := acquireLease(t, a)
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
 	defer cancel()
-	_, err := y.Login(ctx, request(t, "bob", "pw"), Vouched)
-	if !errors.Is(err, ErrBusy) || !errors.Is(err, context.DeadlineExceeded) || len(y.queue) != 0 {
-		t.Errorf("%v, %d in the queue", err, len(y.queue))
+	_, err := tp.Login(ctx, newRequest(t, "bob", "pw"), VerifiedHere)
+	if !errors.Is(err, ErrBusy) || !errors.Is(err, context.DeadlineExceeded) || len(tp.queue) != 0 {
+		t.Errorf("%v, %d in the queue", err, len(tp.queue))
 	}
-	a.Return(c)
-	bob := y.login("bob", "pw", Vouched) // alice's is only waiting
-	if y.number() != 0 || y.closedFor(metrics.DiscardLimit) != 1 || bob.User().String() != "bob" {
-		t.Errorf("%d wait, closed %v", y.number(), y.discarded)
+	a.Release(c)
+	bob := tp.mustLogIn("bob", "pw", VerifiedHere) // alice's is only waiting
+	if tp.idleCount() != 0 || tp.discardedFor(metrics.DiscardLimit) != 1 || bob.User().String() != "bob" {
+		t.Errorf("%d wait, closed %v", tp.idleCount(), tp.discarded)
 	}
-	if y.places() != 1 || len(y.conns) != 1 {
-		t.Errorf("%d places", y.places())
+	if tp.slotCount() != 1 || len(tp.conns) != 1 {
+		t.Errorf("%d places", tp.slotCount())
 	}
 }
 
-func TestAUserAtTheLimitHoldsUpNobodyElse(t *testing.T) {
+func TestUserAtTheLimitDoesNotBlockOthers(t *testing.T) {
 	s := startStub(t, stubCaps)
-	y := s.pool(Config{MaxPerUser: 2, MaxTotal: 10})
-	a := y.login("alice", "pw", Vouched)
-	c := leased(t, a)
-	waits := y.queued(another(a), 1)
-	y.login("bob", "pw", Vouched)
-	a.Destroy(c, metrics.DiscardPinned)
-	<-waits
+	tp := s.newPool(Config{MaxPerUser: 2, MaxTotal: 10})
+	a := tp.mustLogIn("alice", "pw", VerifiedHere)
+	c := acquireLease(t, a)
+	released := tp.startAcquire(newAccount(a), 1)
+	tp.mustLogIn("bob", "pw", VerifiedHere)
+	a.Discard(c, metrics.DiscardPinned)
+	<-released
 }
 
-func TestOneConnectionOfAUserIsTheGateways(t *testing.T) {
+func TestOneConnectionPerUserIsReservedForTheGateway(t *testing.T) {
 	s := startStub(t, stubCaps)
-	y := s.pool(Config{MaxPerUser: 2})
-	a := y.login("alice", "pw", Vouched)
-	c := leased(t, a)
-	aux, err := a.Aux(context.Background())
+	tp := s.newPool(Config{MaxPerUser: 2})
+	a := tp.mustLogIn("alice", "pw", VerifiedHere)
+	c := acquireLease(t, a)
+	aux, err := a.AcquireAux(context.Background())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := a.Aux(context.Background()); !errors.Is(err, ErrBusy) {
+	if _, err := a.AcquireAux(context.Background()); !errors.Is(err, ErrBusy) {
 		t.Error(err)
 	}
-	a.ReturnAux(aux)
-	waits := y.queued(another(a), 1) // what the gateway asks on is not for clients
-	again, err := a.Aux(context.Background())
+	a.ReleaseAux(aux)
+	released := tp.startAcquire(newAccount(a), 1) // what the gateway asks on is not for clients
+	again, err := a.AcquireAux(context.Background())
 	if err != nil || again != aux {
 		t.Error("the gateway's own connection was not used again", err)
 	}
-	a.Return(c)
-	if got := <-waits; got == aux {
+	a.Release(c)
+	if got := <-released; got == aux {
 		t.Error("a client has the gateway's own connection")
 	}
 }
 
-func TestASingleConnectionOfAUserIsTheClients(t *testing.T) {
+func TestSingleConnectionPerUserIsForTheClient(t *testing.T) {
 	s := startStub(t, stubCaps)
-	y := s.pool(Config{MaxPerUser: 1})
-	a := y.login("alice", "pw", Vouched)
-	if _, err := a.Aux(context.Background()); !errors.Is(err, ErrBusy) {
+	tp := s.newPool(Config{MaxPerUser: 1})
+	a := tp.mustLogIn("alice", "pw", VerifiedHere)
+	if _, err := a.AcquireAux(context.Background()); !errors.Is(err, ErrBusy) {
 		t.Error(err)
 	}
-	leased(t, a)
+	acquireLease(t, a)
 }
 
-func TestOnlySoManyWaitOfOneAccount(t *testing.T) {
+func TestIdleConnectionsPerCredentialAreLimited(t *testing.T) {
 	s := startStub(t, stubCaps)
-	y := s.pool(Config{IdlePerAccount: 2})
-	a := y.login("alice", "pw", Vouched)
-	all := []*lease.Conn{leased(t, a), leased(t, a), leased(t, a)}
+	tp := s.newPool(Config{MaxIdlePerCredential: 2})
+	a := tp.mustLogIn("alice", "pw", VerifiedHere)
+	all := []*lease.Conn{acquireLease(t, a), acquireLease(t, a), acquireLease(t, a)}
 	for _, c := range all {
-		a.Return(c)
+		a.Release(c)
 	}
-	if y.number() != 2 || y.closedFor(metrics.DiscardLimit) != 1 {
-		t.Errorf("%d wait, closed %v", y.number(), y.discarded)
+	if tp.idleCount() != 2 || tp.discardedFor(metrics.DiscardLimit) != 1 {
+		t.Errorf("%d wait, closed %v", tp.idleCount(), tp.discarded)
 	}
-	if c := leased(t, a); !has(all[1:], c) {
+	if c := acquireLease(t, a); !containsConn(all[1:], c) {
 		t.Error("not the oldest has gone")
 	}
 }
 
-func TestTheEndOfThePoolIsTheEndOfTheWait(t *testing.T) {
+func TestClosingThePoolEndsTheWait(t *testing.T) {
 	s := startStub(t, stubCaps)
-	cfg := Config{ReuseTTL: time.Hour, MaxTotal: 1}
-	like := s.pool(cfg)
-	p := New(like.backend, cfg, like.shared, Hooks{}, nopLog())
-	a, err := p.Login(context.Background(), request(t, "alice", "pw"), Vouched)
+	cfg := Config{IdleTimeout: time.Hour, MaxTotal: 1}
+	like := s.newPool(cfg)
+	p := New(like.backend, cfg, like.resources, Hooks{}, nopLog())
+	a, err := p.Login(context.Background(), newRequest(t, "alice", "pw"), VerifiedHere)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := leased(t, a)
+	c := acquireLease(t, a)
 	ended := make(chan error, 1)
 	go func() {
-		_, err := another(a).Lease(context.Background(), "")
+		_, err := newAccount(a).Acquire(context.Background(), "")
 		ended <- err
 	}()
-	settled(t, "the queue", func() bool { p.mu.Lock(); defer p.mu.Unlock(); return len(p.queue) == 1 })
+	eventually(t, "the queue", func() bool { p.mu.Lock(); defer p.mu.Unlock(); return len(p.queue) == 1 })
 	p.Close()
 	if err := <-ended; !errors.Is(err, errClosed) {
 		t.Error(err)
 	}
-	a.Return(c)
+	a.Release(c)
 	if p.total != 0 || p.idle.Len() != 0 {
 		t.Error("a connection waits in a closed pool")
 	}

@@ -9,15 +9,15 @@ import (
 	"imapgate/internal/testbed"
 )
 
-func TestALeftOutCheckIsNoticed(t *testing.T) {
+func TestMutantsAreDetected(t *testing.T) {
 	mutants := testbed.BuildMutants(t)
 	for m, tests := range map[mutant.Mutant][]string{
-		"":                    {"TestNoLeaseIs", "TestWhatIsSaid", "TestALeaseHas"},
-		mutant.BufferCheck:    {"TestNoLeaseIs", "TestWhatIsSaid"},
-		mutant.DeferredEnable: {"TestNoLeaseIs", "TestALeaseHas"},
+		"":                    {"TestLeasesNeverMix", "TestUnsolicitedResponse", "TestLeaseHas"},
+		mutant.BufferCheck:    {"TestLeasesNeverMix", "TestUnsolicitedResponse"},
+		mutant.DeferredEnable: {"TestLeasesNeverMix", "TestLeaseHas"},
 	} {
 		for _, name := range tests {
-			mutants.Notices(t, m, name)
+			mutants.CheckDetected(t, m, name)
 		}
 	}
 }

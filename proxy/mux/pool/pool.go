@@ -42,25 +42,25 @@ var ErrExpired = fmt.Errorf("%w: the token has ended", upstream.ErrUnavailable)
 
 // Causes of upstream.ErrUnavailable that are ours.
 var (
-	errClosed  = fmt.Errorf("%w: the gateway is going down", upstream.ErrUnavailable)
-	errNobody  = fmt.Errorf("%w: a master login for which nobody vouches", upstream.ErrUnavailable)
-	errUser    = fmt.Errorf("%w: the connection is another user's", upstream.ErrUnavailable)
-	errEnabled = fmt.Errorf("%w: backend has not enabled what it should", upstream.ErrUnavailable)
+	errClosed           = fmt.Errorf("%w: the gateway is going down", upstream.ErrUnavailable)
+	errUnverifiedMaster = fmt.Errorf("%w: a master login for which nobody vouches", upstream.ErrUnavailable)
+	errWrongUser        = fmt.Errorf("%w: the connection is another user's", upstream.ErrUnavailable)
+	errNotEnabled       = fmt.Errorf("%w: backend has not enabled what it should", upstream.ErrUnavailable)
 )
 
-// Config is the pool of one backend. With ReuseTTL 0 no connection waits; a
+// Config is the pool of one backend. With IdleTimeout 0 no connection waits; a
 // limit of 0 does not bound.
 type Config struct {
-	ReuseTTL       time.Duration // a connection waits this long
-	MaxAge         time.Duration // since the login, of one that is used again; default 1 h
-	IdlePerAccount int           // waiting connections kept of one account; default 8
-	NoopAfter      time.Duration // one that has waited longer is asked first; default 5 s
-	KeepAlive      time.Duration // between questions to one that goes on waiting; default 2 min
-	Answer         time.Duration // for an answer to a command of the pool's own; default 5 s
+	IdleTimeout          time.Duration // a connection waits this long
+	MaxAge               time.Duration // since the login, of one that is used again; default 1 h
+	MaxIdlePerCredential int           // waiting connections kept of one account; default 8
+	ValidateAfter        time.Duration // one that has waited longer is asked first; default 5 s
+	KeepAliveInterval    time.Duration // between questions to one that goes on waiting; default 2 min
+	AnswerTimeout        time.Duration // for an answer to a command of the pool's own; default 5 s
 
 	// Asked logins may be believed from memory …
-	CredCache bool
-	CredTTL   time.Duration // … this long since the backend was really asked; default 5 min
+	CacheCredentials bool
+	CredentialTTL    time.Duration // … this long since the backend was really asked; default 5 min
 
 	MaxPerUser int // connections of one user; one of them is for Aux
 	MaxTotal   int // connections of all users
@@ -68,35 +68,35 @@ type Config struct {
 
 func (c Config) withDefaults() Config {
 	c.MaxAge = cmp.Or(c.MaxAge, time.Hour)
-	c.IdlePerAccount = cmp.Or(c.IdlePerAccount, 8)
-	c.NoopAfter = cmp.Or(c.NoopAfter, 5*time.Second)
-	c.KeepAlive = cmp.Or(c.KeepAlive, 2*time.Minute)
-	c.Answer = cmp.Or(c.Answer, 5*time.Second)
-	c.CredTTL = cmp.Or(c.CredTTL, 5*time.Minute)
+	c.MaxIdlePerCredential = cmp.Or(c.MaxIdlePerCredential, 8)
+	c.ValidateAfter = cmp.Or(c.ValidateAfter, 5*time.Second)
+	c.KeepAliveInterval = cmp.Or(c.KeepAliveInterval, 2*time.Minute)
+	c.AnswerTimeout = cmp.Or(c.AnswerTimeout, 5*time.Second)
+	c.CredentialTTL = cmp.Or(c.CredentialTTL, 5*time.Minute)
 	return c
 }
 
 // Hooks are called by a Pool, for metrics, some with its lock held: they must
 // not call it. A nil one is left out.
 type Hooks struct {
-	Reused    func()                // a waiting connection was handed out
-	Discarded func(reason string)   // a connection was closed: one of the metrics.Discard constants
-	Waited    func(d time.Duration) // a lease was waited for
-	Waiting   func(n int)           // n more connections wait, or fewer
+	OnReuse      func()                // a waiting connection was handed out
+	OnDiscard    func(reason string)   // a connection was closed: one of the metrics.Discard constants
+	OnWait       func(d time.Duration) // a lease was waited for
+	OnIdleChange func(n int)           // n more connections wait, or fewer
 }
 
 func (h Hooks) withDefaults() Hooks {
-	if h.Reused == nil {
-		h.Reused = func() {}
+	if h.OnReuse == nil {
+		h.OnReuse = func() {}
 	}
-	if h.Discarded == nil {
-		h.Discarded = func(string) {}
+	if h.OnDiscard == nil {
+		h.OnDiscard = func(string) {}
 	}
-	if h.Waited == nil {
-		h.Waited = func(time.Duration) {}
+	if h.OnWait == nil {
+		h.OnWait = func(time.Duration) {}
 	}
-	if h.Waiting == nil {
-		h.Waiting = func(int) {}
+	if h.OnIdleChange == nil {
+		h.OnIdleChange = func(int) {}
 	}
 	return h
 }
@@ -105,42 +105,42 @@ func (h Hooks) withDefaults() Hooks {
 // use.
 type Pool struct {
 	// Set once.
-	backend *upstream.Backend
-	cfg     Config
-	most    [kinds]int // connections of one user; -1: any number
-	shared  *wire.Shared
-	hooks   Hooks
-	log     *zap.Logger
-	secret  [32]byte // key of the MACs by which credentials are remembered
-	stop    chan struct{}
-	done    chan struct{} // closed when the janitor has ended
-	stuck   sync.Once     // so that the log has it once that connections cannot leave a mailbox
+	backend      *upstream.Backend
+	cfg          Config
+	maxPerUse    [connUses]int // connections of one user; -1: any number
+	resources    *wire.Resources
+	hooks        Hooks
+	log          *zap.Logger
+	secret       [32]byte // key of the MACs by which credentials are remembered
+	stop         chan struct{}
+	done         chan struct{} // closed when the janitor has ended
+	warnUnselect sync.Once     // so that the log has it once that connections cannot leave a mailbox
 
 	mu sync.Mutex // never held over a socket
 
 	// Guarded by mu.
-	users  map[identity.User]*user // those with an Account or a connection
-	conns  map[*lease.Conn]*held   // all of them; at most MaxTotal
-	total  int                     // those, and logins that have a place
-	idle   list.List               // the *held that wait, who came first at the front
-	queue  []*waiter               // for a connection, in order; at most maxQueue
-	known  map[string][]string     // what ENABLE was seen to do; at most maxKnown
-	closed bool
+	users         map[identity.User]*userEntry // those with an Account or a connection
+	conns         map[*lease.Conn]*pooledConn  // all of them; at most MaxTotal
+	total         int                          // those, and logins that have a place
+	idle          list.List                    // the *held that wait, who came first at the front
+	queue         []*waiter                    // for a connection, in order; at most maxQueue
+	enableEffects map[string][]string          // what ENABLE was seen to do; at most maxEnableEffects
+	closed        bool
 }
 
 // New makes a Pool of b, and starts its janitor. Close ends both.
-func New(b *upstream.Backend, cfg Config, shared *wire.Shared, hooks Hooks, log *zap.Logger) *Pool {
+func New(b *upstream.Backend, cfg Config, resources *wire.Resources, hooks Hooks, log *zap.Logger) *Pool {
 	p := &Pool{
-		backend: b, cfg: cfg.withDefaults(), shared: shared, hooks: hooks.withDefaults(),
-		log: log.With(zap.String("backend", b.Name())), most: [kinds]int{-1, -1},
+		backend: b, cfg: cfg.withDefaults(), resources: resources, hooks: hooks.withDefaults(),
+		log: log.With(zap.String("backend", b.Name())), maxPerUse: [connUses]int{-1, -1},
 		stop: make(chan struct{}), done: make(chan struct{}),
-		users: map[identity.User]*user{}, conns: map[*lease.Conn]*held{}, known: map[string][]string{},
+		users: map[identity.User]*userEntry{}, conns: map[*lease.Conn]*pooledConn{}, enableEffects: map[string][]string{},
 	}
 	if n := cfg.MaxPerUser; n > 0 {
-		p.most = [kinds]int{forClient: max(n-1, 1), forUs: min(n-1, 1)}
+		p.maxPerUse = [connUses]int{clientUse: max(n-1, 1), gatewayUse: min(n-1, 1)}
 	}
 	_, _ = rand.Read(p.secret[:]) // never fails
-	go p.keep()
+	go p.runCleaner()
 	return p
 }
 
@@ -151,105 +151,105 @@ func (p *Pool) Close() {
 	<-p.done
 	p.mu.Lock()
 	p.closed = true
-	idle := p.takeAll()
+	idle := p.removeAllIdle()
 	for _, w := range p.queue {
-		close(w.granted)
+		close(w.grants)
 	}
 	p.queue = nil
 	p.mu.Unlock()
 	p.discardAll(idle, metrics.DiscardShutdown)
 }
 
-// Proof says whose word there is that a login is its user's.
-type Proof uint8
+// Verification says whose word there is that a login is its user's.
+type Verification uint8
 
 // The proofs.
 const (
-	Asked   Proof = iota // nobody's: the backend is asked
-	Vouched              // the gateway's, which has checked the password itself
+	BackendDecides Verification = iota // nobody's: the backend is asked
+	VerifiedHere                       // the gateway's, which has checked the password itself
 )
 
 // Login proves who to the backend, or finds that it is proven. With Vouched, a
 // connection that waits for exactly this login, user and credential is enough;
 // with Asked the backend is asked, or believed to say what it has said to the
-// same question less than CredTTL ago.
+// same question less than CredentialTTL ago.
 //
 // Errors are upstream's. ErrDenied ends what was believed of the credential, and
 // a proof what was believed of the same login's other passwords.
-func (p *Pool) Login(ctx context.Context, who upstream.Request, proof Proof) (*Account, error) {
-	if proof == Asked && p.backend.Master() {
-		return nil, errNobody
+func (p *Pool) Login(ctx context.Context, req upstream.Request, verification Verification) (*Account, error) {
+	if verification == BackendDecides && p.backend.UsesMasterLogin() {
+		return nil, errUnverifiedMaster
 	}
-	a := &Account{pool: p, owner: p.enrol(who), secret: who.Password, client: who.Client, proof: proof, id: who.Client.OwnID()}
-	if a.owner.token {
-		a.secret = who.Token
+	a := &Account{pool: p, cred: p.addAccount(req), secret: req.Password, client: req.Client, verification: verification, clientID: req.Client.ForwardedID()}
+	if a.cred.isToken {
+		a.secret = req.Token
 	}
-	if caps, ok := p.believed(a.owner, proof); ok {
+	if caps, ok := p.cachedLogin(a.cred, verification); ok {
 		a.caps = caps
 		return a, nil
 	}
 	var err error
-	if proof == Vouched {
-		a.first, err = p.obtain(ctx, want{owner: a.owner, kind: forClient}, who)
+	if verification == VerifiedHere {
+		a.loginConn, err = p.acquire(ctx, leaseRequest{cred: a.cred, use: clientUse}, req)
 	} else {
-		err = a.ask(ctx)
+		err = a.logInAtBackend(ctx)
 	}
 	if err != nil {
-		p.forgo(a.owner)
+		p.removeAccount(a.cred)
 		return nil, err
 	}
-	if h := a.first; h != nil {
-		a.caps, a.ok, h.ok = h.Caps(), h.ok, upstream.OK{}
+	if pc := a.loginConn; pc != nil {
+		a.caps, a.loginOK, pc.loginOK = pc.Caps(), pc.loginOK, upstream.OK{}
 	}
 	return a, nil
 }
 
-// ask logs in without a place among the limits: as long as nobody knows whether
+// logInAtBackend logs in without a place among the limits: as long as nobody knows whether
 // the password is right, it must take nothing from those who know it. Without a
 // place the connection is closed again; Lease waits for one.
-func (a *Account) ask(ctx context.Context) error {
+func (a *Account) logInAtBackend(ctx context.Context) error {
 	p := a.pool
-	h, err := p.logIn(ctx, want{owner: a.owner, kind: forClient}, a.who())
+	pc, err := p.logIn(ctx, leaseRequest{cred: a.cred, use: clientUse}, a.loginRequest())
 	if err != nil {
 		return err
 	}
-	a.caps, a.ok = h.Caps(), h.ok
+	a.caps, a.loginOK = pc.Caps(), pc.loginOK
 	p.mu.Lock()
-	evicted, ok := p.place(a.owner, forClient)
+	evicted, ok := p.acquireSlot(a.cred, clientUse)
 	if ok {
-		p.conns[&h.Conn] = h
+		p.conns[&pc.Conn] = pc
 	}
 	p.mu.Unlock()
-	p.close(evicted, metrics.DiscardLimit)
+	p.closeConn(evicted, metrics.DiscardLimit)
 	if !ok {
-		p.close(h, metrics.DiscardLimit)
+		p.closeConn(pc, metrics.DiscardLimit)
 		return nil
 	}
-	a.first = h
+	a.loginConn = pc
 	return nil
 }
 
 // logIn makes a connection, and remembers what the backend thinks of the
 // credential. It is not yet among p.conns.
-func (p *Pool) logIn(ctx context.Context, w want, who upstream.Request) (*held, error) {
-	began, term := time.Now(), p.term(w.owner)
-	if !w.until.IsZero() && !began.Before(w.until) {
+func (p *Pool) logIn(ctx context.Context, lr leaseRequest, req upstream.Request) (*pooledConn, error) {
+	started, generation := time.Now(), p.generation(lr.cred)
+	if !lr.tokenEnd.IsZero() && !started.Before(lr.tokenEnd) {
 		return nil, ErrExpired
 	}
-	up, err := p.backend.Login(ctx, who)
-	if upstream.Revokes(err) {
-		p.distrust(w.owner)
+	up, err := p.backend.Login(ctx, req)
+	if upstream.RevokesCredentials(err) {
+		p.revoke(lr.cred)
 	}
 	if err != nil {
 		return nil, err
 	}
-	h := &held{owner: w.owner, kind: w.kind, term: term, heard: time.Now()}
-	h.ok = up.OK()
-	h.Open(up, p.shared)
-	if h.User() != w.owner.user.name {
-		p.close(h, metrics.DiscardError)
-		return nil, errUser
+	pc := &pooledConn{cred: lr.cred, use: lr.use, generation: generation, lastAnswer: time.Now()}
+	pc.loginOK = up.OK()
+	pc.Open(up, p.resources)
+	if pc.User() != lr.cred.user.name {
+		p.closeConn(pc, metrics.DiscardError)
+		return nil, errWrongUser
 	}
-	p.trust(h, began)
-	return h, nil
+	p.recordVerified(pc, started)
+	return pc, nil
 }

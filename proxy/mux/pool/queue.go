@@ -15,72 +15,72 @@ import (
 // maxQueue bounds those who wait for a connection.
 const maxQueue = 4096
 
-// want is what somebody needs a connection for.
-type want struct {
-	owner *owner
-	kind  kind
-	set   lease.Enabled // what is to be enabled; a client's connection has no more
-	until time.Time     // behind it no login is tried; zero: whenever
+// leaseRequest is what somebody needs a connection for.
+type leaseRequest struct {
+	cred       *credential
+	use        connUse
+	extensions lease.Extensions // what is to be enabled; a client's connection has no more
+	tokenEnd   time.Time        // behind it no login is tried; zero: whenever
 }
 
 // grant is a connection that waited, or a place for a new one.
 type grant struct {
-	held    *held // nil: a place
-	evicted *held // has left its place; to be closed
+	conn    *pooledConn // nil: a place
+	evicted *pooledConn // has left its place; to be closed
 }
 
 // waiter is somebody in the queue.
 type waiter struct {
-	want
-	granted chan grant // of one; closed when the Pool closes
+	leaseRequest
+	grants chan grant // of one; closed when the Pool closes
 }
 
-// obtain gives a connection that waited, or a new one, and waits for its turn.
-func (p *Pool) obtain(ctx context.Context, w want, who upstream.Request) (*held, error) {
-	began := time.Now()
-	g, err := p.acquire(ctx, w)
-	p.hooks.Waited(time.Since(began))
+// acquire gives a connection that waited, or a new one, and waits for its turn.
+func (p *Pool) acquire(ctx context.Context, lr leaseRequest, req upstream.Request) (*pooledConn, error) {
+	started := time.Now()
+	g, err := p.awaitGrant(ctx, lr)
+	p.hooks.OnWait(time.Since(started))
 	if err != nil {
 		return nil, err
 	}
-	return p.realise(ctx, w, g, who)
+	return p.connect(ctx, lr, g, req)
 }
 
-// realise makes a connection of a grant. Where the one that waited is of no use,
+// connect makes a connection of a grant. Where the one that waited is of no use,
 // its place is: the next one might be as dead, and this is somebody's turn.
-func (p *Pool) realise(ctx context.Context, w want, g grant, who upstream.Request) (*held, error) {
-	p.close(g.evicted, metrics.DiscardLimit)
-	if h := g.held; h != nil {
-		reason := p.fit(ctx, h)
+func (p *Pool) connect(ctx context.Context, lr leaseRequest, g grant, req upstream.Request) (*pooledConn, error) {
+	p.closeConn(g.evicted, metrics.DiscardLimit)
+	if pc := g.conn; pc != nil {
+		reason := p.validate(ctx, pc)
 		if reason == "" {
-			p.hooks.Reused()
-			return h, nil
+			p.hooks.OnReuse()
+			return pc, nil
 		}
 		p.mu.Lock()
-		delete(p.conns, &h.Conn)
+		delete(p.conns, &pc.Conn)
 		p.mu.Unlock()
-		p.close(h, reason)
+		p.closeConn(pc, reason)
 	}
-	h, err := p.logIn(ctx, w, who)
+	pc, err := p.logIn(ctx, lr, req)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err != nil {
-		p.vacate(w.owner, w.kind)
-		p.serve()
+		p.releaseSlot(lr.cred, lr.use)
+		p.serveQueue()
 		return nil, err
 	}
-	p.conns[&h.Conn] = h
-	return h, nil
+	p.conns[&pc.Conn] = pc
+	return pc, nil
 }
 
-// acquire waits for a connection or a place, first come, first served.
-func (p *Pool) acquire(ctx context.Context, w want) (grant, error) {
+// awaitGrant waits for a connection or a place, first come, first served.
+func (p *Pool) awaitGrant(ctx context.Context, lr leaseRequest) (grant, error) {
 	p.mu.Lock()
 	if p.closed {
 		p.mu.Unlock()
 		return grant{}, errClosed
 	}
-	if g, ok := p.try(w); ok { // nobody in the queue could have had it
+	if g, ok := p.tryGrant(lr); ok { // nobody in the queue could have had it
 		p.mu.Unlock()
 		return g, nil
 	}
@@ -88,16 +88,16 @@ func (p *Pool) acquire(ctx context.Context, w want) (grant, error) {
 		p.mu.Unlock()
 		return grant{}, ErrBusy
 	}
-	t := &waiter{want: w, granted: make(chan grant, 1)}
-	p.queue = append(p.queue, t)
+	w := &waiter{leaseRequest: lr, grants: make(chan grant, 1)}
+	p.queue = append(p.queue, w)
 	p.mu.Unlock()
 	select {
-	case g, ok := <-t.granted:
-		return g, closedUnless(ok)
+	case g, ok := <-w.grants:
+		return g, errUnlessGranted(ok)
 	case <-ctx.Done():
 	}
 	p.mu.Lock()
-	i := slices.Index(p.queue, t)
+	i := slices.Index(p.queue, w)
 	if i >= 0 {
 		p.queue = slices.Delete(p.queue, i, i+1)
 	}
@@ -105,62 +105,62 @@ func (p *Pool) acquire(ctx context.Context, w want) (grant, error) {
 	if i >= 0 {
 		return grant{}, fmt.Errorf("%w: %w", ErrBusy, context.Cause(ctx))
 	}
-	g, ok := <-t.granted // it came at the same time
-	return g, closedUnless(ok)
+	g, ok := <-w.grants // it came at the same time
+	return g, errUnlessGranted(ok)
 }
 
-func closedUnless(ok bool) error {
-	if !ok {
+func errUnlessGranted(granted bool) error {
+	if !granted {
 		return errClosed
 	}
 	return nil
 }
 
-// serve gives what there is to those who have waited longest. It is called
+// serveQueue gives what there is to those who have waited longest. It is called
 // whenever there is more than before, so that nobody in the queue could be
 // served. mu is held.
-func (p *Pool) serve() {
-	p.queue = slices.DeleteFunc(p.queue, func(t *waiter) bool {
-		g, ok := p.try(t.want)
+func (p *Pool) serveQueue() {
+	p.queue = slices.DeleteFunc(p.queue, func(w *waiter) bool {
+		g, ok := p.tryGrant(w.leaseRequest)
 		if ok {
-			t.granted <- g
+			w.grants <- g
 		}
 		return ok
 	})
 }
 
-// try takes what w wants, if there is. mu is held.
-func (p *Pool) try(w want) (grant, bool) {
-	if h := p.match(w); h != nil {
-		p.take(h)
-		return grant{held: h}, true
+// tryGrant takes what w wants, if there is. mu is held.
+func (p *Pool) tryGrant(lr leaseRequest) (grant, bool) {
+	if pc := p.findIdle(lr); pc != nil {
+		p.removeIdle(pc)
+		return grant{conn: pc}, true
 	}
-	evicted, ok := p.place(w.owner, w.kind)
+	evicted, ok := p.acquireSlot(lr.cred, lr.use)
 	return grant{evicted: evicted}, ok
 }
 
-// match finds what waits for w: with the very set of extensions, or with none,
+// findIdle finds what waits for w: with the very set of extensions, or with none,
 // which can be enabled; never with another, because a client would be told what
 // it has not asked for. Who came last is the likeliest to be alive. mu is held.
-func (p *Pool) match(w want) (plain *held) {
+func (p *Pool) findIdle(lr leaseRequest) (fallback *pooledConn) {
 	now := time.Now()
-	for _, h := range slices.Backward(w.owner.waiting[w.kind]) {
+	for _, pc := range slices.Backward(lr.cred.idle[lr.use]) {
 		switch {
-		case !p.fresh(h, now): // the janitor's
-		case h.Enabled == w.set, w.kind == forUs, mutant.Is(mutant.DeferredEnable):
-			return h
-		case plain == nil && h.Enabled == "":
-			plain = h
+		case !p.isUsable(pc, now): // the janitor's
+		case pc.Enabled == lr.extensions, lr.use == gatewayUse, mutant.Is(mutant.DeferredEnable):
+			return pc
+		case fallback == nil && pc.Enabled == "":
+			fallback = pc
 		}
 	}
-	return plain
+	return fallback
 }
 
-// place takes a place, if need be that of a connection that waits. mu is held.
-func (p *Pool) place(o *owner, k kind) (evicted *held, ok bool) {
+// acquireSlot takes a place, if need be that of a connection that waits. mu is held.
+func (p *Pool) acquireSlot(cred *credential, use connUse) (evicted *pooledConn, ok bool) {
 	switch {
-	case p.most[k] >= 0 && o.user.count[k] >= p.most[k]:
-		if evicted = o.user.oldest(k); evicted == nil {
+	case p.maxPerUse[use] >= 0 && cred.user.connCounts[use] >= p.maxPerUse[use]:
+		if evicted = cred.user.oldestIdle(use); evicted == nil {
 			return nil, false
 		}
 	case p.cfg.MaxTotal > 0 && p.total >= p.cfg.MaxTotal:
@@ -168,69 +168,69 @@ func (p *Pool) place(o *owner, k kind) (evicted *held, ok bool) {
 		if front == nil {
 			return nil, false
 		}
-		evicted = front.Value.(*held)
+		evicted = front.Value.(*pooledConn)
 	}
 	if evicted != nil {
-		p.take(evicted)
-		p.drop(evicted)
+		p.removeIdle(evicted)
+		p.removeConn(evicted)
 	}
-	o.user.count[k]++
-	o.refs++
+	cred.user.connCounts[use]++
+	cred.refs++
 	p.total++
 	return evicted, true
 }
 
-// oldest is the connection that has waited longest for a user, or nil.
-func (u *user) oldest(k kind) (oldest *held) {
-	for _, o := range u.owners {
-		if len(o.waiting[k]) == 0 {
+// oldestIdle is the connection that has waited longest for a user, or nil.
+func (u *userEntry) oldestIdle(use connUse) (oldest *pooledConn) {
+	for _, cred := range u.credentials {
+		if len(cred.idle[use]) == 0 {
 			continue
 		}
-		if h := o.waiting[k][0]; oldest == nil || h.since.Before(oldest.since) {
-			oldest = h
+		if pc := cred.idle[use][0]; oldest == nil || pc.idleSince.Before(oldest.idleSince) {
+			oldest = pc
 		}
 	}
 	return oldest
 }
 
-// drop is the end of a connection for the books. mu is held.
-func (p *Pool) drop(h *held) {
-	delete(p.conns, &h.Conn)
-	p.vacate(h.owner, h.kind)
+// removeConn is the end of a connection for the books. mu is held.
+func (p *Pool) removeConn(pc *pooledConn) {
+	delete(p.conns, &pc.Conn)
+	p.releaseSlot(pc.cred, pc.use)
 }
 
-// vacate gives a place back. mu is held.
-func (p *Pool) vacate(o *owner, k kind) {
-	o.user.count[k]--
+// releaseSlot gives a place back. mu is held.
+func (p *Pool) releaseSlot(cred *credential, use connUse) {
+	cred.user.connCounts[use]--
 	p.total--
-	p.unref(o)
+	p.unref(cred)
 }
 
 // discard closes a connection that somebody has, if any, and then gives its
 // place on: the backend never has more than the limits say.
-func (p *Pool) discard(h *held, reason string) {
-	if h == nil {
+func (p *Pool) discard(pc *pooledConn, reason string) {
+	if pc == nil {
 		return
 	}
-	p.close(h, reason)
+	p.closeConn(pc, reason)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.drop(h)
-	p.serve()
+	p.removeConn(pc)
+	p.serveQueue()
 }
 
-func (p *Pool) discardAll(all []*held, reason string) {
-	for _, h := range all {
-		p.discard(h, reason)
+func (p *Pool) discardAll(all []*pooledConn, reason string) {
+	for _, pc := range all {
+		p.discard(pc, reason)
 	}
 }
 
-// close closes a connection that has no place, if any.
-func (p *Pool) close(h *held, reason string) {
-	if h == nil {
+// closeConn closes a connection that has no place, if any.
+func (p *Pool) closeConn(pc *pooledConn, reason string) {
+	if pc == nil {
 		return
 	}
-	_ = h.Close()
+	_ = pc.Close()
 	p.backend.Sockets().RemoveBackend()
-	p.hooks.Discarded(reason)
+	p.hooks.OnDiscard(reason)
 }

@@ -16,7 +16,7 @@ import (
 
 	"imapgate/internal/descriptors"
 	"imapgate/internal/identity"
-	"imapgate/internal/quiet"
+	"imapgate/internal/parking"
 	"imapgate/internal/testbed"
 	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/mux/wire"
@@ -36,27 +36,27 @@ type stub struct {
 	alert string
 	// sockets counts the connections to it; nil: nobody does.
 	sockets *descriptors.Counter
-	// react answers a command instead of the stub, if it returns true.
-	react func(p *peer, tag, command string) bool
+	// onCommand answers a command instead of the stub, if it returns true.
+	onCommand func(p *stubConn, tag, command string) bool
 
 	mu sync.Mutex
 	// Guarded by mu.
-	denied map[string]string // user and password to the NO they get
-	peers  []*peer           // all that ever logged in
-	logins int               // tried
+	refusals   map[string]string // user and password to the NO they get
+	conns      []*stubConn       // all that ever logged in
+	loginCount int               // tried
 }
 
-// peer is one connection as the stub sees it.
-type peer struct {
+// stubConn is one connection as the stub sees it.
+type stubConn struct {
 	// Set once.
-	s              *stub
+	stub           *stub
 	nc             net.Conn
 	user, password string
 
 	mu sync.Mutex
 	// Guarded by mu.
-	enabled lease.Enabled
-	heard   []string // commands, without their tags
+	enabled  lease.Extensions
+	commands []string // commands, without their tags
 }
 
 func startStub(t testing.TB, caps string) *stub {
@@ -65,13 +65,13 @@ func startStub(t testing.TB, caps string) *stub {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &stub{t: t, l: l, caps: caps, denied: map[string]string{}}
+	s := &stub{t: t, l: l, caps: caps, refusals: map[string]string{}}
 	s.wg.Add(1)
 	go s.accept()
 	t.Cleanup(func() {
 		_ = l.Close()
 		s.mu.Lock()
-		for _, p := range s.peers {
+		for _, p := range s.conns {
 			_ = p.nc.Close()
 		}
 		s.mu.Unlock()
@@ -97,8 +97,8 @@ func (s *stub) accept() {
 func (s *stub) serve(nc net.Conn) {
 	defer s.wg.Done()
 	defer func() { _ = nc.Close() }()
-	p := &peer{s: s, nc: nc}
-	p.say("* OK [CAPABILITY " + s.caps + "] stub")
+	p := &stubConn{stub: s, nc: nc}
+	p.send("* OK [CAPABILITY " + s.caps + "] stub")
 	r := bufio.NewReader(nc)
 	for {
 		line, err := r.ReadString('\n')
@@ -107,71 +107,71 @@ func (s *stub) serve(nc net.Conn) {
 		}
 		tag, command, _ := strings.Cut(strings.TrimRight(line, "\r\n"), " ")
 		p.mu.Lock()
-		p.heard = append(p.heard, command)
+		p.commands = append(p.commands, command)
 		p.mu.Unlock()
-		if s.react == nil || !s.react(p, tag, command) {
-			p.answer(tag, command)
+		if s.onCommand == nil || !s.onCommand(p, tag, command) {
+			p.handleCommand(tag, command)
 		}
 	}
 }
 
-func (p *peer) answer(tag, command string) {
+func (p *stubConn) handleCommand(tag, command string) {
 	verb, rest, _ := strings.Cut(command, " ")
 	switch verb {
 	case "AUTHENTICATE":
-		p.login(tag, rest)
+		p.handleLogin(tag, rest)
 	case "ENABLE":
 		p.mu.Lock()
 		p.enabled = p.enabled.With(strings.Fields(rest)...)
 		p.mu.Unlock()
-		p.say("* ENABLED "+rest, tag+" OK enabled")
+		p.send("* ENABLED "+rest, tag+" OK enabled")
 	case "XWHO": // not IMAP: who is really on this connection
 		p.mu.Lock()
-		said := fmt.Sprintf("* XWHO %s %s {%s}", p.user, p.password, p.enabled)
+		reply := fmt.Sprintf("* XWHO %s %s {%s}", p.user, p.password, p.enabled)
 		p.mu.Unlock()
-		p.say(strings.NewReplacer("{", "(", "}", ")").Replace(said), tag+" OK")
+		p.send(strings.NewReplacer("{", "(", "}", ")").Replace(reply), tag+" OK")
 	case "XHANG":
 	default:
-		p.say(tag + " OK done")
+		p.send(tag + " OK done")
 	}
 }
 
-// login takes PLAIN and XOAUTH2; a token is the password "token " and itself.
-func (p *peer) login(tag, exchange string) {
-	mechanism, response, _ := strings.Cut(exchange, " ")
-	said, _ := base64.StdEncoding.DecodeString(response)
+// handleLogin takes PLAIN and XOAUTH2; a token is the password "token " and itself.
+func (p *stubConn) handleLogin(tag, exchange string) {
+	mechanism, encoded, _ := strings.Cut(exchange, " ")
+	response, _ := base64.StdEncoding.DecodeString(encoded)
 	if mechanism == "XOAUTH2" {
-		said = []byte(strings.NewReplacer("user=", "\x00", "\x01auth=Bearer ", "\x00token ", "\x01", "").Replace(string(said)))
+		response = []byte(strings.NewReplacer("user=", "\x00", "\x01auth=Bearer ", "\x00token ", "\x01", "").Replace(string(response)))
 	}
-	parts := strings.Split(string(said), "\x00")
-	s := p.s
+	parts := strings.Split(string(response), "\x00")
+	s := p.stub
 	s.mu.Lock()
-	s.logins++
-	no := s.denied[parts[1]+" "+parts[2]]
-	if no == "" {
+	s.loginCount++
+	refusal := s.refusals[parts[1]+" "+parts[2]]
+	if refusal == "" {
 		p.user, p.password = parts[1], parts[2]
-		s.peers = append(s.peers, p)
+		s.conns = append(s.conns, p)
 	}
 	s.mu.Unlock()
-	if no != "" {
-		p.say(tag + " NO " + no)
+	if refusal != "" {
+		p.send(tag + " NO " + refusal)
 		return
 	}
 	if s.alert != "" {
-		p.say("* OK [ALERT] " + s.alert)
+		p.send("* OK [ALERT] " + s.alert)
 	}
-	p.say(tag + " OK [CAPABILITY " + s.caps + "] welcome " + p.user)
+	p.send(tag + " OK [CAPABILITY " + s.caps + "] welcome " + p.user)
 }
 
-func (p *peer) say(lines ...string) {
+func (p *stubConn) send(lines ...string) {
 	_, _ = p.nc.Write([]byte(strings.Join(lines, "\r\n") + "\r\n"))
 }
 
-// count is the number of times that a command was heard.
-func (p *peer) count(command string) (n int) {
+// countCommand is the number of times that a command was heard.
+func (p *stubConn) countCommand(command string) (n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, c := range p.heard {
+	for _, c := range p.commands {
 		if c == command {
 			n++
 		}
@@ -180,25 +180,25 @@ func (p *peer) count(command string) (n int) {
 }
 
 // deny makes the stub refuse a login from now on; with "" it takes it again.
-func (s *stub) deny(user, password, no string) {
+func (s *stub) deny(user, password, text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.denied[user+" "+password] = no
+	s.refusals[user+" "+password] = text
 }
 
-func (s *stub) tried() int {
+func (s *stub) loginAttempts() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.logins
+	return s.loginCount
 }
 
-// of finds the peer of a connection.
-func (s *stub) of(c *lease.Conn) *peer {
+// findConn finds the peer of a connection.
+func (s *stub) findConn(c *lease.Conn) *stubConn {
 	s.t.Helper()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, p := range slices.Backward(s.peers) { // an old one may have had the same port
-		if p.nc.RemoteAddr().String() == c.Conn().LocalAddr().String() {
+	for _, p := range slices.Backward(s.conns) { // an old one may have had the same port
+		if p.nc.RemoteAddr().String() == c.NetConn().LocalAddr().String() {
 			return p
 		}
 	}
@@ -206,8 +206,8 @@ func (s *stub) of(c *lease.Conn) *peer {
 	return nil
 }
 
-// tally is a Pool with what its hooks have said.
-type tally struct {
+// testPool is a Pool with what its hooks have said.
+type testPool struct {
 	*Pool
 	t testing.TB
 
@@ -215,98 +215,98 @@ type tally struct {
 	// Guarded by mu.
 	discarded map[string]int
 	reused    int
-	waiting   int
+	idle      int
 }
 
-func (c Config) pool(t testing.TB, b *upstream.Backend) *tally {
-	y := &tally{t: t, discarded: map[string]int{}}
+func (c Config) newTestPool(t testing.TB, b *upstream.Backend) *testPool {
+	tp := &testPool{t: t, discarded: map[string]int{}}
 	hooks := Hooks{
-		Reused:    func() { y.mu.Lock(); y.reused++; y.mu.Unlock() },
-		Discarded: func(reason string) { y.mu.Lock(); y.discarded[reason]++; y.mu.Unlock() },
-		Waiting:   func(n int) { y.mu.Lock(); y.waiting += n; y.mu.Unlock() },
+		OnReuse:      func() { tp.mu.Lock(); tp.reused++; tp.mu.Unlock() },
+		OnDiscard:    func(reason string) { tp.mu.Lock(); tp.discarded[reason]++; tp.mu.Unlock() },
+		OnIdleChange: func(n int) { tp.mu.Lock(); tp.idle += n; tp.mu.Unlock() },
 	}
-	y.Pool = New(b, c, &wire.Shared{Buffers: quiet.NewBuffers(), Clock: new(wire.Clock)}, hooks, zap.NewNop())
+	tp.Pool = New(b, c, &wire.Resources{Buffers: parking.NewBufferPool(), Clock: new(wire.Clock)}, hooks, zap.NewNop())
 	t.Cleanup(func() {
-		y.Close()
-		if y.number() != 0 {
-			t.Errorf("%d connections still wait behind Close", y.number())
+		tp.Close()
+		if tp.idleCount() != 0 {
+			t.Errorf("%d connections still wait behind Close", tp.idleCount())
 		}
 	})
-	return y
+	return tp
 }
 
-func (y *tally) number() int {
-	y.mu.Lock()
-	defer y.mu.Unlock()
-	return y.waiting
+func (tp *testPool) idleCount() int {
+	tp.mu.Lock()
+	defer tp.mu.Unlock()
+	return tp.idle
 }
 
-func (y *tally) closedFor(reason string) int {
-	y.mu.Lock()
-	defer y.mu.Unlock()
-	return y.discarded[reason]
+func (tp *testPool) discardedFor(reason string) int {
+	tp.mu.Lock()
+	defer tp.mu.Unlock()
+	return tp.discarded[reason]
 }
 
-// places is the number of connections, and of logins that have a place.
-func (y *tally) places() int {
-	y.Pool.mu.Lock()
-	defer y.Pool.mu.Unlock()
-	return y.total
+// slotCount is the number of connections, and of logins that have a place.
+func (tp *testPool) slotCount() int {
+	tp.Pool.mu.Lock()
+	defer tp.Pool.mu.Unlock()
+	return tp.total
 }
 
-// silent makes a connection one that has not answered for d more.
-func (y *tally) silent(c *lease.Conn, d time.Duration) {
-	y.Pool.mu.Lock()
-	defer y.Pool.mu.Unlock()
-	h := y.conns[c]
-	h.heard = h.heard.Add(-d)
+// ageAnswer makes a connection one that has not answered for d more.
+func (tp *testPool) ageAnswer(c *lease.Conn, d time.Duration) {
+	tp.Pool.mu.Lock()
+	defer tp.Pool.mu.Unlock()
+	pc := tp.conns[c]
+	pc.lastAnswer = pc.lastAnswer.Add(-d)
 }
 
-// pool is a pool at the stub in which nothing happens by itself for an hour.
-func (s *stub) pool(c Config) *tally {
-	for _, d := range []*time.Duration{&c.ReuseTTL, &c.NoopAfter} {
+// newPool is a pool at the stub in which nothing happens by itself for an hour.
+func (s *stub) newPool(c Config) *testPool {
+	for _, d := range []*time.Duration{&c.IdleTimeout, &c.ValidateAfter} {
 		if *d == 0 {
 			*d = time.Hour
 		}
 	}
 	b := upstream.New(upstream.Config{
-		Name: "stub", Address: s.l.Addr().String(), TLSMode: upstream.NoTLS, ConnectTimeout: testbed.Patience, Sockets: s.sockets,
+		Name: "stub", Address: s.l.Addr().String(), TLSMode: upstream.NoTLS, ConnectTimeout: testbed.Timeout, Sockets: s.sockets,
 	}, upstream.Hooks{}, zap.NewNop())
-	return c.pool(s.t, b)
+	return c.newTestPool(s.t, b)
 }
 
-func request(t testing.TB, user, password string) upstream.Request {
+func newRequest(t testing.TB, user, password string) upstream.Request {
 	t.Helper()
-	u, err := identity.Canon(user, "")
+	u, err := identity.Canonicalize(user, "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	return upstream.Request{User: u, Password: identity.NewSecret(password)}
 }
 
-// login proves a login that has to succeed.
-func (y *tally) login(user, password string, proof Proof) *Account {
-	y.t.Helper()
-	a, err := y.Login(context.Background(), request(y.t, user, password), proof)
+// mustLogIn proves a login that has to succeed.
+func (tp *testPool) mustLogIn(user, password string, proof Verification) *Account {
+	tp.t.Helper()
+	a, err := tp.Login(context.Background(), newRequest(tp.t, user, password), proof)
 	if err != nil {
-		y.t.Fatal(err)
+		tp.t.Fatal(err)
 	}
 	return a
 }
 
-func leased(t testing.TB, a *Account, names ...string) *lease.Conn {
+func acquireLease(t testing.TB, a *Account, names ...string) *lease.Conn {
 	t.Helper()
-	c, err := a.Lease(context.Background(), lease.Enabled("").With(names...))
+	c, err := a.Acquire(context.Background(), lease.Extensions("").With(names...))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return c
 }
 
-// settled waits for something that another process or goroutine does.
-func settled(t testing.TB, what string, ok func() bool) {
+// eventually waits for something that another process or goroutine does.
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), testbed.Patience)
+	ctx, cancel := context.WithTimeout(context.Background(), testbed.Timeout)
 	defer cancel()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
@@ -319,18 +319,18 @@ func settled(t testing.TB, what string, ok func() bool) {
 	}
 }
 
-// who asks the stub who is on a connection.
-func who(t testing.TB, c *lease.Conn) string {
+// identifyConn asks the stub who is on a connection.
+func identifyConn(t testing.TB, c *lease.Conn) string {
 	t.Helper()
-	var said []string
+	var replies []string
 	_, err := c.Run(time.Now().Add(5*time.Second), "XWHO", func(b []byte) error {
-		said = append(said, strings.TrimSpace(strings.TrimPrefix(string(b), "* XWHO ")))
+		replies = append(replies, strings.TrimSpace(strings.TrimPrefix(string(b), "* XWHO ")))
 		return nil
 	})
-	if err != nil || len(said) != 1 {
-		t.Fatalf("XWHO: %v %q", err, said)
+	if err != nil || len(replies) != 1 {
+		t.Fatalf("XWHO: %v %q", err, replies)
 	}
-	return said[0]
+	return replies[0]
 }
 
-func has(all []*lease.Conn, c *lease.Conn) bool { return slices.Contains(all, c) }
+func containsConn(all []*lease.Conn, c *lease.Conn) bool { return slices.Contains(all, c) }

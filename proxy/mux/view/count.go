@@ -2,12 +2,12 @@ package view
 
 import "imapgate/internal/imap"
 
-// Count is how many messages the numbers of a set name. Numbers that are in it
+// CountNumbers is how many messages the numbers of a set name. Numbers that are in it
 // twice may count twice, but there are never more than the view has.
-func (v *View) Count(set imap.Set) uint32 {
+func (v *View) CountNumbers(set imap.Set) uint32 {
 	n := uint64(0)
 	for _, r := range set {
-		first, last := v.star(r.First), v.star(r.Last)
+		first, last := v.resolveStar(r.First), v.resolveStar(r.Last)
 		first, last = min(first, last), min(max(first, last), v.exists)
 		if 0 < first && first <= last {
 			n += uint64(last-first) + 1
@@ -21,17 +21,17 @@ func (v *View) Count(set imap.Set) uint32 {
 func (v *View) CountUIDs(set imap.Set) uint32 {
 	n := uint64(0)
 	for _, r := range set {
-		switch tail := v.Unknown(); {
+		switch tail := v.UnknownCount(); {
 		case r.First == imap.Star:
 			n++
 		case tail == 0 && r.Last == imap.Star:
-			n += uint64(v.known.within(min(r.First, v.Max()), v.Max())) // "500:*" of fewer is the last
-		case r.Last == imap.Star && r.First > v.floor+1:
+			n += uint64(v.knownUIDs.countRange(min(r.First, v.MaxUID()), v.MaxUID())) // "500:*" of fewer is the last
+		case r.Last == imap.Star && r.First > v.uidFloor+1:
 			return 0
 		default:
-			n += uint64(v.known.within(r.First, r.Last))
-			if r.Last > v.floor {
-				n += min(uint64(tail), uint64(r.Last-max(r.First, v.floor+1))+1)
+			n += uint64(v.knownUIDs.countRange(r.First, r.Last))
+			if r.Last > v.uidFloor {
+				n += min(uint64(tail), uint64(r.Last-max(r.First, v.uidFloor+1))+1)
 			}
 		}
 	}

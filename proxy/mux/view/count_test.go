@@ -6,7 +6,7 @@ import (
 	"imapgate/internal/imap"
 )
 
-func TestMessagesThatASetNamesAreCounted(t *testing.T) {
+func TestCountOfMessagesInASet(t *testing.T) {
 	for _, c := range []struct {
 		known         string
 		tail          uint32
@@ -33,12 +33,12 @@ func TestMessagesThatASetNamesAreCounted(t *testing.T) {
 		{"5:9", 2, "3:*", 5, 7},
 		{"5:9", 2, "11:*", 1, 0},
 	} {
-		v := viewOf(t, c.known, c.tail)
+		v := newView(t, c.known, c.tail)
 		set, err := imap.ParseSet(c.set)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if n, u := v.Count(set), v.CountUIDs(set); n != c.numbers || u != c.uids {
+		if n, u := v.CountNumbers(set), v.CountUIDs(set); n != c.numbers || u != c.uids {
 			t.Errorf("%s of %v: %d numbers, %d UIDs; want %d and %d", c.set, v, n, u, c.numbers, c.uids)
 		}
 	}

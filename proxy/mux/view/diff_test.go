@@ -9,7 +9,7 @@ import (
 	"imapgate/internal/imap"
 )
 
-func TestDifferenceIsWhatTheClientHasYetToHear(t *testing.T) {
+func TestDiffHasExpungedAndNewMessages(t *testing.T) {
 	for _, c := range []struct {
 		name, known string
 		tail        uint32
@@ -37,31 +37,31 @@ func TestDifferenceIsWhatTheClientHasYetToHear(t *testing.T) {
 		{"nothing known of a used mailbox", "", 3, "7:9", 10, "3 2 1", "", 3, 3},
 		{"no UIDNEXT", "4:6", 2, "4:8", 0, "", "", 0, 0},
 	} {
-		v := viewOf(t, c.known, c.tail)
-		now := of(t, c.now)
-		d, err := v.Diff(now, c.next)
+		v := newView(t, c.known, c.tail)
+		snapshot := parseUIDSet(t, c.now)
+		d, err := v.Diff(snapshot, c.next)
 		if err != nil {
 			t.Errorf("%s: %v", c.name, err)
 			continue
 		}
 		expunges := strings.ReplaceAll(strings.ReplaceAll(string(d.AppendExpunges(nil)), "* ", ""), " EXPUNGE\r\n", " ")
 		vanished := strings.TrimSuffix(strings.TrimPrefix(string(d.AppendVanished(nil)), "* VANISHED "), "\r\n")
-		if strings.TrimSpace(expunges) != c.expunges || vanished != c.vanished || d.Tail() != c.lost || d.Arrived() != c.arrived {
-			t.Errorf("%s: expunges %s, vanished %s, tail %d, arrived %d", c.name, expunges, vanished, d.Tail(), d.Arrived())
+		if strings.TrimSpace(expunges) != c.expunges || vanished != c.vanished || d.ExpungedUnknownCount() != c.lost || d.NewCount() != c.arrived {
+			t.Errorf("%s: expunges %s, vanished %s, tail %d, arrived %d", c.name, expunges, vanished, d.ExpungedUnknownCount(), d.NewCount())
 		}
-		if d.Exists() != now.Len() || v.Exists()-d.Ghosts()+d.Arrived() != d.Exists() {
-			t.Errorf("%s: %d ghosts of %d, %d arrived, %d exist", c.name, d.Ghosts(), v.Exists(), d.Arrived(), d.Exists())
+		if d.Exists() != snapshot.Len() || v.Exists()-d.ExpungedCount()+d.NewCount() != d.Exists() {
+			t.Errorf("%s: %d ghosts of %d, %d arrived, %d exist", c.name, d.ExpungedCount(), v.Exists(), d.NewCount(), d.Exists())
 		}
 		v.Apply(&d)
-		if want := now.String() + "+0"; v.String() != want {
+		if want := snapshot.String() + "+0"; v.String() != want {
 			t.Errorf("%s: applied %s, want %s", c.name, v, want)
 		}
 	}
 }
 
 func TestResponsesAreWritten(t *testing.T) {
-	v := viewOf(t, "1:2,5,7", 0)
-	d, err := v.Diff(of(t, "5"), 8)
+	v := newView(t, "1:2,5,7", 0)
+	d, err := v.Diff(parseUIDSet(t, "5"), 8)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,7 +73,7 @@ func TestResponsesAreWritten(t *testing.T) {
 	}
 }
 
-func TestMailboxThatIsAnotherIsNoticed(t *testing.T) {
+func TestInconsistentSnapshotIsRejected(t *testing.T) {
 	for _, c := range []struct {
 		name, known, now string
 		next             uint32
@@ -83,45 +83,45 @@ func TestMailboxThatIsAnotherIsNoticed(t *testing.T) {
 		{"all old ones gone, one never seen", "4,6", "5", 7},
 		{"UIDNEXT below a known UID", "4:6", "4:5", 6},
 	} {
-		if _, err := viewOf(t, c.known, 0).Diff(of(t, c.now), c.next); !errors.Is(err, ErrInconsistent) {
+		if _, err := newView(t, c.known, 0).Diff(parseUIDSet(t, c.now), c.next); !errors.Is(err, ErrInconsistent) {
 			t.Errorf("%s: %v", c.name, err)
 		}
 	}
-	v := viewOf(t, "4:6", 0)
+	v := newView(t, "4:6", 0)
 	if err := v.Expunge(3); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := v.Diff(of(t, "4:6"), 7); !errors.Is(err, ErrInconsistent) {
+	if _, err := v.Diff(parseUIDSet(t, "4:6"), 7); !errors.Is(err, ErrInconsistent) {
 		t.Errorf("an expunged message came back: %v", err)
 	}
 }
 
-func TestTailBehindUnusedUIDsIsRecognized(t *testing.T) {
-	for _, learned := range []string{"before", "after"} {
+func TestTailAfterUnusedUIDsIsRecognized(t *testing.T) {
+	for _, order := range []string{"before", "after"} {
 		v := new(View)
 		v.Reset(3)
-		if learned == "after" {
-			v.Floor(20) // UIDs 7 to 19 were used once
+		if order == "after" {
+			v.SetUIDNext(20) // UIDs 7 to 19 were used once
 		}
-		if err := v.Learn(v.Known()+1, of(t, "4:6")); err != nil {
+		if err := v.AddUIDs(v.KnownCount()+1, parseUIDSet(t, "4:6")); err != nil {
 			t.Fatal(err)
 		}
-		if learned == "before" {
-			v.Floor(20)
+		if order == "before" {
+			v.SetUIDNext(20)
 		}
-		if err := v.Grow(4); err != nil {
+		if err := v.SetExists(4); err != nil {
 			t.Fatal(err)
 		}
-		d, err := v.Diff(of(t, "4:6,20:21"), 22)
-		if err != nil || d.Ghosts() != 0 || d.Arrived() != 1 || v.String() != "4:6,20+0" {
-			t.Errorf("learned %s UIDNEXT: %v, %d ghosts, %d arrived, %s", learned, err, d.Ghosts(), d.Arrived(), v)
+		d, err := v.Diff(parseUIDSet(t, "4:6,20:21"), 22)
+		if err != nil || d.ExpungedCount() != 0 || d.NewCount() != 1 || v.String() != "4:6,20+0" {
+			t.Errorf("learned %s UIDNEXT: %v, %d ghosts, %d arrived, %s", order, err, d.ExpungedCount(), d.NewCount(), v)
 		}
 	}
 }
 
-func TestViewGoesOnFromTheSnapshot(t *testing.T) {
-	v, now := viewOf(t, "4:6,9", 0), of(t, "4:6,11,14")
-	d, err := v.Diff(now, 20)
+func TestApplyMakesTheSnapshotTheView(t *testing.T) {
+	v, snapshot := newView(t, "4:6,9", 0), parseUIDSet(t, "4:6,11,14")
+	d, err := v.Diff(snapshot, 20)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,34 +129,34 @@ func TestViewGoesOnFromTheSnapshot(t *testing.T) {
 	if err := v.Expunge(1); err != nil {
 		t.Fatal(err)
 	}
-	if now.String() != "4:6,11,14" {
-		t.Errorf("the caller's snapshot became %s", now)
+	if snapshot.String() != "4:6,11,14" {
+		t.Errorf("the caller's snapshot became %s", snapshot)
 	}
-	if err := v.Grow(5); err != nil {
+	if err := v.SetExists(5); err != nil {
 		t.Fatal(err)
 	}
-	if d, err = v.Diff(of(t, "5:6,11,14,20"), 21); err != nil || d.Ghosts() != 0 || v.String() != "5:6,11,14,20+0" {
-		t.Errorf("%d ghosts, %v, %s", d.Ghosts(), err, v)
+	if d, err = v.Diff(parseUIDSet(t, "5:6,11,14,20"), 21); err != nil || d.ExpungedCount() != 0 || v.String() != "5:6,11,14,20+0" {
+		t.Errorf("%d ghosts, %v, %s", d.ExpungedCount(), err, v)
 	}
 }
 
 func TestSnapshotAndRecognizedTailRaiseTheFloor(t *testing.T) {
-	v := viewOf(t, "4:6", 2)
-	d, err := v.Diff(of(t, "4:9"), 0)
-	if err != nil || d.Tail() != 0 {
-		t.Fatal(err, d.Tail())
+	v := newView(t, "4:6", 2)
+	d, err := v.Diff(parseUIDSet(t, "4:9"), 0)
+	if err != nil || d.ExpungedUnknownCount() != 0 {
+		t.Fatal(err, d.ExpungedUnknownCount())
 	}
-	if _, err := v.Diff(of(t, "4:6,9"), 8); !errors.Is(err, ErrInconsistent) {
+	if _, err := v.Diff(parseUIDSet(t, "4:6,9"), 8); !errors.Is(err, ErrInconsistent) {
 		t.Errorf("UIDNEXT is a UID of the tail: %v", err)
 	}
 	v.Apply(&d)
 	if err := v.Expunge(6); err != nil {
 		t.Fatal(err)
 	}
-	if err := v.Grow(6); err != nil {
+	if err := v.SetExists(6); err != nil {
 		t.Fatal(err)
 	}
-	if err := v.Learn(v.Known()+1, of(t, "9")); !errors.Is(err, ErrMismatch) {
+	if err := v.AddUIDs(v.KnownCount()+1, parseUIDSet(t, "9")); !errors.Is(err, ErrUIDMismatch) {
 		t.Errorf("a UID of the snapshot was used twice: %v", err)
 	}
 }
@@ -165,7 +165,7 @@ func TestSnapshotAndRecognizedTailRaiseTheFloor(t *testing.T) {
 // the first are in the view, and of those the first with known UIDs.
 type history struct {
 	uids        []uint32
-	gone        []bool // not in the snapshot
+	expunged    []bool // not in the snapshot
 	known, tail int
 }
 
@@ -186,7 +186,7 @@ func newHistory(messages []byte, known, tail uint16) *history {
 		}
 		for range run {
 			h.uids = append(h.uids, uid)
-			h.gone = append(h.gone, b&6 == 6)
+			h.expunged = append(h.expunged, b&6 == 6)
 			uid++
 		}
 	}
@@ -195,28 +195,28 @@ func newHistory(messages []byte, known, tail uint16) *history {
 	return h
 }
 
-func (h *history) view(t *testing.T) *View {
-	known := new(UIDs)
+func (h *history) newView(t *testing.T) *View {
+	known := new(UIDSet)
 	for _, uid := range h.uids[:h.known] {
 		known.Add(uid)
 	}
-	return viewOf(t, known.String(), uint32(h.tail))
+	return newView(t, known.String(), uint32(h.tail))
 }
 
-func (h *history) now() *UIDs {
-	now := new(UIDs)
+func (h *history) snapshot() *UIDSet {
+	snapshot := new(UIDSet)
 	for i, uid := range h.uids {
-		if !h.gone[i] {
-			now.Add(uid)
+		if !h.expunged[i] {
+			snapshot.Add(uid)
 		}
 	}
-	return now
+	return snapshot
 }
 
-// ghosts are the numbers of those messages of the view that are gone.
-func (h *history) ghosts() (numbers []uint32) {
+// expungedNumbers are the numbers of those messages of the view that are gone.
+func (h *history) expungedNumbers() (numbers []uint32) {
 	for i := range h.known + h.tail {
-		if h.gone[i] {
+		if h.expunged[i] {
 			numbers = append(numbers, uint32(i+1))
 		}
 	}
@@ -234,17 +234,17 @@ func FuzzDiff(f *testing.F) {
 			t.Skip()
 		}
 		h := newHistory(messages, known, tail)
-		now, v := h.now(), h.view(t)
-		d, err := v.Diff(now, 0)
+		snapshot, v := h.snapshot(), h.newView(t)
+		d, err := v.Diff(snapshot, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if v.Unknown() == 0 {
+		if v.UnknownCount() == 0 {
 			h.checkExact(t, v, &d)
 		}
-		h.checkReplay(t, now, &d)
+		h.checkReplay(t, snapshot, &d)
 		v.Apply(&d)
-		if want := now.String() + "+0"; v.String() != want {
+		if want := snapshot.String() + "+0"; v.String() != want {
 			t.Fatalf("applied %s, want %s", v, want)
 		}
 	})
@@ -258,55 +258,55 @@ func (h *history) checkExact(t *testing.T, v *View, d *Diff) {
 			t.Fatalf("message %d is %d, want %d", i+1, uid, want)
 		}
 	}
-	ghosts := slices.Collect(d.Expunges())
-	slices.Reverse(ghosts)
-	if !slices.Equal(ghosts, h.ghosts()) {
-		t.Fatalf("ghosts %v, want %v", ghosts, h.ghosts())
+	expunged := slices.Collect(d.ExpungedNumbers())
+	slices.Reverse(expunged)
+	if !slices.Equal(expunged, h.expungedNumbers()) {
+		t.Fatalf("ghosts %v, want %v", expunged, h.expungedNumbers())
 	}
-	for i, gone := range h.gone[:h.known+h.tail] {
+	for i, wantExpunged := range h.expunged[:h.known+h.tail] {
 		n := uint32(i + 1)
-		uids, ghost, err := v.MapSet(imap.Set{{First: n, Last: n}}, d)
-		if err != nil || ghost != gone || d.IsGhost(n) != gone || !gone && uids[0].First != h.uids[i] {
-			t.Fatalf("message %d is %v, ghost %t, %v", n, uids, ghost, err)
+		uids, isExpunged, err := v.TranslateSet(imap.Set{{First: n, Last: n}}, d)
+		if err != nil || isExpunged != wantExpunged || d.IsExpunged(n) != wantExpunged || !wantExpunged && uids[0].First != h.uids[i] {
+			t.Fatalf("message %d is %v, ghost %t, %v", n, uids, isExpunged, err)
 		}
 	}
 	other := *v
-	other.known = v.known.clone()
+	other.knownUIDs = v.knownUIDs.clone()
 	if line := d.AppendVanished(nil); len(line) > 0 {
 		set := line[len("* VANISHED ") : len(line)-len("\r\n")]
-		if n, err := other.Vanish(set); n != d.Ghosts() || err != nil {
+		if n, err := other.Vanish(set); n != d.ExpungedCount() || err != nil {
 			t.Fatalf("%s: %d, %v", line, n, err)
 		}
 	}
-	if other.Exists()+d.Arrived() != d.Exists() {
-		t.Fatalf("%d messages left, %d arrived, %d exist", other.Exists(), d.Arrived(), d.Exists())
+	if other.Exists()+d.NewCount() != d.Exists() {
+		t.Fatalf("%d messages left, %d arrived, %d exist", other.Exists(), d.NewCount(), d.Exists())
 	}
 }
 
 // checkReplay tells the difference to another client with the same view.
-func (h *history) checkReplay(t *testing.T, now *UIDs, d *Diff) {
-	v := h.view(t)
-	if d.Tail() == 0 { // what Diff recognized
+func (h *history) checkReplay(t *testing.T, snapshot *UIDSet, d *Diff) {
+	v := h.newView(t)
+	if d.ExpungedUnknownCount() == 0 { // what Diff recognized
 		for i, uid := range h.uids[h.known : h.known+h.tail] {
-			v.LearnOne(uint32(h.known+i+1), uid)
+			v.AddUID(uint32(h.known+i+1), uid)
 		}
 	}
-	for n := range d.Expunges() {
+	for n := range d.ExpungedNumbers() {
 		if err := v.Expunge(n); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := v.Grow(d.Exists()); err != nil {
+	if err := v.SetExists(d.Exists()); err != nil {
 		t.Fatal(err)
 	}
-	arrivals := now.without(&v.known)
-	if arrivals.Len() != d.Arrived() {
-		t.Fatalf("%d arrivals, want %d", arrivals.Len(), d.Arrived())
+	added := snapshot.difference(&v.knownUIDs)
+	if added.Len() != d.NewCount() {
+		t.Fatalf("%d arrivals, want %d", added.Len(), d.NewCount())
 	}
-	if err := v.Learn(v.Known()+1, &arrivals); err != nil {
+	if err := v.AddUIDs(v.KnownCount()+1, &added); err != nil {
 		t.Fatal(err)
 	}
-	if want := now.String() + "+0"; v.String() != want {
+	if want := snapshot.String() + "+0"; v.String() != want {
 		t.Fatalf("heard %s, want %s", v, want)
 	}
 }

@@ -10,48 +10,48 @@ import (
 	"imapgate/internal/imap"
 )
 
-// of makes a set of UIDs.
-func of(t testing.TB, set string) *UIDs {
+// parseUIDSet makes a set of UIDs.
+func parseUIDSet(t testing.TB, set string) *UIDSet {
 	t.Helper()
-	u := new(UIDs)
+	u := new(UIDSet)
 	if set == "" {
 		return u
 	}
-	if err := u.AddSet([]byte(set)); err != nil {
+	if err := u.AddText([]byte(set)); err != nil {
 		t.Fatalf("set %q: %v", set, err)
 	}
 	return u
 }
 
-// viewOf makes a view with known UIDs and a tail.
-func viewOf(t testing.TB, known string, tail uint32) *View {
+// newView makes a view with known UIDs and a tail.
+func newView(t testing.TB, known string, tail uint32) *View {
 	t.Helper()
-	u := of(t, known)
+	u := parseUIDSet(t, known)
 	v := new(View)
 	v.Reset(u.Len())
-	if err := v.Learn(v.Known()+1, u); err != nil {
+	if err := v.AddUIDs(v.KnownCount()+1, u); err != nil {
 		t.Fatal(err)
 	}
-	if err := v.Grow(u.Len() + tail); err != nil {
+	if err := v.SetExists(u.Len() + tail); err != nil {
 		t.Fatal(err)
 	}
 	return v
 }
 
 // String is the known part and the length of the tail.
-func (v *View) String() string { return fmt.Sprintf("%s+%d", v.known.String(), v.Unknown()) }
+func (v *View) String() string { return fmt.Sprintf("%s+%d", v.knownUIDs.String(), v.UnknownCount()) }
 
-func TestViewFollowsWhatTheServerSays(t *testing.T) {
+func TestViewAppliesServerResponses(t *testing.T) {
 	expunge := func(n uint32) func(*View) error { return func(v *View) error { return v.Expunge(n) } }
-	grow := func(n uint32) func(*View) error { return func(v *View) error { return v.Grow(n) } }
+	setExists := func(n uint32) func(*View) error { return func(v *View) error { return v.SetExists(n) } }
 	vanish := func(set string) func(*View) error {
 		return func(v *View) error { _, err := v.Vanish([]byte(set)); return err }
 	}
-	learn := func(set string) func(*View) error {
-		return func(v *View) error { return v.Learn(v.Known()+1, of(t, set)) }
+	addUIDs := func(set string) func(*View) error {
+		return func(v *View) error { return v.AddUIDs(v.KnownCount()+1, parseUIDSet(t, set)) }
 	}
-	one := func(n, uid uint32) func(*View) error {
-		return func(v *View) error { v.LearnOne(n, uid); return nil }
+	addUID := func(n, uid uint32) func(*View) error {
+		return func(v *View) error { v.AddUID(n, uid); return nil }
 	}
 	for _, c := range []struct {
 		name, known string
@@ -68,9 +68,9 @@ func TestViewFollowsWhatTheServerSays(t *testing.T) {
 		{"known goes before a tail", "3:6", 2, expunge(4), "3:5+2", nil},
 		{"number 0", "3:6", 2, expunge(0), "3:6+2", ErrRange},
 		{"number too large", "3:6", 2, expunge(7), "3:6+2", ErrRange},
-		{"grows", "3:6", 2, grow(9), "3:6+5", nil},
-		{"same EXISTS", "3:6", 2, grow(6), "3:6+2", nil},
-		{"shrinks", "3:6", 2, grow(5), "3:6+2", ErrShrunk},
+		{"grows", "3:6", 2, setExists(9), "3:6+5", nil},
+		{"same EXISTS", "3:6", 2, setExists(6), "3:6+2", nil},
+		{"shrinks", "3:6", 2, setExists(5), "3:6+2", ErrExistsDecreased},
 		{"vanished known", "3:6,9", 0, vanish("4,9"), "3,5:6+0", nil},
 		{"vanished unheard of", "3:6,9", 0, vanish("1,7:8,10:20"), "3:6,9+0", nil},
 		{"vanished over holes", "3:6,9,11", 0, vanish("5:10"), "3:4,11+0", nil},
@@ -78,20 +78,20 @@ func TestViewFollowsWhatTheServerSays(t *testing.T) {
 		{"more vanished than the tail has", "3:6", 2, vanish("5,8:10"), "3:6+2", ErrRange},
 		{"vanished malformed behind a good one", "3:6", 2, vanish("5,x"), "3:6+2", imap.ErrSet},
 		{"vanished star", "3:6", 2, vanish("5:*"), "3:6+2", imap.ErrSet},
-		{"learned", "3:6", 2, learn("7,9"), "3:7,9+0", nil},
-		{"some", "3:6", 2, learn("7"), "3:7+1", nil},
-		{"some known meanwhile", "3:6", 2, func(v *View) error { return v.Learn(3, of(t, "5:7")) }, "3:7+1", nil},
-		{"others known meanwhile", "3:6", 2, func(v *View) error { return v.Learn(3, of(t, "6:7")) }, "3:6+2", ErrMismatch},
-		{"too many", "3:6", 2, learn("7:9"), "3:6+2", ErrMismatch},
-		{"old ones", "3:6", 2, learn("2,9"), "3:6+2", ErrMismatch},
-		{"nothing to learn", "3:6", 0, learn(""), "3:6+0", nil},
-		{"one by the way", "3:6", 2, one(5, 9), "3:6,9+1", nil},
-		{"one that is not the next", "3:6", 2, one(6, 9), "3:6+2", nil},
-		{"one that is known", "3:6", 2, one(4, 9), "3:6+2", nil},
-		{"one with an old UID", "3:6", 2, one(5, 6), "3:6+2", nil},
-		{"one behind the end", "3:6", 0, one(5, 9), "3:6+0", nil},
+		{"learned", "3:6", 2, addUIDs("7,9"), "3:7,9+0", nil},
+		{"some", "3:6", 2, addUIDs("7"), "3:7+1", nil},
+		{"some known meanwhile", "3:6", 2, func(v *View) error { return v.AddUIDs(3, parseUIDSet(t, "5:7")) }, "3:7+1", nil},
+		{"others known meanwhile", "3:6", 2, func(v *View) error { return v.AddUIDs(3, parseUIDSet(t, "6:7")) }, "3:6+2", ErrUIDMismatch},
+		{"too many", "3:6", 2, addUIDs("7:9"), "3:6+2", ErrUIDMismatch},
+		{"old ones", "3:6", 2, addUIDs("2,9"), "3:6+2", ErrUIDMismatch},
+		{"nothing to learn", "3:6", 0, addUIDs(""), "3:6+0", nil},
+		{"one by the way", "3:6", 2, addUID(5, 9), "3:6,9+1", nil},
+		{"one that is not the next", "3:6", 2, addUID(6, 9), "3:6+2", nil},
+		{"one that is known", "3:6", 2, addUID(4, 9), "3:6+2", nil},
+		{"one with an old UID", "3:6", 2, addUID(5, 6), "3:6+2", nil},
+		{"one behind the end", "3:6", 0, addUID(5, 9), "3:6+0", nil},
 	} {
-		v := viewOf(t, c.known, c.tail)
+		v := newView(t, c.known, c.tail)
 		err := c.step(v)
 		if !errors.Is(err, c.err) || v.String() != c.want {
 			t.Errorf("%s: %s, %v; want %s, %v", c.name, v, err, c.want, c.err)
@@ -100,32 +100,32 @@ func TestViewFollowsWhatTheServerSays(t *testing.T) {
 }
 
 func TestUIDsAreNotUsedTwice(t *testing.T) {
-	v := viewOf(t, "3:6", 0)
+	v := newView(t, "3:6", 0)
 	if err := v.Expunge(4); err != nil {
 		t.Fatal(err)
 	}
-	if err := v.Grow(4); err != nil {
+	if err := v.SetExists(4); err != nil {
 		t.Fatal(err)
 	}
-	if err := v.Learn(v.Known()+1, of(t, "6")); !errors.Is(err, ErrMismatch) {
+	if err := v.AddUIDs(v.KnownCount()+1, parseUIDSet(t, "6")); !errors.Is(err, ErrUIDMismatch) {
 		t.Errorf("an expunged UID came back: %v", err)
 	}
 	if gone, err := v.Vanish([]byte("6")); gone != 0 || err != nil {
 		t.Errorf("a message that went before vanished from the tail: %d, %v", gone, err)
 	}
-	if err := v.Learn(v.Known()+1, of(t, "7")); err != nil {
+	if err := v.AddUIDs(v.KnownCount()+1, parseUIDSet(t, "7")); err != nil {
 		t.Error(err)
 	}
 }
 
-func TestNumbersBecomeUIDs(t *testing.T) {
+func TestNumbersAreTranslatedToUIDs(t *testing.T) {
 	// Messages 1:6 are 2,3,5,7,8,11; the snapshot has lost 5 and 11.
-	v := viewOf(t, "2:3,5,7:8,11", 0)
-	d, err := v.Diff(of(t, "2:3,7:8,20"), 21)
+	v := newView(t, "2:3,5,7:8,11", 0)
+	d, err := v.Diff(parseUIDSet(t, "2:3,7:8,20"), 21)
 	if err != nil {
 		t.Fatal(err)
 	}
-	tail := viewOf(t, "2:3,5", 2)
+	tail := newView(t, "2:3,5", 2)
 	for _, c := range []struct {
 		view   *View
 		diff   *Diff
@@ -147,8 +147,8 @@ func TestNumbersBecomeUIDs(t *testing.T) {
 		{v, &d, "*", "", true, nil},
 		{v, &d, "*,7", "", false, ErrRange},
 		{tail, nil, "2:3", "3:5", false, nil},
-		{tail, nil, "3:4", "", false, ErrUnknown},
-		{tail, nil, "*", "", false, ErrUnknown},
+		{tail, nil, "3:4", "", false, ErrUnknownUID},
+		{tail, nil, "*", "", false, ErrUnknownUID},
 		{tail, nil, "6", "", false, ErrRange},
 		{new(View), nil, "*", "", false, ErrRange},
 	} {
@@ -156,9 +156,9 @@ func TestNumbersBecomeUIDs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		uids, ghosts, err := c.view.MapSet(set, c.diff)
-		if uids.String() != c.want || ghosts != c.ghosts || !errors.Is(err, c.err) {
-			t.Errorf("%s of %s: %s, ghosts %t, %v", c.set, c.view, uids, ghosts, err)
+		uids, expunged, err := c.view.TranslateSet(set, c.diff)
+		if uids.String() != c.want || expunged != c.ghosts || !errors.Is(err, c.err) {
+			t.Errorf("%s of %s: %s, ghosts %t, %v", c.set, c.view, uids, expunged, err)
 		}
 	}
 }
@@ -170,7 +170,7 @@ type model struct {
 	last  uint32 // largest UID ever assigned
 }
 
-func (m *model) arrive(r *rand.Rand) {
+func (m *model) addMessage(r *rand.Rand) {
 	gap := uint32(1)
 	switch r.IntN(100) {
 	case 0:
@@ -195,9 +195,9 @@ func (m *model) step(t *testing.T, r *rand.Rand, v *View) {
 	switch n := len(m.uids); r.IntN(8) {
 	case 0, 1:
 		for range r.IntN(20) {
-			m.arrive(r)
+			m.addMessage(r)
 		}
-		err = v.Grow(uint32(len(m.uids)))
+		err = v.SetExists(uint32(len(m.uids)))
 	case 2, 3:
 		if n > 0 {
 			i := r.IntN(n)
@@ -205,7 +205,7 @@ func (m *model) step(t *testing.T, r *rand.Rand, v *View) {
 			err = v.Expunge(uint32(i + 1))
 		}
 	case 4:
-		set := new(UIDs)
+		set := new(UIDSet)
 		for i := n - 1; i >= 0; i-- {
 			if r.IntN(20) == 0 {
 				set.Add(m.uids[i])
@@ -216,15 +216,15 @@ func (m *model) step(t *testing.T, r *rand.Rand, v *View) {
 			_, err = v.Vanish([]byte(set.String()))
 		}
 	case 5:
-		tail := new(UIDs)
+		tail := new(UIDSet)
 		for _, uid := range m.uids[m.known:] {
 			tail.Add(uid)
 		}
 		m.known = n
-		err = v.Learn(v.Known()+1, tail)
+		err = v.AddUIDs(v.KnownCount()+1, tail)
 	case 6:
 		if m.known < n {
-			v.LearnOne(uint32(m.known+1), m.uids[m.known])
+			v.AddUID(uint32(m.known+1), m.uids[m.known])
 			m.known++
 		}
 	case 7:
@@ -237,8 +237,8 @@ func (m *model) step(t *testing.T, r *rand.Rand, v *View) {
 
 func (m *model) compare(t *testing.T, v *View) {
 	t.Helper()
-	if v.Exists() != uint32(len(m.uids)) || v.Known() != uint32(m.known) {
-		t.Fatalf("%d of %d messages known, want %d of %d", v.Known(), v.Exists(), m.known, len(m.uids))
+	if v.Exists() != uint32(len(m.uids)) || v.KnownCount() != uint32(m.known) {
+		t.Fatalf("%d of %d messages known, want %d of %d", v.KnownCount(), v.Exists(), m.known, len(m.uids))
 	}
 	for i, want := range m.uids {
 		uid, ok := v.UID(uint32(i + 1))
@@ -252,13 +252,13 @@ func (m *model) compare(t *testing.T, v *View) {
 	}
 }
 
-func TestViewIsThatOfAPlainList(t *testing.T) {
+func TestViewMatchesAModel(t *testing.T) {
 	for seed := range uint64(20) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		m, v := new(model), new(View)
 		if seed%10 == 0 { // fills a container
 			for range 70_000 {
-				m.arrive(r)
+				m.addMessage(r)
 			}
 		}
 		v.Reset(uint32(len(m.uids)))
@@ -271,7 +271,7 @@ func TestViewIsThatOfAPlainList(t *testing.T) {
 	}
 }
 
-func TestATailFillsTheUIDsThatThereAre(t *testing.T) {
+func TestInferUIDsOfTheTail(t *testing.T) {
 	for _, c := range []struct {
 		known string
 		tail  uint32
@@ -285,8 +285,8 @@ func TestATailFillsTheUIDsThatThereAre(t *testing.T) {
 		{"2,5", 1, 7, "2,5:6+0"},
 		{"1:3", 0, 9, "1:3+0"},
 	} {
-		v := viewOf(t, c.known, c.tail)
-		if v.LearnBelow(c.next); v.String() != c.want {
+		v := newView(t, c.known, c.tail)
+		if v.InferUIDs(c.next); v.String() != c.want {
 			t.Errorf("%s and %d below %d: %s, want %s", c.known, c.tail, c.next, v, c.want)
 		}
 	}

@@ -1,0 +1,107 @@
+package auth
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"imapgate/internal/identity"
+)
+
+// lookupSource is the method redis: hashes that a PasswordLookup brings.
+type lookupSource struct {
+	// Set once.
+	lookUpHash PasswordLookup
+	// histogram guards itself.
+	histogram histogram
+}
+
+func newLookupSource(lookUpHash PasswordLookup) *lookupSource {
+	return &lookupSource{lookUpHash: lookUpHash, histogram: histogram{halveAt: lookupHalveAt}}
+}
+
+// lookUp implements source. A record that cannot be read is a source that
+// cannot answer; to treat it as "unknown" would hand the user to the next
+// method.
+func (l *lookupSource) lookUp(ctx context.Context, u identity.User) (storedHash, error) {
+	text, err := l.lookUpHash(ctx, u)
+	if errors.Is(err, ErrUnknown) {
+		return storedHash{}, ErrUnknown
+	}
+	if errors.Is(err, ErrDenied) {
+		return storedHash{}, fmt.Errorf("look up password: %w", err)
+	}
+	if err != nil {
+		return storedHash{}, fmt.Errorf("look up password: %w: %w", ErrUnavailable, err)
+	}
+	hash, err := parseStoredHash(text)
+	if err != nil {
+		return storedHash{}, fmt.Errorf("read stored password: %w: %w", ErrUnavailable, err)
+	}
+	l.histogram.add(hash.params)
+	return hash, nil
+}
+
+// typicalParams implements source.
+func (l *lookupSource) typicalParams() hashParams { return l.histogram.mostFrequent() }
+
+const (
+	// maxHistogramEntries bounds how many kinds of hash a census tells apart.
+	maxHistogramEntries = 16
+	// lookupHalveAt is where the census of a lookup forgets, so that after a change
+	// of scheme the new one leads within as many logins.
+	lookupHalveAt = 1 << 12
+)
+
+// histogram counts stored passwords by kind. The zero census is empty.
+type histogram struct {
+	// Set once.
+	halveAt int // votes at which all are halved; 0: never
+
+	mu sync.Mutex
+	// Guarded by mu.
+	counts map[hashParams]int // bound: maxHistogramEntries
+}
+
+// add adds one.
+func (c *histogram) add(p hashParams) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.counts == nil {
+		c.counts = make(map[hashParams]int, maxHistogramEntries)
+	}
+	if _, known := c.counts[p]; !known && len(c.counts) >= maxHistogramEntries {
+		delete(c.counts, slices.MinFunc(slices.Collect(maps.Keys(c.counts)), c.compareCounts))
+	}
+	c.counts[p]++
+	if c.counts[p] == c.halveAt {
+		for p := range c.counts {
+			c.counts[p] /= 2
+		}
+	}
+}
+
+// mostFrequent is the most frequent kind; the zero kind when there is none.
+func (c *histogram) mostFrequent() hashParams {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.counts) == 0 {
+		return hashParams{}
+	}
+	return slices.MaxFunc(slices.Collect(maps.Keys(c.counts)), c.compareCounts)
+}
+
+// compareCounts orders kinds by votes; mu is held. Among equals the name and then the
+// costs decide, so that the answer does not follow the order of a map.
+func (c *histogram) compareCounts(a, b hashParams) int {
+	return cmp.Or(
+		cmp.Compare(c.counts[a], c.counts[b]),
+		strings.Compare(a.scheme.name, b.scheme.name),
+		slices.Compare(a.costs[:], b.costs[:]),
+	)
+}

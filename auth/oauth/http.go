@@ -1,0 +1,201 @@
+package oauth
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"imapgate/tlsconf"
+)
+
+const (
+	// requestTimeout bounds one question to the provider, from connecting to the last
+	// byte of the answer.
+	requestTimeout = 5 * time.Second
+	// maxDocument bounds what is read of a document, maxResponse of an introspection.
+	maxDocument = 1 << 20
+	maxResponse = 64 << 10
+	// maxConns to one host; questions beyond it wait, within their requestTimeout.
+	maxConns = 32
+	// maxReason bounds a reason in a log, in bytes: it may hold the provider's words.
+	maxReason = 200
+)
+
+// boundedTransport reads no more than maxDocument of any answer, whoever reads it.
+type boundedTransport struct{ http.RoundTripper }
+
+// newTransport makes what all questions go through. TLS is always verified.
+func newTransport(tlsConfig func() *tls.Config) boundedTransport {
+	return boundedTransport{tlsconf.NewTransport(tlsConfig, func(cfg *tls.Config) *http.Transport {
+		return &http.Transport{
+			Proxy:                  http.ProxyFromEnvironment,
+			TLSClientConfig:        cfg,
+			ForceAttemptHTTP2:      true,
+			MaxConnsPerHost:        maxConns,
+			MaxIdleConnsPerHost:    maxConns,
+			IdleConnTimeout:        90 * time.Second,
+			MaxResponseHeaderBytes: maxResponse,
+		}
+	})}
+}
+
+// RoundTrip implements http.RoundTripper.
+func (b boundedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	res, err := b.RoundTripper.RoundTrip(r)
+	if err == nil {
+		res.Body = http.MaxBytesReader(nil, res.Body, maxDocument)
+	}
+	return res, err
+}
+
+// redirectToSameHost is the redirect policy of documents: whoever answers in the
+// provider's name is the provider.
+func redirectToSameHost(next *http.Request, via []*http.Request) error {
+	if first := via[0].URL; len(via) > 3 || next.URL.Scheme != first.Scheme || next.URL.Host != first.Host {
+		return errors.New("redirected elsewhere")
+	}
+	return nil
+}
+
+// refuseRedirect is the redirect policy of an introspection, which has a token in it.
+func refuseRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+
+// noResponse is why there was no HTTP response at all.
+type noResponse struct{ error }
+
+// Unwrap returns what away made of the reason.
+func (s noResponse) Unwrap() error { return s.error }
+
+// doJSON sends a question and decodes the JSON of a 200 into answer. Without
+// any HTTP response the error is a silence.
+func doJSON(client *http.Client, req *http.Request, answer any, limit int64) error {
+	req.Header.Set("Accept", "application/json")
+	res, err := client.Do(req)
+	if err != nil {
+		return noResponse{unavailable(req.Context(), sanitizeError(err))}
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return &statusError{req.URL.Host, res.StatusCode, parseRetryAfter(res.Header.Get("Retry-After"))}
+	}
+	body, err := io.ReadAll(io.LimitReader(res.Body, limit+1))
+	switch {
+	case err != nil:
+		return unavailable(req.Context(), sanitizeError(err))
+	case int64(len(body)) > limit:
+		return fmt.Errorf("%w: %s answers with more than %d bytes", ErrUnavailable, req.URL.Host, limit)
+	}
+	if json.Unmarshal(body, answer) != nil {
+		return fmt.Errorf("%w: %s answers with something else than was asked for", ErrUnavailable, req.URL.Host)
+	}
+	return nil
+}
+
+// statusError is an HTTP response that is not the answer.
+type statusError struct {
+	host       string
+	status     int
+	retryAfter time.Duration // that the provider asks for; 0: none
+}
+
+// Error implements error.
+func (s *statusError) Error() string {
+	return fmt.Sprintf("%v: %s answers %d", ErrUnavailable, s.host, s.status)
+}
+
+// Unwrap is ErrUnavailable.
+func (s *statusError) Unwrap() error { return ErrUnavailable }
+
+// parseRetryAfter is the time in Retry-After (RFC 9110 §10.2.3) where it is a number of
+// seconds, at most maxRetryAfter. A date would need the provider's clock.
+func parseRetryAfter(text string) time.Duration {
+	if text == "" || strings.Trim(text, "0123456789") != "" {
+		return 0
+	}
+	seconds, err := strconv.ParseUint(text, 10, 32)
+	if err != nil { // only too long a number is left
+		return maxRetryAfter
+	}
+	return min(time.Duration(seconds)*time.Second, maxRetryAfter)
+}
+
+// retryDelay is the time for which the provider wants not to be asked again:
+// with 429 (RFC 6585 §4) and 503.
+func retryDelay(err error) time.Duration {
+	var s *statusError
+	if errors.As(err, &s) && (s.status == http.StatusTooManyRequests || s.status == http.StatusServiceUnavailable) {
+		return s.retryAfter
+	}
+	return 0
+}
+
+// unavailable is why there is no answer. When it was the caller that stopped waiting,
+// its reason can be asked for.
+func unavailable(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); errors.Is(cause, context.Canceled) {
+		return fmt.Errorf("%w: %w", ErrUnavailable, cause)
+	}
+	return fmt.Errorf("%w: %s", ErrUnavailable, sanitizeText(err))
+}
+
+// sanitizeError is why there was no answer, without a word of the other side's: it might
+// have sent our question back, which has the token in it.
+func sanitizeError(err error) error {
+	var (
+		timeout   net.Error
+		netErr    *net.OpError
+		verifyErr *tls.CertificateVerificationError
+		certErr   *tlsconf.CertificateError
+	)
+	switch {
+	case errors.As(err, &certErr):
+		return certErr
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return errors.New("no answer in time")
+	case errors.As(err, &netErr):
+		return netErr
+	case errors.As(err, &verifyErr):
+		return verifyErr
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return io.ErrUnexpectedEOF
+	}
+	return errors.New("the answer is not HTTP, comes from elsewhere, or is too long")
+}
+
+// sanitizeText is an error fit for a log: it may hold the words of somebody else.
+func sanitizeText(err error) string {
+	text := strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return '?'
+		}
+		return r
+	}, err.Error())
+	return text[:min(len(text), maxReason)]
+}
+
+// CheckURL says whether an address may be asked: tokens, and the keys that make
+// them believed, go over TLS, or do not leave the machine.
+func CheckURL(address string) error {
+	u, err := url.Parse(address)
+	if err != nil || u.Host == "" || u.User != nil || u.Fragment != "" {
+		return errors.New("is not a URL such as https://id.example.org/, without a user and a fragment")
+	}
+	if u.Scheme == "https" {
+		return nil
+	}
+	host, err := netip.ParseAddr(u.Hostname())
+	if u.Scheme == "http" && (u.Hostname() == "localhost" || err == nil && host.IsLoopback()) {
+		return nil
+	}
+	return errors.New("is neither https nor on this machine")
+}

@@ -1,0 +1,57 @@
+package auth
+
+import (
+	"encoding/base64"
+	"strings"
+	"unicode/utf8"
+)
+
+const (
+	// minSecretPart is the length in bytes up to which a part of a secret tells nothing of it.
+	minSecretPart = 3
+	// minEncodedMessage is the length in bytes below which a name is not taken for base64.
+	minEncodedMessage = 8
+	// minJWT is the same for a JSON Web Token (RFC 7519), which begins as jwtPrefix.
+	minJWT    = 24
+	jwtPrefix = "eyJ"
+)
+
+// mayContainSecret reports whether a name that no account can have shows the secret that came
+// with it, or looks like a message or a token in the wrong place.
+func mayContainSecret(name, secret string) bool {
+	lower, secret := strings.ToLower(name), strings.ToLower(secret)
+	if secret != "" && strings.Contains(lower, secret) || len(name) > minSecretPart && strings.Contains(secret, lower) {
+		return true
+	}
+	if looksLikeSecret(lower) || isSASLMessage(name) {
+		return true
+	}
+	text := decodeBase64(name)
+	return looksLikeSecret(strings.ToLower(text)) || secret != "" && strings.Contains(strings.ToLower(text), secret)
+}
+
+// looksLikeSecret reports whether text in lower case has what separates a name from a password
+// or token: in PLAIN, in XOAUTH2 and OAUTHBEARER, and in URLs and HTTP's Basic.
+func looksLikeSecret(lower string) bool {
+	return strings.ContainsAny(lower, "\x00\x01:") || strings.Contains(lower, "bearer") || strings.Contains(lower, "auth=")
+}
+
+// isSASLMessage reports whether a name, even one that an account can have, is a token or the
+// base64 of a message that shows a secret.
+func isSASLMessage(name string) bool {
+	if strings.HasPrefix(name, jwtPrefix) && len(name) > minJWT {
+		return true
+	}
+	message := decodeBase64(name)
+	return len(name) >= minEncodedMessage && utf8.ValidString(message) &&
+		(strings.Count(message, "\x00") == 2 || strings.Contains(strings.ToLower(message), "auth="))
+}
+
+// decodeBase64 is what name is the base64 of, padded or not; "" of others.
+func decodeBase64(name string) string {
+	text, err := base64.RawStdEncoding.DecodeString(strings.TrimRight(strings.TrimSpace(name), "="))
+	if err != nil {
+		return ""
+	}
+	return string(text)
+}

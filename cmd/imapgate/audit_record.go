@@ -1,0 +1,157 @@
+package main
+
+import (
+	"os"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"golang.org/x/term"
+)
+
+// auditRecord is a record of the audit log as it is read again. docs/AUDIT.md says
+// what its fields mean.
+type auditRecord struct {
+	Time          time.Time `json:"time"`
+	Event         string    `json:"event"`
+	Session       string    `json:"session"`
+	User          string    `json:"user"`
+	ClaimedName   string    `json:"claimed"`
+	Peer          string    `json:"peer"`
+	Client        string    `json:"client"`
+	Subject       string    `json:"subject"`
+	TLS           string    `json:"tls"`
+	Backend       string    `json:"backend"`
+	RouteSource   string    `json:"route"`
+	Method        string    `json:"method"`
+	ConnectResult string    `json:"upstream"`
+	Limit         string    `json:"limit"`
+	Action        string    `json:"action"`
+	Operator      string    `json:"by"`
+	Command       string    `json:"command"`
+	Mailbox       string    `json:"mailbox"`
+	Destination   string    `json:"to"`
+	Result        string    `json:"result"`
+	Reason        string    `json:"reason"`
+	Code          string    `json:"code"`
+	Detail        string    `json:"detail"`
+	Reread        string    `json:"reread"`
+	Version       string    `json:"version"`
+	Mode          string    `json:"mode"`
+	UpstreamUser  string    `json:"upstream_user"`
+	Previous      string    `json:"previous"`
+	Until         time.Time `json:"until"`
+
+	Mechanism    string  `json:"mechanism"`
+	Count        *uint64 `json:"count"`
+	Users        *uint64 `json:"users"`
+	Addresses    *uint64 `json:"addresses"`
+	Window       *uint64 `json:"window_ms"`
+	Attempt      *uint64 `json:"attempt"`
+	Messages     *uint64 `json:"messages"`
+	LiteralBytes *uint64 `json:"literal_bytes"`
+	Commands     *uint64 `json:"commands"`
+	BytesIn      *uint64 `json:"bytes_in"`
+	BytesOut     *uint64 `json:"bytes_out"`
+	Expunged     *uint64 `json:"expunged"`
+	Arrived      *uint64 `json:"arrived"`
+	Lost         *uint64 `json:"lost"`
+	Present      *uint64 `json:"present"`
+	Missing      *uint64 `json:"missing"`
+	RouteAge     *uint64 `json:"route_age_ms"`
+	Delay        *uint64 `json:"delay_ms"`
+	ConnectTime  *uint64 `json:"upstream_ms"`
+	Duration     *uint64 `json:"duration_ms"`
+}
+
+// address is where the client is, as far as those in front are believed.
+func (l *auditRecord) address() string {
+	if l.Client != "" {
+		return l.Client
+	}
+	return l.Peer
+}
+
+// subjectName is whom the record is about.
+func (l *auditRecord) subjectName() string {
+	if l.User != "" || l.ClaimedName != "" {
+		return l.User + l.ClaimedName
+	}
+	return l.Subject
+}
+
+// quoteUnprintable shows text from a file that anybody may have written: what could
+// play tricks with a terminal is quoted.
+func quoteUnprintable(s string) string {
+	for _, r := range s {
+		if r == utf8.RuneError || !strconv.IsPrint(r) {
+			return strconv.Quote(s)
+		}
+	}
+	return s
+}
+
+// recordFormat is how records are shown: in columns, and on terminals in colours.
+type recordFormat struct {
+	timeLayout string // form of the time
+	useColour  bool
+}
+
+// supportsColour says whether to is a terminal whose owner has nothing against
+// colours (no-color.org).
+func supportsColour(to any) bool {
+	f, ok := to.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
+}
+
+// Colours of terminals. Constant.
+const (
+	dim         = "\x1b[2m"
+	red         = "\x1b[31m"
+	green       = "\x1b[32m"
+	yellow      = "\x1b[33m"
+	cyan        = "\x1b[36m"
+	resetColour = "\x1b[0m"
+)
+
+// format is the record for a reader.
+func (p recordFormat) format(l *auditRecord) string {
+	event := padColumn(strings.ReplaceAll(l.Event, "_", " "), 18)
+	s := p.colourize(dim, l.Time.Local().Format(p.timeLayout)) + "  " + p.colourize(l.eventColour(), event) +
+		"  " + padColumn(l.subjectName(), 22) + "  " + p.colourize(dim, padColumn(l.address(), 21)) + "  " + l.description()
+	return strings.TrimRight(s, " ")
+}
+
+func (p recordFormat) colourize(colour, text string) string {
+	if !p.useColour || colour == "" {
+		return text
+	}
+	return colour + text + resetColour
+}
+
+// padColumn fills text up to a width; what is longer stays whole.
+func padColumn(text string, width int) string {
+	text = quoteUnprintable(text)
+	return text + strings.Repeat(" ", max(0, width-utf8.RuneCountInString(text)))
+}
+
+// eventColour is green for what went well, red for what was refused, yellow for
+// what an operator should look at.
+func (l *auditRecord) eventColour() string {
+	switch l.Event {
+	case "limit_hit", "ban_added", "spray_suspected", "routes_emptied", "records_lost", "upstream_lost":
+		return yellow
+	case "started", "stopped", "operator_action", "ban_removed", "routes_restored", "log_opened":
+		return cyan
+	}
+	switch l.Result {
+	case "accepted", "ok":
+		return green
+	case "":
+		return ""
+	case "unavailable":
+		return yellow
+	}
+	return red
+}

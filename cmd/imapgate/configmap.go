@@ -1,0 +1,157 @@
+package main
+
+import (
+	"crypto/tls"
+	"maps"
+	"net"
+	"slices"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"go.uber.org/zap"
+
+	"imapgate/internal/config"
+	"imapgate/internal/identity"
+	"imapgate/internal/parking"
+	"imapgate/proxy"
+	"imapgate/proxy/upstream"
+	"imapgate/routing"
+	"imapgate/tlsconf"
+)
+
+// The two words of internal/identity that the wiring mentions.
+type (
+	user   = identity.User
+	secret = identity.Secret
+)
+
+// Each function here gives one room its part of the configuration.
+
+func needsTLS(cfg *config.Config) bool {
+	return slices.ContainsFunc(cfg.Listeners, func(l config.Listener) bool { return l.TLS != string(proxy.NoTLS) })
+}
+
+func proxyConfig(cfg *config.Config, instance string) proxy.Config {
+	l := cfg.Limits
+	p := proxy.Config{
+		MaxConnections:   l.MaxConnections,
+		PreauthTimeout:   l.PreauthTimeout,
+		HandshakeTimeout: l.TLSHandshakeTimeout,
+		MaxHandshakes:    l.TLSHandshakes,
+		IdleTimeout:      l.IdleTimeout,
+		WriteTimeout:     l.WriteTimeout,
+		DrainTimeout:     l.DrainTimeout,
+		MaxAuthAttempts:  l.MaxAuthAttempts,
+		MaxBadCommands:   l.MaxBadCommands,
+		MaxLine:          l.MaxLineLength,
+		Instance:         instance,
+		FleetSecret:      cfg.Auth.SCRAMSecret,
+		RouteByAuth:      cfg.Routing.Source == routing.SourceHTTP,
+		ResolveTTL:       cfg.Routing.Cache.TTL,
+		Modes:            make(map[string]proxy.Mode, len(cfg.Backends)),
+	}
+	for name, b := range cfg.Backends {
+		p.Modes[name] = proxy.Mode{Name: b.Mode, Mux: b.Mux.Settings()}
+	}
+	for _, l := range cfg.Listeners {
+		out := proxy.Listener{Name: l.Name, Address: l.Address, TLS: proxy.TLSMode(l.TLS), Trusted: l.TrustedNetworks}
+		if l.ProxyProtocol != nil {
+			out.ProxyTrusted = l.ProxyProtocol.Trusted
+		}
+		p.Listeners = append(p.Listeners, out)
+	}
+	return p
+}
+
+func routingConfig(cfg *config.Config) routing.Config {
+	r := cfg.Routing
+	out := routing.Config{
+		Source:   r.Source,
+		Static:   routing.Static{Users: r.Static.Users, Domains: r.Static.Domains, Default: r.Static.Default},
+		Backends: slices.Sorted(maps.Keys(cfg.Backends)),
+		Names:    cfg.Auth.NameRules,
+		TTL:      r.Cache.TTL,
+		Stale:    r.Cache.Stale,
+		Negative: r.Cache.Negative,
+		Snapshot: r.Snapshot,
+	}
+	if cfg.Redis != nil {
+		out.Prefix = cfg.Redis.Prefix
+	}
+	return out
+}
+
+// dialRedis makes the client of the configured Redis, or none, with TLS where secured
+// is not nil.
+func dialRedis(r *config.Redis, tlsConfig func() *tls.Config) (redis.UniversalClient, error) {
+	if r == nil {
+		return nil, nil
+	}
+	client, err := routing.Dial(routing.RedisConfig{
+		Addresses:        r.Addresses,
+		Cluster:          r.Cluster,
+		SentinelMaster:   r.SentinelMaster,
+		SentinelUsername: r.SentinelUsername,
+		SentinelPassword: r.SentinelPassword,
+		Database:         r.Database,
+		Username:         r.Username,
+		Password:         r.Password,
+		TLS:              tlsConfig,
+		Prefix:           r.Prefix,
+	})
+	return client, config.WithKey("redis", err)
+}
+
+// dialRedisOnce is dialRedis for one command, which does not follow files. Its errors
+// have their places.
+func dialRedisOnce(cfg *config.Config) (redis.UniversalClient, error) {
+	var tlsConfig func() *tls.Config
+	for _, c := range clientBlocks(cfg) {
+		if c.key != redisKey {
+			continue
+		}
+		client, err := tlsconf.NewClient(c.cfg, zap.NewNop())
+		if err != nil {
+			return nil, cfg.Locate(c.fileKeys().addKeys(redisKey, err))
+		}
+		tlsConfig = client.Config
+	}
+	rdb, err := dialRedis(cfg.Redis, tlsConfig)
+	return rdb, cfg.Locate(err)
+}
+
+// upstreamConfig is one backend. Instance is left open; secured is for one with TLS.
+func upstreamConfig(name string, b config.Backend, limits config.Limits, tlsConfig func() *tls.Config) upstream.Config {
+	out := upstream.Config{
+		Name:    name,
+		Address: b.Address,
+		TLSMode: upstream.TLSMode(b.TLS),
+		TLS:     tlsConfig,
+		Login:   b.Login,
+		Master: upstream.Master{
+			User: b.Master.User, Password: b.Master.Password,
+			Style: b.Master.Style, Separator: b.Master.Separator,
+		},
+		Forward:        b.Forward,
+		ConnectTimeout: limits.UpstreamConnectTimeout,
+		LoginTimeout:   limits.UpstreamLoginTimeout,
+		MaxLogins:      limits.MaxUpstreamLogins,
+		LoginRate:      limits.MaxUpstreamConnectsPerSecond,
+		TTL:            limits.ProxyTTL,
+	}
+	if out.TLSMode != upstream.NoTLS {
+		out.WrapConn = func(tcp *net.TCPConn) net.Conn { return parking.NewBufferedConn(tcp) }
+	}
+	return out
+}
+
+// reportExpiry tells the metrics when each certificate ends that is served or shown.
+func (g *gateway) reportExpiry(report func(file string, notAfter time.Time)) {
+	seen := make(map[string]bool) // one certificate may be shown to several
+	for _, c := range g.files.certificates() {
+		if !seen[c.File] {
+			seen[c.File] = true
+			report(c.File, c.NotAfter)
+		}
+	}
+}

@@ -1,0 +1,34 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+)
+
+// pluralize is a number of things whose plural ends in s: "1 user", "2 users".
+func pluralize[N int | int64 | uint64](n N, noun string) string {
+	switch {
+	case n == 1:
+	case strings.HasSuffix(noun, "s"):
+		noun += "es"
+	default:
+		noun += "s"
+	}
+	return fmt.Sprintf("%d %s", n, noun)
+}
+
+// isOrAre is the verb of so many things.
+func isOrAre(n int) string {
+	if n == 1 {
+		return "is"
+	}
+	return "are"
+}
+
+// withArticle is "a minute", "an hour", "a day".
+func withArticle(unit string) string {
+	if unit == "hour" {
+		return "an hour"
+	}
+	return "a " + unit
+}

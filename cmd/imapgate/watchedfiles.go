@@ -1,0 +1,165 @@
+package main
+
+import (
+	"cmp"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"slices"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+
+	"imapgate/auth"
+	"imapgate/auth/authhttp"
+	"imapgate/internal/audit"
+	"imapgate/internal/config"
+	"imapgate/internal/filewatch"
+	"imapgate/proxy/upstream"
+	"imapgate/tlsconf"
+)
+
+// watchedFiles are all that the configuration names files for and that follows them while the
+// gateway runs: the listeners' certificates, the TLS of each server that the gateway
+// connects to, and secrets. The passwd-file is followed by auth, which owns it.
+type watchedFiles struct {
+	*filewatch.Reloader
+
+	// Set once.
+	keys    fileKeys                   // of what listeners show and trust
+	server  *tlsconf.Server            // nil without TLS listeners
+	clients map[string]*tlsconf.Client // by the key of the block that configures it
+}
+
+// openFiles reads every file for the first time. It gives what could be opened, and an
+// error of config.WithKey for each that could not.
+func openFiles(cfg *config.Config, log *zap.Logger) (*watchedFiles, error) {
+	f := &watchedFiles{Reloader: filewatch.NewReloader(log), keys: certificateFileKeys(cfg), clients: make(map[string]*tlsconf.Client)}
+	var errs []error
+	if needsTLS(cfg) {
+		server, err := tlsconf.NewServer(cfg.TLS.ServerConfig(), log)
+		if err != nil {
+			errs = append(errs, f.keys.addKeys(certificateBlockKey(cfg), err))
+		} else {
+			f.server = server
+			f.Add("tls", server)
+		}
+	}
+	for _, c := range clientBlocks(cfg) {
+		client, err := tlsconf.NewClient(c.cfg, log)
+		if err != nil {
+			errs = append(errs, c.fileKeys().addKeys(c.key, err))
+			continue
+		}
+		f.clients[c.key] = client
+		f.Add(c.key, client)
+	}
+	for _, secret := range cfg.SecretFiles {
+		f.Add(secret.Key, secret)
+	}
+	return f, errors.Join(errs...)
+}
+
+// clientTLS is the TLS of the block with this key; nil where it has none.
+func (f *watchedFiles) clientTLS(key string) func() *tls.Config {
+	c := f.clients[key]
+	if c == nil {
+		return nil
+	}
+	return c.Config
+}
+
+// certificates lists what is served, and what is shown to other servers.
+func (f *watchedFiles) certificates() (list []tlsconf.Certificate) {
+	if f.server != nil {
+		list = f.server.Certificates()
+	}
+	for _, c := range f.clients {
+		list = append(list, c.Certificates()...)
+	}
+	return list
+}
+
+// clientBlock is the TLS towards the servers of one block.
+type clientBlock struct {
+	key string
+	cfg tlsconf.ClientConfig
+}
+
+const (
+	redisKey    = "redis"
+	authHTTPKey = "auth.http"
+	oauthKey    = "auth.oauth"
+)
+
+func backendKey(name string) string { return config.MemberKey("backends", name) }
+func sinkKey(i int) string          { return config.ItemKey("audit.sinks", i) }
+
+// fileKeys are those of its files.
+func (c clientBlock) fileKeys() fileKeys {
+	certBlock := c.key + ".client_certificate"
+	if c.key == authHTTPKey {
+		certBlock = c.key
+	}
+	return fileKeys{c.cfg.Certificate.Cert: certBlock + ".cert", c.cfg.Certificate.Key: certBlock + ".key", c.cfg.CA: c.key + ".ca"}
+}
+
+// clientBlocks is the TLS towards every server that the gateway connects to. Where a name is
+// left open, the servers are verified by the host they are connected to.
+func clientBlocks(cfg *config.Config) (list []clientBlock) {
+	add := func(key string, c tlsconf.ClientConfig) { list = append(list, clientBlock{key, c}) }
+	if r := cfg.Redis; r != nil && r.TLS {
+		add(redisKey, tlsconf.ClientConfig{CA: r.CA, ServerName: r.ServerName, Certificate: r.ClientCertificate.KeyPair()})
+	}
+	if h := cfg.Auth.HTTP; slices.Contains(cfg.Auth.Methods, auth.HTTP) && slices.ContainsFunc(h.URLs, isHTTPS) {
+		add(authHTTPKey, tlsconf.ClientConfig{CA: h.CA, Certificate: tlsconf.CertFiles{Cert: h.Cert, Key: h.Key}})
+	}
+	if o := cfg.Auth.OAuth; slices.Contains(cfg.Auth.Methods, auth.OAuth) {
+		add(oauthKey, tlsconf.ClientConfig{CA: o.CA, Certificate: o.ClientCertificate.KeyPair()})
+	}
+	for i, s := range cfg.Audit.Sinks {
+		if address, ok := strings.CutPrefix(s.Address, "tls://"); ok && s.Type == audit.Syslog {
+			add(sinkKey(i), tlsconf.ClientConfig{CA: s.CA, ServerName: cmp.Or(s.ServerName, hostOf(address)), Certificate: s.ClientCertificate.KeyPair()})
+		}
+	}
+	for name, b := range cfg.Backends {
+		if b.TLS != string(upstream.NoTLS) {
+			add(backendKey(name), tlsconf.ClientConfig{CA: b.CA, ServerName: cmp.Or(b.ServerName, hostOf(b.Address)),
+				Certificate: b.ClientCertificate.KeyPair(), ALPN: tlsconf.IMAP})
+		}
+	}
+	slices.SortFunc(list, func(a, b clientBlock) int { return strings.Compare(a.key, b.key) })
+	return list
+}
+
+func isHTTPS(raw string) bool {
+	u, err := authhttp.ParseURL(raw)
+	return err == nil && u.Scheme == "https"
+}
+
+// hostOf is the host of an address that was checked with the configuration.
+func hostOf(address string) string {
+	host, _, _ := net.SplitHostPort(address)
+	return host
+}
+
+// warnings are what clients, or the gateway, will have against files that can be used all
+// the same, and what is wrong in the directory of certificates beside those that are
+// served: the gateway starts without it, because a renewal may be under way.
+func (f *watchedFiles) warnings(now time.Time) error {
+	var warnings []error
+	if f.server != nil {
+		for _, part := range config.SplitErrors(f.server.DirectoryError()) {
+			warnings = append(warnings, f.keys.addKeys(directoryKey, fmt.Errorf("%w; the gateway starts without it", part)))
+		}
+		warnings = append(warnings, f.keys.addKeys(directoryKey, f.server.Diagnose(now)))
+	}
+	for _, key := range slices.Sorted(maps.Keys(f.clients)) {
+		c := clientBlock{key: key, cfg: f.clients[key].Settings()}
+		warnings = append(warnings, c.fileKeys().addKeys(key, f.clients[key].Diagnose(now)))
+	}
+	return errors.Join(warnings...)
+}

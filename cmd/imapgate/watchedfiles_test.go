@@ -1,0 +1,278 @@
+//go:build unix
+
+package main
+
+import (
+	"crypto/tls"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"go.uber.org/zap"
+
+	"imapgate/internal/config"
+	"imapgate/internal/testbed"
+)
+
+// configWithAllFiles is a configuration with every key that names a file to be followed.
+func configWithAllFiles(t testing.TB) (path string, cert string) {
+	t.Helper()
+	ca := testbed.NewCA(t)
+	cert, key := ca.Issue(t, "mail.example.org", "127.0.0.1")
+	dir := t.TempDir()
+	more, moreKey := ca.Issue(t, "imap.example.org")
+	move(t, more, filepath.Join(dir, "more.pem"))
+	move(t, moreKey, filepath.Join(dir, "more.key"))
+	pair := fmt.Sprintf("{cert: %q, key: %q}", cert, key)
+	secret := func(name string) string { return write(t, name, "0123456789abcdef\n") }
+	users := write(t, "users", "alice@example.org:{PLAIN}pw\n")
+	return write(t, "imapgate.yaml", fmt.Sprintf(`
+listeners: [{address: "127.0.0.1:0"}]
+tls: {certificates: [%[1]s], certificate_dir: %[2]q, client_ca: %[3]q}
+redis: {addresses: ["127.0.0.1:1"], sentinel_master: m, sentinel_password_file: %[13]q, tls: true, ca: %[3]q, client_certificate: %[1]s, password_file: %[4]q}
+auth:
+  methods: [file, http, oauth]
+  file: {path: %[5]q}
+  scram_secret_file: %[6]q
+  http: {urls: ["https://127.0.0.1:1/"], ca: %[3]q, cert: %[7]q, key: %[8]q, header_files: {X-Key: %[9]q}}
+  oauth: {introspection_url: "https://127.0.0.1:1/", scope: imap, client_id: gate, client_secret_file: %[10]q, ca: %[3]q, client_certificate: %[1]s}
+backends:
+  east: {address: "127.0.0.1:993", ca: %[3]q, client_certificate: %[1]s, login: master, master: {user: m, password_file: %[11]q}}
+audit: {sinks: [{type: syslog, address: "tls://127.0.0.1:1", ca: %[3]q, client_certificate: %[1]s}]}
+admin: {token_file: %[12]q}
+`, pair, dir, ca.File, secret("redis"), users, secret("scram"), cert, key, secret("header"), secret("oauth"), secret("master"), secret("token"), secret("sentinel"))), cert
+}
+
+func move(t testing.TB, from, to string) {
+	t.Helper()
+	if err := os.Rename(from, to); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestEveryFileOfTheConfigurationIsFollowed(t *testing.T) {
+	path, _ := configWithAllFiles(t)
+	cfg, err := config.Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := openFiles(cfg, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	followed, seen := f.Files(), 0
+	var walk func(v reflect.Value, key string)
+	walk = func(v reflect.Value, key string) {
+		switch v.Kind() {
+		case reflect.Pointer:
+			if v.IsNil() {
+				t.Errorf("the test has no %s", key)
+				return
+			}
+			walk(v.Elem(), key)
+			return
+		case reflect.Slice:
+			for i := range v.Len() {
+				walk(v.Index(i), fmt.Sprintf("%s[%d]", key, i))
+			}
+			return
+		case reflect.Map:
+			for _, name := range v.MapKeys() {
+				walk(v.MapIndex(name), key+"."+name.String())
+			}
+			return
+		case reflect.Struct:
+		default:
+			return
+		}
+		for i := range v.NumField() {
+			field := v.Type().Field(i)
+			name := field.Tag.Get("yaml")
+			if name == "" || name == "-" || !field.IsExported() || name == "proxy_protocol" || name == "limits" {
+				continue
+			}
+			here := strings.TrimPrefix(key+"."+name, ".")
+			switch field.Tag.Get("file") {
+			case "tls", "secret", "restart":
+			default:
+				walk(v.Field(i), here)
+				continue
+			}
+			var files []string
+			switch value := v.Field(i).Interface().(type) {
+			case string:
+				files = []string{value}
+			case map[string]string:
+				for _, value := range value {
+					files = append(files, value)
+				}
+			}
+			for _, file := range files {
+				seen++
+				if file == "" {
+					t.Errorf("the test has no %s", here)
+				} else if !slices.Contains(followed, file) {
+					t.Errorf("%s: %s is not followed", here, file)
+				}
+			}
+		}
+	}
+	walk(reflect.ValueOf(cfg).Elem(), "")
+	if seen < 24 {
+		t.Errorf("only %d files were found", seen)
+	}
+	if changed, err := f.Reload(); len(changed) > 0 || err != nil {
+		t.Errorf("unchanged files: %q, %v", changed, err)
+	}
+}
+
+func TestCertificateExpiryIsInTheMetrics(t *testing.T) {
+	path, cert := configWithAllFiles(t)
+	cfg, err := config.Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.TLS.Certificates = nil // only where it is shown, then
+	f, err := openFiles(cfg, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var listed []string
+	for _, c := range f.certificates() {
+		listed = append(listed, c.File)
+	}
+	if !slices.Contains(listed, cert) || !slices.Contains(listed, filepath.Join(cfg.TLS.CertificateDir, "more.pem")) {
+		t.Errorf("%q", listed)
+	}
+}
+
+func TestCheckReadsTheFilesOfClientCertificatesAndDirectories(t *testing.T) {
+	path, _ := configWithAllFiles(t)
+	if got := imapgate(t, "", "check", "--config", path); got.status != 0 || strings.Contains(got.err, "starts without it") {
+		t.Errorf("%+v", got)
+	}
+	cfg, err := config.Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stray := filepath.Join(cfg.TLS.CertificateDir, "stray.pem")
+	if err := os.WriteFile(stray, []byte("garbage"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(cfg.TLS.CertificateDir, "another.pem"), []byte("garbage"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	strays := imapgate(t, "", "check", "--config", path)
+	for _, file := range []string{stray, filepath.Join(cfg.TLS.CertificateDir, "another.pem")} { // each has a line
+		if want := ": tls.certificate_dir: " + file + ": there is no PEM in it; the gateway starts without it\n"; strays.status != 0 || !strings.Contains(strays.err, want) {
+			t.Errorf("no %q in %+v", want, strays)
+		}
+	}
+	if err := os.WriteFile(cfg.Backends["east"].ClientCertificate.Key, []byte("garbage"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got := imapgate(t, "", "check", "--config", path)
+	for _, want := range []string{" tls.certificates[0].key: ", " redis.client_certificate.key: ", " auth.http.key: ", " auth.oauth.client_certificate.key: ",
+		" audit.sinks[0].client_certificate.key: ", " backends.east.client_certificate.key: "} {
+		if got.status != 1 || !strings.Contains(got.err, want) {
+			t.Errorf("no %q in:\n%s", want, got.err)
+		}
+	}
+}
+
+// A running gateway takes the renewed CA of its backend, another pair of its directory,
+// and another token, and tells of a certificate that the backend misses.
+func TestARunningGatewayFollowsItsFiles(t *testing.T) {
+	t.Parallel()
+	ca, strangers := testbed.NewCA(t), testbed.NewCA(t)
+	d := testbed.StartDovecot(t, testbed.DovecotConfig{Password: "pw", CA: ca, ClientCA: ca})
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	put := func(from, name string) {
+		t.Helper()
+		text, err := os.ReadFile(from)
+		if err == nil {
+			err = os.WriteFile(at(name), text, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	live := at("live")
+	if err := os.Mkdir(live, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	pair := func(from *testbed.CA, name, base string) {
+		cert, key := from.Issue(t, name)
+		put(cert, base+".pem")
+		put(key, base+".key")
+	}
+	pair(ca, "one.example.org", "live/one")
+	put(strangers.File, "ca.pem")
+	pair(strangers, "gateway", "client")
+	token := write(t, "token", "0123456789abcdef\n")
+	config := write(t, "imapgate.yaml", fmt.Sprintf(`
+listeners: [{name: plain, address: "127.0.0.1:0", tls: none}, {name: imaps, address: "127.0.0.1:0"}]
+tls: {certificate_dir: %q}
+auth: {default_domain: example.org}
+routing: {source: static, static: {default: east}}
+backends:
+  east: {address: %q, server_name: %q, ca: %q, client_certificate: {cert: %q, key: %q}}
+limits: {drain_timeout: 0s}
+audit: {path: %q}
+admin: {address: "127.0.0.1:0", token_file: %q}
+`, live, d.TLS, testbed.DovecotName, at("ca.pem"), at("client.pem"), at("client.key"), at("audit.log"), token))
+	s := startServe(t, config)
+	imaps := s.awaitMatch(t, `"listener":"imaps","address":"([^"]+)"`)[1]
+	answers := func(want string) {
+		t.Helper()
+		eventually(t, func() bool {
+			c := connect(t, s.plain)
+			defer c.Close()
+			c.writeLine(t, "a LOGIN alice pw")
+			line, err := c.in.ReadString('\n')
+			return err == nil && strings.HasPrefix(line, want)
+		}, func() string { return "no " + want })
+	}
+	answers("a NO [UNAVAILABLE]") // another authority
+	put(ca.File, "ca.pem")
+	s.awaitMatch(t, `"files reloaded","key":"backends.east"`)
+	answers("a NO [UNAVAILABLE]") // our certificate is not the backend's
+	s.awaitMatch(t, `"reason":"backend_tls".*the backend demands a client certificate that it trusts`)
+	pair(ca, "gateway", "client")
+	answers("a OK ")
+
+	pair(ca, "two.example.org", "live/two")
+	eventually(t, func() bool {
+		c, err := tls.Dial("tcp", imaps, ca.ClientTLS("two.example.org"))
+		if err == nil {
+			_ = c.Close()
+		}
+		return err == nil
+	}, func() string { return "the new pair is not served" })
+
+	if err := os.WriteFile(token, []byte("another-token-of-ours\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() bool {
+		r, err := http.NewRequest(http.MethodGet, "http://"+s.admin+"/metrics", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Authorization", "Bearer another-token-of-ours")
+		res, err := http.DefaultClient.Do(r)
+		if err != nil {
+			return false
+		}
+		_ = res.Body.Close()
+		return res.StatusCode == http.StatusOK
+	}, func() string { return "the new token is refused" })
+	if strings.Contains(s.String(), "another-token") || strings.Contains(s.String(), "0123456789abcdef") {
+		t.Error("a token is in the log")
+	}
+}

@@ -1,0 +1,173 @@
+package admin
+
+import (
+	"crypto/sha256"
+	"crypto/subtle"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"imapgate/internal/identity"
+)
+
+const (
+	// maxGuesses is how many wrong tokens an address may send in a window.
+	maxGuesses  = 10
+	guessWindow = time.Minute
+	// maxGuessers bounds the addresses remembered; beyond it, strangers share
+	// one count, so a flood of addresses buys no more guesses than one.
+	maxGuessers = 1024
+)
+
+// accessFilter lets only requests through that may be answered.
+type accessFilter struct {
+	// Set once.
+	endpoints   map[string]endpoint
+	token       identity.Secret
+	tokenless   bool // no token is asked for by those who look
+	hostNames   []string
+	crossOrigin *http.CrossOriginProtection
+
+	mu sync.Mutex
+	// Guarded by mu.
+	guesses     map[netip.Prefix]int // wrong tokens in this window; at most maxGuessers + 1
+	windowStart time.Time            // when the window began
+}
+
+func newAccessFilter(cfg Config, endpoints map[string]endpoint) *accessFilter {
+	g := &accessFilter{endpoints: endpoints, token: cfg.Token, tokenless: cfg.Token.IsZero(), hostNames: []string{"localhost"}, guesses: make(map[netip.Prefix]int),
+		crossOrigin: http.NewCrossOriginProtection()}
+	if host, _, err := net.SplitHostPort(cfg.Address); err == nil {
+		g.hostNames = append(g.hostNames, host)
+	}
+	if hostname, err := os.Hostname(); err == nil {
+		short, _, _ := strings.Cut(hostname, ".")
+		g.hostNames = append(g.hostNames, hostname, short)
+	}
+	return g
+}
+
+// ServeHTTP implements http.Handler. The order is from what costs least and
+// tells least.
+func (g *accessFilter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	conn := connOf(r)
+	if !conn.beginRequest() {
+		return
+	}
+	defer conn.endRequest()
+	h := w.Header()
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+	h.Set("Cache-Control", "no-store")
+	endpoint, found := g.endpoints[r.URL.Path]
+	change := endpoint.changes[r.Method]
+	isRead := r.Method == http.MethodGet || r.Method == http.MethodHead
+	switch {
+	case !g.isOwnHost(r.Host):
+		writeText(w, http.StatusMisdirectedRequest, "this server is not known by that name")
+	case !isRead && change == nil:
+		h.Set("Allow", endpoint.allowedMethods())
+		writeText(w, http.StatusMethodNotAllowed, "only "+endpoint.allowedMethods())
+	case r.Method != http.MethodPost && r.ContentLength != 0, r.ContentLength > maxBody: // also -1: chunked
+		h.Set("Connection", "close")
+		writeText(w, http.StatusRequestEntityTooLarge, "the body is too large; only a POST has one")
+	case r.URL.Path == pathHealth || r.URL.Path == pathReady:
+		endpoint.get(w, r)
+	default:
+		if status := g.authenticate(r); status != http.StatusOK {
+			h.Set("WWW-Authenticate", "Bearer")
+			writeText(w, status, http.StatusText(status))
+		} else if !found {
+			writeText(w, http.StatusNotFound, "there is no such page")
+		} else if !conn.acquireRequestSlot() {
+			h.Set("Retry-After", "1")
+			writeText(w, http.StatusServiceUnavailable, "too many requests are being answered")
+		} else if isRead {
+			endpoint.get(w, r)
+		} else {
+			g.serveChange(w, r, change)
+		}
+	}
+}
+
+// serveChange lets a request through that is not made by a web page of somebody else:
+// its browser sends no token of ours by itself, and no JSON without asking first.
+func (g *accessFilter) serveChange(w http.ResponseWriter, r *http.Request, change http.HandlerFunc) {
+	mediaType, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
+	switch {
+	case g.tokenless:
+		writeText(w, http.StatusForbidden, "changes need a token: set admin.token_file")
+	case g.crossOrigin.Check(r) != nil:
+		writeText(w, http.StatusForbidden, "this request comes from another site")
+	case r.Method == http.MethodPost && !strings.EqualFold(strings.TrimSpace(mediaType), "application/json"):
+		writeText(w, http.StatusUnsupportedMediaType, "only application/json")
+	default:
+		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		change(w, r)
+	}
+}
+
+// isOwnHost says whether host is a name of this server. A web page of evil.example
+// whose name leads to 127.0.0.1 makes the browser ask us with that name (DNS
+// rebinding); an IP address cannot be made to lead elsewhere.
+func (g *accessFilter) isOwnHost(host string) bool {
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	if _, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
+		return true
+	}
+	for _, name := range g.hostNames {
+		if name != "" && strings.EqualFold(host, name) {
+			return true
+		}
+	}
+	return false
+}
+
+// authenticate gives 200, 401 without the token, or 429 for wrong ones beyond those that
+// are allowed. The right one is let in whatever others have sent: all of loopback is
+// one address, and any process there could keep the operator out. Who goes on
+// guessing behind the 429 has no hope: a token has at least 16 characters.
+func (g *accessFilter) authenticate(r *http.Request) int {
+	if g.tokenless {
+		return http.StatusOK
+	}
+	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	if !strings.EqualFold(scheme, "Bearer") || token == "" {
+		return http.StatusUnauthorized // no guess
+	}
+	// Hashes have one length, so the time tells nothing about the token's.
+	sum, want := sha256.Sum256([]byte(token)), sha256.Sum256([]byte(g.token.Reveal()))
+	if subtle.ConstantTimeCompare(sum[:], want[:]) == 1 {
+		return http.StatusOK
+	}
+	prefix := clientNet(r.RemoteAddr)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if now := time.Now(); now.Sub(g.windowStart) >= guessWindow {
+		clear(g.guesses)
+		g.windowStart = now
+	}
+	if _, known := g.guesses[prefix]; !known && len(g.guesses) >= maxGuessers {
+		prefix = netip.Prefix{}
+	}
+	if g.guesses[prefix] >= maxGuesses {
+		return http.StatusTooManyRequests
+	}
+	g.guesses[prefix]++
+	return http.StatusUnauthorized
+}
+
+// clientNet is who is counted: an IPv4 address, or an IPv6 network of one customer.
+func clientNet(remoteAddr string) netip.Prefix {
+	peer, err := netip.ParseAddrPort(remoteAddr)
+	if err != nil {
+		return netip.Prefix{}
+	}
+	return identity.AddrPrefix(peer.Addr())
+}

@@ -1,0 +1,228 @@
+package audit
+
+import (
+	"crypto/tls"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"imapgate/internal/identity"
+)
+
+// cipherNames is tls.CipherSuiteName as a table: that function makes the whole
+// list anew for each call.
+var cipherNames = loadCipherNames()
+
+func loadCipherNames() map[uint16]string {
+	names := make(map[uint16]string)
+	for _, c := range append(tls.CipherSuites(), tls.InsecureCipherSuites()...) {
+		names[c.ID] = c.Name
+	}
+	return names
+}
+
+// Client is what is known of the person's side of a connection. It is filled
+// as the connection advances; zero fields are left out of records.
+type Client struct {
+	Session    string         // random id, also given to the backend
+	Listener   string         // name of the configured listener
+	Peer       netip.AddrPort // the TCP peer
+	Addr       netip.AddrPort // the client's address by a trusted proxy in front
+	TLSVersion uint16         // as in tls.ConnectionState; 0: no TLS
+	Cipher     uint16
+	ServerName string // SNI, from the client
+	ALPN       string
+	Program    string // the client's, by its own word: Identify
+	Version    string // of it
+}
+
+// SetProgram takes the name and the version of the client's program from the pairs of its
+// ID (RFC 2971), where they have one of them. What is longer than a record has room for is
+// not kept: the client stays for as long as its session.
+func (c *Client) SetProgram(params [][2]string) {
+	var program, version string
+	for _, p := range params {
+		switch {
+		case strings.EqualFold(p[0], "name"):
+			program = p[1]
+		case strings.EqualFold(p[0], "version"):
+			version = p[1]
+		}
+	}
+	if program != "" || version != "" {
+		c.Program, c.Version = truncate(program), truncate(version)
+	}
+}
+
+// truncate is as much of s as shows, where it is written, whether it was longer.
+func truncate(s string) string { return strings.Clone(s[:min(len(s), maxNameBytes+1)]) }
+
+// Login is one attempt to log in.
+type Login struct {
+	User          identity.User // zero while the name is not canonical
+	ClaimedName   string        // the name as the client gave it; written only when User is zero
+	Attempt       int           // of this connection, from 1; 0 is left out
+	Mechanism     string        // LOGIN, or the SASL mechanism
+	Method        string        // of auth: passthrough, file, redis, http, oauth
+	Backend       string
+	UpstreamUser  string        // the login name at the backend, when it is another than User
+	RouteSource   string        // where the route came from: redis, cache, snapshot, static
+	RouteAge      time.Duration // how old that answer was
+	ConnectResult string        // how the login at the backend ended, as in upstream.Result…; "" when it was not tried
+	ConnectTime   time.Duration // how long that took, connecting included, waiting for limits not
+	Delay         time.Duration // what was waited on purpose, of Took
+	Duration      time.Duration // from the whole command to its answer
+}
+
+// Session is the whole of a logged-in session, at its end.
+type Session struct {
+	User     identity.User
+	Backend  string
+	Mode     string
+	BytesIn  uint64 // bytes from the client, after the login
+	BytesOut uint64 // bytes to the client, after the login
+	// Commands of the client, after the login; 0 is left out: where bytes are
+	// spliced nobody counts them.
+	Commands uint64
+	Duration time.Duration
+}
+
+// LoginAccepted records a login the backend accepted. With an error nothing was
+// recorded and the caller must not let the client in (LoginRefused, AuditAway).
+func (l *Log) LoginAccepted(c *Client, login *Login) error {
+	return l.appendRecord(recordMeta{loginAccepted, priorityRequired, accepted}, func(b []byte) []byte {
+		return appendText(login.appendTo(c.appendTo(b)), "result", accepted, maxNameBytes)
+	})
+}
+
+// LoginRefused records a login that was refused, and why. The client may not
+// have been told as much. One that was refused without a look at its credentials may be
+// folded.
+func (l *Log) LoginRefused(c *Client, login *Login, reason Reason) error {
+	if isUnverified(login, reason) {
+		if l.aggregator.add(c.aggregateKey(loginRefused, reason, login.User), aggregate{client: *c, login: *login}, time.Now()) {
+			return nil
+		}
+	}
+	return l.writeLoginRefused(c, login, reason, 1)
+}
+
+func (l *Log) writeLoginRefused(c *Client, login *Login, reason Reason, count uint64) error {
+	return l.appendRecord(recordMeta{loginRefused, priorityNormal, reason.result()}, func(b []byte) []byte {
+		b = login.appendTo(c.appendTo(b))
+		b = appendReason(appendText(b, "result", reason.result(), maxNameBytes), reason)
+		return appendAggregateCount(b, count)
+	})
+}
+
+// SessionEnded records the end of a connection that had logged in.
+func (l *Log) SessionEnded(c *Client, s *Session, reason Reason) error {
+	return l.appendRecord(recordMeta{eventType: sessionEnded, priority: priorityNormal}, func(b []byte) []byte {
+		b = c.appendTo(b)
+		b = appendText(b, "user", s.User.String(), maxUserBytes)
+		b = appendText(b, "backend", s.Backend, maxNameBytes)
+		b = appendText(b, "mode", s.Mode, maxNameBytes)
+		b = appendReason(b, reason)
+		b = appendCount(b, "bytes_in", s.BytesIn)
+		b = appendCount(b, "bytes_out", s.BytesOut)
+		b = appendNonZero(b, "commands", s.Commands)
+		return appendDuration(b, s.Duration)
+	})
+}
+
+// ConnectionRefused records the end of a connection that never logged in, which may be
+// folded with others. detail may quote the client or the TLS library; it is
+// made harmless. These yield: strangers make as many as they like.
+func (l *Log) ConnectionRefused(c *Client, reason Reason, detail string, duration time.Duration) error {
+	a := aggregate{client: *c, detail: detail, duration: duration}
+	if reason != InternalMistake && l.aggregator.add(c.aggregateKey(connectionRefused, reason, identity.User{}), a, time.Now()) {
+		return nil
+	}
+	a.count = 1
+	return l.writeConnectionRefused(c, reason, &a)
+}
+
+func (l *Log) writeConnectionRefused(c *Client, reason Reason, a *aggregate) error {
+	return l.appendRecord(recordMeta{eventType: connectionRefused, priority: priorityLow}, func(b []byte) []byte {
+		b = c.appendTo(b)
+		b = appendReason(b, reason)
+		b = appendText(b, "detail", a.detail, maxTextBytes)
+		return appendAggregateCount(appendDuration(b, a.duration), a.count)
+	})
+}
+
+// appendAggregateCount appends how many events a record stands for, when it is more than its own.
+func appendAggregateCount(b []byte, count uint64) []byte {
+	if count <= 1 {
+		return b
+	}
+	return appendCount(b, "count", count)
+}
+
+// appendTo appends what is known of the client.
+func (c *Client) appendTo(b []byte) []byte {
+	b = appendText(b, "session", c.Session, maxNameBytes)
+	b = appendText(b, "listener", c.Listener, maxNameBytes)
+	b = appendAddress(b, "peer", c.Peer)
+	b = appendAddress(b, "client", c.Addr)
+	if c.TLSVersion != 0 {
+		b = appendText(b, "tls", tls.VersionName(c.TLSVersion), maxNameBytes)
+		b = appendText(b, "cipher", cipherNames[c.Cipher], maxNameBytes)
+		b = appendText(b, "server_name", c.ServerName, maxTextBytes)
+		b = appendText(b, "alpn", c.ALPN, maxNameBytes)
+	}
+	b = appendText(b, "program", c.Program, maxNameBytes)
+	return appendText(b, "program_version", c.Version, maxNameBytes)
+}
+
+// headerWriter is the last second that was written: to write it anew would be a quarter
+// of the work on a record.
+type headerWriter struct {
+	second     int64 // since 1970
+	secondText []byte
+}
+
+// appendHeader opens a record with its version, time and name.
+func (s *headerWriter) appendHeader(b []byte, t eventType) []byte {
+	now := time.Now().UTC()
+	if second := now.Unix(); second != s.second || s.secondText == nil {
+		s.second, s.secondText = second, now.AppendFormat(s.secondText[:0], secondLayout)
+	}
+	b = append(b, `{"v":`...)
+	b = strconv.AppendInt(b, schemaVersion, 10)
+	b = append(b, `,"time":"`...)
+	b = append(b, s.secondText...)
+	ms := now.Nanosecond() / 1e6
+	b = append(b, '.', byte('0'+ms/100), byte('0'+ms/10%10), byte('0'+ms%10))
+	b = append(b, `Z","event":"`...)
+	b = append(b, eventNames[t]...)
+	return append(b, '"')
+}
+
+// secondLayout is timeLayout without what is less than a second.
+const secondLayout = "2006-01-02T15:04:05"
+
+// timeLayout sorts as text.
+const timeLayout = "2006-01-02T15:04:05.000Z"
+
+func (login *Login) appendTo(b []byte) []byte {
+	if login.User.IsZero() {
+		b = appendText(b, "claimed", login.ClaimedName, maxTextBytes)
+	} else {
+		b = appendText(b, "user", login.User.String(), maxUserBytes)
+	}
+	b = appendNonZero(b, "attempt", uint64(max(login.Attempt, 0)))
+	b = appendText(b, "mechanism", login.Mechanism, maxNameBytes)
+	b = appendText(b, "method", login.Method, maxNameBytes)
+	b = appendText(b, "backend", login.Backend, maxNameBytes)
+	b = appendText(b, "upstream_user", login.UpstreamUser, maxUserBytes)
+	b = appendText(b, "route", login.RouteSource, maxNameBytes)
+	b = appendNonZero(b, "route_age_ms", milliseconds(login.RouteAge))
+	if login.ConnectResult != "" {
+		b = appendText(b, "upstream", oneOf(connectResults, login.ConnectResult), maxNameBytes)
+		b = appendCount(b, "upstream_ms", milliseconds(login.ConnectTime))
+	}
+	b = appendNonZero(b, "delay_ms", milliseconds(login.Delay))
+	return appendDuration(b, login.Duration)
+}

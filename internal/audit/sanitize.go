@@ -1,0 +1,160 @@
+package audit
+
+import (
+	"net/netip"
+	"strconv"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"imapgate/internal/identity"
+)
+
+// Bounds of one field's value, in bytes of the record. With the fixed parts
+// and every field at its bound a record stays below maxRecordBytes.
+const (
+	maxTextBytes   = 256              // what clients and libraries say
+	maxNameBytes   = 64               // names from our own vocabulary and configuration
+	maxUserBytes   = identity.MaxUser // a canonical name is never cut: it is the evidence
+	maxRecordBytes = 4 << 10
+)
+
+// ellipsis marks a value that was longer than its bound.
+const ellipsis = "…"
+
+// appendText appends a member with a cleaned value; nothing for "".
+func appendText(b []byte, key, value string, bound int) []byte {
+	if value == "" {
+		return b
+	}
+	b = append(b, ',', '"')
+	b = append(b, key...)
+	b = append(b, '"', ':', '"')
+	if len(value) <= bound && isPlainText(value) {
+		b = append(b, value...)
+	} else {
+		b = appendSanitized(b, value, bound)
+	}
+	return append(b, '"')
+}
+
+// isPlainText says whether s can stand in a JSON string as it is.
+func isPlainText(s string) bool {
+	for i := 0; i < len(s); i++ {
+		if c := s[i]; c < ' ' || c > '~' || c == '"' || c == '\\' {
+			return false
+		}
+	}
+	return true
+}
+
+// appendSanitized appends s as the inside of a JSON string of at most bound bytes.
+// What could deceive a reader, a terminal or a log parser becomes visible text:
+// ESC is written \x1b, and stays those four characters when the JSON is decoded.
+func appendSanitized(b []byte, s string, bound int) []byte {
+	start := len(b)
+	fit := start // where the record is cut if the next rune does not fit
+	for i := 0; i < len(s); {
+		r, size := utf8.DecodeRuneInString(s[i:])
+		switch {
+		case r == utf8.RuneError && size == 1: // not UTF-8: show the byte
+			b = appendHex(append(b, `\\x`...), uint32(s[i]), 2)
+		case r == '"' || r == '\\':
+			b = append(b, '\\', byte(r))
+		case r < 0x100 && unicode.IsControl(r):
+			b = appendHex(append(b, `\\x`...), uint32(r), 2)
+		case isUnsafe(r):
+			b = append(b, `\\u{`...)
+			b = strconv.AppendUint(b, uint64(r), 16)
+			b = append(b, '}')
+		default:
+			b = append(b, s[i:i+size]...)
+		}
+		i += size
+		if len(b)-start > bound {
+			return append(b[:fit], ellipsis...)
+		}
+		if len(b)-start <= bound-len(ellipsis) {
+			fit = len(b)
+		}
+	}
+	return b
+}
+
+// isUnsafe says whether r is invisible, breaks lines, or turns the direction of
+// what follows: U+2028, U+2029, bidirectional controls, zero-width characters,
+// tags, private and unassigned code points.
+func isUnsafe(r rune) bool {
+	return r > '~' && !unicode.IsGraphic(r) || unicode.In(r, unicode.Bidi_Control, unicode.Variation_Selector) ||
+		r == '\u00a0' || r == '\u034f' || r == '\u115f' || r == '\u1160' || r == '\u3164' || r == '\uffa0'
+}
+
+func appendHex(b []byte, v uint32, digits int) []byte {
+	const hex = "0123456789abcdef"
+	for shift := 4 * (digits - 1); shift >= 0; shift -= 4 {
+		b = append(b, hex[v>>shift&0xf])
+	}
+	return b
+}
+
+// appendReason appends why; a value outside the closed set shows as internal,
+// so that readers can rely on the set.
+func appendReason(b []byte, reason Reason) []byte {
+	if !reason.Known() {
+		reason = InternalMistake
+	}
+	b = append(b, `,"reason":"`...)
+	b = append(b, reason...)
+	return append(b, '"')
+}
+
+// appendAddress leaves out an IPv6 zone: it is an interface's name, not an address.
+func appendAddress(b []byte, key string, a netip.AddrPort) []byte {
+	if !a.IsValid() {
+		return b
+	}
+	b = append(b, ',', '"')
+	b = append(b, key...)
+	b = append(b, '"', ':', '"')
+	b = netip.AddrPortFrom(a.Addr().Unmap().WithZone(""), a.Port()).AppendTo(b)
+	return append(b, '"')
+}
+
+func appendCount(b []byte, key string, n uint64) []byte {
+	b = append(b, ',', '"')
+	b = append(b, key...)
+	b = append(b, '"', ':')
+	return strconv.AppendUint(b, n, 10)
+}
+
+// appendNonZero is appendCount, and nothing for 0.
+func appendNonZero(b []byte, key string, n uint64) []byte {
+	if n == 0 {
+		return b
+	}
+	return appendCount(b, key, n)
+}
+
+func milliseconds(d time.Duration) uint64 { return uint64(max(d, 0).Milliseconds()) }
+
+func appendDuration(b []byte, d time.Duration) []byte {
+	return appendCount(b, "duration_ms", milliseconds(d))
+}
+
+// other stands for every value outside a closed set.
+const other = "other"
+
+// oneOf is s, or other when it is not in the set.
+func oneOf(set map[string]bool, s string) string {
+	if set[s] {
+		return s
+	}
+	return other
+}
+
+// connectResults is how a login at a backend ends, as in proxy/upstream. Constant.
+var connectResults = map[string]bool{"ok": true, "denied": true, "refused": true, "unreachable": true, "tls": true, "timeout": true,
+	"closed": true, "protocol": true, "down": true, "busy": true, "canceled": true, "loop": true, "not_taken": true}
+
+// IsConnectResult says whether result is a known end of a login at a backend.
+func IsConnectResult(result string) bool { return connectResults[result] }

@@ -1,0 +1,208 @@
+package breaker
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// fakeService is what a Probed is about: its owner's questions count and are
+// answered as err says.
+type fakeService struct {
+	err     error
+	checks  int
+	changes []bool
+}
+
+func (s *fakeService) newMonitor() *Monitor {
+	return NewMonitor(func(context.Context) error { s.checks++; return s.err }, time.Second, func(open bool, _ error) {
+		s.changes = append(s.changes, open)
+	})
+}
+
+func TestFailuresDoNotOpenWhileTheCheckSucceeds(t *testing.T) {
+	s := &fakeService{}
+	p := s.newMonitor()
+	for i := range 100 * Threshold {
+		if !p.Allow(t.Context()) {
+			t.Fatalf("left alone after %d questions", i)
+		}
+		p.RecordFailure()
+	}
+	if s.checks != 99 || len(s.changes) != 0 {
+		t.Errorf("asked %d questions of its own, told %v", s.checks, s.changes)
+	}
+}
+
+func TestOpensWhenTheCheckFailsAndTriesAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &fakeService{err: errors.New("no answer")}
+		p := s.newMonitor()
+		for range Threshold {
+			if !p.Allow(t.Context()) {
+				t.Fatal("left alone at once")
+			}
+			p.RecordFailure()
+		}
+		for range 1000 {
+			if p.Allow(t.Context()) {
+				t.Fatal("not left alone")
+			}
+		}
+		if s.checks != 1 {
+			t.Errorf("asked %d times", s.checks)
+		}
+		for period := range 2 * Threshold { // one question of a client's in each, which decides nothing
+			time.Sleep(TrialInterval * 6 / 5)
+			for i := range 10 {
+				if p.Allow(t.Context()) != (i == 0) || s.checks != 2+period {
+					t.Fatalf("asked %d times after %d pauses, question %d", s.checks, 1+period, i)
+				}
+			}
+			p.RecordFailure()
+		}
+		s.err = nil
+		time.Sleep(TrialInterval * 6 / 5)
+		for range 2 {
+			if !p.Allow(t.Context()) || s.checks != 2+2*Threshold {
+				t.Errorf("not asked again: %d", s.checks)
+			}
+		}
+		if len(s.changes) != 2 || !s.changes[0] || s.changes[1] {
+			t.Errorf("told %v", s.changes)
+		}
+	})
+}
+
+// A service that answers clients and never the gateway's own question.
+func TestASuccessfulTrialCloses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &fakeService{err: errors.New("no answer")}
+		p := s.newMonitor()
+		for range Threshold {
+			p.RecordFailure()
+		}
+		if p.Allow(t.Context()) {
+			t.Fatal("not left alone")
+		}
+		time.Sleep(TrialInterval * 6 / 5)
+		if !p.Allow(t.Context()) || p.Allow(t.Context()) {
+			t.Fatal("not one question of a client's goes through")
+		}
+		p.RecordSuccess()
+		for range 100 {
+			if !p.Allow(t.Context()) || s.checks != 2 {
+				t.Fatalf("left alone although it answers; asked %d times", s.checks)
+			}
+		}
+		if len(s.changes) != 2 || !s.changes[0] || s.changes[1] {
+			t.Errorf("told %v", s.changes)
+		}
+	})
+}
+
+// newOpenMonitor is a Probed that is open, and due for a probe.
+func (s *fakeService) newOpenMonitor(t *testing.T, check func(context.Context) error) *Monitor {
+	t.Helper()
+	p := NewMonitor(func(ctx context.Context) error {
+		if s.checks++; s.checks == 1 {
+			return s.err
+		}
+		return check(ctx)
+	}, time.Second, func(bool, error) {})
+	for range Threshold {
+		p.RecordFailure()
+	}
+	if p.Allow(t.Context()) {
+		t.Fatal("not left alone")
+	}
+	time.Sleep(TrialInterval * 6 / 5)
+	return p
+}
+
+func TestWaitingCallersShareTheOutcomeOfATrial(t *testing.T) {
+	errNoAnswer := errors.New("no answer")
+	for what, c := range map[string]struct {
+		own    error // of the gateway's own question
+		client func(*Monitor)
+		want   bool
+	}{
+		"the gateway's own is answered": {nil, func(*Monitor) {}, true},
+		"the client's is answered":      {errNoAnswer, (*Monitor).RecordSuccess, true},
+		"neither is":                    {errNoAnswer, (*Monitor).RecordFailure, false},
+		"nobody says":                   {errNoAnswer, func(*Monitor) {}, false}, // the client is gone
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			answer := make(chan error)
+			s := &fakeService{err: errNoAnswer}
+			p := s.newOpenMonitor(t, func(context.Context) error { return <-answer })
+			var callers, trial sync.WaitGroup
+			trial.Go(func() {
+				p.Allow(t.Context())
+				c.client(p)
+			})
+			synctest.Wait()
+			var allowed, rejected atomic.Int32
+			for range MaxWaiting + 3 {
+				callers.Go(func() {
+					switch began := time.Now(); {
+					case p.Allow(t.Context()):
+						t.Error("a second probe")
+					case p.AwaitTrial(t.Context()):
+						allowed.Add(1)
+					case time.Since(began) == 0:
+						rejected.Add(1)
+					}
+				})
+			}
+			synctest.Wait()
+			if rejected.Load() != 3 || p.waiting != MaxWaiting {
+				t.Errorf("%s: %d did not wait, %d do", what, rejected.Load(), p.waiting)
+			}
+			time.Sleep(time.Second / 10)
+			answer <- c.own
+			trial.Wait()
+			callers.Wait()
+			if want := map[bool]int32{true: MaxWaiting}[c.want]; allowed.Load() != want || p.waiting != 0 {
+				t.Errorf("%s: %d go on, %d wait", what, allowed.Load(), p.waiting)
+			}
+		})
+	}
+}
+
+func TestCallersDoNotWaitWithoutATrial(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &fakeService{err: errors.New("no answer")}
+		p := s.newOpenMonitor(t, func(context.Context) error { return s.err })
+		p.Allow(t.Context())
+		p.RecordFailure()
+		began := time.Now()
+		if p.Allow(t.Context()) || p.AwaitTrial(t.Context()) || time.Since(began) != 0 {
+			t.Errorf("waited %v", time.Since(began))
+		}
+		time.Sleep(TrialInterval * 6 / 5)
+		p.Allow(t.Context()) // and its client is silent
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second/4)
+		defer cancel()
+		if began = time.Now(); p.AwaitTrial(ctx) || time.Since(began) != time.Second/4 {
+			t.Errorf("waited %v for a client that was gone", time.Since(began))
+		}
+	})
+}
+
+func TestACanceledCallerDoesNotEndTheCheck(t *testing.T) {
+	s := &fakeService{}
+	p := NewMonitor(func(ctx context.Context) error { s.checks++; return ctx.Err() }, time.Minute, func(bool, error) { t.Error("told") })
+	for range Threshold {
+		p.RecordFailure()
+	}
+	canceled, cancel := context.WithCancel(t.Context())
+	cancel()
+	if !p.Allow(canceled) || s.checks != 1 {
+		t.Error("the gateway's own question ended with its caller")
+	}
+}

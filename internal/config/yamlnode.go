@@ -1,0 +1,90 @@
+package config
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/goccy/go-yaml/ast"
+)
+
+// positionOf is where a node begins.
+func positionOf(n ast.Node) position {
+	switch m := n.(type) {
+	case nil:
+		return position{}
+	case *ast.MappingNode: // its own token is a colon somewhere inside
+		if !m.IsFlowStyle && len(m.Values) > 0 {
+			return positionOf(m.Values[0])
+		}
+	case *ast.MappingValueNode:
+		return positionOf(m.Key)
+	}
+	t := n.GetToken()
+	if t == nil || t.Position == nil {
+		return position{}
+	}
+	return position{t.Position.Line, t.Position.Column}
+}
+
+// parseKey is the text of a mapping's key; numbers and the like count as text.
+func parseKey(n ast.Node) (string, bool) {
+	switch n := n.(type) {
+	case *ast.StringNode:
+		return n.Value, true
+	case *ast.IntegerNode, *ast.FloatNode, *ast.BoolNode, *ast.NullNode:
+		return n.GetToken().Value, true
+	}
+	return "", false
+}
+
+// ItemKey is the key of an item of a list, from 0.
+func ItemKey(key string, i int) string { return fmt.Sprintf("%s[%d]", key, i) }
+
+// suggestKey names the known key nearest to name, or all of them.
+func suggestKey(name string, known []field) string {
+	best, distance := "", 3
+	all := make([]string, len(known))
+	for i, f := range known {
+		all[i] = f.name
+		if d := editDistance(name, f.name); d < distance {
+			best, distance = f.name, d
+		}
+	}
+	if best != "" {
+		return "did you mean " + best + "?"
+	}
+	return "the keys here are " + strings.Join(all, ", ")
+}
+
+// explainUnknownKey explains a key that no field has.
+func explainUnknownKey(name string, known []field) string {
+	for _, f := range known {
+		if f.formerName == name {
+			return "was renamed to " + f.name
+		}
+	}
+	return "unknown key; " + suggestKey(name, known)
+}
+
+// editDistance is the Levenshtein distance of two short words; long ones are far.
+func editDistance(a, b string) int {
+	if len(a) > maxQuoted {
+		return len(a)
+	}
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := 1
+			if a[i] == b[j] {
+				cost = 0
+			}
+			diagonal, row[j+1] = row[j+1], min(row[j+1]+1, row[j]+1, diagonal+cost)
+		}
+	}
+	return row[len(b)]
+}

@@ -1,0 +1,146 @@
+package metrics
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// registrar makes instruments and registers them. A clash of names is our own
+// mistake and panics.
+type registrar struct{ *prometheus.Registry }
+
+func (r registrar) gauge(name, help string) prometheus.Gauge {
+	g := prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
+	r.MustRegister(g)
+	return g
+}
+
+func (r registrar) counter(name, help string) prometheus.Counter {
+	c := prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+	r.MustRegister(c)
+	return c
+}
+
+func (r registrar) counterVec(name, help string, labels ...string) *prometheus.CounterVec {
+	v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+	r.MustRegister(v)
+	return v
+}
+
+// countersByLabel resolves one counter for each value of a closed set and for Other,
+// so that every series exists, at 0, from the start.
+func (r registrar) countersByLabel(name, help, label string, values []string) map[string]prometheus.Counter {
+	vec := r.counterVec(name, help, label)
+	set := map[string]prometheus.Counter{Other: vec.WithLabelValues(Other)}
+	for _, value := range values {
+		set[value] = vec.WithLabelValues(value)
+	}
+	return set
+}
+
+// gaugesByLabel is counters for gauges.
+func (r registrar) gaugesByLabel(name, help, label string, values []string) map[string]prometheus.Gauge {
+	vec := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, []string{label})
+	r.MustRegister(vec)
+	set := map[string]prometheus.Gauge{Other: vec.WithLabelValues(Other)}
+	for _, value := range values {
+		set[value] = vec.WithLabelValues(value)
+	}
+	return set
+}
+
+func (r registrar) histogram(name, help string, buckets []float64) prometheus.Histogram {
+	h := prometheus.NewHistogram(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets})
+	r.MustRegister(h)
+	return h
+}
+
+// instrumentFor is the instrument of value, or that of Other.
+func instrumentFor[I any](set map[string]I, value string) I {
+	if instrument, known := set[value]; known {
+		return instrument
+	}
+	return set[Other]
+}
+
+// Backend is the instruments of one configured backend.
+type Backend struct {
+	connects     map[string]prometheus.Counter // Set once.
+	spliced      prometheus.Gauge              // Set once.
+	splicedUsers prometheus.Gauge              // Set once.
+}
+
+// Backend resolves the instruments of a configured backend, once.
+func (m *Metrics) Backend(name string) *Backend {
+	b := &Backend{connects: make(map[string]prometheus.Counter), spliced: m.splicedBackends.WithLabelValues(name), splicedUsers: m.splicedUsers.WithLabelValues(name)}
+	for _, result := range append([]string{Other}, connectResults...) {
+		b.connects[result] = m.upstreamConnects.WithLabelValues(name, result)
+	}
+	return b
+}
+
+// CountConnect counts an attempt to connect and log in.
+func (b *Backend) CountConnect(result string) { instrumentFor(b.connects, result).Inc() }
+
+// SetSpliced shows whether new sessions are spliced whatever the mode, because the backend
+// broke what the other modes build on.
+func (b *Backend) SetSpliced(spliced bool) {
+	b.spliced.Set(0)
+	if spliced {
+		b.spliced.Set(1)
+	}
+}
+
+// SetSplicedUsers shows the number of users whose new sessions are, for what the backend
+// broke to them.
+func (b *Backend) SetSplicedUsers(n int) { b.splicedUsers.Set(float64(n)) }
+
+// ObserveCertificates shows, at each scrape, when the certificates end. expiry
+// is called with a function to report each certificate file to.
+func (m *Metrics) ObserveCertificates(reportAll func(report func(file string, notAfter time.Time))) {
+	m.registry.MustRegister(certificateCollector{
+		reportAll: reportAll,
+		desc: prometheus.NewDesc("imapgate_certificate_not_after_timestamp_seconds",
+			"When a certificate ends that is served, or shown to another server.", []string{"file"}, nil),
+	})
+}
+
+// ObserveAudit shows, at each scrape, how many audit records were lost and
+// whether new logins are blocked because records cannot be written.
+func (m *Metrics) ObserveAudit(lostRecords func() uint64, ready func() error) {
+	m.registry.MustRegister(
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "imapgate_audit_lost_records_total", Help: "Audit records that could not be kept.",
+		}, func() float64 { return float64(lostRecords()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "imapgate_audit_ready", Help: "0 while new logins are blocked because the audit log cannot be written.",
+		}, func() float64 {
+			if ready() != nil {
+				return 0
+			}
+			return 1
+		}))
+}
+
+// certificateCollector is a prometheus.Collector that asks when it is scraped, because
+// certificates change by themselves.
+type certificateCollector struct {
+	reportAll func(report func(file string, notAfter time.Time)) // Set once.
+	desc      *prometheus.Desc                                   // Set once.
+}
+
+// Describe implements prometheus.Collector.
+func (c certificateCollector) Describe(out chan<- *prometheus.Desc) { out <- c.desc }
+
+// Collect implements prometheus.Collector. A file named twice is shown once:
+// two equal series would fail the whole scrape.
+func (c certificateCollector) Collect(out chan<- prometheus.Metric) {
+	seen := make(map[string]bool)
+	c.reportAll(func(file string, notAfter time.Time) {
+		if !seen[file] {
+			seen[file] = true
+			out <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, float64(notAfter.Unix()), file)
+		}
+	})
+}

@@ -1,0 +1,27 @@
+package parking
+
+import "testing"
+
+func TestBurstDetectorReportsEndOfBurst(t *testing.T) {
+	var m BurstDetector
+	for i, look := range []struct {
+		parkings uint64
+		sessions int
+		due      bool
+	}{
+		{0, 0, false},
+		{100, 50, false},    // too few to matter
+		{2000, 1000, false}, // the burst goes on
+		{3000, 1500, false},
+		{3010, 1505, true}, // and is over
+		{3010, 1505, false},
+		{3500, 1600, false},
+		{3600, 1600, false}, // a trickle: not before half of the sessions are new
+		{3900, 1600, false},
+		{3950, 1600, true},
+	} {
+		if got := m.CheckOver(look.parkings, look.sessions); got != look.due {
+			t.Errorf("look %d: %v", i, got)
+		}
+	}
+}

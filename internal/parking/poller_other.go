@@ -1,0 +1,93 @@
+//go:build !linux
+
+package parking
+
+import (
+	"errors"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// CanPark says whether a Waiter costs less than a goroutine. Here it is one.
+const CanPark = false
+
+// kernelPoller has a goroutine per socket that is armed.
+type kernelPoller struct {
+	wake func(key uint64) // Set once.
+	stop chan struct{}    // Set once. Tells Run to end.
+	wg   sync.WaitGroup
+
+	mu    sync.Mutex
+	waits map[uint64]chan struct{} // Guarded by mu. Closed when the goroutine has left the socket.
+}
+
+func (p *Poller) open() error {
+	p.wake, p.stop, p.waits = p.dispatch, make(chan struct{}), map[uint64]chan struct{}{}
+	return nil
+}
+
+// Close ends Run, once. No Waiter is told to Wait or Forget afterwards, and every
+// socket is closed or forgotten.
+func (p *Poller) Close() { close(p.stop) }
+
+// Run waits for Close, and for every goroutine.
+func (p *Poller) Run() {
+	<-p.stop
+	p.wg.Wait()
+}
+
+func (p *kernelPoller) add(c net.Conn, key uint64) error {
+	raw, err := c.(syscall.Conn).SyscallConn()
+	if err == nil {
+		err = raw.Control(func(uintptr) {}) // closed?
+	}
+	if err != nil {
+		return err
+	}
+	done := make(chan struct{})
+	p.mu.Lock()
+	p.waits[key] = done
+	p.mu.Unlock()
+	p.wg.Add(1)
+	go p.waitReadable(raw, key, done)
+	return nil
+}
+
+func (p *kernelPoller) rearm(c net.Conn, key uint64) error { return p.add(c, key) }
+
+// waitReadable ends when the socket is readable, hung up, closed or removed.
+func (p *kernelPoller) waitReadable(raw syscall.RawConn, key uint64, done chan struct{}) {
+	defer p.wg.Done()
+	polled := false
+	err := raw.Read(func(fd uintptr) bool {
+		again := polled
+		polled = true
+		return again || isReadable(fd)
+	})
+	close(done)
+	if !errors.Is(err, net.ErrClosed) {
+		p.wake(key) // on any other error too: the owner's read will meet it
+	}
+}
+
+// remove takes the goroutine off the socket with a deadline that has passed. The
+// next one to read sets its own.
+func (p *kernelPoller) remove(c net.Conn, key uint64) {
+	p.mu.Lock()
+	done := p.waits[key]
+	delete(p.waits, key)
+	p.mu.Unlock()
+	if done == nil {
+		return // it was closed before it could be waited for
+	}
+	select {
+	case <-done:
+		return
+	default:
+	}
+	_ = c.SetReadDeadline(time.Unix(1, 0))
+	<-done
+	_ = c.SetReadDeadline(time.Time{})
+}

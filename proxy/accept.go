@@ -1,0 +1,153 @@
+package proxy
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/pires/go-proxyproto"
+
+	"imapgate/auth"
+	"imapgate/internal/audit"
+	"imapgate/internal/imap"
+	"imapgate/internal/metrics"
+	"imapgate/internal/parking"
+	"imapgate/tlsconf"
+)
+
+// proxyTimeout is for the whole PROXY header; the protocol's text asks for at
+// least three seconds.
+const proxyTimeout = 3 * time.Second
+
+// acceptClient brings a connection to its greeting: a place for it, the PROXY header
+// where the peer must send one, its place among those of its address, implicit TLS.
+func (c *connection) acceptClient() error {
+	if c.overLimit {
+		return &closeError{audit.TooMany, "[UNAVAILABLE] Too many connections.", nil}
+	}
+	if c.listener.TLS != NoTLS && c.server.handshakes.isOverloaded() {
+		return &closeError{audit.Overload, "[UNAVAILABLE] Too many connections.", errOverloaded}
+	}
+	if containsPeer(c.listener.ProxyTrusted, c.client.Peer) {
+		if err := c.acceptProxyHeader(); err != nil {
+			return &closeError{audit.BadProxyHeader, "", err}
+		}
+	}
+	if err := c.openLimits(); err != nil {
+		return err
+	}
+	c.conn.SetDeadline(c.deadline)
+	if c.listener.TLS == ImplicitTLS {
+		return c.upgradeTLS()
+	}
+	return nil
+}
+
+// containsPeer says whether a peer's TCP address is in one of the networks.
+func containsPeer(networks []netip.Prefix, peer netip.AddrPort) bool {
+	for _, n := range networks {
+		if n.Contains(peer.Addr()) {
+			return true
+		}
+	}
+	return false
+}
+
+// acceptProxyHeader learns the client's address from the load balancer in front.
+// LOCAL and UNKNOWN keep the peer's. Bytes behind the header are kept.
+func (c *connection) acceptProxyHeader() error {
+	c.conn.SetDeadline(c.acceptedAt.Add(proxyTimeout))
+	r := bufio.NewReaderSize(c.socket, maxProxyHeader)
+	header, err := readProxyHeader(r)
+	if err != nil {
+		return err
+	}
+	// A second header would be a client's, taken for the balancer's.
+	excess, _ := r.Peek(r.Buffered())
+	if bytes.HasSuffix(excess, []byte("\n")) && !bytes.HasSuffix(excess, []byte("\r\n")) { // nothing may stand behind it: see imap.Reader
+		var following [1]byte
+		n, _ := parking.ReadAvailable(c.socket, following[:])
+		excess = append(excess, following[:n]...)
+	}
+	c.socket.Unread(excess)
+	c.proxyLocal = header.Command.IsLocal() || header.TransportProtocol == proxyproto.UNSPEC
+	if src, ok := header.SourceAddr.(*net.TCPAddr); ok && header.Command == proxyproto.PROXY {
+		c.proxiedAddr = addrPort(src)
+		c.proxyInfo = &auth.ProxyHeader{Client: c.proxiedAddr, Local: addrPort(header.DestinationAddr)}
+		c.client.Addr = c.proxiedAddr
+	}
+	return nil
+}
+
+// upgradeTLS starts TLS. Its deadline is absolute, and never later than that of
+// the login.
+func (c *connection) upgradeTLS() error {
+	cfg := c.server.deps.TLS.Config()
+	start := time.Now()
+	deadline := start.Add(c.server.cfg.HandshakeTimeout)
+	if deadline.After(c.deadline) {
+		deadline = c.deadline
+	}
+	c.conn.SetDeadline(deadline)
+	err := c.conn.Upgrade(func(nc net.Conn) net.Conn {
+		c.tls = tls.Server(nc, cfg)
+		return c.tls
+	})
+	if err == nil {
+		slot := handshakeSlot{limiter: c.server.handshakes, socket: c.socket}
+		defer slot.release()
+		err = c.tls.HandshakeContext(tlsconf.WithHelloHook(tlsconf.WithServedCertificate(&c.serverCert), slot.acquire))
+	}
+	c.server.deps.Metrics.CountHandshake(handshakeResult(c.tls, err))
+	if err != nil {
+		return &closeError{handshakeReason(err), "", err}
+	}
+	state := c.tls.ConnectionState()
+	c.client.TLSVersion, c.client.Cipher = state.Version, state.CipherSuite
+	c.client.ServerName, c.client.ALPN = state.ServerName, state.NegotiatedProtocol
+	c.conn.SetDeadline(c.deadline)
+	return nil
+}
+
+func handshakeReason(err error) audit.Reason {
+	switch {
+	case errors.Is(err, imap.ErrInjected):
+		return audit.StartTLSInjection
+	case errors.Is(err, errOverloaded):
+		return audit.Overload
+	case isTimeout(err):
+		return audit.HandshakeTimeout
+	case isALPNMismatch(err):
+		return audit.WrongALPN
+	}
+	return audit.HandshakeFailed
+}
+
+func handshakeResult(c *tls.Conn, err error) string {
+	switch {
+	case err == nil && c.ConnectionState().DidResume:
+		return metrics.Resumed
+	case err == nil:
+		return metrics.OK
+	case errors.Is(err, errOverloaded):
+		return metrics.Overload
+	case isTimeout(err):
+		return metrics.Timeout
+	case isALPNMismatch(err):
+		return metrics.ALPN
+	case isClosed(err):
+		return metrics.Canceled
+	}
+	return metrics.Failed
+}
+
+// isALPNMismatch knows crypto/tls's word for a client that asked for other protocols;
+// there is no type for it.
+func isALPNMismatch(err error) bool {
+	return strings.Contains(err.Error(), "client requested unsupported application protocols")
+}

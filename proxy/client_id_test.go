@@ -1,0 +1,195 @@
+package proxy
+
+import (
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"imapgate/proxy/mux"
+	"imapgate/proxy/upstream"
+)
+
+// idRequiringBackend is a backend of the Coremail kind: no mailbox is selected on a connection
+// whose client has not said what it is.
+type idRequiringBackend struct {
+	// Set once.
+	l  net.Listener
+	wg sync.WaitGroup
+
+	mu        sync.Mutex
+	conns     map[net.Conn]bool // Guarded by mu.
+	connCount int               // Guarded by mu. Connections so far.
+}
+
+func openIDRequiringBackend(t testing.TB) *idRequiringBackend {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	u := &idRequiringBackend{l: l, conns: map[net.Conn]bool{}}
+	u.wg.Go(u.accept)
+	t.Cleanup(func() {
+		_ = l.Close()
+		u.closeConns()
+		u.wg.Wait()
+	})
+	return u
+}
+
+// accept ends with the listener.
+func (u *idRequiringBackend) accept() {
+	for {
+		nc, err := u.l.Accept()
+		if err != nil {
+			return
+		}
+		u.mu.Lock()
+		u.conns[nc] = true
+		u.connCount++
+		u.mu.Unlock()
+		u.wg.Go(func() { u.serve(nc) })
+	}
+}
+
+// closeConns ends all connections.
+func (u *idRequiringBackend) closeConns() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for nc := range u.conns {
+		_ = nc.Close()
+	}
+	clear(u.conns)
+}
+
+func (u *idRequiringBackend) countConns() int {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.connCount
+}
+
+// serve ends with the connection.
+func (u *idRequiringBackend) serve(nc net.Conn) {
+	defer func() { _ = nc.Close() }()
+	s := newBackendConn(nc)
+	login, err := s.readLogin()
+	if err != nil || s.write(login.tag+" OK [CAPABILITY IMAP4rev1 ID UNSELECT] In.") != nil {
+		return
+	}
+	known := strings.Contains(login.id, `"name"`)
+	for {
+		line, err := s.readLine()
+		if err != nil {
+			return
+		}
+		tag, command, _ := strings.Cut(line, " ")
+		answer := "OK Done."
+		switch {
+		case strings.HasPrefix(command, `ID ("name"`):
+			known = true
+			_ = s.write(`* ID ("name" "Coremail")`)
+		case strings.HasPrefix(command, "SELECT") && !known:
+			answer = "NO SELECT Unsafe Login. Please contact the postmaster for help"
+		case strings.HasPrefix(command, "SELECT"):
+			_ = s.write("* FLAGS (\\Seen)\r\n* 0 EXISTS\r\n* OK [UIDVALIDITY 7] .\r\n* OK [UIDNEXT 1] .")
+			answer = "OK [READ-WRITE] Selected."
+		}
+		if s.write(tag+" "+answer) != nil || command == "LOGOUT" {
+			return
+		}
+	}
+}
+
+const (
+	selectRefused = "s NO SELECT Unsafe Login…"
+	selectOK      = "s OK [READ-WRITE] Selected."
+)
+
+// expectSelect has a client select its mailbox.
+func (c *client) expectSelect(want string) {
+	c.t.Helper()
+	c.write("s SELECT INBOX\r\n")
+	if want == selectOK {
+		for _, line := range []string{"* FLAGS (\\Seen)", "* 0 EXISTS", "* OK [UIDVALIDITY 7] .", "* OK [UIDNEXT 1] ."} {
+			c.expectLine(line)
+		}
+	}
+	c.expectLine(want)
+}
+
+func TestClientIDIsForwardedWheneverSent(t *testing.T) {
+	for _, mode := range []string{spliceMode, string(mux.Reuse), string(mux.Resume)} {
+		t.Run(mode, func(t *testing.T) {
+			u := openIDRequiringBackend(t)
+			b := newHarness(t, u.l.Addr().String(), func(s *harnessConfig) {
+				s.cfg.Modes = map[string]Mode{"east": {Name: mode, Mux: mux.Settings{CommandHoldTimeout: 20 * time.Second, PoolIdleTimeout: time.Hour}}}
+				s.backends["east"] = upstream.Config{Address: u.l.Addr().String(), TLSMode: upstream.NoTLS, Forward: upstream.ForwardNone}
+			})
+			before := b.dialGreeted("none")
+			before.write("i ID (\"name\" \"Early\" \"version\" \"1.0\" \"x-session-id\" \"s\")\r\n")
+			before.expectLine("* ID …")
+			before.expectLine("i OK …")
+			before.write("a LOGIN alice right\r\n")
+			before.expectLine("a OK …")
+			before.expectSelect(selectOK)
+			b.expectReattach(before, u, mode)
+
+			after := b.dialGreeted("none")
+			after.write("a LOGIN frank right\r\n")
+			after.expectLine("a OK …")
+			after.expectSelect(selectRefused)
+			after.write("i ID (\"name\" \"Late\" \"version\" \"2.0\")\r\n")
+			after.expectLine(`* ID ("name" "Coremail")`)
+			after.expectLine("i OK …")
+			after.expectSelect(selectOK)
+			b.expectReattach(after, u, mode)
+
+			if r := b.lastRecord("login_accepted", before); r.field("program") != "Early" || r.field("program_version") != "1.0" {
+				t.Errorf("%v", r)
+			}
+			late := map[bool]string{false: "Late 2.0", true: " "}[mode == spliceMode] // there nobody reads it
+			for c, want := range map[*client]string{before: "Early 1.0", after: late} {
+				if r := b.lastRecord("session_ended", c); r.field("program")+" "+r.field("program_version") != want {
+					t.Errorf("want %q: %v", want, r)
+				}
+			}
+		})
+	}
+}
+
+// expectReattach has a client lose its backend's connection, and wants it to go on, where it
+// can, as one that is known.
+func (b *harness) expectReattach(c *client, u *idRequiringBackend, mode string) {
+	b.t.Helper()
+	defer c.close()
+	made := u.countConns()
+	u.closeConns()
+	if mode != string(mux.Resume) {
+		return
+	}
+	c.write("n NOOP\r\n")
+	c.expectLine("n OK Done.")
+	c.expectSelect(selectOK)
+	if u.countConns() == made {
+		b.t.Error("the connection was not lost")
+	}
+}
+
+// What is said in the clear is forgotten when TLS begins, on record too.
+func TestCleartextIDIsNotRecorded(t *testing.T) {
+	b := newHarness(t, openTestBackend(t).addr())
+	c := b.dial("starttls")
+	c.expectLine("* OK …")
+	c.write("i ID (\"name\" \"Forged\" \"version\" \"1\")\r\n")
+	c.expectLine("* ID …")
+	c.expectLine("i OK …")
+	c.write("t STARTTLS\r\n")
+	c.expectLine("t OK …")
+	c.startTLS()
+	c.write("a LOGIN alice right\r\n")
+	c.expectLine("a OK …")
+	c.close()
+	if r := b.lastRecord("session_ended", c); r.field("program") != "" || r.field("program_version") != "" {
+		t.Errorf("%v", r)
+	}
+}

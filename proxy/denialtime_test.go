@@ -1,0 +1,69 @@
+package proxy
+
+import (
+	"testing"
+	"time"
+
+	"imapgate/internal/audit"
+	"imapgate/internal/limit"
+)
+
+// withGuesses are passwords that a backend refuses in other words than usual.
+func withGuesses(s *harnessConfig) {
+	s.limits = limit.Config{Failures: failureLimits()}
+	s.routes.Static.Users["refuse"], s.routes.Static.Users["echo"], s.routes.Static.Users["slow"] = "east", "east", "east"
+}
+
+func TestConnectionHasMaximumFailedLogins(t *testing.T) {
+	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Failures: failureLimits()}))
+	c := b.dialGreetedFrom("203.0.113.7")
+	start := time.Now()
+	for range 6 {
+		c.write("a LOGIN erin right\r\n")
+		c.expectLine("a " + unavailableReply)
+	}
+	c.expectLine("* BYE [UNAVAILABLE] Too many failed logins.")
+	c.expectEOF()
+	if took := time.Since(start); took < 6*minDenialTime {
+		t.Errorf("all of them took %v", took)
+	}
+	if r := b.lastRecord("connection_refused", c); r.field("reason") != string(audit.LoginAttempts) {
+		t.Errorf("%v", r)
+	}
+}
+
+func TestDenialTimeDoesNotShowBackendUse(t *testing.T) {
+	b := newHarness(t, openTestBackend(t).addr(), withGuesses)
+	for _, user := range []string{"slow", "nobody", `"a|b"`, "frank"} { // and nowhere, impossible, in the passwd-file
+		start := time.Now()
+		if got := b.tryLogin("203.0.113.7", user, "wrong"); got != authFailedReply {
+			t.Fatalf("%s: %s", user, got)
+		}
+		if took := time.Since(start); took < slowDenial {
+			t.Errorf("%s was denied after %v", user, took)
+		}
+	}
+	c := b.dialGreetedFrom("203.0.113.7")
+	start := time.Now()
+	c.write("a LOGIN slow {1+}\r\n\x01\r\n") // cannot be sent
+	c.expectLine("a " + authFailedReply)
+	if took := time.Since(start); took < slowDenial {
+		t.Errorf("what cannot be sent was denied after %v", took)
+	}
+	c.close()
+}
+
+func TestDenialTimesAreBounded(t *testing.T) {
+	var d denialTimes
+	if d.pick() != 0 {
+		t.Error("a time of nobody's denial")
+	}
+	for i := range 3 * len(d.durations) {
+		d.add(time.Duration(i+1) * time.Second)
+	}
+	for range 1000 {
+		if took := d.pick(); took <= time.Duration(2*len(d.durations))*time.Second {
+			t.Fatalf("%v was long ago", took)
+		}
+	}
+}

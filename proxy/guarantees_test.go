@@ -1,0 +1,416 @@
+package proxy
+
+import (
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"io"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"imapgate/internal/audit"
+	"imapgate/internal/identity"
+	"imapgate/internal/testbed"
+	"imapgate/routing"
+)
+
+// What the front door promises about secrets, time and its own end.
+
+// encodings are the ways in which a secret could show.
+func encodings(secret string) []string {
+	reversed := []byte(secret)
+	slices.Reverse(reversed)
+	all := []string{secret, hex.EncodeToString([]byte(secret)), strings.ToUpper(hex.EncodeToString([]byte(secret))), url.QueryEscape(secret), url.PathEscape(secret), string(reversed)}
+	for before := range 3 { // the bytes before it shift base64
+		coded := base64.RawStdEncoding.EncodeToString([]byte(strings.Repeat("\x00", before) + secret))
+		all = append(all, coded[4:len(coded)-3])
+	}
+	return all
+}
+
+func TestSecretsAreNeverOutput(t *testing.T) {
+	const right, wrong, filed, master = "CANARY1/right pw+", "CANARY2/wrong pw+", "CANARY3/filed pw+", "CANARY4/master pw+"
+	m := openTestBackend(t)
+	m.password = right
+	for _, mistake := range []func(*Deps){nil, func(r *Deps) { r.Routes = nil }} {
+		b := openHarness(t, m.addr(), func(s *harnessConfig) {
+			s.users = "carol@example.org:{PLAIN}" + filed + "\n"
+			s.cfg.MaxAuthAttempts = 100
+			for _, name := range []string{"hang", "vanish", "refuse", "echo"} {
+				s.routes.Static.Users[name] = "east"
+			}
+			east, mastered := s.backends["east"], s.backends["mastered"]
+			east.LoginTimeout = time.Second
+			mastered.Master.Password = identity.NewSecret(master)
+			s.backends["east"], s.backends["mastered"] = east, mastered
+			s.changeDeps = mistake
+		})
+		b.tryLeaks(map[string]string{"alice": right, "frank": wrong, "carol": filed, "dave": wrong, "erin": right, "hang": wrong, "vanish": right, "refuse": right, "echo": right})
+		if mistake != nil {
+			b.wantPanics = strings.Count(b.logs.String(), `"msg":"fault"`)
+			if b.wantPanics == 0 {
+				t.Error("nothing broke down")
+			}
+		}
+		shown := b.metricsText()
+		b.stopServer()
+		text, err := os.ReadFile(b.path("audit"))
+		must(t, err)
+		shown += string(text) + b.logs.String()
+		for _, secret := range []string{right, wrong, filed, master} {
+			for _, form := range encodings(secret) {
+				if i := strings.Index(shown, form); i >= 0 {
+					t.Errorf("%s shows as %s in …%s…", secret, form, shown[max(0, i-300):min(len(shown), i+100)])
+				}
+			}
+		}
+	}
+}
+
+// tryLeaks tries every user and password in every way a client can, good and bad.
+func (b *harness) tryLeaks(logins map[string]string) {
+	var clients []*client
+	for user, secret := range logins {
+		plain := base64.StdEncoding.EncodeToString([]byte("\x00" + user + "\x00" + secret))
+		for _, say := range []string{
+			"a LOGIN " + user + " \"" + secret + "\"\r\n", "a LOGIN " + encodeLiteral(user) + " " + encodeLiteral(secret) + "\r\n",
+			"a AUTHENTICATE PLAIN " + plain + "\r\n", "a AUTHENTICATE PLAIN " + plain + "\r\n*\r\n", "a AUTHENTICATE PLAIN\r\n" + plain + "!\r\n",
+			"a AUTHENTICATE LOGIN\r\n" + base64.StdEncoding.EncodeToString([]byte(user)) + "\r\n" + base64.StdEncoding.EncodeToString([]byte(secret)) + "\r\n",
+			"a LOGIN " + user + " \"" + secret + "\" x\r\n", "a LOGIN " + user + " \"" + secret + "\n", "a LOGIN " + user + " " + secret + "\r\n",
+			"a AUTHENTICATE CRAM-MD5 " + plain + "\r\n", secret + " LOGIN\r\n", "a " + secret + "\r\n", "a LOGIN " + user + " {9999+}\r\n" + secret + "\r\n",
+			"a LOGIN " + user + " " + encodeLiteral(secret+"\r\n") + "\r\n", "a LOGIN " + encodeLiteral(user+"\x00") + " " + encodeLiteral(secret) + "\r\n",
+		} {
+			c := b.dialGreeted("none")
+			c.write(say)
+			clients = append(clients, c)
+		}
+		cancelled := b.dialGreeted("none")
+		cancelled.write("a LOGIN " + user + " " + encodeLiteral(secret) + "\r\n")
+		cancelled.reset()
+		clear := b.dial("starttls")
+		clear.write("a LOGIN " + user + " " + encodeLiteral(secret) + "\r\n")
+		clients = append(clients, clear)
+	}
+	for _, c := range clients {
+		_, _ = io.WriteString(c.nc, "zz LOGOUT\r\n")
+		c.readAll()
+		c.close()
+	}
+	eventually(b.t, "the connections to end", func() bool { return b.server.openConns.Load() == 0 })
+}
+
+// Whether the times can be told apart is measured: `make enumeration`.
+func TestDenialsAreUniformAndDelayed(t *testing.T) {
+	store := testbed.StartRedis(t)
+	for _, name := range []string{"alice", "frank", "blocked"} {
+		store.CLI("HSET", "imapgate:user:"+name+"@example.org", "backend", "east")
+	}
+	store.CLI("HSET", "imapgate:user:blocked@example.org", "state", "blocked")
+	rdb, err := routing.Dial(routing.RedisConfig{Addresses: []string{store.Address}})
+	must(t, err)
+	t.Cleanup(func() { _ = rdb.Close() })
+	b := openHarness(t, openTestBackend(t).addr(), func(s *harnessConfig) { s.redis, s.routes.Source = rdb, routing.SourceRedis })
+	names := []string{"alice", "frank", "blocked", "nobody", "\"bad name\""}
+	for range 3 {
+		start := map[*client]time.Time{}
+		clients := make([]*client, len(names))
+		for i, name := range names { // at once, and so equally disturbed
+			clients[i] = b.dialGreeted("none")
+			start[clients[i]] = time.Now()
+			clients[i].write("a LOGIN " + name + " wrong\r\n")
+		}
+		for i, c := range clients {
+			c.expectLine("a " + authFailedReply)
+			if took := time.Since(start[c]); took < minDenialTime {
+				t.Errorf("%s: denied after %v", names[i], took)
+			}
+			c.close()
+		}
+	}
+	c := b.dialGreeted("none")
+	c.write("a LOGIN frank right\r\n")
+	c.expectLine("a OK …")
+}
+
+func TestHangingBackendLoginEndsAtDeadline(t *testing.T) {
+	m := openTestBackend(t)
+	b := newHarness(t, m.addr(), withExpiredDeadline, func(s *harnessConfig) { // the client's own deadline is over before
+		s.routes.Static.Users["hang"] = "east"
+		east := s.backends["east"]
+		east.LoginTimeout = 500 * time.Millisecond
+		s.backends["east"] = east
+	})
+	for _, listener := range []string{"none", "starttls", "implicit"} {
+		c := b.dialGreeted(listener)
+		c.write("a LOGIN hang right\r\n")
+		c.expectLine("a " + unavailableReply)
+		c.expectLine("* BYE Login took too long.")
+		c.expectEOF()
+		if r := b.lastRecord("login_refused", c); r.field("reason") != string(audit.BackendTimeout) {
+			t.Error(r)
+		}
+		if r := b.lastRecord("connection_refused", c); r.field("reason") != string(audit.PreauthTimeout) {
+			t.Error(r)
+		}
+	}
+	eventually(t, "the upstream connections to close", func() bool { return m.connCount() == 0 })
+}
+
+func TestDisconnectedClientReleasesResources(t *testing.T) {
+	m := openTestBackend(t)
+	b := newHarness(t, m.addr(), func(s *harnessConfig) {
+		s.routes.Static.Users["hang"] = "east"
+		east := s.backends["east"]
+		east.LoginTimeout = 500 * time.Millisecond
+		s.backends["east"] = east
+	})
+	for _, listener := range []string{"none", "implicit"} {
+		c := b.dialGreeted(listener)
+		c.write("a LOGIN hang right\r\n")
+		<-m.hanging
+		c.reset()
+	}
+	eventually(t, "everything to be given back", func() bool { return m.connCount() == 0 && b.server.openConns.Load() == 0 })
+	if r := b.wantRecord("login_refused", audit.BackendTimeout); r.field("user") != "hang@example.org" {
+		t.Error(r)
+	}
+}
+
+func TestBackendDeathClosesClientsAtOnce(t *testing.T) {
+	m := openTestBackend(t)
+	b := newHarness(t, m.addr())
+	var clients []*client
+	for _, listener := range []string{"none", "starttls", "implicit"} {
+		c := b.dialGreeted(listener)
+		c.write("a LOGIN alice right\r\n")
+		c.expectLine("a OK …")
+		clients = append(clients, c)
+	}
+	m.close()
+	for _, c := range clients {
+		c.expectEOF()
+	}
+	c := b.dialGreeted("none")
+	c.write("a LOGIN alice right\r\n")
+	c.expectLine("a " + unavailableReply)
+}
+
+func TestLoginRequiresAuditRecord(t *testing.T) {
+	m := openTestBackend(t)
+	b := newHarness(t, m.addr())
+	b.auditFailed = true
+	c := b.dialGreeted("none")
+	must(t, b.deps.Audit.Close())
+	c.write("a LOGIN alice right\r\n")
+	c.expectLine("a " + unavailableReply)
+	if m.connCount() > 0 {
+		t.Error("the backend was asked")
+	}
+}
+
+func TestPanicEndsOneClientAndIsAudited(t *testing.T) {
+	b := newHarness(t, openTestBackend(t).addr(), func(s *harnessConfig) { s.changeDeps = func(r *Deps) { r.Routes = nil } })
+	other := b.dialGreeted("none")
+	c := b.dialGreeted("none")
+	c.write("a LOGIN carol right\r\n") // whose route is looked up where nothing is
+	c.expectEOF()
+	b.wantPanics = 1
+	if r := b.lastRecord("login_refused", c); r.field("reason") != string(audit.InternalMistake) || r.field("user") != "carol@example.org" {
+		t.Error(r)
+	}
+	if r := b.lastRecord("connection_refused", c); r.field("reason") != string(audit.InternalMistake) {
+		t.Error(r)
+	}
+	if !strings.Contains(b.logs.String(), "proxy.(*session).connect") {
+		t.Error("the log does not say where")
+	}
+	other.write("a NOOP\r\nb LOGIN frank wrong\r\n")
+	other.expectLine("a OK …")
+	other.expectLine("b " + authFailedReply)
+}
+
+func TestDrainEndsPreauthAndWaitsForSessions(t *testing.T) {
+	m := openTestBackend(t)
+	b := newHarness(t, m.addr(), func(s *harnessConfig) {
+		s.cfg.DrainTimeout = 3 * time.Second
+		s.routes.Static.Users["hang"] = "east"
+		s.changeServer = func(srv *Server) { srv.minDenialTime = time.Minute } // a denial is on its way until the gateway stops
+	})
+	var told []*client
+	for _, listener := range []string{"none", "starttls", "implicit"} {
+		c := b.dialGreeted(listener) // idle
+		told = append(told, c)
+		c = b.dialGreeted(listener)
+		c.write("a AUTHENTICATE LOGIN YWxpY2U=\r\n")
+		c.expectLine("+ …")
+		told = append(told, c)
+		c = b.dialGreeted(listener)
+		c.write("a LOGIN frank wrong\r\n") // a denial on its way
+		told = append(told, c)
+	}
+	hanging := b.dialGreeted("implicit")
+	hanging.write("a LOGIN hang right\r\n")
+	told = append(told, hanging)
+	<-m.hanging
+	mute := []*client{b.dial("implicit"), b.dial("balanced-implicit"), b.dial("balanced-none")}
+	session := b.dialGreeted("implicit")
+	session.write("a LOGIN alice right\r\n")
+	session.expectLine("a OK …")
+	leaving := b.dialGreeted("none")
+	leaving.write("a LOGIN alice right\r\n")
+	leaving.expectLine("a OK …")
+	eventually(t, "all to be under way", func() bool {
+		return b.server.openConns.Load() == int64(len(told)+len(mute)+2) && b.server.Sessions() == 2
+	})
+
+	start := time.Now()
+	b.stop()
+	for _, c := range told {
+		c.expectLine("* BYE [UNAVAILABLE] Server is going down.")
+		c.expectEOF()
+	}
+	for _, c := range mute[:2] { // TLS has not begun: a word in the clear would be none
+		c.expectEOF()
+	}
+	mute[2].expectNone("* OK")
+	if !b.server.IsDraining() || b.server.Sessions() != 2 {
+		t.Errorf("draining %v, %d sessions", b.server.IsDraining(), b.server.Sessions())
+	}
+	leaving.close()
+	session.write("b NOOP\r\n")
+	session.expectLine("b OK Done.")
+	session.expectEOF()
+	b.stopServer()
+	if took := time.Since(start); took < 3*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	for c, why := range map[*client]audit.Reason{session: audit.Drained, leaving: audit.ClientClosed} {
+		if r := b.lastRecord("session_ended", c); r.field("reason") != string(why) {
+			t.Errorf("%v, want %s", r, why)
+		}
+	}
+	for _, c := range append(told, mute...) {
+		if r := b.lastRecord("connection_refused", c); r.field("reason") != string(audit.GatewayStopping) {
+			t.Error(r)
+		}
+	}
+	if r := b.lastRecord("login_refused", hanging); r.field("reason") != string(audit.GatewayStopping) {
+		t.Error(r)
+	}
+}
+
+// Clients that are all sent away at once come to the next gateway at once.
+func TestDrainEndsIdleSessionsGradually(t *testing.T) {
+	const sessions = 10
+	m := openTestBackend(t)
+	b := newHarness(t, m.addr(), func(s *harnessConfig) { s.cfg.DrainTimeout = 3 * time.Second })
+	ends := make(chan time.Time, sessions+1)
+	for range sessions {
+		c := b.dialGreeted("implicit")
+		c.write("a LOGIN alice right\r\n")
+		c.expectLine("a OK …")
+		go func() {
+			_, _ = c.r.ReadByte() // waits for the end
+			ends <- time.Now()
+		}()
+	}
+	busy := b.dialGreeted("none")
+	busy.write("a LOGIN alice right\r\n")
+	busy.expectLine("a OK …")
+	b.stop()
+	eventually(t, "the drain", b.server.IsDraining)
+	start := time.Now()
+	for b.server.Sessions() > 1 {
+		if _, err := io.WriteString(busy.nc, "b NOOP\r\n"); err != nil { // never quiet
+			break
+		}
+		if _, err := busy.r.ReadString('\n'); err != nil {
+			break
+		}
+	}
+	if past := time.Since(start); past < 2*time.Second {
+		t.Errorf("all quiet sessions had ended after %v", past)
+	}
+	b.stopServer()
+	first := <-ends
+	for range sessions - 2 {
+		<-ends
+	}
+	if spread := (<-ends).Sub(first); spread < time.Second {
+		t.Errorf("all ended within %v", spread)
+	}
+}
+
+func TestDrainRateIsBounded(t *testing.T) {
+	const drain = 30 * time.Second
+	for _, c := range []struct {
+		n                 int
+		past              time.Duration
+		spliced, followed int
+	}{
+		{1, 0, 1, 0},
+		{1, drain - 1, 1, 0},
+		{100, 0, 100, 0}, // followed ones that are no herd go at once
+		{100, drain / 2, 50, 0},
+		{1000, 0, 1000, 900},
+		{1000, time.Second, 967, 800},
+		{27_000, 0, 27_000, 26_900},
+		{27_000, 10 * time.Second, 18_000, 17_000},
+		{27_000, drain * 9 / 10, 2700, 0},
+		{27_000, drain, 0, 0},
+		{500_000, drain / 2, 250_000, 222_223},
+	} {
+		if spliced, followed := splicedToKeep(c.n, c.past, drain), muxedToKeep(c.n, c.past, drain); spliced != c.spliced || followed != c.followed {
+			t.Errorf("%d after %v: %d and %d, want %d and %d", c.n, c.past, spliced, followed, c.spliced, c.followed)
+		}
+	}
+	if n := splicedToKeep(10_000_000, 12*time.Hour, 24*time.Hour); n != 5_000_000 {
+		t.Errorf("many, and for long: %d", n)
+	}
+	if spliced, followed := splicedToKeep(5, 0, 0), muxedToKeep(5, 0, 0); spliced+followed != 0 {
+		t.Errorf("without a drain: %d, %d", spliced, followed)
+	}
+}
+
+func TestDrainEndsWithLastSession(t *testing.T) {
+	b := newHarness(t, openTestBackend(t).addr(), func(s *harnessConfig) { s.cfg.DrainTimeout = time.Minute })
+	c := b.dialGreeted("none")
+	c.write("a LOGIN alice right\r\n")
+	c.expectLine("a OK …")
+	b.stop()
+	eventually(t, "the drain", b.server.IsDraining)
+	c.close()
+	b.stopServer() // within its own limit
+}
+
+func TestSessionLogLineHasFixedKeys(t *testing.T) {
+	b := newHarness(t, openTestBackend(t).addr())
+	for _, say := range []string{"", "b LOGOUT\r\n"} {
+		c := b.dialGreeted("none")
+		c.write("a LOGIN alice right\r\n" + say)
+		c.expectLine("…")
+		c.close()
+	}
+	eventually(t, "their lines", func() bool { return strings.Count(b.logs.String(), `"msg":"session"`) == 2 })
+	lines := 0
+	for line := range strings.Lines(b.logs.String()) {
+		var fields map[string]any
+		must(t, json.Unmarshal([]byte(line), &fields))
+		if fields["msg"] != "session" {
+			continue
+		}
+		lines++
+		for _, key := range []string{"session", "user", "backend", "mode", "stage", "bytes", "dur", "err"} {
+			if _, there := fields[key]; !there {
+				t.Errorf("no %s in %s", key, line)
+			}
+		}
+	}
+	if lines != 2 {
+		t.Errorf("%d lines of two sessions:\n%s", lines, b.logs)
+	}
+}

@@ -1,0 +1,259 @@
+package proxy
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+
+	"imapgate/auth"
+	"imapgate/internal/audit"
+	"imapgate/internal/limit"
+	"imapgate/internal/testbed"
+	"imapgate/routing"
+)
+
+// logLines are those of the ordinary log with a message.
+func (b *harness) logLines(msg string) (found []auditRecord) {
+	for text := range strings.Lines(b.logs.String()) {
+		var r auditRecord
+		must(b.t, json.Unmarshal([]byte(text), &r))
+		if r.field("msg") == msg {
+			found = append(found, r)
+		}
+	}
+	return found
+}
+
+func TestLogContainsRefusalReason(t *testing.T) {
+	m := openTestBackend(t)
+	b := newHarness(t, m.addr(), func(s *harnessConfig) {
+		s.auth.Methods = []string{auth.File, auth.Passthrough}
+		s.cfg.MaxBadCommands = 10
+	})
+	for _, x := range []struct {
+		listener, login, answer string
+		want                    auditRecord
+	}{
+		{"none", "LOGIN alice wrong", authFailedReply, auditRecord{"user": "alice@example.org", "backend": "east", "reason": "bad_credentials", "level": "info"}},
+		{"none", "LOGIN nowhere wrong", authFailedReply, auditRecord{"user": "nowhere@example.org", "backend": "", "reason": "no_route", "level": "info"}},
+		{"none", "LOGIN frank wrong", authFailedReply, auditRecord{"user": "frank@example.org", "backend": "", "reason": "bad_credentials"}},
+		{"none", "LOGIN erin right", unavailableReply, auditRecord{"user": "erin@example.org", "backend": "gone", "reason": "backend_down", "level": "warn"}},
+		{"none", "LOGIN {7+}\r\nal\x1bice! wrong", authFailedReply, auditRecord{"user": "", "claimed": "", "reason": "bad_name"}},
+		{"none", "LOGIN \"hunter!2\" \"\"", authFailedReply, auditRecord{"user": "", "claimed": "", "reason": "bad_credentials"}},
+		{"none", "AUTHENTICATE PLAIN " + encodeBase64("\x00alice\x00wrong"), authFailedReply, auditRecord{"user": "alice@example.org", "mechanism": "AUTH=PLAIN", "reason": "bad_credentials"}},
+		{"none", "AUTHENTICATE NTLM", "NO Unsupported mechanism.", auditRecord{"mechanism": "AUTH=NTLM", "reason": "bad_mechanism"}},
+		{"none", "AUTHENTICATE PLAIN !", "BAD Invalid base64.", auditRecord{"mechanism": "AUTH=PLAIN", "reason": "bad_exchange"}},
+	} {
+		b.expectRefusalLine(b.dialGreeted(x.listener), x.login, x.answer, x.want)
+	}
+	clear := b.dial("starttls")
+	clear.expectLine("* OK …")
+	b.expectRefusalLine(clear, "LOGIN alice right", "NO [PRIVACYREQUIRED] STARTTLS must come first.", auditRecord{"user": "", "reason": "cleartext", "listener": "starttls"})
+	if all := b.logs.String(); strings.Contains(all, "hunter") || strings.Contains(all, `"err":""`) {
+		t.Error(all)
+	}
+}
+
+// expectRefusalLine logs in, in vain, and wants one line about it.
+func (b *harness) expectRefusalLine(c *client, login, answer string, want auditRecord) {
+	b.t.Helper()
+	before := len(b.logLines("login refused"))
+	c.write("a " + login + "\r\n")
+	c.expectLine("a " + answer)
+	c.close()
+	lines := b.logLines("login refused")[before:]
+	if len(lines) != 1 {
+		b.t.Fatalf("%q: %d lines", login, len(lines))
+	}
+	for key, value := range want {
+		if got := lines[0].field(key); got != value {
+			b.t.Errorf("%q: %s is %q, want %q", login, key, got, value)
+		}
+	}
+	if lines[0].field("address") != "127.0.0.1" || lines[0].field("session") == "" || lines[0].field("listener") == "" {
+		b.t.Errorf("%q: %v", login, lines[0])
+	}
+}
+
+func TestLogContainsLimitHits(t *testing.T) {
+	failures := failureLimits()
+	failures.PerMinute, failures.PerUserDay, failures.PerUserNetworkHour = 3, 9, 3
+	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Failures: failures}))
+	must(t, b.deps.Limits.Ban(t.Context(), netip.MustParsePrefix("192.0.2.66/32"), time.Hour, ""))
+	for range 40 {
+		c := b.dialFrom("192.0.2.66")
+		_ = c.readAll()
+		c.close()
+	}
+	eventually(t, "the refused connections to end", func() bool { return b.server.openConns.Load() == 0 })
+	if lines := b.logLines("limit hit"); len(lines) != 1 || lines[0].field("limit") != "banned" || lines[0].field("subject") != "192.0.2.66/32" {
+		t.Errorf("40 connections of a banned address are %v", lines)
+	}
+	for n := range 5 {
+		c := b.dialGreetedFrom("192.0.2.7")
+		c.write(fmt.Sprintf("a LOGIN alice wrong%d\r\n", n))
+		c.expectLine("a NO …")
+		c.close()
+	}
+	last := b.logLines("login refused")
+	if r := last[len(last)-1]; r.field("reason") != "limit_reached" || r.field("limit") == "" || r.field("user") != "alice@example.org" || r.field("address") != "192.0.2.7" {
+		t.Errorf("%v", r)
+	}
+	if hits := b.logLines("limit hit"); !slices.ContainsFunc(hits, func(r auditRecord) bool { return strings.HasSuffix(r.field("limit"), "_failures") }) {
+		t.Errorf("%v", hits)
+	}
+}
+
+// observeAggregator runs a test of logAggregator in a bubble.
+func observeAggregator(t *testing.T, level zapcore.Level, test func(*logAggregator)) *observer.ObservedLogs {
+	t.Helper()
+	core, logs := observer.New(level)
+	synctest.Test(t, func(*testing.T) {
+		f := newLogAggregator(zap.New(core), "logins refused")
+		test(f)
+		f.flush()
+	})
+	return logs
+}
+
+func TestRefusedLoginFloodIsAggregatedPerMinute(t *testing.T) {
+	const flood = 5000
+	reasons := []audit.Reason{audit.BadCredentials, audit.NoRoute}
+	said := observeAggregator(t, zap.InfoLevel, func(f *logAggregator) {
+		for i := range flood {
+			from := netip.AddrFrom4([4]byte{192, 0, 2, byte(i % 100)})
+			f.write(zap.InfoLevel, "login refused", from, reasons[i%2], nil)
+		}
+		time.Sleep(aggregateInterval + time.Second)
+		f.write(zap.InfoLevel, "login refused", netip.MustParseAddr("192.0.2.1"), audit.BadName, nil)
+	})
+	single, sums := said.FilterMessage("login refused").All(), said.FilterMessage("logins refused").All()
+	if len(single) != maxLines+1 || len(sums) != 1 || single[maxLines].Time.Before(sums[0].Time) {
+		t.Fatalf("%d lines and %d sums", len(single), len(sums))
+	}
+	sum := sums[0].ContextMap()
+	counts := sum["reasons"].(map[audit.Reason]uint64)
+	if sum["count"] != uint64(flood-maxLines) || counts[audit.BadCredentials]+counts[audit.NoRoute] != flood-maxLines || sum["addresses"] != int64(100) {
+		t.Errorf("the sum is %v", sum)
+	}
+}
+
+func TestAggregateHasHighestLevel(t *testing.T) {
+	said := observeAggregator(t, zap.WarnLevel, func(f *logAggregator) {
+		for range 100 {
+			f.write(zap.InfoLevel, "login refused", netip.MustParseAddr("192.0.2.1"), audit.BadCredentials, nil)
+			f.write(zap.WarnLevel, "login refused", netip.MustParseAddr("192.0.2.1"), audit.BackendDown, nil)
+		}
+	})
+	sums := said.FilterMessage("logins refused").All()
+	if len(sums) != 1 || sums[0].ContextMap()["count"] != uint64(100-maxLinesPerNet) {
+		t.Errorf("%v", sums)
+	}
+}
+
+// Wrong passwords do not hide what is wrong with a backend: its lines are counted by
+// themselves.
+func TestWrongPasswordsDoNotHideBackendErrors(t *testing.T) {
+	b := newHarness(t, openTestBackend(t).addr(), withAllMechanisms(t, newTestCA(t)), withoutDenialDelay)
+	for range maxLines + 1 {
+		b.server.refusedLog.write(zap.InfoLevel, "login refused", netip.MustParseAddr("192.0.2.66"), audit.BadCredentials, nil)
+		b.server.refusedLog.write(zap.InfoLevel, "login refused", netip.AddrFrom4([4]byte{10, 0, 0, byte(b.server.refusedLog.written)}), audit.BadCredentials, nil)
+	}
+	if b.server.refusedLog.written != maxLines {
+		t.Fatalf("%d lines", b.server.refusedLog.written)
+	}
+	s := &connection{server: b.server, listener: b.server.listeners[0]}
+	for range maxLinesPerNet + 1 {
+		s.recordRefusal(&attempt{}, unavailableRefusal(audit.BackendDown), errors.New("connection refused"))
+	}
+	var warned int
+	for _, r := range b.logLines("login refused") {
+		if r.field("level") == "warn" && r.field("error") == "connection refused" {
+			warned++
+		}
+	}
+	if warned != maxLinesPerNet {
+		t.Errorf("%d lines about the backend", warned)
+	}
+	b.stopServer()
+	if sums := b.logLines("logins unavailable"); len(sums) != 1 || sums[0].field("count") != "1" || sums[0].field("level") != "warn" {
+		t.Errorf("%v", sums)
+	}
+}
+
+func TestOneAddressCannotTakeAllLines(t *testing.T) {
+	said := observeAggregator(t, zap.InfoLevel, func(f *logAggregator) {
+		for i := range 1000 {
+			from := netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 15: byte(i)}) // of one /64
+			f.write(zap.InfoLevel, "login refused", from, audit.BadCredentials, nil)
+		}
+		f.write(zap.InfoLevel, "login refused", netip.MustParseAddr("192.0.2.1"), audit.NoRoute, nil)
+	})
+	lines := said.FilterMessage("login refused").All()
+	if len(lines) != maxLinesPerNet+1 {
+		t.Errorf("%d lines", len(lines))
+	}
+}
+
+func TestFloodFromManyNetworksIsBounded(t *testing.T) {
+	said := observeAggregator(t, zap.InfoLevel, func(f *logAggregator) {
+		for i := range 10_000 {
+			f.write(zap.InfoLevel, "login refused", netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), audit.BadCredentials, nil)
+		}
+		if len(f.nets) > maxCountedNets || len(f.writtenByNet) > maxLines {
+			t.Errorf("%d and %d addresses are kept", len(f.nets), len(f.writtenByNet))
+		}
+	})
+	if said.Len() != maxLines+1 {
+		t.Errorf("%d lines", said.Len())
+	}
+}
+
+func TestDebugLevelLogsEveryRefusedLogin(t *testing.T) {
+	said := observeAggregator(t, zap.DebugLevel, func(f *logAggregator) {
+		for range 1000 {
+			f.write(zap.InfoLevel, "login refused", netip.MustParseAddr("192.0.2.1"), audit.BadCredentials, nil)
+		}
+	})
+	lines := said.FilterMessage("login refused")
+	if n, atInfo := lines.Len(), lines.FilterLevelExact(zap.InfoLevel).Len(); n != 1000 || atInfo != maxLinesPerNet {
+		t.Errorf("%d lines, %d of them at info", n, atInfo)
+	}
+}
+
+// The reasons of a real Redis: the client hears the same of a user who is not there and of
+// a wrong password, the log does not say the same.
+func TestLogDistinguishesMissingRouteFromWrongPassword(t *testing.T) {
+	store := testbed.StartRedis(t)
+	store.CLI("HSET", "imapgate:user:alice@example.org", "backend", "east")
+	store.CLI("HSET", "imapgate:user:blocked@example.org", "backend", "east", "state", "blocked")
+	store.CLI("HSET", "imapgate:user:paused@example.org", "backend", "east", "state", "paused")
+	rdb, err := routing.Dial(routing.RedisConfig{Addresses: []string{store.Address}})
+	must(t, err)
+	t.Cleanup(func() { _ = rdb.Close() })
+	b := openHarness(t, openTestBackend(t).addr(), func(s *harnessConfig) {
+		s.redis, s.auth.Methods = rdb, []string{auth.Passthrough}
+		s.routes = routing.Config{Source: routing.SourceRedis, Names: s.routes.Names, Prefix: "imapgate:"}
+	})
+	for _, x := range []struct{ user, answer, reason, backend string }{
+		{"alice", authFailedReply, "bad_credentials", "east"},
+		{"nowhere", authFailedReply, "no_route", ""},
+		{"blocked", authFailedReply, "user_blocked", ""},
+		{"paused", unavailableReply, "user_paused", ""},
+	} {
+		b.expectRefusalLine(b.dialGreeted("none"), "LOGIN "+x.user+" wrong", x.answer,
+			auditRecord{"user": x.user + "@example.org", "reason": x.reason, "backend": x.backend})
+	}
+	store.Kill()
+	b.expectRefusalLine(b.dialGreeted("none"), "LOGIN stranger wrong", unavailableReply, auditRecord{"user": "stranger@example.org", "reason": "routing_unavailable"})
+}

@@ -1,0 +1,169 @@
+package mux
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"imapgate/internal/audit"
+)
+
+// grantedSlots are the numbers of the turns that may attach.
+func grantedSlots(slots []*attachSlot) (numbers []int) {
+	for i, t := range slots {
+		if t.isGranted() {
+			numbers = append(numbers, i)
+		}
+	}
+	return numbers
+}
+
+func TestCommandsAttachBeforeSessionsInIdle(t *testing.T) {
+	q := newAttachQueue(4)
+	granted := 0
+	var idle, commands []*attachSlot
+	for range 6 {
+		idle = append(idle, q.enqueue(func() { granted++ }))
+	}
+	for range 4 {
+		commands = append(commands, q.enqueue(nil))
+	}
+	want := func(what string, wantIdle, wantCommands []int) {
+		t.Helper()
+		if i, c := grantedSlots(idle), grantedSlots(commands); !slices.Equal(i, wantIdle) || !slices.Equal(c, wantCommands) {
+			t.Errorf("%s: turns of sessions in IDLE %v, of commands %v", what, i, c)
+		}
+	}
+	want("half is for commands", []int{0, 1}, []int{0, 1})
+	idle[0].release()
+	want("a turn of one in IDLE goes to a command", []int{0, 1}, []int{0, 1, 2})
+	commands[0].releaseAttached()
+	want("a turn of a command goes to a command", []int{0, 1}, []int{0, 1, 2, 3})
+	idle[2].release() // without a turn
+	idle[2].release()
+	commands[1].release()
+	want("without commands the next in IDLE attaches", []int{0, 1, 3}, []int{0, 1, 2, 3})
+	for _, slot := range append(idle, commands...) {
+		slot.release()
+		slot.release()
+	}
+	want("everybody in the end", []int{0, 1, 3, 4, 5}, []int{0, 1, 2, 3})
+	if q.slotsInUse != 0 || q.idleSlotsInUse != 0 || granted != 5 {
+		t.Errorf("%d turns are taken, %d in IDLE, %d were woken", q.slotsInUse, q.idleSlotsInUse, granted)
+	}
+}
+
+func TestTimeInAMovingQueueDoesNotCount(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const timeout = 10 * time.Second
+		q := newAttachQueue(1)
+		first := q.enqueue(nil)
+		second, third := q.enqueue(nil), q.enqueue(nil)
+		now := time.Now()
+		h := &holdTimer{startedAt: now, timeout: timeout, deadline: now.Add(time.Minute)}
+		want := func(what string, slot *attachSlot, remaining time.Duration) {
+			t.Helper()
+			if got := h.remaining(slot.waitedWhileMoving()); got != remaining {
+				t.Errorf("%s: %v are left, want %v", what, got, remaining)
+			}
+		}
+		<-time.After(8 * time.Second)
+		want("nothing has moved", third, 2*time.Second)
+		first.releaseAttached()
+		want("an attach has worked", third, timeout)
+		<-time.After(3 * time.Second)
+		want("since then nothing has", third, 7*time.Second)
+		second.release() // which failed
+		want("a failure moves nothing", third, 7*time.Second)
+		q.enqueue(nil).releaseAttached()
+		want("what works later, in its turn, counts", third, 7*time.Second)
+		h.deadline = now.Add(12 * time.Second)
+		want("there is a bound", third, time.Second)
+	})
+}
+
+// Half of the turns are stuck: sessions in IDLE are attaching at a backend that does
+// not answer them. A command has one of the others at once.
+func TestACommandIsNotStarvedBySessionsInIdle(t *testing.T) {
+	checkGoroutineLeaks(t)
+	y := newHarness(t, setup{settings: Settings{MaxConcurrentReattaches: 2, CommandHoldTimeout: time.Hour, IdleReattachTimeout: time.Hour}}, nil)
+	defer y.stub.close()
+	var idlers []*testClient
+	peers := 0
+	opens := func() (*testClient, *scriptedConn) {
+		a := y.logIn()
+		peers++
+		peer, err := y.stub.peer(peers)
+		must(t, err)
+		exchange(t, a.scriptedConn, peer, "s SELECT INBOX", append(selectLines("0", "1", "7"), "s OK [READ-WRITE] done")...)
+		return a, peer
+	}
+	var lost []*scriptedConn
+	for range 6 {
+		a, peer := opens()
+		a.scriptedConn.send("i IDLE\r\n")
+		must(t, a.scriptedConn.expect("+ idling\r\n"))
+		_, err := peer.readLine()
+		must(t, err)
+		peer.send("+ go ahead\r\n")
+		idlers, lost = append(idlers, a), append(lost, peer)
+	}
+	a, peer := opens()
+	for _, l := range append(lost, peer) {
+		l.queueClose()
+	}
+	stuck, err := y.stub.peer(peers + 1)
+	must(t, err)
+	_, err = stuck.readLine() // SELECT, which is not answered
+	must(t, err)
+	a.scriptedConn.send("a1 NOOP\r\n")
+	its, err := y.stub.peer(peers + 2)
+	must(t, err)
+	line, err := its.readLine()
+	must(t, err)
+	tag := line[:len(line)-len(" SELECT \"INBOX\"\r\n")]
+	for _, l := range append(selectLines("0", "1", "7"), tag+" OK [READ-WRITE] done") {
+		its.send(l + "\r\n")
+	}
+	must(t, its.expect("a1 NOOP\r\n"))
+	its.send("a1 OK done\r\n")
+	must(t, a.scriptedConn.expect("a1 OK done\r\n"))
+	all := append(idlers, a)
+	y.hub.AbortAll(audit.Kicked)
+	for _, a := range all {
+		y.awaitEnd(a)
+	}
+	y.close(all...)
+	if n := y.hub.backends["stub"].attachQueue.slotsInUse; n != 0 {
+		t.Errorf("%d turns are taken in the end", n)
+	}
+}
+
+// exchange plays a command that passes through.
+func exchange(t *testing.T, client, backend *scriptedConn, command string, answer ...string) {
+	t.Helper()
+	client.send(command + "\r\n")
+	must(t, backend.expect(command+"\r\n"))
+	for _, line := range answer {
+		backend.send(line + "\r\n")
+	}
+	for _, line := range answer {
+		if got, err := client.readLine(); err != nil || got != line+"\r\n" {
+			t.Fatal(fmt.Errorf("heard %q, %w", got, err))
+		}
+	}
+}
+
+// A client that is being told what has changed is not sent away in the middle of it,
+// however long its command has waited.
+func TestAResyncThatHasBegunIsCompleted(t *testing.T) {
+	const hold = 2 * time.Second
+	s := newScriptedTest(t, setup{settings: Settings{CommandHoldTimeout: hold}})
+	s.run("OPEN 3 4 0", "B1-END", "ARRIVED 1", "C a1 NOOP", "REOPEN 2 3 4 0", "U2 ~f FETCH 1:3 (UID FLAGS)")
+	<-time.After(hold + hold/4)
+	s.run(`B2 * 1 FETCH (UID 1 FLAGS (\Seen))`, "B2 ~f OK done", "U2 a1 NOOP", "B2 a1 OK done",
+		`P * 1 FETCH (UID 1 FLAGS (\Seen))`, "P a1 OK done")
+	s.end()
+}

@@ -1,0 +1,329 @@
+package mux
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/http/httptest"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"imapgate/internal/audit"
+	"imapgate/internal/identity"
+	"imapgate/internal/metrics"
+	"imapgate/internal/parking"
+	"imapgate/internal/testbed"
+	"imapgate/proxy/mux/pool"
+	"imapgate/proxy/upstream"
+	"imapgate/tlsconf"
+)
+
+// setup is what a test may want of a stage.
+type setup struct {
+	mode          Mode
+	settings      Settings
+	caps          string
+	parkAfter     time.Duration
+	idleTimeout   time.Duration
+	stallTimeout  time.Duration
+	transport     string // of connection, client's and backend's: "tls" or not
+	split         string
+	password      string
+	quota         Quota
+	maxLine       int                 // bytes of a line of the client's
+	auditCommands audit.CommandFilter // on record; all
+
+	id                string // name by which the client introduced itself before the login
+	loginNotFromRoute bool   // the login name is no route's
+	tokenExpired      bool   // the client has come with one, which has ended since
+}
+
+// certificates are a backend's and a gateway's, shared by the stages of a test.
+type certificates struct {
+	backend, client *tls.Config // of the backend's side
+	gateway         tls.Certificate
+}
+
+func newCertificates(t testing.TB) *certificates {
+	t.Helper()
+	ca := testbed.NewCA(t)
+	cert, key := ca.Issue(t, "localhost")
+	pair, err := tls.LoadX509KeyPair(cert, key)
+	must(t, err)
+	own, err := tlsconf.SelfSigned("localhost")
+	must(t, err)
+	return &certificates{
+		backend: &tls.Config{Certificates: []tls.Certificate{pair}}, client: ca.ClientTLS("localhost"), gateway: own,
+	}
+}
+
+// harness is a Hub with one backend, a stub.
+type harness struct {
+	// Set once.
+	t         testing.TB
+	setup     setup
+	certs     *certificates
+	stub      *stub
+	hub       *Hub
+	deps      Deps
+	logs      *testbed.Log
+	auditPath string // the audit log's file
+	splices   sync.WaitGroup
+
+	mu          sync.Mutex
+	pinnedCount int      // Guarded by mu.
+	location    Location // Guarded by mu. Where the user's mailbox is now, as far as that has changed.
+}
+
+const user = "alice"
+
+func newHarness(t testing.TB, s setup, certs *certificates) *harness {
+	t.Helper()
+	s.settings.CommandHoldTimeout = cmp.Or(s.settings.CommandHoldTimeout, 5*time.Second)
+	s.settings.UIDPrefetch = cmp.Or(s.settings.UIDPrefetch, PrefetchLazy)
+	h := &harness{t: t, setup: s, certs: certs, logs: new(testbed.Log)}
+	up := upstream.Config{Name: "stub", TLSMode: upstream.NoTLS, ConnectTimeout: testTimeout,
+		WrapConn: func(c *net.TCPConn) net.Conn { return parking.NewBufferedConn(c) }}
+	var secure *tls.Config
+	if s.transport == "tls" {
+		secure, up.TLS, up.TLSMode = certs.backend, testbed.StaticTLS(certs.client), upstream.ImplicitTLS
+	}
+	var err error
+	h.stub, err = newStub(secure, splitters[cmp.Or(s.split, "whole")])
+	must(t, err)
+	if s.caps != "" {
+		h.stub.caps = s.caps
+	}
+	up.Address = h.stub.l.Addr().String()
+	log := zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), h.logs, zapcore.DebugLevel))
+	h.deps = Deps{Metrics: metrics.New("test"), Log: log, Backends: map[string]Backend{
+		"stub": {Upstream: upstream.New(up, upstream.Hooks{}, zap.NewNop()), Settings: s.settings},
+	}}
+	h.auditPath = filepath.Join(t.TempDir(), "audit")
+	h.deps.Audit, err = audit.Open(audit.Config{Path: h.auditPath, Commands: cmp.Or(s.auditCommands, audit.AllCommands)}, log)
+	must(t, err)
+	h.hub, err = NewHub(Config{
+		ParkAfter: cmp.Or(s.parkAfter, tick), IdleTimeout: cmp.Or(s.idleTimeout, time.Hour), StallTimeout: cmp.Or(s.stallTimeout, time.Hour),
+		MaxLine: s.maxLine, Locate: h.locate, Splice: h.splice,
+	}, h.deps)
+	must(t, err)
+	return h
+}
+
+// testClient is a client of a stage, with its session.
+type testClient struct {
+	*scriptedConn
+	session *session
+	results chan Result
+	result  Result // of leave
+}
+
+// logIn logs a client in, whose upstream is the stub's next one.
+func (h *harness) logIn() *testClient {
+	h.t.Helper()
+	name, err := identity.Canonicalize(user, "")
+	must(h.t, err)
+	login := upstream.Request{User: name, Login: user, Password: identity.NewSecret(cmp.Or(h.setup.password, "right"))}
+	if h.setup.id != "" {
+		login.Client.ID = [][2]string{{"name", h.setup.id}}
+	}
+	account, err := h.hub.Login(context.Background(), Location{Backend: "stub", Login: user}, login, pool.VerifiedHere)
+	must(h.t, err)
+	if h.setup.tokenExpired {
+		account.SetTokenEnd(time.Now())
+	}
+	gatewayEnd, clientEnd := h.socketPair()
+	c := &testClient{scriptedConn: newScriptedConn(clientEnd, splitters[cmp.Or(h.setup.split, "whole")]), results: make(chan Result, 2)}
+	before := map[*session]bool{}
+	for _, s := range h.hub.allSessions() {
+		before[s] = true
+	}
+	caps := h.hub.OfferedCaps("stub", account.Caps())
+	h.hub.Start(Client{
+		Conn: gatewayEnd, AuditClient: &audit.Client{Session: "s-1"}, Mode: cmp.Or(h.setup.mode, Resume), Caps: caps, Quota: h.setup.quota,
+		LoginFromRoute: !h.setup.loginNotFromRoute,
+	}, "stub", account, func(r Result) { c.results <- r })
+	for _, s := range h.hub.allSessions() {
+		if !before[s] {
+			c.session = s
+		}
+	}
+	return c
+}
+
+// socketPair makes a client's connection: the gateway's end and the client's.
+func (h *harness) socketPair() (gatewayEnd, clientEnd net.Conn) {
+	h.t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(h.t, err)
+	defer func() { _ = l.Close() }()
+	clientEnd, err = net.Dial("tcp", l.Addr().String())
+	must(h.t, err)
+	gatewayEnd, err = l.Accept()
+	must(h.t, err)
+	if h.setup.transport != "tls" {
+		return gatewayEnd, clientEnd
+	}
+	server := tls.Server(parking.NewBufferedConn(gatewayEnd.(*net.TCPConn)), &tls.Config{Certificates: []tls.Certificate{h.certs.gateway}})
+	client := tls.Client(clientEnd, &tls.Config{InsecureSkipVerify: true}) // a certificate of the test's own
+	handshakeErr := make(chan error, 1)
+	go func() { handshakeErr <- server.Handshake() }()
+	must(h.t, errors.Join(client.Handshake(), <-handshakeErr))
+	return server, client
+}
+
+// splice relays what is left of a session that was handed on, until either side
+// hangs up.
+func (h *harness) splice(client, backend SpliceSide, _ time.Time, onEnd func(Result)) {
+	h.mu.Lock()
+	h.pinnedCount++
+	h.mu.Unlock()
+	copyOneWay := func(from, to SpliceSide) {
+		defer h.splices.Done()
+		_, err := to.Conn.Write(to.Buffered)
+		if err == nil {
+			_, _ = io.Copy(to.Conn, from.Conn)
+		}
+		_ = to.Conn.Close()
+	}
+	h.splices.Add(2)
+	go copyOneWay(client, backend)
+	go func() {
+		copyOneWay(backend, client)
+		_ = backend.Conn.Close()
+		onEnd(Result{Reason: audit.BackendClosed})
+	}()
+}
+
+// locate is where everybody's mailbox is.
+func (h *harness) locate(context.Context, identity.User) (Location, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return Location{Backend: cmp.Or(h.location.Backend, "stub"), Login: cmp.Or(h.location.Login, user)}, nil
+}
+
+func (h *harness) wasHandedOver() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.pinnedCount > 0
+}
+
+// metric is the value of a series as it is scraped, "" if there is none.
+func (h *harness) metric(series string) string { return h.scrapeMetrics()["imapgate_"+series] }
+
+func (h *harness) scrapeMetrics() map[string]string {
+	w := httptest.NewRecorder()
+	h.deps.Metrics.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	all := map[string]string{}
+	for line := range strings.Lines(w.Body.String()) {
+		if i := strings.LastIndexByte(line, ' '); i > 0 {
+			all[line[:i]] = strings.TrimSpace(line[i:])
+		}
+	}
+	return all
+}
+
+// awaitEnd waits for the end of a's session, which has exactly one.
+func (h *harness) awaitEnd(c *testClient) Result {
+	h.t.Helper()
+	select {
+	case c.result = <-c.results:
+		return c.result
+	case <-time.After(testTimeout):
+		h.t.Fatalf("the session does not end\n%s", stacks())
+	}
+	return Result{}
+}
+
+// close stops everything. Behind it nothing may be left.
+func (h *harness) close(clients ...*testClient) {
+	h.t.Helper()
+	closed := make(chan struct{})
+	go func() { h.hub.Close(); close(closed) }()
+	select {
+	case <-closed:
+	case <-time.After(2 * testTimeout):
+		h.t.Fatalf("the hub does not close\n%s", stacks())
+	}
+	for _, c := range clients {
+		c.close()
+		if len(c.results) > 0 {
+			h.t.Error("a session ended twice")
+		}
+	}
+	h.splices.Wait()
+	m := h.scrapeMetrics()
+	for _, state := range []string{metrics.Unselected, metrics.Attached, metrics.Detached, metrics.Idle, metrics.Pinned} {
+		if n := m[`imapgate_mux_sessions{state="`+state+`"}`]; n != "0" {
+			h.t.Errorf("%s sessions are still %s", n, state)
+		}
+	}
+	if n := m["imapgate_mux_pool_connections"]; n != "0" || h.hub.Len() != 0 {
+		h.t.Errorf("%s connections and %d sessions are left", n, h.hub.Len())
+	}
+	must(h.t, h.deps.Audit.Close())
+	if text := h.logs.String(); strings.Contains(text, `"msg":"fault"`) {
+		h.t.Errorf("something broke down:\n%s", text)
+	}
+}
+
+// awaitParked waits until the session of a has no goroutine; not for long, because it
+// may be waiting for an answer.
+func (c *testClient) awaitParked() {
+	for end := time.Now().Add(15 * time.Millisecond); time.Now().Before(end); <-time.After(time.Millisecond) {
+		c.session.client.InterruptWait()
+		if up := c.session.upstreamWire.Load(); up != nil {
+			up.InterruptWait()
+		}
+		c.session.mu.Lock()
+		running := c.session.running
+		c.session.mu.Unlock()
+		if !running {
+			return
+		}
+	}
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func stacks() []byte {
+	buf := make([]byte, 1<<20)
+	return buf[:runtime.Stack(buf, true)]
+}
+
+// checkGoroutineLeaks wants as many goroutines behind the test as before it.
+func checkGoroutineLeaks(t testing.TB) {
+	t.Helper()
+	before := runtime.NumGoroutine()
+	t.Cleanup(func() {
+		for end := time.Now().Add(testTimeout); runtime.NumGoroutine() > before; <-time.After(5 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("%d goroutines are left of %d\n%s", runtime.NumGoroutine(), before, stacks())
+			}
+		}
+	})
+}
+
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(testTimeout); !ok(); <-time.After(2 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}

@@ -1,0 +1,96 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"imapgate/internal/descriptors"
+	"imapgate/internal/metrics"
+	"imapgate/proxy/upstream"
+)
+
+// newLimitedPool is a pool at a stub, with room for so many sockets.
+func newLimitedPool(t *testing.T, slots int64) (*stub, *testPool, *descriptors.Counter) {
+	t.Helper()
+	s := startStub(t, stubCaps)
+	s.sockets = descriptors.New(descriptors.Reserved + slots)
+	tp := s.newPool(Config{})
+	s.sockets.SetEvict(tp.EvictOldest)
+	t.Cleanup(func() {
+		tp.EvictUser(newRequest(t, "alice", "").User, metrics.DiscardKicked)
+		tp.EvictUser(newRequest(t, "bob", "").User, metrics.DiscardKicked)
+		if n := s.sockets.Open(); n != 0 {
+			t.Errorf("%d sockets are counted as open", n)
+		}
+	})
+	return s, tp, s.sockets
+}
+
+// What waits gives its descriptor to whoever needs one, the longest first.
+func TestIdleConnectionsAreEvictedForDescriptors(t *testing.T) {
+	_, tp, sockets := newLimitedPool(t, 4)
+	a := tp.mustLogIn("alice", "pw", VerifiedHere)
+	b := tp.mustLogIn("bob", "pw", VerifiedHere)
+	for _, c := range []*Account{a, b} {
+		c.Release(acquireLease(t, c))
+	}
+	sockets.AddClient()
+	sockets.AddClient()
+	sockets.EvictIdle()
+	if tp.idleCount() != 2 {
+		t.Fatalf("%d wait, and there is room for both", tp.idleCount())
+	}
+	third := acquireLease(t, tp.mustLogIn("alice", "other", VerifiedHere)) // alice's must go: bob's came later
+	if tp.idleCount() != 1 || tp.discardedFor(metrics.DiscardDescriptors) != 1 || sockets.Open() != 4 {
+		t.Errorf("%d wait, %v, %d are open", tp.idleCount(), tp.discarded, sockets.Open())
+	}
+	tp.discard(tp.conns[third], metrics.DiscardClosed)
+	sockets.RemoveClient()
+	sockets.RemoveClient()
+}
+
+// The gateway asks nothing aside at the cost of a client.
+func TestAuxConnectionsNeedSpareDescriptors(t *testing.T) {
+	_, tp, sockets := newLimitedPool(t, 5)
+	a := tp.mustLogIn("alice", "pw", VerifiedHere)
+	c := acquireLease(t, a)
+	sockets.AddClient()
+	sockets.AddClient()
+	for range 2 {
+		aux, err := a.AcquireAux(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := a.AcquireAux(context.Background()); !errors.Is(err, ErrBusy) {
+			t.Errorf("a second one: %v", err)
+		}
+		sockets.AddClient()
+		if !sockets.IsFull() {
+			t.Error("there is room for a client, and for what it may need")
+		}
+		sockets.RemoveClient()
+		a.ReleaseAux(aux)
+	}
+	aux, err := a.AcquireAux(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.Discard(aux, metrics.DiscardError)
+	a.Release(c)
+	sockets.RemoveClient()
+	sockets.RemoveClient()
+	a.Close()
+}
+
+// A login that fails leaves nothing counted.
+func TestFailedLoginIsNotCounted(t *testing.T) {
+	s, tp, sockets := newLimitedPool(t, 4)
+	s.deny("alice", "wrong", "[AUTHENTICATIONFAILED] no")
+	if _, err := tp.Login(context.Background(), newRequest(t, "alice", "wrong"), BackendDecides); !errors.Is(err, upstream.ErrDenied) {
+		t.Error(err)
+	}
+	if n := sockets.Open(); n != 0 {
+		t.Errorf("%d are counted", n)
+	}
+}

@@ -1,0 +1,229 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"go.uber.org/zap"
+
+	"imapgate/internal/imap"
+	"imapgate/internal/metrics"
+	"imapgate/internal/mutant"
+	"imapgate/proxy/mux/lease"
+	"imapgate/proxy/upstream"
+)
+
+// Of a connection with which nothing is under way, these are doubts.
+var (
+	errUnread      = errors.New("backend has said something unasked")
+	errOutstanding = errors.New("an answer to a command of the last session")
+	errSelected    = errors.New("the mailbox may still be selected")
+)
+
+const (
+	maxUnsolicited     = 16                     // responses that are read before a connection is handed out
+	unsolicitedTimeout = 100 * time.Millisecond // for one of them, which has begun to come
+)
+
+// reset makes a connection fit to wait, or says why it is not: a command of ours
+// is answered last, so that nothing of the last session's is under way.
+func (p *Pool) reset(pc *pooledConn) (reason string) {
+	switch {
+	case p.cfg.IdleTimeout <= 0:
+		return metrics.DiscardTTL
+	case pc.Age() >= p.cfg.MaxAge:
+		return metrics.DiscardAge
+	case pc.generation != p.generation(pc.cred):
+		return metrics.DiscardCredentials
+	case !pc.AtBoundary():
+		return metrics.DiscardOutstanding
+	case hasUnread(pc):
+		return metrics.DiscardUnread
+	}
+	deadline, leaveMailbox := time.Now().Add(p.cfg.AnswerTimeout), pc.unselect
+	if !pc.Selected {
+		leaveMailbox = func(deadline time.Time) error { return pc.runOK(deadline, "NOOP", acceptStatus) }
+	}
+	switch err := leaveMailbox(deadline); {
+	case errors.Is(err, errSelected):
+		p.warnUnselect.Do(func() {
+			p.log.Warn("backend gives no way to leave a mailbox, so connections with one selected are not reused", zap.Error(err))
+		})
+		return metrics.DiscardSelected
+	case err != nil:
+		return discardReason(err)
+	}
+	pc.Selected = false
+	if hasUnread(pc) {
+		return metrics.DiscardUnread
+	}
+	pc.lastAnswer = time.Now()
+	return ""
+}
+
+// unselect leaves the mailbox without expunging anything: by UNSELECT (RFC 3691), or by
+// opening INBOX read-only and closing that. The mailbox that was selected is never
+// closed: CLOSE would expunge.
+func (pc *pooledConn) unselect(deadline time.Time) error {
+	if pc.Caps().Has("UNSELECT") || pc.Caps().Has("IMAP4REV2") {
+		return pc.runOK(deadline, "UNSELECT", acceptMailboxData)
+	}
+	res, err := pc.runKeepingAlerts(deadline, "EXAMINE INBOX", acceptMailboxData)
+	switch {
+	case err != nil:
+		return err
+	case res.Name != "OK", res.Code != "READ-ONLY":
+		return fmt.Errorf("%w: EXAMINE INBOX %s", errSelected, upstream.DescribeResponse(res))
+	}
+	return pc.runOK(deadline, "CLOSE", acceptStatus)
+}
+
+// validate makes a connection that has waited fit to be handed out, or says why it is
+// not.
+func (p *Pool) validate(ctx context.Context, pc *pooledConn) (reason string) {
+	if pc.User() != pc.cred.user.name {
+		p.log.Error("connection is another user's than it waits for", zap.Stringer("user", pc.cred.user.name))
+		return metrics.DiscardError
+	}
+	if time.Since(pc.lastAnswer) >= p.cfg.ValidateAfter {
+		deadline := time.Now().Add(p.cfg.AnswerTimeout)
+		if ctxDeadline, ok := ctx.Deadline(); ok && ctxDeadline.Before(deadline) {
+			deadline = ctxDeadline
+		}
+		if err := pc.runOK(deadline, "NOOP", acceptStatus); err != nil {
+			return discardReason(err)
+		}
+	}
+	for range maxUnsolicited {
+		if !hasUnread(pc) {
+			pc.lastAnswer = time.Now()
+			return ""
+		}
+		if err := pc.readUnsolicited(); err != nil {
+			return discardReason(err)
+		}
+	}
+	return metrics.DiscardUnread
+}
+
+// hasUnread says whether a connection has something to say, or has ended.
+func hasUnread(pc *pooledConn) bool {
+	return !mutant.Is(mutant.BufferCheck) && (!pc.AtBoundary() || pc.HasUnread())
+}
+
+// readUnsolicited reads one response that nobody has asked for.
+func (pc *pooledConn) readUnsolicited() error {
+	pc.SetDeadline(time.Now().Add(unsolicitedTimeout))
+	defer pc.SetDeadline(time.Time{})
+	response, err := pc.ReadUntagged()
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return errUnread
+	}
+	if err != nil {
+		return err
+	}
+	if pc.KeepAlert(response) {
+		return nil
+	}
+	return acceptStatus(response)
+}
+
+// runOK runs a command of ours that is to be answered OK.
+func (pc *pooledConn) runOK(deadline time.Time, command string, onUntagged func([]byte) error) error {
+	res, err := pc.runKeepingAlerts(deadline, command, onUntagged)
+	if err == nil && res.Name != "OK" {
+		err = fmt.Errorf("%w: %s %s", lease.ErrProtocol, command, res.Name)
+	}
+	return err
+}
+
+// runKeepingAlerts runs a command of ours. What people are to be shown waits for the next session;
+// the rest is each's.
+func (pc *pooledConn) runKeepingAlerts(deadline time.Time, command string, onUntagged func([]byte) error) (imap.Response, error) {
+	return pc.Run(deadline, command, func(response []byte) error {
+		if pc.KeepAlert(response) {
+			return nil
+		}
+		return onUntagged(response)
+	})
+}
+
+// acceptStatus are what a backend may say at any time: a status for people to read.
+// Without an ALERT it is lost on a connection that is nobody's.
+func acceptStatus(response []byte) error {
+	if word, _ := responseName(response); word != "OK" {
+		return errUnread
+	}
+	return nil
+}
+
+// acceptMailboxData are also what a backend may say of the mailbox that is being left.
+func acceptMailboxData(response []byte) error {
+	switch word, numbered := responseName(response); word {
+	case "OK", "FLAGS", "VANISHED":
+		return nil
+	case "EXISTS", "RECENT", "EXPUNGE", "FETCH", "UIDFETCH":
+		if numbered {
+			return nil
+		}
+	}
+	return errOutstanding
+}
+
+// responseName is the name of an untagged response, in upper case, and whether a number
+// comes before it.
+func responseName(response []byte) (name string, numbered bool) {
+	fields := strings.Fields(string(response[:min(len(response), 64)]))
+	switch {
+	case len(fields) < 2:
+		return "", false
+	case len(fields) > 2 && fields[1][0] >= '0' && fields[1][0] <= '9':
+		return strings.ToUpper(fields[2]), true
+	}
+	return strings.ToUpper(fields[1]), false
+}
+
+// discardReason is why a connection on which err came is closed.
+func discardReason(err error) string {
+	switch {
+	case errors.Is(err, errUnread):
+		return metrics.DiscardUnread
+	case errors.Is(err, errOutstanding), errors.Is(err, lease.ErrProtocol):
+		return metrics.DiscardOutstanding
+	case errors.Is(err, lease.ErrBye), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.EPIPE):
+		return metrics.DiscardClosed
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return metrics.DiscardUnanswered
+	}
+	return metrics.DiscardError
+}
+
+// sendEnable switches extensions on, on a connection without a mailbox (RFC 5161),
+// and says which of them the backend names, as it spells them.
+func (p *Pool) sendEnable(pc *pooledConn, names []string) (enabled []string, err error) {
+	err = pc.runOK(time.Now().Add(p.cfg.AnswerTimeout), "ENABLE "+strings.Join(names, " "), func(response []byte) error {
+		res, err := imap.ParseResponse(response[:len(response)-len("\r\n")])
+		switch {
+		case err != nil:
+			return fmt.Errorf("%w: %w", lease.ErrProtocol, err)
+		case res.Name == "ENABLED":
+			enabled = append(enabled, strings.Fields(imap.ParseCaps(res.Text).String())...)
+			return nil
+		case res.Name == "CAPABILITY":
+			return nil
+		}
+		return acceptStatus(response)
+	})
+	if err != nil {
+		return nil, err
+	}
+	pc.Enabled = pc.Enabled.With(enabled...)
+	pc.lastAnswer = time.Now()
+	return enabled, nil
+}

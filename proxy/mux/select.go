@@ -1,0 +1,249 @@
+package mux
+
+import (
+	"bytes"
+	"errors"
+	"time"
+
+	"imapgate/internal/audit"
+	"imapgate/internal/imap"
+	"imapgate/proxy/mux/lease"
+)
+
+// maxBufferedSelect bounds what is held back of the answer to SELECT, so that it can be
+// asked for again elsewhere without the client seeing two different ones.
+const maxBufferedSelect = 256 << 10
+
+// selectMailbox is SELECT and EXAMINE. What was selected before is left, whatever
+// the answer (RFC 9051 §6.3.2); expunges nobody was told of go with it.
+func (s *session) selectMailbox(r *request) error {
+	tries := 0
+	err := s.retryTransient(s.backend.settings.CommandHoldTimeout, func(h *holdTimer) error {
+		if tries++; tries > 1 {
+			s.hub.deps.Metrics.Mux.CountRetry(r.spec.Name)
+		}
+		err := s.selectOnce(r, s.tryDeadline())
+		lost, ok := asLost(err)
+		if ok && (s.responsePartial || s.attached) { // it has been answered, or begun to be
+			return s.onUpstreamLost(lost)
+		}
+		if ok {
+			s.dropUpstream(lost)
+		}
+		if ok && tries == 1 {
+			h.startedAt = time.Now() // until now there was a backend
+		}
+		return err
+	})
+	if !isTransient(err) && !isLost(err) {
+		return err
+	}
+	s.mailbox = nil
+	s.updateStateMetric()
+	return s.replyTagged("NO [UNAVAILABLE] Mail store is temporarily unavailable.")
+}
+
+// selectOnce asks one connection.
+func (s *session) selectOnce(r *request, deadline time.Time) error {
+	if s.upstream == nil {
+		if err := s.acquireLease(deadline); err != nil {
+			return err
+		}
+	}
+	closedCode := ""
+	if caps := s.upstream.Caps(); s.mailbox != nil && !s.upstream.Selected && (caps.Has(lease.Qresync) || caps.Has(lease.Rev2)) {
+		closedCode = "* OK [CLOSED] Previous mailbox closed.\r\n" // RFC 7162 §3.2.11: this connection had none
+	}
+	s.avoidTagPrefix(r.tag)
+	s.enableCondstore(r)
+	s.upstream.Enabled = s.enabled
+	s.hadMailbox = s.upstream.Selected
+	s.attached = false         // to what it leaves, so that a loss is seen to come before the answer
+	s.upstream.Selected = true // or not, if it says NO: nobody else must find out
+	s.outstanding.add(outstandingCommand{spec: r.spec, tagLen: len(r.tag), retryable: true, selectsMailbox: true, upstreamDropped: r.upstreamDropped}, r.raw)
+	r.unsent = nil
+	err := s.sendCommand(r.raw)
+	switch {
+	case s.outstanding.isEmpty(): // it has refused a literal, and may be lost behind the answer
+		return s.recoverLoss(err)
+	case err == nil:
+		err = s.readSelectReply(r, []byte(closedCode))
+	}
+	if err != nil {
+		s.outstanding.clear()
+	}
+	return err
+}
+
+// readSelectReply reads the answer to SELECT and passes it on in one piece.
+func (s *session) readSelectReply(r *request, buffered []byte) error {
+	var t selectData
+	left := 1 << 30 // a QRESYNC client may be told a great deal
+	for s.upstream.Buffered() == 0 {
+		if err := s.readReply(); err != nil {
+			return err
+		}
+	}
+	for {
+		response, err := s.upstream.ReadResponse(&left)
+		if errors.Is(err, lease.ErrProtocol) {
+			return s.writeUnparsableSelect(append(buffered, response...), err)
+		}
+		if err != nil {
+			return s.wrapUpstreamError(err)
+		}
+		if bytes.HasPrefix(response, []byte("* ")) {
+			if err := s.readSelectUntagged(response, &t); err != nil {
+				return err
+			}
+			if !isGatewayOnly(response[2:]) {
+				buffered = append(buffered, response...)
+			}
+			if len(buffered) > maxBufferedSelect {
+				if err := s.writePartialSelect(buffered); err != nil {
+					return err
+				}
+				buffered = buffered[:0]
+			}
+			continue
+		}
+		_, matched := s.outstanding.takeAnswered(response)
+		if !matched && s.upstream.IsDoneRejection(response) {
+			continue
+		}
+		if !matched && isTaggedResponse(response) {
+			return s.reportStrayAnswer()
+		}
+		res, err := imap.ParseResponse(bytes.TrimSuffix(response, []byte("\r\n")))
+		if !matched || err != nil {
+			return s.writeUnparsableSelect(append(buffered, response...), errNotResponse)
+		}
+		s.upstream.ClearDone()
+		s.finishRecord(response)
+		s.applySelect(r, &t, res)
+		if s.stripCode(response) == replace {
+			response = s.outBuf
+		}
+		if s.enabled.Has(lease.Qresync) && s.backend.settings.UIDPrefetch == PrefetchEager {
+			return s.flushAfterUIDs(buffered, response)
+		}
+		s.responsePartial = false
+		_, err = s.client.Write(append(buffered, response...))
+		return s.wrapClientError(err)
+	}
+}
+
+// isGatewayOnly says whether a response is for the gateway alone: about capabilities, or
+// a way around it.
+func isGatewayOnly(line []byte) bool {
+	if imap.HasWordPrefix(line, "CAPABILITY") {
+		return true
+	}
+	i := bytes.Index(line, []byte(" ["))
+	return i >= 0 && (imap.HasWordPrefix(line, "OK") || imap.HasWordPrefix(line, "NO")) && i == 2 &&
+		(imap.HasWordPrefix(line[4:], "CAPABILITY") || imap.HasWordPrefix(line[4:], "REFERRAL"))
+}
+
+// writePartialSelect gives the client what can no longer be held back. From here on SELECT
+// cannot be asked again: the client has the beginning of an answer.
+func (s *session) writePartialSelect(buffered []byte) error {
+	s.responsePartial = true
+	_, err := s.client.Write(buffered)
+	return s.wrapClientError(err)
+}
+
+// writeUnparsableSelect passes on what cannot be followed, and all that came before it.
+func (s *session) writeUnparsableSelect(buffered []byte, err error) error {
+	s.countUnparsable()
+	return errors.Join(s.writePartialSelect(buffered), &unparsableError{err: err}) // whatever was selected, it is the client's now
+}
+
+// readSelectUntagged takes in one untagged response to SELECT.
+func (s *session) readSelectUntagged(response []byte, t *selectData) error {
+	if imap.HasWordPrefix(response[2:], "BYE") {
+		return s.byeError(response)
+	}
+	t.readUntagged(response)
+	t.fetches = nil // they are the client's, who gets them as they come
+	return nil
+}
+
+// applySelect is the state of the session behind the answer to SELECT.
+func (s *session) applySelect(r *request, t *selectData, res imap.Response) {
+	s.retries = 0
+	s.mailbox, s.attached = nil, false
+	switch res.Name {
+	case "OK":
+		t.readTagged(res)
+		s.mailbox = newMailbox(r.spec.Name, r.facts.Mailbox, t)
+		s.mailbox.selectedAt = s.hub.uptime()
+		s.attached = true
+		if t.uidNotSticky {
+			s.pinReason = audit.PinUIDNotSticky
+		}
+		if r.facts.Pins {
+			s.pinReason = audit.PinAnnotate
+		}
+		s.updateStateMetric()
+	default:
+		s.applyUnselected([]byte(res.Name))
+	}
+}
+
+// applyUnselected is the state of the session behind an answer, without its tag, that
+// selects nothing.
+func (s *session) applyUnselected(answer []byte) {
+	s.mailbox, s.attached = nil, false
+	if imap.HasWordPrefix(answer, "NO") {
+		s.upstream.Selected = s.hadMailbox // a backend may have kept what was
+	} else { // nobody knows what is selected now
+		s.pinReason = audit.PinSelectBad
+	}
+	s.updateStateMetric()
+}
+
+// closeMailbox is CLOSE and UNSELECT. A session without its mailbox attached has
+// nothing to close where nothing would be expunged.
+func (s *session) closeMailbox(r *request) error {
+	if err := s.relayPending(); err != nil {
+		return err
+	}
+	if s.mailbox == nil {
+		return s.forwardCommand(r)
+	}
+	if !s.attached && (r.spec.Name == "UNSELECT" || s.mailbox.verb == "EXAMINE" || s.mailbox.access == "READ-ONLY") {
+		s.mailbox = nil
+		s.updateStateMetric()
+		return s.replyTagged("OK " + r.spec.Name + " completed.")
+	}
+	unsynced := !s.isInSync() // the view need not be brought in step: it is about to go
+	if unsynced {
+		if err := s.attach(r); err != nil {
+			return s.answerUnattached(err)
+		}
+	}
+	s.outstanding.add(outstandingCommand{spec: r.spec, tagLen: len(r.tag), retryable: r.facts.Retryable, closesMailbox: true}, r.raw)
+	previous := s.mailbox
+	if unsynced {
+		s.mailbox = nil // what is said meanwhile is not about what the client sees
+	}
+	r.unsent = nil
+	err := s.sendCommand(r.raw)
+	if err == nil {
+		err = s.readReplies()
+	}
+	if unsynced && s.upstream != nil && s.upstream.Selected { // refused
+		s.mailbox = previous
+		if err == nil {
+			s.returnUpstream()
+		}
+	}
+	return err
+}
+
+// applyClose is the state of the session behind an OK to CLOSE or UNSELECT.
+func (s *session) applyClose() {
+	s.mailbox, s.attached = nil, false
+	s.upstream.Selected = false
+	s.updateStateMetric()
+}

@@ -1,0 +1,64 @@
+package mux
+
+import (
+	"errors"
+	"testing"
+
+	"imapgate/proxy/mux/command"
+)
+
+func TestACommandDoesNotChangeMessagesThatArrivedLater(t *testing.T) {
+	visible := visibleRange{exists: 4, maxUID: 9}
+	for _, c := range []struct {
+		sent, goes string
+		err        error
+	}{
+		{"a STORE 1:* +FLAGS (\\Deleted)\r\n", "a STORE 1:4 +FLAGS (\\Deleted)\r\n", nil},
+		{"a STORE * FLAGS ()\r\n", "a STORE 4 FLAGS ()\r\n", nil},
+		{"a STORE 2,4 FLAGS ()\r\n", "a STORE 2,4 FLAGS ()\r\n", nil},
+		{"a STORE 5 FLAGS ()\r\n", "", errNoSuchMessage},
+		{"a STORE 3:5 FLAGS ()\r\n", "", errNoSuchMessage},
+		{"a UID STORE 3:* FLAGS ()\r\n", "a UID STORE 3:9 FLAGS ()\r\n", nil},
+		{"a UID STORE 100:* FLAGS ()\r\n", "a UID STORE 9 FLAGS ()\r\n", nil}, // * is the last message (RFC 9051 §9, seq-range)
+		{"a UID MOVE 2,5:1000 Trash\r\n", "a UID MOVE 2,5:9 Trash\r\n", nil},
+		{"a UID EXPUNGE 10:20\r\n", "", errNoMatch},
+		{"a UID COPY * {5+}\r\nTrash\r\n", "a UID COPY 9 {5+}\r\nTrash\r\n", nil},
+		{"a UID STORE $ FLAGS ()\r\n", "a UID STORE $ FLAGS ()\r\n", nil},
+	} {
+		head, err := command.Lookup([]byte(c.sent))
+		if err != nil || !changesMessages(head.Spec) {
+			t.Fatalf("%s: %v", c.sent, err)
+		}
+		got, err := visible.clamp([]byte(c.sent), head.Spec)
+		if string(got) != c.goes || !errors.Is(err, c.err) {
+			t.Errorf("%q goes as %q, %v", c.sent, got, err)
+		}
+	}
+	for _, empty := range []visibleRange{{}, {exists: 3}} {
+		head, _ := command.Lookup([]byte("a UID STORE 1:* FLAGS ()\r\n")) // a known command
+		if got, err := empty.clamp([]byte("a UID STORE 1:* FLAGS ()\r\n"), head.Spec); err == nil {
+			t.Errorf("%v: %q goes", empty, got)
+		}
+	}
+}
+
+func TestListedUIDsAreVisibleInAnUnknownRange(t *testing.T) {
+	visible := visibleRange{exists: 4, maxKnownUID: 9}
+	for sent, relayed := range map[string]bool{
+		"a UID EXPUNGE 3,7,9\r\n":                true,
+		"a UID STORE 1:9 +FLAGS (\\Deleted)\r\n": true,
+		"a UID STORE 2,12 FLAGS ()\r\n":          true, // as APPENDUID had it
+		"a UID MOVE 7:12 Trash\r\n":              false,
+		"a UID EXPUNGE *\r\n":                    false,
+		"a UID EXPUNGE 3:*\r\n":                  false,
+	} {
+		head, err := command.Lookup([]byte(sent))
+		if err != nil || !changesMessages(head.Spec) {
+			t.Fatalf("%s: %v", sent, err)
+		}
+		got, err := visible.clamp([]byte(sent), head.Spec)
+		if relayed != (err == nil && string(got) == sent) || !relayed && !errors.Is(err, errPendingExpunges) {
+			t.Errorf("%q goes as %q, %v", sent, got, err)
+		}
+	}
+}

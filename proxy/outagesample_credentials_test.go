@@ -1,0 +1,155 @@
+package proxy
+
+import (
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"unicode/utf8"
+
+	"imapgate/proxy/upstream"
+)
+
+// expectSameAnswer asserts what a, the only user seen, and nobody hear to the same credentials.
+func expectSameAnswer(t *testing.T, what, want string, ask func(user string) string) {
+	t.Helper()
+	for _, user := range []string{"a", "nobody"} {
+		if got := ask(user); got != want {
+			t.Errorf("%s: %s hears %s, not %s", what, user, got, want)
+		}
+	}
+}
+
+// Whatever a backend answers to a wrong password for which its user hears UNAVAILABLE,
+// an unknown name hears it too.
+func TestUnavailableAnswerCountsAsOutage(t *testing.T) {
+	var answer atomic.Value
+	answer.Store("")
+	v := openAnsweringBackend(t, func(string, string) string { return answer.Load().(string) })
+	b := newHarness(t, v.addr(), withCountedUsers)
+	for i, said := range []string{
+		"NO generic failure", "NO Login failed: generic failure", "NO remote authentication server unavailable", "NO transient failure", // Cyrus
+		"NO [UNAVAILABLE] no", "NO [SERVERBUG] no", "NO [THROTTLED] no", "NO [PRIVACYREQUIRED] no", "NO [CANNOT] no",
+		"NO [X-UNHEARD-OF] no", "BAD no", "BAD Authentication failed.", "",
+	} {
+		guess := func(user string) string { return b.tryLogin(fmt.Sprintf("203.%d.113.7", i), user, "wrong") }
+		answer.Store(said)
+		expectSameAnswer(t, said, unavailableReply, guess)
+		answer.Store("NO [AUTHENTICATIONFAILED] no")
+		expectSameAnswer(t, "after "+said, authFailedReply, guess)
+	}
+	// These tell of one user, and that the backend checks passwords.
+	for i, said := range []string{"NO [CORRUPTION] no", "NO [REFERRAL imap://other/] there", "NO [LIMIT] no"} {
+		answer.Store("NO [UNAVAILABLE] no")
+		b.tryLogin(fmt.Sprintf("198.%d.113.7", i), "a", "wrong")
+		answer.Store(said)
+		b.tryLogin(fmt.Sprintf("198.%d.113.7", i), "a", password)
+		if got := b.tryLogin(fmt.Sprintf("198.%d.113.7", i), "nobody", "wrong"); got != authFailedReply {
+			t.Errorf("%s: nobody hears %s", said, got)
+		}
+	}
+}
+
+// withTokens has clients bring tokens, and the backends judge them.
+func withTokens(s *harnessConfig) {
+	s.auth.Mechanisms = []string{"PLAIN", "LOGIN", "XOAUTH2", "OAUTHBEARER"}
+}
+
+// What is away for tokens is not away for passwords.
+func TestTokenOutageDoesNotAffectPasswords(t *testing.T) {
+	for name, backend := range map[string]string{
+		"its provider is down": openAnsweringBackend(t, func(_, secret string) string {
+			if secret == "token" {
+				return "NO [UNAVAILABLE] the provider does not answer"
+			}
+			return "NO [AUTHENTICATIONFAILED] no"
+		}).addr(),
+		"it takes no tokens": openTestBackend(t).addr(),
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := openHarness(t, backend, withCountedUsers, withTokens)
+			for i := range 3 {
+				address := fmt.Sprintf("203.%d.113.7", i)
+				expectSameAnswer(t, "a token", unavailableReply, func(user string) string { return b.tryToken(address, "XOAUTH2", user, "token") })
+				expectSameAnswer(t, "a password", authFailedReply, func(user string) string { return b.tryLogin(address, user, "wrong") })
+			}
+			if got := b.tryToken("203.0.114.7", "XOAUTH2", "nobody", "token"); got != unavailableReply {
+				t.Errorf("nobody with a token, after passwords: %s", got)
+			}
+		})
+	}
+}
+
+// A backend that does not read a long token to its end, as Dovecot, tells nothing by it.
+func TestRefusedLongTokenRevealsNothing(t *testing.T) {
+	v := openAnsweringBackend(t, func(_, secret string) string {
+		if len(secret) > upstream.LongTokenSize {
+			return ""
+		}
+		return "NO [AUTHENTICATIONFAILED] no"
+	})
+	b := newHarness(t, v.addr(), withCountedUsers, withTokens)
+	for i := range 3 {
+		address := fmt.Sprintf("203.%d.113.7", i)
+		long := padToken(upstream.LongTokenSize+1, "wrong")
+		expectSameAnswer(t, "a long token", unavailableReply, func(user string) string { return b.tryToken(address, "XOAUTH2", user, long) })
+		expectSameAnswer(t, "a token", authFailedReply, func(user string) string { return b.tryToken(address, "XOAUTH2", user, "token") })
+		expectSameAnswer(t, "a password", authFailedReply, func(user string) string { return b.tryLogin(address, user, "wrong") })
+	}
+}
+
+// A backend reads tokens up to a length of its own: one that it has read says nothing of
+// a longer one.
+func TestAcceptedLongTokenRevealsNothingOfLonger(t *testing.T) {
+	const read = upstream.LongTokenSize + 1000
+	v := openAnsweringBackend(t, func(_, secret string) string {
+		if len(secret) > read {
+			return ""
+		}
+		return "NO [AUTHENTICATIONFAILED] no"
+	})
+	b := newHarness(t, v.addr(), withCountedUsers, withTokens)
+	for i := range 3 {
+		address := fmt.Sprintf("203.%d.113.7", i)
+		for _, n := range []int{read + 1, upstream.LongTokenSize + 1, read + 1, read + 500} {
+			want := unavailableReply
+			if n <= read {
+				want = authFailedReply
+			}
+			long := padToken(n, "wrong")
+			expectSameAnswer(t, fmt.Sprint("a token of ", n), want, func(user string) string { return b.tryToken(address, "XOAUTH2", user, long) })
+		}
+	}
+}
+
+// A backend may not take for a password what is not UTF-8, and then says nothing of it.
+func TestNonUTF8PasswordRevealsNothing(t *testing.T) {
+	v := openAnsweringBackend(t, func(_, secret string) string {
+		if !utf8.ValidString(secret) {
+			return "BAD not UTF-8"
+		}
+		if secret == "right" { // which shows that the form of a login is taken
+			return loginOK
+		}
+		return "NO [AUTHENTICATIONFAILED] no"
+	})
+	b := newHarness(t, v.addr(), withCountedUsers)
+	b.tryLogin("203.0.113.8", "frank", "right")
+	for i := range 3 {
+		address := fmt.Sprintf("203.%d.113.7", i)
+		expectSameAnswer(t, "a password in Latin-1", unavailableReply, func(user string) string { return b.tryLogin(address, user, "\"w\xe4\"") })
+		expectSameAnswer(t, "a password", authFailedReply, func(user string) string { return b.tryLogin(address, user, "wrong") })
+	}
+}
+
+// A password is refused wherever only tokens are taken, of users and of nobody.
+func TestPasswordAtTokenBackendRevealsNothing(t *testing.T) {
+	v := openAnsweringBackend(t, func(string, string) string { return "NO [AUTHENTICATIONFAILED] no" })
+	b := newHarness(t, v.addr(), withCountedUsers, withTokens, func(s *harnessConfig) {
+		s.backends["east"] = upstream.Config{Address: v.addr(), TLSMode: upstream.NoTLS, Login: upstream.OAuthLogin}
+	})
+	for i := range 3 {
+		address := fmt.Sprintf("203.%d.113.7", i)
+		expectSameAnswer(t, "a password", unavailableReply, func(user string) string { return b.tryLogin(address, user, "wrong") })
+		expectSameAnswer(t, "a token", authFailedReply, func(user string) string { return b.tryToken(address, "XOAUTH2", user, "token") })
+	}
+}

@@ -1,0 +1,61 @@
+package proxy
+
+import (
+	"context"
+	"time"
+
+	"imapgate/internal/audit"
+	"imapgate/internal/limit"
+)
+
+// quota is what a session's user may use. What it holds up or refuses is on
+// record; those who relay the session know nothing of that.
+type quota struct {
+	*limit.Quota
+	session *session
+}
+
+// quota is nil for a user without bounds.
+func (s *session) quota() *quota {
+	b := s.limits.Quota()
+	if b == nil {
+		return nil
+	}
+	return &quota{b, s}
+}
+
+// Command is limit.Quota's, as the others are.
+func (q *quota) Command() time.Duration {
+	return q.recordThrottle(audit.LimitCommands, q.Quota.Command())
+}
+
+func (q *quota) Read(n int) time.Duration {
+	return q.recordThrottle(audit.LimitBytesIn, q.Quota.Read(n))
+}
+
+func (q *quota) Written(n int) time.Duration {
+	return q.recordThrottle(audit.LimitBytesOut, q.Quota.Written(n))
+}
+
+func (q *quota) Upload(ctx context.Context, n int64) bool {
+	ok := q.Quota.Upload(ctx, n)
+	if !ok {
+		q.session.server.deps.Metrics.Limits.CountRefusal(string(audit.LimitAppend))
+		q.recordHit(audit.LimitAppend, audit.Refused)
+	}
+	return ok
+}
+
+// recordThrottle passes a wait on, and writes down that there is one.
+func (q *quota) recordThrottle(limitName audit.Limit, wait time.Duration) time.Duration {
+	if wait > 0 {
+		q.session.server.deps.Metrics.Limits.CountThrottle(string(limitName))
+		q.recordHit(limitName, audit.Slowed)
+	}
+	return wait
+}
+
+func (q *quota) recordHit(limitName audit.Limit, measure audit.Measure) {
+	s := q.session
+	_ = s.server.deps.Audit.LimitHit(&s.client, &audit.LimitHit{Limit: limitName, Subject: s.record.User.String(), Result: measure})
+}

@@ -1,0 +1,51 @@
+package proxy
+
+import (
+	"strings"
+	"testing"
+
+	"imapgate/internal/limit"
+)
+
+// What a budget holds up is on record, under the name of its limit and of the user.
+func TestThrottledSessionIsAudited(t *testing.T) {
+	for name, b := range map[string]limit.Quotas{"bytes_in": {In: 200}, "bytes_out": {Out: 200}} {
+		t.Run(name, func(t *testing.T) {
+			bed := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Quotas: b}))
+			c := bed.dialGreetedFrom("192.0.2.1")
+			c.write("a LOGIN frank right\r\n")
+			c.expectLine("a OK …")
+			c.write(strings.Repeat("b", 500) + " NOOP\r\n") // which the answer has too
+			eventually(t, name+" to be on record", func() bool {
+				for _, r := range bed.records() {
+					if r.field("event") == "limit_hit" && r.field("limit") == name {
+						return r.field("result") == "slowed" && r.field("subject") == "frank@example.org" && r.field("session") != "" && bed.metrics()["imapgate_limit_throttled_total"] > 0
+					}
+				}
+				return false
+			})
+			c.close()
+		})
+	}
+}
+
+func TestBackendQueueTimeIsNotConnectTime(t *testing.T) {
+	b := newHarness(t, openTestBackend(t).addr(), func(s *harnessConfig) {
+		east := s.backends["east"]
+		east.LoginRate = 2 // half a second between two
+		s.backends["east"] = east
+	})
+	first, second := b.dialGreetedFrom("192.0.2.1"), b.dialGreetedFrom("192.0.2.1")
+	for _, c := range []*client{first, second} {
+		c.write("a LOGIN frank right\r\n")
+		c.expectLine("a OK …")
+	}
+	r := b.lastRecord("login_accepted", second)
+	delay, _ := r["delay_ms"].(float64)
+	took, _ := r["duration_ms"].(float64)
+	if asked, _ := r["upstream_ms"].(float64); delay < 100 || took < delay+asked {
+		t.Errorf("%v", r)
+	}
+	first.close()
+	second.close()
+}

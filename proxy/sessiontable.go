@@ -1,0 +1,120 @@
+package proxy
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"imapgate/internal/identity"
+	"imapgate/proxy/mux"
+)
+
+// SessionRoute is where sessions of a user are: at a backend, under the login name there
+// that the route gave, in a mode. A session keeps the place it was admitted to,
+// also when it is pinned.
+type SessionRoute struct {
+	Backend string `json:"backend"`
+	Login   string `json:"login"`
+	Mode    string `json:"mode"`
+}
+
+// SessionCount is how many live sessions of a user there are in a place.
+type SessionCount struct {
+	SessionRoute
+	Count int `json:"count"`
+}
+
+// sessionTable counts the live sessions of each user, as this gateway has them.
+type sessionTable struct {
+	mu    sync.Mutex
+	users map[identity.User][]SessionCount // Guarded by mu. No count is 0, no list empty.
+}
+
+func newSessionTable() *sessionTable { return &sessionTable{users: map[identity.User][]SessionCount{}} }
+
+// add counts one session more.
+func (t *sessionTable) add(user identity.User, route SessionRoute) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	counts := t.users[user]
+	if i := indexOf(counts, route); i >= 0 {
+		counts[i].Count++
+		return
+	}
+	t.users[user] = append(counts, SessionCount{route, 1})
+}
+
+// remove counts one session less, which add has counted.
+func (t *sessionTable) remove(user identity.User, route SessionRoute) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	counts := t.users[user]
+	i := indexOf(counts, route)
+	if counts[i].Count--; counts[i].Count > 0 {
+		return
+	}
+	if counts = slices.Delete(counts, i, i+1); len(counts) == 0 {
+		delete(t.users, user)
+		return
+	}
+	t.users[user] = counts
+}
+
+// countsOf returns the counts of a user in order, none for a user without a session.
+func (t *sessionTable) countsOf(user identity.User) []SessionCount {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	counts := slices.Clone(t.users[user])
+	slices.SortFunc(counts, func(a, b SessionCount) int {
+		return cmp.Or(strings.Compare(a.Backend, b.Backend), strings.Compare(a.Login, b.Login), strings.Compare(a.Mode, b.Mode))
+	})
+	return counts
+}
+
+// countByBackend counts the sessions at each backend, by mode.
+func (t *sessionTable) countByBackend() map[string]map[string]int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	all := map[string]map[string]int{}
+	for _, counts := range t.users {
+		for _, c := range counts {
+			if all[c.Backend] == nil {
+				all[c.Backend] = map[string]int{}
+			}
+			all[c.Backend][c.Mode] += c.Count
+		}
+	}
+	return all
+}
+
+func indexOf(counts []SessionCount, route SessionRoute) int {
+	return slices.IndexFunc(counts, func(c SessionCount) bool { return c.SessionRoute == route })
+}
+
+// SessionsOf returns the live sessions of a user at this gateway, by place. They
+// stay there until they end, whatever the routes say.
+func (s *Server) SessionsOf(user identity.User) []SessionCount { return s.sessions.countsOf(user) }
+
+// BackendState is a backend as this gateway has it.
+type BackendState struct {
+	Name     string         `json:"name"`
+	Mode     string         `json:"mode"`     // of sessions whose route names none
+	Sessions map[string]int `json:"sessions"` // that are live, by the mode they were admitted in
+	mux.ViolationStatus
+}
+
+// Backends returns all backends, by name.
+func (s *Server) Backends() []BackendState {
+	sessions := s.sessions.countByBackend()
+	all := make([]BackendState, 0, len(s.deps.Backends))
+	for _, name := range slices.Sorted(maps.Keys(s.deps.Backends)) {
+		b := BackendState{Name: name, Mode: cmp.Or(s.cfg.Modes[name].Name, spliceMode), Sessions: sessions[name], ViolationStatus: s.hub.ViolationStatus(name)}
+		if b.Sessions == nil {
+			b.Sessions = map[string]int{}
+		}
+		all = append(all, b)
+	}
+	return all
+}

@@ -1,0 +1,112 @@
+package upstream
+
+import (
+	"errors"
+	"testing"
+
+	"go.uber.org/zap"
+
+	"imapgate/internal/identity"
+)
+
+const (
+	greetingSASLIR = "> * OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] hi"
+	greetingPlain  = "> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN] hi"
+	badAnswer      = "BAD what"
+)
+
+// A backend that answers BAD may list a form that it does not take. The next is tried,
+// and the credentials are shown twice at most.
+func TestARejectedFormIsRetriedInAnother(t *testing.T) {
+	base64 := encodeBase64("\x00joe@example.org\x00" + canary)
+	for what, c := range map[string]struct {
+		who   Request
+		steps []string
+		err   error // nil: the login succeeds
+		shown Verdict
+	}{
+		"no initial response": {testRequest(t), []string{greetingSASLIR, "< AUTHENTICATE PLAIN " + base64, "> {L} " + badAnswer,
+			"< AUTHENTICATE PLAIN\r\n", "> + ", "< " + base64 + "\r\n", "> {M} OK [CAPABILITY IMAP4rev1] in"}, nil, VerdictRight},
+		"no AUTHENTICATE": {testRequest(t), []string{greetingPlain, "< AUTHENTICATE PLAIN\r\n", "> {L} " + badAnswer,
+			"< LOGIN {15}\r\n", "> + ", "< joe@example.org {14}\r\n", "> + ", "< " + canary + "\r\n", "> {M} OK [CAPABILITY IMAP4rev1] in"}, nil, VerdictRight},
+		"neither": {testRequest(t), []string{greetingSASLIR, "< AUTHENTICATE PLAIN " + base64, "> {L} " + badAnswer, "< AUTHENTICATE PLAIN\r\n", "> {M} " + badAnswer,
+			"< LOGIN {15}\r\n", "> + ", "< joe@example.org {14}\r\n", "> + ", "< " + canary + "\r\n", "> {N} OK [CAPABILITY IMAP4rev1] in"}, nil, VerdictRight},
+		"a token": {tokenRequest(t), []string{"> * OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=XOAUTH2] hi", "< AUTHENTICATE XOAUTH2 " + encodeBase64(xoauth2Payload), "> {L} " + badAnswer,
+			"< AUTHENTICATE XOAUTH2\r\n", "> + ", "< " + encodeBase64(xoauth2Payload), "> {M} OK [CAPABILITY IMAP4rev1] in"}, nil, VerdictRight},
+		"a wrong password in the end": {testRequest(t), []string{greetingSASLIR, "< AUTHENTICATE PLAIN ", "> {L} " + badAnswer,
+			"< AUTHENTICATE PLAIN\r\n", "> + ", "< " + base64, "> {M} NO [AUTHENTICATIONFAILED] no"}, ErrDenied, VerdictWrong},
+		"throttled behind a BAD": {testRequest(t), []string{greetingSASLIR, "< AUTHENTICATE PLAIN ", "> {L} " + badAnswer,
+			"< AUTHENTICATE PLAIN\r\n", "> + ", "< " + base64, "> {M} NO [UNAVAILABLE] too fast"}, errLoginBad, VerdictUnclear},
+		"shown twice": {testRequest(t), []string{greetingSASLIR, "< AUTHENTICATE PLAIN ", "> {L} " + badAnswer,
+			"< AUTHENTICATE PLAIN\r\n", "> + ", "< " + base64, "> {M} " + badAnswer}, errLoginBad, VerdictUnclear},
+		"shown once, and no other form": {testRequest(t), []string{"> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN LOGINDISABLED] hi", "< AUTHENTICATE PLAIN\r\n", "> + ", "< " + base64,
+			"> {L} " + badAnswer}, errLoginBad, VerdictUnclear},
+		"a token is no password":  {tokenRequest(t), []string{"> * OK [CAPABILITY IMAP4rev1 AUTH=XOAUTH2] hi", "< AUTHENTICATE XOAUTH2\r\n", "> {L} " + badAnswer}, errLoginBad, VerdictUnclear},
+		"the backend has enough":  {testRequest(t), []string{greetingSASLIR, "< AUTHENTICATE PLAIN ", "> {L} " + badAnswer, "< AUTHENTICATE PLAIN\r\n", "> * BYE enough", "fin"}, errLoginBad, VerdictUnclear},
+		"a BAD that says why":     {testRequest(t), []string{greetingSASLIR, "< AUTHENTICATE PLAIN ", "> {L} BAD User is authenticated but not connected."}, errLoginBad, VerdictRight},
+		"an answer to another":    {testRequest(t), []string{greetingSASLIR, "< AUTHENTICATE PLAIN ", "> {L} " + badAnswer, "< AUTHENTICATE PLAIN\r\n", "> {L} OK in"}, errLoginBad, VerdictUnclear},
+		"an answer come too soon": {testRequest(t), []string{greetingSASLIR, "< AUTHENTICATE PLAIN ", "> {L} BAD what\r\n{L} OK in"}, errLoginBad, VerdictUnclear},
+	} {
+		a := logIn(t, Config{TLSMode: NoTLS}, c.who, c.steps...)
+		a.finish()
+		if !errors.Is(a.err, c.err) || VerdictOf(a.err) != c.shown || a.scriptedBackend.err != nil {
+			t.Errorf("%s: %v, verdict %d, %v", what, a.err, VerdictOf(a.err), a.scriptedBackend.err)
+		}
+	}
+	a := logIn(t, Config{TLSMode: NoTLS, Login: MasterLogin, Master: testMaster(AuthzidStyle)}, testRequest(t), greetingPlain, "< AUTHENTICATE PLAIN\r\n", "> {L} "+badAnswer)
+	if a.finish(); !errors.Is(a.err, errLoginBad) || a.scriptedBackend.err != nil {
+		t.Errorf("a master's authorization identity has no other form: %v, %v", a.err, a.scriptedBackend.err)
+	}
+}
+
+// What was understood once is where the next login begins, and BAD to that is first
+// taken for a judgement.
+func TestTheAcceptedFormIsPreferredInLaterLogins(t *testing.T) {
+	b := New(Config{TLSMode: NoTLS}, Hooks{}, zap.NewNop())
+	const (
+		continuation    = "< AUTHENTICATE PLAIN\r\n"
+		initialResponse = "< AUTHENTICATE PLAIN A"
+	)
+	for i, steps := range [][]string{
+		{greetingSASLIR, initialResponse, "> {L} " + badAnswer, continuation, "> + ", "< ", "> {M} NO [AUTHENTICATIONFAILED] no"}, // about what a stranger has made up
+		{greetingSASLIR, initialResponse, "> {L} " + badAnswer, continuation, "> + ", "< ", "> {M} OK [CAPABILITY IMAP4rev1] in"}, // learned
+		{greetingSASLIR, continuation, "> + ", "< ", "> {L} OK [CAPABILITY IMAP4rev1] in"},
+		{greetingSASLIR, continuation, "> + ", "< ", "> {L} " + badAnswer}, // a judgement, for all that is known
+		{greetingSASLIR, continuation, "> + ", "< ", "> {L} OK [CAPABILITY IMAP4rev1] in"},
+		{greetingSASLIR, continuation, "> {L} " + badAnswer}, // the backend has changed
+		{greetingSASLIR, continuation, "> {L} " + badAnswer, "< LOGIN {15}", "> {M} " + badAnswer, initialResponse, "> {N} OK [CAPABILITY IMAP4rev1] in"},
+		{greetingSASLIR, initialResponse, "> {L} " + badAnswer},
+		{greetingSASLIR, initialResponse, "> {L} " + badAnswer, continuation, "> * BYE enough", "fin"}, // which teaches nothing, where that was right
+		{greetingSASLIR, initialResponse, "> {L} OK [CAPABILITY IMAP4rev1] in"},
+		{"> * OK [CAPABILITY IMAP4rev1] hi", "< LOGIN {15}", "> {L} " + badAnswer},
+	} {
+		p := &scriptedBackend{steps: steps}
+		b.cfg.Address, b.addr = startScripted(t, p), New(Config{Address: "x"}, Hooks{}, zap.NewNop()).addr
+		req := testRequest(t)
+		req.Password = identity.NewSecret(canary)
+		if conn, err := b.Login(t.Context(), req); err == nil {
+			_ = conn.Close()
+		}
+		if <-p.done; p.err != nil {
+			t.Fatalf("login %d: %v", i+1, p.err)
+		}
+	}
+}
+
+// While nobody was let in, each login begins behind the forms that were in vain.
+func TestTheNextLoginUsesAnotherFormAfterBADAndBYE(t *testing.T) {
+	b := New(Config{TLSMode: NoTLS}, Hooks{}, zap.NewNop())
+	for i, steps := range [][]string{
+		{greetingSASLIR, "< AUTHENTICATE PLAIN A", "> {L} " + badAnswer, "< AUTHENTICATE PLAIN\r\n", "> * BYE enough", "fin"},
+		{greetingSASLIR, "< AUTHENTICATE PLAIN\r\n", "> + ", "< ", "> {L} OK [CAPABILITY IMAP4rev1] in"},
+	} {
+		p := &scriptedBackend{steps: steps}
+		b.cfg.Address, b.addr = startScripted(t, p), New(Config{Address: "x"}, Hooks{}, zap.NewNop()).addr
+		if conn, err := b.Login(t.Context(), testRequest(t)); err == nil {
+			_ = conn.Close()
+		}
+		if <-p.done; p.err != nil {
+			t.Fatalf("login %d: %v", i+1, p.err)
+		}
+	}
+}

@@ -1,0 +1,196 @@
+package upstream
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+
+	"imapgate/internal/testbed"
+)
+
+// startSilentBackend greets, and answers no login before the test ends.
+func startSilentBackend(t *testing.T) (address string, asked <-chan struct{}) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	logins := make(chan struct{}, 8)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			nc, err := l.Accept()
+			if err != nil {
+				return
+			}
+			t.Cleanup(func() { _ = nc.Close() })
+			go func() {
+				_, _ = io.WriteString(nc, "* OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] ready\r\n")
+				if line, _ := bufio.NewReader(nc).ReadString('\n'); strings.Contains(line, "AUTHENTICATE") {
+					logins <- struct{}{}
+				}
+			}()
+		}
+	}()
+	t.Cleanup(func() { _ = l.Close(); <-done })
+	return l.Addr().String(), logins
+}
+
+func TestASlowLoginReleasesItsSlot(t *testing.T) {
+	address, logins := startSilentBackend(t)
+	b := New(Config{Address: address, TLSMode: NoTLS, MaxLogins: 1, LoginTimeout: time.Hour}, Hooks{}, zap.NewNop())
+	ctx, cancel := context.WithCancel(context.Background())
+	results := make(chan error, 3)
+	began := time.Now()
+	for range 3 {
+		go func() {
+			_, err := b.Login(ctx, testRequest(t))
+			results <- err
+		}()
+	}
+	for i := range 3 {
+		select {
+		case <-logins:
+		case <-time.After(testbed.Timeout):
+			t.Fatalf("login %d did not get its turn", i)
+		}
+	}
+	if took := time.Since(began); took < 2*maxSlotTime-100*time.Millisecond {
+		t.Errorf("three turns took %v, so two logins were under way at a time", took)
+	}
+	cancel()
+	for range 3 {
+		if err := <-results; !errors.Is(err, ErrUnavailable) {
+			t.Error(err)
+		}
+	}
+	if n := len(b.slots); n != 0 {
+		t.Errorf("%d places are not given back", n)
+	}
+}
+
+// loginCounter greets and lets everybody in after a moment, and keeps the most logins
+// that were under way at a time.
+type loginCounter struct {
+	mu            sync.Mutex
+	current, peak int // Guarded by mu.
+}
+
+func (c *loginCounter) add(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.current += n
+	c.peak = max(c.peak, c.current)
+}
+
+func (c *loginCounter) serve(nc net.Conn) {
+	defer nc.Close()
+	c.add(1)
+	_, _ = io.WriteString(nc, "* OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] ready\r\n")
+	line, _ := bufio.NewReader(nc).ReadString('\n')
+	<-time.After(5 * time.Millisecond)
+	c.add(-1) // before the client can know that its turn is over
+	tag, _, _ := strings.Cut(line, " ")
+	_, _ = io.WriteString(nc, tag+" OK [CAPABILITY IMAP4rev1] in\r\n")
+	_, _ = io.Copy(io.Discard, nc)
+}
+
+func TestConcurrentLoginsAreBounded(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var counter loginCounter
+	var all sync.WaitGroup
+	all.Go(func() {
+		for {
+			nc, err := l.Accept()
+			if err != nil {
+				return
+			}
+			all.Go(func() { counter.serve(nc) })
+		}
+	})
+	b := New(Config{Address: l.Addr().String(), TLSMode: NoTLS}, Hooks{}, zap.NewNop())
+	var clients sync.WaitGroup
+	for range 1000 {
+		clients.Go(func() {
+			conn, err := b.Login(context.Background(), testRequest(t))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			_ = conn.Close()
+		})
+	}
+	clients.Wait()
+	_ = l.Close()
+	all.Wait()
+	if counter.peak > DefaultMaxLogins || counter.peak < 2 {
+		t.Errorf("%d logins were under way at a time", counter.peak)
+	}
+}
+
+func TestNewConnectionsAreRateLimited(t *testing.T) {
+	address, logins := startSilentBackend(t)
+	waits := make(chan Wait, 6)
+	b := New(Config{Address: address, TLSMode: NoTLS, LoginRate: 4}, Hooks{OnWait: func(w Wait) { waits <- w }}, zap.NewNop())
+	ctx, cancel := context.WithCancel(context.Background())
+	results := make(chan error, 6)
+	waited := make([]time.Duration, cap(results))
+	began := time.Now()
+	for i := range waited {
+		go func() {
+			req := testRequest(t)
+			req.WaitTime = &waited[i]
+			_, err := b.Login(ctx, req)
+			results <- err
+		}()
+	}
+	for range cap(results) {
+		<-logins
+	}
+	// The first comes at once, each of the others a quarter of a second later.
+	if took := time.Since(began); took < 1240*time.Millisecond {
+		t.Errorf("six connections at four in a second took %v", took)
+	}
+	cancel()
+	for range cap(results) {
+		<-results
+	}
+	if n, first := len(waits), <-waits; n != 5 || first != (Wait{LimitRate, false}) {
+		t.Errorf("%d of five waits were told, the first as %v", n, first)
+	}
+	slices.Sort(waited)
+	if waited[0] != 0 || waited[5] < 1240*time.Millisecond {
+		t.Errorf("the logins waited %v", waited)
+	}
+}
+
+func TestALoginThatCannotGetASlotInTimeIsRefusedAtOnce(t *testing.T) {
+	address, logins := startSilentBackend(t)
+	var last string
+	var wait Wait
+	b := New(Config{Address: address, TLSMode: NoTLS, LoginRate: 1, LoginTimeout: 500 * time.Millisecond},
+		Hooks{OnConnect: func(result string) { last = result }, OnWait: func(w Wait) { wait = w }}, zap.NewNop())
+	if !b.connRate.Allow() {
+		t.Fatal("nothing is allowed")
+	}
+	_, err := b.Login(context.Background(), testRequest(t))
+	if !errors.Is(err, ErrUnavailable) || last != ResultBusy {
+		t.Errorf("%v, %s", err, last)
+	}
+	if wait != (Wait{LimitRate, true}) || len(logins) > 0 {
+		t.Errorf("told as %v, %d logins at the backend", wait, len(logins))
+	}
+}

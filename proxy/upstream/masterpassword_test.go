@@ -1,0 +1,27 @@
+package upstream
+
+import (
+	"testing"
+
+	"go.uber.org/zap"
+
+	"imapgate/internal/identity"
+)
+
+func TestAReloadedMasterPasswordIsUsedForNewLogins(t *testing.T) {
+	password := identity.NewLiveSecret("old")
+	for _, style := range []string{AuthzidStyle, SeparatorStyle} {
+		password.Replace("old")
+		b := New(Config{Name: "east", Address: "127.0.0.1:1", TLSMode: NoTLS, Login: MasterLogin,
+			Master: Master{User: "boss", Password: password.Secret(), Style: style}}, Hooks{}, zap.NewNop())
+		first, err := b.buildCredentials(Request{User: user(t, "joe")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		password.Replace("new")
+		second, err := b.buildCredentials(Request{User: user(t, "joe")})
+		if err != nil || first.password.Reveal() != "old" || second.password.Reveal() != "new" {
+			t.Errorf("%s: %q, then %q; %v", style, first.password.Reveal(), second.password.Reveal(), err)
+		}
+	}
+}

@@ -1,0 +1,80 @@
+package routing
+
+import (
+	"fmt"
+	"time"
+
+	"imapgate/internal/identity"
+)
+
+// decision is what the records of one user come to.
+type decision struct {
+	match     Match
+	key       string
+	backend   string
+	login     string
+	mode      string
+	state     string
+	hasRecord bool // the user has a record, even if it decides nothing yet
+	password  identity.Secret
+}
+
+// rank orders sources: an answer of lower rank can replace one of higher rank
+// only when a record has gone.
+func (a decision) rank() int {
+	switch a.match {
+	case MatchUser:
+		return 3
+	case MatchDomain:
+		return 2
+	case MatchDefault:
+		return 1
+	}
+	return 0
+}
+
+// decide is the one place where user comes before domain before default.
+func (k keys) decide(u identity.User, user, domain, defaultRecord record) decision {
+	a := decision{hasRecord: user.present, password: user.password}
+	var from record
+	switch {
+	case user.present:
+		a.match, a.key, from = MatchUser, k.user(u), user
+	case domain.present:
+		a.match, a.key, from = MatchDomain, k.domain(u.Domain()), domain
+	case defaultRecord.present:
+		a.match, a.key, from = MatchDefault, k.deflt(), defaultRecord
+	default:
+		return a
+	}
+	a.backend, a.mode, a.state, a.login = from.backend, from.mode, from.state, from.login
+	return a
+}
+
+// resolution is an answer with how it was obtained.
+type resolution struct {
+	decision
+	origin   Origin
+	age      time.Duration
+	fromDisk bool
+}
+
+// toRoute makes an answer into what Lookup returns.
+func (r resolution) toRoute(u identity.User) (Route, error) {
+	switch {
+	case r.match == MatchNone:
+		return Route{}, ErrNoUser
+	case r.state == stateBlocked:
+		return Route{}, fmt.Errorf("%w by %s", ErrBlocked, r.key)
+	case r.state == statePaused:
+		return Route{}, fmt.Errorf("%w by %s", ErrPaused, r.key)
+	}
+	login := r.login
+	if login == "" {
+		login = u.String()
+	}
+	return Route{
+		User: u, Backend: r.backend, Login: login, Mode: r.mode,
+		Match: r.match, Key: r.key, Age: r.age, Origin: r.origin,
+	}, nil
+}

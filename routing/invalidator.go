@@ -1,0 +1,201 @@
+package routing
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"go.uber.org/zap"
+)
+
+// How often the nodes of a cluster are listed: soon after a channel is lost,
+// because the lost node's slots may have moved.
+const (
+	listInterval     = time.Second
+	listIntervalDown = 250 * time.Millisecond
+)
+
+// invalidator are the channels of all nodes that hold routes: one server, the
+// primary behind sentinels, or every primary of a cluster.
+type invalidator struct {
+	// Set once.
+	rdb     redis.UniversalClient
+	keys    keys
+	cache   *cache
+	onState func(up bool) // may be nil
+	log     *zap.Logger
+
+	// Guarded by mu.
+	mu          sync.Mutex
+	conns       map[string]*invalidationConn // by address; nil until run begins
+	listErr     error                        // why the nodes could not be listed
+	loggedState string                       // the state last logged
+}
+
+// InvalidationStatus is whether changes are seen as they happen.
+type InvalidationStatus struct {
+	// State is "up", "starting", "down", "unsupported" (the server cannot notify)
+	// or "off" (nothing follows changes in this process). Unless it is up, a
+	// change takes effect when the ttl is over.
+	State string `json:"state"`
+	Nodes int    `json:"nodes"`
+	Error string `json:"why,omitempty"`
+}
+
+// States of a Channel.
+const (
+	InvalidationUp          = "up"
+	InvalidationStarting    = "starting"
+	InvalidationDown        = "down"
+	InvalidationUnsupported = "unsupported"
+	InvalidationOff         = "off"
+)
+
+func newInvalidator(rdb redis.UniversalClient, k keys, c *cache, log *zap.Logger) *invalidator {
+	return &invalidator{rdb: rdb, keys: k, cache: c, log: log}
+}
+
+// run keeps one channel per node until ctx ends, then waits for all of them.
+func (c *invalidator) run(ctx context.Context, done chan<- struct{}) {
+	defer close(done)
+	c.mu.Lock()
+	c.conns = make(map[string]*invalidationConn)
+	c.mu.Unlock()
+	for ctx.Err() == nil {
+		nodes, err := c.listNodes(ctx)
+		c.reconcile(ctx, nodes, err)
+		interval := listInterval
+		if c.reportState() != InvalidationUp {
+			interval = listIntervalDown
+		}
+		select {
+		case <-time.After(interval):
+		case <-ctx.Done():
+		}
+	}
+	c.reconcile(ctx, map[string]*redis.Client{}, nil)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.conns = nil
+}
+
+// listNodes gives the nodes that hold routes, by address.
+func (c *invalidator) listNodes(ctx context.Context) (map[string]*redis.Client, error) {
+	switch rdb := c.rdb.(type) {
+	case *redis.Client:
+		return map[string]*redis.Client{rdb.Options().Addr: rdb}, nil
+	case *redis.ClusterClient:
+		ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+		defer cancel()
+		var mu sync.Mutex
+		nodes := make(map[string]*redis.Client)
+		err := rdb.ForEachMaster(ctx, func(_ context.Context, node *redis.Client) error {
+			mu.Lock()
+			defer mu.Unlock()
+			nodes[node.Options().Addr] = node
+			return nil
+		})
+		o := rdb.Options()
+		username, password := credentialsOf(o.CredentialsProvider)
+		return nodes, (&errorExplainer{tls: o.TLSConfig != nil, username: username != "", password: password != "", cluster: true}).explainHello(err)
+	}
+	return nil, errors.New("changes cannot be followed through this kind of client")
+}
+
+// reconcile starts the channels that are missing and ends those of nodes that are
+// gone, and waits for these. After an error everything stays as it is.
+func (c *invalidator) reconcile(ctx context.Context, nodes map[string]*redis.Client, err error) {
+	c.mu.Lock()
+	c.listErr = err
+	var removed []*invalidationConn
+	if err == nil {
+		for addr, conn := range c.conns {
+			if nodes[addr] != conn.node {
+				delete(c.conns, addr)
+				removed = append(removed, conn)
+			}
+		}
+		for addr, node := range nodes {
+			if c.conns[addr] == nil {
+				c.conns[addr] = c.startConn(ctx, node)
+			}
+		}
+	}
+	c.mu.Unlock()
+	for _, conn := range removed {
+		conn.stop()
+		<-conn.done
+	}
+}
+
+func (c *invalidator) startConn(ctx context.Context, node *redis.Client) *invalidationConn {
+	ctx, stop := context.WithCancel(ctx)
+	conn := &invalidationConn{node: node, keys: c.keys, cache: c.cache, explainer: explainerOf(node.Options()), done: make(chan struct{}), stop: stop}
+	conn.status.Store(connStatus{})
+	go conn.run(ctx)
+	return conn
+}
+
+// status sums the channels up: every one must be up, because any could be the one
+// that holds the next change.
+func (c *invalidator) status() InvalidationStatus {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := InvalidationStatus{State: InvalidationUp, Nodes: len(c.conns)}
+	switch {
+	case c.conns == nil:
+		return InvalidationStatus{State: InvalidationOff}
+	case c.listErr != nil:
+		return InvalidationStatus{State: InvalidationDown, Nodes: s.Nodes, Error: c.listErr.Error()}
+	case s.Nodes == 0:
+		return InvalidationStatus{State: InvalidationDown, Error: "no node is known"}
+	}
+	for addr, conn := range c.conns {
+		state := conn.status.Load().(connStatus)
+		switch {
+		case state.up:
+			continue
+		case state.err == nil:
+			s.State = worseState(s.State, InvalidationStarting)
+			continue
+		case state.unsupported:
+			s.State = worseState(s.State, InvalidationUnsupported)
+		default:
+			s.State = worseState(s.State, InvalidationDown)
+		}
+		s.Error = addr + ": " + state.err.Error()
+	}
+	return s
+}
+
+// worseState is the one of two states that is farther from up.
+func worseState(a, b string) string {
+	order := []string{InvalidationUp, InvalidationStarting, InvalidationDown, InvalidationUnsupported}
+	return order[max(slices.Index(order, a), slices.Index(order, b))]
+}
+
+// reportState logs a change of state once, and gives the state.
+func (c *invalidator) reportState() string {
+	s := c.status()
+	c.mu.Lock()
+	changed := c.loggedState != s.State && s.State != InvalidationStarting
+	if changed {
+		c.loggedState = s.State
+	}
+	c.mu.Unlock()
+	if changed && c.onState != nil {
+		c.onState(s.State == InvalidationUp)
+	}
+	switch {
+	case !changed:
+	case s.State == InvalidationUp:
+		c.log.Info("route changes are followed", zap.Int("nodes", s.Nodes))
+	default:
+		c.log.Warn("route changes are not seen as they happen; they take effect after the cache's ttl",
+			zap.String("state", s.State), zap.String("why", s.Error))
+	}
+	return s.State
+}

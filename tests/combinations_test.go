@@ -1,0 +1,185 @@
+package tests
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"imapgate/auth"
+	"imapgate/internal/identity"
+	"imapgate/internal/testbed"
+	"imapgate/proxy"
+	"imapgate/proxy/upstream"
+)
+
+const (
+	master         = "gateway"
+	masterPassword = "the gateway's own"
+)
+
+// upstreamVariant is one of the ways to a backend: TLS, login, and how it learns who the
+// client is.
+type upstreamVariant struct {
+	tls     upstream.TLSMode
+	login   string // passthrough, or the style of the master login
+	forward string
+}
+
+// upstreamVariants are all of them.
+func upstreamVariants() (all []upstreamVariant) {
+	for _, mode := range []upstream.TLSMode{upstream.ImplicitTLS, upstream.StartTLS, upstream.NoTLS} {
+		for _, login := range []string{upstream.Passthrough, upstream.AuthzidStyle, upstream.SeparatorStyle} {
+			for _, forward := range []string{upstream.ForwardID, upstream.ForwardProxy} {
+				all = append(all, upstreamVariant{mode, login, forward})
+			}
+		}
+	}
+	return all
+}
+
+func (w upstreamVariant) String() string { return fmt.Sprintf("%s-%s-%s", w.tls, w.login, w.forward) }
+
+// upstreamConfig is this way to a backend.
+func (w upstreamVariant) upstreamConfig(backend *testbed.Dovecot) upstream.Config {
+	c := upstreamConfig(backend, w.tls)
+	c.Forward = w.forward
+	if w.forward == upstream.ForwardProxy {
+		c.Address = backend.Proxied
+		if w.tls == upstream.ImplicitTLS {
+			c.Address = backend.ProxiedTLS
+		}
+	}
+	if w.login != upstream.Passthrough {
+		c.Login = upstream.MasterLogin
+		c.Master = upstream.Master{
+			User: master, Password: identity.NewSecret(masterPassword), Style: w.login, Separator: "*",
+		}
+	}
+	return c
+}
+
+// Every kind of listener, TLS to the backend, login there, word of who the
+// client is, and Redis: a client logs in, reads its mail, leaves, and the backend
+// has seen the client's own address.
+func TestEveryCombinationServesAClient(t *testing.T) {
+	t.Parallel()
+	backend := testbed.StartDovecot(t, testbed.DovecotConfig{
+		Password: password, Master: master, MasterPassword: masterPassword,
+	})
+	backends := map[string]upstream.Config{}
+	for _, w := range upstreamVariants() {
+		backends[w.String()] = w.upstreamConfig(backend)
+	}
+	for kind, start := range redisStores {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			s := start(t)
+			g := startGateway(t, gatewayOptions{
+				ca: backend.CA, backends: backends, redis: &s.config, methods: []string{auth.Redis, auth.Passthrough},
+			})
+			for i, w := range upstreamVariants() {
+				for j, listener := range listeners {
+					c := endToEndCase{
+						g: g, backend: backend, listener: listener,
+						user: fmt.Sprintf("%s%d.%s", kind, i, listener), ip: fmt.Sprintf("127.9.%d.%d", 1+i, 1+j),
+					}
+					t.Run(fmt.Sprintf("%s-%s", w, listener), func(t *testing.T) {
+						t.Parallel()
+						if w.login == upstream.Passthrough {
+							s.setRoute(t, c.user, w.String())
+						} else { // somebody must check the password
+							s.setRoute(t, c.user, w.String(), "password", "{PLAIN}"+password)
+						}
+						c.run(t)
+					})
+				}
+			}
+		})
+	}
+}
+
+// endToEndCase is one user's path through one of all gateways.
+type endToEndCase struct {
+	g        *gateway
+	backend  *testbed.Dovecot
+	listener proxy.TLSMode
+	user, ip string
+}
+
+func (c endToEndCase) run(t *testing.T) {
+	client := mustDial(t, c.g.endpoint(c.listener), c.ip)
+	message := newMessage("what " + c.user + " wrote")
+	for _, step := range []struct {
+		command string
+		want    string
+	}{
+		{"LOGIN " + c.user + " " + password, " OK [CAPABILITY IMAP4rev1 "},
+		{"APPEND INBOX {}", " OK [APPENDUID "},
+		{"SELECT INBOX", "* 1 EXISTS"},
+		{"FETCH 1 BODY.PEEK[]", fmt.Sprintf("{%d}%q", len(message), message)},
+		{"LOGOUT", "* BYE "},
+	} {
+		var literals [][]byte
+		if strings.HasSuffix(step.command, "{}") {
+			literals = append(literals, message)
+		}
+		got, err := client.Do(step.command, literals...)
+		if err != nil {
+			t.Fatalf("%s: %v", step.command, err)
+		}
+		if all := formatResponses(got); !strings.Contains(all, step.want) {
+			t.Fatalf("%s: got %s; want %q in it", step.command, all, step.want)
+		}
+	}
+	if r, err := client.Read(); err == nil {
+		t.Errorf("after LOGOUT: %v", r)
+	}
+	testbed.Eventually(t, testbed.Timeout, "the backend to have seen "+c.ip, func() bool {
+		return strings.Contains(strings.Join(c.backend.Logins(c.user), ""), " rip="+c.ip+",")
+	})
+}
+
+// mustDial connects from a local address ("": any), reads the greeting and starts
+// TLS where it has to be asked for.
+func mustDial(t testing.TB, e endpoint, ip string) *RawClient {
+	t.Helper()
+	c, err := dialIMAP(e, ip)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// dialIMAP is enter for those who cannot end the test.
+func dialIMAP(e endpoint, ip string) (*RawClient, error) {
+	first := e.tls
+	if e.starttls {
+		first = nil
+	}
+	c, err := ConnectFrom(ip, e.address, first)
+	if err != nil {
+		return nil, err
+	}
+	greeting, err := c.Read()
+	if err == nil && !strings.HasPrefix(greeting.Text, "* OK ") {
+		err = fmt.Errorf("greeting %q", greeting.Text)
+	}
+	if err == nil && e.starttls {
+		err = c.StartTLS(e.tls)
+	}
+	if err != nil {
+		_ = c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// formatResponses is an answer in one string.
+func formatResponses(all []Response) string {
+	var b strings.Builder
+	for _, r := range all {
+		b.WriteString(r.String() + "\n")
+	}
+	return b.String()
+}

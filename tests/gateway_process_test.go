@@ -1,0 +1,223 @@
+package tests
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"imapgate/internal/testbed"
+)
+
+// gatewayProcess is a gateway as operators run it: a process with a configuration file.
+type gatewayProcess struct {
+	// Set once.
+	process   *testbed.Process
+	ca        *testbed.CA
+	dir       string            // has audit and routes
+	path      string            // of the command
+	conf      string            // the file's text
+	addresses map[string]string // listener to address, the admin one included
+}
+
+// buildCommand builds the command once for all tests, and gives its path. TestMain
+// removes it.
+var buildCommand = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "imapgate")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "imapgate")
+	if out, err := exec.Command("go", "build", "-o", path, "imapgate/cmd/imapgate").CombinedOutput(); err != nil {
+		_ = os.RemoveAll(dir)
+		return "", fmt.Errorf("build the command: %w\n%s", err, out)
+	}
+	buildDir.Store(&dir)
+	return path, nil
+})
+
+// buildDir is the folder of the command, once it is built.
+var buildDir atomic.Pointer[string]
+
+// startProcess builds the command and runs it with this backend and these routes,
+// both as they stand in the file. The first section may go on with the block tls.
+func startProcess(t testing.TB, ca *testbed.CA, sections ...string) *gatewayProcess {
+	t.Helper()
+	return startProcessUnder(t, nil, ca, sections...)
+}
+
+// startProcessUnder is startProcess with a command in front of the gateway's.
+func startProcessUnder(t testing.TB, wrapper []string, ca *testbed.CA, sections ...string) *gatewayProcess {
+	t.Helper()
+	b := &gatewayProcess{ca: ca, dir: t.TempDir(), addresses: map[string]string{}}
+	path, err := buildCommand()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.path = path
+	cert, key := ca.Issue(t, "localhost", "127.0.0.1")
+	conf := fmt.Sprintf(`listeners:
+  - {name: implicit, address: "127.0.0.1:0", tls: implicit}
+  - {name: starttls, address: "127.0.0.1:0", tls: starttls}
+admin: {address: "127.0.0.1:0"}
+tls:
+  certificates:
+    - {cert: %s, key: %s}
+%s
+`, cert, key, strings.Join(sections, "\n"))
+	if !strings.Contains(conf, "\naudit:") {
+		conf += "audit: {path: " + b.dir + "/audit}\n"
+	}
+	b.conf = conf
+	file := filepath.Join(b.dir, "imapgate.yaml")
+	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(path, "check", "--config", file).CombinedOutput(); err != nil {
+		t.Fatalf("check: %v\n%s\n%s", err, out, conf)
+	}
+	args := append(slices.Clone(wrapper), path, "serve", "--allow-root", "--config", file)
+	if b.process, err = testbed.Start(t, args[0], args[1:]...); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.process.WaitUntil("listen", b.isListening); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// isListening reads the addresses from the log.
+func (b *gatewayProcess) isListening() bool {
+	for line := range strings.Lines(b.process.Output()) {
+		var entry struct{ Msg, Listener, Address string }
+		if json.Unmarshal([]byte(line), &entry) == nil && entry.Msg == "listening" {
+			b.addresses[entry.Listener] = entry.Address
+		}
+	}
+	return len(b.addresses) == 3
+}
+
+// writeOperatorConfig writes a configuration that names the admin address as the kernel
+// chose it, for the commands that ask the running gateway.
+func (b *gatewayProcess) writeOperatorConfig(t testing.TB) string {
+	t.Helper()
+	file := filepath.Join(b.dir, "operator.yaml")
+	conf := strings.Replace(b.conf, `admin: {address: "127.0.0.1:0"}`, fmt.Sprintf("admin: {address: %q}", b.addresses["admin"]), 1)
+	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// runCommand runs a command of the program against the running gateway, and gives
+// what it printed.
+func (b *gatewayProcess) runCommand(t testing.TB, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(b.path, append(args, "--config", b.writeOperatorConfig(t))...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("imapgate %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+func (b *gatewayProcess) endpoint(listener string) endpoint {
+	return endpoint{
+		address: b.addresses[listener], tls: b.ca.ClientTLS("localhost"), caFile: b.ca.File, starttls: listener == "starttls",
+	}
+}
+
+// scrapeMetrics is all metrics.
+func (b *gatewayProcess) scrapeMetrics(t testing.TB) string {
+	t.Helper()
+	r, err := http.Get("http://" + b.addresses["admin"] + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close() // it was read
+	text, err := io.ReadAll(r.Body)
+	if err != nil || r.StatusCode != http.StatusOK {
+		t.Fatalf("metrics: %s, %v", r.Status, err)
+	}
+	return string(text)
+}
+
+// sumMetric is the sum of a metric over its labels, 0 when it is not there.
+func (b *gatewayProcess) sumMetric(t testing.TB, name string) (sum float64) {
+	t.Helper()
+	for _, m := range regexp.MustCompile(`(?m)^`+name+`(?:\{.*\})? (\S+)$`).FindAllStringSubmatch(b.scrapeMetrics(t), -1) {
+		v, err := strconv.ParseFloat(m[1], 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum += v
+	}
+	return sum
+}
+
+// eastBackendConf is the section of a backend with implicit TLS.
+func eastBackendConf(ca *testbed.CA, address string) string {
+	return fmt.Sprintf("backends:\n  east: {address: %q, server_name: %s, ca: %s}", address, testbed.DovecotName, ca.File)
+}
+
+func TestCommandServesClientsAndShutsDownCleanly(t *testing.T) {
+	t.Parallel()
+	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
+	redis := testbed.StartRedis(t)
+	redis.CLI("HSET", "imapgate:user:alice@example.org", "backend", "east")
+	b := startProcess(t, backend.CA, eastBackendConf(backend.CA, backend.TLS),
+		fmt.Sprintf("redis: {addresses: [%q]}", redis.Address), "auth: {default_domain: example.org}", "limits: {drain_timeout: 20s}")
+	for _, listener := range []string{"implicit", "starttls"} {
+		client := mustDial(t, b.endpoint(listener), "")
+		for _, step := range [][2]string{
+			{"LOGIN Alice " + password, " OK [CAPABILITY IMAP4rev1 "},
+			{"SELECT INBOX", " OK [READ-WRITE] "},
+			{"LOGOUT", "* BYE "},
+		} {
+			if got, err := client.Do(step[0]); err != nil || !strings.Contains(formatResponses(got), step[1]) {
+				t.Fatalf("%s: %v, %v", step[0], got, err)
+			}
+		}
+		_ = client.Close() // as every client does after LOGOUT
+	}
+	preauthClient, staying := mustDial(t, b.endpoint("implicit"), ""), mustDial(t, b.endpoint("implicit"), "")
+	if got, err := staying.Do("LOGIN alice " + password); err != nil || !strings.Contains(formatResponses(got), " OK ") {
+		t.Fatal(got, err)
+	}
+	testbed.Eventually(t, testbed.Timeout, "the metrics to show one session", func() bool {
+		return b.sumMetric(t, "imapgate_sessions") == 1
+	})
+
+	if err := b.process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := preauthClient.Read(); err != nil || !strings.HasPrefix(r.Text, "* BYE [UNAVAILABLE] ") {
+		t.Errorf("a client before its login got %v, %v", r, err)
+	}
+	if got, err := staying.Do("NOOP"); err != nil || !strings.Contains(formatResponses(got), " OK ") {
+		t.Errorf("a session got %v, %v while the gateway drains", got, err)
+	}
+	if got, err := staying.Do("LOGOUT"); err != nil || !strings.Contains(formatResponses(got), "* BYE ") {
+		t.Errorf("a session got %v, %v while the gateway drains", got, err)
+	}
+	_ = staying.Close()
+	select {
+	case <-b.process.Done():
+		if err := b.process.Err(); err != nil {
+			t.Errorf("the command ended with %v", err)
+		}
+	case <-time.After(Timeout):
+		t.Error("the command goes on after its last session")
+	}
+}

@@ -1,0 +1,118 @@
+package tests
+
+import (
+	"bufio"
+	"io"
+	"net"
+	"strings"
+	"testing"
+
+	"imapgate/internal/identity"
+	"imapgate/internal/testbed"
+	"imapgate/proxy"
+	"imapgate/proxy/mux"
+	"imapgate/proxy/upstream"
+)
+
+// delayedBackend is a backend that lets logins in when it is told to. What else it is
+// asked, but for ID and LOGOUT, it notes.
+type delayedBackend struct {
+	loginArrived chan struct{} // a login has come
+	release      chan struct{} // to be answered
+	commands     chan string   // commands of a session
+}
+
+const delayedCaps = "CAPABILITY IMAP4rev1 SASL-IR LITERAL+ ID AUTH=PLAIN"
+
+func (s delayedBackend) serve(conn net.Conn) {
+	if _, err := io.WriteString(conn, "* OK ["+delayedCaps+"] ready\r\n"); err != nil {
+		return
+	}
+	for r := bufio.NewReader(conn); ; {
+		line, err := r.ReadString('\n')
+		if err != nil {
+			return
+		}
+		tag, command, _ := strings.Cut(strings.TrimSpace(line), " ")
+		answer := tag + " OK done\r\n"
+		switch name, _, _ := strings.Cut(command, " "); name {
+		case "AUTHENTICATE":
+			s.loginArrived <- struct{}{}
+			<-s.release
+			answer = tag + " OK [" + delayedCaps + "] welcome\r\n"
+		case "ID", "LOGOUT":
+		default:
+			s.commands <- command
+		}
+		if _, err := io.WriteString(conn, answer); err != nil {
+			return
+		}
+	}
+}
+
+// A record that changes while the backend makes up its mind holds for that login
+// too: no session begins where the record no longer leads.
+func TestLoginInProgressFollowsARouteChange(t *testing.T) {
+	t.Parallel()
+	changes := map[string]struct {
+		fields       []string
+		want, reason string
+	}{
+		"paused":  {[]string{"backend", "east", "state", "paused"}, " NO [UNAVAILABLE] ", "user_paused"},
+		"blocked": {[]string{"backend", "east", "state", "blocked"}, " NO [AUTHENTICATIONFAILED] ", "user_blocked"},
+		"moved":   {[]string{"backend", "west"}, " NO [UNAVAILABLE] ", "moved"},
+		"renamed": {[]string{"backend", "east", "login", "somebody.else"}, " NO [UNAVAILABLE] ", "moved"},
+	}
+	ca := testbed.NewCA(t)
+	s := redisStores["single"](t)
+	back := delayedBackend{make(chan struct{}), make(chan struct{}), make(chan string, 64)}
+	east := startStubWith(t, nil, back.serve)
+	west := startStub(t, nil)
+	at := func(s *stubBackend) upstream.Config {
+		return upstream.Config{Address: s.address(), TLSMode: upstream.NoTLS}
+	}
+	settings := proxy.Mode{Mux: muxSettings()}
+	g := startGateway(t, gatewayOptions{
+		ca: ca, redis: &s.config, backends: map[string]upstream.Config{"east": at(east), "west": at(west)},
+		modes: map[string]proxy.Mode{"east": settings, "west": settings},
+	})
+	for _, mode := range []string{"splice", string(mux.Reuse), string(mux.Resume)} {
+		for name, change := range changes {
+			user := name + "." + mode
+			t.Run(user, func(t *testing.T) {
+				who, err := identity.Canonicalize(user, "")
+				if err != nil {
+					t.Fatal(err)
+				}
+				s.setRoute(t, user, "east", "mode", mode)
+				client := mustDial(t, g.endpoint(proxy.NoTLS), "")
+				tag, err := client.Send("LOGIN " + user + " " + password)
+				if err != nil {
+					t.Fatal(err)
+				}
+				<-back.loginArrived
+				s.setRoute(t, user, "east", change.fields...)
+				testbed.Eventually(t, recoveryTimeout, "the gateway to know", func() bool {
+					x := g.routes.Explain(t.Context(), who)
+					return x.Backend != "east" || x.Login != user
+				})
+				back.release <- struct{}{}
+				got, err := client.ReadUntil(tag)
+				if err != nil || !strings.Contains(formatResponses(got), change.want) {
+					t.Errorf("the login under way: %v, %v; want %s", got, err, change.want)
+				}
+				testbed.Eventually(t, Timeout, "the refusal to be on record", func() bool {
+					return countReasons(g.records("login_refused", user))[change.reason] > 0
+				})
+				if about, err := g.limits.InspectUser(t.Context(), who); err != nil || about.Day != 0 { // the password was right
+					t.Errorf("counted as a failure: %+v, %v", about, err)
+				}
+			})
+		}
+	}
+	select {
+	case command := <-back.commands:
+		t.Errorf("a backend was asked %q by a session that must not be", command)
+	default:
+	}
+}

@@ -1,0 +1,156 @@
+package tests
+
+import (
+	"strings"
+	"testing"
+
+	"imapgate/internal/audit"
+	"imapgate/internal/metrics"
+	"imapgate/internal/testbed"
+	"imapgate/proxy"
+	"imapgate/proxy/mux"
+	"imapgate/proxy/upstream"
+)
+
+// closedSeries is the series of connections closed for a reason.
+func closedSeries(reason string) string {
+	return `imapgate_mux_pool_discarded_total{reason="` + reason + `"}`
+}
+
+// moveTest is a gateway in front of two Dovecots, and Redis, which says who lives
+// where.
+type moveTest struct {
+	*cluster
+	g *gateway
+}
+
+func startMoveTest(t *testing.T, m proxy.Mode) moveTest {
+	t.Helper()
+	ca := testbed.NewCA(t)
+	c := &cluster{
+		t: t, store: redisStores["single"](t), name: "removal",
+		east: testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, CA: ca}),
+		west: testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, CA: ca}),
+	}
+	return moveTest{c, startGateway(t, gatewayOptions{
+		ca: ca, redis: &c.store.config, modes: map[string]proxy.Mode{"east": m, "west": m},
+		backends: map[string]upstream.Config{"east": upstreamConfig(c.east, upstream.ImplicitTLS), "west": upstreamConfig(c.west, upstream.ImplicitTLS)},
+	})}
+}
+
+// runSession logs in and out, and leaves a connection that waits.
+func (r moveTest) runSession(user string) {
+	r.t.Helper()
+	client := mustDial(r.t, r.g.endpoint(proxy.ImplicitTLS), "")
+	for _, command := range []string{"LOGIN " + user + " " + password, "SELECT INBOX", "LOGOUT"} {
+		mustExec(r.t, client, command)
+	}
+}
+
+func mustExec(t testing.TB, client *RawClient, command string) {
+	t.Helper()
+	got, err := client.Do(command)
+	if err != nil || !strings.Contains(got[len(got)-1].Text, " OK ") {
+		t.Fatalf("%s: %v, %v", command, got, err)
+	}
+}
+
+// sessionEnded says whether a user's session at a backend has ended.
+func sessionEnded(d *testbed.Dovecot, user string) bool {
+	return strings.Contains(d.Log(), "imap("+user+")")
+}
+
+func TestPooledConnectionEndsWhenItsUserLogsInElsewhere(t *testing.T) {
+	for _, there := range []mux.Mode{mux.Reuse, "splice"} {
+		t.Run(string(there), func(t *testing.T) {
+			r := startMoveTest(t, proxy.Mode{Name: string(mux.Reuse), Mux: muxSettings()})
+			for _, user := range []string{"mover", "neighbour"} {
+				r.store.setRoute(t, user, "east")
+				r.runSession(user)
+			}
+			testbed.Eventually(t, Timeout, "two connections to wait", func() bool {
+				return r.g.sumMetric("imapgate_mux_pool_connections") == 2
+			})
+			r.store.setRoute(t, "mover", "west", "mode", string(there))
+			testbed.Eventually(t, recoveryTimeout, "the mover to be in the west", func() bool {
+				r.runSession("mover")
+				return strings.Contains(r.west.Log(), "user=<mover>")
+			})
+			testbed.Eventually(t, Timeout, "the connection in the east to end", func() bool { return sessionEnded(r.east, "mover") })
+			r.runSession("neighbour")
+			if n := r.g.sumMetric(closedSeries(metrics.DiscardMoved)); n != 1 || sessionEnded(r.east, "neighbour") || strings.Count(r.east.Log(), "user=<neighbour>") != 1 {
+				t.Errorf("%v connections closed; the east says:\n%s", n, r.east.Log())
+			}
+		})
+	}
+}
+
+func TestSessionEndedByARouteChangeLeavesNoPooledConnection(t *testing.T) {
+	settings := muxSettings()
+	settings.AlwaysDetach = true // every command takes a connection, and leaves it
+	r := startMoveTest(t, proxy.Mode{Name: string(mux.Resume), Mux: settings})
+	for _, c := range []struct {
+		user, home string
+		more       []string
+		reason     audit.Reason
+		discarded  string
+	}{
+		{"mover", "west", nil, audit.Moved, metrics.DiscardMoved},
+		{"renamed", "east", []string{"login", "other"}, audit.LoginChanged, metrics.DiscardMoved},
+		{"villain", "east", []string{"state", "blocked"}, audit.LoginRevoked, metrics.DiscardCredentials},
+	} {
+		r.store.setRoute(t, c.user, "east")
+		client := mustDial(t, r.g.endpoint(proxy.ImplicitTLS), "")
+		mustExec(t, client, "LOGIN "+c.user+" "+password)
+		mustExec(t, client, "SELECT INBOX")
+		r.store.setRoute(t, c.user, c.home, c.more...)
+		testbed.Eventually(t, recoveryTimeout, "the session to end", func() bool {
+			got, err := client.Do("NOOP")
+			return err != nil || strings.Contains(formatResponses(got), "BYE")
+		})
+		testbed.Eventually(t, Timeout, "its connections to end", func() bool {
+			return sessionEnded(r.east, c.user) && r.g.sumMetric("imapgate_mux_pool_connections") == 0
+		})
+		testbed.Eventually(t, Timeout, "its end to be on record", func() bool {
+			return countReasons(r.g.records("session_ended", c.user))[string(c.reason)] == 1
+		})
+		if r.g.sumMetric(closedSeries(c.discarded)) == 0 {
+			t.Errorf("%s: no connection was closed as %s", c.user, c.discarded)
+		}
+	}
+}
+
+// A record that names another login names another's mail.
+func TestReattachUsesNoLoginNameThatTheRouteHasDropped(t *testing.T) {
+	for _, mode := range []mux.Mode{mux.Resume, mux.Reuse} {
+		t.Run(string(mode), func(t *testing.T) {
+			r := startMoveTest(t, proxy.Mode{Name: string(mode), Mux: muxSettings()})
+			r.store.setRoute(t, "boxer", "east", "login", "box.a")
+			r.runSession("boxer") // leaves a connection of box.a that waits
+			client := mustDial(t, r.g.endpoint(proxy.ImplicitTLS), "")
+			mustExec(t, client, "LOGIN boxer "+password)
+			if mode == mux.Resume {
+				mustExec(t, client, "SELECT INBOX")
+			}
+			r.store.setRoute(t, "boxer", "east", "login", "box.b")
+			testbed.Eventually(t, recoveryTimeout, "the record to be followed", func() bool {
+				r.runSession("boxer")
+				return strings.Contains(r.east.Log(), "user=<box.b>")
+			})
+			logins := strings.Count(r.east.Log(), "user=<box.a>")
+			r.east.Restart()
+			var heard string
+			testbed.Eventually(t, Timeout, "the session to end", func() bool {
+				got, err := client.Do(`LIST "" *`)
+				heard += formatResponses(got)
+				return err != nil || strings.Contains(heard, "BYE")
+			})
+			if n := strings.Count(r.east.Log(), "user=<box.a>"); n != logins || !strings.Contains(heard, "BYE") {
+				t.Errorf("box.a logged in %d times more, and its session heard:\n%s", n-logins, heard)
+			}
+			testbed.Eventually(t, Timeout, "its end to be on record", func() bool {
+				return countReasons(r.g.records("session_ended", "boxer"))[string(audit.LoginChanged)] == 1
+			})
+		})
+	}
+}
