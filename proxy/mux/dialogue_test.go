@@ -301,7 +301,7 @@ func (p *dialogueRun) control(verb, rest string) error {
 		return p.expireSession(rest)
 	case "PINNED":
 		p.spliceReason = rest
-		return p.awaitMetric("pins_total{reason=\""+rest+"\"}", "1")
+		return p.awaitMetric("mux_pins_total{reason=\""+rest+"\"}", "1")
 	case "M":
 		name, value, _ := strings.Cut(rest, "} ")
 		if value == "" {
