@@ -11,7 +11,7 @@ PROBES   ?= 2000
 TIMEOUT  ?= 40m
 
 .PHONY: build deps test check race bench cover docs docker scratch-test clean \
-	fuzz model literals tattoo soak cuts enumeration overload memory compare compat
+	mutants fuzz model literals tattoo soak cuts enumeration overload memory compare compat
 
 # Scripts and storms made up at random: each run from another seed, which it logs.
 model literals tattoo soak: export IMAPGATE_SEED ?= random
@@ -27,6 +27,9 @@ test: deps ## every test, with the race detector; then the ten slowest
 
 check: ## formatting, vet, staticcheck, imports, sizes, what tests may not do, modules
 	.ci/check
+
+mutants: ## the tests must notice when a safety check is left out (.ci/mutants)
+	go run ./.ci/mutants
 
 fuzz: ## each fuzz target for FUZZTIME, beyond its corpus
 	FUZZTIME=$(FUZZTIME) .ci/fuzz

@@ -11,7 +11,6 @@ import (
 	"imapgate/internal/audit"
 	"imapgate/internal/imap"
 	"imapgate/internal/metrics"
-	"imapgate/internal/mutant"
 	"imapgate/proxy/mux/command"
 	"imapgate/proxy/mux/pool"
 	"imapgate/proxy/mux/view"
@@ -242,23 +241,16 @@ func (s *session) syncMailbox(m attachOptions, deadline time.Time) (*view.Diff, 
 	if err != nil {
 		return nil, err
 	}
-	if m.translate != nil && !mutant.Is(mutant.TranslateAfterFlush) {
+	if m.translate != nil {
 		s.translateSet(m.translate, d) // as the client means them: the flush, maybe of an earlier try, changes what they mean
 	}
 	if d != nil && d.ExpungedCount() > 0 && (m.expungePolicy == command.ForbidExpunges || s.hasQueuedNumbers()) {
 		s.hub.deps.Metrics.Mux.CountDeferredExpunge()
-		if !mutant.Is(mutant.PendingExpungeHold) {
-			return d, errPendingExpunges
-		}
-		s.attached = true
-		return d, nil
+		return d, errPendingExpunges
 	}
 	m.slot.releaseAttached()
 	if err := s.writeResync(d, data, time.Now().Add(housekeepingTimeout)); err != nil { // begun, it has its own time
 		return d, err
-	}
-	if m.translate != nil && mutant.Is(mutant.TranslateAfterFlush) {
-		s.translateSet(m.translate, nil)
 	}
 	return d, nil
 }
@@ -320,7 +312,7 @@ func (s *session) runWithoutMailbox(e outstandingCommand, raw []byte) error {
 // mean are not sent, because they may have come to mean something.
 func (s *session) translateSet(r *request, d *view.Diff) {
 	switch {
-	case d == nil && !mutant.Is(mutant.TranslateAfterFlush):
+	case d == nil:
 		return // the numbers are the backend's, or UIDs by now
 	case s.uidSet != "":
 		if uids, err := imap.ParseSet(s.uidSet); err == nil && d.ContainsExpunged(uids) {

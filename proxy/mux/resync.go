@@ -11,7 +11,6 @@ import (
 	"imapgate/internal/audit"
 	"imapgate/internal/imap"
 	"imapgate/internal/metrics"
-	"imapgate/internal/mutant"
 	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/mux/pool"
 	"imapgate/proxy/mux/view"
@@ -132,7 +131,7 @@ func (s *session) writeOutBuf() error {
 func (s *session) resyncFlags(t *selectData, deadline time.Time) (bool, error) {
 	b, n := s.mailbox, s.mailbox.view.Exists()
 	switch {
-	case n == 0, mutant.Is(mutant.ReattachFlags):
+	case n == 0:
 		return true, nil
 	case b.modseq != 0 && t.modseq == b.modseq && !b.flagsPending:
 		return true, nil // nothing has changed at all
@@ -247,9 +246,6 @@ func (s *session) fetchFlagsOnAux(t *selectData, deadline time.Time) (bool, erro
 		s.outBuf = nil
 		s.appendFlagsLine(&s.mailbox.flags, s.mailbox.flags.union(data.flags))
 		s.outBuf = append(s.outBuf, changed...)
-	}
-	if mutant.Is(mutant.ModseqFromAux) {
-		t.modseq = data.modseq
 	}
 	return true, s.writeOutBuf()
 }

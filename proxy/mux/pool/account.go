@@ -8,7 +8,6 @@ import (
 	"imapgate/internal/identity"
 	"imapgate/internal/imap"
 	"imapgate/internal/metrics"
-	"imapgate/internal/mutant"
 	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/upstream"
 )
@@ -96,7 +95,7 @@ func (a *Account) acquireConn(ctx context.Context, set lease.Extensions) (*poole
 			return nil, fmt.Errorf("enable at %s: %w: %w", p.backend.Name(), upstream.ErrUnavailable, err)
 		}
 	}
-	if pc.Enabled != set && !mutant.Is(mutant.DeferredEnable) {
+	if pc.Enabled != set {
 		p.discard(pc, metrics.DiscardError)
 		return nil, fmt.Errorf("enable at %s: %w", p.backend.Name(), errNotEnabled)
 	}

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"imapgate/internal/metrics"
-	"imapgate/internal/mutant"
 	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/upstream"
 )
@@ -147,7 +146,7 @@ func (p *Pool) findIdle(lr leaseRequest) (fallback *pooledConn) {
 	for _, pc := range slices.Backward(lr.cred.idle[lr.use]) {
 		switch {
 		case !p.isUsable(pc, now): // the janitor's
-		case pc.Enabled == lr.extensions, lr.use == gatewayUse, mutant.Is(mutant.DeferredEnable):
+		case pc.Enabled == lr.extensions, lr.use == gatewayUse:
 			return pc
 		case fallback == nil && pc.Enabled == "":
 			fallback = pc

@@ -14,7 +14,6 @@ import (
 
 	"imapgate/internal/imap"
 	"imapgate/internal/metrics"
-	"imapgate/internal/mutant"
 	"imapgate/proxy/mux/lease"
 	"imapgate/proxy/upstream"
 )
@@ -114,7 +113,7 @@ func (p *Pool) validate(ctx context.Context, pc *pooledConn) (reason string) {
 
 // hasUnread says whether a connection has something to say, or has ended.
 func hasUnread(pc *pooledConn) bool {
-	return !mutant.Is(mutant.BufferCheck) && (!pc.AtBoundary() || pc.HasUnread())
+	return !pc.AtBoundary() || pc.HasUnread()
 }
 
 // readUnsolicited reads one response that nobody has asked for.

@@ -6,17 +6,8 @@ import (
 	"time"
 
 	"imapgate/internal/metrics"
-	"imapgate/internal/mutant"
 	"imapgate/proxy/mux/lease"
 )
-
-// logMutant leaves the test to builds in which the check is there.
-func logMutant(t *testing.T) {
-	t.Helper()
-	if mutant.Is(mutant.BufferCheck) || mutant.Is(mutant.DeferredEnable) {
-		t.Log("the check is left out: this has to fail")
-	}
-}
 
 // idleConn is an account, and a connection of it that waits.
 func (tp *testPool) idleConn(s *stub) (*Account, *lease.Conn, *stubConn) {
@@ -33,7 +24,6 @@ func (tp *testPool) idleConn(s *stub) (*Account, *lease.Conn, *stubConn) {
 }
 
 func TestUnsolicitedResponseClosesIdleConnection(t *testing.T) {
-	logMutant(t)
 	for reply, reason := range map[string]string{
 		"* 5 EXISTS\r\n":                         metrics.DiscardUnread,
 		"* 1 EXPUNGE\r\n":                        metrics.DiscardUnread,
@@ -125,7 +115,6 @@ func TestLoginAlertIsForwardedOnce(t *testing.T) {
 }
 
 func TestClosedIdleConnectionIsRemoved(t *testing.T) {
-	logMutant(t)
 	s := startStub(t, stubCaps)
 	tp := s.newPool(Config{})
 	_, _, p := tp.idleConn(s)
