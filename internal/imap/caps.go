@@ -2,8 +2,8 @@ package imap
 
 import "strings"
 
-// Caps is a capability list as its server wrote it, for forwarding, and for
-// asking. Copies share the one list, which nobody writes to.
+// Caps is a capability list, in the server's spelling for forwarding and as a set for lookups.
+// Copies share one immutable list.
 type Caps struct{ list *capList }
 
 type capList struct {
@@ -11,12 +11,11 @@ type capList struct {
 	set map[string]struct{}
 }
 
-// maxCaps bounds how many capabilities are looked at.
+// maxCaps bounds the capabilities of a list; more are dropped.
 const maxCaps = 256
 
-// ParseCaps reads the words of a CAPABILITY response or response code. Words
-// with characters no capability has are left out, so that the list is safe to
-// forward.
+// ParseCaps parses the words of a CAPABILITY response or response code. It drops words with
+// invalid characters, so that the list is safe to forward.
 func ParseCaps(words string) Caps {
 	fields := strings.Fields(words)
 	if len(fields) > maxCaps {
@@ -35,7 +34,7 @@ func ParseCaps(words string) Caps {
 	return Caps{c}
 }
 
-// isCapability is RFC 9051's: "AUTH=" or an atom; without resp-specials.
+// isCapability verifies RFC 9051's capability: "AUTH=" or an atom, without resp-specials.
 func isCapability(word string) bool {
 	for i := 0; i < len(word); i++ {
 		if !isAtomChar(word[i]) || word[i] == '\\' || word[i] == '*' || word[i] == '%' || word[i] == ']' {
@@ -45,7 +44,7 @@ func isCapability(word string) bool {
 	return word != ""
 }
 
-// Has says whether the list names the capability, given in upper case.
+// Has reports whether the list has the capability, given in upper case.
 func (c Caps) Has(name string) bool {
 	if c.list == nil {
 		return false
@@ -54,10 +53,10 @@ func (c Caps) Has(name string) bool {
 	return ok
 }
 
-// IsKnown says whether there was a list at all.
+// IsKnown reports whether a list was received.
 func (c Caps) IsKnown() bool { return c.String() != "" }
 
-// String is the list as it was written, single-spaced.
+// String returns the list as the server wrote it, single-spaced.
 func (c Caps) String() string {
 	if c.list == nil {
 		return ""
@@ -65,7 +64,8 @@ func (c Caps) String() string {
 	return c.list.raw
 }
 
-// Without is the list less the words drop names, given in upper case.
+// Without returns the list without the words for which drop returns true; drop gets them in
+// upper case.
 func (c Caps) Without(drop func(upper string) bool) Caps {
 	fields := strings.Fields(c.String())
 	kept := fields[:0]

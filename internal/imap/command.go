@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// Limits bound one command of a client that has not logged in.
+// Limits bound one command before login.
 type Limits struct {
 	Line         int // bytes of a line with its CRLF
 	Tag          int // bytes of a tag
@@ -15,21 +15,20 @@ type Limits struct {
 	Size         int // bytes of all lines and literals together
 	LiteralCount int // literals
 	Parens       int // opening parentheses
-	Args         int // arguments and parentheses; 0: any number
-	SkipBytes    int // bytes of a longer line that are read past, and not kept
+	Args         int // arguments and parentheses; 0: no limit
+	SkipBytes    int // bytes of a longer line that are skipped
 
-	Commands map[string]Limits // for the commands that have others, by name
+	Commands map[string]Limits // limits of specific commands, by name
 }
 
-// MaxLongLine bounds a line of the commands that may be long before the login.
+// MaxLongLine bounds, in bytes, a line of the commands that may be long before login.
 const MaxLongLine = 32 << 10
 
-// PreauthLimits are the limits for strangers: those of Dovecot's login process,
-// where a stranger has none but ID's one list. Two commands may be longer, whose
-// buffer grows only as their bytes arrive: AUTHENTICATE with a token of 16 KB
-// (identity.MaxToken), which base64 makes 22 KB, and ID with all of the 30 fields
-// of 30 octets and values of 1,024 that RFC 2971 §3.3 allows, quoted or as literals.
-// It never changes.
+// PreauthLimits are the limits before login: those of Dovecot's login process, which allows no
+// parenthesized list but that of ID. Two commands may be longer; their buffer grows only as
+// bytes arrive. AUTHENTICATE may have a token of 16 KB (identity.MaxToken), which is 22 KB in
+// base64. ID may have the 30 fields of 30 octets and values of 1,024 that RFC 2971 §3.3 allows,
+// quoted or as literals. Constant.
 var PreauthLimits = Limits{
 	Line: 8192, Tag: 126, LiteralBytes: 8192, Size: 16 << 10, LiteralCount: 4, Parens: 1, Args: maxArgs,
 	Commands: map[string]Limits{
@@ -38,29 +37,29 @@ var PreauthLimits = Limits{
 	},
 }
 
-// AuthenticateLimits are the limits of AUTHENTICATE, and of a response that brings a token.
+// AuthenticateLimits are the limits of AUTHENTICATE and of a SASL response with a token.
 var AuthenticateLimits = Limits{Line: MaxLongLine, Tag: 126, LiteralBytes: 8192, Size: MaxLongLine, LiteralCount: 4, Parens: 1, Args: maxArgs, SkipBytes: maxSkip}
 
-// maxArgs is more than any command has before the login but ID.
+// maxArgs exceeds the arguments of every command before login except ID.
 const maxArgs = 16
 
-// maxSkip is how much more is read past of a line that is too long, so that the
-// command can be answered: several times what any provider issues as a token.
+// maxSkip is how many bytes of a line over the limit are skipped, so that the command can be
+// answered. It is several times the size of any provider's tokens.
 const maxSkip = 64 << 10
 
-// ErrLiteralTooBig is returned for a synchronising literal over the limits. The client
-// has not been asked for it and must not send it: reading may go on.
+// ErrLiteralTooBig is returned for a synchronising literal over the limits. No continuation
+// request was sent, so the client must not send the literal: reading may continue.
 var ErrLiteralTooBig = errors.New("literal is larger than the limit")
 
-// ErrLineSkipped is returned for a line over the limits that was read past. Its
-// command, or response, has not been read; reading may go on behind it.
-var ErrLineSkipped = errors.New("line is longer than the limit and was read past")
+// ErrLineSkipped is returned for a line over the limits that was skipped. Its command or
+// response was not read; reading may continue after it.
+var ErrLineSkipped = errors.New("line is longer than the limit and was skipped")
 
-// ErrDesynced is returned when octets are on their way that cannot be told from
-// commands: reading must not go on.
+// ErrDesynced is returned when octets follow that cannot be distinguished from commands:
+// reading must not continue.
 var ErrDesynced = errors.New("unwanted literal octets follow")
 
-// SyntaxError is a command that is not one. Reading may go on behind it.
+// SyntaxError is a malformed command. Reading may continue after it.
 type SyntaxError struct {
 	Tag  string // "" when the line has no valid tag; never echo anything else
 	Text string // constant, safe to send
@@ -68,10 +67,10 @@ type SyntaxError struct {
 
 func (e *SyntaxError) Error() string { return "syntax: " + e.Text }
 
-// TokenKind says how a token was written.
+// TokenKind is the syntax of a token.
 type TokenKind uint8
 
-// The kinds of a Token.
+// The values of TokenKind.
 const (
 	Atom TokenKind = iota
 	QuotedString
@@ -86,24 +85,24 @@ type Token struct {
 	Text string
 }
 
-// IsString says whether the token can stand for an astring or nstring.
+// IsString reports whether the token can be an astring or nstring.
 func (t Token) IsString() bool { return t.Kind <= LiteralString }
 
-// Command is one command of a client, read whole.
+// Command is one complete command of a client.
 type Command struct {
 	Tag  string
 	Name string // upper case
 	Args []Token
 }
 
-// ReadCommand reads one command within lim. Where the client waits with a
-// literal, proceed is called to send the continuation request.
+// ReadCommand reads one command within limits. It calls sendContinuation when the client waits
+// to send a literal.
 //
-// Errors: *SyntaxError, ErrLiteralTooBig and ErrLineSkipped leave the stream at the next command;
-// ErrDesynced, ErrLineTooLong and those of the source and of proceed do not. The
-// command is returned with an error as far as it was read, for its tag.
+// After *SyntaxError, ErrLiteralTooBig and ErrLineSkipped the stream is at the next command.
+// After ErrDesynced, ErrLineTooLong and errors of the source or of sendContinuation it is not.
+// On error the command is returned as far as it was read, for its tag.
 func (r *Reader) ReadCommand(limits Limits, sendContinuation func() error) (Command, error) {
-	if r.Buffered() == 0 && len(r.buf) > limits.Line { // the buffer of a long command is not for idling
+	if r.Buffered() == 0 && len(r.buf) > limits.Line { // do not keep the buffer of a long command while idle
 		r.TakeBuffered()
 	}
 	p := parser{limits: limits}
@@ -138,7 +137,7 @@ func (r *Reader) ReadCommand(limits Limits, sendContinuation func() error) (Comm
 	}
 }
 
-// readLiteral reads a literal. Memory is taken as it comes.
+// readLiteral reads a literal. It allocates memory only as octets arrive.
 func (r *Reader) readLiteral(size int64) (string, error) {
 	var b []byte
 	for left := size; left > 0; left = size - int64(len(b)) {
@@ -150,8 +149,8 @@ func (r *Reader) readLiteral(size int64) (string, error) {
 	return string(b), nil
 }
 
-// readCommandLine reads a line of the command. A first line that is too long for other
-// commands is looked at for its name.
+// readCommandLine reads a line of the command. If a first line is over the general limit, it
+// peeks at the name for that command's own limits.
 func (r *Reader) readCommandLine(p *parser) ([]byte, error) {
 	if !p.headRead {
 		line, err := r.ReadLine(p.limits.Line)
@@ -160,25 +159,25 @@ func (r *Reader) readCommandLine(p *parser) ([]byte, error) {
 		}
 		p.peekHead(r.Peek())
 	}
-	return r.ReadOrSkipLine(min(p.limits.Line, p.limits.Size-p.lineBytes-int(p.literalBytes)), p.limits.SkipBytes) // size is within Literals
+	return r.ReadOrSkipLine(min(p.limits.Line, p.limits.Size-p.lineBytes-int(p.literalBytes)), p.limits.SkipBytes) // literalBytes is within LiteralBytes
 }
 
-// parser reads one command, line by line.
+// parser parses one command, line by line.
 type parser struct {
 	limits       Limits
 	cmd          Command
-	headRead     bool  // tag and name are read
+	headRead     bool  // tag and name were parsed
 	lineBytes    int   // bytes of lines so far
-	literalCount int   // so far
-	literalBytes int64 // octets of them
-	parenCount   int   // opened so far
-	depth        int   // and not closed
+	literalCount int   // literals so far
+	literalBytes int64 // octets of all literals so far
+	parenCount   int   // opening parentheses so far
+	depth        int   // open parentheses
 }
 
 func (p *parser) syntaxError(text string) error { return &SyntaxError{Tag: p.cmd.Tag, Text: text} }
 
-// wrapIfDesynced decides whether a faulty line leaves the stream in step: not when
-// it announces octets that come unasked.
+// wrapIfDesynced adds ErrDesynced to the error of a line that announces a non-synchronising
+// literal, whose octets follow.
 func (p *parser) wrapIfDesynced(err error, line []byte) error {
 	if strings.HasSuffix(string(line), "+}") {
 		return fmt.Errorf("%w: %w", ErrDesynced, err)
@@ -186,11 +185,12 @@ func (p *parser) wrapIfDesynced(err error, line []byte) error {
 	return err
 }
 
-// rejectBareLF refuses a line with an LF inside, by the tag that it begins with. To one who ends
-// lines there, what follows a brace would be octets.
+// rejectBareLF returns the error for a line with an LF inside, with the tag at its start. A
+// client that ends lines with LF would send the octets of a literal after a closing brace: then
+// the error is ErrDesynced.
 func (p *parser) rejectBareLF(line []byte) error {
 	if first, _, _ := bytes.Cut(line, []byte("\n")); !p.headRead {
-		_, _ = p.parseHead(bytes.TrimSuffix(first, []byte("\r"))) // which may have no valid tag
+		_, _ = p.parseHead(bytes.TrimSuffix(first, []byte("\r"))) // the line may have no valid tag
 	}
 	err := p.syntaxError("Lines end in CRLF.")
 	for piece := range bytes.Lines(line) {
@@ -201,8 +201,8 @@ func (p *parser) rejectBareLF(line []byte) error {
 	return err
 }
 
-// parseLine reads a line of the command; the literal it ends in is returned, within
-// the limits, with Size -1 for none.
+// parseLine parses a line of the command. It returns the literal that the line announces,
+// verified against the limits, or Size -1.
 func (p *parser) parseLine(line []byte) (Literal, error) {
 	p.lineBytes += len(line) + len("\r\n")
 	rest, err := p.parseHead(line)
@@ -215,7 +215,7 @@ func (p *parser) parseLine(line []byte) (Literal, error) {
 	return noLiteral, err
 }
 
-// parseHead reads tag and name off the command's first line.
+// parseHead parses tag and name of the command's first line and returns the rest.
 func (p *parser) parseHead(line []byte) ([]byte, error) {
 	if p.headRead {
 		return p.parseAfterLiteral(line)
@@ -225,7 +225,7 @@ func (p *parser) parseHead(line []byte) ([]byte, error) {
 	if len(tag) > p.limits.Tag || !isValidTag([]byte(tag)) {
 		return nil, p.syntaxError("Invalid tag.")
 	}
-	p.cmd.Tag = strings.Clone(tag) // or it would keep the whole line
+	p.cmd.Tag = strings.Clone(tag) // so that it does not keep the whole line
 	name, _, hasArgs := strings.Cut(rest, " ")
 	if name == "" || strings.Trim(strings.ToUpper(name), "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-=") != "" {
 		return nil, p.syntaxError("Invalid command.")
@@ -244,8 +244,8 @@ func (p *parser) parseHead(line []byte) ([]byte, error) {
 	return args, nil
 }
 
-// peekHead finds tag, name and limits in the beginning of a first line that is yet to
-// come whole.
+// peekHead parses tag, name and limits from the beginning of a first line that is still
+// incomplete.
 func (p *parser) peekHead(prefix []byte) {
 	const longestName = len(" AUTHENTICATE ")
 	if _, err := p.parseHead(prefix[:min(len(prefix), p.limits.Tag+longestName)]); err != nil {
@@ -254,8 +254,8 @@ func (p *parser) peekHead(prefix []byte) {
 	p.headRead = false
 }
 
-// parseAfterLiteral reads what may stand behind a literal: nothing, a closing
-// parenthesis, or a space and the next argument.
+// parseAfterLiteral parses the start of a line after a literal: nothing, a closing parenthesis,
+// or a space and the next argument.
 func (p *parser) parseAfterLiteral(line []byte) ([]byte, error) {
 	if len(line) == 0 || line[0] == ')' {
 		return line, nil
@@ -286,7 +286,7 @@ func (p *parser) parseLiteral(rest []byte) (Literal, error) {
 	return lit, nil
 }
 
-// checkArgCount is an error where no argument more may come.
+// checkArgCount returns an error if no more arguments are allowed.
 func (p *parser) checkArgCount() error {
 	if p.limits.Args > 0 && len(p.cmd.Args) >= p.limits.Args {
 		return p.syntaxError("Too many arguments.")
@@ -302,7 +302,7 @@ func (p *parser) addToken(t Token) error {
 	return nil
 }
 
-// parseToken reads one token and what separates it from the next.
+// parseToken parses one token and the separator after it.
 func (p *parser) parseToken(b []byte) ([]byte, error) {
 	switch b[0] {
 	case '(':
@@ -359,7 +359,7 @@ func (p *parser) parseQuoted(b []byte) ([]byte, error) {
 	return nil, p.syntaxError("Unterminated quoted string.")
 }
 
-// skipSeparator reads the one space between two arguments.
+// skipSeparator skips the one space between two arguments.
 func (p *parser) skipSeparator(b []byte) ([]byte, error) {
 	if len(b) == 0 || b[0] == ')' {
 		return b, nil
@@ -377,13 +377,13 @@ func (p *parser) checkBalanced() error {
 	return nil
 }
 
-// isAtomChar is ASTRING-CHAR with what base64 (=), a flag (\) or a pattern (* %)
-// needs; a command that minds looks itself.
+// isAtomChar reports whether c is ASTRING-CHAR, or needed by base64 (=), a flag (\) or a
+// pattern (* %). A stricter command verifies its arguments itself.
 func isAtomChar(c byte) bool {
 	return c > 0x20 && c < 0x7f && c != '(' && c != ')' && c != '{' && c != '"'
 }
 
-// isValidTag is RFC 9051's tag: ASTRING-CHAR except +.
+// isValidTag verifies RFC 9051's tag: ASTRING-CHAR except +.
 func isValidTag(tag []byte) bool {
 	for _, c := range tag {
 		if !isAtomChar(c) || c == '+' || c == '*' || c == '%' || c == '\\' {

@@ -5,12 +5,12 @@ import (
 	"strconv"
 )
 
-// ErrUnquotable is returned for a string that has no encoding in one line: NUL, CR
-// and LF can't be quoted (RFC 9051 §4.3).
+// ErrUnquotable is returned for a string that cannot be quoted: one with NUL, CR or LF (RFC
+// 9051 §4.3).
 var ErrUnquotable = errors.New("string has NUL, CR or LF")
 
-// AppendQuoted appends s as a quoted string. Only printable ASCII is quoted, so
-// that no server's view of the line can differ; else ErrUnquotable.
+// AppendQuoted appends s as a quoted string. It quotes only printable ASCII, which all servers
+// parse alike, and returns ErrUnquotable otherwise.
 func AppendQuoted(dst []byte, s string) ([]byte, error) {
 	dst = append(dst, '"')
 	for i := 0; i < len(s); i++ {
@@ -26,9 +26,9 @@ func AppendQuoted(dst []byte, s string) ([]byte, error) {
 	return append(dst, '"'), nil
 }
 
-// AppendLiteral appends the announcement of s as a literal and its CRLF; the
-// octets follow when the server has asked for them, or at once when nonSync
-// (the server must list LITERAL+, or LITERAL- for up to 4096 octets).
+// AppendLiteral appends the announcement of s as a literal, with CRLF. The octets follow after
+// a continuation request, or at once if lit.NonSync. NonSync needs a server with LITERAL+, or
+// with LITERAL- for up to 4096 octets.
 func AppendLiteral(dst []byte, s string, lit Literal) []byte {
 	if lit.Binary {
 		dst = append(dst, '~')
@@ -41,8 +41,8 @@ func AppendLiteral(dst []byte, s string, lit Literal) []byte {
 	return append(dst, '}', '\r', '\n')
 }
 
-// AppendCommand appends c with its CRLF. Strings that cannot be quoted become
-// non-synchronising literals.
+// AppendCommand appends c with CRLF. Strings that cannot be quoted become non-synchronising
+// literals.
 func AppendCommand(dst []byte, c Command) []byte {
 	dst = append(append(append(dst, c.Tag...), ' '), c.Name...)
 	space := true

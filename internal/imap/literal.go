@@ -5,19 +5,19 @@ import (
 	"math"
 )
 
-// Literal is what the end of a line announces: octets that follow the CRLF
-// (RFC 9051 §4.3, RFC 7888, RFC 3516 for the binary form).
+// Literal is the announcement at the end of a line of octets that follow its CRLF (RFC 9051
+// §4.3, RFC 7888; RFC 3516 for the binary form).
 type Literal struct {
-	Size    int64 // octets; -1: the line announces none
-	NonSync bool  // {n+}: they come without being asked for
-	Binary  bool  // ~{n}: they may hold NUL
+	Size    int64 // octets; -1: no literal
+	NonSync bool  // {n+}: sent without a continuation request
+	Binary  bool  // ~{n}: may contain NUL
 }
 
 var noLiteral = Literal{Size: -1}
 
-// parseAnnouncement reads the literal at the end of a line without its CRLF. A line
-// that ends in } behind an opening brace but in no literal is an error: what
-// follows might be octets or might be commands, and nobody can tell.
+// parseAnnouncement parses the literal at the end of a line without its CRLF. A line that has
+// an opening brace and ends in }, but not in a literal, is an error: octets or commands might
+// follow.
 func parseAnnouncement(line []byte) (Literal, error) {
 	if len(line) == 0 || line[len(line)-1] != '}' {
 		return noLiteral, nil
@@ -39,8 +39,8 @@ func parseAnnouncement(line []byte) (Literal, error) {
 	return lit, nil
 }
 
-// parseNumber reads decimal digits without a sign, a leading zero or an overflow of
-// 63 bits (RFC 9051 §9, number64).
+// parseNumber parses decimal digits (RFC 9051 §9, number64). It rejects a sign, a leading zero,
+// and an overflow of 63 bits.
 func parseNumber(digits []byte) (int64, bool) {
 	if len(digits) == 0 || len(digits) > 1 && digits[0] == '0' {
 		return 0, false

@@ -1,11 +1,11 @@
-// Package imap is the wire format of IMAP (RFC 9051, RFC 3501): lines,
-// literals, commands, responses, capability lists and sequence sets, read from
-// a stream within bounds and written back.
+// Package imap implements the wire format of IMAP (RFC 9051, RFC 3501): lines, literals,
+// commands, responses, capability lists and sequence sets. It reads them from a stream within
+// bounds and writes them.
 //
-// It frames bytes; it does not know what a command means, who the peer is or
-// what may be said when. A Reader belongs to the goroutine that reads from it.
-// Bytes that pass through are handed on as they came, never decoded and encoded
-// again. Conn is the one place that turns contexts and time-outs into deadlines.
+// The package frames bytes. It does not know the meaning of commands, the role of the peer, or
+// the state of the session. A Reader belongs to the goroutine that reads from it. Relayed bytes
+// are passed on unchanged, never decoded and encoded again. Only Conn turns contexts and
+// timeouts into deadlines.
 package imap
 
 import (
@@ -14,107 +14,105 @@ import (
 	"io"
 )
 
-// What a stream can do wrong. None of these can be recovered from by reading
-// on, except as ReadCommand says.
+// Framing errors. None can be recovered from by reading on, except as documented at
+// ReadCommand.
 var (
 	ErrLineTooLong = errors.New("line is longer than the limit")
 	ErrLineEnding  = errors.New("line does not end in CRLF, or has an LF inside")
 	ErrLiteral     = errors.New("literal size is malformed")
 )
 
-// Side says which half of a dialogue a Reader reads.
+// Side is the half of a dialogue that a Reader reads.
 type Side uint8
 
-// The two sides. They differ in one thing: the text of a status response may
-// end in what looks like a literal and is none (RFC 9051 §7.1, resp-text).
+// The values of Side. They differ in one thing: the text of a status response may
+// end like a literal announcement without being one (RFC 9051 §7.1, resp-text).
 const (
 	Commands Side = iota
 	Responses
 )
 
-// SegmentKind says what a Segment holds.
+// SegmentKind is the content of a Segment.
 type SegmentKind uint8
 
-// The kinds of a Segment.
+// The values of SegmentKind.
 const (
-	LineEnd     SegmentKind = iota // a line, or the rest of one, with CRLF whatever ended it
+	LineEnd     SegmentKind = iota // a line, or the rest of one, with CRLF even if it ended in LF
 	LinePart                       // the beginning or middle of a line longer than the buffer
 	LiteralData                    // octets of a literal
 )
 
-// Segment is a run of bytes of one command or response. Bytes are valid until
-// the next call.
+// Segment is a run of bytes of one command or response. Bytes is valid until the next call.
 type Segment struct {
 	Bytes   []byte
 	Kind    SegmentKind
-	Literal Literal // what a Text announces; Size -1: nothing
+	Literal Literal // announced at a LineEnd; Size -1: none
 	End     bool    // the command or response ends with this segment
 
-	// A quoted string has begun in the line and does not end in it, which no grammar
-	// allows: what looks like a literal at its end is not taken for one, and may be one.
+	// A quoted string begins in the line and does not end in it, which no grammar allows. An
+	// apparent literal at the end of such a line is not treated as one, but may be one.
 	Unclosed bool
 }
 
 const (
 	minBuffer       = 512
-	maxAnnouncement = 32 // longest literal announcement "~{18446744073709551615+}\r\n", and some
+	maxAnnouncement = 32 // at least the longest literal announcement, "~{18446744073709551615+}\r\n"
 )
 
-// Reader splits a byte stream into lines and literals. How the stream was cut
-// into reads never changes the segments' joined bytes, nor where commands end.
+// Reader splits a byte stream into lines and literals. The sizes of reads never change the
+// segments' joined bytes, nor where commands end.
 //
-// A line ends in CRLF (RFC 9051 §2.2). A line of commands may end in LF alone, where
-// that LF is the last byte of all that was read: programs that speak line by line, as
-// people do, send it so; where a read fills the buffer, a Looker is asked whether more
-// has arrived. Segments have CRLF there. Such an LF with bytes behind it is
-// an error, never part of a line: the cut decides whether a line is taken, not where
-// it ends.
+// A line ends in CRLF (RFC 9051 §2.2). A line of commands may also end in a bare LF if that is
+// the last byte read so far: scripts and people at a terminal send such lines one at a time. If
+// a read fills the buffer, a TryReader is asked whether more has arrived. The segment then has
+// CRLF. A bare LF with bytes after it is an error, never part of a line: read sizes decide
+// whether a line is accepted, not where it ends.
 type Reader struct {
 	// Set once.
 	src     io.Reader
-	maxSize int // the buffer's limit in bytes
+	maxSize int // largest buffer, in bytes
 	side    Side
 
 	// Owned by the reading goroutine.
-	atBoundary     bool // a command or response begins
-	midLine        bool // a Part of the line went before
-	inStatus       bool // the response is a status or a continuation request
+	atBoundary     bool // the next byte begins a command or response
+	midLine        bool // the last segment was a LinePart
+	inStatus       bool // the response is a status response or a continuation request
 	inQuoted       bool // the line so far ends inside a quoted string
-	afterBackslash bool // … and behind a backslash
-	afterBrace     bool // … and behind an opening brace
+	afterBackslash bool // … and after a backslash
+	afterBrace     bool // an earlier LinePart of the line has an opening brace
 	buf            []byte
 	r, w           int   // buf[r:w] is unread
-	lastReadFull   bool  // the last read left no room, and may have been cut short: more may have arrived
-	scanned        int   // unread bytes that are known to have no line end
-	literalLeft    int64 // octets of the open literal still to come
+	lastReadFull   bool  // the last read filled the buffer: more may have arrived
+	scanned        int   // unread bytes already searched for LF
+	literalLeft    int64 // octets of the current literal not yet returned
 }
 
-// NewReader reads one side of a dialogue from src with a buffer that grows to
-// at most size bytes (never below 512).
+// NewReader returns a Reader for one side of a dialogue. Its buffer grows to at most size bytes
+// (never below 512).
 func NewReader(src io.Reader, side Side, size int) *Reader {
 	return &Reader{src: src, side: side, maxSize: max(size, minBuffer), atBoundary: true}
 }
 
-// Buffered is the number of bytes read and not yet handed out.
+// Buffered returns the number of unread bytes in the buffer.
 func (r *Reader) Buffered() int { return r.w - r.r }
 
-// Peek is the bytes read and not yet handed out, valid until the next call.
+// Peek returns the unread bytes in the buffer, valid until the next call.
 func (r *Reader) Peek() []byte { return r.buf[r.r:r.w] }
 
-// TakeBuffered takes the bytes that were read too far, which are the caller's now; nil when
-// there are none. The Reader begins with a new buffer.
+// TakeBuffered removes and returns the unread bytes, nil if there are none. The caller owns
+// them; the Reader starts a new buffer.
 func (r *Reader) TakeBuffered() []byte {
 	var rest []byte
-	if r.r < r.w { // or the caller would keep an empty buffer
+	if r.r < r.w { // so that the caller does not keep an empty buffer
 		rest = r.buf[r.r:r.w:r.w]
 	}
 	r.buf, r.r, r.w, r.scanned = nil, 0, 0, 0
 	return rest
 }
 
-// Next is the next segment: the bytes of a line, or of a literal as they come.
-// A line longer than the buffer comes in Parts. It allocates nothing once the
-// buffer has grown. Errors: ErrLineEnding, ErrLiteral, or those of the source.
+// Next returns the next segment: the bytes of a line, or of a literal as they arrive. A line
+// longer than the buffer is returned in LineParts. Next does not allocate once the buffer has
+// grown. Errors: ErrLineEnding, ErrLiteral, and those of the source.
 func (r *Reader) Next() (Segment, error) {
 	for {
 		s, ok, err := r.NextBuffered()
@@ -127,8 +125,8 @@ func (r *Reader) Next() (Segment, error) {
 	}
 }
 
-// NextBuffered is Next without reading: ok is false when what was read holds no whole
-// segment. Until the next Fill, segments of responses lie side by side in memory, and stay.
+// NextBuffered is Next without reading: ok is false if the buffer has no complete segment.
+// Segments of responses are contiguous in memory and valid until the next Fill.
 func (r *Reader) NextBuffered() (s Segment, ok bool, err error) {
 	if r.literalLeft > 0 {
 		return r.emitLiteral()
@@ -146,18 +144,18 @@ func (r *Reader) NextBuffered() (s Segment, ok bool, err error) {
 	return Segment{}, false, nil
 }
 
-// AtBoundary says whether the last segment ended a command or response.
+// AtBoundary reports whether the last segment ended a command or response.
 func (r *Reader) AtBoundary() bool { return r.atBoundary }
 
-// CancelLiteral forgets the literal that was announced last: its sender has been told
-// not to send it, and a new command begins.
+// CancelLiteral drops the literal announced last, after its sender was refused the
+// continuation. A new command begins.
 func (r *Reader) CancelLiteral() { r.literalLeft, r.atBoundary = 0, true }
 
-// SwapBuffer gives the Reader another buffer, which must hold what is unread, and
-// returns the one it had: so buffers can be shared, and idle Readers have none.
+// SwapBuffer replaces the buffer by buf, which must be large enough for the unread bytes, and
+// returns the old one. So Readers can share buffers, and idle ones need none.
 func (r *Reader) SwapBuffer(buf []byte) []byte {
 	if len(buf) < r.w-r.r {
-		panic("imap: buffer too small for what is unread")
+		panic("imap: buffer too small for the unread bytes")
 	}
 	old := r.buf
 	n := copy(buf, old[r.r:r.w])
@@ -165,15 +163,14 @@ func (r *Reader) SwapBuffer(buf []byte) []byte {
 	return old
 }
 
-// Preload gives the Reader, which has nothing yet, a copy of what was read from
-// its source before.
+// Preload copies bytes that were already read from the source into an empty Reader.
 func (r *Reader) Preload(b []byte) {
 	r.buf = append([]byte(nil), b...)
 	r.buf = r.buf[:len(b):len(b)]
 	r.w = len(b)
 }
 
-// BufferSize is the length of the buffer the Reader has now.
+// BufferSize returns the length of the current buffer.
 func (r *Reader) BufferSize() int { return len(r.buf) }
 
 func (r *Reader) emitLiteral() (Segment, bool, error) {
@@ -187,8 +184,8 @@ func (r *Reader) emitLiteral() (Segment, bool, error) {
 	return s, true, nil
 }
 
-// endsLine says whether the LF that is the n-th unread byte ends a line. At the end of
-// a read that was cut short by the buffer, bytes may stand behind it.
+// endsLine reports whether the LF that is the n-th unread byte ends a line. If the last read
+// filled the buffer, more bytes may follow a bare LF.
 func (r *Reader) endsLine(n int) bool {
 	end := r.r + n
 	return n > 1 && r.buf[end-2] == '\r' || r.side == Commands && end == r.w && !r.lastReadFull
@@ -196,11 +193,11 @@ func (r *Reader) endsLine(n int) bool {
 
 func (r *Reader) emitLine(n int) (Segment, bool, error) {
 	line := r.buf[r.r : r.r+n]
-	if n < 2 || line[n-2] != '\r' { // which is rare
+	if n < 2 || line[n-2] != '\r' { // rare
 		if !r.endsLine(n) {
 			return Segment{}, false, ErrLineEnding
 		}
-		line = append(line[:n-1:n-1], "\r\n"...) // a copy of its own
+		line = append(line[:n-1:n-1], "\r\n"...) // copies the line
 	}
 	r.trackLineState(line)
 	s := Segment{Bytes: line, Kind: LineEnd, Literal: noLiteral, End: true, Unclosed: r.inQuoted}
@@ -208,7 +205,7 @@ func (r *Reader) emitLine(n int) (Segment, bool, error) {
 		text := line[:len(line)-len("\r\n")]
 		lit, err := parseAnnouncement(text)
 		if err != nil || r.afterBrace && lit.Size < 0 && text[len(text)-1] == '}' {
-			return Segment{}, false, ErrLiteral // the brace may be in a Part that went before
+			return Segment{}, false, ErrLiteral // the brace may be in an earlier LinePart
 		}
 		s.Literal, s.End = lit, lit.Size < 0
 		r.literalLeft = max(lit.Size, 0)
@@ -229,7 +226,7 @@ func (r *Reader) emitPart(n int) Segment {
 	return s
 }
 
-// trackLineState notes what the end of a line must know of its beginning.
+// trackLineState records the state that the end of the line depends on.
 func (r *Reader) trackLineState(b []byte) {
 	if r.atBoundary {
 		r.inStatus = r.side == Responses && isStatus(b)
@@ -249,8 +246,8 @@ func (r *Reader) trackLineState(b []byte) {
 	}
 }
 
-// Fill reads once. The buffer is moved or grown when it is full. The end of the
-// stream inside a command or response is io.ErrUnexpectedEOF.
+// Fill reads once. It moves or grows a full buffer. The end of the stream inside a command or
+// response is io.ErrUnexpectedEOF.
 func (r *Reader) Fill() error {
 	err := r.fill()
 	if err != nil && (r.literalLeft > 0 || !r.atBoundary) {
@@ -263,13 +260,13 @@ func (r *Reader) fill() error {
 	switch unread := r.w - r.r; {
 	case unread == 0:
 		r.r, r.w = 0, 0
-	case unread <= r.r && len(r.buf)-r.w < len(r.buf)/2: // a little copying for a larger read
+	case unread <= r.r && len(r.buf)-r.w < len(r.buf)/2: // copies little to make the read larger
 		r.r, r.w = 0, copy(r.buf, r.buf[r.r:r.w])
 	}
 	if r.w == len(r.buf) {
 		r.growBuffer()
 	}
-	for range 100 { // as bufio: a source may return 0, nil, but not for ever
+	for range 100 { // as bufio: a source may return 0, nil, but not forever
 		n, err := r.src.Read(r.buf[r.w:])
 		r.w += n
 		if n > 0 {
@@ -285,18 +282,18 @@ func (r *Reader) fill() error {
 	return io.ErrNoProgress
 }
 
-// TryReader is a source that can tell whether more has arrived.
+// TryReader is a source that can report whether more bytes have arrived.
 type TryReader interface {
 	io.Reader
 
-	// TryRead is a Read that does not wait. Its error says that nothing has arrived,
-	// or that nothing will come any more, which the next Read says again; 0 and nil say
-	// that it cannot be told.
+	// TryRead is a Read that does not block. An error means that nothing has arrived, or that
+	// the stream has ended; the next Read returns that end again. 0 and nil mean that it cannot
+	// be determined.
 	TryRead(p []byte) (int, error)
 }
 
-// probeAfterLF finds out whether anything stands behind an LF alone that fills the buffer.
-// Other reads cost no look.
+// probeAfterLF detects whether bytes follow a bare LF that fills the buffer. For other reads it
+// does not call TryRead.
 func (r *Reader) probeAfterLF() {
 	src, ok := r.src.(TryReader)
 	unread := r.buf[r.r:r.w]
@@ -305,7 +302,7 @@ func (r *Reader) probeAfterLF() {
 	}
 	var next [1]byte
 	n, err := src.TryRead(next[:])
-	r.buf = append(r.buf[:r.w:r.w], next[:n]...) // beyond the limit at most by this byte
+	r.buf = append(r.buf[:r.w:r.w], next[:n]...) // exceeds maxSize by at most this byte
 	r.w += n
 	r.lastReadFull = n > 0 || err == nil
 }
@@ -335,10 +332,10 @@ func unexpectedEOF(err error) error {
 	return err
 }
 
-// ReadLine is the next line without what ends it, at most limit bytes with that. The
-// bytes are valid until the next call. It does not look for literals. A line with an LF
-// inside is read to its end, so that nothing behind the LF is taken for a line.
-// Errors: ErrLineTooLong, ErrLineEnding (with the line), or those of the source.
+// ReadLine returns the next line without its line ending; limit bounds its bytes, line ending
+// included. The bytes are valid until the next call. It does not parse literals. A line with an
+// LF inside is read to its end, so that bytes after the LF are not taken for a line. Errors:
+// ErrLineTooLong, ErrLineEnding (with the line), and those of the source.
 func (r *Reader) ReadLine(limit int) ([]byte, error) {
 	limit = min(limit, r.maxSize)
 	var endingErr error
@@ -367,9 +364,9 @@ func (r *Reader) ReadLine(limit int) ([]byte, error) {
 	}
 }
 
-// ReadOrSkipLine is ReadLine, and reads past a line that is longer: at most skip
-// bytes more of it than limit, which it does not keep. Then the error is ErrLineSkipped, with
-// the last bytes of that line; without an end in them, or with an LF inside, it is ErrLineTooLong.
+// ReadOrSkipLine is ReadLine, but skips a line that exceeds limit by at most skip bytes. It
+// then returns ErrLineSkipped with the last bytes of the line. If the line is longer still, or
+// has an LF inside, it returns ErrLineTooLong.
 func (r *Reader) ReadOrSkipLine(limit, skip int) ([]byte, error) {
 	line, err := r.ReadLine(limit)
 	if !errors.Is(err, ErrLineTooLong) || skip == 0 {
@@ -384,7 +381,7 @@ func (r *Reader) ReadOrSkipLine(limit, skip int) ([]byte, error) {
 		} else if i >= 0 {
 			break
 		}
-		drop := max(0, r.w-r.r-maxAnnouncement) // an announcement of a literal is kept
+		drop := max(0, r.w-r.r-maxAnnouncement) // keeps a literal announcement at the end
 		r.r, r.scanned = r.r+drop, 0
 		skipped += drop
 		if err := r.fill(); err != nil {
@@ -394,7 +391,7 @@ func (r *Reader) ReadOrSkipLine(limit, skip int) ([]byte, error) {
 	return nil, ErrLineTooLong
 }
 
-// ReadFull fills p with the stream's next bytes.
+// ReadFull fills p with the next bytes of the stream.
 func (r *Reader) ReadFull(p []byte) error {
 	for len(p) > 0 {
 		if r.r == r.w {

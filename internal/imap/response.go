@@ -6,32 +6,32 @@ import (
 	"strings"
 )
 
-// ErrResponse is returned for a line that is no response.
+// ErrResponse is returned for a line that is not a response.
 var ErrResponse = errors.New("malformed response")
 
-// ResponseKind says who a response is for.
+// ResponseKind is the first word of a response: "*", a tag, or "+".
 type ResponseKind uint8
 
-// The kinds of a Response (RFC 9051 §2.2.2).
+// The values of ResponseKind (RFC 9051 §2.2.2).
 const (
 	Untagged ResponseKind = iota
 	Tagged
 	Continuation
 )
 
-// Response is one line of a server. Strings are copies; Line is the caller's.
+// Response is one line of a server. Strings are copies; Line belongs to the caller.
 type Response struct {
 	Kind     ResponseKind
 	Tag      string // Tagged only
-	Name     string // upper case: OK NO BAD BYE PREAUTH, or CAPABILITY, ID …; a number's second word
-	Code     string // the response code's name, upper case: CAPABILITY, UNAVAILABLE …; "" without one
-	Arg      string // what follows the code's name, inside the brackets
-	Text     string // human text of a status, or the data behind Name
+	Name     string // upper case: OK NO BAD BYE PREAUTH, or CAPABILITY, ID …; after a number, the second word
+	Code     string // name of the response code, upper case: CAPABILITY, UNAVAILABLE …; "" if none
+	Arg      string // arguments of the response code
+	Text     string // human-readable text of a status, or the data after Name
 	IsStatus bool   // Name is one of OK NO BAD BYE PREAUTH
 	Line     []byte // the line without its CRLF
 }
 
-// ParseResponse reads one response line without its CRLF.
+// ParseResponse parses one response line without its CRLF.
 func ParseResponse(line []byte) (Response, error) {
 	res := Response{Line: line}
 	if len(line) > 0 && line[0] == '+' {
@@ -56,7 +56,7 @@ func ParseResponse(line []byte) (Response, error) {
 	}
 	res.Name = strings.ToUpper(string(name))
 	res.IsStatus = isStatusWord(name)
-	if isNumber && res.IsStatus { // "* 5 OK" is nothing, least of all a greeting
+	if isNumber && res.IsStatus { // "* 5 OK" is invalid, and must not pass for a greeting
 		return res, ErrResponse
 	}
 	if res.Name == "" || res.Kind == Tagged && !res.IsStatus {
@@ -69,7 +69,7 @@ func ParseResponse(line []byte) (Response, error) {
 	return res, nil
 }
 
-// parseCode splits "[NAME arg] text".
+// parseCode parses "[NAME arg] text".
 func (res Response) parseCode() (Response, error) {
 	end := findCodeEnd(res.Text)
 	if end < 0 {
@@ -82,8 +82,8 @@ func (res Response) parseCode() (Response, error) {
 	return res, nil
 }
 
-// findCodeEnd is where the bracket closes that text opens with. A quoted string
-// inside, as in [BADCHARSET ("x]y")], may hold a bracket; an unpaired quote is
+// findCodeEnd returns the index of the bracket that closes the one at the start of text. A
+// quoted string inside, as in [BADCHARSET ("x]y")], may contain a bracket; an unpaired quote is
 // text.
 func findCodeEnd(text string) int {
 	quoted := false
@@ -100,8 +100,8 @@ func findCodeEnd(text string) int {
 	return strings.IndexByte(text, ']')
 }
 
-// isStatus says whether a line begins a response whose end is free text: a
-// status response or a continuation request.
+// isStatus reports whether a line begins a response that ends in free text: a status response
+// or a continuation request.
 func isStatus(line []byte) bool {
 	if len(line) > 0 && line[0] == '+' {
 		return true
@@ -126,8 +126,8 @@ func isStatusWord(w []byte) bool {
 	return false
 }
 
-// IsAlert says whether a response has text that people are to be shown, whatever
-// they are doing (RFC 9051 §7.1).
+// IsAlert reports whether a response has an ALERT, whose text must be shown to the user at once
+// (RFC 9051 §7.1).
 func IsAlert(response []byte) bool {
 	rest, untagged := bytes.CutPrefix(response, []byte("* "))
 	if !untagged || !HasWordPrefix(rest, "OK") && !HasWordPrefix(rest, "NO") {
@@ -137,8 +137,8 @@ func IsAlert(response []byte) bool {
 	return ok && HasWordPrefix(code, "ALERT")
 }
 
-// HasWordPrefix says whether b begins with the word, given in upper case, and nothing
-// of a longer one. It allocates nothing.
+// HasWordPrefix reports whether b begins with the whole word, given in upper case. It does not
+// allocate.
 func HasWordPrefix(b []byte, word string) bool {
 	if len(b) < len(word) || !equalFoldASCII(b[:len(word)], word) {
 		return false
@@ -153,8 +153,8 @@ func HasWordPrefix(b []byte, word string) bool {
 	return false
 }
 
-// equalFoldASCII compares with an upper-case ASCII word; it does not fold Unicode,
-// and it does not allocate.
+// equalFoldASCII compares b with an upper-case ASCII word. It does not fold Unicode and does
+// not allocate.
 func equalFoldASCII(b []byte, upper string) bool {
 	if len(b) != len(upper) {
 		return false

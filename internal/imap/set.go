@@ -7,24 +7,23 @@ import (
 	"strings"
 )
 
-// ErrSet is returned for what is no sequence set.
+// ErrSet is returned for a malformed sequence set.
 var ErrSet = errors.New("malformed sequence set")
 
 // Star is the * of a sequence set: the largest number in use.
 const Star = math.MaxUint32
 
-// MaxRanges bounds the ranges of one set, which take 8 MB then; a line of 2 MB has no
-// more.
+// MaxRanges bounds the ranges of one set, which then take 8 MB. A line of 2 MB has no more.
 const MaxRanges = 1 << 20
 
-// Range is a run of message numbers or UIDs, First <= Last. Star is above every
-// number (which is why the number 4294967295 itself is refused).
+// Range is a run of message numbers or UIDs, First <= Last. Star is above every number, so
+// ParseSet rejects the number 4294967295 itself.
 type Range struct{ First, Last uint32 }
 
-// Set is a sequence set (RFC 9051 §9, sequence-set) as it was written.
+// Set is a sequence set (RFC 9051 §9, sequence-set) in its original order.
 type Set []Range
 
-// ParseSet reads a set such as "1,4:9,12:*". "9:4" is the same as "4:9".
+// ParseSet parses a set such as "1,4:9,12:*". "9:4" is the same as "4:9".
 func ParseSet(s string) (Set, error) {
 	if strings.Count(s, ",") >= MaxRanges {
 		return nil, ErrSet
@@ -56,7 +55,7 @@ func parseSetNumber(s string) (uint32, error) {
 	return uint32(n), nil
 }
 
-// String writes the set in the grammar ParseSet reads.
+// String returns the set in the grammar ParseSet reads.
 func (s Set) String() string {
 	var b []byte
 	for i, r := range s {
@@ -78,7 +77,7 @@ func appendSetNumber(b []byte, n uint32) []byte {
 	return strconv.AppendUint(b, uint64(n), 10)
 }
 
-// Contains says whether the set names n where the largest number in use is largest.
+// Contains reports whether the set contains n if the largest number in use is largest.
 func (s Set) Contains(n, largest uint32) bool {
 	for _, r := range s {
 		first, last := r.First, r.Last

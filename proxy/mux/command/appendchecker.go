@@ -6,21 +6,20 @@ import (
 	"imapgate/internal/imap"
 )
 
-// AppendChecker follows the lines of an APPEND or REPLACE that announce literals. A server
-// may wait for ever for the rest of a line that is none of the grammar's, or refuse
-// it and take what comes next for the literal: such a line must not be sent to it.
+// AppendChecker verifies the lines of an APPEND or REPLACE that announce literals. A line
+// outside the grammar must not be sent: a server may wait forever for its end, or refuse it and
+// take the client's next bytes for the literal.
 //
-// The grammar is that of RFC 9051 §9 (append), RFC 4469 §5 (CATENATE), RFC 6855 §4
-// (UTF8), RFC 5257 §4.6 (ANNOTATION) and RFC 8508 §4 (REPLACE), extensions only
-// where the server has them; what stands between quotes, and flags, are the server's
-// to refuse.
+// The grammar is that of RFC 9051 §9 (append), RFC 4469 §5 (CATENATE), RFC 6855 §4 (UTF8), RFC
+// 5257 §4.6 (ANNOTATION) and RFC 8508 §4 (REPLACE). Extensions are accepted only if the server
+// lists them. Quoted text and flags are not verified; the server refuses them itself.
 type AppendChecker struct {
 	caps           imap.Caps
-	list           listKind // of which list the last literal was part; 0: of none
-	HasNameLiteral bool     // a literal was a mailbox or a URL, which an answer may repeat
+	list           listKind // list that contains the last literal; 0: none
+	HasNameLiteral bool     // a literal was a mailbox or a URL, which a response may repeat
 }
 
-// listKind is one that a literal can be part of.
+// listKind is a list that can contain a literal.
 type listKind uint8
 
 const (
@@ -28,8 +27,8 @@ const (
 	utf8List
 )
 
-// CheckFirstLine starts with the first line, for a server with these capabilities. It says
-// whether the line may be sent.
+// CheckFirstLine resets c for a server with these capabilities and reports whether the
+// command's first line may be sent.
 func (c *AppendChecker) CheckFirstLine(line []byte, caps imap.Caps) bool {
 	*c = AppendChecker{caps: caps}
 	h, err := Lookup(line)
@@ -52,7 +51,7 @@ func (c *AppendChecker) CheckFirstLine(line []byte, caps imap.Caps) bool {
 	return s.next().isString() && c.checkMessage(s)
 }
 
-// CheckNextLine goes on with the line behind a literal. It says whether the line may be sent.
+// CheckNextLine reports whether the line after a literal may be sent.
 func (c *AppendChecker) CheckNextLine(line []byte) bool {
 	s := &scanner{input: trimLiteral(line), lastKind: literalToken}
 	switch c.list {
@@ -66,16 +65,16 @@ func (c *AppendChecker) CheckNextLine(line []byte) bool {
 	return c.checkMessage(s)
 }
 
-// trimLiteral is the line without the literal that it announces.
+// trimLiteral returns the line without the literal announcement at its end.
 func trimLiteral(line []byte) []byte {
 	return bytes.TrimSuffix(line[:max(bytes.LastIndexByte(line, '{'), 0)], []byte("~"))
 }
 
-// remaining is what was not read yet.
+// remaining returns the input not yet scanned.
 func (s *scanner) remaining() string { return string(s.input[s.pos:]) }
 
-// checkMessage reads what stands between a mailbox, or a message, and the next message,
-// whose literal is announced.
+// checkMessage scans from a mailbox, or from a message, up to the announcement of the next
+// message's literal.
 func (c *AppendChecker) checkMessage(s *scanner) bool {
 	if s.remaining() == " " {
 		return true
@@ -98,7 +97,7 @@ func (c *AppendChecker) checkMessage(s *scanner) bool {
 	return c.checkExtension(t, s)
 }
 
-// checkExtension reads the data that is not one literal (RFC 4466 §2.5); t is its name.
+// checkExtension scans append data other than a single literal (RFC 4466 §2.5); t is its name.
 func (c *AppendChecker) checkExtension(t token, s *scanner) bool {
 	switch {
 	case s.next().kind != openParen:
@@ -120,7 +119,7 @@ func (c *AppendChecker) checkExtension(t token, s *scanner) bool {
 	return false
 }
 
-// checkCatenate reads the parts of CATENATE up to the next one that is a literal.
+// checkCatenate scans the parts of CATENATE up to the next one that is a literal.
 func (c *AppendChecker) checkCatenate(s *scanner) bool {
 	for {
 		t := s.next()

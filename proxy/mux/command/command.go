@@ -1,14 +1,12 @@
-// Package command is the one table of IMAP's commands for sessions that are
-// more than relayed bytes, and says of a client's command what such a session
-// must know: where it may run, whether expunges may be told while it runs,
-// whether it may be repeated, which messages it names by number, and what it
-// changes in the state of the connection.
+// Package command is the table of IMAP commands for sessions whose commands the gateway parses.
+// Of each command it reports on which upstream it may run, whether expunges may be sent while
+// it runs, and whether it may be retried. It also reports which messages the command addresses
+// by number, and which state of the connection it changes.
 //
-// It is pure: bytes in, facts out. It does not know the session's state, so it
-// says what a command would do, never whether the command is legal; refusing is
-// the backend's. Nor does it check more of a command than its facts rest on.
-// Nothing here keeps the bytes it was given, except that Head and Facts point
-// into them: they last as long as the caller's buffer.
+// The package is pure: bytes in, properties out. It does not know the session's state, so it
+// never reports whether a command is legal; the backend refuses. It verifies only as much
+// syntax as the properties depend on. Head and Properties point into the caller's buffer and
+// are valid as long as it is; nothing else keeps the bytes.
 package command
 
 import (
@@ -16,68 +14,68 @@ import (
 	"errors"
 )
 
-// Bounds of a command's first words. A longer name is an unknown command.
+// Bounds of tag and name. A longer name is an unknown command.
 const (
-	MaxTag  = 126 // bytes, as before the login
-	maxName = 32  // bytes of a name, both words of "UID …" together
+	MaxTag  = 126 // bytes; the same limit as before login
+	maxName = 32  // bytes; counts both words of "UID …"
 )
 
-// What may be wrong with the beginning of a command. Nothing was executed: the
-// session answers BAD itself, and the backend sees nothing.
+// Syntax errors in the tag or name. The session answers BAD itself and sends the backend
+// nothing.
 var (
 	ErrTag     = errors.New("command has no valid tag")  // answered "* BAD"
 	ErrCommand = errors.New("command has no valid name") // answered with Head.Tag
 )
 
-// Upstream says on which connection a command runs.
+// Upstream is the connection on which a command must run.
 type Upstream uint8
 
-// The routes.
+// The values of Upstream.
 const (
-	NoUpstream       Upstream = iota // none: the session answers
-	AnyUpstream                      // any connection of the account with the session's extensions enabled
-	SelectedUpstream                 // the one that has the session's mailbox; without a mailbox as Any
+	NoUpstream       Upstream = iota // none: the session answers itself
+	AnyUpstream                      // any of the account's connections with the session's extensions enabled
+	SelectedUpstream                 // the one with the session's mailbox selected; without a mailbox, as AnyUpstream
 )
 
-// ExpungePolicy says what may be told of vanished messages while a command runs
-// (RFC 3501 §7.4.1, RFC 9051 §7.5.1).
+// ExpungePolicy is what the session does with pending expunges when it runs a command (RFC 3501
+// §7.4.1, RFC 9051 §7.5.1).
 type ExpungePolicy uint8
 
-// What becomes of pending expunges.
+// The values of ExpungePolicy.
 const (
-	FlushExpunges    ExpungePolicy = iota // they are told, then the command is sent
-	ForbidExpunges                        // none may be told: with any pending, the command is not sent
-	TranslateNumbers                      // the numbers become UIDs, the expunges are told, UIDs are sent
-	DropExpunges                          // the mailbox is left: they need no longer be told
+	FlushExpunges    ExpungePolicy = iota // send them to the client, then send the command
+	ForbidExpunges                        // do not send the command while any are pending
+	TranslateNumbers                      // translate the numbers to UIDs, send the expunges to the client, then send the UID command
+	DropExpunges                          // discard them: the command deselects the mailbox
 )
 
-// Spec is a row of the table. Nobody writes to it.
+// Spec is a row of the table. It is constant.
 type Spec struct {
-	Name          string // upper case; "UID FETCH" is one name; "" for a command not in the table
+	Name          string // upper case; "UID FETCH" is one name; "" for an unknown command
 	Upstream      Upstream
 	ExpungePolicy ExpungePolicy
-	Barrier       bool // runs alone: nothing outstanding before, nothing sent until it is done
-	Retryable     bool // harmless to repeat when its outcome is unknown
-	Pins          bool // changes a state of the connection that nobody can give another one
-	Streams       bool // carries messages: never collected whole
-	Forbidden     bool // answered BAD by the session: it would change what both sides rest on
-	Writes        bool // may change something; FETCH, which may set \Seen, does not count
-	NeedsMailbox  bool // legal with a mailbox selected only
-	NoLiteral     bool // none of its arguments can be a literal
+	Barrier       bool // runs alone: nothing outstanding before it, nothing sent until it completes
+	Retryable     bool // safe to repeat when its outcome is unknown
+	Pins          bool // changes connection state that cannot be restored on another connection
+	Streams       bool // carries messages: never buffered whole
+	Forbidden     bool // answered BAD by the session: it would change the protocol or the user
+	Writes        bool // may change data; FETCH does not count although it may set \Seen
+	NeedsMailbox  bool // legal only with a mailbox selected
+	NoLiteral     bool // no argument can be a literal
 	argSyntax     argSyntax
 }
 
-// Head is the beginning of a command. It points into the line.
+// Head is the tag and name of a command. It points into the line.
 type Head struct {
-	Tag     []byte // empty when the line has none that may be echoed
+	Tag     []byte // empty when the line has none that is safe to echo
 	Spec    *Spec
-	Args    []byte // what follows the name in the first line, without its CRLF
-	namePos int    // where the name begins
-	argsPos int    // where Args begin
+	Args    []byte // rest of the first line after the name, without CRLF
+	namePos int    // offset of the name
+	argsPos int    // offset of Args
 }
 
-// Lookup reads the first line of a command, or as much of it as there is, with
-// or without its CRLF. Errors: ErrTag and ErrCommand.
+// Lookup parses the first line of a command, or the part of it that has arrived, with or
+// without its CRLF. Errors: ErrTag and ErrCommand.
 func Lookup(line []byte) (Head, error) {
 	line = bytes.TrimSuffix(line, []byte("\r\n"))
 	tag := bytes.IndexByte(line, ' ')
@@ -98,8 +96,8 @@ func Lookup(line []byte) (Head, error) {
 	return h, nil
 }
 
-// findNameEnd finds the end of the name that begins at from: one word, two when the
-// first is UID.
+// findNameEnd returns the end of the name that begins at start: one word, or two when the first
+// is UID.
 func findNameEnd(line []byte, start int) (int, error) {
 	end := findWordEnd(line, start)
 	if end-start == 3 && bytes.EqualFold(line[start:end], []byte("UID")) {
@@ -112,8 +110,8 @@ func findNameEnd(line []byte, start int) (int, error) {
 	return end, nil
 }
 
-// findWordEnd finds the end of the run of characters that a name can have (RFC 9051
-// §9, atom) which begins at i.
+// findWordEnd returns the end of the run of name characters (RFC 9051 §9, atom) that begins at
+// i.
 func findWordEnd(line []byte, i int) int {
 	for i < len(line) && isAstringChar(line[i]) && line[i] != ']' {
 		i++
@@ -121,7 +119,7 @@ func findWordEnd(line []byte, i int) int {
 	return i
 }
 
-// findSpec is the name's row.
+// findSpec returns the row for name, or &unknownSpec.
 func findSpec(name []byte) *Spec {
 	var buf [maxName]byte
 	if s, ok := specByName[string(toUpper(&buf, name))]; ok {
@@ -130,8 +128,8 @@ func findSpec(name []byte) *Spec {
 	return &unknownSpec
 }
 
-// toUpper is b in upper case, in buf; nothing when it does not fit, which no word
-// that anybody looks for does.
+// toUpper returns b in upper case, stored in buf. It returns nil if b does not fit; no word
+// that is looked up is that long.
 func toUpper(buf *[maxName]byte, b []byte) []byte {
 	if len(b) > len(buf) {
 		return nil
@@ -145,7 +143,7 @@ func toUpper(buf *[maxName]byte, b []byte) []byte {
 	return buf[:len(b)]
 }
 
-// isValidTag is RFC 9051's tag: ASTRING-CHAR except "+".
+// isValidTag verifies RFC 9051's tag: ASTRING-CHAR except "+".
 func isValidTag(tag []byte) bool {
 	for _, c := range tag {
 		if !isAstringChar(c) || c == '+' {
@@ -155,7 +153,7 @@ func isValidTag(tag []byte) bool {
 	return 0 < len(tag) && len(tag) <= MaxTag
 }
 
-// isAstringChar is RFC 9051's ASTRING-CHAR.
+// isAstringChar reports whether c is RFC 9051's ASTRING-CHAR.
 func isAstringChar(c byte) bool {
 	switch c {
 	case '(', ')', '{', '%', '*', '"', '\\':

@@ -5,16 +5,16 @@ import (
 	"strings"
 )
 
-// Bounds of ID (RFC 2971 §3.3), as before the login.
+// Bounds of ID (RFC 2971 §3.3); the same as before login.
 const (
 	maxIDPairs = 30
 	maxIDField = 30
 	maxIDValue = 1024
 )
 
-// ParseID reads the pairs of a whole ID command, literals inline: fields and values in
-// order, without those whose value is NIL. It returns false where the arguments are
-// neither NIL nor a list within the bounds.
+// ParseID parses a whole ID command, literals inline. It returns the fields and values in
+// order, without those whose value is NIL. ok is false if the arguments are neither NIL nor a
+// list within the bounds.
 func ParseID(raw []byte) (pairs [][2]string, ok bool) {
 	h, err := Lookup(firstLine(raw))
 	if err != nil {
@@ -44,7 +44,7 @@ func ParseID(raw []byte) (pairs [][2]string, ok bool) {
 	return pairs, s.next().kind == closeParen && s.next().kind == endToken
 }
 
-// decode is what a string or an atom stands for.
+// decode returns the text of a string or atom, without escapes.
 func (t token) decode() string {
 	if t.kind != quotedToken || bytes.IndexByte(t.text, '\\') < 0 {
 		return string(t.text)

@@ -2,10 +2,9 @@ package command
 
 import "bytes"
 
-// Mailboxes are the mailboxes that a command names, for the record alone: the one
-// it is about, and the one to which COPY, MOVE, REPLACE and RENAME bring it. Each
-// is "" where there is none, and where it cannot be read. Nothing else
-// rests on them, so they are read as leniently as they can be.
+// Mailboxes returns the mailbox that a command acts on, and the destination of COPY, MOVE,
+// REPLACE and RENAME. Each is "" if it is absent or cannot be parsed. Only the audit log uses
+// them, so parsing is lenient.
 func (f *Properties) Mailboxes(spec *Spec, raw []byte) (mailbox, destination string) {
 	switch spec.argSyntax {
 	case replaceArgs:
@@ -27,8 +26,7 @@ func (f *Properties) Mailboxes(spec *Spec, raw []byte) (mailbox, destination str
 	return f.Mailbox, destination
 }
 
-// parseMailboxAt is the one that follows the space at from, and where it ends: 0
-// for none.
+// parseMailboxAt returns the mailbox after the space at pos and the offset of its end, or 0.
 func parseMailboxAt(raw []byte, pos int) (string, int) {
 	s := scanner{input: bytes.TrimSuffix(raw, []byte("\r\n"))}
 	s.pos = min(pos+len(" "), len(s.input))

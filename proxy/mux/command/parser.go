@@ -7,10 +7,10 @@ import (
 	"imapgate/internal/imap"
 )
 
-// maxEnableNames bounds the arguments of ENABLE: there are not as many extensions.
+// maxEnableNames bounds the arguments of ENABLE. It exceeds the number of known extensions.
 const maxEnableNames = 64
 
-// parseMailbox reads a mailbox into Mailbox.
+// parseMailbox parses a mailbox into Properties.Mailbox.
 func (p *parser) parseMailbox() error {
 	t := p.scanner.next()
 	if !isValidAstring(t) {
@@ -20,8 +20,8 @@ func (p *parser) parseMailbox() error {
 	return nil
 }
 
-// isValidAstring checks what the scanner leaves open of an astring. No string has
-// a NUL, except in a literal8, which no mailbox is.
+// isValidAstring verifies the parts of astring that the scanner accepts too widely. A string
+// has no NUL, except in a literal8, which is not a mailbox.
 func isValidAstring(t token) bool {
 	if t.kind == atomToken {
 		for _, c := range t.text {
@@ -34,7 +34,7 @@ func isValidAstring(t token) bool {
 	return t.isString() && bytes.IndexByte(t.text, 0) < 0
 }
 
-// decodeMailbox decodes a mailbox. INBOX is one in any case (RFC 9051 §5.1).
+// decodeMailbox returns the mailbox name. INBOX is case-insensitive (RFC 9051 §5.1).
 func decodeMailbox(t token) string {
 	if bytes.EqualFold(t.text, []byte("INBOX")) {
 		return "INBOX"
@@ -42,13 +42,12 @@ func decodeMailbox(t token) string {
 	return t.decode()
 }
 
-// isWord says whether an atom is the word, given in upper case. A keyword in quotes
-// is text.
+// isWord reports whether t is the word, given in upper case. A quoted keyword is text.
 func (t token) isWord(word string) bool {
 	return t.kind == atomToken && len(t.text) == len(word) && strings.EqualFold(string(t.text), word)
 }
 
-// parseSelect reads SELECT's and EXAMINE's mailbox and parameters (RFC 4466 §2.4).
+// parseSelect parses the mailbox and parameters of SELECT and EXAMINE (RFC 4466 §2.4).
 func (p *parser) parseSelect() error {
 	if err := p.parseMailbox(); err != nil {
 		return err
@@ -78,7 +77,7 @@ func (p *parser) parseSelectParam(t token) error {
 		return nil
 	case t.isWord("QRESYNC"):
 		p.props.HasQresync, p.props.EnablesCondstore = true, true
-	default: // ANNOTATE (RFC 5257), or nobody knows
+	default: // ANNOTATE (RFC 5257) or unknown
 		p.pins = true
 		return nil
 	}
@@ -88,7 +87,7 @@ func (p *parser) parseSelectParam(t token) error {
 	return p.skipList()
 }
 
-// skipList steps over what stands between an open parenthesis and its other half.
+// skipList skips to the end of the list whose opening parenthesis has been scanned.
 func (p *parser) skipList() error {
 	for depth := p.scanner.depth; p.scanner.depth >= depth; {
 		if t := p.scanner.next(); t.kind == errorToken || t.kind == endToken {
@@ -98,7 +97,7 @@ func (p *parser) skipList() error {
 	return nil
 }
 
-// parseStatus reads STATUS' mailbox and items.
+// parseStatus parses the mailbox and items of STATUS.
 func (p *parser) parseStatus() error {
 	if err := p.parseMailbox(); err != nil {
 		return err
@@ -116,7 +115,7 @@ func (p *parser) parseStatus() error {
 	return p.expectEnd()
 }
 
-// parseList looks for LIST … RETURN (STATUS (… HIGHESTMODSEQ …)) (RFC 5819).
+// parseList detects LIST … RETURN (STATUS (… HIGHESTMODSEQ …)) (RFC 5819).
 func (p *parser) parseList() error {
 	inReturn, afterReturn := false, false
 	for t := p.scanner.next(); t.kind != endToken; t = p.scanner.next() {
@@ -144,15 +143,14 @@ func (p *parser) parseEnable() error {
 	return nil
 }
 
-// parseNotify pins for everything but NOTIFY NONE, which ends what NOTIFY SET began
-// (RFC 5465 §3).
+// parseNotify pins unless the command is NOTIFY NONE, which cancels NOTIFY SET (RFC 5465 §3).
 func (p *parser) parseNotify() error {
 	t := p.scanner.next()
 	p.pins = !t.isWord("NONE") || p.scanner.next().kind != endToken
 	return p.scanner.err
 }
 
-// parseSet reads a sequence set, or "$" (RFC 5182 §2.1) which names no numbers.
+// parseSet parses a sequence set, or "$" (RFC 5182 §2.1), which has no numbers.
 func (p *parser) parseSet() error {
 	switch t := p.scanner.next(); {
 	case t.isWord("$"):
@@ -162,11 +160,11 @@ func (p *parser) parseSet() error {
 	default:
 		p.props.Set, p.props.SetPos = t.text, t.pos
 	}
-	p.props.UsesNumbers = p.spec.ExpungePolicy != FlushExpunges // and not UIDs
+	p.props.UsesNumbers = p.spec.ExpungePolicy != FlushExpunges // otherwise they are UIDs
 	return nil
 }
 
-// isValidSet is RFC 9051's sequence-set.
+// isValidSet verifies RFC 9051's sequence-set.
 func isValidSet(b []byte) bool {
 	if bytes.Count(b, []byte(",")) >= imap.MaxRanges {
 		return false
@@ -190,8 +188,8 @@ func isValidSet(b []byte) bool {
 	return false
 }
 
-// setNumberLen is the length of the seq-number that b begins with, 0 for none:
-// "*", or 1 to 4294967295.
+// setNumberLen returns the length of the seq-number at the start of b ("*", or 1 to
+// 4294967295), or 0.
 func setNumberLen(b []byte) int {
 	if len(b) == 0 || b[0] == '0' {
 		return 0
@@ -210,8 +208,8 @@ func setNumberLen(b []byte) int {
 	return n
 }
 
-// parseCopy reads COPY's and MOVE's set and mailbox. All of it must be right,
-// because the set may be rewritten.
+// parseCopy parses the set and mailbox of COPY and MOVE. It is strict to the end, because the
+// set may be rewritten.
 func (p *parser) parseCopy() error {
 	if err := p.parseSet(); err != nil {
 		return err
@@ -222,7 +220,7 @@ func (p *parser) parseCopy() error {
 	return p.expectEnd()
 }
 
-// parseReplace reads REPLACE's one message and its mailbox (RFC 8508 §3).
+// parseReplace parses the message and mailbox of REPLACE (RFC 8508 §3).
 func (p *parser) parseReplace() error {
 	if err := p.parseSet(); err != nil {
 		return err
@@ -233,7 +231,7 @@ func (p *parser) parseReplace() error {
 	return p.allowMissingLiteral(p.parseMailbox())
 }
 
-// parseStore reads a set and the modifiers in front of the flags (RFC 7162 §3.1.3).
+// parseStore parses a set and the modifiers before the flags (RFC 7162 §3.1.3).
 func (p *parser) parseStore() error {
 	if err := p.parseSet(); err != nil {
 		return err
@@ -255,7 +253,7 @@ func (p *parser) parseStore() error {
 	return p.checkTokens()
 }
 
-// checkTokens checks that what follows is made of tokens.
+// checkTokens verifies that the rest of the command consists of tokens.
 func (p *parser) checkTokens() error {
 	t := p.scanner.next()
 	for t.kind != endToken && t.kind != errorToken {
@@ -264,8 +262,8 @@ func (p *parser) checkTokens() error {
 	return p.scanner.err
 }
 
-// parseFetch reads a set and looks for MODSEQ among the items and CHANGEDSINCE among
-// the modifiers. A section's header names are neither.
+// parseFetch parses a set and detects MODSEQ among the items and CHANGEDSINCE among the
+// modifiers. It skips the header names of a section.
 func (p *parser) parseFetch() error {
 	if err := p.parseSet(); err != nil {
 		return err
@@ -288,8 +286,8 @@ func (p *parser) parseFetch() error {
 	}
 }
 
-// opensSection says whether an item begins a section that goes on behind a list
-// of header names: BODY[HEADER.FIELDS (…)].
+// opensSection reports whether an item begins a section that continues after a list of header
+// names: BODY[HEADER.FIELDS (…)].
 func opensSection(item []byte) bool {
 	i := bytes.IndexByte(item, '[')
 	if i < 0 || bytes.IndexByte(item, ']') >= 0 {
@@ -299,7 +297,7 @@ func opensSection(item []byte) bool {
 	return name.isWord("BODY") || name.isWord("BODY.PEEK")
 }
 
-// skipSection steps over the one list a section has, and reads its end.
+// skipSection skips the list of header names and the end of the section.
 func (p *parser) skipSection() error {
 	if t := p.scanner.next(); t.kind != openParen {
 		return p.syntaxError()

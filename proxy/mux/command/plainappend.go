@@ -5,17 +5,16 @@ import (
 	"time"
 )
 
-// Bounds of what IsPlainAppend believes of a server.
+// Bounds within which IsPlainAppend expects every server to accept an argument.
 const (
 	maxPlainMailbox = 200 // bytes of a mailbox
 	maxPlainKeyword = 50  // bytes
 	maxPlainFlags   = 16
 )
 
-// IsPlainAppend says whether the first line of APPEND, with its CRLF, is one that no
-// server refuses before it has read the message that the line announces: all of it
-// is of RFC 3501's grammar, and none of it at the edges. It may say no to a line that
-// a server accepts.
+// IsPlainAppend reports whether every server accepts this first line of APPEND (with CRLF), and
+// so reads the message that it announces. Such a line follows RFC 3501's grammar and stays well
+// inside its bounds. The result may be false for a line that servers accept.
 func IsPlainAppend(line []byte) bool {
 	head, err := Lookup(line)
 	bracePos := bytes.LastIndexByte(head.Args, '{')
@@ -42,8 +41,8 @@ func IsPlainAppend(line []byte) bool {
 	return t.kind == endToken
 }
 
-// isPlainDate says whether text is a date-time (RFC 3501 §9) to the letter: time.Parse
-// takes more spaces, fractions of seconds, and months in any case.
+// isPlainDate reports whether text is exactly a date-time (RFC 3501 §9). time.Parse alone also
+// accepts extra spaces, fractions of seconds, and months in any case.
 func isPlainDate(text string) bool {
 	const layout = "_2-Jan-2006 15:04:05 -0700"
 	date, err := time.Parse(layout, text)
@@ -66,7 +65,7 @@ func isPlainMailbox(t token) bool {
 	return true
 }
 
-// scanPlainFlags reads flags up to the parenthesis that closes their list.
+// scanPlainFlags scans flags up to the closing parenthesis.
 func scanPlainFlags(s *scanner) bool {
 	for range maxPlainFlags {
 		t := s.next()
@@ -94,8 +93,8 @@ func isPlainFlag(t token) bool {
 	return len(t.text) <= maxPlainKeyword
 }
 
-// isPlainChar is a character that needs no quotes anywhere, and that no server gives a
-// meaning of its own.
+// isPlainChar reports whether c needs no quotes anywhere and has no special meaning to any
+// server.
 func isPlainChar(c byte) bool {
 	switch {
 	case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':

@@ -5,46 +5,43 @@ import (
 	"errors"
 )
 
-// Properties is what a command's arguments say. It points into the command.
+// Properties are the facts of one command, arguments included. They point into the command.
 type Properties struct {
-	// The row's, as the arguments make them.
+	// The Spec's values, adjusted for the arguments.
 	ExpungePolicy ExpungePolicy
 	Retryable     bool
 	Pins          bool // includes all reasons below
 
-	// Mailbox is the first mailbox that SELECT, EXAMINE, STATUS, CREATE, DELETE,
-	// RENAME, APPEND or REPLACE names, decoded; any spelling of INBOX is "INBOX".
-	// Two names that differ may still be one mailbox to the backend: modified
-	// UTF-7 and UTF-8, a separator at the end.
+	// Mailbox is the decoded first mailbox of SELECT, EXAMINE, STATUS, CREATE, DELETE, RENAME,
+	// APPEND or REPLACE. Any spelling of INBOX is "INBOX". Different names may be the same
+	// mailbox to the backend: modified UTF-7 and UTF-8, a trailing separator.
 	Mailbox string
 
-	// Set is the sequence set the command begins with: message numbers, or UIDs
-	// for a "UID" command. It is nil for "$", and where there is none.
+	// Set is the sequence set at the start of the arguments: message numbers, or UIDs for a
+	// "UID" command. It is nil for "$" and for commands without a set.
 	Set    []byte
-	SetPos int // where it begins
+	SetPos int // offset of Set
 
-	UsesNumbers       bool     // messages are addressed by number, or might be
+	UsesNumbers       bool     // messages are, or might be, addressed by number
 	EnablesCondstore  bool     // the session becomes aware of CONDSTORE (RFC 7162 §3.1), unless answered BAD
-	HasQresync        bool     // SELECT and EXAMINE: parameters of QRESYNC came along
+	HasQresync        bool     // SELECT and EXAMINE: has QRESYNC parameters
 	HasUnchangedSince bool     // STORE … (UNCHANGEDSINCE …)
-	SavesResult       bool     // … RETURN (SAVE): the result stays with the connection (RFC 5182)
+	SavesResult       bool     // … RETURN (SAVE): the connection keeps the result (RFC 5182)
 	UsesSavedResult   bool     // "$" is an argument
-	RequestsUpdates   bool     // … RETURN (UPDATE): so does the search (RFC 5267)
+	RequestsUpdates   bool     // … RETURN (UPDATE): the connection keeps the search (RFC 5267)
 	EnableNames       []string // ENABLE's arguments in upper case
 
-	namePos int // where the command's name begins
+	namePos int // offset of the command's name
 }
 
-// Parse reads a whole command, its last CRLF and its literals included. Of a
-// command that streams, the first line is enough: a Mailbox that comes as a
-// literal is then left empty.
+// Parse parses a whole command, final CRLF and literals included. For a command that streams,
+// the first line is enough: Mailbox is then empty if it is a literal.
 //
-// Errors are those of Lookup, and ErrSyntax. A command with ErrSyntax means
-// something else to us than to the backend, and the facts are the safest ones:
-// it runs alone and, when expunges are pending and it might name messages by
-// number, not at all; nothing in it may be rewritten; and unless the backend
-// answers BAD, nobody knows what it did, and the session is pinned. Of a command
-// that is answered locally, the session's answer is BAD.
+// Errors are those of Lookup, and ErrSyntax. With ErrSyntax the backend may read the command
+// differently, so the properties are the safest ones. The command runs alone, and not at all if
+// expunges are pending and it might use message numbers. Nothing in it may be rewritten. Unless
+// the backend answers BAD, its effect is unknown and the session must be pinned. If the session
+// answers the command itself, the answer is BAD.
 func Parse(raw []byte) (Properties, error) {
 	head, err := Lookup(firstLine(raw))
 	if err != nil {
@@ -71,9 +68,9 @@ func firstLine(raw []byte) []byte {
 	return raw
 }
 
-// RewriteAsUID appends COPY, MOVE or REPLACE to dst as the "UID" command that
-// names the messages by uids; every other byte of whole stays as it is. It says
-// no, and appends nothing, where f does not know the numbers.
+// RewriteAsUID appends COPY, MOVE or REPLACE to dst as the "UID" command that addresses the
+// messages by uids; every other byte of raw stays the same. It returns false and appends
+// nothing if props has no numbers to translate.
 func RewriteAsUID(dst, raw []byte, props Properties, uids string) ([]byte, bool) {
 	if props.ExpungePolicy != TranslateNumbers {
 		return dst, false
@@ -85,15 +82,15 @@ func RewriteAsUID(dst, raw []byte, props Properties, uids string) ([]byte, bool)
 	return append(dst, raw[props.SetPos+len(props.Set):]...), true
 }
 
-// parser collects the facts of one command.
+// parser collects the properties of one command.
 type parser struct {
 	scanner scanner
 	spec    *Spec
 	props   Properties
-	pins    bool // for a reason that is no fact of its own
+	pins    bool // for a reason that no property records
 }
 
-// properties are the facts of a command that was understood.
+// properties returns the properties of a command that was parsed completely.
 func (p *parser) properties() Properties {
 	props := p.props
 	props.Pins = p.spec.Pins || p.pins || props.SavesResult || props.UsesSavedResult || props.RequestsUpdates
@@ -108,14 +105,14 @@ func (p *parser) properties() Properties {
 	return props
 }
 
-// safestProperties are the facts of a command that was not understood.
+// safestProperties returns the properties of a command that was not parsed completely.
 func (p *parser) safestProperties() Properties {
 	props := Properties{Pins: p.spec.Upstream != NoUpstream, namePos: p.props.namePos, ExpungePolicy: p.spec.ExpungePolicy}
 	props.UsesNumbers = p.spec.ExpungePolicy == ForbidExpunges || p.spec.ExpungePolicy == TranslateNumbers || p.spec.argSyntax >= searchArgs
 	switch {
 	case props.UsesNumbers:
 		props.ExpungePolicy = ForbidExpunges
-	case props.ExpungePolicy == DropExpunges: // answered BAD, it leaves the mailbox selected
+	case props.ExpungePolicy == DropExpunges: // if answered BAD, the mailbox stays selected
 		props.ExpungePolicy = FlushExpunges
 	}
 	return props
@@ -153,7 +150,7 @@ func (p *parser) parseArguments() error {
 	return p.parseSearch()
 }
 
-// allowMissingLiteral takes no offence at a literal that has not been read yet.
+// allowMissingLiteral ignores the error for a literal that has not been read yet.
 func (p *parser) allowMissingLiteral(err error) error {
 	if errors.Is(err, errMissingLiteral) {
 		return nil
@@ -161,7 +158,6 @@ func (p *parser) allowMissingLiteral(err error) error {
 	return err
 }
 
-// expectEnd expects the end of the command.
 func (p *parser) expectEnd() error {
 	if t := p.scanner.next(); t.kind != endToken {
 		return p.syntaxError()
@@ -169,7 +165,7 @@ func (p *parser) expectEnd() error {
 	return nil
 }
 
-// syntaxError is why the last token was not what it should have been.
+// syntaxError returns the scanner's error for the last token, or ErrSyntax.
 func (p *parser) syntaxError() error {
 	if p.scanner.err != nil {
 		return p.scanner.err

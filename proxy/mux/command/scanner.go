@@ -5,26 +5,26 @@ import (
 	"errors"
 )
 
-// ErrSyntax is returned by Read for arguments it cannot follow.
-var ErrSyntax = errors.New("arguments cannot be understood")
+// ErrSyntax is returned by Parse for arguments it cannot parse.
+var ErrSyntax = errors.New("arguments cannot be parsed")
 
-// errMissingLiteral is a literal whose octets are not there.
-var errMissingLiteral = errors.New("literal is not there")
+// errMissingLiteral is returned for a literal whose octets are not in the input.
+var errMissingLiteral = errors.New("literal octets are missing")
 
-// Bounds of what is followed.
+// Bounds of the arguments that are parsed.
 const (
-	maxDepth         = 64 // of parentheses
-	maxLiteralDigits = 9  // of a literal's size
+	maxDepth         = 64 // nested parentheses
+	maxLiteralDigits = 9  // digits of a literal's size
 )
 
-// tokenKind says what a token is.
+// tokenKind is the lexical class of a token.
 type tokenKind uint8
 
 const (
-	endToken     tokenKind = iota // there are no more
-	errorToken                    // the scanner's err says why
-	atomToken                     // whatever is neither of the others: sets, numbers, flags, sections, patterns
-	quotedToken                   // text is what stands between the quotes, escapes and all
+	endToken     tokenKind = iota // end of the command
+	errorToken                    // the scanner's err has the reason
+	atomToken                     // any unquoted text: sets, numbers, flags, sections, patterns
+	quotedToken                   // text is between the quotes, escapes included
 	literalToken                  // text is the octets
 	openParen
 	closeParen
@@ -34,26 +34,26 @@ const (
 type token struct {
 	kind tokenKind
 	text []byte
-	pos  int // where text begins in the command
+	pos  int // offset of text in the command
 }
 
-// isString says whether the token may stand for an astring.
+// isString reports whether the token may be an astring.
 func (t token) isString() bool {
 	return t.kind == atomToken || t.kind == quotedToken || t.kind == literalToken
 }
 
-// scanner reads the tokens of a command whose literals are inline. It is
-// strict: where it is lenient and a backend is not, or the other way around, the
-// two would not mean the same message.
+// scanner reads the tokens of a command whose literals are inline. It is strict: if it were
+// more lenient or stricter than a backend, the two could disagree about which messages are
+// meant.
 type scanner struct {
 	input    []byte // the command without its last CRLF
 	pos      int
-	depth    int       // parentheses open
-	lastKind tokenKind // of the token before; end at the beginning
+	depth    int       // open parentheses
+	lastKind tokenKind // of the previous token; endToken at the start
 	err      error
 }
 
-// next is the next token. Once it is a fault, it is for ever.
+// next returns the next token. After an error it returns errorToken forever.
 func (s *scanner) next() token {
 	if s.err != nil {
 		return token{kind: errorToken}
@@ -86,8 +86,8 @@ func (s *scanner) scanToken() token {
 	return s.scanAtom()
 }
 
-// skipSeparator steps over the one space between two arguments, and says whether an
-// argument follows.
+// skipSeparator skips the one space between two arguments and reports whether an argument
+// follows.
 func (s *scanner) skipSeparator() bool {
 	switch {
 	case s.lastKind == endToken || s.lastKind == openParen: // no space here
@@ -128,7 +128,7 @@ func (s *scanner) scanCloseParen() token {
 	return token{kind: closeParen, pos: s.pos - 1}
 }
 
-// scanQuoted reads a quoted string; only quoted-specials may be escaped (RFC 9051 §9).
+// scanQuoted scans a quoted string; only quoted-specials may be escaped (RFC 9051 §9).
 func (s *scanner) scanQuoted() token {
 	start := s.pos + 1
 	for i := start; i < len(s.input); i++ {
@@ -147,7 +147,7 @@ func (s *scanner) scanQuoted() token {
 	return s.fail(ErrSyntax)
 }
 
-// scanLiteral reads a literal whose size begins at i.
+// scanLiteral scans a literal whose size begins at i.
 func (s *scanner) scanLiteral(i int) token {
 	size, digits := 0, i
 	for ; i < len(s.input) && '0' <= s.input[i] && s.input[i] <= '9'; i++ {
@@ -163,7 +163,7 @@ func (s *scanner) scanLiteral(i int) token {
 		i++
 	}
 	switch rest := s.input[i:]; {
-	case bytes.Equal(rest, []byte("}")): // its CRLF was taken for the command's
+	case bytes.Equal(rest, []byte("}")): // the literal's CRLF was trimmed as the command's
 		return s.fail(errMissingLiteral)
 	case !bytes.HasPrefix(rest, []byte("}\r\n")):
 		return s.fail(ErrSyntax)
@@ -187,8 +187,8 @@ func (s *scanner) scanAtom() token {
 	return token{kind: atomToken, text: s.input[start:s.pos], pos: start}
 }
 
-// isUnquotedChar is every character an unquoted argument can have: more than RFC 9051's
-// ATOM-CHAR, for flags, patterns, sections and what searches make of 8 bits.
+// isUnquotedChar reports whether c may be in an unquoted argument. This is more than RFC 9051's
+// ATOM-CHAR, for flags, patterns, sections and 8-bit search strings.
 func isUnquotedChar(c byte) bool {
 	return c > 0x20 && c != 0x7f && c != '(' && c != ')' && c != '{' && c != '"'
 }

@@ -1,20 +1,20 @@
 package command
 
-// operands says what follows a search key.
+// operands is the kind and number of operands after a search key.
 type operands uint8
 
 const (
 	noOperand     operands = iota + 1 // another key, or nothing: ALL, NOT, OR
-	oneOperand                        // so many strings or numbers
+	oneOperand                        // strings or numbers
 	twoOperands                       // …
 	threeOperands                     // …
 	uidSetOperand                     // a set of UIDs
-	modseqOperand                     // what MODSEQ has
+	modseqOperand                     // the operands of MODSEQ
 )
 
-// searchKeys are the search keys there are, with what follows each: RFC 9051
-// §6.4.4, and those named. Prefix notation needs no tree: behind any key and its
-// operand there is another key, or the end. Constant.
+// searchKeys maps the search keys of RFC 9051 §6.4.4, and of the RFCs named below, to their
+// operands. Prefix notation needs no tree: after a key and its operands comes another key or
+// the end. Constant.
 var searchKeys = map[string]operands{
 	"ALL": noOperand, "ANSWERED": noOperand, "DELETED": noOperand, "DRAFT": noOperand, "FLAGGED": noOperand, "NEW": noOperand, "OLD": noOperand,
 	"RECENT": noOperand, "SEEN": noOperand, "UNANSWERED": noOperand, "UNDELETED": noOperand, "UNDRAFT": noOperand, "UNFLAGGED": noOperand,
@@ -32,7 +32,7 @@ var searchKeys = map[string]operands{
 	"MODSEQ":     modseqOperand, // RFC 7162
 }
 
-// parseSearch reads SEARCH, SORT, THREAD and ESEARCH.
+// parseSearch parses SEARCH, SORT, THREAD and ESEARCH.
 func (p *parser) parseSearch() error {
 	t := p.scanner.next()
 	if p.spec.argSyntax == esearchArgs && t.isWord("IN") { // RFC 7377 §2.2
@@ -60,13 +60,13 @@ func (p *parser) parseSearch() error {
 	if err != nil {
 		return err
 	}
-	if t.kind == endToken { // there must be a key
+	if t.kind == endToken { // at least one key is required
 		return ErrSyntax
 	}
 	return p.parseCriteria(t)
 }
 
-// parseReturnOptions reads the result options of RFC 4731, RFC 5182, RFC 5267 and RFC 9394.
+// parseReturnOptions parses the result options of RFC 4731, RFC 5182, RFC 5267 and RFC 9394.
 func (p *parser) parseReturnOptions() error {
 	if t := p.scanner.next(); t.kind != openParen {
 		return p.syntaxError()
@@ -83,7 +83,7 @@ func (p *parser) parseReturnOptions() error {
 				return err
 			}
 		case t.isWord("MIN"), t.isWord("MAX"), t.isWord("ALL"), t.isWord("COUNT"), t.isWord("RELEVANCY"), t.isWord("CONTEXT"):
-		default: // nobody knows what it leaves with the connection
+		default: // unknown: it may change the state of the connection
 			p.pins = true
 		}
 	}
@@ -93,7 +93,7 @@ func (p *parser) parseReturnOptions() error {
 	return nil
 }
 
-// parseSortOrder reads SORT's order and charset (RFC 5256 §3).
+// parseSortOrder parses SORT's order and charset (RFC 5256 §3).
 func (p *parser) parseSortOrder(t token) (token, error) {
 	if t.kind != openParen {
 		return t, p.syntaxError()
@@ -107,7 +107,7 @@ func (p *parser) parseSortOrder(t token) (token, error) {
 	return p.scanner.next(), nil
 }
 
-// parseThreadAlgorithm reads THREAD's algorithm and charset.
+// parseThreadAlgorithm parses THREAD's algorithm and charset.
 func (p *parser) parseThreadAlgorithm(t token) (token, error) {
 	if t.kind != atomToken {
 		return t, p.syntaxError()
@@ -118,7 +118,7 @@ func (p *parser) parseThreadAlgorithm(t token) (token, error) {
 	return p.scanner.next(), nil
 }
 
-// skipStrings steps over n strings, atoms or numbers.
+// skipStrings skips n strings, atoms or numbers.
 func (p *parser) skipStrings(n int) error {
 	for range n {
 		if t := p.scanner.next(); !t.isString() {
@@ -128,13 +128,13 @@ func (p *parser) skipStrings(n int) error {
 	return nil
 }
 
-// parseCriteria reads search keys, of which t is the first, to the end.
+// parseCriteria parses search keys, beginning with t, to the end.
 func (p *parser) parseCriteria(t token) error {
 	for ; t.kind != endToken; t = p.scanner.next() {
 		if t.kind == openParen || t.kind == closeParen {
 			continue
 		}
-		if t.kind != atomToken { // some servers take a quoted key for a key
+		if t.kind != atomToken { // some servers accept a quoted key
 			return p.syntaxError()
 		}
 		known, err := p.parseSearchKey(t)
@@ -148,7 +148,7 @@ func (p *parser) parseCriteria(t token) error {
 	return nil
 }
 
-// parseSearchKey reads a search key with its operand, and says whether it is a known one.
+// parseSearchKey parses a search key with its operands and reports whether the key is known.
 func (p *parser) parseSearchKey(t token) (bool, error) {
 	if isSet, err := p.parseMessageSet(t); isSet || err != nil {
 		return isSet, err
@@ -171,7 +171,7 @@ func (p *parser) parseSearchKey(t token) (bool, error) {
 	return false, nil
 }
 
-// parseMessageSet says whether a key is a sequence set or "$".
+// parseMessageSet reports whether a key is a sequence set or "$".
 func (p *parser) parseMessageSet(t token) (bool, error) {
 	switch c := t.text[0]; {
 	case t.isWord("$"):
@@ -198,7 +198,7 @@ func (p *parser) parseUIDSet() error {
 	return nil
 }
 
-// parseModseq reads MODSEQ's [entry type] value (RFC 7162 §3.1.5).
+// parseModseq parses MODSEQ's [entry type] value (RFC 7162 §3.1.5).
 func (p *parser) parseModseq() error {
 	p.props.EnablesCondstore = true
 	t := p.scanner.next()
@@ -211,9 +211,9 @@ func (p *parser) parseModseq() error {
 	return p.skipStrings(2)
 }
 
-// parseUnknownCriteria reads on from a key nobody knows: how many operands it has is open, so
-// any number may be a message's. Where it is open what the search leaves with
-// the connection, the command was not understood.
+// parseUnknownCriteria parses the rest of a search from an unknown key. The key may have any
+// number of operands, so every number may be a message number. If the rest might change the
+// state of the connection, it returns ErrSyntax.
 func (p *parser) parseUnknownCriteria(t token) error {
 	p.props.UsesNumbers = true
 	for ; t.kind != endToken; t = p.scanner.next() {
@@ -229,7 +229,7 @@ func (p *parser) parseUnknownCriteria(t token) error {
 	return nil
 }
 
-// mayAffectConnection says whether a backend might take t for the key MODSEQ, or for RETURN.
+// mayAffectConnection reports whether a backend might read t as the key MODSEQ or as RETURN.
 func mayAffectConnection(t token) bool {
 	var buf [maxName]byte
 	word := toUpper(&buf, t.text)

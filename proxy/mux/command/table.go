@@ -1,13 +1,13 @@
 package command
 
-// argSyntax says how the arguments of a command are read.
+// argSyntax selects the parser for a command's arguments.
 type argSyntax uint8
 
 const (
-	anyArgs          argSyntax = iota // nothing in them matters
-	mailboxFirstArgs                  // nor in these; a mailbox is the first, for the record
-	noArgs                            // there are none
-	mailboxArgs                       // a mailbox, and what does not matter
+	anyArgs          argSyntax = iota // not parsed
+	mailboxFirstArgs                  // not parsed; the first is a mailbox, for the audit log
+	noArgs                            // none allowed
+	mailboxArgs                       // a mailbox; the rest is not parsed
 	selectArgs
 	statusArgs
 	listArgs
@@ -15,7 +15,7 @@ const (
 	notifyArgs
 	appendArgs
 	replaceArgs
-	setArgs // a sequence set, and what does not matter
+	setArgs // a sequence set; the rest is not parsed
 	fetchArgs
 	storeArgs
 	copyArgs
@@ -25,8 +25,8 @@ const (
 	esearchArgs
 )
 
-// unknownSpec is the row of every command that has none: what it does to its
-// connection cannot be known, nor which messages it names. Constant.
+// unknownSpec is the row for every command not in the table: its effect on the connection and
+// the messages it addresses are unknown. Constant.
 var unknownSpec = Spec{Upstream: SelectedUpstream, Writes: true, ExpungePolicy: ForbidExpunges, Barrier: true, Pins: true}
 
 // table has a row for each command. Constant.
@@ -39,16 +39,16 @@ var table = [...]Spec{
 	{Name: "LANGUAGE", Upstream: SelectedUpstream, Barrier: true, Pins: true},
 	{Name: "COMPARATOR", Upstream: SelectedUpstream, Barrier: true, Pins: true},
 
-	// Over when a session begins, or kept from clients: with COMPRESS the bytes
-	// would be no longer IMAP, with UNAUTHENTICATE (RFC 8437) somebody else's.
+	// Possible only before login, or kept from clients: after COMPRESS the bytes are not IMAP,
+	// after UNAUTHENTICATE (RFC 8437) the user may change.
 	{Name: "STARTTLS", NoLiteral: true, Upstream: NoUpstream, Barrier: true, Forbidden: true},
 	{Name: "LOGIN", Upstream: NoUpstream, Barrier: true, Forbidden: true},
 	{Name: "AUTHENTICATE", NoLiteral: true, Upstream: NoUpstream, Barrier: true, Forbidden: true},
 	{Name: "COMPRESS", NoLiteral: true, Upstream: NoUpstream, Barrier: true, Forbidden: true},
 	{Name: "UNAUTHENTICATE", NoLiteral: true, Upstream: NoUpstream, Barrier: true, Forbidden: true},
 
-	// Logged in. ENABLE is a barrier because it decides which connection runs
-	// what follows.
+	// Authenticated state. ENABLE is a barrier because it decides which connection runs the
+	// next commands.
 	{Name: "ENABLE", NoLiteral: true, Upstream: NoUpstream, Barrier: true, Retryable: true, argSyntax: enableArgs},
 	{Name: "IDLE", NoLiteral: true, Upstream: NoUpstream, Barrier: true, Retryable: true, argSyntax: noArgs},
 	{Name: "SELECT", Upstream: SelectedUpstream, ExpungePolicy: DropExpunges, Barrier: true, Retryable: true, argSyntax: selectArgs},
@@ -86,9 +86,9 @@ var table = [...]Spec{
 	{Name: "CONVERSIONS", Upstream: AnyUpstream, Retryable: true},
 	{Name: "NOTIFY", Upstream: SelectedUpstream, Barrier: true, argSyntax: notifyArgs},
 	{Name: "CANCELUPDATE", NoLiteral: true, Upstream: SelectedUpstream, ExpungePolicy: ForbidExpunges},
-	{Name: "ESEARCH", Upstream: SelectedUpstream, ExpungePolicy: ForbidExpunges, Retryable: true, argSyntax: esearchArgs}, // searches the selected mailbox unless told otherwise (RFC 7377 §2)
+	{Name: "ESEARCH", Upstream: SelectedUpstream, ExpungePolicy: ForbidExpunges, Retryable: true, argSyntax: esearchArgs}, // searches the selected mailbox by default (RFC 7377 §2)
 
-	// In a mailbox. UNSELECT is a barrier as CLOSE is: both change what follows.
+	// Selected state. UNSELECT and CLOSE are barriers: later commands depend on them.
 	{Name: "CHECK", NoLiteral: true, Upstream: SelectedUpstream, Retryable: true, NeedsMailbox: true},
 	{Name: "CLOSE", Writes: true, NoLiteral: true, Upstream: SelectedUpstream, ExpungePolicy: DropExpunges, Barrier: true, NeedsMailbox: true, argSyntax: noArgs},
 	{Name: "UNSELECT", NoLiteral: true, Upstream: SelectedUpstream, ExpungePolicy: DropExpunges, Barrier: true, Retryable: true, NeedsMailbox: true, argSyntax: noArgs},
@@ -115,7 +115,7 @@ var table = [...]Spec{
 	{Name: "UIDBATCHES", NoLiteral: true, Upstream: SelectedUpstream, Retryable: true, NeedsMailbox: true},
 }
 
-// specByName finds a row by its name. Constant.
+// specByName maps a name to its row. Constant.
 var specByName = indexByName(table[:])
 
 func indexByName(table []Spec) map[string]*Spec {

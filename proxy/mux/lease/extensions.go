@@ -5,11 +5,11 @@ import (
 	"strings"
 )
 
-// Extensions is a set of extensions that change what a server says on a connection
-// (RFC 5161): upper-case names in order, a space between two. It can be a key.
+// Extensions is a set of extensions that change a server's responses on a connection (RFC
+// 5161): upper-case names in order, separated by one space. It can be a map key.
 type Extensions string
 
-// The names that the gateway itself looks for.
+// Extensions with a meaning to the gateway.
 const (
 	Condstore = "CONDSTORE" // RFC 7162
 	Qresync   = "QRESYNC"   // RFC 7162; implies CONDSTORE
@@ -17,7 +17,7 @@ const (
 	Rev2      = "IMAP4REV2" // RFC 9051
 )
 
-// Has says whether name is in the set.
+// Has reports whether name is in the set.
 func (e Extensions) Has(name string) bool {
 	for word := range strings.SplitSeq(string(e), " ") {
 		if word == name {
@@ -27,7 +27,7 @@ func (e Extensions) Has(name string) bool {
 	return false
 }
 
-// With is the set and names, however they are spelled, and what they imply.
+// With returns the set plus names, in any case, and the extensions that they imply.
 func (e Extensions) With(names ...string) Extensions {
 	words := append(strings.Fields(string(e)), names...)
 	for i, word := range words {
@@ -40,7 +40,7 @@ func (e Extensions) With(names ...string) Extensions {
 	return Extensions(strings.Join(slices.Compact(words), " "))
 }
 
-// Without is the set without the names that other has.
+// Without returns the names that are in e and not in other.
 func (e Extensions) Without(other Extensions) []string {
 	return slices.DeleteFunc(strings.Fields(string(e)), other.Has)
 }

@@ -1,10 +1,9 @@
-// Package lease is one upstream connection as its one user has it: what is said
-// on it is framed, and commands of the gateway's own can be run on it in turn
-// with the client's.
+// Package lease is an upstream connection as its one session uses it: responses are framed, and
+// the gateway can run its own commands between those of the client.
 //
-// It does not know whose commands the others are, when a command of ours may be
-// run (nothing may be outstanding), or where connections wait (proxy/mux/pool).
-// A Conn belongs to one goroutine.
+// The package does not know who sends the other commands, or when the gateway may run its own
+// (nothing may be outstanding). proxy/mux/pool keeps idle connections. A Conn belongs to one
+// goroutine.
 package lease
 
 import (
@@ -22,22 +21,22 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// What a backend can do wrong while it answers us. After any of them, and any
-// error of the socket, the connection is of no more use.
+// Errors of a backend's response. After any of them, or any socket error, the connection is
+// unusable.
 var (
-	ErrBye              = errors.New("backend says goodbye")
+	ErrBye              = errors.New("backend sent BYE")
 	ErrProtocol         = errors.New("backend broke the protocol")
-	ErrResponseTooLarge = errors.New("answer is larger than the limit")
+	ErrResponseTooLarge = errors.New("response is larger than the limit")
 )
 
-// maxResponseBytes bounds the bytes of all responses to one command of ours, and of each one
-// that is read whole.
+// maxResponseBytes bounds the bytes of all responses to one command of the gateway, and of each
+// response that is read whole.
 const maxResponseBytes = 16 << 20
 
-// maxAlertBytes bounds the bytes of what waits to be shown to people.
+// maxAlertBytes bounds the alerts not yet sent to the client, in bytes.
 const maxAlertBytes = 4 << 10
 
-// Conn is an upstream connection on which a user is logged in, once it is open.
+// Conn is an upstream connection with a user logged in. It is valid after Open.
 type Conn struct {
 	wire.Conn
 
@@ -46,53 +45,53 @@ type Conn struct {
 	caps     imap.Caps
 	openedAt time.Time
 
-	// Owned by whoever has the lease.
-	Enabled      Extensions // what ENABLE, or a command that implies it, has switched on
-	Selected     bool       // a mailbox is, or may be
-	SentClientID string     // what the backend was last told of a client, as upstream.FormatID; "": nothing
-	Broken       bool       // a command of ours came to no answer
-	tagPrefix    string     // of our tags: nobody can guess it
+	// Owned by the session that holds the lease, or by the pool.
+	Enabled      Extensions // extensions enabled by ENABLE or by a command that implies it
+	Selected     bool       // a mailbox is, or may be, selected
+	SentClientID string     // last ID arguments sent to the backend, as upstream.FormatID; "": none
+	Broken       bool       // a command of the gateway was not answered
+	tagPrefix    string     // random prefix of the gateway's tags
 	tagSerial    uint64
-	doneSent     bool   // DONE was said last
-	responseBuf  []byte // scratch: a response that did not fit the buffer
-	alerts       []byte // bound: maxAlertBytes
+	doneSent     bool   // DONE was sent, and no later command was answered
+	responseBuf  []byte // scratch: a response larger than the Reader's buffer
+	alerts       []byte // at most maxAlertBytes
 }
 
-// Open makes c, which is part of what lends it, the connection of a login.
+// Open initializes c with the connection of a successful login, which it takes over.
 func (c *Conn) Open(up *upstream.Conn, shared *wire.Resources) {
 	c.user, c.caps, c.SentClientID, c.tagPrefix, c.openedAt = up.User(), up.Caps(), up.ID(), newTagPrefix(), time.Now()
 	nc, rest := up.Detach()
 	c.Conn.Open(nc, rest, imap.Responses, shared)
 }
 
-// User is whose connection this is.
+// User returns the user the connection is logged in as.
 func (c *Conn) User() identity.User { return c.user }
 
-// Caps is the backend's list as of after the login.
+// Caps returns the backend's capabilities as of the login.
 func (c *Conn) Caps() imap.Caps { return c.caps }
 
-// Age is the time since the login.
+// Age returns the time since the login.
 func (c *Conn) Age() time.Duration { return time.Since(c.openedAt) }
 
-// TagPrefix begins every tag of ours. A client whose tag begins with it must not
-// be served on this connection.
+// TagPrefix returns the prefix of the gateway's tags. A client whose tag begins with it must
+// not be served on this connection.
 func (c *Conn) TagPrefix() string { return c.tagPrefix }
 
-// ChangeTagPrefix takes another prefix, because a client happens to use this one.
+// ChangeTagPrefix generates another prefix, because a client happens to use this one.
 func (c *Conn) ChangeTagPrefix() { c.tagPrefix = newTagPrefix() }
 
 func newTagPrefix() string { return strings.Clone(rand.Text()[:13]) }
 
-// Run sends a command of ours, without its tag and CRLF, and reads up to its
-// tagged answer, which it returns whether OK or not. Nothing may be outstanding.
-// Each untagged response, literals and CRLF included, goes to each, which must
-// not keep it. A deadline bounds all of it; none remains.
+// Run sends a command of the gateway, without tag and CRLF, and reads up to its tagged
+// response. It returns that response, OK or not. Nothing may be outstanding. Each untagged
+// response, literals and CRLF included, is passed to onUntagged, which must not keep it. The
+// deadline bounds the whole exchange and is cleared afterwards.
 //
-// Errors: ErrBye, ErrProtocol, ErrResponseTooLarge, each's own, the socket's. The
-// connection must then be closed.
+// Errors: ErrBye, ErrProtocol, ErrResponseTooLarge, those of onUntagged and of the socket.
+// After an error the connection must be closed.
 func (c *Conn) Run(deadline time.Time, command string, onUntagged func(response []byte) error) (imap.Response, error) {
 	tag := c.NextTag()
-	c.Broken = true // until it is answered
+	c.Broken = true // until the response arrives
 	c.SetDeadline(deadline)
 	defer c.SetDeadline(time.Time{})
 	if _, err := c.Write([]byte(tag + " " + command + "\r\n")); err != nil {
@@ -120,7 +119,7 @@ func (c *Conn) Run(deadline time.Time, command string, onUntagged func(response 
 		case res.Kind == imap.Untagged:
 			return res, fmt.Errorf("%w: %s", ErrBye, upstream.DescribeResponse(res))
 		case res.Kind != imap.Tagged || res.Tag != tag:
-			return res, fmt.Errorf("%w: an answer to nothing of ours", ErrProtocol)
+			return res, fmt.Errorf("%w: unexpected tagged or continuation response", ErrProtocol)
 		}
 		c.Broken = false
 		c.ClearDone()
@@ -128,8 +127,7 @@ func (c *Conn) Run(deadline time.Time, command string, onUntagged func(response 
 	}
 }
 
-// ReadUntagged reads one response that is not an answer to anything, as it may
-// stand in a buffer. Errors as Run.
+// ReadUntagged reads one untagged response, valid until the next read. Errors are those of Run.
 func (c *Conn) ReadUntagged() ([]byte, error) {
 	budget := maxResponseBytes
 	b, err := c.ReadResponse(&budget)
@@ -137,16 +135,16 @@ func (c *Conn) ReadUntagged() ([]byte, error) {
 	case err != nil:
 		return nil, err
 	case len(b) < 2 || b[0] != '*' || b[1] != ' ':
-		return nil, fmt.Errorf("%w: an answer to nothing of ours", ErrProtocol)
+		return nil, fmt.Errorf("%w: unexpected tagged or continuation response", ErrProtocol)
 	case imap.HasWordPrefix(b[2:], "BYE"):
 		return nil, ErrBye
 	}
 	return b, nil
 }
 
-// ReadResponse reads one whole response of any kind, valid until the next one. What
-// is left of a budget in bytes goes down by its length: ErrResponseTooLarge below zero. With
-// ErrProtocol it is what was read of it.
+// ReadResponse reads one whole response of any kind, valid until the next call. It subtracts
+// the length from the budget, in bytes, and returns ErrResponseTooLarge below zero. With
+// ErrProtocol it returns the part that was read.
 func (c *Conn) ReadResponse(budget *int) ([]byte, error) {
 	c.responseBuf = c.responseBuf[:0]
 	for {
@@ -174,27 +172,27 @@ func (c *Conn) ReadResponse(budget *int) ([]byte, error) {
 	}
 }
 
-// IsAmbiguous says whether a line may announce a literal, or may not: nobody knows where
-// the next response begins.
+// IsAmbiguous reports whether it is unclear if a line announces a literal, and so where the
+// next response begins.
 func IsAmbiguous(s imap.Segment) bool { return s.Unclosed && bytes.HasSuffix(s.Bytes, []byte("}\r\n")) }
 
 func checkAmbiguous(s imap.Segment) error {
 	if IsAmbiguous(s) {
-		return fmt.Errorf("%w: a quoted string does not end", ErrProtocol)
+		return fmt.Errorf("%w: unterminated quoted string", ErrProtocol)
 	}
 	return nil
 }
 
-// SendDone ends an IDLE of ours (RFC 2177).
+// SendDone ends an IDLE of the gateway (RFC 2177).
 func (c *Conn) SendDone() error {
 	c.doneSent = true
 	_, err := c.Write([]byte("DONE\r\n"))
 	return err
 }
 
-// IsDoneRejection says whether a line is the refusal of a DONE that a backend, which had
-// ended the IDLE itself meanwhile, has taken for a command. There is none behind the
-// answer to a later command, which Answered tells.
+// IsDoneRejection reports whether a line refuses a DONE that the backend read as a command,
+// because it had ended the IDLE itself. No such line comes after the response to a later
+// command: see ClearDone.
 func (c *Conn) IsDoneRejection(line []byte) bool {
 	if !c.doneSent {
 		return false
@@ -207,11 +205,11 @@ func (c *Conn) IsDoneRejection(line []byte) bool {
 	return true
 }
 
-// ClearDone notes that a command was answered that was sent behind any DONE.
+// ClearDone records that a command sent after any DONE was answered.
 func (c *Conn) ClearDone() { c.doneSent = false }
 
-// KeepAlert keeps a response with an ALERT, for whoever has the connection next, and
-// says whether it is one.
+// KeepAlert stores a response with an ALERT for the next session of the connection, and reports
+// whether it is one.
 func (c *Conn) KeepAlert(response []byte) bool {
 	if !imap.IsAlert(response) {
 		return false
@@ -222,20 +220,20 @@ func (c *Conn) KeepAlert(response []byte) bool {
 	return true
 }
 
-// TakeAlerts gives what Heed has kept, once.
+// TakeAlerts returns and removes the responses stored by KeepAlert.
 func (c *Conn) TakeAlerts() []byte {
-	all := c.alerts
+	alerts := c.alerts
 	c.alerts = nil
-	return all
+	return alerts
 }
 
-// ReleaseBuffers gives up what an idle connection does not need.
+// ReleaseBuffers frees the buffers that an idle connection does not need.
 func (c *Conn) ReleaseBuffers() {
 	c.responseBuf = nil
 	c.Conn.ReleaseBuffers()
 }
 
-// NextTag is a tag that nobody has used on the connection.
+// NextTag returns a tag not yet used on the connection.
 func (c *Conn) NextTag() string {
 	c.tagSerial++
 	return c.tagPrefix + strconv.FormatUint(c.tagSerial, 36)

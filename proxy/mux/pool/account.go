@@ -12,38 +12,38 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// Account is one session's proven right to connections. It belongs to the
-// session's goroutine.
+// Account is the right of one authenticated session to connections. It belongs to the session's
+// goroutine.
 type Account struct {
 	// Set once.
 	pool         *Pool
 	cred         *credential
-	secret       identity.Secret // the password, or the token where the owner's is one
+	secret       identity.Secret // the password, or the token if cred.isToken
 	client       upstream.Client
 	verification Verification
 	caps         imap.Caps
-	tokenEnd     time.Time // behind it nobody takes the token any more; zero: not known, or the backend does not see it
+	tokenEnd     time.Time // expiry of the token; zero: unknown, or the backend is not sent the token
 
 	// Owned by the session.
-	loginConn *pooledConn // made by the login, or to try ENABLE, and not leased yet
-	loginOK   upstream.OK // zero: nobody was asked, or the client has heard it
-	clientID  string      // of Identify; "": the client has not said what it is
+	loginConn *pooledConn // opened by Login or ProbeExtensions and not leased yet
+	loginOK   upstream.OK // zero: the backend was not asked, or Acquire was called
+	clientID  string      // of SetClientID; "": the client has sent no ID
 }
 
-// User is whose account this is.
+// User returns the user whose account this is.
 func (a *Account) User() identity.User { return a.cred.user.name }
 
-// LoginName is the name as it is sent to the backend.
+// LoginName returns the name as it is sent to the backend.
 func (a *Account) LoginName() string { return a.cred.loginName }
 
-// Caps is what the backend can do for this account.
+// Caps returns the backend's capabilities for this account.
 func (a *Account) Caps() imap.Caps { return a.caps }
 
-// OK is how the backend let the user in, as upstream.Conn's; zero where it was not
-// asked, and after the first Lease.
+// OK returns the backend's response to the login, as upstream.Conn.OK. It is zero if the
+// backend was not asked, and after the first Acquire.
 func (a *Account) OK() upstream.OK { return a.loginOK }
 
-// loginRequest is the login with which connections are made.
+// loginRequest returns the login with which connections are opened.
 func (a *Account) loginRequest() upstream.Request {
 	req := upstream.Request{User: a.User(), Login: a.cred.loginName, Client: a.client}
 	if a.cred.isToken {
@@ -54,19 +54,18 @@ func (a *Account) loginRequest() upstream.Request {
 	return req
 }
 
-// SetTokenEnd says until when connections can be made with the login's token. Those
-// that are made go on.
+// SetTokenEnd sets the expiry of the login's token. After it no connections are opened;
+// existing ones stay open.
 func (a *Account) SetTokenEnd(end time.Time) {
 	if !a.pool.backend.UsesMasterLogin() {
 		a.tokenEnd = end
 	}
 }
 
-// Acquire gives the session a connection on which exactly enabled is enabled and
-// no mailbox is selected: one that waited, or a new one. At the limits it waits
-// for its turn until ctx ends.
+// Acquire leases a connection with exactly the extensions in enabled and no mailbox selected:
+// an idle one or a new one. At the limits it waits in the queue until ctx ends.
 //
-// Errors: upstream's, ErrBusy and ErrExpired among them.
+// Errors are upstream's, including ErrBusy and ErrExpired.
 func (a *Account) Acquire(ctx context.Context, enabled lease.Extensions) (*lease.Conn, error) {
 	pc, err := a.acquireConn(ctx, enabled.With())
 	if err != nil {
@@ -102,7 +101,7 @@ func (a *Account) acquireConn(ctx context.Context, set lease.Extensions) (*poole
 	return pc, nil
 }
 
-// useLoginConn is the connection of the login if it is still of use for set.
+// useLoginConn returns the connection of the login if it is usable for set, otherwise nil.
 func (a *Account) useLoginConn(ctx context.Context, set lease.Extensions) *pooledConn {
 	pc := a.loginConn
 	if pc == nil {
@@ -113,7 +112,7 @@ func (a *Account) useLoginConn(ctx context.Context, set lease.Extensions) *poole
 		a.releaseUnused(pc)
 		return nil
 	}
-	if a.pool.answeredRecently(pc) { // what came behind the OK of its login is this session's
+	if a.pool.answeredRecently(pc) { // responses after the OK of its login belong to this session
 		return pc
 	}
 	if reason := a.pool.validate(ctx, pc); reason != "" {
@@ -123,9 +122,9 @@ func (a *Account) useLoginConn(ctx context.Context, set lease.Extensions) *poole
 	return pc
 }
 
-// AcquireAux gives the gateway a connection for questions of its own: what is enabled
-// on it is for whoever asks, and it is never a client's. There is no waiting:
-// ErrBusy, also where descriptors are scarce.
+// AcquireAux leases a connection for the gateway's own commands. The caller may enable anything
+// on it; it is never reused for a client. AcquireAux does not wait: it returns ErrBusy at the
+// limits, and when file descriptors are scarce.
 func (a *Account) AcquireAux(ctx context.Context) (*lease.Conn, error) {
 	sockets := a.pool.backend.Sockets()
 	if !sockets.AddExtra() {
@@ -158,8 +157,8 @@ func (a *Account) acquireAuxConn(ctx context.Context) (*lease.Conn, error) {
 	return &pc.Conn, nil
 }
 
-// Release gives back a connection on which the session has no command
-// outstanding. It asks the backend to leave the mailbox, and takes as long.
+// Release returns a connection to the pool. The session must have no command outstanding on it.
+// Release runs a command to leave the mailbox and blocks until the backend answers.
 func (a *Account) Release(c *lease.Conn) {
 	pc := a.findLeased(c, clientUse)
 	if reason := a.pool.reset(pc); reason != "" {
@@ -169,7 +168,7 @@ func (a *Account) Release(c *lease.Conn) {
 	a.pool.startIdle(pc)
 }
 
-// ReleaseAux gives back a connection of Aux.
+// ReleaseAux returns a connection of AcquireAux.
 func (a *Account) ReleaseAux(c *lease.Conn) {
 	pc := a.findLeased(c, gatewayUse)
 	defer a.pool.backend.Sockets().RemoveExtra()
@@ -180,7 +179,7 @@ func (a *Account) ReleaseAux(c *lease.Conn) {
 	a.pool.startIdle(pc)
 }
 
-// Discard closes a connection of Lease or Aux. The reason is one of the
+// Discard closes a connection of Acquire or AcquireAux. The reason is one of the
 // metrics.Discard constants.
 func (a *Account) Discard(c *lease.Conn, reason string) {
 	pc := a.findLeased(c, connUses)
@@ -190,23 +189,23 @@ func (a *Account) Discard(c *lease.Conn, reason string) {
 	}
 }
 
-// findLeased finds a connection that this account has leased, for a kind or for any.
+// findLeased returns the connection that this account has leased for use; connUses matches any
+// use.
 func (a *Account) findLeased(c *lease.Conn, use connUse) *pooledConn {
 	p := a.pool
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	pc := p.conns[c]
 	if pc == nil || pc.idleElem != nil || pc.cred != a.cred || use != connUses && pc.use != use {
-		panic("pool: a connection comes back that this account does not have")
+		panic("pool: returned connection is not leased by this account")
 	}
 	return pc
 }
 
-// RevokeCredential is for credentials that the backend has refused: nothing that they were
-// good for waits any longer.
+// RevokeCredential closes all idle connections of a credential that the backend has refused.
 func (a *Account) RevokeCredential() { a.pool.revoke(a.cred) }
 
-// Close is the end of the session, which has given back its connections.
+// Close ends the use of the account by its session, which must have released its connections.
 func (a *Account) Close() {
 	if pc := a.loginConn; pc != nil {
 		a.loginConn = nil
@@ -215,12 +214,12 @@ func (a *Account) Close() {
 	a.pool.removeAccount(a.cred)
 }
 
-// releaseUnused makes a connection that was not leased wait for somebody else.
+// releaseUnused pools a connection that was not leased.
 func (a *Account) releaseUnused(pc *pooledConn) {
 	p := a.pool
 	reason := metrics.DiscardTTL
 	switch {
-	case p.cfg.IdleTimeout <= 0 || a.verification == BackendDecides && !p.isCacheable(a.cred): // nobody can come for it
+	case p.cfg.IdleTimeout <= 0 || a.verification == BackendDecides && !p.isCacheable(a.cred): // no later login could use it
 	case pc.Age() >= p.cfg.MaxAge:
 		reason = metrics.DiscardAge
 	default:

@@ -7,10 +7,11 @@ import (
 	"imapgate/internal/metrics"
 )
 
-// sweepInterval is how soon a connection that the backend closes is missed.
+// sweepInterval bounds how late the pool notices that the backend has closed an idle
+// connection.
 const sweepInterval = time.Second
 
-// runCleaner is the janitor of the connections that wait. It ends when the Pool closes.
+// runCleaner sweeps the idle connections. It ends when the Pool closes.
 func (p *Pool) runCleaner() {
 	defer close(p.done)
 	t := time.NewTicker(sweepInterval)
@@ -25,9 +26,9 @@ func (p *Pool) runCleaner() {
 	}
 }
 
-// sweep closes what has waited too long or has ended, and keeps the others from
-// being logged out. All questions together have the time of one answer: a
-// backend that hangs must not hold up the others' end.
+// sweep closes idle connections that have expired or ended, and keeps the others from being
+// logged out. All validations together have one AnswerTimeout, so that a hanging backend does
+// not delay the others.
 func (p *Pool) sweep(now time.Time) {
 	ctx, cancel := context.WithDeadline(context.Background(), time.Now().Add(p.cfg.AnswerTimeout))
 	defer cancel()
@@ -47,8 +48,8 @@ func (p *Pool) sweep(now time.Time) {
 	}
 }
 
-// EvictOldest closes the connection that has waited longest, because its descriptor is needed.
-// It returns false where none waits.
+// EvictOldest closes the connection that has been idle longest, because its file descriptor is
+// needed. It returns false if no connection is idle.
 func (p *Pool) EvictOldest() bool {
 	p.mu.Lock()
 	front := p.idle.Front()
@@ -63,7 +64,7 @@ func (p *Pool) EvictOldest() bool {
 	return true
 }
 
-// idleConns is all that waits now.
+// idleConns returns all connections that are idle now.
 func (p *Pool) idleConns() []*pooledConn {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -74,8 +75,8 @@ func (p *Pool) idleConns() []*pooledConn {
 	return all
 }
 
-// takeIfDue takes a connection that must be looked after, if it still waits: one that
-// is too old, says something, or has been silent for long.
+// takeIfDue removes an idle connection from the pool if it needs attention: it is too old, has
+// unread bytes, or has long sent nothing. A reason means that it must be closed.
 func (p *Pool) takeIfDue(pc *pooledConn, now time.Time) (reason string, due bool) {
 	readable := pc.IsReadable()
 	p.mu.Lock()
@@ -94,14 +95,13 @@ func (p *Pool) takeIfDue(pc *pooledConn, now time.Time) (reason string, due bool
 	return reason, true
 }
 
-// startIdle makes a connection wait from now on.
+// startIdle pools a connection and starts its idle time.
 func (p *Pool) startIdle(pc *pooledConn) {
 	pc.idleSince = time.Now()
 	p.addIdle(pc)
 }
 
-// answeredRecently says whether a connection has answered so lately that it is taken to be
-// alive.
+// answeredRecently reports whether a connection answered so recently that it counts as alive.
 func (p *Pool) answeredRecently(pc *pooledConn) bool {
 	return time.Since(pc.lastAnswer) < p.cfg.ValidateAfter
 }

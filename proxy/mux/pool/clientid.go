@@ -9,13 +9,13 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// SetClientID has each connection that the account gets from now on told what the client
-// is, before anything else: the argument of ID (RFC 2971), as upstream.FormatID. A client
-// that said it before its login need not say it again.
+// SetClientID sets the argument of ID (RFC 2971), as upstream.FormatID, that is sent on each
+// connection the account leases from now on, before any other command. A client that sent ID
+// before its login need not send it again.
 func (a *Account) SetClientID(id string) { a.clientID = id }
 
-// TakeLoginConn takes the connection that the login has made, where no Lease has had it yet;
-// nil if there is none. Keep gives it back, as it was.
+// TakeLoginConn returns the connection of the login if it has not been leased, otherwise nil.
+// ReturnLoginConn must return it in the same state.
 func (a *Account) TakeLoginConn() *lease.Conn {
 	pc := a.loginConn
 	if pc == nil {
@@ -25,14 +25,14 @@ func (a *Account) TakeLoginConn() *lease.Conn {
 	return &pc.Conn
 }
 
-// ReturnLoginConn makes a connection of First the next Lease's again.
+// ReturnLoginConn makes a connection of TakeLoginConn available to the next Acquire again.
 func (a *Account) ReturnLoginConn(c *lease.Conn) { a.loginConn = a.findLeased(c, clientUse) }
 
-// sendClientID tells the backend on h what the client is, where it was told something
-// else. A connection that was used by another client of the account, and goes to one
-// that never said ID, is left as it is: nobody pays a round trip for what was not said.
+// sendClientID sends the client's ID to the backend on pc, unless the backend already has it.
+// If this client has sent no ID, the connection keeps that of an earlier client of the account:
+// correcting it is not worth a round trip.
 //
-// With an error h is closed.
+// On error pc is closed.
 func (a *Account) sendClientID(ctx context.Context, pc *pooledConn) error {
 	if a.clientID == "" || a.clientID == pc.SentClientID || !pc.Caps().Has("ID") {
 		return nil
@@ -42,7 +42,7 @@ func (a *Account) sendClientID(ctx context.Context, pc *pooledConn) error {
 	if ctxDeadline, ok := ctx.Deadline(); ok && ctxDeadline.Before(deadline) {
 		deadline = ctxDeadline
 	}
-	_, err := pc.Run(deadline, "ID "+a.clientID, func(response []byte) error { // NO and BAD are answers, too
+	_, err := pc.Run(deadline, "ID "+a.clientID, func(response []byte) error { // NO and BAD are accepted
 		if pc.KeepAlert(response) {
 			return nil
 		}

@@ -16,61 +16,61 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// connUse says for whom a connection is. They never mix: what the gateway asks for
-// itself may change what a backend says from then on.
+// connUse is the purpose of a connection. Purposes never mix: commands of the gateway may
+// change the backend's later responses.
 type connUse uint8
 
 const (
 	clientUse connUse = iota
 	gatewayUse
-	connUses
+	connUses // number of uses; for findLeased: any use
 )
 
-// userEntry is one user's part of the pool.
+// userEntry is the part of the pool that belongs to one user.
 type userEntry struct {
 	name identity.User // Set once.
 
 	// Guarded by the Pool's mu.
-	credentials       []*credential              // one for each credential in use
-	connCounts        [connUses]int              // connections, and logins that have a place
-	formerCredentials map[[sha256.Size]byte]bool // credentials that another was taken after; at most maxFormerCredentials
+	credentials       []*credential              // credentials in use
+	connCounts        [connUses]int              // connections, and logins that have a slot
+	formerCredentials map[[sha256.Size]byte]bool // credentials after which another was accepted; at most maxFormerCredentials
 }
 
-// credential is one credential of one user: whom connections may be handed to.
+// credential is one credential of one user. A connection is reused only by its own credential.
 type credential struct {
 	// Set once.
 	user      *userEntry
 	loginName string            // the name as it is sent
-	mac       [sha256.Size]byte // of user, login, password and token; all of a master's logins are alike
-	isToken   bool              // it is a bearer token, of which a user has any number
+	mac       [sha256.Size]byte // of user, login, password and token; for a master login, of user and login
+	isToken   bool              // a bearer token, of which a user may have any number
 
 	// Guarded by the Pool's mu.
-	refs         int                     // Accounts, connections, and logins that have a place
+	refs         int                     // Accounts, connections, and logins that have a slot
 	accountCount int                     // Accounts
-	verifiedHere bool                    // the gateway vouches for logins with it
-	idle         [connUses][]*pooledConn // who came last at the end; at most MaxIdlePerCredential each
-	verifiedAt   time.Time               // when the backend was last asked, and said yes
-	generation   int                     // grows with each doubt: what is older waits no more
+	verifiedHere bool                    // the gateway has verified logins with it
+	idle         [connUses][]*pooledConn // most recent last; at most MaxIdlePerCredential each
+	verifiedAt   time.Time               // start of the last login that the backend accepted
+	generation   int                     // incremented by each invalidation; older connections are not pooled
 }
 
-// pooledConn is a connection of the Pool's.
+// pooledConn is a connection of the Pool.
 type pooledConn struct {
 	// Set once.
 	lease.Conn
 	cred       *credential
 	use        connUse
-	generation int // of the owner when it was logged in
+	generation int // of cred at the login
 
-	// Owned by whoever has it; guarded by the Pool's mu while it waits.
-	loginOK    upstream.OK // of its login, until somebody is told
-	lastAnswer time.Time   // when it last answered
-	idleSince  time.Time   // when it began to wait
+	// Owned by the lease holder; guarded by the Pool's mu while idle.
+	loginOK    upstream.OK // response to its login, until it is forwarded
+	lastAnswer time.Time   // time of the last response
+	idleSince  time.Time   // start of the idle time
 
-	idleElem *list.Element // Guarded by the Pool's mu. In Pool.idle; nil: somebody has it.
+	idleElem *list.Element // Guarded by the Pool's mu. In Pool.idle; nil: leased.
 }
 
-// keepLoginAlerts keeps what the backend said to the login for the user's eyes, where that
-// was no client's: the session that has the connection passes it on.
+// keepLoginAlerts stores the alerts in the response to the login, if no session has forwarded
+// them. The session that leases the connection forwards them.
 func (pc *pooledConn) keepLoginAlerts() {
 	for response := range bytes.Lines(pc.loginOK.AppendUntagged(nil)) {
 		pc.KeepAlert(response)
@@ -78,9 +78,9 @@ func (pc *pooledConn) keepLoginAlerts() {
 	pc.loginOK = upstream.OK{}
 }
 
-// credentialMAC is what a credential is known by: two tokens are two credentials, and a
-// token is never a password. The secrets themselves are not kept for connections
-// that wait.
+// credentialMAC returns the MAC that identifies a credential. Two tokens are two credentials,
+// and a token never equals a password. The secrets themselves are not kept for idle
+// connections.
 func (p *Pool) credentialMAC(req upstream.Request) (sum [sha256.Size]byte) {
 	password, token := req.Password.Reveal(), req.Token.Reveal()
 	if p.backend.UsesMasterLogin() {
@@ -88,7 +88,7 @@ func (p *Pool) credentialMAC(req upstream.Request) (sum [sha256.Size]byte) {
 	}
 	h := hmac.New(sha256.New, p.secret[:])
 	for _, part := range [...]string{req.User.String(), req.Login, password, token} {
-		var n [8]byte // one part must not be taken for the next
+		var n [8]byte // the length separates the parts
 		binary.BigEndian.PutUint64(n[:], uint64(len(part)))
 		h.Write(n[:])
 		h.Write([]byte(part))
@@ -97,7 +97,7 @@ func (p *Pool) credentialMAC(req upstream.Request) (sum [sha256.Size]byte) {
 	return sum
 }
 
-// addAccount finds or makes the owner of a login, for one Account more.
+// addAccount finds or creates the credential of a login and adds an Account to it.
 func (p *Pool) addAccount(req upstream.Request) *credential {
 	mac := p.credentialMAC(req)
 	p.mu.Lock()
@@ -126,8 +126,8 @@ func (u *userEntry) findCredential(login string, mac [sha256.Size]byte) *credent
 	return nil
 }
 
-// removeAccount is the end of an Account. What waits for its owner stays, unless nobody
-// who comes could have it without bringing a connection of their own.
+// removeAccount removes an Account from its credential. Idle connections stay, unless no later
+// login could use them without opening its own connection.
 func (p *Pool) removeAccount(cred *credential) {
 	var unusable []*pooledConn
 	p.mu.Lock()
@@ -140,17 +140,17 @@ func (p *Pool) removeAccount(cred *credential) {
 	p.discardAll(unusable, metrics.DiscardTTL)
 }
 
-// canReuseLogin says whether a later login may be proven by what waits. mu is held.
+// canReuseLogin reports whether an idle connection may stand for a later login at the backend.
+// mu is held.
 func (p *Pool) canReuseLogin(cred *credential) bool {
 	return p.isCacheable(cred) || cred.verifiedHere || p.backend.UsesMasterLogin()
 }
 
-// isCacheable says whether what the backend has said of a credential is believed
-// for a while. Not of a token: it has an end of its own, which only the backend
-// knows.
+// isCacheable reports whether the backend's acceptance of a credential may be cached. A token
+// is not cacheable: only the backend knows its expiry.
 func (p *Pool) isCacheable(cred *credential) bool { return p.cfg.CacheCredentials && !cred.isToken }
 
-// unref lets go of an owner. mu is held.
+// unref drops a reference to a credential. mu is held.
 func (p *Pool) unref(cred *credential) {
 	if cred.refs--; cred.refs > 0 {
 		return
@@ -162,8 +162,8 @@ func (p *Pool) unref(cred *credential) {
 	}
 }
 
-// cachedLogin says whether a login is proven without asking the backend, and what
-// the backend can do.
+// cachedLogin reports whether a login succeeds without asking the backend, and returns the
+// backend's capabilities.
 func (p *Pool) cachedLogin(cred *credential, verification Verification) (imap.Caps, bool) {
 	now := time.Now()
 	p.mu.Lock()
@@ -181,7 +181,7 @@ func (p *Pool) cachedLogin(cred *credential, verification Verification) (imap.Ca
 	return imap.Caps{}, false
 }
 
-// isUsable says whether a waiting connection may still be used. mu is held.
+// isUsable reports whether an idle connection has not expired. mu is held.
 func (p *Pool) isUsable(pc *pooledConn, now time.Time) bool {
 	return now.Sub(pc.idleSince) < p.cfg.IdleTimeout && pc.Age() < p.cfg.MaxAge
 }
@@ -192,7 +192,7 @@ func (p *Pool) generation(cred *credential) int {
 	return cred.generation
 }
 
-// removeIdleOf takes all that waits for an owner. mu is held.
+// removeIdleOf removes and returns the idle connections of a credential. mu is held.
 func (p *Pool) removeIdleOf(cred *credential) (removed []*pooledConn) {
 	for k := range cred.idle {
 		removed = append(removed, cred.idle[k]...)
@@ -203,7 +203,7 @@ func (p *Pool) removeIdleOf(cred *credential) (removed []*pooledConn) {
 	return removed
 }
 
-// removeAllIdle takes all that waits. mu is held.
+// removeAllIdle removes and returns all idle connections. mu is held.
 func (p *Pool) removeAllIdle() (removed []*pooledConn) {
 	for e := p.idle.Front(); e != nil; e = p.idle.Front() {
 		pc := e.Value.(*pooledConn)
@@ -213,7 +213,7 @@ func (p *Pool) removeAllIdle() (removed []*pooledConn) {
 	return removed
 }
 
-// removeIdle makes a waiting connection the caller's. mu is held.
+// removeIdle removes an idle connection, which the caller then owns. mu is held.
 func (p *Pool) removeIdle(pc *pooledConn) {
 	p.idle.Remove(pc.idleElem)
 	pc.idleElem = nil
@@ -223,8 +223,7 @@ func (p *Pool) removeIdle(pc *pooledConn) {
 	p.hooks.OnIdleChange(-1)
 }
 
-// addIdle makes a clean connection wait for its owner. It may be another one that
-// must go.
+// addIdle pools a clean connection. At the limit it closes the oldest of the credential.
 func (p *Pool) addIdle(pc *pooledConn) {
 	pc.keepLoginAlerts()
 	pc.ReleaseBuffers()

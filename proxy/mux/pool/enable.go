@@ -11,16 +11,16 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// maxEnableEffects bounds the names whose effect in ENABLE is remembered. Only listed
-// capabilities are tried, so that a backend reaches it, not a client.
+// maxEnableEffects bounds the names whose effect in ENABLE is cached. Only listed capabilities
+// are probed, so a client cannot fill the cache.
 const maxEnableEffects = 512
 
-// ProbeExtensions says which of names this backend enables, as it spells them. What is
-// not known is tried, on a connection that the next Lease takes if it suits: so
-// no mailbox need be closed for it (RFC 5161 §3.1). A session that has a lease
-// gives it back before, lest it wait for itself at the limit.
+// ProbeExtensions returns those of names that this backend enables, as it spells them. Names
+// not in the cache are probed on a connection without a mailbox (RFC 5161 §3.1), which the next
+// Acquire uses if it fits. A session must release its lease first, or it could wait for itself
+// at the limit.
 //
-// Errors as Lease's.
+// Errors are those of Acquire.
 func (a *Account) ProbeExtensions(ctx context.Context, names []string) ([]string, error) {
 	p := a.pool
 	listed := filterListed(names, a.caps)
@@ -33,12 +33,12 @@ func (a *Account) ProbeExtensions(ctx context.Context, names []string) ([]string
 	}
 	for _, name := range p.untriedNames(listed) {
 		before := pc.Enabled
-		enabled, err := p.sendEnable(pc, []string{name}) // alone, because it may bring others along
+		enabled, err := p.sendEnable(pc, []string{name}) // alone, because it may imply others
 		if err != nil {
 			p.discard(pc, discardReason(err))
 			return nil, fmt.Errorf("enable at %s: %w: %w", p.backend.Name(), upstream.ErrUnavailable, err)
 		}
-		if before.Has(name) && !slices.Contains(enabled, name) { // one before it has, and it is not told twice
+		if before.Has(name) && !slices.Contains(enabled, name) { // an earlier name implied it, and it is not reported twice
 			enabled = append(enabled, name)
 		}
 		p.recordEffect(name, enabled)
@@ -48,8 +48,8 @@ func (a *Account) ProbeExtensions(ctx context.Context, names []string) ([]string
 	return enabled, nil
 }
 
-// filterListed are those of names that a backend with caps may know, once each, in
-// upper case. QRESYNC alone stands for CONDSTORE, too (RFC 7162 §3.2).
+// filterListed returns those of names that a backend with caps may support, once each, in upper
+// case. QRESYNC implies CONDSTORE (RFC 7162 §3.2).
 func filterListed(names []string, caps imap.Caps) []string {
 	if !caps.Has("ENABLE") && !caps.Has(lease.Rev2) {
 		return nil
@@ -64,7 +64,7 @@ func filterListed(names []string, caps imap.Caps) []string {
 	return strings.Fields(string(set))
 }
 
-// lookUpEffects answers from memory, if all is known.
+// lookUpEffects returns the cached effect of names; ok is false unless all are cached.
 func (p *Pool) lookUpEffects(names []string) (enabled []string, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -82,14 +82,14 @@ func (p *Pool) lookUpEffects(names []string) (enabled []string, ok bool) {
 	return enabled, true
 }
 
-// untriedNames are those of names that have not been tried.
+// untriedNames returns those of names that have not been probed.
 func (p *Pool) untriedNames(names []string) []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return slices.DeleteFunc(slices.Clone(names), func(name string) bool { _, known := p.enableEffects[name]; return known })
 }
 
-// recordEffect remembers what ENABLE has done with a name.
+// recordEffect caches the extensions that ENABLE enabled for a name.
 func (p *Pool) recordEffect(name string, enabled []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

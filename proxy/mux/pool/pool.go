@@ -1,16 +1,13 @@
-// Package pool keeps authenticated upstream connections that wait for the next
-// use by the very account they were made for: the same user, the same login name
-// as it was sent, the same credential.
+// Package pool keeps authenticated upstream connections for the next use by the same account:
+// the same user, login name as sent, and credential.
 //
-// A reply that reaches the wrong session is the worst that a proxy can do. So a
-// connection waits only when everything that was ever asked on it is known to be
-// answered, and is handed out only when it is known to have nothing to say. Any
-// doubt closes it.
+// A response that reaches the wrong session is the worst fault of a proxy. So a connection is
+// pooled only when every command on it is known to be answered, and is leased again only when
+// it has nothing unread. If either is uncertain, it is closed.
 //
-// The package does not know what sessions say on their connections, nor whether
-// a password is right: the gateway vouches for a user, or the backend is asked. A
-// Pool is shared by all sessions at its backend; an Account, and a connection
-// while it is leased, belong to one session's goroutine.
+// The package does not know what sessions send on their connections, nor whether a password is
+// right: the gateway has verified the user, or the backend is asked. All sessions of a backend
+// share one Pool. An Account, and a connection while leased, belong to one session's goroutine.
 package pool
 
 import (
@@ -33,36 +30,35 @@ import (
 
 // ErrBusy is returned when the limits leave no connection. It is an
 // upstream.ErrUnavailable.
-var ErrBusy = fmt.Errorf("%w: all connections are taken", upstream.ErrUnavailable)
+var ErrBusy = fmt.Errorf("%w: all connections are in use", upstream.ErrUnavailable)
 
-// ErrExpired is returned when no connection waits and the token with which one
-// would be made has ended. The backend is not asked. It is an
-// upstream.ErrUnavailable.
-var ErrExpired = fmt.Errorf("%w: the token has ended", upstream.ErrUnavailable)
+// ErrExpired is returned when no connection is idle and the token needed to open one has
+// expired. The backend is not asked. It is an upstream.ErrUnavailable.
+var ErrExpired = fmt.Errorf("%w: the token has expired", upstream.ErrUnavailable)
 
-// Causes of upstream.ErrUnavailable that are ours.
+// Causes of upstream.ErrUnavailable within the gateway.
 var (
-	errClosed           = fmt.Errorf("%w: the gateway is going down", upstream.ErrUnavailable)
-	errUnverifiedMaster = fmt.Errorf("%w: a master login for which nobody vouches", upstream.ErrUnavailable)
-	errWrongUser        = fmt.Errorf("%w: the connection is another user's", upstream.ErrUnavailable)
-	errNotEnabled       = fmt.Errorf("%w: backend has not enabled what it should", upstream.ErrUnavailable)
+	errClosed           = fmt.Errorf("%w: the gateway is shutting down", upstream.ErrUnavailable)
+	errUnverifiedMaster = fmt.Errorf("%w: master login of an unverified user", upstream.ErrUnavailable)
+	errWrongUser        = fmt.Errorf("%w: connection belongs to another user", upstream.ErrUnavailable)
+	errNotEnabled       = fmt.Errorf("%w: backend did not enable the requested extensions", upstream.ErrUnavailable)
 )
 
-// Config is the pool of one backend. With IdleTimeout 0 no connection waits; a
-// limit of 0 does not bound.
+// Config is the configuration of one backend's pool. With IdleTimeout 0 no connection is
+// pooled; a limit of 0 is no limit.
 type Config struct {
-	IdleTimeout          time.Duration // a connection waits this long
-	MaxAge               time.Duration // since the login, of one that is used again; default 1 h
-	MaxIdlePerCredential int           // waiting connections kept of one account; default 8
-	ValidateAfter        time.Duration // one that has waited longer is asked first; default 5 s
-	KeepAliveInterval    time.Duration // between questions to one that goes on waiting; default 2 min
-	AnswerTimeout        time.Duration // for an answer to a command of the pool's own; default 5 s
+	IdleTimeout          time.Duration // longest idle time
+	MaxAge               time.Duration // longest time since the login for reuse; default 1 h
+	MaxIdlePerCredential int           // idle connections per credential; default 8
+	ValidateAfter        time.Duration // a connection idle longer is sent NOOP before reuse; default 5 s
+	KeepAliveInterval    time.Duration // between NOOPs on an idle connection; default 2 min
+	AnswerTimeout        time.Duration // for the response to a command of the pool; default 5 s
 
-	// Asked logins may be believed from memory …
+	// Whether logins that the backend accepted are cached …
 	CacheCredentials bool
-	CredentialTTL    time.Duration // … this long since the backend was really asked; default 5 min
+	CredentialTTL    time.Duration // … and how long after the backend was asked; default 5 min
 
-	MaxPerUser int // connections of one user; one of them is for Aux
+	MaxPerUser int // connections of one user; one of them is reserved for AcquireAux
 	MaxTotal   int // connections of all users
 }
 
@@ -76,13 +72,13 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// Hooks are called by a Pool, for metrics, some with its lock held: they must
-// not call it. A nil one is left out.
+// Hooks are called by a Pool, for metrics. Some are called with its lock held and must not call
+// the Pool. A nil hook is not called.
 type Hooks struct {
-	OnReuse      func()                // a waiting connection was handed out
+	OnReuse      func()                // an idle connection was leased
 	OnDiscard    func(reason string)   // a connection was closed: one of the metrics.Discard constants
-	OnWait       func(d time.Duration) // a lease was waited for
-	OnIdleChange func(n int)           // n more connections wait, or fewer
+	OnWait       func(d time.Duration) // an Acquire waited for d
+	OnIdleChange func(n int)           // the number of idle connections changed by n
 }
 
 func (h Hooks) withDefaults() Hooks {
@@ -101,34 +97,33 @@ func (h Hooks) withDefaults() Hooks {
 	return h
 }
 
-// Pool is all upstream connections to one backend. It is safe for concurrent
-// use.
+// Pool is the set of mux connections to one backend. It is safe for concurrent use.
 type Pool struct {
 	// Set once.
 	backend      *upstream.Backend
 	cfg          Config
-	maxPerUse    [connUses]int // connections of one user; -1: any number
+	maxPerUse    [connUses]int // connections of one user; -1: no limit
 	resources    *wire.Resources
 	hooks        Hooks
 	log          *zap.Logger
-	secret       [32]byte // key of the MACs by which credentials are remembered
+	secret       [32]byte // key of the MACs that identify credentials
 	stop         chan struct{}
-	done         chan struct{} // closed when the janitor has ended
-	warnUnselect sync.Once     // so that the log has it once that connections cannot leave a mailbox
+	done         chan struct{} // closed when runCleaner has returned
+	warnUnselect sync.Once     // logs once that the backend cannot unselect
 
 	mu sync.Mutex // never held over a socket
 
 	// Guarded by mu.
-	users         map[identity.User]*userEntry // those with an Account or a connection
-	conns         map[*lease.Conn]*pooledConn  // all of them; at most MaxTotal
-	total         int                          // those, and logins that have a place
-	idle          list.List                    // the *held that wait, who came first at the front
-	queue         []*waiter                    // for a connection, in order; at most maxQueue
-	enableEffects map[string][]string          // what ENABLE was seen to do; at most maxEnableEffects
+	users         map[identity.User]*userEntry // users with an Account or a connection
+	conns         map[*lease.Conn]*pooledConn  // all connections; at most MaxTotal
+	total         int                          // conns, and logins that have a slot
+	idle          list.List                    // idle *pooledConn, in the order they were added
+	queue         []*waiter                    // waiters in order of arrival; at most maxQueue
+	enableEffects map[string][]string          // name to the extensions that ENABLE enabled; at most maxEnableEffects
 	closed        bool
 }
 
-// New makes a Pool of b, and starts its janitor. Close ends both.
+// New returns a Pool for b and starts its cleaner. Close stops it.
 func New(b *upstream.Backend, cfg Config, resources *wire.Resources, hooks Hooks, log *zap.Logger) *Pool {
 	p := &Pool{
 		backend: b, cfg: cfg.withDefaults(), resources: resources, hooks: hooks.withDefaults(),
@@ -144,8 +139,8 @@ func New(b *upstream.Backend, cfg Config, resources *wire.Resources, hooks Hooks
 	return p
 }
 
-// Close closes the connections that wait, and waits for the janitor. Leased
-// connections are closed when they come back.
+// Close closes the idle connections and waits for the cleaner. Leased connections are closed
+// when they are released.
 func (p *Pool) Close() {
 	close(p.stop)
 	<-p.done
@@ -160,22 +155,21 @@ func (p *Pool) Close() {
 	p.discardAll(idle, metrics.DiscardShutdown)
 }
 
-// Verification says whose word there is that a login is its user's.
+// Verification records whether the gateway has verified a login.
 type Verification uint8
 
-// The proofs.
+// The values of Verification.
 const (
-	BackendDecides Verification = iota // nobody's: the backend is asked
-	VerifiedHere                       // the gateway's, which has checked the password itself
+	BackendDecides Verification = iota // no: the backend must accept the login
+	VerifiedHere                       // yes: the gateway has verified the credential
 )
 
-// Login proves who to the backend, or finds that it is proven. With Vouched, a
-// connection that waits for exactly this login, user and credential is enough;
-// with Asked the backend is asked, or believed to say what it has said to the
-// same question less than CredentialTTL ago.
+// Login authenticates req at the backend, or from the cache. With VerifiedHere, an idle
+// connection of exactly this login, user and credential is enough. With BackendDecides the
+// backend is asked, unless it accepted the same login less than CredentialTTL ago.
 //
-// Errors are upstream's. ErrDenied ends what was believed of the credential, and
-// a proof what was believed of the same login's other passwords.
+// Errors are upstream's. ErrDenied removes the credential from the cache. A success invalidates
+// the other passwords of the same login.
 func (p *Pool) Login(ctx context.Context, req upstream.Request, verification Verification) (*Account, error) {
 	if verification == BackendDecides && p.backend.UsesMasterLogin() {
 		return nil, errUnverifiedMaster
@@ -204,9 +198,9 @@ func (p *Pool) Login(ctx context.Context, req upstream.Request, verification Ver
 	return a, nil
 }
 
-// logInAtBackend logs in without a place among the limits: as long as nobody knows whether
-// the password is right, it must take nothing from those who know it. Without a
-// place the connection is closed again; Lease waits for one.
+// logInAtBackend logs in without a slot: a login with an unverified password must not take a
+// slot from others. If no slot is free afterwards, the connection is closed and Acquire waits
+// for a slot.
 func (a *Account) logInAtBackend(ctx context.Context) error {
 	p := a.pool
 	pc, err := p.logIn(ctx, leaseRequest{cred: a.cred, use: clientUse}, a.loginRequest())
@@ -229,8 +223,8 @@ func (a *Account) logInAtBackend(ctx context.Context) error {
 	return nil
 }
 
-// logIn makes a connection, and remembers what the backend thinks of the
-// credential. It is not yet among p.conns.
+// logIn opens a connection and records whether the backend accepts the credential. It does not
+// add the connection to p.conns.
 func (p *Pool) logIn(ctx context.Context, lr leaseRequest, req upstream.Request) (*pooledConn, error) {
 	started, generation := time.Now(), p.generation(lr.cred)
 	if !lr.tokenEnd.IsZero() && !started.Before(lr.tokenEnd) {

@@ -11,30 +11,30 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// maxQueue bounds those who wait for a connection.
+// maxQueue bounds the logins and sessions that wait for a connection.
 const maxQueue = 4096
 
-// leaseRequest is what somebody needs a connection for.
+// leaseRequest describes the connection that a session or the gateway needs.
 type leaseRequest struct {
 	cred       *credential
 	use        connUse
-	extensions lease.Extensions // what is to be enabled; a client's connection has no more
-	tokenEnd   time.Time        // behind it no login is tried; zero: whenever
+	extensions lease.Extensions // to be enabled; a client's connection has no others
+	tokenEnd   time.Time        // no login is tried after it; zero: no expiry
 }
 
-// grant is a connection that waited, or a place for a new one.
+// grant is an idle connection, or a slot for a new one.
 type grant struct {
-	conn    *pooledConn // nil: a place
-	evicted *pooledConn // has left its place; to be closed
+	conn    *pooledConn // nil: a slot
+	evicted *pooledConn // has lost its slot; to be closed
 }
 
-// waiter is somebody in the queue.
+// waiter is a request in the queue.
 type waiter struct {
 	leaseRequest
-	grants chan grant // of one; closed when the Pool closes
+	grants chan grant // capacity 1; closed when the Pool closes
 }
 
-// acquire gives a connection that waited, or a new one, and waits for its turn.
+// acquire returns an idle connection or a new one, after waiting in the queue if necessary.
 func (p *Pool) acquire(ctx context.Context, lr leaseRequest, req upstream.Request) (*pooledConn, error) {
 	started := time.Now()
 	g, err := p.awaitGrant(ctx, lr)
@@ -45,8 +45,9 @@ func (p *Pool) acquire(ctx context.Context, lr leaseRequest, req upstream.Reques
 	return p.connect(ctx, lr, g, req)
 }
 
-// connect makes a connection of a grant. Where the one that waited is of no use,
-// its place is: the next one might be as dead, and this is somebody's turn.
+// connect turns a grant into a connection. If the idle connection of the grant is dead, its
+// slot serves for a new one: other idle connections may be dead too, and the request must not
+// queue again.
 func (p *Pool) connect(ctx context.Context, lr leaseRequest, g grant, req upstream.Request) (*pooledConn, error) {
 	p.closeConn(g.evicted, metrics.DiscardLimit)
 	if pc := g.conn; pc != nil {
@@ -72,14 +73,14 @@ func (p *Pool) connect(ctx context.Context, lr leaseRequest, g grant, req upstre
 	return pc, nil
 }
 
-// awaitGrant waits for a connection or a place, first come, first served.
+// awaitGrant waits for an idle connection or a slot, first come, first served.
 func (p *Pool) awaitGrant(ctx context.Context, lr leaseRequest) (grant, error) {
 	p.mu.Lock()
 	if p.closed {
 		p.mu.Unlock()
 		return grant{}, errClosed
 	}
-	if g, ok := p.tryGrant(lr); ok { // nobody in the queue could have had it
+	if g, ok := p.tryGrant(lr); ok { // no request in the queue could use it
 		p.mu.Unlock()
 		return g, nil
 	}
@@ -92,7 +93,7 @@ func (p *Pool) awaitGrant(ctx context.Context, lr leaseRequest) (grant, error) {
 	p.mu.Unlock()
 	select {
 	case g, ok := <-w.grants:
-		return g, errUnlessGranted(ok)
+		return g, errIfClosed(!ok)
 	case <-ctx.Done():
 	}
 	p.mu.Lock()
@@ -104,19 +105,19 @@ func (p *Pool) awaitGrant(ctx context.Context, lr leaseRequest) (grant, error) {
 	if i >= 0 {
 		return grant{}, fmt.Errorf("%w: %w", ErrBusy, context.Cause(ctx))
 	}
-	g, ok := <-w.grants // it came at the same time
-	return g, errUnlessGranted(ok)
+	g, ok := <-w.grants // granted at the same moment
+	return g, errIfClosed(!ok)
 }
 
-func errUnlessGranted(granted bool) error {
-	if !granted {
+func errIfClosed(closed bool) error {
+	if closed {
 		return errClosed
 	}
 	return nil
 }
 
-// serveQueue gives what there is to those who have waited longest. It is called
-// whenever there is more than before, so that nobody in the queue could be
+// serveQueue grants what is available to the requests in the queue, oldest first. It is called
+// after each change that frees something, so a queue never holds a request that could be
 // served. mu is held.
 func (p *Pool) serveQueue() {
 	p.queue = slices.DeleteFunc(p.queue, func(w *waiter) bool {
@@ -128,7 +129,7 @@ func (p *Pool) serveQueue() {
 	})
 }
 
-// tryGrant takes what w wants, if there is. mu is held.
+// tryGrant takes an idle connection or a slot for lr, if available. mu is held.
 func (p *Pool) tryGrant(lr leaseRequest) (grant, bool) {
 	if pc := p.findIdle(lr); pc != nil {
 		p.removeIdle(pc)
@@ -138,14 +139,14 @@ func (p *Pool) tryGrant(lr leaseRequest) (grant, bool) {
 	return grant{evicted: evicted}, ok
 }
 
-// findIdle finds what waits for w: with the very set of extensions, or with none,
-// which can be enabled; never with another, because a client would be told what
-// it has not asked for. Who came last is the likeliest to be alive. mu is held.
+// findIdle finds an idle connection with exactly the wanted extensions enabled, or with none.
+// Extra extensions would change the server's responses to the client. The most recent one is
+// preferred, as the likeliest to be alive. mu is held.
 func (p *Pool) findIdle(lr leaseRequest) (fallback *pooledConn) {
 	now := time.Now()
 	for _, pc := range slices.Backward(lr.cred.idle[lr.use]) {
 		switch {
-		case !p.isUsable(pc, now): // the janitor's
+		case !p.isUsable(pc, now): // left to the cleaner
 		case pc.Enabled == lr.extensions, lr.use == gatewayUse:
 			return pc
 		case fallback == nil && pc.Enabled == "":
@@ -155,7 +156,7 @@ func (p *Pool) findIdle(lr leaseRequest) (fallback *pooledConn) {
 	return fallback
 }
 
-// acquireSlot takes a place, if need be that of a connection that waits. mu is held.
+// acquireSlot takes a slot, if necessary that of an idle connection. mu is held.
 func (p *Pool) acquireSlot(cred *credential, use connUse) (evicted *pooledConn, ok bool) {
 	switch {
 	case p.maxPerUse[use] >= 0 && cred.user.connCounts[use] >= p.maxPerUse[use]:
@@ -179,7 +180,7 @@ func (p *Pool) acquireSlot(cred *credential, use connUse) (evicted *pooledConn, 
 	return evicted, true
 }
 
-// oldestIdle is the connection that has waited longest for a user, or nil.
+// oldestIdle returns the user's connection that has been idle longest, or nil.
 func (u *userEntry) oldestIdle(use connUse) (oldest *pooledConn) {
 	for _, cred := range u.credentials {
 		if len(cred.idle[use]) == 0 {
@@ -192,21 +193,21 @@ func (u *userEntry) oldestIdle(use connUse) (oldest *pooledConn) {
 	return oldest
 }
 
-// removeConn is the end of a connection for the books. mu is held.
+// removeConn removes a connection from the pool and releases its slot. mu is held.
 func (p *Pool) removeConn(pc *pooledConn) {
 	delete(p.conns, &pc.Conn)
 	p.releaseSlot(pc.cred, pc.use)
 }
 
-// releaseSlot gives a place back. mu is held.
+// releaseSlot releases a slot. mu is held.
 func (p *Pool) releaseSlot(cred *credential, use connUse) {
 	cred.user.connCounts[use]--
 	p.total--
 	p.unref(cred)
 }
 
-// discard closes a connection that somebody has, if any, and then gives its
-// place on: the backend never has more than the limits say.
+// discard closes a connection that is not idle, and then releases its slot, so that the backend
+// never has more connections than the limits allow. A nil pc is ignored.
 func (p *Pool) discard(pc *pooledConn, reason string) {
 	if pc == nil {
 		return
@@ -224,7 +225,7 @@ func (p *Pool) discardAll(all []*pooledConn, reason string) {
 	}
 }
 
-// closeConn closes a connection that has no place, if any.
+// closeConn closes a connection that has no slot. A nil pc is ignored.
 func (p *Pool) closeConn(pc *pooledConn, reason string) {
 	if pc == nil {
 		return

@@ -7,13 +7,13 @@ import (
 	"imapgate/internal/metrics"
 )
 
-// maxFormerCredentials bounds the credentials of a user that are remembered to have been
-// doubted. With more the memory starts anew, and more is asked.
+// maxFormerCredentials bounds the former credentials that are stored for a user. At the bound
+// all are forgotten, which only causes more logins at the backend.
 const maxFormerCredentials = 8
 
-// recordVerified remembers that the backend was asked at a time and said yes. A no, or a
-// yes to another password, that came meanwhile is the later word. A password for
-// which the gateway vouches comes here, too: nothing waits for a new one.
+// recordVerified records that the backend accepted a login that began at started. If the
+// credential was refused, or another password accepted, in between, that result prevails. A
+// password that the gateway verified gets here too, because a new one has no idle connection.
 func (p *Pool) recordVerified(pc *pooledConn, started time.Time) {
 	p.mu.Lock()
 	cred := pc.cred
@@ -29,23 +29,23 @@ func (p *Pool) recordVerified(pc *pooledConn, started time.Time) {
 	p.discardAll(invalidated, metrics.DiscardCredentials)
 }
 
-// revoke forgets that the backend ever took a credential: nothing that it was
-// used for waits any longer, or will.
+// revoke removes a credential from the cache. Its idle connections are closed, and its leased
+// ones are not pooled again.
 func (p *Pool) revoke(cred *credential) {
 	p.mu.Lock()
 	if cred.user.formerCredentials[cred.mac] {
-		cred.user.formerCredentials = nil // one of several has ended: the next yes may mean another's end
+		cred.user.formerCredentials = nil // one of several was refused: the next success may replace another
 	}
 	idle := p.invalidate(cred)
 	p.mu.Unlock()
 	p.discardAll(idle, metrics.DiscardCredentials)
 }
 
-// invalidateOthers takes what waits for the other passwords of a login whose password
-// o has just proven right: that may be what they were changed to, and they have
-// to be proven again. Two that have both been, each after the other, are passwords
-// of an account with several (one for each device), and leave each other alone.
-// A new token says nothing about another one, nor about a password. mu is held.
+// invalidateOthers removes and returns the idle connections of the login's other passwords
+// after cred was accepted: this may be the new password, and the others must be verified again.
+// Two passwords that were each accepted after the other belong to an account with several (one
+// per device) and do not invalidate each other. A token invalidates neither other tokens nor
+// passwords. mu is held.
 func (p *Pool) invalidateOthers(cred *credential) (removed []*pooledConn) {
 	former := cred.user.formerCredentials
 	for _, other := range cred.user.credentials {
@@ -60,8 +60,7 @@ func (p *Pool) invalidateOthers(cred *credential) (removed []*pooledConn) {
 	return removed
 }
 
-// addFormer remembers that a credential was good until another was taken. mu is
-// held.
+// addFormer records that another credential was accepted after cred. mu is held.
 func (u *userEntry) addFormer(cred *credential) {
 	if u.formerCredentials == nil {
 		u.formerCredentials = map[[len(cred.mac)]byte]bool{}
@@ -72,23 +71,23 @@ func (u *userEntry) addFormer(cred *credential) {
 	u.formerCredentials[cred.mac] = true
 }
 
-// invalidate takes what waits for an owner, of whom nothing is believed any more:
-// what is out now will not wait either. mu is held.
+// invalidate removes a credential from the cache and returns its idle connections. Its leased
+// connections are not pooled again. mu is held.
 func (p *Pool) invalidate(cred *credential) (removed []*pooledConn) {
 	cred.generation++
 	cred.verifiedAt, cred.verifiedHere = time.Time{}, false
 	return p.removeIdleOf(cred)
 }
 
-// EvictUser is for a user who is not this backend's any more, or nobody's: nothing
-// waits for them, nor will what is out now. The reason is one of the
-// metrics.Discard constants.
+// EvictUser closes the user's idle connections and keeps leased ones from returning to the
+// pool. It is for users who have moved to another backend or were removed. The reason is one of
+// the metrics.Discard constants.
 func (p *Pool) EvictUser(name identity.User, reason string) {
 	p.evict(name, reason, func(*credential) bool { return true })
 }
 
-// EvictOtherLogins is Leave for all login names of a user but the one that is theirs
-// now: the others may have become somebody else's.
+// EvictOtherLogins is EvictUser for all login names of a user except login, because the others
+// may now belong to another user.
 func (p *Pool) EvictOtherLogins(name identity.User, login, reason string) {
 	p.evict(name, reason, func(cred *credential) bool { return cred.loginName != login })
 }

@@ -18,20 +18,20 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// Of a connection with which nothing is under way, these are doubts.
+// Reasons to discard a connection on which nothing should be under way.
 var (
-	errUnread      = errors.New("backend has said something unasked")
-	errOutstanding = errors.New("an answer to a command of the last session")
+	errUnread      = errors.New("backend sent an unsolicited response")
+	errOutstanding = errors.New("response to a command of the previous session")
 	errSelected    = errors.New("the mailbox may still be selected")
 )
 
 const (
-	maxUnsolicited     = 16                     // responses that are read before a connection is handed out
-	unsolicitedTimeout = 100 * time.Millisecond // for one of them, which has begun to come
+	maxUnsolicited     = 16                     // responses that are read before a connection is leased
+	unsolicitedTimeout = 100 * time.Millisecond // to read one of them to its end
 )
 
-// reset makes a connection fit to wait, or says why it is not: a command of ours
-// is answered last, so that nothing of the last session's is under way.
+// reset makes a connection fit for pooling, or returns the reason why it is not. The last
+// exchange is a command of the gateway, which proves that every earlier command was answered.
 func (p *Pool) reset(pc *pooledConn) (reason string) {
 	switch {
 	case p.cfg.IdleTimeout <= 0:
@@ -52,7 +52,7 @@ func (p *Pool) reset(pc *pooledConn) (reason string) {
 	switch err := leaveMailbox(deadline); {
 	case errors.Is(err, errSelected):
 		p.warnUnselect.Do(func() {
-			p.log.Warn("backend gives no way to leave a mailbox, so connections with one selected are not reused", zap.Error(err))
+			p.log.Warn("backend cannot unselect a mailbox, so connections with a selected mailbox are not reused", zap.Error(err))
 		})
 		return metrics.DiscardSelected
 	case err != nil:
@@ -66,9 +66,8 @@ func (p *Pool) reset(pc *pooledConn) (reason string) {
 	return ""
 }
 
-// unselect leaves the mailbox without expunging anything: by UNSELECT (RFC 3691), or by
-// opening INBOX read-only and closing that. The mailbox that was selected is never
-// closed: CLOSE would expunge.
+// unselect leaves the mailbox without expunging: by UNSELECT (RFC 3691), or by opening INBOX
+// read-only and closing it. It never closes the selected mailbox, because CLOSE would expunge.
 func (pc *pooledConn) unselect(deadline time.Time) error {
 	if pc.Caps().Has("UNSELECT") || pc.Caps().Has("IMAP4REV2") {
 		return pc.runOK(deadline, "UNSELECT", acceptMailboxData)
@@ -83,11 +82,10 @@ func (pc *pooledConn) unselect(deadline time.Time) error {
 	return pc.runOK(deadline, "CLOSE", acceptStatus)
 }
 
-// validate makes a connection that has waited fit to be handed out, or says why it is
-// not.
+// validate makes an idle connection fit for a lease, or returns the reason why it is not.
 func (p *Pool) validate(ctx context.Context, pc *pooledConn) (reason string) {
 	if pc.User() != pc.cred.user.name {
-		p.log.Error("connection is another user's than it waits for", zap.Stringer("user", pc.cred.user.name))
+		p.log.Error("pooled connection belongs to another user", zap.Stringer("user", pc.cred.user.name))
 		return metrics.DiscardError
 	}
 	if time.Since(pc.lastAnswer) >= p.cfg.ValidateAfter {
@@ -111,12 +109,12 @@ func (p *Pool) validate(ctx context.Context, pc *pooledConn) (reason string) {
 	return metrics.DiscardUnread
 }
 
-// hasUnread says whether a connection has something to say, or has ended.
+// hasUnread reports whether a connection has unread bytes or has ended.
 func hasUnread(pc *pooledConn) bool {
 	return !pc.AtBoundary() || pc.HasUnread()
 }
 
-// readUnsolicited reads one response that nobody has asked for.
+// readUnsolicited reads one unsolicited response.
 func (pc *pooledConn) readUnsolicited() error {
 	pc.SetDeadline(time.Now().Add(unsolicitedTimeout))
 	defer pc.SetDeadline(time.Time{})
@@ -133,7 +131,7 @@ func (pc *pooledConn) readUnsolicited() error {
 	return acceptStatus(response)
 }
 
-// runOK runs a command of ours that is to be answered OK.
+// runOK runs a command of the gateway that must be answered OK.
 func (pc *pooledConn) runOK(deadline time.Time, command string, onUntagged func([]byte) error) error {
 	res, err := pc.runKeepingAlerts(deadline, command, onUntagged)
 	if err == nil && res.Name != "OK" {
@@ -142,8 +140,8 @@ func (pc *pooledConn) runOK(deadline time.Time, command string, onUntagged func(
 	return err
 }
 
-// runKeepingAlerts runs a command of ours. What people are to be shown waits for the next session;
-// the rest is each's.
+// runKeepingAlerts runs a command of the gateway. It stores alerts for the next session and
+// passes other untagged responses to onUntagged.
 func (pc *pooledConn) runKeepingAlerts(deadline time.Time, command string, onUntagged func([]byte) error) (imap.Response, error) {
 	return pc.Run(deadline, command, func(response []byte) error {
 		if pc.KeepAlert(response) {
@@ -153,8 +151,8 @@ func (pc *pooledConn) runKeepingAlerts(deadline time.Time, command string, onUnt
 	})
 }
 
-// acceptStatus are what a backend may say at any time: a status for people to read.
-// Without an ALERT it is lost on a connection that is nobody's.
+// acceptStatus accepts untagged OK, which a backend may send at any time. Without an ALERT the
+// text is dropped: no session owns the connection.
 func acceptStatus(response []byte) error {
 	if word, _ := responseName(response); word != "OK" {
 		return errUnread
@@ -162,7 +160,7 @@ func acceptStatus(response []byte) error {
 	return nil
 }
 
-// acceptMailboxData are also what a backend may say of the mailbox that is being left.
+// acceptMailboxData also accepts responses about the mailbox that is being left.
 func acceptMailboxData(response []byte) error {
 	switch word, numbered := responseName(response); word {
 	case "OK", "FLAGS", "VANISHED":
@@ -175,8 +173,8 @@ func acceptMailboxData(response []byte) error {
 	return errOutstanding
 }
 
-// responseName is the name of an untagged response, in upper case, and whether a number
-// comes before it.
+// responseName returns the name of an untagged response, in upper case, and whether a number
+// precedes it.
 func responseName(response []byte) (name string, numbered bool) {
 	fields := strings.Fields(string(response[:min(len(response), 64)]))
 	switch {
@@ -188,7 +186,7 @@ func responseName(response []byte) (name string, numbered bool) {
 	return strings.ToUpper(fields[1]), false
 }
 
-// discardReason is why a connection on which err came is closed.
+// discardReason maps an error of a connection to a metrics.Discard constant.
 func discardReason(err error) string {
 	switch {
 	case errors.Is(err, errUnread):
@@ -203,8 +201,8 @@ func discardReason(err error) string {
 	return metrics.DiscardError
 }
 
-// sendEnable switches extensions on, on a connection without a mailbox (RFC 5161),
-// and says which of them the backend names, as it spells them.
+// sendEnable enables extensions on a connection without a mailbox (RFC 5161) and returns those
+// the backend confirms, as it spells them.
 func (p *Pool) sendEnable(pc *pooledConn, names []string) (enabled []string, err error) {
 	err = pc.runOK(time.Now().Add(p.cfg.AnswerTimeout), "ENABLE "+strings.Join(names, " "), func(response []byte) error {
 		res, err := imap.ParseResponse(response[:len(response)-len("\r\n")])

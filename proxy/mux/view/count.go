@@ -2,8 +2,8 @@ package view
 
 import "imapgate/internal/imap"
 
-// CountNumbers is how many messages the numbers of a set name. Numbers that are in it
-// twice may count twice, but there are never more than the view has.
+// CountNumbers returns how many messages a set of message numbers addresses. Duplicates may
+// count twice; the result never exceeds Exists.
 func (v *View) CountNumbers(set imap.Set) uint32 {
 	n := uint64(0)
 	for _, r := range set {
@@ -16,8 +16,8 @@ func (v *View) CountNumbers(set imap.Set) uint32 {
 	return uint32(min(n, uint64(v.exists)))
 }
 
-// CountUIDs is how many messages the UIDs of a set name. Of messages whose UIDs
-// are not known it is how many they might be, and 0 where "*" makes that anything.
+// CountUIDs returns how many messages a set of UIDs addresses. For messages with unknown UIDs
+// it is an upper bound, or 0 if "*" leaves no useful bound.
 func (v *View) CountUIDs(set imap.Set) uint32 {
 	n := uint64(0)
 	for _, r := range set {
@@ -25,7 +25,7 @@ func (v *View) CountUIDs(set imap.Set) uint32 {
 		case r.First == imap.Star:
 			n++
 		case tail == 0 && r.Last == imap.Star:
-			n += uint64(v.knownUIDs.countRange(min(r.First, v.MaxUID()), v.MaxUID())) // "500:*" of fewer is the last
+			n += uint64(v.knownUIDs.countRange(min(r.First, v.MaxUID()), v.MaxUID())) // "500:*" with smaller UIDs only: the last message
 		case r.Last == imap.Star && r.First > v.uidFloor+1:
 			return 0
 		default:

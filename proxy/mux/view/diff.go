@@ -7,28 +7,27 @@ import (
 	"imapgate/internal/imap"
 )
 
-// Diff is what separates a client's view from a snapshot of the mailbox: ghosts,
-// which the client still has, and arrivals. It does not change.
+// Diff is the difference between a client's view and a snapshot of the mailbox: expunged
+// messages, which the client still has, and new ones. It is immutable.
 type Diff struct {
 	snapshot        *UIDSet
 	uidNext         uint32
-	expungedUIDs    UIDSet // ghosts with known UIDs
-	expungedNumbers UIDSet // message numbers, in the view, of all ghosts
+	expungedUIDs    UIDSet // expunged messages with known UIDs
+	expungedNumbers UIDSet // view's message numbers of all expunged messages
 	expungedUnknown uint32
 	newCount        uint32
 	exists          uint32
 }
 
-// Diff compares the view with a snapshot taken on another connection, whose SELECT
-// said uidNext (0: it did not). The snapshot must not change while the Diff is used.
+// Diff compares the view with a snapshot taken on another connection, whose SELECT reported
+// uidNext (0: it did not). The snapshot must not change while the Diff is used. Diff returns
+// ErrInconsistent if the snapshot has an old message that the view lacks.
 //
-// A snapshot with an old message that the view has not is ErrInconsistent.
-//
-// Of a tail of k messages the numbers are known and the UIDs are not. Messages
-// become visible in the order of their UIDs. So when the first k UIDs above the
-// floor are all in the snapshot, they are the tail: it could only have begun with a
-// later one if one of them were gone. The view learns them here. Otherwise the
-// messages of the tail are ghosts, and arrivals where they are still there.
+// Of the unknown tail of k messages only the numbers are known. Messages become visible in the
+// order of their UIDs. So if the first k UIDs above the floor are all in the snapshot, they are
+// the tail: it could begin with a later UID only if one of them were expunged. Diff then adds
+// them to the view. Otherwise the messages of the tail count as expunged, and as new if the
+// snapshot still has them.
 func (v *View) Diff(snapshot *UIDSet, uidNext uint32) (Diff, error) {
 	sharedCount := v.knownUIDs.countShared(snapshot)
 	if snapshot.countRange(1, v.uidFloor) != sharedCount || uidNext > 0 && uidNext <= v.uidFloor {
@@ -52,7 +51,7 @@ func (v *View) Diff(snapshot *UIDSet, uidNext uint32) (Diff, error) {
 	return d, nil
 }
 
-// numbersOf is where in u the UIDs of part are, counted from 1.
+// numbersOf returns the positions in u, from 1, of the UIDs in subset.
 func (u *UIDSet) numbersOf(subset *UIDSet) UIDSet {
 	var numbers UIDSet
 	n, from := uint32(0), uint32(1)
@@ -65,22 +64,23 @@ func (u *UIDSet) numbersOf(subset *UIDSet) UIDSet {
 	return numbers
 }
 
-// ExpungedCount is the number of messages that the client has and the snapshot has not.
+// ExpungedCount returns the number of messages that the client has and the snapshot lacks.
 func (d *Diff) ExpungedCount() uint32 { return d.expungedNumbers.Len() }
 
-// ExpungedUnknownCount is how many of the ghosts are of the unknown tail. No VANISHED can name them.
+// ExpungedUnknownCount returns how many expunged messages are in the unknown tail. VANISHED
+// cannot name them.
 func (d *Diff) ExpungedUnknownCount() uint32 { return d.expungedUnknown }
 
-// NewCount is the number of messages that the client has yet to hear of.
+// NewCount returns the number of messages not yet announced to the client.
 func (d *Diff) NewCount() uint32 { return d.newCount }
 
-// Exists is the number of messages in the snapshot.
+// Exists returns the number of messages in the snapshot.
 func (d *Diff) Exists() uint32 { return d.exists }
 
-// IsExpunged says whether message n of the view is a ghost.
+// IsExpunged reports whether message n of the view is expunged.
 func (d *Diff) IsExpunged(n uint32) bool { return d.expungedNumbers.Contains(n) }
 
-// ContainsExpunged says whether a message with one of these UIDs is a ghost.
+// ContainsExpunged reports whether a message with one of these UIDs is expunged.
 func (d *Diff) ContainsExpunged(uids imap.Set) bool {
 	for _, r := range uids {
 		if d.expungedUIDs.countRange(r.First, r.Last) > 0 {
@@ -90,12 +90,12 @@ func (d *Diff) ContainsExpunged(uids imap.Set) bool {
 	return false
 }
 
-// ExpungedNumbers yields the message numbers of the ghosts from the last to the first, in
-// which order each is right when it is sent.
+// ExpungedNumbers yields the message numbers of the expunged messages, last to first: in this
+// order each is correct when it is sent.
 func (d *Diff) ExpungedNumbers() iter.Seq[uint32] { return d.expungedNumbers.backward }
 
-// AppendExpunges writes the ghosts as EXPUNGE responses, up to 22 bytes each. Whoever
-// has to bound them writes Expunges in parts.
+// AppendExpunges appends the expunged messages as EXPUNGE responses, up to 22 bytes each. To
+// bound the size, use ExpungedNumbers and AppendExpunge.
 func (d *Diff) AppendExpunges(dst []byte) []byte {
 	for n := range d.ExpungedNumbers() {
 		dst = AppendExpunge(dst, n)
@@ -103,15 +103,15 @@ func (d *Diff) AppendExpunges(dst []byte) []byte {
 	return dst
 }
 
-// AppendExpunge writes "* n EXPUNGE".
+// AppendExpunge appends "* n EXPUNGE".
 func AppendExpunge(dst []byte, n uint32) []byte {
 	dst = append(dst, "* "...)
 	dst = strconv.AppendUint(dst, uint64(n), 10)
 	return append(dst, " EXPUNGE\r\n"...)
 }
 
-// AppendVanished writes the ghosts as one VANISHED response, nothing if there are
-// none. It cannot name those of the unknown tail: with a Tail it is not enough.
+// AppendVanished appends the expunged messages as one VANISHED response, or nothing if there
+// are none. It omits those of the unknown tail: see ExpungedUnknownCount.
 func (d *Diff) AppendVanished(dst []byte) []byte {
 	if d.expungedUIDs.Len() == 0 {
 		return dst
@@ -121,17 +121,17 @@ func (d *Diff) AppendVanished(dst []byte) []byte {
 	return append(dst, "\r\n"...)
 }
 
-// Apply makes the snapshot the view: the client has been told of the difference. The
-// snapshot stays the caller's.
+// Apply makes the snapshot the view, once the difference was sent to the client. The caller
+// keeps the snapshot.
 func (v *View) Apply(d *Diff) {
 	v.knownUIDs = *d.snapshot
-	v.knownUIDs.compact() // which makes it a copy
+	v.knownUIDs.compact() // makes it a copy
 	v.exists = d.exists
 	v.uidFloor = max(v.uidFloor, v.knownUIDs.Max())
 	v.SetUIDNext(d.uidNext)
 }
 
-// backward yields the set descending.
+// backward yields the UIDs in descending order.
 func (u *UIDSet) backward(yield func(uint32) bool) {
 	if u.bitmap == nil {
 		for i := u.count; i > 0; i-- {

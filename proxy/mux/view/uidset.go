@@ -4,25 +4,25 @@ import (
 	"github.com/RoaringBitmap/roaring/v2"
 )
 
-// UIDSet is an ascending set of UIDs, such as the messages that one upstream
-// connection has announced. The zero value is empty.
+// UIDSet is an ascending set of UIDs, such as the messages that an upstream connection has
+// announced. The zero value is empty.
 //
-// Many mailboxes have no holes, or none behind a certain message. One run is
-// therefore two numbers; only a second run makes a bitmap.
+// Many mailboxes have no gaps, or none after some message. A single run is stored as two
+// numbers; only a second run creates a bitmap.
 type UIDSet struct {
-	bitmap *roaring.Bitmap // nil: the run of count UIDs that starts with first
-	first  uint32          // only without bits
+	bitmap *roaring.Bitmap // nil: the run of count UIDs from first
+	first  uint32          // used only without bitmap
 	count  uint32
 }
 
-// AddText adds what an ESEARCH ALL or a VANISHED names, such as "1:5,7,9:12".
-// With an error the set may have grown by a part of it.
+// AddText adds the UIDs of an ESEARCH ALL or VANISHED response, such as "1:5,7,9:12". On error
+// the set may have grown by part of them.
 func (u *UIDSet) AddText(text []byte) error {
 	defer u.recount()
 	return eachRange(text, u.addRange)
 }
 
-// Add adds one UID. Zero and 4294967295 are none.
+// Add adds one UID. It ignores 0 and 4294967295, which are not UIDs.
 func (u *UIDSet) Add(uid uint32) {
 	if uid == 0 || uid > maxUID || u.Contains(uid) {
 		return
@@ -33,10 +33,10 @@ func (u *UIDSet) Add(uid uint32) {
 	}
 }
 
-// Len is the number of UIDs in the set.
+// Len returns the number of UIDs in the set.
 func (u *UIDSet) Len() uint32 { return u.count }
 
-// Max is the largest UID of the set, 0 of none.
+// Max returns the largest UID of the set, 0 if it is empty.
 func (u *UIDSet) Max() uint32 {
 	switch {
 	case u.count == 0:
@@ -47,7 +47,7 @@ func (u *UIDSet) Max() uint32 {
 	return u.bitmap.Maximum()
 }
 
-// min is the smallest UID of the set, 0 of none.
+// min returns the smallest UID of the set, 0 if it is empty.
 func (u *UIDSet) min() uint32 {
 	switch {
 	case u.count == 0:
@@ -58,7 +58,7 @@ func (u *UIDSet) min() uint32 {
 	return u.bitmap.Minimum()
 }
 
-// Contains says whether uid is in the set.
+// Contains reports whether uid is in the set.
 func (u *UIDSet) Contains(uid uint32) bool {
 	if u.bitmap == nil {
 		return uid-u.first < u.count // wraps below first
@@ -66,29 +66,29 @@ func (u *UIDSet) Contains(uid uint32) bool {
 	return u.bitmap.Contains(uid)
 }
 
-// Below is the part of the set that is less than uid.
+// Below returns the UIDs less than uid.
 func (u *UIDSet) Below(uid uint32) *UIDSet {
 	part := u.clone()
 	part.removeRange(max(uid, 1), maxUID)
 	return &part
 }
 
-// String is the set as IMAP writes it, empty of none.
+// String returns the set in IMAP syntax, "" if it is empty.
 func (u *UIDSet) String() string { return string(u.appendSet(nil)) }
 
-// nth is the UID with i smaller ones before it; i < Len.
+// nth returns the UID that has i smaller ones before it; i < Len.
 func (u *UIDSet) nth(i uint32) uint32 {
 	if u.bitmap == nil {
 		return u.first + i
 	}
 	uid, err := u.bitmap.Select(i)
 	if err != nil {
-		panic("view: more UIDs counted than there are")
+		panic("view: count exceeds the UIDs in the bitmap")
 	}
 	return uid
 }
 
-// countRange is the number of UIDs from first to last.
+// countRange returns the number of UIDs from first to last.
 func (u *UIDSet) countRange(first, last uint32) uint32 {
 	if first > last || u.count == 0 {
 		return 0
@@ -103,7 +103,7 @@ func (u *UIDSet) countRange(first, last uint32) uint32 {
 	return last - first + 1
 }
 
-// runs yields the runs of the set, ascending.
+// runs yields the runs of the set in ascending order.
 func (u *UIDSet) runs(yield func(first, last uint32) bool) {
 	if u.count == 0 {
 		return
@@ -129,14 +129,14 @@ func (u *UIDSet) runs(yield func(first, last uint32) bool) {
 	yield(first, last)
 }
 
-// addRange adds a range. It does not count in a bitmap: whoever calls it does, once.
+// addRange adds a range. With a bitmap it does not update count: the caller must call recount.
 func (u *UIDSet) addRange(first, last uint32) {
 	switch {
 	case u.bitmap != nil:
 		addToBitmap(u.bitmap, first, last)
 	case u.count == 0:
 		u.first, u.count = first, last-first+1
-	case first >= u.first && first <= u.first+u.count: // goes on where the run ends
+	case first >= u.first && first <= u.first+u.count: // overlaps or extends the run
 		u.count = max(u.count, last-u.first+1)
 	default:
 		u.makeBitmap()
@@ -144,7 +144,7 @@ func (u *UIDSet) addRange(first, last uint32) {
 	}
 }
 
-// makeBitmap makes a bitmap of the one run.
+// makeBitmap converts the single run to a bitmap.
 func (u *UIDSet) makeBitmap() {
 	bitmap := roaring.New()
 	if u.count > 0 {
@@ -153,18 +153,18 @@ func (u *UIDSet) makeBitmap() {
 	u.bitmap, u.first = bitmap, 0
 }
 
-// recount counts after put.
+// recount updates count after addRange.
 func (u *UIDSet) recount() {
 	if u.bitmap != nil {
 		u.count = uint32(u.bitmap.GetCardinality())
 	}
 }
 
-// minBulkRange is where one container of a bitmap (65536 UIDs) takes a range at once. It
-// may copy itself for that, so that with short ranges it would be quadratic.
+// minBulkRange is the smallest range added with AddRange to one container of a bitmap (65536
+// UIDs). AddRange may copy the container, so many short ranges would take quadratic time.
 const minBulkRange = 128
 
-// addToBitmap adds first to last, container by container.
+// addToBitmap adds first to last, one container at a time.
 func addToBitmap(bitmap *roaring.Bitmap, first, last uint32) {
 	for {
 		end := min(last, first|0xffff)
@@ -180,7 +180,7 @@ func addToBitmap(bitmap *roaring.Bitmap, first, last uint32) {
 	}
 }
 
-// addFewToBitmap adds one UID after the other, wide at most.
+// addFewToBitmap adds at most minBulkRange UIDs, one by one.
 func addFewToBitmap(bitmap *roaring.Bitmap, first, last uint32) {
 	var buf [minBulkRange]uint32
 	n := 0
@@ -191,7 +191,7 @@ func addFewToBitmap(bitmap *roaring.Bitmap, first, last uint32) {
 	bitmap.AddMany(buf[:n])
 }
 
-// removeRange takes the UIDs from first to last out and says how many there were.
+// removeRange removes the UIDs from first to last and returns how many there were.
 func (u *UIDSet) removeRange(first, last uint32) uint32 {
 	removed := u.countRange(first, last)
 	switch {
@@ -202,7 +202,7 @@ func (u *UIDSet) removeRange(first, last uint32) uint32 {
 		return removed
 	case u.bitmap == nil && first <= u.first:
 		u.first += removed
-	case u.bitmap == nil && last >= u.Max(): // the count says it
+	case u.bitmap == nil && last >= u.Max(): // count is enough
 	default:
 		u.removeMiddle(first, last)
 	}
@@ -210,19 +210,19 @@ func (u *UIDSet) removeRange(first, last uint32) uint32 {
 	return removed
 }
 
-// removeMiddle takes a range out of the middle.
+// removeMiddle removes a range from the middle.
 func (u *UIDSet) removeMiddle(first, last uint32) {
 	if u.bitmap == nil {
 		u.makeBitmap()
 	}
 	if first == last {
-		u.bitmap.Remove(first) // unlike RemoveRange it keeps the container small
+		u.bitmap.Remove(first) // unlike RemoveRange, keeps the container small
 	} else {
 		u.bitmap.RemoveRange(uint64(first), uint64(last)+1)
 	}
 }
 
-// addAll adds all of o.
+// addAll adds all UIDs of other.
 func (u *UIDSet) addAll(other *UIDSet) {
 	switch {
 	case other.count == 0:
@@ -238,7 +238,7 @@ func (u *UIDSet) addAll(other *UIDSet) {
 	u.recount()
 }
 
-// countShared is the number of UIDs in both.
+// countShared returns the number of UIDs in both sets.
 func (u *UIDSet) countShared(other *UIDSet) uint32 {
 	switch {
 	case u.count == 0 || other.count == 0:
@@ -251,7 +251,7 @@ func (u *UIDSet) countShared(other *UIDSet) uint32 {
 	return uint32(u.bitmap.AndCardinality(other.bitmap))
 }
 
-// difference is what u has and o has not.
+// difference returns the UIDs in u that are not in other.
 func (u *UIDSet) difference(other *UIDSet) UIDSet {
 	rest := u.clone()
 	switch {
@@ -269,7 +269,7 @@ func (u *UIDSet) difference(other *UIDSet) UIDSet {
 	return rest
 }
 
-// clone is a copy that shares nothing with u.
+// clone returns a copy that shares no memory with u.
 func (u *UIDSet) clone() UIDSet {
 	c := *u
 	if u.bitmap != nil {
@@ -278,8 +278,7 @@ func (u *UIDSet) clone() UIDSet {
 	return c
 }
 
-// compact holds the set in as little memory as it needs. A bitmap becomes a copy,
-// without what appending left over.
+// compact minimizes the memory of the set. A bitmap is copied, without spare capacity.
 func (u *UIDSet) compact() {
 	switch {
 	case u.bitmap == nil:

@@ -7,17 +7,17 @@ import (
 	"imapgate/internal/imap"
 )
 
-// maxUID is the largest UID. The number above it stands for * in an imap.Set,
-// and without it the number behind a UID is always a number too.
+// maxUID is the largest UID. The number above it stands for * in an imap.Set; excluding it also
+// keeps uid+1 from overflowing.
 const maxUID = imap.Star - 1
 
-// maxSetText bounds the text of one set. The sparsest mailbox of a million
-// messages needs 11 MB.
+// maxSetText bounds the text of one set, in bytes. The sparsest mailbox of a million messages
+// needs 11 MB.
 const maxSetText = 16 << 20
 
-// eachRange calls do for every range of a set of UIDs that a server names:
-// "1:5,7,12:9", where nothing is relative to what the mailbox holds, and so
-// without *. It names no more UIDs than there are, which bounds the work.
+// eachRange calls yield for every range of a UID set sent by a server, such as "1:5,7,12:9".
+// The set has no *, because it does not depend on the mailbox's contents. Its total is at most
+// the number of possible UIDs, which bounds the work.
 func eachRange(text []byte, yield func(first, last uint32)) error {
 	if len(text) > maxSetText {
 		return imap.ErrSet
@@ -44,7 +44,7 @@ func eachRange(text []byte, yield func(first, last uint32)) error {
 	return nil
 }
 
-// parseUID reads a nz-number (RFC 9051 §9).
+// parseUID parses a nz-number (RFC 9051 §9).
 func parseUID(digits []byte) (uint32, bool) {
 	if len(digits) == 0 || len(digits) > 10 || digits[0] == '0' {
 		return 0, false
@@ -59,7 +59,7 @@ func parseUID(digits []byte) (uint32, bool) {
 	return uint32(n), n <= maxUID
 }
 
-// appendSet writes the set in the grammar eachRange reads.
+// appendSet appends the set in the grammar eachRange reads.
 func (u *UIDSet) appendSet(dst []byte) []byte {
 	for first, last := range u.runs {
 		dst = strconv.AppendUint(dst, uint64(first), 10)

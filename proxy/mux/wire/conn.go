@@ -1,10 +1,9 @@
-// Package wire is one end of a session whose commands are framed: a socket, the
-// Reader in front of it, and buffers that are there while bytes flow and gone
-// when it is quiet.
+// Package wire is one end of a session whose commands are framed: a socket, the Reader on top
+// of it, and buffers that are held only while bytes flow.
 //
-// It knows neither commands nor users. A Wire belongs to one goroutine at a
-// time; only the clock, through Look and Interrupt, touches it from outside, and
-// only to end a wait or to close what is stuck.
+// It knows neither commands nor users. A Conn belongs to one goroutine at a time. Only the
+// clock uses it from outside, through OnTick and InterruptWait, to end a wait or to close a
+// stalled connection.
 package wire
 
 import (
@@ -20,58 +19,57 @@ import (
 	"imapgate/internal/parking"
 )
 
-// What ends a read besides the socket's own errors.
+// Errors of reads and writes besides those of the socket.
 var (
-	ErrIdle    = errors.New("nothing has come for a while")
-	ErrStalled = errors.New("the peer has stalled")
+	ErrIdle    = errors.New("no input within the wait time")
+	ErrStalled = errors.New("peer stalled")
 )
 
-// maxLine bounds what is held of a line of a response, and unless Shared says otherwise
-// a line of a command.
+// maxLine bounds the buffered part of a response line and, unless Resources.MaxLine is larger,
+// of a command line, in bytes.
 const maxLine = parking.LargeBuffer
 
-// Clock is the coarse time of all Wires: ticks since the gateway began.
+// Clock is the coarse time of all Conns: ticks since the gateway started.
 type Clock struct{ now atomic.Uint32 }
 
-// Tick moves the clock on and returns the new time.
+// Tick advances the clock and returns the new time.
 func (c *Clock) Tick() uint32 { return c.now.Add(1) }
 
-// Now is the time in ticks.
+// Now returns the time in ticks.
 func (c *Clock) Now() uint32 { return c.now.Load() }
 
-// Conn is one connection of a session, once it is open.
+// Conn is one connection of a session. It is valid after Open.
 type Conn struct {
 	imap.Reader
 
 	// Set once.
 	conn      net.Conn
 	resources *Resources
-	maxUnread int // bytes that may be unread
+	maxUnread int // bound of unread bytes
 
-	// Owned by whoever parks the session.
+	// Owned by the goroutine that parks the session.
 	ParkWaiter parking.Waiter
 
-	mu sync.Mutex // held while a deadline is set to end a wait, or taken back
+	mu sync.Mutex // held while the deadline that ends a wait is set or cleared
 
 	activity          atomic.Uint32
-	activitySince     atomic.Uint32 // tick at which doing began
-	lastByte          atomic.Uint32 // tick of the last byte
+	activitySince     atomic.Uint32 // tick at which activity began
+	lastByte          atomic.Uint32 // tick of the last byte, either way
 	stalled           atomic.Bool
 	bytesIn, bytesOut atomic.Int64 // bytes read, written
 }
 
-// What a Wire is doing.
+// The values of activity.
 const (
 	noActivity       uint32 = iota
-	waitingForInput         // in a read that can be asked to end
-	waitInterrupted         // … and has been
-	readingMore             // in a read of something that has begun
-	readingTLSBuffer        // in a read of what TLS holds, which asks nobody
+	waitingForInput         // in a read that can be interrupted
+	waitInterrupted         // … and was
+	readingMore             // in a read of the rest of a line or literal
+	readingTLSBuffer        // in a read of bytes buffered by TLS, which does not block
 	writingBytes
 )
 
-// Open makes w, which is part of what uses it, the end of conn. first is what was
-// already read from it.
+// Open initializes c as the end of conn. preread holds the bytes already read from it.
 func (c *Conn) Open(conn net.Conn, preread []byte, side imap.Side, resources *Resources) {
 	c.conn, c.resources, c.maxUnread = conn, resources, maxLine
 	if side == imap.Commands {
@@ -82,25 +80,25 @@ func (c *Conn) Open(conn net.Conn, preread []byte, side imap.Side, resources *Re
 	c.lastByte.Store(c.resources.Clock.Now())
 }
 
-// Resources is what all Wires of a gateway share.
+// Resources are shared by all Conns of a gateway.
 type Resources struct {
 	Buffers *parking.BufferPool
 	Clock   *Clock
-	MaxLine int // bytes of a line of a command, with its CRLF; at least 64 KB
+	MaxLine int // bytes of a command line, with its CRLF; at least 64 KB
 }
 
-// NetConn is the connection, for the goroutine that parks the Wire.
+// NetConn returns the connection, for the goroutine that parks the session.
 func (c *Conn) NetConn() net.Conn { return c.conn }
 
-// ByteCounts are the bytes read and written so far.
+// ByteCounts returns the bytes read and written so far.
 func (c *Conn) ByteCounts() (in, out int64) { return c.bytesIn.Load(), c.bytesOut.Load() }
 
-// LastByteTick is the tick of the last byte, either way.
+// LastByteTick returns the tick of the last byte, either way.
 func (c *Conn) LastByteTick() uint32 { return c.lastByte.Load() }
 
-// AwaitInput reads once, or until it has been quiet: ErrIdle.
+// AwaitInput reads once. It returns ErrIdle if the wait was interrupted or the buffer is full.
 func (c *Conn) AwaitInput() error {
-	if c.Buffered() >= c.maxUnread { // there is no room for more
+	if c.Buffered() >= c.maxUnread { // no space left
 		return ErrIdle
 	}
 	c.beginActivity(waitingForInput)
@@ -119,7 +117,7 @@ func (c *Conn) AwaitInput() error {
 	return c.wrapStalled(err)
 }
 
-// ReadMore reads once; the peer has begun something and has to go on.
+// ReadMore reads once, in the middle of a line or literal. A peer that stalls there is aborted.
 func (c *Conn) ReadMore() error {
 	c.beginActivity(readingMore)
 	err := c.fillBuffer()
@@ -127,8 +125,8 @@ func (c *Conn) ReadMore() error {
 	return c.wrapStalled(err)
 }
 
-// ReadTLSBuffered takes what TLS holds in this process: false when that is nothing. It
-// waits for nobody.
+// ReadTLSBuffered reads the bytes that TLS has buffered in this process, and returns false if
+// there are none. It does not block.
 func (c *Conn) ReadTLSBuffered() (bool, error) {
 	if _, plain := c.conn.(*net.TCPConn); plain || c.Buffered() >= c.maxUnread {
 		return false, nil
@@ -142,9 +140,8 @@ func (c *Conn) ReadTLSBuffered() (bool, error) {
 	return err == nil, err
 }
 
-// HasUnread says whether something has come that nobody has read, or the end of
-// the connection: in the Reader, in what TLS holds, at the kernel. It waits for
-// nobody.
+// HasUnread reports whether unread bytes, or the end of the connection, are in the Reader, in
+// TLS's buffer or in the kernel. It does not block.
 func (c *Conn) HasUnread() bool {
 	if c.Buffered() > 0 {
 		return true
@@ -153,7 +150,7 @@ func (c *Conn) HasUnread() bool {
 	return decrypted || err != nil || c.hasArrived()
 }
 
-// Write sends p whole.
+// Write sends all of p.
 func (c *Conn) Write(p []byte) (int, error) {
 	c.beginActivity(writingBytes)
 	err := c.resources.Buffers.Write(c.conn, p)
@@ -166,10 +163,10 @@ func (c *Conn) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// SetDeadline makes reads and writes fail at t; zero lifts it.
+// SetDeadline makes reads and writes fail at t; zero clears the deadline.
 func (c *Conn) SetDeadline(t time.Time) { _ = c.conn.SetDeadline(t) }
 
-// ReleaseBuffers gives the buffers back when nothing is unread.
+// ReleaseBuffers returns the buffers to their pools if nothing is unread.
 func (c *Conn) ReleaseBuffers() {
 	if c.Buffered() > 0 {
 		return
@@ -178,27 +175,27 @@ func (c *Conn) ReleaseBuffers() {
 	parking.ReleaseBuffers(c.conn)
 }
 
-// Close closes the connection, with TLS's goodbye.
+// Close closes the connection, with a TLS close_notify.
 func (c *Conn) Close() error {
 	err := c.conn.Close()
 	c.ReleaseBuffers()
 	return err
 }
 
-// Abort closes the socket under TLS: no goodbye, so that a peer in the middle of
-// a literal can tell that it did not get all of it.
+// Abort closes the socket under TLS, without a close_notify. A peer in the middle of a literal
+// can then detect that it is incomplete.
 func (c *Conn) Abort() { _ = parking.TCP(c.conn).Close() }
 
-// Detach hands the connection on, with what was read too far.
+// Detach returns the connection, which the caller now owns, and the bytes not yet consumed.
 func (c *Conn) Detach() (net.Conn, []byte) {
-	for more := true; more; { // a socket is asked again only when memory is empty
-		more, _ = c.ReadTLSBuffered() // its next reader gets the error
+	for more := true; more; { // a poll of the socket does not detect bytes buffered by TLS
+		more, _ = c.ReadTLSBuffered() // the next reader gets the error
 	}
 	return c.conn, c.TakeBuffered()
 }
 
-// OnTick is the clock's. A wait of more than patience ticks is asked to end; a
-// peer that has let us wait for limit ticks in the middle of something is cut off.
+// OnTick is called by the clock. It interrupts a wait of more than maxWait ticks, and aborts a
+// peer that has stalled for more than maxStall ticks in the middle of a transfer.
 func (c *Conn) OnTick(maxWait, maxStall uint32) {
 	elapsed := c.resources.Clock.Now() - c.activitySince.Load()
 	switch c.activity.Load() {
@@ -214,7 +211,7 @@ func (c *Conn) OnTick(maxWait, maxStall uint32) {
 	}
 }
 
-// InterruptWait asks a wait to end, if there is one.
+// InterruptWait ends the current wait for input, if any.
 func (c *Conn) InterruptWait() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -223,7 +220,7 @@ func (c *Conn) InterruptWait() {
 	}
 }
 
-// Read is the Reader's source.
+// Read is the source of the Reader.
 func (c *Conn) Read(p []byte) (int, error) {
 	if c.activity.Load() == readingTLSBuffer {
 		n, err := parking.ReadBuffered(c.conn, p)
@@ -231,11 +228,11 @@ func (c *Conn) Read(p []byte) (int, error) {
 		return n, err
 	}
 	n, err := c.conn.Read(p)
-	large := c.BufferSize() == parking.LargeBuffer // mail flows: as much at a time as there is
+	large := c.BufferSize() == parking.LargeBuffer // messages flow: read as much at a time as possible
 	for large && err == nil && len(p)-n >= parking.MaxRecord {
 		m, more := parking.ReadBuffered(c.conn, p[n:])
 		n += m
-		if more != nil { // whatever it is, the next read finds it again
+		if more != nil { // the next read returns the error again
 			break
 		}
 	}
@@ -243,7 +240,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// TryRead is the Reader's look for more.
+// TryRead implements imap.TryReader.
 func (c *Conn) TryRead(p []byte) (int, error) {
 	n, err := parking.ReadAvailable(c.conn, p)
 	c.countRead(n)
@@ -257,8 +254,7 @@ func (c *Conn) countRead(read int) {
 	}
 }
 
-// fillBuffer reads into a buffer that suits what comes: a small one for commands and
-// answers, a large one for mail.
+// fillBuffer reads into a small buffer for commands and responses, or a large one for messages.
 func (c *Conn) fillBuffer() error {
 	if c.BufferSize() == 0 {
 		c.SwapBuffer(c.resources.Buffers.Small.Get().(*[parking.SmallBuffer]byte)[:])
@@ -271,7 +267,7 @@ func (c *Conn) fillBuffer() error {
 	return err
 }
 
-// releaseBuffer gives a buffer back if it is a shared one; others are the collector's.
+// releaseBuffer returns a shared buffer to its pool; others are garbage-collected.
 func (c *Conn) releaseBuffer(b []byte) {
 	switch len(b) {
 	case parking.SmallBuffer:

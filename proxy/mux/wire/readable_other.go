@@ -8,10 +8,11 @@ import (
 	"time"
 )
 
-// IsReadable cannot be told here without reading.
+// IsReadable returns false: this platform cannot detect it without reading.
 func (c *Conn) IsReadable() bool { return false }
 
-// hasArrived reads for a moment. What comes stays in the Reader; an end comes again.
+// hasArrived reads for a millisecond. Bytes stay in the Reader; the next read returns the end
+// of the connection again.
 func (c *Conn) hasArrived() bool {
 	c.SetDeadline(time.Now().Add(time.Millisecond))
 	defer c.SetDeadline(time.Time{})

@@ -10,23 +10,23 @@ import (
 	"imapgate/internal/parking"
 )
 
-// IsReadable says whether the kernel has bytes of the peer's, or the end of the
-// connection. It takes nothing, and any goroutine may ask.
+// IsReadable reports whether the kernel has bytes from the peer, or the end of the connection.
+// It consumes nothing. Any goroutine may call it.
 func (c *Conn) IsReadable() bool {
 	raw, err := parking.TCP(c.conn).(syscall.Conn).SyscallConn()
 	if err != nil {
 		return true
 	}
-	silent := false
+	empty := false
 	err = raw.Control(func(fd uintptr) {
 		var one [1]byte
-		peeked := error(unix.EINTR)
-		for peeked == unix.EINTR {
-			_, _, peeked = unix.Recvfrom(int(fd), one[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		peekErr := error(unix.EINTR)
+		for peekErr == unix.EINTR {
+			_, _, peekErr = unix.Recvfrom(int(fd), one[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
 		}
-		silent = peeked == unix.EAGAIN
+		empty = peekErr == unix.EAGAIN
 	})
-	return err != nil || !silent
+	return err != nil || !empty
 }
 
 func (c *Conn) hasArrived() bool { return c.IsReadable() }
