@@ -21,9 +21,9 @@ func readCommand(stream string) (cmd Command, continuations int, rest string, er
 
 func TestReadCommandReadsEveryKindOfString(t *testing.T) {
 	for _, tc := range []struct {
-		stream string
-		want   string
-		asked  int
+		stream        string
+		want          string
+		continuations int
 	}{
 		{"a1 noop\r\n", "{a1 NOOP []}", 0},
 		{"a LOGIN joe pw=\r\n", "{a LOGIN [{0 joe} {0 pw=}]}", 0},
@@ -38,11 +38,11 @@ func TestReadCommandReadsEveryKindOfString(t *testing.T) {
 		{"a AUTHENTICATE PLAIN AGEAYg==\r\n", "{a AUTHENTICATE [{0 PLAIN} {0 AGEAYg==}]}", 0},
 		{"a STARTTLS {0+}\r\n\r\n", "{a STARTTLS [{2 }]}", 0},
 		{". noop\n", "{. NOOP []}", 0},
-		{"a LOGIN {3}\njoe {2+}\n\n\n\n", "{a LOGIN [{2 joe} {2 \n\n}]}", 1}, // each byte is a read
+		{"a LOGIN {3}\njoe {2+}\n\n\n\n", "{a LOGIN [{2 joe} {2 \n\n}]}", 1}, // each read returns one byte
 	} {
-		cmd, asked, rest, err := readCommand(tc.stream + "next")
-		if got := fmt.Sprint(cmd); err != nil || got != tc.want || asked != tc.asked || rest != "next" {
-			t.Errorf("%q: %s, asked %d, rest %q, %v", tc.stream, got, asked, rest, err)
+		cmd, continuations, rest, err := readCommand(tc.stream + "next")
+		if got := fmt.Sprint(cmd); err != nil || got != tc.want || continuations != tc.continuations || rest != "next" {
+			t.Errorf("%q: %s, continuations %d, rest %q, %v", tc.stream, got, continuations, rest, err)
 		}
 	}
 }
@@ -56,10 +56,10 @@ func TestReadCommandResyncsAfterSyntaxError(t *testing.T) {
 		"a LOGIN {18446744073709551616}", "a LOGIN \"\x00\" pw", "a LOGIN \"a\rb\" pw", "a LOGIN jo\re pw", "a LOGIN j\x7f pw", "a LOGIN \xc3\xa9 pw",
 		"a LOGIN \"x {5}", "a ID (\"a\" \"b\"", "a LOGIN {\"5\"}", "a LOGIN ~ {5", "a LOGIN ~{x}",
 	} {
-		cmd, asked, rest, err := readCommand(line + "\r\nnext")
+		cmd, continuations, rest, err := readCommand(line + "\r\nnext")
 		var syntax *SyntaxError
-		if !errors.As(err, &syntax) || errors.Is(err, ErrDesynced) || asked != 0 || rest != "next" {
-			t.Errorf("%q: %v, asked %d, rest %q, %v", line, cmd, asked, rest, err)
+		if !errors.As(err, &syntax) || errors.Is(err, ErrDesynced) || continuations != 0 || rest != "next" {
+			t.Errorf("%q: %v, continuations %d, rest %q, %v", line, cmd, continuations, rest, err)
 			continue
 		}
 		if syntax.Tag != "" && syntax.Tag != "a" {
@@ -83,20 +83,20 @@ func TestLineWithBareLFInsideIsRejected(t *testing.T) {
 		"a ID " + strings.Repeat("x", MaxLongLine) + "\nb NOOP\r\n": ErrLineTooLong,
 	} {
 		r := NewReader(strings.NewReader(stream), Commands, MaxLongLine)
-		r.buf = make([]byte, PreauthLimits.Line) // all in one read
-		_, err := r.ReadCommand(PreauthLimits, func() error { return errors.New("asked") })
+		r.buf = make([]byte, PreauthLimits.Line) // one read returns everything
+		_, err := r.ReadCommand(PreauthLimits, func() error { return errors.New("continuation requested") })
 		var syntax *SyntaxError
 		if want != nil && !errors.Is(err, want) || want == nil && (!errors.As(err, &syntax) || errors.Is(err, ErrDesynced)) {
 			t.Errorf("%.40q: %v", stream, err)
 		}
 		if rest := string(r.Peek()); want == nil && rest != "" && rest != "z NOOP\r\n" {
-			t.Errorf("%.40q: %q is left", stream, rest)
+			t.Errorf("%.40q: %q is unread", stream, rest)
 		}
 	}
 }
 
 func TestReadCommandRejectsOversizedLiterals(t *testing.T) {
-	for line, asks := range map[string]int{
+	for line, want := range map[string]int{
 		"a LOGIN {8193}\r\n":                                   0,
 		"a LOGIN {4294967295}\r\n":                             0,
 		"a LOGIN {9223372036854775807}\r\n":                    0,
@@ -104,9 +104,9 @@ func TestReadCommandRejectsOversizedLiterals(t *testing.T) {
 		"a X {1}\r\nx {1}\r\nx {1}\r\nx {1}\r\nx {1}\r\n":      4,
 		"a X {1+}\r\nx {1+}\r\nx {1+}\r\nx {1+}\r\nx {1}\r\nx": 0,
 	} {
-		cmd, asked, _, err := readCommand(line)
-		if !errors.Is(err, ErrLiteralTooBig) && !errors.Is(err, ErrLineSkipped) || errors.Is(err, ErrDesynced) || asked != asks || cmd.Tag != "a" {
-			t.Errorf("%q: asked %d, %v", line, asked, err)
+		cmd, continuations, _, err := readCommand(line)
+		if !errors.Is(err, ErrLiteralTooBig) && !errors.Is(err, ErrLineSkipped) || errors.Is(err, ErrDesynced) || continuations != want || cmd.Tag != "a" {
+			t.Errorf("%q: continuations %d, %v", line, continuations, err)
 		}
 	}
 }
@@ -114,8 +114,8 @@ func TestReadCommandRejectsOversizedLiterals(t *testing.T) {
 func TestReadCommandFailsOnUnwantedNonSyncLiteral(t *testing.T) {
 	for _, line := range []string{"a LOGIN {8193+}\r\n", "a LOGIN {05+}\r\n", "a LOGIN {+}\r\n", "a LOGIN \"x {5+}\r\n", "* LOGIN {5+}\r\n",
 		"a X {1+}\r\nx {1+}\r\nx {1+}\r\nx {1+}\r\nx {1+}\r\n", "a LOGIN joe {99999999999999999999+}\r\n", "a LOGIN {05+}\n", "a ID (({3+}\r\n"} {
-		if _, asked, _, err := readCommand(line + "b NOOP\r\n"); !errors.Is(err, ErrDesynced) || asked != 0 {
-			t.Errorf("%q: asked %d, %v", line, asked, err)
+		if _, continuations, _, err := readCommand(line + "b NOOP\r\n"); !errors.Is(err, ErrDesynced) || continuations != 0 {
+			t.Errorf("%q: continuations %d, %v", line, continuations, err)
 		}
 	}
 	if _, _, _, err := readCommand("a " + strings.Repeat("x", 9000)); !errors.Is(err, ErrLineTooLong) {
@@ -124,7 +124,7 @@ func TestReadCommandFailsOnUnwantedNonSyncLiteral(t *testing.T) {
 	cmd, _, rest, err := readCommand("a LOGIN {3}\r\njoex\r\nnext")
 	var syntax *SyntaxError
 	if !errors.As(err, &syntax) || rest != "next" {
-		t.Errorf("behind a literal: %v %q %v", cmd, rest, err)
+		t.Errorf("after a literal: %v %q %v", cmd, rest, err)
 	}
 }
 
@@ -135,23 +135,23 @@ func TestOnlyAuthenticateAndIDMayBeLongPreauth(t *testing.T) {
 		stream string
 		want   error
 	}{
-		"AUTHENTICATE as long as may be": {fits("a authenticate X ", MaxLongLine), nil},
-		"one byte longer":                {fits("a AUTHENTICATE X ", MaxLongLine+1), ErrLineSkipped},
-		"as long as is read past":        {"a AUTHENTICATE X " + strings.Repeat("x", MaxLongLine+maxSkip-19) + "\r\n", ErrLineSkipped},
-		"longer than that":               {"a AUTHENTICATE X " + strings.Repeat("x", MaxLongLine+maxSkip-18) + "\r\n", ErrLineTooLong},
-		"without an end":                 {"a AUTHENTICATE X " + strings.Repeat("x", 1<<20), ErrLineTooLong},
-		"LOGIN as long as may be":        {fits("a LOGIN x ", 8192), nil},
-		"LOGIN":                          {fits("a LOGIN x ", 8193), ErrLineTooLong},
-		"AUTHENTICATES":                  {fits("a AUTHENTICATES x ", 8193), ErrLineTooLong},
-		"a tag":                          {fits("AUTHENTICATE", 8193), ErrLineTooLong},
-		"a long tag":                     {fits(text[:200]+" AUTHENTICATE ", 8193), ErrLineTooLong},
-		"ID in one line":                 {"a ID (" + strings.Repeat(`"`+text[:30]+`" "`+text[:1024]+`" `, 29) + "x y)\r\n", nil},
-		"ID in literals":                 {"a ID (" + strings.Repeat("{30+}\r\n"+text[:30]+" {1024+}\r\n"+text[:1024]+" ", 29) + "x y)\r\n", nil},
-		"ID in too many literals":        {"a ID (" + strings.Repeat("{1+}\r\nx ", 60) + "{1}\r\nx)\r\n", ErrLiteralTooBig},
-		"ID in too large literals":       {"a ID (" + strings.Repeat("{1024+}\r\n"+text[:1024]+" ", 31) + "{1024}\r\n", ErrLiteralTooBig},
-		"lines and a literal of ID":      {"a ID (" + text[:20<<10] + " {13000}\r\n", ErrLiteralTooBig},
-		"lines of LOGIN together":        {"a LOGIN " + strings.Repeat("{1+}\r\nx "+text[:5<<10]+" ", 4) + "\r\n", ErrLineTooLong},
-		"what is skipped and goes on":    {"a ID " + text + "{5+}\r\n", ErrDesynced},
+		"AUTHENTICATE of the longest line": {fits("a authenticate X ", MaxLongLine), nil},
+		"one byte longer":                  {fits("a AUTHENTICATE X ", MaxLongLine+1), ErrLineSkipped},
+		"the longest line that is skipped": {"a AUTHENTICATE X " + strings.Repeat("x", MaxLongLine+maxSkip-19) + "\r\n", ErrLineSkipped},
+		"longer than that":                 {"a AUTHENTICATE X " + strings.Repeat("x", MaxLongLine+maxSkip-18) + "\r\n", ErrLineTooLong},
+		"without an end":                   {"a AUTHENTICATE X " + strings.Repeat("x", 1<<20), ErrLineTooLong},
+		"LOGIN of the longest line":        {fits("a LOGIN x ", 8192), nil},
+		"LOGIN":                            {fits("a LOGIN x ", 8193), ErrLineTooLong},
+		"AUTHENTICATES":                    {fits("a AUTHENTICATES x ", 8193), ErrLineTooLong},
+		"a tag":                            {fits("AUTHENTICATE", 8193), ErrLineTooLong},
+		"a long tag":                       {fits(text[:200]+" AUTHENTICATE ", 8193), ErrLineTooLong},
+		"ID in one line":                   {"a ID (" + strings.Repeat(`"`+text[:30]+`" "`+text[:1024]+`" `, 29) + "x y)\r\n", nil},
+		"ID in literals":                   {"a ID (" + strings.Repeat("{30+}\r\n"+text[:30]+" {1024+}\r\n"+text[:1024]+" ", 29) + "x y)\r\n", nil},
+		"ID in too many literals":          {"a ID (" + strings.Repeat("{1+}\r\nx ", 60) + "{1}\r\nx)\r\n", ErrLiteralTooBig},
+		"ID in too large literals":         {"a ID (" + strings.Repeat("{1024+}\r\n"+text[:1024]+" ", 31) + "{1024}\r\n", ErrLiteralTooBig},
+		"lines and a literal of ID":        {"a ID (" + text[:20<<10] + " {13000}\r\n", ErrLiteralTooBig},
+		"lines of LOGIN together":          {"a LOGIN " + strings.Repeat("{1+}\r\nx "+text[:5<<10]+" ", 4) + "\r\n", ErrLineTooLong},
+		"a skipped line with a literal":    {"a ID " + text + "{5+}\r\n", ErrDesynced},
 	} {
 		cmd, _, _, err := readCommand(c.stream)
 		if !errors.Is(err, c.want) || c.want == nil && err != nil {
@@ -185,16 +185,16 @@ func FuzzClientCommand(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, stream, sizes []byte) {
 		type result struct {
-			Cmd   Command
-			Err   string
-			Asked int
+			Cmd           Command
+			Err           string
+			Continuations int
 		}
 		run := func(src io.Reader) (all []result) {
 			r, long := NewReader(src, Commands, MaxLongLine), false
 			for {
 				var res result
 				var err error
-				res.Cmd, err = r.ReadCommand(PreauthLimits, func() error { res.Asked++; return nil })
+				res.Cmd, err = r.ReadCommand(PreauthLimits, func() error { res.Continuations++; return nil })
 				if err != nil {
 					res.Err = err.Error()
 				}
@@ -203,7 +203,7 @@ func FuzzClientCommand(f *testing.F) {
 				if err != nil && (!errors.As(err, &syntax) && !errors.Is(err, ErrLiteralTooBig) && !errors.Is(err, ErrLineSkipped) || errors.Is(err, ErrDesynced)) {
 					return all
 				}
-				long = long || res.Cmd.Name == "ID" || res.Cmd.Name == "AUTHENTICATE" // whose buffer what came with it is in, too
+				long = long || res.Cmd.Name == "ID" || res.Cmd.Name == "AUTHENTICATE" // later commands share its buffer
 				if len(r.buf) > MaxLongLine || len(r.buf) > PreauthLimits.Line && !long {
 					t.Fatalf("the buffer grew to %d", len(r.buf))
 				}
@@ -217,14 +217,14 @@ func FuzzClientCommand(f *testing.F) {
 			if !reflect.DeepEqual(whole, split) {
 				t.Fatalf("chunking changed the commands:\n%v\n%v", whole, split)
 			}
-		case len(stream) < minBuffer: // no read of lines fills the buffer
+		case len(stream) < minBuffer: // no line fills the buffer
 			lines := run(&lineReader{stream})
 			for _, some := range [][]result{whole, split} {
 				left := lines
 				for _, c := range some {
 					i := slices.IndexFunc(left, func(l result) bool { return reflect.DeepEqual(l, c) })
 					if c.Err == "" && i < 0 {
-						t.Fatalf("%v is none of %v, or is there too early", c, lines)
+						t.Fatalf("%v is not in %v, or out of order", c, lines)
 					}
 					left = left[i+1:]
 				}
@@ -233,7 +233,7 @@ func FuzzClientCommand(f *testing.F) {
 	})
 }
 
-// lineReader brings a line with each read.
+// lineReader returns one line per read.
 type lineReader struct{ b []byte }
 
 func (l *lineReader) Read(p []byte) (int, error) {
@@ -249,15 +249,14 @@ func (l *lineReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// checkRoundTrip checks that a command that was read, written again and read again
-// is the same.
+// checkRoundTrip verifies that a command is unchanged after AppendCommand and ReadCommand.
 func checkRoundTrip(t *testing.T, cmd Command, err error) {
 	if err != nil {
 		return
 	}
 	limits := Limits{Line: 1 << 20, Tag: 126, LiteralBytes: 1 << 20, Size: 1 << 20, LiteralCount: 1 << 10, Parens: 10}
 	r := NewReader(bytes.NewReader(AppendCommand(nil, cmd)), Commands, 1<<20)
-	again, err := r.ReadCommand(limits, func() error { return errors.New("asked") })
+	again, err := r.ReadCommand(limits, func() error { return errors.New("continuation requested") })
 	if err != nil || again.Tag != cmd.Tag || again.Name != cmd.Name || len(again.Args) != len(cmd.Args) {
 		t.Fatalf("%v became %v, %v", cmd, again, err)
 	}
@@ -268,8 +267,8 @@ func checkRoundTrip(t *testing.T, cmd Command, err error) {
 	}
 }
 
-// A stranger's arguments are few, so that what is held of a command is no more than a
-// few times its octets.
+// Before login a command has few arguments, so that its memory is at most a few times its
+// octets.
 func TestArgumentCountIsLimited(t *testing.T) {
 	for in, want := range map[string]string{
 		"a LOGIN" + strings.Repeat(" x", 16) + "\r\n":                               "",

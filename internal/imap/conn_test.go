@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// cancelingConn is a connection whose writes are met by the end of a context.
+// cancelingConn is a connection whose context is canceled during a write.
 type cancelingConn struct {
 	net.Conn
 	cancel   func()
@@ -23,7 +23,7 @@ func (c *cancelingConn) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// A context that ends is noticed in two places at once, in no order.
+// WriteFinal and the cancellation of the context may happen in either order.
 func TestFinalWriteSurvivesContextCancellation(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	nc := &cancelingConn{cancel: cancel, canceled: make(chan struct{})}
@@ -34,6 +34,6 @@ func TestFinalWriteSurvivesContextCancellation(t *testing.T) {
 	})
 	c.WriteFinal(time.Minute, "* BYE\r\n")
 	if time.Until(nc.deadline) <= 0 {
-		t.Error("the time for the last words was taken away")
+		t.Error("the cancellation overrode the deadline of WriteFinal")
 	}
 }

@@ -11,8 +11,8 @@ import (
 	"testing/iotest"
 )
 
-// readFrames reads a stream to its end and writes down where each command or
-// response ends. A line has no CR and no LF but those of its CRLF.
+// readFrames reads a stream to its end and records the end of each command or response. It
+// fails if a line has a CR or LF other than its final CRLF.
 func readFrames(r *Reader) (all []byte, ends []int, err error) {
 	for {
 		s, err := r.Next()
@@ -21,7 +21,7 @@ func readFrames(r *Reader) (all []byte, ends []int, err error) {
 		}
 		if lf := bytes.IndexByte(s.Bytes, '\n'); s.Kind == LineEnd && lf != len(s.Bytes)-1 || s.Kind == LinePart && lf >= 0 ||
 			s.Kind == LineEnd && !bytes.HasSuffix(s.Bytes, []byte("\r\n")) {
-			return all, ends, fmt.Errorf("%q is no line", s.Bytes)
+			return all, ends, fmt.Errorf("%q is not a line", s.Bytes)
 		}
 		all = append(all, s.Bytes...)
 		if s.End {
@@ -141,14 +141,14 @@ func TestRelayingAllocatesNothing(t *testing.T) {
 		}
 	}
 	for range 100 {
-		read() // lets the buffer grow
+		read() // grows the buffer
 	}
 	if n := testing.AllocsPerRun(1000, read); n != 0 {
 		t.Errorf("%v allocations a response", n)
 	}
 }
 
-// repeatReader reads as the same bytes for ever.
+// repeatReader returns the same bytes forever.
 type repeatReader struct {
 	b   []byte
 	pos int
@@ -160,7 +160,7 @@ func (r *repeatReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// chunkReader cuts a stream into reads of the sizes it is given, in turn.
+// chunkReader splits a stream into reads of the given sizes, cyclically.
 type chunkReader struct {
 	b     []byte
 	sizes []byte
@@ -181,9 +181,9 @@ func (c *chunkReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// referenceFrames frames commands in another way: it holds the whole stream, and every LF
-// outside of literals ends a line. All is the stream with CRLF there; alone says how
-// many of them were alone.
+// referenceFrames frames commands independently of Reader: it has the whole stream, and every
+// LF outside literals ends a line. It returns the stream with CRLF at those places, the ends,
+// and the number of bare LFs.
 func referenceFrames(stream []byte) (all []byte, ends []int, bareLFs int) {
 	for pos := 0; ; {
 		i := bytes.IndexByte(stream[pos:], '\n')
@@ -237,22 +237,21 @@ func FuzzLiteralFraming(f *testing.F) {
 			}
 			switch {
 			case len(ends) > len(wantEnds) || !slices.Equal(ends, wantEnds[:len(ends)]) || !bytes.Equal(all[:last], want[:last]):
-				t.Fatalf("%q with ends at %v, the reference says %q, %v", all, ends, want, wantEnds)
+				t.Fatalf("%q with ends at %v, the reference has %q, %v", all, ends, want, wantEnds)
 			case len(ends) < len(wantEnds) && (bareLFs == 0 || !errors.Is(err, ErrLineEnding)):
-				t.Fatalf("ends %v, the reference says %v: %v", ends, wantEnds, err)
+				t.Fatalf("ends %v, the reference has %v: %v", ends, wantEnds, err)
 			}
 		}
 	})
 }
 
-// An LF alone ends a line of commands where nothing behind it was read, and else no
-// line at all.
+// A bare LF ends a command line only if no bytes after it were read; otherwise it is an error.
 func TestBareLFEndsALineAtTheEndOfARead(t *testing.T) {
 	const limit = 1000
-	full := "a " + strings.Repeat("x", minBuffer-len("a \n")) + "\n" // as much as the first read takes
+	full := "a " + strings.Repeat("x", minBuffer-len("a \n")) + "\n" // fills the first read
 	for _, tc := range []struct {
-		reads string // one in each line
-		lines string // as ReadLine has them; ! with ErrLineEnding
+		reads string // separated by "|"
+		lines string // as ReadLine returns them; "!" marks ErrLineEnding
 	}{
 		{"a\n", "a"},
 		{"\n", ""},
@@ -287,20 +286,20 @@ func TestBareLFEndsALineAtTheEndOfARead(t *testing.T) {
 			t.Errorf("%.40q: lines %q, want %q", tc.reads, got, tc.lines)
 		}
 		all, _, err := readFrames(NewReader(newChunkSource(tc.reads), Commands, 8192))
-		taken, refused := tc.lines, strings.Contains(tc.lines, "!")
-		if refused {
-			taken = taken[:strings.IndexByte(taken, '!')]
+		accepted, isRejected := tc.lines, strings.Contains(tc.lines, "!")
+		if isRejected {
+			accepted = accepted[:strings.IndexByte(accepted, '!')]
 		} else {
-			taken += "|"
+			accepted += "|"
 		}
-		if want := strings.ReplaceAll(taken, "|", "\r\n"); string(all) != want || errors.Is(err, ErrLineEnding) != refused {
+		if want := strings.ReplaceAll(accepted, "|", "\r\n"); string(all) != want || errors.Is(err, ErrLineEnding) != isRejected {
 			t.Errorf("%.40q: framed as %q, want %q; %v", tc.reads, all, want, err)
 		}
 	}
 }
 
-// An LF alone counts as one byte of its line, and is looked for behind a Part and past a
-// line that is too long too.
+// A bare LF counts as one byte of its line. It also ends a line after a LinePart, and a skipped
+// line.
 func TestLongLineMayEndInBareLF(t *testing.T) {
 	long := strings.Repeat("x", 2000)
 	r := NewReader(strings.NewReader(long+"\n"), Commands, 512)
@@ -319,7 +318,7 @@ func TestLongLineMayEndInBareLF(t *testing.T) {
 	}
 }
 
-// chunkedTryReader is a source of which all has arrived, up to the cut, and a Looker.
+// chunkedTryReader is a TryReader whose bytes have arrived up to the next chunk boundary.
 type chunkedTryReader struct {
 	chunks   []string
 	tryReads int
@@ -331,7 +330,7 @@ func (a *chunkedTryReader) Read(p []byte) (int, error) {
 	}
 	n := copy(p, a.chunks[0])
 	if a.chunks[0] = a.chunks[0][n:]; a.chunks[0] == "" {
-		a.chunks[0] = "|" // the cut
+		a.chunks[0] = "|" // the boundary
 	}
 	if n == 0 || p[0] == '|' {
 		a.chunks = a.chunks[1:]
@@ -348,7 +347,7 @@ func (a *chunkedTryReader) TryRead(p []byte) (int, error) {
 	return a.Read(p)
 }
 
-// No length of a line makes a difference: the buffer's end is no cut.
+// The result does not depend on whether the line ends at the end of the buffer.
 func TestLineThatFillsTheBufferMayEndInBareLF(t *testing.T) {
 	for _, size := range []int{minBuffer, 1024, 2048, 4096} {
 		for n := size - 1; n <= min(size+1, 4096); n++ {
@@ -356,17 +355,17 @@ func TestLineThatFillsTheBufferMayEndInBareLF(t *testing.T) {
 			for following, want := range map[string]error{"": io.EOF, "b\r\n": ErrLineEnding, "\n": ErrLineEnding, "\r\n": ErrLineEnding} {
 				src := &chunkedTryReader{chunks: []string{line + "\n" + following, "c\r\n"}}
 				all, _, err := readFrames(NewReader(src, Commands, 4096))
-				taken := line + "\r\nc\r\n"
+				accepted := line + "\r\nc\r\n"
 				if want != io.EOF {
-					taken = ""
+					accepted = ""
 				}
-				if string(all) != taken || !errors.Is(err, want) || src.tryReads > 1 {
-					t.Errorf("%d bytes and %q: %d bytes are framed, %d looks, %v", n, following, len(all), src.tryReads, err)
+				if string(all) != accepted || !errors.Is(err, want) || src.tryReads > 1 {
+					t.Errorf("%d bytes and %q: %d bytes are framed, %d calls of TryRead, %v", n, following, len(all), src.tryReads, err)
 				}
 			}
 			src := &chunkedTryReader{chunks: []string{line[1:] + "\r\n", "c\r\n"}}
 			if all, _, err := readFrames(NewReader(src, Commands, 4096)); len(all) != n+len("\nc\r\n")-1 || err != io.EOF || src.tryReads > 0 {
-				t.Errorf("%d bytes and CRLF: %d bytes are framed, %d looks, %v", n, len(all), src.tryReads, err)
+				t.Errorf("%d bytes and CRLF: %d bytes are framed, %d calls of TryRead, %v", n, len(all), src.tryReads, err)
 			}
 			r := NewReader(&chunkedTryReader{chunks: []string{line + "\n"}}, Commands, 4096)
 			if got, err := r.ReadLine(4096); string(got) != line || err != nil {
@@ -376,7 +375,7 @@ func TestLineThatFillsTheBufferMayEndInBareLF(t *testing.T) {
 	}
 }
 
-// newChunkSource is a source whose reads bring what stands between the bars.
+// newChunkSource returns a source whose reads return the pieces of text between bars.
 func newChunkSource(text string) io.Reader {
 	var all []io.Reader
 	for piece := range strings.SplitSeq(text, "|") {
@@ -410,11 +409,11 @@ func TestBufferedSegmentsAreContiguousUntilFill(t *testing.T) {
 		run = run[:len(run)+len(s.Bytes)]
 	}
 	if want := stream[:len(stream)-len("* 3 EX")]; string(run) != want || !r.AtBoundary() {
-		t.Errorf("%q, between %v", run, r.AtBoundary())
+		t.Errorf("%q, at boundary %v", run, r.AtBoundary())
 	}
 	old := r.SwapBuffer(make([]byte, 6))
 	if len(old) != 512 || string(r.Peek()) != "* 3 EX" {
-		t.Errorf("%d bytes of buffer came back, %q is unread", len(old), r.Peek())
+		t.Errorf("old buffer of %d bytes, %q is unread", len(old), r.Peek())
 	}
 	if err := r.Fill(); err != io.ErrUnexpectedEOF {
 		t.Errorf("the end inside a line: %v", err)

@@ -62,7 +62,7 @@ func TestCapsKeepTheServersSpelling(t *testing.T) {
 		t.Errorf("%q", got.String())
 	}
 	if ParseCaps("").IsKnown() || (Caps{}).Has("X") {
-		t.Error("no list is a list")
+		t.Error("an empty Caps is known")
 	}
 }
 
@@ -79,7 +79,7 @@ func TestParseSet(t *testing.T) {
 	}
 	s, _ := ParseSet("2,5:*")
 	for n, want := range map[uint32]bool{1: false, 2: true, 3: true, 4: true, 5: true, 6: false} {
-		if s.Contains(n, 3) != want { // 5:* is 3:5 where 3 is the largest
+		if s.Contains(n, 3) != want { // 5:* is 3:5 if the largest is 3
 			t.Errorf("%d: %v", n, !want)
 		}
 	}
@@ -119,11 +119,11 @@ func TestCancellationOverridesALaterDeadline(t *testing.T) {
 	c.SetDeadline(time.Now().Add(time.Hour))
 	cancel()
 	if _, err := c.ReadLine(100); err == nil {
-		t.Fatal("read on after the cancellation")
+		t.Fatal("Read succeeded after the cancellation")
 	}
 	c.SetDeadline(time.Now().Add(time.Hour))
 	if _, err := c.ReadLine(100); err == nil {
-		t.Fatal("a later limit revived the connection")
+		t.Fatal("a later deadline overrode the cancellation")
 	}
 	if release() {
 		t.Error("released before the cancellation")

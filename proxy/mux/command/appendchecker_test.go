@@ -7,8 +7,9 @@ import (
 	"imapgate/internal/imap"
 )
 
-// Each line is one that announces a literal; what the backend can do; and whether it
-// may be sent, and unasked: "" for no, "fair" for asked, "plain" for unasked.
+// Each case has a line that announces a literal, the backend's capabilities, and the result: ""
+// if the line must not be sent, "synced" if it may be sent with a synchronizing literal,
+// "plain" if it may be sent without waiting.
 func TestFirstAppendLineIsCheckedAgainstTheGrammar(t *testing.T) {
 	const all = "IMAP4rev1 CATENATE UTF8=ACCEPT ANNOTATE-EXPERIMENT-1"
 	for _, c := range []struct{ line, caps, want string }{
@@ -16,30 +17,30 @@ func TestFirstAppendLineIsCheckedAgainstTheGrammar(t *testing.T) {
 		{"a append \"Sent Items/2024\" (\\Seen \\answered $Forwarded NonJunk) {3+}", "", "plain"},
 		{"a APPEND INBOX () \" 7-Jul-2024 02:44:25 -0700\" {3+}", "", "plain"},
 		{"a APPEND INBOX \"17-Jul-2024 02:44:25 +0000\" {3}", "", "plain"},
-		{"a APPEND INBOX ~{3+}", "", "fair"},
-		{"a APPEND NIL {3+}", "", "fair"},
-		{"a APPEND \"\" {3+}", "", "fair"},
-		{"a APPEND &AOQ- {3+}", "", "fair"},
-		{"a APPEND \xe4 {3+}", "", "fair"},
-		{"a APPEND \"a\\\"b\" {3+}", "", "fair"},
-		{"a APPEND {5+}", "", "fair"},
-		{"a APPEND " + strings.Repeat("x", 201) + " {3+}", "", "fair"},
-		{"a APPEND INBOX (\\Forwarded) {3+}", "", "fair"},
-		{"a APPEND INBOX (\\Recent) {3+}", "", "fair"},
-		{"a APPEND INBOX (" + strings.Repeat("x ", 16) + "y) {3+}", "", "fair"},
-		{"a APPEND INBOX (" + strings.Repeat("x", 51) + ") {3+}", "", "fair"},
-		{"a APPEND INBOX \"77-Jul-2024 02:44:25 -0700\" {3+}", "", "fair"},
-		{"a APPEND INBOX \"17-Jul-1969 02:44:25 -0700\" {3+}", "", "fair"},
-		{"a APPEND INBOX \"never\" {3+}", "", "fair"},
-		{"a REPLACE 1 INBOX {3+}", "", "fair"},
-		{"a REPLACE 1 {5+}", "", "fair"},
-		{"a UID REPLACE 1 INBOX (\\Seen) {3+}", "", "fair"},
-		{"a APPEND INBOX CATENATE (TEXT {3+}", all, "fair"},
-		{"a APPEND INBOX (\\Seen) \"x\" CATENATE (URL \"/a\" URL b TEXT {3+}", all, "fair"},
-		{"a APPEND INBOX CATENATE (URL {3+}", all, "fair"},
-		{"a APPEND INBOX CATENATE (URL \"/a\") {3+}", all, "fair"},
-		{"a APPEND INBOX UTF8 (~{3+}", all, "fair"},
-		{"a APPEND INBOX ANNOTATION (/comment (value.priv \"x\")) {3+}", all, "fair"},
+		{"a APPEND INBOX ~{3+}", "", "synced"},
+		{"a APPEND NIL {3+}", "", "synced"},
+		{"a APPEND \"\" {3+}", "", "synced"},
+		{"a APPEND &AOQ- {3+}", "", "synced"},
+		{"a APPEND \xe4 {3+}", "", "synced"},
+		{"a APPEND \"a\\\"b\" {3+}", "", "synced"},
+		{"a APPEND {5+}", "", "synced"},
+		{"a APPEND " + strings.Repeat("x", 201) + " {3+}", "", "synced"},
+		{"a APPEND INBOX (\\Forwarded) {3+}", "", "synced"},
+		{"a APPEND INBOX (\\Recent) {3+}", "", "synced"},
+		{"a APPEND INBOX (" + strings.Repeat("x ", 16) + "y) {3+}", "", "synced"},
+		{"a APPEND INBOX (" + strings.Repeat("x", 51) + ") {3+}", "", "synced"},
+		{"a APPEND INBOX \"77-Jul-2024 02:44:25 -0700\" {3+}", "", "synced"},
+		{"a APPEND INBOX \"17-Jul-1969 02:44:25 -0700\" {3+}", "", "synced"},
+		{"a APPEND INBOX \"never\" {3+}", "", "synced"},
+		{"a REPLACE 1 INBOX {3+}", "", "synced"},
+		{"a REPLACE 1 {5+}", "", "synced"},
+		{"a UID REPLACE 1 INBOX (\\Seen) {3+}", "", "synced"},
+		{"a APPEND INBOX CATENATE (TEXT {3+}", all, "synced"},
+		{"a APPEND INBOX (\\Seen) \"x\" CATENATE (URL \"/a\" URL b TEXT {3+}", all, "synced"},
+		{"a APPEND INBOX CATENATE (URL {3+}", all, "synced"},
+		{"a APPEND INBOX CATENATE (URL \"/a\") {3+}", all, "synced"},
+		{"a APPEND INBOX UTF8 (~{3+}", all, "synced"},
+		{"a APPEND INBOX ANNOTATION (/comment (value.priv \"x\")) {3+}", all, "synced"},
 
 		{"a APPEND INBOX CATENATE (TEXT {3+}", "", ""},
 		{"a APPEND INBOX UTF8 (~{3+}", "", ""},
@@ -67,18 +68,18 @@ func TestFirstAppendLineIsCheckedAgainstTheGrammar(t *testing.T) {
 		{"a APPEND INBOX (\\Seen) (\\Seen) {3+}", all, ""},
 		{"a APPEND INBOX \"x\" \"y\" {3+}", all, ""},
 		{"a APPEND INBOX \"x\" (\\Seen) {3+}", all, ""},
-		{"a REPLACE INBOX {3+}", all, "fair"}, // a set called INBOX, and a mailbox that is a literal
+		{"a REPLACE INBOX {3+}", all, "synced"}, // the set is INBOX and the mailbox is a literal
 		{"a REPLACE (1) INBOX {3+}", all, ""},
 		{"a REPLACE {3+}", all, ""},
 	} {
 		var u AppendChecker
 		got, line := "", []byte(c.line+"\r\n")
 		if u.CheckFirstLine(line, imap.ParseCaps(c.caps)) {
-			got = "fair"
+			got = "synced"
 		}
 		if IsPlainAppend(line) {
 			if got == "" {
-				t.Errorf("%q is plain and may not be sent", c.line)
+				t.Errorf("%q is plain but may not be sent", c.line)
 			}
 			got = "plain"
 		}
@@ -92,7 +93,7 @@ func TestNextAppendLineIsCheckedAgainstTheGrammar(t *testing.T) {
 	const all = "IMAP4rev1 CATENATE UTF8=ACCEPT"
 	for _, c := range []struct {
 		lines []string
-		want  bool // may the last one be sent?
+		want  bool // whether the last line may be sent
 	}{
 		{[]string{"a APPEND {5+}", " {3+}"}, true},
 		{[]string{"a APPEND {5+}", " (\\Seen) \"x\" {3+}", " {3+}", " (x) ~{3+}"}, true},
@@ -111,7 +112,7 @@ func TestNextAppendLineIsCheckedAgainstTheGrammar(t *testing.T) {
 		got := u.CheckFirstLine([]byte(c.lines[0]+"\r\n"), imap.ParseCaps(all))
 		for i, line := range c.lines[1:] {
 			if !got {
-				t.Fatalf("%q: %d lines may not be sent", c.lines, i+1)
+				t.Fatalf("%q: line %d may not be sent", c.lines, i+1)
 			}
 			got = u.CheckNextLine([]byte(line + "\r\n"))
 		}
@@ -121,16 +122,17 @@ func TestNextAppendLineIsCheckedAgainstTheGrammar(t *testing.T) {
 	}
 }
 
-// No line breaks it, and what goes out unasked is of the grammar.
+// FuzzAppendChecker verifies that no line causes a panic, and that a plain line follows the
+// grammar.
 func FuzzAppendChecker(f *testing.F) {
 	f.Add("a APPEND INBOX (\\Seen) \"17-Jul-2024 02:44:25 -0700\" {3+}", ") CATENATE (URL x TEXT {3}")
 	f.Add("a REPLACE 1 {3+}", " UTF8 (~{3}")
 	caps := imap.ParseCaps("CATENATE UTF8=ACCEPT ANNOTATE-EXPERIMENT-1")
 	f.Fuzz(func(t *testing.T, first, next string) {
 		var u AppendChecker
-		may := u.CheckFirstLine([]byte(first+"\r\n"), caps)
-		if IsPlainAppend([]byte(first+"\r\n")) && strings.HasSuffix(first, "}") && !may {
-			t.Errorf("%q is plain and may not be sent", first)
+		ok := u.CheckFirstLine([]byte(first+"\r\n"), caps)
+		if IsPlainAppend([]byte(first+"\r\n")) && strings.HasSuffix(first, "}") && !ok {
+			t.Errorf("%q is plain but may not be sent", first)
 		}
 		u.CheckNextLine([]byte(next + "\r\n"))
 	})

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// summary is what a line of the table says, in short: route, expunge, and B barrier,
-// Y retry, P pin, S streams, R refused, M mailbox.
+// summary abbreviates a row of the table: upstream, expunge policy, then B barrier, Y
+// retryable, P pins, S streams, R forbidden, M needs a mailbox.
 func (s *Spec) summary() string {
 	b := []byte{"LAS"[s.Upstream], "ENT-"[s.ExpungePolicy]}
 	for _, f := range []struct {
@@ -59,7 +59,7 @@ func TestEveryCommandHasASpec(t *testing.T) {
 		}
 	}
 	if seen != len(table) || seen != len(specByName) {
-		t.Errorf("%d commands looked at, %d in the table, %d names", seen, len(table), len(specByName))
+		t.Errorf("%d commands tested, %d in the table, %d names", seen, len(table), len(specByName))
 	}
 }
 
@@ -68,7 +68,7 @@ func TestUnknownCommandPins(t *testing.T) {
 		"LOCALAPPEND", "NO.OP", strings.Repeat("X", 33), strings.Repeat("X", 9000), "UID " + strings.Repeat("X", 40), "DONE"} {
 		line := []byte("a " + name + " 1:3\r\n")
 		h, err := Lookup(line)
-		if name == "UID" { // "UID 1:3" has two words, too
+		if name == "UID" { // "UID 1:3" is also a name of two words
 			line = []byte("a UID 1-3\r\n")
 			h, err = Lookup(line)
 		}
@@ -130,7 +130,7 @@ func TestOnlyAValidTagIsEchoed(t *testing.T) {
 			t.Errorf("%q: tag %q, %v", line, h.Tag, err)
 		}
 		if _, err := Parse([]byte(line)); !errors.Is(err, want.err) {
-			t.Errorf("%q: Read says %v", line, err)
+			t.Errorf("%q: Parse returns %v", line, err)
 		}
 	}
 }

@@ -13,7 +13,7 @@ func FuzzParse(f *testing.F) {
 	for _, s := range []string{"a NOOP", "a FETCH 1:* (BODY[HEADER.FIELDS (A)] MODSEQ)", "a COPY 1,3:4 {5}\r\nINBOX", "a MOVE * \"a\\\"\"", "a REPLACE 4 x {3}",
 		"a UID SEARCH RETURN (SAVE) OR NOT (1:3) MODSEQ \"/f\" all 5", "a SELECT {5+}\r\nInbox (QRESYNC (1 2 (3 4)))", "a STORE 1 (UNCHANGEDSINCE 5) FLAGS x",
 		"a LIST \"\" * RETURN (STATUS (HIGHESTMODSEQ))", "a ENABLE A B", "a APPEND {5}", "a UID COPY 1 x", "a SORT (DATE) utf-8 $", "a STATUS x (HIGHESTMODSEQ)",
-		"a NOTIFY NONE", "a ESEARCH IN (selected) 1", "a THREAD REFS x XUNHEARD 5", "a X {2}\r\n\r\n", "a UID",
+		"a NOTIFY NONE", "a ESEARCH IN (selected) 1", "a THREAD REFS x XUNKNOWN 5", "a X {2}\r\n\r\n", "a UID",
 		"a SETACL x y z", "a RENAME \"\\\"\" {1+}\r\nb", "a RESETKEY", "a COPY 1 \"\\"} {
 		f.Add([]byte(s + "\r\n"))
 	}
@@ -22,18 +22,18 @@ func FuzzParse(f *testing.F) {
 		head, headErr := Lookup(firstLine(raw))
 		props, err := Parse(raw)
 		if !bytes.Equal(before, raw) {
-			t.Fatal("the command was written to")
+			t.Fatal("Parse modified the command")
 		}
 		switch {
 		case headErr != nil:
 			if !errors.Is(err, headErr) || head.Spec != nil {
-				t.Fatalf("%v, then %v", headErr, err)
+				t.Fatalf("Lookup: %v, Parse: %v", headErr, err)
 			}
 			return
 		case err != nil && !errors.Is(err, ErrSyntax):
 			t.Fatal(err)
 		case err != nil && (props.Set != nil || props.Mailbox != "" || props.EnablesCondstore || props.Retryable || props.Pins == (head.Spec.Upstream == NoUpstream)):
-			t.Fatalf("misread, and yet %+v", props)
+			t.Fatalf("not parsed, but has %+v", props)
 		}
 		if err == nil {
 			checkFraming(t, raw, head.Spec)
@@ -47,11 +47,11 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// checkFraming checks that a command which was understood to its end is one command
-// to the reader that cut it out of the stream: both see the same literals.
+// checkFraming verifies that a completely parsed command is one command to the reader that
+// framed it: both see the same literals.
 func checkFraming(t *testing.T, raw []byte, spec *Spec) {
 	switch spec.argSyntax {
-	case anyArgs, mailboxFirstArgs, mailboxArgs, notifyArgs, setArgs, appendArgs, replaceArgs: // not looked at to the end
+	case anyArgs, mailboxFirstArgs, mailboxArgs, notifyArgs, setArgs, appendArgs, replaceArgs: // not parsed to the end
 		return
 	}
 	if !bytes.HasSuffix(raw, []byte("\r\n")) {
@@ -61,7 +61,7 @@ func checkFraming(t *testing.T, raw []byte, spec *Spec) {
 	for n := 0; ; {
 		seg, err := r.Next()
 		if err != nil {
-			t.Fatalf("%q: %v behind %d bytes", raw, err, n)
+			t.Fatalf("%q: %v after %d bytes", raw, err, n)
 		}
 		if n += len(seg.Bytes); seg.End && n == len(raw) {
 			return
@@ -72,7 +72,7 @@ func checkFraming(t *testing.T, raw []byte, spec *Spec) {
 	}
 }
 
-// checkSetPos checks that the set is where it is said to be, and is one.
+// checkSetPos verifies that SetPos is the position of Set, and that Set is valid.
 func checkSetPos(t *testing.T, raw []byte, f Properties) {
 	if f.Set == nil {
 		return
@@ -85,8 +85,8 @@ func checkSetPos(t *testing.T, raw []byte, f Properties) {
 	}
 }
 
-// checkRewrite checks that nothing but the name and the set changes, and that the
-// UIDs' command is the same one.
+// checkRewrite verifies that only the name and the set change, and that the UID command is
+// otherwise equal.
 func checkRewrite(t *testing.T, raw []byte, f Properties) {
 	const uids = "7,9:*"
 	out, ok := RewriteAsUID([]byte("!"), raw, f, uids)
@@ -97,7 +97,7 @@ func checkRewrite(t *testing.T, raw []byte, f Properties) {
 		return
 	}
 	if !f.UsesNumbers || f.Set == nil || f.Retryable {
-		t.Fatalf("rewritten, and yet %+v", f)
+		t.Fatalf("rewritten, but has %+v", f)
 	}
 	out = out[1:]
 	tail := len(raw) - f.SetPos - len(f.Set)
@@ -106,7 +106,7 @@ func checkRewrite(t *testing.T, raw []byte, f Properties) {
 		t.Fatalf("%q became %q", raw, out)
 	}
 	if bytes.Equal(f.Set, []byte("*")) || !bytes.ContainsAny(f.Set, ",:") {
-		uid, _ := RewriteAsUID(nil, raw, f, "7") // REPLACE has one message
+		uid, _ := RewriteAsUID(nil, raw, f, "7") // REPLACE takes one message
 		out = uid
 	}
 	again, err := Parse(out)

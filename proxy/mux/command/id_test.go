@@ -9,7 +9,7 @@ import (
 
 func TestParseIDEnforcesItsLimits(t *testing.T) {
 	many := func(n int) string { return "ID (" + strings.TrimSpace(strings.Repeat(`"k" "v" `, n)) + ")" }
-	for said, want := range map[string]string{
+	for command, want := range map[string]string{
 		`ID NIL`:                            "[]",
 		`id nil`:                            "[]",
 		`ID ()`:                             "[]",
@@ -24,11 +24,11 @@ func TestParseIDEnforcesItsLimits(t *testing.T) {
 		many(31): "no", `ID ("` + strings.Repeat("k", 31) + `" "v")`: "no", `ID ("k" "` + strings.Repeat("v", 1025) + `")`: "no",
 	} {
 		got := "no"
-		if pairs, ok := ParseID([]byte("a1 " + said + "\r\n")); ok {
+		if pairs, ok := ParseID([]byte("a1 " + command + "\r\n")); ok {
 			got = fmt.Sprint(pairs)
 		}
 		if got != want {
-			t.Errorf("%.80q is %.80s, want %.80s", said, got, want)
+			t.Errorf("%.80q is %.80s, want %.80s", command, got, want)
 		}
 	}
 }

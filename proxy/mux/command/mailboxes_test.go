@@ -7,12 +7,12 @@ func TestMailboxesForTheAuditLog(t *testing.T) {
 		"SELECT inbox":                            {"INBOX", ""},
 		"STATUS \"a \\\"b\" (MESSAGES)":           {"a \"b", ""},
 		"CREATE {3}\r\nabc":                       {"abc", ""},
-		"APPEND {3}":                              {"", ""}, // it is not there yet
+		"APPEND {3}":                              {"", ""}, // the literal has not arrived
 		"APPEND Sent (\\Seen) {9}":                {"Sent", ""},
 		"REPLACE 4 Drafts {9}":                    {"", "Drafts"},
 		"uid copy 1:* \"Old mail\"":               {"", "Old mail"},
 		"MOVE 1,2 {4+}\r\nOlde":                   {"", "Olde"},
-		"COPY $ Box":                              {"", ""}, // whose session is pinned
+		"COPY $ Box":                              {"", ""}, // pins the session
 		"COPY secret Box":                         {"", ""},
 		"RENAME a b":                              {"a", "b"},
 		"RENAME \"a b\" {1}\r\nc":                 {"a b", "c"},
@@ -32,14 +32,14 @@ func TestMailboxesForTheAuditLog(t *testing.T) {
 		"LSUB \"\" secret":                        {"", ""},
 		"SUBSCRIBE \"never ends":                  {"", ""},
 	} {
-		whole := []byte("a " + line + "\r\n")
-		f, _ := Parse(whole)
-		h, err := Lookup(firstLine(whole))
+		raw := []byte("a " + line + "\r\n")
+		f, _ := Parse(raw)
+		h, err := Lookup(firstLine(raw))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if about, to := f.Mailboxes(h.Spec, whole); about != want[0] || to != want[1] {
-			t.Errorf("%q: %q and %q, want %q", line, about, to, want)
+		if mailbox, destination := f.Mailboxes(h.Spec, raw); mailbox != want[0] || destination != want[1] {
+			t.Errorf("%q: %q and %q, want %q", line, mailbox, destination, want)
 		}
 	}
 }

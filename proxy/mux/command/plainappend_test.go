@@ -2,8 +2,8 @@ package command
 
 import "testing"
 
-// What Dovecot answers BAD before it has read the message, so that the message is
-// commands, must not be sent unasked.
+// Dovecot answers some dates with BAD before it has read the message, and then reads the
+// message as commands. Such a date must not be sent with a non-synchronizing literal.
 func TestPlainDateMatchesTheGrammarExactly(t *testing.T) {
 	for date, want := range map[string]bool{
 		"17-Jul-2024 02:44:25 -0700": true, " 7-Jul-2024 02:44:25 +0000": true, "29-Feb-2024 23:59:59 +1400": true,

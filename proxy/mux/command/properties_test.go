@@ -10,7 +10,7 @@ import (
 	"imapgate/internal/imap"
 )
 
-// formatProperties is the facts that are not their zero value.
+// formatProperties lists the properties that are not their zero value.
 func formatProperties(f Properties) string {
 	var s strings.Builder
 	add := func(on bool, word string) {
@@ -43,7 +43,7 @@ func checkProperties(t *testing.T, cases map[string]string) {
 	}
 }
 
-// checkSyntaxError checks what is said of commands that cannot be followed.
+// checkSyntaxError verifies the properties of commands that cannot be parsed.
 func checkSyntaxError(t *testing.T, want string, lines ...string) {
 	t.Helper()
 	for _, line := range lines {

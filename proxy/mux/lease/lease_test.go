@@ -19,8 +19,8 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// newTestConn accepts one login and then gives each command the answer of script;
-// {T} in it is the command's tag. It ends when the connection does.
+// newTestConn accepts one login and then answers each command with script's result, in which
+// {T} is the command's tag. It ends when the connection ends.
 func newTestConn(t *testing.T, script func(command string) string) *Conn {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -97,7 +97,7 @@ func TestRunReturnsWholeResponses(t *testing.T) {
 		t.Error(res, err)
 	}
 	if c.ReleaseBuffers(); c.BufferSize() != 0 || c.responseBuf != nil {
-		t.Error("a connection at rest has buffers")
+		t.Error("an idle connection has buffers")
 	}
 }
 
@@ -116,7 +116,7 @@ func TestRunReportsFatalResponses(t *testing.T) {
 		"* X {99999999999999999999}\r\n":          ErrProtocol,
 		"* X {16777217}\r\n":                      ErrResponseTooLarge,
 		"* X {9223372036854775807}\r\n":           ErrResponseTooLarge,
-		"* X {16777100}\r\n":                      ErrResponseTooLarge, // with what comes behind it
+		"* X {16777100}\r\n":                      ErrResponseTooLarge, // including the rest of the response
 		"* stop\r\n":                              errStop,
 		"* X {10}\r\nhalf":                        os.ErrDeadlineExceeded,
 		"":                                        os.ErrDeadlineExceeded,
@@ -144,7 +144,7 @@ func TestRunReportsFatalResponses(t *testing.T) {
 	}
 }
 
-// A budget for many responses is none for one.
+// A budget for many responses does not extend the limit of one.
 func TestResponseSizeIsLimitedWhateverTheBudget(t *testing.T) {
 	for _, reply := range []string{
 		"* 1 FETCH (BODY[] {16777217}\r\n",
@@ -170,7 +170,7 @@ func TestRunClearsItsDeadline(t *testing.T) {
 		if command == "HANG" {
 			return ""
 		}
-		return "* OK heard\r\n"
+		return "* OK ready\r\n"
 	})
 	if _, err := c.Run(time.Now().Add(10*time.Millisecond), "HANG", nil); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Fatal(err)
@@ -178,7 +178,7 @@ func TestRunClearsItsDeadline(t *testing.T) {
 	if _, err := c.Write([]byte("x GO\r\n")); err != nil {
 		t.Fatal(err)
 	}
-	if b, err := c.ReadUntagged(); err != nil || string(b) != "* OK heard\r\n" {
+	if b, err := c.ReadUntagged(); err != nil || string(b) != "* OK ready\r\n" {
 		t.Error(string(b), err)
 	}
 }

@@ -12,22 +12,22 @@ import (
 
 const idCaps = stubCaps + " ID"
 
-// sentIDs are the arguments of ID that a connection was told after its login.
-func sentIDs(p *stubConn) (all []string) {
+// sentIDs returns the arguments of the ID commands that a connection received after its login.
+func sentIDs(p *stubConn) (ids []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	in := false
+	loggedIn := false
 	for _, c := range p.commands {
 		verb, args, _ := strings.Cut(c, " ")
-		if verb == "ID" && in {
-			all = append(all, args)
+		if verb == "ID" && loggedIn {
+			ids = append(ids, args)
 		}
-		in = in || verb == "AUTHENTICATE"
+		loggedIn = loggedIn || verb == "AUTHENTICATE"
 	}
-	return all
+	return ids
 }
 
-// leaseWithID logs in, says before the login what the name says, unless it is empty, and
+// leaseWithID logs in as a client that has sent ID with the name, unless it is empty, and
 // returns a lease.
 func (tp *testPool) leaseWithID(name string) (*Account, *lease.Conn) {
 	tp.t.Helper()
@@ -42,13 +42,12 @@ func (tp *testPool) leaseWithID(name string) (*Account, *lease.Conn) {
 	return a, acquireLease(tp.t, a)
 }
 
-// A connection that a client has introduced itself on is told of the next one, and of
-// nobody twice.
+// A reused connection is sent the ID of its next client, but only if it differs.
 func TestReusedConnectionIsSentTheNewClientID(t *testing.T) {
 	s := startStub(t, idCaps)
 	tp := s.newPool(Config{})
 	a, c := tp.leaseWithID("A")
-	var want []string // the login has said A
+	var want []string // the login sent A
 	use := func(name string, ids ...string) {
 		t.Helper()
 		a.Release(c)
@@ -59,7 +58,7 @@ func TestReusedConnectionIsSentTheNewClientID(t *testing.T) {
 		}
 		want = append(want, ids...)
 		if got := sentIDs(s.findConn(c)); !slices.Equal(got, want) {
-			t.Errorf("%q: was told %q, want %q", name, got, want)
+			t.Errorf("%q: received %q, want %q", name, got, want)
 		}
 	}
 	use("A")
@@ -70,13 +69,13 @@ func TestReusedConnectionIsSentTheNewClientID(t *testing.T) {
 	a.SetClientID("NIL") // after its login
 	a.Release(c)
 	if c = acquireLease(t, a); !slices.Equal(sentIDs(s.findConn(c)), append(want, "NIL")) {
-		t.Errorf("was told %q", sentIDs(s.findConn(c)))
+		t.Errorf("received %q", sentIDs(s.findConn(c)))
 	}
 	a.Release(c)
 	a.Close()
 }
 
-// The gateway's own questions are asked in the client's name, and ENABLE comes behind ID.
+// The gateway's own connections are sent the client's ID too, and ENABLE comes after ID.
 func TestEveryConnectionIsSentTheClientID(t *testing.T) {
 	s := startStub(t, idCaps)
 	tp := s.newPool(Config{})
@@ -84,7 +83,7 @@ func TestEveryConnectionIsSentTheClientID(t *testing.T) {
 	a.SetClientID(`("name" "A")`)
 	first := a.TakeLoginConn()
 	if first == nil || a.TakeLoginConn() != nil {
-		t.Fatal("the connection of the login is not there once")
+		t.Fatal("the connection of the login was not returned exactly once")
 	}
 	a.ReturnLoginConn(first)
 	if _, err := a.ProbeExtensions(context.Background(), []string{"CONDSTORE"}); err != nil {
@@ -97,18 +96,18 @@ func TestEveryConnectionIsSentTheClientID(t *testing.T) {
 	}
 	for _, c := range []*lease.Conn{c, aux} {
 		if got := sentIDs(s.findConn(c)); !slices.Equal(got, []string{`("name" "A")`}) {
-			t.Errorf("was told %q", got)
+			t.Errorf("received %q", got)
 		}
 	}
-	if heard := s.findConn(c).commands; c != first || slices.Index(heard, `ID ("name" "A")`) > slices.Index(heard, "ENABLE CONDSTORE") {
-		t.Errorf("heard %q", heard)
+	if commands := s.findConn(c).commands; c != first || slices.Index(commands, `ID ("name" "A")`) > slices.Index(commands, "ENABLE CONDSTORE") {
+		t.Errorf("received %q", commands)
 	}
 	a.ReleaseAux(aux)
 	a.Release(c)
 	a.Close()
 }
 
-// Whatever the backend answers to ID, the connection is of use; one that is lost is not.
+// The connection stays usable whatever the backend answers to ID, unless it closes it.
 func TestErrorResponseToIDIsIgnored(t *testing.T) {
 	s := startStub(t, idCaps)
 	var answers []string
@@ -129,12 +128,12 @@ func TestErrorResponseToIDIsIgnored(t *testing.T) {
 	}
 	tp := s.newPool(Config{})
 	a := tp.mustLogIn("alice", "pw", VerifiedHere)
-	answers = []string{"{T} BAD what", "{T} NO [UNAVAILABLE] no", "* ID (\"a\" {3}\r\n\r\nx)\r\n* OK [ALERT] hear\r\n* NO quota\r\n{T} OK done", ""}
+	answers = []string{"{T} BAD what", "{T} NO [UNAVAILABLE] no", "* ID (\"a\" {3}\r\n\r\nx)\r\n* OK [ALERT] read this\r\n* NO quota\r\n{T} OK done", ""}
 	for _, id := range []string{`("name" "A")`, `("name" "B")`, `("name" "C")`} {
 		a.SetClientID(id)
 		c := acquireLease(t, a)
-		if heard := string(c.TakeAlerts()); (heard != "") != (id == `("name" "C")`) {
-			t.Errorf("alerts %q", heard)
+		if alerts := string(c.TakeAlerts()); (alerts != "") != (id == `("name" "C")`) {
+			t.Errorf("alerts %q", alerts)
 		}
 		a.Release(c)
 	}
@@ -144,17 +143,17 @@ func TestErrorResponseToIDIsIgnored(t *testing.T) {
 	}
 	a.Close()
 	if tp.slotCount() != 0 {
-		t.Errorf("%d places are taken", tp.slotCount())
+		t.Errorf("%d slots are in use", tp.slotCount())
 	}
 }
 
-// A backend that does not list ID is not asked.
+// A backend that does not list ID is not sent the command.
 func TestBackendWithoutIDIsNotSentID(t *testing.T) {
 	s := startStub(t, stubCaps)
 	tp := s.newPool(Config{})
 	a, c := tp.leaseWithID("A")
 	if got := sentIDs(s.findConn(c)); len(got) > 0 {
-		t.Errorf("was told %q", got)
+		t.Errorf("received %q", got)
 	}
 	a.Release(c)
 	a.Close()

@@ -10,7 +10,7 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// newLimitedPool is a pool at a stub, with room for so many sockets.
+// newLimitedPool returns a pool at a stub with descriptors for slots sockets.
 func newLimitedPool(t *testing.T, slots int64) (*stub, *testPool, *descriptors.Counter) {
 	t.Helper()
 	s := startStub(t, stubCaps)
@@ -27,7 +27,7 @@ func newLimitedPool(t *testing.T, slots int64) (*stub, *testPool, *descriptors.C
 	return s, tp, s.sockets
 }
 
-// What waits gives its descriptor to whoever needs one, the longest first.
+// The longest idle connection is closed when another socket needs its descriptor.
 func TestIdleConnectionsAreEvictedForDescriptors(t *testing.T) {
 	_, tp, sockets := newLimitedPool(t, 4)
 	a := tp.mustLogIn("alice", "pw", VerifiedHere)
@@ -39,18 +39,18 @@ func TestIdleConnectionsAreEvictedForDescriptors(t *testing.T) {
 	sockets.AddClient()
 	sockets.EvictIdle()
 	if tp.idleCount() != 2 {
-		t.Fatalf("%d wait, and there is room for both", tp.idleCount())
+		t.Fatalf("%d idle, although both have a descriptor", tp.idleCount())
 	}
-	third := acquireLease(t, tp.mustLogIn("alice", "other", VerifiedHere)) // alice's must go: bob's came later
+	third := acquireLease(t, tp.mustLogIn("alice", "other", VerifiedHere)) // evicts alice's: bob's became idle later
 	if tp.idleCount() != 1 || tp.discardedFor(metrics.DiscardDescriptors) != 1 || sockets.Open() != 4 {
-		t.Errorf("%d wait, %v, %d are open", tp.idleCount(), tp.discarded, sockets.Open())
+		t.Errorf("%d idle, closed for %v, %d open", tp.idleCount(), tp.discarded, sockets.Open())
 	}
 	tp.discard(tp.conns[third], metrics.DiscardClosed)
 	sockets.RemoveClient()
 	sockets.RemoveClient()
 }
 
-// The gateway asks nothing aside at the cost of a client.
+// A connection for the gateway itself never takes the descriptor of a client.
 func TestAuxConnectionsNeedSpareDescriptors(t *testing.T) {
 	_, tp, sockets := newLimitedPool(t, 5)
 	a := tp.mustLogIn("alice", "pw", VerifiedHere)
@@ -63,11 +63,11 @@ func TestAuxConnectionsNeedSpareDescriptors(t *testing.T) {
 			t.Fatal(err)
 		}
 		if _, err := a.AcquireAux(context.Background()); !errors.Is(err, ErrBusy) {
-			t.Errorf("a second one: %v", err)
+			t.Errorf("second connection: %v", err)
 		}
 		sockets.AddClient()
 		if !sockets.IsFull() {
-			t.Error("there is room for a client, and for what it may need")
+			t.Error("a client and its upstream still have descriptors")
 		}
 		sockets.RemoveClient()
 		a.ReleaseAux(aux)
@@ -83,7 +83,7 @@ func TestAuxConnectionsNeedSpareDescriptors(t *testing.T) {
 	a.Close()
 }
 
-// A login that fails leaves nothing counted.
+// A failed login leaves no socket counted.
 func TestFailedLoginIsNotCounted(t *testing.T) {
 	s, tp, sockets := newLimitedPool(t, 4)
 	s.deny("alice", "wrong", "[AUTHENTICATIONFAILED] no")
@@ -91,6 +91,6 @@ func TestFailedLoginIsNotCounted(t *testing.T) {
 		t.Error(err)
 	}
 	if n := sockets.Open(); n != 0 {
-		t.Errorf("%d are counted", n)
+		t.Errorf("%d sockets are counted", n)
 	}
 }

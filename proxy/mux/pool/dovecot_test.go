@@ -20,7 +20,7 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// newDovecotBackend is a backend at a Dovecot, with TLS or without.
+// newDovecotBackend returns a backend at a Dovecot, with TLS or without.
 func newDovecotBackend(d *testbed.Dovecot, mode upstream.TLSMode, login string) *upstream.Backend {
 	cfg := upstream.Config{Name: "dovecot", Address: d.Plain, TLSMode: mode, Login: login,
 		WrapConn: func(c *net.TCPConn) net.Conn { return parking.NewBufferedConn(c) },
@@ -43,7 +43,7 @@ func loginModes() map[string][2]string {
 	}
 }
 
-// runCommand runs a command that has to succeed, and gives its untagged answers.
+// runCommand runs a command that must succeed and returns its untagged responses.
 func runCommand(t testing.TB, c *lease.Conn, command string) (responses []string) {
 	t.Helper()
 	res, err := c.Run(time.Now().Add(10*time.Second), command, func(b []byte) error {
@@ -56,8 +56,8 @@ func runCommand(t testing.TB, c *lease.Conn, command string) (responses []string
 	return responses
 }
 
-// countLogins counts the logins of a user, or of all with "", once as many as wanted are
-// in the log: Dovecot writes it in its own time.
+// countLogins returns the number of logins of a user ("" for all), after at least wanted of
+// them are in the log. Dovecot writes it asynchronously.
 func countLogins(t testing.TB, d *testbed.Dovecot, user string, wanted int) int {
 	t.Helper()
 	testbed.Eventually(t, testbed.Timeout, "logins in Dovecot's log", func() bool { return len(d.Logins(user)) >= wanted })
@@ -85,13 +85,13 @@ func TestDovecotLoginIsReusedByManySessions(t *testing.T) {
 			runCommand(t, c, "SELECT INBOX")
 			runCommand(t, c, "APPEND INBOX {1+}\r\nx")
 			if responses := strings.Join(runCommand(t, c, "FETCH 1:* (FLAGS)"), ""); strings.Contains(responses, "MODSEQ") {
-				t.Errorf("a session that enabled nothing is told %q", responses)
+				t.Errorf("a session that enabled nothing received %q", responses)
 			}
 			c.Selected = true
 			a.Release(c)
-			tp.ageAnswer(c, time.Hour) // asked by NOOP
+			tp.ageAnswer(c, time.Hour) // validated by NOOP
 			if acquireLease(t, a) != c || tp.idleCount() != 1 {
-				t.Errorf("not used again: closed for %v", tp.discarded)
+				t.Errorf("not reused: closed for %v", tp.discarded)
 			}
 		})
 	}
@@ -124,7 +124,7 @@ func TestDovecotVerifiesUnverifiedLogins(t *testing.T) {
 	}
 	tp.mustLogIn("alice", "right", BackendDecides).Close()
 	if n := countLogins(t, d, "", 1); n != 1 || tp.idleCount() != 1 {
-		t.Errorf("%d logins, %d wait", n, tp.idleCount())
+		t.Errorf("%d logins, %d idle", n, tp.idleCount())
 	}
 }
 
@@ -140,12 +140,12 @@ func TestUnselectOfEmptiedMailboxLeavesConnectionClean(t *testing.T) {
 	for _, command := range []string{"APPEND box {1+}\r\nx", "APPEND box {1+}\r\ny", "STORE 1:* +FLAGS (\\Deleted)", "EXPUNGE"} {
 		runCommand(t, other, command)
 	}
-	a.Release(c) // has not heard of any of it
+	a.Release(c) // its responses to the changes are unread
 	if tp.idleCount() != 1 {
 		t.Fatalf("closed for %v", tp.discarded)
 	}
 	if again := acquireLease(t, a); again != c || len(runCommand(t, again, "NOOP")) != 0 {
-		t.Error("something was left on the connection")
+		t.Error("a response was left on the connection")
 	}
 }
 
@@ -158,7 +158,7 @@ func TestRestartedDovecotLosesIdleConnections(t *testing.T) {
 		a.Close()
 	}
 	d.Kill()
-	eventually(t, "the janitor", func() bool { return tp.idleCount() == 0 && tp.slotCount() == 0 })
+	eventually(t, "the cleaner", func() bool { return tp.idleCount() == 0 && tp.slotCount() == 0 })
 	if tp.discardedFor(metrics.DiscardTTL) > 0 {
 		t.Errorf("closed for %v", tp.discarded)
 	}
@@ -170,7 +170,7 @@ func TestRestartedDovecotLosesIdleConnections(t *testing.T) {
 func TestOldPasswordIsRefusedAfterDovecotPasswordChange(t *testing.T) {
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{Users: map[string]string{"alice": "old", "bob": "bob's"}})
 	tp := Config{IdleTimeout: time.Minute, CacheCredentials: true}.newTestPool(t, newDovecotBackend(d, upstream.ImplicitTLS, upstream.Passthrough))
-	for range 2 { // the second is believed
+	for range 2 { // the second login is cached
 		tp.mustLogIn("alice", "old", BackendDecides).Close()
 		tp.mustLogIn("bob", "bob's", BackendDecides).Close()
 	}
@@ -181,7 +181,7 @@ func TestOldPasswordIsRefusedAfterDovecotPasswordChange(t *testing.T) {
 	if err := os.Rename(usersFile+".new", usersFile); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the new password to be taken", func() bool {
+	eventually(t, "the new password to be accepted", func() bool {
 		a, err := tp.Login(context.Background(), newRequest(t, "alice", "another"), BackendDecides)
 		if err == nil {
 			a.Close()
@@ -195,7 +195,7 @@ func TestOldPasswordIsRefusedAfterDovecotPasswordChange(t *testing.T) {
 	tp.mustLogIn("bob", "bob's", BackendDecides).Close()
 	tp.mustLogIn("alice", "another", BackendDecides).Close()
 	if n := countLogins(t, d, "", 3); n != 3 || tp.idleCount() != 2 || tp.discardedFor(metrics.DiscardCredentials) != 1 {
-		t.Errorf("%d logins, %d wait, closed for %v", n, tp.idleCount(), tp.discarded)
+		t.Errorf("%d logins, %d idle, closed for %v", n, tp.idleCount(), tp.discarded)
 	}
 	if log := d.Log(); strings.Contains(log, "imap(bob)") {
 		t.Errorf("bob's connection has ended:\n%s", log)

@@ -14,7 +14,7 @@ import (
 
 func nopLog() *zap.Logger { return zap.NewNop() }
 
-// startAcquire starts a Lease and returns when it is the n-th in the queue.
+// startAcquire starts an Acquire and returns when it is the n-th in the queue.
 func (tp *testPool) startAcquire(a *Account, n int) <-chan *lease.Conn {
 	tp.t.Helper()
 	got := make(chan *lease.Conn, 1)
@@ -43,7 +43,7 @@ func TestQueueIsFirstComeFirstServed(t *testing.T) {
 	second := tp.startAcquire(d, 2)
 	a.Release(c1)
 	if got := <-first; got != c1 {
-		t.Error("the first in the queue did not get what came back")
+		t.Error("the first in the queue did not get the released connection")
 	}
 	select {
 	case <-second:
@@ -55,11 +55,11 @@ func TestQueueIsFirstComeFirstServed(t *testing.T) {
 		t.Error("the second did not get a new connection")
 	}
 	if tp.slotCount() != 2 {
-		t.Errorf("%d places", tp.slotCount())
+		t.Errorf("%d slots", tp.slotCount())
 	}
 }
 
-// newAccount is one more Account of the same login, without a connection.
+// newAccount returns another Account of the same login, without a connection.
 func newAccount(a *Account) *Account {
 	return &Account{pool: a.pool, cred: a.pool.addAccount(a.loginRequest()), secret: a.secret, verification: a.verification, caps: a.caps}
 }
@@ -76,12 +76,12 @@ func TestAWaitEndsWithItsContext(t *testing.T) {
 		t.Errorf("%v, %d in the queue", err, len(tp.queue))
 	}
 	a.Release(c)
-	bob := tp.mustLogIn("bob", "pw", VerifiedHere) // alice's is only waiting
+	bob := tp.mustLogIn("bob", "pw", VerifiedHere) // alice's is idle
 	if tp.idleCount() != 0 || tp.discardedFor(metrics.DiscardLimit) != 1 || bob.User().String() != "bob" {
-		t.Errorf("%d wait, closed %v", tp.idleCount(), tp.discarded)
+		t.Errorf("%d idle, closed for %v", tp.idleCount(), tp.discarded)
 	}
 	if tp.slotCount() != 1 || len(tp.conns) != 1 {
-		t.Errorf("%d places", tp.slotCount())
+		t.Errorf("%d slots", tp.slotCount())
 	}
 }
 
@@ -109,10 +109,10 @@ func TestOneConnectionPerUserIsReservedForTheGateway(t *testing.T) {
 		t.Error(err)
 	}
 	a.ReleaseAux(aux)
-	released := tp.startAcquire(newAccount(a), 1) // what the gateway asks on is not for clients
+	released := tp.startAcquire(newAccount(a), 1) // the gateway's connection is not for clients
 	again, err := a.AcquireAux(context.Background())
 	if err != nil || again != aux {
-		t.Error("the gateway's own connection was not used again", err)
+		t.Error("the gateway's own connection was not reused", err)
 	}
 	a.Release(c)
 	if got := <-released; got == aux {
@@ -139,10 +139,10 @@ func TestIdleConnectionsPerCredentialAreLimited(t *testing.T) {
 		a.Release(c)
 	}
 	if tp.idleCount() != 2 || tp.discardedFor(metrics.DiscardLimit) != 1 {
-		t.Errorf("%d wait, closed %v", tp.idleCount(), tp.discarded)
+		t.Errorf("%d idle, closed for %v", tp.idleCount(), tp.discarded)
 	}
 	if c := acquireLease(t, a); !containsConn(all[1:], c) {
-		t.Error("not the oldest has gone")
+		t.Error("the oldest connection was not the one closed")
 	}
 }
 
@@ -168,6 +168,6 @@ func TestClosingThePoolEndsTheWait(t *testing.T) {
 	}
 	a.Release(c)
 	if p.total != 0 || p.idle.Len() != 0 {
-		t.Error("a connection waits in a closed pool")
+		t.Error("a connection is idle in a closed pool")
 	}
 }

@@ -16,9 +16,9 @@ import (
 	"imapgate/proxy/mux/lease"
 )
 
-// model is a session after session of three users with two passwords each, and a
-// backend that speaks out of turn. What it asserts of every lease: it is of the
-// very user, password and set of extensions, and has nothing to say.
+// model runs random sessions of three users with two passwords each against a backend that
+// sends unsolicited responses. It verifies that every lease has exactly the user, password and
+// extensions requested, and no unread bytes.
 type model struct {
 	t        *testing.T
 	r        *rand.Rand
@@ -38,7 +38,7 @@ var (
 	modelUsers     = []string{"alice", "bob", "carol"}
 	modelPasswords = []string{"pw", "app"}
 	modelSets      = []lease.Extensions{"", "CONDSTORE", "CONDSTORE QRESYNC", "UTF8=ACCEPT"}
-	unsolicited    = []string{"* 3 EXISTS", "A1 OK FETCH completed", "* BYE away", "* OK hm", "* 1 FETCH (UID 7)"}
+	unsolicited    = []string{"* 3 EXISTS", "A1 OK FETCH completed", "* BYE closing", "* OK hm", "* 1 FETCH (UID 7)"}
 )
 
 func TestLeasesNeverMixSessions(t *testing.T) {
@@ -56,10 +56,10 @@ func TestLeasesNeverMixSessions(t *testing.T) {
 			m.endSession(m.sessions[0])
 		}
 		m.pool.mu.Lock()
-		waiting := m.pool.idle
+		idle := m.pool.idle
 		m.pool.mu.Unlock()
-		if m.pool.slotCount() < waiting {
-			t.Errorf("seed %d: %d places for %d who wait", seed, m.pool.slotCount(), waiting)
+		if m.pool.slotCount() < idle {
+			t.Errorf("seed %d: %d slots for %d idle", seed, m.pool.slotCount(), idle)
 		}
 	}
 }
@@ -82,7 +82,7 @@ func (m *model) step() {
 	case n < 17:
 		m.releaseLease(m.pickSession())
 	case n < 18:
-		m.logStep("forget")
+		m.logStep("revoke")
 		m.pickSession().RevokeCredential()
 	default:
 		m.endSession(m.pickSession())
@@ -109,7 +109,7 @@ func (m *model) acquireLease(s *testSession) {
 		return
 	}
 	if c.Selected || c.HasUnread() || !c.AtBoundary() {
-		m.t.Error("a lease has something to say")
+		m.t.Error("a lease has unread bytes")
 		s.Discard(c, metrics.DiscardPinned)
 		return
 	}
@@ -126,13 +126,13 @@ func (m *model) releaseLease(s *testSession) {
 	c := s.leases[0]
 	s.leases = s.leases[1:]
 	n := m.r.IntN(4)
-	m.logStep("return %s %s by %d", s.user, s.password, n)
+	m.logStep("release %s %s by %d", s.user, s.password, n)
 	c.Selected = n%2 == 0
 	switch n {
 	case 0:
 		s.Discard(c, metrics.DiscardPinned)
 		return
-	case 1: // with a command outstanding that nobody will read the answer to
+	case 1: // with an outstanding command
 		if _, err := c.Write([]byte("A5 SEARCH ALL\r\n")); err != nil {
 			m.t.Error(err)
 		}
@@ -149,7 +149,7 @@ func (m *model) endSession(s *testSession) {
 	m.sessions = slices.DeleteFunc(m.sessions, func(other *testSession) bool { return other == s })
 }
 
-// pickIdle is one of those that wait, if any.
+// pickIdle returns a random idle connection, nil if no connection is idle.
 func (m *model) pickIdle() *pooledConn {
 	all := m.pool.idleConns()
 	if len(all) == 0 {
@@ -158,8 +158,8 @@ func (m *model) pickIdle() *pooledConn {
 	return all[m.r.IntN(len(all))]
 }
 
-// sendUnsolicited makes the backend speak on a connection that waits, and waits until it
-// can be heard.
+// sendUnsolicited makes the backend send a line on an idle connection and waits until it has
+// arrived.
 func (m *model) sendUnsolicited() {
 	pc := m.pickIdle()
 	if pc == nil {
@@ -169,14 +169,14 @@ func (m *model) sendUnsolicited() {
 	m.logStep("%s: %s", pc.User(), line)
 	p, before := m.stub.findConn(&pc.Conn), m.lastAnswer(pc)
 	p.send(line)
-	if line == "* BYE away" {
+	if line == "* BYE closing" {
 		_ = p.nc.Close()
 	}
 	eventually(m.t, "a stray line", func() bool { return pc.IsReadable() || m.lastAnswer(pc) != before })
 }
 
-// lastAnswer is when a connection last answered, or zero when it waits no more: the
-// janitor may have been there.
+// lastAnswer returns the time of a connection's last response, zero if the cleaner or a lease
+// has taken it.
 func (m *model) lastAnswer(pc *pooledConn) time.Time {
 	m.pool.Pool.mu.Lock()
 	defer m.pool.Pool.mu.Unlock()
@@ -186,7 +186,7 @@ func (m *model) lastAnswer(pc *pooledConn) time.Time {
 	return pc.lastAnswer
 }
 
-// ageIdle makes one that waits be asked before it is used.
+// ageIdle makes an idle connection need validation before its next use.
 func (m *model) ageIdle() {
 	if pc := m.pickIdle(); pc != nil {
 		m.logStep("age %s", pc.User())
@@ -210,11 +210,11 @@ func TestConcurrentSessionsNeverShareConnections(t *testing.T) {
 	}
 	wg.Wait()
 	if tp.slotCount() != tp.idleCount() {
-		t.Errorf("%d places, %d wait", tp.slotCount(), tp.idleCount())
+		t.Errorf("%d slots, %d idle", tp.slotCount(), tp.idleCount())
 	}
 }
 
-// runSession is a session of somebody's.
+// runSession runs one session of a random user.
 func runSession(t *testing.T, tp *testPool, r *rand.Rand) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*testbed.Timeout)
 	defer cancel()

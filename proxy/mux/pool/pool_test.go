@@ -28,11 +28,11 @@ func TestConnectionIsReusedByItsAccount(t *testing.T) {
 
 	b := tp.mustLogIn("alice", "pw", VerifiedHere)
 	if ok := b.OK(); !ok.IsZero() || !b.Caps().Has("QRESYNC") {
-		t.Errorf("a login that asked nobody has the OK %+v and capabilities %q", ok, b.Caps())
+		t.Errorf("a cached login has the OK %+v and capabilities %q", ok, b.Caps())
 	}
 	again := acquireLease(t, b)
 	if again != c || again.Selected || s.loginAttempts() != 1 || tp.reused != 1 {
-		t.Errorf("not the same connection, clean: %d logins, %d reused", s.loginAttempts(), tp.reused)
+		t.Errorf("not the same connection, or not clean: %d logins, %d reused", s.loginAttempts(), tp.reused)
 	}
 	if s.findConn(c).countCommand("UNSELECT") != 1 {
 		t.Error("the mailbox was not left")
@@ -46,7 +46,7 @@ func TestUnusedLoginConnectionIsPooled(t *testing.T) {
 	tp := s.newPool(Config{})
 	tp.mustLogIn("alice", "pw", VerifiedHere).Close()
 	if tp.idleCount() != 1 {
-		t.Fatalf("%d wait", tp.idleCount())
+		t.Fatalf("%d idle", tp.idleCount())
 	}
 	tp.mustLogIn("alice", "pw", VerifiedHere).Close()
 	if s.loginAttempts() != 1 {
@@ -63,7 +63,7 @@ func TestNothingIsSharedBetweenLoginsThatDiffer(t *testing.T) {
 	a.Close()
 	other := newRequest(t, "alice", "pw")
 	other.Login = "ALICE"
-	released := []int{1, 1, 0} // another password of the same login may be what it was changed to
+	idle := []int{1, 1, 0} // another password of the same login may be the new one
 	for i, r := range []upstream.Request{newRequest(t, "alicf", "pw"), other, newRequest(t, "alice", "app-pw")} {
 		b, err := tp.Login(context.Background(), r, VerifiedHere)
 		if err != nil {
@@ -75,8 +75,8 @@ func TestNothingIsSharedBetweenLoginsThatDiffer(t *testing.T) {
 			b.Discard(d, metrics.DiscardPinned)
 		}
 		b.Close()
-		if tp.idleCount() != released[i] {
-			t.Errorf("%d wait behind login %d", tp.idleCount(), i)
+		if tp.idleCount() != idle[i] {
+			t.Errorf("%d idle after login %d", tp.idleCount(), i)
 		}
 	}
 	if s.loginAttempts() != 4 {
@@ -103,9 +103,9 @@ func TestTokenConnectionIsOnlyForThatToken(t *testing.T) {
 					t.Fatal(err)
 				}
 				c := acquireLease(t, a)
-				kept := verification == VerifiedHere || req.Token.IsZero() // only the backend knows when a token has ended
-				if again == 0 && slices.Contains(conns, c) || again == 1 && kept != (c == conns[len(conns)-1]) {
-					t.Errorf("proof %d, time %d: whose connection is this?", verification, again)
+				cached := verification == VerifiedHere || req.Token.IsZero() // only the backend knows when a token expires
+				if again == 0 && slices.Contains(conns, c) || again == 1 && cached != (c == conns[len(conns)-1]) {
+					t.Errorf("verification %d, login %d: wrong connection", verification, again)
 				}
 				conns = append(conns, c)
 				a.Release(c)
@@ -113,34 +113,34 @@ func TestTokenConnectionIsOnlyForThatToken(t *testing.T) {
 			}
 		}
 		if verification == VerifiedHere && s.loginAttempts() != logins+4 || verification == BackendDecides && s.loginAttempts() != logins+6 {
-			t.Errorf("proof %d: %d logins", verification, s.loginAttempts()-logins)
+			t.Errorf("verification %d: %d logins", verification, s.loginAttempts()-logins)
 		}
 	}
 	a, err := tp.Login(context.Background(), bearer("t1"), VerifiedHere)
 	if err != nil {
 		t.Fatal(err)
 	}
-	first, second := acquireLease(t, a), acquireLease(t, a) // a session logs in again as it came
+	first, second := acquireLease(t, a), acquireLease(t, a) // the second lease logs in with the token again
 	a.Discard(second, metrics.DiscardPinned)
 	s.deny("alice", "token t1", "[AUTHENTICATIONFAILED] expired")
 	if _, err := a.Acquire(context.Background(), ""); !errors.Is(err, upstream.ErrDenied) {
-		t.Errorf("a token past its time: %v", err)
+		t.Errorf("expired token: %v", err)
 	}
 	a.Release(first)
 	a.Close()
 	if _, err := tp.Login(context.Background(), bearer("t1"), BackendDecides); !errors.Is(err, upstream.ErrDenied) {
-		t.Errorf("a refused token is believed: %v", err)
+		t.Errorf("a refused token was accepted: %v", err)
 	}
 }
 
 func TestExpiredTokenIsNotSent(t *testing.T) {
 	s := startStub(t, stubCaps+" AUTH=XOAUTH2")
-	shown := s.newPool(Config{})
-	mastered := Config{IdleTimeout: time.Hour}.newTestPool(t, upstream.New(upstream.Config{
+	passthrough := s.newPool(Config{})
+	master := Config{IdleTimeout: time.Hour}.newTestPool(t, upstream.New(upstream.Config{
 		Name: "m", Address: s.l.Addr().String(), TLSMode: upstream.NoTLS, Login: upstream.MasterLogin,
 		Master: upstream.Master{User: "gateway", Password: identity.NewSecret("pw")},
 	}, upstream.Hooks{}, nopLog()))
-	for tp, more := range map[*testPool]int{shown: 0, mastered: 2} { // logins behind its end
+	for tp, more := range map[*testPool]int{passthrough: 0, master: 2} { // logins after the token expired
 		req := newRequest(t, "alice", "")
 		req.Password, req.Token = identity.Secret{}, identity.NewSecret("t1")
 		a, err := tp.Login(context.Background(), req, VerifiedHere)
@@ -151,17 +151,17 @@ func TestExpiredTokenIsNotSent(t *testing.T) {
 		first, second := acquireLease(t, a), acquireLease(t, a)
 		a.SetTokenEnd(time.Now())
 		logins := s.loginAttempts()
-		_, client := a.Acquire(context.Background(), "")
-		_, aux := a.AcquireAux(context.Background())
-		if n := s.loginAttempts() - logins; n != more || errors.Is(client, ErrExpired) != (more == 0) || errors.Is(aux, ErrExpired) != (more == 0) {
-			t.Errorf("%d logins, want %d; %v, %v", n, more, client, aux)
+		_, clientErr := a.Acquire(context.Background(), "")
+		_, auxErr := a.AcquireAux(context.Background())
+		if n := s.loginAttempts() - logins; n != more || errors.Is(clientErr, ErrExpired) != (more == 0) || errors.Is(auxErr, ErrExpired) != (more == 0) {
+			t.Errorf("%d logins, want %d; %v, %v", n, more, clientErr, auxErr)
 		}
 		if n := tp.slotCount(); n != 2+more {
-			t.Errorf("%d places are taken", n)
+			t.Errorf("%d slots are in use", n)
 		}
 		a.Release(first)
 		if acquireLease(t, a) != first {
-			t.Error("a connection that was made with it is of no more use")
+			t.Error("a connection opened with the token was not reused")
 		}
 		a.Discard(second, metrics.DiscardPinned)
 		a.Discard(first, metrics.DiscardPinned)
@@ -187,7 +187,7 @@ func TestLeaseHasExactlyItsSessionsExtensions(t *testing.T) {
 		t.Error("a plain connection was not upgraded")
 	}
 	if c := acquireLease(t, a, lease.Qresync); c != full {
-		t.Error("the connection with that very set was not taken")
+		t.Error("the connection with exactly that set was not reused")
 	}
 }
 
@@ -212,7 +212,7 @@ func TestEnableEffectIsProbedOnce(t *testing.T) {
 	s := startStub(t, stubCaps+" X-NOT-ENABLED")
 	s.onCommand = func(p *stubConn, tag, command string) bool {
 		enabled, ok := map[string]string{"ENABLE CONDSTORE": " condstore", "ENABLE UTF8=ACCEPT": " UTF8=Accept", "ENABLE X-NOT-ENABLED": ""}[command]
-		if ok { // one by one, because one may bring another along
+		if ok { // one by one, because one may imply another
 			p.send("* ENABLED"+enabled, tag+" OK")
 		}
 		return ok
@@ -228,7 +228,7 @@ func TestEnableEffectIsProbedOnce(t *testing.T) {
 	}
 	c := acquireLease(t, a, "CONDSTORE", "UTF8=ACCEPT")
 	if s.loginAttempts() != 1 || s.findConn(c).countCommand("ENABLE CONDSTORE") != 1 || len(s.findConn(c).commands) != 4 {
-		t.Errorf("%d logins, heard %q", s.loginAttempts(), s.findConn(c).commands)
+		t.Errorf("%d logins, received %q", s.loginAttempts(), s.findConn(c).commands)
 	}
 }
 
@@ -259,7 +259,7 @@ func TestBackendVerifiesEveryUnverifiedLogin(t *testing.T) {
 	a.Close()
 	b.Close()
 	if tp.idleCount() != 0 {
-		t.Errorf("%d connections wait for nobody", tp.idleCount())
+		t.Errorf("%d connections are idle", tp.idleCount())
 	}
 }
 
@@ -278,7 +278,7 @@ func TestCachedCredentialExpiresAfterItsTTL(t *testing.T) {
 	}
 	tp.Pool.mu.Lock()
 	cred := tp.users[newRequest(t, "alice", "").User].credentials[0]
-	cred.verifiedAt = cred.verifiedAt.Add(-time.Minute) // use does not lengthen it
+	cred.verifiedAt = cred.verifiedAt.Add(-time.Minute) // reuse does not extend it
 	tp.Pool.mu.Unlock()
 	use()
 	use()
@@ -299,7 +299,7 @@ func TestWrongPasswordDoesNotEvictTheRightOne(t *testing.T) {
 		}
 	}
 	if tp.idleCount() != 1 {
-		t.Errorf("%d wait", tp.idleCount())
+		t.Errorf("%d idle", tp.idleCount())
 	}
 	tp.mustLogIn("alice", "pw", BackendDecides).Close()
 	if s.loginAttempts() != 4 || len(tp.users) != 1 || len(tp.users[newRequest(t, "alice", "").User].credentials) != 1 {
@@ -314,8 +314,8 @@ func TestRefusedCredentialDiscardsItsConnections(t *testing.T) {
 		tp.useSeveralPasswords("pw", "app-pw")
 		before := tp.discardedFor(metrics.DiscardCredentials)
 		a := tp.mustLogIn("alice", "pw", BackendDecides)
-		out, back, extra := acquireLease(t, a), acquireLease(t, a), acquireLease(t, a, lease.Condstore)
-		a.Release(back)
+		leased, released, extra := acquireLease(t, a), acquireLease(t, a), acquireLease(t, a, lease.Condstore)
+		a.Release(released)
 		a.Release(extra)
 		s.deny("alice", "pw", no)
 		tp.Pool.mu.Lock()
@@ -325,12 +325,12 @@ func TestRefusedCredentialDiscardsItsConnections(t *testing.T) {
 			t.Fatal("the login was not refused")
 		}
 		if tp.idleCount() != 1 || tp.discardedFor(metrics.DiscardCredentials) != before+2 {
-			t.Errorf("%q: %d wait, closed %v", no, tp.idleCount(), tp.discarded)
+			t.Errorf("%q: %d idle, closed for %v", no, tp.idleCount(), tp.discarded)
 		}
 		s.deny("alice", "pw", "")
-		a.Release(out) // it is of the time before
+		a.Release(leased) // its generation is older
 		if tp.idleCount() != 1 || tp.discardedFor(metrics.DiscardCredentials) != before+3 {
-			t.Errorf("%q: a connection of a refused credential waits: %v", no, tp.discarded)
+			t.Errorf("%q: a connection of a refused credential is idle: %v", no, tp.discarded)
 		}
 		a.Close()
 	}
@@ -344,7 +344,7 @@ func TestRevokeCredentialDiscardsIdleConnections(t *testing.T) {
 	a.Release(c)
 	a.RevokeCredential()
 	if tp.idleCount() != 0 || acquireLease(t, a) == c {
-		t.Error("it still waits")
+		t.Error("the connection is still idle")
 	}
 }
 
@@ -354,7 +354,7 @@ func TestDownBackendIsReportedAsUnavailable(t *testing.T) {
 	a := tp.mustLogIn("alice", "pw", VerifiedHere)
 	a.Discard(acquireLease(t, a), metrics.DiscardPinned)
 	_ = s.l.Close()
-	for range 3 { // each gives its place back
+	for range 3 { // each must release its slot
 		if _, err := a.Acquire(context.Background(), ""); !errors.Is(err, upstream.ErrUnavailable) || errors.Is(err, ErrBusy) {
 			t.Fatal(err)
 		}
@@ -364,7 +364,7 @@ func TestDownBackendIsReportedAsUnavailable(t *testing.T) {
 	}
 	a.Close()
 	if len(tp.users) != 0 || tp.slotCount() != 0 {
-		t.Errorf("left behind: %d users, %d places", len(tp.users), tp.slotCount())
+		t.Errorf("not removed: %d users, %d slots", len(tp.users), tp.slotCount())
 	}
 }
 
@@ -384,7 +384,7 @@ func TestReleaseOfUnleasedConnectionPanics(t *testing.T) {
 	a.Release(c)
 	defer func() {
 		if recover() == nil {
-			t.Error("given back twice without a panic")
+			t.Error("released twice without a panic")
 		}
 	}()
 	a.Release(c)

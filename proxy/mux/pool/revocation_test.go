@@ -13,8 +13,8 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// useSeveralPasswords makes alice an account with several passwords, as far as the pool can
-// see: each is taken again after the others were. Something waits for each.
+// useSeveralPasswords gives alice's account several passwords: each is accepted again after the
+// others. Afterwards one connection is idle for each.
 func (tp *testPool) useSeveralPasswords(passwords ...string) {
 	tp.t.Helper()
 	for range 2 {
@@ -23,12 +23,11 @@ func (tp *testPool) useSeveralPasswords(passwords ...string) {
 		}
 	}
 	if tp.idleCount() != len(passwords) {
-		tp.t.Fatalf("%d wait for %d passwords", tp.idleCount(), len(passwords))
+		tp.t.Fatalf("%d idle for %d passwords", tp.idleCount(), len(passwords))
 	}
 }
 
-// asksBackend says whether the backend is asked about a login of alice that has to
-// succeed.
+// asksBackend reports whether a login of alice, which must succeed, is sent to the backend.
 func (tp *testPool) asksBackend(s *stub, password string) bool {
 	tp.t.Helper()
 	before := s.loginAttempts()
@@ -46,14 +45,14 @@ func TestNewPasswordInvalidatesTheOldOne(t *testing.T) {
 		tp.mustLogIn("bob", "old", BackendDecides).Close()
 		tp.mustLogIn("alice", "new", verification).Close()
 		if tp.idleCount() != 2 || tp.discardedFor(metrics.DiscardCredentials) != 1 {
-			t.Errorf("%d wait, closed %v", tp.idleCount(), tp.discarded)
+			t.Errorf("%d idle, closed for %v", tp.idleCount(), tp.discarded)
 		}
 		if !old.cred.verifiedAt.IsZero() || old.cred.verifiedHere {
-			t.Error("the old password is still held to be good")
+			t.Error("the old password is still cached")
 		}
 		old.Release(out)
 		if tp.idleCount() != 2 || tp.discardedFor(metrics.DiscardCredentials) != 2 {
-			t.Errorf("a connection of the old password waits: %v", tp.discarded)
+			t.Errorf("a connection of the old password is idle: %v", tp.discarded)
 		}
 		old.Close()
 		s.deny("alice", "old", "[AUTHENTICATIONFAILED] changed")
@@ -61,7 +60,7 @@ func TestNewPasswordInvalidatesTheOldOne(t *testing.T) {
 			t.Errorf("the old password: %v", err)
 		}
 		if tp.asksBackend(s, "new") || tp.idleCount() != 2 {
-			t.Error("the new password has lost something by the old one")
+			t.Error("the old password invalidated the new one")
 		}
 	}
 }
@@ -71,11 +70,11 @@ func TestPasswordChangedBackIsTheOnlyOneCached(t *testing.T) {
 	tp := s.newPool(Config{CacheCredentials: true})
 	for _, pw := range []string{"first", "second", "first"} {
 		if !tp.asksBackend(s, pw) {
-			t.Errorf("%s is believed", pw)
+			t.Errorf("%s is cached", pw)
 		}
 	}
 	if tp.idleCount() != 1 {
-		t.Errorf("%d wait", tp.idleCount())
+		t.Errorf("%d idle", tp.idleCount())
 	}
 	s.deny("alice", "second", "no")
 	if _, err := tp.Login(context.Background(), newRequest(t, "alice", "second"), BackendDecides); !errors.Is(err, upstream.ErrDenied) {
@@ -91,7 +90,7 @@ func TestSeveralPasswordsStayCached(t *testing.T) {
 	for range 3 {
 		for _, pw := range all {
 			if tp.asksBackend(s, pw) {
-				t.Errorf("%s is asked again", pw)
+				t.Errorf("%s is sent to the backend again", pw)
 			}
 		}
 	}
@@ -114,10 +113,10 @@ func TestRefusedPasswordMakesOthersInvalidateAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	if tp.asksBackend(s, "tablet") || tp.idleCount() != 2 {
-		t.Errorf("the refusal of one has ended another: %d wait", tp.idleCount())
+		t.Errorf("the refusal of one password invalidated another: %d idle", tp.idleCount())
 	}
 	if !tp.asksBackend(s, "desk") || !tp.asksBackend(s, "tablet") {
-		t.Error("tablet is believed, which may have been changed to desk")
+		t.Error("tablet is cached, although it may have been changed to desk")
 	}
 }
 
@@ -130,18 +129,18 @@ func TestWrongGuessKeepsCachedPasswords(t *testing.T) {
 		t.Fatal(err)
 	}
 	if tp.asksBackend(s, "phone") || tp.asksBackend(s, "desk") || tp.idleCount() != 2 {
-		t.Errorf("%d wait", tp.idleCount())
+		t.Errorf("%d idle", tp.idleCount())
 	}
 }
 
 func TestLateSuccessOfOldPasswordIsIgnored(t *testing.T) {
 	s := startStub(t, stubCaps)
-	asked, answer := make(chan struct{}), make(chan struct{})
-	slow := true // the first of them
+	received, answer := make(chan struct{}), make(chan struct{})
+	slow := true // the first login
 	s.onCommand = func(p *stubConn, tag, command string) bool {
 		if strings.HasPrefix(command, "AUTHENTICATE") && slow {
 			slow = false
-			close(asked)
+			close(received)
 			<-answer
 		}
 		return false
@@ -155,14 +154,14 @@ func TestLateSuccessOfOldPasswordIsIgnored(t *testing.T) {
 		}
 		logins <- a
 	}()
-	<-asked
+	<-received
 	tp.mustLogIn("alice", "new", BackendDecides).Close()
 	close(answer)
 	if a := <-logins; a != nil {
 		a.Close()
 	}
 	if tp.idleCount() != 1 || tp.asksBackend(s, "new") || !tp.asksBackend(s, "old") {
-		t.Errorf("%d wait, %d logins", tp.idleCount(), s.loginAttempts())
+		t.Errorf("%d idle, %d logins", tp.idleCount(), s.loginAttempts())
 	}
 }
 
@@ -174,7 +173,7 @@ func TestFormerCredentialsAreLimited(t *testing.T) {
 	}
 	u := tp.users[newRequest(t, "alice", "").User]
 	if len(u.formerCredentials) > maxFormerCredentials || len(u.credentials) != 1 || tp.idleCount() != 1 {
-		t.Errorf("%d remembered, %d owners, %d wait", len(u.formerCredentials), len(u.credentials), tp.idleCount())
+		t.Errorf("%d former, %d credentials, %d idle", len(u.formerCredentials), len(u.credentials), tp.idleCount())
 	}
 }
 
@@ -189,19 +188,19 @@ func TestEvictUserDiscardsIdleConnections(t *testing.T) {
 	tp.EvictUser(newRequest(t, "carol", "").User, metrics.DiscardMoved)
 	tp.EvictUser(a.User(), metrics.DiscardMoved)
 	if tp.idleCount() != 1 || tp.discardedFor(metrics.DiscardMoved) != 2 {
-		t.Errorf("%d wait, closed %v", tp.idleCount(), tp.discarded)
+		t.Errorf("%d idle, closed for %v", tp.idleCount(), tp.discarded)
 	}
 	a.Release(out)
 	a.Close()
 	if tp.idleCount() != 1 || tp.slotCount() != 1 || len(tp.users) != 1 {
-		t.Errorf("%d wait, %d places, %d users", tp.idleCount(), tp.slotCount(), len(tp.users))
+		t.Errorf("%d idle, %d slots, %d users", tp.idleCount(), tp.slotCount(), len(tp.users))
 	}
 	if !tp.asksBackend(s, "pw") {
-		t.Error("who comes back is believed")
+		t.Error("the login is still cached")
 	}
 }
 
-// acquireAux is a connection of the gateway's own.
+// acquireAux leases a connection for the gateway itself.
 func acquireAux(t testing.TB, a *Account) *lease.Conn {
 	t.Helper()
 	c, err := a.AcquireAux(context.Background())

@@ -25,28 +25,28 @@ import (
 
 const stubCaps = "IMAP4rev1 SASL-IR AUTH=PLAIN ENABLE UNSELECT CONDSTORE QRESYNC UTF8=ACCEPT"
 
-// stub is a backend that does as a test wants.
+// stub is a scripted backend.
 type stub struct {
 	// Set once.
 	t    testing.TB
 	l    net.Listener
 	wg   sync.WaitGroup
 	caps string
-	// alert comes untagged before the OK of every login; "": none does.
+	// alert is sent untagged before the OK of every login; "": no alert.
 	alert string
-	// sockets counts the connections to it; nil: nobody does.
+	// sockets counts the connections to it; nil: not counted.
 	sockets *descriptors.Counter
 	// onCommand answers a command instead of the stub, if it returns true.
 	onCommand func(p *stubConn, tag, command string) bool
 
 	mu sync.Mutex
 	// Guarded by mu.
-	refusals   map[string]string // user and password to the NO they get
-	conns      []*stubConn       // all that ever logged in
-	loginCount int               // tried
+	refusals   map[string]string // user and password to the text of the NO
+	conns      []*stubConn       // every connection that has logged in
+	loginCount int               // attempts
 }
 
-// stubConn is one connection as the stub sees it.
+// stubConn is the stub's side of a connection.
 type stubConn struct {
 	// Set once.
 	stub           *stub
@@ -125,7 +125,7 @@ func (p *stubConn) handleCommand(tag, command string) {
 		p.enabled = p.enabled.With(strings.Fields(rest)...)
 		p.mu.Unlock()
 		p.send("* ENABLED "+rest, tag+" OK enabled")
-	case "XWHO": // not IMAP: who is really on this connection
+	case "XWHO": // not IMAP: user and password of this connection
 		p.mu.Lock()
 		reply := fmt.Sprintf("* XWHO %s %s {%s}", p.user, p.password, p.enabled)
 		p.mu.Unlock()
@@ -136,7 +136,8 @@ func (p *stubConn) handleCommand(tag, command string) {
 	}
 }
 
-// handleLogin takes PLAIN and XOAUTH2; a token is the password "token " and itself.
+// handleLogin accepts PLAIN and XOAUTH2; a token counts as the password "token " followed by
+// the token.
 func (p *stubConn) handleLogin(tag, exchange string) {
 	mechanism, encoded, _ := strings.Cut(exchange, " ")
 	response, _ := base64.StdEncoding.DecodeString(encoded)
@@ -167,7 +168,7 @@ func (p *stubConn) send(lines ...string) {
 	_, _ = p.nc.Write([]byte(strings.Join(lines, "\r\n") + "\r\n"))
 }
 
-// countCommand is the number of times that a command was heard.
+// countCommand returns how often a command was received.
 func (p *stubConn) countCommand(command string) (n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -179,7 +180,7 @@ func (p *stubConn) countCommand(command string) (n int) {
 	return n
 }
 
-// deny makes the stub refuse a login from now on; with "" it takes it again.
+// deny makes the stub refuse a login from now on; with text "" it accepts it again.
 func (s *stub) deny(user, password, text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -192,12 +193,12 @@ func (s *stub) loginAttempts() int {
 	return s.loginCount
 }
 
-// findConn finds the peer of a connection.
+// findConn returns the stub's side of a connection.
 func (s *stub) findConn(c *lease.Conn) *stubConn {
 	s.t.Helper()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, p := range slices.Backward(s.conns) { // an old one may have had the same port
+	for _, p := range slices.Backward(s.conns) { // an earlier connection may have had the same port
 		if p.nc.RemoteAddr().String() == c.NetConn().LocalAddr().String() {
 			return p
 		}
@@ -206,7 +207,7 @@ func (s *stub) findConn(c *lease.Conn) *stubConn {
 	return nil
 }
 
-// testPool is a Pool with what its hooks have said.
+// testPool is a Pool that counts the calls of its hooks.
 type testPool struct {
 	*Pool
 	t testing.TB
@@ -229,7 +230,7 @@ func (c Config) newTestPool(t testing.TB, b *upstream.Backend) *testPool {
 	t.Cleanup(func() {
 		tp.Close()
 		if tp.idleCount() != 0 {
-			t.Errorf("%d connections still wait behind Close", tp.idleCount())
+			t.Errorf("%d connections are idle after Close", tp.idleCount())
 		}
 	})
 	return tp
@@ -247,14 +248,14 @@ func (tp *testPool) discardedFor(reason string) int {
 	return tp.discarded[reason]
 }
 
-// slotCount is the number of connections, and of logins that have a place.
+// slotCount returns the number of connections, and of logins that have a slot.
 func (tp *testPool) slotCount() int {
 	tp.Pool.mu.Lock()
 	defer tp.Pool.mu.Unlock()
 	return tp.total
 }
 
-// ageAnswer makes a connection one that has not answered for d more.
+// ageAnswer moves a connection's last response d into the past.
 func (tp *testPool) ageAnswer(c *lease.Conn, d time.Duration) {
 	tp.Pool.mu.Lock()
 	defer tp.Pool.mu.Unlock()
@@ -262,7 +263,7 @@ func (tp *testPool) ageAnswer(c *lease.Conn, d time.Duration) {
 	pc.lastAnswer = pc.lastAnswer.Add(-d)
 }
 
-// newPool is a pool at the stub in which nothing happens by itself for an hour.
+// newPool returns a pool at the stub without validation or expiry for an hour.
 func (s *stub) newPool(c Config) *testPool {
 	for _, d := range []*time.Duration{&c.IdleTimeout, &c.ValidateAfter} {
 		if *d == 0 {
@@ -284,7 +285,7 @@ func newRequest(t testing.TB, user, password string) upstream.Request {
 	return upstream.Request{User: u, Password: identity.NewSecret(password)}
 }
 
-// mustLogIn proves a login that has to succeed.
+// mustLogIn performs a login that must succeed.
 func (tp *testPool) mustLogIn(user, password string, proof Verification) *Account {
 	tp.t.Helper()
 	a, err := tp.Login(context.Background(), newRequest(tp.t, user, password), proof)
@@ -303,7 +304,7 @@ func acquireLease(t testing.TB, a *Account, names ...string) *lease.Conn {
 	return c
 }
 
-// eventually waits for something that another process or goroutine does.
+// eventually waits for an effect of another process or goroutine.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), testbed.Timeout)
@@ -313,13 +314,13 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	for !ok() {
 		select {
 		case <-ctx.Done():
-			t.Fatalf("waited in vain for %s", what)
+			t.Fatalf("timed out waiting for %s", what)
 		case <-tick.C:
 		}
 	}
 }
 
-// identifyConn asks the stub who is on a connection.
+// identifyConn asks the stub for the user and password of a connection.
 func identifyConn(t testing.TB, c *lease.Conn) string {
 	t.Helper()
 	var replies []string

@@ -9,7 +9,7 @@ import (
 	"imapgate/proxy/mux/lease"
 )
 
-// idleConn is an account, and a connection of it that waits.
+// idleConn returns an account with one idle connection.
 func (tp *testPool) idleConn(s *stub) (*Account, *lease.Conn, *stubConn) {
 	tp.t.Helper()
 	a := tp.mustLogIn("alice", "pw", VerifiedHere)
@@ -18,7 +18,7 @@ func (tp *testPool) idleConn(s *stub) (*Account, *lease.Conn, *stubConn) {
 	c.Selected = true
 	a.Release(c)
 	if tp.idleCount() != 1 {
-		tp.t.Fatalf("it does not wait: %v", tp.discarded)
+		tp.t.Fatalf("the connection is not idle: %v", tp.discarded)
 	}
 	return a, c, p
 }
@@ -49,7 +49,7 @@ func TestUnsolicitedResponseClosesIdleConnection(t *testing.T) {
 		if _, err := p.nc.Write([]byte(reply)); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "it to arrive", func() bool { return c.IsReadable() || tp.idleCount() == 0 })
+		eventually(t, "the response to arrive", func() bool { return c.IsReadable() || tp.idleCount() == 0 })
 		d := acquireLease(t, a)
 		if d == c || tp.discardedFor(reason) != 1 || d.HasUnread() {
 			t.Errorf("%q: closed for %v", reply, tp.discarded)
@@ -67,21 +67,21 @@ func TestUntaggedOKWithoutAlertIsDropped(t *testing.T) {
 	tp := s.newPool(Config{})
 	a, c, p := tp.idleConn(s)
 	p.send("* OK Still here", "* OK [ALERT] down at noon", "* no [alert] nearly full")
-	eventually(t, "it to arrive", func() bool { return c.IsReadable() || c.Buffered() == 0 })
+	eventually(t, "the response to arrive", func() bool { return c.IsReadable() || c.Buffered() == 0 })
 	d := acquireLease(t, a)
 	if d != c || d.HasUnread() || identifyConn(t, d) != "alice pw ()" {
 		t.Errorf("closed for %v", tp.discarded)
 	}
 	if got := string(d.TakeAlerts()); got != "* OK [ALERT] down at noon\r\n* no [alert] nearly full\r\n" {
-		t.Errorf("what people are to be shown is %q", got)
+		t.Errorf("alerts %q", got)
 	}
 	if again := d.TakeAlerts(); len(again) > 0 {
-		t.Errorf("it is shown again: %q", again)
+		t.Errorf("alerts returned again: %q", again)
 	}
 }
 
-// An ALERT at a login is told by whoever welcomes the client; on a connection that is
-// made later by the session that has it, once.
+// An ALERT of the first login is in Account.OK. An ALERT of a later connection is forwarded
+// once by the session that leases it.
 func TestLoginAlertIsForwardedOnce(t *testing.T) {
 	s := startStub(t, stubCaps)
 	s.alert = "down at noon"
@@ -90,22 +90,22 @@ func TestLoginAlertIsForwardedOnce(t *testing.T) {
 		tp := s.newPool(Config{})
 		a := tp.mustLogIn("alice", "pw", proof)
 		if got := string(a.OK().AppendUntagged(nil)); got != alert {
-			t.Errorf("the login has %q", got)
+			t.Errorf("the login's response is %q", got)
 		}
 		c := acquireLease(t, a)
 		if again := c.TakeAlerts(); len(again) > 0 || !a.OK().IsZero() {
-			t.Errorf("the login's connection says it again: %q", again)
+			t.Errorf("the login's connection has the alert again: %q", again)
 		}
 		d := acquireLease(t, a)
 		if got := string(d.TakeAlerts()); got != alert {
-			t.Errorf("the second connection says %q", got)
+			t.Errorf("the second connection has %q", got)
 		}
 		aux, err := a.AcquireAux(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
 		if got := string(aux.TakeAlerts()); got != alert {
-			t.Errorf("the gateway's own connection says %q", got)
+			t.Errorf("the gateway's own connection has %q", got)
 		}
 		a.ReleaseAux(aux)
 		a.Release(c)
@@ -119,13 +119,13 @@ func TestClosedIdleConnectionIsRemoved(t *testing.T) {
 	tp := s.newPool(Config{})
 	_, _, p := tp.idleConn(s)
 	_ = p.nc.Close()
-	eventually(t, "the janitor", func() bool { return tp.discardedFor(metrics.DiscardClosed) == 1 && tp.slotCount() == 0 })
+	eventually(t, "the cleaner", func() bool { return tp.discardedFor(metrics.DiscardClosed) == 1 && tp.slotCount() == 0 })
 }
 
 func TestOutstandingAnswerReachesNoOtherSession(t *testing.T) {
 	s := startStub(t, stubCaps)
 	s.onCommand = func(p *stubConn, tag, command string) bool {
-		if command == "UNSELECT" || command == "NOOP" { // what was outstanding comes first
+		if command == "UNSELECT" || command == "NOOP" { // the outstanding response comes first
 			p.send("A9 OK SEARCH completed", tag+" OK done")
 			return true
 		}
@@ -143,7 +143,7 @@ func TestOutstandingAnswerReachesNoOtherSession(t *testing.T) {
 		a.Close()
 	}
 	if tp.idleCount() != 0 || tp.discardedFor(metrics.DiscardOutstanding) != 2 {
-		t.Errorf("%d wait, closed for %v", tp.idleCount(), tp.discarded)
+		t.Errorf("%d idle, closed for %v", tp.idleCount(), tp.discarded)
 	}
 }
 
@@ -172,7 +172,7 @@ func TestUnreadBytesAtReleaseCloseTheConnection(t *testing.T) {
 }
 
 func TestOnlyMailboxDataIsDrained(t *testing.T) {
-	for reply, released := range map[string]int{
+	for reply, idle := range map[string]int{
 		"* 3 EXISTS\r\n* 1 EXPUNGE\r\n* VANISHED 4\r\n* FLAGS ()\r\n* 0 RECENT\r\n* 2 FETCH (BODY[] {3}\r\nabc)\r\n* OK [CLOSED] x\r\n": 1,
 		"* SEARCH 1\r\n":        0,
 		"* LIST () NIL x\r\n":   0,
@@ -191,8 +191,8 @@ func TestOnlyMailboxDataIsDrained(t *testing.T) {
 		c := acquireLease(t, a)
 		c.Selected = true
 		a.Release(c)
-		if tp.idleCount() != released {
-			t.Errorf("%q: %d wait, closed for %v", reply, tp.idleCount(), tp.discarded)
+		if tp.idleCount() != idle {
+			t.Errorf("%q: %d idle, closed for %v", reply, tp.idleCount(), tp.discarded)
 		}
 		a.Close()
 	}
@@ -219,13 +219,13 @@ func TestConnectionThatCannotUnselectIsDiscarded(t *testing.T) {
 	}
 }
 
-// What is selected is never closed: CLOSE would expunge. INBOX is, when the backend has
-// said that it is read-only.
+// The selected mailbox is never closed, because CLOSE would expunge. INBOX is closed only after
+// the backend has reported it read-only.
 func TestUnselectFallsBackToExamineAndClose(t *testing.T) {
 	const opened = "* 3 EXISTS\r\n* FLAGS ()\r\n* OK [UIDVALIDITY 1] x\r\n"
 	for _, c := range []struct {
 		examine, close string
-		reason         string // "": it waits
+		reason         string // "": pooled
 		closes         int
 	}{
 		{opened + "TAG OK [READ-ONLY] x\r\n", "TAG OK x\r\n", "", 1},
@@ -248,8 +248,8 @@ func TestUnselectFallsBackToExamineAndClose(t *testing.T) {
 		conn.Selected = true
 		p := s.findConn(conn)
 		a.Release(conn)
-		if released := tp.idleCount() == 1; released != (c.reason == "") || c.reason != "" && tp.discardedFor(c.reason) != 1 || p.countCommand("CLOSE") != c.closes {
-			t.Errorf("%q, %q: closed for %v, heard %q", c.examine, c.close, tp.discarded, p.commands)
+		if pooled := tp.idleCount() == 1; pooled != (c.reason == "") || c.reason != "" && tp.discardedFor(c.reason) != 1 || p.countCommand("CLOSE") != c.closes {
+			t.Errorf("%q, %q: closed for %v, received %q", c.examine, c.close, tp.discarded, p.commands)
 		}
 		a.Close()
 	}
@@ -269,7 +269,7 @@ func TestLongIdleConnectionIsValidated(t *testing.T) {
 		tp.ageAnswer(c, time.Hour)
 		d := acquireLease(t, a)
 		if p.countCommand("NOOP") != 1 || (d == c) != kept || d.HasUnread() {
-			t.Errorf("%q: %d questions, closed for %v", answer, p.countCommand("NOOP"), tp.discarded)
+			t.Errorf("%q: %d NOOPs, closed for %v", answer, p.countCommand("NOOP"), tp.discarded)
 		}
 	}
 }
@@ -281,7 +281,7 @@ func TestUnresponsiveConnectionIsReplacedInItsSlot(t *testing.T) {
 	a, c, _ := tp.idleConn(s)
 	tp.ageAnswer(c, time.Hour)
 	if d := acquireLease(t, a); d == c || tp.discardedFor(metrics.DiscardUnanswered) != 1 || tp.slotCount() != 1 {
-		t.Errorf("closed for %v, %d places", tp.discarded, tp.slotCount())
+		t.Errorf("closed for %v, %d slots", tp.discarded, tp.slotCount())
 	}
 }
 
@@ -308,7 +308,7 @@ func TestIdleTimeoutAndMaxAgeAreEnforced(t *testing.T) {
 	a.Release(acquireLease(t, a))
 	a.Close()
 	if none.idleCount() != 0 || none.slotCount() != 0 {
-		t.Error("it waits though nothing may")
+		t.Error("a connection is idle without an IdleTimeout")
 	}
 }
 
@@ -319,12 +319,12 @@ func TestCleanerValidatesLongIdleConnections(t *testing.T) {
 	tp.ageAnswer(c, time.Hour)
 	tp.sweep(time.Now())
 	if p.countCommand("NOOP") != 0 {
-		t.Error("asked too soon")
+		t.Error("validated too early")
 	}
 	tp.ageAnswer(c, time.Hour)
 	tp.sweep(time.Now())
 	if p.countCommand("NOOP") != 1 || tp.idleCount() != 1 {
-		t.Errorf("asked %d times, closed for %v", p.countCommand("NOOP"), tp.discarded)
+		t.Errorf("validated %d times, closed for %v", p.countCommand("NOOP"), tp.discarded)
 	}
 }
 
@@ -333,6 +333,6 @@ func TestIdleConnectionHasNoBuffers(t *testing.T) {
 	tp := s.newPool(Config{})
 	_, c, _ := tp.idleConn(s)
 	if c.BufferSize() != 0 {
-		t.Errorf("it has %d bytes", c.BufferSize())
+		t.Errorf("the buffer has %d bytes", c.BufferSize())
 	}
 }

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// newSparseSet makes n UIDs with a fifth of the space unused at random.
+// newSparseSet returns a set of n UIDs with a random fifth of the UIDs unused.
 func newSparseSet(n uint32) *UIDSet {
 	r := rand.New(rand.NewPCG(1, 2))
 	u := new(UIDSet)
@@ -21,7 +21,7 @@ func newSparseSet(n uint32) *UIDSet {
 	return u
 }
 
-// newCompactView makes a view with all of u known.
+// newCompactView returns a view in which all UIDs of u are known.
 func newCompactView(tb testing.TB, u *UIDSet) *View {
 	v := new(View)
 	v.Reset(u.Len())
@@ -32,7 +32,7 @@ func newCompactView(tb testing.TB, u *UIDSet) *View {
 	return v
 }
 
-// newIncrementalView makes the same view as messages arrive one by one.
+// newIncrementalView returns the same view built from messages that arrive one by one.
 func newIncrementalView(tb testing.TB, u *UIDSet) *View {
 	v := new(View)
 	for n := uint32(1); n <= u.Len(); n++ {
@@ -63,7 +63,7 @@ func TestCompactViewIsSmall(t *testing.T) {
 		{"100,000 messages without holes", newCompactView, parseUIDSet(t, "1:100000"), 200},
 		{"100,000 messages with a fifth of the UIDs unused", newCompactView, newSparseSet(100_000), 24 << 10},
 		{"1,000 messages with a fifth of the UIDs unused", newCompactView, newSparseSet(1000), 1200},
-		{"2,600 messages, every other UID unused, heard of one by one", newIncrementalView, everyOther(parseUIDSet(t, "1:5200")), 5700},
+		{"2,600 messages, every other UID unused, announced one by one", newIncrementalView, everyOther(parseUIDSet(t, "1:5200")), 5700},
 	} {
 		views := make([]*View, 100)
 		before := heapBytes()
@@ -141,7 +141,7 @@ func BenchmarkAddUIDs(b *testing.B) {
 	}
 }
 
-// everyOther is every other message of u.
+// everyOther returns every other UID of u.
 func everyOther(u *UIDSet) *UIDSet {
 	h := new(UIDSet)
 	for i := uint32(0); i < u.Len(); i += 2 {
@@ -154,7 +154,7 @@ func everyOther(u *UIDSet) *UIDSet {
 
 func BenchmarkDiff(b *testing.B) {
 	all := newSparseSet(200_000)
-	for name, snapshot := range map[string]*UIDSet{"same": all, "100000 ghosts": everyOther(all)} {
+	for name, snapshot := range map[string]*UIDSet{"same": all, "100000 expunged": everyOther(all)} {
 		b.Run(name, func(b *testing.B) {
 			v := newCompactView(b, all)
 			for b.Loop() {

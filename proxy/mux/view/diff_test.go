@@ -15,24 +15,24 @@ func TestDiffHasExpungedAndNewMessages(t *testing.T) {
 		tail        uint32
 		now         string
 		next        uint32
-		expunges    string // numbers
+		expunges    string // message numbers
 		vanished    string
-		lost        uint32 // of the tail
+		lost        uint32 // expunged messages of the tail
 		arrived     uint32
 	}{
 		{"nothing", "1:5", 0, "1:5", 6, "", "", 0, 0},
 		{"both empty", "", 0, "", 1, "", "", 0, 0},
-		{"one gone and one new", "1:2,5,7", 0, "1,5,7,9", 10, "2", "2", 0, 1},
-		{"all gone", "4:6", 0, "", 7, "3 2 1", "4:6", 0, 0},
+		{"one expunged and one new", "1:2,5,7", 0, "1,5,7,9", 10, "2", "2", 0, 1},
+		{"all expunged", "4:6", 0, "", 7, "3 2 1", "4:6", 0, 0},
 		{"all new", "", 0, "4:6", 7, "", "", 0, 3},
-		{"last gone and one new", "4:6", 0, "4:5,9", 10, "3", "6", 0, 1},
+		{"last expunged and one new", "4:6", 0, "4:5,9", 10, "3", "6", 0, 1},
 		{"tail is the snapshot's", "4:6", 2, "4:8", 9, "", "", 0, 0},
 		{"tail and more mail", "4:6", 2, "4:12", 13, "", "", 0, 4},
-		{"tail and a ghost", "4:6", 2, "4,6:8", 9, "2", "5", 0, 0},
-		{"tail with one gone", "4:6", 2, "4:6,8", 9, "5 4", "", 2, 1},
+		{"tail and an expunged message", "4:6", 2, "4,6:8", 9, "2", "5", 0, 0},
+		{"tail with one expunged", "4:6", 2, "4:6,8", 9, "5 4", "", 2, 1},
 		{"tail with holes is not recognized", "4:6", 2, "4:6,8:9", 10, "5 4", "", 2, 2},
 		{"tail of another", "4:6", 2, "4:7", 8, "5 4", "", 2, 1},
-		{"tail and ghost", "4:6", 1, "4:5,8", 9, "4 3", "6", 1, 1},
+		{"tail of one and an expunged message", "4:6", 1, "4:5,8", 9, "4 3", "6", 1, 1},
 		{"nothing known at all", "", 3, "1:3", 4, "", "", 0, 0},
 		{"nothing known of a used mailbox", "", 3, "7:9", 10, "3 2 1", "", 3, 3},
 		{"no UIDNEXT", "4:6", 2, "4:8", 0, "", "", 0, 0},
@@ -47,10 +47,10 @@ func TestDiffHasExpungedAndNewMessages(t *testing.T) {
 		expunges := strings.ReplaceAll(strings.ReplaceAll(string(d.AppendExpunges(nil)), "* ", ""), " EXPUNGE\r\n", " ")
 		vanished := strings.TrimSuffix(strings.TrimPrefix(string(d.AppendVanished(nil)), "* VANISHED "), "\r\n")
 		if strings.TrimSpace(expunges) != c.expunges || vanished != c.vanished || d.ExpungedUnknownCount() != c.lost || d.NewCount() != c.arrived {
-			t.Errorf("%s: expunges %s, vanished %s, tail %d, arrived %d", c.name, expunges, vanished, d.ExpungedUnknownCount(), d.NewCount())
+			t.Errorf("%s: expunges %s, vanished %s, tail %d, new %d", c.name, expunges, vanished, d.ExpungedUnknownCount(), d.NewCount())
 		}
 		if d.Exists() != snapshot.Len() || v.Exists()-d.ExpungedCount()+d.NewCount() != d.Exists() {
-			t.Errorf("%s: %d ghosts of %d, %d arrived, %d exist", c.name, d.ExpungedCount(), v.Exists(), d.NewCount(), d.Exists())
+			t.Errorf("%s: %d expunged of %d, %d new, %d exist", c.name, d.ExpungedCount(), v.Exists(), d.NewCount(), d.Exists())
 		}
 		v.Apply(&d)
 		if want := snapshot.String() + "+0"; v.String() != want {
@@ -80,7 +80,7 @@ func TestInconsistentSnapshotIsRejected(t *testing.T) {
 	}{
 		{"a message between old ones", "4:6,9", "4:7,9", 10},
 		{"a message before old ones", "4:6", "3:6", 7},
-		{"all old ones gone, one never seen", "4,6", "5", 7},
+		{"all old messages expunged, one never seen", "4,6", "5", 7},
 		{"UIDNEXT below a known UID", "4:6", "4:5", 6},
 	} {
 		if _, err := newView(t, c.known, 0).Diff(parseUIDSet(t, c.now), c.next); !errors.Is(err, ErrInconsistent) {
@@ -101,7 +101,7 @@ func TestTailAfterUnusedUIDsIsRecognized(t *testing.T) {
 		v := new(View)
 		v.Reset(3)
 		if order == "after" {
-			v.SetUIDNext(20) // UIDs 7 to 19 were used once
+			v.SetUIDNext(20) // UIDs 7 to 19 were used before
 		}
 		if err := v.AddUIDs(v.KnownCount()+1, parseUIDSet(t, "4:6")); err != nil {
 			t.Fatal(err)
@@ -114,7 +114,7 @@ func TestTailAfterUnusedUIDsIsRecognized(t *testing.T) {
 		}
 		d, err := v.Diff(parseUIDSet(t, "4:6,20:21"), 22)
 		if err != nil || d.ExpungedCount() != 0 || d.NewCount() != 1 || v.String() != "4:6,20+0" {
-			t.Errorf("learned %s UIDNEXT: %v, %d ghosts, %d arrived, %s", order, err, d.ExpungedCount(), d.NewCount(), v)
+			t.Errorf("UIDNEXT set %s: %v, %d expunged, %d new, %s", order, err, d.ExpungedCount(), d.NewCount(), v)
 		}
 	}
 }
@@ -130,13 +130,13 @@ func TestApplyMakesTheSnapshotTheView(t *testing.T) {
 		t.Fatal(err)
 	}
 	if snapshot.String() != "4:6,11,14" {
-		t.Errorf("the caller's snapshot became %s", snapshot)
+		t.Errorf("the caller's snapshot changed to %s", snapshot)
 	}
 	if err := v.SetExists(5); err != nil {
 		t.Fatal(err)
 	}
 	if d, err = v.Diff(parseUIDSet(t, "5:6,11,14,20"), 21); err != nil || d.ExpungedCount() != 0 || v.String() != "5:6,11,14,20+0" {
-		t.Errorf("%d ghosts, %v, %s", d.ExpungedCount(), err, v)
+		t.Errorf("%d expunged, %v, %s", d.ExpungedCount(), err, v)
 	}
 }
 
@@ -157,12 +157,12 @@ func TestSnapshotAndRecognizedTailRaiseTheFloor(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := v.AddUIDs(v.KnownCount()+1, parseUIDSet(t, "9")); !errors.Is(err, ErrUIDMismatch) {
-		t.Errorf("a UID of the snapshot was used twice: %v", err)
+		t.Errorf("a UID of the snapshot was reused: %v", err)
 	}
 }
 
-// history is a mailbox as a fuzzer made it up: all its messages in order, of which
-// the first are in the view, and of those the first with known UIDs.
+// history is a mailbox generated by the fuzzer: all its messages in order. The first ones are
+// in the view, and the first of those have known UIDs.
 type history struct {
 	uids        []uint32
 	expunged    []bool // not in the snapshot
@@ -213,7 +213,7 @@ func (h *history) snapshot() *UIDSet {
 	return snapshot
 }
 
-// expungedNumbers are the numbers of those messages of the view that are gone.
+// expungedNumbers returns the message numbers of the view that are expunged.
 func (h *history) expungedNumbers() (numbers []uint32) {
 	for i := range h.known + h.tail {
 		if h.expunged[i] {
@@ -223,8 +223,8 @@ func (h *history) expungedNumbers() (numbers []uint32) {
 	return numbers
 }
 
-// FuzzDiff: a view to which the difference is applied, and a client that hears of
-// it response by response, have the snapshot.
+// FuzzDiff verifies that a view after Apply, and a client that receives the responses one by
+// one, both equal the snapshot.
 func FuzzDiff(f *testing.F) {
 	f.Add([]byte("aaaabbbb\x00\x02\x04\x06\x06\xff\x06\x00"), uint16(6), uint16(3))
 	f.Add([]byte{0, 0, 0, 0, 0, 0}, uint16(2), uint16(2))
@@ -250,8 +250,7 @@ func FuzzDiff(f *testing.F) {
 	})
 }
 
-// checkExact: where the tail was recognized, it was recognized rightly, and the
-// ghosts are the messages gone.
+// checkExact verifies the UIDs of a recognized tail and the expunged messages of the diff.
 func (h *history) checkExact(t *testing.T, v *View, d *Diff) {
 	for i, want := range h.uids[:h.known+h.tail] {
 		if uid, _ := v.UID(uint32(i + 1)); uid != want {
@@ -261,13 +260,13 @@ func (h *history) checkExact(t *testing.T, v *View, d *Diff) {
 	expunged := slices.Collect(d.ExpungedNumbers())
 	slices.Reverse(expunged)
 	if !slices.Equal(expunged, h.expungedNumbers()) {
-		t.Fatalf("ghosts %v, want %v", expunged, h.expungedNumbers())
+		t.Fatalf("expunged %v, want %v", expunged, h.expungedNumbers())
 	}
 	for i, wantExpunged := range h.expunged[:h.known+h.tail] {
 		n := uint32(i + 1)
 		uids, isExpunged, err := v.TranslateSet(imap.Set{{First: n, Last: n}}, d)
 		if err != nil || isExpunged != wantExpunged || d.IsExpunged(n) != wantExpunged || !wantExpunged && uids[0].First != h.uids[i] {
-			t.Fatalf("message %d is %v, ghost %t, %v", n, uids, isExpunged, err)
+			t.Fatalf("message %d is %v, expunged %t, %v", n, uids, isExpunged, err)
 		}
 	}
 	other := *v
@@ -279,14 +278,14 @@ func (h *history) checkExact(t *testing.T, v *View, d *Diff) {
 		}
 	}
 	if other.Exists()+d.NewCount() != d.Exists() {
-		t.Fatalf("%d messages left, %d arrived, %d exist", other.Exists(), d.NewCount(), d.Exists())
+		t.Fatalf("%d messages left, %d new, %d exist", other.Exists(), d.NewCount(), d.Exists())
 	}
 }
 
-// checkReplay tells the difference to another client with the same view.
+// checkReplay applies the responses of the diff to another client's equal view.
 func (h *history) checkReplay(t *testing.T, snapshot *UIDSet, d *Diff) {
 	v := h.newView(t)
-	if d.ExpungedUnknownCount() == 0 { // what Diff recognized
+	if d.ExpungedUnknownCount() == 0 { // the tail that Diff recognized
 		for i, uid := range h.uids[h.known : h.known+h.tail] {
 			v.AddUID(uint32(h.known+i+1), uid)
 		}
@@ -301,12 +300,12 @@ func (h *history) checkReplay(t *testing.T, snapshot *UIDSet, d *Diff) {
 	}
 	added := snapshot.difference(&v.knownUIDs)
 	if added.Len() != d.NewCount() {
-		t.Fatalf("%d arrivals, want %d", added.Len(), d.NewCount())
+		t.Fatalf("%d new messages, want %d", added.Len(), d.NewCount())
 	}
 	if err := v.AddUIDs(v.KnownCount()+1, &added); err != nil {
 		t.Fatal(err)
 	}
 	if want := snapshot.String() + "+0"; v.String() != want {
-		t.Fatalf("heard %s, want %s", v, want)
+		t.Fatalf("replayed %s, want %s", v, want)
 	}
 }

@@ -30,7 +30,7 @@ func TestAddTextParsesServerSets(t *testing.T) {
 		strings.Repeat("1,", maxSetText/2) + "1",
 	} {
 		if err := new(UIDSet).AddText([]byte(text)); !errors.Is(err, imap.ErrSet) {
-			t.Errorf("%.30q was taken: %v", text, err)
+			t.Errorf("%.30q was accepted: %v", text, err)
 		}
 	}
 }
@@ -47,8 +47,8 @@ func TestWholeUIDSpaceIsOneRun(t *testing.T) {
 	}
 }
 
-// normalizeRanges is what a set names, as ascending runs. Sets of more than limit UIDs are
-// left out, because nobody has such mailboxes.
+// normalizeRanges returns the set as ascending runs. ok is false for sets of more than limit
+// UIDs, which no mailbox has.
 func normalizeRanges(set imap.Set, limit uint64) (runs imap.Set, ok bool) {
 	total := uint64(0)
 	for _, r := range set {
@@ -72,8 +72,8 @@ func hasStar(set imap.Set) bool {
 	return slices.ContainsFunc(set, func(r imap.Range) bool { return r.Last == imap.Star })
 }
 
-// FuzzUIDSet: AddText reads what imap.ParseSet reads, except *; and Vanish takes out
-// of a view what a set names.
+// FuzzUIDSet verifies that AddText reads what imap.ParseSet reads, except *, and that Vanish
+// removes the UIDs of a set from a view.
 func FuzzUIDSet(f *testing.F) {
 	f.Add("1:5,7,9:12", "3,12:9")
 	f.Add("65000:66000,5,131071:131073", "65536")

@@ -10,7 +10,7 @@ import (
 	"imapgate/internal/imap"
 )
 
-// parseUIDSet makes a set of UIDs.
+// parseUIDSet parses a set of UIDs.
 func parseUIDSet(t testing.TB, set string) *UIDSet {
 	t.Helper()
 	u := new(UIDSet)
@@ -23,7 +23,7 @@ func parseUIDSet(t testing.TB, set string) *UIDSet {
 	return u
 }
 
-// newView makes a view with known UIDs and a tail.
+// newView returns a view with known UIDs and an unknown tail.
 func newView(t testing.TB, known string, tail uint32) *View {
 	t.Helper()
 	u := parseUIDSet(t, known)
@@ -38,7 +38,7 @@ func newView(t testing.TB, known string, tail uint32) *View {
 	return v
 }
 
-// String is the known part and the length of the tail.
+// String returns the known UIDs and the length of the tail.
 func (v *View) String() string { return fmt.Sprintf("%s+%d", v.knownUIDs.String(), v.UnknownCount()) }
 
 func TestViewAppliesServerResponses(t *testing.T) {
@@ -60,36 +60,36 @@ func TestViewAppliesServerResponses(t *testing.T) {
 		want        string
 		err         error
 	}{
-		{"first goes", "3:6", 0, expunge(1), "4:6+0", nil},
-		{"middle goes", "3:6", 0, expunge(2), "3,5:6+0", nil},
-		{"last goes", "3:6", 0, expunge(4), "3:5+0", nil},
-		{"only one goes", "7", 0, expunge(1), "+0", nil},
-		{"tail goes", "3:6", 2, expunge(6), "3:6+1", nil},
-		{"known goes before a tail", "3:6", 2, expunge(4), "3:5+2", nil},
+		{"first expunged", "3:6", 0, expunge(1), "4:6+0", nil},
+		{"middle expunged", "3:6", 0, expunge(2), "3,5:6+0", nil},
+		{"last expunged", "3:6", 0, expunge(4), "3:5+0", nil},
+		{"only one expunged", "7", 0, expunge(1), "+0", nil},
+		{"tail expunged", "3:6", 2, expunge(6), "3:6+1", nil},
+		{"known expunged before a tail", "3:6", 2, expunge(4), "3:5+2", nil},
 		{"number 0", "3:6", 2, expunge(0), "3:6+2", ErrRange},
 		{"number too large", "3:6", 2, expunge(7), "3:6+2", ErrRange},
 		{"grows", "3:6", 2, setExists(9), "3:6+5", nil},
 		{"same EXISTS", "3:6", 2, setExists(6), "3:6+2", nil},
-		{"shrinks", "3:6", 2, setExists(5), "3:6+2", ErrExistsDecreased},
+		{"decreases", "3:6", 2, setExists(5), "3:6+2", ErrExistsDecreased},
 		{"vanished known", "3:6,9", 0, vanish("4,9"), "3,5:6+0", nil},
-		{"vanished unheard of", "3:6,9", 0, vanish("1,7:8,10:20"), "3:6,9+0", nil},
-		{"vanished over holes", "3:6,9,11", 0, vanish("5:10"), "3:4,11+0", nil},
+		{"vanished UIDs not in the view", "3:6,9", 0, vanish("1,7:8,10:20"), "3:6,9+0", nil},
+		{"vanished across gaps", "3:6,9,11", 0, vanish("5:10"), "3:4,11+0", nil},
 		{"vanished from the tail", "3:6", 3, vanish("2,6,8,10"), "3:5+1", nil},
 		{"more vanished than the tail has", "3:6", 2, vanish("5,8:10"), "3:6+2", ErrRange},
-		{"vanished malformed behind a good one", "3:6", 2, vanish("5,x"), "3:6+2", imap.ErrSet},
+		{"vanished malformed after a valid one", "3:6", 2, vanish("5,x"), "3:6+2", imap.ErrSet},
 		{"vanished star", "3:6", 2, vanish("5:*"), "3:6+2", imap.ErrSet},
-		{"learned", "3:6", 2, addUIDs("7,9"), "3:7,9+0", nil},
-		{"some", "3:6", 2, addUIDs("7"), "3:7+1", nil},
-		{"some known meanwhile", "3:6", 2, func(v *View) error { return v.AddUIDs(3, parseUIDSet(t, "5:7")) }, "3:7+1", nil},
-		{"others known meanwhile", "3:6", 2, func(v *View) error { return v.AddUIDs(3, parseUIDSet(t, "6:7")) }, "3:6+2", ErrUIDMismatch},
+		{"all UIDs added", "3:6", 2, addUIDs("7,9"), "3:7,9+0", nil},
+		{"some UIDs added", "3:6", 2, addUIDs("7"), "3:7+1", nil},
+		{"some already known", "3:6", 2, func(v *View) error { return v.AddUIDs(3, parseUIDSet(t, "5:7")) }, "3:7+1", nil},
+		{"others already known", "3:6", 2, func(v *View) error { return v.AddUIDs(3, parseUIDSet(t, "6:7")) }, "3:6+2", ErrUIDMismatch},
 		{"too many", "3:6", 2, addUIDs("7:9"), "3:6+2", ErrUIDMismatch},
-		{"old ones", "3:6", 2, addUIDs("2,9"), "3:6+2", ErrUIDMismatch},
-		{"nothing to learn", "3:6", 0, addUIDs(""), "3:6+0", nil},
-		{"one by the way", "3:6", 2, addUID(5, 9), "3:6,9+1", nil},
-		{"one that is not the next", "3:6", 2, addUID(6, 9), "3:6+2", nil},
-		{"one that is known", "3:6", 2, addUID(4, 9), "3:6+2", nil},
-		{"one with an old UID", "3:6", 2, addUID(5, 6), "3:6+2", nil},
-		{"one behind the end", "3:6", 0, addUID(5, 9), "3:6+0", nil},
+		{"UIDs below the floor", "3:6", 2, addUIDs("2,9"), "3:6+2", ErrUIDMismatch},
+		{"nothing to add", "3:6", 0, addUIDs(""), "3:6+0", nil},
+		{"UID of the next message", "3:6", 2, addUID(5, 9), "3:6,9+1", nil},
+		{"UID of a message after the next", "3:6", 2, addUID(6, 9), "3:6+2", nil},
+		{"UID of a known message", "3:6", 2, addUID(4, 9), "3:6+2", nil},
+		{"UID below the floor", "3:6", 2, addUID(5, 6), "3:6+2", nil},
+		{"UID of a message after the end", "3:6", 0, addUID(5, 9), "3:6+0", nil},
 	} {
 		v := newView(t, c.known, c.tail)
 		err := c.step(v)
@@ -108,10 +108,10 @@ func TestUIDsAreNotUsedTwice(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := v.AddUIDs(v.KnownCount()+1, parseUIDSet(t, "6")); !errors.Is(err, ErrUIDMismatch) {
-		t.Errorf("an expunged UID came back: %v", err)
+		t.Errorf("an expunged UID was accepted again: %v", err)
 	}
-	if gone, err := v.Vanish([]byte("6")); gone != 0 || err != nil {
-		t.Errorf("a message that went before vanished from the tail: %d, %v", gone, err)
+	if removed, err := v.Vanish([]byte("6")); removed != 0 || err != nil {
+		t.Errorf("a message expunged earlier vanished from the tail: %d, %v", removed, err)
 	}
 	if err := v.AddUIDs(v.KnownCount()+1, parseUIDSet(t, "7")); err != nil {
 		t.Error(err)
@@ -119,7 +119,7 @@ func TestUIDsAreNotUsedTwice(t *testing.T) {
 }
 
 func TestNumbersAreTranslatedToUIDs(t *testing.T) {
-	// Messages 1:6 are 2,3,5,7,8,11; the snapshot has lost 5 and 11.
+	// Messages 1:6 are 2,3,5,7,8,11; 5 and 11 are not in the snapshot.
 	v := newView(t, "2:3,5,7:8,11", 0)
 	d, err := v.Diff(parseUIDSet(t, "2:3,7:8,20"), 21)
 	if err != nil {
@@ -127,12 +127,12 @@ func TestNumbersAreTranslatedToUIDs(t *testing.T) {
 	}
 	tail := newView(t, "2:3,5", 2)
 	for _, c := range []struct {
-		view   *View
-		diff   *Diff
-		set    string
-		want   string
-		ghosts bool
-		err    error
+		view     *View
+		diff     *Diff
+		set      string
+		want     string
+		expunged bool
+		err      error
 	}{
 		{v, nil, "1", "2", false, nil},
 		{v, nil, "1:*", "2:11", false, nil},
@@ -157,13 +157,13 @@ func TestNumbersAreTranslatedToUIDs(t *testing.T) {
 			t.Fatal(err)
 		}
 		uids, expunged, err := c.view.TranslateSet(set, c.diff)
-		if uids.String() != c.want || expunged != c.ghosts || !errors.Is(err, c.err) {
-			t.Errorf("%s of %s: %s, ghosts %t, %v", c.set, c.view, uids, expunged, err)
+		if uids.String() != c.want || expunged != c.expunged || !errors.Is(err, c.err) {
+			t.Errorf("%s of %s: %s, expunged %t, %v", c.set, c.view, uids, expunged, err)
 		}
 	}
 }
 
-// model is a view as a plain list of UIDs, of which the first known are known.
+// model is a view as a plain list of UIDs; those of the first known messages are known.
 type model struct {
 	uids  []uint32
 	known int
@@ -189,7 +189,7 @@ func (m *model) expunge(i int) {
 	}
 }
 
-// step does the same to both.
+// step applies the same random change to the model and the view.
 func (m *model) step(t *testing.T, r *rand.Rand, v *View) {
 	var err error
 	switch n := len(m.uids); r.IntN(8) {
@@ -279,8 +279,8 @@ func TestInferUIDsOfTheTail(t *testing.T) {
 		want  string
 	}{
 		{"1:3", 2, 6, "1:5+0"},
-		{"1:3", 2, 7, "1:3+2"}, // one of three UIDs is nobody's
-		{"1:3", 2, 5, "1:3+2"}, // which cannot be
+		{"1:3", 2, 7, "1:3+2"}, // three UIDs for two messages
+		{"1:3", 2, 5, "1:3+2"}, // too few UIDs: impossible
 		{"1:3", 2, 0, "1:3+2"},
 		{"2,5", 1, 7, "2,5:6+0"},
 		{"1:3", 0, 9, "1:3+0"},

@@ -16,7 +16,7 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// newConnPair is a Wire and the connection to its peer.
+// newConnPair returns a Conn and the connection of its peer.
 func newConnPair(t *testing.T, withTLS bool) (*Conn, net.Conn) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -54,7 +54,7 @@ func newConnPair(t *testing.T, withTLS bool) (*Conn, net.Conn) {
 	return c, peer
 }
 
-// runWithAndWithoutTLS runs a test with TLS and without.
+// runWithAndWithoutTLS runs a test once with TLS and once without.
 func runWithAndWithoutTLS(t *testing.T, test func(t *testing.T, withTLS bool)) {
 	for name, withTLS := range map[string]bool{"plain": false, "tls": true} {
 		t.Run(name, func(t *testing.T) { test(t, withTLS) })
@@ -68,7 +68,7 @@ func send(t *testing.T, c net.Conn, text string) {
 	}
 }
 
-// readLine reads one line as a session does.
+// readLine reads one line like a session.
 func readLine(t *testing.T, c *Conn) string {
 	t.Helper()
 	for {
@@ -94,7 +94,7 @@ func TestHasUnreadChecksEveryBuffer(t *testing.T) {
 	runWithAndWithoutTLS(t, func(t *testing.T, withTLS bool) {
 		c, peer := newConnPair(t, withTLS)
 		if c.HasUnread() {
-			t.Fatal("something is unread on a new connection")
+			t.Fatal("a new connection has unread bytes")
 		}
 		send(t, peer, "* OK 1\r\n")
 		eventually(t, "the kernel", c.HasUnread)
@@ -105,11 +105,11 @@ func TestHasUnreadChecksEveryBuffer(t *testing.T) {
 		}
 		eventually(t, "the second", c.HasUnread)
 		if readLine(t, c) != "* OK 2\r\n" || c.HasUnread() || c.IsReadable() {
-			t.Error("something is unread")
+			t.Error("unread bytes remain")
 		}
 		c.ReleaseBuffers()
 		if c.HasUnread() || c.BufferSize() != 0 && !withTLS {
-			t.Errorf("something is unread, or held: %d", c.BufferSize())
+			t.Errorf("bytes are unread or buffered: %d", c.BufferSize())
 		}
 		_ = peer.Close()
 		eventually(t, "the end", c.HasUnread)
@@ -118,7 +118,7 @@ func TestHasUnreadChecksEveryBuffer(t *testing.T) {
 
 func TestHasUnreadFindsBufferedTLSRecords(t *testing.T) {
 	c, peer := newConnPair(t, true)
-	c.resources.Buffers.ReadAhead(c.conn) // as mail makes it do
+	c.resources.Buffers.ReadAhead(c.conn) // as after a large message
 	send(t, peer, "* OK 1\r\n")
 	send(t, peer, "* OK 2\r\n")
 	send(t, peer, "* OK 3\r\n")
@@ -146,7 +146,7 @@ func TestInterruptedWaitCanBeRepeated(t *testing.T) {
 		c.resources.Clock.Tick()
 		c.OnTick(1, 1)
 		if c.activity.Load() != waitingForInput {
-			t.Fatal("asked too soon")
+			t.Fatal("interrupted too early")
 		}
 		c.resources.Clock.Tick()
 		c.OnTick(1, 1)
@@ -160,7 +160,7 @@ func TestInterruptedWaitCanBeRepeated(t *testing.T) {
 		if readLine(t, c) != "* OK\r\n" || c.activity.Load() != noActivity {
 			t.Error("the line is lost")
 		}
-		c.InterruptWait() // nothing waits: nothing happens
+		c.InterruptWait() // no effect without a wait
 		send(t, peer, "* OK\r\n")
 		if err := c.AwaitInput(); err != nil {
 			t.Error(err)
@@ -182,7 +182,7 @@ func TestPeerStallingMidResponseIsAborted(t *testing.T) {
 			t.Error(err)
 		}
 		if _, err := peer.Read(make([]byte, 1)); err == nil {
-			t.Error("the connection is still there")
+			t.Error("the connection is still open")
 		}
 	})
 }
@@ -231,7 +231,7 @@ func TestLargeMessageIsReadWholeAndBuffersAreReleased(t *testing.T) {
 			t.Errorf("%d bytes were counted of %d", in, len(got))
 		}
 		if c.ReleaseBuffers(); c.BufferSize() != 0 {
-			t.Error("the buffer is still there")
+			t.Error("the buffer was not released")
 		}
 	})
 }
@@ -257,12 +257,12 @@ func TestPrereadBytesComeFirst(t *testing.T) {
 	c.Open(local, []byte("* OK 1\r\n* O"), imap.Responses, &Resources{Buffers: parking.NewBufferPool(), Clock: new(Clock)})
 	go func() { _, _ = peer.Write([]byte("K 2\r\n")) }()
 	if readLine(t, c) != "* OK 1\r\n" || readLine(t, c) != "* OK 2\r\n" {
-		t.Error("the lines are torn")
+		t.Error("the lines are not in order")
 	}
 }
 
-// A line of commands that fills the buffer to its last byte may end in LF; what came with
-// it has it refused.
+// A command line that fills the buffer to its last byte may end in LF, but not if more bytes
+// arrived with it.
 func TestLineThatFillsTheBufferMayEndInBareLF(t *testing.T) {
 	runWithAndWithoutTLS(t, func(t *testing.T, withTLS bool) {
 		for _, size := range []int{parking.SmallBuffer, parking.LargeBuffer} {
@@ -271,7 +271,7 @@ func TestLineThatFillsTheBufferMayEndInBareLF(t *testing.T) {
 					_, err := readLineEndingInLF(t, withTLS, n, following)
 					if following == "" && err != nil {
 						t.Errorf("%d bytes: %v", n, err)
-					} else if following != "" && withTLS && size == parking.SmallBuffer && !errors.Is(err, imap.ErrLineEnding) { // all is in one record
+					} else if following != "" && withTLS && size == parking.SmallBuffer && !errors.Is(err, imap.ErrLineEnding) { // one TLS record has all bytes
 						t.Errorf("%d bytes and more: %v", n, err)
 					}
 				}
@@ -280,7 +280,7 @@ func TestLineThatFillsTheBufferMayEndInBareLF(t *testing.T) {
 	})
 }
 
-// readLineEndingInLF has a Wire read a line of n bytes that ends in LF, with more behind it.
+// readLineEndingInLF reads a line of n bytes that ends in LF and is followed by following.
 func readLineEndingInLF(t *testing.T, withTLS bool, n int, following string) (line []byte, err error) {
 	t.Helper()
 	closed, peer := newConnPair(t, withTLS)
