@@ -18,38 +18,39 @@ import (
 
 const (
 	maxUserEntries   = 100_000 // users with a record of their own
-	maxSharedEntries = 50_000  // users known by their domain, the default or not at all
-	maxDomains       = 10_000  // domains
-	maxQueries       = 1_024   // questions to Redis at a time, each for one user
+	maxSharedEntries = 50_000  // users with the domain's record, the default or none
+	maxDomains       = 10_000
+	maxQueries       = 1_024 // concurrent queries, each for one user
 
-	// queryTimeout bounds one question, so that a client whose route is unknown hears
-	// so within a second.
+	// queryTimeout bounds one query, so that a client with an unknown route gets its answer
+	// within a second.
 	queryTimeout = 800 * time.Millisecond
-	// staleGrace is how long a client whose last good answer may well be right
-	// waits for a newer one.
+	// staleGrace is how long a lookup with a last good route that is probably right waits for
+	// a newer one.
 	staleGrace = 40 * time.Millisecond
-	// confirmDelay lies between the two looks that make a record's disappearance
-	// believed when Redis did not name the record.
+	// confirmDelay is the least time between the two reads that confirm a record's
+	// disappearance without an invalidation.
 	confirmDelay = 5 * time.Second
-	// revalidationRate bounds the questions per second that only confirm an answer whose
-	// time is not over, so that Redis is not overrun when it comes back.
+	// revalidationRate bounds the queries per second that only confirm entries before they
+	// expire, so that they do not overload a Redis that comes back.
 	revalidationRate = 200
 )
 
-// errBusy is the answer beyond maxQueries.
-var errBusy = errors.New("too many questions to Redis at a time")
+// errBusy is returned beyond maxQueries.
+var errBusy = errors.New("too many concurrent queries to Redis")
 
-// errBreakerOpen is the answer while the breaker is open.
-var errBreakerOpen = errors.New("no answer from Redis lately, so it is left alone")
+// errBreakerOpen is returned while the breaker is open.
+var errBreakerOpen = errors.New("Redis has not answered recently, so it is not queried")
 
-// cache remembers answers, and asks for them when it must.
+// cache keeps the decisions for users, and queries Redis for those that are missing or not
+// fresh.
 type cache struct {
 	// Set once.
 	cfg              Config
 	keys             keys
 	reader           recordReader
 	log              *zap.Logger
-	inspectNow       chan struct{} // watch has to look
+	inspectNow       chan struct{} // wakes runInspections
 	revalidations    *rate.Limiter
 	maxUserEntries   int
 	maxSharedEntries int
@@ -64,34 +65,33 @@ type cache struct {
 	defaultChanges changeCounter
 	epoch          uint64
 	breaker        breaker.Breaker
-	trial          *query    // the question that is tried while Redis is left alone, until it is decided
-	waiting        int       // lookups that wait for that; at most breaker.MaxWaiting
-	snapshotDirty  bool      // something the snapshot should have
-	lastWarning    time.Time // when a record was last complained about
+	trial          *query    // the query let through while the breaker is open; nil without one
+	waiting        int       // lookups waiting for trial; at most breaker.MaxWaiting
+	snapshotDirty  bool      // there are changes since the last snapshot
+	lastWarning    time.Time // when an invalid record was last logged
 
-	// Guarded by mu: whether Redis has the records it had.
+	// Guarded by mu: the state of the store.
 	sample           sample
-	hasLookups       bool       // somebody has asked for a record
-	acceptance       acceptance // the operator's last word
-	acceptedAt       time.Time  // when it came; zero: it is older than this process
-	acceptanceRead   bool       // Redis has been asked for it
-	absenceTrustedAt time.Time  // of what was learned before, the absence is believed
-	lossAcceptedBy   string     // whose word ended the last loss
+	hasLookups       bool       // there was a lookup
+	acceptance       acceptance // the operator's latest
+	acceptedAt       time.Time  // when it was received; zero: before this process
+	acceptanceRead   bool       // it was read at least once
+	absenceTrustedAt time.Time  // decisions learned before may be replaced by absence
+	lossAcceptedBy   string     // operator who accepted the last loss
 }
 
-// query is one question to Redis, shared by all who ask about one user
-// meanwhile, and by nobody who asks about another.
+// query is one query of Redis for one user. All concurrent lookups of that user share it.
 type query struct {
 	// Set once.
 	user              identity.User
 	versions          versions
-	invalidatedBefore bool // Redis had named the deciding record before the question
+	invalidatedBefore bool // the deciding record was invalidated before the query
 	done              chan struct{}
 
 	// Guarded by the cache's mu.
-	invalidatedDuring bool // Redis named the user's key while the question was open
+	invalidatedDuring bool // the user's key was invalidated during the query
 
-	// Owned by fetch until done is closed.
+	// Owned by runQuery until done is closed.
 	resolution resolution
 	err        error
 }
@@ -108,9 +108,9 @@ func newCache(cfg Config, reader recordReader, log *zap.Logger) *cache {
 	}
 }
 
-// get gives the answer for u: the one remembered while it is fresh, else what
-// Redis says, else the last good one, else ErrUnavailable. Without any it waits
-// beside the question by which Redis is tried, within the time of one.
+// get returns the resolution for u: a fresh entry, else the reply of Redis, else the last good
+// entry, else ErrUnavailable. While the breaker is open and there is no entry, it waits up to
+// queryTimeout for the trial query.
 func (c *cache) get(ctx context.Context, u identity.User) (resolution, error) {
 	trial, res, err := c.tryGet(ctx, u)
 	if trial == nil {
@@ -136,7 +136,7 @@ func (c *cache) get(ctx context.Context, u identity.User) (resolution, error) {
 	return res, err
 }
 
-// tryGet is get, but for the wait beside a probe: one to wait for is returned.
+// tryGet is get without the wait: it returns the trial query to wait for, if there is one.
 func (c *cache) tryGet(ctx context.Context, u identity.User) (trial *query, res resolution, err error) {
 	now := time.Now()
 	c.mu.Lock()
@@ -169,7 +169,8 @@ func (c *cache) tryGet(ctx context.Context, u identity.User) (trial *query, res 
 	return trial, res, err
 }
 
-// joinQuery finds the open question about u or opens one; an error says why not.
+// joinQuery returns the running query for u or starts one. An error is the reason why it does
+// neither.
 func (c *cache) joinQuery(u identity.User, e *entry, level freshness) (*query, error) {
 	if q := c.queries[u]; q != nil {
 		return q, nil
@@ -192,9 +193,8 @@ func (c *cache) joinQuery(u identity.User, e *entry, level freshness) (*query, e
 	return q, nil
 }
 
-// runQuery asks Redis one question. It ends within queryTimeout. It does not end with a
-// caller's ctx: others may wait for the same answer, and a command cut short
-// costs its connection.
+// runQuery runs q within queryTimeout. It does not end with a caller's ctx: other lookups may
+// wait for the same reply, and an aborted command costs its connection.
 func (c *cache) runQuery(q *query) {
 	ctx, cancel := context.WithTimeout(context.Background(), queryTimeout)
 	plan := c.planRead(ctx, q.user)
@@ -215,7 +215,7 @@ func (c *cache) runQuery(q *query) {
 	close(q.done)
 }
 
-// await waits for the answer; when ctx ends first, the others go on waiting.
+// await waits for the result of q or the end of ctx. The query continues after ctx ends.
 func (q *query) await(ctx context.Context) (resolution, error) {
 	select {
 	case <-q.done:
@@ -225,7 +225,7 @@ func (q *query) await(ctx context.Context) (resolution, error) {
 	}
 }
 
-// awaitOrStale prefers a new answer to last, but not for long.
+// awaitOrStale waits for the result of q up to staleGrace, and returns last after that.
 func (q *query) awaitOrStale(ctx context.Context, last resolution) (resolution, error) {
 	grace := time.NewTimer(staleGrace)
 	defer grace.Stop()
@@ -239,7 +239,8 @@ func (q *query) awaitOrStale(ctx context.Context, last resolution) (resolution, 
 	}
 }
 
-// recordReply takes in what Redis said and gives what the waiting lookups hear.
+// recordReply updates the cache with the reply to q and returns the result for the waiting
+// lookups. mu is held.
 func (c *cache) recordReply(q *query, plan readPlan, r userRecords, err error) (resolution, error) {
 	now := time.Now()
 	e, d := c.entries[q.user], r.decision
@@ -253,7 +254,7 @@ func (c *cache) recordReply(q *query, plan readPlan, r userRecords, err error) (
 	}
 	if c.canServe(e, now) && d.rank() < e.decision.rank() && !q.invalidatedBefore && !e.learnedAt.Before(c.absenceTrustedAt) && !c.confirmAbsence(e, now) {
 		c.retain(q, e, e.missingSince.Add(confirmDelay))
-		c.warn("route record is gone and Redis did not name it; kept until that is confirmed",
+		c.warn("route record is missing without an invalidation from Redis; the last good route is kept until its absence is confirmed",
 			zap.Stringer("user", q.user), zap.String("key", e.decision.key))
 		return e.toResolution(OriginStale, now), nil
 	}
@@ -271,13 +272,13 @@ func (c *cache) recordReply(q *query, plan readPlan, r userRecords, err error) (
 	return e.toResolution(OriginRedis, now), nil
 }
 
-// retain keeps e against what Redis says, until it is time to ask again.
+// retain keeps e although Redis disagrees, and schedules the next query.
 func (c *cache) retain(q *query, e *entry, until time.Time) {
 	e.retained, e.versions, e.invalidated, e.expiresAt = true, q.versions, q.invalidatedDuring, until
 }
 
-// confirmAbsence notes that e's record was seen missing and says whether that was
-// twice now, confirmDelay apart.
+// confirmAbsence records that e's deciding record is missing. It reports whether the record
+// has been missing for confirmDelay.
 func (c *cache) confirmAbsence(e *entry, now time.Time) bool {
 	if e.missingSince.IsZero() {
 		e.missingSince = now
@@ -285,11 +286,12 @@ func (c *cache) confirmAbsence(e *entry, now time.Time) bool {
 	return now.Sub(e.missingSince) >= confirmDelay
 }
 
-// recordError falls back to the last good answer.
+// recordError records a failed query and returns the last good resolution, or an error without
+// one.
 func (c *cache) recordError(q *query, e *entry, err error) (resolution, error) {
 	now := time.Now()
 	last, ok := c.lastGood(e, now)
-	var reply redis.Error // anybody can ask for the key that gets one
+	var reply redis.Error // a client can provoke one with the key it looks up
 	switch {
 	case !errors.Is(err, errInvalidRecord) && errors.As(err, &reply):
 		c.breaker.RecordSuccess()
@@ -297,7 +299,7 @@ func (c *cache) recordError(q *query, e *entry, err error) (resolution, error) {
 		c.breaker.RecordFailure(now)
 	default:
 		c.breaker.RecordSuccess()
-		c.warn("route record refused", zap.Stringer("user", q.user), zap.Error(err))
+		c.warn("invalid route record", zap.Stringer("user", q.user), zap.Error(err))
 		if ok {
 			c.retain(q, e, now.Add(c.cfg.Negative))
 		}
@@ -308,8 +310,8 @@ func (c *cache) recordError(q *query, e *entry, err error) (resolution, error) {
 	return resolution{}, unavailable(err)
 }
 
-// warn tells the operator about a record, at most once a second: a client can ask
-// as often as it likes.
+// warn logs a warning about a record, at most once a second: clients can cause any number of
+// lookups.
 func (c *cache) warn(msg string, fields ...zap.Field) {
 	if now := time.Now(); now.Sub(c.lastWarning) >= time.Second {
 		c.lastWarning = now
@@ -317,7 +319,7 @@ func (c *cache) warn(msg string, fields ...zap.Field) {
 	}
 }
 
-// lastGood is the answer that stands in while Redis gives none.
+// lastGood returns the resolution to serve while Redis gives none.
 func (c *cache) lastGood(e *entry, now time.Time) (resolution, bool) {
 	if !c.canServe(e, now) {
 		return resolution{}, false
@@ -325,7 +327,7 @@ func (c *cache) lastGood(e *entry, now time.Time) (resolution, bool) {
 	return e.toResolution(OriginStale, now), true
 }
 
-// toResolution copies the answer of e for a caller.
+// toResolution copies e for a caller.
 func (e *entry) toResolution(origin Origin, now time.Time) resolution {
 	switch {
 	case e.fromDisk:
@@ -336,7 +338,7 @@ func (e *entry) toResolution(origin Origin, now time.Time) resolution {
 	return resolution{decision: e.decision, origin: origin, age: now.Sub(e.learnedAt), fromDisk: e.fromDisk}
 }
 
-// awaitQueries returns when no question is open.
+// awaitQueries returns when no query is running.
 func (c *cache) awaitQueries() {
 	for {
 		var open *query

@@ -8,12 +8,12 @@ import (
 	"imapgate/internal/identity"
 )
 
-// ErrMoved is returned by Confirm for a route that has become another.
+// ErrMoved means that a user's route has changed since a Lookup.
 var ErrMoved = errors.New("route has changed")
 
-// Confirm looks again at a route that Lookup gave some time ago, and returns nil
-// when it stands. Errors are Lookup's, but for ErrUnavailable: while nobody knows,
-// it stands. ErrMoved means another backend, or another name there.
+// Confirm looks up a route again and returns nil if old is still valid. It returns ErrMoved if
+// the backend or the login name there has changed, and the errors of Lookup except
+// ErrUnavailable: while the current route is unknown, old stays valid.
 func (r *Router) Confirm(ctx context.Context, u identity.User, old Route) error {
 	current, err := r.lookup(ctx, u)
 	switch {

@@ -7,7 +7,7 @@ import (
 	"imapgate/internal/identity"
 )
 
-// decision is what the records of one user come to.
+// decision is the result of the records of one user.
 type decision struct {
 	match     Match
 	key       string
@@ -15,12 +15,12 @@ type decision struct {
 	login     string
 	mode      string
 	state     string
-	hasRecord bool // the user has a record, even if it decides nothing yet
+	hasRecord bool // the user has a record, even if it decides nothing
 	password  identity.Secret
 }
 
-// rank orders sources: an answer of lower rank can replace one of higher rank
-// only when a record has gone.
+// rank orders the sources. A decision of lower rank can replace one of higher rank only after
+// a record was removed.
 func (a decision) rank() int {
 	switch a.match {
 	case MatchUser:
@@ -33,7 +33,7 @@ func (a decision) rank() int {
 	return 0
 }
 
-// decide is the one place where user comes before domain before default.
+// decide applies the precedence: the user's record, then the domain's, then the default.
 func (k keys) decide(u identity.User, user, domain, defaultRecord record) decision {
 	a := decision{hasRecord: user.present, password: user.password}
 	var from record
@@ -51,7 +51,7 @@ func (k keys) decide(u identity.User, user, domain, defaultRecord record) decisi
 	return a
 }
 
-// resolution is an answer with how it was obtained.
+// resolution is a decision and how it was obtained.
 type resolution struct {
 	decision
 	origin   Origin
@@ -59,7 +59,7 @@ type resolution struct {
 	fromDisk bool
 }
 
-// toRoute makes an answer into what Lookup returns.
+// toRoute converts a resolution to the results of Lookup.
 func (r resolution) toRoute(u identity.User) (Route, error) {
 	switch {
 	case r.match == MatchNone:

@@ -8,46 +8,46 @@ import (
 	"imapgate/internal/identity"
 )
 
-// entry is what is known of one user. The cache's lock guards it.
+// entry is a cached decision for one user. The cache's lock guards it.
 type entry struct {
 	user     identity.User
 	decision decision
-	elem     *list.Element // in the list whose bound it counts against
+	elem     *list.Element // in the list that bounds it
 	list     *list.List
 
-	learnedAt    time.Time // when Redis last gave or confirmed the answer
-	expiresAt    time.Time // when it is asked again
-	missingSince time.Time // when Redis first said the deciding record is gone; or zero
-	invalidated  bool      // Redis has named the user's key since
-	fromDisk     bool      // learned by an earlier process
-	retained     bool      // kept against what Redis says now
-	versions     versions  // what was known of other changes when it was learned
+	learnedAt    time.Time // when Redis last gave or confirmed the decision
+	expiresAt    time.Time // when it is queried again
+	missingSince time.Time // when Redis first reported the deciding record missing; or zero
+	invalidated  bool      // an invalidation named the user's key since
+	fromDisk     bool      // from the snapshot of an earlier process
+	retained     bool      // kept although Redis now disagrees
+	versions     versions  // when the query began
 }
 
-// versions is the state of everything but the user's own key that an answer hangs
-// on. When it no longer is the current one, the answer is asked again.
+// versions is the state of everything that a decision depends on, except the user's own key.
+// An entry whose versions are not the current ones is queried again.
 type versions struct {
-	epoch          uint64 // counts the moments at which any change may have been missed
+	epoch          uint64 // incremented whenever a change may have been missed
 	domain         *changeCounter
 	domainVersion  uint64 // of the domain's record
 	defaultVersion uint64 // of the default record
 }
 
-// changeCounter counts the changes Redis named to one domain's record.
+// changeCounter counts the invalidations of one shared record.
 type changeCounter struct{ n uint64 }
 
-// freshness is how far an entry may be believed.
+// freshness is how far an entry can be trusted.
 type freshness int
 
 const (
-	entryMissing     freshness = iota // nothing that could serve
-	entryInvalidated                  // Redis said that a record behind it changed
-	entryExpired                      // its time is over
+	entryMissing     freshness = iota // no usable entry
+	entryInvalidated                  // an invalidation named a record it depends on
+	entryExpired                      // past expiresAt
 	entrySuspect                      // a change may have been missed, or is being confirmed
 	entryFresh
 )
 
-// freshnessOf judges e; the order is that of how urgent a question to Redis is.
+// freshnessOf returns the freshness of e. The checks are ordered by how urgent a query is.
 func (c *cache) freshnessOf(e *entry, now time.Time) freshness {
 	switch {
 	case e == nil:
@@ -66,14 +66,14 @@ func (c *cache) freshnessOf(e *entry, now time.Time) freshness {
 	return entrySuspect
 }
 
-// canServe says whether e may stand in while Redis gives no answer. "No such
-// user" never may: Redis being away does not make users disappear.
+// canServe reports whether e may be served while Redis gives no answer. "No such user" may
+// not: users do not disappear because Redis is down.
 func (c *cache) canServe(e *entry, now time.Time) bool {
 	return e != nil && e.decision.match != MatchNone && now.Sub(e.learnedAt) < c.cfg.Stale
 }
 
-// sharedChanged is about the records behind the user's own; they matter only to
-// an answer the user's own record did not give.
+// sharedChanged reports whether a record of a domain or the default has changed that e depends
+// on. An entry that the user's own record decided does not depend on them.
 func (c *cache) sharedChanged(e *entry) bool {
 	if e.decision.match == MatchUser || e.versions.domain == nil {
 		return false
@@ -81,7 +81,7 @@ func (c *cache) sharedChanged(e *entry) bool {
 	return e.versions.domainVersion != e.versions.domain.n || e.versions.defaultVersion != c.defaultChanges.n
 }
 
-// recordInvalidated says whether Redis has named the very record that gave e its answer.
+// recordInvalidated reports whether an invalidation named the record that decided e.
 func (c *cache) recordInvalidated(e *entry) bool {
 	switch e.decision.match {
 	case MatchUser:
@@ -94,14 +94,15 @@ func (c *cache) recordInvalidated(e *entry) bool {
 	return true
 }
 
-// currentVersions notes the current state for an answer about to be asked for.
+// currentVersions returns the versions for a query that begins now.
 func (c *cache) currentVersions(u identity.User) versions {
 	d := c.domainChanges(u.Domain())
 	return versions{epoch: c.epoch, domain: d, domainVersion: d.n, defaultVersion: c.defaultChanges.n}
 }
 
-// domainChanges finds or makes the counter of a domain. When there are too many, all are
-// let go and every entry is doubted, because it holds a counter nobody advances.
+// domainChanges returns the counter of a domain, and creates it if needed. At maxDomains it
+// drops all counters and marks every entry suspect, because the entries hold counters that are
+// no longer incremented.
 func (c *cache) domainChanges(domain string) *changeCounter {
 	counter := c.domains[domain]
 	if counter == nil {
@@ -115,9 +116,9 @@ func (c *cache) domainChanges(domain string) *changeCounter {
 	return counter
 }
 
-// insert stores e in the list it belongs to, newest first, and drops the oldest
-// over the bound. Users with a record of their own have a list for themselves:
-// nobody can push them out by trying names.
+// insert moves e to the front of its list and evicts the oldest entries over the bound. Users
+// with a record of their own have a separate list, so that lookups of made-up names cannot
+// evict them.
 func (c *cache) insert(e *entry) {
 	target, bound := &c.sharedEntries, c.maxSharedEntries
 	if e.decision.hasRecord {
@@ -135,7 +136,7 @@ func (c *cache) insert(e *entry) {
 	}
 }
 
-// evict forgets e, if it was kept.
+// evict removes e from the cache, if it is there.
 func (c *cache) evict(e *entry) {
 	if e.list == nil {
 		return
@@ -145,8 +146,8 @@ func (c *cache) evict(e *entry) {
 	delete(c.entries, e.user)
 }
 
-// freshFor is how long a is fresh from now on. It varies by a tenth, so that
-// what was learned together is not asked again together.
+// freshFor returns how long d is fresh from now on. It varies by a tenth, so that entries
+// learned together do not expire together.
 func (c *cache) freshFor(d decision) time.Duration {
 	ttl := c.cfg.TTL
 	if d.match == MatchNone {

@@ -15,11 +15,11 @@ import (
 
 const noRecord = "no record"
 
-// Explanation is what an operator is told about one user: what every record says
-// now, what a login would get at this moment, and whether changes are seen.
+// Explanation describes the routing of one user for an operator: the current records, what a
+// login would get now, and whether changes are received.
 type Explanation struct {
 	User  string `json:"user"`
-	Steps []Step `json:"steps"` // in the order in which they decide
+	Steps []Step `json:"steps"` // in order of precedence
 
 	// The decision.
 	Backend string        `json:"backend,omitempty"`
@@ -30,18 +30,18 @@ type Explanation struct {
 	Origin  Origin        `json:"from,omitempty"`
 	Age     time.Duration `json:"age_ns"`
 	Error   string        `json:"error,omitempty"` // why there is no route
-	Outcome string        `json:"outcome"`         // as Metrics.Lookup would be told
-	// Next is what the records say now, where the gateway has not noticed it yet.
+	Outcome string        `json:"outcome"`         // as reported to Metrics.Lookup
+	// Next is the decision of the current records, if the gateway has not noticed it yet.
 	Next *Decision `json:"next,omitempty"`
 
 	Invalidation InvalidationStatus `json:"channel"`
-	// BreakerOpen is true while Redis is not asked because it did not answer.
+	// BreakerOpen is true while Redis is not queried because it did not answer.
 	BreakerOpen bool `json:"redis_left_alone,omitempty"`
-	// Store is whether Redis has the records it was seen to have.
+	// Store reports whether Redis has the records it was seen to have.
 	Store StoreStatus `json:"store,omitzero"`
 }
 
-// Decision is what records come to for one user.
+// Decision is the result of the records for one user.
 type Decision struct {
 	Backend string `json:"backend,omitempty"`
 	Login   string `json:"login,omitempty"`
@@ -57,15 +57,15 @@ func newDecision(route Route, err error) Decision {
 	return Decision{Backend: route.Backend, Login: route.Login, Mode: route.Mode, Key: route.Key}
 }
 
-// Step is one record and what it says.
+// Step is one record and its content.
 type Step struct {
 	Key     string `json:"key"`
 	Content string `json:"says"`           // its fields, "no record", or what is wrong
-	Used    bool   `json:"used,omitempty"` // the decision rests on it
+	Used    bool   `json:"used,omitempty"` // this record decided
 }
 
-// Explain says where u would go and why. The records are read anew, beside the
-// cache, so that a difference between them and the decision can be seen.
+// Explain reports where a login of u would go and why. It reads the records from Redis and not
+// from the cache, so that differences between them and the decision are visible.
 func (r *Router) Explain(ctx context.Context, u identity.User) Explanation {
 	route, err := r.lookup(ctx, u)
 	x := Explanation{
@@ -79,7 +79,7 @@ func (r *Router) Explain(ctx context.Context, u identity.User) Explanation {
 	case r.static != nil:
 		x.Steps = r.static.steps(u)
 	case r.cfg.Source == SourceHTTP:
-		x.Steps = []Step{{Key: "routing.source", Content: "http: the auth server says with each login"}}
+		x.Steps = []Step{{Key: "routing.source", Content: "http: the auth server supplies the route with each login"}}
 	default:
 		var next *Decision
 		x.Steps, next = r.store.steps(ctx, u)
@@ -98,15 +98,14 @@ func (r *Router) Explain(ctx context.Context, u identity.User) Explanation {
 	return x
 }
 
-// breakerOpen says whether the breaker is open.
 func (c *cache) breakerOpen() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.breaker.IsOpen()
 }
 
-// steps reads and checks the three records of u for a person to read. It also gives
-// what they come to; nil when that cannot be said.
+// steps reads and checks the three records of u for display. It also returns their decision,
+// or nil if there is none.
 func (s *store) steps(ctx context.Context, u identity.User) ([]Step, *Decision) {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()

@@ -7,7 +7,7 @@ import (
 	"imapgate/internal/identity"
 )
 
-// invalidateKeys takes in the names of records that Redis says have changed.
+// invalidateKeys applies an invalidation: names are the keys of records that have changed.
 func (c *cache) invalidateKeys(k keys, names []string) {
 	userPrefix, domainPrefix := k.prefixes()
 	c.mu.Lock()
@@ -19,9 +19,9 @@ func (c *cache) invalidateKeys(k keys, names []string) {
 		if user, ok := strings.CutPrefix(name, userPrefix); ok {
 			c.invalidateUser(user)
 		} else if domain, ok := strings.CutPrefix(name, domainPrefix); ok {
-			// A domain no entry hangs on has no counter and needs none.
-			if s := c.domains[domain]; s != nil {
-				s.n++
+			// A domain without a counter has no entries that depend on it.
+			if counter := c.domains[domain]; counter != nil {
+				counter.n++
 			}
 		} else if name == k.deflt() {
 			c.defaultChanges.n++
@@ -32,19 +32,19 @@ func (c *cache) invalidateKeys(k keys, names []string) {
 func (c *cache) invalidateUser(name string) {
 	u, err := c.cfg.Names.Canonicalize(name)
 	if err != nil || u.String() != name {
-		return // nobody is ever looked up by this key
+		return // no lookup uses this key
 	}
 	if e := c.entries[u]; e != nil {
 		e.invalidated = true
 	}
-	// The open question may have been answered before the change.
-	if f := c.queries[u]; f != nil {
-		f.invalidatedDuring = true
+	// Redis may have replied to a running query before the change.
+	if q := c.queries[u]; q != nil {
+		q.invalidatedDuring = true
 	}
 }
 
-// suspectAll makes every entry be asked again before it is believed, because a
-// change may have been missed or everything was flushed. Nothing is forgotten.
+// suspectAll marks all entries suspect, because a change may have been missed or all keys were
+// flushed. No entry is removed.
 func (c *cache) suspectAll() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -56,7 +56,7 @@ func (c *cache) suspectAll() {
 	c.requestInspection()
 }
 
-// suspectUser does the same for one user.
+// suspectUser marks the entry of one user suspect.
 func (c *cache) suspectUser(u identity.User) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

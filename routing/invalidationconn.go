@@ -12,44 +12,44 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// A frozen or unreachable node is noticed within pingInterval + ioTimeout + silenceTimeout
-// at worst, which is below a second.
+// A frozen or unreachable node is detected within pingInterval + ioTimeout + silenceTimeout,
+// which is below a second.
 const (
 	pingInterval   = 250 * time.Millisecond
-	silenceTimeout = 700 * time.Millisecond // without a word, not even a reply to a ping
+	silenceTimeout = 700 * time.Millisecond // without data, not even a reply to PING
 	minBackoff     = 50 * time.Millisecond  // between attempts to connect
 	maxBackoff     = 500 * time.Millisecond
-	// unsupportedBackoff follows a server that cannot or may not notify: it is asked
-	// again in case it was upgraded or its ACL changed.
+	// unsupportedBackoff applies if a server lacks CLIENT TRACKING or the right to it. The
+	// gateway tries again in case it was upgraded or its ACL changed.
 	unsupportedBackoff = 10 * time.Second
 )
 
-// errNoTracking is a server without CLIENT TRACKING, or an ACL without it.
-var errNoTracking = errors.New("the server does not notify of changes")
+// errNoTracking means that the server lacks CLIENT TRACKING, or the ACL user the right to it.
+var errNoTracking = errors.New("the server does not support change notifications")
 
-// invalidationConn follows the changes on one Redis node by CLIENT TRACKING in broadcast
-// mode: the node names every key with our prefixes that anybody touches, and
-// says so when all keys are flushed.
+// invalidationConn receives the changes on one Redis node with CLIENT TRACKING in broadcast
+// mode: the node sends the name of every changed key with our prefixes, and a notification
+// when all keys are flushed.
 type invalidationConn struct {
 	// Set once.
 	node      *redis.Client
 	keys      keys
 	cache     *cache
 	explainer *errorExplainer
-	done      chan struct{} // closed when follow has ended
+	done      chan struct{} // closed when run has returned
 	stop      context.CancelFunc
 
 	status atomic.Value // a connStatus
 }
 
-// connStatus is "up" while every change is seen.
+// connStatus is the state of an invalidationConn. up means that every change is received.
 type connStatus struct {
 	up          bool
 	unsupported bool
-	err         error // of the last failure
+	err         error // last failure
 }
 
-// run keeps the channel up until ctx ends.
+// run keeps the connection up until ctx ends.
 func (c *invalidationConn) run(ctx context.Context) {
 	defer close(c.done)
 	backoff := minBackoff
@@ -59,7 +59,7 @@ func (c *invalidationConn) run(ctx context.Context) {
 		unsupported := errors.Is(err, errNoTracking)
 		c.status.Store(connStatus{unsupported: unsupported, err: err})
 		if time.Since(began) > time.Second {
-			backoff = minBackoff // it had worked
+			backoff = minBackoff // the connection was up for a while
 		}
 		wait := backoff/2 + rand.N(backoff)
 		if unsupported {
@@ -73,7 +73,7 @@ func (c *invalidationConn) run(ctx context.Context) {
 	}
 }
 
-// connectAndRead connects and follows until the connection is lost.
+// connectAndRead connects and receives changes until the connection is lost.
 func (c *invalidationConn) connectAndRead(ctx context.Context) error {
 	nc, err := c.dial(ctx)
 	if err != nil {
@@ -84,7 +84,7 @@ func (c *invalidationConn) connectAndRead(ctx context.Context) error {
 	if err := c.enableTracking(conn); err != nil {
 		return err
 	}
-	// Everything that was changed before this moment may have been missed.
+	// Changes before this moment may have been missed.
 	c.cache.suspectAll()
 	c.status.Store(connStatus{up: true})
 	pingDone := make(chan struct{})
@@ -97,8 +97,8 @@ func (c *invalidationConn) connectAndRead(ctx context.Context) error {
 	return err
 }
 
-// dial connects as the node's own client would: to the present primary behind
-// sentinels, with TLS when it is set.
+// dial connects as the node's own client does: to the current primary with Sentinel, and with
+// TLS if configured.
 func (c *invalidationConn) dial(ctx context.Context) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
@@ -107,7 +107,7 @@ func (c *invalidationConn) dial(ctx context.Context) (net.Conn, error) {
 	return conn, c.explainer.explainDial(err)
 }
 
-// enableTracking logs in and asks for notifications.
+// enableTracking logs in and enables notifications.
 func (c *invalidationConn) enableTracking(conn *respConn) error {
 	hello := []string{"HELLO", "3"}
 	if user, password := credentialsOf(c.node.Options().CredentialsProvider); password != "" {
@@ -131,29 +131,29 @@ func (c *invalidationConn) enableTracking(conn *respConn) error {
 		case errors.As(err, &reply) && reply.mentions("unknown", "noperm", "noproto"):
 			return fmt.Errorf("%w: %w", errNoTracking, err)
 		case err != nil:
-			return fmt.Errorf("ask for notifications: %w", err)
+			return fmt.Errorf("enable change notifications: %w", err)
 		}
 	}
 	return nil
 }
 
-// readMessages takes in what the node says until the connection is lost.
+// readMessages handles messages from the node until the connection is lost.
 func (c *invalidationConn) readMessages(conn *respConn) error {
 	for {
 		m, err := conn.receive(silenceTimeout)
 		if err != nil {
-			return fmt.Errorf("wait for notifications: %w", err)
+			return fmt.Errorf("receive change notifications: %w", err)
 		}
 		switch m.respType {
 		case '-', '!':
-			return fmt.Errorf("wait for notifications: %w", redisError(m.text))
+			return fmt.Errorf("receive change notifications: %w", redisError(m.text))
 		case '>':
 			c.handlePush(m)
 		}
 	}
 }
 
-// handlePush passes one notification on. A push of any other kind is none of ours.
+// handlePush applies one notification. Pushes of other kinds are ignored.
 func (c *invalidationConn) handlePush(m message) {
 	if len(m.list) != 2 || m.list[0].text != "invalidate" {
 		return
@@ -169,11 +169,11 @@ func (c *invalidationConn) handlePush(m message) {
 	c.cache.invalidateKeys(c.keys, names)
 }
 
-// ping keeps the node talking, so that its silence means something. It closes w
-// when the node is no longer the one lookups go to, and ends with ctx or then.
+// ping sends PING at every pingInterval, so that silence means a lost node. It ends with ctx,
+// and closes conn when it ends. It also ends when Sentinel names another primary.
 func (c *invalidationConn) ping(ctx context.Context, conn *respConn, done chan<- struct{}) {
 	defer close(done)
-	defer conn.conn.Close() // read reports what happened
+	defer conn.conn.Close() // readMessages reports the cause
 	detector := newFailoverDetector(c.node)
 	defer detector.close()
 	tick := time.NewTicker(pingInterval)
@@ -190,13 +190,12 @@ func (c *invalidationConn) ping(ctx context.Context, conn *respConn, done chan<-
 	}
 }
 
-// failoverAddr is go-redis's address of a primary that sentinels name.
+// failoverAddr is the address that go-redis gives to a primary named by Sentinel.
 const failoverAddr = "FailoverClient"
 
-// failoverDetector notices that sentinels have named another primary. The old one may
-// live on for a while and would keep our connection, and its silence. A client
-// behind sentinels closes its pooled connections at that moment, so one of them
-// is held for no other purpose.
+// failoverDetector detects that Sentinel has named another primary. The old one may stay up
+// for a while without sending changes. A Sentinel client closes its pooled connections at a
+// failover, so one of them is held to notice it.
 type failoverDetector struct{ conn *redis.Conn }
 
 func newFailoverDetector(node *redis.Client) failoverDetector {
@@ -206,7 +205,7 @@ func newFailoverDetector(node *redis.Client) failoverDetector {
 	return failoverDetector{node.Conn()}
 }
 
-// samePrimary says whether the primary is still the same.
+// samePrimary reports whether the primary is unchanged.
 func (d failoverDetector) samePrimary(ctx context.Context) bool {
 	return d.conn == nil || d.conn.Ping(ctx).Err() == nil
 }

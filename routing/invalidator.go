@@ -11,15 +11,15 @@ import (
 	"go.uber.org/zap"
 )
 
-// How often the nodes of a cluster are listed: soon after a channel is lost,
-// because the lost node's slots may have moved.
+// Intervals at which the nodes of a cluster are listed. After a connection is lost it is
+// shorter, because the slots of the lost node may have moved.
 const (
 	listInterval     = time.Second
 	listIntervalDown = 250 * time.Millisecond
 )
 
-// invalidator are the channels of all nodes that hold routes: one server, the
-// primary behind sentinels, or every primary of a cluster.
+// invalidator keeps one invalidationConn to each node that holds routes: one server, the
+// primary of Sentinel, or every primary of a cluster.
 type invalidator struct {
 	// Set once.
 	rdb     redis.UniversalClient
@@ -32,20 +32,19 @@ type invalidator struct {
 	mu          sync.Mutex
 	conns       map[string]*invalidationConn // by address; nil until run begins
 	listErr     error                        // why the nodes could not be listed
-	loggedState string                       // the state last logged
+	loggedState string                       // state last logged
 }
 
-// InvalidationStatus is whether changes are seen as they happen.
+// InvalidationStatus is whether changes are received as they happen.
 type InvalidationStatus struct {
-	// State is "up", "starting", "down", "unsupported" (the server cannot notify)
-	// or "off" (nothing follows changes in this process). Unless it is up, a
-	// change takes effect when the ttl is over.
+	// State is "up", "starting", "down", "unsupported" (by the server) or "off" (Run is not
+	// called). Unless it is up, a change takes effect when the ttl of a route has passed.
 	State string `json:"state"`
 	Nodes int    `json:"nodes"`
 	Error string `json:"why,omitempty"`
 }
 
-// States of a Channel.
+// States of InvalidationStatus.
 const (
 	InvalidationUp          = "up"
 	InvalidationStarting    = "starting"
@@ -58,7 +57,7 @@ func newInvalidator(rdb redis.UniversalClient, k keys, c *cache, log *zap.Logger
 	return &invalidator{rdb: rdb, keys: k, cache: c, log: log}
 }
 
-// run keeps one channel per node until ctx ends, then waits for all of them.
+// run keeps one connection per node until ctx ends, then waits for all of them to close.
 func (c *invalidator) run(ctx context.Context, done chan<- struct{}) {
 	defer close(done)
 	c.mu.Lock()
@@ -82,7 +81,7 @@ func (c *invalidator) run(ctx context.Context, done chan<- struct{}) {
 	c.conns = nil
 }
 
-// listNodes gives the nodes that hold routes, by address.
+// listNodes returns the nodes that hold routes, by address.
 func (c *invalidator) listNodes(ctx context.Context) (map[string]*redis.Client, error) {
 	switch rdb := c.rdb.(type) {
 	case *redis.Client:
@@ -102,11 +101,11 @@ func (c *invalidator) listNodes(ctx context.Context) (map[string]*redis.Client, 
 		username, password := credentialsOf(o.CredentialsProvider)
 		return nodes, (&errorExplainer{tls: o.TLSConfig != nil, username: username != "", password: password != "", cluster: true}).explainHello(err)
 	}
-	return nil, errors.New("changes cannot be followed through this kind of client")
+	return nil, errors.New("this kind of Redis client does not support change notifications")
 }
 
-// reconcile starts the channels that are missing and ends those of nodes that are
-// gone, and waits for these. After an error everything stays as it is.
+// reconcile starts missing connections, stops those of removed nodes and waits for their end.
+// After an error of listNodes it changes nothing.
 func (c *invalidator) reconcile(ctx context.Context, nodes map[string]*redis.Client, err error) {
 	c.mu.Lock()
 	c.listErr = err
@@ -139,8 +138,8 @@ func (c *invalidator) startConn(ctx context.Context, node *redis.Client) *invali
 	return conn
 }
 
-// status sums the channels up: every one must be up, because any could be the one
-// that holds the next change.
+// status combines the states of all connections. All must be up, because any node can have the
+// next change.
 func (c *invalidator) status() InvalidationStatus {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -171,13 +170,13 @@ func (c *invalidator) status() InvalidationStatus {
 	return s
 }
 
-// worseState is the one of two states that is farther from up.
+// worseState returns the state that is farther from up.
 func worseState(a, b string) string {
 	order := []string{InvalidationUp, InvalidationStarting, InvalidationDown, InvalidationUnsupported}
 	return order[max(slices.Index(order, a), slices.Index(order, b))]
 }
 
-// reportState logs a change of state once, and gives the state.
+// reportState logs a change of state once, and returns the state.
 func (c *invalidator) reportState() string {
 	s := c.status()
 	c.mu.Lock()
@@ -192,9 +191,9 @@ func (c *invalidator) reportState() string {
 	switch {
 	case !changed:
 	case s.State == InvalidationUp:
-		c.log.Info("route changes are followed", zap.Int("nodes", s.Nodes))
+		c.log.Info("receiving route changes from Redis", zap.Int("nodes", s.Nodes))
 	default:
-		c.log.Warn("route changes are not seen as they happen; they take effect after the cache's ttl",
+		c.log.Warn("route changes are not received as they happen; they take effect after the cache's ttl",
 			zap.String("state", s.State), zap.String("why", s.Error))
 	}
 	return s.State

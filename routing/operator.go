@@ -8,17 +8,18 @@ import (
 	"imapgate/internal/identity"
 )
 
-// errNoRedis is for what only a Redis can do.
+// errNoRedis is returned by operations that need Redis.
 var errNoRedis = fmt.Errorf("%w: no Redis is configured", ErrUnavailable)
 
-// errNotRedisSource is for a record of a domain or the default where routes come from elsewhere.
+// errNotRedisSource rejects records of domains and the default if routes do not come from
+// Redis.
 var errNotRedisSource = errors.New("routing.source is not redis, so no gateway would read this record")
 
-// errHashUnknown is for a user whose password only Redis could tell, and it is away.
+// errHashUnknown means that the password is in Redis only, and Redis is down.
 var errHashUnknown = fmt.Errorf("%w: the password hash is not known here", ErrUnavailable)
 
-// Record reads a record as it stands, unchecked, with the password hash replaced; nil
-// when there is none.
+// Record returns the fields of a record without checking them, with the password hash
+// replaced; nil if there is no record.
 func (r *Router) Record(ctx context.Context, t Target) (map[string]string, error) {
 	if r.store == nil {
 		return nil, errNoRedis
@@ -37,8 +38,8 @@ func (r *Router) Record(ctx context.Context, t Target) (map[string]string, error
 	return fields, nil
 }
 
-// SetRecord changes fields of a record; an empty value removes a field. A record this
-// gateway would refuse is not written, nor one that it would never read.
+// SetRecord changes fields of a record; an empty value removes a field. It rejects records
+// that gateways would reject or never read.
 func (r *Router) SetRecord(ctx context.Context, t Target, fields map[string]string) error {
 	if r.store == nil {
 		return errNoRedis
@@ -49,8 +50,8 @@ func (r *Router) SetRecord(ctx context.Context, t Target, fields map[string]stri
 	return r.store.write(ctx, t, fields)
 }
 
-// DeleteRecord removes a record, so that the next one decides: after a user's that of
-// the domain, and then the default. It says whether there was one.
+// DeleteRecord removes a record, so that the next one decides: after a user's record the
+// domain's, and then the default. It reports whether there was a record.
 func (r *Router) DeleteRecord(ctx context.Context, t Target) (bool, error) {
 	if r.store == nil {
 		return false, errNoRedis
@@ -58,8 +59,8 @@ func (r *Router) DeleteRecord(ctx context.Context, t Target) (bool, error) {
 	return r.store.remove(ctx, t)
 }
 
-// AcceptEmpty tells every gateway that records which are missing from Redis were
-// meant to be removed: whoever has none is unknown again. by is who says so.
+// AcceptEmpty confirms to all gateways that the records missing from Redis were removed on
+// purpose. Users without a record are unknown again. by names the operator.
 func (r *Router) AcceptEmpty(ctx context.Context, by string) error {
 	if r.store == nil {
 		return errNoRedis

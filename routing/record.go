@@ -14,15 +14,15 @@ import (
 // DefaultPrefix begins every key.
 const DefaultPrefix = "imapgate:"
 
-// Bounds of one record. A record beyond them is refused, not cut.
+// Bounds of one record. A record beyond them is rejected.
 const (
-	maxFields   = 64       // more than the contract will ever have
+	maxFields   = 64       // more than the contract will ever define
 	maxRecord   = 16 << 10 // bytes of all names and values
 	maxPassword = 1024     // bytes; the longest ARGON2ID hash in use has about 200
 )
 
-// The fields of a record that mean something; others are left alone, so that an
-// operator's notes and a newer gateway's fields do no harm.
+// Fields of a record. Others are ignored, so that operators' notes and fields of newer
+// gateways do no harm.
 const (
 	fieldBackend  = "backend"
 	fieldLogin    = "login"
@@ -31,7 +31,7 @@ const (
 	fieldState    = "state"
 	fieldUser     = "user"
 
-	// Of the operator's word that missing records are meant to be.
+	// Of an acceptance.
 	fieldAt = "at"
 	fieldBy = "by"
 )
@@ -43,11 +43,11 @@ const (
 )
 
 // errInvalidRecord is wrapped by every error about the contents of a record.
-var errInvalidRecord = errors.New("record refused")
+var errInvalidRecord = errors.New("invalid record")
 
-// keys makes the names of records. The alphabet of identity.User has neither a
-// colon nor a brace, so two users never share a key, none can name a domain's
-// key or the default's, and none can steer a key to a cluster slot.
+// keys builds the names of records. The alphabet of identity.User has neither a colon nor a
+// brace. So two users never share a key, and no user can name the key of a domain or the
+// default, or choose a cluster slot.
 type keys struct{ prefix string }
 
 func (k keys) user(u identity.User) string  { return k.prefix + "user:" + u.String() }
@@ -56,7 +56,7 @@ func (k keys) deflt() string                { return k.prefix + "default" }
 func (k keys) acceptance() string           { return k.prefix + "accepted" }
 func (k keys) prefixes() (user, dom string) { return k.prefix + "user:", k.prefix + "domain:" }
 
-// isRecord says whether key is that of a record some user may have.
+// isRecord reports whether key names a record that some user may have.
 func (k keys) isRecord(key string, names identity.Names) bool {
 	user, domain := k.prefixes()
 	if name, ok := strings.CutPrefix(key, user); ok {
@@ -70,7 +70,7 @@ func (k keys) isRecord(key string, names identity.Names) bool {
 	return key == k.deflt()
 }
 
-// candidates are the keys of the records that may decide about u.
+// candidates returns the keys of the records that may decide for u.
 func (k keys) candidates(u identity.User) []string {
 	if u.Domain() == "" {
 		return []string{k.user(u), k.deflt()}
@@ -78,21 +78,21 @@ func (k keys) candidates(u identity.User) []string {
 	return []string{k.user(u), k.domain(u.Domain()), k.deflt()}
 }
 
-// record is what one key says. The zero record is no key at all.
+// record is the content of one key. The zero record means that there is no such key.
 type record struct {
 	present  bool
-	backend  string // "" only when state says why
+	backend  string // "" only if state is paused or blocked
 	login    string
 	mode     string
 	state    string
 	password identity.Secret
 }
 
-// rules are what a record is checked against.
+// rules are what records are checked against.
 type rules struct {
 	backends map[string]bool
-	// With routes from elsewhere a record is only about the password: it needs no
-	// backend, and the one it has is not used.
+	// If routes come from elsewhere, a record is only for the password: it needs no backend,
+	// and a backend in it is not used.
 	passwordOnly bool
 	names        identity.Names
 }
@@ -105,15 +105,15 @@ func newRules(c Config) rules {
 	return r
 }
 
-// parseUser reads the fields of u's own record.
+// parseUser parses and checks the fields of u's own record.
 func (r rules) parseUser(u identity.User, fields map[string]string) (record, error) {
 	rec, err := r.parseShared(fields)
 	if err != nil || !rec.present {
 		return rec, err
 	}
-	// A reply that belongs to another question would be another user's route.
+	// A reply that belongs to another query would contain another user's route.
 	if owner, ok := fields[fieldUser]; ok && owner != u.String() {
-		return record{}, fieldError(fieldUser, "names somebody else")
+		return record{}, fieldError(fieldUser, "names another user")
 	}
 	if login, ok := fields[fieldLogin]; ok {
 		if err := r.checkLogin(login); err != nil {
@@ -130,7 +130,7 @@ func (r rules) parseUser(u identity.User, fields map[string]string) (record, err
 	return rec, nil
 }
 
-// parseShared reads the fields that every kind of record has.
+// parseShared parses and checks the fields that every kind of record has.
 func (r rules) parseShared(fields map[string]string) (record, error) {
 	if len(fields) == 0 {
 		return record{}, nil
@@ -158,8 +158,8 @@ func (r rules) parseShared(fields map[string]string) (record, error) {
 	if ok && !r.backends[backend] {
 		return record{}, fieldError(fieldBackend, "is not a configured backend")
 	}
-	// A user can be blocked without being moved. Otherwise a record without a
-	// backend is one half of a write, and the domain's backend is not the other.
+	// A user can be blocked without a backend. Any other record without one may be half of a
+	// write; the domain's backend must not replace it.
 	if !ok && rec.state == stateActive {
 		return record{}, fieldError(fieldBackend, "is missing")
 	}
@@ -181,7 +181,7 @@ func checkSize(fields map[string]string) error {
 	return nil
 }
 
-// fieldError never repeats the value: it is not ours, and may be a secret.
+// fieldError omits the value of the field: it may be a secret.
 func fieldError(field, problem string) error {
 	return fmt.Errorf("%w: field %q %s", errInvalidRecord, field, problem)
 }
@@ -194,11 +194,10 @@ func isKnownState(state string) bool {
 	return slices.Contains([]string{stateActive, statePaused, stateBlocked}, state)
 }
 
-// checkLogin refuses a name that could not be sent upstream as one IMAP atom
-// (RFC 9051 §9, ATOM-CHAR): no space, control, double quote, backslash, parenthesis,
-// brace, bracket, percent sign or asterisk. The asterisk is also what separates
-// user and master in a master login. Where users may have other letters than ASCII,
-// so may logins.
+// checkLogin rejects names that cannot be sent as one IMAP atom (RFC 9051 §9, ATOM-CHAR): no
+// space, control, double quote, backslash, parenthesis, brace, bracket, percent sign or
+// asterisk. The asterisk also separates user and master in a master login. Non-ASCII letters
+// are allowed where user names may have them.
 func (r rules) checkLogin(login string) error {
 	if len(login) == 0 || len(login) > identity.MaxUser {
 		return fieldError(fieldLogin, "is empty or too long")
@@ -208,7 +207,7 @@ func (r rules) checkLogin(login string) error {
 		isForbidden = isNotNameRune
 	}
 	if !utf8.ValidString(login) || strings.ContainsFunc(login, isForbidden) || strings.ContainsAny(login, " (){}[]%*\"`\\") {
-		return fieldError(fieldLogin, "has a character no login may have")
+		return fieldError(fieldLogin, "has a character that no login may have")
 	}
 	return nil
 }

@@ -14,14 +14,14 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Time limits of one exchange with Redis. A route is a few bytes from a server
-// nearby: what takes longer is trouble, and a client is waiting.
+// Timeouts of one exchange with Redis. A route is a few bytes from a nearby server and a
+// client is waiting, so a slower exchange counts as a failure.
 const (
 	dialTimeout = time.Second
 	ioTimeout   = 250 * time.Millisecond
 )
 
-// RedisConfig says how to reach Redis.
+// RedisConfig is how to reach Redis.
 type RedisConfig struct {
 	Addresses      []string // the server, the sentinels, or some nodes of the cluster; unix:///path is a server's socket
 	Cluster        bool
@@ -29,7 +29,7 @@ type RedisConfig struct {
 	Database       int    // 0 with Cluster
 	Username       string
 	Password       identity.Secret
-	TLS            func() *tls.Config // for connections that begin now; nil for none
+	TLS            func() *tls.Config // for new connections; nil for none
 	Prefix         string             // of keys; default "imapgate:"
 
 	// Of the sentinels.
@@ -37,14 +37,13 @@ type RedisConfig struct {
 	SentinelPassword identity.Secret
 }
 
-// credentials are what a connection that begins now logs in with; without a password it
-// does not.
+// credentials returns what new connections log in with. Without a password they do not log in.
 func (c RedisConfig) credentials() (username, password string) {
 	return c.Username, c.Password.Reveal()
 }
 
-// dialer makes connections with TLS as it is configured now, or none: the client's own.
-// A server is verified by the configured name, or by the one it is dialed with.
+// dialer returns a dial function with the current TLS configuration; nil without TLS, for the
+// client's own. It verifies the server against the configured name, or the name dialed.
 func (c RedisConfig) dialer() func(context.Context, string, string) (net.Conn, error) {
 	if c.TLS == nil {
 		return nil
@@ -55,12 +54,12 @@ func (c RedisConfig) dialer() func(context.Context, string, string) (net.Conn, e
 	}
 }
 
-// Dial makes a client, which connects when it is first used. Its errors say what an
-// operator does about them.
+// Dial returns a client, which connects on first use. Its errors name the remedy for
+// operators.
 //
-// The ACL user needs hello, auth, ping, echo, hgetall and "client|tracking", with a
-// database select, in a cluster also "cluster|slots" and command; for operators'
-// writes eval, evalsha, hset, hdel and del. That of the sentinels needs hello, auth,
+// The ACL user needs hello, auth, ping, echo, hgetall and "client|tracking", with a database
+// select, in a cluster also "cluster|slots" and command; for operators' writes eval, evalsha,
+// hset, hdel and del. The ACL user of the sentinels needs hello, auth,
 // "sentinel|get-master-addr-by-name", "sentinel|sentinels" and subscribe.
 func Dial(c RedisConfig) (redis.UniversalClient, error) {
 	if len(c.Addresses) == 0 {
@@ -98,9 +97,9 @@ func newClient(c RedisConfig, f *errorExplainer) redis.UniversalClient {
 }
 
 func options(c RedisConfig) *redis.UniversalOptions {
-	addresses := make([]string, len(c.Addresses)) // of its own: a client of a cluster appends to it
+	addresses := make([]string, len(c.Addresses)) // a copy: a cluster client appends to it
 	for i, address := range c.Addresses {
-		addresses[i] = strings.TrimPrefix(address, "unix://") // go-redis knows a path by its slash
+		addresses[i] = strings.TrimPrefix(address, "unix://") // go-redis detects a path by its slash
 	}
 	var tlsConfig *tls.Config
 	if c.TLS != nil {
@@ -113,13 +112,13 @@ func options(c RedisConfig) *redis.UniversalOptions {
 		SentinelUsername: c.SentinelUsername,
 		SentinelPassword: c.SentinelPassword.Reveal(),
 		Dialer:           c.dialer(),
-		TLSConfig:        tlsConfig, // says that there is TLS; connections have what the Dialer makes
+		TLSConfig:        tlsConfig, // enables TLS in go-redis; Dialer makes the connections
 
 		CredentialsProvider: c.credentials,
 
-		// RESP2 has no messages out of turn, so replies cannot be confused with
-		// them; and nothing is sent at connect whose late reply could shift the
-		// replies of the next user (CVE-2025-29923 was CLIENT SETINFO).
+		// RESP2 has no push messages that could be confused with replies. Nothing is sent on
+		// connect whose late reply could shift those of the next query (CVE-2025-29923 was
+		// CLIENT SETINFO).
 		Protocol:        2,
 		DisableIdentity: true,
 
@@ -128,8 +127,8 @@ func options(c RedisConfig) *redis.UniversalOptions {
 		WriteTimeout:          ioTimeout,
 		PoolTimeout:           ioTimeout,
 		ContextTimeoutEnabled: true,
-		// One more try, because a pooled connection may be one the server has
-		// closed; the breaker and the cache do the rest.
+		// One retry, because the server may have closed a pooled connection. The breaker and
+		// the cache handle the rest.
 		MaxRetries:      1,
 		MinRetryBackoff: 5 * time.Millisecond,
 		MaxRetryBackoff: 50 * time.Millisecond,

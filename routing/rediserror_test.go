@@ -80,25 +80,25 @@ func TestErrorsOfRedisAreExplained(t *testing.T) {
 		want    string
 		channel bool // notices it too
 	}{
-		"no password":         {RedisConfig{Addresses: []string{locked.Address}}, "Redis wants a password: set redis.password_file", true},
+		"no password":         {RedisConfig{Addresses: []string{locked.Address}}, "Redis requires a password: set redis.password_file", true},
 		"a name alone":        {RedisConfig{Addresses: []string{locked.Address}, Username: "weak"}, "redis.username has none: set redis.password_file", true},
 		"a wrong password":    {RedisConfig{Addresses: []string{locked.Address}, Password: pw("x")}, "Redis refuses the user name or the password", true},
-		"a right is missing":  {RedisConfig{Addresses: []string{locked.Address}, Username: "weak", Password: pw("pw")}, "the ACL user of Redis lacks a right: OPERATIONS.md", true},
+		"a right is missing":  {RedisConfig{Addresses: []string{locked.Address}, Username: "weak", Password: pw("pw")}, "the ACL user of Redis lacks a permission: OPERATIONS.md", true},
 		"no such database":    {RedisConfig{Addresses: []string{plain.Address}, Database: 16}, "Redis has no such database: redis.database is less than", false},
 		"plain to a TLS port": {RedisConfig{Addresses: []string{secured}}, "if the port is one for TLS, set redis.tls: true", true},
 		"TLS to a plain port": {RedisConfig{Addresses: []string{plain.Address}, TLS: ca.ClientTLSFunc("localhost")}, "if the port is one without, leave out redis.tls", true},
-		"no cluster":          {RedisConfig{Addresses: []string{plain.Address}, Cluster: true}, "this Redis is no node of a cluster: leave out redis.cluster", true},
+		"no cluster":          {RedisConfig{Addresses: []string{plain.Address}, Cluster: true}, "this Redis is not a cluster node: leave out redis.cluster", true},
 		"a cluster without a password": {RedisConfig{Addresses: []string{locked.Address}, Cluster: true},
-			"Redis wants a password: set redis.password_file", true},
+			"Redis requires a password: set redis.password_file", true},
 		"a cluster at a TLS port": {RedisConfig{Addresses: []string{secured}, Cluster: true}, "if the port is one for TLS, set redis.tls: true", true},
 		"TLS to a plain cluster": {RedisConfig{Addresses: []string{plain.Address}, Cluster: true, TLS: ca.ClientTLSFunc("localhost")},
 			"if the port is one without, leave out redis.tls", false},
 		"no sentinel": {RedisConfig{Addresses: []string{plain.Address}, SentinelMaster: "routes"}, "redis.addresses names no sentinels", true},
 		"plain to sentinels' TLS port": {RedisConfig{Addresses: []string{secured}, SentinelMaster: "routes"},
-			"the sentinels close the connection at the first word", true},
+			"the sentinels close the connection at the first command", true},
 		"TLS to sentinels' plain port": {RedisConfig{Addresses: []string{plain.Address}, SentinelMaster: "routes", TLS: ca.ClientTLSFunc("localhost")},
 			"the sentinels do not answer with TLS", true},
-		"nobody there": {RedisConfig{Addresses: []string{"127.0.0.1:1"}, SentinelMaster: "routes"}, "no sentinel can be asked: dial tcp", true},
+		"nobody there": {RedisConfig{Addresses: []string{"127.0.0.1:1"}, SentinelMaster: "routes"}, "no sentinel can be reached: dial tcp", true},
 	} {
 		checkError(t, name, lookupError(t, c.cfg), c.want)
 		if c.channel {
@@ -119,7 +119,7 @@ func TestRefusedWritesAreExplained(t *testing.T) {
 	primary.CLI("config", "set", "maxmemory", "0")
 	host, port, _ := strings.Cut(primary.Address, ":")
 	primary.CLI("replicaof", host, port) // of itself: without a primary, read-only
-	checkError(t, "a replica", change(), "this Redis is a replica and takes no writes")
+	checkError(t, "a replica", change(), "this Redis is a replica and accepts no writes")
 	primary.CLI("config", "set", "replica-serve-stale-data", "no")
 	checkError(t, "a lost replica", rdb.HGetAll(t.Context(), "imapgate:user:alice").Err(), "a replica that has lost its primary")
 }
@@ -170,9 +170,9 @@ func TestSentinelsHaveAUserAndPasswordOfTheirOwn(t *testing.T) {
 		want   string
 	}{
 		"another name":       {func(c *RedisConfig) { c.SentinelMaster = "mymaster" }, "the sentinels know no master of this name: redis.sentinel_master is"},
-		"no password":        {func(c *RedisConfig) { c.SentinelUsername, c.SentinelPassword = "", identity.Secret{} }, "the sentinels want a password: set redis.sentinel_password_file"},
+		"no password":        {func(c *RedisConfig) { c.SentinelUsername, c.SentinelPassword = "", identity.Secret{} }, "the sentinels require a password: set redis.sentinel_password_file"},
 		"a wrong password":   {func(c *RedisConfig) { c.SentinelPassword = identity.NewSecret("x") }, "the sentinels refuse the user name or the password"},
-		"a right is missing": {func(c *RedisConfig) { c.SentinelUsername = "weak" }, "the ACL user of the sentinels lacks a right"},
+		"a right is missing": {func(c *RedisConfig) { c.SentinelUsername = "weak" }, "the ACL user of the sentinels lacks a permission"},
 		"the server's":       {func(c *RedisConfig) { c.Password = identity.NewSecret("x") }, "Redis refuses the user name or the password"},
 		"the database":       {func(c *RedisConfig) { c.Database = 99 }, "Redis has no such database"},
 	} {

@@ -13,16 +13,16 @@ import (
 	"time"
 )
 
-// Bounds of one RESP3 message. Redis names all keys of one script or transaction
-// in one message; a larger one ends the connection, and a new connection starts
-// with everything in doubt, which is the same news.
+// Bounds of one RESP3 message. Redis names all keys of one script or transaction in one
+// message. A larger message closes the connection; after a reconnect all entries are suspect,
+// which covers the same changes.
 const (
 	maxValues = 100_000 // in one message, nested ones included
 	maxText   = 64 << 10
 	maxDepth  = 4
 )
 
-// errProtocol is a server that does not speak RESP3.
+// errProtocol means that the server does not speak RESP3.
 var errProtocol = errors.New("not a RESP3 message")
 
 // message is one RESP3 value.
@@ -32,22 +32,21 @@ type message struct {
 	list     []message // of an aggregate; keys and values of a map in turn
 }
 
-// respConn speaks RESP3 on one connection. go-redis does not serve here: its PubSub
-// takes Redis's "all keys were flushed" for a broken message, its push handlers
-// run when a command happens to be sent, and its client-side cache is for a
-// single server. Reading and writing may happen at the same time.
+// respConn speaks RESP3 on one connection. go-redis is unsuitable: its PubSub rejects Redis's
+// flush notification as malformed, its push handlers run only when a command is sent, and its
+// client-side cache is for a single server. One read and one write may happen concurrently.
 type respConn struct {
 	// Set once.
 	conn net.Conn
 	r    *bufio.Reader
 
 	// Owned by the reader.
-	valuesLeft int // values the current message may still have
+	valuesLeft int // values the current message may still contain
 }
 
 func newRESPConn(conn net.Conn) *respConn { return &respConn{conn: conn, r: bufio.NewReader(conn)} }
 
-// send writes one command; it must be taken within limit.
+// send writes one command within timeout.
 func (c *respConn) send(timeout time.Duration, args ...string) error {
 	b := append(strconv.AppendInt([]byte("*"), int64(len(args)), 10), "\r\n"...)
 	for _, a := range args {
@@ -61,7 +60,7 @@ func (c *respConn) send(timeout time.Duration, args ...string) error {
 	return err
 }
 
-// receive reads one message, which must be whole within limit.
+// receive reads one complete message within timeout.
 func (c *respConn) receive(timeout time.Duration) (message, error) {
 	if err := c.conn.SetReadDeadline(time.Now().Add(timeout)); err != nil {
 		return message{}, err
@@ -70,8 +69,8 @@ func (c *respConn) receive(timeout time.Duration) (message, error) {
 	return c.readValue(0)
 }
 
-// call sends a command and gives its reply, while nothing else is under way. An
-// error reply is an error of type redisError.
+// call sends a command and returns its reply; no other command may be outstanding. An error
+// reply is returned as a redisError.
 func (c *respConn) call(timeout time.Duration, args ...string) (message, error) {
 	if err := c.send(timeout, args...); err != nil {
 		return message{}, err
@@ -91,19 +90,19 @@ func (c *respConn) call(timeout time.Duration, args ...string) (message, error) 
 	}
 }
 
-// redisError is what Redis said no with.
+// redisError is the text of an error reply.
 type redisError string
 
 func (e redisError) Error() string { return string(e) }
 
-// mentions says whether any of the words, in lower case, is in the text: servers
-// differ in how they say that they do not know a command.
+// mentions reports whether the text contains any of the words, which are in lower case. The
+// texts for unknown commands differ between servers.
 func (e redisError) mentions(words ...string) bool {
 	text := strings.ToLower(string(e))
 	return slices.ContainsFunc(words, func(w string) bool { return strings.Contains(text, w) })
 }
 
-// readValue reads one value and what is nested in it.
+// readValue reads one value and the values nested in it.
 func (c *respConn) readValue(depth int) (message, error) {
 	if c.valuesLeft--; c.valuesLeft < 0 || depth > maxDepth {
 		return message{}, fmt.Errorf("%w: too large", errProtocol)
@@ -123,7 +122,7 @@ func (c *respConn) readValue(depth int) (message, error) {
 		m.list, err = c.readList(m, depth)
 		return m, err
 	}
-	return message{}, fmt.Errorf("%w: it begins with %q", errProtocol, m.respType)
+	return message{}, fmt.Errorf("%w: unknown type %q", errProtocol, m.respType)
 }
 
 // readLine reads up to CR LF, at least one byte.
@@ -131,7 +130,7 @@ func (c *respConn) readLine() ([]byte, error) {
 	line, err := c.r.ReadSlice('\n')
 	switch {
 	case errors.Is(err, bufio.ErrBufferFull):
-		return nil, fmt.Errorf("%w: a line without an end", errProtocol)
+		return nil, fmt.Errorf("%w: a line is too long", errProtocol)
 	case err != nil:
 		return nil, err
 	case len(line) < 3 || line[len(line)-2] != '\r':
@@ -140,11 +139,11 @@ func (c *respConn) readLine() ([]byte, error) {
 	return line[:len(line)-2], nil
 }
 
-// parseLength is a length, between 0 and most; -1 is null in RESP2's way.
+// parseLength parses a length between 0 and limit; -1 is RESP2's null.
 func parseLength(text string, limit int) (int, error) {
 	n, err := strconv.Atoi(text)
 	if err != nil || n < -1 || n > limit {
-		return 0, fmt.Errorf("%w: a length of %.20q", errProtocol, text)
+		return 0, fmt.Errorf("%w: invalid length %.20q", errProtocol, text)
 	}
 	return n, nil
 }
@@ -159,7 +158,7 @@ func (c *respConn) readBulk(length string) (string, error) {
 		return "", err
 	}
 	if b[n] != '\r' || b[n+1] != '\n' {
-		return "", fmt.Errorf("%w: a string longer than announced", errProtocol)
+		return "", fmt.Errorf("%w: a string is longer than announced", errProtocol)
 	}
 	return string(b[:n]), nil
 }
@@ -172,7 +171,7 @@ func (c *respConn) readList(m message, depth int) ([]message, error) {
 	if m.respType == '%' || m.respType == '|' {
 		n *= 2
 	}
-	var list []message // grown by what arrives, not by what is announced
+	var list []message // grows with the received values, not to the announced length
 	for range n {
 		v, err := c.readValue(depth + 1)
 		if err != nil {
@@ -183,8 +182,8 @@ func (c *respConn) readList(m message, depth int) ([]message, error) {
 	return list, nil
 }
 
-// closeOnDone ends the connection when ctx does, which also ends a read or write
-// that is under way. The caller calls the result when it is done.
+// closeOnDone closes the connection when ctx ends, which also aborts a running read or write.
+// The caller calls the result, which closes the connection, too.
 func (c *respConn) closeOnDone(ctx context.Context) func() {
 	stop := context.AfterFunc(ctx, func() { _ = c.conn.Close() })
 	return func() {

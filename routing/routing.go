@@ -13,8 +13,8 @@ import (
 	"go.uber.org/zap"
 )
 
-// What callers branch on. The errors of this package wrap one of these and the
-// cause, which is for the log alone.
+// Errors of a lookup. The errors of this package wrap one of these and the cause, which is for
+// the log only.
 var (
 	ErrNoUser      = errors.New("no such user")
 	ErrBlocked     = errors.New("user is blocked")
@@ -22,17 +22,17 @@ var (
 	ErrUnavailable = errors.New("route is unavailable")
 )
 
-// Where routes come from; Config.Source.
+// Sources of routes, for Config.Source.
 const (
 	SourceRedis  = "redis"
 	SourceStatic = "static"
-	SourceHTTP   = "http" // an auth server says it with each login; a Router then knows nobody
+	SourceHTTP   = "http" // an auth server supplies routes with each login; a Router has none
 )
 
-// Match says whose record decided.
+// Match is the kind of record that decided.
 type Match string
 
-// The sources of a decision, most specific first.
+// The kinds of records, most specific first.
 const (
 	MatchUser    Match = "user"
 	MatchDomain  Match = "domain"
@@ -40,21 +40,21 @@ const (
 	MatchNone    Match = "" // no record at all: no such user
 )
 
-// Origin says how an answer was obtained.
+// Origin is how a route was obtained.
 type Origin string
 
-// How an answer was obtained. These and the outcomes below are the closed set
-// of labels Metrics.Lookup is called with.
+// The origins of a route. These and the outcomes below are the closed set of labels for
+// Metrics.Lookup.
 const (
-	OriginCache    Origin = "cache"    // a fresh answer that was remembered
-	OriginRedis    Origin = "redis"    // Redis was asked for it now
-	OriginStale    Origin = "stale"    // the last good answer, because Redis gave none
+	OriginCache    Origin = "cache"    // a fresh cache entry
+	OriginRedis    Origin = "redis"    // read from Redis for this lookup
+	OriginStale    Origin = "stale"    // the last good route, because Redis gave none
 	OriginStatic   Origin = "static"   // the configuration
-	OriginSnapshot Origin = "snapshot" // the last good answer of an earlier process
-	OriginHTTP     Origin = "http"     // what an auth server said with its yes; never a Router's
+	OriginSnapshot Origin = "snapshot" // the last good route of an earlier process
+	OriginHTTP     Origin = "http"     // supplied by an auth server with its verdict; never by a Router
 )
 
-// Outcomes that are not a route.
+// Outcomes of a lookup without a route.
 const (
 	OutcomeNoUser      = "no_user"
 	OutcomeBlocked     = "blocked"
@@ -62,55 +62,56 @@ const (
 	OutcomeUnavailable = "unavailable"
 )
 
-// errRouteAtLogin keeps a session where it is: nobody knows better.
-var errRouteAtLogin = fmt.Errorf("%w: where users live is said with their login", ErrUnavailable)
+// errRouteAtLogin is returned with SourceHTTP. As an ErrUnavailable it keeps sessions where
+// they are.
+var errRouteAtLogin = fmt.Errorf("%w: the auth server supplies routes with logins", ErrUnavailable)
 
-// Static are the routes of the configuration. Values name backends.
+// Static holds the routes of the configuration. Values name backends.
 type Static struct {
 	Users   map[string]string
 	Domains map[string]string
 	Default string
 }
 
-// Config says where routes come from and how long they live.
+// Config sets where routes come from and how long they are valid.
 type Config struct {
 	Source   string         // SourceRedis or SourceStatic
 	Static   Static         // with SourceStatic
-	Backends []string       // the only names a route may have
-	Names    identity.Names // how user names are read: in Static, and in what comes from Redis and the snapshot
+	Backends []string       // the only backend names a route may have
+	Names    identity.Names // how user names are read: in Static, in Redis and in the snapshot
 
 	Prefix   string        // of every key; default "imapgate:"
-	TTL      time.Duration // how long an answer is fresh; default 60 s
-	Stale    time.Duration // how long it serves while Redis gives none; default 24 h
+	TTL      time.Duration // how long a route is fresh; default 60 s
+	Stale    time.Duration // how long it is served while Redis gives none; default 24 h
 	Negative time.Duration // how long "no such user" is fresh; default 5 s
-	Snapshot string        // file for the routes of the next process; "" for none
+	Snapshot string        // file with the routes for the next process; "" for none
 }
 
-// Metrics is called on every lookup. A nil func is not called.
+// Metrics holds callbacks for lookups and state changes. A nil func is not called.
 type Metrics struct {
-	// Lookup is told how the route was obtained (a From) or why there is none
-	// (an Outcome).
+	// Lookup receives, for every lookup, the Origin of the route or the Outcome if there is
+	// none.
 	Lookup func(result string)
-	// Invalidation is told whether changes are seen as they happen, when that changes.
+	// Invalidation receives whether changes are received as they happen, when that changes.
 	Invalidation func(up bool)
-	// Store is told when Redis has lost the records it held (StoreEmptied), and when
-	// it has them again or the loss was accepted.
+	// Store receives StoreEmptied when Redis has lost its records, and another state when they
+	// are back or the loss was accepted.
 	Store func(StoreStatus)
 }
 
-// Route is where a user goes.
+// Route is the result of a lookup: the backend of a user.
 type Route struct {
-	User    identity.User // whom the route is for; it is good for nobody else
+	User    identity.User // user the route is for, and no other
 	Backend string
-	Login   string // the name to use there
-	Mode    string // relay mode; "" for the backend's own
+	Login   string // login name at the backend
+	Mode    string // relay mode; "" for the backend's default
 	Match   Match
-	Key     string // the record that decided, or the configuration key
+	Key     string // key of the record that decided, or the configuration key
 	Age     time.Duration
 	Origin  Origin
 }
 
-// Router answers where users live. Its methods may be called from any goroutine.
+// Router looks up the backends of users. It is safe for concurrent use.
 type Router struct {
 	// Set once.
 	cfg         Config
@@ -124,8 +125,8 @@ type Router struct {
 	invalidator *invalidator
 }
 
-// New makes a Router; rdb is nil when nothing is asked of Redis. Nothing is
-// dialed before the first Lookup or Run.
+// New returns a Router; rdb is nil if Redis is not used. Nothing is dialed before the first
+// Lookup or Run.
 func New(cfg Config, rdb redis.UniversalClient, m Metrics, log *zap.Logger) (*Router, error) {
 	cfg.setDefaults()
 	if strings.ContainsFunc(cfg.Prefix, isUnprintable) {
@@ -172,8 +173,8 @@ func (c *Config) setDefaults() {
 	}
 }
 
-// Run follows changes until ctx ends. Without it a Router works, and knows of a
-// change when the ttl is over.
+// Run receives changes until ctx ends. Without Run, a Router notices a change when the ttl of
+// the route has passed.
 func (r *Router) Run(ctx context.Context) error {
 	if r.store == nil {
 		<-ctx.Done()
@@ -187,8 +188,8 @@ func (r *Router) Run(ctx context.Context) error {
 	return nil
 }
 
-// Lookup says where u goes: a route, or ErrNoUser, ErrBlocked, ErrPaused or
-// ErrUnavailable. It ends with ctx, and within a second when Redis is away.
+// Lookup returns the route of u, or ErrNoUser, ErrBlocked, ErrPaused or ErrUnavailable. It
+// ends with ctx, and within a second if Redis is down.
 func (r *Router) Lookup(ctx context.Context, u identity.User) (Route, error) {
 	route, err := r.lookup(ctx, u)
 	if r.metrics.Lookup != nil {
@@ -214,10 +215,11 @@ func (r *Router) lookup(ctx context.Context, u identity.User) (Route, error) {
 	return res.toRoute(u)
 }
 
-// Password is the hash in the user's own record, which Lookup caches with the
-// route; ErrNoUser when there is no such record or it has no password. Whether
-// the user is blocked is for Lookup to say, and with static routes for this. Hashes are not in the snapshot:
-// after a restart with Redis away this is ErrUnavailable for everybody.
+// Password returns the hash in the user's own record, which the cache keeps with the route. It
+// returns ErrNoUser if there is no such record or it has no password. If
+// routes do not come from Redis, it also returns ErrBlocked and ErrPaused; otherwise Lookup
+// does. Hashes are not in the snapshot: after a restart while Redis is down, Password returns
+// ErrUnavailable for all users.
 func (r *Router) Password(ctx context.Context, u identity.User) (identity.Secret, error) {
 	if u.IsZero() {
 		return identity.Secret{}, ErrNoUser
@@ -227,7 +229,7 @@ func (r *Router) Password(ctx context.Context, u identity.User) (identity.Secret
 	}
 	res, err := r.cache.get(ctx, u)
 	if err == nil && r.rules.passwordOnly && res.hasRecord {
-		_, err = res.toRoute(u) // nobody else asks whether the record says blocked
+		_, err = res.toRoute(u) // Lookup does not read the record, so its state is checked here
 	}
 	switch {
 	case err != nil:
@@ -242,15 +244,15 @@ func (r *Router) Password(ctx context.Context, u identity.User) (identity.Secret
 	return res.password, nil
 }
 
-// Revalidate makes the next Lookup of u ask Redis, after a backend said that the
-// user does not live there. The last good answer is kept for when Redis is away.
+// Revalidate makes the next Lookup of u query Redis. Call it when a backend reports that the
+// user is not there. The last good route is kept in case Redis is down.
 func (r *Router) Revalidate(u identity.User) {
 	if r.cache != nil {
 		r.cache.suspectUser(u)
 	}
 }
 
-// outcome is the label of one lookup.
+// outcome returns the metrics label of one lookup.
 func outcome(route Route, err error) string {
 	switch {
 	case err == nil:

@@ -6,45 +6,45 @@ import (
 )
 
 const (
-	// maxSample bounds the records that are remembered of one node.
+	// maxSample bounds the records in the sample of one node.
 	maxSample = 64
-	// maxRestored bounds the records that a snapshot may bring, of all nodes.
+	// maxRestored bounds the records restored from a snapshot, for all nodes together.
 	maxRestored = 1024
 )
 
-// nodeState is what a node's records say about the node.
+// nodeState is whether a node has the records it was seen to have.
 type nodeState int
 
 const (
-	nodeHolding nodeState = iota // it has the records it had
-	nodeSuspect                  // most of them were missing once
-	nodeEmptied                  // most of them are missing for lossConfirmDelay
+	nodeHolding nodeState = iota // the records are there
+	nodeSuspect                  // most of them were missing in one read
+	nodeEmptied                  // most of them have been missing for lossConfirmDelay
 )
 
-// sample is the names of some records that Redis was seen to have. A store that
-// was flushed, lost its volume or is another one has none of them; one from which
-// an operator deletes a record has all the others.
+// sample holds the names of some records that Redis was seen to have. After a flush, or with
+// another or lost volume, all of them are missing; after an operator deletes a record, all
+// others are there.
 //
 // The cache's lock guards it.
 type sample struct {
-	nodes     map[string]*node // by address; a store without a cluster is one node, ""
-	nodeByKey map[string]*node // by the record's key
+	nodes     map[string]*node // by address; without a cluster there is one node, ""
+	nodeByKey map[string]*node // by record key
 
-	invalidations uint64 // how many were named
+	invalidations uint64 // invalidations of sampled records so far
 }
 
 // node is one Redis node and the records it was seen to have.
 type node struct {
-	keys        []string          // at most maxSample, but for what a snapshot brings
-	invalidated map[string]uint64 // of keys, those Redis named since they were last asked for and there: which change it was, from 1
-	cursor      int               // in keys: whose turn it is
+	keys        []string          // at most maxSample, except after a restore
+	invalidated map[string]uint64 // number of the invalidation, from 1, of keys that were not seen since
+	cursor      int               // index in keys of the last one used
 
 	state       nodeState
-	since       time.Time // of a state that is not holding
-	inspectedAt time.Time // when its keys were last asked for
-	present     int       // of keys, at the last inspection
+	since       time.Time // start of a state other than nodeHolding
+	inspectedAt time.Time // start of the last inspection
+	present     int       // count of keys at the last inspection
 	missing     int
-	prevPresent int       // present at the inspection before, while emptied
+	prevPresent int       // present at the previous inspection, while emptied
 	grewAt      time.Time // when present last grew, while emptied
 }
 
@@ -52,7 +52,7 @@ func newSample() sample {
 	return sample{nodes: make(map[string]*node), nodeByKey: make(map[string]*node)}
 }
 
-// nodeAt finds or makes the node with an address.
+// nodeAt returns the node with an address, and creates it if needed.
 func (s *sample) nodeAt(address string) *node {
 	n := s.nodes[address]
 	if n == nil {
@@ -62,9 +62,9 @@ func (s *sample) nodeAt(address string) *node {
 	return n
 }
 
-// add remembers that a node has a record, and says whether there are more for it;
-// in a full sample it takes the place of another. A node in doubt gets none: what
-// is written after a loss does not undo it.
+// add adds a record to the sample of a node and reports whether the sample grew; a full sample
+// replaces another record. A node in another state than nodeHolding is left unchanged: records
+// written after a loss do not undo it.
 func (s *sample) add(address, key string) bool {
 	if s.nodeByKey[key] != nil {
 		return false
@@ -82,7 +82,7 @@ func (s *sample) add(address, key string) bool {
 	return grew
 }
 
-// remove lets go of a record.
+// remove removes a record from the sample.
 func (s *sample) remove(n *node, key string) {
 	if i := slices.Index(n.keys, key); i >= 0 {
 		n.keys = slices.Delete(n.keys, i, i+1)
@@ -91,8 +91,8 @@ func (s *sample) remove(n *node, key string) {
 	delete(s.nodeByKey, key)
 }
 
-// markInvalidated notes that Redis has named a record: it may be gone, and that is meant.
-// It says whether somebody should look.
+// markInvalidated records an invalidation of key: the record may have been deleted on purpose.
+// It reports whether key is in the sample, so that its node needs an inspection.
 func (s *sample) markInvalidated(key string) bool {
 	n := s.nodeByKey[key]
 	if n != nil {
@@ -102,16 +102,16 @@ func (s *sample) markInvalidated(key string) bool {
 	return n != nil
 }
 
-// clearInvalidated is for changes that may have been missed, or a flush: what was named
-// before it may have been lost since.
+// clearInvalidated forgets the invalidations, after a flush or when changes may have been
+// missed: the records may have been lost since.
 func (s *sample) clearInvalidated() {
 	for _, n := range s.nodes {
 		clear(n.invalidated)
 	}
 }
 
-// pickKey is a record that the node has if it has not lost them all, "" when none is
-// known; another one each time, and one of own only where there is no other.
+// pickKey returns the next record that the node should have, "" if none is known. Keys of own
+// are used only if there is no other.
 func (n *node) pickKey(own []string) string {
 	spare := ""
 	for range n.keys {
@@ -127,15 +127,16 @@ func (n *node) pickKey(own []string) string {
 	return spare
 }
 
-// markSuspect puts a node in doubt.
+// markSuspect sets nodeSuspect on a node in nodeHolding.
 func (n *node) markSuspect(now time.Time) {
 	if n.state == nodeHolding {
 		n.state, n.since = nodeSuspect, now
 	}
 }
 
-// updateNode takes in which of a node's records were there when as many changes had been
-// named, and moves its state. A record that has been named since may be gone by now.
+// updateNode applies an inspection to a node and advances its state. invalidations is the
+// number of invalidations when the inspection began; a record invalidated later may be missing
+// by now.
 func (s *sample) updateNode(n *node, present map[string]bool, invalidations uint64, now time.Time) {
 	var missing []string
 	n.present = 0
@@ -163,9 +164,9 @@ func (s *sample) updateNode(n *node, present map[string]bool, invalidations uint
 	}
 }
 
-// advanceState moves the state of a node by what is present and missing, and says whether
-// its records are to be taken for lost. A loss is most of the sample. It is over
-// when all are back, or half of them and no more came for recoveryTimeout.
+// advanceState moves the state of a node by the present and missing counts. It reports whether
+// the missing records count as lost. A loss is when most of the sample is missing. It ends
+// when all are back, or when half are back and no more came for recoveryTimeout.
 func (n *node) advanceState(now time.Time) bool {
 	mostMissing := n.missing > n.present
 	switch n.state {

@@ -21,17 +21,17 @@ import (
 
 const (
 	snapshotVersion = 1
-	maxSnapshot     = 128 << 20 // bytes of the file; maxUserEntries + maxSharedEntries routes fit
+	maxSnapshot     = 128 << 20 // bytes of the file; enough for maxUserEntries + maxSharedEntries routes
 	saveInterval    = 5 * time.Second
 )
 
-// snapshot is the file with the routes for the next process. It has no password
-// hashes: whoever reads a disk must not get them.
+// snapshot is the file with the routes for the next process. It has no password hashes: a
+// stolen disk must not reveal them.
 type snapshot struct {
 	Version int          `json:"version"`
-	Routes  []savedRoute `json:"routes"` // the latest used first, of users with own records and of others
-	// Records are some that Redis was seen to have, without the prefix of keys. An
-	// earlier version has none, and its routes stand for them.
+	Routes  []savedRoute `json:"routes"` // latest used first; users with records of their own, then others
+	// Records are the sampled records, without the key prefix. A file of an earlier version
+	// has none; its routes are used instead.
 	Records  []string   `json:"records"`
 	Accepted acceptance `json:"accepted,omitzero"`
 }
@@ -46,8 +46,8 @@ type savedRoute struct {
 	LearnedAt time.Time `json:"learned"`
 }
 
-// loadSnapshot takes in what an earlier process knew. A file that is missing or
-// bad costs its routes and nothing else.
+// loadSnapshot restores the routes of an earlier process. If the file is missing or invalid,
+// there are no routes to restore.
 func (r *Router) loadSnapshot() {
 	if r.cfg.Snapshot == "" {
 		return
@@ -66,8 +66,8 @@ func (r *Router) loadSnapshot() {
 		zap.Int("routes", restored), zap.Int("dropped", len(s.Routes)-restored))
 }
 
-// CheckSnapshot says what is wrong with a snapshot file; one that is missing is
-// none yet. To root it may be anybody's: the gateway may run as whoever owns it.
+// CheckSnapshot returns what is wrong with a snapshot file. A missing file is no error. For
+// root, any owner is allowed, because the gateway may run as that user.
 func CheckSnapshot(path string) error {
 	_, err := readSnapshot(path)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, plainfile.ErrOwner) && os.Geteuid() == 0 {
@@ -76,14 +76,14 @@ func CheckSnapshot(path string) error {
 	return err
 }
 
-// readSnapshot reads a file that decides where users' mail is: it must be this
-// program's own.
+// readSnapshot reads a snapshot file. The file decides where users' mail is, so this process's
+// user must own it.
 func readSnapshot(path string) (snapshot, error) {
 	f, info, err := plainfile.OpenOwned(path)
 	if err != nil {
 		return snapshot{}, err
 	}
-	defer f.Close() // it was only read
+	defer f.Close() // read only
 	if info.Size() > maxSnapshot {
 		return snapshot{}, fmt.Errorf("read route snapshot: larger than %d MiB", maxSnapshot>>20)
 	}
@@ -97,8 +97,8 @@ func readSnapshot(path string) (snapshot, error) {
 	return s, nil
 }
 
-// restoreRoutes puts saved routes into the cache, to be asked again when Redis answers,
-// and says how many were still good.
+// restoreRoutes inserts saved routes as entries to be confirmed when Redis answers. It returns
+// how many were valid.
 func (c *cache) restoreRoutes(k keys, rules rules, routes []savedRoute) int {
 	now := time.Now()
 	c.mu.Lock()
@@ -109,8 +109,8 @@ func (c *cache) restoreRoutes(k keys, rules rules, routes []savedRoute) int {
 		if !ok || c.entries[e.user] != nil {
 			continue
 		}
-		// A time in the future is a clock that was wrong, then or now. Ages are
-		// measured by the monotonic clock from here on.
+		// A time in the future means that a clock was or is wrong. From here on, the monotonic
+		// clock measures ages.
 		age := max(0, now.Round(0).Sub(routes[i].LearnedAt))
 		e.learnedAt = now.Add(-age)
 		if age >= c.cfg.Stale {
@@ -122,7 +122,7 @@ func (c *cache) restoreRoutes(k keys, rules rules, routes []savedRoute) int {
 	return restored
 }
 
-// restoreSample takes in which records an earlier process has seen.
+// restoreSample restores the sample of an earlier process.
 func (c *cache) restoreSample(s snapshot) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -138,7 +138,7 @@ func (c *cache) restoreSample(s snapshot) {
 			}
 		}
 	}
-	n := c.sample.nodeAt("") // in a cluster they are filed before the first question
+	n := c.sample.nodeAt("") // in a cluster, reassignNodes distributes them before the first query
 	for _, key := range keys[:min(len(keys), maxRestored)] {
 		if c.sample.nodeByKey[key] == nil && c.keys.isRecord(key, c.cfg.Names) {
 			n.keys = append(n.keys, key)
@@ -147,7 +147,7 @@ func (c *cache) restoreSample(s snapshot) {
 	}
 }
 
-// toEntry checks a saved route as it would be checked had Redis said it.
+// toEntry checks a saved route as a record from Redis is checked.
 func (s savedRoute) toEntry(k keys, rules rules) (*entry, bool) {
 	u, err := rules.names.Canonicalize(s.User)
 	if err != nil || u.String() != s.User || !rules.backends[s.Backend] {
@@ -170,8 +170,8 @@ func (s savedRoute) toEntry(k keys, rules rules) (*entry, bool) {
 	return &entry{user: u, decision: a, fromDisk: true}, true
 }
 
-// SaveSnapshots writes the snapshot when something changed, and once more when ctx
-// ends, which is before another gateway that uses the same file takes our place.
+// SaveSnapshots writes the snapshot after changes, and once more when ctx ends. That is before
+// a new gateway with the same file takes over.
 func (r *Router) SaveSnapshots(ctx context.Context) {
 	if r.store == nil || r.cfg.Snapshot == "" {
 		return
@@ -186,12 +186,12 @@ func (r *Router) SaveSnapshots(ctx context.Context) {
 		if err := r.saveSnapshot(); err != nil {
 			r.log.Error("route snapshot not written", zap.Error(err))
 		}
-		// A large snapshot on a slow disk must not be all this process does.
+		// A large snapshot on a slow disk must not keep the process busy.
 		interval = max(saveInterval, 20*time.Since(began))
 	}
 }
 
-// saveSnapshot writes the file if something changed since it last did.
+// saveSnapshot writes the file if there are changes.
 func (r *Router) saveSnapshot() error {
 	s, changed := r.cache.takeSnapshot()
 	if !changed {
@@ -204,8 +204,8 @@ func (r *Router) saveSnapshot() error {
 	return nil
 }
 
-// takeSnapshot copies what the file should have, if that has changed. Users who may
-// not log in are left out: after a restart without Redis they get ErrUnavailable.
+// takeSnapshot returns the content of the file, if it has changed. Users who may not log in
+// are left out: after a restart without Redis they get ErrUnavailable.
 func (c *cache) takeSnapshot() (s snapshot, changed bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -241,21 +241,20 @@ func (c *cache) savedRoutes() []savedRoute {
 	return routes
 }
 
-// markDirty is for a snapshot that could not be written.
+// markDirty schedules another write, after a failed one.
 func (c *cache) markDirty() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.snapshotDirty = true
 }
 
-// writeSnapshot replaces the file in one step, so that a crash leaves the old one
-// or the new one.
+// writeSnapshot replaces the file atomically, so that a crash leaves the old or the new one.
 func writeSnapshot(path string, s snapshot) error {
 	f, err := os.CreateTemp(filepath.Dir(path), ".routes-*") // mode 0600
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name()) // it is gone when all went well
+	defer os.Remove(f.Name()) // fails after the rename
 	if err := errors.Join(json.NewEncoder(f).Encode(s), f.Sync(), f.Close()); err != nil {
 		return err
 	}

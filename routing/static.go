@@ -6,15 +6,15 @@ import (
 	"imapgate/internal/identity"
 )
 
-// static routes from the configuration; they never change.
+// static holds the routes of the configuration, which never change.
 type static struct {
 	users   map[identity.User]string
 	domains map[string]string
 	deflt   string
 }
 
-// newStatic checks the configured routes: every value must be a backend and every
-// name one that somebody can log in with.
+// newStatic checks the configured routes: every value must be a backend and every name a valid
+// user or domain.
 func newStatic(c Config) (*static, error) {
 	s := &static{users: make(map[identity.User]string), domains: make(map[string]string), deflt: c.Static.Default}
 	backends := newRules(c).backends
@@ -27,7 +27,7 @@ func newStatic(c Config) (*static, error) {
 			return nil, fmt.Errorf("static route of user %q: %w", name, err)
 		}
 		if _, duplicate := s.users[u]; duplicate {
-			return nil, fmt.Errorf("static route of user %q: the user is there twice", name)
+			return nil, fmt.Errorf("static route of user %q: the user is listed twice", name)
 		}
 		if !backends[backend] {
 			return nil, fmt.Errorf("static route of user %q: no backend is named %q", name, backend)
@@ -40,7 +40,7 @@ func newStatic(c Config) (*static, error) {
 			return nil, fmt.Errorf("static route of domain %q: no user can have it", name)
 		}
 		if _, duplicate := s.domains[domain]; duplicate {
-			return nil, fmt.Errorf("static route of domain %q: the domain is there twice", name)
+			return nil, fmt.Errorf("static route of domain %q: the domain is listed twice", name)
 		}
 		if !backends[backend] {
 			return nil, fmt.Errorf("static route of domain %q: no backend is named %q", name, backend)
@@ -64,7 +64,7 @@ func (s *static) lookup(u identity.User) (Route, error) {
 	return r, nil
 }
 
-// steps are what Explain shows of the configuration.
+// steps returns the configured routes of u, for Explain.
 func (s *static) steps(u identity.User) []Step {
 	content := func(backend string) string {
 		if backend == "" {

@@ -14,13 +14,13 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// errReplyMismatch is a Redis whose replies do not belong to our questions.
-var errReplyMismatch = errors.New("a reply belongs to another question")
+// errReplyMismatch means that the replies of Redis do not belong to the commands sent.
+var errReplyMismatch = errors.New("a reply belongs to another query")
 
-// errNoReply is a question that got no reply and no error either.
+// errNoReply means that a command got neither a reply nor an error.
 var errNoReply = errors.New("no reply")
 
-// store reads and writes records. It remembers nothing.
+// store reads and writes records. It keeps no state.
 type store struct {
 	// Set once.
 	rdb   redis.UniversalClient
@@ -28,16 +28,15 @@ type store struct {
 	rules rules
 }
 
-// replies are the three records of one user as they came, and those of the probes.
+// replies are the three records of one user and those of the samples, as received.
 type replies struct {
 	user, domain, deflt *redis.MapStringStringCmd
 	samples             []*redis.MapStringStringCmd
 }
 
-// fetch asks for all three records in one round trip, and after them for the
-// probes: a record that is missing although a later probe is there was missing in
-// a store that still had its records. In a cluster each goes to its node at the
-// same time, and the order holds at each.
+// fetch reads all three records in one round trip, and the samples after them. If a record is
+// missing but a later sample is there, the store had its records when it was read. In a
+// cluster the nodes are queried concurrently, and the order holds on each.
 func (s *store) fetch(ctx context.Context, u identity.User, samples []string) (replies, error) {
 	pipe := s.rdb.Pipeline()
 	var r replies
@@ -52,16 +51,15 @@ func (s *store) fetch(ctx context.Context, u identity.User, samples []string) (r
 	check := s.echo(ctx, pipe)
 	_, err := pipe.Exec(ctx)
 	if err != nil && r.user.Val() == nil && r.user.Err() == nil {
-		return r, err // go-redis leaves commands it never sent without an error
+		return r, err // go-redis sets no error on commands it did not send
 	}
-	return r, check() // else each record has its own error
+	return r, check() // otherwise each command has its own error
 }
 
-// echo asks for a number of our own behind the records. Were replies shifted on
-// this connection, as a client that lost count of a cancelled command's reply
-// would shift them, the number would not come back, and no reply is believed.
-// In a cluster a command without a key goes to any node, so there only the
-// record's "user" field guards against another user's record.
+// echo appends an ECHO of a random number to pipe and returns a check of its reply. If replies
+// are shifted on this connection, as after a cancelled command, the number does not come back
+// and no reply is trusted. In a cluster, a command without a key goes to any node; there only
+// the "user" field guards against another user's record.
 func (s *store) echo(ctx context.Context, pipe redis.Pipeliner) func() error {
 	if _, single := s.rdb.(*redis.Client); !single {
 		return func() error { return nil }
@@ -79,7 +77,7 @@ func (s *store) echo(ctx context.Context, pipe redis.Pipeliner) func() error {
 	}
 }
 
-// readUser is read, with what it says of the store.
+// readUser reads the records of u and reports which of them, and of the samples, are missing.
 func (s *store) readUser(ctx context.Context, u identity.User, samples []string) (userRecords, error) {
 	r, err := s.fetch(ctx, u, samples)
 	if err != nil {
@@ -109,10 +107,10 @@ func (s *store) readUser(ctx context.Context, u identity.User, samples []string)
 	return recs, nil
 }
 
-// parseReplies gives the answer for u, an error that wraps errInvalidRecord when a record that
-// matters is malformed, or another error when Redis gave no answer.
+// parseReplies returns the decision for u. An error wraps errInvalidRecord if a record that
+// matters is malformed; any other error means that Redis gave no answer.
 func (s *store) parseReplies(u identity.User, r replies) (decision, error) {
-	// A record only matters when those before it are known to be absent.
+	// A record matters only if those before it are known to be absent.
 	user, err := s.userRecord(u, r.user)
 	if err != nil || user.present {
 		return s.keys.decide(u, user, record{}, record{}), err
@@ -128,8 +126,8 @@ func (s *store) parseReplies(u identity.User, r replies) (decision, error) {
 	return s.keys.decide(u, user, domain, deflt), err
 }
 
-// inspect says which records there are, and what the operator has accepted. An error
-// is a Redis that did not answer.
+// inspect returns which records exist, and the operator's acceptance. An error means that
+// Redis did not answer.
 func (s *store) inspect(ctx context.Context, keys []string) (inspection, error) {
 	pipe := s.rdb.Pipeline()
 	cmds := make([]*redis.MapStringStringCmd, len(keys))
@@ -145,12 +143,12 @@ func (s *store) inspect(ctx context.Context, keys []string) (inspection, error) 
 		if err != nil && !errors.Is(err, errInvalidRecord) {
 			return inspection{}, err
 		}
-		found.present[keys[i]] = err != nil || len(fields) > 0 // one of the wrong type is there
+		found.present[keys[i]] = err != nil || len(fields) > 0 // a key of the wrong type exists
 	}
 	return found, check()
 }
 
-// parseAcceptance reads the operator's word; what cannot be read is none.
+// parseAcceptance parses an acceptance; the zero acceptance if it is malformed.
 func parseAcceptance(fields map[string]string) acceptance {
 	at, err := strconv.ParseInt(fields[fieldAt], 10, 64)
 	if err != nil {
@@ -160,7 +158,7 @@ func parseAcceptance(fields map[string]string) acceptance {
 	return acceptance{At: at, By: by[:min(len(by), identity.MaxUser)]}
 }
 
-// writeAcceptance writes the operator's word, later than any before it.
+// writeAcceptance writes an acceptance with a later time than the one before it.
 func (s *store) writeAcceptance(ctx context.Context, by string) error {
 	key := s.keys.acceptance()
 	fields, err := s.rdb.HGetAll(ctx, key).Result()
@@ -174,7 +172,7 @@ func (s *store) writeAcceptance(ctx context.Context, by string) error {
 	return nil
 }
 
-// nodeOf is the address of the primary that has a key; "" without a cluster.
+// nodeOf returns the address of the primary that has a key; "" without a cluster.
 func (s *store) nodeOf(ctx context.Context, key string) (string, error) {
 	cluster, ok := s.rdb.(*redis.ClusterClient)
 	if !ok {
@@ -187,8 +185,8 @@ func (s *store) nodeOf(ctx context.Context, key string) (string, error) {
 	return node.Options().Addr, nil
 }
 
-// replyFields is what a reply says. A reply that never came has no map at all, while an
-// absent record is an empty one; and only one of them is "no record".
+// replyFields returns the fields of a reply. A missing reply has a nil map, an absent record
+// an empty one; only the empty map means "no record".
 func replyFields(key string, cmd *redis.MapStringStringCmd) (map[string]string, error) {
 	if err := cmd.Err(); err != nil {
 		return nil, readError(key, err)
@@ -224,8 +222,8 @@ func (s *store) sharedRecord(key string, cmd *redis.MapStringStringCmd) (record,
 	return rec, nil
 }
 
-// readError tells a record of the wrong type, which is the record's fault, from
-// all other errors, which are Redis's.
+// readError distinguishes a key of the wrong type, which is an invalid record, from errors of
+// Redis.
 func readError(key string, err error) error {
 	if strings.HasPrefix(err.Error(), "WRONGTYPE") {
 		return fmt.Errorf("%s: %w: not a hash", key, errInvalidRecord)
@@ -233,20 +231,20 @@ func readError(key string, err error) error {
 	return fmt.Errorf("read %s: %w", key, err)
 }
 
-// writeScript changes a record as a whole or not at all: ARGV has how many fields are
-// removed, they, and then names and values. Redis does not undo a script, nor commands
-// whose MULTI it has refused, so both rights are tried before anything is written:
-// removing a field that no record has does nothing.
+// writeScript changes a record atomically. ARGV is the number of fields to remove, their
+// names, and then names and values to set. Redis does not roll back a script, nor commands of
+// a MULTI that fails. So the script exercises both rights before it changes anything: removing
+// a field that no record has does nothing.
 const writeScript = `
-local gone = tonumber(ARGV[1])
-if gone > 0 then redis.call('HDEL', KEYS[1], '') end
-if #ARGV > gone + 1 then redis.call('HSET', KEYS[1], unpack(ARGV, gone + 2)) end
-if gone > 0 then redis.call('HDEL', KEYS[1], unpack(ARGV, 2, gone + 1)) end
+local unset = tonumber(ARGV[1])
+if unset > 0 then redis.call('HDEL', KEYS[1], '') end
+if #ARGV > unset + 1 then redis.call('HSET', KEYS[1], unpack(ARGV, unset + 2)) end
+if unset > 0 then redis.call('HDEL', KEYS[1], unpack(ARGV, 2, unset + 1)) end
 return 1
 `
 
-// write changes fields of a record; an empty value removes a field. What this gateway
-// would refuse is not written.
+// write changes fields of a record; an empty value removes a field. It rejects records that
+// this gateway would reject.
 func (s *store) write(ctx context.Context, t Target, change map[string]string) error {
 	key := s.keys.key(t)
 	fields, err := s.rdb.HGetAll(ctx, key).Result()
@@ -263,7 +261,7 @@ func (s *store) write(ctx context.Context, t Target, change map[string]string) e
 	return nil
 }
 
-// remove deletes a record and says whether there was one.
+// remove deletes a record and reports whether there was one.
 func (s *store) remove(ctx context.Context, t Target) (bool, error) {
 	key := s.keys.key(t)
 	n, err := s.rdb.Del(ctx, key).Result()
@@ -273,8 +271,8 @@ func (s *store) remove(ctx context.Context, t Target) (bool, error) {
 	return n > 0, nil
 }
 
-// writeError says what an error means for the record: a reply of Redis refuses all of a
-// command, and without one nothing is known.
+// writeError adds what an error means for the record. An error reply means that nothing was
+// changed; without a reply, the outcome is unknown.
 func writeError(verb, key string, err error) error {
 	var reply redis.Error
 	if errors.As(err, &reply) {

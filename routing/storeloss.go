@@ -11,89 +11,89 @@ import (
 	"go.uber.org/zap"
 )
 
-// When the records of a store are looked for.
+// Intervals and timeouts of inspections.
 const (
-	holdingInterval = 5 * time.Second        // while all is well
-	suspectInterval = 250 * time.Millisecond // until it is known whether they are gone
-	emptiedInterval = time.Second            // until they are back
-	// lossConfirmDelay is how long most of the records must be missing: Redis may need a
-	// moment to name those that were deleted one by one.
+	holdingInterval = 5 * time.Second        // in nodeHolding
+	suspectInterval = 250 * time.Millisecond // in nodeSuspect
+	emptiedInterval = time.Second            // in nodeEmptied
+	// lossConfirmDelay is how long most of the records must be missing. Redis may send the
+	// invalidations of single deletions a moment later.
 	lossConfirmDelay = time.Second
-	// recoveryTimeout is for how long no further record comes back before those that
-	// are still missing are taken for deleted.
+	// recoveryTimeout is how long no further record may come back before the missing ones
+	// count as deleted.
 	recoveryTimeout = time.Minute
-	// acceptanceTTL is how long the operator's word is good for a loss that a gateway
-	// notices after the word.
+	// acceptanceTTL is how long an acceptance applies to losses that a gateway detects after
+	// it.
 	acceptanceTTL = 30 * time.Second
 )
 
-// errStoreLost is what a missing record comes to while the store has lost most of
-// the records that it was seen to have.
-var errStoreLost = errors.New("the record is missing, and so are others that Redis held")
+// errStoreLost is returned for a missing record while the store has lost most of the sampled
+// records.
+var errStoreLost = errors.New("the record is missing, and so are most others that Redis held")
 
-// recordReader is how a cache asks Redis.
+// recordReader is how a cache reads Redis.
 type recordReader struct {
-	// read reads the records of one user, and after them the probes.
-	read func(ctx context.Context, u identity.User, probes []string) (userRecords, error)
-	// inspect reads which records there are, and the operator's last word.
+	// read reads the records of one user, and the samples after them.
+	read func(ctx context.Context, u identity.User, samples []string) (userRecords, error)
+	// inspect reports which records exist, and the operator's latest acceptance.
 	inspect func(ctx context.Context, keys []string) (inspection, error)
-	// nodeOf is the address of the node that has a key.
+	// nodeOf returns the address of the node that has a key.
 	nodeOf func(ctx context.Context, key string) (string, error)
 }
 
-// userRecords is what Redis says of one user.
+// userRecords is the result of reading one user's records.
 type userRecords struct {
 	decision
-	present        []string // the records that were there
-	absent         []string // those that were not, and would have decided
-	missingSamples []string // the probes that were not there
+	present        []string // keys of records that exist
+	absent         []string // keys of records that are missing and would have decided
+	missingSamples []string // keys of samples that are missing
 }
 
-// inspection are the records that a node has, of those it was asked for.
+// inspection is the result of reading the sampled records of a node.
 type inspection struct {
 	present    map[string]bool
 	acceptance acceptance
 }
 
-// acceptance is an operator's word that missing records are meant to be.
+// acceptance is an operator's confirmation that the missing records were removed on purpose.
 type acceptance struct {
-	At int64  `json:"at"` // Unix time in milliseconds, by which one is told from another; 0: none
-	By string `json:"by"` // who
+	At int64  `json:"at"` // Unix time in milliseconds, which identifies it; 0: none
+	By string `json:"by"` // operator
 }
 
-// StoreStatus says whether Redis has the records it was seen to have.
+// StoreStatus is whether Redis has the records it was seen to have.
 type StoreStatus struct {
-	// State is "holding", "suspect" (most of the records looked for are missing
-	// since less than a second) or "emptied"; "" where nothing is known.
+	// State is "holding", "suspect" (most of the sampled records have been missing for less
+	// than a second) or "emptied"; "" if no records are known.
 	State      string    `json:"state"`
 	Since      time.Time `json:"since,omitzero"`
-	Node       string    `json:"node,omitempty"` // in a cluster, of several the first by name
-	Present    int       `json:"present"`        // of the records that are looked for
+	Node       string    `json:"node,omitempty"` // in a cluster, the first by name
+	Present    int       `json:"present"`        // sampled records that exist
 	Missing    int       `json:"missing"`
-	AcceptedBy string    `json:"by,omitempty"` // whose word ended the last loss; "" where the records came back
+	AcceptedBy string    `json:"by,omitempty"` // operator who accepted the last loss; "" if the records came back
 }
 
-// States of a Store.
+// States of StoreStatus.
 const (
 	StoreHolding = "holding"
 	StoreSuspect = "suspect"
 	StoreEmptied = "emptied"
 )
 
-// readPlan is where the records of one user are, and what is read with them.
+// readPlan is what a query for one user reads, and from which nodes.
 type readPlan struct {
 	keys    []string // the user's own record, the domain's, the default
-	nodes   []string // of each
+	nodes   []string // node of each key
 	samples []string
 }
 
-// planRead makes the question about u. It holds no lock while nodes are looked up.
+// planRead plans the query for u. It holds no lock while it looks up nodes.
 func (c *cache) planRead(ctx context.Context, u identity.User) readPlan {
 	plan := readPlan{keys: c.keys.candidates(u)}
 	plan.nodes = c.nodesOf(ctx, plan.keys)
 	if c.hasUnknownNode(plan.nodes) {
 		c.reassignNodes(ctx)
-		plan.nodes = c.nodesOf(ctx, plan.keys) // the first may have been those of before a failover
+		plan.nodes = c.nodesOf(ctx, plan.keys) // the first result may predate a failover
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -108,8 +108,8 @@ func (c *cache) planRead(ctx context.Context, u identity.User) readPlan {
 	return plan
 }
 
-// nodesOf gives the address of each key's node, "" where it cannot be told: the
-// question itself will say so.
+// nodesOf returns the address of each key's node, "" if it is unknown; the query itself then
+// returns the error.
 func (c *cache) nodesOf(ctx context.Context, keys []string) (nodes []string) {
 	for _, key := range keys {
 		address, err := c.reader.nodeOf(ctx, key)
@@ -121,16 +121,16 @@ func (c *cache) nodesOf(ctx context.Context, keys []string) (nodes []string) {
 	return nodes
 }
 
-// hasUnknownNode says whether one of the nodes was never heard of, as after a failover
-// in a cluster.
+// hasUnknownNode reports whether a node is not in the sample, as after a failover in a
+// cluster.
 func (c *cache) hasUnknownNode(nodes []string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return len(c.sample.nodeByKey) > 0 && slices.ContainsFunc(nodes, func(a string) bool { return c.sample.nodes[a] == nil })
 }
 
-// reassignNodes finds the nodes of all records that are remembered: in a cluster they
-// move. What is known of a node goes with its records.
+// reassignNodes looks up the nodes of all sampled records, which move in a cluster. The state
+// of a node moves with its records.
 func (c *cache) reassignNodes(ctx context.Context) {
 	c.mu.Lock()
 	keys := make([]string, 0, len(c.sample.nodeByKey))
@@ -142,7 +142,7 @@ func (c *cache) reassignNodes(ctx context.Context) {
 	for _, key := range keys {
 		address, err := c.reader.nodeOf(ctx, key)
 		if err != nil {
-			return // they stay where they were
+			return // all records keep their nodes
 		}
 		found[key] = address
 	}
@@ -151,7 +151,7 @@ func (c *cache) reassignNodes(ctx context.Context) {
 	c.sample.reassign(found)
 }
 
-// reassign files records under the nodes that have them now.
+// reassign moves records to the nodes that have them now.
 func (s *sample) reassign(found map[string]string) {
 	for key, address := range found {
 		from, to := s.nodeByKey[key], s.nodeAt(address)
@@ -176,8 +176,8 @@ func (s *sample) reassign(found map[string]string) {
 	}
 }
 
-// claimInspections gives the nodes of a reading that have to be inspected before it can be
-// judged, and reserves them for the caller.
+// claimInspections returns the nodes to inspect before r can be trusted, and claims these
+// inspections for the caller.
 func (c *cache) claimInspections(plan readPlan, r userRecords) (nodes []string) {
 	now := time.Now()
 	c.mu.Lock()
@@ -198,7 +198,8 @@ func (c *cache) claimInspections(plan readPlan, r userRecords) (nodes []string) 
 	return nodes
 }
 
-// claimInspection says whether it is time to inspect n, and leaves that to the caller.
+// claimInspection reports whether an inspection of n is due. If so, the caller must inspect
+// it.
 func (n *node) claimInspection(now time.Time) bool {
 	interval := [...]time.Duration{nodeHolding: holdingInterval, nodeSuspect: suspectInterval, nodeEmptied: emptiedInterval}[n.state]
 	if len(n.keys) == 0 || now.Sub(n.inspectedAt) < interval && len(n.invalidated) == 0 {
@@ -208,8 +209,8 @@ func (n *node) claimInspection(now time.Time) bool {
 	return true
 }
 
-// inspectNode looks for the records that a node was seen to have. Without an answer
-// all stays as it is.
+// inspectNode reads the sampled records of a node and updates its state. Without a reply
+// nothing changes.
 func (c *cache) inspectNode(ctx context.Context, address string) {
 	c.mu.Lock()
 	n := c.sample.nodes[address]
@@ -234,17 +235,17 @@ func (c *cache) inspectNode(ctx context.Context, address string) {
 	c.snapshotDirty = c.snapshotDirty || len(n.keys) != oldCount
 	if n.state == nodeHolding && oldState != nodeHolding {
 		c.lossAcceptedBy = ""
-		c.epoch++ // what was kept against the answers of meanwhile is asked again
+		c.epoch++ // entries retained during the loss are queried again
 	}
 	c.applyAcceptance(found.acceptance, now)
 	if n.state != oldState {
-		c.requestInspection() // to tell it
+		c.requestInspection() // to report the state
 	}
 }
 
-// applyAcceptance takes in the operator's word: of every node in doubt, the records that are
-// missing are meant to be. A word that was there before this gateway, with nothing
-// in doubt, was about something else. mu is held.
+// applyAcceptance applies an operator's acceptance: all missing records of nodes in loss were
+// removed on purpose. An acceptance from before this process, without a loss, was about
+// something else. mu is held.
 func (c *cache) applyAcceptance(a acceptance, now time.Time) {
 	if a.At > c.acceptance.At {
 		c.acceptance, c.snapshotDirty = a, true
@@ -269,9 +270,10 @@ func (c *cache) applyAcceptance(a acceptance, now time.Time) {
 	}
 }
 
-// trustsAbsence says whether the absence of records is what somebody meant. mu is held.
+// trustsAbsence reports whether missing records can be trusted to be removed on purpose. mu is
+// held.
 func (c *cache) trustsAbsence(plan readPlan, r userRecords) bool {
-	for _, key := range r.missingSamples { // it may have been filed under another node meanwhile
+	for _, key := range r.missingSamples { // its node may have changed since the plan
 		if n := c.sample.nodeByKey[key]; n != nil && n.state != nodeHolding && len(r.absent) > 0 {
 			return false
 		}
@@ -285,7 +287,7 @@ func (c *cache) trustsAbsence(plan readPlan, r userRecords) bool {
 	return true
 }
 
-// sampleRecords takes the records of a reading into the sample. mu is held.
+// sampleRecords adds the records that exist to the sample. mu is held.
 func (c *cache) sampleRecords(plan readPlan, r userRecords) {
 	for i, key := range plan.keys {
 		if slices.Contains(r.present, key) && c.sample.add(plan.nodes[i], key) {
@@ -294,7 +296,7 @@ func (c *cache) sampleRecords(plan readPlan, r userRecords) {
 	}
 }
 
-// recordUntrustedAbsence is learn for a record whose absence is not believed.
+// recordUntrustedAbsence is recordReply for a record whose absence is not trusted. mu is held.
 func (c *cache) recordUntrustedAbsence(q *query, e *entry) (resolution, error) {
 	now := time.Now()
 	last, ok := c.lastGood(e, now)
@@ -309,7 +311,7 @@ func (c *cache) recordUntrustedAbsence(q *query, e *entry) (resolution, error) {
 	return last, nil
 }
 
-// worstState is the worst there is of any node. mu is held.
+// worstState returns the worst state of all nodes. mu is held.
 func (c *cache) worstState() nodeState {
 	worst := nodeHolding
 	for _, n := range c.sample.nodes {
@@ -318,7 +320,7 @@ func (c *cache) worstState() nodeState {
 	return worst
 }
 
-// storeStatus is what an operator is told.
+// storeStatus returns the status for operators.
 func (c *cache) storeStatus() StoreStatus {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -341,7 +343,7 @@ func (c *cache) storeStatus() StoreStatus {
 	}
 }
 
-// requestInspection has watch look at once.
+// requestInspection wakes runInspections.
 func (c *cache) requestInspection() {
 	select {
 	case c.inspectNow <- struct{}{}:
@@ -349,8 +351,8 @@ func (c *cache) requestInspection() {
 	}
 }
 
-// runInspections looks for the records that Redis was seen to have, so that a loss is
-// noticed before somebody asks, and its end, too. It ends with ctx.
+// runInspections inspects the nodes at their intervals, so that a loss and its end are noticed
+// without a lookup. It ends with ctx.
 func (c *cache) runInspections(ctx context.Context, onChange func(StoreStatus)) {
 	raised := false
 	for ctx.Err() == nil {
@@ -361,14 +363,14 @@ func (c *cache) runInspections(ctx context.Context, onChange func(StoreStatus)) 
 		case <-ctx.Done():
 		case <-c.inspectNow:
 			select {
-			case <-time.After(suspectInterval / 5): // many changes are one round
+			case <-time.After(suspectInterval / 5): // combine many changes in one inspection
 			case <-ctx.Done():
 			}
 		}
 	}
 }
 
-// inspectDue inspects every node that it is time for.
+// inspectDue inspects every node that is due.
 func (c *cache) inspectDue(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
@@ -393,14 +395,15 @@ func (c *cache) inspectDue(ctx context.Context) {
 	}
 }
 
-// inspectionInterval is how soon the next round is due.
+// inspectionInterval returns the time until the next inspection.
 func (c *cache) inspectionInterval() time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return [...]time.Duration{nodeHolding: holdingInterval, nodeSuspect: suspectInterval, nodeEmptied: emptiedInterval}[c.worstState()]
 }
 
-// reportStore puts a change of the alarm on record, once, and says whether it is on.
+// reportStore logs and reports a loss of the records, and its end, once. It reports whether
+// there is a loss.
 func (c *cache) reportStore(raised bool, onChange func(StoreStatus)) bool {
 	s := c.storeStatus()
 	lost := s.State == StoreEmptied || raised && s.State == StoreSuspect
@@ -412,10 +415,10 @@ func (c *cache) reportStore(raised bool, onChange func(StoreStatus)) bool {
 	}
 	details := []zap.Field{zap.String("node", s.Node), zap.Int("present", s.Present), zap.Int("missing", s.Missing), zap.String("by", s.AcceptedBy)}
 	if lost {
-		c.log.Error("Redis has lost the route records it held; until they are back, or `imapgate route accept-empty` says that "+
-			"it is meant, nobody is taken for unknown and the last good answers serve", details...)
+		c.log.Error("Redis has lost the route records it held; until they are back, or `imapgate route accept-empty` "+
+			"accepts the loss, no user is treated as unknown and the last good routes stay in use", details...)
 	} else {
-		c.log.Warn("Redis has the route records it held again, or their loss was accepted", details...)
+		c.log.Warn("the lost route records are back in Redis, or their loss was accepted", details...)
 	}
 	return lost
 }

@@ -10,27 +10,27 @@ import (
 	"imapgate/internal/identity"
 )
 
-// Target names one record: a user's, a domain's, or the default. The zero Target is
-// the default.
+// Target names one record: that of a user, that of a domain, or the default. The zero Target
+// is the default.
 type Target struct {
 	user   identity.User
 	domain string
 }
 
-// ForUser is the record of one user.
+// ForUser returns the target for the record of one user.
 func ForUser(u identity.User) Target { return Target{user: u} }
 
-// ForDomain is the record of all users of a domain, in its canonical form, who have
-// none of their own.
+// ForDomain returns the target for the users of a domain without a record of their own. domain
+// is in canonical form.
 func ForDomain(domain string) Target { return Target{domain: domain} }
 
-// ForDefault is the record of all users for whom there is no other.
+// ForDefault returns the target for all users without another record.
 func ForDefault() Target { return Target{} }
 
-// User is whose record it is; the zero User for a domain's and the default.
+// User returns the user of a user's record, and the zero User for other records.
 func (t Target) User() identity.User { return t.user }
 
-// String is the name of the user or the domain, or "the default".
+// String returns the name of the user or the domain, or "the default".
 func (t Target) String() string {
 	switch {
 	case !t.user.IsZero():
@@ -41,7 +41,7 @@ func (t Target) String() string {
 	return "the default"
 }
 
-// Fields are those that this kind of record may have.
+// Fields returns the names of the fields that this kind of record may have.
 func (t Target) Fields() []string {
 	switch {
 	case !t.user.IsZero():
@@ -52,7 +52,7 @@ func (t Target) Fields() []string {
 	return []string{fieldBackend, fieldMode}
 }
 
-// key is the record's name in Redis.
+// key returns the Redis key of the record.
 func (k keys) key(t Target) string {
 	switch {
 	case !t.user.IsZero():
@@ -63,7 +63,7 @@ func (k keys) key(t Target) string {
 	return k.deflt()
 }
 
-// checkRecord reads a record as a lookup does.
+// checkRecord validates a record as a lookup does.
 func (r rules) checkRecord(t Target, fields map[string]string) error {
 	var err error
 	if t.user.IsZero() {
@@ -77,21 +77,21 @@ func (r rules) checkRecord(t Target, fields map[string]string) error {
 // edit is a change of one record.
 type edit struct {
 	set   map[string]string
-	unset []string // fields that are removed
+	unset []string // fields to remove
 }
 
-// planEdit makes of a record and the fields that change what is to be written; an empty
-// value removes a field. What a gateway would refuse is an error.
+// planEdit computes the edit that applies change to a record with these fields; an empty value
+// removes a field. It returns an error if a gateway would reject the resulting record.
 func (r rules) planEdit(t Target, fields, change map[string]string) (edit, error) {
 	e, result := edit{set: make(map[string]string)}, maps.Clone(fields)
 	if result == nil {
 		result = make(map[string]string)
 	}
-	if !t.user.IsZero() { // so that no other user's question is ever answered with it
+	if !t.user.IsZero() { // guards against a reply that belongs to another user's query
 		e.set[fieldUser], result[fieldUser] = t.user.String(), t.user.String()
 	}
 	for name, value := range change {
-		// A field that does not belong there can still be removed.
+		// A field that is not allowed here can still be removed.
 		if allowed := t.Fields(); value != "" && !slices.Contains(allowed, name) {
 			return edit{}, fmt.Errorf("%q is not one of %s", name, strings.Join(allowed, ", "))
 		}
@@ -106,16 +106,16 @@ func (r rules) planEdit(t Target, fields, change map[string]string) (edit, error
 		result[name], e.set[name] = value, value
 	}
 	if len(result) == 0 {
-		return edit{}, errors.New("no field would be left; a record that is to go is deleted")
+		return edit{}, errors.New("no field would be left; delete the record to remove it")
 	}
 	slices.Sort(e.unset)
 	if err := r.checkRecord(t, result); err != nil {
-		return edit{}, fmt.Errorf("would be refused: %w", err)
+		return edit{}, fmt.Errorf("gateways would reject it: %w", err)
 	}
 	return e, nil
 }
 
-// scriptArgs are those of writeScript.
+// scriptArgs returns the arguments of writeScript.
 func (e edit) scriptArgs() []any {
 	args := []any{len(e.unset)}
 	for _, name := range e.unset {

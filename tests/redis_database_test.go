@@ -62,8 +62,8 @@ func TestLogReportsRedisErrors(t *testing.T) {
 	ca, backend := testbed.NewCA(t), startStub(t, nil)
 	gate := startProcess(t, ca, fmt.Sprintf("redis: {addresses: [%q]}", redis.Address),
 		fmt.Sprintf("backends:\n  east: {address: %q, tls: none}", backend.address()))
-	const want = "Redis wants a password: set redis.password_file"
-	for _, line := range []string{"route changes are not seen as they happen", "limits are local"} {
+	const want = "Redis requires a password: set redis.password_file"
+	for _, line := range []string{"route changes are not received as they happen", "limits are local"} {
 		testbed.Eventually(t, testbed.Timeout, line+": "+want, func() bool {
 			for said := range strings.Lines(gate.process.Output()) {
 				if strings.Contains(said, line) && strings.Contains(said, want) {

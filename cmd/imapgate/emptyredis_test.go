@@ -64,7 +64,7 @@ limits: {exempt_networks: []}
 				r.CLI("HSET", "imapgate:user:"+u+"@example.org", "backend", "east", "password", "{PLAIN}demo")
 			}
 			s := startServe(t, file)
-			s.awaitMatch(t, "route changes are followed")
+			s.awaitMatch(t, "receiving route changes from Redis")
 			s.tryLogin(t, "alice", "demo", " OK ")
 			s.tryLogin(t, "nobody", "demo", "AUTHENTICATIONFAILED")
 			r.CLI("FLUSHALL")

@@ -218,8 +218,8 @@ func TestRedisConnectErrorIsExplained(t *testing.T) {
 	t.Parallel()
 	s := testbed.StartRedis(t, "--requirepass", "pw", "--user", "reader", "on", ">pw", "~imapgate:*", "+hgetall", "+echo", "+select")
 	for redis, want := range map[string]string{
-		``:               "Redis wants a password: set redis.password_file",
-		`username: gate`: "Redis wants a password, and redis.username has none",
+		``:               "Redis requires a password: set redis.password_file",
+		`username: gate`: "Redis requires a password, and redis.username has none",
 		`password_file: ` + write(t, "wrong", "x\n"):                                           "Redis refuses the user name or the password",
 		`database: 99, password_file: ` + write(t, "right", "pw\n"):                            "Redis has no such database",
 		`sentinel_master: m, password_file: ` + write(t, "right", "pw\n"):                      "redis.addresses names no sentinels: leave out redis.sentinel_master",

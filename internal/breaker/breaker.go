@@ -1,8 +1,8 @@
-// Package breaker leaves a service alone that gives no answer, so that those
-// who do not need it do not wait for it.
+// Package breaker stops requests to a service that does not answer, so that they fail at once
+// and do not wait.
 //
-// It does not know what is asked, and starts no goroutine. A Breaker is guarded
-// by its owner's lock; a Probed guards itself.
+// It does not send requests and starts no goroutine. The owner of a Breaker guards it with a
+// lock; a Monitor is safe for concurrent use.
 package breaker
 
 import (
@@ -10,25 +10,23 @@ import (
 	"time"
 )
 
-// When a service is left alone, and for how long.
+// When a breaker opens, and how often it lets a trial through.
 const (
-	Threshold     = 5           // failures in a row
-	TrialInterval = time.Second // until one question is let through again
+	Threshold     = 5           // consecutive failures
+	TrialInterval = time.Second // between trials while open
 
-	// MaxWaiting bounds the callers that wait for the outcome of such a question, at one
-	// service.
+	// MaxWaiting bounds the callers that wait for the outcome of a trial, for one service.
 	MaxWaiting = 256
 )
 
-// Breaker stops asking a service that is away. The zero Breaker lets everybody
-// ask. It is not safe for concurrent use.
+// Breaker is a circuit breaker. The zero Breaker is closed. It is not safe for concurrent use.
 type Breaker struct {
-	failures  int       // in a row
-	nextTrial time.Time // no question before this; zero while closed
+	failures  int       // consecutive
+	nextTrial time.Time // time of the next trial; zero while closed
 }
 
-// Allow says whether the service may be asked now. While open, one caller per
-// period is let through as a probe.
+// Allow reports whether a request may be sent now. While open, it allows one request per
+// period as a trial.
 func (b *Breaker) Allow(now time.Time) bool {
 	if b.failures < Threshold {
 		return true
@@ -40,7 +38,7 @@ func (b *Breaker) Allow(now time.Time) bool {
 	return true
 }
 
-// RecordFailure notes that the service gave no answer.
+// RecordFailure records that the service did not answer.
 func (b *Breaker) RecordFailure(now time.Time) {
 	b.failures++
 	if b.failures >= Threshold {
@@ -48,19 +46,21 @@ func (b *Breaker) RecordFailure(now time.Time) {
 	}
 }
 
-// trip has the service left alone at once.
+// trip opens the breaker at once.
 func (b *Breaker) trip(now time.Time) {
 	b.failures = Threshold
 	b.scheduleTrial(now)
 }
 
-// RecordSuccess notes that the service spoke sense, whatever it said.
+// RecordSuccess records that the service answered, whatever the answer is, and closes the
+// breaker.
 func (b *Breaker) RecordSuccess() { *b = Breaker{} }
 
-// IsOpen says whether the service is being left alone.
+// IsOpen reports whether the breaker is open.
 func (b *Breaker) IsOpen() bool { return b.failures >= Threshold }
 
-// scheduleTrial sets the next probe, at a time of its own in each gateway.
+// scheduleTrial sets the time of the next trial. It is random, so that gateways try at
+// different times.
 func (b *Breaker) scheduleTrial(now time.Time) {
 	b.nextTrial = now.Add(TrialInterval*4/5 + rand.N(TrialInterval*2/5))
 }

@@ -6,41 +6,39 @@ import (
 	"time"
 )
 
-// Monitor is a breaker for a service whose time a client can waste: what a
-// client asks may hang or break the connection where other questions are
-// answered. So no client's question opens it. After that many of them in a row
-// had no answer, the next caller asks a question of the gateway's own first,
-// and that one decides. A service may answer clients' questions and never the
-// gateway's own; so while the breaker is open, each period lets one question of a
-// client through all the same, whose answer closes it. It is safe for concurrent use.
+// Monitor is a breaker for a service whose failures a client can provoke: a client's request
+// may hang or break the connection although others are answered. So client requests cannot
+// open it. After Threshold of them failed in a row, the next caller runs the gateway's own
+// check, which decides. Some services answer client requests but never the check. So while
+// open, each period also allows one client request, which closes the breaker if it is
+// answered. A Monitor is safe for concurrent use.
 type Monitor struct {
 	// Set once.
-	check    func(context.Context) error   // nil: there was an answer, whatever it says
-	timeout  time.Duration                 // of ask
-	onChange func(open bool, reason error) // called when the breaker opens or closes; reason is of ask
+	check    func(context.Context) error   // nil: there was an answer, of any kind
+	timeout  time.Duration                 // of check
+	onChange func(open bool, reason error) // called when the breaker opens or closes; reason is check's error
 
 	// Guarded by mu.
 	mu       sync.Mutex
-	failures int           // of clients' questions, in a row, while it is closed
-	breaker  Breaker       // of the gateway's own
-	trial    chan struct{} // closed when it is decided; nil: nobody probes while it is open
-	waiting  int           // callers that wait for that; at most MaxWaiting
+	failures int           // consecutive failures of client requests while closed
+	breaker  Breaker       // state by the results of check
+	trial    chan struct{} // closed when the trial is decided; nil: no trial while open
+	waiting  int           // callers waiting for trial; at most MaxWaiting
 }
 
-// NewMonitor makes a closed breaker. ask is the gateway's own question.
+// NewMonitor returns a closed Monitor. check is the gateway's own request to the service.
 func NewMonitor(check func(context.Context) error, timeout time.Duration, onChange func(bool, error)) *Monitor {
 	return &Monitor{check: check, timeout: timeout, onChange: onChange}
 }
 
-// Allow reports whether the service may be asked now. It may take the time of
-// one question of the gateway's own, which does not end with ctx: a client that
-// leaves must not leave the question undecided. While open, the one caller of a
-// period may ask whatever becomes of that question.
+// Allow reports whether a request may be sent now. It may run check, which takes up to timeout
+// and does not end with ctx: a client that leaves must not leave the state undecided. While
+// open, the one caller of a period may send its request whatever the result of check.
 func (m *Monitor) Allow(ctx context.Context) bool {
 	m.mu.Lock()
 	open, suspected := m.breaker.IsOpen(), m.failures >= Threshold
 	if suspected {
-		m.failures = 0 // the others go on asking until there is a verdict
+		m.failures = 0 // others are allowed until check returns
 	}
 	due := suspected || open && m.breaker.Allow(time.Now())
 	if due && open && m.trial == nil {
@@ -57,10 +55,10 @@ func (m *Monitor) Allow(ctx context.Context) bool {
 	return open || err == nil
 }
 
-// AwaitTrial waits for the outcome of the question that somebody else asks at this moment,
-// while the service is left alone: the gateway's own, and then the one of a client. It
-// reports whether the service answers again. It ends with ctx, and after the time of one
-// question; it is false at once while nobody asks, and for more than MaxWaiting callers.
+// AwaitTrial waits for the outcome of a running trial while the breaker is open: of check, and
+// then of the client request. It reports whether the service answers again. It ends with ctx,
+// and after the timeout of check. It returns false at once without a trial, and beyond
+// MaxWaiting callers.
 func (m *Monitor) AwaitTrial(ctx context.Context) bool {
 	m.mu.Lock()
 	if !m.breaker.IsOpen() || m.trial == nil || m.waiting == MaxWaiting {
@@ -82,7 +80,7 @@ func (m *Monitor) AwaitTrial(ctx context.Context) bool {
 	return !m.breaker.IsOpen()
 }
 
-// endTrial ends the wait of those beside a probe. mu is held.
+// endTrial wakes the callers that wait for the trial. mu is held.
 func (m *Monitor) endTrial() {
 	if m.trial != nil {
 		close(m.trial)
@@ -90,7 +88,7 @@ func (m *Monitor) endTrial() {
 	}
 }
 
-// updateState opens or closes the breaker by the answer to the gateway's own question.
+// updateState opens or closes the breaker by the result of check.
 func (m *Monitor) updateState(err error) {
 	m.mu.Lock()
 	wasOpen := m.breaker.IsOpen()
@@ -108,16 +106,16 @@ func (m *Monitor) updateState(err error) {
 	}
 }
 
-// RecordFailure notes that a client's question had no answer.
+// RecordFailure records that a client request was not answered.
 func (m *Monitor) RecordFailure() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.breaker.IsOpen() {
-		m.endTrial() // a client's question, behind the gateway's own
+		m.endTrial() // the client request of the trial, after check
 		return
 	}
 	m.failures++
 }
 
-// RecordSuccess notes that the service gave an answer.
+// RecordSuccess records that a client request was answered, and closes the breaker.
 func (m *Monitor) RecordSuccess() { m.updateState(nil) }

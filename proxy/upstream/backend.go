@@ -18,28 +18,27 @@ import (
 	"imapgate/internal/imap"
 )
 
-// Backend is one backend, and the logins at it. It is safe for concurrent use.
+// Backend connects to one backend and logs users in there. It is safe for concurrent use.
 type Backend struct {
 	// Set once.
 	cfg    Config
 	hooks  Hooks
 	log    *zap.Logger
 	dialer *net.Dialer
-	addr   netip.AddrPort // Address where it has no name
+	addr   netip.AddrPort // parsed Address; invalid if that has a host name
 
-	slots    chan struct{} // a token for each login under way; MaxLogins of them
-	connRate *rate.Limiter // of new connections; nil: as they come
+	slots    chan struct{} // one token per login in progress; at most MaxLogins
+	connRate *rate.Limiter // of new connections; nil: unlimited
 	health   health
-	// What was seen of the forms of a login.
+	// Which login forms the backend accepted.
 	passwordForms, tokenForms formPreference
-	lastCaps                  atomic.Pointer[imap.Caps] // as of the last login: most are equal, and share one
+	lastCaps                  atomic.Pointer[imap.Caps] // of the last login; most are equal and share one
 }
 
-// New makes a Backend. The configuration is taken as valid; zero fields get
-// their defaults.
+// New returns a Backend. The configuration must be valid; zero fields get their defaults.
 func New(cfg Config, hooks Hooks, log *zap.Logger) *Backend {
 	cfg = cfg.withDefaults()
-	addr, _ := netip.ParseAddrPort(cfg.Address) // an error: it has a name
+	addr, _ := netip.ParseAddrPort(cfg.Address) // an error: it has a host name
 	return &Backend{
 		cfg:      cfg,
 		hooks:    hooks,
@@ -51,7 +50,7 @@ func New(cfg Config, hooks Hooks, log *zap.Logger) *Backend {
 	}
 }
 
-// newConnRate lets a tenth of a second's connections come at once.
+// newConnRate returns a limiter with a burst of a tenth of a second.
 func newConnRate(perSecond int) *rate.Limiter {
 	if perSecond == 0 {
 		return nil
@@ -59,25 +58,25 @@ func newConnRate(perSecond int) *rate.Limiter {
 	return rate.NewLimiter(rate.Limit(perSecond), max(1, perSecond/10))
 }
 
-// Name is what routes and logs call the backend.
+// Name returns the backend's name in routes and logs.
 func (b *Backend) Name() string { return b.cfg.Name }
 
-// UsesMasterLogin says whether logins are the gateway's own: the backend then takes our
-// word for who the user is.
+// UsesMasterLogin reports whether the gateway logs in with its own credentials. The backend
+// then trusts the gateway about who the user is.
 func (b *Backend) UsesMasterLogin() bool { return b.cfg.Login == MasterLogin }
 
-// Address is where it is, as configured.
+// Address returns the configured address.
 func (b *Backend) Address() string { return b.cfg.Address }
 
-// MaxLoginTime is the longest that a Login can take.
+// MaxLoginTime returns the longest time that Login can take.
 func (b *Backend) MaxLoginTime() time.Duration { return b.cfg.LoginTimeout + b.cfg.AnswerTimeout }
 
-// Login connects and logs who in, within LoginTimeout and ctx. Once the credentials
-// are sent the backend has AnswerTimeout at least: a login that is given up before
-// its answer would be a guess without a verdict.
+// Login connects to the backend and logs the user of req in, within LoginTimeout and ctx.
+// After the credentials are sent, the backend has at least AnswerTimeout: a login abandoned
+// before its answer would be a guess without a verdict.
 //
-// Errors: ErrDenied, *Refused, ErrLoop, and ErrUnavailable for everything else.
-// Credentials are sent once: what goes wrong behind them is not tried again.
+// Errors are ErrDenied, *RefusedError, ErrLoop, and ErrUnavailable for all others. Credentials
+// are sent once: Login does not retry errors after that.
 func (b *Backend) Login(ctx context.Context, req Request) (*Conn, error) {
 	creds, err := b.buildCredentials(req)
 	if err != nil {
@@ -90,7 +89,7 @@ func (b *Backend) Login(ctx context.Context, req Request) (*Conn, error) {
 	return conn, nil
 }
 
-// tryLogin is one login, if the backend is worth a try, and what it teaches.
+// tryLogin runs one login if the backend is up, and records its result.
 func (b *Backend) tryLogin(ctx context.Context, req request) (conn *Conn, err error) {
 	if b.isLoop(req.Client) {
 		b.recordResult(ctx, nil, ErrLoop)
@@ -113,7 +112,7 @@ func (b *Backend) tryLogin(ctx context.Context, req request) (conn *Conn, err er
 	return conn, err
 }
 
-// publicError sorts an error into what callers branch on.
+// publicError maps an error to those that callers branch on.
 func publicError(err error) error {
 	var refused *RefusedError
 	if errors.Is(err, ErrDenied) || errors.Is(err, ErrLoop) || errors.As(err, &refused) {
@@ -122,7 +121,7 @@ func publicError(err error) error {
 	return fmt.Errorf("%w: %w", ErrUnavailable, sanitizedError{err})
 }
 
-// login is one login that has its turn, to the tagged OK.
+// login runs one login in an acquired slot, up to the tagged OK.
 func (b *Backend) login(ctx context.Context, req request, deadline time.Time) (*Conn, error) {
 	release := sync.OnceFunc(b.releaseSlot)
 	defer release()
@@ -141,16 +140,16 @@ func (b *Backend) login(ctx context.Context, req request, deadline time.Time) (*
 	return conn, nil
 }
 
-// Sockets counts the connections to the backend; nil: nobody does.
+// Sockets returns the counter of connections to the backend; nil without one.
 func (b *Backend) Sockets() *descriptors.Counter { return b.cfg.Sockets }
 
-// request is a Request and what is sent for it.
+// request is a Request and the credentials to send for it.
 type request struct {
 	Request
 	creds credentials
 }
 
-// loginOn logs in over nc, which is the Conn's then, or closed.
+// loginOn logs in over nc. On success the Conn owns nc; otherwise nc is closed.
 func (b *Backend) loginOn(ctx context.Context, nc net.Conn, deadline time.Time, req request) (*Conn, error) {
 	if tcp, ok := nc.(*net.TCPConn); ok && b.cfg.WrapConn != nil && b.cfg.TLSMode != NoTLS {
 		nc = b.cfg.WrapConn(tcp)
@@ -163,13 +162,13 @@ func (b *Backend) loginOn(ctx context.Context, nc net.Conn, deadline time.Time, 
 		err = context.Cause(ctx)
 	}
 	if err != nil {
-		_ = lc.conn.Close() // nothing of a failed login is used again
+		_ = lc.conn.Close() // a connection with a failed login is not reused
 		return nil, err
 	}
 	return conn, nil
 }
 
-// runLogin is the dialogue on a new connection.
+// runLogin runs the login on a new connection.
 func (b *Backend) runLogin(lc *loginConn, req request) (*Conn, error) {
 	if err := b.prepareLogin(lc, req.Client); err != nil {
 		return nil, err
@@ -185,7 +184,7 @@ func (b *Backend) runLogin(lc *loginConn, req request) (*Conn, error) {
 		}
 		return nil, err
 	}
-	alerts := lc.alerts // before the OK: what comes after it is kept as it is
+	alerts := lc.alerts // only those before the OK; later ones stay in buffered
 	untagged, err := lc.refreshCaps(ok)
 	if err != nil {
 		return nil, err
@@ -201,8 +200,8 @@ func (b *Backend) runLogin(lc *loginConn, req request) (*Conn, error) {
 	return conn, nil
 }
 
-// internCaps is caps, or what another login was told in the same words: for as long as
-// its session lasts, somebody may keep it.
+// internCaps returns the previous login's list if it is equal, so that sessions share one
+// copy.
 func (b *Backend) internCaps(caps imap.Caps) imap.Caps {
 	if last := b.lastCaps.Load(); last != nil && last.String() == caps.String() {
 		return *last
@@ -211,13 +210,13 @@ func (b *Backend) internCaps(caps imap.Caps) imap.Caps {
 	return caps
 }
 
-// isLoop says whether the login has come round. A session id of ours can only
-// have been said by us.
+// isLoop reports whether the login passed this gateway before, or too many gateways. A session
+// id with SessionPrefix can only come from this gateway.
 func (b *Backend) isLoop(c Client) bool {
 	return b.hops(c) <= 1 || b.cfg.SessionPrefix != "" && strings.HasPrefix(c.PeerSession, b.cfg.SessionPrefix)
 }
 
-// hops is how many gateways the login may pass, this one included.
+// hops returns how many gateways the login may still pass, including this one.
 func (b *Backend) hops(c Client) int {
 	if c.TTL != 0 {
 		return min(c.TTL, b.cfg.TTL)
@@ -225,17 +224,17 @@ func (b *Backend) hops(c Client) int {
 	return b.cfg.TTL
 }
 
-// maxSlotTime is how long a login counts as one of MaxLogins. The work of one is done
-// long before; what takes longer is a backend that lets a wrong password wait,
-// and a few of those must not keep everybody else out.
+// maxSlotTime is how long a login holds one of the MaxLogins slots. A login does its work in
+// less. A backend that delays the answer to a wrong password takes longer, and a few such
+// logins must not block all others.
 const maxSlotTime = time.Second
 
-// minReportedWait is the shortest wait that was one: to be asked takes microseconds.
+// minReportedWait is the shortest wait that is reported; acquiring a free slot takes
+// microseconds.
 const minReportedWait = time.Millisecond
 
-// awaitSlot waits for a turn, so that a herd of clients does not fall upon a
-// backend that has just come back. The wait for the pace comes first: it must
-// not use up another's turn.
+// awaitSlot waits for LoginRate and a slot, so that clients do not overload a backend that has
+// just come back. It waits for the rate first, because that wait must not hold a slot.
 func (b *Backend) awaitSlot(ctx context.Context, deadline time.Time) error {
 	if err := b.awaitConnRate(ctx, deadline); err != nil {
 		return err
@@ -243,14 +242,14 @@ func (b *Backend) awaitSlot(ctx context.Context, deadline time.Time) error {
 	return b.acquireSlot(ctx, deadline)
 }
 
-// addWaitTime notes the wait for a turn.
+// addWaitTime adds a wait for LoginRate and a slot to WaitTime.
 func (r *Request) addWaitTime(took time.Duration) {
 	if r.WaitTime != nil && took >= minReportedWait {
 		*r.WaitTime += took
 	}
 }
 
-// awaitConnRate waits until there may be a new connection.
+// awaitConnRate waits until LoginRate allows a new connection.
 func (b *Backend) awaitConnRate(ctx context.Context, deadline time.Time) error {
 	if b.connRate == nil {
 		return nil
@@ -258,7 +257,7 @@ func (b *Backend) awaitConnRate(ctx context.Context, deadline time.Time) error {
 	waitCtx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	began := time.Now()
-	if err := b.connRate.Wait(waitCtx); err != nil { // at once when its time would come too late
+	if err := b.connRate.Wait(waitCtx); err != nil { // at once if the wait would exceed the deadline
 		b.reportWait(LimitRate, ctx.Err() == nil)
 		return fmt.Errorf("%w: %w", errBusy, err)
 	}
@@ -268,7 +267,7 @@ func (b *Backend) awaitConnRate(ctx context.Context, deadline time.Time) error {
 	return nil
 }
 
-// acquireSlot waits until there are fewer than MaxLogins.
+// acquireSlot waits for one of the MaxLogins slots.
 func (b *Backend) acquireSlot(ctx context.Context, deadline time.Time) error {
 	select {
 	case b.slots <- struct{}{}:
@@ -290,7 +289,7 @@ func (b *Backend) acquireSlot(ctx context.Context, deadline time.Time) error {
 	}
 }
 
-// reportWait tells that a limit made a login wait, or refused it.
+// reportWait reports that a limit delayed a login, or refused it.
 func (b *Backend) reportWait(limit string, timedOut bool) {
 	if b.hooks.OnWait != nil {
 		b.hooks.OnWait(Wait{limit, timedOut})
@@ -299,10 +298,9 @@ func (b *Backend) reportWait(limit string, timedOut bool) {
 
 func (b *Backend) releaseSlot() { <-b.slots }
 
-// recordResult tells the metrics and the health of the backend how a login ended, which was a
-// probe where p is one. A BAD
-// and a token that is not taken say nothing of its health: a stranger can bring
-// both about, and must be able neither to mark it down nor to keep it up.
+// recordResult reports the result of a login to the metrics and to health; t is its trial, or
+// nil. A BAD and a rejected token have no effect on health: clients can provoke both, and must
+// be able neither to mark a backend down nor to keep it up.
 func (b *Backend) recordResult(ctx context.Context, t *trial, err error) {
 	res := classifyError(ctx, err)
 	if b.hooks.OnConnect != nil {
@@ -311,10 +309,10 @@ func (b *Backend) recordResult(ctx context.Context, t *trial, err error) {
 	switch res {
 	case ResultOK, ResultDenied, ResultRefused:
 		if b.health.recordSuccess(time.Now()) {
-			b.log.Info("backend is back")
+			b.log.Info("backend is up again")
 		}
 	case ResultUnreachable, ResultTLS, ResultTimeout, ResultClosed, ResultProtocol:
-		if ctx.Err() == nil { // or it was the caller's time that ran out
+		if ctx.Err() == nil { // otherwise the caller's time ran out
 			b.health.recordFailure(time.Now())
 			return
 		}

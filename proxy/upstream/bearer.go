@@ -12,20 +12,19 @@ import (
 	"imapgate/internal/imap"
 )
 
-// LongTokenSize is the length in bytes above which a token, in base64 and with the name
-// in front, may not fit the 8 KiB that servers take for a line. Dovecot has the same
-// bound for a response, and ends the connection beyond it.
+// LongTokenSize is the length of a token, in bytes, above which some servers may not accept
+// it. In base64 and after the name, it may exceed the 8 KiB that servers read as a line.
+// Dovecot bounds a response by the same size, and closes the connection beyond it.
 const LongTokenSize = 5 << 10
 
 var (
-	errNoToken       = errors.New("the client brought no token, and the backend takes nothing else")
-	errTokenTooLong  = fmt.Errorf("%w with a token of this length: it ends the connection", errMechanism)
-	errContradiction = fmt.Errorf("%w: it accepts a token that it has just refused", errProtocol)
+	errNoToken       = errors.New("the client sent no token, and the backend accepts nothing else")
+	errTokenTooLong  = fmt.Errorf("%w with a token of this length: it closes the connection", errMechanism)
+	errContradiction = fmt.Errorf("%w: it accepts a token that it has just rejected", errProtocol)
 )
 
-// AcceptsCredentials says whether something that a client brought can be shown to the
-// backend, as its login needs. Who has proven itself without giving anything
-// away (SCRAM, EXTERNAL) brings neither.
+// AcceptsCredentials reports whether the backend's login can use what a client has sent.
+// Clients verified by SCRAM or EXTERNAL send neither a password nor a token.
 func (b *Backend) AcceptsCredentials(password, token identity.Secret) bool {
 	switch b.cfg.Login {
 	case MasterLogin:
@@ -36,18 +35,16 @@ func (b *Backend) AcceptsCredentials(password, token identity.Secret) bool {
 	return !password.IsZero() || !token.IsZero()
 }
 
-// bearer is what the first message of the mechanism and the answer to its
-// refusal are. A backend that refuses a token says why in a challenge, and waits
-// for an answer before it says NO.
+// bearer is the first message of a token mechanism, and the response to its error challenge. A
+// backend that rejects a token sends the reason in a challenge, and NO after the response.
 type bearer struct {
 	mechanism     string
 	message       string
 	finalResponse string
 }
 
-// bearerMessage chooses the mechanism: the standard's, or what came before it. The
-// host and the port of RFC 7628 are left out, as they may be: what the backend
-// is called here is not what the client called us.
+// bearerMessage chooses OAUTHBEARER, or else XOAUTH2. The optional host and port of RFC 7628
+// are left out: the backend's name here differs from the one that the client connected to.
 func (c credentials) bearerMessage(caps imap.Caps) (bearer, error) {
 	token := c.token.Reveal()
 	switch {
@@ -71,13 +68,13 @@ func (c credentials) appendBearer(cmd *loginCommand, f loginForm, lc *loginConn)
 	return nil
 }
 
-// hasLongToken reports whether there is a token that some servers do not read to its end.
+// hasLongToken reports whether the token is too long for some servers.
 func (c credentials) hasLongToken() bool { return len(c.token.Reveal()) > LongTokenSize }
 
-// finishRefusal answers a challenge that explains a refusal, and reads the NO that
-// must follow (RFC 7628 §3.2.3). Of the challenge only one thing matters: whether
-// the backend could verify the token at all. Dovecot 2.4 says there alone that its
-// provider did not answer, and AUTHENTICATIONFAILED behind it.
+// finishRefusal answers a challenge that explains a refusal, and reads the NO that must follow
+// (RFC 7628 §3.2.3). From the challenge it takes only whether the backend could verify the
+// token at all. Dovecot 2.4 reports only there that its provider did not answer, and
+// AUTHENTICATIONFAILED after it.
 func (c *loginConn) finishRefusal(challenge, response string) (imap.Response, error) {
 	if response == "" {
 		return imap.Response{}, errContinuation
@@ -95,9 +92,9 @@ func (c *loginConn) finishRefusal(challenge, response string) (imap.Response, er
 	return res, err
 }
 
-// isVerificationFailure says whether a challenge tells of a failure of the backend or of its
-// provider, not of a bad token: by the word that Dovecot uses, those of RFC 6749
-// §4.1.2.1, or an HTTP status of 5xx.
+// isVerificationFailure reports whether a challenge means a failure of the backend or its
+// provider, and not a bad token. It knows Dovecot's status, those of RFC 6749 §4.1.2.1, and
+// HTTP status 5xx.
 func isVerificationFailure(challenge string) bool {
 	text, err := base64.StdEncoding.DecodeString(challenge)
 	if err != nil {
@@ -116,8 +113,8 @@ func isVerificationFailure(challenge string) bool {
 	return len(reason.Status) == 3 && reason.Status[0] == '5'
 }
 
-// tokenCredentials are the credentials of who comes with a token. It must be read as one
-// word wherever it is sent.
+// tokenCredentials returns the credentials for a login with a token. A token with
+// a space is rejected, because the space would end it early.
 func tokenCredentials(name string, token identity.Secret) (credentials, error) {
 	if t := token.Reveal(); !isSendable(t, identity.MaxToken) || strings.Contains(t, " ") {
 		return credentials{}, errUnsendable

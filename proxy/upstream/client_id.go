@@ -7,20 +7,19 @@ import (
 	"imapgate/internal/imap"
 )
 
-// Bounds of the client's own ID as it is passed on; RFC 2971 §3.3 allows 30 pairs and
-// 30 octets for a field, Dovecot takes 256 bytes of a client's ID together before the
-// login.
+// Bounds of the client's ID when forwarded. RFC 2971 §3.3 allows 30 pairs and 30 octets in a
+// field. Dovecot accepts 256 bytes of a client's ID before the login.
 const (
 	maxIDPairs       = 30
-	maxClientPairs   = maxIDPairs - 6 // with a login, where six are the gateway's
+	maxClientPairs   = maxIDPairs - 6 // with a login, which adds six of the gateway's
 	maxIDField       = 30
 	maxIDBytes       = 256
-	maxClientIDBytes = 1024 // bytes of fields and values behind the login: a session remembers them
-	maxSessionID     = 64   // bytes of a session id, as Dovecot
+	maxClientIDBytes = 1024 // bytes of fields and values after the login; a session stores them
+	maxSessionID     = 64   // bytes of a session id, as in Dovecot
 )
 
-// appendID appends the command tag that tells the backend who the client is and
-// how many gateways the login may still pass.
+// appendID appends the ID command tag, with the client and the number of gateways that the
+// login may still pass.
 func (b *Backend) appendID(dst []byte, tag string, c Client, hops int) []byte {
 	dst = append(append(dst, tag...), " ID ("...)
 	dst = appendClientID(dst, c.ID, maxClientPairs, maxIDBytes)
@@ -38,26 +37,26 @@ func (b *Backend) appendID(dst []byte, tag string, c Client, hops int) []byte {
 		dst = appendField(dst, "x-session-id", c.Session)
 	}
 	dst = appendField(dst, "x-proxy-ttl", strconv.Itoa(hops))
-	dst = append(dst[:len(dst)-1], ')') // in place of the last space
+	dst = append(dst[:len(dst)-1], ')') // replaces the last space
 	return append(dst, '\r', '\n')
 }
 
-// FormatID returns the argument of ID with which a client that has logged in is
-// introduced: a list of what it said of itself, as far as it may be passed on, or NIL.
+// FormatID returns the argument of an ID command for a logged-in client: the pairs that may be
+// forwarded, or NIL.
 func FormatID(pairs [][2]string) string { return formatID(pairs, maxIDPairs, maxClientIDBytes) }
 
-// formatID is OwnID within a bound in pairs and in bytes.
+// formatID is FormatID with bounds in pairs and bytes.
 func formatID(pairs [][2]string, maxPairs, maxBytes int) string {
 	list := appendClientID([]byte("("), pairs, maxPairs, maxBytes)
 	if len(list) == 1 {
 		return "NIL"
 	}
-	list[len(list)-1] = ')' // in place of the last space
+	list[len(list)-1] = ')' // replaces the last space
 	return string(list)
 }
 
-// ForwardedID is what the ID of a login says that the client said of itself, as the function
-// OwnID returns it; "" where the client said nothing that goes on.
+// ForwardedID returns the client's pairs that the ID of a login contains, in the form of
+// FormatID; "" if there are none.
 func (c Client) ForwardedID() string {
 	if id := formatID(c.ID, maxClientPairs, maxIDBytes); id != "NIL" {
 		return id
@@ -65,8 +64,8 @@ func (c Client) ForwardedID() string {
 	return ""
 }
 
-// appendClientID appends what the client said of itself, as far as it fits. What
-// begins with x- is for gateways to say.
+// appendClientID appends the client's pairs within the bounds. Fields that begin with x- are
+// reserved for gateways.
 func appendClientID(dst []byte, pairs [][2]string, maxPairs, maxBytes int) []byte {
 	for i, p := range pairs {
 		maxBytes -= len(p[0]) + len(p[1])
@@ -81,8 +80,8 @@ func appendClientID(dst []byte, pairs [][2]string, maxPairs, maxBytes int) []byt
 	return dst
 }
 
-// appendField appends a field, its value and a space; nothing where one of them
-// is empty or cannot be quoted.
+// appendField appends a field, its value and a space, or nothing if one of them is empty or
+// cannot be quoted.
 func appendField(dst []byte, field, value string) []byte {
 	if field == "" || value == "" {
 		return dst

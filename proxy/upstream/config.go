@@ -1,16 +1,13 @@
-// Package upstream is our side of a backend until a user is logged in there:
-// connect, TLS, greeting, who the client is, the login. What comes out is a
-// *Conn, which only a login makes: holding one is the proof of it.
+// Package upstream connects to a backend and logs a user in: connect, TLS, greeting, ID and
+// login. The result is a *Conn, which only a login returns: holding one proves it.
 //
-// It does not know who may log in (auth did that), where a user lives (routing)
-// or what is said afterwards (the relay). It takes nothing from a backend on
-// trust: every byte before the tagged OK of the login is read within a budget,
-// nothing of it reaches the client but a sanitised text, nothing said in the
-// clear outlives the start of TLS, and no credential is written to a backend
-// that has broken the protocol.
+// The package does not decide who may log in (auth does) or on which backend a user is
+// (routing). It does not relay the session. It does not trust backends. Bytes before the
+// tagged OK of the login count against a budget. Clients receive only sanitised text of them.
+// Data from before STARTTLS is discarded. After a protocol violation no credentials are sent.
 //
-// A Backend is shared by all sessions. One login is one goroutine's, the
-// caller's; none is started here.
+// All sessions share a Backend. A login runs in the caller's goroutine; the package starts
+// none.
 package upstream
 
 import (
@@ -24,63 +21,62 @@ import (
 	"imapgate/internal/identity"
 )
 
-// TLSMode says how the connection to a backend is protected.
+// TLSMode is how the connection to a backend is protected.
 type TLSMode string
 
-// The TLS modes. With NoTLS alone do credentials travel in the clear.
+// TLS modes. Only NoTLS sends credentials in the clear.
 const (
 	ImplicitTLS TLSMode = "implicit"
 	StartTLS    TLSMode = "starttls"
 	NoTLS       TLSMode = "none"
 )
 
-// The ways to log in, the styles of a master login, and the ways to say who the
-// client is.
+// Kinds of login, styles of a master login, and ways to forward the client's address.
 const (
 	Passthrough = "passthrough" // with the client's own password or token
 	MasterLogin = "master"      // with the gateway's password
-	OAuthLogin  = "oauth"       // with the client's token, and nothing else
+	OAuthLogin  = "oauth"       // with the client's token only
 
 	AuthzidStyle   = "authzid"   // SASL PLAIN: user NUL master NUL password (RFC 4616)
 	SeparatorStyle = "separator" // user*master, as Dovecot's auth_master_user_separator
 
-	ForwardID    = "id"    // Dovecot's x-originating-ip and its kin in ID (RFC 2971)
-	ForwardProxy = "proxy" // a PROXY v2 header; ID has no address
-	ForwardNone  = "none"  // ID has no address
+	ForwardID    = "id"    // Dovecot's x-originating-ip and related fields in ID (RFC 2971)
+	ForwardProxy = "proxy" // a PROXY v2 header; no address in ID
+	ForwardNone  = "none"  // no address in ID
 )
 
-// The defaults of Config.
+// Defaults of Config.
 const (
 	DefaultConnectTimeout = 5 * time.Second
 	DefaultLoginTimeout   = 30 * time.Second
-	DefaultAnswerTimeout  = 20 * time.Second // Dovecot delays the answer to a wrong password by up to 17
+	DefaultAnswerTimeout  = 20 * time.Second // Dovecot delays the answer to a wrong password by up to 17 s
 	DefaultMaxLogins      = 64
 	DefaultTTL            = 5
 )
 
-// Config is one backend.
+// Config is the configuration of one backend.
 type Config struct {
-	Name    string // as routes and logs call it
-	Address string // host:port; a name is resolved at every connect
+	Name    string // as in routes and logs
+	Address string // host:port; a host name is resolved for each connection
 	TLSMode TLSMode
-	TLS     func() *tls.Config // for a connection that begins now; shared, so that sessions resume; unused with NoTLS
-	// WrapConn makes what TLS runs over of a connection; nil: the connection itself.
+	TLS     func() *tls.Config // for new connections; shared, so that TLS sessions resume; unused with NoTLS
+	// WrapConn returns the connection to run TLS over; nil: the TCP connection.
 	WrapConn func(*net.TCPConn) net.Conn
-	// Sockets counts the connections; nil: nobody does.
+	// Sockets counts the connections; may be nil.
 	Sockets *descriptors.Counter
 
 	Login   string // Passthrough, MasterLogin or OAuthLogin
 	Master  Master
 	Forward string // ForwardID, ForwardProxy or ForwardNone
 
-	ConnectTimeout time.Duration // of all attempts to connect together
-	LoginTimeout   time.Duration // of everything, waiting for a turn included
-	AnswerTimeout  time.Duration // the least time for the answer to the credentials, whatever LoginTimeout has left
-	MaxLogins      int           // logins at a time; more wait
-	LoginRate      int           // new connections in a second; more wait; 0: as they come
+	ConnectTimeout time.Duration // for all connect attempts of a login
+	LoginTimeout   time.Duration // for a whole login, including waits for limits
+	AnswerTimeout  time.Duration // least time for the answer to the credentials, even beyond LoginTimeout
+	MaxLogins      int           // concurrent logins; others wait
+	LoginRate      int           // new connections per second; others wait; 0: unlimited
 
-	TTL           int    // gateways a login may pass, this one included
-	SessionPrefix string // prefix of this gateway's session ids; "" does not look
+	TTL           int    // gateways a login may pass, including this one
+	SessionPrefix string // prefix of this gateway's session ids; "": no check
 }
 
 // Master is the account that may log in as any user.
@@ -91,66 +87,65 @@ type Master struct {
 	Separator string
 }
 
-// Client is who the login is for, as the backend is told.
+// Client is the client of a login, as reported to the backend.
 type Client struct {
-	Addr        netip.AddrPort // the client's own
-	Local       netip.AddrPort // where it connected to
-	Session     string         // our id of the session
-	PeerSession string         // x-session-id as a trusted peer said it, "" if none did
-	TTL         int            // hops left as a trusted peer said it; 0: not said
-	ID          [][2]string    // the client's own ID; it is passed on, bounded
+	Addr        netip.AddrPort // the client's address
+	Local       netip.AddrPort // local address of its connection
+	Session     string         // this gateway's session id
+	PeerSession string         // x-session-id of a trusted peer; "" without one
+	TTL         int            // hops left according to a trusted peer; 0: unknown
+	ID          [][2]string    // the client's ID, which is forwarded within bounds
 }
 
 // Request is one login.
 type Request struct {
-	User     identity.User   // whose session it is
-	Login    string          // the name to use upstream; "" is User
+	User     identity.User   // user of the session
+	Login    string          // login name at the backend; "": User
 	Password identity.Secret // the client's; unused by MasterLogin
 	Token    identity.Secret // the client's, in place of a password; unused by MasterLogin
 	Client   Client
-	WaitTime *time.Duration // grows by how long the backend's limits made the login wait; nil: nobody asks
+	WaitTime *time.Duration // incremented by the wait for the backend's limits; may be nil
 }
 
-// Wait is a login that a limit of its backend held up.
+// Wait is a login that was delayed or refused by a limit of its backend.
 type Wait struct {
 	Limit    string // LimitLogins or LimitRate
-	TimedOut bool   // its turn would have come too late
+	TimedOut bool   // the wait would have exceeded the deadline
 }
 
-// What holds logins up: a closed set, as in the audit log.
+// Limits that delay logins: a closed set, as in the audit log.
 const (
 	LimitLogins = "upstream_logins" // MaxLogins
 	LimitRate   = "upstream_rate"   // LoginRate
 )
 
-// Hooks are called by a Backend. A nil one is left out.
+// Hooks are callbacks of a Backend. A nil one is not called.
 type Hooks struct {
-	// OnConnect is called once at the end of every login that was not refused
-	// before it cost anything, with one of the Result constants.
+	// OnConnect is called with one of the Result constants at the end of every login, except
+	// those refused early at no cost.
 	OnConnect func(result string)
-	// OnWait is called for every login that had to wait for its turn, or did not
-	// get one.
+	// OnWait is called for every login that a limit delayed or refused.
 	OnWait func(Wait)
 }
 
-// The results of a login: a closed set, for metrics.
+// Results of a login: a closed set, for metrics.
 const (
 	ResultOK          = "ok"
 	ResultDenied      = "denied"      // wrong credentials
 	ResultRefused     = "refused"     // NO with another response code
-	ResultNotAccepted = "not_taken"   // BAD to the login, or no way to bring a token
+	ResultNotAccepted = "not_taken"   // BAD to the login, or no mechanism for a token
 	ResultUnreachable = "unreachable" // no connection
 	ResultTLS         = "tls"         // handshake, certificate or STARTTLS
 	ResultTimeout     = "timeout"
 	ResultClosed      = "closed"   // the connection ended, or BYE
-	ResultProtocol    = "protocol" // the backend broke the protocol or the budget
-	ResultDown        = "down"     // not tried: it has failed for a while
-	ResultBusy        = "busy"     // not tried: too many logins at a time
-	ResultCanceled    = "canceled" // the client went away
+	ResultProtocol    = "protocol" // the backend violated the protocol or exceeded the budget
+	ResultDown        = "down"     // not tried: the backend is down
+	ResultBusy        = "busy"     // not tried: too many concurrent logins
+	ResultCanceled    = "canceled" // the client disconnected
 	ResultLoop        = "loop"
 )
 
-// withDefaults is the configuration with every zero field filled in.
+// withDefaults returns c with defaults for zero fields.
 func (c Config) withDefaults() Config {
 	c.TLSMode = cmp.Or(c.TLSMode, ImplicitTLS)
 	c.Login = cmp.Or(c.Login, Passthrough)
@@ -165,8 +160,8 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// clientTLS is the configuration for a connection that begins now. It raises what was
-// given to what is safe, and never lowers anything.
+// clientTLS returns the TLS configuration for a new connection. It raises the given one to
+// safe minimums.
 func (c Config) clientTLS() *tls.Config {
 	cfg := &tls.Config{}
 	if c.TLS != nil {

@@ -10,8 +10,8 @@ import (
 	"imapgate/internal/imap"
 )
 
-// Conn is a connection to a backend on which a user is logged in. Only
-// Backend.Login makes one. It belongs to one goroutine.
+// Conn is a connection to a backend with a logged-in user. Only Backend.Login returns one. It
+// is not safe for concurrent use.
 type Conn struct {
 	// Set once.
 	user identity.User
@@ -26,27 +26,26 @@ type Conn struct {
 	buffered []byte
 }
 
-// User is whose connection this is, for the relay to compare with its client's.
+// User returns the user of the connection, for the relay to compare with its client's.
 func (c *Conn) User() identity.User { return c.user }
 
-// Caps is the backend's list as of after the login.
+// Caps returns the backend's capabilities after the login.
 func (c *Conn) Caps() imap.Caps { return c.caps }
 
-// OK is how the backend let the user in.
+// OK returns the backend's answer to the login.
 func (c *Conn) OK() OK { return c.ok }
 
-// OK is what a backend has said up to its tagged OK, fit to be forwarded.
+// OK is what a backend sent up to its tagged OK, as far as it may be forwarded.
 type OK struct {
-	Alerts []Alert // before it
-	Code   string  // "" unless it is meant for the user, as ALERT is; CAPABILITY is in Caps
+	Alerts []Alert // before the OK
+	Code   string  // "" unless it is for the user, as ALERT is; CAPABILITY is in Caps
 	Text   string
 }
 
-// IsZero reports whether no backend has said anything.
+// IsZero reports whether o is empty.
 func (o OK) IsZero() bool { return len(o.Alerts) == 0 && o.Code == "" && o.Text == "" }
 
-// AppendUntagged appends what of it is for the user's eyes, as untagged responses
-// to dst.
+// AppendUntagged appends the parts for the user to dst, as untagged responses.
 func (o OK) AppendUntagged(dst []byte) []byte {
 	dst = AppendAlerts(dst, o.Alerts)
 	if o.Code != "" {
@@ -69,14 +68,14 @@ func AppendAlerts(dst []byte, alerts []Alert) []byte {
 	return dst
 }
 
-// ID is what the backend was told with the login of the client, as Client.ForwardedID; ""
-// where it was told nothing.
+// ID returns the pairs sent to the backend for the client, as Client.ForwardedID does; "" if
+// none were sent.
 func (c *Conn) ID() string { return c.id }
 
-// Detach hands the connection on, without a deadline. rest is what the backend
-// said behind its OK: whole or begun untagged responses, which are this user's
-// and go to the client behind its own OK, before anything read from the
-// connection. Close does nothing afterwards: whoever closes nc tells Backend.Sockets.
+// Detach hands over the connection, without a deadline. buffered is what the backend sent
+// after its OK: untagged responses, the last of which may be incomplete. They belong to this
+// user and go to the client after its own OK, before anything read from nc. Close does nothing
+// after Detach; the caller closes nc and calls RemoveBackend of Backend.Sockets.
 func (c *Conn) Detach() (nc net.Conn, buffered []byte) {
 	nc, buffered = c.nc, c.buffered
 	c.nc, c.buffered = nil, nil
@@ -95,10 +94,9 @@ func (c *Conn) Close() error {
 	return err
 }
 
-// isOnlyUntagged says whether every line of rest, the last of which may be
-// unfinished, is an untagged response. Before the client's first command a
-// backend has nothing else to say: a tagged line would be taken for the answer
-// to a command that is yet to come.
+// isOnlyUntagged reports whether every line is an untagged response; the last may be
+// incomplete. Before the client's first command a backend may send nothing else: a tagged line
+// would be taken for the answer to a later command.
 func isOnlyUntagged(rest []byte) bool {
 	for len(rest) > 0 {
 		line, next, _ := bytes.Cut(rest, []byte("\n"))

@@ -11,21 +11,21 @@ import (
 	"imapgate/internal/imap"
 )
 
-// maxPassword bounds a password in bytes; in base64 it still fits the 8 KiB
-// that servers take for a line.
+// maxPassword bounds a password in bytes. In base64 it still fits the 8 KiB that servers read
+// as a line.
 const maxPassword = 4096
 
-// credentials are what one login sends.
+// credentials are what a login sends.
 type credentials struct {
-	authzid  string // whom to act as, where it is not user; SASL only
+	authzid  string // user to act as, if it is not user; SASL only
 	user     string
 	password identity.Secret
-	token    identity.Secret // when there is one it goes, and no password
+	token    identity.Secret // replaces the password if set
 }
 
-// buildCredentials decides what to send, or refuses: a name or a password with
-// control characters could end a line and begin a command (or a log line) of
-// its own choosing, on this server or on one behind it.
+// buildCredentials returns the credentials to send. It rejects names and passwords with
+// control characters: they could end a line and inject a command or a log line, on this server
+// or a later one.
 func (b *Backend) buildCredentials(req Request) (credentials, error) {
 	name := req.Login
 	if name == "" {
@@ -43,8 +43,8 @@ func (b *Backend) buildCredentials(req Request) (credentials, error) {
 	c := credentials{user: name, password: req.Password}
 	if b.cfg.Login == MasterLogin {
 		m := b.cfg.Master
-		// The backend splits at the first separator it sees: a name that holds
-		// one would choose the master itself.
+		// The backend splits at the first separator: a name that contains one could choose the
+		// master user.
 		if strings.Contains(name, m.Separator) {
 			return credentials{}, errUnsendable
 		}
@@ -57,13 +57,13 @@ func (b *Backend) buildCredentials(req Request) (credentials, error) {
 			return credentials{}, fmt.Errorf("%w: master user or password cannot be sent", ErrUnavailable)
 		}
 	}
-	if !isSendable(c.password.Reveal(), maxPassword) { // otherwise it goes out as the client sent it, in whatever charset
+	if !isSendable(c.password.Reveal(), maxPassword) { // sent as the client sent it, in any charset
 		return credentials{}, errUnsendable
 	}
 	return c, nil
 }
 
-// isSendable says whether s is neither empty nor too long and free of control
+// isSendable reports whether s is not empty, at most maxLen bytes and free of control
 // characters.
 func isSendable(s string, maxLen int) bool {
 	if s == "" || len(s) > maxLen {
@@ -77,14 +77,14 @@ func isSendable(s string, maxLen int) bool {
 	return true
 }
 
-// loginCommand is a command in the parts in which it is sent: behind each part but
-// the last, the backend asks for the next one.
+// loginCommand is a command in the parts in which it is sent. The backend requests each part
+// after the first.
 type loginCommand struct {
-	idTag         string // tag of the ID command in front; "": there is none
+	idTag         string // tag of the ID command in front; "": none
 	bytes         []byte
-	partEnds      []int  // of each part in bytes; at most three
-	finalResponse string // answers a challenge behind the last part; "": there must be none
-	challenged    bool   // there was one, so the credentials were understood
+	partEnds      []int  // end of each part in bytes; at most three
+	finalResponse string // response to a challenge after the last part; "": none is allowed
+	challenged    bool   // there was a challenge, so the credentials were understood
 }
 
 func newLoginCommand() *loginCommand {
@@ -93,9 +93,8 @@ func newLoginCommand() *loginCommand {
 
 func (cmd *loginCommand) endPart() { cmd.partEnds = append(cmd.partEnds, len(cmd.bytes)) }
 
-// appendLogin appends the login in one of its forms, as the last command of d: base64
-// in one line, base64 when asked for, or literals. Nothing of the credentials is ever
-// quoted.
+// appendLogin appends the login in form f: base64 in one line, base64 on request, or literals.
+// Credentials are never sent as quoted strings.
 func (c credentials) appendLogin(cmd *loginCommand, f loginForm, lc *loginConn) error {
 	switch {
 	case f == formLogin:
@@ -115,7 +114,7 @@ func (c credentials) appendLogin(cmd *loginCommand, f loginForm, lc *loginConn) 
 // appendLiterals appends LOGIN.
 func (c credentials) appendLiterals(cmd *loginCommand, lc *loginConn) {
 	password := c.password.Reveal()
-	// RFC 7888 §5: LITERAL- is for up to 4096 octets.
+	// RFC 7888 §5: LITERAL- allows up to 4096 octets.
 	lit := imap.Literal{NonSync: lc.caps.Has("LITERAL+") || lc.caps.Has("LITERAL-") && max(len(c.user), len(password)) <= 4096}
 	cmd.bytes = append(append(cmd.bytes, lc.loginTag...), " LOGIN "...)
 	cmd.bytes = imap.AppendLiteral(cmd.bytes, c.user, lit)
@@ -131,8 +130,8 @@ func (c credentials) appendLiterals(cmd *loginCommand, lc *loginConn) {
 	cmd.endPart()
 }
 
-// appendSASL appends an AUTHENTICATE command with a mechanism of one message, of
-// which no copy is left.
+// appendSASL appends an AUTHENTICATE command with a mechanism of one message, and clears
+// response.
 func (cmd *loginCommand) appendSASL(command string, response []byte, f loginForm) {
 	cmd.bytes = append(cmd.bytes, command...)
 	if f == formInitialResponse {

@@ -13,11 +13,11 @@ import (
 )
 
 const (
-	maxConnectAttempts = 3           // attempts to connect for one login
-	connectRetryDelay  = time.Second // between them
+	maxConnectAttempts = 3           // for one login
+	connectRetryDelay  = time.Second // between attempts
 )
 
-// newDialer makes connections that notice a dead peer.
+// newDialer returns a dialer whose connections detect a dead peer.
 func newDialer() *net.Dialer {
 	return &net.Dialer{
 		KeepAliveConfig: keepalive.Config(),
@@ -25,9 +25,8 @@ func newDialer() *net.Dialer {
 	}
 }
 
-// connect tries to connect until the deadline, a few times: nothing has been
-// said yet, so that nothing can be said twice. A backend that is known to fail
-// gets one attempt.
+// connect tries to connect until the deadline, up to maxConnectAttempts times. Retries are
+// safe: nothing has been sent. A backend that is down gets one attempt.
 func (b *Backend) connect(ctx context.Context, deadline time.Time) (net.Conn, error) {
 	if limit := time.Now().Add(b.cfg.ConnectTimeout); limit.Before(deadline) {
 		deadline = limit
@@ -44,7 +43,7 @@ func (b *Backend) connect(ctx context.Context, deadline time.Time) (net.Conn, er
 	}
 }
 
-// sleep waits for d, unless ctx ends first.
+// sleep waits for d and reports whether it did; it ends early with ctx.
 func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -56,22 +55,22 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// dial connects once. An address without a name goes past the resolver.
+// dial connects once. An IP address bypasses the resolver.
 func (b *Backend) dial(ctx context.Context, deadline time.Time) (net.Conn, error) {
 	d := *b.dialer
 	d.Deadline = deadline
 	if b.addr.IsValid() {
 		nc, err := d.DialTCP(ctx, "tcp", netip.AddrPort{}, b.addr)
 		if err != nil {
-			return nil, err // not nc: a nil *TCPConn in a net.Conn is not nil
+			return nil, err // a nil *TCPConn in a net.Conn would not be nil
 		}
 		return nc, nil
 	}
 	return d.DialContext(ctx, "tcp", b.cfg.Address)
 }
 
-// proxyHeader is the PROXY v2 header for c. Where the addresses are unknown it
-// says LOCAL, which is a connection of the gateway's own.
+// proxyHeader returns the PROXY v2 header for c. If the addresses are unknown it is LOCAL, for
+// a connection of the gateway's own.
 func proxyHeader(c Client) ([]byte, error) {
 	header := &proxyproto.Header{Version: 2, Command: proxyproto.LOCAL, TransportProtocol: proxyproto.UNSPEC}
 	if c.Addr.IsValid() && c.Local.IsValid() {

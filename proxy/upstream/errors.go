@@ -16,40 +16,40 @@ import (
 	"imapgate/tlsconf"
 )
 
-// What a caller branches on, besides *Refused and VerdictOf.
+// Errors that callers branch on, besides *RefusedError and VerdictOf.
 var (
-	// ErrDenied is a login with wrong credentials, or with a name or password
-	// that cannot be sent.
+	// ErrDenied means that the credentials are wrong, or that a name or password cannot be
+	// sent.
 	ErrDenied = errors.New("login denied")
-	// ErrUnavailable is everything that is not the client's fault.
+	// ErrUnavailable is any error that is not the client's fault.
 	ErrUnavailable = errors.New("backend unavailable")
-	// ErrLoop is a login that has passed too many gateways, or this one before.
-	ErrLoop = errors.New("login goes in a circle")
+	// ErrLoop means that the login has passed too many gateways, or this one before.
+	ErrLoop = errors.New("login loop")
 )
 
-// errUnsendable is a login that no backend was asked about.
-var errUnsendable = fmt.Errorf("%w: it cannot be sent", ErrDenied)
+// errUnsendable means that the credentials were sent to no backend.
+var errUnsendable = fmt.Errorf("%w: the user name or credential cannot be sent", ErrDenied)
 
-// errNoLoginAnswer is a login whose credentials went out and got no answer.
+// errNoLoginAnswer means that the credentials were sent and not answered.
 var errNoLoginAnswer = errors.New("no answer to the credentials")
 
-// maxText bounds a text of a backend in an answer, and that of an error, in bytes.
+// maxText bounds a backend's text in an answer, and the text of an error, in bytes.
 const maxText = 256
 
-// Causes of ErrUnavailable that are the backend's doing.
+// Causes of ErrUnavailable on the backend's side.
 var (
 	errProtocol     = errors.New("backend broke the protocol")
 	errGreeting     = fmt.Errorf("%w: no greeting", errProtocol)
-	errPreauth      = fmt.Errorf("%w: it greets with a session of nobody's", errProtocol)
-	errUnsolicited  = fmt.Errorf("%w: it spoke before it was asked", errProtocol)
-	errWrongTag     = fmt.Errorf("%w: tagged answer to no command of ours", errProtocol)
-	errContinuation = fmt.Errorf("%w: continuation request out of place", errProtocol)
-	errBudget       = fmt.Errorf("%w: more before the login than is read", errProtocol)
-	errAfterLogin   = fmt.Errorf("%w: answers behind the login's", errProtocol)
+	errPreauth      = fmt.Errorf("%w: it sent PREAUTH", errProtocol)
+	errUnsolicited  = fmt.Errorf("%w: it sent data before it was requested", errProtocol)
+	errWrongTag     = fmt.Errorf("%w: tagged response to an unknown command", errProtocol)
+	errContinuation = fmt.Errorf("%w: unexpected continuation request", errProtocol)
+	errBudget       = fmt.Errorf("%w: too much data before the login", errProtocol)
+	errAfterLogin   = fmt.Errorf("%w: unexpected responses after the login", errProtocol)
 	errCapability   = fmt.Errorf("%w: no capability list", errProtocol)
 	errNoStatus     = fmt.Errorf("%w: neither OK nor NO nor BAD", errProtocol)
 
-	errBye               = errors.New("backend said goodbye")
+	errBye               = errors.New("backend sent BYE")
 	errNoStartTLS        = errors.New("backend does not offer STARTTLS")
 	errStartTLS          = errors.New("backend refused STARTTLS")
 	errTLS               = errors.New("TLS")
@@ -60,19 +60,18 @@ var (
 	errMasterDenied      = errors.New("backend denied the master login")
 	errOpaqueCode        = errors.New("backend refused the login with an answer that is not forwarded")
 	errDown              = errors.New("backend is marked down")
-	errBusy              = errors.New("too many logins at a time")
+	errBusy              = errors.New("too many concurrent logins")
 	errConnect           = errors.New("connect")
 )
 
-// sanitizedError is an error whose text is cut and sanitised. The error itself can still be
-// asked for.
+// sanitizedError is an error with a truncated and sanitised text. It unwraps to the original.
 type sanitizedError struct{ err error }
 
 func (e sanitizedError) Error() string { return sanitize(e.err.Error()) }
 func (e sanitizedError) Unwrap() error { return e.err }
 
-// sanitize makes a backend's words fit to be shown: printable ASCII, without
-// braces (which could be read as a literal), at most maxText bytes.
+// sanitize makes a backend's text safe to show: printable ASCII, without braces (which could
+// be read as a literal), at most maxText bytes.
 func sanitize(text string) string {
 	if len(text) > maxText {
 		text = text[:maxText]
@@ -90,10 +89,10 @@ func sanitize(text string) string {
 	}, text)
 }
 
-// ResultOf names the error of a Login.
+// ResultOf returns the Result constant for an error of Login.
 func ResultOf(err error) string { return classifyError(context.Background(), err) }
 
-// classifyError names an error for the metrics.
+// classifyError returns the Result constant for an error; ctx is the caller's.
 func classifyError(ctx context.Context, err error) string {
 	if err == nil {
 		return ResultOK

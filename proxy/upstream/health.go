@@ -8,37 +8,37 @@ import (
 )
 
 const (
-	downAfter     = 30 * time.Second // of nothing but failures
-	trialInterval = time.Second      // one login is let through to a backend that is down
-	// maxWaiting bounds the logins that wait for the outcome of such a login, and
-	// maxTrialWait how long one waits: a backend that hangs must not hold many for long.
+	downAfter     = 30 * time.Second // without a success
+	trialInterval = time.Second      // between logins let through while down
+	// maxWaiting bounds the logins that wait for a trial, and maxTrialWait the time of each: a
+	// hanging backend must not hold up many logins for long.
 	maxWaiting   = 256
 	maxTrialWait = 5 * time.Second
 )
 
-// health decides whether a backend is worth a try. Only what is the backend's
-// own fault counts; a wrong password is a sign of life.
+// health tracks whether a backend is up. Only failures of the backend count; a wrong password
+// shows that it is up.
 type health struct {
 	mu sync.Mutex
 
 	// Guarded by mu.
-	failingSince time.Time     // of the first failure behind the last success; zero: none
-	lastTrial    time.Time     // when a login was last let through while down
-	trial        *trial        // the last of those, while it is under way
-	recovered    chan struct{} // closed by the next success; nil: nobody waits
-	waiting      int           // logins that wait; at most maxWaiting
+	failingSince time.Time     // first failure since the last success; zero: none
+	lastTrial    time.Time     // start of the last trial
+	trial        *trial        // last trial, while it runs
+	recovered    chan struct{} // closed by the next success; nil: no trial since
+	waiting      int           // waiting logins; at most maxWaiting
 }
 
-// trial is a login that was let through to a backend that is down.
+// trial is a login that is let through to a backend that is down.
 type trial struct {
 	done chan struct{} // closed at its end
-	up   chan struct{} // closed when the backend is up, by this or another login
+	up   chan struct{} // closed when any login finds the backend up
 }
 
-// allow waits until it is known whether a login may be tried. While the backend is
-// down, one login a second gets a probe, which its caller ends; logins that come beside
-// it wait for its outcome, and go on when the backend is up. The wait ends with ctx, at
-// the deadline, and after maxTrialWait. The error is errDown, or the end of ctx.
+// allow waits until a login may be tried. While the backend is down, one login a second is a
+// trial, and the caller must end it with endTrial. Other logins wait for its outcome, and
+// proceed if the backend is up. The wait ends with ctx, at the deadline, and after
+// maxTrialWait. The error is errDown, and wraps the cause of ctx if that ended.
 func (h *health) allow(ctx context.Context, deadline time.Time) (*trial, error) {
 	timer := time.NewTimer(min(maxTrialWait, time.Until(deadline)))
 	defer timer.Stop()
@@ -62,8 +62,8 @@ func (h *health) allow(ctx context.Context, deadline time.Time) (*trial, error) 
 	}
 }
 
-// tryAllow is what a login may do now: go on, as a probe where own is one; wait beside
-// another's; or be refused.
+// tryAllow decides on a login: it proceeds, as a trial if own is set; it waits for other; or
+// it is refused with err.
 func (h *health) tryAllow(now time.Time) (own, other *trial, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -89,7 +89,7 @@ func (h *health) stopWaiting() {
 	h.waiting--
 }
 
-// endTrial is the end of a probe, whose outcome was noted before.
+// endTrial ends a trial, whose result is already recorded.
 func (h *health) endTrial(t *trial) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -99,7 +99,7 @@ func (h *health) endTrial(t *trial) {
 	close(t.done)
 }
 
-// isDown says whether the backend has failed for long.
+// isDown reports whether the backend has failed for downAfter.
 func (h *health) isDown() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -110,7 +110,7 @@ func (h *health) isDownLocked(now time.Time) bool {
 	return !h.failingSince.IsZero() && now.Sub(h.failingSince) >= downAfter
 }
 
-// recordSuccess says whether that ended a time of being down.
+// recordSuccess marks the backend up and reports whether it was down.
 func (h *health) recordSuccess(now time.Time) (wasDown bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -131,8 +131,8 @@ func (h *health) recordFailure(now time.Time) {
 	}
 }
 
-// recordUnknown notes that a login has shown nothing: where it was a probe, the next may be
-// tried at once.
+// recordUnknown records a login that shows nothing about health. If it was a trial, the next
+// may start at once.
 func (h *health) recordUnknown(t *trial) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

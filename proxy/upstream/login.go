@@ -6,9 +6,8 @@ import (
 	"imapgate/internal/imap"
 )
 
-// prepareLogin brings the dialogue to where a login may be sent: who we speak for where
-// that comes first, TLS, the greeting, and a capability list that can be relied
-// on.
+// prepareLogin does what comes before a login: PROXY header, TLS, greeting, STARTTLS and a
+// trustworthy capability list.
 func (b *Backend) prepareLogin(lc *loginConn, c Client) error {
 	if b.cfg.Forward == ForwardProxy {
 		header, err := proxyHeader(c)
@@ -35,8 +34,8 @@ func (b *Backend) prepareLogin(lc *loginConn, c Client) error {
 	return lc.requireCaps()
 }
 
-// sendLogin sends a script and reads the tagged answer to it. sent says whether the
-// credentials, which are in the last part, went out: also where there is an error.
+// sendLogin sends a login and reads its tagged answer. sent reports whether the credentials,
+// which are in the last part, were sent, also if there is an error.
 func (c *loginConn) sendLogin(cmd *loginCommand, minWait time.Duration) (res imap.Response, sent bool, err error) {
 	defer func() { clear(cmd.bytes) }()
 	if !isOnlyUntagged(c.conn.Peek()) {
@@ -65,8 +64,8 @@ func (c *loginConn) sendLogin(cmd *loginCommand, minWait time.Duration) (res ima
 	return res, true, err
 }
 
-// sendPart sends a part of the login and reads the answer to it, which may ask for the
-// next. The answer to the command id, where there is one in front, changes nothing.
+// sendPart sends a part of the login and reads the answer, which may request the next part.
+// idTag is the tag of the ID command in front, whose answer is ignored; "" without one.
 func (c *loginConn) sendPart(bytes []byte, idTag string) (imap.Response, error) {
 	if _, err := c.conn.Write(bytes); err != nil {
 		return imap.Response{}, err
@@ -79,8 +78,8 @@ func (c *loginConn) sendPart(bytes []byte, idTag string) (imap.Response, error) 
 	return c.readAnswer(c.loginTag)
 }
 
-// refreshCaps makes sure of the capability list behind the login, which is another
-// than before it. What else the backend says meanwhile is the client's.
+// refreshCaps obtains the capability list after the login, which differs from the one before.
+// It returns the other untagged responses, which are for the client.
 func (c *loginConn) refreshCaps(ok imap.Response) (untagged []byte, err error) {
 	c.caps = imap.Caps{}
 	if c.recordCaps(ok); c.caps.IsKnown() {

@@ -13,37 +13,37 @@ import (
 	"imapgate/tlsconf"
 )
 
-// What is read of a backend before its login is done.
+// Bounds on what is read from a backend before its login completes.
 const (
 	maxLine  = 8 << 10  // bytes of a line
-	maxTotal = 64 << 10 // bytes altogether
+	maxTotal = 64 << 10 // bytes in total
 
-	maxAlerts = 4 // untagged ALERTs of which the text, of up to maxText, is kept
+	maxAlerts = 4 // untagged ALERTs kept, each with up to maxText bytes
 )
 
-// The letters that tell the tags of one connection apart.
+// Prefixes of the command tags on one connection.
 const (
 	tagCapability     = "C"
 	tagStartTLS       = "S"
 	tagID             = "I"
 	tagCapsAfterLogin = "A"
-	tagLogin          = "L" // and the letters after it, where the login is tried in other forms
+	tagLogin          = "L" // later letters for other forms of the login
 )
 
-// loginConn is the conversation with a backend up to its tagged OK of the login.
+// loginConn is a connection to a backend until the tagged OK of its login.
 type loginConn struct {
 	// Set once.
 	conn      *imap.Conn
-	tagSuffix string // at least 64 random bits, so that no answer comes before its command
+	tagSuffix string // at least 64 random bits, so that no answer can precede its command
 
 	// Owned by the goroutine of Login.
-	loginTag  string // tag of the login, of as many other bits: no command before it gives them away
+	loginTag  string // has its own random bits, which no earlier command reveals
 	deadline  time.Time
-	bytesLeft int         // bytes of maxTotal that may still come
-	id        string      // as Conn.SentClientID
+	bytesLeft int         // left of maxTotal
+	id        string      // for Conn.ID
 	tlsConn   *tls.Conn   // nil before TLS
-	tlsConfig *tls.Config // of secure
-	caps      imap.Caps   // as the backend said last, unknown again behind the start of TLS
+	tlsConfig *tls.Config // of tlsConn
+	caps      imap.Caps   // latest list; unknown again after STARTTLS
 	alerts    []Alert     // since the start of TLS; at most maxAlerts
 }
 
@@ -57,12 +57,12 @@ func newLoginConn(nc net.Conn) *loginConn {
 	}
 }
 
-// renewLoginTag takes another tag for the login that is tried after try others.
+// renewLoginTag sets a new tag for the next form of the login, the one after try others.
 func (c *loginConn) renewLoginTag(try int) {
 	c.loginTag = string(tagLogin[0]+byte(try)) + rand.Text()[:13]
 }
 
-// bind makes the dialogue end with ctx and at the deadline.
+// bind makes the login end with ctx and at the deadline.
 func (c *loginConn) bind(ctx context.Context, deadline time.Time) (release func() bool) {
 	release = c.conn.BindContext(ctx)
 	c.deadline = deadline
@@ -70,16 +70,15 @@ func (c *loginConn) bind(ctx context.Context, deadline time.Time) (release func(
 	return release
 }
 
-// extendDeadline gives the backend at least so long from now on, however much of the time
-// for the login is left.
+// extendDeadline gives the backend at least minWait from now, even beyond the deadline of the
+// login.
 func (c *loginConn) extendDeadline(minWait time.Duration) {
 	if deadline := time.Now().Add(minWait); deadline.After(c.deadline) {
 		c.conn.SetDeadline(deadline)
 	}
 }
 
-// readResponse reads one response. Literals in it are framed and skipped; Line is
-// nil then.
+// readResponse reads one response. Literals are skipped; if there are any, Line is nil.
 func (c *loginConn) readResponse() (imap.Response, error) {
 	s, err := c.readSegment()
 	if err != nil {
@@ -133,8 +132,7 @@ func (c *loginConn) readGreeting() error {
 	return errGreeting
 }
 
-// recordCaps keeps a capability list, which may come in three places (RFC 9051 §7.1,
-// §7.2.2).
+// recordCaps stores a capability list, which may come in three places (RFC 9051 §7.1, §7.2.2).
 func (c *loginConn) recordCaps(res imap.Response) {
 	switch {
 	case res.Name == "OK" && res.Code == "CAPABILITY":
@@ -144,7 +142,7 @@ func (c *loginConn) recordCaps(res imap.Response) {
 	}
 }
 
-// recordAlert keeps an untagged ALERT, which has to reach the user (RFC 9051 §7.1).
+// recordAlert stores an untagged ALERT, which must be shown to the user (RFC 9051 §7.1).
 func (c *loginConn) recordAlert(res imap.Response) {
 	if res.Code != "ALERT" || len(c.alerts) == maxAlerts {
 		return
@@ -156,8 +154,8 @@ func (c *loginConn) recordAlert(res imap.Response) {
 	}
 }
 
-// untaggedError is the error an untagged response is in itself. A session that
-// begins as PREAUTH is of an unknown user, whenever it is said.
+// untaggedError returns the error of an untagged response. A PREAUTH session belongs to an
+// unknown user, at any time.
 func untaggedError(res imap.Response) error {
 	switch res.Name {
 	case "BYE":
@@ -168,8 +166,8 @@ func untaggedError(res imap.Response) error {
 	return nil
 }
 
-// readAnswer reads until the answer to the command tag, which may be a continuation
-// request. Of what is untagged before it, only ALERTs can go any further.
+// readAnswer reads up to the answer to the command tag, which may be a continuation request.
+// Of the untagged responses before it, only ALERTs can be forwarded.
 func (c *loginConn) readAnswer(tag string) (imap.Response, error) {
 	for {
 		res, err := c.readResponse()
@@ -192,7 +190,7 @@ func (c *loginConn) readAnswer(tag string) (imap.Response, error) {
 	}
 }
 
-// readTagged is answer where no continuation request may come.
+// readTagged is readAnswer without continuation requests.
 func (c *loginConn) readTagged(tag string) (imap.Response, error) {
 	res, err := c.readAnswer(tag)
 	if err == nil && res.Kind == imap.Continuation {
@@ -201,7 +199,7 @@ func (c *loginConn) readTagged(tag string) (imap.Response, error) {
 	return res, err
 }
 
-// runCommand sends a command without arguments and reads its answer, OK or not.
+// runCommand sends a command without arguments and reads its answer.
 func (c *loginConn) runCommand(letter, name string) (imap.Response, error) {
 	tag := letter + c.tagSuffix
 	if _, err := c.conn.Write([]byte(tag + " " + name + "\r\n")); err != nil {
@@ -210,7 +208,7 @@ func (c *loginConn) runCommand(letter, name string) (imap.Response, error) {
 	return c.readTagged(tag)
 }
 
-// requireCaps asks for the list where it was not given.
+// requireCaps requests the capability list if the backend has not sent it.
 func (c *loginConn) requireCaps() error {
 	if c.caps.IsKnown() {
 		return nil
@@ -226,9 +224,9 @@ func (c *loginConn) requireCaps() error {
 	return nil
 }
 
-// startTLS goes on under TLS, or not at all. Bytes that came before they were
-// asked for were written by somebody who could not read the question, and bytes
-// behind the OK would be read as if TLS had protected them (RFC 9051 §6.2.1).
+// startTLS continues under TLS, or not at all. Bytes that were not requested may be an
+// attacker's, and bytes after the OK would be read as if TLS had protected them
+// (RFC 9051 §6.2.1).
 func (c *loginConn) startTLS(cfg *tls.Config) error {
 	if c.conn.Buffered() > 0 {
 		return errUnsolicited
@@ -252,8 +250,8 @@ func (c *loginConn) startTLS(cfg *tls.Config) error {
 	return c.handshakeTLS(cfg)
 }
 
-// certificateError is why a dialogue ended, where it was the certificate that the backend was
-// shown, or that it was shown none: with TLS 1.3 that comes behind the handshake.
+// certificateError explains an error that means a missing or rejected client certificate. With
+// TLS 1.3 it arrives after the handshake.
 func (c *loginConn) certificateError(err error) error {
 	if c.tlsConn == nil || err == nil {
 		return err
@@ -261,7 +259,7 @@ func (c *loginConn) certificateError(err error) error {
 	return tlsconf.ExplainWriteError(c.tlsConn, c.tlsConfig, err)
 }
 
-// handshakeTLS goes on under TLS with an empty memory.
+// handshakeTLS starts TLS and forgets what was received before.
 func (c *loginConn) handshakeTLS(cfg *tls.Config) error {
 	var tlsConn *tls.Conn
 	err := c.conn.Upgrade(func(nc net.Conn) net.Conn {
@@ -273,7 +271,7 @@ func (c *loginConn) handshakeTLS(cfg *tls.Config) error {
 	}
 	c.caps, c.alerts = imap.Caps{}, nil
 	c.tlsConn, c.tlsConfig = tlsConn, cfg
-	if err := tlsConn.Handshake(); err != nil { // within the dialogue's deadline
+	if err := tlsConn.Handshake(); err != nil { // within the deadline of the login
 		err = tlsconf.ExplainError(err, cfg)
 		return fmt.Errorf("%w: %w", errTLS, explainTLSError(err, cfg.ServerName))
 	}

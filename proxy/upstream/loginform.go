@@ -14,23 +14,23 @@ import (
 // loginForm is a way to send credentials.
 type loginForm uint8
 
-// The forms, the best first.
+// The forms, in order of preference.
 const (
 	formInitialResponse loginForm = iota // AUTHENTICATE with an initial response (RFC 4959)
-	formContinuation                     // AUTHENTICATE, and the response when the backend asks for it
+	formContinuation                     // AUTHENTICATE, and the response on request
 	formLogin                            // LOGIN, with literals
 )
 
-// String is for the log.
+// String returns the form's name in logs.
 func (f loginForm) String() string {
 	return [...]string{"AUTHENTICATE with an initial response", "AUTHENTICATE", "LOGIN"}[f]
 }
 
-// maxPresented bounds how often one login shows its credentials: a backend may answer
-// BAD to a wrong password, and counts that each time.
+// maxPresented bounds how often one login sends its credentials: a backend may answer BAD to a
+// wrong password, and count each as a failure.
 const maxPresented = 2
 
-// listForms are the ways that a backend with caps takes the credentials.
+// listForms returns the forms in which a backend with caps accepts the credentials.
 func (c credentials) listForms(caps imap.Caps) (forms []loginForm, err error) {
 	bySASL := caps.Has("AUTH=PLAIN")
 	byLogin := c.authzid == "" && !caps.Has("LOGINDISABLED")
@@ -57,19 +57,19 @@ func (c credentials) listForms(caps imap.Caps) (forms []loginForm, err error) {
 	return forms, nil
 }
 
-// formPreference is what logins have shown of the forms that a backend lists and of those
-// that it understands. It guards itself.
+// formPreference tracks which of the listed forms a backend has accepted. It is safe for
+// concurrent use.
 type formPreference struct {
 	mu sync.Mutex
 
 	// Guarded by mu.
-	preferred loginForm // the one that was understood last
-	accepted  bool      // and no BAD came since
-	succeeded bool      // and somebody was let in by it
+	preferred loginForm // form to try first
+	accepted  bool      // no BAD since
+	succeeded bool      // a login in this form has succeeded
 }
 
-// orderForms leaves of forms those that are worth a try. Where the first was understood,
-// BAD is about the credentials: no other form is tried for this login.
+// orderForms returns the forms to try. If the preferred form is accepted, a BAD is about the
+// credentials, so no other is tried.
 func (p *formPreference) orderForms(forms []loginForm) []loginForm {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -83,7 +83,7 @@ func (p *formPreference) orderForms(forms []loginForm) []loginForm {
 	return slices.Concat(forms[i:], forms[:i])
 }
 
-// recordAccepted takes in that f was understood; proven, that somebody was let in.
+// recordAccepted records that the backend understood f, and whether the login succeeded.
 func (p *formPreference) recordAccepted(f loginForm, succeeded bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -91,9 +91,9 @@ func (p *formPreference) recordAccepted(f loginForm, succeeded bool) {
 	p.preferred, p.accepted = f, true
 }
 
-// recordRejected takes in that no form was understood: the next login begins with next, or where
-// one was understood before, with that, and tries others. One by which somebody was let
-// in stays the first: what a stranger shows may be called BAD in every form.
+// recordRejected records that the backend understood no form. The next login tries several
+// forms, beginning with next, or with the accepted one. A form that has succeeded stays first:
+// a client can send credentials to which every form gets a BAD.
 func (p *formPreference) recordRejected(next loginForm) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -103,9 +103,9 @@ func (p *formPreference) recordRejected(next loginForm) {
 	p.accepted = false
 }
 
-// authenticate sends ID and the login, in one write as far as the backend need
-// not be heard in between, and returns its tagged answer to the login. A backend
-// that answers BAD may not take the form, whatever it lists: the next one is tried.
+// authenticate sends ID and the login, in one write where no answer is needed in between. It
+// returns the tagged answer to the login. A backend that answers BAD may not support the form,
+// whatever it lists, so the next one is tried.
 func (b *Backend) authenticate(lc *loginConn, creds credentials, c Client) (answer imap.Response, err error) {
 	forms, err := creds.listForms(lc.caps)
 	if err != nil {
@@ -133,8 +133,8 @@ func (b *Backend) authenticate(lc *loginConn, creds credentials, c Client) (answ
 		res, sent, err := lc.sendLogin(cmd, b.cfg.AnswerTimeout)
 		switch {
 		case err != nil && i > 0 && !sent:
-			pref.recordRejected(f) // which it has not heard
-			return answer, nil     // the backend had enough of it: its BAD stands
+			pref.recordRejected(f) // the backend has not received it
+			return answer, nil     // the backend closed the connection, so its BAD stands
 		case err != nil && sent && creds.hasLongToken() && isClosed(err):
 			return res, fmt.Errorf("%w: %w", errTokenTooLong, err)
 		case err != nil && sent:
@@ -143,12 +143,12 @@ func (b *Backend) authenticate(lc *loginConn, creds credentials, c Client) (answ
 			return res, err
 		case cmd.challenged || !mayConcernForm(res):
 			switch {
-			case i > 0 && res.Name == "OK": // a NO may be about what the client has made up
-				b.log.Warn("backend lists a form of login that it does not take; another is used from now on", zap.Stringer("form", f))
+			case i > 0 && res.Name == "OK": // a NO may be about invented credentials
+				b.log.Warn("backend lists a form of login that it does not accept; another is used from now on", zap.Stringer("form", f))
 				pref.recordAccepted(f, true)
 			case i == 0:
 				pref.recordAccepted(f, res.Name == "OK")
-			case presented > 0 && classifyReply(res).verdict == VerdictNone: // of the BAD nobody knows what it judged
+			case presented > 0 && classifyReply(res).verdict == VerdictNone: // what the earlier BAD was about stays unclear
 				return answer, nil
 			}
 			return res, nil
@@ -165,8 +165,8 @@ func (b *Backend) authenticate(lc *loginConn, creds credentials, c Client) (answ
 	return answer, nil
 }
 
-// mayConcernForm reports whether an answer may be about the form of a login and not about
-// its credentials.
+// mayConcernForm reports whether an answer may be about the form of a login and not its
+// credentials.
 func mayConcernForm(res imap.Response) bool {
 	return res.Name == "BAD" && classifyReply(res).verdict == VerdictUnclear
 }

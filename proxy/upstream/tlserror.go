@@ -11,11 +11,10 @@ import (
 	"imapgate/tlsconf"
 )
 
-// unsupportedVersion begins an error of crypto/tls that ends in a number alone.
+// unsupportedVersion is the prefix of an error of crypto/tls that ends in a number.
 const unsupportedVersion = "tls: server selected unsupported protocol version "
 
-// rewordedError is an error with a text of the gateway's own. The error itself can still
-// be asked for.
+// rewordedError is an error with a text of the gateway. It unwraps to the original.
 type rewordedError struct {
 	text string
 	err  error
@@ -24,8 +23,8 @@ type rewordedError struct {
 func (r rewordedError) Error() string { return r.text }
 func (r rewordedError) Unwrap() error { return r.err }
 
-// explainTLSError is why a handshake failed, without a word from the certificate:
-// its names are the backend's to choose, and this goes to the log.
+// explainTLSError explains a failed handshake, without text from the certificate: the backend
+// chooses its names, and the error is logged.
 func explainTLSError(err error, name string) error {
 	var (
 		otherName x509.HostnameError
@@ -41,7 +40,7 @@ func explainTLSError(err error, name string) error {
 	case errors.As(err, &otherName):
 		return rewordedError{"the certificate is not for " + name, err}
 	case errors.As(err, &authority):
-		return rewordedError{"the certificate was issued by no authority that is trusted", err}
+		return rewordedError{"the certificate was not issued by a trusted authority", err}
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return rewordedError{"the certificate has expired or is not yet valid", err}
 	case errors.As(err, &invalid):
@@ -50,5 +49,5 @@ func explainTLSError(err error, name string) error {
 		strings.HasPrefix(err.Error(), unsupportedVersion):
 		return err
 	}
-	return rewordedError{"the backend's part of it cannot be used", err}
+	return rewordedError{"the backend's part of the handshake is invalid", err}
 }

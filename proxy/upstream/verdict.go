@@ -8,19 +8,19 @@ import (
 	"imapgate/internal/imap"
 )
 
-// Verdict is what the end of a login tells about the credentials.
+// Verdict is what the result of a login means for the credentials.
 type Verdict uint8
 
 // The verdicts.
 const (
-	VerdictNone    Verdict = iota // no backend has seen them, or none could check them
-	VerdictRight                  // they are right, also where the login is refused
-	VerdictUnclear                // a backend has seen them, and its answer fits both
-	VerdictWrong                  // they are wrong
+	VerdictNone    Verdict = iota // no backend has checked them
+	VerdictRight                  // right, even if the login was refused
+	VerdictUnclear                // a backend answered, but its answer fits right and wrong ones
+	VerdictWrong                  // wrong
 )
 
-// VerdictOf is the verdict in the error of a Login. It is about the client's
-// credentials only where those were sent, so not with MasterLogin.
+// VerdictOf returns the verdict in an error of Login. It is about the client's credentials
+// only if those were sent, so not with MasterLogin.
 func VerdictOf(err error) Verdict {
 	if err == nil {
 		return VerdictRight
@@ -39,8 +39,8 @@ func VerdictOf(err error) Verdict {
 	return VerdictNone
 }
 
-// RevokesCredentials reports whether an error of Login says that the backend no longer
-// takes the credentials. What else refuses them may pass.
+// RevokesCredentials reports whether an error of Login means that the backend no longer
+// accepts the credentials. Other refusals may be temporary.
 func RevokesCredentials(err error) bool {
 	var forwarded *RefusedError
 	if errors.As(err, &forwarded) {
@@ -49,33 +49,33 @@ func RevokesCredentials(err error) bool {
 	return errors.Is(err, ErrDenied)
 }
 
-// replyClass is what a response code of a NO to a login means.
+// replyClass is the meaning of a response code in a NO to a login.
 type replyClass struct {
 	verdict Verdict
 	reply   clientReply
 }
 
-// clientReply is what the client is told.
+// clientReply is what the client receives.
 type clientReply uint8
 
 const (
-	replyUnavailable clientReply = iota // a constant: the code is for the gateway's operator, or for nobody
+	replyUnavailable clientReply = iota // a constant: the code concerns the gateway's operator at most
 	replyForwarded                      // the backend's code and text
 	replyDenied                         // a constant: wrong credentials
 )
 
-// responseCodes are the response codes that servers are known to refuse a login with.
-// Whatever is not here is VerdictUnclear and not forwarded: no client may be made
-// to act on a code that the gateway does not know.
+// responseCodes are the codes with which servers are known to refuse a login. Any other code
+// is VerdictUnclear and not forwarded: clients must not act on a code that the gateway does
+// not know.
 //
-// A code counts as VerdictRight where its definition, or the server that sends it,
-// has it follow a successful check of the credentials, or come instead of one:
-// neither tells an attacker that a guess was wrong.
+// A code is VerdictRight if, by its definition or by the server that sends it, it follows a
+// successful check of the credentials or replaces the check: either way, it does not show that
+// a guess was wrong.
 var responseCodes = map[string]replyClass{
-	// RFC 5530 section 3. All of Dovecot's are among them, and ALERT and REFERRAL.
+	// RFC 5530 section 3. These include all of Dovecot's except ALERT and REFERRAL.
 	"AUTHENTICATIONFAILED": {VerdictWrong, replyDenied},
 	"AUTHORIZATIONFAILED":  {VerdictRight, replyForwarded}, // "authentication succeeded", but not for this identity
-	"EXPIRED":              {VerdictRight, replyForwarded}, // of an old password, which the server may no longer be able to check
+	"EXPIRED":              {VerdictRight, replyForwarded}, // an old password, which the server may no longer be able to check
 	"CONTACTADMIN":         {VerdictRight, replyForwarded}, // Dovecot's nologin, after the password was right
 	"NOPERM":               {VerdictRight, replyForwarded},
 	"INUSE":                {VerdictRight, replyForwarded},
@@ -83,13 +83,13 @@ var responseCodes = map[string]replyClass{
 	"OVERQUOTA":            {VerdictRight, replyForwarded},
 	"UNAVAILABLE":          {VerdictNone, replyForwarded}, // the user database is down
 	"SERVERBUG":            {VerdictNone, replyForwarded},
-	"PRIVACYREQUIRED":      {VerdictNone, replyUnavailable}, // the backend wants TLS of the gateway: a misconfiguration
+	"PRIVACYREQUIRED":      {VerdictNone, replyUnavailable}, // the backend requires TLS from the gateway: a misconfiguration
 	"CLIENTBUG":            {VerdictUnclear, replyUnavailable},
 	"CANNOT":               {VerdictUnclear, replyUnavailable},
-	"CORRUPTION":           {VerdictRight, replyUnavailable}, // of the user's mailbox
+	"CORRUPTION":           {VerdictRight, replyUnavailable}, // in the user's mailbox
 
-	// RFC 9051 section 7.1. Gmail has said "[ALERT] Invalid credentials" and
-	// "[ALERT] Too many simultaneous connections": the text decides, if it is known.
+	// RFC 9051 section 7.1. Gmail sends "[ALERT] Invalid credentials" and "[ALERT] Too many
+	// simultaneous connections": the text decides, if it is known.
 	"ALERT": {VerdictUnclear, replyForwarded},
 
 	"REFERRAL":  {VerdictRight, replyUnavailable}, // RFC 2221; Dovecot's nologin with host, after the password was right
@@ -97,18 +97,18 @@ var responseCodes = map[string]replyClass{
 	"THROTTLED": {VerdictNone, replyUnavailable},  // Gmail, Exchange: not checked
 }
 
-// phrase is the beginning of a text by which a server refuses a login without a
-// code that says enough.
+// phrase is the beginning of a text with which a server refuses a login, if the code is not
+// specific enough.
 type phrase struct {
-	text    string // lower case; also what the log shows
+	text    string // lower case; also shown in logs
 	verdict Verdict
 }
 
-// noCertificateText is how Dovecot refuses a login on a connection without a client
-// certificate that it trusts (auth_ssl_require_client_cert). It does not end TLS.
+// noCertificateText is Dovecot's refusal of a login without a client certificate that it
+// trusts (auth_ssl_require_client_cert). It does not close TLS.
 const noCertificateText = "client didn't present valid ssl certificate"
 
-// knownPhrases is the closed list of those texts.
+// knownPhrases is the closed list of these texts.
 var knownPhrases = []phrase{
 	{"invalid credentials", VerdictWrong},                                   // Gmail, with ALERT
 	{"too many simultaneous connections", VerdictRight},                     // Gmail, with ALERT
@@ -137,7 +137,7 @@ var knownPhrases = []phrase{
 	{"authentication failed", VerdictWrong}, {"login failed", VerdictWrong}, // most of them
 }
 
-// findPhrase is the known phrase that a text begins with; the zero phrase is none.
+// findPhrase returns the known phrase that a text begins with, or the zero phrase.
 func findPhrase(text string) phrase {
 	for _, p := range knownPhrases {
 		if len(text) >= len(p.text) && strings.EqualFold(text[:len(p.text)], p.text) {
@@ -147,9 +147,9 @@ func findPhrase(text string) phrase {
 	return phrase{}
 }
 
-// DescribeResponse is what a log may show of a status response: its condition, its code
-// where that is one of a closed list, and at most a known phrase. A backend has
-// seen passwords, and could repeat one in any form.
+// DescribeResponse returns the parts of a status response that may be logged: its condition,
+// its code if known, and at most a known phrase. A backend has received passwords and could
+// repeat one in any form.
 func DescribeResponse(res imap.Response) string {
 	text := ""
 	switch res.Name {
@@ -165,11 +165,10 @@ func DescribeResponse(res imap.Response) string {
 	return strings.TrimSpace(text)
 }
 
-// commandCodes are codes that refuse no login, but commands after it.
+// commandCodes are the codes of commands after the login.
 var commandCodes = []string{"ALREADYEXISTS", "BADCHARSET", "CLOSED", "MESSAGELIMIT", "NONEXISTENT", "PARSE", "TRYCREATE"}
 
-// describeCode is a response code in brackets, or a constant for one that is not in
-// the tables.
+// describeCode returns a response code in brackets, or a constant for an unknown one.
 func describeCode(code string) string {
 	if _, ok := responseCodes[code]; ok || slices.Contains(commandCodes, code) {
 		return "[" + code + "]"
@@ -177,31 +176,29 @@ func describeCode(code string) string {
 	return "[unknown code]"
 }
 
-// RefusedError is a backend's NO with a response code that is meant for the user
-// (RFC 5530). Code and Text are fit to be forwarded. The error's text has none of
-// the backend's words but the code.
+// RefusedError is a backend's NO with a response code for the user (RFC 5530). Code and Text
+// may be forwarded. The text of the error contains only the code.
 type RefusedError struct {
 	Code   string  // upper case, one of a closed list
 	Text   string  // printable ASCII, 1 to maxText bytes
-	Alerts []Alert // that came before the NO
+	Alerts []Alert // received before the NO
 
 	verdict Verdict
 }
 
 func (r *RefusedError) Error() string { return "login refused: [" + r.Code + "]" }
 
-// opaqueError is a backend's NO or BAD of which the client is told nothing but a
-// constant.
+// opaqueError is a backend's NO or BAD of which the client receives only a constant.
 type opaqueError struct {
 	class       error // ErrDenied, or a cause of ErrUnavailable
 	verdict     Verdict
-	description string // by Describe
+	description string // from DescribeResponse
 }
 
 func (r *opaqueError) Error() string { return r.class.Error() + ": " + r.description }
 func (r *opaqueError) Unwrap() error { return r.class }
 
-// loginError is the error in the answer to a login.
+// loginError returns the error in the answer to a login.
 func (b *Backend) loginError(res imap.Response) error {
 	switch res.Name {
 	case "OK":
@@ -214,7 +211,7 @@ func (b *Backend) loginError(res imap.Response) error {
 	return errNoStatus
 }
 
-// refusalError is the error in a NO.
+// refusalError returns the error in a NO.
 func (b *Backend) refusalError(res imap.Response) error {
 	m := classifyReply(res)
 	master := b.cfg.Login == MasterLogin
@@ -222,14 +219,14 @@ func (b *Backend) refusalError(res imap.Response) error {
 	case findPhrase(res.Text).text == noCertificateText:
 		return &opaqueError{errClientCertificate, VerdictNone, DescribeResponse(res)}
 	case master && (m.reply == replyDenied || res.Code == "AUTHORIZATIONFAILED"):
-		// The client's own password was right: it must not be told that it was
-		// wrong, and forget it, because the gateway's is.
+		// The client's own password was right. The client must not be made to forget it
+		// because the gateway's is wrong.
 		return &opaqueError{errMasterDenied, VerdictNone, DescribeResponse(res)}
 	case m.reply == replyDenied:
 		return &opaqueError{ErrDenied, m.verdict, DescribeResponse(res)}
 	case m.reply == replyForwarded:
 		text := sanitize(res.Text)
-		if text == "" { // the grammar wants one
+		if text == "" { // the grammar requires a text
 			text = "Login refused."
 		}
 		return &RefusedError{Code: res.Code, Text: text, verdict: m.verdict}
@@ -237,8 +234,8 @@ func (b *Backend) refusalError(res imap.Response) error {
 	return &opaqueError{errOpaqueCode, m.verdict, DescribeResponse(res)}
 }
 
-// classifyReply is what a NO or BAD to a login means. The text counts where there is
-// no code, and with ALERT, which says nothing about why.
+// classifyReply returns the meaning of a NO or BAD to a login. The text counts only without a
+// code, or with ALERT, which gives no reason.
 func classifyReply(res imap.Response) replyClass {
 	known := findPhrase(res.Text)
 	m, ok := responseCodes[res.Code]
@@ -260,7 +257,7 @@ func classifyReply(res imap.Response) replyClass {
 	return replyClass{VerdictWrong, replyDenied}
 }
 
-// isForwardable reports whether a response code may be shown to the client: one that
-// tells its user something and that no client acts upon by connecting or sending
-// anything elsewhere, as on REFERRAL.
+// isForwardable reports whether a response code may be shown to the client: one that informs
+// the user, and on which no client acts by connecting or sending anything elsewhere, as on
+// REFERRAL.
 func isForwardable(code string) bool { return responseCodes[code].reply == replyForwarded }
