@@ -18,7 +18,7 @@ import (
 
 var errUnreachable = errors.New("connection refused")
 
-// fakeStore is a Redis in a test's hand.
+// fakeStore is a Redis whose records and failures a test controls.
 type fakeStore struct {
 	// Guarded by mu.
 	mu           sync.Mutex
@@ -30,9 +30,9 @@ type fakeStore struct {
 
 	inspections int
 	acceptance  acceptance
-	nodes       func(key string) string // of a cluster; nil: there is none
+	nodes       func(key string) string // node of a key; nil: no cluster
 
-	afterInspect func() // done between the reading of records and the reply
+	afterInspect func() // called between reading the records and the reply
 }
 
 func newFakeStore() *fakeStore {
@@ -68,7 +68,7 @@ func (o *fakeStore) read(ctx context.Context, u identity.User, samples []string)
 	return r, err
 }
 
-// keysPresent are the keys that there are. mu is held.
+// keysPresent returns the keys that exist. mu is held.
 func (o *fakeStore) keysPresent() map[string]bool {
 	k, all := keys{DefaultPrefix}, map[string]bool{}
 	for u, a := range o.records {
@@ -99,8 +99,7 @@ func (o *fakeStore) inspect(_ context.Context, keys []string) (inspection, error
 	return found, o.err
 }
 
-// nodeOf is the part of a cluster that has a key: by its last letter, where there
-// are several.
+// nodeOf returns the node of a key, by nodes.
 func (o *fakeStore) nodeOf(_ context.Context, key string) (string, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -133,7 +132,7 @@ func (o *fakeStore) queryCount(u identity.User) int {
 	return o.queries[u]
 }
 
-// runWithCache runs a test of the cache on a clock that only moves when all wait.
+// runWithCache runs a test of the cache in a synctest bubble.
 func runWithCache(t *testing.T, f func(t *testing.T, c *cache, o *fakeStore)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -145,7 +144,7 @@ func runWithCache(t *testing.T, f func(t *testing.T, c *cache, o *fakeStore)) {
 	})
 }
 
-// makeUsers is n users.
+// makeUsers returns n users.
 func makeUsers(t testing.TB, n int) (all []identity.User) {
 	t.Helper()
 	for i := range n {
@@ -154,10 +153,10 @@ func makeUsers(t testing.TB, n int) (all []identity.User) {
 	return all
 }
 
-// advance lets time go by, which in a bubble happens when everybody waits.
+// advance lets time pass; in a bubble that happens when all goroutines wait.
 func advance(d time.Duration) { <-time.After(d) }
 
-// checkBackend checks one answer; backend "" stands for "no such user".
+// checkBackend checks one lookup; backend "" stands for "no such user".
 func checkBackend(t *testing.T, c *cache, u identity.User, backend string, origin Origin) {
 	t.Helper()
 	got, err := c.get(t.Context(), u)
@@ -175,14 +174,14 @@ func checkUnavailable(t *testing.T, c *cache, u identity.User) {
 
 func TestAnExpiredRouteIsReadAgain(t *testing.T) {
 	runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) {
-		alice, nobody := user(t, "alice"), user(t, "nobody")
+		alice, unknown := user(t, "alice"), user(t, "unknown")
 		o.set(alice, MatchUser, "east")
 		checkBackend(t, c, alice, "east", OriginRedis)
-		checkBackend(t, c, nobody, "", OriginRedis)
+		checkBackend(t, c, unknown, "", OriginRedis)
 		advance(4 * time.Second)
-		checkBackend(t, c, nobody, "", OriginCache)
+		checkBackend(t, c, unknown, "", OriginCache)
 		advance(time.Second)
-		checkBackend(t, c, nobody, "", OriginRedis)
+		checkBackend(t, c, unknown, "", OriginRedis)
 		checkBackend(t, c, alice, "east", OriginCache)
 		o.set(alice, MatchUser, "west")
 		advance(48 * time.Second) // 53 s: before ttl less a tenth
@@ -194,14 +193,14 @@ func TestAnExpiredRouteIsReadAgain(t *testing.T) {
 
 func TestAStaleRouteServesWhileRedisIsDownUntilItExpires(t *testing.T) {
 	runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) {
-		alice, nobody := user(t, "alice"), user(t, "nobody")
+		alice, unknown := user(t, "alice"), user(t, "unknown")
 		o.set(alice, MatchUser, "east")
 		checkBackend(t, c, alice, "east", OriginRedis)
-		checkBackend(t, c, nobody, "", OriginRedis)
+		checkBackend(t, c, unknown, "", OriginRedis)
 		o.fail(errUnreachable, 0)
 		advance(2 * time.Minute)
 		checkBackend(t, c, alice, "east", OriginStale)
-		checkUnavailable(t, c, nobody) // trouble is not "no such user"
+		checkUnavailable(t, c, unknown) // a failure is not "no such user"
 		advance(23*time.Hour + 57*time.Minute)
 		checkBackend(t, c, alice, "east", OriginStale)
 		advance(2 * time.Minute)
@@ -219,14 +218,14 @@ func TestTheBreakerOpensWhenRedisFails(t *testing.T) {
 			checkUnavailable(t, c, user(t, fmt.Sprint("u", i)))
 		}
 		if o.totalQueries != breaker.Threshold {
-			t.Fatalf("asked %d times, want %d", o.totalQueries, breaker.Threshold)
+			t.Fatalf("%d queries, want %d", o.totalQueries, breaker.Threshold)
 		}
 		advance(breaker.TrialInterval * 5 / 4)
 		for i := range 100 {
 			checkUnavailable(t, c, user(t, fmt.Sprint("u", i)))
 		}
 		if o.totalQueries != breaker.Threshold+1 {
-			t.Fatalf("asked %d times with one probe, want %d", o.totalQueries, breaker.Threshold+1)
+			t.Fatalf("%d queries with one trial, want %d", o.totalQueries, breaker.Threshold+1)
 		}
 		o.fail(nil, 0)
 		advance(breaker.TrialInterval * 5 / 4)
@@ -248,9 +247,9 @@ func TestWaitingLookupsShareTheOutcomeOfATrial(t *testing.T) {
 			}
 			began := time.Now()
 			if checkUnavailable(t, c, user(t, "late")); time.Since(began) != 0 {
-				t.Errorf("waited %v while nobody probes", time.Since(began))
+				t.Errorf("waited %v without a trial", time.Since(began))
 			}
-			advance(2 * time.Minute) // beyond what alice's answer is fresh for
+			advance(2 * time.Minute) // until alice's entry has expired
 			o.fail(fault, queryTimeout/2)
 			var in, out, atOnce atomic.Int32
 			var lookups sync.WaitGroup
@@ -265,7 +264,7 @@ func TestWaitingLookupsShareTheOutcomeOfATrial(t *testing.T) {
 					out.Add(1)
 				}
 			}
-			lookups.Go(func() { lookup("probe") })
+			lookups.Go(func() { lookup("trial") })
 			synctest.Wait()
 			for i := range breaker.MaxWaiting + 3 {
 				lookups.Go(func() { lookup(fmt.Sprint("v", i)) })
@@ -280,13 +279,13 @@ func TestWaitingLookupsShareTheOutcomeOfATrial(t *testing.T) {
 			}
 			lookups.Wait()
 			if want := map[bool]int32{true: 1 + breaker.MaxWaiting}[fault == nil]; in.Load() != want || c.waiting != 0 || c.trial != nil {
-				t.Errorf("%v: %d go on, %d are refused, %d wait", fault, in.Load(), out.Load(), c.waiting)
+				t.Errorf("%v: %d got a route, %d were refused, %d wait", fault, in.Load(), out.Load(), c.waiting)
 			}
 		})
 	}
 }
 
-// errorReply is an error that Redis itself sends.
+// errorReply is an error reply of Redis.
 type errorReply string
 
 func (e errorReply) Error() string { return string(e) }
@@ -325,7 +324,7 @@ func TestACachedRouteServesWhileRedisIsSlow(t *testing.T) {
 			t.Errorf("it took %v", took)
 		}
 		advance(300 * time.Millisecond)
-		checkBackend(t, c, alice, "west", OriginCache) // the question was not given up
+		checkBackend(t, c, alice, "west", OriginCache) // the query was not abandoned
 	})
 }
 
@@ -342,7 +341,7 @@ func TestAnInvalidatedRouteWaitsForRedis(t *testing.T) {
 		o.fail(errUnreachable, 0)
 		checkBackend(t, c, alice, "west", OriginStale)
 		o.fail(nil, 0)
-		checkBackend(t, c, alice, "west", OriginRedis) // the change is still owed
+		checkBackend(t, c, alice, "west", OriginRedis) // the invalidation is not lost
 	})
 }
 
@@ -407,7 +406,7 @@ func TestADeletedRecordIsTrustedWhenInvalidatedOrMissingTwice(t *testing.T) {
 		checkBackend(t, c, alice, "east", OriginStale)
 		checkBackend(t, c, bob, "east", OriginStale)
 		advance(confirmDelay - time.Millisecond)
-		c.suspectAll() // asking more often does not confirm it sooner
+		c.suspectAll() // more queries do not confirm it sooner
 		checkBackend(t, c, alice, "east", OriginStale)
 		c.invalidateKeys(keys{DefaultPrefix}, []string{"imapgate:user:bob"})
 		checkBackend(t, c, bob, "", OriginRedis)
@@ -433,22 +432,22 @@ func TestARestoredRecordIsNotCountedAsMissing(t *testing.T) {
 
 func TestAnInvalidRecordKeepsTheCachedRoute(t *testing.T) {
 	runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) {
-		alice, nobody := user(t, "alice"), user(t, "nobody")
+		alice, unknown := user(t, "alice"), user(t, "unknown")
 		o.set(alice, MatchUser, "east")
 		checkBackend(t, c, alice, "east", OriginRedis)
-		checkBackend(t, c, nobody, "", OriginRedis)
+		checkBackend(t, c, unknown, "", OriginRedis)
 		o.fail(fieldError(fieldBackend, "is odd"), 0)
-		c.invalidateKeys(keys{DefaultPrefix}, []string{"imapgate:user:alice", "imapgate:user:nobody"})
-		asked := o.queryCount(alice)
+		c.invalidateKeys(keys{DefaultPrefix}, []string{"imapgate:user:alice", "imapgate:user:unknown"})
+		queriesBefore := o.queryCount(alice)
 		for range 20 {
 			checkBackend(t, c, alice, "east", OriginStale)
-			checkUnavailable(t, c, nobody)
+			checkUnavailable(t, c, unknown)
 		}
-		if n := o.queryCount(alice) - asked; n != 1 {
-			t.Errorf("a refused record was read %d times", n)
+		if n := o.queryCount(alice) - queriesBefore; n != 1 {
+			t.Errorf("an invalid record was read %d times", n)
 		}
 		if c.breakerOpen() {
-			t.Error("a refused record counts as Redis being away")
+			t.Error("an invalid record counts as Redis being down")
 		}
 		o.fail(nil, 0)
 		o.set(alice, MatchUser, "west")
@@ -467,7 +466,7 @@ func TestConcurrentLookupsOfAUserShareAQuery(t *testing.T) {
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			if _, err := c.get(short, alice); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, ErrUnavailable) {
-				t.Errorf("the one who left: %v", err)
+				t.Errorf("the canceled lookup: %v", err)
 			}
 		})
 		for range 50 {
@@ -475,7 +474,7 @@ func TestConcurrentLookupsOfAUserShareAQuery(t *testing.T) {
 		}
 		wg.Wait()
 		if n := o.queryCount(alice); n != 1 {
-			t.Errorf("Redis was asked %d times", n)
+			t.Errorf("%d queries", n)
 		}
 	})
 }
@@ -510,7 +509,7 @@ func TestUnknownUsersDoNotEvictUsersWithRecords(t *testing.T) {
 			checkBackend(t, c, user(t, fmt.Sprint("known", i)), "east", OriginRedis)
 		}
 		for i := range 1000 {
-			checkBackend(t, c, user(t, fmt.Sprint("stranger", i)), "", OriginRedis)
+			checkBackend(t, c, user(t, fmt.Sprint("unknown", i)), "", OriginRedis)
 		}
 		if len(c.entries) != 15 || c.userEntries.Len() != 10 || c.sharedEntries.Len() != 5 {
 			t.Errorf("%d entries, %d and %d", len(c.entries), c.userEntries.Len(), c.sharedEntries.Len())
@@ -525,7 +524,7 @@ func TestUnknownUsersDoNotEvictUsersWithRecords(t *testing.T) {
 		o.set(user(t, "eleventh"), MatchUser, "east")
 		checkBackend(t, c, user(t, "eleventh"), "east", OriginRedis)
 		if c.entries[user(t, "known0")] != nil || c.userEntries.Len() != 10 {
-			t.Error("the one used longest ago was not dropped")
+			t.Error("the least recently used entry was not evicted")
 		}
 	})
 }
@@ -539,7 +538,7 @@ func TestTheDomainLimitLosesNoInvalidation(t *testing.T) {
 			checkBackend(t, c, user(t, fmt.Sprint("a@d", i)), "", OriginRedis)
 		}
 		if len(c.domains) > maxDomains {
-			t.Errorf("%d domains are kept", len(c.domains))
+			t.Errorf("%d domain counters", len(c.domains))
 		}
 		o.set(first, MatchDomain, "west")
 		c.invalidateKeys(keys{DefaultPrefix}, []string{"imapgate:domain:first.example"})
@@ -561,7 +560,7 @@ func TestRevalidationIsRateLimitedAfterAnOutage(t *testing.T) {
 			}
 		}
 		if n := o.totalQueries - before; n > revalidationRate {
-			t.Errorf("asked %d times at once", n)
+			t.Errorf("%d queries at once", n)
 		}
 	})
 }
@@ -579,7 +578,7 @@ func TestRevalidateKeepsTheCachedRoute(t *testing.T) {
 	})
 }
 
-// On the login path: a known user costs less than a system call.
+// On the login path: a cached user costs less than a system call.
 func BenchmarkCachedLookup(b *testing.B) {
 	o := newFakeStore()
 	cfg := Config{Source: SourceRedis, Backends: []string{"east"}}

@@ -105,7 +105,7 @@ func (c *cache) breakerOpen() bool {
 }
 
 // steps reads and checks the three records of u for display. It also returns their decision,
-// or nil if there is none.
+// or nil without one.
 func (s *store) steps(ctx context.Context, u identity.User) ([]Step, *Decision) {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()

@@ -10,7 +10,7 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// widestNames has all names that can be allowed.
+// widestNames allows all names that can be allowed.
 func widestNames(t testing.TB) identity.Names {
 	t.Helper()
 	n, err := identity.NewNames(identity.NameRules{Characters: identity.OptionalCharacters, UTF8: true, Prefixes: map[string]string{"DOMAIN": "corp.example"}})
@@ -20,7 +20,7 @@ func widestNames(t testing.TB) identity.Names {
 	return n
 }
 
-// unusualNames are names that people have, and what an operator may write as login.
+// unusualNames are names of users, and login names that an operator may write.
 var unusualNames = []string{"o'brien@example.org", "user+detail@example.org", "r&d=x@example.org", "j\u00f6rg@example.org", "\u5c71\u7530@xn--bcher-kva.example"}
 
 func canonical(t testing.TB, name string) identity.User {
@@ -57,7 +57,7 @@ func TestUnusualNamesAreRoutedByRedisAndTheSnapshot(t *testing.T) {
 	if err := r.saveSnapshot(); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range unusualNames { // as Redis names what has changed
+	for _, name := range unusualNames { // as Redis sends invalidations
 		u := canonical(t, name)
 		r.cache.invalidateKeys(r.keys, []string{"imapgate:user:" + name})
 		if e := r.cache.entries[u]; e == nil || !e.invalidated {
@@ -77,7 +77,7 @@ func TestUnusualNamesAreRoutedByRedisAndTheSnapshot(t *testing.T) {
 	narrow := &Router{cfg: r.cfg, log: testLogger(t), keys: r.keys, rules: newRules(testConfig), cache: newCache(r.cfg, newFakeStore().reader(), testLogger(t))}
 	narrow.loadSnapshot()
 	if n := len(narrow.cache.entries); n != 0 {
-		t.Errorf("%d names are taken from a snapshot that nobody may have now", n)
+		t.Errorf("%d names that no user may have now are restored from a snapshot", n)
 	}
 }
 
@@ -88,7 +88,7 @@ func TestLoginNamesMayHaveTheLettersOfUserNames(t *testing.T) {
 	wide := newRules(cfg)
 	for _, login := range []string{"o'brien", "a+b", "R&D=x", "CORP.alice"} {
 		if plain.checkLogin(login) != nil || wide.checkLogin(login) != nil {
-			t.Errorf("%q is refused", login)
+			t.Errorf("%q is rejected", login)
 		}
 	}
 	for _, login := range []string{"j\u00f6rg", "\u5c71\u7530", "jo\u0308rg"} {

@@ -14,8 +14,8 @@ var testConfig = Config{Source: SourceRedis, Backends: []string{"east", "west"}}
 
 type fields = map[string]string
 
-// invalidRecords are records of alice that must be refused, with a domain's record and
-// a default behind them that must not be used instead.
+// invalidRecords are records of alice that must be rejected. The records of the domain and the
+// default must not replace them.
 func invalidRecords() map[string]fields {
 	many := fields{"backend": "east"}
 	for i := range maxFields {
@@ -30,12 +30,12 @@ func invalidRecords() map[string]fields {
 		"only an unknown field":   {"shard": "east"},
 		"an empty field name":     {"": "east"},
 		"a field in upper case":   {"Backend": "east"},
-		"somebody else's":         {"backend": "east", "user": "bob"},
-		"nobody's":                {"backend": "east", "user": ""},
+		"another user's":          {"backend": "east", "user": "bob"},
+		"no user's":               {"backend": "east", "user": ""},
 		"alice in upper case":     {"backend": "east", "user": "ALICE"},
 		"alice with a newline":    {"backend": "east", "user": "alice\n"},
 		"alice elsewhere":         {"backend": "east", "user": "alice@example.org"},
-		"blocked, somebody":       {"state": "blocked", "user": "bob"},
+		"blocked, another user's": {"state": "blocked", "user": "bob"},
 		"a good backend, no mode": {"backend": "east", "mode": ""},
 		"an empty state":          {"backend": "east", "state": ""},
 		"an empty login":          {"backend": "east", "login": ""},
@@ -68,7 +68,7 @@ func invalidRecords() map[string]fields {
 
 func TestInvalidRecordsAreRejected(t *testing.T) {
 	if n := len(invalidRecords()); n < 40 {
-		t.Errorf("only %d poisoned records", n)
+		t.Errorf("only %d invalid records", n)
 	}
 	alice := user(t, "alice")
 	for name, f := range invalidRecords() {
@@ -167,19 +167,19 @@ func TestBlockedAndPausedUsersAreRejected(t *testing.T) {
 		name string
 		want error
 	}{
-		{"blocked", ErrBlocked}, {"paused", ErrPaused}, {"a@closed.example", ErrBlocked}, {"own@closed.example", nil}, {"nobody", ErrNoUser},
+		{"blocked", ErrBlocked}, {"paused", ErrPaused}, {"a@closed.example", ErrBlocked}, {"own@closed.example", nil}, {"unknown", ErrNoUser},
 	} {
 		if _, err := r.Lookup(t.Context(), user(t, c.name)); !errors.Is(err, c.want) {
 			t.Errorf("%s: %v, want %v", c.name, err, c.want)
 		}
 	}
 	if _, err := r.Lookup(t.Context(), identity.User{}); !errors.Is(err, ErrNoUser) {
-		t.Errorf("nobody at all: %v", err)
+		t.Errorf("the zero user: %v", err)
 	}
 	if got := strings.Join(results, " "); got != "blocked paused blocked redis no_user no_user" {
-		t.Errorf("metrics were told %q", got)
+		t.Errorf("metrics: %q", got)
 	}
-	for name, want := range map[string]error{"paused": nil, "blocked": ErrNoUser, "nobody": ErrNoUser, "own@closed.example": ErrNoUser} {
+	for name, want := range map[string]error{"paused": nil, "blocked": ErrNoUser, "unknown": ErrNoUser, "own@closed.example": ErrNoUser} {
 		if _, err := r.Password(t.Context(), user(t, name)); !errors.Is(err, want) {
 			t.Errorf("password of %s: %v, want %v", name, err, want)
 		}
@@ -196,7 +196,7 @@ func FuzzRouteValue(f *testing.F) {
 		rec, err := rules.parseUser(alice, in)
 		if err != nil {
 			if rec.present {
-				t.Fatalf("refused and used: %+v", rec)
+				t.Fatalf("rejected and used: %+v", rec)
 			}
 			return
 		}

@@ -22,7 +22,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 )
 
-// moveDeadline is the promise to operators, counted from the end of redis-cli.
+// moveDeadline is the guaranteed delay of a change, counted from the end of redis-cli.
 const moveDeadline = time.Second
 
 func user(t testing.TB, name string) identity.User {
@@ -44,7 +44,7 @@ func dialRedis(t testing.TB, c RedisConfig) redis.UniversalClient {
 	return rdb
 }
 
-// newRouter makes a Router with two backends; change may set more.
+// newRouter returns a Router with two backends; change may set more.
 func newRouter(t testing.TB, rdb redis.UniversalClient, change ...func(*Config)) *Router {
 	t.Helper()
 	cfg := Config{Source: SourceRedis, Backends: []string{"east", "west"}}
@@ -66,11 +66,11 @@ func testLogger(t testing.TB) *zap.Logger {
 	return zap.NewNop()
 }
 
-// startAndAwaitUp runs r until the test ends and waits until it sees changes.
+// startAndAwaitUp runs r until the test ends and waits until it receives changes.
 func startAndAwaitUp(t testing.TB, r *Router) {
 	t.Helper()
 	startRouter(t, r)
-	testbed.Eventually(t, testbed.Timeout, "the change channel to be up", func() bool { return r.invalidator.status().State == InvalidationUp })
+	testbed.Eventually(t, testbed.Timeout, "the invalidation connection to be up", func() bool { return r.invalidator.status().State == InvalidationUp })
 }
 
 // startRouter runs r until the test ends.
@@ -93,7 +93,7 @@ func startRouter(t testing.TB, r *Router) (stop func()) {
 	return stop
 }
 
-// awaitBackend waits until a lookup gives the backend.
+// awaitBackend waits until a lookup returns the backend.
 func awaitBackend(t testing.TB, r *Router, u identity.User, backend string) Route {
 	t.Helper()
 	var got Route
@@ -105,8 +105,8 @@ func awaitBackend(t testing.TB, r *Router, u identity.User, backend string) Rout
 	return got
 }
 
-// checkMoves is the promise: a user, a domain and the default are moved by redis-cli
-// alone and seen in time.
+// checkMoves checks that changes by redis-cli alone to a user, a domain and the default take
+// effect in time.
 func checkMoves(t *testing.T, r *Router, cli func(...string) string) {
 	t.Helper()
 	alice, bob, carol := user(t, "alice@example.org"), user(t, "bob@example.net"), user(t, "carol")
@@ -118,8 +118,8 @@ func checkMoves(t *testing.T, r *Router, cli func(...string) string) {
 			if got := awaitBackend(t, r, u, to); got.Match != source || got.User != u || got.Login != u.String() {
 				t.Errorf("%s: %+v", u, got)
 			}
-			// The word of a change may come behind the change itself, once.
-			testbed.Eventually(t, moveDeadline, u.String()+" to be remembered", func() bool {
+			// The invalidation may arrive after the lookup, once.
+			testbed.Eventually(t, moveDeadline, u.String()+" to be cached", func() bool {
 				again, err := r.Lookup(t.Context(), u)
 				return err == nil && again.Origin == OriginCache
 			})
@@ -146,9 +146,9 @@ func TestAMoveTakesEffectWithinASecond(t *testing.T) {
 		r := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{address}, TLS: ca.ClientTLSFunc("localhost")}))
 		startAndAwaitUp(t, r)
 		checkMoves(t, r, s.CLI)
-		stranger := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{address}, TLS: testbed.NewCA(t).ClientTLSFunc("localhost")}))
-		if _, err := stranger.Lookup(t.Context(), user(t, "alice")); !errors.Is(err, ErrUnavailable) {
-			t.Errorf("a server with a certificate nobody trusts: %v", err)
+		untrusting := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{address}, TLS: testbed.NewCA(t).ClientTLSFunc("localhost")}))
+		if _, err := untrusting.Lookup(t.Context(), user(t, "alice")); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("a server with an untrusted certificate: %v", err)
 		}
 	})
 	t.Run("sentinel", func(t *testing.T) {
@@ -157,8 +157,8 @@ func TestAMoveTakesEffectWithinASecond(t *testing.T) {
 		startAndAwaitUp(t, r)
 		checkMoves(t, r, s.Primary().CLI)
 		s.Failover()
-		// The promise begins again when go-redis has heard of the failover.
-		testbed.Eventually(t, testbed.Timeout, "the channel to move to the new primary", func() bool {
+		// The deadline counts again when go-redis has noticed the failover.
+		testbed.Eventually(t, testbed.Timeout, "the invalidation connection to move to the new primary", func() bool {
 			s.Primary().CLI("hset", "imapgate:user:alice@example.org", "backend", "west")
 			got, err := r.Lookup(t.Context(), user(t, "alice@example.org"))
 			return err == nil && got.Backend == "west"
@@ -170,16 +170,16 @@ func TestAMoveTakesEffectWithinASecond(t *testing.T) {
 		r := newRouter(t, dialRedis(t, RedisConfig{Addresses: c.Addresses[:2], Cluster: true}))
 		startAndAwaitUp(t, r)
 		if n := r.invalidator.status().Nodes; n != 3 {
-			t.Errorf("%d nodes are followed, there are 3", n)
+			t.Errorf("%d invalidation connections to 3 nodes", n)
 		}
 		checkMoves(t, r, c.CLI)
 		c.Failover()
-		testbed.Eventually(t, testbed.Timeout, "the promoted node to be followed", func() bool {
+		testbed.Eventually(t, testbed.Timeout, "the connection to the promoted node", func() bool {
 			r.invalidator.mu.Lock()
 			defer r.invalidator.mu.Unlock()
 			return slices.Contains(slices.Collect(maps.Keys(r.invalidator.conns)), c.Nodes[3].Address)
 		})
-		testbed.Eventually(t, testbed.Timeout, "all channels to be up", func() bool { return r.invalidator.status().State == InvalidationUp })
+		testbed.Eventually(t, testbed.Timeout, "all invalidation connections to be up", func() bool { return r.invalidator.status().State == InvalidationUp })
 		checkMoves(t, r, c.CLI)
 	})
 }
@@ -201,16 +201,16 @@ func TestCachedRoutesServeWhileRedisIsDown(t *testing.T) {
 				if got, err := r.Lookup(t.Context(), alice); err != nil || got.Backend != "east" {
 					t.Fatalf("%+v, %v", got, err)
 				}
-				if got, err := r.Lookup(t.Context(), user(t, "nobody")); !errors.Is(err, ErrUnavailable) {
+				if got, err := r.Lookup(t.Context(), user(t, "unknown")); !errors.Is(err, ErrUnavailable) {
 					t.Fatalf("an unknown user: %+v, %v", got, err)
 				}
 			}
-			testbed.Eventually(t, testbed.Timeout, "the channel to be known as down", func() bool { return r.invalidator.status().State == InvalidationDown })
-			testbed.Eventually(t, testbed.Timeout, "the metric to say so", func() bool { return !up.Load() })
+			testbed.Eventually(t, testbed.Timeout, "the status to be down", func() bool { return r.invalidator.status().State == InvalidationDown })
+			testbed.Eventually(t, testbed.Timeout, "the metric to be down", func() bool { return !up.Load() })
 			s.Restart()
 			s.CLI("hset", "imapgate:user:alice", "backend", "west")
-			awaitBackend(t, r, alice, "west") // the breaker and the channel recover first
-			testbed.Eventually(t, testbed.Timeout, "the channel to be up again", func() bool { return r.invalidator.status().State == InvalidationUp && up.Load() })
+			awaitBackend(t, r, alice, "west") // the breaker and the invalidation connection recover first
+			testbed.Eventually(t, testbed.Timeout, "the status to be up again", func() bool { return r.invalidator.status().State == InvalidationUp && up.Load() })
 		})
 	}
 }
@@ -234,7 +234,7 @@ func TestADeletionIsTrustedAtOnceAndAFlushIsNot(t *testing.T) {
 
 	flushed := time.Now()
 	s.CLI("flushall")
-	// Only the domain comes back: alice must not fall to it.
+	// Only the domain's record comes back: alice must not get it.
 	s.CLI("hset", "imapgate:domain:example.org", "backend", "west")
 	for time.Since(flushed) < confirmDelay-500*time.Millisecond {
 		for u, backend := range map[identity.User]string{alice: "east", bob: "west"} {
@@ -244,7 +244,7 @@ func TestADeletionIsTrustedAtOnceAndAFlushIsNot(t *testing.T) {
 			}
 		}
 	}
-	awaitBackend(t, r, alice, "west") // it was confirmed
+	awaitBackend(t, r, alice, "west") // its absence was confirmed
 }
 
 func TestWithoutInvalidationsAChangeTakesEffectAfterTheTTL(t *testing.T) {
@@ -252,7 +252,7 @@ func TestWithoutInvalidationsAChangeTakesEffectAfterTheTTL(t *testing.T) {
 	s.CLI("acl", "setuser", "default", "-client|tracking")
 	r := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{s.Address}}), func(c *Config) { c.TTL = 2 * time.Second })
 	startRouter(t, r)
-	testbed.Eventually(t, testbed.Timeout, "the server to be known as one that cannot notify", func() bool {
+	testbed.Eventually(t, testbed.Timeout, "the status to be unsupported", func() bool {
 		return r.invalidator.status().State == InvalidationUnsupported
 	})
 	alice := user(t, "alice")
@@ -269,7 +269,7 @@ func TestWithoutInvalidationsAChangeTakesEffectAfterTheTTL(t *testing.T) {
 	}
 }
 
-// The demo's Redis is of this kind.
+// The demo uses such a Redis.
 func TestAServerWithoutTrackingIsReported(t *testing.T) {
 	s := miniredis.RunT(t)
 	s.HSet("imapgate:user:alice", "backend", "east")
@@ -281,11 +281,11 @@ func TestAServerWithoutTrackingIsReported(t *testing.T) {
 		t.Fatal(err)
 	}
 	startRouter(t, r)
-	testbed.Eventually(t, testbed.Timeout, "that to be known", func() bool { return r.invalidator.status().State == InvalidationUnsupported })
+	testbed.Eventually(t, testbed.Timeout, "the status to be unsupported", func() bool { return r.invalidator.status().State == InvalidationUnsupported })
 	awaitBackend(t, r, user(t, "alice"), "east")
 	s.HSet("imapgate:user:alice", "backend", "west")
 	awaitBackend(t, r, user(t, "alice"), "west")
-	testbed.Eventually(t, testbed.Timeout, "a word to the operator", func() bool { return logged.Len() == 1 })
+	testbed.Eventually(t, testbed.Timeout, "a warning in the log", func() bool { return logged.Len() == 1 })
 }
 
 func TestTheSnapshotServesAfterARestartWithoutRedis(t *testing.T) {
@@ -315,7 +315,7 @@ func TestTheSnapshotServesAfterARestartWithoutRedis(t *testing.T) {
 	if err != nil || got.Backend != "east" || got.Login != "a.smith" || got.Origin != OriginSnapshot || got.Key != "imapgate:user:alice" {
 		t.Fatalf("after the restart: %+v, %v", got, err)
 	}
-	for _, name := range []string{"mallory", "nobody"} {
+	for _, name := range []string{"mallory", "unknown"} {
 		if _, err := second.Lookup(t.Context(), user(t, name)); !errors.Is(err, ErrUnavailable) {
 			t.Errorf("%s after the restart: %v", name, err)
 		}
@@ -337,10 +337,10 @@ func TestOperatorWritesAreCheckedAndTakeEffect(t *testing.T) {
 		t.Error("a record with an unknown backend was written")
 	}
 	if err := r.SetRecord(ctx, ForUser(alice), map[string]string{"user": "bob"}); err == nil {
-		t.Error("a record of somebody else was written")
+		t.Error("a record of another user was written")
 	}
 	if got := s.CLI("exists", "imapgate:user:alice"); got != "0" {
-		t.Error("a refused record was written")
+		t.Error("an invalid record was written")
 	}
 	if err := r.SetRecord(ctx, ForUser(alice), map[string]string{"backend": "east", "mode": "park", "password": "{PLAIN}x"}); err != nil {
 		t.Fatal(err)
@@ -373,12 +373,12 @@ func TestDomainAndDefaultRecordsCanBeWritten(t *testing.T) {
 	s := testbed.StartRedis(t)
 	rdb := dialRedis(t, RedisConfig{Addresses: []string{s.Address}})
 	r, other := newRouter(t, rdb), newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{s.Address}}))
-	startAndAwaitUp(t, other) // as another gateway does
+	startAndAwaitUp(t, other) // in place of another gateway
 	alice, ctx := user(t, "alice@example.org"), t.Context()
 	for _, step := range []struct {
 		of      Target
 		fields  map[string]string
-		backend string // where alice goes then; "" for an error
+		backend string // alice's backend after the step; "": an error
 	}{
 		{ForDefault(), map[string]string{"backend": "east"}, "east"},
 		{ForDomain("example.org"), map[string]string{"backend": "west", "mode": "reuse"}, "west"},
@@ -419,7 +419,7 @@ func TestDomainAndDefaultRecordsCanBeWritten(t *testing.T) {
 	}
 }
 
-// A write that an ACL refuses half way is not begun.
+// A write that an ACL would refuse half way changes nothing.
 func TestARefusedWriteChangesNothing(t *testing.T) {
 	s := testbed.StartRedis(t)
 	alice, ctx := user(t, "alice"), t.Context()
@@ -441,7 +441,7 @@ func TestARefusedWriteChangesNothing(t *testing.T) {
 			s.CLI("script", "flush")
 			s.CLI("hset", "imapgate:user:alice", "backend", "east", "mode", "reuse")
 			s.CLI("hset", "imapgate:domain:example.org", "backend", "east", "mode", "reuse")
-			s.CLI("hset", "imapgate:accepted", "at", "1", "by", "nobody")
+			s.CLI("hset", "imapgate:accepted", "at", "1", "by", "unknown")
 			acl := []string{"acl", "setuser", "op", "reset", "on", ">pw", "~imapgate:*", "+hello", "+auth", "+ping", "+echo",
 				"+hgetall", "+eval", "+evalsha", "+hset", "+hdel", "+del"}
 			if strings.HasPrefix(right, "%") {
@@ -507,7 +507,7 @@ func TestExplainShowsEveryRecord(t *testing.T) {
 func TestExplainShowsChangesNotYetApplied(t *testing.T) {
 	s := testbed.StartRedis(t)
 	s.CLI("hset", "imapgate:user:alice", "backend", "east")
-	r := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{s.Address}})) // it follows no changes
+	r := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{s.Address}})) // it receives no changes
 	alice := user(t, "alice")
 	if x := r.Explain(t.Context(), alice); x.Backend != "east" || x.Next != nil {
 		t.Errorf("%+v", x)
@@ -522,7 +522,7 @@ func TestExplainShowsChangesNotYetApplied(t *testing.T) {
 	}
 	s.CLI("hset", "imapgate:user:alice", "backend", "nowhere", "state", "active")
 	if x := r.Explain(t.Context(), alice); x.Next != nil {
-		t.Errorf("a record that is refused changes nothing: %+v, %+v", x, x.Next)
+		t.Errorf("an invalid record has no effect: %+v, %+v", x, x.Next)
 	}
 	r.Revalidate(alice)
 	s.CLI("hset", "imapgate:user:alice", "backend", "west")
@@ -543,7 +543,7 @@ func TestRunEndsItsGoroutinesAndConnections(t *testing.T) {
 		r := newRouter(t, rdb)
 		stop := startRouter(t, r)
 		awaitBackend(t, r, user(t, "alice"), "west")
-		testbed.Eventually(t, testbed.Timeout, "the channel to be up", func() bool { return r.invalidator.status().State == InvalidationUp })
+		testbed.Eventually(t, testbed.Timeout, "the invalidation connection to be up", func() bool { return r.invalidator.status().State == InvalidationUp })
 		stop()
 		if err := rdb.Close(); err != nil {
 			t.Fatal(err)
@@ -551,21 +551,21 @@ func TestRunEndsItsGoroutinesAndConnections(t *testing.T) {
 	}
 	testbed.Eventually(t, testbed.Timeout, "all goroutines to end", func() bool { return runtime.NumGoroutine() <= before })
 	testbed.Eventually(t, testbed.Timeout, "all connections to be closed", func() bool {
-		return strings.Count(s.CLI("client", "list"), "id=") == 1 // redis-cli's own
+		return strings.Count(s.CLI("client", "list"), "id=") == 1 // that of redis-cli
 	})
 }
 
-// A cluster has no echo to guard the replies, so this shows that a question that
-// was never sent is not taken for "no record" there either.
+// A cluster has no echo to guard the replies. There, too, a query that was never sent must not
+// mean "no record".
 func TestAnUnreachableClusterIsNotAMissingRecord(t *testing.T) {
 	s := testbed.StartRedis(t, "--requirepass", "right")
 	for name, c := range map[string]RedisConfig{
-		"cluster, wrong password":  {Addresses: []string{s.Address}, Cluster: true, Password: identity.NewSecret("x")},
-		"cluster, no password":     {Addresses: []string{s.Address}, Cluster: true},
-		"cluster, nobody listens":  {Addresses: []string{"127.0.0.1:1"}, Cluster: true},
-		"sentinel, nobody listens": {Addresses: []string{"127.0.0.1:1"}, SentinelMaster: "m"},
-		"single, wrong password":   {Addresses: []string{s.Address}, Password: identity.NewSecret("x")},
-		"single, no password":      {Addresses: []string{s.Address}},
+		"cluster, wrong password": {Addresses: []string{s.Address}, Cluster: true, Password: identity.NewSecret("x")},
+		"cluster, no password":    {Addresses: []string{s.Address}, Cluster: true},
+		"cluster, no listener":    {Addresses: []string{"127.0.0.1:1"}, Cluster: true},
+		"sentinel, no listener":   {Addresses: []string{"127.0.0.1:1"}, SentinelMaster: "m"},
+		"single, wrong password":  {Addresses: []string{s.Address}, Password: identity.NewSecret("x")},
+		"single, no password":     {Addresses: []string{s.Address}},
 	} {
 		st := &store{rdb: dialRedis(t, c), keys: keys{DefaultPrefix}, rules: newRules(testConfig)}
 		if a, err := st.readUser(t.Context(), user(t, "alice"), nil); err == nil || errors.Is(err, errInvalidRecord) {

@@ -28,7 +28,7 @@ func TestAClientCertificateIsPresentedToRedis(t *testing.T) {
 	wrong, wrongKey := testbed.NewCA(t).Issue(t, "gateway")
 	for name, c := range map[string]struct {
 		tls  func() *tls.Config
-		want string // in the error; "": none
+		want string // part of the error; "": none
 	}{
 		"by the host that is dialed":  {tlsWith("", good, goodKey), ""},
 		"by another name that it has": {tlsWith("localhost", good, goodKey), ""},
@@ -46,7 +46,7 @@ func TestAClientCertificateIsPresentedToRedis(t *testing.T) {
 			continue
 		}
 		if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), c.want) {
-			t.Errorf("%s: %v does not say %q", name, err, c.want)
+			t.Errorf("%s: %v does not contain %q", name, err, c.want)
 		}
 	}
 }
@@ -61,5 +61,5 @@ func TestARenewedPasswordIsUsedForNewConnections(t *testing.T) {
 	password.Replace("new")
 	s.CLI("client", "kill", "user", "gate")
 	checkMoves(t, r, s.CLI)
-	testbed.Eventually(t, testbed.Timeout, "the change channel to be up again", func() bool { return r.invalidator.status().State == InvalidationUp })
+	testbed.Eventually(t, testbed.Timeout, "the invalidation connection to be up again", func() bool { return r.invalidator.status().State == InvalidationUp })
 }

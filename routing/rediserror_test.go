@@ -14,7 +14,7 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// lookupError is what a lookup says of a Redis.
+// lookupError returns the error of a lookup in a Redis.
 func lookupError(t testing.TB, c RedisConfig) error {
 	t.Helper()
 	r := newRouter(t, dialRedis(t, c))
@@ -24,7 +24,7 @@ func lookupError(t testing.TB, c RedisConfig) error {
 	return err
 }
 
-// checkError fails unless an error has the words, and does not hide behind others.
+// checkError fails unless an error contains want once, in one line.
 func checkError(t testing.TB, name string, err error, want string) {
 	t.Helper()
 	if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "unreachable") || strings.Count(err.Error(), want) > 1 ||
@@ -36,18 +36,18 @@ func checkError(t testing.TB, name string, err error, want string) {
 	}
 }
 
-// awaitInvalidationError waits until the channel is down and says why.
+// awaitInvalidationError waits until the invalidation status has the error want.
 func awaitInvalidationError(t testing.TB, name string, c RedisConfig, want string) {
 	t.Helper()
 	r := newRouter(t, dialRedis(t, c))
 	startRouter(t, r)
-	testbed.Eventually(t, testbed.Timeout, name+" to be told of: "+want, func() bool {
+	testbed.Eventually(t, testbed.Timeout, name+" to be reported as: "+want, func() bool {
 		return strings.Contains(r.invalidator.status().Error, want)
 	})
 }
 
-// go-redis gives the error of a connection that is refused to the pipeline alone, and
-// each command looks as if it had been done.
+// go-redis returns the error of a refused connection for the pipeline only, and each command
+// looks successful.
 func TestCommandsOfARefusedConnectionFail(t *testing.T) {
 	s := testbed.StartRedis(t, "--requirepass", "pw")
 	for name, c := range map[string]RedisConfig{
@@ -76,9 +76,9 @@ func TestErrorsOfRedisAreExplained(t *testing.T) {
 	locked := testbed.StartRedis(t, "--requirepass", "right", "--user", "weak", "on", ">pw", "~other:*", "+get")
 	pw := identity.NewSecret
 	for name, c := range map[string]struct {
-		cfg     RedisConfig
-		want    string
-		channel bool // notices it too
+		cfg      RedisConfig
+		want     string
+		inStatus bool // invalidation connections report it, too
 	}{
 		"no password":         {RedisConfig{Addresses: []string{locked.Address}}, "Redis requires a password: set redis.password_file", true},
 		"a name alone":        {RedisConfig{Addresses: []string{locked.Address}, Username: "weak"}, "redis.username has none: set redis.password_file", true},
@@ -98,10 +98,10 @@ func TestErrorsOfRedisAreExplained(t *testing.T) {
 			"the sentinels close the connection at the first command", true},
 		"TLS to sentinels' plain port": {RedisConfig{Addresses: []string{plain.Address}, SentinelMaster: "routes", TLS: ca.ClientTLSFunc("localhost")},
 			"the sentinels do not answer with TLS", true},
-		"nobody there": {RedisConfig{Addresses: []string{"127.0.0.1:1"}, SentinelMaster: "routes"}, "no sentinel can be reached: dial tcp", true},
+		"no listener": {RedisConfig{Addresses: []string{"127.0.0.1:1"}, SentinelMaster: "routes"}, "no sentinel can be reached: dial tcp", true},
 	} {
 		checkError(t, name, lookupError(t, c.cfg), c.want)
-		if c.channel {
+		if c.inStatus {
 			awaitInvalidationError(t, name, c.cfg, c.want)
 		}
 	}
@@ -118,7 +118,7 @@ func TestRefusedWritesAreExplained(t *testing.T) {
 	checkError(t, "no memory", change(), "its memory is full (its setting maxmemory)")
 	primary.CLI("config", "set", "maxmemory", "0")
 	host, port, _ := strings.Cut(primary.Address, ":")
-	primary.CLI("replicaof", host, port) // of itself: without a primary, read-only
+	primary.CLI("replicaof", host, port) // of itself: read-only without a primary
 	checkError(t, "a replica", change(), "this Redis is a replica and accepts no writes")
 	primary.CLI("config", "set", "replica-serve-stale-data", "no")
 	checkError(t, "a lost replica", rdb.HGetAll(t.Context(), "imapgate:user:alice").Err(), "a replica that has lost its primary")
@@ -134,7 +134,7 @@ func TestAClusterNodeIsRecognized(t *testing.T) {
 		}
 	}
 	if moved != 2 {
-		t.Errorf("%d nodes say that the record is elsewhere", moved)
+		t.Errorf("%d nodes reply that the record is elsewhere", moved)
 	}
 	checkError(t, "a database", lookupError(t, RedisConfig{Addresses: c.Addresses[:1], Database: 1}), "which has database 0 only: set redis.cluster: true")
 }
@@ -158,7 +158,7 @@ func TestSentinelsHaveAUserAndPasswordOfTheirOwn(t *testing.T) {
 	cli := func(args ...string) string { return primary.CLI(append([]string{"-n", "3"}, args...)...) }
 	checkMoves(t, r, cli)
 	for _, sentinel := range s.Sentinels() {
-		testbed.Eventually(t, testbed.Timeout, "one client to hear of failovers", func() bool {
+		testbed.Eventually(t, testbed.Timeout, "a client to subscribe to failovers", func() bool {
 			return sentinel.CLI("acl", "log") == ""
 		})
 	}
@@ -179,7 +179,7 @@ func TestSentinelsHaveAUserAndPasswordOfTheirOwn(t *testing.T) {
 		changed := good
 		c.change(&changed)
 		checkError(t, name, lookupError(t, changed), c.want)
-		if name != "the database" { // changes are announced for all of them
+		if name != "the database" { // changes of all databases are announced
 			awaitInvalidationError(t, name, changed, c.want)
 		}
 	}
@@ -219,8 +219,8 @@ func TestADatabaseOfItsOwnHoldsTheRoutes(t *testing.T) {
 			startAndAwaitUp(t, other)
 			checkMoves(t, r, func(args ...string) string { return s.CLI(append([]string{"-n", "5"}, args...)...) })
 
-			// Redis announces changes of all databases, with the key alone: a gateway
-			// at another one asks again, and gets its own.
+			// Redis announces changes of all databases, with the key alone. A gateway with
+			// another database queries its own again.
 			s.CLI("hset", "imapgate:user:alice@example.org", "backend", "west")
 			awaitBackend(t, other, user(t, "alice@example.org"), "west")
 			s.CLI("flushdb")
@@ -231,7 +231,7 @@ func TestADatabaseOfItsOwnHoldsTheRoutes(t *testing.T) {
 					t.Fatalf("another database's changes: %+v, %v", got, err)
 				}
 			}
-			testbed.Eventually(t, testbed.Timeout, "the answer to be remembered again", func() bool {
+			testbed.Eventually(t, testbed.Timeout, "the route to be cached again", func() bool {
 				got, err := r.Lookup(t.Context(), user(t, "alice@example.org"))
 				return err == nil && got.Origin == OriginCache && got.Age < time.Minute
 			})

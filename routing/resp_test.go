@@ -15,16 +15,16 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// scriptedRedis is a Redis that says what a test wants. It accepts connections until
-// the test ends.
+// scriptedRedis is a Redis whose answers a test defines. It accepts connections until the test
+// ends.
 type scriptedRedis struct {
 	// Set once.
 	t      *testing.T
 	l      net.Listener
-	answer func(n int, args []string) string // n counts the commands of a connection
+	answer func(n int, args []string) string // n counts the commands on a connection
 }
 
-// startScripted gives the address of a scripted server.
+// startScripted returns the address of a scripted server.
 func startScripted(t *testing.T, answer func(n int, args []string) string) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -41,7 +41,7 @@ func startScripted(t *testing.T, answer func(n int, args []string) string) strin
 	return l.Addr().String()
 }
 
-// accept ends when the listener is closed.
+// accept runs until the listener is closed.
 func (s *scriptedRedis) accept(done chan<- struct{}) {
 	defer close(done)
 	for {
@@ -54,7 +54,7 @@ func (s *scriptedRedis) accept(done chan<- struct{}) {
 	}
 }
 
-// serve ends when the connection does.
+// serve runs until the connection ends.
 func (s *scriptedRedis) serve(conn net.Conn) {
 	r := bufio.NewReader(conn)
 	for n := 0; ; n++ {
@@ -96,7 +96,7 @@ func readCommand(r *bufio.Reader) ([]string, error) {
 	return args, nil
 }
 
-// bulkArray is a reply of strings: a hash, when there are fields and values in turn.
+// bulkArray is a reply of strings: a hash, if fields and values alternate.
 func bulkArray(text ...string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "*%d\r\n", len(text))
@@ -150,7 +150,7 @@ func TestInvalidRepliesAreNeverARoute(t *testing.T) {
 				return normalReply(args)
 			})
 			r := newRouter(t, dialRedis(t, RedisConfig{Addresses: []string{address}}))
-			known, stranger := user(t, "known"), user(t, "stranger")
+			known, unknown := user(t, "known"), user(t, "unknown")
 			if got, err := r.Lookup(t.Context(), known); err != nil || got.Backend != "east" {
 				t.Fatalf("while all was well: %+v, %v", got, err)
 			}
@@ -159,25 +159,25 @@ func TestInvalidRepliesAreNeverARoute(t *testing.T) {
 			if got, err := r.Lookup(t.Context(), known); err != nil || got.Backend != "east" || got.Origin != OriginStale {
 				t.Errorf("a known user: %+v, %v", got, err)
 			}
-			if got, err := r.Lookup(t.Context(), stranger); !errors.Is(err, ErrUnavailable) {
-				t.Errorf("a stranger: %+v, %v", got, err)
+			if got, err := r.Lookup(t.Context(), unknown); !errors.Is(err, ErrUnavailable) {
+				t.Errorf("an unknown user: %+v, %v", got, err)
 			}
 			faulty.Store(false)
-			testbed.Eventually(t, testbed.Timeout, "the stranger to be found", func() bool {
-				got, err := r.Lookup(t.Context(), stranger)
+			testbed.Eventually(t, testbed.Timeout, "the unknown user to be found", func() bool {
+				got, err := r.Lookup(t.Context(), unknown)
 				return err == nil && got.Backend == "east"
 			})
 		})
 	}
 }
 
-// One reply too many, or one lost, would make every later reply on the connection
-// another user's.
+// One reply too many, or one lost, would assign every later reply on the connection to another
+// user.
 func TestShiftedRepliesAreRejected(t *testing.T) {
 	for name, shift := range map[string]string{
-		"one too many":                  bulkArray("backend", "west"),
-		"one too many, an echo":         "$3\r\nabc\r\n",
-		"one too many, somebody else's": bulkArray("backend", "west", "user", "mallory"),
+		"one too many":                 bulkArray("backend", "west"),
+		"one too many, an echo":        "$3\r\nabc\r\n",
+		"one too many, another user's": bulkArray("backend", "west", "user", "mallory"),
 	} {
 		t.Run(name, func(t *testing.T) {
 			var once atomic.Bool
@@ -191,7 +191,7 @@ func TestShiftedRepliesAreRejected(t *testing.T) {
 			for i := range 20 {
 				u := user(t, fmt.Sprint("u", i))
 				if got, err := r.Lookup(t.Context(), u); err == nil && got.Backend != "east" {
-					t.Fatalf("%s goes where another's record says: %+v", u, got)
+					t.Fatalf("%s gets another user's route: %+v", u, got)
 				} else if err != nil && !errors.Is(err, ErrUnavailable) {
 					t.Fatalf("%s: %v", u, err)
 				} else if i > 10 && err != nil {
@@ -203,7 +203,7 @@ func TestShiftedRepliesAreRejected(t *testing.T) {
 }
 
 func TestASilentServerTimesOut(t *testing.T) {
-	// The kernel accepts; nobody ever reads.
+	// The kernel accepts the connection, and the server never reads.
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -215,7 +215,7 @@ func TestASilentServerTimesOut(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := r.Lookup(t.Context(), user(t, "next")); !errors.Is(err, errBreakerOpen) { // which is not asked
+	if _, err := r.Lookup(t.Context(), user(t, "next")); !errors.Is(err, errBreakerOpen) { // without a query
 		t.Errorf("after many failures: %v", err)
 	}
 }
@@ -262,13 +262,13 @@ func FuzzMessage(f *testing.F) {
 	})
 }
 
-// readMessage parses in as if a node had said it and hung up.
+// readMessage parses in as if a node had sent it and closed the connection.
 func readMessage(in string) (message, error) {
 	w := &respConn{r: bufio.NewReader(strings.NewReader(in)), valuesLeft: maxValues}
 	return w.readValue(0)
 }
 
-// String shows a message to a test.
+// String formats a message for tests.
 func (m message) String() string {
 	if m.list == nil && !strings.ContainsRune("*~>%|", rune(m.respType)) {
 		return strconv.Quote(m.text)
@@ -300,7 +300,7 @@ func TestErrorsDoNotContainThePasswordOfRedis(t *testing.T) {
 	if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "WRONGPASS") || strings.Contains(err.Error(), "canary") {
 		t.Errorf("%v", err)
 	}
-	testbed.Eventually(t, testbed.Timeout, "the channel to say why it is down", func() bool {
+	testbed.Eventually(t, testbed.Timeout, "the status to contain the error", func() bool {
 		return strings.Contains(r.invalidator.status().Error, "WRONGPASS")
 	})
 	if why := r.invalidator.status().Error; strings.Contains(why, "canary") {

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// checkSnapshotFile checks what a snapshot file must and must not have.
+// checkSnapshotFile checks that a snapshot file contains has, and not hasNot.
 func checkSnapshotFile(t *testing.T, path, has, hasNot string) {
 	t.Helper()
 	text, err := os.ReadFile(path)
@@ -32,7 +32,7 @@ func checkSnapshotFile(t *testing.T, path, has, hasNot string) {
 	}
 }
 
-// routerWithSnapshot makes a Router whose Redis is away and whose snapshot is text.
+// routerWithSnapshot returns a Router whose Redis is down and whose snapshot is text.
 func routerWithSnapshot(t *testing.T, text string) *Router {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "routes.json")
@@ -119,7 +119,7 @@ func TestASnapshotPreservesAges(t *testing.T) {
 		o.fail(nil, 0)
 		alice := user(t, "alice")
 		o.set(alice, MatchUser, "east")
-		for range 3 { // each life learns nothing new
+		for range 3 { // each process learns nothing new
 			if _, err := r.Lookup(t.Context(), alice); err != nil {
 				t.Fatal(err)
 			}
@@ -182,11 +182,11 @@ func TestASnapshotIsWrittenOnlyWhenSomethingChanged(t *testing.T) {
 	if err := r.saveSnapshot(); err != nil {
 		t.Fatal(err)
 	}
-	checkSnapshotFile(t, file, "east", "west") // what could not be written was not forgotten
+	checkSnapshotFile(t, file, "east", "west") // the failed write was repeated
 }
 
-// A file that somebody else may have written says where nobody's mail is, and a
-// FIFO keeps no gateway from starting.
+// A file that another user may have written decides no route, and a FIFO does not keep a
+// gateway from starting.
 func TestAnUntrustedSnapshotFileIsIgnored(t *testing.T) {
 	good := `{"version":1,"routes":[{"user":"alice","backend":"east","source":"user","learned":"` + time.Now().UTC().Format(time.RFC3339) + `"}]}`
 	for name, change := range map[string]func(file string) error{
@@ -195,7 +195,7 @@ func TestAnUntrustedSnapshotFileIsIgnored(t *testing.T) {
 		"a symbolic link":   func(file string) error { return errors.Join(os.Rename(file, file+"2"), os.Symlink(file+"2", file)) },
 		"writable by all":   func(file string) error { return os.Chmod(file, 0o602) },
 		"writable by group": func(file string) error { return os.Chmod(file, 0o660) },
-		"too large":         func(file string) error { return os.Truncate(file, maxSnapshot+1) }, // a hole
+		"too large":         func(file string) error { return os.Truncate(file, maxSnapshot+1) }, // a sparse file
 	} {
 		file := filepath.Join(t.TempDir(), "routes.json")
 		writeFile(t, file, good)
@@ -206,7 +206,7 @@ func TestAnUntrustedSnapshotFileIsIgnored(t *testing.T) {
 			t.Fatal(err)
 		}
 		if CheckSnapshot(file) == nil {
-			t.Errorf("%s: nothing is wrong with it", name)
+			t.Errorf("%s: no error", name)
 		}
 		r := routerWithFile(t, file, newFakeStore())
 		if got, err := r.Lookup(t.Context(), user(t, "alice")); !errors.Is(err, ErrUnavailable) {
@@ -217,7 +217,7 @@ func TestAnUntrustedSnapshotFileIsIgnored(t *testing.T) {
 		t.Errorf("one that is missing: %v", err)
 	}
 	if os.Geteuid() != 0 {
-		return // files can't be given away
+		return // only root can change the owner
 	}
 	file := filepath.Join(t.TempDir(), "routes.json")
 	writeFile(t, file, good)

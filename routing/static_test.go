@@ -96,7 +96,7 @@ func TestRoutesOfAnAuthServerAreUnavailableToLookup(t *testing.T) {
 	}
 	u := user(t, "alice@example.org")
 	if _, err := r.Lookup(t.Context(), u); !errors.Is(err, ErrUnavailable) {
-		t.Errorf("lookup: %v", err) // which keeps a live session where it is
+		t.Errorf("lookup: %v", err) // which keeps a live session on its backend
 	}
 	if x := r.Explain(t.Context(), u); x.Outcome != OutcomeUnavailable || len(x.Steps) != 1 {
 		t.Errorf("explained as %+v", x)

@@ -14,7 +14,7 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// redisLossTest is a Router that knows some users of a real Redis.
+// redisLossTest is a Router with entries for some users of a real Redis.
 type redisLossTest struct {
 	// Set once.
 	*testing.T
@@ -23,10 +23,9 @@ type redisLossTest struct {
 	alarm atomic.Bool
 }
 
-const lossTestUsers = 30 // enough for each third of a cluster to have some
+const lossTestUsers = 30 // enough for every primary of a cluster to have some
 
-// newRedisLossTest writes a record for each user, opens a Router that asks for each, and
-// runs it.
+// newRedisLossTest writes a record for each user, runs a Router and looks all users up.
 func newRedisLossTest(t *testing.T, rdb redis.UniversalClient, write func(...string) string, change ...func(*Config)) *redisLossTest {
 	t.Helper()
 	b := &redisLossTest{T: t, users: makeUsers(t, lossTestUsers)}
@@ -56,8 +55,8 @@ func (b *redisLossTest) writeRecords(cli func(...string) string) {
 	}
 }
 
-// awaitLoss checks that nobody is denied until an alarm is raised, and once more.
-func (b *redisLossTest) awaitLoss(users []identity.User, strangers ...string) {
+// awaitLoss checks that no user is denied until an alarm is raised, and once after that.
+func (b *redisLossTest) awaitLoss(users []identity.User, unknownUsers ...string) {
 	b.Helper()
 	testbed.Eventually(b, testbed.Timeout, "an alarm", func() bool {
 		raised := b.alarm.Load()
@@ -69,7 +68,7 @@ func (b *redisLossTest) awaitLoss(users []identity.User, strangers ...string) {
 				b.Fatalf("%s has the password %q, %v", u, hash.Reveal(), err)
 			}
 		}
-		for _, name := range strangers {
+		for _, name := range unknownUsers {
 			if got, err := b.r.Lookup(b.Context(), user(b, name)); !errors.Is(err, ErrUnavailable) {
 				b.Fatalf("%s: %+v, %v", name, got, err)
 			}
@@ -81,11 +80,12 @@ func (b *redisLossTest) awaitLoss(users []identity.User, strangers ...string) {
 	})
 }
 
-// awaitRecovery waits for the end of the alarm, and for strangers to be unknown again.
-func (b *redisLossTest) awaitRecovery(strangers ...string) {
+// awaitRecovery waits for the end of the alarm, and for users without a record to be unknown
+// again.
+func (b *redisLossTest) awaitRecovery(unknownUsers ...string) {
 	b.Helper()
 	testbed.Eventually(b, testbed.Timeout, "the alarm to end", func() bool { return !b.alarm.Load() })
-	for _, name := range strangers {
+	for _, name := range unknownUsers {
 		testbed.Eventually(b, testbed.Timeout, name+" to be unknown", func() bool {
 			_, err := b.r.Lookup(b.Context(), user(b, name))
 			return errors.Is(err, ErrNoUser)
@@ -111,10 +111,10 @@ func TestLostRecordsDenyNoUser(t *testing.T) {
 			s := testbed.StartRedis(t)
 			b := newRedisLossTest(t, dialSingle(t, s), s.CLI)
 			clearStore(s)
-			b.awaitLoss(b.users, "stranger")
+			b.awaitLoss(b.users, "unknown")
 			b.writeRecords(s.CLI)
 			s.CLI("del", "imapgate:default")
-			b.awaitRecovery("stranger")
+			b.awaitRecovery("unknown")
 			for _, u := range b.users {
 				awaitBackend(t, b.r, u, "east")
 			}
@@ -130,10 +130,10 @@ func TestAFailoverToAnEmptyReplicaDeniesNoUser(t *testing.T) {
 		awaitReplica(t, s.Servers()[1], lossTestUsers)
 		flushReplica(s.Servers()[1])
 		s.Failover()
-		b.awaitLoss(b.users) // before go-redis has heard of it, the old primary answers
-		b.awaitLoss(b.users, "stranger")
+		b.awaitLoss(b.users) // until go-redis notices, the old primary answers
+		b.awaitLoss(b.users, "unknown")
 		b.writeRecords(s.Primary().CLI)
-		b.awaitRecovery("stranger")
+		b.awaitRecovery("unknown")
 	})
 	t.Run("cluster", func(t *testing.T) {
 		t.Parallel()
@@ -143,7 +143,7 @@ func TestAFailoverToAnEmptyReplicaDeniesNoUser(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		awaitReplica(t, c.Nodes[3], held) // what came after the flush would be there
+		awaitReplica(t, c.Nodes[3], held) // what arrives after the flush would stay
 		flushReplica(c.Nodes[3])
 		c.Failover()
 		b.awaitLoss(b.users, userOnNode(t, c, c.Nodes[0]))
@@ -153,24 +153,24 @@ func TestAFailoverToAnEmptyReplicaDeniesNoUser(t *testing.T) {
 // awaitReplica waits until a replica has n keys.
 func awaitReplica(t *testing.T, replica *testbed.Redis, n int) {
 	t.Helper()
-	testbed.Eventually(t, testbed.Timeout, "the replica to be in step", func() bool { return replica.CLI("dbsize") == fmt.Sprint(n) })
+	testbed.Eventually(t, testbed.Timeout, "the replica to be in sync", func() bool { return replica.CLI("dbsize") == fmt.Sprint(n) })
 }
 
-// flushReplica takes its copy from a replica, as a fault would.
+// flushReplica removes a replica's copy, as a fault would.
 func flushReplica(replica *testbed.Redis) {
 	replica.CLI("config", "set", "replica-read-only", "no")
 	replica.CLI("flushall")
 }
 
-// userOnNode names a user without a record, whose record would be on a node.
+// userOnNode returns a user without a record, whose record would be on a node.
 func userOnNode(t *testing.T, c *testbed.RedisCluster, n *testbed.Redis) string {
 	t.Helper()
 	for i := range 100 {
-		if name := fmt.Sprintf("stranger%d@example.org", i); c.PrimaryOf("imapgate:user:"+name) == n {
+		if name := fmt.Sprintf("unknown%d@example.org", i); c.PrimaryOf("imapgate:user:"+name) == n {
 			return name
 		}
 	}
-	t.Fatal("no name leads to the node")
+	t.Fatal("no user name belongs to the node")
 	return ""
 }
 
@@ -183,8 +183,8 @@ func TestALostClusterNodeDeniesNoUser(t *testing.T) {
 	if x := b.r.Explain(t.Context(), b.users[0]); x.Store.State != StoreEmptied || x.Store.Node != lost.Address || x.Store.Missing == 0 {
 		t.Errorf("explained as %+v", x.Store)
 	}
-	// Elsewhere a user is unknown, and deleted, as ever. The domain's record and the
-	// default would have to be known to be absent, too.
+	// On other nodes users are unknown, or deleted, as before. The records of the domain and
+	// the default must also be known to be absent.
 	for _, u := range b.users {
 		if key := "imapgate:user:" + u.String(); c.PrimaryOf(key) == intact {
 			c.CLI("hset", key, "backend", "west")
@@ -239,11 +239,11 @@ func TestARestartWithASnapshotDetectsAnEmptyRedis(t *testing.T) {
 				s.CLI("flushall")
 			}
 			second := newRedisLossTest(t, dialSingle(t, s), nil, keep, func(c *Config) { c.Prefix = prefix })
-			second.awaitLoss(second.users, "stranger")
+			second.awaitLoss(second.users, "unknown")
 			if err := second.r.AcceptEmpty(t.Context(), "carol"); err != nil {
 				t.Fatal(err)
 			}
-			second.awaitRecovery("stranger", second.users[0].String())
+			second.awaitRecovery("unknown", second.users[0].String())
 			if x := second.r.Explain(t.Context(), second.users[0]); x.Store.AcceptedBy != "carol" || x.Store.State == StoreEmptied {
 				t.Errorf("explained as %+v", x.Store)
 			}
@@ -263,7 +263,7 @@ func TestAcceptEmptyAppliesToAllNodesOfACluster(t *testing.T) {
 	if err := operator.AcceptEmpty(context.Background(), "carol"); err != nil {
 		t.Fatal(err)
 	}
-	b.awaitRecovery("stranger")
+	b.awaitRecovery("unknown")
 	testbed.Eventually(t, testbed.Timeout, "a user to be unknown", func() bool {
 		_, err := b.r.Lookup(t.Context(), b.users[0])
 		return errors.Is(err, ErrNoUser)

@@ -13,7 +13,7 @@ import (
 	"imapgate/internal/identity"
 )
 
-// lossTest is a cache that watches a store with records, in a bubble.
+// lossTest is a cache that inspects a store with records, in a bubble.
 type lossTest struct {
 	// Set once.
 	*testing.T
@@ -25,7 +25,7 @@ type lossTest struct {
 	alarms []StoreStatus // Guarded by mu.
 }
 
-// runLossTest runs a test of a store that had a record of each of n users.
+// runLossTest runs a test of a store that had a record for each of n users.
 func runLossTest(t *testing.T, n int, f func(t *testing.T, s *lossTest)) {
 	t.Helper()
 	runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) {
@@ -39,10 +39,10 @@ func runLossTest(t *testing.T, n int, f func(t *testing.T, s *lossTest)) {
 	})
 }
 
-// startInspections watches until the test ends.
+// startInspections runs inspections until the test ends.
 func (s *lossTest) startInspections() {
 	done := make(chan struct{})
-	ctx := s.Context() // ends before what Cleanup does
+	ctx := s.Context() // ends before the functions of Cleanup
 	go func() {
 		defer close(done)
 		s.runInspections(ctx, func(st StoreStatus) {
@@ -54,7 +54,7 @@ func (s *lossTest) startInspections() {
 	s.Cleanup(func() { <-done })
 }
 
-// clearRecords takes every record away, and brings none back.
+// clearRecords removes all records and returns them.
 func (o *fakeStore) clearRecords() (before map[identity.User]decision) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -62,10 +62,10 @@ func (o *fakeStore) clearRecords() (before map[identity.User]decision) {
 	return before
 }
 
-func (o *fakeStore) restore(says map[identity.User]decision) {
+func (o *fakeStore) restore(restored map[identity.User]decision) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for u, a := range says {
+	for u, a := range restored {
 		o.records[u] = a
 	}
 }
@@ -76,7 +76,7 @@ func (o *fakeStore) acceptLoss(at int64, by string) {
 	o.acceptance = acceptance{At: at, By: by}
 }
 
-// checkAlarms checks what was told so far.
+// checkAlarms checks the reported alarms.
 func (s *lossTest) checkAlarms(states ...string) {
 	s.Helper()
 	s.mu.Lock()
@@ -86,11 +86,11 @@ func (s *lossTest) checkAlarms(states ...string) {
 		got = append(got, st.State)
 	}
 	if strings.Join(got, " ") != strings.Join(states, " ") {
-		s.Errorf("told %q, want %q", got, states)
+		s.Errorf("alarms %q, want %q", got, states)
 	}
 }
 
-// checkLastGood checks that users have their last good answer.
+// checkLastGood checks that lookups return the last good route.
 func (s *lossTest) checkLastGood(users ...identity.User) {
 	s.Helper()
 	for _, u := range users {
@@ -104,14 +104,14 @@ func TestLostRecordsMakeUnknownUsersUnavailable(t *testing.T) {
 	for name, hint := range map[string]bool{"flushed": true, "swapped": false} {
 		t.Run(name, func(t *testing.T) {
 			runLossTest(t, 20, func(t *testing.T, s *lossTest) {
-				stranger := user(t, "stranger")
+				unknown := user(t, "unknown")
 				before := s.o.clearRecords()
 				if hint {
 					s.suspectAll()
 				}
 				for range 40 { // 20 s
 					s.checkLastGood(s.users...)
-					checkUnavailable(t, s.cache, stranger)
+					checkUnavailable(t, s.cache, unknown)
 					advance(500 * time.Millisecond)
 				}
 				s.checkAlarms(StoreEmptied)
@@ -120,10 +120,10 @@ func TestLostRecordsMakeUnknownUsersUnavailable(t *testing.T) {
 				}
 				advance(2 * time.Hour)
 				s.checkLastGood(s.users...)
-				checkUnavailable(t, s.cache, stranger)
+				checkUnavailable(t, s.cache, unknown)
 				s.o.restore(before)
 				advance(2 * emptiedInterval)
-				checkBackend(t, s.cache, stranger, "", OriginRedis)
+				checkBackend(t, s.cache, unknown, "", OriginRedis)
 				checkBackend(t, s.cache, s.users[3], "east", OriginRedis)
 				s.checkAlarms(StoreEmptied, StoreHolding)
 			})
@@ -131,19 +131,19 @@ func TestLostRecordsMakeUnknownUsersUnavailable(t *testing.T) {
 	}
 }
 
-// A question that is under way when the records go has no channel to warn it.
+// A query that runs while the records are lost is not warned by an invalidation.
 func TestTheFirstReadAfterALossIsNotTrusted(t *testing.T) {
-	runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) { // nobody watches
+	runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) { // without inspections
 		alice, bob := user(t, "alice"), user(t, "bob@example.org")
 		o.set(alice, MatchUser, "east")
 		checkBackend(t, c, alice, "east", OriginRedis)
 		o.clearRecords()
 		o.set(user(t, "someone@example.org"), MatchDomain, "west") // the domain's record is back first
-		checkUnavailable(t, c, user(t, "nobody"))
+		checkUnavailable(t, c, user(t, "unknown"))
 		o.mu.Lock()
 		o.records[bob] = decision{match: MatchDomain, backend: "west", state: stateActive}
 		o.mu.Unlock()
-		checkUnavailable(t, c, bob) // who may have had a record
+		checkUnavailable(t, c, bob) // bob may have had a record
 	})
 }
 
@@ -157,10 +157,10 @@ func TestALossIsDetectedWithoutLookups(t *testing.T) {
 
 func TestAnEmptyStoreDeniesUnknownUsers(t *testing.T) {
 	runLossTest(t, 0, func(t *testing.T, s *lossTest) {
-		checkBackend(t, s.cache, user(t, "nobody"), "", OriginRedis)
+		checkBackend(t, s.cache, user(t, "unknown"), "", OriginRedis)
 		s.suspectAll()
 		advance(time.Minute)
-		checkBackend(t, s.cache, user(t, "nobody"), "", OriginRedis)
+		checkBackend(t, s.cache, user(t, "unknown"), "", OriginRedis)
 		s.checkAlarms()
 		if s.o.inspections != 0 {
 			t.Errorf("it was inspected %d times", s.o.inspections)
@@ -176,12 +176,12 @@ func TestInvalidatedDeletionsAreTrustedDownToTheLastRecord(t *testing.T) {
 			checkBackend(t, s.cache, u, "", OriginRedis)
 		}
 		advance(time.Minute)
-		checkBackend(t, s.cache, user(t, "nobody"), "", OriginRedis)
+		checkBackend(t, s.cache, user(t, "unknown"), "", OriginRedis)
 		s.checkAlarms()
 	})
 }
 
-// A script that deletes all records meets the question which of them are there.
+// A script may delete all records during an inspection.
 func TestADeletionDuringAnInspectionIsTrusted(t *testing.T) {
 	runLossTest(t, 3, func(t *testing.T, s *lossTest) {
 		var gone atomic.Int32
@@ -196,17 +196,17 @@ func TestADeletionDuringAnInspectionIsTrusted(t *testing.T) {
 		s.o.mu.Unlock()
 		advance(time.Minute)
 		if int(gone.Load()) < len(s.users) {
-			t.Fatal("nothing was asked")
+			t.Fatal("there was no inspection")
 		}
 		for _, u := range s.users {
 			checkBackend(t, s.cache, u, "", OriginRedis)
 		}
-		checkBackend(t, s.cache, user(t, "nobody"), "", OriginRedis)
+		checkBackend(t, s.cache, user(t, "unknown"), "", OriginRedis)
 		s.checkAlarms()
 	})
 }
 
-// The name of a record comes on another connection than its absence.
+// An invalidation comes on another connection than the missing record.
 func TestAnInvalidationAfterTheAbsenceIsInTime(t *testing.T) {
 	runLossTest(t, 1, func(t *testing.T, s *lossTest) {
 		alice := s.users[0]
@@ -222,14 +222,14 @@ func TestAnInvalidationAfterTheAbsenceIsInTime(t *testing.T) {
 	})
 }
 
-// HSET names a record, too: what follows it is still a loss.
+// HSET causes an invalidation, too; a flush after it is still a loss.
 func TestAFlushAfterAChangeIsALoss(t *testing.T) {
 	runLossTest(t, 2, func(t *testing.T, s *lossTest) {
 		for _, u := range s.users {
 			s.invalidateKeys(s.keys, []string{s.keys.user(u)})
 		}
 		s.o.clearRecords()
-		s.suspectAll() // as a flush is told, behind the names
+		s.suspectAll() // as after a flush, after the invalidations
 		advance(2 * lossConfirmDelay)
 		s.checkLastGood(s.users...)
 		s.checkAlarms(StoreEmptied)
@@ -264,7 +264,7 @@ func TestNewRecordsDoNotEndALoss(t *testing.T) {
 		}
 		advance(time.Hour)
 		s.checkLastGood(s.users...)
-		checkUnavailable(t, s.cache, user(t, "stranger"))
+		checkUnavailable(t, s.cache, user(t, "unknown"))
 		s.checkAlarms(StoreEmptied)
 	})
 }
@@ -277,14 +277,14 @@ func TestHalfOfTheRecordsEndALossWhenRecoveryStops(t *testing.T) {
 		for _, u := range s.users[:8] { // restored one by one
 			s.o.restore(map[identity.User]decision{u: before[u]})
 			advance(recoveryTimeout / 2)
-			checkUnavailable(t, s.cache, user(t, "stranger"))
+			checkUnavailable(t, s.cache, user(t, "unknown"))
 			s.checkLastGood(s.users...)
 		}
 		s.checkAlarms(StoreEmptied)
 		advance(recoveryTimeout)
 		s.checkAlarms(StoreEmptied, StoreHolding)
-		checkBackend(t, s.cache, user(t, "stranger"), "", OriginRedis)
-		s.checkLastGood(s.users[9]) // whose record has now to be missing twice, as ever
+		checkBackend(t, s.cache, user(t, "unknown"), "", OriginRedis)
+		s.checkLastGood(s.users[9]) // its record must again be missing twice
 		advance(confirmDelay)
 		checkBackend(t, s.cache, s.users[9], "", OriginRedis)
 	})
@@ -292,17 +292,17 @@ func TestHalfOfTheRecordsEndALossWhenRecoveryStops(t *testing.T) {
 
 func TestAcceptEmptyEndsOnlyTheCurrentLoss(t *testing.T) {
 	runLossTest(t, 10, func(t *testing.T, s *lossTest) {
-		s.o.acceptLoss(100, "carol") // of long ago
+		s.o.acceptLoss(100, "carol") // an old acceptance
 		advance(time.Minute)
 		s.o.clearRecords()
 		s.suspectAll()
 		advance(2 * lossConfirmDelay)
-		checkUnavailable(t, s.cache, user(t, "stranger")) // an old word is none
+		checkUnavailable(t, s.cache, user(t, "unknown")) // it does not apply
 		s.o.acceptLoss(200, "dave")
 		advance(2 * emptiedInterval)
-		checkBackend(t, s.cache, user(t, "stranger"), "", OriginRedis)
+		checkBackend(t, s.cache, user(t, "unknown"), "", OriginRedis)
 		checkBackend(t, s.cache, s.users[0], "", OriginRedis)
-		s.checkAlarms(StoreEmptied, "") // nothing is known of what it held
+		s.checkAlarms(StoreEmptied, "") // the sample is empty
 		if by := s.alarms[1].AcceptedBy; by != "dave" {
 			t.Errorf("ended by %q", by)
 		}
@@ -315,7 +315,7 @@ func TestAcceptEmptyEndsOnlyTheCurrentLoss(t *testing.T) {
 		s.o.clearRecords()
 		s.suspectAll()
 		advance(time.Minute)
-		checkUnavailable(t, s.cache, user(t, "stranger"))
+		checkUnavailable(t, s.cache, user(t, "unknown"))
 		s.checkAlarms(StoreEmptied, "", StoreEmptied)
 	})
 }
@@ -333,12 +333,12 @@ func TestAnAcceptanceBeforeTheStartIsIgnored(t *testing.T) {
 		o.clearRecords()
 		s.suspectAll()
 		advance(2 * lossConfirmDelay)
-		checkUnavailable(t, c, user(t, "stranger"))
+		checkUnavailable(t, c, user(t, "unknown"))
 		s.checkAlarms(StoreEmptied)
 	})
 }
 
-// An operator's word may reach a gateway before the loss does.
+// An acceptance may reach a gateway before it detects the loss.
 func TestAnAcceptanceAppliesToALossDetectedSoonAfter(t *testing.T) {
 	runLossTest(t, 10, func(t *testing.T, s *lossTest) {
 		advance(holdingInterval)
@@ -346,7 +346,7 @@ func TestAnAcceptanceAppliesToALossDetectedSoonAfter(t *testing.T) {
 		advance(holdingInterval)
 		s.o.clearRecords()
 		advance(2 * holdingInterval)
-		checkBackend(t, s.cache, user(t, "stranger"), "", OriginRedis)
+		checkBackend(t, s.cache, user(t, "unknown"), "", OriginRedis)
 		s.checkAlarms()
 	})
 }
@@ -381,13 +381,13 @@ func TestALostNodeAffectsOnlyItsUsers(t *testing.T) {
 					o.mu.Unlock()
 				}
 				c.suspectAll()
-				s.checkLastGood(lost...) // before anybody watches
-				checkUnavailable(t, c, user(t, "stranger3"))
+				s.checkLastGood(lost...) // before the first inspection
+				checkUnavailable(t, c, user(t, "unknown3"))
 				s.startInspections()
 				advance(time.Minute)
 				s.checkLastGood(lost...)
-				checkUnavailable(t, c, user(t, "stranger3"))
-				checkBackend(t, c, user(t, "stranger7"), "", OriginRedis)
+				checkUnavailable(t, c, user(t, "unknown3"))
+				checkBackend(t, c, user(t, "unknown7"), "", OriginRedis)
 				for _, u := range intact {
 					checkBackend(t, c, u, "east", OriginRedis)
 				}
@@ -400,7 +400,7 @@ func TestALostNodeAffectsOnlyItsUsers(t *testing.T) {
 	}
 }
 
-// A failover may be noticed while a question is under way.
+// A failover may be noticed during a query.
 func TestAReadFromARemovedNodeIsNotTrusted(t *testing.T) {
 	runWithCache(t, func(t *testing.T, c *cache, o *fakeStore) {
 		o.nodes = nodeByUser("a", "b")
@@ -411,10 +411,10 @@ func TestAReadFromARemovedNodeIsNotTrusted(t *testing.T) {
 		for _, u := range makeUsers(t, 5) {
 			o.set(u, MatchNone, "")
 		}
-		stranger := user(t, "stranger3")
-		plan := c.planRead(t.Context(), stranger)
+		unknown := user(t, "unknown3")
+		plan := c.planRead(t.Context(), unknown)
 		o.nodes = nodeByUser("c", "b")
-		r, err := o.read(t.Context(), stranger, plan.samples)
+		r, err := o.read(t.Context(), unknown, plan.samples)
 		if err != nil || len(r.missingSamples) == 0 {
 			t.Fatalf("%+v, %v", r, err)
 		}
@@ -423,12 +423,12 @@ func TestAReadFromARemovedNodeIsNotTrusted(t *testing.T) {
 			c.inspectNode(t.Context(), node)
 		}
 		if c.trustsAbsence(plan, r) {
-			t.Error("it is believed")
+			t.Error("the absence is trusted")
 		}
 	})
 }
 
-// addressOf is the node that has a user's record in the sample.
+// addressOf returns the node of a user's record in the sample.
 func (s *sample) addressOf(t *testing.T, u identity.User, k keys) string {
 	t.Helper()
 	for address, n := range s.nodes {
@@ -436,14 +436,14 @@ func (s *sample) addressOf(t *testing.T, u identity.User, k keys) string {
 			return address
 		}
 	}
-	t.Errorf("%s is nowhere", u)
+	t.Errorf("%s is not in the sample", u)
 	return ""
 }
 
 func TestTheSampleIsBounded(t *testing.T) {
 	runLossTest(t, 5*maxSample, func(t *testing.T, s *lossTest) {
 		if n := len(s.sample.nodeByKey); n != maxSample || len(s.sample.nodes[""].keys) != n {
-			t.Errorf("%d records are remembered", n)
+			t.Errorf("%d records in the sample", n)
 		}
 		before := s.o.clearRecords()
 		s.suspectAll()
@@ -458,7 +458,7 @@ func TestTheSampleSurvivesARestart(t *testing.T) {
 	for name, text := range map[string]string{
 		"written by this version": "",
 		"written by an earlier one": `{"version":1,"routes":[{"user":"alice","backend":"east","source":"user","learned":"` +
-			"2000-01-01T00:00:00Z" + `"}]}`, // when a bubble's time begins
+			"2000-01-01T00:00:00Z" + `"}]}`, // when time begins in a bubble
 		"of users without routes": `{"version":1,"routes":[],"records":["user:alice","default"]}`,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -480,13 +480,13 @@ func TestTheSampleSurvivesARestart(t *testing.T) {
 				}
 				o := newFakeStore()
 				second := routerWithFile(t, file, o)
-				o.fail(nil, 0) // it answers, and is empty
+				o.fail(nil, 0) // it answers and is empty
 				second.cache.hasLookups = true
 				s := &lossTest{T: t, cache: second.cache, o: o}
 				s.startInspections()
 				for range 20 {
-					if _, err := second.Lookup(t.Context(), user(t, "stranger")); !errors.Is(err, ErrUnavailable) {
-						t.Fatalf("a stranger: %v", err)
+					if _, err := second.Lookup(t.Context(), user(t, "unknown")); !errors.Is(err, ErrUnavailable) {
+						t.Fatalf("an unknown user: %v", err)
 					}
 					advance(time.Second)
 				}
@@ -496,13 +496,13 @@ func TestTheSampleSurvivesARestart(t *testing.T) {
 				}
 				o.acceptLoss(1, "carol")
 				advance(2 * emptiedInterval)
-				checkBackend(t, second.cache, user(t, "stranger"), "", OriginRedis)
+				checkBackend(t, second.cache, user(t, "unknown"), "", OriginRedis)
 				if err := second.saveSnapshot(); err != nil {
 					t.Fatal(err)
 				}
 				third := routerWithFile(t, file, o)
 				if third.cache.acceptance.At != 1 || len(third.cache.sample.nodeByKey) != 0 {
-					t.Errorf("the word is forgotten: %+v, %d records", third.cache.acceptance, len(third.cache.sample.nodeByKey))
+					t.Errorf("the acceptance is lost: %+v, %d records", third.cache.acceptance, len(third.cache.sample.nodeByKey))
 				}
 			})
 		})

@@ -10,8 +10,7 @@ import (
 	"time"
 )
 
-// fakeService is what a Probed is about: its owner's questions count and are
-// answered as err says.
+// fakeService is a service that counts checks and answers them with err.
 type fakeService struct {
 	err     error
 	checks  int
@@ -29,12 +28,12 @@ func TestFailuresDoNotOpenWhileTheCheckSucceeds(t *testing.T) {
 	p := s.newMonitor()
 	for i := range 100 * Threshold {
 		if !p.Allow(t.Context()) {
-			t.Fatalf("left alone after %d questions", i)
+			t.Fatalf("open after %d requests", i)
 		}
 		p.RecordFailure()
 	}
 	if s.checks != 99 || len(s.changes) != 0 {
-		t.Errorf("asked %d questions of its own, told %v", s.checks, s.changes)
+		t.Errorf("%d checks, changes %v", s.checks, s.changes)
 	}
 }
 
@@ -44,23 +43,23 @@ func TestOpensWhenTheCheckFailsAndTriesAgain(t *testing.T) {
 		p := s.newMonitor()
 		for range Threshold {
 			if !p.Allow(t.Context()) {
-				t.Fatal("left alone at once")
+				t.Fatal("open at once")
 			}
 			p.RecordFailure()
 		}
 		for range 1000 {
 			if p.Allow(t.Context()) {
-				t.Fatal("not left alone")
+				t.Fatal("not open")
 			}
 		}
 		if s.checks != 1 {
-			t.Errorf("asked %d times", s.checks)
+			t.Errorf("%d checks", s.checks)
 		}
-		for period := range 2 * Threshold { // one question of a client's in each, which decides nothing
+		for period := range 2 * Threshold { // one client request in each, which fails
 			time.Sleep(TrialInterval * 6 / 5)
 			for i := range 10 {
 				if p.Allow(t.Context()) != (i == 0) || s.checks != 2+period {
-					t.Fatalf("asked %d times after %d pauses, question %d", s.checks, 1+period, i)
+					t.Fatalf("%d checks after %d periods, request %d", s.checks, 1+period, i)
 				}
 			}
 			p.RecordFailure()
@@ -69,16 +68,16 @@ func TestOpensWhenTheCheckFailsAndTriesAgain(t *testing.T) {
 		time.Sleep(TrialInterval * 6 / 5)
 		for range 2 {
 			if !p.Allow(t.Context()) || s.checks != 2+2*Threshold {
-				t.Errorf("not asked again: %d", s.checks)
+				t.Errorf("not closed: %d checks", s.checks)
 			}
 		}
 		if len(s.changes) != 2 || !s.changes[0] || s.changes[1] {
-			t.Errorf("told %v", s.changes)
+			t.Errorf("changes %v", s.changes)
 		}
 	})
 }
 
-// A service that answers clients and never the gateway's own question.
+// A service may answer clients and never the check.
 func TestASuccessfulTrialCloses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &fakeService{err: errors.New("no answer")}
@@ -87,25 +86,25 @@ func TestASuccessfulTrialCloses(t *testing.T) {
 			p.RecordFailure()
 		}
 		if p.Allow(t.Context()) {
-			t.Fatal("not left alone")
+			t.Fatal("not open")
 		}
 		time.Sleep(TrialInterval * 6 / 5)
 		if !p.Allow(t.Context()) || p.Allow(t.Context()) {
-			t.Fatal("not one question of a client's goes through")
+			t.Fatal("not exactly one client request is allowed")
 		}
 		p.RecordSuccess()
 		for range 100 {
 			if !p.Allow(t.Context()) || s.checks != 2 {
-				t.Fatalf("left alone although it answers; asked %d times", s.checks)
+				t.Fatalf("open although the service answers; %d checks", s.checks)
 			}
 		}
 		if len(s.changes) != 2 || !s.changes[0] || s.changes[1] {
-			t.Errorf("told %v", s.changes)
+			t.Errorf("changes %v", s.changes)
 		}
 	})
 }
 
-// newOpenMonitor is a Probed that is open, and due for a probe.
+// newOpenMonitor returns a Monitor that is open and due for a trial.
 func (s *fakeService) newOpenMonitor(t *testing.T, check func(context.Context) error) *Monitor {
 	t.Helper()
 	p := NewMonitor(func(ctx context.Context) error {
@@ -118,7 +117,7 @@ func (s *fakeService) newOpenMonitor(t *testing.T, check func(context.Context) e
 		p.RecordFailure()
 	}
 	if p.Allow(t.Context()) {
-		t.Fatal("not left alone")
+		t.Fatal("not open")
 	}
 	time.Sleep(TrialInterval * 6 / 5)
 	return p
@@ -127,14 +126,14 @@ func (s *fakeService) newOpenMonitor(t *testing.T, check func(context.Context) e
 func TestWaitingCallersShareTheOutcomeOfATrial(t *testing.T) {
 	errNoAnswer := errors.New("no answer")
 	for what, c := range map[string]struct {
-		own    error // of the gateway's own question
+		own    error // result of check
 		client func(*Monitor)
 		want   bool
 	}{
-		"the gateway's own is answered": {nil, func(*Monitor) {}, true},
-		"the client's is answered":      {errNoAnswer, (*Monitor).RecordSuccess, true},
-		"neither is":                    {errNoAnswer, (*Monitor).RecordFailure, false},
-		"nobody says":                   {errNoAnswer, func(*Monitor) {}, false}, // the client is gone
+		"the check is answered":          {nil, func(*Monitor) {}, true},
+		"the client request is answered": {errNoAnswer, (*Monitor).RecordSuccess, true},
+		"neither is":                     {errNoAnswer, (*Monitor).RecordFailure, false},
+		"undecided":                      {errNoAnswer, func(*Monitor) {}, false}, // the client has left
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			answer := make(chan error)
@@ -151,7 +150,7 @@ func TestWaitingCallersShareTheOutcomeOfATrial(t *testing.T) {
 				callers.Go(func() {
 					switch began := time.Now(); {
 					case p.Allow(t.Context()):
-						t.Error("a second probe")
+						t.Error("a second trial")
 					case p.AwaitTrial(t.Context()):
 						allowed.Add(1)
 					case time.Since(began) == 0:
@@ -168,7 +167,7 @@ func TestWaitingCallersShareTheOutcomeOfATrial(t *testing.T) {
 			trial.Wait()
 			callers.Wait()
 			if want := map[bool]int32{true: MaxWaiting}[c.want]; allowed.Load() != want || p.waiting != 0 {
-				t.Errorf("%s: %d go on, %d wait", what, allowed.Load(), p.waiting)
+				t.Errorf("%s: %d allowed, %d wait", what, allowed.Load(), p.waiting)
 			}
 		})
 	}
@@ -185,24 +184,24 @@ func TestCallersDoNotWaitWithoutATrial(t *testing.T) {
 			t.Errorf("waited %v", time.Since(began))
 		}
 		time.Sleep(TrialInterval * 6 / 5)
-		p.Allow(t.Context()) // and its client is silent
+		p.Allow(t.Context()) // its client sends nothing
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second/4)
 		defer cancel()
 		if began = time.Now(); p.AwaitTrial(ctx) || time.Since(began) != time.Second/4 {
-			t.Errorf("waited %v for a client that was gone", time.Since(began))
+			t.Errorf("waited %v for a client that had left", time.Since(began))
 		}
 	})
 }
 
 func TestACanceledCallerDoesNotEndTheCheck(t *testing.T) {
 	s := &fakeService{}
-	p := NewMonitor(func(ctx context.Context) error { s.checks++; return ctx.Err() }, time.Minute, func(bool, error) { t.Error("told") })
+	p := NewMonitor(func(ctx context.Context) error { s.checks++; return ctx.Err() }, time.Minute, func(bool, error) { t.Error("the state changed") })
 	for range Threshold {
 		p.RecordFailure()
 	}
 	canceled, cancel := context.WithCancel(t.Context())
 	cancel()
 	if !p.Allow(canceled) || s.checks != 1 {
-		t.Error("the gateway's own question ended with its caller")
+		t.Error("the check ended with its caller")
 	}
 }

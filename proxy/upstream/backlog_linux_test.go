@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fullBacklog is an address whose accept queue is full: the kernel drops each
-// SYN, as a black hole on the way would.
+// fullBacklog returns an address whose accept queue is full: the kernel drops each SYN, as a
+// black hole would.
 func fullBacklog(t *testing.T) string {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -29,7 +29,7 @@ func fullBacklog(t *testing.T) string {
 		t.Fatal(err)
 	}
 	address := fmt.Sprint("127.0.0.1:", name.(*unix.SockaddrInet4).Port)
-	for range 16 { // one is taken; the rest find no place
+	for range 16 { // the first is accepted; the others exceed the queue
 		nc, err := net.DialTimeout("tcp", address, 100*time.Millisecond)
 		if err != nil {
 			return address
@@ -55,7 +55,7 @@ func TestConnectTimesOutWhenSYNsAreDropped(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 	defer cancel()
 	b = New(Config{Address: b.cfg.Address, TLSMode: NoTLS, ConnectTimeout: time.Hour}, Hooks{}, zap.NewNop())
-	if _, err := b.Login(ctx, testRequest(t)); err == nil { // and not after an hour
+	if _, err := b.Login(ctx, testRequest(t)); err == nil { // not after an hour
 		t.Error("the client's own time does not count")
 	}
 }

@@ -13,7 +13,7 @@ import (
 	"imapgate/internal/imap"
 )
 
-// tokenRequest is request1 of a client that brought a token.
+// tokenRequest is testRequest with a token in place of the password.
 func tokenRequest(t testing.TB) Request {
 	t.Helper()
 	req := testRequest(t)
@@ -33,8 +33,8 @@ func TestATokenIsSentByTheMechanismOfTheBackend(t *testing.T) {
 	for what, steps := range map[string][]string{
 		"both":             {greetingOAuth, "< ID", "< AUTHENTICATE OAUTHBEARER " + encodeBase64(bearerPayload) + "\r\n", "> {I} OK", loginOK},
 		"the old one":      {"> * OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN AUTH=XOAUTH2] hi", "< AUTHENTICATE XOAUTH2 " + encodeBase64(xoauth2Payload) + "\r\n", loginOK},
-		"when asked":       {"> * OK [CAPABILITY IMAP4rev1 AUTH=OAUTHBEARER] hi", "< AUTHENTICATE OAUTHBEARER\r\n", "> + ", "< " + encodeBase64(bearerPayload) + "\r\n", loginOK},
-		"old, when asked":  {"> * OK [CAPABILITY IMAP4rev1 AUTH=XOAUTH2 LOGINDISABLED] hi", "< AUTHENTICATE XOAUTH2\r\n", "> + ", "< " + encodeBase64(xoauth2Payload) + "\r\n", loginOK},
+		"on request":       {"> * OK [CAPABILITY IMAP4rev1 AUTH=OAUTHBEARER] hi", "< AUTHENTICATE OAUTHBEARER\r\n", "> + ", "< " + encodeBase64(bearerPayload) + "\r\n", loginOK},
+		"old, on request":  {"> * OK [CAPABILITY IMAP4rev1 AUTH=XOAUTH2 LOGINDISABLED] hi", "< AUTHENTICATE XOAUTH2\r\n", "> + ", "< " + encodeBase64(xoauth2Payload) + "\r\n", loginOK},
 		"a list and no AS": {"> * OK hi", "< CAPABILITY", "> * CAPABILITY IMAP4rev1 AUTH=oauthbearer SASL-IR\r\n{C} OK", "< AUTHENTICATE OAUTHBEARER " + encodeBase64(bearerPayload), loginOK},
 	} {
 		for _, login := range []string{Passthrough, OAuthLogin} {
@@ -67,8 +67,8 @@ func TestARejectedTokenIsDenied(t *testing.T) {
 	}
 }
 
-// A token that could not be verified is not refused, wherever the backend says so:
-// in the code, or, as Dovecot 2.4, in the challenge alone.
+// A token that could not be verified is not denied. The backend may report that in the code or,
+// as Dovecot 2.4, only in the challenge.
 func TestAnUnverifiableTokenIsNotDenied(t *testing.T) {
 	for what, c := range map[string]struct {
 		challenge, end string
@@ -104,11 +104,11 @@ func TestTheChallengeOfARefusalCannotBeMisused(t *testing.T) {
 		result string
 	}{
 		"two challenges":          {[]string{"> + ", "< AQ==", "> + again"}, ResultProtocol},
-		"an OK behind it":         {[]string{"> + ", "< AQ==", loginOK}, ResultProtocol},
-		"BYE behind it":           {[]string{"> + ", "< AQ==", "> * BYE"}, ResultClosed},
-		"PREAUTH behind it":       {[]string{"> + ", "< AQ==", "> * PREAUTH"}, ResultProtocol},
+		"an OK after it":          {[]string{"> + ", "< AQ==", loginOK}, ResultProtocol},
+		"BYE after it":            {[]string{"> + ", "< AQ==", "> * BYE"}, ResultClosed},
+		"PREAUTH after it":        {[]string{"> + ", "< AQ==", "> * PREAUTH"}, ResultProtocol},
 		"an end":                  {[]string{"> + ", "< AQ==", "fin"}, ResultClosed},
-		"BAD behind it":           {[]string{"> + ", "< AQ==", "> {L} BAD no"}, ResultNotAccepted},
+		"BAD after it":            {[]string{"> + ", "< AQ==", "> {L} BAD no"}, ResultNotAccepted},
 		"another tag":             {[]string{"> + ", "< AQ==", "> a1 NO"}, ResultProtocol},
 		"BAD":                     {[]string{"> {L} BAD what", "fin"}, ResultNotAccepted},
 		"its words in an error":   {[]string{"> {L} BAD AUTHENTICATE " + canary, "fin"}, ResultNotAccepted},
@@ -121,7 +121,7 @@ func TestTheChallengeOfARefusalCannotBeMisused(t *testing.T) {
 			t.Errorf("%s: %v, %s", what, a.err, a.result)
 		}
 	}
-	// PLAIN has no such challenge, whatever the backend offers besides.
+	// PLAIN has no such challenge, whatever other mechanisms the backend offers.
 	a := logIn(t, Config{TLSMode: NoTLS}, testRequest(t), append(front, "> + ")...)
 	if a.finish(); !errors.Is(a.err, errContinuation) {
 		t.Errorf("a password: %v", a.err)
@@ -153,19 +153,19 @@ func TestATokenIsNotSentWithoutAMechanism(t *testing.T) {
 	}
 	b := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS, Login: OAuthLogin}, Hooks{}, zap.NewNop())
 	if _, err := b.Login(t.Context(), testRequest(t)); !errors.Is(err, errNoToken) || !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrDenied) {
-		t.Errorf("a password where only tokens are taken: %v", err)
+		t.Errorf("a password where only tokens are accepted: %v", err)
 	}
 	for _, bad := range []string{"a b", "a\x01b", "a\r\nb", "a\x00", strings.Repeat("t", identity.MaxToken+1)} {
-		who := tokenRequest(t)
-		who.Token = identity.NewSecret(bad)
-		if _, err := b.Login(t.Context(), who); !errors.Is(err, ErrDenied) {
+		req := tokenRequest(t)
+		req.Token = identity.NewSecret(bad)
+		if _, err := b.Login(t.Context(), req); !errors.Is(err, ErrDenied) {
 			t.Errorf("%.10q: %v", bad, err)
 		}
 	}
 }
 
-// A token that does not fit a command's line goes when it is asked for. A backend that
-// does not read it to its end says nothing of the token, nor of its own health.
+// A token that does not fit a command's line is sent after a continuation request. A backend
+// that does not read it to its end shows nothing about the token or its own health.
 func TestALongTokenIsSentAfterAContinuation(t *testing.T) {
 	req := tokenRequest(t)
 	req.Token = identity.NewSecret(canary + strings.Repeat("t", identity.MaxToken-len(canary)))
@@ -188,7 +188,7 @@ func TestALongTokenIsSentAfterAContinuation(t *testing.T) {
 
 func TestFailuresCausedByClientsDoNotAffectHealth(t *testing.T) {
 	for what, c := range map[string]struct {
-		who   Request
+		req   Request
 		steps []string
 	}{
 		"a token where none is taken": {tokenRequest(t), []string{"> * OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] hi"}},
@@ -199,7 +199,7 @@ func TestFailuresCausedByClientsDoNotAffectHealth(t *testing.T) {
 			result := ""
 			b := New(Config{Address: startScripted(t, &scriptedBackend{steps: c.steps}), TLSMode: NoTLS}, Hooks{OnConnect: func(r string) { result = r }}, zap.NewNop())
 			b.health.failingSince = since
-			if _, err := b.Login(t.Context(), c.who); !errors.Is(err, ErrUnavailable) || result != ResultNotAccepted || !b.health.failingSince.Equal(since) {
+			if _, err := b.Login(t.Context(), c.req); !errors.Is(err, ErrUnavailable) || result != ResultNotAccepted || !b.health.failingSince.Equal(since) {
 				t.Errorf("%s: %v, %s; it has failed since %v, and had since %v", what, err, result, b.health.failingSince, since)
 			}
 		}

@@ -10,8 +10,7 @@ import (
 	"go.uber.org/zap"
 )
 
-// instantBackend is a backend that answers every login at once, as a measure of our own
-// side.
+// instantBackend is a backend that answers every login at once, to measure the gateway's side.
 type instantBackend struct {
 	l    net.Listener
 	done chan struct{}
@@ -29,7 +28,7 @@ func startInstantBackend(t testing.TB) *instantBackend {
 	return q
 }
 
-// accept ends when the listener is closed; it serves one login at a time.
+// accept runs until the listener is closed; it serves one login at a time.
 func (q *instantBackend) accept() {
 	defer close(q.done)
 	r := bufio.NewReaderSize(nil, 4096)
@@ -72,8 +71,8 @@ func BenchmarkLogin(b *testing.B) {
 	}
 }
 
-// BenchmarkDial is what the operating system and the net package alone take of
-// BenchmarkLogin: connect, read once, write once, read once.
+// BenchmarkDial measures the share of the operating system and package net in BenchmarkLogin:
+// connect, read once, write once, read once.
 func BenchmarkDial(b *testing.B) {
 	q := startInstantBackend(b)
 	buf := make([]byte, 4096)
@@ -91,7 +90,7 @@ func BenchmarkDial(b *testing.B) {
 	}
 }
 
-// resetConn resets the connection, so that a long run does not use up the ports.
+// resetConn resets the connection, so that a long run does not exhaust the ports.
 func resetConn(nc net.Conn) {
 	_ = nc.(*net.TCPConn).SetLinger(0)
 	_ = nc.Close()

@@ -13,7 +13,8 @@ import (
 	"imapgate/tlsconf"
 )
 
-// tlsWithCertificate is TLS towards a server of ca, with the certificate of these files.
+// tlsWithCertificate is the configuration for a server of ca, with the client certificate of
+// these files.
 func tlsWithCertificate(t testing.TB, ca *testbed.CA, name string, cert, key string) func() *tls.Config {
 	t.Helper()
 	c, err := tlsconf.NewClient(tlsconf.ClientConfig{CA: ca.File, ServerName: name, ALPN: tlsconf.IMAP,
@@ -24,16 +25,16 @@ func tlsWithCertificate(t testing.TB, ca *testbed.CA, name string, cert, key str
 	return c.Config
 }
 
-// A backend that demands a certificate ends a TLS 1.3 connection behind the handshake,
-// when its greeting is read or the next command is written already.
+// A backend that requires a certificate closes a TLS 1.3 connection after the handshake. By
+// then its greeting is read, or the next command is already sent.
 func TestAClientCertificateIsPresentedOrTheLoginFailsAsTLS(t *testing.T) {
-	ca, strangers := testbed.NewCA(t), testbed.NewCA(t)
+	ca, otherCA := testbed.NewCA(t), testbed.NewCA(t)
 	pair, err := tls.LoadX509KeyPair(ca.Issue(t, "127.0.0.1"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	good, goodKey := ca.Issue(t, "gateway")
-	wrong, wrongKey := strangers.Issue(t, "gateway")
+	wrong, wrongKey := otherCA.Issue(t, "gateway")
 	begin := map[TLSMode][]string{
 		ImplicitTLS: {"tls", "> * OK [CAPABILITY IMAP4rev1 ID SASL-IR AUTH=PLAIN] hi"},
 		StartTLS:    {greetingStartTLS, "< STARTTLS", "> {S} OK", "tls", "< CAPABILITY", capsTLS},
@@ -43,7 +44,7 @@ func TestAClientCertificateIsPresentedOrTheLoginFailsAsTLS(t *testing.T) {
 		for mode, steps := range begin {
 			for name, c := range map[string]struct {
 				tls  func() *tls.Config
-				want string // in the error; "": none
+				want string // part of the error; "": none
 			}{
 				"the right one": {tlsWithCertificate(t, ca, "127.0.0.1", good, goodKey), ""},
 				"none":          {tlsWithCertificate(t, ca, "127.0.0.1", "", ""), "demands a client certificate, and none is configured"},
@@ -62,7 +63,7 @@ func TestAClientCertificateIsPresentedOrTheLoginFailsAsTLS(t *testing.T) {
 				case a.result != ResultTLS || !errors.Is(a.err, ErrUnavailable) || !strings.Contains(a.err.Error(), c.want):
 					t.Errorf("%s, %s, %s: %s, %v", tls.VersionName(version), mode, name, a.result, a.err)
 				case leaksCredentials(p.encrypted.String() + p.plaintext.String()):
-					t.Errorf("%s, %s, %s: a password went out", tls.VersionName(version), mode, name)
+					t.Errorf("%s, %s, %s: a password was sent", tls.VersionName(version), mode, name)
 				}
 			}
 		}
@@ -70,10 +71,10 @@ func TestAClientCertificateIsPresentedOrTheLoginFailsAsTLS(t *testing.T) {
 }
 
 func TestDovecotAcceptsTheClientCertificate(t *testing.T) {
-	ca, strangers := testbed.NewCA(t), testbed.NewCA(t)
+	ca, otherCA := testbed.NewCA(t), testbed.NewCA(t)
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{Password: "pw", CA: ca, ClientCA: ca})
 	good, goodKey := ca.Issue(t, "gateway")
-	wrong, wrongKey := strangers.Issue(t, "gateway")
+	wrong, wrongKey := otherCA.Issue(t, "gateway")
 	for mode, address := range map[TLSMode]string{ImplicitTLS: d.TLS, StartTLS: d.Plain} {
 		for name, c := range map[string]struct {
 			tls    func() *tls.Config

@@ -30,7 +30,7 @@ func TestDovecotAcceptsTheClientsToken(t *testing.T) {
 				for name, token := range map[string]string{"alice@example.org": alice, "bob@example.org": bob} {
 					checkTokenLogin(t, b, name, token)
 				}
-				for what, token := range map[string]string{"a forged": "forged", "somebody else's": bob, "a spoilt": alice + "x"} {
+				for what, token := range map[string]string{"a forged": "forged", "another user's": bob, "a corrupted": alice + "x"} {
 					if err := tryToken(t, b, "alice@example.org", token); !errors.Is(err, ErrDenied) {
 						t.Errorf("%s token: %v", what, err)
 					}
@@ -54,7 +54,7 @@ func TestDovecotWithAnUnavailableProviderDeniesNoUser(t *testing.T) {
 	checkTokenLogin(t, b, "alice@example.org", token)
 }
 
-// Dovecot ends a connection on which a response of more than 8 KB comes.
+// Dovecot closes a connection after a response of more than 8 KiB.
 func TestATokenTooLongForDovecotIsNotDenied(t *testing.T) {
 	p := openid.Start(t, "alice@example.org")
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{Tokens: p.DovecotTokenCheck(t, openid.OpaqueClient, "oauthbearer xoauth2")})
@@ -75,7 +75,7 @@ func tryToken(t *testing.T, b *Backend, name, token string) error {
 	t.Helper()
 	conn, err := b.Login(context.Background(), Request{User: user(t, name), Token: identity.NewSecret(token)})
 	if err == nil {
-		_ = conn.Close() // nothing was said on it
+		_ = conn.Close() // it was not used
 	}
 	return err
 }

@@ -20,7 +20,7 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// loginVariant is one way to reach and log in at a real backend.
+// loginVariant is one combination of connection and login at a real backend.
 type loginVariant struct {
 	mode           TLSMode
 	login, forward string
@@ -91,11 +91,11 @@ func TestDovecotAcceptsEveryLoginVariantAndLogsTheClientAddress(t *testing.T) {
 	}
 }
 
-// checkSession uses a new connection for what it is there for.
+// checkSession uses a new connection as a session does.
 func checkSession(t *testing.T, conn *Conn, w loginVariant) {
 	t.Helper()
 	if !conn.Caps().Has("IDLE") || !conn.Caps().Has("NAMESPACE") {
-		t.Errorf("%v: capabilities %q are not those behind a login", w, conn.Caps())
+		t.Errorf("%v: capabilities %q are not those after a login", w, conn.Caps())
 	}
 	nc, rest := conn.Detach()
 	defer func() { _ = nc.Close() }()
@@ -118,7 +118,7 @@ func TestDovecotRefusalsAreReported(t *testing.T) {
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{Users: map[string]string{"joe": "right"}, Master: "gateway", MasterPassword: "other"})
 	var wg sync.WaitGroup
 	for _, w := range loginVariants() {
-		wg.Go(func() { checkRefusal(t, d, w) }) // Dovecot takes its time over each
+		wg.Go(func() { checkRefusal(t, d, w) }) // Dovecot delays each
 	}
 	wg.Wait()
 	b := loginVariant{mode: ImplicitTLS}.backend(d)
@@ -162,7 +162,7 @@ func TestConcurrentLoginsDoNotMixUsers(t *testing.T) {
 	wg.Wait()
 }
 
-// Dovecot compares the octets of a password.
+// Dovecot compares passwords as octets.
 func TestDovecotVerifiesAPasswordInLatin1(t *testing.T) {
 	const latin1 = "p\xe4ssw\xf6rd"
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{Users: map[string]string{"alice@example.org": latin1}})

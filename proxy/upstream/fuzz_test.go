@@ -19,9 +19,9 @@ import (
 	"imapgate/internal/imap"
 )
 
-// parseAsServer is what a server that knows the grammar and nothing of this
-// package reads: every command of stream as tag, name and strings, where reads
-// says after how many bytes it had to ask.
+// parseAsServer parses stream as a server does that knows only the grammar. It returns every
+// command as tag, name and strings, and the offsets after which it had to send a continuation
+// request.
 func parseAsServer(stream string) (commands [][]string, continuations []int, ok bool) {
 	total := len(stream)
 	next := func() (string, bool) {
@@ -80,8 +80,8 @@ func parseAsServer(stream string) (commands [][]string, continuations []int, ok 
 	return commands, continuations, true
 }
 
-// FuzzUpstreamLogin: a server reads exactly one command with exactly the name
-// and the password, or the encoder refused.
+// FuzzUpstreamLogin checks that a server reads exactly one command with this name and
+// password, or that the encoder rejects them.
 func FuzzUpstreamLogin(f *testing.F) {
 	f.Add("joe", "pw", uint8(0))
 	f.Add("joe*x", "p\r\nw", uint8(0x13))
@@ -133,11 +133,11 @@ func FuzzUpstreamLogin(f *testing.F) {
 	})
 }
 
-// checkServerReads fails unless a server reads one login in s, as want, and asks for the parts
+// checkServerReads fails unless a server reads one login in s, as want, and requests the parts
 // in which it is sent.
 func checkServerReads(t *testing.T, s *loginCommand, want []string) {
 	commands, continuations, ok := parseAsServer(string(s.bytes))
-	if command, response, found := strings.Cut(string(s.bytes), "AUTHENTICATE PLAIN\r\n"); found { // the response is asked for
+	if command, response, found := strings.Cut(string(s.bytes), "AUTHENTICATE PLAIN\r\n"); found { // the response follows a continuation request
 		commands, continuations, ok = parseAsServer(command + "AUTHENTICATE PLAIN " + response)
 		continuations = append(continuations, len(command+"AUTHENTICATE PLAIN\r\n"))
 	}
@@ -167,16 +167,16 @@ func checkServerReads(t *testing.T, s *loginCommand, want []string) {
 	}
 }
 
-// scriptedConn is a connection on which a backend says a text whatever it hears;
-// {I}, {C}, {A} and {L} in it are the tags of commands it has heard by then.
+// scriptedConn is a connection to a backend that sends a fixed text, whatever it receives. In
+// the text, {I}, {C}, {A} and {L} are the tags of commands received by then.
 type scriptedConn struct {
-	net.Conn  // nil: nothing else is called
+	net.Conn  // nil: no other method is called
 	text      []byte
 	written   bytes.Buffer
 	bytesRead int
 	ready     []byte
 	closed    bool
-	loginOK   bool // a tagged line with the login's tag and OK was said
+	loginOK   bool // sent a tagged OK with the login's tag
 }
 
 func (r *scriptedConn) Write(p []byte) (int, error) { return r.written.Write(p) }
@@ -207,7 +207,7 @@ func (r *scriptedConn) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// tag is the last tag heard that begins with letter.
+// tag returns the last received tag that begins with letter.
 func (r *scriptedConn) tag(letter byte) (tag []byte) {
 	for line := range bytes.Lines(r.written.Bytes()) {
 		if word, _, _ := bytes.Cut(line, []byte(" ")); word[0] == letter && len(word) == 14 {
@@ -218,8 +218,8 @@ func (r *scriptedConn) tag(letter byte) (tag []byte) {
 	return tag
 }
 
-// FuzzBackendLogin: no backend makes this side panic, read beyond its budget,
-// or take anything for a login but an OK with the tag of the login.
+// FuzzBackendLogin checks that no backend makes a login panic, read beyond its budget, or
+// succeed without an OK with the login's tag.
 func FuzzBackendLogin(f *testing.F) {
 	for _, s := range []string{
 		"* OK [CAPABILITY IMAP4rev1 SASL-IR ID AUTH=PLAIN] hi\r\n{I} OK\r\n{L} OK [CAPABILITY X] in\r\n* OK x\r\n",
@@ -239,7 +239,7 @@ func FuzzBackendLogin(f *testing.F) {
 	})
 }
 
-// checkLogin is one login at a backend that says text.
+// checkLogin runs one login at a backend that sends text.
 func checkLogin(t *testing.T, b *Backend, req Request, text []byte) {
 	t.Helper()
 	creds, err := b.buildCredentials(req)

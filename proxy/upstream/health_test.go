@@ -18,25 +18,25 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// newDownHealth is that of a backend that is down, with the login that is its probe.
+// newDownHealth returns the health of a backend that is down, and its running trial.
 func newDownHealth(t *testing.T) (*health, *trial) {
 	t.Helper()
 	h := &health{failingSince: time.Now().Add(-downAfter)}
 	p, err := h.allow(t.Context(), time.Now().Add(time.Minute))
 	if p == nil || err != nil {
-		t.Fatalf("no probe: %v", err)
+		t.Fatalf("no trial: %v", err)
 	}
 	return h, p
 }
 
-// waitingCount is how many logins wait beside a probe.
+// waitingCount returns how many logins wait for a trial.
 func (h *health) waitingCount() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.waiting
 }
 
-// outcomes are those of logins that come beside a probe.
+// outcomes counts the results of logins during a trial.
 type outcomes struct {
 	wg   sync.WaitGroup
 	mu   sync.Mutex
@@ -125,8 +125,8 @@ func TestALoginWaitsForATrialWithinItsDeadline(t *testing.T) {
 	})
 }
 
-// A backend comes back: the login that finds out takes its time, and none that comes
-// meanwhile is refused.
+// A backend comes back while many log in: the trial takes some time, and no login during it is
+// refused.
 func TestWaitingLoginsSucceedAfterASuccessfulTrial(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -166,7 +166,7 @@ func TestWaitingLoginsSucceedAfterASuccessfulTrial(t *testing.T) {
 	logins.Go(login)
 	<-connected
 	b.health.mu.Lock()
-	b.health.lastTrial = time.Now().Add(time.Hour) // no second probe, however slow the machine
+	b.health.lastTrial = time.Now().Add(time.Hour) // no second trial, even on a slow machine
 	b.health.mu.Unlock()
 	for range 19 {
 		logins.Go(login)

@@ -22,17 +22,17 @@ const (
 	capsTLS          = "> * CAPABILITY IMAP4rev1 ID SASL-IR AUTH=PLAIN\r\n{C} OK done"
 )
 
-// attack is a play and how the login must end.
+// attack is a script and how the login must end.
 type attack struct {
 	name    string
 	mode    TLSMode
 	steps   []string
 	result  string
-	maySend bool // credentials may have gone out, under TLS where there is any
+	maySend bool // credentials may be sent, under TLS if the mode has it
 }
 
-// leaksCredentials says whether what a backend heard holds a credential or the command for
-// one; base64 has three forms of a text.
+// leaksCredentials reports whether what a backend received contains a credential or the
+// command for one. Base64 has three forms of a text.
 func leaksCredentials(received string) bool {
 	return strings.Contains(received, "CANARY") || strings.Contains(received, "Q0FOQVJZ") || strings.Contains(received, "NBTkFSWS") ||
 		strings.Contains(received, "DQU5BUl") || strings.Contains(received, " LOGIN ") || strings.Contains(received, " AUTHENTICATE ")
@@ -43,7 +43,7 @@ func (h attack) run(t *testing.T, cfg Config) {
 	h.runWith(t, cfg, testRequest(t))
 }
 
-// runWith is check with a login of the caller's.
+// runWith runs the attack with a configuration and a login.
 func (h attack) runWith(t *testing.T, cfg Config, req Request) {
 	t.Helper()
 	cfg.TLSMode = h.mode
@@ -52,7 +52,7 @@ func (h attack) runWith(t *testing.T, cfg Config, req Request) {
 	h.checkResult(t, a)
 }
 
-// shortenTimeouts has a backend that says nothing given up soon.
+// shortenTimeouts makes a login at a silent backend time out soon.
 func (h attack) shortenTimeouts(cfg *Config) {
 	if strings.Contains(h.name, "silence") {
 		cfg.LoginTimeout, cfg.AnswerTimeout = 150*time.Millisecond, 150*time.Millisecond
@@ -83,8 +83,8 @@ func (h attack) checkResult(t *testing.T, a loginAttempt) {
 	}
 }
 
-// The fifty cases for IMAP in the published toolkit of attacks on STARTTLS, in
-// its order: buffering 3, negotiation 19, tampering 21, spoofed texts 7.
+// The fifty IMAP cases of the published toolkit of STARTTLS attacks, in its order: buffering
+// 3, negotiation 19, tampering 21, spoofed texts 7.
 func TestStartTLSAttacksFailClosed(t *testing.T) {
 	cases := append(append(bufferingAttacks(), negotiationAttacks()...), append(tamperingAttacks(), spoofingAttacks()...)...)
 	if len(cases) != 50 {
@@ -95,16 +95,16 @@ func TestStartTLSAttacksFailClosed(t *testing.T) {
 	}
 }
 
-// completeLogin is the end of a dialogue that goes well.
+// completeLogin returns the remaining steps of a login that succeeds.
 func completeLogin(steps ...string) []string {
 	return append(steps, "tls", "< CAPABILITY", capsTLS, "< ID", "< AUTHENTICATE", "> {I} OK", loginOK)
 }
 
 func bufferingAttacks() []attack {
 	return []attack{
-		{"B_1 capabilities behind the OK", StartTLS, []string{greetingStartTLS, "< STARTTLS", "> {S} OK begin\r\n* CAPABILITY IMAP4rev1 AUTH=PLAIN\r\nX OK done", "tls"}, "tls", false},
+		{"B_1 capabilities after the OK", StartTLS, []string{greetingStartTLS, "< STARTTLS", "> {S} OK begin\r\n* CAPABILITY IMAP4rev1 AUTH=PLAIN\r\nX OK done", "tls"}, "tls", false},
 		{"B_2 a line before the OK", StartTLS, completeLogin(greetingStartTLS, "< STARTTLS", "> * OK [ALERT] evil\r\n{S} OK begin"), "ok", true},
-		{"B_3 a line behind the OK", StartTLS, []string{greetingStartTLS, "< STARTTLS", "> {S} OK begin\r\n* OK [ALERT] evil", "tls"}, "tls", false},
+		{"B_3 a line after the OK", StartTLS, []string{greetingStartTLS, "< STARTTLS", "> {S} OK begin\r\n* OK [ALERT] evil", "tls"}, "tls", false},
 	}
 }
 
@@ -135,10 +135,10 @@ func tamperingAttacks() (cases []attack) {
 	for _, data := range []string{"LIST () \"/\" evil", "LSUB () \"/\" evil", "STATUS evil (MESSAGES 1)", "STATUS INBOX (UIDNEXT 9 UNSEEN 9)", "SEARCH 1 2 3", "FLAGS (evil)",
 		"9 EXISTS", "9 RECENT", "1 EXPUNGE", "1 FETCH (FLAGS (evil) BODY[] {4}\r\nevil)"} {
 		cases = append(cases,
-			attack{"behind the greeting: " + data, StartTLS, []string{greetingStartTLS + "\r\n* " + data, "< STARTTLS"}, "protocol", false},
+			attack{"after the greeting: " + data, StartTLS, []string{greetingStartTLS + "\r\n* " + data, "< STARTTLS"}, "protocol", false},
 			attack{"before the OK: " + data, StartTLS, completeLogin(greetingStartTLS, "< STARTTLS", "> * "+data+"\r\n{S} OK begin"), "ok", true})
 	}
-	return append(cases, attack{"a referral behind the greeting", StartTLS,
+	return append(cases, attack{"a referral after the greeting", StartTLS,
 		[]string{greetingStartTLS + "\r\n* OK [REFERRAL imaps://evil:993] evil", "< STARTTLS"}, "protocol", false})
 }
 
@@ -156,11 +156,11 @@ func TestAHostileBackendGetsNoCredentialsAndBoundedMemory(t *testing.T) {
 	for _, h := range []attack{
 		{"OK before STARTTLS was written", StartTLS, []string{greetingStartTLS + "\r\nS OK begin", "< STARTTLS"}, "protocol", false},
 		{"OK of a tag that was guessed", StartTLS, []string{greetingStartTLS, "< STARTTLS", "> S1 OK begin"}, "protocol", false},
-		{"a byte behind the OK", StartTLS, []string{greetingStartTLS, "< STARTTLS", ">> {S} OK begin\r\nx"}, "tls", false},
-		{"a CRLF behind the OK", StartTLS, []string{greetingStartTLS, "< STARTTLS", "> {S} OK begin\r\n"}, "tls", false},
-		{"no TLS behind the OK", StartTLS, []string{greetingStartTLS, "< STARTTLS", "> {S} OK begin", "< ", "> * OK hello"}, "tls", false},
-		{"silence behind the OK", StartTLS, []string{greetingStartTLS, "< STARTTLS", "> {S} OK begin", "hang"}, "timeout", false},
-		{"end behind the OK", StartTLS, []string{greetingStartTLS, "< STARTTLS", "> {S} OK begin", "fin"}, "tls", false},
+		{"a byte after the OK", StartTLS, []string{greetingStartTLS, "< STARTTLS", ">> {S} OK begin\r\nx"}, "tls", false},
+		{"a CRLF after the OK", StartTLS, []string{greetingStartTLS, "< STARTTLS", "> {S} OK begin\r\n"}, "tls", false},
+		{"no TLS after the OK", StartTLS, []string{greetingStartTLS, "< STARTTLS", "> {S} OK begin", "< ", "> * OK hello"}, "tls", false},
+		{"silence after the OK", StartTLS, []string{greetingStartTLS, "< STARTTLS", "> {S} OK begin", "hang"}, "timeout", false},
+		{"end after the OK", StartTLS, []string{greetingStartTLS, "< STARTTLS", "> {S} OK begin", "fin"}, "tls", false},
 		{"BYE to STARTTLS", StartTLS, []string{greetingStartTLS, "< STARTTLS", "> * BYE evil"}, "closed", false},
 		{"end at STARTTLS", StartTLS, []string{greetingStartTLS, "< STARTTLS", "fin"}, "closed", false},
 		{"PREAUTH inside TLS", StartTLS, []string{greetingStartTLS, "< STARTTLS", "> {S} OK", "tls", "> * PREAUTH evil"}, "protocol", false},
@@ -201,7 +201,7 @@ func TestAHostileBackendGetsNoCredentialsAndBoundedMemory(t *testing.T) {
 		{"LOGINDISABLED", NoTLS, []string{"> * OK [CAPABILITY IMAP4rev1 LOGINDISABLED] hi"}, "protocol", false},
 		{"nothing but other mechanisms and LOGINDISABLED", NoTLS, []string{"> * OK [CAPABILITY IMAP4rev1 AUTH=GSSAPI LOGINDISABLED SASL-IR] hi"}, "protocol", false},
 
-		{"PLAIN is asked for and BYE said", NoTLS, []string{"> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN] hi", "< AUTHENTICATE", "> * BYE"}, "closed", true},
+		{"a continuation request for PLAIN, then BYE", NoTLS, []string{"> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN] hi", "< AUTHENTICATE", "> * BYE"}, "closed", true},
 		{"OK before the password", NoTLS, []string{"> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN] hi", "< AUTHENTICATE", "> {L} OK [CAPABILITY IMAP4rev1] in"}, "protocol", true},
 		{"OK before the literal", NoTLS, []string{"> * OK [CAPABILITY IMAP4rev1] hi", "< LOGIN", "> {L} OK [CAPABILITY IMAP4rev1] in"}, "protocol", true},
 		{"asks for more than PLAIN", NoTLS, []string{greetingFull, "< ID", "< AUTHENTICATE", "> {I} OK", "> + more"}, "protocol", true},
@@ -213,17 +213,17 @@ func TestAHostileBackendGetsNoCredentialsAndBoundedMemory(t *testing.T) {
 		{"a guessed OK", NoTLS, []string{greetingFull, "< ID", "< AUTHENTICATE", "> {I} OK\r\nL OK in"}, "protocol", true},
 		{"the answer of ID twice", NoTLS, []string{greetingFull, "< ID", "< AUTHENTICATE", "> {I} OK\r\n{I} OK"}, "protocol", true},
 		{"untagged lines without end", NoTLS, []string{greetingFull, "< ID", "< AUTHENTICATE", "> {I} OK\r\n" + strings.Repeat("* OK x\r\n", 1e4)}, "protocol", true},
-		{"BYE behind the OK", NoTLS, []string{greetingFull, "< ID", "< AUTHENTICATE", "> {I} OK\r\n{L} OK in", "< CAPABILITY", "> * BYE"}, "closed", true},
-		{"no list behind the OK", NoTLS, []string{greetingFull, "< ID", "< AUTHENTICATE", "> {I} OK\r\n{L} OK in", "< CAPABILITY", "> {A} BAD"}, "protocol", true},
-		{"asks behind the OK", NoTLS, []string{greetingFull, "< ID", "< AUTHENTICATE", "> {I} OK\r\n{L} OK in\r\n+ ", "< CAPABILITY"}, "protocol", true},
-		{"another answer behind the OK", NoTLS, []string{greetingFull, "< ID", "< AUTHENTICATE", "> {I} OK\r\n{L} OK in\r\n{I} OK", "< CAPABILITY"}, "protocol", true},
-		{"an end behind the OK", NoTLS, []string{greetingFull, "< ID", "< AUTHENTICATE", "> {I} OK\r\n{L} OK in", "< CAPABILITY", "fin"}, "closed", true},
+		{"BYE after the OK", NoTLS, []string{greetingFull, "< ID", "< AUTHENTICATE", "> {I} OK\r\n{L} OK in", "< CAPABILITY", "> * BYE"}, "closed", true},
+		{"no list after the OK", NoTLS, []string{greetingFull, "< ID", "< AUTHENTICATE", "> {I} OK\r\n{L} OK in", "< CAPABILITY", "> {A} BAD"}, "protocol", true},
+		{"a continuation request after the OK", NoTLS, []string{greetingFull, "< ID", "< AUTHENTICATE", "> {I} OK\r\n{L} OK in\r\n+ ", "< CAPABILITY"}, "protocol", true},
+		{"another answer after the OK", NoTLS, []string{greetingFull, "< ID", "< AUTHENTICATE", "> {I} OK\r\n{L} OK in\r\n{I} OK", "< CAPABILITY"}, "protocol", true},
+		{"an end after the OK", NoTLS, []string{greetingFull, "< ID", "< AUTHENTICATE", "> {I} OK\r\n{L} OK in", "< CAPABILITY", "fin"}, "closed", true},
 	} {
 		h.run(t, Config{})
 	}
 }
 
-// leaks may be blind; it has to see what a login without TLS sends.
+// leaksCredentials must detect what a login without TLS sends.
 func TestLeakedCredentialsAreDetected(t *testing.T) {
 	for _, caps := range []string{"AUTH=PLAIN", "AUTH=PLAIN SASL-IR", "LITERAL+"} {
 		a := logIn(t, Config{TLSMode: NoTLS}, testRequest(t), "> * OK [CAPABILITY IMAP4rev1 "+caps+"] hi", "< ", "> + ", "fin")
@@ -268,8 +268,7 @@ func TestAnInvalidCertificateFailsClosed(t *testing.T) {
 	attack{"TLS 1.1", ImplicitTLS, nil, "tls", false}.checkResult(t, a)
 }
 
-// Nobody can turn the check of certificates off, wherever the configuration
-// comes from.
+// No configuration disables the verification of certificates.
 func TestTLSSettingsAreNeverLowered(t *testing.T) {
 	given := &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS10}
 	got := New(Config{Address: "mail.example:993", TLS: testbed.StaticTLS(given)}, Hooks{}, zap.NewNop()).cfg.clientTLS()
@@ -282,7 +281,7 @@ func TestTLSSettingsAreNeverLowered(t *testing.T) {
 	}
 }
 
-// A login has these points; a backend may go away at each of them.
+// A backend may close at each of these points of a login.
 func TestABackendMayCloseAtEveryPointOfALogin(t *testing.T) {
 	full := []string{greetingStartTLS, "< STARTTLS", "> {S} OK", "tls", "< CAPABILITY", ">> * CAPABILITY IMAP4rev1 ID", ">>  AUTH=PLAIN\r\n{C} OK\r\n",
 		"< ID", "< AUTHENTICATE", "> * ID NIL\r\n{I} OK", "> + ", "< ", "> {L} OK in", "< CAPABILITY", "> * CAPABILITY IMAP4rev1", "> {A} OK"}
@@ -292,8 +291,8 @@ func TestABackendMayCloseAtEveryPointOfALogin(t *testing.T) {
 		for _, end := range []string{"fin", "rst"} {
 			server, pool := certificate(t, nil)
 			p := &scriptedBackend{steps: append(append([]string{}, full[:i]...), end), tls: server}
-			// A reset may be seen while the connect is still under way; with less
-			// than a second for it there is no other attempt.
+			// A reset may arrive while the connect is in progress. With less than a second for
+			// it there is no second attempt.
 			a := logInTLS(t, Config{TLSMode: StartTLS, ConnectTimeout: time.Second}, testRequest(t), p, pool)
 			a.finish()
 			early := i < 2 && a.result == "unreachable"
@@ -310,7 +309,7 @@ func TestABackendMayCloseAtEveryPointOfALogin(t *testing.T) {
 func TestAConnectionOfAFailedLoginIsClosed(t *testing.T) {
 	for _, steps := range [][]string{{"> * BYE"}, {greetingFull, "< ID", "< AUTH", "> {I} OK\r\n{L} NO"}, {greetingFull, "< ID", "< AUTH", "> {I} OK\r\n{L} OK [CAPABILITY X] in\r\nx"}} {
 		a := logIn(t, Config{TLSMode: NoTLS}, testRequest(t), append(steps, "hang")...)
-		<-a.done // the play hangs until the connection is gone
+		<-a.done // the script runs until the connection is closed
 		if a.err == nil {
 			t.Error(steps)
 		}
@@ -321,33 +320,33 @@ func testSecret(s string) identity.Secret { return identity.NewSecret(s) }
 
 func TestUnsendableCredentialsAreDeniedBeforeConnecting(t *testing.T) {
 	b := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS}, Hooks{OnConnect: func(string) { t.Error("connected") }}, zap.NewNop())
-	boss := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS, Login: MasterLogin, Master: testMaster(SeparatorStyle)}, Hooks{OnConnect: func(string) { t.Error("connected") }}, zap.NewNop())
+	master := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS, Login: MasterLogin, Master: testMaster(SeparatorStyle)}, Hooks{OnConnect: func(string) { t.Error("connected") }}, zap.NewNop())
 	for _, bad := range []string{"u\r\nX DELETE INBOX", "u\n", "u\r", "u\x00", "\x1b", "u\x7f", "\t", strings.Repeat("x", 5000)} {
-		for _, who := range []Request{
+		for _, req := range []Request{
 			{User: user(t, "joe"), Login: bad, Password: testSecret("pw")},
 			{User: user(t, "joe"), Password: testSecret(bad)},
 		} {
-			if conn, err := b.Login(context.Background(), who); !errors.Is(err, ErrDenied) || conn != nil || strings.Contains(err.Error(), bad) {
+			if conn, err := b.Login(context.Background(), req); !errors.Is(err, ErrDenied) || conn != nil || strings.Contains(err.Error(), bad) {
 				t.Errorf("%q: %v", bad, err)
 			}
 		}
 	}
-	for name, who := range map[string]Request{
-		"nobody":      {Login: "joe", Password: testSecret("pw")},
+	for name, req := range map[string]Request{
+		"no user":     {Login: "joe", Password: testSecret("pw")},
 		"no password": {User: user(t, "joe")},
 	} {
-		if _, err := b.Login(context.Background(), who); !errors.Is(err, ErrDenied) {
+		if _, err := b.Login(context.Background(), req); !errors.Is(err, ErrDenied) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	for _, name := range []string{"victim*boss", "*boss", "victim*", "a*b*c"} {
-		if _, err := boss.Login(context.Background(), Request{User: user(t, "joe"), Login: name}); !errors.Is(err, ErrDenied) {
+		if _, err := master.Login(context.Background(), Request{User: user(t, "joe"), Login: name}); !errors.Is(err, ErrDenied) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	boss.cfg.Master.Password = testSecret("p\r\nw")
-	boss.hooks.OnConnect = nil
-	if _, err := boss.Login(context.Background(), Request{User: user(t, "joe")}); !errors.Is(err, ErrUnavailable) {
+	master.cfg.Master.Password = testSecret("p\r\nw")
+	master.hooks.OnConnect = nil
+	if _, err := master.Login(context.Background(), Request{User: user(t, "joe")}); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("a master password with CRLF: %v", err)
 	}
 }

@@ -50,10 +50,10 @@ func TestEveryLoginFormSucceeds(t *testing.T) {
 		cfg   Config
 		steps []string
 	}{
-		"PLAIN when asked for": {Config{}, []string{"> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN] hi", "< AUTHENTICATE PLAIN\r\n", "> +", "< AGpvZUBleGFtcGxl", loginOK}},
-		"PLAIN when asked for, behind ID": {Config{}, []string{"> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN ID] hi", "< ID", "< AUTHENTICATE PLAIN\r\n", "> {I} BAD no\r\n+ ",
+		"PLAIN on request": {Config{}, []string{"> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN] hi", "< AUTHENTICATE PLAIN\r\n", "> +", "< AGpvZUBleGFtcGxl", loginOK}},
+		"PLAIN on request, after ID": {Config{}, []string{"> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN ID] hi", "< ID", "< AUTHENTICATE PLAIN\r\n", "> {I} BAD no\r\n+ ",
 			"< AGpvZUBleGFtcGxl", loginOK}},
-		"literals, asked for":         {Config{}, []string{"> * OK [CAPABILITY IMAP4rev1] hi", "< LOGIN {15}\r\n", "> + go", "< joe@example.org {14}\r\n", "> + go", "< " + canary + "\r\n", loginOK}},
+		"literals, on request":        {Config{}, []string{"> * OK [CAPABILITY IMAP4rev1] hi", "< LOGIN {15}\r\n", "> + go", "< joe@example.org {14}\r\n", "> + go", "< " + canary + "\r\n", loginOK}},
 		"literals, LITERAL+":          {Config{}, []string{"> * OK [CAPABILITY IMAP4rev1 LITERAL+] hi", "< LOGIN {15+}\r\n", "< joe@example.org {14+}\r\n", "< " + canary + "\r\n", loginOK}},
 		"literals, LITERAL-":          {Config{}, []string{"> * OK [CAPABILITY IMAP4rev2 LITERAL-] hi", "< LOGIN {15+}\r\n", "< joe@example.org {14+}\r\n", "< " + canary + "\r\n", loginOK}},
 		"a bare banner":               {Config{}, []string{"> * OK hi", "< CAPABILITY", "> * CAPABILITY IMAP4rev1 ID SASL-IR AUTH=PLAIN\r\n{C} OK", "< ID (\"x-originating-ip\"", "< AUTHENTICATE PLAIN A", "> {I} OK", loginOK}},
@@ -112,8 +112,8 @@ func testMaster(style string) Master {
 	return Master{User: "boss", Password: identity.NewSecret("m-pw"), Style: style}
 }
 
-// The client's password was right when a master login is tried, and clients
-// forget a password that is called wrong.
+// The client's password was right when a master login is tried. Clients forget a password that
+// is reported wrong.
 func TestAFailedMasterLoginIsUnavailable(t *testing.T) {
 	a := logIn(t, Config{TLSMode: NoTLS, Login: MasterLogin, Master: testMaster("authzid")}, testRequest(t),
 		"> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] hi", "< AUTHENTICATE", "> {L} NO [AUTHENTICATIONFAILED] wrong")
@@ -140,7 +140,7 @@ func TestAlertsBeforeTheAnswerAreForwarded(t *testing.T) {
 	} {
 		for answer, refused := range map[string]bool{"OK [CAPABILITY IMAP4rev1] in": false, "NO [LIMIT] no": true} {
 			steps := append(append([]string{}, c.steps...), "> {L} "+answer)
-			if c.steps[len(c.steps)-1] == loginOK { // the play ends with a login of its own
+			if c.steps[len(c.steps)-1] == loginOK { // the script has its own login
 				steps = append(append([]string{}, c.steps[:len(c.steps)-1]...), "> {L} "+answer)
 			}
 			a := logIn(t, Config{TLSMode: c.mode}, testRequest(t), steps...)
@@ -174,7 +174,7 @@ func TestUntaggedResponsesAfterTheOKAreForwarded(t *testing.T) {
 		"with a list":    {[]string{"> {L} OK [CAPABILITY IMAP4rev1] in\r\n* OK [ALERT] hear"}, "* OK [ALERT] hear\r\n"},
 		"begun":          {[]string{">> {L} OK [CAPABILITY IMAP4rev1] in\r\n* OK [AL"}, "* OK [AL"},
 		"hardly begun":   {[]string{">> {L} OK [CAPABILITY IMAP4rev1] in\r\n*"}, "*"},
-		"a goodbye":      {[]string{"> {L} OK [CAPABILITY IMAP4rev1] in\r\n* BYE out"}, "* BYE out\r\n"},
+		"a BYE":          {[]string{"> {L} OK [CAPABILITY IMAP4rev1] in\r\n* BYE out"}, "* BYE out\r\n"},
 		"without a list": {[]string{"> * OK before\r\n{L} OK in\r\n* OK [ALERT] one", "< CAPABILITY", "> * OK two\r\n* CAPABILITY IMAP4rev1\r\n{A} OK done\r\n* OK three"}, "* OK [ALERT] one\r\n* OK two\r\n* OK three\r\n"},
 	} {
 		steps := append([]string{"> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] hi", "< AUTHENTICATE"}, tc.steps...)
@@ -189,8 +189,7 @@ func TestUntaggedResponsesAfterTheOKAreForwarded(t *testing.T) {
 	}
 }
 
-// A literal is framed and skipped up to the login, so that a response which has
-// one can't be passed on.
+// Literals are skipped until the login, so that a response with one cannot be forwarded.
 func TestAResponseWithALiteralAfterTheOKFailsTheLogin(t *testing.T) {
 	a := logIn(t, Config{TLSMode: NoTLS}, testRequest(t), "> * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] hi", "< AUTHENTICATE",
 		"> {L} OK in\r\n* 1 FETCH (X {3}\r\nabc)", "< CAPABILITY", "> * CAPABILITY IMAP4rev1\r\n{A} OK done")
@@ -235,7 +234,7 @@ func TestAForwardingLoopIsDetected(t *testing.T) {
 	}{
 		"the last hop":         {client: Client{TTL: 1}, loop: true},
 		"less than that":       {client: Client{TTL: -3}, loop: true},
-		"no hop said":          {client: Client{}},
+		"no hop count":         {client: Client{}},
 		"a session of ours":    {client: Client{PeerSession: "gw1-77"}, cfg: Config{SessionPrefix: "gw1-"}, loop: true},
 		"a session of another": {client: Client{PeerSession: "gw2-77", TTL: 2}, cfg: Config{SessionPrefix: "gw1-"}},
 	} {
@@ -269,7 +268,7 @@ func TestTheClientIDIsForwardedWithinBounds(t *testing.T) {
 	}
 }
 
-// RFC 2971 §3.3 allows 30 pairs, and a gateway behind this one takes no more.
+// RFC 2971 §3.3 allows 30 pairs, and a gateway after this one accepts no more.
 func TestTheNumberOfIDPairsIsBounded(t *testing.T) {
 	b := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS}, Hooks{}, zap.NewNop())
 	c := Client{Addr: netip.MustParseAddrPort("192.0.2.7:1"), Local: netip.MustParseAddrPort("192.0.2.8:2"), Session: "s-1"}
@@ -281,6 +280,6 @@ func TestTheNumberOfIDPairsIsBounded(t *testing.T) {
 		t.Errorf("%d pairs: %s", n, got)
 	}
 	if n := strings.Count(FormatID(c.ID), `"`) / 4; n != 30 {
-		t.Errorf("behind the login: %d pairs", n)
+		t.Errorf("after the login: %d pairs", n)
 	}
 }

@@ -15,12 +15,12 @@ const (
 	badAnswer      = "BAD what"
 )
 
-// A backend that answers BAD may list a form that it does not take. The next is tried,
-// and the credentials are shown twice at most.
+// A backend that answers BAD may list a form that it does not accept. The next one is tried,
+// and the credentials are sent at most twice.
 func TestARejectedFormIsRetriedInAnother(t *testing.T) {
 	base64 := encodeBase64("\x00joe@example.org\x00" + canary)
 	for what, c := range map[string]struct {
-		who   Request
+		req   Request
 		steps []string
 		err   error // nil: the login succeeds
 		shown Verdict
@@ -35,7 +35,7 @@ func TestARejectedFormIsRetriedInAnother(t *testing.T) {
 			"< AUTHENTICATE XOAUTH2\r\n", "> + ", "< " + encodeBase64(xoauth2Payload), "> {M} OK [CAPABILITY IMAP4rev1] in"}, nil, VerdictRight},
 		"a wrong password in the end": {testRequest(t), []string{greetingSASLIR, "< AUTHENTICATE PLAIN ", "> {L} " + badAnswer,
 			"< AUTHENTICATE PLAIN\r\n", "> + ", "< " + base64, "> {M} NO [AUTHENTICATIONFAILED] no"}, ErrDenied, VerdictWrong},
-		"throttled behind a BAD": {testRequest(t), []string{greetingSASLIR, "< AUTHENTICATE PLAIN ", "> {L} " + badAnswer,
+		"throttled after a BAD": {testRequest(t), []string{greetingSASLIR, "< AUTHENTICATE PLAIN ", "> {L} " + badAnswer,
 			"< AUTHENTICATE PLAIN\r\n", "> + ", "< " + base64, "> {M} NO [UNAVAILABLE] too fast"}, errLoginBad, VerdictUnclear},
 		"shown twice": {testRequest(t), []string{greetingSASLIR, "< AUTHENTICATE PLAIN ", "> {L} " + badAnswer,
 			"< AUTHENTICATE PLAIN\r\n", "> + ", "< " + base64, "> {M} " + badAnswer}, errLoginBad, VerdictUnclear},
@@ -43,11 +43,11 @@ func TestARejectedFormIsRetriedInAnother(t *testing.T) {
 			"> {L} " + badAnswer}, errLoginBad, VerdictUnclear},
 		"a token is no password":  {tokenRequest(t), []string{"> * OK [CAPABILITY IMAP4rev1 AUTH=XOAUTH2] hi", "< AUTHENTICATE XOAUTH2\r\n", "> {L} " + badAnswer}, errLoginBad, VerdictUnclear},
 		"the backend has enough":  {testRequest(t), []string{greetingSASLIR, "< AUTHENTICATE PLAIN ", "> {L} " + badAnswer, "< AUTHENTICATE PLAIN\r\n", "> * BYE enough", "fin"}, errLoginBad, VerdictUnclear},
-		"a BAD that says why":     {testRequest(t), []string{greetingSASLIR, "< AUTHENTICATE PLAIN ", "> {L} BAD User is authenticated but not connected."}, errLoginBad, VerdictRight},
+		"a BAD with a reason":     {testRequest(t), []string{greetingSASLIR, "< AUTHENTICATE PLAIN ", "> {L} BAD User is authenticated but not connected."}, errLoginBad, VerdictRight},
 		"an answer to another":    {testRequest(t), []string{greetingSASLIR, "< AUTHENTICATE PLAIN ", "> {L} " + badAnswer, "< AUTHENTICATE PLAIN\r\n", "> {L} OK in"}, errLoginBad, VerdictUnclear},
 		"an answer come too soon": {testRequest(t), []string{greetingSASLIR, "< AUTHENTICATE PLAIN ", "> {L} BAD what\r\n{L} OK in"}, errLoginBad, VerdictUnclear},
 	} {
-		a := logIn(t, Config{TLSMode: NoTLS}, c.who, c.steps...)
+		a := logIn(t, Config{TLSMode: NoTLS}, c.req, c.steps...)
 		a.finish()
 		if !errors.Is(a.err, c.err) || VerdictOf(a.err) != c.shown || a.scriptedBackend.err != nil {
 			t.Errorf("%s: %v, verdict %d, %v", what, a.err, VerdictOf(a.err), a.scriptedBackend.err)
@@ -59,8 +59,8 @@ func TestARejectedFormIsRetriedInAnother(t *testing.T) {
 	}
 }
 
-// What was understood once is where the next login begins, and BAD to that is first
-// taken for a judgement.
+// A login begins with the form that was accepted last. A BAD to that form is taken to be about
+// the credentials.
 func TestTheAcceptedFormIsPreferredInLaterLogins(t *testing.T) {
 	b := New(Config{TLSMode: NoTLS}, Hooks{}, zap.NewNop())
 	const (
@@ -68,15 +68,15 @@ func TestTheAcceptedFormIsPreferredInLaterLogins(t *testing.T) {
 		initialResponse = "< AUTHENTICATE PLAIN A"
 	)
 	for i, steps := range [][]string{
-		{greetingSASLIR, initialResponse, "> {L} " + badAnswer, continuation, "> + ", "< ", "> {M} NO [AUTHENTICATIONFAILED] no"}, // about what a stranger has made up
-		{greetingSASLIR, initialResponse, "> {L} " + badAnswer, continuation, "> + ", "< ", "> {M} OK [CAPABILITY IMAP4rev1] in"}, // learned
+		{greetingSASLIR, initialResponse, "> {L} " + badAnswer, continuation, "> + ", "< ", "> {M} NO [AUTHENTICATIONFAILED] no"}, // may be about wrong credentials
+		{greetingSASLIR, initialResponse, "> {L} " + badAnswer, continuation, "> + ", "< ", "> {M} OK [CAPABILITY IMAP4rev1] in"}, // accepted
 		{greetingSASLIR, continuation, "> + ", "< ", "> {L} OK [CAPABILITY IMAP4rev1] in"},
-		{greetingSASLIR, continuation, "> + ", "< ", "> {L} " + badAnswer}, // a judgement, for all that is known
+		{greetingSASLIR, continuation, "> + ", "< ", "> {L} " + badAnswer}, // taken to be about the credentials
 		{greetingSASLIR, continuation, "> + ", "< ", "> {L} OK [CAPABILITY IMAP4rev1] in"},
 		{greetingSASLIR, continuation, "> {L} " + badAnswer}, // the backend has changed
 		{greetingSASLIR, continuation, "> {L} " + badAnswer, "< LOGIN {15}", "> {M} " + badAnswer, initialResponse, "> {N} OK [CAPABILITY IMAP4rev1] in"},
 		{greetingSASLIR, initialResponse, "> {L} " + badAnswer},
-		{greetingSASLIR, initialResponse, "> {L} " + badAnswer, continuation, "> * BYE enough", "fin"}, // which teaches nothing, where that was right
+		{greetingSASLIR, initialResponse, "> {L} " + badAnswer, continuation, "> * BYE enough", "fin"}, // no effect, because an earlier login in that form succeeded
 		{greetingSASLIR, initialResponse, "> {L} OK [CAPABILITY IMAP4rev1] in"},
 		{"> * OK [CAPABILITY IMAP4rev1] hi", "< LOGIN {15}", "> {L} " + badAnswer},
 	} {
@@ -93,7 +93,7 @@ func TestTheAcceptedFormIsPreferredInLaterLogins(t *testing.T) {
 	}
 }
 
-// While nobody was let in, each login begins behind the forms that were in vain.
+// Until a login succeeds, each login begins with the form after those rejected.
 func TestTheNextLoginUsesAnotherFormAfterBADAndBYE(t *testing.T) {
 	b := New(Config{TLSMode: NoTLS}, Hooks{}, zap.NewNop())
 	for i, steps := range [][]string{

@@ -17,8 +17,8 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// startSilentBackend greets, and answers no login before the test ends.
-func startSilentBackend(t *testing.T) (address string, asked <-chan struct{}) {
+// startSilentBackend sends a greeting and answers no login until the test ends.
+func startSilentBackend(t *testing.T) (address string, received <-chan struct{}) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -62,11 +62,11 @@ func TestASlowLoginReleasesItsSlot(t *testing.T) {
 		select {
 		case <-logins:
 		case <-time.After(testbed.Timeout):
-			t.Fatalf("login %d did not get its turn", i)
+			t.Fatalf("login %d got no slot", i)
 		}
 	}
 	if took := time.Since(began); took < 2*maxSlotTime-100*time.Millisecond {
-		t.Errorf("three turns took %v, so two logins were under way at a time", took)
+		t.Errorf("three logins took %v, so two ran at the same time", took)
 	}
 	cancel()
 	for range 3 {
@@ -75,12 +75,12 @@ func TestASlowLoginReleasesItsSlot(t *testing.T) {
 		}
 	}
 	if n := len(b.slots); n != 0 {
-		t.Errorf("%d places are not given back", n)
+		t.Errorf("%d slots were not released", n)
 	}
 }
 
-// loginCounter greets and lets everybody in after a moment, and keeps the most logins
-// that were under way at a time.
+// loginCounter answers every login with OK after a delay, and counts the most concurrent
+// logins.
 type loginCounter struct {
 	mu            sync.Mutex
 	current, peak int // Guarded by mu.
@@ -99,7 +99,7 @@ func (c *loginCounter) serve(nc net.Conn) {
 	_, _ = io.WriteString(nc, "* OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] ready\r\n")
 	line, _ := bufio.NewReader(nc).ReadString('\n')
 	<-time.After(5 * time.Millisecond)
-	c.add(-1) // before the client can know that its turn is over
+	c.add(-1) // before the client gets the answer
 	tag, _, _ := strings.Cut(line, " ")
 	_, _ = io.WriteString(nc, tag+" OK [CAPABILITY IMAP4rev1] in\r\n")
 	_, _ = io.Copy(io.Discard, nc)
@@ -137,7 +137,7 @@ func TestConcurrentLoginsAreBounded(t *testing.T) {
 	_ = l.Close()
 	all.Wait()
 	if counter.peak > DefaultMaxLogins || counter.peak < 2 {
-		t.Errorf("%d logins were under way at a time", counter.peak)
+		t.Errorf("%d concurrent logins", counter.peak)
 	}
 }
 
@@ -160,7 +160,7 @@ func TestNewConnectionsAreRateLimited(t *testing.T) {
 	for range cap(results) {
 		<-logins
 	}
-	// The first comes at once, each of the others a quarter of a second later.
+	// The first connects at once, each of the others a quarter of a second later.
 	if took := time.Since(began); took < 1240*time.Millisecond {
 		t.Errorf("six connections at four in a second took %v", took)
 	}
@@ -169,7 +169,7 @@ func TestNewConnectionsAreRateLimited(t *testing.T) {
 		<-results
 	}
 	if n, first := len(waits), <-waits; n != 5 || first != (Wait{LimitRate, false}) {
-		t.Errorf("%d of five waits were told, the first as %v", n, first)
+		t.Errorf("%d of five waits were reported, the first as %v", n, first)
 	}
 	slices.Sort(waited)
 	if waited[0] != 0 || waited[5] < 1240*time.Millisecond {
@@ -191,6 +191,6 @@ func TestALoginThatCannotGetASlotInTimeIsRefusedAtOnce(t *testing.T) {
 		t.Errorf("%v, %s", err, last)
 	}
 	if wait != (Wait{LimitRate, true}) || len(logins) > 0 {
-		t.Errorf("told as %v, %d logins at the backend", wait, len(logins))
+		t.Errorf("reported as %v, %d logins at the backend", wait, len(logins))
 	}
 }

@@ -25,38 +25,38 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// canary is a password that must not be found where it does not belong.
+// canary is a password that must not appear elsewhere.
 const canary = "CANARY-7f3a-pw"
 
-// scriptedBackend is a backend that acts out a script on one connection:
+// scriptedBackend is a backend that runs a script on one connection:
 //
-//	> TEXT   says TEXT and CRLF; {X} is the tag of the command that began with X
-//	>> TEXT  says TEXT alone
+//	> TEXT   sends TEXT and CRLF; {X} is the tag of the command that began with X
+//	>> TEXT  sends TEXT alone
 //	< NAME   reads a command, or a line that NAME stands in
-//	tls      goes on under TLS
+//	tls      continues under TLS
 //	fin      closes its side
 //	rst      resets the connection
-//	hang     says nothing until the other side is gone
+//	hang     sends nothing until the other side closes
 //
-// Behind its last step it hangs.
+// After its last step it does the same as hang.
 type scriptedBackend struct {
 	// Set once.
 	steps []string
 	tls   *tls.Config
 
-	// Owned by run, then by who has waited for done.
+	// Owned by run, then by the receiver from done.
 	tcp       *net.TCPConn
 	nc        net.Conn // tcp, or TLS over it
 	r         *bufio.Reader
-	plaintext bytes.Buffer // heard without TLS
-	encrypted bytes.Buffer // heard under TLS
+	plaintext bytes.Buffer // received without TLS
+	encrypted bytes.Buffer // received under TLS
 	tags      *strings.Replacer
 	tagPairs  []string // tags for the replacer
 	err       error    // the script was not followed
 	done      chan struct{}
 }
 
-// startScripted starts the play for the next connection to the address it returns.
+// startScripted starts the script for the next connection to the address that it returns.
 func startScripted(t testing.TB, p *scriptedBackend) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -69,7 +69,7 @@ func startScripted(t testing.TB, p *scriptedBackend) string {
 	return l.Addr().String()
 }
 
-// run ends when the script and the connection have, or the listener is closed.
+// run ends when the script and the connection end, or the listener is closed.
 func (p *scriptedBackend) run(l net.Listener) {
 	defer close(p.done)
 	nc, err := l.Accept()
@@ -77,8 +77,8 @@ func (p *scriptedBackend) run(l net.Listener) {
 		p.err = err
 		return
 	}
-	_ = l.Close()                     // another attempt to connect is refused
-	defer func() { _ = nc.Close() }() // not p.nc: under TLS that would say goodbye to a peer that is gone
+	_ = l.Close()                     // refuse further attempts to connect
+	defer func() { _ = nc.Close() }() // not p.nc: under TLS that would write close_notify to a closed peer
 	p.tcp, p.nc, p.tags = nc.(*net.TCPConn), nc, strings.NewReplacer()
 	p.r = bufio.NewReader(io.TeeReader(nc, &p.plaintext))
 	for _, step := range p.steps {
@@ -126,7 +126,7 @@ func (p *scriptedBackend) readCommand(name string) error {
 		return err
 	}
 	if !strings.Contains(line, name) {
-		return fmt.Errorf("heard %q", line)
+		return fmt.Errorf("received %q", line)
 	}
 	if tag, rest, _ := strings.Cut(line, " "); name != "" && strings.HasPrefix(rest, name) {
 		p.tagPairs = append(p.tagPairs, "{"+tag[:1]+"}", tag)
@@ -135,7 +135,7 @@ func (p *scriptedBackend) readCommand(name string) error {
 	return nil
 }
 
-// certificate makes a self-signed certificate, and what trusts it.
+// certificate returns a self-signed certificate, and a pool that trusts it.
 func certificate(t testing.TB, change func(*x509.Certificate)) (*tls.Config, *x509.CertPool) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -187,7 +187,7 @@ func testRequest(t testing.TB) Request {
 	}
 }
 
-// loginAttempt is one login at a play.
+// loginAttempt is one login at a scripted backend.
 type loginAttempt struct {
 	*scriptedBackend
 	conn   *Conn
@@ -195,7 +195,7 @@ type loginAttempt struct {
 	result string
 }
 
-// logIn logs in at a backend that acts out steps.
+// logIn logs in at a backend that runs steps.
 func logIn(t testing.TB, cfg Config, req Request, steps ...string) loginAttempt {
 	t.Helper()
 	server, pool := certificate(t, nil)
@@ -220,7 +220,7 @@ func logInTLS(t testing.TB, cfg Config, req Request, p *scriptedBackend, pool *x
 	return a
 }
 
-// finish closes the connection and waits for the play's end.
+// finish closes the connection and waits for the end of the script.
 func (a loginAttempt) finish() {
 	if a.conn != nil {
 		_ = a.conn.Close()

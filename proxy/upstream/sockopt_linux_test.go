@@ -7,19 +7,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A backend that is gone without a word is noticed by probes while nothing is
-// sent, and by the want of acknowledgements while something is.
+// The kernel detects a vanished backend by keepalive probes while nothing is sent, and by
+// missing acknowledgements while something is.
 func TestDeadBackendsAreDetectedByTheKernel(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close() // nothing is left to be said
+	defer l.Close() // not used
 	nc, err := newDialer().Dial("tcp", l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer nc.Close() // nothing is left to be said
+	defer nc.Close() // not used
 	raw, err := nc.(*net.TCPConn).SyscallConn()
 	if err != nil {
 		t.Fatal(err)

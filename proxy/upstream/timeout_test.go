@@ -15,8 +15,8 @@ import (
 	"go.uber.org/zap"
 )
 
-// loginOverPipe logs in over an in-memory connection whose other end say has, in a
-// bubble of fake time.
+// loginOverPipe logs in over an in-memory connection with serve at the other end, in a bubble
+// of fake time.
 func loginOverPipe(t *testing.T, ctx context.Context, serve func(net.Conn)) (time.Duration, error) {
 	t.Helper()
 	client, server := net.Pipe()
@@ -42,7 +42,7 @@ func loginOverPipe(t *testing.T, ctx context.Context, serve func(net.Conn)) (tim
 	return took, err
 }
 
-// advance is for bubbles of fake time.
+// advance lets time pass in a bubble.
 func advance(d time.Duration) { <-time.After(d) }
 
 func writeString(nc net.Conn, s string) { _, _ = io.WriteString(nc, s) }
@@ -64,7 +64,7 @@ func TestTheGreetingIsBoundedByTheLoginTimeout(t *testing.T) {
 	}
 }
 
-// One byte a second is progress, and is no excuse.
+// One byte a second does not extend the deadline.
 func TestSlowBytesDoNotExtendTheDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		took, err := loginOverPipe(t, context.Background(), func(nc net.Conn) {
@@ -90,7 +90,7 @@ func TestALoginEndsWhenItsContextIsCanceled(t *testing.T) {
 	})
 }
 
-// A client that goes away at the last moment leaves no logged-in connection.
+// A client that disconnects at the last moment leaves no logged-in connection.
 func TestALoginCompletedAfterCancellationIsClosed(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
@@ -126,11 +126,11 @@ func TestADownBackendGetsOneTrialPerInterval(t *testing.T) {
 		}
 		advance(trialInterval - 1)
 		if allow() {
-			t.Error("probed too often")
+			t.Error("too many trials")
 		}
 		advance(time.Nanosecond)
 		if !allow() || allow() {
-			t.Error("not probed")
+			t.Error("no trial")
 		}
 		if !h.recordSuccess(time.Now()) || h.isDown() || !allow() || !allow() || h.recordSuccess(time.Now()) {
 			t.Error("not back after a success")
@@ -154,11 +154,11 @@ func TestOnlyBackendFailuresMarkItDown(t *testing.T) {
 	cancel()
 	b := New(Config{Address: "127.0.0.1:1", TLSMode: NoTLS}, Hooks{}, zap.NewNop())
 	if b.recordResult(canceled, nil, io.EOF); !b.health.failingSince.IsZero() {
-		t.Error("a client that went away counts against the backend")
+		t.Error("a client that disconnected counts against the backend")
 	}
 }
 
-// A client may begin its login with a moment left of its own time.
+// A client may begin its login shortly before its own deadline.
 func TestAnExpiredContextDoesNotMarkABackendDown(t *testing.T) {
 	b := New(Config{Address: startScripted(t, &scriptedBackend{steps: []string{"hang"}}), TLSMode: NoTLS}, Hooks{}, zap.NewNop())
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
@@ -198,7 +198,7 @@ func TestARefusedConnectionIsTriedThreeTimes(t *testing.T) {
 	defer cancel()
 	b.health.failingSince, tries = time.Time{}, 0
 	if _, err = b.Login(ctx, testRequest(t)); err == nil || tries > 1 {
-		t.Errorf("a client that left was waited for: %d tries, %v", tries, err)
+		t.Errorf("the connect outlasted its client: %d tries, %v", tries, err)
 	}
 }
 
@@ -246,10 +246,10 @@ func TestLoginsBeyondTheMaximumWaitForASlot(t *testing.T) {
 	expired, cancel := context.WithTimeout(context.Background(), 0)
 	defer cancel()
 	if _, err := b.Login(expired, testRequest(t)); !errors.Is(err, errBusy) || !b.health.failingSince.IsZero() {
-		t.Errorf("a wait for a turn counts against the backend: %v", err)
+		t.Errorf("a wait for a slot counts against the backend: %v", err)
 	}
 	b.releaseSlot()
 	if err := b.awaitSlot(ctx, time.Now()); err != nil {
-		t.Errorf("a free turn was not given: %v", err)
+		t.Errorf("a free slot was not acquired: %v", err)
 	}
 }

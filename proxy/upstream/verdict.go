@@ -68,9 +68,9 @@ const (
 // is VerdictUnclear and not forwarded: clients must not act on a code that the gateway does
 // not know.
 //
-// A code is VerdictRight if, by its definition or by the server that sends it, it follows a
-// successful check of the credentials or replaces the check: either way, it does not show that
-// a guess was wrong.
+// A code is VerdictRight if it follows a successful check of the credentials or replaces the
+// check, by its definition or by the server that sends it. Either way, it does not show that a
+// guess was wrong.
 var responseCodes = map[string]replyClass{
 	// RFC 5530 section 3. These include all of Dovecot's except ALERT and REFERRAL.
 	"AUTHENTICATIONFAILED": {VerdictWrong, replyDenied},

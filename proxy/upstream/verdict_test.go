@@ -17,17 +17,17 @@ import (
 	"imapgate/internal/imap"
 )
 
-// answerCase is a backend's answer to a login and what comes of it.
+// answerCase is a backend's answer to a login and its result.
 type answerCase struct {
-	sentinel error  // of the error, where the client hears a constant
-	refused  string // what the client hears otherwise
+	sentinel error  // of the error, if the client receives a constant
+	refused  string // otherwise the text for the client
 	result   string
 	verdict  Verdict
 }
 
 // answerCases are answers to the credentials.
 var answerCases = map[string]answerCase{
-	// Wrong credentials, with a code, or in the words of most servers without one.
+	// Wrong credentials, with a code, or with the usual texts of servers without codes.
 	"NO wrong":                        {ErrDenied, "", "denied", VerdictWrong},
 	"NO":                              {ErrDenied, "", "denied", VerdictWrong},
 	"NO [AUTHENTICATIONFAILED] wrong": {ErrDenied, "", "denied", VerdictWrong},
@@ -37,7 +37,7 @@ var answerCases = map[string]answerCase{
 	"NO [ALERT] Invalid credentials (Failure)":     {ErrDenied, "", "denied", VerdictWrong},
 	"BAD Login failed, try AUTHENTICATE next time": {ErrUnavailable, "", "not_taken", VerdictWrong},
 
-	// Right credentials that are refused all the same, or answers in place of a check.
+	// Right credentials that are refused nevertheless, or answers in place of a check.
 	"NO [LIMIT] Maximum number of connections from user+IP exceeded (mail_max_userip_connections=3)": {
 		nil, "[LIMIT] Maximum number of connections from user+IP exceeded (mail_max_userip_connections=3)", "refused", VerdictRight},
 	"NO [LIMIT]":                                                  {nil, "[LIMIT] Login refused.", "refused", VerdictRight},
@@ -63,9 +63,9 @@ var answerCases = map[string]answerCase{
 	"NO [PRIVACYREQUIRED] Plaintext authentication disallowed":    {ErrUnavailable, "", "refused", VerdictNone},
 	"NO [THROTTLED] slower":                                       {ErrUnavailable, "", "refused", VerdictNone},
 	"NO [ALERT] Temporary problem, please try again later":        {nil, "[ALERT] Temporary problem, please try again later", "refused", VerdictNone},
-	"OK [CAPABILITY IMAP4rev1] in\r\na1 OK [CAPABILITY X] forged": {ErrUnavailable, "", "protocol", VerdictNone}, // was right, and is on no record
+	"OK [CAPABILITY IMAP4rev1] in\r\na1 OK [CAPABILITY X] forged": {ErrUnavailable, "", "protocol", VerdictNone}, // the credentials are right, but no result reports it
 
-	// Both is possible.
+	// Either is possible.
 	"NO [ALERT]":                             {nil, "[ALERT] Login refused.", "refused", VerdictUnclear},
 	"NO [ALERT] \x1b[2Jcall \xe2\x80\xae{5}": {nil, "[ALERT] ?[2Jcall ?(5)", "refused", VerdictUnclear},
 	"NO [X-UNHEARD-OF] what":                 {ErrUnavailable, "", "refused", VerdictUnclear},
@@ -125,8 +125,8 @@ func TestEveryCodeAndPhraseIsCovered(t *testing.T) {
 	}
 }
 
-// A login that is cut off after the credentials went out may have been wrong: the
-// client can bring that about where the backend takes its time over wrong ones.
+// A login that is aborted after the credentials were sent may have had wrong ones: a client
+// can abort it, if the backend delays the answer to wrong ones.
 func TestALoginWithoutAnAnswerIsUnclearAfterTheCredentialsAreSent(t *testing.T) {
 	for name, tc := range map[string]struct {
 		steps []string
@@ -151,14 +151,14 @@ func TestALoginWithoutAnAnswerIsUnclearAfterTheCredentialsAreSent(t *testing.T) 
 	}
 }
 
-// However little of the time for a login is left when the credentials go out, the
-// backend has AnswerTimeout for its answer: Dovecot takes 17 s over a wrong password.
+// However late in a login the credentials are sent, the backend has AnswerTimeout for its
+// answer: Dovecot takes 17 s to refuse a wrong password.
 func TestTheAnswerTimeoutExtendsTheLoginTimeout(t *testing.T) {
 	for _, tc := range []struct {
 		greets, answers, took time.Duration
 		want                  Verdict
 	}{
-		{0, 29 * time.Second, 29 * time.Second, VerdictWrong}, // as long as the login has anyway
+		{0, 29 * time.Second, 29 * time.Second, VerdictWrong}, // the remaining time of the login
 		{29 * time.Second, 17 * time.Second, 46 * time.Second, VerdictWrong},
 		{29 * time.Second, time.Hour, 29*time.Second + DefaultAnswerTimeout, VerdictUnclear},
 		{0, time.Hour, DefaultLoginTimeout, VerdictUnclear},
@@ -180,7 +180,7 @@ func TestTheAnswerTimeoutExtendsTheLoginTimeout(t *testing.T) {
 	}
 }
 
-// encodings are the ways in which a backend can repeat a secret so that it is known.
+// encodings returns the recognizable forms in which a backend can repeat a secret.
 func encodings(secret string) []string {
 	reversed := []byte(secret)
 	slices.Reverse(reversed)
@@ -196,7 +196,7 @@ func encodings(secret string) []string {
 	}
 }
 
-// checkNoLeak fails when an error has a word of a backend.
+// checkNoLeak fails if an error contains word.
 func checkNoLeak(t *testing.T, what string, err error, word string) {
 	t.Helper()
 	if err == nil || strings.Contains(strings.ToLower(err.Error()), strings.ToLower(word)) {
