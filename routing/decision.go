@@ -21,8 +21,8 @@ type decision struct {
 
 // rank orders the sources. A decision of lower rank can replace one of higher rank only after
 // a record was removed.
-func (a decision) rank() int {
-	switch a.match {
+func (d decision) rank() int {
+	switch d.match {
 	case MatchUser:
 		return 3
 	case MatchDomain:
@@ -35,20 +35,20 @@ func (a decision) rank() int {
 
 // decide applies the precedence: the user's record, then the domain's, then the default.
 func (k keys) decide(u identity.User, user, domain, defaultRecord record) decision {
-	a := decision{hasRecord: user.present, password: user.password}
+	d := decision{hasRecord: user.present, password: user.password}
 	var from record
 	switch {
 	case user.present:
-		a.match, a.key, from = MatchUser, k.user(u), user
+		d.match, d.key, from = MatchUser, k.user(u), user
 	case domain.present:
-		a.match, a.key, from = MatchDomain, k.domain(u.Domain()), domain
+		d.match, d.key, from = MatchDomain, k.domain(u.Domain()), domain
 	case defaultRecord.present:
-		a.match, a.key, from = MatchDefault, k.deflt(), defaultRecord
+		d.match, d.key, from = MatchDefault, k.deflt(), defaultRecord
 	default:
-		return a
+		return d
 	}
-	a.backend, a.mode, a.state, a.login = from.backend, from.mode, from.state, from.login
-	return a
+	d.backend, d.mode, d.state, d.login = from.backend, from.mode, from.state, from.login
+	return d
 }
 
 // resolution is a decision and how it was obtained.

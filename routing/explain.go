@@ -122,11 +122,11 @@ func (s *store) steps(ctx context.Context, u identity.User) ([]Step, *Decision) 
 			steps[i].Content = err.Error()
 		}
 	}
-	a, parseErr := s.parseReplies(u, r)
+	decided, parseErr := s.parseReplies(u, r)
 	if err != nil || parseErr != nil {
 		return steps, nil
 	}
-	d := newDecision(resolution{decision: a}.toRoute(u))
+	d := newDecision(resolution{decision: decided}.toRoute(u))
 	return steps, &d
 }
 

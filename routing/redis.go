@@ -74,25 +74,25 @@ func Dial(c RedisConfig) (redis.UniversalClient, error) {
 	if c.Cluster && c.Database != 0 {
 		return nil, errors.New("redis: a cluster has database 0 only")
 	}
-	f := newErrorExplainer(c)
-	client := newClient(c, f)
-	client.AddHook(commandHook{f})
+	explainer := newErrorExplainer(c)
+	client := newClient(c, explainer)
+	client.AddHook(commandHook{explainer})
 	return client, nil
 }
 
-func newClient(c RedisConfig, f *errorExplainer) redis.UniversalClient {
+func newClient(c RedisConfig, explainer *errorExplainer) redis.UniversalClient {
 	options := options(c)
 	if c.Cluster {
 		nodes := options.Cluster()
 		nodes.NewClient = func(node *redis.Options) *redis.Client {
 			client := redis.NewClient(node)
-			client.AddHook(connectHook{f})
+			client.AddHook(connectHook{explainer})
 			return client
 		}
 		return redis.NewClusterClient(nodes)
 	}
 	client := redis.NewUniversalClient(options)
-	client.AddHook(connectHook{f})
+	client.AddHook(connectHook{explainer})
 	return client
 }
 

@@ -21,15 +21,15 @@ type explainedError struct {
 	err  error // the original
 }
 
-func (f *explainedError) Error() string { return f.text + ": " + joinLines(f.err) }
-func (f *explainedError) Unwrap() error { return f.err }
+func (e *explainedError) Error() string { return e.text + ": " + joinLines(e.err) }
+func (e *explainedError) Unwrap() error { return e.err }
 
 // sentinelError is an explained error reply of a sentinel. It does not unwrap: the reply is
 // not one of Redis, and redis.Nil, for an unknown master, must not be taken for a missing
 // record.
 type sentinelError struct{ explained explainedError }
 
-func (n *sentinelError) Error() string { return n.explained.Error() }
+func (e *sentinelError) Error() string { return e.explained.Error() }
 
 // sentinelErrPrefix is how go-redis begins the errors of sentinels.
 const sentinelErrPrefix = "redis: all sentinels specified in configuration are unreachable: "
@@ -104,7 +104,7 @@ var explanations = []struct{ starts, text string }{
 
 // explain adds an explanation to an error of a command. It returns err itself if it knows none
 // or err has one already.
-func (f *errorExplainer) explain(err error) error {
+func (e *errorExplainer) explain(err error) error {
 	if err == nil || isExplained(err) {
 		return err
 	}
@@ -118,7 +118,7 @@ func (f *errorExplainer) explain(err error) error {
 		text = string(raw)
 	case errors.Is(err, context.DeadlineExceeded):
 		// The error of a wait for a connection does not include why none was made.
-		if dialErr := f.dialErr.Load(); dialErr != nil {
+		if dialErr := e.dialErr.Load(); dialErr != nil {
 			return fmt.Errorf("%w: %w", err, *dialErr)
 		}
 		return err
@@ -127,10 +127,10 @@ func (f *errorExplainer) explain(err error) error {
 	}
 	// Before AUTH, Redis accepts short commands only.
 	if strings.HasPrefix(text, "NOAUTH") || strings.HasPrefix(text, "ERR Protocol error: unauthenticated ") {
-		return &explainedError{f.missingPasswordText(), err}
+		return &explainedError{e.missingPasswordText(), err}
 	}
 	for _, known := range explanations {
-		if strings.HasPrefix(text, known.starts) && !(f.cluster && known.text == clusterNodeText) {
+		if strings.HasPrefix(text, known.starts) && !(e.cluster && known.text == clusterNodeText) {
 			return &explainedError{known.text, err}
 		}
 	}
@@ -141,11 +141,11 @@ func isExplained(err error) bool {
 	return errors.As(err, new(*explainedError)) || errors.As(err, new(*sentinelError))
 }
 
-func (f *errorExplainer) missingPasswordText() string {
+func (e *errorExplainer) missingPasswordText() string {
 	switch {
-	case f.password:
+	case e.password:
 		return "Redis requires a password, and has not accepted the one of redis.password_file"
-	case f.username:
+	case e.username:
 		return "Redis requires a password, and redis.username has none: set redis.password_file"
 	}
 	return "Redis requires a password: set redis.password_file"
@@ -153,11 +153,11 @@ func (f *errorExplainer) missingPasswordText() string {
 
 // explainHello is explain for the first exchange of a connection, where a server that expects
 // TLS closes it.
-func (f *errorExplainer) explainHello(err error) error {
-	if !f.tls && isClosedByPeer(err) && !isExplained(err) {
+func (e *errorExplainer) explainHello(err error) error {
+	if !e.tls && isClosedByPeer(err) && !isExplained(err) {
 		return &explainedError{"Redis closes the connection at the first command: if the port is one for TLS, set redis.tls: true; or it accepts no more connections (its setting maxclients)", err}
 	}
-	return f.explain(err)
+	return e.explain(err)
 }
 
 func isClosedByPeer(err error) bool {
@@ -165,40 +165,40 @@ func isClosedByPeer(err error) bool {
 }
 
 // explainDial adds an explanation to an error of connecting, and stores it in dialErr.
-func (f *errorExplainer) explainDial(err error) error {
+func (e *errorExplainer) explainDial(err error) error {
 	var explained error
 	switch {
 	case err == nil:
-	case f.sentinels && strings.HasPrefix(err.Error(), sentinelErrPrefix):
-		explained = f.explainSentinels(err)
-	case f.isHandshakeFailure(err):
+	case e.sentinels && strings.HasPrefix(err.Error(), sentinelErrPrefix):
+		explained = e.explainSentinels(err)
+	case e.isHandshakeFailure(err):
 		explained = &explainedError{"Redis does not answer with TLS: if the port is one without, leave out redis.tls", err}
 	}
 	if explained == nil {
-		f.dialErr.Store(nil)
+		e.dialErr.Store(nil)
 		return err
 	}
-	f.dialErr.Store(&explained)
+	e.dialErr.Store(&explained)
 	return explained
 }
 
 // isHandshakeFailure reports whether a TLS handshake failed, as opposed to the dial. A server
 // without TLS may wait for more bytes, so a timeout counts.
-func (f *errorExplainer) isHandshakeFailure(err error) bool {
+func (e *errorExplainer) isHandshakeFailure(err error) bool {
 	var op *net.OpError
 	dialing := errors.As(err, &op) && op.Op == "dial"
-	return f.tls && !dialing && (errors.Is(err, context.DeadlineExceeded) || isClosedByPeer(err) || errors.As(err, new(tls.RecordHeaderError)))
+	return e.tls && !dialing && (errors.Is(err, context.DeadlineExceeded) || isClosedByPeer(err) || errors.As(err, new(tls.RecordHeaderError)))
 }
 
 // explainSentinels explains why the sentinels have named no primary.
-func (f *errorExplainer) explainSentinels(err error) error {
+func (e *errorExplainer) explainSentinels(err error) error {
 	var reply redis.Error
 	switch {
 	case errors.As(err, &reply):
 		return &sentinelError{explainedError{sentinelReplyText(reply, err), err}}
-	case !f.tls && isClosedByPeer(err):
+	case !e.tls && isClosedByPeer(err):
 		return &explainedError{"the sentinels close the connection at the first command: if their port is one for TLS, set redis.tls: true", err}
-	case f.isHandshakeFailure(err):
+	case e.isHandshakeFailure(err):
 		return &explainedError{"the sentinels do not answer with TLS: if their port is one without, leave out redis.tls", err}
 	}
 	return &explainedError{"no sentinel can be reached", err}
@@ -225,44 +225,44 @@ func sentinelReplyText(reply redis.Error, err error) string {
 // connectHook explains errors of connecting, for one server or each node of a cluster.
 type connectHook struct{ *errorExplainer }
 
-func (c connectHook) DialHook(next redis.DialHook) redis.DialHook {
+func (h connectHook) DialHook(next redis.DialHook) redis.DialHook {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		conn, err := next(ctx, network, addr)
-		return conn, c.explainDial(err)
+		return conn, h.explainDial(err)
 	}
 }
 
-func (c connectHook) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+func (h connectHook) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
 		err := next(ctx, cmd)
 		if cmd.Name() != "hello" || err == nil {
 			return err
 		}
-		return fmt.Errorf("hello: %w", c.explainHello(err)) // go-redis unwraps once
+		return fmt.Errorf("hello: %w", h.explainHello(err)) // go-redis unwraps once
 	}
 }
 
-func (c connectHook) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+func (h connectHook) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return next
 }
 
 // commandHook explains errors of commands.
 type commandHook struct{ *errorExplainer }
 
-func (a commandHook) DialHook(next redis.DialHook) redis.DialHook { return next }
+func (h commandHook) DialHook(next redis.DialHook) redis.DialHook { return next }
 
-func (a commandHook) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
-	return func(ctx context.Context, cmd redis.Cmder) error { return a.explain(next(ctx, cmd)) }
+func (h commandHook) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error { return h.explain(next(ctx, cmd)) }
 }
 
-func (a commandHook) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+func (h commandHook) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return func(ctx context.Context, cmds []redis.Cmder) error {
-		err := a.explain(next(ctx, cmds))
+		err := h.explain(next(ctx, cmds))
 		failed := false
 		for _, cmd := range cmds {
 			if cmdErr := cmd.Err(); cmdErr != nil {
 				failed = true
-				cmd.SetErr(a.explain(cmdErr))
+				cmd.SetErr(h.explain(cmdErr))
 			}
 		}
 		if err != nil && !failed { // the connection failed, and go-redis set no error on the commands

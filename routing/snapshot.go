@@ -156,18 +156,18 @@ func (s savedRoute) toEntry(k keys, rules rules) (*entry, bool) {
 	if s.Login != "" && rules.checkLogin(s.Login) != nil || s.Mode != "" && !isKnownMode(s.Mode) {
 		return nil, false
 	}
-	a := decision{match: s.Match, backend: s.Backend, login: s.Login, mode: s.Mode, state: stateActive}
+	d := decision{match: s.Match, backend: s.Backend, login: s.Login, mode: s.Mode, state: stateActive}
 	switch s.Match {
 	case MatchUser:
-		a.key, a.hasRecord = k.user(u), true
+		d.key, d.hasRecord = k.user(u), true
 	case MatchDomain:
-		a.key = k.domain(u.Domain())
+		d.key = k.domain(u.Domain())
 	case MatchDefault:
-		a.key = k.deflt()
+		d.key = k.deflt()
 	default:
 		return nil, false
 	}
-	return &entry{user: u, decision: a, fromDisk: true}, true
+	return &entry{user: u, decision: d, fromDisk: true}, true
 }
 
 // SaveSnapshots writes the snapshot after changes, and once more when ctx ends. That is before
@@ -230,9 +230,9 @@ func (c *cache) savedRoutes() []savedRoute {
 	for _, list := range []*list.List{&c.userEntries, &c.sharedEntries} {
 		for at := list.Front(); at != nil; at = at.Next() {
 			e := at.Value.(*entry)
-			if a := e.decision; a.state == stateActive && c.canServe(e, now) {
+			if d := e.decision; d.state == stateActive && c.canServe(e, now) {
 				routes = append(routes, savedRoute{
-					User: e.user.String(), Backend: a.backend, Login: a.login, Mode: a.mode, Match: a.match,
+					User: e.user.String(), Backend: d.backend, Login: d.login, Mode: d.mode, Match: d.match,
 					LearnedAt: now.Add(-now.Sub(e.learnedAt)).UTC().Round(time.Second),
 				})
 			}

@@ -25,12 +25,12 @@ func (s *fakeService) newMonitor() *Monitor {
 
 func TestFailuresDoNotOpenWhileTheCheckSucceeds(t *testing.T) {
 	s := &fakeService{}
-	p := s.newMonitor()
+	m := s.newMonitor()
 	for i := range 100 * Threshold {
-		if !p.Allow(t.Context()) {
+		if !m.Allow(t.Context()) {
 			t.Fatalf("open after %d requests", i)
 		}
-		p.RecordFailure()
+		m.RecordFailure()
 	}
 	if s.checks != 99 || len(s.changes) != 0 {
 		t.Errorf("%d checks, changes %v", s.checks, s.changes)
@@ -40,15 +40,15 @@ func TestFailuresDoNotOpenWhileTheCheckSucceeds(t *testing.T) {
 func TestOpensWhenTheCheckFailsAndTriesAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &fakeService{err: errors.New("no answer")}
-		p := s.newMonitor()
+		m := s.newMonitor()
 		for range Threshold {
-			if !p.Allow(t.Context()) {
+			if !m.Allow(t.Context()) {
 				t.Fatal("open at once")
 			}
-			p.RecordFailure()
+			m.RecordFailure()
 		}
 		for range 1000 {
-			if p.Allow(t.Context()) {
+			if m.Allow(t.Context()) {
 				t.Fatal("not open")
 			}
 		}
@@ -58,16 +58,16 @@ func TestOpensWhenTheCheckFailsAndTriesAgain(t *testing.T) {
 		for period := range 2 * Threshold { // one client request in each, which fails
 			time.Sleep(TrialInterval * 6 / 5)
 			for i := range 10 {
-				if p.Allow(t.Context()) != (i == 0) || s.checks != 2+period {
+				if m.Allow(t.Context()) != (i == 0) || s.checks != 2+period {
 					t.Fatalf("%d checks after %d periods, request %d", s.checks, 1+period, i)
 				}
 			}
-			p.RecordFailure()
+			m.RecordFailure()
 		}
 		s.err = nil
 		time.Sleep(TrialInterval * 6 / 5)
 		for range 2 {
-			if !p.Allow(t.Context()) || s.checks != 2+2*Threshold {
+			if !m.Allow(t.Context()) || s.checks != 2+2*Threshold {
 				t.Errorf("not closed: %d checks", s.checks)
 			}
 		}
@@ -81,20 +81,20 @@ func TestOpensWhenTheCheckFailsAndTriesAgain(t *testing.T) {
 func TestASuccessfulTrialCloses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &fakeService{err: errors.New("no answer")}
-		p := s.newMonitor()
+		m := s.newMonitor()
 		for range Threshold {
-			p.RecordFailure()
+			m.RecordFailure()
 		}
-		if p.Allow(t.Context()) {
+		if m.Allow(t.Context()) {
 			t.Fatal("not open")
 		}
 		time.Sleep(TrialInterval * 6 / 5)
-		if !p.Allow(t.Context()) || p.Allow(t.Context()) {
+		if !m.Allow(t.Context()) || m.Allow(t.Context()) {
 			t.Fatal("not exactly one client request is allowed")
 		}
-		p.RecordSuccess()
+		m.RecordSuccess()
 		for range 100 {
-			if !p.Allow(t.Context()) || s.checks != 2 {
+			if !m.Allow(t.Context()) || s.checks != 2 {
 				t.Fatalf("open although the service answers; %d checks", s.checks)
 			}
 		}
@@ -107,20 +107,20 @@ func TestASuccessfulTrialCloses(t *testing.T) {
 // newOpenMonitor returns a Monitor that is open and due for a trial.
 func (s *fakeService) newOpenMonitor(t *testing.T, check func(context.Context) error) *Monitor {
 	t.Helper()
-	p := NewMonitor(func(ctx context.Context) error {
+	m := NewMonitor(func(ctx context.Context) error {
 		if s.checks++; s.checks == 1 {
 			return s.err
 		}
 		return check(ctx)
 	}, time.Second, func(bool, error) {})
 	for range Threshold {
-		p.RecordFailure()
+		m.RecordFailure()
 	}
-	if p.Allow(t.Context()) {
+	if m.Allow(t.Context()) {
 		t.Fatal("not open")
 	}
 	time.Sleep(TrialInterval * 6 / 5)
-	return p
+	return m
 }
 
 func TestWaitingCallersShareTheOutcomeOfATrial(t *testing.T) {
@@ -138,20 +138,20 @@ func TestWaitingCallersShareTheOutcomeOfATrial(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			answer := make(chan error)
 			s := &fakeService{err: errNoAnswer}
-			p := s.newOpenMonitor(t, func(context.Context) error { return <-answer })
+			m := s.newOpenMonitor(t, func(context.Context) error { return <-answer })
 			var callers, trial sync.WaitGroup
 			trial.Go(func() {
-				p.Allow(t.Context())
-				c.client(p)
+				m.Allow(t.Context())
+				c.client(m)
 			})
 			synctest.Wait()
 			var allowed, rejected atomic.Int32
 			for range MaxWaiting + 3 {
 				callers.Go(func() {
 					switch began := time.Now(); {
-					case p.Allow(t.Context()):
+					case m.Allow(t.Context()):
 						t.Error("a second trial")
-					case p.AwaitTrial(t.Context()):
+					case m.AwaitTrial(t.Context()):
 						allowed.Add(1)
 					case time.Since(began) == 0:
 						rejected.Add(1)
@@ -159,15 +159,15 @@ func TestWaitingCallersShareTheOutcomeOfATrial(t *testing.T) {
 				})
 			}
 			synctest.Wait()
-			if rejected.Load() != 3 || p.waiting != MaxWaiting {
-				t.Errorf("%s: %d did not wait, %d do", what, rejected.Load(), p.waiting)
+			if rejected.Load() != 3 || m.waiting != MaxWaiting {
+				t.Errorf("%s: %d did not wait, %d do", what, rejected.Load(), m.waiting)
 			}
 			time.Sleep(time.Second / 10)
 			answer <- c.own
 			trial.Wait()
 			callers.Wait()
-			if want := map[bool]int32{true: MaxWaiting}[c.want]; allowed.Load() != want || p.waiting != 0 {
-				t.Errorf("%s: %d allowed, %d wait", what, allowed.Load(), p.waiting)
+			if want := map[bool]int32{true: MaxWaiting}[c.want]; allowed.Load() != want || m.waiting != 0 {
+				t.Errorf("%s: %d allowed, %d wait", what, allowed.Load(), m.waiting)
 			}
 		})
 	}
@@ -176,18 +176,18 @@ func TestWaitingCallersShareTheOutcomeOfATrial(t *testing.T) {
 func TestCallersDoNotWaitWithoutATrial(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &fakeService{err: errors.New("no answer")}
-		p := s.newOpenMonitor(t, func(context.Context) error { return s.err })
-		p.Allow(t.Context())
-		p.RecordFailure()
+		m := s.newOpenMonitor(t, func(context.Context) error { return s.err })
+		m.Allow(t.Context())
+		m.RecordFailure()
 		began := time.Now()
-		if p.Allow(t.Context()) || p.AwaitTrial(t.Context()) || time.Since(began) != 0 {
+		if m.Allow(t.Context()) || m.AwaitTrial(t.Context()) || time.Since(began) != 0 {
 			t.Errorf("waited %v", time.Since(began))
 		}
 		time.Sleep(TrialInterval * 6 / 5)
-		p.Allow(t.Context()) // its client sends nothing
+		m.Allow(t.Context()) // its client sends nothing
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second/4)
 		defer cancel()
-		if began = time.Now(); p.AwaitTrial(ctx) || time.Since(began) != time.Second/4 {
+		if began = time.Now(); m.AwaitTrial(ctx) || time.Since(began) != time.Second/4 {
 			t.Errorf("waited %v for a client that had left", time.Since(began))
 		}
 	})
@@ -195,13 +195,13 @@ func TestCallersDoNotWaitWithoutATrial(t *testing.T) {
 
 func TestACanceledCallerDoesNotEndTheCheck(t *testing.T) {
 	s := &fakeService{}
-	p := NewMonitor(func(ctx context.Context) error { s.checks++; return ctx.Err() }, time.Minute, func(bool, error) { t.Error("the state changed") })
+	m := NewMonitor(func(ctx context.Context) error { s.checks++; return ctx.Err() }, time.Minute, func(bool, error) { t.Error("the state changed") })
 	for range Threshold {
-		p.RecordFailure()
+		m.RecordFailure()
 	}
 	canceled, cancel := context.WithCancel(t.Context())
 	cancel()
-	if !p.Allow(canceled) || s.checks != 1 {
+	if !m.Allow(canceled) || s.checks != 1 {
 		t.Error("the check ended with its caller")
 	}
 }
