@@ -20,12 +20,12 @@ import (
 	"imapgate/tlsconf"
 )
 
-// proxyTimeout is for the whole PROXY header; the protocol's text asks for at
+// proxyTimeout bounds the wait for the whole PROXY header. The specification asks for at
 // least three seconds.
 const proxyTimeout = 3 * time.Second
 
-// acceptClient brings a connection to its greeting: a place for it, the PROXY header
-// where the peer must send one, its place among those of its address, implicit TLS.
+// acceptClient prepares a connection for its greeting: the connection limit, the PROXY
+// header where the peer must send one, the limits of its address and implicit TLS.
 func (c *connection) acceptClient() error {
 	if c.overLimit {
 		return &closeError{audit.TooMany, "[UNAVAILABLE] Too many connections.", nil}
@@ -48,7 +48,7 @@ func (c *connection) acceptClient() error {
 	return nil
 }
 
-// containsPeer says whether a peer's TCP address is in one of the networks.
+// containsPeer reports whether one of the networks contains the peer's address.
 func containsPeer(networks []netip.Prefix, peer netip.AddrPort) bool {
 	for _, n := range networks {
 		if n.Contains(peer.Addr()) {
@@ -58,8 +58,8 @@ func containsPeer(networks []netip.Prefix, peer netip.AddrPort) bool {
 	return false
 }
 
-// acceptProxyHeader learns the client's address from the load balancer in front.
-// LOCAL and UNKNOWN keep the peer's. Bytes behind the header are kept.
+// acceptProxyHeader reads the client's address from the load balancer's PROXY header. LOCAL
+// and UNKNOWN keep the peer's address. Bytes after the header are kept.
 func (c *connection) acceptProxyHeader() error {
 	c.conn.SetDeadline(c.acceptedAt.Add(proxyTimeout))
 	r := bufio.NewReaderSize(c.socket, maxProxyHeader)
@@ -67,9 +67,9 @@ func (c *connection) acceptProxyHeader() error {
 	if err != nil {
 		return err
 	}
-	// A second header would be a client's, taken for the balancer's.
+	// A second header would come from the client and be taken for the balancer's.
 	excess, _ := r.Peek(r.Buffered())
-	if bytes.HasSuffix(excess, []byte("\n")) && !bytes.HasSuffix(excess, []byte("\r\n")) { // nothing may stand behind it: see imap.Reader
+	if bytes.HasSuffix(excess, []byte("\n")) && !bytes.HasSuffix(excess, []byte("\r\n")) { // nothing may follow it: see imap.Reader
 		var following [1]byte
 		n, _ := parking.ReadAvailable(c.socket, following[:])
 		excess = append(excess, following[:n]...)
@@ -84,7 +84,7 @@ func (c *connection) acceptProxyHeader() error {
 	return nil
 }
 
-// upgradeTLS starts TLS. Its deadline is absolute, and never later than that of
+// upgradeTLS starts TLS. The handshake's deadline is absolute and never later than that of
 // the login.
 func (c *connection) upgradeTLS() error {
 	cfg := c.server.deps.TLS.Config()
@@ -146,8 +146,8 @@ func handshakeResult(c *tls.Conn, err error) string {
 	return metrics.Failed
 }
 
-// isALPNMismatch knows crypto/tls's word for a client that asked for other protocols;
-// there is no type for it.
+// isALPNMismatch recognizes, by its text, crypto/tls's error for a client that asks for
+// other protocols. The error has no type of its own.
 func isALPNMismatch(err error) bool {
 	return strings.Contains(err.Error(), "client requested unsupported application protocols")
 }

@@ -17,14 +17,14 @@ import (
 )
 
 var (
-	// errProofCancelled is a client that did not end an exchange which had ended well:
-	// it knows now that the password is right.
-	errProofCancelled = errors.New("client broke the exchange off")
-	// errProofUnanswered is a client that could not be read from behind our proof.
-	errProofUnanswered = errors.New("client was not heard")
+	// errProofCancelled reports a client that cancelled an exchange after the server's
+	// proof. The client then knows that the password is right.
+	errProofCancelled = errors.New("client cancelled after the server's proof")
+	// errProofUnanswered reports a client that did not reply to the server's proof.
+	errProofUnanswered = errors.New("client did not answer the server's proof")
 )
 
-// authClient is what the methods and mechanisms may know of this connection.
+// authClient returns what auth may know of this connection.
 func (c *connection) authClient() *auth.Client {
 	info := &auth.Client{
 		Session: c.client.Session, Listener: c.listener.Name, Addr: c.clientAddr(), Peer: c.client.Peer,
@@ -42,7 +42,7 @@ func (c *connection) newAttempt(tag string) *attempt {
 	return &attempt{tag: tag, receivedAt: time.Now(), login: auth.Login{Client: c.authClient()}}
 }
 
-// parseLogin is LOGIN (RFC 9051 §6.2.3): two strings.
+// parseLogin parses LOGIN (RFC 9051 §6.2.3): two strings.
 func (c *connection) parseLogin(cmd imap.Command) (*attempt, error) {
 	if c.isCleartext() {
 		return nil, c.rejectCleartext(cmd)
@@ -59,14 +59,14 @@ func (c *connection) parseLogin(cmd imap.Command) (*attempt, error) {
 	return a, nil
 }
 
-// rejectMechanism refuses a way to log in that was not in the capability list.
+// rejectMechanism refuses a mechanism that the capability list does not offer.
 func (c *connection) rejectMechanism(a *attempt, answer string) error {
 	c.recordRefusal(a, refusal{result: resultRefused, reason: audit.BadMechanism}, nil)
 	return c.rejectCommand(a.tag, answer)
 }
 
-// authenticate is AUTHENTICATE (RFC 9051 §6.2.2) with an optional initial
-// response (RFC 4959).
+// authenticate handles AUTHENTICATE (RFC 9051 §6.2.2) with an optional initial response
+// (RFC 4959).
 func (c *connection) authenticate(ctx context.Context, cmd imap.Command) (*attempt, error) {
 	if c.isCleartext() {
 		return nil, c.rejectCleartext(cmd)
@@ -82,7 +82,7 @@ func (c *connection) authenticate(ctx context.Context, cmd imap.Command) (*attem
 		return nil, c.rejectMechanism(a, "NO Unsupported mechanism.")
 	}
 	a.login.Mechanism = exchange.Mechanism()
-	var response []byte // nil: the client waits to be asked
+	var response []byte // nil: no initial response
 	if len(cmd.Args) == 2 {
 		var err error
 		if response, err = decodeResponse(cmd.Args[1].Text); err != nil {
@@ -115,8 +115,8 @@ func (c *connection) authenticate(ctx context.Context, cmd imap.Command) (*attem
 	}
 }
 
-// knownMechanisms are the names that clients may say of mechanisms (IANA's registry of SASL
-// mechanisms, and what is in use beside it). Constant.
+// knownMechanisms holds mechanism names that records may contain (IANA's SASL registry and
+// others in use). Constant.
 var knownMechanisms = map[string]bool{
 	"ANONYMOUS": true, "CRAM-MD5": true, "DIGEST-MD5": true, "EXTERNAL": true, "LOGIN": true, "PLAIN": true,
 	"SCRAM-SHA-1": true, "SCRAM-SHA-1-PLUS": true, "SCRAM-SHA-256": true, "SCRAM-SHA-256-PLUS": true,
@@ -126,8 +126,8 @@ var knownMechanisms = map[string]bool{
 	"OTP": true, "SECURID": true, "SKEY": true,
 }
 
-// mechanismName is a mechanism that is not offered, as records have it. What is the name
-// of none is not repeated: it may be a password in the wrong place.
+// mechanismName returns the recorded name of a mechanism that is not offered. An unknown
+// name is left out: it may be a misplaced password.
 func mechanismName(text string) string {
 	name := strings.ToUpper(text)
 	if !knownMechanisms[name] {
@@ -136,7 +136,7 @@ func mechanismName(text string) string {
 	return "AUTH=" + name
 }
 
-// scramUser is the user in the first message of SCRAM (RFC 5802 §7).
+// scramUser returns the user name in the first message of SCRAM (RFC 5802 §7).
 func scramUser(message []byte) (string, bool) {
 	fields := strings.SplitN(string(message), ",", 4) // binding, authzid, name, the rest
 	if len(fields) < 4 {
@@ -146,16 +146,15 @@ func scramUser(message []byte) (string, bool) {
 	return strings.NewReplacer("=2C", ",", "=3D", "=").Replace(name), ok
 }
 
-// sendServerProof shows the client that we know its password too, where the mechanism has
-// it so. IMAP has no place for a mechanism's last word beside the OK, so it goes
-// out as a challenge, and the client's answer is empty (RFC 9051 §6.2.2). Not
-// before the login is accepted, here and at the backend: it tells whoever guesses
-// that the guess is right, also of a user who is blocked or lives nowhere.
+// sendServerProof sends the mechanism's proof that the server knows the password too.
+// IMAP's OK cannot carry it, so it is a challenge with an empty response (RFC 9051 §6.2.2).
+// It is sent only after the gateway and the backend have accepted the login. It confirms a
+// guess, even for a user who is blocked or has no route.
 func (c *connection) sendServerProof(a *attempt) error {
 	if a.finalChallenge == nil {
 		return nil
 	}
-	c.limits.EndLogin() // the password is right: a client that stays silent must not hold up others
+	c.limits.EndLogin() // the password is right: a silent client must not delay other logins
 	line, err := c.challengeClient(a.finalChallenge, imap.PreauthLimits)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errProofUnanswered, err)
@@ -166,8 +165,8 @@ func (c *connection) sendServerProof(a *attempt) error {
 	return nil
 }
 
-// sendTokenError tells a client whose token was refused where to get another, and
-// reads the line with which it says that it has understood (RFC 7628 §3.2.3).
+// sendTokenError sends a client with a refused token where to get another, and reads its
+// acknowledgement (RFC 7628 §3.2.3).
 func (c *connection) sendTokenError(a *attempt) error {
 	challenge := c.server.cfg.TokenRefusal.Challenge(a.login.Mechanism)
 	if challenge == nil {
@@ -177,7 +176,7 @@ func (c *connection) sendTokenError(a *attempt) error {
 	return err
 }
 
-// responseLimits are those of a response to a challenge: a token may be long.
+// responseLimits returns the limits of a response to a challenge. Tokens may be long.
 func responseLimits(mechanism string) imap.Limits {
 	if mechanism == auth.SASLOAuthBearer || mechanism == auth.SASLXOAuth2 {
 		return imap.AuthenticateLimits
@@ -194,7 +193,7 @@ func (c *connection) challengeClient(challenge []byte, limits imap.Limits) (stri
 	return string(line), err
 }
 
-// exchangeFailure says why an exchange went no further than a line that was not read.
+// exchangeFailure returns the refusal for an exchange whose next line could not be read.
 func exchangeFailure(ctx context.Context, err error) refusal {
 	switch {
 	case errors.Is(err, imap.ErrLineEnding), errors.Is(err, imap.ErrLineTooLong), errors.Is(err, imap.ErrLineSkipped):
@@ -210,13 +209,13 @@ func (c *connection) rejectExchange(a *attempt, answer string) error {
 	return c.rejectCommand(a.tag, answer)
 }
 
-// decodeResponse reads a response; "=" is the empty one (RFC 4959 §3). The result is
-// never nil.
+// decodeResponse decodes a response; "=" is an empty one (RFC 4959 §3). The result is never
+// nil.
 func decodeResponse(text string) ([]byte, error) {
 	if text == "" || text == "=" {
 		return []byte{}, nil
 	}
-	if strings.ContainsAny(text, "\r\n") { // which the decoder would skip
+	if strings.ContainsAny(text, "\r\n") { // the decoder would skip them
 		return nil, base64.CorruptInputError(0)
 	}
 	return base64.StdEncoding.Strict().DecodeString(text)

@@ -17,26 +17,26 @@ import (
 )
 
 const (
-	// resolveTimeout bounds the wait of a login for the addresses of backends' names.
+	// resolveTimeout bounds a login's wait for the addresses of backend names.
 	resolveTimeout = 2 * time.Second
-	// resolveRetry is how long a name that nobody could resolve is left alone.
+	// resolveRetry is how long a failed name lookup is remembered.
 	resolveRetry = time.Second
-	// maxAddresses bounds the addresses that are kept of one name.
+	// maxAddresses bounds the addresses kept for one name.
 	maxAddresses = 64
 )
 
-// backendIndex are the backends by address, for what an auth server says. A name leads to
-// the addresses it has now: they only say which backend is meant, and a login there
-// goes where the backend's own block says.
+// backendIndex finds the backend for an address that an auth server returned. Names are
+// resolved as needed. The address only selects a backend: logins use the backend's own
+// configuration.
 type backendIndex struct {
 	// Set once.
 	byAddr  map[netip.AddrPort]string
-	byName  []*namedBackend // in the order of the backends' names
-	ttl     time.Duration   // how long the addresses of a name are used
+	byName  []*namedBackend // sorted by backend name
+	ttl     time.Duration   // lifetime of a name's addresses
 	resolve func(ctx context.Context, network, host string) ([]netip.Addr, error)
 }
 
-// namedBackend is a backend whose address is a name.
+// namedBackend is a backend configured with a host name.
 type namedBackend struct {
 	// Set once.
 	backend, host string
@@ -45,17 +45,18 @@ type namedBackend struct {
 	mu sync.Mutex
 	// Guarded by mu.
 	addrs   []netip.Addr // at most maxAddresses
-	err     error        // why there are none
-	expires time.Time    // when to ask again
+	err     error        // error of the last lookup
+	expires time.Time    // time of the next lookup
 }
 
-// newBackendIndex takes of two backends with one address the first by name.
+// newBackendIndex indexes the backends. If two have the same address, the first by name
+// wins.
 func newBackendIndex(backends map[string]*upstream.Backend, ttl time.Duration) *backendIndex {
 	x := &backendIndex{byAddr: make(map[netip.AddrPort]string), ttl: ttl, resolve: net.DefaultResolver.LookupNetIP}
 	for _, name := range slices.Sorted(maps.Keys(backends)) {
 		host, service, err := net.SplitHostPort(backends[name].Address())
 		if err != nil {
-			continue // no address; to dial it says so
+			continue // not an address; dialing reports it
 		}
 		port, err := strconv.ParseUint(service, 10, 16)
 		if err != nil {
@@ -74,8 +75,8 @@ func newBackendIndex(backends map[string]*upstream.Backend, ttl time.Duration) *
 	return x
 }
 
-// find is the backend with an address. Where a name that could be the one has no
-// answer, nobody knows.
+// find returns the name of the backend with an address. A failed lookup of a name that
+// could match makes the result unavailable.
 func (x *backendIndex) find(ctx context.Context, addr netip.AddrPort) (string, error) {
 	addr = netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
 	if name, ok := x.byAddr[addr]; ok {
@@ -99,18 +100,18 @@ func (x *backendIndex) find(ctx context.Context, addr netip.AddrPort) (string, e
 			return "", fmt.Errorf("%w: resolve backend %s: %w", routing.ErrUnavailable, x.byName[i].backend, err)
 		}
 	}
-	return "", fmt.Errorf("%w: the auth server says %v, which is no backend's address", routing.ErrUnavailable, addr)
+	return "", fmt.Errorf("%w: auth server returned %v, which is not the address of any backend", routing.ErrUnavailable, addr)
 }
 
-// resolvesTo says whether addr is one of a name's. Whoever comes while somebody asks the
-// resolver, asks too: net asks about a name once at a time.
+// resolvesTo reports whether addr is one of the backend's addresses. Concurrent calls all
+// query the resolver: package net merges them.
 func (x *backendIndex) resolvesTo(ctx context.Context, n *namedBackend, addr netip.Addr) (bool, error) {
 	n.mu.Lock()
 	addrs, err, fresh := n.addrs, n.err, time.Now().Before(n.expires)
 	n.mu.Unlock()
 	if !fresh {
 		addrs, err = x.resolve(ctx, "ip", n.host)
-		if errors.Is(ctx.Err(), context.Canceled) { // which is this client's end, and nobody else's
+		if errors.Is(ctx.Err(), context.Canceled) { // this client has left; not an error of the resolver
 			return false, ctx.Err()
 		}
 		addrs = addrs[:min(len(addrs), maxAddresses)]

@@ -21,37 +21,37 @@ import (
 	"imapgate/routing"
 )
 
-// connection is one client from accept to the login. What goes on after that is
-// a splice.Relay and a session; nothing of the session stays.
+// connection is a client from accept to the end of its login. A relay and a session then
+// replace it.
 type connection struct {
 	// Set once.
 	server     *Server
 	listener   *listener
 	acceptedAt time.Time
-	deadline   time.Time // of everything before the login
+	deadline   time.Time // for everything before the login
 	socket     *parking.BufferedConn
-	overLimit  bool // there is no place for it
+	overLimit  bool // refused for lack of a slot
 
 	// Owned by run.
-	limits *limit.Conn // its place among the others; nil before it has one
+	limits *limit.Conn // nil until openLimits
 
 	conn             *imap.Conn
-	unbind           func() bool       // lets ctx go, which would end conn
-	tls              *tls.Conn         // nil in the clear
-	serverCert       *x509.Certificate // to the client, with tls
-	client           audit.Client      // as far as it is known
-	proxiedAddr      netip.AddrPort    // the client's address by a PROXY header
-	proxyInfo        *auth.ProxyHeader // all that header says; nil without one
-	preauth          preauthState      // what the client told us; STARTTLS forgets it
-	proxyLocal       bool              // a PROXY header says that the connection is the balancer's own
-	sentProbeCommand bool              // has sent a command that health checks send
-	sentOtherCommand bool              // has sent another one
-	preauthReleased  bool              // has left the places of strangers
-	badCommands      int               // commands that were none
-	attempts         int               // logins
-	guesses          int               // of them, by the client's doing
-	failures         int               // of them, whatever the cause
-	outBuf           []byte            // scratch for answers
+	unbind           func() bool       // stops ctx from closing conn
+	tls              *tls.Conn         // nil without TLS
+	serverCert       *x509.Certificate // served to the client; nil without TLS
+	client           audit.Client      // what is known of the client so far
+	proxiedAddr      netip.AddrPort    // client address from the PROXY header
+	proxyInfo        *auth.ProxyHeader // all of the PROXY header; nil without one
+	preauth          preauthState      // what the client has sent; cleared by STARTTLS
+	proxyLocal       bool              // the PROXY header marks the connection as the balancer's own
+	sentProbeCommand bool              // the client sent a command that health checks use
+	sentOtherCommand bool              // the client sent any other command
+	preauthReleased  bool              // releasePreauthSlot has run
+	badCommands      int               // invalid or misplaced commands
+	attempts         int               // login attempts
+	guesses          int               // failures caused by the client's credentials or limits
+	failures         int               // failed logins of any cause
+	outBuf           []byte            // reused for replies
 }
 
 func (l *listener) newConnection(tcp *net.TCPConn) *connection {
@@ -71,8 +71,8 @@ func addrPort(a net.Addr) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
-// run is the goroutine of a session; it ends when the client is logged in and
-// relayed, or gone. A fault of ours ends this client alone.
+// run serves the connection in its own goroutine. It returns when the client is logged in
+// and relayed, or gone. A panic ends only this client.
 func (c *connection) run(ctx context.Context) {
 	srv := c.server
 	defer srv.wg.Done()
@@ -86,11 +86,11 @@ func (c *connection) run(ctx context.Context) {
 	}
 }
 
-// serve is one client's life, greeting to goodbye. Each step moves the
-// connection one stage on or ends it.
+// serve takes a client from its greeting to its relay. Each step advances the connection or
+// ends it.
 func (c *connection) serve(ctx context.Context) error {
 	if err := c.acceptClient(); err != nil { // PROXY header, TLS
-		return fmt.Errorf("arrive: %w", err)
+		return fmt.Errorf("accept client: %w", err)
 	}
 	if err := c.sendGreeting(); err != nil {
 		return fmt.Errorf("greet: %w", err)
@@ -102,7 +102,7 @@ func (c *connection) serve(ctx context.Context) error {
 		}
 		up, err := c.connect(ctx, login) // auth, then routing, then upstream
 		if err == nil {
-			err = c.admit(ctx, login, up) // the login is on record
+			err = c.admit(ctx, login, up) // writes the audit record
 		}
 		if err != nil {
 			if err = c.refuse(ctx, login, err); err != nil { // NO; BYE after too many
@@ -114,34 +114,34 @@ func (c *connection) serve(ctx context.Context) error {
 	}
 }
 
-// attempt is one login that a client tries, and where it got to.
+// attempt is one login attempt of a client and its progress.
 type attempt struct {
 	tag            string
 	login          auth.Login
 	rawLogin       auth.PresentedLogin
-	earlyErr       error  // why it failed before anybody was asked
-	finalChallenge []byte // challenge for a client whose login was accepted; nil: none
+	earlyErr       error  // failure found before verification
+	finalChallenge []byte // last challenge of an accepted login; nil: none
 	receivedAt     time.Time
 
 	// Filled by connect.
 	authMethod     string
-	tokenExpiry    time.Time // the token; zero: nobody knows, or there is none
+	tokenExpiry    time.Time // expiry of the token; zero: unknown or no token
 	route          routing.Route
-	lookupRoute    routing.Route // as routing gave it
-	loginFromRoute bool          // the name for the backend is the route's
+	lookupRoute    routing.Route // as routing returned it
+	loginFromRoute bool          // the route names the user at the backend
 	mode           string
-	upstreamResult string        // how the login at the backend ended; "" when it was not tried
-	upstreamTime   time.Duration // how long that took
-	queueTime      time.Duration // of it, until the backend's limits let it in
-	delay          time.Duration // on purpose
-	minTime        time.Duration // that the answer takes, where it must take as long as another's
+	upstreamResult string        // result of the login at the backend; "" if not tried
+	upstreamTime   time.Duration // duration of that login
+	queueTime      time.Duration // part of it spent waiting for the backend's limits
+	delay          time.Duration // deliberate delay of the answer
+	minTime        time.Duration // minimum answer time, to match another user's
 
-	verifiedHere bool             // by the gateway: the credentials are right
-	verdict      upstream.Verdict // of the backend, where nobody else has judged; Unclear also of an auth server
+	verifiedHere bool             // the gateway has verified the credentials
+	verdict      upstream.Verdict // the backend's, if the gateway has not verified; Unclear also if an auth server did not answer
 }
 
-// connect finds out who the client is and where its mailbox lives, and logs in
-// there. Each value can only come from the step before.
+// connect verifies the client, resolves its route and logs in at its backend. Each value
+// can only come from the step before.
 func (c *connection) connect(ctx context.Context, a *attempt) (backendLogin, error) {
 	defer c.recordPanic(a)
 	if err := c.beginLogin(ctx, a); err != nil {
@@ -174,9 +174,9 @@ func (c *connection) connect(ctx context.Context, a *attempt) (backendLogin, err
 	return up, nil
 }
 
-// verify finds out who the client is and where its mailbox lives. A login has its
-// own time from here on, whatever is left before the connection's deadline: whoever
-// sends a guess in the last moment must not get away before it is judged.
+// verify authenticates the client and resolves its route. It has its own timeout, whatever
+// is left of the connection's deadline. A guess sent just before the deadline must not
+// escape the count of failures.
 func (c *connection) verify(ctx context.Context, a *attempt) (auth.Identity, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.server.cfg.PreauthTimeout)
 	defer cancel()
@@ -220,18 +220,18 @@ func (c *connection) logInUpstream(ctx context.Context, a *attempt, id auth.Iden
 	}
 	if up.User() != id.User() || a.route.User != id.User() {
 		c.server.deps.Metrics.IdentityViolations.Inc()
-		return nil, errors.Join(errWrongUser, up.Close()) // never to happen: the tripwire of all tripwires
+		return nil, errors.Join(errWrongUser, up.Close()) // must not happen; the last check before the relay
 	}
 	return up, nil
 }
 
-// isBackendAnswer reports whether a login that was accepted has asked the backend now,
-// and not been believed from memory.
+// isBackendAnswer reports whether the backend itself has just accepted the login. A pool
+// may also accept one from memory.
 func isBackendAnswer(a *attempt, up backendLogin) bool {
 	return a.mode == spliceMode || !up.OK().IsZero()
 }
 
-// clientInfo is how the backend is told who the client is.
+// clientInfo returns what the backend may be sent about the client.
 func (c *connection) clientInfo() upstream.Client {
 	return upstream.Client{
 		Addr: c.clientAddr(), Local: addrPort(c.socket.LocalAddr()), Session: c.client.Session,
@@ -239,7 +239,7 @@ func (c *connection) clientInfo() upstream.Client {
 	}
 }
 
-// clientAddr is the client's own address, as far as those in front are trusted.
+// clientAddr returns the client's own address, as far as the proxies in front are trusted.
 func (c *connection) clientAddr() netip.AddrPort {
 	if c.client.Addr.IsValid() {
 		return c.client.Addr
@@ -247,9 +247,8 @@ func (c *connection) clientAddr() netip.AddrPort {
 	return c.client.Peer
 }
 
-// admit finds the session a place among those of its user, and puts the login on
-// record, without which nobody gets in. From here on a gateway that stops waits
-// for the session to end.
+// admit acquires a session slot and writes the audit record, without which no login
+// succeeds. Afterwards a gateway that stops waits for the session to end.
 func (c *connection) admit(ctx context.Context, a *attempt, up backendLogin) error {
 	if err := c.acquireSessionSlot(ctx, up); err != nil {
 		return err
@@ -265,8 +264,8 @@ func (c *connection) admit(ctx context.Context, a *attempt, up backendLogin) err
 	return nil
 }
 
-// relay welcomes the client and hands both connections on. From here on the
-// session's end is session.end's.
+// relay sends the tagged OK and starts the relay of both connections. Afterwards
+// session.end handles the end of the session.
 func (c *connection) relay(a *attempt, up backendLogin) error {
 	c.releasePreauthSlot()
 	sess := &session{
@@ -303,7 +302,7 @@ func (c *connection) relay(a *attempt, up backendLogin) error {
 			Conn: client, Buffered: fromClient, AuditClient: &sess.client, Mode: mux.Mode(a.mode), Caps: caps,
 			LoginFromRoute: a.loginFromRoute, ExpiresAt: c.server.tokenDeadline(a),
 		}
-		if quota := sess.quota(); quota != nil { // not a nil one in an interface
+		if quota := sess.quota(); quota != nil { // avoids a nil *quota in an interface
 			muxClient.Quota = quota
 		}
 		c.server.hub.Start(muxClient, a.route.Backend, up.Account, sess.endMux)
@@ -311,8 +310,8 @@ func (c *connection) relay(a *attempt, up backendLogin) error {
 	return nil
 }
 
-// tokenDeadline is when a session has to end because of the token that opened it; zero:
-// never.
+// tokenDeadline returns when the session must end because of the token that opened it. Zero
+// means never.
 func (s *Server) tokenDeadline(a *attempt) time.Time {
 	if s.cfg.TokenGrace == 0 || a.tokenExpiry.IsZero() {
 		return time.Time{}
@@ -320,8 +319,7 @@ func (s *Server) tokenDeadline(a *attempt) time.Time {
 	return a.tokenExpiry.Add(s.cfg.TokenGrace)
 }
 
-// releasePreauthSlot gives the place of those who have not logged in to somebody else,
-// once.
+// releasePreauthSlot frees the connection's pre-login slot. It is idempotent.
 func (c *connection) releasePreauthSlot() {
 	if !c.preauthReleased {
 		c.preauthReleased = true
@@ -329,11 +327,11 @@ func (c *connection) releasePreauthSlot() {
 	}
 }
 
-// answerTimeout is the time for an answer, and for what the mechanism has the client say
-// to it, where a login has outlasted the connection's deadline.
+// answerTimeout bounds the answer to a login that has outlasted the connection's deadline,
+// and the client's reply to it where the mechanism has one.
 const answerTimeout = 5 * time.Second
 
-// laterOf is the later of two times.
+// laterOf returns the later of two times.
 func laterOf(a, b time.Time) time.Time {
 	if a.After(b) {
 		return a
@@ -341,9 +339,8 @@ func laterOf(a, b time.Time) time.Time {
 	return b
 }
 
-// refuse answers a failed login. The answer comes no sooner than a fixed while
-// after the command, so that its time says nothing about the user; the error
-// returned ends the connection.
+// refuse answers a failed login. The answer takes a minimum time from the command on, so
+// that its timing reveals nothing about the user. An error ends the connection.
 func (c *connection) refuse(ctx context.Context, a *attempt, cause error) error {
 	r := refusalOf(cause)
 	if ctx.Err() != nil {
@@ -353,11 +350,11 @@ func (c *connection) refuse(ctx context.Context, a *attempt, cause error) error 
 	c.recordRefusal(a, r, cause)
 	switch {
 	case ctx.Err() != nil:
-		return ctx.Err() // a BYE, and no NO that comes too soon
+		return ctx.Err() // BYE only; a NO would come too early
 	case !inTime, errors.Is(cause, errTooManyFailures) && !time.Now().Before(c.deadline):
-		return &closeError{audit.PreauthTimeout, loginTimeoutText, nil} // as well
+		return &closeError{audit.PreauthTimeout, loginTimeoutText, nil} // also counted as a timeout
 	case r.reply == "":
-		return cause // there is nobody to be told
+		return cause // no client to answer
 	}
 	late := !time.Now().Before(c.deadline)
 	c.conn.SetDeadline(laterOf(c.deadline, time.Now().Add(answerTimeout)))
@@ -373,7 +370,7 @@ func (c *connection) refuse(ctx context.Context, a *attempt, cause error) error 
 		return &closeError{audit.LoginAttempts, "[UNAVAILABLE] Too many failed logins.", nil}
 	}
 	if errors.Is(cause, errNotRecorded) {
-		return &closeError{audit.AuditAway, "[UNAVAILABLE] Try again later.", nil} // its place cannot be taken twice
+		return &closeError{audit.AuditAway, "[UNAVAILABLE] Try again later.", nil} // the session slot cannot be acquired twice
 	}
 	if late {
 		return &closeError{audit.PreauthTimeout, loginTimeoutText, nil}

@@ -9,18 +9,18 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// denialTimes are the times that backends have lately taken to deny a password which
-// they judge themselves. A denial that no backend was asked for takes as long as
-// one of them, else its time would tell that the user lives nowhere.
+// denialTimes samples how long backends recently took to deny a password that they verify
+// themselves. A denial without a backend takes one of these times. Otherwise its timing
+// would reveal that the user has no route.
 type denialTimes struct {
 	mu sync.Mutex
 
 	// Guarded by mu.
-	durations [64]time.Duration // a ring
-	total     int               // of all that were noted
+	durations [64]time.Duration // ring buffer
+	total     int               // durations ever added
 }
 
-// add keeps how long a denial took, at a backend.
+// add records the duration of a denial by a backend.
 func (d *denialTimes) add(duration time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -28,7 +28,7 @@ func (d *denialTimes) add(duration time.Duration) {
 	d.total++
 }
 
-// pick is one of them, 0 while there is none: where no backend judges.
+// pick returns a random sample, or 0 if no backend has denied a password yet.
 func (d *denialTimes) pick() time.Duration {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -38,7 +38,7 @@ func (d *denialTimes) pick() time.Duration {
 	return d.durations[rand.N(min(d.total, len(d.durations)))]
 }
 
-// minRefusalTime is the time of a refusal before the jitter, which blurs both kinds alike.
+// minRefusalTime returns the minimum time of a refusal before jitter is added.
 func (d *denialTimes) minRefusalTime(a *attempt, r refusal) time.Duration {
 	switch {
 	case a.minTime > 0:
@@ -51,7 +51,8 @@ func (d *denialTimes) minRefusalTime(a *attempt, r refusal) time.Duration {
 	return 0
 }
 
-// recordVerdict notes what a backend has said to credentials that nobody else had judged.
+// recordVerdict records a backend's verdict on credentials that the gateway has not
+// verified.
 func (c *connection) recordVerdict(a *attempt, err error) {
 	a.verdict = upstream.VerdictOf(err)
 	if a.verdict != upstream.VerdictNone && errors.Is(err, upstream.ErrDenied) {

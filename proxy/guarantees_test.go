@@ -404,7 +404,7 @@ func TestSessionLogLineHasFixedKeys(t *testing.T) {
 			continue
 		}
 		lines++
-		for _, key := range []string{"session", "user", "backend", "mode", "stage", "bytes", "dur", "err"} {
+		for _, key := range []string{"session", "user", "backend", "mode", "reason", "bytes", "dur", "err"} {
 			if _, there := fields[key]; !there {
 				t.Errorf("no %s in %s", key, line)
 			}

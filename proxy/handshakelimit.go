@@ -10,31 +10,31 @@ import (
 )
 
 const (
-	// maxHandshakeWait is how long a handshake waits for its turn in a crowd. A refusal
-	// should be with the client within 100 ms, and has a way to go yet.
+	// maxHandshakeWait is how long a handshake waits for a slot under overload. A refusal
+	// should reach the client within 100 ms, so some of that is left for the network.
 	maxHandshakeWait = 80 * time.Millisecond
-	// burstWait is how long one waits in the beginning of a crowd: hundreds who have lost
-	// a server at the same moment come back together, and are soon served.
+	// burstWait is how long a handshake waits at the start of a burst. Hundreds of clients
+	// reconnect together after they lose a server, and are served quickly.
 	burstWait = 500 * time.Millisecond
-	// overloadMemory is for how long behind a refusal the crowd is the same one, though for
-	// a moment nobody may have waited.
+	// overloadMemory is how long after a refusal the overload counts as the same one, even
+	// if the queue was empty for a moment.
 	overloadMemory = 5 * time.Second
-	// maxQueuedHandshakes is how many handshakes wait at a time.
+	// maxQueuedHandshakes bounds the handshakes that wait for a slot.
 	maxQueuedHandshakes = 1024
-	// intervalSamples is over how many turns their pace is averaged.
+	// intervalSamples is the number of queued starts over which interval is averaged.
 	intervalSamples = 16
 )
 
-// errOverloaded is a handshake that did not get its turn.
+// errOverloaded reports a handshake that got no slot in time.
 var errOverloaded = errors.New("too many TLS handshakes at a time")
 
-// handshakeLimiter are the handshakes that compute at a time. A handshake is the dearest
-// part of a login and everybody may ask for one, so whoever cannot have it soon
-// is turned away before it has cost anything: a gateway that begins them all
-// ends none in time.
+// handshakeLimiter bounds the TLS handshakes that compute at a time. A handshake is the
+// most expensive part of a login, and any client may start one. One that would wait too
+// long is refused before it costs anything: a gateway that starts them all finishes none in
+// time.
 //
-// First come, first served: nobody waits so long that the one who has waited
-// longest would have gone.
+// Slots go to the first in the queue. Waits are short enough that the longest waiting
+// client has not disconnected.
 type handshakeLimiter struct {
 	// Set once.
 	slots chan struct{} // bound: one element for each handshake that computes
@@ -42,14 +42,15 @@ type handshakeLimiter struct {
 	mu sync.Mutex
 	// Guarded by mu.
 	queued      int           // bound: maxQueuedHandshakes
-	lastIdle    time.Time     // when somebody last did not have to wait
-	lastRefusal time.Time     // when somebody last waited in vain, or would have
-	lastStart   time.Time     // when the last turn began
-	interval    time.Duration // from one turn to the next, while somebody waits
+	lastIdle    time.Time     // last start without a wait
+	lastRefusal time.Time     // last refusal
+	lastStart   time.Time     // last start of a handshake
+	interval    time.Duration // average time between starts while handshakes wait
 }
 
-// newHandshakeLimiter allows so many at a time; 0 goes by the number of cores. There are
-// more than cores because a turn is also waited for in the scheduler.
+// newHandshakeLimiter allows limit handshakes at a time, or twice the number of cores if
+// limit is 0. More than one for each core is right because handshakes also wait in the
+// scheduler.
 func newHandshakeLimiter(limit int) *handshakeLimiter {
 	if limit == 0 {
 		limit = 2 * runtime.GOMAXPROCS(0)
@@ -57,14 +58,14 @@ func newHandshakeLimiter(limit int) *handshakeLimiter {
 	return &handshakeLimiter{slots: make(chan struct{}, limit)}
 }
 
-// isOverloaded says whether a turn asked for now would come too late, as it looks.
+// isOverloaded reports whether a new handshake would probably wait too long for a slot.
 func (l *handshakeLimiter) isOverloaded() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.checkOverload(time.Now())
 }
 
-// checkOverload is hopeless; mu is held.
+// checkOverload is isOverloaded with mu held. It records a refusal.
 func (l *handshakeLimiter) checkOverload(now time.Time) bool {
 	if l.queued < maxQueuedHandshakes && time.Duration(l.queued)*l.interval <= l.maxWaitAt(now) {
 		return false
@@ -73,7 +74,7 @@ func (l *handshakeLimiter) checkOverload(now time.Time) bool {
 	return true
 }
 
-// maxWaitAt is how long one may wait who comes now; mu is held.
+// maxWaitAt returns how long a handshake may wait that arrives now. mu is held.
 func (l *handshakeLimiter) maxWaitAt(now time.Time) time.Duration {
 	if now.Sub(l.lastIdle) < burstWait && now.Sub(l.lastRefusal) >= overloadMemory {
 		return burstWait
@@ -81,7 +82,7 @@ func (l *handshakeLimiter) maxWaitAt(now time.Time) time.Duration {
 	return maxHandshakeWait
 }
 
-// acquire takes a slot, in time or not at all.
+// acquire acquires a slot within the allowed wait, or returns errOverloaded.
 func (l *handshakeLimiter) acquire() error {
 	select {
 	case l.slots <- struct{}{}:
@@ -105,14 +106,14 @@ func (l *handshakeLimiter) acquire() error {
 	}
 }
 
-// startAtOnce notes a turn nobody had to wait for.
+// startAtOnce records a handshake that started without a wait.
 func (l *handshakeLimiter) startAtOnce(now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.lastIdle, l.lastStart = now, now
 }
 
-// enqueue notes somebody who waits, and says how long for.
+// enqueue records a waiting handshake and returns how long it may wait.
 func (l *handshakeLimiter) enqueue(now time.Time) (time.Duration, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -123,7 +124,7 @@ func (l *handshakeLimiter) enqueue(now time.Time) (time.Duration, error) {
 	return l.maxWaitAt(now), nil
 }
 
-// startQueued notes a turn that was waited for.
+// startQueued records the start of a handshake that has waited.
 func (l *handshakeLimiter) startQueued(now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -132,7 +133,7 @@ func (l *handshakeLimiter) startQueued(now time.Time) {
 	l.lastStart = now
 }
 
-// giveUpWait notes the end of a wait in vain.
+// giveUpWait records a handshake whose wait timed out.
 func (l *handshakeLimiter) giveUpWait(now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -140,18 +141,17 @@ func (l *handshakeLimiter) giveUpWait(now time.Time) {
 	l.lastRefusal = now
 }
 
-// handshakeSlot is one handshake's. It is for computing alone: taken when the ClientHello
-// has come whole, and given back before the first byte of the answer goes out,
-// so that neither a slow client nor a distant one keeps anybody waiting. All of
-// it belongs to the goroutine of the handshake.
+// handshakeSlot is the slot of one handshake. It covers computing only, from the complete
+// ClientHello to the first byte of the answer. So a slow or distant client delays no other.
+// The handshake's goroutine owns all of it.
 type handshakeSlot struct {
 	limiter  *handshakeLimiter
 	socket   *parking.BufferedConn
 	acquired bool
 }
 
-// acquire waits for the turn, or says errOverloaded. It may be taken again after it was
-// given back: a HelloRetryRequest (RFC 8446 §4.1.4) is an answer too.
+// acquire waits for a slot or returns errOverloaded. It may be called again after a
+// release, because a HelloRetryRequest (RFC 8446 §4.1.4) is an answer too.
 func (s *handshakeSlot) acquire() error {
 	if s.acquired {
 		return nil
@@ -161,13 +161,13 @@ func (s *handshakeSlot) acquire() error {
 	}
 	s.acquired = true
 	s.socket.BeforeWrite(s.release)
-	// Whoever else is ready to run goes first: sessions, and logins further on. So
-	// handshakes get what these leave over, and no more are begun than can be ended.
+	// Other runnable goroutines go first: sessions, and logins that are further on.
+	// Handshakes get the remaining CPU time, so no more start than can finish.
 	runtime.Gosched()
 	return nil
 }
 
-// release lets the next one in. It may be called again.
+// release frees the slot. It is idempotent.
 func (s *handshakeSlot) release() {
 	if s.acquired {
 		s.acquired = false

@@ -8,18 +8,18 @@ import (
 	"imapgate/internal/imap"
 )
 
-// Bounds of ID: RFC 2971 §3.3, and what is passed on to a backend.
+// Bounds of ID: RFC 2971 §3.3, and those of forwarding to a backend.
 const (
 	maxIDPairs     = 30
 	maxIDKey       = 30
 	maxIDValue     = 1024
-	maxForwardedID = 256 // bytes of all keys and values that are passed on
+	maxForwardedID = 256 // bytes of all forwarded keys and values
 )
 
-// answerID is ID (RFC 2971). The client's own words are kept for the backend's ID;
-// what Dovecot's proxy says of a client (x-originating-ip and its kin) counts
-// only from a trusted peer. A hop limit is heeded from anybody: it can only end
-// a login sooner, and so ends circles of gateways that do not trust each other.
+// answerID answers ID (RFC 2971). The client's own parameters are kept for the backend's
+// ID. Those with which Dovecot's proxy describes a client (x-originating-ip and similar)
+// count only from a trusted peer. A hop limit is accepted from any client: it can only end
+// a login sooner, and it breaks loops of gateways that do not trust each other.
 func (c *connection) answerID(cmd imap.Command) error {
 	pairs, ok := idPairs(cmd.Args)
 	if !ok {
@@ -33,7 +33,7 @@ func (c *connection) answerID(cmd imap.Command) error {
 	return c.sendLine("* ID (\"name\" \"imapgate\")\r\n" + cmd.Tag + " OK ID completed.")
 }
 
-// idPairs reads "(" string SP nstring … ")" or NIL.
+// idPairs parses "(" string SP nstring … ")" or NIL.
 func idPairs(args []imap.Token) ([][2]string, bool) {
 	if len(args) == 1 && isNil(args[0]) {
 		return nil, true
@@ -57,8 +57,7 @@ func idPairs(args []imap.Token) ([][2]string, bool) {
 
 func isNil(t imap.Token) bool { return t.Kind == imap.Atom && strings.EqualFold(t.Text, "NIL") }
 
-// setClientID keeps what the client said of itself, and heeds the parameters of a
-// proxy in front.
+// setClientID keeps the client's parameters and applies those of a trusted proxy.
 func (c *connection) setClientID(pairs [][2]string) {
 	var ip, port string
 	size := 0
@@ -84,9 +83,9 @@ func (c *connection) setClientID(pairs [][2]string) {
 	}
 }
 
-// isTrustedProxy says whether the client is a trusted proxy. Behind a PROXY header
-// that is for the address in it: the peer is the balancer, and anybody may be behind
-// it. A header without an address makes nobody trusted.
+// isTrustedProxy reports whether the client is a trusted proxy. With a PROXY header its
+// source address decides, because any client may connect through the balancer. A header
+// without an address grants no trust.
 func (c *connection) isTrustedProxy() bool {
 	if containsPeer(c.listener.ProxyTrusted, c.client.Peer) {
 		return c.proxiedAddr.IsValid() && containsPeer(c.listener.Trusted, c.proxiedAddr)
@@ -94,19 +93,19 @@ func (c *connection) isTrustedProxy() bool {
 	return containsPeer(c.listener.Trusted, c.client.Peer)
 }
 
-// setClientAddr takes the client's address from a trusted proxy. Loopback is the proxy's
-// own machine: the client is who speaks, and is counted as that; taken for ours, it
-// would be exempt from limits here and trusted by the backend.
+// setClientAddr sets the client's address as a trusted proxy reports it. Loopback is the
+// proxy's own host, so the proxy itself counts as the client. Taken as ours, that address
+// would be exempt from limits and trusted by the backend.
 func (c *connection) setClientAddr(addr netip.Addr, port string) {
 	if addr.IsLoopback() || addr.IsUnspecified() || addr.IsMulticast() {
 		c.preauth.peerIsClient = true
 		return
 	}
-	n, _ := strconv.ParseUint(port, 10, 16) // 0 when it is not said
+	n, _ := strconv.ParseUint(port, 10, 16) // 0 if missing or invalid
 	c.client.Addr = netip.AddrPortFrom(addr, uint16(n))
 }
 
-// parseHopLimit reads a hop limit; what is none, or 0, leaves no hop.
+// parseHopLimit parses a hop limit. An invalid one, or 0, becomes 1: no further hop.
 func parseHopLimit(text string) int {
 	n, err := strconv.ParseUint(text, 10, 8)
 	if err != nil || n == 0 {

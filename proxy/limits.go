@@ -17,21 +17,22 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// The time of a denial: a floor, and up to this much more. What failures add comes
-// from limit.
+// The minimum time of a denial, and the maximum of its random addition. Package limit adds
+// the delay for earlier failures.
 const (
 	minDenialTime = 200 * time.Millisecond
 	denialJitter  = 50 * time.Millisecond
-	// limitCheckTimeout is for the judgement of limits before an exchange asks for a user: it may
-	// ask Redis.
+	// limitCheckTimeout bounds the limit check before an exchange looks up a user. The
+	// check may query Redis.
 	limitCheckTimeout = 100 * time.Millisecond
-	// minRecordedDelay is the shortest wait that was one: to be asked takes microseconds.
+	// minRecordedDelay is the shortest recorded wait; a check without a wait takes
+	// microseconds.
 	minRecordedDelay = 10 * time.Millisecond
 )
 
-// limitAddr is the address that limits count, the zero Addr while it is not known.
-// A trusted peer stands for many clients: its own is not counted, unless it speaks
-// for itself.
+// limitAddr returns the address that limits apply to, or the zero Addr while it is unknown.
+// The address of a trusted peer is not counted, because it stands for many clients, unless
+// the peer is the client itself.
 func (c *connection) limitAddr() netip.Addr {
 	if c.client.Addr.IsValid() {
 		return c.client.Addr.Addr()
@@ -45,18 +46,18 @@ func (c *connection) limitAddr() netip.Addr {
 	return c.client.Peer.Addr()
 }
 
-// openLimits takes a place for the connection among those of its address.
+// openLimits counts the connection for its address.
 func (c *connection) openLimits() (err error) {
 	c.limits, err = c.server.deps.Limits.Open(c.listener.Name, c.limitAddr())
 	return c.connectionLimitError(err)
 }
 
-// updateLimitAddr takes the place where the client is, by what was said of it since.
+// updateLimitAddr counts the connection for the client's address as now known.
 func (c *connection) updateLimitAddr() error {
 	return c.connectionLimitError(c.limits.SetAddr(c.limitAddr()))
 }
 
-// connectionLimitError ends the connection of somebody who has too many, or is banned.
+// connectionLimitError returns the closeError for a client that is over a limit or banned.
 func (c *connection) connectionLimitError(err error) error {
 	if err == nil {
 		return nil
@@ -65,12 +66,12 @@ func (c *connection) connectionLimitError(err error) error {
 	return &closeError{audit.TooMany, "[UNAVAILABLE] Too many connections.", err}
 }
 
-// beginLogin is asked before a login is looked at, also one that is wrong already: who
-// has failed too often must not learn whether this one was right. It waits for what
-// is owed.
+// beginLogin checks limits before a login is verified, even an invalid one. A client with
+// too many failures must not learn whether this login is right. It waits out the delay for
+// earlier failures.
 func (c *connection) beginLogin(ctx context.Context, a *attempt) error {
 	start := time.Now()
-	ctx, cancel := context.WithDeadline(ctx, c.deadline) // nothing of the login is judged so far
+	ctx, cancel := context.WithDeadline(ctx, c.deadline) // nothing is verified yet
 	defer cancel()
 	err := c.limits.BeginLogin(ctx, a.login.User)
 	if took := time.Since(start); took >= minRecordedDelay {
@@ -84,9 +85,9 @@ func (c *connection) beginLogin(ctx context.Context, a *attempt) error {
 	return nil
 }
 
-// checkLookupLimits judges by limits a login whose exchange is about to ask for the user's keys
-// (SCRAM), which may cost a question to Redis. Nothing is verified before the proof, so
-// until then the login neither waits for what is owed nor counts as one under way.
+// checkLookupLimits checks limits before a SCRAM exchange looks up the user's keys, which
+// may query Redis. Nothing is verified before the client's proof. So until then the login
+// waits for no delay and does not count as in progress.
 func (c *connection) checkLookupLimits(ctx context.Context, a *attempt, response []byte) error {
 	if !strings.HasPrefix(a.login.Mechanism, "AUTH=SCRAM-") {
 		return nil
@@ -97,7 +98,7 @@ func (c *connection) checkLookupLimits(ctx context.Context, a *attempt, response
 	}
 	user, err := c.server.deps.Auth.Canonicalize(name)
 	if err != nil {
-		return nil // nobody will be asked for
+		return nil // no lookup follows
 	}
 	a.login.User = user
 	ctx, cancel := context.WithTimeout(ctx, limitCheckTimeout)
@@ -108,16 +109,16 @@ func (c *connection) checkLookupLimits(ctx context.Context, a *attempt, response
 	return nil
 }
 
-// delayRefusal counts a failed login, and waits until it may be answered. Whatever the
-// cause it takes time and counts for the connection; for the user and the address
-// count guesses alone, so that nobody is banned because a backend is away. The wait
-// for failures ends with the time for a login; it is false when there was more to
-// wait for. The time that all denials take is waited for in any case.
+// delayRefusal counts a failed login and waits until it may be answered. Every failure
+// takes time and counts for the connection. Only guesses count for the user and the
+// address, so that an unavailable backend causes no ban. The delay for failures ends at the
+// connection's deadline; inTime is false if it was cut short. The minimum time of all
+// denials is always waited for.
 func (c *connection) delayRefusal(ctx context.Context, a *attempt, cause error) (inTime bool) {
 	r := refusalOf(cause)
 	if r.reply == "" {
 		c.limits.EndLogin()
-		return true // there is nobody who waits
+		return true // no client waits for an answer
 	}
 	c.failures++
 	isGuess := r.isDenial || a.verdict >= upstream.VerdictUnclear
@@ -144,12 +145,12 @@ func (c *connection) delayRefusal(ctx context.Context, a *attempt, cause error) 
 	return inTime
 }
 
-// countFailure has a failed login counted as what it is, and gives the least time that its
-// denial must take because of it.
+// countFailure counts a failed login by its cause and returns the minimum time of its
+// denial.
 //
-//	denied, and nobody knew the password for right      a failure
-//	the backend calls the credentials wrong             a failure
-//	the backend's answer, or silence, fits both         Unclear; of a token nothing: those are not guessed
+//	denied, credentials not known to be right           failure
+//	the backend reports wrong credentials               failure
+//	the backend's answer, or silence, is ambiguous      unclear; nothing for a token, which is not guessed
 //	denied although the credentials are right           nothing, in the time of a failure
 //	everything else                                     nothing
 func (c *connection) countFailure(ctx context.Context, a *attempt, r refusal) time.Duration {
@@ -162,13 +163,13 @@ func (c *connection) countFailure(ctx context.Context, a *attempt, r refusal) ti
 	case a.verdict == upstream.VerdictUnclear:
 		return c.limits.LoginUnclear(ctx, user, fingerprint)
 	}
-	c.limits.EndLogin() // while the answer waits, others need not
+	c.limits.EndLogin() // other logins need not wait for this answer
 	return 0
 }
 
-// fingerprint is by what a failed login is recognised when it is tried again: what was
-// shown as a secret, and with a name that is nobody's that name too. It is zero
-// with SCRAM, whose proofs of one password have nothing in common.
+// fingerprint returns what identifies a repeated failed login: the presented secret, and
+// for an unknown user also the name. It is zero for SCRAM, whose proofs of one password
+// differ.
 func (a *attempt) fingerprint() identity.Secret {
 	secret := cmp.Or(a.login.Password, a.login.Token, a.rawLogin.Secret)
 	if a.login.User.IsZero() && a.rawLogin != (auth.PresentedLogin{}) {
@@ -177,13 +178,14 @@ func (a *attempt) fingerprint() identity.Secret {
 	return secret
 }
 
-// hasExhaustedAttempts says whether enough logins have failed on the connection: twice as many as
-// may be guessed where they failed for any other reason.
+// hasExhaustedAttempts reports whether too many logins of the connection have failed:
+// MaxAuthAttempts guesses, or twice as many failures of any cause.
 func (c *connection) hasExhaustedAttempts() bool {
 	return c.guesses >= c.server.cfg.MaxAuthAttempts || c.failures >= 2*c.server.cfg.MaxAuthAttempts
 }
 
-// acquireSessionSlot takes a place for the session among those of its user.
+// acquireSessionSlot counts the session for its user, or closes up if the user has too
+// many.
 func (c *connection) acquireSessionSlot(ctx context.Context, up backendLogin) error {
 	err := c.limits.BeginSession(ctx, up.User())
 	if err == nil {
@@ -193,11 +195,11 @@ func (c *connection) acquireSessionSlot(ctx context.Context, up backendLogin) er
 	return fmt.Errorf("%w: %w", errTooManySessions, errors.Join(err, up.Close()))
 }
 
-// recordLimit writes down that a limit turned somebody away.
+// recordLimit records a refusal by a limit in the metrics and the audit log.
 func (c *connection) recordLimit(err error, user string) {
 	var r *limit.Refusal
 	if !errors.As(err, &r) {
-		return // its time was over
+		return // its time ran out
 	}
 	subject := user
 	if r.Net.IsValid() {

@@ -14,39 +14,39 @@ import (
 )
 
 const (
-	// aggregateInterval is how long a flood is written as one line.
+	// aggregateInterval is the period in which excess lines become one line.
 	aggregateInterval = time.Minute
-	// maxLinesPerNet and maxLines bound the lines of an event in aggregateInterval: of one
-	// address, and of all together.
+	// maxLinesPerNet and maxLines bound the lines of an event in aggregateInterval, for one
+	// network and in total.
 	maxLinesPerNet = 10
 	maxLines       = 60
-	// maxCountedNets bounds the addresses that are told apart where there are more lines.
+	// maxCountedNets bounds the networks counted for the summary line.
 	maxCountedNets = 1024
 )
 
-// logAggregator writes the lines of an event that strangers cause as often as they like.
-// The first of a minute have a line each, the others one at its end, with how many there
-// were for which reason, and at debug a line all the same.
+// logAggregator bounds the log lines of an event that unauthenticated clients can cause at
+// will. The first lines of a minute are written. The rest are summarized in one line with a
+// count for each reason, and written at debug level.
 type logAggregator struct {
 	// Set once.
 	log     *zap.Logger
-	summary string // message of the line that stands for the others
+	summary string // message of the summary line
 
 	mu sync.Mutex
 	// Guarded by mu.
-	timer        *time.Timer // ends it; nil: none has begun
-	written      int         // in this minute
+	timer        *time.Timer // ends the minute; nil: none has begun
+	written      int         // lines in this minute
 	writtenByNet map[netip.Prefix]int
-	aggregated   map[audit.Reason]uint64 // without a line
-	level        zapcore.Level           // the highest of those
-	nets         map[netip.Prefix]bool   // of those
+	aggregated   map[audit.Reason]uint64 // lines not written
+	level        zapcore.Level           // highest level of lines not written
+	nets         map[netip.Prefix]bool   // networks of lines not written
 }
 
 func newLogAggregator(log *zap.Logger, summary string) *logAggregator {
 	return &logAggregator{log: log, summary: summary}
 }
 
-// write writes a line about a client at from, or counts it.
+// write writes a line about the client at addr, or counts it.
 func (a *logAggregator) write(level zapcore.Level, msg string, addr netip.Addr, reason audit.Reason, fields []zap.Field) {
 	switch {
 	case level == zapcore.DebugLevel || a.log.Core().Enabled(level) && !a.reserveLine(level, identity.AddrPrefix(addr), reason):
@@ -56,7 +56,7 @@ func (a *logAggregator) write(level zapcore.Level, msg string, addr netip.Addr, 
 	}
 }
 
-// reserveLine reports whether there is room for a line of its own. What has none is counted.
+// reserveLine reports whether the line may be written; otherwise it counts it.
 func (a *logAggregator) reserveLine(level zapcore.Level, network netip.Prefix, reason audit.Reason) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -77,8 +77,8 @@ func (a *logAggregator) reserveLine(level zapcore.Level, network netip.Prefix, r
 	return false
 }
 
-// flush writes what was counted, and forgets it. It is called when the minute is
-// over, and when the gateway stops.
+// flush writes the summary line, if any, and resets the counts. It runs at the end of the
+// minute and when the gateway stops.
 func (a *logAggregator) flush() {
 	a.mu.Lock()
 	if a.timer == nil {
@@ -86,7 +86,7 @@ func (a *logAggregator) flush() {
 		return
 	}
 	a.timer.Stop()
-	level, aggregated, nets := a.level, a.aggregated, len(a.nets) // the next minute makes maps of its own
+	level, aggregated, nets := a.level, a.aggregated, len(a.nets) // the next minute makes new maps
 	a.timer, a.written, a.level = nil, 0, zapcore.InfoLevel
 	a.mu.Unlock() // the log may block
 	var count uint64

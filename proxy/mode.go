@@ -15,11 +15,11 @@ import (
 	"imapgate/routing"
 )
 
-// spliceMode is the mode of sessions whose commands nobody reads.
+// spliceMode is the mode of sessions whose commands are not parsed.
 const spliceMode = "splice"
 
-// backendLogin is a login at a backend, in whichever mode: an upstream.Conn to be
-// spliced, or an account of a pool.
+// backendLogin is a login at a backend: an upstream.Conn to be spliced, or an account of a
+// pool.
 type backendLogin interface {
 	User() identity.User
 	Caps() imap.Caps
@@ -27,7 +27,7 @@ type backendLogin interface {
 	Close() error
 }
 
-// pooledLogin is a pool.Account as admitted.
+// pooledLogin adapts pool.Account to backendLogin.
 type pooledLogin struct{ *pool.Account }
 
 func (a pooledLogin) Close() error {
@@ -35,7 +35,7 @@ func (a pooledLogin) Close() error {
 	return nil
 }
 
-// newHub makes the hub of the sessions that are more than spliced.
+// newHub creates the hub of the mux sessions.
 func (s *Server) newHub() (*mux.Hub, error) {
 	backends := make(map[string]mux.Backend, len(s.deps.Backends))
 	for name, b := range s.deps.Backends {
@@ -47,14 +47,14 @@ func (s *Server) newHub() (*mux.Hub, error) {
 	}, mux.Deps{Backends: backends, Audit: s.deps.Audit, Metrics: s.deps.Metrics, Log: s.deps.Log})
 }
 
-// lookupLocation is what a user's route says now.
+// lookupLocation returns the current location of a user, by routing.
 func (s *Server) lookupLocation(ctx context.Context, user identity.User) (mux.Location, error) {
 	route, err := s.deps.Routes.Lookup(ctx, user)
 	return mux.Location{Backend: route.Backend, Login: route.Login}, err
 }
 
-// location is where the session of an attempt belongs. A login name that an auth
-// server has given is not asked about again.
+// location returns where the attempt's session belongs. Login is set only if it comes from
+// the route: a login name from an auth server is not looked up again.
 func (a *attempt) location() mux.Location {
 	location := mux.Location{Backend: a.route.Backend}
 	if a.loginFromRoute {
@@ -63,15 +63,15 @@ func (a *attempt) location() mux.Location {
 	return location
 }
 
-// splicePinned splices what is left of a session that the hub cannot account for.
+// splicePinned splices the rest of a pinned session.
 func (s *Server) splicePinned(client, backend mux.SpliceSide, until time.Time, onEnd func(mux.Result)) {
 	s.spliceSet.Start(splice.Side(client), splice.Side(backend), until, func(r splice.Result) {
 		onEnd(mux.Result{Reason: audit.Reason(r.Reason), Err: r.Err, BytesIn: r.Up, BytesOut: r.Down})
 	})
 }
 
-// selectMode is how a session of a user on this route is relayed. A backend that breaks what
-// the other modes build on is spliced.
+// selectMode returns the mode for a user's session on a route. A backend that violates the
+// protocol assumptions of the mux modes is spliced.
 func (s *Server) selectMode(user identity.User, r *routing.Route) string {
 	name := r.Mode
 	if name == "" {
@@ -82,18 +82,18 @@ func (s *Server) selectMode(user identity.User, r *routing.Route) string {
 		return spliceMode
 	case name == string(mux.Reuse):
 		return name
-	case name == string(mux.Resume), name == "park": // which is resume and more
+	case name == string(mux.Resume), name == "park": // park is handled as resume
 		return string(mux.Resume)
 	}
 	return spliceMode
 }
 
-// loginUpstream proves the client's identity to its backend.
+// loginUpstream logs the user in at the backend, in the attempt's mode.
 func (s *Server) loginUpstream(ctx context.Context, a *attempt, id auth.Identity, request upstream.Request) (backendLogin, error) {
 	if a.mode == spliceMode {
 		conn, err := s.deps.Backends[a.route.Backend].Login(ctx, request)
 		if err != nil {
-			return nil, err // not a nil *Conn in an interface
+			return nil, err // avoids a nil *Conn in an interface
 		}
 		s.hub.EvictElsewhere(request.User, a.location())
 		return conn, nil
@@ -110,7 +110,7 @@ func (s *Server) loginUpstream(ctx context.Context, a *attempt, id auth.Identity
 	return pooledLogin{account}, nil
 }
 
-// offeredCaps is what the client may use of what the backend can do.
+// offeredCaps returns the backend's capabilities that the client may use.
 func (s *Server) offeredCaps(a *attempt, caps imap.Caps) imap.Caps {
 	if a.mode == spliceMode {
 		return caps.Without(isGatewayCapability)

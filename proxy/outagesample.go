@@ -20,59 +20,60 @@ import (
 	"imapgate/routing"
 )
 
-// errMasked is a user whom the gateway denies without a backend, while others are
-// told that their account is unavailable. It is answered as one of those.
-var errMasked = errors.New("answered as a user whose account is unavailable")
+// errMasked reports a denied user whom the gateway answers as UNAVAILABLE, like the users
+// of a group in an outage.
+var errMasked = errors.New("answered as an unavailable account")
 
-// noBackend is the group of users whom the gateway itself tells that their account is
-// unavailable: they are paused, or nobody may check their password.
+// noBackend is the group of users whom the gateway itself answers as UNAVAILABLE: they are
+// paused, or no method can verify their password.
 const noBackend = ""
 
-// outageSample is how users fare whose backend checks their password. Whoever asks about
-// such a user with a wrong password hears UNAVAILABLE while the user is paused or the
-// backend is down, and an unknown user who was denied meanwhile would be known to be
-// none. So an unknown name falls to the group of one of the users seen of late, always
-// the same as long as the groups' shares are, and is answered as that group is: a name
-// that is UNAVAILABLE is as likely to be nobody's as any other.
+// outageSample tracks how logins fare whose backend verifies the password. A wrong password
+// gets UNAVAILABLE while the user is paused or the backend is down. An unknown user who is
+// denied at that time would be recognizable as unknown.
+//
+// So each unknown name is assigned to the group of a recently seen user, and answered like
+// that group. The assignment is stable while the groups' shares are. A name that gets
+// UNAVAILABLE is then as likely unknown as any other.
 type outageSample struct {
 	// Set once.
-	key  []byte // of the hash by which names fall to groups
+	key  []byte // HMAC key that assigns names to groups
 	seed maphash.Seed
 
 	mu sync.Mutex
 	// Guarded by mu.
 	ring       [256]sampledUser
-	added      int            // members that were ever added
-	index      map[uint64]int // where a user is in ring
-	groupSizes map[string]int // of each group in ring
+	added      int            // members ever added
+	index      map[uint64]int // position of a user in ring
+	groupSizes map[string]int // members of each group in ring
 	outages    map[outageKey]outage
 }
 
-// outageKey is how a user comes to its backend: what is away for tokens, as their provider
-// is, may not be for passwords.
+// outageKey identifies what an outage applies to: a group and a kind of credential. A
+// provider outage may affect tokens but not passwords.
 type outageKey struct {
 	group      string
 	credential credentialType
-	size       int // bytes of a long token: a backend may read them up to a length
+	size       int // bytes of a long token: a backend may read tokens up to some length
 }
 
-// withoutSize is the way without the size.
+// withoutSize returns the key without the token size.
 func (k outageKey) withoutSize() outageKey {
 	return outageKey{group: k.group, credential: k.credential}
 }
 
-// credentialType is what a client shows.
+// credentialType classifies a client's credential.
 type credentialType uint8
 
 const (
 	anyCredential credentialType = iota
 	passwordCredential
-	nonUTF8Password // not UTF-8, which a backend may not take for one
+	nonUTF8Password // a backend may reject invalid UTF-8
 	tokenCredential
-	longTokenCredential // which a backend may not read to its end
+	longTokenCredential // a backend may not read all of it
 )
 
-// outageKeyOf is how an attempt comes to a backend.
+// outageKeyOf returns the key for an attempt's credential at a group.
 func outageKeyOf(a *attempt, group string) outageKey {
 	token := a.login.Token.Reveal()
 	switch {
@@ -86,21 +87,21 @@ func outageKeyOf(a *attempt, group string) outageKey {
 	return outageKey{group: group, credential: tokenCredential}
 }
 
-// sampledUser is one user and the backend that it lives at, or noBackend.
+// sampledUser is a user and their backend, or noBackend.
 type sampledUser struct {
-	user  uint64 // a keyed hash
+	user  uint64 // keyed hash of the name
 	group string
 }
 
-// outage is how the last login at a backend was answered UNAVAILABLE.
+// outage describes the last login at a backend that was answered UNAVAILABLE.
 type outage struct {
 	duration time.Duration
-	verdict  upstream.Verdict // never Right
-	size     int              // of the shortest long token that was not read
+	verdict  upstream.Verdict // never VerdictRight
+	size     int              // shortest long token that was not read
 }
 
-// newOutageSample makes a sample. With a secret that all gateways share, a name is answered
-// alike by all of them.
+// newOutageSample returns an empty sample. Gateways that share the secret answer a name
+// alike.
 func newOutageSample(secret identity.Secret) *outageSample {
 	s := &outageSample{
 		key: make([]byte, sha256.Size), seed: maphash.MakeSeed(),
@@ -116,7 +117,7 @@ func newOutageSample(secret identity.Secret) *outageSample {
 	return s
 }
 
-// addUser notes where a user lives, or noBackend.
+// addUser records the group of a user.
 func (s *outageSample) addUser(user identity.User, group string) {
 	hash := maphash.Comparable(s.seed, user)
 	s.mu.Lock()
@@ -136,22 +137,22 @@ func (s *outageSample) addUser(user identity.User, group string) {
 	s.groupSizes[group]++
 }
 
-// recordAnswer notes how a backend answered a login, after so long. An answer that only the
-// right password brings about shows that the backend checks the others.
+// recordAnswer records a backend's answer to a login and how long it took. An answer that
+// only the right password can cause shows that the backend verifies passwords.
 func (s *outageSample) recordAnswer(key outageKey, err error, took time.Duration) {
 	verdict, groupKey := upstream.VerdictOf(err), outageKey{group: key.group}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch upstream.ResultOf(err) {
 	case upstream.ResultOK, upstream.ResultDenied:
-		if verdict == upstream.VerdictNone { // no backend was asked
+		if verdict == upstream.VerdictNone { // the backend was not asked
 			return
 		}
 		s.endOutage(key)
 		delete(s.outages, groupKey)
 	case upstream.ResultRefused, upstream.ResultNotAccepted:
 		delete(s.outages, groupKey)
-		if verdict == upstream.VerdictRight || verdict != upstream.VerdictNone && errors.As(err, new(*upstream.RefusedError)) { // which is forwarded
+		if verdict == upstream.VerdictRight || verdict != upstream.VerdictNone && errors.As(err, new(*upstream.RefusedError)) { // RefusedError is forwarded
 			s.endOutage(key)
 			return
 		}
@@ -166,7 +167,7 @@ func (s *outageSample) recordAnswer(key outageKey, err error, took time.Duration
 	}
 }
 
-// groupOf is the one that a name falls to, if any user was seen.
+// groupOf returns the group that a name is assigned to, if any user was seen.
 func (s *outageSample) groupOf(name identity.User) (group string, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -179,7 +180,7 @@ func (s *outageSample) groupOf(name identity.User) (group string, ok bool) {
 	return group, !math.IsInf(best, 1)
 }
 
-// outageAt is the one under way there, if there is one.
+// outageAt returns the current outage for a key, if there is one.
 func (s *outageSample) outageAt(key outageKey) (outage, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -190,23 +191,25 @@ func (s *outageSample) outageAt(key outageKey) (outage, bool) {
 	return o, ok
 }
 
-// endOutage ends an outage that is one for what was shown. mu is held.
+// endOutage removes the outage of a key unless it concerns only longer tokens. mu is held.
 func (s *outageSample) endOutage(key outageKey) {
 	if key.size >= s.outages[key.withoutSize()].size {
 		delete(s.outages, key.withoutSize())
 	}
 }
 
-// hashUnit is a number between 0 and 1 that depends on nothing but a group and a name.
+// hashUnit returns a number between 0 and 1 derived from a group and a name.
 func (s *outageSample) hashUnit(group string, name identity.User) float64 {
 	mac := hmac.New(sha256.New, s.key)
 	mac.Write([]byte(group))
-	mac.Write([]byte{0}) // which no name has
+	mac.Write([]byte{0}) // separator; not valid in names
 	mac.Write([]byte(name.String()))
 	return (float64(binary.BigEndian.Uint64(mac.Sum(nil))>>11) + 0.5) / (1 << 53)
 }
 
-// resolveMaskedRoute is place, and has users whom no backend judges answered as others are.
+// resolveMaskedRoute is resolveRoute, and updates the outage sample with the users found. A
+// user without a backend is answered like the group of their name, if that group has an
+// outage.
 func (c *connection) resolveMaskedRoute(ctx context.Context, a *attempt, id auth.Identity) error {
 	err := c.resolveRoute(ctx, a, id)
 	if id.IsVerified() {
@@ -227,15 +230,15 @@ func (c *connection) resolveMaskedRoute(ctx context.Context, a *attempt, id auth
 	return err
 }
 
-// maskingOutage is why a user of the group that an unknown name falls to would hear
-// UNAVAILABLE, with what this client shows.
+// maskingOutage returns the outage that this client's credential would meet in the group of
+// an unknown name.
 func (c *connection) maskingOutage(a *attempt, id auth.Identity) (outage, bool) {
 	group, ok := c.server.outages.groupOf(id.User())
 	if !ok {
 		return outage{}, false
 	}
 	if b := c.server.deps.Backends[group]; b != nil && !b.AcceptsCredentials(id.Password(), id.Token()) {
-		return outage{}, true // as errNoCredential
+		return outage{}, true // as for errNoCredential
 	}
 	return c.server.outages.outageAt(outageKeyOf(a, group))
 }

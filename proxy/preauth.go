@@ -10,18 +10,18 @@ import (
 	"imapgate/internal/imap"
 )
 
-// preauthState is what a client has told us before its login. What was said in the
-// clear is forgotten when TLS starts.
+// preauthState is what a client has sent before its login. STARTTLS clears it.
 type preauthState struct {
-	repeatCaps    bool        // CAPABILITY: it is told again, untagged, with the login
-	idReceived    bool        // ID was heard; only the first counts
-	clientID      [][2]string // its own name, version and so on
+	repeatCaps    bool        // the client sent CAPABILITY: repeat the list untagged with the login
+	idReceived    bool        // only the first ID counts
+	clientID      [][2]string // client's own ID parameters
 	parentSession string      // x-session-id
 	proxyTTL      int         // x-proxy-ttl
-	peerIsClient  bool        // x-originating-ip of a trusted peer: that it speaks for itself
+	peerIsClient  bool        // x-originating-ip of a trusted peer names the peer itself
 }
 
-// capabilities is the capability list before the login: what the gateway does itself.
+// capabilities returns the capability list before the login: what the gateway itself
+// supports.
 func (c *connection) capabilities() string {
 	if c.listener.TLS == StartTLS && c.tls == nil {
 		return "IMAP4rev1 LITERAL+ ID STARTTLS LOGINDISABLED"
@@ -37,7 +37,7 @@ func (c *connection) capabilities() string {
 	return list
 }
 
-// isCleartext says whether TLS must come before anything secret.
+// isCleartext reports whether TLS must start before credentials are accepted.
 func (c *connection) isCleartext() bool { return c.listener.TLS != NoTLS && c.tls == nil }
 
 func (c *connection) sendGreeting() error {
@@ -51,10 +51,10 @@ func (c *connection) sendLine(line string) error {
 	return err
 }
 
-// respond answers the command of tag.
+// respond sends a tagged response.
 func (c *connection) respond(tag, answer string) error { return c.sendLine(tag + " " + answer) }
 
-// readLogin answers commands until one is an attempt to log in.
+// readLogin answers commands until one is a login attempt.
 func (c *connection) readLogin(ctx context.Context) (*attempt, error) {
 	for {
 		cmd, err := c.conn.ReadCommand(imap.PreauthLimits, c.requestLiteral)
@@ -62,11 +62,11 @@ func (c *connection) readLogin(ctx context.Context) (*attempt, error) {
 			var login *attempt
 			login, err = c.answerCommand(ctx, cmd)
 			if login != nil {
-				login.receivedAt = time.Now() // its last byte: a denial's time is ours, not the client's
+				login.receivedAt = time.Now() // the last byte: the client's own delay does not shorten a denial
 				return login, nil
 			}
 		} else {
-			c.sentOtherCommand = c.sentOtherCommand || cmd.Tag != "" // cut off behind its first line
+			c.sentOtherCommand = c.sentOtherCommand || cmd.Tag != "" // command cut off after its first line
 			err = c.answerMalformed(cmd, err)
 		}
 		if err != nil {
@@ -77,8 +77,8 @@ func (c *connection) readLogin(ctx context.Context) (*attempt, error) {
 
 var errCleartext = errors.New("literal before TLS")
 
-// requestLiteral asks for a literal's octets, except in the clear: there the next
-// literal is a password.
+// requestLiteral requests a literal, except without TLS, where the next literal may be a
+// password.
 func (c *connection) requestLiteral() error {
 	if c.isCleartext() {
 		return errCleartext
@@ -87,8 +87,8 @@ func (c *connection) requestLiteral() error {
 	return c.sendLine("+ OK")
 }
 
-// answerMalformed answers what is no command. The connection goes on where the stream is
-// still in step.
+// answerMalformed answers an invalid command. The connection continues if the stream is
+// still in sync.
 func (c *connection) answerMalformed(cmd imap.Command, err error) error {
 	var syntax *imap.SyntaxError
 	switch {
@@ -114,8 +114,8 @@ func (c *connection) answerMalformed(cmd imap.Command, err error) error {
 	return err
 }
 
-// answerLongLine answers a command whose line was read past. A token that is too long is
-// no guess, and was not looked at.
+// answerLongLine answers a command whose line was skipped. A token that is too long is not
+// a guess: it was not read.
 func (c *connection) answerLongLine(cmd imap.Command) error {
 	switch {
 	case cmd.Name != "AUTHENTICATE":
@@ -126,14 +126,14 @@ func (c *connection) answerLongLine(cmd imap.Command) error {
 	return c.rejectCommand(cmd.Tag, tooLongReply)
 }
 
-// foreignProtocols are the first words of other protocols: a browser made to talk to
-// us gets not one word back.
+// foreignProtocols are the first words of other protocols. A browser that was tricked into
+// connecting gets no answer at all.
 var foreignProtocols = map[string]bool{
 	"GET": true, "POST": true, "PUT": true, "HEAD": true, "OPTIONS": true, "CONNECT": true, "DELETE": true,
 	"PATCH": true, "TRACE": true, "PRI": true, "EHLO": true, "HELO": true,
 }
 
-// rejectCommand answers and counts a command that is none, or has no place here.
+// rejectCommand answers and counts an invalid or misplaced command.
 func (c *connection) rejectCommand(tag, answer string) error {
 	if err := c.respond(tag, answer); err != nil {
 		return err
@@ -144,7 +144,7 @@ func (c *connection) rejectCommand(tag, answer string) error {
 	return nil
 }
 
-// answerCommand answers one command; a login attempt is returned instead.
+// answerCommand answers one command, or returns a login attempt.
 func (c *connection) answerCommand(ctx context.Context, cmd imap.Command) (*attempt, error) {
 	if foreignProtocols[cmd.Tag] {
 		return nil, &closeError{audit.WrongProtocol, "", nil}
@@ -190,8 +190,8 @@ func (c *connection) answerLogout(tag string) error {
 	return &closeError{audit.ClientLogout, "", nil}
 }
 
-// startTLS begins TLS, and forgets what was said in the clear. Bytes behind the
-// command were put there by somebody in between: the connection ends.
+// startTLS starts TLS and clears what the client sent before it. Bytes after the command
+// were injected on the way: the connection ends.
 func (c *connection) startTLS(tag string) error {
 	if c.listener.TLS != StartTLS || c.tls != nil {
 		return c.rejectCommand(tag, "BAD TLS is not to be started here.")
@@ -210,8 +210,8 @@ func (c *connection) startTLS(tag string) error {
 	return c.upgradeTLS()
 }
 
-// rejectCleartext refuses a login in the clear. It says nothing about the user, and
-// counts against the connection: a password may have gone over the wire.
+// rejectCleartext refuses a login without TLS. The answer reveals nothing about the user.
+// It counts as a bad command: a password may have been sent in the clear.
 func (c *connection) rejectCleartext(cmd imap.Command) error {
 	if cmd.Name != "LOGIN" && cmd.Name != "AUTHENTICATE" {
 		return c.rejectCommand(cmd.Tag, "BAD No literals before TLS.")

@@ -11,8 +11,8 @@ import (
 	"github.com/pires/go-proxyproto"
 )
 
-// Bounds of a PROXY header: version 1 has its own, version 2 is 16 bytes and
-// what they announce, of which a client's certificate is the longest.
+// Bounds of a PROXY header. Version 1 defines its own; version 2 has a preamble of 16 bytes
+// and announces the rest, of which a client's certificate is the longest part.
 const (
 	maxProxyV1      = 107
 	proxyV2Preamble = 16
@@ -20,13 +20,13 @@ const (
 )
 
 var (
-	errProxyTooLong  = errors.New("PROXY header is longer than any")
-	errNoProxyHeader = errors.New("not a byte of a PROXY header")
-	errProxyChecksum = errors.New("PROXY header has a wrong checksum")
+	errProxyTooLong  = errors.New("PROXY header is too long")
+	errNoProxyHeader = errors.New("no PROXY header received")
+	errProxyChecksum = errors.New("PROXY header has an invalid checksum")
 )
 
-// readProxyHeader reads a header of version 1 or 2 and nothing behind it. The
-// library wants all of it in one segment, which TCP does not promise.
+// readProxyHeader reads a header of version 1 or 2 and nothing after it. The library needs
+// all of it in one segment, which TCP does not guarantee.
 func readProxyHeader(r *bufio.Reader) (*proxyproto.Header, error) {
 	raw, err := peekProxyHeader(r)
 	if err != nil {
@@ -36,7 +36,7 @@ func readProxyHeader(r *bufio.Reader) (*proxyproto.Header, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := header.TLVs(); err != nil { // their lengths add up
+	if _, err := header.TLVs(); err != nil { // checks that their lengths add up
 		return nil, err
 	}
 	if err := checkProxyChecksum(raw, header); err != nil {
@@ -46,7 +46,7 @@ func readProxyHeader(r *bufio.Reader) (*proxyproto.Header, error) {
 	return header, err
 }
 
-// peekProxyHeader is the header at the beginning of r, whole and not yet taken.
+// peekProxyHeader returns the complete header at the start of r without consuming it.
 func peekProxyHeader(r *bufio.Reader) ([]byte, error) {
 	first, err := r.Peek(1)
 	switch {
@@ -81,13 +81,13 @@ func peekProxyLine(r *bufio.Reader) ([]byte, error) {
 	return nil, errProxyTooLong
 }
 
-// checkProxyChecksum checks PP2_TYPE_CRC32C where there is one: the sum over the
-// header with zeros in the sum's own place. The header has been parsed.
+// checkProxyChecksum verifies PP2_TYPE_CRC32C if present: the checksum over the header with
+// zeros in the checksum field. The header has been parsed.
 func checkProxyChecksum(raw []byte, header *proxyproto.Header) error {
 	if header.Version != 2 || header.TransportProtocol == proxyproto.UNSPEC && header.Command == proxyproto.LOCAL {
-		return nil // nothing in it counts
+		return nil // its contents are ignored
 	}
-	addressSizes := [...]int{0, 12, 36, 216} // bytes, by family
+	addressSizes := [...]int{0, 12, 36, 216} // bytes, by address family
 	for offset := proxyV2Preamble + addressSizes[raw[13]>>4]; offset < len(raw); {
 		tlvType, size := raw[offset], int(binary.BigEndian.Uint16(raw[offset+1:]))
 		value := raw[offset+3 : offset+3+size]

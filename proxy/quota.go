@@ -8,14 +8,14 @@ import (
 	"imapgate/internal/limit"
 )
 
-// quota is what a session's user may use. What it holds up or refuses is on
-// record; those who relay the session know nothing of that.
+// quota is a user's quota for one session. It records throttled and refused use in the
+// metrics and the audit log.
 type quota struct {
 	*limit.Quota
 	session *session
 }
 
-// quota is nil for a user without bounds.
+// quota returns nil for a user without a quota.
 func (s *session) quota() *quota {
 	b := s.limits.Quota()
 	if b == nil {
@@ -24,7 +24,7 @@ func (s *session) quota() *quota {
 	return &quota{b, s}
 }
 
-// Command is limit.Quota's, as the others are.
+// Command and the methods below add records to those of limit.Quota.
 func (q *quota) Command() time.Duration {
 	return q.recordThrottle(audit.LimitCommands, q.Quota.Command())
 }
@@ -46,7 +46,7 @@ func (q *quota) Upload(ctx context.Context, n int64) bool {
 	return ok
 }
 
-// recordThrottle passes a wait on, and writes down that there is one.
+// recordThrottle records a wait, if there is one, and returns it.
 func (q *quota) recordThrottle(limitName audit.Limit, wait time.Duration) time.Duration {
 	if wait > 0 {
 		q.session.server.deps.Metrics.Limits.CountThrottle(string(limitName))

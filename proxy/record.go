@@ -19,10 +19,10 @@ import (
 	"imapgate/proxy/splice"
 )
 
-// byeTimeout bounds the writing of a BYE to a client that may not read.
+// byeTimeout bounds the write of a BYE to a client that may not read.
 const byeTimeout = time.Second
 
-// auditLogin is the attempt as the audit log writes it down.
+// auditLogin returns the audit record of the attempt.
 func (a *attempt) auditLogin() *audit.Login {
 	r := &audit.Login{
 		User: cmp.Or(a.login.User, a.rawLogin.User), Mechanism: a.login.Mechanism, Method: a.authMethod,
@@ -38,8 +38,8 @@ func (a *attempt) auditLogin() *audit.Login {
 	return r
 }
 
-// claimedName is the name of a login that was refused for it, as the client gave it. With
-// another mistake the password may stand where the name belongs.
+// claimedName returns the name of a login refused because of it, as the client sent it. In
+// logins refused for another reason the name may be a misplaced password.
 func (a *attempt) claimedName(reason audit.Reason) string {
 	if reason != audit.BadName {
 		return ""
@@ -47,9 +47,9 @@ func (a *attempt) claimedName(reason audit.Reason) string {
 	return a.rawLogin.ClaimedName
 }
 
-// recordRefusal writes a failed login down: audit, metrics and the log, there as a warning
-// what is the gateway's or a backend's trouble. A name that no account can have is in
-// the audit log alone: it may be a password.
+// recordRefusal records a failed login in the audit log, the metrics and the log, where
+// failures of the gateway or a backend are warnings. A name that no account can have
+// appears only in the audit log: it may be a password.
 func (c *connection) recordRefusal(a *attempt, r refusal, cause error) {
 	deps := &c.server.deps
 	entry := a.auditLogin()
@@ -57,7 +57,7 @@ func (c *connection) recordRefusal(a *attempt, r refusal, cause error) {
 	if a.rawLogin.NameIsSecret && !a.verifiedHere {
 		entry.User = identity.User{}
 	}
-	// Without room for the record the next login is blocked; this one is over.
+	// If the record cannot be written, the next login is blocked; this one is over.
 	_ = deps.Audit.LoginRefused(&c.client, entry, r.reason)
 	deps.Metrics.CountLogin(r.result, a.login.Mechanism, time.Since(a.receivedAt))
 	addr := c.clientAddr().Addr()
@@ -82,8 +82,7 @@ func loginResult(err error) string {
 	return metrics.Accepted
 }
 
-// close ends a connection that did not log in: a BYE where there is one to
-// say, the socket, the records.
+// close ends a connection that did not log in: BYE, socket, records.
 func (c *connection) close(ctx context.Context, err error) {
 	e := c.closeErrorOf(ctx, err)
 	c.closeWithBye(e)
@@ -99,11 +98,11 @@ func (c *connection) close(ctx context.Context, err error) {
 	c.recordEnd(e)
 }
 
-// closeWithBye closes the connection within byeTimeout, whatever the client does.
+// closeWithBye sends the BYE, if any, and closes the connection within byeTimeout.
 func (c *connection) closeWithBye(e *closeError) {
-	timer := time.AfterFunc(byeTimeout, func() { _ = c.socket.Close() }) // TLS gives its own last word five seconds
+	timer := time.AfterFunc(byeTimeout, func() { _ = c.socket.Close() }) // crypto/tls would wait five seconds to send close_notify
 	defer timer.Stop()
-	if e.bye != "" && (c.tls != nil || c.listener.TLS != ImplicitTLS) { // before TLS there is nobody to hear it
+	if e.bye != "" && (c.tls != nil || c.listener.TLS != ImplicitTLS) { // without TLS the client cannot read a BYE
 		c.conn.WriteFinal(byeTimeout, "* BYE "+e.bye+"\r\n")
 	}
 	if e.bye != "" && e.reason != audit.TooMany && e.reason != audit.Overload || e.reason == audit.ClientLogout {
@@ -112,7 +111,7 @@ func (c *connection) closeWithBye(e *closeError) {
 	_ = c.conn.Close()
 }
 
-// recordEnd writes the end of a connection down that did not log in.
+// recordEnd records the end of a connection that did not log in.
 func (c *connection) recordEnd(e *closeError) {
 	took, addr := time.Since(c.acceptedAt), c.clientAddr().Addr()
 	if probe := c.probeType(e); probe != "" {
@@ -131,15 +130,15 @@ func (c *connection) recordEnd(e *closeError) {
 		detail = e.err.Error()
 		fields = append(fields, zap.Error(e.err))
 	}
-	_ = c.server.deps.Audit.ConnectionRefused(&c.client, e.reason, detail, took) // else it counts as lost
+	_ = c.server.deps.Audit.ConnectionRefused(&c.client, e.reason, detail, took) // a lost record is counted
 	if c.isAlreadyLogged(e) {
 		level = zap.DebugLevel
 	}
 	c.server.endedLog.write(level, "connection refused", addr, e.reason, fields)
 }
 
-// isAlreadyLogged reports whether other lines of the log say already why a connection ended
-// without a login: that a limit was hit, or that its logins were refused.
+// isAlreadyLogged reports whether other log lines already explain why a connection ended
+// without a login: a limit, or refused logins.
 func (c *connection) isAlreadyLogged(e *closeError) bool {
 	var limitErr *limit.Refusal
 	switch e.reason {
@@ -149,8 +148,8 @@ func (c *connection) isAlreadyLogged(e *closeError) bool {
 	return errors.As(e.err, &limitErr)
 }
 
-// probeType is the kind of a connection that ended in good order without an attempt to log
-// in, as those of a balancer's health checks; "" of every other.
+// probeType returns the probe type of a connection that ended in good order without a login
+// attempt, such as a balancer's health check. It is "" for all others.
 func (c *connection) probeType(e *closeError) string {
 	sentNothing := errors.Is(e.err, errNoProxyHeader) || e.reason == audit.HandshakeFailed && c.serverCert == nil
 	switch {
@@ -168,7 +167,7 @@ func (c *connection) probeType(e *closeError) string {
 	return metrics.ProbeConnect
 }
 
-// errorField is the last key of a session's line, which is there without an error too.
+// errorField is the last field of a session's log line; it is present without an error too.
 func errorField(err error) zap.Field {
 	if err == nil {
 		return zap.String("err", "")
@@ -176,10 +175,10 @@ func errorField(err error) zap.Field {
 	return zap.String("err", err.Error())
 }
 
-// loginTimeoutText is the BYE of a connection whose deadline before the login is over.
+// loginTimeoutText is the BYE of a connection whose deadline before the login has passed.
 const loginTimeoutText = "Login took too long."
 
-// closeErrorOf says why a connection ended.
+// closeErrorOf returns why a connection ended.
 func (c *connection) closeErrorOf(ctx context.Context, err error) *closeError {
 	var e *closeError
 	switch {
@@ -195,16 +194,16 @@ func (c *connection) closeErrorOf(ctx context.Context, err error) *closeError {
 	return &closeError{reason: audit.ClientLost, err: err}
 }
 
-// recordPanic writes the login down in which we broke down.
+// recordPanic records a login that panics.
 func (c *connection) recordPanic(a *attempt) {
 	if value := recover(); value != nil {
 		c.recordRefusal(a, unavailableRefusal(audit.InternalMistake), nil)
-		panic(value) // for recoverPanic, with the stack as it was
+		panic(value) // recoverPanic logs the original stack
 	}
 }
 
-// recoverPanic ends a client in whose service we broke down, and nobody else.
-// The stack has no secret: Secrets print as nothing.
+// recoverPanic ends the client whose goroutine panicked, and only that one. The stack
+// contains no secrets: identity.Secret does not print them.
 func (c *connection) recoverPanic() {
 	value := recover()
 	if value == nil {
@@ -215,22 +214,22 @@ func (c *connection) recoverPanic() {
 	c.close(context.Background(), &closeError{reason: audit.InternalMistake})
 }
 
-// session is what is kept of a client while it is relayed: what its end will
-// be recorded with.
+// session is what remains of a client while it is relayed: the data for the records of its
+// end.
 type session struct {
 	server    *Server
 	limits    *limit.Conn
 	client    audit.Client
 	record    audit.Session
 	startedAt time.Time
-	loginName string // at the backend, by the route
+	loginName string // login name at the backend
 }
 
 func (s *session) route() SessionRoute {
 	return SessionRoute{s.record.Backend, s.loginName, s.record.Mode}
 }
 
-// endSpliced and multiplexed are ended for those who relay.
+// endSpliced and endMux are the relays' callbacks at the end of a session.
 func (s *session) endSpliced(r splice.Result) {
 	s.server.deps.Sockets.RemoveBackend() // both are closed
 	s.end(audit.Reason(r.Reason), r.Err, r.Up, r.Down)
@@ -241,10 +240,10 @@ func (s *session) endMux(r mux.Result) {
 	s.end(r.Reason, r.Err, r.BytesIn, r.BytesOut)
 }
 
-// end is the one end of a session, called once from wherever it is seen.
+// end records the end of a session and releases its slots. It is called once.
 func (s *session) end(reason audit.Reason, err error, up, down int64) {
 	srv := s.server
-	s.record.BytesIn, s.record.BytesOut = uint64(up), uint64(down) // counts
+	s.record.BytesIn, s.record.BytesOut = uint64(up), uint64(down) // never negative
 	s.record.Duration = time.Since(s.startedAt)
 	s.limits.Close()
 	srv.sessions.remove(s.record.User, s.route())
@@ -252,6 +251,6 @@ func (s *session) end(reason audit.Reason, err error, up, down int64) {
 	_ = srv.deps.Audit.SessionEnded(&s.client, &s.record, reason)
 	srv.deps.Metrics.EndSession(s.record.Mode, string(reason))
 	srv.deps.Log.Info("session", zap.String("session", s.client.Session), zap.Stringer("user", s.record.User),
-		zap.String("backend", s.record.Backend), zap.String("mode", s.record.Mode), zap.String("stage", string(reason)),
+		zap.String("backend", s.record.Backend), zap.String("mode", s.record.Mode), zap.String("reason", string(reason)),
 		zap.Int64("bytes", up+down), zap.Duration("dur", s.record.Duration), errorField(err))
 }

@@ -17,33 +17,33 @@ import (
 	"imapgate/routing"
 )
 
-// What a client is told. Constant: nothing that failed inside shows.
+// Replies to clients. They are constant and reveal no internal error.
 const (
 	authFailedReply      = "NO [AUTHENTICATIONFAILED] Authentication failed."
 	unavailableReply     = "NO [UNAVAILABLE] Account is temporarily unavailable."
-	tooManySessionsReply = "NO [LIMIT] Too many connections." // behind a right login only
+	tooManySessionsReply = "NO [LIMIT] Too many connections." // only after a right login
 	tooLongReply         = "NO [LIMIT] Credentials are longer than the server takes."
 )
 
 const resultRefused = metrics.Refused
 
-// Our own reasons to refuse a login.
+// Reasons of the gateway itself to refuse a login.
 var (
-	// A backend with a master login lets everybody in whom we name, so somebody
-	// else must have checked the password.
-	errUnverified       = errors.New("nobody checked the password of a user whose backend takes the gateway's word")
-	errBackendDisagrees = errors.New("backend denied a user whose password was right here")
-	errNoVerdict        = errors.New("backend could not check the credentials")
+	// A backend with a master login accepts any user that the gateway names, so the gateway
+	// must have verified the password.
+	errUnverified       = errors.New("password not verified, and the backend uses a master login")
+	errBackendDisagrees = errors.New("backend denied a user whom the gateway has verified")
+	errNoVerdict        = errors.New("backend could not verify the credentials")
 	errWrongUser        = errors.New("upstream belongs to another user")
-	// A login that was not tried, because too many have failed.
+	// A login refused before verification after too many failures.
 	errTooManyFailures = errors.New("too many failed logins")
-	// A login that was right, of somebody who has too many sessions.
+	// A right login of a user with too many sessions.
 	errTooManySessions = errors.New("too many sessions")
-	// A login that had its place when the audit log did not take it.
-	errNotRecorded = errors.New("turned back at the door")
+	// A right login whose audit record could not be written.
+	errNotRecorded = errors.New("login not recorded in the audit log")
 )
 
-// closeError ends a connection before its login: why, and the words of the BYE, ""
+// closeError ends a connection before its login, with a reason and the text of the BYE, ""
 // for none.
 type closeError struct {
 	reason audit.Reason
@@ -63,15 +63,15 @@ func (e *closeError) Unwrap() error { return e.err }
 // refusal is the answer to a failed login.
 type refusal struct {
 	untagged string // untagged responses with their CRLF, "" for none
-	reply    string // behind the tag
-	result   string // for the metrics
+	reply    string // text after the tag
+	result   string // metrics label
 	reason   audit.Reason
-	isDenial bool // the client's fault
+	isDenial bool // caused by the client's credentials
 }
 
-// refusalOf is the one place where an error becomes an answer. Whatever is not
-// plainly the client's fault is UNAVAILABLE, because clients throw a password
-// away that is called wrong.
+// refusalOf is the only place where an error becomes a reply to a login. Any error not
+// clearly the client's fault becomes UNAVAILABLE, because clients discard a password that
+// is reported wrong.
 func refusalOf(err error) refusal {
 	var backendRefusal *upstream.RefusedError
 	denial := refusal{reply: authFailedReply, result: resultRefused, isDenial: true}
@@ -93,7 +93,7 @@ func refusalOf(err error) refusal {
 	case errors.Is(err, identity.ErrName):
 		denial.reason = audit.BadName
 		return denial
-	case errors.Is(err, routing.ErrBlocked): // also where auth denies for that reason
+	case errors.Is(err, routing.ErrBlocked): // also if auth denies for that reason
 		denial.reason = audit.UserBlocked
 		return denial
 	case errors.Is(err, auth.ErrDenied), errors.Is(err, upstream.ErrDenied):
@@ -111,8 +111,8 @@ func refusalOf(err error) refusal {
 	return unavailableRefusal(unavailableReason(err))
 }
 
-// maskedReason is what the operator is told of a user whom the client cannot tell
-// from one with an unavailable account.
+// maskedReason returns the operator's reason for a masked denial, which the client cannot
+// distinguish from an unavailable account.
 func maskedReason(err error) audit.Reason {
 	if errors.Is(err, routing.ErrBlocked) {
 		return audit.UserBlocked
@@ -164,9 +164,9 @@ func unavailableReason(err error) audit.Reason {
 	return audit.BackendDown
 }
 
-// welcome is the tagged OK of the login, which goes out last: with what the
-// backend can do in the session's mode, as a code, and untagged too for a client that has asked
-// before and may not look at codes.
+// welcome sends the tagged OK of the login, last of all, with the capabilities of the
+// backend in this mode. They are in a response code, and untagged too for a client that has
+// sent CAPABILITY and may ignore response codes.
 func (c *connection) welcome(a *attempt, up backendLogin, offered imap.Caps) error {
 	caps := offered.String()
 	c.outBuf = c.outBuf[:0]
@@ -183,9 +183,9 @@ func (c *connection) welcome(a *attempt, up backendLogin, offered imap.Caps) err
 	return err
 }
 
-// isGatewayCapability names what a backend may list and a client behind a gateway must
-// not use: TLS and logins are the gateway's, and UNAUTHENTICATE (RFC 8437)
-// would let a client log in again past it.
+// isGatewayCapability reports whether a client behind a gateway must not use a capability
+// of the backend. TLS and logins belong to the gateway, and UNAUTHENTICATE (RFC 8437) would
+// allow a second login without it.
 func isGatewayCapability(capability string) bool {
 	return capability == "STARTTLS" || capability == "LOGINDISABLED" || capability == "UNAUTHENTICATE" ||
 		strings.HasPrefix(capability, "AUTH=")

@@ -9,12 +9,11 @@ import (
 	"imapgate/routing"
 )
 
-// errNoCredential is a client that has proven who it is without a password,
-// to a backend that wants to see one.
-var errNoCredential = errors.New("backend wants the user's password, and the client has shown none")
+// errNoCredential reports a client verified without a password whose backend needs one.
+var errNoCredential = errors.New("backend needs the user's password, and the client sent none")
 
-// resolveRoute finds the backend of an identity, and makes sure that it can be logged
-// in at with what there is.
+// resolveRoute resolves the route of an identity, and checks that its backend accepts the
+// credentials at hand.
 func (c *connection) resolveRoute(ctx context.Context, a *attempt, id auth.Identity) (err error) {
 	deps := &c.server.deps
 	if c.server.cfg.RouteByAuth {
@@ -42,19 +41,18 @@ func (c *connection) resolveRoute(ctx context.Context, a *attempt, id auth.Ident
 	return nil
 }
 
-// confirmRoute looks at the route again once the backend has let the user in: a login
-// takes its time, and a record that was changed meanwhile must not be followed by a
-// session where it no longer leads. Whoever moves a mailbox ends the sessions that
-// are there, and relies on no other to begin.
+// confirmRoute checks the route again after the backend has accepted the login. A login
+// takes time, and no session may start on a route that has changed since. Moving a mailbox
+// means ending its sessions and relies on no new one starting.
 func (c *connection) confirmRoute(ctx context.Context, a *attempt) error {
-	if c.server.cfg.RouteByAuth { // the auth server is not asked again
+	if c.server.cfg.RouteByAuth { // an auth server is not asked again
 		return nil
 	}
 	return c.server.deps.Routes.Confirm(ctx, a.login.User, a.lookupRoute)
 }
 
-// routeFromAuth is the route that an auth server has given with its yes. Only a
-// configured backend is gone to: no answer can lead a password elsewhere.
+// routeFromAuth returns the route that an auth server sent with its verdict. Only
+// configured backends are possible: no answer can send a password elsewhere.
 func (s *Server) routeFromAuth(ctx context.Context, id auth.Identity) (routing.Route, error) {
 	name, err := s.backends.find(ctx, id.BackendAddr())
 	if err != nil {

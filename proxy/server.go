@@ -1,13 +1,13 @@
-// Package proxy is the front door: one client's life, from accept to goodbye.
+// Package proxy serves clients from accept to the end of their login.
 //
-// It listens, ends TLS, speaks the IMAP of before the login, asks auth who the
-// client is, routing where the mailbox lives and proxy/upstream for a login
-// there, and hands both connections to proxy/splice. It does not know how a
-// password is checked, how a route is found or what a mail command means.
+// It listens, terminates TLS and implements IMAP before the login. Package auth verifies
+// the client, routing finds its backend and proxy/upstream logs in there. proxy/splice or
+// proxy/mux then relays both connections. The package does not know how a password is
+// verified, how a route is found or what a mail command means.
 //
-// A Server owns its listeners and every connection until the login; after that
-// the splice.Set does. reply.go is the one place where an error becomes words
-// for a client, record.go the one where it becomes a record for the operator.
+// A Server owns its listeners and every connection until the login; afterwards the
+// splice.Set or the mux.Hub does. Only reply.go turns an error into a reply to a client.
+// Only record.go turns one into a record for the operator.
 package proxy
 
 import (
@@ -40,11 +40,11 @@ import (
 	"imapgate/tlsconf"
 )
 
-// TLSMode says how a listener's clients are protected.
+// TLSMode is how a listener's clients are protected.
 type TLSMode string
 
-// The TLS modes of a listener. With NoTLS alone do passwords travel in the
-// clear: the operator has put something else in front.
+// The TLS modes of a listener. Only with NoTLS do passwords travel in the clear: the
+// operator has put TLS or a private network in front.
 const (
 	ImplicitTLS TLSMode = "implicit"
 	StartTLS    TLSMode = "starttls"
@@ -57,65 +57,63 @@ type Listener struct {
 	Address      string // host:port
 	TLS          TLSMode
 	ProxyTrusted []netip.Prefix // peers that must send a PROXY header
-	Trusted      []netip.Prefix // peers whose ID may speak for the client
+	Trusted      []netip.Prefix // peers whose ID may name another client
 }
 
-// Config is what an operator decides about the front door.
+// Config holds the settings of a Server.
 type Config struct {
 	Listeners        []Listener
-	MaxConnections   int             // at a time, as far as descriptors allow; 0: as many as they do
-	PreauthTimeout   time.Duration   // from accept to the login, all together
-	HandshakeTimeout time.Duration   // of TLS
-	MaxHandshakes    int             // of TLS that compute at a time; 0: by the number of cores
+	MaxConnections   int             // at a time, within the descriptor limit; 0: as many as descriptors allow
+	PreauthTimeout   time.Duration   // from accept to the end of the login
+	HandshakeTimeout time.Duration   // of a TLS handshake
+	MaxHandshakes    int             // concurrent TLS handshakes; 0: twice the number of cores
 	IdleTimeout      time.Duration   // of a session
 	WriteTimeout     time.Duration   // of one write in a session
-	DrainTimeout     time.Duration   // what sessions get when the gateway stops
-	MaxAuthAttempts  int             // failed logins on a connection
-	MaxBadCommands   int             // before the login, on a connection
-	MaxLine          int             // bytes of a client's line after the login, where lines are read; at least 64 KB
-	Instance         string          // begins every session id; NewInstance
-	FleetSecret      identity.Secret // shared by all gateways, so that they answer alike about unknown users; zero: a random one
+	DrainTimeout     time.Duration   // limit for sessions to end after the gateway stops
+	MaxAuthAttempts  int             // failed logins of one connection
+	MaxBadCommands   int             // bad commands of one connection before its login
+	MaxLine          int             // bytes of a client's command line in mux sessions; at least 64 KB
+	Instance         string          // prefix of every session id; see NewInstance
+	FleetSecret      identity.Secret // shared by all gateways, so that they answer alike about unknown users; zero: a random secret
 	TokenRefusal     auth.TokenRefusal
-	TokenGrace       time.Duration // how long a session outlives the token that opened it; 0: as long as it likes
-	RouteByAuth      bool          // mailboxes live where auth's method http says, not where routing does
-	ResolveTTL       time.Duration // with Placed: how long the addresses of backends' names are used
-	// Modes are the backends' own; one that is not there is spliced.
+	TokenGrace       time.Duration // how long a session outlives the token that opened it; 0: without limit
+	RouteByAuth      bool          // the auth method http chooses the backend, not routing
+	ResolveTTL       time.Duration // lifetime of resolved backend addresses, with RouteByAuth
+	// Modes holds the mode of each backend by name; a missing one means splice.
 	Modes map[string]Mode
 }
 
-// Mode is what becomes of a backend's sessions, where a user's route does not
-// say otherwise.
+// Mode is how a backend's sessions are relayed unless a user's route names another mode.
 type Mode struct {
 	Name string // splice, reuse or resume
 	Mux  mux.Settings
 }
 
-// halfClosedTimeout is how long a session may be silent when one side has hung up.
+// halfClosedTimeout is how long a half-closed session may be silent.
 const halfClosedTimeout = time.Minute
 
-// parkAfter is how long a session must say nothing to give up its goroutines.
+// parkAfter is how long a session must be silent before it gives up its goroutines.
 const parkAfter = 200 * time.Millisecond
 
-// Deps are the other rooms, as the front door asks them.
+// Deps are the packages a Server depends on.
 type Deps struct {
 	TLS      *tlsconf.Server // nil when no listener has TLS
 	Auth     *auth.Authenticator
 	Routes   *routing.Router
 	Backends map[string]*upstream.Backend
 	Limits   *limit.Limiter
-	Sockets  *descriptors.Counter // also of Backends; nil: nobody counts
+	Sockets  *descriptors.Counter // also counts those of Backends; nil: no counting
 	Audit    *audit.Log
 	Metrics  *metrics.Metrics
 	Log      *zap.Logger
 }
 
-// countBytes counts bytes.
 func (r *Deps) countBytes(up, down int64) {
 	r.Metrics.BytesToBackend.Add(float64(up))
 	r.Metrics.BytesToClient.Add(float64(down))
 }
 
-// Server is the front door.
+// Server accepts clients, logs them in and hands them to a relay.
 type Server struct {
 	// Set once.
 	cfg         Config
@@ -124,31 +122,31 @@ type Server struct {
 	spliceSet   *splice.Set
 	hub         *mux.Hub
 	sessions    *sessionTable
-	maxConns    int64             // connections at a time
-	handshakes  *handshakeLimiter // of TLS handshakes
+	maxConns    int64 // bound of openConns
+	handshakes  *handshakeLimiter
 	backends    *backendIndex
 	denialTimes denialTimes
-	// Each has lines of its own: wrong passwords must not hide what is wrong with a backend.
-	refusedLog     *logAggregator // logins
-	unavailableLog *logAggregator // logins, by the gateway's or a backend's trouble
-	endedLog       *logAggregator // connections, without a login
+	// Separate aggregators, so that wrong passwords do not hide backend failures.
+	refusedLog     *logAggregator // refused logins
+	unavailableLog *logAggregator // logins that failed because of the gateway or a backend
+	endedLog       *logAggregator // connections that ended without a login
 	outages        *outageSample
-	minDenialTime  time.Duration     // minDenialTime
-	denialJitter   time.Duration     // denialJitter
-	beforeVerify   func(*connection) // called when a login is judged next; nil outside tests
+	minDenialTime  time.Duration     // the constant, except in tests
+	denialJitter   time.Duration     // the constant, except in tests
+	beforeVerify   func(*connection) // called before a login is verified; nil except in tests
 
-	wg            sync.WaitGroup // accept loops and sessions before their relay
-	openConns     atomic.Int64   // connections, relayed ones included
-	preauthConns  atomic.Int64   // those of them that have not logged in
-	refusalSlots  chan struct{}  // a token for each that is being refused; maxRefusals of them
-	lastSessionID atomic.Uint64  // of session ids
+	wg            sync.WaitGroup // accept loops and connections before their relay
+	openConns     atomic.Int64   // open client connections, relayed ones included
+	preauthConns  atomic.Int64   // of openConns, those without a login
+	refusalSlots  chan struct{}  // one element for each connection being refused; at most maxRefusals
+	lastSessionID atomic.Uint64  // last number used in a session id
 	draining      atomic.Bool
 }
 
-// NewInstance is a random prefix for the session ids of one gateway process.
+// NewInstance returns a random prefix for the session ids of one gateway process.
 func NewInstance() string { return rand.Text()[:8] }
 
-// New makes a Server that does not listen yet.
+// New returns a Server that does not listen yet.
 func New(cfg Config, deps Deps) (*Server, error) {
 	s := &Server{
 		cfg: cfg, deps: deps, sessions: newSessionTable(), maxConns: connectionLimit(cfg.MaxConnections), handshakes: newHandshakeLimiter(cfg.MaxHandshakes),
@@ -181,16 +179,16 @@ func New(cfg Config, deps Deps) (*Server, error) {
 	return s, nil
 }
 
-// ListenError is why a listener could not be opened.
+// ListenError reports a listener that could not be opened.
 type ListenError struct {
-	Listener string // its name
+	Listener string // name of the listener
 	Err      error
 }
 
 func (e *ListenError) Error() string { return e.Err.Error() }
 func (e *ListenError) Unwrap() error { return e.Err }
 
-// Listen opens every listener, or none. The error is a *ListenError.
+// Listen opens all listeners, or none of them. The error is a *ListenError.
 func (s *Server) Listen() error {
 	for _, l := range s.listeners {
 		if err := l.listen(); err != nil {
@@ -201,7 +199,7 @@ func (s *Server) Listen() error {
 	return nil
 }
 
-// Addrs are the addresses being listened on, by listener name.
+// Addrs returns the addresses being listened on, by listener name.
 func (s *Server) Addrs() map[string]net.Addr {
 	addrs := make(map[string]net.Addr, len(s.listeners))
 	for _, l := range s.listeners {
@@ -212,14 +210,15 @@ func (s *Server) Addrs() map[string]net.Addr {
 	return addrs
 }
 
-// Sessions is the number of logged-in sessions.
+// Sessions returns the number of logged-in sessions.
 func (s *Server) Sessions() int { return s.spliceSet.Len() + s.hub.Len() }
 
-// IsDraining says whether the Server has stopped taking clients.
+// IsDraining reports whether the Server has stopped accepting clients.
 func (s *Server) IsDraining() bool { return s.draining.Load() }
 
-// Serve takes clients until ctx is done. Then those before the login get a BYE,
-// sessions go on for at most Config.DrainTimeout, and it returns when all are gone.
+// Serve accepts clients until ctx is done. It then sends a BYE to clients before their
+// login, lets sessions continue for at most Config.DrainTimeout and returns when all have
+// ended.
 func (s *Server) Serve(ctx context.Context) error {
 	for _, l := range s.listeners {
 		s.wg.Add(1)
@@ -228,20 +227,19 @@ func (s *Server) Serve(ctx context.Context) error {
 	<-ctx.Done()
 	s.draining.Store(true)
 	s.closeListeners()
-	s.wg.Wait() // the accept loops, and every login that was under way
+	s.wg.Wait() // accept loops and logins in progress
 	s.refusedLog.flush()
 	s.unavailableLog.flush()
 	s.endedLog.flush()
 	s.drain()
-	s.hub.Close() // what it has handed over ends with the rest
+	s.hub.Close() // pinned sessions end with spliceSet
 	s.spliceSet.Close()
 	return nil
 }
 
-// drain waits for the sessions to end, and ends them over Config.DrainTimeout, so that
-// their clients come to the next gateway one after the other. Those in which commands are
-// followed can be ended between two, and wait for nothing but their turn; a
-// spliced one that is not quiet has all of the time.
+// drain ends the sessions gradually over Config.DrainTimeout, so that their clients do not
+// reach the next gateway all at once. A mux session can end between two commands at any
+// time. A spliced session that is not idle gets the whole time.
 func (s *Server) drain() {
 	start := time.Now()
 	spliced, muxed := s.spliceSet.Len(), s.hub.Len()
@@ -258,7 +256,8 @@ func (s *Server) drain() {
 	}
 }
 
-// splicedToKeep is how many of n spliced sessions go on when some of the drain is past.
+// splicedToKeep returns how many of n spliced sessions continue after elapsed of the drain
+// time.
 func splicedToKeep(n int, elapsed, drain time.Duration) int {
 	if elapsed >= drain {
 		return 0
@@ -266,8 +265,8 @@ func splicedToKeep(n int, elapsed, drain time.Duration) int {
 	return int(math.Ceil(float64(n) * float64(drain-elapsed) / float64(drain)))
 }
 
-// muxedToKeep is splicedToKeep for those that have no reason to wait but the others; the
-// last have time for a BYE.
+// muxedToKeep is splicedToKeep for mux sessions. They end at drainRate per second or
+// faster, and a tenth of the drain time is left for the last BYEs.
 func muxedToKeep(n int, elapsed, drain time.Duration) int {
 	linear := splicedToKeep(n, elapsed, drain*9/10)
 	return max(0, min(linear, n-drainRate-int(drainRate*elapsed.Seconds())))
@@ -275,7 +274,7 @@ func muxedToKeep(n int, elapsed, drain time.Duration) int {
 
 const (
 	drainInterval = 100 * time.Millisecond
-	drainRate     = 100 // sessions a second whose clients come to the next gateway and are no burden to it
+	drainRate     = 100 // sessions a second that the next gateway can take without overload
 )
 
 // Close ends every session now; Serve then returns without waiting for them.
@@ -287,24 +286,25 @@ func (s *Server) Close() {
 func (s *Server) closeListeners() {
 	for _, l := range s.listeners {
 		if l.tcp != nil {
-			_ = l.tcp.Close() // accept is what notices
+			_ = l.tcp.Close() // makes accept return
 		}
 	}
 }
 
-// minSharedSlots are not worth dividing.
+// minSharedSlots is the number of connections up to which preauthLimit does not reserve
+// half for sessions.
 const minSharedSlots = 16
 
-// isFull says whether there is no place for one more connection, which has been
-// counted. Those before the login have half of the places, so that strangers who
-// never log in leave room for the sessions of those who do.
+// isFull reports whether the newest connection, which is already counted, exceeds a limit.
+// Connections before their login may use half of the slots, so that clients who never log
+// in cannot displace sessions.
 func (s *Server) isFull() bool {
 	return s.openConns.Load() > s.maxConns || s.preauthConns.Load() > preauthLimit(s.maxConns) || s.deps.Sockets.IsFull()
 }
 
-// addConnection counts a connection, and decides whether it is to be refused. One that is needs a
-// descriptor until it is closed, to which it has no claim. So maxRefusals are open at a
-// time: accept waits for the others.
+// addConnection counts a connection and sets overLimit if it must be refused. A refused
+// connection still uses a reserved descriptor until it is closed. So accept blocks while
+// maxRefusals of them are open.
 func (s *Server) addConnection(c *connection) {
 	s.openConns.Add(1)
 	s.preauthConns.Add(1)
@@ -316,17 +316,18 @@ func (s *Server) addConnection(c *connection) {
 	s.deps.Sockets.EvictIdle()
 }
 
-// removeConnection is for one that is closed.
+// removeConnection uncounts a connection that is closed.
 func (s *Server) removeConnection() {
 	s.openConns.Add(-1)
 	s.deps.Sockets.RemoveClient()
 }
 
-// maxRefusals bounds the connections that are open only to be refused. Descriptors for
-// them are among those reserved.
+// maxRefusals bounds the connections that are open only to be refused. Their descriptors
+// are among descriptors.Reserved.
 const maxRefusals = 8
 
-// connectionLimit is how many connections there may be at a time; maxConnections is as in Config.
+// connectionLimit returns the maximum of concurrent connections; maxConnections is as in
+// Config.
 func connectionLimit(maxConnections int) int64 {
 	available := descriptors.MaxClients(descriptors.Limit())
 	if maxConnections == 0 {
@@ -337,23 +338,23 @@ func connectionLimit(maxConnections int) int64 {
 
 func preauthLimit(total int64) int64 { return max(total/2, min(total, minSharedSlots)) }
 
-// PreauthLimit is how many connections a Server has room for that have not logged in,
-// with that Config.MaxConnections.
+// PreauthLimit returns how many connections of a Server with that Config.MaxConnections may
+// be without a login at a time.
 func PreauthLimit(maxConnections int) int { return int(preauthLimit(connectionLimit(maxConnections))) }
 
 func (s *Server) newSessionID() string {
 	return s.cfg.Instance + "-" + strconv.FormatUint(s.lastSessionID.Add(1), 36)
 }
 
-// listener accepts on one address.
+// listener accepts clients on one address.
 type listener struct {
 	Listener
 
 	// Set once.
 	server        *Server
-	tcp           *net.TCPListener // by listen
+	tcp           *net.TCPListener // set by listen
 	acceptCounter prometheus.Counter
-	probeCounters map[string]prometheus.Counter // by kind
+	probeCounters map[string]prometheus.Counter // by probe type
 }
 
 func (l *listener) listen() error {
@@ -362,8 +363,8 @@ func (l *listener) listen() error {
 	return err
 }
 
-// accept takes connections until the listener is closed. When descriptors run
-// out it waits a little, longer each time, and says so once in a while.
+// accept accepts connections until the listener is closed. When descriptors run out it
+// retries with growing delays and logs at most one line a second.
 func (l *listener) accept(ctx context.Context) {
 	s := l.server
 	defer s.wg.Done()
@@ -386,7 +387,7 @@ func (l *listener) accept(ctx context.Context) {
 	}
 }
 
-// backoff paces a loop that fails: 5 ms doubling to 1 s, one word a second.
+// backoff delays a failing loop: 5 ms doubling to 1 s, with at most one log line a second.
 type backoff struct {
 	delay      time.Duration
 	lastLogged time.Time

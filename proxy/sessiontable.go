@@ -11,30 +11,29 @@ import (
 	"imapgate/proxy/mux"
 )
 
-// SessionRoute is where sessions of a user are: at a backend, under the login name there
-// that the route gave, in a mode. A session keeps the place it was admitted to,
-// also when it is pinned.
+// SessionRoute is where sessions of a user are relayed to: a backend, the login name there
+// and a mode. A session keeps the values it was admitted with, also after it is pinned.
 type SessionRoute struct {
 	Backend string `json:"backend"`
 	Login   string `json:"login"`
 	Mode    string `json:"mode"`
 }
 
-// SessionCount is how many live sessions of a user there are in a place.
+// SessionCount is the number of a user's live sessions with one SessionRoute.
 type SessionCount struct {
 	SessionRoute
 	Count int `json:"count"`
 }
 
-// sessionTable counts the live sessions of each user, as this gateway has them.
+// sessionTable counts the live sessions of each user at this gateway.
 type sessionTable struct {
 	mu    sync.Mutex
-	users map[identity.User][]SessionCount // Guarded by mu. No count is 0, no list empty.
+	users map[identity.User][]SessionCount // Guarded by mu. No count is 0, no list is empty.
 }
 
 func newSessionTable() *sessionTable { return &sessionTable{users: map[identity.User][]SessionCount{}} }
 
-// add counts one session more.
+// add counts one more session.
 func (t *sessionTable) add(user identity.User, route SessionRoute) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -46,7 +45,7 @@ func (t *sessionTable) add(user identity.User, route SessionRoute) {
 	t.users[user] = append(counts, SessionCount{route, 1})
 }
 
-// remove counts one session less, which add has counted.
+// remove uncounts a session that add has counted.
 func (t *sessionTable) remove(user identity.User, route SessionRoute) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -62,7 +61,7 @@ func (t *sessionTable) remove(user identity.User, route SessionRoute) {
 	t.users[user] = counts
 }
 
-// countsOf returns the counts of a user in order, none for a user without a session.
+// countsOf returns the counts of a user, sorted; it is empty for a user without sessions.
 func (t *sessionTable) countsOf(user identity.User) []SessionCount {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -73,7 +72,7 @@ func (t *sessionTable) countsOf(user identity.User) []SessionCount {
 	return counts
 }
 
-// countByBackend counts the sessions at each backend, by mode.
+// countByBackend counts the sessions at each backend by mode.
 func (t *sessionTable) countByBackend() map[string]map[string]int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -93,19 +92,19 @@ func indexOf(counts []SessionCount, route SessionRoute) int {
 	return slices.IndexFunc(counts, func(c SessionCount) bool { return c.SessionRoute == route })
 }
 
-// SessionsOf returns the live sessions of a user at this gateway, by place. They
-// stay there until they end, whatever the routes say.
+// SessionsOf returns the live sessions of a user at this gateway by route. Sessions stay on
+// their route until they end, even if the route changes.
 func (s *Server) SessionsOf(user identity.User) []SessionCount { return s.sessions.countsOf(user) }
 
-// BackendState is a backend as this gateway has it.
+// BackendState is the state of a backend at this gateway.
 type BackendState struct {
 	Name     string         `json:"name"`
 	Mode     string         `json:"mode"`     // of sessions whose route names none
-	Sessions map[string]int `json:"sessions"` // that are live, by the mode they were admitted in
+	Sessions map[string]int `json:"sessions"` // live sessions, by the mode they were admitted in
 	mux.ViolationStatus
 }
 
-// Backends returns all backends, by name.
+// Backends returns all backends, sorted by name.
 func (s *Server) Backends() []BackendState {
 	sessions := s.sessions.countByBackend()
 	all := make([]BackendState, 0, len(s.deps.Backends))

@@ -1,68 +1,70 @@
-// Package descriptors counts the sockets of the process against its descriptor limit,
-// so that a client is refused with words before accept, or a login at a backend, fails.
+// Package descriptors counts the process's sockets against its descriptor limit. So a
+// client is refused with an answer, before accept or a backend login fails for lack of
+// descriptors.
 //
-// It does not know what the sockets are for, beyond whom they serve. A Counter is shared
-// by all who open sockets; a nil one counts nothing and refuses nobody.
+// The package knows only whom a socket serves. All code that opens sockets shares one
+// Counter; a nil Counter counts nothing and never refuses.
 package descriptors
 
 import "sync"
 
 const (
-	// Reserved are kept for what is not counted: files, Redis, auth servers, the admin
-	// address, the audit log, and connections that are about to be refused.
+	// Reserved descriptors are left for what is not counted: files, Redis, auth servers,
+	// the admin address, the audit log and connections about to be refused.
 	Reserved = 64
-	// unlimited is a limit that is none.
+	// unlimited stands for no limit.
 	unlimited = 1 << 30
 )
 
-// MaxClients is how many clients there can be with a limit: a client has a connection of its
-// own and one to its backend.
+// MaxClients returns how many clients fit into a descriptor limit: each client needs a
+// connection of its own and one to its backend.
 func MaxClients(limit int64) int64 { return max(limit-Reserved, 2) / 2 }
 
-// Counter counts sockets. Each client has a claim to two descriptors, whether or not it
-// uses both, so that a session that has lost its backend gets another connection before
-// anybody new does. What the claims leave is for the gateway's own questions (extras). What only
-// waits for a later use claims nothing, and is closed when room is needed.
+// Counter counts sockets. Each client claims two descriptors, used or not, so that a
+// session that has lost its backend can reconnect before new clients connect. The gateway's
+// own connections (extras) use what is left. Idle pooled connections claim nothing and are
+// closed when descriptors are needed.
 type Counter struct {
 	// Set once.
-	limit     int64       // for sockets
-	evictIdle func() bool // by Spare
+	limit     int64       // sockets at most
+	evictIdle func() bool // set by SetEvict
 
 	mu sync.Mutex
 	// Guarded by mu.
 	clients  int64
-	backends int64 // sockets to backends, those of extras and those that wait included
-	extras   int64 // those of them that are the gateway's own, and in use
+	backends int64 // sockets to backends, including extras and idle ones
+	extras   int64 // of backends, the gateway's own that are in use
 }
 
-// New makes a Counter for a process that may have so many descriptors.
+// New returns a Counter for a process with a descriptor limit.
 func New(limit int64) *Counter { return &Counter{limit: max(limit-Reserved, 2)} }
 
-// SetEvict has f called whenever room is needed: it closes a connection to a backend that
-// only waits, and returns false when there is none. It is set before anything is counted.
+// SetEvict sets the function that frees descriptors. evict closes an idle connection to a
+// backend, and returns false when there is none. SetEvict is called before anything is
+// counted.
 func (c *Counter) SetEvict(evict func() bool) {
 	if c != nil {
 		c.evictIdle = evict
 	}
 }
 
-// AddClient counts the connection of a client, which is open already. One that is not
-// refused needs room: EvictIdle.
+// AddClient counts the connection of a client, which is already open. If it is not refused,
+// EvictIdle must make room for it.
 func (c *Counter) AddClient() {
 	if c != nil {
 		c.addTo(&c.clients, 1)
 	}
 }
 
-// RemoveClient is for one that is closed.
+// RemoveClient uncounts a client's connection that is closed.
 func (c *Counter) RemoveClient() {
 	if c != nil {
 		c.addTo(&c.clients, -1)
 	}
 }
 
-// IsFull reports whether the clients and the extras claim more than there is: the client that
-// was counted last has to be refused.
+// IsFull reports whether clients and extras claim more than the limit. If so, the client
+// counted last must be refused.
 func (c *Counter) IsFull() bool {
 	if c == nil {
 		return false
@@ -72,8 +74,8 @@ func (c *Counter) IsFull() bool {
 	return c.claims() > c.limit
 }
 
-// AddBackend counts a connection to a backend that is about to be made, and makes room
-// for it. It has a claim already: a client's, or that of an extra.
+// AddBackend counts a connection to a backend before it is opened, and makes room for it.
+// The connection already has a claim: a client's or an extra's.
 func (c *Counter) AddBackend() {
 	if c != nil {
 		c.addTo(&c.backends, 1)
@@ -81,15 +83,15 @@ func (c *Counter) AddBackend() {
 	}
 }
 
-// RemoveBackend is for one that is closed, or was not made.
+// RemoveBackend uncounts a connection to a backend that is closed, or was not opened.
 func (c *Counter) RemoveBackend() {
 	if c != nil {
 		c.addTo(&c.backends, -1)
 	}
 }
 
-// AddExtra claims a descriptor for a connection to a backend that no client needs. It
-// returns false where that would be at the cost of one.
+// AddExtra claims a descriptor for a backend connection of the gateway's own. It returns
+// false if clients need the descriptor.
 func (c *Counter) AddExtra() bool {
 	if c == nil {
 		return true
@@ -103,14 +105,14 @@ func (c *Counter) AddExtra() bool {
 	return true
 }
 
-// RemoveExtra ends such a claim.
+// RemoveExtra releases the claim of AddExtra.
 func (c *Counter) RemoveExtra() {
 	if c != nil {
 		c.addTo(&c.extras, -1)
 	}
 }
 
-// claims is what may be needed at once. mu is held.
+// claims returns the descriptors that may be needed at the same time. mu is held.
 func (c *Counter) claims() int64 { return 2*c.clients + c.extras }
 
 func (c *Counter) addTo(counter *int64, n int64) {
@@ -119,23 +121,23 @@ func (c *Counter) addTo(counter *int64, n int64) {
 	*counter += n
 }
 
-// EvictIdle closes what only waits, until all that is open fits.
+// EvictIdle closes idle backend connections until the open sockets fit the limit.
 func (c *Counter) EvictIdle() {
 	if c == nil || c.evictIdle == nil {
 		return
 	}
-	for c.isOverLimit() && c.evictIdle() { // which counts what it has closed
+	for c.isOverLimit() && c.evictIdle() { // evictIdle calls RemoveBackend
 	}
 }
 
-// isOverLimit reports whether more is open than there is room for.
+// isOverLimit reports whether more sockets are open than the limit allows.
 func (c *Counter) isOverLimit() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.clients+c.backends > c.limit
 }
 
-// Open is the number of sockets that are counted.
+// Open returns the number of counted sockets.
 func (c *Counter) Open() int64 {
 	if c == nil {
 		return 0

@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// model is what a Counter counts, kept a second time: sessions, what waits, and extras.
+// model is an independent count of what a Counter counts: sessions, idle connections and
+// extras.
 type model struct {
 	*Counter
 	clients, backends, extras, idle int64
@@ -24,10 +25,10 @@ func newModel(limit int64) *model {
 	return w
 }
 
-// step does one thing at random, if it can be done.
+// step does one random action, if it is possible.
 func (w *model) step(what int) {
 	switch {
-	case what == 0: // a client comes
+	case what == 0: // a client connects
 		w.AddClient()
 		if w.IsFull() {
 			w.RemoveClient()
@@ -35,30 +36,30 @@ func (w *model) step(what int) {
 		}
 		w.EvictIdle()
 		w.clients++
-	case what == 1 && w.clients > w.backends: // … and goes
+	case what == 1 && w.clients > w.backends: // … and disconnects
 		w.RemoveClient()
 		w.clients--
-	case what == 2 && w.clients > w.backends: // logs in, or comes back behind a loss
+	case what == 2 && w.clients > w.backends: // logs in, or reconnects after a loss
 		w.AddBackend()
 		w.backends++
-	case what == 3 && w.backends > 0: // loses its connection
+	case what == 3 && w.backends > 0: // loses its upstream
 		w.RemoveBackend()
 		w.backends--
-	case what == 4 && w.backends > 0: // gives it back
+	case what == 4 && w.backends > 0: // releases its upstream to the pool
 		w.backends--
 		w.idle++
 	case what == 5 && w.AddExtra():
 		w.AddBackend()
 		w.extras++
-	case what == 6 && w.extras > 0: // an extra that waits from now on
+	case what == 6 && w.extras > 0: // an extra becomes idle
 		w.RemoveExtra()
 		w.extras--
 		w.idle++
 	}
 }
 
-// Whatever comes and goes, no more is open than there may be, and each client can have
-// a connection to its backend.
+// After any sequence of actions, the open sockets fit the limit, and each client can have a
+// connection to its backend.
 func TestOpenSocketsFitAndClientsKeepSecond(t *testing.T) {
 	const limit = Reserved + 20
 	rng := rand.New(rand.NewPCG(1, 0))
@@ -89,7 +90,6 @@ func TestClientNeedsTwoDescriptors(t *testing.T) {
 	}
 }
 
-// A gateway without a Counter refuses nobody.
 func TestNilCounterCountsNothing(t *testing.T) {
 	var c *Counter
 	c.SetEvict(func() bool { t.Error("asked for room"); return false })

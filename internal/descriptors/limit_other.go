@@ -2,5 +2,5 @@
 
 package descriptors
 
-// Limit is no limit where the system sets none that we can ask for.
+// Limit returns no limit: this system has none that can be queried.
 func Limit() int64 { return unlimited }

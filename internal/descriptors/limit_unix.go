@@ -4,11 +4,11 @@ package descriptors
 
 import "golang.org/x/sys/unix"
 
-// Limit is how many descriptors the process may have.
+// Limit returns how many descriptors the process may open.
 func Limit() int64 {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil || limit.Cur > unlimited {
 		return unlimited
 	}
-	return int64(limit.Cur) // compared above
+	return int64(limit.Cur) // bounded above
 }

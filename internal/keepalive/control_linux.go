@@ -7,11 +7,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// userTimeout is how long sent bytes may stay unacknowledged, in milliseconds.
-// Keepalive does not look while there are any.
+// userTimeout is how long sent bytes may stay unacknowledged, in milliseconds. Keepalive
+// sends no probes while there are any.
 const userTimeout = 120_000
 
-// Control sets TCP_USER_TIMEOUT. What a listening socket accepts inherits it.
+// Control sets TCP_USER_TIMEOUT. Accepted connections inherit it from a listening socket.
 func Control(_, _ string, raw syscall.RawConn) error {
 	var sockErr error
 	err := raw.Control(func(fd uintptr) {

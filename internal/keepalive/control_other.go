@@ -4,5 +4,5 @@ package keepalive
 
 import "syscall"
 
-// Control has nothing to set here: TCP_USER_TIMEOUT is Linux's.
+// Control does nothing: TCP_USER_TIMEOUT exists only on Linux.
 func Control(_, _ string, _ syscall.RawConn) error { return nil }

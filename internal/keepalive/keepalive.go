@@ -1,5 +1,5 @@
-// Package keepalive sets TCP keepalive and TCP_USER_TIMEOUT: a probe after a
-// minute of silence, and an end after two minutes without an acknowledgement.
+// Package keepalive sets TCP keepalive and TCP_USER_TIMEOUT. A connection is probed after a
+// minute of silence and ends after two minutes without an acknowledgement.
 package keepalive
 
 import (
@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// Config is for net.Dialer and net.ListenConfig, as is Control.
+// Config returns the keepalive settings for net.Dialer and net.ListenConfig. Control goes
+// with it.
 func Config() net.KeepAliveConfig {
 	return net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interval: 10 * time.Second, Count: 6}
 }

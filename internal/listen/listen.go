@@ -1,7 +1,7 @@
-// Package listen opens TCP addresses so that a process can be started beside one
-// that still listens there, and tells when two do. Clients are dealt out among the
-// processes that listen on an address; who may do so is a matter of the system,
-// which on Linux wants the same user for both (SO_REUSEPORT).
+// Package listen opens TCP addresses that several processes may share, so that a new
+// process can start while an old one still listens. It also reports whether an address is
+// shared. The kernel distributes clients among the processes; on Linux all must run as the
+// same user (SO_REUSEPORT).
 package listen
 
 import (
@@ -11,7 +11,8 @@ import (
 	"imapgate/internal/keepalive"
 )
 
-// TCP listens on host:port. What it accepts notices a dead peer (deadpeer).
+// TCP listens on host:port. Accepted connections detect dead peers as package keepalive
+// defines.
 func TCP(address string) (*net.TCPListener, error) {
 	config := net.ListenConfig{Control: control, KeepAliveConfig: keepalive.Config()}
 	l, err := config.Listen(context.Background(), "tcp", address)

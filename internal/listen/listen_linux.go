@@ -20,7 +20,8 @@ import (
 	"imapgate/internal/keepalive"
 )
 
-// control lets others listen beside us, and is deadpeer's for what is accepted.
+// control allows other processes to listen on the address too, and applies
+// keepalive.Control.
 func control(network, address string, raw syscall.RawConn) error {
 	var sockErr error
 	err := raw.Control(func(fd uintptr) {
@@ -29,14 +30,14 @@ func control(network, address string, raw syscall.RawConn) error {
 	return errors.Join(err, sockErr, keepalive.Control(network, address, raw))
 }
 
-// IsShared says whether more than one socket of this network namespace listens on
-// an address. An error means that it cannot be told.
+// IsShared reports whether more than one socket of this network namespace listens on an
+// address. It returns an error if that cannot be determined.
 func IsShared(addr net.Addr) (bool, error) {
 	tcp, ok := addr.(*net.TCPAddr)
 	if !ok {
-		return false, fmt.Errorf("%v is no TCP address", addr)
+		return false, fmt.Errorf("%v is not a TCP address", addr)
 	}
-	// Not /proc/net: where only processes are shown (ProcSubset=pid) it is not there.
+	// /proc/net does not exist under systemd's ProcSubset=pid.
 	table := "/proc/self/net/tcp6"
 	addrPort := netip.AddrPortFrom(tcp.AddrPort().Addr().Unmap().WithZone(""), tcp.AddrPort().Port())
 	if addrPort.Addr().Is4() {
@@ -46,17 +47,17 @@ func IsShared(addr net.Addr) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	defer f.Close() // it was only read
+	defer f.Close() // read only
 	n, err := countListeners(f, addrPort)
 	return n > 1, err
 }
 
-// countListeners counts the sockets that listen on an address in a table as of proc(5),
-// /proc/net/tcp. Those that listen come first in it, before all connections.
+// countListeners counts the sockets that listen on an address in a table in the format of
+// proc(5), /proc/net/tcp. Listening sockets come before all connections.
 func countListeners(table io.Reader, addr netip.AddrPort) (n int, err error) {
-	const stateListen = "0A" // the state, of include/net/tcp_states.h
+	const stateListen = "0A" // of include/net/tcp_states.h
 	lines := bufio.NewScanner(table)
-	lines.Scan() // the heading
+	lines.Scan() // heading
 	for lines.Scan() {
 		fields := strings.Fields(lines.Text())
 		if len(fields) < 4 || fields[3] != stateListen {
@@ -71,13 +72,14 @@ func countListeners(table io.Reader, addr netip.AddrPort) (n int, err error) {
 	return n, lines.Err()
 }
 
-// parseAddress reads 0100007F:03E1: 32-bit words as this machine has them, and a port.
+// parseAddress parses an address such as 0100007F:03E1: 32-bit words in native byte order,
+// and a port.
 func parseAddress(text string) (netip.AddrPort, error) {
 	host, port, _ := strings.Cut(text, ":")
 	b, err := hex.DecodeString(host)
 	n, portErr := strconv.ParseUint(port, 16, 16)
 	if err = errors.Join(err, portErr); err == nil && len(b)%4 != 0 {
-		err = errors.New("not of whole words")
+		err = errors.New("not a multiple of 4 bytes")
 	}
 	if err != nil {
 		return netip.AddrPort{}, fmt.Errorf("address %q: %w", text, err)

@@ -39,7 +39,7 @@ func expectShared(t testing.TB, at net.Addr, want bool) {
 	}
 }
 
-// Whoever did not agree to share an address does not.
+// SO_REUSEPORT must be set on all sockets of the address.
 func TestListenFailsBesideExclusiveListener(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -9,9 +9,9 @@ import (
 	"imapgate/internal/keepalive"
 )
 
-// control is not Linux's: elsewhere SO_REUSEPORT may give all clients to the
-// process that came last, or to the first.
+// control does not set SO_REUSEPORT: outside Linux it may give all clients to the newest
+// process, or to the oldest.
 var control = keepalive.Control
 
-// IsShared cannot be told here.
+// IsShared returns errors.ErrUnsupported: sharing cannot be detected on this system.
 func IsShared(net.Addr) (bool, error) { return false, errors.ErrUnsupported }

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// recvAvailable reads without waiting, whatever the deadline.
+// recvAvailable reads without blocking, whatever the deadline.
 func recvAvailable(c *net.TCPConn, p []byte) (n int, err error) {
 	raw, err := c.SyscallConn()
 	if err != nil {

@@ -6,37 +6,37 @@ import (
 	"sync"
 )
 
-// BufferedConn is the TCP connection under a TLS one. While mail flows it reads ahead
-// and gathers records, so that the kernel is asked once for what crypto/tls
-// takes or gives in four records; otherwise it holds nothing.
+// BufferedConn is the TCP connection under a TLS one. While mail flows it reads ahead and
+// gathers records, so that one system call serves four TLS records. At other times it holds
+// no buffers.
 type BufferedConn struct {
 	*net.TCPConn
 
-	// Owned by whoever reads.
+	// Owned by the reading goroutine.
 	readBuf     []byte             // bytes read ahead
-	aheadBuf    *[LargeBuffer]byte // what they are read into; nil: nothing is read ahead
-	aheadPool   *sync.Pool         // where ahead goes back to
-	nonblocking bool               // take what is there
+	aheadBuf    *[LargeBuffer]byte // buffer for reading ahead; nil: no reading ahead
+	aheadPool   *sync.Pool         // pool that aheadBuf returns to
+	nonblocking bool               // reads return ErrWouldBlock instead of asking the kernel
 
 	mu          sync.Mutex
 	writeBuf    *[gatherBuffer]byte // Guarded by mu. nil: writes go through.
-	writeLen    int                 // Guarded by mu. Bytes in gathered.
+	writeLen    int                 // Guarded by mu. Bytes in writeBuf.
 	beforeWrite func()              // Guarded by mu. Called before the next write, once.
 }
 
-// NewBufferedConn makes a Socket of tcp.
+// NewBufferedConn wraps tcp.
 func NewBufferedConn(tcp *net.TCPConn) *BufferedConn { return &BufferedConn{TCPConn: tcp} }
 
-// Unread puts back b, which was read too far. The Socket keeps it.
+// Unread puts back bytes that were read too far, and keeps b. Buffered bytes are replaced.
 func (c *BufferedConn) Unread(b []byte) { c.readBuf = b }
 
-// NetConn is the connection itself.
+// NetConn returns the TCP connection.
 func (c *BufferedConn) NetConn() net.Conn { return c.TCPConn }
 
-// Buffered is the number of bytes read ahead.
+// Buffered returns the number of bytes read ahead.
 func (c *BufferedConn) Buffered() int { return len(c.readBuf) }
 
-// TakeBuffered takes the bytes read ahead.
+// TakeBuffered returns the bytes read ahead and removes them.
 func (c *BufferedConn) TakeBuffered() []byte {
 	buffered := c.readBuf
 	c.readBuf = nil
@@ -63,8 +63,8 @@ func (c *BufferedConn) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// ErrWouldBlock is what a read without waiting returns. To crypto/tls it is a read
-// deadline that has passed: it keeps what it has of a record, and goes on later.
+// ErrWouldBlock is the error of a read that would block. crypto/tls takes it for an expired
+// read deadline: it keeps a partial record and continues later.
 var ErrWouldBlock net.Error = wouldBlock{}
 
 type wouldBlock struct{}
@@ -73,16 +73,17 @@ func (wouldBlock) Error() string   { return "nothing to read" }
 func (wouldBlock) Timeout() bool   { return true }
 func (wouldBlock) Temporary() bool { return true }
 
-// ReadBuffered reads what has already come into this process: records that crypto/tls
-// or the Socket has read ahead. It neither waits nor asks the kernel, and says
-// ErrWouldBlock where there is nothing, or half a record. Whoever waits for the
-// socket to be readable has read until ErrWouldBlock before: nobody would tell of
-// these bytes again.
+// ReadBuffered reads bytes already in this process: records that crypto/tls or the
+// BufferedConn has read ahead. It never asks the kernel. It returns ErrWouldBlock if there
+// is nothing, or only a partial record.
+//
+// Read until ErrWouldBlock before you wait for the socket to become readable: a poller does
+// not see these bytes.
 func ReadBuffered(c net.Conn, p []byte) (int, error) {
 	s := bufferedConnOf(c)
 	if s == nil {
 		if _, ok := c.(*tls.Conn); ok {
-			panic("parking: TLS over something else than a Socket")
+			panic("parking: TLS connection without a BufferedConn")
 		}
 		return 0, ErrWouldBlock
 	}
@@ -91,10 +92,9 @@ func ReadBuffered(c net.Conn, p []byte) (int, error) {
 	return c.Read(p)
 }
 
-// ReadAvailable is ReadBuffered, and takes what the kernel has of a connection in the clear
-// too: all that a read would bring without waiting. Of one with TLS that is whole records
-// in this process: the peer, not this end, has cut what comes behind them. It says 0 and
-// nil where it cannot be told.
+// ReadAvailable is ReadBuffered, but without TLS it also reads what the kernel has, as far
+// as a read does not block. With TLS it returns only complete records in this process,
+// because the peer chose the record boundaries. It returns 0 and nil if it cannot know.
 func ReadAvailable(c net.Conn, p []byte) (int, error) {
 	if bufferedConnOf(c) != nil {
 		return ReadBuffered(c, p)
@@ -111,14 +111,14 @@ func ReadAvailable(c net.Conn, p []byte) (int, error) {
 	return 0, nil
 }
 
-// readAhead makes reads take all that is there, until the buffer is taken back.
+// readAhead makes reads take all available bytes until releaseBuffers.
 func (c *BufferedConn) readAhead(pool *sync.Pool) {
 	if c.aheadBuf == nil {
 		c.aheadBuf, c.aheadPool = pool.Get().(*[LargeBuffer]byte), pool
 	}
 }
 
-// releaseBuffers takes an empty read buffer back, and lets go of one that was put back.
+// releaseBuffers frees the read buffers if they are empty.
 func (c *BufferedConn) releaseBuffers() {
 	if len(c.readBuf) > 0 {
 		return
@@ -131,9 +131,8 @@ func (c *BufferedConn) releaseBuffers() {
 	}
 }
 
-// Write implements net.Conn. As in crypto/tls, which writes from both
-// directions now and then, the lock is held over the socket: records must not
-// overtake each other.
+// Write implements net.Conn. The lock is held during the write: crypto/tls writes from both
+// directions at times, and records must not overtake each other.
 func (c *BufferedConn) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -154,21 +153,21 @@ func (c *BufferedConn) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// BeforeWrite has f called before the next bytes go out, once. It must not block.
+// BeforeWrite sets f to be called once, before the next write. f must not block.
 func (c *BufferedConn) BeforeWrite(f func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.beforeWrite = f
 }
 
-// beginGather keeps what is written in buf, until flush.
+// beginGather collects writes in buf until endGather.
 func (c *BufferedConn) beginGather(buf *[gatherBuffer]byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.writeBuf = buf
 }
 
-// endGather writes what was gathered, and gives the buffer back, cleared.
+// endGather writes the collected bytes and returns the buffer, cleared.
 func (c *BufferedConn) endGather() (*[gatherBuffer]byte, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -178,7 +177,7 @@ func (c *BufferedConn) endGather() (*[gatherBuffer]byte, error) {
 	return buf, err
 }
 
-// writeGathered writes what has been gathered so far. mu is held.
+// writeGathered writes the bytes collected so far. mu is held.
 func (c *BufferedConn) writeGathered() error {
 	gathered := c.writeBuf[:c.writeLen]
 	c.writeLen = 0

@@ -1,23 +1,23 @@
 package parking
 
-// BurstDetector notices when a burst of logins is over, which is when memory is given
-// back: an idle session needs a fraction of what its login did, and the
-// collector, which waits for the heap to grow, would keep the difference.
+// BurstDetector detects the end of a burst of logins, when memory should be returned to the
+// system. An idle session needs a fraction of the memory of its login. The garbage
+// collector would keep the difference, because it waits for the heap to grow.
 type BurstDetector struct {
-	lastEnd      uint64 // parkings when one was last over
-	lastParkings uint64 // parkings at the last look
+	lastEnd      uint64 // parkings at the end of the last burst
+	lastParkings uint64 // parkings at the last check
 }
 
-// minParkings parkings make it worth a collection.
+// minParkings is the number of parkings that makes a collection worthwhile.
 const minParkings = 512
 
-// CheckOver is asked every second or so, with how many connections have begun to be
-// quiet so far. It says yes when many have since it last did, and few since the
-// last look.
+// CheckOver reports whether a burst has just ended. It is called about once a second with
+// the number of connections that have parked so far. A burst has ended when many have
+// parked since the last one but few since the last call.
 func (b *BurstDetector) CheckOver(parkings uint64, sessions int) bool {
 	recent, since := parkings-b.lastParkings, parkings-b.lastEnd
 	b.lastParkings = parkings
-	if since < max(minParkings, uint64(sessions/2)) || recent > since/10 { // a length
+	if since < max(minParkings, uint64(sessions/2)) || recent > since/10 { // bounded by its type
 		return false
 	}
 	b.lastEnd = parkings

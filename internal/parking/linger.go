@@ -7,11 +7,11 @@ import (
 	"net"
 )
 
-// maxLinger bounds what Linger reads.
+// maxLinger bounds the bytes that Linger reads.
 const maxLinger = 1 << 20
 
-// CloseWrite ends our direction of a connection only: with TLS's close_notify where
-// there is TLS, then with a FIN, because not every peer ends on the first.
+// CloseWrite closes the write side of a connection: with a TLS close_notify if there is
+// TLS, then with a FIN, because some peers do not react to close_notify.
 func CloseWrite(c net.Conn) error {
 	var err error
 	if t, ok := c.(*tls.Conn); ok {
@@ -24,10 +24,10 @@ func CloseWrite(c net.Conn) error {
 	return errors.Join(err, h.CloseWrite())
 }
 
-// Linger hangs up and reads what the peer still sends, until it does so too: to
-// close over unread bytes is to send a RST, which can overtake our last words.
-// Whoever calls it bounds its time, and closes.
+// Linger closes the write side and reads until the peer closes too. Closing with unread
+// bytes would send a RST, which can overtake the last bytes written. The caller bounds the
+// time and closes the connection.
 func Linger(c net.Conn) {
-	_ = CloseWrite(c) // a peer that is gone need not hear it
+	_ = CloseWrite(c) // the peer may already be gone
 	_, _ = io.CopyN(io.Discard, TCP(c), maxLinger)
 }

@@ -1,10 +1,10 @@
-// Package parking keeps connections cheap while nothing is said on them. A Socket
-// holds buffers only while mail flows, Trim takes back those that crypto/tls
-// would keep, and a Set waits for many sockets without a goroutine for each.
+// Package parking keeps idle connections cheap. A BufferedConn holds buffers only while
+// mail flows, ReleaseBuffers frees those that crypto/tls would keep, and a Poller waits for
+// many sockets without a goroutine for each.
 //
-// It does not know what is said, sets no deadline that lasts, and closes
-// nothing. Connections belong to the caller, who has one goroutine at a time
-// that reads from each; Buffers and a Set are shared by all of its sessions.
+// The package does not interpret bytes, sets no lasting deadline and closes nothing.
+// Callers own the connections and read each from one goroutine at a time. A BufferPool and
+// a Poller are shared by all sessions.
 package parking
 
 import (
@@ -12,7 +12,7 @@ import (
 	"net"
 )
 
-// TCP is the innermost socket of a connection.
+// TCP returns the innermost socket of a connection.
 func TCP(c net.Conn) net.Conn {
 	for {
 		outer, ok := c.(interface{ NetConn() net.Conn })
@@ -23,7 +23,7 @@ func TCP(c net.Conn) net.Conn {
 	}
 }
 
-// bufferedConnOf is the Socket under a TLS connection, or nil.
+// bufferedConnOf returns the BufferedConn under a TLS connection, or nil.
 func bufferedConnOf(c net.Conn) *BufferedConn {
 	if t, ok := c.(*tls.Conn); ok {
 		s, _ := t.NetConn().(*BufferedConn)

@@ -5,18 +5,18 @@ import (
 	"sync"
 )
 
-// Poller waits for sockets, so that their owners need no goroutine to wait in. Each
-// socket is armed for one event; its owner arms it again when it has read. The
-// number of sockets is bounded by the descriptors that the process may have.
+// Poller waits for sockets so that their owners need no goroutine. A socket is armed for
+// one event; its owner arms it again after reading. The descriptor limit bounds the number
+// of sockets.
 type Poller struct {
 	kernelPoller // Set once.
 
 	mu      sync.Mutex
-	armed   map[uint64]*Waiter // Guarded by mu. Those whose event is still to come.
-	lastKey uint64             // Guarded by mu. Keys are never used twice, so a late event finds nothing.
+	armed   map[uint64]*Waiter // Guarded by mu. Waiters whose event has not come.
+	lastKey uint64             // Guarded by mu. Keys are never reused, so a late event finds no Waiter.
 }
 
-// NewPoller makes a Set for the one who will call Run.
+// NewPoller returns a Poller; the caller must call Run.
 func NewPoller() (*Poller, error) {
 	p := &Poller{armed: map[uint64]*Waiter{}}
 	if err := p.open(); err != nil {
@@ -25,32 +25,31 @@ func NewPoller() (*Poller, error) {
 	return p, nil
 }
 
-// Waker is woken once per event, on a goroutine of the Set's: Wake must not block.
-// One that has begun is not called back by Forget, so it may come for nothing.
+// Waker is woken once for each event, on a goroutine of the Poller: Wake must not block.
+// Disarm does not cancel a Wake in progress, so one may come without need.
 type Waker interface{ Wake() }
 
-// Waiter waits for one socket at a time, to be readable or hung up. It is not
-// copied once it has waited.
+// Waiter waits for one socket at a time to be readable or closed. It must not be copied
+// after its first use.
 type Waiter struct {
-	// Guarded by the Set's mu.
+	// Guarded by the Poller's mu.
 	waker Waker
-	conn  net.Conn // the socket in the set, or nil
-	key   uint64   // names the Waiter while it is about conn
+	conn  net.Conn // the registered socket, or nil
+	key   uint64   // identifies the Waiter while conn is registered
 }
 
-// Arm arms w for one event of c's socket, which is wakes' to hear of. A Waiter that is still armed is left as
-// it is; it waits for no other socket before it has been told to Forget. Where
-// the kernel has no room for another socket, or c is closed (net.ErrClosed), w
-// waits for nothing.
+// Arm arms w for one event of c's socket, which wakes waker. A Waiter that is still armed
+// stays as it is; it must be disarmed before it waits for another socket. On an error w is
+// not armed: the kernel has no room for another socket, or c is closed (net.ErrClosed).
 //
-// wakes may be woken before Wait returns. Wait and Forget are called in turn; only
-// behind the end of its socket may a Waiter be told to Forget at any time.
+// waker may be woken before Arm returns. Calls of Arm and Disarm must not overlap, except
+// that Disarm may be called at any time after the session has ended.
 func (p *Poller) Arm(w *Waiter, c net.Conn, waker Waker) error {
 	conn := TCP(c)
 	p.mu.Lock()
 	if w.conn != nil && w.conn != conn {
 		p.mu.Unlock()
-		panic("parking: a Waiter has not forgotten its last socket")
+		panic("parking: Waiter armed for another socket")
 	}
 	if p.armed[w.key] == w {
 		p.mu.Unlock()
@@ -72,7 +71,7 @@ func (p *Poller) Arm(w *Waiter, c net.Conn, waker Waker) error {
 	return err
 }
 
-// Disarm makes w wait for nothing. Its socket may be closed, or go on elsewhere.
+// Disarm cancels w. Its socket may then be closed or used elsewhere.
 func (p *Poller) Disarm(w *Waiter) {
 	p.mu.Lock()
 	conn, key := w.conn, w.key
@@ -84,14 +83,14 @@ func (p *Poller) Disarm(w *Waiter) {
 	}
 }
 
-// Len is the number of Waiters whose event is still to come.
+// Len returns the number of armed Waiters.
 func (p *Poller) Len() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return len(p.armed)
 }
 
-// dispatch tells the Waiter of an event, unless it has forgotten.
+// dispatch wakes the Waiter of an event, unless it was disarmed.
 func (p *Poller) dispatch(key uint64) {
 	p.mu.Lock()
 	var waker Waker

@@ -9,40 +9,39 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CanPark says whether a Waiter costs less than a goroutine.
+// CanPark reports whether a Waiter costs less than a goroutine.
 const CanPark = true
 
-// kernelPoller is an epoll set of our own, beside the runtime's. A Waiter's key names
-// its socket there.
+// kernelPoller is an epoll set separate from the Go runtime's. Events carry the Waiter's
+// key.
 type kernelPoller struct {
 	// Set once.
 	epoll int
-	stopR int // a pipe whose end tells Run to end
+	stopR int // pipe whose closing stops Run
 	stopW int
 }
 
 func (p *kernelPoller) open() error {
 	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
-		return fmt.Errorf("make an epoll set: %w", err)
+		return fmt.Errorf("create epoll instance: %w", err)
 	}
 	var pipe [2]int
 	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
-		return errors.Join(fmt.Errorf("make a pipe: %w", err), unix.Close(epoll))
+		return errors.Join(fmt.Errorf("create pipe: %w", err), unix.Close(epoll))
 	}
 	p.epoll, p.stopR, p.stopW = epoll, pipe[0], pipe[1]
 	ev := unix.EpollEvent{Events: unix.EPOLLIN} // key 0
 	if err := unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, p.stopR, &ev); err != nil {
-		return errors.Join(fmt.Errorf("watch a pipe: %w", err), unix.Close(epoll), unix.Close(p.stopR), unix.Close(p.stopW))
+		return errors.Join(fmt.Errorf("watch pipe: %w", err), unix.Close(epoll), unix.Close(p.stopR), unix.Close(p.stopW))
 	}
 	return nil
 }
 
-// Close ends Run, once. No Waiter is told to Wait or Forget afterwards.
+// Close stops Run. It is called once; no Waiter may be armed or disarmed afterwards.
 func (p *Poller) Close() { _ = unix.Close(p.stopW) }
 
-// Run wakes Waiters whose sockets have something to say, until Close. Whoever
-// starts it waits for it.
+// Run wakes Waiters whose sockets are readable or closed, until Close.
 func (p *Poller) Run() {
 	defer func() { _, _ = unix.Close(p.epoll), unix.Close(p.stopR) }()
 	events := make([]unix.EpollEvent, 128)
@@ -69,7 +68,7 @@ func (p *kernelPoller) rearm(c net.Conn, key uint64) error {
 	return p.control(c, unix.EPOLL_CTL_MOD, key)
 }
 
-// remove has nothing to do where c is closed: the kernel has dropped it.
+// remove ignores the error for a closed c: the kernel has already removed it.
 func (p *kernelPoller) remove(c net.Conn, key uint64) { _ = p.control(c, unix.EPOLL_CTL_DEL, key) }
 
 func (p *kernelPoller) control(c net.Conn, op int, key uint64) error {

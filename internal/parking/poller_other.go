@@ -10,13 +10,13 @@ import (
 	"time"
 )
 
-// CanPark says whether a Waiter costs less than a goroutine. Here it is one.
+// CanPark reports whether a Waiter costs less than a goroutine. Here it needs one.
 const CanPark = false
 
-// kernelPoller has a goroutine per socket that is armed.
+// kernelPoller uses a goroutine for each armed socket.
 type kernelPoller struct {
 	wake func(key uint64) // Set once.
-	stop chan struct{}    // Set once. Tells Run to end.
+	stop chan struct{}    // Set once. Closed to stop Run.
 	wg   sync.WaitGroup
 
 	mu    sync.Mutex
@@ -28,11 +28,11 @@ func (p *Poller) open() error {
 	return nil
 }
 
-// Close ends Run, once. No Waiter is told to Wait or Forget afterwards, and every
-// socket is closed or forgotten.
+// Close stops Run. It is called once; no Waiter may be armed or disarmed afterwards. Every
+// socket must be closed or disarmed.
 func (p *Poller) Close() { close(p.stop) }
 
-// Run waits for Close, and for every goroutine.
+// Run waits for Close and for every goroutine.
 func (p *Poller) Run() {
 	<-p.stop
 	p.wg.Wait()
@@ -41,7 +41,7 @@ func (p *Poller) Run() {
 func (p *kernelPoller) add(c net.Conn, key uint64) error {
 	raw, err := c.(syscall.Conn).SyscallConn()
 	if err == nil {
-		err = raw.Control(func(uintptr) {}) // closed?
+		err = raw.Control(func(uintptr) {}) // fails if closed
 	}
 	if err != nil {
 		return err
@@ -57,7 +57,7 @@ func (p *kernelPoller) add(c net.Conn, key uint64) error {
 
 func (p *kernelPoller) rearm(c net.Conn, key uint64) error { return p.add(c, key) }
 
-// waitReadable ends when the socket is readable, hung up, closed or removed.
+// waitReadable returns when the socket is readable, closed or removed.
 func (p *kernelPoller) waitReadable(raw syscall.RawConn, key uint64, done chan struct{}) {
 	defer p.wg.Done()
 	polled := false
@@ -68,19 +68,19 @@ func (p *kernelPoller) waitReadable(raw syscall.RawConn, key uint64, done chan s
 	})
 	close(done)
 	if !errors.Is(err, net.ErrClosed) {
-		p.wake(key) // on any other error too: the owner's read will meet it
+		p.wake(key) // after other errors too: the owner's read returns them
 	}
 }
 
-// remove takes the goroutine off the socket with a deadline that has passed. The
-// next one to read sets its own.
+// remove interrupts the goroutine's wait with an expired deadline. The next read sets its
+// own.
 func (p *kernelPoller) remove(c net.Conn, key uint64) {
 	p.mu.Lock()
 	done := p.waits[key]
 	delete(p.waits, key)
 	p.mu.Unlock()
 	if done == nil {
-		return // it was closed before it could be waited for
+		return // closed before its first wait
 	}
 	select {
 	case <-done:

@@ -2,5 +2,5 @@
 
 package parking
 
-// isReadable leaves the question to the runtime, which asks for each wait anew.
+// isReadable returns false, so that the runtime waits for each event.
 func isReadable(uintptr) bool { return false }

@@ -4,8 +4,8 @@ package parking
 
 import "golang.org/x/sys/unix"
 
-// isReadable asks the kernel: the runtime is told of news only, and may have been
-// told of these bytes before.
+// isReadable asks the kernel. The runtime reports only new events, and may have reported
+// these bytes before.
 func isReadable(fd uintptr) bool {
 	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
 	return n > 0 && err == nil

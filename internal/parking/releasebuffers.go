@@ -7,13 +7,14 @@ import (
 	"reflect"
 )
 
-// ReleaseBuffers gives back the buffers that crypto/tls keeps for reading: 3.5 KB with
-// the client's hello still in them, 20 KB behind an upload, in every idle
-// session for as long as it lives. It ends reading ahead, too. There is no public way; so this looks the
-// two fields up by name and type, and leaves them alone when they are not what
-// it knows, or hold bytes. TestReleaseBuffersFreesCryptoTLSBuffers tells when Go changes.
+// ReleaseBuffers frees the buffers that crypto/tls keeps for reading in every idle session:
+// 3.5 KB with the ClientHello, 20 KB after an upload. It also ends reading ahead.
+// crypto/tls has no API for this, so the two fields are found by name and type. Fields that
+// differ or hold bytes are left alone. TestReleaseBuffersFreesCryptoTLSBuffers fails if Go
+// changes them.
 //
-// Only reading touches the fields: whoever reads calls this, between two reads.
+// Only reads use these fields: the reading goroutine calls ReleaseBuffers between two
+// reads.
 func ReleaseBuffers(c net.Conn) {
 	t, ok := c.(*tls.Conn)
 	if !ok {

@@ -12,8 +12,8 @@ import (
 	"imapgate/internal/parking"
 )
 
-// spliceChunk bounds how much a series of splice(2) calls moves before the pump counts
-// it: little enough that a slow reader of it is not taken for none.
+// spliceChunk bounds the bytes moved by splice(2) before the pump counts them. It is small
+// enough that a slow reader still shows progress.
 const spliceChunk = 256 << 10
 
 // pump is one direction of a session.
@@ -21,10 +21,10 @@ type pump struct {
 	// Set once.
 	relay    *Relay
 	src, dst net.Conn
-	throttle func(n int) time.Duration // nil: as fast as it goes
+	throttle func(n int) time.Duration // nil: no throttling
 
 	// Owned by run.
-	prefix []byte // to be sent before anything is read
+	prefix []byte // bytes to send before the first read
 
 	waiter parking.Waiter // for src, while the pump is parked
 
@@ -33,26 +33,26 @@ type pump struct {
 	copiedBytes  atomic.Int64
 	lastProgress atomic.Uint32 // tick of the last progress
 	writing      atomic.Bool   // run is in a write, not in a read
-	hasParked    bool          // Owned by run. Once at least.
-	state        atomic.Uint32 // of run, as far as the clock asks it to park
+	hasParked    bool          // Owned by run. It has parked at least once.
+	state        atomic.Uint32 // one of the states below
 }
 
-// The states of a pump. Only a relaying one can be asked: the clock may be late,
-// and a pump without a goroutine would stay asked, and be taken for a stuck one.
+// The states of a pump. Only a running one can be asked to park. The clock may be late, and
+// a pump without a goroutine would keep the request and count as stalled.
 const (
-	stateStopped       uint32 = iota // no goroutine, or one that cannot be spared
-	stateRunning                     // one that has not been asked
-	stateParkRequested               // one whose reads fail
+	stateStopped       uint32 = iota // no goroutine, or one that cannot park
+	stateRunning                     // has a goroutine
+	stateParkRequested               // its reads fail so that it parks
 )
 
-// Wake gives the pump its goroutine for something that has come. Start and the
-// idle set call it, each time when there is none.
+// Wake starts the pump's goroutine to relay bytes that have arrived. Start and the poller
+// call it, only while there is no goroutine.
 func (p *pump) Wake() {
 	p.markProgress()
 	p.start(stateRunning)
 }
 
-// start gives the pump its goroutine, unless the session is over.
+// start starts the pump's goroutine unless the session has ended.
 func (p *pump) start(state uint32) {
 	r := p.relay
 	r.mu.Lock()
@@ -73,10 +73,9 @@ func (p *pump) start(state uint32) {
 	go p.run()
 }
 
-// run relays until the source hangs up, a side is lost, or it has been quiet
-// for a while: then it parks, and the idle set wakes it when there is something
-// to read. Nothing is left unread in TLS when it parks: a record that has come
-// whole is always read before the socket is asked again.
+// run relays until the source closes, a side fails or the pump parks after a time without
+// bytes. The poller wakes a parked pump when its source is readable. A pump parks with no
+// complete TLS record left unread, because the poller sees only the socket.
 func (p *pump) run() {
 	s := p.relay.set
 	defer s.wg.Done()
@@ -99,15 +98,15 @@ func (p *pump) run() {
 	closed := p.relay.closed
 	p.relay.mu.Unlock()
 	if idle && !closed {
-		p.park() // from here on the pump may already run again
+		p.park() // the pump may run again from here on
 		return
 	}
 	p.relay.finish()
 }
 
-// park waits for the source without a goroutine. A socket that is closed has no
-// need to: its session is over. Where the kernel has no room for another one, the
-// pump keeps a goroutine, and is not asked again.
+// park waits for the source without a goroutine. A closed socket needs no wait: its session
+// has ended. If the kernel has no room for another socket, the pump keeps a goroutine and
+// is not asked to park again.
 func (p *pump) park() {
 	s, first := p.relay.set, !p.hasParked
 	p.hasParked = true
@@ -120,7 +119,7 @@ func (p *pump) park() {
 	}
 }
 
-// endDirection ends the direction: its source hung up (err is nil), or conn failed.
+// endDirection ends the direction: its source closed (err is nil), or conn failed.
 func (p *pump) endDirection(conn net.Conn, err error) {
 	r := p.relay
 	if err != nil && (p == &r.down || conn == p.src) {
@@ -128,16 +127,16 @@ func (p *pump) endDirection(conn net.Conn, err error) {
 		return
 	}
 	if err != nil {
-		// A backend that takes no more may have said why: its BYE is still to
-		// be read.
+		// A backend that accepts no more bytes may have sent a BYE that is still to be
+		// read.
 		r.setReason(BackendLost, err)
 		r.closeDirection()
 		return
 	}
 	r.setReason(p.closeReason(), nil)
 	p.markProgress()
-	p.writing.Store(true)         // a full socket can hold TLS's goodbye up
-	_ = parking.CloseWrite(p.dst) // what is wrong with dst, the other direction finds out
+	p.writing.Store(true)         // close_notify may block on a full socket
+	_ = parking.CloseWrite(p.dst) // the other direction detects a failure of dst
 	p.writing.Store(false)
 	r.closeDirection()
 }
@@ -149,8 +148,8 @@ func (p *pump) closeReason() Reason {
 	return BackendClosed
 }
 
-// copyBytes copies until the source ends (nil), or one side fails: which, and
-// how.
+// copyBytes copies until the source closes (nil error) or a side fails, and returns that
+// side.
 func (p *pump) copyBytes() (net.Conn, error) {
 	if len(p.prefix) > 0 {
 		if err := p.write(p.prefix); err != nil {
@@ -176,8 +175,7 @@ func (p *pump) copyBytes() (net.Conn, error) {
 	return conn, err
 }
 
-// copySmall relays commands and answers. It returns early, filled, when buf is
-// too small for what comes.
+// copySmall relays commands and responses. It returns filled when a read fills buf.
 func (p *pump) copySmall(buf []byte) (filled bool, conn net.Conn, err error) {
 	for {
 		n, err := p.src.Read(buf)
@@ -190,7 +188,7 @@ func (p *pump) copySmall(buf []byte) (filled bool, conn net.Conn, err error) {
 	}
 }
 
-// copyLarge relays mail: as much at a time as there is.
+// copyLarge relays mail in large reads.
 func (p *pump) copyLarge(buf []byte) (net.Conn, error) {
 	p.relay.set.buffers.ReadAhead(p.src)
 	for {
@@ -204,8 +202,8 @@ func (p *pump) copyLarge(buf []byte) (net.Conn, error) {
 	}
 }
 
-// readBuffered adds to the n bytes in buf the records that have been read ahead. It
-// waits for nothing: half a record is left for the next time.
+// readBuffered appends to the n bytes in buf the records that have been read ahead. It does
+// not block: a partial record is left for later.
 func (p *pump) readBuffered(buf []byte, n int) (int, error) {
 	for n <= len(buf)-parking.MaxRecord {
 		m, err := parking.ReadBuffered(p.src, buf[n:])
@@ -220,7 +218,7 @@ func (p *pump) readBuffered(buf []byte, n int) (int, error) {
 	return n, nil
 }
 
-// forward writes what was read, and says which side ended or failed, if one did.
+// forward writes what was read, and returns the side that closed or failed, or nil.
 func (p *pump) forward(b []byte, err error) (net.Conn, error) {
 	if len(b) > 0 {
 		if err := p.write(b); err != nil {
@@ -233,8 +231,8 @@ func (p *pump) forward(b []byte, err error) (net.Conn, error) {
 	return nil, nil
 }
 
-// ignoreEOF is nil for a source that hung up. A TLS client that closes without a
-// close_notify has hung up too: IMAP frames its own messages.
+// ignoreEOF returns nil for a source that closed. A TLS client that closes without
+// close_notify counts as closed too: IMAP frames its own messages.
 func ignoreEOF(err error) error {
 	if err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF) {
 		return nil
@@ -255,12 +253,12 @@ func (p *pump) write(b []byte) error {
 	return err
 }
 
-// throttleStep is how long a slowed pump rests before it looks whether its session is
-// over.
+// throttleStep is how long a throttled pump sleeps between checks for the end of its
+// session.
 const throttleStep = 100 * time.Millisecond
 
-// throttleSource rests after n bytes for as long as the pace demands: the source is left
-// unread, and TCP holds it back. To rest is no standstill.
+// throttleSource sleeps after n bytes for as long as the throttle demands. The source is
+// left unread, so TCP slows it down. Sleeping counts as progress.
 func (p *pump) throttleSource(n int) {
 	if p.throttle == nil {
 		return
@@ -271,10 +269,9 @@ func (p *pump) throttleSource(n int) {
 	}
 }
 
-// spliceBytes relays mail between plain sockets: the kernel moves the bytes
-// (splice(2), by net.TCPConn.ReadFrom), and nothing passes through here. It
-// holds two descriptors more, even while it waits, so that commands and answers
-// go without it.
+// spliceBytes relays mail between plain sockets in the kernel (splice(2), through
+// net.TCPConn.ReadFrom). It uses two more descriptors, even while it waits, so commands and
+// responses are copied without it.
 func (p *pump) spliceBytes(src, dst *net.TCPConn) (net.Conn, error) {
 	limited := io.LimitedReader{R: src}
 	for {
@@ -287,7 +284,7 @@ func (p *pump) spliceBytes(src, dst *net.TCPConn) (net.Conn, error) {
 		}
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded) && n > 0:
-			p.cancelPark(stateRunning) // not so quiet
+			p.cancelPark(stateRunning) // bytes have arrived since the request
 		case err != nil:
 			return p.failedSide(err), err
 		case limited.N == spliceChunk:
@@ -296,8 +293,8 @@ func (p *pump) spliceBytes(src, dst *net.TCPConn) (net.Conn, error) {
 	}
 }
 
-// failedSide says which side of a splice failed; the kernel's word for a reset does
-// not tell, and a source is reset more often.
+// failedSide returns which side of a splice failed. The kernel's error for a reset does not
+// identify it, and sources are reset more often.
 func (p *pump) failedSide(err error) net.Conn {
 	if errors.Is(err, syscall.EPIPE) {
 		return p.dst
@@ -313,27 +310,27 @@ func tcpPair(src, dst net.Conn) (s, d *net.TCPConn, ok bool) {
 
 func (p *pump) markProgress() { p.lastProgress.Store(p.relay.set.ticks.Load()) }
 
-// idleTime is the least time since the last progress; it is negative where that came
-// after now was read.
+// idleTime returns a lower bound of the time since the last progress. It is negative if the
+// progress came after now was read.
 func (p *pump) idleTime(now uint32) time.Duration {
 	return time.Duration(int32(now-p.lastProgress.Load())-1) * tickInterval
 }
 
-// requestPark makes the pump's next wait for the source fail, so that it parks. Asking
-// a pump that has just become busy again costs it one needless parking.
+// requestPark makes the pump's next wait for the source fail, so that it parks. A pump that
+// has just become busy again parks once without need.
 func (p *pump) requestPark() {
 	if p.state.CompareAndSwap(stateRunning, stateParkRequested) {
 		_ = parking.TCP(p.src).SetReadDeadline(time.Unix(1, 0))
 	}
 }
 
-// cancelPark lets reads wait again, and only then lets the clock ask again.
+// cancelPark lets reads wait again, and then lets the clock request parking again.
 func (p *pump) cancelPark(next uint32) {
 	_ = parking.TCP(p.src).SetReadDeadline(time.Time{})
 	p.state.Store(next)
 }
 
-// takeUnreported is what has been relayed since it was last called. relay.mu is held.
+// takeUnreported returns the bytes relayed since its last call. relay.mu is held.
 func (p *pump) takeUnreported() int64 {
 	n := p.copiedBytes.Load() - p.reportedBytes
 	p.reportedBytes += n

@@ -1,16 +1,15 @@
-// Package splice relays the bytes of logged-in sessions, both ways, as they
-// are: it reads no command, adds nothing and drops nothing.
+// Package splice relays the bytes of logged-in sessions in both directions unchanged. It
+// parses no command.
 //
-// A direction in which bytes flow is a goroutine (a pump). One that has been
-// quiet for a while gives its goroutine and its buffer up: on Linux its socket
-// waits in an epoll set of ours, and what is left of an idle session is its two
-// sockets, its TLS state and a Relay. Elsewhere the goroutine stays, without a
-// buffer of note.
+// A direction in which bytes flow has a goroutine (a pump). After a time without bytes it
+// gives up its goroutine and buffer. On Linux its socket then waits in an epoll set, and an
+// idle session consists of two sockets, TLS state and a Relay. On other systems the
+// goroutine stays, with almost no buffer.
 //
-// Deadlines are the clock's: it looks at all pumps every tick, asks quiet ones
-// to park, and ends sessions that are idle or stuck. So the hot path sets no
-// deadline. The package does not know who the user is; what a session's end
-// means is told once, to the func given to Start.
+// The Set's clock enforces all timeouts. Every tick it checks all pumps, asks quiet ones to
+// park and ends idle or stalled sessions, so that the relay itself sets no deadlines. The
+// package does not know the user. It reports the end of a session once, to the function
+// passed to Start.
 package splice
 
 import (
@@ -25,68 +24,66 @@ import (
 	"imapgate/internal/parking"
 )
 
-// Reason says why a session ended. The set is closed: it is a metric's label.
+// Reason is why a session ended. The set is closed: it is a metric label.
 type Reason string
 
 // The reasons.
 const (
-	ClientClosed   Reason = "client_closed"   // the client hung up, or logged out and the backend followed
-	BackendClosed  Reason = "backend_closed"  // the backend hung up first
-	ClientLost     Reason = "client_error"    // reset, time-out or TLS fault on the client's side
+	ClientClosed   Reason = "client_closed"   // the client closed, or logged out and the backend closed
+	BackendClosed  Reason = "backend_closed"  // the backend closed first
+	ClientLost     Reason = "client_error"    // reset, timeout or TLS error on the client's side
 	BackendLost    Reason = "backend_lost"    // the same on the backend's side
 	Idle           Reason = "idle"            // no byte either way for Config.IdleTimeout
 	ClientStalled  Reason = "client_stalled"  // the client read nothing for Config.WriteTimeout
 	BackendStalled Reason = "backend_stalled" // the backend read nothing for Config.WriteTimeout
-	Drained        Reason = "drained"         // the gateway is going away
-	TokenExpired   Reason = "token_expired"   // its time was over, whatever it did
+	Drained        Reason = "drained"         // the gateway is stopping
+	TokenExpired   Reason = "token_expired"   // the deadline given to Start has passed
 )
 
 // Config bounds the sessions of a Set.
 type Config struct {
 	ParkAfter         time.Duration        // a pump without bytes for this long parks
 	IdleTimeout       time.Duration        // a session without bytes for this long ends
-	HalfClosedTimeout time.Duration        // the same, once one side has hung up
+	HalfClosedTimeout time.Duration        // the same after one side has closed
 	WriteTimeout      time.Duration        // a write that takes longer ends the session
-	OnBytes           func(up, down int64) // told about relayed bytes, every second
-	OnParked          func(directions int) // told how many directions hold no goroutine
+	OnBytes           func(up, down int64) // receives the relayed bytes every second
+	OnParked          func(directions int) // receives the number of parked directions every second
 }
 
 // Result is how a session ended.
 type Result struct {
 	Reason   Reason
-	Err      error // the socket's or TLS's, when it was not a clean end
+	Err      error // of the socket or TLS; nil for a clean end
 	Up, Down int64 // bytes from the client, from the backend
 }
 
-// Side is one end of a session. First is what was already read from the other
-// side and goes to this one before anything else. Pace, if not nil, is told how
-// many bytes have just come from this side, and says how long to leave the next
-// ones unread.
+// Side is one end of a session. Buffered is what was already read from the other side; it
+// is sent to this one first. Throttle, if not nil, receives the number of bytes just read
+// from this side and returns how long to pause reading from it.
 type Side struct {
 	Conn     net.Conn
 	Buffered []byte
 	Throttle func(n int) time.Duration
 }
 
-// Set is all spliced sessions of a gateway, with the clock and, on Linux, the
-// epoll set they share.
+// Set holds all spliced sessions of a gateway, and the clock and poller they share.
 type Set struct {
 	// Set once.
 	cfg        Config
-	poller     *parking.Poller // the sockets of parked pumps
+	poller     *parking.Poller // sockets of parked pumps
 	buffers    *parking.BufferPool
 	stop       chan struct{}
-	wg         sync.WaitGroup // the clock, the idle set and every pump
-	ticks      atomic.Uint32  // ticks since the start, the clock's coarse time
-	firstParks atomic.Uint64  // of pumps that had not parked before
+	wg         sync.WaitGroup // the clock, the poller and every pump
+	ticks      atomic.Uint32  // ticks since the start, as a coarse clock
+	firstParks atomic.Uint64  // pumps that have parked at least once
 
 	mu        sync.Mutex
 	relays    map[*Relay]struct{}  // Guarded by mu.
-	deadlines map[*Relay]time.Time // Guarded by mu. When those of them end that have a time.
-	pumps     map[*pump]struct{}   // Guarded by mu. Those with a goroutine.
+	deadlines map[*Relay]time.Time // Guarded by mu. Only of relays with a deadline.
+	pumps     map[*pump]struct{}   // Guarded by mu. Only pumps with a goroutine.
 }
 
-// NewSet starts the clock. Close ends it.
+// NewSet returns a Set with a running clock. Close stops it.
 func NewSet(cfg Config) (*Set, error) {
 	poller, err := parking.NewPoller()
 	if err != nil {
@@ -102,14 +99,14 @@ func NewSet(cfg Config) (*Set, error) {
 	return s, nil
 }
 
-// Len is the number of sessions.
+// Len returns the number of sessions.
 func (s *Set) Len() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.relays)
 }
 
-// listRelays are the sessions there are now.
+// listRelays returns the current sessions.
 func (s *Set) listRelays() []*Relay {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -125,9 +122,9 @@ func (s *Set) EndAll(reason Reason) {
 	wg.Wait()
 }
 
-// EndIdle ends sessions until no more than keep are left: of those in which no byte has
-// moved for Config.ParkAfter, the ones that have been silent for longest. It does not
-// wait for sockets.
+// EndIdle ends idle sessions until at most keep sessions are left, the longest idle first.
+// A session is idle after Config.ParkAfter without a byte. EndIdle does not wait for
+// sockets.
 func (s *Set) EndIdle(keep int, reason Reason) {
 	now := s.ticks.Load()
 	idle := make(map[*Relay]time.Duration)
@@ -146,7 +143,7 @@ func (s *Set) EndIdle(keep int, reason Reason) {
 	}
 	longest := slices.SortedFunc(maps.Keys(idle), func(a, b *Relay) int { return cmp.Compare(idle[b], idle[a]) })
 	for _, r := range longest[:min(open-keep, len(longest))] {
-		s.wg.Go(func() { r.End(reason) }) // as in expire
+		s.wg.Go(func() { r.End(reason) }) // End may block on a full socket
 	}
 }
 
@@ -158,7 +155,7 @@ func (s *Set) Close() {
 	s.wg.Wait()
 }
 
-// Relay is one session. It may live without a goroutine.
+// Relay is one session. It may exist without a goroutine.
 type Relay struct {
 	// Set once.
 	set   *Set
@@ -170,18 +167,18 @@ type Relay struct {
 	runningPumps   int    // Guarded by mu. Pumps with a goroutine.
 	openDirections int    // Guarded by mu. Directions whose source has not hung up.
 	closed         bool   // Guarded by mu. The sockets are closed, or about to be.
-	endReported    bool   // Guarded by mu. ended was called.
+	endReported    bool   // Guarded by mu. onEnd was called.
 	result         Result // Guarded by mu.
 }
 
-// Start relays between the two sides until they are done, or until a time that
-// is not zero, and then calls ended, once, with both closed. It returns at once;
-// the sockets are the Relay's now.
+// Start relays between the two sides until both directions end or the deadline, if not
+// zero, passes. It returns at once and owns the sockets from then on. onEnd is called once,
+// after both are closed.
 func (s *Set) Start(client, upstream Side, deadline time.Time, onEnd func(Result)) *Relay {
 	r := &Relay{set: s, onEnd: onEnd, openDirections: 2}
 	r.up = pump{relay: r, src: client.Conn, dst: upstream.Conn, prefix: nilIfEmpty(upstream.Buffered), throttle: client.Throttle}
 	r.down = pump{relay: r, src: upstream.Conn, dst: client.Conn, prefix: nilIfEmpty(client.Buffered), throttle: upstream.Throttle}
-	r.up.markProgress() // or the clock could find a session that has been silent since the Set began
+	r.up.markProgress() // else the clock would see a session silent since the Set started
 	r.down.markProgress()
 	s.mu.Lock()
 	s.relays[r] = struct{}{}
@@ -194,7 +191,7 @@ func (s *Set) Start(client, upstream Side, deadline time.Time, onEnd func(Result
 	return r
 }
 
-// nilIfEmpty is b without what else its array holds; nothing, mostly.
+// nilIfEmpty returns nil for an empty slice, to free its array.
 func nilIfEmpty(b []byte) []byte {
 	if len(b) == 0 {
 		return nil
@@ -202,7 +199,7 @@ func nilIfEmpty(b []byte) []byte {
 	return b
 }
 
-// End ends the session from outside, politely: TLS says goodbye.
+// End closes the session cleanly, with a TLS close_notify.
 func (r *Relay) End(reason Reason) {
 	if r.beginEnd(reason, nil) {
 		_ = r.up.src.Close()
@@ -211,8 +208,8 @@ func (r *Relay) End(reason Reason) {
 	}
 }
 
-// abort ends the session hard: no TLS goodbye, so that a peer that was in the
-// middle of a literal can tell that it did not get all of it.
+// abort closes the session without a TLS close_notify. A peer in the middle of a literal
+// can then detect that it is incomplete.
 func (r *Relay) abort(reason Reason, err error) {
 	if r.beginEnd(reason, err) {
 		_ = parking.TCP(r.up.src).Close()
@@ -221,7 +218,7 @@ func (r *Relay) abort(reason Reason, err error) {
 	}
 }
 
-// beginEnd is where every end is decided, once.
+// beginEnd decides the end of the session. It returns true once.
 func (r *Relay) beginEnd(reason Reason, err error) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -233,8 +230,8 @@ func (r *Relay) beginEnd(reason Reason, err error) bool {
 	return true
 }
 
-// finish tells about the end when no pump runs any more; the last one to leave
-// calls it again.
+// finish reports the end of the session after all pumps have stopped. Each pump that stops
+// calls it.
 func (r *Relay) finish() {
 	r.mu.Lock()
 	done := r.closed && r.runningPumps == 0 && !r.endReported
@@ -255,7 +252,7 @@ func (r *Relay) finish() {
 	r.onEnd(result)
 }
 
-// reportBytes passes on the bytes relayed since it was last called.
+// reportBytes reports the bytes relayed since its last call.
 func (r *Relay) reportBytes() {
 	r.mu.Lock()
 	up, down := r.up.takeUnreported(), r.down.takeUnreported()
@@ -265,14 +262,14 @@ func (r *Relay) reportBytes() {
 	}
 }
 
-// isClosed says whether the end has been decided.
+// isClosed reports whether the end has been decided.
 func (r *Relay) isClosed() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.closed
 }
 
-// setReason keeps the first reason for an end that is beginning.
+// setReason sets the reason of the coming end unless one is set.
 func (r *Relay) setReason(reason Reason, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -281,19 +278,19 @@ func (r *Relay) setReason(reason Reason, err error) {
 	}
 }
 
-// closeDirection counts a direction that is done. The other one goes on: a client may
-// half-close behind LOGOUT and still wait for the BYE.
+// closeDirection counts a direction that has ended. The other one continues: a client may
+// half-close after LOGOUT and still wait for the BYE.
 func (r *Relay) closeDirection() {
 	r.mu.Lock()
 	r.openDirections--
 	last, reason, err := r.openDirections == 0, r.result.Reason, r.result.Err
 	r.mu.Unlock()
 	if last {
-		r.abort(reason, err) // both have said goodbye already
+		r.abort(reason, err) // both have already sent close_notify or FIN
 	}
 }
 
-// abortLost ends the session on a fault of one side.
+// abortLost aborts the session after an error on one side.
 func (r *Relay) abortLost(conn net.Conn, err error) {
 	reason := BackendLost
 	if conn == r.up.src {

@@ -7,8 +7,8 @@ import (
 	"imapgate/internal/parking"
 )
 
-// The clock's pace. Quiet pumps are noticed within a tick; sessions are looked
-// at for their longer time-outs, and bytes reported, every sweep.
+// The clock's intervals. Quiet pumps are detected within a tick. Longer timeouts are
+// checked, and bytes reported, every sweep.
 const (
 	tickInterval = 50 * time.Millisecond
 	sweepTicks   = 20 // ticks: 1 s
@@ -16,7 +16,7 @@ const (
 
 func toTicks(d time.Duration) uint32 { return uint32((d + tickInterval - 1) / tickInterval) }
 
-// runClock is the one timer of all sessions. It ends when the Set closes.
+// runClock is the only timer of all sessions. It returns when the Set closes.
 func (s *Set) runClock() {
 	defer s.wg.Done()
 	t := time.NewTicker(tickInterval)
@@ -33,13 +33,13 @@ func (s *Set) runClock() {
 		if now%sweepTicks == 0 {
 			s.sweepRelays(now)
 			if burst.CheckOver(s.firstParks.Load(), s.Len()) {
-				s.wg.Go(debug.FreeOSMemory) // it takes a collection's time
+				s.wg.Go(debug.FreeOSMemory) // takes as long as a garbage collection
 			}
 		}
 	}
 }
 
-// requestParks asks the pumps that have had nothing to do to park.
+// requestParks asks pumps without recent progress to park.
 func (s *Set) requestParks(now uint32) {
 	if !parking.CanPark {
 		return
@@ -57,10 +57,10 @@ func (s *Set) requestParks(now uint32) {
 	}
 }
 
-// sweepRelays ends the sessions whose time is over.
+// sweepRelays reports bytes and ends the sessions whose deadline or timeout has passed.
 func (s *Set) sweepRelays(now uint32) {
 	for _, r := range s.expiredRelays(time.Now()) {
-		s.wg.Go(func() { r.End(TokenExpired) }) // as in expire
+		s.wg.Go(func() { r.End(TokenExpired) }) // End may block on a full socket
 	}
 	for _, r := range s.listRelays() {
 		r.reportBytes()
@@ -71,7 +71,7 @@ func (s *Set) sweepRelays(now uint32) {
 	}
 }
 
-// expiredRelays are the sessions that were to go on until now.
+// expiredRelays returns the sessions whose deadline has passed.
 func (s *Set) expiredRelays(now time.Time) (expired []*Relay) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -83,12 +83,12 @@ func (s *Set) expiredRelays(now time.Time) (expired []*Relay) {
 	return expired
 }
 
-// backendGoneTimeout is how long a client may stay whose backend has hung up: it has
-// been told, and whatever it says now nobody answers.
+// backendGoneTimeout is how long a client may stay connected after its backend has closed.
+// The client has received the close, and its commands get no answer.
 const backendGoneTimeout = 5 * time.Second
 
-// checkTimeouts ends the session if a write has been stuck, or nothing has moved, for
-// too long.
+// checkTimeouts ends the session if a write has stalled or the session is idle for too
+// long.
 func (r *Relay) checkTimeouts(now uint32) {
 	cfg := &r.set.cfg
 	for _, p := range [...]*pump{&r.up, &r.down} {
@@ -112,7 +112,7 @@ func (r *Relay) checkTimeouts(now uint32) {
 	}
 	r.mu.Unlock()
 	if r.up.idleTime(now) >= limit && r.down.idleTime(now) >= limit {
-		// Saying goodbye can wait for a full socket; the clock can't.
+		// End may block on a full socket; the clock must not.
 		r.set.wg.Go(func() { r.End(reason) })
 	}
 }
