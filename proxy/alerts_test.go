@@ -8,8 +8,8 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// What a backend says with ALERT before its answer to a login is for the user's eyes,
-// before our own answer. A denial has none: its bytes are always the same.
+// An ALERT that a backend sends before its answer to a login is for the user and precedes
+// the gateway's answer. A denial has none: its bytes are always the same.
 func TestAlertPrecedesTaggedResponseInEveryMode(t *testing.T) {
 	const alerts = "* NO [ALERT] Mailbox is \x1b nearly full.\r\n* OK [ALERT] Down at noon.\r\n"
 	v := openAnsweringBackend(t, func(_, secret string) string {
@@ -36,7 +36,7 @@ func TestAlertPrecedesTaggedResponseInEveryMode(t *testing.T) {
 				c.close()
 			}
 			c := b.dialGreeted(listener)
-			c.write("a LOGIN carol right\r\n") // who is judged here
+			c.write("a LOGIN carol right\r\n") // the gateway verifies carol
 			for _, line := range []string{first, second, "a OK …"} {
 				c.expectLine(line)
 			}

@@ -15,20 +15,20 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// afterLogin is what a backend offers once somebody is logged in; half of it is
-// not for a client behind a gateway.
+// afterLogin is the capability list of a backend after login; half of it is not for a
+// client of a gateway.
 const afterLogin = "IMAP4rev1 IDLE UNSELECT STARTTLS AUTH=PLAIN LOGINDISABLED UNAUTHENTICATE"
 
 // slowDenial is how long the mailbox of slow takes to deny a login.
 const slowDenial = 800 * time.Millisecond
 
-// testBackend is a backend that takes any number of clients. Whose password is
-// right gets in and has every command answered with OK; the names hang, refuse,
-// flood, echo, vanish and slow do as they say.
+// testBackend is a backend for any number of clients. A right password logs in, and every
+// command is answered with OK. The user names hang, refuse, flood, echo, vanish and slow
+// have these effects.
 type testBackend struct {
 	// Set once.
 	l        net.Listener
-	password string // of everybody
+	password string // of all users
 	wg       sync.WaitGroup
 
 	mu       sync.Mutex
@@ -74,7 +74,7 @@ func (m *testBackend) receivedText() string {
 	return m.received.String()
 }
 
-// accept ends with the listener.
+// accept returns when the listener is closed.
 func (m *testBackend) accept() {
 	defer m.wg.Done()
 	for {
@@ -90,7 +90,7 @@ func (m *testBackend) accept() {
 	}
 }
 
-// serve ends with the connection.
+// serve returns when the connection ends.
 func (m *testBackend) serve(nc net.Conn) {
 	defer m.wg.Done()
 	defer func() {
@@ -109,7 +109,7 @@ func (m *testBackend) serve(nc net.Conn) {
 		m.once.Do(func() { close(m.hanging) })
 		_, _ = io.Copy(io.Discard, nc)
 		return
-	case name == "flood": // says more than anybody reads
+	case name == "flood": // sends more than the gateway reads
 		_ = s.write(login.tag + " OK [CAPABILITY " + afterLogin + "] In.")
 		for line := strings.Repeat("x", 1000); s.write("* OK "+line) == nil; {
 		}
@@ -173,7 +173,7 @@ type receivedLogin struct {
 	id                           string // the arguments of ID
 }
 
-// readLogin greets and goes on until the credentials are there.
+// readLogin greets and answers commands until it has credentials.
 func (u *backendConn) readLogin() (receivedLogin, error) {
 	var got receivedLogin
 	if err := u.write("* OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN ID] Hello."); err != nil {
@@ -189,7 +189,7 @@ func (u *backendConn) readLogin() (receivedLogin, error) {
 		switch name {
 		case "ID":
 			got.id = args
-			err = u.write(tag + " OK Who cares.")
+			err = u.write(tag + " OK Done.")
 		case "AUTHENTICATE":
 			raw, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(args, "PLAIN "))
 			parts := strings.Split(string(raw), "\x00")
@@ -207,12 +207,11 @@ func (u *backendConn) readLogin() (receivedLogin, error) {
 	}
 }
 
-// scriptedBackend is a backend whose every word a dialogue says, on one connection at
-// a time.
+// scriptedBackend is a backend whose lines a dialogue scripts, on one connection at a time.
 type scriptedBackend struct {
 	t    testing.TB
 	l    *net.TCPListener
-	conn *backendConn // nil before the first connection and behind the last
+	conn *backendConn // nil before the first connection and after the last
 }
 
 func openScriptedBackend(t testing.TB) *scriptedBackend {
@@ -223,7 +222,7 @@ func openScriptedBackend(t testing.TB) *scriptedBackend {
 	return &scriptedBackend{t: t, l: l.(*net.TCPListener)}
 }
 
-// backendConn is the connection under way, or the next one.
+// backendConn returns the current connection, or waits for the next one.
 func (s *scriptedBackend) backendConn() *backendConn {
 	s.t.Helper()
 	if s.conn == nil {

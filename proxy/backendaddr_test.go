@@ -15,10 +15,10 @@ import (
 	"imapgate/routing"
 )
 
-// testResolver is a resolver of two names; it counts what it is asked.
+// testResolver resolves two names and counts the lookups.
 type testResolver struct {
 	names   map[string][]netip.Addr
-	slow    map[string]bool // as long as the question may take
+	slow    map[string]bool // answers only when the context ends
 	lookups atomic.Int32
 }
 
@@ -48,13 +48,13 @@ func TestBackendAddressSpellingsAreEqual(t *testing.T) {
 	p := newTestIndex(&testResolver{}, map[string]string{
 		"v6": "[2001:DB8:0:0::0007]:993", "mapped": "[::ffff:192.0.2.7]:143", "v4": "192.0.2.8:143", "b": "192.0.2.9:143", "a": "[::ffff:192.0.2.9]:143",
 	})
-	for said, want := range map[string]string{
+	for text, want := range map[string]string{
 		"[2001:db8::7]:993": "v6", "192.0.2.7:143": "mapped", "[::ffff:192.0.2.8]:143": "v4", "192.0.2.9:143": "a",
 		"[2001:db8::7]:143": "", "192.0.2.10:143": "",
 	} {
-		got, err := p.find(t.Context(), netip.MustParseAddrPort(said))
+		got, err := p.find(t.Context(), netip.MustParseAddrPort(text))
 		if got != want || (err == nil) != (want != "") || err != nil && !errors.Is(err, routing.ErrUnavailable) {
-			t.Errorf("%s: %q, %v; want %q", said, got, err, want)
+			t.Errorf("%s: %q, %v; want %q", text, got, err, want)
 		}
 	}
 	if _, err := p.find(t.Context(), netip.AddrPort{}); !errors.Is(err, routing.ErrUnavailable) {
@@ -70,10 +70,10 @@ func TestBackendNameResolutionIsCached(t *testing.T) {
 		look := func(addr netip.Addr, port uint16, want string, asked int32) {
 			t.Helper()
 			if got, err := p.find(t.Context(), netip.AddrPortFrom(addr, port)); got != want || (err == nil) != (want != "") || z.lookups.Load() != asked {
-				t.Errorf("%v: %q, %v, and %d questions; want %q and %d", addr, got, err, z.lookups.Load(), want, asked)
+				t.Errorf("%v: %q, %v, and %d lookups; want %q and %d", addr, got, err, z.lookups.Load(), want, asked)
 			}
 		}
-		look(first, 143, "", 0) // another port: nobody need be asked
+		look(first, 143, "", 0) // another port: no lookup needed
 		look(first, 993, "east", 1)
 		z.names["east.internal"] = []netip.Addr{moved}
 		<-time.After(59 * time.Second)
@@ -93,14 +93,14 @@ func TestResolverOutageMakesRoutesUnavailable(t *testing.T) {
 		if got, err := p.find(t.Context(), at); got != "" || !errors.Is(err, routing.ErrUnavailable) || time.Since(start) != resolveTimeout {
 			t.Errorf("%q, %v after %v", got, err, time.Since(start))
 		}
-		if got, err := p.find(t.Context(), at); got != "" || !errors.Is(err, routing.ErrUnavailable) || time.Since(start) != resolveTimeout || z.lookups.Load() != 3 { // of the one that was asked two seconds ago
-			t.Errorf("at once behind it: %q, %v after %v, %d questions", got, err, time.Since(start), z.lookups.Load())
+		if got, err := p.find(t.Context(), at); got != "" || !errors.Is(err, routing.ErrUnavailable) || time.Since(start) != resolveTimeout || z.lookups.Load() != 3 { // the error of the lookup two seconds ago
+			t.Errorf("immediately after it: %q, %v after %v, %d lookups", got, err, time.Since(start), z.lookups.Load())
 		}
 		if got, err := p.find(t.Context(), netip.MustParseAddrPort("192.0.2.9:993")); got != "fixed" || err != nil {
 			t.Errorf("a backend without a name: %q, %v", got, err)
 		}
 		<-time.After(resolveRetry)
-		z.names["east.internal"] = []netip.Addr{at.Addr()} // it is back, for one of the two
+		z.names["east.internal"] = []netip.Addr{at.Addr()} // resolves again, for one of the two
 		if got, err := p.find(t.Context(), at); got != "east" || err != nil {
 			t.Errorf("%q, %v", got, err)
 		}
@@ -111,7 +111,7 @@ func TestResolverOutageMakesRoutesUnavailable(t *testing.T) {
 			t.Error(err)
 		}
 		if got, err := p.find(t.Context(), at); got != "east" || err != nil {
-			t.Errorf("a client that went away is another's trouble: %q, %v", got, err)
+			t.Errorf("a cancelled client affects another: %q, %v", got, err)
 		}
 	})
 }

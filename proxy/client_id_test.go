@@ -11,8 +11,8 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// idRequiringBackend is a backend of the Coremail kind: no mailbox is selected on a connection
-// whose client has not said what it is.
+// idRequiringBackend is a backend like Coremail: no mailbox can be selected before the
+// client has sent ID.
 type idRequiringBackend struct {
 	// Set once.
 	l  net.Listener
@@ -37,7 +37,7 @@ func openIDRequiringBackend(t testing.TB) *idRequiringBackend {
 	return u
 }
 
-// accept ends with the listener.
+// accept returns when the listener is closed.
 func (u *idRequiringBackend) accept() {
 	for {
 		nc, err := u.l.Accept()
@@ -68,7 +68,7 @@ func (u *idRequiringBackend) countConns() int {
 	return u.connCount
 }
 
-// serve ends with the connection.
+// serve returns when the connection ends.
 func (u *idRequiringBackend) serve(nc net.Conn) {
 	defer func() { _ = nc.Close() }()
 	s := newBackendConn(nc)
@@ -147,7 +147,7 @@ func TestClientIDIsForwardedWheneverSent(t *testing.T) {
 			if r := b.lastRecord("login_accepted", before); r.field("program") != "Early" || r.field("program_version") != "1.0" {
 				t.Errorf("%v", r)
 			}
-			late := map[bool]string{false: "Late 2.0", true: " "}[mode == spliceMode] // there nobody reads it
+			late := map[bool]string{false: "Late 2.0", true: " "}[mode == spliceMode] // not parsed in splice mode
 			for c, want := range map[*client]string{before: "Early 1.0", after: late} {
 				if r := b.lastRecord("session_ended", c); r.field("program")+" "+r.field("program_version") != want {
 					t.Errorf("want %q: %v", want, r)
@@ -157,8 +157,8 @@ func TestClientIDIsForwardedWheneverSent(t *testing.T) {
 	}
 }
 
-// expectReattach has a client lose its backend's connection, and wants it to go on, where it
-// can, as one that is known.
+// expectReattach closes the backend's connection and expects that the session continues
+// where its mode allows, with the client's ID sent again.
 func (b *harness) expectReattach(c *client, u *idRequiringBackend, mode string) {
 	b.t.Helper()
 	defer c.close()
@@ -175,7 +175,7 @@ func (b *harness) expectReattach(c *client, u *idRequiringBackend, mode string) 
 	}
 }
 
-// What is said in the clear is forgotten when TLS begins, on record too.
+// STARTTLS clears what was sent without TLS, in the records too.
 func TestCleartextIDIsNotRecorded(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr())
 	c := b.dial("starttls")

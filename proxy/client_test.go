@@ -13,7 +13,7 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// dial connects to a listener; TLS is the caller's.
+// dial connects to a listener without starting TLS.
 func (b *harness) dial(listener string) *client {
 	b.t.Helper()
 	before := len(b.records())
@@ -24,7 +24,7 @@ func (b *harness) dial(listener string) *client {
 	return &client{t: b.t, harness: b, nc: nc, r: bufio.NewReader(nc), firstRecord: before}
 }
 
-// dialGreeted connects, with TLS as the listener wants it, and hears the greeting.
+// dialGreeted connects, with TLS if the listener has it, and reads the greeting.
 func (b *harness) dialGreeted(listener string) *client {
 	b.t.Helper()
 	c := b.dial(listener)
@@ -40,14 +40,14 @@ func (b *harness) dialGreeted(listener string) *client {
 	return c
 }
 
-// client is the person's side of a connection.
+// client is the client's end of a connection.
 type client struct {
 	t       testing.TB
 	harness *harness
 	nc      net.Conn
 	r       *bufio.Reader
 
-	firstRecord int // audit records when it connected: its port may have been another's
+	firstRecord int // number of audit records at connect: an older client may have had the same port
 }
 
 func (c *client) startTLS() {
@@ -68,52 +68,52 @@ func (c *client) handshake(cfg *tls.Config) error {
 func (c *client) write(text string) {
 	c.t.Helper()
 	if _, err := io.WriteString(c.nc, text); err != nil {
-		c.t.Fatalf("say %.60q: %v", text, err)
+		c.t.Fatalf("write %.60q: %v", text, err)
 	}
 }
 
-// expectLine reads a line; … in what is wanted stands for anything.
+// expectLine reads a line and compares it with a pattern in which … matches anything.
 func (c *client) expectLine(want string) {
 	c.t.Helper()
 	line, err := c.r.ReadString('\n')
 	if err != nil || !matchesPattern(want+"\r\n", line) {
-		c.t.Fatalf("heard %.200q, %v; want %q\n%s", line, err, want, c.harness.logs)
+		c.t.Fatalf("received %.200q, %v; want %q\n%s", line, err, want, c.harness.logs)
 	}
 }
 
-// expectEOF wants the connection closed, without another byte.
+// expectEOF expects the connection to be closed without another byte.
 func (c *client) expectEOF() {
 	c.t.Helper()
 	rest, err := io.ReadAll(c.r)
 	if len(rest) > 0 || os.IsTimeout(err) {
-		c.t.Fatalf("heard %.200q, %v; want the end\n%s", rest, err, c.harness.logs)
+		c.t.Fatalf("received %.200q, %v; want the end\n%s", rest, err, c.harness.logs)
 	}
 }
 
 func (c *client) close() { _ = c.nc.Close() }
 
-// readAll is whatever is still said before the connection ends, however it ends.
+// readAll reads until the connection ends, in whichever way.
 func (c *client) readAll() string {
 	c.t.Helper()
 	rest, err := io.ReadAll(c.r)
 	if os.IsTimeout(err) {
-		c.t.Fatalf("heard %.200q, and no end", rest)
+		c.t.Fatalf("received %.200q, and no end", rest)
 	}
 	return string(rest)
 }
 
-// expectNone reads on to the end and wants none of the words.
+// expectNone reads to the end and expects none of the words.
 func (c *client) expectNone(words ...string) {
 	c.t.Helper()
 	rest := c.readAll()
 	for _, w := range words {
 		if strings.Contains(rest, w) {
-			c.t.Errorf("heard %q", rest)
+			c.t.Errorf("received %q", rest)
 		}
 	}
 }
 
-// matchesPattern compares text with a pattern in which … stands for anything.
+// matchesPattern compares text with a pattern in which … matches anything.
 func matchesPattern(pattern, text string) bool {
 	parts := strings.Split(pattern, "…")
 	if len(parts) == 1 {
@@ -134,7 +134,7 @@ func matchesPattern(pattern, text string) bool {
 	return true
 }
 
-// reset hangs up hard.
+// reset closes with a RST.
 func (c *client) reset() {
 	nc := c.nc
 	if under, ok := nc.(interface{ NetConn() net.Conn }); ok {

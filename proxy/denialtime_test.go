@@ -8,7 +8,7 @@ import (
 	"imapgate/internal/limit"
 )
 
-// withGuesses are passwords that a backend refuses in other words than usual.
+// withGuesses sets passwords that a backend refuses with unusual answers.
 func withGuesses(s *harnessConfig) {
 	s.limits = limit.Config{Failures: failureLimits()}
 	s.routes.Static.Users["refuse"], s.routes.Static.Users["echo"], s.routes.Static.Users["slow"] = "east", "east", "east"
@@ -34,7 +34,7 @@ func TestConnectionHasMaximumFailedLogins(t *testing.T) {
 
 func TestDenialTimeDoesNotShowBackendUse(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), withGuesses)
-	for _, user := range []string{"slow", "nobody", `"a|b"`, "frank"} { // and nowhere, impossible, in the passwd-file
+	for _, user := range []string{"slow", "unknown", `"a|b"`, "frank"} { // also without a route, impossible, and in the passwd-file
 		start := time.Now()
 		if got := b.tryLogin("203.0.113.7", user, "wrong"); got != authFailedReply {
 			t.Fatalf("%s: %s", user, got)
@@ -45,10 +45,10 @@ func TestDenialTimeDoesNotShowBackendUse(t *testing.T) {
 	}
 	c := b.dialGreetedFrom("203.0.113.7")
 	start := time.Now()
-	c.write("a LOGIN slow {1+}\r\n\x01\r\n") // cannot be sent
+	c.write("a LOGIN slow {1+}\r\n\x01\r\n") // cannot be sent upstream
 	c.expectLine("a " + authFailedReply)
 	if took := time.Since(start); took < slowDenial {
-		t.Errorf("what cannot be sent was denied after %v", took)
+		t.Errorf("a password that cannot be sent was denied after %v", took)
 	}
 	c.close()
 }
@@ -56,14 +56,14 @@ func TestDenialTimeDoesNotShowBackendUse(t *testing.T) {
 func TestDenialTimesAreBounded(t *testing.T) {
 	var d denialTimes
 	if d.pick() != 0 {
-		t.Error("a time of nobody's denial")
+		t.Error("a time without a denial")
 	}
 	for i := range 3 * len(d.durations) {
 		d.add(time.Duration(i+1) * time.Second)
 	}
 	for range 1000 {
 		if took := d.pick(); took <= time.Duration(2*len(d.durations))*time.Second {
-			t.Fatalf("%v was long ago", took)
+			t.Fatalf("%v is no longer sampled", took)
 		}
 	}
 }

@@ -20,12 +20,12 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// fewDescriptors is the limit that the other process of this test sets itself.
+// fewDescriptors is the limit that this test's second process sets itself.
 const fewDescriptors = 256
 
-// TestDescriptorExhaustionRecovers has a gateway in a process of
-// its own, which does what it reads: "fill" takes every descriptor that is
-// left, "free" gives them back, and each answers with what it finds then.
+// TestDescriptorExhaustionRecovers runs a gateway in a second process that executes
+// commands: "fill" opens every descriptor left, "free" closes them, and each returns the
+// current state.
 func TestDescriptorExhaustionRecovers(t *testing.T) {
 	if os.Getenv("FEW_DESCRIPTORS") != "" {
 		serveWithFewDescriptors(t)
@@ -34,7 +34,7 @@ func TestDescriptorExhaustionRecovers(t *testing.T) {
 	checkLeaks(t)
 	gateway := startGateway(t)
 	addr := gateway.command("")
-	const slots = (fewDescriptors - descriptors.Reserved) / 2 / 2 // of those who have not logged in
+	const slots = (fewDescriptors - descriptors.Reserved) / 2 / 2 // before the login
 	var greeted, refused int
 	var conns []net.Conn
 	for range 1000 {
@@ -46,7 +46,7 @@ func TestDescriptorExhaustionRecovers(t *testing.T) {
 		case line == "* BYE [UNAVAILABLE] Too many connections.\r\n":
 			refused++
 		default:
-			t.Fatalf("heard %q", line)
+			t.Fatalf("received %q", line)
 		}
 	}
 	if greeted != slots || greeted+refused != len(conns) {
@@ -58,7 +58,7 @@ func TestDescriptorExhaustionRecovers(t *testing.T) {
 	closeAll(conns)
 	nc, line := gateway.dialUntilGreeted(addr)
 	if line == "" {
-		t.Error("no place was given back")
+		t.Error("no slot was released")
 	}
 	_ = nc.Close()
 
@@ -67,15 +67,15 @@ func TestDescriptorExhaustionRecovers(t *testing.T) {
 	}
 	conns = conns[:0]
 	for range 20 {
-		nc, err := net.Dial("tcp", addr) // by the kernel: nobody accepts
+		nc, err := net.Dial("tcp", addr) // accepted by the kernel only
 		must(t, err)
 		conns = append(conns, nc)
 	}
-	eventually(t, "the trouble to be logged", func() bool { return gateway.command("lines") != "0" })
+	eventually(t, "the error to be logged", func() bool { return gateway.command("lines") != "0" })
 	gateway.command("free")
 	for _, nc := range conns {
 		if line := readLine(nc, testbed.Timeout); !strings.HasPrefix(line, "* OK") {
-			t.Errorf("heard %q", line)
+			t.Errorf("received %q", line)
 		}
 	}
 	closeAll(conns)
@@ -87,7 +87,7 @@ func closeAll(conns []net.Conn) {
 	}
 }
 
-// What happens in a minute without descriptors.
+// The test simulates a minute without descriptors.
 func TestAcceptFailuresBackOffAndLogRarely(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var trouble backoff
@@ -115,7 +115,7 @@ func readLine(nc net.Conn, limit time.Duration) string {
 	return line
 }
 
-// gatewayProcess is the other process.
+// gatewayProcess is the second process.
 type gatewayProcess struct {
 	t   *testing.T
 	in  io.Writer
@@ -124,7 +124,7 @@ type gatewayProcess struct {
 
 func startGateway(t *testing.T) *gatewayProcess {
 	t.Helper()
-	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$") // ourselves
+	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$") // the test binary
 	cmd.Env = append(os.Environ(), "FEW_DESCRIPTORS=1")
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
@@ -143,7 +143,7 @@ func startGateway(t *testing.T) *gatewayProcess {
 	return o
 }
 
-// command sends an order and returns the answer.
+// command sends a command and returns the answer.
 func (o *gatewayProcess) command(cmd string) string {
 	o.t.Helper()
 	if cmd != "" {
@@ -155,7 +155,7 @@ func (o *gatewayProcess) command(cmd string) string {
 	return strings.TrimSpace(line)
 }
 
-// dialUntilGreeted connects until there is a place.
+// dialUntilGreeted connects until a slot is free.
 func (o *gatewayProcess) dialUntilGreeted(addr string) (nc net.Conn, line string) {
 	o.t.Helper()
 	for end := time.Now().Add(testbed.Timeout); time.Now().Before(end); <-time.After(10 * time.Millisecond) {
@@ -166,11 +166,11 @@ func (o *gatewayProcess) dialUntilGreeted(addr string) (nc net.Conn, line string
 	return nc, ""
 }
 
-// serveWithFewDescriptors is the other process; it ends with its input.
+// serveWithFewDescriptors runs in the second process until its input ends.
 func serveWithFewDescriptors(t *testing.T) {
 	limit := unix.Rlimit{Cur: fewDescriptors, Max: fewDescriptors}
 	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit))
-	b := openHarness(t, refusingAddress, func(s *harnessConfig) { s.cfg.MaxConnections = 100_000 }) // more than there can be
+	b := openHarness(t, refusingAddress, func(s *harnessConfig) { s.cfg.MaxConnections = 100_000 }) // more than the limit allows
 	fmt.Println(b.addr("none"))
 	var taken []*os.File
 	orders := bufio.NewScanner(os.Stdin)

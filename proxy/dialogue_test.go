@@ -18,20 +18,20 @@ import (
 // A dialogue is a title ("# Sentence.") and lines, up to the next title:
 //
 //	ON KIND…     the kinds of connection it is played on; all three when it is missing
-//	C TEXT       the client says TEXT and CRLF
-//	C! "TEXT"    the client says TEXT, a Go string, alone
+//	C TEXT       the client sends TEXT and CRLF
+//	C! "TEXT"    the client sends TEXT, a Go string, alone
 //	C-TLS        the client starts TLS
-//	P TEXT       we answer TEXT; … stands for anything
-//	END          we close the client's connection, without another word
-//	U-LOGIN AUTHZID USER PASSWORD   we log in upstream; - is nothing
+//	P TEXT       the gateway answers TEXT; … matches anything
+//	END          the gateway closes the client's connection without another line
+//	U-LOGIN AUTHZID USER PASSWORD   the gateway logs in upstream; - is an empty value
 //	B-LOGIN TEXT the backend answers that login
-//	U TEXT       we say TEXT upstream
-//	B TEXT       the backend says TEXT
-//	B-END, U-END the backend, or we, close the upstream connection
-//	A EVENT K=V… the audit log's records, all of them, in their order
+//	U TEXT       the gateway sends TEXT upstream
+//	B TEXT       the backend sends TEXT
+//	B-END, U-END the backend, or the gateway, closes the upstream connection
+//	A EVENT K=V… the records of the audit log, all of them in order
 //
-// A connection has its greeting behind it, and TLS where the kind has it, unless
-// the dialogue is played on "fresh-…". "clear" is STARTTLS before TLS.
+// A connection starts after its greeting, and after TLS if the kind has it, unless the
+// dialogue is played on "fresh-…". "clear" is STARTTLS before TLS.
 type dialogue struct {
 	title string
 	kinds []string
@@ -60,7 +60,7 @@ func readDialogues(t *testing.T, file string) []dialogue {
 	return all
 }
 
-// splits are the ways to send what the client says.
+// splits are the ways to split the client's bytes into writes.
 var splits = map[string]func(rng *rand.Rand, left int) int{
 	"whole":  func(_ *rand.Rand, left int) int { return left },
 	"bytes":  func(*rand.Rand, int) int { return 1 },
@@ -76,17 +76,17 @@ func TestDialogues(t *testing.T) {
 	}
 	seed := testbed.Seed(t)
 	var playing sync.WaitGroup
-	stages := make(chan struct{}, 16) // t.Parallel allows no more than there are cores, and a denial is slow
+	running := make(chan struct{}, 16) // t.Parallel allows only as many as there are cores, and denials are slow
 	for _, file := range files {
 		for _, d := range readDialogues(t, file) {
 			for _, kind := range d.kinds {
 				for cut := range splits {
-					stages <- struct{}{}
+					running <- struct{}{}
 					playing.Go(func() {
 						t.Run(fmt.Sprintf("%s/%s/%s/%s", filepath.Base(file), d.title, kind, cut), func(t *testing.T) {
 							d.run(t, kind, cut, seed)
 						})
-						<-stages
+						<-running
 					})
 				}
 			}
@@ -101,9 +101,9 @@ type dialogueRunner struct {
 	backend   *scriptedBackend
 	split     func(*rand.Rand, int) int
 	rng       *rand.Rand
-	pending   string // to be said by the client
+	pending   string // not yet sent by the client
 	login     receivedLogin
-	wantAudit []string // the records that are wanted
+	wantAudit []string // records expected so far
 }
 
 func (d dialogue) run(t *testing.T, kind, splitName string, seed uint64) {
@@ -127,7 +127,7 @@ func (d dialogue) run(t *testing.T, kind, splitName string, seed uint64) {
 	a.flushClient()
 	a.close()
 	if a.backend.conn != nil {
-		_, _ = io.Copy(io.Discard, a.backend.conn.r) // our end is passed on
+		_, _ = io.Copy(io.Discard, a.backend.conn.r) // passes on the end from the gateway
 		a.backend.closeConn()
 	}
 	eventually(t, "the connection's end", func() bool { return b.server.openConns.Load() == 0 })
@@ -163,7 +163,7 @@ func (a *dialogueRunner) step(line string) error {
 		return a.backend.backendConn().write(a.login.tag + " " + text)
 	case "U":
 		if got, err := a.backend.backendConn().readLine(); err != nil || !matchesPattern(text, got) {
-			return fmt.Errorf("heard %q, %w", got, cmp.Or(err, io.ErrShortBuffer))
+			return fmt.Errorf("received %q, %w", got, cmp.Or(err, io.ErrShortBuffer))
 		}
 	case "B":
 		return a.backend.backendConn().write(text)
@@ -171,7 +171,7 @@ func (a *dialogueRunner) step(line string) error {
 		a.backend.closeConn()
 	case "U-END":
 		if rest, err := io.ReadAll(a.backend.backendConn().r); err != nil || len(rest) > 0 {
-			return fmt.Errorf("heard %q, %w", rest, err)
+			return fmt.Errorf("received %q, %w", rest, err)
 		}
 		a.backend.closeConn()
 	default:
@@ -180,7 +180,7 @@ func (a *dialogueRunner) step(line string) error {
 	return nil
 }
 
-// flushClient sends what the client has to say, cut as the play wants it.
+// flushClient sends the client's pending bytes in the dialogue's splits.
 func (a *dialogueRunner) flushClient() {
 	for len(a.pending) > 0 {
 		n := a.split(a.rng, len(a.pending))
@@ -201,7 +201,7 @@ func (a *dialogueRunner) expectUpstreamLogin(text string) (err error) {
 	return nil
 }
 
-// compareAudit compares the audit log with what the dialogue says of it.
+// compareAudit compares the audit log with the dialogue's records.
 func (a *dialogueRunner) compareAudit() {
 	a.t.Helper()
 	var got []string

@@ -12,9 +12,9 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// startOffice is a gateway in front of a real Dovecot that lets each user in three times from
-// one address. Whoever is called off may not log in. suspicions counts bans and
-// suspicions of spraying.
+// startOffice starts a gateway in front of a real Dovecot that allows each user three
+// connections per address. Users named off may not log in. suspicions counts bans and
+// spraying detections.
 func startOffice(t *testing.T, mode string) (b *harness, suspicions *atomic.Int64) {
 	t.Helper()
 	users := map[string]string{"off@example.org": "{PLAIN}" + password + "::::::nologin=y reason=AskCarol"}
@@ -48,28 +48,29 @@ func TestExceedingBackendConnectionLimitDoesNotBanNetwork(t *testing.T) {
 				clients = append(clients, c)
 			}
 		}
-		for n := range 20 { // each one's fourth, and again
+		for n := range 20 { // the fourth of each user, and more
 			got := b.tryLogin("203.0.113.7", fmt.Sprint("user", n%people), password)
 			if !strings.HasPrefix(got, "NO [LIMIT] Maximum number of connections from user+IP exceeded") {
-				t.Fatalf("%s: user%d hears %s", mode, n%people, got)
+				t.Fatalf("%s: user%d received %s", mode, n%people, got)
 			}
 		}
 		for range 12 {
 			if got := b.tryLogin("203.0.113.7", "off", password); got != "NO [CONTACTADMIN] AskCarol" {
-				t.Fatalf("%s: who is off hears %s", mode, got)
+				t.Fatalf("%s: user off received %s", mode, got)
 			}
 		}
 		if n := suspicions.Load(); n != 0 {
 			t.Errorf("%s: %d bans and suspicions", mode, n)
 		}
-		// A wrong password counts all the same, also of those who are over the limit or off.
+		// A wrong password counts as usual, also for users over the limit or not allowed to
+		// log in.
 		for n := range 10 {
 			if got := b.tryLogin("203.0.113.7", []string{"user1", "off"}[n%2], fmt.Sprint("guess", n)); got != authFailedReply {
 				t.Fatalf("%s: guess %d: %s", mode, n, got)
 			}
 		}
 		if suspicions.Load() == 0 {
-			t.Errorf("%s: ten guesses are nothing", mode)
+			t.Errorf("%s: ten guesses were not counted", mode)
 		}
 		for _, c := range clients {
 			c.close()

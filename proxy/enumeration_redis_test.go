@@ -16,12 +16,12 @@ import (
 )
 
 const (
-	negative       = 200 * time.Millisecond // how long nobody is remembered in these tests
-	challengeFloor = 50 * time.Millisecond  // how soon a challenge of SCRAM may come
+	negative       = 200 * time.Millisecond // negative cache TTL in these tests
+	challengeFloor = 50 * time.Millisecond  // minimum time of a SCRAM challenge
 )
 
-// withRedisPasswords has the passwords of a real Redis, which is a millisecond away: frank
-// may log in, blocked may not, and there is nobody else.
+// withRedisPasswords uses the passwords of a real Redis a millisecond away. frank may log
+// in, blocked may not, and no other user exists.
 func withRedisPasswords(t testing.TB) func(*harnessConfig) {
 	t.Helper()
 	store := testbed.StartRedis(t)
@@ -37,11 +37,11 @@ func withRedisPasswords(t testing.TB) func(*harnessConfig) {
 	must(t, err)
 	t.Cleanup(func() { _ = rdb.Close() })
 	return func(s *harnessConfig) {
-		var routes *routing.Router // made behind auth
+		var routes *routing.Router // created after auth
 		s.redis, s.routes.Negative, s.routes.Static.Default = rdb, negative, "east"
 		s.changeDeps = func(r *Deps) { routes = r.Routes }
 		s.auth.Methods, s.auth.Mechanisms = []string{auth.Redis}, []string{"PLAIN", "LOGIN", "SCRAM-SHA-256", "SCRAM-SHA-256-PLUS"}
-		s.auth.SCRAMSecret = identity.NewSecret("the secret of the salts of nobody")
+		s.auth.SCRAMSecret = identity.NewSecret("the secret of the salts of unknown users")
 		s.authSources.Redis = func(ctx context.Context, u identity.User) (identity.Secret, error) {
 			hash, err := routes.Password(ctx, u)
 			switch {
@@ -55,9 +55,9 @@ func withRedisPasswords(t testing.TB) func(*harnessConfig) {
 	}
 }
 
-// TestDenialTimeDoesNotRevealRedisUsers asks about everybody once
-// more when nobody is forgotten and the user is not: only one of the two needs a
-// trip to Redis. A challenge is an answer too, and costs its asker nothing.
+// TestDenialTimeDoesNotRevealRedisUsers asks about each name again when the negative entry
+// of an unknown user has expired and the user's entry has not. Then only one of the two
+// needs a request to Redis. A challenge is an answer too, and costs the client nothing.
 func TestDenialTimeDoesNotRevealRedisUsers(t *testing.T) {
 	pairs := requirePairs(t)
 	b := openHarness(t, openTestBackend(t).addr(), withRedisPasswords(t), func(s *harnessConfig) {
@@ -68,18 +68,18 @@ func TestDenialTimeDoesNotRevealRedisUsers(t *testing.T) {
 	all := passwordMechanisms()
 	all["challenge of SCRAM-SHA-256"] = challenge
 	for name, q := range all {
-		runParallel(pairs, 16, func(i int) { _, _ = b.timeLogin(challenge, fmt.Sprint("nobody", i)) }) // somebody asked, whatever was said
+		runParallel(pairs, 16, func(i int) { _, _ = b.timeLogin(challenge, fmt.Sprint("unknown", i)) }) // any login, whatever its result
 		_, _ = b.timeLogin(challenge, "frank")
 		<-time.After(2 * negative)
 		b.compareTimes(t, name, pairs, q)
 	}
 }
 
-// Whoever is blocked is asked for a proof like everybody else, and it fails; only
-// the operator learns why.
+// A blocked user gets a challenge like any other, and their proof fails; only the operator
+// learns the reason.
 func TestBlockedUserIsDeniedAfterProof(t *testing.T) {
 	b := openHarness(t, openTestBackend(t).addr(), withRedisPasswords(t))
-	for user, why := range map[string]audit.Reason{"blocked": audit.UserBlocked, "nobody": audit.BadCredentials, "frank": audit.BadCredentials} {
+	for user, why := range map[string]audit.Reason{"blocked": audit.UserBlocked, "unknown": audit.BadCredentials, "frank": audit.BadCredentials} {
 		if took, err := b.timeLogin(timingProbe{run: (*prober).requestChallenge}, user); err != nil || took < challengeFloor {
 			t.Errorf("%s: a challenge after %v: %v", user, took, err)
 		}

@@ -26,8 +26,8 @@ import (
 	"imapgate/internal/identity"
 )
 
-// requirePairs is how many pairs a mechanism is asked for: none in an ordinary run,
-// where times say nothing.
+// requirePairs returns how many pairs to time for each mechanism: none in an ordinary run,
+// where times mean nothing.
 func requirePairs(t *testing.T) int {
 	t.Helper()
 	n, err := strconv.Atoi(os.Getenv("IMAPGATE_ENUMERATION"))
@@ -37,9 +37,9 @@ func requirePairs(t *testing.T) int {
 	return n
 }
 
-// TestDenialTimeDoesNotRevealUsers compares, for each mechanism, the
-// denials of a user whose password was wrong with those of one who does not exist.
-// Whoever judges by the time must do no better than by a coin.
+// TestDenialTimeDoesNotRevealUsers compares, for each mechanism, the times of denials for a
+// wrong password with those for an unknown user. A guess based on the time must be no
+// better than chance.
 func TestDenialTimeDoesNotRevealUsers(t *testing.T) {
 	pairs := requirePairs(t)
 	hash, err := auth.Hash("SCRAM-SHA-256", identity.NewSecret(password))
@@ -48,25 +48,24 @@ func TestDenialTimeDoesNotRevealUsers(t *testing.T) {
 		s.users = "frank@example.org:" + hash + "\n"
 		s.auth.Methods = []string{auth.File}
 		s.auth.Mechanisms = []string{"PLAIN", "LOGIN", "SCRAM-SHA-256", "SCRAM-SHA-256-PLUS"}
-		s.auth.SCRAMSecret = identity.NewSecret("the secret of the salts of nobody")
+		s.auth.SCRAMSecret = identity.NewSecret("the secret of the salts of unknown users")
 		s.routes.Static.Default = "east"
 		s.cfg.MaxAuthAttempts = 1
-		s.limits.Failures.PerUserNetworkHour = 1 << 30 // or frank would be refused before he is looked at
+		s.limits.Failures.PerUserNetworkHour = 1 << 30 // otherwise frank would be refused before verification
 	})
 	for name, q := range passwordMechanisms() {
 		b.compareTimes(t, name, pairs, q)
 	}
 }
 
-// timingProbe is what a prober asks about a user, where, and how soon it may be
-// answered.
+// timingProbe is a login to be timed, its listener and its minimum answer time.
 type timingProbe struct {
-	run      func(*prober, string) bool // whether it was answered as it should
+	run      func(*prober, string) bool // reports whether the answer was the expected one
 	minTime  time.Duration
-	listener string // default none
+	listener string // default "none"
 }
 
-// passwordMechanisms are the mechanisms by which there is somebody to ask about.
+// passwordMechanisms returns the mechanisms that send a user name.
 func passwordMechanisms() map[string]timingProbe {
 	return map[string]timingProbe{
 		"LOGIN":              {run: (*prober).tryLogin, minTime: minDenialTime},
@@ -77,9 +76,9 @@ func passwordMechanisms() map[string]timingProbe {
 	}
 }
 
-// compareTimes fails when the times of the answers tell the user from nobody. The bars
-// are for a thousand pairs and more: of fewer, two halves of the same times lie
-// further apart by chance.
+// compareTimes fails if the answer times distinguish the user from an unknown one. The
+// thresholds are for a thousand pairs or more: with fewer, two samples of the same
+// distribution differ more by chance.
 func (b *harness) compareTimes(t *testing.T, name string, pairs int, q timingProbe) {
 	t.Helper()
 	known, unknown := b.measureTimes(t, pairs, q)
@@ -88,15 +87,15 @@ func (b *harness) compareTimes(t *testing.T, name string, pairs int, q timingPro
 	t.Logf("%s: %d pairs, medians %v and %v, %.2f %% apart, AUC %.3f", name, pairs, a, z, apart, odds)
 	chance := max(1, math.Sqrt(1000/float64(pairs)))
 	if apart > 5*chance {
-		t.Errorf("%s: medians of %v for a user and %v for nobody", name, a, z)
+		t.Errorf("%s: medians of %v for a user and %v for an unknown one", name, a, z)
 	}
 	if math.Abs(odds-0.5) > 0.05*chance {
-		t.Errorf("%s: whoever judges by the time is right in %.1f %%", name, 100*odds)
+		t.Errorf("%s: a guess by time is right in %.1f %%", name, 100*odds)
 	}
 }
 
-// measureTimes gives the times of the answers about a user and about nobody, sorted.
-// A pair is asked again when one of the two could not be judged.
+// measureTimes returns the sorted answer times for the user and for an unknown one. A pair
+// is repeated if one of its logins got no verdict.
 func (b *harness) measureTimes(t *testing.T, pairs int, q timingProbe) (known, unknown []time.Duration) {
 	t.Helper()
 	var mu sync.Mutex
@@ -104,7 +103,7 @@ func (b *harness) measureTimes(t *testing.T, pairs int, q timingProbe) (known, u
 	runParallel(pairs, 16, func(i int) {
 		of, err := b.timePair(q, i)
 		for errors.Is(err, errNoVerdictGiven) && retries.Add(1) <= int64(pairs) {
-			<-time.After(breaker.TrialInterval) // or it would be told that Redis is left alone
+			<-time.After(breaker.TrialInterval) // otherwise the circuit breaker would answer
 			of, err = b.timePair(q, i)
 		}
 		if err != nil {
@@ -119,7 +118,7 @@ func (b *harness) measureTimes(t *testing.T, pairs int, q timingProbe) (known, u
 		t.Fatalf("%d of %d pairs were answered", len(known), pairs)
 	}
 	if n := retries.Load(); n > 0 {
-		t.Logf("%d pairs were asked again, because a lookup took longer than it may", n)
+		t.Logf("%d pairs were repeated, because a lookup timed out", n)
 	}
 	slices.Sort(known)
 	slices.Sort(unknown)
@@ -129,19 +128,19 @@ func (b *harness) measureTimes(t *testing.T, pairs int, q timingProbe) (known, u
 	return known, unknown
 }
 
-// timePair asks about the user and about nobody, on connections of their own; which of
-// them is first alternates.
+// timePair times a login of the user and one of an unknown user, each on its own
+// connection; their order alternates.
 func (b *harness) timePair(q timingProbe, i int) (of [2]time.Duration, err error) {
-	for turn := range of {
-		who := (turn + i) % 2
-		if of[who], err = b.timeLogin(q, []string{"frank", fmt.Sprint("nobody", i)}[who]); err != nil {
+	for position := range of {
+		which := (position + i) % 2
+		if of[which], err = b.timeLogin(q, []string{"frank", fmt.Sprint("unknown", i)}[which]); err != nil {
 			return of, err
 		}
 	}
 	return of, nil
 }
 
-// auc is the chance that one of a is greater than one of z.
+// auc returns the probability that an element of a is greater than one of z.
 func auc(a, z []time.Duration) float64 {
 	less := 0
 	for _, x := range a {
@@ -151,18 +150,18 @@ func auc(a, z []time.Duration) float64 {
 	return float64(less) / float64(len(a)*len(z))
 }
 
-// prober is a client that tries one login.
+// prober is a client for one login attempt.
 type prober struct {
 	nc       net.Conn
 	r        *bufio.Reader
-	lastLine string // what it heard last
+	lastLine string // last line received
 }
 
-// errNoVerdictGiven is an answer that says nothing of the user: on a machine with much
-// else to do Redis is now and then silent for longer than routing waits for it.
-var errNoVerdictGiven = errors.New("the login could not be judged")
+// errNoVerdictGiven reports an answer that does not depend on the user: on a loaded machine
+// Redis is sometimes silent for longer than routing's timeout.
+var errNoVerdictGiven = errors.New("no verdict on the login")
 
-// timeLogin is the time of one answer; an error, when it was not the one to expect.
+// timeLogin returns the time of one answer, or an error if the answer was unexpected.
 func (b *harness) timeLogin(q timingProbe, user string) (time.Duration, error) {
 	nc, err := net.Dial("tcp", b.addr(cmp.Or(q.listener, "none")))
 	if err != nil {
@@ -184,23 +183,23 @@ func (b *harness) timeLogin(q timingProbe, user string) (time.Duration, error) {
 	case strings.Contains(p.lastLine, unavailableReply):
 		return took, errNoVerdictGiven
 	}
-	return took, fmt.Errorf("asked about %s, after %v it says %q", user, took, p.lastLine)
+	return took, fmt.Errorf("login of %s: after %v received %q", user, took, p.lastLine)
 }
 
-// readLine is the next line, "" at the end.
+// readLine returns the next line, or "" at the end.
 func (p *prober) readLine() string {
 	p.lastLine, _ = p.r.ReadString('\n')
 	return p.lastLine
 }
 
 func (p *prober) exchange(line string) string {
-	_, _ = io.WriteString(p.nc, line+"\r\n") // what fails shows in what is heard
+	_, _ = io.WriteString(p.nc, line+"\r\n") // readLine reports the failure
 	return p.readLine()
 }
 
 func encodeBase64(text string) string { return base64.StdEncoding.EncodeToString([]byte(text)) }
 
-// isDenied says whether the answer to a line is a denial.
+// isDenied reports whether the answer to a line is a denial.
 func (p *prober) isDenied(line string) bool {
 	return strings.Contains(p.exchange(line), authFailedReply)
 }
@@ -217,7 +216,7 @@ func (p *prober) trySASLLogin(user string) bool {
 	return p.isDenied(encodeBase64("wrong"))
 }
 
-// requestChallenge asks for a user's salt and no more.
+// requestChallenge requests only a user's salt.
 func (p *prober) requestChallenge(user string) bool {
 	return strings.HasPrefix(p.exchange("a AUTHENTICATE SCRAM-SHA-256 "+encodeBase64("n,,n="+user+",r=nonce")), "+ ")
 }
@@ -242,7 +241,7 @@ func (p *prober) tryScramPlus(user string) bool {
 	return err == nil && strings.Contains(p.runScram("SCRAM-SHA-256-PLUS", client.NewConversationWithChannelBinding(binding)), authFailedReply)
 }
 
-// runScram is the answer to the client's proof, "" when it came to none.
+// runScram returns the answer to the client's proof, or "" if none was sent.
 func (p *prober) runScram(mechanism string, conversation *scram.ClientConversation) string {
 	first, err := conversation.Step("")
 	if err != nil {

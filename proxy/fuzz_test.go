@@ -15,8 +15,8 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// fuzzSteps are what a fuzzed client can do, by number; other bytes are said as
-// they are.
+// fuzzSteps are the actions of a fuzzed client, by number; other bytes are sent as they
+// are.
 var fuzzSteps = []string{
 	"a NOOP\r\n", "b CAPABILITY\r\n", "c ID (\"name\" \"x\")\r\n", "d ID NIL\r\n", "e STARTTLS\r\n", "f LOGIN alice right\r\n",
 	"g LOGIN {5}\r\n", "h LOGIN {5+}\r\nalice {5+}\r\nright\r\n", "alice {5}\r\n", "right\r\n", "i AUTHENTICATE PLAIN AGFsaWNlAHJpZ2h0\r\n",
@@ -29,8 +29,7 @@ var fuzzSteps = []string{
 	"j AUTHENTICATE XOAUTH2 dXNlcj1hbGljZQFhdXRoPUJlYXJlciB0AQE=\r\n", "k AUTHENTICATE OAUTHBEARER\r\n", "l AUTHENTICATE SCRAM-SHA-256-PLUS\r\n",
 }
 
-// What a step's byte says beyond what is said: read an answer, hang up, reset,
-// half-close, begin TLS.
+// Further actions of a step's byte: read an answer, close, reset, half-close, start TLS.
 const (
 	hearOne = 200 + iota
 	hangUp
@@ -39,8 +38,8 @@ const (
 	beginTLS
 )
 
-// FuzzSession plays clients against one gateway and holds it to what its bed
-// checks at the end, and to giving every connection back at once.
+// FuzzSession runs clients against one gateway. It checks the harness's invariants at the
+// end and that every connection is released at once.
 func FuzzSession(f *testing.F) {
 	for _, seed := range [][]byte{
 		{0, hearOne, 1, hearOne, hearOne, 5, hearOne, 31, 0, hearOne, hangUp},
@@ -60,7 +59,7 @@ func FuzzSession(f *testing.F) {
 	b := openHarness(f, m.addr(), func(s *harnessConfig) {
 		s.cfg.PreauthTimeout, s.cfg.HandshakeTimeout, s.cfg.MaxAuthAttempts = 700*time.Millisecond, 300*time.Millisecond, 2
 		s.cfg.WriteTimeout = time.Second
-		s.changeServer = func(s *Server) { s.minDenialTime, s.denialJitter = 0, 1 } // or most of the time would be spent on waiting
+		s.changeServer = func(s *Server) { s.minDenialTime, s.denialJitter = 0, 1 } // otherwise most of the time would be spent waiting
 		s.auth.Mechanisms = []string{"SCRAM-SHA-256-PLUS", "SCRAM-SHA-256", "PLAIN", "LOGIN", "OAUTHBEARER", "XOAUTH2"}
 		s.auth.SCRAMSecret = identity.NewSecret("a secret of the whole cluster")
 		for _, name := range []string{"vanish", "refuse", "echo", "flood", "hang"} {
@@ -87,24 +86,24 @@ func FuzzSession(f *testing.F) {
 			c.runStep(step)
 		}
 		c.close()
-		eventually(t, "the connection to be given back", func() bool {
+		eventually(t, "the connection to be released", func() bool {
 			return b.server.openConns.Load() == 0 && b.server.Sessions() == 0 && m.connCount() == 0
 		})
 		if n := strings.Count(b.logs.String(), `"msg":"fault"`); n > 0 {
-			t.Fatalf("a fault:\n%s", b.logs)
+			t.Fatalf("a panic:\n%s", b.logs)
 		}
 	})
 }
 
 func (c *client) tryWrite(text string) { _, _ = io.WriteString(c.nc, text) }
 
-// runStep does one step; that the other side is gone is no surprise.
+// runStep runs one step; a closed connection is no failure.
 func (c *client) runStep(step byte) {
 	switch {
 	case int(step) < len(fuzzSteps):
 		c.tryWrite(fuzzSteps[step])
 	case step == hearOne:
-		_ = c.nc.SetReadDeadline(time.Now().Add(50 * time.Millisecond)) // there may be nothing to hear, or nobody
+		_ = c.nc.SetReadDeadline(time.Now().Add(50 * time.Millisecond)) // there may be no answer, or no peer
 		_, _ = c.r.ReadString('\n')
 		_ = c.nc.SetReadDeadline(time.Now().Add(testbed.Timeout))
 	case step == hangUp:

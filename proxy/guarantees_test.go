@@ -18,9 +18,9 @@ import (
 	"imapgate/routing"
 )
 
-// What the front door promises about secrets, time and its own end.
+// Guarantees about secrets, timing and shutdown.
 
-// encodings are the ways in which a secret could show.
+// encodings returns the forms in which a secret could appear.
 func encodings(secret string) []string {
 	reversed := []byte(secret)
 	slices.Reverse(reversed)
@@ -36,7 +36,7 @@ func TestSecretsAreNeverOutput(t *testing.T) {
 	const right, wrong, filed, master = "CANARY1/right pw+", "CANARY2/wrong pw+", "CANARY3/filed pw+", "CANARY4/master pw+"
 	m := openTestBackend(t)
 	m.password = right
-	for _, mistake := range []func(*Deps){nil, func(r *Deps) { r.Routes = nil }} {
+	for _, breakDeps := range []func(*Deps){nil, func(r *Deps) { r.Routes = nil }} {
 		b := openHarness(t, m.addr(), func(s *harnessConfig) {
 			s.users = "carol@example.org:{PLAIN}" + filed + "\n"
 			s.cfg.MaxAuthAttempts = 100
@@ -47,13 +47,13 @@ func TestSecretsAreNeverOutput(t *testing.T) {
 			east.LoginTimeout = time.Second
 			mastered.Master.Password = identity.NewSecret(master)
 			s.backends["east"], s.backends["mastered"] = east, mastered
-			s.changeDeps = mistake
+			s.changeDeps = breakDeps
 		})
 		b.tryLeaks(map[string]string{"alice": right, "frank": wrong, "carol": filed, "dave": wrong, "erin": right, "hang": wrong, "vanish": right, "refuse": right, "echo": right})
-		if mistake != nil {
+		if breakDeps != nil {
 			b.wantPanics = strings.Count(b.logs.String(), `"msg":"fault"`)
 			if b.wantPanics == 0 {
-				t.Error("nothing broke down")
+				t.Error("nothing panicked")
 			}
 		}
 		shown := b.metricsText()
@@ -71,12 +71,12 @@ func TestSecretsAreNeverOutput(t *testing.T) {
 	}
 }
 
-// tryLeaks tries every user and password in every way a client can, good and bad.
+// tryLeaks tries every user and password with every mechanism, valid and invalid.
 func (b *harness) tryLeaks(logins map[string]string) {
 	var clients []*client
 	for user, secret := range logins {
 		plain := base64.StdEncoding.EncodeToString([]byte("\x00" + user + "\x00" + secret))
-		for _, say := range []string{
+		for _, text := range []string{
 			"a LOGIN " + user + " \"" + secret + "\"\r\n", "a LOGIN " + encodeLiteral(user) + " " + encodeLiteral(secret) + "\r\n",
 			"a AUTHENTICATE PLAIN " + plain + "\r\n", "a AUTHENTICATE PLAIN " + plain + "\r\n*\r\n", "a AUTHENTICATE PLAIN\r\n" + plain + "!\r\n",
 			"a AUTHENTICATE LOGIN\r\n" + base64.StdEncoding.EncodeToString([]byte(user)) + "\r\n" + base64.StdEncoding.EncodeToString([]byte(secret)) + "\r\n",
@@ -85,7 +85,7 @@ func (b *harness) tryLeaks(logins map[string]string) {
 			"a LOGIN " + user + " " + encodeLiteral(secret+"\r\n") + "\r\n", "a LOGIN " + encodeLiteral(user+"\x00") + " " + encodeLiteral(secret) + "\r\n",
 		} {
 			c := b.dialGreeted("none")
-			c.write(say)
+			c.write(text)
 			clients = append(clients, c)
 		}
 		cancelled := b.dialGreeted("none")
@@ -103,7 +103,7 @@ func (b *harness) tryLeaks(logins map[string]string) {
 	eventually(b.t, "the connections to end", func() bool { return b.server.openConns.Load() == 0 })
 }
 
-// Whether the times can be told apart is measured: `make enumeration`.
+// `make enumeration` measures whether the times can be distinguished.
 func TestDenialsAreUniformAndDelayed(t *testing.T) {
 	store := testbed.StartRedis(t)
 	for _, name := range []string{"alice", "frank", "blocked"} {
@@ -114,11 +114,11 @@ func TestDenialsAreUniformAndDelayed(t *testing.T) {
 	must(t, err)
 	t.Cleanup(func() { _ = rdb.Close() })
 	b := openHarness(t, openTestBackend(t).addr(), func(s *harnessConfig) { s.redis, s.routes.Source = rdb, routing.SourceRedis })
-	names := []string{"alice", "frank", "blocked", "nobody", "\"bad name\""}
+	names := []string{"alice", "frank", "blocked", "unknown", "\"bad name\""}
 	for range 3 {
 		start := map[*client]time.Time{}
 		clients := make([]*client, len(names))
-		for i, name := range names { // at once, and so equally disturbed
+		for i, name := range names { // concurrently, so equally disturbed
 			clients[i] = b.dialGreeted("none")
 			start[clients[i]] = time.Now()
 			clients[i].write("a LOGIN " + name + " wrong\r\n")
@@ -138,7 +138,7 @@ func TestDenialsAreUniformAndDelayed(t *testing.T) {
 
 func TestHangingBackendLoginEndsAtDeadline(t *testing.T) {
 	m := openTestBackend(t)
-	b := newHarness(t, m.addr(), withExpiredDeadline, func(s *harnessConfig) { // the client's own deadline is over before
+	b := newHarness(t, m.addr(), withExpiredDeadline, func(s *harnessConfig) { // the client's own deadline has passed before
 		s.routes.Static.Users["hang"] = "east"
 		east := s.backends["east"]
 		east.LoginTimeout = 500 * time.Millisecond
@@ -174,7 +174,7 @@ func TestDisconnectedClientReleasesResources(t *testing.T) {
 		<-m.hanging
 		c.reset()
 	}
-	eventually(t, "everything to be given back", func() bool { return m.connCount() == 0 && b.server.openConns.Load() == 0 })
+	eventually(t, "everything to be released", func() bool { return m.connCount() == 0 && b.server.openConns.Load() == 0 })
 	if r := b.wantRecord("login_refused", audit.BackendTimeout); r.field("user") != "hang@example.org" {
 		t.Error(r)
 	}
@@ -208,7 +208,7 @@ func TestLoginRequiresAuditRecord(t *testing.T) {
 	c.write("a LOGIN alice right\r\n")
 	c.expectLine("a " + unavailableReply)
 	if m.connCount() > 0 {
-		t.Error("the backend was asked")
+		t.Error("the backend was contacted")
 	}
 }
 
@@ -216,7 +216,7 @@ func TestPanicEndsOneClientAndIsAudited(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), func(s *harnessConfig) { s.changeDeps = func(r *Deps) { r.Routes = nil } })
 	other := b.dialGreeted("none")
 	c := b.dialGreeted("none")
-	c.write("a LOGIN carol right\r\n") // whose route is looked up where nothing is
+	c.write("a LOGIN carol right\r\n") // its route is looked up in an empty router
 	c.expectEOF()
 	b.wantPanics = 1
 	if r := b.lastRecord("login_refused", c); r.field("reason") != string(audit.InternalMistake) || r.field("user") != "carol@example.org" {
@@ -226,7 +226,7 @@ func TestPanicEndsOneClientAndIsAudited(t *testing.T) {
 		t.Error(r)
 	}
 	if !strings.Contains(b.logs.String(), "proxy.(*session).connect") {
-		t.Error("the log does not say where")
+		t.Error("the log has no stack")
 	}
 	other.write("a NOOP\r\nb LOGIN frank wrong\r\n")
 	other.expectLine("a OK …")
@@ -238,23 +238,23 @@ func TestDrainEndsPreauthAndWaitsForSessions(t *testing.T) {
 	b := newHarness(t, m.addr(), func(s *harnessConfig) {
 		s.cfg.DrainTimeout = 3 * time.Second
 		s.routes.Static.Users["hang"] = "east"
-		s.changeServer = func(srv *Server) { srv.minDenialTime = time.Minute } // a denial is on its way until the gateway stops
+		s.changeServer = func(srv *Server) { srv.minDenialTime = time.Minute } // a denial is pending until the gateway stops
 	})
-	var told []*client
+	var notified []*client
 	for _, listener := range []string{"none", "starttls", "implicit"} {
 		c := b.dialGreeted(listener) // idle
-		told = append(told, c)
+		notified = append(notified, c)
 		c = b.dialGreeted(listener)
 		c.write("a AUTHENTICATE LOGIN YWxpY2U=\r\n")
 		c.expectLine("+ …")
-		told = append(told, c)
+		notified = append(notified, c)
 		c = b.dialGreeted(listener)
-		c.write("a LOGIN frank wrong\r\n") // a denial on its way
-		told = append(told, c)
+		c.write("a LOGIN frank wrong\r\n") // a pending denial
+		notified = append(notified, c)
 	}
 	hanging := b.dialGreeted("implicit")
 	hanging.write("a LOGIN hang right\r\n")
-	told = append(told, hanging)
+	notified = append(notified, hanging)
 	<-m.hanging
 	mute := []*client{b.dial("implicit"), b.dial("balanced-implicit"), b.dial("balanced-none")}
 	session := b.dialGreeted("implicit")
@@ -264,16 +264,16 @@ func TestDrainEndsPreauthAndWaitsForSessions(t *testing.T) {
 	leaving.write("a LOGIN alice right\r\n")
 	leaving.expectLine("a OK …")
 	eventually(t, "all to be under way", func() bool {
-		return b.server.openConns.Load() == int64(len(told)+len(mute)+2) && b.server.Sessions() == 2
+		return b.server.openConns.Load() == int64(len(notified)+len(mute)+2) && b.server.Sessions() == 2
 	})
 
 	start := time.Now()
 	b.stop()
-	for _, c := range told {
+	for _, c := range notified {
 		c.expectLine("* BYE [UNAVAILABLE] Server is going down.")
 		c.expectEOF()
 	}
-	for _, c := range mute[:2] { // TLS has not begun: a word in the clear would be none
+	for _, c := range mute[:2] { // TLS has not begun: a BYE in the clear would be invalid
 		c.expectEOF()
 	}
 	mute[2].expectNone("* OK")
@@ -293,7 +293,7 @@ func TestDrainEndsPreauthAndWaitsForSessions(t *testing.T) {
 			t.Errorf("%v, want %s", r, why)
 		}
 	}
-	for _, c := range append(told, mute...) {
+	for _, c := range append(notified, mute...) {
 		if r := b.lastRecord("connection_refused", c); r.field("reason") != string(audit.GatewayStopping) {
 			t.Error(r)
 		}
@@ -303,7 +303,7 @@ func TestDrainEndsPreauthAndWaitsForSessions(t *testing.T) {
 	}
 }
 
-// Clients that are all sent away at once come to the next gateway at once.
+// Clients disconnected all at once reach the next gateway all at once.
 func TestDrainEndsIdleSessionsGradually(t *testing.T) {
 	const sessions = 10
 	m := openTestBackend(t)
@@ -325,7 +325,7 @@ func TestDrainEndsIdleSessionsGradually(t *testing.T) {
 	eventually(t, "the drain", b.server.IsDraining)
 	start := time.Now()
 	for b.server.Sessions() > 1 {
-		if _, err := io.WriteString(busy.nc, "b NOOP\r\n"); err != nil { // never quiet
+		if _, err := io.WriteString(busy.nc, "b NOOP\r\n"); err != nil { // never idle
 			break
 		}
 		if _, err := busy.r.ReadString('\n'); err != nil {
@@ -333,7 +333,7 @@ func TestDrainEndsIdleSessionsGradually(t *testing.T) {
 		}
 	}
 	if past := time.Since(start); past < 2*time.Second {
-		t.Errorf("all quiet sessions had ended after %v", past)
+		t.Errorf("all idle sessions had ended after %v", past)
 	}
 	b.stopServer()
 	first := <-ends
@@ -354,7 +354,7 @@ func TestDrainRateIsBounded(t *testing.T) {
 	}{
 		{1, 0, 1, 0},
 		{1, drain - 1, 1, 0},
-		{100, 0, 100, 0}, // followed ones that are no herd go at once
+		{100, 0, 100, 0}, // a few mux sessions end at once
 		{100, drain / 2, 50, 0},
 		{1000, 0, 1000, 900},
 		{1000, time.Second, 967, 800},
@@ -389,9 +389,9 @@ func TestDrainEndsWithLastSession(t *testing.T) {
 
 func TestSessionLogLineHasFixedKeys(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr())
-	for _, say := range []string{"", "b LOGOUT\r\n"} {
+	for _, text := range []string{"", "b LOGOUT\r\n"} {
 		c := b.dialGreeted("none")
-		c.write("a LOGIN alice right\r\n" + say)
+		c.write("a LOGIN alice right\r\n" + text)
 		c.expectLine("…")
 		c.close()
 	}

@@ -15,8 +15,8 @@ import (
 	"imapgate/internal/audit"
 )
 
-// fullLimiter are turns that somebody has been waiting for since longer than a burst
-// lasts; done gives all of them back.
+// fullLimiter returns a limiter with no free slots whose burst is over; done releases all
+// slots.
 func fullLimiter(atATime int) (t *handshakeLimiter, done func()) {
 	t = newHandshakeLimiter(atATime)
 	for range atATime {
@@ -33,13 +33,13 @@ func fullLimiter(atATime int) (t *handshakeLimiter, done func()) {
 
 func TestHandshakeWaitIsBoundedUnderOverload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		turns, done := fullLimiter(2)
+		limiter, done := fullLimiter(2)
 		start := time.Now()
-		if err := turns.acquire(); !errors.Is(err, errOverloaded) || time.Since(start) != maxHandshakeWait {
+		if err := limiter.acquire(); !errors.Is(err, errOverloaded) || time.Since(start) != maxHandshakeWait {
 			t.Errorf("%v after %v", err, time.Since(start))
 		}
 		done()
-		if err := turns.acquire(); err != nil {
+		if err := limiter.acquire(); err != nil {
 			t.Error(err)
 		}
 	})
@@ -47,71 +47,71 @@ func TestHandshakeWaitIsBoundedUnderOverload(t *testing.T) {
 
 func TestHandshakeMayWaitLongerInBurst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		turns := newHandshakeLimiter(1)
-		if err := turns.acquire(); err != nil { // nobody was there
+		limiter := newHandshakeLimiter(1)
+		if err := limiter.acquire(); err != nil { // no handshake waits
 			t.Fatal(err)
 		}
 		start := time.Now()
-		if err := turns.acquire(); !errors.Is(err, errOverloaded) || time.Since(start) != burstWait {
+		if err := limiter.acquire(); !errors.Is(err, errOverloaded) || time.Since(start) != burstWait {
 			t.Errorf("the second: %v after %v", err, time.Since(start))
 		}
 		start = time.Now()
-		if err := turns.acquire(); !errors.Is(err, errOverloaded) || time.Since(start) != maxHandshakeWait {
+		if err := limiter.acquire(); !errors.Is(err, errOverloaded) || time.Since(start) != maxHandshakeWait {
 			t.Errorf("the third, half a second later: %v after %v", err, time.Since(start))
 		}
-		<-turns.slots
-		for range 2 { // a moment of calm ends no crowd
-			if err := turns.acquire(); err != nil {
+		<-limiter.slots
+		for range 2 { // a short idle time does not end the overload
+			if err := limiter.acquire(); err != nil {
 				t.Fatal(err)
 			}
 			start = time.Now()
-			if err := turns.acquire(); !errors.Is(err, errOverloaded) || time.Since(start) != maxHandshakeWait {
-				t.Errorf("after a moment of calm: %v after %v", err, time.Since(start))
+			if err := limiter.acquire(); !errors.Is(err, errOverloaded) || time.Since(start) != maxHandshakeWait {
+				t.Errorf("after a short idle time: %v after %v", err, time.Since(start))
 			}
-			<-turns.slots
+			<-limiter.slots
 		}
 		<-time.After(overloadMemory)
-		if err := turns.acquire(); err != nil {
+		if err := limiter.acquire(); err != nil {
 			t.Fatal(err)
 		}
 		start = time.Now()
-		if err := turns.acquire(); !errors.Is(err, errOverloaded) || time.Since(start) != burstWait {
-			t.Errorf("in the next crowd: %v after %v", err, time.Since(start))
+		if err := limiter.acquire(); !errors.Is(err, errOverloaded) || time.Since(start) != burstWait {
+			t.Errorf("in the next burst: %v after %v", err, time.Since(start))
 		}
 	})
 }
 
-// With turns that take 20 ms, the fourth in a queue would get its own when its
-// patience is just over, and the sixth is not made to wait for that.
+// With slots held for 20 ms, the fourth in a queue would get one just after its maximum
+// wait, and the sixth is refused at once.
 func TestHandshakeThatWouldWaitTooLongIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		turns, _ := fullLimiter(1)
-		turns.interval = 20 * time.Millisecond
+		limiter, _ := fullLimiter(1)
+		limiter.interval = 20 * time.Millisecond
 		var waiting sync.WaitGroup
 		for range 5 {
-			waiting.Go(func() { _ = turns.acquire() })
+			waiting.Go(func() { _ = limiter.acquire() })
 		}
 		synctest.Wait()
 		start := time.Now()
-		if !turns.isOverloaded() || !errors.Is(turns.acquire(), errOverloaded) || time.Since(start) != 0 {
+		if !limiter.isOverloaded() || !errors.Is(limiter.acquire(), errOverloaded) || time.Since(start) != 0 {
 			t.Errorf("not refused at once: %v", time.Since(start))
 		}
 		waiting.Wait()
-		if turns.isOverloaded() || turns.queued != 0 {
-			t.Error("nobody waits any more, and there is no hope")
+		if limiter.isOverloaded() || limiter.queued != 0 {
+			t.Error("the queue is empty, but the limiter is overloaded")
 		}
 	})
 }
 
 func TestQueuedHandshakesRunInOrderAndSetInterval(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		turns, _ := fullLimiter(1)
+		limiter, _ := fullLimiter(1)
 		var mu sync.Mutex
 		var order []int
 		var waiting sync.WaitGroup
 		for i := range 10 {
 			waiting.Go(func() {
-				if err := turns.acquire(); err != nil {
+				if err := limiter.acquire(); err != nil {
 					t.Error(err)
 				}
 				mu.Lock()
@@ -122,45 +122,45 @@ func TestQueuedHandshakesRunInOrderAndSetInterval(t *testing.T) {
 		}
 		for range 10 {
 			<-time.After(5 * time.Millisecond)
-			<-turns.slots
+			<-limiter.slots
 			synctest.Wait()
 		}
 		waiting.Wait()
-		if !slices.IsSorted(order) || turns.interval < time.Millisecond || turns.interval > 5*time.Millisecond {
-			t.Errorf("served as %v, at a pace of %v", order, turns.interval)
+		if !slices.IsSorted(order) || limiter.interval < time.Millisecond || limiter.interval > 5*time.Millisecond {
+			t.Errorf("served in order %v, at an interval of %v", order, limiter.interval)
 		}
 	})
 }
 
 func TestQueuedHandshakesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		turns, _ := fullLimiter(1)
+		limiter, _ := fullLimiter(1)
 		var waiting sync.WaitGroup
 		for range maxQueuedHandshakes {
-			waiting.Go(func() { _ = turns.acquire() })
+			waiting.Go(func() { _ = limiter.acquire() })
 		}
 		synctest.Wait()
 		start := time.Now()
-		if err := turns.acquire(); !errors.Is(err, errOverloaded) || time.Since(start) != 0 {
+		if err := limiter.acquire(); !errors.Is(err, errOverloaded) || time.Since(start) != 0 {
 			t.Errorf("%v after %v", err, time.Since(start))
 		}
 		waiting.Wait()
 	})
 }
 
-// withOneHandshake is a gateway that computes one handshake at a time.
+// withOneHandshake allows one handshake at a time.
 func withOneHandshake(s *harnessConfig) { s.cfg.MaxHandshakes = 1 }
 
 func TestSlowClientsHoldNoHandshakeSlot(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), withOneHandshake)
-	for range 20 { // half a hello: a record that is promised, and some of it
+	for range 20 { // half a ClientHello: a record is announced and partly sent
 		slow, err := net.Dial("tcp", b.addr("implicit"))
 		must(t, err)
 		defer slow.Close()
 		_, err = io.WriteString(slow, "\x16\x03\x01\x02\x00\x01\x00")
 		must(t, err)
 	}
-	for range 20 { // a whole one, and then nothing is read nor said
+	for range 20 { // a complete ClientHello, and then nothing is read or sent
 		distant, err := net.Dial("tcp", b.addr("implicit"))
 		must(t, err)
 		defer distant.Close()
@@ -174,15 +174,14 @@ func TestSlowClientsHoldNoHandshakeSlot(t *testing.T) {
 		c.expectLine("a OK …")
 	}
 	if held := len(b.server.handshakes.slots); held != 0 {
-		t.Errorf("%d turns are held by nobody who computes", held)
+		t.Errorf("%d slots are held without computing", held)
 	}
 }
 
-// stallingConn is a client's side that hears the first byte of an answer, and goes no
-// further.
+// stallingConn is a client that stops reading at the first byte of an answer.
 type stallingConn struct {
 	net.Conn
-	received chan struct{} // closed then
+	received chan struct{} // closed at that byte
 }
 
 func (m *stallingConn) Read(p []byte) (int, error) {
@@ -193,7 +192,7 @@ func (m *stallingConn) Read(p []byte) (int, error) {
 	return 0, io.EOF
 }
 
-// RFC 8446 §4.1.4: the answer to a hello may be the wish for another one.
+// RFC 8446 §4.1.4: the answer to a ClientHello may request another one.
 func TestHelloRetryReleasesHandshakeSlot(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), withOneHandshake)
 	for range 3 {
@@ -206,7 +205,7 @@ func TestHelloRetryReleasesHandshakeSlot(t *testing.T) {
 		}
 	}
 	if held := len(b.server.handshakes.slots); held != 0 {
-		t.Errorf("%d turns are held", held)
+		t.Errorf("%d slots are held", held)
 	}
 }
 
@@ -215,16 +214,16 @@ func TestClientWithoutHandshakeSlotIsRefused(t *testing.T) {
 	staying := b.dialGreeted("none")
 	staying.write("a LOGIN alice right\r\n")
 	staying.expectLine("a OK …")
-	turns := b.server.handshakes
-	turns.slots <- struct{}{}
-	turns.mu.Lock()
-	turns.lastIdle = time.Now().Add(-2 * burstWait)
-	turns.mu.Unlock()
+	limiter := b.server.handshakes
+	limiter.slots <- struct{}{}
+	limiter.mu.Lock()
+	limiter.lastIdle = time.Now().Add(-2 * burstWait)
+	limiter.mu.Unlock()
 
 	start := time.Now()
 	nc, err := tls.Dial("tcp", b.addr("implicit"), &tls.Config{InsecureSkipVerify: true})
 	if err == nil {
-		t.Error("a handshake went well without a turn", nc.Close())
+		t.Error("a handshake succeeded without a slot", nc.Close())
 	}
 	if took := time.Since(start); took < maxHandshakeWait {
 		t.Errorf("refused after %v", took)
@@ -232,21 +231,21 @@ func TestClientWithoutHandshakeSlotIsRefused(t *testing.T) {
 	if r := b.wantRecord("connection_refused", audit.Overload); !strings.Contains(r.field("detail"), errOverloaded.Error()) {
 		t.Error(r)
 	}
-	turns.mu.Lock()
-	turns.interval = 2 * maxHandshakeWait
-	turns.queued++
-	turns.mu.Unlock()
-	told := b.dial("starttls")
-	told.expectLine("* BYE [UNAVAILABLE] Too many connections.")
-	told.expectEOF()
+	limiter.mu.Lock()
+	limiter.interval = 2 * maxHandshakeWait
+	limiter.queued++
+	limiter.mu.Unlock()
+	refused := b.dial("starttls")
+	refused.expectLine("* BYE [UNAVAILABLE] Too many connections.")
+	refused.expectEOF()
 	staying.write("b NOOP\r\n")
 	staying.expectLine("b OK …")
-	b.dialGreeted("none") // who asks for no handshake needs no turn
+	b.dialGreeted("none") // no TLS, no slot needed
 
-	turns.mu.Lock()
-	turns.queued--
-	turns.mu.Unlock()
-	<-turns.slots
+	limiter.mu.Lock()
+	limiter.queued--
+	limiter.mu.Unlock()
+	<-limiter.slots
 	c := b.dialGreeted("implicit")
 	c.write("a LOGIN alice right\r\n")
 	c.expectLine("a OK …")

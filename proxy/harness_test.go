@@ -34,15 +34,15 @@ import (
 	"imapgate/tlsconf"
 )
 
-// The users' password, and who they are: alice lives on east, which decides
-// itself; carol is in the passwd-file and lives on a backend with a master login,
-// dave lives there too but nobody knows him; erin's backend is down; frank is in
-// the file, on east; nobody else lives anywhere.
+// The users' password, and the users. alice is on east, which verifies her. carol is in the
+// passwd-file, on a backend with a master login. dave is on that backend too, but no method
+// can verify him. erin's backend is down. frank is in the file, on east. No other user has
+// a route.
 const password = "right"
 
 var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 
-// harnessConfig is what a test may change of a gateway before it starts.
+// harnessConfig holds what a test may change before the gateway starts.
 type harnessConfig struct {
 	users        string // the passwd-file
 	cfg          Config
@@ -53,13 +53,13 @@ type harnessConfig struct {
 	redis        redis.UniversalClient
 	limits       limit.Config // nothing is limited by default
 	hooks        limit.Hooks
-	auditFirst   int // records of a minute that are not folded; 0: none is
+	auditFirst   int // records a minute that are not aggregated; 0: no aggregation
 	backends     map[string]upstream.Config
 	changeDeps   func(*Deps)
 	changeServer func(*Server)
 }
 
-// harness is a gateway with real rooms and sockets.
+// harness is a gateway with its real dependencies and sockets.
 type harness struct {
 	t        testing.TB
 	server   *Server
@@ -74,20 +74,19 @@ type harness struct {
 	limitsRunning sync.WaitGroup
 	stopLimits    context.CancelFunc
 
-	wantPanics  int  // panics that the test wants
-	auditFailed bool // the audit log was away
+	wantPanics  int  // panics that the test expects
+	auditFailed bool // the test made the audit log unavailable
 }
 
-// newHarness is openHarness in a test that runs alone: it also looks for what is left
-// behind.
+// newHarness is openHarness for a test that runs alone: it also checks for leaks.
 func newHarness(t testing.TB, backend string, change ...func(*harnessConfig)) *harness {
 	t.Helper()
 	checkLeaks(t)
 	return openHarness(t, backend, change...)
 }
 
-// openHarness starts a gateway whose users live at backend. Behind the test it must
-// have kept its promises.
+// openHarness starts a gateway whose users are on backend. After the test it checks the
+// gateway's invariants.
 func openHarness(t testing.TB, backend string, change ...func(*harnessConfig)) *harness {
 	t.Helper()
 	b := &harness{t: t, logs: new(testbed.Log), dir: t.TempDir(), serveErr: make(chan error, 1)}
@@ -113,7 +112,7 @@ func openHarness(t testing.TB, backend string, change ...func(*harnessConfig)) *
 // servingKey marks the contexts of sessions.
 type servingKey struct{}
 
-// serve ends with the gateway.
+// serve returns when the gateway has stopped.
 func (b *harness) serve(ctx context.Context) { b.serveErr <- b.server.Serve(ctx) }
 
 func (b *harness) defaults(backend string) *harnessConfig {
@@ -164,7 +163,7 @@ func (b *harness) start(s *harnessConfig) {
 	must(b.t, err)
 	for name, c := range s.backends {
 		c.Name, c.SessionPrefix, c.Sockets = name, s.cfg.Instance, r.Sockets
-		if c.AnswerTimeout == 0 { // a test that is quick about logins is quick about answers
+		if c.AnswerTimeout == 0 { // a short login timeout implies a short answer timeout
 			c.AnswerTimeout = c.LoginTimeout
 		}
 		r.Backends[name] = upstream.New(c, upstream.Hooks{OnConnect: r.Metrics.Backend(name).CountConnect}, log)
@@ -202,7 +201,7 @@ func (b *harness) writeFile(name, text string) {
 	must(b.t, os.WriteFile(b.path(name), []byte(text), 0o600))
 }
 
-// stopServer stops the gateway and returns when it has stopped.
+// stopServer stops the gateway and waits for it.
 func (b *harness) stopServer() {
 	b.stopOnce.Do(func() {
 		b.stop()
@@ -222,9 +221,9 @@ func (b *harness) stopServer() {
 	})
 }
 
-// checkInvariants is what must hold whatever a test did: every connection has one end on
-// record, with a reason of the closed set; every login has one; nothing is
-// counted as open; no upstream was another user's; nothing panicked.
+// checkInvariants checks what must hold after any test. Every connection has one recorded
+// end, with a reason of the closed set. Every login has one record. No connection or
+// session is counted as open. No upstream was another user's, and no goroutine panicked.
 func (b *harness) checkInvariants() {
 	b.stopServer()
 	sessions, ended, logins := 0.0, map[string]int{}, 0.0
@@ -243,7 +242,7 @@ func (b *harness) checkInvariants() {
 	}
 	for session, n := range ended {
 		if n != 1 || session == "" {
-			b.t.Errorf("session %q has %d ends on record", session, n)
+			b.t.Errorf("session %q has %d recorded ends", session, n)
 		}
 	}
 	m := b.metrics()
@@ -265,21 +264,21 @@ func (b *harness) checkInvariants() {
 		b.t.Errorf("%d sockets are counted as open", n)
 	}
 	if n := b.deps.Limits.CountersInUse(); n != 0 {
-		b.t.Errorf("%d places are still taken", n)
+		b.t.Errorf("%d counters are still in use", n)
 	}
 	if n := strings.Count(b.logs.String(), `"msg":"fault"`); n != b.wantPanics {
-		b.t.Errorf("%d faults:\n%s", n, b.logs)
+		b.t.Errorf("%d panics:\n%s", n, b.logs)
 	}
 }
 
-// metricsText is the metrics as the admin address shows them.
+// metricsText returns the metrics as the admin API serves them.
 func (b *harness) metricsText() string {
 	w := httptest.NewRecorder()
 	b.deps.Metrics.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
 	return w.Body.String()
 }
 
-// metrics is the sum of every metric over its labels.
+// metrics returns each metric, summed over its labels.
 func (b *harness) metrics() map[string]float64 {
 	sums := map[string]float64{}
 	for line := range strings.Lines(b.metricsText()) {
@@ -305,7 +304,7 @@ func (r auditRecord) field(name string) string {
 	return ""
 }
 
-// count is how many events a record stands for.
+// count returns how many events a record stands for.
 func (r auditRecord) count() float64 {
 	if n, folded := r["count"].(float64); folded {
 		return n
@@ -313,7 +312,7 @@ func (r auditRecord) count() float64 {
 	return 1
 }
 
-// records is the audit log so far.
+// records returns the audit log so far.
 func (b *harness) records() []auditRecord {
 	b.t.Helper()
 	text, err := os.ReadFile(b.path("audit"))
@@ -321,7 +320,7 @@ func (b *harness) records() []auditRecord {
 	var all []auditRecord
 	for line := range bytes.Lines(text) {
 		if !bytes.HasSuffix(line, []byte("\n")) {
-			break // it is being written; at the end the count would not be right
+			break // partly written; a count at the end would be wrong
 		}
 		var r auditRecord
 		if err := json.Unmarshal(line, &r); err != nil {
@@ -347,7 +346,7 @@ func (b *harness) wantRecord(event string, reason audit.Reason) auditRecord {
 	return found
 }
 
-// lastRecord waits for a record of an event about a client and is the last one.
+// lastRecord waits until the last record is one of an event about a client.
 func (b *harness) lastRecord(event string, c *client) auditRecord {
 	b.t.Helper()
 	var found auditRecord
@@ -365,7 +364,7 @@ func (b *harness) lastRecord(event string, c *client) auditRecord {
 
 func (b *harness) addr(listener string) string { return b.server.Addrs()[listener].String() }
 
-// checkLeaks wants goroutines and descriptors back where they were after the test.
+// checkLeaks expects the number of goroutines and descriptors to be as before the test.
 func checkLeaks(t testing.TB) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -400,7 +399,7 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(testbed.Timeout); !ok(); <-time.After(5 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("waited in vain for %s\n%s\n%s", what, strings.Join(openFiles(t), "\n"), stacks())
+			t.Fatalf("timed out waiting for %s\n%s\n%s", what, strings.Join(openFiles(t), "\n"), stacks())
 		}
 	}
 }
@@ -410,6 +409,6 @@ func stacks() []byte {
 	return buf[:runtime.Stack(buf, true)]
 }
 
-// refusingAddress is one where nobody listens: a port given up could be anybody's
-// by the next moment.
+// refusingAddress refuses connections. A port that was released could be reused at any
+// moment.
 const refusingAddress = "127.0.0.1:1"

@@ -14,7 +14,7 @@ import (
 	"imapgate/routing"
 )
 
-// The rows of the catalogues "injection" and "identity".
+// The "injection" and "identity" rows of the attack catalogue.
 
 // hostileNames are names that no account has.
 var hostileNames = []string{
@@ -34,7 +34,7 @@ func TestHostileNamesAreRefusedBeforeLookup(t *testing.T) {
 		s.routes.Static.Default = "east"
 	})
 	var clients []*client
-	for _, name := range hostileNames { // each on its own connection: a denial takes its time
+	for _, name := range hostileNames { // each on its own connection, because denials are slow
 		c := b.dialGreeted("none")
 		c.write("a LOGIN " + encodeLiteral(name) + " right\r\n")
 		clients = append(clients, c)
@@ -50,7 +50,7 @@ func TestHostileNamesAreRefusedBeforeLookup(t *testing.T) {
 		c.expectLine("a " + authFailedReply)
 	}
 	if m.connCount() > 0 || m.receivedText() != "" || b.metrics()["imapgate_upstream_connects_total"] > 0 {
-		t.Error("a backend was asked")
+		t.Error("a backend was contacted")
 	}
 	b.stopServer()
 	for line := range strings.Lines(b.logs.String()) {
@@ -58,7 +58,7 @@ func TestHostileNamesAreRefusedBeforeLookup(t *testing.T) {
 			t.Errorf("log line %q", line)
 		}
 	}
-	for _, r := range b.records() { // which are lines of JSON
+	for _, r := range b.records() { // valid lines of JSON
 		for k, v := range r {
 			if text := fmt.Sprint(v); len(text) > 260 || strings.ContainsFunc(text, func(c rune) bool {
 				return unicode.IsControl(c) || unicode.Is(unicode.Cf, c) || c == '\u2028'
@@ -90,7 +90,7 @@ func TestHostilePasswordsAreRefusedBeforeLookup(t *testing.T) {
 		c.expectLine("a " + authFailedReply)
 	}
 	if m.connCount() > 0 || b.metrics()["imapgate_upstream_connects_total"] > 0 {
-		t.Error("a backend was asked")
+		t.Error("a backend was contacted")
 	}
 }
 
@@ -169,7 +169,7 @@ func TestUserNameCannotReachOtherRedisKeys(t *testing.T) {
 		denied = append(denied, try(name, "right"))
 	}
 	wrong := try("bob", "wrong")
-	blocked, unknown := try("blocked", "right"), try("nobody", "right")
+	blocked, unknown := try("blocked", "right"), try("unknown", "right")
 	for _, c := range append(denied, wrong, blocked, unknown) {
 		c.expectLine("a " + authFailedReply)
 	}
@@ -233,7 +233,7 @@ func TestClientInputNeverBecomesMetricLabel(t *testing.T) {
 	c.write("b LOGIN alice right\r\n")
 	c.expectLine("b OK …")
 	eventually(t, "the logins to be counted", func() bool { return b.metrics()["imapgate_logins_total"] == 121 })
-	if now := strings.Count(b.metricsText(), "\n"); now > lines+3 || len(b.metrics()) > before+1 { // a connect's result is new, once
+	if now := strings.Count(b.metricsText(), "\n"); now > lines+3 || len(b.metrics()) > before+1 { // the result of a first connect adds a series, once
 		t.Errorf("%d lines of metrics became %d", lines, now)
 	}
 }
@@ -271,6 +271,6 @@ func TestClientCannotAuthorizeAsAnotherUser(t *testing.T) {
 		c.expectLine("a " + authFailedReply)
 	}
 	if b.metrics()["imapgate_upstream_connects_total"] > 0 {
-		t.Error("a backend was asked")
+		t.Error("a backend was contacted")
 	}
 }

@@ -14,11 +14,11 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// withLimits is a setup with limits, on a listener in front of which a balancer says
-// where clients come from.
+// withLimits sets limits, on a listener whose clients' addresses come from a balancer's
+// PROXY header.
 func withLimits(l limit.Config) func(*harnessConfig) { return func(s *harnessConfig) { s.limits = l } }
 
-// dialFrom connects as a client at an address, through the balancer.
+// dialFrom connects through the balancer as a client at an address.
 func (b *harness) dialFrom(address string) *client {
 	b.t.Helper()
 	c := b.dial("balanced-none")
@@ -26,7 +26,7 @@ func (b *harness) dialFrom(address string) *client {
 	return c
 }
 
-// dialGreetedFrom is from with the greeting heard.
+// dialGreetedFrom is dialFrom, and reads the greeting.
 func (b *harness) dialGreetedFrom(address string) *client {
 	b.t.Helper()
 	c := b.dialFrom(address)
@@ -34,7 +34,7 @@ func (b *harness) dialGreetedFrom(address string) *client {
 	return c
 }
 
-// expectRefusedFrom is from with a BYE instead.
+// expectRefusedFrom is dialFrom, and expects a BYE instead of a greeting.
 func (b *harness) expectRefusedFrom(address string) {
 	b.t.Helper()
 	c := b.dialFrom(address)
@@ -45,7 +45,7 @@ func (b *harness) expectRefusedFrom(address string) {
 	}
 }
 
-// wantHit waits for a limit's record, with its metric.
+// wantHit waits for a limit's record and its metric.
 func (b *harness) wantHit(reason limit.Reason, subject string) {
 	b.t.Helper()
 	eventually(b.t, fmt.Sprintf("limit_hit %s of %s", reason, subject), func() bool {
@@ -58,10 +58,10 @@ func (b *harness) wantHit(reason limit.Reason, subject string) {
 	})
 }
 
-// waitSlots waits until so many places are taken.
+// waitSlots waits until n counters are in use.
 func (b *harness) waitSlots(n int) {
 	b.t.Helper()
-	eventually(b.t, fmt.Sprintf("%d places", n), func() bool { return b.deps.Limits.CountersInUse() == n })
+	eventually(b.t, fmt.Sprintf("%d counters in use", n), func() bool { return b.deps.Limits.CountersInUse() == n })
 }
 
 func TestAddressPreauthConnectionLimit(t *testing.T) {
@@ -71,7 +71,7 @@ func TestAddressPreauthConnectionLimit(t *testing.T) {
 	b.wantHit(limit.AddressPreauth, "192.0.2.1/32")
 	b.dialGreetedFrom("192.0.2.2").close()
 	first.write("a LOGIN frank right\r\n")
-	first.expectLine("a OK …") // is no stranger any more
+	first.expectLine("a OK …") // no longer counts as preauth
 	b.dialGreetedFrom("192.0.2.1").reset()
 	second.close()
 	first.close()
@@ -86,7 +86,7 @@ func TestAddressConnectionLimit(t *testing.T) {
 	b.expectRefusedFrom("192.0.2.1")
 	b.wantHit(limit.AddressConnections, "192.0.2.1/32")
 	second.reset()
-	eventually(t, "the place of a client that vanished", func() bool {
+	eventually(t, "the counters of a client that vanished", func() bool {
 		c := b.dialFrom("192.0.2.1")
 		defer c.close()
 		line, _ := c.r.ReadString('\n')
@@ -109,7 +109,7 @@ func TestAddressConnectionRateLimit(t *testing.T) {
 func TestNoByeIsSentBeforeTLS(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Settings: limit.Settings{PreauthPerAddress: 1}}))
 	first := b.dial("implicit")
-	b.waitSlots(2) // of an address, and of its strangers
+	b.waitSlots(2) // of an address, and of its preauth connections
 	second := b.dial("implicit")
 	second.expectEOF()
 	first.close()
@@ -129,12 +129,12 @@ func TestFailedTLSHandshakeReleasesSlot(t *testing.T) {
 func TestUserSessionLimit(t *testing.T) {
 	for name, test := range map[string]struct {
 		limits limit.Settings
-		other  string // an address from where one more is too many
+		other  string // address from which one more is too many
 		reason limit.Reason
 	}{
-		"from everywhere":     {limit.Settings{PerUser: 2}, "198.51.100.1", limit.UserConnections},
-		"from one address":    {limit.Settings{PerUserAddress: 2}, "192.0.2.1", limit.UserAddress},
-		"with everybody else": {limit.Settings{Total: 2}, "198.51.100.1", limit.TotalSessions},
+		"from everywhere":  {limit.Settings{PerUser: 2}, "198.51.100.1", limit.UserConnections},
+		"from one address": {limit.Settings{PerUserAddress: 2}, "192.0.2.1", limit.UserAddress},
+		"in total":         {limit.Settings{Total: 2}, "198.51.100.1", limit.TotalSessions},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := openTestBackend(t)
@@ -155,9 +155,9 @@ func TestUserSessionLimit(t *testing.T) {
 			eventually(t, "the end at the backend", func() bool { return m.connCount() == 2 })
 			wrong := b.dialGreetedFrom(test.other)
 			wrong.write("a LOGIN frank wrong\r\n")
-			wrong.expectLine("a " + authFailedReply) // whose password is wrong does not learn of it
+			wrong.expectLine("a " + authFailedReply) // a wrong password must not reveal the limit
 			in[0].reset()
-			eventually(t, "a free place", func() bool {
+			eventually(t, "a free slot", func() bool {
 				c := b.dialGreetedFrom(test.other)
 				c.write("a LOGIN frank right\r\n")
 				line, _ := c.r.ReadString('\n')
@@ -184,7 +184,7 @@ func TestListenerOverridesLimits(t *testing.T) {
 	first.close()
 }
 
-// failureLimits are the failures of the defaults, in time that tests have.
+// failureLimits returns the default failure limits with durations for tests.
 func failureLimits() limit.Failures {
 	return limit.Failures{
 		PerMinute: 10, PerDay: 50, PerUserHour: 10, PerUserDay: 100,
@@ -193,8 +193,8 @@ func failureLimits() limit.Failures {
 	}
 }
 
-// tryLogin tries a password on a connection of its own and gives the answer, "" for
-// none. It may be called by many at a time.
+// tryLogin tries a password on its own connection and returns the answer, or "". It may be
+// called concurrently.
 func (b *harness) tryLogin(address, user, secret string) string {
 	nc, err := net.Dial("tcp", b.addr("balanced-none"))
 	if err != nil {
@@ -212,8 +212,8 @@ func (b *harness) tryLogin(address, user, secret string) string {
 	return strings.TrimSpace(strings.TrimPrefix(line, "a "))
 }
 
-// tryWrongPasswords tries ten wrong passwords, with these users in turns: as many as the
-// defaults forgive.
+// tryWrongPasswords tries ten wrong passwords with these users in turn: as many as the
+// defaults allow.
 func (b *harness) tryWrongPasswords(address string, users ...string) {
 	b.t.Helper()
 	for i := range 10 {
@@ -227,17 +227,17 @@ func TestRepeatedGuessesAreBanned(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Failures: failureLimits()}))
 	waiting := b.dialGreetedFrom("203.0.113.7")
 	// Wrong, unknown, denied by the backend and impossible: all count alike.
-	b.tryWrongPasswords("203.0.113.7", "frank", "nobody", "alice", `"a|b"`)
+	b.tryWrongPasswords("203.0.113.7", "frank", "unknown", "alice", `"a|b"`)
 	b.expectRefusedFrom("203.0.113.7")
 	b.wantHit(limit.Banned, "203.0.113.7/32")
-	// On a connection that is open already a right password is not told from a
+	// On a connection that is already open, a right password gets the same answer as a
 	// wrong one.
 	for i, secret := range []string{"wrong", "right"} {
 		waiting.write(fmt.Sprintf("a%d LOGIN frank %s\r\n", i, secret))
 		waiting.expectLine(fmt.Sprintf("a%d %s", i, unavailableReply))
 	}
 	if got := b.tryLogin("203.0.113.8", "frank", "right"); !strings.HasPrefix(got, "OK") {
-		t.Errorf("a neighbour: %s", got)
+		t.Errorf("another user there: %s", got)
 	}
 	waiting.close()
 }
@@ -271,7 +271,7 @@ func TestBackendOutageIsNoFailure(t *testing.T) {
 		}
 	}
 	if got := b.tryLogin("203.0.113.7", "alice", "right"); !strings.HasPrefix(got, "OK") {
-		t.Errorf("somebody else there: %s", got)
+		t.Errorf("another user there: %s", got)
 	}
 }
 
@@ -291,12 +291,12 @@ func TestTrustedPeerAddressIsNotCounted(t *testing.T) {
 			c.expectLine("* BYE [UNAVAILABLE] Too many connections.")
 			continue
 		}
-		c.write("n NOOP\r\n") // the place is taken after ID is answered
+		c.write("n NOOP\r\n") // the slot is taken before ID is answered
 		c.expectLine("n OK Nothing done.")
 	}
-	for i := range 20 { // by a webmail that says of nobody who it is
+	for i := range 20 { // from a webmail that names no client
 		c := b.dialGreeted("trusting-none")
-		c.write(fmt.Sprintf("a LOGIN nobody guess%d\r\n", i))
+		c.write(fmt.Sprintf("a LOGIN unknown guess%d\r\n", i))
 		c.expectLine("a " + authFailedReply)
 		c.close()
 	}
@@ -314,18 +314,18 @@ func TestDelayEndsAtPreauthDeadline(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), withLimits(limit.Config{Failures: f}), func(s *harnessConfig) { s.cfg.PreauthTimeout = 700 * time.Millisecond })
 	c := b.dialGreetedFrom("203.0.113.7")
 	c.write("a LOGIN frank wrong\r\n")
-	c.expectLine("* BYE Login took too long.") // and no denial after the delay
+	c.expectLine("* BYE Login took too long.") // no denial after the delay
 	c.expectEOF()
 	next := b.dialGreetedFrom("203.0.113.7")
-	next.write("a LOGIN frank right\r\n") // owes the delay of the first
+	next.write("a LOGIN frank right\r\n") // waits out the delay of the first
 	next.expectLine("* BYE Login took too long.")
 	if r := b.lastRecord("login_refused", next); r.field("reason") != string(audit.LimitReached) || r.field("delay_ms") == "" {
 		t.Errorf("%v", r)
 	}
 }
 
-// One thread of a refused address can come thousands of times a second. It fills neither
-// the audit log nor the ordinary one, and each of its connections is counted.
+// One refused client can connect thousands of times a second. It must not fill the audit
+// log or the ordinary log, and each of its connections is counted.
 func TestRefusedAddressDoesNotFloodLogs(t *testing.T) {
 	const flood = 300
 	b := newHarness(t, openTestBackend(t).addr(), func(s *harnessConfig) {
@@ -363,14 +363,14 @@ func TestRefusedAddressDoesNotFloodLogs(t *testing.T) {
 			t.Errorf("%s: %v events, %d single records", what, sum[what], single[what])
 		}
 	}
-	said := 0
+	lineCount := 0
 	for line := range strings.Lines(b.logs.String()) {
 		if strings.Contains(line, `"level":"info"`) {
-			said++
+			lineCount++
 		}
 	}
-	if said > 2*maxLinesPerNet+10 { // connections, logins, a count of each, and the ban
-		t.Errorf("the ordinary log has %d lines", said)
+	if lineCount > 2*maxLinesPerNet+10 { // connections, logins, a summary of each, and the ban
+		t.Errorf("the ordinary log has %d lines", lineCount)
 	}
 }
 
@@ -389,11 +389,11 @@ func TestIPv6NetworkCannotTakeAllSlots(t *testing.T) {
 			if err == nil && strings.HasPrefix(line, "* OK") {
 				in++
 			} else if c.close(); line != "* BYE [UNAVAILABLE] Too many connections.\r\n" {
-				t.Fatalf("heard %q, %v", line, err)
+				t.Fatalf("received %q, %v", line, err)
 			}
 		}
 	}
-	if in != 4 { // half of a quarter of 30 is less than one address may have
+	if in != 4 { // half of a quarter of 30 is less than the limit of one address
 		t.Errorf("%d connections of a /59 are in", in)
 	}
 	b.wantHit(limit.NetworkPreauth, "2001:db8:1::/56")

@@ -14,14 +14,14 @@ import (
 	"imapgate/proxy/mux/wire"
 )
 
-// An LF with bytes behind it is no line end, and what stands behind it no command:
-// another program may have taken all of it for one argument.
+// An LF followed by more bytes is no line end, and the bytes after it are no command:
+// another program may have passed all of it as one argument.
 func TestBareLFDoesNotSplitCommands(t *testing.T) {
 	m := openTestBackend(t)
 	b := newHarness(t, m.addr(), func(s *harnessConfig) { s.cfg.MaxBadCommands = 1 << 20 })
 	const refused, lost = "a BAD Lines end in CRLF.", "* BYE Literal refused."
 	for _, kind := range []string{"none", "starttls", "implicit"} {
-		for say, want := range map[string]string{
+		for text, want := range map[string]string{
 			"a NOOP\nb NOOP\n":   refused,
 			"a NOOP\nb NOOP\r\n": refused,
 			"\n\n":               "* BAD Lines end in CRLF.", // no tag
@@ -35,7 +35,7 @@ func TestBareLFDoesNotSplitCommands(t *testing.T) {
 			"a LOGIN " + strings.Repeat("x", 512-len("a LOGIN \n")) + "\nb LOGIN alice right\n": refused, // the first read ends with the LF
 		} {
 			c := b.dialGreeted(kind)
-			c.write(say)
+			c.write(text)
 			c.expectLine(want)
 			if want == lost {
 				c.expectEOF()
@@ -47,7 +47,7 @@ func TestBareLFDoesNotSplitCommands(t *testing.T) {
 		}
 	}
 	if m.connCount() > 0 || m.receivedText() != "" {
-		t.Error("a login that stood behind an LF was tried")
+		t.Error("a login after an LF was tried")
 	}
 }
 
@@ -65,12 +65,12 @@ func TestSASLLineWithBareLFIsRefused(t *testing.T) {
 		t.Error(r)
 	}
 	if m.connCount() > 0 {
-		t.Error("a login that stood behind an LF was tried")
+		t.Error("a login after an LF was tried")
 	}
 }
 
-// STARTTLS by LF alone is held to what STARTTLS by CRLF is: bytes that came with it
-// start nothing, and are not read under TLS.
+// STARTTLS with a bare LF follows the same rule as with CRLF: bytes after it do not start
+// TLS and are not read under it.
 func TestBytesAfterSTARTTLSWithBareLFAreRefused(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), func(s *harnessConfig) { s.cfg.MaxBadCommands = 1 << 20 })
 	for _, extra := range []string{"b NOOP\r\n", "b LOGIN alice right\n", "\n", "\r\n", "b STARTTLS\n"} {
@@ -79,7 +79,7 @@ func TestBytesAfterSTARTTLSWithBareLFAreRefused(t *testing.T) {
 		c.write("a STARTTLS\n" + extra)
 		c.expectLine("a BAD Lines end in CRLF.")
 		c.write("z CAPABILITY\n")
-		c.expectLine("* CAPABILITY IMAP4rev1 LITERAL+ ID STARTTLS LOGINDISABLED") // in the clear, as before
+		c.expectLine("* CAPABILITY IMAP4rev1 LITERAL+ ID STARTTLS LOGINDISABLED") // still without TLS
 		c.expectLine("z OK Capabilities listed.")
 		c.close()
 	}
@@ -91,7 +91,7 @@ func TestBytesAfterSTARTTLSWithBareLFAreRefused(t *testing.T) {
 	b.lastRecord("connection_refused", c)
 }
 
-// A request of another protocol that comes line by line gets no word.
+// A request of another protocol that arrives line by line gets no answer.
 func TestHTTPLineWithBareLFGetsNoAnswer(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr())
 	for _, request := range []string{"GET / HTTP/1.0\n", "GET / HTTP/1.1\nHost: x\n\n", "POST / HTTP/1.1\r\nHost: x\n\n{}\n", "EHLO x\nQUIT {3}\n"} {
@@ -104,8 +104,8 @@ func TestHTTPLineWithBareLFGetsNoAnswer(t *testing.T) {
 	}
 }
 
-// A line that fills the buffer to its last byte, of whatever size, is a line: nothing
-// has arrived behind its LF.
+// A line that fills a buffer of any size to its last byte is a line: no byte has arrived
+// after its LF.
 func TestBufferSizedLineMayEndInLF(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), func(s *harnessConfig) { s.cfg.MaxBadCommands = 1 << 20 })
 	for _, kind := range []string{"none", "starttls", "implicit"} {
@@ -124,16 +124,16 @@ func TestBufferSizedLineMayEndInLF(t *testing.T) {
 	}
 }
 
-// What was read too far at a login is cut where the client's bytes were, not where the
-// buffer ended: the session must know of all that has arrived behind an LF.
+// Bytes read too far at a login are cut where the client's bytes end, not where the buffer
+// ended. The session must receive all that has arrived after an LF.
 func TestLoginBufferKeepsFollowingBytes(t *testing.T) {
 	first := "a LOGIN u p\r\nb SELECT "
 	first += strings.Repeat("x", 512-len(first)-1) + "\n"
-	const behind = "c DELETE inbox\r\n"
+	const following = "c DELETE inbox\r\n"
 	near, far := testbed.TCPPair(t)
 	c := imap.NewConn(parking.NewBufferedConn(near.(*net.TCPConn)), imap.Commands, imap.MaxLongLine)
 	c.TryReadFunc = parking.ReadAvailable
-	if _, err := io.WriteString(far, first+behind); err != nil {
+	if _, err := io.WriteString(far, first+following); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := c.ReadCommand(imap.PreauthLimits, nil); err != nil {
@@ -147,16 +147,16 @@ func TestLoginBufferKeepsFollowingBytes(t *testing.T) {
 	}
 }
 
-// Nor does the buffer of a PROXY header.
+// The same for the buffer of a PROXY header.
 func TestProxyHeaderBufferKeepsFollowingBytes(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), func(s *harnessConfig) { s.cfg.MaxBadCommands = 1 << 20 })
-	for _, behind := range []string{"", "b NOOP\r\n"} {
+	for _, following := range []string{"", "b NOOP\r\n"} {
 		c := b.dial("balanced-none")
 		first := "PROXY TCP4 192.0.2.1 127.0.0.1 4711 143\r\na NOOP "
 		first += strings.Repeat("x", maxProxyHeader-len(first)-1) + "\n"
-		c.write(first + behind)
+		c.write(first + following)
 		c.expectLine("* OK …")
-		if behind == "" {
+		if following == "" {
 			c.expectLine("a BAD Unexpected argument, or unknown command.")
 		} else {
 			c.expectLine("a BAD Lines end in CRLF.")

@@ -22,7 +22,7 @@ import (
 	"imapgate/routing"
 )
 
-// logLines are those of the ordinary log with a message.
+// logLines returns the lines of the ordinary log with a message.
 func (b *harness) logLines(msg string) (found []auditRecord) {
 	for text := range strings.Lines(b.logs.String()) {
 		var r auditRecord
@@ -64,7 +64,7 @@ func TestLogContainsRefusalReason(t *testing.T) {
 	}
 }
 
-// expectRefusalLine logs in, in vain, and wants one line about it.
+// expectRefusalLine sends a login that fails, and expects one line about it.
 func (b *harness) expectRefusalLine(c *client, login, answer string, want auditRecord) {
 	b.t.Helper()
 	before := len(b.logLines("login refused"))
@@ -129,7 +129,7 @@ func observeAggregator(t *testing.T, level zapcore.Level, test func(*logAggregat
 func TestRefusedLoginFloodIsAggregatedPerMinute(t *testing.T) {
 	const flood = 5000
 	reasons := []audit.Reason{audit.BadCredentials, audit.NoRoute}
-	said := observeAggregator(t, zap.InfoLevel, func(f *logAggregator) {
+	logged := observeAggregator(t, zap.InfoLevel, func(f *logAggregator) {
 		for i := range flood {
 			from := netip.AddrFrom4([4]byte{192, 0, 2, byte(i % 100)})
 			f.write(zap.InfoLevel, "login refused", from, reasons[i%2], nil)
@@ -137,7 +137,7 @@ func TestRefusedLoginFloodIsAggregatedPerMinute(t *testing.T) {
 		time.Sleep(aggregateInterval + time.Second)
 		f.write(zap.InfoLevel, "login refused", netip.MustParseAddr("192.0.2.1"), audit.BadName, nil)
 	})
-	single, sums := said.FilterMessage("login refused").All(), said.FilterMessage("logins refused").All()
+	single, sums := logged.FilterMessage("login refused").All(), logged.FilterMessage("logins refused").All()
 	if len(single) != maxLines+1 || len(sums) != 1 || single[maxLines].Time.Before(sums[0].Time) {
 		t.Fatalf("%d lines and %d sums", len(single), len(sums))
 	}
@@ -149,20 +149,19 @@ func TestRefusedLoginFloodIsAggregatedPerMinute(t *testing.T) {
 }
 
 func TestAggregateHasHighestLevel(t *testing.T) {
-	said := observeAggregator(t, zap.WarnLevel, func(f *logAggregator) {
+	logged := observeAggregator(t, zap.WarnLevel, func(f *logAggregator) {
 		for range 100 {
 			f.write(zap.InfoLevel, "login refused", netip.MustParseAddr("192.0.2.1"), audit.BadCredentials, nil)
 			f.write(zap.WarnLevel, "login refused", netip.MustParseAddr("192.0.2.1"), audit.BackendDown, nil)
 		}
 	})
-	sums := said.FilterMessage("logins refused").All()
+	sums := logged.FilterMessage("logins refused").All()
 	if len(sums) != 1 || sums[0].ContextMap()["count"] != uint64(100-maxLinesPerNet) {
 		t.Errorf("%v", sums)
 	}
 }
 
-// Wrong passwords do not hide what is wrong with a backend: its lines are counted by
-// themselves.
+// Wrong passwords do not hide backend failures: their lines are counted separately.
 func TestWrongPasswordsDoNotHideBackendErrors(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), withAllMechanisms(t, newTestCA(t)), withoutDenialDelay)
 	for range maxLines + 1 {
@@ -192,21 +191,21 @@ func TestWrongPasswordsDoNotHideBackendErrors(t *testing.T) {
 }
 
 func TestOneAddressCannotTakeAllLines(t *testing.T) {
-	said := observeAggregator(t, zap.InfoLevel, func(f *logAggregator) {
+	logged := observeAggregator(t, zap.InfoLevel, func(f *logAggregator) {
 		for i := range 1000 {
-			from := netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 15: byte(i)}) // of one /64
+			from := netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 15: byte(i)}) // in one /64
 			f.write(zap.InfoLevel, "login refused", from, audit.BadCredentials, nil)
 		}
 		f.write(zap.InfoLevel, "login refused", netip.MustParseAddr("192.0.2.1"), audit.NoRoute, nil)
 	})
-	lines := said.FilterMessage("login refused").All()
+	lines := logged.FilterMessage("login refused").All()
 	if len(lines) != maxLinesPerNet+1 {
 		t.Errorf("%d lines", len(lines))
 	}
 }
 
 func TestFloodFromManyNetworksIsBounded(t *testing.T) {
-	said := observeAggregator(t, zap.InfoLevel, func(f *logAggregator) {
+	logged := observeAggregator(t, zap.InfoLevel, func(f *logAggregator) {
 		for i := range 10_000 {
 			f.write(zap.InfoLevel, "login refused", netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), audit.BadCredentials, nil)
 		}
@@ -214,25 +213,25 @@ func TestFloodFromManyNetworksIsBounded(t *testing.T) {
 			t.Errorf("%d and %d addresses are kept", len(f.nets), len(f.writtenByNet))
 		}
 	})
-	if said.Len() != maxLines+1 {
-		t.Errorf("%d lines", said.Len())
+	if logged.Len() != maxLines+1 {
+		t.Errorf("%d lines", logged.Len())
 	}
 }
 
 func TestDebugLevelLogsEveryRefusedLogin(t *testing.T) {
-	said := observeAggregator(t, zap.DebugLevel, func(f *logAggregator) {
+	logged := observeAggregator(t, zap.DebugLevel, func(f *logAggregator) {
 		for range 1000 {
 			f.write(zap.InfoLevel, "login refused", netip.MustParseAddr("192.0.2.1"), audit.BadCredentials, nil)
 		}
 	})
-	lines := said.FilterMessage("login refused")
+	lines := logged.FilterMessage("login refused")
 	if n, atInfo := lines.Len(), lines.FilterLevelExact(zap.InfoLevel).Len(); n != 1000 || atInfo != maxLinesPerNet {
 		t.Errorf("%d lines, %d of them at info", n, atInfo)
 	}
 }
 
-// The reasons of a real Redis: the client hears the same of a user who is not there and of
-// a wrong password, the log does not say the same.
+// With a real Redis, an unknown user and a wrong password get the same answer, but
+// different reasons in the log.
 func TestLogDistinguishesMissingRouteFromWrongPassword(t *testing.T) {
 	store := testbed.StartRedis(t)
 	store.CLI("HSET", "imapgate:user:alice@example.org", "backend", "east")
@@ -255,5 +254,5 @@ func TestLogDistinguishesMissingRouteFromWrongPassword(t *testing.T) {
 			auditRecord{"user": x.user + "@example.org", "reason": x.reason, "backend": x.backend})
 	}
 	store.Kill()
-	b.expectRefusalLine(b.dialGreeted("none"), "LOGIN stranger wrong", unavailableReply, auditRecord{"user": "stranger@example.org", "reason": "routing_unavailable"})
+	b.expectRefusalLine(b.dialGreeted("none"), "LOGIN unseen wrong", unavailableReply, auditRecord{"user": "unseen@example.org", "reason": "routing_unavailable"})
 }

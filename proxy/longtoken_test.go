@@ -13,10 +13,10 @@ import (
 	"imapgate/internal/imap"
 )
 
-// padToken is a token of n bytes that ends in text.
+// padToken returns a token of n bytes that ends in text.
 func padToken(n int, text string) string { return strings.Repeat("t", n-len(text)) + text }
 
-// sendToken sends a token, with the command or when asked for it.
+// sendToken sends a token, with the command or as a response.
 func (c *client) sendToken(mechanism, form, token string, asked bool) {
 	c.t.Helper()
 	response := encodeToken(form, token)
@@ -29,7 +29,7 @@ func (c *client) sendToken(mechanism, form, token string, asked bool) {
 	c.write(response + "\r\n")
 }
 
-// tokenForms are the two mechanisms that bring a token, of carol.
+// tokenForms are the messages of the two token mechanisms, for carol.
 var tokenForms = map[string]string{"OAUTHBEARER": bearer, "XOAUTH2": xoauth2}
 
 // forEachToken calls try for each listener, mechanism and way to send a token.
@@ -76,7 +76,7 @@ func Test16KBTokenIsAcceptedByEveryVerifier(t *testing.T) {
 func TestTooLongTokenIsNoGuess(t *testing.T) {
 	m := openTestBackend(t)
 	b := newHarness(t, m.addr(), withAllMechanisms(t, newTestCA(t)), withCountedUsers, func(s *harnessConfig) { s.cfg.MaxBadCommands = 100 })
-	for i, n := range []int{identity.MaxToken + 1, 20 << 10, 60 << 10} { // of which the last is more than a line holds
+	for i, n := range []int{identity.MaxToken + 1, 20 << 10, 60 << 10} { // the last one is longer than a line may be
 		forEachToken(b, func(c *client, mechanism, form string, asked bool) {
 			c.sendToken(mechanism, form, padToken(n, "right"), asked)
 			c.expectLine("a " + tooLongReply)
@@ -95,7 +95,7 @@ func TestTooLongTokenIsNoGuess(t *testing.T) {
 	c.sendToken("XOAUTH2", xoauth2, padToken(100<<10, "right"), false)
 	c.expectLine("* BYE Line too long.")
 	c.expectEOF()
-	// In the clear it is refused as every login is.
+	// Without TLS it is refused like any login.
 	c = b.dial("starttls")
 	c.expectLine("* OK …")
 	c.sendToken("XOAUTH2", xoauth2, padToken(60<<10, "right"), false)
@@ -103,7 +103,7 @@ func TestTooLongTokenIsNoGuess(t *testing.T) {
 	c.close()
 }
 
-// ID with all that RFC 2971 §3.3 allows, as Dovecot and Cyrus take it.
+// ID of the largest size by RFC 2971 §3.3, which Dovecot and Cyrus accept too.
 func TestLargestIDIsAnswered(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr())
 	var quoted, literals strings.Builder

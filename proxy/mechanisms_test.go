@@ -28,8 +28,8 @@ import (
 	"imapgate/routing"
 )
 
-// withSCRAM stores passwords for SCRAM: carol's, who lives behind a master login,
-// and frank's, whose backend wants to see one.
+// withSCRAM stores passwords for SCRAM: carol's, whose backend has a master login, and
+// frank's, whose backend needs the password.
 func withSCRAM(t testing.TB) func(*harnessConfig) {
 	t.Helper()
 	hash, err := auth.Hash("SCRAM-SHA-256", identity.NewSecret(password))
@@ -41,13 +41,13 @@ func withSCRAM(t testing.TB) func(*harnessConfig) {
 	}
 }
 
-// scramExchange is a client of the library in the middle of AUTHENTICATE.
+// scramExchange is a library client in the middle of AUTHENTICATE.
 type scramExchange struct {
 	*client
 	conversation *scram.ClientConversation
 }
 
-// startScram begins AUTHENTICATE and goes as far as the client's proof.
+// startScram starts AUTHENTICATE and returns the client's proof.
 func (c *client) startScram(mechanism, user, password, binding string) scramExchange {
 	c.t.Helper()
 	made, err := scram.SHA256.NewClient(user, password, "")
@@ -72,13 +72,13 @@ func (c *client) startScram(mechanism, user, password, binding string) scramExch
 	return e
 }
 
-// readChallenge reads one, decoded.
+// readChallenge reads a challenge and returns it decoded.
 func (c *client) readChallenge() string {
 	c.t.Helper()
 	line, err := c.r.ReadString('\n')
 	coded, ok := strings.CutPrefix(strings.TrimRight(line, "\r\n"), "+ ")
 	if err != nil || !ok {
-		c.t.Fatalf("heard %q, %v; want a challenge\n%s", line, err, c.harness.logs)
+		c.t.Fatalf("received %q, %v; want a challenge\n%s", line, err, c.harness.logs)
 	}
 	text, err := base64.StdEncoding.DecodeString(coded)
 	must(c.t, err)
@@ -114,21 +114,21 @@ func TestMutualSCRAMProofWithEveryBinding(t *testing.T) {
 func TestGuesserGetsNoServerProof(t *testing.T) {
 	m := openTestBackend(t)
 	b := newHarness(t, m.addr(), withSCRAM(t))
-	var heard []string
-	for _, user := range []string{"carol", "gina", "nobody"} {
+	var lines []string
+	for _, user := range []string{"carol", "gina", "unknown"} {
 		c := b.dialGreeted("implicit")
 		c.startScram("SCRAM-SHA-256-PLUS", user, "wrong", "tls-exporter")
 		line, err := c.r.ReadString('\n')
 		must(t, err)
-		heard = append(heard, line)
+		lines = append(lines, line)
 		if r := b.lastRecord("login_refused", c); r.field("user") != user+"@example.org" || r.field("reason") != string(audit.BadCredentials) {
 			t.Errorf("%v", r)
 		}
 		c.close()
 	}
-	for _, line := range heard {
+	for _, line := range lines {
 		if line != "a "+authFailedReply+"\r\n" {
-			t.Errorf("heard %q", line)
+			t.Errorf("received %q", line)
 		}
 	}
 }
@@ -143,7 +143,7 @@ func TestSCRAMCannotLogInToPasswordBackend(t *testing.T) {
 		t.Errorf("%v", r)
 	}
 	if !strings.Contains(b.logs.String(), errNoCredential.Error()) {
-		t.Errorf("the log does not say why:\n%s", b.logs)
+		t.Errorf("the log has no reason:\n%s", b.logs)
 	}
 	c.write("b AUTHENTICATE PLAIN " + base64.StdEncoding.EncodeToString([]byte("\x00frank\x00"+password)) + "\r\n")
 	c.expectLine("b OK …")
@@ -153,7 +153,7 @@ func TestClientMayCancelAfterServerProof(t *testing.T) {
 	m := openTestBackend(t)
 	b := newHarness(t, m.addr(), withSCRAM(t))
 	c := b.dialGreeted("implicit")
-	for range 3 { // knows each time that the password is right
+	for range 3 { // learns each time that the password is right
 		c.startScram("SCRAM-SHA-256", "carol", password, "")
 		c.readChallenge()
 		c.write("*\r\n")
@@ -178,12 +178,12 @@ func TestRefusedUserGetsNoServerProof(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), withSCRAM(t), func(s *harnessConfig) {
 		hash := strings.TrimPrefix(strings.Split(s.users, "\n")[0], "carol@example.org")
 		s.users += "henry@example.org" + hash + "\nerin@example.org" + hash + "\n"
-		s.backends["away"] = upstream.Config{Address: refusingAddress, TLSMode: upstream.NoTLS, Login: upstream.MasterLogin,
+		s.backends["down"] = upstream.Config{Address: refusingAddress, TLSMode: upstream.NoTLS, Login: upstream.MasterLogin,
 			Master: upstream.Master{User: "gateway", Password: identity.NewSecret("master-password")}, ConnectTimeout: time.Second}
-		s.routes.Static.Users["erin"] = "away"
+		s.routes.Static.Users["erin"] = "down"
 	})
 	for _, x := range []struct{ user, password, want string }{
-		{"henry", password, authFailedReply}, // lives nowhere
+		{"henry", password, authFailedReply}, // has no route
 		{"henry", "wrong", authFailedReply},
 		{"erin", password, unavailableReply},
 	} {
@@ -196,7 +196,7 @@ func TestRefusedUserGetsNoServerProof(t *testing.T) {
 
 func TestLimitedClientCausesNoLookup(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), withSCRAM(t), withLimits(limit.Config{Failures: failureLimits()}))
-	waiting := map[string]*client{"carol": b.dialGreetedFrom("203.0.113.7"), "nobody": b.dialGreetedFrom("203.0.113.7")}
+	waiting := map[string]*client{"carol": b.dialGreetedFrom("203.0.113.7"), "unknown": b.dialGreetedFrom("203.0.113.7")}
 	for i := range 10 {
 		if got := b.tryLogin("203.0.113.7", "frank", fmt.Sprint("guess", i)); got != authFailedReply {
 			t.Fatalf("guess %d: %s", i, got)
@@ -238,7 +238,7 @@ func (a *testCA) pem() string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw}))
 }
 
-// issue is a client's certificate for these addresses, changed.
+// issue returns a client's certificate for these addresses, changed by change.
 func (a *testCA) issue(emails []string, change func(*x509.Certificate)) tls.Certificate {
 	a.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -267,21 +267,21 @@ func TestCertificateLogsInItsOwnUser(t *testing.T) {
 	for what, c := range map[string]struct {
 		certificate tls.Certificate
 		authzid     string
-		answer      string // "" when TLS fails
+		answer      string // "" if TLS fails
 	}{
 		"hers":                    {ca.issue(carol, nil), "=", "a OK [CAPABILITY …] Logged in."},
 		"hers, and as herself":    {ca.issue(carol, nil), "Y2Fyb2w=", "a OK [CAPABILITY …] Logged in."},
 		"none":                    {tls.Certificate{}, "=", notOffered},
 		"none, and a name":        {tls.Certificate{}, "Y2Fyb2w=", notOffered},
-		"hers, as somebody else":  {ca.issue(carol, nil), "ZnJhbms=", "a " + authFailedReply},
+		"hers, for another user":  {ca.issue(carol, nil), "ZnJhbms=", "a " + authFailedReply},
 		"of another authority":    {other.issue(carol, nil), "=", ""},
-		"of nobody's":             {selfSignedLike(t, other), "=", ""},
+		"self-signed":             {selfSignedLike(t, other), "=", ""},
 		"expired":                 {ca.issue(carol, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }), "=", ""},
 		"not yet valid":           {ca.issue(carol, func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Minute) }), "=", ""},
 		"for servers":             {ca.issue(carol, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} }), "=", ""},
 		"with two names":          {ca.issue([]string{"carol@example.org", "frank@example.org"}, nil), "=", "a " + authFailedReply},
 		"two names, and a choice": {ca.issue([]string{"carol@example.org", "frank@example.org"}, nil), "Y2Fyb2w=", "a " + authFailedReply},
-		"without a name":          {ca.issue(nil, nil), "=", "a " + authFailedReply}, // the common name is no second choice
+		"without a name":          {ca.issue(nil, nil), "=", "a " + authFailedReply}, // the common name is not used
 		"without, and a choice":   {ca.issue(nil, nil), "Y2Fyb2w=", "a " + authFailedReply},
 		"of another kind":         {ca.issue(nil, func(c *x509.Certificate) { c.DNSNames = carol }), "=", "a " + authFailedReply},
 		"for a backend's own":     {ca.issue([]string{"frank@example.org"}, nil), "=", "a " + unavailableReply},
@@ -294,7 +294,7 @@ func TestCertificateLogsInItsOwnUser(t *testing.T) {
 				cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &c.certificate, nil }
 			}
 			err := person.handshake(cfg)
-			if err == nil && c.answer == "" { // with TLS 1.3 a client hears of it when it reads
+			if err == nil && c.answer == "" { // with TLS 1.3 a client sees the failure when it reads
 				_, err = person.r.ReadString('\n')
 			}
 			if c.answer == "" {
@@ -316,7 +316,7 @@ func TestCertificateLogsInItsOwnUser(t *testing.T) {
 	}
 }
 
-// selfSignedLike is a certificate whose issuer is its own.
+// selfSignedLike returns a self-signed certificate that names like's CA as its issuer.
 func selfSignedLike(t testing.TB, like *testCA) tls.Certificate {
 	t.Helper()
 	return tls.Certificate{Certificate: [][]byte{like.cert.Raw}, PrivateKey: like.key}
@@ -374,15 +374,15 @@ func TestTokenRefusalNamesProvider(t *testing.T) {
 	for mechanism, message := range map[string]string{
 		"OAUTHBEARER": "n,,\x01auth=Bearer %\x01\x01", "XOAUTH2": "user=carol\x01auth=Bearer %\x01\x01",
 	} {
-		say := func(c *client, token string) {
+		send := func(c *client, token string) {
 			c.write("a AUTHENTICATE " + mechanism + " " + base64.StdEncoding.EncodeToString([]byte(strings.Replace(message, "%", token, 1))) + "\r\n")
 		}
 		c := b.dialGreeted("implicit")
-		for _, answer := range []string{"", "AQ==", "*"} { // whatever it says, it has been told
-			say(c, "wrong")
-			var told map[string]any
-			if text := c.readChallenge(); json.Unmarshal([]byte(text), &told) != nil || told["scope"] != "imap" {
-				t.Errorf("%s: told %q", mechanism, text)
+		for _, answer := range []string{"", "AQ==", "*"} { // the client's reply does not matter
+			send(c, "wrong")
+			var errorJSON map[string]any
+			if text := c.readChallenge(); json.Unmarshal([]byte(text), &errorJSON) != nil || errorJSON["scope"] != "imap" {
+				t.Errorf("%s: received %q", mechanism, text)
 			}
 			c.write(answer + "\r\n")
 			c.expectLine("a " + authFailedReply)
@@ -390,7 +390,7 @@ func TestTokenRefusalNamesProvider(t *testing.T) {
 				break // a third failure ends the connection
 			}
 		}
-		say(c, "right")
+		send(c, "right")
 		c.expectLine("a OK …")
 		if r := b.lastRecord("login_accepted", c); r.field("method") != auth.OAuth || r.field("user") != "carol@example.org" {
 			t.Errorf("%v", r)
@@ -436,13 +436,13 @@ func TestAuthServerRoutesToConfiguredBackendsOnly(t *testing.T) {
 	late.write("a LOGIN late x\r\n")
 	late.expectLine("a " + authFailedReply)
 	if took := time.Since(start); took < 600*time.Millisecond {
-		t.Errorf("the server asked for 600 ms, and the answer took %v", took)
+		t.Errorf("the auth server set 600 ms, and the answer took %v", took)
 	}
 	late.close()
 }
 
-// An exchange that waits for its client verifies nothing: it keeps no place among the
-// logins that may yet fail, neither of the user nor of the address.
+// An exchange that waits for its client verifies nothing. It does not count as a login in
+// progress, for its user or its address.
 func TestStalledExchangesDoNotLockOutUser(t *testing.T) {
 	failures := failureLimits()
 	failures.PerMinute, failures.PerUserDay, failures.PerUserNetworkHour = 3, 9, 3
@@ -456,10 +456,10 @@ func TestStalledExchangesDoNotLockOutUser(t *testing.T) {
 		for range 3 {
 			c := b.dialGreetedFrom(fmt.Sprintf("203.0.113.%d", 1+64*address))
 			c.write("a AUTHENTICATE SCRAM-SHA-256 " + encodeBase64("n,,n=carol,r=fyko+d2lbbFgONRv9qkxdawL") + "\r\n")
-			c.readChallenge() // and not a word more
+			c.readChallenge() // sends nothing more
 		}
 	}
-	for range 3 { // right, and not a word more once the gateway has proven itself
+	for range 3 { // a right proof; sends nothing after the server's proof
 		c := b.dialGreetedFrom("198.51.100.200")
 		c.startScram("SCRAM-SHA-256", "carol", password, "")
 		c.readChallenge()

@@ -8,11 +8,11 @@ import (
 	"testing"
 )
 
-// A password whose parts are long enough to be looked for.
+// Its parts are long enough to search for.
 const misplacedPassword = "S3cr3tpa-ssW0rd"
 
-// passwordTraces are what must be nowhere once the password was typed in the wrong place: itself,
-// its halves, and its base64 wherever it stands in a message; all in lower case.
+// passwordTraces returns what must appear nowhere after the password was sent in the wrong
+// place: the password, its halves, and their base64 at any offset; all in lower case.
 func passwordTraces(password string) []string {
 	half := len(password) / 2
 	found := []string{password, password[:half], password[half:]}
@@ -27,8 +27,8 @@ func passwordTraces(password string) []string {
 	return found
 }
 
-// misplacedLogins are ways to type the password in the wrong place. What makes a name of another
-// form, with nothing that tells it from one, is not among them.
+// misplacedLogins returns logins with the password in the wrong place. Those in which it
+// looks like a valid user name are not included.
 func misplacedLogins(pw string) map[string]string {
 	raw := func(text string) string { return base64.RawStdEncoding.EncodeToString([]byte(text)) }
 	plain := func(text string) string { return "AUTHENTICATE PLAIN " + encodeBase64(text) }
@@ -48,12 +48,12 @@ func misplacedLogins(pw string) map[string]string {
 		"the same with another password":                       step("\x00bob\x00"+pw, "x"),
 		"the same in base64 twice":                             step(encodeBase64("\x00bob\x00"+pw), "x"),
 		"the same without padding":                             step(raw("\x00bob\x00"+pw), "x"),
-		"password as the name of AUTH=LOGIN, none behind it":   step(pw, ""),
+		"password as the name of AUTH=LOGIN, none after it":    step(pw, ""),
 		"password as the name of AUTH=LOGIN, cancelled":        "AUTHENTICATE LOGIN\r\n" + encodeBase64(pw) + "\r\n*",
 		"password as the initial response, cancelled":          "AUTHENTICATE LOGIN " + encodeBase64(pw) + "\r\n*",
 		"password as the name of AUTH=LOGIN, then no base64":   "AUTHENTICATE LOGIN\r\n" + encodeBase64(pw) + "\r\n" + pw,
 		"password in place of base64":                          "AUTHENTICATE LOGIN\r\n" + pw,
-		"odd password as the name of AUTH=LOGIN, none behind":  step(odd, ""),
+		"odd password as the name of AUTH=LOGIN, none after":   step(odd, ""),
 		"odd password as the name of AUTH=LOGIN, cancelled":    "AUTHENTICATE LOGIN\r\n" + encodeBase64(odd) + "\r\n*",
 		"odd password as name and password":                    step(odd, odd),
 		"name and password with a space":                       step("bob "+pw, pw),
@@ -108,13 +108,13 @@ func misplacedLogins(pw string) map[string]string {
 		"AUTHENTICATE: short mechanism":                        "AUTHENTICATE " + strings.ReplaceAll(pw, "-", ""),
 		"AUTHENTICATE: with X-":                                "AUTHENTICATE X-" + pw,
 		"AUTHENTICATE: name and password":                      "AUTHENTICATE bob " + pw,
-		"AUTHENTICATE: EXTERNAL of somebody":                   "AUTHENTICATE EXTERNAL " + encodeBase64(pw),
+		"AUTHENTICATE: EXTERNAL of a user":                     "AUTHENTICATE EXTERNAL " + encodeBase64(pw),
 		"as the command":                                       pw + " bob",
 		"as an argument of another command":                    "SELECT " + pw,
 	}
 }
 
-// The ordinary log is at debug here.
+// The ordinary log is at debug level here.
 func TestMisplacedPasswordLeavesNoTrace(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), withAllMechanisms(t, newTestCA(t)), withoutDenialDelay)
 	for what, text := range misplacedLogins(misplacedPassword) {
@@ -132,8 +132,8 @@ func TestMisplacedPasswordLeavesNoTrace(t *testing.T) {
 	b.expectNoTrace("the whole", b.logs.String())
 }
 
-// expectNoTrace looks for the misplaced password in the audit log and in lines of the
-// ordinary one.
+// expectNoTrace searches for the misplaced password in the audit log and in lines of the
+// ordinary log.
 func (b *harness) expectNoTrace(what, logged string) {
 	b.t.Helper()
 	audited, err := os.ReadFile(b.path("audit"))

@@ -12,7 +12,7 @@ import (
 	"imapgate/internal/identity"
 )
 
-// recordedLogin is what the record of a refused login says of who it was.
+// recordedLogin is what the record of a refused login contains about the user.
 type recordedLogin struct {
 	user, claimed string
 	reason        audit.Reason
@@ -23,8 +23,7 @@ const (
 	latin1Password = "p\xe4ss" // Latin-1
 )
 
-// badLogins are the ways in which a name and a password are wrong, whichever mechanism
-// brings them.
+// badLogins returns wrong names and passwords, for any mechanism.
 func badLogins() map[string]struct {
 	name, password string
 	want           recordedLogin
@@ -45,12 +44,12 @@ func badLogins() map[string]struct {
 		"long name":              {strings.Repeat("n", 400), "wrong", recordedLogin{"", strings.Repeat("n", 253) + "…", audit.BadName}},
 		"no name":                {"", "wrong", recordedLogin{"", "", audit.BadName}},
 		"bad name, no password":  {invalidName, "", recordedLogin{"", "", audit.BadCredentials}},
-		"nobody":                 {"nobody", "wrong", recordedLogin{"nobody@example.org", "", audit.BadCredentials}},
+		"unknown":                {"unknown", "wrong", recordedLogin{"unknown@example.org", "", audit.BadCredentials}},
 		"bidirectional override": {"\u202ealice", "wrong", recordedLogin{"", `\u{202e}alice`, audit.BadName}},
 	}
 }
 
-// passwordCommands are the mechanisms that show a password.
+// passwordCommands returns the mechanisms that send a password.
 func passwordCommands() map[string]func(name, password string) string {
 	return map[string]func(name, password string) string{
 		"LOGIN":      func(n, p string) string { return fmt.Sprintf("LOGIN {%d+}\r\n%s {%d+}\r\n%s", len(n), n, len(p), p) },
@@ -62,13 +61,13 @@ func passwordCommands() map[string]func(name, password string) string {
 func TestPasswordMechanismsRecordRefusalsAlike(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), withAllMechanisms(t, newTestCA(t)), withoutDenialDelay)
 	for what, bad := range badLogins() {
-		for mechanism, say := range passwordCommands() {
-			b.expectRecordedLogin(b.dialAs("192.0.2.7", nil), lineClient("", say(bad.name, bad.password)), mechanism+", "+what, mechanism, bad.want)
+		for mechanism, command := range passwordCommands() {
+			b.expectRecordedLogin(b.dialAs("192.0.2.7", nil), lineClient("", command(bad.name, bad.password)), mechanism+", "+what, mechanism, bad.want)
 		}
 	}
 }
 
-// expectRecordedLogin logs in, in vain, and wants the record to say who it was.
+// expectRecordedLogin sends a login that fails, and expects the user in its record.
 func (b *harness) expectRecordedLogin(c *client, p repeatingClient, what, mechanism string, want recordedLogin) {
 	b.t.Helper()
 	defer c.close()
@@ -86,13 +85,13 @@ func (b *harness) expectRecordedLogin(c *client, p repeatingClient, what, mechan
 	}
 }
 
-// withoutDenialDelay answers at once: the tables are long.
+// withoutDenialDelay removes the minimum denial time: the tables are long.
 func withoutDenialDelay(s *harnessConfig) {
 	s.changeServer = func(srv *Server) { srv.minDenialTime, srv.denialJitter = 0, 1 }
 }
 
-// With the parts of its message in the wrong order, or another user's name first, the
-// password may stand where the name belongs.
+// With the parts of a message in the wrong order, or another user's name first, the
+// password may be in the place of the name.
 func TestPasswordInNameFieldIsNotRecorded(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), withAllMechanisms(t, newTestCA(t)), withoutDenialDelay)
 	for _, pw := range []string{"hunter2", "Hunter!2 "} {
@@ -138,7 +137,7 @@ func TestPasswordlessMechanismsRecordRefusalsAlike(t *testing.T) {
 	bearer := func(name, token string) string {
 		return "AUTHENTICATE OAUTHBEARER " + encodeBase64("n,a="+name+",\x01auth=Bearer "+token+"\x01\x01")
 	}
-	carol, nobody := "carol@example.org", recordedLogin{"", "", audit.BadCredentials}
+	carol, noUser := "carol@example.org", recordedLogin{"", "", audit.BadCredentials}
 	for _, x := range []struct {
 		what, mechanism, text string
 		want                  recordedLogin
@@ -151,20 +150,20 @@ func TestPasswordlessMechanismsRecordRefusalsAlike(t *testing.T) {
 		{"control in name", auth.SASLXOAuth2, xoauth("a\tb", "wrong") + "\r\n", recordedLogin{"", `a\x09b`, audit.BadName}},
 		{"bad name and token", auth.SASLXOAuth2, xoauth(invalidName, latin1Password) + "\r\n", recordedLogin{"", invalidName, audit.BadName}},
 		{"no name", auth.SASLXOAuth2, xoauth("", "wrong") + "\r\n", recordedLogin{"", "", audit.BadName}},
-		{"no form", auth.SASLXOAuth2, "AUTHENTICATE XOAUTH2 " + encodeBase64("carol") + "\r\n", nobody},
+		{"no form", auth.SASLXOAuth2, "AUTHENTICATE XOAUTH2 " + encodeBase64("carol") + "\r\n", noUser},
 		{"wrong token", auth.SASLOAuthBearer, bearer("carol", "wrong") + "\r\n", recordedLogin{carol, "", audit.BadCredentials}},
 		{"Latin-1 token", auth.SASLOAuthBearer, bearer("carol", latin1Password) + "\r\n", recordedLogin{carol, "", audit.BadCredentials}},
 		{"long token", auth.SASLOAuthBearer, bearer("carol", strings.Repeat("x", 16<<10+1)), recordedLogin{carol, "", audit.BadExchange}},
 		{"bad name", auth.SASLOAuthBearer, bearer(invalidName, "wrong") + "\r\n", recordedLogin{"", invalidName, audit.BadName}},
 		{"bad escape", auth.SASLOAuthBearer, bearer("a=b", "wrong") + "\r\n", recordedLogin{"", "a=b", audit.BadName}},
-		{"no name", auth.SASLOAuthBearer, "AUTHENTICATE OAUTHBEARER " + encodeBase64("n,,\x01auth=Bearer wrong\x01\x01") + "\r\n", nobody},
+		{"no name", auth.SASLOAuthBearer, "AUTHENTICATE OAUTHBEARER " + encodeBase64("n,,\x01auth=Bearer wrong\x01\x01") + "\r\n", noUser},
 		{"unknown mechanism", "AUTH=CRAM-MD5", "AUTHENTICATE CRAM-MD5", recordedLogin{"", "", audit.BadMechanism}},
 		{"cancelled", "AUTH=LOGIN", "AUTHENTICATE LOGIN\r\n" + encodeBase64("carol") + "\r\n*", recordedLogin{"", "", audit.BadExchange}},
 		{"not base64", "AUTH=LOGIN", "AUTHENTICATE LOGIN\r\n" + encodeBase64("carol") + "\r\n!", recordedLogin{"", "", audit.BadExchange}},
 		{"cancelled", "AUTH=SCRAM-SHA-256", "AUTHENTICATE SCRAM-SHA-256 " + encodeBase64("n,,n=carol,r=abc") + "\r\n*", recordedLogin{carol, "", audit.BadExchange}},
 		{"as another", "AUTH=SCRAM-SHA-256", "AUTHENTICATE SCRAM-SHA-256 " + encodeBase64("n,a=frank,n=carol,r=abc"), recordedLogin{carol, "", audit.BadCredentials}},
 		{"wrong binding", "AUTH=SCRAM-SHA-256", "AUTHENTICATE SCRAM-SHA-256 " + encodeBase64("p=tls-exporter,,n=carol,r=abc"), recordedLogin{carol, "", audit.BadCredentials}},
-		{"no form", "AUTH=SCRAM-SHA-256", "AUTHENTICATE SCRAM-SHA-256 " + encodeBase64("carol"), nobody},
+		{"no form", "AUTH=SCRAM-SHA-256", "AUTHENTICATE SCRAM-SHA-256 " + encodeBase64("carol"), noUser},
 	} {
 		b.expectRecordedLogin(b.dialAs("192.0.2.7", nil), lineClient("", x.text), x.mechanism+", "+x.what, x.mechanism, x.want)
 	}
@@ -178,7 +177,7 @@ func TestPasswordlessMechanismsRecordRefusalsAlike(t *testing.T) {
 	}{
 		{"as another", encodeBase64("frank"), []string{carol}, recordedLogin{carol, "", audit.BadCredentials}},
 		{"bad name", "=", []string{"a!b@example.org"}, recordedLogin{"", "a!b@example.org", audit.BadName}},
-		{"two names", "=", []string{carol, "frank@example.org"}, nobody},
+		{"two names", "=", []string{carol, "frank@example.org"}, noUser},
 	} {
 		cert := ca.issue(x.names, nil)
 		b.expectRecordedLogin(b.dialAs("192.0.2.7", &cert), lineClient("", "AUTHENTICATE EXTERNAL "+x.response), "EXTERNAL, "+x.what, "AUTH=EXTERNAL", x.want)

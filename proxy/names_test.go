@@ -14,8 +14,7 @@ import (
 	"imapgate/internal/identity"
 )
 
-// withNames allows all names that can be allowed, for people with a password for
-// SCRAM.
+// withNames allows all names that can be allowed, for users with a password for SCRAM.
 func withNames(t testing.TB, ca *testCA, users ...string) func(*harnessConfig) {
 	names, err := identity.NewNames(identity.NameRules{
 		Domain: "example.org", Characters: identity.OptionalCharacters, UTF8: true, Prefixes: map[string]string{"DOMAIN": "corp.example"},
@@ -37,36 +36,36 @@ func withNames(t testing.TB, ca *testCA, users ...string) func(*harnessConfig) {
 	}
 }
 
-// encodeSASLName escapes a name as RFC 5801 has it.
+// encodeSASLName escapes a name as RFC 5801 requires.
 func encodeSASLName(name string) string {
 	return strings.NewReplacer("=", "=3D", ",", "=2C").Replace(name)
 }
 
 func TestRealisticNamesWorkWithEveryMechanism(t *testing.T) {
 	ca := newTestCA(t)
-	people := map[string]string{ // as it is said: as it is kept
+	names := map[string]string{ // as sent: as canonicalized
 		"O'Brien": "o'brien@example.org", "user+detail@example.org": "user+detail@example.org", "R&D=x": "r&d=x@example.org",
 		"j\u00f6rg": "j\u00f6rg@example.org", `DOMAIN\alice`: "alice@corp.example", "\u5c71\u7530": "\u5c71\u7530@example.org",
 	}
-	users := make([]string, 0, len(people))
-	for _, u := range people {
+	users := make([]string, 0, len(names))
+	for _, u := range names {
 		users = append(users, u)
 	}
 	b := newHarness(t, openTestBackend(t).addr(), withNames(t, ca, users...))
-	for said, kept := range people {
-		asserted := said
-		if strings.Contains(said, `\`) { // prefixes are for what clients say
+	for sent, kept := range names {
+		asserted := sent
+		if strings.Contains(sent, `\`) { // prefixes apply only to names that clients send
 			asserted = kept
 		}
 		token := base64.RawURLEncoding.EncodeToString([]byte(asserted))
 		logins := map[string]repeatingClient{
-			"LOGIN":              lineClient("", fmt.Sprintf("LOGIN {%d+}\r\n%s %s", len(said), said, password)),
-			"AUTH=PLAIN":         lineClient("", "AUTHENTICATE PLAIN "+encodeBase64("\x00"+said+"\x00"+password)),
-			"AUTH=LOGIN":         lineClient("", "AUTHENTICATE LOGIN\r\n"+encodeBase64(said)+"\r\n"+encodeBase64(password)),
-			auth.SASLXOAuth2:     lineClient("", "AUTHENTICATE XOAUTH2 "+encodeBase64("user="+said+"\x01auth=Bearer "+token+"\x01\x01")),
-			auth.SASLOAuthBearer: lineClient("", "AUTHENTICATE OAUTHBEARER "+encodeBase64("n,a="+encodeSASLName(said)+",\x01auth=Bearer "+token+"\x01\x01")),
+			"LOGIN":              lineClient("", fmt.Sprintf("LOGIN {%d+}\r\n%s %s", len(sent), sent, password)),
+			"AUTH=PLAIN":         lineClient("", "AUTHENTICATE PLAIN "+encodeBase64("\x00"+sent+"\x00"+password)),
+			"AUTH=LOGIN":         lineClient("", "AUTHENTICATE LOGIN\r\n"+encodeBase64(sent)+"\r\n"+encodeBase64(password)),
+			auth.SASLXOAuth2:     lineClient("", "AUTHENTICATE XOAUTH2 "+encodeBase64("user="+sent+"\x01auth=Bearer "+token+"\x01\x01")),
+			auth.SASLOAuthBearer: lineClient("", "AUTHENTICATE OAUTHBEARER "+encodeBase64("n,a="+encodeSASLName(sent)+",\x01auth=Bearer "+token+"\x01\x01")),
 		}
-		if strings.IndexFunc(said, func(r rune) bool { return r > '~' || r == '\\' }) < 0 { // an address in a certificate is ASCII
+		if strings.IndexFunc(sent, func(r rune) bool { return r > '~' || r == '\\' }) < 0 { // an address in a certificate is ASCII
 			cert := ca.issue([]string{kept}, nil)
 			logins["AUTH=EXTERNAL"] = repeatingClient{cert: &cert, login: lineClient("", "AUTHENTICATE EXTERNAL =").login}
 		}
@@ -76,9 +75,9 @@ func TestRealisticNamesWorkWithEveryMechanism(t *testing.T) {
 			b.expectNamedRecord(c, answer, err, mechanism, kept)
 		}
 		c := b.dialWithCert(tls.Certificate{})
-		e := c.startScram("SCRAM-SHA-256", said, password, "")
+		e := c.startScram("SCRAM-SHA-256", sent, password, "")
 		if _, err := e.conversation.Step(c.readChallenge()); err != nil {
-			t.Errorf("SCRAM of %q: %v", said, err)
+			t.Errorf("SCRAM of %q: %v", sent, err)
 		}
 		c.write("\r\n")
 		answer, err := c.readResult()
@@ -86,7 +85,7 @@ func TestRealisticNamesWorkWithEveryMechanism(t *testing.T) {
 	}
 }
 
-// expectNamedRecord wants a login accepted, and on record under the canonical name.
+// expectNamedRecord expects an accepted login, recorded under the canonical name.
 func (b *harness) expectNamedRecord(c *client, answer string, err error, mechanism, kept string) {
 	b.t.Helper()
 	defer c.close()

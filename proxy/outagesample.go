@@ -20,11 +20,11 @@ import (
 	"imapgate/routing"
 )
 
-// errMasked reports a denied user whom the gateway answers as UNAVAILABLE, like the users
-// of a group in an outage.
+// errMasked reports a user denied without a backend but answered as UNAVAILABLE, like the
+// users of a group in an outage.
 var errMasked = errors.New("answered as an unavailable account")
 
-// noBackend is the group of users whom the gateway itself answers as UNAVAILABLE: they are
+// noBackend is the group of users that the gateway itself answers as UNAVAILABLE: they are
 // paused, or no method can verify their password.
 const noBackend = ""
 

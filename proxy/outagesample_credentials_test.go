@@ -9,52 +9,53 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// expectSameAnswer asserts what a, the only user seen, and nobody hear to the same credentials.
+// expectSameAnswer expects the same answer for a, the only user seen, and an unknown user
+// with the same credentials.
 func expectSameAnswer(t *testing.T, what, want string, ask func(user string) string) {
 	t.Helper()
-	for _, user := range []string{"a", "nobody"} {
+	for _, user := range []string{"a", "unknown"} {
 		if got := ask(user); got != want {
-			t.Errorf("%s: %s hears %s, not %s", what, user, got, want)
+			t.Errorf("%s: %s received %s, want %s", what, user, got, want)
 		}
 	}
 }
 
-// Whatever a backend answers to a wrong password for which its user hears UNAVAILABLE,
-// an unknown name hears it too.
+// If a wrong password of a user gets UNAVAILABLE, whatever the backend answered, so does an
+// unknown name.
 func TestUnavailableAnswerCountsAsOutage(t *testing.T) {
 	var answer atomic.Value
 	answer.Store("")
 	v := openAnsweringBackend(t, func(string, string) string { return answer.Load().(string) })
 	b := newHarness(t, v.addr(), withCountedUsers)
-	for i, said := range []string{
+	for i, answerText := range []string{
 		"NO generic failure", "NO Login failed: generic failure", "NO remote authentication server unavailable", "NO transient failure", // Cyrus
 		"NO [UNAVAILABLE] no", "NO [SERVERBUG] no", "NO [THROTTLED] no", "NO [PRIVACYREQUIRED] no", "NO [CANNOT] no",
 		"NO [X-UNHEARD-OF] no", "BAD no", "BAD Authentication failed.", "",
 	} {
 		guess := func(user string) string { return b.tryLogin(fmt.Sprintf("203.%d.113.7", i), user, "wrong") }
-		answer.Store(said)
-		expectSameAnswer(t, said, unavailableReply, guess)
+		answer.Store(answerText)
+		expectSameAnswer(t, answerText, unavailableReply, guess)
 		answer.Store("NO [AUTHENTICATIONFAILED] no")
-		expectSameAnswer(t, "after "+said, authFailedReply, guess)
+		expectSameAnswer(t, "after "+answerText, authFailedReply, guess)
 	}
-	// These tell of one user, and that the backend checks passwords.
-	for i, said := range []string{"NO [CORRUPTION] no", "NO [REFERRAL imap://other/] there", "NO [LIMIT] no"} {
+	// These concern one user, and show that the backend verifies passwords.
+	for i, answerText := range []string{"NO [CORRUPTION] no", "NO [REFERRAL imap://other/] there", "NO [LIMIT] no"} {
 		answer.Store("NO [UNAVAILABLE] no")
 		b.tryLogin(fmt.Sprintf("198.%d.113.7", i), "a", "wrong")
-		answer.Store(said)
+		answer.Store(answerText)
 		b.tryLogin(fmt.Sprintf("198.%d.113.7", i), "a", password)
-		if got := b.tryLogin(fmt.Sprintf("198.%d.113.7", i), "nobody", "wrong"); got != authFailedReply {
-			t.Errorf("%s: nobody hears %s", said, got)
+		if got := b.tryLogin(fmt.Sprintf("198.%d.113.7", i), "unknown", "wrong"); got != authFailedReply {
+			t.Errorf("%s: unknown user received %s", answerText, got)
 		}
 	}
 }
 
-// withTokens has clients bring tokens, and the backends judge them.
+// withTokens makes clients use tokens that the backends verify.
 func withTokens(s *harnessConfig) {
 	s.auth.Mechanisms = []string{"PLAIN", "LOGIN", "XOAUTH2", "OAUTHBEARER"}
 }
 
-// What is away for tokens is not away for passwords.
+// An outage for tokens does not affect passwords.
 func TestTokenOutageDoesNotAffectPasswords(t *testing.T) {
 	for name, backend := range map[string]string{
 		"its provider is down": openAnsweringBackend(t, func(_, secret string) string {
@@ -72,14 +73,14 @@ func TestTokenOutageDoesNotAffectPasswords(t *testing.T) {
 				expectSameAnswer(t, "a token", unavailableReply, func(user string) string { return b.tryToken(address, "XOAUTH2", user, "token") })
 				expectSameAnswer(t, "a password", authFailedReply, func(user string) string { return b.tryLogin(address, user, "wrong") })
 			}
-			if got := b.tryToken("203.0.114.7", "XOAUTH2", "nobody", "token"); got != unavailableReply {
-				t.Errorf("nobody with a token, after passwords: %s", got)
+			if got := b.tryToken("203.0.114.7", "XOAUTH2", "unknown", "token"); got != unavailableReply {
+				t.Errorf("unknown user with a token, after passwords: %s", got)
 			}
 		})
 	}
 }
 
-// A backend that does not read a long token to its end, as Dovecot, tells nothing by it.
+// A backend that does not read all of a long token, such as Dovecot, reveals nothing.
 func TestRefusedLongTokenRevealsNothing(t *testing.T) {
 	v := openAnsweringBackend(t, func(_, secret string) string {
 		if len(secret) > upstream.LongTokenSize {
@@ -97,8 +98,8 @@ func TestRefusedLongTokenRevealsNothing(t *testing.T) {
 	}
 }
 
-// A backend reads tokens up to a length of its own: one that it has read says nothing of
-// a longer one.
+// A backend reads tokens up to its own maximum length. A token that it has read reveals
+// nothing about a longer one.
 func TestAcceptedLongTokenRevealsNothingOfLonger(t *testing.T) {
 	const read = upstream.LongTokenSize + 1000
 	v := openAnsweringBackend(t, func(_, secret string) string {
@@ -121,13 +122,13 @@ func TestAcceptedLongTokenRevealsNothingOfLonger(t *testing.T) {
 	}
 }
 
-// A backend may not take for a password what is not UTF-8, and then says nothing of it.
+// A backend may reject a password that is not UTF-8, and reveals nothing by it.
 func TestNonUTF8PasswordRevealsNothing(t *testing.T) {
 	v := openAnsweringBackend(t, func(_, secret string) string {
 		if !utf8.ValidString(secret) {
 			return "BAD not UTF-8"
 		}
-		if secret == "right" { // which shows that the form of a login is taken
+		if secret == "right" { // shows that the form of the login is accepted
 			return loginOK
 		}
 		return "NO [AUTHENTICATIONFAILED] no"
@@ -141,7 +142,7 @@ func TestNonUTF8PasswordRevealsNothing(t *testing.T) {
 	}
 }
 
-// A password is refused wherever only tokens are taken, of users and of nobody.
+// Where only tokens are accepted, a password is refused for known and unknown users.
 func TestPasswordAtTokenBackendRevealsNothing(t *testing.T) {
 	v := openAnsweringBackend(t, func(string, string) string { return "NO [AUTHENTICATIONFAILED] no" })
 	b := newHarness(t, v.addr(), withCountedUsers, withTokens, func(s *harnessConfig) {

@@ -24,7 +24,7 @@ func parseUser(t testing.TB, name string) identity.User {
 	return u
 }
 
-// unreachableError is a backend that cannot be reached, as upstream has it.
+// unreachableError returns upstream's error for an unreachable backend.
 func unreachableError(t testing.TB) error {
 	t.Helper()
 	b := upstream.New(upstream.Config{Address: refusingAddress, TLSMode: upstream.NoTLS, ConnectTimeout: 50 * time.Millisecond}, upstream.Hooks{}, zap.NewNop())
@@ -35,7 +35,7 @@ func unreachableError(t testing.TB) error {
 	return err
 }
 
-// isUnavailable reports whether a name that nobody has is answered UNAVAILABLE.
+// isUnavailable reports whether an unknown name is answered UNAVAILABLE.
 func (s *outageSample) isUnavailable(t testing.TB, name string, shown credentialType) bool {
 	t.Helper()
 	group, ok := s.groupOf(parseUser(t, name))
@@ -45,11 +45,11 @@ func (s *outageSample) isUnavailable(t testing.TB, name string, shown credential
 	return ok
 }
 
-// countUnavailable counts names that nobody has, and that are answered UNAVAILABLE.
+// countUnavailable counts the unknown names that are answered UNAVAILABLE.
 func (s *outageSample) countUnavailable(t testing.TB, n int) (unavailable int) {
 	t.Helper()
 	for i := range n {
-		if s.isUnavailable(t, fmt.Sprint("nobody", i), passwordCredential) {
+		if s.isUnavailable(t, fmt.Sprint("unknown", i), passwordCredential) {
 			unavailable++
 		}
 	}
@@ -73,16 +73,16 @@ func TestUnknownNamesAreUnavailableAsOftenAsKnownUsers(t *testing.T) {
 		{func() { s.recordAnswer(outageKey{"west", passwordCredential, 0}, gone, time.Second) }, 700, 800},
 		{func() { s.recordAnswer(outageKey{"east", passwordCredential, 0}, gone, time.Second) }, 1000, 1000},
 		{func() { s.recordAnswer(outageKey{"west", passwordCredential, 0}, nil, 0) }, 450, 550},
-		{func() { s.recordAnswer(outageKey{"east", passwordCredential, 0}, upstream.ErrLoop, 0) }, 450, 550},     // says nothing of east
-		{func() { s.recordAnswer(outageKey{"east", passwordCredential, 0}, upstream.ErrDenied, 0) }, 450, 550},   // without a verdict: no backend was asked
-		{func() { s.recordAnswer(outageKey{"west", passwordCredential, 0}, errors.New("other"), 0) }, 950, 1000}, // broke the protocol
+		{func() { s.recordAnswer(outageKey{"east", passwordCredential, 0}, upstream.ErrLoop, 0) }, 450, 550},     // not about east
+		{func() { s.recordAnswer(outageKey{"east", passwordCredential, 0}, upstream.ErrDenied, 0) }, 450, 550},   // without a verdict: the backend was not asked
+		{func() { s.recordAnswer(outageKey{"west", passwordCredential, 0}, errors.New("other"), 0) }, 950, 1000}, // protocol error
 	} {
 		step.do()
 		if n := s.countUnavailable(t, 1000); n < step.least || n > step.most {
 			t.Errorf("%d of 1000, not %d to %d", n, step.least, step.most)
 		}
 	}
-	for i := range 300 { // all who were paused have moved to east
+	for i := range 300 { // all paused users have moved to east
 		s.addUser(parseUser(t, fmt.Sprint("user", i)), "east")
 	}
 	if s.recordAnswer(outageKey{"east", passwordCredential, 0}, nil, 0); s.countUnavailable(t, 1000) != 0 {
@@ -105,14 +105,14 @@ func TestNameGroupIsStableAcrossGatewaysAndShares(t *testing.T) {
 	two.recordAnswer(outageKey{"west", passwordCredential, 0}, gone, time.Second)
 	before := map[string]bool{}
 	for i := range 500 {
-		name := fmt.Sprint("nobody", i)
+		name := fmt.Sprint("unknown", i)
 		here := one.isUnavailable(t, name, passwordCredential)
 		if there := two.isUnavailable(t, name, passwordCredential); here != there {
 			t.Fatalf("%s is unavailable at one gateway and not at the other", name)
 		}
 		before[name] = here
 	}
-	for i := range 10 { // some users more live at west
+	for i := range 10 { // ten more users on west
 		one.addUser(parseUser(t, fmt.Sprint("c", i)), "west")
 	}
 	for name, was := range before {
@@ -122,7 +122,7 @@ func TestNameGroupIsStableAcrossGatewaysAndShares(t *testing.T) {
 	}
 }
 
-// withPausedUsers is a Redis whose users live at east, and of whom some are paused.
+// withPausedUsers uses a Redis with users on east, some of them paused.
 func withPausedUsers(t testing.TB) func(*harnessConfig) {
 	t.Helper()
 	store := testbed.StartRedis(t)
@@ -140,8 +140,8 @@ func withPausedUsers(t testing.TB) func(*harnessConfig) {
 	}
 }
 
-// Whoever does not know the password cannot tell a paused user from nobody: both are
-// UNAVAILABLE as often, and always the same.
+// Without the password, a paused user and an unknown one cannot be distinguished: both are
+// UNAVAILABLE equally often, and each always the same.
 func TestPausedUserIsIndistinguishableFromUnknown(t *testing.T) {
 	b := openHarness(t, openTestBackend(t).addr(), withCountedUsers, withPausedUsers(t))
 	for i := range 8 {
@@ -150,20 +150,20 @@ func TestPausedUserIsIndistinguishableFromUnknown(t *testing.T) {
 			t.Errorf("user%d: %s", i, got)
 		}
 	}
-	heard := map[string]int{}
+	answers := map[string]int{}
 	for i := range 40 {
 		address := fmt.Sprintf("203.%d.113.7", i)
-		first := b.tryLogin(address, fmt.Sprint("nobody", i), "wrong")
-		if again := b.tryLogin(address, fmt.Sprint("nobody", i), "other"); again != first {
-			t.Errorf("nobody%d hears %s and %s", i, first, again)
+		first := b.tryLogin(address, fmt.Sprint("unknown", i), "wrong")
+		if again := b.tryLogin(address, fmt.Sprint("unknown", i), "other"); again != first {
+			t.Errorf("unknown%d received %s and %s", i, first, again)
 		}
-		heard[first]++
+		answers[first]++
 	}
-	if heard[authFailedReply]+heard[unavailableReply] != 40 || min(heard[authFailedReply], heard[unavailableReply]) < 10 {
-		t.Errorf("heard %v", heard)
+	if answers[authFailedReply]+answers[unavailableReply] != 40 || min(answers[authFailedReply], answers[unavailableReply]) < 10 {
+		t.Errorf("received %v", answers)
 	}
 	b.wantRecord("login_refused", audit.UserPaused)
-	b.wantRecord("login_refused", audit.NoRoute) // the operator is told the truth
+	b.wantRecord("login_refused", audit.NoRoute) // the operator sees the real reason
 	for _, r := range b.records() {
 		if r.field("reason") == string(audit.UserPaused) && r.field("user")[:4] != "user" {
 			t.Errorf("%v", r)
@@ -176,15 +176,15 @@ func TestUserOfDownBackendIsIndistinguishableFromUnknown(t *testing.T) {
 		s.backends["gone"] = upstream.Config{Address: refusingAddress, TLSMode: upstream.NoTLS, ConnectTimeout: 50 * time.Millisecond}
 		s.limits = limit.Config{Failures: failureLimits()}
 	})
-	if got := b.tryLogin("203.0.113.7", "nobody", "wrong"); got != authFailedReply {
+	if got := b.tryLogin("203.0.113.7", "unknown", "wrong"); got != authFailedReply {
 		t.Errorf("where nothing is down: %s", got)
 	}
-	for i := range 12 { // erin is the only user seen: everybody fares as she does, and nothing counts
+	for i := range 12 { // erin is the only user seen: unknown users are answered like her, and no login counts
 		if got := b.tryLogin("203.0.113.7", "erin", fmt.Sprint("guess", i)); got != unavailableReply {
 			t.Fatalf("erin, try %d: %s", i, got)
 		}
-		if got := b.tryLogin("203.0.113.7", "nobody", fmt.Sprint("guess", i)); got != unavailableReply {
-			t.Fatalf("nobody, try %d: %s", i, got)
+		if got := b.tryLogin("203.0.113.7", "unknown", fmt.Sprint("guess", i)); got != unavailableReply {
+			t.Fatalf("unknown user, try %d: %s", i, got)
 		}
 	}
 	if got := b.tryLogin("203.0.113.7", "frank", "wrong"); got != authFailedReply { // in the passwd-file
@@ -192,14 +192,14 @@ func TestUserOfDownBackendIsIndistinguishableFromUnknown(t *testing.T) {
 	}
 }
 
-// The answer about nobody takes as long as the one about a user did.
+// The answer about an unknown user takes as long as the one about a user did.
 func TestUnknownUserIsUnavailableNoSooner(t *testing.T) {
 	const slow = 300 * time.Millisecond
 	v := openAnsweringBackend(t, func(string, string) string { return "nothing" })
 	b := newHarness(t, v.addr(), withCountedUsers, func(s *harnessConfig) {
 		s.backends["east"] = upstream.Config{Address: v.addr(), TLSMode: upstream.NoTLS, LoginTimeout: slow, AnswerTimeout: slow}
 	})
-	for _, user := range []string{"a", "nobody"} {
+	for _, user := range []string{"a", "unknown"} {
 		start := time.Now()
 		if got := b.tryLogin("203.0.113.7", user, "wrong"); got != unavailableReply || time.Since(start) < slow {
 			t.Errorf("%s: %s after %v", user, got, time.Since(start))

@@ -10,8 +10,8 @@ import (
 	"imapgate/proxy/mux"
 )
 
-// Passwords were set in Latin-1 once, and octets from 128 on are the business of whoever
-// judges them: they arrive as the client sent them, by every mechanism and in every mode.
+// Old passwords may be in Latin-1, and only the verifier interprets octets from 128 on. So
+// every mechanism and mode passes them on as the client sent them.
 func TestPasswordIsComparedByOctets(t *testing.T) {
 	const latin1, odd = "p\xe4ssw\xf6rd", "\x80\xc3\x28\xff"
 	v := openAnsweringBackend(t, func(_, secret string) string {

@@ -12,15 +12,14 @@ import (
 	"imapgate/internal/audit"
 )
 
-// The rows of the catalogue "resource exhaustion and parser abuse before the
-// login".
+// The "resource exhaustion and parser abuse before the login" rows of the attack catalogue.
 
 func TestEndlessLineIsRefused(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr())
 	c := b.dialGreeted("none")
 	c.write("a " + strings.Repeat("x", 8192-len("a \r\n")) + "\r\n") // as long as a line may be
 	c.expectLine("a BAD …")
-	c.write("b " + strings.Repeat("x", 8192-2)) // as much as is read of one
+	c.write("b " + strings.Repeat("x", 8192-2)) // the maximum that is read of one
 	c.expectLine("* BYE Line too long.")
 	c.expectEOF()
 	if why := b.lastRecord("connection_refused", c).field("reason"); why != string(audit.LineTooLong) {
@@ -28,7 +27,7 @@ func TestEndlessLineIsRefused(t *testing.T) {
 	}
 	for _, listener := range []string{"none", "starttls", "implicit"} {
 		c := b.dialGreeted(listener)
-		_, _ = io.WriteString(c.nc, "a LOGIN alice "+strings.Repeat("x", 1<<20)) // we are gone before its end
+		_, _ = io.WriteString(c.nc, "a LOGIN alice "+strings.Repeat("x", 1<<20)) // the gateway closes before its end
 		c.expectNone("a ")
 		if why := b.lastRecord("connection_refused", c).field("reason"); why != string(audit.LineTooLong) {
 			t.Errorf("%s: %s", listener, why)
@@ -64,7 +63,7 @@ func TestRefusedLiteralNeverBecomesCommands(t *testing.T) {
 
 func TestCommandLiteralsAreBounded(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr())
-	for _, try := range []struct{ say, hear string }{
+	for _, try := range []struct{ command, reply string }{
 		{"a X {1+}\r\nx {1+}\r\nx {1+}\r\nx {1+}\r\nx\r\n", "a BAD Unexpected argument…"},
 		{"a X {1+}\r\nx {1+}\r\nx {1+}\r\nx {1+}\r\nx {1+}\r\n", "* BYE Literal refused."},
 		{"a X {1+}\r\nx {1+}\r\nx {1+}\r\nx {1+}\r\nx {1}\r\n", "a NO [TOOBIG] …"},
@@ -72,8 +71,8 @@ func TestCommandLiteralsAreBounded(t *testing.T) {
 		{"a X {4096+}\r\n" + strings.Repeat("x", 4096) + " {4097+}\r\n", "* BYE Literal refused."},
 	} {
 		c := b.dialGreeted("none")
-		c.write(try.say)
-		c.expectLine(try.hear)
+		c.write(try.command)
+		c.expectLine(try.reply)
 		c.close()
 	}
 }
@@ -176,12 +175,12 @@ func TestFailedExchangeLeavesNoState(t *testing.T) {
 			c.write(line + "\r\n")
 		}
 		if answer, err := c.r.ReadString('\n'); err != nil || !matchesPattern("a NO [AUTHENTICATIONFAILED] …", answer) && !matchesPattern("a BAD …", answer) {
-			t.Fatalf("%q: heard %q, %v", lines, answer, err)
+			t.Fatalf("%q: received %q, %v", lines, answer, err)
 		}
 		c.write("b NOOP\r\n")
 		c.expectLine("b OK Nothing done.")
 	}
-	c.write("c AUTHENTICATE PLAIN AGFsaWNlAHJpZ2h0\r\n") // out of an empty state
+	c.write("c AUTHENTICATE PLAIN AGFsaWNlAHJpZ2h0\r\n") // with an empty state
 	c.expectLine("c OK …")
 }
 
@@ -194,10 +193,10 @@ func TestAbortedExchangesLeaveNoState(t *testing.T) {
 	}
 	for i := range n {
 		if !b.abortExchange(all[i%len(all)], nil) {
-			t.Fatal("nobody greets")
+			t.Fatal("no greeting")
 		}
 	}
-	eventually(t, "everything to be given back", func() bool { return b.server.openConns.Load() == 0 })
+	eventually(t, "everything to be released", func() bool { return b.server.openConns.Load() == 0 })
 	checkHeapGrowth(t, n, before)
 }
 
@@ -221,7 +220,7 @@ func TestSlowClientsEndAtDeadline(t *testing.T) {
 	for range 100 {
 		slow = append(slow, b.dialGreeted("none"))
 	}
-	for _, text := range []string{"a", " ", "L", "O", "G"} { // no byte moves the deadline
+	for _, text := range []string{"a", " ", "L", "O", "G"} { // further bytes do not move the deadline
 		for _, c := range slow {
 			c.write(text)
 		}
@@ -237,8 +236,8 @@ func TestSlowClientsEndAtDeadline(t *testing.T) {
 	if took := time.Since(start); took < 4*time.Second {
 		t.Errorf("it took %v", took)
 	}
-	// None of them has hung up: a goodbye waits for that, but not for long.
-	eventually(t, "the goodbyes to end", func() bool { return b.metrics()["imapgate_preauth_connections"] == 0 })
+	// None of them has closed. The gateway waits for that after a BYE, but not for long.
+	eventually(t, "the connections to end after their BYE", func() bool { return b.metrics()["imapgate_preauth_connections"] == 0 })
 }
 
 func TestDeadlineSendsByeUnderTLS(t *testing.T) {
@@ -281,7 +280,7 @@ func TestExcessConnectionsGetBye(t *testing.T) {
 	for listener, want := range map[string]string{"none": "* BYE [UNAVAILABLE] Too many connections.\r\n", "starttls": "* BYE [UNAVAILABLE] Too many connections.\r\n", "implicit": ""} {
 		c := b.dial(listener)
 		if rest := c.readAll(); rest != want {
-			t.Errorf("%s: heard %q", listener, rest)
+			t.Errorf("%s: received %q", listener, rest)
 		}
 		if why := b.lastRecord("connection_refused", c).field("reason"); why != string(audit.TooMany) {
 			t.Error(why)
@@ -289,17 +288,17 @@ func TestExcessConnectionsGetBye(t *testing.T) {
 	}
 	kept[0].write("a LOGOUT\r\n")
 	kept[0].readAll()
-	eventually(t, "a place to be free", func() bool { return b.server.openConns.Load() == 2 })
+	eventually(t, "a slot to be free", func() bool { return b.server.openConns.Load() == 2 })
 	c := b.dialGreeted("none")
-	c.write("a LOGIN alice right\r\n") // a session keeps its place
+	c.write("a LOGIN alice right\r\n") // a session keeps its slot
 	c.expectLine("a OK …")
 	if rest := b.dial("none").readAll(); rest != "* BYE [UNAVAILABLE] Too many connections.\r\n" {
-		t.Errorf("heard %q", rest)
+		t.Errorf("received %q", rest)
 	}
 }
 
-// A hash of this cost takes tens of milliseconds: 40 guesses at once are more than
-// one verifier and two places to wait can take.
+// A hash of this cost takes tens of milliseconds: 40 concurrent guesses exceed one hashing
+// slot and two queue slots.
 func TestGuessFloodDoesNotBlockOthers(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), func(s *harnessConfig) {
 		s.auth.Verifiers, s.auth.MaxQueued = 1, 2
@@ -342,7 +341,7 @@ func TestByeArrivesDespiteUnreadInput(t *testing.T) {
 func TestPreauthConnectionsLeaveRoomForSessions(t *testing.T) {
 	const slots = 40
 	b := newHarness(t, openTestBackend(t).addr(), func(s *harnessConfig) { s.cfg.MaxConnections = slots })
-	for range slots / 2 { // these log in, and no longer count among the strangers
+	for range slots / 2 { // these log in and no longer count as preauth
 		c := b.dialGreeted("none")
 		c.write("a LOGIN alice right\r\n")
 		c.expectLine("a OK …")
@@ -352,19 +351,19 @@ func TestPreauthConnectionsLeaveRoomForSessions(t *testing.T) {
 		last = b.dialGreeted("none")
 	}
 	if rest := b.dial("none").readAll(); rest != "* BYE [UNAVAILABLE] Too many connections.\r\n" {
-		t.Errorf("heard %q", rest)
+		t.Errorf("received %q", rest)
 	}
 	last.write("a LOGIN alice right\r\n")
 	last.expectLine("a OK …")
 
-	strangers := newHarness(t, openTestBackend(t).addr(), func(s *harnessConfig) { s.cfg.MaxConnections = slots })
+	preauthOnly := newHarness(t, openTestBackend(t).addr(), func(s *harnessConfig) { s.cfg.MaxConnections = slots })
 	for range slots / 2 {
-		last = strangers.dialGreeted("none")
+		last = preauthOnly.dialGreeted("none")
 	}
-	if rest := strangers.dial("none").readAll(); rest != "* BYE [UNAVAILABLE] Too many connections.\r\n" {
-		t.Errorf("heard %q", rest)
+	if rest := preauthOnly.dial("none").readAll(); rest != "* BYE [UNAVAILABLE] Too many connections.\r\n" {
+		t.Errorf("received %q", rest)
 	}
-	last.write("a LOGIN alice right\r\n") // makes room for one more
+	last.write("a LOGIN alice right\r\n") // frees a slot
 	last.expectLine("a OK …")
-	strangers.dialGreeted("none")
+	preauthOnly.dialGreeted("none")
 }

@@ -9,14 +9,13 @@ import (
 	"imapgate/internal/metrics"
 )
 
-// healthCheck is what the health check of a balancer does: it connects, goes as far as it is
-// told, and leaves.
+// healthCheck is a balancer's health check: it connects, takes some steps and closes.
 type healthCheck struct {
 	listener, probe string
 	run             func(*client)
 }
 
-// healthChecks are the ways to look whether a gateway lives.
+// healthChecks returns the ways to check a gateway.
 func healthChecks() []healthCheck {
 	quits := func(c *client) {
 		c.expectLine("* OK …")
@@ -88,18 +87,18 @@ func TestProbesAreCounted(t *testing.T) {
 			records++
 		}
 	}
-	if records != 2 { // the first, and the count of the others, which is written when the log is closed
+	if records != 2 { // the first, and the summary of the others, which is written when the log is closed
 		t.Errorf("the audit log has %d records of an address's probes", records)
 	}
-	strangers := 0
+	clients := 0
 	for _, p := range healthChecks() {
 		if !p.isTrusted() {
-			strangers++
+			clients++
 		}
 	}
 	lines := b.logLines("connection refused")
-	if len(lines) != strangers {
-		t.Errorf("%d lines about %d connections of strangers", len(lines), strangers)
+	if len(lines) != clients {
+		t.Errorf("%d lines about %d connections of clients", len(lines), clients)
 	}
 	for _, r := range lines {
 		if r.field("reason") == "" || r.field("address") != "127.0.0.1" || r["error"] == "" {
@@ -108,12 +107,12 @@ func TestProbesAreCounted(t *testing.T) {
 	}
 }
 
-// What is no more than a stranger who came through the balancer, and what goes wrong, has
-// its record whoever it was.
+// Connections of clients through the balancer, and those that go wrong, are recorded in
+// full.
 func TestNonProbeBalancerConnectionsAreAudited(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr())
 	others := []func(*client){
-		func(c *client) { c.write("PROXY TCP4 192.0.2.1 192.0.2.2 4711 143\r\n"); c.expectLine("* OK …") }, // somebody else looked
+		func(c *client) { c.write("PROXY TCP4 192.0.2.1 192.0.2.2 4711 143\r\n"); c.expectLine("* OK …") }, // a client through the balancer
 		func(c *client) { c.write("PROXY TCP4 192.0.2.1 192.0.2.2 4711 143\r\n") },
 		func(c *client) { c.write("PROXY TC") },
 		func(c *client) {
@@ -152,7 +151,7 @@ func TestNonProbeBalancerConnectionsAreAudited(t *testing.T) {
 	if n := len(b.logLines("probe")); n != 0 {
 		t.Errorf("%d lines about probes", n)
 	}
-	if n := b.metrics()["imapgate_probes_total"]; n != 2 { // those behind the balancer, who said nothing
+	if n := b.metrics()["imapgate_probes_total"]; n != 2 { // clients through the balancer that sent nothing
 		t.Errorf("%v probes are counted", n)
 	}
 }

@@ -20,7 +20,7 @@ import (
 
 const proxyV2Signature = "\r\n\r\n\x00\r\nQUIT\n"
 
-// proxyV2 is a header of version 2: version and command, family and transport, and
+// proxyV2 returns a header of version 2: version and command, family and transport, and
 // what follows the length.
 func proxyV2(command, family byte, rest string) string {
 	size := binary.BigEndian.AppendUint16(nil, uint16(len(rest))) // short
@@ -42,14 +42,14 @@ func ipv6Addresses() string {
 	return string(src[:]) + string(dst[:]) + addresses4[8:]
 }
 
-// withChecksum is a header with its own checksum in its last four bytes.
+// withChecksum returns a header with its checksum in the last four bytes.
 func withChecksum(rest string) string {
 	h := []byte(proxyV2(0x21, 0x11, rest+tlv(3, "\x00\x00\x00\x00")))
 	sum := crc32.Checksum(h, crc32.MakeTable(crc32.Castagnoli))
 	return string(binary.BigEndian.AppendUint32(h[:len(h)-4], sum))
 }
 
-// validHeaders are headers and the client they speak of; "" for the peer itself.
+// validHeaders returns headers and the client address in them; "" for the peer itself.
 func validHeaders() map[string]string {
 	return map[string]string{
 		"PROXY TCP4 192.0.2.1 192.0.2.2 4711 143\r\n":               claimed4,
@@ -73,7 +73,7 @@ func validHeaders() map[string]string {
 	}
 }
 
-// invalidHeaders are none, or were tampered with.
+// invalidHeaders returns malformed or modified headers.
 func invalidHeaders() []string {
 	broken := []byte(withChecksum(addresses4))
 	broken[17] ^= 1
@@ -97,7 +97,7 @@ func invalidHeaders() []string {
 func TestProxyHeaderIsReadAcrossSegments(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr())
 	for header, claimed := range validHeaders() {
-		for _, cut := range []string{"whole", "bytes", "behind"} {
+		for _, cut := range []string{"whole", "bytes", "following"} {
 			c := b.dial("balanced-none")
 			if cut == "bytes" {
 				for i := range len(header) {
@@ -125,7 +125,7 @@ func TestInvalidProxyHeaderClosesSilently(t *testing.T) {
 			_, _ = io.WriteString(c.nc, header)
 			_ = c.nc.(*net.TCPConn).CloseWrite()
 			if rest := c.readAll(); rest != "" {
-				t.Errorf("%.60q: heard %q", header, rest)
+				t.Errorf("%.60q: received %q", header, rest)
 			}
 			if r := b.lastRecord("connection_refused", c); r.field("reason") != string(audit.BadProxyHeader) || r.field("client") != "" {
 				t.Errorf("%.60q: %v", header, r)
@@ -221,7 +221,7 @@ func TestProxyHeaderFromUntrustedPeerIsRefused(t *testing.T) {
 		c := b.dialGreeted(listener)
 		c.write("PROXY TCP4 192.0.2.1 192.0.2.2 4711 143\r\n")
 		c.expectLine("PROXY BAD …")
-		c.write("a LOGIN alice right\r\n") // an ordinary client, and told apart from nobody
+		c.write("a LOGIN alice right\r\n") // an ordinary client whose user is known
 		c.expectLine("a OK …")
 		c.close()
 		if r := b.lastRecord("session_ended", c); r.field("client") != "" {
@@ -238,8 +238,8 @@ func TestProxyHeaderFromUntrustedPeerIsRefused(t *testing.T) {
 	}
 }
 
-// withTrustedBalancer is a listener behind a balancer at a trusted address, through which proxies
-// in 192.0.2.0/24 come too.
+// withTrustedBalancer is a listener with a balancer at a trusted address, whose clients
+// include proxies in 192.0.2.0/24.
 func withTrustedBalancer(s *harnessConfig) {
 	trusted := append([]netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, loopback...)
 	s.cfg.Listeners = append(s.cfg.Listeners, Listener{Name: "both", Address: "127.0.0.1:0", TLS: NoTLS, ProxyTrusted: loopback, Trusted: trusted})
@@ -252,7 +252,7 @@ func TestIDTrustFollowsProxyHeaderAddress(t *testing.T) {
 		{"PROXY TCP4 198.51.100.66 192.0.2.2 4711 143", "127.0.0.1", "198.51.100.66:4711"},
 		{"PROXY UNKNOWN", "203.0.113.5", ""},
 		{"PROXY TCP4 192.0.2.1 192.0.2.2 4711 143", "203.0.113.5", "203.0.113.5:0"},
-		{"PROXY TCP4 192.0.2.1 192.0.2.2 4711 143", "::ffff:127.0.0.1", claimed4}, // its own machine
+		{"PROXY TCP4 192.0.2.1 192.0.2.2 4711 143", "::ffff:127.0.0.1", claimed4}, // the proxy's own host
 		{"PROXY TCP4 192.0.2.1 192.0.2.2 4711 143", "::", claimed4},
 	} {
 		c := b.dial("both")
@@ -276,7 +276,7 @@ func TestClaimedAddressGrantsNoExemption(t *testing.T) {
 		c.write("PROXY TCP4 " + address + " 127.0.0.1 4711 143\r\n")
 		return c
 	}
-	for _, address := range []string{"198.51.100.66", "192.0.2.1"} { // of anybody, and of a proxy
+	for _, address := range []string{"198.51.100.66", "192.0.2.1"} { // an ordinary client, and a trusted proxy
 		first := claiming(address)
 		first.expectLine("* OK …")
 		first.write("a ID (\"x-originating-ip\" \"127.0.0.1\")\r\n")
@@ -318,7 +318,7 @@ func TestProxyHeaderTimeout(t *testing.T) {
 
 func FuzzProxyHeader(f *testing.F) {
 	for header := range validHeaders() {
-		f.Add(header + "behind")
+		f.Add(header + "following")
 	}
 	for _, header := range invalidHeaders() {
 		f.Add(header)
@@ -334,9 +334,9 @@ func FuzzProxyHeader(f *testing.F) {
 			return
 		}
 		rest, err := io.ReadAll(r)
-		behind, err2 := io.ReadAll(slow)
-		if must(t, errors.Join(err, err2)); !strings.HasSuffix(text, string(rest)) || string(rest) != string(behind) {
-			t.Fatalf("behind the header %q, or %q", rest, behind)
+		following, err2 := io.ReadAll(slow)
+		if must(t, errors.Join(err, err2)); !strings.HasSuffix(text, string(rest)) || string(rest) != string(following) {
+			t.Fatalf("after the header %q, or %q", rest, following)
 		}
 		raw := text[:len(text)-len(rest)]
 		if strings.HasPrefix(raw, "PROXY") && (len(raw) > 107 || !strings.HasSuffix(raw, "\r\n")) {

@@ -7,7 +7,7 @@ import (
 	"imapgate/internal/limit"
 )
 
-// What a budget holds up is on record, under the name of its limit and of the user.
+// What a quota throttles is recorded with the names of the limit and the user.
 func TestThrottledSessionIsAudited(t *testing.T) {
 	for name, b := range map[string]limit.Quotas{"bytes_in": {In: 200}, "bytes_out": {Out: 200}} {
 		t.Run(name, func(t *testing.T) {
@@ -15,8 +15,8 @@ func TestThrottledSessionIsAudited(t *testing.T) {
 			c := bed.dialGreetedFrom("192.0.2.1")
 			c.write("a LOGIN frank right\r\n")
 			c.expectLine("a OK …")
-			c.write(strings.Repeat("b", 500) + " NOOP\r\n") // which the answer has too
-			eventually(t, name+" to be on record", func() bool {
+			c.write(strings.Repeat("b", 500) + " NOOP\r\n") // also counted for the response
+			eventually(t, name+" to be recorded", func() bool {
 				for _, r := range bed.records() {
 					if r.field("event") == "limit_hit" && r.field("limit") == name {
 						return r.field("result") == "slowed" && r.field("subject") == "frank@example.org" && r.field("session") != "" && bed.metrics()["imapgate_limit_throttled_total"] > 0
@@ -32,7 +32,7 @@ func TestThrottledSessionIsAudited(t *testing.T) {
 func TestBackendQueueTimeIsNotConnectTime(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr(), func(s *harnessConfig) {
 		east := s.backends["east"]
-		east.LoginRate = 2 // half a second between two
+		east.LoginRate = 2 // half a second between two logins
 		s.backends["east"] = east
 	})
 	first, second := b.dialGreetedFrom("192.0.2.1"), b.dialGreetedFrom("192.0.2.1")

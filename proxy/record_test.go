@@ -25,7 +25,7 @@ func TestLoginRecordHasUpstreamResultAndAttempt(t *testing.T) {
 			}
 		}
 		if r.field("upstream_ms") == "" {
-			t.Errorf("%s does not say how long the backend took", event)
+			t.Errorf("%s has no backend time", event)
 		}
 	}
 	m.close()

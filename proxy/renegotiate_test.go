@@ -13,8 +13,8 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// openssl talks TLS to a listener by a program that can do what Go's client
-// cannot: a line "K" updates its keys, a line "R" renegotiates.
+// openssl connects to a listener with a program that can do what Go's client cannot: a line
+// "K" updates its keys, a line "R" renegotiates.
 func (b *harness) openssl(input string, args ...string) string {
 	b.t.Helper()
 	args = append([]string{"s_client", "-connect", b.addr("implicit"), "-servername", "localhost", "-crlf"}, args...)
@@ -34,7 +34,7 @@ func (b *harness) openssl(input string, args ...string) string {
 	}()
 	go func() {
 		defer close(ended)
-		_ = cmd.Wait() // its status says nothing
+		_ = cmd.Wait() // the exit status is irrelevant
 	}()
 	<-written
 	select { // s_client ends with its input
@@ -48,7 +48,7 @@ func (b *harness) openssl(input string, args ...string) string {
 	return string(out.text)
 }
 
-// opensslOutput is what openssl shows. It is read when openssl has ended.
+// opensslOutput collects the output of openssl. It is read after openssl has ended.
 type opensslOutput struct {
 	done chan struct{} // closed when the last command is answered
 	text []byte
@@ -87,8 +87,7 @@ func TestRenegotiationIsRefused(t *testing.T) {
 	c.expectLine("a OK …")
 }
 
-// A ClientHello as long as a handshake message can say, and thousands of names,
-// leave nothing behind.
+// The largest ClientHellos and thousands of server names leave no memory in use.
 func TestClientHellosLeakNoMemory(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr())
 	hello := func(i int) {

@@ -16,11 +16,10 @@ import (
 	"imapgate/internal/limit"
 )
 
-// repeatingClient is a client that nobody has told of its mistake: it logs in again and again
-// with what it has.
+// repeatingClient is a client with a wrong configuration that repeats its login.
 type repeatingClient struct {
 	name  string
-	cert  *tls.Certificate // nil: it has none, and TLS neither
+	cert  *tls.Certificate // nil: no certificate and no TLS
 	login func(c *client) (answer string, err error)
 }
 
@@ -29,7 +28,7 @@ func lineClient(name, text string) repeatingClient {
 	return repeatingClient{name: name, login: func(c *client) (string, error) { c.write("a " + text + "\r\n"); return c.readResult() }}
 }
 
-// scramClient is a phone that proves to know a password.
+// scramClient is a phone that uses SCRAM.
 func scramClient(name, user, password string) repeatingClient {
 	return repeatingClient{name: name, login: func(c *client) (string, error) {
 		made, err := scram.SHA256.NewClient(user, password, "")
@@ -59,7 +58,7 @@ func scramClient(name, user, password string) repeatingClient {
 	}}
 }
 
-// repeatingClients are mistakes that people make, by every mechanism.
+// repeatingClients returns common configuration errors, for every mechanism.
 func repeatingClients(ca *testCA) []repeatingClient {
 	token := func(mechanism, form, token string) string {
 		return "AUTHENTICATE " + mechanism + " " + encodeToken(form, token)
@@ -71,7 +70,7 @@ func repeatingClients(ca *testCA) []repeatingClient {
 		return p
 	}
 	return []repeatingClient{
-		lineClient("LOGIN, a wrong password", "LOGIN carol wrong"), lineClient("LOGIN, nobody", "LOGIN zoe right"),
+		lineClient("LOGIN, a wrong password", "LOGIN carol wrong"), lineClient("LOGIN, unknown user", "LOGIN zoe right"),
 		lineClient("LOGIN, blocked", "LOGIN blocked right"), lineClient("LOGIN, a bad name", `LOGIN "DOMAIN\\alice" right`),
 		lineClient("LOGIN, a name in UTF-8", "LOGIN {17+}\r\nj\u00f6rg@example.org {5+}\r\nright"),
 		lineClient("LOGIN, a password in Latin-1", "LOGIN carol {4+}\r\nr\xf6sy"),
@@ -80,11 +79,11 @@ func repeatingClients(ca *testCA) []repeatingClient {
 		lineClient("PLAIN, a name in UTF-8", "AUTHENTICATE PLAIN "+encodeBase64("\x00j\u00f6rg@example.org\x00right")),
 		lineClient("PLAIN, a password in Latin-1", "AUTHENTICATE PLAIN "+encodeBase64("\x00carol\x00r\xf6sy")),
 		lineClient("PLAIN, no password", "AUTHENTICATE PLAIN "+encodeBase64("\x00carol\x00")),
-		lineClient("PLAIN, for somebody else", "AUTHENTICATE PLAIN "+encodeBase64("frank\x00carol\x00right")),
+		lineClient("PLAIN, for another user", "AUTHENTICATE PLAIN "+encodeBase64("frank\x00carol\x00right")),
 		lineClient("PLAIN, no form", "AUTHENTICATE PLAIN "+encodeBase64("carol right")),
 		lineClient("SASL LOGIN, a bad name", "AUTHENTICATE LOGIN\r\n"+encodeBase64("o'brien@example.org")+"\r\n"+encodeBase64("right")),
 		lineClient("SASL LOGIN, a wrong password", "AUTHENTICATE LOGIN\r\n"+encodeBase64("carol")+"\r\n"+encodeBase64("wrong")),
-		scramClient("SCRAM, a wrong password", "carol", "wrong"), scramClient("SCRAM, nobody", "zoe", "right"),
+		scramClient("SCRAM, a wrong password", "carol", "wrong"), scramClient("SCRAM, unknown user", "zoe", "right"),
 		scramClient("SCRAM, blocked", "blocked", "right"), scramClient("SCRAM, a bad name", "o'brien@example.org", "right"),
 		lineClient("SCRAM, a bad binding", "AUTHENTICATE SCRAM-SHA-256 "+encodeBase64("p=tls-unique,,n=carol,r=x")),
 		lineClient("OAUTHBEARER, expired", token("OAUTHBEARER", bearer, "expired")+"\r\nAQ=="),
@@ -92,18 +91,17 @@ func repeatingClients(ca *testCA) []repeatingClient {
 		lineClient("OAUTHBEARER, a bad name", token("OAUTHBEARER", "n,a=DOMAIN\\alice,\x01auth=Bearer %\x01\x01", "right")+"\r\nAQ=="),
 		lineClient("XOAUTH2, expired", token("XOAUTH2", xoauth2, "expired")+"\r\n"),
 		lineClient("XOAUTH2, a bad name", token("XOAUTH2", "user=DOMAIN\\alice\x01auth=Bearer %\x01\x01", "right")+"\r\n"),
-		show("EXTERNAL, nobody lives there", []string{"nobody@example.org"}, "="),
+		show("EXTERNAL, unknown user", []string{"unknown@example.org"}, "="),
 		show("EXTERNAL, a bad name", []string{"o'brien@example.org"}, "="),
 		show("EXTERNAL, two names", []string{"carol@example.org", "frank@example.org"}, "="),
-		show("EXTERNAL, for somebody else", []string{"carol@example.org"}, encodeBase64("frank")),
+		show("EXTERNAL, for another user", []string{"carol@example.org"}, encodeBase64("frank")),
 	}
 }
 
-// cheapSCRAMHash is the password stored for SCRAM with as few iterations as there may
-// be.
+// cheapSCRAMHash returns a SCRAM hash of the password with the minimum of iterations.
 func cheapSCRAMHash() string {
 	const salt, rounds = "sixteen bytes...", 4096
-	made, err := scram.SHA256.NewClient("anybody", password, "")
+	made, err := scram.SHA256.NewClient("any", password, "")
 	if err != nil {
 		panic(err)
 	}
@@ -115,8 +113,8 @@ func cheapSCRAMHash() string {
 	return fmt.Sprintf("{SCRAM-SHA-256}%d,%s,%s,%s", rounds, encode([]byte(salt)), encode(keys.StoredKey), encode(keys.ServerKey))
 }
 
-// withBlockedUser has a user whom Redis denies whatever is said, and denies at once, also
-// by SCRAM, with as few iterations as there may be.
+// withBlockedUser adds a user that Redis denies at once, whatever the password, also with
+// SCRAM at the minimum of iterations.
 func withBlockedUser(s *harnessConfig) {
 	s.auth.Methods = []string{auth.File, auth.Redis, auth.OAuth}
 	s.authSources.Redis = func(_ context.Context, u identity.User) (identity.Secret, error) {
@@ -133,8 +131,8 @@ func withBlockedUser(s *harnessConfig) {
 	s.changeServer = func(srv *Server) { srv.minDenialTime, srv.denialJitter = time.Millisecond, time.Millisecond }
 }
 
-// One office is behind one address. Each phone is at one of its own, and a colleague
-// who was never seen there logs in after it.
+// An office shares one address. Each phone uses an address of its own, and a colleague
+// never seen there logs in after it.
 func TestRepeatedMistakeDoesNotBanNetwork(t *testing.T) {
 	ca := newTestCA(t)
 	b := openHarness(t, openTestBackend(t).addr(), withAllMechanisms(t, ca), withBlockedUser)
@@ -143,12 +141,12 @@ func TestRepeatedMistakeDoesNotBanNetwork(t *testing.T) {
 		p, office := all[i], fmt.Sprintf("198.51.%d.7", i)
 		c := b.dialAs(office, p.cert)
 		tries := 50
-		if strings.Contains(p.name, "password") || strings.Contains(p.name, "nobody") {
-			tries = 25 // of which each is hashed
+		if strings.Contains(p.name, "password") || strings.Contains(p.name, "unknown") {
+			tries = 25 // each of which is hashed
 		}
 		for n := range tries {
 			answer, err := p.login(c)
-			proves := strings.HasPrefix(p.name, "SCRAM") && n > 3 // of its user no more is tried here for a while
+			proves := strings.HasPrefix(p.name, "SCRAM") && n > 3 // further logins of this user are refused for a while
 			if err != nil || answer != authFailedReply && !(proves && answer == unavailableReply) {
 				t.Errorf("%s: try %d: %q, %v", p.name, n, answer, err)
 				break
@@ -156,7 +154,7 @@ func TestRepeatedMistakeDoesNotBanNetwork(t *testing.T) {
 		}
 		c.close()
 		if got := b.tryLogin(office, "frank", password); !strings.HasPrefix(got, "OK") {
-			t.Errorf("%s: a colleague hears %q", p.name, got)
+			t.Errorf("%s: a colleague received %q", p.name, got)
 		}
 	})
 	if n := b.deps.Limits.BanCount(); n > 0 {
@@ -180,7 +178,7 @@ func (b *harness) dialAs(address string, cert *tls.Certificate) *client {
 	return c
 }
 
-// readResult is the answer to a login, behind challenges that were answered already.
+// readResult returns the tagged response to a login after its challenges were answered.
 func (c *client) readResult() (string, error) {
 	for {
 		text, err := c.r.ReadString('\n')
@@ -198,7 +196,7 @@ func TestManyInvalidNamesAreBanned(t *testing.T) {
 		}
 	}
 	b.expectRefusedFrom("203.0.113.7")
-	for i := range 10 { // and who tries one with many passwords
+	for i := range 10 { // a client that tries many passwords
 		if got := b.tryLogin("203.0.113.8", `"a|b"`, fmt.Sprint("guess", i)); got != authFailedReply {
 			t.Fatalf("guess %d: %s", i, got)
 		}
@@ -206,14 +204,14 @@ func TestManyInvalidNamesAreBanned(t *testing.T) {
 	b.expectRefusedFrom("203.0.113.8")
 }
 
-// The parts of a message in the wrong order put a password where the name belongs.
+// Message parts in the wrong order put a password in the place of the name.
 func TestMisplacedPasswordIsNotRecorded(t *testing.T) {
 	b := openHarness(t, openTestBackend(t).addr())
 	plain := func(message string) string {
 		return "AUTHENTICATE PLAIN " + base64.StdEncoding.EncodeToString([]byte(message))
 	}
 	for password, lines := range map[string][]string{
-		"hunter2":   {plain("alice\x00hunter2\x00")}, // which could be a name
+		"hunter2":   {plain("alice\x00hunter2\x00")}, // could be a name
 		"Hunter 2!": {plain("alice\x00Hunter 2!\x00"), plain("\x00Hunter 2!\x00"), `LOGIN "Hunter 2!" ""`},
 	} {
 		for _, line := range lines {

@@ -32,7 +32,7 @@ var (
 	// A backend with a master login accepts any user that the gateway names, so the gateway
 	// must have verified the password.
 	errUnverified       = errors.New("password not verified, and the backend uses a master login")
-	errBackendDisagrees = errors.New("backend denied a user whom the gateway has verified")
+	errBackendDisagrees = errors.New("backend denied a user that the gateway has verified")
 	errNoVerdict        = errors.New("backend could not verify the credentials")
 	errWrongUser        = errors.New("upstream belongs to another user")
 	// A login refused before verification after too many failures.
@@ -183,9 +183,9 @@ func (c *connection) welcome(a *attempt, up backendLogin, offered imap.Caps) err
 	return err
 }
 
-// isGatewayCapability reports whether a client behind a gateway must not use a capability
-// of the backend. TLS and logins belong to the gateway, and UNAUTHENTICATE (RFC 8437) would
-// allow a second login without it.
+// isGatewayCapability reports whether clients must not use a capability of the backend. TLS
+// and logins belong to the gateway, and UNAUTHENTICATE (RFC 8437) would allow a second
+// login without it.
 func isGatewayCapability(capability string) bool {
 	return capability == "STARTTLS" || capability == "LOGINDISABLED" || capability == "UNAUTHENTICATE" ||
 		strings.HasPrefix(capability, "AUTH=")

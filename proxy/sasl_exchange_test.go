@@ -19,17 +19,17 @@ import (
 	"imapgate/internal/identity"
 )
 
-// The rows of the catalogue about exchanges, for the mechanisms that have more steps
-// than a password has.
+// The rows of the attack catalogue about exchanges, for mechanisms with more steps than
+// PLAIN.
 
-// withAllMechanisms offers all there are. Carol has a password for SCRAM, a
-// certificate, and the token that is right.
+// withAllMechanisms offers all mechanisms. carol has a password for SCRAM, a certificate
+// and a right token.
 func withAllMechanisms(t testing.TB, ca *testCA) func(*harnessConfig) {
 	scrams := withSCRAM(t)
 	return func(s *harnessConfig) {
 		scrams(s)
 		s.clientCA, s.auth.CertificateName = ca.pem(), "email"
-		s.limits.Failures.PerUserNetworkHour = 1 << 30 // or carol would be refused before she is looked at
+		s.limits.Failures.PerUserNetworkHour = 1 << 30 // otherwise carol would be refused before verification
 		s.auth.Methods = []string{auth.File, auth.OAuth}
 		s.auth.Mechanisms = []string{"SCRAM-SHA-256-PLUS", "SCRAM-SHA-256", "EXTERNAL", "OAUTHBEARER", "XOAUTH2", "PLAIN", "LOGIN"}
 		s.authSources.OAuth = func(_ context.Context, token identity.Secret) (string, time.Time, error) {
@@ -57,7 +57,7 @@ const (
 	xoauth2         = "user=carol\x01auth=Bearer %\x01\x01"
 )
 
-// encodeToken is a token in one of the two forms.
+// encodeToken encodes a token in one of the two forms.
 func encodeToken(form, token string) string {
 	return encodeBase64(strings.Replace(form, "%", token, 1))
 }
@@ -86,18 +86,18 @@ func TestFailedMultiStepExchangeLeavesNoState(t *testing.T) {
 		"EXTERNAL": {{"!"}, {"", "*"}, {"", "!"}, {"", encodeBase64("frank")}, {"", long}, {encodeBase64("\x00")}, {encodeBase64("carol\x00right")}},
 	} {
 		c := b.dialWithCert(ca.issue([]string{"carol@example.org"}, nil))
-		for _, says := range tries {
-			c.expectFailure(mechanism, says)
+		for _, responses := range tries {
+			c.expectFailure(mechanism, responses)
 		}
-		c.write("c AUTHENTICATE XOAUTH2 " + encodeToken(xoauth2, "right") + "\r\n") // out of an empty state
+		c.write("c AUTHENTICATE XOAUTH2 " + encodeToken(xoauth2, "right") + "\r\n") // with an empty state
 		c.expectLine("c OK …")
 		c.close()
 	}
 }
 
-// expectFailure begins AUTHENTICATE with an initial response, if there is one, answers the
-// challenges, and wants to be refused. A token that was refused is told so first,
-// whatever is answered.
+// expectFailure starts AUTHENTICATE with an optional initial response, answers the
+// challenges and expects a refusal. A refused token gets an error challenge first, whatever
+// the answer to it.
 func (c *client) expectFailure(mechanism string, responses []string) {
 	c.t.Helper()
 	c.write(strings.TrimRight("a AUTHENTICATE "+mechanism+" "+responses[0], " ") + "\r\n")
@@ -113,7 +113,7 @@ func (c *client) expectFailure(mechanism string, responses []string) {
 			continue
 		}
 		if err != nil || !matchesPattern("a NO [AUTHENTICATIONFAILED] …", line) && !matchesPattern("a BAD …", line) {
-			c.t.Fatalf("%s: heard %q, %v", mechanism, line, err)
+			c.t.Fatalf("%s: received %q, %v", mechanism, line, err)
 		}
 		break
 	}
@@ -121,8 +121,8 @@ func (c *client) expectFailure(mechanism string, responses []string) {
 	c.expectLine("b OK Nothing done.")
 }
 
-// abortedExchanges are exchanges up to where the client is gone. Behind all but the last line
-// an answer is read.
+// abortedExchanges returns exchanges up to where the client closes. An answer is read after
+// each line but the last.
 func abortedExchanges() [][]string {
 	first := encodeBase64(scramFirstCarol)
 	return [][]string{
@@ -138,8 +138,7 @@ func abortedExchanges() [][]string {
 	}
 }
 
-// abortCount is how many exchanges are cut off: as many as an ordinary run has time
-// for, or ten thousand.
+// abortCount returns how many exchanges to abort: few in an ordinary run, or ten thousand.
 func abortCount(few int) int {
 	if os.Getenv("IMAPGATE_SOAK") == "" {
 		return few
@@ -147,28 +146,28 @@ func abortCount(few int) int {
 	return 10_000
 }
 
-// countHeapObjects is how many objects the heap holds. Unlike their size it does not grow with
-// the log that a test keeps.
+// countHeapObjects returns the number of heap objects. Unlike the heap's size, it does not
+// grow with the test's log.
 func countHeapObjects() int {
 	var m runtime.MemStats
 	runtime.GC()
-	runtime.GC() // what pools held is gone after the second
+	runtime.GC() // pools are empty after two collections
 	runtime.ReadMemStats(&m)
 	return int(m.HeapObjects)
 }
 
-// checkHeapGrowth fails when n exchanges have left something for every tenth of them.
+// checkHeapGrowth fails if n exchanges have left an object for every ten of them.
 func checkHeapGrowth(t *testing.T, n, before int) {
 	t.Helper()
 	after := countHeapObjects()
-	t.Logf("%d exchanges cut off: %d objects live before, %d after", n, before, after)
+	t.Logf("%d exchanges aborted: %d objects live before, %d after", n, before, after)
 	if after-before > 1000+n/10 {
-		t.Errorf("%d objects more are live behind %d exchanges", after-before, n)
+		t.Errorf("%d more objects are live after %d exchanges", after-before, n)
 	}
 }
 
-// What else is left behind is looked for by newHarness: goroutines, descriptors, places,
-// and one end of each connection on record.
+// newHarness checks for other leaks: goroutines, descriptors, slots, and one recorded end
+// of each connection.
 func TestAbortedMultiStepExchangesLeaveNoState(t *testing.T) {
 	ca := newTestCA(t)
 	m := openTestBackend(t)
@@ -194,7 +193,7 @@ func TestAbortedMultiStepExchangesLeaveNoState(t *testing.T) {
 			t.Errorf("carol's proof is not answered by the gateway's: %v", err)
 		}
 	})
-	eventually(t, "everything to be given back", func() bool { return m.connCount() == 0 && b.server.openConns.Load() == 0 })
+	eventually(t, "everything to be released", func() bool { return m.connCount() == 0 && b.server.openConns.Load() == 0 })
 	checkHeapGrowth(t, n, before)
 	c := b.dialGreeted("implicit")
 	e := c.startScram("SCRAM-SHA-256-PLUS", "carol", password, "tls-exporter")
@@ -206,8 +205,8 @@ func TestAbortedMultiStepExchangesLeaveNoState(t *testing.T) {
 	c.close()
 }
 
-// abortExchange plays one of abortedExchanges, over TLS unless show is nil, and says whether the
-// gateway has greeted.
+// abortExchange plays one of abortedExchanges, over TLS unless cfg is nil, and reports
+// whether the gateway has greeted.
 func (b *harness) abortExchange(lines []string, cfg *tls.Config) bool {
 	listener := "none"
 	if cfg != nil {
@@ -229,7 +228,7 @@ func (b *harness) abortExchange(lines []string, cfg *tls.Config) bool {
 		if i > 0 {
 			p.readLine()
 		}
-		_, _ = io.WriteString(p.nc, line) // whoever is denied early is heard of in the records
+		_, _ = io.WriteString(p.nc, line) // early denials are checked in the records
 	}
 	if len(lines[len(lines)-1])%2 == 0 {
 		_ = nc.(*net.TCPConn).SetLinger(0)
@@ -237,7 +236,7 @@ func (b *harness) abortExchange(lines []string, cfg *tls.Config) bool {
 	return greeted
 }
 
-// proveAndClose is gone when it has the gateway's own proof.
+// proveAndClose closes after it has received the gateway's own proof.
 func (p *prober) proveAndClose(user string) bool {
 	client, err := scram.SHA256.NewClient(user, password, "")
 	return err == nil && strings.HasPrefix(p.runScram("SCRAM-SHA-256", client.NewConversation()), "+ ")
@@ -263,6 +262,6 @@ func TestProofIsBoundToItsUser(t *testing.T) {
 		c.close()
 	}
 	if b.metrics()["imapgate_upstream_connects_total"] > 0 {
-		t.Error("a backend was asked")
+		t.Error("a backend was contacted")
 	}
 }

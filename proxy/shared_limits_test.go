@@ -16,7 +16,7 @@ import (
 	"imapgate/routing"
 )
 
-// startSharedLimits is a real Redis, and a setup of a gateway that shares its limits there.
+// startSharedLimits starts a real Redis and returns a setup that shares its limits there.
 func startSharedLimits(t testing.TB, l limit.Config) (*testbed.Redis, func(*harnessConfig)) {
 	t.Helper()
 	store := testbed.StartRedis(t)
@@ -37,7 +37,7 @@ func dialRedis(t testing.TB, store *testbed.Redis) redis.UniversalClient {
 	return rdb
 }
 
-// runParallel does n things, so many at a time.
+// runParallel calls do n times, atATime at a time.
 func runParallel(n, atATime int, do func(i int)) {
 	var all sync.WaitGroup
 	next := atomic.Int64{}
@@ -51,8 +51,8 @@ func runParallel(n, atATime int, do func(i int)) {
 	all.Wait()
 }
 
-// defaultLimits is what the configuration has when it says nothing, but for the delay
-// of every denial, which would make these tests long; its growth is the same.
+// defaultLimits returns the configuration's defaults, but with a short minimum denial time.
+// The growth of delays is the same.
 func defaultLimits() limit.Config {
 	f := failureLimits()
 	f.Delay, f.MaxDelay = 200*time.Millisecond, 1500*time.Millisecond
@@ -73,12 +73,12 @@ func TestKnownNetworkStaysUsableUnderPasswordAttack(t *testing.T) {
 	victim.Go(func() {
 		for !stop.Load() {
 			if got := b.tryLogin(home, "frank", "right"); !strings.HasPrefix(got, "OK") {
-				t.Errorf("at home, meanwhile: %s", got)
+				t.Errorf("at home, during the attack: %s", got)
 			}
-			<-time.After(1100 * time.Millisecond) // 60 a minute may come
+			<-time.After(1100 * time.Millisecond) // 60 a minute are allowed
 		}
 	})
-	runParallel(1000, 100, func(i int) { // each from a network of 24 bits of its own
+	runParallel(1000, 100, func(i int) { // each from its own /24 network
 		got := b.tryLogin(fmt.Sprintf("203.%d.%d.9", i/250, i%250), "frank", fmt.Sprint("guess", i))
 		if strings.HasPrefix(got, "OK") {
 			t.Errorf("guess %d: %s", i, got)
@@ -89,14 +89,14 @@ func TestKnownNetworkStaysUsableUnderPasswordAttack(t *testing.T) {
 	if n := b.countDelayed(time.Second); n > 0 {
 		t.Errorf("%d logins at home were delayed", n)
 	}
-	// What a busy Redis did not count in time, only the gateway that saw it knows.
+	// What a busy Redis did not count in time is known only to the gateway that saw it.
 	if got := b.tryLogin("203.0.113.77", "frank", "right"); got != unavailableReply {
-		t.Errorf("behind a thousand failures, from where nobody is known: %s", got)
+		t.Errorf("after a thousand failures, from an unknown network: %s", got)
 	}
 }
 
-// countDelayed counts the logins that were accepted after a wait on purpose of at least so
-// long. What is less may have been a slow answer of Redis.
+// countDelayed counts the accepted logins with a deliberate delay of at least least.
+// Shorter ones may be slow answers of Redis.
 func (b *harness) countDelayed(least time.Duration) (n int) {
 	b.t.Helper()
 	for _, r := range b.records() {
@@ -110,7 +110,7 @@ func (b *harness) countDelayed(least time.Duration) (n int) {
 
 func TestBadClientBehindNATDoesNotBlockOthers(t *testing.T) {
 	l := defaultLimits()
-	l.NewPerMinute, l.PreauthPerAddress, l.PerAddress = 0, 0, 0 // a network of 500 people is given these by its operator
+	l.NewPerMinute, l.PreauthPerAddress, l.PerAddress = 0, 0, 0 // limits that an operator sets for a network of 500 users
 	_, shared := startSharedLimits(t, l)
 	const nat = "198.51.100.20"
 	b := openHarness(t, openTestBackend(t).addr(), shared, func(s *harnessConfig) {
@@ -119,7 +119,7 @@ func TestBadClientBehindNATDoesNotBlockOthers(t *testing.T) {
 		}
 		s.routes.Static.Default = "east"
 	})
-	runParallel(500, 50, func(i int) { // on an ordinary day
+	runParallel(500, 50, func(i int) { // an ordinary day
 		if got := b.tryLogin(nat, fmt.Sprint("user", i), password); !strings.HasPrefix(got, "OK") {
 			t.Errorf("user%d: %s", i, got)
 		}
@@ -132,7 +132,7 @@ func TestBadClientBehindNATDoesNotBlockOthers(t *testing.T) {
 		}
 	})
 	eventually(t, "a ban", func() bool { return b.deps.Limits.BanCount() > 0 })
-	before := b.countDelayed(time.Second) // of the ordinary day: nobody was known yet, and logins under way count
+	before := b.countDelayed(time.Second) // of the ordinary day: no network was known yet, and logins in progress count
 	var good atomic.Int64
 	runParallel(500, 50, func(i int) {
 		if got := b.tryLogin(nat, fmt.Sprint("user", i), password); strings.HasPrefix(got, "OK") {
@@ -172,15 +172,15 @@ func TestSprayFromManyNetworksIsDetected(t *testing.T) {
 			t.Errorf("%+v", n)
 		}
 	case <-time.After(testbed.Timeout):
-		t.Fatal("nobody noticed")
+		t.Fatal("no spraying detected")
 	}
 	if got := b.tryLogin(home, "frank", "right"); !strings.HasPrefix(got, "OK") || b.countDelayed(time.Second) > 0 {
 		t.Errorf("at home: %s, %d logins delayed", got, b.countDelayed(time.Second))
 	}
 	if got := b.tryLogin("192.0.2.50", "frank", "right"); !strings.HasPrefix(got, "OK") {
-		t.Errorf("from where nobody is known: %s", got)
+		t.Errorf("from an unknown network: %s", got)
 	}
-	eventually(t, "a delayed login on record", func() bool { return b.countDelayed(300*time.Millisecond) > 0 })
+	eventually(t, "a recorded delayed login", func() bool { return b.countDelayed(300*time.Millisecond) > 0 })
 }
 
 func TestGatewaysShareSessionCounts(t *testing.T) {
@@ -215,7 +215,7 @@ func TestGatewaysShareSessionCounts(t *testing.T) {
 	for _, b := range gateways {
 		b.waitSlots(0)
 	}
-	eventually(t, "a place at the other gateway", func() bool {
+	eventually(t, "a slot at the other gateway", func() bool {
 		return strings.HasPrefix(gateways[1].tryLogin("192.0.2.1", "frank", "right"), "OK")
 	})
 }
@@ -246,7 +246,7 @@ func TestLoginCostsOneRedisRoundTrip(t *testing.T) {
 		}
 		b.waitSlots(0)
 	}
-	login() // the first tells Redis the scripts, and where the user is known
+	login() // the first login loads the scripts and marks the network as known
 	const n = 20
 	before := trips.n.Load()
 	for range n {

@@ -7,18 +7,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A peer that is gone without a word is noticed by probes while nothing is sent,
-// and by the want of acknowledgements while something is.
+// A dead peer is detected by keepalive probes while nothing is sent, and by missing
+// acknowledgements otherwise.
 func TestKeepaliveIsSetOnClientSockets(t *testing.T) {
 	l := &listener{Listener: Listener{Address: "127.0.0.1:0"}}
 	must(t, l.listen())
-	defer l.tcp.Close() // nothing is left to be said
+	defer l.tcp.Close()
 	client, err := net.Dial("tcp", l.tcp.Addr().String())
 	must(t, err)
-	defer client.Close() // nothing is left to be said
+	defer client.Close()
 	tcp, err := l.tcp.AcceptTCP()
 	must(t, err)
-	defer tcp.Close() // nothing is left to be said
+	defer tcp.Close()
 	raw, err := tcp.SyscallConn()
 	must(t, err)
 	for option, want := range map[int]int{

@@ -12,7 +12,7 @@ import (
 	"imapgate/tlsconf"
 )
 
-// The rows of the catalogue "STARTTLS, front side".
+// The "STARTTLS, front side" rows of the attack catalogue.
 
 func TestCommandsPipelinedAfterSTARTTLSAreNotRead(t *testing.T) {
 	m := openTestBackend(t)
@@ -25,11 +25,11 @@ func TestCommandsPipelinedAfterSTARTTLSAreNotRead(t *testing.T) {
 		c.expectLine("* OK …")
 		c.write("a STARTTLS\r\n" + extra)
 		if rest := c.readAll(); rest != "" {
-			t.Errorf("%.20q behind STARTTLS: heard %q", extra, rest)
+			t.Errorf("%.20q after STARTTLS: received %q", extra, rest)
 		}
 		r := b.lastRecord("connection_refused", c)
 		if why := r.field("reason"); why != string(audit.StartTLSInjection) {
-			t.Errorf("%.20q behind STARTTLS: %v", extra, r)
+			t.Errorf("%.20q after STARTTLS: %v", extra, r)
 		}
 	}
 	if m.connCount() != 0 || strings.Contains(b.logs.String(), "login") {
@@ -55,7 +55,7 @@ func TestLatePlaintextBreaksHandshake(t *testing.T) {
 	}
 }
 
-// The reader takes 512 bytes first: what stands behind them is in the kernel.
+// The reader takes 512 bytes first; the bytes after them are in the kernel.
 func TestBytesBeyondBufferGoToTLS(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr())
 	c := b.dial("starttls")
@@ -95,7 +95,7 @@ func TestSTARTTLSResetsAllButBadCommands(t *testing.T) {
 
 func TestSTARTTLSInsideArgumentsIsIgnored(t *testing.T) {
 	b := newHarness(t, openTestBackend(t).addr())
-	for _, try := range []struct{ listener, say, hear string }{
+	for _, try := range []struct{ listener, command, reply string }{
 		{"starttls", "a LOGIN {8+}\r\nSTARTTLS x\r\n", "a NO [PRIVACYREQUIRED] …"},
 		{"starttls", "a STARTTLS x\r\n", "a BAD …"},
 		{"starttls", "a STARTTLS {0+}\r\n\r\n", "a BAD …"},
@@ -109,9 +109,9 @@ func TestSTARTTLSInsideArgumentsIsIgnored(t *testing.T) {
 			c.startTLS()
 		}
 		c.expectLine("* OK …")
-		c.write(try.say)
-		c.expectLine(try.hear)
-		if try.hear == "+ " {
+		c.write(try.command)
+		c.expectLine(try.reply)
+		if try.reply == "+ " {
 			c.expectLine("a BAD Invalid base64.")
 		}
 		c.write("z NOOP\r\n")
@@ -132,12 +132,12 @@ func TestSTARTTLSOnlyOnceAndBeforeLogin(t *testing.T) {
 		c.write("c LOGIN alice right\r\n")
 		c.expectLine("* CAPABILITY IMAP4rev1 IDLE UNSELECT")
 		c.expectLine("c OK [CAPABILITY IMAP4rev1 IDLE UNSELECT] Logged in.")
-		c.write("d STARTTLS\r\n") // the backend's affair, as everything from here on
+		c.write("d STARTTLS\r\n") // relayed to the backend, like everything after the login
 		c.expectLine("d OK Done.")
 		c.close()
 	}
 	if n := strings.Count(m.receivedText(), "d STARTTLS\n"); n != 3 {
-		t.Errorf("%d backends were asked", n)
+		t.Errorf("%d backends were contacted", n)
 	}
 }
 
@@ -198,7 +198,7 @@ func TestHTTPInsideTLSGetsNoAnswer(t *testing.T) {
 		c := b.dialGreeted("implicit")
 		c.write(request)
 		if rest := c.readAll(); rest != "" {
-			t.Errorf("%q: heard %q", request, rest)
+			t.Errorf("%q: received %q", request, rest)
 		}
 		if why := b.lastRecord("connection_refused", c).field("reason"); why != string(audit.WrongProtocol) {
 			t.Errorf("%q: %s", request, why)
@@ -216,7 +216,7 @@ func TestHandshakeHasOneDeadline(t *testing.T) {
 	later.expectLine("* OK …")
 	later.write("a STARTTLS\r\n")
 	later.expectLine("a OK …")
-	for range 40 { // a byte at a time moves no deadline
+	for range 40 { // single bytes do not move the deadline
 		if _, err := slow.nc.Write([]byte{22}); err != nil {
 			break
 		}
@@ -246,11 +246,11 @@ func TestHandshakeFloodDoesNotBlockLogins(t *testing.T) {
 	<-done
 }
 
-// abortHandshakes sends hellos of every name and size and hangs up; it ends
-// with stop.
+// abortHandshakes sends ClientHellos of every name and size and closes; it returns when
+// stop is closed.
 func (b *harness) abortHandshakes(stop, done chan struct{}) {
 	defer close(done)
-	hello := append([]byte{22, 3, 1, 0x40, 0}, make([]byte, 0x4000)...) // as large as a record may be
+	hello := append([]byte{22, 3, 1, 0x40, 0}, make([]byte, 0x4000)...) // the maximum of a record
 	for i := 0; ; i++ {
 		select {
 		case <-stop:
@@ -266,7 +266,7 @@ func (b *harness) abortHandshakes(stop, done chan struct{}) {
 			_, _ = nc.Write(hello)
 		} else {
 			_ = nc.SetDeadline(time.Now().Add(time.Second))
-			_ = tls.Client(nc, &tls.Config{ServerName: strings.Repeat("x", 1+i%60) + ".example.org"}).Handshake() // no trust: it fails
+			_ = tls.Client(nc, &tls.Config{ServerName: strings.Repeat("x", 1+i%60) + ".example.org"}).Handshake() // untrusted certificate: the handshake fails
 		}
 		_ = nc.Close()
 	}
@@ -278,7 +278,7 @@ func TestTLSResumptionEndsWithCertificateChange(t *testing.T) {
 	resumed := func() bool {
 		c := b.dial("implicit")
 		must(t, c.handshake(&tls.Config{ClientSessionCache: cache}))
-		c.expectLine("* OK …") // and the ticket before it
+		c.expectLine("* OK …") // reads the session ticket before it
 		defer c.close()
 		return c.nc.(*tls.Conn).ConnectionState().DidResume
 	}

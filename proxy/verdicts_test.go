@@ -18,11 +18,12 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// answeringBackend is a backend that takes every way to log in, and answers what a test says.
+// answeringBackend is a backend that accepts every form of login and answers as a test
+// chooses.
 type answeringBackend struct {
 	// Set once.
 	l      net.Listener
-	answer func(user, secret string) string // behind the tag; "": the connection ends without one; "nothing": it waits
+	answer func(user, secret string) string // after the tag; "": closes without an answer; "nothing": never answers
 	wg     sync.WaitGroup
 }
 
@@ -38,7 +39,7 @@ func openAnsweringBackend(t testing.TB, answer func(user, secret string) string)
 
 func (v *answeringBackend) addr() string { return v.l.Addr().String() }
 
-// accept ends with the listener.
+// accept returns when the listener is closed.
 func (v *answeringBackend) accept() {
 	for {
 		nc, err := v.l.Accept()
@@ -49,7 +50,7 @@ func (v *answeringBackend) accept() {
 	}
 }
 
-// serve ends with the connection.
+// serve returns when the connection ends.
 func (v *answeringBackend) serve(nc net.Conn) {
 	defer nc.Close()
 	u := newBackendConn(nc)
@@ -91,8 +92,8 @@ func (v *answeringBackend) serve(nc net.Conn) {
 // loginOK is the answer to a right password.
 const loginOK = "OK [CAPABILITY IMAP4rev1] In."
 
-// withCountedUsers is a setup with the limits of the defaults in which users a to z live at the
-// backend, and no denial takes long.
+// withCountedUsers uses the default limits with users a to z on the backend, and short
+// denials.
 func withCountedUsers(s *harnessConfig) {
 	s.limits = limit.Config{Failures: failureLimits()}
 	s.changeServer = func(srv *Server) { srv.minDenialTime, srv.denialJitter = 0, 1 }
@@ -102,8 +103,8 @@ func withCountedUsers(s *harnessConfig) {
 	}
 }
 
-// countTries has an address try n different passwords on a user and gives the answers
-// after which it is banned: n when it is not.
+// countTries tries n different passwords for a user from an address. It returns the number
+// of answers until the ban, or n without one.
 func (b *harness) countTries(address, user string, n int) int {
 	for i := range n {
 		if got := b.tryLogin(address, user, fmt.Sprint("guess", i)); strings.HasPrefix(got, "* BYE [UNAVAILABLE] Too many connections.") {
@@ -113,11 +114,11 @@ func (b *harness) countTries(address, user string, n int) int {
 	return n
 }
 
-// answerCounts is what the answers of a backend count as.
+// answerCounts are a backend's answers and what they count as.
 var answerCounts = []struct {
 	answer string
-	banned int // after so many guesses of 12
-	heard  string
+	banned int // number of 12 guesses until the ban
+	reply  string
 }{
 	{"NO [AUTHENTICATIONFAILED] no", 10, authFailedReply},
 	{"NO no", 10, authFailedReply},
@@ -137,7 +138,7 @@ var answerCounts = []struct {
 	{"NO [ALERT] Be careful.", 11, "NO [ALERT] Be careful."},
 	{"NO [X-UNHEARD-OF] what", 11, unavailableReply},
 	{"BAD what", 11, unavailableReply},
-	{"", 11, unavailableReply}, // the backend hangs up
+	{"", 11, unavailableReply}, // the backend closes
 }
 
 func TestRefusalCountsByResponseCode(t *testing.T) {
@@ -145,20 +146,20 @@ func TestRefusalCountsByResponseCode(t *testing.T) {
 	b := newHarness(t, v.addr(), withCountedUsers)
 	runParallel(len(answerCounts), 4, func(i int) {
 		c, user, address := answerCounts[i], string(rune('a'+i)), fmt.Sprintf("203.%d.113.7", i)
-		if got := b.tryLogin(address, user, "guess0"); got != c.heard {
-			t.Errorf("%s: the client hears %s", c.answer, got)
+		if got := b.tryLogin(address, user, "guess0"); got != c.reply {
+			t.Errorf("%s: the client received %s", c.answer, got)
 		}
 		if n := b.countTries(address, user, 12); n != c.banned {
 			t.Errorf("%s: the address is banned after %d guesses, not %d", c.answer, n, c.banned)
 		}
-		if got := b.tryLogin(fmt.Sprintf("203.%d.114.7", i), user, "guess0"); got != c.heard {
-			t.Errorf("%s: from elsewhere the client hears %s", c.answer, got)
+		if got := b.tryLogin(fmt.Sprintf("203.%d.114.7", i), user, "guess0"); got != c.reply {
+			t.Errorf("%s: from elsewhere the client received %s", c.answer, got)
 		}
 	})
 }
 
-// An unclear answer to the one password that a user's devices have is no guess,
-// however many they are.
+// Unclear answers to the one password that a user's devices share are no guesses, however
+// many devices there are.
 func TestUnclearAnswerToOnePasswordIsNoGuess(t *testing.T) {
 	v := openAnsweringBackend(t, func(user, _ string) string { return "NO [ALERT] Be careful, " + user })
 	b := newHarness(t, v.addr(), withCountedUsers)
@@ -171,7 +172,7 @@ func TestUnclearAnswerToOnePasswordIsNoGuess(t *testing.T) {
 	}
 }
 
-// What a backend says is about no guess where the gateway has judged the password.
+// A backend's answer does not count as a guess if the gateway has verified the password.
 func TestRefusalIsNoGuessAfterGatewayVerification(t *testing.T) {
 	for _, answer := range []string{"NO [LIMIT] no", "NO [AUTHENTICATIONFAILED] no", "NO no", "NO [ALERT] Be careful.", "BAD what", ""} {
 		v := openAnsweringBackend(t, func(string, string) string { return answer })
@@ -191,8 +192,8 @@ func TestRefusalIsNoGuessAfterGatewayVerification(t *testing.T) {
 	}
 }
 
-// A blocked user with the right password, and one who lives nowhere, hear that it is
-// wrong; an office of them is not banned.
+// A blocked user with the right password, and one without a route, get the answer to a
+// wrong password. An office of them is not banned.
 func TestDeniedRightPasswordIsNoGuess(t *testing.T) {
 	v := openAnsweringBackend(t, func(string, string) string { return loginOK })
 	b := newHarness(t, v.addr(), withCountedUsers, func(s *harnessConfig) {
@@ -210,7 +211,7 @@ func TestDeniedRightPasswordIsNoGuess(t *testing.T) {
 	}
 }
 
-// tryToken tries a token and gives the answer.
+// tryToken tries a token and returns the answer.
 func (b *harness) tryToken(address, mechanism, user, token string) string {
 	nc, err := net.Dial("tcp", b.addr("balanced-none"))
 	if err != nil {
@@ -226,14 +227,14 @@ func (b *harness) tryToken(address, mechanism, user, token string) string {
 	form := map[string]string{"XOAUTH2": "user=%s\x01auth=Bearer %s\x01\x01", "OAUTHBEARER": "n,a=%s,\x01auth=Bearer %s\x01\x01"}[mechanism]
 	_, _ = fmt.Fprintf(nc, "a AUTHENTICATE %s %s\r\n", mechanism, encodeBase64(fmt.Sprintf(form, user, token)))
 	line, _ := r.ReadString('\n')
-	if strings.HasPrefix(line, "+ ") { // why the token was refused
+	if strings.HasPrefix(line, "+ ") { // error challenge for the token
 		_, _ = io.WriteString(nc, "AQ==\r\n")
 		line, _ = r.ReadString('\n')
 	}
 	return strings.TrimSpace(strings.TrimPrefix(line, "a "))
 }
 
-// Tokens are renewed, so a client in trouble brings one after the other.
+// Tokens are renewed, so a misconfigured client sends one after the other.
 func TestOnlyDeniedTokenIsGuess(t *testing.T) {
 	for i, mechanism := range []string{"XOAUTH2", "OAUTHBEARER"} {
 		v := openAnsweringBackend(t, func(user, _ string) string {
@@ -265,9 +266,9 @@ func TestOnlyDeniedTokenIsGuess(t *testing.T) {
 	}
 }
 
-// withExpiredDeadline has the connection's own deadline end when a login was read and is judged
-// next, however long the machine took so far. What failures add to the time of a denial
-// ends with that deadline, so it is next to nothing.
+// withExpiredDeadline lets the connection's deadline pass after a login was read and before
+// it is verified, however slow the machine is. The delay for failures ends with that
+// deadline, so it is almost zero.
 func withExpiredDeadline(s *harnessConfig) {
 	s.limits.Failures.Delay = time.Nanosecond
 	before := s.changeServer
@@ -282,8 +283,8 @@ func withExpiredDeadline(s *harnessConfig) {
 	}
 }
 
-// The backend answers a wrong password when the client's own deadline is over, as
-// Dovecot's penalty has it for those who guess at the last moment.
+// The backend answers a wrong password after the client's deadline has passed, as Dovecot's
+// penalty does for guesses sent just before it.
 func TestGuessBeforeDeadlineCounts(t *testing.T) {
 	for _, mode := range []string{spliceMode, string(mux.Reuse)} {
 		v := openAnsweringBackend(t, func(_, secret string) string {
@@ -317,12 +318,12 @@ func TestRightPasswordAfterDeadlineLogsIn(t *testing.T) {
 	}
 }
 
-// The backend answers when all clients are gone.
+// The backend answers after all clients have closed.
 func TestClientClosingBeforeVerdictIsCounted(t *testing.T) {
 	gone := make(chan struct{})
-	heard := make(chan struct{}, 10)
+	received := make(chan struct{}, 10)
 	v := openAnsweringBackend(t, func(string, string) string {
-		heard <- struct{}{}
+		received <- struct{}{}
 		<-gone
 		return "NO [AUTHENTICATIONFAILED] no"
 	})
@@ -330,7 +331,7 @@ func TestClientClosingBeforeVerdictIsCounted(t *testing.T) {
 	for i := range 10 {
 		c := b.dialGreetedFrom("203.0.113.7")
 		c.write(fmt.Sprintf("a LOGIN a guess%d\r\n", i))
-		<-heard
+		<-received
 		if i%2 == 0 {
 			c.reset()
 		} else {
@@ -346,12 +347,12 @@ func TestClientClosingBeforeVerdictIsCounted(t *testing.T) {
 	})
 }
 
-// A gateway whose time for logins is shorter than the backend's for wrong passwords
-// waits for the verdict all the same.
+// A gateway whose login timeout is shorter than the backend's delay for wrong passwords
+// still waits for the verdict.
 func TestShortLoginTimeoutMakesNoGuessFree(t *testing.T) {
 	const short = 2 * time.Second
 	late := openAnsweringBackend(t, func(string, string) string {
-		<-time.After(short) // the gateway's time began before
+		<-time.After(short) // the gateway's timeout began earlier
 		return "NO [AUTHENTICATIONFAILED] at last"
 	})
 	b := newHarness(t, late.addr(), withCountedUsers, func(s *harnessConfig) {
@@ -365,12 +366,12 @@ func TestShortLoginTimeoutMakesNoGuessFree(t *testing.T) {
 	b.expectRefusedFrom("203.0.113.7")
 }
 
-// Where no verdict comes at all, one password of a user may be right, and the next
-// ones are guesses.
+// If no verdict comes at all, one password of a user may be right, and further ones are
+// guesses.
 func TestSecondPasswordWithoutVerdictIsGuess(t *testing.T) {
 	v := openAnsweringBackend(t, func(string, string) string { return "" })
 	b := newHarness(t, v.addr(), withCountedUsers)
-	for range 2 { // an office whose backend breaks off
+	for range 2 { // an office whose backend closes the connections
 		for user := 'b'; user <= 'm'; user++ {
 			if got := b.tryLogin("198.51.100.7", string(user), "own"); got != unavailableReply {
 				t.Fatalf("%c: %s", user, got)
@@ -382,22 +383,22 @@ func TestSecondPasswordWithoutVerdictIsGuess(t *testing.T) {
 	}
 }
 
-// The same of an auth server, which may answer as late.
+// The same for an auth server, which may also answer late.
 func TestLateOrMissingAuthAnswerIsCounted(t *testing.T) {
 	for name, tc := range map[string]struct {
 		err    error
 		late   bool
 		banned int
 	}{
-		"a late denial": {auth.ErrDenied, true, 10},
-		"no answer":     {fmt.Errorf("%w: %w", auth.ErrUnavailable, auth.ErrNoResponse), false, 11},
-		"nobody asked":  {auth.ErrUnavailable, false, 12},
+		"a late denial":   {auth.ErrDenied, true, 10},
+		"no answer":       {fmt.Errorf("%w: %w", auth.ErrUnavailable, auth.ErrNoResponse), false, 11},
+		"no request sent": {auth.ErrUnavailable, false, 12},
 	} {
 		t.Run(name, func(t *testing.T) {
 			changes := []func(*harnessConfig){withCountedUsers, func(s *harnessConfig) {
 				s.auth.Methods = []string{auth.HTTP}
 				s.authSources.HTTP = func(ctx context.Context, _ auth.Login) (auth.ServerResponse, error) {
-					if err := ctx.Err(); err != nil { // the question has no time of its own
+					if err := ctx.Err(); err != nil { // the request has no timeout of its own
 						return auth.ServerResponse{}, fmt.Errorf("%w: %w", auth.ErrUnavailable, err)
 					}
 					return auth.ServerResponse{}, tc.err

@@ -2,8 +2,8 @@
 // client is refused with an answer, before accept or a backend login fails for lack of
 // descriptors.
 //
-// The package knows only whom a socket serves. All code that opens sockets shares one
-// Counter; a nil Counter counts nothing and never refuses.
+// The package does not know what a socket is for, beyond client, backend or extra. All code
+// that opens sockets shares one Counter; a nil Counter counts nothing and never refuses.
 package descriptors
 
 import "sync"
@@ -40,8 +40,8 @@ type Counter struct {
 func New(limit int64) *Counter { return &Counter{limit: max(limit-Reserved, 2)} }
 
 // SetEvict sets the function that frees descriptors. evict closes an idle connection to a
-// backend, and returns false when there is none. SetEvict is called before anything is
-// counted.
+// backend, and returns false if no connection is idle. SetEvict is called before anything
+// is counted.
 func (c *Counter) SetEvict(evict func() bool) {
 	if c != nil {
 		c.evictIdle = evict

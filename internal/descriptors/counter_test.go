@@ -73,7 +73,7 @@ func TestOpenSocketsFitAndClientsKeepSecond(t *testing.T) {
 			case open > limit-Reserved:
 				t.Fatalf("%+v are open", w)
 			case 2*w.clients+w.extras > limit-Reserved:
-				t.Fatalf("%+v have no room for their second", w)
+				t.Fatalf("%+v have no room for their backend connection", w)
 			}
 		}
 	}
@@ -92,12 +92,12 @@ func TestClientNeedsTwoDescriptors(t *testing.T) {
 
 func TestNilCounterCountsNothing(t *testing.T) {
 	var c *Counter
-	c.SetEvict(func() bool { t.Error("asked for room"); return false })
+	c.SetEvict(func() bool { t.Error("evict was called"); return false })
 	c.AddClient()
 	c.AddBackend()
 	c.EvictIdle()
 	if c.IsFull() || !c.AddExtra() || c.Open() != 0 {
-		t.Error("it counts")
+		t.Error("a nil Counter counts")
 	}
 	c.RemoveExtra()
 	c.RemoveBackend()

@@ -30,7 +30,7 @@ func TestReadAvailableReadsAllWithoutWaiting(t *testing.T) {
 			if _, err := io.ReadFull(c.near, p[:1]); err != nil {
 				t.Fatal(err)
 			}
-			_ = c.near.SetReadDeadline(time.Unix(1, 0)) // somebody asks a wait to end
+			_ = c.near.SetReadDeadline(time.Unix(1, 0)) // another goroutine ends the wait
 			n, err := ReadAvailable(c.near, p[:])
 			_ = c.near.SetReadDeadline(time.Time{})
 			if string(p[:n]) != "bc" || err != nil {
@@ -46,7 +46,7 @@ func TestReadAvailableReadsAllWithoutWaiting(t *testing.T) {
 	_ = far.Close()
 	testbed.Eventually(t, testbed.Timeout, "the end", func() bool { _, err := ReadAvailable(near, p[:]); return err == io.EOF })
 	if n, err := near.Read(p[:]); n != 0 || err != io.EOF {
-		t.Errorf("behind the end %d bytes, %v", n, err)
+		t.Errorf("after the end %d bytes, %v", n, err)
 	}
 	pipe, _ := net.Pipe()
 	if n, err := ReadAvailable(pipe, p[:]); n != 0 || err != nil {

@@ -12,7 +12,7 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// readBuffered is what ReadBuffered has, size bytes at a time.
+// readBuffered returns the result of ReadBuffered, size bytes at a time.
 func readBuffered(t testing.TB, c net.Conn, size int) string {
 	t.Helper()
 	var all []byte
@@ -83,7 +83,7 @@ func TestPartialRecordWouldBlock(t *testing.T) {
 		if got := readBuffered(t, server, SmallBuffer); got != "" {
 			t.Errorf("read %q", got)
 		}
-		ReleaseBuffers(server) // lets nothing go that has not been read
+		ReleaseBuffers(server) // frees nothing unread
 	}
 	if _, err := client.Write(under.held[half:]); err != nil {
 		t.Fatal(err)
@@ -91,7 +91,7 @@ func TestPartialRecordWouldBlock(t *testing.T) {
 	expectRead(t, server, "b NOOP\r\n")
 }
 
-// holdingConn keeps what is written to it.
+// holdingConn keeps the bytes written to it.
 type holdingConn struct {
 	net.Conn
 	hold bool
@@ -169,17 +169,17 @@ func TestReleaseBuffersFreesCryptoTLSBuffers(t *testing.T) {
 	for _, name := range []string{"rawInput", "hand"} {
 		buf := conn.FieldByName(name).FieldByName("buf")
 		if !buf.IsValid() || buf.Cap() != 0 {
-			t.Errorf("crypto/tls.Conn.%s is not what Trim knows, or holds a buffer: %v", name, buf)
+			t.Errorf("crypto/tls.Conn.%s is not as ReleaseBuffers expects, or holds a buffer: %v", name, buf)
 		}
 	}
 	if bufferedConnOf(server).aheadBuf != nil {
-		t.Error("the Socket still reads ahead")
+		t.Error("the BufferedConn still reads ahead")
 	}
 	write(t, client, "still here")
 	expectRead(t, server, "still here")
 }
 
-// What is put back behind a PROXY header lies in that header's buffer.
+// Unread bytes after a PROXY header are part of that header's buffer.
 func TestReleaseBuffersFreesUnreadBytes(t *testing.T) {
 	client, accepted := testbed.TCPPair(t)
 	under := NewBufferedConn(accepted.(*net.TCPConn))
@@ -191,7 +191,7 @@ func TestReleaseBuffersFreesUnreadBytes(t *testing.T) {
 	}
 }
 
-// Bytes that crypto/tls has not given away yet are no buffer to be taken back.
+// A buffer with bytes that crypto/tls has not returned yet must not be freed.
 func TestReleaseBuffersLosesNoBytes(t *testing.T) {
 	client, server := tlsPair(t)
 	NewBufferPool().ReadAhead(server)

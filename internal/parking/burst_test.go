@@ -11,9 +11,9 @@ func TestBurstDetectorReportsEndOfBurst(t *testing.T) {
 	}{
 		{0, 0, false},
 		{100, 50, false},    // too few to matter
-		{2000, 1000, false}, // the burst goes on
+		{2000, 1000, false}, // the burst continues
 		{3000, 1500, false},
-		{3010, 1505, true}, // and is over
+		{3010, 1505, true}, // the burst is over
 		{3010, 1505, false},
 		{3500, 1600, false},
 		{3600, 1600, false}, // a trickle: not before half of the sessions are new

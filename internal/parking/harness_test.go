@@ -13,7 +13,7 @@ import (
 	"imapgate/tlsconf"
 )
 
-// tlsPair is a client and a server with a Socket under each.
+// tlsPair returns a client and a server, each over a BufferedConn.
 func tlsPair(t testing.TB) (c, s *tls.Conn) {
 	t.Helper()
 	dialed, accepted := testbed.TCPPair(t)
@@ -28,7 +28,7 @@ func handshake(t testing.TB, client, server net.Conn) (c, s *tls.Conn) {
 	}
 	c = tls.Client(client, &tls.Config{
 		InsecureSkipVerify:          true, // a test's own certificate
-		DynamicRecordSizingDisabled: true, // no small records in the beginning
+		DynamicRecordSizingDisabled: true, // no small records at the start
 	})
 	s = tls.Server(server, &tls.Config{Certificates: []tls.Certificate{cert}})
 	done := make(chan error, 1)
@@ -54,7 +54,7 @@ func newPoller(t testing.TB) *Poller {
 	return p
 }
 
-// testWaker is whom a Waiter wakes.
+// testWaker is the Waker of a test's Waiter.
 type testWaker struct {
 	Waiter
 	wakes chan struct{}
@@ -71,7 +71,7 @@ func (w *testWaker) expectWake(t testing.TB) {
 	select {
 	case <-w.wakes:
 	case <-time.After(testbed.Timeout):
-		t.Fatal("nobody woke the Waiter")
+		t.Fatal("the Waiter was not woken")
 	}
 }
 
@@ -89,7 +89,7 @@ func arm(t testing.TB, p *Poller, w *testWaker, c net.Conn) {
 	}
 }
 
-// awaitPending is when s has told of everything that came before.
+// awaitPending returns after p has delivered all earlier events.
 func awaitPending(t testing.TB, p *Poller) {
 	t.Helper()
 	near, far := testbed.TCPPair(t)
@@ -113,7 +113,7 @@ func expectRead(t testing.TB, c net.Conn, want string) {
 	_ = c.SetReadDeadline(time.Now().Add(testbed.Timeout))
 	got := make([]byte, len(want))
 	if _, err := io.ReadFull(c, got); err != nil || string(got) != want {
-		t.Fatalf("heard %.80q, %v; want %.80q", got, err, want)
+		t.Fatalf("received %.80q, %v; want %.80q", got, err, want)
 	}
 	_ = c.SetReadDeadline(time.Time{})
 }

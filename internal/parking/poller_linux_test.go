@@ -8,8 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An event that nobody waits for would come again and again, and keep a
-// processor busy.
+// An event without a Waiter would be reported over and over, and keep a CPU busy.
 func TestEventIsDeliveredOnce(t *testing.T) {
 	s, err := NewPoller()
 	if err != nil {
@@ -17,10 +16,10 @@ func TestEventIsDeliveredOnce(t *testing.T) {
 	}
 	t.Cleanup(func() {
 		s.Close()
-		s.Run() // lets go of what the Set has
+		s.Run() // frees the Poller's descriptors
 	})
 	events := make([]unix.EpollEvent, 1)
-	told := func() int {
+	countEvents := func() int {
 		n, err := unix.EpollWait(s.epoll, events, 0)
 		if err != nil {
 			t.Fatal(err)
@@ -31,13 +30,13 @@ func TestEventIsDeliveredOnce(t *testing.T) {
 	write(t, far, "x")
 	w := newTestWaker()
 	arm(t, s, w, near)
-	if a, b := told(), told(); a != 1 || b != 0 {
-		t.Errorf("told %d times, and %d times again", a, b)
+	if a, b := countEvents(), countEvents(); a != 1 || b != 0 {
+		t.Errorf("%d events, and %d more", a, b)
 	}
 	s.Disarm(&w.Waiter)
 	arm(t, s, w, near)
 	s.Disarm(&w.Waiter)
-	if n := told(); n != 0 {
-		t.Errorf("told %d times of a socket that was forgotten", n)
+	if n := countEvents(); n != 0 {
+		t.Errorf("%d events of a disarmed socket", n)
 	}
 }

@@ -46,7 +46,7 @@ func TestArmingArmedWaiterChangesNothing(t *testing.T) {
 	write(t, far, "x")
 	w.expectWake(t)
 	awaitPending(t, s)
-	w.expectNoWake(t) // one event, however often it was asked for
+	w.expectNoWake(t) // one event, however often it was armed
 }
 
 func TestBytesBeforeArmWakeWaiter(t *testing.T) {
@@ -57,7 +57,7 @@ func TestBytesBeforeArmWakeWaiter(t *testing.T) {
 	expectRead(t, near, "x")
 	for range 3 {
 		arm(t, s, w, near)
-		w.expectWake(t) // until somebody reads it
+		w.expectWake(t) // until it is read
 	}
 }
 
@@ -69,13 +69,13 @@ func TestPeerCloseWakesWaiter(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			near, far := testbed.TCPPair(t)
-			before, behind := newTestWaker(), newTestWaker()
+			before, after := newTestWaker(), newTestWaker()
 			arm(t, s, before, near)
 			hangUp(far.(*net.TCPConn))
 			before.expectWake(t)
 			s.Disarm(&before.Waiter)
-			arm(t, s, behind, near)
-			behind.expectWake(t)
+			arm(t, s, after, near)
+			after.expectWake(t)
 		})
 	}
 }
@@ -92,9 +92,9 @@ func TestWaiterCanChangeSocket(t *testing.T) {
 			old, oldFar := testbed.TCPPair(t)
 			arm(t, s, w, old)
 			leave(old)
-			near, far := testbed.TCPPair(t) // perhaps with the descriptor of the old one
+			near, far := testbed.TCPPair(t) // may reuse the old one's descriptor
 			arm(t, s, w, near)
-			_, _ = oldFar.Write([]byte("x")) // nobody may be there
+			_, _ = oldFar.Write([]byte("x")) // the peer may be gone
 			awaitPending(t, s)
 			w.expectNoWake(t)
 			write(t, far, "x")
@@ -132,7 +132,7 @@ func TestArmFailsOnClosedSocket(t *testing.T) {
 		t.Errorf("waits for a closed socket: %v", err)
 	}
 	near, far := testbed.TCPPair(t)
-	arm(t, s, w, near) // and w can be used
+	arm(t, s, w, near) // w can be used again
 	write(t, far, "x")
 	w.expectWake(t)
 	_ = near.Close()
@@ -156,8 +156,7 @@ func TestArmPanicsOnSecondSocket(t *testing.T) {
 	_ = s.Arm(&w.Waiter, two, w)
 }
 
-// Events and owners meet at any moment. What was waited for and not forgotten
-// comes, once.
+// Events and owners race. An event that was armed and not disarmed comes once.
 func TestDisarmDuringEvents(t *testing.T) {
 	s := newPoller(t)
 	var wg sync.WaitGroup
@@ -171,7 +170,7 @@ func TestDisarmDuringEvents(t *testing.T) {
 	}
 }
 
-// disarmAtRandom waits for a byte that comes meanwhile, and forgets half of the
+// disarmAtRandom waits for a byte that arrives at the same time, and disarms half of the
 // time.
 func disarmAtRandom(t *testing.T, s *Poller, pair [2]net.Conn, rnd *rand.Rand) {
 	w := newTestWaker()
@@ -185,7 +184,7 @@ func disarmAtRandom(t *testing.T, s *Poller, pair [2]net.Conn, rnd *rand.Rand) {
 		forgotten := rnd.IntN(2) == 0
 		if forgotten {
 			s.Disarm(&w.Waiter)
-			w = newTestWaker() // the last one may still be told of an event that had begun
+			w = newTestWaker() // the last one may still receive an event in progress
 		} else {
 			<-w.wakes
 		}

@@ -33,7 +33,7 @@ func TestSessionContinuesWhenParkingFails(t *testing.T) {
 		write(t, backend, "a OK\r\n")
 		expectRead(t, client, "a OK\r\n")
 	}
-	eventually(t, "the session to try", tried) // what comes late would count from the new time
+	eventually(t, "the session to try", tried) // later bytes would restart the timeout
 	s.ticks.Add(toTicks(2 * time.Hour))
 	eventually(t, "the end", func() bool { return len(result) == 1 })
 	if got := <-result; got.Reason != Idle {
@@ -41,7 +41,7 @@ func TestSessionContinuesWhenParkingFails(t *testing.T) {
 	}
 }
 
-// The number of connections is bounded by the descriptors they need: two each.
+// The number of sessions is bounded by their descriptors: two each.
 func TestActiveSessionUsesOnlyItsSockets(t *testing.T) {
 	cfg := testConfig()
 	cfg.ParkAfter = time.Hour
@@ -61,13 +61,13 @@ func TestActiveSessionUsesOnlyItsSockets(t *testing.T) {
 		write(t, b.backend, "a OK\r\n")
 		expectRead(t, b.client, "a OK\r\n")
 	}
-	if n := open() - before; n > 4*sessions+10 { // both ends are ours
+	if n := open() - before; n > 4*sessions+10 { // the test holds both ends
 		t.Errorf("%d sessions over %d sockets hold %d descriptors", sessions, 4*sessions, n)
 	}
 }
 
-// Between plain sockets the kernel moves mail, through a pipe that the runtime
-// opens for splice(2); over TLS there is none.
+// Between plain sockets the kernel moves mail through a pipe that the runtime opens for
+// splice(2). Over TLS there is no pipe.
 func TestPlainSocketsUseKernelSplice(t *testing.T) {
 	const sessions = 8
 	cfg := testConfig()
@@ -75,7 +75,7 @@ func TestPlainSocketsUseKernelSplice(t *testing.T) {
 	for _, kind := range []string{"plain-plain", "tls-plain"} {
 		t.Run(kind, func(t *testing.T) {
 			eventually(t, "the pipes of other tests to be closed", func() bool {
-				runtime.GC() // closes what the runtime has kept
+				runtime.GC() // closes the pipes that the runtime has kept
 				return countPipes(t) < sessions
 			})
 			s := newSet(t, cfg)
@@ -95,7 +95,7 @@ func TestPlainSocketsUseKernelSplice(t *testing.T) {
 	}
 }
 
-// countPipes is how many ends of pipes this process holds.
+// countPipes returns how many pipe ends this process holds.
 func countPipes(t *testing.T) (n int) {
 	t.Helper()
 	links, err := filepath.Glob("/proc/self/fd/*")
@@ -103,7 +103,7 @@ func countPipes(t *testing.T) (n int) {
 		t.Fatal(err)
 	}
 	for _, link := range links {
-		if to, err := os.Readlink(link); err == nil && strings.HasPrefix(to, "pipe:") { // closed meanwhile, perhaps
+		if to, err := os.Readlink(link); err == nil && strings.HasPrefix(to, "pipe:") { // it may have been closed
 			n++
 		}
 	}

@@ -21,8 +21,7 @@ import (
 	"imapgate/tlsconf"
 )
 
-// harness is a session between a client and a backend that the test plays, over
-// real sockets: client <-> front, back <-> backend.
+// harness is a session over real sockets: client <-> front, back <-> backend.
 type harness struct {
 	client, backend net.Conn
 	relay           *Relay
@@ -55,7 +54,7 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	for end := time.Now().Add(testbed.Timeout); !ok(); runtime.Gosched() {
 		if time.Now().After(end) {
 			buf := make([]byte, 1<<16)
-			t.Fatalf("waited in vain for %s\n%s", what, buf[:runtime.Stack(buf, true)])
+			t.Fatalf("timed out waiting for %s\n%s", what, buf[:runtime.Stack(buf, true)])
 		}
 	}
 }
@@ -117,7 +116,7 @@ func expectRead(t testing.TB, c net.Conn, want string) {
 	_ = c.SetReadDeadline(time.Now().Add(testbed.Timeout))
 	got := make([]byte, len(want))
 	if _, err := io.ReadFull(c, got); err != nil || string(got) != want {
-		t.Fatalf("heard %q, %v; want %q", got, err, want)
+		t.Fatalf("received %q, %v; want %q", got, err, want)
 	}
 }
 
@@ -297,12 +296,12 @@ func TestSlowReaderBlocksSender(t *testing.T) {
 
 func TestThrottledSessionIsNotAborted(t *testing.T) {
 	cfg := testConfig()
-	cfg.WriteTimeout = 200 * time.Millisecond // a pace is no stall
+	cfg.WriteTimeout = 200 * time.Millisecond // throttling is no stall
 	forEachTransport(t, cfg, func(t *testing.T, s *Set, kind string) {
 		var up, down atomic.Int64
-		pace := func(told *atomic.Int64) func(int) time.Duration {
+		pace := func(total *atomic.Int64) func(int) time.Duration {
 			return func(n int) time.Duration {
-				told.Add(int64(n))
+				total.Add(int64(n))
 				return time.Second
 			}
 		}
@@ -315,10 +314,9 @@ func TestThrottledSessionIsNotAborted(t *testing.T) {
 		write(t, b.backend, "* BYE\r\n")
 		expectRead(t, b.client, "* BYE\r\n")
 		if took := time.Since(start); took < time.Second {
-			t.Errorf("two commands passed in %v, with a second to rest behind the first", took)
+			t.Errorf("two commands passed in %v, with a second to wait after the first", took)
 		}
-		// A pace is asked once its bytes are out.
-		eventually(t, "the paces to be told of 16 and 7 bytes", func() bool { return up.Load() == 16 && down.Load() == 7 })
+		eventually(t, "throttle calls for 16 and 7 bytes", func() bool { return up.Load() == 16 && down.Load() == 7 })
 		b.relay.End(Drained)
 		b.expectEnd(t, Drained)
 	})
@@ -380,12 +378,12 @@ func TestSessionEndsAtDeadline(t *testing.T) {
 		write(t, timeless.client, "a NOOP\r\n")
 		expectRead(t, timeless.backend, "a NOOP\r\n")
 		if len(s.deadlines) != 0 {
-			t.Error("it is remembered for good when a session should have ended")
+			t.Error("the deadline of an ended session is kept")
 		}
 	})
 }
 
-// The clock may look at any moment, also when a session is not yet under way.
+// The clock may tick at any moment, also before a session has started its pumps.
 func TestNewSessionIsNotIdle(t *testing.T) {
 	cfg := testConfig()
 	cfg.IdleTimeout = time.Minute
@@ -414,7 +412,7 @@ func TestNewSessionIsNotIdle(t *testing.T) {
 	}
 }
 
-// The clock asks the pumps of a list that it made before.
+// The clock asks pumps from a list that it made earlier.
 func TestPumpParkingBeforeRequestIsNotStalled(t *testing.T) {
 	if !parking.CanPark {
 		t.Skip("only Linux parks")
@@ -473,7 +471,7 @@ func TestBytesAreReportedOnce(t *testing.T) {
 	if r.Up != 24 {
 		t.Errorf("%d bytes went up, want 24", r.Up)
 	}
-	// The clock may be about to report what it took before the end.
+	// The clock may still report bytes that it took before the end.
 	eventually(t, "reports of what went up and down", func() bool { return up.Load() == r.Up && down.Load() == r.Down })
 }
 
@@ -491,7 +489,7 @@ func TestIdleTLSKeepsNoBuffers(t *testing.T) {
 		for _, name := range []string{"rawInput", "hand"} {
 			buf := conn.FieldByName(name).FieldByName("buf")
 			if !buf.IsValid() || buf.Cap() != 0 {
-				t.Errorf("crypto/tls.Conn.%s is not what trim knows, or holds a buffer: %v", name, buf)
+				t.Errorf("crypto/tls.Conn.%s is not as ReleaseBuffers expects, or holds a buffer: %v", name, buf)
 			}
 		}
 	}
