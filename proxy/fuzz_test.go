@@ -89,7 +89,7 @@ func FuzzSession(f *testing.F) {
 		eventually(t, "the connection to be released", func() bool {
 			return b.server.openConns.Load() == 0 && b.server.Sessions() == 0 && m.connCount() == 0
 		})
-		if n := strings.Count(b.logs.String(), `"msg":"fault"`); n > 0 {
+		if n := strings.Count(b.logs.String(), `"msg":"panic recovered"`); n > 0 {
 			t.Fatalf("a panic:\n%s", b.logs)
 		}
 	})

@@ -51,7 +51,7 @@ func TestSecretsAreNeverOutput(t *testing.T) {
 		})
 		b.tryLeaks(map[string]string{"alice": right, "frank": wrong, "carol": filed, "dave": wrong, "erin": right, "hang": wrong, "vanish": right, "refuse": right, "echo": right})
 		if breakDeps != nil {
-			b.wantPanics = strings.Count(b.logs.String(), `"msg":"fault"`)
+			b.wantPanics = strings.Count(b.logs.String(), `"msg":"panic recovered"`)
 			if b.wantPanics == 0 {
 				t.Error("nothing panicked")
 			}
@@ -225,7 +225,7 @@ func TestPanicEndsOneClientAndIsAudited(t *testing.T) {
 	if r := b.lastRecord("connection_refused", c); r.field("reason") != string(audit.InternalMistake) {
 		t.Error(r)
 	}
-	if !strings.Contains(b.logs.String(), "proxy.(*session).connect") {
+	if !strings.Contains(b.logs.String(), "proxy.(*connection).connect") {
 		t.Error("the log has no stack")
 	}
 	other.write("a NOOP\r\nb LOGIN frank wrong\r\n")

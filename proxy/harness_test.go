@@ -266,7 +266,7 @@ func (b *harness) checkInvariants() {
 	if n := b.deps.Limits.CountersInUse(); n != 0 {
 		b.t.Errorf("%d counters are still in use", n)
 	}
-	if n := strings.Count(b.logs.String(), `"msg":"fault"`); n != b.wantPanics {
+	if n := strings.Count(b.logs.String(), `"msg":"panic recovered"`); n != b.wantPanics {
 		b.t.Errorf("%d panics:\n%s", n, b.logs)
 	}
 }
