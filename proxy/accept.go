@@ -24,8 +24,9 @@ import (
 // least three seconds.
 const proxyTimeout = 3 * time.Second
 
-// acceptClient prepares a connection for its greeting: the connection limit, the PROXY
-// header where the peer must send one, the limits of its address and implicit TLS.
+// acceptClient prepares a connection for its greeting. It checks the connection limit and
+// the limits of the address, reads the PROXY header where the peer must send one, and
+// starts implicit TLS.
 func (c *connection) acceptClient() error {
 	if c.overLimit {
 		return &closeError{audit.TooMany, "[UNAVAILABLE] Too many connections.", nil}

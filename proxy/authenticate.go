@@ -24,7 +24,7 @@ var (
 	errProofUnanswered = errors.New("client did not answer the server's proof")
 )
 
-// authClient returns what auth may know of this connection.
+// authClient describes this connection to package auth.
 func (c *connection) authClient() *auth.Client {
 	info := &auth.Client{
 		Session: c.client.Session, Listener: c.listener.Name, Addr: c.clientAddr(), Peer: c.client.Peer,

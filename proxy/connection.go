@@ -39,10 +39,10 @@ type connection struct {
 	unbind           func() bool       // stops ctx from closing conn
 	tls              *tls.Conn         // nil without TLS
 	serverCert       *x509.Certificate // served to the client; nil without TLS
-	client           audit.Client      // what is known of the client so far
+	client           audit.Client      // client details known so far
 	proxiedAddr      netip.AddrPort    // client address from the PROXY header
 	proxyInfo        *auth.ProxyHeader // all of the PROXY header; nil without one
-	preauth          preauthState      // what the client has sent; cleared by STARTTLS
+	preauth          preauthState      // client state that STARTTLS clears
 	proxyLocal       bool              // the PROXY header marks the connection as the balancer's own
 	sentProbeCommand bool              // the client sent a command that health checks use
 	sentOtherCommand bool              // the client sent any other command
@@ -231,7 +231,7 @@ func isBackendAnswer(a *attempt, up backendLogin) bool {
 	return a.mode == spliceMode || !up.OK().IsZero()
 }
 
-// clientInfo returns what the backend may be sent about the client.
+// clientInfo returns the client details for the backend.
 func (c *connection) clientInfo() upstream.Client {
 	return upstream.Client{
 		Addr: c.clientAddr(), Local: addrPort(c.socket.LocalAddr()), Session: c.client.Session,

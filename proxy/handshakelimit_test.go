@@ -81,7 +81,7 @@ func TestHandshakeMayWaitLongerInBurst(t *testing.T) {
 	})
 }
 
-// With slots held for 20 ms, the fourth in a queue would get one just after its maximum
+// Slots are held for 20 ms. The fourth in a queue would get one just after its maximum
 // wait, and the sixth is refused at once.
 func TestHandshakeThatWouldWaitTooLongIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -19,7 +19,7 @@ const (
 // answerID answers ID (RFC 2971). The client's own parameters are kept for the backend's
 // ID. Those with which Dovecot's proxy describes a client (x-originating-ip and similar)
 // count only from a trusted peer. A hop limit is accepted from any client: it can only end
-// a login sooner, and it breaks loops of gateways that do not trust each other.
+// a login sooner. It breaks loops of gateways that do not trust each other.
 func (c *connection) answerID(cmd imap.Command) error {
 	pairs, ok := idPairs(cmd.Args)
 	if !ok {

@@ -14,8 +14,8 @@ import (
 	"imapgate/proxy/mux/wire"
 )
 
-// An LF followed by more bytes is no line end, and the bytes after it are no command:
-// another program may have passed all of it as one argument.
+// An LF followed by more bytes is no line end, and the bytes after it are no command.
+// Another program may have passed all of it as one argument.
 func TestBareLFDoesNotSplitCommands(t *testing.T) {
 	m := openTestBackend(t)
 	b := newHarness(t, m.addr(), func(s *harnessConfig) { s.cfg.MaxBadCommands = 1 << 20 })

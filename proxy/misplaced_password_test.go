@@ -11,8 +11,9 @@ import (
 // Its parts are long enough to search for.
 const misplacedPassword = "S3cr3tpa-ssW0rd"
 
-// passwordTraces returns what must appear nowhere after the password was sent in the wrong
-// place: the password, its halves, and their base64 at any offset; all in lower case.
+// passwordTraces returns the strings that must appear nowhere after the password was sent
+// in the wrong place. They are the password, its halves, and their base64 at any offset, in
+// lower case.
 func passwordTraces(password string) []string {
 	half := len(password) / 2
 	found := []string{password, password[:half], password[half:]}

@@ -28,9 +28,9 @@ var errMasked = errors.New("answered as an unavailable account")
 // paused, or no method can verify their password.
 const noBackend = ""
 
-// outageSample tracks how logins fare whose backend verifies the password. A wrong password
-// gets UNAVAILABLE while the user is paused or the backend is down. An unknown user who is
-// denied at that time would be recognizable as unknown.
+// outageSample tracks the logins of users whose backend verifies the password. A wrong
+// password gets UNAVAILABLE while the user is paused or the backend is down. An unknown
+// user who is denied at that time would be recognizable as unknown.
 //
 // So each unknown name is assigned to the group of a recently seen user, and answered like
 // that group. The assignment is stable while the groups' shares are. A name that gets
@@ -49,8 +49,8 @@ type outageSample struct {
 	outages    map[outageKey]outage
 }
 
-// outageKey identifies what an outage applies to: a group and a kind of credential. A
-// provider outage may affect tokens but not passwords.
+// outageKey identifies the logins that an outage affects: a group and a kind of credential.
+// A provider outage may affect tokens but not passwords.
 type outageKey struct {
 	group      string
 	credential credentialType

@@ -10,7 +10,7 @@ import (
 	"imapgate/internal/imap"
 )
 
-// preauthState is what a client has sent before its login. STARTTLS clears it.
+// preauthState holds the client's input before its login. STARTTLS clears it.
 type preauthState struct {
 	repeatCaps    bool        // the client sent CAPABILITY: repeat the list untagged with the login
 	idReceived    bool        // only the first ID counts

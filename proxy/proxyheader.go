@@ -11,7 +11,7 @@ import (
 	"github.com/pires/go-proxyproto"
 )
 
-// Bounds of a PROXY header. Version 1 defines its own; version 2 has a preamble of 16 bytes
+// Bounds of a PROXY header. Version 1 defines its own. Version 2 has a preamble of 16 bytes
 // and announces the rest, of which a client's certificate is the longest part.
 const (
 	maxProxyV1      = 107

@@ -214,8 +214,7 @@ func (c *connection) recoverPanic() {
 	c.close(context.Background(), &closeError{reason: audit.InternalMistake})
 }
 
-// session is what remains of a client while it is relayed: the data for the records of its
-// end.
+// session holds the data of a relayed client for the records of its end.
 type session struct {
 	server    *Server
 	limits    *limit.Conn

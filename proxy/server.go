@@ -43,8 +43,8 @@ import (
 // TLSMode is how a listener's clients are protected.
 type TLSMode string
 
-// The TLS modes of a listener. Only with NoTLS do passwords travel in the clear: the
-// operator has put TLS or a private network in front.
+// The TLS modes of a listener. Only with NoTLS do passwords travel in the clear: something
+// else in front of the gateway must protect them.
 const (
 	ImplicitTLS TLSMode = "implicit"
 	StartTLS    TLSMode = "starttls"

@@ -10,8 +10,8 @@ import (
 // maxLinger bounds the bytes that Linger reads.
 const maxLinger = 1 << 20
 
-// CloseWrite closes the write side of a connection: with a TLS close_notify if there is
-// TLS, then with a FIN, because some peers do not react to close_notify.
+// CloseWrite closes the write side of a connection. Under TLS it sends close_notify first.
+// A FIN follows because some peers do not react to close_notify.
 func CloseWrite(c net.Conn) error {
 	var err error
 	if t, ok := c.(*tls.Conn); ok {

@@ -1,5 +1,5 @@
 // Package parking keeps idle connections cheap. A BufferedConn holds buffers only while
-// mail flows, ReleaseBuffers frees those that crypto/tls would keep, and a Poller waits for
+// mail flows. ReleaseBuffers frees those that crypto/tls would keep. A Poller waits for
 // many sockets without a goroutine for each.
 //
 // The package does not interpret bytes, sets no lasting deadline and closes nothing.
