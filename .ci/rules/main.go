@@ -97,18 +97,14 @@ func main() {
 	var violations []string
 	for _, p := range packages {
 		violations = append(violations, checkImports(p)...)
-		found, err := checkSizes(p)
-		if err != nil {
-			fmt.Fprintln(os.Stderr, "rules:", err)
-			os.Exit(2)
+		for _, check := range []func(goPackage) ([]string, error){checkSizes, checkDeterminism, checkWords} {
+			found, err := check(p)
+			if err != nil {
+				fmt.Fprintln(os.Stderr, "rules:", err)
+				os.Exit(2)
+			}
+			violations = append(violations, found...)
 		}
-		violations = append(violations, found...)
-		nondeterministic, err := checkDeterminism(p)
-		if err != nil {
-			fmt.Fprintln(os.Stderr, "rules:", err)
-			os.Exit(2)
-		}
-		violations = append(violations, nondeterministic...)
 	}
 	for _, v := range violations {
 		fmt.Println(v)
