@@ -15,66 +15,66 @@ import (
 )
 
 var (
-	// ErrDenied: the password is wrong, the user is unknown, or the name or the
-	// password is one that nobody has. Callers cannot and must not tell which.
+	// ErrDenied means that the password is wrong, the user is unknown, or the name or password
+	// is not one that an account can have. Callers cannot and must not tell which.
 	ErrDenied = errors.New("login denied")
-	// ErrUnavailable: nobody could say whether the password is right. The source
-	// is away or holds nonsense, or too many verifications are waiting.
-	ErrUnavailable = errors.New("login cannot be checked now")
-	// ErrTooLong: the token, or the message with it, is longer than any that is taken.
-	// It was not looked at, and is no guess.
+	// ErrUnavailable means that the password could not be verified. The source is down or holds
+	// invalid data, or too many verifications are waiting.
+	ErrUnavailable = errors.New("login cannot be verified now")
+	// ErrTooLong means that the token, or the message with it, exceeds the accepted length. It
+	// was not examined and does not count as a guess.
 	ErrTooLong = errors.New("token is too long")
-	// ErrNoResponse comes wrapped with ErrUnavailable where a service was shown the
-	// password and gave no usable answer: whether it was right is open.
-	ErrNoResponse = errors.New("asked, and no answer came")
-	// ErrUnknown is what a PasswordLookup returns, bare or wrapped, for a user who
-	// has no password there; the next method is asked. Whoever wires a lookup to
-	// auth translates the source's own word for it. Every other error of a lookup
-	// but ErrDenied becomes ErrUnavailable. Authenticate never returns ErrUnknown.
+	// ErrNoResponse is wrapped together with ErrUnavailable when a service received the
+	// password and sent no usable response. Whether the password was right is unknown.
+	ErrNoResponse = errors.New("no response to the request")
+	// ErrUnknown is what a PasswordLookup returns, bare or wrapped, for a user who has no
+	// password in its source. The next method is then asked. The code that connects a lookup to
+	// this package translates the source's own error. Every other error of a lookup but
+	// ErrDenied becomes ErrUnavailable. Authenticate never returns ErrUnknown.
 	ErrUnknown = errors.New("user has no password here")
 )
 
 const (
-	// maxPassword bounds a password in bytes, so that hashing one has a bound too.
+	// maxPassword bounds a password in bytes, and so the time that hashing one takes.
 	maxPassword = 1024
-	// defaultMaxQueued is how many verifications may wait for a core.
+	// defaultMaxQueued is how many verifications may wait for a verifier.
 	defaultMaxQueued = 64
 )
 
-// Config is what an operator decides.
+// Config holds the operator's settings.
 type Config struct {
-	Methods    []string       // asked in this order
-	Names      identity.Names // how user names are read
-	PasswdFile string         // the passwd-file, when Methods has File
+	Methods    []string       // tried in this order
+	Names      identity.Names // rules for user names
+	PasswdFile string         // path of the passwd-file, if Methods has File
 	Verifiers  int            // passwords hashed at once; 0 means one for each core
-	MaxQueued  int            // verifications that may wait for one; 0 means 64
+	MaxQueued  int            // verifications that may wait for a verifier; 0 means 64
 
-	Mechanisms         []string            // SASL mechanisms; none: those that defaults names
-	ListenerMechanisms map[string][]string // of them, those of a listener; a listener that is not there has all
-	SCRAMSecret        identity.Secret     // what the salts of unknown users are made of; the same at all gateways
-	SCRAMIterations    int                 // iterations that such users seem to have; the same at all gateways; 0: as Hash makes them
-	CertificateName    string              // the kind of name in a client's certificate that is the user: email, dns or uri
+	Mechanisms         []string            // SASL mechanisms to enable; empty means those of defaultMechanisms
+	ListenerMechanisms map[string][]string // subset for a listener; a listener without an entry has all
+	SCRAMSecret        identity.Secret     // derives the salts of unknown users; the same at all gateways
+	SCRAMIterations    int                 // iterations shown for unknown users; the same at all gateways; 0 means what Hash uses
+	CertificateName    string              // type of the certificate name that is the user: email, dns or uri
 }
 
-// Authenticator turns a Login into an Identity.
+// Authenticator verifies a Login and returns an Identity.
 type Authenticator struct {
 	// Set once.
 	names              identity.Names
 	methods            []namedMethod
-	file               *passwdFile // also among methods; nil without
+	file               *passwdFile // also among methods; nil without method File
 	verifier           *verifier
-	mechanisms         []string            // enabled, the preferred one first
+	mechanisms         []string            // enabled ones, in order of preference
 	listenerMechanisms map[string][]string // as in Config
 	scramSecret        identity.Secret
-	scramIterations    int           // of PBKDF2, for users without keys for SCRAM
-	minChallengeTime   time.Duration // of the time to a challenge of SCRAM
+	scramIterations    int           // of PBKDF2, for users without SCRAM keys
+	minChallengeTime   time.Duration // least time from a first SCRAM message to its challenge
 	certificateName    string
 	log                *zap.Logger
-	// iterationsWarning guards itself.
+	// iterationsWarning has its own lock.
 	iterationsWarning rate.Sometimes
 }
 
-// SettingError is what is wrong with a setting: methods, mechanisms or file.path.
+// SettingError reports an invalid setting: methods, mechanisms or file.path.
 type SettingError struct {
 	Setting string
 	Err     error
@@ -83,11 +83,11 @@ type SettingError struct {
 func (e *SettingError) Error() string { return "auth: " + e.Err.Error() }
 func (e *SettingError) Unwrap() error { return e.Err }
 
-// New makes an Authenticator. The passwd-file is read here: a gateway does not
-// start with a file that it would refuse while it runs.
+// New returns an Authenticator. It reads the passwd-file, so that a gateway does not start with
+// a file that a reload would refuse.
 func New(cfg Config, sources Sources, log *zap.Logger) (*Authenticator, error) {
 	if _, err := cfg.Names.Canonicalize("a"); err != nil {
-		return nil, errors.New("auth: the default domain has characters or a form that no domain has")
+		return nil, errors.New("auth: the default domain is not a valid domain")
 	}
 	if len(cfg.Methods) == 0 {
 		return nil, errors.New("auth: no method")
@@ -109,8 +109,8 @@ func New(cfg Config, sources Sources, log *zap.Logger) (*Authenticator, error) {
 	return a, nil
 }
 
-// Run keeps the passwd-file's users up to date until ctx is done. Without a
-// file it only waits. It returns nil.
+// Run reloads the passwd-file whenever it changes, until ctx is done. Without a file it only
+// waits. It returns nil.
 func (a *Authenticator) Run(ctx context.Context) error {
 	if a.file == nil {
 		<-ctx.Done()
@@ -120,8 +120,8 @@ func (a *Authenticator) Run(ctx context.Context) error {
 	return nil
 }
 
-// Canonicalize is the canonical name of what a client, or a tool, calls a user. The
-// error is ErrDenied: a name that no account can have is not worth a word more.
+// Canonicalize returns the canonical name of a user name as a client or an operator wrote it.
+// The error is ErrDenied.
 func (a *Authenticator) Canonicalize(raw string) (identity.User, error) {
 	u, err := a.names.Canonicalize(raw)
 	if err != nil {
@@ -130,11 +130,11 @@ func (a *Authenticator) Canonicalize(raw string) (identity.User, error) {
 	return u, nil
 }
 
-// Authenticate asks the methods in order, or takes a proof for what it is. The
-// error is ErrDenied, perhaps in a Wait, or ErrUnavailable, wrapped. While it
-// waits for its turn to verify it obeys ctx; the hashing itself cannot be
-// interrupted, but its length is bounded by what parse accepts, and no more of
-// it runs at once than there are verifiers.
+// Authenticate asks the methods in order, or accepts the outcome of a mechanism's proof. The
+// error wraps ErrDenied, perhaps in a DelayedDenial, or ErrUnavailable.
+//
+// While a verification is queued, ctx ends the wait. The hashing itself cannot be interrupted;
+// parseStoredHash bounds its length, and the verifier bounds how many run at once.
 func (a *Authenticator) Authenticate(ctx context.Context, l Login) (Identity, error) {
 	if err := l.validate(); err != nil {
 		return Identity{}, fmt.Errorf("%w: %w", ErrDenied, err)
@@ -157,14 +157,14 @@ func (a *Authenticator) Authenticate(ctx context.Context, l Login) (Identity, er
 		return id, nil
 	}
 	if l.credentialType() == tokenCredential {
-		return Identity{}, fmt.Errorf("no method judges tokens: %w", ErrDenied)
+		return Identity{}, fmt.Errorf("no method verifies tokens: %w", ErrDenied)
 	}
 	return Identity{}, a.verifyDecoy(ctx, l.Password)
 }
 
-// acceptProof is the identity of a login with a proof. Of a certificate's user an
-// authentication server is told, as by nginx: it may refuse, and says where the
-// mailbox is.
+// acceptProof returns the identity of a login with a proof. For a certificate's user it also
+// asks the authentication server, as nginx does: the server may refuse the user, and returns
+// the backend of the mailbox.
 func (a *Authenticator) acceptProof(ctx context.Context, l Login) (Identity, error) {
 	id, err := Identity{user: l.User, method: l.proof.method}.orError(l.proof.err)
 	if err != nil || l.Mechanism != SASLExternal {
@@ -183,10 +183,9 @@ func (a *Authenticator) acceptProof(ctx context.Context, l Login) (Identity, err
 	return id, nil
 }
 
-// verifyDecoy is a verification that nobody can pass. An unknown name has been
-// looked up along the same way as a user of the last source, so it pays what
-// most users of the last source pay; where costs are mixed within one source,
-// users with a rarer cost can still be told from names that nobody has.
+// verifyDecoy runs a verification that no password can pass, so that an unknown user takes as
+// long as a wrong password. It costs what most users of the last source cost. Where costs are
+// mixed within one source, users with a rarer cost can still be told from unknown names.
 func (a *Authenticator) verifyDecoy(ctx context.Context, password identity.Secret) error {
 	if _, err := a.verifier.verify(ctx, a.typicalParams().newDecoy(), password); err != nil {
 		return err
@@ -194,7 +193,7 @@ func (a *Authenticator) verifyDecoy(ctx context.Context, password identity.Secre
 	return fmt.Errorf("no method knows the user: %w", ErrDenied)
 }
 
-// typicalParams is the kind of the last source that knows one.
+// typicalParams returns the parameters of the last source that has any.
 func (a *Authenticator) typicalParams() hashParams {
 	for _, m := range slices.Backward(a.methods) {
 		if s, ok := m.method.(storedPasswords); ok {

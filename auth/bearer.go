@@ -12,50 +12,50 @@ import (
 	"imapgate/internal/identity"
 )
 
-// The mechanisms that bring a bearer token, as AUTHENTICATE names them and as
-// Login.Mechanism does.
+// The mechanisms that carry a bearer token, as AUTHENTICATE names them and as Login.Mechanism
+// does.
 const (
 	OAuthBearer = "OAUTHBEARER" // RFC 7628
-	XOAuth2     = "XOAUTH2"     // Google's, from before the RFC, and what most programs speak
+	XOAuth2     = "XOAUTH2"     // Google's, older than the RFC and the most widely implemented
 
 	SASLOAuthBearer = "AUTH=" + OAuthBearer
 	SASLXOAuth2     = "AUTH=" + XOAuth2
 )
 
-// Constant: what is wrong with a message, without a word of it.
+// Constant texts: they never quote the message.
 var (
-	errMalformedBearer = errors.New("message has not the form of the mechanism")
+	errMalformedBearer = errors.New("malformed SASL message")
 	errBearerScheme    = errors.New("authorization is not a bearer token")
-	errMalformedToken  = errors.New("token has characters that no token has")
-	errBearerUser      = fmt.Errorf("%w: user name is missing, or has characters that no name has", identity.ErrName)
+	errMalformedToken  = errors.New("token has invalid characters")
+	errBearerUser      = fmt.Errorf("%w: user name is missing or has invalid characters", identity.ErrName)
 )
 
-// bearerServer is OAUTHBEARER or XOAUTH2. go-sasl's own OAUTHBEARER is not
-// used: an empty line after a refused token makes it read past its end, and it
-// knows neither gs2's "y" nor the escapes of a name nor keys of others.
+// bearerServer implements OAUTHBEARER or XOAUTH2. go-sasl's own OAUTHBEARER is not used: an
+// empty line after a refused token makes it read past its end. It does not support the gs2 flag
+// "y", escaped names or unknown keys either.
 //
-// It only reads what the client says. Whether the token is good is found out
-// later, by somebody who may have to ask; a refusal then is TokenRefusal's.
+// It only parses the client's message. A method verifies the token later, perhaps with a
+// request to a provider; TokenRefusal then answers a refused one.
 type bearerServer struct {
 	// Set once.
 	parse  func(message string) (user, token string, err error)
-	accept func(user, token string, wrong error) error
+	accept func(user, token string, parseErr error) error
 }
 
-// newOAuthBearerServer is RFC 7628. accept is called once with the
-// authorization identity, "" when the client leaves it to the token, and with what is
-// wrong with the message, if anything is.
-func newOAuthBearerServer(accept func(user, token string, wrong error) error) sasl.Server {
+// newOAuthBearerServer returns a server for RFC 7628. It calls accept once, with the
+// authorization identity and the error of parsing the message. The identity is "" when the
+// client leaves it to the token.
+func newOAuthBearerServer(accept func(user, token string, parseErr error) error) sasl.Server {
 	return &bearerServer{parseOAuthBearer, accept}
 }
 
-// newXOAuth2Server is Google's mechanism, in which the name is never left out.
-func newXOAuth2Server(accept func(user, token string, wrong error) error) sasl.Server {
+// newXOAuth2Server returns a server for Google's mechanism, in which the name is required.
+func newXOAuth2Server(accept func(user, token string, parseErr error) error) sasl.Server {
 	return &bearerServer{parseXOAuth2, accept}
 }
 
-// Next implements sasl.Server. A client that sends no initial response is asked
-// for it with an empty challenge.
+// Next implements sasl.Server. Without an initial response it requests one with an empty
+// challenge.
 func (s *bearerServer) Next(response []byte) ([]byte, bool, error) {
 	if response == nil {
 		return []byte{}, false, nil
@@ -70,9 +70,9 @@ func (s *bearerServer) Next(response []byte) ([]byte, bool, error) {
 	return nil, true, nil
 }
 
-// parseOAuthBearer reads "n,a=user,^Aauth=Bearer token^A^A" (RFC 7628 §3.1).
-// Channel bindings ("p=") are not for this mechanism, and "y" is a client that
-// thinks the server has none: it is right.
+// parseOAuthBearer parses "n,a=user,^Aauth=Bearer token^A^A" (RFC 7628 §3.1). The mechanism has
+// no channel bindings ("p="). The flag "y" means that the client believes the server has none,
+// which is right.
 func parseOAuthBearer(message string) (user, token string, err error) {
 	header, rest, ok := strings.Cut(message, kvSeparator)
 	if !ok {
@@ -84,7 +84,7 @@ func parseOAuthBearer(message string) (user, token string, err error) {
 		return "", "", errMalformedBearer
 	}
 	var nameErr error
-	if name != "" { // without one, the token says who it is
+	if name != "" { // without one, the token names the user
 		if name, ok = strings.CutPrefix(name, "a="); !ok || strings.Contains(name, ",") {
 			return "", "", errMalformedBearer
 		}
@@ -100,7 +100,7 @@ func parseOAuthBearer(message string) (user, token string, err error) {
 	return user, token, cmp.Or(nameErr, err)
 }
 
-// parseXOAuth2 reads "user=name^Aauth=Bearer token^A^A".
+// parseXOAuth2 parses "user=name^Aauth=Bearer token^A^A".
 func parseXOAuth2(message string) (user, token string, err error) {
 	pairs, err := parsePairs(message)
 	if err != nil {
@@ -115,10 +115,9 @@ func parseXOAuth2(message string) (user, token string, err error) {
 
 const kvSeparator = "\x01"
 
-// parsePairs reads "key=value^Akey=value^A^A". Keys that nobody here needs (host,
-// port, mthd, path, post, qs and those to come) are allowed: RFC 7628 §3.1 has
-// servers ignore what they do not know. A key that stands there twice could be
-// read in two ways.
+// parsePairs parses "key=value^Akey=value^A^A". Unused and unknown keys (host, port, mthd,
+// path, post, qs) are allowed, because RFC 7628 §3.1 requires servers to ignore them. A
+// duplicate key is refused, because it is ambiguous.
 func parsePairs(text string) (map[string]string, error) {
 	text, ok := strings.CutSuffix(text, kvSeparator+kvSeparator)
 	if !ok {
@@ -136,12 +135,12 @@ func parsePairs(text string) (map[string]string, error) {
 	return pairs, nil
 }
 
-// isKey says whether s is 1*ALPHA (RFC 7628 §3.1).
+// isKey reports whether s is 1*ALPHA (RFC 7628 §3.1).
 func isKey(s string) bool {
 	return s != "" && !strings.ContainsFunc(s, func(r rune) bool { return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') })
 }
 
-// parseSASLName is a saslname (RFC 5801 §4): comma and equals sign are escaped, and
+// parseSASLName decodes a saslname (RFC 5801 §4): a comma and an equals sign are escaped, and
 // nothing else may be.
 func parseSASLName(escaped string) (string, error) {
 	if strings.ContainsAny(strings.NewReplacer("=2C", "", "=3D", "").Replace(escaped), "=,") {
@@ -154,9 +153,9 @@ func parseSASLName(escaped string) (string, error) {
 	return name, nil
 }
 
-// parseBearerToken is what follows "Bearer", whose case does not matter, if it is a
-// b64token (RFC 6750 §2.1). ErrTooLong is one of more than identity.MaxToken bytes. With
-// an error too, what was shown in the token's place is returned.
+// parseBearerToken returns the b64token (RFC 6750 §2.1) after "Bearer", whose case does not
+// matter. The error is ErrTooLong for more than identity.MaxToken bytes. With an error it
+// returns the text in the token's place.
 func parseBearerToken(authorization string) (string, error) {
 	scheme, token, ok := strings.Cut(authorization, " ")
 	if !ok || !strings.EqualFold(scheme, "Bearer") {
@@ -172,8 +171,7 @@ func parseBearerToken(authorization string) (string, error) {
 	return token, nil
 }
 
-// isB64Token says whether s is a b64token: what can stand in a header or a command
-// and end neither.
+// isB64Token reports whether s is a b64token, which is safe inside a header or a command.
 func isB64Token(s string) bool {
 	body := strings.TrimRight(s, "=")
 	for i := range len(body) {
@@ -191,16 +189,16 @@ func hasControl(s string) bool {
 	return strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f })
 }
 
-// TokenRefusal is what a client is told whose token was refused, so that it
-// knows where to get another. It says nothing about the user.
+// TokenRefusal is the reply to a client whose token was refused, so that the client can obtain
+// another. It contains nothing about the user.
 type TokenRefusal struct {
-	Scope        string // that a token needs; "" says none
-	DiscoveryURL string // URL of the provider's discovery document; "" says none
+	Scope        string // scope that a token needs; "" omits it
+	DiscoveryURL string // URL of the provider's discovery document; "" omits it
 }
 
-// Challenge is the JSON that goes out, in base64, as a last challenge before
-// the NO; the client answers it with a line that is read and not looked at
-// (RFC 7628 §3.2.2, §3.2.3). It is nil for a mechanism that brings no token.
+// Challenge returns the JSON that the server sends, in base64, as a last challenge before the
+// NO. The client answers it with a line that is read and discarded (RFC 7628 §3.2.2, §3.2.3).
+// It is nil for a mechanism without tokens.
 func (r TokenRefusal) Challenge(mechanism string) []byte {
 	switch mechanism {
 	case SASLOAuthBearer:
@@ -209,7 +207,7 @@ func (r TokenRefusal) Challenge(mechanism string) []byte {
 			Scope         string `json:"scope,omitempty"`
 			Configuration string `json:"openid-configuration,omitempty"`
 		}{"invalid_token", r.Scope, r.DiscoveryURL})
-	case SASLXOAuth2: // the words are Google's; programs look for the 401
+	case SASLXOAuth2: // the format is Google's; clients look for the 401
 		return mustJSON(struct {
 			Status  string `json:"status"`
 			Schemes string `json:"schemes"`
@@ -222,7 +220,7 @@ func (r TokenRefusal) Challenge(mechanism string) []byte {
 func mustJSON(v any) []byte {
 	text, err := json.Marshal(v)
 	if err != nil {
-		panic("auth: strings that JSON cannot hold") // there are none
+		panic("auth: JSON encoding of a struct of strings failed")
 	}
 	return text
 }

@@ -7,9 +7,8 @@ import (
 	"github.com/xdg-go/scram"
 )
 
-// channelBinding ties an exchange to the TLS connection below it; the type is the
-// client's choice. The second result is false for a type that this connection
-// cannot serve.
+// channelBinding binds an exchange to the TLS connection below it. The client chooses the type.
+// The second result is false for a type that this connection does not support.
 func (c *Client) channelBinding(bindingType string) (scram.ChannelBinding, bool) {
 	switch scram.ChannelBindingType(bindingType) {
 	case scram.ChannelBindingTLSExporter:
@@ -17,10 +16,11 @@ func (c *Client) channelBinding(bindingType string) (scram.ChannelBinding, bool)
 	case scram.ChannelBindingTLSServerEndpoint:
 		return c.endpointBinding()
 	}
-	return scram.ChannelBinding{}, false // tls-unique does not exist in TLS 1.3, and is broken below
+	return scram.ChannelBinding{}, false // tls-unique does not exist in TLS 1.3 and is broken in older versions
 }
 
-// preferredBinding is for a client that uses none, to notice one that was told of none.
+// preferredBinding returns the binding for a client that does not use one, to detect an
+// attacker that removed the -PLUS mechanism from the server's list.
 func (c *Client) preferredBinding() (scram.ChannelBinding, bool) {
 	if b, ok := c.exporterBinding(); ok {
 		return b, true
@@ -28,14 +28,14 @@ func (c *Client) preferredBinding() (scram.ChannelBinding, bool) {
 	return c.endpointBinding()
 }
 
-// canBind says whether there is any binding to be had.
+// canBind reports whether the connection supports any channel binding.
 func (c *Client) canBind() bool {
 	_, ok := c.preferredBinding()
 	return ok
 }
 
-// exporterBinding is RFC 9266. crypto/tls refuses it where it would not be unique: in
-// TLS 1.2 without the extended master secret.
+// exporterBinding returns tls-exporter (RFC 9266). crypto/tls refuses it where it would not be
+// unique: in TLS 1.2 without the extended master secret.
 func (c *Client) exporterBinding() (scram.ChannelBinding, bool) {
 	if c.TLS == nil {
 		return scram.ChannelBinding{}, false
@@ -44,10 +44,9 @@ func (c *Client) exporterBinding() (scram.ChannelBinding, bool) {
 	return b, err == nil
 }
 
-// endpointBinding is RFC 5929 §4.1, on the certificate that was served. The library
-// looks for it among the peer's, as a client would; the hash is the one that the
-// certificate's signature names, and where that names none (Ed25519) there is no
-// such binding.
+// endpointBinding returns tls-server-end-point (RFC 5929 §4.1) of the served certificate. The
+// library reads the certificate from the peer's, as a client would. The hash is the one that
+// the certificate's signature uses; Ed25519 names none and has no such binding.
 func (c *Client) endpointBinding() (scram.ChannelBinding, bool) {
 	if c.TLS == nil || c.ServedCertificate == nil {
 		return scram.ChannelBinding{}, false

@@ -8,29 +8,29 @@ import (
 	"imapgate/internal/identity"
 )
 
-// The kinds of name in a certificate that may be the user.
+// The types of certificate names that may be the user.
 const (
 	sanEmail = "email"
 	sanDNS   = "dns"
 	sanURI   = "uri"
 )
 
-// sanTypes are all of them. Constant.
+// sanTypes lists all of them. Constant.
 var sanTypes = []string{sanEmail, sanDNS, sanURI}
 
 var (
-	errNoCertificate = errors.New("no certificate of the client was verified")
-	errNotOneSAN     = errors.New("certificate has not exactly one name of the kind that is the user")
-	errNotAcctURI    = errors.New("URI in the certificate is no acct: URI")
+	errNoCertificate = errors.New("no verified client certificate")
+	errNotOneSAN     = errors.New("certificate does not have exactly one name of the configured type")
+	errNotAcctURI    = errors.New("URI in the certificate is not an acct: URI")
 )
 
-// hasVerifiedCertificate says whether the client has shown a certificate that was verified.
+// hasVerifiedCertificate reports whether the client has sent a certificate that was verified.
 func (c *Client) hasVerifiedCertificate() bool {
 	return c.TLS != nil && len(c.TLS.VerifiedChains) > 0 && len(c.TLS.VerifiedChains[0]) > 0
 }
 
-// acceptCertificate takes the word of whoever signed the client's certificate
-// (RFC 4422, appendix A). The handshake has verified it.
+// acceptCertificate takes the user from the client's certificate (RFC 4422, appendix A), which
+// the handshake has verified.
 func (e *Exchange) acceptCertificate(authzid string) error {
 	if !e.client.hasVerifiedCertificate() {
 		return errNoCertificate
@@ -52,9 +52,8 @@ func (e *Exchange) acceptCertificate(authzid string) error {
 	return e.auth.checkAuthzID(user, authzid)
 }
 
-// findSAN is the one name of a kind in a certificate. There is no second choice:
-// a name that is missing, or is there twice, is nobody's, and neither the common
-// name nor another kind stands in for it.
+// findSAN returns the one name of a type in a certificate. A missing or ambiguous name is an
+// error: neither the common name nor another type replaces it.
 func findSAN(leaf *x509.Certificate, sanType string) (string, error) {
 	var names []string
 	switch sanType {

@@ -12,8 +12,8 @@ import (
 	"imapgate/internal/identity"
 )
 
-// How a login can arrive: the closed set of Login.Mechanism. The LOGIN command
-// and the SASL mechanism LOGIN are two things, so the mechanisms are written
+// The closed set of Login.Mechanism. The LOGIN command and the SASL mechanism LOGIN differ, so
+// mechanisms are written as in a CAPABILITY response.
 // the way a CAPABILITY response lists them.
 const (
 	CommandLogin  = "LOGIN"
@@ -24,45 +24,44 @@ const (
 	SASLExternal  = "AUTH=EXTERNAL"
 )
 
-// Client is what is known of the connection a login comes on; for the methods
-// and mechanisms that look at it.
+// Client describes the connection of a login, for the methods and mechanisms that need it.
 type Client struct {
 	Session           string
 	Listener          string
-	Addr              netip.AddrPort       // the client's, by the PROXY header or a trusted ID where there is one
+	Addr              netip.AddrPort       // the client's, from the PROXY header or a trusted ID if there is one
 	Peer              netip.AddrPort       // the TCP peer
-	Local             netip.AddrPort       // where it connected to
+	Local             netip.AddrPort       // address that the peer connected to
 	ProxyHeader       *ProxyHeader         // nil without a PROXY header
 	Attempt           int                  // 1-based, of this connection
 	TLS               *tls.ConnectionState // nil in the clear
-	ServedCertificate *x509.Certificate    // the leaf that was served to it, for tls-server-end-point; nil in the clear
+	ServedCertificate *x509.Certificate    // leaf that the server sent, for tls-server-end-point; nil in the clear
 }
 
-// ProxyHeader is what a PROXY header says: who connected to the balancer, and to
-// which of its addresses.
+// ProxyHeader holds the addresses of a PROXY header: of the client, and of the balancer that it
+// connected to.
 type ProxyHeader struct{ Client, Local netip.AddrPort }
 
-// Login is what a client said, before anyone checked it: a name and a password,
-// or a token, or nothing but a proof that a mechanism has seen.
+// Login holds unverified credentials of a client: a name and a password, a token, or the proof
+// that a mechanism has checked.
 type Login struct {
-	User      identity.User // with a token it may be nobody: the token says who
+	User      identity.User // may be zero with a token, which names the user
 	Password  identity.Secret
 	Token     identity.Secret // a bearer token
 	Mechanism string
 	Client    *Client
-	proof     *proof // nil: somebody has yet to judge
+	proof     *proof // nil if a method has to verify the login
 }
 
-// proof is the outcome of a mechanism that needs nobody's judgement: the client
-// has shown that it knows a password, or holds a key, without giving it away.
+// proof is the outcome of a mechanism that verifies the client itself: the client has shown
+// that it knows a password, or holds a key, without sending it.
 type proof struct {
 	// Set once.
 	user   identity.User
-	method string // whose word the proof rests on
-	err    error  // ErrDenied, wrapped, when the proof is wrong; nobody was told so far
+	method string // source of the keys, or External
+	err    error  // wraps ErrDenied if the proof is wrong; not yet reported to the client
 }
 
-// credentialType is what a method can judge.
+// credentialType is a kind of credential that a method may verify.
 type credentialType int
 
 const (
@@ -77,8 +76,8 @@ func (l *Login) credentialType() credentialType {
 	return passwordCredential
 }
 
-// validate refuses what nobody can have said in earnest. None of its refusals
-// tells whether an account exists, so they may be quick.
+// validate rejects logins that no working client sends. None of its errors depends on whether
+// an account exists, so they may be fast.
 func (l *Login) validate() error {
 	switch {
 	case l.proof != nil:
@@ -97,9 +96,8 @@ func (l *Login) validate() error {
 	return validatePassword(l.Password)
 }
 
-// Identity is a Login that somebody vouches for, or, with passthrough, one that
-// the backend is going to decide. Only Authenticate makes one; the zero
-// Identity is nobody's and its User is zero.
+// Identity is a verified Login, or, with passthrough, one that the backend will verify. Only
+// Authenticate makes one. The User of the zero Identity is zero.
 type Identity struct {
 	// Set once.
 	user        identity.User
@@ -111,37 +109,37 @@ type Identity struct {
 	expires     time.Time
 }
 
-// User is the canonical name.
+// User returns the canonical name.
 func (i Identity) User() identity.User { return i.user }
 
-// LoginName is the name for the login at the backend, where a method has given
-// another than User; "" otherwise.
+// LoginName returns the name for the login at the backend if a method has set one other than
+// User; "" otherwise.
 func (i Identity) LoginName() string { return i.loginName }
 
-// Password is for the login at the backend: what the client said, or what a
-// method has put in its place. It is zero when the client has shown none, with
-// SCRAM, EXTERNAL and tokens.
+// Password returns the password for the login at the backend: the client's, or the one that a
+// method has replaced it with. It is zero if the client sent none, with SCRAM, EXTERNAL and
+// tokens.
 func (i Identity) Password() identity.Secret { return i.password }
 
-// Token is the bearer token that the client brought; zero when it brought none.
+// Token returns the client's bearer token; zero if it sent none.
 func (i Identity) Token() identity.Secret { return i.token }
 
-// Method is the method that decided.
+// Method returns the method that verified the login.
 func (i Identity) Method() string { return i.method }
 
-// BackendAddr is where the method http said that the user's mail is; not valid when
-// nobody said.
+// BackendAddr returns the backend address that the method http returned; invalid if it returned
+// none.
 func (i Identity) BackendAddr() netip.AddrPort { return i.backendAddr }
 
-// Expires is when the token ends; zero when nobody knows.
+// Expires returns the end of the token's lifetime; zero if unknown.
 func (i Identity) Expires() time.Time { return i.expires }
 
-// IsVerified says whether somebody has checked who it is. When it is false the
-// backend decides, so the backend must be shown this very password or token: a
-// login there with any other right (a master user) would let everybody in.
+// IsVerified reports whether the gateway has verified the user. If it has not, the backend
+// decides, so the backend login must use this very password or token. A login there with other
+// credentials, such as a master user's, would accept any client.
 func (i Identity) IsVerified() bool { return i.method != "" && i.method != Passthrough }
 
-// orError is i, or nobody when there is an error.
+// orError returns i, or the zero Identity if err is not nil.
 func (i Identity) orError(err error) (Identity, error) {
 	if err != nil {
 		return Identity{}, err
@@ -149,29 +147,29 @@ func (i Identity) orError(err error) (Identity, error) {
 	return i, nil
 }
 
-// String is the user and the method.
+// String returns the user and the method.
 func (i Identity) String() string { return i.user.String() + " by " + i.method }
 
-// Format implements fmt.Formatter: fmt does not ask unexported fields how they
-// want to be printed, so without it %v would show the password.
+// Format implements fmt.Formatter. fmt ignores the methods of unexported fields, so without it
+// %v would print the password.
 func (i Identity) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, i.String()) }
 
-// DelayedDenial is a refusal that asks for time: the client is to be answered no sooner
-// than For after it has spoken.
+// DelayedDenial is a refusal with a delay: the reply to the client is sent no sooner than Delay
+// after its request.
 type DelayedDenial struct {
 	Delay time.Duration
 	Err   error
 }
 
 // Error implements error.
-func (w *DelayedDenial) Error() string { return fmt.Sprintf("%v, to be told after %v", w.Err, w.Delay) }
+func (d *DelayedDenial) Error() string { return fmt.Sprintf("%v, reply after %v", d.Err, d.Delay) }
 
-// Unwrap gives the refusal.
-func (w *DelayedDenial) Unwrap() error { return w.Err }
+// Unwrap returns the refusal.
+func (d *DelayedDenial) Unwrap() error { return d.Err }
 
-// validatePassword refuses what could change the meaning of a command sent on to
-// a backend (CR, LF, NUL), every other control, and what is empty or too long. Octets
-// from 128 on are for whoever judges the password.
+// validatePassword rejects bytes that could change the meaning of a command sent to a backend
+// (CR, LF, NUL), all other controls, and a password that is empty or too long. Octets from 128
+// on are left to the verifying method.
 func validatePassword(password identity.Secret) error {
 	p := password.Reveal()
 	if p == "" || len(p) > maxPassword {

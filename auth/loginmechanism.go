@@ -1,8 +1,8 @@
 package auth
 
-// loginServer is the mechanism LOGIN, which go-sasl has for clients only. It
-// was never standardised (draft-murchison-sasl-login); clients expect these
-// challenges to the letter, and some send the name as an initial response.
+// loginServer implements the mechanism LOGIN, which go-sasl has for clients only. It was never
+// standardised (draft-murchison-sasl-login). Clients expect exactly these challenges, and some
+// send the name as an initial response.
 type loginServer struct {
 	// Set once.
 	accept func(user, password string) error
@@ -19,7 +19,7 @@ func newLoginServer(accept func(user, password string) error) *loginServer {
 // Next implements sasl.Server.
 func (s *loginServer) Next(response []byte) ([]byte, bool, error) { return s.handle(response) }
 
-// readUser asks for the name until it is there, then for the password.
+// readUser requests the name until it arrives, then the password.
 func (s *loginServer) readUser(response []byte) ([]byte, bool, error) {
 	if response == nil {
 		return []byte("Username:"), false, nil

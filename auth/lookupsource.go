@@ -13,11 +13,11 @@ import (
 	"imapgate/internal/identity"
 )
 
-// lookupSource is the method redis: hashes that a PasswordLookup brings.
+// lookupSource is the method redis: it verifies with hashes from a PasswordLookup.
 type lookupSource struct {
 	// Set once.
 	lookUpHash PasswordLookup
-	// histogram guards itself.
+	// histogram has its own lock.
 	histogram histogram
 }
 
@@ -25,9 +25,8 @@ func newLookupSource(lookUpHash PasswordLookup) *lookupSource {
 	return &lookupSource{lookUpHash: lookUpHash, histogram: histogram{halveAt: lookupHalveAt}}
 }
 
-// lookUp implements source. A record that cannot be read is a source that
-// cannot answer; to treat it as "unknown" would hand the user to the next
-// method.
+// lookUp implements passwordSource. A record that cannot be parsed is ErrUnavailable.
+// ErrUnknown would hand the user to the next method.
 func (l *lookupSource) lookUp(ctx context.Context, u identity.User) (storedHash, error) {
 	text, err := l.lookUpHash(ctx, u)
 	if errors.Is(err, ErrUnknown) {
@@ -47,28 +46,28 @@ func (l *lookupSource) lookUp(ctx context.Context, u identity.User) (storedHash,
 	return hash, nil
 }
 
-// typicalParams implements source.
+// typicalParams implements passwordSource.
 func (l *lookupSource) typicalParams() hashParams { return l.histogram.mostFrequent() }
 
 const (
-	// maxHistogramEntries bounds how many kinds of hash a census tells apart.
+	// maxHistogramEntries bounds the parameter sets that a histogram distinguishes.
 	maxHistogramEntries = 16
-	// lookupHalveAt is where the census of a lookup forgets, so that after a change
-	// of scheme the new one leads within as many logins.
+	// lookupHalveAt is the count at which a lookup's histogram halves all counts. After a
+	// change of scheme the new one leads within as many logins.
 	lookupHalveAt = 1 << 12
 )
 
-// histogram counts stored passwords by kind. The zero census is empty.
+// histogram counts stored passwords by hash parameters. The zero histogram is empty.
 type histogram struct {
 	// Set once.
-	halveAt int // votes at which all are halved; 0: never
+	halveAt int // count at which all are halved; 0: never
 
 	mu sync.Mutex
 	// Guarded by mu.
 	counts map[hashParams]int // bound: maxHistogramEntries
 }
 
-// add adds one.
+// add counts one password.
 func (c *histogram) add(p hashParams) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -86,7 +85,7 @@ func (c *histogram) add(p hashParams) {
 	}
 }
 
-// mostFrequent is the most frequent kind; the zero kind when there is none.
+// mostFrequent returns the most frequent parameters; zero if there are none.
 func (c *histogram) mostFrequent() hashParams {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -96,8 +95,8 @@ func (c *histogram) mostFrequent() hashParams {
 	return slices.MaxFunc(slices.Collect(maps.Keys(c.counts)), c.compareCounts)
 }
 
-// compareCounts orders kinds by votes; mu is held. Among equals the name and then the
-// costs decide, so that the answer does not follow the order of a map.
+// compareCounts orders parameters by count; the caller holds mu. Ties are broken by name and
+// costs, so that the result does not depend on the map's order.
 func (c *histogram) compareCounts(a, b hashParams) int {
 	return cmp.Or(
 		cmp.Compare(c.counts[a], c.counts[b]),

@@ -9,18 +9,17 @@ import (
 	"github.com/emersion/go-sasl"
 )
 
-// The names of the SCRAM mechanisms (RFC 7677); the first is that of the scheme
-// too.
+// The names of the SCRAM mechanisms (RFC 7677). The first is also the name of the hash scheme.
 const (
 	scramSHA256     = "SCRAM-SHA-256"
 	scramSHA256Plus = "SCRAM-SHA-256-PLUS"
 )
 
-// allMechanisms are all there are, the preferred one first: programs with a choice
-// often take the first they know. Constant.
+// allMechanisms lists all mechanisms in order of preference. Clients with a choice often take
+// the first that they know. Constant.
 var allMechanisms = []string{scramSHA256Plus, scramSHA256, sasl.External, sasl.Plain, sasl.Login, OAuthBearer, XOAuth2}
 
-// Constant: what was said is never quoted.
+// Constant text: it never quotes the message.
 var (
 	errAuthzID = errors.New("authorization identity is another user")
 )
@@ -29,8 +28,8 @@ func isAuthError(err error) bool {
 	return errors.Is(err, ErrDenied) || errors.Is(err, ErrUnavailable) || errors.Is(err, ErrTooLong)
 }
 
-// enableMechanisms enables the mechanisms of the operator's list, each of which somebody
-// must be able to serve; or, without a list, those that serve every user.
+// enableMechanisms enables the operator's list, of which a method must be able to verify each.
+// Without a list it enables defaultMechanisms.
 func (a *Authenticator) enableMechanisms(list []string) error {
 	if len(list) == 0 {
 		a.mechanisms = a.defaultMechanisms()
@@ -58,28 +57,27 @@ func (a *Authenticator) enableMechanisms(list []string) error {
 	return nil
 }
 
-// defaultMechanisms has no SCRAM: only users whose passwords are stored for it can log in
-// with it, and a program that prefers it would tell all others that their
-// password is wrong.
+// defaultMechanisms omits SCRAM. Only users whose passwords are stored for it can log in with
+// it, and a client that prefers it would report a wrong password to all others.
 func (a *Authenticator) defaultMechanisms() (list []string) {
 	for _, name := range allMechanisms {
 		if strings.HasPrefix(name, "SCRAM") || a.checkMechanism(name) != nil {
 			continue
 		}
 		if (name == OAuthBearer || name == XOAuth2) && !a.hasMethod(OAuth) {
-			continue // passthrough may mean a backend that takes no tokens
+			continue // the backend behind passthrough may not accept tokens
 		}
 		list = append(list, name)
 	}
 	return list
 }
 
-// checkMechanism says why nobody here could judge a login by this mechanism.
+// checkMechanism returns why no method could verify a login by this mechanism, or nil.
 func (a *Authenticator) checkMechanism(name string) error {
 	switch name {
 	case sasl.Plain, sasl.Login:
 		if !a.canVerify(passwordCredential) {
-			return fmt.Errorf("mechanism %s needs a method that judges passwords", name)
+			return fmt.Errorf("mechanism %s needs a method that verifies passwords", name)
 		}
 	case OAuthBearer, XOAuth2:
 		if !a.canVerify(tokenCredential) {
@@ -94,7 +92,7 @@ func (a *Authenticator) checkMechanism(name string) error {
 		}
 	case sasl.External:
 		if !slices.Contains(sanTypes, a.certificateName) {
-			return fmt.Errorf("mechanism %s needs to know which name in a certificate is the user", name)
+			return fmt.Errorf("mechanism %s needs the type of the certificate name that is the user", name)
 		}
 	default:
 		return fmt.Errorf("mechanism %q is not one of %s", name, strings.Join(allMechanisms, ", "))
@@ -110,8 +108,8 @@ func (a *Authenticator) hasMethod(name string) bool {
 	return slices.ContainsFunc(a.methods, func(m namedMethod) bool { return m.name == name })
 }
 
-// Mechanisms are the SASL mechanisms offered to a client, the preferred one
-// first: those of its listener that its connection can serve.
+// Mechanisms returns the SASL mechanisms offered to a client, in order of preference: those of
+// its listener that its connection supports.
 func (a *Authenticator) Mechanisms(c *Client) []string {
 	list := make([]string, 0, len(a.mechanisms))
 	for _, name := range a.mechanisms {
@@ -122,14 +120,14 @@ func (a *Authenticator) Mechanisms(c *Client) []string {
 	return list
 }
 
-// AllowsPasswords says whether a client may say a password as it is; without
-// that there is no LOGIN command either.
+// AllowsPasswords reports whether a client may send a plaintext password. If not, the LOGIN
+// command is not available either.
 func (a *Authenticator) AllowsPasswords(c *Client) bool {
 	return slices.Contains(a.mechanisms, sasl.Plain) && a.isOffered(sasl.Plain, c) ||
 		slices.Contains(a.mechanisms, sasl.Login) && a.isOffered(sasl.Login, c)
 }
 
-// isOffered says whether an enabled mechanism is for this client.
+// isOffered reports whether an enabled mechanism is available to this client.
 func (a *Authenticator) isOffered(name string, c *Client) bool {
 	if allowed, restricted := a.listenerMechanisms[c.Listener]; restricted && !slices.Contains(allowed, name) {
 		return false
@@ -143,9 +141,8 @@ func (a *Authenticator) isOffered(name string, c *Client) bool {
 	return true
 }
 
-// findOffered finds a mechanism by the name a client gives it, which is not
-// case-sensitive (RFC 9051 §6.2.2: auth-type is an atom). Not by
-// strings.ToUpper, which makes an I of a dotless i.
+// findOffered returns the mechanism that a client names. The name is not case-sensitive (RFC
+// 9051 §6.2.2: auth-type is an atom). strings.ToUpper would map a dotless i to I.
 func (a *Authenticator) findOffered(name string, c *Client) (string, bool) {
 	i := slices.IndexFunc(a.mechanisms, func(enabled string) bool { return strings.EqualFold(name, enabled) && len(name) == len(enabled) })
 	if i < 0 || !a.isOffered(a.mechanisms[i], c) {

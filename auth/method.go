@@ -13,8 +13,8 @@ import (
 	"imapgate/internal/identity"
 )
 
-// The methods, as the operator names them, and External, which is none of them:
-// there the word is a certificate authority's.
+// The methods in the operator's list, and External. A certificate authority verifies External,
+// so it is not a method.
 const (
 	Passthrough = "passthrough"
 	File        = "file"
@@ -24,59 +24,58 @@ const (
 	External    = "external"
 )
 
-// Sources are where the methods look that keep nothing here. Whoever wires them
-// translates what they say into this room's words. One may be nil when its
-// method is not asked for.
+// Sources are the external services of the methods. The code that connects them translates
+// their errors into this package's. A source may be nil if its method is not used.
 type Sources struct {
 	Redis PasswordLookup
 	HTTP  VerifyLogin
 	OAuth VerifyToken
 }
 
-// PasswordLookup brings the stored hash of a user, with Dovecot's {SCHEME} in
-// front or as a bare crypt(3) string. ErrUnknown says that the user has none,
-// ErrDenied that whatever password is said will not do.
+// PasswordLookup returns the stored hash of a user, with Dovecot's {SCHEME} prefix or as a bare
+// crypt(3) string. The error is ErrUnknown if the user has none, and ErrDenied if no password
+// may be accepted.
 type PasswordLookup func(ctx context.Context, u identity.User) (identity.Secret, error)
 
-// VerifyLogin puts a login with a password before an authentication server. The error
-// is ErrDenied, perhaps in a Wait, or else nobody could say.
+// VerifyLogin sends a login with a password to an authentication server. The error is
+// ErrDenied, perhaps in a DelayedDenial; any other means that the login could not be verified.
 type VerifyLogin func(ctx context.Context, l Login) (ServerResponse, error)
 
-// ServerResponse is a server's word that a login is right, and what it wants of us.
+// ServerResponse is the result of an accepted login at an authentication server.
 type ServerResponse struct {
-	BackendAddr netip.AddrPort  // where the user's mail is; not valid: not said
-	LoginName   string          // the name to use there; "" is the client's
-	Password    identity.Secret // the password to use there; zero is the client's
+	BackendAddr netip.AddrPort  // the user's backend; invalid if the server named none
+	LoginName   string          // name for the login there; "" is the client's
+	Password    identity.Secret // password for the login there; zero is the client's
 }
 
-// VerifyToken says whose a token is, and until when. The error is ErrDenied or
-// else nobody could say.
+// VerifyToken returns the user name of a token and the end of its lifetime. The error is
+// ErrDenied; any other means that the token could not be verified.
 type VerifyToken func(ctx context.Context, token identity.Secret) (name string, expires time.Time, err error)
 
-// passwordSource holds stored passwords: passwdFile and lookup.
+// passwordSource holds stored passwords: passwdFile and lookupSource.
 type passwordSource interface {
-	// lookUp is the user's, or ErrUnknown, ErrDenied or ErrUnavailable.
+	// lookUp returns the user's hash. The error is ErrUnknown, ErrDenied or ErrUnavailable.
 	lookUp(ctx context.Context, u identity.User) (storedHash, error)
-	// typicalParams is the kind that most passwords here are of; zero when not known.
+	// typicalParams returns the parameters of most passwords in the source; zero if unknown.
 	typicalParams() hashParams
 }
 
-// method vouches for logins: storedPasswords, backend, asked and verified.
+// method verifies logins: storedPasswords, passthroughMethod, authServerMethod and oauthMethod.
 type method interface {
-	// canVerify says whether it is to be asked about such a credential.
+	// canVerify reports whether the method verifies such a credential.
 	canVerify(c credentialType) bool
-	// authenticate is the identity of a login, without the method's name, or ErrDenied,
-	// ErrUnavailable, or ErrUnknown to have the next method asked.
+	// authenticate returns the identity of a login, without the method's name. The error is
+	// ErrDenied, ErrUnavailable, or ErrUnknown to have the next method asked.
 	authenticate(ctx context.Context, l Login) (Identity, error)
 }
 
-// namedMethod is a method as the operator called for it.
+// namedMethod is a method under its name in the configuration.
 type namedMethod struct {
 	method
 	name string
 }
 
-// storedPasswords are those of one source.
+// storedPasswords verifies passwords against the hashes of one source.
 type storedPasswords struct {
 	passwordSource
 	verifier *verifier
@@ -99,20 +98,20 @@ func (m storedPasswords) authenticate(ctx context.Context, l Login) (Identity, e
 	return Identity{user: l.User, password: l.Password}, nil
 }
 
-// passthroughMethod leaves the judgement to it: passthrough.
+// passthroughMethod leaves the decision to the backend.
 type passthroughMethod struct{}
 
 func (passthroughMethod) canVerify(credentialType) bool { return true }
 
 func (passthroughMethod) authenticate(_ context.Context, l Login) (Identity, error) {
 	if l.User.IsZero() {
-		return Identity{}, fmt.Errorf("token says for whom, but only to its verifier: %w", ErrDenied)
+		return Identity{}, fmt.Errorf("the client names no user, and passthrough does not read tokens: %w", ErrDenied)
 	}
 	return Identity{user: l.User, password: l.Password, token: l.Token}, nil
 }
 
-// authServerMethod is an authentication server. It always decides: that it does not know
-// the user and that the password is wrong are one answer.
+// authServerMethod asks an authentication server. It always decides, because the server gives
+// the same response for an unknown user as for a wrong password.
 type authServerMethod struct{ verify VerifyLogin }
 
 func (authServerMethod) canVerify(c credentialType) bool { return c == passwordCredential }
@@ -129,16 +128,16 @@ func (m authServerMethod) authenticate(ctx context.Context, l Login) (Identity, 
 	return id, nil
 }
 
-// oauthMethod believes a token that was verified here.
+// oauthMethod accepts a token that this gateway has verified.
 type oauthMethod struct {
 	verify VerifyToken
-	names  identity.Names // Asserted
+	names  identity.Names // strict
 }
 
 func (oauthMethod) canVerify(c credentialType) bool { return c == tokenCredential }
 
-// authenticate takes the name from the token. A client that names another in the
-// message wants to act for somebody else, which no user of a gateway may.
+// authenticate takes the user from the token. A client that names another user in its message
+// wants to act for that user, which no user of a gateway may.
 func (m oauthMethod) authenticate(ctx context.Context, l Login) (Identity, error) {
 	name, expires, err := m.verify(ctx, l.Token)
 	if err != nil {
@@ -149,13 +148,12 @@ func (m oauthMethod) authenticate(ctx context.Context, l Login) (Identity, error
 		return Identity{}, fmt.Errorf("name in the token: %w: %w", ErrDenied, err)
 	}
 	if !l.User.IsZero() && l.User != user {
-		return Identity{}, fmt.Errorf("token is another user's: %w", ErrDenied)
+		return Identity{}, fmt.Errorf("token belongs to another user: %w", ErrDenied)
 	}
 	return Identity{user: user, token: l.Token, expires: expires}, nil
 }
 
-// classifyError makes a source's error one of ours: what is no denial is nobody's
-// word.
+// classifyError maps a source's error to ErrDenied or ErrUnavailable.
 func classifyError(err error) error {
 	if errors.Is(err, ErrDenied) || errors.Is(err, ErrUnavailable) {
 		return err
@@ -179,7 +177,7 @@ func (a *Authenticator) addMethod(name string, cfg Config, sources Sources, log 
 	return nil
 }
 
-// checkMethodOrder says why a method has no use behind those that are there.
+// checkMethodOrder returns why a method has no use after those already added, or nil.
 func (a *Authenticator) checkMethodOrder(name string) error {
 	if slices.ContainsFunc(a.methods, func(m namedMethod) bool { return m.name == name }) {
 		return fmt.Errorf("method %q is named twice", name)
@@ -193,7 +191,7 @@ func (a *Authenticator) checkMethodOrder(name string) error {
 	return nil
 }
 
-// newMethod makes one method.
+// newMethod opens one method.
 func (a *Authenticator) newMethod(name string, cfg Config, sources Sources, log *zap.Logger) (method, error) {
 	switch name {
 	case Passthrough:

@@ -26,21 +26,21 @@ const (
 	maxListedErrors = 50
 )
 
-// passwdFile is the method file. Password reads a snapshot; follow, and before
-// it openPasswdFile, are the only ones to replace it.
+// passwdFile is the method file. lookUp reads a snapshot, which only openPasswdFile and watch
+// replace.
 type passwdFile struct {
 	// Set once.
 	path  string
 	names identity.Names
 	log   *zap.Logger
-	// Replaced as a whole by the owner of follow.
+	// Replaced as a whole by watch.
 	users atomic.Pointer[userTable]
-	// Owned by follow.
-	initialInfo os.FileInfo // the file as it was at the start; nil after the first look
-	lastError   string      // what was last logged as wrong with it; "" when it was good
+	// Owned by watch.
+	initialInfo os.FileInfo // the file at the start; nil after the first check
+	lastError   string      // last logged error; "" if the file was good
 }
 
-// userTable is the content of one passwd-file; not changed once made.
+// userTable is the content of one passwd-file. It does not change once parsed.
 type userTable struct {
 	passwords map[identity.User]storedHash // bound: maxFileSize
 	histogram histogram
@@ -63,7 +63,7 @@ func openPasswdFile(path string, names identity.Names, log *zap.Logger) (*passwd
 	return f, nil
 }
 
-// lookUp implements source.
+// lookUp implements passwordSource.
 func (f *passwdFile) lookUp(_ context.Context, u identity.User) (storedHash, error) {
 	if s, ok := f.users.Load().passwords[u]; ok {
 		return s, nil
@@ -71,11 +71,11 @@ func (f *passwdFile) lookUp(_ context.Context, u identity.User) (storedHash, err
 	return storedHash{}, ErrUnknown
 }
 
-// typicalParams implements source.
+// typicalParams implements passwordSource.
 func (f *passwdFile) typicalParams() hashParams { return f.users.Load().histogram.mostFrequent() }
 
-// load opens and parses the file. The FileInfo is that of the file that was
-// read, also when it was bad; nil when there was none to read.
+// load opens and parses the file. It returns the FileInfo of the file it read, also when the
+// file is invalid, and nil when it read none.
 func (f *passwdFile) load() (*userTable, os.FileInfo, error) {
 	file, info, err := plainfile.Open(f.path)
 	if err != nil {
@@ -93,17 +93,17 @@ func (f *passwdFile) load() (*userTable, os.FileInfo, error) {
 	if err != nil {
 		return nil, info, err
 	}
-	// Half of a file that is written in place may look like a whole one.
+	// A truncated file that is being written in place may look complete.
 	if after, err := file.Stat(); err != nil || after.Size() != info.Size() || !after.ModTime().Equal(info.ModTime()) {
 		return nil, info, errors.New("changed while it was read")
 	}
 	return u, info, nil
 }
 
-// parseUsers reads user:{SCHEME}hash:uid:gid:gecos:home:shell:extra, as in
-// Dovecot's passwd-file; what follows the hash may be missing. One bad line
-// makes the whole file bad: to take the rest would lock users out, or worse,
-// let a first entry stand where the second was meant.
+// parseUsers parses user:{SCHEME}hash:uid:gid:gecos:home:shell:extra, as in Dovecot's
+// passwd-file; what follows the hash may be missing. One invalid line makes the whole file
+// invalid. To accept the rest would lock users out, or keep a first entry where the second was
+// meant.
 func parseUsers(r io.Reader, names identity.Names) (*userTable, error) {
 	u := &userTable{passwords: make(map[identity.User]storedHash)}
 	var errs lineErrors
@@ -112,7 +112,7 @@ func parseUsers(r io.Reader, names identity.Names) (*userTable, error) {
 	n := 0
 	for lines.Scan() {
 		n++
-		line := lines.Text() // without the \n, and without the \r of a file made elsewhere
+		line := lines.Text() // without \n, and without the \r of a Windows file
 		if line == "" || line[0] == '#' {
 			continue
 		}
@@ -128,14 +128,14 @@ func parseUsers(r io.Reader, names identity.Names) (*userTable, error) {
 	if errs.count > 0 {
 		return nil, &errs
 	}
-	// An empty file is what an editor or a full disk leaves for a moment.
+	// An editor or a full disk may leave an empty file for a moment.
 	if len(u.passwords) == 0 {
-		return nil, errors.New("it names no user")
+		return nil, errors.New("the file has no users")
 	}
 	return u, nil
 }
 
-// addLine takes one line. Errors quote nothing of it.
+// addLine parses one line. Its errors do not quote the line.
 func (u *userTable) addLine(line string, names identity.Names) error {
 	fields := strings.SplitN(line, ":", 8) // extra fields may have colons
 	if len(fields) < 2 {
@@ -146,14 +146,14 @@ func (u *userTable) addLine(line string, names identity.Names) error {
 		return err
 	}
 	if _, duplicate := u.passwords[name]; duplicate {
-		return errors.New("user is named a second time")
+		return errors.New("duplicate user")
 	}
 	if len(fields) == 8 {
 		if err := checkExtraFields(fields[7]); err != nil {
 			return err
 		}
 	}
-	// A copy, or each hash would keep its whole line in memory.
+	// Without a copy each hash would keep its whole line in memory.
 	s, err := parseStoredHash(identity.NewSecret(strings.Clone(fields[1])))
 	if err != nil {
 		return err
@@ -163,9 +163,8 @@ func (u *userTable) addLine(line string, names identity.Names) error {
 	return nil
 }
 
-// checkExtraFields refuses extra fields by which Dovecot would keep a user out: to
-// ignore them would let in whom the operator has shut out. All others concern
-// the mailbox and are the backend's business.
+// checkExtraFields refuses extra fields by which Dovecot would refuse a login. To ignore them
+// would accept users that the operator has excluded. All other fields concern the backend.
 func checkExtraFields(extra string) error {
 	for field := range strings.FieldsSeq(extra) {
 		switch name, _, _ := strings.Cut(field, "="); strings.ToLower(name) {
@@ -176,7 +175,7 @@ func checkExtraFields(extra string) error {
 	return nil
 }
 
-// lineErrors is an error that lists every bad line, as far as that helps.
+// lineErrors is an error that lists the invalid lines, up to maxListedErrors.
 type lineErrors struct {
 	count int
 	text  strings.Builder // bound: maxListedErrors entries

@@ -262,7 +262,7 @@ func TestPasswdFileIsReloaded(t *testing.T) {
 func TestBadFileKeepsUsersAndListsBadLines(t *testing.T) {
 	f := watchFile(t, writeFile(t, "alice:{PLAIN}one\n"))
 	f.replace("alice:{PLAIN}two\nbob:hunter2\n\nhunter2\n")
-	e := f.waitForLog("passwd-file refused, the users before it stay")
+	e := f.waitForLog("passwd-file is invalid, the previous users stay in service")
 	if !strings.Contains(e, "line 2: ") || !strings.Contains(e, "line 4: ") {
 		t.Errorf("%s", e)
 	}

@@ -9,14 +9,14 @@ import (
 	"imapgate/internal/filewatch"
 )
 
-// watch replaces the users whenever the file changes, until ctx is done. A
-// file that is gone or bad changes nothing but the log.
+// watch reloads the users whenever the file changes, until ctx is done. A missing or invalid
+// file is logged and changes nothing else.
 func (f *passwdFile) watch(ctx context.Context) {
 	filewatch.Watcher{List: func() []string { return []string{f.path} }, Check: f.reloadIfChanged, Log: f.log}.Watch(ctx)
 }
 
-// reloadIfChanged reads the file when it may have changed: it may be large. The first look is for
-// what changed since it was opened.
+// reloadIfChanged reads the file only if it may have changed, because it may be large. The
+// first call compares with the file that was opened at the start.
 func (f *passwdFile) reloadIfChanged(changed bool) {
 	if initial := f.initialInfo; initial != nil {
 		f.initialInfo = nil
@@ -28,14 +28,14 @@ func (f *passwdFile) reloadIfChanged(changed bool) {
 	}
 }
 
-// reload reads the file and takes it when it is good. The same complaint is
-// logged once, however often somebody looks.
+// reload reads the file and replaces the users if it is valid. It logs a repeated error only
+// once.
 func (f *passwdFile) reload() {
 	u, _, err := f.load()
 	if err != nil {
 		if text := err.Error(); text != f.lastError {
 			f.lastError = text
-			f.log.Error("passwd-file refused, the users before it stay", zap.String("file", f.path), zap.Error(err))
+			f.log.Error("passwd-file is invalid, the previous users stay in service", zap.String("file", f.path), zap.Error(err))
 		}
 		return
 	}

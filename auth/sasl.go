@@ -12,71 +12,70 @@ import (
 	"imapgate/internal/identity"
 )
 
-// Bounds of one decoded SASL message: Dovecot's, and for mechanisms that bring a token
-// what fits the line of a client in base64.
+// Bounds of one decoded SASL message: Dovecot's, and for a bearer token what fits one line of a
+// client in base64.
 const (
 	maxSASLMessage   = 8 << 10
 	maxBearerMessage = 24 << 10
 )
 
-// Exchange is one SASL exchange with one client, on decoded messages; base64,
-// "*" to cancel, limits and deadlines are the front door's. An Exchange that has
-// ended, well or badly, is of no further use: the next attempt starts a new one
-// and inherits nothing.
+// Exchange is one SASL exchange with one client, on decoded messages. Base64, "*" to cancel,
+// limits and deadlines belong to the caller. An Exchange that has ended cannot be reused; the
+// next attempt starts a new one with no state of the old.
 type Exchange struct {
 	// Set once.
 	auth      *Authenticator
-	mechanism string // as Login.Mechanism
+	mechanism string // as in Login.Mechanism
 	client    *Client
 	// Owned by the session.
 	server    mechanismServer // nil once the exchange has ended
-	isStarted bool            // the client has been heard, or has declined to go first
+	isStarted bool            // the client has sent a message, or no initial response
 	login     Login
 	presented PresentedLogin
 }
 
-// PresentedLogin is what a client has shown, right or wrong, whether or not it has the
-// form of a login. A client that shows it again has not tried anything new.
+// PresentedLogin is what a client has sent, right or wrong, even if it is not a well-formed
+// login. The same one sent again is not a new guess.
 type PresentedLogin struct {
-	RawName string          // as it came; "" when there was none
-	Secret  identity.Secret // zero with a proof of SCRAM, which differs each time
-	// Who it is, for records: the canonical user, or the name as it came where no account
-	// can have it. Both are empty where the name may be the password, or contain it.
+	RawName string          // as received; "" if there was none
+	Secret  identity.Secret // zero with a SCRAM proof, which differs each time
+	// For records: the canonical user, or the name as received if no account can have it. Both
+	// are empty if the name may be the password, or contain it.
 	User         identity.User
 	ClaimedName  string
-	NameIsSecret bool // the name is a message or token in the wrong place, which no record shows
+	NameIsSecret bool // the name is a message or token in the wrong place, which no record may show
 }
 
-// setName notes who a client says it is that shows secret, "" with a proof. The error is
-// Canon's.
-func (t *PresentedLogin) setName(names identity.Names, raw, secret string) (identity.User, error) {
+// setName records the user name that a client sent together with secret; secret is "" with a
+// proof. The error wraps ErrDenied and that of Names.Canonicalize.
+func (p *PresentedLogin) setName(names identity.Names, raw, secret string) (identity.User, error) {
 	user, err := names.Canonicalize(raw)
 	if err != nil {
 		if !mayContainSecret(raw, secret) {
-			t.ClaimedName = raw
+			p.ClaimedName = raw
 		}
 		return identity.User{}, fmt.Errorf("%w: %w", ErrDenied, err)
 	}
-	if t.NameIsSecret = isSASLMessage(raw); !t.NameIsSecret {
-		t.User = user
+	if p.NameIsSecret = isSASLMessage(raw); !p.NameIsSecret {
+		p.User = user
 	}
 	return user, nil
 }
 
-// mechanismServer is one side of a mechanism: of go-sasl, or our own.
+// mechanismServer is the server side of a mechanism, from go-sasl or from this package.
 type mechanismServer interface {
 	next(ctx context.Context, response []byte) (challenge []byte, done bool, err error)
 }
 
-// saslServer is a mechanism that asks nobody.
+// saslServer adapts a sasl.Server, which needs no context.
 type saslServer struct{ sasl.Server }
 
-func (p saslServer) next(_ context.Context, response []byte) ([]byte, bool, error) {
-	return p.Next(response)
+func (s saslServer) next(_ context.Context, response []byte) ([]byte, bool, error) {
+	return s.Next(response)
 }
 
-// Start begins an exchange. A mechanism that is not offered to this client is
-// not accepted.
+// Start begins an exchange. The second result is false for a mechanism that is not offered to
+// this client.
 func (a *Authenticator) Start(mechanism string, c *Client) (*Exchange, bool) {
 	name, ok := a.findOffered(mechanism, c)
 	if !ok {
@@ -100,45 +99,44 @@ func (a *Authenticator) Start(mechanism string, c *Client) (*Exchange, bool) {
 	return e, true
 }
 
-// Mechanism is as Login.Mechanism.
+// Mechanism returns the mechanism as in Login.Mechanism.
 func (e *Exchange) Mechanism() string { return e.mechanism }
 
-// Format implements fmt.Formatter: fmt would show the password inside.
+// Format implements fmt.Formatter. Without it fmt would print the password inside.
 func (e Exchange) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, e.mechanism+" exchange") }
 
 func (e *Exchange) isBearer() bool {
 	return e.mechanism == SASLOAuthBearer || e.mechanism == SASLXOAuth2
 }
 
-// PresentedLogin is what the client has shown so far. After an error it is all that is
-// left of the exchange.
+// PresentedLogin returns what the client has sent so far, also after an error.
 func (e *Exchange) PresentedLogin() PresentedLogin { return e.presented }
 
-// Login is what the client said, once Next has returned done and no error;
-// before that, and after an error, it is the zero Login, which nobody accepts.
+// Login returns the client's login once Next has returned done without an error. Before that,
+// and after an error, it is the zero Login, which Authenticate refuses.
 func (e *Exchange) Login() Login { return e.login }
 
-// Next takes what the client said. Only in the first call nil differs from
-// empty: nil is a client that sent no initial response, empty is one that sent
-// "=" (RFC 4959 §3). A challenge together with done is for the client to see
-// once its login has been accepted, and not before. Every error is ErrDenied,
-// ErrUnavailable or ErrTooLong, wrapped, and ends the exchange.
+// Next processes one message of the client. In the first call nil means no initial response,
+// and empty means that the client sent "=" (RFC 4959 §3); later nil and empty are the same. If
+// the result has both a challenge and done, the caller sends the challenge only after the login
+// has been accepted. Every error wraps ErrDenied, ErrUnavailable or ErrTooLong and ends the
+// exchange.
 func (e *Exchange) Next(ctx context.Context, response []byte) (challenge []byte, done bool, err error) {
 	if e.server == nil {
 		return nil, false, fmt.Errorf("%s: %w: %w", e.mechanism, ErrDenied, sasl.ErrUnexpectedClientResponse)
 	}
 	if e.isStarted && response == nil {
-		response = []byte{} // an empty line; go-sasl's PLAIN would ask for ever
+		response = []byte{} // an empty line; with nil go-sasl's PLAIN would repeat its challenge for ever
 	}
 	e.isStarted = true
-	if len(response) > maxSASLMessage && !e.isBearer() { // whose server has a bound of its own
+	if len(response) > maxSASLMessage && !e.isBearer() { // bearerServer has its own bound
 		e.server, e.presented.Secret = nil, identity.NewSecret(string(response))
 		return nil, false, fmt.Errorf("%s: %w: message is longer than %d bytes", e.mechanism, ErrDenied, maxSASLMessage)
 	}
 	challenge, done, err = e.server.next(ctx, response)
 	if err != nil {
 		e.server, e.login = nil, Login{}
-		if e.presented.RawName == "" && e.presented.Secret.IsZero() { // a message without the form of the mechanism
+		if e.presented.RawName == "" && e.presented.Secret.IsZero() { // a malformed message
 			e.presented.Secret = identity.NewSecret(string(response))
 		}
 		return nil, false, fmt.Errorf("%s: %w", e.mechanism, toAuthError(err))
@@ -149,8 +147,7 @@ func (e *Exchange) Next(ctx context.Context, response []byte) (challenge []byte,
 	return challenge, done, nil
 }
 
-// toAuthError makes a mechanism's error one of ours: what is not somebody else's
-// trouble is the client's fault.
+// toAuthError maps an error of a mechanism to one of this package: an unknown one is ErrDenied.
 func toAuthError(err error) error {
 	if isAuthError(err) {
 		return err
@@ -158,8 +155,9 @@ func toAuthError(err error) error {
 	return fmt.Errorf("%w: %w", ErrDenied, err)
 }
 
-// acceptPlain takes the three parts of a PLAIN message (RFC 4616 §2). With another user in
-// the first, or one that is none, they may be in the wrong order, and the second the password.
+// acceptPlain takes the three parts of a PLAIN message (RFC 4616 §2). If the authorization
+// identity is another user or not a valid name, the parts may be in the wrong order, and the
+// user name may be the password.
 func (e *Exchange) acceptPlain(authzid, user, password string) error {
 	err := e.acceptPassword(user, password)
 	authzErr := e.auth.checkAuthzID(e.presented.User, authzid)
@@ -169,9 +167,8 @@ func (e *Exchange) acceptPlain(authzid, user, password string) error {
 	return cmp.Or(err, authzErr)
 }
 
-// acceptPassword checks what a mechanism has learned. go-sasl checks none of it. RFC 4616 §2
-// wants passwords in UTF-8, but one that was set in Latin-1 is right as it is: whoever
-// judges it compares octets.
+// acceptPassword checks a name and a password, which go-sasl does not. RFC 4616 §2 requires
+// UTF-8 passwords, but one that was set in Latin-1 is right as it is: methods compare octets.
 func (e *Exchange) acceptPassword(user, password string) error {
 	var err error
 	e.login = Login{Password: identity.NewSecret(password), Mechanism: e.mechanism, Client: e.client}
@@ -181,20 +178,20 @@ func (e *Exchange) acceptPassword(user, password string) error {
 	return validatePassword(e.login.Password)
 }
 
-// ReadPasswordLogin is the canonical name of a client that shows a password, and what it has
-// tried. The error is ErrDenied. Without a password the name may be the password, and is
-// noted as nobody's.
+// ReadPasswordLogin returns the canonical name of a client that sends a password, and the
+// PresentedLogin. The error wraps ErrDenied. Without a password the name may be the password,
+// so it is not recorded as a name.
 func (a *Authenticator) ReadPasswordLogin(user string, password identity.Secret) (identity.User, PresentedLogin, error) {
-	t := PresentedLogin{RawName: user, Secret: password}
+	p := PresentedLogin{RawName: user, Secret: password}
 	if password.IsZero() {
-		return identity.User{}, t, fmt.Errorf("%w: %w", ErrDenied, validatePassword(password))
+		return identity.User{}, p, fmt.Errorf("%w: %w", ErrDenied, validatePassword(password))
 	}
-	u, err := t.setName(a.names, user, password.Reveal())
-	return u, t, err
+	u, err := p.setName(a.names, user, password.Reveal())
+	return u, p, err
 }
 
-// acceptToken takes a token, and the name the client gives with it, if any; wrong is what is
-// wrong with either. A name without a token is not noted: it may be the token.
+// acceptToken takes a token, the user name sent with it, if any, and the error of parsing the
+// message. A name without a token is not recorded: it may be the token.
 func (e *Exchange) acceptToken(user, token string, parseErr error) error {
 	l := Login{Token: identity.NewSecret(token), Mechanism: e.mechanism, Client: e.client}
 	if parseErr == nil {
@@ -216,8 +213,8 @@ func (e *Exchange) acceptToken(user, token string, parseErr error) error {
 	return parseErr
 }
 
-// checkAuthzID refuses an authorization identity that is somebody else: to act for
-// others is a right that no user of a gateway has.
+// checkAuthzID refuses an authorization identity other than user: no user of a gateway may act
+// for another.
 func (a *Authenticator) checkAuthzID(user identity.User, authzid string) error {
 	if authzid == "" {
 		return nil

@@ -26,43 +26,43 @@ type decodedHash interface {
 	Match(password string) bool
 }
 
-// cost is one parameter of a scheme. The upper bounds keep one verification at
-// a few seconds of one core and 256 MiB on the hardware of today.
+// cost is one parameter of a scheme. The upper bounds keep one verification within a few
+// seconds of one core and 256 MiB on current hardware.
 type cost struct {
 	name         string
 	min, max     int
-	defaultValue int // what a hash without it means; 0: it cannot be left out
+	defaultValue int // value of a hash that omits it; 0: required
 }
 
-// scheme is one way to store a password, by the name Dovecot gives it.
+// scheme is one way to store a password, under Dovecot's name.
 type scheme struct {
 	name          string
-	cryptPrefixes []string       // how a hash may begin without {SCHEME}
+	cryptPrefixes []string       // prefixes of a hash without {SCHEME}
 	pattern       *regexp.Regexp // the whole hash; group i is the number of costs[i]
 	costs         []cost
-	decoyFormat   string // Printf format: a hash with these costs that nobody chose
+	decoyFormat   string // Printf format of a hash with these costs and a constant key
 	decode        func(hash string) (decodedHash, error)
 	hash          func(password string) (string, error)
 }
 
-// Sizes of the numbers in a hash are bounded so that strconv.Atoi cannot
-// overflow where an int has 32 bits. Decoys are all A and all 0.
+// Digit counts are bounded so that strconv.Atoi cannot overflow a 32-bit int. Decoys are all A
+// and all 0.
 const (
 	argonPattern     = `\$v=19\$m=([0-9]{1,9}),t=([0-9]{1,9}),p=([0-9]{1,9})\$[A-Za-z0-9+/]{11,86}\$[A-Za-z0-9+/]{22,86}$`
 	argonDecoyFormat = "$v=19$m=%d,t=%d,p=%d$AAAAAAAAAAAAAAAAAAAAAA$" + decoyKey
 	shaPattern       = `(?:rounds=([0-9]{1,9})\$)?[./0-9A-Za-z]{1,16}\$[./0-9A-Za-z]`
 	shaDecoyFormat   = "rounds=%d$AAAAAAAAAAAAAAAA$"
-	pbkdf2KeySize    = sha1.Size // Dovecot's PBKDF2 is PBKDF2-HMAC-SHA-1 with the whole of it
+	pbkdf2KeySize    = sha1.Size // Dovecot's PBKDF2 is PBKDF2-HMAC-SHA-1 with the full digest
 	decoyKey         = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
-	// RFC 9106 §4, the second recommended option, but with one lane: the cores
-	// are shared out by the verifier.
+	// RFC 9106 §4, the second recommended option, but with one lane: the verifier divides the
+	// cores.
 	argonMemory, argonPasses, argonLanes = 64 << 10, 3, 1
 
-	shaRounds    = 100_000 // SHA-crypt's own default, 5000, is of 2007
-	pbkdf2Rounds = 600_000 // what OWASP asks of SHA-256; SHA-1 costs about as much
+	shaRounds    = 100_000 // SHA-crypt's own default, 5000, dates from 2007
+	pbkdf2Rounds = 600_000 // OWASP's value for SHA-256; SHA-1 costs about as much
 )
 
-// schemes, the first one being what we recommend. Constant.
+// schemes lists the supported schemes; the first is the recommended one. Constant.
 var schemes = []scheme{
 	{
 		name: "ARGON2ID", cryptPrefixes: []string{"$argon2id$"}, costs: argonCosts(), decode: adaptDecoder(argon2.Decode),
@@ -88,13 +88,13 @@ var schemes = []scheme{
 	},
 	{
 		name: scramSHA256, pattern: regexp.MustCompile(`^([0-9]{1,9}),[A-Za-z0-9+/]{22}==(?:,[A-Za-z0-9+/]{43}=){2}$`),
-		costs:       []cost{{name: "iterations", min: 4096, max: 1_000_000}}, // RFC 7677 §4 has the least
+		costs:       []cost{{name: "iterations", min: 4096, max: 1_000_000}}, // RFC 7677 §4 has the minimum
 		decoyFormat: "%d,AAAAAAAAAAAAAAAAAAAAAA==," + decoyKey + "=," + decoyKey + "=",
 		decode:      func(hash string) (decodedHash, error) { k, err := decodeScram(hash); return scramDigest(k), err },
 		hash:        hashScram,
 	},
 	{
-		// Not bare: $1$ alone is MD5-crypt.
+		// It has no prefix for a bare hash: $1$ alone is MD5-crypt.
 		name:        "PBKDF2",
 		pattern:     regexp.MustCompile(`^\$1\$[./0-9A-Za-z]{1,64}\$([0-9]{1,9})\$[0-9A-Fa-f]{40}$`),
 		costs:       []cost{{name: "rounds", min: 1, max: 5_000_000}},
@@ -112,7 +112,7 @@ var schemes = []scheme{
 	},
 }
 
-// Schemes names what Hash can make, the recommended one first.
+// Schemes returns the schemes that Hash supports, the recommended one first.
 func Schemes() []string {
 	names := make([]string, len(schemes))
 	for i := range schemes {
@@ -121,7 +121,7 @@ func Schemes() []string {
 	return names
 }
 
-// Hash makes what an operator stores for password: {SCHEME} and the hash.
+// Hash returns the stored form of password: {SCHEME} and the hash.
 func Hash(scheme string, password identity.Secret) (string, error) {
 	if err := validatePassword(password); err != nil {
 		return "", err
@@ -138,8 +138,8 @@ func Hash(scheme string, password identity.Secret) (string, error) {
 	return "", fmt.Errorf("scheme is not one of %s", strings.Join(Schemes(), ", "))
 }
 
-// argonCosts: 256 MiB is libsodium's "moderate"; its "sensitive" (1 GiB) would
-// let a handful of guesses take a machine's memory.
+// argonCosts returns the bounds of Argon2. 256 MiB is libsodium's "moderate"; its "sensitive"
+// (1 GiB) would let a few guesses use up a machine's memory.
 func argonCosts() []cost {
 	return []cost{
 		{name: "memory", min: 8, max: 256 << 10},
@@ -148,8 +148,8 @@ func argonCosts() []cost {
 	}
 }
 
-// shaCosts: the scheme's authors bound rounds to 1000 from below and mean 5000
-// when it is left out.
+// shaCosts returns the bounds of SHA-crypt. Its authors set 1000 as the minimum of rounds and
+// 5000 as the default.
 func shaCosts() []cost {
 	return []cost{{name: "rounds", min: 1000, max: 1_000_000, defaultValue: 5000}}
 }
@@ -188,8 +188,8 @@ func hashSHA(v shacrypt.Variant) func(string) (string, error) {
 	}
 }
 
-// hashBcrypt refuses what bcrypt would cut off. Cost 10 is the least that OWASP
-// accepts, and every login pays it: nothing is cached.
+// hashBcrypt refuses a password that bcrypt would truncate. Cost 10 is OWASP's minimum, and
+// every login pays it: no result is cached.
 func hashBcrypt(password string) (string, error) {
 	if len(password) > bcrypt.PasswordInputSizeMax {
 		return "", errors.New("bcrypt ignores what follows the 72nd byte of a password; choose another scheme")
@@ -208,7 +208,7 @@ type pbkdf2Digest struct {
 	key    []byte
 }
 
-// Match implements digest.
+// Match implements decodedHash.
 func (d pbkdf2Digest) Match(password string) bool {
 	key, err := pbkdf2.Key(sha1.New, password, d.salt, d.rounds, pbkdf2KeySize)
 	return err == nil && subtle.ConstantTimeCompare(key, d.key) == 1
@@ -242,7 +242,8 @@ func hashPBKDF2(password string) (string, error) {
 // plainDigest is the password itself, for tests.
 type plainDigest string
 
-// Match implements digest. Sums are compared, so not even the length shows.
+// Match implements decodedHash. It compares sums, so that the time does not depend on the
+// length.
 func (d plainDigest) Match(password string) bool {
 	want, got := sha256.Sum256([]byte(d)), sha256.Sum256([]byte(password))
 	return subtle.ConstantTimeCompare(want[:], got[:]) == 1

@@ -15,27 +15,26 @@ import (
 	"imapgate/internal/identity"
 )
 
-// maxScramMessage bounds one message of a client, and with it its nonce and all that is
-// computed of them. A name is 320 bytes, a binding 64, a proof 32.
+// maxScramMessage bounds one message of a client, and so its nonce and everything derived from
+// it. A name has up to 320 bytes, a binding 64, a proof 32.
 const maxScramMessage = 2 << 10
 
-// A challenge comes no sooner than this after the client's first message, and up
-// to half as much later: what a user's keys are found in takes microseconds when
-// they are remembered and a trip to Redis when they are not, and nobody is
-// remembered for as long as a user is. It is longer than such a trip takes, and
-// than routing waits for a newer answer than the one it has.
+// defaultMinChallengeTime is the least time from the client's first message to the challenge; a
+// random part of up to half of it is added. A user's keys come from a cache in microseconds, or
+// from Redis, and an unknown user is cached for a shorter time than a user. The delay is longer
+// than a request to Redis takes, and than routing waits for a newer result than its cached one.
 const defaultMinChallengeTime = 50 * time.Millisecond
 
-// Constant: the library's errors quote channel bindings, and are not kept.
+// Constant texts: the library's errors quote channel bindings and are dropped.
 var (
-	errScramMessage = errors.New("message has not the form of the mechanism, or does not fit the connection")
-	errScramBinding = errors.New("channel binding is not that of this connection or mechanism")
-	errScramProof   = errors.New("proof is wrong, or nobody here knows the user")
+	errScramMessage = errors.New("malformed SCRAM message, or one that does not fit the connection")
+	errScramBinding = errors.New("channel binding does not match this connection or mechanism")
+	errScramProof   = errors.New("SCRAM proof mismatch or unknown user")
 )
 
-// scramServer is SCRAM-SHA-256, with and without -PLUS (RFC 5802, RFC 7677). A
-// client that does not know the password learns nothing of whether there is such
-// a user: it gets a salt, and what it proves is wrong.
+// scramServer implements SCRAM-SHA-256 and SCRAM-SHA-256-PLUS (RFC 5802, RFC 7677). A client
+// that does not know the password cannot find out whether the user exists: it always receives a
+// salt, and its proof is wrong.
 type scramServer struct {
 	// Set once.
 	exchange *Exchange
@@ -43,8 +42,8 @@ type scramServer struct {
 	// Owned by the session.
 	conversation *scram.ServerConversation // nil before the first message
 	proof        proof
-	sourceErr    error // of the source that was asked
-	denyErr      error // ErrDenied, wrapped: no proof will do
+	sourceErr    error // from a password source that could not answer
+	denyErr      error // wraps ErrDenied if no proof is to be accepted
 }
 
 func (s *scramServer) next(ctx context.Context, response []byte) ([]byte, bool, error) {
@@ -64,7 +63,7 @@ func (s *scramServer) next(ctx context.Context, response []byte) ([]byte, bool, 
 	return s.handleFinal(string(response))
 }
 
-// delayChallenge waits until a challenge may be given that was asked for at began.
+// delayChallenge waits until the challenge to a message received at start may be sent.
 func (a *Authenticator) delayChallenge(ctx context.Context, start time.Time) error {
 	timer := time.NewTimer(time.Until(start.Add(a.minChallengeTime + rand.N(a.minChallengeTime/2+1))))
 	defer timer.Stop()
@@ -72,13 +71,13 @@ func (a *Authenticator) delayChallenge(ctx context.Context, start time.Time) err
 	case <-timer.C:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("hold a challenge back: %w: %w", ErrUnavailable, ctx.Err())
+		return fmt.Errorf("delay challenge: %w: %w", ErrUnavailable, ctx.Err())
 	}
 }
 
-// handleFirst takes who the client is and answers with salt and iterations.
+// handleFirst reads the user name and returns a challenge with salt and iterations.
 func (s *scramServer) handleFirst(ctx context.Context, message string) ([]byte, error) {
-	withoutNonce, _, _ := strings.Cut(message, ",r=") // without the nonce
+	withoutNonce, _, _ := strings.Cut(message, ",r=")
 	s.exchange.presented.Secret = identity.NewSecret(withoutNonce)
 	lookup := func(name string) (scram.StoredCredentials, error) { return s.lookUpKeys(ctx, name) }
 	server, err := scram.SHA256.NewServer(lookup)
@@ -98,9 +97,9 @@ func (s *scramServer) handleFirst(ctx context.Context, message string) ([]byte, 
 	return []byte(challenge), s.exchange.auth.checkAuthzID(s.proof.user, s.conversation.AuthzID())
 }
 
-// newConversation begins the conversation with the binding that the first message names.
-// RFC 5802 §6: "p" belongs to -PLUS alone; "y" is a client that can bind and was
-// not told that we can, so where we told it somebody in between has lied.
+// newConversation begins a conversation with the binding of the client's first message. RFC
+// 5802 §6: "p" belongs to -PLUS alone. "y" means that the client can bind and did not see
+// -PLUS; if this server offered it, an attacker has removed it from the list.
 func (s *scramServer) newConversation(server *scram.Server, message string) (*scram.ServerConversation, error) {
 	e := s.exchange
 	flag, _, _ := strings.Cut(message, ",")
@@ -122,9 +121,9 @@ func (s *scramServer) newConversation(server *scram.Server, message string) (*sc
 	return server.NewConversation(), nil
 }
 
-// handleFinal takes the client's proof. A wrong one is no error: the exchange is over,
-// there is a user whose password was guessed at, and Authenticate says no. Our
-// own proof is given with it, for a client whose login is accepted.
+// handleFinal verifies the client's proof. A wrong one is not an error here: the exchange is
+// complete, and Authenticate refuses the login. For an accepted login it also returns the
+// server's proof.
 func (s *scramServer) handleFinal(message string) ([]byte, bool, error) {
 	s.exchange.presented.Secret = identity.Secret{}
 	reply, err := s.conversation.Step(message)
@@ -140,8 +139,8 @@ func (s *scramServer) handleFinal(message string) ([]byte, bool, error) {
 	return []byte(reply), true, nil
 }
 
-// lookUpKeys is the library's question for a user's keys. Users without any have mock
-// ones, which are made in any case, so that both take as long.
+// lookUpKeys returns a user's keys to the library. Users without keys get mock keys. These are
+// computed in any case, so that both take the same time.
 func (s *scramServer) lookUpKeys(ctx context.Context, name string) (scram.StoredCredentials, error) {
 	a := s.exchange.auth
 	s.exchange.presented.RawName = name
@@ -160,7 +159,7 @@ func (s *scramServer) lookUpKeys(ctx context.Context, name string) (scram.Stored
 		if errors.Is(err, ErrUnknown) {
 			continue
 		}
-		if errors.Is(err, ErrDenied) { // a challenge that never comes would tell that there is such a user
+		if errors.Is(err, ErrDenied) { // without a challenge the client would know that the user exists
 			s.denyErr = fmt.Errorf("method %s: %w", m.name, err)
 			break
 		}
@@ -173,15 +172,14 @@ func (s *scramServer) lookUpKeys(ctx context.Context, name string) (scram.Stored
 			a.warnIterations(user, hash.params)
 			return decodeScram(hash.hash.Reveal())
 		}
-		break // the first who knows the user decides, and this one cannot be proven so
+		break // the first source that has the user decides, and its hash is not for SCRAM
 	}
 	return keys, nil
 }
 
-// mockKeys is the keys of a user who has none: nobody can prove to know them. Salt
-// and iterations look like those of others, and stay the same whenever and at
-// whichever gateway somebody asks, as PostgreSQL does it: so the iterations are
-// the configuration's, not those of whoever was asked about.
+// mockKeys returns keys for a user who has none; no client can prove that it knows them. As in
+// PostgreSQL, salt and iterations look like those of other users and are the same at any time
+// and at every gateway. So the iterations are the configured ones.
 func (a *Authenticator) mockKeys(name string) scram.StoredCredentials {
 	return scram.StoredCredentials{
 		KeyFactors: scram.KeyFactors{Salt: string(a.deriveMockKey("salt", name)[:scramSaltSize]), Iters: a.scramIterations},
@@ -190,19 +188,19 @@ func (a *Authenticator) mockKeys(name string) scram.StoredCredentials {
 	}
 }
 
-// warnIterations tells the operator, once in a while, of a user whose iterations
-// are not those of users who do not exist: who asks can tell the two apart.
+// warnIterations logs, at most once a minute, a user whose iterations differ from those shown
+// for unknown users. A client can tell that such a user exists.
 func (a *Authenticator) warnIterations(user identity.User, params hashParams) {
 	if params.costs[0] == a.scramIterations {
 		return
 	}
 	a.iterationsWarning.Do(func() {
-		a.log.Warn("stored SCRAM password has other iterations than auth.scram_iterations, which tells that the user exists",
+		a.log.Warn("stored SCRAM password has other iterations than auth.scram_iterations, which shows that the user exists",
 			zap.Stringer("user", user), zap.Int("iterations", params.costs[0]), zap.Int("configured", a.scramIterations))
 	})
 }
 
-// deriveMockKey is HMAC(secret, what NUL name); no name has a NUL.
+// deriveMockKey returns HMAC(secret, label NUL name). No name contains a NUL.
 func (a *Authenticator) deriveMockKey(label, name string) []byte {
 	return hmacSHA256([]byte(a.scramSecret.Reveal()), label+"\x00"+name)
 }

@@ -16,23 +16,24 @@ import (
 )
 
 const (
-	// scramSaltSize is how long every salt is, Dovecot's too. Others are refused: a
-	// user with a longer one could be told from those that do not exist.
+	// scramSaltSize is the length in bytes of every salt, as in Dovecot. Other lengths are
+	// refused: they would distinguish a user from unknown ones.
 	scramSaltSize = 16
-	// defaultScramIterations are the client's to compute with SCRAM, and ours with PLAIN.
+	// defaultScramIterations is the cost of a login, for the client with SCRAM and for the
+	// gateway with PLAIN.
 	defaultScramIterations = 100_000
 )
 
 // scramDigest is Dovecot's {SCRAM-SHA-256}: iterations,salt,stored key,server key.
 type scramDigest scram.StoredCredentials
 
-// Match implements digest.
+// Match implements decodedHash.
 func (d scramDigest) Match(password string) bool {
 	derived, err := deriveScramKeys(password, d.KeyFactors)
 	return err == nil && subtle.ConstantTimeCompare(derived.StoredKey, d.StoredKey) == 1
 }
 
-// decodeScram reads the stored form, which parse has checked.
+// decodeScram decodes the stored form, which scheme.parse has checked.
 func decodeScram(hash string) (scram.StoredCredentials, error) {
 	parts := strings.Split(hash, ",")
 	if len(parts) != 4 {
@@ -67,8 +68,8 @@ func hashScram(password string) (string, error) {
 	return fmt.Sprintf("%d,%s,%s,%s", k.Iters, b64(salt), b64(k.StoredKey), b64(k.ServerKey)), nil
 }
 
-// deriveScramKeys derives what is stored (RFC 5802 §3). A password that SASLprep
-// refuses is taken as it is, as clients do.
+// deriveScramKeys derives the stored keys (RFC 5802 §3). A password that SASLprep refuses is
+// used unchanged, as clients do.
 func deriveScramKeys(password string, f scram.KeyFactors) (scram.StoredCredentials, error) {
 	if prepared, err := stringprep.SASLprep.Prepare(password); err == nil {
 		password = prepared

@@ -7,16 +7,18 @@ import (
 )
 
 const (
-	// minSecretPart is the length in bytes up to which a part of a secret tells nothing of it.
+	// minSecretPart is the length in bytes up to which a part of a secret reveals nothing about
+	// it.
 	minSecretPart = 3
-	// minEncodedMessage is the length in bytes below which a name is not taken for base64.
+	// minEncodedMessage is the least length in bytes of a name that may be base64.
 	minEncodedMessage = 8
-	// minJWT is the same for a JSON Web Token (RFC 7519), which begins as jwtPrefix.
+	// minJWT is the length in bytes up to which a name is not a JSON Web Token (RFC 7519),
+	// which begins with jwtPrefix.
 	minJWT    = 24
 	jwtPrefix = "eyJ"
 )
 
-// mayContainSecret reports whether a name that no account can have shows the secret that came
+// mayContainSecret reports whether a name that no account can have contains the secret sent
 // with it, or looks like a message or a token in the wrong place.
 func mayContainSecret(name, secret string) bool {
 	lower, secret := strings.ToLower(name), strings.ToLower(secret)
@@ -30,14 +32,14 @@ func mayContainSecret(name, secret string) bool {
 	return looksLikeSecret(strings.ToLower(text)) || secret != "" && strings.Contains(strings.ToLower(text), secret)
 }
 
-// looksLikeSecret reports whether text in lower case has what separates a name from a password
-// or token: in PLAIN, in XOAUTH2 and OAUTHBEARER, and in URLs and HTTP's Basic.
+// looksLikeSecret reports whether text in lower case has a separator between a name and a
+// password or token: of PLAIN, XOAUTH2 and OAUTHBEARER, of URLs and of HTTP Basic.
 func looksLikeSecret(lower string) bool {
 	return strings.ContainsAny(lower, "\x00\x01:") || strings.Contains(lower, "bearer") || strings.Contains(lower, "auth=")
 }
 
 // isSASLMessage reports whether a name, even one that an account can have, is a token or the
-// base64 of a message that shows a secret.
+// base64 of a message that contains a secret.
 func isSASLMessage(name string) bool {
 	if strings.HasPrefix(name, jwtPrefix) && len(name) > minJWT {
 		return true
@@ -47,7 +49,7 @@ func isSASLMessage(name string) bool {
 		(strings.Count(message, "\x00") == 2 || strings.Contains(strings.ToLower(message), "auth="))
 }
 
-// decodeBase64 is what name is the base64 of, padded or not; "" of others.
+// decodeBase64 decodes name, with or without padding; "" if it is not base64.
 func decodeBase64(name string) string {
 	text, err := base64.RawStdEncoding.DecodeString(strings.TrimRight(strings.TrimSpace(name), "="))
 	if err != nil {

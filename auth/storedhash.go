@@ -13,59 +13,58 @@ import (
 // maxStoredHash bounds a stored password in bytes: a {PLAIN} one of the full length.
 const maxStoredHash = maxPassword + 64
 
-// Why a stored password is refused. Constant texts: what stands in its place
-// may be a secret, so nothing of it is ever quoted.
+// Reasons to refuse a stored password. Constant texts: the stored text may be a secret, so no
+// error quotes it.
 var (
 	errNoScheme      = errors.New("password has no {SCHEME} and is no known crypt string")
 	errUnknownScheme = errors.New("password scheme is unknown")
 	errMalformedHash = errors.New("password hash is malformed")
 )
 
-// maxCosts is the most parameters a scheme has.
+// maxCosts is the largest number of parameters of a scheme.
 const maxCosts = 3
 
-// hashParams is what decides how long a verification takes: a scheme and its costs.
-// The zero kind is none. Comparable.
+// hashParams determines how long a verification takes: a scheme and its costs. The zero value
+// has no scheme. Comparable.
 type hashParams struct {
 	scheme *scheme
 	costs  [maxCosts]int
 }
 
-// newDecoy is a stored password of this kind that nobody chose.
-func (k hashParams) newDecoy() storedHash {
-	args := make([]any, len(k.scheme.costs))
+// newDecoy returns a stored password with these parameters and a constant key.
+func (p hashParams) newDecoy() storedHash {
+	args := make([]any, len(p.scheme.costs))
 	for i := range args {
-		args[i] = k.costs[i]
+		args[i] = p.costs[i]
 	}
-	return storedHash{k, identity.NewSecret(fmt.Sprintf(k.scheme.decoyFormat, args...))}
+	return storedHash{p, identity.NewSecret(fmt.Sprintf(p.scheme.decoyFormat, args...))}
 }
 
-// defaultHashParams is paid for an unknown user while no source has shown what its
-// passwords cost: what Hash would make by its first choice.
+// defaultHashParams returns the cost of an unknown user while no source has shown its own: that
+// of a hash by the first of schemes.
 func defaultHashParams() hashParams {
 	return hashParams{&schemes[0], [maxCosts]int{argonMemory, argonPasses, argonLanes}}
 }
 
-// storedHash is a password as a source keeps it: checked, not yet verified.
+// storedHash is a password as a source stores it: well-formed, not yet verified.
 type storedHash struct {
 	// Set once.
 	params hashParams
 	hash   identity.Secret // without the {SCHEME}
 }
 
-// Format implements fmt.Formatter: fmt would show the unexported hash.
+// Format implements fmt.Formatter. Without it fmt would print the unexported hash.
 func (s storedHash) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "[stored password]") }
 
-// matches hashes password as s was hashed and compares in constant time.
+// matches hashes password with the parameters of s and compares in constant time.
 func (s storedHash) matches(password identity.Secret) bool {
 	d, err := s.params.scheme.decode(s.hash.Reveal())
 	return err == nil && d.Match(password.Reveal())
 }
 
-// parseStoredHash reads a stored password: {SCHEME} in front, in any case as with
-// Dovecot, or a bare crypt string, which may also be called {CRYPT}. Costs out
-// of bounds are refused here, before anything has been computed, so that a
-// slip of the operator or a poisoned record cannot stop the machine.
+// parseStoredHash parses a stored password: {SCHEME} in any case, as with Dovecot, and the
+// hash, or a bare crypt string, with or without {CRYPT}. It refuses costs out of bounds before
+// anything is computed, so that a typing error or a forged record cannot stop the machine.
 func parseStoredHash(text identity.Secret) (storedHash, error) {
 	hash := text.Reveal()
 	if len(hash) > maxStoredHash {
@@ -88,7 +87,7 @@ func parseStoredHash(text identity.Secret) (storedHash, error) {
 	return storedHash{}, errUnknownScheme
 }
 
-// parseCrypt finds the scheme by what the hash starts with.
+// parseCrypt finds the scheme by the prefix of the hash.
 func parseCrypt(hash string) (storedHash, error) {
 	for i := range schemes {
 		for _, id := range schemes[i].cryptPrefixes {
@@ -100,7 +99,7 @@ func parseCrypt(hash string) (storedHash, error) {
 	return storedHash{}, errNoScheme
 }
 
-// parse checks form and costs of a hash in this scheme.
+// parse checks the form and the costs of a hash of this scheme.
 func (s *scheme) parse(hash string) (storedHash, error) {
 	groups := s.pattern.FindStringSubmatch(hash)
 	if groups == nil {
@@ -120,7 +119,7 @@ func (s *scheme) parse(hash string) (storedHash, error) {
 	return storedHash{params, identity.NewSecret(hash)}, nil
 }
 
-// parse is the value of one cost parameter, within its bounds.
+// parse returns the value of a cost parameter and checks its bounds.
 func (c cost) parse(digits string) (int, error) {
 	if digits == "" && c.defaultValue != 0 {
 		return c.defaultValue, nil
@@ -130,7 +129,7 @@ func (c cost) parse(digits string) (int, error) {
 		return 0, errMalformedHash
 	}
 	if n < c.min || n > c.max {
-		return 0, fmt.Errorf("%s of the password hash is not within %d and %d", c.name, c.min, c.max)
+		return 0, fmt.Errorf("%s of the password hash is not between %d and %d", c.name, c.min, c.max)
 	}
 	return n, nil
 }

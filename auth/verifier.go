@@ -10,22 +10,21 @@ import (
 	"imapgate/internal/identity"
 )
 
-// ErrBusy comes wrapped with ErrUnavailable: nothing is wrong but that too many
-// passwords are to be checked.
+// ErrBusy is wrapped together with ErrUnavailable when the queue for verifiers is full, or the
+// wait in it took too long.
 var ErrBusy = errors.New("too many logins are waiting")
 
-// queueTimeout is the longest wait in the queue. A full one is over sooner with hashes
-// as they should be, and people have not given up before.
+// queueTimeout is the longest wait in the queue. With usual costs a full queue is done sooner,
+// and users do not give up before.
 const queueTimeout = 10 * time.Second
 
-// verifier runs password hashing, at most cap(slots) at once. Hashing is pure
-// CPU work (a tenth of a second and more), so a flood of guesses without this
-// bound would take the machine from the sessions that are already relayed.
+// verifier hashes passwords, at most cap(slots) at once. Hashing is pure CPU work of a tenth of
+// a second or more. Without the bound a flood of guesses would slow down all relayed sessions.
 type verifier struct {
 	// Set once.
-	slots chan struct{}                          // bound: one element for each verification that runs
-	queue chan struct{}                          // bound: one element for each that waits
-	match func(storedHash, identity.Secret) bool // stored.matches; tests look over its shoulder
+	slots chan struct{}                          // bound: one element for each running verification
+	queue chan struct{}                          // bound: one element for each waiting verification
+	match func(storedHash, identity.Secret) bool // storedHash.matches; tests wrap it
 }
 
 func newVerifier(running, waiting int) *verifier {
@@ -42,10 +41,9 @@ func newVerifier(running, waiting int) *verifier {
 	}
 }
 
-// verify says whether password is the one stored as s. It runs in the caller's
-// goroutine, so it starts nothing that could outlive a session. Once hashing
-// has begun it cannot be interrupted; until then ctx ends the wait and gives
-// the place in the queue back.
+// verify reports whether password matches s. It runs in the caller's goroutine, so nothing
+// outlives a session. Once hashing has begun it cannot be interrupted. Before that, ctx ends
+// the wait and releases the place in the queue.
 func (v *verifier) verify(ctx context.Context, s storedHash, password identity.Secret) (bool, error) {
 	if err := v.acquireSlot(ctx); err != nil {
 		return false, fmt.Errorf("wait for a verifier: %w: %w", ErrUnavailable, err)
@@ -54,7 +52,7 @@ func (v *verifier) verify(ctx context.Context, s storedHash, password identity.S
 	return v.match(s, password), nil
 }
 
-// acquireSlot takes a slot; verify gives it back.
+// acquireSlot acquires a slot; verify releases it.
 func (v *verifier) acquireSlot(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -72,8 +70,8 @@ func (v *verifier) acquireSlot(ctx context.Context) error {
 	defer func() { <-v.queue }()
 	timer := time.NewTimer(queueTimeout)
 	defer timer.Stop()
-	// A freed slot goes to the one who has waited longest: channels serve
-	// blocked senders in order, and nobody can overtake while one is blocked.
+	// A released slot goes to the longest waiting goroutine: channels serve
+	// blocked senders in order.
 	select {
 	case v.slots <- struct{}{}:
 		return nil

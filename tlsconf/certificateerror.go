@@ -8,26 +8,26 @@ import (
 	"syscall"
 )
 
-// CertificateError is a server that ends the connection because of the certificate
-// that it was shown, or because it was shown none. It does not wrap crypto/tls's error:
-// go-redis would take that out.
+// CertificateError means that a server ended the connection because of the client certificate,
+// or because there was none. It does not wrap crypto/tls's error, because go-redis would unwrap
+// it.
 type CertificateError struct{ text string }
 
 func (e *CertificateError) Error() string { return e.text }
 
-// The alerts by which servers refuse a client's certificate, in crypto/tls's words
-// (RFC 8446 §6.2); its type for them is not exported.
+// certificateAlerts lists the alerts by which servers refuse a client's certificate, in
+// crypto/tls's text (RFC 8446 §6.2); its alert type is not exported.
 var certificateAlerts = []string{"tls: certificate required", "tls: bad certificate", "tls: unsupported certificate",
 	"tls: revoked certificate", "tls: expired certificate", "tls: unknown certificate",
 	"tls: unknown certificate authority", "tls: access denied"}
 
-// handshakeFailure is the alert of an OpenSSL that is shown no certificate in TLS 1.2,
-// and of any server that shares no cipher suite.
+// handshakeFailure is the alert of OpenSSL for a missing certificate in TLS 1.2, and of any
+// server without a common cipher suite.
 const handshakeFailure = "tls: handshake failure"
 
-// ExplainError gives a *CertificateError for an error of a connection under cfg that is the
-// server's refusal of a certificate or of none, and any other error as it is. With
-// TLS 1.3 the refusal comes behind the handshake, with the first read.
+// ExplainError returns a *CertificateError if err is a server's refusal of a client
+// certificate, or of a missing one, on a connection under cfg; otherwise err. With TLS 1.3 the
+// refusal arrives after the handshake, with the first read.
 func ExplainError(err error, cfg *tls.Config) error {
 	alert := alertText(err)
 	isShown := cfg != nil && cfg.GetClientCertificate != nil
@@ -42,7 +42,7 @@ func ExplainError(err error, cfg *tls.Config) error {
 	return err
 }
 
-// IsAlert reports whether err is the other side's end of a TLS connection by an alert.
+// IsAlert reports whether the other side ended a TLS connection with an alert.
 func IsAlert(err error) bool {
 	var certErr *CertificateError
 	return errors.As(err, &certErr) || alertText(err) != ""
@@ -56,7 +56,7 @@ func alertText(err error) string {
 	return op.Err.Error()
 }
 
-// explainedConn is a client's connection whose errors are explained.
+// explainedConn is a client's connection whose errors ExplainError has processed.
 type explainedConn struct {
 	*tls.Conn
 	cfg *tls.Config
@@ -72,11 +72,11 @@ func (c explainedConn) Write(b []byte) (int, error) {
 	return n, ExplainWriteError(c.Conn, c.cfg, err)
 }
 
-// ExplainWriteError is Explain for an error of c that came first: a server that has refused a
-// certificate is gone, and what is written then fails before its alert is read.
+// ExplainWriteError is ExplainError for a write error. A server that refuses a certificate
+// closes the connection, and the write fails before its alert is read.
 func ExplainWriteError(c *tls.Conn, cfg *tls.Config, err error) error {
 	if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
-		if _, readErr := c.Read(make([]byte, 1)); IsAlert(readErr) { // the connection is over: nothing is waited for
+		if _, readErr := c.Read(make([]byte, 1)); IsAlert(readErr) { // does not block: the connection is closed
 			err = readErr
 		}
 	}

@@ -11,22 +11,21 @@ import (
 	"go.uber.org/zap"
 )
 
-// maxClientSessions bounds the resumption cache of one client. crypto/tls keeps
-// one session per server name, so a handful is plenty.
+// maxClientSessions bounds the resumption cache of one Client. crypto/tls keeps one session per
+// server name.
 const maxClientSessions = 8
 
-// ClientConfig says whom to trust as a server, and what to show it.
+// ClientConfig configures which servers are trusted, and the client certificate.
 type ClientConfig struct {
 	CA          string    // PEM file of roots; "" is the system's roots
-	ServerName  string    // the name the certificate must have; "": whoever connects sets it, or the handshake fails
+	ServerName  string    // name that the certificate must have; "": the caller sets it, or the handshake fails
 	MinVersion  string    // "1.2" (also "") or "1.3"
-	Certificate CertFiles // shown to a server that asks for one; zero: none
-	ALPN        string    // the protocol offered; "" offers none
+	Certificate CertFiles // client certificate for servers that request one; zero: none
+	ALPN        string    // the protocol offered; "": none
 }
 
-// Client is the gateway's side of TLS towards one server, or several with one
-// configuration. The server's certificate is always verified, by crypto/tls itself;
-// there is no switch to turn that off.
+// Client is the client side of TLS for one server, or for several with one configuration.
+// crypto/tls always verifies the server's certificate; no setting disables that.
 type Client struct {
 	// Set once.
 	cfg        ClientConfig
@@ -37,8 +36,8 @@ type Client struct {
 
 	mu sync.Mutex
 	// Guarded by mu.
-	pair   *keyPair // as last good; nil without a certificate
-	cas    caPool   // as last good; pool is nil for the system's roots
+	pair   *keyPair // last good version; nil without a certificate
+	cas    caPool   // last good version; pool is nil for the system's roots
 	expiry expiryWarner
 }
 
@@ -65,15 +64,15 @@ func NewClient(cfg ClientConfig, log *zap.Logger) (*Client, error) {
 	return c, nil
 }
 
-// Config is the configuration for a connection that begins now. It is shared by all
-// connections of a generation, so that they resume; one made again after a change of
-// files resumes nothing that was trusted, or shown a certificate, under the old ones.
+// Config returns the configuration for a new connection. All connections of a generation share
+// it, so that they can resume. A generation made after a change of files resumes no session of
+// the old one.
 func (c *Client) Config() *tls.Config { return c.current.Load() }
 
-// Settings is what c was made of.
+// Settings returns the ClientConfig of c.
 func (c *Client) Settings() ClientConfig { return c.cfg }
 
-// Files gives the files that Reload reads.
+// Files returns the files that Reload reads.
 func (c *Client) Files() (files []string) {
 	for _, file := range []string{c.cfg.CA, c.cfg.Certificate.Cert, c.cfg.Certificate.Key} {
 		if file != "" {
@@ -83,7 +82,7 @@ func (c *Client) Files() (files []string) {
 	return files
 }
 
-// Certificates lists what servers are shown.
+// Certificates returns the client certificates.
 func (c *Client) Certificates() []Certificate {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -94,9 +93,8 @@ func (c *Client) pairs() []*keyPair {
 	return slices.DeleteFunc([]*keyPair{c.pair}, func(p *keyPair) bool { return p == nil })
 }
 
-// Reload reads the files again. What cannot be used is named in the error and
-// the last good version of it stays in service; the rest is taken over. It
-// reports whether a new generation was made.
+// Reload reads the files again. The error names each unusable file, whose last good version
+// stays in service; all others take effect. It reports whether a new generation was made.
 func (c *Client) Reload() (changed bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -121,7 +119,7 @@ func (c *Client) Reload() (changed bool, err error) {
 	return changed, errors.Join(errs...)
 }
 
-// rebuildConfig makes the next generation from what was loaded; mu is held.
+// rebuildConfig makes the next generation from the loaded files; the caller holds mu.
 func (c *Client) rebuildConfig() {
 	cfg := &tls.Config{
 		MinVersion:                  c.minVersion,
@@ -135,7 +133,7 @@ func (c *Client) rebuildConfig() {
 	}
 	if c.pair != nil {
 		cert := c.pair.cert
-		// Sent whatever authorities the server names: the list may lack an intermediate,
+		// Sent for any list of authorities: the list may lack an intermediate,
 		// and a certificate that is refused is easier to explain than one that was not sent.
 		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
 	}

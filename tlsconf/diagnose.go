@@ -13,7 +13,7 @@ import (
 	"imapgate/internal/plainfile"
 )
 
-// FileError is what is wrong with one file. It says nothing of a key's contents.
+// FileError is a problem with one file. It quotes nothing of a key.
 type FileError struct {
 	File string
 	Err  error
@@ -26,8 +26,8 @@ func newFileError(name string, err error) error {
 	return &FileError{name, plainfile.WithoutPath(err)}
 }
 
-// stripByteOrderMarks is the text of a PEM file without byte order marks, which Windows programs
-// put at the beginning of every file, also of those that are joined into one.
+// stripByteOrderMarks removes the byte order marks from a PEM file. Windows programs write one
+// at the beginning of every file, so a joined file has several.
 func stripByteOrderMarks(name string, text []byte) ([]byte, error) {
 	text, err := plainfile.DecodeText(text)
 	if err != nil {
@@ -36,7 +36,7 @@ func stripByteOrderMarks(name string, text []byte) ([]byte, error) {
 	return bytes.ReplaceAll(text, []byte("\xef\xbb\xbf"), nil), nil
 }
 
-// parseKeyPair joins a certificate and its key, and says in words why they are none.
+// parseKeyPair parses a certificate and its key. Its errors explain common mistakes with files.
 func parseKeyPair(files CertFiles, cert, key []byte) (*tls.Certificate, error) {
 	cert, err := stripByteOrderMarks(files.Cert, cert)
 	if err != nil {
@@ -60,10 +60,10 @@ func parseKeyPair(files CertFiles, cert, key []byte) (*tls.Certificate, error) {
 	case matchesLaterCertificate(cert, key):
 		return nil, &FileError{files.Cert, fmt.Errorf("the certificate of key %s is not the first: put it before its intermediates", files.Key)}
 	}
-	return nil, &FileError{files.Key, fmt.Errorf("this key does not match the certificate in %s: it is another one's", files.Cert)}
+	return nil, &FileError{files.Key, fmt.Errorf("this key does not match the certificate in %s", files.Cert)}
 }
 
-// decodePEM gives the PEM blocks of a text.
+// decodePEM returns the PEM blocks of a text.
 func decodePEM(text []byte) (list []*pem.Block) {
 	for {
 		var b *pem.Block
@@ -79,21 +79,22 @@ func isKey(b *pem.Block) bool {
 }
 
 func isEncrypted(b *pem.Block) bool {
-	return b.Type == "ENCRYPTED PRIVATE KEY" || strings.Contains(b.Headers["Proc-Type"], "ENCRYPTED") // PKCS #8, and before it
+	return b.Type == "ENCRYPTED PRIVATE KEY" || strings.Contains(b.Headers["Proc-Type"], "ENCRYPTED") // PKCS #8, and the older format
 }
 
-// describeKeyBlock is why the key in a block cannot be used, or "".
+// describeKeyBlock returns why the key in a block cannot be used, or "".
 func describeKeyBlock(name string, b *pem.Block) string {
 	switch {
 	case isEncrypted(b):
-		return "the key is encrypted, and nobody is there to type its password: openssl pkey -in " + name + " -out NEW decrypts it"
+		return "the key is encrypted, and imapgate cannot ask for its password: openssl pkey -in " + name + " -out NEW decrypts it"
 	case b.Type == "OPENSSH PRIVATE KEY":
-		return "it holds a key of OpenSSH, which is none for TLS"
+		return "it holds a key in OpenSSH's format, which TLS cannot use"
 	}
 	return ""
 }
 
-// describeNotPEM is what is wrong with a file that has nothing in PEM: that it is DER, or otherwise.
+// describeNotPEM returns what is wrong with a file without PEM: that it is DER, or else
+// fallback.
 func describeNotPEM(name string, text []byte, fallback string) string {
 	if _, err := x509.ParseCertificate(text); err == nil {
 		return "it is DER; PEM is needed: openssl x509 -inform DER -in " + name + " -out NEW"
@@ -101,7 +102,7 @@ func describeNotPEM(name string, text []byte, fallback string) string {
 	return fallback
 }
 
-// describeCertificateFile is why a file has no certificate, or "".
+// describeCertificateFile returns why a file has no certificate, or "".
 func describeCertificateFile(name string, text []byte) string {
 	keys := false
 	for _, b := range decodePEM(text) {
@@ -116,7 +117,7 @@ func describeCertificateFile(name string, text []byte) string {
 	return describeNotPEM(name, text, "it holds no PEM certificate (-----BEGIN CERTIFICATE-----)")
 }
 
-// describeKeyFile is why a file has no key that can be used, or "".
+// describeKeyFile returns why a file has no usable key, or "".
 func describeKeyFile(name string, text []byte) string {
 	certificates := false
 	for _, b := range decodePEM(text) {
@@ -131,7 +132,8 @@ func describeKeyFile(name string, text []byte) string {
 	return "it holds no PEM key (-----BEGIN PRIVATE KEY-----)"
 }
 
-// matchesLaterCertificate says whether the key is that of a certificate that is not the first.
+// matchesLaterCertificate reports whether the key belongs to a certificate other than the
+// first.
 func matchesLaterCertificate(cert, key []byte) bool {
 	for i, b := range decodePEM(cert) {
 		if i == 0 || b.Type != "CERTIFICATE" {
@@ -144,8 +146,8 @@ func matchesLaterCertificate(cert, key []byte) bool {
 	return false
 }
 
-// diagnoseCertificate says what clients will have against a served certificate, which can be served
-// all the same: that it has ended or not begun, and that its chain leads nowhere.
+// diagnoseCertificate returns why clients will refuse a certificate that can be served: it is
+// expired or not yet valid, or its chain ends at an unknown CA.
 func diagnoseCertificate(cert *tls.Certificate, now time.Time) (problems []string) {
 	if problem := describeValidity(cert.Leaf, now); problem != "" {
 		problems = append(problems, problem+": clients refuse it")
@@ -156,9 +158,9 @@ func diagnoseCertificate(cert *tls.Certificate, now time.Time) (problems []strin
 	return problems
 }
 
-// Diagnose says what clients will have against what is served, that no CA of clients is
-// in time, and whose keys should not be in the directory. It is made of FileErrors; nil
-// when all is well.
+// Diagnose returns what is wrong with the files although they can be served: certificates that
+// clients will refuse, client CAs that are all expired, and CA keys in the directory. The error
+// joins FileErrors; it is nil if there are no problems.
 func (s *Server) Diagnose(now time.Time) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -174,8 +176,8 @@ func (s *Server) Diagnose(now time.Time) error {
 	return errors.Join(append(problems, diagnoseCAs(s.cfg.ClientCA, now))...)
 }
 
-// Diagnose says that what servers are shown, or every CA that they are verified with, is
-// out of time. It is made of FileErrors; nil when all is well.
+// Diagnose reports that the client certificate, or every CA for servers, is expired or not yet
+// valid. The error joins FileErrors; it is nil if there are no problems.
 func (c *Client) Diagnose(now time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -188,8 +190,8 @@ func (c *Client) Diagnose(now time.Time) error {
 	return errors.Join(append(problems, diagnoseCAs(c.cfg.CA, now))...)
 }
 
-// diagnoseCAs says that all CAs of a file are out of time. That it cannot be read is
-// another's to say.
+// diagnoseCAs reports that all CAs of a file are expired or not yet valid. It ignores a file
+// that cannot be read, which Reload reports.
 func diagnoseCAs(name string, now time.Time) error {
 	if name == "" {
 		return nil
@@ -217,7 +219,7 @@ func diagnoseCAs(name string, now time.Time) error {
 	return &FileError{name, errors.New(problem)}
 }
 
-// describeValidity says that a certificate has ended or not begun, or "".
+// describeValidity returns that a certificate is expired or not yet valid, or "".
 func describeValidity(c *x509.Certificate, now time.Time) string {
 	switch {
 	case now.After(c.NotAfter):
@@ -228,9 +230,9 @@ func describeValidity(c *x509.Certificate, now time.Time) string {
 	return ""
 }
 
-// describeChain says that a certificate does not lead to a CA that this system knows, or
-// "". One that is its own CA is meant so, and so is a CA of one's own at the file's
-// end. On a system that knows no CA there is nothing to compare with.
+// describeChain returns that a certificate does not lead to a CA of this system, or "". A
+// self-issued certificate is accepted, and so is a self-issued CA in the file. A system without
+// CAs offers nothing to compare with.
 func describeChain(cert *tls.Certificate, now time.Time) string {
 	roots, err := x509.SystemCertPool()
 	if err != nil || roots.Equal(x509.NewCertPool()) || isSelfIssued(cert.Leaf) {
@@ -240,7 +242,7 @@ func describeChain(cert *tls.Certificate, now time.Time) string {
 	for _, der := range cert.Certificate[1:] {
 		c, err := x509.ParseCertificate(der)
 		if err != nil {
-			return "a certificate behind the first is none: " + err.Error()
+			return "a certificate after the first cannot be parsed: " + err.Error()
 		}
 		intermediates.AddCert(c)
 		if isSelfIssued(c) {
@@ -250,7 +252,7 @@ func describeChain(cert *tls.Certificate, now time.Time) string {
 			last = c
 		}
 	}
-	expired := describeValidity(cert.Leaf, now) != "" // which is another doubt
+	expired := describeValidity(cert.Leaf, now) != "" // diagnoseCertificate reports it separately
 	if expired {
 		now = cert.Leaf.NotAfter
 	}
@@ -262,10 +264,10 @@ func describeChain(cert *tls.Certificate, now time.Time) string {
 	case err == nil, expired && errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return ""
 	case errors.As(err, unknown):
-		return fmt.Sprintf("the chain ends with %q, which is not in the file and no CA that this system trusts: clients refuse it who do not know that CA. "+
+		return fmt.Sprintf("the chain ends with %q, which is not in the file and no CA that this system trusts: clients that do not trust that CA refuse it. "+
 			"Append the intermediate certificates that came with it, or a CA of your own", last.Issuer.String())
 	}
-	return "the chain is not good: " + err.Error()
+	return "the chain is invalid: " + err.Error()
 }
 
 func isSelfIssued(c *x509.Certificate) bool { return bytes.Equal(c.RawSubject, c.RawIssuer) }

@@ -8,9 +8,9 @@ import (
 	"sync"
 )
 
-// Dial connects with what current gives. Where that has no server name, the
-// certificate must be for the host in address. The dialer's time limit is for
-// connection and handshake together.
+// Dial connects with the configuration that tlsConfig returns. If that has no server name, the
+// certificate must be valid for the host in address. The dialer's timeout covers connection and
+// handshake together.
 func Dial(ctx context.Context, d *net.Dialer, address string, tlsConfig func() *tls.Config) (net.Conn, error) {
 	cfg := tlsConfig()
 	nc, err := (&tls.Dialer{NetDialer: d, Config: cfg}).DialContext(ctx, "tcp", address)
@@ -20,8 +20,8 @@ func Dial(ctx context.Context, d *net.Dialer, address string, tlsConfig func() *
 	return explainedConn{nc.(*tls.Conn), cfg}, nil
 }
 
-// Transport is an http.RoundTripper with the current files: a new generation has
-// connections of its own, and the old one's are closed when nobody uses them.
+// Transport is an http.RoundTripper whose files can change. A new generation has its own
+// connections, and idle ones of the old generation are closed.
 type Transport struct {
 	// Set once.
 	tlsConfig    func() *tls.Config
@@ -33,9 +33,8 @@ type Transport struct {
 	transport  *http.Transport
 }
 
-// NewTransport makes a Transport. For each generation of current, make gives what it
-// goes through; the configuration that make gets is its own. A nil current is
-// net/http's default.
+// NewTransport returns a Transport. It calls newTransport for each generation of tlsConfig,
+// with a copy that newTransport owns. A nil tlsConfig means net/http's default.
 func NewTransport(tlsConfig func() *tls.Config, newTransport func(*tls.Config) *http.Transport) *Transport {
 	if tlsConfig == nil {
 		tlsConfig = func() *tls.Config { return nil }
@@ -53,13 +52,13 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	return res, err
 }
 
-// CloseIdleConnections gives idle connections up.
+// CloseIdleConnections closes idle connections.
 func (t *Transport) CloseIdleConnections() {
 	transport, _ := t.currentTransport()
 	transport.CloseIdleConnections()
 }
 
-// currentTransport is the transport of the current generation.
+// currentTransport returns the transport of the current generation.
 func (t *Transport) currentTransport() (*http.Transport, *tls.Config) {
 	cfg := t.tlsConfig()
 	t.mu.Lock()

@@ -15,26 +15,26 @@ import (
 	"go.uber.org/zap"
 )
 
-// maxEntries bounds the files and folders of a directory.
+// maxEntries bounds the files and subdirectories of a directory.
 const maxEntries = 4_096
 
-// directory is a folder of certificates and keys, and the folders in it, as certbot's
-// live/ has them. A key is for the certificates with its public key, wherever it is.
+// directory is a directory of certificates and keys with its subdirectories, such as certbot's
+// live/. A key belongs to every certificate with its public key, in any of the files.
 type directory struct {
 	// Set once.
 	path string
 
 	// Owned by the Server, under its mu.
-	canBeEmpty     bool       // the server has other certificates
-	pairs          []*keyPair // as last good, in the order in which they are served
-	lastErr        error      // what was wrong when it was last read
-	warnings       []error    // on what keeps nothing from being served
-	loggedWarnings []error    // of advice, in the log
-	entries        []string   // files and folders that were there, sorted
+	canBeEmpty     bool       // the server has configured certificates
+	pairs          []*keyPair // last good versions, in the order in which they are served
+	lastErr        error      // error of the last reload
+	warnings       []error    // problems that do not affect what is served
+	loggedWarnings []error    // warnings already logged
+	entries        []string   // files and subdirectories found, sorted
 }
 
-// reload reads the directory again. It reports whether pairs are others now. Its error
-// has everything that is wrong, by name; a pair of which a part is wrong stays as it was.
+// reload reads the directory again. It reports whether pairs changed. Its error names every
+// problem; a pair with a broken file stays as it was.
 func (d *directory) reload(now time.Time) (changed bool, err error) {
 	defer func() { d.lastErr = err }()
 	entries, err := listPEM(d.path)
@@ -56,9 +56,9 @@ func (d *directory) reload(now time.Time) (changed bool, err error) {
 	return changed, errors.Join(s.problems...)
 }
 
-// sortKeyPairs puts pairs in the order in which they are served: what is valid first, by the
-// names of the files. Those that share a name stand together where the first of them
-// does, the newest before the others, so that a renewal changes no default but its own.
+// sortKeyPairs puts pairs in the order in which they are served: valid ones first, then by file
+// name. Pairs that share a name follow the first of them, the newest first, so that a renewal
+// changes no default but its own.
 func sortKeyPairs(pairs []*keyPair, now time.Time) {
 	slices.SortFunc(pairs, func(a, b *keyPair) int {
 		return cmp.Or(compareValidity(a.isValid(now), b.isValid(now)), strings.Compare(a.files.Cert, b.files.Cert),
@@ -91,7 +91,7 @@ func sortKeyPairs(pairs []*keyPair, now time.Time) {
 	})
 }
 
-// logWarnings logs what of the advice is new.
+// logWarnings logs the new warnings.
 func (d *directory) logWarnings(log *zap.Logger) {
 	isLogged := func(err error) bool {
 		return slices.ContainsFunc(d.loggedWarnings, func(old error) bool { return old.Error() == err.Error() })
@@ -104,7 +104,7 @@ func (d *directory) logWarnings(log *zap.Logger) {
 	d.loggedWarnings = d.warnings
 }
 
-// compareValidity orders what is valid before what is not.
+// compareValidity orders valid before invalid.
 func compareValidity(a, b bool) int {
 	switch {
 	case a == b:
@@ -115,8 +115,8 @@ func compareValidity(a, b bool) int {
 	return 1
 }
 
-// listPEM lists the files of a directory, the folders in it, and the files of those.
-// What begins with a dot is not looked at: Kubernetes keeps its versions there.
+// listPEM lists the PEM files of a directory, its subdirectories, and the PEM files in them. It
+// skips names that begin with a dot: Kubernetes keeps its versions there.
 func listPEM(path string) (entries []string, err error) {
 	top, err := os.ReadDir(path)
 	if err != nil {
@@ -129,12 +129,12 @@ func listPEM(path string) (entries []string, err error) {
 		}
 		if info, err := os.Stat(name); err != nil || !info.IsDir() {
 			if isPEM(name) {
-				entries = append(entries, name) // also a link that leads nowhere, to be told of
+				entries = append(entries, name) // also a broken link, so that it is reported
 			}
 			continue
 		}
 		entries = append(entries, name)
-		sub, _ := os.ReadDir(name) // an error is told of when the entry is read
+		sub, _ := os.ReadDir(name) // scanFiles reports the error
 		for _, e := range sub {
 			if file := filepath.Join(name, e.Name()); isPEM(file) && !e.IsDir() && !strings.HasPrefix(e.Name(), ".") {
 				entries = append(entries, file)
@@ -148,7 +148,7 @@ func listPEM(path string) (entries []string, err error) {
 	return entries, nil
 }
 
-// isPEM says by a file's name whether it may hold certificates or keys.
+// isPEM reports whether a file's name suggests certificates or keys.
 func isPEM(name string) bool {
 	switch strings.ToLower(filepath.Ext(name)) {
 	case ".pem", ".crt", ".cer", ".key":
@@ -157,8 +157,8 @@ func isPEM(name string) bool {
 	return false
 }
 
-// mergeKeyPairs puts together what is served next: the new pairs, and the old ones of which a
-// part is in trouble, or which the new files are worse than.
+// mergeKeyPairs returns the pairs to serve next: the new ones, and the old ones that have a
+// broken file or whose successors are worse.
 func (s *pemScan) mergeKeyPairs(old, found []*keyPair) (next []*keyPair) {
 	next = found
 	byLeaf, byFile := make(map[string]int), make(map[string]int)
@@ -170,13 +170,13 @@ func (s *pemScan) mergeKeyPairs(old, found []*keyPair) (next []*keyPair) {
 		oldLeaves[p.leafDER()] = true
 	}
 	for i, n := range next {
-		if !oldLeaves[n.leafDER()] { // else it is no other's successor
+		if !oldLeaves[n.leafDER()] { // a leaf that was served already replaces no other
 			byFile[n.files.Cert], byFile[n.files.Key] = i, i
 		}
 	}
 	for _, p := range old {
 		if i, ok := byLeaf[p.leafDER()]; ok {
-			// The leaf alone beside a chain that is being written.
+			// The new file has only the leaf while the chain is being written.
 			if len(next[i].cert.Certificate) < len(p.cert.Certificate) && s.hasProblem(p) {
 				next[i] = p
 			}
@@ -191,7 +191,7 @@ func (s *pemScan) mergeKeyPairs(old, found []*keyPair) (next []*keyPair) {
 			next = append(next, p)
 		case !ok: // it was removed
 		case s.unusable[p.files.Cert] && len(next[i].cert.Certificate) < len(p.cert.Certificate):
-			next[i] = p // its chain is yet to be renewed
+			next[i] = p // its chain is not yet renewed
 		default:
 			if err := checkReplacement(p, next[i]); err != nil {
 				s.problems = append(s.problems, err)
@@ -202,12 +202,12 @@ func (s *pemScan) mergeKeyPairs(old, found []*keyPair) (next []*keyPair) {
 	return next
 }
 
-// hasProblem says whether a file of p is there and cannot be used as it is.
+// hasProblem reports whether a file of p exists and cannot be used as it is.
 func (s *pemScan) hasProblem(p *keyPair) bool {
 	return s.unusable[p.files.Cert] || s.unusable[p.files.Key] || s.unusable[filepath.Dir(p.files.Cert)] || s.unusable[filepath.Dir(p.files.Key)]
 }
 
-// newKeyPair is the pair of a certificate and its key.
+// newKeyPair returns the pair of a certificate and its key.
 func newKeyPair(cert tls.Certificate, files CertFiles) *keyPair {
 	h := sha256.New()
 	for _, der := range cert.Certificate {

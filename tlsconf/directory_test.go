@@ -274,7 +274,7 @@ func TestDirectoryProblemsNameFiles(t *testing.T) {
 		"garbage":          {"x.pem", []byte("garbage"), "x.pem: there is no PEM in it"},
 		"broken key":       {"x.pem", pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: block.Bytes[:20]}), "x.pem: the key in it cannot be read"},
 		"broken":           {"x.pem", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte{1}}), "x.pem: a certificate in it cannot be read"},
-		"OpenSSH":          {"x.key", pem.EncodeToMemory(&pem.Block{Type: "OPENSSH PRIVATE KEY", Bytes: []byte{1}}), "x.key: it holds a key of OpenSSH, which is none for TLS"},
+		"OpenSSH":          {"x.key", pem.EncodeToMemory(&pem.Block{Type: "OPENSSH PRIVATE KEY", Bytes: []byte{1}}), "x.key: it holds a key in OpenSSH's format, which TLS cannot use"},
 		"DER":              {"x.crt", ca.cert.Raw, "x.crt: it is DER; PEM is needed: openssl x509 -inform DER -in "},
 		"too large":        {"x.pem", make([]byte, maxFileSize+1), "x.pem: it is larger"},
 		"leads to nothing": {"x.pem", nil, "x.pem: no such file"},

@@ -6,25 +6,25 @@ import (
 	"go.uber.org/zap"
 )
 
-// expiryThresholds are the times before a certificate's end at which the
-// operator hears of it, each once.
+// expiryThresholds are the times left before a certificate expires at which a warning is
+// logged, each once.
 var expiryThresholds = [...]time.Duration{21 * 24 * time.Hour, 7 * 24 * time.Hour, 24 * time.Hour, 0}
 
-// expiryWarner remembers which warnings were given: digest of a pair → how many. Its owner
-// guards it.
+// expiryWarner maps the checksum of a pair to the number of warnings logged. The owner guards
+// it.
 type expiryWarner map[checksum]int
 
-// warnExpiring speaks once at each of expiryThresholds. An expired certificate stays in
-// service: who connects may know it, and none at all would serve nobody.
+// warnExpiring logs once at each of expiryThresholds. An expired certificate stays in service:
+// some clients may accept it, and without one no client could connect.
 func (e expiryWarner) warnExpiring(log *zap.Logger, pairs []*keyPair, now time.Time) {
 	for sum := range e {
-		if !containsChecksum(pairs, sum) { // replaced: the next one is counted anew
+		if !containsChecksum(pairs, sum) { // replaced: its successor starts at zero
 			delete(e, sum)
 		}
 	}
 	for _, p := range pairs {
 		left := p.cert.Leaf.NotAfter.Sub(now)
-		level := 0 // how many of the warnings are due
+		level := 0 // number of warnings due
 		for level < len(expiryThresholds) && left <= expiryThresholds[level] {
 			level++
 		}

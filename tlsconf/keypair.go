@@ -12,29 +12,29 @@ import (
 	"imapgate/internal/plainfile"
 )
 
-// maxFileSize bounds a certificate, key or CA file: a system bundle of roots is
-// about 220 KB.
+// maxFileSize bounds a certificate, key or CA file in bytes. A system bundle of roots has about
+// 220 KB.
 const maxFileSize = 4 << 20
 
-// checksum identifies what files held, so that an event that changed nothing
-// makes no new generation.
+// checksum identifies the content of files, so that an event without a change makes no new
+// generation.
 type checksum [sha256.Size]byte
 
-// keyPair is a certificate with its key as they were last good.
+// keyPair is the last good version of a certificate and its key.
 type keyPair struct {
 	files    CertFiles
 	cert     *tls.Certificate
 	checksum checksum
 }
 
-// caPool is a pool of CAs as it was last good; pool is nil where no file is configured.
+// caPool is the last good version of a file of CAs; pool is nil if no file is configured.
 type caPool struct {
 	pool     *x509.CertPool
 	checksum checksum
 }
 
-// loadKeyPair reads a certificate and its key. Its errors name the files, never
-// what is in them.
+// loadKeyPair reads a certificate and its key. Its errors name the files and quote none of
+// their content.
 func loadKeyPair(files CertFiles) (*keyPair, error) {
 	cert, err := readFile(files.Cert)
 	if err != nil {
@@ -64,10 +64,10 @@ func (p *keyPair) reload() (*keyPair, error) {
 	return reloaded, checkReplacement(p, reloaded)
 }
 
-// leafDER identifies the certificate that p is for.
+// leafDER returns the encoded leaf, which identifies the certificate.
 func (p *keyPair) leafDER() string { return string(p.cert.Certificate[0]) }
 
-// hasSameLeaf reports whether both are for one certificate.
+// hasSameLeaf reports whether both have the same leaf.
 func (p *keyPair) hasSameLeaf(other *keyPair) bool { return p.leafDER() == other.leafDER() }
 
 // readCAFile reads a PEM file of CA certificates.
@@ -86,7 +86,7 @@ func readCAFile(name string) (*x509.CertPool, checksum, error) {
 	return pool, sha256.Sum256(text), nil
 }
 
-// readFile is os.ReadFile with a bound, of regular files. The error is a *FileError.
+// readFile reads a regular file of at most maxFileSize bytes. The error is a *FileError.
 func readFile(name string) ([]byte, error) {
 	f, _, err := plainfile.Open(name)
 	if err != nil {
@@ -103,7 +103,7 @@ func readFile(name string) ([]byte, error) {
 	return text, nil
 }
 
-// isValid says whether p may be served at the given time.
+// isValid reports whether p is valid at the given time.
 func (p *keyPair) isValid(now time.Time) bool {
 	return !now.Before(p.cert.Leaf.NotBefore) && !now.After(p.cert.Leaf.NotAfter)
 }

@@ -8,9 +8,8 @@ import (
 	"strings"
 )
 
-// nameTable chooses a certificate by the name a client asks for (SNI). It is
-// built once per generation from the certificates alone, so that names clients
-// invent leave nothing behind.
+// nameTable selects a certificate by the name that a client requests (SNI). It is built once
+// per generation from the certificates alone, so that names made up by clients use no memory.
 type nameTable struct {
 	exact    map[string][]*tls.Certificate // mail.example.org
 	wildcard map[string][]*tls.Certificate // example.org, for *.example.org
@@ -42,8 +41,8 @@ func newNameTable(pairs []*keyPair) *nameTable {
 	return t
 }
 
-// lookUp are the certificates for a name in lower case: those for itself, then the
-// wildcards over its first label (RFC 6125 §6.4.3), which may be the name itself.
+// lookUp returns the certificates for a name in lower case: exact ones, then wildcards for its
+// first label (RFC 6125 §6.4.3). The name itself may be a wildcard.
 func (t *nameTable) lookUp(name string) []*tls.Certificate {
 	label, parent, ok := strings.Cut(name, ".")
 	if !ok || len(t.wildcard[parent]) == 0 {
@@ -55,8 +54,8 @@ func (t *nameTable) lookUp(name string) []*tls.Certificate {
 	return slices.Concat(t.exact[name], t.wildcard[parent])
 }
 
-// certificateNames are the names that a certificate is for, in lower case. Without
-// any it is the common name, and clients decide whether that is enough.
+// certificateNames returns the DNS names of a certificate in lower case, or else its IP
+// addresses, or else its common name, which clients may not accept.
 func certificateNames(cert *tls.Certificate) []string {
 	names := cert.Leaf.DNSNames
 	if len(names) == 0 {
@@ -74,25 +73,25 @@ func certificateNames(cert *tls.Certificate) []string {
 	return lower
 }
 
-// selectCertificate finds the certificate: of those for the name, and for any other name, and
-// without one, of those for the names of the first, the first that the client can
-// use. A client that can use none gets the first of them, and its handshake fails.
+// selectCertificate returns the first certificate for the requested name that the client
+// supports. For an unknown or missing name it uses fallback. If the client supports none, the
+// handshake with the first fails.
 func (t *nameTable) selectCertificate(hello *tls.ClientHelloInfo) *tls.Certificate {
-	certs := t.lookUp(strings.ToLower(hello.ServerName)) // allocates only when there is a capital
+	certs := t.lookUp(strings.ToLower(hello.ServerName)) // allocates only if there is a capital
 	if len(certs) == 0 {
 		certs = t.fallback
 	}
 	return firstSupported(certs, hello)
 }
 
-// firstSupported is the first certificate that the client can use, or else the first: a
+// firstSupported returns the first certificate that the client supports, or else the first. A
 // name may have one with an ECDSA key and one with an RSA key.
 func firstSupported(certs []*tls.Certificate, hello *tls.ClientHelloInfo) *tls.Certificate {
 	if len(certs) == 1 {
 		return certs[0]
 	}
 	unnamed := *hello
-	unnamed.ServerName = "" // the name is looked at already, and may be none of theirs
+	unnamed.ServerName = "" // lookUp has matched the name; fallback may not have it
 	for _, c := range certs {
 		if unnamed.SupportsCertificate(c) == nil {
 			return c
@@ -101,29 +100,29 @@ func firstSupported(certs []*tls.Certificate, hello *tls.ClientHelloInfo) *tls.C
 	return certs[0]
 }
 
-// servedKey is the context key under which Noting puts where to write.
+// servedKey is the context key of WithServedCertificate.
 type servedKey struct{}
 
-// WithServedCertificate is a context for one server handshake; when that has succeeded, leaf
-// is the certificate the client knows the server by. It is never done.
+// WithServedCertificate returns a context for one server handshake. After its success, leaf is
+// the certificate that identifies the server to the client. The context is never done.
 func WithServedCertificate(leaf **x509.Certificate) context.Context {
 	return context.WithValue(context.Background(), servedKey{}, leaf)
 }
 
-// helloHookKey is the context key under which Admitting puts whom to ask.
+// helloHookKey is the context key of WithHelloHook.
 type helloHookKey struct{}
 
-// WithHelloHook adds to the context of a server handshake who lets it go on. That is
-// asked when the client's hello has come whole and nothing dear was computed yet,
-// and may wait; an error ends the handshake, which returns it. It is asked again
-// before a signature, where the client had to say hello twice in between.
+// WithHelloHook adds a hook to the context of a server handshake. crypto/tls calls it when the
+// client's hello is complete and nothing expensive has been computed. The hook may block; its
+// error ends the handshake, which returns it. After a hello retry it is called again before the
+// signature.
 func WithHelloHook(ctx context.Context, hook func() error) context.Context {
 	return context.WithValue(ctx, helloHookKey{}, hook)
 }
 
 func runHelloHook(hello *tls.ClientHelloInfo) error {
 	ctx := hello.Context()
-	if ctx == nil { // a question outside of a handshake
+	if ctx == nil { // called outside of a handshake
 		return nil
 	}
 	if hook, ok := ctx.Value(helloHookKey{}).(func() error); ok {
@@ -132,7 +131,7 @@ func runHelloHook(hello *tls.ClientHelloInfo) error {
 	return nil
 }
 
-// getCertificate is tls.Config.GetCertificate.
+// getCertificate implements tls.Config.GetCertificate.
 func (t *nameTable) getCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	if err := runHelloHook(hello); err != nil {
 		return nil, err
@@ -140,8 +139,8 @@ func (t *nameTable) getCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate
 	return t.selectCertificate(hello), nil
 }
 
-// recordServed is tls.Config.GetConfigForClient: it changes nothing. What choose answers
-// to this hello, it answers to the same hello later.
+// recordServed implements tls.Config.GetConfigForClient and changes no configuration.
+// selectCertificate returns the same certificate later for the same hello.
 func (t *nameTable) recordServed(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	if err := runHelloHook(hello); err != nil {
 		return nil, err

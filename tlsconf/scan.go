@@ -12,14 +12,14 @@ import (
 	"strings"
 )
 
-// pemScan is what the files of a directory hold.
+// pemScan is the content of the files of a directory.
 type pemScan struct {
-	previous []*keyPair // as last good, of which a file may be half written now
+	previous []*keyPair // last good pairs, whose files may be incomplete now
 	chains   []pemChain
 	keys     map[string]pemKey // by public key
 	problems []error
-	unusable map[string]bool // files and folders that have a problem
-	warnings []error         // on what keeps nothing from being served
+	unusable map[string]bool // files and subdirectories with a problem
+	warnings []error         // problems that do not affect what is served
 }
 
 type pemChain struct {
@@ -63,8 +63,8 @@ func (s *pemScan) addProblem(name string, err error) {
 	s.problems = append(s.problems, err)
 }
 
-// parseFile takes the certificates and keys of one file, whatever their order. Other blocks,
-// such as parameters and requests, are passed over.
+// parseFile parses the certificates and keys of one file, in any order. It skips other blocks,
+// such as parameters and requests.
 func (s *pemScan) parseFile(name string, text []byte) error {
 	chain := pemChain{file: name}
 	list := decodePEM(text)
@@ -87,7 +87,7 @@ func (s *pemScan) parseFile(name string, text []byte) error {
 			if err != nil {
 				return err
 			}
-			if _, duplicate := s.keys[public]; !duplicate { // the first by name
+			if _, duplicate := s.keys[public]; !duplicate { // the first file by name
 				s.keys[public] = pemKey{file: name, key: key}
 			}
 		}
@@ -98,8 +98,8 @@ func (s *pemScan) parseFile(name string, text []byte) error {
 	return nil
 }
 
-// parseKey reads a key in any of the forms that tls.X509KeyPair does. public is its
-// public key, as encodePublicKey gives that of a certificate.
+// parseKey parses a key in any of the forms that tls.X509KeyPair supports. public is its public
+// key, encoded as by encodePublicKey.
 func parseKey(der []byte) (key crypto.Signer, public string, err error) {
 	parsed, err := x509.ParsePKCS8PrivateKey(der)
 	if err != nil {
@@ -109,26 +109,26 @@ func parseKey(der []byte) (key crypto.Signer, public string, err error) {
 		parsed, err = x509.ParseECPrivateKey(der)
 	}
 	key, ok := parsed.(crypto.Signer)
-	if err != nil || !ok { // the library's words may tell of what is in the key
+	if err != nil || !ok { // the library's text may quote the key
 		return nil, "", errors.New("the key in it cannot be read")
 	}
 	spki, err := x509.MarshalPKIXPublicKey(key.Public())
 	if err != nil {
-		return nil, "", errors.New("the key in it is of an unknown kind")
+		return nil, "", errors.New("the key in it is of an unknown type")
 	}
 	return key, string(spki), nil
 }
 
 func encodePublicKey(cert *x509.Certificate) string {
-	spki, _ := x509.MarshalPKIXPublicKey(cert.PublicKey) // of an unknown kind: no key has it
+	spki, _ := x509.MarshalPKIXPublicKey(cert.PublicKey) // of an unknown type: no key has it
 	return string(spki)
 }
 
-// matchKeys matches the certificates to the keys. Of several chains for a certificate the
-// longest is taken. A file of which nothing is served, and whose first is a CA, is one
-// of intermediates, and ignored.
+// matchKeys returns the pairs of certificates and keys. Of several chains for a certificate it
+// uses the longest. It ignores a file without a pair whose first certificate is a CA: it has
+// intermediates.
 func (s *pemScan) matchKeys() (found []*keyPair) {
-	byLeaf := make(map[string]int) // leaf → its place in found
+	byLeaf := make(map[string]int) // leaf → index in found
 	for _, chain := range s.chains {
 		matched := s.matchChain(chain)
 		if len(matched) == 0 && !chain.certs[0].IsCA {
@@ -156,8 +156,8 @@ func (s *pemScan) matchKeys() (found []*keyPair) {
 	return found
 }
 
-// matchChain makes a pair of each certificate of a file that has a key and is for servers.
-// The CAs in the file are its intermediates, whether their keys are there or not.
+// matchChain returns a pair for each certificate of a file that has a key and is for servers.
+// All CAs of the file are its intermediates, even those with a key.
 func (s *pemScan) matchChain(chain pemChain) (matched []*keyPair) {
 	var leaves []*x509.Certificate
 	var cas [][]byte
@@ -176,8 +176,8 @@ func (s *pemScan) matchChain(chain pemChain) (matched []*keyPair) {
 		if !ok {
 			continue
 		}
-		if reason != "" && !key.isUsed { // told once
-			s.warnings = append(s.warnings, &FileError{key.file, fmt.Errorf("it has the key of the CA %q, %s: a CA that is not served, whose key is safer elsewhere", cert.Subject, reason)})
+		if reason != "" && !key.isUsed { // warn once
+			s.warnings = append(s.warnings, &FileError{key.file, fmt.Errorf("it has the key of the CA %q, %s: it is not served, and its key is safer elsewhere", cert.Subject, reason)})
 		}
 		key.isUsed = true
 		s.keys[encodePublicKey(cert)] = key
@@ -190,8 +190,8 @@ func (s *pemScan) matchChain(chain pemChain) (matched []*keyPair) {
 	return matched
 }
 
-// unservableCA says why a CA is none that identifies a server, or "". One that is nobody
-// else's CA, and names a server, is a self-signed certificate as openssl makes them.
+// unservableCA returns why a CA does not identify a server, or "". A CA that names a server and
+// has signed no other certificate is a self-signed certificate as openssl makes them.
 func (s *pemScan) unservableCA(ca *x509.Certificate) (reason string) {
 	if !ca.IsCA {
 		return ""

@@ -15,12 +15,12 @@ import (
 	"time"
 )
 
-// selfSignedValidity is how long a certificate of SelfSigned is valid: it serves a
-// demonstration, not a year in production.
+// selfSignedValidity is the lifetime of a certificate of SelfSigned. It is short, because such
+// a certificate is for demonstrations.
 const selfSignedValidity = 30 * 24 * time.Hour
 
-// SelfSigned makes a P-256 certificate for names (host names or IP addresses)
-// that is its own authority.
+// SelfSigned returns a P-256 certificate for names (host names or IP addresses) that is its own
+// CA.
 func SelfSigned(names ...string) (tls.Certificate, error) {
 	cert, key, err := SelfSignedPEM(names...)
 	if err != nil {
@@ -29,8 +29,8 @@ func SelfSigned(names ...string) (tls.Certificate, error) {
 	return tls.X509KeyPair(cert, key)
 }
 
-// SelfSignedPEM is SelfSigned as the two PEM files a configuration names. The
-// certificate file also serves clients as the CA to trust.
+// SelfSignedPEM is SelfSigned in the form of two PEM files. Clients can use the certificate
+// file as their CA.
 func SelfSignedPEM(names ...string) (cert, key []byte, err error) {
 	if len(names) == 0 {
 		return nil, nil, errors.New("self-signed certificate: no name to make it for")

@@ -16,8 +16,8 @@ import (
 type ServerConfig struct {
 	MinVersion   string      // "1.2" (also "") or "1.3"
 	Certificates []CertFiles // chosen by SNI; the first is the default
-	Directory    string      // whose pairs come behind Certificates; "" is none
-	ClientCA     string      // PEM file; set: client certificates are asked for and verified
+	Directory    string      // its pairs follow Certificates; "": none
+	ClientCA     string      // PEM file; if set, client certificates are requested and verified
 }
 
 // CertFiles names the files of a certificate chain and its key.
@@ -34,21 +34,20 @@ type Server struct {
 
 	mu sync.Mutex
 	// Guarded by mu.
-	configured []*keyPair // of Certificates, as last good, in their order
+	configured []*keyPair // last good versions of Certificates, in their order
 	dir        *directory // nil without one
-	cas        caPool     // as last good
+	cas        caPool     // last good version
 	expiry     expiryWarner
 }
 
-// Certificate is what an operator wants to know of a served certificate.
+// Certificate describes a certificate in service.
 type Certificate struct {
 	File     string
 	NotAfter time.Time
 }
 
-// NewServer loads every file. An error names the file and the reason; all
-// errors are reported at once. Of a directory only its pairs are needed: what else is
-// wrong there, Unused and Reload say.
+// NewServer loads all files and returns all errors at once, each with the file and the reason.
+// Other problems in a directory with a usable pair are not errors; DirectoryError returns them.
 func NewServer(cfg ServerConfig, log *zap.Logger) (*Server, error) {
 	minVersion, err := parseVersion(cfg.MinVersion)
 	if err != nil {
@@ -85,7 +84,7 @@ func (s *Server) openDirectory() (errs []error) {
 	s.dir = &directory{path: s.cfg.Directory}
 	_, err := s.dir.reload(time.Now())
 	switch {
-	case s.dir.entries == nil && err != nil: // it cannot be listed
+	case s.dir.entries == nil && err != nil: // the directory cannot be listed
 		return []error{err}
 	case len(s.cfg.Certificates)+len(s.dir.pairs) == 0:
 		return append([]error{&FileError{s.cfg.Directory, errors.New("no certificate with its key")}, err}, s.dir.warnings...)
@@ -93,8 +92,7 @@ func (s *Server) openDirectory() (errs []error) {
 	return nil
 }
 
-// DirectoryError says what in the directory could not be used when it was last read; nil when
-// all was well.
+// DirectoryError returns the error of the last reload of the directory; nil if there was none.
 func (s *Server) DirectoryError() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -104,11 +102,11 @@ func (s *Server) DirectoryError() error {
 	return s.dir.lastErr
 }
 
-// Config is the configuration for a connection that begins now. All
-// connections of a generation share it.
+// Config returns the configuration for a new connection. All connections of a generation share
+// it.
 func (s *Server) Config() *tls.Config { return s.current.Load() }
 
-// Certificates lists what is being served.
+// Certificates returns the certificates in service.
 func (s *Server) Certificates() []Certificate {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -123,7 +121,7 @@ func describeCertificates(pairs []*keyPair) []Certificate {
 	return list
 }
 
-// Files gives the files that Reload reads, and the directories whose entries matter.
+// Files returns the files that Reload reads, and the directories whose entries matter.
 func (s *Server) Files() (files []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -139,8 +137,8 @@ func (s *Server) Files() (files []string) {
 	return files
 }
 
-// pairs is everything that is served, the default first. A certificate that is
-// configured by itself is not there again out of the directory.
+// pairs returns all pairs in service, the default first. A configured certificate that is also
+// in the directory is returned once.
 func (s *Server) pairs() []*keyPair {
 	all := slices.Clone(s.configured)
 	if s.dir == nil {
@@ -154,9 +152,8 @@ func (s *Server) pairs() []*keyPair {
 	return all
 }
 
-// Reload reads the files again. What cannot be used is named in the error and
-// the last good version of it stays in service; the rest is taken over. It
-// reports whether a new generation was made.
+// Reload reads the files again. The error names each unusable file, whose last good version
+// stays in service; all others take effect. It reports whether a new generation was made.
 func (s *Server) Reload() (changed bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -191,8 +188,8 @@ func (s *Server) Reload() (changed bool, err error) {
 	return changed, errors.Join(errs...)
 }
 
-// checkReplacement refuses a new certificate that nobody would accept in place of one
-// that is still good. One expired certificate may replace another.
+// checkReplacement refuses an expired or not yet valid certificate in place of a valid one. One
+// expired certificate may replace another.
 func checkReplacement(old, p *keyPair) error {
 	now := time.Now()
 	if p.checksum == old.checksum || p.isValid(now) || !old.isValid(now) {
@@ -202,19 +199,19 @@ func checkReplacement(old, p *keyPair) error {
 		p.cert.Leaf.NotBefore.UTC().Format(time.RFC3339), p.cert.Leaf.NotAfter.UTC().Format(time.RFC3339))
 }
 
-// rebuildConfig makes the next generation from what was loaded; mu is held. A new
-// tls.Config has new ticket keys, so a session that was accepted under other
-// client CAs cannot be resumed into this generation.
+// rebuildConfig makes the next generation from the loaded files; the caller holds mu. A new
+// tls.Config has new ticket keys, so a session accepted under other client CAs cannot be
+// resumed in this generation.
 func (s *Server) rebuildConfig() {
 	names := newNameTable(s.pairs())
 	cfg := &tls.Config{
 		MinVersion:     s.minVersion,
 		GetCertificate: names.getCertificate,
-		// Asked in every handshake, also in one that resumes and serves nothing: the
-		// session is of this generation, because the ticket keys are.
+		// Called in every handshake, also in a resumed one that sends no certificate. The
+		// ticket keys ensure that the resumed session is of this generation.
 		GetConfigForClient: names.recordServed,
 		NextProtos:         []string{IMAP},
-		// Small first records help web pages, not mail: bulk goes out in full ones.
+		// Small first records help web pages, not mail: bulk data is sent in full records.
 		DynamicRecordSizingDisabled: true,
 	}
 	if s.cas.pool != nil {

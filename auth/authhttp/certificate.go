@@ -13,9 +13,9 @@ import (
 	"unicode/utf16"
 )
 
-// addTLS says how the client's connection is protected and, where clients are
-// asked for certificates, whose it showed. A certificate that does not verify
-// ends the handshake, so nginx's FAILED never happens.
+// addTLS adds how the client's connection is protected and, if clients are asked for
+// certificates, the client's certificate. A certificate that does not verify ends the
+// handshake, so nginx's FAILED never occurs.
 func (a *Client) addTLS(h http.Header, state *tls.ConnectionState) {
 	h["Auth-SSL"] = []string{"on"}
 	h["Auth-SSL-Protocol"] = []string{formatVersion(state.Version)}
@@ -42,13 +42,13 @@ func encodePEM(cert *x509.Certificate) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}))
 }
 
-// formatVersion is OpenSSL's.
+// formatVersion returns OpenSSL's name of a version.
 func formatVersion(version uint16) string {
 	return strings.Replace(strings.Replace(tls.VersionName(version), "TLS ", "TLSv", 1), "v1.0", "v1", 1)
 }
 
-// cipherNames are OpenSSL's names where they are not the registered ones, which
-// Go has: before TLS 1.3. Constant.
+// cipherNames maps the cipher suites before TLS 1.3 whose OpenSSL name differs from the
+// registered one, which Go has. Constant.
 var cipherNames = map[uint16]string{
 	tls.TLS_RSA_WITH_RC4_128_SHA:                      "RC4-SHA",
 	tls.TLS_RSA_WITH_3DES_EDE_CBC_SHA:                 "DES-CBC3-SHA",
@@ -81,7 +81,7 @@ func formatCipher(id uint16) string {
 	return tls.CipherSuiteName(id)
 }
 
-// attributeNames are OpenSSL's short names. Constant.
+// attributeNames maps object identifiers to OpenSSL's short names. Constant.
 var attributeNames = map[string]string{
 	"2.5.4.3": "CN", "2.5.4.4": "SN", "2.5.4.5": "serialNumber", "2.5.4.6": "C", "2.5.4.7": "L", "2.5.4.8": "ST",
 	"2.5.4.9": "street", "2.5.4.10": "O", "2.5.4.11": "OU", "2.5.4.12": "title", "2.5.4.13": "description",
@@ -93,18 +93,19 @@ var attributeNames = map[string]string{
 	"0.9.2342.19200300.100.1.25": "DC",
 }
 
-// The suffix tells encoding/asn1 that it is a SET.
+// attributeSET is one relative distinguished name. encoding/asn1 recognizes a SET by the
+// suffix.
 type attributeSET []struct {
 	Type  asn1.ObjectIdentifier
 	Value asn1.RawValue
 }
 
-// formatDN writes a distinguished name as nginx does, which is OpenSSL's form of RFC
-// 2253: the last part first, everything beyond ASCII as \XX.
+// formatDN formats a distinguished name as nginx does, in OpenSSL's form of RFC 2253: the last
+// part first, bytes beyond ASCII as \XX.
 func formatDN(raw []byte) string {
 	var name []attributeSET
 	if rest, err := asn1.Unmarshal(raw, &name); err != nil || len(rest) > 0 {
-		return "" // crypto/x509 has parsed it, so this cannot happen
+		return "" // cannot happen: crypto/x509 has parsed it
 	}
 	var parts []string
 	for _, set := range slices.Backward(name) {
@@ -129,12 +130,12 @@ func formatAttribute(oid string, value asn1.RawValue) string {
 	return name + "=" + escapeDN(text)
 }
 
-// decodeString is a string of a certificate in UTF-8.
+// decodeString returns a string of a certificate in UTF-8.
 func decodeString(v asn1.RawValue) (text string, ok bool) {
 	switch v.Tag {
 	case asn1.TagUTF8String, asn1.TagPrintableString, asn1.TagIA5String, asn1.TagNumericString:
 		return string(v.Bytes), true
-	case asn1.TagT61String: // OpenSSL takes it for Latin-1
+	case asn1.TagT61String: // OpenSSL reads it as Latin-1
 		runes := make([]rune, len(v.Bytes))
 		for i, c := range v.Bytes {
 			runes[i] = rune(c)
@@ -150,7 +151,7 @@ func decodeString(v asn1.RawValue) (text string, ok bool) {
 	return "", false
 }
 
-// escapeDN follows RFC 2253 §2.4.
+// escapeDN escapes a value as in RFC 2253 §2.4.
 func escapeDN(s string) string {
 	var b strings.Builder
 	for i := range len(s) {

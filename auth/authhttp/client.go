@@ -1,10 +1,10 @@
-// Package authhttp asks an auth server over HTTP whether a login is right and
-// where the user's mailbox lives, in the protocol of nginx's mail proxy
-// (auth_http), so that a server written for nginx keeps working.
+// Package authhttp verifies logins with an HTTP auth server, which also returns the backend of
+// the user's mailbox. The protocol is that of nginx's mail proxy (auth_http), so that a server
+// written for nginx works unchanged.
 //
-// It does not know IMAP, the gateway's backends, or what is done with an answer:
-// whether the address in it may be connected to is for its caller to say. An
-// Asker owns the HTTP connections to the auth servers.
+// The package does not know IMAP or the gateway's backends. Its caller decides whether the
+// address in a response may be connected to. A Client owns the HTTP connections to the auth
+// servers.
 package authhttp
 
 import (
@@ -28,40 +28,40 @@ import (
 )
 
 var (
-	// ErrDenied: an auth server has refused the login. The error is a *Denial.
+	// ErrDenied means that an auth server refused the login. The error is a *Denial.
 	ErrDenied = errors.New("the auth server refuses the login")
-	// ErrUnavailable: no auth server gave an answer that can be used.
+	// ErrUnavailable means that no auth server sent a usable response.
 	ErrUnavailable = errors.New("no auth server gave a usable answer")
-	// ErrNoResponse comes wrapped with ErrUnavailable: an auth server was sent the
-	// question, so that no answer may be one to a wrong password.
-	ErrNoResponse = errors.New("an auth server was asked")
+	// ErrNoResponse is wrapped together with ErrUnavailable if an auth server may have received
+	// the request. The missing response may be one to a wrong password.
+	ErrNoResponse = errors.New("an auth server was sent the request")
 )
 
-// MaxURLs bounds the auth servers of one Asker.
+// MaxURLs bounds the auth servers of one Client.
 const MaxURLs = 16
 
 const (
 	defaultTimeout = 5 * time.Second
-	maxHeader      = 8 << 10  // bytes of a response before its body; nginx reads 1 KiB
-	maxBody        = 64 << 10 // bytes of a response's body that are thrown away to keep the connection
-	maxConns       = 128      // connections to one auth server; more questions wait
-	maxIdleConns   = 32       // of these, kept while nobody asks
+	maxHeader      = 8 << 10  // bytes of a response's header; nginx reads 1 KiB
+	maxBody        = 64 << 10 // bytes of a response's body discarded to reuse the connection
+	maxConns       = 128      // connections to one auth server; further requests wait
+	maxIdleConns   = 32       // idle connections kept to one auth server
 	idleTimeout    = 55 * time.Second
-	maxRetries     = 3                      // times a question is asked again because of WAIT
-	discardTimeout = 250 * time.Millisecond // for a body that nobody needs
+	maxRetries     = 3                      // retries of a request after WAIT
+	discardTimeout = 250 * time.Millisecond // time to discard a body
 )
 
-// Config says whom to ask, and how.
+// Config lists the auth servers and the contents of a request.
 type Config struct {
-	URLs           []string                   // http or https; asked in this order
-	Timeout        time.Duration              // for the answer of one of them; 0 is 5 s
-	Headers        map[string]identity.Secret // sent with every question
+	URLs           []string                   // http or https, in the order in which they are asked
+	Timeout        time.Duration              // for one server's response; 0 is 5 s
+	Headers        map[string]identity.Secret // sent with every request
 	TLS            func() *tls.Config         // for https connections that begin now; nil trusts the system's roots
-	ClientCerts    bool                       // clients are asked for certificates, so each question says whether there was one
-	PassClientCert bool                       // a client's certificate is sent too
+	ClientCerts    bool                       // clients are asked for certificates, so requests report whether there was one
+	PassClientCert bool                       // requests include the client's certificate
 }
 
-// Client asks auth servers. It is safe for concurrent use.
+// Client sends requests to auth servers. It is safe for concurrent use.
 type Client struct {
 	// Set once.
 	servers            []*endpoint
@@ -77,11 +77,11 @@ type Client struct {
 type endpoint struct {
 	// Set once.
 	url     *url.URL
-	host    string // of the Host header: as nginx, without a port
+	host    string // of the Host header: like nginx, without a port
 	breaker *breaker.Monitor
 }
 
-// New makes an Asker. It connects to nobody yet.
+// New returns a Client. It does not connect yet.
 func New(cfg Config, log *zap.Logger) (*Client, error) {
 	if len(cfg.URLs) == 0 || len(cfg.URLs) > MaxURLs {
 		return nil, fmt.Errorf("auth servers: 1 to %d are needed, not %d", MaxURLs, len(cfg.URLs))
@@ -102,13 +102,13 @@ func New(cfg Config, log *zap.Logger) (*Client, error) {
 			return nil, fmt.Errorf("auth server: header %q %w", name, err)
 		}
 	}
-	// RoundTrip of a transport, not a http.Client: no redirects, no cookies, and
+	// A transport's RoundTrip instead of an http.Client: no redirects, no cookies, and
 	// no proxy from the environment.
 	a.transport = tlsconf.NewTransport(cfg.TLS, a.newTransport)
 	return a, nil
 }
 
-// newTransport makes what questions go through.
+// newTransport returns the transport for one TLS configuration.
 func (a *Client) newTransport(cfg *tls.Config) *http.Transport {
 	return &http.Transport{
 		DialContext:            (&net.Dialer{Timeout: a.timeout}).DialContext,
@@ -142,7 +142,7 @@ func (a *Client) newServer(raw string) (*endpoint, error) {
 	return s, nil
 }
 
-// ParseURL reads the URL of an auth server. A password in it is refused: it
+// ParseURL parses the URL of an auth server. It refuses a password in the URL: a password
 // belongs into a header, whose value can be read from a file.
 func ParseURL(raw string) (*url.URL, error) {
 	u, err := url.Parse(raw)
@@ -157,12 +157,12 @@ func ParseURL(raw string) (*url.URL, error) {
 	return u, nil
 }
 
-// Close gives idle connections up. Questions under way go on.
+// Close closes idle connections. Requests in flight continue.
 func (a *Client) Close() { a.transport.CloseIdleConnections() }
 
-// Authenticate asks about one login. The error is ErrDenied (a *Denial) or ErrUnavailable,
-// wrapped. It ends with ctx, or when each server had its time-out, after up to
-// three delays that a server may ask for.
+// Authenticate verifies one login. The error is a *Denial or wraps ErrUnavailable. It returns
+// when ctx is done, or when each server has used its timeout, after up to three delays that a
+// server may ask for.
 func (a *Client) Authenticate(ctx context.Context, req Request) (Response, error) {
 	header := a.newHeader(req)
 	for range 1 + maxRetries {
@@ -175,12 +175,12 @@ func (a *Client) Authenticate(ctx context.Context, req Request) (Response, error
 		case r.retryAfter == 0:
 			return r.response, nil
 		}
-		// As nginx: after WAIT the same question is asked again.
+		// Like nginx, it repeats the request after WAIT.
 		if err := sleep(ctx, r.retryAfter); err != nil {
-			return Response{}, fmt.Errorf("%w: %w: told to wait: %w", ErrUnavailable, ErrNoResponse, err)
+			return Response{}, fmt.Errorf("%w: %w: the server asked to wait: %w", ErrUnavailable, ErrNoResponse, err)
 		}
 	}
-	return Response{}, fmt.Errorf("%w: %w: told to wait %d times", ErrUnavailable, ErrNoResponse, 1+maxRetries)
+	return Response{}, fmt.Errorf("%w: %w: the server asked to wait %d times", ErrUnavailable, ErrNoResponse, 1+maxRetries)
 }
 
 func sleep(ctx context.Context, d time.Duration) error {
@@ -194,9 +194,9 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// tryServers asks the servers in order until one has given a usable answer. A server
-// that has failed again and again is left out. Where all are, and one is being tried,
-// its outcome is waited for, as long as for one answer.
+// tryServers sends a request to the servers in order until one returns a usable response. It
+// skips servers whose circuit breaker is open. If all are, and one is being probed, it waits
+// for the outcome, up to the timeout of one request.
 func (a *Client) tryServers(ctx context.Context, header http.Header) (result, error) {
 	r, err := a.firstResult(ctx, header, func(s *endpoint) bool { return s.breaker.Allow(ctx) })
 	if errors.Is(err, errBreakersOpen) {
@@ -210,9 +210,10 @@ func (a *Client) tryServers(ctx context.Context, header http.Header) (result, er
 	return r, nil
 }
 
-var errBreakersOpen = errors.New("all are left alone for a moment after failures")
+var errBreakersOpen = errors.New("the circuit breakers of all auth servers are open after failures")
 
-// firstResult is the first usable answer of those servers that are ready. errBreakersOpen: none is.
+// firstResult returns the first usable response of the servers that are ready, or
+// errBreakersOpen if there are none.
 func (a *Client) firstResult(ctx context.Context, header http.Header, isReady func(*endpoint) bool) (result, error) {
 	err, wasSent := errBreakersOpen, false
 	for _, s := range a.servers {
@@ -235,8 +236,8 @@ func (a *Client) firstResult(ctx context.Context, header http.Header, isReady fu
 	return result{}, err
 }
 
-// query asks one server. For the breaker every HTTP response is an answer: one
-// user's broken record must not keep the others from being asked about.
+// query sends a request to one server. For the breaker every HTTP response is a success: one
+// user's broken record must not block requests about others.
 func (a *Client) query(ctx context.Context, s *endpoint, header http.Header) (result, error) {
 	queryCtx, cancel := context.WithTimeout(ctx, a.timeout)
 	defer cancel()
@@ -256,11 +257,11 @@ func (a *Client) query(ctx context.Context, s *endpoint, header http.Header) (re
 	return r, err
 }
 
-// sendRequest puts a question to one server. The error has ErrNoResponse when the server may
-// have seen it.
+// sendRequest sends a request to one server. The error wraps ErrNoResponse if the server may
+// have received it.
 func (a *Client) sendRequest(ctx context.Context, s *endpoint, header http.Header) (*http.Response, error) {
 	httpReq := &http.Request{Method: http.MethodGet, URL: s.url, Host: s.host, Header: header}
-	var isSent atomic.Bool // RoundTrip writes in a goroutine of its own
+	var isSent atomic.Bool // RoundTrip writes in a separate goroutine
 	traceCtx := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: func() { isSent.Store(true) }})
 	resp, err := a.transport.RoundTrip(httpReq.WithContext(traceCtx))
 	if err == nil {
@@ -273,8 +274,8 @@ func (a *Client) sendRequest(ctx context.Context, s *endpoint, header http.Heade
 	return nil, err
 }
 
-// probeServer is the gateway's own question to a server: about nobody, with the method
-// by which nginx asks where there is no login.
+// probeServer sends the gateway's own request to a server: without a user, and with the method
+// that nginx uses where there is no login.
 func (a *Client) probeServer(ctx context.Context, s *endpoint) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -285,19 +286,19 @@ func (a *Client) probeServer(ctx context.Context, s *endpoint) error {
 	return err
 }
 
-// discardBody throws a body away. Reading it to its end keeps the connection for the
-// next question; a body that is long or slow is not worth that.
+// discardBody reads a body to its end, so that the connection can be reused for the next
+// request. It closes the connection if the body is long or slow.
 func discardBody(resp *http.Response, cancel context.CancelFunc) {
 	if !resp.Close {
 		timer := time.AfterFunc(discardTimeout, cancel)
 		defer timer.Stop()
-		_, _ = io.CopyN(io.Discard, resp.Body, maxBody) // whatever happens, the answer is known
+		_, _ = io.CopyN(io.Discard, resp.Body, maxBody) // an error does not matter: the response is known
 	}
 	_ = resp.Body.Close()
 }
 
-// sanitizeError is why there was no response, without a word of the server's: it might
-// have sent our question back, which has the password in it.
+// sanitizeError returns why there was no response, without any text of the server: the server
+// may have echoed the request, which contains the password.
 func sanitizeError(err error) error {
 	var (
 		netErr    *net.OpError
@@ -317,9 +318,9 @@ func sanitizeError(err error) error {
 	case errors.As(err, &verifyErr):
 		return verifyErr
 	case errors.As(err, &recordErr):
-		return errors.New("it does not speak TLS")
+		return errors.New("the server does not speak TLS")
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return io.ErrUnexpectedEOF
 	}
-	return errors.New("the answer is not HTTP, or too long")
+	return errors.New("the response is not HTTP, or is too long")
 }

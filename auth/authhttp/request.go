@@ -12,31 +12,31 @@ import (
 	"imapgate/internal/identity"
 )
 
-// How a client logs in, in nginx's words. The LOGIN command and the mechanisms
-// PLAIN and LOGIN are all plain.
+// Values of Auth-Method, in nginx's terms. The LOGIN command and the mechanisms PLAIN and LOGIN
+// are all plain.
 const (
 	MethodPlain    = "plain"
 	MethodExternal = "external"
-	methodNone     = "none" // in the gateway's own question
+	methodNone     = "none" // in the gateway's own probes
 )
 
-// Request is what an auth server is told of a login.
+// Request describes a login to an auth server.
 type Request struct {
-	Method      string // Plain or External
+	Method      string // MethodPlain or MethodExternal
 	User        string
-	Password    identity.Secret // zero with External
-	Attempt     int             // of this connection, from 1
+	Password    identity.Secret // zero with MethodExternal
+	Attempt     int             // 1-based, of this connection
 	ClientAddr  netip.Addr
 	ProxyHeader *ProxyHeader         // nil without a PROXY header
 	TLS         *tls.ConnectionState // nil in the clear
 }
 
-// ProxyHeader is what a PROXY header says: who connected to the balancer, and to which
-// of its addresses.
+// ProxyHeader holds the addresses of a PROXY header: of the client, and of the balancer that it
+// connected to.
 type ProxyHeader struct{ Source, Server netip.AddrPort }
 
-// newHeader is the question as nginx writes it, but for the order, which is
-// net/http's. Names are put in as they are: Set would write Client-Ip.
+// newHeader returns the header of a request as nginx writes it, except for the order, which is
+// net/http's. It assigns names directly, because Set would write Client-Ip.
 func (a *Client) newHeader(req Request) http.Header {
 	h := make(http.Header)
 	for name, value := range a.headers {
@@ -49,7 +49,7 @@ func (a *Client) newHeader(req Request) http.Header {
 		"Auth-Protocol":      "imap",
 		"Auth-Login-Attempt": strconv.Itoa(req.Attempt),
 		"Client-IP":          formatAddr(req.ClientAddr),
-		"User-Agent":         "", // net/http leaves it out
+		"User-Agent":         "", // keeps net/http from sending one
 	} {
 		h[name] = []string{value}
 	}
@@ -65,8 +65,8 @@ func (a *Client) newHeader(req Request) http.Header {
 	return h
 }
 
-// formatAddr is an address as nginx writes it: an IPv4 client of a socket for both
-// families is an IPv4 client, and zones mean nothing elsewhere.
+// formatAddr formats an address as nginx does: without a zone, and with an IPv4-mapped address
+// as IPv4.
 func formatAddr(addr netip.Addr) string {
 	if !addr.IsValid() {
 		return ""
@@ -75,8 +75,7 @@ func formatAddr(addr netip.Addr) string {
 }
 
 // escapeHeader is nginx's NGX_ESCAPE_MAIL_AUTH: controls, space and % as %XX, all else
-// as it is. net/http refuses to send DEL, so that is escaped as well; who
-// decodes the one decodes the other.
+// unchanged. It also escapes DEL, which net/http refuses to send; the same decoder handles it.
 func escapeHeader(s string) string {
 	const hex = "0123456789ABCDEF"
 	var b strings.Builder
@@ -90,8 +89,8 @@ func escapeHeader(s string) string {
 	return b.String()
 }
 
-// CheckHeader says what is wrong with a header that an operator wants to be
-// sent: a name of the protocol's or of HTTP's own, or a value of two lines.
+// CheckHeader returns an error for a header that an operator may not configure: a name of the
+// protocol or of HTTP itself, or a value with control characters.
 func CheckHeader(name, value string) error {
 	reserved := slices.ContainsFunc([]string{
 		"Auth-Method", "Auth-User", "Auth-Pass", "Auth-Salt", "Auth-Protocol", "Auth-Login-Attempt", "Client-IP", "Client-Host",

@@ -13,72 +13,71 @@ import (
 )
 
 const (
-	maxDelay    = 30 * time.Second // a server cannot hold a client up for longer at a time
+	maxDelay    = 30 * time.Second // bound of one delay that a server asks for
 	maxOverride = 1024             // bytes of Auth-User and Auth-Pass
 )
 
-// Response is what an auth server says of a login that is right.
+// Response is an auth server's result for an accepted login.
 type Response struct {
-	BackendAddr netip.AddrPort  // the backend; not valid when the server named none
+	BackendAddr netip.AddrPort  // the backend; invalid if the server named none
 	LoginName   string          // for the login at the backend; "" is the client's own
 	Password    identity.Secret // for the login at the backend; zero is the client's own
 }
 
-// Denial is an auth server's refusal. The reason that the server gives is kept
-// nowhere: it may repeat the password.
+// Denial is an auth server's refusal. The server's reason is dropped: it may repeat the
+// password.
 type Denial struct {
-	Delay time.Duration // until the client may be told; at most 30 s
+	Delay time.Duration // before the reply to the client; at most 30 s
 }
 
 func (d *Denial) Error() string { return ErrDenied.Error() }
 
-// Unwrap is ErrDenied.
+// Unwrap returns ErrDenied.
 func (d *Denial) Unwrap() error { return ErrDenied }
 
-// result is one of three: a denial, a time after which to ask again, an answer.
+// result is one of three: a denial, a delay before the next request, or a response.
 type result struct {
 	denial     *Denial
-	retryAfter time.Duration // 0: it is an answer
+	retryAfter time.Duration // 0: there is a response
 	response   Response
 }
 
-// parseHeader makes sense of a response. As nginx, it looks at the header alone, not at
-// the status line. Unlike nginx, it takes no answer for a yes that does not say
-// so, and none that says something twice.
+// parseHeader parses a response. Like nginx, it reads the header alone and not the status line.
+// Unlike nginx, it accepts a login only with an explicit status, and refuses duplicate fields.
 func parseHeader(h http.Header) (result, error) {
 	for _, name := range []string{"Auth-Status", "Auth-Server", "Auth-Port", "Auth-User", "Auth-Pass", "Auth-Wait"} {
 		if len(h[name]) > 1 {
-			return result{}, fmt.Errorf("the answer has %s twice", name)
+			return result{}, fmt.Errorf("the response has %s twice", name)
 		}
 	}
 	delay := parseWait(h.Get("Auth-Wait"))
 	switch h.Get("Auth-Status") {
 	case "":
-		return result{}, errors.New("the answer has no Auth-Status")
+		return result{}, errors.New("the response has no Auth-Status")
 	case "OK":
 		resp, err := parseAccepted(h)
 		return result{response: resp}, err
 	case "WAIT":
-		return result{retryAfter: max(delay, time.Second)}, nil // nginx would ask again and again without a pause
+		return result{retryAfter: max(delay, time.Second)}, nil // nginx would retry without a pause
 	default:
 		return result{denial: &Denial{Delay: delay}}, nil
 	}
 }
 
-// parseWait is the time in Auth-Wait, in seconds. As nginx, what is no number is
-// no wait.
+// parseWait returns the delay in Auth-Wait, which is in seconds. Like nginx, it treats an
+// invalid number as no delay.
 func parseWait(text string) time.Duration {
 	if text == "" || strings.Trim(text, "0123456789") != "" {
 		return 0
 	}
 	seconds, err := strconv.ParseUint(text, 10, 32)
 	if err != nil || seconds > uint64(maxDelay/time.Second) {
-		return maxDelay // only too long a number is left
+		return maxDelay // only a number that is too long remains
 	}
 	return time.Duration(seconds) * time.Second
 }
 
-// parseAccepted reads the rest of an answer with the status OK.
+// parseAccepted parses the rest of a response with the status OK.
 func parseAccepted(h http.Header) (resp Response, err error) {
 	if resp.BackendAddr, err = parseServer(h.Get("Auth-Server"), h.Get("Auth-Port")); err != nil {
 		return Response{}, err
@@ -96,8 +95,8 @@ func parseAccepted(h http.Header) (resp Response, err error) {
 	return resp, nil
 }
 
-// parseServer is where the user's mailbox lives. Errors repeat nothing of the answer. No name is resolved here, so no
-// resolver decides where a password goes.
+// parseServer returns the address of the user's backend. Its errors quote nothing of the
+// response. It resolves no names, so that no resolver decides which server receives a password.
 func parseServer(server, port string) (netip.AddrPort, error) {
 	if server == "" && port == "" {
 		return netip.AddrPort{}, nil
@@ -113,9 +112,9 @@ func parseServer(server, port string) (netip.AddrPort, error) {
 	return netip.AddrPortFrom(addr.Unmap(), uint16(n)), nil
 }
 
-// parseOverride is a name or a password that replaces the client's, or "". It comes
-// without escapes, as nginx reads it; with a control character in it a backend
-// might take it for more than one word.
+// parseOverride returns the name or password that replaces the client's, or "". The value has
+// no escapes, as with nginx. Control characters are refused, because a backend might split the
+// value at them.
 func parseOverride(h http.Header, name string) (string, error) {
 	if len(h[name]) == 0 {
 		return "", nil

@@ -8,11 +8,11 @@ import (
 	"time"
 )
 
-// claims are what a token, or the provider, says. A map and not a struct:
-// encoding/json would take EXP for exp.
+// claims are the claims of a token, or of an introspection response. It is a map and not a
+// struct, because encoding/json would match EXP to exp.
 type claims map[string]json.RawMessage
 
-// stringClaim is a claim that is a string; "" when it is missing or none.
+// stringClaim returns a claim that is a string; "" if it is missing or not a string.
 func (c claims) stringClaim(name string) string {
 	var s string
 	if json.Unmarshal(c[name], &s) != nil {
@@ -21,7 +21,7 @@ func (c claims) stringClaim(name string) string {
 	return s
 }
 
-// stringsClaim is a claim that is a string or an array of strings, as aud may be.
+// stringsClaim returns a claim that is a string or an array of strings, as aud may be.
 func (c claims) stringsClaim(name string) []string {
 	if s := c.stringClaim(name); s != "" {
 		return []string{s}
@@ -33,7 +33,7 @@ func (c claims) stringsClaim(name string) []string {
 	return list
 }
 
-// boolClaim is a claim that is true or false; some providers write it as a string.
+// boolClaim returns a claim that is a boolean. Some providers write it as a string.
 func (c claims) boolClaim(name string) bool {
 	var b bool
 	if json.Unmarshal(c[name], &b) != nil {
@@ -45,7 +45,8 @@ func (c claims) boolClaim(name string) bool {
 // maxDate bounds a NumericDate: the year 9999.
 const maxDate = 253402300799
 
-// dateClaim is a NumericDate (RFC 7519 §2). There and wrong is not ok.
+// dateClaim returns a NumericDate (RFC 7519 §2); zero if it is missing. An invalid one is not
+// ok.
 func (c claims) dateClaim(name string) (at time.Time, ok bool) {
 	if !c.has(name) {
 		return time.Time{}, true
@@ -62,10 +63,10 @@ func (c claims) has(name string) bool {
 	return there && string(v) != "null"
 }
 
-// claimRules are what a token's claims must satisfy.
+// claimRules are the requirements for the claims of a token.
 type claimRules struct {
 	// Set once.
-	issuer            string // "": the claims come from the provider itself
+	issuer            string // "": the claims come from an introspection
 	audience          []string
 	authorizedParties []string
 	usernameClaim     string
@@ -79,7 +80,7 @@ func (c Config) newRules() claimRules {
 	}
 }
 
-// checkClaims is whom the claims name, if they satisfy the rules.
+// checkClaims returns the subject of claims that satisfy the rules.
 func (r claimRules) checkClaims(c claims, now time.Time) (Subject, error) {
 	subject, err := checkLifetime(c, now)
 	switch {
@@ -95,21 +96,21 @@ func (r claimRules) checkClaims(c claims, now time.Time) (Subject, error) {
 		return Subject{}, invalidToken("given to another client")
 	case r.scope != "" && !slices.Contains(c.scopes(), r.scope):
 		return Subject{}, invalidToken("without the scope")
-	case c.has("cnf"): // RFC 7800: whoever brings it must prove that it is theirs, and nobody can here
+	case c.has("cnf"): // RFC 7800: its bearer must prove possession of a key, which SASL cannot carry
 		return Subject{}, invalidToken("bound to a key")
 	}
 	if subject.Name = c.stringClaim(r.usernameClaim); subject.Name == "" {
 		return Subject{}, invalidToken("without the user's name")
 	}
-	// Where users may change their address themselves, an unverified one is
-	// whatever they like: somebody else's.
+	// Where users can change their own address, an unverified one may belong
+	// to another user.
 	if r.usernameClaim == "email" && c.has("email_verified") && !c.boolClaim("email_verified") {
 		return Subject{}, invalidToken("the address is not verified")
 	}
 	return subject, nil
 }
 
-// checkLifetime is the part of the rules that every source of claims has to satisfy.
+// checkLifetime checks the rules that apply to claims from any source.
 func checkLifetime(c claims, now time.Time) (Subject, error) {
 	expires, ok := c.dateClaim("exp")
 	if !ok || !expires.IsZero() && !now.Before(expires.Add(Leeway)) {
@@ -122,14 +123,14 @@ func checkLifetime(c claims, now time.Time) (Subject, error) {
 	return Subject{Expires: expires}, nil
 }
 
-// authorizedParty is the client that the token was given to: azp in OpenID Connect,
+// authorizedParty returns the client that the token was issued to: azp in OpenID Connect,
 // client_id in RFC 9068 and RFC 7662.
 func (c claims) authorizedParty() string {
 	return cmp.Or(c.stringClaim("azp"), c.stringClaim("client_id"))
 }
 
-// scopes are separated by spaces in scope (RFC 6749 §3.3); two big providers
-// call them scp, and one of those has an array.
+// scopes returns the scopes, which are separated by spaces in scope (RFC 6749 §3.3). Two big
+// providers use scp instead, one of them as an array.
 func (c claims) scopes() []string {
 	var all []string
 	for _, s := range append(c.stringsClaim("scope"), c.stringsClaim("scp")...) {

@@ -19,22 +19,23 @@ import (
 )
 
 const (
-	// requestTimeout bounds one question to the provider, from connecting to the last
-	// byte of the answer.
+	// requestTimeout bounds one request to the provider, from connecting to the last byte of
+	// the response.
 	requestTimeout = 5 * time.Second
-	// maxDocument bounds what is read of a document, maxResponse of an introspection.
+	// maxDocument bounds a document in bytes, maxResponse an introspection response.
 	maxDocument = 1 << 20
 	maxResponse = 64 << 10
-	// maxConns to one host; questions beyond it wait, within their requestTimeout.
+	// maxConns bounds the connections to one host. Further requests wait within their
+	// requestTimeout.
 	maxConns = 32
-	// maxReason bounds a reason in a log, in bytes: it may hold the provider's words.
+	// maxReason bounds a reason in a log, in bytes: it may contain text of the provider.
 	maxReason = 200
 )
 
-// boundedTransport reads no more than maxDocument of any answer, whoever reads it.
+// boundedTransport reads no more than maxDocument of any response body.
 type boundedTransport struct{ http.RoundTripper }
 
-// newTransport makes what all questions go through. TLS is always verified.
+// newTransport returns the transport of all requests. TLS certificates are always verified.
 func newTransport(tlsConfig func() *tls.Config) boundedTransport {
 	return boundedTransport{tlsconf.NewTransport(tlsConfig, func(cfg *tls.Config) *http.Transport {
 		return &http.Transport{
@@ -50,34 +51,34 @@ func newTransport(tlsConfig func() *tls.Config) boundedTransport {
 }
 
 // RoundTrip implements http.RoundTripper.
-func (b boundedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
-	res, err := b.RoundTripper.RoundTrip(r)
+func (t boundedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	res, err := t.RoundTripper.RoundTrip(r)
 	if err == nil {
 		res.Body = http.MaxBytesReader(nil, res.Body, maxDocument)
 	}
 	return res, err
 }
 
-// redirectToSameHost is the redirect policy of documents: whoever answers in the
-// provider's name is the provider.
+// redirectToSameHost is the redirect policy for documents: at most three redirects, all to the
+// scheme and host of the first request.
 func redirectToSameHost(next *http.Request, via []*http.Request) error {
 	if first := via[0].URL; len(via) > 3 || next.URL.Scheme != first.Scheme || next.URL.Host != first.Host {
-		return errors.New("redirected elsewhere")
+		return errors.New("redirected to another host, or too often")
 	}
 	return nil
 }
 
-// refuseRedirect is the redirect policy of an introspection, which has a token in it.
+// refuseRedirect is the redirect policy for introspection, whose request contains a token.
 func refuseRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
-// noResponse is why there was no HTTP response at all.
+// noResponse is the reason why there was no HTTP response at all.
 type noResponse struct{ error }
 
-// Unwrap returns what away made of the reason.
-func (s noResponse) Unwrap() error { return s.error }
+// Unwrap returns the error made by unavailable.
+func (n noResponse) Unwrap() error { return n.error }
 
-// doJSON sends a question and decodes the JSON of a 200 into answer. Without
-// any HTTP response the error is a silence.
+// doJSON sends a request and decodes the JSON of a 200 into answer. Without any HTTP response
+// the error is a noResponse.
 func doJSON(client *http.Client, req *http.Request, answer any, limit int64) error {
 	req.Header.Set("Accept", "application/json")
 	res, err := client.Do(req)
@@ -96,16 +97,16 @@ func doJSON(client *http.Client, req *http.Request, answer any, limit int64) err
 		return fmt.Errorf("%w: %s answers with more than %d bytes", ErrUnavailable, req.URL.Host, limit)
 	}
 	if json.Unmarshal(body, answer) != nil {
-		return fmt.Errorf("%w: %s answers with something else than was asked for", ErrUnavailable, req.URL.Host)
+		return fmt.Errorf("%w: %s did not answer with the expected JSON", ErrUnavailable, req.URL.Host)
 	}
 	return nil
 }
 
-// statusError is an HTTP response that is not the answer.
+// statusError is an HTTP response with a status other than 200.
 type statusError struct {
 	host       string
 	status     int
-	retryAfter time.Duration // that the provider asks for; 0: none
+	retryAfter time.Duration // delay that the provider asks for; 0: none
 }
 
 // Error implements error.
@@ -113,24 +114,24 @@ func (s *statusError) Error() string {
 	return fmt.Sprintf("%v: %s answers %d", ErrUnavailable, s.host, s.status)
 }
 
-// Unwrap is ErrUnavailable.
+// Unwrap returns ErrUnavailable.
 func (s *statusError) Unwrap() error { return ErrUnavailable }
 
-// parseRetryAfter is the time in Retry-After (RFC 9110 §10.2.3) where it is a number of
-// seconds, at most maxRetryAfter. A date would need the provider's clock.
+// parseRetryAfter returns the delay in Retry-After (RFC 9110 §10.2.3) if it is a number of
+// seconds, at most maxRetryAfter. A date would require the provider's clock.
 func parseRetryAfter(text string) time.Duration {
 	if text == "" || strings.Trim(text, "0123456789") != "" {
 		return 0
 	}
 	seconds, err := strconv.ParseUint(text, 10, 32)
-	if err != nil { // only too long a number is left
+	if err != nil { // only a number that is too long remains
 		return maxRetryAfter
 	}
 	return min(time.Duration(seconds)*time.Second, maxRetryAfter)
 }
 
-// retryDelay is the time for which the provider wants not to be asked again:
-// with 429 (RFC 6585 §4) and 503.
+// retryDelay returns the delay that the provider asks for before the next request: with 429
+// (RFC 6585 §4) and 503.
 func retryDelay(err error) time.Duration {
 	var s *statusError
 	if errors.As(err, &s) && (s.status == http.StatusTooManyRequests || s.status == http.StatusServiceUnavailable) {
@@ -139,8 +140,8 @@ func retryDelay(err error) time.Duration {
 	return 0
 }
 
-// unavailable is why there is no answer. When it was the caller that stopped waiting,
-// its reason can be asked for.
+// unavailable wraps the reason for a missing response. If the caller stopped waiting, errors.Is
+// finds its cause.
 func unavailable(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); errors.Is(cause, context.Canceled) {
 		return fmt.Errorf("%w: %w", ErrUnavailable, cause)
@@ -148,8 +149,8 @@ func unavailable(ctx context.Context, err error) error {
 	return fmt.Errorf("%w: %s", ErrUnavailable, sanitizeText(err))
 }
 
-// sanitizeError is why there was no answer, without a word of the other side's: it might
-// have sent our question back, which has the token in it.
+// sanitizeError returns why there was no response, without any text of the other side: it may
+// have echoed the request, which contains the token.
 func sanitizeError(err error) error {
 	var (
 		timeout   net.Error
@@ -169,10 +170,11 @@ func sanitizeError(err error) error {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return io.ErrUnexpectedEOF
 	}
-	return errors.New("the answer is not HTTP, comes from elsewhere, or is too long")
+	return errors.New("the response is not HTTP, was redirected, or is too long")
 }
 
-// sanitizeText is an error fit for a log: it may hold the words of somebody else.
+// sanitizeText returns an error's text in printable ASCII and bounded, because it may contain
+// text of another host.
 func sanitizeText(err error) string {
 	text := strings.Map(func(r rune) rune {
 		if r < ' ' || r > '~' {
@@ -183,8 +185,8 @@ func sanitizeText(err error) string {
 	return text[:min(len(text), maxReason)]
 }
 
-// CheckURL says whether an address may be asked: tokens, and the keys that make
-// them believed, go over TLS, or do not leave the machine.
+// CheckURL returns an error for a URL that requests may not go to. Tokens, and the keys that
+// verify them, go over TLS or stay on this machine.
 func CheckURL(address string) error {
 	u, err := url.Parse(address)
 	if err != nil || u.Host == "" || u.User != nil || u.Fragment != "" {

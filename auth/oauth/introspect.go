@@ -19,15 +19,14 @@ import (
 )
 
 const (
-	// maxCached bounds the answers that are kept; of about 200 bytes each.
+	// maxCached bounds the cached responses, of about 200 bytes each.
 	maxCached = 50_000
-	// maxBackoffs bounds the tokens about which the provider wants not to be asked for
-	// a while, and maxRetryAfter that while.
+	// maxBackoffs bounds the tokens with a pending Retry-After, maxRetryAfter its length.
 	maxBackoffs   = 4_096
 	maxRetryAfter = 30 * time.Second
 )
 
-// introspector asks the provider about tokens (RFC 7662).
+// introspector verifies tokens by introspection (RFC 7662).
 type introspector struct {
 	// Set once.
 	url          string
@@ -36,24 +35,23 @@ type introspector struct {
 	client       *http.Client
 	ttl          time.Duration
 	checkClaims  func(claims, time.Time) (Subject, error)
-	macKey       [sha256.Size]byte // key under which answers are found
+	macKey       [sha256.Size]byte // key of the hashes that index the caches
 
-	// cache guards itself. A no is never kept: a token may become good, and
-	// nobody gets in by a mistake that is asked about again.
+	// cache has its own lock. It holds no negative results: a token may become valid, and
+	// repeating the request cannot accept a wrong one.
 	cache *lru.Cache[[sha256.Size]byte, cachedSubject] // at most maxCached
-	// backoffs guards itself. It keeps until when the provider wants not to be asked
-	// about a token again.
+	// backoffs has its own lock. It maps a token to the time of the next request about it.
 	backoffs *lru.Cache[[sha256.Size]byte, time.Time] // at most maxBackoffs
 	breaker  *breaker.Monitor
 }
 
 var (
-	errBreakerOpen = errors.New("the provider has given no answer for a while")
-	errNotObject   = errors.New("the answer is no object")
-	errBackoff     = errors.New("the provider asks for a pause before this token is asked about again")
+	errBreakerOpen = errors.New("the circuit breaker of the provider is open after failures")
+	errNotObject   = errors.New("the response is not a JSON object")
+	errBackoff     = errors.New("the provider asked to wait before the next request about this token")
 )
 
-// cachedSubject is a yes of the provider's, and how long it is believed.
+// cachedSubject is a positive result and the end of its validity.
 type cachedSubject struct {
 	subject Subject
 	until   time.Time
@@ -77,7 +75,7 @@ func newIntrospector(cfg Config, transport boundedTransport, checkClaims func(cl
 	return a
 }
 
-// verify says whose a token is, from memory where it was asked lately.
+// verify returns the subject of a token, from the cache if it was introspected recently.
 func (a *introspector) verify(ctx context.Context, token string) (Subject, error) {
 	key := a.cacheKey(token)
 	if cached, ok := a.cache.Get(key); ok && time.Now().Before(cached.until) {
@@ -88,7 +86,7 @@ func (a *introspector) verify(ctx context.Context, token string) (Subject, error
 		return Subject{}, err
 	}
 	if !c.boolClaim("active") {
-		return Subject{}, invalidToken("the provider says that it is not active")
+		return Subject{}, invalidToken("the provider reports that it is not active")
 	}
 	now := time.Now()
 	subject, err := a.checkClaims(c, now)
@@ -105,7 +103,7 @@ func (a *introspector) verify(ctx context.Context, token string) (Subject, error
 	return subject, nil
 }
 
-// cacheKey finds a token's answer. The token itself is not kept.
+// cacheKey returns the index of a token in the caches. The token itself is not stored.
 func (a *introspector) cacheKey(token string) (sum [sha256.Size]byte) {
 	h := hmac.New(sha256.New, a.macKey[:])
 	h.Write([]byte(token))
@@ -113,9 +111,9 @@ func (a *introspector) cacheKey(token string) (sum [sha256.Size]byte) {
 	return sum
 }
 
-// introspect asks, unless the provider is left alone. Every HTTP response is an
-// answer: anybody can send a token to which the provider answers 400, 429 or
-// 500, and the next token is another's.
+// introspect sends a request about a token unless a breaker or a Retry-After forbids it. For
+// the breaker every HTTP response is a success: any client can send a token that the provider
+// answers with 400, 429 or 500, and the next token belongs to another user.
 func (a *introspector) introspect(ctx context.Context, key [sha256.Size]byte, token string) (claims, error) {
 	if until, ok := a.backoffs.Get(key); ok && time.Now().Before(until) {
 		return nil, unavailable(ctx, errBackoff)
@@ -136,7 +134,7 @@ func (a *introspector) introspect(ctx context.Context, key [sha256.Size]byte, to
 	switch {
 	case !errors.As(err, &noResp):
 		a.breaker.RecordSuccess()
-	case ctx.Err() == nil: // or the caller's haste says nothing about the provider
+	case ctx.Err() == nil: // a caller that gave up says nothing about the provider
 		a.breaker.RecordFailure()
 	}
 	if delay := retryDelay(err); delay > 0 {
@@ -145,8 +143,7 @@ func (a *introspector) introspect(ctx context.Context, key [sha256.Size]byte, to
 	return c, err
 }
 
-// probeProvider is the gateway's own question: about a token of which nothing is known
-// but that no client has sent it.
+// probeProvider sends the gateway's own request, about a random token.
 func (a *introspector) probeProvider(ctx context.Context) error {
 	req, err := a.newRequest(ctx, rand.Text())
 	if err != nil {
@@ -162,8 +159,8 @@ func (a *introspector) probeProvider(ctx context.Context) error {
 	return nil
 }
 
-// newRequest is the question (RFC 7662 §2.1), with the gateway's own credentials
-// as RFC 6749 §2.3.1 encodes them.
+// newRequest returns the request (RFC 7662 §2.1), with the gateway's own credentials encoded as
+// in RFC 6749 §2.3.1.
 func (a *introspector) newRequest(ctx context.Context, token string) (*http.Request, error) {
 	form := url.Values{"token": {token}, "token_type_hint": {"access_token"}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, a.url, strings.NewReader(form.Encode()))

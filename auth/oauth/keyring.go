@@ -17,49 +17,47 @@ import (
 )
 
 const (
-	// freshTTL is how long keys are believed before they are read again, so that
-	// one which the provider has withdrawn is not good for ever.
+	// freshTTL is the age at which keys are fetched again, so that a key that the provider has
+	// withdrawn does not stay valid.
 	freshTTL = 15 * time.Minute
-	// staleTTL is how long they serve while the provider cannot be read.
+	// staleTTL is the age up to which keys are used while the provider is unavailable.
 	staleTTL = 24 * time.Hour
-	// unknownKeyInterval is the least time between two readings for the sake of a key that
-	// nobody knows: anybody can make one up.
+	// unknownKeyInterval is the least time between two fetches for an unknown key: any client
+	// can make up a key ID.
 	unknownKeyInterval = 10 * time.Second
-	// retryInterval is the least time between two readings when the first has failed;
-	// staleRetryInterval, when the keys still serve: one login waits each time.
+	// retryInterval is the least time between two fetches after the first has failed.
+	// staleRetryInterval applies if the keys are still usable: one login waits for each fetch.
 	retryInterval      = time.Second
 	staleRetryInterval = time.Minute
-	// maxKeys bounds the keys that are kept, and what a token without a key's
-	// name costs.
+	// maxKeys bounds the stored keys, and the cost of a token without a key ID.
 	maxKeys = 64
 )
 
-// algorithms that a signature may have. Not among them: none, and HS256 and its
-// kin, for which a public key would be the secret.
+// algorithms lists the accepted signature algorithms. It excludes none, and HS256 and its
+// relatives, for which a public key would be the secret.
 var algorithms = []string{
 	oidc.RS256, oidc.RS384, oidc.RS512, oidc.PS256, oidc.PS384, oidc.PS512,
 	oidc.ES256, oidc.ES384, oidc.ES512, oidc.EdDSA,
 }
 
-// keyring is the provider's public keys. go-oidc's own keeps a key for as long
-// as tokens come that it has signed, lets everybody who makes up a key's name
-// ask the provider, and cannot say whether a token was wrong or the provider
-// away.
+// keyring holds the provider's public keys. go-oidc's own key set keeps a key for as long as
+// tokens signed with it arrive, and sends a request for every made-up key ID. Its errors do not
+// distinguish an invalid token from an unavailable provider.
 type keyring struct {
 	// Set once.
 	issuer      string
 	client      *http.Client
 	log         *zap.Logger
-	refreshLock chan struct{} // whoever is in it reads, one at a time
+	refreshLock chan struct{} // held by the goroutine that fetches; capacity 1
 
 	// Guarded by mu.
 	mu       sync.Mutex
-	set      *keySet   // nil: the provider was never heard
-	failedAt time.Time // when the last reading failed; zero when it did not
+	set      *keySet   // nil: never fetched
+	failedAt time.Time // time of the last fetch if it failed; zero otherwise
 	lastErr  error
 }
 
-// keySet is the keys of one reading. It never changes.
+// keySet holds the keys of one fetch. It never changes.
 type keySet struct {
 	keys      []jose.JSONWebKey // at most maxKeys
 	fetchedAt time.Time
@@ -72,34 +70,34 @@ func newKeyring(issuer string, transport boundedTransport, log *zap.Logger) *key
 	}
 }
 
-// verifyClaims are those of a token that the provider has signed.
+// verifyClaims returns the claims of a token that the provider has signed.
 func (k *keyring) verifyClaims(ctx context.Context, token string) (claims, error) {
 	adapter := &oidcKeySet{keyring: k}
 	verifier := oidc.NewVerifier(k.issuer, adapter, &oidc.Config{
 		SupportedSigningAlgs: algorithms,
-		SkipClientIDCheck:    true, // there may be several: rules
+		SkipClientIDCheck:    true, // claimRules allows several
 		Now:                  func() time.Time { return time.Now().Add(-Leeway) },
 	})
 	idToken, err := verifier.Verify(ctx, token)
 	switch {
 	case adapter.err != nil:
 		return nil, adapter.err
-	case err != nil: // the text of go-oidc would repeat the claims
+	case err != nil: // go-oidc's text quotes the claims
 		return nil, invalidToken("not a JWT of this issuer, or expired")
 	}
 	var c claims
 	if err := idToken.Claims(&c); err != nil {
-		return nil, invalidToken("claims are no object")
+		return nil, invalidToken("claims are not a JSON object")
 	}
 	return c, nil
 }
 
-// oidcKeySet is one token before the keyring. It keeps the error that go-oidc makes
-// into text, and with which it could not be told who is to blame.
+// oidcKeySet adapts the keyring for one token. It stores the error, because go-oidc keeps only
+// its text, which does not distinguish an invalid token from an unavailable provider.
 type oidcKeySet struct {
 	// Set once.
 	keyring *keyring
-	// Owned by the caller of claims.
+	// Owned by verifyClaims.
 	err error
 }
 
@@ -127,17 +125,16 @@ func joseAlgorithms() []jose.SignatureAlgorithm {
 	return all
 }
 
-// isAccessTokenType says whether typ is that of a token that gives access, or of any:
-// what else a provider signs (logout+jwt, dpop+jwt, secevent+jwt) must not be
-// taken for one (RFC 8725 §3.11).
+// isAccessTokenType reports whether typ is absent or that of an access token. Other JWTs that a
+// provider signs (logout+jwt, dpop+jwt, secevent+jwt) must not be accepted (RFC 8725 §3.11).
 func isAccessTokenType(typ any) bool {
 	name, ok := typ.(string)
 	name = strings.TrimPrefix(strings.ToLower(name), "application/")
 	return typ == nil || ok && (name == "jwt" || name == "at+jwt")
 }
 
-// verifySignature is the payload of a token that one of the keys has signed. Keys are read
-// when they have grown old, or when none fits: the provider may have a new one.
+// verifySignature returns the payload of a token signed with one of the keys. It fetches the
+// keys if they are old, or if none matches, because the provider may have a new one.
 func (k *keyring) verifySignature(ctx context.Context, jws *jose.JSONWebSignature) ([]byte, error) {
 	set, due := k.current()
 	payload, ok := set.verify(jws)
@@ -145,7 +142,7 @@ func (k *keyring) verifySignature(ctx context.Context, jws *jose.JSONWebSignatur
 		return payload, nil
 	}
 	if !ok && set != nil && time.Since(set.fetchedAt) < unknownKeyInterval {
-		return nil, invalidToken("signed with no key of the provider's")
+		return nil, invalidToken("not signed with a key of the provider")
 	}
 	newer, err := k.refresh(ctx, set)
 	switch {
@@ -155,13 +152,13 @@ func (k *keyring) verifySignature(ctx context.Context, jws *jose.JSONWebSignatur
 		return nil, err
 	}
 	if payload, ok = newer.verify(jws); !ok {
-		return nil, invalidToken("signed with no key of the provider's")
+		return nil, invalidToken("not signed with a key of the provider")
 	}
 	return payload, nil
 }
 
-// current is the last reading, and whether it is time for another: keys have
-// grown old, the provider is not known to be away, and nobody is at it.
+// current returns the last key set and whether a fetch is due: the keys are old, the provider
+// has not just failed, and no fetch is in progress.
 func (k *keyring) current() (set *keySet, due bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -172,8 +169,8 @@ func (k *keyring) current() (set *keySet, due bool) {
 	return k.set, age >= staleTTL || age >= freshTTL && len(k.refreshLock) == 0 && time.Since(k.failedAt) >= staleRetryInterval
 }
 
-// refresh reads the keys, unless somebody has done so since seen, or has just
-// tried. Who comes meanwhile waits for the one who reads.
+// refresh fetches the keys, unless they have been fetched since old, or a fetch has just
+// failed. A concurrent caller waits for the one that fetches.
 func (k *keyring) refresh(ctx context.Context, old *keySet) (*keySet, error) {
 	select {
 	case k.refreshLock <- struct{}{}:
@@ -191,13 +188,13 @@ func (k *keyring) refresh(ctx context.Context, old *keySet) (*keySet, error) {
 		return nil, lastErr
 	}
 	keys, err := k.fetch(ctx)
-	if err != nil && ctx.Err() != nil { // the caller's haste says nothing about the provider
+	if err != nil && ctx.Err() != nil { // a caller that gave up says nothing about the provider
 		return nil, err
 	}
 	return k.store(keys, err)
 }
 
-// store keeps the outcome of a reading.
+// store records the outcome of a fetch.
 func (k *keyring) store(keys []jose.JSONWebKey, err error) (*keySet, error) {
 	now := time.Now()
 	k.mu.Lock()
@@ -219,8 +216,8 @@ func (k *keyring) store(keys []jose.JSONWebKey, err error) (*keySet, error) {
 	return set, err
 }
 
-// fetch asks for the discovery document, which go-oidc compares with the issuer,
-// and for the keys that it points to.
+// fetch requests the discovery document, which go-oidc compares with the issuer, and the keys
+// that the document names.
 func (k *keyring) fetch(ctx context.Context) ([]jose.JSONWebKey, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -250,8 +247,8 @@ func (k *keyring) fetch(ctx context.Context) ([]jose.JSONWebKey, error) {
 	return parseSigningKeys(published.Keys)
 }
 
-// parseSigningKeys are the keys that may sign. One of a kind that is not known here does
-// not spoil the others (RFC 7517 §5).
+// parseSigningKeys returns the keys that may sign. A key of an unknown type is skipped (RFC
+// 7517 §5).
 func parseSigningKeys(published []json.RawMessage) ([]jose.JSONWebKey, error) {
 	var keys []jose.JSONWebKey
 	for _, text := range published {
@@ -269,10 +266,10 @@ func parseSigningKeys(published []json.RawMessage) ([]jose.JSONWebKey, error) {
 	return keys, nil
 }
 
-var errNoKeys = errors.New("the provider publishes no key that could sign")
+var errNoKeys = errors.New("the provider publishes no signing key")
 
-// verify is the payload, if one of the keys has signed it. A key is found by
-// comparing its name; it is never the path to anything.
+// verify returns the payload if one of the keys has signed it. A key ID is only compared; it is
+// never used as a path.
 func (s *keySet) verify(jws *jose.JSONWebSignature) (payload []byte, ok bool) {
 	if s == nil {
 		return nil, false
@@ -289,7 +286,7 @@ func (s *keySet) verify(jws *jose.JSONWebSignature) (payload []byte, ok bool) {
 	return payload, i >= 0
 }
 
-// discoveryURL is where OpenID Connect Discovery §4 has the document.
+// discoveryURL returns the URL of the document of OpenID Connect Discovery §4.
 func discoveryURL(issuer string) string {
 	return strings.TrimSuffix(issuer, "/") + "/.well-known/openid-configuration"
 }

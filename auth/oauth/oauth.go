@@ -13,52 +13,54 @@ import (
 )
 
 var (
-	// ErrInvalid is a token that is forged, expired, somebody else's, or no token.
+	// ErrInvalid means that the token is forged, expired, issued for another service, or
+	// malformed.
 	ErrInvalid = errors.New("token is not valid")
-	// ErrUnavailable means that nobody could say whether a token is valid.
-	ErrUnavailable = errors.New("token cannot be checked now")
+	// ErrUnavailable means that the token could not be verified.
+	ErrUnavailable = errors.New("token cannot be verified now")
 )
 
 const (
-	// Leeway is how far the clocks of the provider and of the gateway may differ: a
-	// token is accepted for so long behind its end.
+	// Leeway is how far the clocks of the provider and of the gateway may differ: a token is
+	// accepted for that long after its end.
 	Leeway = 30 * time.Second
-	// DefaultClaim names the user, as it does in Dovecot (oauth2 username_attribute).
+	// DefaultClaim is the claim with the user's name, as in Dovecot (oauth2
+	// username_attribute).
 	DefaultClaim = "email"
 )
 
-// Config is one provider. Issuer or IntrospectionURL is needed.
+// Config describes one provider. Issuer or IntrospectionURL is required.
 type Config struct {
-	Issuer            string   // as in the tokens' iss, to the letter; keys are found by discovery
+	Issuer            string   // exactly as in the tokens' iss; the keys are found by discovery
 	Audience          []string // one of them must be in aud
-	AuthorizedParties []string // one of them must be azp (or client_id); none: any
-	UsernameClaim     string   // whose value is the user's name; "" is DefaultClaim
-	Scope             string   // that a token must have; "" is none
+	AuthorizedParties []string // one of them must be azp (or client_id); empty: any
+	UsernameClaim     string   // claim with the user's name; "" is DefaultClaim
+	Scope             string   // scope that a token must have; "" is none
 
 	IntrospectionURL string
-	ClientID         string // for the introspection; "" does without
+	ClientID         string // for the introspection; "": no credentials
 	ClientSecret     identity.Secret
-	CacheTTL         time.Duration // how long an introspection's yes is believed; 0: not
+	CacheTTL         time.Duration // validity of a positive introspection; 0: not cached
 
-	TLS func() *tls.Config // for connections that begin now; nil: the system's roots
+	TLS func() *tls.Config // for new connections; nil: the system's roots
 }
 
-// Subject is whom a token was given to.
+// Subject is the user that a token was issued to.
 type Subject struct {
 	Name    string    // the claim's value, not yet canonical
-	Expires time.Time // zero: the provider does not say
+	Expires time.Time // zero: unknown
 }
 
-// Verifier checks tokens of one provider.
+// Verifier verifies tokens of one provider.
 type Verifier struct {
 	// Set once.
 	rules        claimRules
-	keyring      *keyring      // nil: tokens are not looked into
-	introspector *introspector // nil: the provider is not asked
+	keyring      *keyring      // nil: signatures are not verified
+	introspector *introspector // nil: no introspection
 	log          *zap.Logger
 }
 
-// New makes a Verifier, and asks nobody anything yet.
+// New returns a Verifier. It sends no request yet.
 func New(cfg Config, log *zap.Logger) (*Verifier, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, fmt.Errorf("oauth: %w", err)
@@ -71,15 +73,15 @@ func New(cfg Config, log *zap.Logger) (*Verifier, error) {
 	if cfg.IntrospectionURL != "" {
 		checkClaims := v.rules.checkClaims
 		if v.keyring != nil {
-			checkClaims = checkLifetime // the signed claims have said the rest
+			checkClaims = checkLifetime // the signed claims are checked against the other rules
 		}
 		v.introspector = newIntrospector(cfg, transport, checkClaims, log)
 	}
 	return v, nil
 }
 
-// validate refuses a configuration that would let in whoever has any token at all:
-// one that the same provider gave to another service is no key to a mailbox.
+// validate refuses a configuration that would accept every token of the provider: a token
+// issued for another service must not open a mailbox.
 func (c Config) validate() error {
 	if c.Issuer == "" && c.IntrospectionURL == "" {
 		return errors.New("neither issuer nor introspection_url")
@@ -102,9 +104,9 @@ func (c Config) validate() error {
 	return nil
 }
 
-// Verify says whose a token is. The error is ErrInvalid or ErrUnavailable,
-// wrapped; its text has nothing of the token. Why a token is refused is logged
-// for whoever sets up a provider, because clients are never told.
+// Verify returns the subject of a token. The error wraps ErrInvalid or ErrUnavailable, and its
+// text contains nothing of the token. The reason for a refusal is logged for operators; clients
+// never see it.
 func (v *Verifier) Verify(ctx context.Context, token identity.Secret) (Subject, error) {
 	subject, err := v.verify(ctx, token.Reveal())
 	if err != nil {
@@ -115,7 +117,7 @@ func (v *Verifier) Verify(ctx context.Context, token identity.Secret) (Subject, 
 
 func (v *Verifier) verify(ctx context.Context, raw string) (Subject, error) {
 	if raw == "" || len(raw) > identity.MaxToken {
-		return Subject{}, invalidToken("no token has this length")
+		return Subject{}, invalidToken("invalid length")
 	}
 	if v.keyring == nil {
 		return v.introspector.verify(ctx, raw)
@@ -138,8 +140,8 @@ func (v *Verifier) verify(ctx context.Context, raw string) (Subject, error) {
 	return subject, nil
 }
 
-// DiscoveryURL is the address of the provider's discovery document, for
-// clients that ask where to get a token; "" without an issuer.
+// DiscoveryURL returns the URL of the provider's discovery document, for clients that need a
+// token; "" without an issuer.
 func (v *Verifier) DiscoveryURL() string {
 	if v.keyring == nil {
 		return ""
@@ -147,7 +149,7 @@ func (v *Verifier) DiscoveryURL() string {
 	return discoveryURL(v.keyring.issuer)
 }
 
-// Scope is what a token must have; "" is none.
+// Scope returns the scope that a token must have; "" is none.
 func (v *Verifier) Scope() string { return v.rules.scope }
 
 func invalidToken(reason string) error { return fmt.Errorf("%w: %s", ErrInvalid, reason) }

@@ -161,7 +161,7 @@ func TestMismatchedKeyPairIsExplained(t *testing.T) {
 		"of Windows":          {strings.ReplaceAll(mark+leaf.pem(), "\n", "\r\n"), strings.ReplaceAll(leaf.key(t), "\n", "\r\n"), "", ""},
 		"both in both":        {leaf.key(t) + leaf.pem(), leaf.pem() + leaf.key(t), "", ""},
 		"PKCS #1 or SEC 1":    {leaf.pem(), openssl("ec", "-in", plain), "", ""},
-		"encrypted, PKCS #8":  {leaf.pem(), openssl("pkey", "-in", plain, "-aes256", "-passout", "pass:x"), ":6:12: tls.certificates[0].key: ", "the key is encrypted, and nobody is there to type its password: openssl pkey -in "},
+		"encrypted, PKCS #8":  {leaf.pem(), openssl("pkey", "-in", plain, "-aes256", "-passout", "pass:x"), ":6:12: tls.certificates[0].key: ", "the key is encrypted, and imapgate cannot ask for its password: openssl pkey -in "},
 		"encrypted, before":   {leaf.pem(), openssl("ec", "-in", plain, "-aes256", "-passout", "pass:x"), ":6:12: tls.certificates[0].key: ", "the key is encrypted"},
 		"another's key":       {leaf.pem(), other.key(t), ":6:12: tls.certificates[0].key: ", "this key does not match the certificate in "},
 		"a CA first":          {ca.pem() + leaf.pem(), leaf.key(t), ":5:13: tls.certificates[0].cert: ", "is not the first: put it before its intermediates"},

@@ -290,7 +290,7 @@ func TestEachProblemHasItsPosition(t *testing.T) {
 		"auth: {names: {detail: drop}}":                     "auth.names.detail",
 		"auth: {names: {prefixes: {\"A B\": x}}}":           `auth.names.prefixes: "A B" has other characters`,
 		"auth: {names: {prefixes: {A: x, a: y}}}":           "is there twice",
-		"auth: {names: {prefixes: {A: \"x@y\"}}}":           "leads to what is no domain",
+		"auth: {names: {prefixes: {A: \"x@y\"}}}":           "does not map to a valid domain",
 		"auth: {names: {characters: \"+\"}}\nbackends: {east: {address: \"a:1\", master: {separator: \"+\"}}}": `backends.east.master.separator: "+" may be part of a user name`,
 		"auth: {methods: [file], file: {path: \"\"}}":                                                          "auth.file.path: is empty",
 		// Routing.

@@ -1,5 +1,5 @@
-// Package duration reads durations as people write them, everywhere in the same way:
-// on the command line, in the configuration, and in what the admin address is asked.
+// Package duration parses durations in one notation for the command line, the configuration and
+// the admin address.
 package duration
 
 import (
@@ -11,8 +11,8 @@ import (
 
 const day = 24 * time.Hour
 
-// Parse is time.ParseDuration that also knows days, of 24 hours, and weeks: 7d, 2w,
-// 1d12h. The error repeats s.
+// Parse is time.ParseDuration with the additional units days (24 hours) and weeks: 7d, 2w,
+// 1d12h. The error quotes s.
 func Parse(s string) (time.Duration, error) {
 	if d, err := time.ParseDuration(s); err == nil {
 		return d, nil
@@ -35,7 +35,7 @@ func Parse(s string) (time.Duration, error) {
 	return sign * total, nil
 }
 
-// parseTerm is one number, which has no sign, with its unit.
+// parseTerm parses one unsigned number with its unit.
 func parseTerm(number, unit string) (time.Duration, error) {
 	switch unit {
 	case "d":

@@ -11,18 +11,17 @@ import (
 	"go.uber.org/zap"
 )
 
-// Source is something that was made of files. Its methods are called by one
-// goroutine at a time.
+// Source is an object made from files. Only one goroutine at a time calls its methods.
 type Source interface {
-	// Files gives what to watch, as Files.List does.
+	// Files returns the files to watch, like Watcher.List.
 	Files() []string
-	// Reload reads the files again. What cannot be used is named in the error, and
-	// the last good version of it stays in service.
+	// Reload reads the files again. The error names each unusable file, whose last good version
+	// stays in service.
 	Reload() (changed bool, err error)
 }
 
-// Reloader is all that follows files, each under the key of the configuration that names
-// them.
+// Reloader reloads sources when their files change. Each source has the key of the
+// configuration that names its files.
 type Reloader struct {
 	// Set once.
 	log *zap.Logger
@@ -35,13 +34,13 @@ type Reloader struct {
 type watchedSource struct {
 	key       string
 	source    Source
-	lastError string // what was last logged as wrong; "" when it was good
+	lastError string // last logged error; "" if the files were good
 }
 
-// NewReloader makes an empty Set.
+// NewReloader returns a Reloader without sources.
 func NewReloader(log *zap.Logger) *Reloader { return &Reloader{log: log} }
 
-// Add has the files of source followed. It comes before Run.
+// Add adds a source. It must be called before Run.
 func (s *Reloader) Add(key string, source Source) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -49,17 +48,17 @@ func (s *Reloader) Add(key string, source Source) {
 	slices.SortStableFunc(s.watched, func(a, b watchedSource) int { return cmp.Compare(a.key, b.key) })
 }
 
-// Run follows the files until ctx is done, which is no error.
+// Run watches the files until ctx is done, and returns nil.
 func (s *Reloader) Run(ctx context.Context) error {
-	// Reload compares contents, so it is cheap to call without a sign of change; it must
+	// Reload compares contents, so it may be called without a change. It must
 	// be, because a certificate can become valid without one.
 	Watcher{List: s.Files, Check: func(bool) { _, _ = s.Reload() }, Log: s.log}.Watch(ctx)
 	return nil
 }
 
-// Reload reads all files again and logs what came of it; the same complaint is logged
-// once. It returns the keys whose files have new content that is in force now, and
-// what cannot be used, of which the last good version stays in service.
+// Reload reads all files again and logs the results; it logs a repeated error once. It returns
+// the keys whose new content is in force, and the errors of unusable files, whose last good
+// version stays in service.
 func (s *Reloader) Reload() (changed []string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -79,7 +78,7 @@ func (s *Reloader) Reload() (changed []string, err error) {
 	return changed, errors.Join(errs...)
 }
 
-// logResult logs a complaint that is new, and its end.
+// logResult logs a new error, and its end.
 func (m *watchedSource) logResult(log *zap.Logger, err error) {
 	switch {
 	case err == nil && m.lastError != "":
@@ -91,7 +90,7 @@ func (m *watchedSource) logResult(log *zap.Logger, err error) {
 	}
 }
 
-// Files gives what all of them watch, sorted.
+// Files returns the files of all sources, sorted.
 func (s *Reloader) Files() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()

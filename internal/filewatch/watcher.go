@@ -1,10 +1,8 @@
-// Package filewatch notices when files change, and has what was made of them made
-// again.
+// Package filewatch detects changes of files and reloads the objects made from them.
 //
-// It does not know what the files hold. Directories are watched, not files,
-// because renewals replace files by rename, certbot swaps links, and Kubernetes
-// swaps a link beside them; where no event comes, as on network file systems, the
-// files are looked at every half minute.
+// The package does not know what the files contain. It watches directories, not files: renewals
+// replace files by rename, certbot swaps links, and Kubernetes swaps a link beside them. Where
+// no events arrive, as on network file systems, it compares the files every half minute.
 package filewatch
 
 import (
@@ -20,31 +18,31 @@ import (
 )
 
 const (
-	// debounceDelay is how long the files must have been left alone before they are read:
-	// a renewal writes certificate and key one after the other.
+	// debounceDelay is how long the files must be unchanged before they are read: a renewal
+	// writes certificate and key one after the other.
 	debounceDelay = 200 * time.Millisecond
-	// maxDebounce bounds how long a writer that never stops can put it off.
+	// maxDebounce bounds the delay by a writer that never stops.
 	maxDebounce = 2 * time.Second
-	// pollInterval is how often the files are looked at without any event.
+	// pollInterval is how often the files are compared without an event.
 	pollInterval = 30 * time.Second
 )
 
-// Watcher are files to be followed.
+// Watcher calls Check when files may have changed.
 type Watcher struct {
-	// List gives the files, and the directories whose entries matter. It is asked
-	// again after each Look.
+	// List returns the files, and the directories whose entries matter. It is called again
+	// after each Check.
 	List func() []string
-	// Check reads what has changed. It is called at the beginning, after changes, and
-	// every half minute; then changed is false where no sign of a change was seen.
+	// Check reads the changed files. It is called at the beginning, after changes, and every
+	// half minute; then changed is false if no change was detected.
 	Check func(changed bool)
 	Log   *zap.Logger
 }
 
-// Watch calls Look from this goroutine until ctx is done.
+// Watch calls Check from this goroutine until ctx is done.
 func (f Watcher) Watch(ctx context.Context) {
 	notifier, err := fsnotify.NewWatcher()
-	if err != nil { // out of inotify instances: the regular look still follows
-		f.Log.Warn("files are not watched, only looked at now and then", zap.Duration("every", pollInterval), zap.Error(err))
+	if err != nil { // out of inotify instances: polling still works
+		f.Log.Warn("files cannot be watched and are polled instead", zap.Duration("every", pollInterval), zap.Error(err))
 		notifier = &fsnotify.Watcher{} // nil channels: never ready
 	} else {
 		defer notifier.Close()
@@ -52,7 +50,7 @@ func (f Watcher) Watch(ctx context.Context) {
 	ticker := time.NewTicker(pollInterval)
 	defer ticker.Stop()
 	w := watchState{Watcher: f, notifier: notifier}
-	w.updateWatches() // the watch stands before anything is read
+	w.updateWatches() // before anything is read
 	w.runCheck(w.detectChange())
 	for {
 		select {
@@ -60,7 +58,7 @@ func (f Watcher) Watch(ctx context.Context) {
 			return
 		case e := <-notifier.Events:
 			w.handleEvent(e)
-		case <-notifier.Errors: // the kernel's queue ran over: anything may have happened
+		case <-notifier.Errors: // the kernel's queue overflowed: events were lost
 			w.hasFileEvent = true
 			w.debounce()
 		case <-w.debounced:
@@ -80,27 +78,27 @@ func (f Watcher) Watch(ctx context.Context) {
 type watchState struct {
 	Watcher
 	notifier *fsnotify.Watcher
-	lastInfo map[string]fs.FileInfo // each file as it was before the last look; nil: not there
-	paths    []string               // the files and what their links lead to
+	lastInfo map[string]fs.FileInfo // each file at the last comparison; nil: missing
+	paths    []string               // the files and the targets of their links
 
-	hasFileEvent bool // an event named one of the files since the last look
+	hasFileEvent bool // an event named one of the files since the last Check
 	firstEvent   time.Time
-	debounced    <-chan time.Time // nil: nothing has happened
+	debounced    <-chan time.Time // nil: no event pending
 }
 
-// handleEvent notes an event when it can mean other content: it names one of the files, or
-// an entry of a directory has come or gone, which may be a link on the way to one.
-// What is written to other files, a log's say, is nothing.
+// handleEvent schedules a check if an event may mean new content: it names one of the files, or
+// a directory entry was added or removed, which may be a link on the path to a file. Writes to
+// other files, such as a log, are ignored.
 func (w *watchState) handleEvent(e fsnotify.Event) {
-	isFile := slices.Contains(w.paths, filepath.Clean(e.Name)) // in "." it is ./name
+	isFile := slices.Contains(w.paths, filepath.Clean(e.Name)) // in "." the name is ./name
 	if !isFile && !e.Has(fsnotify.Create) && !e.Has(fsnotify.Rename) && !e.Has(fsnotify.Remove) {
 		return
 	}
-	w.hasFileEvent = w.hasFileEvent || isFile && e.Op != fsnotify.Chmod // which is only one if the file differs
+	w.hasFileEvent = w.hasFileEvent || isFile && e.Op != fsnotify.Chmod // Chmod counts only if detectChange finds a difference
 	w.debounce()
 }
 
-// debounce puts the look off until the files are left alone, but never beyond longest.
+// debounce delays the check until the files are unchanged, but by no more than maxDebounce.
 func (w *watchState) debounce() {
 	if w.debounced == nil {
 		w.firstEvent = time.Now()
@@ -108,18 +106,18 @@ func (w *watchState) debounce() {
 	w.debounced = time.After(max(0, min(debounceDelay, maxDebounce-time.Since(w.firstEvent))))
 }
 
-// runCheck has the files read. The watch is renewed before, so that no change after the
-// reading is missed, and here for files that the reading has found.
+// runCheck calls Check. The caller has updated the watches, so that no change after the reading
+// is missed; runCheck updates them for files that Check has found.
 func (w *watchState) runCheck(changed bool) {
 	w.hasFileEvent = false
 	w.Check(changed)
-	if w.updateWatches() { // between the reading and the watch nobody looked
+	if w.updateWatches() { // a change between the reading and the new watch has no event
 		w.hasFileEvent = true
 		w.debounce()
 	}
 }
 
-// detectChange compares the files with how they were, without reading them.
+// detectChange compares the metadata of the files with the last, without reading them.
 func (w *watchState) detectChange() (changed bool) {
 	current := make(map[string]fs.FileInfo)
 	for _, name := range w.List() {
@@ -136,7 +134,8 @@ func (w *watchState) detectChange() (changed bool) {
 	return changed
 }
 
-// IsUnchanged reports whether two looks have seen one file with one content; nil is no file.
+// IsUnchanged reports whether two stat results are of one file with the same content; nil means
+// no file.
 func IsUnchanged(a, b fs.FileInfo) bool {
 	if a == nil || b == nil {
 		return a == nil && b == nil
@@ -144,9 +143,8 @@ func IsUnchanged(a, b fs.FileInfo) bool {
 	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime()) && a.Mode() == b.Mode()
 }
 
-// updateWatches watches the directories that the files are in now, both by their configured
-// path and by the one that their links lead to. It reports whether there are others
-// than before.
+// updateWatches watches the current directories of the files, both of their configured paths
+// and of the targets of their links. It reports whether a directory was added.
 func (w *watchState) updateWatches() (added bool) {
 	var dirs []string
 	w.paths = nil
@@ -172,11 +170,11 @@ func (w *watchState) updateWatches() (added bool) {
 	watched := w.notifier.WatchList()
 	for _, dir := range watched {
 		if !slices.Contains(dirs, dir) {
-			_ = w.notifier.Remove(dir) // gone already: that is why
+			_ = w.notifier.Remove(dir) // fails if the directory is gone
 		}
 	}
 	for _, dir := range dirs {
-		err := w.notifier.Add(dir) // missing for now: the regular look tries again
+		err := w.notifier.Add(dir) // a missing directory is added at the next poll
 		added = added || err == nil && !slices.Contains(watched, dir)
 	}
 	return added

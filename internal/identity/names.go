@@ -10,33 +10,33 @@ import (
 	"golang.org/x/text/secure/precis"
 )
 
-// OptionalCharacters are the characters that may be allowed in the part before the @
-// besides a-z, 0-9 and . - _. The set is closed. What is not in it means something
-// where a name goes: * and : separate (a master login, a passwd-file, a key), / and
-// ~ are paths, % and $ are variables, { and } choose a slot of a Redis Cluster, *, ?,
-// [, ] and ^ are patterns, the others quote, comment or begin a command.
+// OptionalCharacters are the characters that an operator may allow in the local part besides
+// a-z, 0-9 and . - _. The set is closed. Every other character has a meaning where a name is
+// used. * and : separate (a master login, a passwd-file, a key). / and ~ form paths, % and $
+// variables. { and } choose a slot of a Redis Cluster. *, ?, [, ] and ^ are patterns. The
+// others quote, comment or begin a command.
 const OptionalCharacters = "+'&="
 
-// NameRules is how an operator has user names read.
+// NameRules are the operator's rules for user names.
 type NameRules struct {
-	Domain      string            // appended to a name without an @; "" appends none
-	Characters  string            // allowed besides the default alphabet, of OptionalCharacters
-	UTF8        bool              // names of RFC 6531, by the rules of RFC 8265
+	Domain      string            // appended to a name without an @; "": none
+	Characters  string            // allowed besides the default alphabet, out of OptionalCharacters
+	UTF8        bool              // accept names of RFC 6531, by the rules of RFC 8265
 	StripDetail bool              // user+detail is user
-	Prefixes    map[string]string // PREFIX\user is user at this domain; "" is without the prefix
+	Prefixes    map[string]string // PREFIX\user is user at this domain; "": without a domain
 }
 
-// Names makes canonical names by one Spelling. The zero Names has the default
-// alphabet and no domain. It never changes.
+// Names makes canonical names by one set of NameRules. The zero Names has the default alphabet
+// and no domain. It never changes.
 type Names struct{ rules *NameRules }
 
-// NameRulesError is what is wrong with one field of a Spelling.
+// NameRulesError reports an invalid field of NameRules.
 type NameRulesError struct{ Field, Reason string }
 
 // Error implements error.
 func (e *NameRulesError) Error() string { return e.Field + ": " + e.Reason }
 
-// NewNames checks a Spelling. The error is a *NameRulesError.
+// NewNames checks the rules and returns Names that follow them. The error is a *NameRulesError.
 func NewNames(s NameRules) (Names, error) {
 	if rest := strings.Trim(s.Characters, OptionalCharacters); rest != "" {
 		return Names{}, &NameRulesError{"characters", "only " + OptionalCharacters + " can be allowed"}
@@ -46,7 +46,7 @@ func NewNames(s NameRules) (Names, error) {
 	}
 	n := Names{&s}
 	if _, err := n.CanonicalizeDomain(s.Domain); s.Domain != "" && err != nil {
-		return Names{}, &NameRulesError{"domain", "has characters or a form that no domain has"}
+		return Names{}, &NameRulesError{"domain", "is not a valid domain"}
 	}
 	prefixes := make(map[string]string, len(s.Prefixes))
 	for prefix, domain := range s.Prefixes {
@@ -60,7 +60,7 @@ func NewNames(s NameRules) (Names, error) {
 		if domain != "" {
 			var err error
 			if domain, err = n.CanonicalizeDomain(domain); err != nil {
-				return Names{}, &NameRulesError{"prefixes", fmt.Sprintf("%.64q leads to what is no domain", prefix)}
+				return Names{}, &NameRulesError{"prefixes", fmt.Sprintf("%.64q does not map to a valid domain", prefix)}
 			}
 		}
 		prefixes[key] = domain
@@ -69,10 +69,10 @@ func NewNames(s NameRules) (Names, error) {
 	return n, nil
 }
 
-// NamesInDomain has the default alphabet and appends a domain; "" appends none.
+// NamesInDomain returns Names with the default alphabet that append a domain; "" appends none.
 func NamesInDomain(domain string) Names { return Names{&NameRules{Domain: domain}} }
 
-// Rules is a copy of what n was made of.
+// Rules returns a copy of the rules of n.
 func (n Names) Rules() NameRules {
 	if n.rules == nil {
 		return NameRules{}
@@ -82,7 +82,7 @@ func (n Names) Rules() NameRules {
 	return s
 }
 
-// defaultRules is that of the zero Names. It never changes.
+// defaultRules are those of the zero Names. They never change.
 var defaultRules NameRules
 
 func (n Names) rulesOrDefault() *NameRules {
@@ -92,16 +92,15 @@ func (n Names) rulesOrDefault() *NameRules {
 	return n.rules
 }
 
-// Strict is for names that somebody else vouches for, as in a token or a
-// certificate: what n would map or strip is refused, because two names of theirs would
-// be one of ours.
+// Strict returns the rules for names from a token or a certificate. It refuses what n would map
+// or strip, because two names of the issuer would become one user here.
 func (n Names) Strict() Names {
 	s := *n.rulesOrDefault()
 	s.StripDetail, s.Prefixes = false, nil
 	return Names{&s}
 }
 
-// UTF8 reports whether names may have other characters than ASCII.
+// UTF8 reports whether names may have non-ASCII characters.
 func (n Names) UTF8() bool { return n.rulesOrDefault().UTF8 }
 
 const (
@@ -109,10 +108,10 @@ const (
 	backslash       = `\`
 )
 
-// Canonicalize makes the canonical name of raw: the prefix mapped, the domain appended,
-// letters in lower case, the detail stripped, and what is not ASCII as RFC 8265
-// (UsernameCaseMapped) and RFC 5891 have it; a domain is in its ASCII form.
-// Canon(Canon(x)) == Canon(x). Every other name is refused with ErrName.
+// Canonicalize returns the canonical name of raw: prefix mapped, domain appended, letters in
+// lower case, detail stripped. Non-ASCII characters follow RFC 8265 (UsernameCaseMapped) and
+// RFC 5891; a domain is in its ASCII form. Canonicalize is idempotent. It refuses every other
+// name with ErrName.
 func (n Names) Canonicalize(raw string) (User, error) {
 	if len(raw) == 0 || len(raw) > MaxUser {
 		return User{}, ErrName
@@ -141,8 +140,8 @@ func (n Names) Canonicalize(raw string) (User, error) {
 	return User{local + domain}, nil
 }
 
-// splitPrefix takes what stands before a backslash from raw, and gives the domain it
-// stands for, "" for none.
+// splitPrefix removes the prefix before a backslash from raw, and returns the domain of the
+// prefix; "" for none.
 func (s *NameRules) splitPrefix(raw string) (name, domain string, err error) {
 	prefix, name, found := strings.Cut(raw, backslash)
 	if !found {
@@ -155,7 +154,7 @@ func (s *NameRules) splitPrefix(raw string) (name, domain string, err error) {
 	return name, domain, nil
 }
 
-// canonicalizeLocal is the canonical part before the @, or all of a name without one.
+// canonicalizeLocal returns the canonical form of a local part, or of a name without a domain.
 func (s *NameRules) canonicalizeLocal(part string) (string, error) {
 	if !isASCII(part) {
 		if !s.UTF8 {
@@ -175,14 +174,14 @@ func (s *NameRules) canonicalizeLocal(part string) (string, error) {
 			return "", ErrName
 		}
 	}
-	if strings.Trim(part, ".") == "" { // "" too: . and .. are paths
+	if strings.Trim(part, ".") == "" { // also ""; . and .. are paths
 		return "", ErrName
 	}
 	return part, nil
 }
 
-// mapCase applies UsernameCaseMapped (RFC 8265 §3.3), which is not idempotent for
-// every text: one that changes a second time has no canonical form.
+// mapCase applies UsernameCaseMapped (RFC 8265 §3.3), which is not idempotent for every text. A
+// text that changes a second time has no canonical form.
 func mapCase(text string) (string, error) {
 	once, err := precis.UsernameCaseMapped.String(text)
 	if err != nil {
@@ -194,11 +193,11 @@ func mapCase(text string) (string, error) {
 	return once, nil
 }
 
-// CanonicalizeDomain is the canonical form of a domain: ASCII, as in the DNS.
+// CanonicalizeDomain returns the canonical form of a domain: ASCII, as in the DNS.
 func (n Names) CanonicalizeDomain(raw string) (string, error) {
 	domain := raw
 	if !isASCII(raw) {
-		if !n.rulesOrDefault().UTF8 || !utf8.ValidString(raw) { // idna takes what is not UTF-8 for U+FFFD
+		if !n.rulesOrDefault().UTF8 || !utf8.ValidString(raw) { // idna reads invalid UTF-8 as U+FFFD
 			return "", ErrName
 		}
 		var err error
@@ -239,7 +238,7 @@ func isASCII(s string) bool {
 	return true
 }
 
-// lowerASCII leaves alone what is not ASCII: its case is mapCase's.
+// lowerASCII leaves non-ASCII characters unchanged; mapCase maps their case.
 func lowerASCII(s string) string {
 	for i := range len(s) {
 		if s[i] >= 'A' && s[i] <= 'Z' {

@@ -8,43 +8,44 @@ import (
 
 const redacted = "[secret]"
 
-// Secret is a password, a token or a password hash. However it is printed,
-// logged or encoded, it says "[secret]"; Reveal is the one way to its bytes, so
-// that every use can be found by name. It is held by a handle because fmt reaches
-// into unexported fields of what holds it, past every method here, and finds an
-// address; equal secrets have equal handles, so == compares what it seems to.
+// Secret is a password, a token or a password hash. It is printed, logged and encoded as
+// "[secret]"; only Reveal returns its bytes, so that every use can be found by name.
 //
-// A secret of a LiveSecret is whatever that holds when it is revealed; Now gives what
+// It holds a handle because fmt reads unexported fields of the values that contain it,
+// regardless of the methods here, and then prints an address. Equal secrets have equal handles,
+// so == compares their content.
+//
+// A Secret of a LiveSecret always has that one's current content; Current returns a Secret that
 // can be compared.
 type Secret struct {
 	handle unique.Handle[string]
-	live   *LiveSecret // nil: h is all
+	live   *LiveSecret // nil: handle is the content
 }
 
-// LiveSecret is a secret that can be replaced while it is in use, as its file is. It is
+// LiveSecret is a secret that can be replaced while it is in use, when its file changes. It is
 // safe for concurrent use.
 type LiveSecret struct{ current atomic.Pointer[Secret] }
 
-// NewLiveSecret holds s.
+// NewLiveSecret returns a LiveSecret with content s.
 func NewLiveSecret(s string) *LiveSecret {
 	l := &LiveSecret{}
 	l.Replace(s)
 	return l
 }
 
-// Replace makes s what is revealed from now on.
+// Replace makes s the content.
 func (l *LiveSecret) Replace(s string) {
 	next := NewSecret(s)
 	l.current.Store(&next)
 }
 
-// Secret is what l holds, now and later.
+// Secret returns a Secret with the content of l, now and later.
 func (l *LiveSecret) Secret() Secret { return Secret{live: l} }
 
 // NewSecret wraps s.
 func NewSecret(s string) Secret { return Secret{handle: unique.Make(s)} }
 
-// Reveal is the secret itself.
+// Reveal returns the secret itself.
 func (s Secret) Reveal() string {
 	s = s.Current()
 	if s == (Secret{}) {
@@ -53,7 +54,7 @@ func (s Secret) Reveal() string {
 	return s.handle.Value()
 }
 
-// Current is the secret as it is at present, for who reveals it more than once.
+// Current returns the secret as it is now, for callers that reveal it more than once.
 func (s Secret) Current() Secret {
 	if s.live == nil {
 		return s
@@ -61,7 +62,7 @@ func (s Secret) Current() Secret {
 	return *s.live.current.Load()
 }
 
-// IsZero says whether there is no secret.
+// IsZero reports whether the secret is empty.
 func (s Secret) IsZero() bool { return s.Reveal() == "" }
 
 // String implements fmt.Stringer.

@@ -2,8 +2,8 @@
 
 package plainfile
 
-// CheckAppend is known on Unix only.
+// CheckAppend is implemented on Unix only.
 func CheckAppend(string, bool) error { return nil }
 
-// CheckReplace is known on Unix only.
+// CheckReplace is implemented on Unix only.
 func CheckReplace(string) error { return nil }

@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CheckAppend says why this process could not append to the file at a path, or make it
-// where there is none. The error names what it is about. Nothing is opened, locked or made: another process may be
+// CheckAppend returns why this process could not append to the file at path, or create it, or
+// nil. The error names the path. It opens, locks and creates nothing: another process may be
 // writing there. With reading, the file must be readable too.
 func CheckAppend(path string, reading bool) error {
 	info, err := os.Stat(path)
@@ -32,11 +32,12 @@ func CheckAppend(path string, reading bool) error {
 	return checkAccess(path, unix.W_OK, "written")
 }
 
-// CheckReplace says why this process could not put a new file in the place of a path.
+// CheckReplace returns why this process could not replace the file at path by a new one, or
+// nil.
 func CheckReplace(path string) error { return checkCreate(path) }
 
 func checkCreate(path string) error {
-	if target, err := os.Readlink(path); err == nil { // a link to a file that is missing: that one is made
+	if target, err := os.Readlink(path); err == nil { // a broken link: its target would be created
 		if !filepath.IsAbs(target) {
 			target = filepath.Join(filepath.Dir(path), target)
 		}
@@ -50,19 +51,19 @@ func checkCreate(path string) error {
 	case err != nil:
 		return fmt.Errorf("%s: %w", dir, WithoutPath(err))
 	case !info.IsDir():
-		return fmt.Errorf("%s is no directory", dir)
+		return fmt.Errorf("%s is not a directory", dir)
 	}
 	return checkAccess(dir, unix.W_OK|unix.X_OK, "written to")
 }
 
-// checkAccess asks the kernel with the rights that the process has in effect.
+// checkAccess asks the kernel, with the process's effective rights.
 func checkAccess(path string, mode uint32, operation string) error {
 	err := unix.Faccessat(unix.AT_FDCWD, path, mode, unix.AT_EACCESS)
 	if err == nil {
 		return nil
 	}
 	info, statErr := os.Stat(path)
-	if statErr != nil || !errors.Is(err, fs.ErrPermission) { // a file system that is read-only, say
+	if statErr != nil || !errors.Is(err, fs.ErrPermission) { // such as a read-only file system
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	uid, _ := fileOwner(info)

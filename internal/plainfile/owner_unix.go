@@ -11,10 +11,10 @@ import (
 // noFollow makes a symbolic link an error.
 const noFollow = syscall.O_NOFOLLOW
 
-// isLink says whether err came of noFollow. FreeBSD calls it EMLINK.
+// isLink reports whether err is the result of noFollow. FreeBSD returns EMLINK.
 func isLink(err error) bool { return errors.Is(err, syscall.ELOOP) || errors.Is(err, syscall.EMLINK) }
 
-// fileOwner is whose the file is.
+// fileOwner returns the owner of the file.
 func fileOwner(info fs.FileInfo) (uid int, known bool) {
 	s, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {

@@ -1,6 +1,6 @@
-// Package plainfile opens files that must be regular ones: whatever else stands at
-// a path, a FIFO without a writer for instance, is an error at once, and nothing to
-// wait for. It also says whether a file could be written, and reads what Windows wrote.
+// Package plainfile opens regular files. Anything else at a path, such as a FIFO without a
+// writer, is an error at once instead of blocking. The package also checks whether a file could
+// be written, and decodes text written on Windows.
 package plainfile
 
 import (
@@ -10,11 +10,11 @@ import (
 	"syscall"
 )
 
-// What is wrong with a file.
+// Reasons why OpenOwned refuses a file; Open returns only ErrNotRegular.
 var (
 	ErrNotRegular = errors.New("not a regular file")
-	ErrOwner      = errors.New("it belongs to another user; only files of the gateway's own user and of root are believed")
-	ErrWritable   = errors.New("others may write to it; chmod go-w it")
+	ErrOwner      = errors.New("it belongs to another user; only files of the gateway's own user and of root are accepted")
+	ErrWritable   = errors.New("other users can write to it; run: chmod go-w FILE")
 )
 
 // Open opens a regular file for reading. The error is a *fs.PathError.
@@ -22,8 +22,8 @@ func Open(path string) (*os.File, fs.FileInfo, error) {
 	return open(path, 0, func(fs.FileInfo) error { return nil })
 }
 
-// OpenOwned is Open for a file that this program has written: no symbolic link, which
-// belongs to the program's user or to root, and to which nobody else may write.
+// OpenOwned opens a file that this program has written: not a symbolic link, owned by the
+// program's user or root, and writable by no other user.
 func OpenOwned(path string) (*os.File, fs.FileInfo, error) {
 	return open(path, noFollow, func(info fs.FileInfo) error {
 		uid, known := fileOwner(info)
@@ -37,7 +37,7 @@ func OpenOwned(path string) (*os.File, fs.FileInfo, error) {
 	})
 }
 
-// WithoutPath is an error of package os without the path, for a text that has it already.
+// WithoutPath returns an error of package os without its path, for a text that already has it.
 func WithoutPath(err error) error {
 	var path *fs.PathError
 	if errors.As(err, &path) {
@@ -47,7 +47,7 @@ func WithoutPath(err error) error {
 }
 
 func open(path string, flags int, check func(fs.FileInfo) error) (*os.File, fs.FileInfo, error) {
-	// O_NONBLOCK keeps a FIFO without a writer from holding us up.
+	// With O_NONBLOCK the open of a FIFO without a writer does not block.
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK|flags, 0)
 	if isLink(err) {
 		return nil, nil, &fs.PathError{Op: "open", Path: path, Err: ErrNotRegular}
@@ -63,7 +63,7 @@ func open(path string, flags int, check func(fs.FileInfo) error) (*os.File, fs.F
 		err = check(info)
 	}
 	if err != nil {
-		_ = f.Close() // it was only opened
+		_ = f.Close() // nothing was written
 		return nil, nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
 	return f, info, nil
