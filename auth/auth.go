@@ -185,7 +185,7 @@ func (a *Authenticator) acceptProof(ctx context.Context, l Login) (Identity, err
 
 // verifyDecoy runs a verification that no password can pass, so that an unknown user takes as
 // long as a wrong password. It costs what most users of the last source cost. Where costs are
-// mixed within one source, users with a rarer cost can still be told from unknown names.
+// mixed within one source, users with a rarer cost still differ from unknown names.
 func (a *Authenticator) verifyDecoy(ctx context.Context, password identity.Secret) error {
 	if _, err := a.verifier.verify(ctx, a.typicalParams().newDecoy(), password); err != nil {
 		return err

@@ -15,7 +15,7 @@ import (
 	"imapgate/internal/identity"
 )
 
-// writeFile puts a passwd-file into a fresh directory.
+// writeFile writes a passwd-file into a new directory.
 func writeFile(t *testing.T, content string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "users")
@@ -25,7 +25,7 @@ func writeFile(t *testing.T, content string) string {
 	return path
 }
 
-// newAuth makes an Authenticator and a list of what it verifies.
+// newAuth returns an Authenticator and the list of the hashes that it verifies.
 func newAuth(t *testing.T, cfg Config, redis PasswordLookup) (*Authenticator, *[]hashParams) {
 	t.Helper()
 	a, err := New(cfg, Sources{Redis: redis}, zap.NewNop())
@@ -40,7 +40,7 @@ func newAuth(t *testing.T, cfg Config, redis PasswordLookup) (*Authenticator, *[
 	return a, verified
 }
 
-// logIn is what a client says with the LOGIN command.
+// logIn logs in as with the LOGIN command.
 func logIn(t *testing.T, a *Authenticator, user, password string) (Identity, error) {
 	t.Helper()
 	u, err := a.Canonicalize(user)
@@ -50,7 +50,7 @@ func logIn(t *testing.T, a *Authenticator, user, password string) (Identity, err
 	return a.Authenticate(t.Context(), Login{User: u, Password: secret(password), Mechanism: CommandLogin})
 }
 
-// mapLookup is a lookup over a map; a missing user is unknown.
+// mapLookup returns a lookup in a map; a missing user is unknown.
 func mapLookup(m map[string]string) PasswordLookup {
 	return func(_ context.Context, u identity.User) (identity.Secret, error) {
 		if h, ok := m[u.String()]; ok {
@@ -77,14 +77,14 @@ func TestFirstMethodThatKnowsUserDecides(t *testing.T) {
 		decided        bool
 	}{
 		{all, "Alice", "in-file", File, true},
-		{all, "alice", "in-redis", "", false}, // the file has decided
+		{all, "alice", "in-redis", "", false}, // the file decides
 		{all, "bob@example.org", "bobs", Redis, true},
 		{all, "bob", "wrong", "", false},
 		{all, "carol", "whatever", Passthrough, false},
 		{two, "ALICE@EXAMPLE.ORG", "in-redis", Redis, true},
 		{two, "alice", "in-file", "", false},
 		{two, "carol", "whatever", "", false},
-		{two, "carol", "A", "", false}, // what a {PLAIN} decoy would match
+		{two, "carol", "A", "", false}, // the password of a {PLAIN} decoy
 	} {
 		a, _ := newAuth(t, c.cfg, redis)
 		id, err := logIn(t, a, c.user, c.password)
@@ -106,7 +106,7 @@ func TestFirstMethodThatKnowsUserDecides(t *testing.T) {
 func TestFailedSourceIsUnavailable(t *testing.T) {
 	refused := errors.New("connection refused")
 	for what, find := range map[string]PasswordLookup{
-		"away":      func(context.Context, identity.User) (identity.Secret, error) { return identity.Secret{}, refused },
+		"down":      func(context.Context, identity.User) (identity.Secret, error) { return identity.Secret{}, refused },
 		"empty":     mapLookup(map[string]string{"alice": ""}),
 		"malformed": mapLookup(map[string]string{"alice": "hunter2"}),
 		"absurd":    mapLookup(map[string]string{"alice": "$argon2id$v=19$m=4294967295,t=3,p=1$AAAAAAAAAAAAAAAAAAAAAA$" + decoyKey}),
@@ -116,7 +116,7 @@ func TestFailedSourceIsUnavailable(t *testing.T) {
 		if !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrDenied) || id != (Identity{}) {
 			t.Errorf("%s: %v, %v", what, id, err)
 		}
-		if what == "away" && !errors.Is(err, refused) {
+		if what == "down" && !errors.Is(err, refused) {
 			t.Errorf("the reason is lost: %v", err)
 		}
 		if len(*verified) != 0 || strings.Contains(err.Error(), "hunter2") {
@@ -146,7 +146,7 @@ func TestPasswordsWithControlsAreRefusedBeforeLookup(t *testing.T) {
 		}
 	}
 	if _, err := a.Authenticate(t.Context(), Login{Password: secret("x")}); !errors.Is(err, ErrDenied) {
-		t.Errorf("nobody: %v", err)
+		t.Errorf("no user: %v", err)
 	}
 	if lookups != 0 || len(*verified) != 0 {
 		t.Errorf("%d lookups and %d verifications", lookups, len(*verified))
@@ -171,13 +171,13 @@ func TestUnknownUserCostsAsMuchAsKnownUser(t *testing.T) {
 	sha, blowfish := parsed(cheapSHA), parsed(cheapBcrypt)
 
 	a, verified := newAuth(t, Config{Methods: []string{File}, PasswdFile: file}, nil)
-	for _, user := range []string{"b", "nobody", "c", "somebody.else"} {
+	for _, user := range []string{"b", "unknown", "c", "other.user"} {
 		*verified = nil
 		if _, err := logIn(t, a, user, "wrong"); !errors.Is(err, ErrDenied) {
 			t.Errorf("%s: %v", user, err)
 		}
 		if len(*verified) != 1 || (*verified)[0] != sha {
-			t.Errorf("%s pays %d verifications", user, len(*verified))
+			t.Errorf("%s takes %d verifications", user, len(*verified))
 		}
 	}
 
@@ -187,25 +187,25 @@ func TestUnknownUserCostsAsMuchAsKnownUser(t *testing.T) {
 	for _, step := range []struct {
 		user string
 		want hashParams
-	}{{"nobody", sha}, {"r", blowfish}, {"nobody", blowfish}, {"b", sha}} {
+	}{{"unknown", sha}, {"r", blowfish}, {"unknown", blowfish}, {"b", sha}} {
 		*verified = nil
 		if _, err := logIn(t, a, step.user, "wrong"); !errors.Is(err, ErrDenied) {
 			t.Errorf("%s: %v", step.user, err)
 		}
 		if len(*verified) != 1 || (*verified)[0] != step.want {
-			t.Errorf("%s pays for %d verifications, not for one %s", step.user, len(*verified), step.want.scheme.name)
+			t.Errorf("%s takes %d verifications, want one of %s", step.user, len(*verified), step.want.scheme.name)
 		}
 	}
 
-	// Nothing has been seen at all.
+	// No source has shown a hash yet.
 	a, verified = newAuth(t, Config{Methods: []string{Redis}}, mapLookup(nil))
-	if _, err := logIn(t, a, "nobody", "wrong"); !errors.Is(err, ErrDenied) || len(*verified) != 1 || (*verified)[0] != defaultHashParams() {
+	if _, err := logIn(t, a, "unknown", "wrong"); !errors.Is(err, ErrDenied) || len(*verified) != 1 || (*verified)[0] != defaultHashParams() {
 		t.Errorf("%d verifications, %v", len(*verified), err)
 	}
 
 	// Passthrough never verifies.
 	a, verified = newAuth(t, Config{Methods: []string{File, Passthrough}, PasswdFile: file}, nil)
-	if _, err := logIn(t, a, "nobody", "wrong"); err != nil || len(*verified) != 0 {
+	if _, err := logIn(t, a, "unknown", "wrong"); err != nil || len(*verified) != 0 {
 		t.Errorf("%d verifications, %v", len(*verified), err)
 	}
 }

@@ -9,8 +9,8 @@ import (
 	"go.uber.org/zap"
 )
 
-// newHTTPAuth is an Authenticator with an authentication server, and what that was
-// asked.
+// newHTTPAuth returns an Authenticator with an authentication server, and the requests sent to
+// it.
 func newHTTPAuth(t *testing.T, answer ServerResponse, err error) (*Authenticator, *[]Login) {
 	t.Helper()
 	requests := new([]Login)
@@ -28,22 +28,22 @@ func TestHTTPServerSeesCertificateUser(t *testing.T) {
 	where := netip.MustParseAddrPort("10.0.0.1:143")
 	answer := ServerResponse{BackendAddr: where, LoginName: "u17", Password: secret("store")}
 	for name, c := range map[string]struct {
-		proof, answer, want error
-		questions           int
+		proof, serverErr, want error
+		requests               int
 	}{
-		"let in":             {nil, nil, nil, 1},
-		"refused":            {nil, ErrDenied, ErrDenied, 1},
-		"nobody knows":       {nil, errors.New("connection refused"), ErrUnavailable, 1},
-		"without a good one": {ErrDenied, nil, ErrDenied, 0},
+		"accepted":    {nil, nil, nil, 1},
+		"refused":     {nil, ErrDenied, ErrDenied, 1},
+		"server down": {nil, errors.New("connection refused"), ErrUnavailable, 1},
+		"wrong proof": {ErrDenied, nil, ErrDenied, 0},
 	} {
-		a, questions := newHTTPAuth(t, answer, c.answer)
+		a, requests := newHTTPAuth(t, answer, c.serverErr)
 		u, err := a.Canonicalize("alice")
 		if err != nil {
 			t.Fatal(err)
 		}
 		id, err := a.Authenticate(t.Context(), Login{User: u, Mechanism: SASLExternal, proof: &proof{user: u, method: External, err: c.proof}})
-		if !errors.Is(err, c.want) || len(*questions) != c.questions || err != nil && id != (Identity{}) {
-			t.Errorf("%s: %v, %v after %d questions", name, id, err, len(*questions))
+		if !errors.Is(err, c.want) || len(*requests) != c.requests || err != nil && id != (Identity{}) {
+			t.Errorf("%s: %v, %v after %d requests", name, id, err, len(*requests))
 		}
 		if err == nil && (id.User() != u || id.Method() != External || id.BackendAddr() != where || id.LoginName() != "u17" || id.Password() != secret("store") || !id.IsVerified()) {
 			t.Errorf("%s: %v at %v as %q", name, id, id.BackendAddr(), id.LoginName())
@@ -62,6 +62,6 @@ func TestHTTPResponseBecomesIdentity(t *testing.T) {
 	a, _ = newHTTPAuth(t, ServerResponse{}, wait)
 	var got *DelayedDenial
 	if _, err := logIn(t, a, "alice", "wrong"); !errors.Is(err, ErrDenied) || !errors.As(err, &got) || got.Delay != 3 {
-		t.Errorf("a refusal that asks for time: %v", err)
+		t.Errorf("a delayed denial: %v", err)
 	}
 }

@@ -12,7 +12,7 @@ import (
 	"imapgate/internal/identity"
 )
 
-// bearerResult is what a bearer mechanism made of one message.
+// bearerResult is the outcome of one message to a bearer mechanism.
 type bearerResult struct {
 	user, token string
 	accepted    bool
@@ -99,7 +99,7 @@ func TestBearerRefusalEndsExchange(t *testing.T) {
 		newOAuthBearerServer(func(string, string, error) error { return no }), newXOAuth2Server(func(string, string, error) error { return no }),
 	} {
 		if challenge, done, err := server.Next(nil); challenge == nil || len(challenge) > 0 || done || err != nil {
-			t.Errorf("asked for: %q, %v, %v", challenge, done, err)
+			t.Errorf("without an initial response: %q, %v, %v", challenge, done, err)
 		}
 		if _, done, err := server.Next([]byte{}); done || err == nil {
 			t.Errorf("an empty line: %v, %v", done, err)
@@ -143,11 +143,11 @@ func TestARefusedTokenIsExplainedInJSON(t *testing.T) {
 		t.Errorf("PLAIN: %q", got)
 	}
 	if got := string(TokenRefusal{}.Challenge(SASLOAuthBearer)); got != `{"status":"invalid_token"}` {
-		t.Errorf("of no provider: %s", got)
+		t.Errorf("without a provider: %s", got)
 	}
 }
 
-// FuzzBearer: what is accepted is what a grammar in other words accepts.
+// FuzzBearer compares the accepted messages with those of an independent grammar.
 func FuzzBearer(f *testing.F) {
 	f.Add("n,a=user@example.com,\x01host=h\x01auth=Bearer t=\x01\x01")
 	f.Add("user=a\x01auth=Bearer t\x01\x01")

@@ -12,12 +12,12 @@ import (
 	"imapgate/internal/identity"
 )
 
-// verified is a client with a certificate that was verified.
+// verifiedClient returns a client with a verified certificate.
 func verifiedClient(leaf *x509.Certificate) *Client {
 	return &Client{TLS: &tls.ConnectionState{PeerCertificates: []*x509.Certificate{leaf}, VerifiedChains: [][]*x509.Certificate{{leaf}}}}
 }
 
-// mappingNames reads names as clients may write them.
+// mappingNames returns rules that map prefixes and strip details.
 func mappingNames(t testing.TB) identity.Names {
 	t.Helper()
 	names, err := identity.NewNames(identity.NameRules{
@@ -50,8 +50,8 @@ func TestCertificateNameIsUser(t *testing.T) {
 		"a host":                              {"dns", nil, []string{"printer"}, nil, "", "printer@example.org"},
 		"an account":                          {"uri", nil, nil, []string{"acct:alice@example.org"}, "", "alice@example.org"},
 		"as oneself":                          {"email", []string{"alice@example.org"}, nil, nil, "alice", "alice@example.org"},
-		"as somebody else":                    {"email", []string{"alice@example.org"}, nil, nil, "bob", ""},
-		"as nobody that could be":             {"email", []string{"alice@example.org"}, nil, nil, "a b", ""},
+		"as another user":                     {"email", []string{"alice@example.org"}, nil, nil, "bob", ""},
+		"as an invalid user":                  {"email", []string{"alice@example.org"}, nil, nil, "a b", ""},
 		"two addresses":                       {"email", []string{"alice@example.org", "bob@example.org"}, nil, nil, "", ""},
 		"two addresses, and a choice":         {"email", []string{"alice@example.org", "bob@example.org"}, nil, nil, "alice", ""},
 		"the same twice":                      {"email", []string{"alice@example.org", "alice@example.org"}, nil, nil, "", ""},
@@ -99,9 +99,9 @@ func TestExternalIsOfferedToVerifiedClientsOnly(t *testing.T) {
 	leaf := selfSigned(t, ecdsaKey(x509.ECDSAWithSHA256), withNames([]string{"alice@example.org"}, nil, nil)).Leaf
 	a := newExternalAuth(t, "email")
 	for what, c := range map[string]*Client{
-		"in the clear":              {},
-		"without a certificate":     {TLS: &tls.ConnectionState{}},
-		"with one nobody looked at": {TLS: &tls.ConnectionState{PeerCertificates: []*x509.Certificate{leaf}}},
+		"in the clear":           {},
+		"without a certificate":  {TLS: &tls.ConnectionState{}},
+		"with an unverified one": {TLS: &tls.ConnectionState{PeerCertificates: []*x509.Certificate{leaf}}},
 	} {
 		if slices.Contains(a.Mechanisms(c), "EXTERNAL") {
 			t.Errorf("offered %s", what)
@@ -114,7 +114,7 @@ func TestExternalIsOfferedToVerifiedClientsOnly(t *testing.T) {
 		t.Error("not offered to a client with a certificate")
 	}
 	if _, ok := newExternalAuth(t, "").Start("EXTERNAL", verifiedClient(leaf)); ok {
-		t.Error("accepted without anybody having said which name is the user")
+		t.Error("accepted without a certificate name type")
 	}
 }
 
@@ -157,15 +157,15 @@ func TestUnservableMechanismIsRefused(t *testing.T) {
 		"tokens with passwords":     {Methods: []string{Redis}, Mechanisms: []string{OAuthBearer}},
 		"passwords with tokens":     {Methods: []string{OAuth}, Mechanisms: []string{"PLAIN"}},
 		"EXTERNAL without a name":   {Methods: []string{Redis}, Mechanisms: []string{"EXTERNAL"}},
-		"a kind of name not known":  {Methods: []string{Redis}, Mechanisms: []string{"EXTERNAL"}, CertificateName: "cn"},
-		"no mechanism of the kind":  {Methods: []string{Redis}, Mechanisms: []string{"CRAM-MD5"}},
+		"an unknown type of name":   {Methods: []string{Redis}, Mechanisms: []string{"EXTERNAL"}, CertificateName: "cn"},
+		"an unknown mechanism":      {Methods: []string{Redis}, Mechanisms: []string{"CRAM-MD5"}},
 		"a listener's own, not all": {Methods: []string{Redis}, Mechanisms: []string{"PLAIN"}, ListenerMechanisms: map[string][]string{"x": {"LOGIN"}}},
 		"what http hides":           {Methods: []string{HTTP, Redis}},
 		"what passthrough hides":    {Methods: []string{Passthrough, OAuth}},
 	} {
 		from := Sources{Redis: mapLookup(nil), HTTP: failLogin, OAuth: failToken}
 		if _, err := New(cfg, from, zap.NewNop()); err == nil {
-			t.Errorf("%s is taken", what)
+			t.Errorf("%s is accepted", what)
 		}
 	}
 }

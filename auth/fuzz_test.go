@@ -20,8 +20,8 @@ import (
 	"imapgate/internal/identity"
 )
 
-// parseReference reads the messages of a whole exchange with nothing of this package:
-// who would a plain reading of the mechanism's text say it is, and with what?
+// parseReference reads the messages of a whole exchange without the code of this package. It
+// returns the user and the credential by a plain reading of the mechanism's text.
 func parseReference(mechanism string, messages [][]byte) (user, credential string, ok bool) {
 	first := string(messages[0])
 	control := func(r rune) bool { return r < ' ' || r == 0x7f }
@@ -31,7 +31,7 @@ func parseReference(mechanism string, messages [][]byte) (user, credential strin
 	case OAuthBearer:
 		m := regexp.MustCompile(`(?s)^[ny],(?:a=([^,=]+))?,\x01(.*)$`).FindStringSubmatch(first)
 		if m == nil {
-			return "", "", false // an escaped name is none that Canon takes
+			return "", "", false // Canonicalize refuses every name that needs escapes
 		}
 		user, credential, ok = m[1], findBearer(m[2]), findBearer(m[2]) != ""
 	case XOAuth2:
@@ -61,7 +61,7 @@ func parseReference(mechanism string, messages [][]byte) (user, credential strin
 	return strings.ToLower(addDomain(user)), credential, ok && !strings.ContainsFunc(user+credential, control)
 }
 
-// findBearer is the token among the pairs, or "".
+// findBearer returns the token among the pairs, or "".
 func findBearer(pairs string) string {
 	if !regexp.MustCompile(`^(?:[A-Za-z]+=[^\x01]*\x01)+\x01$`).MatchString(pairs) || strings.Count("\x01"+pairs, "\x01auth=") != 1 {
 		return ""
@@ -80,7 +80,7 @@ func addDomain(user string) string {
 	return user + "@example.org"
 }
 
-// newAuthWithAllMechanisms offers all that one message, or two, decide.
+// newAuthWithAllMechanisms offers all mechanisms that need one or two messages.
 func newAuthWithAllMechanisms(t testing.TB) *Authenticator {
 	t.Helper()
 	a, err := New(Config{
@@ -93,10 +93,9 @@ func newAuthWithAllMechanisms(t testing.TB) *Authenticator {
 	return a
 }
 
-// FuzzSASLExchange: an honest client whose messages were changed on the way.
-// Whoever is accepted is exactly who the oracle reads, with the credential it
-// reads; and of the mechanisms that bring a password, what the oracle reads with
-// a name that Canon takes is accepted.
+// FuzzSASLExchange changes the messages of an honest client. An accepted login must have the
+// user and the credential that parseReference reads. With a password mechanism, a login that
+// parseReference reads must be accepted if Canonicalize accepts the name.
 func FuzzSASLExchange(f *testing.F) {
 	f.Add("", "alice", "x", uint16(0), byte(0), true)
 	f.Add("alice", "Alice@example.org", "pässwörd", uint16(3), byte(0x20), false)
@@ -126,13 +125,13 @@ func FuzzSASLExchange(f *testing.F) {
 	})
 }
 
-// checkOutcome compares the outcome of an exchange with the oracle's.
+// checkOutcome compares the outcome of an exchange with that of parseReference.
 func checkOutcome(t *testing.T, mechanism string, messages [][]byte, l Login, accepted bool) {
 	t.Helper()
 	user, credential, ok := parseReference(mechanism, messages)
 	got := l.Password.Reveal() + l.Token.Reveal()
 	if accepted && (!ok || l.User.String() != user || got != credential) {
-		t.Fatalf("%s %q: accepted as %q with %q, the oracle says %q with %q, %v", mechanism, messages, l.User, got, user, credential, ok)
+		t.Fatalf("%s %q: accepted as %q with %q, the reference has %q with %q, %v", mechanism, messages, l.User, got, user, credential, ok)
 	}
 	if !accepted && l != (Login{}) {
 		t.Fatalf("%s %q: refused, but leaves a login", mechanism, messages)
@@ -142,14 +141,14 @@ func checkOutcome(t *testing.T, mechanism string, messages [][]byte, l Login, ac
 	}
 }
 
-// FuzzSCRAM: a client, honest but for a user and a password that it may not know,
-// and one byte that is changed on the way. Whoever is let in has proven it by a
-// plain reading of RFC 5802, on what was said, to this very connection. There is no
-// fuzzing of a hostile server: the gateway speaks no SCRAM to backends.
+// FuzzSCRAM runs a client, honest except for a user and a password that it may not know, and
+// changes one byte on the way. An accepted login must have a valid proof by a plain reading of
+// RFC 5802, for these messages and this connection. A hostile server is not fuzzed: the gateway
+// has no SCRAM client.
 func FuzzSCRAM(f *testing.F) {
 	f.Add("alice", "pencil", uint16(0), byte(0), false, false)
 	f.Add("Alice@example.org", "pencil", uint16(5), byte(0x20), true, true)
-	f.Add("nobody", "pencil", uint16(90), byte(1), true, false)
+	f.Add("unknown", "pencil", uint16(90), byte(1), true, false)
 	f.Add("a=2Cb,c", "p\u00adencil", uint16(0), byte(3), false, true)
 	a := newScramAuth(f)
 	state, c := handshake(f, selfSigned(f, ecdsaKey(x509.ECDSAWithSHA256), nil), tls.VersionTLS13)
@@ -185,7 +184,7 @@ func FuzzSCRAM(f *testing.F) {
 			return
 		}
 		if message, err = client.Step(string(challenge)); err != nil {
-			return // the changed nonce is noticed
+			return // the changed nonce is refused
 		}
 		last := corrupt(message, final)
 		reply, done, err := e.Next(context.Background(), last)
@@ -195,10 +194,10 @@ func FuzzSCRAM(f *testing.F) {
 		id, err := a.Authenticate(context.Background(), e.Login())
 		valid := isValidProof(string(first), string(challenge), string(last), plus, binding.Data)
 		if (err == nil) != valid || (reply != nil) != valid {
-			t.Fatalf("%q %q %q: %v, and by the book %v", first, challenge, last, err, valid)
+			t.Fatalf("%q %q %q: %v, and by RFC 5802 %v", first, challenge, last, err, valid)
 		}
 		if err == nil && id.User().String() != "alice@example.org" {
-			t.Fatalf("let in as %v", id)
+			t.Fatalf("accepted as %v", id)
 		}
 		if err != nil && !errors.Is(err, ErrDenied) {
 			t.Fatal(err)
@@ -216,8 +215,8 @@ func expectDenied(t *testing.T, a *Authenticator, e *Exchange, err error) {
 	}
 }
 
-// isValidProof reads the three messages as RFC 5802 §5 writes them: is it alice, and
-// does she know "pencil"?
+// isValidProof reads the three messages as in RFC 5802 §5 and reports whether the user is alice
+// and her password "pencil".
 func isValidProof(first, challenge, final string, plus bool, binding []byte) bool {
 	flag := "n"
 	if plus {

@@ -14,7 +14,6 @@ import (
 
 // The closed set of Login.Mechanism. The LOGIN command and the SASL mechanism LOGIN differ, so
 // mechanisms are written as in a CAPABILITY response.
-// the way a CAPABILITY response lists them.
 const (
 	CommandLogin  = "LOGIN"
 	SASLPlain     = "AUTH=PLAIN"

@@ -68,38 +68,38 @@ type histogram struct {
 }
 
 // add counts one password.
-func (c *histogram) add(p hashParams) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.counts == nil {
-		c.counts = make(map[hashParams]int, maxHistogramEntries)
+func (h *histogram) add(p hashParams) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.counts == nil {
+		h.counts = make(map[hashParams]int, maxHistogramEntries)
 	}
-	if _, known := c.counts[p]; !known && len(c.counts) >= maxHistogramEntries {
-		delete(c.counts, slices.MinFunc(slices.Collect(maps.Keys(c.counts)), c.compareCounts))
+	if _, known := h.counts[p]; !known && len(h.counts) >= maxHistogramEntries {
+		delete(h.counts, slices.MinFunc(slices.Collect(maps.Keys(h.counts)), h.compareCounts))
 	}
-	c.counts[p]++
-	if c.counts[p] == c.halveAt {
-		for p := range c.counts {
-			c.counts[p] /= 2
+	h.counts[p]++
+	if h.counts[p] == h.halveAt {
+		for p := range h.counts {
+			h.counts[p] /= 2
 		}
 	}
 }
 
 // mostFrequent returns the most frequent parameters; zero if there are none.
-func (c *histogram) mostFrequent() hashParams {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if len(c.counts) == 0 {
+func (h *histogram) mostFrequent() hashParams {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.counts) == 0 {
 		return hashParams{}
 	}
-	return slices.MaxFunc(slices.Collect(maps.Keys(c.counts)), c.compareCounts)
+	return slices.MaxFunc(slices.Collect(maps.Keys(h.counts)), h.compareCounts)
 }
 
 // compareCounts orders parameters by count; the caller holds mu. Ties are broken by name and
 // costs, so that the result does not depend on the map's order.
-func (c *histogram) compareCounts(a, b hashParams) int {
+func (h *histogram) compareCounts(a, b hashParams) int {
 	return cmp.Or(
-		cmp.Compare(c.counts[a], c.counts[b]),
+		cmp.Compare(h.counts[a], h.counts[b]),
 		strings.Compare(a.scheme.name, b.scheme.name),
 		slices.Compare(a.costs[:], b.costs[:]),
 	)

@@ -65,7 +65,7 @@ func (a *Authenticator) defaultMechanisms() (list []string) {
 			continue
 		}
 		if (name == OAuthBearer || name == XOAuth2) && !a.hasMethod(OAuth) {
-			continue // the backend behind passthrough may not accept tokens
+			continue // with passthrough the backend may not accept tokens
 		}
 		list = append(list, name)
 	}

@@ -183,10 +183,10 @@ func (a *Authenticator) checkMethodOrder(name string) error {
 		return fmt.Errorf("method %q is named twice", name)
 	}
 	if n := len(a.methods); n > 0 && a.methods[n-1].name == Passthrough {
-		return fmt.Errorf("method %q would never be asked: passthrough has to be last", name)
+		return fmt.Errorf("method %q would never be used: passthrough has to be last", name)
 	}
 	if (name == File || name == Redis) && slices.ContainsFunc(a.methods, func(m namedMethod) bool { return m.name == HTTP }) {
-		return fmt.Errorf("method %q would never be asked: http decides about every password", name)
+		return fmt.Errorf("method %q would never be used: http decides about every password", name)
 	}
 	return nil
 }

@@ -14,14 +14,14 @@ import (
 )
 
 func failLogin(context.Context, Login) (ServerResponse, error) {
-	return ServerResponse{}, errors.New("away")
+	return ServerResponse{}, errors.New("service is down")
 }
 
 func failToken(context.Context, identity.Secret) (string, time.Time, error) {
-	return "", time.Time{}, errors.New("away")
+	return "", time.Time{}, errors.New("service is down")
 }
 
-// tokens verifies tokens that are names, and no other.
+// mapTokens accepts the tokens of a map and no others.
 func mapTokens(names map[string]string, until time.Time) VerifyToken {
 	return func(_ context.Context, token identity.Secret) (string, time.Time, error) {
 		if name, ok := names[token.Reveal()]; ok {
@@ -52,11 +52,11 @@ func TestTokenNamesUser(t *testing.T) {
 		"without a name":                   {Login{Token: secret("t1")}, true},
 		"with the same name":               {Login{Token: secret("t1"), User: alice}, true},
 		"with another's":                   {Login{Token: secret("t1"), User: bob}, false},
-		"a name nobody can have":           {Login{Token: secret("t2")}, false},
+		"an invalid name":                  {Login{Token: secret("t2")}, false},
 		"another account's, with a detail": {Login{Token: secret("t4")}, false},
 		"another account's, with a prefix": {Login{Token: secret("t5")}, false},
-		"a token of nobody's":              {Login{Token: secret("t3"), User: alice}, false}, // and not passed through
-		"what is no token":                 {Login{Token: secret("t 1")}, false},
+		"an unknown token":                 {Login{Token: secret("t3"), User: alice}, false}, // not left to passthrough
+		"a malformed token":                {Login{Token: secret("t 1")}, false},
 	} {
 		id, err := a.Authenticate(t.Context(), c.login)
 		if !c.right {
@@ -126,7 +126,7 @@ func TestHTTPResponseIsUsedAtBackend(t *testing.T) {
 		t.Errorf("%v, %v", id, err)
 	}
 	_, err := ask("later")
-	if asked := (*DelayedDenial)(nil); !errors.As(err, &asked) || asked.Delay != time.Second || !errors.Is(err, ErrDenied) {
+	if denial := (*DelayedDenial)(nil); !errors.As(err, &denial) || denial.Delay != time.Second || !errors.Is(err, ErrDenied) {
 		t.Errorf("%v", err)
 	}
 	if _, err := ask("wrong"); !errors.Is(err, ErrDenied) {

@@ -181,24 +181,24 @@ type lineErrors struct {
 	text  strings.Builder // bound: maxListedErrors entries
 }
 
-func (b *lineErrors) add(line int, err error) {
-	b.count++
-	if b.count > maxListedErrors {
+func (e *lineErrors) add(line int, err error) {
+	e.count++
+	if e.count > maxListedErrors {
 		return
 	}
-	if b.count > 1 {
-		b.text.WriteString("; ")
+	if e.count > 1 {
+		e.text.WriteString("; ")
 	}
-	fmt.Fprintf(&b.text, "line %d: %v", line, err)
+	fmt.Fprintf(&e.text, "line %d: %v", line, err)
 }
 
 // Error implements error.
-func (b *lineErrors) Error() string {
-	switch more := b.count - maxListedErrors; {
+func (e *lineErrors) Error() string {
+	switch more := e.count - maxListedErrors; {
 	case more == 1:
-		return b.text.String() + "; and 1 more bad line"
+		return e.text.String() + "; and 1 more bad line"
 	case more > 1:
-		return fmt.Sprintf("%s; and %d more bad lines", b.text.String(), more)
+		return fmt.Sprintf("%s; and %d more bad lines", e.text.String(), more)
 	}
-	return b.text.String()
+	return e.text.String()
 }

@@ -63,7 +63,7 @@ func TestOneBadLineRefusesTheFileAndAllAreListedWithoutContents(t *testing.T) {
 		"grace:{PLAIN}" + canary + "::::::userdb_x=y NoLogin",
 	}, "\n")), identity.NamesInDomain("example.org"))
 	if err == nil {
-		t.Fatal("a bad file is taken")
+		t.Fatal("a bad file is accepted")
 	}
 	for n := 2; n <= 11; n++ {
 		if !strings.Contains(err.Error(), fmt.Sprintf("line %d: ", n)) {
@@ -75,7 +75,7 @@ func TestOneBadLineRefusesTheFileAndAllAreListedWithoutContents(t *testing.T) {
 			t.Errorf("%q in %v", word, err)
 		}
 	}
-	if !strings.Contains(err.Error(), "memory of the password hash is not within 8 and 262144") {
+	if !strings.Contains(err.Error(), "memory of the password hash is not between 8 and 262144") {
 		t.Errorf("the cost is not explained: %v", err)
 	}
 }
@@ -89,9 +89,9 @@ func TestErrorsAndLinesAreBounded(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "line 2: longer than") {
 		t.Errorf("%v", err)
 	}
-	for _, empty := range []string{"", "\n\n", "# nobody\n"} {
+	for _, empty := range []string{"", "\n\n", "# no users\n"} {
 		if _, err := parseUsers(strings.NewReader(empty), identity.Names{}); err == nil {
-			t.Errorf("%q is taken", empty)
+			t.Errorf("%q is accepted", empty)
 		}
 	}
 }
@@ -109,7 +109,7 @@ func TestTooLargeOrIrregularFileIsRefusedUnread(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := openPasswdFile(fifo, identity.Names{}, zap.NewNop()); err == nil {
-		t.Error("a FIFO is taken")
+		t.Error("a FIFO is accepted")
 	}
 }
 
@@ -128,12 +128,12 @@ func TestManyUsersAreReadAndAllAreCounted(t *testing.T) {
 		t.Fatalf("%v", err)
 	}
 	if n := u.histogram.counts[u.histogram.mostFrequent()]; n != users/2 && n != users/2+1 {
-		t.Errorf("the census has %d", n)
+		t.Errorf("the histogram has %d", n)
 	}
 }
 
-// channelCore is a log that hands every entry to the test, so that a test knows
-// when a file has been read instead of guessing.
+// channelCore sends every log entry to the test, so that a test knows when a file has been
+// read.
 type channelCore struct {
 	zapcore.Core
 	entries chan string // bound: 64 entries, more than a test causes
@@ -159,7 +159,7 @@ func (n channelCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	return nil
 }
 
-// watchedAuth is an Authenticator that follows its file while the test runs.
+// watchedAuth is an Authenticator that watches its file while the test runs.
 type watchedAuth struct {
 	*testing.T
 	a       *Authenticator
@@ -185,8 +185,8 @@ func watchFile(t *testing.T, path string) *watchedAuth {
 	return &watchedAuth{t, a, path, entries}
 }
 
-// waitForLog waits for a log line that starts with text. Changes made before the
-// watch stands are found too: Run looks once more when it has begun.
+// waitForLog waits for a log line that starts with text. Changes made before the watch begins
+// are found too: Watch begins with a check.
 func (f *watchedAuth) waitForLog(text string) string {
 	f.Helper()
 	deadline := time.After(testbed.Timeout)
@@ -200,7 +200,7 @@ func (f *watchedAuth) waitForLog(text string) string {
 				return e
 			}
 		case <-deadline:
-			f.Fatalf("nobody logged %q", text)
+			f.Fatalf("%q was not logged", text)
 		}
 	}
 }
@@ -212,7 +212,7 @@ func (f *watchedAuth) write(content string) {
 	}
 }
 
-// replace is write in one step: no reader sees the file empty in between.
+// replace writes the file in one step: no reader sees it empty in between.
 func (f *watchedAuth) replace(content string) {
 	f.Helper()
 	next := f.path + ".new"
@@ -250,7 +250,7 @@ func TestPasswdFileIsReloaded(t *testing.T) {
 	if err := os.Remove(f.path); err != nil {
 		t.Fatal(err)
 	}
-	f.waitForLog("passwd-file refused")
+	f.waitForLog("passwd-file is invalid")
 	f.expectLogin("carol", "x", File)
 
 	f.write("dave:{PLAIN}x\n")
@@ -270,7 +270,7 @@ func TestBadFileKeepsUsersAndListsBadLines(t *testing.T) {
 	f.expectLogin("alice", "two", "")
 
 	f.replace("")
-	f.waitForLog("passwd-file refused")
+	f.waitForLog("passwd-file is invalid")
 	f.expectLogin("alice", "one", File)
 
 	f.write("alice:{PLAIN}three\n")
@@ -278,18 +278,18 @@ func TestBadFileKeepsUsersAndListsBadLines(t *testing.T) {
 	f.expectLogin("alice", "three", File)
 
 	f.write("")
-	f.waitForLog("passwd-file refused") // the same complaint, but a new occasion
+	f.waitForLog("passwd-file is invalid") // the same error after a good file is logged again
 	if err := os.Truncate(f.path, maxFileSize+1); err != nil {
 		t.Fatal(err)
 	}
-	if e := f.waitForLog("passwd-file refused"); !strings.Contains(e, "larger than") {
+	if e := f.waitForLog("passwd-file is invalid"); !strings.Contains(e, "larger than") {
 		t.Errorf("%s", e)
 	}
 	f.expectLogin("alice", "three", File)
 }
 
-// A mounted Kubernetes secret: users -> ..data/users, ..data -> a directory of
-// its own, and an update is another ..data. Nothing happens to "users".
+// A mounted Kubernetes secret: users -> ..data/users, ..data -> a versioned
+// directory. An update replaces ..data and leaves "users" unchanged.
 func TestFileIsReloadedWhenSymlinkChanges(t *testing.T) {
 	dir := t.TempDir()
 	publish := func(version, content string) {
@@ -325,7 +325,7 @@ func TestRunWithoutAFileWaitsForTheEnd(t *testing.T) {
 	go func() { ended <- a.Run(ctx) }()
 	select {
 	case <-ended:
-		t.Error("Run ended by itself")
+		t.Error("Run returned before ctx was done")
 	default:
 	}
 	stop()
@@ -343,7 +343,7 @@ func FuzzPasswdFile(f *testing.F) {
 		u, err := parseUsers(strings.NewReader(content), identity.NamesInDomain(domain))
 		if err != nil {
 			if u != nil {
-				t.Fatal("users beside an error")
+				t.Fatal("users together with an error")
 			}
 			return
 		}

@@ -13,7 +13,7 @@ import (
 	"imapgate/internal/identity"
 )
 
-// newPassthroughAuth is an Authenticator for exchanges.
+// newPassthroughAuth returns an Authenticator for exchanges.
 func newPassthroughAuth(t testing.TB) *Authenticator {
 	t.Helper()
 	a, err := New(Config{Methods: []string{Passthrough}, Names: identity.NamesInDomain("example.org")}, Sources{}, zap.NewNop())
@@ -23,7 +23,7 @@ func newPassthroughAuth(t testing.TB) *Authenticator {
 	return a
 }
 
-// runExchange sends messages until the exchange ends or there are none left.
+// runExchange sends messages until the exchange ends or no message is left.
 func runExchange(e *Exchange, messages ...[]byte) (challenges []string, done bool, err error) {
 	for _, m := range messages {
 		var c []byte
@@ -97,8 +97,8 @@ func TestBadExchangesAreDeniedAndKeepNoLogin(t *testing.T) {
 		"only NULs":                   {"PLAIN", []string{"\x00\x00"}},
 		"user not UTF-8":              {"PLAIN", []string{"\x00al\xffce\x00x"}},
 		"user is overlong UTF-8":      {"PLAIN", []string{"\x00\xc1\xa1lice\x00x"}},
-		"somebody else":               {"PLAIN", []string{"bob\x00alice\x00x"}},
-		"somebody else's domain":      {"PLAIN", []string{"alice@example.net\x00alice\x00x"}},
+		"another user":                {"PLAIN", []string{"bob\x00alice\x00x"}},
+		"another domain":              {"PLAIN", []string{"alice@example.net\x00alice\x00x"}},
 		"a bad authzid":               {"PLAIN", []string{"a b\x00alice\x00x"}},
 		"authzid not UTF-8":           {"PLAIN", []string{"\xff\x00alice\x00x"}},
 		"CRLF in the password":        {"PLAIN", []string{"\x00alice\x00x\r\ny LOGOUT"}},
@@ -124,10 +124,10 @@ func TestBadExchangesAreDeniedAndKeepNoLogin(t *testing.T) {
 			t.Errorf("%s: %v, %v, %+v", what, done, err, e.Login())
 		}
 		if _, done, err := e.Next(context.Background(), []byte("\x00alice\x00x")); done || !errors.Is(err, ErrDenied) || e.Login() != (Login{}) {
-			t.Errorf("%s: a second message revives the exchange: %v", what, err)
+			t.Errorf("%s: a second message continues the exchange: %v", what, err)
 		}
 		if _, err := newPassthroughAuth(t).Authenticate(t.Context(), e.Login()); !errors.Is(err, ErrDenied) {
-			t.Errorf("%s: what is left can log in: %v", what, err)
+			t.Errorf("%s: the ended exchange can log in: %v", what, err)
 		}
 	}
 }
@@ -143,7 +143,7 @@ func TestEmptyLinesEndExchange(t *testing.T) {
 			}
 		}
 		if steps > 3 {
-			t.Errorf("%s takes %d steps of nothing", mechanism, steps)
+			t.Errorf("%s accepts %d empty messages", mechanism, steps)
 		}
 	}
 }

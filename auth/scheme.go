@@ -21,7 +21,7 @@ import (
 	"imapgate/internal/identity"
 )
 
-// decodedHash is a decoded hash: go-crypt's, scramDigest, pbkdf2Digest and plainDigest.
+// decodedHash is a parsed hash: go-crypt's, scramDigest, pbkdf2Digest or plainDigest.
 type decodedHash interface {
 	Match(password string) bool
 }

@@ -9,7 +9,7 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// secret is short for what these tests say often.
+// secret abbreviates identity.NewSecret.
 func secret(s string) identity.Secret { return identity.NewSecret(s) }
 
 // Hashes made by doveadm pw (Dovecot 2.3.19) and by crypt(3).
@@ -115,10 +115,10 @@ func TestEverySchemeHashesSaltsAndVerifies(t *testing.T) {
 		}
 		s, err := parseStoredHash(secret(one))
 		if err != nil {
-			t.Fatalf("parse of our own %s: %v", name, err)
+			t.Fatalf("parse of the %s from Hash: %v", name, err)
 		}
 		if !strings.HasPrefix(one, "{"+name+"}") || s.params.scheme.name != name || !s.matches(secret("pässwörd")) || s.matches(secret("pässword")) {
-			t.Errorf("%s: our own hash does not verify as it should", name)
+			t.Errorf("%s: the hash from Hash does not verify as it should", name)
 		}
 	}
 }
@@ -130,15 +130,15 @@ func TestHashRefusesWhatCouldNeverLogIn(t *testing.T) {
 		}
 	}
 	if _, err := Hash("BLF-CRYPT", secret(strings.Repeat("a", 73))); err == nil {
-		t.Error("bcrypt silently cuts a password")
+		t.Error("bcrypt silently truncates a password")
 	}
 	if _, err := Hash("MD5", secret("x")); err == nil || !strings.Contains(err.Error(), "ARGON2ID") {
 		t.Errorf("an unknown scheme: %v", err)
 	}
 }
 
-// A decoy has to be the kind it stands for, or an unknown user costs another
-// time than a known one; and no password may open it.
+// A decoy needs the parameters that it stands for, or an unknown user takes another
+// time than a known one. No password may match it.
 func TestDecoyHasSameParamsAndNeverMatches(t *testing.T) {
 	for _, f := range foreignHashes {
 		s, err := parseStoredHash(secret(f.hash))
@@ -154,11 +154,11 @@ func TestDecoyHasSameParamsAndNeverMatches(t *testing.T) {
 			t.Errorf("decoy of %+v is %+v", s.params.costs, again.params.costs)
 		}
 		if s.params.scheme.name != "PLAIN" && d.matches(secret(f.password)) {
-			t.Errorf("%s opens to the password itself", d.hash.Reveal())
+			t.Errorf("%s matches its own text", d.hash.Reveal())
 		}
 	}
 	if d := defaultHashParams().newDecoy(); d.params.scheme.name != Schemes()[0] || d.matches(secret("x")) {
-		t.Error("the fallback is not the first scheme, or opens")
+		t.Error("the fallback is not the first scheme, or matches")
 	}
 }
 
@@ -181,10 +181,10 @@ func TestHashesAreInterchangeableWithDovecot(t *testing.T) {
 				t.Fatal(err)
 			}
 			if out, err := doveadm(t, "-t", ours, "-p", p); err != nil || !strings.HasSuffix(out, "(verified)") {
-				t.Errorf("doveadm refuses our %s of %.10q: %s", name, p, out)
+				t.Errorf("doveadm refuses the %s from Hash of %.10q: %s", name, p, out)
 			}
 			if out, err := doveadm(t, "-t", ours, "-p", p+"x"); err == nil && !(name == "BLF-CRYPT" && len(p) == 72) {
-				t.Errorf("doveadm accepts a wrong password for our %s: %s", name, out)
+				t.Errorf("doveadm accepts a wrong password for the %s from Hash: %s", name, out)
 			}
 			theirs, err := doveadm(t, "-s", name, "-p", p)
 			if err != nil {
@@ -199,7 +199,7 @@ func TestHashesAreInterchangeableWithDovecot(t *testing.T) {
 }
 
 func TestLongPasswordsMatchAsInDovecot(t *testing.T) {
-	// bcrypt looks at 72 bytes; both sides have to ignore the same rest.
+	// bcrypt uses 72 bytes; both sides must ignore the same rest.
 	long := strings.Repeat("0123456789", 10)
 	for _, name := range []string{"BLF-CRYPT", "SHA512-CRYPT", "PBKDF2"} {
 		theirs, err := doveadm(t, "-s", name, "-p", long)
@@ -212,7 +212,7 @@ func TestLongPasswordsMatchAsInDovecot(t *testing.T) {
 		}
 		cut := s.matches(secret(long[:72]))
 		if out, err := doveadm(t, "-t", theirs, "-p", long[:72]); cut != (err == nil) {
-			t.Errorf("%s: we say %v to the first 72 bytes, Dovecot says %s", name, cut, out)
+			t.Errorf("%s: the first 72 bytes match here: %v, in Dovecot: %s", name, cut, out)
 		}
 	}
 }
@@ -221,13 +221,13 @@ func TestHistogramTracksMajorityAndIsBounded(t *testing.T) {
 	at := func(rounds int) hashParams { return hashParams{&schemes[2], [maxCosts]int{rounds}} }
 	c := histogram{halveAt: 64}
 	if c.mostFrequent().scheme != nil {
-		t.Error("an empty census knows a kind")
+		t.Error("an empty histogram has parameters")
 	}
 	for range 1000 {
 		c.add(at(1000))
 	}
 	if n := c.counts[at(1000)]; n >= 64 {
-		t.Errorf("%d votes are kept", n)
+		t.Errorf("the count is %d", n)
 	}
 	for range 64 {
 		c.add(at(2000))
@@ -239,10 +239,10 @@ func TestHistogramTracksMajorityAndIsBounded(t *testing.T) {
 		c.add(at(3000 + i))
 	}
 	if len(c.counts) > maxHistogramEntries {
-		t.Errorf("%d kinds are kept", len(c.counts))
+		t.Errorf("%d entries", len(c.counts))
 	}
 	if !slices.Contains([]hashParams{at(1000), at(2000)}, c.mostFrequent()) {
-		t.Error("rare kinds displaced the frequent ones")
+		t.Error("rare parameters displaced the frequent ones")
 	}
 }
 

@@ -15,19 +15,19 @@ import (
 	"imapgate/internal/identity"
 )
 
-// The password is pencil, the iterations are few, so that tests are quick; as
-// doveadm pw -s SCRAM-SHA-256 would have stored it.
+// The password is pencil; few iterations keep the tests fast. The form is that of
+// doveadm pw -s SCRAM-SHA-256.
 const pencilHash = "{SCRAM-SHA-256}4096,W22ZaJ0SNY7soEsUEjb6gQ==,WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=,wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU="
 
 const scramSecret = "0123456789abcdef"
 
-// newScramAuth knows alice (SCRAM), bob (another scheme) and nobody else.
+// newScramAuth has the users alice (SCRAM) and bob (another scheme).
 func newScramAuth(t testing.TB, change ...func(*Config)) *Authenticator {
 	t.Helper()
 	return newScramAuthFrom(t, mapLookup(map[string]string{"alice@example.org": pencilHash, "bob@example.org": "{PLAIN}pencil"}), change...)
 }
 
-// newScramAuthFrom takes what it knows from a lookup, and holds no challenge back.
+// newScramAuthFrom uses a lookup and delays no challenge.
 func newScramAuthFrom(t testing.TB, lookUp PasswordLookup, change ...func(*Config)) *Authenticator {
 	t.Helper()
 	cfg := Config{
@@ -45,8 +45,8 @@ func newScramAuthFrom(t testing.TB, lookUp PasswordLookup, change ...func(*Confi
 	return a
 }
 
-// runScram lets a client of the library prove itself. The result is what the client
-// thinks, and what the Authenticator says.
+// runScram runs an exchange with the library's client. It returns whether the client accepts
+// the server, and the result of Authenticate.
 func runScram(t testing.TB, a *Authenticator, c *Client, mechanism string, client *scram.ClientConversation) (clientOK bool, id Identity, err error) {
 	t.Helper()
 	e, ok := a.Start(mechanism, c)
@@ -92,14 +92,14 @@ func TestScramProvesPasswordBothWays(t *testing.T) {
 			t.Errorf("%s: %v, %v, %v", user, believes, id, err)
 		}
 		if !id.Password().IsZero() || !id.Token().IsZero() {
-			t.Errorf("%s: a proof has left a password behind", user)
+			t.Errorf("%s: the identity of a proof has a password", user)
 		}
 	}
 }
 
 func TestWrongProofIsDeniedAndHasUser(t *testing.T) {
 	a := newScramAuth(t)
-	for _, user := range []string{"alice", "bob", "nobody"} {
+	for _, user := range []string{"alice", "bob", "unknown"} {
 		client := newScramClient(t, user, "wrong").NewConversation()
 		e, _ := a.Start(scramSHA256, &Client{})
 		first, _ := client.Step("")
@@ -117,7 +117,7 @@ func TestWrongProofIsDeniedAndHasUser(t *testing.T) {
 		}
 		l := e.Login()
 		if l.User.String() != user+"@example.org" {
-			t.Errorf("%s: the guess has user %q: nobody would count it", user, l.User)
+			t.Errorf("%s: the guess has user %q and would not be counted", user, l.User)
 		}
 		if id, err := a.Authenticate(t.Context(), l); !errors.Is(err, ErrDenied) || id != (Identity{}) {
 			t.Errorf("%s: %v, %v", user, id, err)
@@ -129,7 +129,7 @@ func TestWrongProofIsDeniedAndHasUser(t *testing.T) {
 	}
 }
 
-// bob's password is right, but what is stored of it cannot prove it.
+// bob's password is right, but his stored hash does not work with SCRAM.
 func TestOtherSchemeLooksLikeUnknownUser(t *testing.T) {
 	a := newScramAuth(t)
 	if _, _, err := runScram(t, a, &Client{}, scramSHA256, newScramClient(t, "bob", "pencil").NewConversation()); !errors.Is(err, ErrDenied) {
@@ -146,7 +146,7 @@ func TestOtherSchemeLooksLikeUnknownUser(t *testing.T) {
 	}
 }
 
-// firstChallenge is the answer to a first message.
+// firstChallenge returns the challenge to a first message.
 func firstChallenge(t testing.TB, a *Authenticator, user string) string {
 	t.Helper()
 	e, _ := a.Start(scramSHA256, &Client{})
@@ -157,7 +157,7 @@ func firstChallenge(t testing.TB, a *Authenticator, user string) string {
 	return string(challenge)
 }
 
-// withoutServerNonce is a first answer without its random nonce.
+// withoutServerNonce returns a challenge without its random nonce.
 func withoutServerNonce(challenge string) string { return challenge[strings.Index(challenge, ",s="):] }
 
 func TestUnknownUserGetsStableMockChallenge(t *testing.T) {
@@ -165,7 +165,7 @@ func TestUnknownUserGetsStableMockChallenge(t *testing.T) {
 	known := firstChallenge(t, a, "alice")
 	_ = firstChallenge(t, other, "alice")
 	seen := make(map[string]string)
-	for _, user := range []string{"bob", "nobody", "carol@example.net", "a b", "al*ce"} {
+	for _, user := range []string{"bob", "unknown", "carol@example.net", "a b", "al*ce"} {
 		got := firstChallenge(t, a, user)
 		if len(got) != len(known) || !strings.HasSuffix(got, ",i=4096") {
 			t.Errorf("%s: %q beside %q", user, got, known)
@@ -181,12 +181,12 @@ func TestUnknownUserGetsStableMockChallenge(t *testing.T) {
 		}
 		seen[withoutServerNonce(got)] = user
 	}
-	if withoutServerNonce(firstChallenge(t, a, "NoBody@example.org")) != withoutServerNonce(firstChallenge(t, a, "nobody")) {
-		t.Error("the spelling of an unknown name shows in its salt, as that of a known one does not")
+	if withoutServerNonce(firstChallenge(t, a, "UnKnown@example.org")) != withoutServerNonce(firstChallenge(t, a, "unknown")) {
+		t.Error("the salt of an unknown name depends on its spelling; that of a known one does not")
 	}
 	foreign := newScramAuth(t, func(c *Config) { c.SCRAMSecret = secret("another secret ...") })
-	if withoutServerNonce(firstChallenge(t, foreign, "nobody")) == withoutServerNonce(firstChallenge(t, a, "nobody")) {
-		t.Error("the salt does not depend on the secret: anybody could compute it")
+	if withoutServerNonce(firstChallenge(t, foreign, "unknown")) == withoutServerNonce(firstChallenge(t, a, "unknown")) {
+		t.Error("the salt does not depend on the secret, so a client could compute it")
 	}
 }
 
@@ -259,14 +259,14 @@ func TestChannelBindingIsPerConnection(t *testing.T) {
 func TestACertificateWithoutADefinedHashHasNoEndPoint(t *testing.T) {
 	_, c := handshake(t, selfSigned(t, ed25519Key, nil), tls.VersionTLS13)
 	if _, ok := c.endpointBinding(); ok {
-		t.Error("Ed25519 is bound to a hash of somebody's choice")
+		t.Error("Ed25519 has an end-point binding")
 	}
 	if _, ok := c.exporterBinding(); !ok {
 		t.Error("the exporter needs no certificate")
 	}
 	c.ServedCertificate = nil
 	if _, ok := c.endpointBinding(); ok {
-		t.Error("there is an end point without a certificate")
+		t.Error("a connection without a certificate has an end-point binding")
 	}
 }
 
@@ -274,34 +274,34 @@ func TestDowngradeIsDetected(t *testing.T) {
 	_, c := handshake(t, selfSigned(t, ecdsaKey(x509.ECDSAWithSHA256), nil), tls.VersionTLS13)
 	a := newScramAuth(t)
 	for what, m := range map[string]struct{ mechanism, first string }{
-		"y, and -PLUS was offered":       {scramSHA256, "y,,n=alice,r=x"},
-		"p without -PLUS":                {scramSHA256, "p=tls-exporter,,n=alice,r=x"},
-		"-PLUS without p":                {scramSHA256Plus, "n,,n=alice,r=x"},
-		"-PLUS with y":                   {scramSHA256Plus, "y,,n=alice,r=x"},
-		"tls-unique":                     {scramSHA256Plus, "p=tls-unique,,n=alice,r=x"},
-		"a type that nobody knows":       {scramSHA256Plus, "p=x,,n=alice,r=x"},
-		"no type":                        {scramSHA256Plus, "p=,,n=alice,r=x"},
-		"somebody else to act for":       {scramSHA256, "n,a=bob,n=alice,r=x"},
-		"a mandatory extension":          {scramSHA256, "n,,m=x,n=alice,r=x"},
-		"a nonce without end":            {scramSHA256, "n,,n=alice,r=" + strings.Repeat("x", maxScramMessage)},
-		"nothing":                        {scramSHA256, ""},
-		"a name that is no UTF-8":        {scramSHA256, "n,,n=\xff,r=\xff"},
-		"somebody else, and he is there": {scramSHA256, "n,a=alice,n=nobody,r=x"},
+		"y, and -PLUS was offered": {scramSHA256, "y,,n=alice,r=x"},
+		"p without -PLUS":          {scramSHA256, "p=tls-exporter,,n=alice,r=x"},
+		"-PLUS without p":          {scramSHA256Plus, "n,,n=alice,r=x"},
+		"-PLUS with y":             {scramSHA256Plus, "y,,n=alice,r=x"},
+		"tls-unique":               {scramSHA256Plus, "p=tls-unique,,n=alice,r=x"},
+		"an unknown type":          {scramSHA256Plus, "p=x,,n=alice,r=x"},
+		"no type":                  {scramSHA256Plus, "p=,,n=alice,r=x"},
+		"another user to act for":  {scramSHA256, "n,a=bob,n=alice,r=x"},
+		"a mandatory extension":    {scramSHA256, "n,,m=x,n=alice,r=x"},
+		"a nonce without end":      {scramSHA256, "n,,n=alice,r=" + strings.Repeat("x", maxScramMessage)},
+		"nothing":                  {scramSHA256, ""},
+		"a name that is no UTF-8":  {scramSHA256, "n,,n=\xff,r=\xff"},
+		"another user, who exists": {scramSHA256, "n,a=alice,n=unknown,r=x"},
 	} {
 		e, _ := a.Start(m.mechanism, c)
 		_, done, err := e.Next(t.Context(), []byte(m.first))
 		if what == "a name that is no UTF-8" && err == nil {
-			continue // it is unknown, as every such name
+			continue // treated as an unknown user
 		}
 		if !errors.Is(err, ErrDenied) || done || e.Login() != (Login{}) {
 			t.Errorf("%s: %v, %v", what, done, err)
 		}
 	}
-	// Where -PLUS is not offered, y is the truth, and p is not to be had.
+	// Where -PLUS is not offered, y is right and p is refused.
 	plain := newScramAuth(t, func(c *Config) { c.Mechanisms = []string{scramSHA256} })
 	e, _ := plain.Start(scramSHA256, c)
 	if _, _, err := e.Next(t.Context(), []byte("y,,n=alice,r=x")); err != nil {
-		t.Errorf("y where nothing was offered: %v", err)
+		t.Errorf("y where -PLUS was not offered: %v", err)
 	}
 	if _, ok := plain.Start(scramSHA256Plus, c); ok {
 		t.Error("-PLUS is accepted and was not offered")
@@ -334,7 +334,7 @@ func TestVerifiersOutOfBoundsAreRefused(t *testing.T) {
 		"base64 with stray bits": strings.Replace("4096"+rest, "gQ==", "gR==", 1),
 	} {
 		if _, err := parseStoredHash(secret("{SCRAM-SHA-256}" + text)); err == nil {
-			t.Errorf("%s is taken", what)
+			t.Errorf("%s is accepted", what)
 		}
 	}
 }

@@ -20,7 +20,7 @@ func TestChallengeTimeDoesNotRevealUsers(t *testing.T) {
 	known := mapLookup(map[string]string{"alice@example.org": pencilHash})
 	find := func(ctx context.Context, u identity.User) (identity.Secret, error) {
 		if u.String() != "alice@example.org" {
-			<-time.After(30 * time.Millisecond) // nobody is remembered, so this is a trip
+			<-time.After(30 * time.Millisecond) // unknown users are not cached, so this is a request to Redis
 		}
 		return known(ctx, u)
 	}
@@ -31,11 +31,11 @@ func TestChallengeTimeDoesNotRevealUsers(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i := range 40 {
-			for _, user := range []string{"alice", "nobody", "no body"} {
+			for _, user := range []string{"alice", "unknown", "un known"} {
 				began := time.Now()
 				_ = firstChallenge(t, a, user)
 				if took := time.Since(began); took < defaultMinChallengeTime || took > defaultMinChallengeTime*3/2 {
-					t.Errorf("%s, question %d: a challenge after %v", user, i, took)
+					t.Errorf("%s, request %d: a challenge after %v", user, i, took)
 				}
 			}
 		}
@@ -57,7 +57,7 @@ func TestDelayedChallengeIsCancelled(t *testing.T) {
 	})
 }
 
-// Before anybody has been asked about, and whoever has been since.
+// The challenge of an unknown user is the same before and after requests for other users.
 func TestMockIterationsDoNotChange(t *testing.T) {
 	stored := map[string]string{"mallory@example.org": pencilHash}
 	for i := range 50 {
@@ -65,15 +65,15 @@ func TestMockIterationsDoNotChange(t *testing.T) {
 	}
 	for rounds, want := range map[int]string{0: ",i=100000", 4096: ",i=4096", 12345: ",i=12345"} {
 		a := newScramAuthFrom(t, mapLookup(stored), func(c *Config) { c.SCRAMIterations = rounds })
-		before := firstChallenge(t, a, "nobody")
+		before := firstChallenge(t, a, "unknown")
 		for i := range 50 {
 			_ = firstChallenge(t, a, fmt.Sprintf("u%d", i))
 		}
-		for range 300 { // each an exchange that is broken off: no login, no failure
+		for range 300 { // each an exchange that ends early: no login, no failure
 			_ = firstChallenge(t, a, "mallory")
 		}
-		if after := firstChallenge(t, a, "nobody"); withoutServerNonce(after) != withoutServerNonce(before) || !strings.HasSuffix(after, want) {
-			t.Errorf("with %d configured nobody has %q, and then %q", rounds, before, after)
+		if after := firstChallenge(t, a, "unknown"); withoutServerNonce(after) != withoutServerNonce(before) || !strings.HasSuffix(after, want) {
+			t.Errorf("with %d configured the unknown user has %q, and then %q", rounds, before, after)
 		}
 	}
 }
@@ -87,7 +87,7 @@ func TestDifferingIterationsAreLoggedRarely(t *testing.T) {
 		warnings := func() int { return strings.Count(out.String(), `"iterations":4096,"configured":50000`) }
 		for range 100 {
 			_ = firstChallenge(t, a, "alice")
-			_ = firstChallenge(t, a, "nobody")
+			_ = firstChallenge(t, a, "unknown")
 		}
 		if n := warnings(); n != 1 {
 			t.Errorf("%d warnings at once", n)
@@ -103,8 +103,8 @@ func TestDifferingIterationsAreLoggedRarely(t *testing.T) {
 	})
 }
 
-// Who is blocked cannot be told from nobody: a challenge, a proof that fails, and
-// a user whose guesses count.
+// A blocked user looks like an unknown one: it gets a challenge, its proof fails, and guesses
+// count for it.
 func TestBlockedUserGetsChallengeOnly(t *testing.T) {
 	blocked := errors.New("user is blocked")
 	a := newScramAuthFrom(t, func(_ context.Context, u identity.User) (identity.Secret, error) {
@@ -113,10 +113,10 @@ func TestBlockedUserGetsChallengeOnly(t *testing.T) {
 		}
 		return identity.Secret{}, ErrUnknown
 	})
-	if withoutServerNonce(firstChallenge(t, a, "alice")) != withoutServerNonce(firstChallenge(t, a, "ALICE")) || len(firstChallenge(t, a, "alice")) != len(firstChallenge(t, a, "nobody")) {
-		t.Error("the challenge of a blocked user is not as nobody's")
+	if withoutServerNonce(firstChallenge(t, a, "alice")) != withoutServerNonce(firstChallenge(t, a, "ALICE")) || len(firstChallenge(t, a, "alice")) != len(firstChallenge(t, a, "unknown")) {
+		t.Error("the challenge of a blocked user differs from that of an unknown one")
 	}
-	for user, want := range map[string]bool{"alice": true, "nobody": false} {
+	for user, want := range map[string]bool{"alice": true, "unknown": false} {
 		believes, id, err := runScram(t, a, &Client{}, scramSHA256, newScramClient(t, user, "pencil").NewConversation())
 		if believes || id != (Identity{}) || !errors.Is(err, ErrDenied) || errors.Is(err, ErrUnavailable) || errors.Is(err, blocked) != want {
 			t.Errorf("%s: %v, %v, %v", user, believes, id, err)

@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-// keyMaker makes keys whose certificates are signed in one way.
+// keyMaker makes keys whose certificates have one signature algorithm.
 type keyMaker func(t testing.TB) (crypto.Signer, x509.SignatureAlgorithm)
 
 func ecdsaKey(sum x509.SignatureAlgorithm) keyMaker {
@@ -49,7 +49,7 @@ func ed25519Key(t testing.TB) (crypto.Signer, x509.SignatureAlgorithm) {
 	return key, x509.PureEd25519
 }
 
-// selfSigned is a certificate for localhost, changed.
+// selfSigned returns a certificate for localhost, modified by change.
 func selfSigned(t testing.TB, newKey keyMaker, change func(*x509.Certificate)) tls.Certificate {
 	t.Helper()
 	key, sum := newKey(t)
@@ -71,7 +71,7 @@ func selfSigned(t testing.TB, newKey keyMaker, change func(*x509.Certificate)) t
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
 }
 
-// named puts names into a certificate, and takes localhost out.
+// withNames sets the names of a certificate instead of localhost.
 func withNames(emails, dns, uris []string) func(*x509.Certificate) {
 	return func(c *x509.Certificate) {
 		c.EmailAddresses, c.DNSNames = emails, dns
@@ -85,7 +85,7 @@ func withNames(emails, dns, uris []string) func(*x509.Certificate) {
 	}
 }
 
-// handshake is one TLS connection, as both sides see it.
+// handshake returns one TLS connection from both sides.
 func handshake(t testing.TB, cert tls.Certificate, version uint16) (client tls.ConnectionState, c *Client) {
 	t.Helper()
 	a, b := net.Pipe()

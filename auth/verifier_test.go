@@ -12,8 +12,8 @@ import (
 	"imapgate/internal/identity"
 )
 
-// newSlowVerifier is a verifier whose every verification takes a second of the test's
-// clock and is right.
+// newSlowVerifier returns a verifier that takes a second of the test's clock and accepts
+// every password.
 func newSlowVerifier(slots, waiting int) (*verifier, *atomic.Int64) {
 	v := newVerifier(slots, waiting)
 	var running atomic.Int64
@@ -49,7 +49,7 @@ func TestNoMoreVerificationsRunAndWaitThanAllowed(t *testing.T) {
 			}
 		}
 		if time.Since(start) != 0 {
-			t.Error("a refusal had to wait")
+			t.Error("a refusal waited")
 		}
 		wg.Wait()
 		if most.Load() != 2 || time.Since(start) != 3*time.Second {
@@ -84,7 +84,7 @@ func TestCancelledVerificationLeavesQueue(t *testing.T) {
 			t.Errorf("the place was not given back: %v, %v", ok, err)
 		}
 		if _, err := v.verify(gone, storedHash{}, identity.Secret{}); !errors.Is(err, context.Canceled) {
-			t.Errorf("hashed for a client that had gone: %v", err)
+			t.Errorf("hashed for a client that had disconnected: %v", err)
 		}
 		wg.Wait()
 	})

@@ -47,7 +47,7 @@ func TestClientReloadsCAAndDoesNotResume(t *testing.T) {
 	}
 
 	write(t, file, renewed.pem())
-	eventually(t, "the new authority is trusted", func() bool {
+	eventually(t, "the new CA is trusted", func() bool {
 		_, err := runHandshake(t, &tls.Config{Certificates: []tls.Certificate{issueKeyPair(t, renewed, "east.internal")}}, c.Config())
 		return err == nil
 	})
@@ -87,7 +87,7 @@ func TestClientSendsRenewedCertificate(t *testing.T) {
 				t.Errorf("half of a pair: %v, %v", changed, err)
 			}
 			if _, err := runHandshake(t, server, c.Config()); err != nil || shown != "one" {
-				t.Errorf("half of a pair: %s is shown, %v", shown, err)
+				t.Errorf("half of a pair: %s is sent, %v", shown, err)
 			}
 			write(t, files.Key, key)
 			if changed, err := c.Reload(); !changed || err != nil {
@@ -144,7 +144,7 @@ func TestClientCertificateRefusalIsExplained(t *testing.T) {
 	}
 	other := errors.New("other")
 	if got := ExplainError(other, nil); got != other {
-		t.Errorf("an error of another kind became %v", got)
+		t.Errorf("an unrelated error became %v", got)
 	}
 }
 
@@ -152,7 +152,7 @@ func TestHandshakeNeedsServerName(t *testing.T) {
 	ca := newAuthority(t, "ca")
 	c := newClient(t, ClientConfig{CA: write(t, filepath.Join(t.TempDir(), "ca"), ca.pem())})
 	if _, err := runHandshake(t, &tls.Config{Certificates: []tls.Certificate{issueKeyPair(t, ca, "east.internal")}}, c.Config()); err == nil {
-		t.Error("a server is accepted whatever its name")
+		t.Error("a server is accepted under any name")
 	}
 }
 
@@ -183,13 +183,13 @@ func TestHTTPConnectionsOfOldGenerationAreNotReused(t *testing.T) {
 		t.Fatal(err)
 	}
 	if again, err := get(); err != nil || again != one {
-		t.Errorf("%s, then %s: the connection is not kept; %v", one, again, err)
+		t.Errorf("%s, then %s: the connection is not reused; %v", one, again, err)
 	}
 	write(t, file, newAuthority(t, "other").pem())
 	if changed, err := c.Reload(); !changed || err != nil {
 		t.Fatal(changed, err)
 	}
 	if _, err := get(); err == nil {
-		t.Error("a connection that was trusted under another authority is used")
+		t.Error("a connection that was verified by another CA is reused")
 	}
 }

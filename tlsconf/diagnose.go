@@ -225,7 +225,7 @@ func describeValidity(c *x509.Certificate, now time.Time) string {
 	case now.After(c.NotAfter):
 		return "the certificate expired at " + c.NotAfter.UTC().Format(time.RFC3339)
 	case now.Before(c.NotBefore):
-		return "the certificate is not valid before " + c.NotBefore.UTC().Format(time.RFC3339) + ", and this machine's clock says " + now.UTC().Format(time.RFC3339)
+		return "the certificate is not valid before " + c.NotBefore.UTC().Format(time.RFC3339) + ", and this machine's clock is at " + now.UTC().Format(time.RFC3339)
 	}
 	return ""
 }

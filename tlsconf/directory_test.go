@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// servedNames are the common names of what is served, the default first.
+// servedNames returns the common names of the pairs in service, the default first.
 func servedNames(s *Server) (list []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -52,11 +52,11 @@ func link(t testing.TB, target, name string) {
 	}
 }
 
-// certbotDir is a folder as certbot keeps it.
+// certbotDir is a directory in certbot's layout.
 type certbotDir struct {
 	root    string
 	ca      *authority
-	version string // of the last version
+	version string // the last one
 }
 
 // renew writes the next version into archive, and has the links in live lead to it, in
@@ -89,9 +89,9 @@ func TestCertbotRenewalIsReloaded(t *testing.T) {
 		t.Fatalf("served: %v, a chain of %d", got, servedChainLength(t, s, "mail.example.org"))
 	}
 	if _, err := s.Reload(); err != nil {
-		t.Errorf("a whole folder: %v", err)
+		t.Errorf("a complete directory: %v", err)
 	}
-	for links := 1; links < 4; links++ { // however far certbot has come
+	for links := 1; links < 4; links++ { // at each step of certbot
 		c.renew(t, "2", "two", links)
 		_, _ = s.Reload()
 		if got := servedNames(s); !slices.Equal(got, []string{"one"}) || servedChainLength(t, s, "mail.example.org") != 2 {
@@ -115,7 +115,7 @@ func TestCertbotRenewalIsReloaded(t *testing.T) {
 	}
 	link(t, filepath.Join(other.root, "live", "new"), filepath.Join(c.root, "live", "new.example.org"))
 	link(t, filepath.Join(other.root, "live", "new"), filepath.Join(other.root, "live", "mail.example.org"))
-	eventually(t, "another folder", func() bool { // the newest first, where they are not of one second
+	eventually(t, "another folder", func() bool { // the newest first, unless they are of the same second
 		return slices.Equal(slices.Sorted(slices.Values(servedNames(s))), []string{"four", "three"})
 	})
 	if err := os.Remove(filepath.Join(c.root, "live", "new.example.org")); err != nil {
@@ -139,10 +139,10 @@ func TestAnyMixOfFilesIsMatchedByPublicKey(t *testing.T) {
 	write(t, filepath.Join(dir, "0.key"), bKey)                                                      //
 	write(t, filepath.Join(mkdir(t, dir, "c.example.org"), "backwards.PEM"), append(ca.pem(), c...)) // the leaf last
 	write(t, filepath.Join(dir, "c.example.org", "privkey.pem"), cKey)
-	write(t, filepath.Join(dir, "0.pem"), slices.Concat(old, oldKey)) // first by name, but nobody would accept it
+	write(t, filepath.Join(dir, "0.pem"), slices.Concat(old, oldKey)) // first by name, but expired
 	write(t, filepath.Join(dir, "ca.pem"), ca.pem())
 	write(t, filepath.Join(dir, "dhparam.pem"), params)
-	write(t, filepath.Join(dir, "own.pem"), slices.Concat(own, ownKey)) // configured by itself too
+	write(t, filepath.Join(dir, "own.pem"), slices.Concat(own, ownKey)) // also configured
 	write(t, filepath.Join(dir, "README"), []byte("no PEM"))
 	write(t, filepath.Join(dir, "a.pem~"), []byte("garbage"))
 	write(t, filepath.Join(mkdir(t, dir, "..2026"), "x.pem"), []byte("garbage"))
@@ -182,7 +182,7 @@ func TestACAWhoseKeyIsInTheDirectoryIsNotServed(t *testing.T) {
 	}
 	want := theCA.Key + ": it has the key of the CA \"CN=MyCA\", which names no server"
 	if err := s.Diagnose(time.Now()); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "not in the file") {
-		t.Errorf("doubts: %v", err)
+		t.Errorf("Diagnose: %v", err)
 	}
 	for range 2 {
 		if changed, err := s.Reload(); changed || err != nil || s.DirectoryError() != nil {
@@ -190,7 +190,7 @@ func TestACAWhoseKeyIsInTheDirectoryIsNotServed(t *testing.T) {
 		}
 	}
 	if n := logged.FilterMessage("a key should not be among the certificates").Len(); n != 1 {
-		t.Errorf("told %d times in the log", n)
+		t.Errorf("logged %d times", n)
 	}
 	if err := errors.Join(os.Remove(filepath.Join(dir, "mail.pem")), os.Remove(filepath.Join(dir, "mail.key"))); err != nil {
 		t.Fatal(err)
@@ -227,7 +227,7 @@ func TestASelfSignedCertificateIsServedUntilItHasSignedAnother(t *testing.T) {
 	}
 	write(t, filepath.Join(dir, "mail.pem"), leaf[:len(leaf)/2])
 	if changed, err := s.Reload(); changed || err == nil || !slices.Equal(servedNames(s), []string{"mail.example.org"}) {
-		t.Errorf("while that is written: %v, %v, served %v", changed, err, servedNames(s))
+		t.Errorf("during the write: %v, %v, served %v", changed, err, servedNames(s))
 	}
 }
 
@@ -244,7 +244,7 @@ func TestOfCertificatesForOneNameTheNewestIsServed(t *testing.T) {
 	put("2027.pem", day, "to come", "mail.example.org")
 	put("another.pem", -day, "another")
 	s, _ := newServer(t, ServerConfig{Directory: dir})
-	// That another was renewed later does not make it the default.
+	// A later renewal of another certificate does not make that one the default.
 	if got := servedNames(s); !slices.Equal(got, []string{"new", "older", "old", "another", "to come"}) {
 		t.Errorf("served: %v", got)
 	}

@@ -17,7 +17,7 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// watchFiles has the files of s followed for the length of the test.
+// watchFiles watches the files of s until the test ends.
 func watchFiles(t *testing.T, s filewatch.Source, log *zap.Logger) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -32,7 +32,7 @@ func watchFiles(t *testing.T, s filewatch.Source, log *zap.Logger) {
 	t.Cleanup(func() { cancel(); running.Wait() })
 }
 
-// servedName is the common name of the certificate in service.
+// servedName returns the common name of the default certificate.
 func servedName(t *testing.T, s *Server) string {
 	t.Helper()
 	cert, err := s.Config().GetCertificate(&tls.ClientHelloInfo{})
@@ -152,7 +152,7 @@ func TestBadNewFileKeepsTheOldOneAndIsReportedOnce(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if !changed || servedName(t, s) != "one" {
-			t.Errorf("%s: the other pair was not taken over, or the bad one was", name)
+			t.Errorf("%s: the other pair was not reloaded, or the bad one was", name)
 		}
 		write(t, one.Cert, oneCert)
 		write(t, one.Key, oneKey)
@@ -165,11 +165,11 @@ func TestBadNewFileKeepsTheOldOneAndIsReportedOnce(t *testing.T) {
 	set.Add("tls", s)
 	for range 2 {
 		if _, err := set.Reload(); err == nil {
-			t.Error("an empty certificate is no error")
+			t.Error("an empty certificate is accepted")
 		}
 	}
 	if logs.FilterMessage(msgBad).Len() != 1 {
-		t.Error("the same complaint is not logged exactly once")
+		t.Error("the same error is not logged exactly once")
 	}
 }
 
@@ -242,14 +242,14 @@ func TestExpiryIsLoggedOncePerThreshold(t *testing.T) {
 	if !hasLogged(logs, "certificate has expired") || servedName(t, s) != "mail" {
 		t.Error("an expired certificate must be reported and stay in service")
 	}
-	cert, key = ca.issue(t, end.Add(day), "mail") // renewed: counted anew
+	cert, key = ca.issue(t, end.Add(day), "mail") // renewed: thresholds start again
 	writePair(t, base, cert, key)
 	if changed, err := s.Reload(); !changed || err != nil {
 		t.Fatal(err)
 	}
 	s.expiry.warnExpiring(s.log, s.pairs(), end.Add(-12*time.Hour))
 	if logs.Len() != total+1 {
-		t.Error("the renewed certificate's own end is not reported")
+		t.Error("the expiry of the renewed certificate is not logged")
 	}
 }
 

@@ -24,7 +24,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 )
 
-// authority signs certificates for tests.
+// authority is a CA for tests.
 type authority struct {
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
@@ -70,7 +70,7 @@ func (a *authority) issue(t testing.TB, notAfter time.Time, names ...string) (ce
 	return a.sign(t, private, private.Public(), notAfter, names)
 }
 
-// issueFrom is issue with the time at which the certificate begins.
+// issueFrom is issue with a start of validity.
 func (a *authority) issueFrom(t testing.TB, notBefore, notAfter time.Time, names ...string) (cert, key []byte) {
 	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -116,8 +116,8 @@ func writePair(t testing.TB, base string, cert, key []byte) CertFiles {
 	return CertFiles{Cert: write(t, base+".pem", cert), Key: write(t, base+".key", key)}
 }
 
-// runHandshake does a handshake over loopback, reads one byte from the server so that
-// a ticket arrives, and gives the client's view.
+// runHandshake does a handshake over loopback and reads one byte from the server, so that
+// a ticket arrives. It returns the client's state.
 func runHandshake(t testing.TB, server, client *tls.Config) (tls.ConnectionState, error) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -134,13 +134,13 @@ func runHandshake(t testing.TB, server, client *tls.Config) (tls.ConnectionState
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
 	c := tls.Client(conn, client)
-	_, err = io.ReadFull(c, make([]byte, 1)) // TLS 1.3: a refused certificate shows here
+	_, err = io.ReadFull(c, make([]byte, 1)) // TLS 1.3 reports a refused certificate here
 	state := c.ConnectionState()
 	_ = c.Close()
 	return state, errors.Join(err, <-done)
 }
 
-// serveOne ends after one connection.
+// serveOne serves one connection.
 func serveOne(l net.Listener, cfg *tls.Config, done chan<- error) {
 	conn, err := l.Accept()
 	if err != nil {
@@ -198,8 +198,8 @@ func TestCertificateIsChosenByName(t *testing.T) {
 	}
 }
 
-// Old clients know RSA alone, by their cipher suites or by their signature
-// algorithms, and may say no name, or one that no certificate has.
+// Old clients support only RSA, by their cipher suites or by their signature
+// algorithms, and may send no name, or an unknown one.
 func TestClientGetsTheKeyTypeItCanUse(t *testing.T) {
 	ca, dir, later := newAuthority(t, "ca"), t.TempDir(), time.Now().Add(240*time.Hour)
 	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
@@ -234,9 +234,9 @@ func TestClientGetsTheKeyTypeItCanUse(t *testing.T) {
 		{[]CertFiles{rs, ec}, both, []string{"", "mail.example.org", "unknown.example.com"}, x509.RSA}, // the first is the default
 		{[]CertFiles{rs, ec}, onlyRSA, []string{"", "mail.example.org", "unknown.example.com"}, x509.RSA},
 		{[]CertFiles{rs, ec}, onlyECDSA, []string{"", "mail.example.org", "unknown.example.com"}, x509.ECDSA},
-		{[]CertFiles{ec, wild}, onlyRSA, []string{"", "mail.example.org", "unknown.example.com"}, x509.RSA}, // a wildcard is for the name too
+		{[]CertFiles{ec, wild}, onlyRSA, []string{"", "mail.example.org", "unknown.example.com"}, x509.RSA}, // a wildcard matches the name too
 		{[]CertFiles{ec, other}, both, []string{"", "unknown.example.com"}, x509.ECDSA},
-		{[]CertFiles{ec, other}, onlyRSA, []string{"", "mail.example.org", "unknown.example.com"}, 0}, // it is for another name
+		{[]CertFiles{ec, other}, onlyRSA, []string{"", "mail.example.org", "unknown.example.com"}, 0}, // the RSA certificate is for another name
 	} {
 		s, _ := newServer(t, ServerConfig{Certificates: c.pairs})
 		for _, name := range c.names {
@@ -256,7 +256,7 @@ func TestClientGetsTheKeyTypeItCanUse(t *testing.T) {
 	}
 }
 
-// A client's signature algorithms decide as its cipher suites do. crypto/tls has no
+// A client's signature algorithms select like its cipher suites. crypto/tls has no
 // client that offers fewer of them.
 func TestSignatureAlgorithmsChooseTheCertificate(t *testing.T) {
 	ca, dir, later := newAuthority(t, "ca"), t.TempDir(), time.Now().Add(240*time.Hour)
@@ -347,7 +347,7 @@ func TestBadFilesAreNamedAllAtOnce(t *testing.T) {
 			}
 		}
 		if err != nil && strings.Contains(err.Error(), "PRIVATE") && name != "swapped" {
-			t.Errorf("%s: %v shows what is in a file", name, err)
+			t.Errorf("%s: %v quotes a file", name, err)
 		}
 	}
 }
@@ -436,11 +436,11 @@ func TestServedCertificateIsRecorded(t *testing.T) {
 			client.ServerName = name
 			recorded, presented, resumed := observeHandshake(t, s.Config(), client)
 			if recorded == nil || !recorded.Equal(presented) || resumed != (i > 1) {
-				t.Errorf("%s, %s, resumed: %v: noted %v, served %v", tls.VersionName(version), name, resumed, recorded, presented.DNSNames)
+				t.Errorf("%s, %s, resumed: %v: recorded %v, served %v", tls.VersionName(version), name, resumed, recorded, presented.DNSNames)
 			}
 		}
 	}
-	// An old connection keeps the certificate it was served; a new one has the new.
+	// A connection of the old generation gets the old certificate.
 	cert, key := ca.issue(t, far, "a.example.org")
 	writePair(t, filepath.Join(dir, "a.example.org"), cert, key)
 	before := s.Config()
@@ -450,13 +450,13 @@ func TestServedCertificateIsRecorded(t *testing.T) {
 	for what, cfg := range map[string]*tls.Config{"old": before, "new": s.Config()} {
 		recorded, presented, _ := observeHandshake(t, cfg, &tls.Config{RootCAs: ca.pool(), ServerName: "a.example.org"})
 		if recorded == nil || !recorded.Equal(presented) {
-			t.Errorf("%s: noted %v, served %v", what, recorded, presented)
+			t.Errorf("%s: recorded %v, served %v", what, recorded, presented)
 		}
 	}
 }
 
-// observeHandshake is what a handshake has noted, beside what the client has seen. The client
-// reads a byte, so that it has its ticket.
+// observeHandshake returns the recorded certificate and the one that the client received. The
+// client reads a byte, so that it has its ticket.
 func observeHandshake(t *testing.T, server, client *tls.Config) (recorded, presented *x509.Certificate, resumed bool) {
 	t.Helper()
 	a, b := net.Pipe()

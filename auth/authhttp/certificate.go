@@ -16,11 +16,11 @@ import (
 // addTLS adds how the client's connection is protected and, if clients are asked for
 // certificates, the client's certificate. A certificate that does not verify ends the
 // handshake, so nginx's FAILED never occurs.
-func (a *Client) addTLS(h http.Header, state *tls.ConnectionState) {
+func (c *Client) addTLS(h http.Header, state *tls.ConnectionState) {
 	h["Auth-SSL"] = []string{"on"}
 	h["Auth-SSL-Protocol"] = []string{formatVersion(state.Version)}
 	h["Auth-SSL-Cipher"] = []string{formatCipher(state.CipherSuite)}
-	if !a.reportCertificates {
+	if !c.reportCertificates {
 		return
 	}
 	if len(state.VerifiedChains) == 0 || len(state.PeerCertificates) == 0 {
@@ -33,7 +33,7 @@ func (a *Client) addTLS(h http.Header, state *tls.ConnectionState) {
 	h["Auth-SSL-Issuer"] = []string{formatDN(cert.RawIssuer)}
 	h["Auth-SSL-Serial"] = []string{fmt.Sprintf("%X", cert.SerialNumber.Bytes())}
 	h["Auth-SSL-Fingerprint"] = []string{fmt.Sprintf("%x", sha1.Sum(cert.Raw))}
-	if a.passClientCert {
+	if c.passClientCert {
 		h["Auth-SSL-Cert"] = []string{escapeHeader(encodePEM(cert))}
 	}
 }

@@ -96,7 +96,7 @@ func TestNamesInCertificatesAreWrittenAsOpenSSLDoes(t *testing.T) {
 	}
 }
 
-// writeCertificate is a PEM file with a certificate for a name as it is.
+// writeCertificate writes a PEM file with a certificate for an encoded name.
 func writeCertificate(t *testing.T, subject []byte) string {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

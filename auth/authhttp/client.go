@@ -53,7 +53,7 @@ const (
 
 // Config lists the auth servers and the contents of a request.
 type Config struct {
-	URLs           []string                   // http or https, in the order in which they are asked
+	URLs           []string                   // http or https, in the order in which they are tried
 	Timeout        time.Duration              // for one server's response; 0 is 5 s
 	Headers        map[string]identity.Secret // sent with every request
 	TLS            func() *tls.Config         // for https connections that begin now; nil trusts the system's roots
@@ -86,16 +86,16 @@ func New(cfg Config, log *zap.Logger) (*Client, error) {
 	if len(cfg.URLs) == 0 || len(cfg.URLs) > MaxURLs {
 		return nil, fmt.Errorf("auth servers: 1 to %d are needed, not %d", MaxURLs, len(cfg.URLs))
 	}
-	a := &Client{timeout: cfg.Timeout, headers: cfg.Headers, reportCertificates: cfg.ClientCerts, passClientCert: cfg.PassClientCert, log: log}
-	if a.timeout <= 0 {
-		a.timeout = defaultTimeout
+	c := &Client{timeout: cfg.Timeout, headers: cfg.Headers, reportCertificates: cfg.ClientCerts, passClientCert: cfg.PassClientCert, log: log}
+	if c.timeout <= 0 {
+		c.timeout = defaultTimeout
 	}
 	for _, raw := range cfg.URLs {
-		s, err := a.newServer(raw)
+		s, err := c.newServer(raw)
 		if err != nil {
 			return nil, fmt.Errorf("auth server: %w", err)
 		}
-		a.servers = append(a.servers, s)
+		c.servers = append(c.servers, s)
 	}
 	for name, value := range cfg.Headers {
 		if err := CheckHeader(name, value.Reveal()); err != nil {
@@ -104,16 +104,16 @@ func New(cfg Config, log *zap.Logger) (*Client, error) {
 	}
 	// A transport's RoundTrip instead of an http.Client: no redirects, no cookies, and
 	// no proxy from the environment.
-	a.transport = tlsconf.NewTransport(cfg.TLS, a.newTransport)
-	return a, nil
+	c.transport = tlsconf.NewTransport(cfg.TLS, c.newTransport)
+	return c, nil
 }
 
 // newTransport returns the transport for one TLS configuration.
-func (a *Client) newTransport(cfg *tls.Config) *http.Transport {
+func (c *Client) newTransport(cfg *tls.Config) *http.Transport {
 	return &http.Transport{
-		DialContext:            (&net.Dialer{Timeout: a.timeout}).DialContext,
+		DialContext:            (&net.Dialer{Timeout: c.timeout}).DialContext,
 		TLSClientConfig:        cfg,
-		TLSHandshakeTimeout:    a.timeout,
+		TLSHandshakeTimeout:    c.timeout,
 		DisableCompression:     true,
 		MaxConnsPerHost:        maxConns,
 		MaxIdleConnsPerHost:    maxIdleConns,
@@ -122,7 +122,7 @@ func (a *Client) newTransport(cfg *tls.Config) *http.Transport {
 	}
 }
 
-func (a *Client) newServer(raw string) (*endpoint, error) {
+func (c *Client) newServer(raw string) (*endpoint, error) {
 	u, err := ParseURL(raw)
 	if err != nil {
 		return nil, err
@@ -132,11 +132,11 @@ func (a *Client) newServer(raw string) (*endpoint, error) {
 		host = "[" + host + "]"
 	}
 	s := &endpoint{url: u, host: host}
-	s.breaker = breaker.NewMonitor(func(ctx context.Context) error { return a.probeServer(ctx, s) }, a.timeout, func(open bool, lastErr error) {
+	s.breaker = breaker.NewMonitor(func(ctx context.Context) error { return c.probeServer(ctx, s) }, c.timeout, func(open bool, lastErr error) {
 		if open {
-			a.log.Warn("auth server gives no answers", zap.String("server", u.Host), zap.Error(lastErr))
+			c.log.Warn("auth server gives no answers", zap.String("server", u.Host), zap.Error(lastErr))
 		} else {
-			a.log.Info("auth server answers again", zap.String("server", u.Host))
+			c.log.Info("auth server answers again", zap.String("server", u.Host))
 		}
 	})
 	return s, nil
@@ -158,15 +158,15 @@ func ParseURL(raw string) (*url.URL, error) {
 }
 
 // Close closes idle connections. Requests in flight continue.
-func (a *Client) Close() { a.transport.CloseIdleConnections() }
+func (c *Client) Close() { c.transport.CloseIdleConnections() }
 
 // Authenticate verifies one login. The error is a *Denial or wraps ErrUnavailable. It returns
 // when ctx is done, or when each server has used its timeout, after up to three delays that a
 // server may ask for.
-func (a *Client) Authenticate(ctx context.Context, req Request) (Response, error) {
-	header := a.newHeader(req)
+func (c *Client) Authenticate(ctx context.Context, req Request) (Response, error) {
+	header := c.newHeader(req)
 	for range 1 + maxRetries {
-		r, err := a.tryServers(ctx, header)
+		r, err := c.tryServers(ctx, header)
 		switch {
 		case err != nil:
 			return Response{}, err
@@ -197,12 +197,12 @@ func sleep(ctx context.Context, d time.Duration) error {
 // tryServers sends a request to the servers in order until one returns a usable response. It
 // skips servers whose circuit breaker is open. If all are, and one is being probed, it waits
 // for the outcome, up to the timeout of one request.
-func (a *Client) tryServers(ctx context.Context, header http.Header) (result, error) {
-	r, err := a.firstResult(ctx, header, func(s *endpoint) bool { return s.breaker.Allow(ctx) })
+func (c *Client) tryServers(ctx context.Context, header http.Header) (result, error) {
+	r, err := c.firstResult(ctx, header, func(s *endpoint) bool { return s.breaker.Allow(ctx) })
 	if errors.Is(err, errBreakersOpen) {
-		awaitCtx, cancel := context.WithTimeout(ctx, a.timeout)
+		awaitCtx, cancel := context.WithTimeout(ctx, c.timeout)
 		defer cancel()
-		r, err = a.firstResult(ctx, header, func(s *endpoint) bool { return s.breaker.AwaitTrial(awaitCtx) })
+		r, err = c.firstResult(ctx, header, func(s *endpoint) bool { return s.breaker.AwaitTrial(awaitCtx) })
 	}
 	if err != nil {
 		return result{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
@@ -214,14 +214,14 @@ var errBreakersOpen = errors.New("the circuit breakers of all auth servers are o
 
 // firstResult returns the first usable response of the servers that are ready, or
 // errBreakersOpen if there are none.
-func (a *Client) firstResult(ctx context.Context, header http.Header, isReady func(*endpoint) bool) (result, error) {
+func (c *Client) firstResult(ctx context.Context, header http.Header, isReady func(*endpoint) bool) (result, error) {
 	err, wasSent := errBreakersOpen, false
-	for _, s := range a.servers {
+	for _, s := range c.servers {
 		if !isReady(s) {
 			continue
 		}
 		var r result
-		if r, err = a.query(ctx, s, header); err == nil {
+		if r, err = c.query(ctx, s, header); err == nil {
 			return r, nil
 		}
 		wasSent = wasSent || errors.Is(err, ErrNoResponse)
@@ -238,10 +238,10 @@ func (a *Client) firstResult(ctx context.Context, header http.Header, isReady fu
 
 // query sends a request to one server. For the breaker every HTTP response is a success: one
 // user's broken record must not block requests about others.
-func (a *Client) query(ctx context.Context, s *endpoint, header http.Header) (result, error) {
-	queryCtx, cancel := context.WithTimeout(ctx, a.timeout)
+func (c *Client) query(ctx context.Context, s *endpoint, header http.Header) (result, error) {
+	queryCtx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	resp, err := a.sendRequest(queryCtx, s, header)
+	resp, err := c.sendRequest(queryCtx, s, header)
 	if err != nil {
 		if ctx.Err() == nil {
 			s.breaker.RecordFailure()
@@ -259,11 +259,11 @@ func (a *Client) query(ctx context.Context, s *endpoint, header http.Header) (re
 
 // sendRequest sends a request to one server. The error wraps ErrNoResponse if the server may
 // have received it.
-func (a *Client) sendRequest(ctx context.Context, s *endpoint, header http.Header) (*http.Response, error) {
+func (c *Client) sendRequest(ctx context.Context, s *endpoint, header http.Header) (*http.Response, error) {
 	httpReq := &http.Request{Method: http.MethodGet, URL: s.url, Host: s.host, Header: header}
 	var isSent atomic.Bool // RoundTrip writes in a separate goroutine
 	traceCtx := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: func() { isSent.Store(true) }})
-	resp, err := a.transport.RoundTrip(httpReq.WithContext(traceCtx))
+	resp, err := c.transport.RoundTrip(httpReq.WithContext(traceCtx))
 	if err == nil {
 		return resp, nil
 	}
@@ -276,10 +276,10 @@ func (a *Client) sendRequest(ctx context.Context, s *endpoint, header http.Heade
 
 // probeServer sends the gateway's own request to a server: without a user, and with the method
 // that nginx uses where there is no login.
-func (a *Client) probeServer(ctx context.Context, s *endpoint) error {
+func (c *Client) probeServer(ctx context.Context, s *endpoint) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	resp, err := a.sendRequest(ctx, s, a.newHeader(Request{Method: methodNone, Attempt: 1}))
+	resp, err := c.sendRequest(ctx, s, c.newHeader(Request{Method: methodNone, Attempt: 1}))
 	if err == nil {
 		discardBody(resp, cancel)
 	}

@@ -31,12 +31,12 @@ func newRequest() Request {
 	return Request{Method: MethodPlain, User: "alice", Password: secret("hunter2"), Attempt: 1, ClientAddr: netip.MustParseAddr("192.0.2.7")}
 }
 
-// acceptAt is an answer that lets everybody in, at 10.0.0.n.
+// acceptAt returns a response that accepts every login, at 10.0.0.n.
 func acceptAt(n int) string {
 	return formatResponse("Auth-Status: OK", fmt.Sprintf("Auth-Server: 10.0.0.%d", n), "Auth-Port: 143")
 }
 
-// closedAddress is one that refuses connections.
+// closedAddress returns an address that refuses connections.
 func closedAddress(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -56,7 +56,7 @@ func TestNextServerIsTriedAfterUnusableResponse(t *testing.T) {
 		"speaks garbage":      startAuthServer(t, respondAlways("220 mail ESMTP\r\n")).address,
 		"hangs up":            startAuthServer(t, respondAlways("Connection: close")).address,
 		"has a page of error": startAuthServer(t, respondAlways("HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")).address,
-		"says OK twice":       startAuthServer(t, respondAlways(formatResponse("Auth-Status: OK", "Auth-Status: OK"))).address,
+		"has OK twice":        startAuthServer(t, respondAlways(formatResponse("Auth-Status: OK", "Auth-Status: OK"))).address,
 		"has half a header":   startAuthServer(t, respondAlways("HTTP/1.1 200 OK\r\nAuth-Status: OK\r\nConnection: close")).address,
 		"has a long header":   startAuthServer(t, respondAlways(formatResponse("Auth-Status: OK", "X: "+strings.Repeat("x", maxHeader)))).address,
 		"has an odd line":     startAuthServer(t, respondAlways(formatResponse("Auth-Status: OK", "no colon"))).address,
@@ -72,7 +72,7 @@ func TestNextServerIsTriedAfterUnusableResponse(t *testing.T) {
 			cfg.URLs = cfg.URLs[:1]
 			answer, err = newClient(t, cfg).Authenticate(t.Context(), newRequest())
 			if !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrDenied) || answer != (Response{}) {
-				t.Errorf("alone it lets %v in, %v", answer, err)
+				t.Errorf("the only server: accepted at %v, %v", answer, err)
 			}
 			if strings.Contains(fmt.Sprint(err), "hunter2") {
 				t.Errorf("the password is in %v", err)
@@ -81,20 +81,20 @@ func TestNextServerIsTriedAfterUnusableResponse(t *testing.T) {
 	}
 }
 
-// Only a server that has seen the password can have meant its silence as an answer.
+// Only a server that received the password may have refused it.
 func TestSentRequestsAreDistinguished(t *testing.T) {
 	silent, hangsUp := startAuthServer(t, respondAlways("")), startAuthServer(t, respondAlways("x"))
 	for name, tc := range map[string]struct {
 		urls []string
 		sent bool
 	}{
-		"nobody listens":                {[]string{"http://127.0.0.1:1/"}, false},
-		"silence":                       {[]string{"http://" + silent.address}, true},
-		"no HTTP":                       {[]string{"http://" + hangsUp.address}, true},
-		"no answer that can be used":    {[]string{"http://" + startAuthServer(t, respondAlways(formatResponse("X: y"))).address}, true},
-		"to wait, for ever":             {[]string{"http://" + startAuthServer(t, respondAlways(formatResponse("Auth-Status: WAIT", "Auth-Wait: 1"))).address}, true},
-		"silence, then nobody listens":  {[]string{"http://" + silent.address, "http://127.0.0.1:1/"}, true},
-		"nobody listens, and no answer": {[]string{"http://127.0.0.1:1/", "http://" + hangsUp.address}, true},
+		"refused":                    {[]string{"http://127.0.0.1:1/"}, false},
+		"silence":                    {[]string{"http://" + silent.address}, true},
+		"no HTTP":                    {[]string{"http://" + hangsUp.address}, true},
+		"no answer that can be used": {[]string{"http://" + startAuthServer(t, respondAlways(formatResponse("X: y"))).address}, true},
+		"to wait, for ever":          {[]string{"http://" + startAuthServer(t, respondAlways(formatResponse("Auth-Status: WAIT", "Auth-Wait: 1"))).address}, true},
+		"silence, then refused":      {[]string{"http://" + silent.address, "http://127.0.0.1:1/"}, true},
+		"refused, and no answer":     {[]string{"http://127.0.0.1:1/", "http://" + hangsUp.address}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -108,7 +108,7 @@ func TestSentRequestsAreDistinguished(t *testing.T) {
 	}
 }
 
-// A server that repeats the password does so in vain.
+// The error does not contain a password that the server has echoed.
 func TestErrorsDoNotQuoteServer(t *testing.T) {
 	const word = "2retnuh"
 	for _, lines := range [][]string{
@@ -131,7 +131,7 @@ func TestDenialIsFinal(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	if n := len(second.takeRequests()); n != 0 {
-		t.Errorf("the next server was asked %d times", n)
+		t.Errorf("the next server received %d requests", n)
 	}
 }
 
@@ -156,26 +156,26 @@ func TestUnavailableServerIsProbedRarely(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// One question more is the gateway's own; after it one a second, and one of a client's.
+	// One further request is the first probe; then a probe and a client's request a second.
 	all := silent.takeRequests()
 	if n, most := len(all), breaker.Threshold+3+2*int(time.Since(start)*5/4/breaker.TrialInterval); n < breaker.Threshold+1 || n > most {
-		t.Errorf("%d questions, want %d at most", n, most)
+		t.Errorf("%d requests, want %d at most", n, most)
 	}
 	if q := all[breaker.Threshold]; q.header["Auth-Method"] != "none" || q.header["Auth-User"] != "" || q.header["Auth-Pass"] != "" {
-		t.Errorf("the gateway's own question is %v", q.header)
+		t.Errorf("the probe is %v", q.header)
 	}
 	silent.setResponse(acceptAt(1))
-	testbed.Eventually(t, testTimeout, "the server to be asked again", func() bool {
+	testbed.Eventually(t, testTimeout, "the server to be used again", func() bool {
 		_, err := a.Authenticate(t.Context(), newRequest())
 		return err == nil
 	})
 	if logs.FilterMessage("auth server gives no answers").Len() != 1 || logs.FilterMessage("auth server answers again").Len() != 1 {
-		t.Errorf("the log says %v", logs.All())
+		t.Errorf("log: %v", logs.All())
 	}
 }
 
-// The gateway's own question finds the server back, and takes its time. The logins that
-// come meanwhile are not refused.
+// A slow probe finds the server up. Logins that arrive during the probe are not
+// refused.
 func TestLoginsDuringSuccessfulProbeSucceed(t *testing.T) {
 	o := testbed.NewOutage()
 	isProbe := func(r *http.Request) bool { return r.Header.Get("Auth-Method") == methodNone }
@@ -256,7 +256,7 @@ func TestServerThatFailsProbesIsUsed(t *testing.T) {
 		}
 	}
 	broken.Store(false)
-	testbed.Eventually(t, testTimeout, "a login to be asked about", func() bool {
+	testbed.Eventually(t, testTimeout, "a request for a login", func() bool {
 		_, err := a.Authenticate(t.Context(), newRequest())
 		return err == nil
 	})
@@ -318,7 +318,7 @@ func TestBodyIsNotAwaited(t *testing.T) {
 			defer s.Close()
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)
-			a := newClient(t, Config{URLs: []string{s.URL}, Timeout: time.Hour}) // which nobody waits for
+			a := newClient(t, Config{URLs: []string{s.URL}, Timeout: time.Hour}) // longer than the test
 			if _, err := a.Authenticate(t.Context(), newRequest()); err != nil {
 				t.Error(err)
 			}
@@ -336,12 +336,12 @@ func TestRepeatedWAITIsUnavailable(t *testing.T) {
 	start := time.Now()
 	_, err := newClient(t, configFor(s)).Authenticate(t.Context(), newRequest())
 	if n := len(s.takeRequests()); !errors.Is(err, ErrUnavailable) || n != 1+maxRetries || time.Since(start) < maxRetries*time.Second {
-		t.Errorf("after %v and %d questions: %v", time.Since(start), n, err)
+		t.Errorf("after %v and %d requests: %v", time.Since(start), n, err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if _, err := newClient(t, configFor(s)).Authenticate(ctx, newRequest()); !errors.Is(err, ErrUnavailable) || !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("a client that leaves meanwhile: %v", err)
+		t.Errorf("a client that disconnects during the wait: %v", err)
 	}
 }
 
@@ -437,7 +437,7 @@ func TestHeadersAndURLsThatWouldBreakTheProtocolAreRefused(t *testing.T) {
 		{"proxy-protocol-addr", "x"}, {"client-ip", "x"}, {"Transfer-Encoding", "chunked"}, {"X", "a\r\nAuth-User: b"}, {"X", "a\x00"},
 	} {
 		if _, err := New(Config{URLs: []string{"http://a"}, Headers: operatorHeader(bad[0], bad[1])}, zap.NewNop()); err == nil {
-			t.Errorf("%q is taken", bad)
+			t.Errorf("%q is accepted", bad)
 		}
 	}
 	for _, bad := range []string{"", "/auth", "a:80/auth", "ftp://a/", "http://", "http://u:p@a/", "http://a/#x", "unix:/run/x", "http://a/\n"} {
@@ -446,7 +446,7 @@ func TestHeadersAndURLsThatWouldBreakTheProtocolAreRefused(t *testing.T) {
 		}
 	}
 	if _, err := New(Config{URLs: make([]string, MaxURLs+1)}, zap.NewNop()); err == nil {
-		t.Error("too many servers are taken")
+		t.Error("too many servers are accepted")
 	}
 }
 

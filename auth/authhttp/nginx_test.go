@@ -19,7 +19,7 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// imapClient is one IMAP dialogue's client.
+// imapClient is the client of one IMAP dialogue.
 type imapClient struct {
 	t    *testing.T
 	conn net.Conn
@@ -69,8 +69,8 @@ func (c *imapClient) authenticatePlain(user, password string) string {
 	return c.readLine()
 }
 
-// startNginx starts one that asks s: for IMAP in the clear, with TLS and client
-// certificates, and behind a balancer.
+// startNginx starts an nginx that uses s: for IMAP in the clear, with TLS and client
+// certificates, and with PROXY headers.
 func startNginx(t *testing.T, s *authServer, ca *testbed.CA) []string {
 	t.Helper()
 	cert, key := ca.Issue(t, "localhost")
@@ -88,13 +88,13 @@ server { protocol imap; listen %s proxy_protocol; set_real_ip_from 127.0.0.1; }`
 	})
 }
 
-// expectSameRequest compares what nginx has asked with what we ask. Host has no port
-// in either; nothing of ours may come on top.
+// expectSameRequest compares nginx's request with that of a Client. Host has no port in either,
+// and the Client may not add a header.
 func expectSameRequest(t *testing.T, s *authServer, cfg Config, req Request) {
 	t.Helper()
 	nginxRequests := s.takeRequests()
 	if len(nginxRequests) != 1 {
-		t.Fatalf("nginx has asked %d questions", len(nginxRequests))
+		t.Fatalf("nginx has sent %d requests", len(nginxRequests))
 	}
 	a := newClient(t, cfg)
 	if _, err := a.Authenticate(t.Context(), req); err != nil && !errors.Is(err, ErrDenied) {
@@ -102,13 +102,13 @@ func expectSameRequest(t *testing.T, s *authServer, cfg Config, req Request) {
 	}
 	ownRequests := s.takeRequests()
 	if len(ownRequests) != 1 {
-		t.Fatalf("we have asked %d questions", len(ownRequests))
+		t.Fatalf("the Client has sent %d requests", len(ownRequests))
 	}
 	if !reflect.DeepEqual(ownRequests[0].header, nginxRequests[0].header) || len(ownRequests[0].names) != len(nginxRequests[0].names) {
-		t.Errorf("we ask\n%q\nnginx asks\n%q", ownRequests[0].header, nginxRequests[0].header)
+		t.Errorf("the Client sends\n%q\nnginx sends\n%q", ownRequests[0].header, nginxRequests[0].header)
 	}
 	if got, want := strings.TrimSuffix(ownRequests[0].line, "HTTP/1.1"), strings.TrimSuffix(nginxRequests[0].line, "HTTP/1.0"); got != want {
-		t.Errorf("we ask %q, nginx %q", got, want)
+		t.Errorf("the Client sends %q, nginx %q", got, want)
 	}
 }
 
@@ -129,7 +129,7 @@ func TestRequestsMatchNginx(t *testing.T) {
 	t.Run("of every byte a user or a password can have", func(t *testing.T) {
 		var odd []byte
 		for c := 1; c < 256; c++ {
-			if c != 0x7f { // nginx sends DEL as it is, which is no HTTP
+			if c != 0x7f { // nginx sends DEL unescaped, which is not valid HTTP
 				odd = append(odd, byte(c))
 			}
 		}
@@ -144,7 +144,7 @@ func TestRequestsMatchNginx(t *testing.T) {
 		c.readLine()
 		expectSameRequest(t, s, cfg, Request{Method: MethodExternal, User: "alice", Attempt: 1, ClientAddr: local})
 	})
-	t.Run("behind a balancer", func(t *testing.T) {
+	t.Run("with a PROXY header", func(t *testing.T) {
 		c := dial(t, nginx[2], func(c net.Conn) net.Conn {
 			if _, err := fmt.Fprintf(c, "PROXY TCP6 2001:db8::7 2001:db8::25 4711 993\r\n"); err != nil {
 				t.Fatal(err)
@@ -188,7 +188,7 @@ func TestTLSHeadersMatchNginx(t *testing.T) {
 			var up *tls.Conn
 			client := dial(t, nginx[1], func(nc net.Conn) net.Conn { up = tls.Client(nc, c); return up })
 			client.authenticatePlain("alice", "wrong")
-			// What the server of this connection would see.
+			// The state that the server of this connection has.
 			state := tls.ConnectionState{Version: up.ConnectionState().Version, CipherSuite: up.ConnectionState().CipherSuite}
 			if len(c.Certificates) > 0 {
 				leaf, err := x509.ParseCertificate(pair.Certificate[0])
@@ -204,7 +204,8 @@ func TestTLSHeadersMatchNginx(t *testing.T) {
 	}
 }
 
-// logInThroughNginx is who nginx logs in at the backend, and where; "" for nobody.
+// logInThroughNginx returns the login that nginx makes at the backend, and the backend; "" for
+// none.
 func logInThroughNginx(t *testing.T, nginx string, backend net.Listener) string {
 	t.Helper()
 	logins := make(chan string, 1)
@@ -214,20 +215,20 @@ func logInThroughNginx(t *testing.T, nginx string, backend net.Listener) string 
 	if strings.HasPrefix(answer, "a OK") {
 		return <-logins
 	}
-	// Nobody has come: end the wait with a connection that says nothing.
+	// There was no login: an empty connection ends the wait.
 	stop, err := net.Dial("tcp", backend.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	_ = stop.Close()
 	if login := <-logins; login != "" {
-		t.Errorf("nginx says %q and logs %s in", answer, login)
+		t.Errorf("nginx answers %q and logs %s in", answer, login)
 	}
 	return ""
 }
 
-// readBackendLogin plays the server of one connection: LOGIN with two literals is
-// all that nginx says.
+// readBackendLogin plays the server of one connection. nginx sends only LOGIN with two
+// literals.
 func readBackendLogin(l net.Listener) string {
 	c, err := l.Accept()
 	if err != nil {
@@ -280,7 +281,7 @@ func TestDecisionsMatchNginx(t *testing.T) {
 		"no server":                     {answer: formatResponse("Auth-Status: OK", "Auth-Port: 143")},
 		"no port":                       {answer: formatResponse("Auth-Status: OK", "Auth-Server: 127.0.0.1")},
 		"a name for a server":           {answer: formatResponse("Auth-Status: OK", "Auth-Server: localhost", "Auth-Port: 143")},
-		"a port that is none":           {answer: formatResponse("Auth-Status: OK", "Auth-Server: 127.0.0.1", "Auth-Port: 65536")},
+		"an invalid port":               {answer: formatResponse("Auth-Status: OK", "Auth-Server: 127.0.0.1", "Auth-Port: 65536")},
 		"a page":                        {answer: "HTTP/1.1 502 Bad Gateway\r\nContent-Length: 5\r\n\r\nsorry"},
 		"garbage":                       {answer: "\x00\x01\x02\r\n\r\nConnection: close"},
 	} {
@@ -289,14 +290,14 @@ func TestDecisionsMatchNginx(t *testing.T) {
 			nginxResult := logInThroughNginx(t, nginx[0], backend)
 			answer, err := newClient(t, configFor(s)).Authenticate(t.Context(), Request{Method: MethodPlain, User: "alice", Password: secret("hers"), Attempt: 1, ClientAddr: netip.IPv4Unspecified()})
 			if errors.Is(err, ErrDenied) != c.denied || err != nil && !c.denied && !errors.Is(err, ErrUnavailable) {
-				t.Errorf("we say %v", err)
+				t.Errorf("the Client returns %v", err)
 			}
 			ownResult := ""
 			if err == nil && answer.BackendAddr.IsValid() {
 				ownResult = orDefault(answer.LoginName, "alice") + " " + orDefault(answer.Password.Reveal(), "hers") + " at " + answer.BackendAddr.String()
 			}
 			if ownResult != nginxResult {
-				t.Errorf("nginx logs in %q, we %q (%v)", nginxResult, ownResult, err)
+				t.Errorf("nginx logs in %q, the Client %q (%v)", nginxResult, ownResult, err)
 			}
 		})
 	}
@@ -314,21 +315,21 @@ func TestWAITIsRetriedAsInNginx(t *testing.T) {
 	nginx := startNginx(t, s, testbed.NewCA(t))
 	start := time.Now()
 	if got := dial(t, nginx[0]).authenticatePlain("alice", "hers"); got != "a NO no" || time.Since(start) < time.Second {
-		t.Errorf("nginx says %q after %v", got, time.Since(start))
+		t.Errorf("nginx answers %q after %v", got, time.Since(start))
 	}
 	nginxRequests := s.takeRequests()
 	start = time.Now()
 	_, err := newClient(t, configFor(s)).Authenticate(t.Context(), Request{Method: MethodPlain, User: "alice", Password: secret("hers"), Attempt: 1, ClientAddr: netip.MustParseAddr("127.0.0.1")})
 	if !errors.Is(err, ErrDenied) || time.Since(start) < time.Second {
-		t.Errorf("we say %v after %v", err, time.Since(start))
+		t.Errorf("the Client returns %v after %v", err, time.Since(start))
 	}
 	ownRequests := s.takeRequests()
 	if len(nginxRequests) != 2 || len(ownRequests) != 2 {
-		t.Fatalf("nginx has asked %d times, we %d", len(nginxRequests), len(ownRequests))
+		t.Fatalf("nginx has sent %d requests, the Client %d", len(nginxRequests), len(ownRequests))
 	}
 	for i := range ownRequests {
 		if got, want := ownRequests[i].header["Auth-Login-Attempt"], nginxRequests[i].header["Auth-Login-Attempt"]; got != want {
-			t.Errorf("question %d: our attempt is %s, nginx's %s", i, got, want)
+			t.Errorf("request %d: the Client's attempt is %s, nginx's %s", i, got, want)
 		}
 	}
 }

@@ -37,9 +37,9 @@ type ProxyHeader struct{ Source, Server netip.AddrPort }
 
 // newHeader returns the header of a request as nginx writes it, except for the order, which is
 // net/http's. It assigns names directly, because Set would write Client-Ip.
-func (a *Client) newHeader(req Request) http.Header {
+func (c *Client) newHeader(req Request) http.Header {
 	h := make(http.Header)
-	for name, value := range a.headers {
+	for name, value := range c.headers {
 		h[name] = []string{value.Reveal()}
 	}
 	for name, value := range map[string]string{
@@ -60,7 +60,7 @@ func (a *Client) newHeader(req Request) http.Header {
 		h["Proxy-Protocol-Server-Port"] = []string{strconv.Itoa(int(req.ProxyHeader.Server.Port()))}
 	}
 	if req.TLS != nil {
-		a.addTLS(h, req.TLS)
+		c.addTLS(h, req.TLS)
 	}
 	return h
 }

@@ -14,17 +14,17 @@ import (
 	"imapgate/internal/identity"
 )
 
-const testTimeout = 20 * time.Second // for everything that a busy machine may do slowly
+const testTimeout = 20 * time.Second // generous, for a busy machine
 
-// receivedRequest is a question as it came: net/http's server would refuse some of the
-// bytes that nginx sends.
+// receivedRequest is a request as received: net/http's server would refuse some of the bytes
+// that nginx sends.
 type receivedRequest struct {
 	line   string
 	names  []string // in order
 	header map[string]string
 }
 
-// authServer is an auth server that answers every question with the same bytes.
+// authServer is an auth server with one response to every request.
 type authServer struct {
 	// Set once.
 	address  string
@@ -33,7 +33,7 @@ type authServer struct {
 
 	// Guarded by mu.
 	mu       sync.Mutex
-	respond  func(receivedRequest) string // "" is silence
+	respond  func(receivedRequest) string // "" sends no response
 	received []receivedRequest
 	conns    []net.Conn
 }
@@ -62,7 +62,7 @@ func (s *authServer) stop() {
 	s.serving.Wait()
 }
 
-// accept ends with the listener.
+// accept accepts connections until the listener is closed.
 func (s *authServer) accept() {
 	defer s.serving.Done()
 	for {
@@ -78,7 +78,7 @@ func (s *authServer) accept() {
 	}
 }
 
-// serve answers on one connection until its client or the test ends it.
+// serve answers requests on one connection until its client or the test ends it.
 func (s *authServer) serve(c net.Conn) {
 	defer s.serving.Done()
 	defer c.Close()
@@ -94,7 +94,7 @@ func (s *authServer) serve(c net.Conn) {
 		if _, err := c.Write([]byte(text)); err != nil {
 			return
 		}
-		// What nginx asks ends with its answer.
+		// nginx sends one request on a connection.
 		if strings.HasSuffix(q.line, "HTTP/1.0") && text != "" || strings.Contains(text, "Connection: close") {
 			return
 		}
@@ -125,7 +125,7 @@ func readRequest(r *bufio.Reader) (req receivedRequest, ok bool) {
 	}
 }
 
-// takeRequests takes what was asked since the last call.
+// takeRequests returns the requests since the last call.
 func (s *authServer) takeRequests() []receivedRequest {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -134,7 +134,7 @@ func (s *authServer) takeRequests() []receivedRequest {
 	return list
 }
 
-// setResponse changes the answer to bytes that are always the same.
+// setResponse sets a constant response.
 func (s *authServer) setResponse(answer string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -151,7 +151,7 @@ func respondAlways(answer string) func(receivedRequest) string {
 	return func(receivedRequest) string { return answer }
 }
 
-// formatResponse is one that keeps the connection.
+// formatResponse returns a response that keeps the connection open.
 func formatResponse(lines ...string) string {
 	return "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n" + strings.Join(lines, "\r\n") + "\r\n\r\n"
 }
@@ -176,7 +176,7 @@ func configFor(servers ...*authServer) Config {
 
 func secret(s string) identity.Secret { return identity.NewSecret(s) }
 
-// operatorHeader is one of an operator's own.
+// operatorHeader returns a configured header.
 func operatorHeader(name, value string) map[string]identity.Secret {
 	return map[string]identity.Secret{name: secret(value)}
 }

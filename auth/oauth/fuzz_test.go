@@ -19,9 +19,9 @@ import (
 	"imapgate/internal/testbed/openid"
 )
 
-// FuzzOAuthToken: an attacker who may have anything signed changes the head, the
-// claims and the bytes of a token. Whatever is accepted passes a check that
-// shares no code with the Verifier.
+// FuzzOAuthToken lets an attacker who can have anything signed change the header, the claims
+// and the bytes of a token. Every accepted token must pass a check that shares no code with the
+// Verifier.
 func FuzzOAuthToken(f *testing.F) {
 	p := openid.Start(f)
 	v, key := newVerifier(f, p, func(c *Config) { c.AuthorizedParties = []string{"phone"} }), p.SigningKey()
@@ -49,17 +49,17 @@ func FuzzOAuthToken(f *testing.F) {
 		}
 		raw := []byte(signed + "." + encode(signature))
 		raw[int(at)%len(raw)] ^= flip
-		who, err := v.Verify(t.Context(), identity.NewSecret(string(raw)))
+		subject, err := v.Verify(t.Context(), identity.NewSecret(string(raw)))
 		if errors.Is(err, ErrUnavailable) {
-			t.Fatalf("the provider is there: %v", err)
+			t.Fatalf("the provider is up: %v", err)
 		}
-		if err == nil && !isAcceptable(&private.PublicKey, string(raw), who, p.Issuer) {
-			t.Fatalf("accepted as %+v: %s %s", who, head, body)
+		if err == nil && !isAcceptable(&private.PublicKey, string(raw), subject, p.Issuer) {
+			t.Fatalf("accepted as %+v: %s %s", subject, head, body)
 		}
 	})
 }
 
-// isAcceptable says whether a token may be accepted, by RFC 7515, RFC 7519 and the
+// isAcceptable reports whether a token may be accepted, by RFC 7515, RFC 7519 and the
 // configuration of FuzzOAuthToken alone.
 func isAcceptable(public *rsa.PublicKey, token string, subject Subject, issuer string) bool {
 	parts := strings.Split(token, ".")

@@ -58,30 +58,30 @@ type cachedSubject struct {
 }
 
 func newIntrospector(cfg Config, transport boundedTransport, checkClaims func(claims, time.Time) (Subject, error), log *zap.Logger) *introspector {
-	a := &introspector{
+	i := &introspector{
 		url: cfg.IntrospectionURL, clientID: cfg.ClientID, clientSecret: cfg.ClientSecret, ttl: cfg.CacheTTL, checkClaims: checkClaims,
 		client: &http.Client{Transport: transport, CheckRedirect: refuseRedirect, Timeout: requestTimeout},
 	}
-	_, _ = rand.Read(a.macKey[:])                                     // never fails (crypto/rand)
-	a.cache, _ = lru.New[[sha256.Size]byte, cachedSubject](maxCached) // fails only on a size of 0
-	a.backoffs, _ = lru.New[[sha256.Size]byte, time.Time](maxBackoffs)
-	a.breaker = breaker.NewMonitor(a.probeProvider, requestTimeout, func(open bool, lastErr error) {
+	_, _ = rand.Read(i.macKey[:])                                     // never fails (crypto/rand)
+	i.cache, _ = lru.New[[sha256.Size]byte, cachedSubject](maxCached) // fails only on a size of 0
+	i.backoffs, _ = lru.New[[sha256.Size]byte, time.Time](maxBackoffs)
+	i.breaker = breaker.NewMonitor(i.probeProvider, requestTimeout, func(open bool, lastErr error) {
 		if open {
-			log.Warn("token provider gives no answers", zap.String("url", a.url), zap.Error(lastErr))
+			log.Warn("token provider gives no answers", zap.String("url", i.url), zap.Error(lastErr))
 		} else {
-			log.Info("token provider answers again", zap.String("url", a.url))
+			log.Info("token provider answers again", zap.String("url", i.url))
 		}
 	})
-	return a
+	return i
 }
 
 // verify returns the subject of a token, from the cache if it was introspected recently.
-func (a *introspector) verify(ctx context.Context, token string) (Subject, error) {
-	key := a.cacheKey(token)
-	if cached, ok := a.cache.Get(key); ok && time.Now().Before(cached.until) {
+func (i *introspector) verify(ctx context.Context, token string) (Subject, error) {
+	key := i.cacheKey(token)
+	if cached, ok := i.cache.Get(key); ok && time.Now().Before(cached.until) {
 		return cached.subject, nil
 	}
-	c, err := a.introspect(ctx, key, token)
+	c, err := i.introspect(ctx, key, token)
 	if err != nil {
 		return Subject{}, err
 	}
@@ -89,23 +89,23 @@ func (a *introspector) verify(ctx context.Context, token string) (Subject, error
 		return Subject{}, invalidToken("the provider reports that it is not active")
 	}
 	now := time.Now()
-	subject, err := a.checkClaims(c, now)
+	subject, err := i.checkClaims(c, now)
 	if err != nil {
 		return Subject{}, err
 	}
-	until := now.Add(a.ttl)
+	until := now.Add(i.ttl)
 	if !subject.Expires.IsZero() && subject.Expires.Before(until) {
 		until = subject.Expires
 	}
 	if until.After(now) {
-		a.cache.Add(key, cachedSubject{subject, until})
+		i.cache.Add(key, cachedSubject{subject, until})
 	}
 	return subject, nil
 }
 
 // cacheKey returns the index of a token in the caches. The token itself is not stored.
-func (a *introspector) cacheKey(token string) (sum [sha256.Size]byte) {
-	h := hmac.New(sha256.New, a.macKey[:])
+func (i *introspector) cacheKey(token string) (sum [sha256.Size]byte) {
+	h := hmac.New(sha256.New, i.macKey[:])
 	h.Write([]byte(token))
 	h.Sum(sum[:0])
 	return sum
@@ -114,38 +114,38 @@ func (a *introspector) cacheKey(token string) (sum [sha256.Size]byte) {
 // introspect sends a request about a token unless a breaker or a Retry-After forbids it. For
 // the breaker every HTTP response is a success: any client can send a token that the provider
 // answers with 400, 429 or 500, and the next token belongs to another user.
-func (a *introspector) introspect(ctx context.Context, key [sha256.Size]byte, token string) (claims, error) {
-	if until, ok := a.backoffs.Get(key); ok && time.Now().Before(until) {
+func (i *introspector) introspect(ctx context.Context, key [sha256.Size]byte, token string) (claims, error) {
+	if until, ok := i.backoffs.Get(key); ok && time.Now().Before(until) {
 		return nil, unavailable(ctx, errBackoff)
 	}
-	if !a.breaker.Allow(ctx) && !a.breaker.AwaitTrial(ctx) {
+	if !i.breaker.Allow(ctx) && !i.breaker.AwaitTrial(ctx) {
 		return nil, unavailable(ctx, errBreakerOpen)
 	}
-	req, err := a.newRequest(ctx, token)
+	req, err := i.newRequest(ctx, token)
 	if err != nil {
 		return nil, unavailable(ctx, err)
 	}
 	var c claims
-	err = doJSON(a.client, req, &c, maxResponse)
+	err = doJSON(i.client, req, &c, maxResponse)
 	if err == nil && c == nil {
 		err = unavailable(ctx, errNotObject)
 	}
 	var noResp noResponse
 	switch {
 	case !errors.As(err, &noResp):
-		a.breaker.RecordSuccess()
+		i.breaker.RecordSuccess()
 	case ctx.Err() == nil: // a caller that gave up says nothing about the provider
-		a.breaker.RecordFailure()
+		i.breaker.RecordFailure()
 	}
 	if delay := retryDelay(err); delay > 0 {
-		a.backoffs.Add(key, time.Now().Add(delay))
+		i.backoffs.Add(key, time.Now().Add(delay))
 	}
 	return c, err
 }
 
 // probeProvider sends the gateway's own request, about a random token.
-func (a *introspector) probeProvider(ctx context.Context) error {
-	req, err := a.newRequest(ctx, rand.Text())
+func (i *introspector) probeProvider(ctx context.Context) error {
+	req, err := i.newRequest(ctx, rand.Text())
 	if err != nil {
 		return err
 	}
@@ -153,7 +153,7 @@ func (a *introspector) probeProvider(ctx context.Context) error {
 		c      claims
 		noResp noResponse
 	)
-	if err := doJSON(a.client, req, &c, maxResponse); errors.As(err, &noResp) {
+	if err := doJSON(i.client, req, &c, maxResponse); errors.As(err, &noResp) {
 		return noResp
 	}
 	return nil
@@ -161,15 +161,15 @@ func (a *introspector) probeProvider(ctx context.Context) error {
 
 // newRequest returns the request (RFC 7662 §2.1), with the gateway's own credentials encoded as
 // in RFC 6749 §2.3.1.
-func (a *introspector) newRequest(ctx context.Context, token string) (*http.Request, error) {
+func (i *introspector) newRequest(ctx context.Context, token string) (*http.Request, error) {
 	form := url.Values{"token": {token}, "token_type_hint": {"access_token"}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, a.url, strings.NewReader(form.Encode()))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, i.url, strings.NewReader(form.Encode()))
 	if err != nil {
 		return nil, err
 	}
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	if a.clientID != "" {
-		req.SetBasicAuth(url.QueryEscape(a.clientID), url.QueryEscape(a.clientSecret.Reveal()))
+	if i.clientID != "" {
+		req.SetBasicAuth(url.QueryEscape(i.clientID), url.QueryEscape(i.clientSecret.Reveal()))
 	}
 	return req, nil
 }

@@ -16,8 +16,8 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// startFaultyProvider is a provider that knows tokens which begin with "good", answers its
-// other tokens with odd, and does not know the gateway's own.
+// startFaultyProvider starts a provider that accepts tokens which begin with "good", answers
+// other tokens with odd, and rejects the token of a probe.
 func startFaultyProvider(t *testing.T, fault http.HandlerFunc) (v *Verifier, requests *atomic.Int64) {
 	t.Helper()
 	requests = new(atomic.Int64)
@@ -47,12 +47,12 @@ func TestLongTokenIsIntrospected(t *testing.T) {
 		t.Errorf("%v, %v", subject, err)
 	}
 	if _, err := v.Verify(t.Context(), identity.NewSecret(long+"t")); !errors.Is(err, ErrInvalid) || requests.Load() != 1 {
-		t.Errorf("%v, asked %d times", err, requests.Load())
+		t.Errorf("%v after %d requests", err, requests.Load())
 	}
 }
 
-// The gateway's own question finds the provider back, and takes its time. The tokens that
-// come meanwhile are not refused.
+// A slow probe finds the provider up. Tokens that arrive during the probe are not
+// refused.
 func TestTokensDuringSuccessfulProbeAreVerified(t *testing.T) {
 	o := testbed.NewOutage()
 	isProbe := func(r *http.Request) bool { return !strings.HasPrefix(r.FormValue("token"), "good") }
@@ -88,7 +88,7 @@ func TestFailuresForSomeTokensDoNotAffectOthers(t *testing.T) {
 			w.Header().Set("Retry-After", "100000")
 			w.WriteHeader(429)
 		},
-		// No HTTP at all: a question of the gateway's own shows that the provider is there.
+		// No HTTP at all: a probe finds that the provider is up.
 		"a hang-up": func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
 		"no HTTP": func(w http.ResponseWriter, _ *http.Request) {
 			c, _, err := http.NewResponseController(w).Hijack()
@@ -120,12 +120,12 @@ func TestRetryAfterIsPerToken(t *testing.T) {
 			expectRefused(t, v, "odd-1", ErrUnavailable)
 		}
 		if n := requests.Load(); n != 1 {
-			t.Errorf("%d: asked %d times about one token", code, n)
+			t.Errorf("%d: %d requests about one token", code, n)
 		}
 		expectRefused(t, v, "odd-2", ErrUnavailable)
 		expectAccepted(t, v, "good-1")
 		if n := requests.Load(); n != 3 {
-			t.Errorf("%d: asked %d times, want 3", code, n)
+			t.Errorf("%d: %d requests, want 3", code, n)
 		}
 	}
 	for text, want := range map[string]int{

@@ -102,19 +102,19 @@ type oidcKeySet struct {
 }
 
 // VerifySignature implements oidc.KeySet.
-func (t *oidcKeySet) VerifySignature(ctx context.Context, token string) ([]byte, error) {
+func (s *oidcKeySet) VerifySignature(ctx context.Context, token string) ([]byte, error) {
 	jws, err := jose.ParseSignedCompact(token, joseAlgorithms())
 	if err != nil || len(jws.Signatures) != 1 {
-		t.err = invalidToken("not a JWT with one signature")
-		return nil, t.err
+		s.err = invalidToken("not a JWT with one signature")
+		return nil, s.err
 	}
 	if !isAccessTokenType(jws.Signatures[0].Protected.ExtraHeaders[jose.HeaderType]) {
-		t.err = invalidToken("a JWT for another purpose")
-		return nil, t.err
+		s.err = invalidToken("a JWT for another purpose")
+		return nil, s.err
 	}
 	var payload []byte
-	payload, t.err = t.keyring.verifySignature(ctx, jws)
-	return payload, t.err
+	payload, s.err = s.keyring.verifySignature(ctx, jws)
+	return payload, s.err
 }
 
 func joseAlgorithms() []jose.SignatureAlgorithm {

@@ -35,7 +35,7 @@ type Config struct {
 	Audience          []string // one of them must be in aud
 	AuthorizedParties []string // one of them must be azp (or client_id); empty: any
 	UsernameClaim     string   // claim with the user's name; "" is DefaultClaim
-	Scope             string   // scope that a token must have; "" is none
+	Scope             string   // scope that a token must have; "": any
 
 	IntrospectionURL string
 	ClientID         string // for the introspection; "": no credentials
@@ -149,7 +149,7 @@ func (v *Verifier) DiscoveryURL() string {
 	return discoveryURL(v.keyring.issuer)
 }
 
-// Scope returns the scope that a token must have; "" is none.
+// Scope returns the scope that a token must have; "" means any.
 func (v *Verifier) Scope() string { return v.rules.scope }
 
 func invalidToken(reason string) error { return fmt.Errorf("%w: %s", ErrInvalid, reason) }

@@ -32,8 +32,7 @@ import (
 
 const alice = "alice@example.org"
 
-// newVerifier makes a Verifier for a provider's client Mail; change edits its
-// configuration.
+// newVerifier returns a Verifier for a provider's client Mail; change edits its configuration.
 func newVerifier(t testing.TB, p *openid.Provider, edit func(*Config)) *Verifier {
 	t.Helper()
 	cfg := Config{Issuer: p.Issuer, Audience: []string{openid.JWTClient}}
@@ -47,7 +46,7 @@ func newVerifier(t testing.TB, p *openid.Provider, edit func(*Config)) *Verifier
 	return v
 }
 
-// introspectionOnly is a configuration that only asks.
+// introspectionOnly is a configuration without keys.
 func introspectionOnly(p *openid.Provider, ttl time.Duration) func(*Config) {
 	return func(c *Config) {
 		*c = Config{
@@ -61,13 +60,13 @@ func verifyToken(t testing.TB, v *Verifier, token string) (Subject, error) {
 	t.Helper()
 	subject, err := v.Verify(t.Context(), identity.NewSecret(token))
 	if (err != nil) != (errors.Is(err, ErrInvalid) != errors.Is(err, ErrUnavailable)) {
-		t.Fatalf("an error is one of two things: %v", err)
+		t.Fatalf("the error is neither ErrInvalid nor ErrUnavailable: %v", err)
 	}
 	if err != nil && subject != (Subject{}) {
 		t.Fatalf("refused, and yet %v", subject)
 	}
 	if err != nil && len(token) > 20 && strings.Contains(err.Error(), token[:20]) {
-		t.Fatalf("the token shows in %v", err)
+		t.Fatalf("the error contains the token: %v", err)
 	}
 	return subject, err
 }
@@ -88,7 +87,7 @@ func expectRefused(t testing.TB, v *Verifier, token string, want error) {
 	}
 }
 
-// validClaims are claims that the rules of open are satisfied with.
+// validClaims returns claims that satisfy the rules of newVerifier.
 func validClaims(p *openid.Provider) map[string]any {
 	now := time.Now()
 	return map[string]any{
@@ -96,7 +95,7 @@ func validClaims(p *openid.Provider) map[string]any {
 	}
 }
 
-// withClaim changes one claim; a nil value takes it away.
+// withClaim changes one claim; a nil value removes it.
 func withClaim(all map[string]any, name string, value any) map[string]any {
 	changed := maps.Clone(all)
 	if changed[name] = value; value == nil {
@@ -173,8 +172,8 @@ func TestTokensForOthersAreRefused(t *testing.T) {
 	expectRefused(t, newVerifier(t, p, nil), other.Login(t, openid.JWTClient, alice).Access, ErrInvalid)                        // another provider's
 	expectRefused(t, newVerifier(t, p, func(c *Config) { c.AuthorizedParties = []string{"x"} }), own.Access, ErrInvalid)        // another party's
 	expectRefused(t, newVerifier(t, p, func(c *Config) { c.Scope = "imap" }), own.Access, ErrInvalid)                           // not for mail
-	expectRefused(t, newVerifier(t, p, func(c *Config) { c.UsernameClaim = "upn" }), own.Access, ErrInvalid)                    // nobody's
-	expectRefused(t, newVerifier(t, p, introspectionOnly(p, 0)), own.Access, ErrInvalid)                                        // not for who asks
+	expectRefused(t, newVerifier(t, p, func(c *Config) { c.UsernameClaim = "upn" }), own.Access, ErrInvalid)                    // no user
+	expectRefused(t, newVerifier(t, p, introspectionOnly(p, 0)), own.Access, ErrInvalid)                                        // not for the introspecting client
 	expectRefused(t, newVerifier(t, p, introspectionOnly(p, 0)), other.Login(t, openid.OpaqueClient, alice).Access, ErrInvalid) // not this provider's
 	for _, token := range []string{"", "x", "a.b.c", "..", strings.Repeat("a", identity.MaxToken+1)} {
 		expectRefused(t, newVerifier(t, p, nil), token, ErrInvalid)
@@ -235,7 +234,7 @@ func TestWeakAlgorithmsAreRefused(t *testing.T) {
 		expectRefused(t, v, head+"."+payload+".", ErrInvalid)
 		expectRefused(t, v, head+"."+payload+"."+signature, ErrInvalid)
 	}
-	// The public key, in the forms in which somebody might take it for a secret.
+	// The public key, in the forms in which an implementation might use it as a secret.
 	public := &key.Key.(jose.JSONWebKey).Key.(*rsa.PrivateKey).PublicKey
 	der, err := x509.MarshalPKIXPublicKey(public)
 	if err != nil {
@@ -262,7 +261,7 @@ func TestWeakAlgorithmsAreRefused(t *testing.T) {
 	}
 	expectAccepted(t, v, valid)
 	if requests := p.RequestCount(); requests != 2 {
-		t.Errorf("the provider was asked %d times: forged keys cost it something", requests)
+		t.Errorf("%d requests: forged keys cause requests to the provider", requests)
 	}
 }
 
@@ -281,7 +280,7 @@ func TestChangedTokenIsRefused(t *testing.T) {
 	for i := range valid {
 		changed := []byte(valid)
 		changed[i]++
-		if decoded(string(changed)) != decoded(valid) { // the last bits of a part may stand for nothing
+		if decoded(string(changed)) != decoded(valid) { // the last bits of a part may be unused
 			expectRefused(t, v, string(changed), ErrInvalid)
 		}
 	}
@@ -300,7 +299,7 @@ func TestKeysRotate(t *testing.T) {
 	expectRefused(t, v, first, ErrInvalid)
 }
 
-// ageKeys makes the keys that v knows older.
+// ageKeys makes the keys of v older.
 func ageKeys(v *Verifier, by time.Duration) {
 	v.keyring.mu.Lock()
 	defer v.keyring.mu.Unlock()
@@ -347,19 +346,19 @@ func TestUnavailableProviderNeverInvalidatesTokens(t *testing.T) {
 			expectRefused(t, introspecting, opaque, ErrUnavailable)
 			expectRefused(t, keyed, jwt, ErrUnavailable)
 			expectRefused(t, combined, jwt, ErrUnavailable)
-			expectRefused(t, keyed, jwt, ErrUnavailable) // at once: it was tried a moment ago
+			expectRefused(t, keyed, jwt, ErrUnavailable) // at once, because the last fetch has just failed
 			p.SetFault(nil)
 			expectAccepted(t, introspecting, opaque)
-			keyed.keyring.failedAt = time.Time{} // the moment is over
+			keyed.keyring.failedAt = time.Time{} // retryInterval is over
 			expectAccepted(t, keyed, jwt)
 			p.SetFault(fault)
-			expectAccepted(t, keyed, jwt) // known keys are enough
+			expectAccepted(t, keyed, jwt) // a known key needs no request
 			ageKeys(keyed, freshTTL)
-			expectAccepted(t, keyed, jwt) // old ones too, while there are no newer
+			expectAccepted(t, keyed, jwt) // a stale key is used while the provider is down
 			requests := p.RequestCount()
 			expectAccepted(t, keyed, jwt)
 			if p.RequestCount() != requests {
-				t.Error("everybody who logs in waits for a provider that is away")
+				t.Error("every login waits for a provider that is down")
 			}
 			ageKeys(keyed, staleTTL)
 			expectRefused(t, keyed, jwt, ErrUnavailable)
@@ -368,7 +367,7 @@ func TestUnavailableProviderNeverInvalidatesTokens(t *testing.T) {
 	}
 }
 
-// respondEndlessly answers without end.
+// respondEndlessly sends a response without end.
 func respondEndlessly(w http.ResponseWriter, _ *http.Request) {
 	_, _ = w.Write([]byte(`{"active":true,"issuer":"`))
 	block := []byte(strings.Repeat("a", 1<<20))
@@ -405,7 +404,7 @@ func TestHangingProviderTimesOut(t *testing.T) {
 		if err := <-done; !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrInvalid) {
 			t.Errorf("%v", err)
 		} else if i < 2 && !errors.Is(err, context.Canceled) {
-			t.Errorf("a client that goes away waits as long as the others: %v", err)
+			t.Errorf("a client that disconnects waits as long as the others: %v", err)
 		}
 	}
 }
@@ -421,9 +420,9 @@ func TestUnavailableProviderIsProbedRarely(t *testing.T) {
 		expectRefused(t, v, other, ErrUnavailable)
 		expectAccepted(t, v, known)
 	}
-	// One question more is the gateway's own, and one a second after it.
+	// One further request is the first probe; then there is one a second.
 	if n := p.RequestCount() - requests; n < breaker.Threshold+1 || n > 50 {
-		t.Errorf("asked %d times", n)
+		t.Errorf("%d requests", n)
 	}
 }
 
@@ -439,24 +438,24 @@ func TestOnlyActiveTokensAreCached(t *testing.T) {
 		}
 	}
 	if p.RequestCount() != requests {
-		t.Errorf("asked %d times more", p.RequestCount()-requests)
+		t.Errorf("%d further requests", p.RequestCount()-requests)
 	}
 	for _, key := range v.introspector.cache.Keys() {
 		cached, _ := v.introspector.cache.Peek(key)
 		if !cached.until.Equal(first.Expires) {
-			t.Errorf("kept until %v, beyond the token's %v", cached.until, first.Expires)
+			t.Errorf("cached until %v, beyond the token's %v", cached.until, first.Expires)
 		}
 		if strings.Contains(fmt.Sprintf("%s%v%+v", key, key, cached), token[:10]) {
-			t.Error("the token itself is kept")
+			t.Error("the token itself is cached")
 		}
-		v.introspector.cache.Add(key, cachedSubject{cached.subject, time.Now()}) // its time is over
+		v.introspector.cache.Add(key, cachedSubject{cached.subject, time.Now()}) // expired
 	}
 	p.Revoke(t, openid.OpaqueClient, token)
 	for range 3 {
 		requests = p.RequestCount()
 		expectRefused(t, v, token, ErrInvalid)
 		if p.RequestCount() != requests+1 {
-			t.Error("a no was kept")
+			t.Error("a negative result was cached")
 		}
 	}
 }
@@ -514,7 +513,7 @@ func TestEchoedRequestIsNotQuoted(t *testing.T) {
 			panic(err)
 		}
 		defer c.Close()
-		_, _ = c.Write(append(body, "\r\n\r\n"...)) // whatever becomes of it
+		_, _ = c.Write(append(body, "\r\n\r\n"...)) // an error does not matter
 	}
 	core, records := observer.New(zap.DebugLevel)
 	cfg := Config{}
@@ -527,11 +526,11 @@ func TestEchoedRequestIsNotQuoted(t *testing.T) {
 	expectRefused(t, v, token, ErrUnavailable)
 	for _, r := range records.All() {
 		if text := fmt.Sprint(r.Message, r.ContextMap()); strings.Contains(text, token) {
-			t.Errorf("it shows in %s", text)
+			t.Errorf("the log contains it: %s", text)
 		}
 	}
 	if _, err := v.Verify(t.Context(), identity.NewSecret(token)); strings.Contains(err.Error(), token) || records.Len() == 0 {
-		t.Errorf("it shows in %v, or nothing was logged", err)
+		t.Errorf("the error contains it, or nothing was logged: %v", err)
 	}
 }
 
@@ -548,7 +547,7 @@ func TestConcurrentLoginsFetchKeysOnce(t *testing.T) {
 		}
 	}
 	if n := p.RequestCount() - requests; n != 2 {
-		t.Errorf("asked %d times: for the document and the keys, once each", n)
+		t.Errorf("%d requests, want one for the document and one for the keys", n)
 	}
 }
 
@@ -615,7 +614,7 @@ func TestRevokedTokenIsRefusedByIntrospection(t *testing.T) {
 	expectAccepted(t, keyed, token)
 	expectAccepted(t, combined, token)
 	p.Revoke(t, openid.JWTClient, token)
-	expectAccepted(t, keyed, token) // its signature is as good as before
+	expectAccepted(t, keyed, token) // its signature is still valid
 	expectRefused(t, combined, token, ErrInvalid)
 }
 
@@ -637,7 +636,7 @@ func TestForeignDiscoveryIsRefused(t *testing.T) {
 	p.SetFault(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = fmt.Fprintf(w, `{"issuer":%q,"jwks_uri":"http://192.0.2.1/keys"}`, p.Issuer)
 	})
-	expectRefused(t, newVerifier(t, p, nil), "a.b.c", ErrInvalid) // no token: nobody is asked
+	expectRefused(t, newVerifier(t, p, nil), "a.b.c", ErrInvalid) // malformed: no request to the provider
 	expectRefused(t, newVerifier(t, p, nil), signToken(t, p.SigningKey(), validClaims(p), nil), ErrUnavailable)
 }
 
@@ -658,7 +657,7 @@ func TestNewRefusesUnboundConfiguration(t *testing.T) {
 		"an introspection of anything":   {IntrospectionURL: url},
 		"an issuer in the clear":         {Issuer: "http://id.example.org", Audience: []string{"a"}},
 		"an introspection in the clear":  {IntrospectionURL: "http://10.0.0.1/", Scope: "mail"},
-		"an issuer that is none":         {Issuer: "id.example.org", Audience: []string{"a"}},
+		"an issuer that is no URL":       {Issuer: "id.example.org", Audience: []string{"a"}},
 		"another scheme":                 {Issuer: "ftp://id.example.org/", Audience: []string{"a"}},
 		"a password in an address":       {IntrospectionURL: "https://a:b@id.example.org/", Scope: "mail"},
 		"a negative time":                {IntrospectionURL: url, Scope: "mail", CacheTTL: -1},

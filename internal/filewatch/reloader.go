@@ -41,39 +41,39 @@ type watchedSource struct {
 func NewReloader(log *zap.Logger) *Reloader { return &Reloader{log: log} }
 
 // Add adds a source. It must be called before Run.
-func (s *Reloader) Add(key string, source Source) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.watched = append(s.watched, watchedSource{key: key, source: source})
-	slices.SortStableFunc(s.watched, func(a, b watchedSource) int { return cmp.Compare(a.key, b.key) })
+func (r *Reloader) Add(key string, source Source) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.watched = append(r.watched, watchedSource{key: key, source: source})
+	slices.SortStableFunc(r.watched, func(a, b watchedSource) int { return cmp.Compare(a.key, b.key) })
 }
 
 // Run watches the files until ctx is done, and returns nil.
-func (s *Reloader) Run(ctx context.Context) error {
+func (r *Reloader) Run(ctx context.Context) error {
 	// Reload compares contents, so it may be called without a change. It must
 	// be, because a certificate can become valid without one.
-	Watcher{List: s.Files, Check: func(bool) { _, _ = s.Reload() }, Log: s.log}.Watch(ctx)
+	Watcher{List: r.Files, Check: func(bool) { _, _ = r.Reload() }, Log: r.log}.Watch(ctx)
 	return nil
 }
 
 // Reload reads all files again and logs the results; it logs a repeated error once. It returns
 // the keys whose new content is in force, and the errors of unusable files, whose last good
 // version stays in service.
-func (s *Reloader) Reload() (changed []string, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+func (r *Reloader) Reload() (changed []string, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	var errs []error
-	for i := range s.watched {
-		m := &s.watched[i]
+	for i := range r.watched {
+		m := &r.watched[i]
 		sourceChanged, err := m.source.Reload()
 		if sourceChanged {
 			changed = append(changed, m.key)
-			s.log.Info("files reloaded", zap.String("key", m.key))
+			r.log.Info("files reloaded", zap.String("key", m.key))
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", m.key, err))
 		}
-		m.logResult(s.log, err)
+		m.logResult(r.log, err)
 	}
 	return changed, errors.Join(errs...)
 }
@@ -91,11 +91,11 @@ func (m *watchedSource) logResult(log *zap.Logger, err error) {
 }
 
 // Files returns the files of all sources, sorted.
-func (s *Reloader) Files() []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+func (r *Reloader) Files() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	var all []string
-	for _, m := range s.watched {
+	for _, m := range r.watched {
 		all = append(all, m.source.Files()...)
 	}
 	slices.Sort(all)

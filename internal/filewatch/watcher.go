@@ -39,17 +39,17 @@ type Watcher struct {
 }
 
 // Watch calls Check from this goroutine until ctx is done.
-func (f Watcher) Watch(ctx context.Context) {
+func (watcher Watcher) Watch(ctx context.Context) {
 	notifier, err := fsnotify.NewWatcher()
 	if err != nil { // out of inotify instances: polling still works
-		f.Log.Warn("files cannot be watched and are polled instead", zap.Duration("every", pollInterval), zap.Error(err))
+		watcher.Log.Warn("files cannot be watched and are polled instead", zap.Duration("every", pollInterval), zap.Error(err))
 		notifier = &fsnotify.Watcher{} // nil channels: never ready
 	} else {
 		defer notifier.Close()
 	}
 	ticker := time.NewTicker(pollInterval)
 	defer ticker.Stop()
-	w := watchState{Watcher: f, notifier: notifier}
+	w := watchState{Watcher: watcher, notifier: notifier}
 	w.updateWatches() // before anything is read
 	w.runCheck(w.detectChange())
 	for {

@@ -62,7 +62,7 @@ func TestWritesToOtherFilesAreIgnored(t *testing.T) {
 		w.hasFileEvent, w.debounced = false, nil
 		w.handleEvent(c.event)
 		if w.hasFileEvent != c.named || (w.debounced != nil) != c.heeds {
-			t.Errorf("%v: named %v, heeded %v", c.event, w.hasFileEvent, w.debounced != nil)
+			t.Errorf("%v: of the file %v, debounced %v", c.event, w.hasFileEvent, w.debounced != nil)
 		}
 	}
 }
@@ -82,7 +82,7 @@ func TestRelativePathIsWatched(t *testing.T) {
 	if err := os.WriteFile("one", []byte("b"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	testbed.Eventually(t, testbed.Timeout, "an event that is taken for the file's", func() bool {
+	testbed.Eventually(t, testbed.Timeout, "an event that is attributed to the file", func() bool {
 		select {
 		case e := <-watcher.Events:
 			w.handleEvent(e)
@@ -148,19 +148,19 @@ func TestReloaderReloadsSourcesAndLogsOnce(t *testing.T) {
 	writeFile(t, one.file, "2")
 	testbed.Eventually(t, testbed.Timeout, "the change", one.hasText("2"))
 	writeFile(t, one.file, "bad")
-	said := func(text, key string) func() bool {
+	hasLogged := func(text, key string) func() bool {
 		return func() bool {
 			return logs.FilterMessage(text).FilterField(zap.String("key", key)).Len() == 1
 		}
 	}
-	testbed.Eventually(t, testbed.Timeout, "the complaint", said("files are not usable, the last good ones stay in service", "one"))
+	testbed.Eventually(t, testbed.Timeout, "the error in the log", hasLogged("files are not usable, the last good ones stay in service", "one"))
 	writeFile(t, one.file, "3")
-	testbed.Eventually(t, testbed.Timeout, "the repair", one.hasText("3"))
-	testbed.Eventually(t, testbed.Timeout, "its report", said("files are good again", "one"))
+	testbed.Eventually(t, testbed.Timeout, "the repaired file", one.hasText("3"))
+	testbed.Eventually(t, testbed.Timeout, "the end of the error in the log", hasLogged("files are good again", "one"))
 	if changed, err := reloader.Reload(); len(changed) != 0 || err == nil {
 		t.Errorf("%v, %v", changed, err)
 	}
-	if !said("files are not usable, the last good ones stay in service", "two")() {
-		t.Error("one complaint is not logged exactly once")
+	if !hasLogged("files are not usable, the last good ones stay in service", "two")() {
+		t.Error("an error is not logged exactly once")
 	}
 }

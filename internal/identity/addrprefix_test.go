@@ -15,6 +15,6 @@ func TestAddrPrefixIsAddressOrIPv6Network(t *testing.T) {
 		}
 	}
 	if got := AddrPrefix(netip.Addr{}); got != (netip.Prefix{}) {
-		t.Errorf("of none: %v", got)
+		t.Errorf("zero Addr: %v", got)
 	}
 }

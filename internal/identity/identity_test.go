@@ -16,10 +16,10 @@ func TestCanonicalizeUnifiesSpellings(t *testing.T) {
 	} {
 		u, err := Canonicalize(raw, "example.org")
 		if err != nil || u.String() != want {
-			t.Errorf("Canon(%q) = %q, %v; want %q", raw, u, err, want)
+			t.Errorf("Canonicalize(%q) = %q, %v; want %q", raw, u, err, want)
 		}
 		if u.Domain() != want[strings.Index(want, "@")+1:] {
-			t.Errorf("Canon(%q).Domain() = %q", raw, u.Domain())
+			t.Errorf("Canonicalize(%q).Domain() = %q", raw, u.Domain())
 		}
 	}
 }
@@ -31,7 +31,7 @@ func TestCanonicalizeRefusesInvalidNames(t *testing.T) {
 		"*", "a:b", "{x}", "}{", "../", "victim*master", "\xff", strings.Repeat("a", MaxUser+1), "%{user}%u$(id){{.}}", "a\\b", "a'b", "a\"b",
 	} {
 		if u, err := Canonicalize(raw, ""); err == nil || !u.IsZero() {
-			t.Errorf("Canon(%q) = %q, want a refusal", raw, u)
+			t.Errorf("Canonicalize(%q) = %q, want a refusal", raw, u)
 		}
 	}
 	if _, err := Canonicalize(strings.Repeat("a", MaxUser-2), "example.org"); err == nil {

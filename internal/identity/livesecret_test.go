@@ -15,7 +15,7 @@ func TestLiveSecretRevealsCurrentValue(t *testing.T) {
 		t.Errorf("%q, then %q", first.Reveal(), s.Reveal())
 	}
 	if l.Replace(""); !s.IsZero() {
-		t.Error("an empty one is one")
+		t.Error("an empty secret is not zero")
 	}
 	l.Replace("hunter2")
 	all := fmt.Sprintf("%v %+v %#v %v %+v %#v", s, s, s, l, l, struct{ S Secret }{s})

@@ -8,7 +8,7 @@ import (
 	"unicode/utf8"
 )
 
-// newWidestNames allows all that can be allowed.
+// newWidestNames allows everything that can be allowed.
 func newWidestNames(t testing.TB) Names {
 	t.Helper()
 	return mustNames(t, NameRules{Domain: "example.org", Characters: OptionalCharacters, UTF8: true, Prefixes: map[string]string{
@@ -52,13 +52,13 @@ func TestRulesUnifySpellings(t *testing.T) {
 	} {
 		for _, raw := range row.raw {
 			if u, err := row.names.Canonicalize(raw); err != nil || u.String() != row.want {
-				t.Errorf("Canon(%q) = %q, %v; want %q", raw, u, err, row.want)
+				t.Errorf("Canonicalize(%q) = %q, %v; want %q", raw, u, err, row.want)
 			}
 		}
 	}
 }
 
-// dangerousNames are names that mean something else wherever a name goes.
+// dangerousNames have a special meaning where a name is used.
 var dangerousNames = []string{
 	"", " alice", "alice ", "a b", "a\tb", "a\x00", "a\x7f", "a\r\nX LOGOUT", "a\x85b", "\u202ea", "a\u2066b", "a\u200bb", "\ufeffa", "a\u2028b", "\xff", "a\xc3",
 	"alice%40ex.com", "%u", "alice@ex.com@evil", "alice\uff20evil@ex.com", "alice@ex\uff20evil", "a@", "@ex", "@", "a@ex.", "a@.ex", "a@e..x", "a@..",
@@ -72,11 +72,11 @@ func TestWidestRulesRefuseDangerousNames(t *testing.T) {
 	n := newWidestNames(t)
 	for _, raw := range dangerousNames {
 		if u, err := n.Canonicalize(raw); !errors.Is(err, ErrName) || !u.IsZero() {
-			t.Errorf("Canon(%q) = %q, %v; want a refusal", raw, u, err)
+			t.Errorf("Canonicalize(%q) = %q, %v; want a refusal", raw, u, err)
 		}
 	}
 	if _, err := NamesInDomain("").Canonicalize("."); err == nil {
-		t.Error("a path is a name")
+		t.Error("a path is accepted as a name")
 	}
 }
 
@@ -89,7 +89,7 @@ func TestDisallowedNamesAreRefused(t *testing.T) {
 		"a@b\u00fc.x": {},
 	} {
 		if u, err := mustNames(t, s).Canonicalize(raw); err == nil {
-			t.Errorf("Canon(%q) = %q with %+v", raw, u, s)
+			t.Errorf("Canonicalize(%q) = %q with %+v", raw, u, s)
 		}
 	}
 }
@@ -123,7 +123,7 @@ func TestNamesDoNotChange(t *testing.T) {
 	}
 }
 
-// FuzzCanonUser has names read by the default and by every wider Spelling.
+// FuzzCanonUser canonicalizes names by the default rules and by wider ones.
 func FuzzCanonUser(f *testing.F) {
 	f.Add("Alice@EX.com", "example.org")
 	f.Add("alice", "")
@@ -155,7 +155,7 @@ func FuzzCanonUser(f *testing.F) {
 	})
 }
 
-// checkCanonical is what holds for every canonical name, whatever it was made of.
+// checkCanonical checks the properties of every canonical name.
 func (n Names) checkCanonical(t *testing.T, raw string, u User) {
 	t.Helper()
 	name, s := u.String(), n.Rules()
@@ -183,8 +183,8 @@ func (n Names) checkCanonical(t *testing.T, raw string, u User) {
 	}
 }
 
-// isContextualRune are the characters that RFC 5892 allows as exceptions (§2.6), some of
-// them only where they are part of a word (appendix A).
+// isContextualRune reports whether RFC 5892 allows a character as an exception (§2.6), for some
+// only in certain contexts (appendix A).
 func isContextualRune(r rune) bool {
 	return strings.ContainsRune("\u00b7\u0375\u05f3\u05f4\u06fd\u06fe\u0f0b\u30fb\u200c\u200d", r)
 }

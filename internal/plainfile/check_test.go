@@ -12,8 +12,8 @@ import (
 	"testing"
 )
 
-// pathsVariable in the environment is the paths that the test program looks at, as whoever
-// it runs as.
+// pathsVariable names the environment variable with the paths that the test program checks as
+// its user.
 const pathsVariable = "PLAINFILE_TEST_PATHS"
 
 func TestMain(m *testing.M) {
@@ -56,13 +56,13 @@ func TestCheckAppendLeavesNoFiles(t *testing.T) {
 	}
 	left, err := os.ReadDir(dir)
 	if err != nil || len(left) != 6 {
-		t.Errorf("left behind: %v, %v", left, err)
+		t.Errorf("entries after the check: %v, %v", left, err)
 	}
 }
 
 func TestCheckAppendRefusesOtherUsersFiles(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root: files are given away")
+		t.Skip("needs root to change owners")
 	}
 	dir, err := os.MkdirTemp("", "plainfile")
 	if err != nil {

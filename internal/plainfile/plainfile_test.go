@@ -13,7 +13,7 @@ import (
 	"testing"
 )
 
-// makeFiles makes one of each kind of file and gives their paths.
+// makeFiles makes one file of each type and returns their paths.
 func makeFiles(t *testing.T) map[string]string {
 	t.Helper()
 	dir := t.TempDir()
@@ -71,7 +71,7 @@ func TestOnlyRegularFilesAreOpened(t *testing.T) {
 
 func TestOpenOwnedRefusesOtherUsersFile(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root: files are given away")
+		t.Skip("needs root to change owners")
 	}
 	path := makeFiles(t)["plain"]
 	if err := os.Chown(path, 65532, 65532); err != nil {
