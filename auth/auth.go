@@ -163,7 +163,7 @@ func (a *Authenticator) Authenticate(ctx context.Context, l Login) (Identity, er
 }
 
 // acceptProof returns the identity of a login with a proof. For a certificate's user it also
-// asks the authentication server, as nginx does: the server may refuse the user, and returns
+// asks the authentication server, as nginx does. The server may refuse the user, and returns
 // the backend of the mailbox.
 func (a *Authenticator) acceptProof(ctx context.Context, l Login) (Identity, error) {
 	id, err := Identity{user: l.User, method: l.proof.method}.orError(l.proof.err)

@@ -181,8 +181,8 @@ func TestUnknownUserCostsAsMuchAsKnownUser(t *testing.T) {
 		}
 	}
 
-	// Redis comes last, so an unknown name has to look like one of its users,
-	// as soon as one has been seen; before that, like one of the file's.
+	// Redis comes last, so an unknown name has to look like one of its users.
+	// Before its first user has logged in, it has to look like one of the file's.
 	a, verified = newAuth(t, Config{Methods: []string{File, Redis}, PasswdFile: file}, redis)
 	for _, step := range []struct {
 		user string

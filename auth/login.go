@@ -51,7 +51,7 @@ type Login struct {
 	proof     *proof // nil if a method has to verify the login
 }
 
-// proof is the outcome of a mechanism that verifies the client itself: the client has shown
+// proof is the outcome of a mechanism that verifies the client itself. The client has shown
 // that it knows a password, or holds a key, without sending it.
 type proof struct {
 	// Set once.
@@ -166,9 +166,9 @@ func (d *DelayedDenial) Error() string { return fmt.Sprintf("%v, reply after %v"
 // Unwrap returns the refusal.
 func (d *DelayedDenial) Unwrap() error { return d.Err }
 
-// validatePassword rejects bytes that could change the meaning of a command sent to a backend
-// (CR, LF, NUL), all other controls, and a password that is empty or too long. Octets from 128
-// on are left to the verifying method.
+// validatePassword rejects a password that is empty, too long or has control characters. CR, LF
+// and NUL could change the meaning of a command sent to a backend. Octets from 128 on are left
+// to the verifying method.
 func validatePassword(password identity.Secret) error {
 	p := password.Reveal()
 	if p == "" || len(p) > maxPassword {

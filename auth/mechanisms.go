@@ -57,8 +57,8 @@ func (a *Authenticator) enableMechanisms(list []string) error {
 	return nil
 }
 
-// defaultMechanisms omits SCRAM. Only users whose passwords are stored for it can log in with
-// it, and a client that prefers it would report a wrong password to all others.
+// defaultMechanisms omits SCRAM, which works only for users whose passwords are stored for it.
+// A client that prefers SCRAM would report a wrong password to all others.
 func (a *Authenticator) defaultMechanisms() (list []string) {
 	for _, name := range allMechanisms {
 		if strings.HasPrefix(name, "SCRAM") || a.checkMechanism(name) != nil {

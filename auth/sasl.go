@@ -117,10 +117,12 @@ func (e *Exchange) PresentedLogin() PresentedLogin { return e.presented }
 func (e *Exchange) Login() Login { return e.login }
 
 // Next processes one message of the client. In the first call nil means no initial response,
-// and empty means that the client sent "=" (RFC 4959 §3); later nil and empty are the same. If
-// the result has both a challenge and done, the caller sends the challenge only after the login
-// has been accepted. Every error wraps ErrDenied, ErrUnavailable or ErrTooLong and ends the
-// exchange.
+// and empty means that the client sent "=" (RFC 4959 §3). In later calls nil and empty are the
+// same.
+//
+// If the result has both a challenge and done, the caller sends the challenge only after the
+// login has been accepted. Every error wraps ErrDenied, ErrUnavailable or ErrTooLong and ends
+// the exchange.
 func (e *Exchange) Next(ctx context.Context, response []byte) (challenge []byte, done bool, err error) {
 	if e.server == nil {
 		return nil, false, fmt.Errorf("%s: %w: %w", e.mechanism, ErrDenied, sasl.ErrUnexpectedClientResponse)
@@ -156,8 +158,8 @@ func toAuthError(err error) error {
 }
 
 // acceptPlain takes the three parts of a PLAIN message (RFC 4616 §2). If the authorization
-// identity is another user or not a valid name, the parts may be in the wrong order, and the
-// user name may be the password.
+// identity is not the user, the parts may be in the wrong order, and the user name may be the
+// password.
 func (e *Exchange) acceptPlain(authzid, user, password string) error {
 	err := e.acceptPassword(user, password)
 	authzErr := e.auth.checkAuthzID(e.presented.User, authzid)

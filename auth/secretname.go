@@ -19,7 +19,7 @@ const (
 )
 
 // mayContainSecret reports whether a name that no account can have contains the secret sent
-// with it, or looks like a message or a token in the wrong place.
+// with it. It also reports a name that looks like a message or a token in the wrong place.
 func mayContainSecret(name, secret string) bool {
 	lower, secret := strings.ToLower(name), strings.ToLower(secret)
 	if secret != "" && strings.Contains(lower, secret) || len(name) > minSecretPart && strings.Contains(secret, lower) {
@@ -33,7 +33,8 @@ func mayContainSecret(name, secret string) bool {
 }
 
 // looksLikeSecret reports whether text in lower case has a separator between a name and a
-// password or token: of PLAIN, XOAUTH2 and OAUTHBEARER, of URLs and of HTTP Basic.
+// password or token. The separators are those of PLAIN, XOAUTH2, OAUTHBEARER, URLs and HTTP
+// Basic.
 func looksLikeSecret(lower string) bool {
 	return strings.ContainsAny(lower, "\x00\x01:") || strings.Contains(lower, "bearer") || strings.Contains(lower, "auth=")
 }

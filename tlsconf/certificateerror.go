@@ -26,8 +26,8 @@ var certificateAlerts = []string{"tls: certificate required", "tls: bad certific
 const handshakeFailure = "tls: handshake failure"
 
 // ExplainError returns a *CertificateError if err is a server's refusal of a client
-// certificate, or of a missing one, on a connection under cfg; otherwise err. With TLS 1.3 the
-// refusal arrives after the handshake, with the first read.
+// certificate, or of a missing one; otherwise err. cfg is the configuration of the connection.
+// With TLS 1.3 the refusal arrives after the handshake, with the first read.
 func ExplainError(err error, cfg *tls.Config) error {
 	alert := alertText(err)
 	isShown := cfg != nil && cfg.GetClientCertificate != nil

@@ -133,8 +133,8 @@ func (c *Client) rebuildConfig() {
 	}
 	if c.pair != nil {
 		cert := c.pair.cert
-		// Sent for any list of authorities: the list may lack an intermediate,
-		// and a certificate that is refused is easier to explain than one that was not sent.
+		// Sent for any list of authorities, because the list may lack an intermediate,
+		// and a refusal is easier to explain than a missing certificate.
 		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
 	}
 	c.current.Store(cfg)

@@ -146,8 +146,8 @@ func matchesLaterCertificate(cert, key []byte) bool {
 	return false
 }
 
-// diagnoseCertificate returns why clients will refuse a certificate that can be served: it is
-// expired or not yet valid, or its chain ends at an unknown CA.
+// diagnoseCertificate returns why clients will refuse a certificate that can be served. It may
+// be expired or not yet valid, or its chain may end at an unknown CA.
 func diagnoseCertificate(cert *tls.Certificate, now time.Time) (problems []string) {
 	if problem := describeValidity(cert.Leaf, now); problem != "" {
 		problems = append(problems, problem+": clients refuse it")
@@ -158,9 +158,9 @@ func diagnoseCertificate(cert *tls.Certificate, now time.Time) (problems []strin
 	return problems
 }
 
-// Diagnose returns what is wrong with the files although they can be served: certificates that
-// clients will refuse, client CAs that are all expired, and CA keys in the directory. The error
-// joins FileErrors; it is nil if there are no problems.
+// Diagnose returns problems with files that can be served: certificates that clients will
+// refuse, client CAs that are all expired, and CA keys in the directory. The error joins
+// FileErrors; it is nil if there are no problems.
 func (s *Server) Diagnose(now time.Time) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -59,8 +59,8 @@ type certbotDir struct {
 	version string // the last one
 }
 
-// renew writes the next version into archive, and has the links in live lead to it, in
-// certbot's order; up to the given number of them.
+// renew writes the next version into archive and points the links in live to it, in certbot's
+// order. It changes at most the given number of links.
 func (c *certbotDir) renew(t testing.TB, version, commonName string, links int) {
 	t.Helper()
 	c.version = version

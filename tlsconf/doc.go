@@ -3,7 +3,7 @@
 // the files of either side again.
 //
 // The package does not know IMAP beyond its ALPN name, nor listeners, sessions or STARTTLS. It
-// never changes a *tls.Config that it has returned: new files make a new generation with its
+// never changes a *tls.Config that it has returned. New files make a new generation with its
 // own ticket keys, and a connection keeps the generation it began with.
 //
 // Cipher suites and curves are Go's own choice (in practice AEAD only, X25519MLKEM768 first).

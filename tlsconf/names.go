@@ -54,8 +54,8 @@ func (t *nameTable) lookUp(name string) []*tls.Certificate {
 	return slices.Concat(t.exact[name], t.wildcard[parent])
 }
 
-// certificateNames returns the DNS names of a certificate in lower case, or else its IP
-// addresses, or else its common name, which clients may not accept.
+// certificateNames returns the DNS names of a certificate in lower case. Without any it returns
+// the IP addresses, and without those the common name, which clients may not accept.
 func certificateNames(cert *tls.Certificate) []string {
 	names := cert.Leaf.DNSNames
 	if len(names) == 0 {

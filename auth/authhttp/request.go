@@ -89,8 +89,8 @@ func escapeHeader(s string) string {
 	return b.String()
 }
 
-// CheckHeader returns an error for a header that an operator may not configure: a name of the
-// protocol or of HTTP itself, or a value with control characters.
+// CheckHeader returns an error for a header that an operator may not configure. The protocol
+// and HTTP reserve some names, and a value has no control characters.
 func CheckHeader(name, value string) error {
 	reserved := slices.ContainsFunc([]string{
 		"Auth-Method", "Auth-User", "Auth-Pass", "Auth-Salt", "Auth-Protocol", "Auth-Login-Attempt", "Client-IP", "Client-Host",

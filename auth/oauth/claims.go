@@ -59,8 +59,8 @@ func (c claims) dateClaim(name string) (at time.Time, ok bool) {
 }
 
 func (c claims) has(name string) bool {
-	v, there := c[name]
-	return there && string(v) != "null"
+	v, ok := c[name]
+	return ok && string(v) != "null"
 }
 
 // claimRules are the requirements for the claims of a token.

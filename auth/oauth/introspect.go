@@ -112,7 +112,7 @@ func (i *introspector) cacheKey(token string) (sum [sha256.Size]byte) {
 }
 
 // introspect sends a request about a token unless a breaker or a Retry-After forbids it. For
-// the breaker every HTTP response is a success: any client can send a token that the provider
+// the breaker every HTTP response is a success. Any client can send a token that the provider
 // answers with 400, 429 or 500, and the next token belongs to another user.
 func (i *introspector) introspect(ctx context.Context, key [sha256.Size]byte, token string) (claims, error) {
 	if until, ok := i.backoffs.Get(key); ok && time.Now().Before(until) {

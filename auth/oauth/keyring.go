@@ -25,8 +25,8 @@ const (
 	// unknownKeyInterval is the least time between two fetches for an unknown key: any client
 	// can make up a key ID.
 	unknownKeyInterval = 10 * time.Second
-	// retryInterval is the least time between two fetches after the first has failed.
-	// staleRetryInterval applies if the keys are still usable: one login waits for each fetch.
+	// retryInterval is the least time between two fetches after the first has failed. If the
+	// keys are still usable, it is staleRetryInterval, because one login waits for each fetch.
 	retryInterval      = time.Second
 	staleRetryInterval = time.Minute
 	// maxKeys bounds the stored keys, and the cost of a token without a key ID.
@@ -41,8 +41,8 @@ var algorithms = []string{
 }
 
 // keyring holds the provider's public keys. go-oidc's own key set keeps a key for as long as
-// tokens signed with it arrive, and sends a request for every made-up key ID. Its errors do not
-// distinguish an invalid token from an unavailable provider.
+// tokens signed with it arrive. It sends a request for every made-up key ID, and its errors do
+// not distinguish an invalid token from an unavailable provider.
 type keyring struct {
 	// Set once.
 	issuer      string
@@ -157,8 +157,8 @@ func (k *keyring) verifySignature(ctx context.Context, jws *jose.JSONWebSignatur
 	return payload, nil
 }
 
-// current returns the last key set and whether a fetch is due: the keys are old, the provider
-// has not just failed, and no fetch is in progress.
+// current returns the last key set and whether a fetch is due. It is due if the keys are old,
+// no fetch is in progress, and the last one has not just failed.
 func (k *keyring) current() (set *keySet, due bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -86,9 +86,9 @@ type watchState struct {
 	debounced    <-chan time.Time // nil: no event pending
 }
 
-// handleEvent schedules a check if an event may mean new content: it names one of the files, or
-// a directory entry was added or removed, which may be a link on the path to a file. Writes to
-// other files, such as a log, are ignored.
+// handleEvent schedules a check if an event may mean new content. It may if it names one of the
+// files, or if a directory entry was added or removed: the entry may be a link on the path to a
+// file. Writes to other files, such as a log, are ignored.
 func (w *watchState) handleEvent(e fsnotify.Event) {
 	isFile := slices.Contains(w.paths, filepath.Clean(e.Name)) // in "." the name is ./name
 	if !isFile && !e.Has(fsnotify.Create) && !e.Has(fsnotify.Rename) && !e.Has(fsnotify.Remove) {

@@ -1,5 +1,5 @@
-// Package identity has the two types that all packages share: User, the canonical name of an
-// account, and Secret, a password that is never printed.
+// Package identity has the two types that all packages share. User is the canonical name of an
+// account, and Secret a password that is never printed.
 //
 // It imports no other package of this module. It does not know whether a user exists or a
 // password is right; package auth does.

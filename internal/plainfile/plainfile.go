@@ -22,8 +22,8 @@ func Open(path string) (*os.File, fs.FileInfo, error) {
 	return open(path, 0, func(fs.FileInfo) error { return nil })
 }
 
-// OpenOwned opens a file that this program has written: not a symbolic link, owned by the
-// program's user or root, and writable by no other user.
+// OpenOwned opens a file that this program has written. The file must not be a symbolic link.
+// It must belong to the program's user or root, and no other user may be able to write to it.
 func OpenOwned(path string) (*os.File, fs.FileInfo, error) {
 	return open(path, noFollow, func(info fs.FileInfo) error {
 		uid, known := fileOwner(info)
