@@ -18,37 +18,39 @@ import (
 	"imapgate/routing"
 )
 
-// Waits between attempts to get at a backend that is away.
+// Delays between attempts to attach at a backend that is down.
 const (
 	minRetryDelay = 50 * time.Millisecond
 	maxRetryDelay = time.Second
 )
 
-// What an attach can come to besides a session in step with its backend.
+// Failures of an attach, besides the ends of a session.
 var (
-	errPendingExpunges = errors.New("messages are gone, and the client cannot be told while the command runs")
-	errNoSuchMessage   = errors.New("there are no messages with these numbers")
-	errBusy            = errors.New("backend is busy, or the mailbox is")
+	errPendingExpunges = errors.New("pending expunges cannot be sent during this command")
+	errNoSuchMessage   = errors.New("no messages with these numbers")
+	errBusy            = errors.New("backend or mailbox is busy")
 )
 
-// attachOptions is when an attach happens: what may be told, and what is asked.
+// attachOptions describes what the client may receive during an attach, and what it is
+// for.
 type attachOptions struct {
 	expungePolicy  command.ExpungePolicy
-	translate      *request    // a COPY, MOVE or REPLACE whose numbers are to become UIDs
-	withoutMailbox bool        // any connection will do
-	slot           *attachSlot // of a session in IDLE; nil: one is waited for
+	translate      *request    // a COPY, MOVE or REPLACE whose numbers become UIDs
+	withoutMailbox bool        // any connection is sufficient
+	slot           *attachSlot // slot of a session in IDLE; nil: acquire one
 }
 
-// attach gets the session a connection with its mailbox selected, and tells the
-// client what has changed, as far as r allows. It tries for CommandHoldTimeout.
+// attach gets the session a connection with its mailbox selected, and sends the client
+// what has changed, as far as r allows. It retries for CommandHoldTimeout.
 //
-// Errors: errPendingExpunges, an *ending, and what isTransient says yes to.
+// Errors: errPendingExpunges, a *closeError, and errors for which isTransient returns
+// true.
 func (s *session) attach(r *request) error {
 	s.uidSet = ""
 	return s.attachWithin(r.attachOptions(), s.backend.settings.CommandHoldTimeout)
 }
 
-// attachOptions is what may be told while the command waits to be sent.
+// attachOptions returns the options for an attach before the command is sent.
 func (r *request) attachOptions() attachOptions {
 	m := attachOptions{expungePolicy: r.facts.ExpungePolicy}
 	if m.expungePolicy == command.TranslateNumbers {
@@ -76,14 +78,14 @@ func (s *session) attachWithin(m attachOptions, timeout time.Duration) error {
 	if err == nil {
 		s.previousLost = false
 	}
-	if timeout > 0 || !isTransient(err) && !isLost(err) { // or it is tried again, for as long as the client idles
+	if timeout > 0 || !isTransient(err) && !isLost(err) { // otherwise the session in IDLE tries again
 		s.recordAttach(reason, start, d, err)
 	}
 	return err
 }
 
-// retryTransient tries until it works or cannot, as long as patience lasts: commands
-// wait for a backend that is down. The last try begins at its end.
+// retryTransient calls try until it succeeds, fails permanently, or timeout has passed:
+// commands wait for a backend that is down. The last call begins when timeout has passed.
 func (s *session) retryTransient(timeout time.Duration, try func(h *holdTimer) error) error {
 	now := time.Now()
 	h := &holdTimer{startedAt: now, timeout: timeout, deadline: now.Add(max(timeout, s.backend.settings.IdleReattachTimeout))}
@@ -97,7 +99,7 @@ func (s *session) retryTransient(timeout time.Duration, try func(h *holdTimer) e
 	}
 }
 
-// sleep waits for d, or until the Hub closes.
+// sleep waits for d or until the Hub closes.
 func (h *Hub) sleep(d time.Duration) {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -107,8 +109,7 @@ func (h *Hub) sleep(d time.Duration) {
 	}
 }
 
-// recordAttach puts an attach on record. One of a session without a mailbox is
-// none.
+// recordAttach records an attach. Attaches without a mailbox are not recorded.
 func (s *session) recordAttach(reason audit.Why, start time.Time, d *view.Diff, err error) {
 	if s.mailbox == nil || !s.attached && err == nil {
 		return
@@ -120,11 +121,11 @@ func (s *session) recordAttach(reason audit.Why, start time.Time, d *view.Diff, 
 	if d != nil {
 		rec.Expunged, rec.Arrived = d.ExpungedCount(), d.NewCount()
 	}
-	_ = s.hub.deps.Audit.SessionReattached(s.auditClient, &rec) // without room it is counted as lost
+	_ = s.hub.deps.Audit.SessionReattached(s.auditClient, &rec) // if the log is full, it is counted as lost
 	s.hub.deps.Metrics.Mux.CountReattach(string(reason), string(rec.Result), rec.Duration)
 }
 
-// attachResult is how the audit log calls it.
+// attachResult returns the audit result for err.
 func attachResult(err error) audit.Result {
 	e := (*closeError)(nil)
 	switch {
@@ -154,7 +155,7 @@ func attachResult(err error) audit.Result {
 	return audit.AttachUnavailable
 }
 
-// attachOnce is one attempt: a turn, a lease, the mailbox, the difference, the flush.
+// attachOnce makes one attempt: slot, lease, SELECT, diff, resync.
 func (s *session) attachOnce(m attachOptions, h *holdTimer) (*view.Diff, error) {
 	if s.mailbox != nil && !m.withoutMailbox && m.slot == nil {
 		var err error
@@ -166,7 +167,7 @@ func (s *session) attachOnce(m attachOptions, h *holdTimer) (*view.Diff, error) 
 		defer m.slot.release()
 	}
 	deadline := s.tryDeadline()
-	if s.upstream != nil && s.tainted { // what it says next may be the client's doing, or nothing that can be followed
+	if s.upstream != nil && s.tainted { // its next responses may be caused by the client, or unparsable
 		s.returnUpstream()
 	}
 	if s.upstream == nil {
@@ -186,7 +187,8 @@ func (s *session) attachOnce(m attachOptions, h *holdTimer) (*view.Diff, error) 
 	return d, err
 }
 
-// acquireLease gets a connection with what the client has enabled, and nothing selected.
+// acquireLease acquires a connection with the client's extensions enabled and no mailbox
+// selected.
 func (s *session) acquireLease(deadline time.Time) error {
 	ctx, cancel := context.WithDeadline(s.hub.ctx, deadline)
 	defer cancel()
@@ -197,7 +199,7 @@ func (s *session) acquireLease(deadline time.Time) error {
 	if err != nil {
 		return s.checkRevoked(err)
 	}
-	if err := s.checkRoute(ctx); err != nil { // a lease may have to wait for its turn
+	if err := s.checkRoute(ctx); err != nil { // the acquire may have waited
 		s.account.Release(conn)
 		return err
 	}
@@ -205,8 +207,8 @@ func (s *session) acquireLease(deadline time.Time) error {
 	return s.forwardResponses(conn.TakeAlerts())
 }
 
-// checkRoute makes sure that the mailbox is still the user's and has not moved, before
-// the session writes to where it was. While nobody knows, it has not.
+// checkRoute verifies that the user still exists and has not moved before the session
+// uses the old location. It succeeds if routing is unavailable.
 func (s *session) checkRoute(ctx context.Context) error {
 	user := s.account.User()
 	location, err := s.hub.cfg.Locate(ctx, user)
@@ -214,7 +216,7 @@ func (s *session) checkRoute(ctx context.Context) error {
 	case errors.Is(err, routing.ErrNoUser), errors.Is(err, routing.ErrBlocked):
 		s.hub.evictUser(user)
 		return &closeError{audit.LoginRevoked, byeRevoked, err}
-	case errors.Is(err, routing.ErrPaused): // to be held, for a while
+	case errors.Is(err, routing.ErrPaused): // hold the command for a while
 		return fmt.Errorf("%w: %w", errBusy, err)
 	case err == nil && location.Backend != s.backend.name:
 		s.hub.EvictElsewhere(user, location)
@@ -226,15 +228,15 @@ func (s *session) checkRoute(ctx context.Context) error {
 	return nil
 }
 
-// syncMailbox selects the mailbox and brings the client's view and the backend's
-// together. It leaves its turn at the backend when it is the client's.
+// syncMailbox selects the mailbox and brings the client's view up to date. It releases
+// the slot before it writes to the client.
 func (s *session) syncMailbox(m attachOptions, deadline time.Time) (*view.Diff, error) {
 	data, err := s.reselect(deadline)
 	if err != nil {
 		return nil, err
 	}
 	if m.expungePolicy == command.DropExpunges {
-		s.attached = true // about to be closed: nobody need be told of anything
+		s.attached = true // the mailbox is about to be closed: nothing to send
 		return nil, nil
 	}
 	d, err := s.diffView(data, deadline)
@@ -242,21 +244,21 @@ func (s *session) syncMailbox(m attachOptions, deadline time.Time) (*view.Diff, 
 		return nil, err
 	}
 	if m.translate != nil {
-		s.translateSet(m.translate, d) // as the client means them: the flush, maybe of an earlier try, changes what they mean
+		s.translateSet(m.translate, d) // before the resync, possibly of an earlier attempt, changes their meaning
 	}
 	if d != nil && d.ExpungedCount() > 0 && (m.expungePolicy == command.ForbidExpunges || s.hasQueuedNumbers()) {
 		s.hub.deps.Metrics.Mux.CountDeferredExpunge()
 		return d, errPendingExpunges
 	}
 	m.slot.releaseAttached()
-	if err := s.writeResync(d, data, time.Now().Add(housekeepingTimeout)); err != nil { // begun, it has its own time
+	if err := s.writeResync(d, data, time.Now().Add(housekeepingTimeout)); err != nil { // once begun, it has its own timeout
 		return d, err
 	}
 	return d, nil
 }
 
-// hasQueuedNumbers says whether the client has already sent a command that names
-// messages by number, as it knew them when it sent it.
+// hasQueuedNumbers reports whether the client has already sent a command that uses the
+// message numbers it knew at that time.
 func (s *session) hasQueuedNumbers() bool {
 	if s.expungePolicy == command.ForbidExpunges || s.expungePolicy == command.TranslateNumbers {
 		return true
@@ -264,7 +266,7 @@ func (s *session) hasQueuedNumbers() bool {
 	for line := range bytes.Lines(s.client.Peek()) {
 		facts, err := command.Parse(line)
 		if errors.Is(err, command.ErrTag) || errors.Is(err, command.ErrCommand) {
-			continue // a line of a literal, DONE, or none at all
+			continue // a line of a literal, DONE or an invalid command
 		}
 		if facts.ExpungePolicy == command.ForbidExpunges || facts.ExpungePolicy == command.TranslateNumbers {
 			return true
@@ -273,13 +275,13 @@ func (s *session) hasQueuedNumbers() bool {
 	return false
 }
 
-// runWithoutMailbox does a command before which the client cannot be told of messages that are
-// gone, because of another by number that it has sent already. Only that one
-// deserves a NO: this one is done without telling, on a connection that does not
-// have the mailbox, or where it only asks to be told, by an OK.
+// runWithoutMailbox runs a command for which pending expunges cannot be sent, because the
+// client has already sent another command with message numbers. Only that other command
+// deserves a NO. This one runs on a connection without the mailbox; NOOP and CHECK are
+// answered OK.
 //
-// What needs the mailbox is refused all the same, and so is what would tell of
-// mod-sequences beyond the expunges that the client does not know (RFC 7162 §3.2.5).
+// A command that needs the mailbox is refused, and so is one that would reveal
+// mod-sequences beyond the expunges the client knows (RFC 7162 §3.2.5).
 func (s *session) runWithoutMailbox(e outstandingCommand, raw []byte) error {
 	tag := string(raw[:e.tagLen])
 	switch {
@@ -290,7 +292,7 @@ func (s *session) runWithoutMailbox(e outstandingCommand, raw []byte) error {
 		return s.reply(tag, refusal)
 	}
 	previous := s.expungePolicy
-	s.expungePolicy = command.ForbidExpunges // also for an attach behind a loss
+	s.expungePolicy = command.ForbidExpunges // also for an attach after a loss
 	defer func() { s.expungePolicy = previous }()
 	if err := s.attachWithin(attachOptions{withoutMailbox: true}, s.backend.settings.CommandHoldTimeout); err != nil {
 		refusal, end := s.attachRefusal(err)
@@ -308,15 +310,15 @@ func (s *session) runWithoutMailbox(e outstandingCommand, raw []byte) error {
 	return s.awaitReplies()
 }
 
-// translateSet turns the numbers of a COPY into UIDs. Those that the client cannot
-// mean are not sent, because they may have come to mean something.
+// translateSet turns the numbers of a COPY, MOVE or REPLACE into UIDs. Invalid numbers
+// are not sent: they may have become valid at the backend.
 func (s *session) translateSet(r *request, d *view.Diff) {
 	switch {
 	case d == nil:
-		return // the numbers are the backend's, or UIDs by now
+		return // the backend uses the same numbers, or they are already UIDs
 	case s.uidSet != "":
 		if uids, err := imap.ParseSet(s.uidSet); err == nil && d.ContainsExpunged(uids) {
-			s.uidSet = untranslatable // gone since an earlier try
+			s.uidSet = untranslatable // expunged since an earlier attempt
 		}
 		return
 	}
@@ -325,23 +327,23 @@ func (s *session) translateSet(r *request, d *view.Diff) {
 	if err != nil {
 		return
 	}
-	uids, ghosts, err := s.mailbox.view.TranslateSet(set, d)
+	uids, hasExpunged, err := s.mailbox.view.TranslateSet(set, d)
 	switch {
-	case err == nil && !ghosts:
+	case err == nil && !hasExpunged:
 		s.uidSet = uids.String()
 	case errors.Is(err, view.ErrRange):
 		s.uidSet = outOfRange
 	}
 }
 
-// untranslatable stands for numbers of which some are ghosts, or cannot be read: the
+// untranslatable stands for numbers that are unparsable or include expunged messages. The
 // command is not sent.
 const untranslatable = "-"
 
-// outOfRange stands for numbers that the client cannot mean: they are beyond EXISTS.
+// outOfRange stands for numbers beyond EXISTS.
 const outOfRange = "0"
 
-// answerUnattached answers the command in hand, for which an attach has failed.
+// answerUnattached answers the current command after a failed attach.
 func (s *session) answerUnattached(err error) error {
 	refusal, end := s.attachRefusal(err)
 	if end != nil {
@@ -350,12 +352,12 @@ func (s *session) answerUnattached(err error) error {
 	return s.reply(string(s.request.tag), refusal)
 }
 
-// attachRefusal is the answer to a command for which an attach has failed, or the
-// session's end. With a mailbox selected a NO would be of no use: every command
-// that follows would meet with the same.
+// attachRefusal returns the answer to a command after a failed attach, or the end of the
+// session. With a mailbox selected, a NO would not help: every later command would fail
+// in the same way.
 //
-// EXPUNGEISSUED (RFC 5530, RFC 2180 §4.1.2) means messages that are gone: the
-// client is told of them at its next command.
+// EXPUNGEISSUED (RFC 5530, RFC 2180 §4.1.2) means that messages have been expunged. The
+// client receives the expunges at its next command.
 func (s *session) attachRefusal(err error) (string, error) {
 	switch {
 	case errors.Is(err, errPendingExpunges):
@@ -373,8 +375,8 @@ func (s *session) attachRefusal(err error) (string, error) {
 	return " NO [UNAVAILABLE] Mail store is temporarily unavailable.", nil
 }
 
-// isTransient says whether it may help to try again later. The end of a session is
-// final, whatever it came from.
+// isTransient reports whether a later attempt may succeed. The end of a session is final,
+// whatever its cause.
 func isTransient(err error) bool {
 	if e := (*closeError)(nil); errors.As(err, &e) {
 		return false
@@ -389,8 +391,8 @@ func isLost(err error) bool {
 	return lost
 }
 
-// checkRevoked is the session's end when err says that the backend will not have
-// the login any more.
+// checkRevoked turns err into the end of the session if the backend no longer accepts the
+// login.
 func (s *session) checkRevoked(err error) error {
 	if errors.Is(err, pool.ErrExpired) {
 		return &closeError{audit.TokenExpired, byeExpired, err}

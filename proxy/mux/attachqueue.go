@@ -6,40 +6,40 @@ import (
 	"time"
 )
 
-// attachQueue lets sessions attach at one backend in turn, so that a backend that comes
-// back is not run over by all of them.
+// attachQueue bounds the sessions that attach at one backend at a time, so that a
+// recovering backend is not overloaded.
 //
-// Sessions with a command in hand come first, in their order. A session in IDLE,
-// whose client waits for no answer, gets a turn while no command waits; and of all
-// turns sessions in IDLE have half at most, so that a command seldom waits for one.
+// Sessions with a pending command come first, in order. Sessions in IDLE, whose clients
+// wait for no answer, get slots only while no command waits, and at most half of all
+// slots, so that a command seldom waits for them.
 type attachQueue struct {
-	size int // Set once. Turns at a time.
+	size int // Set once. Number of slots.
 
 	mu              sync.Mutex
-	slotsInUse      int       // Guarded by mu. At most most.
-	idleSlotsInUse  int       // Guarded by mu. Those of taken that sessions in IDLE have.
-	waitingCommands list.List // Guarded by mu. The *turn of those that wait, at most one of each session.
-	waitingIdle     list.List // Guarded by mu. The same of sessions in IDLE.
-	lastAttach      time.Time // Guarded by mu. When an attach last worked.
+	slotsInUse      int       // Guarded by mu. At most size.
+	idleSlotsInUse  int       // Guarded by mu. Those of sessions in IDLE.
+	waitingCommands list.List // Guarded by mu. *attachSlot values, at most one for each session.
+	waitingIdle     list.List // Guarded by mu. *attachSlot values of sessions in IDLE.
+	lastAttach      time.Time // Guarded by mu. Time of the last successful attach.
 }
 
-// attachSlot is a session's place in the queue, and then its leave to attach.
+// attachSlot is a session's position in the queue, and then its permission to attach.
 type attachSlot struct {
 	// Set once.
 	queue      *attachQueue
 	enqueuedAt time.Time
 	ready      chan struct{} // closed when the session may attach
-	onGrant    func()        // of a session in IDLE, which waits without a goroutine; nil: it has a command
+	onGrant    func()        // for a session in IDLE, which waits without a goroutine; nil: a command waits
 
-	elem       *list.Element // Guarded by queue.mu. nil: it does not wait any more.
+	elem       *list.Element // Guarded by queue.mu. nil: not waiting.
 	acquired   bool          // Guarded by queue.mu.
-	lastAttach time.Time     // Guarded by queue.mu. The queue's, when the turn was granted.
+	lastAttach time.Time     // Guarded by queue.mu. queue.lastAttach at the time of the grant.
 }
 
 func newAttachQueue(size int) *attachQueue { return &attachQueue{size: size} }
 
-// enqueue gets a place at the end of the queue. A session in IDLE is called, with
-// wake, when its turn has come. The turn must be left, once or more often.
+// enqueue appends a slot to the queue. onGrant is called when a session in IDLE gets the
+// slot. The caller must release the slot; repeated releases are harmless.
 func (q *attachQueue) enqueue(onGrant func()) *attachSlot {
 	slot := &attachSlot{queue: q, enqueuedAt: time.Now(), ready: make(chan struct{}), onGrant: onGrant}
 	q.mu.Lock()
@@ -54,13 +54,13 @@ func (q *attachQueue) enqueue(onGrant func()) *attachSlot {
 	return slot
 }
 
-// release gives the turn, or the place in the queue, to those behind.
+// release returns the slot, or leaves the queue, and grants slots to waiting sessions.
 func (s *attachSlot) release() {
 	q := s.queue
 	q.mu.Lock()
 	switch {
 	case s.elem != nil:
-		q.waitingCommands.Remove(s.elem) // does nothing in the list that does not have it
+		q.waitingCommands.Remove(s.elem) // no-op for an element of the other list
 		q.waitingIdle.Remove(s.elem)
 		s.elem = nil
 	case s.acquired:
@@ -75,7 +75,7 @@ func (s *attachSlot) release() {
 	wakeAll(granted)
 }
 
-// releaseAttached leaves the turn of an attach that has worked.
+// releaseAttached releases the slot after a successful attach.
 func (s *attachSlot) releaseAttached() {
 	s.queue.mu.Lock()
 	s.queue.lastAttach = time.Now()
@@ -83,7 +83,8 @@ func (s *attachSlot) releaseAttached() {
 	s.release()
 }
 
-// grantSlots grants the turns that there are, and returns those to be woken. mu is held.
+// grantSlots grants the free slots and returns those whose onGrant must be called. mu is
+// held.
 func (q *attachQueue) grantSlots() (granted []*attachSlot) {
 	for q.slotsInUse < q.size && q.waitingCommands.Len() > 0 {
 		q.grantNext(&q.waitingCommands)
@@ -103,14 +104,14 @@ func (q *attachQueue) grantNext(from *list.List) *attachSlot {
 	return slot
 }
 
-// wakeAll tells sessions that their turn has come. No lock is held.
+// wakeAll calls onGrant of each slot. No lock is held.
 func wakeAll(granted []*attachSlot) {
 	for _, slot := range granted {
 		slot.onGrant()
 	}
 }
 
-// isGranted says whether the session may attach.
+// isGranted reports whether the session may attach.
 func (s *attachSlot) isGranted() bool {
 	select {
 	case <-s.ready:
@@ -120,8 +121,8 @@ func (s *attachSlot) isGranted() bool {
 	}
 }
 
-// waitedWhileMoving is how long the session has waited in a queue that moved: up to when the
-// attach of another last worked.
+// waitedWhileMoving returns how long the session waited while the queue moved: the time
+// from enqueuing to the last successful attach of another session.
 func (s *attachSlot) waitedWhileMoving() time.Duration {
 	q := s.queue
 	q.mu.Lock()
@@ -133,31 +134,31 @@ func (s *attachSlot) waitedWhileMoving() time.Duration {
 	return max(lastAttach.Sub(s.enqueuedAt), 0)
 }
 
-// holdTimer is how long a command waits for a backend that is down. What it waits in a
-// queue that moves does not count, up to a bound.
+// holdTimer measures how long a command waits for a backend that is down. Time in a
+// moving queue does not count, up to deadline.
 type holdTimer struct {
-	startedAt time.Time // moves on by what does not count
+	startedAt time.Time // moved forward by the time that does not count
 	timeout   time.Duration
-	deadline  time.Time // the bound
+	deadline  time.Time // bound that moving does not extend
 }
 
-// remaining is what remains of it, moving not counted. It may be negative.
+// remaining returns the remaining time, without the time moving. It may be negative.
 func (h *holdTimer) remaining(moving time.Duration) time.Duration {
 	return min(h.timeout-time.Since(h.startedAt)+moving, time.Until(h.deadline))
 }
 
-// tryDeadline is when a single attempt that begins now is given up. It has its own time,
-// or one that begins late would be cut short at a backend that is there.
+// tryDeadline returns the deadline of an attempt that begins now. Each attempt gets the
+// full timeout, because a late one would otherwise be cut short at a backend that is up.
 func (s *session) tryDeadline() time.Time {
 	return time.Now().Add(s.backend.settings.CommandHoldTimeout)
 }
 
-// acquireAttachSlot waits for a turn to attach, as long as the command may wait.
+// acquireAttachSlot waits for a slot, as long as the command may wait.
 //
-// Errors: errBusy, and the session's end if it is cut off meanwhile.
+// Errors: errBusy, and the end of the session if it is aborted while it waits.
 func (s *session) acquireAttachSlot(h *holdTimer) (*attachSlot, error) {
 	slot := s.backend.attachQueue.enqueue(nil)
-	timer := time.NewTimer(0) // at whether to go on
+	timer := time.NewTimer(0) // interval of the checks below
 	defer timer.Stop()
 	for {
 		select {

@@ -12,23 +12,23 @@ import (
 	"imapgate/proxy/mux/pool"
 )
 
-// backend is one backend, as all its sessions share it.
+// backend is one backend with the state that its sessions share.
 type backend struct {
 	// Set once.
 	name        string
 	settings    Settings
 	pool        *pool.Pool
-	attachQueue *attachQueue // of those that attach; MaxConcurrentReattaches at a time
+	attachQueue *attachQueue // of attaching sessions, MaxConcurrentReattaches at a time
 	metrics     *metrics.Metrics
 	gauges      *metrics.Backend
 	log         *zap.Logger
 
 	violations   violationTracker
-	sessionCount atomic.Int64                // sessions that are not pinned
-	lastOffer    atomic.Pointer[cachedOffer] // the last: most are equal, and share one
+	sessionCount atomic.Int64                // sessions, without the pinned ones
+	lastOffer    atomic.Pointer[cachedOffer] // last result of OfferedCaps: most sessions have equal capabilities and share it
 }
 
-// cachedOffer is what clients are told of a backend's capabilities.
+// cachedOffer is the result of OfferedCaps for a backend's capabilities.
 type cachedOffer struct {
 	backendCaps string // the backend's own list
 	caps        imap.Caps
@@ -49,28 +49,28 @@ func newBackend(h *Hub, name string, b Backend) *backend {
 	}
 }
 
-// recordViolation counts a promise that the backend has broken to a user. counts is false where
-// the session has counted already, or its client may have been the cause.
+// recordViolation records a protocol violation. counts is false if the session has been
+// counted before or its client may be the cause.
 func (b *backend) recordViolation(violation string, user identity.User, counts bool) {
 	b.metrics.Mux.CountViolation(violation)
-	b.log.Warn("backend broke a promise of IMAP", zap.String("kind", violation), zap.Bool("counts", counts))
+	b.log.Warn("backend violated IMAP", zap.String("kind", violation), zap.Bool("counts", counts))
 	if counts && b.violations.record(user, b.sessionCount.Load(), time.Now()) {
-		b.log.Error("ALERT: backend has broken promises of IMAP to several users in an hour; its new sessions are spliced for now",
+		b.log.Error("ALERT: backend violated IMAP for several users in an hour; its new sessions are spliced for now",
 			zap.String("kind", violation))
 		b.updateGauges(b.violationStatus())
 	}
 }
 
-// violationStatus is what is thought of the backend now. Of what is over it is the end.
+// violationStatus returns the current status, after the removal of expired violations.
 func (b *backend) violationStatus() ViolationStatus {
 	t, spliceEnded := b.violations.prune(time.Now())
 	if spliceEnded {
-		b.log.Info("sessions of the backend are followed again")
+		b.log.Info("new sessions of the backend are no longer spliced")
 	}
 	return t
 }
 
-// updateGauges tells the metrics.
+// updateGauges updates the metrics of the backend.
 func (b *backend) updateGauges(t ViolationStatus) {
 	b.gauges.SetSpliced(t.Spliced)
 	b.gauges.SetSplicedUsers(t.SplicedUsers)

@@ -21,13 +21,13 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// What ends a goroutine without ending the session.
+// Errors that end a goroutine without ending the session.
 var (
-	errParked     = errors.New("asleep")
-	errHandedOver = errors.New("handed on")
+	errParked     = errors.New("parked")
+	errHandedOver = errors.New("handed over")
 )
 
-// closeError ends a session: why, and the words of the BYE, "" for none.
+// closeError ends a session with a reason and the text of the BYE; "" for none.
 type closeError struct {
 	reason audit.Reason
 	bye    string
@@ -43,7 +43,7 @@ func (e *closeError) Error() string {
 
 func (e *closeError) Unwrap() error { return e.err }
 
-// The words of a BYE. Constant: nothing that failed inside shows.
+// Texts of BYE. They are constant, so that they reveal no internal errors.
 const (
 	byeLost        = "[UNAVAILABLE] Connection to mail store lost."
 	byeUnavailable = "[UNAVAILABLE] Mail store is away, please reconnect."
@@ -55,7 +55,7 @@ const (
 	byeProtocol    = "Too many or too long lines that are no commands."
 )
 
-// stopError is the end that somebody else has ordered.
+// stopError returns the end of a session for a requested stop.
 func stopError(reason audit.Reason) *closeError {
 	switch reason {
 	case audit.Idle:
@@ -68,7 +68,8 @@ func stopError(reason audit.Reason) *closeError {
 	return &closeError{reason, "[UNAVAILABLE] Server is going down.", nil}
 }
 
-// wrapClientError is the end of a session whose client failed; nil stays nil.
+// wrapClientError turns an error of the client's connection into the end of the session;
+// nil stays nil.
 func (s *session) wrapClientError(err error) error {
 	switch {
 	case err == nil:
@@ -83,27 +84,27 @@ func (s *session) wrapClientError(err error) error {
 	return &closeError{reason: audit.ClientLost, err: err}
 }
 
-// reply writes an answer of our own to the client.
+// reply writes a response of the gateway to the client.
 func (s *session) reply(text ...string) error {
 	s.outBuf = s.outBuf[:0]
 	for _, t := range text {
 		s.outBuf = append(s.outBuf, t...)
 	}
-	s.finishRecord(s.outBuf[bytes.LastIndexByte(s.outBuf, '\n')+1:]) // if that is an answer
+	s.finishRecord(s.outBuf[bytes.LastIndexByte(s.outBuf, '\n')+1:]) // no-op if this is not a tagged response
 	_, err := s.client.Write(append(s.outBuf, "\r\n"...))
 	return s.wrapClientError(err)
 }
 
-// replyTagged is say with the tag of the command in hand.
+// replyTagged is reply with the tag of the current command.
 func (s *session) replyTagged(text string) error { return s.reply(string(s.request.tag), " ", text) }
 
-// Time for last words.
+// Timeouts at the end of a session.
 const (
 	byeTimeout    = time.Second
-	finishTimeout = time.Minute // for commands that a client has left behind, or that a session's end waits for
+	finishTimeout = time.Minute // for commands of a client that is gone, and for a session that must end
 )
 
-// end is the one end of a session, seen from its own goroutine.
+// end ends the session. Only the session's goroutine calls it.
 func (s *session) end(err error) {
 	e := (*closeError)(nil)
 	if !errors.As(err, &e) {
@@ -113,7 +114,7 @@ func (s *session) end(err error) {
 	if s.idleState != nil {
 		s.idleState.releaseSlot()
 	}
-	if e.reason == audit.ClientLogout { // it has its answer, and another may wait for the connection
+	if e.reason == audit.ClientLogout { // the client has its answer, and another session may wait for the connection
 		s.releaseUpstream(e)
 	}
 	s.closeWithBye(e)
@@ -128,7 +129,7 @@ func (s *session) end(err error) {
 	s.onEnd(Result{Reason: e.reason, Err: e.err, BytesIn: in, BytesOut: out, Commands: uint64(s.commandCount)})
 }
 
-// unregister takes the session off every list.
+// unregister removes the session from all lists.
 func (s *session) unregister() {
 	h := s.hub
 	s.mu.Lock()
@@ -139,7 +140,7 @@ func (s *session) unregister() {
 	s.reportBytes()
 }
 
-// removeSession takes a session off the Hub's lists, if it is there.
+// removeSession removes a session from the Hub's lists, if present.
 func (h *Hub) removeSession(s *session) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -153,9 +154,9 @@ func (h *Hub) removeSession(s *session) {
 	h.wg.Done()
 }
 
-// closeWithBye closes the client's connection within byeTimeout, whatever it does. A
-// client that has the beginning of a response gets nothing more: anything else
-// would become part of a message.
+// closeWithBye closes the client's connection within byeTimeout. A client that has
+// received the beginning of a response receives nothing more: anything else would become
+// part of a message.
 func (s *session) closeWithBye(e *closeError) {
 	if s.responsePartial {
 		s.client.Abort()
@@ -165,7 +166,7 @@ func (s *session) closeWithBye(e *closeError) {
 	timer := time.AfterFunc(byeTimeout, s.client.Abort)
 	defer timer.Stop()
 	if e.bye != "" {
-		_, _ = s.client.Write([]byte("* BYE " + e.bye + "\r\n")) // it may be gone
+		_, _ = s.client.Write([]byte("* BYE " + e.bye + "\r\n")) // the client may be gone
 	}
 	if e.bye != "" || e.reason == audit.ClientLogout {
 		parking.Linger(s.client.NetConn())
@@ -173,8 +174,8 @@ func (s *session) closeWithBye(e *closeError) {
 	_ = s.client.Close()
 }
 
-// releaseUpstream gives the lease back where it is as good as new. Commands that
-// must not be done by half are left to finish first.
+// releaseUpstream returns the lease to the pool if it is clean. Commands that must not be
+// interrupted finish first.
 func (s *session) releaseUpstream(e *closeError) {
 	if s.upstream == nil {
 		return
@@ -190,8 +191,8 @@ func (s *session) releaseUpstream(e *closeError) {
 	s.returnUpstream()
 }
 
-// returnUpstream returns the lease to those that wait, if it is in no state that the
-// next session would find out about.
+// returnUpstream returns the lease to the pool, or discards it if the next session could
+// notice its state.
 func (s *session) returnUpstream() {
 	discard := s.pinReason != "" || s.tainted || s.mailbox != nil && s.mailbox.desynced
 	switch conn := s.unbindUpstream(); {
@@ -204,8 +205,7 @@ func (s *session) returnUpstream() {
 	}
 }
 
-// mustFinish says whether one of the outstanding commands was sent whole and is
-// better not cut short.
+// mustFinish reports whether an outstanding command must not be interrupted.
 func (s *session) mustFinish() bool {
 	for _, e := range s.outstanding.all() {
 		if !e.retryable {
@@ -215,7 +215,7 @@ func (s *session) mustFinish() bool {
 	return false
 }
 
-// finishCommands reads the answers that nobody waits for any more.
+// finishCommands reads and drops the answers of the outstanding commands.
 func (s *session) finishCommands() {
 	s.upstream.SetDeadline(time.Now().Add(finishTimeout))
 	for !s.outstanding.isEmpty() {
@@ -230,7 +230,7 @@ func (s *session) finishCommands() {
 	}
 }
 
-// recoverPanic ends a session in which we broke down, and nobody else's.
+// recoverPanic ends a session after a panic, and only that session.
 func (s *session) recoverPanic() {
 	panicked := recover()
 	if panicked == nil {
@@ -239,23 +239,23 @@ func (s *session) recoverPanic() {
 	s.hub.deps.Log.Error("panic recovered", zap.String("session", s.auditClient.Session), zap.String("fault", fmt.Sprintf("%T", panicked)),
 		zap.ByteString("stack", debug.Stack()))
 	defer func() {
-		if second := recover(); second != nil { // in the end itself: what is left of it is this session's alone
+		if second := recover(); second != nil { // panic in end: remove the session from the lists
 			s.hub.removeSession(s)
-			s.hub.deps.Log.Error("fault in an end", zap.String("session", s.auditClient.Session), zap.ByteString("stack", debug.Stack()))
+			s.hub.deps.Log.Error("panic while a session ended", zap.String("session", s.auditClient.Session), zap.ByteString("stack", debug.Stack()))
 		}
 	}()
 	s.client.Abort()
-	s.responsePartial = true // whatever it has, nothing may follow
+	s.responsePartial = true // the client's state is unknown, so nothing may follow
 	s.end(&closeError{reason: audit.InternalMistake})
 }
 
-// lostError is the loss of the upstream.
+// lostError reports the loss of the upstream.
 type lostError struct{ err error }
 
 func (e *lostError) Error() string { return "upstream: " + e.err.Error() }
 func (e *lostError) Unwrap() error { return e.err }
 
-// wrapUpstreamError makes a loss of an error on the lease; nil stays nil.
+// wrapUpstreamError turns an error of the lease into a loss; nil stays nil.
 func (s *session) wrapUpstreamError(err error) error {
 	if err == nil {
 		return nil
@@ -263,17 +263,17 @@ func (s *session) wrapUpstreamError(err error) error {
 	return &lostError{err}
 }
 
-// errBye is a loss that the backend has announced.
-var errBye = errors.New("backend says goodbye")
+// errBye reports a loss that the backend has announced.
+var errBye = errors.New("backend sent BYE")
 
-// byeError is the loss that a backend announces with line, "* BYE …". Of its words the
-// error has what Describe lets through.
+// byeError returns the loss that a backend announces with line, "* BYE …". The error
+// contains only what DescribeResponse permits.
 func (s *session) byeError(line []byte) error {
-	res, _ := imap.ParseResponse(bytes.TrimSuffix(line, []byte("\r\n"))) // malformed, it is a BYE without a text
+	res, _ := imap.ParseResponse(bytes.TrimSuffix(line, []byte("\r\n"))) // treat a malformed line as a BYE without a text
 	return s.wrapUpstreamError(fmt.Errorf("%w: %s", errBye, upstream.DescribeResponse(res)))
 }
 
-// lossReason is how the audit log calls a loss.
+// lossReason returns the audit reason of a loss.
 func lossReason(err error) audit.Why {
 	switch {
 	case errors.Is(err, errBye):
@@ -290,8 +290,7 @@ func lossReason(err error) audit.Why {
 	return audit.LostReset
 }
 
-// asLost finds the loss in an error. The end of a session is none, whatever it
-// came from.
+// asLost finds a loss in err. The end of a session is not a loss, whatever its cause.
 func asLost(err error) (*lostError, bool) {
 	if e := (*closeError)(nil); errors.As(err, &e) {
 		return nil, false

@@ -10,20 +10,20 @@ import (
 	"imapgate/proxy/mux/command"
 )
 
-// commandLog is the client's commands that have not been answered yet, as they came,
-// where commands are put on record: at most maxOutstandingCommands, and the one in hand. What
-// becomes of them on the way to a backend is none of its business: a command is
-// opened once, when it is read, and closed once, by the answer that its client gets.
+// commandLog holds the client's unanswered commands as they arrived, if commands are
+// recorded: at most maxOutstandingCommands and the current one. A command enters it once,
+// when it is read, and leaves it once, with the answer that the client receives. Resends
+// do not affect it.
 //
-// It has those that need no record too: of two with one tag, the first is the one
-// that is answered first.
+// It includes commands that need no record. If two commands have the same tag, the first
+// answer belongs to the first.
 type commandLog []loggedCommand
 
-// loggedCommand is one command.
+// loggedCommand is one command of the log.
 type loggedCommand struct {
 	tag          []byte
 	spec         *command.Spec
-	startedAt    time.Duration // age of the hub
+	startedAt    time.Duration // hub uptime
 	mailbox      string
 	destination  string
 	messages     uint32
@@ -31,7 +31,7 @@ type loggedCommand struct {
 	moreLiterals audit.LiteralTotal
 }
 
-// begin adds a command.
+// begin adds a command to the log.
 func (l *commandLog) begin(tag []byte, spec *command.Spec, startedAt time.Duration) *loggedCommand {
 	n := len(*l)
 	if n == cap(*l) {
@@ -43,8 +43,8 @@ func (l *commandLog) begin(tag []byte, spec *command.Spec, startedAt time.Durati
 	return o
 }
 
-// finish takes off the command that a line answers: the first one with its tag,
-// nil if there is none. It is there until another is opened.
+// finish removes and returns the command that line answers: the first one with its tag,
+// or nil. The result is valid until the next begin.
 func (l *commandLog) finish(line []byte) *loggedCommand {
 	all := *l
 	for i := range all {
@@ -62,8 +62,8 @@ func (l *commandLog) finish(line []byte) *loggedCommand {
 	return nil
 }
 
-// current is the command that is being read, nil where none are put on record: the
-// last, because of one that is answered early nothing more is put down.
+// current returns the command being read, nil if commands are not recorded. It is the
+// last one, because a command that is answered early gets no further data.
 func (l commandLog) current() *loggedCommand {
 	if n := len(l); n > 0 {
 		return &l[n-1]
@@ -71,10 +71,10 @@ func (l commandLog) current() *loggedCommand {
 	return nil
 }
 
-// clear takes off everything.
+// clear removes all commands.
 func (l *commandLog) clear() { *l = (*l)[:0] }
 
-// beginRecord begins the record of a command, if any are recorded.
+// beginRecord starts the record of a command, if commands are recorded.
 func (s *session) beginRecord(r *request) {
 	if s.recordsCommands() {
 		s.commandLog.begin(r.tag, r.spec, s.hub.uptime())
@@ -86,8 +86,8 @@ func (s *session) recordsCommands() bool {
 	return which == audit.AllCommands || which == audit.WriteCommands
 }
 
-// describeRecord puts down what the command in hand is about: mailboxes, and how many
-// messages. Nothing else of its arguments.
+// describeRecord adds the mailboxes and the number of messages of the current command.
+// The record contains nothing else of its arguments.
 func (s *session) describeRecord(r *request) {
 	o := s.commandLog.current()
 	if o == nil {
@@ -107,7 +107,7 @@ func (s *session) describeRecord(r *request) {
 	}
 	set, err := imap.ParseSet(string(r.facts.Set))
 	switch {
-	case err != nil: // not to us
+	case err != nil: // unparsable for the gateway
 	case strings.HasPrefix(r.spec.Name, "UID "):
 		o.messages = s.mailbox.view.CountUIDs(set)
 	default:
@@ -115,7 +115,7 @@ func (s *session) describeRecord(r *request) {
 	}
 }
 
-// recordLiteral puts down the size of the literal that the command in hand goes on with.
+// recordLiteral adds the size of the next literal of the current command.
 func (s *session) recordLiteral(seg imap.Segment) {
 	o := s.commandLog.current()
 	switch {
@@ -128,8 +128,8 @@ func (s *session) recordLiteral(seg imap.Segment) {
 	}
 }
 
-// finishRecord puts the command on record to which line is the answer that the client
-// gets.
+// finishRecord writes the record of the command that line answers. line is the answer
+// that the client receives.
 func (s *session) finishRecord(line []byte) {
 	if len(s.commandLog) == 0 {
 		return
@@ -149,7 +149,7 @@ func (s *session) finishRecord(line []byte) {
 	s.writeRecord(o, result, responseCode(answer))
 }
 
-// responseCode is the name of an answer's response code, "" for none.
+// responseCode returns the name of an answer's response code, "" for none.
 func responseCode(answer []byte) string {
 	_, code, ok := bytes.Cut(answer, []byte(" ["))
 	end := bytes.IndexAny(code, " ]")
@@ -159,7 +159,8 @@ func responseCode(answer []byte) string {
 	return string(code[:end])
 }
 
-// beginIdleRecord is the end of an IDLE, of which nothing was kept but when it began.
+// beginIdleRecord starts the record of an IDLE at its end. Until then only its start time
+// is kept.
 func (s *session) beginIdleRecord(i *idleState) {
 	if !s.recordsCommands() {
 		return
@@ -170,7 +171,7 @@ func (s *session) beginIdleRecord(i *idleState) {
 	}
 }
 
-// abortRecords puts on record what will not be answered any more.
+// abortRecords writes the records of commands that will not be answered.
 func (s *session) abortRecords() {
 	if s.idleState != nil {
 		s.beginIdleRecord(s.idleState)
@@ -183,11 +184,11 @@ func (s *session) abortRecords() {
 
 func (s *session) writeRecord(o *loggedCommand, result audit.CommandResult, code string) {
 	verb := o.spec.Name
-	if verb == "" { // the client's own word, which may be anything
+	if verb == "" { // the client's own text, which may be anything
 		verb = "other"
 	}
 	_ = s.hub.deps.Audit.Command(s.auditClient, &audit.Command{
 		User: s.account.User(), Backend: s.backend.name, Name: verb, IsWrite: o.spec.Writes, Mailbox: o.mailbox, Destination: o.destination,
 		Messages: o.messages, LiteralSizes: o.literals, OtherLiterals: o.moreLiterals, Result: result, ResponseCode: code, Duration: s.hub.uptime() - o.startedAt,
-	}) // without room it is counted as lost
+	}) // if the log is full, it is counted as lost
 }

@@ -14,30 +14,30 @@ import (
 	"imapgate/proxy/mux/wire"
 )
 
-// Bounds of what a client may send.
+// Bounds on client input.
 const (
-	maxBufferedLiterals = 64 << 10 // octets of all literals of a command that is held whole
-	maxSkipped          = 1 << 20  // octets of what follows the first line of a refused command
-	maxBadCommands      = 20       // commands in a row that are none
+	maxBufferedLiterals = 64 << 10 // octets of all literals of a buffered command
+	maxSkipped          = 1 << 20  // octets skipped after the first line of a refused command
+	maxBadCommands      = 20       // consecutive invalid commands
 )
 
-// request is the command in hand. Its slices point into the client's buffer, or
-// into session.collected: until the next command is read.
+// request is the current command. Its slices point into the client's buffer or into
+// session.commandBuf, and are valid until the next command is read.
 type request struct {
 	tag             []byte
 	spec            *command.Spec
 	facts           command.Properties
-	raw             []byte // literals inline
-	unsent          []byte // what of it is here and no backend has had
-	upstreamDropped bool   // a connection was given up over it
-	parseFailed     bool   // not understood
+	raw             []byte // with literals inline
+	unsent          []byte // the part that has been read but not sent to a backend
+	upstreamDropped bool   // a silent connection was dropped while it was outstanding
+	parseFailed     bool   // command.Parse failed
 	upload          command.AppendChecker
 }
 
-// runCommands does what the client has asked for, as far as it has been read whole,
-// and as much of it as may be outstanding at a time.
+// runCommands executes the commands that are completely buffered, up to the bound on
+// outstanding commands.
 func (s *session) runCommands() error {
-	for !s.outstanding.isFull() && s.stopReason.Load() == nil { // what waits must not keep a session alive that is to end
+	for !s.outstanding.isFull() && s.stopReason.Load() == nil { // buffered commands must not delay a requested stop
 		if s.pinReason != "" && s.idleState == nil {
 			return s.pin(nil)
 		}
@@ -63,8 +63,8 @@ func (s *session) runCommands() error {
 	return nil
 }
 
-// endInvalidClient ends a session whose client no longer speaks in lines: nobody can tell
-// where the next command begins.
+// endInvalidClient ends a session whose client no longer sends lines: the start of the
+// next command is unknown.
 func (s *session) endInvalidClient() error {
 	s.discardingInput = true
 	if err := s.awaitReplies(); err != nil {
@@ -73,7 +73,7 @@ func (s *session) endInvalidClient() error {
 	return &closeError{audit.ClientProtocol, byeProtocol, nil}
 }
 
-// runCommand does one command, of which seg is the first line.
+// runCommand executes one command, of which seg is the first line.
 func (s *session) runCommand(seg imap.Segment) error {
 	s.request = request{unsent: seg.Bytes}
 	head, err := command.Lookup(seg.Bytes)
@@ -104,7 +104,7 @@ func (s *session) runCommand(seg imap.Segment) error {
 	return s.execute(&s.request)
 }
 
-// rejectInvalid answers what is no command.
+// rejectInvalid answers an invalid command.
 func (s *session) rejectInvalid(tag []byte, seg imap.Segment) error {
 	s.badCommands++
 	if s.badCommands > maxBadCommands {
@@ -124,8 +124,8 @@ func (s *session) rejectInvalid(tag []byte, seg imap.Segment) error {
 	return s.skipCommand(seg, maxSkipped)
 }
 
-// readClientSegment is the next segment of a command that has begun. A Part is of a line that
-// is too long.
+// readClientSegment reads the next segment of a command. A LinePart belongs to a line
+// that is too long.
 func (s *session) readClientSegment() (imap.Segment, error) {
 	for {
 		seg, ok, err := s.client.NextBuffered()
@@ -142,12 +142,12 @@ func (s *session) readClientSegment() (imap.Segment, error) {
 	}
 }
 
-// bufferCommand reads a command with literals whole. The gateway asks for them itself:
-// nothing in them decides where they go, and until the command is complete nobody
-// may be told of expunges (RFC 9051 §7.5.1). One that is too large, or no command,
-// is refused, and whole is nil.
+// bufferCommand reads a command with literals completely. The gateway requests the
+// literals itself: their content does not affect routing, and no EXPUNGE may be sent
+// until the command is complete (RFC 9051 §7.5.1). It refuses commands that are too large
+// or invalid, and leaves request.raw nil.
 func (s *session) bufferCommand(seg imap.Segment) error {
-	s.commandBuf, s.request.unsent = s.commandBuf[:0], nil // which is in a buffer that goes
+	s.commandBuf, s.request.unsent = s.commandBuf[:0], nil // unsent is in a buffer that is reused
 	literals := int64(0)
 	for {
 		s.commandBuf = append(s.commandBuf, seg.Bytes...)
@@ -186,7 +186,7 @@ func (s *session) bufferCommand(seg imap.Segment) error {
 	return nil
 }
 
-// execute does a whole command.
+// execute executes a complete command.
 func (s *session) execute(r *request) error {
 	s.expungePolicy = r.facts.ExpungePolicy
 	defer func() { s.expungePolicy = command.FlushExpunges }()
@@ -196,7 +196,7 @@ func (s *session) execute(r *request) error {
 			return err
 		}
 	}
-	if s.pinReason != "" && !hasLiteral(r.raw) { // by what has been answered just now
+	if s.pinReason != "" && !hasLiteral(r.raw) { // pinned by an answer received just now
 		return s.pin(bytes.Clone(r.raw))
 	}
 	selects := r.spec.ExpungePolicy == command.DropExpunges
@@ -205,7 +205,7 @@ func (s *session) execute(r *request) error {
 		return s.replyTagged("BAD Command is not allowed now, or not understood.")
 	case local:
 		return s.answerLocally(r)
-	case r.parseFailed && selects: // what is selected behind it, nobody knows
+	case r.parseFailed && selects: // the resulting selection is unknown
 		s.pinReason = audit.PinSelectBad
 		return s.pin(bytes.Clone(r.raw))
 	case r.parseFailed:
@@ -220,7 +220,7 @@ func (s *session) execute(r *request) error {
 	return s.forwardCommand(r)
 }
 
-// answerLocally answers what is about the gateway, or needs no backend.
+// answerLocally answers a command that concerns the gateway or needs no backend.
 func (s *session) answerLocally(r *request) error {
 	switch r.spec.Name {
 	case "CAPABILITY":
@@ -240,16 +240,16 @@ func (s *session) answerLocally(r *request) error {
 	return &closeError{reason: audit.ClientLogout}
 }
 
-// enableExtensions is ENABLE (RFC 5161). The connection on which it counts is chosen, or
-// made, when one is needed.
+// enableExtensions executes ENABLE (RFC 5161). The connection with these extensions is
+// chosen or made when one is needed.
 func (s *session) enableExtensions(r *request) error {
 	if s.mailbox != nil && slices.ContainsFunc(r.facts.EnableNames, s.isHidden) {
 		return s.replyTagged("NO Not enabled.")
 	}
-	if s.mailbox != nil { // too late (RFC 5161 §3.1), but some servers do it: this one may say
+	if s.mailbox != nil { // too late (RFC 5161 §3.1), but some servers accept it
 		return s.forwardCommand(r)
 	}
-	if s.upstream != nil { // as it is, another may need it; and what is enabled may have to be tried
+	if s.upstream != nil { // another session may use it, and the probe may need a connection
 		s.returnUpstream()
 	}
 	requested := slices.DeleteFunc(slices.Clone(r.facts.EnableNames), s.isHidden)
@@ -267,7 +267,7 @@ func (s *session) enableExtensions(r *request) error {
 	for _, name := range names {
 		upper := strings.ToUpper(name)
 		enabled = enabled.With(upper)
-		if slices.Contains(requested, upper) { // some bring others along
+		if slices.Contains(requested, upper) { // some extensions enable others
 			response += " " + name
 		}
 	}
@@ -275,21 +275,22 @@ func (s *session) enableExtensions(r *request) error {
 	return s.reply(response, "\r\n", string(r.tag), " OK Enabled.")
 }
 
-// isHidden says whether the client was not offered what the backend has.
+// isHidden reports whether the backend has a capability that the client was not offered.
 func (s *session) isHidden(name string) bool {
 	return s.account.Caps().Has(name) && !s.offeredCaps.Has(name)
 }
 
-// addEnabled is ENABLED, as an answer to the client on its own connection.
+// addEnabled records the extensions of an ENABLED response to the client's own command.
 func (s *session) addEnabled(names []byte) {
 	more := strings.Fields(string(names))
 	s.enabled = s.enabled.With(more...)
 	s.upstream.Enabled = s.upstream.Enabled.With(more...)
 }
 
-// forwardCommand sends a command on the lease, which is got, and brought in step, first.
+// forwardCommand sends a command on the lease, after it has acquired and synchronized
+// one.
 func (s *session) forwardCommand(r *request) error {
-	if hasLiteral(r.raw) { // which the backend may have to ask for
+	if hasLiteral(r.raw) { // the backend may have to request it
 		if err := s.awaitReplies(); err != nil {
 			return err
 		}
@@ -302,7 +303,7 @@ func (s *session) forwardCommand(r *request) error {
 		return s.runWithoutMailbox(r.outstandingCommand(), r.raw)
 	}
 	unparsable, isUnparsable := asUnparsable(err)
-	if isUnparsable { // the client may have been told what changes the meaning of its command
+	if isUnparsable { // the client may have received responses that change the meaning of its command
 		err = nil
 	}
 	raw := r.raw
@@ -329,8 +330,9 @@ func (s *session) forwardCommand(r *request) error {
 	return s.sendCommand(raw)
 }
 
-// rewriteCommand is a command as the client means it, whose view was seen when it sent it: a COPY
-// by number may have come out with UIDs for its numbers, and "*" is what it knew of.
+// rewriteCommand rewrites a command so that it means what the client meant: visible is
+// the range of messages when the client sent it. Numbers may become UIDs, and "*" is
+// limited to visible.
 func (s *session) rewriteCommand(r *request, visible visibleRange) ([]byte, error) {
 	switch {
 	case s.uidSet == untranslatable:
@@ -346,7 +348,7 @@ func (s *session) rewriteCommand(r *request, visible visibleRange) ([]byte, erro
 	return r.raw, nil
 }
 
-// outstandingCommand is the command as it is outstanding.
+// outstandingCommand returns the queue entry for the command.
 func (r *request) outstandingCommand() outstandingCommand {
 	return outstandingCommand{
 		spec: r.spec, tagLen: len(r.tag), retryable: r.facts.Retryable, expungePolicy: r.facts.ExpungePolicy,
@@ -355,9 +357,9 @@ func (r *request) outstandingCommand() outstandingCommand {
 	}
 }
 
-// prepareUpstream makes sure of a lease in step with the client, and that the backend has
-// not hung up if the command must not be sent in vain. What the command means then,
-// meant says.
+// prepareUpstream ensures that the lease is in sync with the client, and that its
+// connection is alive if the command must not be repeated. rewriteCommand then gives the
+// command its meaning.
 func (s *session) prepareUpstream(r *request) error {
 	m := r.attachOptions()
 	s.uidSet = ""
@@ -368,14 +370,14 @@ func (s *session) prepareUpstream(r *request) error {
 			}
 		}
 		if s.isInSync() {
-			if err := s.recoverLoss(s.confirmModseq(m.expungePolicy)); err != nil { // what it brings is behind the horizon
+			if err := s.recoverLoss(s.confirmModseq(m.expungePolicy)); err != nil { // its responses concern messages outside the visible range
 				return err
 			}
 		}
 		if s.isInSync() {
 			return nil
 		}
-		s.expungePolicy = command.FlushExpunges // its own moment is m
+		s.expungePolicy = command.FlushExpunges // m has the command's own policy
 		if err := s.attachWithin(m, s.backend.settings.CommandHoldTimeout); err != nil {
 			return err
 		}
@@ -387,19 +389,19 @@ func (s *session) prepareUpstream(r *request) error {
 	return nil
 }
 
-// enableCondstore notes that a command makes its connection tell of mod-sequences (RFC 7162
-// §3.1), if the backend can.
+// enableCondstore records that a command enables mod-sequences on its connection (RFC
+// 7162 §3.1), if the backend supports them.
 func (s *session) enableCondstore(r *request) {
 	if caps := s.account.Caps(); r.facts.EnablesCondstore && (caps.Has(lease.Condstore) || caps.Has(lease.Qresync)) {
 		s.enabled = s.enabled.With(lease.Condstore)
 	}
 }
 
-// isInSync says whether the lease can take a command as it came.
+// isInSync reports whether the lease can take a command unchanged.
 func (s *session) isInSync() bool { return s.upstream != nil && (s.mailbox == nil || s.attached) }
 
-// pinReasonFor says why the session is pinned once the command is answered, unless by
-// BAD; "" if it is not.
+// pinReasonFor returns the reason to pin the session once the command is answered, unless
+// by BAD; "" for none.
 func (s *session) pinReasonFor(r *request) audit.Why {
 	switch {
 	case r.parseFailed && (r.spec.Name == "SELECT" || r.spec.Name == "EXAMINE"):
@@ -422,14 +424,14 @@ func (s *session) pinReasonFor(r *request) audit.Why {
 	return audit.PinAnnotate
 }
 
-// avoidTagPrefix makes sure that no tag of ours begins as the client's does.
+// avoidTagPrefix ensures that the gateway's tags do not share a prefix with the client's.
 func (s *session) avoidTagPrefix(tag []byte) {
 	if strings.HasPrefix(string(tag), s.upstream.TagPrefix()) {
 		s.upstream.ChangeTagPrefix()
 	}
 }
 
-// readUpstream reads from the backend, if it says something soon.
+// readUpstream reads from the backend, and returns nil if nothing arrives soon.
 func (s *session) readUpstream() error {
 	err := s.upstream.AwaitInput()
 	if errors.Is(err, wire.ErrIdle) {
@@ -438,8 +440,8 @@ func (s *session) readUpstream() error {
 	return s.wrapUpstreamError(err)
 }
 
-// readReply is hear where the backend owes something. One that owes it for too
-// long is lost: nobody looks at the client meanwhile.
+// readReply is readUpstream while an answer is due. A backend that stays silent for
+// StallTimeout is lost, because the client is not read in the meantime.
 func (s *session) readReply() error {
 	if s.hub.shared.Clock.Now()-s.upstream.LastByteTick() > toTicks(s.hub.cfg.StallTimeout) {
 		return s.wrapUpstreamError(wire.ErrStalled)
@@ -450,7 +452,7 @@ func (s *session) readReply() error {
 	return s.readUpstream()
 }
 
-// awaitReplies waits until nothing is outstanding. Losses are survived on the way.
+// awaitReplies waits until nothing is outstanding, and recovers from losses.
 func (s *session) awaitReplies() error {
 	for !s.outstanding.isEmpty() {
 		if err := s.recoverLoss(s.readReplies()); err != nil {
@@ -460,9 +462,8 @@ func (s *session) awaitReplies() error {
 	return nil
 }
 
-// relayPending reads what the backend may have said since it was last listened to, so
-// that a command that must not be repeated is not sent into a connection that is
-// known to be dead.
+// relayPending reads everything the backend has sent since the last read. So a command
+// that must not be repeated is not sent on a dead connection.
 func (s *session) relayPending() error {
 	for s.upstream != nil {
 		more, err := s.relayMore()
@@ -473,7 +474,7 @@ func (s *session) relayPending() error {
 	return nil
 }
 
-// relayMore passes on what there is, and says whether there was something.
+// relayMore relays the available responses, and reports whether there may be more.
 func (s *session) relayMore() (bool, error) {
 	if err := s.relay(); err != nil {
 		return false, err

@@ -272,7 +272,7 @@ func (h *harness) close(clients ...*testClient) {
 		h.t.Errorf("%s connections and %d sessions are left", n, h.hub.Len())
 	}
 	must(h.t, h.deps.Audit.Close())
-	if text := h.logs.String(); strings.Contains(text, `"msg":"fault"`) {
+	if text := h.logs.String(); strings.Contains(text, `"msg":"panic recovered"`) {
 		h.t.Errorf("something broke down:\n%s", text)
 	}
 }

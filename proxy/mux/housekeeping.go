@@ -18,15 +18,14 @@ import (
 )
 
 const (
-	uidFetchDelay       = 2 * time.Second  // in a mailbox: those who only look in need not pay
-	flagResyncDelay     = 5 * time.Second  // between attempts to tell flags that are owed
-	modseqRequestDelay  = time.Second      // between attempts to have mod-sequences kept, and as much again at random
-	housekeepingTimeout = 30 * time.Second // for the answer to a question of ours
-	sampleInterval      = 1000             // gaps, of which one is verified
+	uidFetchDelay       = 2 * time.Second  // time in a mailbox; saves the query for short visits
+	flagResyncDelay     = 5 * time.Second  // between attempts to send pending flag changes
+	modseqRequestDelay  = time.Second      // between attempts to enable mod-sequences, plus a random delay of the same size
+	housekeepingTimeout = 30 * time.Second // for the answer to a command of the gateway
+	sampleInterval      = 1000             // one of this many calls verifies the view
 )
 
-// runHousekeeping is what we want to know ourselves, asked while the client has nothing
-// outstanding.
+// runHousekeeping runs the gateway's own commands while the client has none outstanding.
 func (s *session) runHousekeeping() error {
 	switch {
 	case s.idleState != nil:
@@ -55,8 +54,8 @@ func (s *session) runHousekeeping() error {
 	return s.detachIfConfigured()
 }
 
-// shouldFetchUIDs says whether the view is to be completed now, and sets the alarm if it is
-// later.
+// shouldFetchUIDs reports whether to complete the view now, and schedules a wake if it is
+// due later.
 func (s *session) shouldFetchUIDs() bool {
 	settings := s.backend.settings
 	switch {
@@ -74,10 +73,10 @@ func (s *session) shouldFetchUIDs() bool {
 	return true
 }
 
-// fetchMissingUIDs asks for the UIDs that the client's view lacks. Where the backend does not
-// name all of them, because some of the messages are gone, that waits until it has
-// announced this: a NOOP of ours may not bring an EXPUNGE to the client, who has no
-// command in progress.
+// fetchMissingUIDs fetches the UIDs that the client's view lacks. If the backend omits
+// some because messages are gone, the rest waits until the backend has announced that. A
+// NOOP would not help: the client has no command in progress, so it must not receive an
+// EXPUNGE.
 func (s *session) fetchMissingUIDs() error {
 	for s.canResume && s.mailbox != nil && s.attached && s.mailbox.canFetchUIDs() && s.mailbox.view.UnknownCount() > 0 {
 		first, last := s.mailbox.view.KnownCount()+1, s.mailbox.view.Exists()
@@ -97,26 +96,26 @@ func (s *session) fetchMissingUIDs() error {
 	return nil
 }
 
-// flushAfterUIDs is the end of an answer whose last response waits until the UIDs of
-// what it announced are known: a client that is told of expunges by UID can't be
-// told, after a loss, of messages whose UIDs nobody has learned.
+// flushAfterUIDs holds back the final response until the UIDs of new messages are known.
+// A QRESYNC client receives expunges by UID; after a lost upstream, expunges of messages
+// without a known UID could not be reported.
 func (s *session) flushAfterUIDs(run, response []byte) error {
 	deferred := bytes.Clone(response)
 	if _, err := s.client.Write(run); err != nil {
 		return s.wrapClientError(err)
 	}
 	s.deferred = deferred
-	fetchErr := s.fetchMissingUIDs() // a loss is one behind the command, which has been answered
+	fetchErr := s.fetchMissingUIDs() // a loss here comes after the command, which has been answered
 	deferred, s.deferred = s.deferred, nil
 	s.responsePartial = false
 	_, err := s.client.Write(deferred)
 	return errors.Join(s.wrapClientError(err), fetchErr)
 }
 
-// requestModseq has the backend keep mod-sequences of a mailbox of which it does not yet:
-// some begin when they are first asked for one (RFC 7162 §3.1.2.2). What it
-// answers is true of the client once it has been told everything, with the next
-// NOOP. One of the user's sessions asks at a time; the others ask a little later.
+// requestModseq makes the backend keep mod-sequences for a mailbox that has none yet:
+// some backends start at the first query (RFC 7162 §3.1.2.2). The returned value
+// describes the client's state after the next NOOP, when the client has received all
+// changes. Only one session of a user queries at a time; the others retry a little later.
 func (s *session) requestModseq() error {
 	if !s.shouldRequestModseq() {
 		return nil
@@ -127,12 +126,12 @@ func (s *session) requestModseq() error {
 	b.nextModseqRequest = s.hub.uptime() + delay
 	ctx, cancel := context.WithTimeout(s.hub.ctx, auxLoginTimeout)
 	defer cancel()
-	aux, err := s.acquireAuxWhile(ctx, func() bool { return !s.client.IsReadable() }) // they all ask at the same time
-	if err != nil {                                                                   // what is only worth a question ends no session that can go on
+	aux, err := s.acquireAuxWhile(ctx, func() bool { return !s.client.IsReadable() }) // all sessions query at the same time
+	if err != nil {                                                                   // this optional query must not end a session
 		s.scheduleWake(delay)
-		return nil // until then flags would all be told again
+		return nil // until it succeeds, a reattach resends all flags
 	}
-	_ = s.forwardResponses(aux.TakeAlerts()) // a client that is gone is missed by the next write
+	_ = s.forwardResponses(aux.TakeAlerts()) // the next write notices a client that is gone
 	if b.pendingModseq, err = s.queryModseq(aux); err != nil {
 		s.account.Discard(aux, metrics.DiscardError)
 		s.scheduleWake(delay)
@@ -143,15 +142,16 @@ func (s *session) requestModseq() error {
 	return nil
 }
 
-// shouldRequestModseq says whether track has something to ask now.
+// shouldRequestModseq reports whether requestModseq has a query to run now.
 func (s *session) shouldRequestModseq() bool {
 	b := s.mailbox
 	return b.modseq == 0 && !b.modseqRequested && s.hub.uptime() >= b.nextModseqRequest && b.isASCII() && s.backend.settings.ReadAfterWrite &&
 		s.upstream.Caps().Has("CONDSTORE")
 }
 
-// queryModseq asks for the mod-sequence, and then opens the mailbox: Dovecot begins
-// with the first, and says so to others behind the second.
+// queryModseq queries the mod-sequence, and then opens the mailbox. Dovecot starts to
+// keep mod-sequences at the first, and reports them to other connections after the
+// second.
 func (s *session) queryModseq(aux *lease.Conn) (modseq uint64, err error) {
 	for _, query := range [...]struct{ verb, items string }{{"STATUS", " (HIGHESTMODSEQ)"}, {"EXAMINE", ""}} {
 		name, err := (&mailbox{verb: query.verb, name: s.mailbox.name}).selectCommand(aux.Caps())
@@ -168,23 +168,23 @@ func (s *session) queryModseq(aux *lease.Conn) (modseq uint64, err error) {
 		switch {
 		case err != nil, res.Code == "UNAVAILABLE", res.Code == "INUSE", res.Code == "SERVERBUG", res.Code == "LIMIT":
 			return 0, fmt.Errorf("%s: %s %w", query.verb, upstream.DescribeResponse(res), errors.Join(errBusy, err))
-		case res.Name != "OK": // it will not say
+		case res.Name != "OK": // no mod-sequence available
 			return 0, nil
 		}
 	}
 	return modseq, nil
 }
 
-// parseLeadingUint64 is the number b begins with, 0 for none.
+// parseLeadingUint64 parses a number at the start of b; 0 for none.
 func parseLeadingUint64(b []byte) uint64 {
 	digits := b[:len(b)-len(bytes.TrimLeft(b, "0123456789"))]
-	n, _ := strconv.ParseUint(string(digits), 10, 63) // 0: not known
+	n, _ := strconv.ParseUint(string(digits), 10, 63) // 0: unknown
 	return n
 }
 
-// confirmModseq has the backend tell everything, while a command of the client's is in
-// progress in which it may: then what track was told is true of the client. It
-// is needed once in a mailbox, if at all.
+// confirmModseq makes the backend send all changes with a NOOP, while a command of the
+// client permits all responses. Afterwards the mod-sequence of requestModseq holds for
+// the client. It is needed at most once for each selected mailbox.
 func (s *session) confirmModseq(expunge command.ExpungePolicy) error {
 	b := s.mailbox
 	if b == nil || b.pendingModseq == 0 || !s.attached || !s.outstanding.isEmpty() || expunge != command.FlushExpunges || s.hasQueuedNumbers() {
@@ -201,7 +201,7 @@ func (s *session) confirmModseq(expunge command.ExpungePolicy) error {
 	return nil
 }
 
-// resendFlags tells the flag changes that could not be told on an attach.
+// resendFlags sends the flag changes that were not available at the attach.
 func (s *session) resendFlags() error {
 	if wait := s.mailbox.nextFlagResync - s.hub.uptime(); wait > 0 {
 		s.scheduleWake(wait)
@@ -220,7 +220,7 @@ func (s *session) resendFlags() error {
 	return nil
 }
 
-// verifyView compares the view with what the backend says of the mailbox.
+// verifyView compares the view with the messages that the backend reports.
 func (s *session) verifyView() error {
 	switch v := s.backend.settings.ConsistencyCheck; {
 	case v == CheckOff, v == CheckSample && rand.N(sampleInterval) > 0, s.mailbox.view.UnknownCount() > 0, s.mailbox.desynced, s.mailbox.view.Exists() == 0:
@@ -232,7 +232,7 @@ func (s *session) verifyView() error {
 		return s.wrapRunError(err)
 	}
 	m := s.hub.deps.Metrics.Mux
-	if res.Name != "OK" || s.mailbox.view.Exists() != exists || uids.Len() < exists { // some are gone, and not announced
+	if res.Name != "OK" || s.mailbox.view.Exists() != exists || uids.Len() < exists { // some messages are gone but not announced
 		m.CountConsistencyCheck(metrics.Skipped)
 		return nil
 	}
@@ -246,7 +246,7 @@ func (s *session) verifyView() error {
 	return &closeError{audit.ViewInconsistent, byeChanged, err}
 }
 
-// detachIfConfigured gives the upstream up after each command, in a gateway under test.
+// detachIfConfigured releases the upstream after each command, for tests.
 func (s *session) detachIfConfigured() error {
 	if !s.backend.settings.AlwaysDetach {
 		return nil

@@ -1,22 +1,21 @@
 // Package mux relays sessions command by command: the modes reuse and resume.
 //
-// Every command of a client is framed, looked up in one table (command) and sent
-// byte for byte on a lease, an upstream connection that is this session's alone
-// (lease, pool); every response is framed and passed on byte for byte. What the
-// client has been told of its mailbox is kept as a view (view), so that in mode
-// resume a session whose upstream is lost gets another one and is told what has
-// changed meanwhile.
+// Each client command is framed, looked up in the table of package command, and sent byte
+// for byte on a lease: an upstream connection that one session uses exclusively (packages
+// lease and pool). Each response is framed and relayed byte for byte. A view (package
+// view) records the state of the mailbox that the client has received. In mode resume, a
+// session that loses its upstream gets another one, and the client receives the
+// difference.
 //
-// One goroutine does all of a session in turn, and there is none while a session
-// is quiet: then its sockets wait in an epoll set. So nothing on the way of a
-// byte is locked. The package does not know how clients log in, or what spliced
-// bytes mean: a session whose state cannot be accounted for is handed to whoever
-// splices, for good.
+// One goroutine runs a session. While a session is quiet it has none: its sockets wait in
+// an epoll set. So relaying takes no locks. The package knows neither logins nor
+// splicing. A session whose state cannot be tracked is handed over to Config.Splice,
+// permanently.
 //
-// Read in this order: session.go (the life of a session), commands.go and
-// literals.go, relay.go, selecting.go, attach.go, queue.go, snapshot.go, flush.go
-// and confine.go, loss.go, silence.go, gap.go, idle.go, stream.go, pin.go,
-// odd.go, end.go.
+// Read in this order: session.go (the life of a session), commands.go and literals.go,
+// relay.go, select.go, attach.go, attachqueue.go, snapshot.go, resync.go and
+// visiblerange.go, recovery.go, silence.go, housekeeping.go, idle.go, stream.go, pin.go,
+// unparsable.go, close.go.
 package mux
 
 import (
@@ -42,56 +41,57 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// Mode says what becomes of a session whose upstream is lost.
+// Mode is how a session treats the loss of its upstream.
 type Mode string
 
 // The modes.
 const (
-	Reuse  Mode = "reuse"  // the session ends with it
-	Resume Mode = "resume" // it gets another
+	Reuse  Mode = "reuse"  // the session ends
+	Resume Mode = "resume" // the session gets another upstream
 )
 
-// Config is what all backends share.
+// Config holds the settings and hooks that all backends share.
 type Config struct {
-	ParkAfter    time.Duration // a session in which nothing is said for this long gives up its goroutine
-	IdleTimeout  time.Duration // … and for this long ends
-	StallTimeout time.Duration // a peer that takes or gives nothing in the middle of something for this long is cut off
-	// MaxLine bounds a client's line in bytes, with its CRLF and without literals; at
-	// least 64 KB.
+	ParkAfter    time.Duration // quiet time after which a session gives up its goroutine
+	IdleTimeout  time.Duration // quiet time after which a session ends
+	StallTimeout time.Duration // time after which a peer that stops in the middle of a command or response is aborted
+	// MaxLine bounds a client's line in bytes, with its CRLF and without literals. It is
+	// at least 64 KB.
 	MaxLine int
 	OnBytes func(up, down int64)
-	// Locate is where a user's mailbox lives now, for sessions that need another
-	// connection to it.
+	// Locate returns the current location of a user's mailbox. Sessions call it before
+	// they open another connection.
 	Locate func(context.Context, identity.User) (Location, error)
-	// Splice takes a session over whose state cannot be accounted for. ended is
-	// called once, with what was relayed since. until is Client.ExpiresAt.
+	// Splice takes over a session whose state cannot be tracked. until is
+	// Client.ExpiresAt. Splice calls ended once, with the bytes relayed since the
+	// handover.
 	Splice func(client, backend SpliceSide, until time.Time, ended func(Result))
 }
 
-// Location is all of a route that decides whose mail a session sees.
+// Location is the part of a route that determines which mail a session sees.
 type Location struct {
 	Backend string
-	Login   string // the name to use there; "" where no route says it
+	Login   string // login name at the backend; "" if the route does not set one
 }
 
-// SpliceSide is one connection of a session that is handed on, what goes to it before
-// anything else, and how fast it may be read (splice.Side).
+// SpliceSide is one connection of a session that is handed over: Buffered is written to
+// it first, and Throttle paces reads from it (splice.Side).
 type SpliceSide struct {
 	Conn     net.Conn
 	Buffered []byte
 	Throttle func(n int) time.Duration
 }
 
-// Result is how a session ended.
+// Result describes how a session ended.
 type Result struct {
 	Reason            audit.Reason
 	Err               error
 	BytesIn, BytesOut int64 // bytes from the client, to the client
-	// Commands of the client, until nobody read them any more.
+	// Commands is the number of client commands before the handover, if any.
 	Commands uint64
 }
 
-// Deps are the other rooms, as sessions ask them.
+// Deps holds the services that sessions use.
 type Deps struct {
 	Backends map[string]Backend
 	Audit    *audit.Log
@@ -99,14 +99,14 @@ type Deps struct {
 	Log      *zap.Logger
 }
 
-// Backend is one backend and how its sessions are treated.
+// Backend is one backend with its session settings.
 type Backend struct {
 	Upstream *upstream.Backend
 	Settings Settings
 }
 
-// Hub is all sessions of the modes reuse and resume, with their clock, their
-// pools, and the epoll set in which they are quiet.
+// Hub holds all sessions of the modes reuse and resume, with their clock, their pools,
+// and the epoll set of the quiet ones.
 type Hub struct {
 	// Set once.
 	cfg         Config
@@ -114,20 +114,20 @@ type Hub struct {
 	shared      wire.Resources
 	poller      *parking.Poller
 	backends    map[string]*backend
-	ctx         context.Context // ends when the Hub closes; for what sessions wait for
+	ctx         context.Context // canceled by Close; parent of all waits
 	cancel      context.CancelFunc
 	startedAt   time.Time
-	wg          sync.WaitGroup // the clock, every session, and every goroutine of one
-	pollerDone  sync.WaitGroup // the epoll set
-	parkedConns atomic.Uint64  // connections that have begun to be quiet, each counted once
+	wg          sync.WaitGroup // the clock, all sessions and their goroutines
+	pollerDone  sync.WaitGroup // the epoll goroutine
+	parkedConns atomic.Uint64  // connections that have ever been parked
 
 	mu       sync.Mutex
 	sessions map[*session]struct{}  // Guarded by mu.
-	active   map[*session]struct{}  // Guarded by mu. Those with a goroutine.
-	expiries map[*session]time.Time // Guarded by mu. When those end that have a Client.ExpiresAt.
+	active   map[*session]struct{}  // Guarded by mu. Sessions with a goroutine.
+	expiries map[*session]time.Time // Guarded by mu. Ends of the sessions with a Client.ExpiresAt.
 }
 
-// NewHub starts the clock. Close ends it.
+// NewHub returns a Hub and starts its clock. Close stops it.
 func NewHub(cfg Config, deps Deps) (*Hub, error) {
 	poller, err := parking.NewPoller()
 	if err != nil {
@@ -150,15 +150,16 @@ func NewHub(cfg Config, deps Deps) (*Hub, error) {
 	return h, nil
 }
 
-// runPoller runs the epoll set. It ends when the Hub closes.
+// runPoller serves the epoll set. It ends when the Hub closes.
 func (h *Hub) runPoller() {
 	defer h.pollerDone.Done()
 	h.poller.Run()
 }
 
-// Login proves who to the backend of home, or finds that it is proven: what comes
-// out is the session's right to connections there. Once it is proven, nothing
-// waits for the user anywhere else. Errors are upstream's.
+// Login verifies a login at the backend of location, or finds that it is already
+// verified. The returned account entitles the session to connections there. After
+// success, Login closes the user's idle connections at all other locations. Errors are
+// upstream's.
 func (h *Hub) Login(ctx context.Context, location Location, req upstream.Request, proof pool.Verification) (*pool.Account, error) {
 	account, err := h.backends[location.Backend].pool.Login(ctx, req, proof)
 	if err == nil {
@@ -167,8 +168,8 @@ func (h *Hub) Login(ctx context.Context, location Location, req upstream.Request
 	return account, err
 }
 
-// EvictElsewhere closes what waits for a user at any other backend than the one where
-// their mailbox is, and there under any other login name than the route's.
+// EvictElsewhere closes a user's idle connections outside location: at other backends,
+// and under other login names than the route's.
 func (h *Hub) EvictElsewhere(user identity.User, location Location) {
 	for name, b := range h.backends {
 		if name != location.Backend {
@@ -179,8 +180,8 @@ func (h *Hub) EvictElsewhere(user identity.User, location Location) {
 	}
 }
 
-// CloseIdleConn closes a connection that only waits, at any backend, because its descriptor is
-// needed. It returns false where none does.
+// CloseIdleConn closes one idle upstream connection of any backend to free its
+// descriptor. It returns false if there is no idle connection.
 func (h *Hub) CloseIdleConn() bool {
 	for _, b := range h.backends {
 		if b.pool.EvictOldest() {
@@ -190,26 +191,25 @@ func (h *Hub) CloseIdleConn() bool {
 	return false
 }
 
-// evictUser closes what waits for a user whom the routes do not let in any more.
+// evictUser closes the idle connections of a user whom the routes no longer admit.
 func (h *Hub) evictUser(user identity.User) {
 	for _, b := range h.backends {
 		b.pool.EvictUser(user, metrics.DiscardCredentials)
 	}
 }
 
-// ShouldSplice says whether a session of the user at the backend is to be spliced, because
-// the backend has broken its promises too often of late.
+// ShouldSplice reports whether a new session of the user must be spliced because of
+// recent protocol violations of the backend.
 func (h *Hub) ShouldSplice(backend string, user identity.User) bool {
 	return h.backends[backend].violations.shouldSplice(user, time.Now())
 }
 
-// ViolationStatus is what is thought of a backend.
+// ViolationStatus returns the violation status of a backend.
 func (h *Hub) ViolationStatus(backend string) ViolationStatus {
 	return h.backends[backend].violationStatus()
 }
 
-// OfferedCaps is what a client may be told that a backend with these capabilities
-// can do.
+// OfferedCaps returns the capabilities that a client is offered at a backend with caps.
 func (h *Hub) OfferedCaps(backend string, caps imap.Caps) imap.Caps {
 	b := h.backends[backend]
 	if last := b.lastOffer.Load(); last != nil && last.backendCaps == caps.String() {
@@ -221,9 +221,9 @@ func (h *Hub) OfferedCaps(backend string, caps imap.Caps) imap.Caps {
 	return offered
 }
 
-// isNeverOffered names what would change the bytes or the user of a connection, lead
-// the client around the gateway, or give the connection a state that no other
-// can be given.
+// isNeverOffered reports whether a capability is always hidden: it would change the bytes
+// or the user of a connection, lead the client around the gateway, or create connection
+// state that no other connection can be given.
 func isNeverOffered(name string) bool {
 	switch name {
 	case "UNAUTHENTICATE", "STARTTLS", "LOGINDISABLED", "MAILBOX-REFERRALS", "LOGIN-REFERRALS", "LANGUAGE", "UIDONLY":
@@ -237,15 +237,15 @@ func isNeverOffered(name string) bool {
 	return false
 }
 
-// Len is the number of sessions, those not counted that were handed on.
+// Len returns the number of sessions, without those handed over.
 func (h *Hub) Len() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return len(h.sessions)
 }
 
-// uptime is the time since the Hub began: how sessions remember when something was,
-// in a third of what a time.Time takes.
+// uptime returns the time since the Hub started. Sessions store it instead of a
+// time.Time, which is three times as large.
 func (h *Hub) uptime() time.Duration { return time.Since(h.startedAt) }
 
 func (h *Hub) allSessions() []*session {
@@ -254,8 +254,8 @@ func (h *Hub) allSessions() []*session {
 	return slices.Collect(maps.Keys(h.sessions))
 }
 
-// Drain ends sessions with a BYE, each as soon as it has no command outstanding, until
-// no more than keep are left that have not been told to end.
+// Drain ends sessions with a BYE, each as soon as it has no command outstanding, until at
+// most keep sessions without a stop request are left.
 func (h *Hub) Drain(keep int, reason audit.Reason) {
 	for _, s := range h.allSessions() {
 		if s.stopReason.Load() != nil {
@@ -269,7 +269,7 @@ func (h *Hub) Drain(keep int, reason audit.Reason) {
 	}
 }
 
-// AbortAll cuts every session off that is still there.
+// AbortAll aborts all remaining sessions.
 func (h *Hub) AbortAll(reason audit.Reason) {
 	for _, s := range h.allSessions() {
 		s.abort(reason)
@@ -281,14 +281,13 @@ func (h *Hub) Close() {
 	h.cancel()
 	h.AbortAll(audit.Drained)
 	h.wg.Wait()
-	h.poller.Close() // which nobody asks any more
+	h.poller.Close() // no session uses it any more
 	h.pollerDone.Wait()
 	for _, b := range h.backends {
 		b.pool.Close()
 	}
 }
 
-// The clock's pace.
 const (
 	tick        = 50 * time.Millisecond
 	secondTicks = 20 // ticks: 1 s
@@ -296,7 +295,7 @@ const (
 
 func toTicks(d time.Duration) uint32 { return uint32((d + tick - 1) / tick) }
 
-// runClock is the one timer of all sessions. It ends when the Hub closes.
+// runClock drives the timers of all sessions. It ends when the Hub closes.
 func (h *Hub) runClock() {
 	defer h.wg.Done()
 	t := time.NewTicker(tick)
@@ -322,7 +321,7 @@ func (h *Hub) runClock() {
 				b.updateGauges(b.violationStatus())
 			}
 			if parkBurst.CheckOver(h.parkedConns.Load(), h.Len()) {
-				h.wg.Go(debug.FreeOSMemory) // it takes a collection's time
+				h.wg.Go(debug.FreeOSMemory) // takes as long as a collection
 			}
 		}
 	}
@@ -334,8 +333,8 @@ func (h *Hub) activeSessions() []*session {
 	return slices.Collect(maps.Keys(h.active))
 }
 
-// endExpired ends the sessions whose time is over: between two commands, or a
-// finishTimeout later wherever they are.
+// endExpired ends the expired sessions: between two commands at first, unconditionally
+// after finishTimeout.
 func (h *Hub) endExpired(now time.Time) {
 	for s, expiresAt := range h.copyExpiries() {
 		switch {
@@ -354,7 +353,7 @@ func (h *Hub) copyExpiries() map[*session]time.Time {
 	return maps.Clone(h.expiries)
 }
 
-// expiryOf is when s has to end; zero: whenever it likes.
+// expiryOf returns the time at which s must end, or zero.
 func (h *Hub) expiryOf(s *session) time.Time {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -8,10 +8,10 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// answerID is ID (RFC 2971). What the client says of itself is repeated on each
-// connection that the session gets. The backend's own answer goes to the client where
-// the session has a connection, or the login has left one; none is made, or waited for,
-// to ask a question whose answer changes nothing.
+// answerID executes ID (RFC 2971). The client's ID is repeated on each later connection
+// of the session. The client receives the backend's answer if the session has a
+// connection, or the login has left one. It does not wait for a new connection, because
+// the answer changes nothing.
 func (s *session) answerID(r *request) error {
 	pairs, ok := command.ParseID(r.raw)
 	if !ok {
@@ -41,8 +41,8 @@ func (s *session) answerID(r *request) error {
 	return s.replyTagged("OK ID completed.")
 }
 
-// forwardID tells the backend of the lease, if there is one and it knows ID, and passes its
-// answer on. It returns false where the client has got none.
+// forwardID sends ID on the lease, if there is one and it supports ID, and relays the
+// answer. It returns false if the client has received none.
 func (s *session) forwardID(id string) (answered bool, err error) {
 	if s.upstream == nil || !s.upstream.Caps().Has("ID") {
 		return false, nil

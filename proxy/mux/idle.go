@@ -12,31 +12,33 @@ import (
 	"imapgate/proxy/mux/lease"
 )
 
-// idleState is a client's IDLE (RFC 2177). It is the session's, not a connection's:
-// the backend hears one of ours, which another upstream can take over.
+// idleState is a client's IDLE (RFC 2177). It belongs to the session, not to a
+// connection: the backend receives an IDLE of the gateway, which another upstream can
+// replace.
 type idleState struct {
-	tag               string        // the client's
-	upstreamTag       string        // the tag of the IDLE that the lease is in, "" if it is in none
-	downSince         time.Duration // age of the hub since when there is no upstream, zero while there is one
+	tag               string        // tag of the client's IDLE
+	upstreamTag       string        // tag of the gateway's IDLE on the lease; "": none
+	downSince         time.Duration // hub uptime at the loss of the upstream; zero: not lost
 	retryDelay        time.Duration
-	attachedAt        time.Duration // … when there last was a new one
-	upstreamIdleSince time.Duration // … when ours began
-	startedAt         time.Duration // … when the client's began
+	attachedAt        time.Duration // hub uptime at the last attach
+	upstreamIdleSince time.Duration // hub uptime at the start of the gateway's IDLE
+	startedAt         time.Duration // hub uptime at the start of the client's IDLE
 	idleRefused       bool          // the backend has refused IDLE
-	slot              *attachSlot   // to attach, or a place in the queue for one; nil: neither
+	slot              *attachSlot   // slot to attach, or a position in the queue; nil: none
 }
 
-// takeReply says whether line is the backend's answer to our IDLE.
+// takeReply reports whether line answers the gateway's IDLE, and records the result.
 func (i *idleState) takeReply(line []byte) bool {
 	if i.upstreamTag == "" || !bytes.HasPrefix(line, []byte(i.upstreamTag+" ")) {
 		return false
 	}
-	i.idleRefused = !imap.HasWordPrefix(line[len(i.upstreamTag)+1:], "OK") // with OK its time for one IDLE was over, or we have said DONE
+	i.idleRefused = !imap.HasWordPrefix(line[len(i.upstreamTag)+1:], "OK") // OK ends one IDLE only: the backend's timeout, or DONE
 	i.upstreamTag = ""
 	return true
 }
 
-// stableAfter is how long an upstream must last for its loss to be a new one.
+// stableAfter is how long an upstream must last before its loss restarts the retry
+// delays.
 const stableAfter = 30 * time.Second
 
 func (i *idleState) onUpstreamLost(now time.Duration) {
@@ -46,7 +48,7 @@ func (i *idleState) onUpstreamLost(now time.Duration) {
 	}
 }
 
-// releaseSlot gives up what the session has of the queue.
+// releaseSlot releases the session's slot or position in the queue.
 func (i *idleState) releaseSlot() {
 	if i.slot != nil {
 		i.slot.release()
@@ -54,14 +56,14 @@ func (i *idleState) releaseSlot() {
 	}
 }
 
-// startIdle is IDLE. Without a mailbox there is nothing to wait for. A backend that
-// is away does not keep the client from idling.
+// startIdle executes IDLE. Without a mailbox no upstream is needed. A backend that is
+// down does not keep the client from idling.
 func (s *session) startIdle(r *request) error {
 	i := &idleState{tag: string(r.tag), startedAt: s.hub.uptime()}
 	if s.mailbox != nil && !s.isInSync() {
 		err := s.attach(r)
 		switch {
-		case errors.Is(err, errPendingExpunges): // as long as a command by number is behind it
+		case errors.Is(err, errPendingExpunges): // a queued command uses message numbers
 		case err != nil && !isTransient(err) && !isLost(err):
 			return s.answerUnattached(err)
 		case err != nil:
@@ -72,7 +74,7 @@ func (s *session) startIdle(r *request) error {
 		return err
 	}
 	s.idleState = i
-	s.commandLog.clear() // until it is over: a session at rest has none
+	s.commandLog.clear() // until IDLE ends: a parked session has no log
 	s.updateStateMetric()
 	if s.upstream == nil || s.mailbox == nil {
 		s.scheduleWake(time.Second)
@@ -84,8 +86,8 @@ func (s *session) startIdle(r *request) error {
 	return s.startUpstreamIdle()
 }
 
-// prepareIdle asks what cannot be asked while the lease idles. The client's IDLE
-// is in progress: it may be told everything.
+// prepareIdle runs the queries that are impossible while the lease idles. The client's
+// IDLE is in progress, so all responses are permitted.
 func (s *session) prepareIdle() error {
 	if err := s.fetchMissingUIDs(); err != nil || !s.canResume {
 		return err
@@ -96,7 +98,7 @@ func (s *session) prepareIdle() error {
 	return s.confirmModseq(command.FlushExpunges)
 }
 
-// startUpstreamIdle puts the lease into an IDLE of ours.
+// startUpstreamIdle starts the gateway's IDLE on the lease.
 func (s *session) startUpstreamIdle() error {
 	i := s.idleState
 	if !s.upstream.Caps().Has("IDLE") {
@@ -108,7 +110,7 @@ func (s *session) startUpstreamIdle() error {
 	return s.wrapUpstreamError(err)
 }
 
-// readDone reads a line of a client in IDLE, which can only be DONE.
+// readDone reads a line of a client in IDLE. Only DONE is valid.
 func (s *session) readDone(seg imap.Segment) error {
 	isDone := imap.HasWordPrefix(seg.Bytes, "DONE") && len(bytes.TrimSuffix(seg.Bytes, []byte("\r\n"))) == len("DONE")
 	if err := s.finishIdle(); err != nil {
@@ -127,10 +129,10 @@ func (s *session) readDone(seg imap.Segment) error {
 	return s.skipCommand(seg, maxSkipped)
 }
 
-// finishIdle ends our IDLE on the lease. What the client does not know yet it is
-// told before the end of its own.
+// finishIdle ends the gateway's IDLE and sends the client pending changes before its own
+// IDLE ends.
 func (s *session) finishIdle() error {
-	s.idleState.releaseSlot() // the client waits now: it goes where commands do
+	s.idleState.releaseSlot() // the client now waits: use the queue of commands
 	if s.upstream != nil && s.idleState.upstreamTag != "" {
 		if err := s.recoverLoss(s.stopUpstreamIdle()); err != nil {
 			return err
@@ -139,7 +141,7 @@ func (s *session) finishIdle() error {
 	if s.mailbox != nil && !s.isInSync() {
 		err := s.attachWithin(attachOptions{expungePolicy: command.FlushExpunges}, s.backend.settings.CommandHoldTimeout)
 		if isTransient(err) || isLost(err) || errors.Is(err, errPendingExpunges) {
-			return nil // nobody can know what has changed, or be told yet; the next command asks again
+			return nil // changes are unknown or not permitted yet; the next command retries
 		}
 		if err != nil {
 			return err
@@ -151,7 +153,7 @@ func (s *session) finishIdle() error {
 	return nil
 }
 
-// stopUpstreamIdle says DONE for us, and hears the backend out.
+// stopUpstreamIdle sends DONE and relays responses until the backend's answer.
 func (s *session) stopUpstreamIdle() error {
 	i := s.idleState
 	for doneSent := false; ; {
@@ -161,7 +163,7 @@ func (s *session) stopUpstreamIdle() error {
 		if i.upstreamTag == "" {
 			return nil
 		}
-		if !s.awaitingContinuation && !doneSent { // not before the backend idles (RFC 2177 §3)
+		if !s.awaitingContinuation && !doneSent { // not before the continuation request (RFC 2177 §3)
 			if err := s.upstream.SendDone(); err != nil {
 				return s.wrapUpstreamError(err)
 			}
@@ -173,14 +175,15 @@ func (s *session) stopUpstreamIdle() error {
 	}
 }
 
-// shouldFetchUIDsInIdle says whether the UIDs of what has come are to be asked for at once:
-// a client that is told of expunges by UID could not be told of theirs after a loss.
+// shouldFetchUIDsInIdle reports whether to fetch the UIDs of new messages at once. After
+// a loss, a QRESYNC client could not be sent expunges of messages without a known UID.
 func (s *session) shouldFetchUIDsInIdle() bool {
 	return s.canResume && s.isInSync() && s.mailbox != nil && s.mailbox.hasArrivals && s.mailbox.view.UnknownCount() > 0 &&
 		s.mailbox.canFetchUIDs() && s.enabled.Has(lease.Qresync)
 }
 
-// requestModseqInIdle asks again what could not be asked before the lease went into IDLE.
+// requestModseqInIdle retries requestModseq if it was not possible before the lease went
+// into IDLE.
 func (s *session) requestModseqInIdle() error {
 	if s.mailbox == nil || !s.canResume || !s.isInSync() || s.mailbox.desynced || !s.shouldRequestModseq() {
 		return nil
@@ -191,7 +194,7 @@ func (s *session) requestModseqInIdle() error {
 	return s.interruptIdle(func() error { return s.confirmModseq(command.FlushExpunges) })
 }
 
-// interruptIdle asks something between two IDLEs of ours.
+// interruptIdle runs query between two IDLEs of the gateway.
 func (s *session) interruptIdle(query func() error) error {
 	if s.idleState.upstreamTag != "" {
 		if err := s.stopUpstreamIdle(); err != nil {
@@ -204,8 +207,8 @@ func (s *session) interruptIdle(query func() error) error {
 	return s.startUpstreamIdle()
 }
 
-// maintainIdle is the gap of a client in IDLE: a session that has lost its upstream
-// gets another as soon as there is one, and is told what has changed.
+// maintainIdle is housekeeping during IDLE. A session that has lost its upstream attaches
+// again as soon as possible, and the client receives the changes.
 func (s *session) maintainIdle() error {
 	i := s.idleState
 	if s.mailbox != nil && s.isInSync() && s.mailbox.flagsPending {
@@ -243,7 +246,7 @@ func (s *session) maintainIdle() error {
 	if i.slot == nil {
 		i.slot = s.backend.attachQueue.enqueue(s.wake)
 	}
-	progress := i.slot.waitedWhileMoving() // which does not count
+	progress := i.slot.waitedWhileMoving() // does not count as waiting
 	remaining := s.backend.settings.IdleReattachTimeout - (s.hub.uptime() - i.downSince - progress)
 	switch {
 	case remaining < 0:
@@ -254,7 +257,7 @@ func (s *session) maintainIdle() error {
 	}
 	i.downSince += progress
 	err := s.attachWithin(attachOptions{expungePolicy: command.FlushExpunges, slot: i.slot}, 0)
-	i.slot = nil // attachWithin has left it
+	i.slot = nil // released by attachWithin
 	if isTransient(err) || isLost(err) || errors.Is(err, errPendingExpunges) {
 		i.retryDelay = min(max(2*i.retryDelay, 100*time.Millisecond), 5*time.Second)
 		s.scheduleWake(i.retryDelay + rand.N(i.retryDelay))
@@ -264,7 +267,7 @@ func (s *session) maintainIdle() error {
 		return err
 	}
 	i.attachedAt = s.hub.uptime()
-	i.retryDelay = min(max(2*i.retryDelay, time.Second), 30*time.Second) // if this one does not last
+	i.retryDelay = min(max(2*i.retryDelay, time.Second), 30*time.Second) // delay before the next attempt, should this upstream be lost soon
 	if err := s.prepareIdle(); err != nil {
 		return err
 	}

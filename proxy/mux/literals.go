@@ -8,13 +8,13 @@ import (
 	"imapgate/proxy/mux/command"
 )
 
-// A backend that refuses a command without having read its literal takes the octets
-// of a non-synchronising one for commands: they are executed, none of them is on
-// record, and their answers have the tags of no command. Therefore a literal goes out
-// unasked only where every server accepts the line that announces it, and otherwise
-// when the backend has asked for it.
+// A backend that refuses a command without reading its non-synchronizing literal takes
+// the octets for commands. It executes them without a record, and their answers have
+// unknown tags. Therefore the gateway sends a literal unasked only if every server
+// accepts the line that announces it, and otherwise waits for the backend's continuation
+// request.
 
-// Refusals of what no command can have.
+// Refusals of malformed commands.
 const (
 	refusalLineTooLong        = " BAD [TOOBIG] Line is too long."
 	refusalNoLiteral          = " BAD Command takes no literal."
@@ -23,8 +23,8 @@ const (
 	refusalStrayCR            = " BAD Lines have no CR but the one of CRLF."
 )
 
-// checkFirstLine says why a command cannot be one with this first line, or cannot have the
-// literal that it announces, as the answer without the tag; "" if it can.
+// checkFirstLine returns the refusal, without the tag, of a command with an invalid first
+// line or a forbidden literal; "" if the line is valid.
 func checkFirstLine(spec *command.Spec, seg imap.Segment) string {
 	switch {
 	case seg.Kind == imap.LinePart:
@@ -39,14 +39,14 @@ func checkFirstLine(spec *command.Spec, seg imap.Segment) string {
 	return ""
 }
 
-// hasUnterminatedString says whether a line announces a literal inside a quoted string that does
-// not end. A server that sees no string there sees a literal.
+// hasUnterminatedString reports whether a line announces a literal inside an unterminated
+// quoted string. A server that sees no string there would see a literal.
 func hasUnterminatedString(seg imap.Segment) bool {
 	return seg.Kind == imap.LineEnd && seg.End && bytes.HasSuffix(seg.Bytes, []byte("}\r\n")) && bytes.IndexByte(seg.Bytes, '{') >= 0
 }
 
-// hasStrayCR says whether a line has a CR inside, which some servers may take for its end.
-// In a Part there is no other: it never reaches to the end of its line.
+// hasStrayCR reports whether a line contains a CR, which some servers may take for its
+// end. A LinePart never reaches the end of its line, so each CR in it is a stray one.
 func hasStrayCR(seg imap.Segment) bool {
 	if seg.Kind == imap.LiteralData {
 		return false
@@ -54,8 +54,8 @@ func hasStrayCR(seg imap.Segment) bool {
 	return bytes.IndexByte(bytes.TrimSuffix(seg.Bytes, []byte("\r\n")), '\r') >= 0
 }
 
-// rejectCommand answers the command in hand, which no backend is shown, and passes over what
-// its client still sends of it. seg is its last segment so far.
+// rejectCommand answers the current command without sending it to a backend, and skips
+// the rest of it. seg is its last segment so far.
 func (s *session) rejectCommand(refusal string, seg imap.Segment) error {
 	tag := string(s.request.tag)
 	s.discardingInput = true
@@ -68,9 +68,9 @@ func (s *session) rejectCommand(refusal string, seg imap.Segment) error {
 	return s.skipCommand(seg, s.request.maxSkip())
 }
 
-// skipCommand reads the rest of a command whose first line is answered. A synchronising
-// literal does not come. A client that sends or announces more than limit octets is
-// ended.
+// skipCommand reads the rest of a command whose first line has been answered. A
+// synchronizing literal does not follow. It ends clients that send or announce more than
+// limit octets.
 func (s *session) skipCommand(seg imap.Segment, limit int64) error {
 	for !seg.End {
 		if seg.Kind == imap.LinePart {
@@ -95,8 +95,8 @@ func (s *session) skipCommand(seg imap.Segment, limit int64) error {
 	return nil
 }
 
-// sendCommand writes a command to the lease; with literals, as the backend takes them.
-// The command is outstanding already.
+// sendCommand writes an outstanding command to the lease. Literals are sent as the
+// backend requests them.
 func (s *session) sendCommand(raw []byte) error {
 	if hasLiteral(raw) {
 		return s.sendLiterals(raw)
@@ -105,12 +105,11 @@ func (s *session) sendCommand(raw []byte) error {
 	return s.wrapUpstreamError(err)
 }
 
-// hasLiteral says whether a whole command has a line end before its last.
+// hasLiteral reports whether a complete command has a line end before its last.
 func hasLiteral(raw []byte) bool { return bytes.IndexByte(raw, '\n') < len(raw)-1 }
 
-// sendLiterals sends a command piece by piece, as the backend asks for its literals:
-// that the gateway can follow the arguments does not mean that every server takes
-// them. Nothing else is outstanding.
+// sendLiterals sends a command piece by piece, as the backend requests its literals. A
+// server may refuse arguments that the gateway can parse. Nothing else is outstanding.
 func (s *session) sendLiterals(raw []byte) error {
 	r := imap.NewReader(bytes.NewReader(raw), imap.Commands, len(raw))
 	s.commandPartial = true
@@ -125,7 +124,7 @@ func (s *session) sendLiterals(raw []byte) error {
 			s.awaitingContinuation = true
 		}
 		if seg.Kind == imap.LiteralData && bytes.ContainsAny(seg.Bytes, "\r\n") {
-			s.tainted = true // an answer that repeats it has lines of the client's
+			s.tainted = true // an answer that repeats the literal contains lines of the client's
 		}
 		if _, err := s.upstream.Write(seg.Bytes); err != nil {
 			return s.wrapUpstreamError(err)
@@ -143,16 +142,16 @@ func (s *session) sendLiterals(raw []byte) error {
 	}
 }
 
-// canSendNonSync says whether the message that the first line of APPEND announces goes out
-// without being asked for: it came so, the backend takes it so (RFC 7888), and does
-// not refuse the line.
+// canSendNonSync reports whether the message announced by the first line of APPEND may be
+// sent without a continuation request: the client sent it so, the backend supports it
+// (RFC 7888), and no server refuses the line.
 func (s *session) canSendNonSync(seg imap.Segment) bool {
 	caps := s.upstream.Caps()
 	return seg.Literal.NonSync && (caps.Has("LITERAL+") || caps.Has("LITERAL-") && seg.Literal.Size <= 4096) &&
 		command.IsPlainAppend(seg.Bytes)
 }
 
-// synchronizingLine is the line with its literal's announcement as one that waits.
+// synchronizingLine returns the line with its literal announced as synchronizing.
 func synchronizingLine(seg imap.Segment) []byte {
 	if !seg.Literal.NonSync {
 		return seg.Bytes
@@ -161,9 +160,9 @@ func synchronizingLine(seg imap.Segment) []byte {
 	return append(line, "}\r\n"...)
 }
 
-// awaitContinuation waits for the backend to ask for a literal. It says no when the command
-// has been answered instead. A loss may come behind that answer: nothing is
-// outstanding then, and nothing may be sent again.
+// awaitContinuation waits for the backend to request a literal. It returns false if the
+// backend has answered the command instead. If the loss of the upstream follows that
+// answer, nothing is outstanding and nothing may be resent.
 func (s *session) awaitContinuation() (bool, error) {
 	for {
 		if err := s.relay(); err != nil {
@@ -178,7 +177,7 @@ func (s *session) awaitContinuation() (bool, error) {
 	}
 }
 
-// rejectBuffered refuses a command that is not collected to its end.
+// rejectBuffered refuses a command in bufferCommand and skips the rest of it.
 func (s *session) rejectBuffered(refusal string, seg imap.Segment) error {
 	tag := string(s.commandBuf[:len(s.request.tag)])
 	s.request.raw, s.discardingInput = nil, true

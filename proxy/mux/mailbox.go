@@ -13,37 +13,36 @@ import (
 	"imapgate/proxy/mux/view"
 )
 
-// mailbox is the mailbox that a client has selected, and what it has been told
-// of it.
+// mailbox is the mailbox that a client has selected, as the client knows it.
 type mailbox struct {
 	name               string // decoded
 	verb               string // SELECT or EXAMINE
 	view               view.View
 	uidValidity        uint32       // UIDVALIDITY
-	uidNext            uint32       // as of the SELECT that the view began with
+	uidNext            uint32       // as of the SELECT at the start of the view
 	mailboxID          string       // MAILBOXID (RFC 8474)
 	access             string       // READ-ONLY or READ-WRITE
 	flags              responseLine // FLAGS …
 	permanentFlags     responseLine // OK [PERMANENTFLAGS …
 	recent             uint32
-	hasArrivals        bool          // messages have come since
+	hasArrivals        bool          // new messages since the SELECT
 	modseqRequested    bool          // the backend has answered whether it keeps mod-sequences
-	nextModseqRequest  time.Duration // … and may be asked again at that age of the hub
-	modseqRequestWait  time.Duration // between attempts to ask
-	uidsUnavailable    bool          // the backend does not say all UIDs
-	uidsDeferred       bool          // … until it has announced what is gone
-	desynced           bool          // the view is not to be relied on
-	modseq             uint64        // every change of flags up to here has been told; 0: not known
-	pendingModseq      uint64        // modseq once a command that tells everything is answered
-	selectedAt         time.Duration // age of the hub when it was selected
-	flagsPending       bool          // flag changes could not be told yet,
-	flagsPendingModseq uint64        // … up to here,
-	nextFlagResync     time.Duration // … and are asked for again at that age of the hub
-	flagResyncWait     time.Duration // between attempts to tell them
+	nextModseqRequest  time.Duration // hub uptime of the next attempt to ask
+	modseqRequestWait  time.Duration // delay between attempts to ask
+	uidsUnavailable    bool          // the backend does not return all UIDs
+	uidsDeferred       bool          // the backend has not yet announced all expunges
+	desynced           bool          // the view is unreliable
+	modseq             uint64        // the client has all flag changes up to here; 0: unknown
+	pendingModseq      uint64        // modseq after the next command that permits all responses
+	selectedAt         time.Duration // hub uptime at the SELECT
+	flagsPending       bool          // flag changes remain to be sent
+	flagsPendingModseq uint64        // modseq once they are sent
+	nextFlagResync     time.Duration // hub uptime of the next attempt to send them
+	flagResyncWait     time.Duration // delay between attempts to send them
 }
 
-// isASCII says whether any connection takes the name, and not only one on which
-// UTF-8 is enabled (RFC 6855).
+// isASCII reports whether every connection accepts the name, also one without UTF-8
+// enabled (RFC 6855).
 func (m *mailbox) isASCII() bool {
 	for i := range len(m.name) {
 		if m.name[i] >= 0x80 {
@@ -53,16 +52,16 @@ func (m *mailbox) isASCII() bool {
 	return true
 }
 
-// canFetchUIDs says whether it is of use to ask for UIDs now.
+// canFetchUIDs reports whether fetching UIDs is useful now.
 func (m *mailbox) canFetchUIDs() bool { return !m.desynced && !m.uidsUnavailable && !m.uidsDeferred }
 
-// responseLine is a response line as it was told, without "* " and with its CRLF.
-// The mailboxes of a backend mostly have the same ones, which are held once.
+// responseLine is a response line without "* " and with its CRLF. Equal lines are stored
+// once, because most mailboxes of a backend have the same ones.
 type responseLine struct{ handle unique.Handle[string] }
 
 func newResponseLine(text string) responseLine { return responseLine{unique.Make(text)} }
 
-// String is the line, "" while there is none.
+// String returns the line, or "" for the zero value.
 func (l responseLine) String() string {
 	if l == (responseLine{}) {
 		return ""
@@ -70,14 +69,14 @@ func (l responseLine) String() string {
 	return l.handle.Value()
 }
 
-// set remembers b, and allocates only when it is new.
+// set stores b. It allocates only for a new value.
 func (l *responseLine) set(b []byte) {
 	if l.String() != string(b) {
 		*l = newResponseLine(string(b))
 	}
 }
 
-// union is "FLAGS (…)" with the flags of both.
+// union returns "FLAGS (…)" with the flags of both lines.
 func (l responseLine) union(other responseLine) responseLine {
 	flags := l.flagNames()
 	added := false
@@ -92,12 +91,12 @@ func (l responseLine) union(other responseLine) responseLine {
 	return newResponseLine("FLAGS (" + strings.Join(flags, " ") + ")\r\n")
 }
 
-// flagNames are the flags of "FLAGS (…)".
+// flagNames returns the flags of "FLAGS (…)".
 func (l responseLine) flagNames() []string {
 	return strings.Fields(strings.Trim(strings.TrimPrefix(l.String(), "FLAGS"), " ()\r\n"))
 }
 
-// selectData is what SELECT or EXAMINE says (RFC 9051 §6.3.2).
+// selectData is the data of SELECT or EXAMINE (RFC 9051 §6.3.2).
 type selectData struct {
 	exists, recent uint32
 	uidValidity    uint32
@@ -108,11 +107,11 @@ type selectData struct {
 	flags          responseLine
 	permanentFlags responseLine
 	uidNotSticky   bool
-	hasExpunges    bool     // messages have gone since
-	fetches        [][]byte // changes of flags that came along
+	hasExpunges    bool     // messages were expunged since the SELECT began
+	fetches        [][]byte // flag changes received during the SELECT
 }
 
-// readUntagged takes in one untagged response.
+// readUntagged reads one untagged response.
 func (t *selectData) readUntagged(response []byte) {
 	b := response[len("* "):]
 	if n, rest, ok := parseLeadingNumber(b); ok {
@@ -138,14 +137,14 @@ func (t *selectData) readUntagged(response []byte) {
 	}
 }
 
-// readCode takes in "* OK [CODE …] …".
+// readCode reads "* OK [CODE …] …".
 func (t *selectData) readCode(response []byte) {
 	res, err := imap.ParseResponse(bytes.TrimSuffix(response, []byte("\r\n")))
 	if err != nil {
 		return
 	}
 	switch res.Code {
-	case "CLOSED": // what came before was of another mailbox (RFC 7162 §3.2.11)
+	case "CLOSED": // earlier responses were about another mailbox (RFC 7162 §3.2.11)
 		*t = selectData{}
 	case "PERMANENTFLAGS":
 		t.permanentFlags.set(response[len("* "):])
@@ -154,35 +153,35 @@ func (t *selectData) readCode(response []byte) {
 	case "UIDNEXT":
 		t.uidNext = parseUint32(res.Arg)
 	case "HIGHESTMODSEQ":
-		t.modseq, _ = strconv.ParseUint(res.Arg, 10, 63) // 0: not known
+		t.modseq, _ = strconv.ParseUint(res.Arg, 10, 63) // 0: unknown
 	case "MAILBOXID":
-		t.mailboxID = strings.Clone(res.Arg) // or it would keep the whole response
+		t.mailboxID = strings.Clone(res.Arg) // res.Arg would retain the whole response
 	case "UIDNOTSTICKY":
 		t.uidNotSticky = true
 	}
 }
 
-// readTagged takes in the tagged OK.
+// readTagged reads the tagged OK.
 func (t *selectData) readTagged(res imap.Response) {
 	for _, access := range [...]string{"READ-ONLY", "READ-WRITE"} {
 		if res.Code == access {
-			t.access = access // res.Code would keep the whole response
+			t.access = access // res.Code would retain the whole response
 		}
 	}
 }
 
 func parseUint32(s string) uint32 {
-	n, _ := strconv.ParseUint(s, 10, 32) // 0: not known
+	n, _ := strconv.ParseUint(s, 10, 32) // 0: unknown
 	return uint32(n)
 }
 
-// hasSameUIDs says whether the UIDs must still be those of the view: they only grow
-// and are never used twice.
+// hasSameUIDs reports whether the UIDs must equal those of the view: UIDs only grow and
+// are never reused.
 func (t *selectData) hasSameUIDs(m *mailbox) bool {
 	return t.exists == m.view.Exists() && t.uidNext != 0 && t.uidNext == m.uidNext
 }
 
-// newMailbox is what a client knows that has been told t.
+// newMailbox returns the mailbox of a client that has received t.
 func newMailbox(verb, name string, t *selectData) *mailbox {
 	m := &mailbox{
 		name: name, verb: verb, uidValidity: t.uidValidity, uidNext: t.uidNext, mailboxID: t.mailboxID, access: t.access,
@@ -193,10 +192,10 @@ func newMailbox(verb, name string, t *selectData) *mailbox {
 	return m
 }
 
-var errMailboxName = errors.New("mailbox name has no safe form")
+var errMailboxName = errors.New("mailbox name can be neither quoted nor sent as a literal")
 
-// selectCommand is "SELECT name". A name with bytes that cannot be quoted is sent as a
-// literal, which needs LITERAL+ (RFC 7888).
+// selectCommand returns "SELECT name". A name that cannot be quoted is sent as a literal,
+// which requires LITERAL+ or LITERAL- (RFC 7888).
 func (m *mailbox) selectCommand(caps imap.Caps) (string, error) {
 	b, err := imap.AppendQuoted([]byte(m.verb+" "), m.name)
 	if err == nil {

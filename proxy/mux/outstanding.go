@@ -5,35 +5,35 @@ import (
 	"imapgate/proxy/mux/command"
 )
 
-// Bounds of what is outstanding. While more has been sent than the kernels in
-// between can hold, nobody would read the answers: so little is let go ahead.
+// Bounds of the outstanding commands. If more were sent than the kernels on the way can
+// buffer, both sides would block on writing. So few commands are sent ahead.
 const (
 	maxOutstandingCommands = 32
-	maxOutstandingBytes    = 32 << 10 // bytes, unless it is one command alone
+	maxOutstandingBytes    = 32 << 10 // bytes, except for a single command
 )
 
-// outstandingQueue is the commands that were sent and not yet answered, in order, with
-// their bytes: a lost upstream may make it necessary to send them again.
+// outstandingQueue holds the commands sent but not yet answered, in order, with their
+// bytes. They are resent after the loss of the upstream.
 type outstandingQueue struct {
 	commands      []outstandingCommand
-	answeredCount int // of list
+	answeredCount int // number of answered commands at the front
 	buf           []byte
 }
 
-// outstandingCommand is one command. Its bytes are outstanding.buf[from:to].
+// outstandingCommand is one command. Its bytes are outstandingQueue.buf[start:end].
 type outstandingCommand struct {
 	spec            *command.Spec
 	start, end      int
-	tagLen          int                   // bytes of it
-	retryable       bool                  // harmless to send again
-	expungePolicy   command.ExpungePolicy // what may be told while it runs
-	isSyncPoint     bool                  // the answer means that the client was told all changes
-	closesMailbox   bool                  // answered OK, it leaves the mailbox
-	selectsMailbox  bool                  // answered before its name was asked for, it leaves what was selected
-	nonSync         bool                  // its message went out without being asked for
-	withoutMailbox  bool                  // it can run without the mailbox, where the client cannot be told of what has gone
-	upstreamDropped bool                  // a connection that was silent was given up over it
-	pinReason       audit.Why             // the session is pinned once it is answered, unless by BAD
+	tagLen          int                   // bytes of the tag
+	retryable       bool                  // harmless to repeat
+	expungePolicy   command.ExpungePolicy // expunges permitted while it runs
+	isSyncPoint     bool                  // the answer implies that the client has received all changes
+	closesMailbox   bool                  // answered OK, it closes the mailbox
+	selectsMailbox  bool                  // a SELECT; if it is answered before its literal is requested, it leaves the mailbox
+	nonSync         bool                  // the literal was sent without a continuation request
+	withoutMailbox  bool                  // possible without the mailbox while expunges are pending
+	upstreamDropped bool                  // a silent connection was dropped while it was outstanding
+	pinReason       audit.Why             // reason to pin the session after the answer, unless it is BAD
 }
 
 func (o *outstandingQueue) isEmpty() bool { return o.answeredCount == len(o.commands) }
@@ -42,7 +42,7 @@ func (o *outstandingQueue) isFull() bool {
 	return len(o.commands)-o.answeredCount >= maxOutstandingCommands || len(o.buf) >= maxOutstandingBytes
 }
 
-// add notes a command that is about to be sent.
+// add appends a command that is about to be sent.
 func (o *outstandingQueue) add(e outstandingCommand, raw []byte) {
 	e.start = len(o.buf)
 	o.buf = append(o.buf, raw...)
@@ -50,24 +50,24 @@ func (o *outstandingQueue) add(e outstandingCommand, raw []byte) {
 	o.commands = append(o.commands, e)
 }
 
-// addFrom notes the commands of other from its i-th outstanding one on.
+// addFrom appends the outstanding commands of other from index i.
 func (o *outstandingQueue) addFrom(other *outstandingQueue, i int) {
 	for _, e := range other.all()[i:] {
 		o.add(e, other.raw(e))
 	}
 }
 
-// all are the commands still outstanding.
+// all returns the outstanding commands.
 func (o *outstandingQueue) all() []outstandingCommand { return o.commands[o.answeredCount:] }
 
-// raw is the bytes of a command, and tag its tag.
+// raw returns the bytes of a command, and tagOf its tag.
 func (o *outstandingQueue) raw(e outstandingCommand) []byte { return o.buf[e.start:e.end] }
 func (o *outstandingQueue) tagOf(e outstandingCommand) []byte {
 	return o.buf[e.start : e.start+e.tagLen]
 }
 
-// takeAnswered takes off the command to which line, "TAG …", is the answer: the
-// first one, for every server that there is.
+// takeAnswered removes and returns the command that line, "TAG …", answers. With equal
+// tags it is the first one, as at every known server.
 func (o *outstandingQueue) takeAnswered(line []byte) (outstandingCommand, bool) {
 	for i := o.answeredCount; i < len(o.commands); i++ {
 		e := o.commands[i]

@@ -5,8 +5,8 @@ import (
 	"imapgate/internal/metrics"
 )
 
-// pin hands over a session whose connection has a state that no other can be
-// given. Nothing is left unanswered; first is what the backend hears next.
+// pin hands over a session with connection state that no other connection can be given.
+// All commands are answered first. unread goes to the backend next.
 func (s *session) pin(unread []byte) error {
 	if err := s.awaitReplies(); err != nil {
 		return err
@@ -19,17 +19,17 @@ func (s *session) pin(unread []byte) error {
 	return s.handOver(s.pinReason, unread)
 }
 
-// handOver makes the session one whose bytes are spliced: errHandedOver. first is
-// what the client has said last and the backend has not heard yet.
+// handOver hands the session over to Config.Splice and returns errHandedOver. unread is
+// the client's input that the backend has not received.
 func (s *session) handOver(reason audit.Why, unread []byte) error {
 	h := s.hub
 	rec := audit.MuxEvent{User: s.account.User(), Backend: s.backend.name, Reason: reason}
 	if s.mailbox != nil {
 		rec.Mailbox = s.mailbox.name
 	}
-	_ = h.deps.Audit.SessionPinned(s.auditClient, &rec) // without room it is counted as lost
+	_ = h.deps.Audit.SessionPinned(s.auditClient, &rec) // if the log is full, it is counted as lost
 	h.deps.Metrics.Mux.CountPin(string(reason))
-	s.abortRecords() // nobody sees the answers
+	s.abortRecords() // the answers bypass this package
 	s.commandLog = nil
 	expiresAt := h.expiryOf(s)
 	conn := s.unbindUpstream()

@@ -8,18 +8,17 @@ import (
 	"imapgate/proxy/mux/command"
 )
 
-// maxRetries bounds how often what is outstanding is sent again without any of it
-// being answered: a command may be what its backend dies of.
+// maxRetries bounds how often outstanding commands are resent without an answer to any of
+// them. A command may be what crashes its backend.
 const maxRetries = 3
 
-// onUpstreamLost is what becomes of a session whose upstream is lost: nil when it goes
-// on.
+// onUpstreamLost recovers a session from the loss of its upstream, or returns its end.
 //
 //   - In the middle of a response, nothing more may be written to the client.
-//   - With nothing outstanding, it goes on without an upstream until it needs one.
-//   - Commands that may be repeated are, in order.
-//   - Of one that must not, nobody knows whether it was done. NO would claim that
-//     it was not, and the client would do it again.
+//   - With nothing outstanding, the session continues without an upstream until it needs one.
+//   - Commands that may be repeated are resent in order.
+//   - The outcome of any other command is unknown, so the session ends. NO would claim that
+//     it failed, and the client would repeat it.
 func (s *session) onUpstreamLost(lost *lostError) error {
 	idle, partial := s.idleState != nil, s.commandPartial
 	s.dropUpstream(lost)
@@ -31,14 +30,14 @@ func (s *session) onUpstreamLost(lost *lostError) error {
 	case !s.canResume && (s.mailbox != nil || idle || !s.outstanding.isEmpty()), s.pinReason != "", s.mailbox != nil && s.mailbox.desynced:
 		return &closeError{audit.BackendLost, byeLost, lost}
 	case idle:
-		s.scheduleWake(0) // what changed meanwhile is to be told as soon as there is another
+		s.scheduleWake(0) // send the changes as soon as there is a new upstream
 		return nil
 	case s.outstanding.isEmpty():
 		return nil
 	}
 	s.retries++
 	for i, e := range s.outstanding.all() {
-		canResend := e.retryable || partial && i == len(s.outstanding.all())-1 // the backend never had the whole of it
+		canResend := e.retryable || partial && i == len(s.outstanding.all())-1 // the backend has not received all of it
 		if !canResend || s.retries > maxRetries {
 			return &closeError{audit.UpstreamLost, byeLost, lost}
 		}
@@ -46,7 +45,7 @@ func (s *session) onUpstreamLost(lost *lostError) error {
 	return s.resendOutstanding()
 }
 
-// dropUpstream parts the session from a lease that is lost, and puts the loss on record.
+// dropUpstream discards the lost lease and records the loss.
 func (s *session) dropUpstream(lost *lostError) {
 	if s.upstream == nil {
 		return
@@ -55,7 +54,7 @@ func (s *session) dropUpstream(lost *lostError) {
 	if s.mailbox != nil {
 		rec.Mailbox = s.mailbox.name
 	}
-	_ = s.hub.deps.Audit.UpstreamLost(s.auditClient, &rec) // without room it is counted as lost
+	_ = s.hub.deps.Audit.UpstreamLost(s.auditClient, &rec) // if the log is full, it is counted as lost
 	s.awaitingContinuation, s.commandPartial = false, false
 	s.previousLost = true
 	if s.idleState != nil {
@@ -64,9 +63,8 @@ func (s *session) dropUpstream(lost *lostError) {
 	s.account.Discard(s.unbindUpstream(), metrics.DiscardClosed)
 }
 
-// resendOutstanding sends everything outstanding again on another connection. When messages
-// have gone of which the client cannot be told because of one of the commands,
-// none is sent.
+// resendOutstanding resends all outstanding commands on another connection. It resends
+// none if one of them forbids expunges that the client must receive first.
 func (s *session) resendOutstanding() error {
 	m := attachOptions{expungePolicy: command.FlushExpunges}
 	for _, e := range s.outstanding.all() {
@@ -102,8 +100,8 @@ func (s *session) resendOutstanding() error {
 	return nil
 }
 
-// keepUnsent keeps the commands from the i-th of all on, which err has kept from being
-// sent again.
+// keepUnsent keeps the commands of all from index i, which were not resent because of
+// err.
 func (s *session) keepUnsent(all *outstandingQueue, i int, err error) error {
 	unparsable, ok := asUnparsable(err)
 	if !ok {
@@ -111,7 +109,7 @@ func (s *session) keepUnsent(all *outstandingQueue, i int, err error) error {
 		return err
 	}
 	for _, e := range all.all()[i:] {
-		if hasLiteral(all.raw(e)) { // it has to be asked for, and nobody is here to do it
+		if hasLiteral(all.raw(e)) { // its continuation requests cannot be answered after the handover
 			return &closeError{audit.UpstreamLost, byeLost, err}
 		}
 		unparsable.unsent = append(unparsable.unsent, all.raw(e)...)
@@ -119,8 +117,8 @@ func (s *session) keepUnsent(all *outstandingQueue, i int, err error) error {
 	return err
 }
 
-// clampAll keeps what is sent again from what has arrived since it was sent
-// first. If one command cannot be, none is sent.
+// clampAll limits resent commands to the messages visible when the client sent them. If
+// it fails for one command, none is resent.
 func (s *session) clampAll(visible visibleRange) error {
 	clamped := outstandingQueue{}
 	for _, e := range s.outstanding.all() {
@@ -137,7 +135,7 @@ func (s *session) clampAll(visible visibleRange) error {
 	return nil
 }
 
-// readReplies waits until nothing is outstanding, or the upstream is lost.
+// readReplies reads until nothing is outstanding or the upstream is lost.
 func (s *session) readReplies() error {
 	for !s.outstanding.isEmpty() {
 		err := s.relay()
@@ -151,8 +149,8 @@ func (s *session) readReplies() error {
 	return nil
 }
 
-// refuseOutstanding refuses everything outstanding. Where the client cannot be told of what
-// has gone, only what needs the mailbox is.
+// refuseOutstanding refuses all outstanding commands. With pending expunges it refuses
+// only those that need the mailbox.
 func (s *session) refuseOutstanding(err error) error {
 	refusal, end := s.attachRefusal(err)
 	if end != nil {
@@ -174,7 +172,8 @@ func (s *session) refuseOutstanding(err error) error {
 	return nil
 }
 
-// recoverLoss is survive for every loss there is in err, and err where it is none.
+// recoverLoss recovers from every loss in err with onUpstreamLost. It returns other
+// errors unchanged.
 func (s *session) recoverLoss(err error) error {
 	for {
 		lost, ok := asLost(err)

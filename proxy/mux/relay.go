@@ -16,23 +16,24 @@ import (
 	"imapgate/proxy/mux/view"
 )
 
-// errProtocol is what a backend cannot have meant. Nothing of it goes any further.
+// errProtocol reports a response that violates the protocol. The client receives none of
+// it.
 var errProtocol = errors.New("backend broke the protocol")
 
-// disposition is what becomes of a response.
+// disposition is what relay does with a response.
 type disposition uint8
 
 const (
-	relayAsIs     disposition = iota // on to the client as it is
-	discard                          // it is for us
-	replace                          // s.out goes on instead
-	relayUnparsed                    // on to the client, and then nothing is followed any more
+	relayAsIs     disposition = iota // to the client, unchanged
+	discard                          // drop it
+	replace                          // send outBuf instead
+	relayUnparsed                    // to the client, and then hand the session over
 )
 
-// relay passes on what the backend has said, as far as it has been read; what it
-// has begun, to its end. Responses that follow each other go out in one piece.
+// relay passes on the responses that are buffered, and reads the last one to its end. It
+// writes consecutive responses in one piece.
 func (s *session) relay() error {
-	var run []byte // of the reader's buffer, to be passed on
+	var run []byte // pending part of the reader's buffer
 	for {
 		isFirst := s.upstream.AtBoundary()
 		seg, ok, err := s.upstream.NextBuffered()
@@ -89,13 +90,14 @@ func (s *session) relay() error {
 	}
 }
 
-// mustFetchUIDsFirst says whether an answer is to wait for the UIDs of what has come.
+// mustFetchUIDsFirst reports whether a tagged response must wait for the UIDs of new
+// messages.
 func (s *session) mustFetchUIDsFirst(line []byte) bool {
 	return line[0] != '*' && s.outstanding.isEmpty() && s.idleState == nil && s.canResume && s.mailbox != nil && s.attached &&
 		s.mailbox.hasArrivals && s.mailbox.view.UnknownCount() > 0 && s.pinReason == "" && s.enabled.Has(lease.Qresync)
 }
 
-// extendRun lengthens a run by the segment behind it, which lies beside it.
+// extendRun extends a run by the segment that follows it in the same buffer.
 func extendRun(run, next []byte) []byte {
 	if run == nil {
 		return next
@@ -113,7 +115,7 @@ func (s *session) writeRun(run []byte) error {
 	return s.wrapClientError(err)
 }
 
-// writeUnparsable passes on a run, and the line behind it, which cannot be followed.
+// writeUnparsable relays a run and the unparsable line after it.
 func (s *session) writeUnparsable(run []byte, seg imap.Segment) error {
 	if lease.IsAmbiguous(seg) && !s.canHandOver() {
 		return errors.Join(s.writeRun(run), s.onUnparsable(errUnterminatedString))
@@ -124,8 +126,8 @@ func (s *session) writeUnparsable(run []byte, seg imap.Segment) error {
 	return s.onUnparsable(errNotResponse)
 }
 
-// classify decides about a response by its first line, and takes from it what it
-// says of the mailbox. An error is the loss of the upstream, or the session's end.
+// classify decides how to treat a response by its first line, and updates the session's
+// state from it. An error is the loss of the upstream or the end of the session.
 func (s *session) classify(seg imap.Segment) (disposition, error) {
 	line := seg.Bytes
 	switch {
@@ -133,9 +135,9 @@ func (s *session) classify(seg imap.Segment) (disposition, error) {
 		return s.classifyUntagged(seg)
 	case len(line) > 0 && line[0] == '+' && s.awaitingContinuation:
 		s.awaitingContinuation = false
-		return discard, nil // whoever waits for it sees that it has come
-	case len(line) > 0 && line[0] == '+' && s.literalDeclined: // it would take commands for the literal
-		return discard, s.wrapUpstreamError(fmt.Errorf("%w: a literal is asked for behind the answer", errProtocol))
+		return discard, nil // awaitContinuation sees the cleared flag
+	case len(line) > 0 && line[0] == '+' && s.literalDeclined: // the backend would take commands for the literal
+		return discard, s.wrapUpstreamError(fmt.Errorf("%w: literal requested after the command was answered", errProtocol))
 	}
 	if s.idleState != nil && s.idleState.takeReply(line) {
 		s.awaitingContinuation = false
@@ -148,7 +150,7 @@ func (s *session) classify(seg imap.Segment) (disposition, error) {
 		return discard, nil
 	case isTaggedResponse(line) && !s.tainted:
 		return discard, s.reportStrayAnswer()
-	default: // or the answer to what the client's own octets were taken for
+	default: // possibly an answer to the client's own octets, taken for a command
 		return relayUnparsed, nil
 	}
 	s.upstream.ClearDone()
@@ -169,7 +171,7 @@ func (s *session) classify(seg imap.Segment) (disposition, error) {
 		s.pinReason = e.pinReason
 	}
 	if e.expungePolicy == command.FlushExpunges && s.mailbox != nil {
-		s.mailbox.uidsDeferred = false // it has had its chance to announce what is gone
+		s.mailbox.uidsDeferred = false // the backend could announce all expunges
 	}
 	if e.isSyncPoint && s.mailbox != nil && s.mailbox.pendingModseq > 0 {
 		s.mailbox.modseq, s.mailbox.pendingModseq = s.mailbox.pendingModseq, 0
@@ -177,8 +179,8 @@ func (s *session) classify(seg imap.Segment) (disposition, error) {
 	return s.stripCode(line), nil
 }
 
-// stripCode takes response codes out of a tagged answer that would lead the
-// client around the gateway or tell it of another's capabilities.
+// stripCode removes response codes from a tagged response that would lead the client
+// around the gateway or list capabilities it is not offered.
 func (s *session) stripCode(line []byte) disposition {
 	open := bytes.IndexByte(line, '[')
 	if open < 0 || bytes.Count(line[:open], []byte(" ")) != 2 {
@@ -197,7 +199,7 @@ func (s *session) stripCode(line []byte) disposition {
 	return replace
 }
 
-// classifyUntagged decides about "* …".
+// classifyUntagged decides how to treat "* …".
 func (s *session) classifyUntagged(seg imap.Segment) (disposition, error) {
 	line := seg.Bytes[2:]
 	if n, rest, ok := parseLeadingNumber(line); ok {
@@ -224,7 +226,7 @@ func (s *session) classifyUntagged(seg imap.Segment) (disposition, error) {
 	return relayAsIs, nil
 }
 
-// classifyNumbered decides about "* n …" and keeps the view in step.
+// classifyNumbered decides how to treat "* n …", and updates the view.
 func (s *session) classifyNumbered(n uint32, rest []byte) (disposition, error) {
 	if s.mailbox == nil {
 		return relayAsIs, nil
@@ -251,9 +253,9 @@ func (s *session) classifyNumbered(n uint32, rest []byte) (disposition, error) {
 	return relayAsIs, nil
 }
 
-// desyncView is the verdict on a response that the view cannot follow: the client
-// gets it, as it would if nobody listened, and the session stays with this
-// upstream from now on.
+// desyncView records that the view cannot follow a response. The client receives the
+// response, as it would from a spliced connection, and the session is pinned to this
+// upstream.
 func (s *session) desyncView(violation string, err error) (disposition, error) {
 	if s.mailbox.desynced {
 		return relayAsIs, nil
@@ -263,21 +265,21 @@ func (s *session) desyncView(violation string, err error) (disposition, error) {
 	if s.pinReason == "" {
 		s.pinReason = audit.PinViolation
 	}
-	s.hub.deps.Log.Warn("view is lost", zap.String("session", s.auditClient.Session), zap.Error(err))
+	s.hub.deps.Log.Warn("view does not match the backend", zap.String("session", s.auditClient.Session), zap.Error(err))
 	return relayAsIs, nil
 }
 
-// classifyVanished is "* VANISHED …" (RFC 7162 §3.2.10).
+// classifyVanished handles "* VANISHED …" (RFC 7162 §3.2.10).
 func (s *session) classifyVanished(seg imap.Segment) (disposition, error) {
 	if s.mailbox == nil {
 		return relayAsIs, nil
 	}
 	set := bytes.TrimSuffix(seg.Bytes[len("* VANISHED "):], []byte("\r\n"))
 	if len(set) > 0 && set[0] == '(' {
-		return relayAsIs, nil // EARLIER: nothing that the view has
+		return relayAsIs, nil // EARLIER names no message of the view
 	}
 	if !seg.End {
-		return s.desyncView(metrics.ExpungeRange, view.ErrRange) // longer than any line we hold
+		return s.desyncView(metrics.ExpungeRange, view.ErrRange) // longer than the longest buffered line
 	}
 	s.mailbox.uidsDeferred = false
 	if _, err := s.mailbox.view.Vanish(set); err != nil {
@@ -286,7 +288,7 @@ func (s *session) classifyVanished(seg imap.Segment) (disposition, error) {
 	return relayAsIs, nil
 }
 
-// classifyStatus decides about "* OK …" by its response code.
+// classifyStatus decides how to treat "* OK …" by its response code.
 func (s *session) classifyStatus(line []byte) (disposition, error) {
 	i := bytes.IndexByte(line, ' ')
 	if i < 0 || i+1 >= len(line) || line[i+1] != '[' {
@@ -296,7 +298,7 @@ func (s *session) classifyStatus(line []byte) (disposition, error) {
 	switch {
 	case imap.HasWordPrefix(code, "CAPABILITY"), imap.HasWordPrefix(code, "REFERRAL"):
 		return discard, nil
-	case imap.HasWordPrefix(code, "INPROGRESS") && bytes.Contains(code, []byte(s.upstream.TagPrefix())): // of a command of ours (RFC 9585)
+	case imap.HasWordPrefix(code, "INPROGRESS") && bytes.Contains(code, []byte(s.upstream.TagPrefix())): // about a command of the gateway (RFC 9585)
 		return discard, nil
 	case s.mailbox == nil:
 		return relayAsIs, nil
@@ -316,7 +318,7 @@ func (s *session) classifyStatus(line []byte) (disposition, error) {
 	return relayAsIs, nil
 }
 
-// parseLeadingNumber reads "n " off b.
+// parseLeadingNumber parses a number at the start of b and skips one space after it.
 func parseLeadingNumber(b []byte) (n uint32, rest []byte, ok bool) {
 	i := 0
 	for ; i < len(b) && b[i] >= '0' && b[i] <= '9'; i++ {
@@ -334,7 +336,7 @@ func parseLeadingNumber(b []byte) (n uint32, rest []byte, ok bool) {
 	return n, b[i:], true
 }
 
-// findUID finds "UID u" in "FETCH (…", before any string and outside of lists: a
+// findUID finds "UID u" in "FETCH (…", before any string and outside nested lists: a
 // keyword may be called UID.
 func findUID(line []byte) (uint32, bool) {
 	depth := 0
@@ -354,21 +356,21 @@ func findUID(line []byte) (uint32, bool) {
 	return 0, false
 }
 
-// reportStrayAnswer is an answer to no command: whatever it answers, it is not for this client.
+// reportStrayAnswer reports a tagged response without a command. It may belong to another
+// session.
 func (s *session) reportStrayAnswer() error {
-	return s.reportViolation(metrics.TagUnknown, fmt.Errorf("%w: an answer to nothing", errProtocol))
+	return s.reportViolation(metrics.TagUnknown, fmt.Errorf("%w: tagged response without a command", errProtocol))
 }
 
-// reportViolation counts a promise the backend has broken, and is the loss of the
-// connection on which it did.
+// reportViolation counts a protocol violation and returns it as the loss of the upstream.
 func (s *session) reportViolation(violation string, err error) error {
 	s.countViolation(violation)
 	return s.wrapUpstreamError(fmt.Errorf("%w: %w", errProtocol, err))
 }
 
-// countViolation counts a promise that the backend has broken to the session's user. On a
-// connection that was sent what the backend may have taken for commands, or may have
-// repeated in an answer, it is the client that may have broken it.
+// countViolation counts a protocol violation for the session's user. On a tainted
+// connection the client may have caused it: the backend may have executed or repeated
+// octets of the client's.
 func (s *session) countViolation(violation string) {
 	s.backend.recordViolation(violation, s.account.User(), !s.tainted && !s.violationCounted)
 	s.violationCounted = s.violationCounted || !s.tainted

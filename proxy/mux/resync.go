@@ -16,22 +16,21 @@ import (
 	"imapgate/proxy/mux/view"
 )
 
-// Bounds of the wait for an auxiliary connection and for its answers: the client
-// waits as long.
+// Timeouts of an auxiliary connection and its answers, during which the client waits.
 const (
 	auxLoginTimeout = 2 * time.Second
 	auxReplyTimeout = 5 * time.Second
 )
 
-// maxOutBuf is how much of our own answers is gathered before it is written.
+// maxOutBuf bounds the responses gathered in outBuf before they are written.
 const maxOutBuf = 32 << 10
 
-// writeResync tells the client what separates its view from the connection's, d and
-// what SELECT has said, so that from here on they are one.
+// writeResync sends the client the difference between its view and the connection's: d
+// and the data of SELECT. Afterwards the two are equal.
 //
-// The order matters: keywords before the flags that use them, expunges (RFC 9051
-// §7.5.1) before EXISTS, flags that were said while we asked before the newer
-// ones we ask for, and last the mod-sequence that all of it amounts to.
+// The order matters: keywords before flags that use them; expunges before EXISTS (RFC
+// 9051 §7.5.1); flags received during the queries before the newer ones that are fetched;
+// and finally the mod-sequence that covers everything.
 func (s *session) writeResync(d *view.Diff, t *selectData, deadline time.Time) error {
 	b := s.mailbox
 	s.outBuf = s.outBuf[:0]
@@ -72,13 +71,13 @@ func (s *session) writeResync(d *view.Diff, t *selectData, deadline time.Time) e
 			return err
 		}
 	}
-	if t.modseq != 0 { // or an earlier one holds on
+	if t.modseq != 0 { // otherwise the earlier one stays valid
 		b.modseq = t.modseq
 	}
 	return nil
 }
 
-// appendFlagsLine tells of flags that are new.
+// appendFlagsLine appends a FLAGS or PERMANENTFLAGS line if it differs from last.
 func (s *session) appendFlagsLine(last *responseLine, line responseLine) {
 	if line != (responseLine{}) && line != *last {
 		*last = line
@@ -86,7 +85,7 @@ func (s *session) appendFlagsLine(last *responseLine, line responseLine) {
 	}
 }
 
-// resyncView tells what has gone and what has come.
+// resyncView sends expunges and new messages.
 func (s *session) resyncView(d *view.Diff, exists uint32) error {
 	s.mailbox.hasArrivals = false
 	if d == nil {
@@ -106,7 +105,7 @@ func (s *session) resyncView(d *view.Diff, exists uint32) error {
 		}
 	}
 	s.mailbox.view.Apply(d)
-	if exists > d.Exists() { // more have come since the snapshot
+	if exists > d.Exists() { // new messages since the snapshot
 		_ = s.mailbox.view.SetExists(exists)
 		s.mailbox.hasArrivals = true
 	}
@@ -116,7 +115,7 @@ func (s *session) resyncView(d *view.Diff, exists uint32) error {
 	return nil
 }
 
-// writeOutBuf writes what has been gathered.
+// writeOutBuf writes and empties outBuf.
 func (s *session) writeOutBuf() error {
 	if len(s.outBuf) == 0 {
 		return nil
@@ -126,8 +125,8 @@ func (s *session) writeOutBuf() error {
 	return s.wrapClientError(err)
 }
 
-// resyncFlags tells which flags have changed since the client was last told. It
-// says no when they could not be had: they are owed then.
+// resyncFlags sends the flags that have changed since the client last received them. It
+// returns false if they are not available; the caller then retries later.
 func (s *session) resyncFlags(t *selectData, deadline time.Time) (bool, error) {
 	b, n := s.mailbox, s.mailbox.view.Exists()
 	switch {
@@ -143,31 +142,31 @@ func (s *session) resyncFlags(t *selectData, deadline time.Time) (bool, error) {
 	return s.fetchAllFlags(n, deadline)
 }
 
-// needsAux says whether changes of flags are to be asked for on another
-// connection than the client's. Their messages are then known by UID alone.
+// needsAux reports whether flag changes must be queried on an auxiliary connection. That
+// connection identifies messages by UID only.
 func (s *session) needsAux(t *selectData) bool {
 	b := s.mailbox
 	return b.modseq != 0 && (t.modseq != b.modseq || b.flagsPending) &&
 		!s.enabled.Has(lease.Condstore) && s.backend.settings.ReadAfterWrite && b.isASCII()
 }
 
-// fetchAllFlags tells all flags, because nobody knows which have changed. Of a large
-// mailbox that is too much.
+// fetchAllFlags sends all flags, because the changed ones are unknown. It ends the
+// session if the mailbox is too large for that.
 func (s *session) fetchAllFlags(n uint32, deadline time.Time) (bool, error) {
 	if n > uint32(s.backend.settings.FlagResyncMaxMessages) { // a setting of at most millions
-		return false, &closeError{audit.MailboxTooLarge, byeUnavailable, errors.New("flags may have changed, nobody knows which")}
+		return false, &closeError{audit.MailboxTooLarge, byeUnavailable, errors.New("changed flags are unknown, and the mailbox is too large to send all")}
 	}
 	return s.fetchFlags(fmt.Sprintf("FETCH 1:%d (UID FLAGS)", n), deadline)
 }
 
-// fetchFlagsSince asks the client's own connection, which says what the client has
+// fetchFlagsSince queries the client's own connection, which has the client's extensions
 // enabled (RFC 7162 §3.1.4.1).
 func (s *session) fetchFlagsSince(n uint32, since uint64, deadline time.Time) (bool, error) {
 	return s.fetchFlags(fmt.Sprintf("FETCH 1:%d (UID FLAGS MODSEQ) (CHANGEDSINCE %d)", n, since), deadline)
 }
 
-// fetchFlags runs a FETCH of ours whose answers are the client's. FETCH by number
-// brings no EXPUNGE along.
+// fetchFlags runs a FETCH and relays its responses to the client. No EXPUNGE arrives
+// during a FETCH by number.
 func (s *session) fetchFlags(command string, deadline time.Time) (bool, error) {
 	res, err := s.upstream.Run(deadline, command, s.forwardUntagged)
 	if err != nil {
@@ -176,7 +175,8 @@ func (s *session) fetchFlags(command string, deadline time.Time) (bool, error) {
 	return res.Name == "OK", nil
 }
 
-// forwardUntagged passes a response on that came while a command of ours ran.
+// forwardUntagged relays an untagged response that arrives during a command of the
+// gateway.
 func (s *session) forwardUntagged(response []byte) error {
 	seg := imap.Segment{Bytes: response, End: true}
 	v, err := s.classifyUntagged(seg)
@@ -186,8 +186,8 @@ func (s *session) forwardUntagged(response []byte) error {
 	return s.forwardResponses(response)
 }
 
-// forwardAlert passes a response on if people are to be shown it, of those that are
-// otherwise for us alone.
+// forwardAlert relays a response with an ALERT, which must reach a person, and drops
+// others.
 func (s *session) forwardAlert(response []byte) error {
 	if !imap.IsAlert(response) {
 		return nil
@@ -195,7 +195,7 @@ func (s *session) forwardAlert(response []byte) error {
 	return s.forwardResponses(response)
 }
 
-// forwardResponses tells the client of whole responses, none for none.
+// forwardResponses writes complete responses to the client, or appends them to deferred.
 func (s *session) forwardResponses(responses []byte) error {
 	if len(responses) == 0 {
 		return nil
@@ -208,7 +208,8 @@ func (s *session) forwardResponses(responses []byte) error {
 	return s.wrapClientError(err)
 }
 
-// wrapRunError tells the client's end from the upstream's in an error of Run.
+// wrapRunError separates the end of the session from the loss of the upstream in an error
+// of Run.
 func (s *session) wrapRunError(err error) error {
 	if e := (*closeError)(nil); errors.As(err, &e) {
 		return e
@@ -216,10 +217,10 @@ func (s *session) wrapRunError(err error) error {
 	return s.wrapUpstreamError(err)
 }
 
-// fetchFlagsOnAux asks an auxiliary connection, because a client that has enabled
-// nothing must not have its own connection asked about mod-sequences: it would
-// be told of them ever after. What it says is newer than what the lease has
-// said, never older, since it selects the mailbox later.
+// fetchFlagsOnAux queries an auxiliary connection. The client's own connection must not
+// be asked about mod-sequences if the client has enabled nothing, because it would report
+// them from then on. The auxiliary connection selects the mailbox later than the lease,
+// so its flags are never older than the lease's.
 func (s *session) fetchFlagsOnAux(t *selectData, deadline time.Time) (bool, error) {
 	ctx, cancel := context.WithTimeout(s.hub.ctx, auxLoginTimeout)
 	defer cancel()
@@ -229,7 +230,7 @@ func (s *session) fetchFlagsOnAux(t *selectData, deadline time.Time) (bool, erro
 		deadline = auxDeadline
 	}
 	if aux, err := s.acquireAux(ctx); err == nil {
-		_ = s.forwardResponses(aux.TakeAlerts()) // a client that is gone is missed by the next write
+		_ = s.forwardResponses(aux.TakeAlerts()) // the next write notices a client that is gone
 		if data, ok = s.fetchChangedFlags(aux, deadline); ok {
 			s.account.ReleaseAux(aux)
 		} else {
@@ -240,9 +241,9 @@ func (s *session) fetchFlagsOnAux(t *selectData, deadline time.Time) (bool, erro
 	case !ok && n <= uint32(s.backend.settings.FlagResyncMaxMessages):
 		return s.fetchAllFlags(n, deadline)
 	case !ok:
-		return false, nil // owed
+		return false, nil // retried later
 	}
-	if changed := s.outBuf; len(changed) > 0 { // a keyword may be so new that only aux has said it, or so that it has not
+	if changed := s.outBuf; len(changed) > 0 { // either FLAGS line may lack new keywords of the other
 		s.outBuf = nil
 		s.appendFlagsLine(&s.mailbox.flags, s.mailbox.flags.union(data.flags))
 		s.outBuf = append(s.outBuf, changed...)
@@ -250,14 +251,14 @@ func (s *session) fetchFlagsOnAux(t *selectData, deadline time.Time) (bool, erro
 	return true, s.writeOutBuf()
 }
 
-// acquireAux waits a little for an auxiliary connection that others of the user's
-// sessions, which were lost with this one, may just have. There is none where the
-// user does not live any more: the session goes on without.
+// acquireAux acquires an auxiliary connection. It waits a little, because other sessions
+// of the user that lost their upstream at the same time may hold it. It fails if the
+// route has changed; the session continues without one.
 func (s *session) acquireAux(ctx context.Context) (*lease.Conn, error) {
 	return s.acquireAuxWhile(ctx, func() bool { return true })
 }
 
-// acquireAuxWhile is aux, but waits no longer than that is said to be worth it.
+// acquireAuxWhile is acquireAux, and waits only while shouldWait returns true.
 func (s *session) acquireAuxWhile(ctx context.Context, shouldWait func() bool) (*lease.Conn, error) {
 	if err := s.checkRoute(ctx); err != nil {
 		return nil, err
@@ -272,12 +273,13 @@ func (s *session) acquireAuxWhile(ctx context.Context, shouldWait func() bool) (
 	return nil, pool.ErrBusy
 }
 
-// fetchChangedFlags gathers what has changed since the mailbox's mod-sequence, as
-// FETCH responses in the client's numbers. It says no when aux is of no more use.
+// fetchChangedFlags appends the flags changed since the mailbox's mod-sequence to outBuf,
+// as FETCH responses with the client's message numbers. If it returns false, aux must be
+// discarded.
 func (s *session) fetchChangedFlags(aux *lease.Conn, deadline time.Time) (selectData, bool) {
 	var data selectData
 	examine := *s.mailbox
-	examine.verb = "EXAMINE" // so that \Recent stays whose it is
+	examine.verb = "EXAMINE" // keeps \Recent for the client's session
 	name, err := examine.selectCommand(aux.Caps())
 	if err != nil {
 		return data, false
@@ -289,7 +291,7 @@ func (s *session) fetchChangedFlags(aux *lease.Conn, deadline time.Time) (select
 	}
 	fetch := fmt.Sprintf("UID FETCH 1:%d (FLAGS) (CHANGEDSINCE %d)", max(s.mailbox.view.MaxUID(), 1), s.mailbox.modseq)
 	res, err = aux.Run(deadline, fetch, func(response []byte) error {
-		if imap.HasWordPrefix(response[len("* "):], "FLAGS") { // newer keywords than EXAMINE knew
+		if imap.HasWordPrefix(response[len("* "):], "FLAGS") { // newer keywords than in EXAMINE
 			data.flags.set(response[len("* "):])
 		}
 		s.outBuf = appendFlags(s.outBuf, response, &s.mailbox.view)
@@ -298,9 +300,9 @@ func (s *session) fetchChangedFlags(aux *lease.Conn, deadline time.Time) (select
 	return data, err == nil && res.Name == "OK"
 }
 
-// appendFlags writes the flags of a FETCH response with the number that the
-// message has in v. One without a UID is numbered as on its own connection, and
-// is left out; so is a message that v has not.
+// appendFlags appends the flags of a FETCH response with the message's number in v.
+// Responses without a UID, whose numbers are valid only on their own connection, and
+// messages unknown to v are omitted.
 func appendFlags(dst, response []byte, v *view.View) []byte {
 	_, rest, ok := parseLeadingNumber(response[len("* "):])
 	if !ok || !imap.HasWordPrefix(rest, "FETCH") {

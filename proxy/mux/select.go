@@ -10,12 +10,13 @@ import (
 	"imapgate/proxy/mux/lease"
 )
 
-// maxBufferedSelect bounds what is held back of the answer to SELECT, so that it can be
-// asked for again elsewhere without the client seeing two different ones.
+// maxBufferedSelect bounds the part of the answer to SELECT that is held back. While it
+// is held back, SELECT can be repeated elsewhere without the client seeing two different
+// answers.
 const maxBufferedSelect = 256 << 10
 
-// selectMailbox is SELECT and EXAMINE. What was selected before is left, whatever
-// the answer (RFC 9051 §6.3.2); expunges nobody was told of go with it.
+// selectMailbox executes SELECT and EXAMINE. Whatever the answer, the previous mailbox is
+// left (RFC 9051 §6.3.2), along with its pending expunges.
 func (s *session) selectMailbox(r *request) error {
 	tries := 0
 	err := s.retryTransient(s.backend.settings.CommandHoldTimeout, func(h *holdTimer) error {
@@ -24,14 +25,14 @@ func (s *session) selectMailbox(r *request) error {
 		}
 		err := s.selectOnce(r, s.tryDeadline())
 		lost, ok := asLost(err)
-		if ok && (s.responsePartial || s.attached) { // it has been answered, or begun to be
+		if ok && (s.responsePartial || s.attached) { // the answer has begun
 			return s.onUpstreamLost(lost)
 		}
 		if ok {
 			s.dropUpstream(lost)
 		}
 		if ok && tries == 1 {
-			h.startedAt = time.Now() // until now there was a backend
+			h.startedAt = time.Now() // until now the backend was up
 		}
 		return err
 	})
@@ -43,7 +44,7 @@ func (s *session) selectMailbox(r *request) error {
 	return s.replyTagged("NO [UNAVAILABLE] Mail store is temporarily unavailable.")
 }
 
-// selectOnce asks one connection.
+// selectOnce executes SELECT on one connection.
 func (s *session) selectOnce(r *request, deadline time.Time) error {
 	if s.upstream == nil {
 		if err := s.acquireLease(deadline); err != nil {
@@ -52,19 +53,19 @@ func (s *session) selectOnce(r *request, deadline time.Time) error {
 	}
 	closedCode := ""
 	if caps := s.upstream.Caps(); s.mailbox != nil && !s.upstream.Selected && (caps.Has(lease.Qresync) || caps.Has(lease.Rev2)) {
-		closedCode = "* OK [CLOSED] Previous mailbox closed.\r\n" // RFC 7162 §3.2.11: this connection had none
+		closedCode = "* OK [CLOSED] Previous mailbox closed.\r\n" // RFC 7162 §3.2.11: this connection has none to close
 	}
 	s.avoidTagPrefix(r.tag)
 	s.enableCondstore(r)
 	s.upstream.Enabled = s.enabled
 	s.hadMailbox = s.upstream.Selected
-	s.attached = false         // to what it leaves, so that a loss is seen to come before the answer
-	s.upstream.Selected = true // or not, if it says NO: nobody else must find out
+	s.attached = false         // to the previous mailbox, so that a loss counts as one before the answer
+	s.upstream.Selected = true // even after a NO the pool must assume a selected mailbox
 	s.outstanding.add(outstandingCommand{spec: r.spec, tagLen: len(r.tag), retryable: true, selectsMailbox: true, upstreamDropped: r.upstreamDropped}, r.raw)
 	r.unsent = nil
 	err := s.sendCommand(r.raw)
 	switch {
-	case s.outstanding.isEmpty(): // it has refused a literal, and may be lost behind the answer
+	case s.outstanding.isEmpty(): // a literal was refused, and a loss may follow the answer
 		return s.recoverLoss(err)
 	case err == nil:
 		err = s.readSelectReply(r, []byte(closedCode))
@@ -75,10 +76,10 @@ func (s *session) selectOnce(r *request, deadline time.Time) error {
 	return err
 }
 
-// readSelectReply reads the answer to SELECT and passes it on in one piece.
+// readSelectReply reads the answer to SELECT and relays it in one piece.
 func (s *session) readSelectReply(r *request, buffered []byte) error {
 	var t selectData
-	left := 1 << 30 // a QRESYNC client may be told a great deal
+	left := 1 << 30 // a QRESYNC client may receive large responses
 	for s.upstream.Buffered() == 0 {
 		if err := s.readReply(); err != nil {
 			return err
@@ -133,8 +134,8 @@ func (s *session) readSelectReply(r *request, buffered []byte) error {
 	}
 }
 
-// isGatewayOnly says whether a response is for the gateway alone: about capabilities, or
-// a way around it.
+// isGatewayOnly reports whether an untagged response is for the gateway alone:
+// capabilities and referrals.
 func isGatewayOnly(line []byte) bool {
 	if imap.HasWordPrefix(line, "CAPABILITY") {
 		return true
@@ -144,31 +145,31 @@ func isGatewayOnly(line []byte) bool {
 		(imap.HasWordPrefix(line[4:], "CAPABILITY") || imap.HasWordPrefix(line[4:], "REFERRAL"))
 }
 
-// writePartialSelect gives the client what can no longer be held back. From here on SELECT
-// cannot be asked again: the client has the beginning of an answer.
+// writePartialSelect sends the client a part of the answer. From here on SELECT cannot be
+// repeated.
 func (s *session) writePartialSelect(buffered []byte) error {
 	s.responsePartial = true
 	_, err := s.client.Write(buffered)
 	return s.wrapClientError(err)
 }
 
-// writeUnparsableSelect passes on what cannot be followed, and all that came before it.
+// writeUnparsableSelect relays an unparsable response and everything held back before it.
 func (s *session) writeUnparsableSelect(buffered []byte, err error) error {
 	s.countUnparsable()
-	return errors.Join(s.writePartialSelect(buffered), &unparsableError{err: err}) // whatever was selected, it is the client's now
+	return errors.Join(s.writePartialSelect(buffered), &unparsableError{err: err}) // the selection, whatever it is, belongs to the client
 }
 
-// readSelectUntagged takes in one untagged response to SELECT.
+// readSelectUntagged reads one untagged response to SELECT.
 func (s *session) readSelectUntagged(response []byte, t *selectData) error {
 	if imap.HasWordPrefix(response[2:], "BYE") {
 		return s.byeError(response)
 	}
 	t.readUntagged(response)
-	t.fetches = nil // they are the client's, who gets them as they come
+	t.fetches = nil // relayed to the client directly
 	return nil
 }
 
-// applySelect is the state of the session behind the answer to SELECT.
+// applySelect updates the session after the answer to SELECT.
 func (s *session) applySelect(r *request, t *selectData, res imap.Response) {
 	s.retries = 0
 	s.mailbox, s.attached = nil, false
@@ -190,20 +191,20 @@ func (s *session) applySelect(r *request, t *selectData, res imap.Response) {
 	}
 }
 
-// applyUnselected is the state of the session behind an answer, without its tag, that
-// selects nothing.
+// applyUnselected updates the session after an answer, without its tag, that selects no
+// mailbox.
 func (s *session) applyUnselected(answer []byte) {
 	s.mailbox, s.attached = nil, false
 	if imap.HasWordPrefix(answer, "NO") {
-		s.upstream.Selected = s.hadMailbox // a backend may have kept what was
-	} else { // nobody knows what is selected now
+		s.upstream.Selected = s.hadMailbox // some backends keep the previous mailbox
+	} else { // the selection is unknown
 		s.pinReason = audit.PinSelectBad
 	}
 	s.updateStateMetric()
 }
 
-// closeMailbox is CLOSE and UNSELECT. A session without its mailbox attached has
-// nothing to close where nothing would be expunged.
+// closeMailbox executes CLOSE and UNSELECT. If the mailbox is not attached and nothing
+// would be expunged, it answers without a backend.
 func (s *session) closeMailbox(r *request) error {
 	if err := s.relayPending(); err != nil {
 		return err
@@ -216,7 +217,7 @@ func (s *session) closeMailbox(r *request) error {
 		s.updateStateMetric()
 		return s.replyTagged("OK " + r.spec.Name + " completed.")
 	}
-	unsynced := !s.isInSync() // the view need not be brought in step: it is about to go
+	unsynced := !s.isInSync() // the view need not be synchronized: it is about to be dropped
 	if unsynced {
 		if err := s.attach(r); err != nil {
 			return s.answerUnattached(err)
@@ -225,7 +226,7 @@ func (s *session) closeMailbox(r *request) error {
 	s.outstanding.add(outstandingCommand{spec: r.spec, tagLen: len(r.tag), retryable: r.facts.Retryable, closesMailbox: true}, r.raw)
 	previous := s.mailbox
 	if unsynced {
-		s.mailbox = nil // what is said meanwhile is not about what the client sees
+		s.mailbox = nil // responses do not apply to the client's view
 	}
 	r.unsent = nil
 	err := s.sendCommand(r.raw)
@@ -241,7 +242,7 @@ func (s *session) closeMailbox(r *request) error {
 	return err
 }
 
-// applyClose is the state of the session behind an OK to CLOSE or UNSELECT.
+// applyClose updates the session after an OK to CLOSE or UNSELECT.
 func (s *session) applyClose() {
 	s.mailbox, s.attached = nil, false
 	s.upstream.Selected = false

@@ -16,101 +16,101 @@ import (
 	"imapgate/proxy/mux/wire"
 )
 
-// Client is a client that has logged in.
+// Client is a client after its login.
 type Client struct {
 	Conn        net.Conn
-	Buffered    []byte // what was already read from it
+	Buffered    []byte // bytes already read from Conn
 	AuditClient *audit.Client
 	Mode        Mode
-	Caps        imap.Caps // as Offered
-	// LoginFromRoute is true when the account's login name is the route's, and so has to be
-	// again whenever the session takes another connection.
+	Caps        imap.Caps // the result of OfferedCaps
+	// LoginFromRoute is true if the route sets the account's login name. Each later
+	// connection of the session then requires that name in the route.
 	LoginFromRoute bool
 
-	Quota     Quota     // nil: no bound
-	ExpiresAt time.Time // the session ends then, also when it is pinned; zero: whenever it likes
+	Quota     Quota     // nil: unlimited
+	ExpiresAt time.Time // end of the session, also after a pin; zero: none
 }
 
-// session is one client from its login to its end. It has a goroutine while
-// something happens, and is data otherwise.
+// session is one client from its login to its end. It has a goroutine while it is active,
+// and none while it is parked.
 type session struct {
 	// Set once.
 	hub            *Hub
 	backend        *backend
 	account        *pool.Account
-	canResume      bool // its mode is Resume
+	canResume      bool // the mode is Resume
 	loginFromRoute bool // Client.LoginFromRoute
 	auditClient    *audit.Client
-	offeredCaps    imap.Caps // as the client is told
+	offeredCaps    imap.Caps // capabilities offered to the client
 	onEnd          func(Result)
 	client         wire.Conn
 
-	// Owned by run. nil while there is no goroutine and nothing is outstanding.
+	// Owned by run. nil while the session is parked with nothing outstanding.
 	*commandState
 
 	// Owned by run: the lease.
-	upstream             *lease.Conn   // nil while there is none
-	upstreamSince        time.Duration // age of the hub when it was got, or lost
-	attached             bool          // it has box selected, and says of it what the client sees
-	awaitingContinuation bool          // a continuation request is due
-	commandPartial       bool          // it has the beginning of a command, not yet its end
-	literalDeclined      bool          // it has answered a command whose literal it was not sent, and nothing since
-	tainted              bool          // what it says may be the client's doing
-	hadMailbox           bool          // it had a mailbox selected before the SELECT under way
-	disposition          disposition   // what becomes of the response that is being read
-	previousLost         bool          // the last one was lost, not given up
-	violationCounted     bool          // a promise that was broken to it has counted
+	upstream             *lease.Conn   // nil: none
+	upstreamSince        time.Duration // hub uptime at the attach or at the loss
+	attached             bool          // the mailbox is selected on the lease, in sync with the client's view
+	awaitingContinuation bool          // a continuation request is expected
+	commandPartial       bool          // the lease has received the beginning of a command, but not its end
+	literalDeclined      bool          // the backend answered a command without taking its literal, and has sent nothing since
+	tainted              bool          // responses may be caused by the client's own octets
+	hadMailbox           bool          // the lease had a mailbox selected before the current SELECT
+	disposition          disposition   // of the current response
+	previousLost         bool          // the last upstream was lost, not released
+	violationCounted     bool          // a violation of this session has been counted
 
 	// Owned by run: the client.
-	responsePartial bool   // it has the beginning of a response, not yet its end
-	discardingInput bool   // what it says of the command in hand goes to no backend
-	wasParked       bool   // it has been quiet
-	badCommands     uint8  // commands in a row that were none, at most maxBadCommands and one
-	retries         uint8  // losses since something was last answered, at most maxRetries and one
-	commandCount    uint32 // commands so far; 32 bits fill a gap, 64 would make each session larger
+	responsePartial bool   // the client has received the beginning of a response, but not its end
+	discardingInput bool   // the rest of the current command is discarded
+	wasParked       bool   // has been parked at least once
+	badCommands     uint8  // consecutive invalid commands, at most maxBadCommands+1
+	retries         uint8  // losses since the last answer, at most maxRetries+1
+	commandCount    uint32 // commands so far; 32 bits fill a gap, 64 bits would enlarge each session
 	enabled         lease.Extensions
-	mailbox         *mailbox   // nil: none is selected
-	idleState       *idleState // nil: it is not in IDLE
-	throttle        *throttle  // nil: nothing is bounded
+	mailbox         *mailbox   // nil: none selected
+	idleState       *idleState // nil: not in IDLE
+	throttle        *throttle  // nil: unlimited
 	pinReason       audit.Why
-	metricState     string // as which the session is counted
+	metricState     string // state under which the session is counted
 
-	upstreamWire atomic.Pointer[wire.Conn]    // up's, for the clock
-	stopReason   atomic.Pointer[audit.Reason] // why the session is to end
-	aborted      atomic.Bool                  // it has been cut off
-	wakeAt       atomic.Uint32                // tick at which to wake, 0: none
-	readable     atomic.Uint32                // what woke the session: bits
+	upstreamWire atomic.Pointer[wire.Conn]    // the lease's, for the clock
+	stopReason   atomic.Pointer[audit.Reason] // nil: none requested
+	aborted      atomic.Bool                  // abort was called
+	wakeAt       atomic.Uint32                // tick of the next wake; 0: none
+	readable     atomic.Uint32                // readable sockets: bits
 
 	mu          sync.Mutex
-	running     bool // Guarded by mu. There is a goroutine.
-	wakePending bool // Guarded by mu. … which has not heard of it.
+	running     bool // Guarded by mu. The goroutine exists.
+	wakePending bool // Guarded by mu. Wake not yet seen by the goroutine.
 	isEnded     bool // Guarded by mu.
 
 	reportedIn, reportedOut int64 // Guarded by mu.
 }
 
-// commandState is the command in hand, what is outstanding, and answers: what a session
-// needs only while it does something.
+// commandState holds the current command, the outstanding commands and the output
+// buffers: the part of a session that is allocated only while it is active.
 type commandState struct {
-	outstanding      outstandingQueue // on the lease
+	outstanding      outstandingQueue // commands sent on the lease
 	request          request
-	expungePolicy    command.ExpungePolicy // its class, until it is sent
-	uidSet           string                // the UIDs that its numbers became
+	expungePolicy    command.ExpungePolicy // the current command's, until it is sent
+	uidSet           string                // UIDs translated from the command's numbers
 	commandBuf       []byte                // a command with literals
-	deferred         []byte                // what goes behind an answer that waits; nil: on at once
-	outBuf           []byte                // answers of our own
-	commandLog       commandLog            // commands that are to be put on record
-	silenceCheckedAt time.Duration         // age of the hub when a silence was last asked about
+	deferred         []byte                // a delayed final response, and the output after it; nil: none
+	outBuf           []byte                // the gateway's own responses
+	commandLog       commandLog            // commands to be recorded
+	silenceCheckedAt time.Duration         // hub uptime of the last silence check
 }
 
-// What is readable.
+// The bits of session.readable.
 const (
 	clientReadable uint32 = 1 << iota
 	upstreamReadable
 )
 
-// Start relays c's session at the backend until it is over and then calls ended,
-// once. The connection and the account are the session's now.
+// Start relays c's session at the backend until it ends, and then calls onEnd once. Start
+// takes ownership of the connection and the account.
 func (h *Hub) Start(c Client, backend string, account *pool.Account, onEnd func(Result)) {
 	s := &session{
 		hub: h, backend: h.backends[backend], account: account, canResume: c.Mode == Resume, loginFromRoute: c.LoginFromRoute,
@@ -122,7 +122,7 @@ func (h *Hub) Start(c Client, backend string, account *pool.Account, onEnd func(
 	s.client.Open(c.Conn, c.Buffered, imap.Commands, &h.shared)
 	s.setStateMetric(metrics.Unselected)
 	h.mu.Lock()
-	h.wg.Add(1) // until remove, so that no goroutine begins when Close has seen the last
+	h.wg.Add(1) // until unregister, so that no goroutine starts after Close has waited
 	h.sessions[s] = struct{}{}
 	s.backend.sessionCount.Add(1)
 	if !c.ExpiresAt.IsZero() {
@@ -132,25 +132,25 @@ func (h *Hub) Start(c Client, backend string, account *pool.Account, onEnd func(
 	s.wake()
 }
 
-// A session, as each of its sockets wakes it.
+// The types through which each socket wakes its session.
 type (
 	clientWaker   session
 	upstreamWaker session
 )
 
-// Wake implements quiet.Waker.
+// Wake implements parking.Waker.
 func (s *clientWaker) Wake() { (*session)(s).onReadable(clientReadable) }
 
-// Wake implements quiet.Waker.
+// Wake implements parking.Waker.
 func (s *upstreamWaker) Wake() { (*session)(s).onReadable(upstreamReadable) }
 
-// onReadable wakes the session for what is readable.
+// onReadable marks a socket as readable and wakes the session.
 func (s *session) onReadable(bit uint32) {
 	s.readable.Or(bit)
 	s.wake()
 }
 
-// wake gives the session a goroutine, or tells the one there is.
+// wake starts the session's goroutine, or notifies the running one.
 func (s *session) wake() {
 	s.mu.Lock()
 	if s.running || s.isEnded {
@@ -168,8 +168,8 @@ func (s *session) wake() {
 	go s.run()
 }
 
-// run is the goroutine of a session. It ends when nothing has been said for a
-// while, and when the session is over or handed on.
+// run is the goroutine of a session. It ends when the session parks, ends or is handed
+// over.
 func (s *session) run() {
 	defer s.hub.wg.Done()
 	defer s.recoverPanic()
@@ -181,12 +181,12 @@ func (s *session) run() {
 		err = s.serve()
 	}
 	if errors.Is(err, errParked) || errors.Is(err, errHandedOver) {
-		return // s is somebody else's already
+		return // the session is no longer this goroutine's
 	}
 	s.end(err)
 }
 
-// serve is a session turn by turn. A lost upstream is survived where it can be.
+// serve runs the session step by step and recovers from upstream losses.
 func (s *session) serve() error {
 	for {
 		if err := s.handOverUnparsable(s.recoverLoss(s.step())); err != nil {
@@ -195,8 +195,8 @@ func (s *session) serve() error {
 	}
 }
 
-// step passes on what the backend has said, does what the client has asked for,
-// asks what we want to know ourselves, and waits.
+// step relays pending responses, executes buffered commands, runs housekeeping commands
+// and waits for input.
 func (s *session) step() error {
 	if s.upstream != nil {
 		if err := s.relay(); err != nil {
@@ -216,12 +216,12 @@ func (s *session) step() error {
 	return s.waitForInput()
 }
 
-// waitForInput waits for whoever is expected to speak: the backend while it owes an
-// answer, the client otherwise. When it has been quiet for a while, both are
-// waited for, without a goroutine.
+// waitForInput waits for the peer that is expected to send next: the backend while
+// commands are outstanding, the client otherwise. After a quiet period it parks the
+// session until either is readable.
 func (s *session) waitForInput() error {
 	if s.idleState != nil {
-		return s.park() // nobody is expected
+		return s.park() // neither is expected to send soon
 	}
 	if s.upstream == nil || s.outstanding.isEmpty() {
 		err := s.client.AwaitInput()
@@ -241,15 +241,15 @@ func (s *session) waitForInput() error {
 	return s.park()
 }
 
-// park gives up the goroutine: errParked. It returns nil when there is something
-// to do after all.
+// park gives up the goroutine and returns errParked. It returns nil if there is input to
+// process.
 func (s *session) park() error {
-	if s.upstream != nil { // what TLS holds, no kernel will tell us of
+	if s.upstream != nil { // the kernel does not signal bytes that TLS has buffered
 		if buffered, err := s.upstream.ReadTLSBuffered(); buffered || err != nil {
 			return s.wrapUpstreamError(err)
 		}
 	}
-	readsClient := !s.outstanding.isFull() // or the client has said enough for now
+	readsClient := !s.outstanding.isFull() // with a full queue the client must wait
 	if readsClient {
 		if buffered, err := s.client.ReadTLSBuffered(); buffered || err != nil {
 			return s.wrapClientError(err)
@@ -265,7 +265,7 @@ func (s *session) park() error {
 	if waitErr == nil && s.upstream != nil {
 		waitErr = poller.Arm(&s.upstream.ParkWaiter, s.upstream.NetConn(), (*upstreamWaker)(s))
 	}
-	if waitErr != nil { // closed, or the kernel has no room: wait here
+	if waitErr != nil { // closed, or the epoll set has no room: wait here
 		if err := s.client.AwaitInput(); !errors.Is(err, wire.ErrIdle) {
 			return s.wrapClientError(err)
 		}
@@ -292,7 +292,7 @@ func (s *session) park() error {
 	return s.readReadable()
 }
 
-// readReadable reads from those that have something to say.
+// readReadable reads from the sockets that are readable.
 func (s *session) readReadable() error {
 	bits := s.readable.Swap(0)
 	if bits&upstreamReadable != 0 && s.upstream != nil {
@@ -308,14 +308,14 @@ func (s *session) readReadable() error {
 	return nil
 }
 
-// releaseBuffers gives back what a session at rest does not need.
+// releaseBuffers releases the buffers that a parked session does not need.
 func (s *session) releaseBuffers() {
 	s.client.ReleaseBuffers()
 	if s.upstream != nil {
 		s.upstream.ReleaseBuffers()
 	}
 	s.commandBuf, s.outBuf = nil, nil
-	if !s.wasParked { // TLS and the login leave most behind at first
+	if !s.wasParked { // TLS and the login leave the most garbage
 		s.wasParked = true
 		s.hub.parkedConns.Add(2)
 	}
@@ -325,16 +325,16 @@ func (s *session) releaseBuffers() {
 	}
 }
 
-// bindUpstream makes up the session's lease.
+// bindUpstream makes conn the session's lease.
 func (s *session) bindUpstream(conn *lease.Conn) {
 	s.upstream, s.upstreamSince = conn, s.hub.uptime()
 	s.upstreamWire.Store(&conn.Conn)
-	if s.aborted.Load() { // while it was on its way
+	if s.aborted.Load() { // the abort happened during the acquire
 		conn.Abort()
 	}
 }
 
-// unbindUpstream parts the session from its lease, for whoever the caller gives it to.
+// unbindUpstream removes the session's lease and returns it to the caller.
 func (s *session) unbindUpstream() *lease.Conn {
 	conn := s.upstream
 	s.upstream, s.attached, s.tainted, s.literalDeclined = nil, false, false, false
@@ -345,14 +345,14 @@ func (s *session) unbindUpstream() *lease.Conn {
 	return conn
 }
 
-// requestStop asks the session to end at the next boundary between commands.
+// requestStop asks the session to end once no command is outstanding.
 func (s *session) requestStop(reason audit.Reason) {
 	s.stopReason.CompareAndSwap(nil, &reason)
 	s.client.InterruptWait()
 	s.wake()
 }
 
-// abort ends the session now.
+// abort ends the session immediately.
 func (s *session) abort(reason audit.Reason) {
 	s.stopReason.Store(&reason)
 	s.aborted.Store(true)
@@ -363,7 +363,7 @@ func (s *session) abort(reason audit.Reason) {
 	s.wake()
 }
 
-// onTick is the clock's look at a session with a goroutine.
+// onTick updates the timers of a session with a goroutine.
 func (s *session) onTick(parkAfter, stallAfter uint32) {
 	s.client.OnTick(parkAfter, stallAfter)
 	if w := s.upstreamWire.Load(); w != nil {
@@ -371,7 +371,7 @@ func (s *session) onTick(parkAfter, stallAfter uint32) {
 	}
 }
 
-// onSecond is the clock's look at every session, once a second.
+// onSecond updates the timers of every session, once a second.
 func (s *session) onSecond(now uint32) {
 	s.reportBytes()
 	lastActivity := s.client.LastByteTick()
@@ -386,7 +386,8 @@ func (s *session) onSecond(now uint32) {
 	}
 }
 
-// scheduleWake sets the alarm, to the second, unless it rings before.
+// scheduleWake schedules a wake after d, with a resolution of one second, unless an
+// earlier one is scheduled.
 func (s *session) scheduleWake(d time.Duration) {
 	at := s.hub.shared.Clock.Now() + max(toTicks(d), 1)
 	if current := s.wakeAt.Load(); current == 0 || at < current {
@@ -394,8 +395,8 @@ func (s *session) scheduleWake(d time.Duration) {
 	}
 }
 
-// reportBytes passes on the bytes relayed since it was last called. The clock calls
-// it, and the end, when the clock does so no more.
+// reportBytes reports the bytes relayed since its last call. The clock calls it, and
+// finally unregister.
 func (s *session) reportBytes() {
 	in, out := s.client.ByteCounts()
 	s.mu.Lock()
@@ -407,7 +408,7 @@ func (s *session) reportBytes() {
 	}
 }
 
-// updateStateMetric tells the metrics which state the session is in.
+// updateStateMetric updates the metric of session states.
 func (s *session) updateStateMetric() {
 	switch {
 	case s.idleState != nil:

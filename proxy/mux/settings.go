@@ -5,51 +5,52 @@ import (
 	"time"
 )
 
-// When the UIDs of a selected mailbox are learned.
+// The values of Settings.UIDPrefetch: when to fetch the UIDs of a selected mailbox.
 const (
 	PrefetchAuto  = "auto"  // eagerly, unless the mailbox is larger than UIDPrefetchMaxMessages
-	PrefetchEager = "eager" // so that also a loss nobody foresaw can be healed
-	PrefetchLazy  = "lazy"  // when the upstream is given up on purpose
+	PrefetchEager = "eager" // at once, so that an unexpected loss can be recovered, too
+	PrefetchLazy  = "lazy"  // when the gateway releases the upstream
 )
 
-// How often the view is compared with what the backend says.
+// The values of Settings.ConsistencyCheck: how often to compare the view with the
+// backend.
 const (
 	CheckOff    = "off"
-	CheckSample = "sample" // in one gap between commands of a thousand
+	CheckSample = "sample" // once in a thousand times
 	CheckAlways = "always"
 )
 
-// Settings are what an operator decides about the sessions of one backend.
+// Settings are the operator's settings for the sessions of one backend.
 type Settings struct {
-	// The pool. At 0 no connection waits, and limits do not bound.
-	PoolIdleTimeout time.Duration // an upstream connection waits this long for its account's next login
-	MaxAge          time.Duration // of an upstream connection that is reused
+	// The pool. 0 in PoolIdleTimeout disables it; 0 in the limits means unlimited.
+	PoolIdleTimeout time.Duration // how long an upstream connection waits for the account's next login
+	MaxAge          time.Duration // of a reused upstream connection
 	MaxPerUser      int           // upstream connections of one user
 	MaxTotal        int           // upstream connections of all users
 
-	// Passthrough: the passwords that the backend accepted.
+	// Passthrough: passwords accepted by the backend.
 	CredentialCache    bool
-	CredentialCacheTTL time.Duration // how long one is believed without asking the backend, from when it was asked last
+	CredentialCacheTTL time.Duration // how long a password is accepted after the backend verified it
 
 	// Loss.
-	CommandHoldTimeout      time.Duration // a command waits this long for a backend that is away
-	IdleReattachTimeout     time.Duration // a session in IDLE stays this long without one
-	SilenceTimeout          time.Duration // an answer is due this long before a second connection is asked; 0: none is
-	MaxConcurrentReattaches int           // under way at a time, so that a backend that comes back is not run over
+	CommandHoldTimeout      time.Duration // how long a command waits for a backend that is down
+	IdleReattachTimeout     time.Duration // how long a session in IDLE waits for it
+	SilenceTimeout          time.Duration // silence after which a second connection is queried; 0: never
+	MaxConcurrentReattaches int           // bound that protects a recovering backend
 
 	// The view.
-	UIDPrefetch            string // Auto, Eager or Lazy
-	UIDPrefetchMaxMessages int    // messages, for Auto
-	FlagResyncMaxMessages  int    // messages whose flags are all told again when the changed ones cannot be known
-	ConsistencyCheck       string // Off, Sample or Always
-	ReadAfterWrite         bool   // two connections of one user see each other's writes: without it no auxiliary connections
+	UIDPrefetch            string // PrefetchAuto, PrefetchEager or PrefetchLazy
+	UIDPrefetchMaxMessages int    // bound for PrefetchAuto
+	FlagResyncMaxMessages  int    // bound for resending all flags if the changed ones are unknown
+	ConsistencyCheck       string // CheckOff, CheckSample or CheckAlways
+	ReadAfterWrite         bool   // connections of one user see each other's writes; required for auxiliary connections
 
-	HideCapabilities []string // capabilities in capitals that are not offered, besides those that never are
-	AlwaysDetach     bool     // for tests: gives the upstream up after each command
+	HideCapabilities []string // additional capabilities to hide, in upper case
+	AlwaysDetach     bool     // for tests: release the upstream after each command
 }
 
-// WithDefaults fills in the settings that mean nothing at 0. Those that mean
-// something (PoolIdleTimeout, MaxPerUser, MaxTotal, SilenceTimeout and the switches) stay as they are.
+// WithDefaults replaces zero values by defaults. PoolIdleTimeout, MaxPerUser, MaxTotal,
+// SilenceTimeout and the switches stay as they are, because zero has a meaning there.
 func (s Settings) WithDefaults() Settings {
 	s.MaxAge = cmp.Or(s.MaxAge, time.Hour)
 	s.CredentialCacheTTL = cmp.Or(s.CredentialCacheTTL, 5*time.Minute)

@@ -9,17 +9,17 @@ import (
 	"imapgate/internal/metrics"
 )
 
-// errSilent is the loss of a connection on which nothing is answered while another
-// one of the same user is.
-var errSilent = errors.New("backend is silent on this connection alone")
+// errSilent reports the loss of a connection without answers while another connection of
+// the same user gets answers.
+var errSilent = errors.New("backend does not answer on this connection, but on another one")
 
-// checkSilence finds out whether a backend that has not said an octet for SilenceTimeout is
-// slow, or the process behind the connection hangs: nothing else tells, because the
-// kernel goes on acknowledging. A second connection is asked. If it is answered, the
-// first is given up: a loss.
+// checkSilence finds out whether a backend that has sent nothing for SilenceTimeout is
+// slow, or the process behind the connection hangs. The kernel does not show it, because
+// it continues to acknowledge. So checkSilence queries a second connection. If that is
+// answered, the first one is dropped: a loss.
 //
-// A connection is never given up over a command that changes something, because a
-// process that hangs may still do it later; and only once over any other.
+// A connection is never dropped over a command that changes something, because a hanging
+// process may still execute it, and only once over any other command.
 func (s *session) checkSilence() error {
 	timeout := s.backend.settings.SilenceTimeout
 	if timeout == 0 || !s.canResume || s.pinReason != "" || !s.canDropUpstream() || s.silenceDuration() < timeout || s.hub.uptime()-s.silenceCheckedAt < timeout {
@@ -30,31 +30,31 @@ func (s *session) checkSilence() error {
 	if !answered || s.silenceDuration() < timeout || s.upstream.IsReadable() {
 		return nil
 	}
-	s.request.upstreamDropped = true // if it is sent again, it is another entry
+	s.request.upstreamDropped = true // for the resend
 	for i := range s.outstanding.all() {
 		s.outstanding.all()[i].upstreamDropped = true
 	}
 	return s.wrapUpstreamError(errSilent)
 }
 
-// scheduleSilenceCheck has the clock wake a session that rests while an answer is due.
+// scheduleSilenceCheck schedules a wake for a parked session while an answer is due.
 func (s *session) scheduleSilenceCheck() {
 	timeout := s.backend.settings.SilenceTimeout
 	if timeout == 0 || !s.canResume || s.pinReason != "" || !s.canDropUpstream() {
 		return
 	}
 	last := max(s.hub.uptime()-s.silenceDuration(), s.silenceCheckedAt)
-	s.scheduleWake(max(last+timeout-s.hub.uptime(), 0) + rand.N(timeout/8+1)) // not all of a backend's at once
+	s.scheduleWake(max(last+timeout-s.hub.uptime(), 0) + rand.N(timeout/8+1)) // spread over the sessions of a backend
 }
 
-// silenceDuration is the time since the last octet on the lease, either way.
+// silenceDuration returns the time since the last octet on the lease in either direction.
 func (s *session) silenceDuration() time.Duration {
 	return time.Duration(s.hub.shared.Clock.Now()-s.upstream.LastByteTick()) * tick
 }
 
-// canDropUpstream says whether everything that the backend owes may be asked for again
-// elsewhere, and has not been already. That is so of a command of which it has not
-// had the whole, too.
+// canDropUpstream reports whether all outstanding commands may be resent elsewhere, and
+// have not been before for this reason. A command that the backend has received only in
+// part may be resent too.
 func (s *session) canDropUpstream() bool {
 	all := s.outstanding.all()
 	for i, e := range all {
@@ -66,8 +66,8 @@ func (s *session) canDropUpstream() bool {
 	return len(all) > 0 || s.idleState != nil && s.idleState.upstreamTag != ""
 }
 
-// auxResponds asks on an auxiliary connection. That says nothing of the
-// mailbox, so it is done at backends that are not Consistent too.
+// auxResponds runs a NOOP on an auxiliary connection. The result does not depend on the
+// mailbox, so it is valid without ReadAfterWrite, too.
 func (s *session) auxResponds() bool {
 	ctx, cancel := context.WithTimeout(s.hub.ctx, auxLoginTimeout)
 	defer cancel()
@@ -75,7 +75,7 @@ func (s *session) auxResponds() bool {
 	if err != nil {
 		return false
 	}
-	_ = s.forwardResponses(aux.TakeAlerts()) // a client that is gone is missed by the next write
+	_ = s.forwardResponses(aux.TakeAlerts()) // the next write notices a client that is gone
 	if res, err := aux.Run(time.Now().Add(auxReplyTimeout), "NOOP", s.forwardAlert); err != nil || res.Name != "OK" {
 		s.account.Discard(aux, metrics.DiscardError)
 		return false

@@ -14,7 +14,7 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// reselect selects the session's mailbox on a connection that has none.
+// reselect selects the session's mailbox on a connection without a selected mailbox.
 func (s *session) reselect(deadline time.Time) (*selectData, error) {
 	name, err := s.mailbox.selectCommand(s.upstream.Caps())
 	if err != nil {
@@ -39,8 +39,9 @@ func (s *session) reselect(deadline time.Time) (*selectData, error) {
 	return nil, &closeError{audit.UpstreamLost, byeLost, errors.New(upstream.DescribeResponse(res))}
 }
 
-// checkMailbox makes sure that the mailbox is the one the client has selected. Without a
-// UIDVALIDITY it has no unique identifiers (RFC 9051 §6.3.2), and nobody can tell.
+// checkMailbox verifies that the mailbox is the one the client has selected. Without
+// UIDVALIDITY the mailbox has no unique identifiers (RFC 9051 §6.3.2) and cannot be
+// verified.
 func (s *session) checkMailbox(t *selectData) error {
 	b := s.mailbox
 	violation := ""
@@ -59,10 +60,10 @@ func (s *session) checkMailbox(t *selectData) error {
 	return &closeError{audit.ViewInconsistent, byeChanged, errors.New(violation)}
 }
 
-// diffView is what separates the client's view from the connection's; nil for
-// nothing.
+// diffView returns the difference between the client's view and the connection's; nil for
+// none.
 func (s *session) diffView(t *selectData, deadline time.Time) (*view.Diff, error) {
-	if t.hasExpunges { // while it was selected: how many there are, nobody has said
+	if t.hasExpunges { // during the SELECT: their number is unknown
 		return nil, fmt.Errorf("%w: messages are being expunged", errBusy)
 	}
 	if t.hasSameUIDs(s.mailbox) && (s.mailbox.view.UnknownCount() == 0 || !s.needsAux(t)) {
@@ -75,12 +76,12 @@ func (s *session) diffView(t *selectData, deadline time.Time) (*view.Diff, error
 	b := s.mailbox
 	if b.view.UnknownCount() > 0 && !b.hasArrivals {
 		if old := uids.Below(b.uidNext); old.Len() == b.view.Exists() {
-			_ = b.view.AddUIDs(1, old) // as many as there were, and none of them new: they are those
+			_ = b.view.AddUIDs(1, old) // the same number, and none of them new: they are the same messages
 		}
 	}
 	bound := t.uidNext
 	if !b.hasArrivals {
-		bound = b.uidNext // as of before the loss
+		bound = b.uidNext // as of the SELECT before the loss
 	}
 	b.view.InferUIDs(bound)
 	d, err := b.view.Diff(uids, t.uidNext)
@@ -89,16 +90,16 @@ func (s *session) diffView(t *selectData, deadline time.Time) (*view.Diff, error
 		s.countViolation(metrics.UIDUnknown)
 		return nil, &closeError{audit.ViewInconsistent, byeChanged, err}
 	case d.ExpungedUnknownCount() > uint32(s.backend.settings.FlagResyncMaxMessages): // an EXPUNGE for each would cost the client its cache
-		return nil, &closeError{audit.MailboxTooLarge, byeUnavailable, errors.New("UIDs were never learned")}
+		return nil, &closeError{audit.MailboxTooLarge, byeUnavailable, errors.New("too many messages with unknown UIDs")}
 	case d.ExpungedUnknownCount() > 0 && (s.enabled.Has(lease.Qresync) || s.enabled.Has(lease.UIDOnly)):
-		return nil, &closeError{audit.ViewInconsistent, byeLost, errors.New("VANISHED cannot name messages whose UIDs were never learned")}
+		return nil, &closeError{audit.ViewInconsistent, byeLost, errors.New("VANISHED cannot name messages with unknown UIDs")}
 	}
 	return &d, nil
 }
 
-// fetchSnapshot asks for the UIDs of all messages that the connection has announced. What
-// else is said meanwhile is kept for the flush. A connection that does not name all
-// of them is of no use: a fresh SELECT knows nothing of messages that are gone.
+// fetchSnapshot fetches the UIDs of all messages that the connection has announced, and
+// keeps other responses for writeResync. It fails if the backend does not return all
+// UIDs: after a fresh SELECT the gateway cannot know which messages are gone.
 func (s *session) fetchSnapshot(t *selectData, deadline time.Time) (*view.UIDSet, error) {
 	exists := t.exists
 	if exists == 0 {
@@ -112,7 +113,7 @@ func (s *session) fetchSnapshot(t *selectData, deadline time.Time) (*view.UIDSet
 		return nil, s.wrapRunError(err)
 	}
 	switch {
-	case res.Code == "MESSAGELIMIT": // RFC 9738: it does not tell all
+	case res.Code == "MESSAGELIMIT": // RFC 9738: the list is incomplete
 		return nil, &closeError{audit.MailboxTooLarge, byeUnavailable, errors.New(upstream.DescribeResponse(res))}
 	case res.Name != "OK":
 		return nil, fmt.Errorf("%w: %s", errBusy, upstream.DescribeResponse(res))
@@ -125,19 +126,19 @@ func (s *session) fetchSnapshot(t *selectData, deadline time.Time) (*view.UIDSet
 	return uids, nil
 }
 
-// uidFetchBatch is how many messages one FETCH of UIDs is about, which bounds its answer.
+// uidFetchBatch is the number of messages in one FETCH of UIDs. It bounds the size of the
+// answer.
 const uidFetchBatch = 100_000
 
-// queryUIDs asks for the UIDs of the messages first to last, and gives each response
-// that is not an answer to that to heard. There are fewer UIDs than messages where the
-// backend leaves out of a search what another session has expunged before it has
-// announced the EXPUNGE here (RFC 2180 §4.3; Cyrus), and does not name it in a FETCH
-// either: then nobody knows which messages the UIDs belong to.
+// queryUIDs queries the UIDs of the messages first to last, and passes all other
+// responses to onOther. The result has fewer UIDs than messages if another session has
+// expunged some and the backend has not announced that here. Such a backend omits them
+// from SEARCH (RFC 2180 §4.3; Cyrus) and from FETCH. The UIDs then cannot be assigned to
+// messages.
 //
-// A search is asked only of backends that send no EXPUNGE meanwhile (RFC 7162 §3.2.10):
-// without QRESYNC they may, in any UID command. The last message is named by its
-// number, because "*" might be one that is not yet announced: it would make up for one
-// that was left out.
+// It uses SEARCH only at backends with QRESYNC, which send no EXPUNGE during a UID
+// command (RFC 7162 §3.2.10). It names the last message by number, because "*" could be a
+// message not yet announced and so hide an omission.
 func (s *session) queryUIDs(first, last uint32, deadline time.Time, onOther func([]byte) error) (*view.UIDSet, imap.Response, error) {
 	if s.upstream.Caps().Has(lease.Qresync) {
 		uids := &view.UIDSet{}
@@ -154,8 +155,9 @@ func (s *session) queryUIDs(first, last uint32, deadline time.Time, onOther func
 	return s.fetchUIDs(first, last, deadline, onOther)
 }
 
-// fetchUIDs is queryUIDs by FETCH, which brings no EXPUNGE from any server. A backend
-// that refuses because messages are gone (RFC 2180 §4.1.2) has named those that are not.
+// fetchUIDs is queryUIDs by FETCH, during which no server sends EXPUNGE. A backend that
+// refuses because messages are gone (RFC 2180 §4.1.2) has returned the UIDs of the
+// others.
 func (s *session) fetchUIDs(first, last uint32, deadline time.Time, onOther func([]byte) error) (uids *view.UIDSet, res imap.Response, err error) {
 	uids = &view.UIDSet{}
 	for from := first; from <= last && uids.Len() == from-first; from += uidFetchBatch {
@@ -180,8 +182,8 @@ func (s *session) fetchUIDs(first, last uint32, deadline time.Time, onOther func
 	return uids, res, nil
 }
 
-// parseFetchUID reads a FETCH response: the number and the UID of its message, and
-// whether it says nothing else. Without a UID, and of other responses, uid is 0.
+// parseFetchUID parses a FETCH response. It returns the number and UID of the message,
+// and whether the response contains nothing else. uid is 0 if there is none.
 func parseFetchUID(response []byte) (n, uid uint32, uidOnly bool) {
 	n, rest, ok := parseLeadingNumber(response[len("* "):])
 	if !ok || !imap.HasWordPrefix(rest, "FETCH") {
@@ -193,7 +195,7 @@ func parseFetchUID(response []byte) (n, uid uint32, uidOnly bool) {
 	return n, uid, bytes.Count(rest, []byte(" ")) == 2 // "FETCH (UID 7)"
 }
 
-// searchCommand is the command that asks for the UIDs of messages by number.
+// searchCommand returns the command that searches for the UIDs of messages by number.
 func (s *session) searchCommand(numbers string) string {
 	if caps := s.upstream.Caps(); caps.Has("ESEARCH") || caps.Has(lease.Rev2) {
 		return "UID SEARCH RETURN (ALL) " + numbers
@@ -201,7 +203,8 @@ func (s *session) searchCommand(numbers string) string {
 	return "UID SEARCH " + numbers
 }
 
-// parseSearch reads the answer to search.
+// parseSearch adds the UIDs of a SEARCH or ESEARCH response to into, and reports whether
+// response is one.
 func parseSearch(response []byte, into *view.UIDSet) (bool, error) {
 	b := bytes.TrimSuffix(response[len("* "):], []byte("\r\n"))
 	switch {

@@ -9,12 +9,12 @@ import (
 	"imapgate/proxy/mux/command"
 )
 
-// streamCommand is a command that carries messages: APPEND and REPLACE, of which only a
-// buffer is held at a time. It runs alone. seg is its first line.
+// streamCommand runs a command that carries messages, APPEND or REPLACE, without holding
+// more than a buffer of it. It runs alone. seg is the first line.
 //
-// Until it is complete nobody may be told of expunges, so where messages have
-// gone it is refused if it depends on what is selected. Otherwise it runs on a
-// connection without the mailbox, and the client hears of the rest later.
+// No EXPUNGE may be sent until the command is complete. With pending expunges, a command
+// that depends on the selected mailbox is refused. Others run on a connection without the
+// mailbox, and the client receives the expunges later.
 func (s *session) streamCommand(seg imap.Segment) error {
 	r := &s.request
 	r.tag = bytes.Clone(r.tag)
@@ -22,7 +22,7 @@ func (s *session) streamCommand(seg imap.Segment) error {
 	if !seg.End && !r.upload.CheckFirstLine(seg.Bytes, s.account.Caps()) {
 		return s.rejectCommand(refusalMalformedArguments, seg)
 	}
-	r.facts, _ = command.Parse(r.raw) // what else is wrong with it, the backend says
+	r.facts, _ = command.Parse(r.raw) // the backend reports other syntax errors
 	s.describeRecord(r)
 	s.recordLiteral(seg)
 	s.expungePolicy = r.facts.ExpungePolicy
@@ -58,7 +58,7 @@ func (s *session) streamCommand(seg imap.Segment) error {
 		if !ok || committed || s.responsePartial {
 			return err
 		}
-		s.outstanding.clear() // the backend has not asked for the message: it can be offered to another
+		s.outstanding.clear() // the backend has not requested the message, so it can be offered to another connection
 		r.unsent = seg.Bytes
 		s.retries++
 		if err := s.onUpstreamLost(lost); err != nil {
@@ -72,7 +72,7 @@ func (s *session) streamCommand(seg imap.Segment) error {
 
 const refusalNothingDone = " NO [UNAVAILABLE] Connection to mail store lost, nothing was done."
 
-// refuseUnattached answers a command that is not complete, for which an attach has failed.
+// refuseUnattached answers an incomplete command after a failed attach.
 func (s *session) refuseUnattached(err error, seg imap.Segment) error {
 	refusal, end := s.attachRefusal(err)
 	if end != nil {
@@ -81,11 +81,11 @@ func (s *session) refuseUnattached(err error, seg imap.Segment) error {
 	return s.refuseIncomplete(refusal, seg)
 }
 
-// usesCatenate says whether APPEND refers to messages by URLs, which may be relative
+// usesCatenate reports whether APPEND refers to messages by URLs, which may be relative
 // to the selected mailbox (RFC 4469).
 func usesCatenate(line []byte) bool { return bytes.Contains(bytes.ToUpper(line), []byte("CATENATE")) }
 
-// refuseIncomplete answers a command that is not complete, and passes over the rest of it.
+// refuseIncomplete answers an incomplete command and skips the rest of it.
 func (s *session) refuseIncomplete(refusal string, seg imap.Segment) error {
 	if seg.Literal.Size >= 0 && !seg.Literal.NonSync {
 		s.client.CancelLiteral()
@@ -97,8 +97,8 @@ func (s *session) refuseIncomplete(refusal string, seg imap.Segment) error {
 	return s.reply(string(s.request.tag), refusal)
 }
 
-// maxSkip is how many octets of the command in hand are passed over once it is refused:
-// a message is as large as it is.
+// maxSkip returns how many octets of the current command are skipped after a refusal.
+// Messages are not bounded.
 func (r *request) maxSkip() int64 {
 	if r.spec.Streams {
 		return math.MaxInt64
@@ -106,11 +106,11 @@ func (r *request) maxSkip() int64 {
 	return maxSkipped
 }
 
-// streamUpload sends the command as it comes. The backend asks for its literals, unless it
-// takes the first one unasked.
+// streamUpload sends the command as it arrives. The backend requests its literals, unless
+// it accepts the first one unasked.
 //
-// It says whether the command has gone beyond being offered to another: more of the
-// client's was taken than the first line, or it is answered.
+// committed is true if the command cannot be offered to another connection: more than its
+// first line was read, or it is answered.
 func (s *session) streamUpload(seg imap.Segment) (committed bool, err error) {
 	r := &s.request
 	s.avoidTagPrefix(r.tag)
@@ -152,12 +152,12 @@ func (s *session) streamUpload(seg imap.Segment) (committed bool, err error) {
 	}
 }
 
-// mustBreakOff says whether the line behind a literal is one that must not be sent.
+// mustBreakOff reports whether the line after a literal must not be sent.
 func (r *request) mustBreakOff(seg imap.Segment) bool {
 	return seg.Kind == imap.LinePart || hasStrayCR(seg) || hasUnterminatedString(seg) || seg.Kind == imap.LineEnd && !seg.End && !r.upload.CheckNextLine(seg.Bytes)
 }
 
-// breakOffCommand ends a command that has gone wrong behind a literal, so that the backend
+// breakOffCommand ends a command that becomes invalid after a literal. The backend
 // refuses it and waits for nothing more.
 func (s *session) breakOffCommand(seg imap.Segment) error {
 	if _, err := s.upstream.Write([]byte(" (\r\n")); err != nil {
@@ -170,8 +170,8 @@ func (s *session) breakOffCommand(seg imap.Segment) error {
 	return s.skipAnswered(seg)
 }
 
-// offerLiteral sends a line that announces a literal, and waits for the backend to ask for
-// it. It says no when the backend has answered instead.
+// offerLiteral sends a line that announces a literal and waits for the backend to request
+// it. It returns false if the backend has answered the command instead.
 func (s *session) offerLiteral(seg imap.Segment) (bool, error) {
 	s.awaitingContinuation = true
 	if _, err := s.upstream.Write(synchronizingLine(seg)); err != nil {
@@ -184,13 +184,13 @@ func (s *session) offerLiteral(seg imap.Segment) (bool, error) {
 	return accepted, err
 }
 
-// skipAnswered reads what still comes of a command that the backend has answered.
+// skipAnswered skips the rest of a command that the backend has answered.
 func (s *session) skipAnswered(seg imap.Segment) error {
 	return s.skipCommand(seg, s.request.maxSkip())
 }
 
-// recoverAnsweredLoss is the loss of the upstream behind its answer to a command of which it did
-// not have the whole. The command is over.
+// recoverAnsweredLoss recovers from the loss of an upstream that answered a command
+// before it had all of it. The command is finished.
 func (s *session) recoverAnsweredLoss(seg imap.Segment, err error) error {
 	lost, ok := asLost(err)
 	if !ok {
@@ -202,16 +202,16 @@ func (s *session) recoverAnsweredLoss(seg imap.Segment, err error) error {
 	return s.skipAnswered(seg)
 }
 
-// recoverUploadLoss is the loss of the upstream before it had the whole command. It has
-// not been done then, and the client may be told so; but of the last piece
-// nobody knows whether it arrived.
+// recoverUploadLoss recovers from the loss of an upstream that has not received the whole
+// command. The command was not executed, and the answer reports that. Only the arrival of
+// the last segment is uncertain.
 func (s *session) recoverUploadLoss(seg imap.Segment, err error) error {
 	lost, ok := asLost(err)
 	if !ok || s.responsePartial {
 		return err
 	}
 	if seg.End {
-		s.commandPartial = false // as far as anybody knows
+		s.commandPartial = false // assume that it arrived
 		return s.onUpstreamLost(lost)
 	}
 	s.outstanding.clear()
@@ -221,9 +221,9 @@ func (s *session) recoverUploadLoss(seg imap.Segment, err error) error {
 	return s.refuseIncomplete(refusalNothingDone, seg)
 }
 
-// runUnknown is a command that is not in the table: nobody knows what state it
-// gives its connection, so the session stays on it for good, from the end of the
-// command on. seg is its first line.
+// runUnknown runs a command that is not in the table. It may change the connection in
+// unknown ways, so the session is handed over at the end of the command. seg is the first
+// line.
 func (s *session) runUnknown(seg imap.Segment) error {
 	r := &s.request
 	r.tag = bytes.Clone(r.tag)
@@ -244,12 +244,12 @@ func (s *session) runUnknown(seg imap.Segment) error {
 	return s.sendUnknownLiterals(seg)
 }
 
-// sendUnknownLiterals sends an unknown command with literals, as the backend asks for
-// them, and hands the session over behind the last.
+// sendUnknownLiterals sends an unknown command with literals, as the backend requests
+// them, and hands the session over after the last one.
 func (s *session) sendUnknownLiterals(seg imap.Segment) error {
 	r := &s.request
 	s.avoidTagPrefix(r.tag)
-	s.pinReason = audit.PinUnknown // a loss is the end: what the command has done, nobody knows
+	s.pinReason = audit.PinUnknown // a loss ends the session: the effect of the command is unknown
 	s.outstanding.add(outstandingCommand{spec: r.spec, tagLen: len(r.tag)}, append(r.tag, ' '))
 	s.commandPartial, r.unsent = true, nil
 	for !seg.End {
@@ -260,7 +260,7 @@ func (s *session) sendUnknownLiterals(seg imap.Segment) error {
 			if err != nil {
 				return err
 			}
-			if !accepted { // the client's next command is what the backend hears next
+			if !accepted { // the backend next reads the client's next command
 				s.commandPartial = false
 				return s.skipAnswered(seg)
 			}

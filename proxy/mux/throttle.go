@@ -7,27 +7,27 @@ import (
 	"imapgate/internal/imap"
 )
 
-// Quota is what a user may use; the sessions of one user share it. Its methods
-// say how long to wait before there may be more.
+// Quota is a user's quota, shared by the user's sessions. Command, Read and Written
+// return how long to wait before the session may continue.
 type Quota interface {
 	Command() time.Duration
 	Read(n int) time.Duration                 // bytes from the client
 	Written(n int) time.Duration              // bytes to the client
-	Upload(ctx context.Context, n int64) bool // whether there is room for a message of n bytes, which is counted then
-	ForceUpload(n int64)                      // counts bytes of messages for which nobody has asked
+	Upload(ctx context.Context, n int64) bool // reports whether a message of n bytes fits, and counts it if so
+	ForceUpload(n int64)                      // counts a message that cannot be refused
 }
 
-// throttle holds a session to its user's budget.
+// throttle applies the user's quota to a session.
 type throttle struct {
 	Quota
-	read, written int64 // bytes that the budget knows of
+	read, written int64 // bytes already reported to the quota
 }
 
-// throttleStep is how long a slowed session rests before it looks whether it is to end.
+// throttleStep is the interval at which a throttled session checks for a stop request.
 const throttleStep = 100 * time.Millisecond
 
-// throttleBytes rests for as long as the budget demands for the bytes that have passed.
-// Neither side is read meanwhile, so TCP holds both back.
+// throttleBytes waits as long as the quota demands for the bytes relayed since the last
+// call. Neither side is read in that time, so TCP slows both down.
 func (s *session) throttleBytes() {
 	p := s.throttle
 	if p == nil {
@@ -39,7 +39,7 @@ func (s *session) throttleBytes() {
 	s.sleepThrottled(wait)
 }
 
-// throttleCommand rests for as long as the budget demands before one more command.
+// throttleCommand waits as long as the quota demands before one more command.
 func (s *session) throttleCommand() {
 	if s.throttle != nil {
 		s.sleepThrottled(s.throttle.Command())
@@ -54,20 +54,20 @@ func (s *session) sleepThrottled(wait time.Duration) {
 
 const refusalOverQuota = " NO [OVERQUOTA] Upload limit of the day is reached."
 
-// mayUpload says whether the budget has room for the first message of a command,
-// which is as far as it can be refused: the others are counted as they come.
+// mayUpload reports whether the quota has room for the first message of a command. Later
+// messages cannot be refused any more and are only counted.
 func (s *session) mayUpload(seg imap.Segment) bool {
 	return s.throttle == nil || seg.Literal.Size <= 0 || s.throttle.Upload(s.hub.ctx, seg.Literal.Size)
 }
 
-// countUpload counts a further message of a command.
+// countUpload counts a later message of a command.
 func (s *session) countUpload(seg imap.Segment) {
 	if s.throttle != nil && seg.Kind == imap.LineEnd && seg.Literal.Size > 0 {
 		s.throttle.ForceUpload(seg.Literal.Size)
 	}
 }
 
-// readThrottles are the session's, as whoever takes it over has to keep them.
+// readThrottles returns the session's throttles, for the splice that takes it over.
 func (s *session) readThrottles() (client, backend func(n int) time.Duration) {
 	if s.throttle == nil {
 		return nil, nil

@@ -9,31 +9,32 @@ import (
 	"imapgate/internal/metrics"
 )
 
-// A backend may say what no grammar has: an empty line behind a literal, a line end
-// inside a quoted string, a quoted string that never ends, a response code without its
-// response. Clients live with most of it, and where they are spliced they get it. So
-// they get it here: nobody knows where the next response begins, and from that octet on
-// the session is spliced. What it has had already is never asked for again.
+// A backend may send responses that no grammar permits: an empty line after a literal, a
+// line end inside a quoted string, a quoted string that never ends, a response code
+// without a response. Clients cope with most of them, and spliced clients receive them.
+// So this package relays them too: the next response begins at an unknown octet, so the
+// session is spliced from there on. Octets already received are never requested again.
 //
-// It does not count against the backend, because the oddest responses are about
-// messages, and anybody may send one.
+// Such a response is not a violation of the backend, because the strangest ones are about
+// messages, and anyone may send a message.
 
-// unparsableError is a response that cannot be followed. What came before it the client has
-// got; what is unread is the client's too.
+// unparsableError reports an unparsable response. The client has received everything
+// before it, and unread input is the client's too.
 type unparsableError struct {
 	err    error
-	unsent []byte // commands that are outstanding and that this upstream has not been sent
+	unsent []byte // outstanding commands not yet sent to this upstream
 }
 
-func (e *unparsableError) Error() string { return "response that cannot be followed: " + e.err.Error() }
+func (e *unparsableError) Error() string { return "unparsable response: " + e.err.Error() }
 func (e *unparsableError) Unwrap() error { return e.err }
 
 var (
-	errNotResponse        = errors.New("a line that is no response")
-	errUnterminatedString = errors.New("a quoted string does not end")
+	errNotResponse        = errors.New("line is not a response")
+	errUnterminatedString = errors.New("quoted string is not terminated")
 )
 
-// asUnparsable finds the response in an error. The end of a session is none, nor is a loss.
+// asUnparsable finds an unparsableError in err. The end of a session and a loss take
+// precedence.
 func asUnparsable(err error) (*unparsableError, bool) {
 	if e := (*closeError)(nil); errors.As(err, &e) || isLost(err) {
 		return nil, false
@@ -43,25 +44,25 @@ func asUnparsable(err error) (*unparsableError, bool) {
 	return unparsable, ok
 }
 
-// canHandOver says whether the session can be spliced at once: not in an IDLE of ours,
-// nor while the backend has the beginning of a command and not its end, nor where the
-// rest of what the client says goes to no backend, or has a literal that we have asked
-// for.
+// canHandOver reports whether the session can be spliced at once. It cannot during an
+// IDLE of the gateway, while the backend has only the beginning of a command, while the
+// rest of the client's command is discarded, or with a literal that the gateway has
+// requested.
 func (s *session) canHandOver() bool {
 	return s.upstreamMatchesClient() && s.idleState == nil && !s.awaitingContinuation && !s.commandPartial && !s.discardingInput && !hasLiteral(s.request.unsent)
 }
 
-// upstreamMatchesClient says whether the lease has selected what the client has, and so can be the
-// client's for good.
+// upstreamMatchesClient reports whether the lease has the client's mailbox selected, so
+// that it can be the client's permanently.
 func (s *session) upstreamMatchesClient() bool {
 	return s.mailbox != nil && s.attached || s.mailbox == nil && !s.upstream.Selected
 }
 
-// onUnparsable is what becomes of a session whose backend has said what cannot be followed. Where
-// it cannot be handed over yet, it is as soon as it can, and errNotResponse is nil: such
-// a line is one that the client has got. A lease that is not the client's for good is
-// not used again instead. With any other err nobody knows where the next response
-// begins, and the upstream is given up.
+// onUnparsable handles an unparsable response. It returns an unparsableError if the
+// session can be handed over at once. Otherwise, errNotResponse concerns a line that the
+// client has received: it returns nil, and the session is pinned later. If the lease
+// cannot be the client's permanently, it is discarded after use instead. After any other
+// err the start of the next response is unknown, and the upstream is lost.
 func (s *session) onUnparsable(err error) error {
 	s.countUnparsable()
 	switch {
@@ -79,15 +80,15 @@ func (s *session) onUnparsable(err error) error {
 	return s.wrapUpstreamError(errors.Join(errProtocol, err))
 }
 
-// countUnparsable counts it, unless the client may be the cause.
+// countUnparsable counts an unparsable response, unless the client may be the cause.
 func (s *session) countUnparsable() {
 	if !s.tainted {
 		s.hub.deps.Metrics.Mux.CountViolation(metrics.ResponseSyntax)
 	}
 }
 
-// handOverUnparsable has the session spliced where err is a response that cannot be followed. What
-// is here of the command in hand goes first.
+// handOverUnparsable hands the session over if err is an unparsable response. The unsent
+// part of the current command goes to the backend first.
 func (s *session) handOverUnparsable(err error) error {
 	unparsable, ok := asUnparsable(err)
 	switch {
@@ -99,7 +100,7 @@ func (s *session) handOverUnparsable(err error) error {
 	return s.handOver(audit.PinResponse, append(unparsable.unsent, s.request.unsent...))
 }
 
-// isTaggedResponse says whether a line is "TAG OK …", NO or BAD: of a command, whosever.
+// isTaggedResponse reports whether a line is "TAG OK …", NO or BAD, with any tag.
 func isTaggedResponse(line []byte) bool {
 	tag, rest, ok := bytes.Cut(line, []byte(" "))
 	return ok && len(tag) > 0 && tag[0] != '+' && (imap.HasWordPrefix(rest, "OK") || imap.HasWordPrefix(rest, "NO") || imap.HasWordPrefix(rest, "BAD"))

@@ -7,17 +7,17 @@ import (
 	"imapgate/internal/identity"
 )
 
-// A backend that breaks its promises of IMAP ends sessions, or has them spliced. Where
-// it does so again and again, sessions are spliced from the beginning, by this rule:
+// A backend that violates IMAP ends sessions or has them spliced. Repeated violations
+// splice sessions from their beginning:
 //
-//   - A session counts once, and only where nothing that its client has sent can be the cause.
-//   - A user with two such sessions in an hour is spliced, and nobody else.
-//   - A backend at which that befalls five users in an hour, and one for every hundred
-//     sessions there, is spliced for everybody: for an hour, then two, up to a day. What
-//     goes well for a day after it begins at an hour again.
+//   - A session counts once, and only if nothing its client has sent can be the cause.
+//   - A user with two such sessions in an hour is spliced, but no other user.
+//   - A backend with five such users in an hour, and one for every hundred sessions, is
+//     spliced for all users: for an hour, then for two, up to a day. More than a day after
+//     the last splicing ended, it starts at an hour again.
 //
-// So no user can have another spliced, whatever they find to provoke; and a backend that
-// is mended is believed again by itself.
+// So no user can have another one spliced by provoking violations, and a repaired backend
+// recovers automatically.
 const (
 	violationWindow         = time.Hour
 	userSpliceThreshold     = 2
@@ -25,35 +25,35 @@ const (
 	sessionsPerAffectedUser = 100
 	minSpliceDuration       = time.Hour
 	maxSpliceDuration       = 24 * time.Hour
-	maxTrackedUsers         = 10_000 // users who are remembered
+	maxTrackedUsers         = 10_000 // users with remembered violations
 )
 
-// violationTracker is how a backend keeps its promises.
+// violationTracker tracks the protocol violations of a backend.
 type violationTracker struct {
 	mu             sync.Mutex
 	users          map[identity.User]userViolations // Guarded by mu. At most maxTrackedUsers.
-	spliceUntil    time.Time                        // Guarded by mu. Everybody is spliced until then.
-	spliceDuration time.Duration                    // Guarded by mu. How long everybody was the last time.
-	spliceAll      bool                             // Guarded by mu. Everybody is.
+	spliceUntil    time.Time                        // Guarded by mu. End of splicing for all users.
+	spliceDuration time.Duration                    // Guarded by mu. Last duration of splicing for all users.
+	spliceAll      bool                             // Guarded by mu. Splicing applies to all users.
 }
 
-// userViolations are the sessions of a user in which a promise was broken, none of them an hour
-// behind the one before it.
+// userViolations counts a user's sessions with a violation, each less than an hour after
+// the one before.
 type userViolations struct {
 	count int
 	last  time.Time
 }
 
-// ViolationStatus is what is thought of a backend.
+// ViolationStatus is the state of a backend's violationTracker.
 type ViolationStatus struct {
-	Spliced       bool      `json:"spliced"`                // new sessions of everybody are, whatever their mode
-	SplicedUntil  time.Time `json:"spliced_until,omitzero"` // … until then
+	Spliced       bool      `json:"spliced"`                // all new sessions are spliced, whatever their mode
+	SplicedUntil  time.Time `json:"spliced_until,omitzero"` // end of Spliced
 	AffectedUsers int       `json:"broken_to_users"`        // within the last hour
-	SplicedUsers  int       `json:"spliced_users"`          // whose new sessions are
+	SplicedUsers  int       `json:"spliced_users"`          // users whose new sessions are spliced
 }
 
-// record notes a session in which a promise was broken, at a backend with so many, and
-// says whether everybody's are spliced from now on.
+// record counts a session with a violation, at a backend with that many sessions. It
+// returns true if this starts splicing for all users.
 func (v *violationTracker) record(user identity.User, sessions int64, now time.Time) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -79,7 +79,7 @@ func (v *violationTracker) record(user identity.User, sessions int64, now time.T
 	return true
 }
 
-// shouldSplice says whether a session of a user is to be spliced from its beginning.
+// shouldSplice reports whether a new session of a user must be spliced.
 func (v *violationTracker) shouldSplice(user identity.User, now time.Time) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -93,8 +93,8 @@ func (u userViolations) shouldSplice(now time.Time) bool {
 	return u.count >= userSpliceThreshold && u.isRecent(now)
 }
 
-// prune forgets what is over, and says what is left. closed is true once: everybody's
-// sessions are followed again.
+// prune removes expired violations and returns the status. spliceEnded is true once, when
+// splicing for all users ends.
 func (v *violationTracker) prune(now time.Time) (t ViolationStatus, spliceEnded bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -105,12 +105,12 @@ func (v *violationTracker) prune(now time.Time) (t ViolationStatus, spliceEnded 
 	}
 	if v.spliceAll && !now.Before(v.spliceUntil) {
 		v.spliceAll, spliceEnded = false, true
-		clear(v.users) // what was broken is another question than what will be
+		clear(v.users) // earlier violations do not predict later ones
 	}
 	return v.status(now), spliceEnded
 }
 
-// status counts. mu is held.
+// status returns the current status. mu is held.
 func (v *violationTracker) status(now time.Time) ViolationStatus {
 	t := ViolationStatus{Spliced: v.spliceAll}
 	if v.spliceAll {

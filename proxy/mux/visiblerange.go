@@ -7,15 +7,16 @@ import (
 	"imapgate/proxy/mux/command"
 )
 
-// errNoMatch is a command whose UIDs are none that the client has: it is done.
+// errNoMatch reports a command whose UIDs match no message visible to the client. It is
+// answered OK.
 var errNoMatch = errors.New("no message has one of these UIDs")
 
-// visibleRange is how far a client could see into its mailbox when it sent a command.
-// What has arrived since it cannot mean, even by "*".
+// visibleRange is the range of messages that a client knew when it sent a command. Later
+// messages are not part of it, even for "*".
 type visibleRange struct {
 	exists      uint32
-	maxUID      uint32 // the highest it may know of; 0: that is not known
-	maxKnownUID uint32 // the highest that is known here
+	maxUID      uint32 // highest UID the client may know; 0: unknown
+	maxKnownUID uint32 // highest UID the gateway knows
 }
 
 func (s *session) visibleRange() visibleRange {
@@ -31,7 +32,7 @@ func (s *session) visibleRange() visibleRange {
 	return visibleRange{exists: b.view.Exists(), maxKnownUID: b.view.MaxUID()}
 }
 
-// changesMessages says whether a command, once sent, changes the messages of its set.
+// changesMessages reports whether a command changes the messages of its set.
 func changesMessages(spec *command.Spec) bool {
 	switch spec.Name {
 	case "STORE", "UID STORE", "UID COPY", "UID MOVE", "UID EXPUNGE":
@@ -40,13 +41,13 @@ func changesMessages(spec *command.Spec) bool {
 	return false
 }
 
-// clamp is a command that changes messages, with its set cut off at the
-// horizon. One by number that goes beyond it is errNoSuchMessage, one by UID of which
-// nothing remains errNoMatch; errPendingExpunges where nobody knows the horizon.
+// clamp returns a command that changes messages with its set limited to v. It returns
+// errNoSuchMessage for numbers beyond v, errNoMatch if no UID remains, and
+// errPendingExpunges if the limit is unknown.
 func (v visibleRange) clamp(raw []byte, spec *command.Spec) ([]byte, error) {
 	facts, err := command.Parse(raw)
 	if err != nil || facts.Set == nil {
-		return raw, nil // "$", or nothing that addresses messages
+		return raw, nil // "$", or no message set
 	}
 	set, err := imap.ParseSet(string(facts.Set))
 	if err != nil {
@@ -62,7 +63,7 @@ func (v visibleRange) clamp(raw []byte, spec *command.Spec) ([]byte, error) {
 	clamped := make(imap.Set, 0, len(set))
 	for _, r := range set {
 		switch {
-		case r.Last == imap.Star && last > 0: // it is the last message, at least
+		case r.Last == imap.Star && last > 0: // includes at least the last message
 			r = imap.Range{First: min(r.First, last), Last: last}
 		case r.Last > last && !byUID:
 			return nil, errNoSuchMessage
@@ -79,9 +80,9 @@ func (v visibleRange) clamp(raw []byte, spec *command.Spec) ([]byte, error) {
 	return append(rewritten, raw[facts.SetPos+len(facts.Set):]...), nil
 }
 
-// checkListedUIDs is errPendingExpunges unless a set of UIDs is within the horizon though that is
-// unknown: what has arrived can be in a range that goes beyond what is known, and
-// not among UIDs that were named one by one.
+// checkListedUIDs returns errPendingExpunges unless set is safe although the highest
+// visible UID is unknown. A range beyond the highest known UID may include new messages.
+// UIDs listed one by one cannot.
 func (v visibleRange) checkListedUIDs(set imap.Set) error {
 	for _, r := range set {
 		if r.Last > v.maxKnownUID && r.First != r.Last || r.Last == imap.Star {

@@ -150,7 +150,7 @@ func (g *gateway) close() (log string, err error) {
 		err = errors.Join(err, c())
 	}
 	text, readErr := os.ReadFile(filepath.Join(g.dir, "log"))
-	if bytes.Contains(text, []byte("broke a promise of IMAP")) {
+	if bytes.Contains(text, []byte("backend violated IMAP")) {
 		err = errors.Join(err, newViolation("the gateway blames a backend that has kept its promises"))
 	}
 	return string(text[max(0, len(text)-8<<10):]), errors.Join(err, readErr)
