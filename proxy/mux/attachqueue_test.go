@@ -10,7 +10,7 @@ import (
 	"imapgate/internal/audit"
 )
 
-// grantedSlots are the numbers of the turns that may attach.
+// grantedSlots returns the indices of the granted slots.
 func grantedSlots(slots []*attachSlot) (numbers []int) {
 	for i, t := range slots {
 		if t.isGranted() {
@@ -33,15 +33,15 @@ func TestCommandsAttachBeforeSessionsInIdle(t *testing.T) {
 	want := func(what string, wantIdle, wantCommands []int) {
 		t.Helper()
 		if i, c := grantedSlots(idle), grantedSlots(commands); !slices.Equal(i, wantIdle) || !slices.Equal(c, wantCommands) {
-			t.Errorf("%s: turns of sessions in IDLE %v, of commands %v", what, i, c)
+			t.Errorf("%s: slots of sessions in IDLE %v, of commands %v", what, i, c)
 		}
 	}
 	want("half is for commands", []int{0, 1}, []int{0, 1})
 	idle[0].release()
-	want("a turn of one in IDLE goes to a command", []int{0, 1}, []int{0, 1, 2})
+	want("a slot of a session in IDLE goes to a command", []int{0, 1}, []int{0, 1, 2})
 	commands[0].releaseAttached()
-	want("a turn of a command goes to a command", []int{0, 1}, []int{0, 1, 2, 3})
-	idle[2].release() // without a turn
+	want("a slot of a command goes to a command", []int{0, 1}, []int{0, 1, 2, 3})
+	idle[2].release() // not granted
 	idle[2].release()
 	commands[1].release()
 	want("without commands the next in IDLE attaches", []int{0, 1, 3}, []int{0, 1, 2, 3})
@@ -49,9 +49,9 @@ func TestCommandsAttachBeforeSessionsInIdle(t *testing.T) {
 		slot.release()
 		slot.release()
 	}
-	want("everybody in the end", []int{0, 1, 3, 4, 5}, []int{0, 1, 2, 3})
+	want("all sessions in the end", []int{0, 1, 3, 4, 5}, []int{0, 1, 2, 3})
 	if q.slotsInUse != 0 || q.idleSlotsInUse != 0 || granted != 5 {
-		t.Errorf("%d turns are taken, %d in IDLE, %d were woken", q.slotsInUse, q.idleSlotsInUse, granted)
+		t.Errorf("%d slots are in use, %d in IDLE, %d were granted", q.slotsInUse, q.idleSlotsInUse, granted)
 	}
 }
 
@@ -75,27 +75,27 @@ func TestTimeInAMovingQueueDoesNotCount(t *testing.T) {
 		want("an attach has worked", third, timeout)
 		<-time.After(3 * time.Second)
 		want("since then nothing has", third, 7*time.Second)
-		second.release() // which failed
+		second.release() // a failed attach
 		want("a failure moves nothing", third, 7*time.Second)
 		q.enqueue(nil).releaseAttached()
-		want("what works later, in its turn, counts", third, 7*time.Second)
+		want("a later success does not count for a granted slot", third, 7*time.Second)
 		h.deadline = now.Add(12 * time.Second)
 		want("there is a bound", third, time.Second)
 	})
 }
 
-// Half of the turns are stuck: sessions in IDLE are attaching at a backend that does
-// not answer them. A command has one of the others at once.
+// TestACommandIsNotStarvedBySessionsInIdle blocks half of the slots with sessions in
+// IDLE, whose backend does not answer. A command gets another slot at once.
 func TestACommandIsNotStarvedBySessionsInIdle(t *testing.T) {
 	checkGoroutineLeaks(t)
-	y := newHarness(t, setup{settings: Settings{MaxConcurrentReattaches: 2, CommandHoldTimeout: time.Hour, IdleReattachTimeout: time.Hour}}, nil)
-	defer y.stub.close()
+	h := newHarness(t, setup{settings: Settings{MaxConcurrentReattaches: 2, CommandHoldTimeout: time.Hour, IdleReattachTimeout: time.Hour}}, nil)
+	defer h.stub.close()
 	var idlers []*testClient
 	peers := 0
 	opens := func() (*testClient, *scriptedConn) {
-		a := y.logIn()
+		a := h.logIn()
 		peers++
-		peer, err := y.stub.peer(peers)
+		peer, err := h.stub.peer(peers)
 		must(t, err)
 		exchange(t, a.scriptedConn, peer, "s SELECT INBOX", append(selectLines("0", "1", "7"), "s OK [READ-WRITE] done")...)
 		return a, peer
@@ -114,34 +114,34 @@ func TestACommandIsNotStarvedBySessionsInIdle(t *testing.T) {
 	for _, l := range append(lost, peer) {
 		l.queueClose()
 	}
-	stuck, err := y.stub.peer(peers + 1)
+	stuck, err := h.stub.peer(peers + 1)
 	must(t, err)
-	_, err = stuck.readLine() // SELECT, which is not answered
+	_, err = stuck.readLine() // SELECT, without an answer
 	must(t, err)
 	a.scriptedConn.send("a1 NOOP\r\n")
-	its, err := y.stub.peer(peers + 2)
+	upstream, err := h.stub.peer(peers + 2)
 	must(t, err)
-	line, err := its.readLine()
+	line, err := upstream.readLine()
 	must(t, err)
 	tag := line[:len(line)-len(" SELECT \"INBOX\"\r\n")]
 	for _, l := range append(selectLines("0", "1", "7"), tag+" OK [READ-WRITE] done") {
-		its.send(l + "\r\n")
+		upstream.send(l + "\r\n")
 	}
-	must(t, its.expect("a1 NOOP\r\n"))
-	its.send("a1 OK done\r\n")
+	must(t, upstream.expect("a1 NOOP\r\n"))
+	upstream.send("a1 OK done\r\n")
 	must(t, a.scriptedConn.expect("a1 OK done\r\n"))
 	all := append(idlers, a)
-	y.hub.AbortAll(audit.Kicked)
+	h.hub.AbortAll(audit.Kicked)
 	for _, a := range all {
-		y.awaitEnd(a)
+		h.awaitEnd(a)
 	}
-	y.close(all...)
-	if n := y.hub.backends["stub"].attachQueue.slotsInUse; n != 0 {
-		t.Errorf("%d turns are taken in the end", n)
+	h.close(all...)
+	if n := h.hub.backends["stub"].attachQueue.slotsInUse; n != 0 {
+		t.Errorf("%d slots are in use in the end", n)
 	}
 }
 
-// exchange plays a command that passes through.
+// exchange runs a command that is relayed.
 func exchange(t *testing.T, client, backend *scriptedConn, command string, answer ...string) {
 	t.Helper()
 	client.send(command + "\r\n")
@@ -151,13 +151,13 @@ func exchange(t *testing.T, client, backend *scriptedConn, command string, answe
 	}
 	for _, line := range answer {
 		if got, err := client.readLine(); err != nil || got != line+"\r\n" {
-			t.Fatal(fmt.Errorf("heard %q, %w", got, err))
+			t.Fatal(fmt.Errorf("received %q, %w", got, err))
 		}
 	}
 }
 
-// A client that is being told what has changed is not sent away in the middle of it,
-// however long its command has waited.
+// TestAResyncThatHasBegunIsCompleted shows that a client is not disconnected during a
+// resync, however long upstream command has waited.
 func TestAResyncThatHasBegunIsCompleted(t *testing.T) {
 	const hold = 2 * time.Second
 	s := newScriptedTest(t, setup{settings: Settings{CommandHoldTimeout: hold}})

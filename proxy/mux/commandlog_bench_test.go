@@ -10,26 +10,26 @@ import (
 	"imapgate/internal/audit"
 )
 
-// noopClient is a session whose client says NOOP over and over, with both ends of it
-// in this process.
+// noopClient is a session whose client sends NOOP repeatedly, with both ends in this
+// process.
 type noopClient struct {
 	*dialogueRun
 	reader *bufio.Reader
 }
 
 func newNoopClient(b *testing.B, which audit.CommandFilter) *noopClient {
-	y := newHarness(b, setup{mode: Reuse, auditCommands: which, parkAfter: time.Minute}, nil)
-	p := &dialogueRun{splitMode: "whole", tags: map[string]string{}, harness: y, testClient: y.logIn()}
+	h := newHarness(b, setup{mode: Reuse, auditCommands: which, parkAfter: time.Minute}, nil)
+	p := &dialogueRun{splitMode: "whole", tags: map[string]string{}, harness: h, testClient: h.logIn()}
 	must(b, p.selectInbox(1))
-	peer, err := y.stub.peer(1)
+	peer, err := h.stub.peer(1)
 	must(b, err)
 	echoed := make(chan struct{})
 	go answerNoops(peer.conn, echoed)
 	b.Cleanup(func() {
 		p.scriptedConn.queueClose()
-		y.awaitEnd(p.testClient)
-		y.close(p.testClient)
-		y.stub.close()
+		h.awaitEnd(p.testClient)
+		h.close(p.testClient)
+		h.stub.close()
 		<-echoed
 	})
 	return &noopClient{dialogueRun: p, reader: bufio.NewReader(p.scriptedConn.conn)}
@@ -38,7 +38,7 @@ func newNoopClient(b *testing.B, which audit.CommandFilter) *noopClient {
 // answerNoops answers "a NOOP". It ends with the connection.
 func answerNoops(conn net.Conn, done chan<- struct{}) {
 	defer close(done)
-	_ = conn.SetDeadline(time.Time{}) // whoever played it had one
+	_ = conn.SetDeadline(time.Time{}) // the script has set one
 	r := bufio.NewReader(conn)
 	for {
 		if _, err := r.ReadSlice('\n'); err != nil {
@@ -50,8 +50,8 @@ func answerNoops(conn net.Conn, done chan<- struct{}) {
 	}
 }
 
-// run says NOOP n times, each when the one before is answered, and says how much
-// of both cores that took, and how long.
+// run sends NOOP n times, each after the answer to the one before. It returns the
+// processor time and the elapsed time.
 func (p *noopClient) run(b *testing.B, n int) (cpu, took time.Duration) {
 	_ = p.scriptedConn.conn.SetDeadline(time.Now().Add(time.Minute))
 	cpu, began := cpuTime(b), time.Now()
@@ -66,15 +66,15 @@ func (p *noopClient) run(b *testing.B, n int) (cpu, took time.Duration) {
 	return cpuTime(b) - cpu, time.Since(began)
 }
 
-// cpuTime is the processor time of this process.
+// cpuTime returns the processor time of this process.
 func cpuTime(b *testing.B) time.Duration {
 	var u syscall.Rusage
 	must(b, syscall.Getrusage(syscall.RUSAGE_SELF, &u))
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// BenchmarkCommandAudit is NOOP with no command on record and with each, in
-// turns, so that whatever else the machine does happens to both.
+// BenchmarkCommandAudit compares NOOP with no recorded commands and with all of them, in
+// alternation, so that other load on the machine affects both.
 func BenchmarkCommandAudit(b *testing.B) {
 	const round = 500
 	modes := []audit.CommandFilter{audit.NoCommands, audit.AllCommands}

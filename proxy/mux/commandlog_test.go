@@ -23,7 +23,7 @@ type auditRecord struct {
 	Took                          *int `json:"duration_ms"`
 }
 
-// summary is what of a record is not the same in all of them:
+// summary returns the fields that differ between records:
 //
 //	VERB in:MAILBOX to:MAILBOX n:MESSAGES {SIZE SIZE +MORE} RESULT CODE
 func (r auditRecord) summary() string {
@@ -47,7 +47,7 @@ func (r auditRecord) summary() string {
 	return strings.TrimSpace(text + " " + r.Result + " " + r.Code)
 }
 
-// auditedCommands are the records of commands, once the audit log is closed.
+// auditedCommands returns the records of commands, once the audit log is closed.
 func (h *harness) auditedCommands() (all []auditRecord) {
 	h.t.Helper()
 	text, err := os.ReadFile(h.auditPath)
@@ -59,14 +59,14 @@ func (h *harness) auditedCommands() (all []auditRecord) {
 			continue
 		}
 		if r.Session != "s-1" || r.User != user || r.Backend != "stub" || r.Took == nil {
-			h.t.Errorf("a record without whose it is: %s", line)
+			h.t.Errorf("a record lacks its owner: %s", line)
 		}
 		all = append(all, r)
 	}
 	return all
 }
 
-// countAnswers counts the answers to commands in what a client hears. What is no
+// countAnswers counts the answers to commands in what a client receives. An invalid
 // command has no record.
 func countAnswers(received string) int {
 	n := 0
@@ -80,8 +80,8 @@ func countAnswers(received string) int {
 
 var answerPattern = regexp.MustCompile(`(?m)^[^\s*+]\S* (?:OK|NO|BAD) [^\r\n]*`)
 
-// checkRecords wants on record what the dialogue says, and each answer that the client
-// has heard once.
+// checkRecords requires the records that the dialogue lists, and one record for each
+// answer that the client received.
 func (p *dialogueRun) checkRecords() {
 	p.harness.t.Helper()
 	var recorded []string
@@ -92,9 +92,9 @@ func (p *dialogueRun) checkRecords() {
 			answered++
 		}
 	}
-	unheard := answered - p.answerCount
-	if p.spliceReason == "" && unheard != 0 && !(p.clientLeft && unheard > 0) { // an answer may go to a client that is gone
-		p.harness.t.Errorf("%d answers, and on record are %q", p.answerCount, recorded)
+	unreceived := answered - p.answerCount
+	if p.spliceReason == "" && unreceived != 0 && !(p.clientLeft && unreceived > 0) { // an answer may go to a client that is gone
+		p.harness.t.Errorf("%d answers, and recorded are %q", p.answerCount, recorded)
 	}
 	if p.wantRecords == nil {
 		return
@@ -103,32 +103,32 @@ func (p *dialogueRun) checkRecords() {
 		return strings.HasPrefix(r, "SELECT ") || strings.HasPrefix(r, "LOGOUT ")
 	})
 	if !slices.Equal(recorded, p.wantRecords) {
-		p.harness.t.Errorf("on record are %q, want %q", recorded, p.wantRecords)
+		p.harness.t.Errorf("recorded are %q, want %q", recorded, p.wantRecords)
 	}
 }
 
-// checkHidden wants a secret in nothing that is for the operator.
+// checkHidden requires that no output for the operator contains hiddenText.
 func (p *dialogueRun) checkHidden() {
 	auditLog, err := os.ReadFile(p.auditPath)
 	must(p.harness.t, err)
 	output := fmt.Sprintf("%v %s %s", p.result.Err, p.logs, auditLog)
 	if p.hiddenText != "" && strings.Contains(strings.ToLower(output), strings.ToLower(p.hiddenText)) {
-		p.harness.t.Errorf("%q shows in %s", p.hiddenText, output)
+		p.harness.t.Errorf("%q appears in %s", p.hiddenText, output)
 	}
 }
 
-// canary stands wherever a client or a backend can say what is nobody's business.
+// canary stands for private content of clients and backends.
 const canary = "c4n4ry"
 
-// tableCase is a command of the table as a client says it; what comes of it, if it is
-// not that the backend answers OK; and its record.
+// tableCase is a command of the table as a client sends it, the steps that follow unless
+// the backend simply answers OK, and its record.
 type tableCase struct {
 	line   string
-	steps  string // "C line", "U …": the whole of it, one step a line; "" for the plain way
+	steps  string // "C line", "U …": all steps, one a line; "" for the default
 	record string
 }
 
-// localSteps is the way of commands that the gateway answers.
+// localSteps are the steps of commands that the gateway answers.
 const localSteps = "C\nP a …"
 
 // tableCases has each command of the table. Constant.
@@ -195,7 +195,7 @@ var tableCases = []tableCase{
 	{"COPY 1:3 Box", "", "COPY in:INBOX to:Box n:3 ok DONE"},
 	{"UID COPY 1:3 \"B\u2028x\"", "", "UID COPY in:INBOX to:B\\u{2028}x n:3 ok DONE"},
 	{"MOVE 1 Box", "", "MOVE in:INBOX to:Box n:1 ok DONE"},
-	{"UID MOVE 2:* Box", "", "UID MOVE in:INBOX to:Box ok DONE"}, // nobody knows what * is yet
+	{"UID MOVE 2:* Box", "", "UID MOVE in:INBOX to:Box ok DONE"}, // * is unknown at that time
 	{"REPLACE 1 Box (c4n4ry) {6+}", "C! \"a REPLACE 1 Box (c4n4ry) {6+}\\r\\nc4n4ry\\r\\n\"\nU a REPLACE 1 Box (c4n4ry) {6}\nB + go\nU! \"c4n4ry\\r\\n\"\n" + doneSteps,
 		"REPLACE in:INBOX to:Box n:1 {6} ok DONE"},
 	{"UID REPLACE 1 Box {6+}", "C! \"a UID REPLACE 1 Box {6+}\\r\\nc4n4ry\\r\\n\"\nU a UID REPLACE 1 Box {6}\nB + go\nU! \"c4n4ry\\r\\n\"\n" + doneSteps,
@@ -212,10 +212,10 @@ var tableCases = []tableCase{
 	{"UIDBATCHES 500", "", "UIDBATCHES in:INBOX ok DONE"},
 }
 
-// doneSteps is a backend's answer, on its way.
+// doneSteps are the backend's answer and its relay.
 const doneSteps = "B a OK [DONE c4n4ry] c4n4ry\nP a OK [DONE c4n4ry] c4n4ry"
 
-// run says a command on the n-th upstream connection, with a mailbox selected.
+// run sends a command on the n-th upstream connection, with a mailbox selected.
 func (s tableCase) run(p *dialogueRun, n int) error {
 	if err := p.selectInbox(n); err != nil {
 		return err
@@ -250,7 +250,7 @@ func (p *dialogueRun) selectInbox(n int) error {
 	return p.runSteps(steps)
 }
 
-// tableRows are the table's commands, and whether each may change something.
+// tableRows returns the table's commands, and whether each may change something.
 func tableRows(t *testing.T) map[string]bool {
 	t.Helper()
 	text, err := os.ReadFile("command/table.go")
@@ -270,35 +270,35 @@ func TestEveryCommandOfTheTableIsAuditedWithoutItsContent(t *testing.T) {
 		}
 	}
 	if len(tableCases) != len(table) {
-		t.Errorf("%d commands are said, of %d", len(tableCases), len(table))
+		t.Errorf("%d commands are sent, of %d", len(tableCases), len(table))
 	}
 	for _, which := range []audit.CommandFilter{audit.AllCommands, audit.WriteCommands, audit.NoCommands} {
 		t.Run(string(which), func(t *testing.T) {
-			y := newHarness(t, setup{mode: Reuse, auditCommands: which}, nil)
-			var actors []*testClient
+			h := newHarness(t, setup{mode: Reuse, auditCommands: which}, nil)
+			var clients []*testClient
 			var want []string
 			for i, c := range tableCases {
-				p := &dialogueRun{splitMode: "whole", tags: map[string]string{}, harness: y, testClient: y.logIn()}
-				actors = append(actors, p.testClient)
+				p := &dialogueRun{splitMode: "whole", tags: map[string]string{}, harness: h, testClient: h.logIn()}
+				clients = append(clients, p.testClient)
 				if err := c.run(p, i+1); err != nil {
 					t.Fatalf("%s: %v", c.line, err)
 				}
 				p.scriptedConn.queueClose()
-				y.awaitEnd(p.testClient)
+				h.awaitEnd(p.testClient)
 				if which == audit.AllCommands {
 					want = append(want, "SELECT in:INBOX ok READ-WRITE", c.record)
 				} else if which == audit.WriteCommands && table[c.verb()] {
 					want = append(want, c.record)
 				}
 			}
-			y.close(actors...)
-			y.stub.close()
-			y.expectRecords(want)
+			h.close(clients...)
+			h.stub.close()
+			h.expectRecords(want)
 		})
 	}
 }
 
-// verb is the command's name.
+// verb returns the command's name.
 func (s tableCase) verb() string {
 	verb, rest, _ := strings.Cut(s.line, " ")
 	if verb == "UID" {
@@ -308,7 +308,7 @@ func (s tableCase) verb() string {
 	return verb
 }
 
-// expectRecords wants these commands in the audit log, and nothing of the canary.
+// expectRecords requires these commands in the audit log, and no canary.
 func (h *harness) expectRecords(want []string) {
 	h.t.Helper()
 	var got []string
@@ -317,12 +317,12 @@ func (h *harness) expectRecords(want []string) {
 	}
 	for i := range max(len(got), len(want)) {
 		if i >= len(got) || i >= len(want) || got[i] != want[i] {
-			h.t.Fatalf("%d. on record is %q, want %q", i+1, got[i:min(i+1, len(got))], want[i:min(i+1, len(want))])
+			h.t.Fatalf("record %d is %q, want %q", i+1, got[i:min(i+1, len(got))], want[i:min(i+1, len(want))])
 		}
 	}
 	text, err := os.ReadFile(h.auditPath)
 	must(h.t, err)
 	if strings.Contains(strings.ToLower(string(text)), canary) {
-		h.t.Errorf("what nobody is to know is on record:\n%s", text)
+		h.t.Errorf("private content is recorded:\n%s", text)
 	}
 }

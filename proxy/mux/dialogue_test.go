@@ -17,42 +17,42 @@ import (
 
 // A dialogue is a title ("# Sentence.") and lines, up to the next title:
 //
-//	SKIP TEXT    it is not played: a defect that is known
-//	SKIP-SPLIT TEXT … and where lines come in parts
-//	SET K=V…     mode, learn, learnmax, hold, lost, silence, flagsmax, verify, max, consistent, detach, token (ended),
-//	             id (before the login)
-//	CAPS TEXT    what the backend can do
-//	C TEXT       the client says TEXT and CRLF
-//	C! "TEXT"    the client says TEXT, a Go string, alone
-//	C-END, C-FIN, C-RST   the client hangs up, its own side only, or breaks the connection
-//	P TEXT       the client hears TEXT; … stands for anything
-//	P! "TEXT"    it hears TEXT, a Go string, and whatever follows
-//	END          its connection is closed, without another word
-//	CUT          … in whatever way
-//	U1 TEXT      the first upstream connection hears TEXT; ~x in it is a tag of ours
-//	U1! "TEXT"   it hears TEXT, a Go string
-//	U1-END       it is closed by us
-//	B1 TEXT      it says TEXT, with our tags where ~x stands
-//	B1! "TEXT"   it says TEXT, a Go string, alone
-//	B1-END, B1-RST        the backend hangs up, or breaks the connection
-//	ARRIVED 1    all that the first upstream connection has said has arrived
-//	LOGINS TEXT  the backend answers logins TEXT from now on; without TEXT it takes them
-//	DOWN, UP     it cannot be talked to from now on, or can
-//	MOVED NAME   the user's mailbox is at another backend from now on
-//	RENAMED NAME the user's record names another login from now on
+//	SKIP TEXT    do not run the dialogue: a known defect
+//	SKIP-SPLIT TEXT … with lines split into parts
+//	SET K=V…     mode, learn, learnmax, hold, lost, silence, flagsmax, verify, max, ttl, consistent, detach,
+//	             token (ended), id (before the login), unrouted
+//	CAPS TEXT    the backend's capabilities
+//	C TEXT       the client sends TEXT and CRLF
+//	C! "TEXT"    the client sends TEXT, a Go string, alone
+//	C-END, C-FIN, C-RST   the client closes the connection, closes its own side only, or resets the connection
+//	P TEXT       the client receives the line TEXT; … stands for any text
+//	P! "TEXT"    the client receives TEXT, a Go string; anything may follow
+//	END          the gateway closes the client's connection with a FIN and sends nothing more
+//	CUT          … with a FIN or a RST
+//	U1 TEXT      the first upstream connection receives TEXT; ~x in it is a tag of the gateway
+//	U1! "TEXT"   the first upstream connection receives TEXT, a Go string
+//	U1-END       the gateway closes it
+//	B1 TEXT      the backend sends TEXT on it, with the gateway's tags in place of ~x
+//	B1! "TEXT"   the backend sends TEXT, a Go string, alone
+//	B1-END, B1-RST        the backend closes or resets the connection
+//	ARRIVED 1    wait until everything sent on the first upstream connection has arrived
+//	LOGINS TEXT  from now on the backend answers logins with TEXT; without TEXT it accepts them
+//	DOWN, UP     from now on the backend is down, or up
+//	MOVED NAME   from now on the user's mailbox is at another backend
+//	RENAMED NAME from now on the route has another login name
 //	OPEN N U M   client and backend open INBOX with N messages, UIDNEXT U and HIGHESTMODSEQ M (0: none)
-//	REOPEN K N U M        the backend is asked for INBOX again, on its K-th connection
-//	M NAME VALUE a metric is VALUE, soon
+//	REOPEN K N U M        the gateway opens INBOX again, on the backend's K-th connection
+//	M NAME VALUE wait until a metric has the VALUE
 //	PINNED WHY   the session is spliced
-//	ORDER WHY    somebody orders the end of the session
-//	OVERDUE 5s   its time was over so long ago, and the clock looks
-//	REC TEXT     a command is put on record (brief), but for SELECT and LOGOUT; all are told or none
-//	HIDES TEXT   no error, line of the log or record has TEXT, in whatever letters
-//	ENDED WHY    the reason on record for its end
+//	ORDER WHY    an operator ends the session
+//	OVERDUE 5s   the session expired that long ago, and the clock checks
+//	REC TEXT     a command is recorded (in short), except SELECT and LOGOUT; list all of them or none
+//	HIDES TEXT   no error, log line or record contains TEXT in any case
+//	ENDED WHY    the recorded reason for the end of the session
 //
-// Upstream connections are numbered in the order of their logins; the first is
-// there from the beginning. A dialogue in which the client's connection does not
-// end goes on with a LOGOUT, and nothing else may be said, to anybody.
+// Upstream connections are numbered in the order of their logins. The first one exists
+// from the beginning. If the client's connection is still open, the dialogue ends with a
+// LOGOUT. No side may receive anything else.
 type dialogue struct {
 	title           string
 	skip, skipSplit string
@@ -90,15 +90,15 @@ func readDialogues(t testing.TB) (all []dialogue) {
 	return all
 }
 
-// combinations are the kinds of connection and the cuts with which a dialogue is played.
-// In the last one the session gives up its goroutine before each line.
-var combinations = [][2]string{{"plain", "whole"}, {"plain", "bytes"}, {"tls", "random"}, {"plain", "asleep"}}
+// combinations are the transports and splits with which a dialogue runs. With the last
+// one the session parks before each line.
+var combinations = [][2]string{{"plain", "whole"}, {"plain", "bytes"}, {"tls", "random"}, {"plain", "parked"}}
 
 func TestDialogues(t *testing.T) {
 	checkGoroutineLeaks(t)
 	certs := newCertificates(t)
 	var playing sync.WaitGroup
-	slots := make(chan struct{}, 16) // most of a dialogue is waiting
+	slots := make(chan struct{}, 16) // a dialogue mostly waits
 	for _, d := range readDialogues(t) {
 		for _, combination := range combinations {
 			slots <- struct{}{}
@@ -111,15 +111,15 @@ func TestDialogues(t *testing.T) {
 	playing.Wait()
 }
 
-// dialogueRun is one dialogue under way.
+// dialogueRun is a running dialogue.
 type dialogueRun struct {
 	*harness
 	*testClient
 	splitMode    string
-	tags         map[string]string // ours, by their names in the dialogue
+	tags         map[string]string // the gateway's, by their names in the dialogue
 	closed       bool              // the client's connection has ended
 	clientLeft   bool              // by the client
-	answerCount  int               // answers to commands that the client heard
+	answerCount  int               // answers to commands that the client received
 	wantRecords  []string          // of REC
 	hiddenText   string            // of HIDES
 	reason       string
@@ -135,7 +135,7 @@ func (d dialogue) play(t *testing.T, certs *certificates, transport, splitMode s
 	}
 	p := &dialogueRun{splitMode: splitMode, tags: map[string]string{}}
 	s := setup{transport: transport, split: splitMode}
-	if splitMode == "asleep" {
+	if splitMode == "parked" {
 		s.split = "whole"
 	}
 	lines := s.read(t, d.lines)
@@ -161,7 +161,7 @@ func (d dialogue) play(t *testing.T, certs *certificates, transport, splitMode s
 	p.checkHidden()
 }
 
-// read takes the lines about the setup off a dialogue.
+// read reads the lines about the setup and returns the others.
 func (s *setup) read(t testing.TB, lines []string) []string {
 	for i, line := range lines {
 		verb, rest, _ := strings.Cut(line, " ")
@@ -220,10 +220,10 @@ func (s *setup) set(name, value string) (err error) {
 	return err
 }
 
-// step does one line.
+// step runs one line.
 func (p *dialogueRun) step(line string) error {
 	verb, rest, _ := strings.Cut(line, " ")
-	if p.splitMode == "asleep" && strings.ContainsAny(verb[:1], "CB") {
+	if p.splitMode == "parked" && strings.ContainsAny(verb[:1], "CB") {
 		p.awaitParked()
 	}
 	if n, err := strconv.Atoi(strings.TrimRight(verb[1:], "!-ENDRST")); err == nil && strings.ContainsAny(verb[:1], "UB") {
@@ -254,7 +254,8 @@ func (p *dialogueRun) step(line string) error {
 	return nil
 }
 
-// expectClientEnd wants the client's connection closed by the gateway, and closes it then.
+// expectClientEnd requires the gateway to close the client's connection, and then closes
+// it.
 func (p *dialogueRun) expectClientEnd(verb string) error {
 	p.closed = true
 	defer p.scriptedConn.queueClose()
@@ -276,7 +277,7 @@ func (p *dialogueRun) disconnectClient(verb string) {
 	}
 }
 
-// control is what neither the client nor an upstream connection does.
+// control runs a line that is about neither the client nor an upstream connection.
 func (p *dialogueRun) control(verb, rest string) error {
 	switch verb {
 	case "LOGINS":
@@ -321,7 +322,7 @@ func (p *dialogueRun) control(verb, rest string) error {
 	return nil
 }
 
-// expireSession makes the session one that should have ended a while ago.
+// expireSession makes the session expire in the past.
 func (p *dialogueRun) expireSession(ago string) error {
 	d, err := time.ParseDuration(ago)
 	if err != nil {
@@ -335,8 +336,8 @@ func (p *dialogueRun) expireSession(ago string) error {
 	return nil
 }
 
-// awaitArrival waits until the gateway could have heard what the upstream connection
-// has said, or has.
+// awaitArrival waits until everything sent on an upstream connection is readable for the
+// gateway, or has been read.
 func (p *dialogueRun) awaitArrival(number string) error {
 	n, err := strconv.Atoi(number)
 	if err != nil {
@@ -347,7 +348,7 @@ func (p *dialogueRun) awaitArrival(number string) error {
 		return err
 	}
 	peer.awaitWritten()
-	eventually(p.harness.t, "what was said to arrive", func() bool {
+	eventually(p.harness.t, "the sent data to arrive", func() bool {
 		up := p.session.upstreamWire.Load()
 		return up == nil || up.IsReadable()
 	})
@@ -363,7 +364,7 @@ func (p *dialogueRun) awaitMetric(series, value string) error {
 	return nil
 }
 
-// upstreamStep is a line of the n-th upstream connection.
+// upstreamStep runs a line of the n-th upstream connection.
 func (p *dialogueRun) upstreamStep(n int, verb, rest string) error {
 	peer, err := p.stub.peer(n)
 	if err != nil {
@@ -407,29 +408,29 @@ func (p *dialogueRun) doQuotedErr(text string, do func(string) error) error {
 	return do(p.expandTags(text))
 }
 
-// expandTags puts our tags where their names stand.
+// expandTags replaces the names of the gateway's tags by the tags.
 func (p *dialogueRun) expandTags(text string) string {
 	return tagPattern.ReplaceAllStringFunc(text, func(name string) string { return cmp.Or(p.tags[name], name) })
 }
 
 var tagPattern = regexp.MustCompile("~[a-z]+[0-9]*")
 
-// matchLine compares a line with a pattern, and takes a tag of ours from it.
+// matchLine compares a line with a pattern, and stores the gateway's tag in it.
 func (p *dialogueRun) matchLine(got string, err error, want string) error {
 	if err != nil {
-		return fmt.Errorf("heard %.200q, %w", got, err)
+		return fmt.Errorf("received %.200q, %w", got, err)
 	}
 	text, ok := strings.CutSuffix(got, "\r\n")
 	if name := tagPattern.FindString(want); ok && strings.HasPrefix(want, "~") && p.tags[name] == "" {
 		p.tags[name], _, _ = strings.Cut(text, " ")
 	}
 	if !ok || !matchPattern(text, p.expandTags(want)) {
-		return fmt.Errorf("heard %.400q", got)
+		return fmt.Errorf("received %.400q", got)
 	}
 	return nil
 }
 
-// matchPattern says whether text is what pattern says, in which … stands for anything.
+// matchPattern reports whether text matches pattern, in which … stands for any text.
 func matchPattern(text, pattern string) bool {
 	parts := strings.Split(pattern, "…")
 	text, ok := strings.CutPrefix(text, parts[0])
@@ -446,7 +447,7 @@ func matchPattern(text, pattern string) bool {
 	return strings.HasSuffix(text, parts[len(parts)-1])
 }
 
-// told is what a backend says of a mailbox.
+// selectLines returns the untagged responses to SELECT.
 func selectLines(messages, next, modseq string) []string {
 	lines := []string{
 		`* FLAGS (\Seen \Deleted)`, `* OK [PERMANENTFLAGS (\Seen \Deleted \*)] Limited`, "* " + messages + " EXISTS",
@@ -502,19 +503,19 @@ func (p *dialogueRun) finish() error {
 		p.reason = cmp.Or(p.reason, string(audit.ClientLogout))
 	}
 	r := p.awaitEnd(p.testClient)
-	if p.reason == string(audit.ClientClosed) && r.Reason == audit.ClientLost { // it hung up over bytes it had not read
+	if p.reason == string(audit.ClientClosed) && r.Reason == audit.ClientLost { // it closed with unread bytes
 		r.Reason = audit.ClientClosed
 	}
 	if p.reason != "" && string(r.Reason) != p.reason || r.Reason == audit.InternalMistake {
 		return fmt.Errorf("ended for %q (%w), want %q", r.Reason, r.Err, p.reason)
 	}
 	if p.wasHandedOver() != (p.spliceReason != "") {
-		return fmt.Errorf("handed on: %v", p.wasHandedOver())
+		return fmt.Errorf("handed over: %v", p.wasHandedOver())
 	}
 	return nil
 }
 
-// checkNoMoreOutput wants nothing to have been said that the dialogue does not have.
+// checkNoMoreOutput requires that nothing was sent upstream beyond the dialogue.
 func (p *dialogueRun) checkNoMoreOutput() {
 	p.stub.mu.Lock()
 	peers := p.stub.peers
@@ -524,7 +525,7 @@ func (p *dialogueRun) checkNoMoreOutput() {
 			break
 		}
 		if text, _ := peer.readAll(); text != "" {
-			p.harness.t.Errorf("upstream connection %d was also told %.200q", i+1, text)
+			p.harness.t.Errorf("upstream connection %d also received %.200q", i+1, text)
 		}
 	}
 }

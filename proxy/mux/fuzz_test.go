@@ -18,9 +18,9 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// chunkBackend is a backend that logs everybody in and then says what it was given,
-// piece by piece: the pieces are cut at 0xff, and ~ in them is the tag it was told
-// last. What it has left it says to the connections that follow.
+// chunkBackend is a backend that accepts all logins and then sends its data in chunks,
+// split at 0xff. ~ in a chunk stands for the last tag it received. Later connections send
+// the remaining chunks.
 type chunkBackend struct {
 	mu     sync.Mutex
 	chunks [][]byte // Guarded by mu.
@@ -37,7 +37,7 @@ func (b *chunkBackend) nextChunk() []byte {
 	return piece
 }
 
-// serve ends when b has nothing more to say, or nobody listens.
+// serve ends when b has no chunk left or the connection ends.
 func (b *chunkBackend) serve(p *scriptedConn) {
 	defer p.close()
 	buf := make([]byte, 4<<10)
@@ -59,16 +59,16 @@ func (b *chunkBackend) serve(p *scriptedConn) {
 	p.awaitWritten()
 }
 
-// fuzzRun is one run of a session between a client and a backend that say anything.
+// fuzzRun is a session between a client and a backend that send arbitrary data.
 type fuzzRun struct {
 	*harness
-	serve   func(*scriptedConn) // a connection of the backend's; closes it
+	serve   func(*scriptedConn) // serves a backend's connection and closes it
 	serving sync.WaitGroup
 	stop    chan struct{}
-	served  int // peers that talk, or did
+	served  int // number of peers served
 }
 
-// serveAll has every connection of the stub talk. It ends when stop is closed.
+// serveAll serves every connection of the stub. It ends when stop is closed.
 func (f *fuzzRun) serveAll() {
 	defer f.serving.Done()
 	for {
@@ -89,7 +89,7 @@ func (f *fuzzRun) serveAll() {
 	}
 }
 
-// run plays it, and returns what the client has heard.
+// run runs the session, and returns what the client received.
 func (f *fuzzRun) run(client []byte) []byte {
 	name, err := identity.Canonicalize(user, "")
 	must(f.t, err)
@@ -120,7 +120,7 @@ func (f *fuzzRun) run(client []byte) []byte {
 	return received
 }
 
-// checkTags wants every tag that the client was told to be one of its own.
+// checkTags requires every tag that the client received to be one of its own.
 func checkTags(t *testing.T, client, received []byte) {
 	own := map[string]bool{"*": true, "+": true}
 	for line := range bytes.SplitSeq(client, []byte("\n")) {
@@ -136,12 +136,12 @@ func checkTags(t *testing.T, client, received []byte) {
 		}
 		tag, _, _ := bytes.Cut(bytes.TrimRight(seg.Bytes, "\r\n"), []byte(" "))
 		if isFirst && !own[string(tag)] {
-			t.Errorf("the client is told %.80q, which answers nothing that it said", seg.Bytes)
+			t.Errorf("the client receives %.80q, which answers none of its commands", seg.Bytes)
 		}
 	}
 }
 
-// seed is what the client and the backend say in a dialogue, each on its own.
+// seed returns what the client and the backend send in a dialogue.
 func (d dialogue) seed() (client, backend string) {
 	for _, line := range d.lines {
 		verb, rest, _ := strings.Cut(line, " ")
@@ -169,9 +169,8 @@ func (d dialogue) seed() (client, backend string) {
 	return client, backend
 }
 
-// FuzzSession lets a client and a backend say anything to each other: nothing
-// breaks down, nothing is left, and the client hears no answer to what it has
-// not said.
+// FuzzSession lets a client and a backend send anything. The gateway must not panic or
+// leak, and the client must receive only answers to its own commands.
 func FuzzSession(f *testing.F) {
 	for i, d := range readDialogues(f) {
 		client, backend := d.seed()
@@ -197,10 +196,10 @@ func FuzzSession(f *testing.F) {
 		pinned := h.wasHandedOver()
 		h.close()
 		h.stub.closeListener()
-		for _, p := range h.stub.peers[run.served:] { // that came too late
+		for _, p := range h.stub.peers[run.served:] { // arrived too late to be served
 			p.close()
 		}
-		if !pinned { // spliced, it hears anything
+		if !pinned { // spliced, it receives anything
 			checkTags(t, client, received)
 		}
 	})

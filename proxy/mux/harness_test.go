@@ -28,7 +28,7 @@ import (
 	"imapgate/tlsconf"
 )
 
-// setup is what a test may want of a stage.
+// setup describes the harness that a test needs.
 type setup struct {
 	mode          Mode
 	settings      Settings
@@ -36,21 +36,21 @@ type setup struct {
 	parkAfter     time.Duration
 	idleTimeout   time.Duration
 	stallTimeout  time.Duration
-	transport     string // of connection, client's and backend's: "tls" or not
+	transport     string // of the client's and the backend's connections: "tls" or anything else
 	split         string
 	password      string
 	quota         Quota
-	maxLine       int                 // bytes of a line of the client's
-	auditCommands audit.CommandFilter // on record; all
+	maxLine       int                 // bytes of a client's line
+	auditCommands audit.CommandFilter // recorded commands; default: all
 
-	id                string // name by which the client introduced itself before the login
-	loginNotFromRoute bool   // the login name is no route's
-	tokenExpired      bool   // the client has come with one, which has ended since
+	id                string // name in the client's ID before the login
+	loginNotFromRoute bool   // no route sets the login name
+	tokenExpired      bool   // the client logged in with a token that has expired since
 }
 
-// certificates are a backend's and a gateway's, shared by the stages of a test.
+// certificates are a backend's and a gateway's, shared by the harnesses of a test.
 type certificates struct {
-	backend, client *tls.Config // of the backend's side
+	backend, client *tls.Config // for the backend's side, and for its client
 	gateway         tls.Certificate
 }
 
@@ -77,12 +77,12 @@ type harness struct {
 	hub       *Hub
 	deps      Deps
 	logs      *testbed.Log
-	auditPath string // the audit log's file
+	auditPath string // path of the audit log
 	splices   sync.WaitGroup
 
 	mu          sync.Mutex
 	pinnedCount int      // Guarded by mu.
-	location    Location // Guarded by mu. Where the user's mailbox is now, as far as that has changed.
+	location    Location // Guarded by mu. Current location of the mailbox; zero fields: unchanged.
 }
 
 const user = "alice"
@@ -120,15 +120,15 @@ func newHarness(t testing.TB, s setup, certs *certificates) *harness {
 	return h
 }
 
-// testClient is a client of a stage, with its session.
+// testClient is a client of a harness, with its session.
 type testClient struct {
 	*scriptedConn
 	session *session
 	results chan Result
-	result  Result // of leave
+	result  Result // set by awaitEnd
 }
 
-// logIn logs a client in, whose upstream is the stub's next one.
+// logIn logs a client in. Its upstream is the stub's next connection.
 func (h *harness) logIn() *testClient {
 	h.t.Helper()
 	name, err := identity.Canonicalize(user, "")
@@ -161,7 +161,7 @@ func (h *harness) logIn() *testClient {
 	return c
 }
 
-// socketPair makes a client's connection: the gateway's end and the client's.
+// socketPair returns both ends of a client's connection.
 func (h *harness) socketPair() (gatewayEnd, clientEnd net.Conn) {
 	h.t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -175,15 +175,14 @@ func (h *harness) socketPair() (gatewayEnd, clientEnd net.Conn) {
 		return gatewayEnd, clientEnd
 	}
 	server := tls.Server(parking.NewBufferedConn(gatewayEnd.(*net.TCPConn)), &tls.Config{Certificates: []tls.Certificate{h.certs.gateway}})
-	client := tls.Client(clientEnd, &tls.Config{InsecureSkipVerify: true}) // a certificate of the test's own
+	client := tls.Client(clientEnd, &tls.Config{InsecureSkipVerify: true}) // the certificate is self-signed
 	handshakeErr := make(chan error, 1)
 	go func() { handshakeErr <- server.Handshake() }()
 	must(h.t, errors.Join(client.Handshake(), <-handshakeErr))
 	return server, client
 }
 
-// splice relays what is left of a session that was handed on, until either side
-// hangs up.
+// splice relays the rest of a session that was handed over, until either side closes.
 func (h *harness) splice(client, backend SpliceSide, _ time.Time, onEnd func(Result)) {
 	h.mu.Lock()
 	h.pinnedCount++
@@ -205,7 +204,7 @@ func (h *harness) splice(client, backend SpliceSide, _ time.Time, onEnd func(Res
 	}()
 }
 
-// locate is where everybody's mailbox is.
+// locate returns the location of every mailbox.
 func (h *harness) locate(context.Context, identity.User) (Location, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -218,7 +217,7 @@ func (h *harness) wasHandedOver() bool {
 	return h.pinnedCount > 0
 }
 
-// metric is the value of a series as it is scraped, "" if there is none.
+// metric returns the value of a series as it is scraped, "" if there is none.
 func (h *harness) metric(series string) string { return h.scrapeMetrics()["imapgate_"+series] }
 
 func (h *harness) scrapeMetrics() map[string]string {
@@ -233,7 +232,7 @@ func (h *harness) scrapeMetrics() map[string]string {
 	return all
 }
 
-// awaitEnd waits for the end of a's session, which has exactly one.
+// awaitEnd waits for the end of c's session, which must occur once.
 func (h *harness) awaitEnd(c *testClient) Result {
 	h.t.Helper()
 	select {
@@ -245,7 +244,7 @@ func (h *harness) awaitEnd(c *testClient) Result {
 	return Result{}
 }
 
-// close stops everything. Behind it nothing may be left.
+// close stops everything and requires that nothing is left.
 func (h *harness) close(clients ...*testClient) {
 	h.t.Helper()
 	closed := make(chan struct{})
@@ -273,12 +272,12 @@ func (h *harness) close(clients ...*testClient) {
 	}
 	must(h.t, h.deps.Audit.Close())
 	if text := h.logs.String(); strings.Contains(text, `"msg":"panic recovered"`) {
-		h.t.Errorf("something broke down:\n%s", text)
+		h.t.Errorf("a panic was recovered:\n%s", text)
 	}
 }
 
-// awaitParked waits until the session of a has no goroutine; not for long, because it
-// may be waiting for an answer.
+// awaitParked waits until the session of c is parked. It does not wait long, because the
+// session may be waiting for an answer.
 func (c *testClient) awaitParked() {
 	for end := time.Now().Add(15 * time.Millisecond); time.Now().Before(end); <-time.After(time.Millisecond) {
 		c.session.client.InterruptWait()
@@ -306,7 +305,7 @@ func stacks() []byte {
 	return buf[:runtime.Stack(buf, true)]
 }
 
-// checkGoroutineLeaks wants as many goroutines behind the test as before it.
+// checkGoroutineLeaks requires as many goroutines after the test as before it.
 func checkGoroutineLeaks(t testing.TB) {
 	t.Helper()
 	before := runtime.NumGoroutine()
@@ -323,7 +322,7 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(testTimeout); !ok(); <-time.After(2 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("waited in vain for %s", what)
+			t.Fatalf("timeout while waiting for %s", what)
 		}
 	}
 }

@@ -7,28 +7,28 @@ import (
 	"imapgate/internal/audit"
 )
 
-// Two sessions of one user are in a mailbox of which the backend keeps no
-// mod-sequences yet. There is one auxiliary connection for both: the session that
-// does not get it asks later.
+// TestAModseqRequestIsRetriedWhileAnotherSessionHasTheAuxConnection has two sessions of
+// one user in a mailbox without mod-sequences. One auxiliary connection serves both: the
+// session that does not get it retries later.
 func TestAModseqRequestIsRetriedWhileAnotherSessionHasTheAuxConnection(t *testing.T) {
 	checkGoroutineLeaks(t)
-	y := newHarness(t, setup{settings: Settings{UIDPrefetch: PrefetchEager, ReadAfterWrite: true, MaxPerUser: 8}}, nil)
-	defer y.stub.close()
-	all := []*testClient{y.logIn(), y.logIn()}
+	h := newHarness(t, setup{settings: Settings{UIDPrefetch: PrefetchEager, ReadAfterWrite: true, MaxPerUser: 8}}, nil)
+	defer h.stub.close()
+	all := []*testClient{h.logIn(), h.logIn()}
 	peer := func(n int) *scriptedConn {
 		t.Helper()
-		p, err := y.stub.peer(n)
+		p, err := h.stub.peer(n)
 		must(t, err)
 		return p
 	}
-	// hears is the tag of a question of ours.
+	// readQuery returns the tag of a command of the gateway.
 	readQuery := func(p *scriptedConn, question string) string {
 		t.Helper()
 		line, err := p.readLine()
 		must(t, err)
 		tag, got, _ := strings.Cut(strings.TrimSuffix(line, "\r\n"), " ")
 		if got != question {
-			t.Fatalf("heard %q, want %q", got, question)
+			t.Fatalf("received %q, want %q", got, question)
 		}
 		return tag
 	}
@@ -40,19 +40,19 @@ func TestAModseqRequestIsRetriedWhileAnotherSessionHasTheAuxConnection(t *testin
 	}
 	exchange(t, all[0].scriptedConn, peer(1), "s SELECT INBOX", selectReply...)
 	status := readQuery(peer(3), `STATUS "INBOX" (HIGHESTMODSEQ)`)
-	exchange(t, all[1].scriptedConn, peer(2), "s SELECT INBOX", selectReply...) // while the first asks
+	exchange(t, all[1].scriptedConn, peer(2), "s SELECT INBOX", selectReply...) // while the first queries
 	exchange(t, all[1].scriptedConn, peer(2), "a1 NOOP", "a1 OK done")
 	answerQueries(peer(3), status)
 	answerQueries(peer(4), readQuery(peer(4), `STATUS "INBOX" (HIGHESTMODSEQ)`))
 	all[1].scriptedConn.send("a2 NOOP\r\n")
-	tag := readQuery(peer(2), "NOOP") // which makes it true of the client
+	tag := readQuery(peer(2), "NOOP") // confirmModseq
 	peer(2).send(tag + " OK done\r\n")
 	must(t, peer(2).expect("a2 NOOP\r\n"))
 	peer(2).send("a2 OK done\r\n")
 	must(t, all[1].scriptedConn.expect("a2 OK done\r\n"))
-	y.hub.AbortAll(audit.Kicked)
+	h.hub.AbortAll(audit.Kicked)
 	for _, a := range all {
-		y.awaitEnd(a)
+		h.awaitEnd(a)
 	}
-	y.close(all...)
+	h.close(all...)
 }

@@ -14,17 +14,17 @@ import (
 	"time"
 )
 
-// strictBackend is a backend that does what it is asked and holds every line to ending in
-// CRLF, with no other CR or LF in it.
+// strictBackend is a backend that executes commands and requires every line to end with
+// CRLF and to contain no other CR or LF.
 type strictBackend struct {
 	mu       sync.Mutex
-	commands []string // Guarded by mu. Commands of clients, whole, as they would wait for their literals.
-	badLines []string // Guarded by mu. Lines that are none.
+	commands []string // Guarded by mu. Complete commands of clients, with their literals written as synchronizing.
+	badLines []string // Guarded by mu. Lines with wrong ends.
 }
 
 var (
 	literalSuffix        = regexp.MustCompile(`\{([0-9]+)(\+?)\}\r\n$`)
-	openQuote            = regexp.MustCompile(`^([^"]|"([^"\\]|\\.)*")*"([^"\\]|\\.)*$`) // a string that does not end
+	openQuote            = regexp.MustCompile(`^([^"]|"([^"\\]|\\.)*")*"([^"\\]|\\.)*$`) // an unterminated string
 	synchronizingLiteral = regexp.MustCompile(`\{[0-9]+\}\r?\n`)
 	gatewayTag           = regexp.MustCompile(`^[A-Z2-7]{13}[0-9a-z]+$`) // a tag
 )
@@ -57,7 +57,7 @@ func (b *strictBackend) serve(p *scriptedConn) {
 	}
 }
 
-// readCommand reads one, and asks for the literals that wait.
+// readCommand reads a command, and requests its synchronizing literals.
 func (b *strictBackend) readCommand(p *scriptedConn) (string, error) {
 	var command strings.Builder
 	for {
@@ -101,8 +101,8 @@ func (b *strictBackend) readLine(p *scriptedConn) (string, error) {
 	return line, nil
 }
 
-// splitAtEveryLF are the commands in a client's words, of which every LF outside literals
-// ends a line, as strict hears them.
+// splitAtEveryLF returns the commands in a client's input, as strictBackend receives
+// them, if every LF outside literals ends a line.
 func splitAtEveryLF(client []byte) (all []string) {
 	command := ""
 	for {
@@ -127,8 +127,8 @@ func splitAtEveryLF(client []byte) (all []string) {
 	}
 }
 
-// takeCommand says whether a command is one of all, or the beginning of one that the gateway
-// has broken off, and takes it out.
+// takeCommand removes command from all. The command may also be the beginning of one that
+// the gateway has broken off.
 func takeCommand(all []string, command string) ([]string, bool) {
 	begun, broken := strings.CutSuffix(command, " (\r\n")
 	i := slices.IndexFunc(all, func(c string) bool { return c == command || broken && strings.HasPrefix(c, begun) })
@@ -138,12 +138,12 @@ func takeCommand(all []string, command string) ([]string, bool) {
 	return slices.Delete(all, i, i+1), true
 }
 
-// FuzzLineEnds lets a client say anything, cut anywhere: its backend hears lines that
-// end in CRLF alone, and no command that is not the client's where every LF ends a line.
+// FuzzLineEnds lets a client send anything, in any pieces. The backend receives only
+// lines that end with CRLF, and only commands of the client, if every LF ends a line.
 func FuzzLineEnds(f *testing.F) {
 	for i, d := range readDialogues(f) {
 		client, _ := d.seed()
-		if i%4 == 0 { // which is enough, and each takes its time
+		if i%4 == 0 { // enough, because each takes some time
 			f.Add([]byte(strings.ReplaceAll(client, "\r\n", "\n")), []byte{9, byte(i)}, byte(i/4))
 		}
 	}
@@ -174,7 +174,7 @@ func FuzzLineEnds(f *testing.F) {
 		a := h.logIn()
 		a.sendInPieces(client, sizes)
 		a.queueCloseWrite()
-		_, _ = a.scriptedConn.readAll() // however it ends
+		_, _ = a.scriptedConn.readAll() // any end
 		a.scriptedConn.queueClose()
 		h.awaitEnd(a)
 		pinned := h.wasHandedOver()
@@ -182,10 +182,10 @@ func FuzzLineEnds(f *testing.F) {
 		close(run.stop)
 		run.serving.Wait()
 		h.stub.closeListener()
-		for _, p := range h.stub.peers[run.served:] { // that came too late
+		for _, p := range h.stub.peers[run.served:] { // arrived too late to be served
 			p.close()
 		}
-		if pinned { // spliced, it says anything
+		if pinned { // spliced, it receives anything
 			return
 		}
 		if err := b.check(client); err != nil {
@@ -194,14 +194,14 @@ func FuzzLineEnds(f *testing.F) {
 	})
 }
 
-// check compares what was heard with what the client said.
+// check compares the received commands with the client's input.
 func (b *strictBackend) check(client []byte) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(b.badLines) > 0 {
-		return fmt.Errorf("the backend hears %q", b.badLines)
+		return fmt.Errorf("the backend received %q", b.badLines)
 	}
-	if synchronizingLiteral.Match(client) { // it did not wait: what was a literal to it may be a command
+	if synchronizingLiteral.Match(client) { // the client did not wait: its literal may have become commands
 		return nil
 	}
 	var wrong error
@@ -209,14 +209,14 @@ func (b *strictBackend) check(client []byte) error {
 	for _, command := range b.commands {
 		var ok bool
 		if left, ok = takeCommand(left, command); !ok {
-			wrong = errors.Join(wrong, fmt.Errorf("the backend hears %q", command))
+			wrong = errors.Join(wrong, fmt.Errorf("the backend received %q", command))
 		}
 	}
 	return wrong
 }
 
-// sendInPieces gives the gateway time to read each of them by itself; not for long,
-// because it may be waiting for an answer.
+// sendInPieces gives the gateway time to read each piece separately. It does not wait
+// long, because the gateway may be waiting for an answer.
 func (c *testClient) sendInPieces(text, sizes []byte) {
 	for i, sent := 0, int64(0); len(text) > 0; i++ {
 		n := min(int(sizes[i%len(sizes)])%64+1, len(text))

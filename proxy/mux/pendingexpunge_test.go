@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// What a client has sent in one packet is played as one: only what has been read of
-// it is known to follow.
+// runPacket runs a dialogue whose client sends several commands in one packet. The
+// gateway considers only buffered commands as queued.
 func (s *scriptedTest) runPacket(lines string) {
 	s.t.Helper()
 	s.run(strings.Split(strings.TrimSpace(lines), "\n")...)
@@ -14,7 +14,8 @@ func (s *scriptedTest) runPacket(lines string) {
 }
 
 const (
-	// A mailbox of three messages; the upstream is lost, and the first message goes.
+	// A mailbox of three messages. The upstream is lost, and the first message is
+	// expunged.
 	threeMessages = `
 OPEN 3 4 7
 U1 ~q UID SEARCH RETURN (ALL) 1:3

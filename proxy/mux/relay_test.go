@@ -18,7 +18,7 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// relayTest is a session of which nothing runs but relay, between two sockets.
+// relayTest is a session that runs only relay, between two sockets.
 type relayTest struct {
 	*session
 	backend net.Conn
@@ -37,8 +37,8 @@ func newRelayTest(t testing.TB) *relayTest {
 	must(t, err)
 	peer, err := s.peer(1)
 	must(t, err)
-	y := harness{t: t}
-	gatewayEnd, clientEnd := y.socketPair()
+	h := harness{t: t}
+	gatewayEnd, clientEnd := h.socketPair()
 	shared := &wire.Resources{Buffers: parking.NewBufferPool(), Clock: new(wire.Clock)}
 	r := &relayTest{backend: peer.conn, drained: make(chan struct{})}
 	r.session = &session{commandState: new(commandState), upstream: new(lease.Conn), mailbox: &mailbox{}}
@@ -53,7 +53,7 @@ func newRelayTest(t testing.TB) *relayTest {
 	return r
 }
 
-// drain reads what the client is told. It ends with the connection.
+// drain reads the client's connection until it ends.
 func (r *relayTest) drain(clientEnd net.Conn) {
 	defer close(r.drained)
 	defer func() { _ = clientEnd.Close() }()
@@ -64,7 +64,7 @@ func (r *relayTest) drain(clientEnd net.Conn) {
 	}
 }
 
-// relayAll has said passed on, to the last byte.
+// relayAll relays data to the last byte.
 func (r *relayTest) relayAll(t testing.TB, data []byte) {
 	if _, err := r.backend.Write(data); err != nil {
 		t.Fatal(err)
@@ -80,7 +80,7 @@ func (r *relayTest) relayAll(t testing.TB, data []byte) {
 	}
 }
 
-// responseSamples are what a backend says most.
+// responseSamples returns the most frequent kinds of responses.
 func responseSamples() map[string][]byte {
 	return map[string][]byte{
 		"line":    []byte("* 3 FETCH (FLAGS (\\Seen) UID 7)\r\n"),
@@ -93,7 +93,7 @@ func responseSamples() map[string][]byte {
 func TestRelayingALineOrLiteralAllocatesNothing(t *testing.T) {
 	for name, data := range responseSamples() {
 		r := newRelayTest(t)
-		for range 3 { // the buffer that suits
+		for range 3 { // until the buffer has its final size
 			r.relayAll(t, data)
 		}
 		if n := testing.AllocsPerRun(200, func() { r.relayAll(t, data) }); n > 0 {

@@ -16,23 +16,23 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// testTimeout is how long a test waits for what has to come.
+// testTimeout is how long a test waits for an expected event.
 const testTimeout = testbed.Timeout
 
-// scriptedConn is a client, or a backend's end of an upstream connection, as a script
-// plays it. What it says is written by a goroutine of its own, so that a script
-// never waits for the gateway to read.
+// scriptedConn is a client, or the backend's end of an upstream connection, driven by a
+// script. A goroutine writes its output, so that a script never waits for the gateway to
+// read.
 type scriptedConn struct {
 	// Set once.
 	conn  net.Conn // TCP, or TLS over it
 	r     *bufio.Reader
 	split func(rng *rand.Rand, left int) int
 
-	writes chan queuedWrite // at most 1024 that are not written yet
+	writes chan queuedWrite // at most 1024 pending
 	done   chan struct{}
 }
 
-// queuedWrite is something to write, and then to do.
+// queuedWrite is data to write, and a function to call afterwards.
 type queuedWrite struct {
 	bytes []byte
 	after func()
@@ -45,7 +45,7 @@ func newScriptedConn(conn net.Conn, split func(*rand.Rand, int) int) *scriptedCo
 	return c
 }
 
-// writeLoop ends when out is closed.
+// writeLoop ends when writes is closed.
 func (c *scriptedConn) writeLoop() {
 	defer close(c.done)
 	rng := rand.New(rand.NewPCG(1, 0))
@@ -53,7 +53,7 @@ func (c *scriptedConn) writeLoop() {
 		for b := s.bytes; len(b) > 0; {
 			n := c.split(rng, len(b))
 			if _, err := c.conn.Write(b[:n]); err != nil {
-				break // whoever is missed says so
+				break // the reader notices the missing data
 			}
 			b = b[n:]
 		}
@@ -65,13 +65,13 @@ func (c *scriptedConn) writeLoop() {
 
 func (c *scriptedConn) send(text string) { c.writes <- queuedWrite{bytes: []byte(text)} }
 
-// queueClose closes the connection behind what was said, queueCloseWrite its own side of it,
-// and reset breaks it.
+// queueClose closes the connection after pending writes, queueCloseWrite closes its own
+// side, and queueReset resets the connection.
 func (c *scriptedConn) queueClose()      { c.writes <- queuedWrite{after: func() { _ = c.conn.Close() }} }
 func (c *scriptedConn) queueCloseWrite() { c.writes <- queuedWrite{after: c.closeWrite} }
 func (c *scriptedConn) queueReset()      { c.writes <- queuedWrite{after: c.resetTCP} }
 
-// awaitWritten waits until everything that was said is at the kernel.
+// awaitWritten waits until all pending writes have reached the kernel.
 func (c *scriptedConn) awaitWritten() {
 	done := make(chan struct{})
 	c.writes <- queuedWrite{after: func() { close(done) }}
@@ -86,7 +86,7 @@ func (c *scriptedConn) resetTCP() {
 	_ = tcp.Close()
 }
 
-// readLine is the next line, with its CRLF.
+// readLine returns the next line, with its CRLF.
 func (c *scriptedConn) readLine() (string, error) {
 	_ = c.conn.SetReadDeadline(time.Now().Add(testTimeout))
 	text, err := c.r.ReadString('\n')
@@ -99,34 +99,34 @@ func (c *scriptedConn) expect(want string) error {
 	got := make([]byte, len(want))
 	n, err := io.ReadFull(c.r, got)
 	if err != nil || string(got) != want {
-		return fmt.Errorf("heard %.200q (%v), want %.200q", got[:n], err, want)
+		return fmt.Errorf("received %.200q (%v), want %.200q", got[:n], err, want)
 	}
 	return nil
 }
 
-// readAll is everything up to the connection's end, and how it ended.
+// readAll reads until the connection ends, and returns how it ended.
 func (c *scriptedConn) readAll() (string, error) {
 	_ = c.conn.SetReadDeadline(time.Now().Add(testTimeout))
 	text, err := io.ReadAll(c.r)
 	return string(text), err
 }
 
-// expectEnd wants the end of the connection and nothing before it.
+// expectEnd requires the connection to end without further data.
 func (c *scriptedConn) expectEnd(mode endMode) error {
 	text, err := c.readAll()
 	timeout := net.Error(nil)
 	switch {
 	case errors.As(err, &timeout) && timeout.Timeout():
-		return fmt.Errorf("it does not end: heard %.200q", text)
+		return fmt.Errorf("the connection does not end: received %.200q", text)
 	case text != "":
-		return fmt.Errorf("heard %.200q, want the end", text)
-	case mode == cleanEnd && err != nil: // a RST could have overtaken the last words
+		return fmt.Errorf("received %.200q, want the end", text)
+	case mode == cleanEnd && err != nil: // a RST could have overtaken the last response
 		return fmt.Errorf("ended with %w", err)
 	}
 	return nil
 }
 
-// endMode is how a connection is to end.
+// endMode is how a connection must end.
 type endMode uint8
 
 const (
@@ -140,18 +140,18 @@ func (c *scriptedConn) close() {
 	<-c.done
 }
 
-// The ways to cut what is said into packets.
+// splitters split the output into packets.
 var splitters = map[string]func(rng *rand.Rand, left int) int{
 	"whole":  func(_ *rand.Rand, left int) int { return left },
-	"bytes":  func(_ *rand.Rand, left int) int { return min(left, max(1, left-4096)) }, // the last ones singly
+	"bytes":  func(_ *rand.Rand, left int) int { return min(left, max(1, left-4096)) }, // the last octets one by one
 	"random": func(rng *rand.Rand, left int) int { return 1 + rng.IntN(min(left, max(40, left/4))) },
 }
 
-// backendCaps are what a stub can do unless a test says otherwise.
+// backendCaps are a stub's default capabilities.
 const backendCaps = "IMAP4rev1 SASL-IR AUTH=PLAIN LITERAL+ ENABLE UNSELECT IDLE CONDSTORE QRESYNC ESEARCH MOVE UIDPLUS"
 
-// stub is a backend at which logins go as a test wants, and what follows them is
-// said by a script.
+// stub is a backend that answers logins as a test demands. A script drives each
+// connection after its login.
 type stub struct {
 	// Set once.
 	l     net.Listener
@@ -161,10 +161,10 @@ type stub struct {
 
 	mu sync.Mutex
 	// Guarded by mu.
-	caps         string          // behind the login
-	loginRefusal string          // of logins, "" for none
+	caps         string          // after the login
+	loginRefusal string          // answer to logins; "": accept them
 	down         bool            // connections end before the greeting
-	peers        []*scriptedConn // those logged in, in order
+	peers        []*scriptedConn // connections after their login, in order
 	conns        map[net.Conn]struct{}
 }
 
@@ -200,7 +200,7 @@ func (s *stub) accept() {
 	}
 }
 
-// greet ends with the login, or its failure.
+// greet ends with the login or its failure.
 func (s *stub) greet(nc net.Conn) {
 	defer s.wg.Done()
 	if s.tls != nil {
@@ -230,7 +230,7 @@ func (s *stub) greet(nc net.Conn) {
 	}
 }
 
-// logIn answers a login, and says whether the connection is a script's now.
+// logIn answers a login, and returns true if a script now owns the connection.
 func (s *stub) logIn(p *scriptedConn, tag string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -243,7 +243,7 @@ func (s *stub) logIn(p *scriptedConn, tag string) bool {
 	return true
 }
 
-// set changes how the stub treats those who come from now on.
+// set changes how the stub treats new connections.
 func (s *stub) set(change func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -260,7 +260,7 @@ func (s *stub) peer(n int) (*scriptedConn, error) {
 		case len(peers) >= n:
 			return peers[n-1], nil
 		case time.Now().After(end):
-			return nil, fmt.Errorf("waited in vain for the %d. login", n)
+			return nil, fmt.Errorf("timeout while waiting for login %d", n)
 		}
 	}
 }
@@ -272,7 +272,7 @@ func (s *stub) close() {
 	}
 }
 
-// closeListener is close where the peers are somebody else's.
+// closeListener closes the stub but not its peers.
 func (s *stub) closeListener() {
 	_ = s.l.Close()
 	s.mu.Lock()

@@ -5,12 +5,12 @@ import (
 	"time"
 )
 
-// awaitSilenceCheck waits for as long as it takes to give a connection up, and some.
+// awaitSilenceCheck waits longer than a session takes to drop a silent connection.
 func (s *scriptedTest) awaitSilenceCheck() {
 	<-time.After(4*s.setup.settings.SilenceTimeout + 2*time.Second)
 }
 
-// wantLogins wants so many connections to have been made so far.
+// wantLogins requires n connections to have been made so far.
 func (s *scriptedTest) wantLogins(n int) {
 	s.t.Helper()
 	s.stub.mu.Lock()
@@ -20,8 +20,8 @@ func (s *scriptedTest) wantLogins(n int) {
 	}
 }
 
-// A process that hangs may still do what it was told, when the client has long been
-// told that nobody knows.
+// A hanging process may still execute a command after the client has been told that the
+// outcome is unknown.
 func TestAConnectionIsKeptDuringAWriteCommand(t *testing.T) {
 	s := newScriptedTest(t, setup{settings: Settings{SilenceTimeout: 2 * tick}})
 	s.run("OPEN 3 4 7", `C! "a1 NOOP\r\na2 UID STORE 1 +FLAGS (\\Seen)\r\n"`, "U1 a1 NOOP", `U1 a2 UID STORE 1 +FLAGS (\Seen)`)
@@ -35,7 +35,7 @@ func TestAConnectionIsKeptDuringAWriteCommand(t *testing.T) {
 	s.end()
 }
 
-// A command that is slow everywhere is begun a second time, and no third time.
+// A command that is slow everywhere is sent a second time, but not a third time.
 func TestAConnectionIsDroppedOncePerCommand(t *testing.T) {
 	s := newScriptedTest(t, setup{settings: Settings{SilenceTimeout: 2 * tick}})
 	s.run("OPEN 3 4 7", "C a1 SEARCH TEXT x", "U1 a1 SEARCH TEXT x", "U2 ~q NOOP", "B2 ~q OK done",
@@ -46,7 +46,7 @@ func TestAConnectionIsDroppedOncePerCommand(t *testing.T) {
 	s.end()
 }
 
-// So is SELECT, and a message that is not asked for, which are offered anew each time.
+// SELECT and a message that is not requested are resent only once, too.
 func TestAConnectionIsDroppedOncePerSELECTAndAPPEND(t *testing.T) {
 	s := newScriptedTest(t, setup{settings: Settings{SilenceTimeout: 2 * tick, CommandHoldTimeout: time.Minute}})
 	s.run("C s SELECT INBOX", "U1 s SELECT INBOX", "U2 ~q NOOP", "B2 ~q OK done", "U3 s SELECT INBOX")
@@ -60,7 +60,8 @@ func TestAConnectionIsDroppedOncePerSELECTAndAPPEND(t *testing.T) {
 	s.end()
 }
 
-// A backend that is silent on every connection is asked again, and waited for.
+// A backend that is silent on every connection is checked repeatedly, and the session
+// waits.
 func TestASlowBackendIsCheckedAgain(t *testing.T) {
 	s := newScriptedTest(t, setup{settings: Settings{SilenceTimeout: 2 * tick}})
 	s.run("OPEN 3 4 7", "C a1 NOOP", "U1 a1 NOOP", "U2 ~q NOOP", "B2-END", "U3 ~r NOOP", "B3-END", "U4 ~s NOOP", "B4 ~s OK done",

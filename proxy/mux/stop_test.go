@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// Of what a client has sent in one go as much goes on as may be outstanding. What
-// waits behind it when the session is to end does not keep it alive.
+// TestAStoppingSessionReadsNoMoreCommands sends more commands in one packet than may be
+// outstanding. The remaining ones do not keep a session alive that must end.
 func TestAStoppingSessionReadsNoMoreCommands(t *testing.T) {
 	checkGoroutineLeaks(t)
 	var sent strings.Builder

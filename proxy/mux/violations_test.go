@@ -24,10 +24,10 @@ func TestAUserIsSplicedAfterTwoViolationsInAnHour(t *testing.T) {
 	now := testStart
 	for i, want := range []bool{false, true, true} {
 		if p.record(one, 1, now) {
-			t.Fatalf("one user has everybody spliced with session %d", i+1)
+			t.Fatalf("one user has all users spliced with session %d", i+1)
 		}
 		if got := p.shouldSplice(one, now); got != want {
-			t.Errorf("behind session %d, the user is spliced: %v", i+1, got)
+			t.Errorf("after session %d, the user is spliced: %v", i+1, got)
 		}
 		now = now.Add(violationWindow - time.Second)
 	}
@@ -39,7 +39,7 @@ func TestAUserIsSplicedAfterTwoViolationsInAnHour(t *testing.T) {
 	}
 	p.record(one, 1, now)
 	if p.shouldSplice(one, now) {
-		t.Error("what was broken an hour ago counts")
+		t.Error("a violation an hour ago counts")
 	}
 }
 
@@ -57,7 +57,7 @@ func TestAllUsersAreSplicedAfterViolationsToFiveUsersAndOneInAHundredSessions(t 
 		var p violationTracker
 		for i := range users {
 			if got, want := p.record(nthUser(t, i), sessions, testStart), i == users-1; got != want {
-				t.Errorf("with %d sessions, the %d. user has everybody spliced: %v", sessions, i+1, got)
+				t.Errorf("with %d sessions, user %d has all users spliced: %v", sessions, i+1, got)
 			}
 		}
 		if !p.shouldSplice(nthUser(t, users), testStart) {
@@ -66,12 +66,12 @@ func TestAllUsersAreSplicedAfterViolationsToFiveUsersAndOneInAHundredSessions(t 
 	}
 }
 
-// recordFiveUsers has everybody spliced.
+// recordFiveUsers records violations that have all users spliced.
 func (v *violationTracker) recordFiveUsers(t *testing.T, at time.Time) {
 	t.Helper()
 	for i := range minAffectedUsers {
 		if v.record(nthUser(t, i), 1, at) != (i == minAffectedUsers-1) {
-			t.Fatalf("the %d. user at %v", i+1, at)
+			t.Fatalf("user %d at %v", i+1, at)
 		}
 	}
 }
@@ -82,21 +82,21 @@ func TestTheSpliceDurationDoublesEachTime(t *testing.T) {
 	for _, want := range []time.Duration{1, 2, 4, 8, 16, 24, 24} {
 		p.recordFiveUsers(t, now)
 		until := now.Add(want * time.Hour)
-		if trust, _ := p.prune(until.Add(-1)); !trust.Spliced || !trust.SplicedUntil.Equal(until) {
-			t.Fatalf("spliced: %v, until %v, want %v", trust.Spliced, trust.SplicedUntil, until)
+		if status, _ := p.prune(until.Add(-1)); !status.Spliced || !status.SplicedUntil.Equal(until) {
+			t.Fatalf("spliced: %v, until %v, want %v", status.Spliced, status.SplicedUntil, until)
 		}
 		if now = until; p.shouldSplice(nthUser(t, 99), now) {
 			t.Fatalf("it is spliced for more than %d h", want)
 		}
-		trust, closed := p.prune(now)
-		if _, again := p.prune(now); !closed || again || trust != (ViolationStatus{}) {
-			t.Fatalf("behind %d h: %+v; closed %v, and again %v", want, trust, closed, again)
+		status, ended := p.prune(now)
+		if _, again := p.prune(now); !ended || again || status != (ViolationStatus{}) {
+			t.Fatalf("after %d h: %+v; ended %v, and again %v", want, status, ended, again)
 		}
 	}
 	now = now.Add(maxSpliceDuration + 1)
 	p.recordFiveUsers(t, now)
-	if trust, _ := p.prune(now); !trust.SplicedUntil.Equal(now.Add(minSpliceDuration)) {
-		t.Errorf("behind a good day it is spliced for %v", trust.SplicedUntil.Sub(now))
+	if status, _ := p.prune(now); !status.SplicedUntil.Equal(now.Add(minSpliceDuration)) {
+		t.Errorf("after a day without splicing it is spliced for %v", status.SplicedUntil.Sub(now))
 	}
 }
 
@@ -105,11 +105,11 @@ func TestTrackedUsersAreBounded(t *testing.T) {
 	for i := range maxTrackedUsers + 10 {
 		p.record(nthUser(t, i), 1<<40, testStart)
 	}
-	if trust, _ := p.prune(testStart); trust.AffectedUsers != maxTrackedUsers {
-		t.Errorf("%d users are remembered", trust.AffectedUsers)
+	if status, _ := p.prune(testStart); status.AffectedUsers != maxTrackedUsers {
+		t.Errorf("%d users are tracked", status.AffectedUsers)
 	}
-	if trust, _ := p.prune(testStart.Add(violationWindow)); trust != (ViolationStatus{}) || len(p.users) != 0 {
-		t.Errorf("an hour later: %+v", trust)
+	if status, _ := p.prune(testStart.Add(violationWindow)); status != (ViolationStatus{}) || len(p.users) != 0 {
+		t.Errorf("an hour later: %+v", status)
 	}
 }
 
@@ -120,8 +120,8 @@ func TestASessionCountsAsOneViolation(t *testing.T) {
 		s.run("C a1 NAMESPACE", fmt.Sprintf("U%d a1 NAMESPACE", n), fmt.Sprintf("B%d what OK", n))
 		s.run(fmt.Sprintf("U%d a1 NAMESPACE", n+1), fmt.Sprintf("B%d a1 OK done", n+1), "P a1 OK done")
 	}
-	if trust := b.violationStatus(); trust.AffectedUsers != 1 || trust.SplicedUsers != 0 {
-		t.Errorf("it counts as several sessions: %+v", trust)
+	if status := b.violationStatus(); status.AffectedUsers != 1 || status.SplicedUsers != 0 {
+		t.Errorf("the session counts several times: %+v", status)
 	}
 	s.end()
 }

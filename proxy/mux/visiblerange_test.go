@@ -31,13 +31,13 @@ func TestACommandDoesNotChangeMessagesThatArrivedLater(t *testing.T) {
 		}
 		got, err := visible.clamp([]byte(c.sent), head.Spec)
 		if string(got) != c.goes || !errors.Is(err, c.err) {
-			t.Errorf("%q goes as %q, %v", c.sent, got, err)
+			t.Errorf("%q is sent as %q, %v", c.sent, got, err)
 		}
 	}
 	for _, empty := range []visibleRange{{}, {exists: 3}} {
 		head, _ := command.Lookup([]byte("a UID STORE 1:* FLAGS ()\r\n")) // a known command
 		if got, err := empty.clamp([]byte("a UID STORE 1:* FLAGS ()\r\n"), head.Spec); err == nil {
-			t.Errorf("%v: %q goes", empty, got)
+			t.Errorf("%v: %q is sent", empty, got)
 		}
 	}
 }
@@ -47,7 +47,7 @@ func TestListedUIDsAreVisibleInAnUnknownRange(t *testing.T) {
 	for sent, relayed := range map[string]bool{
 		"a UID EXPUNGE 3,7,9\r\n":                true,
 		"a UID STORE 1:9 +FLAGS (\\Deleted)\r\n": true,
-		"a UID STORE 2,12 FLAGS ()\r\n":          true, // as APPENDUID had it
+		"a UID STORE 2,12 FLAGS ()\r\n":          true, // as in APPENDUID
 		"a UID MOVE 7:12 Trash\r\n":              false,
 		"a UID EXPUNGE *\r\n":                    false,
 		"a UID EXPUNGE 3:*\r\n":                  false,
@@ -58,7 +58,7 @@ func TestListedUIDsAreVisibleInAnUnknownRange(t *testing.T) {
 		}
 		got, err := visible.clamp([]byte(sent), head.Spec)
 		if relayed != (err == nil && string(got) == sent) || !relayed && !errors.Is(err, errPendingExpunges) {
-			t.Errorf("%q goes as %q, %v", sent, got, err)
+			t.Errorf("%q is sent as %q, %v", sent, got, err)
 		}
 	}
 }

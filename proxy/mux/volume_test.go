@@ -10,7 +10,7 @@ import (
 	"imapgate/internal/audit"
 )
 
-// scriptedTest is a stage on which one client and its upstreams are played in Go.
+// scriptedTest is a harness with one client and its upstreams, driven by Go code.
 type scriptedTest struct {
 	*dialogueRun
 	t testing.TB
@@ -26,7 +26,7 @@ func newScriptedTest(t *testing.T, s setup) *scriptedTest {
 	return &scriptedTest{p, t}
 }
 
-// run does lines of a dialogue.
+// run runs lines of a dialogue.
 func (s *scriptedTest) run(lines ...string) {
 	s.t.Helper()
 	for _, line := range lines {
@@ -36,7 +36,7 @@ func (s *scriptedTest) run(lines ...string) {
 	}
 }
 
-// end is the end of a dialogue.
+// end ends the dialogue.
 func (s *scriptedTest) end() {
 	s.t.Helper()
 	if err := s.finish(); err != nil {
@@ -46,7 +46,7 @@ func (s *scriptedTest) end() {
 	s.checkNoMoreOutput()
 }
 
-// forEachTransport runs a test where there is TLS and where there is none.
+// forEachTransport runs a test with TLS and without.
 func forEachTransport(t *testing.T, test func(t *testing.T, transport string)) {
 	for _, transport := range []string{"plain", "tls"} {
 		t.Run(transport, func(t *testing.T) { test(t, transport) })
@@ -121,7 +121,7 @@ func TestALossInALongLineEndsTheSession(t *testing.T) {
 	peer.queueClose()
 	got, err := s.scriptedConn.readAll()
 	if !strings.HasPrefix(long, got) || len(got) < 64<<10 {
-		t.Errorf("heard %d bytes, %v", len(got), err)
+		t.Errorf("received %d bytes, %v", len(got), err)
 	}
 	s.closed, s.reason = true, string(audit.UpstreamLost)
 	s.end()
@@ -147,7 +147,7 @@ func TestAClientsLineThatNeverEndsEndsTheSession(t *testing.T) {
 	s.end()
 }
 
-// longUIDFetch is a line of a command with so many octets or a few more, as webmails send
+// longUIDFetch returns a command line of about so many octets, as webmail clients send
 // them.
 func longUIDFetch(tag string, octets int) string {
 	return tag + " UID FETCH " + strings.Repeat("1000001,", octets/len("1000001,")) + "1 FLAGS\r\n"
@@ -209,14 +209,14 @@ func TestAClientThatDoesNotReadIsDisconnected(t *testing.T) {
 	s.run("OPEN 1 2 7", "C a1 FETCH 1 BODY[]", "U1 a1 FETCH 1 BODY[]")
 	peer, err := s.stub.peer(1)
 	must(t, err)
-	const size = 64 << 20             // more than the kernels hold
-	mail := strings.Repeat("x", size) // made before the announcement, or the backend might stall first
+	const size = 64 << 20             // more than the kernels buffer
+	mail := strings.Repeat("x", size) // before the announcement, or the backend might stall first
 	peer.send(fmt.Sprintf("* 1 FETCH (BODY[] {%d}\r\n", size))
 	peer.send(mail)
 	if r := s.awaitEnd(s.testClient); r.Reason != audit.ClientStalled {
 		t.Errorf("ended for %q (%v)", r.Reason, r.Err)
 	}
-	_, _ = peer.readAll() // our side is closed, or what the stub still writes would keep it
+	_, _ = peer.readAll() // the gateway's side is closed, or the stub's pending output would keep it open
 	s.harness.close(s.testClient)
 }
 
@@ -247,7 +247,7 @@ func TestTwoSessionsThatWakeAtTheLimitWaitForEachOther(t *testing.T) {
 	other := s.logIn()
 	other.send("s SELECT INBOX\r\n")
 	s.run("U2 s SELECT INBOX", "B2 * OK [UIDVALIDITY 100] x", "B2 s OK [READ-WRITE] done", "B1-END", "ARRIVED 1")
-	third := s.logIn() // takes the place
+	third := s.logIn() // takes the slot
 	third.send("l NAMESPACE\r\n")
 	s.run("U3 l NAMESPACE", "B3 l OK done", "C a1 NOOP")
 	for range 2 {
@@ -255,7 +255,7 @@ func TestTwoSessionsThatWakeAtTheLimitWaitForEachOther(t *testing.T) {
 		must(t, err)
 	}
 	must(t, third.expect("l OK done\r\n"))
-	third.send("o LOGOUT\r\n") // gives it back
+	third.send("o LOGOUT\r\n") // releases it
 	s.run("REOPEN 4 1 2 7", "U4 a1 NOOP", "B4 a1 OK done", "P a1 OK done")
 	other.queueClose()
 	third.queueClose()
