@@ -11,18 +11,17 @@ import (
 	"strings"
 )
 
-// exemptTests are the functions of tests that may do what tests may not, and why.
-// Constant.
+// exemptTests lists test functions that checkDeterminism ignores, with the reason, under
+// "file function". Constant.
 var exemptTests = map[string]string{}
 
-// seededFunctions are the functions of math/rand that take their randomness from a seed.
-// Constant.
+// seededFunctions lists the functions of math/rand that use an explicit seed. Constant.
 var seededFunctions = []string{"New", "NewPCG", "NewChaCha8", "NewSource", "NewZipf"}
 
-// checkDeterminism gives what the tests of r do that may end otherwise the next time: draw
-// from the clock or from an unknown seed, sleep, or bound a time from above. Bubbles of
-// testing/synctest have a clock of their own: functions that run one may do the last,
-// and files in which one runs may sleep.
+// checkDeterminism returns the places where tests of p may have another result next time:
+// seeds from the clock, unknown seeds, sleeps, and upper bounds of a time. Bubbles of
+// testing/synctest have their own clock: functions that run one may bound times, and
+// files that import testing/synctest may sleep.
 func checkDeterminism(p goPackage) (violations []string, err error) {
 	files := token.NewFileSet()
 	for _, name := range slices.Concat(p.TestGoFiles, p.XTestGoFiles, p.IgnoredGoFiles) {
@@ -49,7 +48,7 @@ func checkDeterminism(p goPackage) (violations []string, err error) {
 	return violations, nil
 }
 
-// importName is how a file calls one of these packages, or "".
+// importName returns the name under which a file imports one of the packages, or "".
 func importName(f *ast.File, paths ...string) string {
 	for _, i := range f.Imports {
 		path, _ := strconv.Unquote(i.Path.Value)
@@ -64,21 +63,21 @@ func importName(f *ast.File, paths ...string) string {
 	return ""
 }
 
-// inspector is what one declaration leaves to chance.
+// inspector inspects one declaration for nondeterminism.
 type inspector struct {
 	// Set once.
-	randName string // the name of math/rand in its file
-	function string // its own
-	maySleep bool   // it may
+	randName string // name of math/rand in the file, or ""
+	function string // name of the declared function, or ""
+	maySleep bool   // the file imports testing/synctest
 
-	// Owned by of.
-	elapsedVars  map[string]bool // variables that hold what time.Since has returned
+	// Owned by inspectDecl.
+	elapsedVars  map[string]bool // variables that hold a result of time.Since
 	findings     []finding
-	timeBounds   []finding // those that a bubble may have
-	usesSynctest bool      // it calls synctest.Test
+	timeBounds   []finding // findings that a bubble permits
+	usesSynctest bool      // the function uses synctest
 }
 
-// finding is one place, and what is wrong there.
+// finding is a violation and its place.
 type finding struct {
 	pos     token.Pos
 	message string
@@ -129,13 +128,13 @@ func (c *inspector) inspectCall(n *ast.CallExpr) {
 	}
 }
 
-// isElapsed says whether e is what time.Since returns, or has returned.
+// isElapsed reports whether e is a result of time.Since.
 func (c *inspector) isElapsed(e ast.Expr) bool {
 	name, ok := e.(*ast.Ident)
 	return ok && c.elapsedVars[name.Name] || isCall(e, "time", "Since")
 }
 
-// isCall says whether e calls this function of this package.
+// isCall reports whether e calls the function of the package.
 func isCall(e ast.Expr, from, name string) bool {
 	call, ok := e.(*ast.CallExpr)
 	if !ok {

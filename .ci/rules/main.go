@@ -1,10 +1,8 @@
-// Command rules holds the tree to the rules that no other tool knows: which
-// room may import which, how long a function and a file may be, and what tests may
-// not leave to chance.
+// Command rules checks the project's own rules: the imports between packages, the length
+// of functions and files, and the determinism of tests.
 //
-// It reads what `go list` and the parser say, prints every violation, and exits
-// with 1 when there is one. Tests are free in length; in imports they may also
-// use the test beds.
+// It uses `go list` and the Go parser, prints every violation, and exits with 1 if there
+// is one. Tests may have any length, and may also import the test packages.
 package main
 
 import (
@@ -26,12 +24,13 @@ const (
 	module        = "imapgate/"
 	maxFunction   = 70
 	maxFile       = 500
-	sharedPackage = "internal/identity" // the vocabulary below all rooms
+	sharedPackage = "internal/identity" // may be imported by all packages
 	testPackages  = "internal/testbed internal/testbed/openid internal/faultproxy"
 )
 
-// allowedImports are the rooms each room may import, besides internal/identity. Constant.
-// "*" is every room. A room that is not here may import none.
+// allowedImports lists the packages that each package may import, besides
+// internal/identity. "*" allows all packages. A package without an entry is a violation.
+// Constant.
 var allowedImports = map[string]string{
 	"auth":                    "internal/filewatch internal/plainfile",
 	"auth/authhttp":           "internal/breaker tlsconf",
@@ -49,7 +48,7 @@ var allowedImports = map[string]string{
 	"internal/listen":         "internal/keepalive",
 	"internal/metrics":        "",
 	"internal/plainfile":      "",
-	"internal/peerbench":      "", // a program that measures proxies from outside
+	"internal/peerbench":      "", // a program that measures proxies from the outside
 	"internal/testbed":        "",
 	"internal/testbed/openid": "internal/testbed",
 	"internal/faultproxy":     "internal/testbed",
@@ -71,11 +70,11 @@ var allowedImports = map[string]string{
 	"tests/model":             "",
 }
 
-// longFunctions are the functions that may be longer: flat switches and tables, which
-// get no better in pieces. Constant.
+// longFunctions lists the functions that may be longer: flat switches and tables that
+// would not improve if they were split. Constant.
 var longFunctions = map[string]string{}
 
-// goPackage is a package, as go list prints it.
+// goPackage is a package in the output of go list.
 type goPackage struct {
 	ImportPath     string
 	Dir            string
@@ -112,10 +111,10 @@ func main() {
 	if len(violations) > 0 {
 		os.Exit(1)
 	}
-	fmt.Printf("rules: %d packages keep to their doors and sizes, and their tests to what repeats\n", len(packages))
+	fmt.Printf("rules: %d packages have allowed imports and sizes, and deterministic tests\n", len(packages))
 }
 
-// listPackages asks the Go tool for every package of the module.
+// listPackages returns all packages of the module.
 func listPackages() ([]goPackage, error) {
 	cmd := exec.Command("go", "list", "-json=ImportPath,Dir,GoFiles,IgnoredGoFiles,TestGoFiles,XTestGoFiles,Imports,TestImports,XTestImports", "./...")
 	cmd.Stderr = os.Stderr
@@ -135,12 +134,12 @@ func listPackages() ([]goPackage, error) {
 	}
 }
 
-// checkImports gives the imports of r that no door leads to.
+// checkImports returns the imports of p that allowedImports does not list.
 func checkImports(p goPackage) (violations []string) {
 	name := strings.TrimPrefix(p.ImportPath, module)
 	allowed, known := allowedImports[name]
 	if !known {
-		return []string{name + ": this package has no entry among the doors in .ci/rules"}
+		return []string{name + ": this package has no entry in allowedImports in .ci/rules"}
 	}
 	for _, path := range p.Imports {
 		imported, isOurs := strings.CutPrefix(path, module)
@@ -151,13 +150,13 @@ func checkImports(p goPackage) (violations []string) {
 		case imported == "internal/config" && !strings.HasPrefix(name, "cmd/"):
 			violations = append(violations, name+" imports internal/config: only cmd does")
 		case allowed != "*" && !slices.Contains(strings.Fields(allowed), imported):
-			violations = append(violations, fmt.Sprintf("%s imports %s: there is no such door", name, imported))
+			violations = append(violations, fmt.Sprintf("%s imports %s: allowedImports does not list it", name, imported))
 		}
 	}
 	return violations
 }
 
-// checkSizes gives the files and functions of r that are too long, also in files for
+// checkSizes returns the files and functions of p that are too long, including files for
 // other systems.
 func checkSizes(p goPackage) (violations []string, err error) {
 	files := token.NewFileSet()
