@@ -52,14 +52,14 @@ func (s *session) attach(r *request) error {
 
 // attachOptions returns the options for an attach before the command is sent.
 func (r *request) attachOptions() attachOptions {
-	m := attachOptions{expungePolicy: r.facts.ExpungePolicy}
-	if m.expungePolicy == command.TranslateNumbers {
-		m.translate = r
+	opts := attachOptions{expungePolicy: r.facts.ExpungePolicy}
+	if opts.expungePolicy == command.TranslateNumbers {
+		opts.translate = r
 	}
-	return m
+	return opts
 }
 
-func (s *session) attachWithin(m attachOptions, timeout time.Duration) error {
+func (s *session) attachWithin(opts attachOptions, timeout time.Duration) error {
 	start := time.Now()
 	reason := audit.AfterDetach
 	if s.previousLost {
@@ -69,7 +69,7 @@ func (s *session) attachWithin(m attachOptions, timeout time.Duration) error {
 	tries := 0
 	err := s.retryTransient(timeout, func(h *holdTimer) (err error) {
 		tries++
-		d, err = s.attachOnce(m, h)
+		d, err = s.attachOnce(opts, h)
 		return err
 	})
 	if tries > 1 {
@@ -156,15 +156,15 @@ func attachResult(err error) audit.Result {
 }
 
 // attachOnce makes one attempt: slot, lease, SELECT, diff, resync.
-func (s *session) attachOnce(m attachOptions, h *holdTimer) (*view.Diff, error) {
-	if s.mailbox != nil && !m.withoutMailbox && m.slot == nil {
+func (s *session) attachOnce(opts attachOptions, h *holdTimer) (*view.Diff, error) {
+	if s.mailbox != nil && !opts.withoutMailbox && opts.slot == nil {
 		var err error
-		if m.slot, err = s.acquireAttachSlot(h); err != nil {
+		if opts.slot, err = s.acquireAttachSlot(h); err != nil {
 			return nil, err
 		}
 	}
-	if m.slot != nil {
-		defer m.slot.release()
+	if opts.slot != nil {
+		defer opts.slot.release()
 	}
 	deadline := s.tryDeadline()
 	if s.upstream != nil && s.tainted { // its next responses may be caused by the client, or unparsable
@@ -175,10 +175,10 @@ func (s *session) attachOnce(m attachOptions, h *holdTimer) (*view.Diff, error) 
 			return nil, err
 		}
 	}
-	if s.mailbox == nil || m.withoutMailbox {
+	if s.mailbox == nil || opts.withoutMailbox {
 		return nil, nil
 	}
-	d, err := s.syncMailbox(m, deadline)
+	d, err := s.syncMailbox(opts, deadline)
 	if err != nil && s.upstream != nil && !isLost(err) {
 		s.returnUpstream()
 	} else if err != nil && s.upstream != nil {
@@ -230,12 +230,12 @@ func (s *session) checkRoute(ctx context.Context) error {
 
 // syncMailbox selects the mailbox and brings the client's view up to date. It releases
 // the slot before it writes to the client.
-func (s *session) syncMailbox(m attachOptions, deadline time.Time) (*view.Diff, error) {
+func (s *session) syncMailbox(opts attachOptions, deadline time.Time) (*view.Diff, error) {
 	data, err := s.reselect(deadline)
 	if err != nil {
 		return nil, err
 	}
-	if m.expungePolicy == command.DropExpunges {
+	if opts.expungePolicy == command.DropExpunges {
 		s.attached = true // the mailbox is about to be closed: nothing to send
 		return nil, nil
 	}
@@ -243,14 +243,14 @@ func (s *session) syncMailbox(m attachOptions, deadline time.Time) (*view.Diff, 
 	if err != nil {
 		return nil, err
 	}
-	if m.translate != nil {
-		s.translateSet(m.translate, d) // before the resync, possibly of an earlier attempt, changes their meaning
+	if opts.translate != nil {
+		s.translateSet(opts.translate, d) // before the resync, possibly of an earlier attempt, changes their meaning
 	}
-	if d != nil && d.ExpungedCount() > 0 && (m.expungePolicy == command.ForbidExpunges || s.hasQueuedNumbers()) {
+	if d != nil && d.ExpungedCount() > 0 && (opts.expungePolicy == command.ForbidExpunges || s.hasQueuedNumbers()) {
 		s.hub.deps.Metrics.Mux.CountDeferredExpunge()
 		return d, errPendingExpunges
 	}
-	m.slot.releaseAttached()
+	opts.slot.releaseAttached()
 	if err := s.writeResync(d, data, time.Now().Add(housekeepingTimeout)); err != nil { // once begun, it has its own timeout
 		return d, err
 	}

@@ -9,9 +9,9 @@ import (
 // attachQueue bounds the sessions that attach at one backend at a time, so that a
 // recovering backend is not overloaded.
 //
-// Sessions with a pending command come first, in order. Sessions in IDLE, whose clients
-// wait for no answer, get slots only while no command waits, and at most half of all
-// slots, so that a command seldom waits for them.
+// Sessions with a pending command come first, in order. The clients of sessions in IDLE
+// wait for no answer. So these sessions get slots only while no command waits, and at most
+// half of all slots: a command seldom waits for them.
 type attachQueue struct {
 	size int // Set once. Number of slots.
 

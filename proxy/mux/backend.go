@@ -63,15 +63,15 @@ func (b *backend) recordViolation(violation string, user identity.User, counts b
 
 // violationStatus returns the current status, after the removal of expired violations.
 func (b *backend) violationStatus() ViolationStatus {
-	t, spliceEnded := b.violations.prune(time.Now())
+	status, spliceEnded := b.violations.prune(time.Now())
 	if spliceEnded {
 		b.log.Info("new sessions of the backend are no longer spliced")
 	}
-	return t
+	return status
 }
 
 // updateGauges updates the metrics of the backend.
-func (b *backend) updateGauges(t ViolationStatus) {
-	b.gauges.SetSpliced(t.Spliced)
-	b.gauges.SetSplicedUsers(t.SplicedUsers)
+func (b *backend) updateGauges(status ViolationStatus) {
+	b.gauges.SetSpliced(status.Spliced)
+	b.gauges.SetSplicedUsers(status.SplicedUsers)
 }

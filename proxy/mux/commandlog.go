@@ -38,9 +38,9 @@ func (l *commandLog) begin(tag []byte, spec *command.Spec, startedAt time.Durati
 		*l = append(*l, loggedCommand{})
 	}
 	*l = (*l)[:n+1]
-	o := &(*l)[n]
-	*o = loggedCommand{tag: append(o.tag[:0], tag...), spec: spec, startedAt: startedAt, literals: o.literals[:0]}
-	return o
+	c := &(*l)[n]
+	*c = loggedCommand{tag: append(c.tag[:0], tag...), spec: spec, startedAt: startedAt, literals: c.literals[:0]}
+	return c
 }
 
 // finish removes and returns the command that line answers: the first one with its tag,
@@ -53,9 +53,9 @@ func (l *commandLog) finish(line []byte) *loggedCommand {
 			continue
 		}
 		last := len(all) - 1
-		o := all[i]
+		c := all[i]
 		copy(all[i:], all[i+1:])
-		all[last] = o
+		all[last] = c
 		*l = all[:last]
 		return &all[last]
 	}
@@ -89,18 +89,18 @@ func (s *session) recordsCommands() bool {
 // describeRecord adds the mailboxes and the number of messages of the current command.
 // The record contains nothing else of its arguments.
 func (s *session) describeRecord(r *request) {
-	o := s.commandLog.current()
-	if o == nil {
+	c := s.commandLog.current()
+	if c == nil {
 		return
 	}
 	if !r.parseFailed {
-		o.mailbox, o.destination = r.facts.Mailboxes(r.spec, r.raw)
+		c.mailbox, c.destination = r.facts.Mailboxes(r.spec, r.raw)
 	}
 	if s.mailbox == nil {
 		return
 	}
-	if o.mailbox == "" && (r.spec.NeedsMailbox || r.spec.Name == "NOOP") {
-		o.mailbox = s.mailbox.name
+	if c.mailbox == "" && (r.spec.NeedsMailbox || r.spec.Name == "NOOP") {
+		c.mailbox = s.mailbox.name
 	}
 	if len(r.facts.Set) == 0 {
 		return
@@ -109,22 +109,22 @@ func (s *session) describeRecord(r *request) {
 	switch {
 	case err != nil: // unparsable for the gateway
 	case strings.HasPrefix(r.spec.Name, "UID "):
-		o.messages = s.mailbox.view.CountUIDs(set)
+		c.messages = s.mailbox.view.CountUIDs(set)
 	default:
-		o.messages = s.mailbox.view.CountNumbers(set)
+		c.messages = s.mailbox.view.CountNumbers(set)
 	}
 }
 
 // recordLiteral adds the size of the next literal of the current command.
 func (s *session) recordLiteral(seg imap.Segment) {
-	o := s.commandLog.current()
+	c := s.commandLog.current()
 	switch {
-	case o == nil || seg.Kind != imap.LineEnd || seg.End || seg.Literal.Size < 0:
-	case len(o.literals) < audit.MaxLiteralSizes:
-		o.literals = append(o.literals, seg.Literal.Size)
+	case c == nil || seg.Kind != imap.LineEnd || seg.End || seg.Literal.Size < 0:
+	case len(c.literals) < audit.MaxLiteralSizes:
+		c.literals = append(c.literals, seg.Literal.Size)
 	default:
-		o.moreLiterals.Count++
-		o.moreLiterals.Bytes += seg.Literal.Size
+		c.moreLiterals.Count++
+		c.moreLiterals.Bytes += seg.Literal.Size
 	}
 }
 
@@ -134,19 +134,19 @@ func (s *session) finishRecord(line []byte) {
 	if len(s.commandLog) == 0 {
 		return
 	}
-	o := s.commandLog.finish(line)
-	if o == nil {
+	c := s.commandLog.finish(line)
+	if c == nil {
 		return
 	}
 	result := audit.CommandOK
-	answer := line[len(o.tag)+1:]
+	answer := line[len(c.tag)+1:]
 	switch {
 	case imap.HasWordPrefix(answer, "NO"):
 		result = audit.CommandNo
 	case imap.HasWordPrefix(answer, "BAD"):
 		result = audit.CommandBad
 	}
-	s.writeRecord(o, result, responseCode(answer))
+	s.writeRecord(c, result, responseCode(answer))
 }
 
 // responseCode returns the name of an answer's response code, "" for none.
@@ -165,9 +165,9 @@ func (s *session) beginIdleRecord(i *idleState) {
 	if !s.recordsCommands() {
 		return
 	}
-	o := s.commandLog.begin([]byte(i.tag), &command.Spec{Name: "IDLE"}, i.startedAt)
+	c := s.commandLog.begin([]byte(i.tag), &command.Spec{Name: "IDLE"}, i.startedAt)
 	if s.mailbox != nil {
-		o.mailbox = s.mailbox.name
+		c.mailbox = s.mailbox.name
 	}
 }
 
@@ -182,13 +182,13 @@ func (s *session) abortRecords() {
 	s.commandLog.clear()
 }
 
-func (s *session) writeRecord(o *loggedCommand, result audit.CommandResult, code string) {
-	verb := o.spec.Name
+func (s *session) writeRecord(c *loggedCommand, result audit.CommandResult, code string) {
+	verb := c.spec.Name
 	if verb == "" { // the client's own text, which may be anything
 		verb = "other"
 	}
 	_ = s.hub.deps.Audit.Command(s.auditClient, &audit.Command{
-		User: s.account.User(), Backend: s.backend.name, Name: verb, IsWrite: o.spec.Writes, Mailbox: o.mailbox, Destination: o.destination,
-		Messages: o.messages, LiteralSizes: o.literals, OtherLiterals: o.moreLiterals, Result: result, ResponseCode: code, Duration: s.hub.uptime() - o.startedAt,
+		User: s.account.User(), Backend: s.backend.name, Name: verb, IsWrite: c.spec.Writes, Mailbox: c.mailbox, Destination: c.destination,
+		Messages: c.messages, LiteralSizes: c.literals, OtherLiterals: c.moreLiterals, Result: result, ResponseCode: code, Duration: s.hub.uptime() - c.startedAt,
 	}) // if the log is full, it is counted as lost
 }

@@ -361,7 +361,7 @@ func (r *request) outstandingCommand() outstandingCommand {
 // connection is alive if the command must not be repeated. rewriteCommand then gives the
 // command its meaning.
 func (s *session) prepareUpstream(r *request) error {
-	m := r.attachOptions()
+	opts := r.attachOptions()
 	s.uidSet = ""
 	for range maxRetries {
 		if !r.facts.Retryable {
@@ -370,18 +370,18 @@ func (s *session) prepareUpstream(r *request) error {
 			}
 		}
 		if s.isInSync() {
-			if err := s.recoverLoss(s.confirmModseq(m.expungePolicy)); err != nil { // its responses concern messages outside the visible range
+			if err := s.recoverLoss(s.confirmModseq(opts.expungePolicy)); err != nil { // its responses concern messages outside the visible range
 				return err
 			}
 		}
 		if s.isInSync() {
 			return nil
 		}
-		s.expungePolicy = command.FlushExpunges // m has the command's own policy
-		if err := s.attachWithin(m, s.backend.settings.CommandHoldTimeout); err != nil {
+		s.expungePolicy = command.FlushExpunges // opts has the command's own policy
+		if err := s.attachWithin(opts, s.backend.settings.CommandHoldTimeout); err != nil {
 			return err
 		}
-		s.expungePolicy = m.expungePolicy
+		s.expungePolicy = opts.expungePolicy
 	}
 	if !s.isInSync() {
 		return errBusy

@@ -120,10 +120,10 @@ func (s *session) requestModseq() error {
 	if !s.shouldRequestModseq() {
 		return nil
 	}
-	b := s.mailbox
-	b.modseqRequestWait = min(max(2*b.modseqRequestWait, modseqRequestDelay), time.Minute)
-	delay := b.modseqRequestWait + rand.N(b.modseqRequestWait)
-	b.nextModseqRequest = s.hub.uptime() + delay
+	m := s.mailbox
+	m.modseqRequestWait = min(max(2*m.modseqRequestWait, modseqRequestDelay), time.Minute)
+	delay := m.modseqRequestWait + rand.N(m.modseqRequestWait)
+	m.nextModseqRequest = s.hub.uptime() + delay
 	ctx, cancel := context.WithTimeout(s.hub.ctx, auxLoginTimeout)
 	defer cancel()
 	aux, err := s.acquireAuxWhile(ctx, func() bool { return !s.client.IsReadable() }) // all sessions query at the same time
@@ -132,20 +132,20 @@ func (s *session) requestModseq() error {
 		return nil // until it succeeds, a reattach resends all flags
 	}
 	_ = s.forwardResponses(aux.TakeAlerts()) // the next write notices a client that is gone
-	if b.pendingModseq, err = s.queryModseq(aux); err != nil {
+	if m.pendingModseq, err = s.queryModseq(aux); err != nil {
 		s.account.Discard(aux, metrics.DiscardError)
 		s.scheduleWake(delay)
 		return nil
 	}
-	b.modseqRequested = true
+	m.modseqRequested = true
 	s.account.ReleaseAux(aux)
 	return nil
 }
 
 // shouldRequestModseq reports whether requestModseq has a query to run now.
 func (s *session) shouldRequestModseq() bool {
-	b := s.mailbox
-	return b.modseq == 0 && !b.modseqRequested && s.hub.uptime() >= b.nextModseqRequest && b.isASCII() && s.backend.settings.ReadAfterWrite &&
+	m := s.mailbox
+	return m.modseq == 0 && !m.modseqRequested && s.hub.uptime() >= m.nextModseqRequest && m.isASCII() && s.backend.settings.ReadAfterWrite &&
 		s.upstream.Caps().Has("CONDSTORE")
 }
 
@@ -186,8 +186,8 @@ func parseLeadingUint64(b []byte) uint64 {
 // client permits all responses. Afterwards the mod-sequence of requestModseq holds for
 // the client. It is needed at most once for each selected mailbox.
 func (s *session) confirmModseq(expunge command.ExpungePolicy) error {
-	b := s.mailbox
-	if b == nil || b.pendingModseq == 0 || !s.attached || !s.outstanding.isEmpty() || expunge != command.FlushExpunges || s.hasQueuedNumbers() {
+	m := s.mailbox
+	if m == nil || m.pendingModseq == 0 || !s.attached || !s.outstanding.isEmpty() || expunge != command.FlushExpunges || s.hasQueuedNumbers() {
 		return nil
 	}
 	res, err := s.upstream.Run(time.Now().Add(housekeepingTimeout), "NOOP", s.forwardUntagged)
@@ -195,9 +195,9 @@ func (s *session) confirmModseq(expunge command.ExpungePolicy) error {
 		return s.wrapRunError(err)
 	}
 	if res.Name == "OK" {
-		b.modseq = b.pendingModseq
+		m.modseq = m.pendingModseq
 	}
-	b.pendingModseq = 0
+	m.pendingModseq = 0
 	return nil
 }
 
@@ -210,13 +210,13 @@ func (s *session) resendFlags() error {
 	s.mailbox.flagResyncWait = min(max(2*s.mailbox.flagResyncWait, flagResyncDelay), time.Minute)
 	s.mailbox.nextFlagResync = s.hub.uptime() + s.mailbox.flagResyncWait
 	s.scheduleWake(s.mailbox.flagResyncWait)
-	t := &selectData{modseq: s.mailbox.flagsPendingModseq}
-	resent, err := s.resyncFlags(t, time.Now().Add(housekeepingTimeout))
+	data := &selectData{modseq: s.mailbox.flagsPendingModseq}
+	resent, err := s.resyncFlags(data, time.Now().Add(housekeepingTimeout))
 	if err != nil || !resent {
 		return err
 	}
 	s.mailbox.flagsPending, s.mailbox.flagResyncWait = false, 0
-	s.mailbox.modseq = max(s.mailbox.modseq, t.modseq)
+	s.mailbox.modseq = max(s.mailbox.modseq, data.modseq)
 	return nil
 }
 

@@ -222,8 +222,8 @@ func (h *Hub) OfferedCaps(backend string, caps imap.Caps) imap.Caps {
 }
 
 // isNeverOffered reports whether a capability is always hidden: it would change the bytes
-// or the user of a connection, lead the client around the gateway, or create connection
-// state that no other connection can be given.
+// or the user of a connection, or lead the client around the gateway. Or it would create
+// connection state that no other connection can be given.
 func isNeverOffered(name string) bool {
 	switch name {
 	case "UNAUTHENTICATE", "STARTTLS", "LOGINDISABLED", "MAILBOX-REFERRALS", "LOGIN-REFERRALS", "LANGUAGE", "UIDONLY":
@@ -254,8 +254,8 @@ func (h *Hub) allSessions() []*session {
 	return slices.Collect(maps.Keys(h.sessions))
 }
 
-// Drain ends sessions with a BYE, each as soon as it has no command outstanding, until at
-// most keep sessions without a stop request are left.
+// Drain requests the stop of all sessions but keep, not counting those already stopping.
+// Each session ends with a BYE as soon as it has no command outstanding.
 func (h *Hub) Drain(keep int, reason audit.Reason) {
 	for _, s := range h.allSessions() {
 		if s.stopReason.Load() != nil {

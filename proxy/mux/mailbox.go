@@ -112,60 +112,60 @@ type selectData struct {
 }
 
 // readUntagged reads one untagged response.
-func (t *selectData) readUntagged(response []byte) {
+func (d *selectData) readUntagged(response []byte) {
 	b := response[len("* "):]
 	if n, rest, ok := parseLeadingNumber(b); ok {
 		switch {
 		case imap.HasWordPrefix(rest, "EXISTS"):
-			t.exists = n
+			d.exists = n
 		case imap.HasWordPrefix(rest, "RECENT"):
-			t.recent = n
+			d.recent = n
 		case imap.HasWordPrefix(rest, "EXPUNGE"):
-			t.hasExpunges = true
+			d.hasExpunges = true
 		case imap.HasWordPrefix(rest, "FETCH"):
-			t.fetches = append(t.fetches, bytes.Clone(response))
+			d.fetches = append(d.fetches, bytes.Clone(response))
 		}
 		return
 	}
 	switch {
 	case imap.HasWordPrefix(b, "VANISHED"):
-		t.hasExpunges = true
+		d.hasExpunges = true
 	case imap.HasWordPrefix(b, "FLAGS"):
-		t.flags.set(b)
+		d.flags.set(b)
 	case imap.HasWordPrefix(b, "OK"), imap.HasWordPrefix(b, "NO"):
-		t.readCode(response)
+		d.readCode(response)
 	}
 }
 
 // readCode reads "* OK [CODE …] …".
-func (t *selectData) readCode(response []byte) {
+func (d *selectData) readCode(response []byte) {
 	res, err := imap.ParseResponse(bytes.TrimSuffix(response, []byte("\r\n")))
 	if err != nil {
 		return
 	}
 	switch res.Code {
 	case "CLOSED": // earlier responses were about another mailbox (RFC 7162 §3.2.11)
-		*t = selectData{}
+		*d = selectData{}
 	case "PERMANENTFLAGS":
-		t.permanentFlags.set(response[len("* "):])
+		d.permanentFlags.set(response[len("* "):])
 	case "UIDVALIDITY":
-		t.uidValidity = parseUint32(res.Arg)
+		d.uidValidity = parseUint32(res.Arg)
 	case "UIDNEXT":
-		t.uidNext = parseUint32(res.Arg)
+		d.uidNext = parseUint32(res.Arg)
 	case "HIGHESTMODSEQ":
-		t.modseq, _ = strconv.ParseUint(res.Arg, 10, 63) // 0: unknown
+		d.modseq, _ = strconv.ParseUint(res.Arg, 10, 63) // 0: unknown
 	case "MAILBOXID":
-		t.mailboxID = strings.Clone(res.Arg) // res.Arg would retain the whole response
+		d.mailboxID = strings.Clone(res.Arg) // res.Arg would retain the whole response
 	case "UIDNOTSTICKY":
-		t.uidNotSticky = true
+		d.uidNotSticky = true
 	}
 }
 
 // readTagged reads the tagged OK.
-func (t *selectData) readTagged(res imap.Response) {
+func (d *selectData) readTagged(res imap.Response) {
 	for _, access := range [...]string{"READ-ONLY", "READ-WRITE"} {
 		if res.Code == access {
-			t.access = access // res.Code would retain the whole response
+			d.access = access // res.Code would retain the whole response
 		}
 	}
 }
@@ -177,18 +177,18 @@ func parseUint32(s string) uint32 {
 
 // hasSameUIDs reports whether the UIDs must equal those of the view: UIDs only grow and
 // are never reused.
-func (t *selectData) hasSameUIDs(m *mailbox) bool {
-	return t.exists == m.view.Exists() && t.uidNext != 0 && t.uidNext == m.uidNext
+func (d *selectData) hasSameUIDs(m *mailbox) bool {
+	return d.exists == m.view.Exists() && d.uidNext != 0 && d.uidNext == m.uidNext
 }
 
-// newMailbox returns the mailbox of a client that has received t.
-func newMailbox(verb, name string, t *selectData) *mailbox {
+// newMailbox returns the mailbox of a client that has received data.
+func newMailbox(verb, name string, data *selectData) *mailbox {
 	m := &mailbox{
-		name: name, verb: verb, uidValidity: t.uidValidity, uidNext: t.uidNext, mailboxID: t.mailboxID, access: t.access,
-		flags: t.flags, permanentFlags: t.permanentFlags, recent: t.recent, modseq: t.modseq,
+		name: name, verb: verb, uidValidity: data.uidValidity, uidNext: data.uidNext, mailboxID: data.mailboxID, access: data.access,
+		flags: data.flags, permanentFlags: data.permanentFlags, recent: data.recent, modseq: data.modseq,
 	}
-	m.view.Reset(t.exists)
-	m.view.SetUIDNext(t.uidNext)
+	m.view.Reset(data.exists)
+	m.view.SetUIDNext(data.uidNext)
 	return m
 }
 

@@ -66,14 +66,14 @@ func (s *session) dropUpstream(lost *lostError) {
 // resendOutstanding resends all outstanding commands on another connection. It resends
 // none if one of them forbids expunges that the client must receive first.
 func (s *session) resendOutstanding() error {
-	m := attachOptions{expungePolicy: command.FlushExpunges}
+	opts := attachOptions{expungePolicy: command.FlushExpunges}
 	for _, e := range s.outstanding.all() {
 		if e.expungePolicy == command.ForbidExpunges || e.expungePolicy == command.TranslateNumbers {
-			m.expungePolicy = command.ForbidExpunges
+			opts.expungePolicy = command.ForbidExpunges
 		}
 	}
 	visible := s.visibleRange()
-	if err := s.attachWithin(m, s.backend.settings.CommandHoldTimeout); err != nil {
+	if err := s.attachWithin(opts, s.backend.settings.CommandHoldTimeout); err != nil {
 		return s.refuseOutstanding(err)
 	}
 	if s.visibleRange() != visible {

@@ -31,48 +31,48 @@ const maxOutBuf = 32 << 10
 // The order matters: keywords before flags that use them; expunges before EXISTS (RFC
 // 9051 §7.5.1); flags received during the queries before the newer ones that are fetched;
 // and finally the mod-sequence that covers everything.
-func (s *session) writeResync(d *view.Diff, t *selectData, deadline time.Time) error {
-	b := s.mailbox
+func (s *session) writeResync(d *view.Diff, data *selectData, deadline time.Time) error {
+	m := s.mailbox
 	s.outBuf = s.outBuf[:0]
-	s.appendFlagsLine(&b.flags, t.flags)
-	s.appendFlagsLine(&b.permanentFlags, t.permanentFlags)
-	if t.access != "" && t.access != b.access {
-		s.outBuf = append(append(append(s.outBuf, "* OK ["...), t.access...), "] Access has changed.\r\n"...)
-		b.access = t.access
+	s.appendFlagsLine(&m.flags, data.flags)
+	s.appendFlagsLine(&m.permanentFlags, data.permanentFlags)
+	if data.access != "" && data.access != m.access {
+		s.outBuf = append(append(append(s.outBuf, "* OK ["...), data.access...), "] Access has changed.\r\n"...)
+		m.access = data.access
 	}
-	if err := s.resyncView(d, t.exists); err != nil {
+	if err := s.resyncView(d, data.exists); err != nil {
 		return err
 	}
-	if t.recent != b.recent && !s.enabled.Has(lease.Rev2) {
-		b.recent = t.recent
-		s.outBuf = append(strconv.AppendUint(append(s.outBuf, "* "...), uint64(t.recent), 10), " RECENT\r\n"...)
+	if data.recent != m.recent && !s.enabled.Has(lease.Rev2) {
+		m.recent = data.recent
+		s.outBuf = append(strconv.AppendUint(append(s.outBuf, "* "...), uint64(data.recent), 10), " RECENT\r\n"...)
 	}
-	for _, line := range t.fetches {
+	for _, line := range data.fetches {
 		s.outBuf = append(s.outBuf, line...)
 	}
 	if err := s.writeOutBuf(); err != nil {
 		return err
 	}
-	b.uidNext, b.pendingModseq, b.uidsDeferred = t.uidNext, 0, false
-	b.modseqRequested = b.modseqRequested && b.modseq != 0
+	m.uidNext, m.pendingModseq, m.uidsDeferred = data.uidNext, 0, false
+	m.modseqRequested = m.modseqRequested && m.modseq != 0
 	s.attached = true
 	s.updateStateMetric()
-	resent, err := s.resyncFlags(t, deadline)
+	resent, err := s.resyncFlags(data, deadline)
 	if err != nil {
 		return err
 	}
-	if b.flagsPending = !resent; b.flagsPending {
-		b.flagsPendingModseq = t.modseq
+	if m.flagsPending = !resent; m.flagsPending {
+		m.flagsPendingModseq = data.modseq
 		s.scheduleWake(time.Second)
 		return nil
 	}
-	if t.modseq != 0 && s.enabled.Has(lease.Qresync) && t.modseq != b.modseq {
-		if err := s.reply("* OK [HIGHESTMODSEQ ", strconv.FormatUint(t.modseq, 10), "] Highest"); err != nil {
+	if data.modseq != 0 && s.enabled.Has(lease.Qresync) && data.modseq != m.modseq {
+		if err := s.reply("* OK [HIGHESTMODSEQ ", strconv.FormatUint(data.modseq, 10), "] Highest"); err != nil {
 			return err
 		}
 	}
-	if t.modseq != 0 { // otherwise the earlier one stays valid
-		b.modseq = t.modseq
+	if data.modseq != 0 { // otherwise the earlier one stays valid
+		m.modseq = data.modseq
 	}
 	return nil
 }
@@ -127,27 +127,27 @@ func (s *session) writeOutBuf() error {
 
 // resyncFlags sends the flags that have changed since the client last received them. It
 // returns false if they are not available; the caller then retries later.
-func (s *session) resyncFlags(t *selectData, deadline time.Time) (bool, error) {
-	b, n := s.mailbox, s.mailbox.view.Exists()
+func (s *session) resyncFlags(data *selectData, deadline time.Time) (bool, error) {
+	m, n := s.mailbox, s.mailbox.view.Exists()
 	switch {
 	case n == 0:
 		return true, nil
-	case b.modseq != 0 && t.modseq == b.modseq && !b.flagsPending:
+	case m.modseq != 0 && data.modseq == m.modseq && !m.flagsPending:
 		return true, nil // nothing has changed at all
-	case s.needsAux(t):
-		return s.fetchFlagsOnAux(t, deadline)
-	case b.modseq != 0 && t.modseq != 0 && s.enabled.Has(lease.Condstore):
-		return s.fetchFlagsSince(n, b.modseq, deadline)
+	case s.needsAux(data):
+		return s.fetchFlagsOnAux(data, deadline)
+	case m.modseq != 0 && data.modseq != 0 && s.enabled.Has(lease.Condstore):
+		return s.fetchFlagsSince(n, m.modseq, deadline)
 	}
 	return s.fetchAllFlags(n, deadline)
 }
 
 // needsAux reports whether flag changes must be queried on an auxiliary connection. That
 // connection identifies messages by UID only.
-func (s *session) needsAux(t *selectData) bool {
-	b := s.mailbox
-	return b.modseq != 0 && (t.modseq != b.modseq || b.flagsPending) &&
-		!s.enabled.Has(lease.Condstore) && s.backend.settings.ReadAfterWrite && b.isASCII()
+func (s *session) needsAux(data *selectData) bool {
+	m := s.mailbox
+	return m.modseq != 0 && (data.modseq != m.modseq || m.flagsPending) &&
+		!s.enabled.Has(lease.Condstore) && s.backend.settings.ReadAfterWrite && m.isASCII()
 }
 
 // fetchAllFlags sends all flags, because the changed ones are unknown. It ends the
@@ -221,17 +221,17 @@ func (s *session) wrapRunError(err error) error {
 // be asked about mod-sequences if the client has enabled nothing, because it would report
 // them from then on. The auxiliary connection selects the mailbox later than the lease,
 // so its flags are never older than the lease's.
-func (s *session) fetchFlagsOnAux(t *selectData, deadline time.Time) (bool, error) {
+func (s *session) fetchFlagsOnAux(leaseData *selectData, deadline time.Time) (bool, error) {
 	ctx, cancel := context.WithTimeout(s.hub.ctx, auxLoginTimeout)
 	defer cancel()
-	data, ok := selectData{}, false
+	auxData, ok := selectData{}, false
 	s.outBuf = s.outBuf[:0]
 	if auxDeadline := time.Now().Add(auxReplyTimeout); auxDeadline.Before(deadline) {
 		deadline = auxDeadline
 	}
 	if aux, err := s.acquireAux(ctx); err == nil {
 		_ = s.forwardResponses(aux.TakeAlerts()) // the next write notices a client that is gone
-		if data, ok = s.fetchChangedFlags(aux, deadline); ok {
+		if auxData, ok = s.fetchChangedFlags(aux, deadline); ok {
 			s.account.ReleaseAux(aux)
 		} else {
 			s.account.Discard(aux, metrics.DiscardError)
@@ -245,7 +245,7 @@ func (s *session) fetchFlagsOnAux(t *selectData, deadline time.Time) (bool, erro
 	}
 	if changed := s.outBuf; len(changed) > 0 { // either FLAGS line may lack new keywords of the other
 		s.outBuf = nil
-		s.appendFlagsLine(&s.mailbox.flags, s.mailbox.flags.union(data.flags))
+		s.appendFlagsLine(&s.mailbox.flags, s.mailbox.flags.union(auxData.flags))
 		s.outBuf = append(s.outBuf, changed...)
 	}
 	return true, s.writeOutBuf()

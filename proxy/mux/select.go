@@ -78,7 +78,7 @@ func (s *session) selectOnce(r *request, deadline time.Time) error {
 
 // readSelectReply reads the answer to SELECT and relays it in one piece.
 func (s *session) readSelectReply(r *request, buffered []byte) error {
-	var t selectData
+	var data selectData
 	left := 1 << 30 // a QRESYNC client may receive large responses
 	for s.upstream.Buffered() == 0 {
 		if err := s.readReply(); err != nil {
@@ -94,7 +94,7 @@ func (s *session) readSelectReply(r *request, buffered []byte) error {
 			return s.wrapUpstreamError(err)
 		}
 		if bytes.HasPrefix(response, []byte("* ")) {
-			if err := s.readSelectUntagged(response, &t); err != nil {
+			if err := s.readSelectUntagged(response, &data); err != nil {
 				return err
 			}
 			if !isGatewayOnly(response[2:]) {
@@ -121,7 +121,7 @@ func (s *session) readSelectReply(r *request, buffered []byte) error {
 		}
 		s.upstream.ClearDone()
 		s.finishRecord(response)
-		s.applySelect(r, &t, res)
+		s.applySelect(r, &data, res)
 		if s.stripCode(response) == replace {
 			response = s.outBuf
 		}
@@ -160,26 +160,26 @@ func (s *session) writeUnparsableSelect(buffered []byte, err error) error {
 }
 
 // readSelectUntagged reads one untagged response to SELECT.
-func (s *session) readSelectUntagged(response []byte, t *selectData) error {
+func (s *session) readSelectUntagged(response []byte, data *selectData) error {
 	if imap.HasWordPrefix(response[2:], "BYE") {
 		return s.byeError(response)
 	}
-	t.readUntagged(response)
-	t.fetches = nil // relayed to the client directly
+	data.readUntagged(response)
+	data.fetches = nil // relayed to the client directly
 	return nil
 }
 
 // applySelect updates the session after the answer to SELECT.
-func (s *session) applySelect(r *request, t *selectData, res imap.Response) {
+func (s *session) applySelect(r *request, data *selectData, res imap.Response) {
 	s.retries = 0
 	s.mailbox, s.attached = nil, false
 	switch res.Name {
 	case "OK":
-		t.readTagged(res)
-		s.mailbox = newMailbox(r.spec.Name, r.facts.Mailbox, t)
+		data.readTagged(res)
+		s.mailbox = newMailbox(r.spec.Name, r.facts.Mailbox, data)
 		s.mailbox.selectedAt = s.hub.uptime()
 		s.attached = true
-		if t.uidNotSticky {
+		if data.uidNotSticky {
 			s.pinReason = audit.PinUIDNotSticky
 		}
 		if r.facts.Pins {

@@ -19,7 +19,7 @@ var errSilent = errors.New("backend does not answer on this connection, but on a
 // answered, the first one is dropped: a loss.
 //
 // A connection is never dropped over a command that changes something, because a hanging
-// process may still execute it, and only once over any other command.
+// process may still execute it. Over any other command it is dropped only once.
 func (s *session) checkSilence() error {
 	timeout := s.backend.settings.SilenceTimeout
 	if timeout == 0 || !s.canResume || s.pinReason != "" || !s.canDropUpstream() || s.silenceDuration() < timeout || s.hub.uptime()-s.silenceCheckedAt < timeout {

@@ -20,16 +20,16 @@ func (s *session) reselect(deadline time.Time) (*selectData, error) {
 	if err != nil {
 		return nil, &closeError{audit.UpstreamLost, byeLost, err}
 	}
-	t := &selectData{}
+	data := &selectData{}
 	s.upstream.Selected = true
-	res, err := s.upstream.Run(deadline, name, func(response []byte) error { t.readUntagged(response); return s.forwardAlert(response) })
+	res, err := s.upstream.Run(deadline, name, func(response []byte) error { data.readUntagged(response); return s.forwardAlert(response) })
 	if err != nil {
 		return nil, s.wrapRunError(err)
 	}
 	switch {
 	case res.Name == "OK":
-		t.readTagged(res)
-		return t, s.checkMailbox(t)
+		data.readTagged(res)
+		return data, s.checkMailbox(data)
 	case res.Code == "UNAVAILABLE", res.Code == "INUSE", res.Code == "SERVERBUG", res.Code == "LIMIT":
 		return nil, fmt.Errorf("%w: %s", errBusy, upstream.DescribeResponse(res))
 	case res.Name == "NO":
@@ -42,15 +42,15 @@ func (s *session) reselect(deadline time.Time) (*selectData, error) {
 // checkMailbox verifies that the mailbox is the one the client has selected. Without
 // UIDVALIDITY the mailbox has no unique identifiers (RFC 9051 §6.3.2) and cannot be
 // verified.
-func (s *session) checkMailbox(t *selectData) error {
-	b := s.mailbox
+func (s *session) checkMailbox(data *selectData) error {
+	m := s.mailbox
 	violation := ""
 	switch {
-	case t.uidValidity == 0, t.uidValidity != b.uidValidity, b.mailboxID != "" && t.mailboxID != b.mailboxID:
+	case data.uidValidity == 0, data.uidValidity != m.uidValidity, m.mailboxID != "" && data.mailboxID != m.mailboxID:
 		return &closeError{audit.MailboxChanged, byeChanged, nil}
-	case t.uidNext != 0 && t.uidNext < b.uidNext:
+	case data.uidNext != 0 && data.uidNext < m.uidNext:
 		violation = metrics.UIDNextShrank
-	case t.modseq != 0 && t.modseq < b.modseq:
+	case data.modseq != 0 && data.modseq < m.modseq:
 		violation = metrics.ModseqShrank
 	}
 	if violation == "" {
@@ -62,29 +62,29 @@ func (s *session) checkMailbox(t *selectData) error {
 
 // diffView returns the difference between the client's view and the connection's; nil for
 // none.
-func (s *session) diffView(t *selectData, deadline time.Time) (*view.Diff, error) {
-	if t.hasExpunges { // during the SELECT: their number is unknown
+func (s *session) diffView(data *selectData, deadline time.Time) (*view.Diff, error) {
+	if data.hasExpunges { // during the SELECT: their number is unknown
 		return nil, fmt.Errorf("%w: messages are being expunged", errBusy)
 	}
-	if t.hasSameUIDs(s.mailbox) && (s.mailbox.view.UnknownCount() == 0 || !s.needsAux(t)) {
+	if data.hasSameUIDs(s.mailbox) && (s.mailbox.view.UnknownCount() == 0 || !s.needsAux(data)) {
 		return nil, nil
 	}
-	uids, err := s.fetchSnapshot(t, deadline)
+	uids, err := s.fetchSnapshot(data, deadline)
 	if err != nil {
 		return nil, err
 	}
-	b := s.mailbox
-	if b.view.UnknownCount() > 0 && !b.hasArrivals {
-		if old := uids.Below(b.uidNext); old.Len() == b.view.Exists() {
-			_ = b.view.AddUIDs(1, old) // the same number, and none of them new: they are the same messages
+	m := s.mailbox
+	if m.view.UnknownCount() > 0 && !m.hasArrivals {
+		if old := uids.Below(m.uidNext); old.Len() == m.view.Exists() {
+			_ = m.view.AddUIDs(1, old) // the same number, and none of them new: they are the same messages
 		}
 	}
-	bound := t.uidNext
-	if !b.hasArrivals {
-		bound = b.uidNext // as of the SELECT before the loss
+	bound := data.uidNext
+	if !m.hasArrivals {
+		bound = m.uidNext // as of the SELECT before the loss
 	}
-	b.view.InferUIDs(bound)
-	d, err := b.view.Diff(uids, t.uidNext)
+	m.view.InferUIDs(bound)
+	d, err := m.view.Diff(uids, data.uidNext)
 	switch {
 	case err != nil:
 		s.countViolation(metrics.UIDUnknown)
@@ -100,13 +100,13 @@ func (s *session) diffView(t *selectData, deadline time.Time) (*view.Diff, error
 // fetchSnapshot fetches the UIDs of all messages that the connection has announced, and
 // keeps other responses for writeResync. It fails if the backend does not return all
 // UIDs: after a fresh SELECT the gateway cannot know which messages are gone.
-func (s *session) fetchSnapshot(t *selectData, deadline time.Time) (*view.UIDSet, error) {
-	exists := t.exists
+func (s *session) fetchSnapshot(data *selectData, deadline time.Time) (*view.UIDSet, error) {
+	exists := data.exists
 	if exists == 0 {
 		return &view.UIDSet{}, nil
 	}
 	uids, res, err := s.queryUIDs(1, exists, deadline, func(response []byte) error {
-		t.readUntagged(response)
+		data.readUntagged(response)
 		return s.forwardAlert(response)
 	})
 	if err != nil {
@@ -117,7 +117,7 @@ func (s *session) fetchSnapshot(t *selectData, deadline time.Time) (*view.UIDSet
 		return nil, &closeError{audit.MailboxTooLarge, byeUnavailable, errors.New(upstream.DescribeResponse(res))}
 	case res.Name != "OK":
 		return nil, fmt.Errorf("%w: %s", errBusy, upstream.DescribeResponse(res))
-	case uids.Len() < exists, t.hasExpunges:
+	case uids.Len() < exists, data.hasExpunges:
 		return nil, fmt.Errorf("%w: messages are being expunged", errBusy)
 	case uids.Len() > exists:
 		s.countViolation(metrics.CountMismatch)

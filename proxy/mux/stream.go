@@ -36,10 +36,10 @@ func (s *session) streamCommand(seg imap.Segment) error {
 	if !s.mayUpload(seg) {
 		return s.refuseIncomplete(refusalOverQuota, seg)
 	}
-	m := attachOptions{expungePolicy: command.ForbidExpunges, withoutMailbox: r.spec.Name == "APPEND" && !usesCatenate(seg.Bytes)}
+	opts := attachOptions{expungePolicy: command.ForbidExpunges, withoutMailbox: r.spec.Name == "APPEND" && !usesCatenate(seg.Bytes)}
 	for {
-		if !s.isInSync() && !(m.withoutMailbox && s.upstream != nil) {
-			if err := s.attachWithin(m, s.backend.settings.CommandHoldTimeout); err != nil {
+		if !s.isInSync() && !(opts.withoutMailbox && s.upstream != nil) {
+			if err := s.attachWithin(opts, s.backend.settings.CommandHoldTimeout); err != nil {
 				return s.refuseUnattached(err, seg)
 			}
 		}

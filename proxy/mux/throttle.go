@@ -29,13 +29,13 @@ const throttleStep = 100 * time.Millisecond
 // throttleBytes waits as long as the quota demands for the bytes relayed since the last
 // call. Neither side is read in that time, so TCP slows both down.
 func (s *session) throttleBytes() {
-	p := s.throttle
-	if p == nil {
+	t := s.throttle
+	if t == nil {
 		return
 	}
 	in, out := s.client.ByteCounts()
-	wait := max(p.Read(int(in-p.read)), p.Written(int(out-p.written)))
-	p.read, p.written = in, out
+	wait := max(t.Read(int(in-t.read)), t.Written(int(out-t.written)))
+	t.read, t.written = in, out
 	s.sleepThrottled(wait)
 }
 

@@ -44,10 +44,12 @@ func asUnparsable(err error) (*unparsableError, bool) {
 	return unparsable, ok
 }
 
-// canHandOver reports whether the session can be spliced at once. It cannot during an
-// IDLE of the gateway, while the backend has only the beginning of a command, while the
-// rest of the client's command is discarded, or with a literal that the gateway has
-// requested.
+// canHandOver reports whether the session can be spliced at once. It cannot:
+//
+//   - during an IDLE of the gateway;
+//   - while the backend has received only the beginning of a command;
+//   - while the rest of the client's command is discarded;
+//   - with a literal that the gateway has requested.
 func (s *session) canHandOver() bool {
 	return s.upstreamMatchesClient() && s.idleState == nil && !s.awaitingContinuation && !s.commandPartial && !s.discardingInput && !hasLiteral(s.request.unsent)
 }

@@ -57,17 +57,17 @@ type ViolationStatus struct {
 func (v *violationTracker) record(user identity.User, sessions int64, now time.Time) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	l, known := v.users[user]
+	u, known := v.users[user]
 	if !known && len(v.users) >= maxTrackedUsers {
 		return false
 	}
-	if now.Sub(l.last) >= violationWindow {
-		l.count = 0
+	if now.Sub(u.last) >= violationWindow {
+		u.count = 0
 	}
 	if v.users == nil {
 		v.users = map[identity.User]userViolations{}
 	}
-	v.users[user] = userViolations{l.count + 1, now}
+	v.users[user] = userViolations{u.count + 1, now}
 	if v.spliceAll || int64(v.status(now).AffectedUsers) < max(minAffectedUsers, sessions/sessionsPerAffectedUser) {
 		return false
 	}
@@ -95,11 +95,11 @@ func (u userViolations) shouldSplice(now time.Time) bool {
 
 // prune removes expired violations and returns the status. spliceEnded is true once, when
 // splicing for all users ends.
-func (v *violationTracker) prune(now time.Time) (t ViolationStatus, spliceEnded bool) {
+func (v *violationTracker) prune(now time.Time) (status ViolationStatus, spliceEnded bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	for user, l := range v.users {
-		if !l.isRecent(now) {
+	for user, u := range v.users {
+		if !u.isRecent(now) {
 			delete(v.users, user)
 		}
 	}
@@ -112,17 +112,17 @@ func (v *violationTracker) prune(now time.Time) (t ViolationStatus, spliceEnded 
 
 // status returns the current status. mu is held.
 func (v *violationTracker) status(now time.Time) ViolationStatus {
-	t := ViolationStatus{Spliced: v.spliceAll}
+	status := ViolationStatus{Spliced: v.spliceAll}
 	if v.spliceAll {
-		t.SplicedUntil = v.spliceUntil
+		status.SplicedUntil = v.spliceUntil
 	}
-	for _, l := range v.users {
-		if l.isRecent(now) {
-			t.AffectedUsers++
+	for _, u := range v.users {
+		if u.isRecent(now) {
+			status.AffectedUsers++
 		}
-		if l.shouldSplice(now) {
-			t.SplicedUsers++
+		if u.shouldSplice(now) {
+			status.SplicedUsers++
 		}
 	}
-	return t
+	return status
 }

@@ -20,16 +20,16 @@ type visibleRange struct {
 }
 
 func (s *session) visibleRange() visibleRange {
-	b := s.mailbox
+	m := s.mailbox
 	switch {
-	case b == nil:
+	case m == nil:
 		return visibleRange{}
-	case b.view.UnknownCount() == 0:
-		return visibleRange{b.view.Exists(), b.view.MaxUID(), b.view.MaxUID()}
-	case !b.hasArrivals && b.uidNext > 0:
-		return visibleRange{b.view.Exists(), b.uidNext - 1, b.view.MaxUID()}
+	case m.view.UnknownCount() == 0:
+		return visibleRange{m.view.Exists(), m.view.MaxUID(), m.view.MaxUID()}
+	case !m.hasArrivals && m.uidNext > 0:
+		return visibleRange{m.view.Exists(), m.uidNext - 1, m.view.MaxUID()}
 	}
-	return visibleRange{exists: b.view.Exists(), maxKnownUID: b.view.MaxUID()}
+	return visibleRange{exists: m.view.Exists(), maxKnownUID: m.view.MaxUID()}
 }
 
 // changesMessages reports whether a command changes the messages of its set.
