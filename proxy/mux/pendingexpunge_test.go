@@ -24,7 +24,7 @@ B1 ~q OK done
 `
 	lostUpstream = `B1-END
 ARRIVED 1
-M sessions{state="detached"} 1
+M mux_sessions{state="detached"} 1
 `
 )
 
