@@ -217,7 +217,7 @@ func (h *harness) wasHandedOver() bool {
 	return h.pinnedCount > 0
 }
 
-// metric returns the value of a series as it is scraped, "" if there is none.
+// metric returns the value of a series as it is scraped, "" without one.
 func (h *harness) metric(series string) string { return h.scrapeMetrics()["imapgate_"+series] }
 
 func (h *harness) scrapeMetrics() map[string]string {

@@ -191,7 +191,7 @@ func (h *Hub) CloseIdleConn() bool {
 	return false
 }
 
-// evictUser closes the idle connections of a user whom the routes no longer admit.
+// evictUser closes the idle connections of a user that the routes no longer admit.
 func (h *Hub) evictUser(user identity.User) {
 	for _, b := range h.backends {
 		b.pool.EvictUser(user, metrics.DiscardCredentials)

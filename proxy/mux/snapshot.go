@@ -183,7 +183,7 @@ func (s *session) fetchUIDs(first, last uint32, deadline time.Time, onOther func
 }
 
 // parseFetchUID parses a FETCH response. It returns the number and UID of the message,
-// and whether the response contains nothing else. uid is 0 if there is none.
+// and whether the response contains nothing else. Without a UID, uid is 0.
 func parseFetchUID(response []byte) (n, uid uint32, uidOnly bool) {
 	n, rest, ok := parseLeadingNumber(response[len("* "):])
 	if !ok || !imap.HasWordPrefix(rest, "FETCH") {
