@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// connPair is one client's connection and the one made for it to the target.
+// connPair is a client's connection and the matching connection to the target.
 type connPair struct {
 	// Set once.
 	proxy  *Proxy
@@ -22,7 +22,7 @@ type connPair struct {
 	closed bool
 }
 
-// serve is one link's life; it ends when both directions have, or by reset.
+// serve relays until both directions have ended or the pair is reset.
 func (l *connPair) serve() {
 	defer l.proxy.removePair(l)
 	defer l.close()
@@ -32,7 +32,7 @@ func (l *connPair) serve() {
 	}
 	conn, err := net.DialTimeout("tcp", l.proxy.target, dialTimeout)
 	if err != nil {
-		l.reset() // a client of an unreachable target sees a broken connection
+		l.reset()
 		return
 	}
 	if !l.setTarget(conn.(*net.TCPConn)) {
@@ -46,7 +46,8 @@ func (l *connPair) serve() {
 	wg.Wait()
 }
 
-// setTarget keeps the connection to the target, unless the link has ended.
+// setTarget stores the connection to the target. If the pair is closed it closes target
+// and returns false.
 func (l *connPair) setTarget(target *net.TCPConn) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -58,8 +59,7 @@ func (l *connPair) setTarget(target *net.TCPConn) bool {
 	return true
 }
 
-// interruptReads makes both directions look at the rules again, by a deadline that has
-// passed.
+// interruptReads sets an expired read deadline, so that both directions reload the rules.
 func (l *connPair) interruptReads() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -69,7 +69,7 @@ func (l *connPair) interruptReads() {
 	}
 }
 
-// reset ends both connections with a RST.
+// reset closes both connections with a RST.
 func (l *connPair) reset() {
 	_ = l.client.SetLinger(0)
 	l.mu.Lock()
@@ -80,7 +80,7 @@ func (l *connPair) reset() {
 	l.close()
 }
 
-// close ends both connections. It may be called again.
+// close closes both connections. It may be called again.
 func (l *connPair) close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -95,7 +95,7 @@ func (l *connPair) close() {
 	}
 }
 
-// maxChunk bounds what one direction holds.
+// maxChunk bounds the bytes that one direction buffers.
 const maxChunk = 32 << 10
 
 // pump moves the bytes of one direction.
@@ -106,19 +106,19 @@ type pump struct {
 	src, dst  *net.TCPConn
 
 	// Owned by run.
-	offset       int64           // bytes passed or lost so far
-	rules        *Rules          // those of the last look
-	rulesChanged <-chan struct{} // closed when there are newer ones
-	nextFault    int             // the fault of rules that is next
-	discarding   bool            // what is read is thrown away
+	offset       int64           // bytes relayed or discarded so far
+	rules        *Rules          // last loaded
+	rulesChanged <-chan struct{} // closed when rules is out of date
+	nextFault    int             // index in rules.Faults
+	discarding   bool            // bytes are read but not relayed
 }
 
-// run copies until the source ends or the link does. An end of the source is
-// passed on as one; anything worse resets both sides.
+// run copies until the source or the pair ends. It passes EOF on as a half-close; any
+// other error resets both sides.
 func (p *pump) run() {
 	buf := make([]byte, maxChunk)
 	for {
-		if _, ok := p.applyFaults(); !ok { // a fault may be due without a byte
+		if _, ok := p.applyFaults(); !ok { // some faults need no further byte
 			p.pair.reset()
 			return
 		}
@@ -142,9 +142,9 @@ func (p *pump) run() {
 	}
 }
 
-// relay takes what was read through the faults, piece by piece. It answers false
-// when the link must end. The rules are looked at for each piece: those that
-// stand when Read returns may be newer than when it was called.
+// relay passes b on in chunks and applies the faults between them. It returns false when
+// the pair must end. It loads the rules for each chunk, because they may have changed
+// during the Read.
 func (p *pump) relay(b []byte) bool {
 	for len(b) > 0 {
 		n, ok := p.applyFaults()
@@ -161,8 +161,8 @@ func (p *pump) relay(b []byte) bool {
 	return true
 }
 
-// loadRules takes the newest rules. The deadline is cleared first: one that a later
-// change sets must be seen by the Read that follows.
+// loadRules loads the newest rules. It clears the read deadline first, so that the next
+// Read sees the deadline set by a later change.
 func (p *pump) loadRules() {
 	_ = p.src.SetReadDeadline(time.Time{})
 	rules, rulesChanged := p.pair.proxy.currentRules(p.direction)
@@ -172,8 +172,8 @@ func (p *pump) loadRules() {
 	p.rulesChanged = rulesChanged
 }
 
-// applyFaults makes every fault happen whose byte has come, and says how many bytes
-// may be passed before the next one. It answers false when the link must end.
+// applyFaults applies every fault whose offset is reached and returns how many bytes may
+// pass before the next one. It returns false when the pair must end.
 func (p *pump) applyFaults() (int, bool) {
 	for p.loadRules(); p.nextFault < len(p.rules.Faults); p.loadRules() {
 		f := p.rules.Faults[p.nextFault]
@@ -181,7 +181,7 @@ func (p *pump) applyFaults() (int, bool) {
 			return int(min(distance, int64(p.rules.chunkSize()))), true
 		}
 		if f.Action == Corrupt {
-			return 1, true // forward does it, to this one byte
+			return 1, true // writeChunk corrupts this byte
 		}
 		if !p.applyFault(f) {
 			return 0, false
@@ -190,11 +190,11 @@ func (p *pump) applyFaults() (int, bool) {
 	return p.rules.chunkSize(), true
 }
 
-// applyFault makes a fault happen that needs no byte to come. It answers false when
-// the link must end.
+// applyFault applies a fault that needs no further byte. It returns false when the pair
+// must end.
 func (p *pump) applyFault(f Fault) bool {
 	if f.Action == Stall {
-		// Nothing is read, so the sender's window closes. New rules end it.
+		// Without reads the sender's window closes, until the rules change.
 		select {
 		case <-p.rulesChanged:
 			return true
@@ -207,7 +207,7 @@ func (p *pump) applyFault(f Fault) bool {
 	case Blackhole:
 		p.discarding = true
 	case HalfClose:
-		p.discarding = true // what still comes is read, or the sender would be reset
+		p.discarding = true // unread bytes would make the kernel reset the sender
 		return p.dst.CloseWrite() == nil
 	case Inject:
 		_, err := p.dst.Write(f.Bytes)
@@ -218,8 +218,8 @@ func (p *pump) applyFault(f Fault) bool {
 	return true
 }
 
-// writeChunk writes one piece, late or slowly as the rules say. It answers false
-// when the link must end.
+// writeChunk writes one chunk with the latency and bandwidth of the rules. It returns
+// false when the pair must end.
 func (p *pump) writeChunk(b []byte) bool {
 	if p.nextFault < len(p.rules.Faults) {
 		if f := p.rules.Faults[p.nextFault]; f.Action == Corrupt && f.Offset <= p.offset {
@@ -242,7 +242,7 @@ func (p *pump) writeChunk(b []byte) bool {
 	return true
 }
 
-// sleep waits, unless the link ends.
+// sleep waits for d. It returns false if the pair ends first.
 func (p *pump) sleep(d time.Duration) bool {
 	if d <= 0 {
 		return true

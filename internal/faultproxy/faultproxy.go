@@ -1,10 +1,10 @@
-// Package faultproxy is a TCP proxy for tests that breaks what passes through
-// it: it delays, slows, slices, swallows, corrupts and injects bytes, closes
-// half of a connection, resets it, stops reading, and refuses to accept.
+// Package faultproxy is a TCP proxy for tests that injects faults: it delays, slows,
+// splits, discards, corrupts and inserts bytes, half-closes or resets connections, stops
+// reading, and refuses to accept.
 //
-// It counts bytes and knows nothing of what they mean. The test that started a
-// Proxy owns it and may change its rules at any time; the change reaches the
-// connections that exist. It is gone, with all connections, when the test ends.
+// It counts bytes and does not interpret them. The test that starts a Proxy owns it and
+// may change its rules at any time, also for existing connections. The proxy and all its
+// connections end with the test.
 package faultproxy
 
 import (
@@ -20,13 +20,13 @@ import (
 const (
 	// dialTimeout bounds the connection to the target.
 	dialTimeout = 10 * time.Second
-	// maxListenAttempts and listenPause: a port given up may for a moment be the local
-	// end of somebody else's connection.
+	// maxListenAttempts and listenPause bound the wait for a released port, which may
+	// briefly be the local port of another connection.
 	maxListenAttempts = 100
 	listenPause       = 20 * time.Millisecond
 )
 
-// Direction is one of the two ways through the proxy.
+// Direction is a direction through the proxy.
 type Direction int
 
 // The two directions.
@@ -35,14 +35,14 @@ const (
 	ToClient
 )
 
-// AcceptMode is what the proxy does with a client that connects.
+// AcceptMode is what the proxy does with a new client.
 type AcceptMode int
 
-// The states of the door.
+// The accept modes.
 const (
-	Accept AcceptMode = iota // connect it to the target
-	Hang                     // accept it, never read, never say anything
-	Refuse                   // refuse it: nobody listens
+	Accept AcceptMode = iota // connect the client to the target
+	Hang                     // accept the client, never read or write
+	Refuse                   // close the listener
 )
 
 // Proxy is a running fault proxy.
@@ -52,20 +52,20 @@ type Proxy struct {
 	target  string
 	address string
 	port    testbed.ReservedPorts
-	wg      sync.WaitGroup // accept loops and links
+	wg      sync.WaitGroup // accept loops and pairs
 
 	// Guarded by mu.
 	mu           sync.Mutex
 	acceptMode   AcceptMode
 	listener     net.Listener // nil while closed
-	rules        [2]*Rules    // by Direction; never changed in place
+	rules        [2]*Rules    // by Direction; replaced, not modified
 	rulesChanged chan struct{}
-	pairs        map[*connPair]struct{} // as many as the test opens
+	pairs        map[*connPair]struct{} // bounded by the test
 	closed       bool
 }
 
-// Start listens on a loopback port the kernel chose and passes everything to
-// target until it is told otherwise.
+// Start listens on a loopback port chosen by the kernel and relays everything to target
+// until the rules change.
 func Start(t testing.TB, target string) *Proxy {
 	t.Helper()
 	p := &Proxy{
@@ -82,11 +82,11 @@ func Start(t testing.TB, target string) *Proxy {
 	return p
 }
 
-// Address is where clients connect, as host:port.
+// Address returns the host:port on which clients connect.
 func (p *Proxy) Address() string { return p.address }
 
-// SetRules replaces the rules of a direction, for new connections and for those that
-// exist. A fault whose byte has passed already happens at once.
+// SetRules replaces the rules of a direction for new and existing connections. A fault
+// whose offset has already passed happens at once.
 func (p *Proxy) SetRules(d Direction, r Rules) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -98,7 +98,7 @@ func (p *Proxy) SetRules(d Direction, r Rules) {
 	}
 }
 
-// SetAcceptMode opens, mutes or closes the door. Connections that exist stay.
+// SetAcceptMode sets what happens to new clients. Existing connections stay open.
 func (p *Proxy) SetAcceptMode(m AcceptMode) {
 	p.t.Helper()
 	p.mu.Lock()
@@ -117,7 +117,7 @@ func (p *Proxy) SetAcceptMode(m AcceptMode) {
 	}
 }
 
-// ResetConns ends every connection with a RST on both sides.
+// ResetConns resets every connection on both sides.
 func (p *Proxy) ResetConns() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -126,15 +126,15 @@ func (p *Proxy) ResetConns() {
 	}
 }
 
-// ConnCount is how many connections exist.
+// ConnCount returns the number of open connections.
 func (p *Proxy) ConnCount() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return len(p.pairs)
 }
 
-// Close ends the proxy and all connections and waits for them. It may be called
-// again.
+// Close closes the proxy and all connections and waits for their goroutines. It may be
+// called again.
 func (p *Proxy) Close() {
 	p.mu.Lock()
 	p.closed = true
@@ -149,7 +149,7 @@ func (p *Proxy) Close() {
 	p.wg.Wait()
 }
 
-// listenAgain listens on the old port again.
+// listenAgain listens on the previous port again.
 func (p *Proxy) listenAgain() {
 	p.t.Helper()
 	defer p.port.Release()
@@ -164,10 +164,10 @@ func (p *Proxy) listenAgain() {
 		}
 		<-pause.C
 	}
-	p.t.Fatalf("open the door of a fault proxy again: %v", err)
+	p.t.Fatalf("reopen the listener of a fault proxy: %v", err)
 }
 
-// startAccepting starts to accept from l.
+// startAccepting starts an accept loop for l.
 func (p *Proxy) startAccepting(l net.Listener) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -175,7 +175,7 @@ func (p *Proxy) startAccepting(l net.Listener) {
 	p.wg.Go(func() { p.acceptLoop(l) })
 }
 
-// acceptLoop takes clients; it ends when the listener is closed.
+// acceptLoop accepts clients until the listener is closed.
 func (p *Proxy) acceptLoop(listener net.Listener) {
 	for {
 		conn, err := listener.Accept()
@@ -183,7 +183,7 @@ func (p *Proxy) acceptLoop(listener net.Listener) {
 			return
 		}
 		if err != nil {
-			continue // the client left before it was accepted
+			continue // the client disconnected before Accept
 		}
 		if l := p.addPair(conn.(*net.TCPConn)); l != nil {
 			p.wg.Go(l.serve)
@@ -191,7 +191,7 @@ func (p *Proxy) acceptLoop(listener net.Listener) {
 	}
 }
 
-// addPair makes the link of a client, or nil when the proxy has ended.
+// addPair adds a pair for a client. It returns nil if the proxy is closed.
 func (p *Proxy) addPair(client *net.TCPConn) *connPair {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -204,15 +204,15 @@ func (p *Proxy) addPair(client *net.TCPConn) *connPair {
 	return l
 }
 
-// removePair takes an ended link off the list.
+// removePair removes an ended pair.
 func (p *Proxy) removePair(l *connPair) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.pairs, l)
 }
 
-// currentRules is the rules of a direction and a channel that is closed when any
-// rules change.
+// currentRules returns the rules of a direction and a channel that is closed when the
+// rules of any direction change.
 func (p *Proxy) currentRules(d Direction) (*Rules, <-chan struct{}) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

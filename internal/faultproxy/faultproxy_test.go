@@ -13,10 +13,10 @@ import (
 // testTimeout bounds every wait of these tests.
 const testTimeout = 20 * time.Second
 
-// silenceTime is how long nothing must arrive to be believed lost.
+// silenceTime is how long a read must return nothing to count as silence.
 const silenceTime = 50 * time.Millisecond
 
-// listen is a target whose accepted connections the test takes one by one.
+// listen starts a target. Each call of accept returns its next connection.
 func listen(t *testing.T) (address string, accept func() *net.TCPConn) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -35,7 +35,7 @@ func listen(t *testing.T) (address string, accept func() *net.TCPConn) {
 	}
 }
 
-// setDeadline gives a connection an end, in time and with the test.
+// setDeadline sets a connection's deadline and closes it when the test ends.
 func setDeadline(t *testing.T, conn net.Conn) *net.TCPConn {
 	t.Helper()
 	t.Cleanup(func() { _ = conn.Close() })
@@ -54,7 +54,7 @@ func dial(t *testing.T, p *Proxy) *net.TCPConn {
 	return setDeadline(t, conn)
 }
 
-// startProxied starts a proxy and gives both ends of one connection through it.
+// startProxied starts a proxy and returns both ends of a connection through it.
 func startProxied(t *testing.T) (p *Proxy, client, target *net.TCPConn) {
 	t.Helper()
 	address, accept := listen(t)
@@ -79,7 +79,7 @@ func expect(t *testing.T, conn net.Conn, s string) {
 	}
 }
 
-// expectSilence reads nothing for a while.
+// expectSilence fails the test if a byte arrives within silenceTime.
 func expectSilence(t *testing.T, conn net.Conn) {
 	t.Helper()
 	_ = conn.SetReadDeadline(time.Now().Add(silenceTime))
@@ -181,7 +181,7 @@ func TestStalledSenderSeesAClosedWindowUntilTheRulesChange(t *testing.T) {
 	p.SetRules(ToTarget, Rules{Faults: []Fault{{Offset: 2, Action: Stall}}})
 	send(t, client, "ab")
 	expect(t, target, "ab")
-	// More than all the socket buffers on the way can hold.
+	// More than all socket buffers on the path can hold.
 	big := bytes.Repeat([]byte{'x'}, 64<<20)
 	_ = client.SetWriteDeadline(time.Now().Add(500 * time.Millisecond))
 	n, err := client.Write(big)
@@ -223,7 +223,8 @@ func TestLatencyBandwidthAndSliceSlowOneDirection(t *testing.T) {
 	start = time.Now()
 	send(t, client, string(make([]byte, 1000)))
 	expect(t, target, string(make([]byte, 1000)))
-	// The last piece, of 500 bytes, is not waited for.
+	// The proxy sleeps after each chunk of 500 bytes, and the last sleep does not delay the
+	// data.
 	if elapsed := time.Since(start); elapsed < 50*time.Millisecond {
 		t.Errorf("1,000 bytes at 10,000 a second took %v", elapsed)
 	}
@@ -240,12 +241,12 @@ func TestAcceptModeCanChange(t *testing.T) {
 
 	p.SetAcceptMode(Hang)
 	hung := dial(t, p)
-	send(t, hung, "anybody?")
+	send(t, hung, "hello")
 	expectSilence(t, hung)
 
 	p.SetAcceptMode(Refuse)
 	if conn, err := net.Dial("tcp", p.Address()); !errors.Is(err, syscall.ECONNREFUSED) {
-		t.Fatalf("dial a closed door: %v, %v", conn, err)
+		t.Fatalf("dial with mode Refuse: %v, %v", conn, err)
 	}
 	send(t, first, "older connections stay")
 	expect(t, firstTarget, "older connections stay")
@@ -255,7 +256,7 @@ func TestAcceptModeCanChange(t *testing.T) {
 	send(t, reopened, "hello")
 	expect(t, accept(), "hello")
 	if n := p.ConnCount(); n != 3 {
-		t.Errorf("%d links, want 3", n)
+		t.Errorf("%d pairs, want 3", n)
 	}
 }
 
@@ -269,7 +270,7 @@ func TestAClientOfAnUnreachableTargetIsReset(t *testing.T) {
 	conn, err := net.Dial("tcp", Start(t, l.Addr().String()).Address())
 	if err == nil {
 		expectReadError(t, setDeadline(t, conn), syscall.ECONNRESET)
-	} else if !errors.Is(err, syscall.ECONNRESET) { // it may come before Dial returns
+	} else if !errors.Is(err, syscall.ECONNRESET) { // the reset may arrive before Dial returns
 		t.Fatal(err)
 	}
 }
@@ -283,7 +284,7 @@ func TestCloseEndsEveryConnectionAndWaits(t *testing.T) {
 	p.Close()
 	p.Close()
 	if n := p.ConnCount(); n != 0 {
-		t.Errorf("%d links are left", n)
+		t.Errorf("%d pairs are left", n)
 	}
 	expectReadError(t, client, syscall.ECONNRESET)
 }

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Measures imapgate beside HAProxy (TCP, TLS offload), nginx mail and Dovecot's login proxy: the same load
-# generator, the same stub backend, one run. Needs root for their packages. Ratios within one run hold;
-# absolute figures differ from machine to machine.
+# Benchmarks imapgate against HAProxy (TCP, TLS offload), nginx mail and Dovecot's login proxy: the same load
+# generator, the same stub backend, one run. Needs root to install their packages. Compare ratios within one
+# run; absolute figures depend on the machine.
 #
-#   compare.sh                              imapgate in the modes splice and resume, in resume with each command
-#                                           on record ("record"), with every limit shared through Redis
-#                                           ("limits"), and its peers
-#   compare.sh NAME=HOST:PORT:PID …         also proxies that are already running: TLS front on HOST:PORT,
-#                                           plain upstream to the stub on 127.0.0.1:31000, any user, password "pw"
-#   PEERS=DIR compare.sh …                  the peers of Debian 13 (HAProxy 3.0, nginx 1.26, Dovecot 2.4) in the root
-#                                           folder DIR, which .ci/root makes if it is not there
+#   compare.sh                              imapgate in the modes splice and resume, in resume with an audit
+#                                           record for each command ("record"), with all limits shared through
+#                                           Redis ("limits"), and its peers
+#   compare.sh NAME=HOST:PORT:PID …         also proxies that already run: TLS on HOST:PORT, plain upstream to
+#                                           the stub on 127.0.0.1:31000, any user, password "pw"
+#   PEERS=DIR compare.sh …                  the peers of Debian 13 (HAProxy 3.0, nginx 1.26, Dovecot 2.4) in the
+#                                           root folder DIR, which .ci/root creates if it does not exist
 #   ROUNDS=3 SECONDS_EACH=3 IDLE=2000 WORK="login ping noop fetch append idle" ONLY="imapgate resume" compare.sh …
 #
-# Prints one row per proxy and workload: medians over the rounds.
+# Prints one row for each proxy and workload: medians over the rounds.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 ROUNDS=${ROUNDS:-3} SECS=${SECONDS_EACH:-3} IDLE=${IDLE:-2000} WORK=${WORK:-login ping noop fetch append idle}
@@ -34,7 +34,7 @@ fi
 command -v openssl >/dev/null || need+=(openssl)
 command -v redis-server >/dev/null || need+=(redis-server)
 if ((${#need[@]})); then
-  # keep the packages from starting services of their own
+  # keep the packages from starting their services
   [ -e /usr/sbin/policy-rc.d ] || { printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d; }
   apt-get update -qq >/dev/null
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${need[@]}" >/dev/null
@@ -45,7 +45,7 @@ openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout "$b
   -days 30 -subj /CN=localhost -addext subjectAltName=DNS:localhost,IP:127.0.0.1 2>/dev/null
 cat "$bed/cert.pem" "$bed/key.pem" >"$bed/both.pem"; chmod 644 "$bed"/*.pem
 
-start() { # start NAME COMMAND… : in the background, remembered
+start() { # start NAME COMMAND… : runs COMMAND in the background and sets NAME_pid
   local name=$1; shift
   setsid "$@" >"$bed/$name.out" 2>&1 &
   pids+=($!); eval "${name}_pid=$!"

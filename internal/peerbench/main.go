@@ -1,5 +1,5 @@
-// Command peerbench is the measuring stick for IMAP proxies: one load generator,
-// one stub backend, the same work for every proxy under test.
+// Command peerbench benchmarks IMAP proxies with one load generator, one stub backend and
+// the same workloads for each proxy.
 //
 //	peerbench stub   -addr 127.0.0.1:31000 [-size 10485760]       serve the stub IMAP backend
 //	peerbench login  -addr HOST:PORT -tls -c 16 -d 5s [-pids P,P]  connect, (TLS), LOGIN, LOGOUT, repeated
@@ -291,7 +291,7 @@ func runLoad(do operation, keepOpen bool) error {
 	return report(results{latencies, bytes, errs, firstErr, elapsed, cpuTime() - cpuBefore})
 }
 
-// results are what a load came to.
+// results are the measurements of one load.
 type results struct {
 	latencies []time.Duration
 	bytes     int64
@@ -377,7 +377,7 @@ func serveStub() error {
 	}
 }
 
-// discardLiterals reads the literals of a command, of which there may be any number.
+// discardLiterals reads and discards the literals of a command, and the lines after them.
 func discardLiterals(r *bufio.Reader, line string, writeLine func(string, ...any) bool) error {
 	for {
 		n := literalSize([]byte(line))

@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// couriertcpdPath is where Debian has Courier's listener; its package is courier-imap.
+// couriertcpdPath is the path of Courier's listener in Debian's package courier-imap.
 const couriertcpdPath = "/usr/sbin/couriertcpd"
 
 // courierUID is the user and group id that owns all mail.
@@ -30,8 +30,8 @@ type Courier struct {
 	sysroot sysroot
 }
 
-// StartCourier starts a mail backend with these users, each with a password, and ends
-// it with the test, which is skipped where the environment names no root with Courier.
+// StartCourier starts a mail backend with these users and their passwords, and stops it
+// when the test ends. It skips the test if RootEnv names no root with Courier.
 func StartCourier(t testing.TB, users map[string]string) *Courier {
 	t.Helper()
 	root := os.Getenv(RootEnv)
@@ -50,7 +50,7 @@ func StartCourier(t testing.TB, users map[string]string) *Courier {
 	return c
 }
 
-// writeUsers makes each user an account and a maildir.
+// writeUsers creates an account and a maildir for each user.
 func (c *Courier) writeUsers(users map[string]string) error {
 	if err := errors.Join(os.Chmod(c.dir, 0o755), os.MkdirAll(filepath.Join(c.dir, "etc"), 0o755)); err != nil {
 		return err
@@ -83,9 +83,9 @@ func (c *Courier) writeUsers(users map[string]string) error {
 	return os.WriteFile(filepath.Join(c.dir, "etc", "userdb"), []byte(table.String()), 0o600)
 }
 
-// start runs Courier and returns when it greets. Its paths are compiled in, so it has
-// /run and /etc/courier to itself, in a mount namespace of its own; and a namespace of
-// processes, because its listener leaves the process group.
+// start runs Courier and returns when it sends a greeting. Its paths are compiled in, so
+// a mount namespace gives it its own /run and /etc/courier. It also needs a PID
+// namespace, because its listener leaves the process group.
 func (c *Courier) start(t testing.TB, port int) error {
 	values := struct {
 		Dir  string

@@ -20,22 +20,22 @@ import (
 	"time"
 )
 
-// cyrusMasterPath is where Debian has Cyrus; its package is cyrus-imapd.
+// cyrusMasterPath is the path of Cyrus in Debian's package cyrus-imapd.
 const cyrusMasterPath = "/usr/lib/cyrus/bin/master"
 
-// CyrusConfig is what a test may choose.
+// CyrusConfig holds the settings a test may choose.
 type CyrusConfig struct {
-	Users map[string]string // who exist, each with a password and an INBOX
+	Users map[string]string // name to password; each has an INBOX
 
-	// Master and MasterPassword, when set, may log in as anybody, by SASL authzid.
+	// Master and MasterPassword, when set, may log in as any user, by SASL authzid.
 	Master         string
 	MasterPassword string
 
-	// Secured lets passwords in over TLS alone. Unchecked is a server whose check of
-	// passwords is down.
+	// Secured accepts passwords over TLS only. Unchecked makes the server's password
+	// check unavailable.
 	Secured, Unchecked bool
 
-	CA *CA // issues the certificate; default an authority of its own
+	CA *CA // issuer of the certificate; default: a new one
 }
 
 // Cyrus is a running mail backend. Its mail survives a Kill and a Restart.
@@ -56,9 +56,9 @@ type Cyrus struct {
 	process *Process
 }
 
-// cyrusRoot is the root folder with a Cyrus that the environment names; "" when
-// there is none. Cyrus is never looked for on the machine: its package and
-// Dovecot's exclude each other.
+// cyrusRoot returns the root folder named by RootEnv if Cyrus is installed in it, else
+// "". The machine itself is not searched: Debian's packages of Cyrus and Dovecot exclude
+// each other.
 func cyrusRoot() string {
 	root := os.Getenv(RootEnv)
 	if root == "" {
@@ -70,12 +70,12 @@ func cyrusRoot() string {
 	return root
 }
 
-// HasCyrus says whether the root that the environment names has a Cyrus. Then it is
-// the mail server of the run: tests that need Dovecot are skipped.
+// HasCyrus reports whether the root named by RootEnv has Cyrus. Cyrus is then the mail
+// server of the run, and tests that need Dovecot are skipped.
 func HasCyrus() bool { return cyrusRoot() != "" }
 
-// StartCyrus starts a mail backend and ends it with the test, which is skipped
-// where there is no Cyrus.
+// StartCyrus starts a mail backend and stops it when the test ends. It skips the test
+// if there is no Cyrus.
 func StartCyrus(t testing.TB, c CyrusConfig) *Cyrus {
 	t.Helper()
 	if !HasCyrus() {
@@ -107,7 +107,7 @@ func StartCyrus(t testing.TB, c CyrusConfig) *Cyrus {
 		}
 		return d.start()
 	})
-	if c.Unchecked { // nor is the administrator's
+	if c.Unchecked { // the administrator cannot log in either
 		return d
 	}
 	if err := d.createInboxes(c.Users); err != nil {
@@ -119,8 +119,8 @@ func StartCyrus(t testing.TB, c CyrusConfig) *Cyrus {
 // cyrusAdmin is the administrator's name and password.
 const cyrusAdmin = "cyrus"
 
-// findAccount finds the ids that Cyrus runs as, in the root's own table: the names
-// and numbers of the machine are others.
+// findAccount reads the ids that Cyrus runs as from the root's own passwd file, because
+// the machine's accounts differ.
 func (d *Cyrus) findAccount() error {
 	table, err := os.ReadFile(filepath.Join(d.sysroot.root, "etc/passwd"))
 	if err != nil {
@@ -163,11 +163,11 @@ func (d *Cyrus) writeFiles(accounts map[string]string) error {
 	})
 }
 
-// setPassword gives a user a password.
+// setPassword sets a user's password and creates the user if needed.
 func (d *Cyrus) setPassword(name, password string) error {
 	local, realm, found := strings.Cut(name, "@")
 	if !found {
-		realm = DovecotName // Cyrus looks for those without a domain there
+		realm = DovecotName // the realm of Cyrus users without a domain
 	}
 	set := d.sysroot.command("/usr/sbin/saslpasswd2", "-p", "-c", "-f", d.sysroot.innerPath(filepath.Join(d.Dir, "sasldb2")), "-u", realm, local)
 	set.Stdin = strings.NewReader(password)
@@ -177,7 +177,7 @@ func (d *Cyrus) setPassword(name, password string) error {
 	return nil
 }
 
-// AddUsers makes users while Cyrus runs, each with this password and an INBOX.
+// AddUsers creates users while Cyrus runs, each with this password and an INBOX.
 func (d *Cyrus) AddUsers(password string, names ...string) error {
 	users := map[string]string{}
 	for _, name := range names {
@@ -189,7 +189,7 @@ func (d *Cyrus) AddUsers(password string, names ...string) error {
 	return d.createInboxes(users)
 }
 
-// writeConf writes the two files of settings.
+// writeConf writes imapd.conf and cyrus.conf.
 func (d *Cyrus) writeConf(c CyrusConfig) error {
 	values := struct {
 		CyrusConfig
@@ -224,8 +224,8 @@ func (d *Cyrus) start() error {
 	return nil
 }
 
-// isReady says whether both ports are served. Cyrus listens before it has recovered
-// its databases, and the first of its processes may still end.
+// isReady reports whether both ports send a greeting. Accepting is not enough: Cyrus
+// listens before it has recovered its databases, and its first processes may still exit.
 func (d *Cyrus) isReady() bool {
 	dialer := &net.Dialer{Timeout: time.Second}
 	plain, err := dialer.Dial("tcp", d.Plain)
@@ -247,14 +247,14 @@ func (d *Cyrus) isReady() bool {
 	return true
 }
 
-// createInboxes makes an INBOX for each user, as the administrator.
+// createInboxes creates an INBOX for each user, as the administrator.
 func (d *Cyrus) createInboxes(users map[string]string) error {
 	dialer := &net.Dialer{Timeout: startTimeout}
 	conn, err := tls.DialWithDialer(dialer, "tcp", d.TLS, d.CA.ClientTLS(DovecotName))
 	if err != nil {
 		return err
 	}
-	defer conn.Close() // all was answered
+	defer conn.Close() // every command has its response
 	if err := conn.SetDeadline(time.Now().Add(startTimeout)); err != nil {
 		return err
 	}
@@ -284,14 +284,14 @@ func (d *Cyrus) createInboxes(users map[string]string) error {
 	return nil
 }
 
-// Stop ends Cyrus as an operator would. Its mail stays.
+// Stop shuts Cyrus down as an operator would. Its mail and its ports are kept.
 func (d *Cyrus) Stop() {
 	d.t.Helper()
 	d.currentProcess().Stop()
 	d.ports.Reserve(d.t)
 }
 
-// Kill ends all processes at once, as a power cut would.
+// Kill ends all processes at once, as a power failure would.
 func (d *Cyrus) Kill() {
 	d.t.Helper()
 	d.currentProcess().Kill()
@@ -309,7 +309,7 @@ func (d *Cyrus) Restart() {
 	}
 }
 
-// Version is what its greeting says: "3.6.1-…".
+// Version returns the version in the greeting: "3.6.1-…".
 func (d *Cyrus) Version() string {
 	d.t.Helper()
 	conn, err := net.DialTimeout("tcp", d.Plain, startTimeout)
@@ -327,7 +327,7 @@ func (d *Cyrus) Version() string {
 	return version
 }
 
-// Endpoints is how to reach it.
+// Endpoints returns the addresses and the CA of the backend.
 func (d *Cyrus) Endpoints() Endpoints { return Endpoints{d.Plain, d.TLS, d.CA} }
 
 func (d *Cyrus) currentProcess() *Process {
@@ -336,8 +336,8 @@ func (d *Cyrus) currentProcess() *Process {
 	return d.process
 }
 
-// imapdConf lets users with and without a domain in by sasldb alone, and has the
-// separator and the namespace that Dovecot has too.
+// imapdConf authenticates users with and without a domain by sasldb alone. Its separator
+// and namespace are those of the Dovecot configuration.
 var imapdConf = template.Must(template.New("imapd.conf").Parse(`
 configdirectory: {{.Dir}}/conf
 proc_path: {{.Dir}}/conf/proc
@@ -365,9 +365,9 @@ sasl_sasldb_path: {{.Dir}}/sasldb2
 sasl_mech_list: PLAIN LOGIN
 tls_server_cert: {{.Dir}}/cert.pem
 tls_server_key: {{.Dir}}/key.pem
-# Without a process that tells of changes, IDLE looks for them every second.
+# Without idled, IDLE polls for changes every second.
 imapidlepoll: 1
-# What is synchronised to disk before an answer costs more than the rest of a test.
+# Syncing to disk before each response would take longer than the rest of a test.
 skiplist_unsafe: yes
 `))
 

@@ -15,59 +15,60 @@ import (
 	"testing"
 )
 
-// DovecotName is in the certificate of every test backend, beside 127.0.0.1.
+// DovecotName is the DNS name in the certificate of every test backend. The certificate
+// is also valid for localhost and 127.0.0.1.
 const DovecotName = "mail.test"
 
-// Endpoints is how to reach a mail backend.
+// Endpoints holds the addresses of a mail backend.
 type Endpoints struct {
 	Plain string // host:port: no TLS, or STARTTLS
 	TLS   string // host:port: implicit TLS
-	CA    *CA    // has issued its certificate, for DovecotName
+	CA    *CA    // issuer of its certificate for DovecotName
 }
 
-// DovecotConfig is what a test may choose; its zero value is a good server.
+// DovecotConfig holds the settings a test may choose; the zero value is a usable server.
 type DovecotConfig struct {
-	Password string            // of every user, who exist by being named; default "pw"
-	Users    map[string]string // set: only these exist, each with its own password
-	Format   string            // of mailboxes: sdbox (default), mdbox or maildir
-	Quota    string            // per user, as Dovecot writes it; default "2G"
-	// SmallQuota is that of users whose names begin with "small"; default Quota.
+	Password string            // one password for any user name; default "pw"
+	Users    map[string]string // if set, the only users, name to password
+	Format   string            // mailbox format: sdbox (default), mdbox or maildir
+	Quota    string            // per user, in Dovecot's syntax; default "2G"
+	// SmallQuota is the quota of users whose names begin with "small"; default Quota.
 	SmallQuota string
 
-	// Master and MasterPassword, when set, may log in as anybody, by SASL authzid
+	// Master and MasterPassword, when set, may log in as any user, by SASL authzid
 	// and as user*master.
 	Master         string
 	MasterPassword string
 
-	// TrustedNetworks may say by ID where a client really comes from. The
-	// default is 127.0.0.0/8; "none" trusts nobody.
+	// TrustedNetworks may set a client's address by ID. The default is 127.0.0.0/8;
+	// "none" trusts no network.
 	TrustedNetworks string
 
 	// LoginsPerProcess is how many logins one process serves, one after the other;
-	// default 1. Processes is how many wait for a login; default 0.
+	// default 1. Processes is how many processes wait for a login; default 0.
 	LoginsPerProcess, Processes int
 
-	Tokens *TokenCheck // set: OAUTHBEARER and XOAUTH2, as its provider answers
+	Tokens *TokenCheck // if set, enables OAUTHBEARER and XOAUTH2
 
-	// GatewaySettings, when set, makes what is written in the place of all that concerns
-	// gateways: the trusted networks, the limits of the services, passdbs and userdb.
-	// Master, MasterPassword and Tokens are then of no account but for their files.
+	// GatewaySettings, when set, returns the settings that replace everything about
+	// gateways: trusted networks, limits of the services, passdbs and userdb. Master,
+	// MasterPassword and Tokens then only write their files.
 	GatewaySettings func(*Dovecot) string
 
-	// Settings are more lines for the end of dovecot.conf, in the terms of 2.3 and
-	// those of 2.4. A test that has them for the other one alone is skipped.
+	// Settings and Settings24 are appended to dovecot.conf of Dovecot 2.3 and 2.4. If
+	// only the one for the other version is set, the test is skipped.
 	Settings, Settings24 string
 
-	CA *CA // issues the certificate; default an authority of its own
+	CA *CA // issuer of the certificate; default: a new one
 
-	// ClientCA, when set, is the authority of the certificates that clients must have.
+	// ClientCA, when set, makes client certificates of this CA mandatory.
 	ClientCA *CA
 }
 
-// TokenCheck is how Dovecot has tokens verified.
+// TokenCheck configures how Dovecot verifies tokens.
 type TokenCheck struct {
 	Mechanisms    string // "oauthbearer xoauth2"
-	Introspection string // the URL, with the client's name and secret
+	Introspection string // URL with the client's name and secret
 }
 
 // Dovecot is a running mail backend.
@@ -75,7 +76,7 @@ type Dovecot struct {
 	// Set once.
 	Plain      string // host:port: no TLS, or STARTTLS
 	TLS        string // host:port: implicit TLS
-	Proxied    string // host:port: as Plain behind a PROXY v1 or v2 header
+	Proxied    string // host:port: a PROXY v1 or v2 header, then as Plain
 	ProxiedTLS string // host:port: a PROXY header, then implicit TLS
 	CA         *CA
 	Dir        string // its folder: dovecot.conf, log, mail/
@@ -89,20 +90,20 @@ type Dovecot struct {
 	process *Process
 }
 
-// confValues is what the template of dovecot.conf is filled with.
+// confValues are the values of the templates of dovecot.conf.
 type confValues struct {
 	DovecotConfig
-	hostDir                                         string // as the machine sees it
-	Version, Dir, Cert, Key, ClientRoots            string // as Dovecot sees them
-	Own                                             string // of Site
+	hostDir                                         string // path on the machine
+	Version, Dir, Cert, Key, ClientRoots            string // paths inside Dovecot's root
+	Own                                             string // from GatewaySettings
 	PlainPort, TLSPort, ProxiedPort, ProxiedTLSPort int
 	Root                                            bool
 	UID, GID                                        string
 	InternalUser, InternalGroup, LoginUser          string
 }
 
-// StartDovecot starts a mail backend and ends it with the test, which is skipped
-// where Cyrus is the mail server of the run.
+// StartDovecot starts a mail backend and stops it when the test ends. It skips the test
+// if Cyrus is the mail server of the run.
 func StartDovecot(t testing.TB, c DovecotConfig) *Dovecot {
 	t.Helper()
 	if HasCyrus() {
@@ -168,8 +169,9 @@ func (v *confValues) setDefaults() {
 	v.LoginsPerProcess = max(v.LoginsPerProcess, 1)
 }
 
-// setAccounts chooses the system accounts Dovecot runs as. As root: those of its
-// package, and nobody for the mail. Otherwise everything is the caller's own.
+// setAccounts chooses the system accounts Dovecot runs as. For root, these are the
+// accounts of its package, and "nobody" for mail. Otherwise the caller's account is used
+// for everything.
 func (v *confValues) setAccounts() error {
 	me, err := user.Current()
 	if err != nil {
@@ -195,7 +197,7 @@ func (v *confValues) setAccounts() error {
 
 // writeFiles writes everything that does not depend on the ports.
 func (v *confValues) writeFiles() error {
-	// The mail user must be able to walk through.
+	// The mail user needs to traverse the folder.
 	if err := os.Chmod(v.hostDir, 0o755); err != nil {
 		return err
 	}
@@ -244,8 +246,8 @@ func (v *confValues) writeConf() error {
 	return os.WriteFile(filepath.Join(v.hostDir, "dovecot.conf"), conf.Bytes(), 0o644)
 }
 
-// isVersion23 says whether the server reads the settings of Dovecot 2.3, which has none of
-// 2.4's names.
+// isVersion23 reports whether the server reads the settings of Dovecot 2.3, whose names
+// 2.4 has changed.
 func (v *confValues) isVersion23() bool { return strings.HasPrefix(v.Version, "2.3.") }
 
 // start runs Dovecot and returns when it serves.
@@ -255,8 +257,8 @@ func (d *Dovecot) start() error {
 	if err != nil {
 		return err
 	}
-	// Dovecot says so after it has all its ports. Asking one of them instead
-	// could reach a stranger who took it in between.
+	// Dovecot logs this after it has bound all its ports. Connecting to a port instead
+	// could reach another process that has taken it.
 	err = p.WaitUntil("start up", func() bool { return strings.Contains(d.Log()[logStart:], "starting up for imap") })
 	if err != nil {
 		p.Kill()
@@ -277,9 +279,8 @@ func (d *Dovecot) start() error {
 	return nil
 }
 
-// Logins are the lines of Dovecot's log that tell of logins of a user; "": of all.
-// Each has rip=ADDRESS, the address the backend believes the client to have, and
-// session=<ID>.
+// Logins returns the log lines about logins of a user, or of all users for "". Each has
+// rip=ADDRESS, the client's address as Dovecot knows it, and session=<ID>.
 func (d *Dovecot) Logins(user string) (lines []string) {
 	for line := range strings.Lines(d.Log()) {
 		_, login, found := strings.Cut(line, " Login: user=<")
@@ -293,7 +294,7 @@ func (d *Dovecot) Logins(user string) (lines []string) {
 	return lines
 }
 
-// Log is Dovecot's log so far.
+// Log returns Dovecot's log so far.
 func (d *Dovecot) Log() string {
 	log, err := os.ReadFile(filepath.Join(d.Dir, "log"))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -302,14 +303,14 @@ func (d *Dovecot) Log() string {
 	return string(log)
 }
 
-// Stop ends Dovecot as an operator would. Its mail stays, and its ports are kept for it.
+// Stop shuts Dovecot down as an operator would. Its mail and its ports are kept.
 func (d *Dovecot) Stop() {
 	d.t.Helper()
 	d.currentProcess().Stop()
 	d.ports.Reserve(d.t)
 }
 
-// Kill ends all of Dovecot's processes at once, as a power cut would.
+// Kill ends all of Dovecot's processes at once, as a power failure would.
 func (d *Dovecot) Kill() {
 	d.t.Helper()
 	d.currentProcess().Kill()
@@ -317,7 +318,7 @@ func (d *Dovecot) Kill() {
 }
 
 // Restart stops Dovecot if it runs and starts it on the same ports with the same
-// mail. While a socket is taken by a process that was killed a moment ago, it waits.
+// mail. It waits while a process that was just killed still has a socket open.
 func (d *Dovecot) Restart() {
 	d.t.Helper()
 	d.Stop()
@@ -332,7 +333,7 @@ func (d *Dovecot) Restart() {
 	}
 }
 
-// DovecotVersion is the version that StartDovecot starts: "2.3.19.1".
+// DovecotVersion returns the version that StartDovecot starts: "2.3.19.1".
 func DovecotVersion(t testing.TB) string {
 	t.Helper()
 	p, program := locateProgram(t, "dovecot", "dovecot-imapd")
@@ -340,7 +341,8 @@ func DovecotVersion(t testing.TB) string {
 	return version
 }
 
-// DoveadmCommand is the shell's command for its doveadm, but for the arguments.
+// DoveadmCommand returns the shell command that runs doveadm for this server, without
+// arguments.
 func (d *Dovecot) DoveadmCommand() string {
 	_, program := locateProgram(d.t, "doveadm", "dovecot-core")
 	command := program + " -c " + d.InnerPath(filepath.Join(d.Dir, "dovecot.conf"))
@@ -350,13 +352,13 @@ func (d *Dovecot) DoveadmCommand() string {
 	return command
 }
 
-// InnerPath is a path as Dovecot sees it.
+// InnerPath returns a path as Dovecot sees it.
 func (d *Dovecot) InnerPath(path string) string { return d.sysroot.innerPath(path) }
 
-// Endpoints is how to reach it.
+// Endpoints returns the addresses and the CA of the backend.
 func (d *Dovecot) Endpoints() Endpoints { return Endpoints{d.Plain, d.TLS, d.CA} }
 
-// PID is the id of Dovecot's main process and of the group of all of them.
+// PID returns the id of Dovecot's main process, which is also its process group.
 func (d *Dovecot) PID() int { return d.currentProcess().PID() }
 
 func (d *Dovecot) currentProcess() *Process {

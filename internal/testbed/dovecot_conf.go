@@ -4,8 +4,8 @@ package testbed
 
 import "text/template"
 
-// dovecot23 is a whole Dovecot 2.3 configuration. A block must not be written
-// on one line; Dovecot refuses that.
+// dovecot23 is a complete Dovecot 2.3 configuration. Dovecot refuses a block that is
+// written on one line.
 var dovecot23 = template.Must(template.New("dovecot.conf").Parse(`
 base_dir = {{.Dir}}/run
 state_dir = {{.Dir}}/run
@@ -149,7 +149,7 @@ auth_ssl_require_client_cert = yes
 {{.Settings}}
 `))
 
-// dovecot24 is the same in the terms of Dovecot 2.4.
+// dovecot24 is the same configuration for Dovecot 2.4.
 var dovecot24 = template.Must(template.New("dovecot.conf").Parse(`
 dovecot_config_version = {{.Version}}
 dovecot_storage_version = {{.Version}}
@@ -314,7 +314,7 @@ acl_sharing_map {
 quota "User quota" {
   storage_grace = 0
 }
-# Here a field of the userdb is stronger.
+# A field of the userdb overrides this.
 quota_storage_size = {{.Quota}}
 {{- with .ClientRoots}}
 ssl_server_ca_file = {{.}}

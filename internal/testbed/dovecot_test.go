@@ -15,15 +15,15 @@ import (
 	"github.com/pires/go-proxyproto"
 )
 
-// lineConn is one connection to a backend, spoken to in whole lines.
+// lineConn is a connection to a backend that is read by lines.
 type lineConn struct {
 	t    *testing.T
 	conn net.Conn
 	r    *bufio.Reader
 }
 
-// dialBackend dials a backend and reads its greeting; over wraps the connection
-// first, for TLS or a PROXY header.
+// dialBackend dials a backend and reads its greeting. Before that, the wrappers add TLS
+// or a PROXY header.
 func dialBackend(t *testing.T, address string, wrappers ...func(net.Conn) net.Conn) *lineConn {
 	t.Helper()
 	conn, err := net.DialTimeout("tcp", address, startTimeout)
@@ -51,7 +51,7 @@ func (l *lineConn) readLine() string {
 	return s
 }
 
-// exec sends a command and gives all lines up to its tagged one.
+// exec sends a command and returns all lines up to its tagged response.
 func (l *lineConn) exec(format string, args ...any) string {
 	l.t.Helper()
 	if _, err := fmt.Fprintf(l.conn, "a "+format+"\r\n", args...); err != nil {
@@ -67,7 +67,7 @@ func (l *lineConn) exec(format string, args ...any) string {
 	}
 }
 
-// expect asks and fails the test unless the answer has the text.
+// expect sends a command and fails the test unless the response contains text.
 func (l *lineConn) expect(text, format string, args ...any) {
 	l.t.Helper()
 	if got := l.exec(format, args...); !strings.Contains(got, text) {

@@ -21,14 +21,14 @@ import (
 // CA is a certificate authority that only one test trusts.
 type CA struct {
 	// Set once.
-	Pool *x509.CertPool // what a client trusts
-	File string         // the same as a PEM file
+	Pool *x509.CertPool // the CA certificate, for clients
+	File string         // the same in a PEM file
 	dir  string
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
 }
 
-// NewCA makes an authority whose files live until the test ends.
+// NewCA creates a CA. Its files are removed when the test ends.
 func NewCA(t testing.TB) *CA {
 	t.Helper()
 	ca := &CA{Pool: x509.NewCertPool(), dir: makeDir(t, "ca"), key: newKey(t)}
@@ -49,8 +49,8 @@ func NewCA(t testing.TB) *CA {
 	return ca
 }
 
-// Issue writes a server certificate for the given DNS names and addresses and
-// gives the paths of its chain and its key.
+// Issue writes a server and client certificate for the given DNS names and addresses. It
+// returns the paths of the chain and the key.
 func (ca *CA) Issue(t testing.TB, names ...string) (certFile, keyFile string) {
 	t.Helper()
 	leaf := &x509.Certificate{
@@ -80,18 +80,18 @@ func (ca *CA) Issue(t testing.TB, names ...string) (certFile, keyFile string) {
 	return certFile, keyFile
 }
 
-// ClientTLS trusts this authority alone and expects the server to be name.
+// ClientTLS returns a client configuration that trusts only this CA and verifies name.
 func (ca *CA) ClientTLS(name string) *tls.Config {
 	return &tls.Config{RootCAs: ca.Pool, ServerName: name, MinVersion: tls.VersionTLS12}
 }
 
-// ClientTLSFunc is ClientTLS for who asks anew for each connection.
+// ClientTLSFunc is ClientTLS for callers that request a configuration per connection.
 func (ca *CA) ClientTLSFunc(name string) func() *tls.Config { return StaticTLS(ca.ClientTLS(name)) }
 
-// StaticTLS gives one configuration to each connection.
+// StaticTLS returns a function that returns cfg for every connection.
 func StaticTLS(cfg *tls.Config) func() *tls.Config { return func() *tls.Config { return cfg } }
 
-// signCert gives the DER of a certificate; without a parent it signs itself.
+// signCert returns the DER form of a certificate. Without a parent it is self-signed.
 func signCert(t testing.TB, cert, parent *x509.Certificate, key, signer *ecdsa.PrivateKey) []byte {
 	t.Helper()
 	if parent == nil {

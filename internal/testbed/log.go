@@ -5,13 +5,13 @@ import (
 	"sync"
 )
 
-// Log is what a gateway under test has logged; a zapcore.WriteSyncer.
+// Log collects what a gateway under test logs. It is a zapcore.WriteSyncer.
 type Log struct {
 	mu   sync.Mutex
 	text bytes.Buffer // Guarded by mu.
 }
 
-// Write adds p.
+// Write appends p.
 func (l *Log) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -21,7 +21,7 @@ func (l *Log) Write(p []byte) (int, error) {
 // Sync does nothing.
 func (l *Log) Sync() error { return nil }
 
-// String is the text so far.
+// String returns the text so far.
 func (l *Log) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -10,11 +10,11 @@ import (
 	"testing"
 )
 
-// nginxMailModule is where Debian has the module; its package is libnginx-mod-mail.
+// nginxMailModule is the path of the module in Debian's package libnginx-mod-mail.
 const nginxMailModule = "/usr/lib/nginx/modules/ngx_mail_module.so"
 
-// StartNginx starts nginx as a mail proxy, with the mail block that the test
-// makes of n free addresses, and ends it with the test.
+// StartNginx starts nginx as a mail proxy and stops it when the test ends. mailBlock
+// writes the mail block for n free addresses.
 func StartNginx(t testing.TB, n int, mailBlock func(addresses []string) string) (addresses []string) {
 	t.Helper()
 	program := FindProgram(t, "nginx", "nginx")

@@ -8,8 +8,9 @@ import (
 	"testing"
 )
 
-// Outage is that of an HTTP server, which breaks off every request until Play ends it.
-// Then it answers, but a probe only when others have asked beside it.
+// Outage simulates an outage of an HTTP server. The server aborts every request until
+// Run ends the outage. Then it answers, but holds the first probes until Run has started
+// other requests beside them.
 type Outage struct {
 	up           atomic.Bool
 	probeOnce    sync.Once
@@ -17,12 +18,12 @@ type Outage struct {
 	releaseProbe chan struct{}
 }
 
-// NewOutage makes an Outage that has begun.
+// NewOutage returns an Outage that has begun.
 func NewOutage() *Outage {
 	return &Outage{probeArrived: make(chan struct{}), releaseProbe: make(chan struct{})}
 }
 
-// Handler is the server: it answers with answer.
+// Handler returns the server's handler, which calls answer while the server is up.
 func (o *Outage) Handler(isProbe func(*http.Request) bool, answer http.HandlerFunc) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !o.up.Load() {
@@ -36,9 +37,9 @@ func (o *Outage) Handler(isProbe func(*http.Request) bool, answer http.HandlerFu
 	})
 }
 
-// Run asks until the server counts as down, which takes that many failures with the
-// error away. Then the server is back, and is probed; of those who ask beside the probe,
-// none may be refused.
+// Run sends requests until the server counts as down: that many fail with errDown. Then
+// it ends the outage and lets one request probe the server. Requests that are made during
+// the probe must succeed.
 func (o *Outage) Run(t *testing.T, failures int, errDown error, request func() error) {
 	t.Helper()
 	for range failures {

@@ -10,13 +10,13 @@ import (
 	"time"
 )
 
-// reservedPort is a port that is bound and not listened on: those who connect are
-// refused, as when nobody has it, and the kernel gives it to no connection as its
-// own. A server that sets SO_REUSEADDR, as Redis and Dovecot do, still gets it.
+// reservedPort is a port that is bound but has no listener. Connections to it are
+// refused, and the kernel does not choose it as the local port of a connection. A server
+// that sets SO_REUSEADDR, as Redis and Dovecot do, can still listen on it.
 type reservedPort struct{ fd int }
 
-// reservePort keeps the port of a server that has ended, until it is released. On a
-// busy machine somebody's connection would otherwise soon have it as its own end.
+// reservePort keeps the port of a server that has ended, until release. On a busy machine
+// the kernel would otherwise soon use it as the local port of a connection.
 func reservePort(t testing.TB, port int) *reservedPort {
 	t.Helper()
 	syscall.ForkLock.RLock() // so that no child inherits it
@@ -32,8 +32,8 @@ func reservePort(t testing.TB, port int) *reservedPort {
 	if err := syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1); err != nil {
 		t.Fatalf("share a port: %v", err)
 	}
-	// A server's last process may still be about to end. Where somebody was quicker
-	// there is nothing to hold, and who wants to listen there has to wait.
+	// The server's last process may not have exited yet. If another process has taken
+	// the port, it is not reserved, and the server has to wait for it.
 	for deadline := time.Now().Add(time.Second); time.Now().Before(deadline); <-time.After(pollInterval) {
 		if syscall.Bind(fd, &syscall.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}) == nil {
 			break
@@ -42,25 +42,25 @@ func reservePort(t testing.TB, port int) *reservedPort {
 	return h
 }
 
-// release gives the port up. It may be called on nil.
+// release frees the port. It may be called on nil.
 func (h *reservedPort) release() {
 	if h != nil {
 		_ = syscall.Close(h.fd) // nothing was written
 	}
 }
 
-// ReservedPorts are the ports of a server of this machine while it is down.
+// ReservedPorts keeps the ports of a server on this machine while it is down.
 type ReservedPorts struct {
 	// Set once.
 	Numbers []int
 
 	// Guarded by mu.
 	mu       sync.Mutex
-	reserved []*reservedPort // nil: the server has them
+	reserved []*reservedPort // nil while the server runs
 }
 
 // Reserve keeps the ports until Release or the end of the test. The server must have
-// ended, or be ending.
+// exited or be exiting.
 func (k *ReservedPorts) Reserve(t testing.TB) {
 	t.Helper()
 	k.mu.Lock()
@@ -74,7 +74,7 @@ func (k *ReservedPorts) Reserve(t testing.TB) {
 	t.Cleanup(k.Release)
 }
 
-// Release gives the ports up, when the server has them again.
+// Release frees the ports once the server listens on them again.
 func (k *ReservedPorts) Release() {
 	k.mu.Lock()
 	defer k.mu.Unlock()

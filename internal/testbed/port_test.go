@@ -14,7 +14,7 @@ func TestReservedPortRefusesClientsAndAdmitsItsServer(t *testing.T) {
 	defer h.release()
 	if conn, err := net.Dial("tcp", Loopback(port)); err == nil {
 		_ = conn.Close()
-		t.Error("somebody accepts on a port that is only held")
+		t.Error("a reserved port accepts a connection")
 	}
 	l, err := net.Listen("tcp", Loopback(port)) // Go sets SO_REUSEADDR
 	if err != nil {

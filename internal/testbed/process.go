@@ -1,13 +1,12 @@
 //go:build unix
 
-// Package testbed starts the real servers that tests talk to: Dovecot, Cyrus and Courier
-// as mail backends, Redis as the routing store and nginx as a mail proxy to compare with.
-// Each one listens on 127.0.0.1 on ports the kernel chose, keeps its files in a
-// folder of its own and is gone, with all its children, when the test that
-// started it ends.
+// Package testbed starts the real servers that tests use: Dovecot, Cyrus and Courier as
+// mail backends, Redis as the routing store, and nginx as a mail proxy for comparison.
+// Each server listens on 127.0.0.1 on ports the kernel chose and keeps its files in its
+// own folder. It ends, with all its children, when the test that started it ends.
 //
-// It is for tests only and knows nothing of the gateway. The test owns every
-// server it started; a server owns its process group and its folder.
+// The package is for tests only and does not depend on the gateway. A test owns the
+// servers it starts; a server owns its process group and its folder.
 package testbed
 
 import (
@@ -25,43 +24,44 @@ import (
 	"time"
 )
 
-// Timeout is the least limit of a wait in tests. It is reached only where what is
-// waited for never comes: a race build on a busy machine is slow.
+// Timeout is the shortest time-out of a wait in tests. It is long because a race build
+// is slow on a busy machine, and only a failing test reaches it.
 const Timeout = 30 * time.Second
 
 const (
-	// startTimeout is how long a server may take until it answers.
+	// startTimeout bounds the time from a server's start to its first answer.
 	startTimeout = 2 * Timeout
-	// stopTimeout is how long a server may take to obey SIGTERM.
+	// stopTimeout bounds the time from SIGTERM to a server's exit.
 	stopTimeout = 5 * time.Second
-	// pollInterval is the pause between two looks at something a server does.
+	// pollInterval is the pause between two checks of a condition.
 	pollInterval = 5 * time.Millisecond
-	// maxOutput bounds what is shown of a process's output; the newest is shown.
+	// maxOutput bounds the part of a process's output that is shown: the newest bytes.
 	maxOutput = 256 << 10
-	// maxPortAttempts is how often a server is started again after losing its port.
+	// maxPortAttempts bounds the starts of a server whose ports are taken.
 	maxPortAttempts = 8
 )
 
-// ErrPortTaken is returned by a start function when somebody else got a port
-// first; OnFreePorts then tries again with others.
-var ErrPortTaken = errors.New("the port was taken by somebody else")
+// ErrPortTaken is returned by a start function when another process took a port first.
+// OnFreePorts then tries again with other ports.
+var ErrPortTaken = errors.New("another process has taken the port")
 
 // Process is a running command in a process group of its own.
 type Process struct {
 	// Set once.
 	cmd  *exec.Cmd
 	done chan struct{} // closed by wait, after err is set
-	out  *os.File      // a file, not a pipe: Wait would wait for every child that holds a pipe
-	kill sync.Once     // a second signal could reach a stranger with the same number
+	out  *os.File      // a file, because Wait would wait for every child that holds a pipe
+	kill sync.Once     // a second signal could reach another process with the same id
 
 	// Owned by wait until done is closed.
 	err error
 }
 
-// FindProgram finds an executable or fails the test with the package to install.
+// FindProgram returns the path of an executable. If there is none it fails the test and
+// names the package to install.
 func FindProgram(t testing.TB, name, debianPackage string) string {
 	t.Helper()
-	// Daemons are in /usr/sbin, which an ordinary user's PATH may lack.
+	// Daemons are in /usr/sbin, which may be missing in an ordinary user's PATH.
 	for _, candidate := range []string{name, "/usr/sbin/" + name, "/usr/local/sbin/" + name} {
 		if path, err := exec.LookPath(candidate); err == nil {
 			return path
@@ -71,14 +71,14 @@ func FindProgram(t testing.TB, name, debianPackage string) string {
 	return ""
 }
 
-// Start runs a command and stops its whole process group when the test ends.
-// When the test failed, what the command printed is logged.
+// Start runs a command and kills its process group when the test ends. If the test has
+// failed, it logs the command's output.
 func Start(t testing.TB, path string, args ...string) (*Process, error) {
 	t.Helper()
 	return startCommand(t, exec.Command(path, args...))
 }
 
-// startCommand is Start for a command that is made already.
+// startCommand is Start for an exec.Cmd.
 func startCommand(t testing.TB, cmd *exec.Cmd) (*Process, error) {
 	t.Helper()
 	path := cmd.Path
@@ -94,7 +94,7 @@ func startCommand(t testing.TB, cmd *exec.Cmd) (*Process, error) {
 	}
 	go p.wait()
 	t.Cleanup(func() {
-		p.Kill() // quick, and what it would still tidy up is removed anyway
+		p.Kill() // fast, and its files are removed anyway
 		if t.Failed() {
 			t.Logf("output of %s (process %d):\n%s", path, p.PID(), p.Output())
 		}
@@ -103,25 +103,25 @@ func startCommand(t testing.TB, cmd *exec.Cmd) (*Process, error) {
 	return p, nil
 }
 
-// wait reaps the process; it ends when the process does.
+// wait reaps the process and returns when it has exited.
 func (p *Process) wait() {
 	p.err = p.cmd.Wait()
 	close(p.done)
 }
 
-// PID is the process id, which is also the id of its group.
+// PID returns the process id, which is also the id of its group.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
 
-// Done is closed when the process has ended.
+// Done returns a channel that is closed when the process has exited.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
-// Err is how the process ended: nil for exit status 0. It waits for the end.
+// Err waits for the process to exit and returns nil for exit status 0.
 func (p *Process) Err() error {
 	<-p.done
 	return p.err
 }
 
-// Output is the end of what the process has printed so far.
+// Output returns the process's output so far: its last maxOutput bytes.
 func (p *Process) Output() string {
 	info, err := p.out.Stat()
 	if err != nil {
@@ -138,7 +138,7 @@ func (p *Process) Output() string {
 // Signal sends a signal to the process alone.
 func (p *Process) Signal(s syscall.Signal) error { return p.cmd.Process.Signal(s) }
 
-// Stop asks the process to end, then ends its whole group, and waits. It may be
+// Stop sends SIGTERM, waits up to stopTimeout and kills the process group. It may be
 // called again.
 func (p *Process) Stop() {
 	select {
@@ -153,18 +153,17 @@ func (p *Process) Stop() {
 	p.Kill()
 }
 
-// Kill ends the whole group at once, as a power cut would, and waits. It may be
+// Kill ends the process group at once, as a power failure would, and waits. It may be
 // called again.
 func (p *Process) Kill() {
-	// The group outlives its leader while a child lives, so the signal is sent
-	// even after the leader was reaped: the kernel does not give its number to a
-	// new process before the group is empty.
+	// The group outlives its leader while a child runs, so the signal is sent even if the
+	// leader was reaped. The kernel does not reuse the id before the group is empty.
 	p.kill.Do(func() { _ = syscall.Kill(-p.PID(), syscall.SIGKILL) })
 	<-p.done
 }
 
-// WaitPort waits until address accepts connections; it gives up when the process
-// ends first or the time is over.
+// WaitPort waits until address accepts connections. It returns an error if the process
+// exits first or startTimeout passes.
 func (p *Process) WaitPort(address string) error {
 	return p.WaitUntil("accept connections on "+address, func() bool {
 		conn, err := net.DialTimeout("tcp", address, time.Second)
@@ -176,8 +175,8 @@ func (p *Process) WaitPort(address string) error {
 	})
 }
 
-// WaitUntil waits until ready says yes; what completes the sentence "the process
-// did not …". It gives up when the process ends first or the time is over.
+// WaitUntil waits until ready returns true. It returns an error if the process exits
+// first or startTimeout passes; what completes the error "the process did not …".
 func (p *Process) WaitUntil(what string, ready func() bool) error {
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
@@ -194,7 +193,7 @@ func (p *Process) WaitUntil(what string, ready func() bool) error {
 	return nil
 }
 
-// describeExit gives an exit with status 0 a text too.
+// describeExit returns an error for every exit, also for status 0.
 func describeExit(err error) error {
 	if err == nil {
 		return errors.New("exit status 0")
@@ -202,8 +201,8 @@ func describeExit(err error) error {
 	return err
 }
 
-// OnFreePorts calls start with n loopback ports nobody listens on, and again with
-// others as long as it answers ErrPortTaken. Any other error fails the test.
+// OnFreePorts calls start with n free loopback ports. While start returns ErrPortTaken,
+// it tries other ports, maxPortAttempts times in total. Any other error fails the test.
 func OnFreePorts(t testing.TB, n int, start func(ports []int) error) {
 	t.Helper()
 	var err error
@@ -217,8 +216,8 @@ func OnFreePorts(t testing.TB, n int, start func(ports []int) error) {
 	}
 }
 
-// freePorts asks the kernel for n different ports. All are held until all are
-// known; between the return and their use somebody else may still take one.
+// freePorts returns n different ports chosen by the kernel. Another process may take one
+// before the caller uses it.
 func freePorts(t testing.TB, n int) []int {
 	t.Helper()
 	ports := make([]int, 0, n)
@@ -233,12 +232,12 @@ func freePorts(t testing.TB, n int) []int {
 	return ports
 }
 
-// Loopback is the address of a port on this machine.
+// Loopback returns the address of a port on 127.0.0.1.
 func Loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
 
-// Eventually polls ok until it returns true, and fails the test after the limit, which is
-// Patience at least; what says what was waited for. It must be called by the test's
-// own goroutine.
+// Eventually polls condition until it returns true, and fails the test after the limit,
+// which is at least Timeout. The failure names the condition as what. Only the test's own
+// goroutine may call it.
 func Eventually(t testing.TB, limit time.Duration, what string, condition func() bool) {
 	t.Helper()
 	limit = max(limit, Timeout)
@@ -249,19 +248,19 @@ func Eventually(t testing.TB, limit time.Duration, what string, condition func()
 		select {
 		case <-tick.C:
 		case <-timeout:
-			t.Fatalf("waited %v for this, in vain: %s", limit, what)
+			t.Fatalf("timed out after %v waiting for: %s", limit, what)
 		}
 	}
 }
 
-// makeDir makes a folder with a short name: the path of a unix socket has at most
-// 107 bytes, and t.TempDir spells out the whole name of the test.
+// makeDir creates a folder with a short name, because the path of a unix socket has at
+// most 107 bytes and t.TempDir contains the name of the test.
 func makeDir(t testing.TB, prefix string) string {
 	t.Helper()
 	return makeDirIn(t, "", prefix)
 }
 
-// makeDirIn is folder within another folder than the system's for temporary files.
+// makeDirIn is makeDir in parent, or in the system's folder for temporary files for "".
 func makeDirIn(t testing.TB, parent, prefix string) string {
 	t.Helper()
 	dir, err := os.MkdirTemp(parent, prefix)
@@ -269,7 +268,7 @@ func makeDirIn(t testing.TB, parent, prefix string) string {
 		t.Fatalf("make a folder: %v", err)
 	}
 	t.Cleanup(func() {
-		// A child killed a moment ago may still be writing its last file.
+		// A child that was just killed may still be writing a file.
 		Eventually(t, stopTimeout, "a server's folder to be removed", func() bool { return os.RemoveAll(dir) == nil })
 	})
 	return dir

@@ -5,8 +5,8 @@ import (
 	"syscall"
 )
 
-// setProcessGroup puts a command into a group of its own, so that all its children can
-// be ended with it, and ends it when the test's process is killed.
+// setProcessGroup gives a command its own process group, so that its children can be
+// killed with it. The kernel ends the command when the test's process is killed.
 func setProcessGroup(cmd *exec.Cmd) {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}

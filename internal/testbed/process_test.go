@@ -11,7 +11,8 @@ import (
 	"testing"
 )
 
-// The shell's child ignores TERM, so only the kill of the group ends it.
+// ignoreTermScript starts a child that ignores SIGTERM, so that only killing the group
+// ends it.
 const ignoreTermScript = `trap '' TERM; sleep 600 & echo child $!; wait`
 
 func TestStopEndsChildProcesses(t *testing.T) {
@@ -27,7 +28,7 @@ func TestStopEndsChildProcesses(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.Kill()
-	p.Stop() // a second end is harmless
+	p.Stop() // may follow Kill
 	Eventually(t, Timeout, "the child to be gone", func() bool {
 		return errors.Is(syscall.Kill(child, 0), syscall.ESRCH)
 	})

@@ -7,8 +7,8 @@ import (
 	"syscall"
 )
 
-// setProcessGroup puts a command into a group of its own, so that all its children can
-// be ended with it.
+// setProcessGroup gives a command its own process group, so that its children can be
+// killed with it.
 func setProcessGroup(cmd *exec.Cmd) {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}

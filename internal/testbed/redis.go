@@ -13,8 +13,8 @@ import (
 	"testing"
 )
 
-// Redis is one running redis-server. What was written survives a Kill and a
-// Restart: it keeps an append-only file.
+// Redis is a running redis-server. Its keys survive Kill and Restart, because it keeps
+// an append-only file.
 type Redis struct {
 	// Set once.
 	Address string
@@ -22,17 +22,17 @@ type Redis struct {
 	sysroot sysroot
 	program string
 	dir     string
-	args    []string // but the port and the folder
+	args    []string // without port and folder
 	port    int
 
 	// Guarded by mu.
 	mu       sync.Mutex
 	process  *Process
-	reserved *reservedPort // its port, from Kill to the end of Restart; else nil
+	reserved *reservedPort // its port from Kill to the end of Restart, else nil
 }
 
-// StartRedis starts a server with further settings, each as redis-server takes
-// them on its command line, and ends it with the test.
+// StartRedis starts a server and stops it when the test ends. The settings are arguments
+// of redis-server.
 func StartRedis(t testing.TB, settings ...string) *Redis {
 	t.Helper()
 	r := newRedis(t, settings...)
@@ -40,9 +40,9 @@ func StartRedis(t testing.TB, settings ...string) *Redis {
 	return r
 }
 
-// StartRedisTLS starts a server that also listens with TLS, at the second address,
-// with a certificate for localhost and 127.0.0.1. Unless further settings say otherwise,
-// clients need none.
+// StartRedisTLS starts a server that also listens with TLS, on the returned address, with
+// a certificate for localhost and 127.0.0.1. Clients need no certificate unless settings
+// require one.
 func StartRedisTLS(t testing.TB, ca *CA, settings ...string) (r *Redis, address string) {
 	t.Helper()
 	cert, key := ca.Issue(t, "localhost", "127.0.0.1")
@@ -66,7 +66,7 @@ func newRedis(t testing.TB, settings ...string) *Redis {
 	return &Redis{t: t, sysroot: p, program: program, dir: p.makeDir(t, "rd"), args: settings}
 }
 
-// listen starts the server on a port it keeps from then on.
+// listen starts the server on a port, which it keeps across restarts.
 func (r *Redis) listen(port int) error {
 	r.port, r.Address = port, Loopback(port)
 	return r.start()
@@ -76,15 +76,15 @@ func (r *Redis) listen(port int) error {
 func (r *Redis) start() error {
 	args := append([]string{
 		"--bind", "127.0.0.1", "--port", strconv.Itoa(r.port), "--dir", r.sysroot.innerPath(r.dir),
-		// Without a sync of its own: while one is under way on a busy disk, Redis
-		// keeps what is written to itself, and a Kill would lose it.
+		// No fsync: while one runs on a busy disk, Redis buffers writes in memory, and
+		// Kill would lose them.
 		"--save", "", "--appendonly", "yes", "--appendfsync", "no",
 	}, r.args...)
 	p, err := r.sysroot.start(r.t, r.program, args...)
 	if err != nil {
 		return err
 	}
-	// The server's own words: whoever answers on the port could be a stranger.
+	// The server's own output, because another process could answer on the port.
 	err = p.WaitUntil("get ready", func() bool { return strings.Contains(p.Output(), "Ready to accept connections") })
 	if err != nil {
 		p.Kill()
@@ -99,11 +99,11 @@ func (r *Redis) start() error {
 	return nil
 }
 
-// Dir is the folder that the server writes to.
+// Dir returns the folder the server writes to.
 func (r *Redis) Dir() string { return r.dir }
 
-// TryCLI runs redis-cli against this server and gives what it printed. A reply that
-// is an error is an error.
+// TryCLI runs redis-cli against this server and returns its output. An error reply of
+// Redis is returned as an error.
 func (r *Redis) TryCLI(args ...string) (string, error) {
 	cmd := Command(r.t, "redis-cli", "redis-tools", append([]string{"-e", "-h", "127.0.0.1", "-p", strconv.Itoa(r.port)}, args...)...)
 	out, err := cmd.CombinedOutput()
@@ -113,7 +113,7 @@ func (r *Redis) TryCLI(args ...string) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-// CLI is Try that fails the test.
+// CLI is TryCLI that fails the test on an error.
 func (r *Redis) CLI(args ...string) string {
 	r.t.Helper()
 	out, err := r.TryCLI(args...)
@@ -123,28 +123,27 @@ func (r *Redis) CLI(args ...string) string {
 	return out
 }
 
-// Freeze stops the server in its tracks (SIGSTOP): connections stay open and
-// nothing answers, as when a host hangs. The end of the test thaws it.
+// Freeze suspends the server with SIGSTOP: connections stay open without answers, as
+// when a host hangs. The end of the test thaws it.
 func (r *Redis) Freeze() {
 	r.t.Helper()
 	if err := r.currentProcess().Signal(syscall.SIGSTOP); err != nil {
 		r.t.Fatalf("freeze Redis: %v", err)
 	}
-	r.t.Cleanup(r.Thaw) // SIGTERM does not reach what is stopped
+	r.t.Cleanup(r.Thaw) // a stopped process does not handle SIGTERM
 }
 
-// Thaw lets a frozen server go on.
+// Thaw resumes a frozen server.
 func (r *Redis) Thaw() { _ = r.currentProcess().Signal(syscall.SIGCONT) }
 
-// Kill ends the server at once, as a power cut would. Its port is kept for it.
+// Kill ends the server at once, as a power failure would. Its port is kept.
 func (r *Redis) Kill() {
 	r.t.Helper()
 	r.currentProcess().Kill()
 	r.reservePort()
 }
 
-// reservePort keeps the port of the server that has ended, until release or the end of
-// the test.
+// reservePort keeps the port of the ended server until releasePort or the end of the test.
 func (r *Redis) reservePort() {
 	r.t.Helper()
 	r.mu.Lock()
@@ -180,8 +179,8 @@ func (r *Redis) Restart() {
 	}
 }
 
-// RestartEmpty ends the server at once and starts it on the same port without its
-// keys, as when its volume is lost.
+// RestartEmpty kills the server and starts it on the same port without its keys, as if
+// its volume were lost.
 func (r *Redis) RestartEmpty() {
 	r.t.Helper()
 	r.Kill()

@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// SentinelName is the name under which the sentinels know their primary.
+// SentinelName is the name of the primary in the sentinels' configuration.
 const SentinelName = "routes"
 
 // RedisSentinel is a primary, its replica, and three sentinels that watch them.
@@ -20,17 +20,17 @@ type RedisSentinel struct {
 	Addresses []string // of the sentinels
 	t         testing.TB
 	servers   [2]*Redis
-	sentinels []*Redis // of each, only redis-cli is used
+	sentinels []*Redis // for redis-cli and Freeze only
 }
 
-// StartRedisSentinel starts all five and returns when every sentinel knows the
-// others and the replica, so that a failover can be asked for.
+// StartRedisSentinel starts all five and returns when every sentinel knows the others and
+// the replica. A failover is then possible.
 func StartRedisSentinel(t testing.TB) *RedisSentinel {
 	t.Helper()
 	s := &RedisSentinel{t: t}
 	s.servers[0] = StartRedis(t)
 	s.servers[1] = StartRedis(t, "--replicaof", "127.0.0.1", strconv.Itoa(s.servers[0].port), "--repl-diskless-sync-delay", "0")
-	Eventually(t, startTimeout, "the replica to be in step", func() bool {
+	Eventually(t, startTimeout, "the replica to be in sync", func() bool {
 		return strings.Contains(s.servers[1].CLI("info", "replication"), "master_link_status:up")
 	})
 	for range 3 {
@@ -45,7 +45,7 @@ func StartRedisSentinel(t testing.TB) *RedisSentinel {
 	return s
 }
 
-// fieldAfter is the field that follows name.
+// fieldAfter returns the field that follows name, or "".
 func fieldAfter(fields []string, name string) string {
 	if i := slices.Index(fields, name); i >= 0 && i+1 < len(fields) {
 		return fields[i+1]
@@ -71,7 +71,7 @@ func (s *RedisSentinel) startSentinel() {
 		if err != nil {
 			return err
 		}
-		// "+monitor" is written after the port was taken.
+		// "+monitor" is printed after the port is bound.
 		err = p.WaitUntil("watch its primary", func() bool { return strings.Contains(p.Output(), "+monitor master") })
 		if err != nil && strings.Contains(p.Output(), "Address already in use") {
 			return ErrPortTaken
@@ -83,7 +83,7 @@ func (s *RedisSentinel) startSentinel() {
 	s.Addresses = append(s.Addresses, r.Address)
 }
 
-// Primary is the server the sentinels name now.
+// Primary returns the server the sentinels name now.
 func (s *RedisSentinel) Primary() *Redis {
 	s.t.Helper()
 	addr := strings.Fields(s.sentinels[0].CLI("sentinel", "get-master-addr-by-name", SentinelName))
@@ -94,14 +94,13 @@ func (s *RedisSentinel) Primary() *Redis {
 	return s.servers[i]
 }
 
-// Servers are the primary and its replica. Sentinels are what watches them; these
-// can be frozen, but not restarted.
+// Servers returns the two data servers.
 func (s *RedisSentinel) Servers() []*Redis { return s.servers[:] }
 
-// Sentinels are the three.
+// Sentinels returns the three sentinels. They can be frozen, but not restarted.
 func (s *RedisSentinel) Sentinels() []*Redis { return s.sentinels }
 
-// Failover asks for one and returns when the other server is the primary.
+// Failover starts a failover and returns when the other server is the primary.
 func (s *RedisSentinel) Failover() {
 	s.t.Helper()
 	oldPrimary := s.Primary()
@@ -112,21 +111,20 @@ func (s *RedisSentinel) Failover() {
 	Eventually(s.t, startTimeout, "the failover to name another primary", func() bool { return s.Primary() != oldPrimary })
 }
 
-// AwaitDemotion waits until the old primary has heard of a failover. Until then it takes
-// writes, which are lost.
+// AwaitDemotion waits until the old primary is a replica. Until then it accepts writes,
+// which are lost.
 func (s *RedisSentinel) AwaitDemotion() {
 	s.t.Helper()
 	primary := s.Primary()
 	for _, r := range s.servers {
-		Eventually(s.t, Timeout, "the old primary to have heard of the failover", func() bool {
-			role, err := r.TryCLI("role") // its connections are cut meanwhile
+		Eventually(s.t, Timeout, "the old primary to become a replica", func() bool {
+			role, err := r.TryCLI("role") // fails while the server drops its connections
 			return r == primary || err == nil && strings.Contains(role, "slave")
 		})
 	}
 }
 
-// RedisCluster is three primaries that share the slots, and a replica of the
-// first.
+// RedisCluster is a cluster of three primaries and a replica of the first.
 type RedisCluster struct {
 	// Set once.
 	Addresses []string
@@ -134,16 +132,16 @@ type RedisCluster struct {
 	t         testing.TB
 }
 
-// StartRedisCluster starts four servers and returns when all of them see the
-// cluster whole.
+// StartRedisCluster starts four servers and returns when all of them know each other and
+// every slot.
 func StartRedisCluster(t testing.TB) *RedisCluster {
 	t.Helper()
 	c := &RedisCluster{t: t}
 	for range 4 {
 		n := newRedis(t)
 		OnFreePorts(t, 2, func(ports []int) error {
-			// The bus would otherwise be at port + 10000, which the kernel did
-			// not choose and which may not exist.
+			// The default port of the bus is port + 10000, which may be taken or out of
+			// range.
 			n.args = []string{
 				"--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(ports[1]),
 				"--cluster-node-timeout", "1000", "--repl-diskless-sync-delay", "0",
@@ -164,10 +162,10 @@ func StartRedisCluster(t testing.TB) *RedisCluster {
 	first, replica := c.Nodes[0], c.Nodes[3]
 	id := first.CLI("cluster", "myid")
 	replica.CLI("cluster", "replicate", id)
-	Eventually(t, startTimeout, "the replica to be in step", func() bool {
+	Eventually(t, startTimeout, "the replica to be in sync", func() bool {
 		return strings.Contains(replica.CLI("info", "replication"), "master_link_status:up")
 	})
-	// A failover needs the votes of nodes that know whose replica it is.
+	// A failover needs the votes of nodes that know the replica's primary.
 	Eventually(t, startTimeout, "every node to know the replica", func() bool {
 		return !slices.ContainsFunc(c.Nodes, func(n *Redis) bool {
 			return !strings.Contains(n.CLI("cluster", "nodes"), "slave "+id)
@@ -176,10 +174,10 @@ func StartRedisCluster(t testing.TB) *RedisCluster {
 	return c
 }
 
-// awaitClusterOK waits until every node knows all others and has all slots.
+// awaitClusterOK waits until every node knows all others and every slot has a primary.
 func (c *RedisCluster) awaitClusterOK() {
 	c.t.Helper()
-	Eventually(c.t, startTimeout, "the cluster to be whole", func() bool {
+	Eventually(c.t, startTimeout, "the cluster to be complete", func() bool {
 		return !slices.ContainsFunc(c.Nodes, func(n *Redis) bool {
 			info := n.CLI("cluster", "info")
 			return !strings.Contains(info, "cluster_state:ok") || !strings.Contains(info, "cluster_known_nodes:4")
@@ -187,13 +185,13 @@ func (c *RedisCluster) awaitClusterOK() {
 	})
 }
 
-// CLI runs redis-cli, which follows the cluster to the node that has the key.
+// CLI runs redis-cli, which follows redirects to the node that has the key.
 func (c *RedisCluster) CLI(args ...string) string {
 	c.t.Helper()
 	return c.Nodes[1].CLI(append([]string{"-c"}, args...)...)
 }
 
-// PrimaryOf is the primary that holds a key.
+// PrimaryOf returns the primary that has a key.
 func (c *RedisCluster) PrimaryOf(key string) *Redis {
 	c.t.Helper()
 	slot, err := strconv.Atoi(c.Nodes[1].CLI("cluster", "keyslot", key))
@@ -210,7 +208,8 @@ func (c *RedisCluster) Failover() {
 	Eventually(c.t, startTimeout, "the replica to be a primary", func() bool {
 		return strings.Contains(c.Nodes[3].CLI("role"), "master")
 	})
-	Eventually(c.t, startTimeout, "the old primary to have heard of it", func() bool { // until then it answers
+	// Until it is a replica the old primary still serves its slots.
+	Eventually(c.t, startTimeout, "the old primary to become a replica", func() bool {
 		return strings.Contains(c.Nodes[0].CLI("role"), "slave")
 	})
 }

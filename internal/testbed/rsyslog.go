@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// StartRsyslog starts rsyslog with a local socket as it has it by default, and a file
-// into which each message goes as a line by template, and ends it with the test.
+// StartRsyslog starts rsyslog with a local socket in its default form and stops it when
+// the test ends. It writes each message to file as a line in the form of template.
 func StartRsyslog(t testing.TB, template string) (socket, file string) {
 	t.Helper()
 	dir := makeDir(t, "rs")

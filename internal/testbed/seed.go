@@ -7,15 +7,14 @@ import (
 	"testing"
 )
 
-// seedEnv holds another seed than the fixed one, or randomSeed.
+// seedEnv names the environment variable with a seed or randomSeed; unset means 1.
 const (
 	seedEnv    = "IMAPGATE_SEED"
 	randomSeed = "random"
 )
 
-// Seed returns the seed of what a test makes up, and logs it. It is the same in
-// every run. IMAPGATE_SEED sets another one, to explore ("random") or to play a
-// run again.
+// Seed returns the seed for a test's random data, and logs it. By default every run uses
+// the same seed. IMAPGATE_SEED sets another: "random", or a number to repeat a run.
 func Seed(t testing.TB) uint64 {
 	t.Helper()
 	seed := uint64(1)

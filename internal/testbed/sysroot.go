@@ -11,18 +11,17 @@ import (
 	"testing"
 )
 
-// RootEnv names, in the environment, a folder with the root of another
-// system, as .ci/root makes it. Servers that are installed there run there instead
-// of on the machine; they use the machine's network.
+// RootEnv is the environment variable that names the root folder of another system, as
+// .ci/root makes it. Servers installed in it run inside it instead of on the machine, but
+// use the machine's network.
 const RootEnv = "IMAPGATE_TESTBED_ROOT"
 
-// sysroot is where a server runs: on the machine itself, or in a root folder. Paths
-// in settings of a server are as the server sees them; all others are the
-// machine's.
-type sysroot struct{ root string } // "": the machine
+// sysroot is the root a server runs in: the machine's own, or a folder. Paths in a
+// server's settings are relative to its root; all others are paths on the machine.
+type sysroot struct{ root string } // "": the machine's own
 
-// locateProgram finds a program and the place it is installed in: the root that the
-// environment names, if it is there, else the machine.
+// locateProgram finds a program and its root: the folder named by RootEnv if the program
+// is installed there, else the machine.
 func locateProgram(t testing.TB, name, debianPackage string) (p sysroot, program string) {
 	t.Helper()
 	if root := os.Getenv(RootEnv); root != "" {
@@ -40,15 +39,15 @@ func locateProgram(t testing.TB, name, debianPackage string) (p sysroot, program
 	return sysroot{}, FindProgram(t, name, debianPackage)
 }
 
-// Command is a program to be run once, in the root that the environment names or
-// on the machine.
+// Command returns a command that is not started, in the root named by RootEnv or on the
+// machine.
 func Command(t testing.TB, name, debianPackage string, args ...string) *exec.Cmd {
 	t.Helper()
 	p, program := locateProgram(t, name, debianPackage)
 	return p.command(program, args...)
 }
 
-// command is a program of this place.
+// command returns a command inside the root.
 func (p sysroot) command(program string, args ...string) *exec.Cmd {
 	cmd := exec.Command(program, args...)
 	if p.root != "" {
@@ -58,13 +57,13 @@ func (p sysroot) command(program string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// start runs a program of this place until the test ends.
+// start runs a program of the root until the test ends.
 func (p sysroot) start(t testing.TB, program string, args ...string) (*Process, error) {
 	t.Helper()
 	return startCommand(t, p.command(program, args...))
 }
 
-// makeDir makes a folder that programs of this place can reach.
+// makeDir creates a folder inside the root. It returns its path on the machine.
 func (p sysroot) makeDir(t testing.TB, prefix string) string {
 	t.Helper()
 	if p.root == "" {
@@ -73,11 +72,11 @@ func (p sysroot) makeDir(t testing.TB, prefix string) string {
 	return makeDirIn(t, filepath.Join(p.root, "tmp"), prefix)
 }
 
-// innerPath is a path as programs of this place see it.
+// innerPath converts a path on the machine to the path inside the root.
 func (p sysroot) innerPath(path string) string { return strings.TrimPrefix(path, p.root) }
 
-// copyIn copies a file of the machine into a folder of this place, and gives the
-// copy's path as programs of this place see it.
+// copyIn copies a file of the machine into a folder of the root, and returns the path of
+// the copy inside the root.
 func (p sysroot) copyIn(t testing.TB, file, dir, name string) string {
 	t.Helper()
 	text, err := os.ReadFile(file)
@@ -91,7 +90,7 @@ func (p sysroot) copyIn(t testing.TB, file, dir, name string) string {
 	return p.innerPath(target)
 }
 
-// readVersion is the first word that a program answers to --version.
+// readVersion returns the first word a program prints for --version.
 func (p sysroot) readVersion(t testing.TB, program string) string {
 	t.Helper()
 	out, err := p.command(program, "--version").Output()

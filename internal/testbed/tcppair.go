@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// TCPPair is the two ends of a connection over loopback, closed with the test.
+// TCPPair returns both ends of a loopback connection. They are closed when the test ends.
 func TCPPair(t testing.TB) (dialed, accepted net.Conn) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -7,8 +7,8 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// DovecotTokenCheck makes a Dovecot ask the provider, as a client, whose the tokens are that
-// come by mechanisms ("oauthbearer xoauth2").
+// DovecotTokenCheck returns settings with which Dovecot, as a client of the provider,
+// introspects tokens. mechanisms is "oauthbearer xoauth2" or one of both.
 func (p *Provider) DovecotTokenCheck(t testing.TB, client, mechanisms string) *testbed.TokenCheck {
 	t.Helper()
 	address, err := url.Parse(p.IntrospectionURL())

@@ -1,8 +1,8 @@
-// Package openid runs a real OpenID provider on loopback for tests: the one of
-// zitadel/oidc, with its example's store in memory. Tokens come out of it along
-// the authorization code flow, as a mail program gets them.
+// Package openid runs a real OpenID provider on loopback for tests: that of zitadel/oidc
+// with the in-memory store of its example. It issues tokens by the authorization code
+// flow, as for a mail program.
 //
-// It does not know who reads the tokens. A Provider belongs to one test.
+// It does not depend on the gateway. A Provider belongs to one test.
 package openid
 
 import (
@@ -21,13 +21,13 @@ import (
 	"github.com/zitadel/oidc/v3/pkg/op"
 )
 
-// The two clients, and the secret of both.
+// The two clients and their secret.
 const (
-	JWTClient    = "mail"   // is given access tokens that are JWTs
-	OpaqueClient = "opaque" // is given access tokens that say nothing
+	JWTClient    = "mail"   // its access tokens are JWTs
+	OpaqueClient = "opaque" // its access tokens are opaque
 	ClientSecret = "client secret: with %, + and \u00e9"
 
-	redirectURL = "http://127.0.0.1/done" // nobody listens there
+	redirectURL = "http://127.0.0.1/done" // has no listener
 )
 
 // Provider is a running provider.
@@ -40,14 +40,13 @@ type Provider struct {
 	requests atomic.Int64
 }
 
-// Tokens are what one login of a user at the provider yields.
+// Tokens are the result of a user's login at the provider.
 type Tokens struct {
 	Access string `json:"access_token"`
 	ID     string `json:"id_token"`
 }
 
-// Start runs a provider until the test ends. Its users are known by their mail
-// addresses.
+// Start runs a provider until the test ends. A user name is a mail address.
 func Start(t testing.TB, users ...string) *Provider {
 	t.Helper()
 	p := &Provider{}
@@ -84,13 +83,13 @@ func Start(t testing.TB, users ...string) *Provider {
 	return p
 }
 
-// Stop ends the provider; whoever connects is refused from then on.
+// Stop ends the provider. Further connections are refused.
 func (p *Provider) Stop() {
 	p.server.CloseClientConnections()
 	p.server.Close()
 }
 
-// SetFault answers all questions in the provider's place; nil ends that.
+// SetFault makes fault answer all requests instead of the provider; nil removes it.
 func (p *Provider) SetFault(fault http.HandlerFunc) {
 	if fault == nil {
 		p.fault.Store(nil)
@@ -99,13 +98,13 @@ func (p *Provider) SetFault(fault http.HandlerFunc) {
 	p.fault.Store(&fault)
 }
 
-// RequestCount is how many requests have come.
+// RequestCount returns the number of requests so far.
 func (p *Provider) RequestCount() int { return int(p.requests.Load()) }
 
-// IntrospectionURL is the address of RFC 7662's endpoint.
+// IntrospectionURL returns the address of the introspection endpoint (RFC 7662).
 func (p *Provider) IntrospectionURL() string { return p.Issuer + "/oauth/introspect" }
 
-// Login is the authorization code flow of a user with a client.
+// Login runs the authorization code flow for a user of a client.
 func (p *Provider) Login(t testing.TB, client, user string) Tokens {
 	t.Helper()
 	browser := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
@@ -117,7 +116,7 @@ func (p *Provider) Login(t testing.TB, client, user string) Tokens {
 		if err != nil {
 			t.Fatalf("log in at the provider: %v", err)
 		}
-		_ = res.Body.Close() // only where it leads to is of interest
+		_ = res.Body.Close() // only the Location header is used
 		location, err := res.Location()
 		if err != nil {
 			t.Fatalf("log in at the provider: %s: %s", next, res.Status)
@@ -129,24 +128,25 @@ func (p *Provider) Login(t testing.TB, client, user string) Tokens {
 			next += "&user=" + url.QueryEscape(user)
 		}
 	}
-	t.Fatal("log in at the provider: no end")
+	t.Fatal("log in at the provider: too many redirects")
 	return Tokens{}
 }
 
-// redeem changes a code into tokens.
+// redeem exchanges a code for tokens.
 func (p *Provider) redeem(t testing.TB, client, code string) (got Tokens) {
 	t.Helper()
 	p.postForm(t, "/oauth/token", client, url.Values{"grant_type": {"authorization_code"}, "code": {code}, "redirect_uri": {redirectURL}}, &got)
 	return got
 }
 
-// Revoke makes a token of a client worthless (RFC 7009).
+// Revoke revokes a client's token (RFC 7009).
 func (p *Provider) Revoke(t testing.TB, client, token string) {
 	t.Helper()
 	p.postForm(t, "/revoke", client, url.Values{"token": {token}}, nil)
 }
 
-// postForm sends a form as a client, and decodes the JSON of the answer.
+// postForm sends a form as a client and decodes the JSON of the response into answer,
+// unless that is nil.
 func (p *Provider) postForm(t testing.TB, path, client string, form url.Values, answer any) {
 	t.Helper()
 	r, err := http.NewRequest(http.MethodPost, p.Issuer+path, strings.NewReader(form.Encode()))
@@ -169,18 +169,18 @@ func (p *Provider) postForm(t testing.TB, path, client string, form url.Values, 
 	}
 }
 
-// SetLifetime is that of the access tokens of Mail that are made from now on. It may
-// be over when they are made.
+// SetLifetime sets the lifetime of future access tokens of JWTClient. With a negative one
+// they are expired when issued.
 func (p *Provider) SetLifetime(d time.Duration) { p.store.lifetime.Store(int64(d)) }
 
-// RotateKey makes a new signing key the provider's only one: of RSA and of an
-// elliptic curve in turn.
+// RotateKey replaces the provider's only signing key. RSA and elliptic curve keys
+// alternate.
 func (p *Provider) RotateKey(t testing.TB) {
 	t.Helper()
 	p.store.rotateKey(t)
 }
 
-// SigningKey is the signing key, for tokens that the provider would not make.
+// SigningKey returns the signing key, for tokens that the provider would not issue.
 func (p *Provider) SigningKey() jose.SigningKey {
 	k := p.store.currentKey()
 	return jose.SigningKey{Algorithm: k.algorithm, Key: jose.JSONWebKey{Key: k.private, KeyID: k.id}}

@@ -18,10 +18,10 @@ import (
 	"github.com/zitadel/oidc/v3/pkg/op"
 )
 
-// password of every user; nobody has to know it.
+// password is the password of every user, used only inside this package.
 const password = "secret"
 
-// users are storage.UserStore: each known by address, which is the id too.
+// users implements storage.UserStore. A user's mail address is both name and id.
 type users []string
 
 func (u users) GetUserByUsername(name string) *storage.User { return u.GetUserByID(name) }
@@ -35,19 +35,19 @@ func (u users) GetUserByID(id string) *storage.User {
 	return nil
 }
 
-// ExampleClientID is of no use here.
+// ExampleClientID implements storage.UserStore; its result is not used.
 func (u users) ExampleClientID() string { return storage.ServiceUserID }
 
-// store is the example's, with keys that rotate and mail addresses in JWTs.
+// store extends the store of the example with key rotation and mail addresses in JWTs.
 type store struct {
 	*storage.Storage
 
 	// Guarded by mu.
 	mu        sync.Mutex
 	key       *signingKey
-	rotations int // of rotations
+	rotations int // keys made so far
 
-	lifetime atomic.Int64 // of access tokens; 0: the example's
+	lifetime atomic.Int64 // of access tokens, a time.Duration; 0: the example's
 }
 
 func newStore(t testing.TB, all users) *store {
@@ -98,8 +98,8 @@ func (s *store) KeySet(context.Context) ([]op.Key, error) {
 	return []op.Key{publicKey{s.currentKey()}}, nil
 }
 
-// CreateAccessToken implements op.Storage. The end counts that stands in the
-// token: a JWT's.
+// CreateAccessToken implements op.Storage. The changed lifetime affects JWTs only, which
+// contain their own expiry.
 func (s *store) CreateAccessToken(ctx context.Context, r op.TokenRequest) (id string, expires time.Time, err error) {
 	id, expires, err = s.Storage.CreateAccessToken(ctx, r)
 	if d := time.Duration(s.lifetime.Load()); d != 0 {
@@ -131,7 +131,7 @@ func (jwtClient) AccessTokenType() op.AccessTokenType { return op.AccessTokenTyp
 // IDTokenUserinfoClaimsAssertion implements op.Client.
 func (jwtClient) IDTokenUserinfoClaimsAssertion() bool { return true }
 
-// signingKey is op.SigningKey.
+// signingKey implements op.SigningKey.
 type signingKey struct {
 	id        string
 	algorithm jose.SignatureAlgorithm
@@ -142,7 +142,7 @@ func (k *signingKey) ID() string                                  { return k.id 
 func (k *signingKey) SignatureAlgorithm() jose.SignatureAlgorithm { return k.algorithm }
 func (k *signingKey) Key() any                                    { return k.private }
 
-// publicKey is op.Key.
+// publicKey implements op.Key.
 type publicKey struct{ *signingKey }
 
 func (k publicKey) Algorithm() jose.SignatureAlgorithm { return k.algorithm }
