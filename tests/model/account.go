@@ -7,17 +7,16 @@ import (
 	"sync"
 )
 
-// newViolation is a *Violation in an error.
+// newViolation returns a *Violation.
 func newViolation(format string, args ...any) error {
 	return &Violation{Text: fmt.Sprintf(format, args...)}
 }
 
-// markPrefix begins the subject of every message; the user's name and a dash follow.
+// markPrefix begins the subject of every message, before the user's name and a dash.
 const markPrefix = "zz-"
 
-// Account is what is known for certain of one user's mail: what was appended
-// with which answer, and which content each UID of INBOX has. All sessions of
-// the user share it.
+// Account records the facts about one user's mail: the results of all APPENDs and the
+// content of each UID of INBOX. All sessions of the user share it.
 type Account struct {
 	// Set once.
 	user string
@@ -25,18 +24,18 @@ type Account struct {
 	// Guarded by mu.
 	mu           sync.Mutex
 	uidValidity  uint32
-	subjects     map[uint32]string // subjects in INBOX, by UID, of all time
-	uids         map[string]uint32 // and the other way round
-	subjectCount int               // subjects handed out
-	appended     int               // answered OK
-	unanswered   int               // not answered
+	subjects     map[uint32]string // every subject ever in INBOX, by UID
+	uids         map[string]uint32 // the inverse of subjects
+	subjectCount int               // subjects issued
+	appended     int               // APPENDs answered OK
+	unanswered   int               // APPENDs without a response
 }
 
 func newAccount(user string) *Account {
 	return &Account{user: user, subjects: map[uint32]string{}, uids: map[string]uint32{}}
 }
 
-// nextSubject is a subject that no other message has.
+// nextSubject returns a subject that no other message has.
 func (a *Account) nextSubject() string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -44,8 +43,8 @@ func (a *Account) nextSubject() string {
 	return fmt.Sprintf("%s%s-%d", markPrefix, a.user, a.subjectCount)
 }
 
-// recordContent notes which message a UID of INBOX is. A UID never changes its
-// content, and no message is in the mailbox twice.
+// recordContent records the subject of a UID of INBOX. The content of a UID never changes,
+// and no message is in the mailbox twice.
 func (a *Account) recordContent(uid uint32, subject string) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -59,7 +58,7 @@ func (a *Account) recordContent(uid uint32, subject string) error {
 	return nil
 }
 
-// recordUIDValidity notes the UIDVALIDITY of INBOX, which never changes here.
+// recordUIDValidity records the UIDVALIDITY of INBOX, which never changes here.
 func (a *Account) recordUIDValidity(v uint32) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -70,7 +69,8 @@ func (a *Account) recordUIDValidity(v uint32) error {
 	return nil
 }
 
-// countAppend counts an answer to APPEND; "" is none. NO means it did not happen.
+// countAppend counts the result of an APPEND; "" means no response. After NO the message
+// is not in the mailbox.
 func (a *Account) countAppend(status string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -82,18 +82,18 @@ func (a *Account) countAppend(status string) {
 	}
 }
 
-// checkArrivals compares the number of messages that ever came to INBOX with the
-// answers: each OK is one message, each missing answer at most one.
+// checkArrivals compares n, the number of messages ever added to INBOX, with the results
+// of APPEND. Each OK added one message, each missing response at most one.
 func (a *Account) checkArrivals(n int) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if n < a.appended || n > a.appended+a.unanswered {
-		return newViolation("%d messages arrived where %d were answered OK and %d not at all", n, a.appended, a.unanswered)
+		return newViolation("%d messages were added; %d APPENDs were answered OK, %d have no response", n, a.appended, a.unanswered)
 	}
 	return nil
 }
 
-// checkForeign finds content of somebody else in what a session of the user got.
+// checkForeign looks for another user's content in a response.
 func (a *Account) checkForeign(s string) error {
 	for at := strings.Index(s, markPrefix); at >= 0; {
 		rest := s[at+len(markPrefix):]
@@ -109,8 +109,8 @@ func (a *Account) checkForeign(s string) error {
 	return nil
 }
 
-// makeMessage is the one message with a subject. Its body says things that a parser
-// must not believe.
+// makeMessage returns the message with a subject. Its body contains text that looks like
+// IMAP responses, which a parser must not interpret.
 func makeMessage(subject string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "From: a@example.org\r\nSubject: %s\r\n\r\n%s\r\n", subject, subject)
@@ -126,7 +126,7 @@ func makeMessage(subject string) string {
 	return b.String()
 }
 
-// parseSubject reads the subject of a message or of its header.
+// parseSubject returns the subject in a message or header.
 func parseSubject(header string) (string, bool) {
 	_, rest, ok := strings.Cut("\r\n"+header, "\r\nSubject: ")
 	if !ok {
@@ -136,7 +136,7 @@ func parseSubject(header string) (string, bool) {
 	return subject, ok
 }
 
-// recordAppend takes the answer to an APPEND of a subject.
+// recordAppend records the result of an APPEND.
 func (a *Account) recordAppend(subject string, r Result) error {
 	a.countAppend(r.Status)
 	if !r.isOK() {

@@ -8,11 +8,11 @@ import (
 	"strings"
 )
 
-// The operations that change something.
+// The operations that change mailboxes.
 
-// flagChange is what a STORE does to flags.
+// flagChange is the change of flags by a STORE.
 type flagChange struct {
-	sign  string // "+", "-" or "": replace
+	sign  string // "+", "-", or "" to replace
 	flags []string
 }
 
@@ -22,7 +22,7 @@ func (a *Client) randomChange() flagChange {
 	return flagChange{a.pickWord("+", "+", "-", "-", ""), flags[:1+a.rng.IntN(2)]}
 }
 
-// store changes flags. After .SILENT the client knows the result by itself.
+// store changes flags. After .SILENT the client computes the new flags.
 func (a *Client) store() error {
 	numbers := a.pickNumbers(maxTargets, hasUID)
 	if len(numbers) == 0 {
@@ -45,7 +45,7 @@ func (a *Client) storeCommand(numbers []uint32, ch flagChange) *Command {
 	})
 }
 
-// applySilent applies a change that the server need not tell.
+// applySilent applies a change that the server need not report.
 func (a *Client) applySilent(c *Command, ch flagChange, r Result) {
 	for i := range a.view.entries {
 		e := &a.view.entries[i]
@@ -54,7 +54,7 @@ func (a *Client) applySilent(c *Command, ch flagChange, r Result) {
 		}
 		_, seen := c.flagsSeen[e.uid]
 		switch {
-		case r.Code == "UNSENT", a.view.readOnly: // nothing happened, OK or not
+		case r.Code == "UNSENT", a.view.readOnly: // no change, whatever the result
 		case !r.isOK(), seen && a.view.concurrent:
 			e.markUncertain(ch)
 		default:
@@ -63,7 +63,7 @@ func (a *Client) applySilent(c *Command, ch flagChange, r Result) {
 	}
 }
 
-// markUncertain marks what a change that may have happened is about.
+// markUncertain marks the flags of a change that may or may not have happened.
 func (e *viewEntry) markUncertain(ch flagChange) {
 	if ch.sign == "" {
 		e.flags, e.uncertain = nil, nil
@@ -92,7 +92,7 @@ func (e *viewEntry) applyChange(ch flagChange) {
 	}
 }
 
-// storeUnchanged changes flags of messages that nobody else has changed
+// storeUnchanged changes flags of messages that no other client has changed
 // (RFC 7162 §3.1.3).
 func (a *Client) storeUnchanged() error {
 	numbers := a.pickNumbers(2, func(e viewEntry) bool { return e.modseq > 0 && e.uid > 0 })
@@ -106,7 +106,7 @@ func (a *Client) storeUnchanged() error {
 	return a.exec(c)
 }
 
-// pickIdentified gives messages whose content the client knows, with what it means.
+// pickIdentified picks messages whose UID and subject the client knows.
 func (a *Client) pickIdentified(max int) (numbers []uint32, subjects []string) {
 	numbers = a.pickNumbers(max, func(e viewEntry) bool { return e.uid != 0 && e.subject != "" })
 	for _, n := range numbers {
@@ -129,8 +129,8 @@ func (a *Client) move() error {
 	return a.fetchUnknown()
 }
 
-// copyCommand puts messages into the client's private mailbox and notes which it
-// means. What it notes is compared with the mailbox in the end.
+// copyCommand returns a command that copies or moves messages to the client's private
+// mailbox, and records them. At the end the record is compared with the mailbox.
 func (a *Client) copyCommand(verb string) *Command {
 	numbers, subjects := a.pickIdentified(maxTargets)
 	if len(numbers) == 0 {
@@ -141,15 +141,15 @@ func (a *Client) copyCommand(verb string) *Command {
 	return c.setOnEnd(func(r Result) error { return a.recordCopy(c, subjects, expunged, r) })
 }
 
-// findExpunged says which of the messages are no longer there, at a backend of which it has to
-// be known: it says OK to their copy. Nobody else acts until that is answered.
+// findExpunged returns the subjects that are no longer in INBOX, at a backend that answers
+// OK to their copy. No other client acts until the copy is answered.
 func (a *Client) findExpunged(subjects []string) (expunged []string) {
 	if !a.sim.Quirks.CopiesExpunged {
 		return nil
 	}
 	p, err := dialDirect(a.sim.BackendAddress, a.account.user)
 	if err != nil {
-		return nil // what is amiss shows in the end
+		return nil // checkCopies reports any discrepancy
 	}
 	defer p.close()
 	stored, err := p.fetchMessages("INBOX")
@@ -164,7 +164,7 @@ func (a *Client) findExpunged(subjects []string) (expunged []string) {
 	return expunged
 }
 
-// recordCopy notes what a copy did, as COPYUID says.
+// recordCopy records the messages that a command has copied according to COPYUID.
 func (a *Client) recordCopy(c *Command, subjects, expunged []string, r Result) error {
 	arg := c.copyUID
 	if r.Code == "COPYUID" {
@@ -195,7 +195,7 @@ func (a *Client) recordCopy(c *Command, subjects, expunged []string, r Result) e
 	}
 	source, ok := parseSet(fields[1])
 	if !ok || !byUID && !slices.Equal(source, c.targets) {
-		return newViolation("%s means UIDs %v and copied %v", c.firstLine(), c.targets, source)
+		return newViolation("%s names UIDs %v and copied %v", c.firstLine(), c.targets, source)
 	}
 	var copied []string
 	for _, uid := range source {
@@ -212,11 +212,12 @@ func (a *Client) recordCopy(c *Command, subjects, expunged []string, r Result) e
 	return nil
 }
 
-func excludeSubjects(subjects, gone []string) []string {
-	return slices.DeleteFunc(slices.Clone(subjects), func(s string) bool { return slices.Contains(gone, s) })
+func excludeSubjects(subjects, excluded []string) []string {
+	return slices.DeleteFunc(slices.Clone(subjects), func(s string) bool { return slices.Contains(excluded, s) })
 }
 
-// deleteMessages marks messages and expunges them, by UID or all that are marked.
+// deleteMessages marks messages as deleted and expunges them by UID, or every marked
+// message.
 func (a *Client) deleteMessages() error {
 	numbers := a.pickNumbers(3, hasUID)
 	if len(numbers) == 0 || len(a.view.entries) <= minMessages {
@@ -237,9 +238,9 @@ func (a *Client) deleteMessages() error {
 
 func (a *Client) expunge() error { return a.exec(newCommand("EXPUNGE", "")) }
 
-// pipeline says several commands in one write. Message numbers come first, behind
-// nothing but FETCH, STORE and SEARCH: otherwise nobody knows which messages
-// they name (RFC 3501 §5.5).
+// pipeline sends several commands in one write. Message numbers are used only after FETCH,
+// STORE and SEARCH, because after any other command they are ambiguous
+// (RFC 3501 §5.5).
 func (a *Client) pipeline() error {
 	numbers := a.pickNumbers(2, hasUID)
 	if len(numbers) == 0 {
@@ -278,7 +279,7 @@ func (a *Client) pipeline() error {
 	return a.exec(byNumber("FETCH", "("+subjectItem+")"), byNumber("FETCH", "(BODY[])"), byNumber("FETCH", "(UID)"))
 }
 
-// asEndError says whether err is the end of a session.
+// asEndError returns the *EndError in err.
 func asEndError(err error) (*EndError, bool) {
 	var e *EndError
 	ok := errors.As(err, &e)

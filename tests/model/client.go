@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// Client is one client: it does something at random, in its turn, and believes
-// nothing but its Mirror.
+// Client simulates one mail client. In each of its turns it performs a random operation.
+// It knows only what its View has learned from responses.
 type Client struct {
 	// Set once.
 	name           string
@@ -17,37 +17,37 @@ type Client struct {
 	sim            *Simulation
 	account        *Account
 	address        string
-	behindFaults   bool       // what it says passes the breaker
-	rng            *rand.Rand // every choice
-	privateMailbox string     // the mailbox nobody else writes to
+	viaFaultProxy  bool       // connected through the fault proxy
+	rng            *rand.Rand // for every choice
+	privateMailbox string     // written by this client only
 
-	// Owned by whoever takes the actor's turn.
+	// Owned by the goroutine that runs the client's turn.
 	transcript     *transcript
 	conn           *imapConn // nil: no session
 	view           *View
 	saved          *savedState // of INBOX, by a QRESYNC client, from its last session
 	tagCount       int
-	idleCommand    *Command    // IDLE is in progress
-	batches        []copyBatch // what should be in private, in the order of the commands
-	stableCounts   FaultCounts // what was broken when all was last well
-	openCounts     FaultCounts // what was broken when the session began
-	previousCounts FaultCounts // the same, one command later; only while racing
-	active         bool        // the session has done something
+	idleCommand    *Command    // IDLE in progress, or nil
+	batches        []copyBatch // expected in the private mailbox, in command order
+	stableCounts   FaultCounts // at the last response without any outstanding command
+	openCounts     FaultCounts // at the session's start
+	previousCounts FaultCounts // one command newer than stableCounts; if Concurrent
+	active         bool        // the session has completed a command
 }
 
-// copyBatch is what one COPY or MOVE should have put into the private mailbox.
+// copyBatch is the effect of one COPY or MOVE on the private mailbox.
 type copyBatch struct {
 	subjects   []string
-	unanswered bool // no answer came: all of it is there or nothing
+	unanswered bool // no response: all or none were copied
 }
 
-// chance says yes in n of 100 cases.
+// chance returns true in n of 100 calls.
 func (a *Client) chance(n int) bool { return a.rng.IntN(100) < n }
 
-// pickWord gives one of several words.
+// pickWord returns one of the words at random.
 func (a *Client) pickWord(words ...string) string { return words[a.rng.IntN(len(words))] }
 
-// openSession begins a session: login, what the kind enables, INBOX.
+// openSession connects, logs in and enables the extensions of the client's level.
 func (a *Client) openSession() error {
 	w, err := dial(a.address, a.transcript)
 	if err != nil {
@@ -70,7 +70,8 @@ func (a *Client) openSession() error {
 	return a.exec(newCommand("ENABLE", strings.ToUpper(a.level.String())))
 }
 
-// loginCommand is answered NO where others break connections at the same time.
+// loginCommand returns a LOGIN. A NO ends the session: with concurrent clients a fault
+// armed by another client may cause it.
 func (a *Client) loginCommand() *Command {
 	return newCommand("LOGIN", a.account.user+" "+password).setOnEnd(func(r Result) error {
 		if r.Status == "NO" {
@@ -80,18 +81,18 @@ func (a *Client) loginCommand() *Command {
 	})
 }
 
-// password is that of every account.
+// password is the password of every account.
 const password = "pw"
 
-// exec says one or more commands in one write and takes what comes until all are
-// answered. A session that ends as it may is begun again at the next turn.
+// exec injects faults, sends the commands in one write and reads until all are answered.
+// If the session ends in an allowed way, the next turn opens another.
 func (a *Client) exec(commands ...*Command) error {
 	a.injectFaults()
 	err := a.execOnce(commands...)
 	return a.handleEnd(err)
 }
 
-// execOnce is do without trouble and without a second session.
+// execOnce is exec without faults and without handling the end of the session.
 func (a *Client) execOnce(commands ...*Command) error {
 	if a.conn == nil {
 		return a.failUnsent(commands)
@@ -119,7 +120,7 @@ func (a *Client) execOnce(commands ...*Command) error {
 	return a.awaitReplies()
 }
 
-// awaitReplies takes what comes until everything is answered.
+// awaitReplies reads until no command is outstanding.
 func (a *Client) awaitReplies() error {
 	if err := a.readUntil(func() bool { return len(a.view.outstanding) == 0 }); err != nil {
 		return err
@@ -129,8 +130,8 @@ func (a *Client) awaitReplies() error {
 	return nil
 }
 
-// recordStable notes that all is well. Where others break connections at the same
-// time, one may have been broken a moment ago that has not been noticed yet.
+// recordStable records the fault counts after a complete response. With concurrent clients
+// it keeps the previous counts, because a very recent fault may not have shown yet.
 func (a *Client) recordStable() {
 	now := a.sim.faultProxy.Counts()
 	if a.sim.Concurrent {
@@ -140,7 +141,7 @@ func (a *Client) recordStable() {
 	a.stableCounts = now
 }
 
-// failUnsent tells commands that there is no session for them.
+// failUnsent finishes commands that were not sent because there is no session.
 func (a *Client) failUnsent(commands []*Command) error {
 	for _, c := range commands {
 		if err := c.finish(Result{Status: "NO", Code: "UNSENT"}); err != nil {
@@ -150,7 +151,7 @@ func (a *Client) failUnsent(commands []*Command) error {
 	return nil
 }
 
-// queueCommand gives a command its tag and adds it to what is sent.
+// queueCommand assigns a tag to a command and appends it to text.
 func (a *Client) queueCommand(text *strings.Builder, c *Command) {
 	a.tagCount++
 	c.tag = fmt.Sprintf("%s%d", a.name, a.tagCount)
@@ -174,7 +175,7 @@ func (a *Client) queueCommand(text *strings.Builder, c *Command) {
 	a.view.RecordSent(c)
 }
 
-// sendLiteral sends a literal when the server asks for it.
+// sendLiteral sends a literal after the server's continuation.
 func (a *Client) sendLiteral(c *Command) error {
 	err := a.readUntil(func() bool { return a.view.continuations > 0 || len(a.view.outstanding) == 0 })
 	if err != nil || len(a.view.outstanding) == 0 {
@@ -184,12 +185,12 @@ func (a *Client) sendLiteral(c *Command) error {
 	return a.conn.sendBytes(c.literal + "\r\n")
 }
 
-// readPending takes what has come while no command was in progress, or during IDLE.
+// readPending reads what has arrived without a command in progress, or during IDLE.
 func (a *Client) readPending() error {
 	return a.readUntil(func() bool { return !a.conn.isReadable() })
 }
 
-// readUntil takes responses until enough.
+// readUntil reads responses until done returns true.
 func (a *Client) readUntil(done func() bool) error {
 	for !done() {
 		r, err := a.conn.readResponse()
@@ -203,7 +204,7 @@ func (a *Client) readUntil(done func() bool) error {
 	return nil
 }
 
-// recordEnd takes the end of a session, if it may end so.
+// recordEnd closes a session that has ended, if it may end this way.
 func (a *Client) recordEnd(e *EndError) error {
 	e.Bye = a.view.bye
 	open := a.view.outstanding
@@ -221,7 +222,7 @@ func (a *Client) recordEnd(e *EndError) error {
 	return nil
 }
 
-// closeSession gives the session up, and keeps what the client may keep.
+// closeSession closes the connection and saves the state for a later QRESYNC.
 func (a *Client) closeSession() {
 	a.view.closeMailbox()
 	a.saved = a.view.saved
@@ -229,23 +230,23 @@ func (a *Client) closeSession() {
 	a.conn, a.idleCommand = nil, nil
 }
 
-// checkEndAllowed says whether a session may end like this: after a loss whose outcome
-// nobody knows, with BYE; in the middle of a response, without a word.
+// checkEndAllowed checks whether a session may end like this. It may end with BYE after a
+// loss with an unknown outcome, and without BYE in the middle of a response.
 func (a *Client) checkEndAllowed(e *EndError, open []*Command) error {
-	if !a.behindFaults {
-		return newViolation("a session ends that nobody broke: %v", e)
+	if !a.viaFaultProxy {
+		return newViolation("a session ended without a fault: %v", e)
 	}
 	now := a.sim.faultProxy.Counts()
 	faultsBetween := now.BetweenCommands > a.stableCounts.BetweenCommands
 	faultsInside := now.InsideResponse > a.stableCounts.InsideResponse
 	faultsInFlight := faultsInside || now.InFlight > a.stableCounts.InFlight
 	if !a.sim.Mode.recovers() {
-		if now != a.openCounts { // a loss may be noticed at any later command
+		if now != a.openCounts { // any later command may detect the loss
 			return nil
 		}
-		return newViolation("a session ends that nobody broke: %v", e)
+		return newViolation("a session ended without a fault: %v", e)
 	}
-	if a.sim.Concurrent { // what is between two commands of one is inside those of others
+	if a.sim.Concurrent { // a fault between commands of one client can be inside those of others
 		faultsInside, faultsInFlight = faultsInside || faultsInFlight || faultsBetween, faultsInFlight || faultsBetween
 	}
 	nonIdempotent := false
@@ -258,13 +259,13 @@ func (a *Client) checkEndAllowed(e *EndError, open []*Command) error {
 	case strings.HasPrefix(e.Bye, "BYE [UNAVAILABLE]") && faultsInFlight && nonIdempotent:
 		return nil
 	case strings.HasPrefix(e.Bye, "BYE [UNAVAILABLE]") && faultsInFlight && a.level == Qresync && slices.ContainsFunc(a.view.entries, isIncomplete):
-		return nil // VANISHED cannot name a message that was told of a moment before the loss
+		return nil // VANISHED cannot name a message whose UID was unknown at the loss
 	}
-	return newViolation("a session ends that has to go on: %v (broken between commands: %v, in flight: %v, inside: %v)",
+	return newViolation("a session ended that had to survive: %v (faults between commands: %v, in flight: %v, inside a response: %v)",
 		e, faultsBetween, faultsInFlight, faultsInside)
 }
 
-// checkResult says whether a command may be answered like this.
+// checkResult checks whether a command may have this result.
 func (a *Client) checkResult(c *Command, r Result) error {
 	if r.Status != "NO" || r.Code == "UNSENT" {
 		return nil
@@ -279,14 +280,14 @@ func (a *Client) checkResult(c *Command, r Result) error {
 		return nil
 	case r.Code == "UNAVAILABLE" && c.verb == "LOGIN" && a.sim.Concurrent && a.sawFault():
 		return nil
-	case r.Code == "UNAVAILABLE" && c.verb == "APPEND" && a.behindFaults && a.sawFault():
+	case r.Code == "UNAVAILABLE" && c.verb == "APPEND" && a.viaFaultProxy && a.sawFault():
 		return nil
 	}
 	return newViolation("%s %s was answered %q", c.verb, c.args, r.Line)
 }
 
-// sawFault says whether something was broken while a command was under way, or
-// since the session began where no session gets another connection.
+// sawFault reports whether a fault happened while a command was outstanding. In modes that
+// do not recover, it reports whether one happened since the session began.
 func (a *Client) sawFault() bool {
 	now := a.sim.faultProxy.Counts()
 	if !a.sim.Mode.recovers() {

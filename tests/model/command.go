@@ -2,7 +2,7 @@ package model
 
 import "strings"
 
-// expungeRule says whether EXPUNGE may be sent while a command is in progress.
+// expungeRule is whether EXPUNGE may be sent while a command is in progress.
 type expungeRule int
 
 const (
@@ -10,31 +10,31 @@ const (
 	expungeAlways                    // everything else (RFC 3501 §7.4.1, RFC 7162 §3.2.10)
 )
 
-// Command is what a client says, and what the model has to know of it.
+// Command is a command of a client, with its state in the model.
 type Command struct {
 	// Set once.
-	verb          string // the first word, two with UID, upper case
-	args          string // the rest, without CRLF and without the literal
+	verb          string // upper case; with UID, two words
+	args          string // without CRLF and literal
 	literal       string // of APPEND
-	syncLiteral   bool   // the literal is sent when the server said +
+	syncLiteral   bool   // the literal waits for a continuation
 	expunge       expungeRule
-	nonIdempotent bool // doing it twice can be seen: it is never sent again
+	nonIdempotent bool // a gateway must not send it again
 
-	mailbox    string      // SELECT, EXAMINE: the mailbox
-	resyncFrom *savedState // and what the client kept of it
-	targets    []uint32
-	// onEnd is called with the answer, or with none when the session ended first.
+	mailbox    string      // of SELECT and EXAMINE
+	resyncFrom *savedState // for QRESYNC in SELECT
+	targets    []uint32    // UIDs of its messages; 0: unknown
+	// onEnd is called with the result, or with an empty one if the session ended first.
 	onEnd func(Result) error
 
-	// Owned by the Mirror.
+	// Owned by the View.
 	tag         string
 	copyUID     string              // of an untagged COPYUID
-	complete    bool                // all of it was sent
-	flagsSeen   map[uint32]struct{} // UIDs, of which FETCH FLAGS came meanwhile
-	contentSeen map[uint32]struct{} // UIDs, of which content came meanwhile
+	complete    bool                // completely sent
+	flagsSeen   map[uint32]struct{} // UIDs with FETCH FLAGS during the command
+	contentSeen map[uint32]struct{} // UIDs with content during the command
 }
 
-// newCommand makes one that needs no more than the defaults.
+// newCommand returns a command with default settings.
 func newCommand(verb, args string) *Command {
 	c := &Command{verb: verb, args: args, expunge: expungeAlways}
 	c.nonIdempotent = isNonIdempotent(c)
@@ -45,8 +45,7 @@ func newCommand(verb, args string) *Command {
 	return c
 }
 
-// isNonIdempotent says of a command that doing it again can be observed, so that a
-// gateway must not.
+// isNonIdempotent reports whether repeating a command has an observable effect.
 func isNonIdempotent(c *Command) bool {
 	switch c.verb {
 	case "APPEND", "COPY", "MOVE", "UID COPY", "UID MOVE", "EXPUNGE", "CLOSE", "CREATE":
@@ -63,13 +62,13 @@ func (c *Command) markNumbered() *Command {
 	return c
 }
 
-// setOnEnd sets what is to be done with the answer.
+// setOnEnd sets the function that handles the result.
 func (c *Command) setOnEnd(onEnd func(Result) error) *Command {
 	c.onEnd = onEnd
 	return c
 }
 
-// firstLine is the command up to its literal.
+// firstLine returns the command up to its literal.
 func (c *Command) firstLine() string {
 	s := c.tag + " " + c.verb
 	if c.args != "" {
@@ -78,7 +77,7 @@ func (c *Command) firstLine() string {
 	return s
 }
 
-// finish gives the answer to who waits for it.
+// finish passes the result to onEnd.
 func (c *Command) finish(r Result) error {
 	if c.onEnd == nil {
 		return nil
@@ -86,7 +85,7 @@ func (c *Command) finish(r Result) error {
 	return c.onEnd(r)
 }
 
-// addUID adds a UID to one of the sets of a command.
+// addUID adds a UID to flagsSeen or contentSeen.
 func (c *Command) addUID(set *map[uint32]struct{}, uid uint32) {
 	if *set == nil {
 		*set = map[uint32]struct{}{}

@@ -7,18 +7,17 @@ import (
 	"strings"
 )
 
-// What a run is compared with: the backend itself, asked by a connection of its
-// own that nothing stands before.
+// The comparison of a run with the backend.
 
-// directConn is such a connection.
+// directConn is a connection to the backend that bypasses gateway and fault proxy.
 type directConn struct {
 	conn       *imapConn
 	transcript *transcript
 	tagCount   int
-	untagged   []Response // to the last question
+	untagged   []Response // to the last command
 }
 
-// counter numbers the lines of a probe, which nobody sees.
+// counter numbers the lines of a directConn's transcript, which is not printed.
 type counter struct{ n int64 }
 
 func (c *counter) Add(d int64) int64 { c.n += d; return c.n }
@@ -41,7 +40,7 @@ func dialDirect(address, user string) (*directConn, error) {
 
 func (p *directConn) close() { p.conn.close() }
 
-// exec wants OK, gives it, and keeps what came before it.
+// exec sends a command and returns its OK response. It stores the untagged responses.
 func (p *directConn) exec(command string) (string, error) {
 	p.tagCount++
 	tag := fmt.Sprintf("t%d ", p.tagCount)
@@ -63,7 +62,7 @@ func (p *directConn) exec(command string) (string, error) {
 	}
 }
 
-// fetchMessages is what a mailbox has.
+// fetchMessages returns all messages of a mailbox.
 func (p *directConn) fetchMessages(mailbox string) ([]fetchResponse, error) {
 	if _, err := p.exec("EXAMINE " + mailbox); err != nil {
 		return nil, err
@@ -87,11 +86,11 @@ func (p *directConn) fetchMessages(mailbox string) ([]fetchResponse, error) {
 	return all, nil
 }
 
-// compareRetries is how often a comparison is made where a command that was cut off
-// may still be on its way.
+// compareRetries is how often a comparison is made when an aborted command may still be
+// executing at the backend.
 const compareRetries = 3
 
-// compare lets every client say NOOP twice; then it must know what is so.
+// compare makes every client send NOOP twice and compares its view with the backend.
 func (w *Simulation) compare() (err error) {
 	n := 1
 	if w.Faults == AllFaults || w.Concurrent {
@@ -143,7 +142,7 @@ func (w *Simulation) compareAccount(account *Account) error {
 	return nil
 }
 
-// syncView is one NOOP, with IDLE ended before it.
+// syncView ends IDLE and sends NOOP.
 func (a *Client) syncView() error {
 	if err := a.stopIdle(); err != nil || a.conn == nil {
 		return err
@@ -151,20 +150,20 @@ func (a *Client) syncView() error {
 	return a.exec(newCommand("NOOP", ""))
 }
 
-// compareView compares what a client was told with what is so. Where all act at once
-// flags are left out: of changes that two make at the same moment a third has been
-// told of one alone, in mode splice too, where what Dovecot says is not touched.
+// compareView compares a client's view with the messages in the backend. With concurrent
+// clients flags are not compared: when two clients change a message at the same moment,
+// Dovecot may report only one change to a third client, even in mode splice.
 func (a *Client) compareView(stored []fetchResponse) error {
 	if len(stored) != len(a.view.entries) {
-		return newViolation("the client knows of %d messages, and there are %d", len(a.view.entries), len(stored))
+		return newViolation("the client knows %d messages, the backend has %d", len(a.view.entries), len(stored))
 	}
 	for i, e := range a.view.entries {
 		f := stored[i]
 		if e.uid != 0 && e.uid != f.uid {
-			return newViolation("message %d is UID %d, and the client knows UID %d", i+1, f.uid, e.uid)
+			return newViolation("message %d is UID %d, but UID %d for the client", i+1, f.uid, e.uid)
 		}
 		if e.subject != "" && !strings.Contains(f.header, "Subject: "+e.subject+"\r\n") {
-			return newViolation("message %d is %q, and the client knows %q", i+1, f.header, e.subject)
+			return newViolation("message %d is %q, but %q for the client", i+1, f.header, e.subject)
 		}
 		actual := map[string]struct{}{}
 		for _, flag := range f.flags {
@@ -178,14 +177,14 @@ func (a *Client) compareView(stored []fetchResponse) error {
 			delete(believed, flag)
 		}
 		if !a.sim.Concurrent && e.flags != nil && !maps.Equal(actual, believed) {
-			return newViolation("message %d (UID %d) has the flags %v, and the client knows %v", i+1, f.uid,
+			return newViolation("message %d (UID %d) has the flags %v, but %v for the client", i+1, f.uid,
 				slices.Sorted(maps.Keys(actual)), slices.Sorted(maps.Keys(believed)))
 		}
 	}
 	return nil
 }
 
-// verifyStored compares what was written with what was answered.
+// verifyStored compares the stored messages with the results of APPEND, COPY and MOVE.
 func (a *Account) verifyStored(w *Simulation) error {
 	p, err := dialDirect(w.BackendAddress, a.user)
 	if err != nil {
@@ -217,9 +216,9 @@ func (a *Account) verifyStored(w *Simulation) error {
 	return nil
 }
 
-// checkCopies says whether the private mailbox has what the client meant, in that
-// order: all of each answered command, all or nothing of each unanswered one,
-// which may also come late.
+// checkCopies checks that the private mailbox has the copied messages in command order:
+// all messages of an answered command, all or none of an unanswered one. An unanswered
+// command may take effect later than its place in the order.
 func (a *Client) checkCopies(stored []fetchResponse) error {
 	var got []string
 	for _, f := range stored {
@@ -235,14 +234,14 @@ func (a *Client) checkCopies(stored []fetchResponse) error {
 		}
 	}
 	if problem := explainCopies(got, answered, unanswered); problem != "" {
-		return newViolation("%s of %s has not what was copied: %s\nthere: %q\nmeant: %q\nunanswered: %q", a.privateMailbox, a.name, problem, got, answered, unanswered)
+		return newViolation("%s of %s differs from what was copied: %s\nstored: %q\nanswered: %q\nunanswered: %q", a.privateMailbox, a.name, problem, got, answered, unanswered)
 	}
 	return nil
 }
 
-// explainCopies lays got out as all of sure in order, with any of doubtful between; ""
-// means it can be done. The first message of a copy decides which it is, except
-// where two begin alike: then both ways are tried.
+// explainCopies tries to split got into all of answered in order, with any of unanswered
+// between them. It returns "" if that is possible, else the problem. Where an answered and
+// an unanswered batch begin alike, it tries both.
 func explainCopies(got []string, answered, unanswered [][]string) string {
 	if len(got) == 0 {
 		if len(answered) == 0 {

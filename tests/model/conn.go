@@ -14,28 +14,28 @@ import (
 )
 
 const (
-	// responseTimeout is how long a client waits for one response.
+	// responseTimeout bounds the wait for one response.
 	responseTimeout = 20 * time.Second
-	// maxLine and maxLiteral bound what a client takes from a server.
+	// maxLine and maxLiteral bound the bytes of a line and a literal.
 	maxLine    = 1 << 20
 	maxLiteral = 1 << 20
-	// defaultTranscriptLines is how many lines of the wire a failure shows for each actor,
-	// unless it was asked for more.
+	// defaultTranscriptLines is how many transcript lines a failure shows for each client
+	// by default.
 	defaultTranscriptLines = 60
-	// maxShownLine is how much of each it shows.
+	// maxShownLine bounds the bytes shown of each line.
 	maxShownLine = 240
 )
 
-// Response is one response of a server: its line, with the literals taken out.
+// Response is one response of a server, with its literals separated.
 type Response struct {
-	Text     string   // without CRLF; where a literal was, {n} is left
+	Text     string   // without CRLF, with {n} in the place of each literal
 	Literals []string // in the order of their {n}
 }
 
-// EndError is the error of a stream that is over.
+// EndError reports that the stream has ended.
 type EndError struct {
-	Bye            string // what the server said, "" when it said nothing
-	InsideResponse bool   // in the middle of a response
+	Bye            string // the server's BYE, or ""
+	InsideResponse bool   // ended in the middle of a response
 	Cause          error
 }
 
@@ -43,20 +43,20 @@ type EndError struct {
 func (e *EndError) Error() string {
 	switch {
 	case e.Bye != "":
-		return "the server said goodbye: " + e.Bye
+		return "the server sent " + e.Bye
 	case e.InsideResponse:
 		return fmt.Sprintf("the connection ended inside a response: %v", e.Cause)
 	}
 	return fmt.Sprintf("the connection ended: %v", e.Cause)
 }
 
-// Unwrap gives the cause.
+// Unwrap returns the cause.
 func (e *EndError) Unwrap() error { return e.Cause }
 
-// transcript keeps the end of what was said on the wire.
+// transcript keeps the last lines of a connection.
 type transcript struct {
-	lineCounter interface{ Add(int64) int64 } // numbers the lines of all actors
-	limit       int                           // how many are kept
+	lineCounter interface{ Add(int64) int64 } // numbers the lines of all clients
+	limit       int                           // lines to keep
 	lines       []string
 }
 
@@ -91,10 +91,10 @@ func dial(address string, log *transcript) (*imapConn, error) {
 	return &imapConn{conn: conn.(*net.TCPConn), r: bufio.NewReaderSize(conn, 16<<10), transcript: log}, nil
 }
 
-// close ends the connection without a word.
+// close closes the connection without LOGOUT.
 func (w *imapConn) close() { _ = w.conn.Close() }
 
-// sendBytes writes bytes as they are.
+// sendBytes writes bytes unchanged.
 func (w *imapConn) sendBytes(b string) error {
 	w.transcript.add("C:", b)
 	if err := w.conn.SetWriteDeadline(time.Now().Add(responseTimeout)); err != nil {
@@ -106,8 +106,7 @@ func (w *imapConn) sendBytes(b string) error {
 	return nil
 }
 
-// isReadable says whether something can be read at once, the end of the stream
-// included.
+// isReadable reports whether a read would return at once, also with EOF.
 func (w *imapConn) isReadable() bool {
 	if w.r.Buffered() > 0 {
 		return true
@@ -125,8 +124,8 @@ func (w *imapConn) isReadable() bool {
 	return ready || err != nil
 }
 
-// readResponse gives the next response. What is no response at all is a violation, the
-// end of the stream an *Ended.
+// readResponse returns the next response. It returns a *Violation for malformed input and
+// an *EndError at the end of the stream.
 func (w *imapConn) readResponse() (Response, error) {
 	if err := w.conn.SetReadDeadline(time.Now().Add(responseTimeout)); err != nil {
 		return Response{}, &EndError{Cause: err}
@@ -159,7 +158,7 @@ func (w *imapConn) readResponse() (Response, error) {
 	}
 }
 
-// readLine reads up to CRLF and gives what stands before it.
+// readLine reads a line and returns it without CRLF.
 func (w *imapConn) readLine() (string, error) {
 	b, err := w.r.ReadSlice('\n')
 	line := string(b)
@@ -178,26 +177,27 @@ func (w *imapConn) readLine() (string, error) {
 	}
 	body, ok := strings.CutSuffix(line, "\r\n")
 	if !ok || strings.ContainsAny(body, "\r\x00") {
-		return "", newViolation("no line of IMAP: %q", line)
+		return "", newViolation("malformed line: %q", line)
 	}
 	return body, nil
 }
 
-// wrapReadError says how a stream ended, unless it went wrong in another way.
+// wrapReadError returns violations unchanged, a violation for a time-out, and an
+// *EndError for anything else.
 func (w *imapConn) wrapReadError(err error, inside bool) error {
 	var v *Violation
 	switch {
 	case errors.As(err, &v):
 		return err
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return newViolation("nothing was answered within %v", responseTimeout)
+		return newViolation("no response within %v", responseTimeout)
 	}
 	w.transcript.add("--", err.Error())
 	return &EndError{Cause: err, InsideResponse: inside || errors.Is(err, io.ErrUnexpectedEOF)}
 }
 
-// literalSize is the n of a line that ends in {n}. The text of a status response
-// never does in these tests.
+// literalSize returns n for a line that ends in {n}. In these tests the text of a status
+// response never does.
 func literalSize(line string) (int, bool) {
 	start := strings.LastIndexByte(line, '{')
 	if start < 0 || !strings.HasSuffix(line, "}") {

@@ -8,29 +8,29 @@ import (
 	"time"
 )
 
-// connPair is one connection through a Breaker.
+// connPair is one connection through a FaultProxy.
 type connPair struct {
 	// Set once.
 	faultProxy               *FaultProxy
-	gatewayConn, backendConn *net.TCPConn // the gateway's side, the backend's side
+	gatewayConn, backendConn *net.TCPConn
 
-	// Guarded by mu, which is held while bytes are passed to the gateway: what
-	// place says is what the gateway has got.
+	// Guarded by mu, which is held while bytes are written to the gateway, so that
+	// position is what the gateway has received.
 	mu       sync.Mutex
 	position streamPosition
 	fault    *Fault
-	skipped  int // responses or bytes since the fault was claimed
+	skipped  int // responses or bytes since the fault was assigned
 	closed   bool
 }
 
-// streamPosition is where in the dialogue a stream of responses is.
+// streamPosition is the position in a stream of responses.
 type streamPosition struct {
-	insideResponse bool   // inside a response
-	literalLeft    int    // bytes of a literal that are still to come
-	tail           []byte // of the line, as much as a literal's size needs
+	insideResponse bool
+	literalLeft    int    // bytes of the literal not yet received
+	tail           []byte // last 16 bytes of the line, for the size of a literal
 }
 
-// advance takes one byte; it says whether a response ended with it.
+// advance consumes one byte and reports whether it ends a response.
 func (p *streamPosition) advance(c byte) bool {
 	if p.literalLeft > 0 {
 		p.literalLeft--
@@ -56,7 +56,7 @@ func (p *streamPosition) advance(c byte) bool {
 	return true
 }
 
-// relayToBackend passes what the gateway says; it ends when either side does.
+// relayToBackend relays commands until either side closes.
 func (l *connPair) relayToBackend() {
 	buf := make([]byte, 16<<10)
 	for {
@@ -71,12 +71,13 @@ func (l *connPair) relayToBackend() {
 	}
 }
 
-// writeToBackend passes a piece to the backend, unless it is lost to a fault.
+// writeToBackend writes b to the backend, unless a fault drops it. It returns false when
+// the pair has ended.
 func (l *connPair) writeToBackend(b []byte) bool {
 	if f := l.faultProxy.takeArmed(b); f != nil {
 		l.mu.Lock()
 		if f.DropCommand && l.position.insideResponse {
-			f.DropCommand = false // half a response would be cut off as well
+			f.DropCommand = false // dropping it would also truncate a response
 		}
 		l.fault, l.skipped = f, 0
 		l.mu.Unlock()
@@ -90,7 +91,7 @@ func (l *connPair) writeToBackend(b []byte) bool {
 	return err == nil
 }
 
-// relayToGateway passes what the backend says; it ends when either side does.
+// relayToGateway relays responses until either side closes.
 func (l *connPair) relayToGateway() {
 	defer l.faultProxy.removePair(l)
 	buf := make([]byte, 16<<10)
@@ -110,7 +111,7 @@ func (l *connPair) relayToGateway() {
 	}
 }
 
-// writeToGateway passes a piece to the gateway, up to where a fault is due.
+// writeToGateway writes b to the gateway, up to the position at which a fault is due.
 func (l *connPair) writeToGateway(b []byte) (written int, due *Fault) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -124,11 +125,11 @@ func (l *connPair) writeToGateway(b []byte) (written int, due *Fault) {
 		}
 	}
 	_ = l.gatewayConn.SetWriteDeadline(time.Now().Add(writeTimeout))
-	_, _ = l.gatewayConn.Write(b[:written]) // who is gone is noticed by up
+	_, _ = l.gatewayConn.Write(b[:written]) // relayToBackend detects a closed gateway
 	return written, due
 }
 
-// dueFault is the fault whose place this is. l.mu must be held.
+// dueFault returns the fault if its position is reached. l.mu must be held.
 func (l *connPair) dueFault() *Fault {
 	f := l.fault
 	if f == nil || l.skipped < f.Skip {
@@ -144,7 +145,7 @@ func (l *connPair) dueFault() *Fault {
 	return f
 }
 
-// applyFault makes a fault happen; it says whether the link goes on.
+// applyFault applies a fault and reports whether the pair stays open.
 func (l *connPair) applyFault(f *Fault) bool {
 	l.faultProxy.updateCounts(func(b *FaultCounts) {
 		switch {
@@ -164,9 +165,9 @@ func (l *connPair) applyFault(f *Fault) bool {
 	return false
 }
 
-// killAtBoundary ends the link if the gateway has got only whole responses.
+// killAtBoundary ends the pair if the gateway has received only complete responses.
 func (l *connPair) killAtBoundary(do Action) {
-	l.faultProxy.updateCounts(func(b *FaultCounts) { b.BetweenCommands++ }) // first: who is cut off may ask at once
+	l.faultProxy.updateCounts(func(b *FaultCounts) { b.BetweenCommands++ }) // before a client can see the loss
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.position.insideResponse {
@@ -174,7 +175,7 @@ func (l *connPair) killAtBoundary(do Action) {
 	}
 }
 
-// kill ends the link. When it returns, the gateway's socket has been told.
+// kill ends the pair. When it returns, both connections are closed.
 func (l *connPair) kill(do Action) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -189,7 +190,7 @@ func (l *connPair) killLocked(do Action) {
 	switch do {
 	case Bye:
 		if !l.position.insideResponse {
-			_, _ = l.gatewayConn.Write([]byte("* BYE Server shutting down.\r\n")) // it is gone anyway
+			_, _ = l.gatewayConn.Write([]byte("* BYE Server shutting down.\r\n")) // closed next anyway
 		}
 	case RST:
 		_ = l.gatewayConn.SetLinger(0)

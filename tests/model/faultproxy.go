@@ -9,71 +9,71 @@ import (
 	"time"
 )
 
-// FaultProxy stands between a gateway and its backend and breaks connections at a
-// point of the dialogue: it knows where responses begin and end, and nothing of
-// what they mean.
+// FaultProxy is a proxy between a gateway and its backend that breaks connections at
+// chosen points of the dialogue. It finds the boundaries of responses but does not
+// interpret them.
 type FaultProxy struct {
 	// Set once.
 	target   string
 	listener net.Listener
-	wg       sync.WaitGroup // accept and every pump
+	wg       sync.WaitGroup // acceptLoop and every relay
 
 	// Guarded by mu.
 	mu       sync.Mutex
-	pairs    []*connPair // in the order of their beginning; as many as the gateway opens
+	pairs    []*connPair // oldest first; bounded by the gateway
 	armed    *Fault
-	refusals int // connections that are refused before the next is let through
+	refusals int // connections still to be refused
 	counts   FaultCounts
 }
 
-// FaultCounts counts what was done, by how much of it a client may see.
+// FaultCounts counts the faults by what a client may see of them.
 type FaultCounts struct {
-	BetweenCommands int // with nothing under way, as far as the breaker can tell
-	InFlight        int // at the boundary of responses
+	BetweenCommands int // no command outstanding, as far as the proxy knows
+	InFlight        int // between responses
 	InsideResponse  int // inside a response
 	Stalled         int
 	Refused         int
 }
 
-// Action is the way a connection breaks.
+// Action is what a fault does to a connection.
 type Action int
 
-// The ways.
+// The actions.
 const (
-	FIN   Action = iota // both sides are closed
-	RST                 // with a reset
-	Bye                 // the backend seems to say goodbye first
-	Stall               // nothing passes for a while, then everything
+	FIN   Action = iota // close both sides
+	RST                 // close, with RST to the gateway
+	Bye                 // send BYE to the gateway, then close
+	Stall               // pause the responses for stallDuration
 )
 
-// FaultPoint is the place in the dialogue at which a fault happens.
+// FaultPoint is the position in the dialogue at which a fault happens.
 type FaultPoint int
 
-// The places.
+// The positions.
 const (
 	Boundary FaultPoint = iota // between responses
 	InLine                     // inside a line
 	InLiteral
 )
 
-// Fault is one break. It is armed for the first connection that carries On to
-// the backend, and happens at a place in what comes back.
+// Fault is a single fault. It hits the first connection that sends Match to the backend,
+// and happens at Point in the responses that follow.
 type Fault struct {
-	Match       string // part of what the gateway says, upper case; "" is anything
-	NextConn    bool   // the next new connection instead
-	DropCommand bool   // what the gateway says is lost as well
+	Match       string // part of a command, upper case; "": any command
+	NextConn    bool   // hit the next new connection instead
+	DropCommand bool   // lose the command too
 	Point       FaultPoint
-	Skip        int // responses for Boundary, else bytes
+	Skip        int // responses to skip for Boundary, else bytes
 	Action      Action
 }
 
-// stallDuration is how long a stalled connection stands still: nobody's time-out.
+// stallDuration is the length of a stall, shorter than every time-out.
 const stallDuration = 40 * time.Millisecond
 
-// writeTimeout bounds how long a receiver may take its time.
+// writeTimeout bounds each write, and the connection to the target.
 const writeTimeout = 30 * time.Second
 
-// StartFaultProxy listens on a loopback port the kernel chose.
+// StartFaultProxy listens on a loopback port chosen by the kernel.
 func StartFaultProxy(target string) (*FaultProxy, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -84,10 +84,10 @@ func StartFaultProxy(target string) (*FaultProxy, error) {
 	return b, nil
 }
 
-// Address is where the gateway connects.
+// Address returns the address for the gateway.
 func (b *FaultProxy) Address() string { return b.listener.Addr().String() }
 
-// Close ends all connections and waits for them.
+// Close closes the listener and all connections and waits for their goroutines.
 func (b *FaultProxy) Close() {
 	_ = b.listener.Close()
 	for _, l := range b.listPairs() {
@@ -103,14 +103,14 @@ func (b *FaultProxy) Arm(f Fault) {
 	b.armed = &f
 }
 
-// RefuseNext turns the next n connections away.
+// RefuseNext makes the proxy reset the next n connections.
 func (b *FaultProxy) RefuseNext(n int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.refusals = n
 }
 
-// Disarm takes back what has not happened.
+// Disarm removes all faults and refusals that have not happened.
 func (b *FaultProxy) Disarm() {
 	b.mu.Lock()
 	b.armed, b.refusals = nil, 0
@@ -122,25 +122,25 @@ func (b *FaultProxy) Disarm() {
 	}
 }
 
-// Counts is what was done so far.
+// Counts returns the faults so far.
 func (b *FaultProxy) Counts() FaultCounts {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.counts
 }
 
-// ConnCount is how many connections there are.
+// ConnCount returns the number of open connections.
 func (b *FaultProxy) ConnCount() int { return len(b.listPairs()) }
 
-// KillAll ends the connections that are between two responses, and only those:
-// a client would see that half a response is missing.
+// KillAll ends the connections that are between two responses. It skips all others,
+// because their clients would see a truncated response.
 func (b *FaultProxy) KillAll(do Action) {
 	for _, l := range b.listPairs() {
 		l.killAtBoundary(do)
 	}
 }
 
-// KillOne does the same to one of them.
+// KillOne does the same for one connection.
 func (b *FaultProxy) KillOne(do Action, which int) {
 	if all := b.listPairs(); len(all) > 0 {
 		all[which%len(all)].killAtBoundary(do)
@@ -153,14 +153,14 @@ func (b *FaultProxy) listPairs() []*connPair {
 	return slices.Clone(b.pairs)
 }
 
-// updateCounts adds to what was done.
+// updateCounts updates the counts under the lock.
 func (b *FaultProxy) updateCounts(add func(*FaultCounts)) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	add(&b.counts)
 }
 
-// acceptLoop ends when the listener is closed.
+// acceptLoop accepts connections until the listener is closed.
 func (b *FaultProxy) acceptLoop() {
 	for {
 		conn, err := b.listener.Accept()
@@ -168,13 +168,13 @@ func (b *FaultProxy) acceptLoop() {
 			return
 		}
 		if err != nil {
-			continue // whoever it was has gone
+			continue // the client disconnected before Accept
 		}
 		b.connectPair(conn.(*net.TCPConn))
 	}
 }
 
-// connectPair connects a gateway's connection to the backend, or turns it away.
+// connectPair connects a gateway's connection to the backend, or refuses it.
 func (b *FaultProxy) connectPair(gatewayConn *net.TCPConn) {
 	b.mu.Lock()
 	refused := b.refusals > 0
@@ -203,7 +203,7 @@ func (b *FaultProxy) connectPair(gatewayConn *net.TCPConn) {
 	b.wg.Go(l.relayToGateway)
 }
 
-// takeArmed gives the armed fault to the link that carries what it waits for.
+// takeArmed returns and clears the armed fault if sent matches it.
 func (b *FaultProxy) takeArmed(sent []byte) *Fault {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -4,7 +4,7 @@ import (
 	"math/rand/v2"
 )
 
-// FaultLevel says what is broken during a run.
+// FaultLevel selects the faults of a run.
 type FaultLevel string
 
 // The levels.
@@ -14,17 +14,17 @@ const (
 	AllFaults     FaultLevel = "all"
 )
 
-// The chances, in a thousand, before each command.
+// The chances per command, in a thousand.
 const (
 	killChance     = 120
 	inFlightChance = 60
 	refuseChance   = 3
 )
 
-// injectFaults breaks something before a command, or arranges for it.
+// injectFaults kills connections before a command, or arms a fault for it.
 func (a *Client) injectFaults() {
 	w := a.sim
-	if !a.behindFaults || w.Faults == NoFaults || w.faultsPaused.Load() {
+	if !a.viaFaultProxy || w.Faults == NoFaults || w.faultsPaused.Load() {
 		return
 	}
 	if a.rng.IntN(1000) < killChance {
@@ -46,7 +46,7 @@ func (a *Client) injectFaults() {
 	}
 }
 
-// killConns ends connections while no command is in progress.
+// killConns kills one or all connections while no command is in progress.
 func (a *Client) killConns() {
 	do := []Action{FIN, RST, Bye}[a.rng.IntN(3)]
 	if a.chance(50) {
@@ -56,7 +56,7 @@ func (a *Client) killConns() {
 	a.sim.faultProxy.KillOne(do, a.rng.IntN(16))
 }
 
-// randomFault is a fault that hits a command, or what a gateway does for it.
+// randomFault returns a fault that hits a command, or the gateway's own commands for it.
 func randomFault(rng *rand.Rand) Fault {
 	do := []Action{FIN, RST, Bye, Stall}[rng.IntN(4)]
 	switch rng.IntN(9) {

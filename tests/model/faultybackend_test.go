@@ -13,20 +13,20 @@ import (
 	"testing"
 )
 
-// corruption is what stands between clients and a server and does wrong. Each part gets
-// what is said whole and gives what is passed on.
+// corruption changes commands and responses between a gateway and its backend. Each
+// function gets a complete text and returns what to pass on.
 type corruption struct {
 	onCommand  func(commands string) string
 	onResponse func(response string) string
 }
 
-// faultyBackend passes everything on, except where it lies.
+// faultyBackend is a proxy to a backend that applies a corruption.
 type faultyBackend struct {
 	// Set once.
 	corruption corruption
 	target     string
 	listener   net.Listener
-	wg         sync.WaitGroup // accept and every connection
+	wg         sync.WaitGroup // acceptLoop and every relay
 
 	mu    sync.Mutex
 	conns []net.Conn // Guarded by mu.
@@ -52,7 +52,7 @@ func startFaultyBackend(t *testing.T, target string, corrupt corruption) *faulty
 	return p
 }
 
-// acceptLoop ends when the listener closes.
+// acceptLoop accepts connections until the listener is closed.
 func (p *faultyBackend) acceptLoop() {
 	for {
 		clientConn, err := p.listener.Accept()
@@ -75,7 +75,7 @@ func (p *faultyBackend) acceptLoop() {
 	}
 }
 
-// relayCommands passes what a client writes at once; it ends with the client.
+// relayCommands relays each read of a client as one text, until the client closes.
 func (p *faultyBackend) relayCommands(clientConn, backendConn net.Conn) {
 	defer backendConn.Close()
 	buf := make([]byte, 64<<10)
@@ -91,7 +91,7 @@ func (p *faultyBackend) relayCommands(clientConn, backendConn net.Conn) {
 	}
 }
 
-// relayResponses passes responses; it ends with the server.
+// relayResponses relays responses until the server closes.
 func (p *faultyBackend) relayResponses(clientConn, backendConn net.Conn) {
 	defer clientConn.Close()
 	r := bufio.NewReader(backendConn)
@@ -121,7 +121,7 @@ func (p *faultyBackend) relayResponses(clientConn, backendConn net.Conn) {
 	}
 }
 
-// everyNth says yes once in n times.
+// everyNth returns a function that returns true in every nth call.
 func everyNth(n int) func() bool {
 	var mu sync.Mutex
 	count := 0
@@ -150,13 +150,13 @@ func TestModelDetectsFaultyBackends(t *testing.T) {
 		return func(text string) string { return match.ReplaceAllString(text, with) }
 	}
 	for _, c := range []struct {
-		name string
-		lie  corruption
+		name       string
+		corruption corruption
 	}{
-		{"flags that are not told", corruption{onResponse: dropSome(`^\* \d+ FETCH \((MODSEQ \(\d+\) )?FLAGS \([^)]*\)\)\r\n$`)}},
-		{"arrivals that are not told", corruption{onResponse: dropSome(`^\* \d+ EXISTS`)}},
-		{"expunges that are not told", corruption{onResponse: dropSome(`^\* (\d+ EXPUNGE|VANISHED \d)`)}},
-		{"what happened meanwhile is not told", corruption{onResponse: dropMatching(`^\* VANISHED \(EARLIER\)`)}},
+		{"unreported flags", corruption{onResponse: dropSome(`^\* \d+ FETCH \((MODSEQ \(\d+\) )?FLAGS \([^)]*\)\)\r\n$`)}},
+		{"unreported arrivals", corruption{onResponse: dropSome(`^\* \d+ EXISTS`)}},
+		{"unreported expunges", corruption{onResponse: dropSome(`^\* (\d+ EXPUNGE|VANISHED \d)`)}},
+		{"unreported VANISHED (EARLIER)", corruption{onResponse: dropMatching(`^\* VANISHED \(EARLIER\)`)}},
 		{"the wrong message is copied", corruption{onCommand: rewrite(` COPY \d+ `, ` COPY 1 `)}},
 		{"a copy is made twice", corruption{
 			onCommand:  rewrite(`^([a-z]\d+)( (?:UID )?COPY [0-9:,]+ \S+\r\n)$`, "zz1$2$1$2"),
@@ -170,22 +170,22 @@ func TestModelDetectsFaultyBackends(t *testing.T) {
 			onCommand:  rewrite(`(?s)^([a-z]\d+) APPEND INBOX .*\{\d+\+\}\r\n.*\r\n$`, "zz1 NOOP\r\n$1 NOOP\r\n"),
 			onResponse: dropMatching(`^zz1 .*`),
 		}},
-		{"an expunge is told too early", corruption{onResponse: rewrite(`^(\* \d+ FETCH \(UID \d+\))\r\n$`, "* 1 EXPUNGE\r\n$1\r\n")}},
+		{"an expunge is reported too early", corruption{onResponse: rewrite(`^(\* \d+ FETCH \(UID \d+\))\r\n$`, "* 1 EXPUNGE\r\n$1\r\n")}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			l := startFaultyBackend(t, backend.address, c.lie)
-			breaker := startFaultProxy(t, l.listener.Addr().String())
+			l := startFaultyBackend(t, backend.address, c.corruption)
+			faultProxy := startFaultProxy(t, l.listener.Addr().String())
 			const tries = 6
 			for seed := range uint64(tries) {
 				c := Config{
 					Mode: Direct, Faults: NoFaults, Turns: 200, Seed: seed + 1, Serial: serial.Add(1), TranscriptLines: 1,
-					BackendAddress: backend.address, TestedAddress: breaker.Address(),
+					BackendAddress: backend.address, TestedAddress: faultProxy.Address(),
 				}
 				err := backend.addUsers(c.Users()...)
 				if err != nil {
 					t.Fatal(err)
 				}
-				w, err := NewSimulation(c, breaker)
+				w, err := NewSimulation(c, faultProxy)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -197,12 +197,12 @@ func TestModelDetectsFaultyBackends(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			t.Errorf("nothing was noticed in %d seeds", tries)
+			t.Errorf("no violation in %d seeds", tries)
 		})
 	}
 }
 
-// dropMatching passes nothing of a kind on.
+// dropMatching returns a function that drops matching responses.
 func dropMatching(pattern string) func(string) string {
 	match := regexp.MustCompile(pattern)
 	return func(response string) string {

@@ -29,19 +29,19 @@ import (
 	"imapgate/routing"
 )
 
-// onlyBackend is the one backend.
+// onlyBackend is the name of the only backend.
 const onlyBackend = "only"
 
-// backend is the mail server of a test. join makes accounts there.
+// backend is the mail server of a test.
 type backend struct {
 	address  string
 	addUsers func(users ...string) error
 	quirks   Quirks
 }
 
-// startBackend starts the mail server of all runs of a test: Dovecot, or the Cyrus of
-// this run. One of Dovecot's processes serves many logins: a new process for each
-// attach would be most of what a run costs.
+// startBackend starts the mail server for all runs of a test: Cyrus if there is one, else
+// Dovecot. A Dovecot process serves many logins, because starting one for each attach
+// would take most of the time of a run.
 func startBackend(t testing.TB) *backend {
 	t.Helper()
 	if testbed.HasCyrus() {
@@ -50,10 +50,10 @@ func startBackend(t testing.TB) *backend {
 		return &backend{d.Plain, addUsers, Quirks{CopiesExpunged: true, SilentHidesChanges: strings.HasPrefix(d.Version(), "3.1")}}
 	}
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, LoginsPerProcess: 1000, Processes: 4})
-	return &backend{d.Plain, func(...string) error { return nil }, Quirks{}} // everybody has an account
+	return &backend{d.Plain, func(...string) error { return nil }, Quirks{}} // any user name is valid
 }
 
-// startFaultProxy starts what stands before the backend.
+// startFaultProxy starts a fault proxy in front of the backend.
 func startFaultProxy(t testing.TB, target string) *FaultProxy {
 	t.Helper()
 	b, err := StartFaultProxy(target)
@@ -64,18 +64,18 @@ func startFaultProxy(t testing.TB, target string) *FaultProxy {
 	return b
 }
 
-// gateway is one in this process.
+// gateway is a gateway in the test's process.
 type gateway struct {
 	// Set once.
 	server  *proxy.Server
-	dir     string // has its log
+	dir     string // folder of its log
 	cancel  context.CancelFunc
-	wg      sync.WaitGroup // all that runs
+	wg      sync.WaitGroup // its goroutines
 	closers []func() error
 }
 
-// startGateway starts a gateway whose one backend is at address. Nothing has
-// TLS: the breaker has to see what is said.
+// startGateway starts a gateway whose only backend is at address. Neither side uses TLS,
+// so that the fault proxy can read the dialogue.
 func startGateway(c Config, address, dir string) (*gateway, error) {
 	g := &gateway{dir: dir}
 	deps, err := g.buildDeps(address)
@@ -99,12 +99,12 @@ func startGateway(c Config, address, dir string) (*gateway, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	g.cancel = cancel
 	for _, run := range []func(context.Context) error{deps.Routes.Run, deps.Auth.Run, g.server.Serve} {
-		g.wg.Go(func() { _ = run(ctx) }) // these return nil
+		g.wg.Go(func() { _ = run(ctx) }) // returns nil
 	}
 	return g, nil
 }
 
-// buildDeps makes the rooms.
+// buildDeps creates the dependencies of the server.
 func (g *gateway) buildDeps(address string) (proxy.Deps, error) {
 	file, err := os.Create(filepath.Join(g.dir, "log"))
 	if err != nil {
@@ -138,10 +138,10 @@ func (g *gateway) buildDeps(address string) (proxy.Deps, error) {
 	return deps, err
 }
 
-// address is where clients connect.
+// address returns the address for clients.
 func (g *gateway) address() string { return g.server.Addrs()["clients"].String() }
 
-// close ends the gateway, waits for all of it and gives the end of its log.
+// close stops the gateway, waits for its goroutines and returns the end of its log.
 func (g *gateway) close() (log string, err error) {
 	g.cancel()
 	g.server.Close()

@@ -18,23 +18,23 @@ import (
 	"imapgate/proxy/mux"
 )
 
-// plan is which runs a test makes. MODEL_SEED, MODEL_SEEDS, MODEL_TURNS,
-// MODEL_LINES, MODEL_WORKERS and MODEL_GO_ON in the environment change it.
+// plan is the set of runs of a test. The environment variables MODEL_SEED, MODEL_SEEDS,
+// MODEL_TURNS, MODEL_LINES, MODEL_WORKERS and MODEL_KEEP_GOING change it.
 type plan struct {
 	Config
-	seed      uint64 // of the first run; 0: testbed.Seed
-	seeds     int    // how many
-	workers   int    // runs at a time, each with a gateway of its own
-	keepGoing bool   // after a run that failed
+	seed      uint64 // of the first run; 0: derived from testbed.Seed
+	seeds     int    // number of runs
+	workers   int    // concurrent runs, each with its own gateway
+	keepGoing bool   // continue after a failed run
 }
 
-// defaultPlan is what a test does when nobody asks for more.
+// defaultPlan returns the plan of a test without environment variables.
 func defaultPlan(c Config) plan {
 	c.Turns = 200
 	return plan{Config: c, seeds: 6, workers: 2}
 }
 
-// applyEnv is the plan as the environment changes it.
+// applyEnv returns the plan changed by the environment.
 func (p plan) applyEnv(t *testing.T) plan {
 	t.Helper()
 	number := func(name string, set func(uint64)) {
@@ -51,14 +51,14 @@ func (p plan) applyEnv(t *testing.T) plan {
 	number("MODEL_WORKERS", func(n uint64) { p.workers = int(n) })
 	number("MODEL_SEEDS", func(n uint64) { p.seeds = int(n) })
 	number("MODEL_SEED", func(n uint64) { p.seed, p.seeds, p.workers = n, 1, 1 })
-	p.keepGoing = os.Getenv("MODEL_GO_ON") != ""
+	p.keepGoing = os.Getenv("MODEL_KEEP_GOING") != ""
 	if p.seed == 0 {
-		p.seed = testbed.Seed(t) + uint64(crc32.ChecksumIEEE([]byte(t.Name()))) // no two tests play the same
+		p.seed = testbed.Seed(t) + uint64(crc32.ChecksumIEEE([]byte(t.Name()))) // each test has its own seeds
 	}
 	return p
 }
 
-// users are those of all runs.
+// users returns the users of all runs.
 func (p plan) users() (all []string) {
 	for n := range uint64(p.seeds) {
 		all = append(all, Config{Seed: p.seed + n, Serial: n + 1}.Users()...)
@@ -66,7 +66,7 @@ func (p plan) users() (all []string) {
 	return all
 }
 
-// run makes the runs of a plan until one fails.
+// run executes the runs of the plan until one fails.
 func (p plan) run(t *testing.T, backend *backend) {
 	t.Helper()
 	p = p.applyEnv(t)
@@ -78,12 +78,12 @@ func (p plan) run(t *testing.T, backend *backend) {
 		sum  Stats
 		wg   sync.WaitGroup
 	)
-	if err := backend.addUsers(p.users()...); err != nil { // before anybody logs in: a Cyrus would deny those who do meanwhile
-		t.Fatalf("make users: %v", err)
+	if err := backend.addUsers(p.users()...); err != nil { // before any login, because Cyrus denies logins during it
+		t.Fatalf("add users: %v", err)
 	}
 	start := time.Now()
 	for range p.workers {
-		breaker := startFaultProxy(t, backend.address)
+		faultProxy := startFaultProxy(t, backend.address)
 		c, dir := p.Config, t.TempDir()
 		c.BackendAddress, c.Quirks = backend.address, backend.quirks
 		wg.Go(func() {
@@ -94,7 +94,7 @@ func (p plan) run(t *testing.T, backend *backend) {
 					return
 				}
 				c.Seed, c.Serial = p.seed+n-1, n
-				s, err := runSeed(ctx, c, breaker, dir)
+				s, err := runSeed(ctx, c, faultProxy, dir)
 				mu.Lock()
 				sum = sum.add(s)
 				mu.Unlock()
@@ -111,11 +111,11 @@ func (p plan) run(t *testing.T, backend *backend) {
 	t.Logf("%d seeds from %d, %.1f a second: %+v", next.Load(), p.seed, float64(next.Load())/time.Since(start).Seconds(), sum)
 }
 
-// replayCommand is how to make a run again.
+// replayCommand returns the shell command that repeats a run.
 func replayCommand(c Config) string {
 	s := fmt.Sprintf("MODEL_SEED=%d MODEL_MODE=%s MODEL_FAULTS=%s", c.Seed, c.Mode, c.Faults)
 	if c.UIDPrefetch != "" {
-		s += " MODEL_LEARN=" + c.UIDPrefetch
+		s += " MODEL_UID_PREFETCH=" + c.UIDPrefetch
 	}
 	if c.Verify != "" {
 		s += " MODEL_VERIFY=" + c.Verify
@@ -124,16 +124,16 @@ func replayCommand(c Config) string {
 		s += " MODEL_DETACH=1"
 	}
 	if c.Concurrent {
-		s += " MODEL_RACING=1"
+		s += " MODEL_CONCURRENT=1"
 	}
 	return s + " go test -count=1 -run TestModelFromEnvironment ./tests/model"
 }
 
-// runSeed is one seed, with a gateway of its own.
-func runSeed(ctx context.Context, c Config, breaker *FaultProxy, dir string) (s Stats, err error) {
-	c.TestedAddress = breaker.Address()
+// runSeed executes one run with its own gateway.
+func runSeed(ctx context.Context, c Config, faultProxy *FaultProxy, dir string) (s Stats, err error) {
+	c.TestedAddress = faultProxy.Address()
 	if c.Mode != Direct {
-		g, startErr := startGateway(c, breaker.Address(), dir)
+		g, startErr := startGateway(c, faultProxy.Address(), dir)
 		if startErr != nil {
 			return s, fmt.Errorf("start a gateway: %w", startErr)
 		}
@@ -141,18 +141,18 @@ func runSeed(ctx context.Context, c Config, breaker *FaultProxy, dir string) (s 
 		defer func() {
 			log, closeErr := g.close()
 			if err = errors.Join(err, closeErr); err != nil {
-				err = fmt.Errorf("%w\nthe gateway's log ends so:\n%s", err, log)
+				err = fmt.Errorf("%w\nend of the gateway's log:\n%s", err, log)
 			}
 		}()
 	}
-	w, err := NewSimulation(c, breaker)
+	w, err := NewSimulation(c, faultProxy)
 	if err != nil {
 		return s, fmt.Errorf("seed %d: %w", c.Seed, err)
 	}
 	return w.Run(ctx)
 }
 
-// add adds up what happened.
+// add returns the sum of two runs.
 func (s Stats) add(o Stats) Stats {
 	s.Turns += o.Turns
 	s.SessionsEnded += o.SessionsEnded
@@ -167,16 +167,16 @@ func (s Stats) add(o Stats) Stats {
 	return s
 }
 
-// The long runs: MODEL_MODE says through what, MODEL_FAULTS what is broken (all
-// by default), MODEL_LEARN and MODEL_VERIFY are settings of the gateway, MODEL_DETACH
-// and MODEL_RACING on or off.
+// TestModelFromEnvironment is for long runs. MODEL_MODE is the mode, MODEL_FAULTS the
+// FaultLevel (default all). MODEL_UID_PREFETCH and MODEL_VERIFY are settings of the
+// gateway. MODEL_DETACH and MODEL_CONCURRENT are on if not empty.
 func TestModelFromEnvironment(t *testing.T) {
 	c := Config{
 		Mode: Mode(os.Getenv("MODEL_MODE")), Faults: FaultLevel(cmp.Or(os.Getenv("MODEL_FAULTS"), string(AllFaults))),
-		UIDPrefetch: os.Getenv("MODEL_LEARN"), Verify: os.Getenv("MODEL_VERIFY"), Detach: os.Getenv("MODEL_DETACH") != "", Concurrent: os.Getenv("MODEL_RACING") != "",
+		UIDPrefetch: os.Getenv("MODEL_UID_PREFETCH"), Verify: os.Getenv("MODEL_VERIFY"), Detach: os.Getenv("MODEL_DETACH") != "", Concurrent: os.Getenv("MODEL_CONCURRENT") != "",
 	}
 	if c.Mode == "" {
-		t.Skip("MODEL_MODE asks for nothing")
+		t.Skip("MODEL_MODE is not set")
 	}
 	if !slices.Contains([]Mode{Direct, Splice, Reuse, Resume}, c.Mode) ||
 		!slices.Contains([]FaultLevel{NoFaults, BetweenFaults, AllFaults}, c.Faults) {
@@ -203,13 +203,12 @@ func TestModelOfSplice(t *testing.T) {
 	}
 }
 
-// With losses, resume is tried by clients that take turns: where all act at once,
-// what may become of a command depends on what others have done meanwhile, and the
-// model cannot tell. What meets what is another thing in every run of one seed, so
-// this is for exploring: MODEL_SEEDS asks for it.
+// Concurrent clients make runs of one seed differ, so this test is for exploration and
+// runs only if MODEL_SEEDS is set. It has no faults in mode resume: the allowed results
+// of a command would depend on the other clients, which the model cannot know.
 func TestModelWithConcurrentClients(t *testing.T) {
 	if os.Getenv("MODEL_SEEDS") == "" {
-		t.Skip("MODEL_SEEDS asks for nothing")
+		t.Skip("MODEL_SEEDS is not set")
 	}
 	backend := startBackend(t)
 	for _, c := range []Config{
@@ -234,7 +233,7 @@ func TestModelOfReuse(t *testing.T) {
 
 func TestModelOfResume(t *testing.T) {
 	backend := startBackend(t)
-	t.Run("learning late", func(t *testing.T) {
+	t.Run("late UID prefetch", func(t *testing.T) {
 		defaultPlan(Config{Mode: Resume, Faults: NoFaults, UIDPrefetch: mux.PrefetchAuto, Verify: mux.CheckAlways}).run(t, backend)
 	})
 	for _, faults := range []FaultLevel{NoFaults, BetweenFaults, AllFaults} {

@@ -7,19 +7,19 @@ import (
 )
 
 const (
-	// minMessages and most are the sizes between which the mailbox is kept.
+	// minMessages and maxMessages bound the size of the mailbox.
 	minMessages, maxMessages = 6, 45
-	// maxTargets is how many messages one command is about.
+	// maxTargets bounds the messages of one command.
 	maxTargets = 5
 )
 
-// operation is something a client does with a mailbox, and how often.
+// operation is an operation on a mailbox with its relative frequency.
 type operation struct {
 	weight int
 	do     func(*Client) error
 }
 
-// operations are all that a client with a mailbox does. Constant.
+// operations returns all operations of a client with a selected mailbox.
 func operations() []operation {
 	return []operation{
 		{14, (*Client).fetchUnknown}, {6, (*Client).fetchSubject}, {5, (*Client).fetchBody}, {4, (*Client).fetchUIDs},
@@ -29,7 +29,7 @@ func operations() []operation {
 	}
 }
 
-// takeTurn does one thing.
+// takeTurn performs one operation.
 func (a *Client) takeTurn() error {
 	if a.conn == nil {
 		if err := a.openSession(); err != nil {
@@ -47,7 +47,7 @@ func (a *Client) takeTurn() error {
 	return a.sim.chooseOperation(a)(a)
 }
 
-// actUnselected is what a client does before it selects one.
+// actUnselected performs an operation without a selected mailbox, or selects INBOX.
 func (a *Client) actUnselected() error {
 	switch a.rng.IntN(10) {
 	case 0:
@@ -56,13 +56,13 @@ func (a *Client) actUnselected() error {
 		return a.append()
 	case 2, 3:
 		return a.exec(newCommand("NOOP", ""))
-	case 4, 5, 6: // others go on meanwhile
+	case 4, 5, 6: // let the other clients act
 		return nil
 	}
 	return a.selectInbox()
 }
 
-// selectInbox selects INBOX, by QRESYNC where there is something to go on from.
+// selectInbox selects INBOX, with QRESYNC if there is a saved state.
 func (a *Client) selectInbox() error {
 	c := newCommand("SELECT", "INBOX")
 	if a.chance(8) {
@@ -70,7 +70,7 @@ func (a *Client) selectInbox() error {
 	}
 	c.mailbox = "INBOX"
 	saved := a.view.saved
-	if a.view.mailbox != "" && a.level == Qresync { // what SELECT will leave behind
+	if a.view.mailbox != "" && a.level == Qresync { // SELECT closes the mailbox
 		a.view.saveState()
 		saved = a.view.saved
 	}
@@ -84,7 +84,7 @@ func (a *Client) selectInbox() error {
 	return a.exec(c)
 }
 
-// matchingNumbers gives all message numbers for which ok says yes.
+// matchingNumbers returns the numbers of all messages that match.
 func (a *Client) matchingNumbers(ok func(viewEntry) bool) (all []uint32) {
 	for i, e := range a.view.entries {
 		if ok(e) {
@@ -94,7 +94,7 @@ func (a *Client) matchingNumbers(ok func(viewEntry) bool) (all []uint32) {
 	return all
 }
 
-// pickNumbers gives one of them, or up to most.
+// pickNumbers returns a random selection of up to most of them.
 func (a *Client) pickNumbers(most int, ok func(viewEntry) bool) []uint32 {
 	all := a.matchingNumbers(ok)
 	a.rng.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
@@ -107,8 +107,7 @@ func isAny(viewEntry) bool          { return true }
 func hasUID(e viewEntry) bool       { return e.uid != 0 }
 func isIncomplete(e viewEntry) bool { return e.uid == 0 || e.flags == nil }
 
-// address makes a command about messages, by number or by UID. Without messages
-// there is none.
+// messageCommand returns a command for messages, which it names by number or by UID.
 func (a *Client) messageCommand(verb string, numbers []uint32, rest string) *Command {
 	var uids []uint32
 	for _, n := range numbers {
@@ -126,8 +125,8 @@ func (a *Client) messageCommand(verb string, numbers []uint32, rest string) *Com
 
 const subjectItem = "BODY.PEEK[HEADER.FIELDS (SUBJECT)]"
 
-// fetchUnknown fetches what was never fetched, and only that: flags that are fetched
-// again would hide that they were not told.
+// fetchUnknown fetches only messages that were not fetched before. Fetching flags again
+// would hide that the server did not report a change.
 func (a *Client) fetchUnknown() error {
 	numbers := a.matchingNumbers(isIncomplete)
 	if len(numbers) == 0 {
@@ -143,8 +142,8 @@ func (a *Client) fetchBody() error {
 	return a.fetch(2, a.pickWord("(UID BODY[])", "(BODY.PEEK[])"))
 }
 
-// fetch wants the content of every message it asks for, unless the server says
-// that some are gone.
+// fetch fetches messages and checks that each has content, unless the result code says
+// that some were expunged.
 func (a *Client) fetch(max int, items string) error {
 	numbers := a.pickNumbers(max, isAny)
 	if len(numbers) == 0 {
@@ -157,8 +156,8 @@ func (a *Client) fetch(max int, items string) error {
 		}
 		for _, uid := range c.targets {
 			_, answered := c.contentSeen[uid]
-			there := slices.ContainsFunc(a.view.entries, func(e viewEntry) bool { return e.uid == uid })
-			if uid != 0 && there && !answered {
+			exists := slices.ContainsFunc(a.view.entries, func(e viewEntry) bool { return e.uid == uid })
+			if uid != 0 && exists && !answered {
 				return newViolation("%s is answered OK without UID %d", c.firstLine(), uid)
 			}
 		}
@@ -179,7 +178,7 @@ func (a *Client) fetchUIDs() error {
 // noop is a sync point.
 func (a *Client) noop() error { return a.exec(newCommand(a.pickWord("NOOP", "NOOP", "CHECK"), "")) }
 
-// append adds a message that nobody has had yet.
+// append adds a new message.
 func (a *Client) append() error {
 	subject := a.account.nextSubject()
 	c := newCommand("APPEND", a.pickWord("INBOX", `INBOX (\Flagged)`, `INBOX (\Seen $Label1)`))
@@ -187,7 +186,7 @@ func (a *Client) append() error {
 	return a.exec(c.setOnEnd(func(r Result) error { return a.account.recordAppend(subject, r) }))
 }
 
-// search looks for something, by numbers too.
+// search sends a random SEARCH, some with message numbers.
 func (a *Client) search() error {
 	n := len(a.view.entries)
 	if n == 0 {
@@ -208,10 +207,10 @@ func (a *Client) search() error {
 	return a.exec(newCommand("UID SEARCH", with+criteria))
 }
 
-// startIdle begins IDLE, which goes on while others take their turns.
+// startIdle begins IDLE, which lasts during the turns of other clients.
 func (a *Client) startIdle() error { return a.exec(newCommand("IDLE", "")) }
 
-// continueIdle hears what came, and may end IDLE.
+// continueIdle reads what has arrived, and may end IDLE.
 func (a *Client) continueIdle() error {
 	a.injectFaults()
 	err := a.readPending()
@@ -230,9 +229,9 @@ func (a *Client) stopIdle() error {
 	return a.handleEnd(a.sendDone(false))
 }
 
-// handleEnd is the end of what do does.
+// handleEnd disarms the faults and handles the end of a session if err is one.
 func (a *Client) handleEnd(err error) error {
-	if a.behindFaults {
+	if a.viaFaultProxy {
 		a.sim.faultProxy.Disarm()
 	}
 	if e, ok := asEndError(err); ok {
@@ -241,12 +240,12 @@ func (a *Client) handleEnd(err error) error {
 	return err
 }
 
-// sendDone ends IDLE; quickly: with another command in the same write.
-func (a *Client) sendDone(quickly bool) error {
+// sendDone ends IDLE, with withNoop also sending NOOP in the same write.
+func (a *Client) sendDone(withNoop bool) error {
 	a.idleCommand = nil
 	var text strings.Builder
 	text.WriteString("DONE\r\n")
-	if quickly {
+	if withNoop {
 		a.queueCommand(&text, newCommand("NOOP", ""))
 	}
 	if err := a.conn.sendBytes(text.String()); err != nil {
@@ -255,7 +254,7 @@ func (a *Client) sendDone(quickly bool) error {
 	return a.awaitReplies()
 }
 
-// queryMailboxes is about other mailboxes.
+// queryMailboxes sends a command that needs no selected mailbox.
 func (a *Client) queryMailboxes() error {
 	items := "MESSAGES UIDNEXT UNSEEN"
 	if a.level != Plain {
@@ -270,7 +269,7 @@ func (a *Client) queryMailboxes() error {
 	return a.exec(newCommand("CAPABILITY", ""))
 }
 
-// reselect selects the mailbox once more, from within it or from outside.
+// reselect selects the mailbox again, with or without deselecting it first.
 func (a *Client) reselect() error {
 	if a.chance(50) {
 		if err := a.deselect(); err != nil || a.conn == nil {
@@ -280,8 +279,8 @@ func (a *Client) reselect() error {
 	return a.selectInbox()
 }
 
-// deselect leaves the mailbox. A QRESYNC client that does not know all of it
-// could not go on from there later.
+// deselect closes the mailbox. A QRESYNC client first fetches what it does not know,
+// because it could not resync from an incomplete state.
 func (a *Client) deselect() error {
 	if a.level == Qresync {
 		if err := a.fetchUnknown(); err != nil || a.conn == nil || a.view.mailbox == "" {
@@ -291,7 +290,7 @@ func (a *Client) deselect() error {
 	return a.exec(newCommand(a.pickWord("CLOSE", "UNSELECT"), ""))
 }
 
-// logout ends the session and begins another.
+// logout ends the session.
 func (a *Client) logout() error {
 	if err := a.exec(newCommand("LOGOUT", "")); err != nil || a.conn == nil {
 		return err

@@ -12,21 +12,21 @@ type Violation struct{ Text string }
 // Error implements error.
 func (v *Violation) Error() string { return v.Text }
 
-// fetchParser reads the words, lists and strings of a response one after the other.
-// Literals are taken from their own list.
+// fetchParser reads the atoms, lists and strings of a response. It takes literals from
+// their own list.
 type fetchParser struct {
 	rest     string
 	literals []string
 }
 
-// skipSpace passes one space; there must be one.
+// skipSpace consumes one space. It returns false if there is none.
 func (p *fetchParser) skipSpace() bool {
 	rest, ok := strings.CutPrefix(p.rest, " ")
 	p.rest = rest
 	return ok
 }
 
-// readName reads the name of a FETCH item: up to a space that no bracket holds.
+// readName reads the name of a FETCH item, up to a space outside of brackets.
 func (p *fetchParser) readName() (string, bool) {
 	depth := 0
 	for i := 0; i < len(p.rest); i++ {
@@ -44,8 +44,7 @@ func (p *fetchParser) readName() (string, bool) {
 	return "", false
 }
 
-// readValue reads what follows: a list with its parentheses, a string without its
-// quotes, or an atom.
+// readValue reads a list with its parentheses, a string without its quotes, or an atom.
 func (p *fetchParser) readValue() (string, bool) {
 	if p.rest == "" {
 		return "", false
@@ -111,19 +110,19 @@ func (p *fetchParser) readList() (string, bool) {
 	return "", false
 }
 
-// fetchResponse is what one FETCH response says.
+// fetchResponse is a parsed FETCH response.
 type fetchResponse struct {
 	number   uint32
-	uid      uint32 // 0: not said
+	uid      uint32 // 0: absent
 	flags    []string
 	hasFlags bool
-	modseq   uint64 // 0: not said
-	header   string // "" not said
-	body     string // "" not said
+	modseq   uint64 // 0: absent
+	header   string // "": absent
+	body     string // "": absent
 	items    []string
 }
 
-// parseFetch reads the items behind "* n FETCH ".
+// parseFetch parses the items after "* n FETCH ".
 func parseFetch(number uint32, items string, literals []string) (f fetchResponse, err error) {
 	f.number = number
 	malformed := newViolation("a broken FETCH response: %q", items)
@@ -153,7 +152,8 @@ func parseFetch(number uint32, items string, literals []string) (f fetchResponse
 	return f, nil
 }
 
-// setItem takes one item; it says no when it is malformed or nobody asked for it.
+// setItem stores one item. It returns false if the item is malformed or no client fetches
+// it.
 func (f *fetchResponse) setItem(name, value string) bool {
 	f.items = append(f.items, name)
 	switch name {
@@ -174,7 +174,7 @@ func (f *fetchResponse) setItem(name, value string) bool {
 		f.modseq = n
 		return err == nil && n > 0
 	case "BODY[HEADER.FIELDS (SUBJECT)]", "BODY[]":
-		if value == "NIL" { // the message is gone, and the end of the command says so
+		if value == "NIL" { // the message was expunged, which the tagged response reports
 			return true
 		}
 		if name == "BODY[]" {
@@ -187,14 +187,14 @@ func (f *fetchResponse) setItem(name, value string) bool {
 	return false
 }
 
-// parseList reads "(a b c)".
+// parseList parses "(a b c)".
 func parseList(s string) ([]string, bool) {
 	s, hasOpen := strings.CutPrefix(s, "(")
 	s, hasClose := strings.CutSuffix(s, ")")
 	return strings.Fields(s), hasOpen && hasClose
 }
 
-// parseNumber reads a message number or UID, which is never 0.
+// parseNumber parses a message number or UID, which is never 0.
 func parseNumber(s string) (uint32, bool) {
 	n, err := strconv.ParseUint(s, 10, 32)
 	return uint32(n), err == nil && n > 0 && s[0] != '+'
@@ -203,8 +203,8 @@ func parseNumber(s string) (uint32, bool) {
 // maxSet bounds the numbers of one set in these tests.
 const maxSet = 1 << 16
 
-// parseSet gives all numbers of a set, in the order they are written. There is
-// no * in what a server says.
+// parseSet returns all numbers of a set in the order of the text. Sets of a server do not
+// contain *.
 func parseSet(s string) ([]uint32, bool) {
 	var all []uint32
 	for item := range strings.SplitSeq(s, ",") {
@@ -233,7 +233,7 @@ func parseSet(s string) ([]uint32, bool) {
 	return all, true
 }
 
-// formatSet writes a set as a client would, with ranges where there are runs.
+// formatSet formats a set in ascending order, with ranges.
 func formatSet(numbers []uint32) string {
 	numbers = slices.Compact(slices.Sorted(slices.Values(numbers)))
 	var b []byte
@@ -254,18 +254,18 @@ func formatSet(numbers []uint32) string {
 	return string(b)
 }
 
-// Result is the end of a command.
+// Result is the tagged response of a command.
 type Result struct {
-	Status string // OK, NO or BAD; "" when the session ended first
-	Code   string // upper case, "" without one
+	Status string // OK, NO or BAD; "": the session ended first
+	Code   string // upper case; "": absent
 	Arg    string // of the code
 	Line   string
 }
 
-// isOK says whether the command was done.
+// isOK reports whether the command succeeded.
 func (r Result) isOK() bool { return r.Status == "OK" }
 
-// parseStatus reads "OK [CODE arg] text".
+// parseStatus parses "OK [CODE arg] text".
 func parseStatus(s string) (Result, bool) {
 	r := Result{Line: s}
 	status, text, ok := strings.Cut(s, " ")

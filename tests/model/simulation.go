@@ -1,12 +1,12 @@
-// Package model tests a gateway, or a mail server, by what its clients see: a few
-// clients do what they like with one mailbox, each keeps a Mirror of it made from
-// responses alone, and whatever a server must not say, or has left out in the
-// end, is a violation of IMAP. A Breaker cuts connections behind the gateway
-// meanwhile.
+// Package model tests a gateway, or a mail server, by the responses its clients receive.
+// Several clients perform random operations on one mailbox, and each builds a View of it
+// from responses alone. A response that IMAP does not allow, or a view that differs from
+// the mailbox in the end, is a Violation. A FaultProxy breaks the connections between
+// gateway and backend during the run.
 //
-// It does not know how a gateway is built, nor even whether there is one: a
-// World is given addresses. Every choice comes from the seed of its run. A World
-// owns its Actors, an Actor its connection and its Mirror.
+// The package does not depend on the gateway; a Simulation needs only addresses. All
+// choices derive from the seed of the run. A Simulation owns its Clients, and a Client
+// owns its connection and its View.
 package model
 
 import (
@@ -19,7 +19,7 @@ import (
 	"sync/atomic"
 )
 
-// Mode is what stands between the clients and the backend.
+// Mode is how the clients are connected to the backend.
 type Mode string
 
 // The modes.
@@ -30,43 +30,43 @@ const (
 	Resume Mode = "resume"
 )
 
-// recovers says whether sessions outlive the loss of a connection.
+// recovers reports whether sessions survive the loss of an upstream.
 func (m Mode) recovers() bool { return m == Resume }
 
-// Config is one run.
+// Config configures one run.
 type Config struct {
 	Mode            Mode
 	Faults          FaultLevel
-	Detach          bool   // the gateway gives its connection up after each command
+	Detach          bool   // the gateway releases its upstream after each command
 	Verify          string // how often the gateway compares its view with the backend
-	UIDPrefetch     string // when the gateway learns UIDs; default mux.PrefetchEager
-	Concurrent      bool   // all actors act at once
+	UIDPrefetch     string // when the gateway fetches UIDs; default mux.PrefetchEager
+	Concurrent      bool   // all clients act at the same time
 	Seed            uint64
-	Turns           int    // of each client
-	Serial          uint64 // makes names that no other run at this backend has
-	TranscriptLines int    // of the wire that a failure shows of each actor; default 60
-	BackendAddress  string // the way past everything
-	TestedAddress   string // the way that is tested, which goes through the breaker
+	Turns           int    // per client
+	Serial          uint64 // makes user names unique at the backend
+	TranscriptLines int    // lines shown per client in a failure; default 60
+	BackendAddress  string // of the backend itself
+	TestedAddress   string // under test, through the fault proxy
 	Quirks          Quirks
 }
 
-// Quirks are what a backend does that no gateway can mend.
+// Quirks are deviations of a backend from IMAP that a gateway cannot correct.
 type Quirks struct {
-	// CopiesExpunged is OK to the copy of a message that another session has expunged, with
-	// its UID, though nothing is copied (Cyrus).
+	// CopiesExpunged: the backend answers OK, with a UID, to the copy of a message that
+	// another session has expunged, although it copies nothing (Cyrus).
 	CopiesExpunged bool
-	// SilentHidesChanges is a STORE with .SILENT after which neither a new keyword is announced
-	// nor what another session has done to the message (Cyrus 3.10).
+	// SilentHidesChanges: after STORE with .SILENT the backend reports neither new keywords
+	// nor changes to the message by other sessions (Cyrus 3.10).
 	SilentHidesChanges bool
 }
 
-// Stats is what happened in a run.
+// Stats counts the events of a run.
 type Stats struct {
 	Turns, SessionsEnded, ExpungeIssued, Copies, Checks int
 	Faults                                              FaultCounts
 }
 
-// sharedStats is Stats that several actors write.
+// sharedStats is Stats for concurrent updates.
 type sharedStats struct {
 	mu sync.Mutex // guards Stats
 	Stats
@@ -78,59 +78,58 @@ func (t *sharedStats) update(f func(*Stats)) {
 	f(&t.Stats)
 }
 
-// Simulation is one run: one user's mailbox, the clients that work on it, and a
-// stranger who uses the same gateway meanwhile.
+// Simulation is one run: one user's mailbox, its clients, and a client of another user at
+// the same gateway.
 type Simulation struct {
 	Config
 
 	// Set once.
 	faultProxy  *FaultProxy
 	account     *Account
-	clients     []*Client // the stranger is the last
+	clients     []*Client // the last one is the other user's
 	rng         *rand.Rand
 	operations  []operation
 	totalWeight int
 	startCounts FaultCounts
 
 	lineCounter  atomic.Int64 // of the transcripts
-	faultsPaused atomic.Bool  // nothing is broken while it is set
+	faultsPaused atomic.Bool  // no faults while set
 	stats        sharedStats
 }
 
-// phases is how many times in a run everything is compared.
+// phases is how many times a run compares views with the backend.
 const phases = 4
 
-// NewSimulation makes the accounts of a run, with some mail.
-func NewSimulation(c Config, breaker *FaultProxy) (*Simulation, error) {
-	w := &Simulation{Config: c, faultProxy: breaker, rng: rand.New(rand.NewPCG(c.Seed, 0)), operations: operations()}
+// NewSimulation creates the mailboxes of a run, with some mail.
+func NewSimulation(c Config, faultProxy *FaultProxy) (*Simulation, error) {
+	w := &Simulation{Config: c, faultProxy: faultProxy, rng: rand.New(rand.NewPCG(c.Seed, 0)), operations: operations()}
 	for _, o := range w.operations {
 		w.totalWeight += o.weight
 	}
-	w.startCounts = breaker.Counts()
+	w.startCounts = faultProxy.Counts()
 	names := c.Users()
 	w.account = newAccount(names[0])
 	for i, kind := range []SyncLevel{Plain, Condstore, Qresync} {
-		w.addClient(w.account, "pcq"[i:i+1], kind).behindFaults = true
+		w.addClient(w.account, "pcq"[i:i+1], kind).viaFaultProxy = true
 	}
 	direct := w.addClient(w.account, "d", Plain)
 	direct.address = c.BackendAddress
 	otherAccount := newAccount(names[1])
-	w.addClient(otherAccount, "s", SyncLevel(w.rng.IntN(3))).behindFaults = true
+	w.addClient(otherAccount, "s", SyncLevel(w.rng.IntN(3))).viaFaultProxy = true
 	for _, a := range []*Account{w.account, otherAccount} {
 		if err := w.createMailboxes(a); err != nil {
-			return nil, fmt.Errorf("furnish %s: %w", a.user, err)
+			return nil, fmt.Errorf("create mailboxes of %s: %w", a.user, err)
 		}
 	}
 	return w, nil
 }
 
-// Users are the names of the accounts of a run: the one whose mailbox it is about,
-// and the stranger.
+// Users returns the user names of a run: the owner of the mailbox and the other user.
 func (c Config) Users() []string {
 	return []string{fmt.Sprintf("u%dq%d", c.Seed%1e5, c.Serial), fmt.Sprintf("v%dq%d", c.Seed%1e5, c.Serial)}
 }
 
-// addClient adds an actor.
+// addClient adds a client.
 func (w *Simulation) addClient(account *Account, name string, kind SyncLevel) *Client {
 	a := &Client{
 		name: name, level: kind, sim: w, account: account, address: w.TestedAddress, privateMailbox: "Private-" + name,
@@ -140,7 +139,7 @@ func (w *Simulation) addClient(account *Account, name string, kind SyncLevel) *C
 	return a
 }
 
-// createMailboxes makes the mailboxes of an account.
+// createMailboxes creates the private mailboxes of an account and fills INBOX.
 func (w *Simulation) createMailboxes(account *Account) error {
 	p, err := dialDirect(w.BackendAddress, account.user)
 	if err != nil {
@@ -169,7 +168,7 @@ func (w *Simulation) createMailboxes(account *Account) error {
 	return nil
 }
 
-// chooseOperation draws an operation; the mailbox neither empties nor grows for ever.
+// chooseOperation returns a random operation. It keeps the size of the mailbox in bounds.
 func (w *Simulation) chooseOperation(a *Client) func(*Client) error {
 	switch n := len(a.view.entries); {
 	case n > maxMessages && !a.view.readOnly:
@@ -183,11 +182,11 @@ func (w *Simulation) chooseOperation(a *Client) func(*Client) error {
 			return o.do
 		}
 	}
-	panic("model: weights that do not add up")
+	panic("model: operation weights do not add up")
 }
 
-// Run lets everybody act and compares what they know. Its error shows what was
-// said on the wire.
+// Run executes the phases of the run and compares the views with the backend after each.
+// Its error contains the clients' transcripts.
 func (w *Simulation) Run(ctx context.Context) (Stats, error) {
 	err := w.runPhases(ctx)
 	for _, a := range w.clients {
@@ -226,7 +225,7 @@ func (w *Simulation) runPhases(ctx context.Context) error {
 	return w.account.verifyStored(w)
 }
 
-// turnsPerPhase is how many turns an actor has in one stretch.
+// turnsPerPhase returns the number of turns of a client in one phase.
 func (w *Simulation) turnsPerPhase(a *Client) int {
 	if a.account != w.account {
 		return max(1, w.Turns/phases/4)
@@ -234,7 +233,7 @@ func (w *Simulation) turnsPerPhase(a *Client) int {
 	return max(1, w.Turns/phases)
 }
 
-// runSequentially lets the actors act one after the other, in an order drawn by lot.
+// runSequentially runs the clients' turns one after the other in random order.
 func (w *Simulation) runSequentially(ctx context.Context) error {
 	var order []*Client
 	for _, a := range w.clients {
@@ -262,7 +261,7 @@ func (w *Simulation) runTurn(a *Client) error {
 	return nil
 }
 
-// runConcurrently lets all actors act at the same time. The first error stops all.
+// runConcurrently runs all clients at the same time. The first error stops all of them.
 func (w *Simulation) runConcurrently(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -278,7 +277,7 @@ func (w *Simulation) runConcurrently(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
-// runTurns is the turns of one actor; it ends after them, or when somebody failed.
+// runTurns runs the turns of one client, or until another client fails.
 func (w *Simulation) runTurns(ctx context.Context, a *Client) error {
 	for range w.turnsPerPhase(a) {
 		if ctx.Err() != nil {

@@ -6,10 +6,10 @@ import (
 	"strings"
 )
 
-// SyncLevel is what a client has enabled.
+// SyncLevel is the extension that a client enables.
 type SyncLevel int
 
-// The kinds of clients.
+// The levels.
 const (
 	Plain SyncLevel = iota
 	Condstore
@@ -18,65 +18,65 @@ const (
 
 func (k SyncLevel) String() string { return [...]string{"plain", "condstore", "qresync"}[k] }
 
-// View is what a client knows from responses alone, and the judge of them: a
-// response that a server must not send at that moment is a *Violation. It never
-// asks anything; so nothing it should have been told can come by another way.
+// View is what a client knows from responses alone. It also checks them: a response that
+// IMAP does not allow at that moment is a *Violation. A View sends no commands, so an
+// unreported change cannot reach it in another way.
 type View struct {
 	// Set once.
 	level   SyncLevel
 	account *Account
 
 	// Owned by the caller.
-	outstanding   []*Command // sent and not answered, in their order
+	outstanding   []*Command // oldest first
 	enabled       bool
-	mailbox       string // selected; "" none
+	mailbox       string // selected mailbox, or ""
 	readOnly      bool
 	uidValidity   uint32
-	entries       []viewEntry         // by message number, less one
-	keywords      map[string]struct{} // of the last untagged FLAGS
-	highestModseq uint64              // the highest told in this mailbox
+	entries       []viewEntry         // by message number - 1
+	keywords      map[string]struct{} // from the last untagged FLAGS
+	highestModseq uint64              // highest received for this mailbox
 	selecting     *selection
-	saved         *savedState // what a QRESYNC client remembers of INBOX
-	bye           string      // of the last BYE
-	continuations int         // continuations that came
-	concurrent    bool        // others act while a command is under way
+	saved         *savedState // of INBOX, for a QRESYNC client
+	bye           string      // the last BYE
+	continuations int         // continuations of the current command
+	concurrent    bool        // other clients act during a command
 }
 
-// viewEntry is one message as the client knows it.
+// viewEntry is a message as the client knows it.
 type viewEntry struct {
-	uid       uint32              // 0: not told yet
-	flags     map[string]struct{} // nil: not told yet
-	uncertain map[string]struct{} // flags whose state nobody can know
+	uid       uint32              // 0: unknown
+	flags     map[string]struct{} // nil: unknown
+	uncertain map[string]struct{} // flags in an unknown state
 	modseq    uint64
 	subject   string
 }
 
-// selection is a SELECT or EXAMINE that is being answered.
+// selection is a SELECT or EXAMINE in progress.
 type selection struct {
 	command     *Command
-	oldClosed   bool // what comes is about the new mailbox
-	exists      int  // -1: not told yet
+	oldClosed   bool // responses are about the new mailbox
+	exists      int  // -1: unknown
 	uidValidity uint32
 	vanished    map[uint32]struct{}
 	fetches     []fetchResponse
 }
 
-// savedState is what a QRESYNC client keeps of a mailbox it leaves.
+// savedState is what a QRESYNC client keeps of a closed mailbox.
 type savedState struct {
 	uidValidity uint32
 	modseq      uint64
 	entries     []viewEntry
 }
 
-// NewView makes the mirror of a new session.
+// NewView returns the view of a new session.
 func NewView(kind SyncLevel, account *Account) *View {
 	return &View{level: kind, account: account, keywords: map[string]struct{}{}}
 }
 
-// RecordSent notes that a client began to send a command.
+// RecordSent records that a client begins to send a command.
 func (m *View) RecordSent(c *Command) { m.outstanding = append(m.outstanding, c) }
 
-// firstOutstanding is the command that is in progress: they are answered in their order.
+// firstOutstanding returns the oldest outstanding command, or nil.
 func (m *View) firstOutstanding() *Command {
 	if len(m.outstanding) == 0 {
 		return nil
@@ -84,8 +84,8 @@ func (m *View) firstOutstanding() *Command {
 	return m.outstanding[0]
 }
 
-// findCommand is the first command under way that ok says yes to. A server may work on
-// a command before it has sent the end of the last one.
+// findCommand returns the first outstanding command that matches, or nil. A server may
+// start a command before it has sent the tagged response of the previous one.
 func (m *View) findCommand(ok func(*Command) bool) *Command {
 	if i := slices.IndexFunc(m.outstanding, ok); i >= 0 {
 		return m.outstanding[i]
@@ -93,7 +93,7 @@ func (m *View) findCommand(ok func(*Command) bool) *Command {
 	return nil
 }
 
-// Receive judges one response.
+// Receive checks and applies one response.
 func (m *View) Receive(r Response) error {
 	if err := m.account.checkForeign(r.Text); err != nil {
 		return err
@@ -112,7 +112,8 @@ func (m *View) Receive(r Response) error {
 	return m.receiveTagged(r)
 }
 
-// receiveContinuation takes a continuation: only IDLE and a literal that waits have one.
+// receiveContinuation handles a continuation, which only IDLE and synchronizing literals
+// may receive.
 func (m *View) receiveContinuation() error {
 	h := m.firstOutstanding()
 	if h == nil || h.verb != "IDLE" && (!h.syncLiteral || h.complete) {
@@ -125,17 +126,16 @@ func (m *View) receiveContinuation() error {
 	return nil
 }
 
-// receiveTagged takes the end of a command.
+// receiveTagged handles a tagged response.
 func (m *View) receiveTagged(r Response) error {
 	tag, rest, _ := strings.Cut(r.Text, " ")
 	at := slices.IndexFunc(m.outstanding, func(c *Command) bool { return c.tag == tag })
 	if at < 0 {
-		return newViolation("a response to nobody's tag: %q", r.Text)
+		return newViolation("a response to an unknown tag: %q", r.Text)
 	}
 	c := m.outstanding[at]
-	// Dovecot ends FETCH and the like together with the sync behind them, and what
-	// needs none of that overtakes them, as a refusal does. It keeps to the order
-	// otherwise.
+	// Dovecot syncs the mailbox before it ends commands such as FETCH. Commands without a
+	// sync, and refusals, may overtake those; otherwise it keeps the order.
 	if at > 0 && c.verb != "STATUS" && c.verb != "LIST" && !strings.HasPrefix(rest, "NO ") {
 		return newViolation("%s is answered before %s", tag, m.outstanding[0].tag)
 	}
@@ -152,11 +152,11 @@ func (m *View) receiveTagged(r Response) error {
 	m.continuations = 0
 	if result.Code == "HIGHESTMODSEQ" {
 		if c.verb == "CLOSE" {
-			// It covers expunges that nobody tells: to go on from it would be to
-			// miss them.
+			// It covers expunges that are not reported: a resync from it would miss
+			// them.
 			result.Code = ""
 		} else if strings.HasSuffix(c.verb, "EXPUNGE") && m.level == Plain {
-			result.Code = "" // Cyrus says it to everybody
+			result.Code = "" // Cyrus sends it to every client
 		} else if err := m.receiveHighestModseq(result.Arg); err != nil {
 			return err
 		}
@@ -167,7 +167,7 @@ func (m *View) receiveTagged(r Response) error {
 	return c.finish(result)
 }
 
-// updateState moves between the mailboxes.
+// updateState applies the effect of a command on the selected mailbox and on enabled.
 func (m *View) updateState(c *Command, r Result) error {
 	switch c.verb {
 	case "SELECT", "EXAMINE":
@@ -183,7 +183,7 @@ func (m *View) updateState(c *Command, r Result) error {
 	return nil
 }
 
-// receiveUntagged takes a response that no command has to have caused.
+// receiveUntagged handles an untagged response.
 func (m *View) receiveUntagged(r Response) error {
 	if h := m.firstOutstanding(); h != nil && h.mailbox != "" && m.selecting == nil {
 		m.beginSelect(h)
@@ -207,11 +207,11 @@ func (m *View) receiveUntagged(r Response) error {
 	case "ENABLED", "CAPABILITY", "LIST", "STATUS":
 		return m.checkSolicited(word)
 	default:
-		return newViolation("an untagged response that nothing asked for: %q", r.Text)
+		return newViolation("an unexpected untagged response: %q", r.Text)
 	}
 }
 
-// checkSolicited wants the command that a kind of response belongs to.
+// checkSolicited checks that the command that causes such a response is outstanding.
 func (m *View) checkSolicited(word string) error {
 	verb := map[string]string{"ENABLED": "ENABLE"}[word]
 	if verb == "" {
@@ -223,7 +223,7 @@ func (m *View) checkSolicited(word string) error {
 	return nil
 }
 
-// receiveStatus takes an untagged OK, NO, BAD or BYE.
+// receiveStatus handles an untagged OK, NO, BAD or BYE.
 func (m *View) receiveStatus(s string) error {
 	r, ok := parseStatus(s)
 	switch {
@@ -274,7 +274,7 @@ func (m *View) receiveStatus(s string) error {
 	return newViolation("an untagged OK with an unexpected code: %q", s)
 }
 
-// receiveHighestModseq takes a HIGHESTMODSEQ, which never goes back.
+// receiveHighestModseq handles a HIGHESTMODSEQ, which never decreases.
 func (m *View) receiveHighestModseq(arg string) error {
 	n, err := strconv.ParseUint(arg, 10, 63)
 	if err != nil || n == 0 {
@@ -284,13 +284,13 @@ func (m *View) receiveHighestModseq(arg string) error {
 		return newViolation("HIGHESTMODSEQ for a client that enabled nothing")
 	}
 	if n < m.highestModseq {
-		return newViolation("HIGHESTMODSEQ goes back from %d to %d", m.highestModseq, n)
+		return newViolation("HIGHESTMODSEQ decreases from %d to %d", m.highestModseq, n)
 	}
 	m.highestModseq = n
 	return nil
 }
 
-// checkExpungeAllowed says whether expunges may be told now.
+// checkExpungeAllowed checks whether expunges may be reported now.
 func (m *View) checkExpungeAllowed() error {
 	h := m.firstOutstanding()
 	switch {
@@ -304,7 +304,7 @@ func (m *View) checkExpungeAllowed() error {
 	return nil
 }
 
-// receiveSearch takes the result of a search, which has to be the head's own.
+// receiveSearch handles the result of the outstanding search.
 func (m *View) receiveSearch(word, rest string) error {
 	h := m.findCommand(func(c *Command) bool { return strings.HasSuffix(c.verb, "SEARCH") })
 	if h == nil {
@@ -313,10 +313,10 @@ func (m *View) receiveSearch(word, rest string) error {
 	uids := strings.HasPrefix(h.verb, "UID ")
 	if word == "ESEARCH" {
 		if !strings.HasPrefix(rest, `(TAG "`+h.tag+`")`) {
-			return newViolation("the result of a search of somebody else: ESEARCH %s", rest)
+			return newViolation("the result of another search: ESEARCH %s", rest)
 		}
 		if strings.HasPrefix(rest, `(TAG "`+h.tag+`") UID`) != uids {
-			return newViolation("message numbers for UIDs, or the other way round: ESEARCH %s", rest)
+			return newViolation("message numbers for UIDs, or UIDs for message numbers: ESEARCH %s", rest)
 		}
 		_, set, all := strings.Cut(rest, " ALL ")
 		if !all {

@@ -6,9 +6,9 @@ import (
 	"strings"
 )
 
-// The part of Mirror that is about messages.
+// The part of View about the selected mailbox.
 
-// beginSelect is called at the first response to a SELECT.
+// beginSelect handles the first response to a SELECT.
 func (m *View) beginSelect(c *Command) {
 	m.selecting = &selection{command: c, exists: -1, oldClosed: m.mailbox == "", vanished: map[uint32]struct{}{}}
 	if m.mailbox == "" {
@@ -16,18 +16,18 @@ func (m *View) beginSelect(c *Command) {
 	}
 }
 
-// receiveClosed takes [CLOSED], the end of the old mailbox (RFC 7162 §3.2.11).
+// receiveClosed handles [CLOSED], the end of the previous mailbox (RFC 7162 §3.2.11).
 func (m *View) receiveClosed() error {
 	if m.selecting == nil || m.selecting.oldClosed {
-		return newViolation("[CLOSED] where no mailbox is left for another")
+		return newViolation("[CLOSED] without a change of the mailbox")
 	}
 	m.selecting.oldClosed = true
 	m.closeMailbox()
 	return nil
 }
 
-// saveState remembers what a QRESYNC client needs to go on later. That is nothing when
-// it does not know all UIDs: an unknown one could be anywhere.
+// saveState saves the state for a later QRESYNC. It saves none if a message is incomplete,
+// because the position of an unknown UID is unknown.
 func (m *View) saveState() {
 	if m.saved = nil; slices.ContainsFunc(m.entries, isIncomplete) || m.highestModseq == 0 {
 		return
@@ -38,7 +38,7 @@ func (m *View) saveState() {
 	}
 }
 
-// closeMailbox forgets the mailbox.
+// closeMailbox clears the mailbox, after saving its state for QRESYNC.
 func (m *View) closeMailbox() {
 	if m.mailbox != "" && m.level == Qresync {
 		m.saveState()
@@ -46,7 +46,7 @@ func (m *View) closeMailbox() {
 	m.mailbox, m.entries, m.highestModseq = "", nil, 0
 }
 
-// finishSelect ends a SELECT.
+// finishSelect handles the tagged response of a SELECT.
 func (m *View) finishSelect(c *Command, r Result) error {
 	if m.selecting == nil {
 		m.beginSelect(c)
@@ -79,7 +79,7 @@ func (m *View) finishSelect(c *Command, r Result) error {
 			}
 		}
 		if len(m.entries) > s.exists {
-			return newViolation("%d messages are left of those the client knew, but there are %d", len(m.entries), s.exists)
+			return newViolation("%d messages are left of those the client knew, but %d exist", len(m.entries), s.exists)
 		}
 	}
 	m.growTo(s.exists)
@@ -96,14 +96,14 @@ func (e viewEntry) clone() viewEntry {
 	return e
 }
 
-// growTo adds messages of which nothing is known.
+// growTo adds unknown messages.
 func (m *View) growTo(exists int) {
 	for len(m.entries) < exists {
 		m.entries = append(m.entries, viewEntry{})
 	}
 }
 
-// receiveNumbered takes EXISTS, EXPUNGE, FETCH and RECENT.
+// receiveNumbered handles EXISTS, EXPUNGE, FETCH and RECENT.
 func (m *View) receiveNumbered(n uint32, rest string, literals []string) error {
 	if m.mailbox == "" && m.selecting == nil {
 		return newViolation("%d %s without a mailbox", n, rest)
@@ -134,11 +134,11 @@ func (m *View) receiveNumbered(n uint32, rest string, literals []string) error {
 	return newViolation("an unknown response: %d %s", n, rest)
 }
 
-// receiveExists takes the size of the mailbox, which only expunges make smaller.
+// receiveExists handles the size of the mailbox, which only expunges reduce.
 func (m *View) receiveExists(n int) error {
-	if s := m.selecting; s != nil && s.oldClosed { // or it is still the old mailbox's
+	if s := m.selecting; s != nil && s.oldClosed { // else it is about the previous mailbox
 		if s.exists >= 0 && s.exists != n {
-			return newViolation("SELECT says %d EXISTS and %d EXISTS", s.exists, n)
+			return newViolation("SELECT with %d EXISTS and %d EXISTS", s.exists, n)
 		}
 		s.exists = n
 		return nil
@@ -150,7 +150,7 @@ func (m *View) receiveExists(n int) error {
 	return nil
 }
 
-// receiveExpunge takes EXPUNGE.
+// receiveExpunge handles EXPUNGE.
 func (m *View) receiveExpunge(n int) error {
 	if m.level == Qresync && m.enabled {
 		return newViolation("EXPUNGE for a QRESYNC client")
@@ -165,7 +165,7 @@ func (m *View) receiveExpunge(n int) error {
 	return nil
 }
 
-// receiveVanished takes VANISHED and VANISHED (EARLIER).
+// receiveVanished handles VANISHED and VANISHED (EARLIER).
 func (m *View) receiveVanished(rest string) error {
 	if m.level != Qresync || !m.enabled {
 		return newViolation("VANISHED for a client that did not enable QRESYNC")
@@ -176,7 +176,7 @@ func (m *View) receiveVanished(rest string) error {
 	case !ok:
 		return newViolation("a broken VANISHED: %q", rest)
 	case earlier && (m.selecting == nil || m.selecting.command.resyncFrom == nil):
-		return newViolation("VANISHED (EARLIER) where nothing asked for it")
+		return newViolation("VANISHED (EARLIER) without QRESYNC in SELECT")
 	case earlier:
 		for _, uid := range uids {
 			m.selecting.vanished[uid] = struct{}{}
@@ -196,8 +196,8 @@ func (m *View) receiveVanished(rest string) error {
 	return nil
 }
 
-// removeUID removes a message by its UID. One of unknown UID can be removed too;
-// what was known of its unknown neighbours may then be about another.
+// removeUID removes a message by its UID. If no message has it, the message is one of
+// those with unknown UIDs at that position, and their other data is no longer certain.
 func (m *View) removeUID(uid uint32) error {
 	for i, e := range m.entries {
 		if e.uid == uid {
@@ -212,7 +212,7 @@ func (m *View) removeUID(uid uint32) error {
 		}
 	}
 	if after >= len(m.entries) || m.entries[after].uid != 0 {
-		return newViolation("UID %d vanished, which is not there", uid)
+		return newViolation("UID %d vanished, but does not exist", uid)
 	}
 	m.entries = slices.Delete(m.entries, after, after+1)
 	for i := after; i < len(m.entries) && m.entries[i].uid == 0; i++ {
@@ -221,7 +221,7 @@ func (m *View) removeUID(uid uint32) error {
 	return nil
 }
 
-// receiveFlags takes the list of the flags that are in use.
+// receiveFlags handles the list of the flags in use.
 func (m *View) receiveFlags(list string) error {
 	names, ok := parseList(list)
 	if !ok || m.mailbox == "" && m.selecting == nil {
@@ -234,7 +234,7 @@ func (m *View) receiveFlags(list string) error {
 	return nil
 }
 
-// receiveFetch takes what is said of one message.
+// receiveFetch handles a FETCH response.
 func (m *View) receiveFetch(f fetchResponse) error {
 	if f.number < 1 || int(f.number) > len(m.entries) {
 		return newViolation("FETCH of message %d of %d", f.number, len(m.entries))
@@ -260,7 +260,7 @@ func (m *View) receiveFetch(f fetchResponse) error {
 	return m.checkContent(e, f)
 }
 
-// recordUID notes the UID of a message: it never changes, and UIDs ascend.
+// recordUID records the UID of a message. A UID never changes, and UIDs ascend.
 func (m *View) recordUID(i int, uid uint32) error {
 	if previous := m.entries[i].uid; previous != 0 {
 		if previous != uid {
@@ -277,7 +277,7 @@ func (m *View) recordUID(i int, uid uint32) error {
 	return nil
 }
 
-// setFlags notes the flags of a message. A keyword is announced before it is used.
+// setFlags records the flags of a message. A keyword must be in FLAGS before it is used.
 func (m *View) setFlags(e *viewEntry, flags []string) error {
 	e.flags, e.uncertain = map[string]struct{}{}, nil
 	for _, f := range flags {
@@ -295,7 +295,7 @@ func (m *View) setFlags(e *viewEntry, flags []string) error {
 	return nil
 }
 
-// checkContent checks what a message says against what its UID said before.
+// checkContent compares the content of a message with the earlier content of its UID.
 func (m *View) checkContent(e *viewEntry, f fetchResponse) error {
 	for _, text := range []string{f.header, f.body} {
 		if text == "" {
@@ -309,7 +309,7 @@ func (m *View) checkContent(e *viewEntry, f fetchResponse) error {
 			}
 		}
 		if !fetching {
-			return newViolation("content that nobody fetched")
+			return newViolation("content without a FETCH")
 		}
 		subject, ok := parseSubject(text)
 		if !ok || f.body == text && text != makeMessage(subject) {
