@@ -14,7 +14,7 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// mountFullDisk mounts a file system of 64 KB and fills it. free empties it.
+// mountFullDisk mounts a file system of 64 KB and fills it. free makes room again.
 func mountFullDisk(t *testing.T) (dir string, free func()) {
 	t.Helper()
 	dir = t.TempDir()
@@ -59,17 +59,17 @@ func TestFullDiskRefusesNewSessionsAndKeepsOthers(t *testing.T) {
 	}
 	newClient := mustDial(t, b.endpoint("implicit"), "")
 	if got, err := newClient.Do("LOGIN alice@example.org " + password); err != nil || !strings.Contains(formatResponses(got), " NO [UNAVAILABLE] ") {
-		t.Errorf("a newcomer is told %v, %v", got, err)
+		t.Errorf("a new client gets %v, %v", got, err)
 	}
 	for range 20 {
 		if got, err := staying.Do("NOOP"); err != nil || !strings.Contains(formatResponses(got), " OK ") {
-			t.Fatalf("a session is told %v, %v", got, err)
+			t.Fatalf("a session gets %v, %v", got, err)
 		}
 	}
 	free()
 	testbed.Eventually(t, testbed.Timeout, "the log to be written again", func() bool { return b.sumMetric(t, "imapgate_audit_ready") == 1 })
 	if got, err := newClient.Do("LOGIN alice@example.org " + password); err != nil || !strings.Contains(formatResponses(got), " OK ") {
-		t.Errorf("once there is room again, the newcomer is told %v, %v", got, err)
+		t.Errorf("once there is room again, the new client gets %v, %v", got, err)
 	}
 	_ = staying.Close()
 	_ = newClient.Close()

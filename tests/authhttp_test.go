@@ -13,8 +13,8 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// nginxAuthServer is an auth server as people wrote them for nginx: who logs in with
-// which password is told where to go, and as whom.
+// nginxAuthServer is a typical auth server for nginx: it maps a user and password to a
+// backend and a login name there.
 type nginxAuthServer struct {
 	east, west string // addresses
 	waits      atomic.Int32
@@ -22,18 +22,18 @@ type nginxAuthServer struct {
 
 // ServeHTTP finds the headers by name, as every language's server does.
 func (a *nginxAuthServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	say := func(pairs ...string) {
+	setHeaders := func(pairs ...string) {
 		for i := 0; i < len(pairs); i += 2 {
 			w.Header().Set(pairs[i], pairs[i+1])
 		}
 	}
 	at := func(address string, more ...string) {
 		host, port, _ := net.SplitHostPort(address)
-		say(append([]string{"Auth-Status", "OK", "Auth-Server", host, "Auth-Port", port}, more...)...)
+		setHeaders(append([]string{"Auth-Status", "OK", "Auth-Server", host, "Auth-Port", port}, more...)...)
 	}
-	wrong := []string{"Auth-Status", "Invalid login, says the script", "Auth-Wait", "1"}
+	wrong := []string{"Auth-Status", "Invalid login in the script", "Auth-Wait", "1"}
 	if r.Header.Get("X-Auth-Key") != "s3cret" || r.Header.Get("Auth-Protocol") != "imap" {
-		http.Error(w, "who are you?", http.StatusForbidden)
+		http.Error(w, "unknown proxy", http.StatusForbidden)
 		return
 	}
 	switch r.Header.Get("Auth-User") + " " + r.Header.Get("Auth-Pass") {
@@ -43,16 +43,16 @@ func (a *nginxAuthServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		at(a.west, "Auth-User", "bobby", "Auth-Pass", "store")
 	case "carol cool":
 		if a.waits.Add(1)%2 == 1 {
-			say("Auth-Status", "WAIT", "Auth-Wait", "1")
+			setHeaders("Auth-Status", "WAIT", "Auth-Wait", "1")
 			return
 		}
 		at(a.east, "Auth-User", "alice", "Auth-Pass", "hers")
-	case "dave gone": // to a server that the gateway does not have
+	case "dave lost": // to a server that is no backend of the gateway
 		at("127.0.0.1:1")
 	case "eve broken":
 		http.Error(w, "division by zero", http.StatusInternalServerError)
 	default:
-		say(wrong...)
+		setHeaders(wrong...)
 	}
 }
 
@@ -76,25 +76,25 @@ routing: {source: http}`, east.Plain, west.Plain, server.URL+"/auth"))
 
 	for _, c := range []struct {
 		user, password string
-		says           string // the gateway
-		nginx          string // "" is not asked: it would go anywhere
+		gateway        string // response of the gateway
+		nginx          string // response of nginx; "" skips it, because it would connect anywhere
 	}{
 		{"alice", "hers", " OK [CAPABILITY ", " OK "},
 		{"bob", "his own%", " OK [CAPABILITY ", " OK "},
 		{"carol", "cool", " OK [CAPABILITY ", " OK "},
 		{"alice", "wrong", " NO [AUTHENTICATIONFAILED] Authentication failed.\n", "NO Invalid login"},
-		{"nobody", "hers", " NO [AUTHENTICATIONFAILED] Authentication failed.\n", "NO Invalid login"},
-		{"dave", "gone", " NO [UNAVAILABLE] ", ""},
+		{"mallory", "hers", " NO [AUTHENTICATIONFAILED] Authentication failed.\n", "NO Invalid login"},
+		{"dave", "lost", " NO [UNAVAILABLE] ", ""},
 		{"eve", "broken", " NO [UNAVAILABLE] ", "* BAD internal server error"},
 	} {
 		command := fmt.Sprintf("LOGIN %s %q", c.user, c.password)
-		began := time.Now()
+		start := time.Now()
 		got, err := mustDial(t, b.endpoint("implicit"), "").Do(command)
-		if err != nil || !strings.Contains(formatResponses(got), c.says) || strings.Contains(formatResponses(got), "script") {
+		if err != nil || !strings.Contains(formatResponses(got), c.gateway) || strings.Contains(formatResponses(got), "script") {
 			t.Errorf("%s: %v, %v", command, got, err)
 		}
-		if took := time.Since(began); c.password == "wrong" && took < time.Second {
-			t.Errorf("%s: refused after %v", command, took)
+		if elapsed := time.Since(start); c.password == "wrong" && elapsed < time.Second {
+			t.Errorf("%s: refused after %v", command, elapsed)
 		}
 		if c.nginx == "" {
 			continue

@@ -57,7 +57,7 @@ func TestClientsReconnectAfterTheirBackendStops(t *testing.T) {
 	}
 }
 
-// mustLogin is a client after its login.
+// mustLogin connects and logs in.
 func mustLogin(t testing.TB, e endpoint, user string) *RawClient {
 	t.Helper()
 	c := mustDial(t, e, "")
@@ -68,7 +68,7 @@ func mustLogin(t testing.TB, e endpoint, user string) *RawClient {
 	return c
 }
 
-// readToEnd reads until the connection ends, in whatever way.
+// readToEnd reads until the connection ends in any way.
 func readToEnd(c *RawClient) error {
 	for {
 		if _, err := c.Read(); isConnEnd(err) {
@@ -79,12 +79,12 @@ func readToEnd(c *RawClient) error {
 	}
 }
 
-// isConnEnd says whether the connection has ended, in whatever way.
+// isConnEnd reports whether err is the end of the connection, of any kind.
 func isConnEnd(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET)
 }
 
-// tryLogin is a whole short session.
+// tryLogin runs a short session: login, SELECT and logout.
 func tryLogin(g *gateway, user string) error {
 	c, err := dialIMAP(g.endpoint(proxy.ImplicitTLS), "")
 	if err != nil {
@@ -99,13 +99,13 @@ func tryLogin(g *gateway, user string) error {
 	return nil
 }
 
-// expectUnavailable wants a login to be called unavailable, never a wrong password.
+// expectUnavailable checks that a login gets UNAVAILABLE, not AUTHENTICATIONFAILED.
 func expectUnavailable(t *testing.T, g *gateway, user string) {
 	t.Helper()
 	c := mustDial(t, g.endpoint(proxy.ImplicitTLS), "")
 	got, err := c.Do("LOGIN " + user + " " + password)
 	if err != nil || got[0].Text != "a1 NO [UNAVAILABLE] Account is temporarily unavailable." {
-		t.Errorf("a login while the backend is away: %v, %v", got, err)
+		t.Errorf("a login while the backend is down: %v, %v", got, err)
 	}
 }
 
@@ -121,7 +121,7 @@ func TestClientThatDoesNotReadBlocksNoOther(t *testing.T) {
 		if _, err := slow.Do("SELECT INBOX"); err != nil {
 			t.Fatal(err)
 		}
-		tag, err := slow.Send("FETCH 1 BODY.PEEK[]") // and then it does not read
+		tag, err := slow.Send("FETCH 1 BODY.PEEK[]") // without reading the response
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -134,7 +134,7 @@ func TestClientThatDoesNotReadBlocksNoOther(t *testing.T) {
 		}
 		got, err := slow.ReadUntil(tag)
 		if err != nil || len(got) < 2 || len(got[0].Literals) != 1 || string(got[0].Literals[0]) != string(message) {
-			t.Fatalf("the slow client did not get its mail at last: %d responses, %v", len(got), err)
+			t.Fatalf("the slow client did not get its mail in the end: %d responses, %v", len(got), err)
 		}
 		_ = slow.Close()
 	}
@@ -152,7 +152,7 @@ func TestStoppingGatewayDrainsItsSessions(t *testing.T) {
 		preauthClient = append(preauthClient, mustLogin(t, g.endpoint(listener), fmt.Sprint("leaving", i)))
 		staying = append(staying, mustLogin(t, g.endpoint(listener), fmt.Sprint("staying", i)))
 	}
-	began := time.Now()
+	start := time.Now()
 	g.terminate()
 	for i, c := range before {
 		if r, err := c.Read(); err != nil || r.Text != "* BYE [UNAVAILABLE] Server is going down." {
@@ -178,17 +178,18 @@ func TestStoppingGatewayDrainsItsSessions(t *testing.T) {
 		_ = preauthClient[i].Close()
 	}
 	for i, c := range staying {
-		// Not one byte of the gateway's own: it cannot know where a response ends.
+		// In mode splice the gateway sends no bytes of its own, because it does not know
+		// where a response ends.
 		if r, err := c.Read(); !errors.Is(err, io.EOF) {
 			t.Errorf("a session that stays, on %s: %v, %v", listeners[i], r, err)
 		}
 	}
-	if took := time.Since(began); took < drain-100*time.Millisecond {
-		t.Errorf("the drain took %v; want %v", took, drain)
+	if elapsed := time.Since(start); elapsed < drain-100*time.Millisecond {
+		t.Errorf("the drain took %v; want %v", elapsed, drain)
 	}
 	select {
 	case <-g.drained:
 	case <-time.After(Timeout):
-		t.Error("the gateway has no session and goes on")
+		t.Error("the gateway has no session and does not stop")
 	}
 }

@@ -17,24 +17,25 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// SCRAM-SHA-256-PLUS as GNU SASL and GnuTLS speak it, to what doveadm stored. The
-// client binds by tls-exporter (RFC 9266) in TLS 1.3. In TLS 1.2 it knows tls-unique
-// alone, which nobody should take any more.
+// SCRAM-SHA-256-PLUS by GNU SASL and GnuTLS against a hash made by doveadm. The client
+// binds by tls-exporter (RFC 9266) in TLS 1.3. In TLS 1.2 it supports only tls-unique,
+// which is obsolete and must be refused.
 
 const tls12 = "NORMAL:-VERS-TLS1.3"
 
-// startBindingGateway stores alice's password for proofs, and offers nothing else.
+// startBindingGateway starts a gateway that offers only SCRAM, with a hash of alice's
+// password.
 func startBindingGateway(t *testing.T) (*gatewayProcess, *testbed.CA) {
 	t.Helper()
-	people := filepath.Join(t.TempDir(), "people")
-	if err := os.WriteFile(people, []byte("alice@example.org:"+hashForSCRAM(t, password)), 0o600); err != nil {
+	passwdFile := filepath.Join(t.TempDir(), "passwd")
+	if err := os.WriteFile(passwdFile, []byte("alice@example.org:"+hashForSCRAM(t, password)), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return startProofGateway(t, fmt.Sprintf("methods: [file], file: {path: %s}, mechanisms: [SCRAM-SHA-256-PLUS, SCRAM-SHA-256], scram_secret_file: %s",
-		people, writeSecretFile(t, "a secret of all gateways")), "")
+		passwdFile, writeSecretFile(t, "a secret of all gateways")), "")
 }
 
-// runGsasl logs alice in behind STARTTLS, and out again.
+// runGsasl logs alice in after STARTTLS, and out again.
 func runGsasl(t *testing.T, ca *testbed.CA, address, mechanism, password string, more ...string) (string, error) {
 	t.Helper()
 	_, port := splitAddress(t, address)
@@ -57,7 +58,7 @@ func TestGsaslChannelBindingIsAccepted(t *testing.T) {
 		{"bound", bound, password, nil, true},
 		{"a guess", bound, "a guess", nil, false},
 		{"tls-unique", bound, password, []string{"--priority=" + tls12}, false},
-		{"told of a binding and using none", unbound, password, nil, false}, // as if somebody had taken PLUS off the list
+		{"able to bind, but without a binding", unbound, password, nil, false}, // as if an attacker had removed PLUS from the list
 		{"unable to bind", unbound, password, []string{"--no-cb"}, true},
 	} {
 		out, err := runGsasl(t, ca, address, c.mechanism, c.password, c.more...)
@@ -67,25 +68,26 @@ func TestGsaslChannelBindingIsAccepted(t *testing.T) {
 	}
 	audit, err := os.ReadFile(filepath.Join(b.dir, "audit"))
 	if err != nil || bytes.Count(audit, []byte(`"event":"login_accepted"`)) != 2 || !bytes.Contains(audit, []byte(`"mechanism":"AUTH=SCRAM-SHA-256-PLUS","method":"file"`)) {
-		t.Errorf("it has logged in otherwise: %v\n%s", err, audit)
+		t.Errorf("unexpected logins: %v\n%s", err, audit)
 	}
 }
 
-// Who ends the client's TLS with a certificate it believes, and goes on to the
-// gateway in TLS of his own, can pass a proof on only if it is bound to nothing.
+// An intermediary with a certificate that the client trusts terminates the client's TLS
+// and opens another TLS connection to the gateway. It can forward only proofs without a
+// channel binding.
 func TestIntermediaryCannotForwardAChannelBoundProof(t *testing.T) {
 	t.Parallel()
 	b, ca := startBindingGateway(t)
 	middle := startInterceptor(t, ca, b.endpoint("implicit"))
 	if out, err := runGsasl(t, ca, middle, "SCRAM-SHA-256", password, "--no-cb"); err != nil {
-		t.Fatalf("what is bound to nothing goes through, or this proves nothing: %v\n%s", err, out)
+		t.Fatalf("a proof without a binding must pass, or this test shows nothing: %v\n%s", err, out)
 	}
 	if out, err := runGsasl(t, ca, middle, "SCRAM-SHA-256-PLUS", password); err == nil || !strings.Contains(out, "AUTHENTICATIONFAILED") {
 		t.Errorf("%v\n%s", err, out)
 	}
 }
 
-// tlsInterceptor is somebody who reads along, with a certificate of the same name.
+// tlsInterceptor is an intermediary with a certificate for the gateway's name.
 type tlsInterceptor struct {
 	// Set once.
 	cert     *tls.Config
@@ -100,20 +102,20 @@ func startInterceptor(t *testing.T, ca *testbed.CA, target endpoint) (address st
 	if err != nil {
 		t.Fatal(err)
 	}
-	door, err := net.Listen("tcp", "127.0.0.1:0")
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &tlsInterceptor{cert: &tls.Config{Certificates: []tls.Certificate{pair}}, target: target, listener: door}
+	m := &tlsInterceptor{cert: &tls.Config{Certificates: []tls.Certificate{pair}}, target: target, listener: listener}
 	m.wg.Go(m.accept)
 	t.Cleanup(func() {
-		_ = door.Close()
+		_ = listener.Close()
 		m.wg.Wait()
 	})
-	return door.Addr().String()
+	return listener.Addr().String()
 }
 
-// accept ends when the door is closed.
+// accept accepts connections until the listener is closed.
 func (m *tlsInterceptor) accept() {
 	for {
 		nc, err := m.listener.Accept()
@@ -124,11 +126,10 @@ func (m *tlsInterceptor) accept() {
 	}
 }
 
-// relay begins TLS with the client and has the rest said by the gateway. It ends
-// with either of them.
+// relay starts TLS with the client and relays to the gateway, until either side closes.
 func (m *tlsInterceptor) relay(nc net.Conn) {
 	defer nc.Close()
-	_, _ = io.WriteString(nc, "* OK [CAPABILITY IMAP4rev1 STARTTLS LOGINDISABLED] ready\r\n") // what fails ends below
+	_, _ = io.WriteString(nc, "* OK [CAPABILITY IMAP4rev1 STARTTLS LOGINDISABLED] ready\r\n") // the next read has the error
 	line, err := bufio.NewReader(nc).ReadString('\n')
 	if err != nil || !strings.Contains(line, "STARTTLS") {
 		return
@@ -140,8 +141,8 @@ func (m *tlsInterceptor) relay(nc net.Conn) {
 		return
 	}
 	defer gateway.Close()
-	said := bufio.NewReader(gateway)
-	if _, err = said.ReadString('\n'); err != nil { // the client was greeted
+	responses := bufio.NewReader(gateway)
+	if _, err = responses.ReadString('\n'); err != nil { // the client already has a greeting
 		return
 	}
 	var up sync.WaitGroup
@@ -149,7 +150,7 @@ func (m *tlsInterceptor) relay(nc net.Conn) {
 		_, _ = io.Copy(gateway, client)
 		_ = gateway.Close()
 	})
-	_, _ = io.Copy(client, said)
+	_, _ = io.Copy(client, responses)
 	_ = nc.Close()
 	up.Wait()
 }

@@ -14,7 +14,7 @@ import (
 	"imapgate/routing"
 )
 
-// A connection between gateway and backend that breaks, at the login and in the
+// Faults of the connection between gateway and backend, during the login and in the
 // middle of a message.
 
 var (
@@ -30,7 +30,7 @@ var (
 // loginTimeout is the upstream login time-out of these gateways.
 const loginTimeout = time.Second
 
-// connBreak is one break of one connection, which belongs to one user.
+// connBreak is a fault on the path to the backend of one user.
 type connBreak struct {
 	user      string
 	action    faultproxy.Action
@@ -43,21 +43,21 @@ func (c connBreak) apply() {
 	c.proxy.SetRules(c.direction, faultproxy.Rules{Faults: []faultproxy.Fault{{Offset: c.offset, Action: c.action}}})
 }
 
-// startBreaks makes a path to the backend for every break at every byte given, and a
-// gateway that leads each user over its own.
+// startBreaks creates a path to the backend for every kind of fault at each offset, and a
+// gateway that routes one user over each path.
 func startBreaks(t *testing.T, backend *testbed.Dovecot, offsets ...int64) (*gateway, map[string]connBreak) {
 	t.Helper()
 	all := map[string]connBreak{}
 	paths, users := map[string]upstream.Config{}, map[string]string{}
 	for action, do := range breakActions {
-		for direction, way := range directions {
+		for name, direction := range directions {
 			for _, byte := range offsets {
-				c := connBreak{user: fmt.Sprint("user", len(all)), action: do, direction: way, offset: byte}
+				c := connBreak{user: fmt.Sprint("user", len(all)), action: do, direction: direction, offset: byte}
 				c.proxy = faultproxy.Start(t, backend.Plain)
 				path := upstreamConfig(backend, upstream.NoTLS)
 				path.Address, path.LoginTimeout, path.AnswerTimeout = c.proxy.Address(), loginTimeout, loginTimeout
 				paths[c.user], users[c.user] = path, c.user
-				all[fmt.Sprintf("%s %s at %d", action, direction, byte)] = c
+				all[fmt.Sprintf("%s %s at %d", action, name, byte)] = c
 			}
 		}
 	}
@@ -69,8 +69,8 @@ func startBreaks(t *testing.T, backend *testbed.Dovecot, offsets ...int64) (*gat
 func TestBrokenBackendLoginIsUnavailable(t *testing.T) {
 	t.Parallel()
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
-	// The greeting, what is said of the client, the login and its answer: all
-	// these bytes come before the end of the OK.
+	// The greeting, ID, the login and its response: all these offsets are before the end
+	// of the OK.
 	g, all := startBreaks(t, backend, 0, 60, 150)
 	for name, c := range all {
 		t.Run(name, func(t *testing.T) {
@@ -81,9 +81,9 @@ func TestBrokenBackendLoginIsUnavailable(t *testing.T) {
 			if err != nil || len(got) != 1 || got[0].Text != "a1 NO [UNAVAILABLE] Account is temporarily unavailable." {
 				t.Errorf("%v, %v", got, err)
 			}
-			// The connection is good for another try.
+			// The client's connection can be used for another attempt.
 			c.proxy.SetRules(c.direction, faultproxy.Rules{})
-			testbed.Eventually(t, recoveryTimeout, "the login to work over the mended path", func() bool {
+			testbed.Eventually(t, recoveryTimeout, "the login to work over the repaired path", func() bool {
 				got, err := client.Do("LOGIN " + c.user + " " + password)
 				if err != nil {
 					t.Fatal(err)
@@ -94,8 +94,8 @@ func TestBrokenBackendLoginIsUnavailable(t *testing.T) {
 	}
 }
 
-// half is a byte in the middle of a message of size bytes, whatever was said
-// before it.
+// breakOffset is in the middle of a message of brokenMessageSize bytes, whatever was sent
+// before the message.
 const (
 	breakOffset       = 1 << 20
 	brokenMessageSize = 2 * breakOffset
@@ -122,13 +122,14 @@ func TestTruncatedMessageIsNeverCompleted(t *testing.T) {
 	}
 }
 
-// isNoticeable says whether the gateway can notice the break: nobody can notice silence.
+// isNoticeable reports whether the gateway can detect the fault. Silence is not
+// detectable.
 func (c connBreak) isNoticeable() bool {
 	return c.action == faultproxy.Reset || c.action == faultproxy.HalfClose
 }
 
-// checkFetchBreak reads a message that breaks off: what comes is its beginning, and
-// nothing else.
+// checkFetchBreak fetches a message that is cut off. The client must receive the beginning
+// of the response and nothing else.
 func checkFetchBreak(t *testing.T, client *RawClient, c connBreak, message []byte, backend *testbed.Dovecot) {
 	deliverDirect(t, backend, c.user, message)
 	if got, err := client.Do("SELECT INBOX"); err != nil || !strings.Contains(formatResponses(got), " OK ") {
@@ -141,17 +142,17 @@ func checkFetchBreak(t *testing.T, client *RawClient, c connBreak, message []byt
 	}
 	got, ended := readUntilSilent(client, c.isNoticeable())
 	if len(got) == 0 || len(got) > breakOffset+4096 {
-		t.Errorf("%d bytes came, of which %d were let through", len(got), breakOffset)
+		t.Errorf("%d bytes arrived, the fault was at %d", len(got), breakOffset)
 	}
 	if !strings.HasPrefix(complete, string(got)) {
-		t.Errorf("what came is not the beginning of the response: it starts %.80q and ends %.80q", got, got[max(0, len(got)-80):])
+		t.Errorf("not the beginning of the response: it starts %.80q and ends %.80q", got, got[max(0, len(got)-80):])
 	}
 	if ended != c.isNoticeable() {
 		t.Errorf("the client saw an end: %t", ended)
 	}
 }
 
-// checkAppendBreak stores a message that breaks off: it is not confirmed, and not
+// checkAppendBreak appends a message that is cut off. It must be neither confirmed nor
 // stored.
 func checkAppendBreak(t *testing.T, client *RawClient, c connBreak, message []byte, backend *testbed.Dovecot) {
 	before := countMessages(t, backend, c.user)
@@ -160,9 +161,9 @@ func checkAppendBreak(t *testing.T, client *RawClient, c connBreak, message []by
 		t.Fatal(err)
 	}
 	wrote := make(chan struct{})
-	go func() { // until the message is written or the connection closed
+	go func() { // ends when the message is written or the connection closed
 		defer close(wrote)
-		_, _ = client.conn.Write(append(bytes.Clone(message), "\r\n"...)) // breaks off
+		_, _ = client.conn.Write(append(bytes.Clone(message), "\r\n"...)) // may fail
 	}()
 	got, ended := readUntilSilent(client, c.isNoticeable())
 	if bytes.Contains(got, []byte("a2 OK")) {
@@ -170,7 +171,7 @@ func checkAppendBreak(t *testing.T, client *RawClient, c connBreak, message []by
 	}
 	for line := range strings.Lines(string(got)) {
 		if !strings.HasPrefix(line, "* ") && !strings.HasPrefix(line, "a2 NO ") && !strings.HasPrefix(line, "a2 BAD ") {
-			t.Errorf("bytes of nobody: %q", line)
+			t.Errorf("an unexpected response: %q", line)
 		}
 	}
 	if ended != c.isNoticeable() {
@@ -184,17 +185,18 @@ func checkAppendBreak(t *testing.T, client *RawClient, c connBreak, message []by
 	}
 }
 
-// silenceTime is how long nothing must come to be sure that nothing will.
+// silenceTime is how long a read must return nothing to count as silence.
 const silenceTime = 700 * time.Millisecond
 
-// readUntilSilent reads everything until the connection ends, or is quiet where it need not.
+// readUntilSilent reads until the connection ends. Unless untilEnd, it also returns after
+// silenceTime without a byte.
 func readUntilSilent(c *RawClient, untilEnd bool) (got []byte, ended bool) {
 	buf, wait := make([]byte, 64<<10), silenceTime
 	if untilEnd {
 		wait = Timeout
 	}
 	for {
-		_ = c.conn.SetReadDeadline(time.Now().Add(wait)) // a closed connection says so below
+		_ = c.conn.SetReadDeadline(time.Now().Add(wait)) // Read has the error
 		n, err := c.r.Read(buf)
 		got = append(got, buf[:n]...)
 		if err != nil {
@@ -203,7 +205,7 @@ func readUntilSilent(c *RawClient, untilEnd bool) (got []byte, ended bool) {
 	}
 }
 
-// countMessages counts a user's INBOX at the backend itself.
+// countMessages counts the messages of a user's INBOX, directly at the backend.
 func countMessages(t *testing.T, backend *testbed.Dovecot, user string) (n int) {
 	t.Helper()
 	c := mustLogin(t, directEndpoint(backend)(t, user), user)

@@ -21,7 +21,7 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// Mail clients that people use, through the gateway.
+// Real mail clients through the gateway.
 
 // programTimeout bounds one run of a program.
 const programTimeout = 90 * time.Second
@@ -47,8 +47,8 @@ func TestMbsyncPullsTheSameThousandMessages(t *testing.T) {
 // mailHash is the SHA-256 of a message.
 type mailHash [sha256.Size]byte
 
-// storeNumbered stores n messages of many sizes and gives the hash of each by its
-// subject, as it will be in a Maildir.
+// storeNumbered stores n messages of many sizes. It returns the hash of each in its Maildir
+// form, by subject.
 func storeNumbered(t *testing.T, through endpointFunc, user string, n int) map[string]mailHash {
 	t.Helper()
 	e := through(t, user)
@@ -56,7 +56,7 @@ func storeNumbered(t *testing.T, through endpointFunc, user string, n int) map[s
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close() // all answers were read
+	defer c.Close() // all responses were read
 	hashes := map[string]mailHash{}
 	// RFC 3502: one APPEND for many messages.
 	var command strings.Builder
@@ -87,12 +87,12 @@ func storeNumbered(t *testing.T, through endpointFunc, user string, n int) map[s
 var (
 	// subjectHeader finds the subject of a message.
 	subjectHeader = regexp.MustCompile(`(?m)^Subject: (.*)$`)
-	// mbsyncMark is a header line with a random word which mbsync adds itself.
+	// mbsyncMark is a header line with a random value that mbsync adds.
 	mbsyncMark = regexp.MustCompile(`(?m)^X-TUID: .{12}\n`)
 )
 
-// pullWithMbsync makes mbsync copy INBOX into an empty Maildir and gives the hash of each
-// message by its subject.
+// pullWithMbsync copies INBOX into an empty Maildir by mbsync, and returns the hash of each
+// message by subject.
 func pullWithMbsync(t *testing.T, mbsync string, e endpoint, user string) map[string]mailHash {
 	t.Helper()
 	path := mbsyncrc(t, e, mbsyncAccount{user, password, "LOGIN"})
@@ -123,11 +123,11 @@ func pullWithMbsync(t *testing.T, mbsync string, e endpoint, user string) map[st
 	return hashes
 }
 
-// mbsyncAccount is whom mbsync logs in as, and how.
+// mbsyncAccount is how mbsync logs in.
 type mbsyncAccount struct{ user, password, mechanism string }
 
-// mbsyncrc writes a configuration with which mbsync pulls INBOX into a Maildir
-// "inbox" beside it. mbsync compares names only, so the certificate must be for
+// mbsyncrc writes a configuration with which mbsync pulls INBOX into the Maildir "inbox" in
+// the same folder. mbsync verifies DNS names only, so the certificate must be for
 // localhost.
 func mbsyncrc(t *testing.T, e endpoint, a mbsyncAccount) (path string) {
 	t.Helper()
@@ -168,7 +168,7 @@ SyncState *
 	return path
 }
 
-// runProgram runs a program to its end and wants success.
+// runProgram runs a program, which must succeed.
 func runProgram(t *testing.T, path string, args ...string) {
 	t.Helper()
 	p, err := testbed.Start(t, path, args...)
@@ -205,10 +205,10 @@ func TestAGoProgramIdlesAndReadsNewMail(t *testing.T) {
 	}
 }
 
-// runGoIdle is the Go program.
+// runGoIdle runs the test with go-imap.
 func runGoIdle(t *testing.T, backend mailServer, through endpointFunc, user string) {
 	e := through(t, user)
-	exists := make(chan uint32, 16) // more than this test makes
+	exists := make(chan uint32, 16) // more than this test sends
 	c := dialGoIMAP(t, e, &imapclient.Options{
 		UnilateralDataHandler: &imapclient.UnilateralDataHandler{Mailbox: func(d *imapclient.UnilateralDataMailbox) {
 			if d.NumMessages != nil {
@@ -250,7 +250,7 @@ func runGoIdle(t *testing.T, backend mailServer, through endpointFunc, user stri
 	}
 }
 
-// checkOnlyMessage wants the only message to be this one.
+// checkOnlyMessage checks that the mailbox has only this message.
 func checkOnlyMessage(t *testing.T, c *imapclient.Client, want []byte) {
 	t.Helper()
 	body := &imap.FetchItemBodySection{Peek: true}
@@ -269,7 +269,7 @@ func checkOnlyMessage(t *testing.T, c *imapclient.Client, want []byte) {
 	}
 }
 
-// deliverDirect stores a message in a user's INBOX directly at the backend.
+// deliverDirect stores a message in a user's INBOX, directly at the backend.
 func deliverDirect(t *testing.T, backend mailServer, user string, message []byte) {
 	t.Helper()
 	e := directEndpoint(backend)(t, user)
@@ -277,7 +277,7 @@ func deliverDirect(t *testing.T, backend mailServer, user string, message []byte
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close() // its answer was read
+	defer c.Close() // its response was read
 	if _, err := c.Read(); err != nil {
 		t.Fatal(err)
 	}
@@ -304,7 +304,7 @@ func TestANodeProgramIdlesAndReceivesNewMail(t *testing.T) {
 	}
 }
 
-// runNodeIdle is the Node program.
+// runNodeIdle runs the test with the Node program.
 func runNodeIdle(t *testing.T, node string, backend mailServer, through endpointFunc, user string) {
 	e := through(t, user)
 	host, port := splitAddress(t, e.address)
@@ -317,7 +317,7 @@ func runNodeIdle(t *testing.T, node string, backend mailServer, through endpoint
 	message := newMessage("a letter")
 	await := func(word string) {
 		t.Helper()
-		if err := p.WaitUntil("say "+word, func() bool { return strings.Contains(p.Output(), word+"\n") }); err != nil {
+		if err := p.WaitUntil("print "+word, func() bool { return strings.Contains(p.Output(), word+"\n") }); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -325,11 +325,11 @@ func runNodeIdle(t *testing.T, node string, backend mailServer, through endpoint
 	deliverDirect(t, backend, user, message)
 	await("subject a letter")
 	await(fmt.Sprint("bytes ", len(message)))
-	await("goodbye")
+	await("logged out")
 }
 
-// installNodeClients gives the path of node, after installing the packages its scripts
-// need.
+// installNodeClients installs the packages of the Node programs and returns the path of
+// node.
 func installNodeClients(t *testing.T) string {
 	t.Helper()
 	node, npm := testbed.FindProgram(t, "node", "nodejs"), testbed.FindProgram(t, "npm", "npm")
@@ -337,14 +337,14 @@ func installNodeClients(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// npm writes this file last, so an installation that broke off is repeated.
+	// npm writes this file last, so an incomplete installation is repeated.
 	if done, err := os.Stat("node/node_modules/.package-lock.json"); err == nil && !done.ModTime().Before(wanted.ModTime()) {
 		return node
 	}
 	install := exec.CommandContext(t.Context(), npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund")
 	install.Dir = "node"
-	if said, err := install.CombinedOutput(); err != nil {
-		t.Fatalf("this test needs the npm package imapflow: run npm ci in tests/node, which gave %v:\n%s", err, said)
+	if output, err := install.CombinedOutput(); err != nil {
+		t.Fatalf("this test needs the npm package imapflow: run npm ci in tests/node, which gave %v:\n%s", err, output)
 	}
 	return node
 }

@@ -17,15 +17,15 @@ const (
 	masterPassword = "the gateway's own"
 )
 
-// upstreamVariant is one of the ways to a backend: TLS, login, and how it learns who the
-// client is.
+// upstreamVariant is one way to connect to a backend: the TLS mode, the login, and how the
+// backend receives the client's address.
 type upstreamVariant struct {
 	tls     upstream.TLSMode
 	login   string // passthrough, or the style of the master login
 	forward string
 }
 
-// upstreamVariants are all of them.
+// upstreamVariants returns all variants.
 func upstreamVariants() (all []upstreamVariant) {
 	for _, mode := range []upstream.TLSMode{upstream.ImplicitTLS, upstream.StartTLS, upstream.NoTLS} {
 		for _, login := range []string{upstream.Passthrough, upstream.AuthzidStyle, upstream.SeparatorStyle} {
@@ -39,7 +39,7 @@ func upstreamVariants() (all []upstreamVariant) {
 
 func (w upstreamVariant) String() string { return fmt.Sprintf("%s-%s-%s", w.tls, w.login, w.forward) }
 
-// upstreamConfig is this way to a backend.
+// upstreamConfig returns the settings of this variant for a backend.
 func (w upstreamVariant) upstreamConfig(backend *testbed.Dovecot) upstream.Config {
 	c := upstreamConfig(backend, w.tls)
 	c.Forward = w.forward
@@ -58,9 +58,9 @@ func (w upstreamVariant) upstreamConfig(backend *testbed.Dovecot) upstream.Confi
 	return c
 }
 
-// Every kind of listener, TLS to the backend, login there, word of who the
-// client is, and Redis: a client logs in, reads its mail, leaves, and the backend
-// has seen the client's own address.
+// For every combination of listener, upstream TLS, upstream login, transfer of the client's
+// address, and Redis: a client logs in, reads its mail and logs out, and the backend logs
+// the client's own address.
 func TestEveryCombinationServesAClient(t *testing.T) {
 	t.Parallel()
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{
@@ -87,7 +87,7 @@ func TestEveryCombinationServesAClient(t *testing.T) {
 						t.Parallel()
 						if w.login == upstream.Passthrough {
 							s.setRoute(t, c.user, w.String())
-						} else { // somebody must check the password
+						} else { // the gateway must verify the password
 							s.setRoute(t, c.user, w.String(), "password", "{PLAIN}"+password)
 						}
 						c.run(t)
@@ -98,7 +98,7 @@ func TestEveryCombinationServesAClient(t *testing.T) {
 	}
 }
 
-// endToEndCase is one user's path through one of all gateways.
+// endToEndCase is a user and a gateway.
 type endToEndCase struct {
 	g        *gateway
 	backend  *testbed.Dovecot
@@ -139,8 +139,8 @@ func (c endToEndCase) run(t *testing.T) {
 	})
 }
 
-// mustDial connects from a local address ("": any), reads the greeting and starts
-// TLS where it has to be asked for.
+// mustDial connects from a local address ("": any), reads the greeting and sends STARTTLS
+// if the endpoint needs it.
 func mustDial(t testing.TB, e endpoint, ip string) *RawClient {
 	t.Helper()
 	c, err := dialIMAP(e, ip)
@@ -151,7 +151,7 @@ func mustDial(t testing.TB, e endpoint, ip string) *RawClient {
 	return c
 }
 
-// dialIMAP is enter for those who cannot end the test.
+// dialIMAP is mustDial for goroutines that must not end the test.
 func dialIMAP(e endpoint, ip string) (*RawClient, error) {
 	first := e.tls
 	if e.starttls {
@@ -175,7 +175,7 @@ func dialIMAP(e endpoint, ip string) (*RawClient, error) {
 	return c, nil
 }
 
-// formatResponses is an answer in one string.
+// formatResponses returns responses as one string.
 func formatResponses(all []Response) string {
 	var b strings.Builder
 	for _, r := range all {

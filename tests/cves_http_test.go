@@ -28,7 +28,7 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// clientCertState is a connection whose client has shown a certificate with this name in it.
+// clientCertState returns the state of a connection with a client certificate for name.
 func clientCertState(t *testing.T, name string) *tls.ConnectionState {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -48,8 +48,8 @@ func clientCertState(t *testing.T, name string) *tls.ConnectionState {
 		PeerCertificates: []*x509.Certificate{cert}, VerifiedChains: [][]*x509.Certificate{{cert}}}
 }
 
-// nginx CVE-2026-28753: a name with line ends in a header that is sent to the auth
-// server became headers of its own there.
+// nginx CVE-2026-28753: a user name with line ends, sent to the auth server in a header,
+// added headers to the request.
 func TestNoHeaderToAnAuthServerHasLineEndsOrNULs(t *testing.T) {
 	questions := make(chan []byte, 1)
 	server := startStubWith(t, nil, func(conn net.Conn) {
@@ -86,7 +86,7 @@ func TestNoHeaderToAnAuthServerHasLineEndsOrNULs(t *testing.T) {
 			q := good
 			change(&q)
 			if _, err := asker.Authenticate(context.Background(), q); err != nil {
-				t.Errorf("%s with %q: %v", part, end, err) // what can be written can be asked
+				t.Errorf("%s with %q: %v", part, end, err) // a value without line ends is valid
 				continue
 			}
 			question := <-questions
@@ -109,11 +109,11 @@ func TestNoHeaderToAnAuthServerHasLineEndsOrNULs(t *testing.T) {
 	}
 }
 
-// authRequest is what an auth server is told of one attempt.
+// authRequest is the auth server's view of one attempt.
 type authRequest struct{ user, password, attempt string }
 
-// nginx CVE-2026-27651: the state of an attempt that the auth server had delayed was
-// used, or freed, by the next one, of whatever mechanism.
+// nginx CVE-2026-27651: the next attempt, by any mechanism, used or freed the state of an
+// attempt that the auth server had delayed.
 func TestAttemptsAfterADelayedRefusalAreIndependent(t *testing.T) {
 	ca := testbed.NewCA(t)
 	host, port := splitAddress(t, startStub(t, nil).address())
@@ -148,7 +148,7 @@ routing: {source: http}`, net.JoinHostPort(host, port), server.URL+"/auth"))
 		"PLAIN, IR": func(user, password string) string { return "t AUTHENTICATE PLAIN " + code("\x00"+user+"\x00"+password) },
 		"LOGIN":     func(user, password string) string { return "t AUTHENTICATE LOGIN\r\n" + code(user) + code(password) },
 		"broken off": func(user, password string) string {
-			return "b AUTHENTICATE LOGIN\r\n" + code("nobody") + "*\r\nt LOGIN " + user + " " + password + "\r\n"
+			return "b AUTHENTICATE LOGIN\r\n" + code("mallory") + "*\r\nt LOGIN " + user + " " + password + "\r\n"
 		},
 	}
 	var attempts sync.WaitGroup
@@ -179,7 +179,7 @@ routing: {source: http}`, net.JoinHostPort(host, port), server.URL+"/auth"))
 				seen := all[session]
 				if len(seen) != 2 || seen[0].user != session+".1" || seen[0].password != "wrong" ||
 					seen[1].user != session+".2" || seen[1].password != "right" || seen[1].attempt <= seen[0].attempt {
-					t.Errorf("%s, then %s: the auth server was told %v", first, second, seen)
+					t.Errorf("%s, then %s: the auth server received %v", first, second, seen)
 				}
 			})
 		}

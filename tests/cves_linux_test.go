@@ -11,8 +11,8 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// Servers of many kinds have ended, or spun, when accept found no descriptor free
-// (EMFILE): connections that wait at the kernel are served once there is one.
+// Many servers exit or spin when accept finds no free descriptor (EMFILE). Connections that
+// wait in the kernel's queue must be served once there is one.
 func TestAcceptSurvivesDescriptorExhaustion(t *testing.T) {
 	ca := testbed.NewCA(t)
 	b := startProcess(t, ca, fmt.Sprintf(`backends:
@@ -30,13 +30,13 @@ routing: {source: static, static: {default: east}}`, startStub(t, nil).address()
 	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &limit); err != nil {
 		t.Fatal(err)
 	}
-	none := unix.Rlimit{Cur: uint64(len(open)), Max: limit.Max} // numbers below are in use, or soon will be
+	none := unix.Rlimit{Cur: uint64(len(open)), Max: limit.Max} // lower numbers are in use, or will be soon
 	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &none, nil); err != nil {
 		t.Fatal(err)
 	}
 	exhausted := func() bool { return strings.Contains(b.process.Output(), "too many open files") }
 	var waiting []*RawClient
-	for !exhausted() && len(waiting) < 64 { // numbers that are free go first
+	for !exhausted() && len(waiting) < 64 { // first use up the free descriptors
 		c, err := Connect(b.addresses["starttls"], nil)
 		if err != nil {
 			t.Fatal(err)
@@ -45,7 +45,7 @@ routing: {source: static, static: {default: east}}`, startStub(t, nil).address()
 		waiting = append(waiting, c)
 	}
 	testbed.Eventually(t, Timeout, "accept to fail", exhausted)
-	mustExec(t, first, "NOOP") // who is in stays in
+	mustExec(t, first, "NOOP") // existing sessions stay
 	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &limit, nil); err != nil {
 		t.Fatal(err)
 	}

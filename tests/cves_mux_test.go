@@ -19,15 +19,15 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// scriptedBackend is a backend that says what a test wants, with INBOX of one message.
+// scriptedBackend is a backend with scripted responses and one message in INBOX.
 type scriptedBackend struct {
 	// Set once.
 	caps    string
-	answers map[string]string // to a command by its beginning, with TAG for its tag
-	abort   chan struct{}     // an answer without a tag is one that is cut off once this is closed
+	answers map[string]string // by the beginning of the command; TAG stands for its tag
+	abort   chan struct{}     // closed: answers without a tag end with the connection
 
 	mu       sync.Mutex
-	commands []string // Guarded by mu. Its lines, the login's included.
+	commands []string // Guarded by mu. Lines received, those of the login included.
 }
 
 func (b *scriptedBackend) serve(conn net.Conn) {
@@ -68,11 +68,11 @@ func (b *scriptedBackend) serve(conn net.Conn) {
 	}
 }
 
-// nonSyncLiteralEnd is a line that announces a literal which comes unasked.
+// nonSyncLiteralEnd matches a line that announces a non-synchronizing literal.
 var nonSyncLiteralEnd = regexp.MustCompile(`\{(\d+)\+\}\r\n$`)
 
-// readCommand reads one command, asking for its literals. It takes octets that come unasked
-// for commands, unless they are few and it has LITERAL-.
+// readCommand reads one command and sends continuations for its literals. It treats a
+// non-synchronizing literal as commands, unless it is small and the backend has LITERAL-.
 func (b *scriptedBackend) readCommand(r *bufio.Reader, w *bufio.Writer) (command string, err error) {
 	for {
 		line, err := r.ReadString('\n')
@@ -103,7 +103,7 @@ func (b *scriptedBackend) readCommand(r *bufio.Reader, w *bufio.Writer) (command
 	}
 }
 
-// startSelected starts a gateway with this backend, and a client that has INBOX selected.
+// startSelected starts a gateway with this backend and a client with INBOX selected.
 func (b *scriptedBackend) startSelected(t *testing.T, mode mux.Mode) (*gateway, *RawClient) {
 	t.Helper()
 	if b.caps == "" {
@@ -121,7 +121,8 @@ func (b *scriptedBackend) startSelected(t *testing.T, mode mux.Mode) (*gateway, 
 	return g, c
 }
 
-// countOctets reads up to a line that begins so, and gives how many octets came before.
+// countOctets reads up to a line that begins with end, and returns the number of octets
+// before it.
 func countOctets(t *testing.T, c *RawClient, end string) (n int) {
 	t.Helper()
 	for begins := true; ; {
@@ -142,8 +143,8 @@ func countOctets(t *testing.T, c *RawClient, end string) (n int) {
 
 var muxModes = []mux.Mode{mux.Reuse, mux.Resume}
 
-// Dovecot CVE-2026-42006, Courier CVE-2026-67194: lists in lists, of a client and of a
-// backend, each of which cost its reader memory, or a stack.
+// Dovecot CVE-2026-42006, Courier CVE-2026-67194: nested lists from a client or a backend
+// cost the reader memory or stack for each level.
 func TestNestedParenthesesPassBothWaysAndHoldNoMemory(t *testing.T) {
 	const many = 4 << 20
 	for _, mode := range muxModes {
@@ -160,17 +161,17 @@ func TestNestedParenthesesPassBothWaysAndHoldNoMemory(t *testing.T) {
 				t.Errorf("%s: %d octets came in round %d, want %d", mode, n, i, len(flood))
 			}
 		}
-		// The backend's own strings are three of the flood.
+		// The backend itself has three copies of the flood.
 		if grown := totalAlloc() - before; grown > 5*uint64(many) {
 			t.Errorf("%s: %d octets were allocated", mode, grown)
 		}
 		if n := g.sumMetric("imapgate_backend_protocol_violations_total"); n != 0 {
-			t.Errorf("%s: %v broken promises", mode, n)
+			t.Errorf("%s: %v protocol violations", mode, n)
 		}
 	}
 }
 
-// The same in an answer that the gateway reads itself ends that connection.
+// Nested lists in a response that the gateway itself parses end that connection.
 func TestNestedParenthesesInAnAnswerToTheGatewayAreBounded(t *testing.T) {
 	for name, answer := range map[string]string{
 		"parentheses":       "* 1 FETCH " + strings.Repeat("(", 20<<20) + "\r\nTAG OK done\r\n",
@@ -179,15 +180,15 @@ func TestNestedParenthesesInAnAnswerToTheGatewayAreBounded(t *testing.T) {
 		b := &scriptedBackend{answers: map[string]string{"SELECT Other": answer}}
 		_, c := b.startSelected(t, mux.Resume)
 		before := heapInUse()
-		sendExpect(t, c, "s SELECT Other\r\n", "s NO [UNAVAILABLE] ") // each answer is given up with its connection
+		sendExpect(t, c, "s SELECT Other\r\n", "s NO [UNAVAILABLE] ") // each such response ends its connection
 		if now := heapInUse(); now > before+8<<20 {
 			t.Errorf("%s: %d octets are held", name, now-before)
 		}
 	}
 }
 
-// net-imap CVE-2026-42245: a million literals of no octets, in a response and in a
-// command, took time that grew with their square.
+// net-imap CVE-2026-42245: a million empty literals in a response or a command took
+// quadratic time.
 func TestAMillionTinyLiteralsPassInLinearTime(t *testing.T) {
 	const many = 1_000_000
 	for _, mode := range muxModes {
@@ -201,11 +202,11 @@ func TestAMillionTinyLiteralsPassInLinearTime(t *testing.T) {
 		if n := countOctets(t, c, "f OK"); n != len(flood) {
 			t.Errorf("%s: %d octets came, want %d", mode, n, len(flood))
 		}
-		if now := heapInUse(); now > before+uint64(len(flood))+4<<20 { // the backend's own copy is there
+		if now := heapInUse(); now > before+uint64(len(flood))+4<<20 { // including the backend's own copy
 			t.Errorf("%s: %d octets are held", mode, now-before)
 		}
 		before = totalAlloc()
-		_, _ = io.WriteString(c, "s SEARCH"+strings.Repeat(" {0+}\r\n", many)+"\r\n") // it is cut off
+		_, _ = io.WriteString(c, "s SEARCH"+strings.Repeat(" {0+}\r\n", many)+"\r\n") // the gateway closes the connection
 		testbed.Eventually(t, Timeout, "the end", func() bool { return countReasons(g.records("session_ended", "alice"))["client_protocol"] == 1 })
 		if grown := totalAlloc() - before; grown > uint64(2*len(" {0+}\r\n")*many)+8<<20 {
 			t.Errorf("%s: %d octets were allocated", mode, grown)
@@ -213,13 +214,13 @@ func TestAMillionTinyLiteralsPassInLinearTime(t *testing.T) {
 	}
 }
 
-// net-imap CVE-2025-25186: ranges of UIDs in COPYUID and VANISHED that a reader
-// expanded into four billion numbers.
+// net-imap CVE-2025-25186: the reader expanded UID ranges in COPYUID and VANISHED into four
+// billion numbers.
 func TestRangesOfAllNumbersAreNeverExpanded(t *testing.T) {
 	const all, most = "1:4294967295", "1:4294967294"
 	holes := "1:1000000000,1000000002:2000000000,2000000002:4294967294"
 	for _, mode := range muxModes {
-		for name, says := range map[string]string{
+		for name, response := range map[string]string{
 			"COPYUID":           "TAG OK [COPYUID 1 " + all + " " + all + "] done\r\n",
 			"untagged COPYUID":  "* OK [COPYUID 1 " + all + " " + all + "] done\r\nTAG OK done\r\n",
 			"VANISHED":          "* VANISHED " + all + "\r\nTAG OK done\r\n",
@@ -230,13 +231,13 @@ func TestRangesOfAllNumbersAreNeverExpanded(t *testing.T) {
 			"EXISTS":            "* 4294967295 EXISTS\r\nTAG OK done\r\n",
 			"ESEARCH":           "* ESEARCH (TAG \"TAG\") UID ALL " + all + "\r\nTAG OK done\r\n",
 		} {
-			b := &scriptedBackend{answers: map[string]string{"COPY": says}}
+			b := &scriptedBackend{answers: map[string]string{"COPY": response}}
 			_, c := b.startSelected(t, mode)
 			before := heapInUse()
 			if _, err := io.WriteString(c, "a1 COPY 1 Other\r\n"); err != nil {
 				t.Fatal(err)
 			}
-			want := strings.ReplaceAll(says, "TAG", "a1")
+			want := strings.ReplaceAll(response, "TAG", "a1")
 			got := make([]byte, len(want))
 			if _, err := io.ReadFull(c.r, got); err != nil || string(got) != want {
 				t.Errorf("%s: %s: %.200q, %v", mode, name, got, err)
@@ -250,27 +251,27 @@ func TestRangesOfAllNumbersAreNeverExpanded(t *testing.T) {
 	}
 }
 
-// The same in the answer to a question of the gateway's own.
+// The same in the response to a command of the gateway itself.
 func TestUIDsOfAllNumbersAreNeverExpanded(t *testing.T) {
-	for name, says := range map[string]string{
+	for name, response := range map[string]string{
 		"ESEARCH":      "* ESEARCH (TAG \"TAG\") UID ALL 1:4294967295\r\nTAG OK done\r\n",
 		"of most":      "* ESEARCH (TAG \"TAG\") UID ALL 1:4294967294\r\nTAG OK done\r\n",
 		"with holes":   "* ESEARCH (TAG \"TAG\") UID ALL 1:1000000000,1000000002:2000000000,2000000002:4294967294\r\nTAG OK done\r\n",
 		"one by one":   "* SEARCH " + strings.Repeat("4294967294 ", 1<<15) + "\r\nTAG OK done\r\n",
 		"all repeated": "* ESEARCH (TAG \"TAG\") UID ALL " + strings.Repeat("1:4294967294,", 1<<15) + "9\r\nTAG OK done\r\n",
 	} {
-		b := &scriptedBackend{answers: map[string]string{"UID SEARCH": says}, caps: "IMAP4rev1 SASL-IR AUTH=PLAIN UNSELECT QRESYNC"}
-		_, c := b.startSelected(t, mux.Resume) // UIDs are learned at once
+		b := &scriptedBackend{answers: map[string]string{"UID SEARCH": response}, caps: "IMAP4rev1 SASL-IR AUTH=PLAIN UNSELECT QRESYNC"}
+		_, c := b.startSelected(t, mux.Resume) // fetches UIDs at once
 		before := heapInUse()
 		sendExpect(t, c, "n NOOP\r\n", "n OK ")
-		if now := heapInUse(); now > before+24<<20 { // a bitmap of everything is 8 MB
+		if now := heapInUse(); now > before+24<<20 { // a bitmap of all UIDs is 8 MB
 			t.Errorf("%s: %d octets are held", name, now-before)
 		}
 		_ = c.Close()
 	}
 }
 
-// net-imap CVE-2025-43857: the size of a literal was believed, and memory taken for it.
+// net-imap CVE-2025-43857: the reader allocated memory for the announced size of a literal.
 func TestLiteralOfFourGigabytesIsRelayed(t *testing.T) {
 	const part = 1 << 20
 	for _, mode := range muxModes {
@@ -303,8 +304,8 @@ func TestLiteralOfFourGigabytesIsRelayed(t *testing.T) {
 	}
 }
 
-// GHSA-8p34-64r3-mwg8 (net-imap): {n+} to a server that does not take it, which reads
-// the octets as commands.
+// GHSA-8p34-64r3-mwg8 (net-imap): {n+} sent to a server without support for it, which
+// executes the octets as commands.
 func TestBackendWithoutLiteralPlusGetsNoNonSyncLiteral(t *testing.T) {
 	for _, mode := range muxModes {
 		for _, caps := range []string{"IMAP4rev1 UNSELECT", "IMAP4rev1 UNSELECT LITERAL-"} { // LOGIN with literals
@@ -323,18 +324,18 @@ func TestBackendWithoutLiteralPlusGetsNoNonSyncLiteral(t *testing.T) {
 			b.mu.Lock()
 			for _, line := range b.commands {
 				if m := nonSyncLiteralEnd.FindStringSubmatch(line); m != nil && !(strings.Contains(caps, "LITERAL-") && len(m[1]) < 4) {
-					t.Errorf("%s with %s: the backend has heard %.80q", mode, caps, line)
+					t.Errorf("%s with %s: the backend received %.80q", mode, caps, line)
 				}
 			}
 			if len(b.commands) < 10 {
-				t.Errorf("%s: the backend has heard %q", mode, b.commands)
+				t.Errorf("%s: the backend received %q", mode, b.commands)
 			}
 			b.mu.Unlock()
 		}
 	}
 }
 
-// Cyrus CVE-2024-34055: literals without number in one command of a session.
+// Cyrus CVE-2024-34055: an unbounded number of literals in one command of a session.
 func TestManyLiteralsInOneCommandAreBounded(t *testing.T) {
 	for _, mode := range muxModes {
 		_, c := (&scriptedBackend{}).startSelected(t, mode)
@@ -349,9 +350,9 @@ func TestManyLiteralsInOneCommandAreBounded(t *testing.T) {
 	}
 }
 
-// Proxies with more than one connection have let pipelined commands overtake each
-// other. (Dovecot itself lets a STORE overtake the EXPUNGE before it, where a client
-// does what RFC 9051 §5.5 forbids.)
+// Proxies with several connections have let pipelined commands overtake each other.
+// (Dovecot itself lets a STORE overtake the EXPUNGE before it if a client does what
+// RFC 9051 §5.5 forbids.)
 func TestPipelinedStoreAndExpungeKeepTheirOrder(t *testing.T) {
 	pipelined := []string{
 		"STORE 2:4 +FLAGS (\\Deleted)", "STORE 3 -FLAGS (\\Deleted)", "EXPUNGE", "NOOP", "EXPUNGE", "UID STORE 9 +FLAGS (\\Deleted)",
@@ -369,10 +370,10 @@ func TestPipelinedStoreAndExpungeKeepTheirOrder(t *testing.T) {
 			sendExpect(t, c, "", fmt.Sprintf("p%d OK ", i))
 		}
 		b.mu.Lock()
-		heard := strings.Join(slices.DeleteFunc(b.commands, func(line string) bool { return line[0] != 'p' }), "")
+		received := strings.Join(slices.DeleteFunc(b.commands, func(line string) bool { return line[0] != 'p' }), "")
 		b.mu.Unlock()
-		if heard != text.String() {
-			t.Errorf("%s: the backend has heard\n%s", mode, heard)
+		if received != text.String() {
+			t.Errorf("%s: the backend received\n%s", mode, received)
 		}
 	}
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{})

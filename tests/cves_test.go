@@ -24,27 +24,28 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// Faults that other servers, proxies and libraries have had, as their CVEs tell: here
-// those of the login, in cves_mux_test.go those of a session, in cves_http_test.go
-// those of auth servers, and in cves_linux_test.go one of the kernel's limits.
+// Vulnerabilities of other servers, proxies and libraries, by CVE. This file has those of
+// the login, cves_mux_test.go those of a session, cves_http_test.go those of auth servers,
+// and cves_linux_test.go one about the kernel's limits.
 
-// totalAlloc is what the process has allocated so far: no more can be held of it.
+// totalAlloc returns the bytes the process has allocated so far, an upper bound of what it
+// holds.
 func totalAlloc() uint64 {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return m.TotalAlloc
 }
 
-// heapInUse is what is in use once the garbage is gone.
+// heapInUse returns the heap in use after a garbage collection.
 func heapInUse() uint64 {
 	runtime.GC()
-	runtime.GC() // what pools held
+	runtime.GC() // twice, to empty sync.Pools
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return m.HeapAlloc
 }
 
-// startStubGateway has a backend that lets everybody in.
+// startStubGateway starts a gateway with a backend that accepts every login.
 func startStubGateway(t *testing.T, configure ...func(*gatewayOptions)) *gateway {
 	t.Helper()
 	o := gatewayOptions{ca: testbed.NewCA(t), backends: map[string]upstream.Config{
@@ -56,7 +57,7 @@ func startStubGateway(t *testing.T, configure ...func(*gatewayOptions)) *gateway
 	return startGateway(t, o)
 }
 
-// sendExpect sends bytes and wants the next response to begin so.
+// sendExpect sends bytes and checks that the next response begins with want.
 func sendExpect(t *testing.T, c *RawClient, text, want string) {
 	t.Helper()
 	if _, err := io.WriteString(c, text); err != nil {
@@ -67,7 +68,7 @@ func sendExpect(t *testing.T, c *RawClient, text, want string) {
 	}
 }
 
-// isRejected says whether a response refuses a command, or the connection, for its form.
+// isRejected reports whether a response refuses a command or the connection as malformed.
 func isRejected(r Response) bool {
 	return strings.Contains(r.Text, "BAD ") || strings.Contains(r.Text, "[TOOBIG]") || strings.HasPrefix(r.Text, "* BYE ")
 }
@@ -87,18 +88,18 @@ func TestNestedParenthesesBeforeTheLoginHoldNoMemory(t *testing.T) {
 				t.Fatal(err)
 			}
 			sendExpect(t, c, "\r\n", "a BAD ")
-			if command == "a LOGIN " { // the third bad command is the last on a connection
+			if command == "a LOGIN " { // the third bad command ends the connection
 				break
 			}
 		}
 	}
-	// For 50 connections of 12,000 octets each, and of the test's own for as much.
+	// 50 connections with 12,000 octets each, and the test's own copies of them.
 	if grown := totalAlloc() - before; grown > 16<<20 {
 		t.Errorf("%d octets were allocated", grown)
 	}
 }
 
-// Dovecot CVE-2025-59028: base64 that was none ended the logins of others.
+// Dovecot CVE-2025-59028: invalid base64 ended the logins of other clients.
 func TestBadBase64LeavesOtherLoginsIntact(t *testing.T) {
 	g := startStubGateway(t)
 	var waiting []*RawClient
@@ -108,15 +109,15 @@ func TestBadBase64LeavesOtherLoginsIntact(t *testing.T) {
 		waiting = append(waiting, c)
 	}
 	for _, bad := range []string{"!", "=", "====", "YQ", "YQ=", "Y Q==", "YQ==YQ==", "\xff\xfe", "AA\x00A", strings.Repeat("A", 8001), strings.Repeat("!", 8001)} {
-		for _, how := range []string{"a AUTHENTICATE PLAIN %s\r\n", "a AUTHENTICATE LOGIN %s\r\n", "a AUTHENTICATE PLAIN\r\n%s\r\n", "a AUTHENTICATE LOGIN\r\n%s\r\n"} {
+		for _, format := range []string{"a AUTHENTICATE PLAIN %s\r\n", "a AUTHENTICATE LOGIN %s\r\n", "a AUTHENTICATE PLAIN\r\n%s\r\n", "a AUTHENTICATE LOGIN\r\n%s\r\n"} {
 			c := mustDial(t, g.endpoint(proxy.NoTLS), "")
-			if _, err := fmt.Fprintf(c, how+"!\r\n!\r\n", bad); err != nil { // "=" is an empty name, and a password follows
+			if _, err := fmt.Fprintf(c, format+"!\r\n!\r\n", bad); err != nil { // "=" is an empty name; a password follows
 				t.Fatal(err)
 			}
 			for {
 				got, err := c.Read()
 				if err != nil || strings.Contains(got.Text, " OK") {
-					t.Fatalf(how+": %q, %v", bad, got.Text, err)
+					t.Fatalf(format+": %q, %v", bad, got.Text, err)
 				}
 				if !strings.HasPrefix(got.Text, "+") {
 					break
@@ -131,8 +132,8 @@ func TestBadBase64LeavesOtherLoginsIntact(t *testing.T) {
 	sendExpect(t, waiting[1], coded(password), "a OK ")
 }
 
-// runSCRAM says what a client of SCRAM-SHA-256 says whose first message begins with
-// header, and who claims this channel binding; it gives the answer.
+// runSCRAM runs SCRAM-SHA-256 with a GS2 header and a channel binding, and returns the
+// response.
 func runSCRAM(t *testing.T, c *RawClient, mechanism, header, binding string) string {
 	t.Helper()
 	code := base64.StdEncoding.EncodeToString
@@ -190,26 +191,26 @@ func runSCRAM(t *testing.T, c *RawClient, mechanism, header, binding string) str
 		if !strings.HasPrefix(got.Text, "+") {
 			return got.Text
 		}
-		if _, err := io.WriteString(c, "\r\n"); err != nil { // the gateway's own proof is taken
+		if _, err := io.WriteString(c, "\r\n"); err != nil { // accepts the server signature
 			t.Fatal(err)
 		}
 	}
 }
 
-// cyrus-sasl CVE-2026-132138, Dovecot CVE-2026-33603: what a client says of a channel
-// binding was not compared where its header promises none.
+// cyrus-sasl CVE-2026-132138, Dovecot CVE-2026-33603: the channel binding in the client's
+// final message was not verified if the GS2 header declares none.
 func TestChannelBindingMatchesTheGS2Header(t *testing.T) {
 	hash, err := auth.Hash("SCRAM-SHA-256", identity.NewSecret(password))
 	if err != nil {
 		t.Fatal(err)
 	}
-	people := filepath.Join(t.TempDir(), "people")
-	if err := os.WriteFile(people, []byte("alice@example.org:"+hash+"\n"), 0o600); err != nil {
+	passwdFile := filepath.Join(t.TempDir(), "passwd")
+	if err := os.WriteFile(passwdFile, []byte("alice@example.org:"+hash+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	offering := func(mechanisms ...string) *gateway {
 		return startStubGateway(t, func(o *gatewayOptions) {
-			o.methods, o.passwdFile, o.sasl = []string{auth.File}, people, mechanisms
+			o.methods, o.passwdFile, o.sasl = []string{auth.File}, passwdFile, mechanisms
 			b := o.backends[onlyBackend]
 			b.Login, b.Master = upstream.MasterLogin, upstream.Master{User: "gateway", Password: identity.NewSecret(password)}
 			o.backends[onlyBackend] = b
@@ -235,7 +236,7 @@ func TestChannelBindingMatchesTheGS2Header(t *testing.T) {
 		{both, unbound, "n,,", code("n,"), false},
 		{both, unbound, "n,,", code("y,,"), false},
 		{both, unbound, "n,,", code("p=tls-exporter,,"), false},
-		{both, unbound, "y,,", code("y,,"), false}, // the client was told of -PLUS
+		{both, unbound, "y,,", code("y,,"), false}, // the gateway offers -PLUS
 		{one, unbound, "y,,", code("y,,"), true},
 		{one, unbound, "y,,", code("y,,x"), false},
 		{one, unbound, "y,,", code("y,," + huge), false},
@@ -249,7 +250,7 @@ func TestChannelBindingMatchesTheGS2Header(t *testing.T) {
 		{both, bound, "p=,,", code("p=,,"), false},
 	} {
 		t.Run(fmt.Sprintf("%s %s %.20s", c.mechanism, c.header, c.binding), func(t *testing.T) {
-			t.Parallel() // a refusal takes its time
+			t.Parallel() // refusals are delayed
 			got := runSCRAM(t, mustDial(t, c.g.endpoint(proxy.ImplicitTLS), ""), c.mechanism, c.header, c.binding)
 			if strings.HasPrefix(got, "a OK ") != c.right || !c.right && !strings.HasPrefix(got, "a NO ") && !strings.HasPrefix(got, "a BAD ") {
 				t.Errorf("binding %.60q: %.100q", c.binding, got)
@@ -258,13 +259,13 @@ func TestChannelBindingMatchesTheGS2Header(t *testing.T) {
 	}
 }
 
-// Cyrus CVE-2024-34055: literals without number in one command, all of them held.
+// Cyrus CVE-2024-34055: an unbounded number of literals in one command, all kept in memory.
 func TestManyLiteralsBeforeTheLoginAreRefused(t *testing.T) {
 	g := startStubGateway(t)
 	before := totalAlloc()
 	for _, command := range []string{"a LOGIN", "a ID", "a NOOP", "a FROB"} {
 		c := mustDial(t, g.endpoint(proxy.NoTLS), "")
-		_, _ = io.WriteString(c, command+strings.Repeat(" {1+}\r\nx", 10_000)+"\r\n") // it may be cut off before
+		_, _ = io.WriteString(c, command+strings.Repeat(" {1+}\r\nx", 10_000)+"\r\n") // the connection may end before
 		if got, err := c.Read(); err == nil && !isRejected(got) {
 			t.Errorf("%s: %q", command, got.Text)
 		}
@@ -275,7 +276,7 @@ func TestManyLiteralsBeforeTheLoginAreRefused(t *testing.T) {
 	}
 }
 
-// nginx's mail proxy, and others: lengths that overflow, and octets behind a literal.
+// nginx's mail proxy and others: literal lengths that overflow, and octets after a literal.
 func TestLiteralLengthsAreNumbersInEveryState(t *testing.T) {
 	g := startMuxGateway(t, mux.Resume, gatewayOptions{ca: testbed.NewCA(t), backends: map[string]upstream.Config{
 		onlyBackend: {Address: startStub(t, nil).address(), TLSMode: upstream.NoTLS},
@@ -300,8 +301,7 @@ func TestLiteralLengthsAreNumbersInEveryState(t *testing.T) {
 			}
 		}
 	}
-	// The octets of a literal end where they do: what follows is no part of it, nor a
-	// name of its own.
+	// Octets directly after a literal belong neither to it nor to another argument.
 	for _, text := range []string{"a LOGIN {3+}\r\nabcX " + password + "\r\n", "a LOGIN {3+}\r\nabc{2+}\r\npw\r\n", "a LOGIN {3+}\r\nabcpw\r\n", "a LOGIN abc {2+}\r\npwX\r\n"} {
 		c := mustDial(t, g.endpoint(proxy.NoTLS), "")
 		_, _ = io.WriteString(c, text)
@@ -318,21 +318,21 @@ func TestLiteralLengthsAreNumbersInEveryState(t *testing.T) {
 	if _, err := io.WriteString(c, "abcX\r\n"); err != nil {
 		t.Fatal(err)
 	}
-	sendExpect(t, c, "d NOOP\r\n", "c ") // what the backend says of it
+	sendExpect(t, c, "d NOOP\r\n", "c ") // the backend's response
 	if got, err := c.Read(); err != nil || !strings.HasPrefix(got.Text, "d OK ") {
-		t.Errorf("the command behind it: %q, %v", got.Text, err)
+		t.Errorf("the next command: %q, %v", got.Text, err)
 	}
 }
 
-// PgBouncer CVE-2026-6665: a backend's challenge in the login that is larger, or
-// another, than it may be. Nothing of it reaches a client, and nobody is let in.
+// PgBouncer CVE-2026-6665: an oversized or unexpected challenge of a backend during the
+// login. No part of it reaches a client, and the login fails.
 func TestAHostileBackendsChallengesEndTheLogin(t *testing.T) {
 	const greeting = "* OK [CAPABILITY IMAP4rev1 AUTH=PLAIN AUTH=SCRAM-SHA-256] ready\r\n"
 	flood := strings.Repeat("A", 1<<20)
-	for name, says := range map[string]string{
+	for name, response := range map[string]string{
 		"a challenge of a megabyte":      "+ " + flood + "\r\n",
 		"a challenge without end":        "+ " + flood,
-		"a challenge to go on with":      "+ \r\n+ cj1meWtv\r\n",
+		"a further challenge":            "+ \r\n+ cj1meWtv\r\n",
 		"a challenge of SCRAM":           "+ cj14LHM9QUFBQSxpPTIxNDc0ODM2NDc=\r\n",
 		"challenges without end":         strings.Repeat("+ AAAA\r\n", 1<<17),
 		"untagged responses without end": strings.Repeat("* OK [ALERT] AAAA\r\n", 1<<17),
@@ -342,9 +342,9 @@ func TestAHostileBackendsChallengesEndTheLogin(t *testing.T) {
 		b := startStubWith(t, nil, func(conn net.Conn) {
 			if _, err := io.WriteString(conn, greeting); err == nil {
 				_, _ = bufio.NewReader(conn).ReadString('\n')
-				_, _ = io.WriteString(conn, says)
+				_, _ = io.WriteString(conn, response)
 				_ = conn.(*net.TCPConn).CloseWrite()
-				_, _ = io.Copy(io.Discard, conn) // until the gateway hangs up
+				_, _ = io.Copy(io.Discard, conn) // until the gateway closes
 			}
 		})
 		g := startGateway(t, gatewayOptions{ca: testbed.NewCA(t), backends: map[string]upstream.Config{onlyBackend: {Address: b.address(), TLSMode: upstream.NoTLS}}})

@@ -11,15 +11,15 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// Cyrus leaves out of a search what another session has expunged, and announces that
-// later. Its sessions are neither spliced nor ended for it, and after a restart their
-// numbers still mean what they meant.
+// Cyrus omits messages expunged by another session from SEARCH before it reports the
+// expunge. The gateway must neither pin nor end such sessions, and after a restart the
+// message numbers must be unchanged.
 func TestCyrusSessionReattachesAfterUnannouncedExpunge(t *testing.T) {
 	t.Parallel()
 	users := []string{"ann", "ben", "cat"}
 	backend := testbed.StartCyrus(t, testbed.CyrusConfig{Users: withPasswords(users)})
 	settings := muxSettings()
-	settings.UIDPrefetch = mux.PrefetchAuto // which learns two seconds after SELECT, or when IDLE begins
+	settings.UIDPrefetch = mux.PrefetchAuto // fetches UIDs two seconds after SELECT, or when IDLE begins
 	g := startGateway(t, gatewayOptions{
 		ca: backend.CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS)},
 		modes: map[string]proxy.Mode{onlyBackend: {Name: string(mux.Resume), Mux: settings}},
@@ -40,7 +40,7 @@ func TestCyrusSessionReattachesAfterUnannouncedExpunge(t *testing.T) {
 		for _, command := range []string{"SELECT INBOX", "STORE 2 +FLAGS.SILENT (\\Deleted)", "EXPUNGE"} {
 			requireOK(t, own, command)
 		}
-		for _, line := range []string{"i IDLE", "DONE"} { // UIDs are learned in between
+		for _, line := range []string{"i IDLE", "DONE"} { // the gateway fetches UIDs in between
 			if _, err := client.Write([]byte(line + "\r\n")); err != nil {
 				t.Fatal(err)
 			}
@@ -57,12 +57,12 @@ func TestCyrusSessionReattachesAfterUnannouncedExpunge(t *testing.T) {
 		requireOK(t, client, "NOOP")
 	}
 	if broken, pinned := g.sumMetric("imapgate_backend_protocol_violations_total"), g.sumMetric("imapgate_mux_pins_total"); broken != 0 || pinned != 0 {
-		t.Errorf("%v promises are called broken, %v sessions are spliced", broken, pinned)
+		t.Errorf("%v protocol violations, %v pinned sessions", broken, pinned)
 	}
 	backend.Restart()
 	for _, client := range clients {
 		if got, err := client.Do("FETCH 2 (UID)"); err != nil || !strings.Contains(formatResponses(got), "* 2 FETCH (UID 3)") {
-			t.Errorf("behind a restart message 2 is %v, %v; want UID 3", got, err)
+			t.Errorf("after a restart message 2 is %v, %v; want UID 3", got, err)
 		}
 	}
 }

@@ -21,8 +21,8 @@ const (
 	idleUserCount   = 60
 )
 
-// descriptorTest is a gateway with few descriptors, in mode resume, before a Dovecot that can
-// be away, and its sessions.
+// descriptorTest is a gateway in mode resume with few descriptors, its sessions, and a
+// Dovecot behind a fault proxy.
 type descriptorTest struct {
 	*testing.T
 	b          *gatewayProcess
@@ -32,9 +32,9 @@ type descriptorTest struct {
 	sessions []*RawClient // Guarded by mu.
 }
 
-// Sixty people have two sessions each, as far as there is room; before that each has left
-// a connection that only waits, and the gateway has asked questions of its own. Then all
-// connections to the backend end at once, while strangers come without end.
+// Sixty users open two sessions each, as far as descriptors allow. Before that each leaves
+// an idle upstream in the pool, and the gateway has sent commands of its own. Then all
+// upstreams end at once, while new clients keep connecting.
 func TestDescriptorShortageRefusesNewClientsAndKeepsSessions(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
 	s := &descriptorTest{T: t, faultProxy: faultproxy.Start(t, backend.Plain)}
@@ -44,14 +44,14 @@ func TestDescriptorShortageRefusesNewClientsAndKeepsSessions(t *testing.T) {
 routing: {source: static, static: {default: east}}`, s.faultProxy.Address()))
 	slots := int(descriptors.MaxClients(descriptorLimit))
 
-	s.forEachUser(idleUserCount, func(user string) error { // leaves a connection behind
+	s.forEachUser(idleUserCount, func(user string) error { // leaves an idle upstream in the pool
 		c, err := s.logIn(user)
 		if err != nil {
 			return err
 		}
 		return errors.Join(checkOK(c.Do("LOGOUT")), c.Close())
 	})
-	s.forEachUser(idleUserCount, func(user string) error { // has the gateway ask something aside
+	s.forEachUser(idleUserCount, func(user string) error { // makes the gateway use a second upstream
 		c, err := s.logIn(user)
 		if err != nil {
 			return err
@@ -108,7 +108,7 @@ routing: {source: static, static: {default: east}}`, s.faultProxy.Address()))
 	}
 }
 
-// forEachUser calls do for so many users, some at a time.
+// forEachUser calls do for n users, several at a time.
 func (s *descriptorTest) forEachUser(n int, do func(user string) error) {
 	s.Helper()
 	var all errgroup.Group
@@ -133,7 +133,7 @@ func (s *descriptorTest) forEachSession(do func(*RawClient) error) {
 	}
 }
 
-// logIn is a session with a mailbox.
+// logIn opens a session and selects a mailbox.
 func (s *descriptorTest) logIn(user string) (*RawClient, error) {
 	c, err := dialIMAP(s.b.endpoint("implicit"), "")
 	if err != nil {
@@ -149,7 +149,7 @@ func (s *descriptorTest) addSession(c *RawClient) {
 	s.sessions = append(s.sessions, c)
 }
 
-// expectRefusal wants a stranger to be told that there is no room.
+// expectRefusal checks that a new client is refused for lack of descriptors.
 func (s *descriptorTest) expectRefusal() {
 	c, err := Connect(s.b.addresses["starttls"], nil)
 	if err != nil {
@@ -158,11 +158,11 @@ func (s *descriptorTest) expectRefusal() {
 	}
 	defer func() { _ = c.Close() }()
 	if got, err := c.Read(); err != nil || got.Text != "* BYE [UNAVAILABLE] Too many connections." {
-		s.Errorf("a stranger heard %q, %v", got.Text, err)
+		s.Errorf("a new client got %q, %v", got.Text, err)
 	}
 }
 
-// checkDescriptors wants some descriptors to be left.
+// checkDescriptors checks that some descriptors are left.
 func (s *descriptorTest) checkDescriptors() {
 	s.Helper()
 	open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", s.b.process.PID()))

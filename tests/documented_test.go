@@ -15,7 +15,7 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// documentedBlocks are the indented blocks under a heading of docs/OPERATIONS.md.
+// documentedBlocks returns the indented blocks under a heading of docs/OPERATIONS.md.
 func documentedBlocks(t *testing.T, heading string) (blocks []string) {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join("..", "docs", "OPERATIONS.md"))
@@ -36,13 +36,13 @@ func documentedBlocks(t *testing.T, heading string) (blocks []string) {
 	return blocks
 }
 
-// dovecotSeries is the part of the running Dovecot's version that its settings go by.
+// dovecotSeries returns the part of Dovecot's version that determines its settings.
 func dovecotSeries(t *testing.T) string {
 	t.Helper()
 	return strings.Join(strings.Split(testbed.DovecotVersion(t), ".")[:2], ".")
 }
 
-// substituteNames is a block with the names of this test bed in the place of an operator's.
+// substituteNames replaces an operator's names in a block with those of the test bed.
 func substituteNames(d *testbed.Dovecot, block string) string {
 	return strings.NewReplacer(
 		"192.0.2.10", "127.0.0.1", "/etc/dovecot/master-users", d.InnerPath(filepath.Join(d.Dir, "masters")),
@@ -51,7 +51,7 @@ func substituteNames(d *testbed.Dovecot, block string) string {
 	).Replace(block)
 }
 
-// writePassdb is a passdb of everybody, as a site would have its own.
+// writePassdb writes a passdb with all users, as a site would have.
 func writePassdb(t *testing.T) string {
 	if dovecotSeries(t) == "2.3" {
 		return "passdb {\n  driver = static\n  args = password=" + password + "\n}\n"
@@ -59,7 +59,7 @@ func writePassdb(t *testing.T) string {
 	return "passdb static {\n  password = " + password + "\n}\n"
 }
 
-// checkNoWarnings wants Dovecot to have nothing to say about its settings.
+// checkNoWarnings checks that Dovecot logs no warnings about its settings.
 func checkNoWarnings(t *testing.T, d *testbed.Dovecot) {
 	t.Helper()
 	conf := d.InnerPath(filepath.Join(d.Dir, "dovecot.conf"))
@@ -72,8 +72,8 @@ func checkNoWarnings(t *testing.T, d *testbed.Dovecot) {
 	}
 }
 
-// With the settings of the handbook a gateway logs in by the user's password and as
-// a master, in both styles; the master sees INBOX, and Dovecot sees the client.
+// With the documented settings a gateway logs in by the user's password and as a master,
+// in both styles. The master sees INBOX, and Dovecot logs the client's address.
 func TestDocumentedDovecotSettingsWork(t *testing.T) {
 	t.Parallel()
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{
@@ -91,11 +91,11 @@ func TestDocumentedDovecotSettingsWork(t *testing.T) {
 	s := redisStores["single"](t)
 	g := startGateway(t, gatewayOptions{ca: d.CA, backends: backends, redis: &s.config, methods: []string{auth.Redis, auth.Passthrough}})
 	i := 0
-	for name, way := range backends {
+	for name, config := range backends {
 		i++
 		c := endToEndCase{g: g, backend: d, listener: proxy.ImplicitTLS, user: fmt.Sprintf("user%d", i), ip: fmt.Sprintf("127.9.0.%d", i)}
 		t.Run(name, func(t *testing.T) {
-			if way.Login == upstream.MasterLogin { // somebody must check the password
+			if config.Login == upstream.MasterLogin { // the gateway must verify the password
 				s.setRoute(t, c.user, name, "password", "{PLAIN}"+password)
 			} else {
 				s.setRoute(t, c.user, name)
@@ -106,7 +106,7 @@ func TestDocumentedDovecotSettingsWork(t *testing.T) {
 	checkNoWarnings(t, d)
 }
 
-// With the settings of the handbook Dovecot takes tokens, and no bad ones.
+// With the documented settings Dovecot accepts valid tokens only.
 func TestDocumentedDovecotTokenSettingsWork(t *testing.T) {
 	t.Parallel()
 	p := openid.Start(t, tokenUser)
@@ -141,8 +141,7 @@ routing: {source: static, static: {default: east}}`, d.TLS, testbed.DovecotName,
 	checkNoWarnings(t, d)
 }
 
-// Without TLS the documented settings let passwords in from the gateway's address
-// alone.
+// Without TLS the documented settings accept passwords from the gateway's address only.
 func TestDocumentedSettingsRefuseUntrustedClientsWithoutTLS(t *testing.T) {
 	t.Parallel()
 	for trusted, want := range map[string]string{"127.0.0.2": " OK ", "127.0.0.3": "PRIVACYREQUIRED"} {

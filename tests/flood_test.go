@@ -21,8 +21,8 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// Three thousand strangers who say a byte now and then keep nobody waiting, and
-// are gone when their time is over, however often they say one.
+// Three thousand clients that send single bytes must not delay other logins. They are
+// disconnected after the preauth time-out, however often they send.
 func TestSlowClientsDelayNoLogin(t *testing.T) {
 	const slowClients, preauthTimeout = 3_000, 8 * time.Second
 	ca := testbed.NewCA(t)
@@ -30,9 +30,9 @@ func TestSlowClientsDelayNoLogin(t *testing.T) {
 		"routing: {source: static, static: {default: east}}",
 		fmt.Sprintf("limits: {preauth_timeout: %v, tls_handshake_timeout: %v, tls_handshakes: 1}", preauthTimeout, preauthTimeout))
 	conns := make([]net.Conn, slowClients)
-	began := time.Now()
+	start := time.Now()
 	for i := range conns {
-		listener, first := "implicit", "\x16\x03\x01\x02\x00\x01\x00" // a hello that is promised
+		listener, first := "implicit", "\x16\x03\x01\x02\x00\x01\x00" // an incomplete ClientHello
 		if i%2 == 0 {
 			listener, first = "starttls", "a LOG"
 		}
@@ -47,19 +47,19 @@ func TestSlowClientsDelayNoLogin(t *testing.T) {
 		conns[i] = conn
 	}
 	all := time.Now()
-	var took []time.Duration
+	var latencies []time.Duration
 	for i := range 10 {
 		d, err := timedSession(b.endpoint("implicit"), fmt.Sprint("user", i))
 		if err != nil {
-			t.Errorf("a login beside %d strangers: %v", slowClients, err)
+			t.Errorf("a login beside %d slow clients: %v", slowClients, err)
 		}
-		took = append(took, d)
+		latencies = append(latencies, d)
 		for _, conn := range conns {
-			_, _ = io.WriteString(conn, "\x00") // those who are gone already are gone
+			_, _ = io.WriteString(conn, "\x00") // fails once the gateway has disconnected it
 		}
 	}
-	t.Logf("%d strangers after %v; logins beside them, %s; %s", slowClients, all.Sub(began), formatLatencies(took), b.formatUsage(t))
-	testbed.Eventually(t, preauthTimeout+10*time.Second, "the strangers to be gone", func() bool {
+	t.Logf("%d slow clients after %v; logins beside them, %s; %s", slowClients, all.Sub(start), formatLatencies(latencies), b.formatUsage(t))
+	testbed.Eventually(t, preauthTimeout+10*time.Second, "the slow clients to be disconnected", func() bool {
 		for i := range 100 {
 			_, _ = io.WriteString(conns[i], "\x00")
 		}
@@ -67,9 +67,9 @@ func TestSlowClientsDelayNoLogin(t *testing.T) {
 	})
 }
 
-// Five hundred guesses at once at a password whose hash takes 64 MB and a tenth
-// of a second: most are told to come again at once, the others are checked, and
-// neither memory nor sessions suffer.
+// Five hundred concurrent guesses at a password whose hash takes 64 MB and a tenth of a
+// second. Most are refused as UNAVAILABLE at once, the others are verified, and neither
+// memory use nor sessions suffer.
 func TestGuessesAtAnExpensiveHashDisturbNoSession(t *testing.T) {
 	const guesses, memory = 500, 768 << 20
 	ca := testbed.NewCA(t)
@@ -77,11 +77,11 @@ func TestGuessesAtAnExpensiveHashDisturbNoSession(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	passwdFile := filepath.Join(t.TempDir(), "people")
+	passwdFile := filepath.Join(t.TempDir(), "passwd")
 	if err := os.WriteFile(passwdFile, []byte("alice:"+hash+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	exempt := limit.Settings{Exempt: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}} // the limits would stop most of it
+	exempt := limit.Settings{Exempt: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}} // limits would refuse most guesses
 	g := startGateway(t, gatewayOptions{ca: ca, methods: []string{auth.File}, passwdFile: passwdFile, backends: map[string]upstream.Config{
 		onlyBackend: {Address: startStub(t, nil).address(), TLSMode: upstream.NoTLS},
 	}, limits: limit.Config{Settings: exempt}})
@@ -103,22 +103,22 @@ func TestGuessesAtAnExpensiveHashDisturbNoSession(t *testing.T) {
 	}
 
 	var mu sync.Mutex
-	answers, quick := map[string]int{}, []time.Duration{}
+	answers, unavailable := map[string]int{}, []time.Duration{}
 	var all sync.WaitGroup
 	for i, p := range clients {
 		all.Go(func() {
 			defer p.conn.Close()
-			began := time.Now()
+			start := time.Now()
 			err := p.exec(fmt.Sprintf("LOGIN alice guess%d", i))
-			took := time.Since(began)
+			elapsed := time.Since(start)
 			mu.Lock()
 			defer mu.Unlock()
 			switch {
 			case err == nil:
-				answers["let in"]++
+				answers["accepted"]++
 			case strings.Contains(err.Error(), "NO [UNAVAILABLE]"):
-				answers["told to come again"]++
-				quick = append(quick, took)
+				answers["unavailable"]++
+				unavailable = append(unavailable, elapsed)
 			case strings.Contains(err.Error(), "NO [AUTHENTICATIONFAILED]"):
 				answers["denied"]++
 			default:
@@ -129,27 +129,27 @@ func TestGuessesAtAnExpensiveHashDisturbNoSession(t *testing.T) {
 	done := make(chan struct{})
 	go func() { all.Wait(); close(done) }()
 	slowest, most := session.measureUntil(t, done)
-	t.Logf("%v; come again: %s; NOOP meanwhile, slowest %v; %d MB at most", answers, formatLatencies(quick), slowest, most>>20)
-	if answers["denied"] == 0 || answers["told to come again"] < guesses/2 || len(answers) != 2 {
-		t.Errorf("the guesses were answered so: %v", answers)
+	t.Logf("%v; unavailable: %s; slowest NOOP %v; %d MB at most", answers, formatLatencies(unavailable), slowest, most>>20)
+	if answers["denied"] == 0 || answers["unavailable"] < guesses/2 || len(answers) != 2 {
+		t.Errorf("results of the guesses: %v", answers)
 	}
 	if most > memory {
 		t.Errorf("the process held %d MB", most>>20)
 	}
 }
 
-// measureUntil asks NOOP all the time until over is closed; it gives the slowest answer
-// and the most memory that was in use.
+// measureUntil sends NOOP repeatedly until stop is closed. It returns the slowest response
+// time and the largest heap.
 func (p *lightClient) measureUntil(t *testing.T, stop <-chan struct{}) (slowest time.Duration, maxHeap uint64) {
 	t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		began := time.Now()
+		start := time.Now()
 		if err := p.exec("NOOP"); err != nil {
 			t.Fatal(err)
 		}
-		slowest = max(slowest, time.Since(began))
+		slowest = max(slowest, time.Since(start))
 		var m runtime.MemStats
 		runtime.ReadMemStats(&m)
 		maxHeap = max(maxHeap, m.HeapInuse)

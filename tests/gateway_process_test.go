@@ -26,13 +26,13 @@ type gatewayProcess struct {
 	// Set once.
 	process   *testbed.Process
 	ca        *testbed.CA
-	dir       string            // has audit and routes
-	path      string            // of the command
-	conf      string            // the file's text
-	addresses map[string]string // listener to address, the admin one included
+	dir       string            // folder of its files
+	path      string            // of the program
+	conf      string            // text of the configuration file
+	addresses map[string]string // listener name to address; "admin" too
 }
 
-// buildCommand builds the command once for all tests, and gives its path. TestMain
+// buildCommand builds the program once for all tests and returns its path. TestMain
 // removes it.
 var buildCommand = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "imapgate")
@@ -48,17 +48,17 @@ var buildCommand = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-// buildDir is the folder of the command, once it is built.
+// buildDir is the folder of the program, nil until it is built.
 var buildDir atomic.Pointer[string]
 
-// startProcess builds the command and runs it with this backend and these routes,
-// both as they stand in the file. The first section may go on with the block tls.
+// startProcess runs the program with a configuration file that ends with these sections.
+// The first section may begin with more keys of the block tls.
 func startProcess(t testing.TB, ca *testbed.CA, sections ...string) *gatewayProcess {
 	t.Helper()
 	return startProcessUnder(t, nil, ca, sections...)
 }
 
-// startProcessUnder is startProcess with a command in front of the gateway's.
+// startProcessUnder is startProcess under a wrapper command such as prlimit.
 func startProcessUnder(t testing.TB, wrapper []string, ca *testbed.CA, sections ...string) *gatewayProcess {
 	t.Helper()
 	b := &gatewayProcess{ca: ca, dir: t.TempDir(), addresses: map[string]string{}}
@@ -98,7 +98,7 @@ tls:
 	return b
 }
 
-// isListening reads the addresses from the log.
+// isListening reads the addresses from the log and reports whether all are there.
 func (b *gatewayProcess) isListening() bool {
 	for line := range strings.Lines(b.process.Output()) {
 		var entry struct{ Msg, Listener, Address string }
@@ -109,8 +109,8 @@ func (b *gatewayProcess) isListening() bool {
 	return len(b.addresses) == 3
 }
 
-// writeOperatorConfig writes a configuration that names the admin address as the kernel
-// chose it, for the commands that ask the running gateway.
+// writeOperatorConfig writes a configuration with the actual admin address, for commands
+// that connect to the running gateway.
 func (b *gatewayProcess) writeOperatorConfig(t testing.TB) string {
 	t.Helper()
 	file := filepath.Join(b.dir, "operator.yaml")
@@ -121,8 +121,8 @@ func (b *gatewayProcess) writeOperatorConfig(t testing.TB) string {
 	return file
 }
 
-// runCommand runs a command of the program against the running gateway, and gives
-// what it printed.
+// runCommand runs a command of the program against the running gateway and returns its
+// output.
 func (b *gatewayProcess) runCommand(t testing.TB, args ...string) string {
 	t.Helper()
 	out, err := exec.Command(b.path, append(args, "--config", b.writeOperatorConfig(t))...).CombinedOutput()
@@ -138,14 +138,14 @@ func (b *gatewayProcess) endpoint(listener string) endpoint {
 	}
 }
 
-// scrapeMetrics is all metrics.
+// scrapeMetrics returns all metrics.
 func (b *gatewayProcess) scrapeMetrics(t testing.TB) string {
 	t.Helper()
 	r, err := http.Get("http://" + b.addresses["admin"] + "/metrics")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer r.Body.Close() // it was read
+	defer r.Body.Close() // read completely
 	text, err := io.ReadAll(r.Body)
 	if err != nil || r.StatusCode != http.StatusOK {
 		t.Fatalf("metrics: %s, %v", r.Status, err)
@@ -153,7 +153,7 @@ func (b *gatewayProcess) scrapeMetrics(t testing.TB) string {
 	return string(text)
 }
 
-// sumMetric is the sum of a metric over its labels, 0 when it is not there.
+// sumMetric returns the sum of a metric over its labels, or 0 if it does not exist.
 func (b *gatewayProcess) sumMetric(t testing.TB, name string) (sum float64) {
 	t.Helper()
 	for _, m := range regexp.MustCompile(`(?m)^`+name+`(?:\{.*\})? (\S+)$`).FindAllStringSubmatch(b.scrapeMetrics(t), -1) {
@@ -166,7 +166,7 @@ func (b *gatewayProcess) sumMetric(t testing.TB, name string) (sum float64) {
 	return sum
 }
 
-// eastBackendConf is the section of a backend with implicit TLS.
+// eastBackendConf returns the section of the backend "east" with implicit TLS.
 func eastBackendConf(ca *testbed.CA, address string) string {
 	return fmt.Sprintf("backends:\n  east: {address: %q, server_name: %s, ca: %s}", address, testbed.DovecotName, ca.File)
 }
@@ -218,6 +218,6 @@ func TestCommandServesClientsAndShutsDownCleanly(t *testing.T) {
 			t.Errorf("the command ended with %v", err)
 		}
 	case <-time.After(Timeout):
-		t.Error("the command goes on after its last session")
+		t.Error("the command does not exit after its last session")
 	}
 }

@@ -31,22 +31,22 @@ import (
 	"imapgate/tlsconf"
 )
 
-// gatewayOptions is what a test decides about its gateway.
+// gatewayOptions are the settings a test may choose.
 type gatewayOptions struct {
-	ca         *testbed.CA // issues the gateway's certificate, for localhost and 127.0.0.1
+	ca         *testbed.CA // issuer of the gateway's certificate for localhost and 127.0.0.1
 	backends   map[string]upstream.Config
 	methods    []string             // of auth; default passthrough
-	passwdFile string               // the passwd-file, when methods has file
-	names      identity.Names       // how user names are read
-	sasl       []string             // mechanisms; default those that auth names
-	redis      *routing.RedisConfig // nil: the backend of everybody not in routing is only
-	routing    routing.Config       // its bounds and its snapshot; the rest is filled in
-	drain      time.Duration        // default none: sessions are cut when the gateway stops
+	passwdFile string               // for the method file
+	names      identity.Names       // rules for user names
+	sasl       []string             // mechanisms; default: those of auth
+	redis      *routing.RedisConfig // nil: static routing, onlyBackend by default
+	routing    routing.Config       // bounds and snapshot; startGateway sets the rest
+	drain      time.Duration        // default 0: stopping the gateway aborts sessions
 	idle       time.Duration        // default 32 minutes
 	write      time.Duration        // default 5 minutes
 	modes      map[string]proxy.Mode
 	limits     limit.Config        // default none
-	commands   audit.CommandFilter // on record; default none
+	commands   audit.CommandFilter // commands in the audit log; default none
 }
 
 // gateway is a whole gateway in this process, with a listener of each kind.
@@ -55,7 +55,7 @@ type gateway struct {
 	t        testing.TB
 	server   *proxy.Server
 	ca       *testbed.CA
-	dir      string // has log and audit
+	dir      string // folder of log and audit log
 	redis    redis.UniversalClient
 	audit    *audit.Log
 	metrics  *metrics.Metrics
@@ -68,7 +68,7 @@ type gateway struct {
 	stopOnce sync.Once
 }
 
-// startGateway starts a gateway and stops it with the test.
+// startGateway starts a gateway and stops it when the test ends.
 func startGateway(t testing.TB, o gatewayOptions) *gateway {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -85,7 +85,7 @@ func startGateway(t testing.TB, o gatewayOptions) *gateway {
 	}
 	background, stop := context.WithCancel(context.Background())
 	for _, f := range run {
-		g.wg.Go(func() { _ = f(background) }) // these return nil
+		g.wg.Go(func() { _ = f(background) }) // returns nil
 	}
 	g.wg.Go(func() { deps.Routes.SaveSnapshots(ctx) })
 	g.wg.Go(func() {
@@ -97,7 +97,8 @@ func startGateway(t testing.TB, o gatewayOptions) *gateway {
 	return g
 }
 
-// buildDeps makes the rooms and gives what has to run beside them.
+// buildDeps creates the dependencies of the server. The caller must run the functions in
+// run.
 func (g *gateway) buildDeps(o gatewayOptions) (deps proxy.Deps, run []func(context.Context) error, err error) {
 	if deps.Log, err = g.openLog(); err != nil {
 		return deps, nil, err
@@ -146,7 +147,7 @@ func (g *gateway) buildDeps(o gatewayOptions) (deps proxy.Deps, run []func(conte
 	return deps, []func(context.Context) error{deps.Routes.Run, deps.Auth.Run, deps.Limits.Run}, err
 }
 
-// openLog writes the log to a file, which is shown when the test fails.
+// openLog logs to a file, which is shown if the test fails.
 func (g *gateway) openLog() (*zap.Logger, error) {
 	file, err := os.Create(filepath.Join(g.dir, "log"))
 	if err != nil {
@@ -157,9 +158,9 @@ func (g *gateway) openLog() (*zap.Logger, error) {
 	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(file), zapcore.DebugLevel)), nil
 }
 
-// proxyConfig is the front door: a listener of each kind, and the default time-outs.
-// proxy turns no client away because the machine is busy: Handshakes is beyond what a
-// test has at a time.
+// proxyConfig returns settings with a listener of each kind and the default time-outs.
+// Handshakes is larger than any test needs, so that the proxy refuses no client because
+// the machine is busy.
 func (o gatewayOptions) proxyConfig() proxy.Config {
 	c := proxy.Config{
 		PreauthTimeout: time.Minute, HandshakeTimeout: Timeout, MaxHandshakes: 1000, IdleTimeout: 32 * time.Minute, WriteTimeout: 5 * time.Minute,
@@ -178,7 +179,7 @@ func (o gatewayOptions) proxyConfig() proxy.Config {
 	return c
 }
 
-// listeners are all kinds, and the names of the listeners in these tests.
+// listeners are all kinds of listeners, which are also their names in these tests.
 var listeners = []proxy.TLSMode{proxy.ImplicitTLS, proxy.StartTLS, proxy.NoTLS}
 
 func (o gatewayOptions) routingConfig() routing.Config {
@@ -194,10 +195,10 @@ func (o gatewayOptions) routingConfig() routing.Config {
 	return c
 }
 
-// onlyBackend is the one backend of a gateway without Redis.
+// onlyBackend is the name of the default backend of a gateway without Redis.
 const onlyBackend = "only"
 
-// passwordLookup finds passwords in the routes' records.
+// passwordLookup returns a lookup of passwords in route records.
 func passwordLookup(routes *routing.Router) auth.PasswordLookup {
 	return func(ctx context.Context, u identity.User) (identity.Secret, error) {
 		hash, err := routes.Password(ctx, u)
@@ -208,7 +209,7 @@ func passwordLookup(routes *routing.Router) auth.PasswordLookup {
 	}
 }
 
-// endpoint is how clients reach the listener of a kind.
+// endpoint returns the endpoint of a listener.
 func (g *gateway) endpoint(kind proxy.TLSMode) endpoint {
 	e := endpoint{address: g.server.Addrs()[string(kind)].String(), caFile: g.ca.File, starttls: kind == proxy.StartTLS}
 	if kind != proxy.NoTLS {
@@ -217,17 +218,17 @@ func (g *gateway) endpoint(kind proxy.TLSMode) endpoint {
 	return e
 }
 
-// terminate is what SIGTERM does; served is closed when the drain is over.
+// terminate starts a drain, as SIGTERM does. drained is closed when it is over.
 func (g *gateway) terminate() { g.cancel() }
 
-// stop ends the gateway and waits for all of it. It may be called again.
+// stop stops the gateway and waits for its goroutines. It may be called again.
 func (g *gateway) stop() {
 	g.stopOnce.Do(func() {
 		g.cancel()
 		g.server.Close()
 		g.wg.Wait()
 		if n := g.limits.CountersInUse(); n != 0 {
-			g.t.Errorf("%d places are still taken behind the last session", n)
+			g.t.Errorf("%d slots are still taken after the last session", n)
 		}
 		errs := []error{g.audit.Close()}
 		if g.redis != nil {
@@ -239,11 +240,11 @@ func (g *gateway) stop() {
 		if g.t.Failed() {
 			g.t.Logf("the gateway's log ends so:\n%s", logTail(g.readFile("log")))
 		}
-		_ = g.file.Close() // what it says was read
+		_ = g.file.Close() // already read
 	})
 }
 
-// readFile is one of the gateway's files so far.
+// readFile returns the text so far of one of the gateway's files.
 func (g *gateway) readFile(name string) string {
 	text, err := os.ReadFile(filepath.Join(g.dir, name))
 	if err != nil {
@@ -252,10 +253,10 @@ func (g *gateway) readFile(name string) string {
 	return string(text)
 }
 
-// logTail is the end of a text that may be long.
+// logTail returns the last 8 KB of a text.
 func logTail(s string) string { return s[max(0, len(s)-8<<10):] }
 
-// upstreamConfig is the way to a backend in one of the ways of TLS.
+// upstreamConfig returns the settings of a backend with a TLS mode.
 func upstreamConfig(backend mailServer, mode upstream.TLSMode) upstream.Config {
 	endpoints := backend.Endpoints()
 	c := upstream.Config{Address: endpoints.Plain, TLSMode: mode}
@@ -268,7 +269,7 @@ func upstreamConfig(backend mailServer, mode upstream.TLSMode) upstream.Config {
 	return c
 }
 
-// directEndpoint leads to the backend itself, over implicit TLS.
+// directEndpoint connects to the backend itself, over implicit TLS.
 func directEndpoint(backend mailServer) endpointFunc {
 	endpoints := backend.Endpoints()
 	return func(testing.TB, string) endpoint {
@@ -276,7 +277,7 @@ func directEndpoint(backend mailServer) endpointFunc {
 	}
 }
 
-// gatewayEndpoint leads to a gateway in front of the backend, with TLS on both sides.
+// gatewayEndpoint starts a gateway in front of the backend, with TLS on both sides.
 func gatewayEndpoint(t testing.TB, backend mailServer) endpointFunc {
 	g := startGateway(t, gatewayOptions{
 		ca: backend.Endpoints().CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS)},
@@ -284,8 +285,8 @@ func gatewayEndpoint(t testing.TB, backend mailServer) endpointFunc {
 	return func(testing.TB, string) endpoint { return g.endpoint(proxy.ImplicitTLS) }
 }
 
-// plainGatewayEndpoint leads to a gateway with TLS on neither side, where the kernel
-// moves the bytes.
+// plainGatewayEndpoint starts a gateway without TLS on either side, so that the kernel
+// copies the bytes.
 func plainGatewayEndpoint(t testing.TB, backend mailServer) endpointFunc {
 	g := startGateway(t, gatewayOptions{
 		ca: backend.Endpoints().CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.NoTLS)},
@@ -293,10 +294,10 @@ func plainGatewayEndpoint(t testing.TB, backend mailServer) endpointFunc {
 	return func(testing.TB, string) endpoint { return g.endpoint(proxy.NoTLS) }
 }
 
-// muxGatewayEndpoint leads to a gateway with TLS on both sides, where sessions are framed.
+// muxGatewayEndpoint starts a gateway in a mux mode, with TLS on both sides.
 func muxGatewayEndpoint(t testing.TB, backend mailServer, mode mux.Mode) endpointFunc {
 	settings := muxSettings()
-	settings.UIDPrefetch = mux.PrefetchAuto // what is asked for UIDs and mod-sequences shows in what the backend says
+	settings.UIDPrefetch = mux.PrefetchAuto // fetching UIDs and mod-sequences changes the backend's responses
 	g := startGateway(t, gatewayOptions{
 		ca: backend.Endpoints().CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS)},
 		modes: map[string]proxy.Mode{onlyBackend: {Name: string(mode), Mux: settings}},
@@ -304,7 +305,7 @@ func muxGatewayEndpoint(t testing.TB, backend mailServer, mode mux.Mode) endpoin
 	return func(testing.TB, string) endpoint { return g.endpoint(proxy.ImplicitTLS) }
 }
 
-// startMuxGateway starts a gateway where all backends have one mode.
+// startMuxGateway starts a gateway with one mode for all backends.
 func startMuxGateway(t testing.TB, mode mux.Mode, o gatewayOptions) *gateway {
 	t.Helper()
 	o.modes = map[string]proxy.Mode{}
@@ -314,8 +315,7 @@ func startMuxGateway(t testing.TB, mode mux.Mode, o gatewayOptions) *gateway {
 	return startGateway(t, o)
 }
 
-// muxSettings are those of a configuration that says nothing, and the UIDs
-// learned at once.
+// muxSettings returns the default settings, but with eager UID prefetch.
 func muxSettings() mux.Settings {
 	return mux.Settings{PoolIdleTimeout: time.Minute, MaxPerUser: 64, ReadAfterWrite: true, CredentialCache: true, UIDPrefetch: mux.PrefetchEager}
 }

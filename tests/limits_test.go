@@ -13,7 +13,7 @@ import (
 	"imapgate/routing"
 )
 
-// loginAnswer logs in over TLS on a connection of its own and gives it with the answer.
+// loginAnswer logs in on a new TLS connection and returns it with the response.
 func loginAnswer(t *testing.T, g *gateway, user, password string) (*RawClient, string) {
 	t.Helper()
 	e := g.endpoint(proxy.ImplicitTLS)
@@ -21,7 +21,7 @@ func loginAnswer(t *testing.T, g *gateway, user, password string) (*RawClient, s
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = c.Close() }) // again, for most
+	t.Cleanup(func() { _ = c.Close() }) // most tests have closed it already
 	if _, err := c.Read(); err != nil {
 		t.Fatal(err)
 	}
@@ -55,7 +55,7 @@ func TestUserLimitHoldsInEveryModeAndIsReleased(t *testing.T) {
 					t.Fatal(answer)
 				}
 			}
-			_ = first.conn.Close() // without a word
+			_ = first.conn.Close() // without LOGOUT
 			testbed.Eventually(t, sessionEndTimeout, "a free place", func() bool {
 				c, answer := loginAnswer(t, g, user, "pw")
 				_ = c.Close()
@@ -64,12 +64,12 @@ func TestUserLimitHoldsInEveryModeAndIsReleased(t *testing.T) {
 			if _, err := second.Do("NOOP"); err != nil {
 				t.Error(err)
 			}
-			// The gateway stops with second logged in: startGateway wants no place taken.
+			// The gateway stops with second logged in. Its cleanup checks that no slot is taken.
 		})
 	}
 }
 
-// sessionEndTimeout is how long a session may take to notice that its client is gone.
+// sessionEndTimeout bounds the time until a session detects that its client is gone.
 const sessionEndTimeout = Timeout / 3
 
 func TestBackendDenialsCauseABan(t *testing.T) {

@@ -19,14 +19,13 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// opensslClient is a person with `openssl s_client`, who presses the return key: a line
-// ends in LF.
+// opensslClient is an interactive `openssl s_client`, whose lines end in LF.
 type opensslClient struct {
 	in  io.WriteCloser
 	out *bufio.Reader
 }
 
-// startOpenSSL ends with the test.
+// startOpenSSL starts a client that ends with the test.
 func startOpenSSL(t *testing.T, e endpoint) *opensslClient {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*testbed.Timeout)
@@ -48,12 +47,13 @@ func startOpenSSL(t *testing.T, e endpoint) *opensslClient {
 	}
 	t.Cleanup(func() {
 		cancel()
-		_ = cmd.Wait() // its status says nothing
+		_ = cmd.Wait() // the exit status is meaningless
 	})
 	return &opensslClient{in, bufio.NewReader(out)}
 }
 
-// typeLine a text and waits for an answer that begins so; it returns what came before it.
+// typeLine sends text and waits for a line that begins with answer. It returns the lines
+// before that.
 func (c *opensslClient) typeLine(t *testing.T, text, answer string) (before string) {
 	t.Helper()
 	if _, err := io.WriteString(c.in, text); err != nil {
@@ -71,8 +71,8 @@ func (c *opensslClient) typeLine(t *testing.T, text, answer string) (before stri
 	}
 }
 
-// A person types a whole session without -crlf: before the login the gateway takes LF,
-// and after it Dovecot, or the gateway, which sends it CRLF.
+// A session typed without -crlf works: before the login the gateway accepts LF. After it
+// Dovecot does, or a gateway that reads commands, which sends CRLF to Dovecot.
 func TestSessionTypedIntoOpenSSLWorks(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{})
 	for _, mode := range []string{"splice", string(mux.Reuse), string(mux.Resume)} {
@@ -99,13 +99,13 @@ func TestSessionTypedIntoOpenSSLWorks(t *testing.T) {
 				}
 				c.typeLine(t, "f search charset utf-8 subject {1}\n", "+ ")
 				c.typeLine(t, "x\n", "f OK ")
-				words := "f search subject "
-				c.typeLine(t, words+strings.Repeat("x", 4096-len(words)-1)+"\n", "f OK ") // it fills a buffer
+				command := "f search subject "
+				c.typeLine(t, command+strings.Repeat("x", 4096-len(command)-1)+"\n", "f OK ") // it fills a buffer
 				c.typeLine(t, "g idle\n", "+ ")
 				c.typeLine(t, "done\n", "g OK ")
 				c.typeLine(t, "h noop\n", "h OK ")
 				if got := c.typeLine(t, "i logout\n", "i OK "); !strings.Contains(got, "* BYE ") {
-					t.Errorf("the goodbye is\n%s", got)
+					t.Errorf("the responses to LOGOUT are\n%s", got)
 				}
 				testbed.Eventually(t, testbed.Timeout, "the end to be on record", func() bool { return len(g.records("session_ended", user)) == 1 })
 				if r := g.records("session_ended", user)[0]; r.Reason != "client_logout" && mode != "splice" {
@@ -116,8 +116,8 @@ func TestSessionTypedIntoOpenSSLWorks(t *testing.T) {
 	}
 }
 
-// The module imap_starttls of the example of Prometheus' blackbox exporter, which ends
-// lines in LF and waits for a line that matches.
+// The module imap_starttls in the example configuration of Prometheus' blackbox exporter
+// ends lines in LF and waits for a line that matches.
 func TestTheBlackboxExportersExampleSucceeds(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{})
 	g := startGateway(t, gatewayOptions{ca: backend.CA, backends: map[string]upstream.Config{onlyBackend: {Address: backend.Plain, TLSMode: upstream.NoTLS}}})

@@ -19,42 +19,41 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// loadSpecEnv in the environment turns the test program into a crowd of clients:
-// orders as JSON.
-const loadSpecEnv = "IMAPGATE_TESTS_CROWD"
+// loadSpecEnv is the environment variable that turns the test program into a load
+// generator. Its value is a loadSpec as JSON.
+const loadSpecEnv = "IMAPGATE_TESTS_LOADGEN"
 
-// loadSpec say how a crowd visits: with a whole TLS handshake, a login and a
-// logout each time.
+// loadSpec configures a load. Each client makes a full TLS handshake, a login and a logout.
 type loadSpec struct {
 	Address, CA string
-	Rate        float64       // visits begun in a second, whatever becomes of those before; 0: by Workers
-	Workers     int           // each begins a visit when its last is over
-	Duration    time.Duration // in which visits are begun
+	Rate        float64       // clients started per second, independent of earlier ones; 0: by Workers
+	Workers     int           // each starts a client when its previous one is done
+	Duration    time.Duration // during which clients are started
 }
 
-// loadResult is what a crowd saw.
+// loadResult is the result of a load.
 type loadResult struct {
 	Offered int
-	Served  int // logged in before Long was over
-	Late    int // logged in after that
-	Refused int // turned away by the gateway, in whatever way
-	Failed  int // everything else
+	Served  int // logged in in time
+	Late    int // logged in later
+	Refused int // refused by the gateway, in any way
+	Failed  int // all others
 
-	ServedP50, ServedP99   time.Duration // connect to OK
-	RefusedP50, RefusedP99 time.Duration // connect to knowing it
+	ServedP50, ServedP99   time.Duration // from connect to OK
+	RefusedP50, RefusedP99 time.Duration // from connect to the refusal
 	FirstFailure           string
-	Lag                    time.Duration // how much later than it should the last visit was begun
+	Lag                    time.Duration // delay of the last start
 }
 
 func (o loadResult) String() string {
-	return fmt.Sprintf("%d offered; %d served (p50 %v, p99 %v) and %d late; %d refused (p50 %v, p99 %v); %d failed %s; %v behind",
+	return fmt.Sprintf("%d offered; %d served (p50 %v, p99 %v) and %d late; %d refused (p50 %v, p99 %v); %d failed %s; start delayed by %v",
 		o.Offered, o.Served, o.ServedP50.Round(time.Millisecond), o.ServedP99.Round(time.Millisecond), o.Late,
 		o.Refused, o.RefusedP50.Round(time.Millisecond), o.RefusedP99.Round(time.Millisecond), o.Failed, o.FirstFailure,
 		o.Lag.Round(time.Millisecond))
 }
 
-// runLoad lets a crowd visit, from a process of its own with one thread, so
-// that it takes the gateway as little of the machine as it can.
+// runLoad runs a load in a separate process with one thread, so that it takes as little
+// CPU from the gateway as possible.
 func runLoad(t *testing.T, o loadSpec) loadResult {
 	t.Helper()
 	text, err := json.Marshal(o)
@@ -66,16 +65,16 @@ func runLoad(t *testing.T, o loadSpec) loadResult {
 		t.Fatal(err)
 	}
 	if err := p.Err(); err != nil {
-		t.Fatalf("a crowd of clients: %v\n%s", err, p.Output())
+		t.Fatalf("load generator: %v\n%s", err, p.Output())
 	}
 	var result loadResult
 	if err := json.Unmarshal([]byte(p.Output()), &result); err != nil {
-		t.Fatalf("a crowd of clients: %v\n%s", err, p.Output())
+		t.Fatalf("load generator: %v\n%s", err, p.Output())
 	}
 	return result
 }
 
-// loadgen is the process.
+// loadgen is the state of the load generator process.
 type loadgen struct {
 	// Set once.
 	spec     loadSpec
@@ -88,7 +87,7 @@ type loadgen struct {
 	served, refused []time.Duration
 }
 
-// loadgenMain is what the test program does as a crowd.
+// loadgenMain runs the test program as a load generator.
 func loadgenMain(text string) error {
 	var c loadgen
 	if err := json.Unmarshal([]byte(text), &c.spec); err != nil {
@@ -123,32 +122,32 @@ func loadgenMain(text string) error {
 	return json.NewEncoder(os.Stdout).Encode(c.result)
 }
 
-// runWorker visits one after the other until the time is over.
+// runWorker runs one client after the other until the time is over.
 func (c *loadgen) runWorker(w int) {
 	for i := w; time.Now().Before(c.deadline); i += c.spec.Workers {
 		c.runLogin(i)
 	}
 }
 
-// runLogin is one client: connect, log in, log out.
+// runLogin runs one client: it connects, logs in and logs out.
 func (c *loadgen) runLogin(i int) {
-	began := time.Now()
+	start := time.Now()
 	p, err := dialLight(endpoint{address: c.spec.Address, tls: c.tls}, fmt.Sprintf("127.9.%d.%d", i/250%250, 1+i%250))
 	if err == nil {
 		err = p.exec(fmt.Sprintf("LOGIN user%d %s", i%5000, password))
 	}
-	took := time.Since(began)
-	c.recordResult(err, took)
+	elapsed := time.Since(start)
+	c.recordResult(err, elapsed)
 	if p == nil {
 		return
 	}
 	if err == nil {
-		_ = p.exec("LOGOUT") // it was served, whatever becomes of the goodbye
+		_ = p.exec("LOGOUT") // the result does not matter
 	}
 	_ = p.conn.Close()
 }
 
-func (c *loadgen) recordResult(err error, took time.Duration) {
+func (c *loadgen) recordResult(err error, elapsed time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.result.Offered++
@@ -157,10 +156,10 @@ func (c *loadgen) recordResult(err error, took time.Duration) {
 		c.result.Late++
 	case err == nil:
 		c.result.Served++
-		c.served = append(c.served, took)
+		c.served = append(c.served, elapsed)
 	case isRefusal(err):
 		c.result.Refused++
-		c.refused = append(c.refused, took)
+		c.refused = append(c.refused, elapsed)
 	default:
 		c.result.Failed++
 		if c.result.FirstFailure == "" {
@@ -169,8 +168,8 @@ func (c *loadgen) recordResult(err error, took time.Duration) {
 	}
 }
 
-// isRefusal says whether the gateway has ended a visit on purpose: by an alert
-// where no word could be read, or by a word.
+// isRefusal reports whether the gateway has refused a client, by a response or, before it
+// could send one, by a TLS alert.
 func isRefusal(err error) bool {
 	var alert *net.OpError
 	text := err.Error()
@@ -178,11 +177,11 @@ func isRefusal(err error) bool {
 		errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || strings.Contains(text, "[UNAVAILABLE]")
 }
 
-// quantiles are the median and the 99th of a hundred.
-func quantiles(took []time.Duration) (p50, p99 time.Duration) {
-	if len(took) == 0 {
+// quantiles returns the median and the 99th percentile.
+func quantiles(latencies []time.Duration) (p50, p99 time.Duration) {
+	if len(latencies) == 0 {
 		return 0, 0
 	}
-	slices.Sort(took)
-	return took[len(took)/2], took[len(took)*99/100]
+	slices.Sort(latencies)
+	return latencies[len(latencies)/2], latencies[len(latencies)*99/100]
 }

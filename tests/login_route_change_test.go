@@ -14,12 +14,12 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// delayedBackend is a backend that lets logins in when it is told to. What else it is
-// asked, but for ID and LOGOUT, it notes.
+// delayedBackend is a backend that answers a login when the test releases it. It records
+// all other commands except ID and LOGOUT.
 type delayedBackend struct {
-	loginArrived chan struct{} // a login has come
-	release      chan struct{} // to be answered
-	commands     chan string   // commands of a session
+	loginArrived chan struct{} // receives when a login arrives
+	release      chan struct{} // send to answer it
+	commands     chan string   // commands after the login
 }
 
 const delayedCaps = "CAPABILITY IMAP4rev1 SASL-IR LITERAL+ ID AUTH=PLAIN"
@@ -50,8 +50,8 @@ func (s delayedBackend) serve(conn net.Conn) {
 	}
 }
 
-// A record that changes while the backend makes up its mind holds for that login
-// too: no session begins where the record no longer leads.
+// A route record that changes while the backend verifies a login applies to that login
+// too: no session begins at the previous backend.
 func TestLoginInProgressFollowsARouteChange(t *testing.T) {
 	t.Parallel()
 	changes := map[string]struct {
@@ -61,7 +61,7 @@ func TestLoginInProgressFollowsARouteChange(t *testing.T) {
 		"paused":  {[]string{"backend", "east", "state", "paused"}, " NO [UNAVAILABLE] ", "user_paused"},
 		"blocked": {[]string{"backend", "east", "state", "blocked"}, " NO [AUTHENTICATIONFAILED] ", "user_blocked"},
 		"moved":   {[]string{"backend", "west"}, " NO [UNAVAILABLE] ", "moved"},
-		"renamed": {[]string{"backend", "east", "login", "somebody.else"}, " NO [UNAVAILABLE] ", "moved"},
+		"renamed": {[]string{"backend", "east", "login", "other.user"}, " NO [UNAVAILABLE] ", "moved"},
 	}
 	ca := testbed.NewCA(t)
 	s := redisStores["single"](t)
@@ -112,7 +112,7 @@ func TestLoginInProgressFollowsARouteChange(t *testing.T) {
 	}
 	select {
 	case command := <-back.commands:
-		t.Errorf("a backend was asked %q by a session that must not be", command)
+		t.Errorf("a backend received %q from a session that must not exist", command)
 	default:
 	}
 }

@@ -14,7 +14,7 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// mailServer is the backend of a test that is at home with more than one kind.
+// mailServer is the backend of a test that works with Dovecot and Cyrus.
 type mailServer interface {
 	Endpoints() testbed.Endpoints
 	Stop()
@@ -22,8 +22,8 @@ type mailServer interface {
 	Restart()
 }
 
-// startMail starts the mail server of this run: Dovecot, where everybody is a user,
-// or Cyrus, where these are. The master may log in as any of them.
+// startMail starts the mail server of this run: Dovecot, which accepts any user name, or
+// Cyrus with these users. The master may log in as any of them.
 func startMail(t testing.TB, users ...string) mailServer {
 	t.Helper()
 	if testbed.HasCyrus() {
@@ -44,7 +44,7 @@ func withPasswords(users []string) map[string]string {
 	return all
 }
 
-// userPerMode are the names of a user for each of the modes.
+// userPerMode returns a variant of a user name for each mode.
 func userPerMode(user string) (users []string) {
 	for _, mode := range testedModes {
 		users = append(users, mode+"."+user)
@@ -52,16 +52,16 @@ func userPerMode(user string) (users []string) {
 	return users
 }
 
-// saslPlain is the message of SASL PLAIN.
+// saslPlain returns the message of SASL PLAIN.
 func saslPlain(user, password string) string {
 	return base64.StdEncoding.EncodeToString([]byte("\x00" + user + "\x00" + password))
 }
 
-// tlsModes are all ways to a backend.
+// tlsModes are all TLS modes of a backend.
 var tlsModes = []upstream.TLSMode{upstream.ImplicitTLS, upstream.StartTLS, upstream.NoTLS}
 
-// The mail server of the run takes users by their own password and by the master's,
-// with and without TLS, and its refusal of a wrong one is the client's.
+// The mail server of the run accepts users by their own password and by the master's, with
+// and without TLS. The client gets its refusal of a wrong one.
 func TestMailServerAcceptsEveryLoginMethod(t *testing.T) {
 	t.Parallel()
 	const user = "alice@example.org"
@@ -81,7 +81,7 @@ func TestMailServerAcceptsEveryLoginMethod(t *testing.T) {
 	n := 0
 	for name := range backends {
 		more := []string{"login", user}
-		if strings.HasPrefix(name, "master-") { // somebody must check the password
+		if strings.HasPrefix(name, "master-") { // the gateway must verify the password
 			more = append(more, "password", "{PLAIN}"+password)
 		}
 		s.setRoute(t, name, name, more...)
@@ -105,8 +105,8 @@ func TestMailServerAcceptsEveryLoginMethod(t *testing.T) {
 	}
 }
 
-// A server that takes passwords over TLS alone is not shown one without, and that
-// is not called a wrong password. (Dovecot takes loopback to be as good as TLS.)
+// A server that accepts passwords over TLS only gets none without TLS, and the client gets
+// no AUTHENTICATIONFAILED. (Dovecot treats loopback like TLS.)
 func TestMailServerThatRequiresTLSGetsNoPasswordInClear(t *testing.T) {
 	t.Parallel()
 	const user = "alice@example.org"
@@ -124,7 +124,7 @@ func TestMailServerThatRequiresTLSGetsNoPasswordInClear(t *testing.T) {
 	}
 }
 
-// A Cyrus that cannot check passwords says so in its text alone.
+// A Cyrus that cannot verify passwords shows this only in the text of its response.
 func TestCyrusWithoutPasswordCheckIsUnavailable(t *testing.T) {
 	t.Parallel()
 	const user = "alice@example.org"
@@ -136,8 +136,8 @@ func TestCyrusWithoutPasswordCheckIsUnavailable(t *testing.T) {
 	}
 }
 
-// In every mode the mail server of the run takes literals of each kind, and many in
-// one command, and gives them back as they were.
+// In every mode literals of each kind, and many in one command, reach the mail server of
+// the run unchanged.
 func TestMailServerGetsLiteralsUnchanged(t *testing.T) {
 	t.Parallel()
 	users := userPerMode("writer")

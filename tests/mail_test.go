@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// newMessage is a small message; more are further header lines.
+// newMessage returns a small message; more are further header lines.
 func newMessage(subject string, more ...string) []byte {
 	header := append([]string{
 		"From: Ann <ann@example.org>",
@@ -19,7 +19,7 @@ func newMessage(subject string, more ...string) []byte {
 	return []byte(strings.Join(header, "\r\n") + "\r\n\r\nThis is about " + subject + ".\r\n")
 }
 
-// messageOfSize is a message of exactly size bytes, the same each time.
+// messageOfSize returns a message of exactly size bytes, the same in each call.
 func messageOfSize(size int, subject string) []byte {
 	m := bytes.NewBuffer(newMessage(subject))
 	line := "All work and no play makes Jack a dull boy. 0123456789\r\n"
@@ -27,14 +27,14 @@ func messageOfSize(size int, subject string) []byte {
 		m.WriteString(line)
 	}
 	cut := m.Bytes()[:size-2]
-	if last := len(cut) - 1; cut[last] == '\r' { // RFC 5322 §2.2: never alone
+	if last := len(cut) - 1; cut[last] == '\r' { // RFC 5322 §2.2: no bare CR
 		cut[last] = '.'
 	}
 	return append(cut, '\r', '\n')
 }
 
-// attachment is a message in two parts, the second with more than size bytes of
-// base64 that no compression makes smaller.
+// attachment returns a message with two parts. The second has more than size bytes of
+// incompressible base64.
 func attachment(size int) []byte {
 	var m bytes.Buffer
 	m.Grow(size + size/30 + 1<<12)
@@ -55,7 +55,7 @@ func attachment(size int) []byte {
 	return m.Bytes()
 }
 
-// threadMessage is a message that answers others.
+// threadMessage returns a message with references to others.
 func threadMessage(n int, subject string, references ...string) []byte {
 	more := []string{fmt.Sprintf("Message-ID: <%d@example.org>", n)}
 	if len(references) > 0 {

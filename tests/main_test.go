@@ -9,9 +9,9 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// TestMain keeps go-redis, which has one logger for the process, from printing a
-// line for every connection that a test refuses. Started by a test as a stub
-// backend or as a crowd of clients, the program is only that.
+// TestMain runs the program as a stub backend or a load generator if a test has started it
+// as one. Otherwise it runs the tests. It silences go-redis, whose process-wide logger
+// prints a line for every refused connection.
 func TestMain(m *testing.M) {
 	if files := os.Getenv(stubEnv); files != "" {
 		if err := stubMain(files); err != nil {
@@ -20,8 +20,8 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	if orders := os.Getenv(loadSpecEnv); orders != "" {
-		if err := loadgenMain(orders); err != nil {
+	if spec := os.Getenv(loadSpecEnv); spec != "" {
+		if err := loadgenMain(spec); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

@@ -17,17 +17,17 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// The recipe of docs/OPERATIONS.md, "Moving a user", is read from there and run
-// command by command, while clients of the user write all the time.
+// The procedure "Moving a user" is read from docs/OPERATIONS.md and run command by command,
+// while clients of the user keep writing.
 
-// procedure is the blocks of commands of the section, by the heading above them.
+// procedure holds the command blocks of the section, by heading.
 type procedure map[string][]commandBlock
 
-// commandBlock is commands, and where they are to be run: the comment that is its first
-// line.
+// commandBlock is a block of commands. Its first line is a comment with the host to run
+// them on.
 type commandBlock struct{ host, commands string }
 
-// readProcedure finds the blocks: lines that are indented by four spaces.
+// readProcedure reads the blocks, which are indented by four spaces.
 func readProcedure(t *testing.T) procedure {
 	t.Helper()
 	text, err := os.ReadFile("../docs/OPERATIONS.md")
@@ -56,8 +56,7 @@ func readProcedure(t *testing.T) procedure {
 	return found
 }
 
-// section gives the blocks below a heading with other words in the place of those in
-// the text.
+// section returns the blocks below a heading after substitution.
 func (r procedure) section(t *testing.T, heading string, substitute *strings.Replacer) (all []commandBlock) {
 	t.Helper()
 	if len(r[heading]) == 0 {
@@ -69,13 +68,12 @@ func (r procedure) section(t *testing.T, heading string, substitute *strings.Rep
 	return all
 }
 
-// mailHost is a mail server of the recipe: a Dovecot, and what the recipe calls its
-// addresses.
+// mailHost is a mail server of the procedure, with the addresses the procedure uses.
 type mailHost struct {
 	*testbed.Dovecot
 	name          string // east or west
 	doveadm, lmtp string // host:port
-	commandDir    string // has a doveadm of this host
+	commandDir    string // folder with a doveadm for this host
 }
 
 // moveCluster is two mail servers, two gateways, Redis and an MTA.
@@ -84,16 +82,16 @@ type moveCluster struct {
 	procedure   procedure
 	hosts       map[string]*mailHost
 	gateways    []*gatewayProcess
-	commandDirs []string // for each gateway: has an imapgate that asks it
-	transport   string   // the MTA's table; the last line of a user holds
-	mta         string   // has postmap and postqueue
+	commandDirs []string // for each gateway, a folder with an imapgate for it
+	transport   string   // the MTA's table; the last line of a user is in effect
+	mta         string   // folder with postmap and postqueue
 }
 
 func startMoveCluster(t *testing.T) *moveCluster {
 	t.Helper()
 	p := &moveCluster{t: t, procedure: readProcedure(t), hosts: map[string]*mailHost{}, mta: t.TempDir()}
 	ca := testbed.NewCA(t)
-	// An address for each: nobody else asks the kernel for a port there.
+	// Each host has its own address, on which no other process requests a port.
 	for name, ip := range map[string]string{"east": "127.0.83.1", "west": "127.0.83.2"} {
 		p.hosts[name] = &mailHost{name: name, doveadm: freeAddress(t, ip), lmtp: freeAddress(t, ip), commandDir: t.TempDir()}
 	}
@@ -113,11 +111,11 @@ func startMoveCluster(t *testing.T) *moveCluster {
 	}
 	p.transport = filepath.Join(p.mta, "transport")
 	writeScript(t, p.mta, "postmap", "cat >>"+p.transport)
-	writeScript(t, p.mta, "postqueue", "exit 0") // the MTA of the test tries again by itself
+	writeScript(t, p.mta, "postqueue", "exit 0") // the MTA of the test retries on its own
 	return p
 }
 
-// freeAddress asks the kernel for a port at an address of this machine.
+// freeAddress returns a free port at a loopback address.
 func freeAddress(t *testing.T, ip string) string {
 	t.Helper()
 	l, err := net.Listen("tcp", ip+":0")
@@ -128,24 +126,24 @@ func freeAddress(t *testing.T, ip string) string {
 	return l.Addr().String()
 }
 
-// lmtpConf is the settings of a Dovecot that takes deliveries at an address.
+// lmtpConf returns settings of Dovecot 2.3 for LMTP at an address.
 func lmtpConf(address string) string {
 	return fmt.Sprintf("protocols = imap lmtp\nservice lmtp {\n  inet_listener lmtp {\n%s  }\n}\n", listenConf(address))
 }
 
-// lmtpConf24 is lmtpConf in the terms of Dovecot 2.4.
+// lmtpConf24 is lmtpConf for Dovecot 2.4.
 func lmtpConf24(address string) string {
 	return fmt.Sprintf("protocols {\n  lmtp = yes\n}\nservice lmtp {\n  inet_listener lmtp {\n%s  }\n}\n",
 		strings.Replace(listenConf(address), "address =", "listen =", 1))
 }
 
-// listenConf is where a listener of Dovecot's listens.
+// listenConf returns the address settings of a Dovecot listener.
 func listenConf(address string) string {
 	ip, port, _ := strings.Cut(address, ":")
 	return fmt.Sprintf("    address = %s\n    port = %s\n", ip, port)
 }
 
-// writeScript makes a program of shell commands.
+// writeScript writes an executable shell script.
 func writeScript(t *testing.T, dir, name, commands string) {
 	t.Helper()
 	if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+commands+"\n"), 0o755); err != nil {
@@ -153,10 +151,10 @@ func writeScript(t *testing.T, dir, name, commands string) {
 	}
 }
 
-// prepareHost sets a Dovecot up as "Before the first move" says.
+// prepareHost configures a Dovecot as in "Before the first move".
 func (p *moveCluster) prepareHost(h *mailHost) {
 	p.t.Helper()
-	words := p.substitutions(h.name, "nobody@example.org", "")
+	words := p.substitutions(h.name, "unused@example.org", "")
 	blocks := p.procedure.section(p.t, "Before the first move", words)
 	file := filepath.Join(h.Dir, "dovecot.conf")
 	conf, err := os.ReadFile(file)
@@ -178,7 +176,7 @@ func (p *moveCluster) prepareHost(h *mailHost) {
 		p.t.Fatal(err)
 	}
 	writeScript(p.t, h.commandDir, "doveadm", fmt.Sprintf(`exec %s "$@"`, h.DoveadmCommand()))
-	h.Restart() // listeners of its own are new
+	h.Restart() // for the new listeners
 	for _, b := range slices.DeleteFunc(blocks, func(b commandBlock) bool { return strings.HasPrefix(b.host, "dovecot.conf") }) {
 		if err := p.runShell(h.commandDir, h.Dir, b.commands); err != nil {
 			p.t.Fatal(err)
@@ -186,8 +184,8 @@ func (p *moveCluster) prepareHost(h *mailHost) {
 	}
 }
 
-// substitutions puts the addresses of this test in the place of those in the docs, for a
-// move that begins at a host. "" as the working folder is none.
+// substitutions replaces the addresses in the docs with those of this test, for a move from
+// a host. dir is the working folder, or "".
 func (p *moveCluster) substitutions(from, user, dir string) *strings.Replacer {
 	other := map[string]string{"east": "west", "west": "east"}
 	source, target := p.hosts[from], p.hosts[other[from]]
@@ -202,13 +200,13 @@ func (p *moveCluster) substitutions(from, user, dir string) *strings.Replacer {
 	)
 }
 
-// runShell runs commands as an operator does who stops when one fails.
+// runShell runs commands and stops at the first failure.
 func (p *moveCluster) runShell(bin, moving, commands string) error {
 	dir, err := os.MkdirTemp("", "move")
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir) // it is empty, or was looked at
+	defer os.RemoveAll(dir) // empty, or already checked
 	return p.runShellIn(dir, bin, moving, commands)
 }
 
@@ -224,7 +222,7 @@ func (p *moveCluster) runShellIn(dir, bin, moving, commands string) error {
 	return nil
 }
 
-// runBlock does one block where it says.
+// runBlock runs a block on its host.
 func (p *moveCluster) runBlock(dir string, b commandBlock) error {
 	switch where := b.host; {
 	case where == "on every gateway":
@@ -244,23 +242,23 @@ func (p *moveCluster) runBlock(dir string, b commandBlock) error {
 			return p.runShellIn(dir, h.commandDir, h.Dir, b.commands)
 		}
 	}
-	return fmt.Errorf("the docs say to run this %q, and this test knows no such place:\n%s", b.host, b.commands)
+	return fmt.Errorf("the docs name an unknown host %q for these commands:\n%s", b.host, b.commands)
 }
 
-// movedUser is one user and everybody who writes to their mailbox.
+// movedUser is one user and all writers to their mailbox.
 type movedUser struct {
 	*moveCluster
 	name string
 
-	// Owned by whoever moves the user.
+	// Owned by the goroutine that moves the user.
 	err                       error
-	currentHost, previousHost string // where the mailbox is at last, and where it was
+	currentHost, previousHost string // of the mailbox
 
 	mu sync.Mutex
 	// Guarded by mu.
-	acked      map[string]bool // a client or the MTA was told that it is stored
-	unanswered map[string]bool // the connection ended before the answer
-	written    map[string]int  // acked, by who wrote
+	acked      map[string]bool // messages confirmed as stored
+	unanswered map[string]bool // messages whose connection ended before the response
+	written    map[string]int  // confirmed messages by writer
 }
 
 func (p *moveCluster) addUser(name, mode string) *movedUser {
@@ -274,7 +272,7 @@ func (p *moveCluster) addUser(name, mode string) *movedUser {
 	return m
 }
 
-// recordStored notes that a message is stored, by somebody's word.
+// recordStored records that a server has confirmed a message.
 func (m *movedUser) recordStored(writer, token string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -288,7 +286,7 @@ func (m *movedUser) recordUnanswered(token string) {
 	m.unanswered[token] = true
 }
 
-// storedCounts is how many messages each of the writers has stored.
+// storedCounts returns the number of confirmed messages of each writer.
 func (m *movedUser) storedCounts() map[string]int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -296,11 +294,11 @@ func (m *movedUser) storedCounts() map[string]int {
 }
 
 const (
-	writerCount   = 4                      // of each user: two clients, one that logs out between, the MTA
-	writeInterval = 200 * time.Millisecond // between two messages of one
+	writerCount   = 4                      // per user: two clients, one that logs out in between, and the MTA
+	writeInterval = 200 * time.Millisecond // between two messages of one writer
 )
 
-// awaitProgress waits until each of the writers has stored some more messages.
+// awaitProgress waits until each writer has stored n more messages.
 func (m *movedUser) awaitProgress(n int) error {
 	before := m.storedCounts()
 	tick := time.NewTicker(writeInterval)
@@ -323,13 +321,13 @@ func (m *movedUser) awaitProgress(n int) error {
 	}
 }
 
-// moveFrom walks the recipe, and waits until everybody writes again.
+// moveFrom runs the procedure and waits until all writers have stored more messages.
 func (m *movedUser) moveFrom(from string) error {
 	dir, err := os.MkdirTemp("", "move")
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir) // what is there was compared
+	defer os.RemoveAll(dir) // already compared
 	for _, b := range m.procedure.section(m.t, "The recipe", m.substitutions(from, m.name, dir)) {
 		if err := m.runBlock(dir, b); err != nil {
 			return fmt.Errorf("%s: %w", m.name, err)
@@ -338,7 +336,7 @@ func (m *movedUser) moveFrom(from string) error {
 	return m.awaitProgress(3)
 }
 
-// moveAndRevert begins to move, up to the copy, and takes the way back.
+// moveAndRevert runs the procedure up to the copy, and then reverts it.
 func (m *movedUser) moveAndRevert(from string) error {
 	dir := m.hosts[from].commandDir
 	blocks := m.procedure.section(m.t, "The recipe", m.substitutions(from, m.name, dir))
@@ -351,7 +349,7 @@ func (m *movedUser) moveAndRevert(from string) error {
 	return m.awaitProgress(3)
 }
 
-// countCopies counts the messages of the user at a host, by their subject.
+// countCopies counts the user's messages at a host by subject.
 func (m *movedUser) countCopies(at string) map[string]int {
 	m.t.Helper()
 	h := m.hosts[at]
@@ -366,7 +364,7 @@ func (m *movedUser) countCopies(at string) map[string]int {
 	return found
 }
 
-// checkStored compares what was stored, by the word of a server, with what is there.
+// checkStored compares the confirmed messages with the stored ones.
 func (m *movedUser) checkStored() {
 	m.t.Helper()
 	m.mu.Lock()
@@ -388,7 +386,7 @@ func (m *movedUser) checkStored() {
 			m.t.Errorf("%s: %s is there, and was refused", m.name, token)
 		}
 	}
-	m.t.Logf("%s: %d messages stored, %d without an answer, %d lost, %d doubled", m.name, len(m.acked), len(m.unanswered), lost, duplicated)
+	m.t.Logf("%s: %d messages stored, %d without a response, %d lost, %d duplicated", m.name, len(m.acked), len(m.unanswered), lost, duplicated)
 }
 
 func TestMoveProcedureLosesNoMail(t *testing.T) {
@@ -424,7 +422,7 @@ func TestMoveProcedureLosesNoMail(t *testing.T) {
 	close(stop)
 	writing.Wait()
 	for _, m := range append(movers, reverters...) {
-		if m.err != nil { // and nobody knows where the mailbox is
+		if m.err != nil { // the host of the mailbox is unknown
 			t.Error(m.err)
 			continue
 		}

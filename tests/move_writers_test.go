@@ -12,9 +12,9 @@ import (
 	"time"
 )
 
-// startWriters starts everybody who writes to the user's mailbox, until over is closed.
+// startWriters starts all writers to the user's mailbox. They end when stop is closed.
 func (m *movedUser) startWriters(wg *sync.WaitGroup, stop <-chan struct{}) {
-	for i, perSession := range []int{-1, -1, 5} { // messages until a client logs out; -1: it never does
+	for i, perSession := range []int{-1, -1, 5} { // messages before a client logs out; -1: unlimited
 		w := &writer{movedUser: m, name: fmt.Sprint("client", i), e: m.gateways[i%2].endpoint("implicit"), perSession: perSession, selects: i != 1, stop: stop}
 		wg.Go(w.run)
 	}
@@ -22,7 +22,7 @@ func (m *movedUser) startWriters(wg *sync.WaitGroup, stop <-chan struct{}) {
 	wg.Go(func() { m.runMTA(stop) })
 }
 
-// waitOrStopped waits a little, and says whether it is all over.
+// waitOrStopped waits for writeInterval and reports whether stop is closed.
 func waitOrStopped(stop <-chan struct{}) bool {
 	select {
 	case <-stop:
@@ -32,8 +32,7 @@ func waitOrStopped(stop <-chan struct{}) bool {
 	}
 }
 
-// writer is a client that stores one message after the other, and connects again
-// whenever it has to.
+// writer is a client that appends one message after the other and reconnects if needed.
 type writer struct {
 	*movedUser
 	name       string
@@ -43,7 +42,7 @@ type writer struct {
 	stop       <-chan struct{}
 
 	n     int
-	retry bool // the last message was refused: it is tried again
+	retry bool // the last message was refused and is sent again
 }
 
 func (w *writer) run() {
@@ -68,8 +67,8 @@ func loginAt(e endpoint, user string) (*RawClient, error) {
 	return c, nil
 }
 
-// literal is how a message is sent: at once where the server may speak of the
-// mailbox in between, which a RawClient takes for the answer.
+// literal returns the marker for a message: {+} where the server may send untagged
+// responses before the continuation, which a RawClient treats as a refusal.
 func (w *writer) literal() string {
 	if w.selects {
 		return nonSyncLiteral
@@ -99,10 +98,10 @@ func (w *writer) storeMessages(c *RawClient) {
 			w.recordStored(w.name, token)
 		}
 	}
-	_, _ = c.Do("LOGOUT") // it is over
+	_, _ = c.Do("LOGOUT") // the result does not matter
 }
 
-// idleUntil is a client that waits for news.
+// idleUntil runs a client in IDLE until stop is closed.
 func (m *movedUser) idleUntil(stop <-chan struct{}) {
 	for !waitOrStopped(stop) {
 		c, err := loginAt(m.gateways[1].endpoint("implicit"), m.name)
@@ -110,7 +109,7 @@ func (m *movedUser) idleUntil(stop <-chan struct{}) {
 			continue
 		}
 		done := make(chan struct{})
-		go func() { // until the connection ends
+		go func() { // ends with the connection
 			defer close(done)
 			if checkOK(c.Do("SELECT INBOX")) != nil {
 				return
@@ -130,8 +129,8 @@ func (m *movedUser) idleUntil(stop <-chan struct{}) {
 	}
 }
 
-// runMTA is the MTA: it hands one message after the other to where its table says,
-// and keeps those that are not taken.
+// runMTA runs the MTA. It delivers one message after the other to the host in its table and
+// retries those that are not accepted.
 func (m *movedUser) runMTA(stop <-chan struct{}) {
 	for n := 0; !waitOrStopped(stop); n++ {
 		token := fmt.Sprintf("%s-mta-%d", m.name, n)
@@ -141,7 +140,7 @@ func (m *movedUser) runMTA(stop <-chan struct{}) {
 				m.recordStored("mta", token)
 				break
 			}
-			m.recordUnanswered(token) // as far as the MTA knows; it tries again all the same
+			m.recordUnanswered(token) // the MTA retries it anyway
 			if waitOrStopped(stop) {
 				return
 			}
@@ -155,7 +154,7 @@ func (m *movedUser) deliverLMTP(token string) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close() // all answers were read
+	defer conn.Close() // all responses were read
 	if err := conn.SetDeadline(time.Now().Add(Timeout)); err != nil {
 		return err
 	}
@@ -173,7 +172,7 @@ func (m *movedUser) deliverLMTP(token string) error {
 			answer, err = r.ReadString('\n')
 		}
 		if line == "QUIT" {
-			return nil // the message is stored, whatever comes
+			return nil // the message is stored, whatever follows
 		}
 		if err == nil && answer[0] != '2' && answer[0] != '3' {
 			err = errors.New(strings.TrimSpace(answer))
@@ -185,7 +184,7 @@ func (m *movedUser) deliverLMTP(token string) error {
 	return nil
 }
 
-// transportAddress is the last that the MTA's table says of the user.
+// transportAddress returns the user's last entry in the MTA's table.
 func (m *movedUser) transportAddress() (address string) {
 	table, err := os.ReadFile(m.transport)
 	if err != nil {

@@ -13,9 +13,8 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// BenchmarkAttachToTenThousandMessages is what an attach takes in a mailbox that
-// has changed, to a connection that waits, beyond what the server takes for
-// SELECT on a connection of its own.
+// BenchmarkAttachToTenThousandMessages measures an attach to a pooled upstream in a changed
+// mailbox, compared with a SELECT on a direct connection.
 func BenchmarkAttachToTenThousandMessages(b *testing.B) {
 	backend := testbed.StartDovecot(b, testbed.DovecotConfig{Password: password})
 	settings := muxSettings()
@@ -30,15 +29,15 @@ func BenchmarkAttachToTenThousandMessages(b *testing.B) {
 	var selects, attaches []time.Duration
 	for b.Loop() {
 		storeMessages(b, own, 1)
-		began := time.Now()
+		start := time.Now()
 		mustDo(b, own, "SELECT INBOX")
-		selects = append(selects, time.Since(began))
+		selects = append(selects, time.Since(start))
 		mustDo(b, own, "UNSELECT")
-		began = time.Now()
+		start = time.Now()
 		if got := mustDo(b, through, "NOOP"); !strings.Contains(got, "EXISTS") {
-			b.Fatalf("an attach told nothing of the new message: %s", got)
+			b.Fatalf("an attach did not report the new message: %s", got)
 		}
-		attaches = append(attaches, time.Since(began))
+		attaches = append(attaches, time.Since(start))
 	}
 	b.ReportMetric(median(attaches).Seconds()*1e3-median(selects).Seconds()*1e3, "ms-beyond-select")
 	b.ReportMetric(median(selects).Seconds()*1e3, "ms-select")
@@ -55,7 +54,7 @@ func openLarge(b *testing.B, e endpoint) *RawClient {
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() { _ = c.Close() }) // all answers were read
+	b.Cleanup(func() { _ = c.Close() }) // all responses were read
 	if _, err := c.Read(); err != nil {
 		b.Fatal(err)
 	}

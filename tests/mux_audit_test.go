@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// auditRecord is one line of the audit log, as an operator's programs read it.
+// auditRecord is one line of the audit log, parsed as an operator's program would.
 type auditRecord struct {
 	Event, Session, User, Backend, Mailbox, Mode, Mechanism, Reason, Result string
 
@@ -21,13 +21,13 @@ type auditRecord struct {
 	Literals          []int
 }
 
-// records are the audit log's so far that are of an event and a user; "" is any.
+// records returns the audit records so far of an event and a user; "" matches any.
 func (g *gateway) records(event, user string) (all []auditRecord) {
 	g.t.Helper()
 	for line := range strings.Lines(g.readFile("audit")) {
 		var r auditRecord
 		if !strings.HasSuffix(line, "\n") {
-			break // it is being written
+			break // an incomplete line
 		}
 		if err := json.Unmarshal([]byte(line), &r); err != nil {
 			g.t.Fatalf("a line of the audit log: %v: %s", err, line)
@@ -48,7 +48,7 @@ func countReasons(all []auditRecord) map[string]int {
 	return counts
 }
 
-// sumMetric is the sum of the series whose name, with labels or without, begins so.
+// sumMetric returns the sum of the series that begin with this name or name and labels.
 func (g *gateway) sumMetric(series string) (sum float64) {
 	g.t.Helper()
 	answer := httptest.NewRecorder()

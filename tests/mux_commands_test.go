@@ -13,8 +13,8 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// What a client does at a real Dovecot is on record once, behind losses too, and
-// nothing of what it says besides the names of mailboxes.
+// Each command of a client at a real Dovecot has one audit record, also after lost
+// upstreams. Of its arguments the record has only the names of mailboxes.
 func TestEachClientCommandIsOnRecord(t *testing.T) {
 	const canary = "c4n4ry"
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: canary})
@@ -72,6 +72,6 @@ LOGOUT >  0 [] ok
 		t.Errorf("%d losses", lost)
 	}
 	if strings.Contains(strings.ToLower(g.readFile("audit")), canary) {
-		t.Errorf("what nobody is to know is on record:\n%s", g.readFile("audit"))
+		t.Errorf("the audit log has confidential text:\n%s", g.readFile("audit"))
 	}
 }

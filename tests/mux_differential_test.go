@@ -16,10 +16,10 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// testedModes are all there are, with one more, in which every command needs an attach.
+// testedModes are all modes, and one more in which every command needs an attach.
 var testedModes = []string{"splice", string(mux.Reuse), string(mux.Resume), "detached"}
 
-// modeEndpoint leads to a gateway of a mode.
+// modeEndpoint starts a gateway in a mode.
 func modeEndpoint(t testing.TB, backend mailServer, mode string) endpointFunc {
 	t.Helper()
 	o := gatewayOptions{ca: backend.Endpoints().CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS)}}
@@ -32,8 +32,7 @@ func modeEndpoint(t testing.TB, backend mailServer, mode string) endpointFunc {
 	return func(testing.TB, string) endpoint { return g.endpoint(proxy.ImplicitTLS) }
 }
 
-// The same script, made up at random, has the same answers and leaves the same
-// mailboxes behind, in whichever mode it is played.
+// A random script has the same responses and leaves the same mailboxes in every mode.
 func TestAScriptEndsTheSameInEveryMode(t *testing.T) {
 	t.Parallel()
 	first, runs := testbed.Seed(t), uint64(testSize(2, 30))
@@ -53,7 +52,7 @@ func TestAScriptEndsTheSameInEveryMode(t *testing.T) {
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 			t.Parallel()
 			transcripts := make([][]string, len(testedModes))
-			t.Run("in", func(t *testing.T) { // ends when all of it has
+			t.Run("in", func(t *testing.T) { // waits for its parallel subtests
 				for i, mode := range testedModes {
 					t.Run(mode, func(t *testing.T) {
 						t.Parallel()
@@ -73,8 +72,8 @@ func TestAScriptEndsTheSameInEveryMode(t *testing.T) {
 	}
 }
 
-// scriptedClient plays a script. What it says depends on its random numbers alone, never
-// on what it hears.
+// scriptedClient plays a script. Its commands depend only on its random numbers, never on
+// responses.
 type scriptedClient struct {
 	*testing.T
 
@@ -86,7 +85,7 @@ type scriptedClient struct {
 	// Owned by play.
 	selected     string
 	messageCount int
-	transcript   []string // commands and their tagged answers, as far as they must be the same
+	transcript   []string // commands and the comparable parts of their tagged responses
 }
 
 func (a *scriptedClient) login(through endpointFunc) *RawClient {
@@ -98,10 +97,10 @@ func (a *scriptedClient) login(through endpointFunc) *RawClient {
 	return c
 }
 
-// scriptMailboxes of the play; some are not always there.
-var scriptMailboxes = []string{"INBOX", "Work", "Work/Plans", `"two words"`, "&ANw-ber", "Gone"}
+// scriptMailboxes are the mailboxes of a script; some do not exist all the time.
+var scriptMailboxes = []string{"INBOX", "Work", "Work/Plans", `"two parts"`, "&ANw-ber", "Deleted"}
 
-// run says n commands, or pipelines of them.
+// run sends n commands or pipelines.
 func (a *scriptedClient) run(n int) {
 	a.Helper()
 	for _, name := range scriptMailboxes[1:5] {
@@ -125,8 +124,8 @@ func (a *scriptedClient) run(n int) {
 		default:
 			a.exec(a.randomCommand())
 		}
-		// What the step has brought is told at the latest now: before, numbers mean
-		// what a client has been told, and the servers may tell it at different times.
+		// NOOP makes the server report every change of this step. Servers may report them at
+		// different times, which would change the meaning of message numbers.
 		a.exec("NOOP")
 	}
 	a.exec("CLOSE")
@@ -137,13 +136,13 @@ func (a *scriptedClient) randomMailbox() string {
 	return scriptMailboxes[a.random.IntN(len(scriptMailboxes))]
 }
 
-// randomSet is a few numbers, some of which may not be there.
+// randomSet returns a few message numbers, which need not exist.
 func (a *scriptedClient) randomSet() string {
 	from := 1 + a.random.IntN(6)
 	return []string{strconv.Itoa(from), fmt.Sprintf("%d:%d", from, from+2), fmt.Sprintf("1,%d", from), "*", "2:*"}[a.random.IntN(5)]
 }
 
-// randomCommand is a command of one line that changes nothing about what is selected.
+// randomCommand returns a command of one line that does not change the selected mailbox.
 func (a *scriptedClient) randomCommand() string {
 	flag := []string{`\Seen`, `\Flagged`, `\Deleted`, `\Answered`, "$Later", "blue"}[a.random.IntN(6)]
 	lines := []string{
@@ -154,12 +153,12 @@ func (a *scriptedClient) randomCommand() string {
 		"UID EXPUNGE " + a.randomSet(), "EXPUNGE", "SEARCH " + flag[1:], "SEARCH DELETED", "UID SEARCH RETURN (COUNT) SEEN",
 		"SORT (SUBJECT) UTF-8 ALL", "NOOP", "CHECK", "STATUS " + a.randomMailbox() + " (MESSAGES UIDNEXT)",
 		`LIST "" *`, `LSUB "" *`, "SUBSCRIBE " + a.randomMailbox(), "UNSUBSCRIBE " + a.randomMailbox(), "NAMESPACE", "CAPABILITY",
-		"GETQUOTAROOT INBOX", "FETCH 0 FLAGS", "FETCH", "RENAME Gone Elsewhere",
+		"GETQUOTAROOT INBOX", "FETCH 0 FLAGS", "FETCH", "RENAME Deleted Elsewhere",
 	}
 	return lines[a.random.IntN(len(lines))]
 }
 
-// changeSelected is a command about what is selected, or with literals.
+// changeSelected sends a command that selects or closes a mailbox, or one with literals.
 func (a *scriptedClient) changeSelected() {
 	a.Helper()
 	name := a.randomMailbox()
@@ -187,12 +186,12 @@ func (a *scriptedClient) changeSelected() {
 		a.exec("SELECT " + name)
 	}
 	a.selected = name
-	if name == "Gone" {
+	if name == "Deleted" {
 		a.selected = ""
 	}
 }
 
-// appendMessages stores messages, with literals of every kind.
+// appendMessages appends messages with literals of every kind.
 func (a *scriptedClient) appendMessages(name string) {
 	a.Helper()
 	a.messageCount++
@@ -211,7 +210,7 @@ func (a *scriptedClient) appendMessages(name string) {
 	}
 }
 
-// runIdle idles, and if INBOX is selected, until it hears of a message.
+// runIdle runs IDLE. If INBOX is selected, it waits for a new message.
 func (a *scriptedClient) runIdle() {
 	a.Helper()
 	tag, err := a.client.Send("IDLE")
@@ -242,10 +241,10 @@ func (a *scriptedClient) awaitResponse(what string) (Response, error) {
 	}
 }
 
-// renumberingCommand are the commands that bring or take messages.
+// renumberingCommand matches the commands that add or remove messages.
 var renumberingCommand = regexp.MustCompile(`COPY|MOVE|EXPUNGE`)
 
-// runPipeline says several commands at once.
+// runPipeline sends several commands at once.
 func (a *scriptedClient) runPipeline() {
 	a.Helper()
 	var all strings.Builder
@@ -255,13 +254,13 @@ func (a *scriptedClient) runPipeline() {
 		fmt.Fprintf(&all, "p%d %s\r\n", len(lines), line)
 		lines = append(lines, line)
 		if renumberingCommand.MatchString(line) {
-			break // behind it, numbers would be ambiguous (RFC 9051 §5.5)
+			break // after it, numbers are ambiguous (RFC 9051 §5.5)
 		}
 	}
 	if _, err := io.WriteString(a.client, all.String()); err != nil {
 		a.Fatal(err)
 	}
-	// A server may answer them in another order (RFC 9051 §5.5).
+	// A server may respond in another order (RFC 9051 §5.5).
 	answers := make([]Response, len(lines))
 	for left := len(lines); left > 0; {
 		r, err := a.client.Read()
@@ -279,7 +278,7 @@ func (a *scriptedClient) runPipeline() {
 	}
 }
 
-// exec is one command and its answer.
+// exec sends a command and records its response.
 func (a *scriptedClient) exec(command string, literals ...[]byte) {
 	a.Helper()
 	got, err := a.client.Do(command, literals...)
@@ -298,8 +297,8 @@ func (a *scriptedClient) readAnswer(command, tag string) {
 	a.recordAnswer(command, got)
 }
 
-// taggedStatus is the part of a tagged answer that must be the same: OK, NO or BAD and
-// the name of the code.
+// taggedStatus matches the comparable part of a tagged response: OK, NO or BAD, and the
+// name of the code.
 var taggedStatus = regexp.MustCompile(`^\S+ ((?:OK|NO|BAD)(?: \[[A-Z-]+)?)`)
 
 func (a *scriptedClient) recordAnswer(command string, got []Response) {
@@ -307,12 +306,12 @@ func (a *scriptedClient) recordAnswer(command string, got []Response) {
 	if m == nil {
 		a.Fatalf("%s was answered %v", command, got)
 	}
-	// Numbers that no message has, or has any more.
-	told := strings.Replace(m[1], "NO [EXPUNGEISSUED", "BAD", 1)
-	a.transcript = append(a.transcript, command+" -> "+told)
+	// For numbers without a message servers send either.
+	status := strings.Replace(m[1], "NO [EXPUNGEISSUED", "BAD", 1)
+	a.transcript = append(a.transcript, command+" -> "+status)
 }
 
-// dumpMailboxes is all of what is in the user's mailboxes.
+// dumpMailboxes returns the complete content of the user's mailboxes.
 func (a *scriptedClient) dumpMailboxes() (all []string) {
 	a.Helper()
 	commands := []string{`LIST "" *`, `LSUB "" *`}
@@ -332,19 +331,19 @@ func (a *scriptedClient) dumpMailboxes() (all []string) {
 				lines = append(lines, flagList.ReplaceAllStringFunc(line, sortFlags))
 			}
 		}
-		slices.Sort(lines) // mailboxes are listed in any order
+		slices.Sort(lines) // the order of LIST is undefined
 		all = append(append(all, command), lines...)
 	}
 	return all
 }
 
-// variableResponse is what two accounts cannot have in common.
+// variableResponse matches responses that differ between two accounts.
 var variableResponse = regexp.MustCompile(`^\* OK \[(?:UIDVALIDITY|HIGHESTMODSEQ|MAILBOXID|CLOSED)|^\* \d+ RECENT|^a\d+ `)
 
-// listMark is what LIST says of news in a mailbox, which depends on when it looks.
+// listMark matches \Marked and \Unmarked, which depend on the time of LIST.
 var listMark = regexp.MustCompile(` ?\\(?:Un)?[Mm]arked`)
 
-// flagList is flags, of which the order means nothing.
+// flagList matches flags, whose order is undefined.
 var flagList = regexp.MustCompile(`FLAGS \([^)]*`)
 
 func sortFlags(flags string) string {

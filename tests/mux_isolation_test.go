@@ -16,14 +16,14 @@ import (
 	"imapgate/proxy"
 )
 
-// isolationTest is where tattooed users have sessions, and what was seen in them.
+// isolationTest is a gateway for users with marked mail, and the results of their sessions.
 type isolationTest struct {
 	// Set once.
 	g        *gateway
 	sessions int64
 
 	nextSession, dovecotSessions, completed, aborted, marksSeen, foreignMarks atomic.Int64
-	firstForeign                                                              atomic.Pointer[string] // foreign line
+	firstForeign                                                              atomic.Pointer[string] // the first line of another user
 }
 
 // workload is one session of a user.
@@ -31,21 +31,21 @@ type workload struct {
 	// Set once.
 	*isolationTest
 	user         string
-	tagPrefix    string // begins all of its tags
-	script       string // all that it says
-	commandCount int    // in it
+	tagPrefix    string // of all its tags
+	script       string // all commands
+	commandCount int    // in script
 }
 
-// workloadTag is a tag of any customer: no two have the same.
+// workloadTag matches the tags of all workloads. No two workloads share a tag.
 var workloadTag = regexp.MustCompile(`^(v\d+\.)\d+ `)
 
-// runSessions makes sessions, one after the other, until there were enough. What a session
-// is depends on the seed and its number alone.
+// runSessions runs sessions one after the other until enough were run. A session depends
+// only on the seed and its number.
 func (p *isolationTest) runSessions(seed uint64) error {
 	for n := p.nextSession.Add(1); n <= p.sessions; n = p.nextSession.Add(1) {
 		random := rand.New(rand.NewPCG(seed, uint64(n)))
 		i := dovecotUserCount + random.IntN(markedUserCount-dovecotUserCount)
-		if random.IntN(8) == 0 { // the real one takes its time
+		if random.IntN(8) == 0 { // Dovecot is slower than the stub
 			i = random.IntN(dovecotUserCount)
 			p.dovecotSessions.Add(1)
 		}
@@ -58,7 +58,7 @@ func (p *isolationTest) runSessions(seed uint64) error {
 	return nil
 }
 
-// generateScript makes up what a customer says.
+// generateScript generates the commands of a workload.
 func (c *workload) generateScript(random *rand.Rand) {
 	mark := userMark(c.user)
 	message := "all of this line is " + mark + "\r\n"
@@ -72,7 +72,7 @@ func (c *workload) generateScript(random *rand.Rand) {
 		lines = append(lines, commands[random.IntN(len(commands))])
 	}
 	if random.IntN(50) == 0 {
-		lines = append(lines, "XMARK "+mark) // which no table has
+		lines = append(lines, "XMARK "+mark) // an unknown command
 	}
 	var script strings.Builder
 	for i, s := range append(lines, "LOGOUT") {
@@ -81,20 +81,20 @@ func (c *workload) generateScript(random *rand.Rand) {
 	c.script, c.commandCount = script.String(), len(lines)+1
 }
 
-// run is the session: all of it, or up to some byte that it sends or gets.
+// run runs the session, completely or up to a random byte sent or received.
 func (c *workload) run(random *rand.Rand) error {
 	e := c.g.endpoint(proxy.NoTLS)
 	if random.IntN(8) == 0 {
 		e = c.g.endpoint(proxy.ImplicitTLS)
 	}
-	// From many addresses: each has its own ports.
+	// From many addresses, because each has its own ports.
 	from := &net.TCPAddr{IP: net.IPv4(127, 7, byte(random.IntN(64)), byte(1+random.IntN(250)))}
 	conn, err := (&net.Dialer{Timeout: Timeout, LocalAddr: from}).Dial("tcp", e.address)
 	if err != nil {
 		return err
 	}
 	tcp := conn.(*net.TCPConn)
-	defer tcp.Close() // whatever has become of it
+	defer tcp.Close() // in any state
 	if e.tls != nil {
 		conn = tls.Client(conn, e.tls)
 	}
@@ -111,20 +111,20 @@ func (c *workload) run(random *rand.Rand) error {
 	return c.runAborted(conn, random)
 }
 
-// runAborted is a session that ends without a goodbye.
+// runAborted runs a session that ends without waiting for the responses.
 func (c *workload) runAborted(conn net.Conn, random *rand.Rand) error {
 	switch random.IntN(3) {
-	case 0: // after LOGOUT, before anything is heard
+	case 0: // after LOGOUT, before any response
 		_, err := io.WriteString(conn, c.script)
 		return err
-	case 1: // anywhere in what it says
+	case 1: // anywhere in the script
 		b := bufio.NewReader(conn)
 		if _, err := b.ReadString('\n'); err != nil {
 			return err
 		}
 		sent := c.script[:random.IntN(len(c.script))]
 		_, err := io.WriteString(conn, sent)
-		if err == nil && strings.Contains(sent, "\n") { // at least LOGIN is answered
+		if err == nil && strings.Contains(sent, "\n") { // LOGIN has a response
 			_, err = b.ReadByte()
 		}
 		return err
@@ -136,10 +136,10 @@ func (c *workload) runAborted(conn net.Conn, random *rand.Rand) error {
 	return err
 }
 
-// errTruncated is a session whose end was not seen.
-var errTruncated = errors.New("the answers end early")
+// errTruncated reports responses that end before those of the last command.
+var errTruncated = errors.New("the responses end early")
 
-// runScript says all at once and looks at all that comes.
+// runScript sends the script at once and checks all responses.
 func (c *workload) runScript(w io.Writer, r io.Reader) error {
 	if _, err := io.WriteString(w, c.script); err != nil {
 		return err
@@ -160,7 +160,7 @@ func (c *workload) runScript(w io.Writer, r io.Reader) error {
 		if strings.HasPrefix(line, last) {
 			c.completed.Add(1)
 			if answers != c.commandCount {
-				return fmt.Errorf("%d answers to %d commands", answers, c.commandCount)
+				return fmt.Errorf("%d responses to %d commands", answers, c.commandCount)
 			}
 			return nil
 		}
@@ -174,7 +174,7 @@ func (c *workload) runScript(w io.Writer, r io.Reader) error {
 func (c *workload) checkOwner(line, got, want string) {
 	if got != want {
 		c.foreignMarks.Add(1)
-		report := fmt.Sprintf("%s heard %q", c.user, line)
+		report := fmt.Sprintf("%s received %q", c.user, line)
 		c.firstForeign.CompareAndSwap(nil, &report)
 	}
 }

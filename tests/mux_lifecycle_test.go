@@ -15,8 +15,8 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// What a client may use is the same before and after its upstream was lost, and
-// nothing of it would lead it into a state that no other upstream could be given.
+// The capabilities are the same before and after a lost upstream, and none of them leads to
+// a state that another upstream cannot restore.
 func TestCapabilitiesStayTheSameAfterALostUpstream(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
 	line := faultproxy.Start(t, backend.Plain)
@@ -28,25 +28,25 @@ func TestCapabilitiesStayTheSameAfterALostUpstream(t *testing.T) {
 	if err := checkOK(welcome, err); err != nil {
 		t.Fatal(err)
 	}
-	_, told, _ := strings.Cut(welcome[0].Text, "[CAPABILITY ")
-	told, _, _ = strings.Cut(told, "]")
-	offered := " " + told + " "
+	_, capabilities, _ := strings.Cut(welcome[0].Text, "[CAPABILITY ")
+	capabilities, _, _ = strings.Cut(capabilities, "]")
+	offered := " " + capabilities + " "
 	for _, name := range []string{"LITERAL+", "IDLE", "QRESYNC", "NOTIFY", "UNSELECT", "MOVE"} {
 		if !strings.Contains(offered, " "+name+" ") {
-			t.Errorf("%s is not offered: %s", name, told)
+			t.Errorf("%s is not offered: %s", name, capabilities)
 		}
 	}
 	for _, name := range []string{
 		"COMPRESS=", "UNAUTHENTICATE", "-REFERRALS", "LANGUAGE", "I18NLEVEL=", "ANNOTATE", "STARTTLS", "AUTH=", "LOGINDISABLED", "LITERAL-",
 	} {
 		if strings.Contains(offered, name) {
-			t.Errorf("%s is offered: %s", name, told)
+			t.Errorf("%s is offered: %s", name, capabilities)
 		}
 	}
 	for _, step := range []struct{ command, want string }{
-		{"CAPABILITY", "* CAPABILITY " + told + "\n"},
+		{"CAPABILITY", "* CAPABILITY " + capabilities + "\n"},
 		{"SELECT INBOX", " OK [READ-WRITE] "},
-		{"CAPABILITY", "* CAPABILITY " + told + "\n"},
+		{"CAPABILITY", "* CAPABILITY " + capabilities + "\n"},
 		{"COMPRESS DEFLATE", " BAD "},
 		{"NOOP", " OK "},
 	} {
@@ -57,15 +57,15 @@ func TestCapabilitiesStayTheSameAfterALostUpstream(t *testing.T) {
 	line.ResetConns()
 	for _, command := range []string{"NOOP", "CAPABILITY", "NOOP"} {
 		got, err := c.Do(command)
-		if err := checkOK(got, err); err != nil || command == "CAPABILITY" && got[0].Text != "* CAPABILITY "+told {
+		if err := checkOK(got, err); err != nil || command == "CAPABILITY" && got[0].Text != "* CAPABILITY "+capabilities {
 			t.Errorf("%s, with another upstream: %v, %v", command, got, err)
 		}
 	}
 	testbed.Eventually(t, testbed.Timeout, "the attach to be on record", func() bool { return len(g.records("session_attached", "")) == 1 })
 }
 
-// Each loss, each attach and each pin is on record once, with why; so is each
-// end; and nobody's password is.
+// Each loss, attach, pin and end has one audit record with its reason. No record has a
+// password.
 func TestSessionLifecycleIsOnRecord(t *testing.T) {
 	const secret = "correct-horse-battery-staple"
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: secret})
@@ -97,22 +97,22 @@ func TestSessionLifecycleIsOnRecord(t *testing.T) {
 	if got, err := log("strange", "SELECT INBOX").Do("XSTRANGE"); err != nil || !strings.Contains(formatResponses(got), " BAD ") {
 		t.Errorf("a strange command: %v, %v", got, err)
 	}
-	_ = log("gone", "SELECT INBOX").Close()
+	_ = log("leaver", "SELECT INBOX").Close()
 	deleted := log("deleted", "CREATE Box", "SELECT Box")
 	line.ResetConns()
-	// Nobody at rest: what others have deleted is found by the next command.
+	// No session is in IDLE: the next command finds that the mailbox was deleted.
 	other, err := dialIMAP(endpoint{address: backend.Plain}, "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer other.Close() // all was answered
+	defer other.Close() // all responses were read
 	for _, command := range []string{fmt.Sprintf("LOGIN deleted %q", secret), "DELETE Box"} {
 		if err := checkOK(other.Do(command)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if got, err := deleted.Do("NOOP"); err == nil || !strings.Contains(formatResponses(got), "* BYE Mailbox has been deleted.") {
-		t.Errorf("a mailbox that is gone: %v, %v", got, err)
+		t.Errorf("a deleted mailbox: %v, %v", got, err)
 	}
 	for user, want := range map[string]string{
 		"whole":      "session_ended client_logout",
@@ -120,7 +120,7 @@ func TestSessionLifecycleIsOnRecord(t *testing.T) {
 		"noticed":    "session_pinned notify",
 		"remembered": "session_pinned saved_search",
 		"strange":    "session_pinned unknown_command",
-		"gone":       "session_ended client_closed",
+		"leaver":     "session_ended client_closed",
 		"deleted":    "upstream_lost reset, session_attached lost gone, session_ended mailbox_gone",
 	} {
 		testbed.Eventually(t, testbed.Timeout, user+"'s session on record: "+want, func() bool { return strings.HasPrefix(g.sessionEvents(user), want) })
@@ -132,7 +132,7 @@ func TestSessionLifecycleIsOnRecord(t *testing.T) {
 	}
 }
 
-// sessionEvents is what the audit log says of a user's session behind its login.
+// sessionEvents returns the audit events of a user's session after its login.
 func (g *gateway) sessionEvents(user string) string {
 	var all []string
 	for _, r := range g.records("", user) {
@@ -143,8 +143,8 @@ func (g *gateway) sessionEvents(user string) string {
 	return strings.Join(all, ", ")
 }
 
-// A backend that takes messages away without a word is spliced: for a user from the
-// second time on, and for everybody behind five users. An operator is told.
+// A backend that removes messages without EXPUNGE is spliced: for a user from the second
+// violation on, and for all users after violations for five users. The gateway logs it.
 func TestBackendThatViolatesTheProtocolIsSpliced(t *testing.T) {
 	g := startMuxGateway(t, mux.Resume, gatewayOptions{ca: testbed.NewCA(t), backends: map[string]upstream.Config{
 		onlyBackend: {Address: startStubWith(t, nil, serveShrinkingMailbox).address(), TLSMode: upstream.NoTLS},
@@ -181,11 +181,11 @@ func TestBackendThatViolatesTheProtocolIsSpliced(t *testing.T) {
 		t.Errorf("pins: %v; want 6 for a violation", pins)
 	}
 	if n := g.sumMetric("imapgate_backend_protocol_violations_total"); n != 6 {
-		t.Errorf("%v broken promises are counted, want 6", n)
+		t.Errorf("%v protocol violations are counted, want 6", n)
 	}
 	testbed.Eventually(t, testbed.Timeout, "the metric of users", func() bool { return g.sumMetric("imapgate_mux_spliced_users") == 1 })
 	if sum := g.sumMetric(spliced); sum != 1 {
-		t.Errorf("the metric says %v, want 1", sum)
+		t.Errorf("the metric is %v, want 1", sum)
 	}
 	if n := strings.Count(g.readFile("log"), "ALERT"); n != 1 {
 		t.Errorf("%d alerts in the log, want 1", n)
@@ -214,7 +214,7 @@ func serveShrinkingMailbox(conn net.Conn) {
 			_, _ = w.WriteString("* 1 EXISTS\r\n")
 		case "LOGOUT":
 			_, _ = w.WriteString("* BYE so long\r\n" + tag + " OK done\r\n")
-			_ = w.Flush() // it hangs up anyway
+			_ = w.Flush() // closes anyway
 			return
 		}
 		_, _ = w.WriteString(tag + " OK done\r\n")

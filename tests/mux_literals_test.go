@@ -22,9 +22,8 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// literalForms are commands with a literal, for which L stands: in its place, where
-// none belongs, in commands that take none, in commands that are malformed, and in
-// commands that no table has. Constant.
+// literalForms are commands with a literal at L: where it is allowed, where it is not, in
+// commands without arguments, in malformed commands, and in unknown commands. Constant.
 var literalForms = []string{
 	// Commands without arguments.
 	"NOOP L", "CAPABILITY L", "CHECK L", "CLOSE L", "UNSELECT L", "EXPUNGE L", "NAMESPACE L", "IDLE L", "LOGOUT L",
@@ -54,14 +53,14 @@ var literalForms = []string{
 	"APPEND a/b//c L", "APPEND / L", "APPEND INBOX () L", "APPEND INBOX (()) L", "APPEND INBOX (\"\\\\Seen\") L", "APPEND INBOX x L", "APPEND INBOX CATENATE (TEXT L)", "APPEND INBOX CATENATE (URL L)", "APPEND INBOX UTF8 (~L)", "APPEND (INBOX) L", "APPEND INBOX (\\Recent) L", "APPEND  INBOX L", "REPLACE 1 INBOX L", "REPLACE L INBOX", "UID REPLACE 1 INBOX L",
 	"APPEND INBOX NIL L", "APPEND NIL L", "APPEND INBOX (\\Seen) \"x\" \"y\" L", "APPEND INBOX (\\Seen) (\\Seen) L", "APPEND INBOX CATENATE L", "APPEND INBOX CATENATE (L)", "APPEND INBOX ANNOTATION (a (b c)) L",
 	"APPEND INBOX {3+}\r\nabc L", "APPEND INBOX {3+}\r\nabc x L", "APPEND INBOX {3+}\r\nabc (\\Forwarded) L", "APPEND INBOX {3+}\r\nabc(L", "APPEND INBOX {3+}\r\nabcL", "APPEND INBOX CATENATE (TEXT {3+}\r\nabc URL L)", "APPEND INBOX CATENATE (TEXT {3+}\r\nabc TEXT L", "APPEND {5+}\r\nINBOX x L",
-	// What no table has, and what is no command.
+	// Unknown commands, and lines that are no commands.
 	"FROB L", "X-FROB L", "XKILL a L", "FROB (L) y", "NOOP\tL", "L", "\"NOOP\" L", "(NOOP) L", "DONE L",
-	// Literals that are none, because a string has begun and does not end.
+	// No literals, because they are inside an unterminated string.
 	"LIST \"\" \"L", "NOOP \"L", "SEARCH SUBJECT \"a L", "SEARCH SUBJECT 5\" L", "CREATE \"a\\\" L", "FROB \"L", "APPEND \"INBOX L", "APPEND INBOX (\"a) L", "SELECT \"L",
 }
 
-// Whatever a client does with literals, a real Dovecot executes exactly the commands
-// that are on record, and nothing counts against it.
+// Whatever a client does with literals, a real Dovecot executes exactly the commands in the
+// audit log, and the gateway counts no protocol violation.
 func TestEveryCommandThatIsExecutedIsOnRecord(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{})
 	for _, mode := range []mux.Mode{mux.Reuse, mux.Resume} {
@@ -80,15 +79,14 @@ func TestEveryCommandThatIsExecutedIsOnRecord(t *testing.T) {
 	}
 }
 
-// defaultProbes is how many lines are made up; with probesEnv in the environment,
-// as many as it says.
+// defaultProbes is the number of random lines, unless probesEnv is set in the environment.
 const (
 	defaultProbes = 60
 	probesEnv     = "LITERAL_PROBES"
 )
 
-// Lines that nobody has thought of are no different: made up of the forms, cut anywhere,
-// put together, and with characters that mean something put in or left out.
+// The same holds for random lines. They are made by cutting and joining forms at random
+// positions, and inserting or removing special characters.
 func TestEveryCommandAfterARandomLineIsOnRecord(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{})
 	probes := defaultProbes
@@ -121,8 +119,8 @@ func TestEveryCommandAfterARandomLineIsOnRecord(t *testing.T) {
 	}
 }
 
-// randomLine is a line with a literal, in two parts. A line end in it would make two of it,
-// and behind the first the session may be spliced.
+// randomLine returns a line with a literal, in two parts. It has no line end, because the
+// session may be pinned after the first of two lines.
 func randomLine(rnd *rand.Rand) (before, after string) {
 	const meaning = " ()[]{}\"\\*%~+,:<>.$"
 	form := func() (before, after string) {
@@ -152,8 +150,8 @@ func randomLine(rnd *rand.Rand) (before, after string) {
 	return before, after
 }
 
-// A backend that refuses every command before its literal, and takes octets that it
-// has not asked for as commands, gets none from any client.
+// A backend that refuses every command before its literal, and executes octets without a
+// continuation as commands, gets no literal from any client.
 func TestABackendThatRefusesEverythingIsSentNoLiteral(t *testing.T) {
 	for _, mode := range []mux.Mode{mux.Reuse, mux.Resume} {
 		t.Run(string(mode), func(t *testing.T) {
@@ -171,11 +169,11 @@ func TestABackendThatRefusesEverythingIsSentNoLiteral(t *testing.T) {
 	}
 }
 
-// refusingBackend is such a backend. It lets a client select INBOX, do nothing, and append
-// what RFC 7888 does not let it refuse early.
+// refusingBackend is such a backend. It accepts SELECT, NOOP, and an APPEND that RFC 7888
+// does not allow it to refuse early.
 type refusingBackend struct {
 	mu       sync.Mutex
-	commands map[string]bool // Guarded by mu. The mailboxes of CREATE.
+	commands map[string]bool // Guarded by mu. Mailboxes of the received CREATEs.
 }
 
 func (b *refusingBackend) serve(conn net.Conn) {
@@ -215,7 +213,7 @@ func (b *refusingBackend) serve(conn net.Conn) {
 	}
 }
 
-// listMailboxes are a user's mailboxes at Dovecot itself.
+// listMailboxes returns a user's mailboxes, directly from Dovecot.
 func listMailboxes(t *testing.T, backend *testbed.Dovecot, user string) map[string]bool {
 	t.Helper()
 	c := mustDial(t, directEndpoint(backend)(t, user), "")
@@ -244,7 +242,7 @@ type literalProber struct {
 	user string
 
 	// Owned by the test.
-	c         *RawClient // nil: the last session has ended, or is pinned
+	c         *RawClient // nil: the last session has ended or is pinned
 	sessions  int
 	responses []string // since the form was sent
 }
@@ -256,11 +254,10 @@ func (p *literalProber) open() {
 	mustExec(p.T, p.c, "LOGIN "+p.user+" "+password)
 }
 
-// sampleInterval says that one form of so many is sent, unless all are asked for: all of them
-// take minutes.
+// sampleInterval means that one in so many forms is sent, because all of them take minutes.
 const sampleInterval = 5
 
-// probeAll sends each form twice: with a literal that waits, and one that does not.
+// probeAll sends each form with a synchronizing and with a non-synchronizing literal.
 func (p *literalProber) probeAll() {
 	all := os.Getenv(soakEnv) != ""
 	for i, form := range literalForms {
@@ -273,7 +270,7 @@ func (p *literalProber) probeAll() {
 	p.close()
 }
 
-// close ends the last session, and waits until all ends are on record.
+// close ends the last session and waits until the audit log has all ends.
 func (p *literalProber) close() {
 	p.Helper()
 	if p.c != nil {
@@ -284,14 +281,14 @@ func (p *literalProber) close() {
 	})
 }
 
-// probe sends a form whose literal holds a command that makes a mailbox.
+// probe sends a form whose literal contains a CREATE.
 func (p *literalProber) probe(form, size, mailbox string) {
 	p.Helper()
 	before, after := cutForm(form)
 	p.probeBetween(before, size, after, mailbox)
 }
 
-// probeBetween is probe with what comes before the literal, and behind it.
+// probeBetween is probe with the parts before and after the literal.
 func (p *literalProber) probeBetween(before, size, after, mailbox string) {
 	p.Helper()
 	if p.c == nil {
@@ -310,13 +307,13 @@ func (p *literalProber) probeBetween(before, size, after, mailbox string) {
 		p.until("z ")
 	}
 	p.Logf("%q %s %q: %q", before, size, after, p.responses)
-	if p.c != nil && p.g.sumMetric("imapgate_mux_pins_total") > pins { // nothing in it is on record any more
+	if p.c != nil && p.g.sumMetric("imapgate_mux_pins_total") > pins { // a pinned session has no command records
 		_ = p.c.Close()
 		p.c = nil
 	}
 }
 
-// cutForm takes the L out of a form.
+// cutForm splits a form at its L.
 func cutForm(form string) (before, after string) {
 	for i := len(form) - 1; i >= 0; i-- {
 		if form[i] == 'L' && (i == len(form)-1 || strings.IndexByte(" )]", form[i+1]) >= 0) &&
@@ -333,8 +330,8 @@ func (p *literalProber) write(text string) {
 	}
 }
 
-// until reads up to a response that begins with one of these, or that asks for a
-// literal, and gives how it begins; "" is the end of the session.
+// until reads up to a response that begins with one of the prefixes or a continuation, and
+// returns that beginning. It returns "" at the end of the session.
 func (p *literalProber) until(prefixes ...string) string {
 	p.Helper()
 	for {
@@ -355,8 +352,8 @@ func (p *literalProber) until(prefixes ...string) string {
 	}
 }
 
-// compare wants on record, with its result, every CREATE of a probe that the backend
-// has heard, and nothing else, and no complaint.
+// compare checks that the audit log has exactly the CREATEs that the backend has executed,
+// with this result, and that no violation is counted.
 func (p *literalProber) compare(executed map[string]bool, result string) {
 	p.Helper()
 	ofProbe := func(mailbox string) bool {
@@ -373,7 +370,7 @@ func (p *literalProber) compare(executed map[string]bool, result string) {
 		p.Error("nothing is on record")
 	}
 	if got, want := slices.Sorted(maps.Keys(executed)), slices.Sorted(maps.Keys(recorded)); !slices.Equal(got, want) {
-		p.Errorf("the backend has heard CREATE of %q, on record are %q", got, want)
+		p.Errorf("the backend executed CREATE of %q, the audit log has %q", got, want)
 	}
 	for _, metric := range []string{"imapgate_backend_protocol_violations_total", "imapgate_mux_backend_spliced"} {
 		if n := p.g.sumMetric(metric); n != 0 {

@@ -18,16 +18,16 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// What a login at the backend costs, twenty returning users are spared.
+// Targets for returning users, compared with direct logins at the backend.
 const (
-	minSpeedup  = 8    // times the logins a second of going direct
-	maxCPUShare = 0.05 // of the backend's CPU for a login
+	minSpeedup  = 8    // of logins per second
+	maxCPUShare = 0.05 // of the backend's CPU time per login
 )
 
-// Twenty users log in, open INBOX and log out, over and over: directly, by a
-// gateway that keeps their connections, and by it without TLS in front, as
-// webmail on the same machine does. At full size the bars hold; in the
-// small only the numbers are shown, since others may need the machine.
+// Twenty users repeatedly log in, open INBOX and log out: directly, through a gateway that
+// pools their upstreams, and through it without TLS, as webmail on the same machine does.
+// At full size the targets must be met. Otherwise the test only logs the numbers, because
+// the machine may be busy.
 func TestReturningUsersReuseBackendLogins(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
 	g := startMuxGateway(t, mux.Reuse, gatewayOptions{
@@ -37,19 +37,19 @@ func TestReturningUsersReuseBackendLogins(t *testing.T) {
 	rates, costs := make([]float64, len(ways)), make([]time.Duration, len(ways))
 	n := testSize(100, 2_000)
 	for i, e := range ways {
-		if e.tls != nil { // those who return resume (RFC 8446 §2.2)
+		if e.tls != nil { // returning clients resume TLS (RFC 8446 §2.2)
 			e.tls = e.tls.Clone()
 			e.tls.ClientSessionCache = tls.NewLRUClientSessionCache(0)
 		}
-		if err := runReturningSessions(e, 20); err != nil { // INBOX is made; connections wait
+		if err := runReturningSessions(e, 20); err != nil { // creates INBOX and fills the pool
 			t.Fatal(err)
 		}
-		before, began := groupCPU(t, backend), time.Now()
+		before, start := groupCPU(t, backend), time.Now()
 		if err := runReturningSessions(e, n); err != nil {
 			t.Fatal(err)
 		}
-		took := time.Since(began)
-		rates[i] = float64(n) / took.Seconds()
+		elapsed := time.Since(start)
+		rates[i] = float64(n) / elapsed.Seconds()
 		costs[i] = (groupCPU(t, backend) - before) / time.Duration(n)
 		faster, share := rates[i]/rates[0], float64(costs[i])/float64(costs[0])
 		t.Logf("%s: %d logins, %.0f a second (%.1f times), %v of the backend's CPU each (%.1f %%)",
@@ -57,15 +57,15 @@ func TestReturningUsersReuseBackendLogins(t *testing.T) {
 		if os.Getenv(soakEnv) != "1" || i == 0 {
 			continue
 		}
-		// Where there is TLS in front, most of a login is its handshake, and half of
-		// that is this process's own: what it says is how fast clients are.
+		// With TLS, most of a login is the handshake, half of it in the test's own clients,
+		// so the speed-up is not checked.
 		if share > maxCPUShare || e.tls == nil && faster < minSpeedup {
 			t.Errorf("want %d times, %.0f %%", minSpeedup, 100*maxCPUShare)
 		}
 	}
 }
 
-// runReturningSessions makes n sessions of twenty users, four at a time.
+// runReturningSessions runs n sessions of twenty users, four at a time.
 func runReturningSessions(e endpoint, n int) error {
 	var all errgroup.Group
 	all.SetLimit(4)
@@ -75,7 +75,7 @@ func runReturningSessions(e endpoint, n int) error {
 			if err != nil {
 				return err
 			}
-			defer p.conn.Close() // it has logged out
+			defer p.conn.Close() // logged out
 			for _, command := range []string{fmt.Sprintf("LOGIN user%d %s", i%20, password), "SELECT INBOX", "LOGOUT"} {
 				if err := p.exec(command); err != nil {
 					return err
@@ -87,11 +87,11 @@ func runReturningSessions(e endpoint, n int) error {
 	return all.Wait()
 }
 
-// clockTick is the unit of times in /proc: a hundredth of a second wherever Linux runs.
+// clockTick is the unit of times in /proc, always 10 ms on Linux.
 const clockTick = 10 * time.Millisecond
 
-// groupCPU is the CPU time of all processes of a backend, those that have ended
-// included: their parent has waited for them.
+// groupCPU returns the CPU time of all processes of a backend. It includes exited processes,
+// because their parent has waited for them.
 func groupCPU(t *testing.T, backend *testbed.Dovecot) (sum time.Duration) {
 	t.Helper()
 	files, err := filepath.Glob("/proc/[0-9]*/stat")
@@ -101,9 +101,9 @@ func groupCPU(t *testing.T, backend *testbed.Dovecot) (sum time.Duration) {
 	for _, file := range files {
 		text, err := os.ReadFile(file)
 		if err != nil {
-			continue // it has ended
+			continue // it has exited
 		}
-		// proc(5): behind the name, field 3 is the state, 5 the group, 14 and 15 its
+		// proc(5): after the name, field 3 is the state, 5 the group, 14 and 15 the process's
 		// own time, 16 and 17 that of its children.
 		fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
 		if fields[2] != strconv.Itoa(backend.PID()) {

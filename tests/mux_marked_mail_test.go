@@ -23,13 +23,13 @@ import (
 )
 
 const (
-	markedUserCount  = 200 // users
-	dovecotUserCount = 60  // of them: the first
+	markedUserCount  = 200
+	dovecotUserCount = 60 // the first users; the others have the stub
 )
 
-// Two hundred users, each with a mark in all that is theirs, share pools of
-// connections that are used again; most sessions break off, at any point. Nobody
-// ever gets a byte of another's, nor an answer to another session.
+// Two hundred users, each with a mark in all their data, share pools of reused upstreams.
+// Most sessions are aborted at a random point. No user ever gets a byte of another user or
+// a response to another session.
 func TestReusedConnectionsLeakNothingBetweenUsers(t *testing.T) {
 	ca := testbed.NewCA(t)
 	real := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, CA: ca})
@@ -42,13 +42,13 @@ func TestReusedConnectionsLeakNothingBetweenUsers(t *testing.T) {
 		}
 		fmt.Fprintf(&passwords, "%s:{PLAIN}%s\n", markedUser(i), password)
 	}
-	passwdFile := filepath.Join(t.TempDir(), "people")
+	passwdFile := filepath.Join(t.TempDir(), "passwd")
 	if err := os.WriteFile(passwdFile, []byte(passwords.String()), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	settings := muxSettings()
-	// At full size some are used again and some are not; in the small even a slow
-	// machine uses those again that were left in order.
+	// At full size some upstreams are reused and some expire. Otherwise the time is long
+	// enough for reuse even on a slow machine.
 	settings.PoolIdleTimeout = time.Duration(testSize(60, 2)) * time.Second
 	mode := proxy.Mode{Name: string(mux.Reuse), Mux: settings}
 	g := startGateway(t, gatewayOptions{
@@ -75,7 +75,7 @@ func TestReusedConnectionsLeakNothingBetweenUsers(t *testing.T) {
 	p.checkResults(t, time.Since(start))
 }
 
-// checkResults says what was seen.
+// checkResults checks and logs the counts.
 func (p *isolationTest) checkResults(t *testing.T, elapsed time.Duration) {
 	reused := p.g.sumMetric("imapgate_mux_pool_reused_total")
 	t.Logf("%d sessions in %v, %d at Dovecot: %d whole, %d broken off; %.0f connections used again; %d marks seen",
@@ -96,7 +96,7 @@ func (p *isolationTest) checkResults(t *testing.T, elapsed time.Duration) {
 
 func markedUser(i int) string { return fmt.Sprintf("user%d", i) }
 
-// userMark is what is in every line, name and flag of a user.
+// userMark returns the mark in every line, name and flag of a user.
 func userMark(user string) string { return "of=" + user + ";" }
 
 // storeMarkedMail fills the mailboxes at Dovecot.
@@ -111,7 +111,7 @@ func storeMarkedMail(t *testing.T, backend *testbed.Dovecot) {
 			if err != nil {
 				return err
 			}
-			defer c.Close() // all answers were read
+			defer c.Close() // all responses were read
 			for _, command := range []string{
 				"LOGIN " + user + " " + password, "APPEND INBOX (" + userMark(user) + ") {}",
 				"CREATE " + userMark(user), "APPEND " + userMark(user) + " {}",
@@ -132,8 +132,8 @@ func storeMarkedMail(t *testing.T, backend *testbed.Dovecot) {
 	}
 }
 
-// serveMarkedBackend is a stub that lets everybody in and says of everything whose
-// it is.
+// serveMarkedBackend serves a stub that accepts every login and marks every response with
+// the user.
 func serveMarkedBackend(conn net.Conn) {
 	const capabilities = "CAPABILITY IMAP4rev1 SASL-IR LITERAL+ ID UNSELECT IDLE AUTH=PLAIN"
 	r, w := bufio.NewReaderSize(conn, 4<<10), bufio.NewWriterSize(conn, 4<<10)
@@ -150,7 +150,7 @@ func serveMarkedBackend(conn net.Conn) {
 		tag, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
 		if size, ok := literalSize(strings.ReplaceAll(rest, "+}", "}")); ok {
 			if !strings.HasSuffix(rest, "+}") {
-				_, _ = w.WriteString("+ go on\r\n")
+				_, _ = w.WriteString("+ continue\r\n")
 				_ = w.Flush() // the next read has the error
 			}
 			if _, err := io.CopyN(io.Discard, r, int64(size)+2); err != nil {
@@ -161,7 +161,7 @@ func serveMarkedBackend(conn net.Conn) {
 		switch name {
 		case "AUTHENTICATE":
 			_, response, _ := strings.Cut(argument, " ")
-			plain, _ := base64.StdEncoding.DecodeString(response) // garbage is nobody
+			plain, _ := base64.StdEncoding.DecodeString(response) // invalid base64 gives no user
 			mark = userMark(strings.Split(string(plain)+"\x00\x00", "\x00")[1])
 			_, _ = w.WriteString(tag + " OK [" + capabilities + "] welcome\r\n")
 			continue
@@ -176,15 +176,15 @@ func serveMarkedBackend(conn net.Conn) {
 		case "SELECT", "EXAMINE":
 			_, _ = fmt.Fprintf(w, "* FLAGS (%s)\r\n* 1 EXISTS\r\n* OK [UIDVALIDITY 1] %s\r\n* OK [UIDNEXT 2] %s\r\n", mark, mark, mark)
 		case "FETCH":
-			text := strings.Repeat("all of this line is "+mark+" and of nobody else\r\n", 100)
+			text := strings.Repeat("all of this line is "+mark+" and of no other user\r\n", 100)
 			_, _ = fmt.Fprintf(w, "* 1 FETCH (FLAGS (%s) BODY[] {%d}\r\n%s)\r\n", mark, len(text), text)
 		case "LIST":
 			_, _ = fmt.Fprintf(w, "* LIST () \"/\" %s\r\n", mark)
 		case "LOGOUT":
 			_, _ = fmt.Fprintf(w, "* BYE %s\r\n%s OK %s\r\n", mark, tag, mark)
-			_ = w.Flush() // it hangs up anyway
+			_ = w.Flush() // closes anyway
 			return
-		case "UID": // SEARCH: the gateway wants to know what it numbers
+		case "UID": // SEARCH, by which the gateway fetches UIDs
 			_, _ = w.WriteString("* SEARCH 1\r\n")
 		case "UNSELECT", "NOOP":
 		default:

@@ -20,8 +20,8 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// outageTest is a gateway in mode resume before a Dovecot that is away for a while, and
-// clients that go on with what they do.
+// outageTest is a gateway in mode resume, a Dovecot that is down for some time, and clients
+// that stay active.
 type outageTest struct {
 	// Set once.
 	*testing.T
@@ -31,27 +31,27 @@ type outageTest struct {
 	sessions    int
 	holdTimeout time.Duration
 
-	restored   chan struct{}             // closed when the backend is there again
+	restored   chan struct{}             // closed when the backend is up again
 	restoredAt atomic.Pointer[time.Time] // nil until then
 
 	mu        sync.Mutex
-	endCounts map[string]int // Guarded by mu. Sessions by how they ended.
+	endCounts map[string]int // Guarded by mu. Sessions by kind of end.
 }
 
-// How a session ends in an outage: by its own LOGOUT, or as the loss table says. The
-// last one is in no table.
+// How a session ends in an outage: by its own LOGOUT or as in the documented table. The last
+// one is not in the table.
 const (
 	endLogout         = "itself"
 	endMidResponse    = "in the middle of a message"
-	endUnknownOutcome = "with an outcome nobody knows"
+	endUnknownOutcome = "with an unknown outcome"
 	endHoldTimeout    = "with a command that has waited for command_hold_timeout"
 	endUnexpected     = "for nothing"
 )
 
-// outageKinds are the ways in which a backend goes away and comes back.
+// outageKinds are the ways in which a backend goes down and comes back.
 var outageKinds = []struct {
 	name     string
-	everyDay bool // is part of every run of the tests
+	everyDay bool // part of every run of the tests
 	happen   func(o *outageTest)
 }{
 	{"stop and start", true, func(o *outageTest) { o.backend.Stop(); o.backend.Restart() }},
@@ -85,14 +85,14 @@ var outageKinds = []struct {
 	{"silence for 5 s", false, func(o *outageTest) { o.makeUnreachable(faultproxy.Hang, 5*time.Second) }},
 }
 
-// Sessions end in an outage of their backend where the loss table says so, and
-// nowhere else. No message is lost, and none is there twice.
+// In an outage of their backend, sessions end only in the documented cases. No message is
+// lost or duplicated.
 func TestAnOutageEndsSessionsOnlyAsDocumented(t *testing.T) {
-	for _, way := range outageKinds {
-		if !way.everyDay && testSize(0, 1) == 0 {
+	for _, kind := range outageKinds {
+		if !kind.everyDay && testSize(0, 1) == 0 {
 			continue
 		}
-		t.Run(way.name, func(t *testing.T) {
+		t.Run(kind.name, func(t *testing.T) {
 			if testbed.HasCyrus() {
 				t.Skip("signals are sent to Dovecot's processes")
 			}
@@ -103,8 +103,8 @@ func TestAnOutageEndsSessionsOnlyAsDocumented(t *testing.T) {
 				busy.Add(1)
 				clients.Go(func() error { return o.runClient(i, busy.Done) })
 			}
-			busy.Wait() // each has done something
-			way.happen(o)
+			busy.Wait() // every client is active
+			kind.happen(o)
 			now := time.Now()
 			o.restoredAt.Store(&now)
 			close(o.restored)
@@ -141,10 +141,10 @@ func (o *outageTest) sendSignal(pid int, s syscall.Signal) {
 	}
 }
 
-// sleep lets the outage go on.
+// sleep waits during the outage.
 func (o *outageTest) sleep(d time.Duration) { <-time.After(d) }
 
-// makeUnreachable ends all connections, and then the backend's door is as given.
+// makeUnreachable resets all connections and sets the accept mode for d.
 func (o *outageTest) makeUnreachable(mode faultproxy.AcceptMode, d time.Duration) {
 	o.faultProxy.SetAcceptMode(mode)
 	o.faultProxy.ResetConns()
@@ -153,7 +153,7 @@ func (o *outageTest) makeUnreachable(mode faultproxy.AcceptMode, d time.Duration
 	o.faultProxy.SetAcceptMode(faultproxy.Accept)
 }
 
-// What the clients do: each of these over and over, until the backend is back.
+// activities are what the clients do repeatedly until the backend is back.
 var activities = []struct {
 	name string
 	do   func(o *outageTest, c *activeClient) error
@@ -166,26 +166,26 @@ var activities = []struct {
 type activeClient struct {
 	*RawClient
 	user          string
-	onStarted     func()         // it has done something
-	appendResults map[string]int // how its uploads were answered: 1 stored, 0 not, -1 nobody knows
-	midResponse   bool           // of the answer that is being read, some is there
+	onStarted     func()         // called once the client is active
+	appendResults map[string]int // by message: 1 stored, 0 not stored, -1 unknown
+	midResponse   bool           // the current response was received partly
 	sentAt        time.Time      // of the last command
 	nonIdempotent bool           // the last command must not be repeated
 }
 
-// runClient is the life of one.
+// runClient runs one client until the backend is back or its session ends.
 func (o *outageTest) runClient(i int, onStarted func()) error {
 	onStarted = sync.OnceFunc(onStarted)
 	defer onStarted()
-	way := activities[i%len(activities)]
+	activity := activities[i%len(activities)]
 	raw, err := dialIMAP(o.g.endpoint(proxy.ImplicitTLS), "")
 	if err != nil {
 		return err
 	}
-	c := &activeClient{RawClient: raw, user: fmt.Sprint(way.name, i), onStarted: onStarted, appendResults: map[string]int{}}
-	defer c.Close() // it has logged out, or was left
+	c := &activeClient{RawClient: raw, user: fmt.Sprint(activity.name, i), onStarted: onStarted, appendResults: map[string]int{}}
+	defer c.Close() // logged out or aborted
 	message := newMessage("first")
-	if way.name == "reads" {
+	if activity.name == "reads" {
 		message = messageOfSize(8<<20, "first")
 	}
 	for _, err := range []error{
@@ -195,27 +195,27 @@ func (o *outageTest) runClient(i int, onStarted func()) error {
 			return fmt.Errorf("%s: %w", c.user, err)
 		}
 	}
-	if way.name != "lists" {
+	if activity.name != "lists" {
 		if err := checkOK(c.Do("SELECT INBOX")); err != nil {
 			return err
 		}
 	}
-	err = way.do(o, c)
+	err = activity.do(o, c)
 	if err == nil {
 		err = checkOK(c.Do("LOGOUT"))
 	}
-	how := o.classifyEnd(c, err)
+	end := o.classifyEnd(c, err)
 	o.mu.Lock()
-	o.endCounts[how]++
+	o.endCounts[end]++
 	o.mu.Unlock()
-	if how == endUnexpected {
+	if end == endUnexpected {
 		o.Logf("%s: %v", c.user, err)
 	}
 	<-o.restored
 	return o.checkStored(c)
 }
 
-// classifyEnd says how a session ended.
+// classifyEnd returns how a session ended.
 func (o *outageTest) classifyEnd(c *activeClient, err error) string {
 	switch {
 	case err == nil:
@@ -230,14 +230,14 @@ func (o *outageTest) classifyEnd(c *activeClient, err error) string {
 	return endUnexpected
 }
 
-// waitedHoldTimeout says whether the last command waited for command_hold_timeout while the backend was
-// away.
+// waitedHoldTimeout reports whether the last command waited for command_hold_timeout while
+// the backend was down.
 func (o *outageTest) waitedHoldTimeout(c *activeClient) bool {
 	restoredAt := o.restoredAt.Load()
 	return restoredAt == nil || restoredAt.Sub(c.sentAt) > o.holdTimeout
 }
 
-// exec sends a command and reads its answer. A BYE is an error.
+// exec sends a command and reads its response. A BYE is an error.
 func (c *activeClient) exec(command string, literals ...[]byte) ([]Response, error) {
 	c.sentAt = time.Now()
 	tag, err := c.Send(command, literals...)
@@ -269,7 +269,7 @@ func (c *activeClient) exec(command string, literals ...[]byte) ([]Response, err
 	}
 }
 
-// repeatUntilRestored calls do until the backend is back, and once more.
+// repeatUntilRestored calls do until the backend is back, and one more time.
 func (o *outageTest) repeatUntilRestored(pause time.Duration, do func() error) error {
 	for restored := false; ; {
 		if err := do(); err != nil || restored {
@@ -291,7 +291,8 @@ func (o *outageTest) fetchLarge(c *activeClient) error {
 	return o.repeatUntilRestored(0, func() error { return checkOK(c.exec("FETCH 1 BODY.PEEK[]")) })
 }
 
-// list has no mailbox: what waits too long is refused, and it goes on.
+// list sends LIST without a selected mailbox. A command that waits too long is refused, and
+// the session continues.
 func (o *outageTest) list(c *activeClient) error {
 	return o.repeatUntilRestored(200*time.Millisecond, func() error {
 		got, err := c.exec(`LIST "" *`)
@@ -308,7 +309,7 @@ func (o *outageTest) stayIdle(c *activeClient) error {
 	return checkOK(c.exec("NOOP"))
 }
 
-// idle until it hears of a message that came when the backend was back.
+// idle waits in IDLE for a message that is delivered once the backend is back.
 func (o *outageTest) idle(c *activeClient) error {
 	c.sentAt = time.Now()
 	tag, err := c.Send("IDLE")
@@ -338,7 +339,8 @@ func (o *outageTest) idle(c *activeClient) error {
 	}
 }
 
-// deliverDirect stores a message at the backend itself, which may not be quite there yet.
+// deliverDirect stores a message directly at the backend. It retries, because the backend
+// may not be up yet.
 func (o *outageTest) deliverDirect(user string) (err error) {
 	for range 300 {
 		var c *RawClient
@@ -347,7 +349,7 @@ func (o *outageTest) deliverDirect(user string) (err error) {
 			if err == nil {
 				err = checkOK(c.Do("APPEND INBOX {+}", newMessage("second")))
 			}
-			_ = c.Close() // the message is there, or is not
+			_ = c.Close() // the outcome is known
 		}
 		if err == nil {
 			return nil
@@ -357,7 +359,7 @@ func (o *outageTest) deliverDirect(user string) (err error) {
 	return fmt.Errorf("deliver to %s: %w", user, err)
 }
 
-// appendMessages one message after the other.
+// appendMessages appends one message after the other.
 func (o *outageTest) appendMessages(c *activeClient) error {
 	n := 0
 	return o.repeatUntilRestored(10*time.Millisecond, func() error {
@@ -378,7 +380,7 @@ func (o *outageTest) appendMessages(c *activeClient) error {
 	})
 }
 
-// checkStored compares what a client has stored with what is there.
+// checkStored compares a client's results of APPEND with its mailbox.
 func (o *outageTest) checkStored(c *activeClient) error {
 	if len(c.appendResults) == 0 {
 		return nil
@@ -387,7 +389,7 @@ func (o *outageTest) checkStored(c *activeClient) error {
 	if err != nil {
 		return err
 	}
-	defer direct.Close() // it is for reading
+	defer direct.Close() // only reads
 	if err := errors.Join(checkOK(direct.Do("LOGIN "+c.user+" "+password)), checkOK(direct.Do("EXAMINE INBOX"))); err != nil {
 		return err
 	}
@@ -409,8 +411,8 @@ func (o *outageTest) checkStored(c *activeClient) error {
 	return err
 }
 
-// The process behind one session hangs, as the kernel sees it alive and well. The
-// session's client gets its answer all the same, and in IDLE its end.
+// The backend process of one session hangs while its TCP connection stays alive. The
+// session's client still gets its response, and its session ends in IDLE.
 func TestHungBackendProcessIsDetected(t *testing.T) {
 	if testbed.HasCyrus() {
 		t.Skip("the process of a session is found in Dovecot's log")
@@ -419,7 +421,7 @@ func TestHungBackendProcessIsDetected(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
 	settings := muxSettings()
 	settings.SilenceTimeout = 2 * time.Second
-	settings.ReadAfterWrite = false // so that the last login is the session's
+	settings.ReadAfterWrite = false // the last login then is the session's
 	g := startGateway(t, gatewayOptions{
 		ca: backend.CA, backends: map[string]upstream.Config{onlyBackend: upstreamConfig(backend, upstream.ImplicitTLS)},
 		modes: map[string]proxy.Mode{onlyBackend: {Name: string(mux.Resume), Mux: settings}},
@@ -428,7 +430,7 @@ func TestHungBackendProcessIsDetected(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close() // it has logged out
+	defer c.Close() // logged out
 	exec := func(command string) {
 		t.Helper()
 		if err := checkOK(c.Do(command)); err != nil {
@@ -454,14 +456,14 @@ func TestHungBackendProcessIsDetected(t *testing.T) {
 		hang()
 		exec(command)
 		if n := len(g.records("upstream_lost", "hung")); n != i+1 {
-			t.Errorf("behind %s %d upstreams were lost, want %d", command, n, i+1)
+			t.Errorf("after %s %d upstreams were lost, want %d", command, n, i+1)
 		}
 	}
 }
 
-// Sessions of one user that all open a mailbox at once, of which Dovecot keeps no
-// mod-sequences yet and which has more messages than flags are told of, all survive a
-// loss.
+// Six sessions of one user open a mailbox at the same time. Dovecot has no mod-sequences for
+// it yet, and it has more messages than the gateway compares flags of. All sessions survive a
+// lost upstream.
 func TestSixSessionsInALargeMailboxSurviveALostUpstream(t *testing.T) {
 	if testSize(0, 1) == 0 {
 		t.Skipf("it waits for 12 s; set %s=1", soakEnv)

@@ -20,13 +20,13 @@ import (
 	"imapgate/routing"
 )
 
-// restartTest is a gateway before a Dovecot that can be away, and its guests.
+// restartTest is a gateway, a backend that is restarted, and client sessions.
 type restartTest struct {
 	// Set once.
 	*testing.T
 	backend      mailServer
-	faultProxy   *faultproxy.Proxy // on the gateway's way to the backend
-	mutedProxy   *faultproxy.Proxy // another way, for users in deaf
+	faultProxy   *faultproxy.Proxy // between gateway and backend
+	mutedProxy   *faultproxy.Proxy // the same for muted users
 	g            *gateway
 	largeMessage []byte
 
@@ -34,35 +34,35 @@ type restartTest struct {
 	sessions []*restingSession // Guarded by mu.
 }
 
-// restingSession is a client that is in the middle of something when the backend ends.
+// restingSession is a client session across a backend restart.
 type restingSession struct {
 	// Set once.
 	*RawClient
 	user   string
-	resume func(*restingSession) error // what it does when the backend is back
-	tag    string                      // of the command it is in
+	resume func(*restingSession) error // called when the backend is back
+	tag    string                      // of the command in progress
 }
 
 const (
-	restingUserCount = 20        // users who have guests at rest
-	initialMessages  = 3         // messages each of them has
-	mutedUser        = "deaf"    // users whose answers are withheld
-	largeMailUser    = "famous"  // has a large message
-	halfSize         = 512 << 10 // of a message that is being stored
+	restingUserCount = 20        // users with idle sessions
+	initialMessages  = 3         // in the mailbox of each
+	mutedUser        = "muted"   // prefix of users whose responses are withheld
+	largeMailUser    = "large"   // user with a large message
+	halfSize         = 512 << 10 // half of the size of an appended message
 )
 
-// restartUsers are all who may come.
+// restartUsers returns all users.
 func restartUsers() []string {
 	all := []string{largeMailUser}
 	for i := range restingUserCount {
-		for _, prefix := range []string{"family", "patient", "hasty", mutedUser} {
+		for _, prefix := range []string{"resting", "sync", "nonsync", mutedUser} {
 			all = append(all, fmt.Sprint(prefix, i))
 		}
 	}
 	return all
 }
 
-// startRestartTest starts all and fills the mailboxes.
+// startRestartTest starts backend and gateway and fills the mailboxes.
 func startRestartTest(t *testing.T) *restartTest {
 	t.Helper()
 	h := &restartTest{T: t, largeMessage: attachment(40 << 20)}
@@ -75,7 +75,7 @@ func startRestartTest(t *testing.T) *restartTest {
 		users[fmt.Sprint(mutedUser, i)] = "muted"
 	}
 	settings := muxSettings()
-	settings.CommandHoldTimeout = 4 * testbed.Timeout // all come back at once, to processes that have yet to start
+	settings.CommandHoldTimeout = 4 * testbed.Timeout // all sessions reattach at once, and each starts a process
 	mode := proxy.Mode{Name: string(mux.Resume), Mux: settings}
 	h.g = startGateway(t, gatewayOptions{
 		ca: h.backend.Endpoints().CA, backends: map[string]upstream.Config{onlyBackend: open, "muted": muted},
@@ -95,25 +95,25 @@ func startRestartTest(t *testing.T) *restartTest {
 	return h
 }
 
-// forEachUser calls do for every family at once.
+// forEachUser calls do for all resting users concurrently.
 func (h *restartTest) forEachUser(do func(user string) error) {
 	h.Helper()
 	var all errgroup.Group
 	for i := range restingUserCount {
-		all.Go(func() error { return do(fmt.Sprint("family", i)) })
+		all.Go(func() error { return do(fmt.Sprint("resting", i)) })
 	}
 	if err := all.Wait(); err != nil {
 		h.Fatal(err)
 	}
 }
 
-// runDirectSession is a session at the backend itself.
+// runDirectSession runs a session directly at the backend.
 func (h *restartTest) runDirectSession(user string, do func(*RawClient) error) error {
 	c, err := dialIMAP(directEndpoint(h.backend)(h, user), "")
 	if err != nil {
 		return err
 	}
-	defer c.Close() // it has logged out
+	defer c.Close() // logged out
 	if err := checkOK(c.Do("LOGIN " + user + " " + password)); err != nil {
 		return err
 	}
@@ -123,7 +123,7 @@ func (h *restartTest) runDirectSession(user string, do func(*RawClient) error) e
 	return checkOK(c.Do("LOGOUT"))
 }
 
-// checkOK wants a command to be answered OK.
+// checkOK returns an error unless a command was answered OK.
 func checkOK(got []Response, err error) error {
 	if err != nil {
 		return err
@@ -134,7 +134,7 @@ func checkOK(got []Response, err error) error {
 	return nil
 }
 
-// openSession logs a guest in and lets it begin; wake is what it does later.
+// openSession logs in and calls begin; resume is called after the restart.
 func (h *restartTest) openSession(user string, begin func(*restingSession) error, resume func(*restingSession) error) error {
 	c, err := dialIMAP(h.g.endpoint(proxy.ImplicitTLS), "")
 	if err != nil {
@@ -150,24 +150,24 @@ func (h *restartTest) openSession(user string, begin func(*restingSession) error
 	return begin(g)
 }
 
-// openResting admits n guests at rest, in each of the ways.
+// openResting opens n sessions in each of restingStates.
 func (h *restartTest) openResting(n int) {
 	h.Helper()
 	var all errgroup.Group
 	all.SetLimit(16)
 	for i := range n {
-		way := restingStates[i%len(restingStates)]
+		state := restingStates[i%len(restingStates)]
 		all.Go(func() error {
-			return h.openSession(fmt.Sprint("family", i/len(restingStates)%restingUserCount), way.begin, way.wake)
+			return h.openSession(fmt.Sprint("resting", i/len(restingStates)%restingUserCount), state.begin, state.resume)
 		})
 	}
 	if err := all.Wait(); err != nil {
-		h.Fatalf("let guests in: %v", err)
+		h.Fatalf("open sessions: %v", err)
 	}
 }
 
-// restartBackend ends the backend and brings it back. Before the gateway sees it again,
-// every family gets a letter, flags one and loses one.
+// restartBackend stops the backend and starts it again. Before the gateway can reach it,
+// each resting user's mailbox gets a message, a flag and an expunge.
 func (h *restartTest) restartBackend(end func(mailServer)) {
 	h.Helper()
 	for _, p := range []*faultproxy.Proxy{h.faultProxy, h.mutedProxy} {
@@ -181,7 +181,7 @@ func (h *restartTest) restartBackend(end func(mailServer)) {
 				checkOK(c.Do("SELECT INBOX")),
 				checkOK(c.Do(`STORE 1 +FLAGS.SILENT (\Deleted)`)), checkOK(c.Do("EXPUNGE")),
 				checkOK(c.Do(`STORE 1 +FLAGS.SILENT (\Flagged)`)),
-				checkOK(c.Do("APPEND INBOX {+}", newMessage("meanwhile"))),
+				checkOK(c.Do("APPEND INBOX {+}", newMessage("during the restart"))),
 			)
 		})
 	})
@@ -191,13 +191,13 @@ func (h *restartTest) restartBackend(end func(mailServer)) {
 	}
 }
 
-// resumeAll lets every guest go on.
+// resumeAll calls resume of every session.
 func (h *restartTest) resumeAll() {
 	h.Helper()
 	var all errgroup.Group
 	for _, g := range h.sessions {
 		all.Go(func() error {
-			defer g.Close() // it has logged out, or was left
+			defer g.Close() // logged out or ended
 			if err := g.resume(g); err != nil {
 				return fmt.Errorf("%s: %w", g.user, err)
 			}
@@ -209,9 +209,9 @@ func (h *restartTest) resumeAll() {
 	}
 }
 
-// restingStates are the ways of having no command in flight.
+// restingStates are the states of a session without a command in flight.
 var restingStates = []struct {
-	begin, wake func(*restingSession) error
+	begin, resume func(*restingSession) error
 }{
 	{ // in IDLE
 		func(g *restingSession) (err error) {
@@ -224,13 +224,13 @@ var restingStates = []struct {
 			return g.awaitContinuation()
 		},
 		func(g *restingSession) error {
-			var heard []Response
-			for !containsChanges(heard, `* 1 EXPUNGE`) {
+			var received []Response
+			for !containsChanges(received, `* 1 EXPUNGE`) {
 				r, err := g.Read()
 				if err != nil {
-					return fmt.Errorf("in IDLE, after %v: %w", heard, err)
+					return fmt.Errorf("in IDLE, after %v: %w", received, err)
 				}
-				heard = append(heard, r)
+				received = append(received, r)
 			}
 			_, err := io.WriteString(g, "DONE\r\n")
 			return errors.Join(err, checkOK(g.ReadUntil(g.tag)), checkOK(g.Do("LOGOUT")))
@@ -254,37 +254,36 @@ var restingStates = []struct {
 	},
 }
 
-// checkChanges sends a command whose answer must bring what was missed.
-func (g *restingSession) checkChanges(command, gone string) error {
+// checkChanges sends a command whose responses must report all changes.
+func (g *restingSession) checkChanges(command, expunge string) error {
 	got, err := g.Do(command)
 	if err := checkOK(got, err); err != nil {
 		return fmt.Errorf("%s, after %v: %w", command, got, err)
 	}
-	if !containsChanges(got, gone) {
+	if !containsChanges(got, expunge) {
 		return fmt.Errorf("%s brought only %v", command, got)
 	}
 	return checkOK(g.Do("LOGOUT"))
 }
 
-// containsChanges says whether responses tell all that happened while the backend was not
-// to be seen.
-func containsChanges(responses []Response, gone string) bool {
+// containsChanges reports whether responses report all changes made during the restart.
+func containsChanges(responses []Response, expunge string) bool {
 	all := formatResponses(responses)
-	return strings.Contains(all, gone+"\n") && strings.Contains(all, "* 3 EXISTS\n") && strings.Contains(all, `\Flagged)`)
+	return strings.Contains(all, expunge+"\n") && strings.Contains(all, "* 3 EXISTS\n") && strings.Contains(all, `\Flagged)`)
 }
 
-// stopMethods are the ways in which a backend ends.
+// stopMethods are the ways to stop a backend.
 var stopMethods = []struct {
 	name string
 	end  func(mailServer)
 }{{"by TERM", mailServer.Stop}, {"by KILL", mailServer.Kill}}
 
-// Two hundred clients rest, in every way, when their backend ends. Nobody is
-// disconnected, and each hears of all that it has missed.
-func TestSessionsAtRestSurviveABackendRestart(t *testing.T) {
+// Two hundred clients are idle, in every state, when their backend restarts. None is
+// disconnected, and each receives all changes.
+func TestSessionsSurviveABackendRestart(t *testing.T) {
 	n := 200
 	if testbed.HasCyrus() {
-		n = 40 // each connection takes a process there, which needs much longer to start
+		n = 40 // Cyrus needs a process per connection, which is slow to start
 	}
 	for _, method := range stopMethods {
 		t.Run(method.name, func(t *testing.T) {
@@ -301,7 +300,7 @@ func TestSessionsAtRestSurviveABackendRestart(t *testing.T) {
 	}
 }
 
-// checkEndReasons wants the guests' sessions to have ended so.
+// checkEndReasons checks the numbers of sessions by reason of their end.
 func (h *restartTest) checkEndReasons(want map[string]int) {
 	h.Helper()
 	total := 0
@@ -318,9 +317,9 @@ func (h *restartTest) checkEndReasons(want map[string]int) {
 	}
 }
 
-// A backend ends while some clients rest, some read, some store. Everybody gets
-// what can be promised, and every message is there once.
-func TestARestartLosesAndDoublesNoMessage(t *testing.T) {
+// A backend restarts while some clients are idle, some fetch and some append. Every client
+// gets the documented result, and every message is stored once.
+func TestRestartLosesOrDuplicatesNoMessage(t *testing.T) {
 	resting, busy := testSize(20, 160), testSize(4, 15)
 	for _, method := range stopMethods {
 		t.Run(method.name, func(t *testing.T) {
@@ -333,8 +332,8 @@ func TestARestartLosesAndDoublesNoMessage(t *testing.T) {
 			for i := range busy {
 				for _, err := range []error{
 					h.openSession(largeMailUser, (*restingSession).startFetch, h.checkTruncatedFetch),
-					h.openSession(fmt.Sprint("patient", i), beginAppend("{%d}"), retryAppend),
-					h.openSession(fmt.Sprint("hasty", i), beginAppend("{%d+}"), retryAppend),
+					h.openSession(fmt.Sprint("sync", i), beginAppend("{%d}"), retryAppend),
+					h.openSession(fmt.Sprint("nonsync", i), beginAppend("{%d+}"), retryAppend),
 					h.openSession(fmt.Sprint(mutedUser, i), (*restingSession).selectInbox, checkUnavailableBye),
 				} {
 					if err != nil {
@@ -347,15 +346,15 @@ func TestARestartLosesAndDoublesNoMessage(t *testing.T) {
 			h.resumeAll()
 			h.checkEndReasons(map[string]int{"client_logout": resting + 2*busy, "upstream_lost": 2 * busy})
 			for i := range busy {
-				for _, who := range []string{"patient", "hasty", mutedUser} {
-					h.checkStoredOnce(fmt.Sprint(who, i))
+				for _, prefix := range []string{"sync", "nonsync", mutedUser} {
+					h.checkStoredOnce(fmt.Sprint(prefix, i))
 				}
 			}
 		})
 	}
 }
 
-// startFetch asks for the film and reads its beginning.
+// startFetch fetches the large message and reads its beginning.
 func (g *restingSession) startFetch() error {
 	if err := g.selectInbox(); err != nil {
 		return err
@@ -367,7 +366,8 @@ func (g *restingSession) startFetch() error {
 	return err
 }
 
-// checkTruncatedFetch wants nothing but the film, up to a break.
+// checkTruncatedFetch checks that the session ends after a prefix of the large message,
+// without other bytes.
 func (h *restartTest) checkTruncatedFetch(g *restingSession) error {
 	if err := g.conn.SetReadDeadline(time.Now().Add(Timeout)); err != nil {
 		return err
@@ -383,7 +383,7 @@ func (h *restartTest) checkTruncatedFetch(g *restingSession) error {
 	return nil
 }
 
-// beginAppend sends the first half of a message, whose literal is announced so.
+// beginAppend returns a function that sends the first half of a message.
 func beginAppend(literal string) func(*restingSession) error {
 	return func(g *restingSession) error {
 		if err := checkOK(g.Do("SELECT INBOX")); err != nil {
@@ -402,7 +402,7 @@ func beginAppend(literal string) func(*restingSession) error {
 	}
 }
 
-// retryAppend sends the rest, hears that nothing was stored, and does it again.
+// retryAppend sends the second half, gets a NO, and appends the message again.
 func retryAppend(g *restingSession) error {
 	if _, err := g.Write(append(messageOfSize(2*halfSize, g.user)[halfSize:], "\r\n"...)); err != nil {
 		return err
@@ -414,7 +414,7 @@ func retryAppend(g *restingSession) error {
 	return errors.Join(checkOK(g.Do("APPEND INBOX {}", messageOfSize(2*halfSize, g.user))), checkOK(g.Do("LOGOUT")))
 }
 
-// appendUnanswered lets the deaf store messages whose OK does not arrive.
+// appendUnanswered lets the muted users append messages whose OK does not arrive.
 func (h *restartTest) appendUnanswered() {
 	h.Helper()
 	h.mutedProxy.SetRules(faultproxy.ToClient, faultproxy.Rules{Faults: []faultproxy.Fault{{Action: faultproxy.Blackhole}}})
@@ -431,16 +431,17 @@ func (h *restartTest) appendUnanswered() {
 
 func (g *restingSession) selectInbox() error { return checkOK(g.Do("SELECT INBOX")) }
 
-// checkUnavailableBye wants a goodbye that claims nothing.
+// checkUnavailableBye checks that a session ends with BYE [UNAVAILABLE] and without a tagged
+// response.
 func checkUnavailableBye(g *restingSession) error {
 	const bye = "* BYE [UNAVAILABLE] Connection to mail store lost."
 	if r, err := g.Read(); err != nil || r.Text != bye {
-		return fmt.Errorf("an APPEND whose outcome nobody knows was answered %v, %w", r, err)
+		return fmt.Errorf("an APPEND with an unknown outcome was answered %v, %w", r, err)
 	}
 	return readToEnd(g.RawClient)
 }
 
-// countMessages is how many messages in INBOX have the user's name as their subject.
+// countMessages counts the messages in INBOX with the user's name as subject.
 func (h *restartTest) countMessages(user string) (n int) {
 	err := h.runDirectSession(user, func(c *RawClient) error {
 		if err := checkOK(c.Do("EXAMINE INBOX")); err != nil {

@@ -12,13 +12,12 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// closedSeries is the series of connections closed for a reason.
+// closedSeries returns the metric series of pooled connections closed for a reason.
 func closedSeries(reason string) string {
 	return `imapgate_mux_pool_discarded_total{reason="` + reason + `"}`
 }
 
-// moveTest is a gateway in front of two Dovecots, and Redis, which says who lives
-// where.
+// moveTest is a gateway in front of two Dovecots, with routes in Redis.
 type moveTest struct {
 	*cluster
 	g *gateway
@@ -38,7 +37,7 @@ func startMoveTest(t *testing.T, m proxy.Mode) moveTest {
 	})}
 }
 
-// runSession logs in and out, and leaves a connection that waits.
+// runSession logs in and out, which leaves an idle upstream in the pool.
 func (r moveTest) runSession(user string) {
 	r.t.Helper()
 	client := mustDial(r.t, r.g.endpoint(proxy.ImplicitTLS), "")
@@ -55,7 +54,7 @@ func mustExec(t testing.TB, client *RawClient, command string) {
 	}
 }
 
-// sessionEnded says whether a user's session at a backend has ended.
+// sessionEnded reports whether a user's session at a backend has ended.
 func sessionEnded(d *testbed.Dovecot, user string) bool {
 	return strings.Contains(d.Log(), "imap("+user+")")
 }
@@ -64,7 +63,7 @@ func TestPooledConnectionEndsWhenItsUserLogsInElsewhere(t *testing.T) {
 	for _, there := range []mux.Mode{mux.Reuse, "splice"} {
 		t.Run(string(there), func(t *testing.T) {
 			r := startMoveTest(t, proxy.Mode{Name: string(mux.Reuse), Mux: muxSettings()})
-			for _, user := range []string{"mover", "neighbour"} {
+			for _, user := range []string{"mover", "other"} {
 				r.store.setRoute(t, user, "east")
 				r.runSession(user)
 			}
@@ -77,9 +76,9 @@ func TestPooledConnectionEndsWhenItsUserLogsInElsewhere(t *testing.T) {
 				return strings.Contains(r.west.Log(), "user=<mover>")
 			})
 			testbed.Eventually(t, Timeout, "the connection in the east to end", func() bool { return sessionEnded(r.east, "mover") })
-			r.runSession("neighbour")
-			if n := r.g.sumMetric(closedSeries(metrics.DiscardMoved)); n != 1 || sessionEnded(r.east, "neighbour") || strings.Count(r.east.Log(), "user=<neighbour>") != 1 {
-				t.Errorf("%v connections closed; the east says:\n%s", n, r.east.Log())
+			r.runSession("other")
+			if n := r.g.sumMetric(closedSeries(metrics.DiscardMoved)); n != 1 || sessionEnded(r.east, "other") || strings.Count(r.east.Log(), "user=<other>") != 1 {
+				t.Errorf("%v connections closed; log of the east:\n%s", n, r.east.Log())
 			}
 		})
 	}
@@ -87,7 +86,7 @@ func TestPooledConnectionEndsWhenItsUserLogsInElsewhere(t *testing.T) {
 
 func TestSessionEndedByARouteChangeLeavesNoPooledConnection(t *testing.T) {
 	settings := muxSettings()
-	settings.AlwaysDetach = true // every command takes a connection, and leaves it
+	settings.AlwaysDetach = true // every command acquires and releases an upstream
 	r := startMoveTest(t, proxy.Mode{Name: string(mux.Resume), Mux: settings})
 	for _, c := range []struct {
 		user, home string
@@ -120,13 +119,13 @@ func TestSessionEndedByARouteChangeLeavesNoPooledConnection(t *testing.T) {
 	}
 }
 
-// A record that names another login names another's mail.
+// A route with another login name leads to another mailbox.
 func TestReattachUsesNoLoginNameThatTheRouteHasDropped(t *testing.T) {
 	for _, mode := range []mux.Mode{mux.Resume, mux.Reuse} {
 		t.Run(string(mode), func(t *testing.T) {
 			r := startMoveTest(t, proxy.Mode{Name: string(mode), Mux: muxSettings()})
 			r.store.setRoute(t, "boxer", "east", "login", "box.a")
-			r.runSession("boxer") // leaves a connection of box.a that waits
+			r.runSession("boxer") // leaves an idle upstream of box.a
 			client := mustDial(t, r.g.endpoint(proxy.ImplicitTLS), "")
 			mustExec(t, client, "LOGIN boxer "+password)
 			if mode == mux.Resume {
@@ -139,14 +138,14 @@ func TestReattachUsesNoLoginNameThatTheRouteHasDropped(t *testing.T) {
 			})
 			logins := strings.Count(r.east.Log(), "user=<box.a>")
 			r.east.Restart()
-			var heard string
+			var received string
 			testbed.Eventually(t, Timeout, "the session to end", func() bool {
 				got, err := client.Do(`LIST "" *`)
-				heard += formatResponses(got)
-				return err != nil || strings.Contains(heard, "BYE")
+				received += formatResponses(got)
+				return err != nil || strings.Contains(received, "BYE")
 			})
-			if n := strings.Count(r.east.Log(), "user=<box.a>"); n != logins || !strings.Contains(heard, "BYE") {
-				t.Errorf("box.a logged in %d times more, and its session heard:\n%s", n-logins, heard)
+			if n := strings.Count(r.east.Log(), "user=<box.a>"); n != logins || !strings.Contains(received, "BYE") {
+				t.Errorf("box.a logged in %d times more, and its session received:\n%s", n-logins, received)
 			}
 			testbed.Eventually(t, Timeout, "its end to be on record", func() bool {
 				return countReasons(r.g.records("session_ended", "boxer"))[string(audit.LoginChanged)] == 1

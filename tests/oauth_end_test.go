@@ -19,21 +19,21 @@ import (
 	"imapgate/internal/testbed/openid"
 )
 
-// allModes are each that of a backend with its name, before one Dovecot, where a user
-// lives.
+// allModes are the modes, each that of a backend of the same name. All backends are one
+// Dovecot.
 var allModes = []string{"splice", "reuse", "resume"}
 
 func userForMode(mode string) string { return mode + "@example.org" }
 
-// startMasterDovecot is a Dovecot that takes a gateway's word for who the user is.
+// startMasterDovecot starts a Dovecot with a master user.
 func startMasterDovecot(t *testing.T) (*testbed.CA, *testbed.Dovecot) {
 	t.Helper()
 	ca := testbed.NewCA(t)
 	return ca, testbed.StartDovecot(t, testbed.DovecotConfig{CA: ca, Password: "another one", Master: master, MasterPassword: masterPassword})
 }
 
-// startAllModes is a gateway before it that verifies tokens; auth is as it stands in
-// the file.
+// startAllModes starts a gateway for d that verifies tokens. auth is the content of the
+// block auth.
 func startAllModes(t *testing.T, ca *testbed.CA, d *testbed.Dovecot, auth string) *gatewayProcess {
 	t.Helper()
 	backends, users := "backends:\n", []string(nil)
@@ -46,15 +46,14 @@ func startAllModes(t *testing.T, ca *testbed.CA, d *testbed.Dovecot, auth string
 		backends, auth, strings.Join(users, ", ")))
 }
 
-// idleSession is a session that does nothing any more, and what its client hears
-// when it ends.
+// idleSession is an idle session and its expected end.
 type idleSession struct {
 	*RawClient
 	label      string
-	expectsBye bool // not where bytes are spliced
+	expectsBye bool // false if bytes are spliced
 }
 
-// openIdleSessions opens a session in each mode that is at rest in a mailbox, one in IDLE, and
+// openIdleSessions opens three sessions in each mode: one without a command, one in IDLE and
 // one that is pinned.
 func openIdleSessions(t *testing.T, b *gatewayProcess, token func(mode string) string) (all []idleSession) {
 	t.Helper()
@@ -69,7 +68,7 @@ func openIdleSessions(t *testing.T, b *gatewayProcess, token func(mode string) s
 				if got, err := c.Read(); err != nil || !strings.HasPrefix(got.Text, "+ ") {
 					t.Fatalf("%v, %v", got, err)
 				}
-			case "is pinned": // for what is no command in any table
+			case "is pinned": // by an unknown command
 				if got, err := c.Do("XNOTHING"); err != nil || !strings.Contains(formatResponses(got), " BAD ") {
 					t.Fatalf("%v, %v", got, err)
 				}
@@ -80,7 +79,7 @@ func openIdleSessions(t *testing.T, b *gatewayProcess, token func(mode string) s
 	return all
 }
 
-// checkAlive wants the session alive.
+// checkAlive checks that the session still works.
 func (s idleSession) checkAlive(t *testing.T) {
 	t.Helper()
 	command := "NOOP"
@@ -94,11 +93,11 @@ func (s idleSession) checkAlive(t *testing.T) {
 	}
 }
 
-// checkEnded wants the session ended by the gateway, because of its token.
+// checkEnded checks that the gateway ends the session because of its token.
 func (s idleSession) checkEnded(t *testing.T) {
 	t.Helper()
 	got, err := s.Read()
-	for err == nil && got.Text == "* OK Still here" { // Dovecot to a client that idles for two minutes
+	for err == nil && got.Text == "* OK Still here" { // sent by Dovecot after two minutes of IDLE
 		got, err = s.Read()
 	}
 	if s.expectsBye && err == nil && strings.HasPrefix(got.Text, "* BYE [EXPIRED] ") {
@@ -111,7 +110,7 @@ func (s idleSession) checkEnded(t *testing.T) {
 	}
 }
 
-// countSessionEnds is how many sessions ended for a reason, as the audit log says.
+// countSessionEnds counts the audit records of sessions that ended for a reason.
 func (b *gatewayProcess) countSessionEnds(t *testing.T, reason string) (n int) {
 	t.Helper()
 	record, err := os.ReadFile(filepath.Join(b.dir, "audit"))
@@ -127,8 +126,8 @@ func (b *gatewayProcess) countSessionEnds(t *testing.T, reason string) (n int) {
 	return n
 }
 
-// The shortest grace is for as long as a token is accepted behind its end, so
-// what is accepted has ended for most of it already.
+// The shortest session_grace equals the leeway for expired tokens. The tokens of this test
+// have expired already, and the sessions end with the grace.
 func TestSessionsEndWithTheirTokenIfConfigured(t *testing.T) {
 	t.Parallel()
 	const left = 25 * time.Second
@@ -141,20 +140,20 @@ func TestSessionsEndWithTheirTokenIfConfigured(t *testing.T) {
 		fresh[mode] = p.Login(t, openid.JWTClient, userForMode(mode)).Access
 	}
 	p.SetLifetime(left - oauth.Leeway)
-	over := time.Now().Add(left - time.Second) // exp is in seconds
+	earliestEnd := time.Now().Add(left - time.Second) // exp has whole seconds
 	old := map[string]string{}
 	for _, mode := range allModes {
 		old[mode] = p.Login(t, openid.JWTClient, userForMode(mode)).Access
 	}
 	ofOld, ofFresh := func(mode string) string { return old[mode] }, func(mode string) string { return fresh[mode] }
 	ending := openIdleSessions(t, strict, ofOld)
-	staying := openIdleSessions(t, lenient, ofOld) // first, as these too must be in before the tokens are over
+	staying := openIdleSessions(t, lenient, ofOld) // first, while the tokens are still accepted
 	staying = append(staying, openIdleSessions(t, strict, ofFresh)...)
 	for _, s := range ending {
 		s.checkEnded(t)
 	}
-	if time.Now().Before(over) {
-		t.Error("they have ended before their tokens")
+	if time.Now().Before(earliestEnd) {
+		t.Error("sessions ended before their tokens")
 	}
 	for _, s := range staying {
 		s.checkAlive(t)
@@ -164,22 +163,22 @@ func TestSessionsEndWithTheirTokenIfConfigured(t *testing.T) {
 		t.Errorf("%v BYEs are counted\n%s", n, strict.scrapeMetrics(t))
 	}
 	if n := lenient.countSessionEnds(t, "token_expired"); n != 0 {
-		t.Errorf("%d sessions have ended though nobody wants that", n)
+		t.Errorf("%d sessions have ended without session_grace", n)
 	}
 }
 
 func TestTokenWithoutExpiryEndsNoSession(t *testing.T) {
 	t.Parallel()
 	const left = 8 * time.Second
-	var ends sync.Map // of each token, from when it is first asked about
+	var expiries sync.Map // by token; the lifetime starts at the first introspection
 	provider := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		token := r.FormValue("token")
 		mode, timed := strings.CutSuffix(token, "-timed")
-		said := map[string]any{"active": true, "email": userForMode(mode), "scope": "mail"}
+		claims := map[string]any{"active": true, "email": userForMode(mode), "scope": "mail"}
 		if timed {
-			said["exp"], _ = ends.LoadOrStore(token, time.Now().Add(left-oauth.Leeway).Unix())
+			claims["exp"], _ = expiries.LoadOrStore(token, time.Now().Add(left-oauth.Leeway).Unix())
 		}
-		_ = json.NewEncoder(w).Encode(said) // who has gone needs no answer
+		_ = json.NewEncoder(w).Encode(claims) // fails only if the gateway has disconnected
 	}))
 	t.Cleanup(provider.Close)
 	ca, d := startMasterDovecot(t)
@@ -194,22 +193,22 @@ func TestTokenWithoutExpiryEndsNoSession(t *testing.T) {
 	}
 }
 
-// What resume makes connections with is the client's token. Once that has ended
-// there is no other to wait for: not the client's command, and not a client in IDLE.
+// Mode resume logs in at the backend with the client's token. Once the token has expired, a
+// session without an upstream ends at once, with a command outstanding or in IDLE.
 func TestSessionDoesNotReattachWithAnExpiredToken(t *testing.T) {
 	t.Parallel()
-	const life = 10 * time.Second
+	const lifetime = 10 * time.Second
 	p := openid.Start(t, tokenUser)
 	ca := testbed.NewCA(t)
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{CA: ca, Tokens: p.DovecotTokenCheck(t, openid.JWTClient, "oauthbearer")})
-	door := faultproxy.Start(t, d.TLS)
+	proxy := faultproxy.Start(t, d.TLS)
 	b := startProcess(t, ca, fmt.Sprintf(`backends:
   east: {address: %q, server_name: %s, ca: %s, login: oauth, mode: resume, mux: {command_hold_timeout: 2m, idle_reattach_timeout: 5m}}
 auth: {%s}
-routing: {source: static, static: {default: east}}`, door.Address(), testbed.DovecotName, ca.File, oauthConf(p)))
-	p.SetLifetime(life)
+routing: {source: static, static: {default: east}}`, proxy.Address(), testbed.DovecotName, ca.File, oauthConf(p)))
+	p.SetLifetime(lifetime)
 	token := p.Login(t, openid.JWTClient, tokenUser).Access
-	ended := time.Now().Add(life)
+	expired := time.Now().Add(lifetime)
 	resting := loginWithToken(t, b, tokenCommand("OAUTHBEARER", tokenUser, token))
 	idling := loginWithToken(t, b, tokenCommand("OAUTHBEARER", tokenUser, token))
 	if _, err := idling.Send("IDLE"); err != nil {
@@ -218,18 +217,18 @@ routing: {source: static, static: {default: east}}`, door.Address(), testbed.Dov
 	if got, err := idling.Read(); err != nil || !strings.HasPrefix(got.Text, "+ ") {
 		t.Fatalf("%v, %v", got, err)
 	}
-	testbed.Eventually(t, 2*life, "the token to end", func() bool { return time.Now().After(ended) })
-	requireOK(t, resting, "NOOP") // it has a connection of its own
-	asked := p.RequestCount()
-	door.SetAcceptMode(faultproxy.Refuse)
-	door.ResetConns()
+	testbed.Eventually(t, 2*lifetime, "the token to expire", func() bool { return time.Now().After(expired) })
+	requireOK(t, resting, "NOOP") // its upstream still works
+	requestsBefore := p.RequestCount()
+	proxy.SetAcceptMode(faultproxy.Refuse)
+	proxy.ResetConns()
 	idleSession{idling, "in IDLE", true}.checkEnded(t)
 	if _, err := resting.Send("NOOP"); err != nil {
 		t.Fatal(err)
 	}
 	idleSession{resting, "with a command", true}.checkEnded(t)
-	if n := p.RequestCount() - asked; n != 0 {
-		t.Errorf("the provider was asked %d times", n)
+	if n := p.RequestCount() - requestsBefore; n != 0 {
+		t.Errorf("the provider got %d requests", n)
 	}
 	testbed.Eventually(t, testbed.Timeout, "the ends to be on record", func() bool { return b.countSessionEnds(t, "token_expired") == 2 })
 }

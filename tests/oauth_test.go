@@ -19,7 +19,7 @@ import (
 
 const tokenUser = "alice@example.org"
 
-// tokenCommand is the command with which a client brings a token.
+// tokenCommand returns the command that authenticates with a token.
 func tokenCommand(mechanism, user, token string) string {
 	message := "n,a=" + user + ",\x01host=mail.example.org\x01port=993\x01auth=Bearer " + token + "\x01\x01"
 	if mechanism == "XOAUTH2" {
@@ -28,25 +28,25 @@ func tokenCommand(mechanism, user, token string) string {
 	return "AUTHENTICATE " + mechanism + " " + base64.StdEncoding.EncodeToString([]byte(message))
 }
 
-// startTokenGateway is a gateway before a Dovecot that asks the provider, and that can
-// be started again; auth and login are as they stand in the file.
+// startTokenGateway starts a gateway and a Dovecot that introspects tokens. restart restarts
+// Dovecot. auth and login are as in the configuration file.
 func startTokenGateway(t *testing.T, p *openid.Provider, auth, login string) (b *gatewayProcess, restart func()) {
 	t.Helper()
 	ca := testbed.NewCA(t)
 	d := testbed.StartDovecot(t, testbed.DovecotConfig{CA: ca, Tokens: p.DovecotTokenCheck(t, openid.JWTClient, "oauthbearer")})
-	door := faultproxy.Start(t, d.TLS)
+	proxy := faultproxy.Start(t, d.TLS)
 	b = startProcess(t, ca, fmt.Sprintf(`backends:
   east: {address: %q, server_name: %s, ca: %s, %s}
 auth: {%s}
-routing: {source: static, static: {default: east}}`, door.Address(), testbed.DovecotName, ca.File, login, auth))
+routing: {source: static, static: {default: east}}`, proxy.Address(), testbed.DovecotName, ca.File, login, auth))
 	return b, func() {
-		door.SetAcceptMode(faultproxy.Refuse) // or the gateway's attempts could take a port of Dovecot's
+		proxy.SetAcceptMode(faultproxy.Refuse) // else a connection of the gateway could use a port of Dovecot
 		d.Restart()
-		door.SetAcceptMode(faultproxy.Accept)
+		proxy.SetAcceptMode(faultproxy.Accept)
 	}
 }
 
-// oauthConf is the auth block of a gateway that checks tokens itself.
+// oauthConf returns the content of the block auth of a gateway that verifies tokens itself.
 func oauthConf(p *openid.Provider) string {
 	return fmt.Sprintf("methods: [oauth], oauth: {issuer: %q, audience: [%s], authorized_party: [%[2]s]}", p.Issuer, openid.JWTClient)
 }
@@ -71,7 +71,8 @@ func requireOK(t *testing.T, c *RawClient, command string) {
 	}
 }
 
-// checkTokenRefused is a login whose token is refused: the reasons and the end.
+// checkTokenRefused checks that a token is refused. It returns the reasons and the tagged
+// response.
 func checkTokenRefused(t *testing.T, b *gatewayProcess, command, dismissal string) (reasons map[string]string, end string) {
 	t.Helper()
 	c := mustDial(t, b.endpoint("implicit"), "")
@@ -125,11 +126,11 @@ func TestTokenOpensOnlyItsUsersMailbox(t *testing.T) {
 	p.SetFault(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) })
 	c := mustDial(t, b.endpoint("implicit"), "")
 	if got, err := c.Do(tokenCommand("OAUTHBEARER", tokenUser, good)); err != nil || !strings.Contains(formatResponses(got), " NO [UNAVAILABLE] ") {
-		t.Errorf("while Dovecot cannot ask the provider: %v, %v", got, err)
+		t.Errorf("while Dovecot cannot reach the provider: %v, %v", got, err)
 	}
 }
 
-// anonymousToken leaves it to the token who the user is (RFC 7628 §3.1).
+// anonymousToken returns a message without a user, who is then the token's (RFC 7628 §3.1).
 func anonymousToken(token string) string {
 	return "AUTHENTICATE OAUTHBEARER " + base64.StdEncoding.EncodeToString([]byte("n,,\x01auth=Bearer "+token+"\x01\x01"))
 }
@@ -139,7 +140,7 @@ func TestTokenIsPassedThrough(t *testing.T) {
 	p := openid.Start(t, tokenUser)
 	b, _ := startTokenGateway(t, p, "methods: [passthrough], mechanisms: [OAUTHBEARER, XOAUTH2, PLAIN]", "mode: reuse")
 	token := p.Login(t, openid.JWTClient, tokenUser).Access
-	loginWithToken(t, b, tokenCommand("XOAUTH2", tokenUser, token)) // Dovecot has the other one only
+	loginWithToken(t, b, tokenCommand("XOAUTH2", tokenUser, token)) // Dovecot offers only OAUTHBEARER
 	loginWithToken(t, b, "LOGIN "+tokenUser+" pw")
 	if why, end := checkTokenRefused(t, b, tokenCommand("OAUTHBEARER", tokenUser, token+"x"), "AQ=="); why["status"] != "invalid_token" || !strings.Contains(end, " NO [AUTHENTICATIONFAILED] ") {
 		t.Errorf("%q, %s", why, end)
@@ -183,14 +184,14 @@ func TestCurlLogsInWithAToken(t *testing.T) {
 	_, port := splitAddress(t, e.address)
 	for _, mechanism := range []string{"OAUTHBEARER", "XOAUTH2"} {
 		for _, ir := range []string{"--sasl-ir", "--no-sasl-ir"} {
-			ask := func(token string) ([]byte, error) {
+			run := func(token string) ([]byte, error) {
 				return exec.Command(curl, "--silent", "--show-error", "--max-time", "20", ir, "--cacert", e.caFile, "--user", tokenUser+":",
 					"--oauth2-bearer", token, "--login-options", "AUTH="+mechanism, "imaps://localhost:"+port, "-X", "EXAMINE INBOX").CombinedOutput()
 			}
-			if out, err := ask(token); err != nil || !strings.Contains(string(out), "UIDVALIDITY") {
+			if out, err := run(token); err != nil || !strings.Contains(string(out), "UIDVALIDITY") {
 				t.Errorf("%s %s: %v: %s", mechanism, ir, err, out)
 			}
-			if out, err := ask(token + "x"); err == nil || !strings.Contains(string(out), "denied") && !strings.Contains(string(out), "Authentication") && !strings.Contains(string(out), "Login") {
+			if out, err := run(token + "x"); err == nil || !strings.Contains(string(out), "denied") && !strings.Contains(string(out), "Authentication") && !strings.Contains(string(out), "Login") {
 				t.Errorf("%s %s, a bad token: %v: %s", mechanism, ir, err, out)
 			}
 		}

@@ -18,33 +18,33 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// liveSessionCount are sessions that live while others crowd the door.
+// liveSessionCount is the number of sessions that stay active during the overload.
 const liveSessionCount = 200
 
-// Three times the logins that the gateway can do are offered. It does nearly as
-// many as before, turns the others away at once, and those who were in stay in.
+// The offered load is three times the logins that the gateway can serve. It serves nearly as
+// many as before, refuses the others at once, and existing sessions are not affected.
 //
-// The TLS of a crowd costs it nearly what it costs the gateway, so the gateway
-// gets a part of a core, and the crowd and the stub what they need of the rest.
+// TLS costs the load generator nearly as much as the gateway. So the gateway gets a part of
+// a core, and the load generator and the stub use the rest.
 func TestThreeTimesTheLoginsDisturbNoSession(t *testing.T) {
 	if os.Getenv(soakEnv) != "1" {
 		t.Skip("a measurement, for a quiet machine: make overload")
 	}
 	ca := testbed.NewCA(t)
-	t.Setenv("GOMAXPROCS", "1") // of the gateway and the crowds
+	t.Setenv("GOMAXPROCS", "1") // of the gateway and the load generators
 	b := startProcess(t, ca, fmt.Sprintf("backends:\n  east: {address: %q, tls: none}", startStub(t, nil).address()),
 		"routing: {source: static, static: {default: east}}")
 	t.Logf("the gateway has %s", limitCPU(t, b.process.PID()))
 	clients := b.openClients(t, liveSessionCount)
 	spec := loadSpec{Address: b.addresses["implicit"], CA: ca.File, Workers: 16, Duration: 10 * time.Second}
-	runLoad(t, spec) // until caches are filled
+	runLoad(t, spec) // fills caches
 	peak := b.measureCapacity(t, spec)
 	sessions := startLiveSessions(t.Context(), clients)
 	overload := spec
 	overload.Rate, overload.Duration = 3*peak, time.Minute
 	result := runLoad(t, overload)
 	sessions.stop()
-	peak = max(peak, b.measureCapacity(t, spec)) // other work on the machine comes and goes
+	peak = max(peak, b.measureCapacity(t, spec)) // the machine's other load varies
 
 	share := float64(result.Served) / overload.Duration.Seconds() / peak
 	refused := b.refusalTimes(t)
@@ -58,11 +58,11 @@ func TestThreeTimesTheLoginsDisturbNoSession(t *testing.T) {
 		t.Errorf("%.0f %% of the peak was done", 100*share)
 	}
 	if slices.Sort(refused); len(refused) == 0 || refused[len(refused)*99/100] > 100*time.Millisecond {
-		t.Error("nobody was refused, or not within 100 ms")
+		t.Error("no client was refused, or not within 100 ms")
 	}
 }
 
-// openClients are n sessions that have logged in, one after the other.
+// openClients opens n sessions, one after the other.
 func (b *gatewayProcess) openClients(t *testing.T, n int) []*lightClient {
 	t.Helper()
 	clients := make([]*lightClient, n)
@@ -80,7 +80,7 @@ func (b *gatewayProcess) openClients(t *testing.T, n int) []*lightClient {
 	return clients
 }
 
-// measureCapacity is how many logins a second a crowd makes that waits for each.
+// measureCapacity returns the logins per second of workers that wait for each login.
 func (b *gatewayProcess) measureCapacity(t *testing.T, o loadSpec) float64 {
 	t.Helper()
 	result := runLoad(t, o)
@@ -89,9 +89,9 @@ func (b *gatewayProcess) measureCapacity(t *testing.T, o loadSpec) float64 {
 	return rate
 }
 
-// refusalTimes are how long the gateway had the connections that it refused because
-// it was busy.
-func (b *gatewayProcess) refusalTimes(t *testing.T) (took []time.Duration) {
+// refusalTimes returns the durations of connections that the gateway refused because it was
+// busy.
+func (b *gatewayProcess) refusalTimes(t *testing.T) (durations []time.Duration) {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(b.dir, "audit"))
 	if err != nil {
@@ -103,14 +103,14 @@ func (b *gatewayProcess) refusalTimes(t *testing.T) (took []time.Duration) {
 			Took   float64 `json:"duration_ms"`
 		}
 		if json.Unmarshal([]byte(line), &record) == nil && record.Reason == "overload" {
-			took = append(took, time.Duration(record.Took*float64(time.Millisecond)))
+			durations = append(durations, time.Duration(record.Took*float64(time.Millisecond)))
 		}
 	}
-	return took
+	return durations
 }
 
-// limitCPU gives a process four tenths of a core, and those whatever else the
-// machine does, where control groups can be made; it says what came of it.
+// limitCPU gives a process exactly 40 % of a core by a control group, if possible. It
+// returns a description of the result.
 func limitCPU(t *testing.T, pid int) string {
 	t.Helper()
 	name := fmt.Sprintf("imapgate-%d", pid)
@@ -121,12 +121,12 @@ func limitCPU(t *testing.T, pid int) string {
 		if os.Mkdir(dir, 0o755) != nil {
 			continue
 		}
-		if _, err := os.Stat(filepath.Join(dir, "cgroup.procs")); err != nil { // the kernel has not made it a group
+		if _, err := os.Stat(filepath.Join(dir, "cgroup.procs")); err != nil { // not a control group
 			_ = os.Remove(dir)
 			continue
 		}
 		t.Cleanup(func() {
-			_ = os.WriteFile(filepath.Join(filepath.Dir(dir), "cgroup.procs"), []byte(fmt.Sprint(pid)), 0o644) // or it is gone
+			_ = os.WriteFile(filepath.Join(filepath.Dir(dir), "cgroup.procs"), []byte(fmt.Sprint(pid)), 0o644) // fails if the process has exited
 			testbed.Eventually(t, testbed.Timeout, "a control group to be removed", func() bool { return os.Remove(dir) == nil })
 		})
 		var err error
@@ -140,7 +140,7 @@ func limitCPU(t *testing.T, pid int) string {
 	return "one core at most, and shares it"
 }
 
-// liveSessions are sessions that say NOOP every second.
+// liveSessions are sessions that send NOOP every second.
 type liveSessions struct {
 	// Set once.
 	cancel  context.CancelFunc
@@ -153,7 +153,7 @@ type liveSessions struct {
 	lastErr   error
 }
 
-// startLiveSessions starts them; stop waits for them.
+// startLiveSessions starts a goroutine for each client; stop waits for them.
 func startLiveSessions(ctx context.Context, clients []*lightClient) *liveSessions {
 	l := &liveSessions{}
 	ctx, l.cancel = context.WithCancel(ctx)
@@ -163,14 +163,14 @@ func startLiveSessions(ctx context.Context, clients []*lightClient) *liveSession
 	return l
 }
 
-// poll ends with its session or when it is told to.
+// poll sends NOOP every second until the session ends or ctx is done.
 func (l *liveSessions) poll(ctx context.Context, p *lightClient) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
-		began := time.Now()
+		start := time.Now()
 		err := p.exec("NOOP")
-		l.recordPoll(time.Since(began), err)
+		l.recordPoll(time.Since(start), err)
 		if err != nil {
 			return err
 		}
@@ -182,10 +182,10 @@ func (l *liveSessions) poll(ctx context.Context, p *lightClient) error {
 	}
 }
 
-func (l *liveSessions) recordPoll(took time.Duration, err error) {
+func (l *liveSessions) recordPoll(latency time.Duration, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.latencies = append(l.latencies, took)
+	l.latencies = append(l.latencies, latency)
 	if err != nil {
 		l.lost++
 		l.lastErr = err
@@ -194,5 +194,5 @@ func (l *liveSessions) recordPoll(took time.Duration, err error) {
 
 func (l *liveSessions) stop() {
 	l.cancel()
-	_ = l.workers.Wait() // noted
+	_ = l.workers.Wait() // errors are recorded
 }

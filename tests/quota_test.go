@@ -9,7 +9,7 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// startQuotaGateway is the built binary before a Dovecot, with small budgets.
+// startQuotaGateway starts the program and a Dovecot, with small quotas.
 func startQuotaGateway(t *testing.T, mode, budget string) *gatewayProcess {
 	t.Helper()
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
@@ -17,7 +17,7 @@ func startQuotaGateway(t *testing.T, mode, budget string) *gatewayProcess {
 		"routing: {source: static, static: {default: east}}\nlimits: {user_quota: {"+budget+"}}")
 }
 
-// loginQuotaUser is a client that is in.
+// loginQuotaUser opens a session.
 func loginQuotaUser(t *testing.T, b *gatewayProcess) *RawClient {
 	t.Helper()
 	c := mustDial(t, b.endpoint("implicit"), "")
@@ -26,22 +26,22 @@ func loginQuotaUser(t *testing.T, b *gatewayProcess) *RawClient {
 	return c
 }
 
-// A budget bounds the pace from above, so these look only at the least time that
-// something may take: a busy machine takes longer, never less.
+// A quota limits the rate, so these tests check only the minimum durations. A busy machine
+// takes longer, never less.
 
 func TestCommandsOverQuotaAreDelayed(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []string{"reuse", "resume"} {
 		b := startQuotaGateway(t, mode, "commands_per_second: 5")
-		first, second := loginQuotaUser(t, b), loginQuotaUser(t, b) // of one user
-		began := time.Now()
+		first, second := loginQuotaUser(t, b), loginQuotaUser(t, b) // the same user
+		start := time.Now()
 		const turns = 12
 		for range turns {
 			requireOK(t, first, "NOOP")
 			requireOK(t, second, "NOOP")
 		}
-		if took, least := time.Since(began), (2*turns-10)*time.Second/5; took < least {
-			t.Errorf("%s: %d commands took %v, less than %v", mode, 2*turns, took, least)
+		if elapsed, least := time.Since(start), (2*turns-10)*time.Second/5; elapsed < least {
+			t.Errorf("%s: %d commands took %v, less than %v", mode, 2*turns, elapsed, least)
 		}
 	}
 }
@@ -58,18 +58,18 @@ func TestBytesOverQuotaAreDelayedInEveryMode(t *testing.T) {
 			command string
 			literal [][]byte
 		}{{"APPEND INBOX {}", [][]byte{message}}, {"FETCH 1 BODY.PEEK[]", nil}} {
-			began := time.Now()
+			start := time.Now()
 			if use.literal == nil {
-				requireOK(t, c, "NOOP") // tells of the message
+				requireOK(t, c, "NOOP") // reports the message
 			}
 			got, err := c.Do(use.command, use.literal...)
-			// What comes next waits for what this one has used.
+			// The next command waits for the quota that this one has used.
 			requireOK(t, c, "CHECK")
 			if err != nil || !strings.Contains(got[len(got)-1].Text, " OK") {
 				t.Fatalf("%s, %s: %v, %v", mode, use.command, got[len(got)-1], err)
 			}
-			if took := time.Since(began); took < least-time.Second/2 {
-				t.Errorf("%s, %s: %d bytes took %v, less than %v", mode, use.command, len(message), took, least)
+			if elapsed := time.Since(start); elapsed < least-time.Second/2 {
+				t.Errorf("%s, %s: %d bytes took %v, less than %v", mode, use.command, len(message), elapsed, least)
 			}
 		}
 	}

@@ -1,9 +1,9 @@
-// Package tests drives whole gateways and whole mail servers from outside, as
-// mail clients do, and compares what clients see with and without the gateway.
+// Package tests tests complete gateways with real mail servers from outside, as mail clients
+// do, and compares the responses with and without the gateway.
 //
-// RawClient is its hand: an IMAP client that sends exactly the bytes it is told
-// and shows exactly the bytes it gets. It knows lines, literals and tags, and
-// deliberately nothing of what they mean. The test owns its clients.
+// Its RawClient is an IMAP client that sends exactly the given bytes and returns exactly the
+// received bytes. It parses lines, literals and tags, and deliberately nothing else. A test
+// owns its clients.
 package tests
 
 import (
@@ -20,17 +20,17 @@ import (
 )
 
 const (
-	// Timeout is how long a client waits for one read or write.
+	// Timeout bounds each read and write of a client.
 	Timeout = 30 * time.Second
-	// maxLine and maxLiteral bound what a client takes from a server.
+	// maxLine and maxLiteral bound the bytes of a line and a literal.
 	maxLine    = 4 << 20
 	maxLiteral = 80 << 20
-	// maxShownLiteral is the longest literal that String shows as it is.
+	// maxShownLiteral is the longest literal that String does not abbreviate.
 	maxShownLiteral = 400
 )
 
-// Literal markers in a command given to Do or Send: {} is sent as a
-// synchronising literal, {+} as a non-synchronising one (RFC 7888).
+// Literal markers in a command for Do or Send: {} becomes a synchronizing literal, {+} a
+// non-synchronizing one (RFC 7888).
 const (
 	syncLiteral    = "{}"
 	nonSyncLiteral = "{+}"
@@ -44,22 +44,20 @@ type RawClient struct {
 	tagCount int
 }
 
-// Response is one response of a server: a line, with its literals taken out.
+// Response is one response of a server, with its literals separated.
 type Response struct {
-	Text     string   // without CRLF; where a literal was, {n} is left
+	Text     string   // without CRLF, with {n} in the place of each literal
 	Literals [][]byte // in the order of their {n}
 }
 
-// Connect opens a connection, over TLS unless conf is nil. The greeting is not
-// read.
+// Connect opens a connection, over TLS unless conf is nil. It does not read the greeting.
 func Connect(address string, conf *tls.Config) (*RawClient, error) {
 	return ConnectFrom("", address, conf)
 }
 
-// ConnectFrom is Connect from a local address; any of 127.0.0.0/8 will do where
-// the loopback network has them all.
+// ConnectFrom is Connect from a local address. On Linux any address of 127.0.0.0/8 works.
 func ConnectFrom(ip, address string, conf *tls.Config) (*RawClient, error) {
-	from := &net.TCPAddr{IP: net.ParseIP(ip)} // nil: the system chooses
+	from := &net.TCPAddr{IP: net.ParseIP(ip)} // nil: chosen by the kernel
 	conn, err := (&net.Dialer{Timeout: Timeout, LocalAddr: from}).Dial("tcp", address)
 	if err != nil {
 		return nil, err
@@ -102,10 +100,10 @@ func (c *RawClient) StartTLS(conf *tls.Config) error {
 	return c.handshakeTLS(conf)
 }
 
-// Close ends the connection without a word.
+// Close closes the connection without LOGOUT.
 func (c *RawClient) Close() error { return c.conn.Close() }
 
-// Write sends bytes as they are.
+// Write sends bytes unchanged.
 func (c *RawClient) Write(b []byte) (int, error) {
 	if err := c.conn.SetWriteDeadline(time.Now().Add(Timeout)); err != nil {
 		return 0, err
@@ -113,8 +111,8 @@ func (c *RawClient) Write(b []byte) (int, error) {
 	return c.conn.Write(b)
 }
 
-// Read gives the next response. At the end of the stream its error is io.EOF,
-// in the middle of a response io.ErrUnexpectedEOF.
+// Read returns the next response. At the end of the stream it returns io.EOF, and in the
+// middle of a response io.ErrUnexpectedEOF.
 func (c *RawClient) Read() (Response, error) {
 	var (
 		r    Response
@@ -148,7 +146,7 @@ func (c *RawClient) Read() (Response, error) {
 	}
 }
 
-// readLine reads up to CRLF and gives what stands before it.
+// readLine reads a line and returns it without CRLF.
 func (c *RawClient) readLine() (string, error) {
 	if err := c.extendDeadline(); err != nil {
 		return "", err
@@ -171,10 +169,10 @@ func (c *RawClient) readLine() (string, error) {
 	}
 }
 
-// extendDeadline gives the next read its time.
+// extendDeadline sets the deadline of the next read.
 func (c *RawClient) extendDeadline() error { return c.conn.SetReadDeadline(time.Now().Add(Timeout)) }
 
-// literalSize is the n of a line that ends in {n}.
+// literalSize returns n for a line that ends in {n}.
 func literalSize(line string) (int, bool) {
 	open := strings.LastIndexByte(line, '{')
 	if open < 0 || !strings.HasSuffix(line, "}") {
@@ -184,9 +182,9 @@ func literalSize(line string) (int, bool) {
 	return n, err == nil && n >= 0
 }
 
-// Send writes one command without waiting for its end, and gives its tag. Each
-// {} or {+} in it stands for the next literal; for {} the continuation is
-// waited for, and any other response before it is an error.
+// Send sends one command and returns its tag without waiting for the response. Each {} or
+// {+} stands for the next literal. For {} it waits for a continuation; any other response is
+// a *RefusedError.
 func (c *RawClient) Send(command string, literals ...[]byte) (string, error) {
 	c.tagCount++
 	tag := "a" + strconv.Itoa(c.tagCount)
@@ -214,7 +212,7 @@ func (c *RawClient) Send(command string, literals ...[]byte) (string, error) {
 	return tag, err
 }
 
-// nextLiteralMarker finds the first literal marker.
+// nextLiteralMarker returns the index and text of the first literal marker.
 func nextLiteralMarker(s string) (int, string) {
 	syncAt, nonSyncAt := strings.Index(s, syncLiteral), strings.Index(s, nonSyncLiteral)
 	if syncAt < 0 || nonSyncAt >= 0 && nonSyncAt < syncAt {
@@ -223,8 +221,8 @@ func nextLiteralMarker(s string) (int, string) {
 	return syncAt, syncLiteral
 }
 
-// RefusedError is the error of Send when the server answered a literal with
-// something else than a continuation.
+// RefusedError is the error of Send when the server answers a literal with another response
+// than a continuation.
 type RefusedError struct{ Response Response }
 
 // Error implements error.
@@ -239,7 +237,7 @@ func (c *RawClient) awaitContinuation() error {
 	return err
 }
 
-// ReadUntil reads responses up to the tagged one, which is the last it gives.
+// ReadUntil reads responses up to the tagged one, and returns all of them.
 func (c *RawClient) ReadUntil(tag string) ([]Response, error) {
 	var all []Response
 	for {
@@ -254,8 +252,8 @@ func (c *RawClient) ReadUntil(tag string) ([]Response, error) {
 	}
 }
 
-// Do sends one command and reads up to its tagged response. A tagged response
-// in the place of a continuation is an answer, not an error.
+// Do sends one command and reads up to its tagged response. A tagged response in the place
+// of a continuation is returned, not an error.
 func (c *RawClient) Do(command string, literals ...[]byte) ([]Response, error) {
 	tag, err := c.Send(command, literals...)
 	var refused *RefusedError
@@ -267,13 +265,13 @@ func (c *RawClient) Do(command string, literals ...[]byte) ([]Response, error) {
 	}
 	all, err := c.ReadUntil(tag)
 	if err != nil {
-		return all, fmt.Errorf("answer to %s: %w", command, err)
+		return all, fmt.Errorf("response to %s: %w", command, err)
 	}
 	return all, nil
 }
 
-// String shows a response with its literals in their places; a long literal is
-// shown by its SHA-256.
+// String returns a response with its literals in their places. A long literal is replaced by
+// its SHA-256.
 func (r Response) String() string {
 	var b strings.Builder
 	rest := r.Text

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// startScriptedServer gives a client whose server says and hears what the function does.
+// startScriptedServer returns a client that is connected to a server function.
 func startScriptedServer(t *testing.T, server func(r *bufio.Reader, w io.Writer)) *RawClient {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -60,7 +60,7 @@ func TestRawClientReadsLinesLongerThanItsBufferAndLiterals(t *testing.T) {
 }
 
 func TestRawClientSendsLiteralsOfBothKinds(t *testing.T) {
-	heard := make(chan string, 1)
+	received := make(chan string, 1)
 	c := startScriptedServer(t, func(r *bufio.Reader, w io.Writer) {
 		got, _ := r.ReadString('\n')
 		_, _ = io.WriteString(w, "+ OK\r\n")
@@ -71,7 +71,7 @@ func TestRawClientSendsLiteralsOfBothKinds(t *testing.T) {
 			}
 			got += line
 		}
-		heard <- got
+		received <- got
 		_, _ = io.WriteString(w, "* untagged\r\na1 OK done\r\n")
 		_, _ = r.ReadString('\n')
 		_, _ = io.WriteString(w, "a2 NO too big\r\n")
@@ -80,8 +80,8 @@ func TestRawClientSendsLiteralsOfBothKinds(t *testing.T) {
 	if err != nil || len(got) != 2 || got[1].Text != "a1 OK done" {
 		t.Errorf("%v, %v", got, err)
 	}
-	if got := <-heard; got != "a1 X {4}\r\na\r\nb {2+}\r\ncd end\r\n" {
-		t.Errorf("the server heard %q", got)
+	if got := <-received; got != "a1 X {4}\r\na\r\nb {2+}\r\ncd end\r\n" {
+		t.Errorf("the server received %q", got)
 	}
 	got, err = c.Do("APPEND INBOX {}", []byte("x"))
 	if err != nil || len(got) != 1 || got[0].Text != "a2 NO too big" {

@@ -10,8 +10,8 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// Routes, limits, bans and the audit stream are all in the database of the
-// configuration, over a unix socket and with the rights that OPERATIONS.md gives.
+// Routes, limits, bans and the audit stream are all in the configured database, over a unix
+// socket and with the permissions in OPERATIONS.md.
 func TestAllRedisKeysAreInTheConfiguredDatabase(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "redis.sock")
 	redis := testbed.StartRedis(t, "--unixsocket", socket)
@@ -37,7 +37,7 @@ func TestAllRedisKeysAreInTheConfiguredDatabase(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer phone.conn.Close() // the gateway ends before it
+	defer phone.conn.Close() // the gateway stops before it
 	keys := ""
 	for _, want := range []string{"imapgate:limit:gateways", "imapgate:limit:sessions:user:alice@example.org", "imapgate:limit:rate:", "imapgate:audit"} {
 		testbed.Eventually(t, testbed.Timeout, want+" to be written", func() bool {
@@ -53,8 +53,8 @@ func TestAllRedisKeysAreInTheConfiguredDatabase(t *testing.T) {
 	}
 }
 
-// The log says what keeps a gateway from its Redis, at the start, and goes on when
-// it was mended.
+// The log reports why a gateway cannot use its Redis at the start, and the gateway uses it
+// once that is fixed.
 func TestLogReportsRedisErrors(t *testing.T) {
 	redis := testbed.StartRedis(t)
 	redis.CLI("hset", "imapgate:user:alice@example.org", "backend", "east")
@@ -65,8 +65,8 @@ func TestLogReportsRedisErrors(t *testing.T) {
 	const want = "Redis requires a password: set redis.password_file"
 	for _, line := range []string{"route changes are not received as they happen", "limits are local"} {
 		testbed.Eventually(t, testbed.Timeout, line+": "+want, func() bool {
-			for said := range strings.Lines(gate.process.Output()) {
-				if strings.Contains(said, line) && strings.Contains(said, want) {
+			for entry := range strings.Lines(gate.process.Output()) {
+				if strings.Contains(entry, line) && strings.Contains(entry, want) {
 					return true
 				}
 			}
@@ -82,7 +82,7 @@ func TestLogReportsRedisErrors(t *testing.T) {
 		if err != nil {
 			return false
 		}
-		_ = phone.conn.Close() // it was let in
+		_ = phone.conn.Close() // the login succeeded
 		return true
 	})
 }

@@ -17,13 +17,13 @@ import (
 )
 
 const (
-	knownUserCount       = 34               // users whom the gateways know
-	maxSessions          = 10               // of a user, at both gateways together; a place is given back a moment after it is left
-	loginsPerWorker      = 50               // of each visitor during a fault
-	redisRecoveryTimeout = 20 * time.Second // until limits are common again
+	knownUserCount       = 34               // users with cached routes
+	maxSessions          = 10               // per user, at both gateways together; a slot is released shortly after a session ends
+	loginsPerWorker      = 50               // during a fault
+	redisRecoveryTimeout = 20 * time.Second // until limits are shared again
 )
 
-// redisFault is something that befalls a Redis: begin it, and end it.
+// redisFault is a fault of Redis with functions that begin and end it.
 type redisFault struct {
 	name       string
 	begin, end func(*redisFaultTest)
@@ -36,11 +36,11 @@ type redisFaultTest struct {
 	redis     *testbed.Redis
 	proxy     *faultproxy.Proxy
 	gateways  [2]*gatewayProcess
-	faultName string // of the ailment, as user names have it
+	faultName string // of the fault, part of user names
 }
 
-// redisFaults are what real servers do: each error is said by Redis itself. The
-// first of them befall it every day, the others in soaks.
+// redisFaults are faults of real servers, whose errors come from Redis itself. The first
+// ones are part of every run, the others of soak tests.
 var redisFaults = []redisFault{
 	{"killed", func(p *redisFaultTest) { p.redis.Kill() }, func(p *redisFaultTest) { p.redis.Restart() }},
 	{"frozen", func(p *redisFaultTest) { p.redis.Freeze() }, func(p *redisFaultTest) { p.redis.Thaw() }},
@@ -54,9 +54,9 @@ var redisFaults = []redisFault{
 	{"noauth", (*redisFaultTest).requirePassword, (*redisFaultTest).dropPassword},
 }
 
-// While Redis ails, those whom a gateway knows log in, and
-// the limits hold at each gateway; behind it they hold for both together again.
-// The audit log's stream in the same Redis keeps nobody waiting.
+// During a Redis fault users with cached routes log in, and each gateway applies the limits
+// on its own. After it the limits are shared again. The audit stream in the same Redis delays
+// no login.
 func TestKnownUsersLogInDuringRedisFaults(t *testing.T) {
 	redis := testbed.StartRedis(t, "--enable-debug-command", "yes", "--loading-process-events-interval-bytes", "1024")
 	p := &redisFaultTest{t: t, redis: redis, proxy: faultproxy.Start(t, redis.Address)}
@@ -69,8 +69,8 @@ func TestKnownUsersLogInDuringRedisFaults(t *testing.T) {
 	}
 }
 
-// A failover is over before limits are counted apart for long, so that is not
-// waited for.
+// A failover may be over before a gateway uses its local limits, so the test does not wait
+// for that.
 func TestKnownUsersLogInDuringSentinelFailover(t *testing.T) {
 	s := testbed.StartRedisSentinel(t)
 	p := &redisFaultTest{t: t, redis: s.Primary(), faultName: "failover"}
@@ -94,7 +94,7 @@ func (p *redisFaultTest) startGateways(redis string) {
 	}
 }
 
-// run is one ailment from beginning to end.
+// run runs one fault from beginning to end.
 func (p *redisFaultTest) run(begin, end func(), awaitLocal func(*redisFaultTest)) {
 	p.t.Helper()
 	for i := range knownUserCount {
@@ -130,7 +130,7 @@ func (p *redisFaultTest) run(begin, end func(), awaitLocal func(*redisFaultTest)
 
 func (p *redisFaultTest) knownUser(i int) string { return fmt.Sprintf("%s%d", p.faultName, i) }
 
-// fillSessions takes all sessions that a user may have; they end with the test.
+// fillSessions opens the maximum number of sessions of a user. They end with the test.
 func (p *redisFaultTest) fillSessions(gate *gatewayProcess, user string) {
 	p.t.Helper()
 	for range maxSessions {
@@ -159,7 +159,7 @@ func (p *redisFaultTest) runSession(gate *gatewayProcess, user string) error {
 	if err != nil {
 		return err
 	}
-	defer phone.conn.Close() // it has logged out
+	defer phone.conn.Close() // logged out
 	return phone.exec("LOGOUT")
 }
 
@@ -174,7 +174,8 @@ func (p *redisFaultTest) expectLimit(gate *gatewayProcess, user string) {
 	}
 }
 
-// awaitLocalLimits waits until a gateway has noticed, and logins go well meanwhile.
+// awaitLocalLimits waits until the gateways have detected the fault. Logins must succeed
+// until then.
 func (p *redisFaultTest) awaitLocalLimits() {
 	p.t.Helper()
 	testbed.Eventually(p.t, redisRecoveryTimeout, "a gateway to count alone", func() bool {
@@ -192,8 +193,7 @@ func (p *redisFaultTest) awaitSharedLimits() {
 	})
 }
 
-// runLogins lets regulars come and go at both gateways: at least 99.9 of a hundred get
-// in.
+// runLogins logs known users in and out at both gateways. At least 99.9 % must succeed.
 func (p *redisFaultTest) runLogins() {
 	p.t.Helper()
 	seed := testbed.Seed(p.t)
@@ -205,8 +205,7 @@ func (p *redisFaultTest) runLogins() {
 		workers.Go(func() {
 			random := rand.New(rand.NewPCG(seed, w))
 			for range loginsPerWorker {
-				// Each visitor has users of its own: more sessions than a user may
-				// have would be refused.
+				// Each worker has its own users, so that none reaches the session limit.
 				user := p.knownUser(2 + int(w) + 4*random.IntN((knownUserCount-2)/4))
 				err := p.runSession(p.gateways[random.IntN(2)], user)
 				mu.Lock()
@@ -226,7 +225,7 @@ func (p *redisFaultTest) runLogins() {
 	}
 }
 
-// expectAuditStream wants records to arrive in Redis again.
+// expectAuditStream waits until audit records arrive in Redis again.
 func (p *redisFaultTest) expectAuditStream() {
 	p.t.Helper()
 	length := func() int {
@@ -248,15 +247,15 @@ func (p *redisFaultTest) setFaults(faults ...faultproxy.Fault) {
 	}
 }
 
-// beginLoading has the server read its keys again, so slowly that it answers -LOADING
-// until loaded.
+// beginLoading makes the server reload its keys slowly, so that it answers -LOADING until
+// endLoading.
 func (p *redisFaultTest) beginLoading() {
 	for i := range 400 {
 		p.redis.CLI("SET", fmt.Sprintf("ballast%d", i), strings.Repeat("x", 1000))
 	}
 	p.redis.CLI("CONFIG", "SET", "key-load-delay", "20000")
 	var reading sync.WaitGroup
-	reading.Go(func() { _, _ = p.redis.TryCLI("DEBUG", "RELOAD") }) // answers when it is over
+	reading.Go(func() { _, _ = p.redis.TryCLI("DEBUG", "RELOAD") }) // returns when it is done
 	p.t.Cleanup(reading.Wait)
 	testbed.Eventually(p.t, redisRecoveryTimeout, "Redis to load", func() bool {
 		_, err := p.redis.TryCLI("GET", "ballast0")
@@ -266,13 +265,13 @@ func (p *redisFaultTest) beginLoading() {
 
 func (p *redisFaultTest) endLoading() {
 	testbed.Eventually(p.t, redisRecoveryTimeout, "Redis to have loaded", func() bool {
-		_, _ = p.redis.TryCLI("CONFIG", "SET", "key-load-delay", "0") // it answers now and then
+		_, _ = p.redis.TryCLI("CONFIG", "SET", "key-load-delay", "0") // most attempts fail
 		return outcomeOf(p.redis.TryCLI("GET", "ballast0")) == nil
 	})
 }
 
-// failSaves makes a save fail, behind which Redis takes no writes: where the file
-// should go there is a folder.
+// failSaves makes a save fail by a folder in the place of the file. After that Redis refuses
+// writes.
 func (p *redisFaultTest) failSaves() {
 	p.editDumpFile(func(path string) error {
 		return errors.Join(os.RemoveAll(path), os.MkdirAll(filepath.Join(path, "full"), 0o755))
@@ -293,7 +292,7 @@ func (p *redisFaultTest) restoreSaves() {
 	p.redis.CLI("CONFIG", "SET", "save", "")
 }
 
-// editDumpFile does something to the file that saves are written to.
+// editDumpFile calls do with the path of the dump file.
 func (p *redisFaultTest) editDumpFile(do func(path string) error) {
 	p.t.Helper()
 	if err := do(filepath.Join(p.redis.Dir(), "dump.rdb")); err != nil {
@@ -301,7 +300,7 @@ func (p *redisFaultTest) editDumpFile(do func(path string) error) {
 	}
 }
 
-// requirePassword sets a password that the gateways do not have.
+// requirePassword sets a password that the gateways do not know.
 func (p *redisFaultTest) requirePassword() {
 	p.redis.CLI("CONFIG", "SET", "requirepass", "another")
 	p.proxy.ResetConns()

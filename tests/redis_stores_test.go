@@ -7,11 +7,11 @@ import (
 	"imapgate/routing"
 )
 
-// redisStore is a Redis of one of the three kinds, as an operator sees it.
+// redisStore is a Redis server, sentinel set-up or cluster.
 type redisStore struct {
 	config routing.RedisConfig
 	cli    func(args ...string) error
-	nodes  []*testbed.Redis // everything that keeps records
+	nodes  []*testbed.Redis // servers with keys
 	others []*testbed.Redis // sentinels
 }
 
@@ -43,10 +43,10 @@ var redisStores = map[string]func(testing.TB) redisStore{
 	},
 }
 
-// outcomeOf keeps of a command whether it went well.
+// outcomeOf returns the error of a command.
 func outcomeOf(_ string, err error) error { return err }
 
-// setRoute says by redis-cli where a user lives; more are further fields and values.
+// setRoute sets a user's route by redis-cli; more are further fields and values.
 func (s redisStore) setRoute(t testing.TB, user, backend string, more ...string) {
 	t.Helper()
 	if err := s.trySetRoute(user, backend, more...); err != nil {
@@ -54,12 +54,12 @@ func (s redisStore) setRoute(t testing.TB, user, backend string, more ...string)
 	}
 }
 
-// trySetRoute is route while Redis may be away.
+// trySetRoute is setRoute for a Redis that may be down.
 func (s redisStore) trySetRoute(user, backend string, more ...string) error {
 	return s.cli(append([]string{"HSET", routing.DefaultPrefix + "user:" + user, "backend", backend}, more...)...)
 }
 
-// pause makes all of it hang, sentinels included.
+// pause makes all servers hang, sentinels included.
 func (s redisStore) pause() {
 	for _, r := range append(s.nodes, s.others...) {
 		r.Freeze()
@@ -72,7 +72,7 @@ func (s redisStore) resume() {
 	}
 }
 
-// kill ends every server, so that ports are closed and nobody takes over.
+// kill ends every server, so that all ports are closed and no failover happens.
 func (s redisStore) kill() {
 	for _, r := range s.nodes {
 		r.Kill()

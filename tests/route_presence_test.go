@@ -9,14 +9,13 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// twoBackendsConf are the sections of two backends, and of the Redis that says who
-// lives where.
+// twoBackendsConf returns the sections of two backends and of routing by Redis.
 func twoBackendsConf(east, west *testbed.Dovecot, redis *testbed.Redis) string {
 	return fmt.Sprintf("backends:\n  east: {address: %q, tls: none}\n  west: {address: %q, tls: none}\nredis: {addresses: [%q]}",
 		east.Plain, west.Plain, redis.Address)
 }
 
-// presenceReport is what a command says of live sessions with --json.
+// presenceReport is the part about live sessions in the output of a command with --json.
 type presenceReport struct {
 	Backend, Mode string
 	Sessions      struct {
@@ -90,7 +89,7 @@ func TestRouteCommandsCountSessionsElsewhere(t *testing.T) {
 	testbed.Eventually(t, recoveryTimeout, "the gateway to know of the west", func() bool {
 		return b.readPresence(t, "route", "explain", user).Backend == "west"
 	})
-	// Seconds behind the change each of them still writes to the east.
+	// Seconds after the change all sessions still use the east.
 	for mode, clients := range all {
 		for _, client := range clients {
 			got, err := client.Do("APPEND INBOX {}", newMessage("written in mode "+mode))
@@ -108,14 +107,14 @@ func TestRouteCommandsCountSessionsElsewhere(t *testing.T) {
 
 	mustExec(t, all["splice"][0], "LOGOUT")
 	_ = all["splice"][0].Close()
-	all["resume"][0].conn.Close() // without a word
+	all["resume"][0].conn.Close() // without LOGOUT
 	client := mustDial(t, b.endpoint("implicit"), "")
 	mustExec(t, client, "LOGIN "+user+" "+password)
 	testbed.Eventually(t, Timeout, "two sessions to have ended and one to have begun", func() bool {
 		return b.readPresence(t, "route", "explain", user).String() ==
 			"1 here, 4 elsewhere, [{east resume 1} {east reuse 2} {east splice 1} {west resume 1}]"
 	})
-	// Who has another name there is elsewhere.
+	// A session with another login name counts as elsewhere.
 	if got := b.readPresence(t, "route", "set", user, "login=box.b").String(); !strings.HasPrefix(got, "0 here, 5 elsewhere, ") {
 		t.Errorf("renamed: %s", got)
 	}

@@ -13,15 +13,15 @@ import (
 	"imapgate/routing"
 )
 
-// What an operator is promised of Redis: a change holds within a second, and
-// while Redis is away those who are known log in and nobody is sent astray. The
-// limits leave room for the login itself on a busy machine.
+// The documented properties of routing by Redis: a change takes effect within a second, and
+// while Redis is down known users log in and no user reaches a wrong backend. The bounds
+// allow for slow logins on a busy machine.
 const (
 	moveCount       = 6
 	recoveryTimeout = 30 * time.Second
 )
 
-// cluster is two backends behind one Redis.
+// cluster is two backends with routes in one Redis.
 type cluster struct {
 	t          *testing.T
 	east, west *testbed.Dovecot
@@ -29,8 +29,7 @@ type cluster struct {
 	name       string // part of the user names
 }
 
-// The scenes look at the clock, so they run one after the other for each Redis,
-// and beside no other test.
+// The subtests measure time, so they are not parallel.
 func TestRoutesFollowRedis(t *testing.T) {
 	ca := testbed.NewCA(t)
 	east := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, CA: ca})
@@ -39,9 +38,9 @@ func TestRoutesFollowRedis(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			s := start(t)
-			for i, promise := range routingTests {
-				t.Run(promise.name, func(t *testing.T) {
-					promise.keep(&cluster{t, east, west, s, fmt.Sprint(kind, i)})
+			for i, test := range routingTests {
+				t.Run(test.name, func(t *testing.T) {
+					test.run(&cluster{t, east, west, s, fmt.Sprint(kind, i)})
 				})
 			}
 		})
@@ -50,15 +49,15 @@ func TestRoutesFollowRedis(t *testing.T) {
 
 var routingTests = []struct {
 	name string
-	keep func(*cluster)
+	run  func(*cluster)
 }{
 	{"a moved user logs in at the other backend within a second", (*cluster).testMovedUser},
-	{"known users log in while it is killed", func(c *cluster) { c.testOutage(redisStore.kill, redisStore.restart) }},
-	{"known users log in while it hangs", func(c *cluster) { c.testOutage(redisStore.pause, redisStore.resume) }},
-	{"a gateway restarted while it is away knows its users", (*cluster).testRestart},
+	{"known users log in while Redis is killed", func(c *cluster) { c.testOutage(redisStore.kill, redisStore.restart) }},
+	{"known users log in while Redis hangs", func(c *cluster) { c.testOutage(redisStore.pause, redisStore.resume) }},
+	{"a gateway restarted while Redis is down knows its users", (*cluster).testRestart},
 }
 
-// startGateway starts one in front of both backends.
+// startGateway starts a gateway in front of both backends.
 func (c *cluster) startGateway(snapshot string, ttl time.Duration) *gateway {
 	c.t.Helper()
 	return startGateway(c.t, gatewayOptions{
@@ -69,8 +68,8 @@ func (c *cluster) startGateway(snapshot string, ttl time.Duration) *gateway {
 	})
 }
 
-// addUser is a user of this scene who lives in the east. At each backend there
-// is a mailbox named after it, by which a client can tell where it is.
+// addUser creates a user of this subtest with a route to the east. Each backend has a mailbox
+// with the backend's name, by which a client can identify it.
 func (c *cluster) addUser(prefix string) string {
 	c.t.Helper()
 	user := prefix + "." + c.name
@@ -86,11 +85,11 @@ func (c *cluster) addUser(prefix string) string {
 	return user
 }
 
-// loginBackend logs in and says at which backend, or what the answer was.
+// loginBackend logs in and returns the name of the backend, or the refusal.
 func loginBackend(t *testing.T, g *gateway, user string) (backend string) {
 	t.Helper()
 	client := mustDial(t, g.endpoint(proxy.ImplicitTLS), "")
-	defer client.Close() // nothing is left to be said
+	defer client.Close() // all responses were read
 	got, err := client.Do("LOGIN " + user + " " + password)
 	if err != nil {
 		return err.Error()
@@ -112,7 +111,7 @@ func loginBackend(t *testing.T, g *gateway, user string) (backend string) {
 
 func (c *cluster) testMovedUser() {
 	g := c.startGateway("", time.Minute)
-	mover, otherUser := c.addUser("mover"), c.addUser("neighbour")
+	mover, otherUser := c.addUser("mover"), c.addUser("other")
 	c.checkBackend(g, mover, "east")
 	c.checkBackend(g, otherUser, "east")
 	for i := range moveCount {
@@ -123,7 +122,7 @@ func (c *cluster) testMovedUser() {
 	}
 }
 
-// checkBackend wants a login to end at this backend.
+// checkBackend checks that a login reaches this backend.
 func (c *cluster) checkBackend(g *gateway, user, backend string) {
 	c.t.Helper()
 	if where := loginBackend(c.t, g, user); where != backend {
@@ -131,7 +130,7 @@ func (c *cluster) checkBackend(g *gateway, user, backend string) {
 	}
 }
 
-// awaitBackend wants that after a while.
+// awaitBackend waits until a login reaches this backend.
 func (c *cluster) awaitBackend(g *gateway, user, backend string) {
 	c.t.Helper()
 	testbed.Eventually(c.t, recoveryTimeout, user+" to log in at "+backend, func() bool {
@@ -140,8 +139,8 @@ func (c *cluster) awaitBackend(g *gateway, user, backend string) {
 	})
 }
 
-// testOutage takes Redis away and gives it back. The routes are fresh for a second
-// only, so that what is told meanwhile is not just fresh.
+// testOutage stops and starts Redis. Routes are fresh for a second only, so that logins
+// during the outage need stale routes.
 func (c *cluster) testOutage(stop, start func(redisStore)) {
 	g := c.startGateway("", time.Second)
 	var known []string
@@ -149,11 +148,11 @@ func (c *cluster) testOutage(stop, start func(redisStore)) {
 		known = append(known, c.addUser(fmt.Sprintf("known%d", i)))
 		c.checkBackend(g, known[i], "east")
 	}
-	unknown := c.addUser("stranger")
+	unknown := c.addUser("unknown")
 
 	stop(c.store)
 	c.checkKnownLogins(g, known)
-	testbed.Eventually(c.t, recoveryTimeout, "an answer older than its ttl to be used", func() bool {
+	testbed.Eventually(c.t, recoveryTimeout, "a route older than its ttl to be used", func() bool {
 		c.checkBackend(g, known[0], "east")
 		return strings.Contains(g.readFile("audit"), `"route":"stale"`)
 	})
@@ -168,7 +167,7 @@ func (c *cluster) testOutage(stop, start func(redisStore)) {
 	c.awaitBackend(g, known[0], "west")
 }
 
-// checkKnownLogins wants a hundred logins to go well.
+// checkKnownLogins checks that a hundred logins succeed.
 func (c *cluster) checkKnownLogins(g *gateway, known []string) {
 	c.t.Helper()
 	for i := range 100 {
@@ -178,7 +177,7 @@ func (c *cluster) checkKnownLogins(g *gateway, known []string) {
 	}
 }
 
-// checkUnknownRefused wants a user whose route nobody knows to be told so.
+// checkUnknownRefused checks that a user without a cached route gets UNAVAILABLE.
 func (c *cluster) checkUnknownRefused(g *gateway, unknown string) {
 	c.t.Helper()
 	for range 3 {
@@ -192,7 +191,7 @@ func (c *cluster) checkUnknownRefused(g *gateway, unknown string) {
 func (c *cluster) testRestart() {
 	snapshot := filepath.Join(c.t.TempDir(), "routes")
 	g := c.startGateway(snapshot, time.Second)
-	known, unknown := c.addUser("known"), c.addUser("stranger")
+	known, unknown := c.addUser("known"), c.addUser("unknown")
 	c.checkBackend(g, known, "east")
 	c.store.kill()
 	g.stop()

@@ -20,7 +20,7 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// Clients that people use, by each mechanism they speak.
+// Real clients, by each of their SASL mechanisms.
 
 func TestCurlLogsInByPlainAndByLogin(t *testing.T) {
 	t.Parallel()
@@ -37,18 +37,18 @@ func TestCurlLogsInByPlainAndByLogin(t *testing.T) {
 		for _, mechanism := range []string{"PLAIN", "LOGIN"} {
 			for _, ir := range []string{"--sasl-ir", "--no-sasl-ir"} {
 				user := strings.ToLower(fmt.Sprint("curl", mechanism, ir, "-", kind))
-				ask := func(password string) ([]byte, error) {
+				run := func(password string) ([]byte, error) {
 					return exec.Command(curl, "--silent", "--show-error", "--max-time", "30", "--ssl-reqd", ir, "--cacert", e.caFile,
 						"--user", user+":"+password, "--login-options", "AUTH="+mechanism, url, "--request", "STATUS INBOX (MESSAGES)").CombinedOutput()
 				}
-				if out, err := ask(password); err != nil || !strings.Contains(string(out), "* STATUS INBOX (MESSAGES 0)") {
+				if out, err := run(password); err != nil || !strings.Contains(string(out), "* STATUS INBOX (MESSAGES 0)") {
 					t.Errorf("%s %s %s: %v: %s", kind, mechanism, ir, err, out)
 				}
 				testbed.Eventually(t, recoveryTimeout, "a login by AUTH="+mechanism+" to be on record", func() bool {
 					all := g.records("login_accepted", user)
 					return len(all) == 1 && all[0].Mechanism == "AUTH="+mechanism
 				})
-				if out, err := ask("a guess"); err == nil {
+				if out, err := run("a guess"); err == nil {
 					t.Errorf("%s %s %s: a wrong password is as good: %s", kind, mechanism, ir, out)
 				}
 			}
@@ -56,8 +56,8 @@ func TestCurlLogsInByPlainAndByLogin(t *testing.T) {
 	}
 }
 
-// dialGoIMAP is a client of the Go library, greeted. It waits for no answer longer than
-// runs.
+// dialGoIMAP connects a client of go-imap and waits for the greeting. No read takes longer
+// than programTimeout.
 func dialGoIMAP(t *testing.T, e endpoint, options *imapclient.Options) *imapclient.Client {
 	t.Helper()
 	if options.TLSConfig == nil {
@@ -70,7 +70,7 @@ func dialGoIMAP(t *testing.T, e endpoint, options *imapclient.Options) *imapclie
 	watchdog := time.AfterFunc(programTimeout, func() { _ = c.Close() })
 	t.Cleanup(func() {
 		watchdog.Stop()
-		_ = c.Close() // it has logged out
+		_ = c.Close() // logged out
 	})
 	if err := c.WaitGreeting(); err != nil {
 		t.Fatal(err)
@@ -78,7 +78,7 @@ func dialGoIMAP(t *testing.T, e endpoint, options *imapclient.Options) *imapclie
 	return c
 }
 
-// checkLoggedIn wants the client to be logged in.
+// checkLoggedIn checks that the client is logged in.
 func checkLoggedIn(t *testing.T, c *imapclient.Client) {
 	t.Helper()
 	if _, err := c.Select("INBOX", nil).Wait(); err != nil {
@@ -115,11 +115,11 @@ func TestGoProgramLogsInWithAToken(t *testing.T) {
 
 func TestGoProgramLogsInWithACertificate(t *testing.T) {
 	t.Parallel()
-	people, clients := filepath.Join(t.TempDir(), "people"), testbed.NewCA(t)
-	if err := os.WriteFile(people, []byte("alice@example.org:{PLAIN}x\nbob@example.org:{PLAIN}x\n"), 0o600); err != nil {
+	passwdFile, clients := filepath.Join(t.TempDir(), "passwd"), testbed.NewCA(t)
+	if err := os.WriteFile(passwdFile, []byte("alice@example.org:{PLAIN}x\nbob@example.org:{PLAIN}x\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	b, _ := startProofGateway(t, fmt.Sprintf("methods: [file], file: {path: %s}, default_domain: example.org, external: {san: dns}", people), "  client_ca: "+clients.File)
+	b, _ := startProofGateway(t, fmt.Sprintf("methods: [file], file: {path: %s}, default_domain: example.org, external: {san: dns}", passwdFile), "  client_ca: "+clients.File)
 	e := b.endpoint("implicit")
 	pair, err := tls.LoadX509KeyPair(clients.Issue(t, "alice"))
 	if err != nil {

@@ -25,14 +25,14 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// soakEnv in the environment, set to 1, runs the long tests at full size:
+// soakEnv is the environment variable that, set to 1, runs the long tests at full size:
 //
 //	IMAPGATE_SOAK=1 go test -timeout 40m -run 'Leaves|IdleSessions|LoginsAt|InAStorm' -v ./tests
 //
-// They want two cores for themselves and 20,000 descriptors a process.
+// They need two idle cores and 20,000 descriptors per process.
 const soakEnv = "IMAPGATE_SOAK"
 
-// testSize is the size of a test: the one for every day, or the full one.
+// testSize returns the size of a test: short by default, full with soakEnv.
 func testSize(short, full int) int {
 	if os.Getenv(soakEnv) == "1" {
 		return full
@@ -40,7 +40,7 @@ func testSize(short, full int) int {
 	return short
 }
 
-// lightClient is a small client: thousands of them fit into a test.
+// lightClient is a client with little memory, for tests with thousands of them.
 type lightClient struct {
 	// Owned by one goroutine at a time.
 	conn net.Conn
@@ -71,11 +71,11 @@ func (p *lightClient) readLine() (string, error) {
 	return p.r.ReadString('\n')
 }
 
-// extendDeadline gives the next write and read their time. After a write that came too
-// late, TLS would be of no more use.
+// extendDeadline sets the deadline of the next write and read. A TLS connection is unusable
+// after a write time-out.
 func (p *lightClient) extendDeadline() error { return p.conn.SetDeadline(time.Now().Add(Timeout)) }
 
-// exec sends a command and wants its OK.
+// exec sends a command and returns an error unless it is answered OK.
 func (p *lightClient) exec(command string) error {
 	if err := p.extendDeadline(); err != nil {
 		return err
@@ -97,28 +97,28 @@ func (p *lightClient) exec(command string) error {
 	}
 }
 
-// abort ends the connection as a lost network would, by RST.
+// abort resets the connection.
 func (p *lightClient) abort() {
 	conn := p.conn
-	if over, ok := conn.(*tls.Conn); ok {
-		conn = over.NetConn()
+	if tlsConn, ok := conn.(*tls.Conn); ok {
+		conn = tlsConn.NetConn()
 	}
 	_ = conn.(*net.TCPConn).SetLinger(0)
 	_ = conn.Close()
 }
 
-// sessionKinds are the ways in which clients come and go.
+// sessionKinds are kinds of connections, by how they begin and end.
 var sessionKinds = []func(e endpoint, from, user string) error{
 	newSessionKind(func(p *lightClient, login string) error {
 		return errors.Join(p.exec(login), p.exec("NOOP"), p.exec("LOGOUT"))
 	}),
-	newSessionKind(func(p *lightClient, login string) error { return p.exec(login) }), // then away without a word
+	newSessionKind(func(p *lightClient, login string) error { return p.exec(login) }), // then a close without LOGOUT
 	newSessionKind(func(p *lightClient, login string) error {
 		err := p.exec(login)
 		p.abort()
 		return err
 	}),
-	newSessionKind(func(p *lightClient, login string) error { // away while the gateway is at it
+	newSessionKind(func(p *lightClient, login string) error { // closes during the login
 		_, err := io.WriteString(p.conn, "t "+login+"\r\n")
 		p.abort()
 		return err
@@ -128,7 +128,7 @@ var sessionKinds = []func(e endpoint, from, user string) error{
 		return err
 	}),
 	newSessionKind(func(p *lightClient, _ string) error { return p.exec("LOGOUT") }),
-	func(e endpoint, from, _ string) error { // not even TLS
+	func(e endpoint, from, _ string) error { // without a TLS handshake
 		conn, err := (&net.Dialer{Timeout: Timeout, LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}).Dial("tcp", e.address)
 		if err != nil {
 			return err
@@ -144,27 +144,26 @@ func newSessionKind(run func(p *lightClient, login string) error) func(e endpoin
 		if err != nil {
 			return err
 		}
-		defer p.conn.Close() // however it was left
+		defer p.conn.Close() // in any state
 		return run(p, "LOGIN "+user+" "+password)
 	}
 }
 
-// Clients come and go in every way, and nothing of them stays: not a goroutine,
-// not a descriptor.
+// Connections of every kind leave no goroutines or descriptors.
 func TestGatewayLeavesNoGoroutinesOrDescriptors(t *testing.T) {
 	n := testSize(5_000, 100_000)
 	ca := testbed.NewCA(t)
 	secured, plain := startStubConfig(t, ca, upstream.ImplicitTLS), startStubConfig(t, ca, upstream.NoTLS)
 	var endpoints []endpoint
-	for _, way := range []struct {
+	for _, v := range []struct {
 		backend  upstream.Config
 		listener proxy.TLSMode
 	}{{secured, proxy.ImplicitTLS}, {plain, proxy.NoTLS}, {plain, proxy.NoTLS}, {secured, proxy.NoTLS}} {
-		g := startGateway(t, gatewayOptions{ca: ca, backends: map[string]upstream.Config{onlyBackend: way.backend}})
-		endpoints = append(endpoints, g.endpoint(way.listener))
+		g := startGateway(t, gatewayOptions{ca: ca, backends: map[string]upstream.Config{onlyBackend: v.backend}})
+		endpoints = append(endpoints, g.endpoint(v.listener))
 	}
 	seed := testbed.Seed(t)
-	if err := runMixedSessions(endpoints, 200, seed); err != nil { // pools and caches are filled
+	if err := runMixedSessions(endpoints, 200, seed); err != nil { // fills pools and caches
 		t.Fatal(err)
 	}
 	before := awaitStableUse(t, func() bool { return true })
@@ -181,7 +180,7 @@ func TestGatewayLeavesNoGoroutinesOrDescriptors(t *testing.T) {
 	}
 }
 
-// startStubConfig starts a stub and gives the way to it.
+// startStubConfig starts a stub and returns its backend settings.
 func startStubConfig(t testing.TB, ca *testbed.CA, mode upstream.TLSMode) upstream.Config {
 	t.Helper()
 	if mode == upstream.NoTLS {
@@ -196,7 +195,7 @@ func startStubConfig(t testing.TB, ca *testbed.CA, mode upstream.TLSMode) upstre
 	return upstream.Config{Address: s.address(), TLSMode: mode, TLS: ca.ClientTLSFunc(testbed.DovecotName)}
 }
 
-// runMixedSessions makes n connections, sixteen at a time, from many addresses.
+// runMixedSessions runs n connections, sixteen at a time, from many addresses.
 func runMixedSessions(endpoints []endpoint, n int, seed uint64) error {
 	var next atomic.Int64
 	var workers errgroup.Group
@@ -219,7 +218,7 @@ func runMixedSessions(endpoints []endpoint, n int, seed uint64) error {
 	return workers.Wait()
 }
 
-// resourceUse is what a process holds.
+// resourceUse counts the resources of a process.
 type resourceUse struct{ goroutines, descriptors int }
 
 func (l resourceUse) String() string {
@@ -231,16 +230,16 @@ func (l resourceUse) isAtMost(o resourceUse) bool {
 }
 
 func measureUse() resourceUse {
-	runtime.GC() // the runtime keeps pipes for splice(2) until then
+	runtime.GC() // closes the runtime's pipes for splice(2)
 	names, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
-		names = nil // not Linux: goroutines alone are counted
+		names = nil // not Linux: count goroutines only
 	}
 	return resourceUse{runtime.NumGoroutine(), len(names)}
 }
 
-// awaitStableUse waits until what is held has not changed for a while and is good, or
-// until that is not to be expected any more.
+// awaitStableUse waits until the use is stable and accepted, or a time-out. It returns the
+// last use.
 func awaitStableUse(t *testing.T, accepted func() bool) resourceUse {
 	t.Helper()
 	var last resourceUse
@@ -255,7 +254,7 @@ func awaitStableUse(t *testing.T, accepted func() bool) resourceUse {
 	return last
 }
 
-// formatLatencies is what latencies come to.
+// formatLatencies returns a summary of latencies.
 func formatLatencies(latencies []time.Duration) string {
 	slices.Sort(latencies)
 	if len(latencies) == 0 {
@@ -267,8 +266,8 @@ func formatLatencies(latencies []time.Duration) string {
 	return fmt.Sprintf("%d: p50 %v, p99 %v, slowest %v", len(latencies), at(0.5), at(0.99), latencies[len(latencies)-1])
 }
 
-// Thousands of phones idle on one gateway process, one in a hundred asks now and
-// then, and at the end everybody is still there.
+// Thousands of clients are in IDLE on one gateway process, and one in a hundred is active.
+// In the end all sessions are still alive.
 func TestIdleSessionsStay(t *testing.T) {
 	n := testSize(300, 9_000)
 	idle := time.Duration(testSize(5, 600)) * time.Second
@@ -282,9 +281,9 @@ func TestIdleSessionsStay(t *testing.T) {
 			}
 		}
 	}()
-	began := time.Now()
+	start := time.Now()
 	if err := forEachClient(clients, func(i int) (err error) {
-		// From many addresses: the ports of 127.0.0.1 are for the others.
+		// From many addresses, because one address has too few ports.
 		if clients[i], err = dialLight(b.endpoint("implicit"), fmt.Sprintf("127.8.0.%d", 1+i%250)); err != nil {
 			return err
 		}
@@ -292,10 +291,10 @@ func TestIdleSessionsStay(t *testing.T) {
 	}); err != nil {
 		t.Fatalf("log in: %v", err)
 	}
-	t.Logf("%d sessions after %v; %s", n, time.Since(began), b.formatUsage(t))
+	t.Logf("%d sessions after %v; %s", n, time.Since(start), b.formatUsage(t))
 
-	took := pollClients(t, clients[:n/100], idle)
-	t.Logf("NOOP while %d idle, %s", n, formatLatencies(took))
+	latencies := pollClients(t, clients[:n/100], idle)
+	t.Logf("NOOP while %d idle, %s", n, formatLatencies(latencies))
 	t.Logf("after %v: %s", idle, b.formatUsage(t))
 	if sessions := b.sumMetric(t, "imapgate_sessions"); int(sessions) != n {
 		t.Errorf("%v sessions, of %d", sessions, n)
@@ -309,10 +308,10 @@ func TestIdleSessionsStay(t *testing.T) {
 	}); err != nil || dropped.Load() > 0 {
 		t.Errorf("%d of %d sessions were dropped", dropped.Load(), n)
 	}
-	t.Logf("dropped: %d; after everybody's NOOP: %s", dropped.Load(), b.formatUsage(t))
+	t.Logf("dropped: %d; after a NOOP of each client: %s", dropped.Load(), b.formatUsage(t))
 }
 
-// formatUsage says what the gateway process holds.
+// formatUsage returns a summary of the gateway process's resources.
 func (b *gatewayProcess) formatUsage(t *testing.T) string {
 	t.Helper()
 	return fmt.Sprintf("the gateway has %.0f MB, %.0f goroutines, %.0f descriptors, %.1f s of CPU",
@@ -320,7 +319,7 @@ func (b *gatewayProcess) formatUsage(t *testing.T) string {
 		b.sumMetric(t, "process_open_fds"), b.sumMetric(t, "process_cpu_seconds_total"))
 }
 
-// forEachClient calls do for every phone, 32 at a time.
+// forEachClient calls do for every client, 32 at a time.
 func forEachClient(clients []*lightClient, do func(i int) error) error {
 	var workers errgroup.Group
 	workers.SetLimit(32)
@@ -330,8 +329,7 @@ func forEachClient(clients []*lightClient, do func(i int) error) error {
 	return workers.Wait()
 }
 
-// pollClients lets every phone ask once a second, and gives how long the answers
-// took.
+// pollClients makes every client send NOOP once a second, and returns the latencies.
 func pollClients(t *testing.T, clients []*lightClient, duration time.Duration) []time.Duration {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), duration)
@@ -344,12 +342,12 @@ func pollClients(t *testing.T, clients []*lightClient, duration time.Duration) [
 			tick := time.NewTicker(time.Second)
 			defer tick.Stop()
 			for {
-				began := time.Now()
+				start := time.Now()
 				if err := p.exec("NOOP"); err != nil {
 					return err
 				}
 				mu.Lock()
-				all = append(all, time.Since(began))
+				all = append(all, time.Since(start))
 				mu.Unlock()
 				select {
 				case <-tick.C:
@@ -365,8 +363,8 @@ func pollClients(t *testing.T, clients []*lightClient, duration time.Duration) [
 	return all
 }
 
-// Logins arrive at a fixed rate, whether or not earlier ones are done, and all of
-// them go well; routes are Redis's.
+// Logins arrive at a fixed rate, independent of earlier ones, with routes in Redis. All must
+// succeed.
 func TestLoginsAtAFixedRateSucceed(t *testing.T) {
 	rate, long := testSize(50, 300), testSize(3, 60)
 	ca := testbed.NewCA(t)
@@ -374,12 +372,12 @@ func TestLoginsAtAFixedRateSucceed(t *testing.T) {
 	redis.CLI("HSET", "imapgate:default", "backend", "east")
 	b := startProcess(t, ca, eastBackendConf(ca, startStubProcess(t, ca)), fmt.Sprintf("redis: {addresses: [%q]}", redis.Address))
 	var mu sync.Mutex
-	var took []time.Duration
+	var latencies []time.Duration
 	var failures []error
 	var all sync.WaitGroup
-	began := time.Now()
+	start := time.Now()
 	for i := range rate * long {
-		<-time.After(time.Until(began.Add(time.Duration(i) * time.Second / time.Duration(rate))))
+		<-time.After(time.Until(start.Add(time.Duration(i) * time.Second / time.Duration(rate))))
 		all.Go(func() {
 			d, err := timedSession(b.endpoint("implicit"), fmt.Sprint("user", i))
 			mu.Lock()
@@ -387,26 +385,26 @@ func TestLoginsAtAFixedRateSucceed(t *testing.T) {
 			if err != nil {
 				failures = append(failures, err)
 			}
-			took = append(took, d)
+			latencies = append(latencies, d)
 		})
 	}
-	d := time.Since(began)
+	d := time.Since(start)
 	all.Wait()
-	t.Logf("%.1f logins/s for %v, connect to welcome, %s; %s", float64(len(took))/d.Seconds(), d, formatLatencies(took), b.formatUsage(t))
+	t.Logf("%.1f logins/s for %v, connect to welcome, %s; %s", float64(len(latencies))/d.Seconds(), d, formatLatencies(latencies), b.formatUsage(t))
 	if len(failures) > 0 {
-		t.Errorf("%d of %d logins failed, the first: %v", len(failures), len(took), failures[0])
+		t.Errorf("%d of %d logins failed, the first: %v", len(failures), len(latencies), failures[0])
 	}
 }
 
-// timedSession is a whole session; the time is that from connecting to the OK.
+// timedSession runs a session and returns the time from connecting to the OK of the login.
 func timedSession(e endpoint, user string) (time.Duration, error) {
-	began := time.Now()
+	start := time.Now()
 	p, err := dialLight(e, "")
 	if err != nil {
-		return time.Since(began), err
+		return time.Since(start), err
 	}
-	defer p.conn.Close() // it has logged out
+	defer p.conn.Close() // logged out
 	err = p.exec("LOGIN " + user + " " + password)
-	elapsed := time.Since(began)
+	elapsed := time.Since(start)
 	return elapsed, errors.Join(err, p.exec("LOGOUT"))
 }

@@ -11,34 +11,34 @@ import (
 	"testing"
 )
 
-// password is every user's at every backend of these tests.
+// password is the password of every user at every backend of these tests.
 const password = "pw"
 
 // endpoint is where a client connects and how.
 type endpoint struct {
 	address  string
-	tls      *tls.Config // nil: no TLS at all
-	starttls bool        // TLS by STARTTLS instead of from the first byte
-	caFile   string      // whom tls trusts, for programs that read files
+	tls      *tls.Config // nil: no TLS
+	starttls bool        // STARTTLS instead of implicit TLS
+	caFile   string      // the trusted CA, for external programs
 }
 
-// endpointFunc says where a user's clients connect: directly at a backend, or at a
-// gateway, which it may first have to tell about the user.
+// endpointFunc returns the endpoint for a user's clients, at a backend or a gateway. It may
+// first set the user's route.
 type endpointFunc func(t testing.TB, user string) endpoint
 
-// scenarioRun is one run of a scenario through one entrance. It writes down what
-// every device says and sees.
+// scenarioRun is one run of a scenario at one endpoint. It records the transcript of every
+// client.
 type scenarioRun struct {
 	*testing.T
 
 	// Set once.
 	endpoint endpointFunc
-	side     string // part of the user names, so that two runs share no account
+	side     string // part of the user names, so that runs share no account
 
 	// Owned by the scenario.
 	clients  []*scenarioClient
 	accounts map[string]string // account to person
-	symbols  map[string]string // number to what stands for it in the transcript
+	symbols  map[string]string // number to its symbol in the transcript
 }
 
 // scenarioClient is one connection of one user.
@@ -48,13 +48,12 @@ type scenarioClient struct {
 	user        string
 	raw         *RawClient
 	transcript  []string   // one line each: "C: …" or "S: …"
-	outstanding []string   // commands sent and not answered yet: tag, then command
-	lastAnswer  []Response // the answer to the last command
+	outstanding []string   // tags and commands, alternating
+	lastAnswer  []Response // to the last command
 }
 
-// runScenario runs a scenario through an entrance and gives its transcript, device by
-// device: within a device the order is the protocol's, between devices it may
-// depend on the machine.
+// runScenario runs a scenario at an endpoint and returns its transcript, grouped by client:
+// the order between clients may vary.
 func runScenario(t *testing.T, scenario func(*scenarioRun), endpointOf endpointFunc, side string) []string {
 	t.Helper()
 	s := &scenarioRun{T: t, endpoint: endpointOf, side: side, accounts: map[string]string{}, symbols: map[string]string{}}
@@ -73,8 +72,8 @@ func runScenario(t *testing.T, scenario func(*scenarioRun), endpointOf endpointF
 	return all
 }
 
-// diffTranscripts shows the first place where two transcripts differ, with what led to
-// it; "" when they are equal.
+// diffTranscripts returns the first difference of two transcripts with the lines before it,
+// or "".
 func diffTranscripts(direct, through []string) string {
 	for i := range max(len(direct), len(through)) {
 		line := func(transcript []string) string {
@@ -91,15 +90,14 @@ func diffTranscripts(direct, through []string) string {
 	return ""
 }
 
-// account is the account of a person in this run.
+// account returns the account of a person in this run.
 func (s *scenarioRun) account(person string) string {
 	account := person + "." + s.side
 	s.accounts[account] = person
 	return account
 }
 
-// connect opens a connection up to its greeting, which says nothing of what IMAP
-// promises and stays out of the transcript.
+// connect opens a connection and reads the greeting, which the transcript omits.
 func (s *scenarioRun) connect(person string) *scenarioClient {
 	s.Helper()
 	d := &scenarioClient{run: s, user: s.account(person)}
@@ -125,8 +123,8 @@ func (s *scenarioRun) connect(person string) *scenarioClient {
 	return d
 }
 
-// login opens a connection and logs in. What the tagged OK says is compared: a
-// client must learn from it what the backend can do.
+// login opens a connection and logs in. The transcript has the tagged OK, because its
+// capabilities must be the backend's.
 func (s *scenarioRun) login(person string) *scenarioClient {
 	s.Helper()
 	d := s.connect(person)
@@ -143,20 +141,20 @@ func (s *scenarioRun) login(person string) *scenarioClient {
 	return d
 }
 
-// expectOK sends a command and wants OK; it gives the untagged responses, as they
-// stand in the transcript.
+// expectOK sends a command that must be answered OK. It returns the normalised untagged
+// responses.
 func (d *scenarioClient) expectOK(command string, literals ...[]byte) []string {
 	d.run.Helper()
 	return d.exec("OK", command, literals...)
 }
 
-// expectNO sends a command and wants NO.
+// expectNO sends a command that must be answered NO.
 func (d *scenarioClient) expectNO(command string, literals ...[]byte) []string {
 	d.run.Helper()
 	return d.exec("NO", command, literals...)
 }
 
-// exec sends a command and wants a tagged response with this status.
+// exec sends a command that must be answered with this status.
 func (d *scenarioClient) exec(status, command string, literals ...[]byte) []string {
 	d.run.Helper()
 	d.recordCommand(command, literals)
@@ -167,7 +165,7 @@ func (d *scenarioClient) exec(status, command string, literals ...[]byte) []stri
 	return d.checkAnswer(status, command, got)
 }
 
-// checkAnswer notes the answer to a command and wants its status.
+// checkAnswer records the responses to a command and checks its status.
 func (d *scenarioClient) checkAnswer(status, command string, got []Response) []string {
 	d.run.Helper()
 	before := len(d.transcript)
@@ -181,13 +179,13 @@ func (d *scenarioClient) checkAnswer(status, command string, got []Response) []s
 	return d.transcript[before:]
 }
 
-// appendMessage stores a message, at a fixed date so that two runs are alike.
+// appendMessage appends a message with a fixed date, so that two runs are equal.
 func (d *scenarioClient) appendMessage(mailbox string, message []byte, flags ...string) {
 	d.run.Helper()
 	d.expectOK(fmt.Sprintf(`APPEND %s (%s) "17-Jul-2024 02:44:25 -0700" {}`, mailbox, strings.Join(flags, " ")), message)
 }
 
-// lastNumber is what follows a word in the last answer, as the server wrote it.
+// lastNumber returns the original number after a word in the last responses.
 func (d *scenarioClient) lastNumber(word string) string {
 	d.run.Helper()
 	find := regexp.MustCompile(word + ` \(?(\d+)`)
@@ -196,11 +194,11 @@ func (d *scenarioClient) lastNumber(word string) string {
 			return m[1]
 		}
 	}
-	d.run.Fatalf("%s: no %s in the last answer: %v", d.user, word, d.lastAnswer)
+	d.run.Fatalf("%s: no %s in the last responses: %v", d.user, word, d.lastAnswer)
 	return ""
 }
 
-// send begins a command; take, in the same order, takes the answers.
+// send sends a command. receive returns the responses, in the same order.
 func (d *scenarioClient) send(command string) {
 	d.run.Helper()
 	d.record("C", command)
@@ -211,14 +209,14 @@ func (d *scenarioClient) send(command string) {
 	d.outstanding = append(d.outstanding, tag, command)
 }
 
-// receive reads up to the end of the oldest command sent, and wants OK.
+// receive reads up to the tagged response of the oldest command, which must be OK.
 func (d *scenarioClient) receive() []string {
 	d.run.Helper()
 	tag, command := d.outstanding[0], d.outstanding[1]
 	d.outstanding = d.outstanding[2:]
 	got, err := d.raw.ReadUntil(tag)
 	if err != nil {
-		d.run.Fatalf("%s: answer to %s: %v", d.user, command, err)
+		d.run.Fatalf("%s: response to %s: %v", d.user, command, err)
 	}
 	return d.checkAnswer("OK", command, got)
 }
@@ -239,7 +237,7 @@ func (d *scenarioClient) startIdle() {
 	}
 }
 
-// awaitResponse reads what comes unasked until a response is this one.
+// awaitResponse reads unsolicited responses up to this one.
 func (d *scenarioClient) awaitResponse(want string) {
 	d.run.Helper()
 	for {
@@ -263,20 +261,20 @@ func (d *scenarioClient) endIdle() {
 	d.receive()
 }
 
-// logout says goodbye and wants the connection closed after it.
+// logout sends LOGOUT and checks that the server closes the connection.
 func (d *scenarioClient) logout() {
 	d.run.Helper()
 	if got := d.expectOK("LOGOUT"); !strings.HasPrefix(got[0], "S: * BYE") {
 		d.run.Errorf("LOGOUT gave %q", got)
 	}
-	// A close without close_notify is common, and seen as an unexpected end.
+	// Many servers close without close_notify, which is an unexpected EOF.
 	if r, err := d.raw.Read(); !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 		d.run.Errorf("after LOGOUT: %q, %v", r.Text, err)
 	}
 }
 
-// expect fails the test unless one of the lines is exactly this response; more are
-// the same in the words of other servers.
+// expect fails the test unless one of the lines is exactly this response, or one of more, the
+// forms of other servers.
 func (d *scenarioClient) expect(got []string, want string, more ...string) {
 	d.run.Helper()
 	for _, line := range got {
@@ -287,12 +285,12 @@ func (d *scenarioClient) expect(got []string, want string, more ...string) {
 	d.run.Fatalf("%s: want %q; got:\n%s", d.user, want, strings.Join(got, "\n"))
 }
 
-// recordCommand writes a command down, with its literals.
+// recordCommand records a command with its literals.
 func (d *scenarioClient) recordCommand(command string, literals [][]byte) {
 	for _, literal := range literals {
 		at, marker := nextLiteralMarker(command)
 		if at < 0 {
-			return // Send will say so
+			return // Send reports it
 		}
 		shown := Response{Text: fmt.Sprintf("{%d}", len(literal)), Literals: [][]byte{literal}}.String()
 		command = command[:at] + shown + command[at+len(marker):]
@@ -300,8 +298,7 @@ func (d *scenarioClient) recordCommand(command string, literals [][]byte) {
 	d.record("C", command)
 }
 
-// record writes a line into the transcript, without what differs from one run to
-// another for good reasons, and gives it.
+// record adds a normalised line to the transcript and returns it.
 func (d *scenarioClient) record(direction, line string) string {
 	line = direction + ": " + d.run.normalise(line)
 	if !recent.MatchString(line) {
@@ -310,8 +307,8 @@ func (d *scenarioClient) record(direction, line string) string {
 	return line
 }
 
-// What differs from run to run. Which of two sessions is told \Recent is a race
-// of IMAP itself (RFC 3501 §2.3.2).
+// The parts that differ between runs. Which of two sessions gets \Recent is undefined
+// (RFC 3501 §2.3.2).
 var (
 	tagPrefix     = regexp.MustCompile(`^a\d+ `)
 	recent        = regexp.MustCompile(`^S: \* \d+ RECENT$`)
@@ -322,8 +319,7 @@ var (
 	qresync       = regexp.MustCompile(`(\(QRESYNC \()(\d+) (\d+)`)
 )
 
-// normalise replaces what two runs cannot have in common. Equal values stay
-// equal: the third UIDVALIDITY of a run is the same symbol wherever it stands.
+// normalise replaces the parts that differ between runs. Equal values get equal symbols.
 func (s *scenarioRun) normalise(line string) string {
 	line = tagPrefix.ReplaceAllString(line, "tag ")
 	line = serverTiming.ReplaceAllString(line, "")
@@ -346,7 +342,7 @@ func (s *scenarioRun) normalise(line string) string {
 	return line
 }
 
-// symbol names a number by when it was first seen.
+// symbol returns the symbol of a number, numbered by first occurrence.
 func (s *scenarioRun) symbol(number string) string {
 	if _, known := s.symbols[number]; !known {
 		s.symbols[number] = fmt.Sprintf("#%d", len(s.symbols)+1)

@@ -13,24 +13,23 @@ import (
 	"imapgate/proxy/mux"
 )
 
-// What IMAP promises to people, each promise as a script: what their devices
-// say, and what they must see. promises plays every script twice, directly at
-// the backend and through a gateway, and wants the devices to see the same.
+// Each scenario is a script of commands with the expected responses. checkScenarios runs it
+// directly at the backend and through a gateway, and compares the transcripts.
 
-// checkScenarios is run by every mode of the gateway.
+// checkScenarios runs all scenarios for one mode of the gateway.
 func checkScenarios(t *testing.T, backend mailServer, through endpointFunc) {
 	checkScenariosFiltered(t, backend, through, func(transcript []string) []string { return transcript })
 }
 
-// checkScenariosFiltered compares what but leaves of the transcripts.
+// checkScenariosFiltered is checkScenarios with filtered transcripts.
 func checkScenariosFiltered(t *testing.T, backend mailServer, through endpointFunc, filter func([]string) []string) {
-	if testbed.HasCyrus() { // which goes on offering ways to log in behind the login
+	if testbed.HasCyrus() { // which still offers login mechanisms after the login
 		other := filter
 		filter = func(transcript []string) []string { return other(filterTranscript(transcript)) }
 	}
-	for i, promise := range []struct {
-		name  string
-		keeps func(*scenarioRun)
+	for i, scenario := range []struct {
+		name string
+		run  func(*scenarioRun)
 	}{
 		{"two devices see each other's changes while idle", changesDuringIdle},
 		{"two devices see each other's changes by NOOP", changesByNoop},
@@ -40,24 +39,24 @@ func checkScenariosFiltered(t *testing.T, backend mailServer, through endpointFu
 		{"the server sorts and threads", serverSortsAndThreads},
 		{"a device that was offline catches up", offlineCatchesUp},
 		{"a large message is stored and read in parts", largeMessageInParts},
-		{"quota is told and kept", quotaIsKept},
+		{"quota is reported and enforced", quotaIsEnforced},
 		{"a mailbox is shared with another user", mailboxIsShared},
 		{"twenty connections of one user work at once", twentyConnections},
 		{"commands sent together are answered in order", commandsTogether},
 	} {
-		t.Run(promise.name, func(t *testing.T) {
+		t.Run(scenario.name, func(t *testing.T) {
 			t.Parallel()
-			// Every run has accounts of its own, with names of one length.
-			direct := runScenario(t, promise.keeps, directEndpoint(backend), fmt.Sprintf("d%02d", i))
-			if d := diffTranscripts(filter(direct), filter(runScenario(t, promise.keeps, through, fmt.Sprintf("g%02d", i)))); d != "" {
+			// Every run has its own accounts, with names of equal length.
+			direct := runScenario(t, scenario.run, directEndpoint(backend), fmt.Sprintf("d%02d", i))
+			if d := diffTranscripts(filter(direct), filter(runScenario(t, scenario.run, through, fmt.Sprintf("g%02d", i)))); d != "" {
 				t.Errorf("the gateway (+++) differs from the backend (---):\n%s", d)
 			}
 		})
 	}
 }
 
-// startScenarioBackend is a server on which every promise can be kept; only a user
-// named small has little room.
+// startScenarioBackend starts a server that supports every scenario. Users named small have a
+// small quota.
 func startScenarioBackend(t *testing.T) mailServer {
 	t.Helper()
 	if testbed.HasCyrus() {
@@ -72,17 +71,17 @@ func startScenarioBackend(t *testing.T) mailServer {
 	return testbed.StartDovecot(t, testbed.DovecotConfig{Password: password, SmallQuota: "1M"})
 }
 
-func TestGatewayKeepsIMAPPromises(t *testing.T) {
+func TestGatewayPassesIMAPScenarios(t *testing.T) {
 	backend := startScenarioBackend(t)
 	checkScenarios(t, backend, gatewayEndpoint(t, backend))
 }
 
-func TestGatewayKeepsIMAPPromisesWithoutTLS(t *testing.T) {
+func TestGatewayPassesIMAPScenariosWithoutTLS(t *testing.T) {
 	backend := startScenarioBackend(t)
 	checkScenarios(t, backend, plainGatewayEndpoint(t, backend))
 }
 
-// The comparison itself must notice a single response too many.
+// The comparison must detect a single extra response.
 func TestExtraResponseIsDetected(t *testing.T) {
 	backend := startScenarioBackend(t)
 	injector := faultproxy.Start(t, backend.Endpoints().Plain)
@@ -106,13 +105,13 @@ func TestEveryBackendListenerBehavesTheSame(t *testing.T) {
 	at := backend.Endpoints()
 	secured := at.CA.ClientTLS(testbed.DovecotName)
 	direct := runScenario(t, messagesMove, directEndpoint(backend), "d")
-	for way, e := range map[string]endpoint{
+	for name, e := range map[string]endpoint{
 		"plain":    {address: at.Plain},
 		"STARTTLS": {address: at.Plain, tls: secured, starttls: true},
 	} {
 		through := func(testing.TB, string) endpoint { return e }
-		if d := diffTranscripts(direct, runScenario(t, messagesMove, through, strings.ToLower(way))); d != "" {
-			t.Errorf("%s:\n%s", way, d)
+		if d := diffTranscripts(direct, runScenario(t, messagesMove, through, strings.ToLower(name))); d != "" {
+			t.Errorf("%s:\n%s", name, d)
 		}
 	}
 }
@@ -162,7 +161,7 @@ func changesByNoop(s *scenarioRun) {
 	}
 	phone.expect(phone.expectOK("NOOP"), "* 1 EXPUNGE")
 	phone.expect(phone.expectOK("FETCH 1 (UID)"), "* 1 FETCH (UID 2)")
-	// From here the other way round.
+	// From here in the other direction.
 	phone.expectOK(`STORE 1 -FLAGS (\Seen)`)
 	laptop.expect(laptop.expectOK("NOOP"), "* 1 FETCH (FLAGS ($Forwarded))")
 	phone.expect(phone.expectOK("STATUS INBOX (MESSAGES UIDNEXT UNSEEN)"), "* STATUS INBOX (MESSAGES 2 UIDNEXT 4 UNSEEN 2)")
@@ -172,7 +171,7 @@ func mailboxesChange(s *scenarioRun) {
 	phone, laptop := s.login("amy"), s.login("amy")
 	phone.expectOK("CREATE Work/2024/July")
 	phone.expectOK("CREATE {}", []byte("R&AOk-sum&AOk-s")) // Résumés, in modified UTF-7 (RFC 3501 §5.1.3)
-	if !testbed.HasCyrus() {                               // which allows neither
+	if !testbed.HasCyrus() {                               // which allows neither name
 		phone.expectOK(`CREATE "with \"quotes\" and \\backslash"`)
 	}
 	laptop.expect(laptop.expectOK(`LIST "" *`), `* LIST (\HasNoChildren) "/" Work/2024/July`)
@@ -188,8 +187,8 @@ func mailboxesChange(s *scenarioRun) {
 	laptop.expectOK("UNSUBSCRIBE Work/2024/July")
 	laptop.expectOK("DELETE Work/old/July")
 	phone.expectNO("DELETE Work/old/July")
-	if !testbed.HasCyrus() { // where every user has one from the start
-		phone.expectOK("CREATE INBOX") // the real one exists only once mail has come
+	if !testbed.HasCyrus() { // where INBOX exists from the start
+		phone.expectOK("CREATE INBOX") // it exists only after the first message
 	}
 	phone.expectNO("CREATE INBOX")
 	phone.expectNO("APPEND Nowhere {}", newMessage("lost"))
@@ -210,7 +209,7 @@ func messagesMove(s *scenarioRun) {
 	d.expect(d.expectOK("UID EXPUNGE 2"), "* 2 EXPUNGE")
 	d.expectNO("UID COPY 1 Nowhere")
 	d.expect(d.expectOK("SEARCH ALL"), "* SEARCH 1 2")
-	d.expectOK("CLOSE") // removes what is \Deleted, in silence
+	d.expectOK("CLOSE") // removes \Deleted messages without responses
 	d.expect(d.expectOK("EXAMINE INBOX"), "* 0 EXISTS")
 	d.expectOK("UNSELECT")
 	d.expect(d.expectOK("SELECT Archive"), "* 4 EXISTS")
@@ -244,7 +243,7 @@ func serverSearches(s *scenarioRun) {
 		d.expect(d.expectOK("SEARCH "+search.key), "* SEARCH "+search.want)
 	}
 	d.expect(d.expectOK("SEARCH CHARSET UTF-8 SUBJECT {}", []byte("CAFÉ")), "* SEARCH 3")
-	if !testbed.HasCyrus() { // which finds nothing, and says OK
+	if !testbed.HasCyrus() { // which finds no message and sends OK
 		d.expectNO("SEARCH CHARSET X-UNKNOWN SUBJECT a")
 	}
 	found := d.expectOK("UID SEARCH RETURN (MIN MAX COUNT ALL) SEEN")
@@ -253,7 +252,7 @@ func serverSearches(s *scenarioRun) {
 	if !strings.Contains(d.transcript[0], " SEARCHRES") {
 		return
 	}
-	d.expectOK("UID SEARCH RETURN (SAVE) UNSEEN") // RFC 5182: $ is what was found
+	d.expectOK("UID SEARCH RETURN (SAVE) UNSEEN") // RFC 5182: $ is the result
 	d.expect(d.expectOK("UID FETCH $ (FLAGS)"), `* 2 FETCH (UID 2 FLAGS (\Flagged))`, `* 2 FETCH (FLAGS (\Flagged) UID 2)`)
 }
 
@@ -290,7 +289,7 @@ func offlineCatchesUp(s *scenarioRun) {
 	laptop.expectOK("EXPUNGE")
 	laptop.appendMessage("INBOX", newMessage("the eleventh"), `\Flagged`)
 
-	// With CONDSTORE alone (RFC 7162 §3.1) the phone asks for changes itself.
+	// With CONDSTORE alone (RFC 7162 §3.1) the phone requests changes by CHANGEDSINCE.
 	phone = s.login("amy")
 	phone.expectOK("SELECT INBOX (CONDSTORE)")
 	phone.expectOK("UID FETCH 1:* (FLAGS) (CHANGEDSINCE " + known + ")")
@@ -298,7 +297,7 @@ func offlineCatchesUp(s *scenarioRun) {
 	phone.expectOK("UID SEARCH MODSEQ " + known)
 	phone.logout()
 
-	// With QRESYNC (RFC 7162 §3.2) SELECT tells it everything.
+	// With QRESYNC (RFC 7162 §3.2) SELECT reports all changes.
 	phone = s.login("amy")
 	if enabled := phone.expectOK("ENABLE QRESYNC")[0]; !strings.HasPrefix(enabled, "S: * ENABLED ") || !strings.HasSuffix(enabled, " QRESYNC") {
 		s.Errorf("ENABLE QRESYNC gave %q", enabled)
@@ -337,7 +336,7 @@ func largeMessageInParts(s *scenarioRun) {
 	if !bytes.Equal(read.Bytes(), film) {
 		s.Error("the parts are not the message")
 	}
-	d.expectOK(fmt.Sprintf("FETCH 1 (BODY.PEEK[]<%d.100>)", len(film)-10)) // over the end
+	d.expectOK(fmt.Sprintf("FETCH 1 (BODY.PEEK[]<%d.100>)", len(film)-10)) // beyond the end
 	d.expectOK("FETCH 1 (BODY.PEEK[1] BODY.PEEK[2.MIME] BODY.PEEK[HEADER])")
 	d.expectOK("FETCH 2 (BODY.PEEK[])")
 	if !bytes.Equal(d.lastAnswer[0].Literals[0], film) {
@@ -348,7 +347,7 @@ func largeMessageInParts(s *scenarioRun) {
 	d.logout()
 }
 
-func quotaIsKept(s *scenarioRun) {
+func quotaIsEnforced(s *scenarioRun) {
 	if testbed.HasCyrus() {
 		s.Skip("the test bed gives quotas to users of Dovecot alone")
 	}
@@ -392,7 +391,7 @@ func mailboxIsShared(s *scenarioRun) {
 	bob.expectOK(`STORE 1 +FLAGS (\Seen)`)
 	amy.awaitResponse(`* 1 FETCH (FLAGS (\Seen))`)
 	amy.endIdle()
-	// Without t and e he marks nothing as deleted and removes nothing.
+	// Without the rights t and e he cannot mark messages as deleted or expunge them.
 	bob.expectOK(`STORE 1 +FLAGS (\Deleted)`)
 	bob.expectOK("EXPUNGE")
 	bob.expect(bob.expectOK("SEARCH ALL"), "* SEARCH 1 2")
@@ -419,7 +418,7 @@ func twentyConnections(s *scenarioRun) {
 			d.receive()
 		}
 	}
-	// First one alone: Dovecot 2.3 may lock itself up when twenty make one INBOX.
+	// One message first, because Dovecot 2.3 may deadlock when twenty sessions create INBOX.
 	all[0].appendMessage("INBOX", newMessage("hello"))
 	together("SELECT INBOX")
 	all[0].appendMessage("INBOX", messageOfSize(100<<10, "to all"))
@@ -440,13 +439,13 @@ func commandsTogether(s *scenarioRun) {
 	d := s.login("amy")
 	d.appendMessage("INBOX", newMessage("one"))
 	d.expectOK("SELECT INBOX")
-	// In one write, so that they meet in one buffer wherever they pass.
+	// In one write, so that they arrive in one buffer.
 	const n = 50
 	batch := strings.Repeat("b FETCH 1 (UID BODY.PEEK[TEXT])\r\n", n)
 	if _, err := io.WriteString(d.raw, batch); err != nil {
 		s.Fatal(err)
 	}
-	// The server may work on several at once: their answers may mingle.
+	// The server may execute several at once and interleave their responses.
 	seen := map[string]int{}
 	for seen["b OK"] < n {
 		r, err := d.raw.Read()
@@ -469,21 +468,21 @@ func commandsTogether(s *scenarioRun) {
 	d.expect(d.checkAnswer("OK", "three commands", got), "* SEARCH 1")
 }
 
-func TestReuseKeepsIMAPPromises(t *testing.T) {
+func TestReusePassesIMAPScenarios(t *testing.T) {
 	backend := startScenarioBackend(t)
 	checkScenariosFiltered(t, backend, muxGatewayEndpoint(t, backend, mux.Reuse), filterTranscript)
 }
 
-func TestResumeKeepsIMAPPromises(t *testing.T) {
+func TestResumePassesIMAPScenarios(t *testing.T) {
 	backend := startScenarioBackend(t)
 	checkScenariosFiltered(t, backend, muxGatewayEndpoint(t, backend, mux.Resume), filterTranscript)
 }
 
-// taggedOK is a tagged OK, however the server words it.
+// taggedOK matches a tagged OK with any text.
 var taggedOK = regexp.MustCompile(`^b OK .*`)
 
-// filterTranscript is a transcript without what a gateway may say in its own words where
-// it reads the commands: human text, and which capabilities it offers.
+// filterTranscript removes from a transcript what a gateway that reads commands may change:
+// human-readable text and the list of capabilities.
 func filterTranscript(transcript []string) []string {
 	var kept []string
 	for _, line := range transcript {

@@ -11,8 +11,8 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// startProofGateway is a gateway before a Dovecot that takes its word. The block auth
-// is as it stands in the file; more follows the block tls, or goes on with it.
+// startProofGateway starts a gateway that logs in as master at a Dovecot. auth is the content
+// of the block auth. more follows the block tls, or adds keys to it.
 func startProofGateway(t *testing.T, auth, more string) (*gatewayProcess, *testbed.CA) {
 	t.Helper()
 	ca := testbed.NewCA(t)
@@ -39,8 +39,8 @@ func writeSecretFile(t *testing.T, text string) string {
 	return path
 }
 
-// Dovecot's own tool makes what is stored, and libsasl2 is what the client
-// speaks: neither knows of the other, or of us.
+// The hash comes from Dovecot's own tool and the client uses libsasl2, two independent
+// implementations.
 func TestMbsyncLogsInBySCRAMWithADoveadmHash(t *testing.T) {
 	t.Parallel()
 	mbsync := testbed.FindProgram(t, "mbsync", "isync")
@@ -48,12 +48,12 @@ func TestMbsyncLogsInBySCRAMWithADoveadmHash(t *testing.T) {
 		t.Skip("libsasl2 has no SCRAM here: libsasl2-modules")
 	}
 	stored := hashForSCRAM(t, password)
-	people := filepath.Join(t.TempDir(), "people")
-	if err := os.WriteFile(people, []byte("alice@example.org:"+stored), 0o600); err != nil {
+	passwdFile := filepath.Join(t.TempDir(), "passwd")
+	if err := os.WriteFile(passwdFile, []byte("alice@example.org:"+stored), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	b, _ := startProofGateway(t, fmt.Sprintf("methods: [file], file: {path: %s}, mechanisms: [SCRAM-SHA-256-PLUS, SCRAM-SHA-256], scram_secret_file: %s",
-		people, writeSecretFile(t, "a secret of all gateways")), "")
+		passwdFile, writeSecretFile(t, "a secret of all gateways")), "")
 	e := b.endpoint("implicit")
 	if out, err := runMbsyncSCRAM(t, mbsync, e, password); err != nil {
 		t.Fatalf("%v\n%s", err, out)
@@ -67,7 +67,7 @@ func TestMbsyncLogsInBySCRAMWithADoveadmHash(t *testing.T) {
 	}
 }
 
-// hashForSCRAM is what Dovecot's tool stores of a password for SCRAM, a line.
+// hashForSCRAM returns the line that doveadm makes of a password for SCRAM.
 func hashForSCRAM(t *testing.T, password string) string {
 	t.Helper()
 	stored, err := testbed.Command(t, "doveadm", "dovecot-core", "pw", "-s", "SCRAM-SHA-256", "-p", password).Output()
@@ -83,15 +83,15 @@ func runMbsyncSCRAM(t *testing.T, mbsync string, e endpoint, password string) ([
 	return exec.Command(mbsync, "-c", mbsyncrc(t, e, mbsyncAccount{"alice@example.org", password, "SCRAM-SHA-256"}), "all").CombinedOutput()
 }
 
-// curl shows its certificate and says nothing else.
+// curl authenticates by its certificate alone (EXTERNAL).
 func TestCurlLogsInWithACertificate(t *testing.T) {
 	t.Parallel()
 	curl := testbed.FindProgram(t, "curl", "curl")
-	people, clients := filepath.Join(t.TempDir(), "people"), testbed.NewCA(t)
-	if err := os.WriteFile(people, []byte("alice@example.org:{PLAIN}x\n"), 0o600); err != nil {
+	passwdFile, clients := filepath.Join(t.TempDir(), "passwd"), testbed.NewCA(t)
+	if err := os.WriteFile(passwdFile, []byte("alice@example.org:{PLAIN}x\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	b, ca := startProofGateway(t, fmt.Sprintf("methods: [file], file: {path: %s}, default_domain: example.org, external: {san: dns}", people), "  client_ca: "+clients.File)
+	b, ca := startProofGateway(t, fmt.Sprintf("methods: [file], file: {path: %s}, default_domain: example.org, external: {san: dns}", passwdFile), "  client_ca: "+clients.File)
 	_, port := splitAddress(t, b.endpoint("implicit").address)
 	fetch := func(args ...string) ([]byte, error) {
 		args = append(args, "--silent", "--show-error", "--cacert", ca.File, "--user", ":", "--login-options", "AUTH=EXTERNAL",
@@ -109,8 +109,8 @@ func TestCurlLogsInWithACertificate(t *testing.T) {
 	if out, err := fetch("--cert", two, "--key", twoKey); err == nil {
 		t.Errorf("with two names as well:\n%s", out)
 	}
-	stranger, strangerKey := ca.Issue(t, "alice")
-	if out, err := fetch("--cert", stranger, "--key", strangerKey); err == nil {
+	unsigned, unsignedKey := ca.Issue(t, "alice")
+	if out, err := fetch("--cert", unsigned, "--key", unsignedKey); err == nil {
 		t.Errorf("with a certificate of another authority as well:\n%s", out)
 	}
 }

@@ -21,7 +21,7 @@ import (
 	"imapgate/internal/testbed/openid"
 )
 
-// encodings are the ways in which a secret could show, also backwards.
+// encodings returns the forms in which a secret could appear, also reversed.
 func encodings(secret string) []string {
 	backwards := []byte(secret)
 	slices.Reverse(backwards)
@@ -30,15 +30,15 @@ func encodings(secret string) []string {
 
 func forwardEncodings(secret string) []string {
 	all := []string{secret, hex.EncodeToString([]byte(secret)), url.QueryEscape(secret), url.PathEscape(secret)}
-	for before := range 3 { // the bytes before it shift base64
+	for before := range 3 { // preceding bytes shift base64
 		coded := base64.RawStdEncoding.EncodeToString([]byte(strings.Repeat("\x00", before) + secret))
 		all = append(all, coded[4:len(coded)-3])
 	}
 	return all
 }
 
-// checkNoSecrets looks for secrets in everything that a gateway has shown: log, audit
-// and metrics.
+// checkNoSecrets searches for secrets in all output of a gateway: log, audit log and
+// metrics.
 func (b *gatewayProcess) checkNoSecrets(t *testing.T, secrets map[string]string) {
 	t.Helper()
 	record, err := os.ReadFile(filepath.Join(b.dir, "audit"))
@@ -66,9 +66,9 @@ func TestAuthServerSecretsAreNotRecorded(t *testing.T) {
 		w.Header().Set("Auth-Status", "OK")
 		switch password, _ := url.PathUnescape(r.Header.Get("Auth-Pass")); password {
 		case wrong:
-			w.Header().Set("Auth-Status", "denied "+password) // as careless ones have it
+			w.Header().Set("Auth-Status", "denied "+password) // as a careless auth server would
 		case "confused":
-			w.Header().Set("Auth-Pass", given+"\x7f") // is no password
+			w.Header().Set("Auth-Pass", given+"\x7f") // an invalid password
 		}
 	}))
 	t.Cleanup(page.Close)
@@ -89,13 +89,13 @@ func TestExchangeSecretsAreNotRecorded(t *testing.T) {
 	t.Parallel()
 	const salts, right = "CANARY5/of the salts+", "CANARY6/of the proof+"
 	verifier := hashForSCRAM(t, right)
-	people := filepath.Join(t.TempDir(), "people")
-	if err := os.WriteFile(people, []byte(tokenUser+":"+verifier+"\n"), 0o600); err != nil {
+	passwdFile := filepath.Join(t.TempDir(), "passwd")
+	if err := os.WriteFile(passwdFile, []byte(tokenUser+":"+verifier+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	p := openid.Start(t, tokenUser)
 	b, _ := startProofGateway(t, fmt.Sprintf("methods: [file, oauth], file: {path: %s}, mechanisms: [SCRAM-SHA-256, OAUTHBEARER, XOAUTH2, PLAIN], scram_secret_file: %s, "+
-		"oauth: {introspection_url: %q, client_id: %s, client_secret_file: %s, scope: email}", people, writeSecretFile(t, salts),
+		"oauth: {introspection_url: %q, client_id: %s, client_secret_file: %s, scope: email}", passwdFile, writeSecretFile(t, salts),
 		p.IntrospectionURL(), openid.OpaqueClient, writeSecretFile(t, openid.ClientSecret)), "log: {level: debug}")
 	token := p.Login(t, openid.OpaqueClient, tokenUser).Access
 	secrets := map[string]string{"the salts' secret": salts, "the password": right, "the client's secret": openid.ClientSecret, "the token": token, "a changed token": token + "CANARY7"}
@@ -123,11 +123,11 @@ func TestExchangeSecretsAreNotRecorded(t *testing.T) {
 	b.checkNoSecrets(t, secrets)
 }
 
-// echoBackend is a backend that repeats what it was told last, in every answer that a backend
-// can give and in every shape.
+// echoBackend is a backend that repeats the last secret in every kind of response, in every
+// encoding.
 type echoBackend struct{ lastSecret atomic.Value }
 
-// serve ends with the connection.
+// serve serves one connection until it ends.
 func (p *echoBackend) serve(nc net.Conn) {
 	words, _ := p.lastSecret.Load().([]string)
 	if len(words) == 0 {
@@ -164,8 +164,8 @@ func (p *echoBackend) serve(nc net.Conn) {
 	}
 }
 
-// answer is one of parroted with the password in the shape that the user's name has the
-// number of.
+// answer returns a response with the password. The user name contains the numbers of the
+// response and of the encoding.
 func (p *echoBackend) answer(user, password string) string {
 	var answerIndex, encodingIndex int
 	_, _ = fmt.Sscanf(user, "parrot%d.%d", &answerIndex, &encodingIndex)
@@ -192,9 +192,9 @@ func TestPasswordsEchoedByABackendAreNotRecorded(t *testing.T) {
 			"routing: {source: static, static: {default: east}}\nlimits: {exempt_networks: [127.0.0.0/8]}\nauth: {default_domain: example.org}")
 		var clients []*RawClient
 		for form := range echoAnswers {
-			for turn := range 4 { // every shape in some form, and every form in some shapes
+			for turn := range 4 { // each encoding in some response, and each response with some encodings
 				c := mustDial(t, b.endpoint("implicit"), "")
-				last := "b SELECT INBOX\r\n" // answered BYE, in a mailbox or before it
+				last := "b SELECT INBOX\r\n" // answered BYE, with or without a selected mailbox
 				if turn%2 > 0 {
 					last = "b EXAMINE INBOX\r\nc COPY 1 box\r\n"
 				}

@@ -18,11 +18,11 @@ import (
 	"imapgate/proxy/upstream"
 )
 
-// smallServers are mail servers that can do less than Dovecot and Cyrus; each starts with
-// these users and says where it is.
+// smallServers are mail servers with fewer extensions than Dovecot and Cyrus. start creates
+// these users and returns the server's address.
 var smallServers = []struct {
 	name   string
-	prefix string // of the mailboxes of a user
+	prefix string // of a user's mailbox names
 	start  func(t testing.TB, users ...string) (address string)
 }{
 	{"go-imap", "", startMemory},
@@ -53,7 +53,7 @@ func startMemory(t testing.TB, users ...string) string {
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
-		_ = server.Serve(l) // until it is closed
+		_ = server.Serve(l) // returns when closed
 	}()
 	t.Cleanup(func() {
 		_ = server.Close()
@@ -71,14 +71,14 @@ func startPlainGateway(t testing.TB, address, mode string) *gateway {
 	})
 }
 
-// longNumber are what no two mailboxes or moments have alike.
+// longNumber matches numbers that differ between mailboxes or times.
 var longNumber = regexp.MustCompile(`\b[0-9]{6,}\b`)
 
-// runAnswers plays a script and gives what was answered.
+// runAnswers runs a script and returns the responses.
 func runAnswers(t *testing.T, client *RawClient, user, prefix string) string {
 	t.Helper()
 	requireOK(t, client, "LOGIN "+user+" "+password)
-	var said strings.Builder
+	var answers strings.Builder
 	for _, step := range []struct {
 		command  string
 		literals [][]byte
@@ -109,14 +109,13 @@ func runAnswers(t *testing.T, client *RawClient, user, prefix string) string {
 		if err != nil {
 			t.Fatalf("%s: %v", step.command, err)
 		}
-		said.WriteString("C: " + step.command + "\n" + longNumber.ReplaceAllString(formatResponses(got), "N"))
+		answers.WriteString("C: " + step.command + "\n" + longNumber.ReplaceAllString(formatResponses(got), "N"))
 	}
 	requireOK(t, client, "LOGOUT")
-	return said.String()
+	return answers.String()
 }
 
-// A server with few extensions says in every mode what it says to a client that asks
-// it directly.
+// A server with few extensions gives the same responses in every mode as to a direct client.
 func TestASmallServerAnswersAsDirectly(t *testing.T) {
 	t.Parallel()
 	for _, server := range smallServers {
@@ -127,7 +126,7 @@ func TestASmallServerAnswersAsDirectly(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer direct.Close() // it has logged out
+			defer direct.Close() // logged out
 			if _, err := direct.Read(); err != nil {
 				t.Fatal(err)
 			}
@@ -142,8 +141,8 @@ func TestASmallServerAnswersAsDirectly(t *testing.T) {
 	}
 }
 
-// Connections are used again also where a server has no UNSELECT, and leaving the
-// mailbox expunges nothing.
+// Upstreams are reused even if a server has no UNSELECT, and closing the mailbox expunges no
+// message.
 func TestConnectionsOfASmallServerAreReusedAndNothingIsExpunged(t *testing.T) {
 	t.Parallel()
 	const user, sessions = "alice", 6

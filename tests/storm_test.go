@@ -23,8 +23,8 @@ import (
 
 const stormUserCount = 50
 
-// Fifty users whose mail names them, on two backends; a thousand sessions, many
-// of which break off somewhere. Nobody ever sees a byte of another's mail.
+// Fifty users with marked mail on two backends run a thousand sessions, many of which are
+// aborted. No user ever gets a byte of another user's mail.
 func TestInAStormOfSessionsUsersSeeOnlyTheirMail(t *testing.T) {
 	t.Parallel()
 	ca := testbed.NewCA(t)
@@ -53,26 +53,26 @@ func TestInAStormOfSessionsUsersSeeOnlyTheirMail(t *testing.T) {
 	t.Logf("%d sessions: %d whole, %d broken off; %d marks seen, %d of others",
 		w.nextSession.Load()-24, w.completed.Load(), w.aborted.Load(), w.marksSeen.Load(), w.foreignMarks.Load())
 	if w.foreignMarks.Load() > 0 {
-		t.Errorf("%d marks of other people were seen", w.foreignMarks.Load())
+		t.Errorf("%d marks of other users were received", w.foreignMarks.Load())
 	}
 	if w.completed.Load() < w.sessions/10 || w.aborted.Load() < w.sessions/10 {
-		t.Error("the storm is none: too few sessions of one kind")
+		t.Error("too few sessions of one kind")
 	}
 	if violations := strings.Count(g.readFile("audit"), "identity_violation"); violations > 0 {
 		t.Errorf("%d logins came out at another user", violations)
 	}
 }
 
-// markedMail is a user's mail: 16 KB in which every line names the user.
+// markedMail returns a message of 16 KB in which every line names the user.
 func markedMail(user string) []byte {
 	m := newMessage("of=" + user + ";")
 	for len(m) < 16<<10 {
-		m = append(m, "all of this line is of="+user+"; and of nobody else\r\n"...)
+		m = append(m, "all of this line is of="+user+"; and of no other user\r\n"...)
 	}
 	return m
 }
 
-// markOwners yields the users that a line of marked mail names.
+// markOwners yields the users named in a line of marked mail.
 func markOwners(line string) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		for {
@@ -86,7 +86,7 @@ func markOwners(line string) iter.Seq[string] {
 	}
 }
 
-// stormTest is a storm and what was seen in it.
+// stormTest is a gateway and the counts of its sessions.
 type stormTest struct {
 	// Set once.
 	g        *gateway
@@ -95,8 +95,8 @@ type stormTest struct {
 	nextSession, completed, aborted, marksSeen, foreignMarks atomic.Int64
 }
 
-// runSessions makes sessions, one after the other, until there were enough. What a session
-// is depends on the seed and its number alone.
+// runSessions runs sessions one after the other until enough were run. A session depends
+// only on the seed and its number.
 func (w *stormTest) runSessions(seed uint64) error {
 	for n := w.nextSession.Add(1); n <= w.sessions; n = w.nextSession.Add(1) {
 		random := rand.New(rand.NewPCG(seed, uint64(n)))
@@ -109,15 +109,15 @@ func (w *stormTest) runSessions(seed uint64) error {
 	return nil
 }
 
-// runSession reads its user's mail, all of it in one go or command by command, and
-// may break off after any byte it reads.
+// runSession fetches its user's mail, pipelined or command by command, and may abort after
+// any received byte.
 func (w *stormTest) runSession(e endpoint, user string, random *rand.Rand) error {
 	conn, err := net.DialTimeout("tcp", e.address, Timeout)
 	if err != nil {
 		return err
 	}
 	tcp := conn.(*net.TCPConn)
-	defer tcp.Close() // whatever has become of it
+	defer tcp.Close() // in any state
 	if e.tls != nil {
 		conn = tls.Client(conn, e.tls)
 	}
@@ -138,7 +138,7 @@ func (w *stormTest) runSession(e endpoint, user string, random *rand.Rand) error
 	return w.checkOwners(io.LimitReader(conn, readLimit), user)
 }
 
-// checkOwners looks at every line and ends with the stream.
+// checkOwners checks every line up to the end of the stream.
 func (w *stormTest) checkOwners(r io.Reader, user string) error {
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {

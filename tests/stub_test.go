@@ -14,30 +14,29 @@ import (
 	"imapgate/internal/testbed"
 )
 
-// stubEnv in the environment turns the test program into a stub backend: the
-// files of its certificate and its key, joined by a comma.
+// stubEnv is the environment variable that turns the test program into a stub backend. Its
+// value is the paths of certificate and key, joined by a comma.
 const stubEnv = "IMAPGATE_TESTS_STUB"
 
-// stubBackend is a backend that lets everybody in and does as little as IMAP allows, so
-// that thousands of sessions cost a test nothing but the gateway's share. What a
-// real backend does with a session is the other tests' matter.
+// stubBackend is a minimal backend that accepts every login, so that tests with thousands of
+// sessions measure the gateway. Other tests use real backends.
 type stubBackend struct {
 	// Set once.
 	listener net.Listener
-	serve    func(net.Conn) // one connection, until it ends
+	serve    func(net.Conn) // serves one connection until it ends
 	wg       sync.WaitGroup // accept and every connection
 
 	mu    sync.Mutex
 	conns map[net.Conn]struct{} // Guarded by mu.
 }
 
-// startStub starts one in this process.
+// startStub starts a stub in this process.
 func startStub(t testing.TB, conf *tls.Config) *stubBackend {
 	t.Helper()
 	return startStubWith(t, conf, serveMinimal)
 }
 
-// startStubWith starts one that has its own way to talk.
+// startStubWith starts a stub with another serve function.
 func startStubWith(t testing.TB, conf *tls.Config, serve func(net.Conn)) *stubBackend {
 	t.Helper()
 	s, err := listenStub(conf, serve)
@@ -63,7 +62,7 @@ func listenStub(conf *tls.Config, serve func(net.Conn)) (*stubBackend, error) {
 
 func (s *stubBackend) address() string { return s.listener.Addr().String() }
 
-// accept ends when the listener closes.
+// accept accepts connections until the listener is closed.
 func (s *stubBackend) accept() {
 	for {
 		conn, err := s.listener.Accept()
@@ -83,7 +82,7 @@ func (s *stubBackend) accept() {
 	}
 }
 
-// serveMinimal answers one connection until it ends.
+// serveMinimal serves one connection until it ends.
 func serveMinimal(conn net.Conn) {
 	const capabilities = "CAPABILITY IMAP4rev1 SASL-IR LITERAL+ ID AUTH=PLAIN"
 	if _, err := io.WriteString(conn, "* OK ["+capabilities+"] ready\r\n"); err != nil {
@@ -110,7 +109,7 @@ func serveMinimal(conn net.Conn) {
 	}
 }
 
-// close ends it and waits.
+// close closes listener and connections and waits for their goroutines.
 func (s *stubBackend) close() {
 	_ = s.listener.Close()
 	s.mu.Lock()
@@ -121,7 +120,7 @@ func (s *stubBackend) close() {
 	s.wg.Wait()
 }
 
-// stubMain is what the test program does as a stub backend, until it is ended.
+// stubMain runs the test program as a stub backend until it is killed.
 func stubMain(files string) error {
 	cert, key, _ := strings.Cut(files, ",")
 	pair, err := tls.LoadX509KeyPair(cert, key)
@@ -137,8 +136,8 @@ func stubMain(files string) error {
 	return nil
 }
 
-// startStubProcess starts a stub backend with TLS in a process of its own, which
-// has descriptors of its own, and gives its address.
+// startStubProcess starts a stub backend with TLS in a separate process, which has its own
+// descriptors, and returns its address.
 func startStubProcess(t testing.TB, ca *testbed.CA) string {
 	t.Helper()
 	cert, key := ca.Issue(t, testbed.DovecotName)
@@ -147,7 +146,7 @@ func startStubProcess(t testing.TB, ca *testbed.CA) string {
 		t.Fatal(err)
 	}
 	address := ""
-	err = p.WaitUntil("say where it listens", func() bool {
+	err = p.WaitUntil("print its address", func() bool {
 		_, rest, listening := strings.Cut(p.Output(), "listening on ")
 		line, _, complete := strings.Cut(rest, "\n")
 		address = line

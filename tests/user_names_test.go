@@ -21,7 +21,7 @@ import (
 	"imapgate/routing"
 )
 
-// nameSpellings are accounts with the names that people have, and what their phones say.
+// nameSpellings maps account names to the spellings that clients send.
 var nameSpellings = map[string][]string{
 	"o'brien@example.org":          {"o'brien@example.org", "O'Brien"},
 	"user+detail@example.org":      {"user+detail@example.org", "User+Detail"},
@@ -33,7 +33,7 @@ var nameSpellings = map[string][]string{
 	"\u05d3\u05d5\u05d3@d.example": {"\u05d3\u05d5\u05d3@d.example"},
 }
 
-// permissiveSpelling is a Spelling with all that can be allowed.
+// permissiveSpelling returns rules that allow every optional character.
 func permissiveSpelling(t testing.TB) identity.Names {
 	t.Helper()
 	n, err := identity.NewNames(identity.NameRules{
@@ -45,10 +45,10 @@ func permissiveSpelling(t testing.TB) identity.Names {
 	return n
 }
 
-// userPassword is a user's own, so that nobody else's account opens with it.
+// userPassword returns a password that is unique to the user.
 func userPassword(user string) string { return fmt.Sprintf("pw-%x", user) }
 
-// loginMethods are the ways in which a name and a password are said.
+// loginMethods are the commands that send a name and a password.
 var loginMethods = map[string]func(c *RawClient, name, password string) ([]Response, error){
 	"LOGIN, quoted": func(c *RawClient, name, password string) ([]Response, error) {
 		return c.Do(fmt.Sprintf(`LOGIN "%s" "%s"`, strings.ReplaceAll(name, `\`, `\\`), password))
@@ -64,7 +64,7 @@ var loginMethods = map[string]func(c *RawClient, name, password string) ([]Respo
 func TestUserNamesReachTheirMailboxes(t *testing.T) {
 	accounts, file := map[string]string{}, strings.Builder{}
 	for user := range nameSpellings {
-		accounts[strings.ReplaceAll(user, "'", `\'`)] = userPassword(user) // as Dovecot's passwd-file looks it up
+		accounts[strings.ReplaceAll(user, "'", `\'`)] = userPassword(user) // the form in which Dovecot looks up its passwd-file
 		fmt.Fprintf(&file, "%s:{PLAIN}%s\n", user, userPassword(user))
 	}
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{
@@ -102,23 +102,23 @@ func TestUserNamesReachTheirMailboxes(t *testing.T) {
 	}
 }
 
-// checkAllLogins has each spelling of each name log in, in one of the ways: all of them are
-// used for each user, over the modes and backends.
+// checkAllLogins logs in with each spelling of each name, by one of loginMethods each. Over
+// the modes and backends each user uses all methods.
 func (g *gateway) checkAllLogins(backend *testbed.Dovecot, box string) {
 	g.t.Helper()
-	ways := slices.Sorted(maps.Keys(loginMethods))
-	way := len(box) // differs with the mode and the backend
+	methods := slices.Sorted(maps.Keys(loginMethods))
+	offset := len(box) // differs by mode and backend
 	for _, user := range slices.Sorted(maps.Keys(nameSpellings)) {
 		for i, name := range nameSpellings[user] {
-			how := ways[(way+i)%len(ways)]
-			if err := g.checkLogin(backend, loginCase{user, name, fmt.Sprintf("%s-%d", box, i), loginMethods[how]}); err != nil {
-				g.t.Errorf("%s: %s of %q: %v", box, how, name, err)
+			method := methods[(offset+i)%len(methods)]
+			if err := g.checkLogin(backend, loginCase{user, name, fmt.Sprintf("%s-%d", box, i), loginMethods[method]}); err != nil {
+				g.t.Errorf("%s: %s of %q: %v", box, method, name, err)
 			}
 		}
 	}
 }
 
-// setBackend moves everybody.
+// setBackend moves all users.
 func (g *gateway) setBackend(backend string) {
 	g.t.Helper()
 	for user := range nameSpellings {
@@ -129,13 +129,13 @@ func (g *gateway) setBackend(backend string) {
 	}
 }
 
-// loginCase is a login, and the mailbox that it makes.
+// loginCase is a login, and the mailbox that it creates.
 type loginCase struct {
 	user, name, box string
 	login           func(c *RawClient, name, password string) ([]Response, error)
 }
 
-// checkLogin logs in and looks whether the mailbox that it makes is the user's.
+// checkLogin logs in and checks that the mailbox it creates is the user's.
 func (g *gateway) checkLogin(backend *testbed.Dovecot, e loginCase) error {
 	c, err := Connect(g.endpoint(proxy.NoTLS).address, nil)
 	if err != nil {
@@ -159,13 +159,13 @@ func (g *gateway) checkLogin(backend *testbed.Dovecot, e loginCase) error {
 		return fmt.Errorf("CREATE: %s", last)
 	}
 	if _, err := os.Stat(filepath.Join(backend.Dir, "mail", e.user, "mail", "mailboxes", e.box)); err != nil {
-		return fmt.Errorf("it is somebody else's: %w", err)
+		return fmt.Errorf("the mailbox is another user's: %w", err)
 	}
 	_, err = c.Do("LOGOUT")
 	return err
 }
 
-// checkLimits wants each user known to the limits, under the one name.
+// checkLimits checks that the limits know each user under its canonical name.
 func (g *gateway) checkLimits() {
 	g.t.Helper()
 	for user := range nameSpellings {

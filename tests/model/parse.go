@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// Violation is a promise of IMAP that was broken.
+// Violation is a response or a state that IMAP does not allow.
 type Violation struct{ Text string }
 
 // Error implements error.

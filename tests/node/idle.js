@@ -1,15 +1,15 @@
-// A phone: logs in, opens INBOX, idles until mail comes, prints its subject and
-// logs out. It prints one word a line, which the test waits for.
+// A client that logs in, selects INBOX, waits in IDLE for a message, prints its subject and
+// logs out. The test waits for the lines it prints.
 import { webcrypto } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 
-globalThis.crypto ??= webcrypto; // Debian 12's Node 18 has it, but not there
+globalThis.crypto ??= webcrypto; // Node 18 of Debian 12 has no global crypto
 const { ImapFlow } = await import('imapflow');
 
 const { IMAP_HOST, IMAP_PORT, IMAP_USER, IMAP_PASSWORD, IMAP_CA, IMAP_SERVER_NAME } = process.env;
 
 const log = entry => {
-    // The server has accepted IDLE: from here mail must come by itself.
+    // The server has accepted IDLE, so it must report new mail from now on.
     if (entry.src === 's' && /^\+ idling/.test(entry.msg ?? '')) {
         console.log('idling');
     }
@@ -39,4 +39,4 @@ try {
     lock.release();
 }
 await client.logout();
-console.log('goodbye');
+console.log('logged out');
