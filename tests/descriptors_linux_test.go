@@ -51,7 +51,7 @@ routing: {source: static, static: {default: east}}`, s.faultProxy.Address()))
 		}
 		return errors.Join(checkOK(c.Do("LOGOUT")), c.Close())
 	})
-	s.forEachUser(idleUserCount, func(user string) error { // makes the gateway use a second upstream
+	s.forEachUser(idleUserCount, func(user string) error { // IDLE makes the gateway send commands of its own
 		c, err := s.logIn(user)
 		if err != nil {
 			return err

@@ -107,7 +107,7 @@ func TestSessionTypedIntoOpenSSLWorks(t *testing.T) {
 				if got := c.typeLine(t, "i logout\n", "i OK "); !strings.Contains(got, "* BYE ") {
 					t.Errorf("the responses to LOGOUT are\n%s", got)
 				}
-				testbed.Eventually(t, testbed.Timeout, "the end to be on record", func() bool { return len(g.records("session_ended", user)) == 1 })
+				testbed.Eventually(t, testbed.Timeout, "the end to be in the audit log", func() bool { return len(g.records("session_ended", user)) == 1 })
 				if r := g.records("session_ended", user)[0]; r.Reason != "client_logout" && mode != "splice" {
 					t.Errorf("ended for %s", r.Reason)
 				}

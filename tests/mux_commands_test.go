@@ -57,13 +57,13 @@ EXPUNGE Box>  0 [] ok
 RENAME Box> New box 0 [] ok
 LOGOUT >  0 [] ok
 `
-	testbed.Eventually(t, testbed.Timeout, "the end to be on record", func() bool { return len(g.records("session_ended", "zoe")) == 1 })
+	testbed.Eventually(t, testbed.Timeout, "the end to be in the audit log", func() bool { return len(g.records("session_ended", "zoe")) == 1 })
 	var got strings.Builder
 	for _, r := range g.records("command", "zoe") {
 		fmt.Fprintln(&got, strings.TrimSpace(fmt.Sprintf("%s %s> %s %d %v %s %s", r.Command, r.Mailbox, r.To, r.Messages, r.Literals, r.Result, r.Code)))
 	}
 	if got.String() != want {
-		t.Errorf("on record are\n%s, want\n%s", &got, want)
+		t.Errorf("the audit log has\n%s, want\n%s", &got, want)
 	}
 	if n, lines := g.records("session_ended", "zoe")[0].Commands, strings.Count(want, "\n"); n != uint64(lines) {
 		t.Errorf("the end has %d commands on record, of %d", n, lines)

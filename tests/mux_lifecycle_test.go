@@ -61,7 +61,7 @@ func TestCapabilitiesStayTheSameAfterALostUpstream(t *testing.T) {
 			t.Errorf("%s, with another upstream: %v, %v", command, got, err)
 		}
 	}
-	testbed.Eventually(t, testbed.Timeout, "the attach to be on record", func() bool { return len(g.records("session_attached", "")) == 1 })
+	testbed.Eventually(t, testbed.Timeout, "the attach to be in the audit log", func() bool { return len(g.records("session_attached", "")) == 1 })
 }
 
 // Each loss, attach, pin and end has one audit record with its reason. No record has a
@@ -167,7 +167,7 @@ func TestBackendThatViolatesTheProtocolIsSpliced(t *testing.T) {
 		runSession(i)
 	}
 	runSession(5)
-	testbed.Eventually(t, testbed.Timeout, "all sessions to be on record", func() bool { return len(g.records("session_ended", "")) == 8 })
+	testbed.Eventually(t, testbed.Timeout, "all sessions to be in the audit log", func() bool { return len(g.records("session_ended", "")) == 8 })
 	var modes []string
 	for _, r := range g.records("session_ended", "") {
 		modes = append(modes, r.User+" "+r.Mode)

@@ -276,7 +276,7 @@ func (p *literalProber) close() {
 	if p.c != nil {
 		_ = p.c.Close()
 	}
-	testbed.Eventually(p, testbed.Timeout, "all ends to be on record", func() bool {
+	testbed.Eventually(p, testbed.Timeout, "all ends to be in the audit log", func() bool {
 		return len(p.g.records("session_ended", p.user)) == p.sessions
 	})
 }
@@ -367,7 +367,7 @@ func (p *literalProber) compare(executed map[string]bool, result string) {
 		}
 	}
 	if len(recorded) == 0 {
-		p.Error("nothing is on record")
+		p.Error("the audit log has no records")
 	}
 	if got, want := slices.Sorted(maps.Keys(executed)), slices.Sorted(maps.Keys(recorded)); !slices.Equal(got, want) {
 		p.Errorf("the backend executed CREATE of %q, the audit log has %q", got, want)

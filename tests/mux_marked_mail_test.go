@@ -90,7 +90,7 @@ func (p *isolationTest) checkResults(t *testing.T, elapsed time.Duration) {
 		t.Errorf("only %.0f connections were used again", reused)
 	}
 	if strings.Contains(p.g.readFile("audit"), "identity_violation") {
-		t.Error("a login came out at another user")
+		t.Error("a login reached another user")
 	}
 }
 

@@ -113,7 +113,7 @@ func TestAnOutageEndsSessionsOnlyAsDocumented(t *testing.T) {
 			}
 			t.Logf("%d sessions ended %v", o.sessions, o.endCounts)
 			if n := o.endCounts[endUnexpected]; n > 0 {
-				t.Errorf("%d of %d sessions ended for nothing", n, o.sessions)
+				t.Errorf("%d of %d sessions ended without a documented reason", n, o.sessions)
 			}
 		})
 	}
@@ -173,7 +173,7 @@ type activeClient struct {
 	nonIdempotent bool           // the last command must not be repeated
 }
 
-// runClient runs one client until the backend is back or its session ends.
+// runClient runs one client during the outage. After it, runClient checks what is stored.
 func (o *outageTest) runClient(i int, onStarted func()) error {
 	onStarted = sync.OnceFunc(onStarted)
 	defer onStarted()

@@ -261,7 +261,7 @@ func (g *restingSession) checkChanges(command, expunge string) error {
 		return fmt.Errorf("%s, after %v: %w", command, got, err)
 	}
 	if !containsChanges(got, expunge) {
-		return fmt.Errorf("%s brought only %v", command, got)
+		return fmt.Errorf("%s reported only %v", command, got)
 	}
 	return checkOK(g.Do("LOGOUT"))
 }
@@ -308,7 +308,7 @@ func (h *restartTest) checkEndReasons(want map[string]int) {
 		total += n
 	}
 	var got []auditRecord
-	testbed.Eventually(h, testbed.Timeout, "every session's end to be on record", func() bool {
+	testbed.Eventually(h, testbed.Timeout, "every session's end to be in the audit log", func() bool {
 		got = h.g.records("session_ended", "")
 		return len(got) >= total
 	})

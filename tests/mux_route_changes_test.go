@@ -110,7 +110,7 @@ func TestSessionEndedByARouteChangeLeavesNoPooledConnection(t *testing.T) {
 		testbed.Eventually(t, Timeout, "its connections to end", func() bool {
 			return sessionEnded(r.east, c.user) && r.g.sumMetric("imapgate_mux_pool_connections") == 0
 		})
-		testbed.Eventually(t, Timeout, "its end to be on record", func() bool {
+		testbed.Eventually(t, Timeout, "its end to be in the audit log", func() bool {
 			return countReasons(r.g.records("session_ended", c.user))[string(c.reason)] == 1
 		})
 		if r.g.sumMetric(closedSeries(c.discarded)) == 0 {
@@ -147,7 +147,7 @@ func TestReattachUsesNoLoginNameThatTheRouteHasDropped(t *testing.T) {
 			if n := strings.Count(r.east.Log(), "user=<box.a>"); n != logins || !strings.Contains(received, "BYE") {
 				t.Errorf("box.a logged in %d times more, and its session received:\n%s", n-logins, received)
 			}
-			testbed.Eventually(t, Timeout, "its end to be on record", func() bool {
+			testbed.Eventually(t, Timeout, "its end to be in the audit log", func() bool {
 				return countReasons(r.g.records("session_ended", "boxer"))[string(audit.LoginChanged)] == 1
 			})
 		})

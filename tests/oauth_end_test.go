@@ -158,7 +158,7 @@ func TestSessionsEndWithTheirTokenIfConfigured(t *testing.T) {
 	for _, s := range staying {
 		s.checkAlive(t)
 	}
-	testbed.Eventually(t, testbed.Timeout, "the ends to be on record", func() bool { return strict.countSessionEnds(t, "token_expired") == len(ending) })
+	testbed.Eventually(t, testbed.Timeout, "the ends to be in the audit log", func() bool { return strict.countSessionEnds(t, "token_expired") == len(ending) })
 	if n := strict.sumMetric(t, `imapgate_mux_sessions_terminated_total`); n != 4 {
 		t.Errorf("%v BYEs are counted\n%s", n, strict.scrapeMetrics(t))
 	}
@@ -230,5 +230,5 @@ routing: {source: static, static: {default: east}}`, proxy.Address(), testbed.Do
 	if n := p.RequestCount() - requestsBefore; n != 0 {
 		t.Errorf("the provider got %d requests", n)
 	}
-	testbed.Eventually(t, testbed.Timeout, "the ends to be on record", func() bool { return b.countSessionEnds(t, "token_expired") == 2 })
+	testbed.Eventually(t, testbed.Timeout, "the ends to be in the audit log", func() bool { return b.countSessionEnds(t, "token_expired") == 2 })
 }

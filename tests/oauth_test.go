@@ -165,7 +165,7 @@ func TestSessionReattachesWithAValidToken(t *testing.T) {
 	if err != nil && !isConnEnd(err) {
 		t.Errorf("%v, %v", got, err)
 	}
-	testbed.Eventually(t, testbed.Timeout, "the end to be on record", func() bool {
+	testbed.Eventually(t, testbed.Timeout, "the end to be in the audit log", func() bool {
 		record, err := os.ReadFile(filepath.Join(b.dir, "audit"))
 		return err == nil && bytes.Contains(record, []byte(`"login_revoked"`))
 	})

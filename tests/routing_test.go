@@ -197,7 +197,7 @@ func (c *cluster) testRestart() {
 	g.stop()
 	g = c.startGateway(snapshot, time.Second)
 	c.checkKnownLogins(g, []string{known})
-	testbed.Eventually(c.t, recoveryTimeout, "a login routed by the snapshot to be on record", func() bool {
+	testbed.Eventually(c.t, recoveryTimeout, "a login routed by the snapshot to be in the audit log", func() bool {
 		return strings.Contains(g.readFile("audit"), `"route":"snapshot"`)
 	})
 	c.checkUnknownRefused(g, unknown)

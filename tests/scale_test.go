@@ -245,7 +245,7 @@ func awaitStableUse(t *testing.T, accepted func() bool) resourceUse {
 	var last resourceUse
 	since := time.Now()
 	deadline := since.Add(20 * time.Second)
-	testbed.Eventually(t, time.Minute, "the gateway to come to rest", func() bool {
+	testbed.Eventually(t, time.Minute, "the resources of the gateway to be stable", func() bool {
 		if now := measureUse(); now != last {
 			last, since = now, time.Now()
 		}

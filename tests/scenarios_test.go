@@ -96,7 +96,7 @@ func TestExtraResponseIsDetected(t *testing.T) {
 	}
 	direct := runScenario(t, scenario, directEndpoint(backend), "d")
 	if d := diffTranscripts(direct, runScenario(t, scenario, through, "g")); d == "" {
-		t.Error("a transcript with an injected response was taken for equal")
+		t.Error("a transcript with an injected response was not detected")
 	}
 }
 
@@ -349,7 +349,7 @@ func largeMessageInParts(s *scenarioRun) {
 
 func quotaIsEnforced(s *scenarioRun) {
 	if testbed.HasCyrus() {
-		s.Skip("the test bed gives quotas to users of Dovecot alone")
+		s.Skip("the test bed supports quotas with Dovecot only")
 	}
 	d := s.login("small")
 	d.expect(d.expectOK("GETQUOTAROOT INBOX"), `* QUOTA "User quota" (STORAGE 0 1024)`)

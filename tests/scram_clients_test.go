@@ -58,7 +58,7 @@ func TestMbsyncLogsInBySCRAMWithADoveadmHash(t *testing.T) {
 	if out, err := runMbsyncSCRAM(t, mbsync, e, password); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	testbed.Eventually(t, recoveryTimeout, "a login by SCRAM to be on record", func() bool {
+	testbed.Eventually(t, recoveryTimeout, "a login by SCRAM to be in the audit log", func() bool {
 		audit, err := os.ReadFile(filepath.Join(b.dir, "audit"))
 		return err == nil && bytes.Contains(audit, []byte(`"mechanism":"AUTH=SCRAM-SHA-256"`))
 	})

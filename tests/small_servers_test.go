@@ -169,7 +169,7 @@ func TestConnectionsOfASmallServerAreReusedAndNothingIsExpunged(t *testing.T) {
 				})
 			}
 			if reused := g.sumMetric("imapgate_mux_pool_reused_total"); reused != sessions-1 {
-				t.Errorf("%v of %d sessions were given a connection that had waited", reused, sessions)
+				t.Errorf("%v of %d sessions used a pooled upstream", reused, sessions)
 			}
 		})
 	}

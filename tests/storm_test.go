@@ -59,7 +59,7 @@ func TestInAStormOfSessionsUsersSeeOnlyTheirMail(t *testing.T) {
 		t.Error("too few sessions of one kind")
 	}
 	if violations := strings.Count(g.readFile("audit"), "identity_violation"); violations > 0 {
-		t.Errorf("%d logins came out at another user", violations)
+		t.Errorf("%d logins reached another user", violations)
 	}
 }
 
