@@ -319,7 +319,7 @@ func (h *restartTest) checkEndReasons(want map[string]int) {
 
 // A backend restarts while some clients are idle, some fetch and some append. Every client
 // gets the documented result, and every message is stored once.
-func TestRestartLosesOrDuplicatesNoMessage(t *testing.T) {
+func TestARestartLosesOrDuplicatesNoMessage(t *testing.T) {
 	resting, busy := testSize(20, 160), testSize(4, 15)
 	for _, method := range stopMethods {
 		t.Run(method.name, func(t *testing.T) {
