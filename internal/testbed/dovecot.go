@@ -170,19 +170,19 @@ func (v *confValues) setDefaults() {
 }
 
 // setAccounts chooses the system accounts Dovecot runs as. For root, these are the
-// accounts of its package, and "nobody" for mail. Otherwise the caller's account is used
-// for everything.
+// accounts of its package, and an unprivileged one for mail. Otherwise the caller's account
+// is used for everything.
 func (v *confValues) setAccounts() error {
 	me, err := user.Current()
 	if err != nil {
 		return err
 	}
 	if me.Uid == "0" {
-		nobody, err := user.Lookup("nobody")
+		unprivileged, err := user.Lookup("nobody")
 		if err != nil {
 			return err
 		}
-		v.Root, v.UID, v.GID = true, nobody.Uid, nobody.Gid
+		v.Root, v.UID, v.GID = true, unprivileged.Uid, unprivileged.Gid
 		v.InternalUser, v.InternalGroup, v.LoginUser = "dovecot", "dovecot", "dovenull"
 		return nil
 	}
