@@ -33,7 +33,7 @@ type descriptorTest struct {
 }
 
 // Sixty users open two sessions each, as far as descriptors allow. Before that each leaves
-// an idle upstream in the pool, and the gateway has sent commands of its own. Then all
+// an idle upstream in the pool, and the gateway has used aux connections. Then all
 // upstreams end at once, while new clients keep connecting.
 func TestDescriptorShortageRefusesNewClientsAndKeepsSessions(t *testing.T) {
 	backend := testbed.StartDovecot(t, testbed.DovecotConfig{Password: password})
@@ -51,7 +51,7 @@ routing: {source: static, static: {default: east}}`, s.faultProxy.Address()))
 		}
 		return errors.Join(checkOK(c.Do("LOGOUT")), c.Close())
 	})
-	s.forEachUser(idleUserCount, func(user string) error { // IDLE makes the gateway send commands of its own
+	s.forEachUser(idleUserCount, func(user string) error { // IDLE makes the gateway use an aux connection
 		c, err := s.logIn(user)
 		if err != nil {
 			return err
