@@ -7,35 +7,35 @@ import (
 
 // Audit is the audit log.
 type Audit struct {
-	Path           string      `yaml:"path" default:"-" file:"own" form:"audit" doc:"A file or FIFO; - is standard output; empty keeps no audit log. A file that was renamed is followed by a new one. Short for one entry of sinks, and left out where there are some."`
-	OnFailure      string      `yaml:"on_failure" default:"block" oneof:"block drop" doc:"When records cannot be written. block: no new logins, live sessions go on. drop: go on, count what is lost."`
-	Commands       string      `yaml:"commands" default:"none" oneof:"none writes all" doc:"Which commands of clients get a record, in the modes that read commands: none, those that may change something, or all. What messages contain is never written. Where a session is spliced there are none."`
-	FirstPerMinute int         `yaml:"first_per_minute" default:"10" min:"0" max:"1000000" doc:"How many connections that end without a login, and logins that are refused without a look at the password, have a record of their own: from one address for one reason in a minute. The others are counted in one record at the end of the minute. 0: each has its own."`
-	Chain          bool        `yaml:"chain" default:"false" doc:"Number the records of regular files and chain them by hashes, so that imapgate audit verify finds what was changed or removed."`
-	Sinks          []AuditSink `yaml:"sinks" doc:"Where records go, when that is more than one place or not a file. Each has a buffer of 10,000 records of its own; one that is slow or away holds up no other."`
+	Path           string      `yaml:"path" default:"-" file:"own" form:"audit" doc:"A file or FIFO; - is standard output; empty keeps no audit log. If the file is renamed, a new one is created. Short for one entry of sinks; leave it out if there are sinks."`
+	OnFailure      string      `yaml:"on_failure" default:"block" oneof:"block drop" doc:"When records cannot be written. block: refuse new logins, live sessions continue. drop: continue, and count the lost records."`
+	Commands       string      `yaml:"commands" default:"none" oneof:"none writes all" doc:"Which commands of clients are recorded, in the modes that parse commands: none, those that may change something, or all. The content of messages is never recorded. A session that is spliced has no command records."`
+	FirstPerMinute int         `yaml:"first_per_minute" default:"10" min:"0" max:"1000000" doc:"For connections that end without a login, and for logins refused before their password is checked: how many per address, reason and minute have a record of their own. The others are counted in one record at the end of the minute. 0: each has its own."`
+	Chain          bool        `yaml:"chain" default:"false" doc:"Number the records of regular files and chain them by hashes, so that imapgate audit verify finds changed and removed records."`
+	Sinks          []AuditSink `yaml:"sinks" doc:"The destinations of records, if there are several or if it is not a file. Each has its own buffer of 10,000 records; one that is slow or down does not delay the others."`
 }
 
-// AuditSink is one place where records go.
+// AuditSink is one destination of the audit log.
 type AuditSink struct {
-	Type       string `yaml:"type" form:"required" oneof:"file stdout syslog redis" doc:"What it is."`
+	Type       string `yaml:"type" form:"required" oneof:"file stdout syslog redis" doc:"The type of the sink."`
 	Name       string `yaml:"name" form:"label" doc:"Its name in logs and metrics. Default: the type."`
 	Path       string `yaml:"path" file:"own" form:"path" example:"/var/log/imapgate/audit.log" doc:"For type: file. A file or FIFO."`
 	Address    string `yaml:"address" form:"syslog" example:"tls://logs.internal:6514" doc:"For type: syslog. unix:///dev/log, tcp://host:port or tls://host:port. See format."`
-	Format     string `yaml:"format" oneof:"rfc3164 rfc5424" doc:"For type: syslog. rfc3164: as syslog(3) writes it, on streams a line each. rfc5424: on streams with their length before them. Default: rfc3164 for unix://, as local servers expect it, rfc5424 for tcp:// and tls://."`
+	Format     string `yaml:"format" oneof:"rfc3164 rfc5424" doc:"For type: syslog. rfc3164: as syslog(3) writes it; on TCP and TLS, one line for each record. rfc5424: on TCP and TLS, with the length before each record. Default: rfc3164 for unix://, which local servers expect; rfc5424 for tcp:// and tls://."`
 	CA         string `yaml:"ca" file:"tls" doc:"For tls://. PEM file of the CAs to trust. Default: the system's."`
 	ServerName string `yaml:"server_name" form:"label" doc:"For tls://. The name its certificate must have. Default: the host in address."`
 
-	ClientCertificate *Certificate `yaml:"client_certificate" doc:"For tls://. Shown to a server that asks for one."`
+	ClientCertificate *Certificate `yaml:"client_certificate" doc:"For tls://. Presented to a server that requests one."`
 
 	Facility   string   `yaml:"facility" default:"authpriv" oneof:"kern user mail daemon auth syslog lpr news uucp cron authpriv ftp ntp audit alert clock local0 local1 local2 local3 local4 local5 local6 local7" doc:"For type: syslog."`
-	Stream     string   `yaml:"stream" form:"label" doc:"For type: redis. The key of a stream in the Redis of the redis block, whose account must be allowed XADD on it. Default: redis.prefix and audit."`
-	MaxRecords int      `yaml:"max_records" default:"100000" min:"100" max:"100000000" doc:"For type: redis. About how many records the stream keeps."`
-	Events     []string `yaml:"events" oneof:"started stopped config_reloaded config_rejected operator_action login_accepted login_refused session_ended connection_refused limit_hit ban_added ban_removed spray_suspected routes_emptied routes_restored session_attached upstream_lost session_pinned command records_lost log_opened" example:"[login_refused, ban_added]" doc:"The only events it gets. Left out: all."`
-	Results    []string `yaml:"results" oneof:"aborted accepted bad canceled changed delayed gone inconsistent limit lost no ok refused slowed timeout too_large unavailable" example:"[refused, unavailable]" doc:"Of records with a result, the only ones it gets. Left out: all."`
+	Stream     string   `yaml:"stream" form:"label" doc:"For type: redis. The key of a stream in the Redis of the redis block, whose account must be allowed XADD on it. Default: redis.prefix followed by audit."`
+	MaxRecords int      `yaml:"max_records" default:"100000" min:"100" max:"100000000" doc:"For type: redis. The approximate number of records that the stream keeps."`
+	Events     []string `yaml:"events" oneof:"started stopped config_reloaded config_rejected operator_action login_accepted login_refused session_ended connection_refused limit_hit ban_added ban_removed spray_suspected routes_emptied routes_restored session_attached upstream_lost session_pinned command records_lost log_opened" example:"[login_refused, ban_added]" doc:"The only events that this sink gets. Left out: all."`
+	Results    []string `yaml:"results" oneof:"aborted accepted bad canceled changed delayed gone inconsistent limit lost no ok refused slowed timeout too_large unavailable" example:"[refused, unavailable]" doc:"The only results that this sink gets; records without a result are not filtered. Left out: all."`
 	OnFailure  string   `yaml:"on_failure" oneof:"block drop" doc:"As above, for this sink. Default: audit.on_failure."`
 }
 
-// displayName is what the sink is called.
+// displayName is the sink's name, or its type if it has none.
 func (s AuditSink) displayName() string {
 	if s.Name == "" {
 		return s.Type
@@ -46,13 +46,13 @@ func (s AuditSink) displayName() string {
 func (k checker) checkAudit() {
 	a := &k.cfg.Audit
 	if len(a.Sinks) > 0 && a.Path != "" && a.Path != "-" {
-		k.add("audit.path", "is short for one sink: leave it out, and make it one of the sinks")
+		k.add("audit.path", "cannot be combined with sinks: add the file to sinks instead")
 	}
 	names := make(map[string]bool)
 	for i, s := range a.Sinks {
 		key := ItemKey("audit.sinks", i)
 		if names[s.displayName()] {
-			k.add(MemberKey(key, "name"), "%s is the name of another sink already", quote(s.displayName()))
+			k.add(MemberKey(key, "name"), "%s is already the name of another sink", quote(s.displayName()))
 		}
 		names[s.displayName()] = true
 		k.checkSink(key, s)
@@ -84,7 +84,7 @@ func (k checker) checkSink(key string, s AuditSink) {
 	k.checkKeyPair(MemberKey(key, "client_certificate"), s.ClientCertificate)
 }
 
-// checkSyslogAddress is for addresses of syslog servers.
+// checkSyslogAddress checks the address of a syslog server.
 func checkSyslogAddress(s string) string {
 	network, address, _ := strings.Cut(s, "://")
 	switch {

@@ -52,14 +52,14 @@ audit:
 		t.Fatal("accepted")
 	}
 	for _, want := range []string{
-		"audit.path: is short for one sink", "audit.sinks[0].type: is required", "audit.sinks[1].path: is required",
-		"audit.sinks[2].path: is for type: file", "audit.sinks[2].format: is for type: syslog", "audit.sinks[3].name: \"stdout\" is the name of another sink",
+		"audit.path: cannot be combined with sinks", "audit.sinks[0].type: is required", "audit.sinks[1].path: is required",
+		"audit.sinks[2].path: is for type: file", "audit.sinks[2].format: is for type: syslog", "audit.sinks[3].name: \"stdout\" is already the name of another sink",
 		"audit.sinks[4].address: is required", "audit.sinks[5].address: \"udp://host:514\" is not unix:///path",
 		"audit.sinks[6]: ca, server_name and client_certificate are used only with tls://", "audit.sinks[7].type: is redis, but there is no redis block",
 		"audit.sinks[7].events[0]: \"login\" is not one of", "audit.sinks[7].results[0]: \"great\" is not one of",
 	} {
 		if !strings.Contains(err.Error(), want) {
-			t.Errorf("not said: %s\n%v", want, err)
+			t.Errorf("missing: %s\n%v", want, err)
 		}
 	}
 }

@@ -5,17 +5,17 @@ import (
 	"strings"
 )
 
-// AuthExternal says who the holder of a certificate is.
+// AuthExternal configures how a client certificate names its user.
 type AuthExternal struct {
-	SAN string `yaml:"san" oneof:"email dns uri" doc:"The kind of subject alternative name that is the user. email: alice@example.org. dns: as it stands. uri: acct:alice@example.org (RFC 7565). A certificate must have exactly one of the kind; nothing else in it stands in for one. Left out: no EXTERNAL."`
+	SAN string `yaml:"san" oneof:"email dns uri" doc:"The kind of subject alternative name that holds the user's name. email: alice@example.org. dns: the name as it is. uri: acct:alice@example.org (RFC 7565). A certificate must have exactly one of this kind; nothing else in it is used. Left out: EXTERNAL is not offered."`
 }
 
-// checkMechanisms checks what belongs to the mechanisms; whether the methods can
-// serve them is auth's to say.
+// checkMechanisms checks the keys of mechanisms. Package auth checks whether the
+// methods can serve them.
 func (k checker) checkMechanisms() {
 	a := &k.cfg.Auth
 	if a.External.SAN != "" && k.cfg.TLS.ClientCA == "" {
-		k.add("auth.external.san", "needs tls.client_ca: without it no client is asked for a certificate")
+		k.add("auth.external.san", "needs tls.client_ca: without it no client certificate is requested")
 	}
 	k.checkUnique("auth.mechanisms", a.Mechanisms)
 	for i, l := range k.cfg.Listeners {
@@ -32,15 +32,15 @@ func (k checker) checkMechanisms() {
 func (k checker) checkUnique(key string, names []string) {
 	for i, name := range names {
 		if name != "" && slices.Contains(names[:i], name) {
-			k.add(ItemKey(key, i), "%s is there twice", name)
+			k.add(ItemKey(key, i), "duplicate value %s", name)
 		}
 	}
 }
 
 const scramSecretKey = "auth.scram_secret_file"
 
-// readSCRAM reads the secret of the SCRAM mechanisms, and misses it where they are
-// called for.
+// readSCRAM reads the secret of the SCRAM mechanisms, and reports a missing one if
+// they are configured.
 func (s secrets) readSCRAM(a *Auth) {
 	const key, variable = scramSecretKey, "IMAPGATE_SCRAM_SECRET"
 	a.SCRAMSecret = s.readSecret(key, a.SCRAMSecretFile, variable)

@@ -9,21 +9,22 @@ import (
 	"imapgate/internal/identity"
 )
 
-// AuthHTTP is the auth servers, as nginx's mail proxy asks one.
+// AuthHTTP configures the auth servers, which speak the protocol of nginx's mail
+// proxy.
 type AuthHTTP struct {
-	URLs           []string          `yaml:"urls" example:"[https://auth1.internal/auth, https://auth2.internal/auth]" doc:"The auth servers, http or https. The first that gives a usable answer decides; one that gives none five times in a row is left alone for a second at a time. With http, passwords travel in the clear. At most 16."`
-	Timeout        time.Duration     `yaml:"timeout" default:"5s" min:"100ms" max:"1m" doc:"For the answer of one server, before the next is asked."`
-	Headers        map[string]string `yaml:"headers" example:"{X-Auth-Realm: mail}" doc:"Headers sent with every question. Those of the protocol cannot be replaced."`
-	HeaderFiles    map[string]string `yaml:"header_files" file:"secret" example:"{X-Auth-Key: /run/secrets/auth-key}" doc:"Headers whose values are secrets: files that hold them."`
+	URLs           []string          `yaml:"urls" example:"[https://auth1.internal/auth, https://auth2.internal/auth]" doc:"The auth servers, http or https. The first one that gives a usable answer decides. After five failures in a row a server is skipped for a second at a time. With http, passwords travel in the clear. At most 16."`
+	Timeout        time.Duration     `yaml:"timeout" default:"5s" min:"100ms" max:"1m" doc:"Limit for the answer of one server, before the next is tried."`
+	Headers        map[string]string `yaml:"headers" example:"{X-Auth-Realm: mail}" doc:"Headers sent with every request. Those of the protocol cannot be replaced."`
+	HeaderFiles    map[string]string `yaml:"header_files" file:"secret" example:"{X-Auth-Key: /run/secrets/auth-key}" doc:"Headers whose values are secrets, each with the file that holds the value."`
 	CA             string            `yaml:"ca" file:"tls" doc:"For https. PEM file of the CAs to trust. Default: the system's."`
-	Cert           string            `yaml:"cert" file:"tls" doc:"For https. PEM file of the certificate to show to the auth server, followed by its intermediates."`
+	Cert           string            `yaml:"cert" file:"tls" doc:"For https. PEM file of the certificate presented to the auth server, followed by its intermediates."`
 	Key            string            `yaml:"key" file:"tls" doc:"For https. PEM file of its key."`
 	PassClientCert bool              `yaml:"pass_client_cert" default:"false" doc:"Send the client's certificate too, as Auth-SSL-Cert. Needs tls.client_ca."`
 
-	Secrets map[string]identity.Secret `yaml:"-"` // what is in HeaderFiles
+	Secrets map[string]identity.Secret `yaml:"-"` // contents of HeaderFiles
 }
 
-// checkAuthHTTP checks the auth servers, whether or not a method asks them yet.
+// checkAuthHTTP checks the auth servers, even if no method uses them.
 func (k checker) checkAuthHTTP() {
 	h := &k.cfg.Auth.HTTP
 	secure := false
@@ -45,7 +46,7 @@ func (k checker) checkAuthHTTP() {
 		k.add("auth.http.cert", "needs key, and key needs cert")
 	}
 	if h.PassClientCert && k.cfg.TLS.ClientCA == "" {
-		k.add("auth.http.pass_client_cert", "needs tls.client_ca: without it no client is asked for a certificate")
+		k.add("auth.http.pass_client_cert", "needs tls.client_ca: without it no client certificate is requested")
 	}
 	k.checkHeaders(h)
 	method := slices.Index(k.cfg.Auth.Methods, "http")
@@ -53,11 +54,11 @@ func (k checker) checkAuthHTTP() {
 		k.add(ItemKey("auth.methods", method), "is http, but auth.http.urls names no auth server")
 	}
 	if k.cfg.Routing.Source == "http" && method < 0 {
-		k.add("routing.source", "is http, but http is not among auth.methods: only the auth server's answer to a login says where")
+		k.add("routing.source", "is http, but http is not among auth.methods: only the auth server's answer to a login names the backend")
 	}
 }
 
-// checkHeaders checks the names, which are one whatever the case of their letters.
+// checkHeaders checks the header names, which are not case-sensitive.
 func (k checker) checkHeaders(h *AuthHTTP) {
 	seen := make(map[string]bool)
 	for block, values := range map[string]map[string]string{"auth.http.headers": h.Headers, "auth.http.header_files": h.HeaderFiles} {
@@ -68,14 +69,14 @@ func (k checker) checkHeaders(h *AuthHTTP) {
 			if err := authhttp.CheckHeader(name, value); err != nil {
 				k.add(MemberKey(block, name), "%s", err)
 			} else if seen[strings.ToLower(name)] {
-				k.add(MemberKey(block, name), "is there twice")
+				k.add(MemberKey(block, name), "duplicate key")
 			}
 			seen[strings.ToLower(name)] = true
 		}
 	}
 }
 
-// readAuthHTTP reads the values of the headers that are in files.
+// readAuthHTTP reads the header values that are in files.
 func (s secrets) readAuthHTTP(h *AuthHTTP) {
 	for name, file := range h.HeaderFiles {
 		key := MemberKey("auth.http.header_files", name)
@@ -83,7 +84,7 @@ func (s secrets) readAuthHTTP(h *AuthHTTP) {
 			s.add(key, "is empty")
 			continue
 		}
-		// A variable of no name is not set.
+		// An empty variable name is never set, so the value can only come from the file.
 		value := s.readSecret(key, file, "")
 		if value.IsZero() {
 			continue
@@ -97,7 +98,7 @@ func (s secrets) readAuthHTTP(h *AuthHTTP) {
 	}
 }
 
-// Config is the part the Asker takes, but for TLS.
+// Config returns the settings of an authhttp.Asker, without those for TLS.
 func (h *AuthHTTP) Config() authhttp.Config {
 	cfg := authhttp.Config{URLs: h.URLs, Timeout: h.Timeout, PassClientCert: h.PassClientCert, Headers: make(map[string]identity.Secret)}
 	for name, value := range h.Headers {

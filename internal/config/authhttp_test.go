@@ -46,7 +46,7 @@ func TestAuthHTTPProblemsAreReported(t *testing.T) {
 		"headers: {X Y: z}":                                          "is not a name of letters",
 		"header_files: {X-Key: /nonexistent/key}":                    "auth.http.header_files[\"X-Key\"]: no such file",
 		"header_files: {X-Key: ''}":                                  "auth.http.header_files[\"X-Key\"]: is empty",
-		"{headers: {X-Key: a}, header_files: {x-key: /nonexistent}}": "is there twice",
+		"{headers: {X-Key: a}, header_files: {x-key: /nonexistent}}": "duplicate key",
 		"timeout: 0s":                                                "is less than 100ms",
 		"urls: [" + strings.Repeat("http://a, ", 16) + "http://a]":   "auth.http.urls: has more than 16",
 	} {

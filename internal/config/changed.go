@@ -6,9 +6,9 @@ import (
 	"slices"
 )
 
-// ChangedKeys lists the keys whose values differ between two configurations, as
-// Problem.Key has them; a list that differs is one key. What files and the
-// environment hold is not compared.
+// ChangedKeys returns the keys whose values differ between two configurations, in
+// the form of Problem.Key. A list that differs is one key. The contents of files and
+// of the environment are not compared.
 func (c *Config) ChangedKeys(other *Config) []string {
 	return changedKeys(reflect.ValueOf(*c), reflect.ValueOf(*other), "")
 }
@@ -37,7 +37,7 @@ func changedKeys(a, b reflect.Value, key string) (keys []string) {
 	return keys
 }
 
-// mapKeys are the names in either of two maps.
+// mapKeys returns the names in any of the maps, sorted.
 func mapKeys(values ...reflect.Value) []string {
 	names := make(map[string]bool)
 	for _, m := range values {

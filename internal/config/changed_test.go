@@ -26,7 +26,7 @@ backends:
 		want []string
 	}{
 		{before, nil},
-		{"# a comment\n" + before + "log: {level: info}\n", nil}, // the default, written down
+		{"# a comment\n" + before + "log: {level: info}\n", nil}, // the default, explicitly
 		{before + "log: {level: debug}\nlimits: {drain_timeout: 1s}\n", []string{"limits.drain_timeout", "log.level"}},
 		{before + "redis: {}\n", []string{"redis"}},
 		{before + "  north: {address: \"mail3:993\"}\n", []string{"backends.north"}},
@@ -36,7 +36,7 @@ backends:
 			t.Errorf("%s: %q, want %q", c.text, got, c.want)
 		}
 		if got := load(c.text).ChangedKeys(load(before)); !slices.Equal(got, c.want) {
-			t.Errorf("the other way, %s: %q, want %q", c.text, got, c.want)
+			t.Errorf("in reverse, %s: %q, want %q", c.text, got, c.want)
 		}
 	}
 	inside := load(before)

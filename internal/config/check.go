@@ -6,7 +6,7 @@ import (
 	"slices"
 )
 
-// checker finds what no key shows by itself.
+// checker finds problems that involve several keys.
 type checker struct {
 	*problems
 	cfg *Config
@@ -38,14 +38,14 @@ func (k checker) checkListeners() {
 			if addressesOverlap(l.Address, other.Address) {
 				k.add(MemberKey(key, "address"), "%s cannot be listened on together with %s of listeners[%d]", quote(l.Address), quote(other.Address), j)
 			} else if l.Name == other.Name {
-				k.add(MemberKey(key, "name"), "%s is the name of listeners[%d] already", quote(l.Name), j)
+				k.add(MemberKey(key, "name"), "%s is already the name of listeners[%d]", quote(l.Name), j)
 			}
 		}
 		if addressesOverlap(l.Address, k.cfg.Admin.Address) {
 			k.add("admin.address", "%s cannot be listened on together with %s of %s", quote(k.cfg.Admin.Address), quote(l.Address), key)
 		}
 		if l.ProxyProtocol != nil && len(l.ProxyProtocol.Trusted) == 0 {
-			k.add(key+".proxy_protocol.trusted", "is required: the networks whose PROXY header is believed")
+			k.add(key+".proxy_protocol.trusted", "is required: the networks whose PROXY header is trusted")
 		}
 	}
 	if needsTLS && len(k.cfg.TLS.Certificates) == 0 && k.cfg.TLS.CertificateDir == "" {
@@ -56,7 +56,7 @@ func (k checker) checkListeners() {
 	}
 }
 
-// checkKeyPair checks that a certificate that is there has both its files.
+// checkKeyPair checks that a certificate, if present, has both its files.
 func (k checker) checkKeyPair(key string, c *Certificate) {
 	if c == nil {
 		return
@@ -75,7 +75,7 @@ func (k checker) checkAuth() {
 	}
 	for i, m := range methods {
 		if m != "" && slices.Contains(methods[:i], m) {
-			k.add(ItemKey("auth.methods", i), "%s is there twice", m)
+			k.add(ItemKey("auth.methods", i), "duplicate value %s", m)
 		}
 	}
 }
@@ -84,7 +84,7 @@ func (k checker) checkRouting() {
 	r := &k.cfg.Routing
 	static := len(r.Static.Users) > 0 || len(r.Static.Domains) > 0 || r.Static.Default != ""
 	if r.Source == "static" && !static {
-		k.add("routing.static", "source: static needs users, domains or default: else nobody has a backend")
+		k.add("routing.static", "source: static needs users, domains or default: without them no user has a backend")
 	}
 	k.checkStaticRoutes("users", r.Static.Users, func(name string) (string, bool) {
 		u, err := k.cfg.Auth.NameRules.Canonicalize(name)
@@ -99,8 +99,8 @@ func (k checker) checkRouting() {
 	}
 }
 
-// checkStaticRoutes checks one table of static routes: names that can exist, each once
-// in all its spellings, to backends that exist.
+// checkStaticRoutes checks one table of static routes: the names must be valid and
+// unique in their canonical form, and the backends must exist.
 func (k checker) checkStaticRoutes(table string, routes map[string]string, canon func(string) (string, bool)) {
 	names := make([]string, 0, len(routes))
 	for name := range routes {
@@ -112,7 +112,7 @@ func (k checker) checkStaticRoutes(table string, routes map[string]string, canon
 		key := MemberKey("routing.static."+table, name)
 		canonical, ok := canon(name)
 		if other, duplicate := seen[canonical]; !ok {
-			k.add(key, "no account can have this name")
+			k.add(key, "is not a valid name")
 			continue
 		} else if duplicate {
 			k.add(key, "is another spelling of %s", quote(other))
@@ -123,7 +123,7 @@ func (k checker) checkStaticRoutes(table string, routes map[string]string, canon
 }
 
 func (k checker) checkBackendName(key, backend string) {
-	if _, ok := k.cfg.Backends[backend]; !ok && len(k.cfg.Backends) > 0 { // none at all is said once, elsewhere
+	if _, ok := k.cfg.Backends[backend]; !ok && len(k.cfg.Backends) > 0 { // an empty map is reported elsewhere, once
 		k.add(key, "there is no backend %s", quote(backend))
 	}
 }
@@ -135,7 +135,7 @@ func (k checker) checkBackends() {
 	for name, b := range k.cfg.Backends {
 		key := MemberKey("backends", name)
 		if !isBackendName(name) {
-			k.add(key, "is not a name of 1 to 63 of a-z, 0-9, - and _, beginning with a letter or digit")
+			k.add(key, "is not a name of 1 to 63 characters of a-z, 0-9, - and _ that begins with a letter or digit")
 		}
 		if b.Address == "" {
 			k.add(MemberKey(key, "address"), "is required")
@@ -152,20 +152,20 @@ func (k checker) checkBackends() {
 
 func (k checker) checkBackendLogin(key string, b Backend) {
 	if b.Login != "master" {
-		return // a master that waits for its day is no mistake
+		return // an unused master block is valid
 	}
 	if b.Master.User == "" {
 		k.add(key+".master.user", "is required with login: master")
 	}
-	// The master's password opens every mailbox; somebody must have checked
-	// the client's own first.
+	// The master's password opens every mailbox, so the client's own credentials must be
+	// verified first.
 	if slices.Equal(k.cfg.Auth.Methods, []string{"passthrough"}) && k.cfg.Auth.External.SAN == "" {
-		k.add(MemberKey(key, "login"), "master needs an auth method that checks passwords here: with passthrough alone anybody could log in as anybody")
+		k.add(MemberKey(key, "login"), "master needs an auth method that verifies passwords here: with passthrough alone anyone could log in as any user")
 	}
 }
 
-// listenerAt is the index of the listener that address leads to, or -1. Names
-// are not resolved; a loop through one is ended by the hop limit.
+// listenerAt returns the index of the listener that address leads to, or -1. Names
+// are not resolved; the hop limit ends a loop through one.
 func (k checker) listenerAt(address string) int {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
@@ -183,7 +183,7 @@ func (k checker) listenerAt(address string) int {
 	})
 }
 
-// isLocal says whether host is an address of this machine.
+// isLocal reports whether host is an address of this machine.
 func isLocal(host string) bool {
 	a, err := netip.ParseAddr(host)
 	if err != nil {
@@ -192,14 +192,15 @@ func isLocal(host string) bool {
 	if a.IsLoopback() || a.IsUnspecified() {
 		return true
 	}
-	addrs, _ := net.InterfaceAddrs() // none: then only loopback is known
+	addrs, _ := net.InterfaceAddrs() // on error only loopback is recognized
 	return slices.ContainsFunc(addrs, func(n net.Addr) bool {
 		p, err := netip.ParsePrefix(n.String())
 		return err == nil && p.Addr() == a
 	})
 }
 
-// addressesOverlap says whether two addresses cannot be listened on at once.
+// addressesOverlap reports whether listening on both addresses at once is
+// impossible.
 func addressesOverlap(a, b string) bool {
 	hostA, portA, errA := net.SplitHostPort(a)
 	hostB, portB, errB := net.SplitHostPort(b)
@@ -209,8 +210,8 @@ func addressesOverlap(a, b string) bool {
 	return hostA == hostB || coversHost(hostA, hostB) || coversHost(hostB, hostA)
 }
 
-// coversHost says whether listening on all of wild's family includes host. "::" and
-// "" are both families.
+// coversHost reports whether listening on listenHost includes host. "::" and ""
+// listen on both address families.
 func coversHost(listenHost, host string) bool {
 	if listenHost == "0.0.0.0" {
 		a, err := netip.ParseAddr(host)
@@ -224,12 +225,12 @@ func isWildcard(host string) bool {
 	return host == "" || err == nil && a.IsUnspecified()
 }
 
-// isLoopback says whether only this machine can connect to address. Switched off
-// is safe too.
+// isLoopback reports whether only this machine can connect to address. An empty
+// address, which disables the listener, is safe too.
 func isLoopback(address string) bool {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil || host == "localhost" {
-		return true // not an address: that was said already
+		return true // not an address, which is reported elsewhere
 	}
 	a, err := netip.ParseAddr(host)
 	return err == nil && a.IsLoopback()

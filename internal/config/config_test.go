@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// minimal is the least a gateway needs.
+// minimal is the smallest valid configuration.
 const minimal = `
 tls: {certificates: [{cert: /c.pem, key: /k.pem}]}
 routing: {source: static, static: {default: east}}
@@ -32,7 +32,7 @@ func mustParse(t *testing.T, text string) *Config {
 	return c
 }
 
-// writeSecretFile writes a file as only its owner may read it.
+// writeSecretFile writes a file that only its owner can read.
 func writeSecretFile(t *testing.T, text string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "secret")
@@ -67,7 +67,7 @@ func TestKeysLeftOutHaveTheirDefaults(t *testing.T) {
 	}
 }
 
-// contractConfig is the example that describes the file's form.
+// contractConfig returns an example of the whole file.
 func contractConfig(redisPassword, master string) string {
 	return `
 listeners:
@@ -188,7 +188,7 @@ limits: {preauth_timeout: 10, max_bad_commands: 0}
 	}
 	got := strings.Split(err.Error(), "\n")
 	wanted := strings.Split(want, "\n")
-	// Redis is the default source, and there is none here.
+	// Redis is the default source, but the file has no redis block.
 	wanted = slices.Insert(wanted, 0, "/etc/imapgate.yaml:1:1: routing.source: is redis, but there is no redis block")
 	for i := range max(len(got), len(wanted)) {
 		g, w := "", ""
@@ -211,17 +211,17 @@ func TestEachProblemHasItsPosition(t *testing.T) {
 		t.Fatal(err)
 	}
 	for text, want := range map[string]string{
-		// The form of the file.
-		"a: [":                              "1:4: is not YAML",
-		"a: b: c":                           "is not YAML",
+		// The syntax of the file.
+		"a: [":                              "1:4: invalid YAML",
+		"a: b: c":                           "invalid YAML",
 		"- a":                               "1:1: expected a mapping, got a list",
 		"just text":                         "1:1: expected a mapping, got a string",
 		"nonsense: 1":                       "1:1: nonsense: unknown key; the keys here are listeners, tls,",
 		"listener: []":                      "1:1: listener: unknown key; did you mean listeners?",
 		"tls: &a {}":                        "tls: expected a mapping, got an anchor",
-		"log: {<<: {}}":                     "a key is a word here",
+		"log: {<<: {}}":                     "a key must be a plain word",
 		"log: {level: !!str x}":             "log.level: expected a string, got an anchor, an alias or a tag",
-		"log: {}\nlog: {}":                  "2:1: log: is there twice",
+		"log: {}\nlog: {}":                  "2:1: log: duplicate key",
 		"log: {}\n---\nlog: {}":             "is a second document",
 		"log:":                              "log: expected a mapping, got nothing",
 		"log: text":                         "log: expected a mapping, got a string",
@@ -243,25 +243,25 @@ func TestEachProblemHasItsPosition(t *testing.T) {
 		"listeners: [{proxy_protocol: {trusted: []}}]":                        "listeners[0].proxy_protocol.trusted: is required",
 		"listeners: [{proxy_protocol: {trusted: [10.0.0.1/8]}}]":              "has bits beyond its length; the network is 10.0.0.0/8",
 		"listeners: [{proxy_protocol: {trusted: [all]}}]":                     `listeners[0].proxy_protocol.trusted[0]: "all" is not a network`,
-		"listeners: [{trusted_networks: [\"::ffff:10.0.0.0/104\"]}]":          "write the IPv4 network itself",
+		"listeners: [{trusted_networks: [\"::ffff:10.0.0.0/104\"]}]":          "write it as an IPv4 network",
 		"listeners: [{address: \"[::]:993\"}, {address: \"127.0.0.1:993\"}]":  "listeners[1].address: \"127.0.0.1:993\" cannot be listened on together",
-		"listeners: [{address: \":1\", name: x}, {address: \":2\", name: x}]": `listeners[1].name: "x" is the name of listeners[0] already`,
+		"listeners: [{address: \":1\", name: x}, {address: \":2\", name: x}]": `listeners[1].name: "x" is already the name of listeners[0]`,
 		"listeners: [{address: \":9143\"}]":                                   "admin.address: \"127.0.0.1:9143\" cannot be listened on together",
 		"listeners: [{name: \"a b\"}]":                                        "characters other than visible ASCII",
 		// TLS.
 		"tls: {min_version: \"1.1\"}":                                     `tls.min_version: "1.1" is not one of 1.2, 1.3`,
 		"tls: {certificates: [{cert: /c}]}":                               "tls.certificates[0].key: is required",
 		"tls: {certificates: [{cert: \"\", key: /k}]}":                    "tls.certificates[0].cert: is empty",
-		"auth: {external: {san: email}}":                                  "auth.external.san: needs tls.client_ca: without it no client is asked for a certificate",
+		"auth: {external: {san: email}}":                                  "auth.external.san: needs tls.client_ca: without it no client certificate is requested",
 		"auth: {external: {san: cn}}":                                     `auth.external.san: "cn" is not one of email, dns, uri`,
 		"auth: {mechanisms: [PLAIN, CRAM-MD5]}":                           `auth.mechanisms[1]: "CRAM-MD5" is not one of SCRAM-SHA-256-PLUS, SCRAM-SHA-256, EXTERNAL, PLAIN, LOGIN, OAUTHBEARER, XOAUTH2`,
-		"auth: {mechanisms: [PLAIN, PLAIN]}":                              "auth.mechanisms[1]: PLAIN is there twice",
+		"auth: {mechanisms: [PLAIN, PLAIN]}":                              "auth.mechanisms[1]: duplicate value PLAIN",
 		"auth: {mechanisms: [PLAIN, SCRAM-SHA-256]}":                      "auth.scram_secret_file: SCRAM needs scram_secret_file or IMAPGATE_SCRAM_SECRET",
 		"auth: {mechanisms: [PLAIN]}\nlisteners: [{mechanisms: [LOGIN]}]": "listeners[0].mechanisms[0]: LOGIN is not among auth.mechanisms",
 		// Redis.
 		"redis: {addresses: []}":                                                        "redis.addresses: is empty",
 		"redis: {addresses: [a:1, b:2]}":                                                "several addresses need cluster: true or sentinel_master",
-		"redis: {cluster: true, sentinel_master: m}":                                    "redis.sentinel_master: is for servers under sentinels",
+		"redis: {cluster: true, sentinel_master: m}":                                    "redis.sentinel_master: is for servers with sentinels",
 		"redis: {cluster: \"yes\"}":                                                     "redis.cluster: expected true or false, got a string",
 		"redis: {addresses: [\"127.1:6379\"]}":                                          "redis.addresses[0]: \"127.1:6379\": the host is neither",
 		"redis: {ca: /ca}":                                                              "redis.ca: is used only with tls: true",
@@ -273,7 +273,7 @@ func TestEachProblemHasItsPosition(t *testing.T) {
 		"redis: {prefix: \"a{b}\"}":                                                     "redis.prefix: \"a{b}\" is not 1 to 64",
 		"redis: {prefix: \"\"}":                                                         "redis.prefix: \"\" is not 1 to 64",
 		"redis: {password_file: /nonexistent}":                                          "redis.password_file: no such file or directory",
-		"redis: {password_file: " + open + "}":                                          "redis.password_file: the file may be used by everybody",
+		"redis: {password_file: " + open + "}":                                          "redis.password_file: the file is accessible to other users",
 		"redis: {password_file: /dev/zero}":                                             "redis.password_file: is not a regular file",
 		"redis: {password_file: " + writeSecretFile(t, "\n") + "}":                      "redis.password_file: the secret is empty",
 		"redis: {password_file: " + writeSecretFile(t, "a\nb\n") + "}":                  "redis.password_file: the secret has more than one line",
@@ -282,7 +282,7 @@ func TestEachProblemHasItsPosition(t *testing.T) {
 		"auth: {methods: []}":                               "auth.methods: is empty",
 		"auth: {methods: [file, oauth]}":                    "auth.methods[1]: is oauth, but there is neither auth.oauth.issuer nor auth.oauth.introspection_url",
 		"auth: {methods: [ldap]}":                           `auth.methods[0]: "ldap" is not one of`,
-		"auth: {methods: [file, file]}":                     "auth.methods[1]: file is there twice",
+		"auth: {methods: [file, file]}":                     "auth.methods[1]: duplicate value file",
 		"auth: {methods: [redis]}":                          "auth.methods[0]: is redis, but there is no redis block",
 		"auth: {default_domain: \"a b\"}":                   `auth.default_domain: "a b" is not a domain`,
 		"auth: {names: {characters: \"+*\"}}":               "auth.names.characters: only +'&= can be allowed",
@@ -294,13 +294,13 @@ func TestEachProblemHasItsPosition(t *testing.T) {
 		"auth: {names: {characters: \"+\"}}\nbackends: {east: {address: \"a:1\", master: {separator: \"+\"}}}": `backends.east.master.separator: "+" may be part of a user name`,
 		"auth: {methods: [file], file: {path: \"\"}}":                                                          "auth.file.path: is empty",
 		// Routing.
-		"routing: {source: http}":   "routing.source: is http, but http is not among auth.methods: only the auth server's answer to a login says where",
+		"routing: {source: http}":   "routing.source: is http, but http is not among auth.methods: only the auth server's answer to a login names the backend",
 		"routing: {source: static}": "routing.static: source: static needs users, domains or default",
 		"routing: {source: static, static: {default: west}}\nbackends: {east: {}}":      `routing.static.default: there is no backend "west"`,
 		"routing: {source: static, static: {users: {a@b: west}}}\nbackends: {east: {}}": `routing.static.users["a@b"]: there is no backend "west"`,
-		"routing: {source: static, static: {users: {\"a b\": east}}}":                   `routing.static.users["a b"]: no account can have this name`,
+		"routing: {source: static, static: {users: {\"a b\": east}}}":                   `routing.static.users["a b"]: is not a valid name`,
 		"routing: {source: static, static: {users: {a: east, A: east}}}":                `routing.static.users.a: is another spelling of "A"`,
-		"routing: {source: static, static: {domains: {\"-@-\": east}}}":                 "no account can have this name",
+		"routing: {source: static, static: {domains: {\"-@-\": east}}}":                 "is not a valid name",
 		"routing: {cache: {ttl: 0s}}":                                                   `routing.cache.ttl: "0s" is less than 1s`,
 		"routing: {cache: {ttl: 60}}":                                                   "routing.cache.ttl: expected a duration such as 30s, 5m, 24h or 7d, got a number",
 		"routing: {cache: {ttl: sixty}}":                                                `routing.cache.ttl: "sixty" is not a duration`,
@@ -329,7 +329,7 @@ func TestEachProblemHasItsPosition(t *testing.T) {
 		"backends: {east: {address: \"a:1\", forward: xclient}}":                                                  `"xclient" is not one of id, proxy, none`,
 		"backends: {east: {address: \"a:1\", login: master}}":                                                     "backends.east.master.password_file: login: master needs password_file or IMAPGATE_MASTER_PASSWORD_EAST",
 		"backends: {east: {address: \"a:1\", login: master, master: {}}}":                                         "backends.east.master.user: is required",
-		"backends: {east: {address: \"a:1\", login: master, master: {user: m, password_file: " + password + "}}}": "backends.east.login: master needs an auth method that checks passwords here",
+		"backends: {east: {address: \"a:1\", login: master, master: {user: m, password_file: " + password + "}}}": "backends.east.login: master needs an auth method that verifies passwords here",
 		"backends: {east: {address: \"a:1\", master: {separator: \".\"}}}":                                        `backends.east.master.separator: "." may be part of a user name`,
 		"backends: {east: {address: \"a:1\", master: {separator: \"@\"}}}":                                        `"@" may be part of a user name`,
 		"backends: {east: {address: \"a:1\", master: {separator: \"**\"}}}":                                       "is not one visible ASCII character",
@@ -359,14 +359,14 @@ func TestEachProblemHasItsPosition(t *testing.T) {
 		}
 		for _, p := range invalid.Problems {
 			if p.Line < 1 || p.Column < 1 {
-				t.Errorf("%s: no place for %+v", text, p)
+				t.Errorf("%s: no position of %+v", text, p)
 			}
 		}
 	}
 }
 
-// A file may hold blocks that wait for their day: static routes beside Redis, a
-// master user beside passthrough.
+// A file may contain blocks that are not in use: static routes with source: redis, a
+// master user with login: passthrough.
 func TestUnusedBlocksAreAccepted(t *testing.T) {
 	cfg := mustParse(t, `
 listeners: [{address: "0.0.0.0:993", tls: implicit}]
@@ -384,7 +384,7 @@ backends:
 limits: {}
 `)
 	if !cfg.Backends["east"].Master.Password.IsZero() {
-		t.Error("a secret that is not in use was read")
+		t.Error("an unused secret was read")
 	}
 }
 
@@ -406,7 +406,7 @@ func TestRedisHasADatabaseASocketAndSentinelsWithAPassword(t *testing.T) {
 		`{sentinel_master: m, sentinel_username: gate}`:           "redis.sentinel_username: needs sentinel_password_file or IMAPGATE_REDIS_SENTINEL_PASSWORD",
 		`{addresses: ["unix:///s"], cluster: true}`:               "redis.addresses[0]: a unix socket leads to one server",
 		`{addresses: ["unix:///s"], sentinel_master: m}`:          "redis.addresses[0]: a unix socket leads to one server",
-		`{addresses: ["unix:///s"], tls: true}`:                   "redis.addresses[0]: Redis speaks no TLS on a unix socket",
+		`{addresses: ["unix:///s"], tls: true}`:                   "redis.addresses[0]: Redis does not support TLS on a unix socket",
 		`{addresses: ["unix:s"]}`:                                 "redis.addresses[0]: \"unix:s\": the port is not a number",
 		`{addresses: ["/run/redis.sock"]}`:                        "redis.addresses[0]: \"/run/redis.sock\" is neither host:port nor unix:///path",
 		`{addresses: ["redis://h:6379"]}`:                         "redis.addresses[0]: \"redis://h:6379\" is neither host:port nor unix:///path",
@@ -449,7 +449,7 @@ func TestTabIndentationIsExplained(t *testing.T) {
 		"routing:\n  static:\n    users:\n\t\ta: b": "4:1",
 	} {
 		_, err := parse("f.yaml", []byte(text), noEnv)
-		want := "f.yaml:" + at + ": this line is indented with a tab; YAML takes only spaces there"
+		want := "f.yaml:" + at + ": tabs are not allowed for indentation, use spaces"
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, want %q", text, err, want)
 		}

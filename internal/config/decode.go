@@ -13,14 +13,14 @@ import (
 	"imapgate/internal/duration"
 )
 
-// decoder fills a Config from the syntax tree. It goes on after a problem, so
-// that all are found in one run.
+// decoder fills a Config from the syntax tree. It continues after a problem, so that
+// one run finds all of them.
 type decoder struct{ *problems }
 
 // decodeValue decodes n into v. f describes the key, or the key of the list or map
-// that n is in.
+// that contains n.
 func (d decoder) decodeValue(n ast.Node, v reflect.Value, f field, key string) {
-	if d.positions[key] == (position{}) { // a block's place is that of its key, noted before
+	if d.positions[key] == (position{}) { // the position of a block is that of its key, recorded before
 		d.positions[key] = positionOf(n)
 	}
 	switch v.Interface().(type) {
@@ -57,7 +57,7 @@ func (d decoder) decodeValue(n ast.Node, v reflect.Value, f field, key string) {
 	}
 }
 
-// mappingPairs gives the pairs of a mapping. Keys given twice and keys that are not
+// mappingPairs returns the pairs of a mapping. Duplicate keys and keys that are not
 // plain words are problems.
 func (d decoder) mappingPairs(n ast.Node, key string) []*ast.MappingValueNode {
 	var pairs []*ast.MappingValueNode
@@ -75,9 +75,9 @@ func (d decoder) mappingPairs(n ast.Node, key string) []*ast.MappingValueNode {
 		name, ok := parseKey(pair.Key)
 		switch {
 		case !ok:
-			d.addAt(positionOf(pair.Key), key, "a key is a word here; anchors, aliases, merges and tags are not supported")
+			d.addAt(positionOf(pair.Key), key, "a key must be a plain word; anchors, aliases, merges and tags are not supported")
 		case seen[name]:
-			d.addAt(positionOf(pair.Key), MemberKey(key, name), "is there twice")
+			d.addAt(positionOf(pair.Key), MemberKey(key, name), "duplicate key")
 		}
 		if !ok || seen[name] {
 			return true
@@ -102,7 +102,7 @@ func (d decoder) decodeStruct(n ast.Node, v reflect.Value, key string) {
 	}
 }
 
-// decodeMap decodes a mapping whose keys are names of the operator's.
+// decodeMap decodes a mapping whose keys are names that the operator chooses.
 func (d decoder) decodeMap(n ast.Node, v reflect.Value, f field, key string) {
 	v.Set(reflect.MakeMap(v.Type()))
 	for _, pair := range d.mappingPairs(n, key) {
@@ -197,7 +197,7 @@ func (d decoder) decodeDuration(n ast.Node, v reflect.Value, f field, key string
 	}
 }
 
-// decodePrefix takes a network, or an address as the network of one.
+// decodePrefix decodes a network; a single address is a network of one.
 func (d decoder) decodePrefix(n ast.Node, v reflect.Value, key string) {
 	s, ok := n.(*ast.StringNode)
 	if !ok {
@@ -213,7 +213,7 @@ func (d decoder) decodePrefix(n ast.Node, v reflect.Value, key string) {
 	case err != nil:
 		d.add(key, "%s is not a network such as 10.0.0.0/8 or 2001:db8::/32", quote(s.Value))
 	case net.Addr().Is4In6():
-		d.add(key, "%s: write the IPv4 network itself", quote(s.Value))
+		d.add(key, "%s: write it as an IPv4 network", quote(s.Value))
 	case net != net.Masked():
 		d.add(key, "%s has bits beyond its length; the network is %s", quote(s.Value), net.Masked())
 	default:
@@ -221,8 +221,8 @@ func (d decoder) decodePrefix(n ast.Node, v reflect.Value, key string) {
 	}
 }
 
-// addTypeProblem says what was expected and what kind of thing stands there instead,
-// never its text: it may be a secret in the wrong place.
+// addTypeProblem reports the expected type and the type found, never the text: it
+// may be a misplaced secret.
 func (d decoder) addTypeProblem(n ast.Node, key, want string) {
 	got := "something else"
 	switch n.(type) {

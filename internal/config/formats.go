@@ -10,8 +10,8 @@ import (
 	"imapgate/internal/identity"
 )
 
-// checkFormat says what is wrong with the form of a text, or "". Forms are named
-// by the tag of the key.
+// checkFormat checks the form of a text and returns the problem, or "". The form tag
+// of a key names the form.
 func checkFormat(form, s string) string {
 	if strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f }) {
 		return "has control characters"
@@ -64,8 +64,8 @@ func checkFormat(form, s string) string {
 
 const nameCharacters = "abcdefghijklmnopqrstuvwxyz0123456789"
 
-// checkAddress checks host:port. Port 0, where the kernel chooses, makes sense
-// for listening only.
+// checkAddress checks host:port. Port 0, for which the kernel chooses a port, is
+// valid for listening only.
 func checkAddress(s, want string, minPort int) string {
 	host, port, err := net.SplitHostPort(s)
 	if err != nil {
@@ -78,16 +78,16 @@ func checkAddress(s, want string, minPort int) string {
 		return ""
 	}
 	if len(host) > 253 || strings.Trim(strings.ToLower(host), nameCharacters+".-_") != "" || strings.Contains(host, "..") ||
-		strings.Trim(host, "0123456789.") == "" { // a number that is not an address: 127.1
+		strings.Trim(host, "0123456789.") == "" { // a number that is not an address, such as 127.1
 		return quote(s) + ": the host is neither a name nor an IP address"
 	}
 	return ""
 }
 
-// unixScheme begins the address of a unix socket, everywhere.
+// unixScheme is the prefix of the address of a unix socket.
 const unixScheme = "unix://"
 
-// checkRedisAddress is for addresses of Redis servers.
+// checkRedisAddress checks the address of a Redis server.
 func checkRedisAddress(s string) string {
 	if path, ok := strings.CutPrefix(s, unixScheme); ok && filepath.IsAbs(path) {
 		return ""
@@ -98,7 +98,7 @@ func checkRedisAddress(s string) string {
 	return checkFormat("dial", s)
 }
 
-// checkLabel is for names that appear in logs, metrics and protocols.
+// checkLabel checks a name that appears in logs, metrics and protocols.
 func checkLabel(s string) string {
 	if len(s) > 253 || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '\\' }) {
 		return quote(s) + " has characters other than visible ASCII, or is too long"
@@ -106,8 +106,8 @@ func checkLabel(s string) string {
 	return ""
 }
 
-// checkSeparator refuses what could be part of a user's name: Dovecot splits at
-// the first separator, so a user could choose the master.
+// checkSeparator refuses characters that a user name could contain: Dovecot splits
+// at the first separator, so a user could choose the master.
 func checkSeparator(s string) string {
 	if len(s) != 1 || s[0] <= ' ' || s[0] > '~' {
 		return quote(s) + " is not one visible ASCII character"
@@ -118,8 +118,8 @@ func checkSeparator(s string) string {
 	return ""
 }
 
-// checkCapability is an atom of RFC 9051 §9. Without its revision a server is no
-// IMAP server to a client.
+// checkCapability checks an atom of RFC 9051 §9. IMAP4rev1 cannot be hidden: without
+// it a client does not recognize an IMAP server.
 func checkCapability(s string) string {
 	switch {
 	case s == "" || len(s) > 64 || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune("(){%*\"\\]", r) }):
@@ -130,7 +130,7 @@ func checkCapability(s string) string {
 	return ""
 }
 
-// isBackendName is for backends.
+// isBackendName reports whether s is a valid name of a backend.
 func isBackendName(s string) bool {
 	return s != "" && len(s) <= 63 && strings.Trim(s, nameCharacters+"-_") == "" && strings.ContainsRune(nameCharacters, rune(s[0]))
 }

@@ -45,8 +45,9 @@ func TestLoadExplainsUnreadableFiles(t *testing.T) {
 	}
 }
 
-// FuzzConfig: a text gives an error with places, or a configuration that is
-// valid by its own rules; the secrets it names are never shown.
+// FuzzConfig checks that a text yields either an error with positions or a
+// configuration within all bounds, and that the output never contains the secrets it
+// names.
 func FuzzConfig(f *testing.F) {
 	dir := f.TempDir()
 	secret := filepath.Join(dir, "s")

@@ -5,82 +5,82 @@ import (
 	"time"
 )
 
-// Connections bounds the connections of clients.
+// Connections bounds client connections.
 type Connections struct {
 	PerUserAddress        int `yaml:"per_user_address" default:"10" min:"0" max:"1000000" doc:"Sessions of one user from one address (IPv6: network of 64 bits). 0: no bound, here and below."`
 	PerUser               int `yaml:"per_user" default:"50" min:"0" max:"1000000" doc:"Sessions of one user."`
 	PerAddress            int `yaml:"per_address" default:"100" min:"0" max:"1000000" doc:"Connections from one address, those before the login included."`
-	PreauthPerAddress     int `yaml:"preauth_per_address" default:"20" min:"0" max:"1000000" doc:"Connections from one address that have not logged in. Counted by each gateway for itself."`
-	PreauthNetworkPercent int `yaml:"preauth_network_percent" default:"25" min:"0" max:"100" doc:"How much of the room for connections that have not logged in, half of max_connections, those from one network may take: 24 bits, IPv6 48; and half as much those from 56 bits. An address may have preauth_per_address in any case, and where that is 0 networks have no bound either. Counted by each gateway for itself. 0: no bound."`
-	Total                 int `yaml:"total" default:"0" min:"0" max:"100000000" doc:"Sessions of everybody, at all gateways together. For one gateway there is max_connections."`
-	NewPerMinute          int `yaml:"new_per_minute" default:"60" min:"0" max:"1000000" doc:"New connections from one address."`
+	PreauthPerAddress     int `yaml:"preauth_per_address" default:"20" min:"0" max:"1000000" doc:"Connections from one address that have not logged in. Each gateway counts for itself."`
+	PreauthNetworkPercent int `yaml:"preauth_network_percent" default:"25" min:"0" max:"100" doc:"The share of the slots for unauthenticated connections, half of max_connections, that one network may occupy. A network has 24 bits, IPv6 48; those of IPv6 56 bits may occupy half as much. An address may have preauth_per_address in any case; where that is 0, networks have no bound either. Each gateway counts for itself. 0: no bound."`
+	Total                 int `yaml:"total" default:"0" min:"0" max:"100000000" doc:"Sessions of all users, on all gateways together. For one gateway, use max_connections."`
+	NewPerMinute          int `yaml:"new_per_minute" default:"60" min:"0" max:"1000000" doc:"New connections from one address in a minute."`
 	NewBurst              int `yaml:"new_burst" default:"30" min:"1" max:"1000000" doc:"How many of them may come at once."`
 }
 
-// ListenerLimits is where a listener differs from limits.
+// ListenerLimits overrides limits for one listener.
 type ListenerLimits struct {
-	Connections    ListenerConnections `yaml:"connections" doc:"How many connections clients may have here. Numbers are counted over all listeners; what is compared with them is this listener's."`
-	Failures       ListenerFailures    `yaml:"failures" doc:"What failed logins cost here. They count wherever they were; what is compared with the counts is this listener's. The lengths of bans, ban_within and known_for are the same everywhere."`
-	UserQuota      ListenerQuota       `yaml:"user_quota" was:"budget" doc:"What the sessions of one user may use here together, those of listeners with the same budget included. Uploads of a day are counted over all listeners; what is compared with them is this listener's."`
-	ExemptNetworks []netip.Prefix      `yaml:"exempt_networks" was:"exempt" example:"[10.2.0.0/16]" doc:"Instead of limits.exempt_networks. An empty list exempts nobody."`
+	Connections    ListenerConnections `yaml:"connections" doc:"Bounds on client connections here. Connections are counted over all listeners and compared with this listener's bounds."`
+	Failures       ListenerFailures    `yaml:"failures" doc:"Penalties for failed logins here. Failures are counted over all listeners and compared with this listener's bounds. The durations of bans, ban_within and known_for are the same everywhere."`
+	UserQuota      ListenerQuota       `yaml:"user_quota" was:"budget" doc:"What the sessions of one user may use together here; listeners with the same quota share it. Uploads of a day are counted over all listeners and compared with this listener's bound."`
+	ExemptNetworks []netip.Prefix      `yaml:"exempt_networks" was:"exempt" example:"[10.2.0.0/16]" doc:"Replaces limits.exempt_networks. An empty list exempts no network."`
 }
 
-// ListenerConnections is Connections where -1 stands for what limits says.
+// ListenerConnections is Connections with -1 for the value of limits.
 type ListenerConnections struct {
-	PerUserAddress        int `yaml:"per_user_address" default:"-1" min:"-1" max:"1000000" doc:"As in limits.connections; -1: what is said there, here and below."`
+	PerUserAddress        int `yaml:"per_user_address" default:"-1" min:"-1" max:"1000000" doc:"-1 (default): inherit limits.connections. Also for the keys below."`
 	PerUser               int `yaml:"per_user" default:"-1" min:"-1" max:"1000000" doc:"As in limits.connections."`
 	PerAddress            int `yaml:"per_address" default:"-1" min:"-1" max:"1000000" doc:"As in limits.connections."`
 	PreauthPerAddress     int `yaml:"preauth_per_address" default:"-1" min:"-1" max:"1000000" doc:"As in limits.connections."`
 	PreauthNetworkPercent int `yaml:"preauth_network_percent" default:"-1" min:"-1" max:"100" doc:"As in limits.connections."`
 	NewPerMinute          int `yaml:"new_per_minute" default:"-1" min:"-1" max:"1000000" doc:"As in limits.connections."`
-	NewBurst              int `yaml:"new_burst" default:"-1" min:"-1" max:"1000000" doc:"As in limits.connections, but 0 is none."`
+	NewBurst              int `yaml:"new_burst" default:"-1" min:"-1" max:"1000000" doc:"As in limits.connections, but 0 means that none may come at once."`
 }
 
-// ListenerFailures is Failures where -1, and of times -1s, stands for what limits says.
+// ListenerFailures is Failures with -1, or -1s, for the value of limits.
 type ListenerFailures struct {
-	PerMinute          int           `yaml:"per_minute" default:"-1" min:"-1" max:"1000000" doc:"As in limits.failures; -1: what is said there, here and below."`
+	PerMinute          int           `yaml:"per_minute" default:"-1" min:"-1" max:"1000000" doc:"-1 (default): inherit limits.failures. Also for the keys below."`
 	PerDay             int           `yaml:"per_day" default:"-1" min:"-1" max:"10000000" doc:"As in limits.failures."`
-	Delay              time.Duration `yaml:"delay" default:"-1s" min:"-1s" max:"1m" doc:"As in limits.failures; -1s: what is said there."`
-	MaxDelay           time.Duration `yaml:"max_delay" default:"-1s" min:"-1s" max:"5m" doc:"As in limits.failures; -1s: what is said there."`
+	Delay              time.Duration `yaml:"delay" default:"-1s" min:"-1s" max:"1m" doc:"-1s (default): inherit limits.failures."`
+	MaxDelay           time.Duration `yaml:"max_delay" default:"-1s" min:"-1s" max:"5m" doc:"-1s (default): inherit limits.failures."`
 	PerUserHour        int           `yaml:"per_user_hour" default:"-1" min:"-1" max:"1000000" doc:"As in limits.failures."`
 	PerUserDay         int           `yaml:"per_user_day" was:"per_user_total" default:"-1" min:"-1" max:"10000000" doc:"As in limits.failures."`
 	PerUserNetworkHour int           `yaml:"per_user_network_hour" default:"-1" min:"-1" max:"1000000" doc:"As in limits.failures."`
-	BanAfter           int           `yaml:"ban_after" default:"-1" min:"-1" max:"1000000" doc:"As in limits.failures: a failed login here bans its address when it has failed as often within ban_within, here or elsewhere. Who is banned is at all listeners."`
+	BanAfter           int           `yaml:"ban_after" default:"-1" min:"-1" max:"1000000" doc:"As in limits.failures: a failed login here bans its address once it has this many failures within ban_within, here or elsewhere. A ban applies to all listeners."`
 }
 
-// Failures is what failed logins cost.
+// Failures configures the penalties for failed logins.
 type Failures struct {
-	PerMinute          int           `yaml:"per_minute" default:"10" min:"0" max:"1000000" doc:"Failed logins from one address (IPv6: network of 64 bits) in a minute; beyond it no login is tried. The network around it (26 bits, IPv6 48) may have three times as many, the one around that (21 bits, IPv6 32) nine times. 0: no bound, here and below."`
+	PerMinute          int           `yaml:"per_minute" default:"10" min:"0" max:"1000000" doc:"Failed logins from one address (IPv6: network of 64 bits) in a minute, beyond which further logins are refused without verifying them. The network around it (26 bits, IPv6 48) may have three times as many, the one around that (21 bits, IPv6 32) nine times. 0: no bound, here and below."`
 	PerDay             int           `yaml:"per_day" default:"50" min:"0" max:"10000000" doc:"The same in a day."`
-	Delay              time.Duration `yaml:"delay" default:"2s" min:"0s" max:"1m" doc:"The answer to a wrong password takes this long, a fifth more or less. The next login from the address waits as long before it is tried, each one behind a further wrong password twice as long. 0s: nothing waits but the 200 ms of every denial."`
+	Delay              time.Duration `yaml:"delay" default:"2s" min:"0s" max:"1m" doc:"The answer to a wrong password takes this long, plus or minus a fifth. The next login from the address waits as long before it is verified; each further wrong password doubles this wait. 0s: only the 200 ms of every denial."`
 	MaxDelay           time.Duration `yaml:"max_delay" default:"15s" min:"0s" max:"5m" doc:"The longest such delay, and never more than a quarter of limits.preauth_timeout."`
-	PerUserHour        int           `yaml:"per_user_hour" default:"10" min:"0" max:"1000000" doc:"Failed logins of one user in an hour, beyond which logins for it are delayed. Networks from which the user has logged in of late (known_for) are not."`
-	PerUserDay         int           `yaml:"per_user_day" was:"per_user_total" default:"100" min:"0" max:"10000000" doc:"Failed logins of one user in a day from networks where it is not known, beyond which only networks where it is may log in. A user who is known in no network is delayed by max_delay instead. A right login from a new network starts again."`
-	PerUserNetworkHour int           `yaml:"per_user_network_hour" default:"20" min:"0" max:"1000000" doc:"Failed logins of one user from one address (IPv6: network of 64 bits) in an hour, beyond which that user may not log in there for a while, also where it is known. As many from the network around it (24 bits) are enough where the user is not known in it; where it is they delay."`
-	KnownFor           time.Duration `yaml:"known_for" default:"720h" min:"1h" max:"8760h" doc:"A network is known for this long behind a right login of the user."`
-	BanAfter           int           `yaml:"ban_after" default:"10" min:"0" max:"1000000" doc:"An address with this many failed logins within ban_within is banned: its connections are refused. 0: nobody is banned but by hand."`
+	PerUserHour        int           `yaml:"per_user_hour" default:"10" min:"0" max:"1000000" doc:"Failed logins of one user in an hour, beyond which the user's logins are delayed, except from networks where the user has logged in recently (known_for)."`
+	PerUserDay         int           `yaml:"per_user_day" was:"per_user_total" default:"100" min:"0" max:"10000000" doc:"Failed logins of one user in a day from unknown networks, beyond which the user may log in only from known networks. A user without any known network is delayed by max_delay instead. A successful login from a new network resets the count."`
+	PerUserNetworkHour int           `yaml:"per_user_network_hour" default:"20" min:"0" max:"1000000" doc:"Failed logins of one user from one address (IPv6: network of 64 bits) in an hour, beyond which that user may not log in from there for a while, even if the network is known. For the network around it (24 bits) the same number refuses the user if the network is unknown, and delays the user if it is known."`
+	KnownFor           time.Duration `yaml:"known_for" default:"720h" min:"1h" max:"8760h" doc:"How long a network counts as known after a successful login by the user."`
+	BanAfter           int           `yaml:"ban_after" default:"10" min:"0" max:"1000000" doc:"An address with this many failed logins within ban_within is banned: its connections are refused. 0: automatic bans are off."`
 	BanWithin          time.Duration `yaml:"ban_within" default:"10m" min:"1s" max:"24h" doc:"For ban_after."`
-	BanDuration        time.Duration `yaml:"ban_duration" was:"ban" default:"10m" min:"1s" max:"24h" doc:"The length of the first ban. Each further one is twice as long."`
+	BanDuration        time.Duration `yaml:"ban_duration" was:"ban" default:"10m" min:"1s" max:"24h" doc:"The duration of the first ban. Each further one is twice as long."`
 	MaxBanDuration     time.Duration `yaml:"max_ban_duration" was:"max_ban" default:"24h" min:"1s" max:"8760h" doc:"The longest ban."`
 }
 
-// Quota is what the sessions of one user may use together.
+// Quota bounds what the sessions of one user may use together.
 type Quota struct {
-	CommandsPerSecond int `yaml:"commands_per_second" default:"0" min:"0" max:"1000000" doc:"Commands, at each gateway; twice as many at once. In the modes reuse and resume only: in splice nobody reads commands. 0: no bound, here and below."`
-	BytesInPerSecond  int `yaml:"bytes_in_per_second" default:"0" min:"0" max:"1000000000000" doc:"Bytes from the user's clients, at each gateway; twice as many at once."`
-	BytesOutPerSecond int `yaml:"bytes_out_per_second" default:"0" min:"0" max:"1000000000000" doc:"Bytes to the user's clients, at each gateway; twice as many at once."`
-	AppendBytesPerDay int `yaml:"append_bytes_per_day" default:"0" min:"0" max:"1000000000000000" doc:"Bytes of messages that the user's clients may upload (APPEND, REPLACE) in a day (UTC), at all gateways together; beyond it they get NO [OVERQUOTA]. In the modes reuse and resume only."`
+	CommandsPerSecond int `yaml:"commands_per_second" default:"0" min:"0" max:"1000000" doc:"Commands, on each gateway; twice as many in a burst. In the modes reuse and resume only: splice does not parse commands. 0: no bound, here and below."`
+	BytesInPerSecond  int `yaml:"bytes_in_per_second" default:"0" min:"0" max:"1000000000000" doc:"Bytes from the user's clients, on each gateway; twice as many in a burst."`
+	BytesOutPerSecond int `yaml:"bytes_out_per_second" default:"0" min:"0" max:"1000000000000" doc:"Bytes to the user's clients, on each gateway; twice as many in a burst."`
+	AppendBytesPerDay int `yaml:"append_bytes_per_day" default:"0" min:"0" max:"1000000000000000" doc:"Bytes of messages that the user's clients may upload (APPEND, REPLACE) in a day (UTC), on all gateways together. Beyond it they get NO [OVERQUOTA]. In the modes reuse and resume only."`
 }
 
-// ListenerQuota is Budget where -1 stands for what limits says.
+// ListenerQuota is Quota with -1 for the value of limits.
 type ListenerQuota struct {
-	CommandsPerSecond int `yaml:"commands_per_second" default:"-1" min:"-1" max:"1000000" doc:"As in limits.user_quota; -1: what is said there, here and below."`
+	CommandsPerSecond int `yaml:"commands_per_second" default:"-1" min:"-1" max:"1000000" doc:"-1 (default): inherit limits.user_quota. Also for the keys below."`
 	BytesInPerSecond  int `yaml:"bytes_in_per_second" default:"-1" min:"-1" max:"1000000000000" doc:"As in limits.user_quota."`
 	BytesOutPerSecond int `yaml:"bytes_out_per_second" default:"-1" min:"-1" max:"1000000000000" doc:"As in limits.user_quota."`
-	AppendBytesPerDay int `yaml:"append_bytes_per_day" default:"-1" min:"-1" max:"1000000000000000" doc:"As in limits.user_quota. When any listener has a bound, what is uploaded at one without counts too."`
+	AppendBytesPerDay int `yaml:"append_bytes_per_day" default:"-1" min:"-1" max:"1000000000000000" doc:"As in limits.user_quota. If any listener has a bound, uploads at listeners without one count too."`
 }
 
-// ForListener is c as a listener has it.
+// ForListener returns c with the overrides of a listener.
 func (c Connections) ForListener(l Listener) Connections {
 	if l.Limits == nil {
 		return c
@@ -96,7 +96,7 @@ func (c Connections) ForListener(l Listener) Connections {
 	return c
 }
 
-// ForListener is f as a listener has it.
+// ForListener returns f with the overrides of a listener.
 func (f Failures) ForListener(l Listener) Failures {
 	if l.Limits == nil {
 		return f
@@ -113,7 +113,7 @@ func (f Failures) ForListener(l Listener) Failures {
 	return f
 }
 
-// ForListener is b as a listener has it.
+// ForListener returns b with the overrides of a listener.
 func (b Quota) ForListener(l Listener) Quota {
 	if l.Limits == nil {
 		return b
@@ -132,7 +132,7 @@ func overrideLimit[N int | time.Duration](limit *N, override N) {
 	}
 }
 
-// ExemptNetworksFor is whom a listener does not count.
+// ExemptNetworksFor returns the networks that a listener exempts from limits.
 func (l Limits) ExemptNetworksFor(listener Listener) []netip.Prefix {
 	if listener.Limits != nil && listener.Limits.ExemptNetworks != nil {
 		return listener.Limits.ExemptNetworks
@@ -140,7 +140,8 @@ func (l Limits) ExemptNetworksFor(listener Listener) []netip.Prefix {
 	return l.ExemptNetworks
 }
 
-// minRate lets a full buffer pass well before a peer is taken to have stalled.
+// minRate lets a full buffer pass well before a peer counts as stalled. Bytes per
+// second.
 const minRate = 16 << 10
 
 func (k checker) checkLimits() {
@@ -172,7 +173,7 @@ func (k checker) checkLimits() {
 func (k checker) checkQuota(key string, b Quota) {
 	for name, rate := range map[string]int{"bytes_in_per_second": b.BytesInPerSecond, "bytes_out_per_second": b.BytesOutPerSecond} {
 		if rate > 0 && rate < minRate {
-			k.add(MemberKey(key, name), "is less than 16384: a session would seem to have stalled")
+			k.add(MemberKey(key, name), "is less than 16384: at such a rate a session would count as stalled")
 		}
 	}
 }

@@ -31,7 +31,7 @@ listeners:
 		t.Errorf("exempt by default: %v", got)
 	}
 	if got := c.Limits.ExemptNetworksFor(busy); len(got) != 0 {
-		t.Errorf("exempt on a listener that exempts nobody: %v", got)
+		t.Errorf("exempt on a listener without exempt networks: %v", got)
 	}
 	if got := c.Limits.ExemptNetworksFor(webmail); len(got) != 1 || got[0].String() != "10.2.0.0/16" {
 		t.Errorf("exempt on the webmail's listener: %v", got)
@@ -47,7 +47,7 @@ func TestDelaysAndBansGrow(t *testing.T) {
 	}
 }
 
-func TestAListenerHasItsOwnFailuresAndBudget(t *testing.T) {
+func TestAListenerHasItsOwnFailuresAndQuota(t *testing.T) {
 	c := mustParse(t, minimal+`
 limits: {user_quota: {commands_per_second: 50, append_bytes_per_day: 1000}}
 listeners:
@@ -62,7 +62,7 @@ listeners:
 		t.Errorf("a listener without limits has %+v", got)
 	}
 	if got := c.Limits.UserQuota.ForListener(plain); got != c.Limits.UserQuota {
-		t.Errorf("a listener without limits has the budget %+v", got)
+		t.Errorf("a listener without limits has the quota %+v", got)
 	}
 	want := f
 	want.PerMinute, want.PerDay, want.Delay, want.MaxDelay, want.BanAfter = 3, 0, 0, 5*time.Second, 0
@@ -70,7 +70,7 @@ listeners:
 		t.Errorf("failures: %+v, not %+v", got, want)
 	}
 	if got := c.Limits.UserQuota.ForListener(strict); got != (Quota{CommandsPerSecond: 50, BytesInPerSecond: 65536}) {
-		t.Errorf("budget: %+v", got)
+		t.Errorf("quota: %+v", got)
 	}
 }
 
@@ -101,9 +101,9 @@ limits: {exempt_networks: ["::ffff:10.0.0.0/104", "::ffff:10.0.0.1"]}
 listeners: [{limits: {exempt_networks: ["::ffff:0:0/96"]}}]
 `), noEnv)
 	for _, want := range []string{
-		`limits.exempt_networks[0]: "::ffff:10.0.0.0/104": write the IPv4 network itself`,
-		`limits.exempt_networks[1]: "::ffff:10.0.0.1": write the IPv4 network itself`,
-		`listeners[0].limits.exempt_networks[0]: "::ffff:0:0/96": write the IPv4 network itself`,
+		`limits.exempt_networks[0]: "::ffff:10.0.0.0/104": write it as an IPv4 network`,
+		`limits.exempt_networks[1]: "::ffff:10.0.0.1": write it as an IPv4 network`,
+		`listeners[0].limits.exempt_networks[0]: "::ffff:0:0/96": write it as an IPv4 network`,
 	} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q is missing: %v", want, err)

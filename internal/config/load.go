@@ -19,20 +19,21 @@ import (
 )
 
 const (
-	// maxFileBytes bounds the file: some ten thousand static routes.
+	// maxFileBytes bounds the file to about ten thousand static routes.
 	maxFileBytes = 1 << 20
-	// maxDepth bounds its nesting, before a recursive parser sees it.
+	// maxDepth bounds the nesting, which a recursive parser would follow.
 	maxDepth = 200
-	// pipeTimeout bounds the wait for a configuration that comes through a pipe.
+	// pipeTimeout bounds the wait for a configuration that is read from a pipe.
 	pipeTimeout = 10 * time.Second
 	// maxConnectionsBound is the largest limits.max_connections.
 	maxConnectionsBound = 10_000_000
 )
 
-// Load reads the file. What it returns is complete and valid; an error of type
-// *Invalid has everything that is wrong.
+// Load reads the file. The returned Config is complete and valid; an error of type
+// *InvalidError has all problems.
 func Load(path string) (*Config, error) {
-	// A pipe is welcome, as of a shell's <(…), but not one that nobody writes to.
+	// O_NONBLOCK and the deadline: the file may be a pipe, such as a shell's <(…),
+	// without a writer.
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)
@@ -49,7 +50,7 @@ func Load(path string) (*Config, error) {
 	return parse(path, text, os.LookupEnv)
 }
 
-// parse is Load for a text that was read; env is os.LookupEnv.
+// parse is Load for the text of a file; env is os.LookupEnv.
 func parse(file string, text []byte, env func(string) (string, bool)) (*Config, error) {
 	p := &problems{positions: map[string]position{"": {1, 1}}, badKeys: make(map[string]bool)}
 	cfg := &Config{file: file, positions: p.positions}
@@ -57,7 +58,7 @@ func parse(file string, text []byte, env func(string) (string, bool)) (*Config, 
 	if root := p.parseTree(text); root != nil {
 		decoder{p}.decodeStruct(root, reflect.ValueOf(cfg).Elem(), "")
 	}
-	if len(p.list) == 0 || len(p.positions) > 1 { // else it is not YAML, and all keys would seem to be missing
+	if len(p.list) == 0 || len(p.positions) > 1 { // if it is not YAML, all keys would seem to be missing
 		cfg.setDerived()
 		checker{p, cfg}.checkAll()
 		secrets{p, env, &cfg.SecretFiles}.readAll(cfg)
@@ -68,7 +69,7 @@ func parse(file string, text []byte, env func(string) (string, bool)) (*Config, 
 	return cfg, nil
 }
 
-// parseTree parses the text; nil when it is empty or not YAML.
+// parseTree parses the text. It returns nil if the text is empty or not YAML.
 func (p *problems) parseTree(text []byte) (root ast.Node) {
 	text, err := plainfile.DecodeText(text)
 	if err != nil {
@@ -80,8 +81,8 @@ func (p *problems) parseTree(text []byte) (root ast.Node) {
 		return nil
 	}
 	defer func() {
-		if recover() != nil { // the parser's own mistake on a text that is no YAML anyway
-			p.add("", "is not YAML")
+		if recover() != nil { // the parser may panic on invalid input
+			p.add("", "invalid YAML")
 			root = nil
 		}
 	}()
@@ -95,7 +96,7 @@ func (p *problems) parseTree(text []byte) (root ast.Node) {
 			continue
 		}
 		if root != nil {
-			p.addAt(positionOf(doc.Body), "", "is a second document; there can be one only")
+			p.addAt(positionOf(doc.Body), "", "is a second document; only one is allowed")
 			break
 		}
 		root = doc.Body
@@ -103,12 +104,11 @@ func (p *problems) parseTree(text []byte) (root ast.Node) {
 	return root
 }
 
-// addSyntaxError notes the parser's complaint, without the piece of the file it would
-// show with it.
+// addSyntaxError records the parser's message, without the excerpt of the file.
 func (p *problems) addSyntaxError(text []byte, err error) {
 	var yamlErr yaml.Error
 	if !errors.As(err, &yamlErr) {
-		p.add("", "is not YAML")
+		p.add("", "invalid YAML")
 		return
 	}
 	pos := position{1, 1}
@@ -116,14 +116,15 @@ func (p *problems) addSyntaxError(text []byte, err error) {
 		pos = position{t.Position.Line, t.Position.Column}
 	}
 	if column := findIndentTab(text, pos.line); column > 0 {
-		p.addAt(position{pos.line, column}, "", "this line is indented with a tab; YAML takes only spaces there")
+		p.addAt(position{pos.line, column}, "", "tabs are not allowed for indentation, use spaces")
 		return
 	}
-	p.addAt(pos, "", "is not YAML: %s", quote(yamlErr.GetMessage()))
+	p.addAt(pos, "", "invalid YAML: %s", quote(yamlErr.GetMessage()))
 }
 
-// findIndentTab is the column of the first tab before the first word of a line, or 0.
-// Most editors show no difference, and the parser's complaints do not name it.
+// findIndentTab returns the column of the first tab in the indentation of a line, or
+// 0. Most editors do not show the difference, and the parser's messages do not name
+// it.
 func findIndentTab(text []byte, line int) int {
 	for range line - 1 {
 		_, text, _ = bytes.Cut(text, []byte("\n"))
@@ -132,9 +133,9 @@ func findIndentTab(text []byte, line int) int {
 	return bytes.IndexByte(text, '\t') + 1
 }
 
-// isTooDeep says whether text could be nested too deep by brackets, or by the
-// dashes or question marks of one line: the parser's time and stack grow with
-// both. Brackets in comments and strings count too, hence the wide bound.
+// isTooDeep reports whether text could be nested too deep by brackets, or by the
+// dashes or question marks of one line: the parser's time and stack grow with both.
+// Brackets in comments and strings count too, hence the wide bound.
 func isTooDeep(text []byte) bool {
 	open, marks := 0, 0
 	for i, c := range text {
@@ -143,7 +144,7 @@ func isTooDeep(text []byte) bool {
 			open++
 		case ']', '}':
 			open = max(0, open-1)
-		case '-', '?': // a mark only before a space: a ruler of dashes is a comment
+		case '-', '?': // only before a space; a row of dashes is a comment
 		case ' ', '\t':
 			if i > 0 && (text[i-1] == '-' || text[i-1] == '?') {
 				marks++
@@ -158,7 +159,7 @@ func isTooDeep(text []byte) bool {
 	return false
 }
 
-// setDerived fills in what follows from other keys.
+// setDerived sets values that follow from other keys.
 func (c *Config) setDerived() {
 	if c.Listeners == nil {
 		var listener Listener

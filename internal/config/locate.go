@@ -2,7 +2,7 @@ package config
 
 import "errors"
 
-// keyError is an error about what a key names.
+// keyError is an error about the value of a key.
 type keyError struct {
 	key string
 	err error
@@ -11,9 +11,9 @@ type keyError struct {
 func (k *keyError) Error() string { return k.key + ": " + k.err.Error() }
 func (k *keyError) Unwrap() error { return k.err }
 
-// WithKey says of an error which key it is about, such as tls.certificates[0].key. It is
-// for files and addresses that are opened after Load. nil stays nil, and an error that
-// has a key keeps it.
+// WithKey adds to an error the key it is about, such as tls.certificates[0].key. It
+// is for files and addresses that are opened after Load. nil stays nil, and an error
+// that has a key keeps it.
 func WithKey(key string, err error) error {
 	if _, hasKey := err.(*keyError); err == nil || hasKey {
 		return err
@@ -21,22 +21,24 @@ func WithKey(key string, err error) error {
 	return &keyError{key, err}
 }
 
-// Locate gives errors of At, joined or alone, the form of Load's: an *Invalid with the
-// place of each key in the file. A key that is left out stands at the nearest block
-// around it that is there; an error without a key has no place. nil stays nil.
+// Locate converts errors of WithKey, joined or single, to the form of Load's errors:
+// an *InvalidError with the position of each key in the file. A key that is left out
+// has the position of the nearest block that is present; an error without a key has
+// none. nil stays nil.
 func (c *Config) Locate(err error) error {
 	p := &problems{positions: c.positions, badKeys: make(map[string]bool)}
 	p.addJoined("", err)
 	return p.err(c.file)
 }
 
-// SplitErrors are the errors that errors.Join made one, of joins within joins too; none of nil.
+// SplitErrors returns the parts of an error of errors.Join, nested joins included.
+// Of nil it returns none.
 func SplitErrors(err error) (parts []error) {
 	joined, ok := err.(interface{ Unwrap() []error })
 	switch {
 	case err == nil:
 		return nil
-	case !ok || errors.Join(joined.Unwrap()...).Error() != err.Error(): // one with two causes
+	case !ok || errors.Join(joined.Unwrap()...).Error() != err.Error(): // not a join, but one error with two causes
 		return []error{err}
 	}
 	for _, part := range joined.Unwrap() {
@@ -45,7 +47,7 @@ func SplitErrors(err error) (parts []error) {
 	return parts
 }
 
-// addJoined notes every error of a join by itself.
+// addJoined records every part of a joined error separately.
 func (p *problems) addJoined(key string, err error) {
 	var pos position
 	if key != "" {

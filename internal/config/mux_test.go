@@ -9,7 +9,7 @@ import (
 	"imapgate/proxy/mux"
 )
 
-// The words and numbers of the file's defaults are also those of the relay.
+// The defaults of the file equal those of package mux.
 func TestMuxDefaultsAreThoseOfTheRelay(t *testing.T) {
 	want := mux.Settings{PoolIdleTimeout: time.Minute, MaxPerUser: 64, SilenceTimeout: time.Minute, ReadAfterWrite: true}.WithDefaults()
 	got := mustParse(t, minimal).Backends["east"].Mux.Settings()
@@ -31,7 +31,7 @@ func TestEachMuxKeyReachesTheRelay(t *testing.T) {
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("\n got %+v\nwant %+v", got, want)
 	}
-	// Whoever adds a setting adds it above, too; only tests detach always.
+	// A new setting must be added above, too. Only tests set AlwaysDetach.
 	for v, i := reflect.ValueOf(got), 0; i < v.NumField(); i++ {
 		if name := v.Type().Field(i).Name; v.Field(i).IsZero() && name != "AlwaysDetach" && name != "ReadAfterWrite" {
 			t.Errorf("%s cannot be set in the file", name)

@@ -8,30 +8,30 @@ import (
 	"imapgate/internal/identity"
 )
 
-// AuthOAuth is a provider of bearer tokens.
+// AuthOAuth configures a provider of bearer tokens.
 type AuthOAuth struct {
-	Issuer           string   `yaml:"issuer" example:"https://id.example.org/realms/mail" doc:"The provider, exactly as iss in its tokens names it. Tokens are JWTs then, and are checked with the keys it publishes, which its discovery document names. The keys are read again every 15 minutes, and when a token is signed with a new one."`
-	Audience         []string `yaml:"audience" example:"[imap]" doc:"One of them must be in a token's aud. Required with issuer: without it a token that the provider gave to any other service would open a mailbox."`
-	AuthorizedParty  []string `yaml:"authorized_party" example:"[thunderbird]" doc:"The clients whose tokens are accepted, as azp or client_id names them. Empty: all of the provider's."`
-	UsernameClaim    string   `yaml:"username_claim" default:"email" form:"required" example:"preferred_username" doc:"The claim whose value is the user's name; default_domain is appended where it has no @. The default is Dovecot's. It must be one that users cannot set to a name of somebody else; with email, a token that says email_verified: false is refused."`
+	Issuer           string   `yaml:"issuer" example:"https://id.example.org/realms/mail" doc:"The provider, exactly as iss in its tokens names it. With it, tokens must be JWTs and are verified with the keys that the provider publishes; its discovery document names them. The keys are fetched again every 15 minutes, and when a token is signed with an unknown one."`
+	Audience         []string `yaml:"audience" example:"[imap]" doc:"One of them must be in a token's aud. Required with issuer: without it a token that the provider issued for any other service would open a mailbox."`
+	AuthorizedParty  []string `yaml:"authorized_party" example:"[thunderbird]" doc:"The clients whose tokens are accepted, as azp or client_id names them. Empty: all clients of the provider."`
+	UsernameClaim    string   `yaml:"username_claim" default:"email" form:"required" example:"preferred_username" doc:"The claim that holds the user's name; default_domain is appended if it has no @. The default is Dovecot's. Users must not be able to set it to another user's name; with email, a token with email_verified: false is refused."`
 	Scope            string   `yaml:"scope" form:"label" example:"imap" doc:"A scope that a token must have."`
-	IntrospectionURL string   `yaml:"introspection_url" example:"https://id.example.org/realms/mail/protocol/openid-connect/token/introspect" doc:"The provider is asked about each token (RFC 7662), so that one which has been revoked is refused. Without issuer, a token may be of any form, and audience, authorized_party or scope is needed. With issuer, the signature and the provider must both say yes."`
-	ClientID         string   `yaml:"client_id" form:"label" example:"imapgate" doc:"The gateway's own name at the provider, for introspection_url."`
-	ClientSecretFile string   `yaml:"client_secret_file" file:"secret" example:"/run/secrets/oauth" doc:"File with its secret, or set IMAPGATE_OAUTH_CLIENT_SECRET."`
+	IntrospectionURL string   `yaml:"introspection_url" example:"https://id.example.org/realms/mail/protocol/openid-connect/token/introspect" doc:"Each token is sent to the provider for verification (RFC 7662), so that a revoked one is refused. Without issuer, a token may have any form, and audience, authorized_party or scope is needed. With issuer, both the signature and the provider must confirm the token."`
+	ClientID         string   `yaml:"client_id" form:"label" example:"imapgate" doc:"The gateway's own client id at the provider, for introspection_url."`
+	ClientSecretFile string   `yaml:"client_secret_file" file:"secret" example:"/run/secrets/oauth" doc:"File with the client's secret, or set IMAPGATE_OAUTH_CLIENT_SECRET."`
 	CA               string   `yaml:"ca" file:"tls" doc:"PEM file of the CAs to trust. Default: the system's."`
 
-	ClientCertificate *Certificate `yaml:"client_certificate" doc:"Shown to a provider that asks for one (RFC 8705)."`
+	ClientCertificate *Certificate `yaml:"client_certificate" doc:"Presented to a provider that requests one (RFC 8705)."`
 
-	CacheTTL time.Duration `yaml:"cache_ttl" default:"60s" min:"0s" max:"1h" doc:"For introspection_url: a token that the provider has called good is believed for this long, and never beyond its own end. A keyed hash of it is kept, not the token. 0s: the provider is asked each time."`
+	CacheTTL time.Duration `yaml:"cache_ttl" default:"60s" min:"0s" max:"1h" doc:"For introspection_url: a token that the provider has confirmed is accepted for this long, and never beyond its own expiry. A keyed hash of it is kept, not the token. 0s: the provider is asked each time."`
 
-	SessionGrace time.Duration `yaml:"session_grace" default:"0s" min:"0s" max:"24h" doc:"A session that was opened with a token is ended this long after the token's own end, in every mode. 0s: it is not, and that suits most: clients get a new token when they log in anew, and not before, so that a mailbox in IDLE would be cut off as often as tokens end, mostly every hour. At least 30s otherwise, because a token is accepted for so long behind its end: clocks differ. A token of which nobody says when it ends (an introspection need not) ends no session."`
+	SessionGrace time.Duration `yaml:"session_grace" default:"0s" min:"0s" max:"24h" doc:"A session opened with a token is ended this long after the token expires, in every mode. 0s: it is not ended, which suits most: clients get a new token only when they log in again, so a mailbox in IDLE would be disconnected as often as tokens expire, typically every hour. Otherwise at least 30s, because clocks differ and a token is accepted for that long after it expires. A token without a known expiry (an introspection need not report one) ends no session."`
 
-	ClientSecret identity.Secret `yaml:"-"` // of ClientSecretFile or the environment
+	ClientSecret identity.Secret `yaml:"-"` // from ClientSecretFile or the environment
 }
 
 const oauthSecretVariable = "IMAPGATE_OAUTH_CLIENT_SECRET"
 
-// checkOAuth checks the provider, whether or not a method asks for it yet.
+// checkOAuth checks the provider, even if no method uses it.
 func (k checker) checkOAuth() {
 	o := k.cfg.Auth.OAuth
 	if i := slices.Index(k.cfg.Auth.Methods, "oauth"); i >= 0 && o.Issuer == "" && o.IntrospectionURL == "" {
@@ -49,9 +49,9 @@ func (k checker) checkOAuth() {
 		}
 	}
 	if o.SessionGrace > 0 && o.SessionGrace < oauth.Leeway {
-		k.add("auth.oauth.session_grace", "is less than %s, for which a token is accepted behind its end", oauth.Leeway)
+		k.add("auth.oauth.session_grace", "is less than %s, for which a token is accepted after it expires", oauth.Leeway)
 	}
-	const risk = "a token that the provider gave to another service would open a mailbox"
+	const risk = "a token that the provider issued for another service would open a mailbox"
 	switch {
 	case o.Issuer != "" && len(o.Audience) == 0:
 		k.add("auth.oauth.audience", "is required with issuer: without it "+risk)
@@ -69,7 +69,7 @@ func (s secrets) readOAuth(o *AuthOAuth) {
 	}
 }
 
-// Config is the part the Verifier takes, but for TLS.
+// Config returns the settings of an oauth.Verifier, without those for TLS.
 func (o *AuthOAuth) Config() oauth.Config {
 	return oauth.Config{
 		Issuer: o.Issuer, Audience: o.Audience, AuthorizedParties: o.AuthorizedParty, UsernameClaim: o.UsernameClaim, Scope: o.Scope,

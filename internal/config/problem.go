@@ -10,21 +10,21 @@ import (
 )
 
 const (
-	// maxProblems bounds what one run shows; after so many the file is
-	// probably not ours.
+	// maxProblems bounds the problems that one error shows; a file with more is probably
+	// not a configuration.
 	maxProblems = 100
 	// maxQuoted bounds a piece of the file quoted in a problem.
 	maxQuoted = 64
 )
 
-// Problem is one thing wrong, and where.
+// Problem is one problem and its position.
 type Problem struct {
 	Line, Column int    // from 1; 0: the file as a whole
 	Key          string // listeners[1].tls; "" for the file as a whole
 	Text         string
 }
 
-// InvalidError is everything wrong with a file.
+// InvalidError has all problems of a file.
 type InvalidError struct {
 	File     string
 	Problems []Problem // in the order of the file
@@ -53,22 +53,22 @@ func (e *InvalidError) Error() string {
 
 type position struct{ line, column int }
 
-// problems collects what is wrong, and knows where in the file each key is.
+// problems collects problems and knows the position of each key.
 type problems struct {
 	list      []Problem
-	positions map[string]position // key → where it stands
+	positions map[string]position // by key
 	badKeys   map[string]bool     // keys that have a problem
 }
 
-// addAt notes a problem at a known place.
+// addAt records a problem at a known position.
 func (p *problems) addAt(pos position, key, format string, args ...any) {
 	p.badKeys[key] = true
 	p.list = append(p.list, Problem{Line: pos.line, Column: pos.column, Key: key, Text: fmt.Sprintf(format, args...)})
 }
 
-// add notes a problem with a key. One that is not in the file stands at the
-// nearest block around it that is. A key in trouble already, or in a block that
-// could not be read, has no second problem: it would be the first one's.
+// add records a problem with a key. A key that is not in the file has the position
+// of the nearest block that is. A key with a problem, or in a block with one, gets
+// no second problem, which would only follow from the first.
 func (p *problems) add(key, format string, args ...any) {
 	for block := key; block != ""; block = parentKey(block) {
 		if p.badKeys[block] {
@@ -78,7 +78,8 @@ func (p *problems) add(key, format string, args ...any) {
 	p.addAt(p.nearestPosition(key), key, format, args...)
 }
 
-// nearestPosition is where a key stands, or the nearest block around it that is in the file.
+// nearestPosition returns the position of a key, or of the nearest block around it
+// that is in the file.
 func (p *problems) nearestPosition(key string) position {
 	for key != "" && p.positions[key] == (position{}) {
 		key = parentKey(key)
@@ -86,10 +87,10 @@ func (p *problems) nearestPosition(key string) position {
 	return p.positions[key]
 }
 
-// parentKey is the key of the block that key is in.
+// parentKey returns the key of the block that contains key.
 func parentKey(key string) string { return key[:max(0, strings.LastIndexAny(key, ".["))] }
 
-// err is nil, or everything that was found.
+// err returns all problems as an *InvalidError, or nil.
 func (p *problems) err(file string) error {
 	if len(p.list) == 0 {
 		return nil
@@ -100,7 +101,7 @@ func (p *problems) err(file string) error {
 	return &InvalidError{File: file, Problems: p.list}
 }
 
-// quote shows a piece of the file in a problem.
+// quote quotes a piece of the file for a problem.
 func quote(s string) string {
 	if len(s) > maxQuoted {
 		s = s[:maxQuoted]
@@ -112,8 +113,8 @@ func quote(s string) string {
 	return strconv.QuoteToGraphic(s)
 }
 
-// MemberKey is the key of a member of a block, as errors write it. A member that does not look like a key of ours
-// (a user name, say) is quoted.
+// MemberKey returns the key of a member of a block, as errors write it. A member
+// that does not look like a key, such as a user name, is quoted.
 func MemberKey(key, member string) string {
 	isKey := member != "" && len(member) <= maxQuoted && strings.Trim(member, "abcdefghijklmnopqrstuvwxyz0123456789_-") == ""
 	switch {

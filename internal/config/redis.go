@@ -22,7 +22,7 @@ func (k checker) checkRedis() {
 	case len(r.Addresses) == 0:
 		k.add("redis.addresses", "is empty: at least one is needed")
 	case r.Cluster && r.SentinelMaster != "":
-		k.add("redis.sentinel_master", "is for servers under sentinels, not for a cluster")
+		k.add("redis.sentinel_master", "is for servers with sentinels, not for a cluster")
 	case len(r.Addresses) > 1 && !r.Cluster && r.SentinelMaster == "":
 		k.add("redis.addresses", "several addresses need cluster: true or sentinel_master")
 	}
@@ -46,7 +46,7 @@ func (k checker) checkRedis() {
 	k.checkKeyPair("redis.client_certificate", r.ClientCertificate)
 }
 
-// checkRedisSocket refuses a unix socket where Redis has none.
+// checkRedisSocket refuses a unix socket where Redis cannot use one.
 func (k checker) checkRedisSocket(key, address string) {
 	if !strings.HasPrefix(address, unixScheme) {
 		return
@@ -55,7 +55,7 @@ func (k checker) checkRedisSocket(key, address string) {
 	case r.Cluster || r.SentinelMaster != "":
 		k.add(key, "a unix socket leads to one server: the nodes of a cluster and sentinels are host:port")
 	case r.TLS:
-		k.add(key, "Redis speaks no TLS on a unix socket: leave out tls")
+		k.add(key, "Redis does not support TLS on a unix socket: leave out tls")
 	}
 }
 
@@ -64,7 +64,7 @@ func (s secrets) readRedis(r *Redis) {
 	const server, sentinel = "IMAPGATE_REDIS_PASSWORD", "IMAPGATE_REDIS_SENTINEL_PASSWORD"
 	r.Password = s.readSecret("redis.password_file", r.PasswordFile, server)
 	if r.SentinelMaster == "" {
-		return // what the environment has is for another configuration
+		return // without sentinels the variable is ignored
 	}
 	r.SentinelPassword = s.readSecret(sentinelPasswordKey, r.SentinelPasswordFile, sentinel)
 	if r.SentinelUsername != "" && r.SentinelPassword.IsZero() {

@@ -17,7 +17,7 @@ const referencePath = "../../docs/CONFIG.md"
 
 var update = flag.Bool("update", false, "write docs/CONFIG.md")
 
-// TestReferenceIsCurrent keeps docs/CONFIG.md what the struct tags say.
+// TestReferenceIsCurrent compares docs/CONFIG.md with the struct tags.
 func TestReferenceIsCurrent(t *testing.T) {
 	want := renderReference(t)
 	if *update {
@@ -60,7 +60,7 @@ func TestTheReferenceNamesEveryVariable(t *testing.T) {
 	}
 }
 
-// renderReference is the text of docs/CONFIG.md.
+// renderReference returns the text of docs/CONFIG.md.
 func renderReference(t *testing.T) string {
 	sample, err := os.ReadFile(samplePath)
 	if err != nil {
@@ -70,18 +70,18 @@ func renderReference(t *testing.T) string {
 	b.WriteString(`<!-- Generated from internal/config by go generate; change the struct tags there. -->
 # Configuration
 
-One YAML file. It is read strictly: an unknown key, a wrong type or a bad value is an error that names
-file, line and column and what was expected, and all errors are reported at once. Check a file with
+The configuration is one YAML file. It is read strictly: an unknown key, a wrong type or a bad value is an error that names
+file, line, column and what was expected. All errors are reported at once. Check a file with
 
     imapgate check --config /etc/imapgate.yaml
 
-Every key may be left out for its default. A key is written with a value or not at all; anchors, aliases
-and tags are not supported. Durations are numbers with a unit: 300ms, 30s, 5m, 24h, 7d, 2w. Networks are written
+Keys may be omitted, and then have their default, but must not be empty. Anchors, aliases and tags are not
+supported. Durations are numbers with a unit: 300ms, 30s, 5m, 24h, 7d, 2w. Networks are written
 10.0.0.0/8 or 2001:db8::/32, single addresses without a length.
 
-Secrets are never in this file. They come from files named by keys that end in ` + "`_file`" + `, or from the
-environment. A secret's file must not be accessible to others than its owner and group (Docker's
-secrets: set ` + "`mode: 0440`" + `); it has one line, and a newline at its end does not count.
+This file never contains secrets. They come from files, named by keys that end in ` + "`_file`" + `, or from the
+environment. Only its owner and group may have access to a secret's file (Docker's secrets: set ` + "`mode: 0440`" + `).
+It has one line; a newline at its end is ignored.
 
 | variable | instead of |
 |---|---|
@@ -94,21 +94,21 @@ secrets: set ` + "`mode: 0440`" + `); it has one line, and a newline at its end 
 
 ## Files
 
-Every file that is named here is followed; no signal is needed. A change is seen within a second or two, or after half a minute on
-file systems that do not notify. A file that cannot be used is an error in the log, by name, once; until it is good again the last good
-content stays in service. Only the system's own CAs are read once, at the start.
+Every file named here is watched; no signal is needed. A change is noticed within a second or two, or within half a minute on
+file systems that do not notify. An unusable file is logged once as an error, by name. Until it is usable again, the last good
+content stays in use. Only the system's own CAs are read once, at the start.
 
 | key | when its file changes |
 |---|---|
 ` + renderFileTable() + `
-A file to begin with:
+A sample file:
 
 ` + "```yaml\n" + string(sample) + "```\n")
 	writeBlock(&b, reflect.TypeFor[Config](), "")
 	return b.String()
 }
 
-// renderFileTable says of each key that names a file what happens when that changes.
+// renderFileTable lists the keys that name files, with the effect of a change to the file.
 func renderFileTable() string {
 	var b strings.Builder
 	for _, f := range fileKeys(reflect.TypeFor[Config](), "") {
@@ -117,7 +117,7 @@ func renderFileTable() string {
 	return b.String()
 }
 
-// fileKeys are the keys that have a file tag, under their full names.
+// fileKeys returns the keys that have a file tag, with their full names.
 func fileKeys(block reflect.Type, key string) (list []field) {
 	for _, f := range fieldsOf(block) {
 		f.name = strings.TrimPrefix(key+"."+f.name, ".")
@@ -141,10 +141,10 @@ func fileKeys(block reflect.Type, key string) (list []field) {
 	return list
 }
 
-// TestEveryFileKeyHasAReloadEffect finds keys of files by their names and texts.
+// TestEveryFileKeyHasAReloadEffect finds the keys of files by their names and documentation.
 func TestEveryFileKeyHasAReloadEffect(t *testing.T) {
-	named := regexp.MustCompile(`(^|_)(file|files|ca|cert|key|dir|path|snapshot)$`)
-	told := regexp.MustCompile(`^(For https\. )?(A file|File|PEM file|A directory)`)
+	nameOfFile := regexp.MustCompile(`(^|_)(file|files|ca|cert|key|dir|path|snapshot)$`)
+	docOfFile := regexp.MustCompile(`^(For https\. )?(A file|File|PEM file|A directory)`)
 	var walk func(reflect.Type, string)
 	found := 0
 	walk = func(block reflect.Type, key string) {
@@ -157,12 +157,12 @@ func TestEveryFileKeyHasAReloadEffect(t *testing.T) {
 				walk(inner, key+"."+f.name)
 				continue
 			}
-			isFile := inner.Kind() == reflect.String && (named.MatchString(f.name) || told.MatchString(f.doc))
+			isFile := inner.Kind() == reflect.String && (nameOfFile.MatchString(f.name) || docOfFile.MatchString(f.doc))
 			switch {
 			case isFile && reloadEffects[f.reloadEffect] == "":
-				t.Errorf("%s.%s names a file and has no file tag that says what a change does", key, f.name)
+				t.Errorf("%s.%s names a file and has no file tag", key, f.name)
 			case !isFile && f.reloadEffect != "":
-				t.Errorf("%s.%s has a file tag, and neither a name nor a text as that of a file", key, f.name)
+				t.Errorf("%s.%s has a file tag, but neither its name nor its documentation is that of a file", key, f.name)
 			case isFile:
 				found++
 			}
@@ -174,7 +174,7 @@ func TestEveryFileKeyHasAReloadEffect(t *testing.T) {
 	}
 }
 
-// writeBlock writes the table of one block, then those of the blocks in it.
+// writeBlock writes the table of one block, then those of its inner blocks.
 func writeBlock(b *strings.Builder, t reflect.Type, key string) {
 	if key == "" {
 		b.WriteString("\n## The blocks\n\n")
@@ -235,8 +235,8 @@ func rangeColumn(f field) string {
 	return s
 }
 
-// TestEveryKeyIsDocumentedAndDecodable walks the types: a key that no branch of
-// the decoder takes would panic only when an operator writes it.
+// TestEveryKeyIsDocumentedAndDecodable walks the types: a key of a type that the
+// decoder does not support would panic only when an operator writes it.
 func TestEveryKeyIsDocumentedAndDecodable(t *testing.T) {
 	var walk func(reflect.Type, string)
 	walk = func(block reflect.Type, key string) {

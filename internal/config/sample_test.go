@@ -36,7 +36,7 @@ func TestUnitFileIsValid(t *testing.T) {
 	if err != nil {
 		t.Skip("the unit was not verified by systemd itself: systemd-analyze is not installed")
 	}
-	// The binary is not installed where the unit expects it; all else must hold.
+	// The binary is not installed at the unit's path; everything else must be valid.
 	text := strings.ReplaceAll(string(unit), "/usr/bin/imapgate", "/bin/true")
 	path := filepath.Join(t.TempDir(), "imapgate.service")
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {

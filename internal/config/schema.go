@@ -15,30 +15,30 @@ import (
 type field struct {
 	index        int
 	name         string
-	formerName   string // its name in earlier versions
+	formerName   string // name in earlier versions
 	defaultText  string // the default as text
 	hasDefault   bool
 	oneof        []string // allowed words
-	unsupported  []string // words of the contract that this version does not have
+	unsupported  []string // words that a later version will support
 	min          string
 	max          string
-	format       string // a check in forms.go
-	reloadEffect string // a word of reloadEffects: the value names a file
+	format       string // a check of formats.go
+	reloadEffect string // a word of reloadEffects, if the value names a file
 	doc          string
 	example      string
 }
 
-// reloadEffects is what happens when a file that a key names has changed, by the word in
-// the key's tag. Constant.
+// reloadEffects describes the effect of a change to a file that a key names, by the
+// word in the key's tag. Constant.
 var reloadEffects = map[string]string{
-	"tls":     "it is read again; connections that begin then use it",
-	"secret":  "it is read again, and used from then on",
-	"users":   "it is read again; logins from then on are checked with it",
-	"restart": "the log says that the gateway must be started again",
-	"own":     "it is the gateway's own, which writes it",
+	"tls":     "it is reloaded; new connections use it",
+	"secret":  "it is reloaded and used from then on",
+	"users":   "it is reloaded; new logins are verified with it",
+	"restart": "the log reports that a restart is needed",
+	"own":     "only the gateway writes it",
 }
 
-// fieldsOf lists the keys of a struct type, in the order of the reference.
+// fieldsOf returns the keys of a struct type, in the order of the reference.
 func fieldsOf(t reflect.Type) []field {
 	var list []field
 	for i := range t.NumField() {
@@ -56,8 +56,8 @@ func fieldsOf(t reflect.Type) []field {
 	return list
 }
 
-// setDefaults gives every key of v the value it has when it is left out.
-// Pointers, maps and lists without a default stay nil.
+// setDefaults sets every key of v to its default. Pointers, maps and lists without a
+// default stay nil.
 func setDefaults(v reflect.Value) {
 	for _, f := range fieldsOf(v.Type()) {
 		part := v.Field(f.index)
@@ -108,7 +108,7 @@ func setText(v reflect.Value, text string) error {
 	return fmt.Errorf("%s has no text form", v.Type())
 }
 
-// checkBounds says how v is beyond the field's bounds, or "".
+// checkBounds returns how v exceeds the field's bounds, or "".
 func (f field) checkBounds(v reflect.Value) string {
 	low, high := reflect.New(v.Type()).Elem(), reflect.New(v.Type()).Elem()
 	if f.min != "" && setText(low, f.min) == nil && v.Int() < low.Int() {

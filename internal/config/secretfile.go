@@ -7,19 +7,19 @@ import (
 	"imapgate/internal/identity"
 )
 
-// SecretFile is a secret that was read from a file, and can be read again. What it was
-// read for has the new content from then on.
+// SecretFile is a secret that was read from a file and can be reloaded. All users of
+// the secret then get the new content.
 type SecretFile struct {
 	// Set once.
-	Key          string // that names the file
+	Key          string // the key that names the file
 	Path         string
-	minLength    int                // characters that it must have
-	validate     func(string) error // nil: whatever a secret may be
-	needsRestart bool               // a new content needs a restart
+	minLength    int                // characters
+	validate     func(string) error // nil: any secret is valid
+	needsRestart bool               // new content needs a restart
 	secret       *identity.LiveSecret
 }
 
-// minSecretLength is how many characters the secret of a key must have.
+// minSecretLength returns the minimum number of characters of a key's secret.
 func minSecretLength(key string) int {
 	if key == adminTokenKey || key == scramSecretKey {
 		return minTokenLength
@@ -30,7 +30,7 @@ func minSecretLength(key string) int {
 // Files implements follow.Source.
 func (f *SecretFile) Files() []string { return []string{f.Path} }
 
-// Reload implements follow.Source. Its error has nothing of what is in the file.
+// Reload implements follow.Source. Its error never contains the file's content.
 func (f *SecretFile) Reload() (changed bool, err error) {
 	text, problem := readSecretFile(f.Path)
 	if problem == "" {

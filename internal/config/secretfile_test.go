@@ -8,7 +8,7 @@ import (
 	"imapgate/internal/identity"
 )
 
-func TestASecretIsReadAgain(t *testing.T) {
+func TestASecretIsReloaded(t *testing.T) {
 	master, scram := writeSecretFile(t, "first\n"), writeSecretFile(t, "0123456789abcdef\n")
 	c := mustParse(t, `
 listeners: [{tls: none}]
@@ -51,7 +51,7 @@ redis: {}
 		t.Fatal(err)
 	}
 	if _, err := f.Reload(); err == nil || !strings.Contains(err.Error(), "chmod") {
-		t.Errorf("a file for everybody: %v", err)
+		t.Errorf("a world-readable file: %v", err)
 	}
 
 	fixed := files["auth.scram_secret_file"]

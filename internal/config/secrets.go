@@ -12,18 +12,18 @@ import (
 
 const (
 	maxSecretBytes = 4 << 10 // bytes of a secret's file
-	minTokenLength = 16      // of an admin token and of SCRAM's secret
+	minTokenLength = 16      // characters of an admin token and of SCRAM's secret
 )
 
 const adminTokenKey = "admin.token_file"
 
-// secrets reads them from their files or from the environment. Its problems
-// name the key and the reason only: not what is in the file, and not the file
-// either, because an operator may have written the secret in its place.
+// secrets reads secrets from their files or from the environment. Its problems name
+// the key and the reason only. They contain neither the file's content nor its name,
+// because an operator may have written the secret in its place.
 type secrets struct {
 	*problems
 	env   func(string) (string, bool)
-	files *[]*SecretFile // grows by those that are read
+	files *[]*SecretFile // receives the files that are read
 }
 
 func (s secrets) readAll(c *Config) {
@@ -66,7 +66,7 @@ func masterPasswordVariable(backend string) string {
 	return "IMAPGATE_MASTER_PASSWORD_" + strings.ToUpper(strings.ReplaceAll(backend, "-", "_"))
 }
 
-// readSecret gives the secret of a key, or none.
+// readSecret returns the secret of a key, or the zero Secret if it has none.
 func (s secrets) readSecret(key, file, variable string) identity.Secret {
 	text, set := s.env(variable)
 	var problem string
@@ -93,7 +93,7 @@ func (s secrets) readSecret(key, file, variable string) identity.Secret {
 	return f.secret.Secret()
 }
 
-// checkSecret says what is wrong with a secret, or "".
+// checkSecret returns what is wrong with a secret, or "".
 func checkSecret(text string) string {
 	switch {
 	case text == "":
@@ -106,8 +106,8 @@ func checkSecret(text string) string {
 	return ""
 }
 
-// readSecretFile reads a file that only its owner and group may read, without the
-// newline editors put at its end.
+// readSecretFile reads a file that only its owner and group may access, without the
+// newline that editors put at its end.
 func readSecretFile(file string) (text, problem string) {
 	f, info, err := plainfile.Open(file)
 	switch {
@@ -119,11 +119,11 @@ func readSecretFile(file string) (text, problem string) {
 	defer f.Close() // it was only read
 	switch {
 	case info.Mode().Perm()&0o007 != 0:
-		return "", "the file may be used by everybody; chmod o= it"
+		return "", "the file is accessible to other users; run: chmod o= FILE"
 	case info.Size() > maxSecretBytes:
 		return "", "the file is too long for a secret"
 	}
-	b, err := io.ReadAll(io.LimitReader(f, maxSecretBytes+2)) // one too long by then is noticed
+	b, err := io.ReadAll(io.LimitReader(f, maxSecretBytes+2)) // one byte beyond the longest with a newline, so that excess is noticed
 	if err != nil {
 		return "", plainfile.WithoutPath(err).Error()
 	}

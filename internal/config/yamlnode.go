@@ -7,12 +7,12 @@ import (
 	"github.com/goccy/go-yaml/ast"
 )
 
-// positionOf is where a node begins.
+// positionOf returns where a node begins.
 func positionOf(n ast.Node) position {
 	switch m := n.(type) {
 	case nil:
 		return position{}
-	case *ast.MappingNode: // its own token is a colon somewhere inside
+	case *ast.MappingNode: // the node's own token is a colon somewhere inside
 		if !m.IsFlowStyle && len(m.Values) > 0 {
 			return positionOf(m.Values[0])
 		}
@@ -26,7 +26,7 @@ func positionOf(n ast.Node) position {
 	return position{t.Position.Line, t.Position.Column}
 }
 
-// parseKey is the text of a mapping's key; numbers and the like count as text.
+// parseKey returns the text of a mapping's key; numbers and the like count as text.
 func parseKey(n ast.Node) (string, bool) {
 	switch n := n.(type) {
 	case *ast.StringNode:
@@ -37,10 +37,10 @@ func parseKey(n ast.Node) (string, bool) {
 	return "", false
 }
 
-// ItemKey is the key of an item of a list, from 0.
+// ItemKey returns the key of an item of a list; i counts from 0.
 func ItemKey(key string, i int) string { return fmt.Sprintf("%s[%d]", key, i) }
 
-// suggestKey names the known key nearest to name, or all of them.
+// suggestKey returns a hint with the known key nearest to name, or with all of them.
 func suggestKey(name string, known []field) string {
 	best, distance := "", 3
 	all := make([]string, len(known))
@@ -56,7 +56,7 @@ func suggestKey(name string, known []field) string {
 	return "the keys here are " + strings.Join(all, ", ")
 }
 
-// explainUnknownKey explains a key that no field has.
+// explainUnknownKey returns the message for a key that no field has.
 func explainUnknownKey(name string, known []field) string {
 	for _, f := range known {
 		if f.formerName == name {
@@ -66,7 +66,8 @@ func explainUnknownKey(name string, known []field) string {
 	return "unknown key; " + suggestKey(name, known)
 }
 
-// editDistance is the Levenshtein distance of two short words; long ones are far.
+// editDistance returns the Levenshtein distance of two short words; a long one
+// counts as far.
 func editDistance(a, b string) int {
 	if len(a) > maxQuoted {
 		return len(a)
